@@ -1,0 +1,155 @@
+"""Base-2 exponential histograms of durations, schema 3.
+
+Bucket `i` of the exponential scale holds the durations in (2**(i/8), 2**((i+1)/8)] nanoseconds:
+eight buckets an octave, upper bound inclusive, which is bucket for bucket the layout of
+OpenTelemetry's exponential histogram (scale 3) and Prometheus' native histogram (schema 3).
+
+We keep the octaves from 2**6 ns (64 ns) to 2**36 ns (68.7 s): 240 buckets, with an underflow bucket
+before and an overflow bucket after them. A *position* is an index into that row of 242; it is what
+the kernel counts in and what travels over gRPC. Histograms merge by addition.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+SCHEMA = 3
+BUCKETS_PER_OCTAVE = 1 << SCHEMA
+FIRST_OCTAVE = 6
+LAST_OCTAVE = 36
+UNDERFLOW = 0
+OVERFLOW = (LAST_OCTAVE - FIRST_OCTAVE) * BUCKETS_PER_OCTAVE + 1
+POSITIONS = OVERFLOW + 1
+LOWEST_NS = 1 << FIRST_OCTAVE
+HIGHEST_NS = 1 << LAST_OCTAVE
+
+# floor(2**(63 + j/8)) for j in 0..7, exact: the eighth root is taken by integer square roots.
+# A duration normalised to 64 bits is above the bound j of its octave iff it is above threshold j.
+MANTISSA_THRESHOLDS: tuple[int, ...] = tuple(
+    math.isqrt(math.isqrt(math.isqrt(1 << (8 * 63 + j)))) for j in range(BUCKETS_PER_OCTAVE)
+)
+
+
+def position_of(duration_ns: int) -> int:
+    """The position that counts a duration; the same integer arithmetic as `bpf/histogram.h`."""
+    if duration_ns <= LOWEST_NS:
+        return UNDERFLOW
+    if duration_ns > HIGHEST_NS:
+        return OVERFLOW
+    octave = duration_ns.bit_length() - 1
+    mantissa = duration_ns << (63 - octave)
+    above = sum(mantissa > threshold for threshold in MANTISSA_THRESHOLDS)
+    return (octave - FIRST_OCTAVE) * BUCKETS_PER_OCTAVE + above
+
+
+def bounds_of(position: int) -> tuple[float, float]:
+    """The (exclusive lower, inclusive upper) bound of a position, in nanoseconds."""
+    if position == UNDERFLOW:
+        return 0.0, float(LOWEST_NS)
+    if position == OVERFLOW:
+        return float(HIGHEST_NS), math.inf
+    exponent = FIRST_OCTAVE + (position - 1) / BUCKETS_PER_OCTAVE
+    return 2.0**exponent, 2.0 ** (exponent + 1 / BUCKETS_PER_OCTAVE)
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """A set of durations: sparse counts by position, with their exact sum, minimum and maximum.
+
+    `min_ns` and `max_ns` are 0 where `count` is 0. Raises ValueError if the parts contradict each
+    other, since a histogram may have come over the network.
+    """
+
+    buckets: Mapping[int, int] = field(default_factory=dict)
+    sum_ns: int = 0
+    min_ns: int = 0
+    max_ns: int = 0
+    count: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        total = 0
+        for position, count in self.buckets.items():
+            if not 0 <= position < POSITIONS or count <= 0:
+                raise ValueError(
+                    f"bucket {position} with count {count}: positions are 0 to {POSITIONS - 1}, "
+                    "counts are positive"
+                )
+            total += count
+        if self.min_ns > self.max_ns or min(self.min_ns, self.sum_ns) < 0:
+            raise ValueError(
+                f"sum {self.sum_ns}, min {self.min_ns} and max {self.max_ns} contradict each other"
+            )
+        object.__setattr__(self, "count", total)
+
+    @classmethod
+    def of(cls, durations_ns: Iterable[int]) -> Histogram:
+        """The histogram of these durations."""
+        values = list(durations_ns)
+        if not values:
+            return EMPTY
+        buckets: dict[int, int] = {}
+        for value in values:
+            position = position_of(value)
+            buckets[position] = buckets.get(position, 0) + 1
+        return cls(buckets, sum(values), min(values), max(values))
+
+    def __add__(self, other: Histogram) -> Histogram:
+        if not self.count:
+            return other
+        if not other.count:
+            return self
+        buckets = dict(self.buckets)
+        for position, count in other.buckets.items():
+            buckets[position] = buckets.get(position, 0) + count
+        return Histogram(
+            buckets,
+            self.sum_ns + other.sum_ns,
+            min(self.min_ns, other.min_ns),
+            max(self.max_ns, other.max_ns),
+        )
+
+    @property
+    def mean_ns(self) -> int:
+        """The exact mean, rounded; 0 where there is no sample."""
+        return round(self.sum_ns / self.count) if self.count else 0
+
+    def percentile(self, percent: float) -> int:
+        """The duration that `percent` of the samples do not exceed, in nanoseconds.
+
+        Interpolates geometrically inside the bucket, and stays between the exact minimum and
+        maximum. 0 where there is no sample. Raises ValueError outside 0 to 100.
+        """
+        if not 0 <= percent <= 100:
+            raise ValueError(f"percentile {percent}: must be between 0 and 100")
+        if not self.count:
+            return 0
+        rank = percent / 100 * self.count
+        seen = 0
+        for position in sorted(self.buckets):
+            inside = self.buckets[position]
+            if seen + inside >= rank:
+                return self._interpolate(position, max(rank - seen, 0) / inside)
+            seen += inside
+        return self.max_ns
+
+    def _interpolate(self, position: int, fraction: float) -> int:
+        lower, upper = bounds_of(position)
+        lower = max(lower, self.min_ns, 1)
+        upper = min(upper, self.max_ns)
+        if upper <= lower:
+            return min(max(round(upper), self.min_ns), self.max_ns)
+        value = lower * (upper / lower) ** fraction
+        return min(max(round(value), self.min_ns), self.max_ns)
+
+
+EMPTY = Histogram()
+
+
+def merge(histograms: Iterable[Histogram]) -> Histogram:
+    """The sum of any number of histograms."""
+    total = EMPTY
+    for histogram in histograms:
+        total += histogram
+    return total

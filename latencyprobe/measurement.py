@@ -1,0 +1,94 @@
+"""What was measured of one target, in any span of time: the value that all sides add up.
+
+The agent reads a `Measurement` from the kernel, streams it, and the operator (or the local command)
+adds many of them into windows. Nothing here knows where the figures came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from latencyprobe.histogram import EMPTY, Histogram
+
+
+@dataclass(frozen=True, slots=True)
+class StageMeasurement:
+    """The samples of one stage, and what is known to be missing from them.
+
+    `lost`: samples given up for want of room. `unmatched`: ends whose beginning was not seen, or
+    that were over 60 s apart. `clamped`: negative durations (an earliest departure time in the
+    future) counted as 0. `sampling_ratio`: the share of packets that was looked at, (0, 1].
+    """
+
+    histogram: Histogram = EMPTY
+    lost: int = 0
+    unmatched: int = 0
+    clamped: int = 0
+    sampling_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sampling_ratio <= 1:
+            raise ValueError(f"sampling ratio {self.sampling_ratio}: must be above 0, at most 1")
+        if min(self.lost, self.unmatched, self.clamped) < 0:
+            raise ValueError("lost, unmatched and clamped are counts: none can be negative")
+
+    def __add__(self, other: StageMeasurement) -> StageMeasurement:
+        return StageMeasurement(
+            self.histogram + other.histogram,
+            self.lost + other.lost,
+            self.unmatched + other.unmatched,
+            self.clamped + other.clamped,
+            _joint_ratio(self, other),
+        )
+
+
+def _joint_ratio(one: StageMeasurement, other: StageMeasurement) -> float:
+    """The ratio of all samples to all packets that they stand for."""
+    samples = one.histogram.count + other.histogram.count
+    if not samples:
+        return min(one.sampling_ratio, other.sampling_ratio)
+    packets = (
+        one.histogram.count / one.sampling_ratio + other.histogram.count / other.sampling_ratio
+    )
+    return min(samples / packets, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """All stages and counters of one target. Adds up with `+`; empty means nothing was seen."""
+
+    stages: Mapping[str, StageMeasurement] = field(default_factory=dict)
+    counters: Mapping[str, int] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.stages) or bool(self.counters)
+
+    def __add__(self, other: Measurement) -> Measurement:
+        if not other:
+            return self
+        if not self:
+            return other
+        stages = dict(self.stages)
+        for name, measured in other.stages.items():
+            stages[name] = stages[name] + measured if name in stages else measured
+        counters = dict(self.counters)
+        for name, count in other.counters.items():
+            counters[name] = counters.get(name, 0) + count
+        return Measurement(stages, counters)
+
+    def stage(self, name: str) -> StageMeasurement:
+        """The stage's measurement; an empty one where it was not seen."""
+        return self.stages.get(name, _NOTHING_OF_A_STAGE)
+
+
+_NOTHING_OF_A_STAGE = StageMeasurement()
+NOTHING = Measurement()
+
+
+def total(measurements: Iterable[Measurement]) -> Measurement:
+    """The sum of any number of measurements."""
+    result = NOTHING
+    for measurement in measurements:
+        result += measurement
+    return result

@@ -1,0 +1,124 @@
+"""What a report says of one target, as values and as the public document's fields.
+
+The names of the fields (`meanNs`, `p99Ns`, `sharePercent` …) are API: the CR's status, `-o json`
+and whatever programs people point at either of them read the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from latencyprobe.measurement import Measurement, StageMeasurement
+from latencyprobe.stages import COUNTERS, STAGES, Module, Stage
+from latencyprobe.verdict import Verdict, judge
+
+API_VERSION = "latencyprobe.io/v1alpha1"
+
+
+@dataclass(frozen=True, slots=True)
+class StageReport:
+    """The figures of one stage. Times are nanoseconds."""
+
+    name: str
+    count: int
+    mean_ns: int
+    p50_ns: int
+    p90_ns: int
+    p99_ns: int
+    max_ns: int
+    share_percent: float | None
+    lost: int
+    unmatched: int
+    clamped: int
+    sampling_ratio: float
+
+    def document(self) -> dict[str, Any]:
+        """The stage as the API shows it; the share only where the stage is part of a total."""
+        fields: dict[str, Any] = {
+            "name": self.name,
+            "count": self.count,
+            "meanNs": self.mean_ns,
+            "p50Ns": self.p50_ns,
+            "p90Ns": self.p90_ns,
+            "p99Ns": self.p99_ns,
+            "maxNs": self.max_ns,
+            "lost": self.lost,
+            "unmatched": self.unmatched,
+            "clamped": self.clamped,
+            "samplingRatio": self.sampling_ratio,
+        }
+        if self.share_percent is not None:
+            fields["sharePercent"] = self.share_percent
+        return fields
+
+
+@dataclass(frozen=True, slots=True)
+class TargetReport:
+    """Stages, counters and verdict of one target over one span of time."""
+
+    stages: tuple[StageReport, ...]
+    counters: Mapping[str, int]
+    verdict: Verdict
+
+    def stage(self, name: str) -> StageReport | None:
+        """The stage of this name; None where it was not measured."""
+        return next((stage for stage in self.stages if stage.name == name), None)
+
+
+def report_on(measurement: Measurement, modules: Iterable[Module]) -> TargetReport:
+    """The report on one target, of the stages of these modules that were seen at all."""
+    wanted = set(modules)
+    stages = tuple(
+        _report_stage(stage, measurement)
+        for stage in STAGES
+        if stage.module in wanted and stage.name in measurement.stages
+    )
+    counters = {
+        counter.name: measurement.counters.get(counter.name, 0)
+        for counter in COUNTERS
+        if counter.module in wanted
+    }
+    return TargetReport(stages, counters, judge(measurement))
+
+
+def _report_stage(stage: Stage, measurement: Measurement) -> StageReport:
+    measured = measurement.stage(stage.name)
+    histogram = measured.histogram
+    return StageReport(
+        name=stage.name,
+        count=histogram.count,
+        mean_ns=histogram.mean_ns,
+        p50_ns=histogram.percentile(50),
+        p90_ns=histogram.percentile(90),
+        p99_ns=histogram.percentile(99),
+        max_ns=histogram.max_ns,
+        share_percent=_share_percent(stage, measured, measurement),
+        lost=measured.lost,
+        unmatched=measured.unmatched,
+        clamped=measured.clamped,
+        sampling_ratio=round(measured.sampling_ratio, 6),
+    )
+
+
+def _share_percent(
+    stage: Stage, measured: StageMeasurement, measurement: Measurement
+) -> float | None:
+    if stage.total is None:
+        return None
+    whole_ns = measurement.stage(stage.total).histogram.sum_ns
+    return round(100 * measured.histogram.sum_ns / whole_ns, 1) if whole_ns else 0.0
+
+
+def verdict_document(verdict: Verdict) -> dict[str, Any]:
+    """The verdict as the API shows it."""
+    fields: dict[str, Any] = {
+        "bottleneck": str(verdict.bottleneck),
+        "share": f"{verdict.share:.0%}",
+        "evidence": list(verdict.evidence),
+        "nextStep": verdict.next_step,
+    }
+    if verdict.stage is not None:
+        fields["stage"] = verdict.stage
+    return fields

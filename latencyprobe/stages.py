@@ -1,0 +1,178 @@
+"""The public vocabulary: modules, stages and counters, in one table each.
+
+A *stage* is a stretch of a packet's (or a connection's) way with a kernel event at both ends. A
+*module* is a set of stages that are switched on together. A *counter* counts what is no duration.
+The order of the tables is the order of every report, and the position of a stage or counter is its
+index in the kernel's maps: the C sources receive it as a macro (`STAGE_RX_SOCKET`), so that a new
+row here needs no second list anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Module(StrEnum):
+    """A set of stages that are measured together."""
+
+    RX = "rx"
+    TX = "tx"
+    TCP = "tcp"
+
+
+DEFAULT_MODULES: tuple[Module, ...] = (Module.RX, Module.TX, Module.TCP)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One row of the vocabulary.
+
+    `total` names the stage that this one is a part of: the parts of a total add up to it, packet by
+    packet. A stage with no `total` stands alone (a total itself, or a connection's duration).
+    """
+
+    name: str
+    module: Module
+    begins: str
+    ends: str
+    total: str | None = None
+
+    @property
+    def macro(self) -> str:
+        """The name of the stage's index in the C sources."""
+        return "STAGE_" + self.name.replace(".", "_").upper()
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """Something that happened to a target and has no duration."""
+
+    name: str
+    module: Module
+    meaning: str
+
+    @property
+    def macro(self) -> str:
+        """The name of the counter's index in the C sources."""
+        snake = "".join("_" + c if c.isupper() else c for c in self.name)
+        return "COUNTER_" + snake.upper()
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        "rx.softirq",
+        Module.RX,
+        "NET_RX softirq entry",
+        "first netif_receive_skb of this packet",
+        "rx.total",
+    ),
+    Stage(
+        "rx.host",
+        Module.RX,
+        "first netif_receive_skb (host side)",
+        "netif_receive_skb on the pod device",
+        "rx.total",
+    ),
+    Stage(
+        "rx.stack",
+        Module.RX,
+        "netif_receive_skb (pod device)",
+        "the TCP segment reaches its socket",
+        "rx.total",
+    ),
+    Stage(
+        "rx.socket",
+        Module.RX,
+        "the end of rx.stack",
+        "copied to the application",
+        "rx.total",
+    ),
+    Stage("rx.total", Module.RX, "the first of these", "the last"),
+    Stage(
+        "tx.stack",
+        Module.TX,
+        "TCP stamps the segment",
+        "net_dev_queue on the pod device",
+        "tx.total",
+    ),
+    Stage(
+        "tx.host",
+        Module.TX,
+        "net_dev_queue on the pod device",
+        "net_dev_queue on the last device",
+        "tx.total",
+    ),
+    Stage(
+        "tx.qdisc",
+        Module.TX,
+        "net_dev_queue on the last device",
+        "net_dev_start_xmit on the same device",
+        "tx.total",
+    ),
+    Stage("tx.total", Module.TX, "the first of these", "the last"),
+    Stage("tcp.connect", Module.TCP, "SYN_SENT", "ESTABLISHED"),
+    Stage("tcp.handshake", Module.TCP, "SYN-ACK sent", "ESTABLISHED"),
+    Stage("tcp.rtt", Module.TCP, "data sent", "its ACK received (smoothed by the kernel)"),
+)
+
+COUNTERS: tuple[Counter, ...] = (
+    Counter("headOfLineSegments", Module.RX, "segments that waited behind a missing earlier one"),
+    Counter("retransmits", Module.TCP, "segments sent again"),
+    Counter("connectRefused", Module.TCP, "connects answered by a reset (ECONNREFUSED)"),
+    Counter("connectTimedOut", Module.TCP, "connects that nobody answered (ETIMEDOUT)"),
+    Counter("connectUnreachable", Module.TCP, "connects without a route (EHOSTUNREACH, ENETUNREACH)"),
+    Counter("connectAborted", Module.TCP, "connects that the application gave up"),
+    Counter("connectFailedOther", Module.TCP, "connects that failed with any other error"),
+    Counter(
+        "handshakeRetransmits",
+        Module.TCP,
+        "passive opens whose SYN-ACK was sent again, hence without a tcp.handshake sample",
+    ),
+)
+
+BY_NAME: dict[str, Stage] = {stage.name: stage for stage in STAGES}
+INDEX: dict[str, int] = {stage.name: index for index, stage in enumerate(STAGES)}
+
+
+class UnknownNameError(ValueError):
+    """A module or stage that does not exist. `kind`, `name` and `known` hold the facts."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        self.kind, self.name, self.known = kind, name, tuple(known)
+        super().__init__(f"unknown {kind} {name!r}: known are {', '.join(self.known)}")
+
+
+def parse_modules(names: Iterable[str]) -> tuple[Module, ...]:
+    """The modules of these names, each once and in the table's order.
+
+    Raises UnknownNameError for a name that is none, ValueError if there is no name at all.
+    """
+    wanted = set()
+    for name in names:
+        if name not in Module:
+            raise UnknownNameError("module", name, Module)
+        wanted.add(Module(name))
+    if not wanted:
+        raise ValueError(f"no module given: known are {', '.join(Module)}")
+    return tuple(module for module in Module if module in wanted)
+
+
+def stage(name: str) -> Stage:
+    """The stage of this name; raises UnknownNameError."""
+    try:
+        return BY_NAME[name]
+    except KeyError:
+        raise UnknownNameError("stage", name, BY_NAME) from None
+
+
+def stages_of(modules: Iterable[Module]) -> tuple[Stage, ...]:
+    """The stages that these modules measure, in the table's order."""
+    wanted = set(modules)
+    return tuple(stage for stage in STAGES if stage.module in wanted)
+
+
+def parts_of(total: str) -> tuple[Stage, ...]:
+    """The stages that add up to this total, in the packet's order."""
+    return tuple(stage for stage in STAGES if stage.total == total)

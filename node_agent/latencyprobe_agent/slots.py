@@ -1,0 +1,104 @@
+"""The contract between those who decide what to measure and the engine that measures it.
+
+A *slot* is a row of the kernel's histograms: one per thing measured. Two probes that want the same
+target with the same filter share a slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from latencyprobe.measurement import Measurement
+from latencyprobe.stages import Module
+
+MAX_SLOTS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class SocketFilter:
+    """Which sockets of a target count. Empty means all; a port matches local or remote."""
+
+    ports: frozenset[int] = frozenset()
+    protocols: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class SlotSpec:
+    """Whose sockets one slot measures.
+
+    `cgroup_ids`: inode numbers of directories in the v2 hierarchy, each taken alone (list the
+    descendants too). `tgids`: process ids in the initial PID namespace; the kernel side follows
+    their forks by itself. `netns_wide`: inode numbers of network namespaces every socket of which
+    is a target. `netns`: inode numbers of the network namespaces that the target's sockets live in
+    (packets elsewhere are left at the first test), those of `netns_wide` included.
+    """
+
+    cgroup_ids: frozenset[int] = frozenset()
+    tgids: frozenset[int] = frozenset()
+    netns_wide: frozenset[int] = frozenset()
+    netns: frozenset[int] = frozenset()
+    socket_filter: SocketFilter = SocketFilter()
+
+
+class CoverageState(StrEnum):
+    """How far a stage is measured on this node."""
+
+    ACTIVE = "active"
+    PARTIAL = "partial"
+    UNAVAILABLE = "unavailable"
+    IDLE = "idle"
+
+
+@dataclass(frozen=True, slots=True)
+class StageCoverage:
+    """One stage on this node: which hooks measure it, or why none does."""
+
+    name: str
+    state: CoverageState
+    hook: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """Run time of our eBPF programs since the last reading; None where it can't be known."""
+
+    cpu_percent: float | None
+
+
+class Engine(Protocol):
+    """The kernel side, as the rest of the agent sees it. All methods run in one event loop."""
+
+    async def use(self, modules: frozenset[Module]) -> None:
+        """Have just these modules attached: compile, attach, swap or detach as needed.
+
+        Raises EngineError if none of them can be attached; a missing stage is no error, it is in
+        `coverage`. With the empty set nothing of ours is left in the kernel.
+        """
+
+    def assign(self, slots: Mapping[int, SlotSpec]) -> None:
+        """Replace who is measured, wholly: slot number (below MAX_SLOTS) to its spec.
+
+        A slot whose spec is new starts from zero only if its number was not assigned before.
+        Remembered over `use`, so that a change of modules keeps the slots.
+        """
+
+    def read(self) -> Mapping[int, Measurement]:
+        """What was measured since the last reading, by slot; slots without news are left out."""
+
+    @property
+    def coverage(self) -> tuple[StageCoverage, ...]:
+        """Every stage of the vocabulary, in its order."""
+
+    def overhead(self) -> Overhead:
+        """CPU time of our programs since the last call."""
+
+    async def close(self) -> None:
+        """Detach everything. Idempotent."""
+
+
+class EngineError(RuntimeError):
+    """The kernel refused what is indispensable. The message says what it answered and what helps."""
