@@ -1,0 +1,84 @@
+"""What is sent arrives as it was, and what contradicts itself is refused by field."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latencyprobe.histogram import Histogram
+from latencyprobe.measurement import Measurement, StageMeasurement
+from latencyprobe.stages import COUNTERS, STAGES
+from latencyprobe.v1 import node_agent_pb2 as pb
+from latencyprobe.wire import CorruptMessageError, measurement_from_proto, measurement_to_proto
+
+counts = st.integers(0, 2**40)
+stage_measurements = st.builds(
+    StageMeasurement,
+    st.lists(st.integers(0, 2**37), max_size=20).map(Histogram.of),
+    counts,
+    counts,
+    counts,
+    st.floats(0, 1, exclude_min=True),
+)
+measurements = st.builds(
+    Measurement,
+    st.dictionaries(st.sampled_from([stage.name for stage in STAGES]), stage_measurements),
+    st.dictionaries(st.sampled_from([counter.name for counter in COUNTERS]), counts),
+)
+
+
+@given(measurements)
+def test_a_measurement_survives_the_wire(measurement: Measurement) -> None:
+    stages, counters = measurement_to_proto(measurement)
+    sent = pb.TargetReport(stages=stages, counters=counters).SerializeToString()
+    received = pb.TargetReport.FromString(sent)
+    assert measurement_from_proto(received.stages, received.counters) == measurement
+
+
+def _histogram(
+    positions: list[int], bucket_counts: list[int], *, min_ns: int = 64, max_ns: int = 100
+) -> pb.Histogram:
+    return pb.Histogram(
+        sum_ns=100, min_ns=min_ns, max_ns=max_ns, positions=positions, counts=bucket_counts
+    )
+
+
+@pytest.mark.parametrize(
+    ("histogram", "field"),
+    [
+        (_histogram([1, 2], [1]), "stages[0].histogram:"),
+        (_histogram([2, 1], [1, 1]), "stages[0].histogram.positions:"),
+        (_histogram([1, 1], [1, 1]), "stages[0].histogram.positions:"),
+        (_histogram([242], [1]), "stages[0].histogram:"),
+        (_histogram([1], [0]), "stages[0].histogram:"),
+        (_histogram([1], [1], min_ns=101), "stages[0].histogram:"),
+    ],
+)
+def test_a_corrupt_histogram_is_refused_by_field(histogram: pb.Histogram, field: str) -> None:
+    delta = pb.StageDelta(name="rx.total", histogram=histogram, sampling_ratio=1)
+    with pytest.raises(CorruptMessageError) as refused:
+        measurement_from_proto([delta], {})
+    assert str(refused.value).startswith(field)
+
+
+@pytest.mark.parametrize("ratio", [0, -0.5, 1.5, math.nan, math.inf])
+def test_a_sampling_ratio_outside_of_0_to_1_is_refused(ratio: float) -> None:
+    with pytest.raises(CorruptMessageError, match=r"stages\[0\]: sampling ratio"):
+        measurement_from_proto([pb.StageDelta(name="rx.total", sampling_ratio=ratio)], {})
+
+
+def test_a_stage_that_comes_twice_or_without_a_name_is_refused() -> None:
+    delta = pb.StageDelta(name="rx.total", sampling_ratio=1)
+    with pytest.raises(CorruptMessageError, match=r"stages\[1\].name: 'rx.total' came before"):
+        measurement_from_proto([delta, delta], {})
+    with pytest.raises(CorruptMessageError, match=r"stages\[0\].name: is empty"):
+        measurement_from_proto([pb.StageDelta(sampling_ratio=1)], {})
+
+
+def test_what_a_newer_agent_adds_is_left_out() -> None:
+    stages = [pb.StageDelta(name="rx.new"), pb.StageDelta(name="rx.total", sampling_ratio=1)]
+    received = measurement_from_proto(stages, {"newCounter": 3, "retransmits": 1})
+    assert received == Measurement({"rx.total": StageMeasurement()}, {"retransmits": 1})
