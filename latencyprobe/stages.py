@@ -149,14 +149,17 @@ def parse_modules(names: Iterable[str]) -> tuple[Module, ...]:
 
     Raises UnknownNameError for a name that is none, ValueError if there is no name at all.
     """
-    wanted = set()
-    for name in names:
-        if name not in Module:
-            raise UnknownNameError("module", name, Module)
-        wanted.add(Module(name))
+    wanted = {_module(name) for name in names}
     if not wanted:
         raise ValueError(f"no module given: known are {', '.join(Module)}")
     return tuple(module for module in Module if module in wanted)
+
+
+def _module(name: str) -> Module:
+    try:
+        return Module(name)
+    except ValueError:
+        raise UnknownNameError("module", name, Module) from None
 
 
 def stage(name: str) -> Stage:
