@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 NS_PER_UNIT = {
     "ns": 1,
@@ -16,7 +17,13 @@ NS_PER_UNIT = {
     "m": 60_000_000_000,
     "h": 3_600_000_000_000,
 }
-_TERM = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
+_TERM = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ns|us|µs|ms|s|m|h)")
+
+
+# Go's time.Duration is an int64 of nanoseconds: no Kubernetes object can say more.
+LONGEST_NS = (1 << 63) - 1
+# No number with more digits is needed, and parsing a million of them would take minutes.
+_LONGEST_TEXT = 64
 
 
 class DurationError(ValueError):
@@ -32,15 +39,19 @@ class DurationError(ValueError):
 
 def parse_ns(text: str) -> int:
     """The nanoseconds of a duration string; raises DurationError."""
+    if len(text) > _LONGEST_TEXT:
+        raise DurationError(f"{text[:_LONGEST_TEXT]}…", "too many digits")
     end = 0
-    total = 0.0
+    total = Fraction(0)
     for term in _TERM.finditer(text):
         if term.start() != end:
             break
-        total += float(term[1]) * NS_PER_UNIT[term[2]]
+        total += Fraction(term[1]) * NS_PER_UNIT[term[2]]
         end = term.end()
     if not text or end != len(text):
         raise DurationError(text)
+    if total > LONGEST_NS:
+        raise DurationError(text, "longer than 292 years")
     return round(total)
 
 
@@ -51,8 +62,9 @@ def parse_seconds(text: str) -> float:
 
 def format_ns(duration_ns: int) -> str:
     """The duration for people: three significant digits and one unit, as `1.25ms`."""
-    for unit in ("s", "ms", "us"):
-        if duration_ns >= NS_PER_UNIT[unit]:
+    for unit, smaller in (("s", "ms"), ("ms", "us"), ("us", "ns")):
+        # What rounds to 1000 of the smaller unit is 1 of this one.
+        if duration_ns >= NS_PER_UNIT[unit] - NS_PER_UNIT[smaller] / 2:
             return f"{_three_digits(duration_ns / NS_PER_UNIT[unit])}{unit}"
     return f"{duration_ns}ns"
 

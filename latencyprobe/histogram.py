@@ -125,7 +125,7 @@ class Histogram:
             raise ValueError(f"percentile {percent}: must be between 0 and 100")
         if not self.count:
             return 0
-        rank = percent / 100 * self.count
+        rank = percent * self.count / 100
         seen = 0
         for position in sorted(self.buckets):
             inside = self.buckets[position]

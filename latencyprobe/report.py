@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from latencyprobe.measurement import Measurement, StageMeasurement
-from latencyprobe.stages import COUNTERS, STAGES, Module, Stage
+from latencyprobe.stages import BY_NAME, COUNTERS, STAGES, Module, Stage
 from latencyprobe.verdict import Verdict, judge
 
 API_VERSION = "latencyprobe.io/v1alpha1"
@@ -68,19 +68,25 @@ class TargetReport:
 
 
 def report_on(measurement: Measurement, modules: Iterable[Module]) -> TargetReport:
-    """The report on one target, of the stages of these modules that were seen at all."""
+    """The report on one target, of the stages of these modules that were seen at all.
+
+    What another probe on the same target measures besides has no part in it, the verdict included.
+    """
     wanted = set(modules)
-    stages = tuple(
-        _report_stage(stage, measurement)
-        for stage in STAGES
-        if stage.module in wanted and stage.name in measurement.stages
+    seen = Measurement(
+        {
+            stage.name: measurement.stages[stage.name]
+            for stage in STAGES
+            if stage.module in wanted and stage.name in measurement.stages
+        },
+        {
+            counter.name: measurement.counters.get(counter.name, 0)
+            for counter in COUNTERS
+            if counter.module in wanted
+        },
     )
-    counters = {
-        counter.name: measurement.counters.get(counter.name, 0)
-        for counter in COUNTERS
-        if counter.module in wanted
-    }
-    return TargetReport(stages, counters, judge(measurement))
+    stages = tuple(_report_stage(BY_NAME[name], seen) for name in seen.stages)
+    return TargetReport(stages, seen.counters, judge(seen))
 
 
 def _report_stage(stage: Stage, measurement: Measurement) -> StageReport:

@@ -122,7 +122,9 @@ COUNTERS: tuple[Counter, ...] = (
     Counter("retransmits", Module.TCP, "segments sent again"),
     Counter("connectRefused", Module.TCP, "connects answered by a reset (ECONNREFUSED)"),
     Counter("connectTimedOut", Module.TCP, "connects that nobody answered (ETIMEDOUT)"),
-    Counter("connectUnreachable", Module.TCP, "connects without a route (EHOSTUNREACH, ENETUNREACH)"),
+    Counter(
+        "connectUnreachable", Module.TCP, "connects without a route (EHOSTUNREACH, ENETUNREACH)"
+    ),
     Counter("connectAborted", Module.TCP, "connects that the application gave up"),
     Counter("connectFailedOther", Module.TCP, "connects that failed with any other error"),
     Counter(

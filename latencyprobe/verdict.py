@@ -18,6 +18,7 @@ DOMINANT_SHARE = 0.40
 MIN_SAMPLES = 100
 # The wire is to blame when the round trip is this many times what both stacks spend on a packet.
 NETWORK_FACTOR = 5
+TOTALS = ("rx.total", "tx.total")
 
 
 class Bottleneck(StrEnum):
@@ -54,6 +55,9 @@ class _Cause:
     next_step: str
 
 
+_LOOK_AT_THE_DATA_PATH = (
+    "Look at the CNI's data path on the node: number of netfilter rules, bridge, encapsulation."
+)
 _CAUSES: Mapping[str, _Cause] = {
     "rx.socket": _Cause(
         Bottleneck.SLOW_READER,
@@ -70,12 +74,12 @@ _CAUSES: Mapping[str, _Cause] = {
     "rx.host": _Cause(
         Bottleneck.HOST_PATH,
         "packets were on the host's side between the first device and the pod's",
-        "Look at the CNI's data path on the node: number of netfilter rules, bridge, encapsulation.",
+        _LOOK_AT_THE_DATA_PATH,
     ),
     "tx.host": _Cause(
         Bottleneck.HOST_PATH,
         "packets were on the host's side between the pod's device and the last one",
-        "Look at the CNI's data path on the node: number of netfilter rules, bridge, encapsulation.",
+        _LOOK_AT_THE_DATA_PATH,
     ),
     "tx.qdisc": _Cause(
         Bottleneck.QDISC_BACKLOG,
@@ -88,70 +92,81 @@ _CAUSES: Mapping[str, _Cause] = {
 
 def judge(measurement: Measurement) -> Verdict:
     """The verdict on one target's measurement over a window."""
-    samples = max(measurement.stage(name).histogram.count for name in ("rx.total", "tx.total"))
-    if samples < MIN_SAMPLES:
-        return _insufficient(measurement, samples)
+    totals = [total for total in TOTALS if _samples(measurement, total) >= MIN_SAMPLES]
+    if not totals:
+        return _insufficient(measurement)
     if network := _judge_network(measurement):
         return network
-    total, stage, share = _dominant(measurement)
+    total = max(totals, key=lambda name: measurement.stage(name).histogram.sum_ns)
+    stage, share = _largest_part(measurement, total)
     figures = _figures(measurement, total, stage, share)
-    cause = _CAUSES.get(stage) if share >= DOMINANT_SHARE else None
-    if cause is None:
+    if share < DOMINANT_SHARE:
         return Verdict(Bottleneck.NONE, None, 0.0, figures, "Nothing to do: no stage stands out.")
-    return Verdict(
-        cause.bottleneck, stage, share, (*figures, cause.because), cause.next_step
-    )
+    cause = _CAUSES.get(stage)
+    if cause is None:
+        return Verdict(Bottleneck.NONE, None, 0.0, figures, _work_not_waiting(stage))
+    return Verdict(cause.bottleneck, stage, share, (*figures, cause.because), cause.next_step)
 
 
-def _insufficient(measurement: Measurement, samples: int) -> Verdict:
-    del measurement
-    return Verdict(
-        Bottleneck.INSUFFICIENT_DATA,
-        None,
-        0.0,
-        (f"{samples} packets in the window, {MIN_SAMPLES} are needed",),
-        "Wait for more traffic, or widen the window.",
-    )
+def _samples(measurement: Measurement, stage: str) -> int:
+    return measurement.stage(stage).histogram.count
 
 
-def _dominant(measurement: Measurement) -> tuple[str, str, float]:
-    """(total, stage, share) of the largest part of the larger of rx.total and tx.total."""
-    total = max(("rx.total", "tx.total"), key=lambda name: measurement.stage(name).histogram.sum_ns)
-    whole = measurement.stage(total).histogram.sum_ns
+def _insufficient(measurement: Measurement) -> Verdict:
+    measured = [total for total in TOTALS if total in measurement.stages]
+    most = max((_samples(measurement, total) for total in measured), default=0)
+    evidence = f"{most} packets in the window, {MIN_SAMPLES} are needed"
+    next_step = "Wait for more traffic, or widen the window."
+    if not measured:
+        evidence += " (neither rx.total nor tx.total was seen)"
+        next_step += " A verdict needs the module rx or tx."
+    return Verdict(Bottleneck.INSUFFICIENT_DATA, None, 0.0, (evidence,), next_step)
+
+
+def _work_not_waiting(stage: str) -> str:
+    return f"Nothing to do: {stage} is mostly the kernel's own work on each packet."
+
+
+def _largest_part(measurement: Measurement, total: str) -> tuple[str, float]:
+    """(stage, share) of the part that holds most of this total."""
+    whole_ns = measurement.stage(total).histogram.sum_ns
     stage = max(
         (part.name for part in parts_of(total)),
         key=lambda name: measurement.stage(name).histogram.sum_ns,
     )
-    part_sum = measurement.stage(stage).histogram.sum_ns
-    return total, stage, part_sum / whole if whole else 0.0
+    part_ns = measurement.stage(stage).histogram.sum_ns
+    return stage, part_ns / whole_ns if whole_ns else 0.0
 
 
 def _figures(measurement: Measurement, total: str, stage: str, share: float) -> tuple[str, ...]:
-    histogram = measurement.stage(stage).histogram
-    whole = measurement.stage(total).histogram
+    part = measurement.stage(stage).histogram
+    p50, p99 = (format_ns(part.percentile(percent)) for percent in (50, 99))
+    total_p99 = format_ns(measurement.stage(total).histogram.percentile(99))
     return (
         f"{stage} holds {share:.0%} of {total}",
-        f"{stage} p50 {format_ns(histogram.percentile(50))}, p99 "
-        f"{format_ns(histogram.percentile(99))}; {total} p99 {format_ns(whole.percentile(99))}",
+        f"{stage} p50 {p50}, p99 {p99}; {total} p99 {total_p99}",
     )
 
 
 def _judge_network(measurement: Measurement) -> Verdict | None:
-    """Network, where the round trip is far above what both directions of this stack take."""
-    rtt = measurement.stage("tcp.rtt").histogram
-    stacks_ns = sum(
-        measurement.stage(name).histogram.percentile(50) for name in ("rx.total", "tx.total")
-    )
-    if rtt.count < MIN_SAMPLES or rtt.percentile(50) <= NETWORK_FACTOR * stacks_ns:
+    """Network, where the round trip is far above what both directions of this stack take.
+
+    Compares means, since those are sums by packet: a stack that holds few packets for very long is
+    not outvoted by the many that it lets pass. Silent where one direction is not known.
+    """
+    if any(_samples(measurement, name) < MIN_SAMPLES for name in (*TOTALS, "tcp.rtt")):
         return None
-    rtt_ns = rtt.percentile(50)
+    rtt_ns = measurement.stage("tcp.rtt").histogram.mean_ns
+    stacks_ns = sum(measurement.stage(name).histogram.mean_ns for name in TOTALS)
+    if rtt_ns <= NETWORK_FACTOR * stacks_ns:
+        return None
     retransmits = measurement.counters.get("retransmits", 0)
     return Verdict(
         Bottleneck.NETWORK,
         "tcp.rtt",
         rtt_ns / (rtt_ns + stacks_ns),
         (
-            f"tcp.rtt p50 {format_ns(rtt_ns)} against {format_ns(stacks_ns)} in this node's stack",
+            f"tcp.rtt: {format_ns(rtt_ns)} on average; this node's stack: {format_ns(stacks_ns)}",
             f"{retransmits} retransmits",
         ),
         "Look at the path to the peer (mtr, the peer's own latencyprobe): distance, a congested "

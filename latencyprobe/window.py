@@ -15,9 +15,7 @@ class SlidingWindow:
     """The measurements of the last `length_seconds`."""
 
     def __init__(self, length_seconds: float) -> None:
-        if length_seconds <= 0:
-            raise ValueError(f"window of {length_seconds} s: must be above 0")
-        self._length = length_seconds
+        self._length = _above_0(length_seconds)
         self._entries: deque[tuple[float, Measurement]] = deque()
 
     def add(self, measurement: Measurement, *, at: float) -> None:
@@ -28,7 +26,7 @@ class SlidingWindow:
 
     def resize(self, length_seconds: float, *, at: float) -> None:
         """Change the length; what no longer fits is forgotten."""
-        self._length = length_seconds
+        self._length = _above_0(length_seconds)
         self._forget(at)
 
     def measurement(self, *, at: float) -> Measurement:
@@ -39,3 +37,9 @@ class SlidingWindow:
     def _forget(self, now: float) -> None:
         while self._entries and self._entries[0][0] <= now - self._length:
             self._entries.popleft()
+
+
+def _above_0(length_seconds: float) -> float:
+    if length_seconds <= 0:
+        raise ValueError(f"window of {length_seconds} s: must be above 0")
+    return length_seconds

@@ -1,0 +1,155 @@
+"""The histogram against numpy, and its bucket bounds against exact arithmetic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latencyprobe.histogram import (
+    BUCKETS_PER_OCTAVE,
+    EMPTY,
+    HIGHEST_NS,
+    LAST_OCTAVE,
+    LOWEST_NS,
+    OVERFLOW,
+    POSITIONS,
+    UNDERFLOW,
+    Histogram,
+    bounds_of,
+    merge,
+    position_of,
+)
+
+durations = st.one_of(
+    st.integers(0, 2**40),
+    # Around the bounds, where an off-by-one would hide.
+    st.builds(
+        lambda eighths, offset: max(0, round(2 ** (eighths / 8)) + offset),
+        st.integers(0, LAST_OCTAVE * BUCKETS_PER_OCTAVE + 8),
+        st.integers(-2, 2),
+    ),
+)
+histograms = st.lists(durations, max_size=30).map(Histogram.of)
+FIRST_EIGHTH = 6 * BUCKETS_PER_OCTAVE
+
+
+def exact_position(duration_ns: int) -> int:
+    """By definition: d is in (2**(i/8), 2**((i+1)/8)] iff 2**i < d**8 <= 2**(i+1)."""
+    if duration_ns <= LOWEST_NS:
+        return UNDERFLOW
+    if duration_ns > HIGHEST_NS:
+        return OVERFLOW
+    eighth = (duration_ns**8 - 1).bit_length() - 1
+    return eighth - FIRST_EIGHTH + 1
+
+
+@given(durations)
+def test_a_duration_is_counted_in_the_bucket_whose_exact_bounds_hold_it(duration_ns: int) -> None:
+    assert position_of(duration_ns) == exact_position(duration_ns)
+
+
+@pytest.mark.parametrize("position", range(1, OVERFLOW))
+def test_the_longest_duration_of_a_bucket_is_in_it_and_the_next_one_is_not(position: int) -> None:
+    exponent = FIRST_EIGHTH + position
+    longest = 1 << (exponent // 8) if exponent % 8 == 0 else int_eighth_root(1 << exponent)
+    assert position_of(longest) == position
+    assert position_of(longest + 1) == position + 1
+
+
+def int_eighth_root(value: int) -> int:
+    low, high = 0, 1 << 40
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if middle**8 <= value else (low, middle - 1)
+    return low
+
+
+@given(durations)
+def test_the_bounds_of_a_position_hold_the_durations_counted_there(duration_ns: int) -> None:
+    lower, upper = bounds_of(position_of(duration_ns))
+    assert lower * (1 - 1e-12) <= duration_ns <= upper * (1 + 1e-12)
+
+
+def test_the_bounds_leave_no_gap() -> None:
+    for position in range(POSITIONS - 1):
+        assert bounds_of(position)[1] == pytest.approx(bounds_of(position + 1)[0], rel=1e-12)
+
+
+@given(st.lists(durations, min_size=1, max_size=200), st.integers(0, 1000))
+def test_a_percentile_lies_in_the_bucket_of_numpys(values: list[int], per_mille: int) -> None:
+    percent = per_mille / 10
+    truth = int(np.percentile(np.array(values), percent, method="inverted_cdf"))
+    ours = Histogram.of(values).percentile(percent)
+    lower, upper = bounds_of(position_of(truth))
+    assert np.floor(lower) <= ours <= upper * (1 + 1e-12)
+    assert min(values) <= ours <= max(values)
+
+
+@given(histograms, st.floats(0, 100), st.floats(0, 100))
+def test_percentiles_never_fall_as_the_percent_rises(
+    histogram: Histogram, one: float, other: float
+) -> None:
+    low, high = sorted((one, other))
+    assert histogram.percentile(low) <= histogram.percentile(high) <= histogram.max_ns
+
+
+def test_a_rank_that_is_a_whole_number_does_not_slip_into_the_next_bucket() -> None:
+    """7 / 100 * 100 is above 7 in floating point."""
+    histogram = Histogram.of([100] * 7 + [1_000_000] * 93)
+    assert position_of(histogram.percentile(7)) == position_of(100)
+
+
+@given(histograms, histograms, histograms)
+def test_merging_is_associative_and_commutative(a: Histogram, b: Histogram, c: Histogram) -> None:
+    assert a + b == b + a
+    assert (a + b) + c == a + (b + c)
+    assert a + EMPTY == EMPTY + a == a
+
+
+@given(st.lists(st.lists(durations, max_size=20), max_size=5))
+def test_merged_histograms_are_the_histogram_of_all_values(groups: list[list[int]]) -> None:
+    values = [value for group in groups for value in group]
+    assert merge(map(Histogram.of, groups)) == Histogram.of(values)
+
+
+@given(st.lists(durations, min_size=1))
+def test_count_sum_minimum_maximum_and_mean_are_exact(values: list[int]) -> None:
+    histogram = Histogram.of(values)
+    assert histogram.count == len(values)
+    assert (histogram.sum_ns, histogram.min_ns, histogram.max_ns) == (
+        sum(values),
+        min(values),
+        max(values),
+    )
+    assert histogram.mean_ns == pytest.approx(np.mean(values), abs=0.5, rel=1e-12)
+
+
+def test_an_empty_histogram_answers_0() -> None:
+    assert (EMPTY.count, EMPTY.mean_ns, EMPTY.percentile(99)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("percent", [-0.1, 100.1, float("nan")])
+def test_a_percentile_outside_of_0_to_100_is_refused(percent: float) -> None:
+    with pytest.raises(ValueError, match="must be between 0 and 100"):
+        EMPTY.percentile(percent)
+
+
+@pytest.mark.parametrize(
+    ("buckets", "sum_ns", "min_ns", "max_ns"),
+    [
+        ({-1: 1}, 1, 1, 1),
+        ({POSITIONS: 1}, 1, 1, 1),
+        ({3: 0}, 0, 0, 0),
+        ({3: -1}, 0, 0, 0),
+        ({3: 1}, 80, 90, 80),
+        ({3: 1}, -1, 0, 80),
+        ({3: 1}, 80, -1, 80),
+    ],
+)
+def test_parts_that_contradict_each_other_are_refused(
+    buckets: dict[int, int], sum_ns: int, min_ns: int, max_ns: int
+) -> None:
+    with pytest.raises(ValueError, match=r"positions are|contradict"):
+        Histogram(buckets, sum_ns, min_ns, max_ns)

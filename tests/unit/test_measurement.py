@@ -1,0 +1,109 @@
+"""Measurements add up the same whatever the order, and windows hold what is young enough."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latencyprobe.histogram import Histogram
+from latencyprobe.measurement import NOTHING, Measurement, StageMeasurement, total
+from latencyprobe.stages import COUNTERS, STAGES
+from latencyprobe.window import SlidingWindow
+
+counts = st.integers(0, 2**32)
+stage_measurements = st.builds(
+    StageMeasurement,
+    st.lists(st.integers(0, 2**37), max_size=10).map(Histogram.of),
+    counts,
+    counts,
+    counts,
+    st.sampled_from([1.0, 0.5, 0.25, 1 / 64]),
+)
+measurements = st.builds(
+    Measurement,
+    st.dictionaries(st.sampled_from([stage.name for stage in STAGES]), stage_measurements),
+    st.dictionaries(st.sampled_from([counter.name for counter in COUNTERS]), counts),
+)
+
+
+def assert_same(one: Measurement, other: Measurement) -> None:
+    assert one.counters == other.counters
+    assert one.stages.keys() == other.stages.keys()
+    for name, stage in one.stages.items():
+        twin = other.stages[name]
+        assert stage.histogram == twin.histogram
+        assert (stage.lost, stage.unmatched, stage.clamped) == (
+            twin.lost,
+            twin.unmatched,
+            twin.clamped,
+        )
+        assert stage.sampling_ratio == pytest.approx(twin.sampling_ratio)
+
+
+@given(measurements, measurements, measurements)
+def test_adding_is_associative_and_commutative(
+    a: Measurement, b: Measurement, c: Measurement
+) -> None:
+    assert_same(a + b, b + a)
+    assert_same((a + b) + c, a + (b + c))
+    assert_same(NOTHING + a, a)
+    assert_same(total([a, b, c]), c + b + a)
+
+
+def test_the_joint_sampling_ratio_is_all_samples_over_all_packets() -> None:
+    whole = StageMeasurement(Histogram.of([100] * 30), sampling_ratio=1.0)
+    quarter = StageMeasurement(Histogram.of([100] * 10), sampling_ratio=0.25)
+    assert (whole + quarter).sampling_ratio == pytest.approx(40 / 70)
+
+
+@pytest.mark.parametrize("ratio", [0, -1, 1.01, math.nan])
+def test_an_impossible_sampling_ratio_is_refused(ratio: float) -> None:
+    with pytest.raises(ValueError, match="sampling ratio"):
+        StageMeasurement(sampling_ratio=ratio)
+
+
+def test_negative_losses_are_refused() -> None:
+    with pytest.raises(ValueError, match="none can be negative"):
+        StageMeasurement(lost=-1)
+
+
+def retransmits(count: int) -> Measurement:
+    return Measurement(counters={"retransmits": count})
+
+
+def test_a_window_forgets_what_has_wholly_left_it() -> None:
+    window = SlidingWindow(30)
+    for at, count in ((10, 1), (20, 2), (30, 4), (40, 8)):
+        window.add(retransmits(count), at=at)
+    assert window.measurement(at=40) == retransmits(2 + 4 + 8)
+    assert window.measurement(at=59) == retransmits(4 + 8)
+    assert window.measurement(at=100) == NOTHING
+
+
+@given(st.lists(st.integers(0, 100), max_size=40), st.integers(1, 50))
+def test_a_window_holds_just_the_entries_of_its_length(times: list[int], length: int) -> None:
+    window = SlidingWindow(length)
+    for at in sorted(times):
+        window.add(retransmits(1), at=at)
+    now = max(times, default=0)
+    young = sum(at > now - length for at in times)
+    assert window.measurement(at=now).counters.get("retransmits", 0) == young
+
+
+def test_a_window_that_shrinks_forgets_at_once() -> None:
+    window = SlidingWindow(30)
+    window.add(retransmits(1), at=10)
+    window.add(retransmits(2), at=30)
+    window.resize(5, at=30)
+    assert window.measurement(at=30) == retransmits(2)
+
+
+@pytest.mark.parametrize("length", [0, -1])
+def test_a_window_without_length_is_refused(length: float) -> None:
+    with pytest.raises(ValueError, match="must be above 0"):
+        SlidingWindow(length)
+    with pytest.raises(ValueError, match="must be above 0"):
+        SlidingWindow(1).resize(length, at=0)

@@ -1,0 +1,103 @@
+"""What a report says of a measurement, and under which names."""
+
+from __future__ import annotations
+
+from latencyprobe.histogram import Histogram
+from latencyprobe.measurement import NOTHING, Measurement, StageMeasurement
+from latencyprobe.report import report_on, verdict_document
+from latencyprobe.stages import DEFAULT_MODULES, Module
+from latencyprobe.verdict import Bottleneck
+
+
+def of(*durations_ns: int) -> StageMeasurement:
+    return StageMeasurement(Histogram.of(durations_ns))
+
+
+MEASUREMENT = Measurement(
+    {
+        "tx.total": of(10_000),
+        "rx.total": of(1_000, 3_000),
+        "rx.stack": of(500, 500),
+        "rx.socket": StageMeasurement(
+            Histogram.of([500, 2_500]), lost=1, unmatched=2, clamped=3, sampling_ratio=0.5
+        ),
+        "tcp.rtt": of(80_000),
+    },
+    {"retransmits": 4, "headOfLineSegments": 1},
+)
+
+
+def test_stages_come_in_the_vocabularys_order_and_only_if_seen() -> None:
+    report = report_on(MEASUREMENT, DEFAULT_MODULES)
+    assert [stage.name for stage in report.stages] == [
+        "rx.stack",
+        "rx.socket",
+        "rx.total",
+        "tx.total",
+        "tcp.rtt",
+    ]
+    assert report.stage("rx.host") is None
+
+
+def test_only_the_modules_asked_for_are_reported() -> None:
+    report = report_on(MEASUREMENT, [Module.RX])
+    assert [stage.name for stage in report.stages] == ["rx.stack", "rx.socket", "rx.total"]
+    assert report.counters == {"headOfLineSegments": 1}
+
+
+def test_the_verdict_rests_on_the_modules_asked_for() -> None:
+    packets = {
+        "rx.total": of(*[5_000] * 100),
+        "rx.socket": of(*[5_000] * 100),
+        "tx.total": of(*[9_000] * 100),
+        "tx.qdisc": of(*[9_000] * 100),
+    }
+    both = report_on(Measurement(packets), DEFAULT_MODULES)
+    rx_alone = report_on(Measurement(packets), [Module.RX])
+    assert both.verdict.bottleneck is Bottleneck.QDISC_BACKLOG
+    assert rx_alone.verdict.bottleneck is Bottleneck.SLOW_READER
+
+
+def test_a_stages_document_has_the_apis_names_and_units() -> None:
+    stage = report_on(MEASUREMENT, DEFAULT_MODULES).stage("rx.socket")
+    assert stage is not None
+    assert stage.document() == {
+        "name": "rx.socket",
+        "count": 2,
+        "meanNs": 1_500,
+        "p50Ns": 512,  # the bound of its bucket
+        "p90Ns": stage.p90_ns,
+        "p99Ns": stage.p99_ns,
+        "maxNs": 2_500,
+        "sharePercent": 75.0,
+        "lost": 1,
+        "unmatched": 2,
+        "clamped": 3,
+        "samplingRatio": 0.5,
+    }
+
+
+def test_shares_of_a_total_add_up_and_a_total_has_none() -> None:
+    report = report_on(MEASUREMENT, DEFAULT_MODULES)
+    shares = [stage.share_percent for stage in report.stages if stage.name.startswith("rx.")]
+    assert shares == [25.0, 75.0, None]
+    total = report.stage("rx.total")
+    assert total is not None
+    assert "sharePercent" not in total.document()
+
+
+def test_counters_that_saw_nothing_are_0_not_absent() -> None:
+    report = report_on(NOTHING, [Module.TCP])
+    assert report.stages == ()
+    assert set(report.counters.values()) == {0}
+    assert "connectRefused" in report.counters
+
+
+def test_a_verdicts_document_names_cause_share_evidence_and_next_step() -> None:
+    packets = {"rx.total": of(*[5_000] * 100), "rx.socket": of(*[4_000] * 100)}
+    document = verdict_document(report_on(Measurement(packets), DEFAULT_MODULES).verdict)
+    assert document["bottleneck"] == "SlowReader"
+    assert document["stage"] == "rx.socket"
+    assert document["share"] == "80%"
+    assert document["evidence"][0] == "rx.socket holds 80% of rx.total"
+    assert document["nextStep"]

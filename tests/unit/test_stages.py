@@ -1,0 +1,57 @@
+"""The vocabulary holds together, and a name outside of it is refused with the known ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from latencyprobe.stages import (
+    COUNTERS,
+    STAGES,
+    Module,
+    UnknownNameError,
+    parse_modules,
+    parts_of,
+    stage,
+    stages_of,
+)
+
+
+def test_every_part_belongs_to_a_total_of_its_own_module() -> None:
+    for part in STAGES:
+        if part.total is not None:
+            whole = stage(part.total)
+            assert whole.total is None
+            assert whole.module is part.module
+
+
+def test_names_and_macros_are_unique() -> None:
+    for column in (
+        [row.name for row in STAGES],
+        [row.macro for row in STAGES],
+        [row.name for row in COUNTERS],
+        [row.macro for row in COUNTERS],
+    ):
+        assert len(set(column)) == len(column)
+    assert stage("rx.socket").macro == "STAGE_RX_SOCKET"
+    assert "COUNTER_HEAD_OF_LINE_SEGMENTS" in [counter.macro for counter in COUNTERS]
+
+
+def test_the_parts_of_a_total_are_in_the_packets_order() -> None:
+    assert [part.name for part in parts_of("tx.total")] == ["tx.stack", "tx.host", "tx.qdisc"]
+
+
+def test_modules_come_out_once_and_in_the_tables_order() -> None:
+    assert parse_modules(["tcp", "rx", "tcp"]) == (Module.RX, Module.TCP)
+    assert [row.module for row in stages_of(parse_modules(["tx"]))] == [Module.TX] * 4
+
+
+def test_an_unknown_module_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UnknownNameError, match="unknown module 'nic': known are rx, tx, tcp"):
+        parse_modules(["rx", "nic"])
+    with pytest.raises(ValueError, match="no module given: known are rx, tx, tcp"):
+        parse_modules([])
+
+
+def test_an_unknown_stage_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown stage 'rx\.nic': known are rx\.softirq"):
+        stage("rx.nic")

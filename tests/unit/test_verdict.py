@@ -1,0 +1,144 @@
+"""Verdicts by tables: a measurement in, a cause with its figures out."""
+
+from __future__ import annotations
+
+import pytest
+
+from latencyprobe.histogram import Histogram
+from latencyprobe.measurement import Measurement, StageMeasurement
+from latencyprobe.verdict import DOMINANT_SHARE, Bottleneck, judge
+
+US = 1_000
+MS = 1_000_000
+
+
+def measured(
+    packets: int = 100, *, counters: dict[str, int] | None = None, **stages_ns: int
+) -> Measurement:
+    """A measurement of so many equal packets; `rx_socket=5` is 5 ns of rx.socket each.
+
+    Totals are added up from their parts.
+    """
+    parts = {name.replace("_", ".", 1): ns for name, ns in stages_ns.items()}
+    for module in ("rx", "tx"):
+        of_module = [ns for name, ns in parts.items() if name.startswith(module + ".")]
+        if of_module:
+            parts[f"{module}.total"] = sum(of_module)
+    return Measurement(
+        {name: StageMeasurement(Histogram.of([ns] * packets)) for name, ns in parts.items()},
+        counters or {},
+    )
+
+
+@pytest.mark.parametrize(
+    ("measurement", "bottleneck", "stage"),
+    [
+        (measured(rx_stack=4 * US, rx_socket=6 * US), Bottleneck.SLOW_READER, "rx.socket"),
+        (measured(rx_softirq=9 * US, rx_stack=2 * US), Bottleneck.SOFTIRQ_BACKLOG, "rx.softirq"),
+        (measured(rx_host=9 * US, rx_stack=2 * US), Bottleneck.HOST_PATH, "rx.host"),
+        (measured(tx_host=9 * US, tx_stack=2 * US), Bottleneck.HOST_PATH, "tx.host"),
+        (measured(tx_qdisc=9 * MS, tx_stack=2 * US), Bottleneck.QDISC_BACKLOG, "tx.qdisc"),
+        (measured(rx_stack=9 * US, rx_socket=2 * US), Bottleneck.NONE, None),
+        (
+            measured(rx_softirq=33, rx_host=33, rx_stack=0, rx_socket=34),
+            Bottleneck.NONE,
+            None,
+        ),
+        (
+            measured(rx_socket=4 * US, tx_stack=US, tx_qdisc=9 * US),
+            Bottleneck.QDISC_BACKLOG,
+            "tx.qdisc",
+        ),
+    ],
+)
+def test_the_largest_part_of_the_larger_total_is_the_bottleneck(
+    measurement: Measurement, bottleneck: Bottleneck, stage: str | None
+) -> None:
+    verdict = judge(measurement)
+    assert (verdict.bottleneck, verdict.stage) == (bottleneck, stage)
+    assert verdict.next_step
+
+
+@pytest.mark.parametrize(
+    ("socket_ns", "bottleneck"), [(400, Bottleneck.SLOW_READER), (390, Bottleneck.NONE)]
+)
+def test_a_stage_is_a_bottleneck_from_40_percent_on(socket_ns: int, bottleneck: Bottleneck) -> None:
+    rest = (1000 - socket_ns) // 2
+    verdict = judge(measured(rx_socket=socket_ns, rx_host=rest, rx_softirq=rest))
+    assert DOMINANT_SHARE == 0.40
+    assert verdict.bottleneck is bottleneck
+
+
+def test_the_verdict_carries_share_and_figures() -> None:
+    verdict = judge(measured(rx_stack=20 * US, rx_socket=80 * US))
+    assert verdict.share == pytest.approx(0.8)
+    assert verdict.evidence == (
+        "rx.socket holds 80% of rx.total",
+        "rx.socket p50 80us, p99 80us; rx.total p99 100us",
+        "data lay ready in the socket before the application read it",
+    )
+
+
+def test_work_of_the_kernel_is_named_but_is_no_bottleneck() -> None:
+    verdict = judge(measured(tx_stack=9 * US, tx_qdisc=US))
+    assert verdict.bottleneck is Bottleneck.NONE
+    assert verdict.evidence[0] == "tx.stack holds 90% of tx.total"
+    assert "tx.stack is mostly the kernel's own work" in verdict.next_step
+
+
+@pytest.mark.parametrize(
+    ("measurement", "evidence"),
+    [
+        (
+            Measurement(),
+            "0 packets in the window, 100 are needed (neither rx.total nor tx.total was seen)",
+        ),
+        (measured(99, rx_socket=MS), "99 packets in the window, 100 are needed"),
+        (
+            measured(500, tcp_rtt=MS),
+            "0 packets in the window, 100 are needed (neither rx.total nor tx.total was seen)",
+        ),
+    ],
+)
+def test_under_100_packets_there_is_no_verdict(measurement: Measurement, evidence: str) -> None:
+    verdict = judge(measurement)
+    assert verdict.bottleneck is Bottleneck.INSUFFICIENT_DATA
+    assert verdict.evidence == (evidence,)
+
+
+def test_a_total_of_too_few_packets_is_not_judged_by() -> None:
+    """Three reads of a second each, against a thousand transmits."""
+    verdict = judge(measured(3, rx_socket=1000 * MS) + measured(1000, tx_qdisc=9, tx_stack=1))
+    assert verdict.stage == "tx.qdisc"
+
+
+def test_a_round_trip_far_above_both_stacks_is_the_networks() -> None:
+    verdict = judge(
+        measured(rx_socket=20 * US, tx_stack=10 * US, tcp_rtt=40 * MS, counters={"retransmits": 3})
+    )
+    assert (verdict.bottleneck, verdict.stage) == (Bottleneck.NETWORK, "tcp.rtt")
+    assert verdict.evidence == (
+        "tcp.rtt: 40ms on average; this node's stack: 30us",
+        "3 retransmits",
+    )
+
+
+def test_a_round_trip_that_both_stacks_explain_is_not_the_networks() -> None:
+    verdict = judge(measured(rx_socket=20 * US, tx_stack=10 * US, tcp_rtt=140 * US))
+    assert verdict.bottleneck is Bottleneck.SLOW_READER
+
+
+@pytest.mark.parametrize("direction", [{"rx_socket": US}, {"tx_qdisc": US}])
+def test_the_network_is_not_blamed_where_one_direction_is_not_measured(
+    direction: dict[str, int],
+) -> None:
+    verdict = judge(measured(tcp_rtt=40 * MS, **direction))
+    assert verdict.bottleneck is not Bottleneck.NETWORK
+
+
+def test_a_few_packets_that_wait_very_long_are_not_outvoted_by_the_many() -> None:
+    """The median read is quick; the sums say where the time went."""
+    quick = measured(900, rx_socket=20 * US, tx_stack=10 * US, tcp_rtt=400 * US)
+    slow = measured(100, rx_socket=500 * MS, tx_stack=10 * US, tcp_rtt=400 * US)
+    assert judge(quick).bottleneck is Bottleneck.NETWORK
+    assert judge(quick + slow).bottleneck is Bottleneck.SLOW_READER
