@@ -1,0 +1,1 @@
+"""The operator: keeps the agents measuring what each LatencyProbe asks for, and reports it."""

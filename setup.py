@@ -1,0 +1,86 @@
+"""What pyproject.toml cannot say of a build: the gRPC stubs, and the C sources inside the agent.
+
+`make stubs` runs `setup.py stubs`; a wheel and an editable install make the stubs by themselves.
+"""
+
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+from setuptools import Command, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+PROTO_ROOT = ROOT / "proto"
+BPF_SOURCES = ROOT / "bpf"
+BPF_PACKAGE_FOLDER = Path("latencyprobe_agent", "bpf")
+TYPES_PLUGINS = ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
+
+
+def _program(name: str) -> str:
+    """Beside this interpreter, or on the PATH (where an isolated build has its tools)."""
+    folders = [sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]
+    found = shutil.which(name, path=os.pathsep.join(folders))
+    if found is None:
+        raise SystemExit(f"{name} is not installed: pip install mypy-protobuf")
+    return found
+
+
+class Stubs(Command):
+    """Generate `*_pb2.py`, `*_pb2_grpc.py` and their types next to the shared package's code."""
+
+    description = "generate the gRPC stubs from proto/"
+    user_options = []  # noqa: RUF012 - distutils declares it so
+
+    def initialize_options(self) -> None:
+        """No options."""
+
+    def finalize_options(self) -> None:
+        """No options."""
+
+    def run(self) -> None:
+        # Only a build needs it, and a build backend must import without it.
+        from grpc_tools import protoc  # noqa: PLC0415
+
+        protos = sorted(str(path) for path in PROTO_ROOT.rglob("*.proto"))
+        plugins = [f"--plugin={name}={_program(name)}" for name in TYPES_PLUGINS]
+        arguments = [
+            "protoc",
+            f"-I{PROTO_ROOT}",
+            f"-I{Path(protoc.__file__).parent / '_proto'}",  # google/protobuf/*.proto
+            *plugins,
+            *(f"--{output}_out={ROOT}" for output in ("python", "grpc_python")),
+            *(f"--{output}_out=quiet:{ROOT}" for output in ("mypy", "mypy_grpc")),
+            *protos,
+        ]
+        if protoc.main(arguments) != 0:
+            raise SystemExit(f"protoc failed: {' '.join(arguments)}")
+
+
+class BuildPy(build_py):
+    """Build what is packaged, after the stubs and with the C sources.
+
+    An editable install has no copy of the C sources: the agent finds them in the checkout.
+    """
+
+    def run(self) -> None:
+        self.run_command("stubs")
+        super().run()
+        if not self.editable_mode:
+            for source, built in self._bpf_copies():
+                self.mkpath(str(built.parent))
+                self.copy_file(str(source), str(built))
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        outputs: list[str] = super().get_outputs(include_bytecode)
+        copies = [] if self.editable_mode else self._bpf_copies()
+        return [*outputs, *(str(built) for _, built in copies)]
+
+    def _bpf_copies(self) -> list[tuple[Path, Path]]:
+        folder = Path(self.build_lib) / BPF_PACKAGE_FOLDER
+        sources = sorted([*BPF_SOURCES.glob("*.c"), *BPF_SOURCES.glob("*.h")])
+        return [(source, folder / source.name) for source in sources]
+
+
+setup(cmdclass={"build_py": BuildPy, "stubs": Stubs})
