@@ -1,0 +1,132 @@
+# `make help` says what there is. Everything that a target needs is set up by itself.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+# bcc comes from the distribution, for the distribution's Python: see pyproject.toml.
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+# More arguments for pytest or latencyprobe, e.g. make test-unit ARGS='-k histogram -x'
+ARGS ?=
+
+export PYTHON
+# pip neither asks nor advertises, and the set-up reads only the lock.
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+PROTOS := $(wildcard proto/latencyprobe/v1/*.proto)
+STUBS := latencyprobe/v1/node_agent_pb2.py
+CLUSTER_PATH := PATH="$$PATH:$(CURDIR)/$(BIN)"
+
+##@ Use
+
+.PHONY: help
+help: ## Show this
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@/ { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: setup
+setup: system-packages $(STUBS) $(VENV)/.project ## Install what is missing: system packages, .venv, gRPC stubs
+
+.PHONY: run
+run: setup ## Set up, then measure a small workload on this machine (needs root)
+	$(BIN)/latencyprobe demo $(ARGS)
+
+##@ Test
+
+.PHONY: test
+test: setup setup-cluster-unless-skipped ## Run every tier; LATENCYPROBE_SKIP=cluster,live leaves tiers out
+	$(CLUSTER_PATH) $(BIN)/python -m tests.run_tiers
+
+.PHONY: test-unit
+test-unit: setup ## Run tests/unit: no privileges
+	$(BIN)/python -m pytest tests/unit $(ARGS)
+
+.PHONY: test-live
+test-live: setup ## Run tests/live: real eBPF programs (needs root)
+	$(BIN)/python -m pytest tests/live $(ARGS)
+
+.PHONY: test-cluster
+test-cluster: setup-cluster ## Run tests/cluster: a real Kubernetes (needs root)
+	$(CLUSTER_PATH) $(BIN)/python -m pytest tests/cluster $(ARGS)
+
+.PHONY: lint
+lint: setup ## Check style, formatting, types and layers
+	$(BIN)/python -m tests.run_tiers lint
+
+.PHONY: bench
+bench: setup ## Measure what measuring costs (needs root)
+	$(BIN)/python -m tests.bench $(ARGS)
+
+##@ Cluster
+
+.PHONY: cluster
+cluster: setup-cluster ## Start a Kubernetes of one node on this machine (needs root)
+	$(CLUSTER_PATH) $(BIN)/python -m tests.cluster up
+
+.PHONY: cluster-down
+cluster-down: setup ## Stop it and remove what it left
+	$(BIN)/python -m tests.cluster down
+
+##@ Change
+
+.PHONY: format
+format: setup ## Format the code, and fix what the linter can fix
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format
+
+.PHONY: stubs
+stubs: $(VENV)/.packages ## Generate the gRPC stubs again
+	$(BIN)/python setup.py --quiet stubs
+
+.PHONY: lock
+lock: $(VENV)/.venv ## Pin the newest packages that pyproject.toml allows
+	$(BIN)/pip install --quiet uv
+	@lock() { $(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --custom-compile-command 'make lock' "$$@"; } && \
+	lock --universal --group dev pyproject.toml -o requirements.lock && \
+	lock --universal --no-deps --group cluster -o requirements-cluster.lock
+
+.PHONY: clean
+clean: ## Remove everything that was made, .venv included
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache \
+		.pytest_cache .ruff_cache $(wildcard latencyprobe/v1/node_agent_pb2*)
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---------------------------------------------------------------- the set-up, step by step
+
+.PHONY: system-packages
+system-packages:
+	@tools/setup-system run test
+
+.PHONY: setup-cluster
+setup-cluster: setup
+	@tools/setup-system cluster
+	@tools/setup-go $(VENV)
+
+.PHONY: setup-cluster-unless-skipped
+setup-cluster-unless-skipped: setup $(if $(findstring cluster,$(LATENCYPROBE_SKIP)),,setup-cluster)
+
+$(VENV)/.venv: | system-packages
+	@echo "setup: making $(VENV) from $(PYTHON)"
+	@$(PYTHON) -m venv --clear --system-site-packages $(VENV)
+	@touch $@
+
+$(VENV)/.packages: $(VENV)/.venv requirements.lock
+	@echo "setup: installing the packages of requirements.lock"
+	@$(BIN)/pip install --quiet --require-hashes -r requirements.lock
+	@touch $@
+
+$(STUBS): $(PROTOS) setup.py $(VENV)/.packages
+	$(BIN)/python setup.py --quiet stubs
+
+# Editable: the code in the checkout is what runs. It is installed again when its packages, entry
+# points or dependencies may have changed.
+$(VENV)/.project: pyproject.toml setup.py $(VENV)/.packages $(STUBS)
+	@echo "setup: installing latencyprobe from this checkout"
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
