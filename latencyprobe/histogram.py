@@ -118,8 +118,8 @@ class Histogram:
     def percentile(self, percent: float) -> int:
         """The duration that `percent` of the samples do not exceed, in nanoseconds.
 
-        Interpolates geometrically inside the bucket, and stays between the exact minimum and
-        maximum. 0 where there is no sample. Raises ValueError outside 0 to 100.
+        Interpolates geometrically inside the bucket, and stays in it and between the exact minimum
+        and maximum. 0 where there is no sample. Raises ValueError outside 0 to 100.
         """
         if not 0 <= percent <= 100:
             raise ValueError(f"percentile {percent}: must be between 0 and 100")
@@ -136,12 +136,13 @@ class Histogram:
 
     def _interpolate(self, position: int, fraction: float) -> int:
         lower, upper = bounds_of(position)
-        lower = max(lower, self.min_ns, 1)
-        upper = min(upper, self.max_ns)
-        if upper <= lower:
-            return min(max(round(upper), self.min_ns), self.max_ns)
-        value = lower * (upper / lower) ** fraction
-        return min(max(round(value), self.min_ns), self.max_ns)
+        shortest = self.min_ns if position == UNDERFLOW else max(math.floor(lower) + 1, self.min_ns)
+        longest = self.max_ns if position == OVERFLOW else min(math.floor(upper), self.max_ns)
+        start = max(shortest, 1)
+        if longest <= start:
+            return longest
+        value: float = start * (longest / start) ** fraction
+        return min(max(round(value), shortest), longest)
 
 
 EMPTY = Histogram()
