@@ -1,0 +1,29 @@
+"""What all tiers share: each test carries its tier as a marker, and its tier's time limit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+TESTS = Path(__file__).parent
+
+# Seconds for one test, with the fixtures it is the first to ask for: compiling eBPF programs, and,
+# the first time on a machine, compiling Kubernetes. tests/unit keeps the default.
+TIME_LIMITS = {"live": 180, "cluster": 1800}
+TIERS = ("unit", "live", "cluster")
+
+# A deadline in milliseconds says more about the machine's other work than about our code.
+hypothesis.settings.register_profile("latencyprobe", deadline=None)
+hypothesis.settings.load_profile("latencyprobe")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test by its folder."""
+    for item in items:
+        tier = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
+        if tier in TIERS:
+            item.add_marker(tier)
+        if tier in TIME_LIMITS and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TIME_LIMITS[tier]))
