@@ -7,6 +7,7 @@ import os
 import shutil
 import sysconfig
 from pathlib import Path
+from typing import ClassVar, Literal
 
 from setuptools import Command, setup
 from setuptools.command.build_py import build_py
@@ -31,7 +32,7 @@ class Stubs(Command):
     """Generate `*_pb2.py`, `*_pb2_grpc.py` and their types next to the shared package's code."""
 
     description = "generate the gRPC stubs from proto/"
-    user_options = []  # noqa: RUF012 - distutils declares it so
+    user_options: ClassVar[list[tuple[str, str | None, str]]] = []
 
     def initialize_options(self) -> None:
         """No options."""
@@ -72,8 +73,8 @@ class BuildPy(build_py):
                 self.mkpath(str(built.parent))
                 self.copy_file(str(source), str(built))
 
-    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
-        outputs: list[str] = super().get_outputs(include_bytecode)
+    def get_outputs(self, include_bytecode: Literal[0, 1] | bool = True) -> list[str]:
+        outputs: list[str] = super().get_outputs(bool(include_bytecode))
         copies = [] if self.editable_mode else self._bpf_copies()
         return [*outputs, *(str(built) for _, built in copies)]
 
