@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent
 PROTO_ROOT = ROOT / "proto"
 BPF_SOURCES = ROOT / "bpf"
 BPF_PACKAGE_FOLDER = Path("latencyprobe_agent", "bpf")
-TYPES_PLUGINS = ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
+# protoc itself knows the types of messages (`pyi`), not those of services.
+STUB_TYPES_PLUGIN = "protoc-gen-mypy_grpc"
 
 
 def _program(name: str) -> str:
@@ -45,14 +46,13 @@ class Stubs(Command):
         from grpc_tools import protoc  # noqa: PLC0415
 
         protos = sorted(str(path) for path in PROTO_ROOT.rglob("*.proto"))
-        plugins = [f"--plugin={name}={_program(name)}" for name in TYPES_PLUGINS]
         arguments = [
             "protoc",
             f"-I{PROTO_ROOT}",
             f"-I{Path(protoc.__file__).parent / '_proto'}",  # google/protobuf/*.proto
-            *plugins,
-            *(f"--{output}_out={ROOT}" for output in ("python", "grpc_python")),
-            *(f"--{output}_out=quiet:{ROOT}" for output in ("mypy", "mypy_grpc")),
+            f"--plugin={STUB_TYPES_PLUGIN}={_program(STUB_TYPES_PLUGIN)}",
+            *(f"--{output}_out={ROOT}" for output in ("python", "pyi", "grpc_python")),
+            f"--mypy_grpc_out=quiet:{ROOT}",
             *protos,
         ]
         if protoc.main(arguments) != 0:
