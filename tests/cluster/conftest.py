@@ -1,0 +1,30 @@
+"""The cluster of the test session."""
+
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+
+from tests.cluster.environment import Cluster
+from tests.cluster.layout import FOR_TESTS
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A clean cluster, the session's own. One that `make cluster` started may run beside it."""
+    cluster = Cluster(FOR_TESTS)
+    cluster.start()
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def namespace(cluster: Cluster) -> Iterator[str]:
+    """A namespace of the test's own, which goes with its pods after it."""
+    name = f"test-{uuid4().hex[:8]}"
+    cluster.create_namespace(name)
+    yield name
+    # Without waiting: names are not used twice, and the node has room for 110 pods.
+    cluster.kubectl("delete", "namespace", name, "--wait=false")

@@ -1,0 +1,424 @@
+"""The cluster: start it, stop it, and what tests and people do with it."""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import IO, Any
+
+from . import cgroups, components, kubeconfig, programs
+from .components import Components
+from .errors import ClusterError
+from .images import build_test_images
+from .layout import Layout
+from .node import Node
+from .processes import ProcessTable, tail
+from .programs import Programs
+from .waiting import NotInTimeError, wait_until
+
+# Generous: on two cores that others use too, a start that takes 10 s may take a minute.
+START_SECONDS = 120
+
+# Variables that would lead our clients past the cluster: to a proxy or to another cluster.
+MISLEADING = ("http_proxy", "https_proxy", "all_proxy", "kubeconfig")
+
+
+class ClusterInUseError(ClusterError):
+    """Another process is using the cluster of this name."""
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__(
+            f"another process, PID {layout.lock_file.read_text()}, uses the cluster"
+            f" {layout.name!r} at the moment (it holds {layout.lock_file}): wait for its end"
+        )
+
+
+class ForeignKubeletError(ClusterError):
+    """There are pods of a kubelet that is not ours, which ours would remove as orphans."""
+
+    def __init__(self, cgroup: str) -> None:
+        super().__init__(
+            f"the cgroup /{cgroup} exists: another kubelet seems to run on this machine, and a"
+            " second one would remove its pods. Remove the cgroup if it is a leftover"
+        )
+        self.cgroup = cgroup
+
+
+class ClusterStartError(ClusterError):
+    """A component did not come up."""
+
+    def __init__(self, reason: Exception, component: str, log: Path) -> None:
+        super().__init__(f"{reason}\nThe end of {log}:\n{tail(log)}\nAll logs: {log.parent}")
+        self.component = component
+        self.log = log
+
+
+class KubectlError(ClusterError):
+    """kubectl failed."""
+
+    def __init__(self, arguments: Sequence[str], exit_code: int, stderr: str) -> None:
+        super().__init__(f"kubectl {' '.join(arguments)}: exit code {exit_code}\n{stderr.strip()}")
+        self.arguments = arguments
+        self.exit_code = exit_code
+        self.stderr = stderr
+
+
+class Cluster:
+    """A Kubernetes of one node.
+
+    Not for two threads at once. One process at a time may start or stop a cluster; any may use a
+    running one.
+    """
+
+    def __init__(self, layout: Layout, say: Callable[[str], None] = programs.say_on_stderr) -> None:
+        self.layout = layout
+        self._say = say
+        self._lock: IO[str] | None = None
+        self._processes = ProcessTable(
+            pids=layout.pids_directory,
+            logs=layout.logs_directory,
+            cgroup=layout.components_cgroup,
+        )
+        self._node = Node(layout, self._processes)
+
+    # --- What is where ---
+
+    @property
+    def kubeconfig(self) -> Path:
+        """Of a user who may do everything."""
+        return self.layout.admin_kubeconfig
+
+    @property
+    def node_name(self) -> str:
+        return self.layout.node_name
+
+    @property
+    def node_ip(self) -> IPv4Address:
+        """Reached from this machine as from pods."""
+        return self.layout.node_ip
+
+    @property
+    def host_ip(self) -> IPv4Address:
+        """This machine as the node and the pods reach it."""
+        return self.layout.host_ip
+
+    @property
+    def logs_directory(self) -> Path:
+        return self.layout.logs_directory
+
+    @property
+    def kubectl_path(self) -> Path:
+        return self._programs.paths["kubectl"]
+
+    def node_exec_prefix(self) -> list[str]:
+        """The start of a command that runs in the node's network namespace, and only in that.
+
+        So started, a node agent listens at the node's address and sees the containers' processes
+        and cgroups. It must have ended before the cluster stops: it holds the namespace open.
+        """
+        return self._node.enter_network()
+
+    def environment(self) -> dict[str, str]:
+        """For the clients of this cluster: KUBECONFIG, and no proxy in between."""
+        kept = {k: v for k, v in os.environ.items() if k.lower() not in MISLEADING}
+        return {
+            **kept,
+            "PATH": self._programs.search_path,
+            "KUBECONFIG": str(self.kubeconfig),
+            "KUBECACHEDIR": str(self.layout.state_directory / "kubectl-cache"),
+        }
+
+    def process_ids(self) -> dict[str, int]:
+        """The running components, and "node", which holds the namespaces."""
+        names = (*components.STOP_ORDER, "node")
+        found = {name: self._processes.pid(name) for name in names}
+        return {name: pid for name, pid in found.items() if pid is not None}
+
+    # --- Start and stop ---
+
+    def start(self) -> None:
+        """Brings up a clean cluster, after removing what is left of one that nobody stopped.
+
+        If it fails, all has ended again but the logs are kept until the next start or stop.
+        """
+        self._acquire_lock()
+        try:
+            self._remove_leftovers()
+            try:
+                self._bring_up()
+            except BaseException:
+                self._end_everything()  # but leave the logs
+                raise
+        except BaseException:
+            self._release_lock()
+            raise
+
+    def stop(self) -> None:
+        """Ends all processes and containers, and removes everything. Does nothing if all is gone.
+
+        The logs go too: read them before.
+        """
+        if self._lock is None:
+            self._acquire_lock()
+        try:
+            if self.layout.state_directory.exists():
+                self._tear_down()
+        finally:
+            self._release_lock()
+
+    def is_ready(self) -> bool:
+        """Whether all components run and the node is ready."""
+        if len(self.process_ids()) < len(components.STOP_ORDER) + 1:
+            return False
+        return self._unmet_node_ready() is None
+
+    @contextmanager
+    def pause_api_server(self) -> Iterator[None]:
+        """The API server is away inside the context, and ready again after it.
+
+        It goes at once, with all connections: asked to end, it would keep the open watches for
+        another minute (ShutdownTimeout, staging/src/k8s.io/apiserver/pkg/server/config.go).
+        """
+        self._processes.kill(components.API_SERVER)
+        try:
+            yield
+        finally:
+            self._start_component(components.API_SERVER)
+            self._wait_for("the API server", components.API_SERVER, self._unmet_api_ready)
+
+    # --- Use ---
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, seconds: float = 120) -> str:
+        """What kubectl prints, as the user who may do everything."""
+        answer = subprocess.run(
+            [self._programs["kubectl"], *arguments],
+            input=stdin if stdin is not None else "",
+            capture_output=True,
+            text=True,
+            env=self.environment(),
+            timeout=seconds,
+            check=False,
+        )
+        if answer.returncode:
+            raise KubectlError(arguments, answer.returncode, answer.stderr)
+        return answer.stdout
+
+    def get(self, *arguments: str) -> Any:
+        """What `kubectl get ... --output=json` gives."""
+        return json.loads(self.kubectl("get", *arguments, "--output=json"))
+
+    def apply(self, *manifests: Mapping[str, Any]) -> None:
+        listing = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
+        self.kubectl("apply", "--filename=-", stdin=json.dumps(listing))
+
+    def create_namespace(self, name: str) -> None:
+        """With its default ServiceAccount: before that exists the API server rejects pods."""
+        self.kubectl("create", "namespace", name)
+        self._wait_for_default_service_account(name)
+
+    def wait_for_pods(self, namespace: str, selector: str, *, count: int) -> list[Any]:
+        """The pods of the selector, once there are `count` of them and all are ready."""
+        found: list[Any] = []
+
+        def unmet() -> str | None:
+            found[:] = self.get("pods", f"--namespace={namespace}", f"--selector={selector}")[
+                "items"
+            ]
+            ready = [pod for pod in found if _is_true(pod, "Ready")]
+            if len(found) == len(ready) == count:
+                return None
+            return "\n".join([f"{len(ready)} of {len(found)} are ready", *map(_describe, found)])
+
+        what = f"{count} ready pods of {selector} in {namespace}"
+        self._wait_for(what, components.KUBELET, unmet)
+        return found
+
+    def last_report(self, namespace: str, pod: str) -> Any:
+        """The totals that the workload in this pod printed last; {} if it has not yet."""
+        printed = self.kubectl("logs", pod, f"--namespace={namespace}", "--tail=1")
+        return json.loads(printed) if printed else {}
+
+    def load_image(self, archive: Path | bytes) -> None:
+        """Gives the node an image: an OCI archive, or its content."""
+        content = archive if isinstance(archive, bytes) else archive.read_bytes()
+        ctr = [self._programs["ctr"], f"--address={components.CONTAINERD_SOCKET}"]
+        answer = subprocess.run(
+            [*self._node.enter(), *ctr, "--namespace=k8s.io", "images", "import", "-"],
+            input=content,
+            capture_output=True,
+            check=False,
+        )
+        if answer.returncode:
+            reason = RuntimeError(f"ctr images import: {answer.stderr.decode(errors='replace')}")
+            log = self._processes.log(components.CONTAINERD)
+            raise ClusterStartError(reason, components.CONTAINERD, log)
+
+    def service_account_kubeconfig(self, namespace: str, name: str) -> Path:
+        """A kubeconfig of the ServiceAccount, whose token is valid for a day."""
+        token = self.kubectl(
+            "create", "token", name, f"--namespace={namespace}", "--duration=24h"
+        ).strip()
+        path = self.layout.state_directory / f"{namespace}.{name}.kubeconfig"
+        kubeconfig.write(
+            path,
+            url=self.layout.api_url,
+            authority=self.layout.certificates_directory / "ca.crt",
+            user=kubeconfig.token_user(token),
+            namespace=namespace,
+        )
+        return path
+
+    # --- Bring-up ---
+
+    @cached_property
+    def _programs(self) -> Programs:
+        return programs.obtain(self._say)
+
+    @property
+    def _components(self) -> Components:
+        return Components(self.layout, self._programs)
+
+    def _acquire_lock(self) -> None:
+        """The kernel releases it if this process dies; child processes do not inherit it."""
+        self.layout.lock_file.parent.mkdir(parents=True, exist_ok=True)
+        lock = self.layout.lock_file.open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise ClusterInUseError(self.layout) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        self._lock = lock
+
+    def _release_lock(self) -> None:
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def _remove_leftovers(self) -> None:
+        if self.layout.state_directory.exists():
+            self._say(f"Removing what is left of the cluster {self.layout.name!r}.")
+            self._tear_down()
+        if cgroups.exists_anywhere(self.layout.kubepods_cgroup):
+            raise ForeignKubeletError(self.layout.kubepods_cgroup)
+
+    def _bring_up(self) -> None:
+        started = time.monotonic()
+        self.layout.state_directory.mkdir(parents=True, mode=0o700)
+        self._components.write_files()
+        if self.layout.cgroup_parent:
+            cgroups.create_everywhere(self.layout.cgroup_parent.removeprefix("/"))
+        self._node.start(self._component_environment())
+        self._start_component(components.ETCD)
+        self._start_component(components.CONTAINERD)
+        self._wait_for("etcd", components.ETCD, self._unmet_etcd_listens)
+        self._start_component(components.API_SERVER)
+        self._wait_for("containerd", components.CONTAINERD, self._unmet_containerd_listens)
+        for archive in build_test_images():
+            self.load_image(archive)
+        self._wait_for("the API server", components.API_SERVER, self._unmet_api_ready)
+        # These give up if they start before the API server answers.
+        for component in (components.CONTROLLER_MANAGER, components.SCHEDULER, components.KUBELET):
+            self._start_component(component)
+        self._wait_for("the node to be ready", components.KUBELET, self._unmet_node_ready)
+        self._wait_for_default_service_account("default")
+        self._say(f"The cluster is ready after {time.monotonic() - started:.1f} s.")
+
+    def _component_environment(self) -> dict[str, str]:
+        """Nothing of this process's own: neither proxies nor credentials."""
+        return {"PATH": self._programs.search_path, "HOME": str(self.layout.state_directory)}
+
+    def _start_component(self, name: str) -> None:
+        command = [*self._node.enter(), *self._components.command(name)]
+        self._processes.start(name, command, self._component_environment())
+
+    def _wait_for(self, what: str, component: str, unmet: Callable[[], str | None]) -> None:
+        """Waits while the component runs, and shows its log if that was in vain."""
+
+        def unmet_while_running() -> str | None:
+            self._processes.require_running(component)
+            return unmet()
+
+        try:
+            wait_until(what, unmet_while_running, seconds=START_SECONDS)
+        except NotInTimeError as error:
+            raise ClusterStartError(error, component, self._processes.log(component)) from error
+
+    def _unmet_etcd_listens(self) -> str | None:
+        port = components.ETCD_PORT
+        return None if self._node.is_listening(port) else f"nothing listens at port {port}"
+
+    def _unmet_containerd_listens(self) -> str | None:
+        socket = components.CONTAINERD_SOCKET
+        return None if self._node.has_socket(socket) else f"there is no {socket}"
+
+    def _unmet_api_ready(self) -> str | None:
+        try:
+            self.kubectl("get", "--raw=/readyz", "--request-timeout=5s")
+        except KubectlError as error:
+            return error.stderr.strip()
+        return None
+
+    def _unmet_node_ready(self) -> str | None:
+        try:
+            node = self.get("node", self.node_name)
+        except KubectlError as error:
+            return error.stderr.strip()
+        return None if _is_true(node, "Ready") else _describe(node)
+
+    def _wait_for_default_service_account(self, namespace: str) -> None:
+        def unmet() -> str | None:
+            try:
+                self.kubectl("get", "serviceaccount", "default", f"--namespace={namespace}")
+            except KubectlError as error:
+                return error.stderr.strip()
+            return None
+
+        what = f"the default ServiceAccount of {namespace}"
+        self._wait_for(what, components.CONTROLLER_MANAGER, unmet)
+
+    # --- Tear-down ---
+
+    def _tear_down(self) -> None:
+        self._end_everything()
+        # Last of all: while this directory exists there is something to stop.
+        shutil.rmtree(self.layout.state_directory)
+
+    def _end_everything(self) -> None:
+        layout = self.layout
+        self._processes.terminate(components.KUBELET)  # or it would start the containers again
+        cgroups.kill_all_in(layout.kubepods_cgroup)
+        self._processes.kill(components.API_SERVER)  # as in pause_api_server()
+        for component in components.STOP_ORDER:
+            self._processes.terminate(component)
+        self._processes.kill_all()  # the node, the containers' shims
+        cgroups.remove_everywhere(layout.kubepods_cgroup)
+        if layout.cgroup_parent:
+            cgroups.remove_everywhere(layout.cgroup_parent.removeprefix("/"))
+        self._node.remove_link()
+
+
+def _is_true(resource: Any, condition: str) -> bool:
+    conditions = resource.get("status", {}).get("conditions", [])
+    return any(c["type"] == condition and c["status"] == "True" for c in conditions)
+
+
+def _describe(resource: Any) -> str:
+    """Its conditions that are not met and its containers' states, on one line."""
+    status = resource.get("status", {})
+    conditions = [
+        f"{c['type']}={c['status']} {c.get('reason', '')} {c.get('message', '')}".strip()
+        for c in status.get("conditions", [])
+        if c["status"] != "True"
+    ]
+    states = [json.dumps(c.get("state", {})) for c in status.get("containerStatuses", [])]
+    return "; ".join([resource["metadata"]["name"], *conditions, *states])

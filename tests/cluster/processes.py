@@ -1,0 +1,134 @@
+"""Long-running processes, each known by a PID file, a log file and a common cgroup.
+
+They outlive the process that starts them, and another may stop them. A PID file holds the PID and
+the process's start time, which together never name a stranger that the PID was given to later.
+"""
+
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from . import cgroups
+from .errors import ClusterError
+from .waiting import NotInTimeError, wait_until
+
+LOG_TAIL_LINES = 25
+
+# A process enters its cgroup before it becomes the program, so that all it ever starts is in it.
+ENTER_CGROUP = 'echo 0 > "$1"/cgroup.procs; shift; exec "$@"'
+
+
+class ComponentDiedError(ClusterError):
+    """A process that should run does not."""
+
+    def __init__(self, name: str, log: Path) -> None:
+        super().__init__(f"{name} has stopped. The end of {log}:\n{tail(log)}")
+        self.name = name
+        self.log = log
+
+
+def tail(log: Path) -> str:
+    """The last lines of a log, for an error message."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return "(there is no log)"
+    return "\n".join(lines[-LOG_TAIL_LINES:]) or "(the log is empty)"
+
+
+def _start_time(pid: int) -> str | None:
+    """In clock ticks since boot; None if there is no such process, or it is a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # proc(5): the second field, in parentheses, may hold anything; then state (3) ... start (22).
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else fields[19]
+
+
+class ProcessTable:
+    """The processes of one cluster, by name."""
+
+    def __init__(self, *, pids: Path, logs: Path, cgroup: str) -> None:
+        self._pids = pids
+        self._logs = logs
+        self._cgroup = cgroup
+        # Those that this very process started: it has to collect them when they end.
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Starts it in a session of its own: Ctrl-C in a terminal is not for it."""
+        cgroup = cgroups.create(self._cgroup)
+        for directory in (self._pids, self._logs):
+            directory.mkdir(parents=True, exist_ok=True)
+        with self.log(name).open("ab") as log:
+            log.write(f"\n=== {shlex.join(command)}\n".encode())
+            log.flush()
+            child = subprocess.Popen(
+                ["sh", "-ec", ENTER_CGROUP, "sh", str(cgroup), *command],
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._children[name] = child
+        self._pid_file(name).write_text(f"{child.pid} {_start_time(child.pid)}")
+
+    def log(self, name: str) -> Path:
+        return self._logs / f"{name}.log"
+
+    def pid(self, name: str) -> int | None:
+        """Its PID while it runs."""
+        try:
+            pid, started = self._pid_file(name).read_text().split()
+        except (FileNotFoundError, ValueError):  # a starter that was killed may leave it empty
+            return None
+        return int(pid) if _start_time(int(pid)) == started else None
+
+    def require_running(self, name: str) -> int:
+        if (pid := self.pid(name)) is None:
+            raise ComponentDiedError(name, self.log(name))
+        return pid
+
+    def terminate(self, name: str, *, grace_seconds: float = 5) -> None:
+        """Asks it to end, and kills it if it has not within its time."""
+        if (pid := self.pid(name)) is not None:
+            os.kill(pid, signal.SIGTERM)
+            try:
+                self._wait_for_end(name, grace_seconds)
+            except NotInTimeError:
+                self.kill(name)
+        self._forget(name)
+
+    def kill(self, name: str) -> None:
+        """Ends it without asking."""
+        if (pid := self.pid(name)) is not None:
+            os.kill(pid, signal.SIGKILL)
+            self._wait_for_end(name, 10)
+        self._forget(name)
+
+    def kill_all(self) -> None:
+        """Kills them all and all they started, whether or not there is a PID file."""
+        cgroups.kill_all_in(self._cgroup)
+        cgroups.remove_everywhere(self._cgroup)
+        for name in list(self._children):
+            self._forget(name)
+
+    def _wait_for_end(self, name: str, seconds: float) -> None:
+        def unmet() -> str | None:
+            return None if (pid := self.pid(name)) is None else f"PID {pid} runs"
+
+        wait_until(f"the end of {name}", unmet, seconds=seconds, interval_seconds=0.05)
+
+    def _forget(self, name: str) -> None:
+        if child := self._children.pop(name, None):
+            child.wait()
+        self._pid_file(name).unlink(missing_ok=True)
+
+    def _pid_file(self, name: str) -> Path:
+        return self._pids / name
