@@ -36,7 +36,7 @@ class StageReport:
 
     def document(self) -> dict[str, Any]:
         """The stage as the API shows it; the share only where the stage is part of a total."""
-        fields: dict[str, Any] = {
+        return {
             "name": self.name,
             "count": self.count,
             "meanNs": self.mean_ns,
@@ -44,14 +44,12 @@ class StageReport:
             "p90Ns": self.p90_ns,
             "p99Ns": self.p99_ns,
             "maxNs": self.max_ns,
+            **({} if self.share_percent is None else {"sharePercent": self.share_percent}),
             "lost": self.lost,
             "unmatched": self.unmatched,
             "clamped": self.clamped,
             "samplingRatio": self.sampling_ratio,
         }
-        if self.share_percent is not None:
-            fields["sharePercent"] = self.share_percent
-        return fields
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,55 @@
+"""The capabilities that measuring needs, and which of them this process lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+# Bits of include/uapi/linux/capability.h.
+CAP_NET_ADMIN = 12
+CAP_SYS_PTRACE = 19
+CAP_SYS_ADMIN = 21
+CAP_PERFMON = 38
+CAP_BPF = 39
+
+# What each is for, for the error message. CAP_SYS_ADMIN stands for the BPF ones on any kernel.
+NEEDED: dict[int, tuple[str, str]] = {
+    CAP_BPF: ("CAP_BPF", "loads the eBPF programs"),
+    CAP_PERFMON: ("CAP_PERFMON", "attaches them to the kernel's tracepoints"),
+    CAP_SYS_PTRACE: ("CAP_SYS_PTRACE", "reads the namespaces of other users' processes"),
+}
+
+
+class MissingCapabilityError(RuntimeError):
+    """This process may not measure. `missing` names the capabilities."""
+
+    def __init__(self, missing: Sequence[int]) -> None:
+        self.missing = tuple(NEEDED[bit][0] for bit in missing)
+        reasons = "".join(f"\n  {NEEDED[bit][0]} {NEEDED[bit][1]}" for bit in missing)
+        super().__init__(
+            f"measuring needs root, or capabilities that are missing here:{reasons}\n"
+            "Run it with sudo."
+        )
+
+
+def missing_capabilities(effective: int) -> tuple[int, ...]:
+    """The needed capabilities that this set (a bit mask) lacks."""
+    held = {bit for bit in NEEDED if effective >> bit & 1}
+    if effective >> CAP_SYS_ADMIN & 1:
+        held |= {CAP_BPF, CAP_PERFMON}
+    return tuple(bit for bit in NEEDED if bit not in held)
+
+
+def effective_capabilities() -> int:
+    """This process's effective set: CapEff in proc_pid_status(5)."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(":")
+        if name == "CapEff":
+            return int(value, 16)
+    return 0
+
+
+def require_capabilities() -> None:
+    """Raises MissingCapabilityError if this process may not measure."""
+    if missing := missing_capabilities(effective_capabilities()):
+        raise MissingCapabilityError(missing)
