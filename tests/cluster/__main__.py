@@ -12,7 +12,7 @@ HOW_TO_USE = """\
 The cluster is up. Use it with:
 
     export KUBECONFIG={kubeconfig}
-    export PATH={kubectl}:$PATH        # a kubectl of its version
+    export PATH={kubectl}:$PATH
     kubectl get pods --all-namespaces
 
 Its node's network namespace, for a node agent beside it (listen at {node_ip}):
@@ -20,7 +20,7 @@ Its node's network namespace, for a node agent beside it (listen at {node_ip}):
     {enter} COMMAND
 
 Logs: {logs}
-Stop it with: python -m tests.cluster down
+Stop it with: make cluster-down
 """
 
 

@@ -266,7 +266,7 @@ conf_dir = "{self._cni_directory}"
             "makeIPTablesUtilChains": False,
             "oomScoreAdj": 0,  # as for containerd: a lower one takes CAP_SYS_RESOURCE
             "resolvConf": str(self._resolv_conf),
-            "podLogsDir": f"{state}/pod-logs",
+            "podLogsDir": f"{self.layout.logs_directory}/pods",
             "volumePluginDir": f"{state}/volume-plugins",
             # A full disk of the machine is no reason to evict the tests' pods, nor to remove
             # images that cannot be pulled again.

@@ -40,6 +40,13 @@ class ClusterInUseError(ClusterError):
         )
 
 
+class NotRootError(ClusterError):
+    """Namespaces, mounts and cgroups are made by root."""
+
+    def __init__(self) -> None:
+        super().__init__("a cluster is started and stopped by root")
+
+
 class ForeignKubeletError(ClusterError):
     """There are pods of a kubelet that is not ours, which ours would remove as orphans."""
 
@@ -126,11 +133,11 @@ class Cluster:
         return self._node.enter_network()
 
     def environment(self) -> dict[str, str]:
-        """For the clients of this cluster: KUBECONFIG, and no proxy in between."""
+        """For the clients of this cluster: kubectl, KUBECONFIG, and no proxy in between."""
         kept = {k: v for k, v in os.environ.items() if k.lower() not in MISLEADING}
         return {
             **kept,
-            "PATH": self._programs.search_path,
+            "PATH": f"{self.kubectl_path.parent}:{os.environ.get('PATH', os.defpath)}",
             "KUBECONFIG": str(self.kubeconfig),
             "KUBECACHEDIR": str(self.layout.state_directory / "kubectl-cache"),
         }
@@ -146,24 +153,25 @@ class Cluster:
     def start(self) -> None:
         """Brings up a clean cluster, after removing what is left of one that nobody stopped.
 
-        If it fails, all has ended again but the logs are kept until the next start or stop.
+        If it fails, all is removed again but the logs.
         """
         self._acquire_lock()
         try:
             self._remove_leftovers()
+            shutil.rmtree(self.logs_directory, ignore_errors=True)
             try:
                 self._bring_up()
             except BaseException:
-                self._end_everything()  # but leave the logs
+                self._tear_down()
                 raise
         except BaseException:
             self._release_lock()
             raise
 
     def stop(self) -> None:
-        """Ends all processes and containers, and removes everything. Does nothing if all is gone.
+        """Ends all processes and containers and removes everything but the logs.
 
-        The logs go too: read them before.
+        Does nothing if all is gone.
         """
         if self._lock is None:
             self._acquire_lock()
@@ -287,6 +295,8 @@ class Cluster:
 
     def _acquire_lock(self) -> None:
         """The kernel releases it if this process dies; child processes do not inherit it."""
+        if os.geteuid() != 0:
+            raise NotRootError
         self.layout.lock_file.parent.mkdir(parents=True, exist_ok=True)
         lock = self.layout.lock_file.open("a")
         try:
@@ -312,12 +322,13 @@ class Cluster:
             raise ForeignKubeletError(self.layout.kubepods_cgroup)
 
     def _bring_up(self) -> None:
+        environment = self._component_environment()  # the first time, this builds the programs
         started = time.monotonic()
         self.layout.state_directory.mkdir(parents=True, mode=0o700)
         self._components.write_files()
         if self.layout.cgroup_parent:
             cgroups.create_everywhere(self.layout.cgroup_parent.removeprefix("/"))
-        self._node.start(self._component_environment())
+        self._node.start(environment)
         self._start_component(components.ETCD)
         self._start_component(components.CONTAINERD)
         self._wait_for("etcd", components.ETCD, self._unmet_etcd_listens)
@@ -389,11 +400,6 @@ class Cluster:
     # --- Tear-down ---
 
     def _tear_down(self) -> None:
-        self._end_everything()
-        # Last of all: while this directory exists there is something to stop.
-        shutil.rmtree(self.layout.state_directory)
-
-    def _end_everything(self) -> None:
         layout = self.layout
         self._processes.terminate(components.KUBELET)  # or it would start the containers again
         cgroups.kill_all_in(layout.kubepods_cgroup)
@@ -405,6 +411,8 @@ class Cluster:
         if layout.cgroup_parent:
             cgroups.remove_everywhere(layout.cgroup_parent.removeprefix("/"))
         self._node.remove_link()
+        # Last of all: while this directory exists there is something to stop.
+        shutil.rmtree(layout.state_directory)
 
 
 def _is_true(resource: Any, condition: str) -> bool:

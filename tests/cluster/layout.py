@@ -43,7 +43,8 @@ class Layout:
 
     @property
     def logs_directory(self) -> Path:
-        return self.state_directory / "logs"
+        """Kept after a stop or a failed start, until the next start."""
+        return cache_directory() / f"cluster-{self.name}-logs"
 
     @property
     def pids_directory(self) -> Path:

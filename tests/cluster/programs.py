@@ -206,7 +206,7 @@ def _has_ended(build: subprocess.Popen[bytes]) -> bool:
 def _say_progress(log: int, seconds: float, say: Say) -> None:
     """`go build -v` names each package when it starts on it. Those already cached are not named."""
     lines = os.pread(log, os.fstat(log).st_size, 0).decode(errors="replace").splitlines()
-    latest = f"{len(lines)} packages, now {lines[-1]}" if lines else "starting"
+    latest = f"{len(lines)} packages, now {lines[-1]}" if lines else "nothing to compile so far"
     say(f"  {seconds:4.0f} s: {latest}")
 
 

@@ -4,7 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from tests.cluster import cgroups, manifests
 from tests.cluster.environment import Cluster, ClusterInUseError
 from tests.cluster.layout import Layout
-from tests.cluster.node import SYSCTLS
+from tests.cluster.node import MASKED_DIRECTORIES, SYSCTLS
 from tests.cluster.waiting import wait_until
 
 # Another than the session's, since it is stopped here.
@@ -38,15 +39,25 @@ def _sysctls() -> dict[str, str]:
     return {name: (Path("/proc/sys") / name).read_text() for name in SYSCTLS}
 
 
-def _inodes_of_network_namespaces() -> set[int]:
-    """Of all that a process is in. A dying process has none."""
+def _network_namespaces_of(pids: Iterable[int]) -> set[int]:
+    """Their inodes, this process's own aside."""
     inodes = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            inodes.add((process / "ns/net").stat().st_ino)
-        except OSError:
-            continue
-    return inodes
+    for pid in pids:
+        # A process that is ending, or has ended, is in none.
+        with suppress(OSError):
+            inodes.add(Path(f"/proc/{pid}/ns/net").stat().st_ino)
+    return inodes - {Path("/proc/self/ns/net").stat().st_ino}
+
+
+def _all_pids() -> list[int]:
+    return [int(process.name) for process in Path("/proc").glob("[0-9]*")]
+
+
+def _mounts() -> set[str]:
+    """Those that are ours if they are new: other tests may mount things meanwhile."""
+    ours = (str(BRIEF.state_directory), *MASKED_DIRECTORIES)
+    mounts = Path("/proc/mounts").read_text().splitlines()
+    return {mount for mount in mounts if mount.split()[1].startswith(ours)}
 
 
 def _processes_in(cgroup: str) -> set[int]:
@@ -75,8 +86,7 @@ def _kill_starter_of(cluster: Cluster) -> None:
 
 def test_it_starts_after_a_killed_start_and_leaves_nothing(brief_cluster: Cluster) -> None:
     sysctls = _sysctls()
-    mounts = Path("/proc/mounts").read_text()
-    namespaces = _inodes_of_network_namespaces()
+    mounts = _mounts()
     _kill_starter_of(brief_cluster)
     left_over = set(brief_cluster.process_ids().values())
     assert left_over
@@ -86,16 +96,16 @@ def test_it_starts_after_a_killed_start_and_leaves_nothing(brief_cluster: Cluste
     brief_cluster.wait_for_pods("default", "app=server", count=2)
     containers = _processes_in(BRIEF.kubepods_cgroup)
     components = _processes_in(BRIEF.components_cgroup)
-    own_namespaces = _inodes_of_network_namespaces() - namespaces
+    namespaces = _network_namespaces_of(containers | components)
     assert len(containers) == 4  # two servers and the pause process of each pod
     assert set(brief_cluster.process_ids().values()) < components
-    assert len(own_namespaces) == 3  # the node's and the pods'
+    assert len(namespaces) == 3  # the node's and the pods'
 
     brief_cluster.stop()
 
     assert [pid for pid in left_over | containers | components if _runs(pid)] == []
-    assert _inodes_of_network_namespaces() & own_namespaces == set()
-    assert Path("/proc/mounts").read_text() == mounts
+    assert _network_namespaces_of(_all_pids()) & namespaces == set()
+    assert _mounts() == mounts
     assert _sysctls() == sysctls
     assert not Path("/sys/class/net", BRIEF.host_interface).exists()
     for cgroup in (BRIEF.components_cgroup, BRIEF.cgroup_parent.removeprefix("/")):
