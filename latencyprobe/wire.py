@@ -14,6 +14,12 @@ from latencyprobe.stages import BY_NAME, COUNTERS
 from latencyprobe.v1 import node_agent_pb2 as pb
 
 PROTOCOL_VERSION = 1
+# The names in the certificates, by which each side knows the other.
+AGENT_NAME = "agent.latencyprobe.io"
+OPERATOR_NAME = "operator.latencyprobe.io"
+# What both sides let gRPC take in and send: the largest report is some 4 MB (256 targets with every
+# bucket in use), the largest desired state under 1 MB.
+MAX_MESSAGE_BYTES = 16 << 20
 
 _COUNTER_NAMES = frozenset(counter.name for counter in COUNTERS)
 
