@@ -158,9 +158,11 @@ class Cluster:
         self._acquire_lock()
         try:
             self._remove_leftovers()
+            environment = self._component_environment()  # the first time, builds the programs
             shutil.rmtree(self.logs_directory, ignore_errors=True)
+            self.layout.state_directory.mkdir(parents=True, mode=0o700)
             try:
-                self._bring_up()
+                self._bring_up(environment)
             except BaseException:
                 self._tear_down()
                 raise
@@ -321,10 +323,8 @@ class Cluster:
         if cgroups.exists_anywhere(self.layout.kubepods_cgroup):
             raise ForeignKubeletError(self.layout.kubepods_cgroup)
 
-    def _bring_up(self) -> None:
-        environment = self._component_environment()  # the first time, this builds the programs
+    def _bring_up(self, environment: Mapping[str, str]) -> None:
         started = time.monotonic()
-        self.layout.state_directory.mkdir(parents=True, mode=0o700)
         self._components.write_files()
         if self.layout.cgroup_parent:
             cgroups.create_everywhere(self.layout.cgroup_parent.removeprefix("/"))

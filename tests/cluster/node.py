@@ -41,6 +41,9 @@ SYSCTLS = {
     "kernel/keys/root_maxbytes": 25_000_000,
 }
 
+# A broader route, such as a VPN's to 10.0.0.0/8, loses no more than the cluster's own addresses.
+NEAR_PREFIX = 16
+
 
 class AddressInUseError(ClusterError):
     """This machine has a route to addresses that the cluster would use."""
@@ -132,9 +135,8 @@ class Node:
             ["ip", "-json", "-4", "route"], capture_output=True, text=True, check=True
         )
         for route in json.loads(listing.stdout):
-            if route["dst"] == "default":
-                continue
-            if IPv4Network(route["dst"], strict=False).overlaps(self._layout.subnets):
+            network = IPv4Network(route["dst"].replace("default", "0.0.0.0/0"))
+            if network.prefixlen >= NEAR_PREFIX and network.overlaps(self._layout.subnets):
                 raise AddressInUseError(self._layout.subnets, route["dst"])
 
     def _write_mount_script(self) -> Path:
