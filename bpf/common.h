@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What every module needs: access to kernel memory, the configuration, the CPU's context.
+ *
+ * The agent joins the headers and the modules wanted into one translation unit (bcc rewrites map
+ * accesses in the main file alone), after the macros STAGE_*, COUNTER_*, MODULE_*, MAX_SLOTS,
+ * HOST_NETNS and TYPED.
+ *
+ * TYPED 1: programs are bound to tracepoints by BTF ("tp_btf", 5.5+), so the arguments are typed,
+ * a field is read with one load, and sockets carry our state (bpf_sk_storage_get() in tracing
+ * programs: 5.11+, kernel commit 8e4597c627fb). TYPED 0: plain raw tracepoints (4.17+), reads
+ * through bpf_probe_read_kernel(), and a hash keyed by the socket's address.
+ */
+
+#ifndef __always_inline
+#define __always_inline inline __attribute__((always_inline))
+#endif
+
+#if TYPED
+#define READ(pointer, field) ((pointer)->field)
+#else
+#define READ(pointer, field)                                                              \
+	({                                                                                \
+		typeof((pointer)->field) _value;                                          \
+		bpf_probe_read_kernel(&_value, sizeof(_value), &(pointer)->field);        \
+		_value;                                                                   \
+	})
+#endif
+
+#define AF_INET 2
+#define AF_INET6 10
+#define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
+
+/* include/net/tcp_states.h */
+#define TCP_ESTABLISHED 1
+#define TCP_SYN_SENT 2
+#define TCP_SYN_RECV 3
+#define TCP_TIME_WAIT 6
+#define TCP_CLOSE 7
+#define TCP_NEW_SYN_RECV 12
+
+#define TCP_FLAG_FIN 0x01
+#define TCP_FLAG_SYN 0x02
+#define TCP_FLAG_RST 0x04
+
+#define NET_RX_SOFTIRQ 3 /* include/linux/interrupt.h */
+
+#define TOO_LONG_NS 60000000000ULL /* a longer duration is a wrong pairing */
+
+/* Written by the agent, read by every program. Mapped into the agent's memory. */
+struct config {
+	u32 epoch;	 /* 0 or 1: which half of `stats` is written now */
+	u32 generation;	 /* changes with the targets: sockets look up their slots anew */
+	u32 sample_mask; /* a packet counts if (random & mask) == 0 */
+	u32 reserved;
+};
+BPF_F_TABLE("array", u32, struct config, configuration, 1, BPF_F_MMAPABLE);
+
+static __always_inline struct config *get_config(void)
+{
+	u32 zero = 0;
+
+	return configuration.lookup(&zero);
+}
+
+/*
+ * A kernel pointer as a number. The verifier forbids arithmetic on typed pointers but for the
+ * difference of two, and the configuration's address is the same for all programs.
+ */
+static __always_inline u64 identity_of(void *pointer, struct config *config)
+{
+#if TYPED
+	return (u64)pointer - (u64)config;
+#else
+	return (u64)pointer;
+#endif
+}
+
+/* What this CPU is doing. Softirqs do not nest, and no other context writes it. */
+struct cpu_context {
+	u64 net_rx_ns; /* entry of the NET_RX softirq that runs now; 0 outside of it */
+	u32 in_softirq;
+	u32 reserved;
+};
+BPF_PERCPU_ARRAY(cpu_contexts, struct cpu_context, 1);
+
+static __always_inline struct cpu_context *get_cpu_context(void)
+{
+	u32 zero = 0;
+
+	return cpu_contexts.lookup(&zero);
+}
+
+#ifndef offsetof
+#define offsetof(type, member) __builtin_offsetof(type, member)
+#endif
+
+static __always_inline bool is_after(u32 one, u32 other)
+{
+	return (s32)(one - other) > 0;
+}
+
+static __always_inline u32 netns_of(struct net_device *dev)
+{
+	struct net *net = READ(dev, nd_net.net);
+
+	return READ(net, ns.inum);
+}
+
+/* handle_softirqs(), kernel/softirq.c; ksoftirqd runs the same function */
+int on_softirq_entry(u64 *ctx)
+{
+	struct cpu_context *cpu = get_cpu_context();
+
+	if (!cpu)
+		return 0;
+	cpu->in_softirq = 1;
+	if ((u32)ctx[0] == NET_RX_SOFTIRQ)
+		cpu->net_rx_ns = bpf_ktime_get_ns();
+	return 0;
+}
+
+int on_softirq_exit(u64 *ctx)
+{
+	struct cpu_context *cpu = get_cpu_context();
+
+	if (!cpu)
+		return 0;
+	cpu->in_softirq = 0;
+	cpu->net_rx_ns = 0;
+	return 0;
+}

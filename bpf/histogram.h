@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Histograms: base-2 exponential, schema 3, the positions of latencyprobe/histogram.py.
+ *
+ * One array element per slot and epoch holds all stages and counters of a target, so that a packet
+ * costs one lookup however many stages it has. The agent flips the epoch, waits until no program
+ * uses the old half any more, and reads and zeroes it at leisure through its own mapping.
+ *
+ * One array for all CPUs, with atomic additions: a per-CPU array would multiply megabytes by the
+ * CPU count. Minimum and maximum are plain compare-and-store; a lost race between two CPUs costs
+ * the smaller of two simultaneous extremes at most.
+ */
+
+#define FIRST_OCTAVE 6
+#define LAST_OCTAVE 36
+#define OVERFLOW_POSITION ((LAST_OCTAVE - FIRST_OCTAVE) * 8 + 1)
+#define POSITIONS (OVERFLOW_POSITION + 1)
+
+struct stage_stats {
+	u64 sum;
+	u64 max;
+	u64 not_min; /* ~min, so that zeroed memory is its neutral element */
+	u32 lost;
+	u32 unmatched;
+	u32 clamped;
+	u32 counts[POSITIONS];
+	u32 pad; /* keeps the next stage's u64 aligned */
+};
+
+struct slot_stats {
+	u64 touched;
+	u64 counters[NR_COUNTERS];
+	struct stage_stats stages[NR_STAGES];
+};
+BPF_F_TABLE("array", u32, struct slot_stats, stats, 2 * MAX_SLOTS, BPF_F_MMAPABLE);
+
+/*
+ * The slots that a socket or packet counts in: up to four, 16 bits each, as slot + 1, packed from
+ * the lowest bits on. Several, where probes with different filters share a target; 0 is none.
+ */
+typedef u64 owners_t;
+#define OWNER_BITS 16
+#define first_slot(owners) (((u32)(owners) & 0xffff) - 1)
+
+static __always_inline owners_t add_owner(owners_t owners, u32 slot)
+{
+	return owners >> 48 ? owners : owners << OWNER_BITS | (slot + 1);
+}
+
+/*
+ * A duration at or under 2**36 ns has 37 significant bits, so the mantissa's low 8 bits are zero and
+ * "above the bound" is exact on the upper 56 bits. As a subtraction it costs no branch, neither at
+ * run time nor in the verifier's count; the barrier keeps the compiler from making one of it.
+ */
+static __always_inline u64 is_above(u64 mantissa, u64 threshold)
+{
+	u64 difference = (threshold >> 8) - mantissa;
+
+	asm volatile("" : "+r"(difference));
+	return difference >> 63;
+}
+
+/* Position of the highest set bit, by halving, without a branch. (LLVM 14 fails on clz for BPF.) */
+static __always_inline u32 log2_of(u64 value)
+{
+	u32 log2 = 0, half;
+	int bits;
+
+#pragma unroll
+	for (bits = 32; bits; bits /= 2) {
+		u64 difference = ((1ULL << bits) - 1) - value;
+
+		asm volatile("" : "+r"(difference));
+		half = (difference >> 63) * bits;
+		value >>= half;
+		log2 += half;
+	}
+	return log2;
+}
+
+static __always_inline u32 position_of(u64 ns)
+{
+	u64 mantissa;
+	u32 octave, position;
+
+	if (ns <= (1ULL << FIRST_OCTAVE))
+		return 0;
+	if (ns > (1ULL << LAST_OCTAVE))
+		return OVERFLOW_POSITION;
+	octave = log2_of(ns);
+	mantissa = (ns << (63 - octave)) >> 8;
+	position = (octave - FIRST_OCTAVE) * 8;
+	position += is_above(mantissa, THRESHOLD_0) + is_above(mantissa, THRESHOLD_1);
+	position += is_above(mantissa, THRESHOLD_2) + is_above(mantissa, THRESHOLD_3);
+	position += is_above(mantissa, THRESHOLD_4) + is_above(mantissa, THRESHOLD_5);
+	position += is_above(mantissa, THRESHOLD_6) + is_above(mantissa, THRESHOLD_7);
+	return position;
+}
+
+static __always_inline struct slot_stats *get_stats(struct config *config, u32 slot)
+{
+	u32 index = (config->epoch & 1) * MAX_SLOTS + slot;
+	struct slot_stats *slot_stats = stats.lookup(&index);
+
+	if (slot_stats)
+		slot_stats->touched = 1;
+	return slot_stats;
+}
+
+static __always_inline void record(struct stage_stats *stage, u64 ns)
+{
+	u64 position;
+
+	if (ns > TOO_LONG_NS) {
+		__sync_fetch_and_add(&stage->unmatched, 1);
+		return;
+	}
+	position = position_of(ns);
+	/* keep the compiler from testing another register than the one that it indexes with */
+	asm volatile("" : "+r"(position));
+	if (position >= POSITIONS)
+		return;
+	__sync_fetch_and_add(&stage->sum, ns);
+	__sync_fetch_and_add(&stage->counts[position], 1);
+	if (ns > stage->max)
+		stage->max = ns;
+	if (~ns > stage->not_min)
+		stage->not_min = ~ns;
+}
+
+static __always_inline void record_for(struct config *config, owners_t owners, u32 stage, u64 ns)
+{
+	for (; owners; owners >>= OWNER_BITS) {
+		struct slot_stats *slot = get_stats(config, first_slot(owners));
+
+		if (slot)
+			record(&slot->stages[stage], ns);
+	}
+}
+
+static __always_inline void count_for(struct config *config, owners_t owners, u32 counter)
+{
+	for (; owners; owners >>= OWNER_BITS) {
+		struct slot_stats *slot = get_stats(config, first_slot(owners));
+
+		if (slot)
+			__sync_fetch_and_add(&slot->counters[counter], 1);
+	}
+}
+
+static __always_inline void unmatched_for(struct config *config, owners_t owners, u32 stage,
+					  u32 count)
+{
+	for (; owners; owners >>= OWNER_BITS) {
+		struct slot_stats *slot = get_stats(config, first_slot(owners));
+
+		if (slot)
+			__sync_fetch_and_add(&slot->stages[stage].unmatched, count);
+	}
+}
+
+static __always_inline void lost_for(struct config *config, owners_t owners, u32 stage)
+{
+	for (; owners; owners >>= OWNER_BITS) {
+		struct slot_stats *slot = get_stats(config, first_slot(owners));
+
+		if (slot)
+			__sync_fetch_and_add(&slot->stages[stage].lost, 1);
+	}
+}
+
+/* A packet counts in full or not at all; the agent knows the ratio from the mask. */
+static __always_inline bool is_sampled(struct config *config)
+{
+	u32 mask = config->sample_mask;
+
+	return !mask || !(bpf_get_prandom_u32() & mask);
+}

@@ -1,0 +1,412 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Module rx: one packet from the softirq to the application.
+ *
+ *   softirq_entry --softirq--> netif_receive_skb --host--> netif_receive_skb in the pod
+ *     --stack--> tcp_probe --socket--> skb_copy_datagram_iovec
+ *
+ * From netif_receive_skb to the socket a packet is known by the address of its skb, in `received`.
+ * From there on TCP's segments are known by their sequence numbers, in the socket's state, since
+ * the queue merges and splits skbs. All stages of a packet are recorded together when the
+ * application gets it, so that they add up.
+ */
+
+#define RECEIVED_BITS 12
+
+/*
+ * Direct-mapped by the skb's address: one element is one cache line, a collision overwrites. `tag`
+ * is the address mixed with the times, so neither another skb nor a torn element is taken for ours.
+ */
+struct received {
+	u64 tag;
+	u64 first_ns;	/* first netif_receive_skb; 0: not sampled */
+	u64 device_ns;	/* netif_receive_skb where the socket lives */
+	u64 sk;		/* the sender's socket if it is on this node: skb->sk survives a veth */
+	u32 softirq_ns; /* wait before first_ns; ABSENT outside of NET_RX */
+	u32 netns;
+	u64 pad[3];
+};
+BPF_ARRAY(received, struct received, 1 << RECEIVED_BITS);
+
+static __always_inline struct received *get_received(u64 identity)
+{
+	u32 index = ((u32)(identity >> 6) * 0x9e3779b1U) >> (32 - RECEIVED_BITS);
+
+	return received.lookup(&index);
+}
+
+static __always_inline u64 received_tag(u64 identity, u64 first_ns, u64 device_ns)
+{
+	return identity ^ (first_ns << 1) ^ (device_ns << 7);
+}
+
+static __always_inline bool is_of(struct received *packet, u64 identity)
+{
+	return packet->tag == received_tag(identity, packet->first_ns, packet->device_ns);
+}
+
+static __always_inline u32 saturate(u64 ns)
+{
+	return ns < ABSENT ? ns : ABSENT - 1;
+}
+
+/*
+ * A packet that was bridged or routed here came through the host; one that a process of the host
+ * sent did not, and its skb still carries that process's socket.
+ */
+static __always_inline bool came_through_host(struct received *packet, u64 identity,
+					      struct sk_buff *skb)
+{
+	u64 sk = (u64)READ(skb, sk);
+
+	return packet->netns == HOST_NETNS && is_of(packet, identity) &&
+	       (!sk || sk == packet->sk);
+}
+
+/* __netif_receive_skb_core(), net/core/dev.c */
+int on_netif_receive_skb(u64 *ctx)
+{
+	struct sk_buff *skb = (struct sk_buff *)ctx[0];
+	u32 inum = netns_of(READ(skb, dev));
+	struct netns_entry *netns = find_netns(inum);
+	struct config *config = get_config();
+	struct cpu_context *cpu = get_cpu_context();
+	struct received *packet;
+	u64 identity, now;
+
+	if (!netns || !config || !cpu)
+		return 0;
+	/*
+	 * Set by the first pass and cleared on the way into another namespace, skb_scrub_packet():
+	 * here again means through a bridge or VLAN device of the same namespace.
+	 */
+	if (READ(skb, skb_iif))
+		return 0;
+	identity = identity_of(skb, config);
+	packet = get_received(identity);
+	if (!packet)
+		return 0;
+	now = bpf_ktime_get_ns();
+	if (inum == HOST_NETNS || !came_through_host(packet, identity, skb)) {
+		packet->first_ns = is_sampled(config) ? now : 0;
+		packet->softirq_ns = cpu->net_rx_ns ? saturate(now - cpu->net_rx_ns) : ABSENT;
+		packet->sk = (u64)READ(skb, sk);
+		packet->netns = inum;
+	}
+	packet->device_ns = now;
+	packet->tag = received_tag(identity, packet->first_ns, now);
+	return 0;
+}
+
+/* The stages before the socket, from what was noted on the packet's way. */
+static __always_inline void fill_segment(struct segment *segment, struct received *packet,
+					 u64 stack_ns, bool has_stack)
+{
+	u64 host_ns = packet->device_ns - packet->first_ns;
+	u64 before_ns = host_ns;
+
+	segment->softirq_ns = packet->softirq_ns;
+	if (packet->softirq_ns != ABSENT)
+		before_ns += packet->softirq_ns;
+	segment->host_ns = host_ns ? saturate(host_ns) : ABSENT;
+	segment->stack_ns = has_stack ? saturate(stack_ns) : ABSENT;
+	if (has_stack)
+		before_ns += stack_ns;
+	segment->before_ns = saturate(before_ns);
+}
+
+static __always_inline void queue_segment(struct config *config, struct socket_state *state,
+					  struct sk_buff *skb, struct tcp_skb_cb *cb)
+{
+	u64 identity = identity_of(skb, config), now;
+	struct received *packet = get_received(identity);
+	struct segment *segment;
+
+	state->known_seq = READ(cb, end_seq);
+	if (!packet)
+		return;
+	if (!is_of(packet, identity)) {
+		unmatched_for(config, state->owners, STAGE_RX_STACK, 1);
+		return;
+	}
+	packet->tag = 0;
+	if (!packet->first_ns)
+		return;
+	if (state->tail - state->head >= SEGMENTS) {
+		lost_for(config, state->owners, STAGE_RX_SOCKET);
+		return;
+	}
+	now = bpf_ktime_get_ns();
+	segment = &state->segments[state->tail & (SEGMENTS - 1)];
+	segment->queued_ns = now;
+	segment->seq = READ(cb, seq);
+	segment->end_seq = READ(cb, end_seq);
+	fill_segment(segment, packet, now - packet->device_ns, true);
+	state->tail++;
+}
+
+static __always_inline void receive_segment(struct config *config, struct socket_state *state,
+					    struct tcp_sock *tp, struct sk_buff *skb)
+{
+	struct tcp_skb_cb *cb = (struct tcp_skb_cb *)skb->cb;
+	u32 seq = READ(cb, seq), end_seq = READ(cb, end_seq), expected = READ(tp, rcv_nxt);
+
+	if (READ(cb, tcp_flags) & TCP_FLAG_FIN)
+		end_seq--;
+	if (seq == end_seq || !is_after(end_seq, expected))
+		return; /* no data, or data that was received before */
+	if (is_after(seq, expected)) {
+		state->known_seq = end_seq;
+		count_for(config, state->owners, COUNTER_HEAD_OF_LINE_SEGMENTS);
+		return;
+	}
+	queue_segment(config, state, skb, cb);
+}
+
+/* `segment` must be in a map: what is read from there is new to the verifier, which bounds its work. */
+static __always_inline void record_packet(struct config *config, u32 slot_number,
+					  volatile struct segment *segment, u64 now)
+{
+	struct slot_stats *slot = get_stats(config, slot_number);
+
+	if (!slot)
+		return;
+	if (segment->softirq_ns != ABSENT)
+		record(&slot->stages[STAGE_RX_SOFTIRQ], segment->softirq_ns);
+	if (segment->host_ns != ABSENT)
+		record(&slot->stages[STAGE_RX_HOST], segment->host_ns);
+	if (segment->stack_ns != ABSENT)
+		record(&slot->stages[STAGE_RX_STACK], segment->stack_ns);
+	record(&slot->stages[STAGE_RX_SOCKET], now - segment->queued_ns);
+	record(&slot->stages[STAGE_RX_TOTAL], now - segment->queued_ns + segment->before_ns);
+}
+
+/*
+ * The bytes from `start` to `end` go to the application: so do the segments that begin there.
+ * Those wholly before `start` were taken in a way that copies nothing (splice, MSG_TRUNC).
+ * A round records one segment in one slot: a single flat loop is what the verifier can follow.
+ */
+static __always_inline void read_segments(struct config *config, struct socket_state *state,
+					  u32 start, u32 end)
+{
+	volatile owners_t *all = &state->owners;
+	u64 now = bpf_ktime_get_ns();
+	owners_t owners = *all;
+	int i;
+
+	for (i = 0; i < READ_ROUNDS; i++) {
+		volatile struct segment *segment = &state->segments[state->head & (SEGMENTS - 1)];
+
+		if (state->head == state->tail || !is_after(end, segment->seq))
+			break;
+		if (is_after(segment->end_seq, start)) {
+			record_packet(config, first_slot(owners), segment, now);
+			owners >>= OWNER_BITS;
+			if (owners)
+				continue;
+			owners = *all;
+		} else {
+			state->skipped++;
+		}
+		state->head++;
+	}
+}
+
+/* A read that no segment accounts for: received before we watched, or not by tcp_rcv_established(). */
+static __always_inline void check_read(struct config *config, struct socket_state *state, u32 end)
+{
+	u32 unmatched = state->skipped;
+
+	state->skipped = 0;
+	if (is_after(end, state->known_seq)) {
+		state->known_seq = end;
+		unmatched++;
+	}
+	if (unmatched && !config->sample_mask)
+		unmatched_for(config, state->owners, STAGE_RX_SOCKET, unmatched);
+}
+
+/* skb_copy_datagram_iter(), net/core/datagram.c; from tcp_recvmsg() under the socket's lock */
+int on_skb_copy_datagram(u64 *ctx)
+{
+	struct sk_buff *skb = (struct sk_buff *)ctx[0];
+	struct sock *sk = READ(skb, sk);
+	struct config *config = get_config();
+	struct socket_state *state;
+	u32 start = 0;
+
+	if (!sk || !config || protocol_of(sk) != PROTOCOL_TCP)
+		return 0;
+	state = get_own_state(sk, config);
+	if (!state)
+		return 0;
+	/* tcp_recvmsg_locked() advances it after each copy */
+	bpf_probe_read_kernel(&start, sizeof(start), &((struct tcp_sock *)sk)->copied_seq);
+	read_segments(config, state, start, start + (u32)ctx[1]);
+	check_read(config, state, start + (u32)ctx[1]);
+	return 0;
+}
+
+/*
+ * Datagrams. Their queue is first in, first out, and a read takes one: so the datagram that was read
+ * is the one that lies as far from the ring's end as datagrams remain in the queue. Ring and queue
+ * agree again whenever the queue is empty, whatever was missed before.
+ */
+
+#define MSG_PEEK 0x2
+#define MSG_ERRQUEUE 0x2000
+
+/*
+ * sock_def_readable(), net/core/sock.c, 6.2+; from __udp_enqueue_schedule_skb() once per datagram,
+ * which is then the last of the queue.
+ */
+int on_sk_data_ready(u64 *ctx)
+{
+	struct sock *sk = (struct sock *)ctx[0];
+	struct config *config = get_config();
+	struct socket_state *state;
+	struct received *packet;
+	struct segment *segment;
+	u64 identity, now;
+
+	if (!config || protocol_of(sk) != PROTOCOL_UDP)
+		return 0;
+	state = get_state(sk, config);
+	if (!state)
+		return 0;
+	identity = identity_of(READ(sk, sk_receive_queue.prev), config);
+	packet = get_received(identity);
+	if (!packet)
+		return 0;
+	segment = &state->segments[state->tail & (SEGMENTS - 1)];
+	segment->queued_ns = 0;
+	if (!is_of(packet, identity)) {
+		unmatched_for(config, state->owners, STAGE_RX_STACK, 1);
+	} else if (packet->first_ns) {
+		now = bpf_ktime_get_ns();
+		segment->queued_ns = now;
+		fill_segment(segment, packet, now - packet->device_ns, true);
+	}
+	packet->tag = 0;
+	state->tail++;
+	return 0;
+}
+
+static __always_inline u32 remaining_datagrams(struct sock *sk)
+{
+	u32 in_reader_queue = 0; /* the reader takes the whole queue at once, __skb_recv_udp() */
+
+	bpf_probe_read_kernel(&in_reader_queue, sizeof(in_reader_queue),
+			      &((struct udp_sock *)sk)->reader_queue.qlen);
+	return READ(sk, sk_receive_queue.qlen) + in_reader_queue;
+}
+
+static __always_inline void read_datagram(struct config *config, struct socket_state *state,
+					  u32 remaining)
+{
+	u32 position = state->tail - remaining - 1;
+	owners_t owners = state->owners;
+	struct segment *segment;
+	u64 now = bpf_ktime_get_ns();
+
+	if (is_after(state->head, position)) { /* it was queued before we watched */
+		unmatched_for(config, owners, STAGE_RX_SOCKET, 1);
+		return;
+	}
+	state->head = position + 1;
+	if (remaining >= SEGMENTS) {
+		lost_for(config, owners, STAGE_RX_SOCKET);
+		return;
+	}
+	segment = &state->segments[position & (SEGMENTS - 1)];
+	if (!segment->queued_ns)
+		return;
+	for (; owners; owners >>= OWNER_BITS)
+		record_packet(config, first_slot(owners), segment, now);
+}
+
+/* sock_recvmsg(), net/socket.c, 6.3+; after the copy */
+int on_sock_recv_length(u64 *ctx)
+{
+	struct sock *sk = (struct sock *)ctx[0];
+	struct config *config = get_config();
+	struct socket_state *state;
+
+	if (!config || protocol_of(sk) != PROTOCOL_UDP)
+		return 0;
+	if ((int)ctx[1] < 0 || (u32)ctx[2] & (MSG_PEEK | MSG_ERRQUEUE))
+		return 0;
+	state = get_own_state(sk, config);
+	if (state)
+		read_datagram(config, state, remaining_datagrams(sk));
+	return 0;
+}
+
+#ifdef UDP_READ_START
+static __always_inline owners_t look_up_reader(u32 netns, u16 local, u16 remote)
+{
+	u64 id = bpf_get_current_cgroup_id();
+	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct netns_entry *by_netns = find_netns(netns);
+	owners_t *by_cgroup = cgroups.lookup(&id);
+	owners_t *by_process = processes.lookup(&tgid);
+	owners_t owners = 0;
+
+	if (by_netns)
+		owners = add_owners(owners, by_netns->owners, PROTOCOL_UDP, local, remote);
+	if (by_cgroup)
+		owners = add_owners(owners, *by_cgroup, PROTOCOL_UDP, local, remote);
+	if (by_process)
+		owners = add_owners(owners, *by_process, PROTOCOL_UDP, local, remote);
+	return owners;
+}
+
+/*
+ * For kernels before 6.3. A datagram is freed when recvmsg() has copied it: skb_consume_udp(), net/ipv4/udp.c. (A small one
+ * is copied by copy_linear_skb(), which has no tracepoint.) Called from there, __consume_stateless_skb()
+ * names a return address inside that function or, by a tail call, inside udp{,v6}_recvmsg(); every
+ * other skb of the node leaves at these tests. (6.18 frees in another way, without this event.)
+ */
+static __always_inline bool is_udp_read(u64 location)
+{
+	return location - UDP_READ_START < UDP_READ_SIZE ||
+	       location - UDP4_RECVMSG_START < UDP4_RECVMSG_SIZE ||
+	       location - UDP6_RECVMSG_START < UDP6_RECVMSG_SIZE;
+}
+
+BPF_PERCPU_ARRAY(datagrams, struct segment, 1); /* room that on_consume_skb() works in */
+
+int on_consume_skb(u64 *ctx)
+{
+	struct sk_buff *skb = (struct sk_buff *)ctx[0];
+	struct config *config = get_config();
+	struct segment *segment;
+	struct received *packet;
+	unsigned char *header;
+	owners_t owners;
+	u64 identity;
+	u16 ports[2];
+	u32 zero = 0;
+
+	if (!is_udp_read(ctx[1]) || !config)
+		return 0;
+	identity = identity_of(skb, config);
+	packet = get_received(identity);
+	if (!packet || !is_of(packet, identity))
+		return 0;
+	packet->tag = 0;
+	if (!packet->first_ns)
+		return 0;
+	header = READ(skb, head) + READ(skb, transport_header);
+	bpf_probe_read_kernel(ports, sizeof(ports), header);
+	owners = look_up_reader(packet->netns, bpf_ntohs(ports[1]), bpf_ntohs(ports[0]));
+	segment = datagrams.lookup(&zero);
+	if (!segment)
+		return 0;
+	segment->queued_ns = packet->device_ns;
+	fill_segment(segment, packet, 0, false);
+	for (; owners; owners >>= OWNER_BITS)
+		record_packet(config, first_slot(owners), segment, bpf_ktime_get_ns());
+	return 0;
+}
+#endif

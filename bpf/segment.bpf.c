@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The one hook that the modules rx and tcp share: a segment reaches an established socket.
+ */
+
+/* tcp_rcv_established(), net/ipv4/tcp_input.c, 4.16+; before the segment changes the socket */
+int on_tcp_probe(u64 *ctx)
+{
+	struct sock *sk = (struct sock *)ctx[0];
+	struct sk_buff *skb = (struct sk_buff *)ctx[1];
+	struct config *config = get_config();
+	struct socket_state *state;
+	struct tcp_sock *tp;
+
+	if (!config)
+		return 0;
+	state = get_state(sk, config);
+	if (!state)
+		return 0;
+	tp = get_tcp_sock(sk);
+	if (!tp)
+		return 0;
+#ifdef MODULE_TCP
+	sample_rtt(config, state, tp, skb);
+#endif
+#ifdef MODULE_RX
+	receive_segment(config, state, tp, skb);
+#endif
+	return 0;
+}

@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What we keep per socket of a target: whose it is, and the segments that wait in its queue.
+ *
+ * TCP's paths that touch it (tcp_rcv_established, tcp_recvmsg, state changes) hold the socket's
+ * lock, so it needs none of its own. It dies with the socket.
+ */
+
+#define SEGMENTS 64 /* must be a power of two */
+#define READ_ROUNDS 64
+
+/* A received segment between tcp_probe and the application. Durations saturate at 4.2 s. */
+struct segment {
+	u64 queued_ns; /* when it reached the socket */
+	u32 seq;
+	u32 end_seq;
+	u32 softirq_ns; /* durations of the stages before; ABSENT where there was none */
+	u32 host_ns;
+	u32 stack_ns;
+	u32 before_ns; /* their sum */
+};
+#define ABSENT 0xffffffffU
+
+struct socket_state {
+	u32 generation; /* of the configuration that `owners` was looked up with */
+	u32 port_pair;	/* and the ports: both change when a socket is bound or connected */
+	owners_t owners;
+	owners_t process_owners; /* of the process that claimed it, before the filters */
+	u32 is_candidate; /* perhaps a target process's; known once it touches the socket */
+	u32 reserved;
+	u64 connect_ns;	  /* SYN sent; 0 when no connect is under way */
+	u64 handshake_ns; /* duration measured before the owner was known */
+#ifdef MODULE_RX
+	u32 head; /* next to read, next to fill: free-running */
+	u32 tail;
+	u32 known_seq; /* end of the bytes that are accounted for */
+	u32 skipped;   /* segments that left the queue without a copy */
+	struct segment segments[SEGMENTS];
+#endif
+};
+
+#if TYPED
+BPF_SK_STORAGE(socket_states, struct socket_state);
+#else
+/* The address of a freed socket may come again: states end in on_state_change() and by LRU. */
+BPF_TABLE("lru_hash", u64, struct socket_state, socket_states, 8192);
+BPF_PERCPU_ARRAY(empty_states, struct socket_state, 1);
+#endif
+
+static __always_inline struct socket_state *find_state(struct sock *sk)
+{
+#if TYPED
+	return socket_states.sk_storage_get(sk, 0, 0);
+#else
+	u64 key = (u64)sk;
+
+	return socket_states.lookup(&key);
+#endif
+}
+
+static __always_inline struct socket_state *create_state(struct sock *sk)
+{
+#if TYPED
+	return socket_states.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+#else
+	u64 key = (u64)sk;
+	u32 zero = 0;
+	struct socket_state *empty = empty_states.lookup(&zero);
+
+	if (!empty)
+		return 0;
+	socket_states.update(&key, empty);
+	return socket_states.lookup(&key);
+#endif
+}
+
+/* The wider type of a TCP socket that is a program's argument; NULL for any other. */
+static __always_inline struct tcp_sock *get_tcp_sock(struct sock *sk)
+{
+#if TYPED
+	return bpf_skc_to_tcp_sock(sk); /* 5.9+ */
+#else
+	return (struct tcp_sock *)sk;
+#endif
+}
+
+static __always_inline u32 protocol_of(struct sock *sk)
+{
+	u16 family = READ(sk, __sk_common.skc_family);
+	u32 protocol;
+
+	if (family != AF_INET && family != AF_INET6)
+		return 0;
+	protocol = READ(sk, sk_protocol);
+	if (protocol == IPPROTO_TCP)
+		return PROTOCOL_TCP;
+	return protocol == IPPROTO_UDP ? PROTOCOL_UDP : 0;
+}
+
+/* Request and time-wait sockets are shorter structs: only their common part may be read. */
+static __always_inline bool is_full(struct sock *sk)
+{
+	u8 state = READ(sk, __sk_common.skc_state);
+
+	return state != TCP_NEW_SYN_RECV && state != TCP_TIME_WAIT;
+}
+
+static __always_inline u64 cgroup_id_of(struct sock *sk)
+{
+#ifdef HAVE_sock_cgroup_data_cgroup
+	struct cgroup *cgroup = READ(sk, sk_cgrp_data.cgroup);
+#else
+	/* before 5.16: a pointer unless bit 0 marks it as net_cls data, sock_cgroup_ptr() */
+	u64 value = READ(sk, sk_cgrp_data.val);
+	struct cgroup *cgroup = value & 1 ? 0 : (struct cgroup *)value;
+#endif
+	struct kernfs_node *node;
+
+	if (!cgroup)
+		return 0;
+	node = READ(cgroup, kn);
+	return READ(node, id);
+}
+
+static __always_inline owners_t look_up_owners(struct sock *sk, struct netns_entry *netns)
+{
+	u32 protocol = protocol_of(sk);
+	u16 local = READ(sk, __sk_common.skc_num);
+	u16 remote = bpf_ntohs(READ(sk, __sk_common.skc_dport));
+	u64 id = cgroup_id_of(sk);
+	owners_t *by_cgroup = cgroups.lookup(&id);
+	owners_t owners = add_owners(0, netns->owners, protocol, local, remote);
+
+	return by_cgroup ? add_owners(owners, *by_cgroup, protocol, local, remote) : owners;
+}
+
+/* In the context of the process that reads, writes or connects: is the socket a target's? */
+static __always_inline void claim(struct sock *sk, struct socket_state *state,
+				  struct config *config)
+{
+	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	owners_t *owners = processes.lookup(&tgid);
+
+	state->is_candidate = 0;
+	if (!owners)
+		return;
+	state->process_owners = *owners;
+	state->owners = add_owners(state->owners, *owners, protocol_of(sk),
+				   READ(sk, __sk_common.skc_num),
+				   bpf_ntohs(READ(sk, __sk_common.skc_dport)));
+#ifdef MODULE_TCP
+	if (state->handshake_ns) {
+		record_for(config, state->owners, STAGE_TCP_HANDSHAKE, state->handshake_ns);
+		state->handshake_ns = 0;
+	}
+#endif
+}
+
+static __always_inline struct socket_state *resolve_state(struct sock *sk,
+							  struct socket_state *state,
+							  struct config *config, u32 port_pair)
+{
+	struct net *net = READ(sk, __sk_common.skc_net.net);
+	struct netns_entry *netns = find_netns(READ(net, ns.inum));
+	owners_t owners = 0;
+	bool is_candidate = false;
+
+	if (netns && netns->flags & NETNS_WATCHED) {
+		owners = look_up_owners(sk, netns);
+		is_candidate = netns->flags & NETNS_PROCESSES;
+	}
+	if (!state) {
+		if (!owners && !is_candidate)
+			return 0;
+		state = create_state(sk);
+		if (!state)
+			return 0;
+	}
+	if (state->generation != config->generation) {
+		state->generation = config->generation;
+		state->process_owners = 0;
+		state->is_candidate = is_candidate;
+	} else if (state->process_owners) { /* only the ports have changed */
+		owners = add_owners(owners, state->process_owners, protocol_of(sk),
+				    READ(sk, __sk_common.skc_num),
+				    bpf_ntohs(READ(sk, __sk_common.skc_dport)));
+	}
+	state->port_pair = port_pair;
+	state->owners = owners;
+	return owners || state->is_candidate ? state : 0;
+}
+
+/* The state of a socket that is, or may be, a target's; NULL for all others. */
+static __always_inline struct socket_state *get_state(struct sock *sk, struct config *config)
+{
+	struct socket_state *state = find_state(sk);
+	u32 port_pair = READ(sk, __sk_common.skc_portpair);
+
+	if (state && state->generation == config->generation && state->port_pair == port_pair)
+		return state->owners || state->is_candidate ? state : 0;
+	return resolve_state(sk, state, config, port_pair);
+}
+
+/* The same, from the application's own context. */
+static __always_inline struct socket_state *get_own_state(struct sock *sk, struct config *config)
+{
+	struct socket_state *state = get_state(sk, config);
+
+	if (!state)
+		return 0;
+	if (state->is_candidate)
+		claim(sk, state, config);
+	return state->owners ? state : 0;
+}

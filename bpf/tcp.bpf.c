@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Module tcp: what is measured per connection.
+ */
+
+/* include/uapi/asm-generic/errno.h */
+#define ENETUNREACH 101
+#define ETIMEDOUT 110
+#define ECONNREFUSED 111
+#define EHOSTUNREACH 113
+
+/* A connect that failed is a count by cause, never a sample. */
+static __always_inline u32 connect_failure(int error)
+{
+	switch (error) {
+	case 0: /* closed by the application before an answer came */
+		return COUNTER_CONNECT_ABORTED;
+	case ECONNREFUSED:
+		return COUNTER_CONNECT_REFUSED;
+	case ETIMEDOUT:
+		return COUNTER_CONNECT_TIMED_OUT;
+	case EHOSTUNREACH:
+	case ENETUNREACH:
+		return COUNTER_CONNECT_UNREACHABLE;
+	}
+	return COUNTER_CONNECT_FAILED_OTHER;
+}
+
+static __always_inline void end_connect(struct config *config, struct sock *sk,
+					struct socket_state *state, u32 new_state)
+{
+	if (!state->connect_ns)
+		return;
+	if (new_state == TCP_ESTABLISHED)
+		record_for(config, state->owners, STAGE_TCP_CONNECT,
+			   bpf_ktime_get_ns() - state->connect_ns);
+	else if (new_state == TCP_CLOSE)
+		count_for(config, state->owners, connect_failure(READ(sk, sk_err)));
+	state->connect_ns = 0;
+}
+
+/*
+ * A passive open spends its time as a request socket, which no tracepoint shows; the child's own
+ * SYN_RECV lasts a microsecond. The kernel times SYN-ACK to ACK itself, tcp_synack_rtt_meas() from
+ * tcp_check_req(), and leaves it in the child's srtt_us (eighths of a microsecond), unless the
+ * SYN-ACK was sent twice (Karn's rule).
+ */
+static __always_inline void end_handshake(struct config *config, struct sock *sk,
+					  struct socket_state *state)
+{
+	struct tcp_sock *tp = get_tcp_sock(sk);
+	u64 ns;
+
+	if (!tp)
+		return;
+	ns = (u64)(READ(tp, srtt_us) >> 3) * 1000;
+	if (!ns)
+		count_for(config, state->owners, COUNTER_HANDSHAKE_RETRANSMITS);
+	else if (state->is_candidate)
+		state->handshake_ns = ns;
+	else
+		record_for(config, state->owners, STAGE_TCP_HANDSHAKE, ns);
+}
+
+/* inet_sk_set_state(), net/ipv4/af_inet.c, 4.16+ */
+int on_inet_sock_set_state(u64 *ctx)
+{
+	struct sock *sk = (struct sock *)ctx[0];
+	u32 old_state = ctx[1], new_state = ctx[2];
+	struct config *config = get_config();
+	struct socket_state *state;
+
+	if (!config || protocol_of(sk) != PROTOCOL_TCP)
+		return 0;
+	if (new_state == TCP_SYN_SENT) {
+		state = get_own_state(sk, config); /* in connect() */
+		if (state)
+			state->connect_ns = bpf_ktime_get_ns();
+	} else if (old_state == TCP_SYN_SENT) {
+		state = get_state(sk, config);
+		if (state)
+			end_connect(config, sk, state, new_state);
+	} else if (old_state == TCP_SYN_RECV && new_state == TCP_ESTABLISHED) {
+		state = get_state(sk, config);
+		if (state)
+			end_handshake(config, sk, state);
+	}
+#if !TYPED
+	if (new_state == TCP_CLOSE) {
+		u64 key = (u64)sk;
+
+		socket_states.delete(&key);
+	}
+#endif
+	return 0;
+}
+
+/* __tcp_retransmit_skb(), net/ipv4/tcp_output.c */
+int on_tcp_retransmit_skb(u64 *ctx)
+{
+	struct sock *sk = (struct sock *)ctx[0];
+	struct config *config = get_config();
+	struct socket_state *state;
+
+	if (!config || !is_full(sk))
+		return 0;
+	state = get_state(sk, config);
+	if (state)
+		count_for(config, state->owners, COUNTER_RETRANSMITS);
+	return 0;
+}
+
+/* The kernel's smoothed round trip, at each ACK of new data. */
+static __always_inline void sample_rtt(struct config *config, struct socket_state *state,
+				       struct tcp_sock *tp, struct sk_buff *skb)
+{
+	struct tcp_skb_cb *cb = (struct tcp_skb_cb *)skb->cb;
+	u32 srtt_us = READ(tp, srtt_us) >> 3;
+
+	if (srtt_us && is_after(READ(cb, ack_seq), READ(tp, snd_una)))
+		record_for(config, state->owners, STAGE_TCP_RTT, (u64)srtt_us * 1000);
+}

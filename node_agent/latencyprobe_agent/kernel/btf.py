@@ -1,0 +1,105 @@
+"""The running kernel's own types, from its BTF.
+
+BTF (BPF Type Format) is the kernel's compact debug information at /sys/kernel/btf/vmlinux. From it
+come the C declarations that our programs are compiled with, and the ids by which a program is bound
+to a tracepoint with typed arguments ("tp_btf").
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from latencyprobe_agent.kernel.libbpf import library
+
+VMLINUX = Path("/sys/kernel/btf/vmlinux")
+
+_KIND_STRUCT = 4
+_KIND_TYPEDEF = 8
+_TYPE_HEADER = struct.Struct("=III")
+_MEMBER = struct.Struct("=III")
+_EMIT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+_LINE_BYTES = 1 << 16
+
+
+class NoBtfError(RuntimeError):
+    """This kernel has no BTF, or libbpf can't read it."""
+
+
+class KernelTypes:
+    """The types of the running kernel. Raises NoBtfError where there are none."""
+
+    def __init__(self) -> None:
+        self._library = library()
+        handle = self._library.btf__load_vmlinux_btf()
+        # libbpf 1.x answers NULL, 0.x an error encoded in the pointer's top page
+        if not handle or handle > 2**64 - 4096:
+            raise NoBtfError(f"{VMLINUX}: not there or not readable (CONFIG_DEBUG_INFO_BTF)")
+        self._btf = ctypes.c_void_p(handle)
+
+    def declarations(self, structs: Iterable[str]) -> str:
+        """C declarations of these structs with all that they hold by value, in order of need.
+
+        Structs that this kernel does not have are left out; `has_struct` tells.
+        """
+        ids = [id_ for name in structs if (id_ := self._find(name, _KIND_STRUCT)) is not None]
+        chunks: list[bytes] = []
+        emit = _EMIT(_appender(chunks))
+        dumper = self._library.btf_dump__new(self._btf, emit, None, None)
+        if not dumper or dumper > 2**64 - 4096:
+            raise NoBtfError("libbpf can't print this kernel's BTF: it is too old for it")
+        try:
+            for id_ in ids:
+                self._library.btf_dump__dump_type(ctypes.c_void_p(dumper), id_)
+        finally:
+            self._library.btf_dump__free(ctypes.c_void_p(dumper))
+        return b"".join(chunks).decode()
+
+    def has_struct(self, name: str) -> bool:
+        """Whether this kernel has the struct."""
+        return self._find(name, _KIND_STRUCT) is not None
+
+    def has_field(self, struct_name: str, field: str) -> bool:
+        """Whether the struct has the field, directly or in an anonymous member of it."""
+        id_ = self._find(struct_name, _KIND_STRUCT)
+        return id_ is not None and self._has_member(id_, field)
+
+    def tracepoint_id(self, tracepoint: str) -> int | None:
+        """The id that binds a program to this tracepoint's typed arguments; None without it."""
+        return self._find(f"btf_trace_{tracepoint}", _KIND_TYPEDEF)
+
+    def _find(self, name: str, kind: int) -> int | None:
+        id_: int = self._library.btf__find_by_name_kind(self._btf, name.encode(), kind)
+        return id_ if id_ > 0 else None
+
+    def _has_member(self, type_id: int, field: str) -> bool:
+        address = self._library.btf__type_by_id(self._btf, type_id)
+        _, info, _ = _TYPE_HEADER.unpack(ctypes.string_at(address, _TYPE_HEADER.size))
+        count = info & 0xFFFF
+        raw = ctypes.string_at(address + _TYPE_HEADER.size, count * _MEMBER.size)
+        for name_offset, member_type, _ in _MEMBER.iter_unpack(raw):
+            if name_offset == 0:
+                if self._has_member(member_type, field):
+                    return True
+            elif self._name(name_offset) == field:
+                return True
+        return False
+
+    def _name(self, offset: int) -> str:
+        address = self._library.btf__name_by_offset(self._btf, offset)
+        return (ctypes.string_at(address) if address else b"").decode()
+
+
+def _appender(chunks: list[bytes]) -> Callable[[int, bytes, int], None]:
+    """A printf-like sink for libbpf: formats into `chunks` by libc's vsnprintf."""
+    vsnprintf = ctypes.CDLL(None).vsnprintf
+    line = ctypes.create_string_buffer(_LINE_BYTES)
+
+    def append(_context: int, template: bytes, arguments: int) -> None:
+        # A va_list is passed as a pointer on x86-64 (an array type) and on arm64 (over 16 bytes).
+        vsnprintf(line, len(line), template, ctypes.c_void_p(arguments))
+        chunks.append(line.value)
+
+    return append

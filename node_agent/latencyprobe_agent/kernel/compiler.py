@@ -1,0 +1,215 @@
+"""The compiler process: compiles, loads and attaches, hands the descriptors over, and exits.
+
+bcc holds LLVM (100 MB resident once it has compiled). That memory goes with this short-lived
+process; the agent keeps the descriptors, which is all that keeps programs and maps alive. Run as
+`python -m latencyprobe_agent.kernel.compiler FD`, with a SOCK_SEQPACKET socket as FD: one JSON
+request in, one JSON answer out, the descriptors beside it (SCM_RIGHTS).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from latencyprobe.stages import Module
+from latencyprobe_agent.kernel import libbpf
+from latencyprobe_agent.kernel.btf import KernelTypes, NoBtfError
+from latencyprobe_agent.kernel.headers import kernel_source, point_bcc_at
+from latencyprobe_agent.kernel.hooks import Event, Hook, events_of
+from latencyprobe_agent.kernel.kallsyms import find_functions
+from latencyprobe_agent.kernel.source import MAPS, UDP_READERS, compose
+
+MESSAGE_BYTES = 1 << 18
+_DIAGNOSTIC_LINES = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to build. `typed`: bind programs by BTF if this kernel can; see bpf/common.h."""
+
+    modules: tuple[str, ...]
+    host_netns: int
+    typed: bool = True
+
+
+@dataclass(slots=True)
+class Answer:
+    """What was built.
+
+    `maps` and `programs` name the descriptors, in this order: all maps, all programs, all links.
+    `attached`: event to hook in use; `refused`: event to the kernel's answer.
+    """
+
+    maps: list[str] = field(default_factory=list)
+    programs: list[str] = field(default_factory=list)
+    attached: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    error: str = ""
+
+
+class CompileError(RuntimeError):
+    """The C source did not compile; the message carries the compiler's words."""
+
+
+@dataclass(slots=True)
+class _Object:
+    """A compiled source: its code by function, and its maps."""
+
+    code: Mapping[str, bytes]
+    maps: Mapping[str, int]
+    owner: Any  # the bcc object: its end would close the maps
+
+
+def build(request: Request) -> tuple[Answer, list[int]]:
+    """Compile, load and attach. Returns the answer and the descriptors that belong to it."""
+    types = _kernel_types()
+    typed = types is not None and request.typed
+    modules = tuple(Module(name) for name in request.modules)
+    udp_readers = find_functions(UDP_READERS.values()) if Module.RX in modules else {}
+    source = compose(
+        modules, host_netns=request.host_netns, typed=typed, udp_readers=udp_readers
+    )
+    events = events_of(modules)
+    with kernel_source(types) as tree:
+        point_bcc_at(tree)
+        compiled = _compile(source, [hook.function for event in events for hook in event.hooks])
+    loader = _Loader(compiled, types if typed else None)
+    for event in events:
+        loader.attach(event)
+    answer = Answer(
+        maps=list(compiled.maps),
+        programs=list(loader.programs),
+        attached=loader.attached,
+        refused=loader.refused,
+    )
+    return answer, [*compiled.maps.values(), *loader.programs.values(), *loader.links]
+
+
+def _kernel_types() -> KernelTypes | None:
+    try:
+        return KernelTypes()
+    except NoBtfError:
+        return None
+
+
+class _Loader:
+    """Loads and attaches hook by hook; what fails costs its event alone."""
+
+    def __init__(self, compiled: _Object, types: KernelTypes | None) -> None:
+        self._compiled = compiled
+        self._types = types
+        self.programs: dict[str, int] = {}
+        self.links: list[int] = []
+        self.attached: dict[str, str] = {}
+        self.refused: dict[str, str] = {}
+
+    def attach(self, event: Event) -> None:
+        """Use the first of the event's hooks that the kernel takes."""
+        reasons = []
+        for hook in event.hooks:
+            try:
+                self._attach_hook(hook)
+            except (libbpf.KernelRefusedError, LookupError) as error:
+                reasons.append(f"{hook.tracepoint}: {error.args[-1]}")
+                _complain(f"{hook.function}: {error}")
+                continue
+            self.attached[event.name] = f"{self._kind}/{hook.tracepoint}"
+            return
+        self.refused[event.name] = "; ".join(reasons)
+
+    @property
+    def _kind(self) -> str:
+        return "tp_btf" if self._types is not None else "raw_tp"
+
+    def _attach_hook(self, hook: Hook) -> None:
+        code = self._compiled.code.get(hook.function)
+        if code is None:
+            raise LookupError("the addresses of the functions that it needs are hidden")
+        program = self._load(hook, code)
+        try:
+            tracepoint = hook.tracepoint if self._types is None else None
+            self.links.append(libbpf.attach_raw_tracepoint(program, tracepoint))
+        except libbpf.KernelRefusedError:
+            os.close(program)
+            raise
+        self.programs[hook.function] = program
+
+    def _load(self, hook: Hook, code: bytes) -> int:
+        if self._types is None:
+            return libbpf.load_program(
+                hook.function, code, program_type=libbpf.PROG_TYPE_RAW_TRACEPOINT
+            )
+        type_id = self._types.tracepoint_id(hook.tracepoint)
+        if type_id is None:
+            raise LookupError("this kernel has no such tracepoint")
+        return libbpf.load_program(
+            hook.function,
+            code,
+            program_type=libbpf.PROG_TYPE_TRACING,
+            attach_type=libbpf.ATTACH_TYPE_TRACE_RAW_TP,
+            attach_btf_id=type_id,
+        )
+
+
+def _compile(source: str, functions: list[str]) -> _Object:
+    with _captured_stderr() as diagnostics:
+        from bcc import BPF  # noqa: PLC0415 - LLVM's memory belongs to this call's process alone
+
+        try:
+            compiled = BPF(text=source)
+        except Exception as error:  # bcc raises bare Exception
+            tail = "\n".join(diagnostics().strip().splitlines()[-_DIAGNOSTIC_LINES:])
+            raise CompileError(f"{error}\n{tail}") from error
+    code = {name: text for name in functions if (text := compiled.dump_func(name))}
+    return _Object(code, _map_descriptors(compiled), compiled)
+
+
+def _map_descriptors(compiled: Any) -> dict[str, int]:
+    from bcc.libbcc import lib  # noqa: PLC0415 - see _compile
+
+    return {name: lib.bpf_table_fd(compiled.module, name.encode()) for name in MAPS}
+
+
+@contextmanager
+def _captured_stderr() -> Iterator[Any]:
+    """Collect what native code writes to standard error; yields a function that reads it."""
+    with tempfile.TemporaryFile() as sink:
+        saved = os.dup(2)
+        os.dup2(sink.fileno(), 2)
+
+        def read() -> str:
+            sink.seek(0)
+            return sink.read().decode(errors="replace")
+
+        try:
+            yield read
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _complain(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Serve one request on the socket whose descriptor is the first argument."""
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    request = Request(**json.loads(channel.recv(MESSAGE_BYTES)))
+    descriptors: list[int] = []
+    try:
+        answer, descriptors = build(request)
+    except Exception as error:  # the agent decides what to make of it
+        answer = Answer(error=f"{type(error).__name__}: {error}")
+    socket.send_fds(channel, [json.dumps(asdict(answer)).encode()], descriptors)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""The engine: who is measured, by which modules, and what came of it. See `slots.Engine`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from latencyprobe.measurement import NOTHING, Measurement
+from latencyprobe.stages import STAGES, Module
+from latencyprobe_agent.kernel import libbpf
+from latencyprobe_agent.kernel.compiler import Request
+from latencyprobe_agent.kernel.headers import kernel_types_kind, missing_types_message
+from latencyprobe_agent.kernel.hooks import coverage_of, unavailable
+from latencyprobe_agent.kernel.loaded import LoadedObject, build
+from latencyprobe_agent.slots import (
+    MAX_SLOTS,
+    CoverageState,
+    EngineError,
+    Overhead,
+    SlotSpec,
+    StageCoverage,
+)
+
+MAX_OWNERS = 4
+_U16 = struct.Struct("=HH")
+_U32 = struct.Struct("=I")
+_U64 = struct.Struct("=Q")
+_NETNS_ENTRY = struct.Struct("=IIQ")  # struct netns_entry, bpf/targets.h
+_NETNS_HOST, _NETNS_WATCHED, _NETNS_PROCESSES = 1, 2, 4
+_PROTOCOL_BITS = {"TCP": 1, "UDP": 2}
+
+
+class KernelEngine:
+    """Implements `slots.Engine` on the running kernel.
+
+    `host_netns`: inode number of the node's own network namespace, the one that pods' packets pass
+    through on their way. `typed`: False forgoes programs bound by BTF, for tests of the fallback.
+    """
+
+    def __init__(
+        self, *, host_netns: int, log: logging.Logger | None = None, typed: bool = True
+    ) -> None:
+        self._host_netns = host_netns
+        self._typed = typed
+        self._log = log or logging.getLogger(__name__)
+        self._object: LoadedObject | None = None
+        self._modules: frozenset[Module] = frozenset()
+        self._slots: dict[int, SlotSpec] = {}
+        self._carry: dict[int, Measurement] = {}
+        self._written: dict[str, dict[bytes, bytes]] = {}
+        self._coverage = self._idle_coverage()
+        self._clock = _OverheadClock()
+
+    async def use(self, modules: frozenset[Module]) -> None:
+        """See `slots.Engine.use`."""
+        if modules == self._modules:
+            return
+        replacement = await self._build(modules) if modules else None
+        self._retire()
+        self._object = replacement
+        self._report_change(modules)
+        self._modules = modules
+        if replacement is None:
+            self._coverage = self._idle_coverage()
+            return
+        self._coverage = coverage_of(modules, replacement.attached, replacement.refused)
+        self._clock.restart(replacement)
+        self._write_targets()
+
+    def assign(self, slots: Mapping[int, SlotSpec]) -> None:
+        """See `slots.Engine.assign`. Raises EngineError for a full map or too many filters."""
+        if any(not 0 <= slot < MAX_SLOTS for slot in slots):
+            raise EngineError(f"slots are numbered 0 to {MAX_SLOTS - 1}")
+        if self._object is not None:
+            for slot in slots.keys() - self._slots.keys():
+                self._object.statistics.clear(slot)
+        self._slots = dict(slots)
+        if self._object is not None:
+            self._write_targets()
+
+    def read(self) -> Mapping[int, Measurement]:
+        """See `slots.Engine.read`."""
+        news, self._carry = self._carry, {}
+        if self._object is None:
+            return news
+        for slot, measurement in self._take(self._object).items():
+            news[slot] = news.get(slot, NOTHING) + measurement
+        return news
+
+    @property
+    def coverage(self) -> tuple[StageCoverage, ...]:
+        """See `slots.Engine.coverage`."""
+        return self._coverage
+
+    def overhead(self) -> Overhead:
+        """See `slots.Engine.overhead`."""
+        return Overhead(self._clock.cpu_percent(self._object))
+
+    async def close(self) -> None:
+        """See `slots.Engine.close`."""
+        await self.use(frozenset())
+        self._clock.close()
+
+    async def _build(self, modules: frozenset[Module]) -> LoadedObject:
+        request = Request(
+            tuple(str(module) for module in Module if module in modules),
+            self._host_netns,
+            self._typed,
+        )
+        began = time.monotonic()
+        built = await build(request)
+        self._log.info(
+            "compiled and attached in %.2f s: %s",
+            time.monotonic() - began,
+            ", ".join(built.attached.values()),
+        )
+        for event, reason in built.refused.items():
+            self._log.warning("no hook for %s: %s", event, reason)
+        if built.diagnostics and built.refused:
+            self._log.debug("the kernel's words:\n%s", built.diagnostics)
+        coverage = coverage_of(modules, built.attached, built.refused)
+        if not any(
+            stage.state in (CoverageState.ACTIVE, CoverageState.PARTIAL) for stage in coverage
+        ):
+            built.close()
+            raise EngineError(
+                "the kernel refused every hook: " + "; ".join(dict.fromkeys(built.refused.values()))
+            )
+        return built
+
+    def _retire(self) -> None:
+        """Close the present object, keeping what it measured for the next reading."""
+        if self._object is None:
+            return
+        for slot, measurement in self._take(self._object).items():
+            self._carry[slot] = self._carry.get(slot, NOTHING) + measurement
+        self._object.close()
+        self._object = None
+        self._written = {}
+
+    def _take(self, loaded: LoadedObject) -> Mapping[int, Measurement]:
+        return loaded.statistics.take(loaded.flip_epoch(), self._slots, 1.0)
+
+    def _report_change(self, modules: frozenset[Module]) -> None:
+        for module in Module:
+            if module in modules - self._modules:
+                self._log.info("module %s loaded", module)
+            elif module in self._modules - modules:
+                self._log.info("module %s unloaded", module)
+
+    def _write_targets(self) -> None:
+        """Make the kernel's tables say what `_slots` says: new entries first, then old ones out."""
+        loaded = self._object
+        if loaded is None:
+            return
+        wanted = _tables(self._slots, self._host_netns)
+        for name, entries in wanted.items():
+            before = self._written.get(name, {})
+            loaded.write(
+                name, {key: value for key, value in entries.items() if before.get(key) != value}
+            )
+        for name, entries in wanted.items():
+            gone = set(self._written.get(name, {})) - set(entries)
+            loaded.erase(name, gone)
+        self._erase_strangers(loaded, wanted["processes"])
+        self._written = wanted
+        loaded.bump_generation()
+
+    def _erase_strangers(self, loaded: LoadedObject, wanted: Mapping[bytes, bytes]) -> None:
+        """Forget children that the kernel followed once no target by process is left."""
+        if not wanted:
+            loaded.erase("processes", loaded.keys("processes", _U32.size))
+
+    def _idle_coverage(self) -> tuple[StageCoverage, ...]:
+        if kernel_types_kind() == "none":
+            return unavailable(missing_types_message())
+        return tuple(
+            StageCoverage(stage.name, CoverageState.IDLE, reason="no probe asks for its module")
+            for stage in STAGES
+        )
+
+
+def host_netns_inode(path: str) -> int:
+    """The inode number of a network namespace's file. Raises EngineError with what to do."""
+    try:
+        return os.stat(path).st_ino
+    except OSError as error:
+        raise EngineError(
+            f"{path}: {error.strerror}: the node's network namespace can't be told "
+            "(needs hostPID and CAP_SYS_PTRACE)"
+        ) from error
+
+
+class _OverheadClock:
+    """CPU time of our programs, by the kernel's statistics, since the last look."""
+
+    def __init__(self) -> None:
+        self._statistics_fd: int | None = None
+        self._since = time.monotonic()
+        self._run_time_ns = 0
+
+    def restart(self, loaded: LoadedObject) -> None:
+        """Count from now on the programs of this object."""
+        if self._statistics_fd is None:
+            try:
+                self._statistics_fd = libbpf.enable_run_time_statistics()
+            except libbpf.KernelRefusedError:
+                return
+        self._since = time.monotonic()
+        self._run_time_ns = loaded.times().run_time_ns
+
+    def cpu_percent(self, loaded: LoadedObject | None) -> float | None:
+        """Percent of one core since the last call; None where the kernel does not tell."""
+        if loaded is None:
+            return 0.0
+        if self._statistics_fd is None:
+            return None
+        now, run_time_ns = time.monotonic(), loaded.times().run_time_ns
+        elapsed_ns = max(now - self._since, 1e-3) * 1e9
+        percent = 100 * (run_time_ns - self._run_time_ns) / elapsed_ns
+        self._since, self._run_time_ns = now, run_time_ns
+        return percent
+
+    def close(self) -> None:
+        """Switch our share of the statistics off."""
+        if self._statistics_fd is not None:
+            os.close(self._statistics_fd)
+            self._statistics_fd = None
+
+
+def _tables(slots: Mapping[int, SlotSpec], host_netns: int) -> dict[str, dict[bytes, bytes]]:
+    """The kernel's tables for these slots, by map."""
+    by_netns = _owners(slots, lambda spec: spec.netns_wide)
+    watched = {inum for spec in slots.values() for inum in spec.netns | spec.netns_wide}
+    with_processes = {inum for spec in slots.values() if spec.tgids for inum in spec.netns}
+    namespaces = {}
+    for inum in watched | ({host_netns} if slots else set()):
+        flags = _NETNS_HOST if inum == host_netns else 0
+        flags |= _NETNS_WATCHED if inum in watched else 0
+        flags |= _NETNS_PROCESSES if inum in with_processes else 0
+        namespaces[_U32.pack(inum)] = _NETNS_ENTRY.pack(flags, 0, by_netns.get(inum, 0))
+    return {
+        "filters": {_U32.pack(slot): _filter(spec) for slot, spec in slots.items()},
+        "filter_ports": {
+            _U32.pack(slot << 16 | port): b"\1"
+            for slot, spec in slots.items()
+            for port in spec.socket_filter.ports
+        },
+        "cgroups": _packed(_U64, _owners(slots, lambda spec: spec.cgroup_ids)),
+        "processes": _packed(_U32, _owners(slots, lambda spec: spec.tgids)),
+        "namespaces": namespaces,
+    }
+
+
+def _owners(
+    slots: Mapping[int, SlotSpec], identities: Callable[[SlotSpec], Iterable[int]]
+) -> dict[int, int]:
+    """Identity to owners_t (bpf/histogram.h): the slots + 1 in 16 bits each."""
+    owners: dict[int, int] = {}
+    for slot, spec in slots.items():
+        for identity in identities(spec):
+            packed = owners.get(identity, 0)
+            if packed >> (16 * (MAX_OWNERS - 1)):
+                raise EngineError(
+                    f"more than {MAX_OWNERS} probes with different filters share one target"
+                )
+            owners[identity] = packed << 16 | (slot + 1)
+    return owners
+
+
+def _packed(key: struct.Struct, owners: Mapping[int, int]) -> dict[bytes, bytes]:
+    return {key.pack(identity): _U64.pack(value) for identity, value in owners.items()}
+
+
+def _filter(spec: SlotSpec) -> bytes:
+    bits = sum(_PROTOCOL_BITS[protocol] for protocol in spec.socket_filter.protocols)
+    return _U16.pack(bits, int(bool(spec.socket_filter.ports)))

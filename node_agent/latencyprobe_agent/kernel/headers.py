@@ -1,0 +1,167 @@
+"""The header tree that bcc compiles our programs against.
+
+bcc wants a kernel's build tree. Nodes rarely carry one, so we make the smallest that serves, from
+the running kernel's BTF: a handful of stubs, and `latencyprobe/kernel_types.h` with the few structs
+that our programs read. Where there is no BTF, the distribution's kernel headers are used instead.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from latencyprobe_agent.kernel.btf import VMLINUX, KernelTypes
+
+STRUCTS = (
+    "sk_buff",
+    "sock",
+    "tcp_sock",
+    "tcp_skb_cb",
+    "udp_sock",
+    "net_device",
+    "net",
+    "rtnl_link_ops",
+    "cgroup",
+    "kernfs_node",
+    "task_struct",
+    "signal_struct",
+)
+# (struct, field): each becomes HAVE_<struct>_<field>, since kernels differ in them.
+PROBED_FIELDS = (
+    ("net_device", "priv"),  # 6.10+, netdev_priv() before it: behind the aligned struct
+    ("sock_cgroup_data", "cgroup"),  # 5.16+, a tagged `val` before it
+)
+
+_TYPES_H = """\
+#pragma once
+typedef unsigned char u8, __u8, uint8_t;
+typedef unsigned short u16, __u16, uint16_t, __be16, __le16, __sum16;
+typedef unsigned int u32, __u32, uint32_t, __be32, __le32, __wsum;
+typedef unsigned long long u64, __u64, uint64_t, __be64, __le64;
+typedef signed char s8, __s8, int8_t;
+typedef short s16, __s16, int16_t;
+typedef int s32, __s32, int32_t, pid_t;
+typedef long long s64, __s64, int64_t;
+typedef _Bool bool;
+typedef unsigned long size_t, uintptr_t;
+typedef long ssize_t;
+#define __aligned_u64 __u64 __attribute__((aligned(8)))
+#define true 1
+#define false 0
+#define NULL ((void *)0)
+"""
+_FILES = {
+    "include/linux/kconfig.h": "#pragma once\n#define CONFIG_BPF_SYSCALL 1\n",
+    "include/linux/types.h": _TYPES_H,
+    "include/uapi/linux/types.h": "#include <linux/types.h>\n",
+    "include/linux/version.h": (
+        "#pragma once\n#define KERNEL_VERSION(a, b, c) (((a) << 16) + ((b) << 8) + (c))\n"
+        "#define LINUX_VERSION_CODE {version_code}\n"
+    ),
+    "include/asm/page.h": "#pragma once\n",
+    "include/linux/log2.h": "#pragma once\n",
+    "include/linux/compiler.h": "#pragma once\n",
+    "include/uapi/linux/if_packet.h": "#pragma once\n",
+    "include/linux/bpf_common.h": "#pragma once\n",
+    # bcc brings its own; a second copy would redefine the enums in it
+    "include/linux/bpf.h": "",
+    "include/uapi/linux/bpf.h": "",
+    "include/latencyprobe/kernel_types.h": "#pragma once\n{fields}\n{declarations}\n",
+}
+
+
+class NoKernelTypesError(RuntimeError):
+    """Neither BTF nor kernel headers; the message names what to install."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSource:
+    """Where the kernel's types come from: "btf" with a made tree, or "headers" as installed."""
+
+    kind: str
+    path: Path
+
+
+def kernel_types_kind() -> str:
+    """"btf", "headers" or "none": what this node can compile against."""
+    if VMLINUX.is_file():
+        return "btf"
+    return "headers" if installed_headers() is not None else "none"
+
+
+def installed_headers() -> Path | None:
+    """The build tree of the running kernel's headers, if the distribution's package is there."""
+    for path in (
+        Path("/lib/modules") / platform.release() / "build",
+        Path("/usr/src") / f"linux-headers-{platform.release()}",
+    ):
+        if (path / "include" / "linux" / "kconfig.h").is_file():
+            return path
+    return None
+
+
+@contextmanager
+def kernel_source(types: KernelTypes | None) -> Iterator[KernelSource]:
+    """A kernel source for bcc, gone again at the end.
+
+    Raises NoKernelTypesError where there are neither BTF nor headers.
+    """
+    if types is not None:
+        with TemporaryDirectory(prefix="latencyprobe-headers-") as folder:
+            _write_tree(Path(folder), types)
+            yield KernelSource("btf", Path(folder))
+        return
+    headers = installed_headers()
+    if headers is None:
+        raise NoKernelTypesError(missing_types_message())
+    yield KernelSource("headers", headers)
+
+
+def missing_types_message() -> str:
+    """What is missing and which package brings it."""
+    release = platform.release()
+    return (
+        f"the types of kernel {release} are not to be had: it has no BTF ({VMLINUX}, needs "
+        f"CONFIG_DEBUG_INFO_BTF=y) and its headers are not installed. Install linux-headers-{release} "
+        f"(Debian, Ubuntu) or kernel-devel-{release} (Fedora, RHEL), or boot a kernel with BTF."
+    )
+
+
+def version_code(release: str | None = None) -> int:
+    """LINUX_VERSION_CODE of a release such as "6.1.0-13-amd64"."""
+    numbers = []
+    for part in (release or platform.release()).split("-")[0].split(".")[:3]:
+        digits = part[: len(part) - len(part.lstrip("0123456789"))] or "0"
+        numbers.append(int(digits))
+    major, minor, patch = (numbers + [0, 0, 0])[:3]
+    return (major << 16) + (minor << 8) + min(patch, 255)
+
+
+def point_bcc_at(source: KernelSource) -> None:
+    """Set the environment variables by which bcc finds a kernel source."""
+    os.environ["BCC_KERNEL_SOURCE"] = str(source.path)
+    os.environ["BCC_LINUX_VERSION_CODE"] = str(version_code())
+
+
+def _write_tree(folder: Path, types: KernelTypes) -> None:
+    fields = "\n".join(
+        f"#define HAVE_{struct}_{field} 1"
+        for struct, field in PROBED_FIELDS
+        if types.has_field(struct, field)
+    )
+    replacements = {
+        "{fields}": fields,
+        "{declarations}": types.declarations(STRUCTS),
+        "{version_code}": str(version_code()),
+    }
+    for name, text in _FILES.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for mark, value in replacements.items():
+            text = text.replace(mark, value)
+        path.write_text(text)

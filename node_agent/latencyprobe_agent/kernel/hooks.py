@@ -1,0 +1,148 @@
+"""Which kernel events each stage stands on, and the programs that hook them.
+
+An *event* is something that happens in the kernel; it lists its hooks in order of preference, and
+the first that this kernel accepts is used. A stage that misses an event it requires is unavailable;
+one that misses an event it merely profits from is partial. To add a stage: a row in
+`latencyprobe.stages`, a program in `bpf/`, an event here if no existing one serves, and the stage's
+row below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from latencyprobe.stages import BY_NAME, STAGES, Module
+from latencyprobe_agent.slots import CoverageState, StageCoverage
+
+RX, TX, TCP = Module.RX, Module.TX, Module.TCP
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A program (a C function in `bpf/`) and the tracepoint that runs it."""
+
+    function: str
+    tracepoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happens in the kernel, with the ways to be told of it, best first."""
+
+    name: str
+    modules: frozenset[Module]
+    hooks: tuple[Hook, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StageNeeds:
+    """The events a stage can't do without, and those whose lack costs a part of its packets.
+
+    `profits`: event to what is missing without it. `always_missing`: what no hook covers yet.
+    """
+
+    requires: tuple[str, ...]
+    profits: Mapping[str, str]
+    always_missing: str = ""
+
+
+def _event(name: str, modules: Iterable[Module], *hooks: tuple[str, str]) -> Event:
+    return Event(name, frozenset(modules), tuple(Hook(*hook) for hook in hooks))
+
+
+EVENTS: tuple[Event, ...] = (
+    _event("fork", Module, ("on_process_fork", "sched_process_fork")),
+    _event("exit", Module, ("on_process_exit", "sched_process_exit")),
+    _event("softirq entry", (RX, TX), ("on_softirq_entry", "softirq_entry")),
+    _event("softirq exit", (RX, TX), ("on_softirq_exit", "softirq_exit")),
+    _event("receive", (RX,), ("on_netif_receive_skb", "netif_receive_skb")),
+    _event("segment", (RX, TCP), ("on_tcp_probe", "tcp_probe")),
+    _event("TCP read", (RX,), ("on_skb_copy_datagram", "skb_copy_datagram_iovec")),
+    _event("UDP queue", (RX,), ("on_sk_data_ready", "sk_data_ready")),
+    _event(
+        "UDP read",
+        (RX,),
+        ("on_sock_recv_length", "sock_recv_length"),
+        ("on_consume_skb", "consume_skb"),
+    ),
+    _event("queue", (TX,), ("on_net_dev_queue", "net_dev_queue")),
+    _event("transmit", (TX,), ("on_net_dev_start_xmit", "net_dev_start_xmit")),
+    _event("state change", (TCP,), ("on_inet_sock_set_state", "inet_sock_set_state")),
+    _event("retransmit", (TCP,), ("on_tcp_retransmit_skb", "tcp_retransmit_skb")),
+)
+
+_READS = {
+    "TCP read": "TCP is not measured",
+    "UDP read": "UDP is not measured",
+}
+_PROCESSES = {
+    "fork": "children started later are not followed",
+    "softirq entry": "a socket may be taken for the process that a softirq interrupted",
+}
+STAGE_NEEDS: Mapping[str, StageNeeds] = {
+    "rx.softirq": StageNeeds(("softirq entry", "softirq exit", "receive", "segment"), _READS),
+    "rx.host": StageNeeds(("receive", "segment"), _READS),
+    "rx.stack": StageNeeds(
+        ("receive", "segment"),
+        {**_READS, "UDP queue": "a datagram's way to its socket is counted in rx.socket"},
+    ),
+    "rx.socket": StageNeeds(("receive", "segment"), _READS),
+    "rx.total": StageNeeds(("receive", "segment"), _READS),
+    "tx.stack": StageNeeds(("queue", "transmit"), _PROCESSES, "TCP only: UDP has no stamp"),
+    "tx.host": StageNeeds(("queue", "transmit"), _PROCESSES),
+    "tx.qdisc": StageNeeds(("queue", "transmit"), _PROCESSES),
+    "tx.total": StageNeeds(("queue", "transmit"), _PROCESSES),
+    "tcp.connect": StageNeeds(("state change",), {}),
+    "tcp.handshake": StageNeeds(("state change",), {}),
+    "tcp.rtt": StageNeeds(("segment",), {}),
+}
+
+
+def events_of(modules: Iterable[Module]) -> tuple[Event, ...]:
+    """The events that these modules stand on."""
+    wanted = set(modules)
+    return tuple(event for event in EVENTS if event.modules & wanted)
+
+
+def coverage_of(
+    modules: frozenset[Module], attached: Mapping[str, str], refused: Mapping[str, str]
+) -> tuple[StageCoverage, ...]:
+    """The coverage of every stage.
+
+    `attached`: event to the hook in use; `refused`: event to the kernel's answer.
+    """
+    return tuple(
+        _cover(stage.name, attached, refused)
+        if stage.module in modules
+        else StageCoverage(stage.name, CoverageState.IDLE, reason="no probe asks for its module")
+        for stage in STAGES
+    )
+
+
+def unavailable(reason: str) -> tuple[StageCoverage, ...]:
+    """The coverage of a node that can measure nothing at all."""
+    return tuple(
+        StageCoverage(name, CoverageState.UNAVAILABLE, reason=reason) for name in BY_NAME
+    )
+
+
+def _cover(
+    stage: str, attached: Mapping[str, str], refused: Mapping[str, str]
+) -> StageCoverage:
+    needs = STAGE_NEEDS[stage]
+    wanted = (*needs.requires, *needs.profits)
+    hooks = ", ".join(dict.fromkeys(attached[event] for event in wanted if event in attached))
+    missing = [event for event in needs.requires if event not in attached]
+    if missing:
+        reason = "; ".join(refused.get(event, f"no hook for {event}") for event in missing)
+        return StageCoverage(stage, CoverageState.UNAVAILABLE, reason=reason)
+    lacks = [
+        f"{lack}: {refused.get(event, 'no hook')}"
+        for event, lack in needs.profits.items()
+        if event not in attached
+    ]
+    if needs.always_missing:
+        lacks.append(needs.always_missing)
+    state = CoverageState.PARTIAL if lacks else CoverageState.ACTIVE
+    return StageCoverage(stage, state, hooks, "; ".join(lacks))

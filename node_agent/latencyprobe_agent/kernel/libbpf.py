@@ -1,0 +1,205 @@
+"""The few functions of libbpf that we use, by ctypes.
+
+libbpf is a third of a megabyte; bcc's own library brings LLVM (100 MB). So the long-lived agent
+reads BTF and maps through libbpf and leaves bcc to the compiler process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import errno
+import os
+from collections.abc import Sequence
+
+MAP_UPDATE_ANY = 0
+PROG_TYPE_RAW_TRACEPOINT = 17
+PROG_TYPE_TRACING = 26
+ATTACH_TYPE_TRACE_RAW_TP = 23
+_STATS_RUN_TIME = 0
+_VERIFIER_LOG_BYTES = 1 << 20
+
+
+class LibbpfMissingError(RuntimeError):
+    """libbpf can't be loaded."""
+
+
+class KernelRefusedError(OSError):
+    """A bpf(2) command failed. `errno` is the kernel's, `log` the verifier's last lines."""
+
+    def __init__(self, code: int, what: str, log: str = "") -> None:
+        super().__init__(code, f"{what}: {os.strerror(code)}")
+        self.log = log
+
+    def __str__(self) -> str:
+        name = errno.errorcode.get(self.errno or 0, str(self.errno))
+        text = f"{self.strerror} ({name})"
+        return f"{text}\n{self.log}" if self.log else text
+
+
+class _ProgLoadOptions(ctypes.Structure):
+    # struct bpf_prog_load_opts, bpf.h of libbpf 1.0
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("attempts", ctypes.c_int),
+        ("expected_attach_type", ctypes.c_int),
+        ("prog_btf_fd", ctypes.c_uint32),
+        ("prog_flags", ctypes.c_uint32),
+        ("prog_ifindex", ctypes.c_uint32),
+        ("kern_version", ctypes.c_uint32),
+        ("attach_btf_id", ctypes.c_uint32),
+        ("attach_prog_fd", ctypes.c_uint32),
+        ("attach_btf_obj_fd", ctypes.c_uint32),
+        ("fd_array", ctypes.c_void_p),
+        ("func_info", ctypes.c_void_p),
+        ("func_info_cnt", ctypes.c_uint32),
+        ("func_info_rec_size", ctypes.c_uint32),
+        ("line_info", ctypes.c_void_p),
+        ("line_info_cnt", ctypes.c_uint32),
+        ("line_info_rec_size", ctypes.c_uint32),
+        ("log_level", ctypes.c_uint32),
+        ("log_size", ctypes.c_uint32),
+        ("log_buf", ctypes.c_void_p),
+    )
+
+
+class ProgramInfo(ctypes.Structure):
+    """struct bpf_prog_info, include/uapi/linux/bpf.h, up to `recursion_misses` (5.12+)."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("tag", ctypes.c_uint8 * 8),
+        ("jited_prog_len", ctypes.c_uint32),
+        ("xlated_prog_len", ctypes.c_uint32),
+        ("jited_prog_insns", ctypes.c_uint64),
+        ("xlated_prog_insns", ctypes.c_uint64),
+        ("load_time", ctypes.c_uint64),
+        ("created_by_uid", ctypes.c_uint32),
+        ("nr_map_ids", ctypes.c_uint32),
+        ("map_ids", ctypes.c_uint64),
+        ("name", ctypes.c_char * 16),
+        ("ifindex", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("netns_dev", ctypes.c_uint64),
+        ("netns_ino", ctypes.c_uint64),
+        ("nr_jited_ksyms", ctypes.c_uint32),
+        ("nr_jited_func_lens", ctypes.c_uint32),
+        ("jited_ksyms", ctypes.c_uint64),
+        ("jited_func_lens", ctypes.c_uint64),
+        ("btf_id", ctypes.c_uint32),
+        ("func_info_rec_size", ctypes.c_uint32),
+        ("func_info", ctypes.c_uint64),
+        ("nr_func_info", ctypes.c_uint32),
+        ("nr_line_info", ctypes.c_uint32),
+        ("line_info", ctypes.c_uint64),
+        ("jited_line_info", ctypes.c_uint64),
+        ("nr_jited_line_info", ctypes.c_uint32),
+        ("line_info_rec_size", ctypes.c_uint32),
+        ("jited_line_info_rec_size", ctypes.c_uint32),
+        ("nr_prog_tags", ctypes.c_uint32),
+        ("prog_tags", ctypes.c_uint64),
+        ("run_time_ns", ctypes.c_uint64),
+        ("run_cnt", ctypes.c_uint64),
+        ("recursion_misses", ctypes.c_uint64),
+    )
+
+
+def _load() -> ctypes.CDLL:
+    for name in ("libbpf.so.1", "libbpf.so.0"):
+        try:
+            return ctypes.CDLL(name, use_errno=True)
+        except OSError:
+            continue
+    raise LibbpfMissingError("libbpf is not installed: install the package libbpf1 (or libbpf)")
+
+
+_library: ctypes.CDLL | None = None
+
+
+def library() -> ctypes.CDLL:
+    """libbpf, loaded once. Raises LibbpfMissingError with the package to install."""
+    global _library  # noqa: PLW0603 - one library per process
+    if _library is None:
+        _library = _load()
+        for name in ("btf__load_vmlinux_btf", "btf__type_by_id", "btf__name_by_offset"):
+            getattr(_library, name).restype = ctypes.c_void_p
+        _library.btf_dump__new.restype = ctypes.c_void_p
+        _library.libbpf_set_print(None)
+    return _library
+
+
+def _check(result: int, what: str, log: str = "") -> int:
+    if result < 0:
+        raise KernelRefusedError(ctypes.get_errno() or -result, what, log)
+    return result
+
+
+def load_program(
+    name: str, instructions: bytes, *, program_type: int, attach_type: int = 0, attach_btf_id: int = 0
+) -> int:
+    """Load one program and return its file descriptor.
+
+    Raises KernelRefusedError with the tail of the verifier's log.
+    """
+    options = _ProgLoadOptions(
+        sz=ctypes.sizeof(_ProgLoadOptions),
+        expected_attach_type=attach_type,
+        attach_btf_id=attach_btf_id,
+    )
+    arguments = (program_type, name.encode()[:15], b"GPL", instructions, len(instructions) // 8)
+    result = library().bpf_prog_load(*arguments, ctypes.byref(options))
+    if result >= 0:
+        return int(result)
+    # Only now with the log: writing it makes the verifier ten times slower.
+    log = ctypes.create_string_buffer(_VERIFIER_LOG_BYTES)
+    options.log_level, options.log_size = 1, len(log)
+    options.log_buf = ctypes.cast(log, ctypes.c_void_p)
+    result = library().bpf_prog_load(*arguments, ctypes.byref(options))
+    return _check(result, f"load {name}", _tail(log.value))
+
+
+def _tail(log: bytes, lines: int = 12) -> str:
+    return "\n".join(log.decode(errors="replace").strip().splitlines()[-lines:])
+
+
+def attach_raw_tracepoint(program_fd: int, tracepoint: str | None) -> int:
+    """Attach and return the link's descriptor; `tracepoint` is None for programs typed by BTF."""
+    name = tracepoint.encode() if tracepoint is not None else None
+    return _check(library().bpf_raw_tracepoint_open(name, program_fd), "attach")
+
+
+def program_info(program_fd: int) -> ProgramInfo:
+    """The kernel's account of a program: run time, runs and missed runs."""
+    info = ProgramInfo()
+    length = ctypes.c_uint32(ctypes.sizeof(info))
+    result = library().bpf_obj_get_info_by_fd(program_fd, ctypes.byref(info), ctypes.byref(length))
+    _check(result, "program info")
+    return info
+
+
+def enable_run_time_statistics() -> int:
+    """Switch on run-time statistics of all programs for as long as the descriptor is open (5.8+)."""
+    return _check(library().bpf_enable_stats(_STATS_RUN_TIME), "enable statistics")
+
+
+def update(map_fd: int, key: bytes, value: bytes) -> None:
+    """Set one entry. Raises KernelRefusedError, E2BIG for a full map."""
+    _check(library().bpf_map_update_elem(map_fd, key, value, ctypes.c_uint64(0)), "map update")
+
+
+def delete(map_fd: int, key: bytes) -> None:
+    """Delete one entry; no error where there is none."""
+    if library().bpf_map_delete_elem(map_fd, key) < 0 and ctypes.get_errno() != errno.ENOENT:
+        raise KernelRefusedError(ctypes.get_errno(), "map delete")
+
+
+def keys(map_fd: int, key_size: int) -> Sequence[bytes]:
+    """All keys of a map, as they are at some time during the call."""
+    found: list[bytes] = []
+    key: bytes | None = None
+    following = ctypes.create_string_buffer(key_size)
+    while library().bpf_map_get_next_key(map_fd, key, following) == 0:
+        key = following.raw
+        found.append(key)
+    return found

@@ -1,0 +1,185 @@
+"""A loaded object: the descriptors that the compiler process handed over, and what they mean.
+
+As long as the descriptors are open the programs run; when they close, by `close` or with the
+process, the kernel detaches and frees everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import mmap
+import os
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import NamedTuple
+
+from latencyprobe_agent.kernel import libbpf
+from latencyprobe_agent.kernel.compiler import MESSAGE_BYTES, Answer, Request
+from latencyprobe_agent.kernel.statistics import StatisticsMemory
+from latencyprobe_agent.slots import EngineError
+
+_COMPILE_TIMEOUT_SECONDS = 60
+_MAX_DESCRIPTORS = 128
+_CONFIG = struct.Struct("=IIII")  # struct config, bpf/common.h
+_SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
+_MEMBARRIER_CMD_GLOBAL = 1
+_GRACE_SECONDS = 0.002
+
+
+class ProgramTimes(NamedTuple):
+    """Run time in nanoseconds, runs and missed runs of all programs together."""
+
+    run_time_ns: int
+    runs: int
+    misses: int
+
+
+async def build(request: Request) -> LoadedObject:
+    """Have the compiler process build an object.
+
+    Raises EngineError with its words if it fails or takes too long.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        ours.setblocking(False)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "latencyprobe_agent.kernel.compiler",
+            str(theirs.fileno()),
+            pass_fds=(theirs.fileno(),),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        theirs.close()
+        try:
+            async with asyncio.timeout(_COMPILE_TIMEOUT_SECONDS):
+                await asyncio.get_running_loop().sock_sendall(
+                    ours, json.dumps(asdict(request)).encode()
+                )
+                _, stderr = await process.communicate()
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            if isinstance(error, TimeoutError):
+                raise EngineError(
+                    f"compiling took over {_COMPILE_TIMEOUT_SECONDS} s and was stopped"
+                ) from error
+            raise
+        return _receive(ours, process.returncode, stderr.decode(errors="replace"))
+
+
+def _receive(channel: socket.socket, status: int | None, stderr: str) -> LoadedObject:
+    try:
+        message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, _MAX_DESCRIPTORS)
+    except BlockingIOError:
+        message, descriptors = b"", []
+    if not message:
+        raise EngineError(f"the compiler process ended with status {status}: {stderr.strip()}")
+    answer = Answer(**json.loads(message))
+    if answer.error:
+        raise EngineError(answer.error)
+    return LoadedObject(answer, descriptors, stderr)
+
+
+class LoadedObject:
+    """Programs, links and maps in the kernel, by their descriptors."""
+
+    def __init__(self, answer: Answer, descriptors: list[int], diagnostics: str) -> None:
+        self.attached: Mapping[str, str] = answer.attached
+        self.refused: Mapping[str, str] = answer.refused
+        self.diagnostics = diagnostics
+        self._descriptors = descriptors
+        self._maps = dict(zip(answer.maps, descriptors, strict=False))
+        first_program = len(answer.maps)
+        self._programs = descriptors[first_program : first_program + len(answer.programs)]
+        self.statistics = StatisticsMemory(self._maps["stats"])
+        self._config = mmap.mmap(self._maps["configuration"], mmap.PAGESIZE)
+        self._epoch = 0
+        self._generation = 0
+        self._sample_mask = 0
+
+    def map_fd(self, name: str) -> int:
+        """The descriptor of a map."""
+        return self._maps[name]
+
+    def bump_generation(self) -> None:
+        """Have every socket look up its slots anew."""
+        self._generation += 1
+        self._write_config()
+
+    def sample(self, shift: int) -> None:
+        """Measure one packet in 2**shift."""
+        self._sample_mask = (1 << shift) - 1
+        self._write_config()
+
+    def flip_epoch(self) -> int:
+        """Make programs write the other half; returns the half that is now at rest."""
+        rested = self._epoch
+        self._epoch = 1 - self._epoch
+        self._write_config()
+        _wait_for_running_programs()
+        return rested
+
+    def _write_config(self) -> None:
+        # One aligned word at a time: programs read each on its own.
+        values = (self._epoch, self._generation, self._sample_mask, 0)
+        self._config[: _CONFIG.size] = _CONFIG.pack(*values)
+
+    def write(self, name: str, entries: Mapping[bytes, bytes]) -> None:
+        """Set entries of a map. Raises EngineError for a full map, with its name."""
+        for key, value in entries.items():
+            try:
+                libbpf.update(self._maps[name], key, value)
+            except libbpf.KernelRefusedError as error:
+                raise EngineError(f"map {name} with {len(entries)} new entries: {error}") from error
+
+    def erase(self, name: str, keys: Iterable[bytes]) -> None:
+        """Delete entries of a map, as far as they are there."""
+        for key in keys:
+            libbpf.delete(self._maps[name], key)
+
+    def keys(self, name: str, key_bytes: int) -> set[bytes]:
+        """The keys of a map now."""
+        return set(libbpf.keys(self._maps[name], key_bytes))
+
+    def times(self) -> ProgramTimes:
+        """The programs' times; all 0 while the kernel's statistics are off."""
+        infos = [libbpf.program_info(descriptor) for descriptor in self._programs]
+        return ProgramTimes(
+            sum(info.run_time_ns for info in infos),
+            sum(info.run_cnt for info in infos),
+            sum(info.recursion_misses for info in infos),
+        )
+
+    def close(self) -> None:
+        """Detach and free everything. Idempotent."""
+        if not self._descriptors:
+            return
+        self.statistics.close()
+        self._config.close()
+        for descriptor in reversed(self._descriptors):  # links first
+            os.close(descriptor)
+        self._descriptors = []
+
+
+def _wait_for_running_programs() -> None:
+    """Return when no program that read the old configuration still runs.
+
+    Tracing programs run in an RCU read-side section, and MEMBARRIER_CMD_GLOBAL waits for one grace
+    period, kernel/sched/membarrier.c. Kernels with nohz_full CPUs refuse it: then a sleep that is a
+    thousand times a program's run has to do.
+    """
+    number = _SYS_MEMBARRIER.get(os.uname().machine)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if number is None or libc.syscall(number, _MEMBARRIER_CMD_GLOBAL, 0, 0) != 0:
+        time.sleep(_GRACE_SECONDS)

@@ -1,0 +1,92 @@
+"""The translation unit: our C files joined, behind the macros that the vocabulary dictates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from latencyprobe.histogram import MANTISSA_THRESHOLDS
+from latencyprobe.stages import COUNTERS, STAGES, Module
+from latencyprobe_agent.slots import MAX_SLOTS
+
+_HEADERS = ("common.h", "histogram.h", "targets.h", "sockets.h")
+_MODULE_FILES: Mapping[Module, str] = {
+    Module.RX: "rx.bpf.c",
+    Module.TX: "tx.bpf.c",
+    Module.TCP: "tcp.bpf.c",
+}
+# Shared by modules: included once if one of them is wanted.
+_SHARED_FILES: Mapping[str, frozenset[Module]] = {
+    "segment.bpf.c": frozenset({Module.RX, Module.TCP}),
+}
+# The maps that the agent writes or reads; all others are the programs' own.
+MAPS = (
+    "configuration",
+    "stats",
+    "namespaces",
+    "cgroups",
+    "processes",
+    "filters",
+    "filter_ports",
+)
+# Functions whose callers mark a read of a datagram: see is_udp_read() in bpf/rx.bpf.c.
+UDP_READERS: Mapping[str, str] = {
+    "UDP_READ": "skb_consume_udp",
+    "UDP4_RECVMSG": "udp_recvmsg",
+    "UDP6_RECVMSG": "udpv6_recvmsg",
+}
+
+
+def source_folder() -> Path:
+    """Where the C files are: inside the installed package, or `bpf/` of a checkout."""
+    installed = Path(__file__).parents[1] / "bpf"
+    return installed if installed.is_dir() else Path(__file__).parents[3] / "bpf"
+
+
+def compose(
+    modules: Iterable[Module],
+    *,
+    host_netns: int,
+    typed: bool,
+    udp_readers: Mapping[str, tuple[int, int]],
+) -> str:
+    """The C source of these modules.
+
+    `udp_readers`: (address, size) of the functions in UDP_READERS; without them datagrams are not
+    measured on the receiving side.
+    """
+    wanted = frozenset(modules)
+    files = [
+        *_HEADERS,
+        *(file for module, file in _MODULE_FILES.items() if module in wanted),
+        *(file for file, modules in _SHARED_FILES.items() if modules & wanted),
+    ]
+    macros = {
+        "TYPED": int(typed),
+        "HOST_NETNS": f"{host_netns}U",
+        "MAX_SLOTS": MAX_SLOTS,
+        "NR_STAGES": len(STAGES),
+        "NR_COUNTERS": len(COUNTERS),
+        **{f"MODULE_{module.name}": 1 for module in wanted},
+        **{stage.macro: index for index, stage in enumerate(STAGES)},
+        **{counter.macro: index for index, counter in enumerate(COUNTERS)},
+        **{f"THRESHOLD_{j}": f"{value}ULL" for j, value in enumerate(MANTISSA_THRESHOLDS)},
+        **_udp_macros(udp_readers),
+    }
+    lines = [f"#define {name} {value}" for name, value in macros.items()]
+    folder = source_folder()
+    return "\n".join(
+        ["#include <latencyprobe/kernel_types.h>", *lines]
+        + [(folder / file).read_text() for file in files]
+    )
+
+
+def _udp_macros(udp_readers: Mapping[str, tuple[int, int]]) -> Mapping[str, str]:
+    if set(udp_readers) != set(UDP_READERS.values()):
+        return {}
+    macros = {}
+    for prefix, function in UDP_READERS.items():
+        address, size = udp_readers[function]
+        macros[f"{prefix}_START"] = f"0x{address:x}ULL"
+        macros[f"{prefix}_SIZE"] = f"{size}ULL"
+    return macros

@@ -1,0 +1,86 @@
+"""Reading the kernel's histograms: the layout of `stats` (bpf/histogram.h) as measurements."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterable, Mapping
+
+from latencyprobe.histogram import POSITIONS, Histogram
+from latencyprobe.measurement import Measurement, StageMeasurement
+from latencyprobe.stages import COUNTERS, STAGES, Module
+from latencyprobe_agent.slots import MAX_SLOTS
+
+_U64_MAX = 2**64 - 1
+_U32_BYTES = 4
+_STAGE_HEADER = struct.Struct("=QQQIII")  # sum, max, not_min, lost, unmatched, clamped
+_STAGE_BYTES = _STAGE_HEADER.size + POSITIONS * _U32_BYTES + 4
+_STAGES_OFFSET = 8 + 8 * len(COUNTERS)
+SLOT_BYTES = _STAGES_OFFSET + len(STAGES) * _STAGE_BYTES
+_NO_STAGE = bytes(_STAGE_HEADER.size)
+# Only what every packet of the module passes is thinned out by sampling.
+_SAMPLED_MODULES = frozenset({Module.RX, Module.TX})
+
+
+class StatisticsMemory:
+    """The two halves of the kernel's `stats` map, mapped into this process."""
+
+    def __init__(self, map_fd: int) -> None:
+        self._memory = mmap.mmap(map_fd, 2 * MAX_SLOTS * SLOT_BYTES)
+        self._zeroes = bytes(SLOT_BYTES)
+
+    def take(
+        self, epoch: int, slots: Iterable[int], sampling_ratio: float
+    ) -> Mapping[int, Measurement]:
+        """What one half holds of these slots; it is zero afterwards.
+
+        Only to be called for the half that no program writes any more.
+        """
+        taken: dict[int, Measurement] = {}
+        for slot in slots:
+            offset = (epoch * MAX_SLOTS + slot) * SLOT_BYTES
+            if self._memory[offset] == 0:
+                continue
+            content = self._memory[offset : offset + SLOT_BYTES]
+            self._memory[offset : offset + SLOT_BYTES] = self._zeroes
+            taken[slot] = decode_slot(content, sampling_ratio)
+        return taken
+
+    def clear(self, slot: int) -> None:
+        """Zero a slot in both halves."""
+        for epoch in (0, 1):
+            offset = (epoch * MAX_SLOTS + slot) * SLOT_BYTES
+            self._memory[offset : offset + SLOT_BYTES] = self._zeroes
+
+    def close(self) -> None:
+        """Unmap; the map itself lives as long as its descriptors."""
+        self._memory.close()
+
+
+def decode_slot(content: bytes, sampling_ratio: float) -> Measurement:
+    """The measurement that one element of `stats` holds."""
+    counts = struct.unpack_from(f"={len(COUNTERS)}Q", content, 8)
+    counters = {
+        counter.name: count for counter, count in zip(COUNTERS, counts, strict=True) if count
+    }
+    stages: dict[str, StageMeasurement] = {}
+    for index, stage in enumerate(STAGES):
+        offset = _STAGES_OFFSET + index * _STAGE_BYTES
+        if content[offset : offset + _STAGE_HEADER.size] != _NO_STAGE:
+            ratio = sampling_ratio if stage.module in _SAMPLED_MODULES else 1.0
+            stages[stage.name] = _decode_stage(content, offset, ratio)
+    return Measurement(stages, counters)
+
+
+def _decode_stage(content: bytes, offset: int, ratio: float) -> StageMeasurement:
+    total, longest, not_min, lost, unmatched, clamped = _STAGE_HEADER.unpack_from(content, offset)
+    first = offset + _STAGE_HEADER.size
+    row = memoryview(content)[first : first + POSITIONS * _U32_BYTES].cast("I")
+    buckets = {position: count for position, count in enumerate(row) if count}
+    if not buckets:
+        return StageMeasurement(
+            lost=lost, unmatched=unmatched, clamped=clamped, sampling_ratio=ratio
+        )
+    shortest = min(_U64_MAX - not_min, longest)
+    histogram = Histogram(buckets, total, shortest, longest)
+    return StageMeasurement(histogram, lost, unmatched, clamped, ratio)
