@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 import tempfile
 from collections import deque
@@ -23,6 +24,7 @@ from latencyprobe.wire import MAX_MESSAGE_BYTES
 # -P: as root, Python must not take modules from whatever directory the user is in.
 AGENT_COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "latencyprobe.cli", "agent")
 LOG_LINES_KEPT = 12
+PREFIX = "LATENCYPROBE_"
 SECONDS_TO_END = 5.0
 
 T = TypeVar("T")
@@ -37,15 +39,18 @@ class AgentError(RuntimeError):
         super().__init__(f"{problem}{'; its last words:' if lines else ''}{lines}")
 
 
+def _environment() -> dict[str, str]:
+    """Ours, without the settings that are meant for an agent of a cluster."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+
+
 @contextlib.asynccontextmanager
-async def private_agent(
-    command: Sequence[str] = AGENT_COMMAND, *, show_log: bool = False
-) -> AsyncIterator[AgentProcess]:
+async def private_agent(*, show_log: bool = False) -> AsyncIterator[AgentProcess]:
     """An agent for the time of the `async with` block; afterwards nothing of it is left."""
     # mkdtemp makes it 0700: nobody else connects to an agent that runs as root.
     with tempfile.TemporaryDirectory(prefix="latencyprobe-run-") as directory:
         socket = Path(directory) / "agent.sock"
-        agent = await AgentProcess.start([*command, "--socket", str(socket)], socket, show_log)
+        agent = await AgentProcess.start(socket, show_log=show_log)
         try:
             yield agent
         finally:
@@ -64,11 +69,13 @@ class AgentProcess:
         self._reader = asyncio.create_task(self._read_log(show_log=show_log))
 
     @classmethod
-    async def start(cls, command: Sequence[str], socket: Path, show_log: bool) -> AgentProcess:
+    async def start(cls, socket: Path, *, show_log: bool) -> AgentProcess:
         """Start the child in a session of its own: a Ctrl-C in the terminal is for us alone."""
         process = await asyncio.create_subprocess_exec(
-            *command,
-            "--exit-with-parent",
+            *AGENT_COMMAND,
+            *("--socket", str(socket)),
+            f"--exit-with-parent={os.getpid()}",
+            env=_environment(),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from latencyprobe.agent_process import AGENT_COMMAND, AgentError, AgentProcess, private_agent
+from latencyprobe.agent_process import AgentError, AgentProcess, private_agent
 from latencyprobe.command_process import StoppedCommand
 from latencyprobe.document import LatencyReport
 from latencyprobe.session import LONGEST_INTERVAL_NS, Request, Session
@@ -66,7 +66,6 @@ async def measure(
     *,
     duration_seconds: float | None = None,
     command: StoppedCommand | None = None,
-    agent_command: Sequence[str] = AGENT_COMMAND,
     show_log: bool = False,
 ) -> Outcome:
     """Measure until there is a reason to end, and report.
@@ -76,7 +75,7 @@ async def measure(
     """
     async with (
         _signals(command) as signals,
-        private_agent(agent_command, show_log=show_log) as agent,
+        private_agent(show_log=show_log) as agent,
     ):
         observer.attaching()
         async with agent.channel() as channel:

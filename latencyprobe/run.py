@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -168,25 +169,14 @@ def run_command(
         live=output == OutputFormat.TABLE and not (quiet or verbose or command) and can_show_live(),
     )
     request = Request(targets, modules, ports, protocols, interval)
-    sys.exit(run(request, presentation, duration_ns=duration, argv=command))
+    sys.exit(exit_status_of(lambda: _run(request, presentation, duration, command)))
 
 
-def run(
-    request: Request,
-    presentation: Presentation,
-    *,
-    duration_ns: int | None,
-    argv: Sequence[str] = (),
-) -> int:
-    """Measure and report; the exit status. Errors that a person can act on are said here."""
-    command: StoppedCommand | None = None
+def exit_status_of(measurement: Callable[[], int]) -> int:
+    """The exit status of a measurement; what a person can act on is said here."""
     try:
         require_capabilities()
-        if argv:
-            command = StoppedCommand(argv)
-            name = f"{Path(argv[0]).name}[{command.pid}]"
-            request = _with_target(request, PidTarget(name, command.pid))
-        outcome = asyncio.run(_measure(request, presentation, duration_ns, command))
+        return measurement()
     except (MissingCapabilityError, AgentError, NoTargetError, ProtocolVersionError) as error:
         say(f"error: {error}")
         return RUNTIME_FAILURE
@@ -196,10 +186,19 @@ def run(
     except InterruptedBeforeError as error:
         say(str(error))
         return 128 + error.signal_number
-    finally:
-        if command:
-            command.close()
-    return _finish(outcome, presentation, with_command=bool(argv))
+
+
+def _run(
+    request: Request, presentation: Presentation, duration_ns: int | None, argv: Sequence[str]
+) -> int:
+    if not argv:
+        outcome = asyncio.run(_measure(request, presentation, duration_ns, None))
+        return report_outcome(outcome, presentation, with_command=False)
+    with contextlib.closing(StoppedCommand(argv)) as command:
+        name = f"{Path(argv[0]).name}[{command.pid}]"
+        request = replace(request, targets=(*request.targets, PidTarget(name, command.pid)))
+        outcome = asyncio.run(_measure(request, presentation, duration_ns, command))
+    return report_outcome(outcome, presentation, with_command=True)
 
 
 async def _measure(
@@ -223,7 +222,7 @@ async def _measure(
         )
 
 
-def _finish(outcome: Outcome, presentation: Presentation, *, with_command: bool) -> int:
+def report_outcome(outcome: Outcome, presentation: Presentation, *, with_command: bool) -> int:
     """Write the report where it belongs; the exit status."""
     output = presentation.output
     if presentation.output_file:
@@ -261,13 +260,3 @@ def _process_name(pid: int) -> str:
         # The agent says what is wrong with it.
         return f"pid {pid}"
     return f"{comm}[{pid}]"
-
-
-def _with_target(request: Request, target: TargetSpec) -> Request:
-    return Request(
-        (*request.targets, target),
-        request.modules,
-        request.ports,
-        request.protocols,
-        request.interval_ns,
-    )

@@ -1,0 +1,241 @@
+"""`latencyprobe demo`: a client and a server in two network namespaces, measured for real.
+
+The namespaces have no names: they live in the two processes alone, and the processes die with us,
+so that nothing is left behind however the demo ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import click
+
+from latencyprobe.demo_traffic import (
+    SERVER_IPV4,
+    SERVER_IPV6,
+    SLOW_ANSWER_SECONDS,
+    SLOW_EVERY,
+    Sent,
+)
+from latencyprobe.local import Outcome, measure
+from latencyprobe.parameters import DURATION, INTERVAL
+from latencyprobe.run import Presentation, exit_status_of, report_outcome
+from latencyprobe.session import PidTarget, Request
+from latencyprobe.stages import DEFAULT_MODULES
+from latencyprobe.terminal import OutputFormat, TerminalObserver, can_show_live, say
+
+CLIENT_IPV4 = "192.0.2.1"
+CLIENT_IPV6 = "2001:db8::1"
+SECONDS_TO_START = 10.0
+# The server acknowledges at once. Otherwise an ACK waits for the answer to ride on, and tcp.rtt at
+# the client would show the server's slowness (tcp_send_delayed_ack(), net/ipv4/tcp_output.c).
+SERVER_NETWORK = f"""\
+link set lo up
+address add {SERVER_IPV4}/30 dev eth0
+address add {SERVER_IPV6}/64 dev eth0 nodad
+link set eth0 up
+route replace 192.0.2.0/30 dev eth0 quickack 1
+route replace 2001:db8::/64 dev eth0 quickack 1
+"""
+CLIENT_NETWORK = f"""\
+link set lo up
+address add {CLIENT_IPV4}/30 dev eth0
+address add {CLIENT_IPV6}/64 dev eth0 nodad
+link set eth0 up
+"""
+EXAMPLES = """\
+\b
+Examples:
+  latencyprobe demo
+  latencyprobe demo --duration 3s -o json
+"""
+
+
+class DemoError(RuntimeError):
+    """The client and server could not be set up. The message says which step, and the answer."""
+
+
+@click.command("demo", epilog=EXAMPLES)
+@click.option(
+    "--duration", type=DURATION, default="10s", show_default=True, help="How long to measure."
+)
+@click.option(
+    "--interval",
+    type=INTERVAL,
+    default="1s",
+    show_default=True,
+    help="How often the live view is refreshed.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice([str(each) for each in OutputFormat]),
+    default=str(OutputFormat.TABLE),
+    show_default=True,
+    help="Format of the report.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Show the agent's log; no live view.")
+def demo_command(*, duration: int, interval: int, output: str, verbose: bool) -> None:
+    """See it work: a client and a server in network namespaces, measured.
+
+    The server has a fault, which the report should find. Needs root; changes nothing outside of
+    its own two network namespaces and leaves nothing behind.
+    """
+    presentation = Presentation(
+        output=OutputFormat(output),
+        output_file=None,
+        quiet=False,
+        verbose=verbose,
+        live=output == OutputFormat.TABLE and not verbose and can_show_live(),
+    )
+    sys.exit(exit_status_of(lambda: _demo(duration, interval, presentation)))
+
+
+def _demo(duration_ns: int, interval_ns: int, presentation: Presentation) -> int:
+    try:
+        outcome, sent = asyncio.run(_measure(duration_ns, interval_ns, presentation))
+    except DemoError as error:
+        say(f"error: {error}")
+        return 1
+    status = report_outcome(outcome, presentation, with_command=False)
+    say(
+        f"the client says: {sent.connections} connections, {sent.requests} requests, "
+        f"{sent.datagrams} datagrams"
+    )
+    say(
+        f"the fault: every {SLOW_EVERY}th answer blocks the server's event loop for "
+        f"{SLOW_ANSWER_SECONDS * 1e3:.0f} ms"
+    )
+    return status
+
+
+async def _measure(
+    duration_ns: int, interval_ns: int, presentation: Presentation
+) -> tuple[Outcome, Sent]:
+    async with _workload() as (server, client):
+        request = Request(
+            targets=(PidTarget("server", server.pid), PidTarget("client", client.pid)),
+            modules=DEFAULT_MODULES,
+            interval_ns=interval_ns,
+        )
+        observer = _DemoObserver(client.start, presentation, interval_ns / 1e9)
+        with observer.watching():
+            outcome = await measure(
+                request,
+                observer,
+                duration_seconds=duration_ns / 1e9,
+                show_log=presentation.verbose,
+            )
+        return outcome, Sent(**json.loads(await client.finish()))
+
+
+class _DemoObserver(TerminalObserver):
+    """Has the client begin once it is measured."""
+
+    def __init__(
+        self, begin: Callable[[], None], presentation: Presentation, interval_seconds: float
+    ) -> None:
+        super().__init__(quiet=False, live=presentation.live, interval_seconds=interval_seconds)
+        self._begin = begin
+
+    def attached(self, problems: Sequence[str]) -> None:
+        """Packets are measured from now on."""
+        super().attached(problems)
+        self._begin()
+
+
+class _Peer:
+    """One of the two processes, in a network namespace of its own."""
+
+    def __init__(self, role: str, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self.role = role
+        self.pid = process.pid
+        self._process = process
+        self._stdin, self._stdout = process.stdin, process.stdout
+
+    def start(self) -> None:
+        """Let it touch the network."""
+        self._stdin.write(b"go\n")
+
+    async def says(self, word: str) -> None:
+        """Returns once it said this; raises DemoError if it says anything else, or nothing."""
+        try:
+            line = await asyncio.wait_for(self._stdout.readline(), SECONDS_TO_START)
+        except TimeoutError:
+            raise DemoError(f"the {self.role} is not {word} after {SECONDS_TO_START:g} s") from None
+        if line.decode().strip() != word:
+            raise DemoError(f"the {self.role} ended before it was {word}")
+
+    async def finish(self) -> bytes:
+        """Tell it that it is over; its last line."""
+        self._stdin.close()
+        lines = (await self._stdout.read()).splitlines()
+        await self._process.wait()
+        return lines[-1]
+
+    async def kill(self) -> None:
+        """End it at once; nothing is lost by it."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+
+
+@contextlib.asynccontextmanager
+async def _peer(role: str) -> AsyncIterator[_Peer]:
+    process = await asyncio.create_subprocess_exec(
+        # Both exec, so that the process id stays; it dies with us, and its netns with it.
+        *("setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--"),
+        *(sys.executable, "-P", "-m", "latencyprobe.demo_traffic", role),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    peer = _Peer(role, process)
+    try:
+        await peer.says("up")
+        yield peer
+    finally:
+        await peer.kill()
+
+
+@contextlib.asynccontextmanager
+async def _workload() -> AsyncIterator[tuple[_Peer, _Peer]]:
+    """The server, ready, and the client, which waits for its `start`."""
+    async with contextlib.AsyncExitStack() as stack:
+        server = await stack.enter_async_context(_peer("server"))
+        client = await stack.enter_async_context(_peer("client"))
+        await _connect(server, client)
+        server.start()
+        await server.says("ready")
+        yield server, client
+
+
+async def _connect(server: _Peer, client: _Peer) -> None:
+    """A veth pair between the two namespaces, with addresses at both ends."""
+    await _run(
+        *("ip", "link", "add", "eth0", "netns", str(server.pid)),
+        *("type", "veth", "peer", "name", "eth0", "netns", str(client.pid)),
+    )
+    for peer, network in ((server, SERVER_NETWORK), (client, CLIENT_NETWORK)):
+        await _run("nsenter", "--target", str(peer.pid), "--net", "ip", "-batch", "-", text=network)
+
+
+async def _run(*argv: str, text: str = "") -> None:
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    except FileNotFoundError:
+        raise DemoError(f"{argv[0]} is not installed (package iproute2 or util-linux)") from None
+    _, answer = await process.communicate(text.encode())
+    if process.returncode:
+        raise DemoError(f"{' '.join(argv)}: {answer.decode(errors='replace').strip()}")

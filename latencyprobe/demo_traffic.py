@@ -1,0 +1,154 @@
+"""The demo's client and server: `python -m latencyprobe.demo_traffic ROLE`, each in its own netns.
+
+The server has a fault that the demo is to find: every `SLOW_EVERY`th answer blocks its event loop,
+so that other clients' requests lie in their sockets meanwhile.
+
+Either says `up`, waits for a line on stdin before it touches the network, says `ready`, and ends
+when stdin does; the client's last line says, as JSON, what it sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict, dataclass
+from typing import cast
+
+PORT = 8080
+SERVER_IPV4 = "192.0.2.2"  # TEST-NET-1, RFC 5737
+SERVER_IPV6 = "2001:db8::2"  # documentation, RFC 3849
+REQUEST_BYTES = 256
+ANSWER_BYTES = 2048
+SLOW_EVERY = 10
+SLOW_ANSWER_SECONDS = 0.005
+CLIENTS_PER_FAMILY = 2
+REQUESTS_PER_CONNECTION = 50
+PAUSE_SECONDS = 0.001
+DATAGRAM_PAUSE_SECONDS = 0.02
+
+
+@dataclass(slots=True)
+class Sent:
+    """What the client did, in its own count."""
+
+    connections: int = 0
+    requests: int = 0
+    datagrams: int = 0
+
+
+class _Server:
+    """Answers requests of a fixed size, some of them too slowly."""
+
+    def __init__(self) -> None:
+        self._answered = 0
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer), contextlib.suppress(ConnectionError):
+            while await _read(reader, REQUEST_BYTES):
+                self._answered += 1
+                if self._answered % SLOW_EVERY == 0:
+                    time.sleep(SLOW_ANSWER_SECONDS)  # noqa: ASYNC251 (the fault to be found)
+                writer.write(bytes(ANSWER_BYTES))
+
+
+class _Echo(asyncio.DatagramProtocol):
+    """Sends each datagram back."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.DatagramTransport, transport)
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        self._transport.sendto(data, addr)
+
+
+async def _serve(until: Awaitable[None]) -> None:
+    loop = asyncio.get_running_loop()
+    await asyncio.start_server(_Server().answer, [SERVER_IPV4, SERVER_IPV6], PORT)
+    await loop.create_datagram_endpoint(_Echo, local_addr=(SERVER_IPV4, PORT))
+    _say("ready")
+    await until
+
+
+async def _ask(until: Awaitable[None]) -> None:
+    sent = Sent()
+    _say("ready")
+    async with _background(
+        *(_requests(host, sent) for host in [SERVER_IPV4, SERVER_IPV6] * CLIENTS_PER_FAMILY),
+        _datagrams(sent),
+    ):
+        await until
+    _say(json.dumps(asdict(sent)))
+
+
+async def _requests(host: str, sent: Sent) -> None:
+    """One client: ask, wait for the whole answer, pause; a new connection now and then."""
+    while True:
+        reader, writer = await asyncio.open_connection(host, PORT)
+        sent.connections += 1
+        with contextlib.closing(writer):
+            for _ in range(REQUESTS_PER_CONNECTION):
+                writer.write(bytes(REQUEST_BYTES))
+                sent.requests += 1
+                await _read(reader, ANSWER_BYTES)
+                await asyncio.sleep(PAUSE_SECONDS)
+
+
+async def _datagrams(sent: Sent) -> None:
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.setblocking(False)
+        udp.connect((SERVER_IPV4, PORT))
+        while True:
+            await loop.sock_sendall(udp, bytes(REQUEST_BYTES))
+            sent.datagrams += 1
+            await loop.sock_recv(udp, REQUEST_BYTES)
+            await asyncio.sleep(DATAGRAM_PAUSE_SECONDS)
+
+
+async def _read(reader: asyncio.StreamReader, size: int) -> bytes:
+    """So many bytes; none at the end of the stream."""
+    try:
+        return await reader.readexactly(size)
+    except asyncio.IncompleteReadError:
+        return b""
+
+
+@contextlib.asynccontextmanager
+async def _background(*work: Awaitable[None]) -> AsyncIterator[None]:
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+ROLES: dict[str, Callable[[Awaitable[None]], Awaitable[None]]] = {"server": _serve, "client": _ask}
+
+
+async def _play(role: str) -> None:
+    reader = asyncio.StreamReader()
+    protocol = asyncio.StreamReaderProtocol(reader)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
+    _say("up")
+    await reader.readline()
+    await ROLES[role](_end_of(reader))
+
+
+async def _end_of(reader: asyncio.StreamReader) -> None:
+    await reader.read()
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    asyncio.run(_play(sys.argv[1]))
