@@ -1,0 +1,128 @@
+"""`latencyprobe operator`: the command that the operator's container runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+from kubernetes.aio.config import ConfigException
+
+from latencyprobe_operator import logs
+from latencyprobe_operator.fleet import TlsFiles
+from latencyprobe_operator.main import Options, run
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_PORT = click.IntRange(1, 65535)
+
+
+def _read_agents(
+    _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    agents = {}
+    for value in values:
+        node, _, address = value.partition("=")
+        if not node or ":" not in address:
+            raise click.BadParameter(f"{value!r} is not NODE=HOST:PORT")
+        agents[node] = address
+    return agents
+
+
+@click.command("operator", context_settings={"auto_envvar_prefix": "LATENCYPROBE"})
+@click.option(
+    "--kubeconfig",
+    type=_FILE,
+    help="The cluster to serve. Default: the one this runs in, else that of $KUBECONFIG.",
+)
+@click.option(
+    "--namespace",
+    default="latencyprobe-system",
+    show_default=True,
+    help="Namespace of the agents' DaemonSet.",
+)
+@click.option(
+    "--agent-selector",
+    default="app.kubernetes.io/name=latencyprobe-agent",
+    show_default=True,
+    help="Label selector of the agents' pods.",
+)
+@click.option(
+    "--agent-port", type=_PORT, default=9345, show_default=True, help="Port of the agents."
+)
+@click.option(
+    "--agent",
+    "agents",
+    metavar="NODE=HOST:PORT",
+    envvar="LATENCYPROBE_AGENT",
+    multiple=True,
+    callback=_read_agents,
+    help="An agent that is no pod; repeatable. Then no DaemonSet is looked for.",
+)
+@click.option(
+    "--ca-file", type=_FILE, required=True, help="Authority that signed the agents' certificates."
+)
+@click.option(
+    "--cert-file",
+    type=_FILE,
+    required=True,
+    help="The operator's certificate, for operator.latencyprobe.io.",
+)
+@click.option("--key-file", type=_FILE, required=True, help="The key of that certificate.")
+@click.option(
+    "--watch-namespace",
+    "watch_namespaces",
+    multiple=True,
+    envvar="LATENCYPROBE_WATCH_NAMESPACE",
+    help="Serve only the LatencyProbes of this namespace; repeatable. Default: all.",
+)
+@click.option("--metrics-port", type=_PORT, help="Serve Prometheus metrics here, at /metrics.")
+@click.option("--health-port", type=_PORT, help="Serve the liveness probe here, at /healthz.")
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+)
+def operator_command(
+    *,
+    kubeconfig: Path | None,
+    namespace: str,
+    agent_selector: str,
+    agent_port: int,
+    agents: dict[str, str],
+    ca_file: Path,
+    cert_file: Path,
+    key_file: Path,
+    watch_namespaces: tuple[str, ...],
+    metrics_port: int | None,
+    health_port: int | None,
+    log_format: str,
+    log_level: str,
+) -> None:
+    """Serve LatencyProbes: instruct the agents, merge their reports, write the statuses.
+
+    Every option can be set in the environment, as LATENCYPROBE_AGENT_PORT for --agent-port.
+    """
+    logs.configure(form=log_format, level=log_level)
+    options = Options(
+        tls=TlsFiles(ca_file, cert_file, key_file),
+        kubeconfig=kubeconfig,
+        namespace=namespace,
+        agent_selector=agent_selector,
+        agent_port=agent_port,
+        agents=agents,
+        watch_namespaces=watch_namespaces,
+        metrics_port=metrics_port,
+        health_port=health_port,
+    )
+    try:
+        run(options)
+    except ConfigException as error:
+        raise click.ClickException(f"no cluster to serve: {error}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(operator_command())

@@ -1,0 +1,235 @@
+"""The API server: list and watch pods, write statuses.
+
+A thin layer over kubernetes.aio that hands out the API's JSON: its typed models would cost a
+ten-thousand-pod watch more time and memory than everything else that the operator does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import aiohttp
+from kubernetes.aio import config as kube_config
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+
+GROUP, VERSION, PLURAL = "latencyprobe.io", "v1alpha1", "latencyprobes"
+_PAGE = 500
+_REQUEST = aiohttp.ClientTimeout(total=30, connect=10)
+# The server ends a watch after this time, and sends a bookmark each minute before that: a
+# connection that says nothing for longer is dead (kube-apiserver, bookmarkFrequency).
+_WATCH_SECONDS = 290
+_WATCH = aiohttp.ClientTimeout(total=None, connect=10, sock_read=90)
+
+Json = dict[str, Any]
+
+# What a request may end with while the API server, or the way to it, is away.
+UNAVAILABLE = (aiohttp.ClientError, TimeoutError, OSError)
+
+
+class ApiError(Exception):
+    """The API server's refusal: its HTTP status and its own words."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        self.status, self.reason = status, reason
+        super().__init__(message)
+
+
+class ExpiredError(ApiError):
+    """410: what was asked to go on from is forgotten. List again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of a watch. `kind` is ADDED, MODIFIED, DELETED or BOOKMARK."""
+
+    kind: str
+    body: Json
+    resource_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a list."""
+
+    bodies: list[Json]
+    resource_version: str
+    """The list's, from where a watch can go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """How to reach the API server, for other clients than ours. Kept out of every log."""
+
+    server: str
+    ca_path: str | None
+    certificate_path: str | None
+    key_path: str | None
+    token: str | None
+    insecure: bool
+
+    def __repr__(self) -> str:
+        return f"Connection({self.server})"
+
+
+class Cluster:
+    """A client of one API server. Made by `connect`."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self._configuration = configuration
+        self._client = ApiClient(configuration)
+        self._client.user_agent = "latencyprobe-operator"
+
+    @classmethod
+    async def connect(cls, kubeconfig: Path | None) -> Cluster:
+        """The cluster of this kubeconfig; else the one we run in; else that of $KUBECONFIG.
+
+        Raises kubernetes.aio.config.ConfigException.
+        """
+        configuration = Configuration()
+        if kubeconfig is None and os.environ.get("KUBERNETES_SERVICE_HOST"):
+            kube_config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
+        else:
+            await kube_config.load_kube_config(  # type: ignore[no-untyped-call]
+                config_file=None if kubeconfig is None else str(kubeconfig),
+                client_configuration=configuration,
+                persist_config=False,
+            )
+        return cls(configuration)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.close()  # type: ignore[no-untyped-call]
+
+    async def connection(self) -> Connection:
+        """How this client reaches the API server, with the token of now."""
+        configuration = self._configuration
+        header = await configuration.get_api_key_with_prefix("BearerToken", "authorization")
+        return Connection(
+            server=configuration.host,
+            ca_path=configuration.ssl_ca_cert,
+            certificate_path=configuration.cert_file,
+            key_path=configuration.key_file,
+            token=header.split(" ", 1)[-1].strip() if header else None,
+            insecure=not configuration.verify_ssl,
+        )
+
+    # ----------------------------------------------------------------- requests
+
+    async def list_probes(self, namespace: str | None) -> list[Json]:
+        """All LatencyProbes, of one namespace or of all."""
+        where = f"/namespaces/{namespace}" if namespace else ""
+        answer = await self._get(f"/apis/{GROUP}/{VERSION}{where}/{PLURAL}", {})
+        return cast(list[Json], answer["items"])
+
+    async def patch_status(self, namespace: str, name: str, patch: Mapping[str, Any]) -> Json:
+        """Merge this into the status of a LatencyProbe; answers the object as it is then."""
+        path = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}/{name}/status"
+        response = await self._request(
+            "PATCH",
+            path,
+            {"fieldManager": "latencyprobe-operator"},
+            timeout=_REQUEST,
+            body=dict(patch),
+        )
+        async with response:
+            return cast(Json, await _read(response))
+
+    async def list_pods(self, namespace: str, selector: str) -> AsyncIterator[Page]:
+        """All pods that match, page by page; at least one page."""
+        query = {"labelSelector": selector, "limit": str(_PAGE)}
+        while True:
+            answer = await self._get(f"/api/v1/namespaces/{namespace}/pods", query)
+            metadata = answer["metadata"]
+            yield Page(answer["items"], metadata["resourceVersion"])
+            if not metadata.get("continue"):
+                return
+            query["continue"] = metadata["continue"]
+
+    async def watch_pods(
+        self, namespace: str, selector: str, *, since: str
+    ) -> AsyncIterator[Event]:
+        """What happens to the pods that match, from a resource version on, for some minutes."""
+        query = {
+            "labelSelector": selector,
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": since,
+            "timeoutSeconds": str(_WATCH_SECONDS),
+        }
+        path = f"/api/v1/namespaces/{namespace}/pods"
+        response = await self._request("GET", path, query, timeout=_WATCH)
+        async with response:
+            if response.status >= 400:
+                await _read(response)
+            async for line in _lines(response.content):
+                yield _event(json.loads(line))
+
+    async def _get(self, path: str, query: Mapping[str, str]) -> Json:
+        response = await self._request("GET", path, query, timeout=_REQUEST)
+        async with response:
+            return cast(Json, await _read(response))
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        *,
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's, not ours
+        body: Json | None = None,
+    ) -> aiohttp.ClientResponse:
+        headers = {"Accept": "application/json"}
+        if body is not None:
+            headers["Content-Type"] = "application/merge-patch+json"
+        _, url, headers, _, _ = await self._client.param_serialize(
+            method,
+            path,
+            query_params=list(query.items()),
+            header_params=headers,
+            auth_settings=["BearerToken"],
+        )
+        answer = await self._client.call_api(method, url, headers, body, _request_timeout=timeout)
+        return cast(aiohttp.ClientResponse, answer.response)
+
+
+async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """The lines of a stream, however long: `readline` refuses those beyond its buffer."""
+    pending = bytearray()
+    async for chunk in content.iter_any():
+        pending += chunk
+        *whole, rest = pending.split(b"\n")
+        pending = bytearray(rest)
+        for line in whole:
+            if line.strip():
+                yield bytes(line)
+
+
+def _event(document: Json) -> Event:
+    body = document["object"]
+    if document["type"] == "ERROR":
+        raise _error(int(body.get("code") or 500), body)
+    return Event(document["type"], body, body["metadata"]["resourceVersion"])
+
+
+async def _read(response: aiohttp.ClientResponse) -> Any:
+    """The response's JSON; raises ApiError for a refusal."""
+    text = await response.read()
+    if response.status < 400:
+        return json.loads(text)
+    try:
+        body = json.loads(text)
+    except ValueError:
+        body = {"message": text[:200].decode(errors="replace")}
+    raise _error(response.status, body if isinstance(body, dict) else {})
+
+
+def _error(status: int, body: Mapping[str, Any]) -> ApiError:
+    message = body.get("message") or f"HTTP status {status}"
+    kind = ExpiredError if status == 410 else ApiError
+    return kind(status, body.get("reason") or "", message)

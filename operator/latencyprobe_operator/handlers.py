@@ -1,0 +1,108 @@
+"""kopf's side: which LatencyProbes there are, and a finalizer that lets the agents detach first.
+
+kopf keeps nothing of ours: no handler returns a value, none is a change handler (those would write
+annotations), and the little that kopf may store goes into annotations with our prefix.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import kopf
+
+from latencyprobe_operator.cluster import GROUP, PLURAL, VERSION, Cluster
+from latencyprobe_operator.controller import Controller
+from latencyprobe_operator.racing import first_to_end
+
+FINALIZER = "latencyprobe.io/detach"
+_PREFIX = "kopf.latencyprobe.io"
+# How long the bound token of a ServiceAccount is taken for current; kubelet renews it hourly.
+_TOKEN_SECONDS = 300
+# Deletion waits in Controller.remove for up to 3 s; kopf is to notice its end at once.
+_EXIT_SECONDS = 5.0
+
+
+class EndlessBackoffs:
+    """Delays between attempts at the API server, without end: it may be away for an hour."""
+
+    def __iter__(self) -> Iterator[float]:
+        """Quick at first, then every few seconds."""
+        return itertools.chain((0.3, 1.0, 2.0), itertools.repeat(3.0))
+
+
+def build_registry(
+    controller: Controller, cluster: Cluster, *, scan: bool
+) -> kopf.OperatorRegistry:
+    """The handlers that serve this controller.
+
+    `scan`: whether kopf follows CRDs and namespaces, which takes permission to watch them.
+    """
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.startup(registry=registry)
+    async def start(settings: kopf.OperatorSettings, **_: Any) -> None:
+        _configure(settings, scan=scan)
+        await controller.start()
+
+    @kopf.on.cleanup(registry=registry)
+    async def stop(**_: Any) -> None:
+        await controller.close()
+
+    @kopf.on.login(registry=registry)
+    async def log_in(**_: Any) -> kopf.ConnectionInfo:
+        connection = await cluster.connection()
+        lifetime = datetime.timedelta(seconds=_TOKEN_SECONDS)
+        return kopf.ConnectionInfo(
+            server=connection.server,
+            ca_path=connection.ca_path,
+            certificate_path=connection.certificate_path,
+            private_key_path=connection.key_path,
+            token=connection.token,
+            scheme="Bearer" if connection.token else None,
+            insecure=connection.insecure,
+            expiration=datetime.datetime.now(datetime.UTC) + lifetime if connection.token else None,
+        )
+
+    @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
+    async def notice(event: kopf.RawEvent, **_: Any) -> None:
+        body = event["object"]
+        if event["type"] == "DELETED":
+            controller.vanish(body)
+        elif not body["metadata"].get("deletionTimestamp"):
+            controller.update(body)
+
+    @kopf.daemon(GROUP, VERSION, PLURAL, registry=registry, backoff=5, cancellation_polling=2)
+    async def measure(body: kopf.Body, stopped: kopf.DaemonStopped, **_: Any) -> None:
+        probe = controller.add(body)
+        try:
+            await first_to_end(probe.run(), probe.stopped.wait(), stopped.wait())
+        except BaseException:
+            controller.abandon(probe)
+            raise
+        reason = stopped.reason
+        if reason and kopf.DaemonStoppingReason.OPERATOR_EXITING in reason:
+            controller.abandon(probe)
+        else:
+            await controller.remove(probe)
+
+    return registry
+
+
+def _configure(settings: kopf.OperatorSettings, *, scan: bool) -> None:
+    settings.posting.enabled = False
+    settings.peering.standalone = True
+    settings.scanning.disabled = not scan
+    settings.persistence.finalizer = FINALIZER
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=_PREFIX)
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=_PREFIX)
+    settings.watching.server_timeout = 290
+    settings.watching.connect_timeout = 10
+    settings.watching.reconnect_backoff = 0.5
+    settings.networking.request_timeout = 30
+    settings.networking.connect_timeout = 10
+    settings.networking.error_backoffs = EndlessBackoffs()
+    settings.background.instant_exit_timeout = _EXIT_SECONDS
+    settings.process.ultimate_exiting_timeout = 30

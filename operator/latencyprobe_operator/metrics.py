@@ -1,0 +1,59 @@
+"""The operator's own metrics, for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+
+class Metrics:
+    """All of them, in a registry of their own so that tests can have more than one."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self.probes = Gauge(
+            "latencyprobe_operator_probes",
+            "LatencyProbes by phase.",
+            ["phase"],
+            registry=self.registry,
+        )
+        self.agents = Gauge(
+            "latencyprobe_operator_agents",
+            "Agents by the state of their connection.",
+            ["state"],
+            registry=self.registry,
+        )
+        self.reports = Counter(
+            "latencyprobe_operator_reports",
+            "Reports received from agents.",
+            registry=self.registry,
+        )
+        self.corrupt_reports = Counter(
+            "latencyprobe_operator_corrupt_reports",
+            "Reports on one target that contradict themselves and were left out.",
+            registry=self.registry,
+        )
+        self.status_writes = Counter(
+            "latencyprobe_operator_status_writes",
+            "Statuses written to the API server.",
+            registry=self.registry,
+        )
+        self.status_write_failures = Counter(
+            "latencyprobe_operator_status_write_failures",
+            "Writes of a status that the API server did not take; each is tried again.",
+            registry=self.registry,
+        )
+        self.apply_seconds = Histogram(
+            "latencyprobe_operator_apply_seconds",
+            "Time from sending an agent its desired state to its answer.",
+            buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30),
+            registry=self.registry,
+        )
+
+    def set_gauges(self, probes: Mapping[str, int], agents: Mapping[str, int]) -> None:
+        """How many probes are in which phase, and agents in which state."""
+        for gauge, counts in ((self.probes, probes), (self.agents, agents)):
+            gauge.clear()
+            for label, count in counts.items():
+                gauge.labels(label).set(count)

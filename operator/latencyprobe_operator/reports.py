@@ -1,0 +1,217 @@
+"""What agents reported of one probe: a window for each pod, and one for all of them together.
+
+Ten thousand pods must fit, so a pod's window keeps its figures as the bytes that they came in, at
+most SLOTS of them however long the window is, and unpacks them for the few pods that are shown. The
+window over all pods adds up as reports arrive. Times are seconds of one monotonic clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from latencyprobe.histogram import EMPTY, Histogram
+from latencyprobe.measurement import Measurement, StageMeasurement, total
+from latencyprobe.v1 import node_agent_pb2 as pb
+from latencyprobe.wire import measurement_from_proto, measurement_to_proto
+
+SLOTS = 12
+# Reports come an interval apart, give or take: what comes later than this part of a slot after its
+# beginning belongs to the next one.
+_SLOT_FILLED = 0.75
+TOTALS = ("rx.total", "tx.total")
+
+
+def slot_seconds(interval_seconds: float, window_seconds: float) -> float:
+    """How much time one entry of a window stands for, at most."""
+    return max(interval_seconds, window_seconds / SLOTS)
+
+
+@dataclass(slots=True)
+class _Entry:
+    began: float
+    ended: float
+    packed: bytes
+
+
+class PodWindow:
+    """The figures of one pod over the window, packed."""
+
+    __slots__ = ("_entries", "_severity", "_severity_until")
+
+    def __init__(self) -> None:
+        self._entries: deque[_Entry] = deque()
+        self._severity: tuple[int, int] = (0, 0)
+        self._severity_until = 0.0
+
+    def add(self, measurement: Measurement, *, slot: float, at: float) -> None:
+        """Take in what was measured up to `at`; what comes within one slot becomes one entry."""
+        last = self._entries[-1] if self._entries else None
+        if last and at - last.began < slot * _SLOT_FILLED:
+            last.packed = _pack(_unpack(last.packed) + measurement)
+            last.ended = at
+        else:
+            self._entries.append(_Entry(at, at, _pack(measurement)))
+        self._severity_until = 0.0
+
+    def measurement(self, *, window: float, at: float) -> Measurement:
+        """The sum of what is in the window."""
+        self._forget(at - window)
+        return total(_unpack(entry.packed) for entry in self._entries)
+
+    def severity(self, *, window: float, at: float) -> tuple[int, int]:
+        """What pods are sorted by: the p99 of rx.total, or tx.total, and the samples behind it."""
+        self._forget(at - window)
+        if self._severity_until <= at:
+            whole = _total_of(entry.packed for entry in self._entries)
+            self._severity = (whole.percentile(99), whole.count)
+            self._severity_until = (self._entries[0].ended if self._entries else at) + window
+        return self._severity
+
+    def _forget(self, before: float) -> None:
+        while self._entries and self._entries[0].ended <= before:
+            self._entries.popleft()
+
+
+def _pack(measurement: Measurement) -> bytes:
+    stages, counters = measurement_to_proto(measurement)
+    return pb.TargetReport(stages=stages, counters=counters).SerializeToString()
+
+
+def _unpack(packed: bytes) -> Measurement:
+    message = pb.TargetReport.FromString(packed)
+    return measurement_from_proto(message.stages, message.counters)
+
+
+def _total_of(entries: Iterable[bytes]) -> Histogram:
+    """rx.total, or tx.total where nothing was received, of all entries."""
+    sums = dict.fromkeys(TOTALS, EMPTY)
+    for packed in entries:
+        stages = (s for s in pb.TargetReport.FromString(packed).stages if s.name in TOTALS)
+        for name, measured in measurement_from_proto(stages, {}).stages.items():
+            sums[name] += measured.histogram
+    return headline(sums["rx.total"], sums["tx.total"])
+
+
+def headline(received: Histogram, sent: Histogram) -> Histogram:
+    """The total that stands for a target: rx.total where anything was received, else tx.total."""
+    return received if received.count else sent
+
+
+@dataclass(slots=True)
+class _StageSum:
+    """A stage's running sum. Mutable: most of an operator's time would go into copies else."""
+
+    buckets: dict[int, int] = field(default_factory=dict)
+    sum_ns: int = 0
+    min_ns: int | None = None
+    max_ns: int = 0
+    samples: int = 0
+    packets: float = 0.0
+    lost: int = 0
+    unmatched: int = 0
+    clamped: int = 0
+    lowest_ratio: float = 1.0
+
+    def add(self, measured: StageMeasurement) -> None:
+        histogram = measured.histogram
+        self.lost += measured.lost
+        self.unmatched += measured.unmatched
+        self.clamped += measured.clamped
+        self.lowest_ratio = min(self.lowest_ratio, measured.sampling_ratio)
+        if not histogram.count:
+            return
+        for position, count in histogram.buckets.items():
+            self.buckets[position] = self.buckets.get(position, 0) + count
+        self.sum_ns += histogram.sum_ns
+        self.min_ns = (
+            histogram.min_ns if self.min_ns is None else min(self.min_ns, histogram.min_ns)
+        )
+        self.max_ns = max(self.max_ns, histogram.max_ns)
+        self.samples += histogram.count
+        self.packets += histogram.count / measured.sampling_ratio
+
+    def value(self) -> StageMeasurement:
+        ratio = min(self.samples / self.packets, 1.0) if self.samples else self.lowest_ratio
+        histogram = Histogram(dict(self.buckets), self.sum_ns, self.min_ns or 0, self.max_ns)
+        return StageMeasurement(histogram, self.lost, self.unmatched, self.clamped, ratio)
+
+
+class _Slot:
+    """The sum over all pods of what arrived within one slot of time."""
+
+    __slots__ = ("_counters", "_stages", "began", "ended")
+
+    def __init__(self, began: float) -> None:
+        self.began = self.ended = began
+        self._stages: dict[str, _StageSum] = {}
+        self._counters: dict[str, int] = {}
+
+    def add(self, measurement: Measurement, *, at: float) -> None:
+        self.ended = at
+        for name, measured in measurement.stages.items():
+            if name not in self._stages:
+                self._stages[name] = _StageSum()
+            self._stages[name].add(measured)
+        for name, count in measurement.counters.items():
+            self._counters[name] = self._counters.get(name, 0) + count
+
+    def value(self) -> Measurement:
+        stages = {name: each.value() for name, each in self._stages.items()}
+        return Measurement(stages, dict(self._counters))
+
+
+class ProbeWindows:
+    """The figures of one probe: of each of its pods, and of all of them together."""
+
+    def __init__(self, interval_seconds: float, window_seconds: float) -> None:
+        self._window = window_seconds
+        self._slot = slot_seconds(interval_seconds, window_seconds)
+        self._pods: dict[str, PodWindow] = {}
+        self._slots: deque[_Slot] = deque()
+
+    def resize(self, interval_seconds: float, window_seconds: float) -> None:
+        """Change the lengths; what no longer fits is forgotten at the next look."""
+        self._window = window_seconds
+        self._slot = slot_seconds(interval_seconds, window_seconds)
+
+    def add(self, pod_uid: str, measurement: Measurement, *, at: float) -> None:
+        """Take in what was measured of one of a pod's containers up to `at`."""
+        if not measurement:
+            return
+        pod = self._pods.setdefault(pod_uid, PodWindow())
+        pod.add(measurement, slot=self._slot, at=at)
+        pod.severity(window=self._window, at=at)  # now, while it is one pod's work
+        if not self._slots or at - self._slots[-1].began >= self._slot * _SLOT_FILLED:
+            self._slots.append(_Slot(at))
+        self._slots[-1].add(measurement, at=at)
+
+    def forget(self, pod_uid: str) -> None:
+        """Drop a pod that the probe no longer selects. The sum keeps what was measured of it."""
+        self._pods.pop(pod_uid, None)
+
+    def clear(self) -> None:
+        """Drop everything: what comes next is another measurement."""
+        self._pods.clear()
+        self._slots.clear()
+
+    def merged(self, *, at: float) -> Measurement:
+        """All pods together, over the window."""
+        while self._slots and self._slots[0].ended <= at - self._window:
+            self._slots.popleft()
+        return total(slot.value() for slot in self._slots)
+
+    def of_pod(self, pod_uid: str, *, at: float) -> Measurement:
+        """One pod over the window."""
+        pod = self._pods.get(pod_uid)
+        return pod.measurement(window=self._window, at=at) if pod else Measurement()
+
+    def worst_first(self, pod_uids: Collection[str], *, at: float) -> list[str]:
+        """These pods by the p99 of their rx.total (or tx.total), the slowest first."""
+        return sorted(pod_uids, key=lambda uid: (*self._key(uid, at), uid))
+
+    def _key(self, pod_uid: str, at: float) -> tuple[int, int]:
+        pod = self._pods.get(pod_uid)
+        p99_ns, samples = pod.severity(window=self._window, at=at) if pod else (0, 0)
+        return (-p99_ns, -samples)
