@@ -1,0 +1,169 @@
+"""From readings of the engine to reports that are due.
+
+What a reading brings is added up per (probe, target) until that probe's interval has passed and
+somebody listens. With nobody listening it goes on adding up: the memory this takes is bounded by
+the number of targets and stages, not by time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from latencyprobe.measurement import NOTHING, Measurement
+from latencyprobe.stages import BY_NAME, COUNTERS, Module
+from latencyprobe_agent.desired import Desired, Probe
+from latencyprobe_agent.plan import TargetKey
+
+_MODULE_OF: Mapping[str, Module] = {
+    **{stage.name: stage.module for stage in BY_NAME.values()},
+    **{counter.name: counter.module for counter in COUNTERS},
+}
+# A probe may be this part of its interval early, so that probes of one interval share a reading.
+_EARLY = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A point of time on both clocks: seconds of the monotonic one, nanoseconds since 1970."""
+
+    monotonic: float
+    unix_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeFigures:
+    """What was measured for one probe between two moments, by the client's target ids."""
+
+    probe: Probe
+    begin: Moment
+    end: Moment
+    measurements: Mapping[str, Measurement]
+
+    def of(self, target_id: str) -> Measurement:
+        """One target's figures, of the modules that the probe asked for."""
+        return only(self.measurements.get(target_id, NOTHING), self.probe.modules)
+
+
+@dataclass(slots=True)
+class _Account:
+    """What was measured for one probe and not yet reported."""
+
+    probe: Probe
+    begin: Moment
+    measurements: dict[str, Measurement] = field(default_factory=dict)
+
+    @property
+    def due_at(self) -> float:
+        return self.begin.monotonic + self.probe.interval_s
+
+    def is_due(self, now: Moment) -> bool:
+        return now.monotonic >= self.due_at - _EARLY * self.probe.interval_s
+
+
+class Collector:
+    """The accounts of all probes. Times are the caller's."""
+
+    def __init__(self) -> None:
+        self._accounts: dict[str, _Account] = {}
+        self._owners: Mapping[int, Sequence[TargetKey]] = {}
+
+    def follow(self, desired: Desired, now: Moment) -> None:
+        """Keep accounts for these probes; figures that no longer mean the same are dropped."""
+        before = self._accounts
+        self._accounts = {
+            probe.id: _carry_over(before[probe.id], probe)
+            if probe.id in before
+            else _Account(probe, now)
+            for probe in desired.probes
+        }
+
+    def own(self, owners: Mapping[int, Sequence[TargetKey]]) -> None:
+        """From now on the slots' figures are these targets'."""
+        self._owners = owners
+
+    def add(self, deltas: Mapping[int, Measurement]) -> None:
+        """Take in a reading."""
+        for slot, delta in deltas.items():
+            for owner in self._owners.get(slot, ()):
+                account = self._accounts.get(owner.probe_id)
+                if account is not None:
+                    known = account.measurements.get(owner.target_id, NOTHING)
+                    account.measurements[owner.target_id] = known + delta
+
+    @property
+    def next_due(self) -> float | None:
+        """When the next probe's interval has passed; None where there is no probe."""
+        return min((account.due_at for account in self._accounts.values()), default=None)
+
+    @property
+    def shortest_interval(self) -> float | None:
+        """The smallest interval of all probes."""
+        return min((a.probe.interval_s for a in self._accounts.values()), default=None)
+
+    def is_due(self, now: Moment) -> bool:
+        """Whether there is anything to take."""
+        return any(account.is_due(now) for account in self._accounts.values())
+
+    def take(self, now: Moment) -> list[ProbeFigures]:
+        """The figures of the probes that are due; their accounts begin anew."""
+        due = [account for account in self._accounts.values() if account.is_due(now)]
+        taken = [ProbeFigures(a.probe, a.begin, now, a.measurements) for a in due]
+        for account in due:
+            account.begin, account.measurements = now, {}
+        return taken
+
+    def put_back(self, figures: Sequence[ProbeFigures]) -> None:
+        """Undo `take` for what could not be delivered, so that it comes with the next report."""
+        for taken in figures:
+            account = self._accounts.get(taken.probe.id)
+            if account is None:
+                continue
+            account.begin = taken.begin
+            kept = _still_meant(taken.measurements, taken.probe, account.probe)
+            for target_id, measurement in kept.items():
+                later = account.measurements.get(target_id, NOTHING)
+                account.measurements[target_id] = measurement + later
+
+
+def _carry_over(account: _Account, probe: Probe) -> _Account:
+    return _Account(probe, account.begin, _still_meant(account.measurements, account.probe, probe))
+
+
+def _still_meant(
+    measurements: Mapping[str, Measurement], before: Probe, after: Probe
+) -> dict[str, Measurement]:
+    """The figures of the targets that both versions of a probe measure alike."""
+    if before.socket_filter != after.socket_filter:
+        return {}
+    selectors = {target.id: target.selector for target in before.targets}
+    same = {t.id for t in after.targets if selectors.get(t.id) == t.selector}
+    return {target_id: m for target_id, m in measurements.items() if target_id in same}
+
+
+def only(measurement: Measurement, modules: frozenset[Module]) -> Measurement:
+    """The stages and counters of these modules."""
+    return Measurement(
+        {name: s for name, s in measurement.stages.items() if _MODULE_OF.get(name) in modules},
+        {name: n for name, n in measurement.counters.items() if _MODULE_OF.get(name) in modules},
+    )
+
+
+class OverheadMeter:
+    """The mean of readings of our programs' CPU time since the last report; None: not known."""
+
+    def __init__(self) -> None:
+        self._busy = 0.0
+        self._seconds = 0.0
+
+    def note(self, cpu_percent: float | None, seconds: float) -> None:
+        """Take in what the engine says of the last `seconds`."""
+        if cpu_percent is not None and seconds > 0:
+            self._busy += cpu_percent * seconds
+            self._seconds += seconds
+
+    def take(self) -> float | None:
+        """The mean since this was last asked."""
+        mean = self._busy / self._seconds if self._seconds else None
+        self._busy = self._seconds = 0.0
+        return mean

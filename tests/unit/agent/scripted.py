@@ -1,0 +1,91 @@
+"""An engine that measures what the test says, and a clock that the test turns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from latencyprobe.histogram import Histogram
+from latencyprobe.measurement import NOTHING, Measurement, StageMeasurement
+from latencyprobe.stages import STAGES, Module
+from latencyprobe_agent.slots import (
+    CoverageState,
+    EngineError,
+    Overhead,
+    SlotSpec,
+    StageCoverage,
+)
+
+
+def samples(*durations_ns: int, stage: str = "rx.total") -> Measurement:
+    """A measurement of one stage."""
+    return Measurement({stage: StageMeasurement(Histogram.of(durations_ns))})
+
+
+class ScriptedEngine:
+    """Keeps to the Engine protocol; the test is its kernel."""
+
+    def __init__(self) -> None:
+        self.modules: frozenset[Module] = frozenset()
+        self.slots: dict[int, SlotSpec] = {}
+        self.assignments: list[dict[int, SlotSpec]] = []
+        self.measured: dict[int, Measurement] = {}
+        self.refusal: str | None = None
+        self.bug: Exception | None = None
+        self.reads = 0
+        self.is_closed = False
+        self.cpu_percent: float | None = 0.5
+
+    async def use(self, modules: frozenset[Module]) -> None:
+        """Load, or refuse where the test wants it."""
+        if self.refusal is not None and modules:
+            raise EngineError(self.refusal)
+        self.modules = modules
+
+    def assign(self, slots: Mapping[int, SlotSpec]) -> None:
+        """Note the slots; a new number starts from zero."""
+        if self.bug is not None:
+            raise self.bug
+        for number in slots.keys() - self.slots.keys():
+            self.measured.pop(number, None)
+        self.slots = dict(slots)
+        self.assignments.append(self.slots)
+
+    def read(self) -> Mapping[int, Measurement]:
+        """Hand out what was measured since the last reading."""
+        self.reads += 1
+        delta, self.measured = self.measured, {}
+        return delta
+
+    @property
+    def coverage(self) -> tuple[StageCoverage, ...]:
+        """Stages of loaded modules are active."""
+        return tuple(
+            StageCoverage(stage.name, CoverageState.ACTIVE, "scripted")
+            if stage.module in self.modules
+            else StageCoverage(stage.name, CoverageState.IDLE)
+            for stage in STAGES
+        )
+
+    def overhead(self) -> Overhead:
+        """What the test says."""
+        return Overhead(self.cpu_percent)
+
+    async def close(self) -> None:
+        """Note it."""
+        self.is_closed = True
+        self.modules = frozenset()
+
+    def measure(self, measurement: Measurement, *, slot: int | None = None) -> None:
+        """Have something measured in a slot; without a number in the only one."""
+        number = next(iter(self.slots)) if slot is None else slot
+        self.measured[number] = self.measured.get(number, NOTHING) + measurement
+
+
+class Clock:
+    """Seconds that pass only when told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now

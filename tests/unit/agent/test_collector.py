@@ -1,0 +1,144 @@
+"""What was measured is reported once, to whoever asked for it, with the time it belongs to."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latencyprobe.measurement import Measurement
+from latencyprobe.stages import Module
+from latencyprobe_agent.collector import Collector, Moment, OverheadMeter, only
+from latencyprobe_agent.desired import Desired, PidTarget, Probe, Target
+from latencyprobe_agent.plan import TargetKey
+from latencyprobe_agent.slots import SocketFilter
+from tests.unit.agent.scripted import samples
+
+EVERYTHING = SocketFilter()
+
+
+def _at(seconds: float) -> Moment:
+    return Moment(seconds, round(seconds * 1e9))
+
+
+def _probe(
+    name: str = "a",
+    *,
+    interval_s: float = 1.0,
+    modules: frozenset[Module] = frozenset(Module),
+    socket_filter: SocketFilter = EVERYTHING,
+    pid: int = 1,
+) -> Probe:
+    targets = (Target("t", PidTarget(pid)),)
+    return Probe(name, name, modules, socket_filter, interval_s, 0.0, targets)
+
+
+def _collector(*probes: Probe) -> Collector:
+    collector = Collector()
+    collector.follow(Desired(1, probes), _at(0))
+    collector.own({0: [TargetKey(probe.id, "t") for probe in probes]})
+    return collector
+
+
+def _figures(collector: Collector, at: float) -> dict[str, Measurement]:
+    return {taken.probe.id: taken.of("t") for taken in collector.take(_at(at))}
+
+
+def test_probes_that_share_a_slot_both_get_all_of_it() -> None:
+    collector = _collector(_probe("a"), _probe("b"))
+    collector.add({0: samples(100)})
+    assert _figures(collector, 1) == {"a": samples(100), "b": samples(100)}
+
+
+def test_a_probe_is_reported_in_its_own_interval_and_from_where_it_ended() -> None:
+    collector = _collector(_probe("fast"), _probe("slow", interval_s=3))
+    for second in (1, 2, 3):
+        collector.add({0: samples(100 * second)})
+        taken = {t.probe.id: t for t in collector.take(_at(second))}
+        assert (taken["fast"].begin, taken["fast"].end) == (_at(second - 1), _at(second))
+        assert taken["fast"].of("t") == samples(100 * second)
+        if second == 3:
+            assert taken["slow"].begin == _at(0)
+            assert taken["slow"].of("t") == samples(100, 200, 300)
+
+
+def test_modules_that_a_probe_did_not_ask_for_are_not_reported_to_it() -> None:
+    collector = _collector(_probe("a", modules=frozenset({Module.RX})), _probe("b"))
+    both = samples(100) + samples(200, stage="tcp.rtt") + Measurement({}, {"retransmits": 2})
+    collector.add({0: both})
+    assert _figures(collector, 1) == {"a": samples(100), "b": both}
+
+
+def test_figures_of_a_slot_that_nobody_owns_are_dropped() -> None:
+    collector = _collector(_probe())
+    collector.add({5: samples(100)})
+    assert _figures(collector, 1) == {"a": Measurement()}
+
+
+def test_a_new_state_keeps_what_still_means_the_same() -> None:
+    collector = _collector(_probe("a"), _probe("b"), _probe("c"), _probe("d"))
+    collector.add({0: samples(100)})
+    https = SocketFilter(ports=frozenset({443}))
+    changed = (_probe("a", interval_s=2), _probe("b", socket_filter=https), _probe("c", pid=2))
+    collector.follow(Desired(2, changed), _at(0.5))
+    assert _figures(collector, 2) == {"a": samples(100), "b": Measurement(), "c": Measurement()}
+
+
+def test_what_could_not_be_delivered_comes_with_the_next_report() -> None:
+    collector = _collector(_probe())
+    collector.add({0: samples(100)})
+    taken = collector.take(_at(1))
+    collector.add({0: samples(200)})
+    collector.put_back(taken)
+    (again,) = collector.take(_at(1.5))
+    assert again.begin == _at(0)
+    assert again.of("t") == samples(100, 200)
+
+
+def test_what_could_not_be_delivered_of_a_probe_that_is_gone_is_dropped() -> None:
+    collector = _collector(_probe())
+    taken = collector.take(_at(1))
+    collector.follow(Desired(2), _at(1))
+    collector.put_back(taken)
+    assert collector.next_due is None
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.integers(1, 1000).map(lambda ns: ("measure", ns)),
+            st.sampled_from([("take", 0), ("fail", 0)]),
+        ),
+        max_size=40,
+    )
+)
+def test_nothing_is_lost_or_doubled_whatever_fails(steps: list[tuple[str, int]]) -> None:
+    collector = _collector(_probe())
+    measured: list[int] = []
+    delivered = Measurement()
+    now = 0.0
+    for step, duration_ns in [*steps, ("take", 0)]:
+        now += 1
+        if step == "measure":
+            measured.append(duration_ns)
+            collector.add({0: samples(duration_ns)})
+            continue
+        taken = collector.take(_at(now))
+        if step == "fail":
+            collector.put_back(taken)
+        else:
+            delivered += taken[0].of("t")
+    assert delivered == (samples(*measured) if measured else Measurement())
+
+
+def test_only_keeps_what_the_vocabulary_says_belongs_to_a_module() -> None:
+    strange = samples(1, stage="no.such")
+    assert only(strange, frozenset(Module)) == Measurement()
+
+
+def test_overhead_is_the_mean_over_the_time_since_the_last_report() -> None:
+    meter = OverheadMeter()
+    meter.note(1.0, 3)
+    meter.note(5.0, 1)
+    meter.note(None, 10)
+    assert meter.take() == 2.0
+    assert meter.take() is None

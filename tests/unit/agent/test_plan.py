@@ -1,0 +1,147 @@
+"""Slots are shared, stable, and reused only once they are drained."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latencyprobe.stages import Module
+from latencyprobe_agent.desired import (
+    CgroupTarget,
+    Desired,
+    NetnsTarget,
+    PidTarget,
+    Probe,
+    Selector,
+    Target,
+)
+from latencyprobe_agent.plan import (
+    SlotKey,
+    SlotTable,
+    TargetKey,
+    assignment,
+    owners,
+    wanted_modules,
+    wanted_slots,
+)
+from latencyprobe_agent.slots import SlotSpec, SocketFilter
+from latencyprobe_agent.targets.facts import Facts, TargetState, failed, pending
+
+HTTPS = SocketFilter(ports=frozenset({443}))
+EVERYTHING = SocketFilter()
+
+
+def _probe(
+    name: str,
+    *selectors: Selector,
+    socket_filter: SocketFilter = EVERYTHING,
+    modules: frozenset[Module] = frozenset({Module.RX}),
+) -> Probe:
+    targets = tuple(Target(f"t{n}", selector) for n, selector in enumerate(selectors))
+    return Probe(name, name, modules, socket_filter, 1.0, 0.0, targets)
+
+
+def _attached(selector: Selector) -> Facts:
+    match selector:
+        case PidTarget(pid):
+            return Facts(TargetState.ATTACHED, tgids=frozenset({pid}), netns=frozenset({9}))
+        case NetnsTarget():
+            inodes = frozenset({9})
+            return Facts(TargetState.ATTACHED, netns=inodes, netns_wide=inodes)
+        case _:
+            return Facts(TargetState.ATTACHED, cgroup_ids=frozenset({5, 6}), netns=frozenset({9}))
+
+
+def test_probes_on_one_target_with_one_filter_share_a_slot() -> None:
+    pid = PidTarget(1)
+    desired = Desired(1, (_probe("a", pid), _probe("b", pid)))
+    (key,) = wanted_slots(desired, {pid: _attached(pid)})
+    assert owners(desired, {key: 3}) == {3: (TargetKey("a", "t0"), TargetKey("b", "t0"))}
+
+
+def test_another_filter_is_another_slot() -> None:
+    pid = PidTarget(1)
+    desired = Desired(1, (_probe("a", pid), _probe("b", pid, socket_filter=HTTPS)))
+    wanted = wanted_slots(desired, {pid: _attached(pid)})
+    assert wanted == (SlotKey(pid, EVERYTHING), SlotKey(pid, HTTPS))
+
+
+def test_only_what_was_found_gets_a_slot() -> None:
+    pids = [PidTarget(n) for n in range(4)]
+    facts: dict[Selector, Facts] = {
+        pids[0]: _attached(pids[0]),
+        pids[1]: pending("not there yet"),
+        pids[2]: failed("never"),
+        pids[3]: Facts(TargetState.GONE),
+    }
+    desired = Desired(1, (_probe("a", *pids),))
+    assert wanted_slots(desired, facts) == (SlotKey(pids[0], EVERYTHING),)
+
+
+def test_modules_are_wanted_for_targets_that_are_there_or_may_come() -> None:
+    here, coming, gone = PidTarget(1), PidTarget(2), PidTarget(3)
+    facts: dict[Selector, Facts] = {
+        here: _attached(here),
+        coming: pending(""),
+        gone: Facts(TargetState.GONE),
+    }
+    desired = Desired(
+        1,
+        (
+            _probe("a", here, modules=frozenset({Module.RX})),
+            _probe("b", coming, modules=frozenset({Module.TX})),
+            _probe("c", gone, modules=frozenset({Module.TCP})),
+            _probe("d", modules=frozenset({Module.TCP})),
+        ),
+    )
+    assert wanted_modules(desired, facts) == {Module.RX, Module.TX}
+
+
+def test_each_kind_of_target_is_told_by_what_the_kernel_knows_of_it() -> None:
+    pid, cgroup, netns = PidTarget(7), CgroupTarget("/c"), NetnsTarget("/n")
+    facts: dict[Selector, Facts] = {
+        selector: _attached(selector) for selector in (pid, cgroup, netns)
+    }
+    numbers = {SlotKey(s, HTTPS): n for n, s in enumerate(facts)}
+    inodes = frozenset({9})
+    assert assignment(numbers, facts) == {
+        0: SlotSpec(tgids=frozenset({7}), netns=inodes, socket_filter=HTTPS),
+        1: SlotSpec(cgroup_ids=frozenset({5, 6}), netns=inodes, socket_filter=HTTPS),
+        2: SlotSpec(netns_wide=inodes, netns=inodes, socket_filter=HTTPS),
+    }
+
+
+def _key(pid: int) -> SlotKey:
+    return SlotKey(PidTarget(pid), EVERYTHING)
+
+
+def test_what_there_is_no_slot_for_is_refused_and_gets_the_next_that_is_drained() -> None:
+    table = SlotTable(size=2)
+    assert table.allot([_key(1), _key(2), _key(3)]) == {_key(3)}
+    table.release_all_but([_key(2), _key(3)])
+    assert table.allot([_key(2), _key(3)]) == {_key(3)}
+    table.drained()
+    assert table.allot([_key(2), _key(3)]) == frozenset()
+    assert table.numbers == {_key(2): 1, _key(3): 0}
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(1, 12), unique=True), st.booleans())))
+def test_numbers_are_unique_stable_and_never_reused_before_a_reading(
+    steps: list[tuple[list[int], bool]],
+) -> None:
+    table = SlotTable(size=6)
+    for pids, is_read in steps:
+        before = table.numbers
+        wanted = [_key(pid) for pid in pids]
+        table.release_all_but(wanted)
+        draining = table.draining
+        if is_read:
+            table.drained()
+        refused = table.allot(wanted)
+        after = table.numbers
+        assert len(set(after.values())) == len(after)
+        assert all(after[key] == before[key] for key in before.keys() & after.keys())
+        assert set(after) | refused == set(wanted)
+        assert not set(after) & refused
+        assert is_read or not draining & set(after.values())
+        assert not refused or len(after) + len(table.draining) == 6
