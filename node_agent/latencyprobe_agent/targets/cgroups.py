@@ -1,0 +1,284 @@
+"""The v2 cgroup hierarchy: where it is mounted, and what is in it.
+
+A socket carries the id of the v2 cgroup that its process was in at `socket()`, on every node that
+has a v2 hierarchy mounted, with controllers (pure v2) or without (hybrid). That id is the inode
+number of the cgroup's directory. Nothing here ever mounts, unmounts, makes or removes anything.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from latencyprobe_agent.targets.facts import Facts, TargetState, failed
+from latencyprobe_agent.targets.processes import Processes, refusal_message
+
+# Looks between two walks of a whole subtree; in between a directory's link count shows changes.
+_LOOKS_PER_WALK = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A line of /proc/self/mountinfo: which part (`root`) of which file system is where."""
+
+    point: str
+    root: str
+    fstype: str
+    options: frozenset[str]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of a hierarchy is seen. From inside a cgroup namespace the parts above it
+        are shown as `/..`."""
+        return not self.root.strip("/.")
+
+
+def parse_mountinfo(text: str) -> tuple[Mount, ...]:
+    """The mounts, in the file's order (a later one covers an earlier one at the same place)."""
+    return tuple(_parse_mount(line) for line in text.splitlines() if " - " in line)
+
+
+def _parse_mount(line: str) -> Mount:
+    before, after = line.split(" - ", 1)
+    root, point = before.split(" ")[3:5]
+    fstype, _, options = after.split(" ", 2)
+    return Mount(_unescape(point), _unescape(root), fstype, frozenset(options.split(",")))
+
+
+def _unescape(text: str) -> str:
+    """Space, tab, newline and backslash are written in octal (seq_path(), fs/seq_file.c)."""
+    for octal, character in (("040", " "), ("011", "\t"), ("012", "\n"), ("134", "\\")):
+        text = text.replace("\\" + octal, character)
+    return text
+
+
+def read_mounts() -> tuple[Mount, ...]:
+    """The mounts that this process sees."""
+    return parse_mountinfo(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
+
+
+def cgroup_version(mounts: tuple[Mount, ...]) -> str:
+    """ "v1", "v2" or "hybrid"; "none" where no hierarchy is mounted."""
+    fstypes = {mount.fstype for mount in mounts}
+    has_v1, has_v2 = "cgroup" in fstypes, "cgroup2" in fstypes
+    if has_v1:
+        return "hybrid" if has_v2 else "v1"
+    return "v2" if has_v2 else "none"
+
+
+def find_hierarchy(mounts: tuple[Mount, ...], cgroup_root: str | None = None) -> str | None:
+    """The directory where the v2 hierarchy is, as whole as possible; None where there is none.
+
+    `cgroup_root` narrows it down to the mounts at that directory or below it.
+    """
+    candidates = [mount for mount in mounts if mount.fstype == "cgroup2"]
+    if cgroup_root is not None:
+        candidates = [mount for mount in candidates if _is_below(mount.point, cgroup_root)]
+    if not candidates:
+        return None
+    # `/../..` shows what is above our own cgroup namespace, hence more than `/`.
+    return min(candidates, key=lambda m: (not m.is_whole, -m.root.count(".."), len(m.root))).point
+
+
+def _is_below(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+def mount_of(path: str, mounts: tuple[Mount, ...]) -> Mount | None:
+    """The mount that an absolute path without symbolic links lies in."""
+    best = None
+    for mount in mounts:
+        if _is_below(path, mount.point) and (best is None or len(mount.point) >= len(best.point)):
+            best = mount
+    return best
+
+
+class Hierarchy:
+    """The directories below the mount of the v2 hierarchy."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def relative(self, directory: str) -> str:
+        """The cgroup's path below the mount, as in /proc/PID/cgroup."""
+        return "/" + os.path.relpath(directory, self.root) if directory != self.root else "/"
+
+    def walk(self, directory: str) -> Iterator[tuple[str, os.stat_result]]:
+        """A cgroup and all below it; those that vanish meanwhile are left out."""
+        unvisited = [directory]
+        while unvisited:
+            current = unvisited.pop()
+            try:
+                status = os.stat(current)
+                # The link count of a kernfs directory is 2 and one for each directory in it.
+                if status.st_nlink > 2:
+                    unvisited.extend(subdirectories(current))
+            except FileNotFoundError:
+                continue
+            yield current, status
+
+    def pids(self, directory: str) -> list[int]:
+        """The processes in one cgroup. 0 stands for those outside of our PID namespace."""
+        try:
+            descriptor = os.open(f"{directory}/cgroup.procs", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return []
+        try:
+            return [int(line) for line in _read_all(descriptor).split()]
+        except OSError as error:
+            # In a threaded subtree the processes are listed in its domain (EOPNOTSUPP);
+            # ENODEV: removed while we read.
+            if error.errno in (errno.EOPNOTSUPP, errno.ENODEV):
+                return []
+            raise
+        finally:
+            os.close(descriptor)
+
+
+def _read_all(descriptor: int) -> bytes:
+    chunks = []
+    while chunk := os.read(descriptor, 1 << 16):
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def subdirectories(directory: str) -> list[str]:
+    """The directories in a directory; none where it is gone."""
+    try:
+        with os.scandir(directory) as entries:
+            return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+class SubtreeTracker:
+    """Follows a cgroup that exists, with its nested cgroups and its processes."""
+
+    def __init__(self, hierarchy: Hierarchy, processes: Processes, directory: str) -> None:
+        self._hierarchy = hierarchy
+        self._processes = processes
+        self._directory = directory
+        self._inode: int | None = None
+        self._directories: dict[str, os.stat_result] = {}
+        self._netns: frozenset[int] = frozenset()
+        self._looks = 0
+
+    def look(self) -> Facts:
+        """What is known of the cgroup now; GONE once its directory is."""
+        if self._looks % _LOOKS_PER_WALK == 0 or self._has_changed():
+            self._directories = dict(self._hierarchy.walk(self._directory))
+        self._looks += 1
+        here = self._directories.get(self._directory)
+        if here is None or (self._inode is not None and here.st_ino != self._inode):
+            return Facts(
+                TargetState.GONE,
+                "its cgroup has been removed",
+                cgroup=self._hierarchy.relative(self._directory),
+            )
+        self._inode = here.st_ino
+        return self._describe()
+
+    def _has_changed(self) -> bool:
+        for directory, known in self._directories.items():
+            try:
+                now = os.stat(directory)
+            except FileNotFoundError:
+                return True
+            if (now.st_ino, now.st_nlink) != (known.st_ino, known.st_nlink):
+                return True
+        return False
+
+    def _describe(self) -> Facts:
+        listed = [pid for path in self._directories for pid in self._hierarchy.pids(path)]
+        pids = tuple(sorted({pid for pid in listed if pid}))
+        namespaces = self._processes.netns(pids)
+        if namespaces.inodes:
+            self._netns = namespaces.inodes
+        state, message = self._judge(pids, hidden=0 in listed, refused=namespaces.refused)
+        return Facts(
+            state,
+            message,
+            cgroup=self._hierarchy.relative(self._directory),
+            pids=pids,
+            cgroup_ids=frozenset(status.st_ino for status in self._directories.values()),
+            netns=self._netns,
+        )
+
+    def _judge(
+        self, pids: tuple[int, ...], *, hidden: bool, refused: tuple[int, ...]
+    ) -> tuple[TargetState, str]:
+        """State and message. The namespaces that were once seen stay good for what comes next."""
+        outside = (
+            "processes of this cgroup are outside of the agent's PID namespace: "
+            "run the agent in the host's (hostPID: true)"
+        )
+        if self._netns:
+            message = outside if hidden else refusal_message(refused)
+            return TargetState.ATTACHED, message or ("" if pids else "no process is in it now")
+        if hidden:
+            return TargetState.FAILED, outside
+        if refused:
+            return TargetState.FAILED, refusal_message(refused)
+        return TargetState.PENDING, "no process is in its cgroup yet"
+
+
+class CgroupTracker:
+    """Follows the cgroup at a path that a person gave."""
+
+    def __init__(
+        self,
+        hierarchy: Hierarchy | None,
+        mounts: tuple[Mount, ...],
+        processes: Processes,
+        path: str,
+    ) -> None:
+        self._hierarchy = hierarchy
+        self._mounts = mounts
+        self._processes = processes
+        self._path = path
+        self._subtree: SubtreeTracker | None = None
+
+    def look(self) -> Facts:
+        """What is known of the cgroup now."""
+        if self._subtree is None:
+            directory = os.path.realpath(self._path)
+            refusal = self._refuse(directory)
+            if refusal is not None:
+                return failed(refusal)
+            mount = mount_of(directory, self._mounts)
+            assert mount is not None
+            self._subtree = SubtreeTracker(Hierarchy(mount.point), self._processes, directory)
+        return self._subtree.look()
+
+    def _refuse(self, directory: str) -> str | None:
+        """Why the directory is no cgroup to measure; None where it is one."""
+        if not os.path.isdir(directory):
+            what = "is not a directory" if os.path.exists(directory) else "does not exist"
+            return f"{self._path} {what}; {self._what_is_right()}"
+        mount = mount_of(directory, self._mounts)
+        if mount is not None and mount.fstype == "cgroup2":
+            return None
+        if mount is not None and mount.fstype == "cgroup":
+            return f"{self._path} is in a v1 hierarchy, {self._counterpart(directory, mount)}"
+        return f"{self._path} is an ordinary directory, not a cgroup; {self._what_is_right()}"
+
+    def _what_is_right(self) -> str:
+        if self._hierarchy is None:
+            return "no cgroup v2 hierarchy is mounted here: choose a PID or a network namespace"
+        return f"cgroups are directories below {self._hierarchy.root}"
+
+    def _counterpart(self, directory: str, mount: Mount) -> str:
+        """The directory of the same name in the v2 hierarchy, which is where sockets belong to."""
+        if self._hierarchy is None:
+            return "and " + self._what_is_right()
+        below = os.path.relpath(directory, mount.point)
+        counterpart = os.path.normpath(os.path.join(self._hierarchy.root, below))
+        if os.path.isdir(counterpart):
+            return f"but sockets belong to v2 cgroups: give {counterpart}"
+        return (
+            f"but sockets belong to v2 cgroups, and {counterpart} does not exist: see line `0::` "
+            "of /proc/PID/cgroup for where a process is"
+        )

@@ -1,0 +1,154 @@
+"""Containers: from pod UID and container ID to the cgroup's directory.
+
+Where the kubelet and the runtime put a container, as a path below the mount:
+
+- driver cgroupfs: `kubepods/[burstable|besteffort/]pod<uid>/<cid>` (Guaranteed has no level)
+- driver systemd: `kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod<uid with _>.slice/
+  cri-containerd-<cid>.scope` (CRI-O: `crio-`, Docker: `docker-`)
+- kubelet with systemd but containerd without: a single directory called
+  `kubepods-burstable-pod<uid with _>.slice:cri-containerd:<cid>`, in that of containerd's service
+
+and each of them perhaps below others: kind, k3s, Docker in Docker. So we look for the directories
+that hold pods (*pod parents*) once, and then for a container in those, by name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+
+from latencyprobe_agent.desired import ContainerTarget
+from latencyprobe_agent.targets.cgroups import Hierarchy, SubtreeTracker, subdirectories
+from latencyprobe_agent.targets.facts import Facts, failed, pending
+from latencyprobe_agent.targets.processes import Processes
+
+_MAX_DEPTH = 6
+_SURVEY_AGE_S = 5.0
+_KUBEPODS = re.compile(r"(?:.+-)?kubepods(?:\.slice)?")
+_QOS = re.compile(r"(?:.+-)?(?:burstable|besteffort)(?:\.slice)?")
+_JOINED_NAME = re.compile(r".*kubepods.*\.slice:[^:]+:[0-9a-f]{64}")
+_RUNTIME_PREFIXES = ("cri-containerd", "crio", "docker", "libpod")
+_QOS_INFIXES = ("", "-burstable", "-besteffort")
+
+
+def pod_names(parent: str, pod_uid: str) -> Iterator[str]:
+    """What a pod's directory is called in a pod parent of this name."""
+    yield f"pod{pod_uid}"
+    if parent.endswith(".slice"):
+        yield f"{parent.removesuffix('.slice')}-pod{_with_underscores(pod_uid)}.slice"
+
+
+def container_names(container_id: str) -> Iterator[str]:
+    """What a container's directory is called in its pod's."""
+    yield container_id
+    for prefix in _RUNTIME_PREFIXES:
+        yield f"{prefix}-{container_id}.scope"
+        yield f"{prefix}-{container_id}"
+
+
+def joined_names(pod_uid: str, container_id: str) -> Iterator[str]:
+    """What a container's directory is called where pod and container are one name."""
+    for infix in _QOS_INFIXES:
+        for prefix in _RUNTIME_PREFIXES:
+            yield f"kubepods{infix}-pod{_with_underscores(pod_uid)}.slice:{prefix}:{container_id}"
+
+
+def _with_underscores(pod_uid: str) -> str:
+    """In a slice's name a dash is a level of the tree."""
+    return pod_uid.replace("-", "_")
+
+
+class ContainerFinder:
+    """Finds containers' directories; the survey of the hierarchy is shared by all of them."""
+
+    def __init__(
+        self, hierarchy: Hierarchy, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._hierarchy = hierarchy
+        self._clock = clock
+        self._surveyed_at: float | None = None
+        self._pod_parents: list[str] = []
+        self._joined_parents: list[str] = []
+
+    def find(self, target: ContainerTarget) -> str | None:
+        """The container's directory; None where there is none (yet)."""
+        if self._surveyed_at is None or self._clock() - self._surveyed_at >= _SURVEY_AGE_S:
+            self._survey()
+        return next((path for path in self._candidates(target) if os.path.isdir(path)), None)
+
+    def describe(self) -> str:
+        """Where containers are looked for, for people."""
+        parents = [self._hierarchy.relative(path) for path in self._pod_parents]
+        if not parents and not self._joined_parents:
+            return f"there is no kubepods directory below {self._hierarchy.root}"
+        parents += [self._hierarchy.relative(path) for path in self._joined_parents]
+        return "looked in " + ", ".join(parents[:4]) + (" …" if len(parents) > 4 else "")
+
+    def _candidates(self, target: ContainerTarget) -> Iterator[str]:
+        for parent in self._pod_parents:
+            for pod in pod_names(os.path.basename(parent), target.pod_uid):
+                if not os.path.isdir(f"{parent}/{pod}"):
+                    continue
+                for name in container_names(target.container_id):
+                    yield f"{parent}/{pod}/{name}"
+        for parent in self._joined_parents:
+            for name in joined_names(target.pod_uid, target.container_id):
+                yield f"{parent}/{name}"
+
+    def _survey(self) -> None:
+        """Find the directories that hold pods; what is inside of a pod is not looked at."""
+        self._surveyed_at = self._clock()
+        self._pod_parents, self._joined_parents = [], []
+        level = [self._hierarchy.root]
+        for _ in range(_MAX_DEPTH):
+            level = [path for directory in level for path in self._survey_one(directory)]
+
+    def _survey_one(self, directory: str) -> Iterator[str]:
+        """Note what holds pods in a directory; yield where else to look."""
+        for path in subdirectories(directory):
+            name = os.path.basename(path)
+            if _KUBEPODS.fullmatch(name):
+                self._pod_parents.append(path)
+                self._pod_parents += [
+                    child
+                    for child in subdirectories(path)
+                    if _QOS.fullmatch(os.path.basename(child))
+                ]
+            elif _JOINED_NAME.fullmatch(name):
+                if directory not in self._joined_parents:
+                    self._joined_parents.append(directory)
+            else:
+                yield path
+
+
+class ContainerTracker:
+    """Follows a container."""
+
+    def __init__(
+        self,
+        finder: ContainerFinder | None,
+        hierarchy: Hierarchy | None,
+        processes: Processes,
+        target: ContainerTarget,
+    ) -> None:
+        self._finder = finder
+        self._hierarchy = hierarchy
+        self._processes = processes
+        self._target = target
+        self._subtree: SubtreeTracker | None = None
+
+    def look(self) -> Facts:
+        """What is known of the container now. Once gone it never comes back: its ID is unique."""
+        if self._finder is None or self._hierarchy is None:
+            return failed(
+                "no cgroup v2 hierarchy is mounted (or none below --cgroup-root): "
+                "containers can't be told apart by their sockets"
+            )
+        if self._subtree is None:
+            directory = self._finder.find(self._target)
+            if directory is None:
+                return pending(f"its cgroup is not there yet ({self._finder.describe()})")
+            self._subtree = SubtreeTracker(self._hierarchy, self._processes, directory)
+        return self._subtree.look()

@@ -1,0 +1,208 @@
+"""Processes, as /proc shows them.
+
+`proc_root` is where the host's /proc is (for a DaemonSet with `hostPID` it is the pod's own). A
+process is a *thread group*; its id is the tgid. Process ids are reused, so a process that is
+remembered is remembered with its start time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from latencyprobe_agent.targets.facts import Facts, TargetState, failed
+
+_PF_KTHREAD = 0x0020_0000  # include/linux/sched.h
+_PROC_PID_INIT_INO = 0xEFFFFFFC  # include/linux/proc_ns.h: the initial PID namespace
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStat:
+    """What /proc/PID/stat says."""
+
+    name: str
+    state: str
+    flags: int
+    start_time: int
+
+    @property
+    def is_kernel_thread(self) -> bool:
+        """Whether it runs kernel code only, and so has no sockets of its own."""
+        return bool(self.flags & _PF_KTHREAD)
+
+    @property
+    def has_exited(self) -> bool:
+        """Whether only its exit status is left (zombie, dead)."""
+        return self.state in "ZX"
+
+
+def parse_stat(text: str) -> ProcessStat:
+    """The fields of /proc/PID/stat; the name is in parentheses and may hold some itself."""
+    end_of_name = text.rindex(")")
+    fields = text[end_of_name + 2 :].split()
+    return ProcessStat(
+        name=text[text.index("(") + 1 : end_of_name],
+        state=fields[0],
+        flags=int(fields[6]),
+        start_time=int(fields[19]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkNamespaces:
+    """Inode numbers of the namespaces of some processes, and who would not say (permission)."""
+
+    inodes: frozenset[int]
+    refused: tuple[int, ...] = ()
+
+
+class Processes:
+    """The processes of this machine."""
+
+    def __init__(self, proc_root: Path = Path("/proc")) -> None:
+        self._root = str(proc_root)
+
+    def in_initial_namespace(self) -> bool:
+        """Whether our process ids are the kernel's own."""
+        try:
+            return os.stat(f"{self._root}/self/ns/pid").st_ino == _PROC_PID_INIT_INO
+        except OSError:
+            return False
+
+    def stat(self, pid: int) -> ProcessStat | None:
+        """The process's (or thread's) state; None where there is none."""
+        text = self._read(pid, "stat")
+        return parse_stat(text) if text else None
+
+    def tgid(self, pid: int) -> int | None:
+        """The process that a thread belongs to; None where there is none."""
+        for line in self._read(pid, "status").splitlines():
+            if line.startswith("Tgid:"):
+                return int(line.split()[1])
+        return None
+
+    def children(self, pid: int) -> Iterator[int]:
+        """The processes that the threads of a process have forked and not yet lost."""
+        try:
+            threads = os.listdir(f"{self._root}/{pid}/task")
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        for thread in threads:
+            yield from map(int, self._read(pid, f"task/{thread}/children").split())
+
+    def netns(self, pids: Iterable[int]) -> NetworkNamespaces:
+        """The network namespaces that these processes live in; the ones that exited are ignored."""
+        inodes, refused = set(), []
+        for pid in pids:
+            try:
+                inodes.add(os.stat(f"{self._root}/{pid}/ns/net").st_ino)
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            except PermissionError:
+                refused.append(pid)
+        return NetworkNamespaces(frozenset(inodes), tuple(refused))
+
+    def _read(self, pid: int, name: str) -> str:
+        """The file's text; empty where the process is gone."""
+        try:
+            descriptor = os.open(f"{self._root}/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, ProcessLookupError):
+            return ""
+        try:
+            return os.read(descriptor, 1 << 16).decode("utf-8", "replace")
+        except ProcessLookupError:
+            return ""
+        finally:
+            os.close(descriptor)
+
+
+def refusal_message(refused: tuple[int, ...]) -> str:
+    """What to tell where the namespaces of some processes can't be read."""
+    if not refused:
+        return ""
+    some = ", ".join(map(str, refused[:3])) + (" …" if len(refused) > 3 else "")
+    return (
+        f"the network namespace of {len(refused)} process(es) can't be read (PID {some}): "
+        "the agent needs CAP_SYS_PTRACE, and every capability that they have"
+    )
+
+
+class ProcessTracker:
+    """Follows a process and its descendants, orphaned ones too."""
+
+    def __init__(self, processes: Processes, pid: int) -> None:
+        self._processes = processes
+        self._pid = pid
+        self._known: dict[int, int] = {}
+        self._facts: Facts | None = None
+
+    def look(self) -> Facts:
+        """What is known of the processes now."""
+        if self._facts is None:
+            refused = self._refuse()
+            if refused is not None:
+                return refused
+        elif self._facts.state is TargetState.GONE:
+            return self._facts
+        self._follow()
+        self._facts = self._describe()
+        return self._facts
+
+    def _refuse(self) -> Facts | None:
+        """Why the process can't be a target; None where it can, and is remembered."""
+        stat = self._processes.stat(self._pid)
+        if stat is None or stat.has_exited:
+            return failed(f"there is no process {self._pid} (it has exited, or never was)")
+        tgid = self._processes.tgid(self._pid)
+        if tgid is None:
+            return failed(f"process {self._pid} has just exited")
+        if tgid != self._pid:
+            return failed(
+                f"{self._pid} is a thread of process {tgid} ({stat.name}): "
+                f"name the process, {tgid}, whose threads are all measured"
+            )
+        if stat.is_kernel_thread:
+            return failed(
+                f"{self._pid} ({stat.name}) is a kernel thread: it has no sockets to measure"
+            )
+        if not self._processes.in_initial_namespace():
+            return failed(
+                "the agent is in a PID namespace of its own, where process ids are not the "
+                "kernel's: run it in the host's (hostPID: true), or choose a cgroup"
+            )
+        self._known[self._pid] = stat.start_time
+        return None
+
+    def _follow(self) -> None:
+        """Forget who exited, take in who was forked."""
+        self._known = {p: t for p, t in self._known.items() if self._is_alive(p, t)}
+        unvisited = list(self._known)
+        while unvisited:
+            for child in self._processes.children(unvisited.pop()):
+                if child in self._known:
+                    continue
+                stat = self._processes.stat(child)
+                if stat is not None and not stat.has_exited:
+                    self._known[child] = stat.start_time
+                    unvisited.append(child)
+
+    def _is_alive(self, pid: int, start_time: int) -> bool:
+        stat = self._processes.stat(pid)
+        return stat is not None and stat.start_time == start_time and not stat.has_exited
+
+    def _describe(self) -> Facts:
+        pids = tuple(sorted(self._known))
+        namespaces = self._processes.netns(pids)
+        if not namespaces.inodes and namespaces.refused:
+            return failed(refusal_message(namespaces.refused))
+        if not namespaces.inodes:
+            return Facts(TargetState.GONE, f"process {self._pid} and its descendants have exited")
+        return Facts(
+            TargetState.ATTACHED,
+            refusal_message(namespaces.refused),
+            pids=pids,
+            tgids=frozenset(pids),
+            netns=namespaces.inodes,
+        )

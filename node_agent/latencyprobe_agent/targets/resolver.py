@@ -1,0 +1,165 @@
+"""All targets of this node, and when to look at them again.
+
+Looking is polling, at a pace that depends on what may change soon: a target that is pending or new
+is looked at often, a settled one seldom. The kernel side follows forks by itself, so a settled
+target loses nothing in between.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from latencyprobe_agent.desired import (
+    CgroupTarget,
+    ContainerTarget,
+    NetnsTarget,
+    PidTarget,
+    Selector,
+)
+from latencyprobe_agent.targets.cgroups import (
+    CgroupTracker,
+    Hierarchy,
+    cgroup_version,
+    find_hierarchy,
+    read_mounts,
+)
+from latencyprobe_agent.targets.containers import ContainerFinder, ContainerTracker
+from latencyprobe_agent.targets.facts import Facts, TargetState, Tracker, failed
+from latencyprobe_agent.targets.netns import NetnsTracker
+from latencyprobe_agent.targets.processes import Processes, ProcessTracker
+
+log = logging.getLogger(__name__)
+
+_NEW_FOR_S = 3.0
+_PACE_NEW_S = 0.25
+_PACE_PENDING_S = 0.5
+_PACE_SETTLED_S = 3.0
+# What is gone or has failed stays so until the client names it anew.
+_PACE: Mapping[TargetState, float | None] = {
+    TargetState.PENDING: _PACE_PENDING_S,
+    TargetState.ATTACHED: _PACE_SETTLED_S,
+    TargetState.GONE: None,
+    TargetState.FAILED: None,
+}
+
+
+@dataclass(slots=True)
+class _Tracked:
+    tracker: Tracker
+    since: float
+    facts: Facts
+    look_at: float | None = None
+
+
+class Resolver:
+    """Keeps the facts of a set of targets current."""
+
+    def __init__(
+        self,
+        *,
+        proc_root: Path = Path("/proc"),
+        cgroup_root: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._processes = Processes(proc_root)
+        self._mounts = read_mounts()
+        root = find_hierarchy(self._mounts, cgroup_root)
+        self._hierarchy = Hierarchy(root) if root is not None else None
+        self._finder = ContainerFinder(self._hierarchy, clock=clock) if self._hierarchy else None
+        self._tracked: dict[Selector, _Tracked] = {}
+
+    @property
+    def cgroup_version(self) -> str:
+        """ "v1", "v2" or "hybrid", of what is mounted here."""
+        return cgroup_version(self._mounts)
+
+    @property
+    def hierarchy_root(self) -> str | None:
+        """Where the v2 hierarchy is mounted."""
+        return self._hierarchy.root if self._hierarchy else None
+
+    def track(self, selectors: Iterable[Selector]) -> None:
+        """Follow just these targets from now on. New ones, and those that failed, are looked at."""
+        wanted = dict.fromkeys(selectors)
+        self._tracked = {
+            selector: tracked
+            for selector, tracked in self._tracked.items()
+            if selector in wanted and tracked.facts.state is not TargetState.FAILED
+        }
+        for selector in wanted:
+            if selector not in self._tracked:
+                self._tracked[selector] = self._begin(selector)
+
+    def refresh(self) -> bool:
+        """Look at the targets whose time has come; whether anything is new."""
+        now = self._clock()
+        changed = False
+        for selector, tracked in self._tracked.items():
+            if tracked.look_at is None or tracked.look_at > now:
+                continue
+            before, tracked.facts = tracked.facts, _look(tracked.tracker)
+            tracked.look_at = self._next_look(tracked, now)
+            if tracked.facts != before:
+                changed = True
+                _log_change(selector, before, tracked.facts)
+        return changed
+
+    @property
+    def facts(self) -> Mapping[Selector, Facts]:
+        """What is known of each target."""
+        return {selector: tracked.facts for selector, tracked in self._tracked.items()}
+
+    def facts_of(self, selector: Selector) -> Facts:
+        """What is known of one target."""
+        tracked = self._tracked.get(selector)
+        return tracked.facts if tracked else failed("is no longer a target")
+
+    @property
+    def next_look(self) -> float | None:
+        """When the clock's time has come for `refresh`; None where nothing can change."""
+        times = [t.look_at for t in self._tracked.values() if t.look_at is not None]
+        return min(times, default=None)
+
+    def _begin(self, selector: Selector) -> _Tracked:
+        now = self._clock()
+        tracker = self._tracker_of(selector)
+        tracked = _Tracked(tracker, since=now, facts=_look(tracker))
+        tracked.look_at = self._next_look(tracked, now)
+        return tracked
+
+    def _next_look(self, tracked: _Tracked, now: float) -> float | None:
+        pace = _PACE[tracked.facts.state]
+        if pace is None:
+            return None
+        is_new = now - tracked.since < _NEW_FOR_S
+        return now + (_PACE_NEW_S if is_new else pace)
+
+    def _tracker_of(self, selector: Selector) -> Tracker:
+        match selector:
+            case ContainerTarget():
+                return ContainerTracker(self._finder, self._hierarchy, self._processes, selector)
+            case CgroupTarget(path):
+                return CgroupTracker(self._hierarchy, self._mounts, self._processes, path)
+            case PidTarget(pid):
+                return ProcessTracker(self._processes, pid)
+            case NetnsTarget(path):
+                return NetnsTracker(path)
+
+
+def _look(tracker: Tracker) -> Facts:
+    """What the tracker says; an error of the file system is that target's failure alone."""
+    try:
+        return tracker.look()
+    except (OSError, ValueError) as error:
+        log.warning("a target can't be resolved", exc_info=True)
+        return failed(f"can't be resolved: {error}")
+
+
+def _log_change(selector: Selector, before: Facts, after: Facts) -> None:
+    if after.state is not before.state:
+        log.info("%s: %s, was %s. %s", selector, after.state, before.state, after.message)
