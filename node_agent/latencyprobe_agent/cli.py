@@ -1,0 +1,192 @@
+"""`latencyprobe agent`: the options, and from there on `main`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+from pathlib import Path
+
+import click
+
+from latencyprobe.wire import OPERATOR_NAME
+from latencyprobe_agent import logs
+from latencyprobe_agent.main import (
+    Settings,
+    StartError,
+    check_capabilities,
+    exit_with_parent,
+    run,
+)
+from latencyprobe_agent.server import SocketAddress, TcpAddress
+from latencyprobe_agent.tls import TlsFiles
+
+_FILE = click.Path(path_type=Path)
+
+
+def _parse_address(
+    _context: click.Context, _parameter: click.Parameter, value: str | None
+) -> tuple[str, int] | None:
+    """(host, port) of HOST:PORT; an IPv6 address stands in brackets, no host means every one."""
+    if value is None:
+        return None
+    host, colon, port = value.rpartition(":")
+    if not colon or not port.isdecimal() or not 0 <= int(port) <= 65535:
+        raise click.BadParameter(f"{value!r} is not HOST:PORT, such as 0.0.0.0:9443")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise click.BadParameter(f"{value!r}: put an IPv6 address into brackets, as [::]:9443")
+    return host, int(port)
+
+
+@click.command("agent", context_settings={"auto_envvar_prefix": "LATENCYPROBE"})
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    callback=_parse_address,
+    show_envvar=True,
+    help="Serve the operator over TCP with mutual TLS.",
+)
+@click.option(
+    "--socket",
+    type=_FILE,
+    metavar="PATH",
+    show_envvar=True,
+    help="Serve on a Unix socket in a directory of its own with mode 0700, for a local client.",
+)
+@click.option("--ca-file", type=_FILE, show_envvar=True, help="The CA of the operator.")
+@click.option("--cert-file", type=_FILE, show_envvar=True, help="The agent's certificate.")
+@click.option("--key-file", type=_FILE, show_envvar=True, help="The key of the certificate.")
+@click.option(
+    "--operator-name",
+    default=OPERATOR_NAME,
+    show_default=True,
+    show_envvar=True,
+    help="DNS name that a client's certificate must have.",
+)
+@click.option(
+    "--node-name",
+    default=platform.node,
+    show_default="the host's name",
+    show_envvar=True,
+    help="What this node is called in reports.",
+)
+@click.option(
+    "--host-netns",
+    type=_FILE,
+    show_default="/proc/1/ns/net, or our own where that can't be read",
+    show_envvar=True,
+    help="The host's network namespace.",
+)
+@click.option(
+    "--proc-root",
+    type=_FILE,
+    default=Path("/proc"),
+    show_default=True,
+    show_envvar=True,
+    help="Where the host's processes are seen.",
+)
+@click.option(
+    "--cgroup-root",
+    type=_FILE,
+    show_default="found in /proc/self/mountinfo",
+    show_envvar=True,
+    help="Where the host's cgroup v2 hierarchy is mounted, or a directory above it.",
+)
+@click.option(
+    "--metrics-address",
+    metavar="HOST:PORT",
+    callback=_parse_address,
+    show_envvar=True,
+    help="Serve /metrics, /healthz and /readyz over HTTP.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(logs.LEVELS),
+    default="info",
+    show_default=True,
+    show_envvar=True,
+    help="What is logged, at least.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(logs.FORMATS),
+    default="text",
+    show_default=True,
+    show_envvar=True,
+    help="For people or for programs.",
+)
+@click.option(
+    "--exit-with-parent",
+    type=int,
+    is_flag=False,
+    flag_value=0,
+    metavar="[PID]",
+    help="End when the parent process does (whose PID may be given, to be sure who it is).",
+)
+def agent_command(
+    *,
+    listen: tuple[str, int] | None,
+    socket: Path | None,
+    ca_file: Path | None,
+    cert_file: Path | None,
+    key_file: Path | None,
+    operator_name: str,
+    node_name: str,
+    host_netns: Path | None,
+    proc_root: Path,
+    cgroup_root: Path | None,
+    metrics_address: tuple[str, int] | None,
+    log_level: str,
+    log_format: str,
+    exit_with_parent: int | None,
+) -> None:
+    """Serve measurements of this node over gRPC.
+
+    Either to the operator (--listen, with --ca-file, --cert-file and --key-file), or to a local
+    client (--socket). It ends on SIGTERM or SIGINT, and leaves nothing attached.
+    """
+    settings = Settings(
+        address=_address(listen, socket, (ca_file, cert_file, key_file), operator_name),
+        node_name=node_name,
+        host_netns=host_netns,
+        proc_root=proc_root,
+        cgroup_root=os.path.realpath(cgroup_root) if cgroup_root is not None else None,
+        metrics_address=metrics_address,
+    )
+    logs.set_up(log_level, log_format)
+    _start(settings, parent=exit_with_parent)
+
+
+def _start(settings: Settings, *, parent: int | None) -> None:
+    try:
+        if parent is not None:
+            exit_with_parent(parent or None)
+        check_capabilities()
+        asyncio.run(run(settings))
+    except StartError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _address(
+    listen: tuple[str, int] | None,
+    socket: Path | None,
+    files: tuple[Path | None, Path | None, Path | None],
+    operator_name: str,
+) -> TcpAddress | SocketAddress:
+    """The one way to listen."""
+    if (listen is None) == (socket is None):
+        raise click.UsageError("Give one of --listen HOST:PORT and --socket PATH.")
+    if socket is not None:
+        return SocketAddress(socket)
+    ca_file, cert_file, key_file = files
+    if ca_file is None or cert_file is None or key_file is None:
+        raise click.UsageError(
+            "--listen needs --ca-file, --cert-file and --key-file: without TLS anybody could "
+            "command the agent. `latencyprobe pki init DIR` makes them."
+        )
+    assert listen is not None
+    return TcpAddress(
+        f"{listen[0] or '0.0.0.0'}:{listen[1]}",  # noqa: S104  (asked for by leaving out the host)
+        TlsFiles(ca_file, cert_file, key_file),
+        operator_name,
+    )

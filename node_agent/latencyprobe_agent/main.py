@@ -1,0 +1,169 @@
+"""The agent as a process: put together, run, and taken down in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import platform
+import signal
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from latencyprobe.capabilities import (
+    CAP_SYS_ADMIN,
+    MissingCapabilityError,
+    effective_capabilities,
+    require_capabilities,
+)
+from latencyprobe_agent.agent import Agent, NodeFacts
+from latencyprobe_agent.metrics import Metrics, MetricsServer
+from latencyprobe_agent.node import host_netns_inode, kernel_types
+from latencyprobe_agent.server import ListenError, Server, SocketAddress, TcpAddress
+from latencyprobe_agent.slots import Engine, EngineError
+from latencyprobe_agent.targets.resolver import Resolver
+from latencyprobe_agent.tls import TlsFileError
+
+log = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
+
+
+class StartError(Exception):
+    """Why the agent does not start. The message is for people."""
+
+
+class MakeEngine(Protocol):
+    """Makes the kernel side."""
+
+    def __call__(self, *, host_netns: int) -> Engine:
+        """The engine of this node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All that can be set from outside."""
+
+    address: TcpAddress | SocketAddress
+    node_name: str
+    host_netns: Path | None = None
+    proc_root: Path = Path("/proc")
+    cgroup_root: str | None = None
+    metrics_address: tuple[str, int] | None = None
+
+
+async def run(settings: Settings, make_engine: MakeEngine | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; raises StartError where it can't."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        async with _agent(settings, make_engine or _kernel_engine()) as (agent, metrics):
+            await _serve(agent, metrics, settings, stop)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+    log.info("stopped")
+
+
+def check_capabilities() -> None:
+    """Raise StartError where the agent may not measure; warn where it may not measure itself."""
+    try:
+        require_capabilities()
+    except MissingCapabilityError as error:
+        raise StartError(str(error)) from None
+    if not effective_capabilities() >> CAP_SYS_ADMIN & 1:
+        log.warning("without CAP_SYS_ADMIN the run time of the eBPF programs can't be measured")
+
+
+def exit_with_parent(parent: int | None) -> None:
+    """Be sent SIGTERM when the parent dies; raises StartError where it has died already.
+
+    `parent` is its process id, if it told us; else whoever is our parent now.
+    """
+    expected = parent or os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0) != 0:
+        raise StartError(f"prctl(PR_SET_PDEATHSIG): {os.strerror(ctypes.get_errno())}")
+    if os.getppid() != expected:
+        raise StartError(f"the parent (PID {expected}) has exited")
+
+
+def _kernel_engine() -> MakeEngine:
+    # Imported here, so that a missing library is said like everything else that is missing.
+    from latencyprobe_agent.kernel.engine import KernelEngine  # noqa: PLC0415
+
+    return KernelEngine
+
+
+@contextlib.asynccontextmanager
+async def _agent(
+    settings: Settings, make_engine: MakeEngine
+) -> AsyncIterator[tuple[Agent, Metrics]]:
+    """The agent with its engine, detached at the end whatever happens."""
+    try:
+        resolver = Resolver(proc_root=settings.proc_root, cgroup_root=settings.cgroup_root)
+        engine = make_engine(host_netns=host_netns_inode(settings.host_netns))
+    except (OSError, EngineError) as error:
+        raise StartError(str(error)) from None
+    metrics = Metrics()
+    agent = Agent(engine, resolver, _node_facts(settings, resolver), metrics)
+    try:
+        yield agent, metrics
+    finally:
+        await agent.close()
+
+
+def _node_facts(settings: Settings, resolver: Resolver) -> NodeFacts:
+    return NodeFacts(
+        node_name=settings.node_name,
+        kernel_release=platform.release(),
+        architecture=platform.machine(),
+        kernel_types=kernel_types(),
+        cgroup_version=resolver.cgroup_version,
+    )
+
+
+async def _serve(agent: Agent, metrics: Metrics, settings: Settings, stop: asyncio.Event) -> None:
+    server = Server(agent, settings.address)
+    try:
+        bound = await server.start()
+    except (ListenError, TlsFileError) as error:
+        raise StartError(str(error)) from None
+    keeper = asyncio.create_task(agent.keep())
+    try:
+        async with _metrics_server(metrics, settings, lambda: server.is_serving):
+            log.info("serving on %s as node %s", bound, settings.node_name)
+            await stop.wait()
+            log.info("shutting down")
+            await server.drain()
+    finally:
+        await agent.close()
+        await server.stop()
+        keeper.cancel()
+        await asyncio.wait({keeper})
+
+
+@contextlib.asynccontextmanager
+async def _metrics_server(
+    metrics: Metrics, settings: Settings, is_ready: Callable[[], bool]
+) -> AsyncIterator[None]:
+    if settings.metrics_address is None:
+        yield
+        return
+    host, port = settings.metrics_address
+    server = MetricsServer(metrics, is_ready)
+    try:
+        bound = await server.start(host, port)
+    except OSError as error:
+        raise StartError(f"can't serve metrics on {host}:{port}: {error.strerror}") from None
+    log.info("metrics on %s:%d", host, bound)
+    try:
+        yield
+    finally:
+        await server.close()

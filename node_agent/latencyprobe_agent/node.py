@@ -1,0 +1,35 @@
+"""What the agent says of its node."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+_VMLINUX = Path("/sys/kernel/btf/vmlinux")
+
+
+def kernel_types() -> str:
+    """Where the kernel's types can come from: "btf", "headers" or "none"."""
+    if _VMLINUX.exists():
+        return "btf"
+    if Path(f"/lib/modules/{platform.release()}/build/include").is_dir():
+        return "headers"
+    return "none"
+
+
+def host_netns_inode(path: Path | None) -> int:
+    """The inode number of the host's network namespace; raises OSError where `path` can't be read.
+
+    Without a path: PID 1's, or our own where we may not look at that (PID 1 may have capabilities
+    that we lack, as in a container that is taken for a machine).
+    """
+    if path is not None:
+        return path.stat().st_ino
+    try:
+        return Path("/proc/1/ns/net").stat().st_ino
+    except PermissionError:
+        log.info("/proc/1/ns/net can't be read: taking our own network namespace for the host's")
+        return Path("/proc/self/ns/net").stat().st_ino

@@ -1,0 +1,281 @@
+"""The gRPC face of the agent: who may call, and how errors look on the wire."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from latencyprobe.v1 import node_agent_pb2 as pb
+from latencyprobe.v1 import node_agent_pb2_grpc
+from latencyprobe.wire import MAX_MESSAGE_BYTES
+from latencyprobe_agent.agent import (
+    Agent,
+    ShuttingDownError,
+    StaleGenerationError,
+    StreamEndedError,
+)
+from latencyprobe_agent.desired import InvalidStateError
+from latencyprobe_agent.slots import EngineError
+from latencyprobe_agent.tls import TlsFiles, peer_names, server_credentials
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[object, object]
+
+log = logging.getLogger(__name__)
+
+SERVICE = "latencyprobe.v1.NodeAgent"
+_GRACE_S = 2.0
+_MAX_RPCS = 64
+_MAX_SOCKET_PATH = 107  # sun_path, include/uapi/linux/un.h, and its NUL
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # Without it a second agent would share the port, and clients would meet either.
+    ("grpc.so_reuseport", 0),
+    # A client that is gone without a word (its node died) is found out within 30 s.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # And clients may ping as often, but not more.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 3),
+)
+
+_Answer = TypeVar("_Answer")
+
+
+class ListenError(Exception):
+    """An address that can't be listened on. The message says why."""
+
+
+class Caller:
+    """Who may call. With TLS: who has a certificate of our CA (which TLS has seen to) with the
+    operator's name in it. On a Unix socket: whoever may open it."""
+
+    def __init__(self, operator_name: str | None) -> None:
+        self._operator_name = operator_name
+
+    async def check(self, context: Context) -> None:
+        """End the call with PERMISSION_DENIED unless it may go on."""
+        if self._operator_name is None:
+            return
+        names = peer_names(context.auth_context())
+        if self._operator_name not in names:
+            shown = ", ".join(sorted(names)) or "no name"
+            log.warning("refused %s: its certificate is for %s", context.peer(), shown)
+            await context.abort(
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"only {self._operator_name} may call; this certificate is for {shown}",
+            )
+
+
+class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
+    """The service of `node_agent.proto`."""
+
+    def __init__(self, agent: Agent, caller: Caller) -> None:
+        self._agent = agent
+        self._caller = caller
+
+    async def GetNodeInfo(  # noqa: N802  (the protocol's name)
+        self,
+        request: pb.GetNodeInfoRequest,  # noqa: ARG002  (gRPC passes it)
+        context: Context,
+    ) -> pb.NodeInfo:
+        """What this node is."""
+        await self._caller.check(context)
+
+        async def answer() -> pb.NodeInfo:
+            return self._agent.node_info()
+
+        return await _guard(answer, context)
+
+    async def Apply(  # noqa: N802
+        self, request: pb.DesiredState, context: Context
+    ) -> pb.ApplyResult:
+        """Replace the desired state."""
+        await self._caller.check(context)
+        return await _guard(lambda: self._agent.apply(request), context)
+
+    async def WatchReports(  # type: ignore[override]  # noqa: N802  (writes, yields nothing)
+        self,
+        request: pb.WatchReportsRequest,  # noqa: ARG002
+        context: Context,
+    ) -> None:
+        """Report until the client goes. `write` waits while the client is slow."""
+        await self._caller.check(context)
+        log.info("%s listens to reports", context.peer())
+        await _guard(lambda: self._agent.watch(context.write), context)
+
+
+async def _guard(answer: Callable[[], Awaitable[_Answer]], context: Context) -> _Answer:
+    """The answer, or the status that says what went wrong."""
+    try:
+        return await answer()
+    except InvalidStateError as error:
+        await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+    except StaleGenerationError as error:
+        await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
+    except ShuttingDownError as error:
+        await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
+    except StreamEndedError as error:
+        code = grpc.StatusCode.ABORTED if error.superseded else grpc.StatusCode.UNAVAILABLE
+        await _abort(context, code, str(error))
+    except EngineError as error:
+        log.warning("%s", error)
+        await _abort(context, grpc.StatusCode.INTERNAL, str(error))
+    except grpc.aio.BaseError:
+        raise
+    except Exception as error:
+        log.exception("unexpected, while answering %s", context.peer())
+        await _abort(
+            context, grpc.StatusCode.INTERNAL, f"unexpected {type(error).__name__}: {error}"[:500]
+        )
+
+
+async def _abort(context: Context, code: grpc.StatusCode, message: str) -> NoReturn:
+    await context.abort(code, message)
+    raise AssertionError("abort always raises")
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """Where to listen with mutual TLS, and for whom."""
+
+    address: str
+    files: TlsFiles
+    operator_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class SocketAddress:
+    """A Unix socket, for the local command."""
+
+    path: Path
+
+
+class Server:
+    """Serves an agent until stopped."""
+
+    def __init__(self, agent: Agent, address: TcpAddress | SocketAddress) -> None:
+        self._address = address
+        self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=_MAX_RPCS)
+        operator_name = address.operator_name if isinstance(address, TcpAddress) else None
+        node_agent_pb2_grpc.add_NodeAgentServicer_to_server(
+            NodeAgentService(agent, Caller(operator_name)), self._server
+        )
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self.is_serving = False
+
+    async def start(self) -> str:
+        """Listen; the address, with the port that was chosen for port 0. Raises ListenError."""
+        await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+        if isinstance(self._address, TcpAddress):
+            bound = _bind_tcp(self._server, self._address.address, self._address.files)
+        else:
+            bound = _bind_socket(self._server, self._address.path)
+        await self._server.start()
+        await self._say(health_pb2.HealthCheckResponse.SERVING)
+        self.is_serving = True
+        return bound
+
+    async def drain(self) -> None:
+        """Say that we are going, before anything is taken down."""
+        self.is_serving = False
+        await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+
+    async def stop(self) -> None:
+        """End what is still being answered, and stop listening."""
+        await self._server.stop(_GRACE_S)
+        if isinstance(self._address, SocketAddress):
+            self._address.path.unlink(missing_ok=True)
+
+    async def _say(self, status: int) -> None:
+        for service in ("", SERVICE):
+            await self._health.set(service, status)
+
+
+def _bind_tcp(server: grpc.aio.Server, address: str, files: TlsFiles) -> str:
+    credentials = server_credentials(files)
+    try:
+        port = server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise ListenError(f"can't listen on {address}: {_reason(address) or error}") from None
+    return f"{address.rpartition(':')[0]}:{port}"
+
+
+def _reason(address: str) -> str | None:
+    """Why an address can't be bound; gRPC does not pass it on."""
+    host, _, port = address.rpartition(":")
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(
+            host.strip("[]") or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(target)
+            trial.listen(1)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _bind_socket(server: grpc.aio.Server, path: Path) -> str:
+    _check_socket_path(path)
+    _make_private_directory(path.parent)
+    _remove_stale(path)
+    before = os.umask(0o177)
+    try:
+        server.add_insecure_port(f"unix:{path}")
+    except RuntimeError as error:
+        raise ListenError(f"can't listen on {path}: {error}") from None
+    finally:
+        os.umask(before)
+    path.chmod(0o600)
+    return str(path)
+
+
+def _check_socket_path(path: Path) -> None:
+    if not path.is_absolute():
+        raise ListenError(f"{path}: give the socket's absolute path")
+    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
+        raise ListenError(f"{path}: longer than {_MAX_SOCKET_PATH} bytes, which no socket can be")
+
+
+def _make_private_directory(directory: Path) -> None:
+    """The socket's directory: ours alone, since whoever can reach the socket commands the agent."""
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        status = directory.stat()
+    except OSError as error:
+        raise ListenError(f"{directory}: {error.strerror}") from None
+    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
+        raise ListenError(
+            f"{directory} is open to others: the socket needs a directory of its own with mode 0700"
+        )
+
+
+def _remove_stale(path: Path) -> None:
+    """Make room where an agent died; refuse where one lives, or where it is no socket at all."""
+    if not path.exists():
+        return
+    if not path.is_socket():
+        raise ListenError(f"{path} exists and is no socket")
+    with socket.socket(socket.AF_UNIX) as trial:
+        trial.settimeout(1)
+        try:
+            trial.connect(str(path))
+        except OSError:
+            path.unlink(missing_ok=True)
+            return
+    raise ListenError(f"another agent listens on {path}")

@@ -1,0 +1,298 @@
+"""The service over real gRPC: applying, reporting, and what goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, cast
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from latencyprobe import __version__
+from latencyprobe.measurement import NOTHING, Measurement
+from latencyprobe.stages import Module
+from latencyprobe.v1 import node_agent_pb2 as pb
+from latencyprobe.wire import PROTOCOL_VERSION, measurement_from_proto
+from latencyprobe_agent import plan
+from tests.unit.agent.conftest import Running, next_reading, until
+from tests.unit.agent.scripted import samples
+from tests.unit.agent.states import probe, state
+
+if TYPE_CHECKING:
+    Stream = grpc.aio.UnaryStreamCall[pb.WatchReportsRequest, pb.Report]
+
+
+def measured(report: pb.ProbeReport) -> Measurement:
+    """The figures of the report's one target."""
+    (target,) = report.targets
+    return measurement_from_proto(target.stages, target.counters)
+
+
+def watch(running: Running) -> Stream:
+    """Open a stream of reports."""
+    call: Any = running.stub.WatchReports(pb.WatchReportsRequest())
+    return cast("Stream", call)
+
+
+async def reports(stream: Stream) -> AsyncIterator[pb.Report]:
+    """The reports of a stream, which `read` may have been called on."""
+    async with asyncio.timeout(10):
+        while isinstance(report := await stream.read(), pb.Report):
+            yield report
+
+
+async def next_report(stream: Stream) -> pb.Report:
+    """The next report; the stream must not have ended."""
+    report = await stream.read()
+    assert isinstance(report, pb.Report)
+    return report
+
+
+async def gather(stream: Stream, enough: Measurement, probe_id: str = "p") -> Measurement:
+    """Add up one probe's figures until they are this much; more is an error at the caller's."""
+    total = NOTHING
+    async for report in reports(stream):
+        for one in report.probes:
+            total += measured(one) if one.id == probe_id else NOTHING
+        if total.stage("rx.total").histogram.count >= enough.stage("rx.total").histogram.count:
+            return total
+    return total
+
+
+async def test_the_node_says_what_it_is(running: Running) -> None:
+    info = await running.stub.GetNodeInfo(pb.GetNodeInfoRequest())
+    assert (info.node_name, info.agent_version) == ("blue", __version__)
+    assert info.protocol_version == PROTOCOL_VERSION
+    assert info.instance_id == running.agent.instance_id
+    assert {stage.state for stage in info.coverage} == {pb.StageCoverage.IDLE}
+
+
+async def test_apply_answers_once_attached(running: Running) -> None:
+    result = await running.stub.Apply(state(probe(modules=("rx",))))
+    (target,) = result.probes[0].targets
+    assert target.state == pb.TargetStatus.ATTACHED, target.message
+    assert os.getpid() in target.pids
+    assert running.engine.modules == {Module.RX}
+    assert os.getpid() in running.engine.slots[0].tgids
+    coverage = {stage.name: stage.state for stage in result.coverage}
+    assert coverage["rx.total"] == pb.StageCoverage.ACTIVE
+    assert coverage["tx.total"] == pb.StageCoverage.IDLE
+
+
+async def test_a_stream_begins_with_the_coverage_and_goes_on_with_figures(
+    running: Running,
+) -> None:
+    await running.stub.Apply(state(probe()))
+    stream = watch(running)
+    first = await next_report(stream)
+    assert (first.sequence, first.generation, len(first.probes)) == (1, 1, 0)
+    assert len(first.coverage) > 0
+    running.engine.measure(samples(100, 200))
+    assert await gather(stream, samples(1, 2)) == samples(100, 200)
+    later = await next_report(stream)
+    assert not later.coverage
+    assert later.overhead.measured
+    assert later.overhead.cpu_percent == pytest.approx(0.5)
+    assert later.probes[0].targets[0].status.state == pb.TargetStatus.ATTACHED
+    assert later.probes[0].begin.ToNanoseconds() < later.probes[0].end.ToNanoseconds()
+
+
+async def test_two_probes_on_a_process_cost_one_slot_and_both_report(running: Running) -> None:
+    await running.stub.Apply(state(probe("p"), probe("q", modules=("rx",))))
+    assert len(running.engine.slots) == 1
+    running.engine.measure(samples(100) + samples(5, stage="tcp.rtt"))
+    stream = watch(running)
+    seen: dict[str, Measurement] = {}
+    async for report in reports(stream):
+        for one in report.probes:
+            seen[one.id] = seen.get(one.id, NOTHING) + measured(one)
+        if all(seen.get(name) for name in "pq"):
+            break
+    assert seen == {"p": samples(100) + samples(5, stage="tcp.rtt"), "q": samples(100)}
+
+
+async def test_figures_wait_for_a_client_and_come_once(running: Running) -> None:
+    await running.stub.Apply(state(probe()))
+    for duration_ns in (100, 200, 300):
+        running.engine.measure(samples(duration_ns))
+        await next_reading(running.engine)
+    stream = watch(running)
+    assert await gather(stream, samples(1, 2, 3)) == samples(100, 200, 300)
+    stream.cancel()
+    again = watch(running)
+    assert (await next_report(again)).sequence == 1
+    running.engine.measure(samples(400))
+    assert await gather(again, samples(1)) == samples(400)
+
+
+async def test_a_second_stream_ends_the_first(running: Running) -> None:
+    await running.stub.Apply(state(probe()))
+    first = watch(running)
+    await next_report(first)
+    second = watch(running)
+    await next_report(second)
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        async for _ in reports(first):
+            pass
+    assert ended.value.code() == grpc.StatusCode.ABORTED
+    running.engine.measure(samples(100))
+    assert await gather(second, samples(1)) == samples(100)
+
+
+async def test_an_older_generation_is_refused_and_changes_nothing(running: Running) -> None:
+    await running.stub.Apply(state(probe(), generation=5))
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await running.stub.Apply(state(generation=4))
+    assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert "generation 4 is older than 5" in (refused.value.details() or "")
+    assert len(running.engine.slots) == 1
+    assert (await running.stub.Apply(state(probe(), generation=5))).generation == 5
+
+
+async def test_a_contradiction_is_refused_by_field_and_changes_nothing(running: Running) -> None:
+    await running.stub.Apply(state(probe()))
+    bad = pb.Target(id="c", container=pb.Container(pod_uid="../..", container_id="containerd://x"))
+    broken = state(probe(), probe("q"), generation=2)
+    broken.probes[1].targets.append(bad)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await running.stub.Apply(broken)
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "probes[1].targets[1].container.pod_uid" in (refused.value.details() or "")
+    assert len(running.engine.slots) == 1
+    assert (await running.stub.Apply(state(probe()))).generation == 1
+
+
+async def test_what_the_kernel_refuses_is_said_and_the_state_before_stays(
+    running: Running,
+) -> None:
+    await running.stub.Apply(state(probe(modules=("rx",))))
+    running.engine.refusal = "BPF_PROG_LOAD: Operation not permitted"
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await running.stub.Apply(state(probe(modules=("tcp",)), generation=2))
+    assert refused.value.code() == grpc.StatusCode.INTERNAL
+    assert refused.value.details() == "BPF_PROG_LOAD: Operation not permitted"
+    running.engine.refusal = None
+    await until(lambda: running.engine.modules == {Module.RX}, "the state before restored")
+    assert (await running.stub.Apply(state(probe(modules=("tcp",)), generation=2))).generation == 2
+
+
+async def test_a_bug_is_an_internal_error_and_the_agent_lives(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    running.engine.bug = KeyError("slot")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await running.stub.Apply(state(probe()))
+    assert refused.value.code() == grpc.StatusCode.INTERNAL
+    assert "KeyError" in (refused.value.details() or "")
+    assert "Traceback" in caplog.text
+    running.engine.bug = None
+    assert (await running.stub.Apply(state(probe()))).probes[0].targets
+
+
+async def test_corrupt_bytes_are_an_error_and_the_agent_lives(running: Running) -> None:
+    call = running.channel.unary_unary(
+        "/latencyprobe.v1.NodeAgent/Apply",
+        request_serializer=lambda raw: raw,
+        response_deserializer=lambda raw: raw,
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call(b"\xff\xff\xff\xff\x0f\x01garbage")
+    assert refused.value.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+    assert (await running.stub.GetNodeInfo(pb.GetNodeInfoRequest())).node_name == "blue"
+
+
+async def test_with_nobody_listening_the_lease_ends_and_everything_is_detached(
+    running: Running,
+) -> None:
+    stream = watch(running)
+    await next_report(stream)
+    await running.stub.Apply(state(probe(), generation=9, lease_s=0.3))
+    before = running.engine.reads
+    await until(lambda: running.engine.reads > before + 5, "half a second with a listener")
+    assert running.engine.slots
+    stream.cancel()
+    await until(lambda: not running.engine.slots, "the slots given up")
+    assert running.engine.modules == frozenset()
+    assert (await running.stub.Apply(state(probe(), generation=1))).generation == 1
+
+
+async def test_a_slow_reader_gets_everything_and_costs_no_more_memory(running: Running) -> None:
+    await running.stub.Apply(state(probe()))
+    stream = watch(running)
+    await next_report(stream)
+    sent = 0
+    for _ in range(10):
+        running.engine.measure(samples(*range(64, 264)))
+        sent += 200
+        await next_reading(running.engine)
+    total = await gather(stream, samples(*range(sent)))
+    assert total.stage("rx.total").histogram.count == sent
+
+
+async def test_more_targets_than_slots_are_failed_with_a_message(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.agent._slots = plan.SlotTable(size=2)
+    probes = [probe(f"p{n}", ports=(n + 1,)) for n in range(3)]
+    result = await running.stub.Apply(state(*probes))
+    states = [one.targets[0].state for one in result.probes]
+    attached, failed = pb.TargetStatus.ATTACHED, pb.TargetStatus.FAILED
+    assert states == [attached, attached, failed]
+    assert "already measures 2 targets" in result.probes[2].targets[0].message
+    result = await running.stub.Apply(state(*probes[1:], generation=2))
+    assert [one.targets[0].state for one in result.probes] == [attached, attached]
+
+
+async def test_a_slot_is_drained_for_its_owner_before_anybody_else_gets_it(
+    running: Running,
+) -> None:
+    running.agent._slots = plan.SlotTable(size=1)
+    await running.stub.Apply(state(probe("p", ports=(1,), interval_s=60)))
+    running.engine.measure(samples(100))
+    await running.stub.Apply(state(probe("q", ports=(2,)), generation=2))
+    assert running.engine.assignments[-2] == {}
+    stream = watch(running)
+    running.engine.measure(samples(200))
+    assert await gather(stream, samples(1), "q") == samples(200)
+
+
+async def test_modules_are_unloaded_when_the_last_target_is_gone(running: Running) -> None:
+    process = await asyncio.create_subprocess_exec("sleep", "60")
+    await running.stub.Apply(state(probe(pid=process.pid)))
+    assert running.engine.modules
+    process.kill()
+    await process.wait()
+    await until(lambda: not running.engine.modules, "the modules unloaded")
+    stream = watch(running)
+    async for report in reports(stream):
+        if report.probes:
+            status = report.probes[0].targets[0].status
+            assert status.state == pb.TargetStatus.GONE
+            assert "have exited" in status.message
+            break
+
+
+async def test_health_says_serving(running: Running) -> None:
+    # The types of grpc_health know nothing of the stub's methods.
+    stub: Any = health_pb2_grpc.HealthStub(running.channel)
+    for service in ("", "latencyprobe.v1.NodeAgent"):
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_closing_ends_the_stream_and_detaches(running: Running) -> None:
+    await running.stub.Apply(state(probe()))
+    stream = watch(running)
+    await next_report(stream)
+    await running.agent.close()
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        async for _ in reports(stream):
+            pass
+    assert ended.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert running.engine.is_closed
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await running.stub.Apply(state(probe()))
+    assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
