@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import click
 
@@ -31,15 +31,16 @@ from latencyprobe.terminal import OutputFormat, TerminalObserver, can_show_live,
 CLIENT_IPV4 = "192.0.2.1"
 CLIENT_IPV6 = "2001:db8::1"
 SECONDS_TO_START = 10.0
-# The server acknowledges at once. Otherwise an ACK waits for the answer to ride on, and tcp.rtt at
-# the client would show the server's slowness (tcp_send_delayed_ack(), net/ipv4/tcp_output.c).
+# The server acknowledges at once, by its routes. Otherwise an ACK waits for the answer to ride on,
+# and tcp.rtt at the client shows the server's slowness (tcp_in_quickack_mode(),
+# net/ipv4/tcp_input.c).
 SERVER_NETWORK = f"""\
 link set lo up
-address add {SERVER_IPV4}/30 dev eth0
-address add {SERVER_IPV6}/64 dev eth0 nodad
+address add {SERVER_IPV4}/30 dev eth0 noprefixroute
+address add {SERVER_IPV6}/64 dev eth0 nodad noprefixroute
 link set eth0 up
-route replace 192.0.2.0/30 dev eth0 quickack 1
-route replace 2001:db8::/64 dev eth0 quickack 1
+route add 192.0.2.0/30 dev eth0 quickack 1
+route add 2001:db8::/64 dev eth0 quickack 1
 """
 CLIENT_NETWORK = f"""\
 link set lo up
@@ -116,36 +117,30 @@ def _demo(duration_ns: int, interval_ns: int, presentation: Presentation) -> int
 async def _measure(
     duration_ns: int, interval_ns: int, presentation: Presentation
 ) -> tuple[Outcome, Sent]:
-    async with _workload() as (server, client):
+    async with _workload(duration_ns / 1e9) as workload:
         request = Request(
-            targets=(PidTarget("server", server.pid), PidTarget("client", client.pid)),
-            modules=DEFAULT_MODULES,
-            interval_ns=interval_ns,
+            targets=workload.targets, modules=DEFAULT_MODULES, interval_ns=interval_ns
         )
-        observer = _DemoObserver(client.start, presentation, interval_ns / 1e9)
+        observer = _DemoObserver(workload, presentation, interval_ns / 1e9)
         with observer.watching():
-            outcome = await measure(
-                request,
-                observer,
-                duration_seconds=duration_ns / 1e9,
-                show_log=presentation.verbose,
-            )
-        return outcome, Sent(**json.loads(await client.finish()))
+            # It ends because its targets do, so that the report covers all that the client sent.
+            outcome = await measure(request, observer, show_log=presentation.verbose)
+        return outcome, await workload.end()
 
 
 class _DemoObserver(TerminalObserver):
     """Has the client begin once it is measured."""
 
     def __init__(
-        self, begin: Callable[[], None], presentation: Presentation, interval_seconds: float
+        self, workload: _Workload, presentation: Presentation, interval_seconds: float
     ) -> None:
         super().__init__(quiet=False, live=presentation.live, interval_seconds=interval_seconds)
-        self._begin = begin
+        self._workload = workload
 
     def attached(self, problems: Sequence[str]) -> None:
         """Packets are measured from now on."""
         super().attached(problems)
-        self._begin()
+        self._workload.begin()
 
 
 class _Peer:
@@ -172,12 +167,12 @@ class _Peer:
         if line.decode().strip() != word:
             raise DemoError(f"the {self.role} ended before it was {word}")
 
-    async def finish(self) -> bytes:
-        """Tell it that it is over; its last line."""
+    async def finish(self) -> list[bytes]:
+        """Tell it that it is over; what it said since `says`."""
         self._stdin.close()
         lines = (await self._stdout.read()).splitlines()
         await self._process.wait()
-        return lines[-1]
+        return lines
 
     async def kill(self) -> None:
         """End it at once; nothing is lost by it."""
@@ -204,16 +199,47 @@ async def _peer(role: str) -> AsyncIterator[_Peer]:
         await peer.kill()
 
 
+class _Workload:
+    """The server, ready, and the client, which sends from `begin` on for some seconds."""
+
+    def __init__(self, server: _Peer, client: _Peer, seconds: float) -> None:
+        self._server, self._client = server, client
+        self._seconds = seconds
+        self._over = asyncio.Event()
+        self._playing: asyncio.Task[Sent] | None = None
+
+    @property
+    def targets(self) -> tuple[PidTarget, ...]:
+        return tuple(PidTarget(peer.role, peer.pid) for peer in (self._server, self._client))
+
+    def begin(self) -> None:
+        """Let the client send."""
+        self._playing = asyncio.create_task(self._play())
+
+    async def end(self) -> Sent:
+        """End it now, if it did not by itself; what was sent."""
+        self._over.set()
+        return await self._playing if self._playing else Sent()
+
+    async def _play(self) -> Sent:
+        self._client.start()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._over.wait(), self._seconds)
+        _ready, sent = await self._client.finish()
+        await self._server.finish()
+        return Sent(**json.loads(sent))
+
+
 @contextlib.asynccontextmanager
-async def _workload() -> AsyncIterator[tuple[_Peer, _Peer]]:
-    """The server, ready, and the client, which waits for its `start`."""
+async def _workload(seconds: float) -> AsyncIterator[_Workload]:
+    """The two processes and the link between them."""
     async with contextlib.AsyncExitStack() as stack:
         server = await stack.enter_async_context(_peer("server"))
         client = await stack.enter_async_context(_peer("client"))
         await _connect(server, client)
         server.start()
         await server.says("ready")
-        yield server, client
+        yield _Workload(server, client, seconds)
 
 
 async def _connect(server: _Peer, client: _Peer) -> None:

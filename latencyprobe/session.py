@@ -24,9 +24,9 @@ from latencyprobe.wire import PROTOCOL_VERSION, CorruptMessageError, measurement
 
 PROBE_ID = "local"
 GENERATION = 1
-# The agent reports at least so often, however seldom the view is refreshed: what is added up
-# at the end is never older.
-LONGEST_INTERVAL_NS = 1_000_000_000
+# The agent reports at least so often, however seldom the view is refreshed: so long does the end of
+# a run wait for its last figures.
+LONGEST_INTERVAL_NS = 250_000_000
 
 _STATES = {
     pb.StageCoverage.ACTIVE: CoverageState.ACTIVE,
@@ -126,7 +126,8 @@ class Session:
         self._request = request
         self._targets = {str(index): _Seen(spec) for index, spec in enumerate(request.targets)}
         self._node = Node("", "", "", "", "", "")
-        self._coverage: tuple[Coverage, ...] = ()
+        self._stages = tuple(stage.name for stage in stages_of(request.modules))
+        self._coverage: dict[str, Coverage] = {}
         self._measured_until = 0.0
         self._attached_at = 0.0
         self._progress = asyncio.Condition()
@@ -189,7 +190,7 @@ class Session:
             node=self._node,
             duration_seconds=self._measured_until - self._attached_at,
             targets=tuple(map(self._result, self._targets.values())),
-            coverage=self._coverage,
+            coverage=tuple(self._coverage[name] for name in self._stages if name in self._coverage),
         )
 
     def _result(self, seen: _Seen) -> TargetResult:
@@ -215,10 +216,10 @@ class Session:
             raise CorruptMessageError("target.status.id", f"{target_id!r} is unknown") from None
 
     def _take_coverage(self, stages: Iterable[pb.StageCoverage]) -> None:
-        """Coverage comes whole or not at all."""
-        wanted = {stage.name for stage in stages_of(self._request.modules)}
-        known = tuple(_coverage(stage) for stage in stages if stage.name in wanted)
-        self._coverage = known or self._coverage
+        """Take what is said of our stages; that the last target is gone (IDLE) changes nothing."""
+        for stage in stages:
+            if stage.name in self._stages and stage.state != pb.StageCoverage.IDLE:
+                self._coverage[stage.name] = _coverage(stage)
 
 
 def _node(info: pb.NodeInfo) -> Node:
