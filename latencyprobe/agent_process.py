@@ -26,6 +26,15 @@ AGENT_COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "latencyprobe.cli"
 LOG_LINES_KEPT = 12
 PREFIX = "LATENCYPROBE_"
 SECONDS_TO_END = 5.0
+# From the end of a call to the end of the process that broke it off.
+SECONDS_TO_DIE = 0.3
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # The agent's socket is not there yet when we first try, and the default is to wait a second.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 200),
+)
 
 T = TypeVar("T")
 
@@ -87,7 +96,7 @@ class AgentProcess:
         """A channel to the agent; calls should wait until it is ready."""
         return grpc.aio.insecure_channel(
             f"unix:{self._socket}",
-            options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)],
+            options=CHANNEL_OPTIONS,
         )
 
     async def while_alive(self, work: Callable[[], Coroutine[object, object, T]]) -> T:
@@ -130,7 +139,7 @@ class AgentProcess:
     async def _explain(self, error: grpc.aio.AioRpcError) -> AgentError:
         """Whether the call failed because the agent died, or because it said no."""
         try:
-            await asyncio.wait_for(self._process.wait(), 1.0)
+            await asyncio.wait_for(self._process.wait(), SECONDS_TO_DIE)
         except TimeoutError:
             code = error.code().name
             return AgentError(f"the agent answered {code}: {error.details()}", self._log)

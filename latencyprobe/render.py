@@ -91,7 +91,7 @@ def _waterfall(report: TargetReport, *, columns: tuple[str, ...]) -> Table:
     for row in _rows(report.stages):
         table.add_row(
             Text("  " * row.depth + row.stage.name, style="" if row.depth else "bold"),
-            row.bar(),
+            row.bar(_colour(row, report.verdict)),
             row.share(),
             f"{row.stage.count:,}",
             *(_figure(row.stage, column) for column in columns),
@@ -108,20 +108,20 @@ class _Row:
     begin: float = 0.0
     end: float = 0.0
 
-    def bar(self) -> RenderableType:
+    def bar(self, colour: str) -> RenderableType:
         if self.end <= self.begin:
             return Text()
-        return Bar(100, self.begin, self.end, width=BAR_WIDTH, color=_colour(self))
+        return Bar(100, self.begin, self.end, width=BAR_WIDTH, color=colour)
 
     def share(self) -> str:
         share = self.stage.share_percent
         return "" if share is None else f"{share:.1f}%"
 
 
-def _colour(row: _Row) -> str:
-    if not row.depth:
-        return "blue"
-    return "red" if row.end - row.begin >= 40 else "cyan"
+def _colour(row: _Row, verdict: Verdict) -> str:
+    if row.stage.name == verdict.stage:
+        return "red"
+    return "cyan" if row.depth else "blue"
 
 
 def _rows(stages: Iterable[StageReport]) -> Iterator[_Row]:

@@ -1,0 +1,22 @@
+"""The command line with a scripted agent: `command_line.py SCENARIO ARG...`, without privileges."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from latencyprobe import agent_process, capabilities, cli
+
+SCRIPTED_AGENT = Path(__file__).with_name("scripted_agent.py")
+
+
+def main() -> None:
+    """Run the command line as if the machine had this agent."""
+    scenario = sys.argv.pop(1)
+    agent_process.AGENT_COMMAND = (sys.executable, str(SCRIPTED_AGENT), scenario)
+    capabilities.NEEDED.clear()
+    cli.main(prog_name="latencyprobe")
+
+
+if __name__ == "__main__":
+    main()

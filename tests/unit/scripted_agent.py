@@ -1,0 +1,172 @@
+"""An agent that plays a scenario over the real protocol: scripted_agent.py SCENARIO --socket PATH.
+
+Stands in for `latencyprobe agent` where the command line is tested without a kernel's help.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+
+from latencyprobe.histogram import Histogram
+from latencyprobe.measurement import Measurement, StageMeasurement
+from latencyprobe.v1 import node_agent_pb2 as pb
+from latencyprobe.v1 import node_agent_pb2_grpc as rpc
+from latencyprobe.wire import PROTOCOL_VERSION, measurement_to_proto
+
+Context = grpc.aio.ServicerContext[object, object]
+SCENARIOS = (
+    "measures",
+    "fails-to-start",
+    "dies-while-attaching",
+    "dies-while-measuring",
+    "refuses",
+    "finds-no-target",
+    "loses-every-target",
+    "speaks-another-protocol",
+    "sends-nonsense",
+    "attaches-slowly",
+)
+PACKETS_PER_REPORT = 200
+INTERVAL_S = 0.1
+COVERAGE = [
+    pb.StageCoverage(name="rx.total", state=pb.StageCoverage.ACTIVE, hook="tp_btf/tcp_probe"),
+    pb.StageCoverage(name="rx.host", state=pb.StageCoverage.PARTIAL, reason="no bridge hook"),
+    pb.StageCoverage(name="tx.qdisc", state=pb.StageCoverage.UNAVAILABLE, reason="no such hook"),
+]
+SLOW_READER = Measurement(
+    {
+        "rx.stack": StageMeasurement(Histogram.of([10_000] * PACKETS_PER_REPORT)),
+        "rx.socket": StageMeasurement(Histogram.of([90_000] * PACKETS_PER_REPORT), lost=1),
+        "rx.total": StageMeasurement(Histogram.of([100_000] * PACKETS_PER_REPORT)),
+    },
+    {"retransmits": 1, "connectRefused": 0},
+)
+
+
+class ScriptedAgent(rpc.NodeAgentServicer):
+    """Answers as its scenario says."""
+
+    def __init__(self, scenario: str) -> None:
+        self._scenario = scenario
+        self._desired = pb.DesiredState()
+
+    async def GetNodeInfo(  # noqa: N802 (the protocol's name)
+        self, request: pb.GetNodeInfoRequest, context: Context
+    ) -> pb.NodeInfo:
+        return pb.NodeInfo(
+            agent_version="0.1.0",
+            protocol_version=9 if self._scenario == "speaks-another-protocol" else PROTOCOL_VERSION,
+            instance_id="scripted",
+            node_name="node-a",
+            kernel_release="6.18.0",
+            architecture="x86_64",
+            kernel_types="btf",
+            cgroup_version="v2",
+        )
+
+    async def Apply(  # noqa: N802
+        self, request: pb.DesiredState, context: Context
+    ) -> pb.ApplyResult:
+        match self._scenario:
+            case "dies-while-attaching":
+                die("the kernel said no")
+            case "attaches-slowly":
+                print("attaching slowly", file=sys.stderr, flush=True)
+                await asyncio.sleep(60)
+            case "refuses":
+                await context.abort(grpc.StatusCode.INTERNAL, "kernel types: install BTF")
+        self._desired = request
+        return pb.ApplyResult(
+            generation=request.generation,
+            probes=[pb.ProbeStatus(id=p.id, targets=self._statuses(p)) for p in request.probes],
+            coverage=COVERAGE,
+        )
+
+    async def WatchReports(  # noqa: N802
+        self, request: pb.WatchReportsRequest, context: Context
+    ) -> AsyncIterator[pb.Report]:
+        yield self._report(1, [])
+        for sequence in range(2, 1000):
+            begin = time.time_ns()
+            await asyncio.sleep(INTERVAL_S)
+            yield self._report(
+                sequence, [self._probe_report(p, begin) for p in self._desired.probes]
+            )
+            if self._scenario == "dies-while-measuring":
+                die("out of memory")
+
+    def _report(self, sequence: int, probes: list[pb.ProbeReport]) -> pb.Report:
+        return pb.Report(
+            instance_id="scripted",
+            generation=self._desired.generation,
+            sequence=sequence,
+            probes=probes,
+        )
+
+    def _probe_report(self, probe: pb.Probe, begin_ns: int) -> pb.ProbeReport:
+        stages, counters = measurement_to_proto(SLOW_READER)
+        if self._scenario == "sends-nonsense":
+            stages[0].sampling_ratio = 7
+        report = pb.ProbeReport(id=probe.id)
+        report.begin.FromNanoseconds(begin_ns)
+        report.end.FromNanoseconds(time.time_ns())
+        for status in self._statuses(probe):
+            if self._scenario == "loses-every-target":
+                status.state = pb.TargetStatus.GONE
+                status.message = "it ended"
+            report.targets.add(status=status, stages=stages, counters=counters)
+        return report
+
+    def _statuses(self, probe: pb.Probe) -> list[pb.TargetStatus]:
+        return [self._status(target) for target in probe.targets]
+
+    def _status(self, target: pb.Target) -> pb.TargetStatus:
+        if self._scenario == "finds-no-target" or target.cgroup_path == "/no/cgroup":
+            return pb.TargetStatus(
+                id=target.id, state=pb.TargetStatus.FAILED, message="/no/cgroup is no cgroup"
+            )
+        return pb.TargetStatus(
+            id=target.id,
+            state=pb.TargetStatus.ATTACHED,
+            pids=[target.pid] if target.pid else [],
+            cgroup="/system.slice",
+        )
+
+
+def die(last_words: str) -> None:
+    """End as a crash would."""
+    print(last_words, file=sys.stderr, flush=True)
+
+    os._exit(3)
+
+
+async def serve(scenario: str, socket: str) -> None:
+    """Serve until SIGTERM."""
+    server = grpc.aio.server()
+    rpc.add_NodeAgentServicer_to_server(ScriptedAgent(scenario), server)
+    server.add_insecure_port(f"unix:{socket}")
+    await server.start()
+    await server.wait_for_termination()
+
+
+def main() -> None:
+    """Play the scenario."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("scenario", choices=SCENARIOS)
+    parser.add_argument("--socket", required=True)
+    parser.add_argument("--exit-with-parent", type=int)
+    arguments = parser.parse_args()
+    if arguments.scenario == "fails-to-start":
+        die("no BTF here")
+    asyncio.run(serve(arguments.scenario, arguments.socket))
+
+
+if __name__ == "__main__":
+    main()

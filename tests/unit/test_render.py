@@ -1,0 +1,174 @@
+"""The report as a document for programs and as a table for people."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+
+import pytest
+from rich.console import Console
+
+from latencyprobe.document import Coverage, CoverageState, LatencyReport, Node, TargetResult
+from latencyprobe.histogram import Histogram
+from latencyprobe.measurement import NOTHING, Measurement, StageMeasurement
+from latencyprobe.render import BAR_WIDTH, render_live, render_report
+from latencyprobe.report import report_on
+from latencyprobe.stages import DEFAULT_MODULES
+from latencyprobe.terminal import OutputFormat, write_report
+
+
+def of(duration_ns: int, **losses: float) -> StageMeasurement:
+    return StageMeasurement(Histogram.of([duration_ns] * 200), **losses)  # type: ignore[arg-type]
+
+
+SLOW = Measurement(
+    {
+        "rx.stack": of(25_000),
+        "rx.socket": of(75_000, lost=3, unmatched=2, clamped=1, sampling_ratio=0.25),
+        "rx.total": of(100_000),
+        "tcp.rtt": of(50_000),
+    },
+    {"retransmits": 1234},
+)
+
+
+def report(measurement: Measurement = SLOW, *, message: str = "") -> LatencyReport:
+    return LatencyReport(
+        node=Node("node-a", "6.18.0", "x86_64", "btf", "v2", "0.1.0"),
+        duration_seconds=9.98765,
+        targets=(
+            TargetResult(
+                name="nginx[42]",
+                pids=(42, 43),
+                cgroup="/web",
+                report=report_on(measurement, DEFAULT_MODULES),
+                message=message,
+            ),
+        ),
+        coverage=(
+            Coverage("rx.total", CoverageState.ACTIVE, hook="tp_btf/tcp_probe"),
+            Coverage("tx.stack", CoverageState.PARTIAL, hook="x", reason="TCP only"),
+            Coverage("rx.host", CoverageState.UNAVAILABLE, reason="no such tracepoint"),
+        ),
+    )
+
+
+def table(latency_report: LatencyReport) -> str:
+    stream = io.StringIO()
+    write_report(latency_report, OutputFormat.TABLE, stream)
+    return stream.getvalue()
+
+
+def line_of(text: str, beginning: str) -> str:
+    return next(line for line in text.splitlines() if line.strip().startswith(beginning))
+
+
+def test_the_document_is_what_the_api_promises() -> None:
+    document = report().document()
+    assert {key: document[key] for key in ("apiVersion", "kind", "node", "durationSeconds")} == {
+        "apiVersion": "latencyprobe.io/v1alpha1",
+        "kind": "LatencyReport",
+        "node": {
+            "name": "node-a",
+            "kernel": "6.18.0",
+            "architecture": "x86_64",
+            "kernelTypes": "btf",
+            "cgroupVersion": "v2",
+            "agentVersion": "0.1.0",
+        },
+        "durationSeconds": 9.988,
+    }
+    (target,) = document["targets"]
+    assert list(target) == ["name", "pids", "cgroup", "stages", "counters", "verdict"]
+    assert target["pids"] == [42, 43]
+    assert [stage["name"] for stage in target["stages"]][:3] == [
+        "rx.stack",
+        "rx.socket",
+        "rx.total",
+    ]
+    assert target["verdict"]["bottleneck"] == "SlowReader"
+    assert document["coverage"][1] == {
+        "name": "tx.stack",
+        "state": "partial",
+        "hook": "x",
+        "reason": "TCP only",
+    }
+
+
+def test_json_output_is_one_document() -> None:
+    stream = io.StringIO()
+    write_report(report(), OutputFormat.JSON, stream)
+    assert json.loads(stream.getvalue()) == report().document()
+
+
+def test_a_target_with_a_problem_says_so_in_the_document() -> None:
+    (target,) = report(message="it has exited").document()["targets"]
+    assert target["message"] == "it has exited"
+
+
+def test_the_table_shows_each_total_above_its_indented_parts() -> None:
+    names = re.findall(r"^ ( *[rt][a-z]+\.[a-z]+) ", table(report()), re.MULTILINE)
+    assert names[:4] == ["rx.total", "  rx.stack", "  rx.socket", "tcp.rtt"]
+
+
+def test_a_bar_begins_where_the_one_before_it_ended() -> None:
+    text = table(report())
+    quarter = BAR_WIDTH // 4
+    assert "█" * BAR_WIDTH in line_of(text, "rx.total")
+    assert line_of(text, "rx.stack").count("█") == quarter
+    socket = line_of(text, "rx.socket")
+    assert "█" * (BAR_WIDTH - quarter) in socket
+    assert socket.index("█") == line_of(text, "rx.stack").index("█") + quarter
+
+
+def test_the_table_shows_figures_losses_counters_verdict_and_coverage() -> None:
+    text = table(report())
+    assert line_of(text, "rx.socket").split()[-6:] == ["75.0%", "200", *["75us"] * 4]
+    assert "rx.socket: 3 lost, 2 unmatched, 1 clamped to 0, sampled 25.0% of the packets" in text
+    assert "counters: retransmits 1,234\n" in text
+    assert "connectRefused" not in text
+    assert "verdict: SlowReader in rx.socket, 75%" in text
+    assert "  - rx.socket holds 75% of rx.total" in text
+    assert "  next: Look at what the application does" in text
+    assert re.search(r"tx\.stack +partial +TCP only", text)
+    assert re.search(r"rx\.host +unavailable +no such tracepoint", text)
+    assert "tp_btf/tcp_probe" not in text
+
+
+def test_a_target_that_saw_nothing_is_no_empty_table() -> None:
+    text = table(report(NOTHING, message="gone: it has exited"))
+    assert "no packet was seen" in text
+    assert "gone: it has exited" in text
+    assert "verdict: InsufficientData" in text
+
+
+def test_many_processes_are_counted_not_listed() -> None:
+    target = TargetResult("web", tuple(range(1, 21)), "", report_on(NOTHING, DEFAULT_MODULES))
+    text = table(LatencyReport(report().node, 1, (target,), ()))
+    assert "pids 1, 2, 3, 4, 5, 6 and 14 more" in text
+
+
+def test_there_are_no_colours_off_a_terminal() -> None:
+    assert "\x1b" not in table(report())
+
+
+@pytest.mark.parametrize(("no_color", "coloured"), [(None, True), ("1", False)])
+def test_colours_on_a_terminal_obey_no_color(
+    monkeypatch: pytest.MonkeyPatch, no_color: str | None, coloured: bool
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if no_color:
+        monkeypatch.setenv("NO_COLOR", no_color)
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard")
+    with console.capture() as captured:
+        console.print(render_report(report()))
+    assert ("\x1b[31" in captured.get() or "\x1b[1;31" in captured.get()) == coloured
+
+
+def test_the_live_view_fits_80_columns() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    with console.capture() as captured:
+        console.print(render_live(report()))
+    assert line_of(captured.get(), "rx.socket").split()[-4:] == ["75.0%", "200", "75us", "75us"]
+    assert "…" not in captured.get()
