@@ -7,6 +7,7 @@ that the kubelet updates) needs no restart. A change is taken in only once key a
 from __future__ import annotations
 
 import logging
+import ssl
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +33,24 @@ class TlsFiles:
     key: Path
 
     def read(self) -> TlsMaterial:
-        """What is in the files; raises TlsFileError."""
+        """What is in the files; raises TlsFileError where they can't be used together.
+
+        gRPC would log no more than that a handshake failed, so we look first, with Python's ssl.
+        """
         material = TlsMaterial(*(_read_pem(path) for path in (self.ca, self.certificate, self.key)))
-        material.check(self)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_verify_locations(self.ca)
+        except (ssl.SSLError, OSError) as error:
+            raise TlsFileError(f"{self.ca} is no PEM certificate: {error}") from None
+        try:
+            # An empty password, so that an encrypted key is an error and not a question.
+            context.load_cert_chain(self.certificate, self.key, password="")
+        except (ssl.SSLError, OSError) as error:
+            raise TlsFileError(
+                f"{self.key} is not the PEM key (without password) of the PEM certificate "
+                f"{self.certificate}: {error}"
+            ) from None
         return material
 
 
@@ -45,27 +61,6 @@ class TlsMaterial:
     ca: bytes
     certificate: bytes
     key: bytes
-
-    def check(self, files: TlsFiles) -> None:
-        """Raise TlsFileError where the parts don't fit, since gRPC would only log it."""
-        # Imported here: memory that the local command's agent does without.
-        from cryptography import x509  # noqa: PLC0415
-        from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
-
-        try:
-            x509.load_pem_x509_certificate(self.ca)
-        except ValueError as error:
-            raise TlsFileError(f"{files.ca} is no PEM certificate: {error}") from None
-        try:
-            certificate = x509.load_pem_x509_certificate(self.certificate)
-        except ValueError as error:
-            raise TlsFileError(f"{files.certificate} is no PEM certificate: {error}") from None
-        try:
-            key = serialization.load_pem_private_key(self.key, password=None)
-        except (ValueError, TypeError) as error:
-            raise TlsFileError(f"{files.key} is no PEM key without password: {error}") from None
-        if certificate.public_key() != key.public_key():
-            raise TlsFileError(f"{files.key} is not the key of {files.certificate}")
 
     def configuration(self) -> grpc.ServerCertificateConfiguration:
         """As gRPC takes it."""

@@ -25,7 +25,9 @@ from latencyprobe_agent.targets.facts import Facts, failed, pending
 from latencyprobe_agent.targets.processes import Processes
 
 _MAX_DEPTH = 6
+# How old a survey may get, with pods' parents known and without.
 _SURVEY_AGE_S = 5.0
+_EMPTY_SURVEY_AGE_S = 1.0
 _KUBEPODS = re.compile(r"(?:.+-)?kubepods(?:\.slice)?")
 _QOS = re.compile(r"(?:.+-)?(?:burstable|besteffort)(?:\.slice)?")
 _JOINED_NAME = re.compile(r".*kubepods.*\.slice:[^:]+:[0-9a-f]{64}")
@@ -74,7 +76,7 @@ class ContainerFinder:
 
     def find(self, target: ContainerTarget) -> str | None:
         """The container's directory; None where there is none (yet)."""
-        if self._surveyed_at is None or self._clock() - self._surveyed_at >= _SURVEY_AGE_S:
+        if self._is_survey_due():
             self._survey()
         return next((path for path in self._candidates(target) if os.path.isdir(path)), None)
 
@@ -96,6 +98,13 @@ class ContainerFinder:
         for parent in self._joined_parents:
             for name in joined_names(target.pod_uid, target.container_id):
                 yield f"{parent}/{name}"
+
+    def _is_survey_due(self) -> bool:
+        if self._surveyed_at is None:
+            return True
+        found = self._pod_parents or self._joined_parents
+        age_s = self._clock() - self._surveyed_at
+        return age_s >= (_SURVEY_AGE_S if found else _EMPTY_SURVEY_AGE_S)
 
     def _survey(self) -> None:
         """Find the directories that hold pods; what is inside of a pod is not looked at."""

@@ -1,0 +1,169 @@
+"""The agent as a process: starting, refusing to start, and ending without a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.request import urlopen
+
+import grpc
+import pytest
+
+from latencyprobe.pki import initialise
+from latencyprobe.v1 import node_agent_pb2 as pb
+from latencyprobe.v1.node_agent_pb2_grpc import NodeAgentStub
+from latencyprobe.wire import AGENT_NAME
+from tests.live.targets import python, until
+from tests.unit.agent.states import probe, state
+
+AGENT = (sys.executable, "-P", "-m", "latencyprobe.cli", "agent")
+
+
+@contextlib.contextmanager
+def _agent(*options: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as stderr, subprocess.Popen([*AGENT, *options], stderr=stderr) as process:
+        try:
+            until(lambda: process.poll() is not None or "serving on" in log.read_text(), "serving")
+            yield process
+        finally:
+            process.kill()
+
+
+def _refusal(*options: str, prefix: Sequence[str] = ()) -> str:
+    """What an agent says that does not start."""
+    done = subprocess.run(
+        [*prefix, *AGENT, *options], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode in (1, 2), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
+    return done.stderr
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> tuple[str, ...]:
+    directory = tmp_path / "pki"
+    initialise(directory, days=1)
+    names = (("--ca-file", "ca.crt"), ("--cert-file", "agent.crt"), ("--key-file", "agent.key"))
+    return tuple(text for option, name in names for text in (option, str(directory / name)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_agent_serves_and_ends_in_order(tmp_path: Path, number: signal.Signals) -> None:
+    path, log = tmp_path / "s" / "agent.sock", tmp_path / "log"
+    with _agent("--socket", str(path), "--node-name", "blue", log=log) as process:
+        assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+        with grpc.insecure_channel(f"unix:{path}") as channel:
+            stub = NodeAgentStub(channel)
+            assert stub.GetNodeInfo(pb.GetNodeInfoRequest(), timeout=20).node_name == "blue"
+            result = stub.Apply(state(probe(pid=os.getpid())), timeout=30)
+            assert result.probes[0].targets[0].state == pb.TargetStatus.ATTACHED
+            stream = stub.WatchReports(pb.WatchReportsRequest(), timeout=30)
+            assert next(stream).sequence == 1
+            process.send_signal(number)
+            with pytest.raises(grpc.RpcError) as ended:
+                for _ in stream:
+                    pass
+            assert ended.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert process.wait(timeout=20) == 0, log.read_text()
+    assert not path.exists()
+    assert "Traceback" not in log.read_text()
+
+
+def test_over_tls_it_also_serves_metrics_and_health(tmp_path: Path, tls: tuple[str, ...]) -> None:
+    log = tmp_path / "log"
+    options = ("--listen", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0", *tls)
+    with _agent(*options, "--log-format", "json", log=log) as process:
+        text = log.read_text()
+        metrics = text.split("metrics on ")[1].split('"')[0]
+        address = text.split("serving on ")[1].split(" ")[0]
+        with urlopen(f"http://{metrics}/metrics", timeout=10) as answer:
+            assert b'latencyprobe_module_loaded{module="rx"} 0.0' in answer.read()
+        with urlopen(f"http://{metrics}/readyz", timeout=10) as answer:
+            assert answer.status == 200
+        pki = tmp_path / "pki"
+        credentials = grpc.ssl_channel_credentials(
+            *((pki / name).read_bytes() for name in ("ca.crt", "operator.key", "operator.crt"))
+        )
+        target = (("grpc.ssl_target_name_override", AGENT_NAME),)
+        with grpc.secure_channel(address, credentials, target) as channel:
+            info = NodeAgentStub(channel).GetNodeInfo(pb.GetNodeInfoRequest(), timeout=20)
+        assert info.kernel_release == os.uname().release
+        process.terminate()
+        assert process.wait(timeout=20) == 0
+
+
+def test_it_ends_with_its_parent(tmp_path: Path) -> None:
+    log, path = tmp_path / "log", tmp_path / "s" / "agent.sock"
+    command = [*AGENT, "--socket", str(path), "--exit-with-parent"]
+    # The parent starts the agent, tells its PID, and is killed once the agent serves.
+    code = (
+        "import subprocess, time, sys\n"
+        f"child = subprocess.Popen({command!r}, stderr=open({str(log)!r}, 'w'))\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(300)\n"
+    )
+    with subprocess.Popen(python(code), stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        until(lambda: "serving on" in log.read_text(), "serving")
+        parent.kill()
+    until(lambda: _has_exited(child), "the agent's end")
+    assert "stopped" in log.read_text()
+
+
+def _has_exited(pid: int) -> bool:
+    try:
+        return ") Z " in Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "Give one of --listen HOST:PORT and --socket PATH."),
+        (("--listen", "127.0.0.1:0", "--socket", "/tmp/s"), "Give one of"),
+        (("--listen", "127.0.0.1:0"), "--listen needs --ca-file, --cert-file and --key-file"),
+        (("--listen", "127.0.0.1"), "'127.0.0.1' is not HOST:PORT"),
+        (("--listen", "127.0.0.1:70000"), "'127.0.0.1:70000' is not HOST:PORT"),
+        (("--listen", "::1:0"), "put an IPv6 address into brackets"),
+        (("--socket", "relative.sock"), "give the socket's absolute path"),
+        (("--socket", "/" + "x" * 108), "longer than 107 bytes"),
+        (("--socket", "/tmp/agent.sock"), "/tmp is open to others"),
+        (("--socket", "/no/such/agent.sock"), "/no/such: No such file or directory"),
+        (("--socket", "/s/a", "--host-netns", "/no/such"), "No such file or directory: '/no/such'"),
+        (("--log-level", "loud"), "Invalid value for '--log-level'"),
+    ],
+)
+def test_what_can_not_be_meant_is_refused(options: tuple[str, ...], message: str) -> None:
+    assert message in _refusal(*options)
+
+
+def test_a_port_that_is_taken_is_said(tls: tuple[str, ...]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        message = _refusal("--listen", f"127.0.0.1:{port}", *tls)
+    assert f"can't listen on 127.0.0.1:{port}: Address already in use" in message
+
+
+def test_a_missing_file_is_said(tmp_path: Path, tls: tuple[str, ...]) -> None:
+    (tmp_path / "pki" / "agent.key").unlink()
+    message = _refusal("--listen", "127.0.0.1:0", *tls)
+    assert "agent.key: No such file or directory" in message
+
+
+@pytest.mark.parametrize(
+    ("dropped", "named"),
+    [("-sys_ptrace", ["CAP_SYS_PTRACE"]), ("-sys_admin,-bpf", ["CAP_BPF"])],
+)
+def test_a_missing_capability_is_named(tmp_path: Path, dropped: str, named: list[str]) -> None:
+    setpriv = ("setpriv", f"--bounding-set={dropped}")
+    message = _refusal("--socket", str(tmp_path / "s/a"), prefix=setpriv)
+    assert all(name in message for name in named)

@@ -1,0 +1,111 @@
+"""Cgroups and containers, on the machine's own hierarchy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from latencyprobe_agent.desired import CgroupTarget, ContainerTarget
+from latencyprobe_agent.targets.facts import TargetState
+from latencyprobe_agent.targets.resolver import Resolver
+from tests.live.targets import follow, hierarchy_root, made_cgroup, netns_of, sleeper
+
+UID = "0b7e3f0c-1d2e-4f5a-8b9c-0d1e2f3a4b5c"
+CID = "ab" * 32
+
+
+def test_a_cgroup_is_followed_from_empty_to_gone() -> None:
+    resolver = Resolver()
+    with made_cgroup() as cgroup:
+        target = CgroupTarget(str(cgroup))
+        resolver.track([target])
+        empty = resolver.facts_of(target)
+        assert (empty.state, empty.message) == (
+            TargetState.PENDING,
+            "no process is in its cgroup yet",
+        )
+        with sleeper(cgroup=cgroup) as process:
+            facts = follow(resolver, target, lambda f: f.pids, "its process")
+            assert facts.state is TargetState.ATTACHED
+            assert facts.pids == (process.pid,)
+            assert facts.cgroup_ids == {cgroup.stat().st_ino}
+            assert facts.cgroup == "/" + str(cgroup.relative_to(hierarchy_root()))
+            assert facts.netns == {netns_of(process.pid)}
+        facts = follow(resolver, target, lambda f: not f.pids, "no process")
+        assert (facts.state, facts.message) == (TargetState.ATTACHED, "no process is in it now")
+    follow(resolver, target, lambda f: f.state is TargetState.GONE, "gone")
+
+
+def test_nested_cgroups_are_followed() -> None:
+    resolver = Resolver()
+    with made_cgroup() as cgroup, sleeper(cgroup=cgroup) as process:
+        target = CgroupTarget(str(cgroup))
+        resolver.track([target])
+        nested = cgroup / "a" / "b"
+        nested.mkdir(parents=True)
+        ids = {path.stat().st_ino for path in (cgroup, nested.parent, nested)}
+        follow(resolver, target, lambda f: f.cgroup_ids == ids, "three cgroups")
+        with sleeper(cgroup=nested) as inner:
+            pids = {process.pid, inner.pid}
+            follow(resolver, target, lambda f: set(f.pids) == pids, "both processes")
+        nested.rmdir()
+        follow(resolver, target, lambda f: len(f.cgroup_ids) == 2, "two cgroups")
+
+
+def test_the_processes_of_a_cgroup_may_live_in_several_namespaces() -> None:
+    resolver = Resolver()
+    with (
+        made_cgroup() as cgroup,
+        sleeper(cgroup=cgroup) as here,
+        sleeper("unshare", "--net", "sleep", "300", cgroup=cgroup) as there,
+    ):
+        target = CgroupTarget(str(cgroup))
+        resolver.track([target])
+        facts = follow(resolver, target, lambda f: len(f.netns) == 2, "two namespaces")
+        assert facts.netns == {netns_of(here.pid), netns_of(there.pid)}
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        f"kubepods/burstable/pod{UID}/{CID}",
+        f"kubepods.slice/kubepods-pod{UID.replace('-', '_')}.slice/cri-containerd-{CID}.scope",
+    ],
+)
+def test_a_container_is_pending_then_attached_then_gone(layout: str) -> None:
+    resolver = Resolver()
+    target = ContainerTarget(UID, CID)
+    resolver.track([target])
+    pending = resolver.facts_of(target)
+    assert pending.state is TargetState.PENDING
+    assert "is not there yet" in pending.message
+    with made_cgroup(layout) as cgroup, sleeper(cgroup=cgroup) as process:
+        facts = follow(resolver, target, lambda f: f.state is TargetState.ATTACHED, "attached")
+        assert facts.pids == (process.pid,)
+        assert facts.cgroup_ids == {cgroup.stat().st_ino}
+    follow(resolver, target, lambda f: f.state is TargetState.GONE, "gone")
+
+
+def test_a_container_that_starts_late_is_found_within_a_second_of_its_sandbox() -> None:
+    resolver = Resolver()
+    target = ContainerTarget(UID, CID)
+    with made_cgroup(f"kubepods/pod{UID}") as pod:
+        resolver.track([target])
+        container = pod / CID
+        container.mkdir()
+        with sleeper(cgroup=container):
+            attached = TargetState.ATTACHED
+            follow(resolver, target, lambda f: f.state is attached, "attached")
+
+
+def test_a_v1_cgroup_is_refused_and_its_counterpart_named() -> None:
+    v1 = Path("/sys/fs/cgroup/pids")
+    if not (v1 / "cgroup.procs").exists():
+        pytest.skip("no v1 hierarchy on this machine")
+    resolver = Resolver()
+    target = CgroupTarget(str(v1))
+    resolver.track([target])
+    facts = resolver.facts_of(target)
+    assert facts.state is TargetState.FAILED
+    assert f"give {hierarchy_root()}" in facts.message

@@ -1,0 +1,64 @@
+"""Certificates that fit each other, in files that only their owner reads."""
+
+from __future__ import annotations
+
+import ssl
+import stat
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from cryptography import x509
+
+from latencyprobe.pki import FilesExistError, initialise, pki_command
+from latencyprobe.wire import AGENT_NAME, OPERATOR_NAME
+
+
+def _names(path: Path) -> list[str]:
+    certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    return extension.value.get_values_for_type(x509.DNSName)
+
+
+def test_init_writes_what_both_sides_need(tmp_path: Path) -> None:
+    result = CliRunner().invoke(pki_command, ["init", str(tmp_path / "pki")])
+    assert result.exit_code == 0, result.output
+    written = {path.name for path in (tmp_path / "pki").iterdir()}
+    assert written == {f"{n}.{s}" for n in ("ca", "agent", "operator") for s in ("crt", "key")}
+    assert _names(tmp_path / "pki/agent.crt") == [AGENT_NAME]
+    assert _names(tmp_path / "pki/operator.crt") == [OPERATOR_NAME]
+
+
+def test_only_their_owner_reads_keys(tmp_path: Path) -> None:
+    keys = [path for path in initialise(tmp_path, days=1) if path.suffix == ".key"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in keys} == {0o600}
+
+
+def test_nothing_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "agent.key").write_text("mine")
+    with pytest.raises(FilesExistError, match=r"agent\.key exist"):
+        initialise(tmp_path, days=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["agent.key"]
+    result = CliRunner().invoke(pki_command, ["init", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "nothing was written" in result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "purpose", "other"),
+    [
+        ("agent", ssl.Purpose.SERVER_AUTH, ssl.Purpose.CLIENT_AUTH),
+        ("operator", ssl.Purpose.CLIENT_AUTH, ssl.Purpose.SERVER_AUTH),
+    ],
+)
+def test_a_certificate_is_good_for_its_side_alone(
+    tmp_path: Path, name: str, purpose: ssl.Purpose, other: ssl.Purpose
+) -> None:
+    initialise(tmp_path, days=1)
+    certificate = x509.load_pem_x509_certificate((tmp_path / f"{name}.crt").read_bytes())
+    usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    oids = {oid.dotted_string for oid in usage}
+    assert purpose.oid in oids
+    assert other.oid not in oids
+    issuer = x509.load_pem_x509_certificate((tmp_path / "ca.crt").read_bytes())
+    certificate.verify_directly_issued_by(issuer)
