@@ -34,6 +34,7 @@ from latencyprobe_agent.plan import (
     SlotKey,
     SlotTable,
     assignment,
+    overcommitted,
     owners,
     wanted_modules,
     wanted_slots,
@@ -140,7 +141,7 @@ class Agent:
         self._desired = NOTHING_DESIRED
         self._modules: frozenset[Module] | None = frozenset()
         self._slots = SlotTable()
-        self._without_slot: frozenset[SlotKey] = frozenset()
+        self._refused: Mapping[SlotKey, str] = {}
         self._assigned: Mapping[int, SlotSpec] | None = {}
         self._collector = Collector()
         self._overhead = OverheadMeter()
@@ -261,15 +262,18 @@ class Agent:
         read once more after the kernel has left it, before its number serves anybody else.
         """
         facts = self._resolver.facts
-        wanted = wanted_slots(desired, facts)
-        self._read()
         await self._load(wanted_modules(desired, facts))
+        self._read()
+        wanted = wanted_slots(desired, facts)
+        refused = overcommitted(wanted, facts, self._slots.numbers)
+        wanted = tuple(key for key in wanted if key not in refused)
         self._slots.release_all_but(wanted)
         if self._slots.draining:
             self._assign(assignment(self._slots.numbers, facts))
             self._read()
             self._slots.drained()
-        self._without_slot = self._slots.allot(wanted)
+        surplus = self._slots.allot(wanted)
+        self._refused = refused | dict.fromkeys(surplus, self._slots.refusal())
         self._assign(assignment(self._slots.numbers, facts))
         self._collector.follow(desired, self._now())
         self._collector.own(owners(desired, self._slots.numbers))
@@ -426,9 +430,8 @@ class Agent:
 
     def _standing(self, probe: Probe, target: Target) -> Facts:
         """How a target of a probe stands: as its facts, unless there was no slot for it."""
-        if SlotKey(target.selector, probe.socket_filter) in self._without_slot:
-            return failed(self._slots.refusal())
-        return self._resolver.facts_of(target.selector)
+        refusal = self._refused.get(SlotKey(target.selector, probe.socket_filter))
+        return failed(refusal) if refusal else self._resolver.facts_of(target.selector)
 
     def _show_targets(self) -> None:
         self._metrics.show_targets(

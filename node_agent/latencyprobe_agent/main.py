@@ -21,8 +21,10 @@ from latencyprobe.capabilities import (
     require_capabilities,
 )
 from latencyprobe_agent.agent import Agent, NodeFacts
+from latencyprobe_agent.kernel.engine import KernelEngine
+from latencyprobe_agent.kernel.headers import kernel_types_kind
 from latencyprobe_agent.metrics import Metrics, MetricsServer
-from latencyprobe_agent.node import host_netns_inode, kernel_types
+from latencyprobe_agent.node import host_netns_inode
 from latencyprobe_agent.server import ListenError, Server, SocketAddress, TcpAddress
 from latencyprobe_agent.slots import Engine, EngineError
 from latencyprobe_agent.targets.resolver import Resolver
@@ -56,14 +58,14 @@ class Settings:
     metrics_address: tuple[str, int] | None = None
 
 
-async def run(settings: Settings, make_engine: MakeEngine | None = None) -> None:
+async def run(settings: Settings, make_engine: MakeEngine = KernelEngine) -> None:
     """Serve until SIGTERM or SIGINT; raises StartError where it can't."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     try:
-        async with _agent(settings, make_engine or _kernel_engine()) as (agent, metrics):
+        async with _agent(settings, make_engine) as (agent, metrics):
             await _serve(agent, metrics, settings, stop)
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -94,13 +96,6 @@ def exit_with_parent(parent: int | None) -> None:
         raise StartError(f"the parent (PID {expected}) has exited")
 
 
-def _kernel_engine() -> MakeEngine:
-    # Imported here, so that a missing library is said like everything else that is missing.
-    from latencyprobe_agent.kernel.engine import KernelEngine  # noqa: PLC0415
-
-    return KernelEngine
-
-
 @contextlib.asynccontextmanager
 async def _agent(
     settings: Settings, make_engine: MakeEngine
@@ -124,7 +119,7 @@ def _node_facts(settings: Settings, resolver: Resolver) -> NodeFacts:
         node_name=settings.node_name,
         kernel_release=platform.release(),
         architecture=platform.machine(),
-        kernel_types=kernel_types(),
+        kernel_types=kernel_types_kind(),
         cgroup_version=resolver.cgroup_version,
     )
 

@@ -3,21 +3,9 @@
 from __future__ import annotations
 
 import logging
-import platform
 from pathlib import Path
 
 log = logging.getLogger(__name__)
-
-_VMLINUX = Path("/sys/kernel/btf/vmlinux")
-
-
-def kernel_types() -> str:
-    """Where the kernel's types can come from: "btf", "headers" or "none"."""
-    if _VMLINUX.exists():
-        return "btf"
-    if Path(f"/lib/modules/{platform.release()}/build/include").is_dir():
-        return "headers"
-    return "none"
 
 
 def host_netns_inode(path: Path | None) -> int:

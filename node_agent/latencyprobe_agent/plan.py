@@ -6,14 +6,24 @@ one measurement. All of this is pure: no kernel, no clock.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from latencyprobe.stages import Module
 from latencyprobe_agent.desired import Desired, Selector
 from latencyprobe_agent.slots import MAX_SLOTS, SlotSpec, SocketFilter
 from latencyprobe_agent.targets.facts import Facts, TargetState
+
+# The kernel's tables (bpf/targets.h): slots that can share one identity, and entries of each. Half
+# of the processes are left to children that the kernel follows by itself; a namespace to the host.
+MAX_SHARING = 4
+_TABLE_SIZES: Mapping[str, tuple[int, str]] = {
+    "cgroups": (4096, "cgroups"),
+    "processes": (8192, "processes"),
+    "namespaces": (1023, "network namespaces"),
+    "filter_ports": (4096, "ports in filters"),
+}
 
 _MATCHABLE = frozenset({TargetState.ATTACHED})
 _WORTH_LOADING_FOR = frozenset({TargetState.ATTACHED, TargetState.PENDING})
@@ -57,6 +67,26 @@ def wanted_modules(desired: Desired, facts: Mapping[Selector, Facts]) -> frozens
     )
 
 
+def overcommitted(
+    wanted: Sequence[SlotKey], facts: Mapping[Selector, Facts], held: Container[SlotKey] = ()
+) -> dict[SlotKey, str]:
+    """What the kernel's tables have no room for, with what to tell; what is held comes first.
+
+    One target too many must fail alone, not the whole node.
+    """
+    rooms = (_SharedRoom(), _TableRoom())
+    refused = {}
+    for key in sorted(wanted, key=lambda key: key not in held):
+        spec = spec_of(key, facts[key.selector])
+        message = next((text for room in rooms if (text := room.objection(spec))), None)
+        if message is not None:
+            refused[key] = message
+            continue
+        for room in rooms:
+            room.take(spec)
+    return refused
+
+
 def owners(desired: Desired, numbers: Mapping[SlotKey, int]) -> Mapping[int, tuple[TargetKey, ...]]:
     """Whose figures a slot's are."""
     result: dict[int, tuple[TargetKey, ...]] = {}
@@ -84,6 +114,59 @@ def spec_of(key: SlotKey, facts: Facts) -> SlotSpec:
         netns=facts.netns,
         socket_filter=key.socket_filter,
     )
+
+
+class _SharedRoom:
+    """Each cgroup, process or namespace has room for so many slots."""
+
+    def __init__(self) -> None:
+        self._taken: Counter[tuple[str, int]] = Counter()
+
+    def objection(self, spec: SlotSpec) -> str | None:
+        if all(self._taken[identity] < MAX_SHARING for identity in _identities(spec)):
+            return None
+        return (
+            f"{MAX_SHARING} probes with different filters already measure it (or a part of it), "
+            "the most that the kernel side can: give them the same filter, so that they share"
+        )
+
+    def take(self, spec: SlotSpec) -> None:
+        self._taken.update(_identities(spec))
+
+
+class _TableRoom:
+    """The kernel's tables have room for so many different entries."""
+
+    def __init__(self) -> None:
+        self._taken: dict[str, set[object]] = {table: set() for table in _TABLE_SIZES}
+        self._slots = 0
+
+    def objection(self, spec: SlotSpec) -> str | None:
+        for table, entries in self._entries(spec).items():
+            size, things = _TABLE_SIZES[table]
+            taken = self._taken[table]
+            if len(taken) + len(entries - taken) > size:
+                return f"together with the other targets it has more than {size} {things}"
+        return None
+
+    def take(self, spec: SlotSpec) -> None:
+        for table, entries in self._entries(spec).items():
+            self._taken[table] |= entries
+        self._slots += 1
+
+    def _entries(self, spec: SlotSpec) -> Mapping[str, set[object]]:
+        return {
+            "cgroups": {*spec.cgroup_ids},
+            "processes": {*spec.tgids},
+            "namespaces": {*spec.netns},
+            "filter_ports": {(self._slots, port) for port in spec.socket_filter.ports},
+        }
+
+
+def _identities(spec: SlotSpec) -> Iterator[tuple[str, int]]:
+    yield from (("cgroup", cgroup_id) for cgroup_id in spec.cgroup_ids)
+    yield from (("process", tgid) for tgid in spec.tgids)
+    yield from (("netns", inode) for inode in spec.netns_wide)
 
 
 class SlotTable:

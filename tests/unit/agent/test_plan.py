@@ -15,11 +15,14 @@ from latencyprobe_agent.desired import (
     Selector,
     Target,
 )
+from latencyprobe_agent.kernel.engine import MAX_OWNERS
 from latencyprobe_agent.plan import (
+    MAX_SHARING,
     SlotKey,
     SlotTable,
     TargetKey,
     assignment,
+    overcommitted,
     owners,
     wanted_modules,
     wanted_slots,
@@ -109,6 +112,36 @@ def test_each_kind_of_target_is_told_by_what_the_kernel_knows_of_it() -> None:
         1: SlotSpec(cgroup_ids=frozenset({5, 6}), netns=inodes, socket_filter=HTTPS),
         2: SlotSpec(netns_wide=inodes, netns=inodes, socket_filter=HTTPS),
     }
+
+
+def test_a_target_that_too_many_filters_share_fails_alone() -> None:
+    shared, other = PidTarget(1), PidTarget(2)
+    filters = [SocketFilter(ports=frozenset({port})) for port in range(1, MAX_SHARING + 2)]
+    probes = [_probe(f"p{n}", shared, socket_filter=f) for n, f in enumerate(filters)]
+    desired = Desired(1, (*probes, _probe("q", other)))
+    facts: dict[Selector, Facts] = {s: _attached(s) for s in (shared, other)}
+    wanted = wanted_slots(desired, facts)
+    refused = overcommitted(wanted, facts)
+    last = SlotKey(shared, filters[-1])
+    assert set(refused) == {last}
+    assert "4 probes with different filters" in refused[last]
+    assert last not in overcommitted(wanted, facts, held={last})
+
+
+def test_a_target_that_the_tables_have_no_room_for_fails_alone() -> None:
+    large, small = CgroupTarget("/large"), CgroupTarget("/small")
+    facts: dict[Selector, Facts] = {
+        large: Facts(TargetState.ATTACHED, cgroup_ids=frozenset(range(4090))),
+        small: Facts(TargetState.ATTACHED, cgroup_ids=frozenset(range(4085, 4097))),
+    }
+    wanted = wanted_slots(Desired(1, (_probe("a", large, small),)), facts)
+    refused = overcommitted(wanted, facts)
+    assert list(refused) == [SlotKey(small, EVERYTHING)]
+    assert "more than 4096 cgroups" in refused[SlotKey(small, EVERYTHING)]
+
+
+def test_the_plan_knows_the_engines_limits() -> None:
+    assert MAX_SHARING == MAX_OWNERS
 
 
 def _key(pid: int) -> SlotKey:
