@@ -225,16 +225,24 @@ async def _measure(
 def report_outcome(outcome: Outcome, presentation: Presentation, *, with_command: bool) -> int:
     """Write the report where it belongs; the exit status."""
     output = presentation.output
-    if presentation.output_file:
-        write_report_to(presentation.output_file, outcome.report, output)
-    elif with_command and output is OutputFormat.TABLE:
-        write_report(outcome.report, output, sys.stderr)
-    else:
-        write_report(outcome.report, output, sys.stdout)
+    path = presentation.output_file
+    if path is None or not _is_written(path, outcome, output):
+        is_beside_output = with_command and output is OutputFormat.TABLE
+        write_report(outcome.report, output, sys.stderr if is_beside_output else sys.stdout)
     if outcome.failure:
         say(f"error: the measurement ended too early: {outcome.failure}")
         return outcome.command_status or RUNTIME_FAILURE
     return outcome.command_status or 0
+
+
+def _is_written(path: Path, outcome: Outcome, output: OutputFormat) -> bool:
+    """Whether the report is in the file; said if not, since it must not be lost."""
+    try:
+        write_report_to(path, outcome.report, output)
+    except OSError as error:
+        say(f"error: cannot write {str(path)!r}: {error.strerror}; here it is instead")
+        return False
+    return True
 
 
 def _targets(

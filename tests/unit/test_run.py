@@ -231,3 +231,12 @@ def read_all(controller: int) -> str:
         except OSError:
             os.close(controller)
             return text.decode(errors="replace")
+
+
+def test_a_report_that_its_file_cannot_hold_is_not_lost(temporary: Path) -> None:
+    ended = run(
+        *(temporary, "measures", "--pid", OWN_PID, "--duration", "200ms", "-o", "json"),
+        *("--output-file", "/dev/full"),
+    )
+    assert "cannot write '/dev/full': No space left on device; here it is instead" in ended.stderr
+    assert json.loads(ended.stdout)["kind"] == "LatencyReport"

@@ -1,0 +1,84 @@
+"""What a run could leave behind on the machine. Other runs may be going on beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+MARK = "LEFTOVERS_OF"
+
+
+class Traces:
+    """Watches over what is started with `environment`, wherever it forks to."""
+
+    def __init__(self, temporary: Path) -> None:
+        self._mark = f"{MARK}={uuid.uuid4()}"
+        self._temporary = temporary
+        self._programs_before = _program_ids()
+        self._interfaces_before = _interfaces()
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What to start it with: everything that it starts inherits the mark."""
+        name, _, value = self._mark.partition("=")
+        return {**os.environ, name: value, "TMPDIR": str(self._temporary)}
+
+    def assert_gone(self, *, within_s: float) -> None:
+        """Wait until nothing of it is there any more."""
+        deadline = time.monotonic() + within_s
+        while left := self.left():
+            assert time.monotonic() < deadline, f"left behind: {left}"
+            time.sleep(0.1)
+
+    def left(self) -> dict[str, object]:
+        """What is there of it now, by kind."""
+        found = {
+            "processes": list(self._processes()),
+            "eBPF programs": sorted(_unheld_program_ids() - self._programs_before),
+            "interfaces": sorted(
+                name
+                for name in _interfaces() - self._interfaces_before
+                if not name.startswith("lpc-")  # of clusters that are tested beside us
+            ),
+            # An empty directory is all that a SIGKILL may leave: nobody is there to remove it.
+            "files": [str(path) for path in self._temporary.rglob("*") if not path.is_dir()],
+        }
+        return {kind: things for kind, things in found.items() if things}
+
+    def _processes(self) -> Iterator[str]:
+        for directory in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if self._mark.encode() in (directory / "environ").read_bytes().split(b"\0"):
+                    command = (directory / "cmdline").read_bytes().replace(b"\0", b" ")
+                    yield f"{directory.name}: {command.decode(errors='replace')}"
+
+
+def _program_ids() -> frozenset[int]:
+    printed = subprocess.run(
+        ["bpftool", "--json", "prog", "show"], check=True, capture_output=True, text=True
+    ).stdout
+    return frozenset(entry["id"] for entry in json.loads(printed or "[]"))
+
+
+def _unheld_program_ids() -> frozenset[int]:
+    """Programs that no living process holds, directly or by a link: bpf_prog_show_fdinfo() and
+    bpf_link_show_fdinfo(), kernel/bpf/syscall.c. Held ones are somebody else's business, and ours
+    when the process is ours."""
+    loaded = _program_ids()
+    held = set()
+    for path in Path("/proc").glob("[0-9]*/fdinfo/*"):
+        with contextlib.suppress(OSError):
+            for line in path.read_text(encoding="ascii").splitlines():
+                if line.startswith("prog_id:"):
+                    held.add(int(line.split()[1]))
+    return loaded - held
+
+
+def _interfaces() -> frozenset[str]:
+    return frozenset(path.name for path in Path("/sys/class/net").iterdir())
