@@ -169,6 +169,6 @@ def _judge_network(measurement: Measurement) -> Verdict | None:
             f"tcp.rtt: {format_ns(rtt_ns)} on average; this node's stack: {format_ns(stacks_ns)}",
             f"{retransmits} retransmits",
         ),
-        "Look at the path to the peer (mtr) for distance or a congested link, and measure the peer: "
+        "Look at the path to the peer (mtr): distance, a congested link; and measure the peer too: "
         "one that answers slowly may hold its ACKs back (up to 40 ms) to send both at once.",
     )
