@@ -1,0 +1,20 @@
+"""What a benchmark hands back: for people and for programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import RenderableType
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Tables and remarks to print, and the same figures as a document."""
+
+    shown: tuple[RenderableType, ...]
+    document: dict[str, Any]
+
+
+class CannotMeasureError(RuntimeError):
+    """What the machine lacks for a benchmark, and what to do about it."""
