@@ -42,16 +42,16 @@ def build_registry(
     """
     registry = kopf.OperatorRegistry()
 
-    @kopf.on.startup(registry=registry)
+    @kopf.on.startup(id="start", registry=registry)
     async def start(settings: kopf.OperatorSettings, **_: Any) -> None:
         _configure(settings, scan=scan)
         await controller.start()
 
-    @kopf.on.cleanup(registry=registry)
+    @kopf.on.cleanup(id="stop", registry=registry)
     async def stop(**_: Any) -> None:
         await controller.close()
 
-    @kopf.on.login(registry=registry)
+    @kopf.on.login(id="log in", registry=registry)
     async def log_in(**_: Any) -> kopf.ConnectionInfo:
         connection = await cluster.connection()
         lifetime = datetime.timedelta(seconds=_TOKEN_SECONDS)
@@ -66,7 +66,7 @@ def build_registry(
             expiration=datetime.datetime.now(datetime.UTC) + lifetime if connection.token else None,
         )
 
-    @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
+    @kopf.on.event(GROUP, VERSION, PLURAL, id="notice", registry=registry)
     async def notice(event: kopf.RawEvent, **_: Any) -> None:
         body = event["object"]
         if event["type"] == "DELETED":
@@ -74,7 +74,15 @@ def build_registry(
         elif not body["metadata"].get("deletionTimestamp"):
             controller.update(body)
 
-    @kopf.daemon(GROUP, VERSION, PLURAL, registry=registry, backoff=5, cancellation_polling=2)
+    @kopf.daemon(
+        GROUP,
+        VERSION,
+        PLURAL,
+        id="measure",
+        registry=registry,
+        backoff=5,
+        cancellation_polling=2,
+    )
     async def measure(body: kopf.Body, stopped: kopf.DaemonStopped, **_: Any) -> None:
         probe = controller.add(body)
         try:

@@ -145,7 +145,10 @@ def build(facts: Facts, *, now: str) -> Document:
         return _at_rest(facts, now=now)
     ready = _ready(facts)
     degraded = any(node.state in _LACKING for node in facts.nodes)
-    phase = Phase.PENDING if ready[0] != "True" else Phase.DEGRADED if degraded else Phase.RUNNING
+    if degraded and facts.start_time:
+        phase = Phase.DEGRADED
+    else:
+        phase = Phase.RUNNING if ready[0] == "True" else Phase.PENDING
     conditions = {"Ready": ready, "Covered": _covered(facts), "WithinOverhead": _overhead(facts)}
     if facts.spec and facts.spec.objectives:
         conditions["ObjectivesMet"] = _objectives(facts.objectives)
