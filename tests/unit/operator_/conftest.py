@@ -1,0 +1,58 @@
+"""What the operator's unit tests share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from latencyprobe_operator.fleet import TlsFiles
+from tests.unit.operator_.fake_agent import AGENT_NAME, OPERATOR_NAME, Authority
+
+DEADLINE_SECONDS = 10.0
+
+
+def pytest_asyncio_loop_factories(
+    item: pytest.Item,
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]] | None:
+    """A module's own LOOP, where it has one."""
+    loop = getattr(item.module, "LOOP", None) if isinstance(item, pytest.Function) else None
+    return {"own": loop} if loop else {"real": asyncio.new_event_loop}
+
+
+async def until(condition: Callable[[], object], *, what: Callable[[], object]) -> None:
+    """Wait for a condition; at the deadline, fail with what was seen last."""
+    try:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not condition():  # noqa: ASYNC110 - it may be any fact at all
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        pytest.fail(f"not within {DEADLINE_SECONDS} s; last seen: {what()}")
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Who signs both sides' certificates."""
+    return Authority.make(tmp_path_factory.mktemp("pki"))
+
+
+@pytest.fixture(scope="session")
+def agent_tls(authority: Authority) -> TlsFiles:
+    """The agents' certificate."""
+    return authority.issue(AGENT_NAME)
+
+
+@pytest.fixture(scope="session")
+def operator_tls(authority: Authority) -> TlsFiles:
+    """The operator's certificate."""
+    return authority.issue(OPERATOR_NAME)
+
+
+@pytest.fixture(scope="session")
+def foreign_tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a foreign authority's certificate for the operator's name."""
+    folder = tmp_path_factory.mktemp("foreign")
+    Authority.make(folder).issue(OPERATOR_NAME)
+    return folder

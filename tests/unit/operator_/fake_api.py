@@ -1,0 +1,130 @@
+"""An API server of pods and LatencyProbes, as far as the operator's client talks to one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+from kubernetes.aio.client.configuration import Configuration
+
+from latencyprobe_operator.cluster import Cluster
+
+Json = dict[str, Any]
+
+
+@dataclass
+class FakeApi:
+    """Holds pods, counts requests, and fails as it is told."""
+
+    pods: dict[str, Json] = field(default_factory=dict)
+    version: int = 100
+    page: int = 500
+    refuse: tuple[int, str] | None = None
+    lists: int = 0
+    watches: list[tuple[str, str]] = field(default_factory=list)
+    """(selector, resourceVersion) of each watch."""
+    patches: list[Json] = field(default_factory=list)
+    _streams: set[asyncio.Queue[Json | None]] = field(default_factory=set)
+
+    def set(self, body: Json, *, quietly: bool = False) -> None:
+        """A pod appears or changes."""
+        kind = "MODIFIED" if body["metadata"]["uid"] in self.pods else "ADDED"
+        self.version += 1
+        body = {**body, "metadata": {**body["metadata"], "resourceVersion": str(self.version)}}
+        self.pods[body["metadata"]["uid"]] = body
+        if not quietly:
+            self.send({"type": kind, "object": body})
+
+    def remove(self, uid: str, *, quietly: bool = False) -> None:
+        """A pod goes."""
+        self.version += 1
+        body = self.pods.pop(uid)
+        body["metadata"]["resourceVersion"] = str(self.version)
+        if not quietly:
+            self.send({"type": "DELETED", "object": body})
+
+    def send(self, event: Json | None) -> None:
+        """Send an event to all watches; None ends them."""
+        for stream in self._streams:
+            stream.put_nowait(event)
+
+    def expire(self) -> None:
+        """End all watches because what they go on from is forgotten."""
+        status = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}
+        self.send({"type": "ERROR", "object": status})
+
+    @property
+    def watching(self) -> int:
+        """How many watches are open."""
+        return len(self._streams)
+
+    @asynccontextmanager
+    async def serve(self) -> AsyncIterator[Cluster]:
+        """Serve, and give the operator's client of it."""
+        application = web.Application()
+        application.router.add_get("/api/v1/namespaces/{namespace}/pods", self._pods)
+        application.router.add_patch(
+            "/apis/latencyprobe.io/v1alpha1/namespaces/{namespace}/latencyprobes/{name}/status",
+            self._patch,
+        )
+        runner = web.AppRunner(application, shutdown_timeout=0.1, handler_cancellation=True)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        configuration = Configuration()
+        configuration.host = f"http://{host}:{port}"
+        cluster = Cluster(configuration)
+        try:
+            yield cluster
+        finally:
+            self.send(None)
+            await cluster.close()
+            await runner.cleanup()
+
+    async def _pods(self, request: web.Request) -> web.StreamResponse:
+        if self.refuse:
+            status, message = self.refuse
+            return web.json_response({"kind": "Status", "message": message}, status=status)
+        if request.query.get("watch"):
+            return await self._watch(request)
+        self.lists += 1
+        start = int(request.query.get("continue", 0))
+        items = list(self.pods.values())
+        more = start + self.page < len(items)
+        return web.json_response(
+            {
+                "metadata": {
+                    "resourceVersion": str(self.version),
+                    "continue": str(start + self.page) if more else "",
+                },
+                "items": items[start : start + self.page],
+            }
+        )
+
+    async def _watch(self, request: web.Request) -> web.StreamResponse:
+        self.watches.append((request.query["labelSelector"], request.query["resourceVersion"]))
+        response = web.StreamResponse()
+        await response.prepare(request)
+        stream: asyncio.Queue[Json | None] = asyncio.Queue()
+        self._streams.add(stream)
+        try:
+            while event := await stream.get():
+                await response.write(json.dumps(event).encode() + b"\n")
+        finally:
+            self._streams.discard(stream)
+        return response
+
+    async def _patch(self, request: web.Request) -> web.Response:
+        assert request.content_type == "application/merge-patch+json"
+        if self.refuse:
+            status, message = self.refuse
+            return web.json_response({"kind": "Status", "message": message}, status=status)
+        body = await request.json()
+        self.patches.append(body)
+        return web.json_response({"metadata": {}, "status": body["status"]})

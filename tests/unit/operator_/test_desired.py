@@ -1,0 +1,115 @@
+"""Probes and pods become each node's desired state, and a change touches no other node."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latencyprobe_operator.desired import NO_STATE, DesiredStates
+from latencyprobe_operator.selection import Pod
+from latencyprobe_operator.spec import ProbeSpec
+from tests.unit.operator_.samples import pod, probe_spec
+
+CHECKOUT, CART = probe_spec("checkout"), probe_spec("cart", modules=["rx"])
+
+
+def ids(states: DesiredStates, node: str) -> dict[str, list[str]]:
+    """Target ids by probe, of one node."""
+    return {
+        probe.key.name: [target.pod_uid for target in probe.targets]
+        for probe in states.of_node(node)
+    }
+
+
+def test_pods_are_grouped_by_node() -> None:
+    states = DesiredStates()
+
+    touched = states.set_probe(
+        CHECKOUT, [pod("a"), pod("b", node="node-b"), pod("c"), pod("pending", node="")]
+    )
+
+    assert touched == {"node-a", "node-b"}
+    assert ids(states, "node-a") == {"checkout": ["uid-a", "uid-c"]}
+    assert ids(states, "node-b") == {"checkout": ["uid-b"]}
+    assert states.of_node("node-c") == NO_STATE
+
+
+def test_two_probes_on_a_pod_are_both_in_its_nodes_state() -> None:
+    states = DesiredStates()
+    states.set_probe(CHECKOUT, [pod("a")])
+
+    touched = states.set_probe(CART, [pod("a")])
+
+    assert touched == {"node-a"}
+    assert ids(states, "node-a") == {"checkout": ["uid-a"], "cart": ["uid-a"]}
+
+
+def test_a_pod_that_comes_restarts_or_goes_touches_its_node_alone() -> None:
+    states = DesiredStates()
+    states.set_probe(CHECKOUT, [pod("a"), pod("b", node="node-b")])
+    uid = CHECKOUT.key.uid
+
+    assert states.set_pod(uid, pod("c", node="node-b")) == {"node-b"}
+    assert states.set_pod(uid, pod("c", node="node-b")) == set()
+    assert states.set_pod(uid, pod("c", node="node-b", run=2)) == {"node-b"}
+    assert states.remove_pod(uid, "uid-c") == {"node-b"}
+    assert states.remove_pod(uid, "uid-c") == set()
+
+
+def test_a_removed_probe_leaves_the_others() -> None:
+    states = DesiredStates()
+    states.set_probe(CHECKOUT, [pod("a")])
+    states.set_probe(CART, [pod("a"), pod("b", node="node-b")])
+
+    assert states.remove_probe(CART.key.uid) == {"node-a", "node-b"}
+    assert ids(states, "node-a") == {"checkout": ["uid-a"]}
+    assert states.of_node("node-b") == NO_STATE
+    assert states.remove_probe(CART.key.uid) == set()
+
+
+def test_a_new_spec_replaces_the_old_one() -> None:
+    states = DesiredStates()
+    pods = [pod("a", containers=("server", "proxy"))]
+    states.set_probe(CHECKOUT, pods)
+
+    states.set_probe(probe_spec(containers=["proxy"], filter={"ports": [443]}), pods)
+
+    (probe,) = states.of_node("node-a")
+    assert [target.container.name for target in probe.targets] == ["proxy"]
+    assert probe.ports == (443,)
+
+
+pods = st.builds(
+    lambda name, node, run: pod(name, node=node, run=run),
+    st.sampled_from("abcd"),
+    st.sampled_from(["", "node-a", "node-b"]),
+    st.integers(1, 3),
+)
+steps = st.lists(st.tuples(st.sampled_from([CHECKOUT, CART]), pods | st.sampled_from("abcd")))
+
+
+@given(steps)
+def test_following_changes_ends_where_starting_anew_begins(
+    steps: list[tuple[ProbeSpec, Pod | str]],
+) -> None:
+    states = DesiredStates()
+    now: dict[str, dict[str, Pod]] = {CHECKOUT.key.uid: {}, CART.key.uid: {}}
+    for spec in (CHECKOUT, CART):
+        states.set_probe(spec, [])
+    for spec, what in steps:
+        before = {node: states.of_node(node) for node in ("node-a", "node-b")}
+        uid = spec.key.uid
+        if isinstance(what, Pod):
+            now[uid][what.uid] = what
+            touched = states.set_pod(uid, what)
+        else:
+            now[uid].pop(f"uid-{what}", None)
+            touched = states.remove_pod(uid, f"uid-{what}")
+        changed = {node for node, state in before.items() if states.of_node(node) != state}
+        assert changed <= touched
+
+    anew = DesiredStates()
+    for spec in (CHECKOUT, CART):
+        anew.set_probe(spec, now[spec.key.uid].values())
+    for node in ("node-a", "node-b"):
+        assert states.of_node(node) == anew.of_node(node)

@@ -1,0 +1,341 @@
+"""The fleet against agents that speak the real protocol over real TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from latencyprobe.v1 import node_agent_pb2 as pb
+from latencyprobe_operator.desired import NO_STATE, DesiredStates, NodeState
+from latencyprobe_operator.fleet import Endpoint, Fleet, Generations, TlsFiles
+from latencyprobe_operator.messages import TargetState
+from latencyprobe_operator.metrics import Metrics
+from latencyprobe_operator.status import NodeState as State
+from tests.unit.operator_.conftest import until
+from tests.unit.operator_.fake_agent import OPERATOR_NAME, FakeAgent, measurement
+from tests.unit.operator_.samples import pod, probe_spec, target_id
+
+UID = "uid-checkout"
+
+
+class Ears:
+    """Hears what agents say."""
+
+    def __init__(self) -> None:
+        self.reports: list[pb.ProbeReport] = []
+        self.changes = 0
+
+    def on_report(self, node: str, report: pb.ProbeReport) -> None:
+        """Keep it."""
+        self.reports.append(report)
+
+    def on_agent_change(self, node: str) -> None:
+        """Count it."""
+        self.changes += 1
+
+
+def state_of(*pods: str, **spec: Any) -> NodeState:
+    """The desired state of a node with these pods."""
+    states = DesiredStates()
+    states.set_probe(probe_spec(**spec), [pod(name) for name in pods])
+    return states.of_node("node-a")
+
+
+@pytest.fixture
+def ears() -> Ears:
+    """Who listens to the fleet."""
+    return Ears()
+
+
+@pytest.fixture
+async def agent(agent_tls: TlsFiles) -> AsyncIterator[FakeAgent]:
+    """A running agent."""
+    agent = FakeAgent(agent_tls)
+    await agent.start()
+    yield agent
+    await agent.stop()
+
+
+@pytest.fixture
+async def fleet(operator_tls: TlsFiles, ears: Ears) -> AsyncIterator[Fleet]:
+    """An open fleet that knows no agent."""
+    fleet = Fleet(credentials=operator_tls.credentials, listener=ears, metrics=Metrics())
+    fleet.open()
+    yield fleet
+    await fleet.close()
+
+
+async def connect(fleet: Fleet, agent: FakeAgent, state: NodeState) -> None:
+    """Bring this state to this agent, and wait until it has it."""
+    fleet.want("node-a", state)
+    fleet.set_agent("node-a", Endpoint(agent.address))
+    await until(
+        lambda: fleet.view("node-a").state is State.READY and agent.listeners,
+        what=lambda: fleet.view("node-a"),
+    )
+
+
+async def test_the_state_is_applied_and_its_targets_are_known(
+    fleet: Fleet, agent: FakeAgent
+) -> None:
+    await connect(fleet, agent, state_of("a", "b", filter={"ports": [443]}))
+
+    (probe,) = agent.applied[-1].probes
+    assert (probe.id, probe.name) == (UID, "shop/checkout")
+    assert (list(probe.modules), list(probe.filter.ports)) == (["rx", "tx", "tcp"], [443])
+    assert (probe.interval.ToSeconds(), probe.max_cpu_percent) == (10, 1)
+    assert agent.target_ids == [target_id("a"), target_id("b")]
+    assert probe.targets[0].container.container_id == "containerd://a-server-1"
+    assert agent.applied[-1].lease.ToSeconds() == 300
+    known = fleet.view("node-a").targets[UID]
+    assert {status.state for status in known.values()} == {TargetState.ATTACHED}
+
+
+async def test_a_change_is_applied_whole_under_a_higher_generation(
+    fleet: Fleet, agent: FakeAgent
+) -> None:
+    await connect(fleet, agent, state_of("a"))
+    for pods in (["a", "b"], ["b"]):
+        fleet.want("node-a", state_of(*pods))
+        assert await fleet.settle(["node-a"], timeout_seconds=5)
+
+    assert agent.target_ids == [target_id("b")]
+    generations = [state.generation for state in agent.applied]
+    assert generations == sorted(set(generations))
+
+
+async def test_an_equal_state_is_not_applied_again(fleet: Fleet, agent: FakeAgent) -> None:
+    await connect(fleet, agent, state_of("a"))
+    fleet.want("node-a", state_of("a"))
+
+    assert await fleet.settle(["node-a"], timeout_seconds=1)
+    assert len(agent.applied) == 1
+
+
+async def test_reports_arrive(fleet: Fleet, agent: FakeAgent, ears: Ears) -> None:
+    await connect(fleet, agent, state_of("a"))
+    agent.report(UID, {target_id("a"): measurement(1000)})
+
+    await until(lambda: ears.reports, what=lambda: agent.listeners)
+    (target,) = ears.reports[0].targets
+    assert target.stages[0].name == "rx.total"
+
+
+async def test_a_report_from_before_another_filter_is_left_out(
+    fleet: Fleet, agent: FakeAgent, ears: Ears
+) -> None:
+    await connect(fleet, agent, state_of("a"))
+    old = agent.applied[-1].generation
+    fleet.want("node-a", state_of("a", filter={"ports": [443]}))
+    await fleet.settle(["node-a"], timeout_seconds=5)
+    agent.report(UID, {target_id("a"): measurement(1)}, generation=old)
+    agent.report(UID, {target_id("a"): measurement(1)})
+
+    await until(lambda: ears.reports, what=lambda: agent.listeners)
+    assert len(ears.reports) == 1
+
+
+async def test_a_report_from_before_another_pod_came_counts(
+    fleet: Fleet, agent: FakeAgent, ears: Ears
+) -> None:
+    await connect(fleet, agent, state_of("a"))
+    old = agent.applied[-1].generation
+    fleet.want("node-a", state_of("a", "b"))
+    await fleet.settle(["node-a"], timeout_seconds=5)
+    agent.report(UID, {target_id("a"): measurement(1)}, generation=old)
+
+    await until(lambda: ears.reports, what=lambda: agent.listeners)
+
+
+async def test_an_agent_that_was_away_gets_the_whole_state_again(
+    fleet: Fleet, agent: FakeAgent, ears: Ears
+) -> None:
+    await connect(fleet, agent, state_of("a"))
+    await agent.stop()
+    await until(
+        lambda: fleet.view("node-a").state is State.UNREACHABLE, what=lambda: fleet.view("node-a")
+    )
+    assert "UNAVAILABLE" in fleet.view("node-a").message
+    fleet.want("node-a", state_of("a", "b"))
+    agent.instance_id = "second"
+    agent.applied.clear()
+    await agent.start()
+
+    await until(
+        lambda: fleet.view("node-a").state is State.READY, what=lambda: fleet.view("node-a")
+    )
+    assert agent.target_ids == [target_id("a"), target_id("b")]
+
+
+async def test_a_new_instance_at_the_old_address_gets_the_state_too(
+    fleet: Fleet, agent: FakeAgent
+) -> None:
+    await connect(fleet, agent, state_of("a"))
+    agent.instance_id = "second"
+    agent.send(pb.Report(instance_id="second"))
+
+    await until(lambda: len(agent.applied) == 2, what=lambda: fleet.view("node-a"))
+
+
+async def test_an_agent_ahead_of_our_clock_is_overtaken(
+    operator_tls: TlsFiles, agent: FakeAgent, ears: Ears
+) -> None:
+    ticks = itertools.count(1000)
+    agent.applied.append(pb.DesiredState(generation=2000))
+    fleet = Fleet(
+        credentials=operator_tls.credentials,
+        listener=ears,
+        metrics=Metrics(),
+        generations=Generations(lambda: next(ticks)),
+    )
+    fleet.open()
+    fleet.want("node-a", state_of("a"))
+    fleet.set_agent("node-a", Endpoint(agent.address))
+    await until(
+        lambda: fleet.view("node-a").state is State.REJECTED, what=lambda: fleet.view("node-a")
+    )
+    agent.send(pb.Report(instance_id=agent.instance_id, generation=2000))
+
+    await until(
+        lambda: fleet.view("node-a").state is State.READY, what=lambda: fleet.view("node-a")
+    )
+    assert agent.applied[-1].generation == 2001
+    await fleet.close()
+
+
+async def test_an_agent_of_another_protocol_is_left_alone(fleet: Fleet, agent: FakeAgent) -> None:
+    agent.protocol_version = 2
+    fleet.want("node-a", state_of("a"))
+    fleet.set_agent("node-a", Endpoint(agent.address))
+
+    await until(
+        lambda: fleet.view("node-a").state is State.VERSION_SKEW, what=lambda: fleet.view("node-a")
+    )
+    assert "speaks protocol 2" in fleet.view("node-a").message
+    assert not agent.applied
+
+
+async def test_a_refusal_is_told_and_the_next_state_is_tried_at_once(
+    fleet: Fleet, agent: FakeAgent
+) -> None:
+    agent.refuse = (grpc.StatusCode.INVALID_ARGUMENT, "two targets of one id")
+    fleet.want("node-a", state_of("a"))
+    fleet.set_agent("node-a", Endpoint(agent.address))
+    await until(
+        lambda: fleet.view("node-a").state is State.REJECTED, what=lambda: fleet.view("node-a")
+    )
+    assert "two targets of one id" in fleet.view("node-a").message
+    agent.refuse = None
+    fleet.want("node-a", state_of("b"))
+
+    await until(lambda: agent.applied, what=lambda: fleet.view("node-a"))
+    assert agent.target_ids == [target_id("b")]
+
+
+async def test_a_foreign_certificate_is_refused_with_words(
+    agent: FakeAgent, ears: Ears, foreign_tls: Path, operator_tls: TlsFiles
+) -> None:
+    foreign = TlsFiles(
+        operator_tls.ca,
+        foreign_tls / f"{OPERATOR_NAME}.crt",
+        foreign_tls / f"{OPERATOR_NAME}.key",
+    )
+    fleet = Fleet(credentials=foreign.credentials, listener=ears, metrics=Metrics())
+    fleet.open()
+    fleet.set_agent("node-a", Endpoint(agent.address))
+
+    await until(
+        lambda: fleet.view("node-a").state is State.UNREACHABLE, what=lambda: fleet.view("node-a")
+    )
+    assert not agent.applied
+    await fleet.close()
+
+
+async def test_a_missing_certificate_is_told_and_read_when_it_is_there(
+    agent: FakeAgent, ears: Ears, operator_tls: TlsFiles, tmp_path: Path
+) -> None:
+    late = TlsFiles(operator_tls.ca, tmp_path / "tls.crt", operator_tls.key)
+    fleet = Fleet(credentials=late.credentials, listener=ears, metrics=Metrics())
+    fleet.open()
+    fleet.set_agent("node-a", Endpoint(agent.address))
+    await until(
+        lambda: fleet.view("node-a").state is State.UNREACHABLE, what=lambda: fleet.view("node-a")
+    )
+    assert str(tmp_path / "tls.crt") in fleet.view("node-a").message
+    late.certificate.write_bytes(operator_tls.certificate.read_bytes())
+
+    await until(lambda: agent.applied, what=lambda: fleet.view("node-a"))
+    await fleet.close()
+
+
+async def test_without_anything_to_measure_the_agent_is_told_so_and_left(
+    fleet: Fleet, agent: FakeAgent
+) -> None:
+    fleet.set_agent("node-a", Endpoint(agent.address))
+    await until(lambda: agent.applied, what=lambda: fleet.view("node-a"))
+    assert list(agent.applied[-1].probes) == []
+    await until(lambda: not agent.listeners, what=lambda: agent.listeners)
+
+    await connect(fleet, agent, state_of("a"))
+    fleet.want("node-a", NO_STATE)
+    await until(lambda: not agent.listeners, what=lambda: agent.listeners)
+    assert list(agent.applied[-1].probes) == []
+
+
+async def test_nothing_is_applied_before_the_fleet_is_open(
+    operator_tls: TlsFiles, agent: FakeAgent, ears: Ears
+) -> None:
+    fleet = Fleet(credentials=operator_tls.credentials, listener=ears, metrics=Metrics())
+    fleet.set_agent("node-a", Endpoint(agent.address))
+    await asyncio.sleep(0.1)
+    assert not agent.applied
+    fleet.want("node-a", state_of("a"))
+    fleet.open()
+
+    await until(lambda: agent.applied, what=lambda: fleet.view("node-a"))
+    assert agent.target_ids == [target_id("a")]
+    await fleet.close()
+
+
+async def test_nobody_waits_for_an_agent_that_is_away(fleet: Fleet) -> None:
+    fleet.want("node-a", state_of("a"))
+    fleet.set_agent("node-a", Endpoint("127.0.0.1:1"))
+
+    assert await fleet.settle(["node-a", "node-b"], timeout_seconds=5)
+
+
+async def test_a_node_without_an_agent_says_why(fleet: Fleet) -> None:
+    assert fleet.view("node-a").state is State.NO_AGENT
+    assert "no agent runs on this node" in fleet.view("node-a").message
+    fleet.set_agent("node-a", None, why_not="agent pod x is Pending")
+    assert fleet.view("node-a").message == "agent pod x is Pending"
+
+
+async def test_what_becomes_of_targets_is_heard(fleet: Fleet, agent: FakeAgent, ears: Ears) -> None:
+    agent.coverage = [
+        pb.StageCoverage(name="rx.host", state=pb.StageCoverage.UNAVAILABLE, reason="no hook")
+    ]
+    await connect(fleet, agent, state_of("a"))
+    assert fleet.view("node-a").coverage["rx.host"].reason == "no hook"
+
+    def spoil(target: pb.TargetReport) -> None:
+        target.status.state = pb.TargetStatus.GONE
+
+    agent.report(UID, {target_id("a"): measurement(1)}, spoil=spoil)
+    await until(
+        lambda: fleet.view("node-a").targets[UID][target_id("a")].state is TargetState.GONE,
+        what=lambda: fleet.view("node-a"),
+    )
+
+
+def test_generations_grow_though_the_clock_goes_back() -> None:
+    clock = iter([50, 10, 10, 100])
+    generations = Generations(lambda: next(clock))
+
+    assert [generations.next() for _ in range(4)] == [50, 51, 52, 100]

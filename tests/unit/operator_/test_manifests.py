@@ -1,0 +1,165 @@
+"""The CRD tells of the modules and stages that exist, documents each field, and fits the status."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from latencyprobe.stages import DEFAULT_MODULES, STAGES, Module
+from latencyprobe_operator import status
+from latencyprobe_operator.spec import read_probe
+from latencyprobe_operator.status import NodeFacts, NodeState, Phase, PodFacts, StageGap
+from tests.unit.operator_.samples import probe_body
+from tests.unit.operator_.test_status import NOW, SLOW_READER, facts
+
+MANIFESTS = Path(__file__).parents[3] / "manifests"
+Schema = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def schema() -> Schema:
+    """The schema of v1alpha1."""
+    crd = yaml.safe_load((MANIFESTS / "crd.yaml").read_text())
+    (version,) = crd["spec"]["versions"]
+    found: Schema = version["schema"]["openAPIV3Schema"]
+    return found
+
+
+def fields(schema: Schema, path: str = "") -> Iterator[tuple[str, Schema]]:
+    """Every field below a schema with its path."""
+    for name, inner in schema.get("properties", {}).items():
+        yield f"{path}.{name}", inner
+        yield from fields(inner, f"{path}.{name}")
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            yield from fields(schema[key], f"{path}[]")
+
+
+def field(schema: Schema, path: str) -> Schema:
+    """The field at this path."""
+    return dict(fields(schema))[path]
+
+
+def test_the_enums_are_the_table_of_stages(schema: Schema) -> None:
+    modules = field(schema, ".spec.modules")
+    stage = field(schema, ".spec.objectives[].stage")
+
+    assert modules["items"]["enum"] == [str(module) for module in Module]
+    assert modules["default"] == [str(module) for module in DEFAULT_MODULES]
+    assert stage["enum"] == [stage.name for stage in STAGES]
+
+
+def test_the_phases_are_those_of_the_status(schema: Schema) -> None:
+    assert field(schema, ".status.phase")["enum"] == [str(phase) for phase in Phase]
+
+
+def test_every_node_state_is_explained(schema: Schema) -> None:
+    described = field(schema, ".status.nodes[].state")["description"]
+
+    assert [state for state in NodeState if state not in described] == [NodeState.READY]
+
+
+def test_every_field_has_a_type_and_a_description(schema: Schema) -> None:
+    bare = [path for path, inner in fields(schema) if path != ".metadata" and lacks(inner)]
+
+    assert bare == []
+
+
+def lacks(inner: Schema) -> bool:
+    """Whether a field lacks what documents it."""
+    return not inner.get("type") or not inner.get("description", "").endswith(".")
+
+
+def test_the_defaults_are_those_of_the_operator(schema: Schema) -> None:
+    body = probe_body()
+    body["spec"] = {"selector": {}}
+    with_defaults = probe_body()
+    with_defaults["spec"] = {"selector": {}, **defaults(schema["properties"]["spec"])}
+
+    assert read_probe(body) == read_probe(with_defaults)
+
+
+def defaults(schema: Schema) -> dict[str, Any]:
+    """What the API server fills in."""
+    found = {}
+    for name, inner in schema.get("properties", {}).items():
+        if "default" in inner:
+            value = inner["default"]
+            found[name] = defaults(inner) if isinstance(value, dict) else value
+    return found
+
+
+def test_the_sample_is_a_probe() -> None:
+    sample = yaml.safe_load((MANIFESTS / "samples" / "latencyprobe.yaml").read_text())
+    sample["metadata"].update(uid="1", namespace="shop", generation=1)
+
+    assert read_probe(sample).selector == "app=checkout"
+
+
+@pytest.mark.parametrize("phase", [None, Phase.SUSPENDED])
+def test_the_schema_knows_all_that_a_status_says(schema: Schema, phase: Phase | None) -> None:
+    gap = StageGap("rx.host", "Unavailable", "tp", "no such hook")
+    whole = facts(
+        phase=phase,
+        nodes=[NodeFacts("a", NodeState.PARTIAL, "m", (gap,), attached=1, cpu_percent=0.1)],
+        pods=[PodFacts("p", "a", ("server",), SLOW_READER)],
+        merged=SLOW_READER,
+        last_report_time=NOW,
+    )
+
+    document = status.build(whole, now=NOW)
+
+    assert list(unknown(document, schema["properties"]["status"])) == []
+
+
+def unknown(value: Any, schema: Schema, path: str = "status") -> Iterator[str]:
+    """Where a value does not fit a schema."""
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "object": dict,
+        "array": list,
+        "string": str,
+        "boolean": bool,
+        "integer": int,
+        "number": (int, float),
+    }
+    if not isinstance(value, kinds[schema["type"]]):
+        yield f"{path}: {value!r} is no {schema['type']}"
+    elif isinstance(value, dict):
+        yield from (f"{path} lacks {key}" for key in schema.get("required", ()) if key not in value)
+        for key, inner in value.items():
+            known = schema.get("properties", {}).get(key) or schema.get("additionalProperties")
+            if known is None:
+                yield f"{path}.{key}"
+            else:
+                yield from unknown(inner, known, f"{path}.{key}")
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from unknown(inner, schema["items"], f"{path}[{index}]")
+    elif "enum" in schema and value not in schema["enum"]:
+        yield f"{path}: {value!r} is none of {schema['enum']}"
+
+
+def test_the_operator_may_read_no_secret_and_change_no_pod() -> None:
+    documents = yaml.safe_load_all((MANIFESTS / "rbac.yaml").read_text())
+    (role,) = (each for each in documents if each["kind"] == "ClusterRole")
+    allowed = {
+        (resource, verb)
+        for rule in role["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+    assert allowed == {
+        ("latencyprobes", "list"),
+        ("latencyprobes", "watch"),
+        ("latencyprobes", "patch"),
+        ("latencyprobes/status", "patch"),
+        ("pods", "list"),
+        ("pods", "watch"),
+        ("customresourcedefinitions", "list"),
+        ("customresourcedefinitions", "watch"),
+    }

@@ -1,0 +1,73 @@
+"""What a node's agent means for a probe."""
+
+from __future__ import annotations
+
+import pytest
+
+from latencyprobe.stages import DEFAULT_MODULES, Module
+from latencyprobe_operator.messages import TargetState, TargetStatus
+from latencyprobe_operator.nodes import AgentView, node_facts
+from latencyprobe_operator.selection import targets_of
+from latencyprobe_operator.status import NodeState, StageGap
+from tests.unit.operator_.samples import pod, target_id
+
+TARGETS = targets_of(pod("a"), ()) + targets_of(pod("b"), ())
+ATTACHED = TargetStatus(TargetState.ATTACHED, "")
+PENDING = TargetStatus(TargetState.PENDING, "no cgroup of this container yet")
+FAILED = TargetStatus(TargetState.FAILED, "a foreign network namespace")
+GONE = TargetStatus(TargetState.GONE, "")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "state", "message", "attached"),
+    [
+        (ATTACHED, ATTACHED, NodeState.READY, "", 2),
+        (ATTACHED, PENDING, NodeState.ATTACHING, "no cgroup of this container yet", 1),
+        (PENDING, FAILED, NodeState.FAILED, "a foreign network namespace", 0),
+        (ATTACHED, GONE, NodeState.READY, "", 1),
+        (GONE, GONE, NodeState.ATTACHING, "gone (and 1 more)", 0),
+        (None, ATTACHED, NodeState.ATTACHING, "not found yet", 1),
+    ],
+)
+def test_a_node_is_as_good_as_its_worst_target(
+    first: TargetStatus | None,
+    second: TargetStatus,
+    state: NodeState,
+    message: str,
+    attached: int,
+) -> None:
+    words = {target_id("b"): second}
+    if first:
+        words[target_id("a")] = first
+    agent = AgentView(NodeState.READY, targets={"uid": words})
+
+    facts = node_facts("node-a", agent, "uid", TARGETS, DEFAULT_MODULES)
+
+    assert facts.state is state
+    assert facts.message.removeprefix("container server: ") == message
+    assert facts.attached == attached
+
+
+@pytest.mark.parametrize(
+    "state", [NodeState.NO_AGENT, NodeState.UNREACHABLE, NodeState.VERSION_SKEW]
+)
+def test_an_agent_that_is_away_measures_nothing(state: NodeState) -> None:
+    words = {target_id("a"): ATTACHED, target_id("b"): ATTACHED}
+    agent = AgentView(state, "why", targets={"uid": words})
+
+    facts = node_facts("node-a", agent, "uid", TARGETS, DEFAULT_MODULES)
+
+    assert (facts.state, facts.message, facts.attached) == (state, "why", 0)
+
+
+def test_a_stage_that_is_not_measured_makes_the_node_partial() -> None:
+    gap = StageGap("rx.host", "Unavailable", "", "no such tracepoint")
+    agent = AgentView(
+        NodeState.READY,
+        coverage={"rx.host": gap, "rx.total": StageGap("rx.total", "Active", "tp_btf", "")},
+        targets={"uid": {target_id("a"): ATTACHED, target_id("b"): ATTACHED}},
+    )
+
+    assert node_facts("n", agent, "uid", TARGETS, DEFAULT_MODULES).gaps == (gap,)
+    assert node_facts("n", agent, "uid", TARGETS, DEFAULT_MODULES).state is NodeState.PARTIAL
+    assert node_facts("n", agent, "uid", TARGETS, [Module.TCP]).state is NodeState.READY

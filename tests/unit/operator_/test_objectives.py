@@ -1,0 +1,46 @@
+"""Objectives are missed when they have been exceeded for long enough, without a break."""
+
+from __future__ import annotations
+
+from latencyprobe.measurement import NOTHING
+from latencyprobe_operator.objectives import ObjectivesWatch, Outcome
+from latencyprobe_operator.spec import Objective
+from tests.unit.operator_.fake_agent import measurement
+
+READS = Objective("reads", "rx.total", 99, 5_000_000, 60)
+FAST, SLOW = measurement(*[1_000_000] * 200), measurement(*[9_000_000] * 200)
+
+
+def test_it_is_missed_after_its_time_and_met_again_at_once() -> None:
+    watch = ObjectivesWatch()
+    seen = [
+        watch.judge([READS], measured, at=at)[0].outcome
+        for at, measured in [(0, FAST), (10, SLOW), (60, SLOW), (70, SLOW), (80, FAST), (90, SLOW)]
+    ]
+
+    assert seen == [
+        Outcome.MET,
+        Outcome.MET,
+        Outcome.MET,
+        Outcome.MISSED,
+        Outcome.MET,
+        Outcome.MET,
+    ]
+
+
+def test_the_message_tells_the_figures() -> None:
+    (judgement,) = ObjectivesWatch().judge([READS], SLOW, at=0)
+
+    assert judgement.message == (
+        "reads: p99 of rx.total is 9ms, at most 5ms (exceeded, but for less than 60 s)"
+    )
+
+
+def test_too_few_samples_say_nothing_and_end_the_time() -> None:
+    watch = ObjectivesWatch()
+    watch.judge([READS], SLOW, at=0)
+    (unknown,) = watch.judge([READS], NOTHING, at=30)
+    (again,) = watch.judge([READS], SLOW, at=80)
+
+    assert unknown.outcome is Outcome.UNKNOWN
+    assert again.outcome is Outcome.MET

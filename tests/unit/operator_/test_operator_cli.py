@@ -1,0 +1,113 @@
+"""The operator's command: options, environment, and clear errors."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from latencyprobe_operator import cli, logs
+from latencyprobe_operator.fleet import TlsFiles
+from latencyprobe_operator.main import Options
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
+    """The options that the operator would have been started with."""
+    started: list[Options] = []
+    monkeypatch.setattr(cli, "run", started.append)
+    monkeypatch.setattr(logs, "configure", lambda **_: None)
+    return started
+
+
+@pytest.fixture
+def tls(operator_tls: TlsFiles) -> list[str]:
+    """The options that name the certificate's files."""
+    return [
+        f"--ca-file={operator_tls.ca}",
+        f"--cert-file={operator_tls.certificate}",
+        f"--key-file={operator_tls.key}",
+    ]
+
+
+def test_the_defaults_are_those_of_the_chart(started: list[Options], tls: list[str]) -> None:
+    result = CliRunner().invoke(cli.operator_command, tls)
+
+    assert result.exit_code == 0, result.output
+    (options,) = started
+    assert options.namespace == "latencyprobe-system"
+    assert options.agent_selector == "app.kubernetes.io/name=latencyprobe-agent"
+    assert (options.agent_port, options.watch_namespaces, options.agents) == (9345, (), {})
+
+
+def test_options_come_from_the_environment_too(
+    started: list[Options], operator_tls: TlsFiles
+) -> None:
+    environment = {
+        "LATENCYPROBE_CA_FILE": str(operator_tls.ca),
+        "LATENCYPROBE_CERT_FILE": str(operator_tls.certificate),
+        "LATENCYPROBE_KEY_FILE": str(operator_tls.key),
+        "LATENCYPROBE_WATCH_NAMESPACE": "shop cart",
+        "LATENCYPROBE_METRICS_PORT": "9090",
+    }
+    result = CliRunner().invoke(cli.operator_command, env=environment)
+
+    assert result.exit_code == 0, result.output
+    assert started[0].watch_namespaces == ("shop", "cart")
+    assert started[0].metrics_port == 9090
+
+
+def test_agents_may_be_given(started: list[Options], tls: list[str]) -> None:
+    CliRunner().invoke(cli.operator_command, [*tls, "--agent", "node-a=10.0.0.1:9345"])
+
+    assert started[0].agents == {"node-a": "10.0.0.1:9345"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--agent", "node-a"], "is not NODE=HOST:PORT"),
+        (["--agent-port", "70000"], "70000 is not in the range"),
+        (["--key-file", "/nowhere"], "does not exist"),
+    ],
+)
+def test_a_bad_option_is_refused(
+    started: list[Options], tls: list[str], arguments: list[str], message: str
+) -> None:
+    result = CliRunner().invoke(cli.operator_command, [*tls, *arguments])
+
+    assert result.exit_code == 2
+    assert message in result.output
+    assert started == []
+
+
+def test_without_certificates_it_does_not_start(started: list[Options]) -> None:
+    result = CliRunner().invoke(cli.operator_command, [])
+
+    assert result.exit_code == 2
+    assert "--ca-file" in result.output
+
+
+def test_without_a_cluster_it_says_so(
+    tls: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(logs, "configure", lambda **_: None)
+    broken = tmp_path / "kubeconfig"
+    broken.write_text("apiVersion: v1\nkind: Config\n")
+    result = CliRunner().invoke(cli.operator_command, [*tls, f"--kubeconfig={broken}"])
+
+    assert result.exit_code == 1
+    assert "no cluster to serve" in result.output
+
+
+def test_a_log_line_may_be_json() -> None:
+    error = OSError("gone")
+    failure = (OSError, error, None)
+    record = logging.LogRecord("a.b", logging.WARNING, "", 0, "x %d", (1,), failure)
+    line = json.loads(logs.JsonFormatter().format(record))
+
+    assert (line["level"], line["logger"], line["message"]) == ("warning", "a.b", "x 1")
+    assert line["exception"] == "OSError: gone"

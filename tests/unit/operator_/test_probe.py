@@ -1,0 +1,397 @@
+"""One probe's life: what it makes of its spec, its pods and its reports, and when it writes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from latencyprobe.measurement import Measurement
+from latencyprobe.v1 import node_agent_pb2 as pb
+from latencyprobe.wire import measurement_to_proto
+from latencyprobe_operator import status
+from latencyprobe_operator.cluster import ApiError
+from latencyprobe_operator.desired import DesiredStates
+from latencyprobe_operator.messages import TargetState, TargetStatus
+from latencyprobe_operator.metrics import Metrics
+from latencyprobe_operator.nodes import AgentView
+from latencyprobe_operator.pods import PodsChange, PodSet, PodsListener, Refusal
+from latencyprobe_operator.probe import Probe
+from latencyprobe_operator.selection import Pod
+from latencyprobe_operator.status import NodeState
+from tests.unit.operator_.conftest import until
+from tests.unit.operator_.fake_agent import measurement
+from tests.unit.operator_.samples import pod, probe_body, target_id
+from tests.unit.operator_.test_status import apply_merge_patch
+from tests.unit.operator_.virtual_time import VirtualTimeLoop
+
+LOOP = VirtualTimeLoop
+
+
+def clock() -> float:
+    """The loop's time."""
+    return asyncio.get_running_loop().time()
+
+
+class World:
+    """The rest of the operator, and the API server."""
+
+    def __init__(self) -> None:
+        self.desired = DesiredStates()
+        self.metrics = Metrics()
+        self.sets: dict[str, PodSet] = {}
+        self.touched: set[str] = set()
+        self.agent_state = NodeState.READY
+        self.status: dict[str, Any] = {}
+        self.writes: list[float] = []
+        self.failures: list[Exception] = []
+
+    def watch(self, namespace: str, selector: str, listener: PodsListener) -> PodSet:
+        pods = self.sets.setdefault(selector, PodSet(namespace, selector))
+        pods.listeners.append(listener)
+        return pods
+
+    def unwatch(self, pods: PodSet, listener: PodsListener) -> None:
+        pods.listeners.remove(listener)
+
+    def touch(self, nodes: set[str]) -> None:
+        self.touched |= nodes
+
+    def agent(self, node: str) -> AgentView:
+        words = {
+            probe.key.uid: {
+                target.id: TargetStatus(TargetState.ATTACHED, "") for target in probe.targets
+            }
+            for probe in self.desired.of_node(node)
+        }
+        return AgentView(self.agent_state, "as told", targets=words, cpu_percent=0.1)
+
+    async def patch_status(
+        self, namespace: str, name: str, patch: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        if self.failures:
+            raise self.failures.pop(0)
+        assert patch["metadata"] == {"uid": f"uid-{name}"}
+        self.writes.append(clock())
+        self.status = apply_merge_patch(self.status, patch["status"])
+        return {"status": self.status}
+
+    def show(self, *pods: Pod, selector: str = "app=checkout") -> None:
+        """The API server lists these pods, and no others."""
+        shown = self.sets[selector]
+        removed = [uid for uid in shown.pods if uid not in {pod.uid for pod in pods}]
+        shown.pods = {pod.uid: pod for pod in pods}
+        shown.listed = True
+        shown.tell(PodsChange(pods, removed))
+
+    def condition(self, name: str = "Ready") -> tuple[str, str]:
+        """(status, reason) of a condition as written."""
+        for each in self.status.get("conditions", ()):
+            if each["type"] == name:
+                return each["status"], each["reason"]
+        return "", ""
+
+
+@pytest.fixture
+def world() -> World:
+    """A world without pods."""
+    return World()
+
+
+@asynccontextmanager
+async def running(world: World, body: Mapping[str, Any], **options: Any) -> AsyncIterator[Probe]:
+    """A probe whose task runs."""
+    probe = Probe(body, world, **options)
+    task = asyncio.create_task(probe.run())
+    try:
+        yield probe
+    finally:
+        task.cancel()
+        done, _ = await asyncio.wait([task])
+        assert all(each.cancelled() for each in done), task.exception()
+
+
+def report(figures: dict[str, Measurement]) -> pb.ProbeReport:
+    """An agent's report on these targets."""
+    message = pb.ProbeReport(id="uid-checkout")
+    for identity, measured in figures.items():
+        stages, counters = measurement_to_proto(measured)
+        message.targets.add(
+            status=pb.TargetStatus(id=identity, state=pb.TargetStatus.ATTACHED),
+            stages=stages,
+            counters=counters,
+        )
+    return message
+
+
+async def ready(world: World, reason: str) -> None:
+    """Wait until the condition Ready was written with this reason."""
+    await until(lambda: world.condition()[1] == reason, what=lambda: world.status)
+
+
+async def test_it_waits_for_pods_and_starts_when_one_appears(world: World) -> None:
+    async with running(world, probe_body()):
+        world.show()
+        await ready(world, "NoMatchingPods")
+        assert world.status["phase"] == "Pending"
+        assert "startTime" not in world.status
+        world.show(pod("a"))
+        assert world.touched == {"node-a"}
+
+        await ready(world, "Measuring")
+        assert world.status["phase"] == "Running"
+        assert world.status["targets"] == {
+            "pods": 1,
+            "containers": 1,
+            "nodes": 1,
+            "readyNodes": 1,
+        }
+        assert world.status["startTime"]
+
+
+async def test_figures_are_written_once_an_interval(world: World) -> None:
+    async with running(world, probe_body(interval="2s")) as probe:
+        world.show(pod("a"))
+        await ready(world, "Measuring")
+        writes = len(world.writes)
+        began = clock()
+        for _ in range(9):
+            probe.take_report("node-a", report({target_id("a"): measurement(*[10**6] * 50)}))
+            await asyncio.sleep(0.5)
+
+        assert 1 <= len(world.writes) - writes <= (clock() - began) / 2 + 1
+        (listed,) = world.status["pods"]
+        assert listed["name"] == "a"
+        assert world.status["summary"]["p99"] == "1ms"
+
+
+async def test_nothing_is_written_while_nothing_changes(world: World) -> None:
+    async with running(world, probe_body(interval="1s")) as probe:
+        world.show(pod("a"))
+        await ready(world, "Measuring")
+        probe.take_report("node-a", report({target_id("a"): Measurement()}))
+        await asyncio.sleep(1.5)
+        writes = len(world.writes)
+        for _ in range(4):
+            probe.take_report("node-a", report({target_id("a"): Measurement()}))
+            await asyncio.sleep(0.5)
+
+        assert len(world.writes) == writes
+
+
+async def test_turning_points_are_a_second_apart(world: World) -> None:
+    async with running(world, probe_body(interval="10m")) as probe:
+        world.show(pod("a"))
+        for index in range(24):
+            world.agent_state = (NodeState.READY, NodeState.UNREACHABLE)[index % 2]
+            probe.poke()
+            await asyncio.sleep(0.15)
+
+        assert len(world.writes) >= 2
+        gaps = [b - a for a, b in zip(world.writes, world.writes[1:], strict=False)]
+        assert min(gaps) >= 0.99
+
+
+async def test_a_corrupt_report_is_left_out_and_counted(world: World) -> None:
+    async with running(world, probe_body(interval="1s")) as probe:
+        world.show(pod("a"), pod("b"))
+        corrupt = report(
+            {target_id("a"): measurement(1000), target_id("b"): measurement(*[2000] * 100)}
+        )
+        corrupt.targets[0].stages[0].histogram.positions.append(9999)
+        probe.take_report("node-a", corrupt)
+        await until(
+            lambda: any(each["stages"] for each in world.status.get("pods", ())),
+            what=lambda: world.status,
+        )
+
+        stages = {each["name"]: len(each["stages"]) for each in world.status["pods"]}
+        assert stages == {"a": 0, "b": 1}
+        assert (
+            world.metrics.registry.get_sample_value("latencyprobe_operator_corrupt_reports_total")
+            == 1
+        )
+
+
+async def test_an_unknown_stage_is_left_out_with_one_line(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(world, probe_body()) as probe:
+        world.show(pod("a"))
+        message = report({target_id("a"): measurement(1000)})
+        message.targets[0].stages[0].name = "rx.quantum"
+        for _ in range(3):
+            probe.take_report("node-a", message)
+
+    lines = [record for record in caplog.records if "rx.quantum" in record.getMessage()]
+    assert len(lines) == 1
+
+
+async def test_a_report_on_a_pod_that_is_gone_is_left_out(world: World) -> None:
+    async with running(world, probe_body(interval="1s")) as probe:
+        world.show(pod("a"))
+        probe.take_report("node-a", report({target_id("gone"): measurement(*[1000] * 200)}))
+        await until(lambda: world.status.get("lastReportTime"), what=lambda: world.status)
+
+        assert "p99" not in world.status["summary"]
+
+
+async def test_the_api_server_away_delays_the_status_and_nothing_else(world: World) -> None:
+    world.failures = [OSError("refused"), ApiError(503, "", "etcd"), TimeoutError()]
+    async with running(world, probe_body(interval="1s")) as probe:
+        world.show(pod("a"))
+        probe.take_report("node-a", report({target_id("a"): measurement(*[1000] * 200)}))
+        assert world.desired.of_node("node-a")
+
+        await until(lambda: world.status.get("summary", {}).get("p99"), what=lambda: world.status)
+        assert (
+            world.metrics.registry.get_sample_value(
+                "latencyprobe_operator_status_write_failures_total"
+            )
+            == 3
+        )
+
+
+async def test_suspend_detaches_keeps_the_figures_and_resumes(world: World) -> None:
+    async with running(world, probe_body(interval="1s")) as probe:
+        world.show(pod("a"))
+        probe.take_report("node-a", report({target_id("a"): measurement(*[10**6] * 200)}))
+        await until(lambda: world.status.get("pods"), what=lambda: world.status)
+        probe.update(probe_body(interval="1s", suspend=True, generation=2))
+        assert not world.desired.of_node("node-a")
+        await ready(world, "Suspended")
+        assert world.status["summary"]["p99"] == "1ms"
+        assert world.status["targets"]["pods"] == 1
+        probe.update(probe_body(interval="1s", generation=3))
+        world.show(pod("a"))
+        await ready(world, "Measuring")
+        assert world.desired.of_node("node-a")
+
+
+async def test_after_its_duration_it_is_completed_and_stays_so(world: World) -> None:
+    now = [1_000_000.0]
+    body = probe_body(interval="1s", duration="2s")
+    async with running(world, body, wall_clock=lambda: now[0]):
+        world.show(pod("a"))
+        await ready(world, "Measuring")
+        now[0] += 2
+        await ready(world, "Completed")
+        assert not world.desired.of_node("node-a")
+    begun = world.status["startTime"]
+
+    restarted = probe_body(interval="1s", duration="2s")
+    async with running(world, {**restarted, "status": world.status}, wall_clock=lambda: now[0]):
+        await asyncio.sleep(0.3)
+        assert world.condition() == ("False", "Completed")
+        assert world.status["startTime"] == begun
+        assert not world.desired.of_node("node-a")
+
+
+async def test_a_longer_duration_goes_on(world: World) -> None:
+    now = [1_000_000.0]
+    async with running(world, probe_body(duration="2s"), wall_clock=lambda: now[0]) as probe:
+        world.show(pod("a"))
+        await ready(world, "Measuring")
+        now[0] += 3
+        probe.poke()
+        await ready(world, "Completed")
+        probe.update(probe_body(duration="1h", generation=2))
+        world.show(pod("a"))
+        await ready(world, "Measuring")
+
+
+async def test_an_invalid_selector_is_told_and_an_edit_mends_it(world: World) -> None:
+    async with running(world, probe_body()) as probe:
+        pods = world.sets["app=checkout"]
+        pods.refusal = Refusal(invalid=True, message="unable to parse requirement")
+        pods.tell(PodsChange())
+        await ready(world, "InvalidSelector")
+        (condition, *_) = world.status["conditions"]
+        assert condition["message"] == "unable to parse requirement"
+        probe.update(probe_body(selector={}, generation=2))
+        world.show(pod("a"), selector="")
+        await ready(world, "Measuring")
+
+
+async def test_a_spec_that_cannot_be_read_is_told(world: World) -> None:
+    async with running(world, probe_body(modules=["dns"])):
+        await ready(world, "InvalidSpec")
+        (condition, *_) = world.status["conditions"]
+        assert "unknown module 'dns'" in condition["message"]
+
+
+async def test_another_selector_keeps_the_old_pods_until_the_new_are_known(world: World) -> None:
+    async with running(world, probe_body()) as probe:
+        world.show(pod("a"))
+        probe.update(probe_body(selector={"matchLabels": {"app": "cart"}}, generation=2))
+        assert world.desired.of_node("node-a")
+        world.show(pod("b", node="node-b"), selector="app=cart")
+        assert not world.desired.of_node("node-a")
+        assert world.desired.of_node("node-b")
+
+
+async def test_an_edit_of_what_is_measured_forgets_the_old_figures(world: World) -> None:
+    async with running(world, probe_body(interval="1s")) as probe:
+        world.show(pod("a"))
+        probe.take_report("node-a", report({target_id("a"): measurement(*[10**6] * 200)}))
+        await until(lambda: world.status.get("summary", {}).get("p99"), what=lambda: world.status)
+        probe.update(probe_body(interval="1s", filter={"ports": [443]}, generation=2))
+        await until(lambda: world.status.get("observedGeneration") == 2, what=lambda: world.status)
+        assert "p99" not in world.status["summary"]
+
+
+async def test_a_restarted_operator_leaves_the_status_until_agents_report(world: World) -> None:
+    world.status = {
+        "observedGeneration": 1,
+        "phase": "Running",
+        "startTime": "2026-01-01T00:00:00Z",
+        "summary": {"p99": "1ms"},
+    }
+    world.agent_state = NodeState.CONNECTING
+    async with running(world, {**probe_body(interval="1s"), "status": world.status}) as probe:
+        world.show(pod("a"))
+        await asyncio.sleep(0.5)
+        assert world.writes == []
+        world.agent_state = NodeState.READY
+        probe.take_report("node-a", report({target_id("a"): measurement(*[10**6] * 200)}))
+        await until(lambda: world.writes, what=lambda: world.status)
+        assert world.status["phase"] == "Running"
+        assert world.status["startTime"] == "2026-01-01T00:00:00Z"
+
+
+async def test_leaving_takes_it_out_of_every_state(world: World) -> None:
+    async with running(world, probe_body()) as probe:
+        world.show(pod("a"), pod("b", node="node-b"))
+        world.touched.clear()
+        probe.leave()
+
+        assert world.touched == {"node-a", "node-b"}
+        assert not world.desired.of_node("node-a")
+        assert probe.stopped.is_set()
+        assert world.sets["app=checkout"].listeners == []
+
+
+async def test_an_objective_that_is_missed_is_a_condition(world: World) -> None:
+    objective = {
+        "name": "reads",
+        "stage": "rx.total",
+        "percentile": "p99",
+        "max": "1ms",
+        "for": "0s",
+    }
+    async with running(world, probe_body(interval="1s", objectives=[objective])) as probe:
+        world.show(pod("a"))
+        probe.take_report("node-a", report({target_id("a"): measurement(*[9 * 10**6] * 200)}))
+
+        await until(
+            lambda: world.condition("ObjectivesMet") == ("False", "ObjectiveMissed"),
+            what=lambda: world.status,
+        )
+
+
+def test_timestamps_are_the_apis() -> None:
+    assert status.timestamp(0) == "1970-01-01T00:00:00Z"
+    assert status.seconds_of("1970-01-01T00:01:00Z") == 60

@@ -1,0 +1,147 @@
+"""Windows over reports: of each pod, packed, and of all pods together."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latencyprobe.histogram import Histogram
+from latencyprobe.measurement import Measurement, StageMeasurement, total
+from latencyprobe_operator.reports import SLOTS, ProbeWindows
+from tests.unit.operator_.fake_agent import measurement
+
+
+def test_a_pods_window_adds_up_and_forgets() -> None:
+    windows = ProbeWindows(10, 60)
+    for at in range(0, 60, 10):
+        windows.add("a", measurement(1000 + at), at=at)
+
+    assert windows.of_pod("a", at=59).stage("rx.total").histogram.count == 6
+    assert windows.of_pod("a", at=75).stage("rx.total").histogram.min_ns == 1020
+    assert not windows.of_pod("a", at=200)
+    assert not windows.of_pod("b", at=59)
+
+
+def test_containers_of_one_pod_add_up() -> None:
+    windows = ProbeWindows(10, 60)
+    windows.add("a", measurement(1000), at=1)
+    windows.add("a", measurement(2000), at=1.001)
+
+    assert windows.of_pod("a", at=2).stage("rx.total").histogram == Histogram.of([1000, 2000])
+
+
+def test_a_long_window_keeps_no_more_entries_than_slots() -> None:
+    windows = ProbeWindows(1, 3600)
+    for at in range(7200):
+        windows.add("a", measurement(1000), at=at)
+
+    kept = len(windows._pods["a"]._entries)
+    assert SLOTS <= kept <= SLOTS * 1.5
+    count = windows.of_pod("a", at=7199).stage("rx.total").histogram.count
+    assert count == pytest.approx(3600, rel=1 / SLOTS)
+    assert windows.merged(at=7199).stage("rx.total").histogram.count == pytest.approx(
+        3600, rel=1 / SLOTS
+    )
+
+
+def test_reports_an_interval_apart_stay_apart_though_they_jitter() -> None:
+    windows = ProbeWindows(10, 60)
+    times = [0.0, 9.8, 20.1, 29.7, 40.2]
+    for at in times:
+        windows.add("a", measurement(1000), at=at)
+
+    assert len(windows._pods["a"]._entries) == len(times)
+
+
+def test_the_slowest_pod_comes_first_by_rx_or_else_tx() -> None:
+    windows = ProbeWindows(10, 60)
+    windows.add("slow", measurement(9_000_000), at=0)
+    windows.add("fast", measurement(1_000), at=0)
+    windows.add("sender", measurement(50_000, stage="tx.total"), at=0)
+    windows.add("both", measurement(70_000) + measurement(9_999_999, stage="tx.total"), at=0)
+
+    order = windows.worst_first(["idle", "fast", "sender", "slow", "both"], at=1)
+
+    assert order == ["slow", "both", "sender", "fast", "idle"]
+
+
+def test_a_pod_is_no_longer_slow_when_that_has_left_the_window() -> None:
+    windows = ProbeWindows(10, 60)
+    windows.add("a", measurement(9_000_000), at=0)
+    windows.add("a", measurement(1_000), at=50)
+    windows.add("b", measurement(2_000), at=50)
+
+    assert windows.worst_first(["a", "b"], at=51) == ["a", "b"]
+    assert windows.worst_first(["a", "b"], at=61) == ["b", "a"]
+
+
+def test_a_forgotten_pod_stays_in_the_sum_until_it_leaves_the_window() -> None:
+    windows = ProbeWindows(10, 60)
+    windows.add("a", measurement(1_000), at=0)
+    windows.forget("a")
+
+    assert not windows.of_pod("a", at=1)
+    assert windows.merged(at=1).stage("rx.total").histogram.count == 1
+    assert not windows.merged(at=61)
+
+
+def test_a_shorter_window_forgets_at_once() -> None:
+    windows = ProbeWindows(10, 60)
+    windows.add("a", measurement(1_000), at=0)
+    windows.add("a", measurement(1_000), at=30)
+    windows.resize(10, 20)
+
+    assert windows.of_pod("a", at=31).stage("rx.total").histogram.count == 1
+    assert windows.merged(at=31).stage("rx.total").histogram.count == 1
+
+
+stage_measurements = st.builds(
+    StageMeasurement,
+    st.lists(st.integers(0, 2**37), max_size=10).map(Histogram.of),
+    st.integers(0, 9),
+    st.integers(0, 9),
+    st.integers(0, 9),
+    st.sampled_from([1.0, 0.5, 0.25]),
+)
+measurements = st.builds(
+    Measurement,
+    st.dictionaries(st.sampled_from(["rx.total", "rx.socket", "tcp.rtt"]), stage_measurements),
+    st.dictionaries(st.sampled_from(["retransmits"]), st.integers(0, 9)),
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), measurements)))
+def test_the_sum_over_all_pods_is_the_domains_sum(
+    reports: list[tuple[str, Measurement]],
+) -> None:
+    windows = ProbeWindows(10, 60)
+    for index, (pod, measured) in enumerate(reports):
+        windows.add(pod, measured, at=index / 100)
+
+    expected, merged = total(m for _, m in reports), windows.merged(at=1)
+
+    assert merged.counters == expected.counters
+    assert merged.stages.keys() == expected.stages.keys()
+    for name, stage in expected.stages.items():
+        ours = merged.stages[name]
+        assert ours.histogram == stage.histogram
+        assert (ours.lost, ours.unmatched) == (stage.lost, stage.unmatched)
+        assert ours.sampling_ratio == pytest.approx(stage.sampling_ratio)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), measurements), max_size=20))
+def test_the_order_is_by_p99(reports: list[tuple[str, Measurement]]) -> None:
+    windows = ProbeWindows(10, 60)
+    for index, (pod, measured) in enumerate(reports):
+        windows.add(pod, measured, at=index)
+
+    order = windows.worst_first("abc", at=len(reports))
+
+    p99s = [
+        windows.of_pod(pod, at=len(reports)).stage("rx.total").histogram.percentile(99)
+        for pod in order
+    ]
+    assert all(one >= other for one, other in pairwise(p99s))

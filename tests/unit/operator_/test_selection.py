@@ -1,0 +1,90 @@
+"""Pods become targets: their running containers, as far as the probe names them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from latencyprobe_operator.selection import newest_by_node, read_pod, targets_of
+from tests.unit.operator_.samples import container, pod, pod_body, target_id
+
+
+def test_each_running_container_is_a_target() -> None:
+    targets = targets_of(pod("a", containers=("server", "proxy")), ())
+
+    assert [target.container for target in targets] == [
+        container("a", "proxy"),
+        container("a", "server"),
+    ]
+
+
+def test_only_the_named_containers_are_targets() -> None:
+    targets = targets_of(pod("a", containers=("server", "proxy")), {"proxy", "other"})
+
+    assert [target.container.name for target in targets] == ["proxy"]
+
+
+def test_a_restarted_container_is_another_target() -> None:
+    (first,) = targets_of(pod("a", run=1), ())
+    (second,) = targets_of(pod("a", run=2), ())
+
+    assert first.id == target_id("a", run=1)
+    assert second.id == target_id("a", run=2)
+    assert first.pod_uid == second.pod_uid
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        {},
+        {"phase": "Pending"},
+        {"phase": "Pending", "containerStatuses": [{"name": "server", "state": {"waiting": {}}}]},
+        {
+            "phase": "Running",
+            "containerStatuses": [
+                {"name": "server", "containerID": "containerd://1", "state": {"terminated": {}}}
+            ],
+        },
+        {
+            "phase": "Failed",
+            "containerStatuses": [
+                {"name": "server", "containerID": "containerd://1", "state": {"running": {}}}
+            ],
+        },
+    ],
+    ids=["new", "pending", "waiting", "terminated", "failed"],
+)
+def test_what_does_not_run_is_no_target(status: dict[str, Any]) -> None:
+    body = {**pod_body("a"), "status": status}
+
+    assert targets_of(read_pod(body), ()) == ()
+
+
+def test_a_running_sidecar_is_a_target_and_another_init_container_is_not() -> None:
+    body = pod_body("a")
+    body["spec"]["initContainers"] = [
+        {"name": "mesh", "restartPolicy": "Always"},
+        {"name": "migrate"},
+    ]
+    body["status"]["initContainerStatuses"] = [
+        {"name": name, "containerID": f"containerd://{name}", "state": {"running": {}}}
+        for name in ("mesh", "migrate")
+    ]
+
+    names = [target.container.name for target in targets_of(read_pod(body), ())]
+
+    assert names == ["mesh", "server"]
+
+
+def test_the_agent_of_a_node_is_the_pod_that_stays() -> None:
+    old, new = pod_body("old"), pod_body("new")
+    old["metadata"]["deletionTimestamp"] = "2026-01-02T00:00:00Z"
+    other = pod("other", node="node-b")
+
+    agents = newest_by_node([read_pod(old), read_pod(new), other])
+
+    assert {node: agent.name for node, agent in agents.items()} == {
+        "node-a": "new",
+        "node-b": "other",
+    }

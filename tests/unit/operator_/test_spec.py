@@ -1,0 +1,82 @@
+"""A LatencyProbe's spec is read with its defaults, and refused with a reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from latencyprobe.stages import Module
+from latencyprobe_operator.spec import SpecError, read_probe
+from tests.unit.operator_.samples import probe_body
+
+
+def test_absent_fields_have_the_defaults_of_the_schema() -> None:
+    body = probe_body()
+    body["spec"] = {"selector": {}}
+
+    spec = read_probe(body)
+
+    assert spec.selector == ""
+    assert spec.modules == (Module.RX, Module.TX, Module.TCP)
+    assert (spec.interval_seconds, spec.window_seconds) == (10, 60)
+    assert spec.duration_seconds is None
+    assert not spec.suspend
+    assert (spec.max_cpu_percent, spec.max_pods) == (1, 20)
+    assert (spec.ports, spec.protocols, spec.containers) == ((), (), frozenset())
+
+
+def test_all_fields_are_read() -> None:
+    spec = read_probe(
+        probe_body(
+            containers=["server"],
+            modules=["tcp"],
+            filter={"ports": [443, 80], "protocols": ["TCP"]},
+            interval="1m30s",
+            window="10m",
+            duration="1h",
+            suspend=True,
+            overhead={"maxCPUPercent": 0.5},
+            report={"maxPods": 3},
+            objectives=[
+                {
+                    "name": "reads",
+                    "stage": "rx.total",
+                    "percentile": "p99.9",
+                    "max": "5ms",
+                    "for": "2m",
+                }
+            ],
+        )
+    )
+
+    assert spec.containers == {"server"}
+    assert spec.modules == (Module.TCP,)
+    assert (spec.ports, spec.protocols) == ((80, 443), ("TCP",))
+    assert (spec.interval_seconds, spec.window_seconds, spec.duration_seconds) == (90, 600, 3600)
+    assert spec.suspend
+    assert (spec.max_cpu_percent, spec.max_pods) == (0.5, 3)
+    objective = spec.objectives[0]
+    assert (objective.percentile, objective.max_ns, objective.for_seconds) == (99.9, 5_000_000, 120)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason", "message"),
+    [
+        ({"modules": ["rx", "dns"]}, "InvalidSpec", "unknown module 'dns'"),
+        ({"interval": "soon"}, "InvalidSpec", "'soon' is not a duration"),
+        (
+            {"objectives": [{"name": "a", "stage": "ab.c", "percentile": "p9", "max": "1s"}]},
+            "InvalidSpec",
+            "unknown stage 'ab.c'",
+        ),
+        ({"selector": {"matchLabels": {"a b": "c"}}}, "InvalidSelector", "'a b' is neither"),
+        ({"selector": None}, "InvalidSpec", "cannot be read"),
+    ],
+)
+def test_what_a_schema_let_through_is_refused_with_a_reason(
+    spec: dict[str, Any], reason: str, message: str
+) -> None:
+    with pytest.raises(SpecError, match=message) as caught:
+        read_probe(probe_body(**spec))
+    assert caught.value.reason == reason

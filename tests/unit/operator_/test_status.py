@@ -1,0 +1,286 @@
+"""The status document: what it says, how large it gets, and what is sent of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latencyprobe.histogram import Histogram
+from latencyprobe.measurement import Measurement, StageMeasurement
+from latencyprobe.stages import STAGES
+from latencyprobe_operator import status
+from latencyprobe_operator.objectives import Judgement, Outcome
+from latencyprobe_operator.status import (
+    Facts,
+    NodeFacts,
+    NodeState,
+    Phase,
+    PodFacts,
+    Problem,
+    StageGap,
+)
+from tests.unit.operator_.samples import probe_spec
+
+NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z"
+SPEC = probe_spec()
+READY = NodeFacts("node-a", NodeState.READY, attached=2)
+NO_AGENT = NodeFacts("node-b", NodeState.NO_AGENT, "no agent runs on this node")
+SLOW_READER = Measurement(
+    {
+        "rx.stack": StageMeasurement(Histogram.of([100_000] * 200)),
+        "rx.socket": StageMeasurement(Histogram.of([900_000] * 200)),
+        "rx.total": StageMeasurement(Histogram.of([1_000_000] * 200)),
+    }
+)
+
+
+def facts(**parts: Any) -> Facts:
+    """A probe that measures two pods on one node, but for `parts`."""
+    whole: dict[str, Any] = {
+        "spec": SPEC,
+        "generation": 3,
+        "matched_pods": 2,
+        "containers": 2,
+        "nodes": [READY],
+        "start_time": NOW,
+        **parts,
+    }
+    return Facts(**whole)
+
+
+def condition(document: status.Document, name: str) -> tuple[str, str]:
+    """(status, reason) of a condition."""
+    (found,) = (each for each in document["conditions"] if each["type"] == name)
+    return found["status"], found["reason"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "phase", "ready"),
+    [
+        ({}, "Running", ("True", "Measuring")),
+        ({"nodes": [READY, NO_AGENT]}, "Degraded", ("True", "Measuring")),
+        (
+            {"nodes": [READY, NodeFacts("c", NodeState.ATTACHING)]},
+            "Running",
+            ("True", "Measuring"),
+        ),
+        ({"nodes": [NO_AGENT], "start_time": None}, "Pending", ("False", "NoAgent")),
+        ({"nodes": [NO_AGENT]}, "Degraded", ("False", "NoAgent")),
+        (
+            {"nodes": [NodeFacts("c", NodeState.CONNECTING)], "start_time": None},
+            "Pending",
+            ("False", "Attaching"),
+        ),
+        (
+            {"nodes": [NodeFacts("c", NodeState.UNREACHABLE, "refused")], "start_time": None},
+            "Pending",
+            ("False", "AgentUnreachable"),
+        ),
+        (
+            {"nodes": [NodeFacts("c", NodeState.VERSION_SKEW)], "start_time": None},
+            "Pending",
+            ("False", "VersionSkew"),
+        ),
+        ({"nodes": [], "matched_pods": 0}, "Pending", ("False", "NoMatchingPods")),
+        ({"nodes": [], "containers": 0}, "Pending", ("False", "NoRunningContainers")),
+        (
+            {"nodes": [], "problem": Problem("InvalidSelector", "unable to parse")},
+            "Pending",
+            ("False", "InvalidSelector"),
+        ),
+        ({"phase": Phase.SUSPENDED}, "Suspended", ("False", "Suspended")),
+        ({"phase": Phase.COMPLETED}, "Completed", ("False", "Completed")),
+    ],
+)
+def test_phase_and_readiness_follow_the_facts(
+    parts: dict[str, Any], phase: str, ready: tuple[str, str]
+) -> None:
+    document = status.build(facts(**parts), now=NOW)
+
+    assert document["phase"] == phase
+    assert condition(document, "Ready") == ready
+    assert document["observedGeneration"] == 3
+
+
+@pytest.mark.parametrize(
+    ("nodes", "covered"),
+    [
+        ([READY], ("True", "FullyCovered")),
+        ([READY, NO_AGENT], ("False", "NodesNotCovered")),
+        (
+            [NodeFacts("a", NodeState.PARTIAL, gaps=(StageGap("rx.host", "Partial", "", ""),))],
+            ("False", "StagesNotCovered"),
+        ),
+        ([], ("Unknown", "NoTargets")),
+    ],
+)
+def test_covered_tells_of_nodes_and_stages(
+    nodes: list[NodeFacts], covered: tuple[str, str]
+) -> None:
+    document = status.build(facts(nodes=nodes), now=NOW)
+
+    assert condition(document, "Covered") == covered
+    assert [node["name"] for node in document["nodes"]] == [
+        node.name for node in nodes if node.state is not NodeState.READY
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cpu_percent", "within"),
+    [
+        (None, ("Unknown", "NotMeasured")),
+        (0.7, ("True", "WithinBudget")),
+        (1.3, ("False", "OverBudget")),
+    ],
+)
+def test_overhead_is_judged_by_the_busiest_node(
+    cpu_percent: float | None, within: tuple[str, str]
+) -> None:
+    nodes = [
+        dataclasses.replace(READY, cpu_percent=cpu_percent),
+        NodeFacts("b", NodeState.READY, attached=1, cpu_percent=cpu_percent and 0.1),
+    ]
+
+    assert condition(status.build(facts(nodes=nodes), now=NOW), "WithinOverhead") == within
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "met"),
+    [
+        ([Outcome.MET], ("True", "AllMet")),
+        ([Outcome.MET, Outcome.UNKNOWN], ("Unknown", "InsufficientData")),
+        ([Outcome.UNKNOWN, Outcome.MISSED], ("False", "ObjectiveMissed")),
+    ],
+)
+def test_one_missed_objective_is_enough(outcomes: list[Outcome], met: tuple[str, str]) -> None:
+    spec = probe_spec(
+        objectives=[{"name": "a", "stage": "rx.total", "percentile": "p99", "max": "5ms"}]
+    )
+    judgements = [Judgement(outcome, str(outcome)) for outcome in outcomes]
+
+    document = status.build(facts(spec=spec, objectives=judgements), now=NOW)
+
+    assert condition(document, "ObjectivesMet") == met
+
+
+def test_without_objectives_there_is_no_such_condition() -> None:
+    document = status.build(facts(), now=NOW)
+
+    assert [each["type"] for each in document["conditions"]] == [
+        "Ready",
+        "Covered",
+        "WithinOverhead",
+    ]
+
+
+def test_a_transition_time_moves_only_with_its_status() -> None:
+    first = status.build(facts(), now=NOW)
+    second = status.build(facts(nodes=[READY, NO_AGENT], previous=first, generation=4), now=LATER)
+    times = {each["type"]: each["lastTransitionTime"] for each in second["conditions"]}
+
+    assert times == {"Ready": NOW, "Covered": LATER, "WithinOverhead": NOW}
+    assert {each["observedGeneration"] for each in second["conditions"]} == {4}
+
+
+def test_summary_and_pods_carry_figures_and_verdict() -> None:
+    pods = [PodFacts("checkout-1", "node-a", ("server",), SLOW_READER)]
+    document = status.build(facts(pods=pods, merged=SLOW_READER, omitted_pods=1), now=NOW)
+
+    assert document["summary"]["bottleneck"] == "SlowReader"
+    assert document["summary"]["p99"] == "1ms"
+    assert "rx.socket holds 90%" in document["summary"]["message"]
+    (pod,) = document["pods"]
+    assert (pod["name"], pod["node"], pod["containers"]) == ("checkout-1", "node-a", ["server"])
+    assert pod["verdict"]["stage"] == "rx.socket"
+    assert {stage["name"]: stage["count"] for stage in pod["stages"]} == {
+        "rx.stack": 200,
+        "rx.socket": 200,
+        "rx.total": 200,
+    }
+    assert document["omittedPods"] == 1
+
+
+def test_at_rest_the_last_figures_stay() -> None:
+    pods = [PodFacts("checkout-1", "node-a", ("server",), SLOW_READER)]
+    running = status.build(facts(pods=pods, merged=SLOW_READER, last_report_time=NOW), now=NOW)
+
+    rest = status.build(
+        facts(
+            phase=Phase.COMPLETED, previous=running, matched_pods=0, nodes=[], last_report_time=NOW
+        ),
+        now=LATER,
+    )
+
+    for kept in ("summary", "pods", "lastReportTime", "startTime"):
+        assert rest[kept] == running[kept]
+    assert rest["targets"] == {"pods": 2, "containers": 2, "nodes": 1, "readyNodes": 0}
+
+
+def test_a_huge_cluster_fits() -> None:
+    everything = Measurement(
+        {stage.name: StageMeasurement(Histogram.of([10**9] * 200)) for stage in STAGES}
+    )
+    gaps = tuple(StageGap(stage.name, "Unavailable", "h" * 999, "r" * 999) for stage in STAGES)
+    document = status.build(
+        facts(
+            spec=probe_spec(report={"maxPods": 100}),
+            nodes=[
+                NodeFacts(f"node-{n}", NodeState.PARTIAL, "m" * 9999, gaps) for n in range(1000)
+            ],
+            pods=[
+                PodFacts(f"pod-{n}" * 20, "node-x", tuple("c" * 63 for _ in range(20)), everything)
+                for n in range(100)
+            ],
+            omitted_pods=9900,
+            merged=everything,
+        ),
+        now=NOW,
+    )
+
+    assert status.size_bytes(document) <= status.MAX_BYTES
+    assert document["pods"]
+    assert len(document["pods"]) + document["omittedPods"] == 10_000
+    assert len(document["nodes"]) + document["omittedNodes"] == 1000
+
+
+def test_reports_alone_make_no_difference_and_turn_nothing() -> None:
+    before = status.build(facts(last_report_time=NOW), now=NOW)
+    after = status.build(facts(last_report_time=LATER, previous=before), now=LATER)
+
+    assert not status.differs(before, after)
+    assert status.turning_points(before) == status.turning_points(after)
+
+
+documents = st.recursive(
+    st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2),
+    lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    max_leaves=8,
+)
+objects = st.dictionaries(st.sampled_from("abc"), documents, max_size=3)
+
+
+def apply_merge_patch(target: Any, patch: Any) -> Any:
+    """RFC 7386, section 2."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = apply_merge_patch(result.get(key), value)
+    return result
+
+
+@given(objects, objects)
+def test_a_merge_patch_leads_from_one_document_to_the_other(
+    before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    patch = status.merge_patch(before, after)
+
+    assert apply_merge_patch(before, patch) == after
+    assert bool(patch) == (before != after)
