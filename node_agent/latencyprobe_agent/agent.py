@@ -193,10 +193,10 @@ class Agent:
             raise ShuttingDownError
         before, self._stream = self._stream, _Stream()
         stream = self._stream
-        if before is not None:
-            before.end(StreamEndedError("another client listens now", superseded=True))
-            await before.closed.wait()
         try:
+            if before is not None:
+                before.end(StreamEndedError("another client listens now", superseded=True))
+                await before.closed.wait()
             await stream.run(self._pump(send))
         finally:
             stream.closed.set()

@@ -72,7 +72,7 @@ class Caller:
         names = peer_names(context.auth_context())
         if self._operator_name not in names:
             shown = ", ".join(sorted(names)) or "no name"
-            log.warning("refused %s: its certificate is for %s", context.peer(), shown)
+            log.warning("refused %s: its certificate is for %s", _peer(context), shown)
             await context.abort(
                 grpc.StatusCode.PERMISSION_DENIED,
                 f"only {self._operator_name} may call; this certificate is for {shown}",
@@ -113,8 +113,14 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
     ) -> None:
         """Report until the client goes. `write` waits while the client is slow."""
         await self._caller.check(context)
-        log.info("%s listens to reports", context.peer())
+        log.info("%s listens to reports", _peer(context))
         await _guard(lambda: self._agent.watch(context.write), context)
+
+
+def _peer(context: Context) -> str:
+    """Who calls, for the log; a Unix socket's client has no address."""
+    peer = context.peer()
+    return "the local client" if peer == "unix:" else peer
 
 
 async def _guard(answer: Callable[[], Awaitable[_Answer]], context: Context) -> _Answer:
@@ -136,7 +142,7 @@ async def _guard(answer: Callable[[], Awaitable[_Answer]], context: Context) -> 
     except grpc.aio.BaseError:
         raise
     except Exception as error:
-        log.exception("unexpected, while answering %s", context.peer())
+        log.exception("unexpected, while answering %s", _peer(context))
         await _abort(
             context, grpc.StatusCode.INTERNAL, f"unexpected {type(error).__name__}: {error}"[:500]
         )

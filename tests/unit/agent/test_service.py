@@ -12,8 +12,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from latencyprobe import __version__
-from latencyprobe.measurement import NOTHING, Measurement
-from latencyprobe.stages import Module
+from latencyprobe.measurement import NOTHING, Measurement, total
+from latencyprobe.stages import STAGES, Module
 from latencyprobe.v1 import node_agent_pb2 as pb
 from latencyprobe.wire import PROTOCOL_VERSION, measurement_from_proto
 from latencyprobe_agent import plan
@@ -53,13 +53,13 @@ async def next_report(stream: Stream) -> pb.Report:
 
 async def gather(stream: Stream, enough: Measurement, probe_id: str = "p") -> Measurement:
     """Add up one probe's figures until they are this much; more is an error at the caller's."""
-    total = NOTHING
+    seen = NOTHING
     async for report in reports(stream):
         for one in report.probes:
-            total += measured(one) if one.id == probe_id else NOTHING
-        if total.stage("rx.total").histogram.count >= enough.stage("rx.total").histogram.count:
-            return total
-    return total
+            seen += measured(one) if one.id == probe_id else NOTHING
+        if seen.stage("rx.total").histogram.count >= enough.stage("rx.total").histogram.count:
+            break
+    return seen
 
 
 async def test_the_node_says_what_it_is(running: Running) -> None:
@@ -228,8 +228,28 @@ async def test_a_slow_reader_gets_everything_and_costs_no_more_memory(running: R
         running.engine.measure(samples(*range(64, 264)))
         sent += 200
         await next_reading(running.engine)
-    total = await gather(stream, samples(*range(sent)))
-    assert total.stage("rx.total").histogram.count == sent
+    received = await gather(stream, samples(*range(sent)))
+    assert received.stage("rx.total").histogram.count == sent
+
+
+async def test_a_reader_that_stands_still_stops_the_sending_and_loses_nothing(
+    running: Running,
+) -> None:
+    wide = range(64, 1 << 20, 1 << 10)
+    much = total(samples(*wide, stage=stage.name) for stage in STAGES)
+    await running.stub.Apply(state(*(probe(f"p{n}") for n in range(100))))
+    stream = watch(running)
+    await next_report(stream)
+    sent, quiet, reports_before = 0, 0, 0.0
+    while quiet < 5:
+        running.engine.measure(much)
+        sent += len(wide)
+        await next_reading(running.engine)
+        reports_now = running.metrics.reports._value.get()
+        quiet = quiet + 1 if reports_now == reports_before else 0
+        reports_before = reports_now
+    received = await gather(stream, samples(*range(sent)), "p99")
+    assert received.stage("rx.total").histogram.count == sent
 
 
 async def test_more_targets_than_slots_are_failed_with_a_message(
