@@ -79,7 +79,8 @@ static __always_inline u64 identity_of(void *pointer, struct config *config)
 
 /* What this CPU is doing. Softirqs do not nest, and no other context writes it. */
 struct cpu_context {
-	u64 net_rx_ns; /* entry of the NET_RX softirq that runs now; 0 outside of it */
+	u64 net_rx_ns;	 /* entry of the NET_RX softirq that runs now; 0 outside of it */
+	u64 received_id; /* identity of the skb last received where targets live */
 	u32 in_softirq;
 	u32 reserved;
 };

@@ -95,6 +95,7 @@ int on_netif_receive_skb(u64 *ctx)
 	}
 	packet->device_ns = now;
 	packet->tag = received_tag(identity, packet->first_ns, now);
+	cpu->received_id = identity;
 	return 0;
 }
 
@@ -257,9 +258,26 @@ int on_skb_copy_datagram(u64 *ctx)
 #define MSG_ERRQUEUE 0x2000
 
 /*
- * sock_def_readable(), net/core/sock.c, 6.2+; from __udp_enqueue_schedule_skb() once per datagram,
- * which is then the last of the queue.
+ * The datagram that was just queued: the one that this CPU received last. Where another CPU's was
+ * queued on its behalf (6.18+), the last of the queue, unless a reader has taken it already.
  */
+static __always_inline struct received *find_queued(struct sock *sk, struct config *config)
+{
+	struct cpu_context *cpu = get_cpu_context();
+	struct received *packet;
+	u64 identity;
+
+	if (!cpu)
+		return 0;
+	packet = get_received(cpu->received_id);
+	if (packet && is_of(packet, cpu->received_id))
+		return packet;
+	identity = identity_of(READ(sk, sk_receive_queue.prev), config);
+	packet = get_received(identity);
+	return packet && is_of(packet, identity) ? packet : 0;
+}
+
+/* sock_def_readable(), net/core/sock.c, 6.2+; from __udp_enqueue_schedule_skb() once per datagram */
 int on_sk_data_ready(u64 *ctx)
 {
 	struct sock *sk = (struct sock *)ctx[0];
@@ -267,27 +285,26 @@ int on_sk_data_ready(u64 *ctx)
 	struct socket_state *state;
 	struct received *packet;
 	struct segment *segment;
-	u64 identity, now;
+	u64 now;
 
 	if (!config || protocol_of(sk) != PROTOCOL_UDP)
 		return 0;
 	state = get_state(sk, config);
 	if (!state)
 		return 0;
-	identity = identity_of(READ(sk, sk_receive_queue.prev), config);
-	packet = get_received(identity);
-	if (!packet)
-		return 0;
+	packet = find_queued(sk, config);
 	segment = &state->segments[state->tail & (SEGMENTS - 1)];
 	segment->queued_ns = 0;
-	if (!is_of(packet, identity)) {
+	if (!packet) {
 		unmatched_for(config, state->owners, STAGE_RX_STACK, 1);
-	} else if (packet->first_ns) {
-		now = bpf_ktime_get_ns();
-		segment->queued_ns = now;
-		fill_segment(segment, packet, now - packet->device_ns, true);
+	} else {
+		packet->tag = 0;
+		if (packet->first_ns) {
+			now = bpf_ktime_get_ns();
+			segment->queued_ns = now;
+			fill_segment(segment, packet, now - packet->device_ns, true);
+		}
 	}
-	packet->tag = 0;
 	state->tail++;
 	return 0;
 }

@@ -73,9 +73,7 @@ def build(request: Request) -> tuple[Answer, list[int]]:
     typed = types is not None and request.typed
     modules = tuple(Module(name) for name in request.modules)
     udp_readers = find_functions(UDP_READERS.values()) if Module.RX in modules else {}
-    source = compose(
-        modules, host_netns=request.host_netns, typed=typed, udp_readers=udp_readers
-    )
+    source = compose(modules, host_netns=request.host_netns, typed=typed, udp_readers=udp_readers)
     events = events_of(modules)
     with kernel_source(types) as tree:
         point_bcc_at(tree)
@@ -196,7 +194,8 @@ def _captured_stderr() -> Iterator[Any]:
 
 
 def _complain(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 def main() -> None:
@@ -206,7 +205,7 @@ def main() -> None:
     descriptors: list[int] = []
     try:
         answer, descriptors = build(request)
-    except Exception as error:  # the agent decides what to make of it
+    except Exception as error:  # noqa: BLE001 - the agent decides what to make of it
         answer = Answer(error=f"{type(error).__name__}: {error}")
     socket.send_fds(channel, [json.dumps(asdict(answer)).encode()], descriptors)
 

@@ -30,6 +30,8 @@ _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
 _NETNS_ENTRY = struct.Struct("=IIQ")  # struct netns_entry, bpf/targets.h
 _NETNS_HOST, _NETNS_WATCHED, _NETNS_PROCESSES = 1, 2, 4
+# `filters` is an array: its elements are only ever overwritten.
+_HASHES = ("filter_ports", "cgroups", "processes", "namespaces")
 _PROTOCOL_BITS = {"TCP": 1, "UDP": 2}
 
 
@@ -162,9 +164,8 @@ class KernelEngine:
             loaded.write(
                 name, {key: value for key, value in entries.items() if before.get(key) != value}
             )
-        for name, entries in wanted.items():
-            gone = set(self._written.get(name, {})) - set(entries)
-            loaded.erase(name, gone)
+        for name in _HASHES:
+            loaded.erase(name, set(self._written.get(name, {})) - set(wanted[name]))
         self._erase_strangers(loaded, wanted["processes"])
         self._written = wanted
         loaded.bump_generation()

@@ -88,7 +88,7 @@ class KernelSource:
 
 
 def kernel_types_kind() -> str:
-    """"btf", "headers" or "none": what this node can compile against."""
+    """What this node can compile against: "btf", "headers" or "none"."""
     if VMLINUX.is_file():
         return "btf"
     return "headers" if installed_headers() is not None else "none"
@@ -127,8 +127,8 @@ def missing_types_message() -> str:
     release = platform.release()
     return (
         f"the types of kernel {release} are not to be had: it has no BTF ({VMLINUX}, needs "
-        f"CONFIG_DEBUG_INFO_BTF=y) and its headers are not installed. Install linux-headers-{release} "
-        f"(Debian, Ubuntu) or kernel-devel-{release} (Fedora, RHEL), or boot a kernel with BTF."
+        "CONFIG_DEBUG_INFO_BTF=y) and its headers are not installed. Install "
+        f"linux-headers-{release} (Debian, Ubuntu) or kernel-devel-{release} (Fedora, RHEL), or boot a kernel with BTF."
     )
 
 
@@ -138,7 +138,7 @@ def version_code(release: str | None = None) -> int:
     for part in (release or platform.release()).split("-")[0].split(".")[:3]:
         digits = part[: len(part) - len(part.lstrip("0123456789"))] or "0"
         numbers.append(int(digits))
-    major, minor, patch = (numbers + [0, 0, 0])[:3]
+    major, minor, patch = [*numbers, 0, 0, 0][:3]
     return (major << 16) + (minor << 8) + min(patch, 255)
 
 
@@ -159,9 +159,10 @@ def _write_tree(folder: Path, types: KernelTypes) -> None:
         "{declarations}": types.declarations(STRUCTS),
         "{version_code}": str(version_code()),
     }
-    for name, text in _FILES.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+    for name, template in _FILES.items():
+        text = template
         for mark, value in replacements.items():
             text = text.replace(mark, value)
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)

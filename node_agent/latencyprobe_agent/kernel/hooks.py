@@ -122,14 +122,10 @@ def coverage_of(
 
 def unavailable(reason: str) -> tuple[StageCoverage, ...]:
     """The coverage of a node that can measure nothing at all."""
-    return tuple(
-        StageCoverage(name, CoverageState.UNAVAILABLE, reason=reason) for name in BY_NAME
-    )
+    return tuple(StageCoverage(name, CoverageState.UNAVAILABLE, reason=reason) for name in BY_NAME)
 
 
-def _cover(
-    stage: str, attached: Mapping[str, str], refused: Mapping[str, str]
-) -> StageCoverage:
+def _cover(stage: str, attached: Mapping[str, str], refused: Mapping[str, str]) -> StageCoverage:
     needs = STAGE_NEEDS[stage]
     wanted = (*needs.requires, *needs.profits)
     hooks = ", ".join(dict.fromkeys(attached[event] for event in wanted if event in attached))

@@ -136,7 +136,12 @@ def _check(result: int, what: str, log: str = "") -> int:
 
 
 def load_program(
-    name: str, instructions: bytes, *, program_type: int, attach_type: int = 0, attach_btf_id: int = 0
+    name: str,
+    instructions: bytes,
+    *,
+    program_type: int,
+    attach_type: int = 0,
+    attach_btf_id: int = 0,
 ) -> int:
     """Load one program and return its file descriptor.
 
@@ -179,7 +184,7 @@ def program_info(program_fd: int) -> ProgramInfo:
 
 
 def enable_run_time_statistics() -> int:
-    """Switch on run-time statistics of all programs for as long as the descriptor is open (5.8+)."""
+    """Switch on run-time statistics of programs while the descriptor is open (5.8+)."""
     return _check(library().bpf_enable_stats(_STATS_RUN_TIME), "enable statistics")
 
 

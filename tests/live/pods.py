@@ -1,0 +1,218 @@
+"""Pods for tests: a network namespace, a cgroup and processes, joined by a host of their own.
+
+The "host" is a network namespace too, made for the test, so that the machine's own is never
+touched. Everything has a name of this process's and is removed by that name.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latencyprobe_agent.slots import SlotSpec, SocketFilter
+
+TRAFFIC = Path(__file__).with_name("traffic.py")
+FINISH_SECONDS = 60
+_numbers = itertools.count()
+
+
+def run(*command: str) -> None:
+    """Run a command; its words are part of the failure."""
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+def unified_cgroup_root() -> Path:
+    """Where the v2 hierarchy is mounted."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields, _, rest = line.partition(" - ")
+        if rest.split()[0] == "cgroup2":
+            return Path(fields.split()[4])
+    raise RuntimeError("this machine has no cgroup v2 hierarchy mounted")
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A network namespace by its name."""
+
+    name: str
+
+    @property
+    def path(self) -> Path:
+        return Path("/run/netns") / self.name
+
+    @property
+    def inode(self) -> int:
+        return self.path.stat().st_ino
+
+    def ip(self, *arguments: str) -> None:
+        """Run `ip` inside."""
+        run("ip", "-n", self.name, *arguments)
+
+    def execute(self, *command: str) -> None:
+        """Run any command inside."""
+        run("ip", "netns", "exec", self.name, *command)
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """One pod: where it is and how to start something in it."""
+
+    namespace: Namespace
+    cgroup: Path
+    address: str
+    address6: str
+
+    def spec(self, socket_filter: SocketFilter | None = None) -> SlotSpec:
+        """Its sockets, told by cgroup."""
+        return SlotSpec(
+            cgroup_ids=frozenset({self.cgroup.stat().st_ino}),
+            netns=frozenset({self.namespace.inode}),
+            socket_filter=socket_filter or SocketFilter(),
+        )
+
+    def start(self, *arguments: str) -> Traffic:
+        """Start the traffic program inside; returns once it is ready."""
+        join = f"echo $$ > {self.cgroup}/cgroup.procs && exec ip netns exec {self.namespace.name}"
+        process = subprocess.Popen(
+            ["sh", "-c", f'{join} "$@"', "sh", sys.executable, str(TRAFFIC), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return Traffic(process)
+
+
+class Traffic:
+    """A running traffic program."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if line != "ready\n":
+            raise RuntimeError(f"traffic program said {line!r} and ended with {process.wait()}")
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def go(self) -> None:
+        """Let a client begin."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+
+    def result(self) -> dict[str, Any]:
+        """Wait for the end and return the program's account."""
+        output, _ = self._process.communicate(timeout=FINISH_SECONDS)
+        if self._process.returncode:
+            raise RuntimeError(f"traffic program ended with {self._process.returncode}: {output}")
+        account: dict[str, Any] = json.loads(output)
+        return account
+
+    def stop(self) -> None:
+        """End it if it still runs."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.communicate()
+
+
+@contextmanager
+def namespace(role: str) -> Iterator[Namespace]:
+    """A new network namespace with its loopback up."""
+    made = Namespace(f"lptest-{os.getpid()}-{next(_numbers)}-{role}")
+    run("ip", "netns", "add", made.name)
+    try:
+        made.ip("link", "set", "lo", "up")
+        yield made
+    finally:
+        run("ip", "netns", "delete", made.name)
+
+
+@contextmanager
+def cgroup(name: str) -> Iterator[Path]:
+    """A new cgroup in the v2 hierarchy."""
+    path = unified_cgroup_root() / name
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        for pid in (path / "cgroup.procs").read_text().split():
+            os.kill(int(pid), 9)
+        _remove_when_empty(path)
+
+
+def _remove_when_empty(path: Path) -> None:
+    """rmdir, as soon as the last process is gone for the kernel too."""
+    for _ in range(200):
+        try:
+            path.rmdir()
+        except OSError:
+            subprocess.run(["sleep", "0.02"], check=True)
+        else:
+            return
+    raise RuntimeError(f"{path} stays busy")
+
+
+@contextmanager
+def pods_on_bridge(count: int) -> Iterator[tuple[Namespace, list[Pod]]]:
+    """A host with a bridge, as bridge CNIs make it, and pods on it."""
+    with ExitStack() as stack:
+        host = stack.enter_context(namespace("host"))
+        host.ip("link", "add", "br0", "type", "bridge")
+        host.ip("link", "set", "br0", "up")
+        host.ip("address", "add", "198.51.100.254/24", "dev", "br0")
+        pods = []
+        for index in range(count):
+            inside = stack.enter_context(namespace(f"pod{index}"))
+            _connect(inside, host, f"veth{index}")
+            host.ip("link", "set", f"veth{index}", "master", "br0")
+            host.ip("link", "set", f"veth{index}", "up")
+            pods.append(_make_pod(stack, inside, index))
+        yield host, pods
+
+
+@contextmanager
+def pods_back_to_back() -> Iterator[list[Pod]]:
+    """Two pods on one veth pair: no host between them."""
+    with ExitStack() as stack:
+        left, right = (stack.enter_context(namespace(role)) for role in ("left", "right"))
+        run(
+            *("ip", "-n", left.name, "link", "add", "eth0", "type", "veth"),
+            *("peer", "name", "eth0", "netns", right.name),
+        )
+        yield [_make_pod(stack, inside, index) for index, inside in enumerate((left, right))]
+
+
+def _connect(inside: Namespace, host: Namespace, host_device: str) -> None:
+    run(
+        *("ip", "-n", inside.name, "link", "add", "eth0", "type", "veth"),
+        *("peer", "name", host_device, "netns", host.name),
+    )
+
+
+def _make_pod(stack: ExitStack, inside: Namespace, index: int) -> Pod:
+    address, address6 = f"198.51.100.{index + 1}", f"2001:db8::{index + 1}"
+    inside.ip("address", "add", f"{address}/24", "dev", "eth0")
+    inside.ip("address", "add", f"{address6}/64", "dev", "eth0", "nodad")
+    inside.ip("link", "set", "eth0", "up")
+    return Pod(inside, stack.enter_context(cgroup(inside.name)), address, address6)
+
+
+def require_tools() -> None:
+    """Fail with what is missing, where the fixtures can't work."""
+    if os.geteuid():
+        raise RuntimeError("these tests need root")
+    if shutil.which("ip") is None:
+        raise RuntimeError("these tests need `ip` (package iproute2)")

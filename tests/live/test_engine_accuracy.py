@@ -1,0 +1,294 @@
+"""What the engine measures, against what independent witnesses say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from latencyprobe.histogram import Histogram
+from latencyprobe.measurement import Measurement
+from latencyprobe.stages import Module
+from latencyprobe_agent.kernel.engine import KernelEngine
+from latencyprobe_agent.slots import SlotSpec, SocketFilter
+from tests.live.pods import Namespace, Pod
+
+Start = Callable[..., KernelEngine]
+CLIENT, SERVER = 0, 1
+BUCKET = 2 ** (1 / 8)  # one bucket of the histogram
+RX_PARTS = ("rx.softirq", "rx.host", "rx.stack", "rx.socket")
+TX_OF_A_PAIR = ("tx.stack", "tx.qdisc", "tx.total")
+TX_PARTS = ("tx.stack", "tx.host", "tx.qdisc")
+
+
+async def measure(
+    engine: KernelEngine,
+    client: Pod,
+    server: Pod,
+    requests: int,
+    *options: str,
+    client_options: tuple[str, ...] = (),
+    address: str | None = None,
+) -> tuple[dict[int, Measurement], dict[str, list[int]]]:
+    """Have the client ask the server; returns measurements by slot and the server's account."""
+    where = (address or server.address, "7000", str(requests), *options)
+    serving = server.start("server", *where)
+    asking = client.start("client", *where, *client_options)
+    try:
+        asking.go()
+        account = serving.result()
+        assert asking.result()["sent"] == requests
+    finally:
+        serving.stop()
+        asking.stop()
+    return dict(engine.read()), account
+
+
+async def both(start: Start, client: Pod, server: Pod, **options: object) -> KernelEngine:
+    """An engine with all modules on both pods."""
+    engine = start(**options)
+    engine.assign({CLIENT: client.spec(), SERVER: server.spec()})
+    await engine.use(frozenset(Module))
+    return engine
+
+
+def count(measurement: Measurement, stage: str) -> int:
+    return measurement.stage(stage).histogram.count
+
+
+def median(values: list[int]) -> int:
+    return sorted(values)[len(values) // 2]
+
+
+def account_for(measurement: Measurement, stage: str) -> tuple[int, int]:
+    """(samples, packets known to be missing) of a stage."""
+    measured = measurement.stage(stage)
+    return measured.histogram.count, measured.lost + measured.unmatched
+
+
+@pytest.mark.parametrize("family", ["IPv4", "IPv6"])
+@pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
+async def test_counts_every_segment_once(
+    start_engine: Start, pair: tuple[Pod, Pod], family: str, typed: bool
+) -> None:
+    client, server = pair
+    engine = await both(start_engine, client, server, typed=typed)
+    address = server.address if family == "IPv4" else server.address6
+    measured, _ = await measure(engine, client, server, 300, address=address)
+    for slot in (CLIENT, SERVER):
+        for stage in ("rx.softirq", "rx.stack", "rx.socket", "rx.total", *TX_OF_A_PAIR):
+            assert account_for(measured[slot], stage) == (300, 0), stage
+        assert "rx.host" not in measured[slot].stages
+        assert "tx.host" not in measured[slot].stages
+
+
+@pytest.mark.parametrize("family", ["IPv4", "IPv6"])
+@pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
+async def test_counts_every_datagram_once(
+    start_engine: Start, pair: tuple[Pod, Pod], family: str, typed: bool
+) -> None:
+    client, server = pair
+    engine = await both(start_engine, client, server, typed=typed)
+    address = server.address if family == "IPv4" else server.address6
+    measured, _ = await measure(engine, client, server, 300, "--protocol", "udp", address=address)
+    for slot in (CLIENT, SERVER):
+        for stage in ("tx.qdisc", "tx.total"):
+            assert account_for(measured[slot], stage) == (300, 0), stage
+        # A reader that is awake can take a datagram in the instant before we are told of it.
+        samples, missing = account_for(measured[slot], "rx.socket")
+        assert samples + missing == 300
+        assert missing <= 3
+        assert count(measured[slot], "rx.total") == samples
+
+
+async def test_parts_add_up_to_their_total(
+    start_engine: Start, bridged: tuple[Namespace, Pod, Pod]
+) -> None:
+    host, client, server = bridged
+    engine = await both(start_engine, client, server, host_netns=host.inode)
+    measured, _ = await measure(engine, client, server, 300)
+    for measurement in measured.values():
+        for total, parts in (("rx.total", RX_PARTS), ("tx.total", TX_PARTS)):
+            whole = measurement.stage(total).histogram.sum_ns
+            assert sum(measurement.stage(part).histogram.sum_ns for part in parts) == whole > 0
+
+
+async def test_shows_the_way_through_the_host(
+    start_engine: Start, bridged: tuple[Namespace, Pod, Pod]
+) -> None:
+    host, client, server = bridged
+    engine = await both(start_engine, client, server, host_netns=host.inode)
+    measured, _ = await measure(engine, client, server, 300)
+    for slot in (CLIENT, SERVER):
+        assert count(measured[slot], "rx.host") == 300
+        assert count(measured[slot], "tx.host") == 300
+        assert count(measured[slot], "rx.total") == count(measured[slot], "tx.total") == 300
+
+
+async def test_packet_from_a_process_of_the_host_has_no_host_stage(
+    start_engine: Start, bridged: tuple[Namespace, Pod, Pod]
+) -> None:
+    host, client, server = bridged
+    engine = start_engine(host_netns=host.inode)
+    engine.assign({SERVER: server.spec()})
+    await engine.use(frozenset({Module.RX}))
+    on_host = Pod(host, client.cgroup, "198.51.100.254", "")
+    measured, _ = await measure(engine, on_host, server, 300)
+    assert count(measured[SERVER], "rx.total") == 300
+    assert "rx.host" not in measured[SERVER].stages
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+async def test_a_sleeping_reader_is_found_in_rx_socket_and_nowhere_else(
+    start_engine: Start, pair: tuple[Pod, Pod], protocol: str
+) -> None:
+    client, server = pair
+    engine = await both(start_engine, client, server)
+    options = ("--protocol", protocol)
+    awake, _ = await measure(engine, client, server, 200, *options)
+    asleep, account = await measure(engine, client, server, 200, *options, "--read-delay-ms", "5")
+    slept = asleep[SERVER].stage("rx.socket").histogram
+    assert slept.percentile(50) > 4_500_000
+    assert slept.percentile(50) == pytest.approx(median(account["waits_ns"]), rel=BUCKET - 1)
+    for stage in ("rx.softirq", "rx.stack"):
+        before = awake[SERVER].stage(stage).histogram.percentile(50)
+        after = asleep[SERVER].stage(stage).histogram.percentile(50)
+        assert after < before + 1_000_000, stage
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+async def test_receive_times_agree_with_the_kernels_own_timestamps(
+    start_engine: Start, pair: tuple[Pod, Pod], protocol: str
+) -> None:
+    client, server = pair
+    engine = await both(start_engine, client, server)
+    measured, account = await measure(
+        engine, client, server, 400, "--protocol", protocol, "--read-delay-ms", "2"
+    )
+    # SO_TIMESTAMPING stamps in netif_receive_skb(), so after what rx.softirq measures.
+    server_rx = measured[SERVER]
+    ours = server_rx.stage("rx.total").histogram
+    truth = Histogram.of(account["waits_ns"])
+    assert ours.count == truth.count == 400
+    for percent in (50, 99):
+        assert ours.percentile(percent) == pytest.approx(truth.percentile(percent), rel=BUCKET - 1)
+    softirq_ns = server_rx.stage("rx.softirq").histogram.sum_ns
+    assert ours.sum_ns - softirq_ns == pytest.approx(truth.sum_ns, rel=0.02)
+
+
+async def test_coalesced_segments_count_one_by_one(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    client, server = pair
+    engine = await both(start_engine, client, server)
+    measured, _ = await measure(engine, client, server, 20, "--one-way", "--read-delay-ms", "20")
+    assert count(measured[SERVER], "rx.total") == count(measured[CLIENT], "tx.total") == 20
+    assert measured[SERVER].stage("rx.socket").unmatched == 0
+
+
+async def test_a_queue_longer_than_our_memory_counts_as_lost(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    client, server = pair
+    engine = await both(start_engine, client, server)
+    measured, _ = await measure(
+        engine,
+        client,
+        server,
+        200,
+        "--one-way",
+        "--read-delay-ms",
+        "3",
+    )
+    socket_stage = measured[SERVER].stage("rx.socket")
+    assert socket_stage.histogram.count + socket_stage.lost == 200
+    assert socket_stage.unmatched == 0
+
+
+async def test_a_slow_queueing_discipline_is_found_in_tx_qdisc(
+    start_engine: Start, bridged: tuple[Namespace, Pod, Pod]
+) -> None:
+    host, client, server = bridged
+    # 64 kbit/s: a request of 130 bytes on the wire takes some 16 ms of tokens
+    host.execute(
+        *("tc", "qdisc", "add", "dev", "veth1", "root", "tbf"),
+        *("rate", "64kbit", "burst", "200", "latency", "10s"),
+    )
+    engine = await both(start_engine, client, server, host_netns=host.inode)
+    measured, _ = await measure(engine, client, server, 40)
+    total = measured[CLIENT].stage("tx.total").histogram
+    assert measured[CLIENT].stage("tx.qdisc").histogram.sum_ns > 0.9 * total.sum_ns
+    assert total.percentile(50) > 5_000_000
+    assert measured[SERVER].stage("tx.qdisc").histogram.percentile(50) < 1_000_000
+
+
+async def test_ports_filter_what_counts(start_engine: Start, pair: tuple[Pod, Pod]) -> None:
+    client, server = pair
+    engine = start_engine()
+    wanted, other = SocketFilter(frozenset({7000})), SocketFilter(frozenset({7001}))
+    engine.assign(
+        {0: server.spec(wanted), 1: server.spec(other), 2: client.spec(wanted), 3: server.spec()}
+    )
+    await engine.use(frozenset(Module))
+    measured, _ = await measure(engine, client, server, 100)
+    assert {slot: count(measured[slot], "rx.total") for slot in measured} == {
+        0: 100,
+        2: 100,
+        3: 100,
+    }
+    assert count(measured[2], "tcp.connect") == 1
+
+
+async def test_protocols_filter_what_counts(start_engine: Start, pair: tuple[Pod, Pod]) -> None:
+    client, server = pair
+    engine = start_engine()
+    engine.assign({0: server.spec(SocketFilter(protocols=frozenset({"UDP"})))})
+    await engine.use(frozenset(Module))
+    tcp, _ = await measure(engine, client, server, 50)
+    udp, _ = await measure(engine, client, server, 50, "--protocol", "udp")
+    assert tcp == {}
+    assert sum(account_for(udp[0], "rx.socket")) == 50
+
+
+async def test_a_whole_network_namespace_is_a_target(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    client, server = pair
+    engine = start_engine()
+    inode = frozenset({server.namespace.inode})
+    engine.assign({0: SlotSpec(netns_wide=inode, netns=inode)})
+    await engine.use(frozenset(Module))
+    measured, _ = await measure(engine, client, server, 100)
+    assert count(measured[0], "rx.total") == count(measured[0], "tx.total") == 100
+
+
+async def test_processes_are_targets_in_a_namespace_full_of_others(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    client, server = pair
+    engine = start_engine()
+    serving = server.start("server", server.address, "7000", "100")
+    stranger = server.start("server", server.address, "7001", "100")
+    asking = client.start("client", server.address, "7000", "100")
+    asking_stranger = client.start("client", server.address, "7001", "100")
+    try:
+        netns = frozenset({client.namespace.inode, server.namespace.inode})
+        engine.assign(
+            {
+                CLIENT: SlotSpec(tgids=frozenset({asking.pid}), netns=netns),
+                SERVER: SlotSpec(tgids=frozenset({serving.pid}), netns=netns),
+            }
+        )
+        await engine.use(frozenset(Module))
+        for traffic in (asking, asking_stranger):
+            traffic.go()
+        for traffic in (serving, stranger, asking, asking_stranger):
+            traffic.result()
+    finally:
+        for traffic in (serving, stranger, asking, asking_stranger):
+            traffic.stop()
+    measured = engine.read()
+    for slot in (CLIENT, SERVER):
+        assert count(measured[slot], "rx.total") == count(measured[slot], "tx.total") == 100
+    assert count(measured[CLIENT], "tcp.connect") == 1
+    assert count(measured[SERVER], "tcp.handshake") == 1

@@ -1,0 +1,166 @@
+"""Connections: how they open, how they fail, what is sent again."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from latencyprobe.measurement import Measurement
+from latencyprobe_agent.kernel.engine import KernelEngine
+from tests.live.pods import Namespace, Pod
+from tests.live.test_engine_accuracy import BUCKET, CLIENT, SERVER, both, count, measure
+
+Start = Callable[..., KernelEngine]
+
+DROP_PORT_9 = """
+table inet silent {
+  chain input {
+    type filter hook input priority 0;
+    tcp dport 9 drop
+  }
+}
+"""
+DROP_EVERY_TENTH_REQUEST = """
+table inet lossy {
+  chain input {
+    type filter hook input priority 0;
+    tcp dport 7000 tcp flags & psh == psh numgen inc mod 10 == 5 drop
+  }
+}
+"""
+CONNECT = """
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+with socket.socket(family) as s:
+    s.settimeout(float(sys.argv[3]) or None)
+    try:
+        s.connect((sys.argv[1], int(sys.argv[2])))
+    except OSError as error:
+        print(error.errno or 0)
+"""
+
+
+def load_rules(pod: Pod, rules: str) -> None:
+    """Load nftables rules inside a pod."""
+    command = ["ip", "netns", "exec", pod.namespace.name, "nft", "-f", "-"]
+    subprocess.run(command, input=rules, text=True, check=True)
+
+
+def connect_from(pod: Pod, address: str, port: int, timeout: float = 0) -> int:
+    """Connect from inside a pod; returns the errno (0 for a time-out of our own)."""
+    join = f"echo $$ > {pod.cgroup}/cgroup.procs && exec ip netns exec {pod.namespace.name}"
+    done = subprocess.run(
+        [
+            *("sh", "-c", f'{join} "$@"', "sh", sys.executable, "-c", CONNECT),
+            *(address, str(port), str(timeout)),
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return int(done.stdout)
+
+
+async def measure_connect(
+    engine: KernelEngine, pod: Pod, address: str, port: int, patience: float = 0
+) -> tuple[int, Measurement]:
+    engine.read()
+    error = connect_from(pod, address, port, patience)
+    return error, engine.read()[CLIENT]
+
+
+async def test_both_ends_of_a_connection_are_timed(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    client, server = pair
+    engine = await both(start_engine, client, server)
+    measured, _ = await measure(engine, client, server, 10)
+    assert count(measured[CLIENT], "tcp.connect") == 1
+    assert count(measured[SERVER], "tcp.handshake") == 1
+    assert "tcp.handshake" not in measured[CLIENT].stages
+    assert count(measured[CLIENT], "tcp.rtt") >= 10
+
+
+async def test_connect_time_is_what_the_application_waits(
+    start_engine: Start, bridged: tuple[Namespace, Pod, Pod]
+) -> None:
+    host, client, server = bridged
+    host.execute(
+        *("tc", "qdisc", "add", "dev", "veth1", "root", "tbf"),
+        *("rate", "16kbit", "burst", "200", "latency", "10s"),
+    )
+    engine = await both(start_engine, client, server, host_netns=host.inode)
+    # some 100 bytes each, at 2 kB/s: the SYN waits behind them
+    ahead = ("198.51.100.2", "7001", "10", "--protocol", "udp", "--one-way")
+    sink, burst = server.start("server", *ahead), client.start("client", *ahead)
+    burst.go()
+    burst.result()
+    serving = server.start("server", server.address, "7000", "1")
+    asking = client.start("client", server.address, "7000", "1")
+    try:
+        asking.go()
+        account = asking.result()
+    finally:
+        for traffic in (serving, asking, sink):
+            traffic.stop()
+    measured = engine.read()[CLIENT].stage("tcp.connect").histogram
+    assert measured.count == 1
+    assert measured.max_ns > 100_000_000
+    assert measured.max_ns <= account["connect_ns"]
+    assert measured.max_ns == pytest.approx(account["connect_ns"], rel=BUCKET - 1, abs=1_000_000)
+
+
+async def test_a_refused_connect_is_a_count_and_no_sample(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    client, server = pair
+    engine = await both(start_engine, client, server)
+    error, measured = await measure_connect(engine, client, server.address, 9)
+    assert error == errno.ECONNREFUSED
+    assert measured.counters == {"connectRefused": 1}
+    assert "tcp.connect" not in measured.stages
+
+
+async def test_a_connect_that_nobody_answers_is_counted_by_cause(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    client, server = pair
+    engine = await both(start_engine, client, server)
+    load_rules(server, DROP_PORT_9)
+    client.namespace.execute("sysctl", "-qw", "net.ipv4.tcp_syn_retries=1")
+    linear = "/proc/sys/net/ipv4/tcp_syn_linear_timeouts"  # 6.5+
+    client.namespace.execute("sh", "-c", f"test ! -e {linear} || echo 0 > {linear}")
+    given_up, measured = await measure_connect(engine, client, server.address, 9, patience=0.3)
+    assert given_up == 0
+    assert measured.counters["connectAborted"] == 1
+    timed_out, measured = await measure_connect(engine, client, server.address, 9)
+    assert timed_out == errno.ETIMEDOUT
+    assert measured.counters["connectTimedOut"] == 1
+    assert measured.counters["retransmits"] >= 1
+
+
+async def test_an_unreachable_peer_is_counted_by_cause(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    client, server = pair
+    engine = await both(start_engine, client, server)
+    error, measured = await measure_connect(engine, client, "198.51.100.77", 9)
+    assert error == errno.EHOSTUNREACH
+    assert measured.counters["connectUnreachable"] == 1
+    assert "tcp.connect" not in measured.stages
+
+
+async def test_segments_sent_again_are_counted(start_engine: Start, pair: tuple[Pod, Pod]) -> None:
+    client, server = pair
+    engine = await both(start_engine, client, server)
+    load_rules(server, DROP_EVERY_TENTH_REQUEST)
+    measured, _ = await measure(engine, client, server, 40)
+    assert measured[CLIENT].counters["retransmits"] >= 4
+    sent = count(measured[CLIENT], "tx.total")
+    assert sent == 40 + measured[CLIENT].counters["retransmits"]
+    assert count(measured[SERVER], "rx.total") == 40

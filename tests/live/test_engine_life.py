@@ -1,0 +1,172 @@
+"""The engine's life: what comes, goes and stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+from latencyprobe.stages import BY_NAME, Module
+from latencyprobe_agent.kernel.engine import KernelEngine
+from latencyprobe_agent.slots import MAX_SLOTS, CoverageState, EngineError, SlotSpec
+from tests.live.pods import Pod
+from tests.live.test_engine_accuracy import CLIENT, SERVER, both, count, measure
+
+Start = Callable[..., KernelEngine]
+
+
+def programs_of(pid: int) -> set[int]:
+    """The ids of the eBPF programs whose descriptors a process holds."""
+    found = set()
+    for entry in os.listdir(f"/proc/{pid}/fdinfo"):
+        try:
+            with open(f"/proc/{pid}/fdinfo/{entry}") as lines:
+                found |= {int(line.split()[1]) for line in lines if line.startswith("prog_id:")}
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def existing_programs() -> set[int]:
+    """The ids of all eBPF programs of this machine."""
+    listing = subprocess.run(
+        ["bpftool", "prog", "show", "-j"], check=True, capture_output=True, text=True
+    )
+    return {program["id"] for program in json.loads(listing.stdout)}
+
+
+def wait_until_gone(programs: set[int]) -> None:
+    """The kernel frees programs a grace period after the last descriptor is closed."""
+    deadline = time.monotonic() + 10
+    while left := programs & existing_programs():
+        assert time.monotonic() < deadline, f"still there: {left}"
+        time.sleep(0.05)
+
+
+async def test_nothing_is_left_once_no_module_is_used(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    engine = await both(start_engine, *pair)
+    ours = programs_of(os.getpid())
+    assert ours <= existing_programs()
+    assert len(ours) > 5
+    await engine.use(frozenset())
+    assert not programs_of(os.getpid())
+    wait_until_gone(ours)
+
+
+def test_a_killed_agent_leaves_nothing_attached() -> None:
+    code = (
+        "import asyncio\n"
+        "from latencyprobe.stages import Module\n"
+        "from latencyprobe_agent.kernel.engine import KernelEngine\n"
+        "async def main():\n"
+        "    engine = KernelEngine(host_netns=1)\n"
+        "    await engine.use(frozenset(Module))\n"
+        "    print('attached', flush=True)\n"
+        "    await asyncio.sleep(60)\n"
+        "asyncio.run(main())\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "attached\n"
+        ours = programs_of(process.pid)
+        assert ours
+        assert ours <= existing_programs()
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    wait_until_gone(ours)
+
+
+async def test_figures_survive_a_change_of_modules(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    client, server = pair
+    engine = start_engine()
+    engine.assign({CLIENT: client.spec(), SERVER: server.spec()})
+    await engine.use(frozenset({Module.RX}))
+    serving = server.start("server", server.address, "7000", "50")
+    asking = client.start("client", server.address, "7000", "50")
+    asking.go()
+    serving.result()
+    asking.result()
+    await engine.use(frozenset({Module.RX, Module.TX}))
+    more, _ = await measure(engine, client, server, 30)
+    assert count(more[SERVER], "rx.total") == 80
+    assert count(more[SERVER], "tx.total") == 30
+
+
+async def test_a_slot_given_to_someone_else_starts_from_zero(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    client, server = pair
+    engine = await both(start_engine, client, server)
+    await measure(engine, client, server, 20)
+    engine.assign({})
+    nobody, _ = await measure(engine, client, server, 20)
+    assert nobody == {}
+    engine.assign({SERVER: server.spec()})
+    assert engine.read() == {}
+    again, _ = await measure(engine, client, server, 20)
+    assert count(again[SERVER], "rx.total") == 20
+
+
+async def test_children_of_a_target_process_are_targets(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    client, server = pair
+    engine = start_engine()
+    serving = server.start("server", server.address, "7000", "30")
+    asking = client.start("client", server.address, "7000", "30", "--fork")
+    try:
+        netns = frozenset({client.namespace.inode})
+        engine.assign({CLIENT: SlotSpec(tgids=frozenset({asking.pid}), netns=netns)})
+        await engine.use(frozenset(Module))
+        asking.go()
+        serving.result()
+        asking.result()
+    finally:
+        serving.stop()
+        asking.stop()
+    measured = engine.read()
+    assert count(measured[CLIENT], "tx.total") == count(measured[CLIENT], "rx.total") == 30
+
+
+async def test_coverage_names_every_stage_and_its_hooks(start_engine: Start) -> None:
+    engine = start_engine()
+    assert [stage.name for stage in engine.coverage] == list(BY_NAME)
+    assert {stage.state for stage in engine.coverage} == {CoverageState.IDLE}
+    await engine.use(frozenset({Module.TCP}))
+    states = {stage.name: stage for stage in engine.coverage}
+    assert states["tcp.connect"].state is CoverageState.ACTIVE
+    assert states["tcp.connect"].hook.endswith("/inet_sock_set_state")
+    assert states["rx.total"].state is CoverageState.IDLE
+
+
+async def test_overhead_is_known_while_programs_run(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    client, server = pair
+    engine = await both(start_engine, client, server)
+    await measure(engine, client, server, 500)
+    assert (engine.overhead().cpu_percent or 0) > 0
+
+
+async def test_more_slots_than_there_are_is_an_error(start_engine: Start) -> None:
+    with pytest.raises(EngineError, match="slots are numbered"):
+        start_engine().assign({MAX_SLOTS: SlotSpec()})
+
+
+async def test_five_filters_on_one_target_are_an_error(start_engine: Start) -> None:
+    engine = start_engine()
+    await engine.use(frozenset({Module.TCP}))
+    with pytest.raises(EngineError, match="share one target"):
+        engine.assign({slot: SlotSpec(cgroup_ids=frozenset({1})) for slot in range(5)})
