@@ -17,7 +17,7 @@ from latencyprobe_operator.selection import Pod, read_pod
 
 logger = logging.getLogger(__name__)
 
-_REFUSED_RETRY_SECONDS = 30.0
+_INVALID_RETRY_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,15 +159,23 @@ class PodWatches:
 
     @staticmethod
     def _refused(pods: PodSet, error: ApiError, backoff: Backoff) -> float:
-        """Remember why, where trying again at once is no use; answers how long to wait."""
+        """Remember why, where the server will not change its mind; answers how long to wait.
+
+        A server that starts also refuses what is allowed (401 and 403, until it has read the
+        roles): that takes nothing away from what is known already.
+        """
         if error.status == 429 or error.status >= 500:
             return backoff.next()
-        refusal = Refusal(error.status in (400, 422), str(error))
-        logger.warning("pods of namespace %s: %s", pods.namespace, error)
-        if pods.refusal != refusal:
+        invalid = error.status in (400, 422)
+        refusal = Refusal(invalid, str(error))
+        if (invalid or not pods.listed) and pods.refusal != refusal:
             pods.refusal = refusal
             pods.tell(PodsChange())
-        return _REFUSED_RETRY_SECONDS
+        delay = _INVALID_RETRY_SECONDS if invalid else backoff.next()
+        logger.warning(
+            "pods of namespace %s: %s; next attempt in %.1f s", pods.namespace, error, delay
+        )
+        return delay
 
 
 def _log_unavailable(pods: PodSet, error: Exception, delay: float) -> None:

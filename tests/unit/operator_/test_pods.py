@@ -123,12 +123,15 @@ async def test_what_was_missed_is_told_after_a_new_list(api: FakeApi, watches: P
     assert list(pods.pods) == ["uid-b"]
 
 
+@pytest.mark.parametrize(
+    "refusal", [(503, "etcd is away"), (429, "too many requests"), (403, "forbidden: no roles yet")]
+)
 async def test_a_server_in_trouble_is_asked_again_and_the_pods_stand(
-    api: FakeApi, watches: PodWatches
+    api: FakeApi, watches: PodWatches, refusal: tuple[int, str]
 ) -> None:
     ears = Ears()
     pods = await watched(watches, api, ears)
-    api.refuse = (503, "etcd is away")
+    api.refuse = refusal
     api.send(None)
     await until(lambda: not api.watching, what=lambda: api.watches)
     assert list(pods.pods) == ["uid-a"]
