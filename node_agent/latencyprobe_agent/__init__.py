@@ -1,1 +1,1 @@
-"""The node agent: attaches eBPF programs for the targets it is told of, and streams what they measure."""
+"""The node agent: attaches eBPF programs for its targets, and streams what they measure."""

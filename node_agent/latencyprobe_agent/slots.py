@@ -83,7 +83,8 @@ class Engine(Protocol):
         """Replace who is measured, wholly: slot number (below MAX_SLOTS) to its spec.
 
         A slot whose spec is new starts from zero only if its number was not assigned before.
-        Remembered over `use`, so that a change of modules keeps the slots.
+        What a dropped slot had measured is part of the next reading. Remembered over `use`, so that
+        a change of modules keeps the slots.
         """
 
     def read(self) -> Mapping[int, Measurement]:
@@ -101,4 +102,4 @@ class Engine(Protocol):
 
 
 class EngineError(RuntimeError):
-    """The kernel refused what is indispensable. The message says what it answered and what helps."""
+    """The kernel refused what is indispensable; the message says what it answered."""

@@ -24,9 +24,9 @@ def of(duration_ns: int, **losses: float) -> StageMeasurement:
 
 SLOW = Measurement(
     {
-        "rx.stack": of(25_000),
-        "rx.socket": of(75_000, lost=3, unmatched=2, clamped=1, sampling_ratio=0.25),
-        "rx.total": of(100_000),
+        "rx.stack": of(2_500_000),
+        "rx.socket": of(7_500_000, lost=3, unmatched=2, clamped=1, sampling_ratio=0.25),
+        "rx.total": of(10_000_000),
         "tcp.rtt": of(50_000),
     },
     {"retransmits": 1234},
@@ -124,7 +124,7 @@ def test_a_bar_begins_where_the_one_before_it_ended() -> None:
 
 def test_the_table_shows_figures_losses_counters_verdict_and_coverage() -> None:
     text = table(report())
-    assert line_of(text, "rx.socket").split()[-6:] == ["75.0%", "200", *["75us"] * 4]
+    assert line_of(text, "rx.socket").split()[-6:] == ["75.0%", "200", *["7.5ms"] * 4]
     assert "rx.socket: 3 lost, 2 unmatched, 1 clamped to 0, sampled 25.0% of the packets" in text
     assert "counters: retransmits 1,234\n" in text
     assert "connectRefused" not in text
@@ -170,5 +170,5 @@ def test_the_live_view_fits_80_columns() -> None:
     console = Console(file=io.StringIO(), width=80)
     with console.capture() as captured:
         console.print(render_live(report()))
-    assert line_of(captured.get(), "rx.socket").split()[-4:] == ["75.0%", "200", "75us", "75us"]
+    assert line_of(captured.get(), "rx.socket").split()[-4:] == ["75.0%", "200", "7.5ms", "7.5ms"]
     assert "…" not in captured.get()

@@ -47,10 +47,10 @@ def test_only_the_modules_asked_for_are_reported() -> None:
 
 def test_the_verdict_rests_on_the_modules_asked_for() -> None:
     packets = {
-        "rx.total": of(*[5_000] * 100),
-        "rx.socket": of(*[5_000] * 100),
-        "tx.total": of(*[9_000] * 100),
-        "tx.qdisc": of(*[9_000] * 100),
+        "rx.total": of(*[5_000_000] * 100),
+        "rx.socket": of(*[5_000_000] * 100),
+        "tx.total": of(*[9_000_000] * 100),
+        "tx.qdisc": of(*[9_000_000] * 100),
     }
     both = report_on(Measurement(packets), DEFAULT_MODULES)
     rx_alone = report_on(Measurement(packets), [Module.RX])
@@ -94,7 +94,7 @@ def test_counters_that_saw_nothing_are_0_not_absent() -> None:
 
 
 def test_a_verdicts_document_names_cause_share_evidence_and_next_step() -> None:
-    packets = {"rx.total": of(*[5_000] * 100), "rx.socket": of(*[4_000] * 100)}
+    packets = {"rx.total": of(*[5_000_000] * 100), "rx.socket": of(*[4_000_000] * 100)}
     document = verdict_document(report_on(Measurement(packets), DEFAULT_MODULES).verdict)
     assert document["bottleneck"] == "SlowReader"
     assert document["stage"] == "rx.socket"

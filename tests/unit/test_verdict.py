@@ -8,8 +8,8 @@ from latencyprobe.histogram import Histogram
 from latencyprobe.measurement import Measurement, StageMeasurement
 from latencyprobe.verdict import DOMINANT_SHARE, Bottleneck, judge
 
-US = 1_000
 MS = 1_000_000
+US = 1_000
 
 
 def measured(
@@ -33,19 +33,19 @@ def measured(
 @pytest.mark.parametrize(
     ("measurement", "bottleneck", "stage"),
     [
-        (measured(rx_stack=4 * US, rx_socket=6 * US), Bottleneck.SLOW_READER, "rx.socket"),
-        (measured(rx_softirq=9 * US, rx_stack=2 * US), Bottleneck.SOFTIRQ_BACKLOG, "rx.softirq"),
-        (measured(rx_host=9 * US, rx_stack=2 * US), Bottleneck.HOST_PATH, "rx.host"),
-        (measured(tx_host=9 * US, tx_stack=2 * US), Bottleneck.HOST_PATH, "tx.host"),
-        (measured(tx_qdisc=9 * MS, tx_stack=2 * US), Bottleneck.QDISC_BACKLOG, "tx.qdisc"),
-        (measured(rx_stack=9 * US, rx_socket=2 * US), Bottleneck.NONE, None),
+        (measured(rx_stack=4 * MS, rx_socket=6 * MS), Bottleneck.SLOW_READER, "rx.socket"),
+        (measured(rx_softirq=9 * MS, rx_stack=2 * MS), Bottleneck.SOFTIRQ_BACKLOG, "rx.softirq"),
+        (measured(rx_host=9 * MS, rx_stack=2 * MS), Bottleneck.HOST_PATH, "rx.host"),
+        (measured(tx_host=9 * MS, tx_stack=2 * MS), Bottleneck.HOST_PATH, "tx.host"),
+        (measured(tx_qdisc=9 * MS, tx_stack=2 * MS), Bottleneck.QDISC_BACKLOG, "tx.qdisc"),
+        (measured(rx_stack=9 * MS, rx_socket=2 * MS), Bottleneck.NONE, None),
         (
-            measured(rx_softirq=33, rx_host=33, rx_stack=0, rx_socket=34),
+            measured(rx_softirq=33 * MS, rx_host=33 * MS, rx_stack=0, rx_socket=34 * MS),
             Bottleneck.NONE,
             None,
         ),
         (
-            measured(rx_socket=4 * US, tx_stack=US, tx_qdisc=9 * US),
+            measured(rx_socket=4 * MS, tx_stack=MS, tx_qdisc=9 * MS),
             Bottleneck.QDISC_BACKLOG,
             "tx.qdisc",
         ),
@@ -60,27 +60,28 @@ def test_the_largest_part_of_the_larger_total_is_the_bottleneck(
 
 
 @pytest.mark.parametrize(
-    ("socket_ns", "bottleneck"), [(400, Bottleneck.SLOW_READER), (390, Bottleneck.NONE)]
+    ("socket_ns", "bottleneck"),
+    [(400 * MS, Bottleneck.SLOW_READER), (390 * MS, Bottleneck.NONE)],
 )
 def test_a_stage_is_a_bottleneck_from_40_percent_on(socket_ns: int, bottleneck: Bottleneck) -> None:
-    rest = (1000 - socket_ns) // 2
+    rest = (1000 * MS - socket_ns) // 2
     verdict = judge(measured(rx_socket=socket_ns, rx_host=rest, rx_softirq=rest))
     assert DOMINANT_SHARE == 0.40
     assert verdict.bottleneck is bottleneck
 
 
 def test_the_verdict_carries_share_and_figures() -> None:
-    verdict = judge(measured(rx_stack=20 * US, rx_socket=80 * US))
+    verdict = judge(measured(rx_stack=20 * MS, rx_socket=80 * MS))
     assert verdict.share == pytest.approx(0.8)
     assert verdict.evidence == (
         "rx.socket holds 80% of rx.total",
-        "rx.socket p50 80us, p99 80us; rx.total p99 100us",
+        "rx.socket p50 80ms, p99 80ms; rx.total p99 100ms",
         "data lay ready in the socket before the application read it",
     )
 
 
 def test_work_of_the_kernel_is_named_but_is_no_bottleneck() -> None:
-    verdict = judge(measured(tx_stack=9 * US, tx_qdisc=US))
+    verdict = judge(measured(tx_stack=9 * MS, tx_qdisc=MS))
     assert verdict.bottleneck is Bottleneck.NONE
     assert verdict.evidence[0] == "tx.stack holds 90% of tx.total"
     assert "tx.stack is mostly the kernel's own work" in verdict.next_step
@@ -108,7 +109,7 @@ def test_under_100_packets_there_is_no_verdict(measurement: Measurement, evidenc
 
 def test_a_total_of_too_few_packets_is_not_judged_by() -> None:
     """Three reads of a second each, against a thousand transmits."""
-    verdict = judge(measured(3, rx_socket=1000 * MS) + measured(1000, tx_qdisc=9, tx_stack=1))
+    verdict = judge(measured(3, rx_socket=1000 * MS) + measured(1000, tx_qdisc=9 * MS, tx_stack=MS))
     assert verdict.stage == "tx.qdisc"
 
 
@@ -124,13 +125,13 @@ def test_a_round_trip_far_above_both_stacks_is_the_networks() -> None:
 
 
 def test_a_round_trip_that_both_stacks_explain_is_not_the_networks() -> None:
-    verdict = judge(measured(rx_socket=20 * US, tx_stack=10 * US, tcp_rtt=140 * US))
+    verdict = judge(measured(rx_socket=20 * MS, tx_stack=10 * MS, tcp_rtt=140 * MS))
     assert verdict.bottleneck is Bottleneck.SLOW_READER
 
 
 @pytest.mark.parametrize(
     "measurement",
-    [measured(rx_socket=US, tcp_rtt=40 * MS), measured(tx_qdisc=US, tcp_rtt=40 * MS)],
+    [measured(rx_socket=MS, tcp_rtt=40 * MS), measured(tx_qdisc=MS, tcp_rtt=40 * MS)],
 )
 def test_the_network_is_not_blamed_where_one_direction_is_not_measured(
     measurement: Measurement,
@@ -140,7 +141,19 @@ def test_the_network_is_not_blamed_where_one_direction_is_not_measured(
 
 def test_a_few_packets_that_wait_very_long_are_not_outvoted_by_the_many() -> None:
     """The median read is quick; the sums say where the time went."""
-    quick = measured(900, rx_socket=20 * US, tx_stack=10 * US, tcp_rtt=400 * US)
-    slow = measured(100, rx_socket=500 * MS, tx_stack=10 * US, tcp_rtt=400 * US)
+    quick = measured(900, rx_socket=20 * US, tx_stack=10 * US, tcp_rtt=4 * MS)
+    slow = measured(100, rx_socket=500 * MS, tx_stack=10 * US, tcp_rtt=4 * MS)
     assert judge(quick).bottleneck is Bottleneck.NETWORK
     assert judge(quick + slow).bottleneck is Bottleneck.SLOW_READER
+
+
+def test_nobody_is_paged_for_a_wake_up_on_an_idle_machine() -> None:
+    verdict = judge(measured(rx_stack=US, rx_socket=80 * US, tx_stack=US, tcp_rtt=900 * US))
+    assert verdict.bottleneck is Bottleneck.NONE
+    assert verdict.evidence[0] == "rx.socket holds 99% of rx.total"
+    assert verdict.next_step == "Nothing to do: 99 % of the packets take under 1ms."
+
+
+def test_one_slow_packet_in_fifty_is_worth_a_verdict() -> None:
+    verdict = judge(measured(980, rx_socket=20 * US) + measured(20, rx_socket=40 * MS))
+    assert verdict.bottleneck is Bottleneck.SLOW_READER

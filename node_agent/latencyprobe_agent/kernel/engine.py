@@ -76,12 +76,18 @@ class KernelEngine:
         """See `slots.Engine.assign`. Raises EngineError for a full map or too many filters."""
         if any(not 0 <= slot < MAX_SLOTS for slot in slots):
             raise EngineError(f"slots are numbered 0 to {MAX_SLOTS - 1}")
+        dropped = self._slots.keys() - slots.keys()
         if self._object is not None:
             for slot in slots.keys() - self._slots.keys():
                 self._object.statistics.clear(slot)
+            if dropped:
+                self._keep(self._object)
+        forget_children = any(self._slots[slot].tgids for slot in dropped)
         self._slots = dict(slots)
         if self._object is not None:
             self._write_targets()
+            if forget_children:
+                self._forget_children(self._object)
 
     def read(self) -> Mapping[int, Measurement]:
         """See `slots.Engine.read`."""
@@ -137,11 +143,15 @@ class KernelEngine:
         """Close the present object, keeping what it measured for the next reading."""
         if self._object is None:
             return
-        for slot, measurement in self._take(self._object).items():
-            self._carry[slot] = self._carry.get(slot, NOTHING) + measurement
+        self._keep(self._object)
         self._object.close()
         self._object = None
         self._written = {}
+
+    def _keep(self, loaded: LoadedObject) -> None:
+        """Take what was measured so far, for the next reading."""
+        for slot, measurement in self._take(loaded).items():
+            self._carry[slot] = self._carry.get(slot, NOTHING) + measurement
 
     def _take(self, loaded: LoadedObject) -> Mapping[int, Measurement]:
         return loaded.statistics.take(loaded.flip_epoch(), self._slots, 1.0)
@@ -166,14 +176,16 @@ class KernelEngine:
             )
         for name in _HASHES:
             loaded.erase(name, set(self._written.get(name, {})) - set(wanted[name]))
-        self._erase_strangers(loaded, wanted["processes"])
         self._written = wanted
         loaded.bump_generation()
 
-    def _erase_strangers(self, loaded: LoadedObject, wanted: Mapping[bytes, bytes]) -> None:
-        """Forget children that the kernel followed once no target by process is left."""
-        if not wanted:
-            loaded.erase("processes", loaded.keys("processes", _U32.size))
+    def _forget_children(self, loaded: LoadedObject) -> None:
+        """Erase processes that the kernel followed and nobody has named.
+
+        Those of other targets among them are named again at the agent's next look.
+        """
+        named = self._written["processes"]
+        loaded.erase("processes", loaded.keys("processes", _U32.size) - named.keys())
 
     def _idle_coverage(self) -> tuple[StageCoverage, ...]:
         if kernel_types_kind() == "none":

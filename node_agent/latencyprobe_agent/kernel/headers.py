@@ -88,7 +88,7 @@ class KernelSource:
 
 
 def kernel_types_kind() -> str:
-    """What this node can compile against: "btf", "headers" or "none"."""
+    """What this node can compile against: btf, headers or none."""
     if VMLINUX.is_file():
         return "btf"
     return "headers" if installed_headers() is not None else "none"
@@ -128,7 +128,8 @@ def missing_types_message() -> str:
     return (
         f"the types of kernel {release} are not to be had: it has no BTF ({VMLINUX}, needs "
         "CONFIG_DEBUG_INFO_BTF=y) and its headers are not installed. Install "
-        f"linux-headers-{release} (Debian, Ubuntu) or kernel-devel-{release} (Fedora, RHEL), or boot a kernel with BTF."
+        f"linux-headers-{release} (Debian, Ubuntu) or kernel-devel-{release} (Fedora, RHEL), or "
+        "boot a kernel with BTF."
     )
 
 

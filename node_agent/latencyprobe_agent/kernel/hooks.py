@@ -39,12 +39,11 @@ class Event:
 class StageNeeds:
     """The events a stage can't do without, and those whose lack costs a part of its packets.
 
-    `profits`: event to what is missing without it. `always_missing`: what no hook covers yet.
+    `profits`: event to what is missing without it.
     """
 
     requires: tuple[str, ...]
     profits: Mapping[str, str]
-    always_missing: str = ""
 
 
 def _event(name: str, modules: Iterable[Module], *hooks: tuple[str, str]) -> Event:
@@ -89,7 +88,7 @@ STAGE_NEEDS: Mapping[str, StageNeeds] = {
     ),
     "rx.socket": StageNeeds(("receive", "segment"), _READS),
     "rx.total": StageNeeds(("receive", "segment"), _READS),
-    "tx.stack": StageNeeds(("queue", "transmit"), _PROCESSES, "TCP only: UDP has no stamp"),
+    "tx.stack": StageNeeds(("queue", "transmit"), _PROCESSES),
     "tx.host": StageNeeds(("queue", "transmit"), _PROCESSES),
     "tx.qdisc": StageNeeds(("queue", "transmit"), _PROCESSES),
     "tx.total": StageNeeds(("queue", "transmit"), _PROCESSES),
@@ -138,7 +137,5 @@ def _cover(stage: str, attached: Mapping[str, str], refused: Mapping[str, str]) 
         for event, lack in needs.profits.items()
         if event not in attached
     ]
-    if needs.always_missing:
-        lacks.append(needs.always_missing)
     state = CoverageState.PARTIAL if lacks else CoverageState.ACTIVE
     return StageCoverage(stage, state, hooks, "; ".join(lacks))

@@ -1,0 +1,309 @@
+"""The main job, with every part real: apply a probe, attach eBPF, measure pods, read the status."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from latencyprobe_operator.fleet import TlsFiles
+from tests.cluster import manifests
+from tests.cluster.environment import Cluster
+from tests.cluster.operator_process import (
+    OPERATOR_NAMESPACE,
+    ROOT,
+    Process,
+    install,
+    operator_arguments,
+)
+from tests.cluster.waiting import wait_until
+
+PROGRAM = str(Path(sys.executable).with_name("latencyprobe"))
+AGENT_PORT = 9345
+REQUESTS = 400
+INTERVAL_SECONDS = 2
+SAMPLE = ROOT / "manifests" / "samples" / "latencyprobe.yaml"
+
+
+@dataclass
+class Product:
+    """Operator and agent beside the cluster."""
+
+    cluster: Cluster
+    namespace: str
+    agent: Process
+    operator: Process
+
+    def apply_sample(self, name: str = "checkout", **spec: Any) -> None:
+        """Apply the sample probe, with these fields of its spec set."""
+        probe = yaml.safe_load(SAMPLE.read_text())
+        probe["metadata"] |= {"name": name, "namespace": self.namespace}
+        probe["spec"] |= {"interval": f"{INTERVAL_SECONDS}s"} | spec
+        self.cluster.apply(probe)
+
+    def status(self, name: str = "checkout") -> dict[str, Any]:
+        probe = self.cluster.get("latencyprobe", name, f"--namespace={self.namespace}")
+        status: dict[str, Any] = probe.get("status", {})
+        return status
+
+    def wait_for_status(
+        self, what: str, holds: Callable[[dict[str, Any]], bool], *, seconds: float = 30
+    ) -> dict[str, Any]:
+        """Wait until the status is so; returns it."""
+        seen: list[dict[str, Any]] = [{}]
+
+        def unmet() -> str | None:
+            seen[0] = self.status()
+            return None if holds(seen[0]) else f"{json.dumps(seen[0])}\n{self.logs()}"
+
+        wait_until(what, unmet, seconds=seconds)
+        return seen[0]
+
+    def logs(self) -> str:
+        return f"agent:\n{self.agent.tail()}\noperator:\n{self.operator.tail()}"
+
+
+def our_programs() -> set[int]:
+    """Ids of the eBPF programs whose names are ours."""
+    listing = subprocess.run(
+        ["bpftool", "prog", "show", "-j"], check=True, capture_output=True, text=True
+    )
+    return {
+        program["id"]
+        for program in json.loads(listing.stdout)
+        if program.get("type") == "tracing" and program.get("name", "").startswith("on_")
+    }
+
+
+def wait_until_nothing_is_attached(before: set[int]) -> None:
+    """Other engines may run on this machine: only what is new counts."""
+
+    def unmet() -> str | None:
+        left = our_programs() - before
+        return f"programs {sorted(left)} are still loaded" if left else None
+
+    wait_until("all programs to be gone", unmet, seconds=15)
+
+
+def condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
+    return next((c for c in status.get("conditions", []) if c["type"] == kind), {})
+
+
+def is_ready(status: dict[str, Any]) -> bool:
+    return bool(condition(status, "Ready").get("status") == "True")
+
+
+def stage(pod: dict[str, Any], name: str) -> dict[str, Any]:
+    return next((s for s in pod["stages"] if s["name"] == name), {})
+
+
+def counts(status: dict[str, Any], name: str) -> dict[str, int]:
+    """The stage's count by pod."""
+    return {pod["name"]: stage(pod, name).get("count", 0) for pod in status.get("pods", [])}
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pki") / "certificates"
+    subprocess.run([PROGRAM, "pki", "init", str(folder)], check=True)
+    return folder
+
+
+@pytest.fixture
+def product(
+    cluster: Cluster, namespace: str, certificates: Path, tmp_path: Path
+) -> Iterator[Product]:
+    kubeconfig = install(cluster)
+    labels = {"app.kubernetes.io/name": "latencyprobe-agent"}
+    cluster.apply(manifests.agent_placeholder(labels))
+    cluster.wait_for_pods(OPERATOR_NAMESPACE, "app.kubernetes.io/name=latencyprobe-agent", count=1)
+    agent = Process(
+        [
+            *cluster.node_exec_prefix(),
+            *(PROGRAM, "agent", f"--listen={cluster.node_ip}:{AGENT_PORT}"),
+            f"--node-name={cluster.node_name}",
+            "--host-netns=/proc/self/ns/net",
+            f"--ca-file={certificates / 'ca.crt'}",
+            f"--cert-file={certificates / 'agent.crt'}",
+            f"--key-file={certificates / 'agent.key'}",
+        ],
+        tmp_path / "agent.log",
+    )
+    tls = TlsFiles(
+        certificates / "ca.crt", certificates / "operator.crt", certificates / "operator.key"
+    )
+    operator = Process(operator_arguments(kubeconfig, tls), tmp_path / "operator.log")
+    with agent.running(), operator.running():
+        made = Product(cluster, namespace, agent, operator)
+        yield made
+        cluster.kubectl(
+            *("delete", "latencyprobes", "--all", f"--namespace={namespace}", "--timeout=30s")
+        )
+
+
+@pytest.fixture
+def servers(product: Product) -> list[dict[str, Any]]:
+    """Two server pods, and a client that knows none of them yet."""
+    cluster, namespace = product.cluster, product.namespace
+    cluster.apply(
+        manifests.server_deployment("checkout", namespace=namespace, replicas=2),
+        manifests.client_pod(
+            "client",
+            namespace=namespace,
+            servers=[],
+            options=["--hosts-file", "/hosts", "--rate", "200", "--count", str(REQUESTS)],
+        ),
+    )
+    cluster.wait_for_pods(namespace, "app=client", count=1)
+    return cluster.wait_for_pods(namespace, "app=checkout", count=2)
+
+
+def send_requests(product: Product, pods: list[dict[str, Any]]) -> dict[str, Any]:
+    """Have the client send REQUESTS to each pod; returns its own account of it, by pod name."""
+    addresses = {pod["status"]["podIP"]: pod["metadata"]["name"] for pod in pods}
+    command = [*manifests.WRITE_HOSTS, "/hosts", *addresses]
+    product.cluster.kubectl("exec", "client", f"--namespace={product.namespace}", "--", *command)
+    account: dict[str, Any] = {}
+
+    def unmet() -> str | None:
+        report = product.cluster.last_report(product.namespace, "client")
+        for address, name in addresses.items():
+            if address in report.get("servers", {}):
+                account[name] = report["servers"][address]
+        done = all(account.get(n, {}).get("responses", 0) >= REQUESTS for n in addresses.values())
+        return None if done else f"the client reported {report}"
+
+    wait_until("the client's requests to be answered", unmet, seconds=60)
+    return account
+
+
+def test_a_probe_is_applied_attached_measured_and_read(
+    product: Product, servers: list[dict[str, Any]]
+) -> None:
+    before = our_programs()
+    product.apply_sample()
+    began = time.monotonic()
+    product.wait_for_status("the probe to be ready", is_ready)
+    attached_seconds = time.monotonic() - began
+    account = send_requests(product, servers)
+    sent = dict.fromkeys(account, REQUESTS)
+    assert {name: of["requests"] for name, of in account.items()} == sent
+
+    finished = time.monotonic()
+    status = product.wait_for_status(
+        "reports of every request",
+        lambda status: counts(status, "rx.total") == sent,
+        seconds=INTERVAL_SECONDS + 5,
+    )
+    report_seconds = time.monotonic() - finished
+    print(f"attached after {attached_seconds:.1f} s, reported {report_seconds:.1f} s after the end")
+    print(yaml.safe_dump(status, sort_keys=False))
+
+    assert status["phase"] == "Running"
+    assert status["targets"] == {"pods": 2, "containers": 2, "nodes": 1, "readyNodes": 1}
+    for name in ("rx.softirq", "rx.host", "rx.stack", "rx.socket", "tx.stack", "tx.host"):
+        assert counts(status, name) == sent, name
+    assert counts(status, "tx.total") == counts(status, "tx.qdisc") == sent
+    connects = {name: of["connects"] for name, of in account.items()}
+    assert counts(status, "tcp.handshake") == connects
+    for pod in status["pods"]:
+        assert stage(pod, "tcp.rtt")["count"] >= REQUESTS
+        assert stage(pod, "rx.total")["lost"] == stage(pod, "rx.total")["unmatched"] == 0
+        assert pod["verdict"]["bottleneck"] != "InsufficientData"
+
+    columns = product.cluster.kubectl(
+        "get", "latencyprobe", "checkout", f"--namespace={product.namespace}"
+    )
+    assert columns.split("\n")[0].split() == [
+        *("NAME", "PODS", "P50", "P99", "BOTTLENECK", "READY", "AGE")
+    ]
+    assert columns.split("\n")[1].split()[:2] == ["checkout", "2"]
+
+    product.cluster.kubectl(
+        *("delete", "latencyprobe", "checkout", f"--namespace={product.namespace}"),
+        "--timeout=15s",
+    )
+    wait_until_nothing_is_attached(before)
+
+
+def test_probe_follows_pods_agent_and_operator(
+    product: Product, servers: list[dict[str, Any]]
+) -> None:
+    product.apply_sample()
+    product.wait_for_status("the probe to be ready", is_ready)
+    for replicas in (3, 1):
+        product.cluster.kubectl(
+            *("scale", "deployment/checkout", f"--replicas={replicas}"),
+            f"--namespace={product.namespace}",
+        )
+        product.wait_for_status(
+            f"{replicas} pods to be targets",
+            lambda status, replicas=replicas: (  # type: ignore[misc]
+                status["targets"]["pods"] == replicas and is_ready(status)
+            ),
+        )
+    (left,) = product.cluster.wait_for_pods(product.namespace, "app=checkout", count=1)
+    name = left["metadata"]["name"]
+
+    product.agent.stop(signal.SIGKILL)
+    product.wait_for_status("the agent's absence to be told", lambda status: not is_ready(status))
+    product.agent.start()
+    product.wait_for_status("the agent's return", is_ready)
+
+    product.operator.stop()
+    product.operator.start()
+    send_requests(product, [left])
+    product.wait_for_status(
+        "reports after the operator's restart",
+        lambda status: counts(status, "rx.total").get(name, 0) == REQUESTS,
+    )
+
+
+def test_two_probes_on_one_pod_cost_one_measurement(
+    product: Product, servers: list[dict[str, Any]]
+) -> None:
+    product.apply_sample()
+    product.wait_for_status("the probe to be ready", is_ready)
+    one = our_programs()
+    product.apply_sample("second", modules=["rx"])
+    wait_until(
+        "the second probe to be ready",
+        lambda: None if is_ready(product.status("second")) else product.logs(),
+        seconds=20,
+    )
+    assert our_programs() == one
+    account = send_requests(product, servers)
+    sent = dict.fromkeys(account, REQUESTS)
+    product.wait_for_status("the first", lambda status: counts(status, "rx.total") == sent)
+    wait_until(
+        "the second",
+        lambda: None if counts(product.status("second"), "rx.total") == sent else product.logs(),
+        seconds=10,
+    )
+    stages = {s["name"] for pod in product.status("second")["pods"] for s in pod["stages"]}
+    assert {name.split(".")[0] for name in stages} == {"rx"}
+
+
+def test_deletion_detaches_although_the_agent_was_away(
+    product: Product, servers: list[dict[str, Any]]
+) -> None:
+    before = our_programs()
+    product.apply_sample()
+    product.wait_for_status("the probe to be ready", is_ready)
+    assert our_programs() - before
+    product.agent.stop()
+    wait_until_nothing_is_attached(before)
+    product.cluster.kubectl(
+        *("delete", "latencyprobe", "checkout", f"--namespace={product.namespace}"),
+        "--timeout=20s",
+    )
+    product.agent.start()
