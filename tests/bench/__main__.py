@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from latencyprobe_agent.slots import EngineError
 from tests.bench import domain, hooks, memory, throughput
 from tests.bench.outcome import CannotMeasureError, Outcome
 
@@ -63,7 +64,7 @@ def main(*, names: tuple[str, ...], rounds: int | None, as_json: bool) -> None:
         benchmark = BENCHMARKS[name]
         try:
             outcome = _run(benchmark, rounds or benchmark.rounds)
-        except CannotMeasureError as error:
+        except (CannotMeasureError, EngineError) as error:
             raise click.ClickException(f"{name}: {error}") from None
         documents[name] = outcome.document
         if not as_json:

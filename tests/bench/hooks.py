@@ -169,8 +169,8 @@ def _outcome(
     foreign: int,
 ) -> Outcome:
     unit = (
-        f"One hook = one empty raw-tracepoint program on {_EMPTY_ON}: here {units.per_run:.0f} ns "
-        f"with the kernel's statistics on. {os.cpu_count()} CPUs, kernel {os.uname().release}."
+        f"One hook = one empty raw-tracepoint program on {_EMPTY_ON}, with the kernel's statistics "
+        f"on: here {units.per_run:.0f} ns. {os.cpu_count()} CPUs, kernel {os.uname().release}."
     )
     remarks = [unit]
     if foreign:
