@@ -28,6 +28,7 @@ from latencyprobe_agent.desired import (
     Target,
     parse_desired,
 )
+from latencyprobe_agent.governor import next_shift, strictest
 from latencyprobe_agent.messages import coverage_messages, probe_report, status_message
 from latencyprobe_agent.metrics import Metrics
 from latencyprobe_agent.plan import (
@@ -39,7 +40,7 @@ from latencyprobe_agent.plan import (
     wanted_modules,
     wanted_slots,
 )
-from latencyprobe_agent.slots import Engine, EngineError, SlotSpec
+from latencyprobe_agent.slots import Engine, EngineError, Overhead, SlotSpec
 from latencyprobe_agent.targets.facts import Facts, failed
 from latencyprobe_agent.targets.resolver import Resolver
 
@@ -145,6 +146,8 @@ class Agent:
         self._assigned: Mapping[int, SlotSpec] | None = {}
         self._collector = Collector()
         self._overhead = OverheadMeter()
+        self._figure = 0
+        self._sample_shift = 0
         self._reading = self._now()
         self._retry_at: float | None = None
         self._stream: _Stream | None = None
@@ -348,11 +351,29 @@ class Agent:
         """Take a reading into the accounts, and tell the stream."""
         before, self._reading = self._reading, self._now()
         self._collector.add(self._engine.read())
-        cpu_percent = self._engine.overhead().cpu_percent
-        self._overhead.note(cpu_percent, self._reading.monotonic - before.monotonic)
+        overhead = self._engine.overhead()
+        self._overhead.note(overhead.cpu_percent, self._reading.monotonic - before.monotonic)
         self._metrics.reads.inc()
-        self._metrics.show_program_cpu(cpu_percent)
+        self._metrics.show_program_cpu(overhead.cpu_percent)
         self._figures_due.set()
+        self._govern(overhead)
+
+    def _govern(self, overhead: Overhead) -> None:
+        """Look at fewer packets, or at more again, as the budget says."""
+        if overhead.cpu_percent is None or overhead.figure == self._figure:
+            return
+        self._figure = overhead.figure
+        budget = strictest(probe.max_cpu_percent for probe in self._desired.probes)
+        shift = next_shift(self._sample_shift, overhead.cpu_percent, budget)
+        if shift != self._sample_shift:
+            log.info(
+                "programs take %.1f %% of a core, the budget is %g %%: measuring 1 packet in %d",
+                overhead.cpu_percent,
+                budget,
+                1 << shift,
+            )
+            self._engine.sample(shift)
+            self._sample_shift = shift
 
     def _now(self) -> Moment:
         return Moment(self._clock(), time.time_ns())

@@ -64,9 +64,14 @@ class StageCoverage:
 
 @dataclass(frozen=True, slots=True)
 class Overhead:
-    """Run time of our eBPF programs since the last reading; None where it can't be known."""
+    """Run time of our eBPF programs.
+
+    `cpu_percent`: of one core; None where it is not known (yet). `figure`: a number that changes
+    with each new figure, since one may be read many times.
+    """
 
     cpu_percent: float | None
+    figure: int = 0
 
 
 class Engine(Protocol):
@@ -95,7 +100,10 @@ class Engine(Protocol):
         """Every stage of the vocabulary, in its order."""
 
     def overhead(self) -> Overhead:
-        """CPU time of our programs since the last call."""
+        """CPU time of our programs, as last measured."""
+
+    def sample(self, shift: int) -> None:
+        """Measure one packet in 2**shift from now on; remembered over `use`."""
 
     async def close(self) -> None:
         """Detach everything. Idempotent."""

@@ -190,7 +190,7 @@ def test_a_probe_is_applied_attached_measured_and_read(
     product: Product, servers: list[dict[str, Any]]
 ) -> None:
     before = our_programs()
-    product.apply_sample()
+    product.apply_sample(overhead={"maxCPUPercent": 0})
     began = time.monotonic()
     product.wait_for_status("the probe to be ready", is_ready)
     attached_seconds = time.monotonic() - began
@@ -238,7 +238,7 @@ def test_a_probe_is_applied_attached_measured_and_read(
 def test_probe_follows_pods_agent_and_operator(
     product: Product, servers: list[dict[str, Any]]
 ) -> None:
-    product.apply_sample()
+    product.apply_sample(overhead={"maxCPUPercent": 0})
     product.wait_for_status("the probe to be ready", is_ready)
     for replicas in (3, 1):
         product.cluster.kubectl(
@@ -271,10 +271,10 @@ def test_probe_follows_pods_agent_and_operator(
 def test_two_probes_on_one_pod_cost_one_measurement(
     product: Product, servers: list[dict[str, Any]]
 ) -> None:
-    product.apply_sample()
+    product.apply_sample(overhead={"maxCPUPercent": 0})
     product.wait_for_status("the probe to be ready", is_ready)
     one = our_programs()
-    product.apply_sample("second", modules=["rx"])
+    product.apply_sample("second", modules=["rx"], overhead={"maxCPUPercent": 0})
     wait_until(
         "the second probe to be ready",
         lambda: None if is_ready(product.status("second")) else product.logs(),
@@ -297,7 +297,7 @@ def test_deletion_detaches_although_the_agent_was_away(
     product: Product, servers: list[dict[str, Any]]
 ) -> None:
     before = our_programs()
-    product.apply_sample()
+    product.apply_sample(overhead={"maxCPUPercent": 0})
     product.wait_for_status("the probe to be ready", is_ready)
     assert our_programs() - before
     product.agent.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -151,13 +152,37 @@ async def test_coverage_names_every_stage_and_its_hooks(start_engine: Start) -> 
     assert states["rx.total"].state is CoverageState.IDLE
 
 
-async def test_overhead_is_known_while_programs_run(
-    start_engine: Start, pair: tuple[Pod, Pod]
+async def test_overhead_is_known_after_a_second(start_engine: Start, pair: tuple[Pod, Pod]) -> None:
+    client, server = pair
+    engine = await both(start_engine, client, server)
+    assert engine.overhead().cpu_percent is None
+    await measure(engine, client, server, 500)
+    deadline = time.monotonic() + 10
+    while (overhead := engine.overhead()).cpu_percent is None and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
+    assert overhead.cpu_percent is not None
+    assert overhead.cpu_percent > 0
+    assert overhead.figure == 1
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+async def test_sampling_measures_a_part_and_says_which(
+    start_engine: Start, pair: tuple[Pod, Pod], protocol: str
 ) -> None:
     client, server = pair
     engine = await both(start_engine, client, server)
-    await measure(engine, client, server, 500)
-    assert (engine.overhead().cpu_percent or 0) > 0
+    engine.sample(2)
+    measured, _ = await measure(engine, client, server, 2000, "--protocol", protocol)
+    for slot in (CLIENT, SERVER):
+        for name in ("rx.total", "tx.total"):
+            stage = measured[slot].stage(name)
+            assert 350 < stage.histogram.count < 650  # 500 expected, 20 the standard deviation
+            assert stage.sampling_ratio == 0.25
+        assert measured[slot].stage("rx.socket").unmatched <= 3
+    engine.sample(0)
+    whole, _ = await measure(engine, client, server, 50)
+    assert whole[SERVER].stage("rx.total").sampling_ratio == 1.0
+    assert count(whole[SERVER], "rx.total") == 50
 
 
 async def test_more_slots_than_there_are_is_an_error(start_engine: Start) -> None:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Mapping
 
 from latencyprobe.measurement import NOTHING, Measurement
 from latencyprobe.stages import STAGES, Module
-from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.compiler import Request
 from latencyprobe_agent.kernel.headers import kernel_types_kind, missing_types_message
 from latencyprobe_agent.kernel.hooks import coverage_of, unavailable
 from latencyprobe_agent.kernel.loaded import LoadedObject, build
+from latencyprobe_agent.kernel.overhead import OverheadClock
 from latencyprobe_agent.slots import (
     MAX_SLOTS,
     CoverageState,
@@ -54,7 +54,8 @@ class KernelEngine:
         self._carry: dict[int, Measurement] = {}
         self._written: dict[str, dict[bytes, bytes]] = {}
         self._coverage = self._idle_coverage()
-        self._clock = _OverheadClock()
+        self._clock = OverheadClock()
+        self._sample_shift = 0
 
     async def use(self, modules: frozenset[Module]) -> None:
         """See `slots.Engine.use`."""
@@ -69,7 +70,8 @@ class KernelEngine:
             self._coverage = self._idle_coverage()
             return
         self._coverage = coverage_of(modules, replacement.attached, replacement.refused)
-        self._clock.restart(replacement)
+        replacement.sample(self._sample_shift)
+        self._clock.follow(replacement)
         self._write_targets()
 
     def assign(self, slots: Mapping[int, SlotSpec]) -> None:
@@ -105,12 +107,21 @@ class KernelEngine:
 
     def overhead(self) -> Overhead:
         """See `slots.Engine.overhead`."""
-        return Overhead(self._clock.cpu_percent(self._object))
+        return self._clock.overhead
+
+    def sample(self, shift: int) -> None:
+        """See `slots.Engine.sample`."""
+        if shift == self._sample_shift:
+            return
+        if self._object is not None:
+            self._keep(self._object)  # what was measured so far has the ratio until now
+            self._object.sample(shift)
+            self._clock.follow(self._object)
+        self._sample_shift = shift
 
     async def close(self) -> None:
         """See `slots.Engine.close`."""
         await self.use(frozenset())
-        self._clock.close()
 
     async def _build(self, modules: frozenset[Module]) -> LoadedObject:
         request = Request(
@@ -144,6 +155,7 @@ class KernelEngine:
         if self._object is None:
             return
         self._keep(self._object)
+        self._clock.stop()
         self._object.close()
         self._object = None
         self._written = {}
@@ -154,7 +166,8 @@ class KernelEngine:
             self._carry[slot] = self._carry.get(slot, NOTHING) + measurement
 
     def _take(self, loaded: LoadedObject) -> Mapping[int, Measurement]:
-        return loaded.statistics.take(loaded.flip_epoch(), self._slots, 1.0)
+        ratio = 2.0**-self._sample_shift
+        return loaded.statistics.take(loaded.flip_epoch(), self._slots, ratio)
 
     def _report_change(self, modules: frozenset[Module]) -> None:
         for module in Module:
@@ -205,43 +218,6 @@ def host_netns_inode(path: str) -> int:
             f"{path}: {error.strerror}: the node's network namespace can't be told "
             "(needs hostPID and CAP_SYS_PTRACE)"
         ) from error
-
-
-class _OverheadClock:
-    """CPU time of our programs, by the kernel's statistics, since the last look."""
-
-    def __init__(self) -> None:
-        self._statistics_fd: int | None = None
-        self._since = time.monotonic()
-        self._run_time_ns = 0
-
-    def restart(self, loaded: LoadedObject) -> None:
-        """Count from now on the programs of this object."""
-        if self._statistics_fd is None:
-            try:
-                self._statistics_fd = libbpf.enable_run_time_statistics()
-            except libbpf.KernelRefusedError:
-                return
-        self._since = time.monotonic()
-        self._run_time_ns = loaded.times().run_time_ns
-
-    def cpu_percent(self, loaded: LoadedObject | None) -> float | None:
-        """Percent of one core since the last call; None where the kernel does not tell."""
-        if loaded is None:
-            return 0.0
-        if self._statistics_fd is None:
-            return None
-        now, run_time_ns = time.monotonic(), loaded.times().run_time_ns
-        elapsed_ns = max(now - self._since, 1e-3) * 1e9
-        percent = 100 * (run_time_ns - self._run_time_ns) / elapsed_ns
-        self._since, self._run_time_ns = now, run_time_ns
-        return percent
-
-    def close(self) -> None:
-        """Switch our share of the statistics off."""
-        if self._statistics_fd is not None:
-            os.close(self._statistics_fd)
-            self._statistics_fd = None
 
 
 def _tables(slots: Mapping[int, SlotSpec], host_netns: int) -> dict[str, dict[bytes, bytes]]:

@@ -34,6 +34,8 @@ class ScriptedEngine:
         self.reads = 0
         self.is_closed = False
         self.cpu_percent: float | None = 0.5
+        self.figure = 0
+        self.sample_shift = 0
 
     async def use(self, modules: frozenset[Module]) -> None:
         """Load, or refuse where the test wants it."""
@@ -68,7 +70,11 @@ class ScriptedEngine:
 
     def overhead(self) -> Overhead:
         """What the test says."""
-        return Overhead(self.cpu_percent)
+        return Overhead(self.cpu_percent, self.figure)
+
+    def sample(self, shift: int) -> None:
+        """Note it."""
+        self.sample_shift = shift
 
     async def close(self) -> None:
         """Note it."""

@@ -316,3 +316,22 @@ async def test_closing_ends_the_stream_and_detaches(running: Running) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await running.stub.Apply(state(probe()))
     assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+async def test_programs_over_their_budget_look_at_fewer_packets(running: Running) -> None:
+    desired = state(probe())
+    desired.probes[0].max_cpu_percent = 1
+    running.engine.cpu_percent, running.engine.figure = 3.5, 1
+    await running.stub.Apply(desired)
+    await until(lambda: running.engine.sample_shift == 2, "1 packet in 4 to be measured")
+    await next_reading(running.engine)
+    assert running.engine.sample_shift == 2  # the same figure counts once
+    running.engine.cpu_percent, running.engine.figure = 0.2, 2
+    await until(lambda: running.engine.sample_shift == 1, "1 packet in 2 to be measured")
+
+
+async def test_without_a_budget_every_packet_is_measured(running: Running) -> None:
+    running.engine.cpu_percent, running.engine.figure = 99.0, 1
+    await running.stub.Apply(state(probe()))
+    await next_reading(running.engine)
+    assert running.engine.sample_shift == 0

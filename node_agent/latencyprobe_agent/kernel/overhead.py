@@ -1,0 +1,68 @@
+"""What our programs cost, by the kernel's own statistics, looked at now and then.
+
+The statistics (BPF_ENABLE_STATS, 5.8+) read the clock twice for each run of each program, which
+costs as much as a small program itself. So they are on for a second of every ten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+from latencyprobe_agent.kernel import libbpf
+from latencyprobe_agent.kernel.loaded import LoadedObject
+from latencyprobe_agent.slots import Overhead
+
+LOOK_SECONDS = 1.0
+REST_SECONDS = 9.0
+
+
+class OverheadClock:
+    """Looks at one object's programs; begins with `follow`, ends with `stop`."""
+
+    def __init__(self) -> None:
+        self.overhead = Overhead(None)
+        self._object: LoadedObject | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._statistics_fd: int | None = None
+        self._began = 0.0
+        self._run_time_ns = 0
+
+    def follow(self, loaded: LoadedObject) -> None:
+        """Look at these programs from now on; the first figure comes after a second."""
+        self.stop()
+        self._object = loaded
+        self._look()
+
+    def stop(self) -> None:
+        """Look no more. Idempotent; to be called before the object is closed."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._close_statistics()
+        self._object = None
+        self.overhead = Overhead(None, self.overhead.figure)
+
+    def _look(self) -> None:
+        assert self._object is not None
+        try:
+            self._statistics_fd = libbpf.enable_run_time_statistics()
+        except libbpf.KernelRefusedError:
+            return  # not known on this kernel: `overhead` says so
+        self._began = time.monotonic()
+        self._run_time_ns = self._object.times().run_time_ns
+        self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._end_look)
+
+    def _end_look(self) -> None:
+        assert self._object is not None
+        busy_ns = self._object.times().run_time_ns - self._run_time_ns
+        elapsed_ns = (time.monotonic() - self._began) * 1e9
+        self.overhead = Overhead(100 * busy_ns / elapsed_ns, self.overhead.figure + 1)
+        self._close_statistics()
+        self._timer = asyncio.get_running_loop().call_later(REST_SECONDS, self._look)
+
+    def _close_statistics(self) -> None:
+        if self._statistics_fd is not None:
+            os.close(self._statistics_fd)
+            self._statistics_fd = None
