@@ -146,7 +146,7 @@ class Agent:
         self._assigned: Mapping[int, SlotSpec] | None = {}
         self._collector = Collector()
         self._overhead = OverheadMeter()
-        self._figure = 0
+        self._figure: int | None = None
         self._sample_shift = 0
         self._reading = self._now()
         self._retry_at: float | None = None
@@ -281,6 +281,7 @@ class Agent:
         self._collector.follow(desired, self._now())
         self._collector.own(owners(desired, self._slots.numbers))
         self._desired = desired
+        self._figure = None  # a new budget judges the last figure anew
         self._retry_at = None
         self._show_targets()
 
