@@ -29,7 +29,7 @@ async def until(condition: Callable[[], object], what: str, *, seconds: float = 
     """Wait for a condition, with a deadline."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
-            while not condition():  # noqa: ASYNC110  (a test's conditions have no event)
+            while not condition():
                 await asyncio.sleep(0.01)
     assert condition(), f"not within {seconds} s: {what}"
 
