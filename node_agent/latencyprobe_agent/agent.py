@@ -28,7 +28,7 @@ from latencyprobe_agent.desired import (
     Target,
     parse_desired,
 )
-from latencyprobe_agent.governor import next_shift, strictest
+from latencyprobe_agent.governor import Sampling, strictest
 from latencyprobe_agent.messages import coverage_messages, probe_report, status_message
 from latencyprobe_agent.metrics import Metrics
 from latencyprobe_agent.plan import (
@@ -147,7 +147,7 @@ class Agent:
         self._collector = Collector()
         self._overhead = OverheadMeter()
         self._figure: int | None = None
-        self._sample_shift = 0
+        self._sampling = Sampling()
         self._reading = self._now()
         self._retry_at: float | None = None
         self._stream: _Stream | None = None
@@ -365,16 +365,15 @@ class Agent:
             return
         self._figure = overhead.figure
         budget = strictest(probe.max_cpu_percent for probe in self._desired.probes)
-        shift = next_shift(self._sample_shift, overhead.cpu_percent, budget)
-        if shift != self._sample_shift:
+        before, self._sampling = self._sampling, self._sampling.after(overhead.cpu_percent, budget)
+        if self._sampling.shift != before.shift:
             log.info(
                 "programs take %.1f %% of a core, the budget is %g %%: measuring 1 packet in %d",
                 overhead.cpu_percent,
                 budget,
-                1 << shift,
+                1 << self._sampling.shift,
             )
-            self._engine.sample(shift)
-            self._sample_shift = shift
+            self._engine.sample(self._sampling.shift)
 
     def _now(self) -> Moment:
         return Moment(self._clock(), time.time_ns())

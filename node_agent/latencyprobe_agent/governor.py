@@ -3,15 +3,24 @@
 Sampling is by powers of two: with shift `n` one packet in 2**n is measured. Each new figure of the
 programs' CPU time moves the shift: up at once as far as needed, down one step at a time, and only
 where twice the cost would still be well inside the budget, so that it does not swing.
+
+Sampling makes only targets' packets cheaper. Where it is everybody else's packets that cost, fewer
+samples are worse figures for nothing: a raise that did not help is taken back, and not tried again
+for a while.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-MAX_SHIFT = 8
+MAX_SHIFT = 6
+# Figures that pass before a raise that did not help is tried again: one comes every ten seconds.
+PATIENCE = 12
 _ROOM = 0.4
+# A raise has helped if this much of the cost is gone.
+_RELIEF = 0.25
 
 
 def strictest(budgets: Iterable[float]) -> float:
@@ -19,13 +28,36 @@ def strictest(budgets: Iterable[float]) -> float:
     return min((budget for budget in budgets if budget > 0), default=0.0)
 
 
-def next_shift(shift: int, cpu_percent: float, budget_percent: float) -> int:
-    """The sampling shift after a figure of CPU time, in percent of one core."""
-    if budget_percent <= 0:
-        return 0
-    if cpu_percent > budget_percent:
-        steps = math.ceil(math.log2(cpu_percent / budget_percent))
-        return min(shift + max(steps, 1), MAX_SHIFT)
-    if cpu_percent < _ROOM * budget_percent:
-        return max(shift - 1, 0)
-    return shift
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How much is looked at, and what is remembered for the next decision.
+
+    `raised_from`: (shift, CPU percent) before the last raise, until it is known whether it helped.
+    `patience`: figures to come before the next raise.
+    """
+
+    shift: int = 0
+    raised_from: tuple[int, float] | None = None
+    patience: int = 0
+
+    def after(self, cpu_percent: float, budget_percent: float) -> Sampling:
+        """The sampling after a new figure of CPU time; both are percent of one core."""
+        if budget_percent <= 0:
+            return Sampling()
+        if cpu_percent > budget_percent:
+            return self._over_budget(cpu_percent, cpu_percent / budget_percent)
+        patience = max(self.patience - 1, 0)
+        if cpu_percent < _ROOM * budget_percent and self.shift:
+            return Sampling(self.shift - 1, None, patience)
+        return Sampling(self.shift, None, patience)
+
+    def _over_budget(self, cpu_percent: float, excess: float) -> Sampling:
+        if self.raised_from is not None:
+            shift_before, cpu_before = self.raised_from
+            if cpu_percent > (1 - _RELIEF) * cpu_before:
+                return Sampling(shift_before, None, PATIENCE)
+        if self.patience:
+            return Sampling(self.shift, None, self.patience - 1)
+        shift = min(self.shift + max(math.ceil(math.log2(excess)), 1), MAX_SHIFT)
+        raised_from = (self.shift, cpu_percent) if shift > self.shift else None
+        return Sampling(shift, raised_from)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latencyprobe_agent.governor import MAX_SHIFT, next_shift, strictest
+from latencyprobe_agent.governor import MAX_SHIFT, PATIENCE, Sampling, strictest
 
 
 @pytest.mark.parametrize(
@@ -33,18 +33,35 @@ def test_the_strictest_budget_holds_and_0_is_no_budget(
     ],
 )
 def test_up_at_once_and_down_by_one(shift: int, cpu_percent: float, expected: int) -> None:
-    assert next_shift(shift, cpu_percent, 1.0) == expected
+    assert Sampling(shift).after(cpu_percent, 1.0).shift == expected
 
 
 def test_without_a_budget_every_packet_counts() -> None:
-    assert next_shift(5, 50.0, 0.0) == 0
+    assert Sampling(5).after(50.0, 0.0) == Sampling()
 
 
-@given(st.floats(0.001, 400), st.floats(0.1, 100))
+@given(st.floats(0.001, 60), st.floats(1, 100))
 def test_settles_where_cost_goes_with_the_packets(full_cost: float, budget: float) -> None:
-    shift, seen = 0, []
+    sampling, seen = Sampling(), []
     for _ in range(40):
-        shift = next_shift(shift, full_cost / 2**shift, budget)
-        seen.append(shift)
+        sampling = sampling.after(full_cost / 2**sampling.shift, budget)
+        seen.append(sampling.shift)
     assert len(set(seen[-5:])) == 1
-    assert full_cost / 2**shift <= budget or shift == MAX_SHIFT
+    assert full_cost / 2**sampling.shift <= budget
+
+
+def test_a_raise_that_does_not_help_is_taken_back_for_a_while() -> None:
+    """The cost is that of other pods' packets: looking at fewer of ours would change nothing."""
+    sampling = Sampling().after(8.0, 1.0)
+    assert sampling.shift == 3
+    sampling = sampling.after(7.5, 1.0)
+    assert sampling.shift == 0
+    for _ in range(PATIENCE):
+        sampling = sampling.after(8.0, 1.0)
+        assert sampling.shift == 0
+    assert sampling.after(8.0, 1.0).shift == 3
+
+
+def test_a_raise_that_helps_is_kept_and_followed_by_another() -> None:
+    sampling = Sampling().after(4.0, 1.0)
+    assert sampling.after(2.0, 1.0).shift == sampling.shift + 1
