@@ -8,39 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
+from latencyprobe.coverage import CoverageState, StageCoverage
 from latencyprobe.report import API_VERSION, TargetReport, verdict_document
 
 KIND = "LatencyReport"
-
-
-class CoverageState(StrEnum):
-    """How far a stage was measured on the node."""
-
-    ACTIVE = "active"
-    PARTIAL = "partial"
-    UNAVAILABLE = "unavailable"
-
-
-@dataclass(frozen=True, slots=True)
-class Coverage:
-    """One stage on the node: by which hook it was measured, or the reason why not."""
-
-    name: str
-    state: CoverageState
-    hook: str = ""
-    reason: str = ""
-
-    def document(self) -> dict[str, Any]:
-        """The stage's coverage as the API shows it."""
-        return {
-            "name": self.name,
-            "state": str(self.state),
-            "hook": self.hook,
-            "reason": self.reason,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +74,7 @@ class LatencyReport:
     node: Node
     duration_seconds: float
     targets: tuple[TargetResult, ...]
-    coverage: tuple[Coverage, ...]
+    coverage: tuple[StageCoverage, ...]
 
     def document(self) -> dict[str, Any]:
         """The report as one JSON-ready document."""
@@ -115,6 +88,6 @@ class LatencyReport:
         }
 
 
-def incomplete(coverage: Iterable[Coverage]) -> tuple[Coverage, ...]:
+def incomplete(coverage: Iterable[StageCoverage]) -> tuple[StageCoverage, ...]:
     """The stages that were not, or not fully, measured."""
     return tuple(stage for stage in coverage if stage.state is not CoverageState.ACTIVE)

@@ -16,7 +16,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from latencyprobe.document import Coverage, CoverageState, LatencyReport, TargetResult, incomplete
+from latencyprobe.coverage import CoverageState, StageCoverage
+from latencyprobe.document import LatencyReport, TargetResult, incomplete
 from latencyprobe.durations import format_ns
 from latencyprobe.report import StageReport, TargetReport
 from latencyprobe.stages import BY_NAME
@@ -194,7 +195,7 @@ def _where(verdict: Verdict) -> str:
     return f" in {verdict.stage}, {verdict.share:.0%}" if verdict.stage else ""
 
 
-def _render_coverage(coverage: Iterable[Coverage]) -> Iterator[RenderableType]:
+def _render_coverage(coverage: Iterable[StageCoverage]) -> Iterator[RenderableType]:
     stages = incomplete(coverage)
     if not stages:
         return

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
-from latencyprobe.document import Coverage, CoverageState, LatencyReport, Node, TargetResult
+from latencyprobe.coverage import CoverageState, StageCoverage
+from latencyprobe.document import LatencyReport, Node, TargetResult
 from latencyprobe.measurement import NOTHING, Measurement
 from latencyprobe.report import report_on
 from latencyprobe.stages import Module, stages_of
@@ -127,7 +128,7 @@ class Session:
         self._targets = {str(index): _Seen(spec) for index, spec in enumerate(request.targets)}
         self._node = Node("", "", "", "", "", "")
         self._stages = tuple(stage.name for stage in stages_of(request.modules))
-        self._coverage: dict[str, Coverage] = {}
+        self._coverage: dict[str, StageCoverage] = {}
         self._measured_until = 0.0
         self._attached_at = 0.0
         self._progress = asyncio.Condition()
@@ -233,9 +234,9 @@ def _node(info: pb.NodeInfo) -> Node:
     )
 
 
-def _coverage(stage: pb.StageCoverage) -> Coverage:
+def _coverage(stage: pb.StageCoverage) -> StageCoverage:
     state = _STATES.get(stage.state, CoverageState.UNAVAILABLE)
-    return Coverage(stage.name, state, stage.hook, stage.reason)
+    return StageCoverage(stage.name, state, stage.hook, stage.reason)
 
 
 def _desired_state(request: Request) -> pb.DesiredState:

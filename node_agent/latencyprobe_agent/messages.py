@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from latencyprobe.coverage import CoverageState, StageCoverage
 from latencyprobe.v1 import node_agent_pb2 as pb
 from latencyprobe.wire import measurement_to_proto
 from latencyprobe_agent.collector import Moment, ProbeFigures
 from latencyprobe_agent.desired import Target
-from latencyprobe_agent.slots import CoverageState, StageCoverage
 from latencyprobe_agent.targets.facts import Facts, TargetState
 
 _COVERAGE_STATES: Mapping[CoverageState, pb.StageCoverage.State] = {

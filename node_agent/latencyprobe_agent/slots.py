@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol
 
+from latencyprobe.coverage import StageCoverage
 from latencyprobe.measurement import Measurement
 from latencyprobe.stages import Module
 
@@ -41,25 +41,6 @@ class SlotSpec:
     netns_wide: frozenset[int] = frozenset()
     netns: frozenset[int] = frozenset()
     socket_filter: SocketFilter = SocketFilter()
-
-
-class CoverageState(StrEnum):
-    """How far a stage is measured on this node."""
-
-    ACTIVE = "active"
-    PARTIAL = "partial"
-    UNAVAILABLE = "unavailable"
-    IDLE = "idle"
-
-
-@dataclass(frozen=True, slots=True)
-class StageCoverage:
-    """One stage on this node: which hooks measure it, or why none does."""
-
-    name: str
-    state: CoverageState
-    hook: str = ""
-    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,10 @@ from collections.abc import Callable
 
 import pytest
 
+from latencyprobe.coverage import CoverageState
 from latencyprobe.stages import BY_NAME, Module
 from latencyprobe_agent.kernel.engine import KernelEngine
-from latencyprobe_agent.slots import MAX_SLOTS, CoverageState, EngineError, SlotSpec
+from latencyprobe_agent.slots import MAX_SLOTS, EngineError, SlotSpec
 from tests.live.pods import Pod
 from tests.live.test_engine_accuracy import CLIENT, SERVER, both, count, measure
 

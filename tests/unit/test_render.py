@@ -9,7 +9,8 @@ import re
 import pytest
 from rich.console import Console
 
-from latencyprobe.document import Coverage, CoverageState, LatencyReport, Node, TargetResult
+from latencyprobe.coverage import CoverageState, StageCoverage
+from latencyprobe.document import LatencyReport, Node, TargetResult
 from latencyprobe.histogram import Histogram
 from latencyprobe.measurement import NOTHING, Measurement, StageMeasurement
 from latencyprobe.render import BAR_WIDTH, render_live, render_report
@@ -47,9 +48,9 @@ def report(measurement: Measurement = SLOW, *, message: str = "") -> LatencyRepo
             ),
         ),
         coverage=(
-            Coverage("rx.total", CoverageState.ACTIVE, hook="tp_btf/tcp_probe"),
-            Coverage("tx.stack", CoverageState.PARTIAL, hook="x", reason="TCP only"),
-            Coverage("rx.host", CoverageState.UNAVAILABLE, reason="no such tracepoint"),
+            StageCoverage("rx.total", CoverageState.ACTIVE, hook="tp_btf/tcp_probe"),
+            StageCoverage("tx.stack", CoverageState.PARTIAL, hook="x", reason="TCP only"),
+            StageCoverage("rx.host", CoverageState.UNAVAILABLE, reason="no such tracepoint"),
         ),
     )
 

@@ -8,6 +8,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Mapping
 
+from latencyprobe.coverage import CoverageState, StageCoverage
 from latencyprobe.measurement import NOTHING, Measurement
 from latencyprobe.stages import STAGES, Module
 from latencyprobe_agent.kernel.compiler import Request
@@ -15,14 +16,7 @@ from latencyprobe_agent.kernel.headers import kernel_types_kind, missing_types_m
 from latencyprobe_agent.kernel.hooks import coverage_of, unavailable
 from latencyprobe_agent.kernel.loaded import LoadedObject, build
 from latencyprobe_agent.kernel.overhead import OverheadClock
-from latencyprobe_agent.slots import (
-    MAX_SLOTS,
-    CoverageState,
-    EngineError,
-    Overhead,
-    SlotSpec,
-    StageCoverage,
-)
+from latencyprobe_agent.slots import MAX_SLOTS, EngineError, Overhead, SlotSpec
 
 MAX_OWNERS = 4
 _U16 = struct.Struct("=HH")

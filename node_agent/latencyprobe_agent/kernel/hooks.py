@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from latencyprobe.coverage import CoverageState, StageCoverage
 from latencyprobe.stages import BY_NAME, STAGES, Module
-from latencyprobe_agent.slots import CoverageState, StageCoverage
 
 RX, TX, TCP = Module.RX, Module.TX, Module.TCP
 

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from latencyprobe.coverage import CoverageState, StageCoverage
 from latencyprobe.histogram import Histogram
 from latencyprobe.measurement import NOTHING, Measurement, StageMeasurement
 from latencyprobe.stages import STAGES, Module
-from latencyprobe_agent.slots import (
-    CoverageState,
-    EngineError,
-    Overhead,
-    SlotSpec,
-    StageCoverage,
-)
+from latencyprobe_agent.slots import EngineError, Overhead, SlotSpec
 
 
 def samples(*durations_ns: int, stage: str = "rx.total") -> Measurement:

@@ -26,7 +26,7 @@ async def until(condition: Callable[[], object], *, what: Callable[[], object]) 
     """Wait for a condition; at the deadline, fail with what was seen last."""
     try:
         async with asyncio.timeout(DEADLINE_SECONDS):
-            while not condition():  # noqa: ASYNC110 - it may be any fact at all
+            while not condition():
                 await asyncio.sleep(0.01)
     except TimeoutError:
         pytest.fail(f"not within {DEADLINE_SECONDS} s; last seen: {what()}")

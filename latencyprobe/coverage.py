@@ -1,0 +1,35 @@
+"""Coverage: which stages a node measures, by which hooks, and why not the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class CoverageState(StrEnum):
+    """How far a stage is measured on a node."""
+
+    ACTIVE = "active"
+    PARTIAL = "partial"
+    UNAVAILABLE = "unavailable"
+    IDLE = "idle"
+
+
+@dataclass(frozen=True, slots=True)
+class StageCoverage:
+    """One stage on a node: which hooks measure it, or why none does."""
+
+    name: str
+    state: CoverageState
+    hook: str = ""
+    reason: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """The stage's coverage as the API shows it."""
+        return {
+            "name": self.name,
+            "state": str(self.state),
+            "hook": self.hook,
+            "reason": self.reason,
+        }
