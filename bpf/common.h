@@ -48,12 +48,35 @@
 
 #define TOO_LONG_NS 60000000000ULL /* a longer duration is a wrong pairing */
 
-/* Written by the agent, read by every program. Mapped into the agent's memory. */
+#define NETNS_HOST 1	  /* the node's own namespace: packets of pods pass through it */
+#define NETNS_WATCHED 2	  /* sockets of targets live here */
+#define NETNS_PROCESSES 4 /* among them targets chosen by process */
+
+#define NETNS_FIRST 4096
+#define MAX_NETNS 1024
+#define NETNS_HOPS 4 /* the agent makes no longer chain */
+
+struct netns_entry {
+	u32 inum;
+	u16 flags;
+	u16 next;   /* number of another entry with the same low bits; 0: none */
+	u64 owners; /* of every socket in it (owners_t); mostly none */
+};
+
+/*
+ * Written by the agent, read by every program. Mapped into the agent's memory.
+ *
+ * The network namespaces are looked up for every packet of the node, so they are an array that one
+ * load answers, rather than a hash: inode numbers are handed out one after another, so that their
+ * low bits hardly ever meet.
+ */
 struct config {
 	u32 epoch;	 /* 0 or 1: which half of `stats` is written now */
 	u32 generation;	 /* changes with the targets: sockets look up their slots anew */
 	u32 sample_mask; /* a packet counts if (random & mask) == 0 */
 	u32 reserved;
+	u16 netns_first[NETNS_FIRST]; /* by low bits: number of an entry; 0: none */
+	struct netns_entry netns[MAX_NETNS]; /* [0] is not used */
 };
 BPF_F_TABLE("array", u32, struct config, configuration, 1, BPF_F_MMAPABLE);
 
@@ -100,6 +123,22 @@ static __always_inline struct cpu_context *get_cpu_context(void)
 static __always_inline bool is_after(u32 one, u32 other)
 {
 	return (s32)(one - other) > 0;
+}
+
+/* NULL for a namespace where nothing is to be measured. */
+static __always_inline struct netns_entry *find_netns(struct config *config, u32 inum)
+{
+	u32 number = config->netns_first[inum & (NETNS_FIRST - 1)];
+	int hop;
+
+	for (hop = 0; hop < NETNS_HOPS && number; hop++) {
+		struct netns_entry *entry = &config->netns[number & (MAX_NETNS - 1)];
+
+		if (entry->inum == inum)
+			return entry;
+		number = entry->next;
+	}
+	return 0;
 }
 
 static __always_inline u32 netns_of(struct net_device *dev)

@@ -68,13 +68,12 @@ int on_netif_receive_skb(u64 *ctx)
 {
 	struct sk_buff *skb = (struct sk_buff *)ctx[0];
 	u32 inum = netns_of(READ(skb, dev));
-	struct netns_entry *netns = find_netns(inum);
 	struct config *config = get_config();
-	struct cpu_context *cpu = get_cpu_context();
+	struct cpu_context *cpu;
 	struct received *packet;
 	u64 identity, now;
 
-	if (!netns || !config || !cpu)
+	if (!config || !find_netns(config, inum))
 		return 0;
 	/*
 	 * Set by the first pass and cleared on the way into another namespace, skb_scrub_packet():
@@ -84,7 +83,8 @@ int on_netif_receive_skb(u64 *ctx)
 		return 0;
 	identity = identity_of(skb, config);
 	packet = get_received(identity);
-	if (!packet)
+	cpu = get_cpu_context();
+	if (!packet || !cpu)
 		return 0;
 	now = bpf_ktime_get_ns();
 	if (inum == HOST_NETNS || !came_through_host(packet, identity, skb)) {
@@ -234,17 +234,21 @@ int on_skb_copy_datagram(u64 *ctx)
 	struct sock *sk = READ(skb, sk);
 	struct config *config = get_config();
 	struct socket_state *state;
-	u32 start = 0;
+	struct tcp_skb_cb *cb;
+	u32 start, length = ctx[1];
 
 	if (!sk || !config || protocol_of(sk) != PROTOCOL_TCP)
 		return 0;
 	state = get_own_state(sk, config);
 	if (!state)
 		return 0;
-	/* tcp_recvmsg_locked() advances it after each copy */
-	bpf_probe_read_kernel(&start, sizeof(start), &((struct tcp_sock *)sk)->copied_seq);
-	read_segments(config, state, start, start + (u32)ctx[1]);
-	check_read(config, state, start + (u32)ctx[1]);
+	cb = (struct tcp_skb_cb *)skb->cb;
+	start = READ(cb, seq);
+	if (length != READ(cb, end_seq) - start) /* not the whole skb (or with a FIN) */
+		/* tcp_recvmsg_locked() advances it after each copy */
+		bpf_probe_read_kernel(&start, sizeof(start), &((struct tcp_sock *)sk)->copied_seq);
+	read_segments(config, state, start, start + length);
+	check_read(config, state, start + length);
 	return 0;
 }
 
@@ -360,11 +364,12 @@ int on_sock_recv_length(u64 *ctx)
 }
 
 #ifdef UDP_READ_START
-static __always_inline owners_t look_up_reader(u32 netns, u16 local, u16 remote)
+static __always_inline owners_t look_up_reader(struct config *config, u32 netns, u16 local,
+					      u16 remote)
 {
 	u64 id = bpf_get_current_cgroup_id();
 	u32 tgid = bpf_get_current_pid_tgid() >> 32;
-	struct netns_entry *by_netns = find_netns(netns);
+	struct netns_entry *by_netns = find_netns(config, netns);
 	owners_t *by_cgroup = cgroups.lookup(&id);
 	owners_t *by_process = processes.lookup(&tgid);
 	owners_t owners = 0;
@@ -416,7 +421,8 @@ int on_consume_skb(u64 *ctx)
 		return 0;
 	header = READ(skb, head) + READ(skb, transport_header);
 	bpf_probe_read_kernel(ports, sizeof(ports), header);
-	owners = look_up_reader(packet->netns, bpf_ntohs(ports[1]), bpf_ntohs(ports[0]));
+	owners = look_up_reader(config, packet->netns, bpf_ntohs(ports[1]),
+				bpf_ntohs(ports[0]));
 	segment = datagrams.lookup(&zero);
 	if (!segment)
 		return 0;

@@ -1,24 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Who is measured: from a network namespace, a cgroup or a process to slots.
+ * Who is measured: from a cgroup or a process to slots. (Network namespaces: struct config.)
  *
  * Hashes, filled by the agent; only `processes` also grows and shrinks in the kernel, with fork and
  * exit. Their sizes bound what the agent may ask for, it checks before it writes.
  */
 
-#define NETNS_HOST 1	  /* the node's own namespace: packets of pods pass through it */
-#define NETNS_WATCHED 2	  /* sockets of targets live here */
-#define NETNS_PROCESSES 4 /* among them targets chosen by process */
-
 #define PROTOCOL_TCP 1
 #define PROTOCOL_UDP 2
 
-struct netns_entry {
-	u32 flags;
-	u32 reserved;
-	owners_t owners; /* of every socket in it; mostly none */
-};
-BPF_HASH(namespaces, u32, struct netns_entry, 1024);
 BPF_HASH(cgroups, u64, owners_t, 4096);
 BPF_HASH(processes, u32, owners_t, 16384);
 
@@ -29,11 +19,6 @@ struct slot_filter {
 BPF_ARRAY(filters, struct slot_filter, MAX_SLOTS);
 /* slot << 16 | port: there if the port passes the slot's filter. (A loop costs the verifier more.) */
 BPF_HASH(filter_ports, u32, u8, 4096);
-
-static __always_inline struct netns_entry *find_netns(u32 inum)
-{
-	return namespaces.lookup(&inum);
-}
 
 static __always_inline bool passes_filter(u32 slot, u32 protocol, u16 local, u16 remote)
 {

@@ -21,7 +21,7 @@ MAX_SHARING = 4
 _TABLE_SIZES: Mapping[str, tuple[int, str]] = {
     "cgroups": (4096, "cgroups"),
     "processes": (8192, "processes"),
-    "namespaces": (1023, "network namespaces"),
+    "namespaces": (1022, "network namespaces"),  # one more is the host's
     "filter_ports": (4096, "ports in filters"),
 }
 

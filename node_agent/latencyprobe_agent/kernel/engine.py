@@ -12,6 +12,7 @@ from latencyprobe.coverage import CoverageState, StageCoverage
 from latencyprobe.measurement import NOTHING, Measurement
 from latencyprobe.stages import STAGES, Module
 from latencyprobe_agent.kernel.compiler import Request
+from latencyprobe_agent.kernel.configuration import Namespace
 from latencyprobe_agent.kernel.headers import kernel_types_kind, missing_types_message
 from latencyprobe_agent.kernel.hooks import coverage_of, unavailable
 from latencyprobe_agent.kernel.loaded import LoadedObject, build
@@ -22,10 +23,9 @@ MAX_OWNERS = 4
 _U16 = struct.Struct("=HH")
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
-_NETNS_ENTRY = struct.Struct("=IIQ")  # struct netns_entry, bpf/targets.h
 _NETNS_HOST, _NETNS_WATCHED, _NETNS_PROCESSES = 1, 2, 4
 # `filters` is an array: its elements are only ever overwritten.
-_HASHES = ("filter_ports", "cgroups", "processes", "namespaces")
+_HASHES = ("filter_ports", "cgroups", "processes")
 _PROTOCOL_BITS = {"TCP": 1, "UDP": 2}
 
 
@@ -175,7 +175,7 @@ class KernelEngine:
         loaded = self._object
         if loaded is None:
             return
-        wanted = _tables(self._slots, self._host_netns)
+        wanted = _tables(self._slots)
         for name, entries in wanted.items():
             before = self._written.get(name, {})
             loaded.write(
@@ -183,6 +183,7 @@ class KernelEngine:
             )
         for name in _HASHES:
             loaded.erase(name, set(self._written.get(name, {})) - set(wanted[name]))
+        loaded.configuration.write_namespaces(_namespaces(self._slots, self._host_netns))
         self._written = wanted
         loaded.bump_generation()
 
@@ -214,9 +215,9 @@ def host_netns_inode(path: str) -> int:
         ) from error
 
 
-def _tables(slots: Mapping[int, SlotSpec], host_netns: int) -> dict[str, dict[bytes, bytes]]:
-    """The kernel's tables for these slots, by map."""
-    by_netns = _owners(slots, lambda spec: spec.netns_wide)
+def _namespaces(slots: Mapping[int, SlotSpec], host_netns: int) -> dict[int, Namespace]:
+    """The network namespaces that matter for these slots, by inode number."""
+    owners = _owners(slots, lambda spec: spec.netns_wide)
     watched = {inum for spec in slots.values() for inum in spec.netns | spec.netns_wide}
     with_processes = {inum for spec in slots.values() if spec.tgids for inum in spec.netns}
     namespaces = {}
@@ -224,7 +225,12 @@ def _tables(slots: Mapping[int, SlotSpec], host_netns: int) -> dict[str, dict[by
         flags = _NETNS_HOST if inum == host_netns else 0
         flags |= _NETNS_WATCHED if inum in watched else 0
         flags |= _NETNS_PROCESSES if inum in with_processes else 0
-        namespaces[_U32.pack(inum)] = _NETNS_ENTRY.pack(flags, 0, by_netns.get(inum, 0))
+        namespaces[inum] = Namespace(flags, owners.get(inum, 0))
+    return namespaces
+
+
+def _tables(slots: Mapping[int, SlotSpec]) -> dict[str, dict[bytes, bytes]]:
+    """The kernel's hashes and arrays for these slots, by map."""
     return {
         "filters": {_U32.pack(slot): _filter(spec) for slot, spec in slots.items()},
         "filter_ports": {
@@ -234,7 +240,6 @@ def _tables(slots: Mapping[int, SlotSpec], host_netns: int) -> dict[str, dict[by
         },
         "cgroups": _packed(_U64, _owners(slots, lambda spec: spec.cgroup_ids)),
         "processes": _packed(_U32, _owners(slots, lambda spec: spec.tgids)),
-        "namespaces": namespaces,
     }
 
 

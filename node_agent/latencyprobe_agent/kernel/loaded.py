@@ -10,10 +10,8 @@ import asyncio
 import contextlib
 import ctypes
 import json
-import mmap
 import os
 import socket
-import struct
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -22,12 +20,12 @@ from typing import NamedTuple
 
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.compiler import MESSAGE_BYTES, Answer, Request
+from latencyprobe_agent.kernel.configuration import ConfigMemory
 from latencyprobe_agent.kernel.statistics import StatisticsMemory
 from latencyprobe_agent.slots import EngineError
 
 _COMPILE_TIMEOUT_SECONDS = 60
 _MAX_DESCRIPTORS = 128
-_CONFIG = struct.Struct("=IIII")  # struct config, bpf/common.h
 _SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
 _MEMBARRIER_CMD_GLOBAL = 1
 _GRACE_SECONDS = 0.002
@@ -103,7 +101,7 @@ class LoadedObject:
         first_program = len(answer.maps)
         self._programs = descriptors[first_program : first_program + len(answer.programs)]
         self.statistics = StatisticsMemory(self._maps["stats"])
-        self._config = mmap.mmap(self._maps["configuration"], mmap.PAGESIZE)
+        self.configuration = ConfigMemory(self._maps["configuration"])
         self._epoch = 0
         self._generation = 0
         self._sample_mask = 0
@@ -131,9 +129,9 @@ class LoadedObject:
         return rested
 
     def _write_config(self) -> None:
-        # One aligned word at a time: programs read each on its own.
-        values = (self._epoch, self._generation, self._sample_mask, 0)
-        self._config[: _CONFIG.size] = _CONFIG.pack(*values)
+        self.configuration.write_words(
+            epoch=self._epoch, generation=self._generation, sample_mask=self._sample_mask
+        )
 
     def write(self, name: str, entries: Mapping[bytes, bytes]) -> None:
         """Set entries of a map. Raises EngineError for a full map, with its name."""
@@ -166,7 +164,7 @@ class LoadedObject:
         if not self._descriptors:
             return
         self.statistics.close()
-        self._config.close()
+        self.configuration.close()
         for descriptor in reversed(self._descriptors):  # links first
             os.close(descriptor)
         self._descriptors = []

@@ -23,7 +23,6 @@ _SHARED_FILES: Mapping[str, frozenset[Module]] = {
 MAPS = (
     "configuration",
     "stats",
-    "namespaces",
     "cgroups",
     "processes",
     "filters",

@@ -1,0 +1,98 @@
+"""The programs' configuration: `struct config` of bpf/common.h, mapped into this process.
+
+Besides a few words it holds the table of network namespaces: `netns_first`, by the low bits of an
+inode number, says at which entry to look, and entries with the same low bits are chained.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from latencyprobe_agent.slots import EngineError
+
+MAX_NAMESPACES = 1024 - 1  # entry 0 stands for "none"
+_FIRST = 4096
+_HOPS = 4
+_WORDS = struct.Struct("=IIII")
+_ENTRY = struct.Struct("=IHHQ")  # struct netns_entry
+_FIRST_OFFSET = _WORDS.size
+_ENTRIES_OFFSET = _FIRST_OFFSET + 2 * _FIRST
+CONFIG_BYTES = _ENTRIES_OFFSET + (MAX_NAMESPACES + 1) * _ENTRY.size
+
+
+class Namespace(NamedTuple):
+    """What is wanted of a network namespace: NETNS_ flags, and the owners of all its sockets."""
+
+    flags: int
+    owners: int
+
+
+class ConfigMemory:
+    """The one element of the map `configuration`."""
+
+    def __init__(self, map_fd: int) -> None:
+        self._memory = mmap.mmap(map_fd, CONFIG_BYTES)
+        self._numbers: dict[int, int] = {}
+
+    def write_words(self, *, epoch: int, generation: int, sample_mask: int) -> None:
+        """Set the words. Programs read each on its own, and each is written at once."""
+        self._memory[: _WORDS.size] = _WORDS.pack(epoch, generation, sample_mask, 0)
+
+    def write_namespaces(self, wanted: Mapping[int, Namespace]) -> None:
+        """Replace the table. A namespace that stays keeps its entry, so that no reader misses it.
+
+        Raises EngineError, with the table as it was, where there is no room.
+        """
+        numbers = self._number(wanted)
+        chains = _chains(numbers)
+        for inum, (flags, owners) in wanted.items():
+            chain = chains[inum % _FIRST]
+            following = chain.index(numbers[inum]) + 1
+            next_number = chain[following] if following < len(chain) else 0
+            self._write_entry(numbers[inum], inum, flags, next_number, owners)
+        for bucket in {inum % _FIRST for inum in (*self._numbers, *wanted)}:
+            offset = _FIRST_OFFSET + 2 * bucket
+            first = chains[bucket][0] if bucket in chains else 0
+            self._memory[offset : offset + 2] = first.to_bytes(2, "little")
+        for inum in self._numbers.keys() - wanted.keys():
+            self._write_entry(self._numbers[inum], 0, 0, 0, 0)
+        self._numbers = numbers
+
+    def close(self) -> None:
+        """Unmap."""
+        self._memory.close()
+
+    def _number(self, wanted: Mapping[int, Namespace]) -> dict[int, int]:
+        """An entry's number for each namespace; the old ones stay, the new take unused ones."""
+        if len(wanted) > MAX_NAMESPACES:
+            raise EngineError(
+                f"{len(wanted)} network namespaces: at most {MAX_NAMESPACES} can be watched"
+            )
+        numbers = {inum: number for inum, number in self._numbers.items() if inum in wanted}
+        # Not those that are given up just now either: a reader may be on its way to them.
+        taken = set(self._numbers.values())
+        unused = [n for n in range(1, MAX_NAMESPACES + 1) if n not in taken]
+        given_up = sorted(taken - set(numbers.values()))
+        fresh = iter(unused + given_up)
+        for inum in wanted:
+            if inum not in numbers:
+                numbers[inum] = next(fresh)
+        if any(len(chain) > _HOPS for chain in _chains(numbers).values()):
+            raise EngineError("too many network namespaces with the same low bits of their inodes")
+        return numbers
+
+    def _write_entry(self, number: int, inum: int, flags: int, following: int, owners: int) -> None:
+        offset = _ENTRIES_OFFSET + number * _ENTRY.size
+        self._memory[offset : offset + _ENTRY.size] = _ENTRY.pack(inum, flags, following, owners)
+
+
+def _chains(numbers: Mapping[int, int]) -> dict[int, list[int]]:
+    """The entries' numbers by the low bits of their inode numbers."""
+    chains: defaultdict[int, list[int]] = defaultdict(list)
+    for inum, number in numbers.items():
+        chains[inum % _FIRST].append(number)
+    return dict(chains)

@@ -1,0 +1,89 @@
+"""The table of network namespaces, as the programs read it."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latencyprobe_agent.kernel.configuration import (
+    CONFIG_BYTES,
+    MAX_NAMESPACES,
+    ConfigMemory,
+    Namespace,
+)
+from latencyprobe_agent.slots import EngineError
+
+INODES = st.integers(0xF0000000, 0xF0003000)
+TABLES = st.lists(
+    st.dictionaries(INODES, st.builds(Namespace, st.integers(1, 7), st.integers(0, 2**64 - 1))),
+    max_size=6,
+)
+
+
+@pytest.fixture
+def descriptor() -> Iterator[int]:
+    """A file of zeroes in the place of the kernel's map."""
+    made = os.memfd_create("configuration")
+    os.truncate(made, CONFIG_BYTES)
+    yield made
+    os.close(made)
+
+
+def find(content: bytes, inum: int) -> Namespace | None:
+    """find_netns() of bpf/common.h."""
+    (number,) = struct.unpack_from("=H", content, 16 + 2 * (inum & 4095))
+    for _ in range(4):
+        if not number:
+            break
+        found, flags, following, owners = struct.unpack_from(
+            "=IHHQ", content, 16 + 8192 + 16 * number
+        )
+        if found == inum:
+            return Namespace(flags, owners)
+        number = following
+    return None
+
+
+@given(tables=TABLES)
+def test_programs_find_what_was_written_last_and_nothing_else(
+    tables: list[dict[int, Namespace]],
+) -> None:
+    descriptor = os.memfd_create("configuration")
+    try:
+        os.truncate(descriptor, CONFIG_BYTES)
+        memory = ConfigMemory(descriptor)
+        for table in tables:
+            memory.write_namespaces(table)
+            content = os.pread(descriptor, CONFIG_BYTES, 0)
+            everyone = {inum for each in tables for inum in each}
+            assert {inum: find(content, inum) for inum in everyone} == {
+                inum: table.get(inum) for inum in everyone
+            }
+        memory.close()
+    finally:
+        os.close(descriptor)
+
+
+def test_words_are_where_the_programs_read_them(descriptor: int) -> None:
+    memory = ConfigMemory(descriptor)
+    memory.write_words(epoch=1, generation=7, sample_mask=15)
+    assert struct.unpack("=IIII", os.pread(descriptor, 16, 0)) == (1, 7, 15, 0)
+
+
+def test_a_full_table_is_refused_and_stays_as_it_was(descriptor: int) -> None:
+    memory = ConfigMemory(descriptor)
+    memory.write_namespaces({5: Namespace(2, 9)})
+    with pytest.raises(EngineError, match=f"at most {MAX_NAMESPACES}"):
+        memory.write_namespaces({inum: Namespace(2, 0) for inum in range(MAX_NAMESPACES + 1)})
+    assert find(os.pread(descriptor, CONFIG_BYTES, 0), 5) == Namespace(2, 9)
+
+
+def test_a_chain_that_programs_would_not_follow_is_refused(descriptor: int) -> None:
+    memory = ConfigMemory(descriptor)
+    with pytest.raises(EngineError, match="same low bits"):
+        memory.write_namespaces({7 + 4096 * n: Namespace(2, 0) for n in range(5)})
