@@ -22,8 +22,15 @@ from latencyprobe.demo_traffic import (
     Sent,
 )
 from latencyprobe.local import Outcome, measure
-from latencyprobe.parameters import DURATION, INTERVAL
-from latencyprobe.run import Presentation, exit_status_of, report_outcome
+from latencyprobe.parameters import DURATION
+from latencyprobe.run import (
+    Presentation,
+    exit_status_of,
+    interval_option,
+    output_option,
+    report_outcome,
+    verbose_option,
+)
 from latencyprobe.session import PidTarget, Request
 from latencyprobe.stages import DEFAULT_MODULES
 from latencyprobe.terminal import OutputFormat, TerminalObserver, can_show_live, say
@@ -64,22 +71,9 @@ class DemoError(RuntimeError):
 @click.option(
     "--duration", type=DURATION, default="10s", show_default=True, help="How long to measure."
 )
-@click.option(
-    "--interval",
-    type=INTERVAL,
-    default="1s",
-    show_default=True,
-    help="How often the live view is refreshed.",
-)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice([str(each) for each in OutputFormat]),
-    default=str(OutputFormat.TABLE),
-    show_default=True,
-    help="Format of the report.",
-)
-@click.option("-v", "--verbose", is_flag=True, help="Show the agent's log; no live view.")
+@interval_option
+@output_option
+@verbose_option
 def demo_command(*, duration: int, interval: int, output: str, verbose: bool) -> None:
     """See it work: a client and a server in network namespaces, measured.
 

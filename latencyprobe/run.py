@@ -77,6 +77,27 @@ class Presentation:
     live: bool
 
 
+# Options that `demo` has too.
+interval_option = click.option(
+    "--interval",
+    type=INTERVAL,
+    default="1s",
+    show_default=True,
+    help="How often the live view is refreshed.",
+)
+output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Choice([str(each) for each in OutputFormat]),
+    default=str(OutputFormat.TABLE),
+    show_default=True,
+    help="Format of the report.",
+)
+verbose_option = click.option(
+    "-v", "--verbose", is_flag=True, help="Show the agent's log; no live view."
+)
+
+
 @click.command("run", epilog=EXAMPLES)
 @click.option(
     "--pid", "pids", type=PID, metavar="N", multiple=True, help="Process, with its descendants."
@@ -114,26 +135,13 @@ class Presentation:
 )
 @click.option("--protocol", "protocols", type=PROTOCOL, multiple=True, help="Only this protocol.")
 @click.option("--duration", type=DURATION, help="How long to measure.  [default: until Ctrl-C]")
-@click.option(
-    "--interval",
-    type=INTERVAL,
-    default="1s",
-    show_default=True,
-    help="How often the live view is refreshed.",
-)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice([str(each) for each in OutputFormat]),
-    default=str(OutputFormat.TABLE),
-    show_default=True,
-    help="Format of the report.",
-)
+@interval_option
+@output_option
 @click.option(
     "--output-file", type=WritableFileType(), help="Write the report there, not to stdout."
 )
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no live view.")
-@click.option("-v", "--verbose", is_flag=True, help="Show the agent's log; no live view.")
+@verbose_option
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND ARG...]")
 def run_command(
     *,
