@@ -19,12 +19,12 @@ from latencyprobe.wire import CorruptMessageError, measurement_from_proto
 from latencyprobe_operator import status
 from latencyprobe_operator.backoff import Backoff
 from latencyprobe_operator.cluster import UNAVAILABLE, ApiError
-from latencyprobe_operator.desired import DesiredStates
+from latencyprobe_operator.desired import DesiredStates, PlacedPod
 from latencyprobe_operator.metrics import Metrics
 from latencyprobe_operator.nodes import AgentView, node_facts
 from latencyprobe_operator.objectives import ObjectivesWatch
 from latencyprobe_operator.pods import PodsChange, PodSet, PodsListener
-from latencyprobe_operator.reports import ProbeWindows
+from latencyprobe_operator.reports import TOTALS, ProbeWindows, headline
 from latencyprobe_operator.selection import Target
 from latencyprobe_operator.spec import (
     ProbeSpec,
@@ -33,7 +33,7 @@ from latencyprobe_operator.spec import (
     probe_key,
     read_probe,
 )
-from latencyprobe_operator.status import Facts, Phase, Problem
+from latencyprobe_operator.status import Facts, Phase, PodFacts, Problem
 
 logger = logging.getLogger(__name__)
 
@@ -429,22 +429,22 @@ class Probe:
             return facts
         placed = self._around.desired.pods_of(self.key.uid)
         ordered = self._windows.worst_first(placed, at=now)
-        listed = ordered[: self._spec.max_pods]
+        listed = [self._pod_facts(placed[uid], now) for uid in ordered[: self._spec.max_pods]]
         merged = self._windows.merged(at=now)
         return dataclasses.replace(
             facts,
-            pods=[
-                status.PodFacts(
-                    name=placed[uid].pod.name,
-                    node=placed[uid].pod.node,
-                    containers=tuple(target.container.name for target in placed[uid].targets),
-                    measurement=self._windows.of_pod(uid, at=now),
-                )
-                for uid in listed
-            ],
+            pods=sorted(listed, key=_p99_ns, reverse=True),
             omitted_pods=len(ordered) - len(listed),
             merged=merged,
             objectives=self._objectives.judge(self._spec.objectives, merged, at=now),
+        )
+
+    def _pod_facts(self, placed: PlacedPod, now: float) -> PodFacts:
+        return PodFacts(
+            name=placed.pod.name,
+            node=placed.pod.node,
+            containers=tuple(target.container.name for target in placed.targets),
+            measurement=self._windows.of_pod(placed.pod.uid, at=now),
         )
 
     def _figures(self) -> status.Document:
@@ -457,6 +457,11 @@ class Probe:
 
     def _build(self, facts: Facts) -> status.Document:
         return status.build(facts, now=status.timestamp(self._wall_clock()))
+
+
+def _p99_ns(pod: PodFacts) -> int:
+    received, sent = (pod.measurement.stage(name).histogram for name in TOTALS)
+    return headline(received, sent).percentile(99)
 
 
 def _way(spec: ProbeSpec) -> tuple[object, ...]:

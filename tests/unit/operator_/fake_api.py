@@ -29,6 +29,8 @@ class FakeApi:
     watches: list[tuple[str, str]] = field(default_factory=list)
     """(selector, resourceVersion) of each watch."""
     patches: list[Json] = field(default_factory=list)
+    statuses: dict[str, Json] = field(default_factory=dict)
+    """By the probe's name."""
     _streams: set[asyncio.Queue[Json | None]] = field(default_factory=set)
 
     def set(self, body: Json, *, quietly: bool = False) -> None:
@@ -127,4 +129,19 @@ class FakeApi:
             return web.json_response({"kind": "Status", "message": message}, status=status)
         body = await request.json()
         self.patches.append(body)
-        return web.json_response({"metadata": {}, "status": body["status"]})
+        name = request.match_info["name"]
+        status = self.statuses[name] = apply_merge_patch(self.statuses.get(name), body["status"])
+        return web.json_response({"metadata": {}, "status": status})
+
+
+def apply_merge_patch(target: Any, patch: Any) -> Any:
+    """RFC 7386, section 2."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = apply_merge_patch(result.get(key), value)
+    return result

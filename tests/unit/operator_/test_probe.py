@@ -24,8 +24,8 @@ from latencyprobe_operator.selection import Pod
 from latencyprobe_operator.status import NodeState
 from tests.unit.operator_.conftest import until
 from tests.unit.operator_.fake_agent import measurement
+from tests.unit.operator_.fake_api import apply_merge_patch
 from tests.unit.operator_.samples import pod, probe_body, target_id
-from tests.unit.operator_.test_status import apply_merge_patch
 from tests.unit.operator_.virtual_time import VirtualTimeLoop
 
 LOOP = VirtualTimeLoop
@@ -180,6 +180,24 @@ async def test_nothing_is_written_while_nothing_changes(world: World) -> None:
             await asyncio.sleep(0.5)
 
         assert len(world.writes) == writes
+
+
+async def test_the_listed_pods_are_sorted_by_what_is_shown_of_them(world: World) -> None:
+    async with running(world, probe_body(interval="10s", window="20s")) as probe:
+        world.show(pod("a"), pod("b"))
+        await ready(world, "Measuring")
+        probe.take_report("node-a", report({target_id("a"): measurement(*[9 * 10**6] * 200)}))
+        await asyncio.sleep(10)
+        figures = {
+            target_id("a"): measurement(*[10**6] * 10),
+            target_id("b"): measurement(*[2 * 10**6] * 200),
+        }
+        probe.take_report("node-a", report(figures))
+        await until(lambda: len(world.status.get("pods", ())) == 2, what=lambda: world.status)
+        for _ in range(3):
+            await asyncio.sleep(10)
+            told = [each["stages"][-1]["p99Ns"] for each in world.status["pods"] if each["stages"]]
+            assert told == sorted(told, reverse=True)
 
 
 async def test_turning_points_are_a_second_apart(world: World) -> None:

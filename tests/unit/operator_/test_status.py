@@ -23,6 +23,7 @@ from latencyprobe_operator.status import (
     Problem,
     StageGap,
 )
+from tests.unit.operator_.fake_api import apply_merge_patch
 from tests.unit.operator_.samples import probe_spec
 
 NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z"
@@ -261,19 +262,6 @@ documents = st.recursive(
     max_leaves=8,
 )
 objects = st.dictionaries(st.sampled_from("abc"), documents, max_size=3)
-
-
-def apply_merge_patch(target: Any, patch: Any) -> Any:
-    """RFC 7386, section 2."""
-    if not isinstance(patch, dict):
-        return patch
-    result = dict(target) if isinstance(target, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            result.pop(key, None)
-        else:
-            result[key] = apply_merge_patch(result.get(key), value)
-    return result
 
 
 @given(objects, objects)
