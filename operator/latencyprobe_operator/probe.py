@@ -103,6 +103,8 @@ class Probe:
         self._backoff = Backoff(0.5, 10)
         self._last_write = self._last_figures = -1e9
         self._first_report: float | None = None
+        self._reporters: set[str] = set()
+        self._nodes = 0
         self._unknown_stages: set[str] = set()
         self.update(body)
         self._grace_until = self._find_grace()
@@ -136,8 +138,11 @@ class Probe:
                 self._take_target(node, pod_uid, target, now)
         self._reported = True
         self._last_report_time = status.timestamp(self._wall_clock())
+        self._reporters.add(node)
         if self._first_report is None:
             self._first_report = now
+            self._poked.set()
+        elif len(self._reporters) == self._nodes:
             self._poked.set()
 
     def poke(self) -> None:
@@ -302,7 +307,8 @@ class Probe:
     def _figures_due(self) -> float:
         """When the next figures are to be written.
 
-        Shortly after the first report that the last write did not have, but an interval after it.
+        When all nodes have reported since the last write, or shortly after the first one did, but
+        an interval after that write.
         Where no report comes, figures still leave the window: look after an interval and a half,
         so as not to write just before one comes.
         """
@@ -311,7 +317,8 @@ class Probe:
             return self._last_figures + _STALE_SECONDS * 10
         if self._first_report is None:
             return self._last_figures + 1.5 * interval
-        settle = min(_LONGEST_SETTLE_SECONDS, interval / 10)
+        everybody = len(self._reporters) >= self._nodes
+        settle = 0.0 if everybody else min(_LONGEST_SETTLE_SECONDS, interval / 10)
         return max(self._first_report + settle, self._last_figures + interval * 0.97)
 
     def _find_grace(self) -> float:
@@ -337,6 +344,7 @@ class Probe:
         document = self._build(self._with_figures(facts, now))
         if due:
             self._last_figures, self._first_report = now, None
+            self._reporters.clear()
         if turned or status.differs(self._previous, document) or self._is_stale(document):
             await self._write(document)
 
@@ -403,6 +411,7 @@ class Probe:
             node_facts(node, self._around.agent(node), self.key.uid, targets, self._spec.modules)
             for node, targets in sorted(by_node.items())
         ]
+        self._nodes = len(nodes)
         if not self._start_time and any(node.attached for node in nodes):
             self._start_time = status.timestamp(self._wall_clock())
         return dataclasses.replace(
