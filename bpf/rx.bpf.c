@@ -52,15 +52,20 @@ static __always_inline u32 saturate(u64 ns)
 
 /*
  * A packet that was bridged or routed here came through the host; one that a process of the host
- * sent did not, and its skb still carries that process's socket.
+ * sent did not, and its skb still carries that process's socket. Neither did what comes from the
+ * loopback device, which takes the socket away, loopback_xmit(), or from hardware inside the pod:
+ * both are without rtnl_link_ops, and what is known of the skb's address is of an earlier packet.
  */
 static __always_inline bool came_through_host(struct received *packet, u64 identity,
 					      struct sk_buff *skb)
 {
 	u64 sk = (u64)READ(skb, sk);
+	struct net_device *dev;
 
-	return packet->netns == HOST_NETNS && is_of(packet, identity) &&
-	       (!sk || sk == packet->sk);
+	if (packet->netns != HOST_NETNS || !is_of(packet, identity) || (sk && sk != packet->sk))
+		return false;
+	dev = READ(skb, dev);
+	return READ(dev, rtnl_link_ops);
 }
 
 /* __netif_receive_skb_core(), net/core/dev.c */

@@ -10,15 +10,23 @@
 
 #define SENT_BITS 12
 
-/* As `received`: direct-mapped by the skb's address, a cache line each, tagged. */
+/*
+ * As `received`: direct-mapped by the skb's address, a cache line each, tagged. A packet may never
+ * reach the last device: dropped, delivered to a process of the node, cut by software GSO. Its
+ * element stays until the address comes again: then it counts as unmatched, and as lost if another
+ * packet needs the element.
+ */
 struct sent {
-	u64 tag;
+	u64 tag;	   /* 0: free */
 	u64 start_ns;	   /* TCP's stamp; equal to queue_ns where there is none (UDP) */
 	u64 queue_ns;	   /* net_dev_queue where the socket lives */
 	u64 last_queue_ns; /* net_dev_queue on the host's side; 0 before it */
 	owners_t owners;
 	u64 sk;
-	u64 pad[2];
+	u32 netns;
+	u32 ifindex; /* of the device of queue_ns */
+	u32 iif;     /* skb_iif at last_queue_ns */
+	u32 mark;    /* datagram_mark(); 0 for TCP */
 };
 BPF_ARRAY(sent, struct sent, 1 << SENT_BITS);
 
@@ -33,6 +41,51 @@ static __always_inline u64 sent_tag(u64 identity, struct sent *packet)
 {
 	return identity ^ (packet->start_ns << 1) ^ (packet->queue_ns << 7) ^
 	       (packet->last_queue_ns << 13);
+}
+
+static __always_inline bool is_sent(struct sent *packet, u64 identity)
+{
+	return packet->tag == sent_tag(identity, packet);
+}
+
+/* The packet of this element will not be seen to leave. */
+static __always_inline void abandon(struct config *config, struct sent *packet)
+{
+	packet->tag = 0;
+	unmatched_for(config, packet->owners, STAGE_TX_TOTAL, 1);
+}
+
+/*
+ * What a datagram is told by when routing or br_netfilter has taken its socket away: its length and
+ * the beginning of its payload, which address translation leaves alone. The address alone does not
+ * do: an skb that a NIC or a bridge (for a copy) gets next may have it. TCP needs none of this, it
+ * sends from a slab of its own, skbuff_fclone_cache.
+ */
+static __always_inline u32 datagram_mark(struct sk_buff *skb)
+{
+	struct {
+		u16 length;
+		u16 checksum;
+		u32 payload;
+	} from_length = {};
+
+	bpf_probe_read_kernel(&from_length, sizeof(from_length),
+			      READ(skb, head) + READ(skb, transport_header) + 4);
+	if (bpf_ntohs(from_length.length) < 12)
+		from_length.payload = 0;
+	return (from_length.payload ^ (u32)from_length.length << 16) | 1;
+}
+
+/*
+ * Whether an skb with the address of `packet` belongs to somebody else. Devices and bridges keep
+ * skb->sk; it is NULL once the host routed the packet, ip_rcv_core(), net/ipv4/ip_input.c, or its
+ * br_netfilter has seen it.
+ */
+static __always_inline bool is_foreign(struct sent *packet, struct sk_buff *skb, u32 inum)
+{
+	u64 sk = (u64)READ(skb, sk);
+
+	return (sk && sk != packet->sk) || (inum != HOST_NETNS && inum != packet->netns);
 }
 
 /*
@@ -60,31 +113,36 @@ static __always_inline bool has_tcp_data(struct sk_buff *skb)
 
 static __always_inline void begin_packet(struct config *config, struct sk_buff *skb,
 					 struct sent *packet, struct socket_state *state,
-					 u32 protocol)
+					 u32 protocol, u32 inum)
 {
+	struct net_device *dev = READ(skb, dev);
 	u64 now = bpf_ktime_get_ns();
 	u64 stamp = protocol == PROTOCOL_TCP ? READ(skb, tstamp) : now;
 
 	/* The stamp is an earliest departure time: with pacing it may lie ahead. */
 	if (stamp > now || !stamp)
 		stamp = now;
+	if (packet->tag)
+		lost_for(config, packet->owners, STAGE_TX_TOTAL);
 	packet->start_ns = stamp;
 	packet->queue_ns = now;
 	packet->last_queue_ns = 0;
 	packet->owners = state->owners;
 	packet->sk = (u64)READ(skb, sk);
+	packet->netns = inum;
+	packet->ifindex = READ(dev, ifindex);
+	packet->mark = protocol == PROTOCOL_UDP ? datagram_mark(skb) : 0;
 	packet->tag = sent_tag(identity_of(skb, config), packet);
 }
 
 static __always_inline void queue_own(struct config *config, struct sk_buff *skb,
-				      struct sent *packet)
+				      struct sent *packet, u32 inum)
 {
 	struct cpu_context *cpu = get_cpu_context();
 	struct sock *sk = READ(skb, sk);
 	struct socket_state *state;
 	u32 protocol;
 
-	packet->tag = 0;
 	if (!sk || !cpu || !is_full(sk))
 		return;
 	protocol = protocol_of(sk);
@@ -96,10 +154,34 @@ static __always_inline void queue_own(struct config *config, struct sk_buff *skb
 	if (protocol == PROTOCOL_TCP && !has_tcp_data(skb))
 		return;
 	if (is_sampled(config))
-		begin_packet(config, skb, packet, state, protocol);
+		begin_packet(config, skb, packet, state, protocol, inum);
 }
 
-/* __dev_queue_xmit(), net/core/dev.c; under rcu_read_lock_bh(), so nothing interrupts it */
+/*
+ * Whether it is `packet` that the host sends on: received there before, which sets skb_iif, or
+ * wrapped by a tunnel of the host's, which clears it, iptunnel_xmit(), net/ipv4/ip_tunnel_core.c.
+ */
+static __always_inline bool is_forwarded(struct sent *packet, struct sk_buff *skb, u32 inum)
+{
+	u32 iif = READ(skb, skb_iif);
+
+	if (inum != HOST_NETNS || packet->netns == HOST_NETNS || is_foreign(packet, skb, inum))
+		return false;
+	if (packet->last_queue_ns)
+		return !iif || iif == packet->iif;
+	return iif && (READ(skb, sk) || !packet->mark || packet->mark == datagram_mark(skb));
+}
+
+/* From a bridge or VLAN device to the device under it: the way begins at the last of them. */
+static __always_inline bool is_passed_down(struct sent *packet, struct sk_buff *skb, u32 inum)
+{
+	struct net_device *dev = READ(skb, dev);
+
+	return packet->netns == inum && packet->sk == (u64)READ(skb, sk) &&
+	       packet->ifindex != READ(dev, ifindex);
+}
+
+/* __dev_queue_xmit(), net/core/dev.c; under rcu_read_lock_bh(): no softirq comes between */
 int on_net_dev_queue(u64 *ctx)
 {
 	struct sk_buff *skb = (struct sk_buff *)ctx[0];
@@ -118,18 +200,20 @@ int on_net_dev_queue(u64 *ctx)
 	packet = get_sent(identity);
 	if (!packet)
 		return 0;
-	/* forwarded: it was received before, and nothing has scrubbed that since */
-	if (inum == HOST_NETNS && READ(skb, skb_iif)) {
-		u64 sk = (u64)READ(skb, sk);
-
-		if (packet->tag != sent_tag(identity, packet) || (sk && sk != packet->sk))
+	if (is_sent(packet, identity)) {
+		if (is_forwarded(packet, skb, inum)) {
+			packet->last_queue_ns = bpf_ktime_get_ns();
+			packet->iif = READ(skb, skb_iif);
+			packet->tag = sent_tag(identity, packet);
 			return 0;
-		packet->last_queue_ns = bpf_ktime_get_ns();
-		packet->tag = sent_tag(identity, packet);
-		return 0;
+		}
+		if (is_passed_down(packet, skb, inum))
+			packet->tag = 0;
+		else
+			abandon(config, packet);
 	}
-	if (netns->flags & NETNS_WATCHED)
-		queue_own(config, skb, packet);
+	if (netns->flags & NETNS_WATCHED && !(inum == HOST_NETNS && READ(skb, skb_iif)))
+		queue_own(config, skb, packet, inum);
 	return 0;
 }
 
@@ -261,8 +345,12 @@ int on_net_dev_start_xmit(u64 *ctx)
 		return 0;
 	identity = identity_of(skb, config);
 	packet = get_sent(identity);
-	if (!packet || packet->tag != sent_tag(identity, packet))
+	if (!packet || !is_sent(packet, identity))
 		return 0;
+	if (is_foreign(packet, skb, netns_of(dev))) {
+		abandon(config, packet);
+		return 0;
+	}
 	if (!is_last_device(config, dev))
 		return 0;
 	packet->tag = 0;

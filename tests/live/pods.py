@@ -184,6 +184,25 @@ def pods_on_bridge(count: int) -> Iterator[tuple[Namespace, list[Pod]]]:
 
 
 @contextmanager
+def pods_on_routes(count: int) -> Iterator[tuple[Namespace, list[Pod]]]:
+    """A host that routes to each pod's own device, without a bridge; IPv4 only."""
+    with ExitStack() as stack:
+        host = stack.enter_context(namespace("host"))
+        host.execute("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        pods = []
+        for index in range(count):
+            inside = stack.enter_context(namespace(f"pod{index}"))
+            device = f"veth{index}"
+            _connect(inside, host, device)
+            host.ip("link", "set", device, "up")
+            host.execute("sysctl", "-qw", f"net.ipv4.conf.{device}.proxy_arp=1")
+            pod = _make_pod(stack, inside, index)
+            host.ip("route", "add", f"{pod.address}/32", "dev", device)
+            pods.append(pod)
+        yield host, pods
+
+
+@contextmanager
 def pods_back_to_back() -> Iterator[list[Pod]]:
     """Two pods on one veth pair: no host between them."""
     with ExitStack() as stack:

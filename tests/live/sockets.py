@@ -1,0 +1,152 @@
+"""Sockets of pods, held by the test itself, so that it says what happens in which order.
+
+A socket belongs for life to the network namespace in which it was made: a thread enters a pod's,
+makes one, and goes back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import struct
+import termios
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fcntl import ioctl
+
+from latencyprobe_agent.slots import SlotSpec
+from tests.live.pods import Namespace, Pod
+
+PORT = 7000
+PATIENCE_SECONDS = 20
+CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _enter(descriptor: int) -> None:
+    if _libc.setns(descriptor, CLONE_NEWNET):  # os.setns() comes with Python 3.12
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+@contextmanager
+def inside(namespace: Namespace) -> Iterator[None]:
+    """This thread is in the namespace; the sockets that it makes stay there."""
+    with open("/proc/thread-self/ns/net") as home, namespace.path.open() as there:
+        _enter(there.fileno())
+        try:
+            yield
+        finally:
+            _enter(home.fileno())
+
+
+def everything_in(*pods: Pod) -> SlotSpec:
+    """All sockets of these pods' network namespaces."""
+    inodes = frozenset(pod.namespace.inode for pod in pods)
+    return SlotSpec(netns_wide=inodes, netns=inodes)
+
+
+def family_of(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def udp_socket(
+    namespace: Namespace,
+    address: str = "",
+    port: int = 0,
+    *,
+    family: socket.AddressFamily | None = None,
+) -> socket.socket:
+    """A datagram socket, bound if there is an address."""
+    with inside(namespace):
+        made = socket.socket(family or family_of(address), socket.SOCK_DGRAM)
+    made.settimeout(PATIENCE_SECONDS)
+    if address:
+        made.bind((address, port))
+    return made
+
+
+def listen(namespace: Namespace, address: str, port: int = PORT) -> socket.socket:
+    """A listening socket."""
+    with inside(namespace):
+        made = socket.create_server(
+            (address, port),
+            family=family_of(address),
+            backlog=1024,
+            dualstack_ipv6=address == "::",
+        )
+    made.settimeout(PATIENCE_SECONDS)
+    return made
+
+
+def connect(namespace: Namespace, address: str, port: int = PORT) -> socket.socket:
+    """A connected socket that sends each write at once."""
+    with inside(namespace):
+        made = socket.create_connection((address, port), timeout=PATIENCE_SECONDS)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Both ends of a TCP connection."""
+
+    client: socket.socket
+    server: socket.socket
+
+    def close(self) -> None:
+        self.client.close()
+        self.server.close()
+
+
+@contextmanager
+def connection(
+    client: Namespace, server: Namespace, address: str, *, connect_to: str | None = None
+) -> Iterator[Connection]:
+    """A connection from `client` to `address` in `server`."""
+    with listen(server, address) as listener:
+        asking = connect(client, connect_to or address)
+        with asking:
+            answering, _ = listener.accept()
+            with answering:
+                answering.settimeout(PATIENCE_SECONDS)
+                answering.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                yield Connection(asking, answering)
+
+
+def waiting_bytes(end: socket.socket) -> int:
+    """How much there is to read."""
+    answer = bytearray(4)
+    ioctl(end.fileno(), termios.FIONREAD, answer)
+    return int(struct.unpack("=i", answer)[0])
+
+
+def wait_for_bytes(end: socket.socket, amount: int) -> None:
+    """Return when as much is there to read."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while (there := waiting_bytes(end)) < amount:
+        assert time.monotonic() < deadline, f"{there} of {amount} bytes came"
+        os.sched_yield()
+
+
+def read_all(end: socket.socket, amount: int, piece: int = 1 << 16) -> int:
+    """Read as much in pieces; returns how many reads it took."""
+    reads = 0
+    while amount:
+        amount -= len(end.recv(min(piece, amount)))
+        reads += 1
+    return reads
+
+
+def drain(end: socket.socket) -> int:
+    """Read what is there; returns how many reads it took."""
+    reads = 0
+    end.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            end.recv(1 << 16)
+            reads += 1
+    end.settimeout(PATIENCE_SECONDS)
+    return reads
