@@ -121,14 +121,57 @@ static __always_inline void fill_segment(struct segment *segment, struct receive
 	segment->before_ns = saturate(before_ns);
 }
 
+/*
+ * The bytes from `unread` to `known_seq` are accounted for. What came otherwise
+ * than by tcp_rcv_established() is not: with the handshake's last ACK, after our own FIN, or before
+ * we watched.
+ */
+static __always_inline void account_for(struct config *config, struct socket_state *state,
+					u32 unread, u32 expected, u32 end)
+{
+	if (!state->is_seq_known) {
+		state->is_seq_known = 1;
+		state->known_seq = unread;
+	}
+	if (is_after(expected, state->known_seq)) {
+		state->known_seq = expected;
+		if (!config->sample_mask)
+			unmatched_for(config, state->owners, STAGE_RX_SOCKET, 1);
+	}
+	if (is_after(end, state->known_seq))
+		state->known_seq = end;
+}
+
+/*
+ * Drop what TCP's own numbers contradict: a first segment that was read in a way that copies nothing
+ * (splice, MSG_TRUNC), a last one that TCP dropped after tcp_probe and that now comes again.
+ */
+static __always_inline void correct_queue(struct config *config, struct socket_state *state,
+					  u32 unread, u32 expected)
+{
+	struct segment *segment;
+
+	if (state->head == state->tail)
+		return;
+	segment = &state->segments[(state->tail - 1) & (SEGMENTS - 1)];
+	if (is_after(segment->end_seq, expected)) {
+		state->tail--;
+		return;
+	}
+	segment = &state->segments[state->head & (SEGMENTS - 1)];
+	if (is_after(segment->end_seq, unread))
+		return;
+	state->head++;
+	unmatched_for(config, state->owners, STAGE_RX_SOCKET, 1);
+}
+
 static __always_inline void queue_segment(struct config *config, struct socket_state *state,
-					  struct sk_buff *skb, struct tcp_skb_cb *cb)
+					  struct sk_buff *skb, u32 seq, u32 end_seq)
 {
 	u64 identity = identity_of(skb, config), now;
 	struct received *packet = get_received(identity);
 	struct segment *segment;
 
-	state->known_seq = READ(cb, end_seq);
 	if (!packet)
 		return;
 	if (!is_of(packet, identity)) {
@@ -145,8 +188,8 @@ static __always_inline void queue_segment(struct config *config, struct socket_s
 	now = bpf_ktime_get_ns();
 	segment = &state->segments[state->tail & (SEGMENTS - 1)];
 	segment->queued_ns = now;
-	segment->seq = READ(cb, seq);
-	segment->end_seq = READ(cb, end_seq);
+	segment->seq = seq;
+	segment->end_seq = end_seq;
 	fill_segment(segment, packet, now - packet->device_ns, true);
 	state->tail++;
 }
@@ -161,12 +204,13 @@ static __always_inline void receive_segment(struct config *config, struct socket
 		end_seq--;
 	if (seq == end_seq || !is_after(end_seq, expected))
 		return; /* no data, or data that was received before */
+	account_for(config, state, READ(tp, copied_seq), expected, end_seq);
 	if (is_after(seq, expected)) {
-		state->known_seq = end_seq;
 		count_for(config, state->owners, COUNTER_HEAD_OF_LINE_SEGMENTS);
 		return;
 	}
-	queue_segment(config, state, skb, cb);
+	correct_queue(config, state, READ(tp, copied_seq), expected);
+	queue_segment(config, state, skb, expected, end_seq);
 }
 
 /* `segment` must be in a map: what is read from there is new to the verifier, which bounds its work. */
@@ -218,12 +262,17 @@ static __always_inline void read_segments(struct config *config, struct socket_s
 	}
 }
 
-/* A read that no segment accounts for: received before we watched, or not by tcp_rcv_established(). */
-static __always_inline void check_read(struct config *config, struct socket_state *state, u32 end)
+/* A read that no segment accounts for: see account_for(). */
+static __always_inline void check_read(struct config *config, struct socket_state *state, u32 start,
+				       u32 end)
 {
 	u32 unmatched = state->skipped;
 
 	state->skipped = 0;
+	if (!state->is_seq_known) {
+		state->is_seq_known = 1;
+		state->known_seq = start;
+	}
 	if (is_after(end, state->known_seq)) {
 		state->known_seq = end;
 		unmatched++;
@@ -253,7 +302,7 @@ int on_skb_copy_datagram(u64 *ctx)
 		/* tcp_recvmsg_locked() advances it after each copy */
 		bpf_probe_read_kernel(&start, sizeof(start), &((struct tcp_sock *)sk)->copied_seq);
 	read_segments(config, state, start, start + length);
-	check_read(config, state, start + length);
+	check_read(config, state, start, start + length);
 	return 0;
 }
 

@@ -27,13 +27,13 @@ struct socket_state {
 	owners_t owners;
 	owners_t process_owners; /* of the process that claimed it, before the filters */
 	u32 is_candidate; /* perhaps a target process's; known once it touches the socket */
-	u32 reserved;
+	u32 is_seq_known; /* known_seq is set */
 	u64 connect_ns;	  /* SYN sent; 0 when no connect is under way */
 	u64 handshake_ns; /* duration measured before the owner was known */
 #ifdef MODULE_RX
 	u32 head; /* next to read, next to fill: free-running */
 	u32 tail;
-	u32 known_seq; /* end of the bytes that are accounted for */
+	u32 known_seq; /* end of the bytes that are accounted for, as lost or unmatched too */
 	u32 skipped;   /* segments that left the queue without a copy */
 	struct segment segments[SEGMENTS];
 #endif
