@@ -27,25 +27,6 @@
 	})
 #endif
 
-#define AF_INET 2
-#define AF_INET6 10
-#define IPPROTO_TCP 6
-#define IPPROTO_UDP 17
-
-/* include/net/tcp_states.h */
-#define TCP_ESTABLISHED 1
-#define TCP_SYN_SENT 2
-#define TCP_SYN_RECV 3
-#define TCP_TIME_WAIT 6
-#define TCP_CLOSE 7
-#define TCP_NEW_SYN_RECV 12
-
-#define TCP_FLAG_FIN 0x01
-#define TCP_FLAG_SYN 0x02
-#define TCP_FLAG_RST 0x04
-
-#define NET_RX_SOFTIRQ 3 /* include/linux/interrupt.h */
-
 #define TOO_LONG_NS 60000000000ULL /* a longer duration is a wrong pairing */
 
 #define NETNS_HOST 1	  /* the node's own namespace: packets of pods pass through it */

@@ -200,7 +200,7 @@ static __always_inline void receive_segment(struct config *config, struct socket
 	struct tcp_skb_cb *cb = (struct tcp_skb_cb *)skb->cb;
 	u32 seq = READ(cb, seq), end_seq = READ(cb, end_seq), expected = READ(tp, rcv_nxt);
 
-	if (READ(cb, tcp_flags) & TCP_FLAG_FIN)
+	if (READ(cb, tcp_flags) & TCPHDR_FIN)
 		end_seq--;
 	if (seq == end_seq || !is_after(end_seq, expected))
 		return; /* no data, or data that was received before */
@@ -311,9 +311,6 @@ int on_skb_copy_datagram(u64 *ctx)
  * is the one that lies as far from the ring's end as datagrams remain in the queue. Ring and queue
  * agree again whenever the queue is empty, whatever was missed before.
  */
-
-#define MSG_PEEK 0x2
-#define MSG_ERRQUEUE 0x2000
 
 /*
  * The datagram that was just queued: the one that this CPU received last. Where another CPU's was

@@ -3,12 +3,6 @@
  * Module tcp: what is measured per connection.
  */
 
-/* include/uapi/asm-generic/errno.h */
-#define ENETUNREACH 101
-#define ETIMEDOUT 110
-#define ECONNREFUSED 111
-#define EHOSTUNREACH 113
-
 /* A connect that failed is a count by cause, never a sample. */
 static __always_inline u32 connect_failure(int error)
 {

@@ -106,7 +106,7 @@ static __always_inline bool has_tcp_data(struct sk_buff *skb)
 		return false;
 	if (bpf_probe_read_kernel(header, sizeof(header), head + offset))
 		return false;
-	if (header[13] & (TCP_FLAG_SYN | TCP_FLAG_RST))
+	if (header[13] & (TCPHDR_SYN | TCPHDR_RST))
 		return false;
 	return length > before + (header[12] >> 4) * 4;
 }

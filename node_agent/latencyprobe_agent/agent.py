@@ -264,6 +264,7 @@ class Agent:
         What was measured until now is read for whom it was measured; a slot that is given up is
         read once more after the kernel has left it, before its number serves anybody else.
         """
+        asked = self._now()  # a first report is due an interval after this, however long it takes
         facts = self._resolver.facts
         await self._load(wanted_modules(desired, facts))
         self._read()
@@ -278,7 +279,7 @@ class Agent:
         surplus = self._slots.allot(wanted)
         self._refused = refused | dict.fromkeys(surplus, self._slots.refusal())
         self._assign(assignment(self._slots.numbers, facts))
-        self._collector.follow(desired, self._now())
+        self._collector.follow(desired, asked)
         self._collector.own(owners(desired, self._slots.numbers))
         self._desired = desired
         self._figure = None  # a new budget judges the last figure anew

@@ -21,7 +21,7 @@ from typing import Any
 from latencyprobe.stages import Module
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.btf import KernelTypes, NoBtfError
-from latencyprobe_agent.kernel.headers import kernel_source, point_bcc_at
+from latencyprobe_agent.kernel.headers import NoKernelTypesError, kernel_source, point_bcc_at
 from latencyprobe_agent.kernel.hooks import Event, Hook, events_of
 from latencyprobe_agent.kernel.kallsyms import find_functions
 from latencyprobe_agent.kernel.source import MAPS, UDP_READERS, compose
@@ -73,7 +73,13 @@ def build(request: Request) -> tuple[Answer, list[int]]:
     typed = types is not None and request.typed
     modules = tuple(Module(name) for name in request.modules)
     udp_readers = find_functions(UDP_READERS.values()) if Module.RX in modules else {}
-    source = compose(modules, host_netns=request.host_netns, typed=typed, udp_readers=udp_readers)
+    source = compose(
+        modules,
+        host_netns=request.host_netns,
+        from_btf=types is not None,
+        typed=typed,
+        udp_readers=udp_readers,
+    )
     events = events_of(modules)
     with kernel_source(types) as tree:
         point_bcc_at(tree)
@@ -205,6 +211,8 @@ def main() -> None:
     descriptors: list[int] = []
     try:
         answer, descriptors = build(request)
+    except (NoKernelTypesError, CompileError, libbpf.LibbpfMissingError) as error:
+        answer = Answer(error=str(error))
     except Exception as error:  # noqa: BLE001 - the agent decides what to make of it
         answer = Answer(error=f"{type(error).__name__}: {error}")
     socket.send_fds(channel, [json.dumps(asdict(answer)).encode()], descriptors)

@@ -94,15 +94,14 @@ def kernel_types_kind() -> str:
     return "headers" if installed_headers() is not None else "none"
 
 
-def installed_headers() -> Path | None:
-    """The build tree of the running kernel's headers, if the distribution's package is there."""
-    for path in (
-        Path("/lib/modules") / platform.release() / "build",
-        Path("/usr/src") / f"linux-headers-{platform.release()}",
-    ):
-        if (path / "include" / "linux" / "kconfig.h").is_file():
-            return path
-    return None
+def installed_headers(modules: Path = Path("/lib/modules")) -> Path | None:
+    """The build tree of the running kernel, if the distribution's headers are there.
+
+    Debian splits it: `build` has what is generated, `source` the rest; bcc knows both.
+    """
+    folder = modules / platform.release()
+    kconfigs = (folder / part / "include" / "linux" / "kconfig.h" for part in ("build", "source"))
+    return folder / "build" if any(kconfig.is_file() for kconfig in kconfigs) else None
 
 
 @contextmanager
@@ -144,9 +143,13 @@ def version_code(release: str | None = None) -> int:
 
 
 def point_bcc_at(source: KernelSource) -> None:
-    """Set the environment variables by which bcc finds a kernel source."""
-    os.environ["BCC_KERNEL_SOURCE"] = str(source.path)
-    os.environ["BCC_LINUX_VERSION_CODE"] = str(version_code())
+    """Set the environment variables by which bcc finds a made tree; installed ones it finds itself.
+
+    The version has to be told as well, since there is no generated/uapi/linux/version.h in ours.
+    """
+    if source.kind == "btf":
+        os.environ["BCC_KERNEL_SOURCE"] = str(source.path)
+        os.environ["BCC_LINUX_VERSION_CODE"] = str(version_code())
 
 
 def _write_tree(folder: Path, types: KernelTypes) -> None:

@@ -24,7 +24,8 @@ from latencyprobe_agent.kernel.configuration import ConfigMemory
 from latencyprobe_agent.kernel.statistics import StatisticsMemory
 from latencyprobe_agent.slots import EngineError
 
-_COMPILE_TIMEOUT_SECONDS = 60
+# A second or two with BTF; kernel headers on a slow, loaded machine take a minute.
+_COMPILE_TIMEOUT_SECONDS = 180
 _MAX_DESCRIPTORS = 128
 _SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
 _MEMBARRIER_CMD_GLOBAL = 1

@@ -9,7 +9,7 @@ from latencyprobe.histogram import MANTISSA_THRESHOLDS
 from latencyprobe.stages import COUNTERS, STAGES, Module
 from latencyprobe_agent.slots import MAX_SLOTS
 
-_HEADERS = ("common.h", "histogram.h", "targets.h", "sockets.h")
+_HEADERS = ("kernel.h", "common.h", "histogram.h", "targets.h", "sockets.h")
 _MODULE_FILES: Mapping[Module, str] = {
     Module.RX: "rx.bpf.c",
     Module.TX: "tx.bpf.c",
@@ -46,13 +46,16 @@ def compose(
     modules: Iterable[Module],
     *,
     host_netns: int,
+    from_btf: bool,
     typed: bool,
     udp_readers: Mapping[str, tuple[int, int]],
 ) -> str:
     """The C source of these modules.
 
+    `from_btf`: types come from BTF, else from the kernel's headers (bpf/kernel.h).
+    `typed`: programs are bound by BTF (bpf/common.h).
     `udp_readers`: (address, size) of the functions in UDP_READERS; without them datagrams are not
-    measured on the receiving side.
+    measured on the receiving side before 6.3.
     """
     wanted = frozenset(modules)
     files = [
@@ -61,6 +64,7 @@ def compose(
         *(file for file, modules in _SHARED_FILES.items() if modules & wanted),
     ]
     macros = {
+        "FROM_BTF": int(from_btf),
         "TYPED": int(typed),
         "HOST_NETNS": f"{host_netns}U",
         "MAX_SLOTS": MAX_SLOTS,
@@ -74,10 +78,7 @@ def compose(
     }
     lines = [f"#define {name} {value}" for name, value in macros.items()]
     folder = source_folder()
-    return "\n".join(
-        ["#include <latencyprobe/kernel_types.h>", *lines]
-        + [(folder / file).read_text() for file in files]
-    )
+    return "\n".join([*lines, *((folder / file).read_text() for file in files)])
 
 
 def _udp_macros(udp_readers: Mapping[str, tuple[int, int]]) -> Mapping[str, str]:

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The kernel's types and the few constants that we use.
+ *
+ * FROM_BTF 1: the types come from the running kernel's BTF, which has no macros, so the constants
+ * are stated here. FROM_BTF 0: both come from the kernel's headers; fields that differ between
+ * kernels are told by the version, where BTF would be asked.
+ */
+
+#if FROM_BTF
+
+#include <latencyprobe/kernel_types.h>
+
+#define AF_INET 2
+#define AF_INET6 10
+#define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
+
+/* include/net/tcp_states.h */
+#define TCP_ESTABLISHED 1
+#define TCP_SYN_SENT 2
+#define TCP_SYN_RECV 3
+#define TCP_TIME_WAIT 6
+#define TCP_CLOSE 7
+#define TCP_NEW_SYN_RECV 12
+
+/* include/net/tcp.h */
+#define TCPHDR_FIN 0x01
+#define TCPHDR_SYN 0x02
+#define TCPHDR_RST 0x04
+
+/* include/linux/socket.h */
+#define MSG_PEEK 0x2
+#define MSG_ERRQUEUE 0x2000
+
+/* include/uapi/asm-generic/errno.h */
+#define ENETUNREACH 101
+#define ETIMEDOUT 110
+#define ECONNREFUSED 111
+#define EHOSTUNREACH 113
+
+#define NET_RX_SOFTIRQ 3 /* include/linux/interrupt.h */
+
+#else
+
+#include <linux/cgroup-defs.h>
+#include <linux/interrupt.h>
+#include <linux/kernfs.h>
+#include <linux/netdevice.h>
+#include <linux/sched/signal.h>
+#include <linux/skbuff.h>
+#include <linux/udp.h>
+#include <net/net_namespace.h>
+#include <net/rtnetlink.h>
+#include <net/sock.h>
+#include <net/tcp.h>
+
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 10, 0)
+#define HAVE_net_device_priv 1
+#endif
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(5, 15, 0) /* commit 8520e224f547, backported */
+#define HAVE_sock_cgroup_data_cgroup 1
+#endif
+
+#endif
