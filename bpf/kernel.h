@@ -55,6 +55,8 @@
 #include <net/sock.h>
 #include <net/tcp.h>
 
+#undef READ /* linux/kernel.h has one; ours is in common.h */
+
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 10, 0)
 #define HAVE_net_device_priv 1
 #endif
