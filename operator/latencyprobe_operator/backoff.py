@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import random
+import tenacity
+
+
+# tenacity's delays are functions of a retrying call's state; ours have no call, only attempts.
+_NO_CALL = tenacity.AsyncRetrying()
 
 
 class Backoff:
@@ -12,17 +16,17 @@ class Backoff:
     """
 
     def __init__(self, first_seconds: float, longest_seconds: float) -> None:
-        self._first = first_seconds
-        self._longest = longest_seconds
-        self._attempts = 0
+        half_first, half_longest = first_seconds / 2, longest_seconds / 2
+        self._fixed = tenacity.wait_exponential(multiplier=half_first, max=half_longest)
+        self._jitter = tenacity.wait_random(0, 1)
+        self._state = tenacity.RetryCallState(_NO_CALL, None, (), {})
 
     def next(self) -> float:
         """The seconds to wait now."""
-        # 2**30 times anything is beyond every limit, and an int of a year's attempts is not needed.
-        delay: float = min(self._first * 2.0 ** min(self._attempts, 30), self._longest)
-        self._attempts += 1
-        return delay * random.uniform(0.5, 1)  # noqa: S311 - spreads load, keeps no secret
+        half = self._fixed(self._state)
+        self._state.attempt_number += 1
+        return half * (1 + self._jitter(self._state))
 
     def reset(self) -> None:
         """Begin again with the first delay: the last attempt succeeded."""
-        self._attempts = 0
+        self._state.attempt_number = 1
