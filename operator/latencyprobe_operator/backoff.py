@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tenacity
 
-
 # tenacity's delays are functions of a retrying call's state; ours have no call, only attempts.
 _NO_CALL = tenacity.AsyncRetrying()
 
