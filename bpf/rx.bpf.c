@@ -386,7 +386,7 @@ static __always_inline void read_datagram(struct config *config, struct socket_s
 		return;
 	}
 	state->head = position + 1;
-	if (remaining >= SEGMENTS) {
+	if (remaining >= SEGMENTS - 1) { /* a datagram that comes now overwrites the oldest */
 		lost_for(config, owners, STAGE_RX_SOCKET);
 		return;
 	}

@@ -1,0 +1,249 @@
+"""Datagrams: every one that is read is a sample, or known to be missing."""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import threading
+from collections.abc import Callable
+
+from latencyprobe.measurement import NOTHING
+from latencyprobe.stages import Module
+from latencyprobe_agent.kernel.engine import KernelEngine
+from tests.live.pods import Pod
+from tests.live.sockets import PORT, drain, everything_in, inside, udp_socket
+from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, count
+
+Start = Callable[..., KernelEngine]
+Pair = tuple[Pod, Pod]
+REMEMBERED = 63  # one less than SEGMENTS, bpf/sockets.h: the next may be on its way
+MSG_WAITFORONE = 0x10000
+
+
+async def watch(start: Start, client: Pod, server: Pod) -> KernelEngine:
+    """An engine with all modules on everything in both namespaces."""
+    engine = start()
+    engine.assign({CLIENT: everything_in(client), SERVER: everything_in(server)})
+    await engine.use(frozenset(Module))
+    return engine
+
+
+def received(engine: KernelEngine) -> tuple[int, int]:
+    """(datagrams that the server has read and are samples, those known to be missing)."""
+    measured = engine.read().get(SERVER, NOTHING)
+    missing = sum(account_for(measured, stage)[1] for stage in ("rx.stack", "rx.socket"))
+    return count(measured, "rx.total"), missing
+
+
+async def test_a_burst_longer_than_our_memory_is_lost_but_for_its_end(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    with (
+        udp_socket(server.namespace, server.address, PORT) as reading,
+        udp_socket(client.namespace) as sending,
+    ):
+        for _ in range(200):
+            sending.sendto(b"d", (server.address, PORT))
+        reading.recv(16, socket.MSG_PEEK)
+        assert drain(reading) == 200
+    assert received(engine) == (REMEMBERED, 200 - REMEMBERED)
+
+
+async def test_what_the_kernel_drops_for_want_of_room_is_not_ours_to_count(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    with (
+        udp_socket(server.namespace, server.address, PORT) as reading,
+        udp_socket(client.namespace) as sending,
+    ):
+        reading.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        for _ in range(200):
+            sending.sendto(b"d", (server.address, PORT))
+        reads = drain(reading)
+        assert 0 < reads < REMEMBERED
+        assert received(engine) == (reads, 0)
+        for _ in range(20):
+            sending.sendto(b"d", (server.address, PORT))
+            reading.recv(16)
+    assert received(engine) == (20, 0)
+
+
+async def test_empty_peeked_and_cut_datagrams_count_once_each(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    with (
+        udp_socket(server.namespace, server.address, PORT) as reading,
+        udp_socket(client.namespace) as sending,
+    ):
+        for _ in range(30):
+            sending.sendto(b"", (server.address, PORT))
+            reading.recv(16)
+            sending.sendto(b"d" * 100, (server.address, PORT))
+            reading.recv(100, socket.MSG_PEEK)
+            reading.recv(100)
+            sending.sendto(b"d" * 100, (server.address, PORT))
+            reading.recv(10)
+    samples, missing = received(engine)
+    assert samples + missing == 90
+    assert missing <= 2  # a reader that is awake can be faster than the news
+
+
+async def test_a_connected_socket_is_measured_in_both_directions(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    with (
+        udp_socket(server.namespace, server.address, PORT) as answering,
+        udp_socket(client.namespace) as asking,
+    ):
+        asking.connect((server.address, PORT))
+        asking.send(b"hello")
+        answering.connect(answering.recvfrom(16)[1])
+        for _ in range(50):
+            asking.send(b"q")
+            answering.recv(16)
+            answering.send(b"r")
+            asking.recv(16)
+    measured = engine.read()
+    for slot, sent, came in ((CLIENT, 51, 50), (SERVER, 50, 51)):
+        assert account_for(measured[slot], "tx.total") == (sent, 0)
+        assert sum(account_for(measured[slot], "rx.socket")) == came
+
+
+async def test_many_datagrams_in_one_call_count_one_by_one(start_engine: Start, pair: Pair) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    with (
+        udp_socket(server.namespace, server.address, PORT) as reading,
+        udp_socket(client.namespace) as sending,
+    ):
+        for _ in range(40):
+            sending.sendto(b"d" * 8, (server.address, PORT))
+        reading.recv(16, socket.MSG_PEEK)
+        assert receive_many(reading, 64) == 40
+    assert received(engine) == (40, 0)
+
+
+class _Vector(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+class _Header(ctypes.Structure):
+    """struct msghdr, recvmsg(2)."""
+
+    _fields_ = (
+        ("name", ctypes.c_void_p),
+        ("name_length", ctypes.c_uint32),
+        ("vectors", ctypes.POINTER(_Vector)),
+        ("vectors_length", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("control_length", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+    )
+
+
+class _Message(ctypes.Structure):
+    """struct mmsghdr, recvmmsg(2)."""
+
+    _fields_ = (("header", _Header), ("length", ctypes.c_uint32))
+
+
+def receive_many(reading: socket.socket, most: int) -> int:
+    """recvmmsg(2), which Python does not know."""
+    room = ctypes.create_string_buffer(16)
+    vector = _Vector(ctypes.cast(room, ctypes.c_void_p), len(room))
+    messages = (_Message * most)(
+        *(_Message(_Header(vectors=ctypes.pointer(vector), vectors_length=1)) for _ in range(most))
+    )
+    libc = ctypes.CDLL(None, use_errno=True)
+    count = libc.recvmmsg(reading.fileno(), messages, most, MSG_WAITFORONE, None)
+    if count < 0:
+        raise OSError(ctypes.get_errno(), "recvmmsg")
+    return int(count)
+
+
+async def test_senders_and_readers_at_the_same_time_are_all_accounted_for(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    reads = [0, 0]
+    with udp_socket(server.namespace, server.address, PORT) as reading:
+
+        def read(number: int) -> None:
+            while reading.recv(16) != b"end":
+                reads[number] += 1
+            reads[number] += 1
+
+        def send() -> None:
+            with udp_socket(client.namespace) as sending:
+                for _ in range(1000):
+                    sending.sendto(b"d", (server.address, PORT))
+
+        readers = [threading.Thread(target=read, args=(number,)) for number in range(2)]
+        senders = [threading.Thread(target=send) for _ in range(3)]
+        for thread in (*readers, *senders):
+            thread.start()
+        for thread in senders:
+            thread.join()
+        with udp_socket(client.namespace) as ending:
+            while any(reader.is_alive() for reader in readers):
+                ending.sendto(b"end", (server.address, PORT))
+                for reader in readers:
+                    reader.join(0.01)
+        left = drain(reading)
+    assert sum(received(engine)) == sum(reads) + left
+
+
+async def test_members_of_a_group_have_one_sample_and_the_rest_unmatched(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    for pod in pair:
+        pod.namespace.ip("route", "add", "239.0.0.0/8", "dev", "eth0")
+    group = "239.1.1.1"
+    with (
+        group_member(server, group) as one,
+        group_member(server, group) as other,
+        udp_socket(client.namespace) as sending,
+    ):
+        for _ in range(50):
+            sending.sendto(b"d", (group, PORT))
+            one.recv(16)
+            other.recv(16)
+    samples, missing = received(engine)
+    assert samples + missing == 100
+    assert samples >= 45
+
+
+def group_member(pod: Pod, group: str) -> socket.socket:
+    with inside(pod.namespace):
+        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    made.settimeout(20)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.bind(("", PORT))
+    membership = socket.inet_aton(group) + socket.inet_aton(pod.address)
+    made.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+    return made
+
+
+async def test_broadcasts_are_measured(start_engine: Start, pair: Pair) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    with (
+        udp_socket(server.namespace, "0.0.0.0", PORT) as reading,
+        udp_socket(client.namespace, client.address, 0) as sending,
+    ):
+        sending.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        for _ in range(50):
+            sending.sendto(b"d", ("198.51.100.255", PORT))
+            reading.recv(16)
+    assert sum(received(engine)) == 50
