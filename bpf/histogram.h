@@ -16,13 +16,14 @@
 #define OVERFLOW_POSITION ((LAST_OCTAVE - FIRST_OCTAVE) * 8 + 1)
 #define POSITIONS (OVERFLOW_POSITION + 1)
 
+/* Why a sample is missing from a stage; latencyprobe/measurement.py says what each means. */
+enum missing { LOST, UNMATCHED, CLAMPED, NR_MISSING };
+
 struct stage_stats {
 	u64 sum;
 	u64 max;
 	u64 not_min; /* ~min, so that zeroed memory is its neutral element */
-	u32 lost;
-	u32 unmatched;
-	u32 clamped;
+	u32 missing[NR_MISSING];
 	u32 counts[POSITIONS];
 	u32 pad; /* keeps the next stage's u64 aligned */
 };
@@ -112,7 +113,7 @@ static __always_inline void record(struct stage_stats *stage, u64 ns)
 	u64 position;
 
 	if (ns > TOO_LONG_NS) {
-		__sync_fetch_and_add(&stage->unmatched, 1);
+		__sync_fetch_and_add(&stage->missing[UNMATCHED], 1);
 		return;
 	}
 	position = position_of(ns);
@@ -148,25 +149,26 @@ static __always_inline void count_for(struct config *config, owners_t owners, u3
 	}
 }
 
-static __always_inline void unmatched_for(struct config *config, owners_t owners, u32 stage,
-					  u32 count)
+static __always_inline void miss_for(struct config *config, owners_t owners, u32 stage,
+				     enum missing missing, u32 count)
 {
 	for (; owners; owners >>= OWNER_BITS) {
 		struct slot_stats *slot = get_stats(config, first_slot(owners));
 
 		if (slot)
-			__sync_fetch_and_add(&slot->stages[stage].unmatched, count);
+			__sync_fetch_and_add(&slot->stages[stage].missing[missing], count);
 	}
 }
 
 static __always_inline void lost_for(struct config *config, owners_t owners, u32 stage)
 {
-	for (; owners; owners >>= OWNER_BITS) {
-		struct slot_stats *slot = get_stats(config, first_slot(owners));
+	miss_for(config, owners, stage, LOST, 1);
+}
 
-		if (slot)
-			__sync_fetch_and_add(&slot->stages[stage].lost, 1);
-	}
+static __always_inline void unmatched_for(struct config *config, owners_t owners, u32 stage,
+					  u32 count)
+{
+	miss_for(config, owners, stage, UNMATCHED, count);
 }
 
 /* A packet counts in full or not at all; the agent knows the ratio from the mask. */

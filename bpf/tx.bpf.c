@@ -120,6 +120,8 @@ static __always_inline void begin_packet(struct config *config, struct sk_buff *
 	u64 stamp = protocol == PROTOCOL_TCP ? READ(skb, tstamp) : now;
 
 	/* The stamp is an earliest departure time: with pacing it may lie ahead. */
+	if (stamp > now)
+		miss_for(config, state->owners, STAGE_TX_STACK, CLAMPED, 1);
 	if (stamp > now || !stamp)
 		stamp = now;
 	if (packet->tag)

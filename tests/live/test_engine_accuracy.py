@@ -205,6 +205,20 @@ async def test_a_queue_longer_than_our_memory_counts_as_lost(
     assert socket_stage.unmatched == 0
 
 
+async def test_a_departure_time_that_lies_ahead_is_clamped_and_counted(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    client, server = pair
+    engine = await both(start_engine, client, server)
+    late = ("--depart-late-ms", "50")
+    measured, _ = await measure(engine, client, server, 100, client_options=late)
+    stage = measured[CLIENT].stage("tx.stack")
+    assert stage.clamped == 100 - stage.histogram.count
+    assert stage.clamped >= 90  # the first may leave before the option is in force
+    assert count(measured[CLIENT], "tx.total") == 100
+    assert measured[CLIENT].stage("tx.total").histogram.max_ns < 1_000_000_000
+
+
 async def test_a_slow_queueing_discipline_is_found_in_tx_qdisc(
     start_engine: Start, bridged: tuple[Namespace, Pod, Pod]
 ) -> None:

@@ -19,6 +19,7 @@ REQUEST = b"q" * 64
 REPLY = b"r" * 128
 # linux/net_tstamp.h; as Python has no names for them
 SO_TIMESTAMPING = 37
+TCP_TX_DELAY = 37  # linux/tcp.h
 SOF_RX_SOFTWARE, SOF_SOFTWARE = 1 << 3, 1 << 4
 TIMESTAMPING = struct.Struct("=qqqqqq")
 
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--protocol", choices=("tcp", "udp"), default="tcp")
     parser.add_argument("--read-delay-ms", type=float, default=0.0)
     parser.add_argument("--gap-ms", type=float, default=0.0)
+    parser.add_argument("--depart-late-ms", type=float, default=0.0, help="TCP_TX_DELAY")
     parser.add_argument("--one-way", action="store_true", help="no replies")
     parser.add_argument("--fork", action="store_true", help="do the work in a child process")
     options = parser.parse_args()
@@ -125,6 +127,9 @@ def ask_tcp(options: argparse.Namespace) -> dict[str, object]:
     with socket.create_connection((options.address, options.port), timeout=30) as connection:
         connected_ns = time.monotonic_ns() - began
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if options.depart_late_ms:
+            late_us = round(options.depart_late_ms * 1e3)
+            connection.setsockopt(socket.IPPROTO_TCP, TCP_TX_DELAY, late_us)
         for _ in range(options.requests):
             connection.sendall(REQUEST)
             time.sleep(options.gap_ms / 1e3)
