@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import struct
@@ -26,6 +27,7 @@ _U64 = struct.Struct("=Q")
 _NETNS_HOST, _NETNS_WATCHED, _NETNS_PROCESSES = 1, 2, 4
 # `filters` is an array: its elements are only ever overwritten.
 _HASHES = ("filter_ports", "cgroups", "processes")
+_UNCERTAIN = b""  # no entry has this value
 _PROTOCOL_BITS = {"TCP": 1, "UDP": 2}
 
 
@@ -50,9 +52,14 @@ class KernelEngine:
         self._coverage = self._idle_coverage()
         self._clock = OverheadClock()
         self._sample_shift = 0
+        self._changing = asyncio.Lock()
 
     async def use(self, modules: frozenset[Module]) -> None:
-        """See `slots.Engine.use`."""
+        """See `slots.Engine.use`. Calls at the same time take effect in their order."""
+        async with self._changing:
+            await self._change(modules)
+
+    async def _change(self, modules: frozenset[Module]) -> None:
         if modules == self._modules:
             return
         replacement = await self._build(modules) if modules else None
@@ -177,10 +184,11 @@ class KernelEngine:
             return
         wanted = _tables(self._slots)
         for name, entries in wanted.items():
-            before = self._written.get(name, {})
-            loaded.write(
-                name, {key: value for key, value in entries.items() if before.get(key) != value}
-            )
+            before = self._written.setdefault(name, {})
+            changed = {key: value for key, value in entries.items() if before.get(key) != value}
+            # Should the kernel refuse one, the others are to be written again, or erased.
+            before.update(dict.fromkeys(changed, _UNCERTAIN))
+            loaded.write(name, changed)
         for name in _HASHES:
             loaded.erase(name, set(self._written.get(name, {})) - set(wanted[name]))
         loaded.configuration.write_namespaces(_namespaces(self._slots, self._host_netns))

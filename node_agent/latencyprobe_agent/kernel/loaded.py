@@ -61,9 +61,10 @@ async def build(request: Request) -> LoadedObject:
         theirs.close()
         try:
             async with asyncio.timeout(_COMPILE_TIMEOUT_SECONDS):
-                await asyncio.get_running_loop().sock_sendall(
-                    ours, json.dumps(asdict(request)).encode()
-                )
+                with contextlib.suppress(ConnectionError):  # it has ended: its status tells more
+                    await asyncio.get_running_loop().sock_sendall(
+                        ours, json.dumps(asdict(request)).encode()
+                    )
                 _, stderr = await process.communicate()
         except BaseException as error:
             with contextlib.suppress(ProcessLookupError):
@@ -80,14 +81,30 @@ async def build(request: Request) -> LoadedObject:
 def _receive(channel: socket.socket, status: int | None, stderr: str) -> LoadedObject:
     try:
         message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, _MAX_DESCRIPTORS)
-    except BlockingIOError:
+    except (BlockingIOError, ConnectionError):
         message, descriptors = b"", []
     if not message:
         raise EngineError(f"the compiler process ended with status {status}: {stderr.strip()}")
     answer = Answer(**json.loads(message))
     if answer.error:
         raise EngineError(answer.error)
-    return LoadedObject(answer, descriptors, stderr)
+    try:
+        _check_complete(answer, descriptors)
+        return LoadedObject(answer, descriptors, stderr)
+    except BaseException:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise
+
+
+def _check_complete(answer: Answer, descriptors: list[int]) -> None:
+    """The kernel hands over as many descriptors as the limit allows, and says nothing else."""
+    expected = len(answer.maps) + 2 * len(answer.programs)  # a link for each program
+    if len(descriptors) != expected:
+        raise EngineError(
+            f"{len(descriptors)} of {expected} descriptors came from the compiler process: the "
+            "limit of open files is too low (ulimit -n)"
+        )
 
 
 class LoadedObject:
