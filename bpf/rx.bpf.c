@@ -218,17 +218,22 @@ static __always_inline void record_packet(struct config *config, u32 slot_number
 					  volatile struct segment *segment, u64 now)
 {
 	struct slot_stats *slot = get_stats(config, slot_number);
+	u64 wait_ns = now - segment->queued_ns;
 
 	if (!slot)
 		return;
+	if (wait_ns > TOO_LONG_NS) { /* no part without the others */
+		__sync_fetch_and_add(&slot->stages[STAGE_RX_SOCKET].missing[UNMATCHED], 1);
+		return;
+	}
 	if (segment->softirq_ns != ABSENT)
 		record(&slot->stages[STAGE_RX_SOFTIRQ], segment->softirq_ns);
 	if (segment->host_ns != ABSENT)
 		record(&slot->stages[STAGE_RX_HOST], segment->host_ns);
 	if (segment->stack_ns != ABSENT)
 		record(&slot->stages[STAGE_RX_STACK], segment->stack_ns);
-	record(&slot->stages[STAGE_RX_SOCKET], now - segment->queued_ns);
-	record(&slot->stages[STAGE_RX_TOTAL], now - segment->queued_ns + segment->before_ns);
+	record(&slot->stages[STAGE_RX_SOCKET], wait_ns);
+	record(&slot->stages[STAGE_RX_TOTAL], wait_ns + segment->before_ns);
 }
 
 /*

@@ -1,0 +1,140 @@
+"""Whose sockets count: by cgroup and by process, where several share a network namespace."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from latencyprobe.measurement import NOTHING
+from latencyprobe.stages import Module
+from latencyprobe_agent.kernel.engine import KernelEngine
+from latencyprobe_agent.slots import SlotSpec
+from tests.live.pods import Pod, cgroup, unified_cgroup_root
+from tests.live.sockets import connect, inside, listen, read_all
+from tests.live.test_engine_accuracy import SERVER, count
+
+Start = Callable[..., KernelEngine]
+Pair = tuple[Pod, Pod]
+MESSAGES = 20
+
+
+def own_cgroup() -> Path:
+    """This process's directory in the v2 hierarchy."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        if line.startswith("0::"):
+            return unified_cgroup_root() / line.removeprefix("0::").lstrip("/")
+    raise RuntimeError("this process is in no v2 cgroup")
+
+
+@contextmanager
+def member_of(directory: Path) -> Iterator[None]:
+    """This process belongs to the cgroup for a while."""
+    home = own_cgroup()
+    (directory / "cgroup.procs").write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        (home / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def send_some(client: Pod, server: Pod, listener: socket.socket) -> None:
+    """A connection with some messages, read by this process."""
+    with connect(client.namespace, server.address, listener.getsockname()[1]) as asking:
+        answering, _ = listener.accept()
+        with answering:
+            for _ in range(MESSAGES):
+                asking.sendall(b"q")
+                read_all(answering, 1)
+
+
+def received(engine: KernelEngine) -> int:
+    return count(engine.read().get(SERVER, NOTHING), "rx.total")
+
+
+async def test_a_socket_belongs_to_the_cgroup_that_it_was_made_in(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = start_engine()
+    engine.assign({SERVER: server.spec()})
+    await engine.use(frozenset(Module))
+    with member_of(server.cgroup), listen(server.namespace, server.address, 7001) as made_inside:
+        send_some(client, server, made_inside)
+        assert received(engine) == MESSAGES
+        with cgroup(f"{server.cgroup.name}-elsewhere") as elsewhere, member_of(elsewhere):
+            # the process has moved: what it had made stays, also for connections accepted later
+            send_some(client, server, made_inside)
+            assert received(engine) == MESSAGES
+            with listen(server.namespace, server.address, 7002) as made_elsewhere:
+                send_some(client, server, made_elsewhere)
+            assert received(engine) == 0
+
+
+async def test_sockets_of_a_cgroup_outlive_its_directory(start_engine: Start, pair: Pair) -> None:
+    client, server = pair
+    engine = start_engine()
+    with cgroup(f"{server.cgroup.name}-short") as short:
+        identity = frozenset({short.stat().st_ino})
+        engine.assign({SERVER: SlotSpec(cgroup_ids=identity, netns=server.spec().netns)})
+        await engine.use(frozenset(Module))
+        with member_of(short):
+            listener = listen(server.namespace, server.address)
+    with listener:
+        send_some(client, server, listener)
+    assert received(engine) == MESSAGES
+
+
+async def test_a_process_is_followed_through_its_forks(start_engine: Start, pair: Pair) -> None:
+    client, server = pair
+    engine = start_engine()
+    engine.assign({SERVER: SlotSpec(tgids=frozenset({os.getpid()}), netns=server.spec().netns)})
+    await engine.use(frozenset(Module))
+    with listen(server.namespace, server.address) as listener:
+        serve_by_a_grandchild(listener)
+        with connect(client.namespace, server.address) as asking:
+            for _ in range(MESSAGES):
+                asking.sendall(b"q")
+                read_all(asking, 1)
+    assert received(engine) == MESSAGES
+
+
+def serve_by_a_grandchild(listener: socket.socket) -> None:
+    """Have it answer one connection until its end; the process between ends at once."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    try:
+        if os.fork():
+            return
+        answering, _ = listener.accept()
+        while answering.recv(1):
+            answering.sendall(b"r")
+    finally:
+        os._exit(0)
+
+
+async def test_a_stranger_in_the_same_namespace_is_never_counted(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = start_engine()
+    netns = server.spec().netns
+    engine.assign(
+        {
+            SERVER: SlotSpec(cgroup_ids=server.spec().cgroup_ids, netns=netns),
+            SERVER + 1: SlotSpec(tgids=frozenset({1}), netns=netns),
+        }
+    )
+    await engine.use(frozenset(Module))
+    with listen(server.namespace, server.address) as listener:
+        send_some(client, server, listener)
+    with inside(server.namespace):
+        one, other = socket.socketpair()
+    with one, other:
+        one.sendall(b"x")
+        other.recv(1)
+    assert engine.read() == {}
