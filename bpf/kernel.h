@@ -13,6 +13,7 @@
 
 #define AF_INET 2
 #define AF_INET6 10
+#define ETH_P_IP 0x0800 /* include/uapi/linux/if_ether.h */
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
 

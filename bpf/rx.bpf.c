@@ -419,7 +419,7 @@ int on_sock_recv_length(u64 *ctx)
 	return 0;
 }
 
-#ifdef UDP_READ_START
+/* The reader's slots, for a datagram whose socket is not known any more. */
 static __always_inline owners_t look_up_reader(struct config *config, u32 netns, u16 local,
 					      u16 remote)
 {
@@ -439,53 +439,53 @@ static __always_inline owners_t look_up_reader(struct config *config, u32 netns,
 	return owners;
 }
 
-/*
- * For kernels before 6.3. A datagram is freed when recvmsg() has copied it: skb_consume_udp(), net/ipv4/udp.c. (A small one
- * is copied by copy_linear_skb(), which has no tracepoint.) Called from there, __consume_stateless_skb()
- * names a return address inside that function or, by a tail call, inside udp{,v6}_recvmsg(); every
- * other skb of the node leaves at these tests. (6.18 frees in another way, without this event.)
- */
-static __always_inline bool is_udp_read(u64 location)
+/* IPv4 and IPv6 without extension headers: where the header of a datagram is named. */
+static __always_inline bool is_udp(struct sk_buff *skb)
 {
-	return location - UDP_READ_START < UDP_READ_SIZE ||
-	       location - UDP4_RECVMSG_START < UDP4_RECVMSG_SIZE ||
-	       location - UDP6_RECVMSG_START < UDP6_RECVMSG_SIZE;
+	u32 offset = READ(skb, protocol) == bpf_htons(ETH_P_IP) ? 9 : 6;
+	u8 protocol = 0;
+
+	bpf_probe_read_kernel(&protocol, sizeof(protocol),
+			      READ(skb, head) + READ(skb, network_header) + offset);
+	return protocol == IPPROTO_UDP;
 }
 
 BPF_PERCPU_ARRAY(datagrams, struct segment, 1); /* room that on_consume_skb() works in */
 
+/*
+ * For kernels before 6.3, which have no sock_recv_length. A datagram is freed when recvmsg() has
+ * copied it, skb_consume_udp(), net/ipv4/udp.c: of all that is freed, what was received where targets
+ * live and is freed by a process. (A small one is copied by copy_linear_skb(), without an event.)
+ */
 int on_consume_skb(u64 *ctx)
 {
 	struct sk_buff *skb = (struct sk_buff *)ctx[0];
 	struct config *config = get_config();
-	struct segment *segment;
+	struct cpu_context *cpu = get_cpu_context();
 	struct received *packet;
+	struct segment *segment;
 	unsigned char *header;
 	owners_t owners;
 	u64 identity;
 	u16 ports[2];
 	u32 zero = 0;
 
-	if (!is_udp_read(ctx[1]) || !config)
+	if (!config || !cpu || cpu->in_softirq)
 		return 0;
 	identity = identity_of(skb, config);
 	packet = get_received(identity);
-	if (!packet || !is_of(packet, identity))
+	if (!packet || !is_of(packet, identity) || !is_udp(skb))
 		return 0;
 	packet->tag = 0;
-	if (!packet->first_ns)
+	segment = datagrams.lookup(&zero);
+	if (!packet->first_ns || !segment)
 		return 0;
 	header = READ(skb, head) + READ(skb, transport_header);
 	bpf_probe_read_kernel(ports, sizeof(ports), header);
-	owners = look_up_reader(config, packet->netns, bpf_ntohs(ports[1]),
-				bpf_ntohs(ports[0]));
-	segment = datagrams.lookup(&zero);
-	if (!segment)
-		return 0;
+	owners = look_up_reader(config, packet->netns, bpf_ntohs(ports[1]), bpf_ntohs(ports[0]));
 	segment->queued_ns = packet->device_ns;
 	fill_segment(segment, packet, 0, false);
 	for (; owners; owners >>= OWNER_BITS)
 		record_packet(config, first_slot(owners), segment, bpf_ktime_get_ns());
 	return 0;
 }
-#endif

@@ -100,20 +100,19 @@ async def test_modules_swapped_time_and_again_under_traffic_leave_nothing(
     before, complaints, trees = descriptors(), kernel_complaints(), header_trees()
     used: set[int] = set()
     with connection(client.namespace, server.namespace, server.address) as both, exchanging(both):
-        for number in range(12):
+        for number in range(6):
             await engine.use(swaps[number % len(swaps)])
             used |= programs_of(os.getpid())
             engine.read()
-    assert len(used) > 40
+    assert len(used) > 20
     wait_until_gone(used)
     assert descriptors() == before
     assert header_trees() <= trees
     assert kernel_complaints() == complaints
 
 
-@pytest.mark.parametrize("patience_s", [0.0, 0.2])
 async def test_a_change_that_is_cancelled_leaves_the_engine_as_it_was(
-    start_engine: Start, pair: Pair, patience_s: float
+    start_engine: Start, pair: Pair
 ) -> None:
     client, server = pair
     engine = start_engine()
@@ -122,9 +121,8 @@ async def test_a_change_that_is_cancelled_leaves_the_engine_as_it_was(
     before, ours, childs = descriptors(), programs_of(os.getpid()), children()
     coverage = engine.coverage
     changing = asyncio.create_task(engine.use(ALL))
-    await asyncio.wait({changing}, timeout=patience_s)
-    if changing.done():
-        pytest.skip(f"this machine changes modules within {patience_s} s")
+    while not children() - childs:
+        await asyncio.sleep(0)
     changing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await changing

@@ -9,8 +9,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import pytest
-
 from latencyprobe.histogram import (
     LAST_OCTAVE,
     MANTISSA_THRESHOLDS,
@@ -142,12 +140,11 @@ def test_the_kernel_counts_in_the_position_that_python_reads() -> None:
     assert {position_of(duration) for duration in durations} == set(range(POSITIONS))
 
 
-@pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
 async def test_reading_while_packets_come_neither_loses_nor_doubles_one(
-    start_engine: Start, pair: tuple[Pod, Pod], typed: bool
+    start_engine: Start, pair: tuple[Pod, Pod]
 ) -> None:
     client, server = pair
-    engine = start_engine(typed=typed)
+    engine = start_engine()
     engine.assign({CLIENT: everything_in(client), SERVER: everything_in(server)})
     await engine.use(frozenset(Module))
     exchanges = 0

@@ -126,7 +126,7 @@ async def test_sums_hold_where_tcp_packets_are_dropped_and_sent_again(
         *("tc", "qdisc", "add", "dev", "veth1", "root", "tbf"),
         *("rate", "20mbit", "burst", "2000", "limit", "3000"),
     )
-    amount = 1 << 20
+    amount = 1 << 18
     with connection(client.namespace, server.namespace, server.address) as both:
         sending = threading.Thread(target=both.client.sendall, args=(bytes(amount),))
         sending.start()
@@ -136,7 +136,7 @@ async def test_sums_hold_where_tcp_packets_are_dropped_and_sent_again(
         exchange(between_others, 300)
     measured = take(engine, CLIENT)
     samples, missing = account_for(measured, "tx.total")
-    assert samples > 100
+    assert samples > 50
     assert missing > 10
     # 3,000 bytes at 20 Mbit/s are 1.2 ms: what waits longer is another packet
     assert measured.stage("tx.qdisc").histogram.max_ns < 20 * MILLISECOND_NS

@@ -21,12 +21,18 @@ from typing import Any
 from latencyprobe.stages import Module
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.btf import KernelTypes, NoBtfError
-from latencyprobe_agent.kernel.headers import NoKernelTypesError, kernel_source, point_bcc_at
+from latencyprobe_agent.kernel.headers import (
+    NoKernelTypesError,
+    kernel_source,
+    point_bcc_at,
+    version_code,
+)
 from latencyprobe_agent.kernel.hooks import Event, Hook, events_of
-from latencyprobe_agent.kernel.kallsyms import find_functions
-from latencyprobe_agent.kernel.source import MAPS, UDP_READERS, compose
+from latencyprobe_agent.kernel.source import MAPS, compose
 
 MESSAGE_BYTES = 1 << 18
+# Since when tracing programs may use bpf_sk_storage_get(): kernel commit 8e4597c627fb.
+TYPED_SINCE = (5 << 16) + (11 << 8)
 _DIAGNOSTIC_LINES = 80
 
 
@@ -70,15 +76,13 @@ class _Object:
 def build(request: Request) -> tuple[Answer, list[int]]:
     """Compile, load and attach. Returns the answer and the descriptors that belong to it."""
     types = _kernel_types()
-    typed = types is not None and request.typed
+    typed = types is not None and request.typed and version_code() >= TYPED_SINCE
     modules = tuple(Module(name) for name in request.modules)
-    udp_readers = find_functions(UDP_READERS.values()) if Module.RX in modules else {}
     source = compose(
         modules,
         host_netns=request.host_netns,
         from_btf=types is not None,
         typed=typed,
-        udp_readers=udp_readers,
     )
     events = events_of(modules)
     with kernel_source(types) as tree:
@@ -116,6 +120,9 @@ class _Loader:
 
     def attach(self, event: Event) -> None:
         """Use the first of the event's hooks that the kernel takes."""
+        if event.beside and event.beside not in self.programs:
+            self.refused[event.name] = f"of no use without {event.beside}"
+            return
         reasons = []
         for hook in event.hooks:
             try:
@@ -135,7 +142,7 @@ class _Loader:
     def _attach_hook(self, hook: Hook) -> None:
         code = self._compiled.code.get(hook.function)
         if code is None:
-            raise LookupError("the addresses of the functions that it needs are hidden")
+            raise LookupError(f"{hook.function} was not compiled")
         program = self._load(hook, code)
         try:
             tracepoint = hook.tracepoint if self._types is None else None

@@ -28,11 +28,15 @@ class Hook:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happens in the kernel, with the ways to be told of it, best first."""
+    """Something that happens in the kernel, with the ways to be told of it, best first.
+
+    `beside`: a program without which this event is of no use.
+    """
 
     name: str
     modules: frozenset[Module]
     hooks: tuple[Hook, ...]
+    beside: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +50,10 @@ class StageNeeds:
     profits: Mapping[str, str]
 
 
-def _event(name: str, modules: Iterable[Module], *hooks: tuple[str, str]) -> Event:
-    return Event(name, frozenset(modules), tuple(Hook(*hook) for hook in hooks))
+def _event(
+    name: str, modules: Iterable[Module], *hooks: tuple[str, str], beside: str = ""
+) -> Event:
+    return Event(name, frozenset(modules), tuple(Hook(*hook) for hook in hooks), beside)
 
 
 EVENTS: tuple[Event, ...] = (
@@ -58,13 +64,13 @@ EVENTS: tuple[Event, ...] = (
     _event("receive", (RX,), ("on_netif_receive_skb", "netif_receive_skb")),
     _event("segment", (RX, TCP), ("on_tcp_probe", "tcp_probe")),
     _event("TCP read", (RX,), ("on_skb_copy_datagram", "skb_copy_datagram_iovec")),
-    _event("UDP queue", (RX,), ("on_sk_data_ready", "sk_data_ready")),
     _event(
         "UDP read",
         (RX,),
         ("on_sock_recv_length", "sock_recv_length"),
         ("on_consume_skb", "consume_skb"),
     ),
+    _event("UDP queue", (RX,), ("on_sk_data_ready", "sk_data_ready"), beside="on_sock_recv_length"),
     _event("queue", (TX,), ("on_net_dev_queue", "net_dev_queue")),
     _event("transmit", (TX,), ("on_net_dev_start_xmit", "net_dev_start_xmit")),
     _event("state change", (TCP,), ("on_inet_sock_set_state", "inet_sock_set_state")),

@@ -28,12 +28,6 @@ MAPS = (
     "filters",
     "filter_ports",
 )
-# Functions whose callers mark a read of a datagram: see is_udp_read() in bpf/rx.bpf.c.
-UDP_READERS: Mapping[str, str] = {
-    "UDP_READ": "skb_consume_udp",
-    "UDP4_RECVMSG": "udp_recvmsg",
-    "UDP6_RECVMSG": "udpv6_recvmsg",
-}
 
 
 def source_folder() -> Path:
@@ -48,14 +42,11 @@ def compose(
     host_netns: int,
     from_btf: bool,
     typed: bool,
-    udp_readers: Mapping[str, tuple[int, int]],
 ) -> str:
     """The C source of these modules.
 
     `from_btf`: types come from BTF, else from the kernel's headers (bpf/kernel.h).
     `typed`: programs are bound by BTF (bpf/common.h).
-    `udp_readers`: (address, size) of the functions in UDP_READERS; without them datagrams are not
-    measured on the receiving side before 6.3.
     """
     wanted = frozenset(modules)
     files = [
@@ -74,19 +65,7 @@ def compose(
         **{stage.macro: index for index, stage in enumerate(STAGES)},
         **{counter.macro: index for index, counter in enumerate(COUNTERS)},
         **{f"THRESHOLD_{j}": f"{value}ULL" for j, value in enumerate(MANTISSA_THRESHOLDS)},
-        **_udp_macros(udp_readers),
     }
     lines = [f"#define {name} {value}" for name, value in macros.items()]
     folder = source_folder()
     return "\n".join([*lines, *((folder / file).read_text() for file in files)])
-
-
-def _udp_macros(udp_readers: Mapping[str, tuple[int, int]]) -> Mapping[str, str]:
-    if set(udp_readers) != set(UDP_READERS.values()):
-        return {}
-    macros = {}
-    for prefix, function in UDP_READERS.items():
-        address, size = udp_readers[function]
-        macros[f"{prefix}_START"] = f"0x{address:x}ULL"
-        macros[f"{prefix}_SIZE"] = f"{size}ULL"
-    return macros
