@@ -91,7 +91,7 @@ def wait_until_nothing_is_attached(before: set[int]) -> None:
         left = our_programs() - before
         return f"programs {sorted(left)} are still loaded" if left else None
 
-    wait_until("all programs to be gone", unmet, seconds=15)
+    wait_until("all programs to be gone", unmet, seconds=30)
 
 
 def condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
