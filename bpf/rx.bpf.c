@@ -315,7 +315,12 @@ int on_skb_copy_datagram(u64 *ctx)
  * Datagrams. Their queue is first in, first out, and a read takes one: so the datagram that was read
  * is the one that lies as far from the ring's end as datagrams remain in the queue. Ring and queue
  * agree again whenever the queue is empty, whatever was missed before.
+ *
+ * Two CPUs that queue at the same time may write one place of the ring and leave out the next. So a
+ * reader empties the place that it has read: what is found empty was never written.
  */
+#define PLACE_EMPTY 0	/* queued_ns of no datagram */
+#define PLACE_COUNTED 1 /* of one that is not sampled, or counted as missing already */
 
 /*
  * The datagram that was just queued: the one that this CPU received last. Where another CPU's was
@@ -345,7 +350,7 @@ int on_sk_data_ready(u64 *ctx)
 	struct socket_state *state;
 	struct received *packet;
 	struct segment *segment;
-	u64 now;
+	u64 queued_ns = PLACE_COUNTED;
 
 	if (!config || protocol_of(sk) != PROTOCOL_UDP)
 		return 0;
@@ -354,17 +359,16 @@ int on_sk_data_ready(u64 *ctx)
 		return 0;
 	packet = find_queued(sk, config);
 	segment = &state->segments[state->tail & (SEGMENTS - 1)];
-	segment->queued_ns = 0;
 	if (!packet) {
 		unmatched_for(config, state->owners, STAGE_RX_STACK, 1);
 	} else {
 		packet->tag = 0;
 		if (packet->first_ns) {
-			now = bpf_ktime_get_ns();
-			segment->queued_ns = now;
-			fill_segment(segment, packet, now - packet->device_ns, true);
+			queued_ns = bpf_ktime_get_ns();
+			fill_segment(segment, packet, queued_ns - packet->device_ns, true);
 		}
 	}
+	segment->queued_ns = queued_ns;
 	state->tail++;
 	return 0;
 }
@@ -396,10 +400,12 @@ static __always_inline void read_datagram(struct config *config, struct socket_s
 		return;
 	}
 	segment = &state->segments[position & (SEGMENTS - 1)];
-	if (!segment->queued_ns)
-		return;
-	for (; owners; owners >>= OWNER_BITS)
-		record_packet(config, first_slot(owners), segment, now);
+	if (segment->queued_ns == PLACE_EMPTY)
+		unmatched_for(config, owners, STAGE_RX_SOCKET, 1);
+	else if (segment->queued_ns != PLACE_COUNTED)
+		for (; owners; owners >>= OWNER_BITS)
+			record_packet(config, first_slot(owners), segment, now);
+	segment->queued_ns = PLACE_EMPTY;
 }
 
 /* sock_recvmsg(), net/socket.c, 6.3+; after the copy */
