@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from latencyprobe_agent.kernel import libbpf
@@ -46,7 +47,8 @@ async def build(request: Request) -> LoadedObject:
     Raises EngineError with its words if it fails or takes too long.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
+    # Its temporary files go with ours: killed, it would leave them.
+    with ours, theirs, TemporaryDirectory(prefix="latencyprobe-") as temporary:
         ours.setblocking(False)
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -57,6 +59,7 @@ async def build(request: Request) -> LoadedObject:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "TMPDIR": temporary},
         )
         theirs.close()
         try:
