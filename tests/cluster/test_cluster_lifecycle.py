@@ -57,7 +57,12 @@ def _mounts() -> set[str]:
     """Those that are ours if they are new: other tests may mount things meanwhile."""
     ours = (str(BRIEF.state_directory), *MASKED_DIRECTORIES)
     mounts = Path("/proc/mounts").read_text().splitlines()
-    return {mount for mount in mounts if mount.split()[1].startswith(ours)}
+    # Those of `ip netns` are in the node's own mount namespace; what is seen here is others'.
+    return {
+        mount
+        for mount in mounts
+        if (path := mount.split()[1]).startswith(ours) and not path.startswith("/run/netns")
+    }
 
 
 def _processes_in(cgroup: str) -> set[int]:
