@@ -16,8 +16,8 @@ from latencyprobe.histogram import EMPTY, Histogram
 class StageMeasurement:
     """The samples of one stage, and what is known to be missing from them.
 
-    `lost`: samples given up for want of room. `unmatched`: ends whose beginning was not seen, or
-    that were over 60 s apart. `clamped`: negative durations (an earliest departure time in the
+    `lost`: samples given up for want of room. `unmatched`: one end was not seen, or both
+    were over 60 s apart. `clamped`: negative durations (an earliest departure time in the
     future) counted as 0. `sampling_ratio`: the share of packets that was looked at, (0, 1].
     """
 
