@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.compiler import MESSAGE_BYTES, Answer, Request
@@ -31,14 +30,6 @@ _MAX_DESCRIPTORS = 128
 _SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
 _MEMBARRIER_CMD_GLOBAL = 1
 _GRACE_SECONDS = 0.002
-
-
-class ProgramTimes(NamedTuple):
-    """Run time in nanoseconds, runs and missed runs of all programs together."""
-
-    run_time_ns: int
-    runs: int
-    misses: int
 
 
 async def build(request: Request) -> LoadedObject:
@@ -171,14 +162,9 @@ class LoadedObject:
         """The keys of a map now."""
         return set(libbpf.keys(self._maps[name], key_bytes))
 
-    def times(self) -> ProgramTimes:
-        """The programs' times; all 0 while the kernel's statistics are off."""
-        infos = [libbpf.program_info(descriptor) for descriptor in self._programs]
-        return ProgramTimes(
-            sum(info.run_time_ns for info in infos),
-            sum(info.run_cnt for info in infos),
-            sum(info.recursion_misses for info in infos),
-        )
+    def run_time_ns(self) -> int:
+        """Run time of all programs together; it stands still while the statistics are off."""
+        return sum(libbpf.program_info(program).run_time_ns for program in self._programs)
 
     def close(self) -> None:
         """Detach and free everything. Idempotent."""

@@ -51,12 +51,12 @@ class OverheadClock:
         except libbpf.KernelRefusedError:
             return  # not known on this kernel: `overhead` says so
         self._began = time.monotonic()
-        self._run_time_ns = self._object.times().run_time_ns
+        self._run_time_ns = self._object.run_time_ns()
         self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._end_look)
 
     def _end_look(self) -> None:
         assert self._object is not None
-        busy_ns = self._object.times().run_time_ns - self._run_time_ns
+        busy_ns = self._object.run_time_ns() - self._run_time_ns
         elapsed_ns = (time.monotonic() - self._began) * 1e9
         self.overhead = Overhead(100 * busy_ns / elapsed_ns, self.overhead.figure + 1)
         self._close_statistics()
