@@ -317,10 +317,12 @@ int on_skb_copy_datagram(u64 *ctx)
  * agree again whenever the queue is empty, whatever was missed before.
  *
  * Two CPUs that queue at the same time may write one place of the ring and leave out the next. So a
- * reader empties the place that it has read: what is found empty was never written.
+ * reader empties the place that it has read: what is found empty was never written. And whatever is
+ * to be counted is counted by the reader, so that no race counts a datagram twice.
  */
-#define PLACE_EMPTY 0	/* queued_ns of no datagram */
-#define PLACE_COUNTED 1 /* of one that is not sampled, or counted as missing already */
+#define PLACE_EMPTY 0	  /* queued_ns of no datagram */
+#define PLACE_UNSAMPLED 1 /* of one that does not count */
+#define PLACE_UNMATCHED 2 /* of one whose way to the socket was not seen */
 
 /*
  * The datagram that was just queued: the one that this CPU received last. Where another CPU's was
@@ -350,7 +352,7 @@ int on_sk_data_ready(u64 *ctx)
 	struct socket_state *state;
 	struct received *packet;
 	struct segment *segment;
-	u64 queued_ns = PLACE_COUNTED;
+	u64 queued_ns = PLACE_UNMATCHED;
 
 	if (!config || protocol_of(sk) != PROTOCOL_UDP)
 		return 0;
@@ -359,14 +361,11 @@ int on_sk_data_ready(u64 *ctx)
 		return 0;
 	packet = find_queued(sk, config);
 	segment = &state->segments[state->tail & (SEGMENTS - 1)];
-	if (!packet) {
-		unmatched_for(config, state->owners, STAGE_RX_STACK, 1);
-	} else {
+	if (packet) {
 		packet->tag = 0;
-		if (packet->first_ns) {
-			queued_ns = bpf_ktime_get_ns();
+		queued_ns = packet->first_ns ? bpf_ktime_get_ns() : PLACE_UNSAMPLED;
+		if (packet->first_ns)
 			fill_segment(segment, packet, queued_ns - packet->device_ns, true);
-		}
 	}
 	segment->queued_ns = queued_ns;
 	state->tail++;
@@ -402,7 +401,9 @@ static __always_inline void read_datagram(struct config *config, struct socket_s
 	segment = &state->segments[position & (SEGMENTS - 1)];
 	if (segment->queued_ns == PLACE_EMPTY)
 		unmatched_for(config, owners, STAGE_RX_SOCKET, 1);
-	else if (segment->queued_ns != PLACE_COUNTED)
+	else if (segment->queued_ns == PLACE_UNMATCHED)
+		unmatched_for(config, owners, STAGE_RX_STACK, 1);
+	else if (segment->queued_ns != PLACE_UNSAMPLED)
 		for (; owners; owners >>= OWNER_BITS)
 			record_packet(config, first_slot(owners), segment, now);
 	segment->queued_ns = PLACE_EMPTY;
