@@ -5,8 +5,15 @@ from uuid import uuid4
 
 import pytest
 
+from tests.cluster import programs
 from tests.cluster.environment import Cluster
 from tests.cluster.layout import FOR_TESTS
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _programs() -> None:
+    """Found or built before any test's deadline runs: the first time it takes minutes."""
+    programs.obtain(programs.say_on_stderr)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """A cluster comes up after any end of the last one, and leaves nothing behind."""
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -85,8 +84,10 @@ def _kill_starter_of(cluster: Cluster) -> None:
             running = cluster.process_ids()
             return None if "kube-apiserver" in running else f"{list(running)} run"
 
-        wait_until("an API server", unmet, seconds=60)
-        starter.send_signal(signal.SIGKILL)
+        try:
+            wait_until("an API server", unmet, seconds=60)
+        finally:
+            starter.kill()
 
 
 def test_it_starts_after_a_killed_start_and_leaves_nothing(brief_cluster: Cluster) -> None:
