@@ -48,6 +48,7 @@
 #include <linux/interrupt.h>
 #include <linux/kernfs.h>
 #include <linux/netdevice.h>
+#include <linux/ptrace.h>
 #include <linux/sched/signal.h>
 #include <linux/skbuff.h>
 #include <linux/udp.h>

@@ -199,9 +199,9 @@ def _directions() -> Mapping[str, str]:
     for event in EVENTS:
         for hook in event.hooks:
             if Module.RX in event.modules and event.modules != frozenset(Module):
-                directions[hook.tracepoint] = "received"
+                directions[hook.symbol] = "received"
             elif event.modules == {Module.TX}:
-                directions[hook.tracepoint] = "sent"
+                directions[hook.symbol] = "sent"
     return directions
 
 

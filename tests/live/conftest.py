@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -25,9 +25,11 @@ async def start_engine() -> AsyncIterator[Callable[..., KernelEngine]]:
     """Makes engines, and closes them at the end."""
     async with AsyncExitStack() as stack:
 
-        def start(*, host_netns: int | None = None, typed: bool = True) -> KernelEngine:
+        def start(
+            *, host_netns: int | None = None, typed: bool = True, without: Iterable[str] = ()
+        ) -> KernelEngine:
             inode = host_netns or Path("/proc/self/ns/net").stat().st_ino
-            engine = KernelEngine(host_netns=inode, typed=typed)
+            engine = KernelEngine(host_netns=inode, typed=typed, without=without)
             stack.push_async_callback(engine.close)
             return engine
 

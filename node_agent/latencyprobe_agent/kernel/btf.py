@@ -18,6 +18,7 @@ VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
 _KIND_STRUCT = 4
 _KIND_TYPEDEF = 8
+_KIND_FUNC = 12
 _TYPE_HEADER = struct.Struct("=III")
 _MEMBER = struct.Struct("=III")
 _EMIT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
@@ -69,6 +70,13 @@ class KernelTypes:
     def tracepoint_id(self, tracepoint: str) -> int | None:
         """The id that binds a program to this tracepoint's typed arguments; None without it."""
         return self._find(f"btf_trace_{tracepoint}", _KIND_TYPEDEF)
+
+    def function_id(self, function: str) -> int | None:
+        """The id that binds a program to a function's arguments (fentry, fexit); None without it.
+
+        Of vmlinux alone: not of what modules bring.
+        """
+        return self._find(function, _KIND_FUNC)
 
     def _find(self, name: str, kind: int) -> int | None:
         id_: int = self._library.btf__find_by_name_kind(self._btf, name.encode(), kind)

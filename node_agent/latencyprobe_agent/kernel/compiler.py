@@ -27,7 +27,8 @@ from latencyprobe_agent.kernel.headers import (
     point_bcc_at,
     version_code,
 )
-from latencyprobe_agent.kernel.hooks import Event, Hook, events_of
+from latencyprobe_agent.kernel.hooks import events_of
+from latencyprobe_agent.kernel.loader import Loader
 from latencyprobe_agent.kernel.source import MAPS, compose
 
 MESSAGE_BYTES = 1 << 18
@@ -38,11 +39,15 @@ _DIAGNOSTIC_LINES = 80
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to build. `typed`: bind programs by BTF if this kernel can; see bpf/common.h."""
+    """What to build. `typed`: bind programs by BTF if this kernel can; see bpf/common.h.
+
+    `without`: hooks by their name in coverage that are not to be used, for tests of the others.
+    """
 
     modules: tuple[str, ...]
     host_netns: int
     typed: bool = True
+    without: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -88,7 +93,7 @@ def build(request: Request) -> tuple[Answer, list[int]]:
     with kernel_source(types) as tree:
         point_bcc_at(tree)
         compiled = _compile(source, [hook.function for event in events for hook in event.hooks])
-    loader = _Loader(compiled, types if typed else None)
+    loader = Loader(compiled.code, types if typed else None, without=request.without)
     for event in events:
         loader.attach(event)
     answer = Answer(
@@ -105,68 +110,6 @@ def _kernel_types() -> KernelTypes | None:
         return KernelTypes()
     except NoBtfError:
         return None
-
-
-class _Loader:
-    """Loads and attaches hook by hook; what fails costs its event alone."""
-
-    def __init__(self, compiled: _Object, types: KernelTypes | None) -> None:
-        self._compiled = compiled
-        self._types = types
-        self.programs: dict[str, int] = {}
-        self.links: list[int] = []
-        self.attached: dict[str, str] = {}
-        self.refused: dict[str, str] = {}
-
-    def attach(self, event: Event) -> None:
-        """Use the first of the event's hooks that the kernel takes."""
-        if event.beside and event.beside not in self.programs:
-            self.refused[event.name] = f"of no use without {event.beside}"
-            return
-        reasons = []
-        for hook in event.hooks:
-            try:
-                self._attach_hook(hook)
-            except (libbpf.KernelRefusedError, LookupError) as error:
-                reasons.append(f"{hook.tracepoint}: {error.args[-1]}")
-                _complain(f"{hook.function}: {error}")
-                continue
-            self.attached[event.name] = f"{self._kind}/{hook.tracepoint}"
-            return
-        self.refused[event.name] = "; ".join(reasons)
-
-    @property
-    def _kind(self) -> str:
-        return "tp_btf" if self._types is not None else "raw_tp"
-
-    def _attach_hook(self, hook: Hook) -> None:
-        code = self._compiled.code.get(hook.function)
-        if code is None:
-            raise LookupError(f"{hook.function} was not compiled")
-        program = self._load(hook, code)
-        try:
-            tracepoint = hook.tracepoint if self._types is None else None
-            self.links.append(libbpf.attach_raw_tracepoint(program, tracepoint))
-        except libbpf.KernelRefusedError:
-            os.close(program)
-            raise
-        self.programs[hook.function] = program
-
-    def _load(self, hook: Hook, code: bytes) -> int:
-        if self._types is None:
-            return libbpf.load_program(
-                hook.function, code, program_type=libbpf.PROG_TYPE_RAW_TRACEPOINT
-            )
-        type_id = self._types.tracepoint_id(hook.tracepoint)
-        if type_id is None:
-            raise LookupError("this kernel has no such tracepoint")
-        return libbpf.load_program(
-            hook.function,
-            code,
-            program_type=libbpf.PROG_TYPE_TRACING,
-            attach_type=libbpf.ATTACH_TYPE_TRACE_RAW_TP,
-            attach_btf_id=type_id,
-        )
 
 
 def _compile(source: str, functions: list[str]) -> _Object:
@@ -204,11 +147,6 @@ def _captured_stderr() -> Iterator[Any]:
         finally:
             os.dup2(saved, 2)
             os.close(saved)
-
-
-def _complain(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
 
 
 def main() -> None:

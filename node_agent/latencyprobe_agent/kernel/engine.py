@@ -35,14 +35,21 @@ class KernelEngine:
     """Implements `slots.Engine` on the running kernel.
 
     `host_netns`: inode number of the node's own network namespace, the one that pods' packets pass
-    through on their way. `typed`: False forgoes programs bound by BTF, for tests of the fallback.
+    through on their way. For tests of the alternatives: `typed`: False forgoes programs bound by
+    BTF; `without`: these hooks, by their names in `coverage`.
     """
 
     def __init__(
-        self, *, host_netns: int, log: logging.Logger | None = None, typed: bool = True
+        self,
+        *,
+        host_netns: int,
+        log: logging.Logger | None = None,
+        typed: bool = True,
+        without: Iterable[str] = (),
     ) -> None:
         self._host_netns = host_netns
         self._typed = typed
+        self._without = tuple(without)
         self._log = log or logging.getLogger(__name__)
         self._object: LoadedObject | None = None
         self._modules: frozenset[Module] = frozenset()
@@ -129,6 +136,7 @@ class KernelEngine:
             tuple(str(module) for module in Module if module in modules),
             self._host_netns,
             self._typed,
+            self._without,
         )
         began = time.monotonic()
         built = await build(request)

@@ -30,6 +30,7 @@ STRUCTS = (
     "kernfs_node",
     "task_struct",
     "signal_struct",
+    "pt_regs",  # what a kprobe's program gets
 )
 # (struct, field): each becomes HAVE_<struct>_<field>, since kernels differ in them.
 PROBED_FIELDS = (

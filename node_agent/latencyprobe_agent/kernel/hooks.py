@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 from latencyprobe.coverage import CoverageState, StageCoverage
 from latencyprobe.stages import BY_NAME, STAGES, Module
@@ -18,12 +19,39 @@ from latencyprobe.stages import BY_NAME, STAGES, Module
 RX, TX, TCP = Module.RX, Module.TX, Module.TCP
 
 
+class HookKind(StrEnum):
+    """What can run a program.
+
+    A tracepoint: bound by BTF (tp_btf) or plain (raw_tp). The entry or the end of a kernel
+    function: by its BTF (fentry, fexit: an argument is read as a tracepoint's is), or by a
+    breakpoint (kprobe, kretprobe: the program gets `struct pt_regs *`).
+    """
+
+    TRACEPOINT = "tracepoint"
+    FENTRY = "fentry"
+    FEXIT = "fexit"
+    KPROBE = "kprobe"
+    KRETPROBE = "kretprobe"
+
+
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A program (a C function in `bpf/`) and the tracepoint that runs it."""
+    """A program (a C function in `bpf/`) and what runs it: a tracepoint or a kernel function."""
 
     function: str
-    tracepoint: str
+    symbol: str
+    kind: HookKind = HookKind.TRACEPOINT
+
+    @property
+    def is_kprobe(self) -> bool:
+        """Whether the program gets registers instead of arguments."""
+        return self.kind in (HookKind.KPROBE, HookKind.KRETPROBE)
+
+    def name(self, *, typed: bool) -> str:
+        """As coverage shows it; `typed`: programs are bound by BTF."""
+        if self.kind is HookKind.TRACEPOINT:
+            return f"{'tp_btf' if typed else 'raw_tp'}/{self.symbol}"
+        return f"{self.kind}/{self.symbol}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +79,10 @@ class StageNeeds:
 
 
 def _event(
-    name: str, modules: Iterable[Module], *hooks: tuple[str, str], beside: str = ""
+    name: str,
+    modules: Iterable[Module],
+    *hooks: tuple[str, str] | tuple[str, str, HookKind],
+    beside: str = "",
 ) -> Event:
     return Event(name, frozenset(modules), tuple(Hook(*hook) for hook in hooks), beside)
 

@@ -13,9 +13,12 @@ import os
 from collections.abc import Sequence
 
 MAP_UPDATE_ANY = 0
+PROG_TYPE_KPROBE = 2
 PROG_TYPE_RAW_TRACEPOINT = 17
 PROG_TYPE_TRACING = 26
 ATTACH_TYPE_TRACE_RAW_TP = 23
+ATTACH_TYPE_TRACE_FENTRY = 24
+ATTACH_TYPE_TRACE_FEXIT = 25
 _STATS_RUN_TIME = 0
 _VERIFIER_LOG_BYTES = 1 << 20
 
@@ -25,16 +28,19 @@ class LibbpfMissingError(RuntimeError):
 
 
 class KernelRefusedError(OSError):
-    """A bpf(2) command failed. `errno` is the kernel's, `log` the verifier's last lines."""
+    """The kernel said no. `errno` is its answer, `log` the verifier's last lines."""
 
     def __init__(self, code: int, what: str, log: str = "") -> None:
         super().__init__(code, f"{what}: {os.strerror(code)}")
         self.log = log
 
+    @property
+    def answer(self) -> str:
+        """What was refused, and the errno by text and name, in a line."""
+        return f"{self.strerror} ({errno.errorcode.get(self.errno or 0, str(self.errno))})"
+
     def __str__(self) -> str:
-        name = errno.errorcode.get(self.errno or 0, str(self.errno))
-        text = f"{self.strerror} ({name})"
-        return f"{text}\n{self.log}" if self.log else text
+        return f"{self.answer}\n{self.log}" if self.log else self.answer
 
 
 class _ProgLoadOptions(ctypes.Structure):

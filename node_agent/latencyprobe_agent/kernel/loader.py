@@ -1,0 +1,133 @@
+"""Loads compiled programs and attaches them, hook by hook in the order of preference.
+
+What the kernel refuses costs the event that it was for, and the reasons are kept in its own words.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Collection, Mapping
+
+from latencyprobe_agent.kernel import libbpf, perf
+from latencyprobe_agent.kernel.btf import KernelTypes
+from latencyprobe_agent.kernel.hooks import Event, Hook, HookKind
+from latencyprobe_agent.kernel.kconfig import KernelConfig
+
+_TRACING_ATTACH_TYPES: Mapping[HookKind, int] = {
+    HookKind.TRACEPOINT: libbpf.ATTACH_TYPE_TRACE_RAW_TP,
+    HookKind.FENTRY: libbpf.ATTACH_TYPE_TRACE_FENTRY,
+    HookKind.FEXIT: libbpf.ATTACH_TYPE_TRACE_FEXIT,
+}
+# What a kernel must be configured with for a hook of this kind; named where it is not.
+_OPTIONS: Mapping[HookKind, tuple[str, ...]] = {
+    HookKind.TRACEPOINT: ("CONFIG_BPF_EVENTS",),
+    HookKind.FENTRY: ("CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS", "CONFIG_BPF_JIT"),
+    HookKind.FEXIT: ("CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS", "CONFIG_BPF_JIT"),
+    HookKind.KPROBE: ("CONFIG_KPROBES", "CONFIG_KPROBE_EVENTS", "CONFIG_BPF_EVENTS"),
+    HookKind.KRETPROBE: ("CONFIG_KRETPROBES", "CONFIG_KPROBE_EVENTS", "CONFIG_BPF_EVENTS"),
+}
+
+
+class Loader:
+    """Takes one event after another.
+
+    `code`: compiled programs by their function. `types`: for programs bound by BTF, None for those
+    that are not. `without`: hooks by name (`kprobe/tcp_sendmsg`) that are not to be tried.
+    """
+
+    def __init__(
+        self,
+        code: Mapping[str, bytes],
+        types: KernelTypes | None,
+        *,
+        without: Collection[str] = (),
+        config: KernelConfig | None = None,
+    ) -> None:
+        self._code = code
+        self._types = types
+        self._without = frozenset(without)
+        self._config = config if config is not None else KernelConfig.of_running_kernel()
+        self.programs: dict[str, int] = {}
+        self.links: list[int] = []
+        self.attached: dict[str, str] = {}
+        self.refused: dict[str, str] = {}
+
+    def attach(self, event: Event) -> None:
+        """Use the first of the event's hooks that the kernel takes."""
+        if event.beside and event.beside not in self.programs:
+            self.refused[event.name] = f"of no use without {event.beside}"
+            return
+        reasons = []
+        for hook in event.hooks:
+            name = hook.name(typed=self._types is not None)
+            try:
+                self._attach_hook(hook, name)
+            except (libbpf.KernelRefusedError, LookupError) as error:
+                reasons.append(f"{name}: {self._words(hook, error)}")
+                _complain(f"{hook.function}: {error}")
+                continue
+            self.attached[event.name] = name
+            return
+        self.refused[event.name] = "; ".join(reasons)
+
+    def _words(self, hook: Hook, error: Exception) -> str:
+        """The kernel's answer, with the option it was built without where that explains it."""
+        if isinstance(error, libbpf.KernelRefusedError):
+            missing = [option for option in _OPTIONS[hook.kind] if self._config.lacks(option)]
+            return ", ".join((error.answer, *(f"{option} is not set" for option in missing)))
+        return str(error.args[0])
+
+    def _attach_hook(self, hook: Hook, name: str) -> None:
+        if name in self._without:
+            raise LookupError("not to be used, on request")
+        code = self._code.get(hook.function)
+        if code is None:
+            raise LookupError(f"{hook.function} was not compiled")
+        program = self._load(hook, code)
+        try:
+            self.links.append(self._link(hook, program))
+        except libbpf.KernelRefusedError:
+            os.close(program)
+            raise
+        self.programs[hook.function] = program
+
+    def _load(self, hook: Hook, code: bytes) -> int:
+        if hook.is_kprobe:
+            if self._types is not None:
+                raise LookupError("can't reach what is kept with sockets bound by BTF")
+            return libbpf.load_program(hook.function, code, program_type=libbpf.PROG_TYPE_KPROBE)
+        if self._types is not None:
+            return libbpf.load_program(
+                hook.function,
+                code,
+                program_type=libbpf.PROG_TYPE_TRACING,
+                attach_type=_TRACING_ATTACH_TYPES[hook.kind],
+                attach_btf_id=self._type_id(hook, self._types),
+            )
+        if hook.kind is not HookKind.TRACEPOINT:
+            raise LookupError(f"needs BTF and Linux 5.11, this is {platform.release()}")
+        return libbpf.load_program(
+            hook.function, code, program_type=libbpf.PROG_TYPE_RAW_TRACEPOINT
+        )
+
+    def _type_id(self, hook: Hook, types: KernelTypes) -> int:
+        is_tracepoint = hook.kind is HookKind.TRACEPOINT
+        find = types.tracepoint_id if is_tracepoint else types.function_id
+        type_id = find(hook.symbol)
+        if type_id is None:
+            what = "tracepoint" if is_tracepoint else "function"
+            raise LookupError(f"Linux {platform.release()} has no such {what}")
+        return type_id
+
+    def _link(self, hook: Hook, program: int) -> int:
+        if hook.is_kprobe:
+            returning = hook.kind is HookKind.KRETPROBE
+            return perf.attach_kprobe(program, hook.symbol, returning=returning)
+        return libbpf.attach_raw_tracepoint(program, None if self._types else hook.symbol)
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

@@ -1,0 +1,215 @@
+"""Hooks are tried in their order; what is refused costs its event alone and is explained."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+
+import pytest
+
+from latencyprobe.coverage import CoverageState
+from latencyprobe.stages import Module
+from latencyprobe_agent.kernel import libbpf, perf
+from latencyprobe_agent.kernel.btf import KernelTypes
+from latencyprobe_agent.kernel.hooks import EVENTS, Event, Hook, HookKind, coverage_of
+from latencyprobe_agent.kernel.kconfig import KernelConfig
+from latencyprobe_agent.kernel.loader import Loader
+
+TRACEPOINT = Hook("on_send", "tcp_sendmsg_locked")
+FENTRY = Hook("on_fentry_send", "tcp_sendmsg_locked", HookKind.FENTRY)
+KPROBE = Hook("on_kprobe_send", "tcp_sendmsg_locked", HookKind.KPROBE)
+LENGTH = Hook("on_length", "sock_send_length")
+SEND = Event("send", frozenset(Module), (TRACEPOINT, FENTRY, KPROBE, LENGTH))
+CODE = {hook.function: b"\0" * 8 for hook in SEND.hooks}
+FULL_CONFIG = KernelConfig(
+    frozenset(
+        {
+            "CONFIG_BPF_EVENTS",
+            "CONFIG_BPF_JIT",
+            "CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS",
+            "CONFIG_KPROBES",
+            "CONFIG_KPROBE_EVENTS",
+        }
+    )
+)
+
+
+class Types(KernelTypes):
+    """A kernel that has these tracepoints and functions."""
+
+    def __init__(self, tracepoints: tuple[str, ...] = (), functions: tuple[str, ...] = ()) -> None:
+        self._ids = {f"btf_trace_{name}": 7 for name in tracepoints} | dict.fromkeys(functions, 8)
+
+    def tracepoint_id(self, tracepoint: str) -> int | None:
+        return self._ids.get(f"btf_trace_{tracepoint}")
+
+    def function_id(self, function: str) -> int | None:
+        return self._ids.get(function)
+
+
+class Kernel:
+    """What it was asked to load and attach; `refuses` says which attach types and what attaches."""
+
+    def __init__(self) -> None:
+        self.loaded: list[tuple[str, int, int, int]] = []
+        self.attached: list[tuple[str, str | None]] = []
+        self.refuses: dict[str, int] = {}
+
+    def load_program(
+        self,
+        name: str,
+        instructions: bytes,
+        *,
+        program_type: int,
+        attach_type: int = 0,
+        attach_btf_id: int = 0,
+    ) -> int:
+        if name in self.refuses:
+            raise libbpf.KernelRefusedError(self.refuses[name], f"load {name}")
+        self.loaded.append((name, program_type, attach_type, attach_btf_id))
+        return os.open(os.devnull, os.O_RDONLY)
+
+    def attach_raw_tracepoint(self, program_fd: int, tracepoint: str | None) -> int:
+        return self._attach("raw_tracepoint", tracepoint)
+
+    def attach_kprobe(self, program_fd: int, function: str, *, returning: bool) -> int:
+        return self._attach("kretprobe" if returning else "kprobe", function)
+
+    def _attach(self, kind: str, what: str | None) -> int:
+        if kind in self.refuses:
+            raise libbpf.KernelRefusedError(self.refuses[kind], "attach")
+        self.attached.append((kind, what))
+        return os.open(os.devnull, os.O_RDONLY)
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    """A kernel that takes everything unless it is told to refuse."""
+    kernel = Kernel()
+    monkeypatch.setattr(libbpf, "load_program", kernel.load_program)
+    monkeypatch.setattr(libbpf, "attach_raw_tracepoint", kernel.attach_raw_tracepoint)
+    monkeypatch.setattr(perf, "attach_kprobe", kernel.attach_kprobe)
+    monkeypatch.setattr("platform.release", lambda: "6.1.0-13-amd64")
+    return kernel
+
+
+def load(
+    types: KernelTypes | None,
+    *,
+    event: Event = SEND,
+    without: tuple[str, ...] = (),
+    config: KernelConfig = FULL_CONFIG,
+    code: Mapping[str, bytes] = CODE,
+) -> Loader:
+    """What came of one event; its descriptors are closed."""
+    loader = Loader(code, types, without=without, config=config)
+    loader.attach(event)
+    for descriptor in (*loader.programs.values(), *loader.links):
+        os.close(descriptor)
+    return loader
+
+
+def test_the_first_hook_that_the_kernel_takes_is_the_only_one_in_use(kernel: Kernel) -> None:
+    loader = load(Types(("tcp_sendmsg_locked",), ("tcp_sendmsg_locked",)))
+    assert loader.attached == {"send": "tp_btf/tcp_sendmsg_locked"}
+    assert list(loader.programs) == ["on_send"]
+    assert loader.refused == {}
+    assert kernel.loaded == [
+        ("on_send", libbpf.PROG_TYPE_TRACING, libbpf.ATTACH_TYPE_TRACE_RAW_TP, 7)
+    ]
+    assert kernel.attached == [("raw_tracepoint", None)]
+
+
+def test_without_the_tracepoint_the_functions_entry_is_used(kernel: Kernel) -> None:
+    loader = load(Types(functions=("tcp_sendmsg_locked",)))
+    assert loader.attached == {"send": "fentry/tcp_sendmsg_locked"}
+    assert kernel.loaded == [
+        ("on_fentry_send", libbpf.PROG_TYPE_TRACING, libbpf.ATTACH_TYPE_TRACE_FENTRY, 8)
+    ]
+
+
+def test_a_kernel_without_btf_gets_a_kprobe(kernel: Kernel) -> None:
+    kernel.refuses["raw_tracepoint"] = errno.ENOENT
+    loader = load(None)
+    assert loader.attached == {"send": "kprobe/tcp_sendmsg_locked"}
+    assert kernel.loaded[-1] == ("on_kprobe_send", libbpf.PROG_TYPE_KPROBE, 0, 0)
+    assert kernel.attached == [("kprobe", "tcp_sendmsg_locked")]
+    assert list(loader.programs) == ["on_kprobe_send"]
+
+
+def test_the_end_of_a_function_is_hooked_by_fexit_or_kretprobe(kernel: Kernel) -> None:
+    hooks = (
+        Hook("on_fexit", "inet_csk_accept", HookKind.FEXIT),
+        Hook("on_kretprobe", "inet_csk_accept", HookKind.KRETPROBE),
+    )
+    code = {hook.function: b"\0" * 8 for hook in hooks}
+    accept = Event("accept", frozenset(Module), hooks)
+    typed = load(Types(functions=("inet_csk_accept",)), event=accept, code=code)
+    assert typed.attached == {"accept": "fexit/inet_csk_accept"}
+    assert kernel.loaded[-1][2] == libbpf.ATTACH_TYPE_TRACE_FEXIT
+    untyped = load(None, event=accept, code=code)
+    assert untyped.attached == {"accept": "kretprobe/inet_csk_accept"}
+    assert kernel.attached[-1] == ("kretprobe", "inet_csk_accept")
+
+
+def test_reasons_are_the_kernels_own_words_hook_by_hook(kernel: Kernel) -> None:
+    kernel.refuses["on_fentry_send"] = errno.EPERM
+    loader = load(Types(functions=("tcp_sendmsg_locked",)))
+    assert loader.attached == {}
+    assert loader.refused["send"].split("; ") == [
+        "tp_btf/tcp_sendmsg_locked: Linux 6.1.0-13-amd64 has no such tracepoint",
+        "fentry/tcp_sendmsg_locked: load on_fentry_send: Operation not permitted (EPERM)",
+        "kprobe/tcp_sendmsg_locked: can't reach what is kept with sockets bound by BTF",
+        "tp_btf/sock_send_length: Linux 6.1.0-13-amd64 has no such tracepoint",
+    ]
+
+
+def test_the_option_that_explains_a_refusal_is_named(kernel: Kernel) -> None:
+    kernel.refuses["kprobe"] = kernel.refuses["raw_tracepoint"] = errno.ENOENT
+    config = KernelConfig(frozenset({"CONFIG_BPF_EVENTS", "CONFIG_KPROBE_EVENTS"}))
+    words = load(None, config=config).refused["send"].split("; ")
+    assert words == [
+        "raw_tp/tcp_sendmsg_locked: attach: No such file or directory (ENOENT)",
+        "fentry/tcp_sendmsg_locked: needs BTF and Linux 5.11, this is 6.1.0-13-amd64",
+        (
+            "kprobe/tcp_sendmsg_locked: attach: No such file or directory (ENOENT), "
+            "CONFIG_KPROBES is not set"
+        ),
+        "raw_tp/sock_send_length: attach: No such file or directory (ENOENT)",
+    ]
+    unknown = KernelConfig(None)
+    assert "is not set" not in load(None, config=unknown).refused["send"]
+
+
+def test_hooks_left_out_on_request_make_room_for_the_next(kernel: Kernel) -> None:
+    types = Types(("tcp_sendmsg_locked",), ("tcp_sendmsg_locked",))
+    loader = load(types, without=("tp_btf/tcp_sendmsg_locked",))
+    assert loader.attached == {"send": "fentry/tcp_sendmsg_locked"}
+
+
+def test_a_program_whose_attach_is_refused_is_let_go(kernel: Kernel) -> None:
+    kernel.refuses["raw_tracepoint"] = kernel.refuses["kprobe"] = errno.EINVAL
+    before = len(os.listdir("/proc/self/fd"))
+    loader = load(None)
+    assert loader.programs == {}
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_refused_event_costs_its_stages_alone(kernel: Kernel) -> None:
+    code = {hook.function: b"\0" * 8 for event in EVENTS for hook in event.hooks}
+    symbols = {hook.symbol for event in EVENTS for hook in event.hooks} - {"net_dev_start_xmit"}
+    loader = Loader(code, Types(tuple(symbols)), config=FULL_CONFIG)
+    for event in EVENTS:
+        loader.attach(event)
+    for descriptor in (*loader.programs.values(), *loader.links):
+        os.close(descriptor)
+    coverage = {
+        stage.name: stage
+        for stage in coverage_of(frozenset(Module), loader.attached, loader.refused)
+    }
+    assert coverage["tx.qdisc"].state is CoverageState.UNAVAILABLE
+    assert coverage["tx.qdisc"].reason == (
+        "tp_btf/net_dev_start_xmit: Linux 6.1.0-13-amd64 has no such tracepoint"
+    )
+    assert coverage["rx.total"].state is coverage["tcp.rtt"].state is CoverageState.ACTIVE
