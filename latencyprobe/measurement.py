@@ -1,13 +1,15 @@
-"""What was measured of one target, in any span of time: the value that all sides add up.
+"""What was measured, in any span of time: the values that all sides add up.
 
-The agent reads a `Measurement` from the kernel, streams it, and the operator (or the local command)
-adds many of them into windows. Nothing here knows where the figures came from.
+A `Measurement` is of one target, a `NodeMeasurement` of a node as a whole. The agent reads them
+from the kernel, streams them, and the operator (or the local command) adds many of them into
+windows. Nothing here knows where the figures came from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
 
 from latencyprobe.histogram import EMPTY, Histogram
 
@@ -54,28 +56,51 @@ def _joint_ratio(one: StageMeasurement, other: StageMeasurement) -> float:
     return min(samples / packets, 1.0)
 
 
+_Key = TypeVar("_Key", bound=str | tuple[str, str])
+
+
+def _joint_stages(
+    one: Mapping[_Key, StageMeasurement], other: Mapping[_Key, StageMeasurement]
+) -> dict[_Key, StageMeasurement]:
+    stages = dict(one)
+    for key, measured in other.items():
+        stages[key] = stages[key] + measured if key in stages else measured
+    return stages
+
+
+def joint_counters(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    """Two sets of counters added up by name."""
+    counters = dict(one)
+    for name, count in other.items():
+        counters[name] = counters.get(name, 0) + count
+    return counters
+
+
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """All stages and counters of one target. Adds up with `+`; empty means nothing was seen."""
+    """All stages and counters of one target. Adds up with `+`; empty means nothing was seen.
+
+    `netns_counters` tell of the network namespaces that the target lives in, hence of whatever else
+    lives there: add those of one target over time, never those of two targets.
+    """
 
     stages: Mapping[str, StageMeasurement] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)
+    netns_counters: Mapping[str, int] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.stages) or bool(self.counters)
+        return bool(self.stages) or bool(self.counters) or bool(self.netns_counters)
 
     def __add__(self, other: Measurement) -> Measurement:
         if not other:
             return self
         if not self:
             return other
-        stages = dict(self.stages)
-        for name, measured in other.stages.items():
-            stages[name] = stages[name] + measured if name in stages else measured
-        counters = dict(self.counters)
-        for name, count in other.counters.items():
-            counters[name] = counters.get(name, 0) + count
-        return Measurement(stages, counters)
+        return Measurement(
+            _joint_stages(self.stages, other.stages),
+            joint_counters(self.counters, other.counters),
+            joint_counters(self.netns_counters, other.netns_counters),
+        )
 
     def stage(self, name: str) -> StageMeasurement:
         """The stage's measurement; an empty one where it was not seen."""
@@ -92,3 +117,34 @@ def total(measurements: Iterable[Measurement]) -> Measurement:
     for measurement in measurements:
         result += measurement
     return result
+
+
+class NodeStage(NamedTuple):
+    """A stage of the node. `detail`: which interrupt handler, which softirq vector."""
+
+    name: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeMeasurement:
+    """Stages and counters of a node as a whole. Adds up with `+`."""
+
+    stages: Mapping[NodeStage, StageMeasurement] = field(default_factory=dict)
+    counters: Mapping[str, int] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.stages) or bool(self.counters)
+
+    def __add__(self, other: NodeMeasurement) -> NodeMeasurement:
+        if not other:
+            return self
+        if not self:
+            return other
+        return NodeMeasurement(
+            _joint_stages(self.stages, other.stages),
+            joint_counters(self.counters, other.counters),
+        )
+
+
+NOTHING_OF_THE_NODE = NodeMeasurement()

@@ -7,9 +7,10 @@ message that contradicts itself raises CorruptMessageError, which names the fiel
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from latencyprobe.histogram import Histogram
-from latencyprobe.measurement import Measurement, StageMeasurement
+from latencyprobe.measurement import Measurement, NodeMeasurement, NodeStage, StageMeasurement
 from latencyprobe.stages import BY_NAME, COUNTERS
 from latencyprobe.v1 import node_agent_pb2 as pb
 
@@ -20,6 +21,9 @@ OPERATOR_NAME = "operator.latencyprobe.io"
 # What both sides let gRPC take in and send: the largest report is some 4 MB (256 targets with every
 # bucket in use), the largest desired state under 1 MB.
 MAX_MESSAGE_BYTES = 16 << 20
+# Of a namespace's or a node's counters, which come by the kernel's and the drivers' names.
+MAX_OPEN_COUNTERS = 256
+MAX_NAME_LENGTH = 64
 
 _COUNTER_NAMES = frozenset(counter.name for counter in COUNTERS)
 
@@ -33,13 +37,15 @@ class CorruptMessageError(ValueError):
 
 
 def measurement_to_proto(measurement: Measurement) -> tuple[list[pb.StageDelta], dict[str, int]]:
-    """(stages, counters), as the fields of a TargetReport."""
+    """(stages, counters), as the fields of a TargetReport; `netns_counters` go as they are."""
     stages = [_stage_to_proto(name, measured) for name, measured in measurement.stages.items()]
     return stages, dict(measurement.counters)
 
 
 def measurement_from_proto(
-    stages: Iterable[pb.StageDelta], counters: Mapping[str, int]
+    stages: Iterable[pb.StageDelta],
+    counters: Mapping[str, int],
+    netns_counters: Mapping[str, int] = MappingProxyType({}),
 ) -> Measurement:
     """The measurement in the fields of a TargetReport; raises CorruptMessageError.
 
@@ -55,7 +61,47 @@ def measurement_from_proto(
         if delta.name in BY_NAME:
             measured[delta.name] = _stage_from_proto(delta, f"stages[{index}]")
     known = {name: count for name, count in counters.items() if name in _COUNTER_NAMES}
-    return Measurement(measured, known)
+    return Measurement(measured, known, _open_counters(netns_counters, "netns_counters"))
+
+
+def node_to_proto(measurement: NodeMeasurement) -> pb.NodeContext:
+    """What was measured of the node, as a ProbeReport carries it."""
+    stages = []
+    for key, measured in measurement.stages.items():
+        delta = _stage_to_proto(key.name, measured)
+        delta.detail = key.detail
+        stages.append(delta)
+    return pb.NodeContext(stages=stages, counters=measurement.counters)
+
+
+def node_from_proto(message: pb.NodeContext) -> NodeMeasurement:
+    """What was measured of the node; raises CorruptMessageError.
+
+    An agent that knows of no such thing sends nothing, and nothing it is.
+    """
+    measured: dict[NodeStage, StageMeasurement] = {}
+    for index, delta in enumerate(message.stages):
+        field = f"node.stages[{index}]"
+        key = NodeStage(delta.name, delta.detail)
+        if not key.name:
+            raise CorruptMessageError(f"{field}.name", "is empty")
+        if key in measured:
+            raise CorruptMessageError(field, f"{key.name!r} with {key.detail!r} came before")
+        if len(key.detail) > MAX_NAME_LENGTH:
+            raise CorruptMessageError(f"{field}.detail", f"is over {MAX_NAME_LENGTH} characters")
+        if key.name in BY_NAME:
+            measured[key] = _stage_from_proto(delta, field)
+    return NodeMeasurement(measured, _open_counters(message.counters, "node.counters"))
+
+
+def _open_counters(counters: Mapping[str, int], field: str) -> dict[str, int]:
+    """Counters whose names no table lists (devices and kernels have theirs), within bounds."""
+    if len(counters) > MAX_OPEN_COUNTERS:
+        raise CorruptMessageError(field, f"{len(counters)} of at most {MAX_OPEN_COUNTERS}")
+    for name in counters:
+        if not 0 < len(name) <= MAX_NAME_LENGTH:
+            raise CorruptMessageError(field, f"a name of {len(name)} characters")
+    return dict(counters)
 
 
 def _stage_to_proto(name: str, measured: StageMeasurement) -> pb.StageDelta:

@@ -353,6 +353,7 @@ class Agent:
         """Take a reading into the accounts, and tell the stream."""
         before, self._reading = self._reading, self._now()
         self._collector.add(self._engine.read())
+        self._collector.add_node(self._engine.read_node())
         overhead = self._engine.overhead()
         self._overhead.note(overhead.cpu_percent, self._reading.monotonic - before.monotonic)
         self._metrics.reads.inc()

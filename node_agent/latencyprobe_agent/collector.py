@@ -1,8 +1,8 @@
 """From readings of the engine to reports that are due.
 
-What a reading brings is added up per (probe, target) until that probe's interval has passed and
-somebody listens. With nobody listening it goes on adding up: the memory this takes is bounded by
-the number of targets and stages, not by time.
+What a reading brings is added up per (probe, target), and what it brings of the node per probe,
+until that probe's interval has passed and somebody listens. With nobody listening it goes on adding
+up: the memory this takes is bounded by the number of targets and stages, not by time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from latencyprobe.measurement import NOTHING, Measurement
+from latencyprobe.measurement import (
+    NOTHING,
+    NOTHING_OF_THE_NODE,
+    Measurement,
+    NodeMeasurement,
+)
 from latencyprobe.stages import BY_NAME, COUNTERS, Module
 from latencyprobe_agent.desired import Desired, Probe
 from latencyprobe_agent.plan import TargetKey
@@ -33,16 +38,24 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class ProbeFigures:
-    """What was measured for one probe between two moments, by the client's target ids."""
+    """What was measured for one probe between two moments, by the client's target ids.
+
+    `node` is what was measured of the node meanwhile, for all modules.
+    """
 
     probe: Probe
     begin: Moment
     end: Moment
     measurements: Mapping[str, Measurement]
+    node: NodeMeasurement = NOTHING_OF_THE_NODE
 
     def of(self, target_id: str) -> Measurement:
         """One target's figures, of the modules that the probe asked for."""
         return only(self.measurements.get(target_id, NOTHING), self.probe.modules)
+
+    def of_node(self) -> NodeMeasurement:
+        """The node's figures, of the modules that the probe asked for."""
+        return only_node(self.node, self.probe.modules)
 
 
 @dataclass(slots=True)
@@ -52,6 +65,7 @@ class _Account:
     probe: Probe
     begin: Moment
     measurements: dict[str, Measurement] = field(default_factory=dict)
+    node: NodeMeasurement = NOTHING_OF_THE_NODE
 
     @property
     def due_at(self) -> float:
@@ -91,6 +105,11 @@ class Collector:
                     known = account.measurements.get(owner.target_id, NOTHING)
                     account.measurements[owner.target_id] = known + delta
 
+    def add_node(self, delta: NodeMeasurement) -> None:
+        """Take in what was measured of the node, for every probe."""
+        for account in self._accounts.values():
+            account.node += delta
+
     @property
     def next_due(self) -> float | None:
         """When the next probe's interval has passed; None where there is no probe."""
@@ -108,9 +127,9 @@ class Collector:
     def take(self, now: Moment) -> list[ProbeFigures]:
         """The figures of the probes that are due; their accounts begin anew."""
         due = [account for account in self._accounts.values() if account.is_due(now)]
-        taken = [ProbeFigures(a.probe, a.begin, now, a.measurements) for a in due]
+        taken = [ProbeFigures(a.probe, a.begin, now, a.measurements, a.node) for a in due]
         for account in due:
-            account.begin, account.measurements = now, {}
+            account.begin, account.measurements, account.node = now, {}, NOTHING_OF_THE_NODE
         return taken
 
     def put_back(self, figures: Sequence[ProbeFigures]) -> None:
@@ -120,6 +139,7 @@ class Collector:
             if account is None:
                 continue
             account.begin = taken.begin
+            account.node = taken.node + account.node
             kept = _still_meant(taken.measurements, taken.probe, account.probe)
             for target_id, measurement in kept.items():
                 later = account.measurements.get(target_id, NOTHING)
@@ -127,7 +147,8 @@ class Collector:
 
 
 def _carry_over(account: _Account, probe: Probe) -> _Account:
-    return _Account(probe, account.begin, _still_meant(account.measurements, account.probe, probe))
+    kept = _still_meant(account.measurements, account.probe, probe)
+    return _Account(probe, account.begin, kept, account.node)
 
 
 def _still_meant(
@@ -142,11 +163,22 @@ def _still_meant(
 
 
 def only(measurement: Measurement, modules: frozenset[Module]) -> Measurement:
-    """The stages and counters of these modules."""
+    """The stages and counters of these modules; a namespace's counters belong to none."""
     return Measurement(
         {name: s for name, s in measurement.stages.items() if _MODULE_OF.get(name) in modules},
         {name: n for name, n in measurement.counters.items() if _MODULE_OF.get(name) in modules},
+        measurement.netns_counters,
     )
+
+
+def only_node(measurement: NodeMeasurement, modules: frozenset[Module]) -> NodeMeasurement:
+    """The node's stages of these modules, and its counters, which belong to none."""
+    stages = {
+        key: measured
+        for key, measured in measurement.stages.items()
+        if _MODULE_OF.get(key.name) in modules
+    }
+    return NodeMeasurement(stages, measurement.counters)
 
 
 class OverheadMeter:

@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from latencyprobe.coverage import CoverageState, StageCoverage
 from latencyprobe.v1 import node_agent_pb2 as pb
-from latencyprobe.wire import measurement_to_proto
+from latencyprobe.wire import measurement_to_proto, node_to_proto
 from latencyprobe_agent.collector import Moment, ProbeFigures
 from latencyprobe_agent.desired import Target
 from latencyprobe_agent.targets.facts import Facts, TargetState
@@ -64,12 +64,19 @@ def probe_report(figures: ProbeFigures, statuses: Mapping[str, pb.TargetStatus])
             for target in figures.probe.targets
             if (status := statuses.get(target.id)) is not None
         ],
+        node=node_to_proto(figures.of_node()),
     )
 
 
 def _target_report(figures: ProbeFigures, status: pb.TargetStatus) -> pb.TargetReport:
-    stages, counters = measurement_to_proto(figures.of(status.id))
-    return pb.TargetReport(status=status, stages=stages, counters=counters)
+    measurement = figures.of(status.id)
+    stages, counters = measurement_to_proto(measurement)
+    return pb.TargetReport(
+        status=status,
+        stages=stages,
+        counters=counters,
+        netns_counters=measurement.netns_counters,
+    )
 
 
 def _timestamp(moment: Moment) -> Timestamp:

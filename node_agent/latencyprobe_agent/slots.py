@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from latencyprobe.coverage import StageCoverage
-from latencyprobe.measurement import Measurement
+from latencyprobe.measurement import Measurement, NodeMeasurement
 from latencyprobe.stages import Module
 
 MAX_SLOTS = 256
@@ -75,6 +75,9 @@ class Engine(Protocol):
 
     def read(self) -> Mapping[int, Measurement]:
         """What was measured since the last reading, by slot; slots without news are left out."""
+
+    def read_node(self) -> NodeMeasurement:
+        """What the node's own stages (irq.hard …) had since this was last called."""
 
     @property
     def coverage(self) -> tuple[StageCoverage, ...]:

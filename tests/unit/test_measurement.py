@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from latencyprobe.histogram import Histogram
-from latencyprobe.measurement import NOTHING, Measurement, StageMeasurement, total
+from latencyprobe.measurement import (
+    NOTHING,
+    NOTHING_OF_THE_NODE,
+    Measurement,
+    NodeMeasurement,
+    NodeStage,
+    StageMeasurement,
+    total,
+)
 from latencyprobe.stages import COUNTERS, STAGES
 from latencyprobe.window import SlidingWindow
 
@@ -26,14 +36,28 @@ measurements = st.builds(
     Measurement,
     st.dictionaries(st.sampled_from([stage.name for stage in STAGES]), stage_measurements),
     st.dictionaries(st.sampled_from([counter.name for counter in COUNTERS]), counts),
+    st.dictionaries(st.sampled_from(["TcpExtListenDrops", "UdpRcvbufErrors"]), counts),
+)
+node_stages = st.builds(NodeStage, st.just("rx.total"), st.sampled_from(["", "eth0", "NET_RX"]))
+node_measurements = st.builds(
+    NodeMeasurement,
+    st.dictionaries(node_stages, stage_measurements),
+    st.dictionaries(st.sampled_from(["softnetDropped", "eth0:rx_missed_errors"]), counts),
 )
 
 
 def assert_same(one: Measurement, other: Measurement) -> None:
     assert one.counters == other.counters
-    assert one.stages.keys() == other.stages.keys()
-    for name, stage in one.stages.items():
-        twin = other.stages[name]
+    assert one.netns_counters == other.netns_counters
+    assert_same_stages(one.stages, other.stages)
+
+
+def assert_same_stages(
+    one: Mapping[Any, StageMeasurement], other: Mapping[Any, StageMeasurement]
+) -> None:
+    assert one.keys() == other.keys()
+    for name, stage in one.items():
+        twin = other[name]
         assert stage.histogram == twin.histogram
         assert (stage.lost, stage.unmatched, stage.clamped) == (
             twin.lost,
@@ -51,6 +75,20 @@ def test_adding_is_associative_and_commutative(
     assert_same((a + b) + c, a + (b + c))
     assert_same(NOTHING + a, a)
     assert_same(total([a, b, c]), c + b + a)
+
+
+@given(node_measurements, node_measurements, node_measurements)
+def test_adding_of_nodes_is_associative_and_commutative(
+    a: NodeMeasurement, b: NodeMeasurement, c: NodeMeasurement
+) -> None:
+    for one, other in (
+        (a + b, b + a),
+        ((a + b) + c, a + (b + c)),
+        (NOTHING_OF_THE_NODE + a, a),
+        (a + NOTHING_OF_THE_NODE, a),
+    ):
+        assert one.counters == other.counters
+        assert_same_stages(one.stages, other.stages)
 
 
 def test_the_joint_sampling_ratio_is_all_samples_over_all_packets() -> None:

@@ -9,10 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latencyprobe.histogram import Histogram
-from latencyprobe.measurement import Measurement, StageMeasurement
+from latencyprobe.measurement import Measurement, NodeMeasurement, NodeStage, StageMeasurement
 from latencyprobe.stages import COUNTERS, STAGES
 from latencyprobe.v1 import node_agent_pb2 as pb
-from latencyprobe.wire import CorruptMessageError, measurement_from_proto, measurement_to_proto
+from latencyprobe.wire import (
+    MAX_NAME_LENGTH,
+    MAX_OPEN_COUNTERS,
+    CorruptMessageError,
+    measurement_from_proto,
+    measurement_to_proto,
+    node_from_proto,
+    node_to_proto,
+)
 
 counts = st.integers(0, 2**40)
 stage_measurements = st.builds(
@@ -27,15 +35,94 @@ measurements = st.builds(
     Measurement,
     st.dictionaries(st.sampled_from([stage.name for stage in STAGES]), stage_measurements),
     st.dictionaries(st.sampled_from([counter.name for counter in COUNTERS]), counts),
+    st.dictionaries(st.text("abc", min_size=1, max_size=9), counts, max_size=9),
+)
+node_measurements = st.builds(
+    NodeMeasurement,
+    st.dictionaries(
+        st.builds(
+            NodeStage, st.sampled_from([stage.name for stage in STAGES]), st.text(max_size=20)
+        ),
+        stage_measurements,
+        max_size=5,
+    ),
+    st.dictionaries(st.text("abc", min_size=1, max_size=9), counts, max_size=9),
 )
 
 
 @given(measurements)
 def test_a_measurement_survives_the_wire(measurement: Measurement) -> None:
     stages, counters = measurement_to_proto(measurement)
-    sent = pb.TargetReport(stages=stages, counters=counters).SerializeToString()
+    sent = pb.TargetReport(
+        stages=stages, counters=counters, netns_counters=measurement.netns_counters
+    ).SerializeToString()
     received = pb.TargetReport.FromString(sent)
-    assert measurement_from_proto(received.stages, received.counters) == measurement
+    assert (
+        measurement_from_proto(received.stages, received.counters, received.netns_counters)
+        == measurement
+    )
+
+
+@given(node_measurements)
+def test_what_was_measured_of_a_node_survives_the_wire(measurement: NodeMeasurement) -> None:
+    sent = pb.ProbeReport(node=node_to_proto(measurement)).SerializeToString()
+    assert node_from_proto(pb.ProbeReport.FromString(sent).node) == measurement
+
+
+def test_an_agent_that_says_nothing_of_its_node_measured_nothing_of_it() -> None:
+    assert not node_from_proto(pb.ProbeReport(id="p").node)
+
+
+@pytest.mark.parametrize(
+    ("context", "complaint"),
+    [
+        (
+            pb.NodeContext(stages=[pb.StageDelta(detail="eth0", sampling_ratio=1)]),
+            "node.stages[0].name: is empty",
+        ),
+        (
+            pb.NodeContext(
+                stages=2 * [pb.StageDelta(name="rx.total", detail="eth0", sampling_ratio=1)]
+            ),
+            "node.stages[1]: 'rx.total' with 'eth0' came before",
+        ),
+        (
+            pb.NodeContext(stages=[pb.StageDelta(name="rx.total", detail="x" * 65)]),
+            f"node.stages[0].detail: is over {MAX_NAME_LENGTH} characters",
+        ),
+        (
+            pb.NodeContext(stages=[pb.StageDelta(name="rx.total", sampling_ratio=2)]),
+            "node.stages[0]: sampling ratio",
+        ),
+        (pb.NodeContext(counters={"": 1}), "node.counters: a name of 0 characters"),
+        (pb.NodeContext(counters={"x" * 65: 1}), "node.counters: a name of 65 characters"),
+        (
+            pb.NodeContext(counters={f"n{n}": 1 for n in range(257)}),
+            f"node.counters: 257 of at most {MAX_OPEN_COUNTERS}",
+        ),
+    ],
+)
+def test_a_corrupt_word_on_the_node_is_refused_by_field(
+    context: pb.NodeContext, complaint: str
+) -> None:
+    with pytest.raises(CorruptMessageError) as refused:
+        node_from_proto(context)
+    assert str(refused.value).startswith(complaint)
+
+
+def test_namespaces_have_no_endless_counters() -> None:
+    with pytest.raises(CorruptMessageError, match="netns_counters: 257 of at most 256"):
+        measurement_from_proto([], {}, {f"n{n}": 1 for n in range(257)})
+
+
+def test_what_a_newer_agent_measures_of_its_node_is_left_out() -> None:
+    stages = [
+        pb.StageDelta(name="irq.new", detail="eth0"),
+        pb.StageDelta(name="rx.total", detail="eth0", sampling_ratio=1),
+    ]
+    assert node_from_proto(pb.NodeContext(stages=stages)).stages.keys() == {
+        NodeStage("rx.total", "eth0")
+    }
 
 
 def _histogram(

@@ -10,7 +10,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 from latencyprobe.coverage import CoverageState, StageCoverage
-from latencyprobe.measurement import NOTHING, Measurement
+from latencyprobe.measurement import (
+    NOTHING,
+    NOTHING_OF_THE_NODE,
+    Measurement,
+    NodeMeasurement,
+)
 from latencyprobe.stages import STAGES, Module
 from latencyprobe_agent.kernel.compiler import Request
 from latencyprobe_agent.kernel.configuration import Namespace
@@ -107,6 +112,10 @@ class KernelEngine:
         for slot, measurement in self._take(self._object).items():
             news[slot] = news.get(slot, NOTHING) + measurement
         return news
+
+    def read_node(self) -> NodeMeasurement:
+        """See `slots.Engine.read_node`. No stage of today's modules is the node's."""
+        return NOTHING_OF_THE_NODE
 
     @property
     def coverage(self) -> tuple[StageCoverage, ...]:

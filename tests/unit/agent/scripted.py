@@ -6,7 +6,13 @@ from collections.abc import Mapping
 
 from latencyprobe.coverage import CoverageState, StageCoverage
 from latencyprobe.histogram import Histogram
-from latencyprobe.measurement import NOTHING, Measurement, StageMeasurement
+from latencyprobe.measurement import (
+    NOTHING,
+    NOTHING_OF_THE_NODE,
+    Measurement,
+    NodeMeasurement,
+    StageMeasurement,
+)
 from latencyprobe.stages import STAGES, Module
 from latencyprobe_agent.slots import EngineError, Overhead, SlotSpec
 
@@ -24,6 +30,7 @@ class ScriptedEngine:
         self.slots: dict[int, SlotSpec] = {}
         self.assignments: list[dict[int, SlotSpec]] = []
         self.measured: dict[int, Measurement] = {}
+        self.node = NOTHING_OF_THE_NODE
         self.refusal: str | None = None
         self.bug: Exception | None = None
         self.reads = 0
@@ -51,6 +58,11 @@ class ScriptedEngine:
         """Hand out what was measured since the last reading."""
         self.reads += 1
         delta, self.measured = self.measured, {}
+        return delta
+
+    def read_node(self) -> NodeMeasurement:
+        """Hand out what was measured of the node since the last reading."""
+        delta, self.node = self.node, NOTHING_OF_THE_NODE
         return delta
 
     @property

@@ -5,9 +5,16 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latencyprobe.measurement import Measurement
+from latencyprobe.measurement import Measurement, NodeMeasurement, NodeStage
 from latencyprobe.stages import Module
-from latencyprobe_agent.collector import Collector, Moment, OverheadMeter, only
+from latencyprobe_agent.collector import (
+    Collector,
+    Moment,
+    OverheadMeter,
+    ProbeFigures,
+    only,
+    only_node,
+)
 from latencyprobe_agent.desired import Desired, PidTarget, Probe, Target
 from latencyprobe_agent.plan import TargetKey
 from latencyprobe_agent.slots import SocketFilter
@@ -61,11 +68,55 @@ def test_a_probe_is_reported_in_its_own_interval_and_from_where_it_ended() -> No
             assert taken["slow"].of("t") == samples(100, 200, 300)
 
 
+def _squeezed(times: int) -> NodeMeasurement:
+    return NodeMeasurement(counters={"softnetTimeSqueezed": times})
+
+
+def test_each_probe_has_the_nodes_figures_of_its_own_interval() -> None:
+    collector = _collector(_probe("fast"), _probe("slow", interval_s=3))
+    taken: dict[str, ProbeFigures] = {}
+    for second in (1, 2, 3):
+        collector.add_node(_squeezed(second))
+        taken = {t.probe.id: t for t in collector.take(_at(second))}
+        assert taken["fast"].of_node() == _squeezed(second)
+    assert taken["slow"].of_node() == _squeezed(1 + 2 + 3)
+
+
+def test_the_nodes_figures_that_could_not_be_delivered_come_again() -> None:
+    collector = _collector(_probe())
+    collector.add_node(_squeezed(1))
+    taken = collector.take(_at(1))
+    collector.add_node(_squeezed(2))
+    collector.put_back(taken)
+    (again,) = collector.take(_at(2))
+    assert again.of_node() == _squeezed(3)
+
+
+def test_a_new_filter_does_not_cost_the_nodes_figures() -> None:
+    collector = _collector(_probe())
+    collector.add_node(_squeezed(1))
+    https = SocketFilter(ports=frozenset({443}))
+    collector.follow(Desired(2, (_probe(socket_filter=https),)), _at(0.5))
+    (taken,) = collector.take(_at(1))
+    assert taken.of_node() == _squeezed(1)
+
+
+def test_only_the_nodes_stages_of_a_module_and_all_its_counters_are_kept() -> None:
+    stage = samples(1).stage("rx.total")
+    of_rx = {NodeStage("rx.total", "eth0"): stage}
+    strange = {NodeStage("no.such", "eth0"): stage, NodeStage("tcp.rtt"): stage}
+    measured = NodeMeasurement(of_rx | strange, {"softnetDropped": 1})
+    assert only_node(measured, frozenset({Module.RX})) == NodeMeasurement(
+        of_rx, {"softnetDropped": 1}
+    )
+
+
 def test_modules_that_a_probe_did_not_ask_for_are_not_reported_to_it() -> None:
     collector = _collector(_probe("a", modules=frozenset({Module.RX})), _probe("b"))
+    netns = Measurement(netns_counters={"TcpExtListenDrops": 1})
     both = samples(100) + samples(200, stage="tcp.rtt") + Measurement({}, {"retransmits": 2})
-    collector.add({0: both})
-    assert _figures(collector, 1) == {"a": samples(100), "b": both}
+    collector.add({0: both + netns})
+    assert _figures(collector, 1) == {"a": samples(100) + netns, "b": both + netns}
 
 
 def test_figures_of_a_slot_that_nobody_owns_are_dropped() -> None:

@@ -12,10 +12,17 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from latencyprobe import __version__
-from latencyprobe.measurement import NOTHING, Measurement, total
+from latencyprobe.measurement import (
+    NOTHING,
+    NOTHING_OF_THE_NODE,
+    Measurement,
+    NodeMeasurement,
+    NodeStage,
+    total,
+)
 from latencyprobe.stages import STAGES, Module
 from latencyprobe.v1 import node_agent_pb2 as pb
-from latencyprobe.wire import PROTOCOL_VERSION, measurement_from_proto
+from latencyprobe.wire import PROTOCOL_VERSION, measurement_from_proto, node_from_proto
 from latencyprobe_agent import plan
 from tests.unit.agent.conftest import Running, next_reading, until
 from tests.unit.agent.scripted import samples
@@ -112,6 +119,31 @@ async def test_two_probes_on_a_process_cost_one_slot_and_both_report(running: Ru
         if all(seen.get(name) for name in "pq"):
             break
     assert seen == {"p": samples(100) + samples(5, stage="tcp.rtt"), "q": samples(100)}
+
+
+async def test_what_was_measured_of_the_node_and_its_namespaces_comes_along(
+    running: Running,
+) -> None:
+    await running.stub.Apply(state(probe("p"), probe("q", modules=("rx",))))
+    stage = samples(7).stage("rx.total")
+    running.engine.node = NodeMeasurement(
+        {NodeStage("rx.total", "eth0"): stage, NodeStage("tcp.rtt", "x"): stage},
+        {"softnetTimeSqueezed": 3},
+    )
+    running.engine.measure(Measurement(netns_counters={"TcpExtListenDrops": 2}))
+    stream = watch(running)
+    node: dict[str, NodeMeasurement] = {}
+    netns: dict[str, dict[str, int]] = {}
+    async for report in reports(stream):
+        for one in report.probes:
+            node[one.id] = node.get(one.id, NOTHING_OF_THE_NODE) + node_from_proto(one.node)
+            netns.setdefault(one.id, {}).update(one.targets[0].netns_counters)
+        if all(node.get(name) for name in "pq"):
+            break
+    assert node["p"].stages == {NodeStage("rx.total", "eth0"): stage, ("tcp.rtt", "x"): stage}
+    assert node["q"].stages == {NodeStage("rx.total", "eth0"): stage}
+    assert node["p"].counters == node["q"].counters == {"softnetTimeSqueezed": 3}
+    assert netns["p"] == netns["q"] == {"TcpExtListenDrops": 2}
 
 
 async def test_figures_wait_for_a_client_and_come_once(running: Running) -> None:
