@@ -7,18 +7,18 @@ A *run* measures a few *targets* (processes, cgroups, network namespaces) on one
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from latencyprobe.coverage import CoverageState, StageCoverage
-from latencyprobe.report import API_VERSION, TargetReport, verdict_document
+from latencyprobe.report import API_VERSION, NodeReport, TargetReport, verdict_document
 
 KIND = "LatencyReport"
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """The machine that was measured on."""
+    """The machine that was measured on, and what was measured of the machine itself."""
 
     name: str
     kernel: str
@@ -26,6 +26,7 @@ class Node:
     kernel_types: str
     cgroup_version: str
     agent_version: str
+    report: NodeReport = field(default_factory=NodeReport)
 
     def document(self) -> dict[str, Any]:
         """The node as the API shows it."""
@@ -36,6 +37,7 @@ class Node:
             "kernelTypes": self.kernel_types,
             "cgroupVersion": self.cgroup_version,
             "agentVersion": self.agent_version,
+            **self.report.document(),
         }
 
 
@@ -60,6 +62,7 @@ class TargetResult:
             "cgroup": self.cgroup,
             "stages": [stage.document() for stage in self.report.stages],
             "counters": dict(self.report.counters),
+            "netnsCounters": dict(self.report.netns_counters),
             "verdict": verdict_document(self.report.verdict),
         }
         if self.message:

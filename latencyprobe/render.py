@@ -7,7 +7,7 @@ console, which knows whether colours are wanted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.bar import Bar
@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from latencyprobe.coverage import CoverageState, StageCoverage
-from latencyprobe.document import LatencyReport, TargetResult, incomplete
+from latencyprobe.document import LatencyReport, Node, TargetResult, incomplete
 from latencyprobe.durations import format_ns
 from latencyprobe.report import StageReport, TargetReport
 from latencyprobe.stages import BY_NAME
@@ -25,6 +25,7 @@ from latencyprobe.verdict import Bottleneck, Verdict
 
 BAR_WIDTH = 24
 SHOWN_PIDS = 6
+SHOWN_DETAILS = 8
 _QUIET = frozenset({Bottleneck.NONE, Bottleneck.INSUFFICIENT_DATA})
 
 
@@ -33,6 +34,7 @@ def render_report(report: LatencyReport) -> RenderableType:
     parts: list[RenderableType] = [_headline(report)]
     for target in report.targets:
         parts += [Text(), *_render_target(target)]
+    parts += _render_node(report.node)
     parts += _render_coverage(report.coverage)
     return Group(*parts)
 
@@ -64,7 +66,8 @@ def _render_target(target: TargetResult) -> Iterator[RenderableType]:
     else:
         yield _indented(Text("no packet was seen"))
     yield from map(_indented, _missing(target.report.stages))
-    yield from map(_indented, _counters(target.report))
+    yield from map(_indented, _counters("counters", target.report.counters))
+    yield from map(_indented, _counters("network namespace", target.report.netns_counters))
     yield from map(_indented, _verdict(target.report.verdict))
 
 
@@ -174,13 +177,14 @@ def _missing(stages: Iterable[StageReport]) -> Iterator[Text]:
         if stage.sampling_ratio < 1:
             losses.append(f"sampled {stage.sampling_ratio:.1%} of the packets")
         if losses:
-            yield Text(f"{stage.name}: {', '.join(losses)}", style="yellow")
+            name = f"{stage.name} {stage.detail}".rstrip()
+            yield Text(f"{name}: {', '.join(losses)}", style="yellow")
 
 
-def _counters(report: TargetReport) -> Iterator[Text]:
-    seen = [f"{name} {count:,}" for name, count in report.counters.items() if count]
+def _counters(heading: str, counters: Mapping[str, int]) -> Iterator[Text]:
+    seen = [f"{name} {count:,}" for name, count in counters.items() if count]
     if seen:
-        yield Text("counters: " + ", ".join(seen))
+        yield Text(f"{heading}: " + ", ".join(seen))
 
 
 def _verdict(verdict: Verdict) -> Iterator[Text]:
@@ -193,6 +197,37 @@ def _verdict(verdict: Verdict) -> Iterator[Text]:
 
 def _where(verdict: Verdict) -> str:
     return f" in {verdict.stage}, {verdict.share:.0%}" if verdict.stage else ""
+
+
+def _render_node(node: Node) -> Iterator[RenderableType]:
+    """What was measured of the machine as a whole, where there is anything."""
+    report = node.report
+    if not report:
+        return
+    yield Text()
+    yield Text.assemble((node.name, "bold cyan"), ("  the node, with all that runs on it", "dim"))
+    if report.stages:
+        yield _node_table(report.stages)
+    yield from map(_indented, _missing(report.stages))
+    yield from map(_indented, _counters("counters", report.counters))
+
+
+def _node_table(stages: Sequence[StageReport]) -> Table:
+    """The stages with the costliest details of each; how many are not shown is said."""
+    table = Table(box=None, padding=(0, 1), pad_edge=True, header_style="dim")
+    table.add_column("stage", no_wrap=True)
+    table.add_column("of", no_wrap=True)
+    columns = ("p50", "p90", "p99", "max")
+    for heading in ("count", *columns):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name in dict.fromkeys(stage.name for stage in stages):
+        details = [stage for stage in stages if stage.name == name]
+        for stage in details[:SHOWN_DETAILS]:
+            figures = (_figure(stage, column) for column in columns)
+            table.add_row(name, stage.detail, f"{stage.count:,}", *figures)
+        if len(details) > SHOWN_DETAILS:
+            table.add_row(name, f"and {len(details) - SHOWN_DETAILS} more")
+    return table
 
 
 def _render_coverage(coverage: Iterable[StageCoverage]) -> Iterator[RenderableType]:

@@ -1,4 +1,4 @@
-"""What a report says of one target, as values and as the public document's fields.
+"""What a report says of a target or of a node, as values and as the public document's fields.
 
 The names of the fields (`meanNs`, `p99Ns`, `sharePercent` …) are API: the CR's status, `-o json`
 and whatever programs people point at either of them read the same.
@@ -7,11 +7,16 @@ and whatever programs people point at either of them read the same.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from latencyprobe.measurement import Measurement, StageMeasurement
-from latencyprobe.stages import BY_NAME, COUNTERS, STAGES, Module, Stage
+from latencyprobe.measurement import (
+    NOTHING_OF_THE_NODE,
+    Measurement,
+    NodeMeasurement,
+    StageMeasurement,
+)
+from latencyprobe.stages import BY_NAME, COUNTERS, INDEX, STAGES, Module, Stage
 from latencyprobe.verdict import Verdict, judge
 
 API_VERSION = "latencyprobe.io/v1alpha1"
@@ -19,7 +24,10 @@ API_VERSION = "latencyprobe.io/v1alpha1"
 
 @dataclass(frozen=True, slots=True)
 class StageReport:
-    """The figures of one stage. Times are nanoseconds."""
+    """The figures of one stage. Times are nanoseconds.
+
+    `detail`: of a node's stage, which interrupt handler or softirq vector.
+    """
 
     name: str
     count: int
@@ -33,11 +41,13 @@ class StageReport:
     unmatched: int
     clamped: int
     sampling_ratio: float
+    detail: str = ""
 
     def document(self) -> dict[str, Any]:
         """The stage as the API shows it; the share only where the stage is part of a total."""
         return {
             "name": self.name,
+            **({"detail": self.detail} if self.detail else {}),
             "count": self.count,
             "meanNs": self.mean_ns,
             "p50Ns": self.p50_ns,
@@ -54,21 +64,64 @@ class StageReport:
 
 @dataclass(frozen=True, slots=True)
 class TargetReport:
-    """Stages, counters and verdict of one target over one span of time."""
+    """Stages, counters and verdict of one target over one span of time.
+
+    `netns_counters`: what happened in its network namespaces, to it or to others there; no zeroes.
+    """
 
     stages: tuple[StageReport, ...]
     counters: Mapping[str, int]
     verdict: Verdict
+    netns_counters: Mapping[str, int] = field(default_factory=dict)
 
     def stage(self, name: str) -> StageReport | None:
         """The stage of this name; None where it was not measured."""
         return next((stage for stage in self.stages if stage.name == name), None)
 
 
-def report_on(measurement: Measurement, modules: Iterable[Module]) -> TargetReport:
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """Stages and counters of a node over one span of time; what did not happen is left out."""
+
+    stages: tuple[StageReport, ...] = ()
+    counters: Mapping[str, int] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.stages) or bool(self.counters)
+
+    def document(self) -> dict[str, Any]:
+        """The report as the API shows it."""
+        return {
+            "stages": [stage.document() for stage in self.stages],
+            "counters": dict(self.counters),
+        }
+
+
+def report_on_node(measurement: NodeMeasurement, modules: Iterable[Module]) -> NodeReport:
+    """The report on a node: its stages of these modules, the costliest details first."""
+    wanted = set(modules)
+    keys = [key for key in measurement.stages if BY_NAME[key.name].module in wanted]
+    keys.sort(
+        key=lambda key: (
+            INDEX[key.name],
+            -measurement.stages[key].histogram.sum_ns,
+            key.detail,
+        )
+    )
+    stages = tuple(_figures(key.name, measurement.stages[key], detail=key.detail) for key in keys)
+    counters = {name: measurement.counters[name] for name in sorted(measurement.counters)}
+    return NodeReport(stages, {name: count for name, count in counters.items() if count})
+
+
+def report_on(
+    measurement: Measurement,
+    modules: Iterable[Module],
+    node: NodeMeasurement = NOTHING_OF_THE_NODE,
+) -> TargetReport:
     """The report on one target, of the stages of these modules that were seen at all.
 
     What another probe on the same target measures besides has no part in it, the verdict included.
+    `node`: what is known of the target's node meanwhile, as evidence.
     """
     wanted = set(modules)
     seen = Measurement(
@@ -82,23 +135,31 @@ def report_on(measurement: Measurement, modules: Iterable[Module]) -> TargetRepo
             for counter in COUNTERS
             if counter.module in wanted
         },
+        {name: n for name, n in sorted(measurement.netns_counters.items()) if n},
     )
     stages = tuple(_report_stage(BY_NAME[name], seen) for name in seen.stages)
-    return TargetReport(stages, seen.counters, judge(seen))
+    return TargetReport(stages, seen.counters, judge(seen, node), seen.netns_counters)
 
 
 def _report_stage(stage: Stage, measurement: Measurement) -> StageReport:
     measured = measurement.stage(stage.name)
+    return _figures(stage.name, measured, share=_share_percent(stage, measured, measurement))
+
+
+def _figures(
+    name: str, measured: StageMeasurement, *, share: float | None = None, detail: str = ""
+) -> StageReport:
     histogram = measured.histogram
     return StageReport(
-        name=stage.name,
+        name=name,
+        detail=detail,
         count=histogram.count,
         mean_ns=histogram.mean_ns,
         p50_ns=histogram.percentile(50),
         p90_ns=histogram.percentile(90),
         p99_ns=histogram.percentile(99),
         max_ns=histogram.max_ns,
-        share_percent=_share_percent(stage, measured, measurement),
+        share_percent=share,
         lost=measured.lost,
         unmatched=measured.unmatched,
         clamped=measured.clamped,

@@ -9,19 +9,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from latencyprobe.coverage import CoverageState, StageCoverage
 from latencyprobe.document import LatencyReport, Node, TargetResult
-from latencyprobe.measurement import NOTHING, Measurement
-from latencyprobe.report import report_on
+from latencyprobe.measurement import NOTHING, NOTHING_OF_THE_NODE, Measurement
+from latencyprobe.report import report_on, report_on_node
 from latencyprobe.stages import Module, stages_of
 from latencyprobe.v1 import node_agent_pb2 as pb
 from latencyprobe.v1 import node_agent_pb2_grpc as rpc
-from latencyprobe.wire import PROTOCOL_VERSION, CorruptMessageError, measurement_from_proto
+from latencyprobe.wire import (
+    PROTOCOL_VERSION,
+    CorruptMessageError,
+    measurement_from_proto,
+    node_from_proto,
+)
 
 PROBE_ID = "local"
 GENERATION = 1
@@ -127,6 +132,7 @@ class Session:
         self._request = request
         self._targets = {str(index): _Seen(spec) for index, spec in enumerate(request.targets)}
         self._node = Node("", "", "", "", "", "")
+        self._node_measurement = NOTHING_OF_THE_NODE
         self._stages = tuple(stage.name for stage in stages_of(request.modules))
         self._coverage: dict[str, StageCoverage] = {}
         self._measured_until = 0.0
@@ -188,7 +194,9 @@ class Session:
     def report(self) -> LatencyReport:
         """What was seen so far."""
         return LatencyReport(
-            node=self._node,
+            node=replace(
+                self._node, report=report_on_node(self._node_measurement, self._request.modules)
+            ),
             duration_seconds=self._measured_until - self._attached_at,
             targets=tuple(map(self._result, self._targets.values())),
             coverage=tuple(self._coverage[name] for name in self._stages if name in self._coverage),
@@ -199,7 +207,7 @@ class Session:
             name=seen.spec.name,
             pids=tuple(sorted(seen.pids)),
             cgroup=seen.cgroup,
-            report=report_on(seen.measurement, self._request.modules),
+            report=report_on(seen.measurement, self._request.modules, self._node_measurement),
             message=seen.problem,
         )
 
@@ -207,7 +215,10 @@ class Session:
         for target in probe.targets:
             seen = self._seen(target.status.id)
             seen.take_status(target.status)
-            seen.measurement += measurement_from_proto(target.stages, target.counters)
+            seen.measurement += measurement_from_proto(
+                target.stages, target.counters, target.netns_counters
+            )
+        self._node_measurement += node_from_proto(probe.node)
         self._measured_until = max(self._measured_until, probe.end.ToNanoseconds() / 1e9)
 
     def _seen(self, target_id: str) -> _Seen:

@@ -6,12 +6,12 @@ in total?), never on one packet, and it carries the figures that it rests on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from latencyprobe.durations import format_ns
-from latencyprobe.measurement import Measurement
+from latencyprobe.measurement import NOTHING_OF_THE_NODE, Measurement, NodeMeasurement
 from latencyprobe.stages import parts_of
 
 DOMINANT_SHARE = 0.40
@@ -94,8 +94,47 @@ _CAUSES: Mapping[str, _Cause] = {
 }
 
 
-def judge(measurement: Measurement) -> Verdict:
-    """The verdict on one target's measurement over a window."""
+# Counters of the target's network namespace and of its node that bear witness, by the names that
+# they have there. What was dropped is told with every verdict: it is news even where nobody waits.
+_DROPS = (
+    "TcpExtListenOverflows",
+    "TcpExtListenDrops",
+    "TcpExtTCPBacklogDrop",
+    "TcpExtTCPRcvQDrop",
+    "UdpRcvbufErrors",
+    "Udp6RcvbufErrors",
+    "softnetDropped",
+)
+_READER = ("TcpExtTCPToZeroWindowAdv", "TcpExtPruneCalled", "TcpExtTCPRcvCollapsed")
+_WITNESSES: Mapping[Bottleneck, tuple[str, ...]] = {
+    Bottleneck.SLOW_READER: _READER,
+    Bottleneck.SOFTIRQ_BACKLOG: ("softnetTimeSqueezed", "softnetFlowLimited"),
+    Bottleneck.NETWORK: ("TcpExtTCPTimeouts", "TcpExtTCPLostRetransmit", "TcpExtTCPAbortOnTimeout"),
+}
+
+
+def judge(measurement: Measurement, node: NodeMeasurement = NOTHING_OF_THE_NODE) -> Verdict:
+    """The verdict on one target's measurement over a window.
+
+    What was counted meanwhile in its network namespace and on its node stands beside the evidence,
+    and decides nothing: others may have caused it.
+    """
+    verdict = _judge(measurement)
+    names = (*_DROPS, *_WITNESSES.get(verdict.bottleneck, ()))
+    meanwhile = (
+        *_told("in its network namespace", measurement.netns_counters, names),
+        *_told("on its node", node.counters, names),
+    )
+    return replace(verdict, evidence=(*verdict.evidence, *meanwhile))
+
+
+def _told(where: str, counters: Mapping[str, int], names: Iterable[str]) -> Iterator[str]:
+    seen = [f"{name} {counters[name]:,}" for name in names if counters.get(name)]
+    if seen:
+        yield f"meanwhile {where}: {', '.join(seen)}"
+
+
+def _judge(measurement: Measurement) -> Verdict:
     totals = [total for total in TOTALS if _samples(measurement, total) >= MIN_SAMPLES]
     if not totals:
         return _insufficient(measurement)

@@ -15,10 +15,10 @@ from collections.abc import AsyncIterator
 import grpc
 
 from latencyprobe.histogram import Histogram
-from latencyprobe.measurement import Measurement, StageMeasurement
+from latencyprobe.measurement import Measurement, NodeMeasurement, NodeStage, StageMeasurement
 from latencyprobe.v1 import node_agent_pb2 as pb
 from latencyprobe.v1 import node_agent_pb2_grpc as rpc
-from latencyprobe.wire import PROTOCOL_VERSION, measurement_to_proto
+from latencyprobe.wire import PROTOCOL_VERSION, measurement_to_proto, node_to_proto
 
 Context = grpc.aio.ServicerContext[object, object]
 SCENARIOS = (
@@ -47,6 +47,11 @@ SLOW_READER = Measurement(
         "rx.total": StageMeasurement(Histogram.of([10_000_000] * PACKETS_PER_REPORT)),
     },
     {"retransmits": 1, "connectRefused": 0},
+)
+
+BUSY_NODE = NodeMeasurement(
+    {NodeStage("rx.softirq", "NET_RX"): StageMeasurement(Histogram.of([5_000]))},
+    {"softnetTimeSqueezed": 3},
 )
 
 
@@ -121,7 +126,11 @@ class ScriptedAgent(rpc.NodeAgentServicer):
             if self._scenario == "loses-every-target":
                 status.state = pb.TargetStatus.GONE
                 status.message = "it ended"
-            report.targets.add(status=status, stages=stages, counters=counters)
+            netns = {"TcpExtListenDrops": 2}
+            report.targets.add(
+                status=status, stages=stages, counters=counters, netns_counters=netns
+            )
+        report.node.CopyFrom(node_to_proto(BUSY_NODE))
         return report
 
     def _statuses(self, probe: pb.Probe) -> list[pb.TargetStatus]:

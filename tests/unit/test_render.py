@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -12,9 +13,15 @@ from rich.console import Console
 from latencyprobe.coverage import CoverageState, StageCoverage
 from latencyprobe.document import LatencyReport, Node, TargetResult
 from latencyprobe.histogram import Histogram
-from latencyprobe.measurement import NOTHING, Measurement, StageMeasurement
+from latencyprobe.measurement import (
+    NOTHING,
+    Measurement,
+    NodeMeasurement,
+    NodeStage,
+    StageMeasurement,
+)
 from latencyprobe.render import BAR_WIDTH, render_live, render_report
-from latencyprobe.report import report_on
+from latencyprobe.report import report_on, report_on_node
 from latencyprobe.stages import DEFAULT_MODULES
 from latencyprobe.terminal import OutputFormat, write_report
 
@@ -31,6 +38,7 @@ SLOW = Measurement(
         "tcp.rtt": of(50_000),
     },
     {"retransmits": 1234},
+    {"TcpExtListenDrops": 5, "UdpRcvbufErrors": 0},
 )
 
 
@@ -55,6 +63,21 @@ def report(measurement: Measurement = SLOW, *, message: str = "") -> LatencyRepo
     )
 
 
+NODE = NodeMeasurement(
+    {
+        NodeStage("rx.softirq", "NET_RX"): of(1_000_000),
+        NodeStage("rx.softirq", "TIMER"): of(2_000, lost=4),
+    },
+    {"softnetTimeSqueezed": 12_345, "softnetDropped": 0},
+)
+
+
+def with_node(measurement: NodeMeasurement) -> LatencyReport:
+    whole = report()
+    node = report_on_node(measurement, DEFAULT_MODULES)
+    return replace(whole, node=replace(whole.node, report=node))
+
+
 def table(latency_report: LatencyReport) -> str:
     stream = io.StringIO()
     write_report(latency_report, OutputFormat.TABLE, stream)
@@ -77,11 +100,22 @@ def test_the_document_is_what_the_api_promises() -> None:
             "kernelTypes": "btf",
             "cgroupVersion": "v2",
             "agentVersion": "0.1.0",
+            "stages": [],
+            "counters": {},
         },
         "durationSeconds": 9.988,
     }
     (target,) = document["targets"]
-    assert list(target) == ["name", "pids", "cgroup", "stages", "counters", "verdict"]
+    assert list(target) == [
+        "name",
+        "pids",
+        "cgroup",
+        "stages",
+        "counters",
+        "netnsCounters",
+        "verdict",
+    ]
+    assert target["netnsCounters"] == {"TcpExtListenDrops": 5}
     assert target["pids"] == [42, 43]
     assert [stage["name"] for stage in target["stages"]][:3] == [
         "rx.stack",
@@ -135,6 +169,37 @@ def test_the_table_shows_figures_losses_counters_verdict_and_coverage() -> None:
     assert re.search(r"tx\.stack +partial +TCP only", text)
     assert re.search(r"rx\.host +unavailable +no such tracepoint", text)
     assert "tp_btf/tcp_probe" not in text
+
+
+def test_the_node_has_its_own_stages_and_counters_in_the_document() -> None:
+    node = with_node(NODE).document()["node"]
+    assert [(stage["name"], stage["detail"]) for stage in node["stages"]] == [
+        ("rx.softirq", "NET_RX"),
+        ("rx.softirq", "TIMER"),
+    ]
+    assert node["stages"][0]["p99Ns"] == 1_000_000
+    assert node["counters"] == {"softnetTimeSqueezed": 12_345}
+
+
+def test_the_table_shows_the_namespaces_counters_apart_and_the_node_below_the_targets() -> None:
+    text = table(with_node(NODE))
+    assert "network namespace: TcpExtListenDrops 5\n" in text
+    node = text[text.index("node-a  the node") :]
+    assert line_of(node, "rx.softirq").split() == ["rx.softirq", "NET_RX", "200", *["1ms"] * 4]
+    assert "rx.softirq TIMER: 4 lost" in node
+    assert "counters: softnetTimeSqueezed 12,345\n" in node
+
+
+def test_a_node_of_which_nothing_is_known_takes_no_room() -> None:
+    assert "the node, with all that runs on it" not in table(report())
+
+
+def test_many_interrupt_handlers_are_counted_not_listed() -> None:
+    many = {NodeStage("rx.softirq", f"handler-{n:02}"): of(1000 * (n + 1)) for n in range(20)}
+    text = table(with_node(NodeMeasurement(many)))
+    assert text.count("handler-") == 8
+    assert "handler-19" in text
+    assert re.search(r"rx\.softirq +and 12 more", text)
 
 
 def test_a_target_that_saw_nothing_is_no_empty_table() -> None:

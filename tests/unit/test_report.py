@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from latencyprobe.histogram import Histogram
-from latencyprobe.measurement import NOTHING, Measurement, StageMeasurement
-from latencyprobe.report import report_on, verdict_document
+from latencyprobe.measurement import (
+    NOTHING,
+    Measurement,
+    NodeMeasurement,
+    NodeStage,
+    StageMeasurement,
+)
+from latencyprobe.report import report_on, report_on_node, verdict_document
 from latencyprobe.stages import DEFAULT_MODULES, Module
 from latencyprobe.verdict import Bottleneck
 
@@ -101,3 +107,29 @@ def test_a_verdicts_document_names_cause_share_evidence_and_next_step() -> None:
     assert document["share"] == "80%"
     assert document["evidence"][0] == "rx.socket holds 80% of rx.total"
     assert document["nextStep"]
+
+
+def test_a_namespaces_counters_are_kept_apart_and_only_what_happened() -> None:
+    netns = Measurement(netns_counters={"UdpRcvbufErrors": 0, "TcpExtListenDrops": 2})
+    report = report_on(MEASUREMENT + netns, [Module.RX])
+    assert report.netns_counters == {"TcpExtListenDrops": 2}
+    assert "TcpExtListenDrops" not in report.counters
+
+
+def test_a_nodes_costliest_details_come_first_within_each_stage() -> None:
+    node = NodeMeasurement(
+        {
+            NodeStage("rx.stack", "b"): of(100, 100),
+            NodeStage("rx.softirq", "a"): of(1),
+            NodeStage("rx.stack", "c"): of(150),
+            NodeStage("tcp.rtt", "other module"): of(1),
+        },
+        {"z": 1, "a": 2, "never": 0},
+    )
+    report = report_on_node(node, [Module.RX])
+    assert [(stage.name, stage.detail) for stage in report.stages] == [
+        ("rx.softirq", "a"),
+        ("rx.stack", "b"),
+        ("rx.stack", "c"),
+    ]
+    assert list(report.counters.items()) == [("a", 2), ("z", 1)]

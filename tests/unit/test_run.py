@@ -54,6 +54,11 @@ def test_standard_output_holds_the_document_alone(temporary: Path) -> None:
     counts = {stage["name"]: stage["count"] for stage in target["stages"]}
     assert counts["rx.socket"] == counts["rx.total"] >= 3 * 200
     assert target["counters"]["retransmits"] == counts["rx.total"] / 200
+    reports = counts["rx.total"] / 200
+    assert target["netnsCounters"] == {"TcpExtListenDrops": 2 * reports}
+    assert document["node"]["counters"] == {"softnetTimeSqueezed": 3 * reports}
+    (stage,) = document["node"]["stages"]
+    assert (stage["name"], stage["detail"], stage["count"]) == ("rx.softirq", "NET_RX", reports)
     assert "attached in" in ended.stderr
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from latencyprobe.histogram import Histogram
-from latencyprobe.measurement import Measurement, StageMeasurement
+from latencyprobe.measurement import Measurement, NodeMeasurement, StageMeasurement
 from latencyprobe.verdict import DOMINANT_SHARE, Bottleneck, judge
 
 MS = 1_000_000
@@ -157,3 +157,55 @@ def test_nobody_is_paged_for_a_wake_up_on_an_idle_machine() -> None:
 def test_one_slow_packet_in_fifty_is_worth_a_verdict() -> None:
     verdict = judge(measured(980, rx_socket=20 * US) + measured(20, rx_socket=40 * MS))
     assert verdict.bottleneck is Bottleneck.SLOW_READER
+
+
+@pytest.mark.parametrize(
+    ("measurement", "counters", "told"),
+    [
+        (
+            measured(rx_softirq=9 * MS),
+            {"softnetTimeSqueezed": 1234, "softnetDropped": 5, "eth0:rx_dropped": 6},
+            "meanwhile on its node: softnetDropped 5, softnetTimeSqueezed 1,234",
+        ),
+        (
+            measured(rx_socket=9 * MS),
+            {"softnetTimeSqueezed": 1234, "softnetDropped": 5},
+            "meanwhile on its node: softnetDropped 5",
+        ),
+        (Measurement(), {"softnetDropped": 5}, "meanwhile on its node: softnetDropped 5"),
+    ],
+)
+def test_what_the_node_dropped_is_told_and_its_squeezes_where_they_matter(
+    measurement: Measurement, counters: dict[str, int], told: str
+) -> None:
+    alone = judge(measurement)
+    verdict = judge(measurement, NodeMeasurement(counters=counters))
+    assert verdict.evidence == (*alone.evidence, told)
+    assert verdict.bottleneck is alone.bottleneck
+
+
+@pytest.mark.parametrize(
+    ("stages", "counters", "told"),
+    [
+        (
+            measured(rx_socket=9 * MS),
+            {"TcpExtTCPToZeroWindowAdv": 2, "TcpExtTCPTimeouts": 4, "UdpRcvbufErrors": 3},
+            "meanwhile in its network namespace: UdpRcvbufErrors 3, TcpExtTCPToZeroWindowAdv 2",
+        ),
+        (
+            measured(rx_socket=20 * US, tx_stack=10 * US, tcp_rtt=40 * MS),
+            {"TcpExtTCPToZeroWindowAdv": 2, "TcpExtTCPTimeouts": 4},
+            "meanwhile in its network namespace: TcpExtTCPTimeouts 4",
+        ),
+        (
+            Measurement(),
+            {"TcpExtListenOverflows": 7, "TcpExtListenDrops": 7, "IpInDiscards": 1},
+            "meanwhile in its network namespace: TcpExtListenOverflows 7, TcpExtListenDrops 7",
+        ),
+    ],
+)
+def test_what_the_network_namespace_counted_is_told_where_it_bears_witness(
+    stages: Measurement, counters: dict[str, int], told: str
+) -> None:
+    verdict = judge(stages + Measurement(netns_counters=counters))
+    assert verdict.evidence == (*judge(stages).evidence, told)
