@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from latencyprobe.measurement import Measurement
 from latencyprobe.stages import BY_NAME
 from latencyprobe.v1 import node_agent_pb2 as pb
-from latencyprobe.wire import CorruptMessageError, measurement_from_proto
+from latencyprobe.wire import CorruptMessageError, measurement_from_proto, node_from_proto
 from latencyprobe_operator import status
 from latencyprobe_operator.backoff import Backoff
 from latencyprobe_operator.cluster import UNAVAILABLE, ApiError
@@ -24,7 +25,7 @@ from latencyprobe_operator.metrics import Metrics
 from latencyprobe_operator.nodes import AgentView, node_facts
 from latencyprobe_operator.objectives import ObjectivesWatch
 from latencyprobe_operator.pods import PodsChange, PodSet, PodsListener
-from latencyprobe_operator.reports import TOTALS, ProbeWindows, headline
+from latencyprobe_operator.reports import TOTALS, ProbeWindows, headline, largest_counters
 from latencyprobe_operator.selection import Target
 from latencyprobe_operator.spec import (
     ProbeSpec,
@@ -132,10 +133,15 @@ class Probe:
             return
         now = asyncio.get_running_loop().time()
         known = self._around.desired.pods_of(self.key.uid)
+        netns: dict[str, dict[str, int]] = {}
         for target in report.targets:
             pod_uid = target.status.id.partition("/")[0]
             if pod_uid in known:
-                self._take_target(node, pod_uid, target, now)
+                counters = self._take_target(node, pod_uid, target, now)
+                netns[pod_uid] = largest_counters(netns.get(pod_uid, {}), counters)
+        for pod_uid, counters in netns.items():
+            self._windows.add(pod_uid, Measurement(netns_counters=counters), at=now)
+        self._take_node(node, report.node, now)
         self._reported = True
         self._last_report_time = status.timestamp(self._wall_clock())
         self._reporters.add(node)
@@ -165,9 +171,14 @@ class Probe:
         self._unsubscribe()
         self.stopped.set()
 
-    def _take_target(self, node: str, pod_uid: str, target: pb.TargetReport, now: float) -> None:
+    def _take_target(
+        self, node: str, pod_uid: str, target: pb.TargetReport, now: float
+    ) -> Mapping[str, int]:
+        """Take in what was measured of a container; what its network namespace counted."""
         try:
-            measurement = measurement_from_proto(target.stages, target.counters)
+            measurement = measurement_from_proto(
+                target.stages, target.counters, target.netns_counters
+            )
         except CorruptMessageError as error:
             self._around.metrics.corrupt_reports.inc()
             logger.warning(
@@ -177,7 +188,7 @@ class Probe:
                 target.status.id,
                 error,
             )
-            return
+            return {}
         for stage in target.stages:
             if stage.name not in BY_NAME and stage.name not in self._unknown_stages:
                 self._unknown_stages.add(stage.name)
@@ -187,7 +198,18 @@ class Probe:
                     stage.name,
                     node,
                 )
-        self._windows.add(pod_uid, measurement, at=now)
+        own = dataclasses.replace(measurement, netns_counters={})
+        self._windows.add(pod_uid, own, at=now)
+        return measurement.netns_counters
+
+    def _take_node(self, node: str, message: pb.NodeContext, now: float) -> None:
+        try:
+            self._windows.add_node(node, node_from_proto(message), at=now)
+        except CorruptMessageError as error:
+            self._around.metrics.corrupt_reports.inc()
+            logger.warning(
+                "%s: corrupt report of node %s on itself left out: %s", self.key, node, error
+            )
 
     # -------------------------------------------------------------- spec, pods, desired
 
@@ -412,6 +434,7 @@ class Probe:
             for node, targets in sorted(by_node.items())
         ]
         self._nodes = len(nodes)
+        self._windows.keep_nodes(by_node)
         if not self._start_time and any(node.attached for node in nodes):
             self._start_time = status.timestamp(self._wall_clock())
         return dataclasses.replace(
@@ -439,12 +462,14 @@ class Probe:
         placed = self._around.desired.pods_of(self.key.uid)
         ordered = self._windows.worst_first(placed, at=now)
         listed = [self._pod_facts(placed[uid], now) for uid in ordered[: self._spec.max_pods]]
+        nodes = {node.name: self._windows.of_node(node.name, at=now) for node in facts.nodes}
         merged = self._windows.merged(at=now)
         return dataclasses.replace(
             facts,
             pods=sorted(listed, key=_p99_ns, reverse=True),
             omitted_pods=len(ordered) - len(listed),
             merged=merged,
+            node_context={name: each for name, each in nodes.items() if each},
             objectives=self._objectives.judge(self._spec.objectives, merged, at=now),
         )
 
@@ -461,7 +486,7 @@ class Probe:
         now = asyncio.get_running_loop().time()
         facts = dataclasses.replace(self._with_figures(self._facts(), now), phase=None)
         document = self._build(facts)
-        kept = ("targets", "summary", "pods", "omittedPods", "lastReportTime")
+        kept = ("targets", "summary", "pods", "omittedPods", "nodeContext", "lastReportTime")
         return {key: document[key] for key in kept if key in document}
 
     def _build(self, facts: Facts) -> status.Document:

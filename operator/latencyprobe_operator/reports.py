@@ -1,21 +1,33 @@
-"""What agents reported of one probe: a window for each pod, and one for all of them together.
+"""What agents reported of one probe: a window for each pod and node, and one for all pods together.
 
 Ten thousand pods must fit, so a pod's window keeps its figures packed, in at most SLOTS
-entries however long the window is, and unpacks them for the few pods that are shown. The
-window over all pods adds up as reports arrive. Times are seconds of one monotonic clock.
+entries however long the window is, and unpacks them for the few pods that are shown; a node's does
+the same. The window over all pods adds up as reports arrive. Times are seconds of one monotonic
+clock.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from latencyprobe.histogram import EMPTY, Histogram
-from latencyprobe.measurement import Measurement, StageMeasurement, total
+from latencyprobe.measurement import (
+    NOTHING_OF_THE_NODE,
+    Measurement,
+    NodeMeasurement,
+    StageMeasurement,
+    total,
+)
 from latencyprobe.v1 import node_agent_pb2 as pb
-from latencyprobe.wire import measurement_from_proto, measurement_to_proto
+from latencyprobe.wire import (
+    measurement_from_proto,
+    measurement_to_proto,
+    node_from_proto,
+    node_to_proto,
+)
 
 SLOTS = 12
 # Reports come an interval apart, give or take: what comes later than this part of a slot after its
@@ -48,8 +60,7 @@ class PodWindow:
 
     def add(self, measurement: Measurement, *, slot: float, at: float) -> None:
         """Take in what was measured up to `at`; what comes within one slot becomes one entry."""
-        last = self._entries[-1] if self._entries else None
-        if last and at - last.began < slot * _SLOT_FILLED:
+        if last := _open_entry(self._entries, slot=slot, at=at):
             last.packed = _pack(_unpack(last.packed) + measurement)
             last.ended = at
         else:
@@ -58,7 +69,7 @@ class PodWindow:
 
     def measurement(self, *, window: float, at: float) -> Measurement:
         """The sum of what is in the window."""
-        self._forget(at - window)
+        _forget(self._entries, at - window)
         return total(_unpack(entry.packed) for entry in self._entries)
 
     def severity(self, *, window: float, slot: float, at: float) -> tuple[int, int]:
@@ -68,21 +79,63 @@ class PodWindow:
         them all, and a pod that still reports has been looked at with its last report.
         """
         if self._severity_until <= at:
-            self._forget(at - window)
+            _forget(self._entries, at - window)
             whole = _total_of(entry.packed for entry in self._entries)
             self._severity = (whole.percentile(99), whole.count)
             self._severity_until = at + 2 * slot
         return self._severity
 
-    def _forget(self, before: float) -> None:
-        while self._entries and self._entries[0].ended <= before:
-            self._entries.popleft()
+
+class NodeWindow:
+    """The figures of one node over the window, packed."""
+
+    __slots__ = ("_entries",)
+
+    def __init__(self) -> None:
+        self._entries: deque[_Entry] = deque()
+
+    def add(self, measurement: NodeMeasurement, *, slot: float, at: float) -> None:
+        """Take in what was measured up to `at`; what comes within one slot becomes one entry."""
+        if last := _open_entry(self._entries, slot=slot, at=at):
+            last.packed = _pack_node(_unpack_node(last.packed) + measurement)
+            last.ended = at
+        else:
+            self._entries.append(_Entry(at, at, _pack_node(measurement)))
+
+    def measurement(self, *, window: float, at: float) -> NodeMeasurement:
+        """The sum of what is in the window."""
+        _forget(self._entries, at - window)
+        result = NOTHING_OF_THE_NODE
+        for entry in self._entries:
+            result += _unpack_node(entry.packed)
+        return result
+
+
+def _open_entry(entries: deque[_Entry], *, slot: float, at: float) -> _Entry | None:
+    """The entry that what comes now belongs to; None: it begins a new one."""
+    last = entries[-1] if entries else None
+    return last if last and at - last.began < slot * _SLOT_FILLED else None
+
+
+def _forget(entries: deque[_Entry], before: float) -> None:
+    while entries and entries[0].ended <= before:
+        entries.popleft()
 
 
 def _pack(measurement: Measurement) -> bytes:
     stages, counters = measurement_to_proto(measurement)
-    message = pb.TargetReport(stages=stages, counters=counters).SerializeToString()
-    return zlib.compress(message, level=1)  # by two fifths, in 20 us
+    message = pb.TargetReport(
+        stages=stages, counters=counters, netns_counters=measurement.netns_counters
+    )
+    return zlib.compress(message.SerializeToString(), level=1)  # by two fifths, in 20 us
+
+
+def _pack_node(measurement: NodeMeasurement) -> bytes:
+    return zlib.compress(node_to_proto(measurement).SerializeToString(), level=1)
+
+
+def _unpack_node(packed: bytes) -> NodeMeasurement:
+    return node_from_proto(pb.NodeContext.FromString(zlib.decompress(packed)))
 
 
 def _unpack_message(packed: bytes) -> pb.TargetReport:
@@ -91,7 +144,7 @@ def _unpack_message(packed: bytes) -> pb.TargetReport:
 
 def _unpack(packed: bytes) -> Measurement:
     message = _unpack_message(packed)
-    return measurement_from_proto(message.stages, message.counters)
+    return measurement_from_proto(message.stages, message.counters, message.netns_counters)
 
 
 def _total_of(entries: Iterable[bytes]) -> Histogram:
@@ -102,6 +155,14 @@ def _total_of(entries: Iterable[bytes]) -> Histogram:
         for name, measured in measurement_from_proto(stages, {}).stages.items():
             sums[name] += measured.histogram
     return headline(sums["rx.total"], sums["tx.total"])
+
+
+def largest_counters(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    """What one network namespace counted, told by two containers in it.
+
+    Both tell of the same events; one that came later tells of fewer.
+    """
+    return {name: max(one.get(name, 0), other.get(name, 0)) for name in (*one, *other)}
 
 
 def headline(received: Histogram, sent: Histogram) -> Histogram:
@@ -149,7 +210,10 @@ class _StageSum:
 
 
 class _Slot:
-    """The sum over all pods of what arrived within one slot of time."""
+    """The sum over all pods of what arrived within one slot of time.
+
+    Without the network namespaces' counters: pods of the host's network share theirs.
+    """
 
     __slots__ = ("_counters", "_stages", "began", "ended")
 
@@ -173,12 +237,13 @@ class _Slot:
 
 
 class ProbeWindows:
-    """The figures of one probe: of each of its pods, and of all of them together."""
+    """The figures of one probe: of each of its pods and nodes, and of all pods together."""
 
     def __init__(self, interval_seconds: float, window_seconds: float) -> None:
         self._window = window_seconds
         self._slot = slot_seconds(interval_seconds, window_seconds)
         self._pods: dict[str, PodWindow] = {}
+        self._nodes: dict[str, NodeWindow] = {}
         self._slots: deque[_Slot] = deque()
 
     def resize(self, interval_seconds: float, window_seconds: float) -> None:
@@ -197,6 +262,11 @@ class ProbeWindows:
             self._slots.append(_Slot(at))
         self._slots[-1].add(measurement, at=at)
 
+    def add_node(self, node: str, measurement: NodeMeasurement, *, at: float) -> None:
+        """Take in what was measured of a node up to `at`."""
+        if measurement:
+            self._nodes.setdefault(node, NodeWindow()).add(measurement, slot=self._slot, at=at)
+
     def forget(self, pod_uid: str) -> None:
         """Drop a pod that the probe no longer selects. The sum keeps what was measured of it."""
         self._pods.pop(pod_uid, None)
@@ -204,6 +274,7 @@ class ProbeWindows:
     def clear(self) -> None:
         """Drop everything: what comes next is another measurement."""
         self._pods.clear()
+        self._nodes.clear()
         self._slots.clear()
 
     def merged(self, *, at: float) -> Measurement:
@@ -216,6 +287,16 @@ class ProbeWindows:
         """One pod over the window."""
         pod = self._pods.get(pod_uid)
         return pod.measurement(window=self._window, at=at) if pod else Measurement()
+
+    def of_node(self, node: str, *, at: float) -> NodeMeasurement:
+        """One node over the window."""
+        window = self._nodes.get(node)
+        return window.measurement(window=self._window, at=at) if window else NOTHING_OF_THE_NODE
+
+    def keep_nodes(self, nodes: Collection[str]) -> None:
+        """Drop the nodes that no pod of the probe runs on any more."""
+        for gone in self._nodes.keys() - set(nodes):
+            del self._nodes[gone]
 
     def worst_first(self, pod_uids: Collection[str], *, at: float) -> list[str]:
         """These pods by the p99 of their rx.total (or tx.total), the slowest first.

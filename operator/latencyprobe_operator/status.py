@@ -14,8 +14,14 @@ from enum import StrEnum
 from typing import Any
 
 from latencyprobe.durations import format_ns
-from latencyprobe.measurement import NOTHING, Measurement
-from latencyprobe.report import report_on, verdict_document
+from latencyprobe.measurement import (
+    NOTHING,
+    NOTHING_OF_THE_NODE,
+    Measurement,
+    NodeMeasurement,
+    joint_counters,
+)
+from latencyprobe.report import NodeReport, report_on, report_on_node, verdict_document
 from latencyprobe.stages import Module, stages_of
 from latencyprobe.verdict import Bottleneck
 from latencyprobe_operator.objectives import Judgement, Outcome
@@ -25,6 +31,10 @@ from latencyprobe_operator.spec import ProbeSpec
 # The API server takes 1.5 MiB at most, and every reader of the list gets all of it.
 MAX_BYTES = 240 * 1024
 MAX_NODES = 50
+# Of what was measured of nodes as a whole: so many nodes, and of each so many stages and counters.
+MAX_CONTEXTS = 8
+MAX_CONTEXT_STAGES = 12
+MAX_CONTEXT_COUNTERS = 24
 _LONGEST_MESSAGE = 400
 
 Document = dict[str, Any]
@@ -121,6 +131,8 @@ class Facts:
     pods: Sequence[PodFacts] = ()
     omitted_pods: int = 0
     merged: Measurement = NOTHING
+    node_context: Mapping[str, NodeMeasurement] = field(default_factory=dict)
+    """What was measured of nodes as a whole, by their names."""
     objectives: Sequence[Judgement] = ()
     start_time: str | None = None
     last_report_time: str | None = None
@@ -160,11 +172,13 @@ def build(facts: Facts, *, now: str) -> Document:
         "conditions": _conditions(conditions, facts, now),
         "targets": _targets(facts),
         "summary": _summary(facts, ready),
-        "pods": [_pod(pod, facts.spec) for pod in facts.pods] if facts.spec else [],
+        "pods": [_pod(pod, facts, facts.spec) for pod in facts.pods] if facts.spec else [],
         "omittedPods": facts.omitted_pods,
         "nodes": [_node(node) for node in listed],
         "omittedNodes": len(uncovered) - len(listed),
     }
+    if context := _node_context(facts):
+        document["nodeContext"] = context
     _set_times(document, facts)
     return _fit(document)
 
@@ -179,7 +193,7 @@ def _at_rest(facts: Facts, *, now: str) -> Document:
     conditions = {"Ready": ("False", reason, message), "Covered": idle, "WithinOverhead": idle}
     if facts.spec and facts.spec.objectives:
         conditions["ObjectivesMet"] = idle
-    kept = ("summary", "pods", "omittedPods", "lastReportTime")
+    kept = ("summary", "pods", "omittedPods", "nodeContext", "lastReportTime")
     document: Document = {
         "observedGeneration": facts.generation,
         "phase": str(facts.phase),
@@ -317,7 +331,7 @@ def _about(node: NodeFacts) -> str:
 def _summary(facts: Facts, ready: Condition) -> Document:
     if not facts.spec or not facts.matched_pods:
         return {"message": _shorten(ready[2])}
-    report = report_on(facts.merged, facts.spec.modules)
+    report = report_on(facts.merged, facts.spec.modules, _counters_of_all(facts.node_context))
     verdict = report.verdict
     received, sent = (facts.merged.stage(name).histogram for name in ("rx.total", "tx.total"))
     whole = headline(received, sent)
@@ -332,15 +346,56 @@ def _summary(facts: Facts, ready: Condition) -> Document:
     return summary
 
 
-def _pod(pod: PodFacts, spec: ProbeSpec) -> Document:
-    report = report_on(pod.measurement, spec.modules)
-    return {
+def _counters_of_all(nodes: Mapping[str, NodeMeasurement]) -> NodeMeasurement:
+    counters: dict[str, int] = {}
+    for node in nodes.values():
+        counters = joint_counters(counters, node.counters)
+    return NodeMeasurement({}, counters)
+
+
+def _pod(pod: PodFacts, facts: Facts, spec: ProbeSpec) -> Document:
+    node = facts.node_context.get(pod.node, NOTHING_OF_THE_NODE)
+    report = report_on(pod.measurement, spec.modules, node)
+    document = {
         "name": pod.name,
         "node": pod.node,
         "containers": list(pod.containers),
         "verdict": verdict_document(report.verdict),
         "stages": [stage.document() for stage in report.stages],
         "counters": dict(report.counters),
+    }
+    if report.netns_counters:
+        document["netnsCounters"] = dict(report.netns_counters)
+    return document
+
+
+def _node_context(facts: Facts) -> list[Document]:
+    """The nodes with something to tell, the most telling first: drops, then the module irq."""
+    if not facts.spec:
+        return []
+    reports = {
+        name: report_on_node(measurement, facts.spec.modules)
+        for name, measurement in facts.node_context.items()
+    }
+    telling = [name for name, report in reports.items() if report]
+    telling.sort(key=lambda name: (*_rank(reports[name]), name))
+    return [_context(name, reports[name]) for name in telling[:MAX_CONTEXTS]]
+
+
+def _rank(report: NodeReport) -> tuple[int, int]:
+    """How often something went wrong (no counter of a node counts anything else), then slowness."""
+    slowest_ns = max((stage.p99_ns for stage in report.stages), default=0)
+    return -sum(report.counters.values()), -slowest_ns
+
+
+def _context(name: str, report: NodeReport) -> Document:
+    costliest = sorted(report.stages, key=lambda s: s.mean_ns * s.count, reverse=True)
+    shown = set(costliest[:MAX_CONTEXT_STAGES])
+    most = sorted(report.counters.items(), key=lambda each: -each[1])[:MAX_CONTEXT_COUNTERS]
+    return {
+        "node": name,
+        "counters": dict(sorted(most)),
+        "stages": [stage.document() for stage in report.stages if stage in shown],
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from latencyprobe.measurement import Measurement, NodeMeasurement, NodeStage
 from latencyprobe.stages import DEFAULT_MODULES, STAGES, Module
 from latencyprobe_operator import status
 from latencyprobe_operator.spec import read_probe
@@ -103,10 +104,13 @@ def test_the_sample_is_a_probe() -> None:
 @pytest.mark.parametrize("phase", [None, Phase.SUSPENDED])
 def test_the_schema_knows_all_that_a_status_says(schema: Schema, phase: Phase | None) -> None:
     gap = StageGap("rx.host", "Unavailable", "tp", "no such hook")
+    netns = Measurement(netns_counters={"TcpExtListenDrops": 1})
+    stage = SLOW_READER.stage("rx.total")
     whole = facts(
         phase=phase,
         nodes=[NodeFacts("a", NodeState.PARTIAL, "m", (gap,), attached=1, cpu_percent=0.1)],
-        pods=[PodFacts("p", "a", ("server",), SLOW_READER)],
+        pods=[PodFacts("p", "a", ("server",), SLOW_READER + netns)],
+        node_context={"a": NodeMeasurement({NodeStage("rx.total", "d"): stage}, {"c": 1})},
         merged=SLOW_READER,
         last_report_time=NOW,
     )

@@ -123,6 +123,7 @@ def report(figures: dict[str, Measurement]) -> pb.ProbeReport:
             status=pb.TargetStatus(id=identity, state=pb.TargetStatus.ATTACHED),
             stages=stages,
             counters=counters,
+            netns_counters=measured.netns_counters,
         )
     return message
 
@@ -228,6 +229,53 @@ async def test_a_corrupt_report_is_left_out_and_counted(world: World) -> None:
 
         stages = {each["name"]: len(each["stages"]) for each in world.status["pods"]}
         assert stages == {"a": 0, "b": 1}
+        assert (
+            world.metrics.registry.get_sample_value("latencyprobe_operator_corrupt_reports_total")
+            == 1
+        )
+
+
+async def test_containers_of_a_pod_tell_of_one_network_namespace(world: World) -> None:
+    async with running(world, probe_body(interval="1s")) as probe:
+        world.show(pod("a", containers=("old", "new")))
+        for _ in range(2):
+            figures = {
+                target_id("a", "old"): Measurement(netns_counters={"TcpExtListenDrops": 3}),
+                # Began later, and so saw less of the same.
+                target_id("a", "new"): Measurement(netns_counters={"TcpExtListenDrops": 1}),
+            }
+            probe.take_report("node-a", report(figures))
+        await until(
+            lambda: any("netnsCounters" in each for each in world.status.get("pods", ())),
+            what=lambda: world.status,
+        )
+
+        assert world.status["pods"][0]["netnsCounters"] == {"TcpExtListenDrops": 3 + 3}
+
+
+async def test_a_nodes_troubles_add_up_over_the_reports_of_each_node(world: World) -> None:
+    async with running(world, probe_body(interval="1s")) as probe:
+        world.show(pod("a"), pod("b", node="node-b"), pod("c", node="node-c"))
+        for node, name in (("node-a", "a"), ("node-b", "b"), ("node-b", "b"), ("node-c", "c")):
+            message = report({target_id(name): Measurement()})
+            if node != "node-c":  # an agent from before there was such a thing
+                message.node.counters["softnetDropped"] = 2
+            probe.take_report(node, message)
+        await until(lambda: "nodeContext" in world.status, what=lambda: world.status)
+
+        told = {each["node"]: each["counters"] for each in world.status["nodeContext"]}
+        assert told == {"node-b": {"softnetDropped": 4}, "node-a": {"softnetDropped": 2}}
+
+
+async def test_a_corrupt_word_on_a_node_costs_only_that(world: World) -> None:
+    async with running(world, probe_body(interval="1s")) as probe:
+        world.show(pod("a"))
+        message = report({target_id("a"): measurement(*[10**6] * 100)})
+        message.node.stages.add(detail="eth0")
+        probe.take_report("node-a", message)
+        await until(lambda: "p99" in world.status.get("summary", {}), what=lambda: world.status)
+
+        assert "nodeContext" not in world.status
         assert (
             world.metrics.registry.get_sample_value("latencyprobe_operator_corrupt_reports_total")
             == 1

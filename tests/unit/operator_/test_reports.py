@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latencyprobe.histogram import Histogram
-from latencyprobe.measurement import Measurement, StageMeasurement, total
+from latencyprobe.measurement import (
+    Measurement,
+    NodeMeasurement,
+    NodeStage,
+    StageMeasurement,
+    total,
+)
 from latencyprobe_operator.reports import SLOTS, ProbeWindows
 from tests.unit.operator_.fake_agent import measurement
 
@@ -97,6 +103,41 @@ def test_a_shorter_window_forgets_at_once() -> None:
 
     assert windows.of_pod("a", at=31).stage("rx.total").histogram.count == 1
     assert windows.merged(at=31).stage("rx.total").histogram.count == 1
+
+
+def test_a_nodes_window_adds_up_and_forgets() -> None:
+    windows = ProbeWindows(10, 60)
+    for at in range(0, 60, 2):
+        stage = measurement(1000 + at).stage("rx.total")
+        node = NodeMeasurement({NodeStage("rx.total", "eth0"): stage}, {"softnetDropped": 1})
+        windows.add_node("n", node, at=at)
+
+    whole = windows.of_node("n", at=59)
+    assert whole.counters == {"softnetDropped": 30}
+    assert whole.stages[NodeStage("rx.total", "eth0")].histogram.count == 30
+    assert len(windows._nodes["n"]._entries) <= SLOTS * 1.5
+    assert not windows.of_node("n", at=200)
+    assert not windows.of_node("m", at=59)
+
+
+def test_a_node_without_pods_of_the_probe_is_forgotten() -> None:
+    windows = ProbeWindows(10, 60)
+    for name in "ab":
+        windows.add_node(name, NodeMeasurement(counters={"softnetDropped": 1}), at=0)
+    windows.keep_nodes(["b"])
+
+    assert not windows.of_node("a", at=1)
+    assert windows.of_node("b", at=1)
+
+
+def test_the_namespaces_of_several_pods_are_not_added_up() -> None:
+    windows = ProbeWindows(10, 60)
+    for pod in "ab":
+        shared = Measurement(netns_counters={"TcpExtListenDrops": 1})
+        windows.add(pod, measurement(1) + shared, at=0)
+
+    assert windows.of_pod("a", at=1).netns_counters == {"TcpExtListenDrops": 1}
+    assert not windows.merged(at=1).netns_counters
 
 
 stage_measurements = st.builds(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latencyprobe.histogram import Histogram
-from latencyprobe.measurement import Measurement, StageMeasurement
+from latencyprobe.measurement import Measurement, NodeMeasurement, NodeStage, StageMeasurement
 from latencyprobe.stages import STAGES
 from latencyprobe_operator import status
 from latencyprobe_operator.objectives import Judgement, Outcome
@@ -205,9 +205,59 @@ def test_summary_and_pods_carry_figures_and_verdict() -> None:
     assert document["omittedPods"] == 1
 
 
+def test_nodes_that_had_trouble_are_told_of_the_worst_first() -> None:
+    few, many = (NodeMeasurement(counters={"softnetDropped": n}) for n in (1, 5))
+    pods = [PodFacts("checkout-1", "node-a", ("server",), SLOW_READER)]
+    context = {"node-a": few, "node-b": NodeMeasurement(counters={"x": 0}), "node-c": many}
+
+    document = status.build(facts(node_context=context, pods=pods, merged=SLOW_READER), now=NOW)
+
+    assert document["nodeContext"] == [
+        {"node": "node-c", "counters": {"softnetDropped": 5}, "stages": []},
+        {"node": "node-a", "counters": {"softnetDropped": 1}, "stages": []},
+    ]
+    evidence = document["pods"][0]["verdict"]["evidence"]
+    assert evidence[-1] == "meanwhile on its node: softnetDropped 1"
+    assert "softnetDropped 6" in document["summary"]["message"]
+
+
+def test_of_nodes_without_trouble_nothing_is_said() -> None:
+    assert "nodeContext" not in status.build(facts(), now=NOW)
+
+
+def test_a_nodes_stages_of_the_probes_modules_are_shown_the_costliest_of_many() -> None:
+    stages = {
+        NodeStage("rx.softirq", f"h{n:02}"): StageMeasurement(Histogram.of([1000 * (n + 1)]))
+        for n in range(20)
+    }
+    context = {"node-a": NodeMeasurement(stages, {f"c{n}": n + 1 for n in range(40)})}
+
+    (node,) = status.build(facts(node_context=context), now=NOW)["nodeContext"]
+
+    assert [stage["detail"] for stage in node["stages"]] == [f"h{n:02}" for n in range(19, 7, -1)]
+    assert len(node["counters"]) == status.MAX_CONTEXT_COUNTERS
+    assert "c39" in node["counters"]
+
+
+def test_what_a_pods_namespace_counted_stands_apart() -> None:
+    netns = Measurement(netns_counters={"TcpExtListenDrops": 2, "UdpRcvbufErrors": 0})
+    pods = [
+        PodFacts("a", "node-a", ("server",), SLOW_READER + netns),
+        PodFacts("b", "node-a", ("server",), SLOW_READER),
+    ]
+
+    a, b = status.build(facts(pods=pods), now=NOW)["pods"]
+
+    assert a["netnsCounters"] == {"TcpExtListenDrops": 2}
+    assert "netnsCounters" not in b
+
+
 def test_at_rest_the_last_figures_stay() -> None:
     pods = [PodFacts("checkout-1", "node-a", ("server",), SLOW_READER)]
-    running = status.build(facts(pods=pods, merged=SLOW_READER, last_report_time=NOW), now=NOW)
+    context = {"node-a": NodeMeasurement(counters={"softnetDropped": 1})}
+    running = status.build(
+        facts(pods=pods, merged=SLOW_READER, last_report_time=NOW, node_context=context), now=NOW
+    )
 
     rest = status.build(
         facts(
@@ -216,14 +266,19 @@ def test_at_rest_the_last_figures_stay() -> None:
         now=LATER,
     )
 
-    for kept in ("summary", "pods", "lastReportTime", "startTime"):
+    for kept in ("summary", "pods", "nodeContext", "lastReportTime", "startTime"):
         assert rest[kept] == running[kept]
     assert rest["targets"] == {"pods": 2, "containers": 2, "nodes": 1, "readyNodes": 0}
 
 
 def test_a_huge_cluster_fits() -> None:
     everything = Measurement(
-        {stage.name: StageMeasurement(Histogram.of([10**9] * 200)) for stage in STAGES}
+        {stage.name: StageMeasurement(Histogram.of([10**9] * 200)) for stage in STAGES},
+        netns_counters={"n" * 60 + str(n): 10**9 for n in range(256)},
+    )
+    context = NodeMeasurement(
+        {NodeStage(stage.name, "d" * 64): everything.stage(stage.name) for stage in STAGES},
+        {"n" * 60 + str(n): 10**9 for n in range(256)},
     )
     gaps = tuple(StageGap(stage.name, "Unavailable", "h" * 999, "r" * 999) for stage in STAGES)
     document = status.build(
@@ -238,6 +293,7 @@ def test_a_huge_cluster_fits() -> None:
             ],
             omitted_pods=9900,
             merged=everything,
+            node_context={f"node-{n}": context for n in range(1000)},
         ),
         now=NOW,
     )
