@@ -129,6 +129,14 @@ static __always_inline u32 netns_of(struct net_device *dev)
 	return READ(net, ns.inum);
 }
 
+/* Any kind of socket: request and time-wait sockets have it too. */
+static __always_inline u32 netns_of_socket(struct sock *sk)
+{
+	struct net *net = READ(sk, __sk_common.skc_net.net);
+
+	return READ(net, ns.inum);
+}
+
 /* handle_softirqs(), kernel/softirq.c; ksoftirqd runs the same function */
 int on_softirq_entry(u64 *ctx)
 {

@@ -23,8 +23,10 @@ struct received {
 	u64 device_ns;	/* netif_receive_skb where the socket lives */
 	u64 sk;		/* the sender's socket if it is on this node: skb->sk survives a veth */
 	u32 softirq_ns; /* wait before first_ns; ABSENT outside of NET_RX */
-	u32 netns;
-	u64 pad[3];
+	u32 netns;	/* of the last netif_receive_skb */
+	u32 sk_netns;	/* of `sk`, at the host's pass */
+	u32 reserved;
+	u64 pad[2];
 };
 BPF_ARRAY(received, struct received, 1 << RECEIVED_BITS);
 
@@ -51,18 +53,35 @@ static __always_inline u32 saturate(u64 ns)
 }
 
 /*
+ * Made by skb_clone() on the way, as a bridge does for each port of a multicast. What TCP sends is a
+ * clone too, but of skbuff_fclone_cache. (The first bits of this byte are cloned, nohdr and two of
+ * fclone: CLONED_MASK, include/linux/skbuff.h; SKB_FCLONE_UNAVAILABLE is 0.)
+ */
+static __always_inline bool is_copy(struct sk_buff *skb)
+{
+	u8 bits = 0;
+
+	bpf_probe_read_kernel(&bits, sizeof(bits), skb->__cloned_offset);
+	return (bits & 0xd) == 1;
+}
+
+/*
  * A packet that was bridged or routed here came through the host; one that a process of the host
- * sent did not, and its skb still carries that process's socket. Neither did what comes from the
- * loopback device, which takes the socket away, loopback_xmit(), or from hardware inside the pod:
- * both are without rtnl_link_ops, and what is known of the skb's address is of an earlier packet.
+ * sent did not, and its skb still carries that process's socket. Addresses come again, of sockets
+ * too, so the socket is told by its namespace as well: from one namespace there is one way. A copy
+ * has no socket, and was not seen on the host. Neither were packets of the loopback device, which
+ * takes the socket away, loopback_xmit(), nor of hardware inside the pod: both are without
+ * rtnl_link_ops. What is known of these skbs' addresses is of an earlier packet.
  */
 static __always_inline bool came_through_host(struct received *packet, u64 identity,
 					      struct sk_buff *skb)
 {
-	u64 sk = (u64)READ(skb, sk);
+	struct sock *sk = READ(skb, sk);
 	struct net_device *dev;
 
-	if (packet->netns != HOST_NETNS || !is_of(packet, identity) || (sk && sk != packet->sk))
+	if (packet->netns != HOST_NETNS || !is_of(packet, identity))
+		return false;
+	if (sk ? (u64)sk != packet->sk || netns_of_socket(sk) != packet->sk_netns : is_copy(skb))
 		return false;
 	dev = READ(skb, dev);
 	return READ(dev, rtnl_link_ops);
@@ -93,11 +112,15 @@ int on_netif_receive_skb(u64 *ctx)
 		return 0;
 	now = bpf_ktime_get_ns();
 	if (inum == HOST_NETNS || !came_through_host(packet, identity, skb)) {
+		struct sock *sk = READ(skb, sk);
+
 		packet->first_ns = is_sampled(config) ? now : 0;
 		packet->softirq_ns = cpu->net_rx_ns ? saturate(now - cpu->net_rx_ns) : ABSENT;
-		packet->sk = (u64)READ(skb, sk);
-		packet->netns = inum;
+		packet->sk = (u64)sk;
+		if (sk && inum == HOST_NETNS)
+			packet->sk_netns = netns_of_socket(sk);
 	}
+	packet->netns = inum;
 	packet->device_ns = now;
 	packet->tag = received_tag(identity, packet->first_ns, now);
 	cpu->received_id = identity;

@@ -160,8 +160,7 @@ static __always_inline struct socket_state *resolve_state(struct sock *sk,
 							  struct socket_state *state,
 							  struct config *config, u32 port_pair)
 {
-	struct net *net = READ(sk, __sk_common.skc_net.net);
-	struct netns_entry *netns = find_netns(config, READ(net, ns.inum));
+	struct netns_entry *netns = find_netns(config, netns_of_socket(sk));
 	owners_t owners = 0;
 	bool is_candidate = false;
 

@@ -68,6 +68,16 @@ def udp_socket(
     return made
 
 
+def group_member(namespace: Namespace, address: str, group: str) -> socket.socket:
+    """A datagram socket at PORT that receives what is sent to an IPv4 multicast group."""
+    made = udp_socket(namespace, family=socket.AF_INET)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.bind(("", PORT))
+    membership = socket.inet_aton(group) + socket.inet_aton(address)
+    made.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+    return made
+
+
 def listen(namespace: Namespace, address: str, port: int = PORT) -> socket.socket:
     """A listening socket."""
     with inside(namespace):

@@ -11,7 +11,7 @@ from latencyprobe.measurement import NOTHING
 from latencyprobe.stages import Module
 from latencyprobe_agent.kernel.engine import KernelEngine
 from tests.live.pods import Pod
-from tests.live.sockets import PORT, drain, everything_in, inside, udp_socket
+from tests.live.sockets import PORT, drain, everything_in, group_member, udp_socket
 from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, count
 
 Start = Callable[..., KernelEngine]
@@ -211,8 +211,8 @@ async def test_members_of_a_group_have_one_sample_and_the_rest_unmatched(
         pod.namespace.ip("route", "add", "239.0.0.0/8", "dev", "eth0")
     group = "239.1.1.1"
     with (
-        group_member(server, group) as one,
-        group_member(server, group) as other,
+        group_member(server.namespace, server.address, group) as one,
+        group_member(server.namespace, server.address, group) as other,
         udp_socket(client.namespace) as sending,
     ):
         for _ in range(50):
@@ -222,17 +222,6 @@ async def test_members_of_a_group_have_one_sample_and_the_rest_unmatched(
     samples, missing = received(engine)
     assert samples + missing == 100
     assert samples >= 45
-
-
-def group_member(pod: Pod, group: str) -> socket.socket:
-    with inside(pod.namespace):
-        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    made.settimeout(20)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.bind(("", PORT))
-    membership = socket.inet_aton(group) + socket.inet_aton(pod.address)
-    made.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
-    return made
 
 
 async def test_broadcasts_are_measured(start_engine: Start, pair: Pair) -> None:
