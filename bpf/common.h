@@ -4,7 +4,7 @@
  *
  * The agent joins the headers and the modules wanted into one translation unit (bcc rewrites map
  * accesses in the main file alone), after the macros STAGE_*, COUNTER_*, MODULE_*, MAX_SLOTS,
- * HOST_NETNS and TYPED.
+ * HOST_NETNS, TYPED and TRACE.
  *
  * TYPED 1: programs are bound to tracepoints by BTF ("tp_btf", 5.5+), so the arguments are typed,
  * a field is read with one load, and sockets carry our state (bpf_sk_storage_get() in tracing

@@ -13,7 +13,9 @@
 
 #define AF_INET 2
 #define AF_INET6 10
-#define ETH_P_IP 0x0800 /* include/uapi/linux/if_ether.h */
+/* include/uapi/linux/if_ether.h */
+#define ETH_P_IP 0x0800
+#define ETH_P_IPV6 0x86DD
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
 
@@ -64,6 +66,9 @@
 #endif
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(5, 15, 0) /* commit 8520e224f547, backported */
 #define HAVE_sock_cgroup_data_cgroup 1
+#endif
+#ifdef CONFIG_IPV6
+#define HAVE_sock_common_skc_v6_daddr 1
 #endif
 
 #endif

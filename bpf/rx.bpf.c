@@ -26,7 +26,11 @@ struct received {
 	u32 netns;	/* of the last netif_receive_skb */
 	u32 sk_netns;	/* of `sk`, at the host's pass */
 	u32 reserved;
+#if TRACE
+	struct endpoints endpoints; /* of a datagram */
+#else
 	u64 pad[2];
+#endif
 };
 BPF_ARRAY(received, struct received, 1 << RECEIVED_BITS);
 
@@ -87,6 +91,14 @@ static __always_inline bool came_through_host(struct received *packet, u64 ident
 	return READ(dev, rtnl_link_ops);
 }
 
+/* Where the hook is, skb->data points at the network header, __netif_receive_skb_core(). */
+static __always_inline void note_datagram(struct received *packet, struct sk_buff *skb)
+{
+#if TRACE
+	read_datagram_endpoints(skb, READ(skb, data), false, &packet->endpoints);
+#endif
+}
+
 /* __netif_receive_skb_core(), net/core/dev.c */
 int on_netif_receive_skb(u64 *ctx)
 {
@@ -122,6 +134,7 @@ int on_netif_receive_skb(u64 *ctx)
 	}
 	packet->netns = inum;
 	packet->device_ns = now;
+	note_datagram(packet, skb);
 	packet->tag = received_tag(identity, packet->first_ns, now);
 	cpu->received_id = identity;
 	return 0;
@@ -142,6 +155,9 @@ static __always_inline void fill_segment(struct segment *segment, struct receive
 	if (has_stack)
 		before_ns += stack_ns;
 	segment->before_ns = saturate(before_ns);
+#if TRACE
+	segment->endpoints = packet->endpoints;
+#endif
 }
 
 /*
@@ -241,6 +257,7 @@ static __always_inline void record_packet(struct config *config, u32 slot_number
 					  volatile struct segment *segment, u64 now)
 {
 	struct slot_stats *slot = get_stats(config, slot_number);
+	struct trace_event *event = begin_event(EVENT_RECEIVED);
 	u64 wait_ns = now - segment->queued_ns;
 
 	if (!slot)
@@ -250,13 +267,34 @@ static __always_inline void record_packet(struct config *config, u32 slot_number
 		return;
 	}
 	if (segment->softirq_ns != ABSENT)
-		record(&slot->stages[STAGE_RX_SOFTIRQ], segment->softirq_ns);
+		record_part(slot, event, STAGE_RX_SOFTIRQ, segment->softirq_ns);
 	if (segment->host_ns != ABSENT)
-		record(&slot->stages[STAGE_RX_HOST], segment->host_ns);
+		record_part(slot, event, STAGE_RX_HOST, segment->host_ns);
 	if (segment->stack_ns != ABSENT)
-		record(&slot->stages[STAGE_RX_STACK], segment->stack_ns);
-	record(&slot->stages[STAGE_RX_SOCKET], wait_ns);
-	record(&slot->stages[STAGE_RX_TOTAL], wait_ns + segment->before_ns);
+		record_part(slot, event, STAGE_RX_STACK, segment->stack_ns);
+	record_part(slot, event, STAGE_RX_SOCKET, wait_ns);
+	record_part(slot, event, STAGE_RX_TOTAL, wait_ns + segment->before_ns);
+}
+
+/*
+ * Tell of the packet that was just recorded, if it was slow; in the context of its reader.
+ * Without `sk` a datagram's ends are what its headers say, or unknown.
+ */
+static __always_inline void trace_received(struct sock *sk, u32 protocol, owners_t owners,
+					   volatile struct segment *segment)
+{
+#if TRACE
+	struct trace_event *event = get_event(EVENT_RECEIVED);
+
+	if (!event || !is_to_be_told(event, owners))
+		return;
+	note_user(&event->user);
+	if (protocol == PROTOCOL_UDP)
+		event->endpoints = ((struct segment *)segment)->endpoints;
+	if (sk && (protocol == PROTOCOL_TCP || !event->endpoints.family))
+		read_socket_endpoints(sk, protocol, &event->endpoints);
+	submit_event(event);
+#endif
 }
 
 /*
@@ -264,8 +302,8 @@ static __always_inline void record_packet(struct config *config, u32 slot_number
  * Those wholly before `start` were taken in a way that copies nothing (splice, MSG_TRUNC).
  * A round records one segment in one slot: a single flat loop is what the verifier can follow.
  */
-static __always_inline void read_segments(struct config *config, struct socket_state *state,
-					  u32 start, u32 end)
+static __always_inline void read_segments(struct config *config, struct sock *sk,
+					  struct socket_state *state, u32 start, u32 end)
 {
 	volatile owners_t *all = &state->owners;
 	u64 now = bpf_ktime_get_ns();
@@ -283,6 +321,7 @@ static __always_inline void read_segments(struct config *config, struct socket_s
 			if (owners)
 				continue;
 			owners = *all;
+			trace_received(sk, PROTOCOL_TCP, owners, segment);
 		} else {
 			state->skipped++;
 		}
@@ -329,7 +368,7 @@ int on_skb_copy_datagram(u64 *ctx)
 	if (length != READ(cb, end_seq) - start) /* not the whole skb (or with a FIN) */
 		/* tcp_recvmsg_locked() advances it after each copy */
 		bpf_probe_read_kernel(&start, sizeof(start), &((struct tcp_sock *)sk)->copied_seq);
-	read_segments(config, state, start, start + length);
+	read_segments(config, sk, state, start, start + length);
 	check_read(config, state, start, start + length);
 	return 0;
 }
@@ -404,8 +443,8 @@ static __always_inline u32 remaining_datagrams(struct sock *sk)
 	return READ(sk, sk_receive_queue.qlen) + in_reader_queue;
 }
 
-static __always_inline void read_datagram(struct config *config, struct socket_state *state,
-					  u32 remaining)
+static __always_inline void read_datagram(struct config *config, struct sock *sk,
+					  struct socket_state *state, u32 remaining)
 {
 	u32 position = state->tail - remaining - 1;
 	owners_t owners = state->owners;
@@ -426,9 +465,11 @@ static __always_inline void read_datagram(struct config *config, struct socket_s
 		unmatched_for(config, owners, STAGE_RX_SOCKET, 1);
 	else if (segment->queued_ns == PLACE_UNMATCHED)
 		unmatched_for(config, owners, STAGE_RX_STACK, 1);
-	else if (segment->queued_ns != PLACE_UNSAMPLED)
+	else if (segment->queued_ns != PLACE_UNSAMPLED) {
 		for (; owners; owners >>= OWNER_BITS)
 			record_packet(config, first_slot(owners), segment, now);
+		trace_received(sk, PROTOCOL_UDP, state->owners, segment);
+	}
 	segment->queued_ns = PLACE_EMPTY;
 }
 
@@ -445,7 +486,7 @@ int on_sock_recv_length(u64 *ctx)
 		return 0;
 	state = get_own_state(sk, config);
 	if (state)
-		read_datagram(config, state, remaining_datagrams(sk));
+		read_datagram(config, sk, state, remaining_datagrams(sk));
 	return 0;
 }
 
@@ -495,7 +536,7 @@ int on_consume_skb(u64 *ctx)
 	struct received *packet;
 	struct segment *segment;
 	unsigned char *header;
-	owners_t owners;
+	owners_t owners, left;
 	u64 identity;
 	u16 ports[2];
 	u32 zero = 0;
@@ -515,7 +556,9 @@ int on_consume_skb(u64 *ctx)
 	owners = look_up_reader(config, packet->netns, bpf_ntohs(ports[1]), bpf_ntohs(ports[0]));
 	segment->queued_ns = packet->device_ns;
 	fill_segment(segment, packet, 0, false);
-	for (; owners; owners >>= OWNER_BITS)
-		record_packet(config, first_slot(owners), segment, bpf_ktime_get_ns());
+	for (left = owners; left; left >>= OWNER_BITS)
+		record_packet(config, first_slot(left), segment, bpf_ktime_get_ns());
+	if (owners)
+		trace_received(0, PROTOCOL_UDP, owners, segment);
 	return 0;
 }

@@ -18,6 +18,9 @@ struct segment {
 	u32 host_ns;
 	u32 stack_ns;
 	u32 before_ns; /* their sum */
+#if TRACE
+	struct endpoints endpoints; /* of a datagram */
+#endif
 };
 #define ABSENT 0xffffffffU
 
@@ -30,6 +33,9 @@ struct socket_state {
 	u32 is_seq_known; /* known_seq is set */
 	u64 connect_ns;	  /* SYN sent; 0 when no connect is under way */
 	u64 handshake_ns; /* duration measured before the owner was known */
+#if TRACE
+	struct user user; /* the last that used it */
+#endif
 #ifdef MODULE_RX
 	u32 head; /* next to read, next to fill: free-running */
 	u32 tail;
@@ -43,7 +49,7 @@ struct socket_state {
 BPF_SK_STORAGE(socket_states, struct socket_state);
 #else
 /* The address of a freed socket may come again: states end in on_state_change() and by LRU. */
-BPF_TABLE("lru_hash", u64, struct socket_state, socket_states, 8192);
+BPF_TABLE("lru_hash", u64, struct socket_state, socket_states, TRACE ? 4096 : 8192);
 BPF_PERCPU_ARRAY(empty_states, struct socket_state, 1);
 #endif
 
@@ -209,5 +215,8 @@ static __always_inline struct socket_state *get_own_state(struct sock *sk, struc
 		return 0;
 	if (state->is_candidate)
 		claim(sk, state, config);
+#if TRACE
+	note_user(&state->user);
+#endif
 	return state->owners ? state : 0;
 }

@@ -27,6 +27,10 @@ struct sent {
 	u32 ifindex; /* of the device of queue_ns */
 	u32 iif;     /* skb_iif at last_queue_ns */
 	u32 mark;    /* datagram_mark(); 0 for TCP */
+#if TRACE
+	struct user user;
+	struct endpoints endpoints;
+#endif
 };
 BPF_ARRAY(sent, struct sent, 1 << SENT_BITS);
 
@@ -111,6 +115,23 @@ static __always_inline bool has_tcp_data(struct sk_buff *skb)
 	return length > before + (header[12] >> 4) * 4;
 }
 
+/* Who sends it where: known here, and not where it ends. */
+static __always_inline void note_sender(struct sent *packet, struct socket_state *state,
+					struct sk_buff *skb, u32 protocol)
+{
+#if TRACE
+	struct sock *sk = READ(skb, sk);
+
+	packet->user = state->user;
+	packet->endpoints.family = 0;
+	if (protocol == PROTOCOL_UDP)
+		read_datagram_endpoints(skb, READ(skb, head) + READ(skb, network_header), true,
+					&packet->endpoints);
+	if (sk && !packet->endpoints.family)
+		read_socket_endpoints(sk, protocol, &packet->endpoints);
+#endif
+}
+
 static __always_inline void begin_packet(struct config *config, struct sk_buff *skb,
 					 struct sent *packet, struct socket_state *state,
 					 u32 protocol, u32 inum)
@@ -134,6 +155,7 @@ static __always_inline void begin_packet(struct config *config, struct sk_buff *
 	packet->netns = inum;
 	packet->ifindex = READ(dev, ifindex);
 	packet->mark = protocol == PROTOCOL_UDP ? datagram_mark(skb) : 0;
+	note_sender(packet, state, skb, protocol);
 	packet->tag = sent_tag(identity_of(skb, config), packet);
 }
 
@@ -314,8 +336,22 @@ static __always_inline bool is_last_device(struct config *config, struct net_dev
 	return answer;
 }
 
+static __always_inline void trace_sent(struct sent *packet)
+{
+#if TRACE
+	struct trace_event *event = get_event(EVENT_SENT);
+
+	if (!event || !is_to_be_told(event, packet->owners))
+		return;
+	event->user = packet->user;
+	event->endpoints = packet->endpoints;
+	submit_event(event);
+#endif
+}
+
 static __always_inline void end_packet(struct config *config, struct sent *packet)
 {
+	struct trace_event *event = begin_event(EVENT_SENT);
 	u64 now = bpf_ktime_get_ns();
 	u64 last_queue_ns = packet->last_queue_ns ? packet->last_queue_ns : packet->queue_ns;
 	owners_t owners = packet->owners;
@@ -326,12 +362,13 @@ static __always_inline void end_packet(struct config *config, struct sent *packe
 		if (!slot)
 			continue;
 		if (packet->start_ns != packet->queue_ns)
-			record(&slot->stages[STAGE_TX_STACK], packet->queue_ns - packet->start_ns);
+			record_part(slot, event, STAGE_TX_STACK, packet->queue_ns - packet->start_ns);
 		if (packet->last_queue_ns)
-			record(&slot->stages[STAGE_TX_HOST], last_queue_ns - packet->queue_ns);
-		record(&slot->stages[STAGE_TX_QDISC], now - last_queue_ns);
-		record(&slot->stages[STAGE_TX_TOTAL], now - packet->start_ns);
+			record_part(slot, event, STAGE_TX_HOST, last_queue_ns - packet->queue_ns);
+		record_part(slot, event, STAGE_TX_QDISC, now - last_queue_ns);
+		record_part(slot, event, STAGE_TX_TOTAL, now - packet->start_ns);
 	}
+	trace_sent(packet);
 }
 
 /* xmit_one(), net/core/dev.c */

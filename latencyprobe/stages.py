@@ -134,6 +134,12 @@ COUNTERS: tuple[Counter, ...] = (
     ),
 )
 
+# What is told of a single packet: the totals and their parts.
+_TOTALS = frozenset(stage.total for stage in STAGES if stage.total is not None)
+PACKET_STAGES: tuple[Stage, ...] = tuple(
+    stage for stage in STAGES if stage.name in _TOTALS or stage.total in _TOTALS
+)
+
 BY_NAME: dict[str, Stage] = {stage.name: stage for stage in STAGES}
 INDEX: dict[str, int] = {stage.name: index for index, stage in enumerate(STAGES)}
 

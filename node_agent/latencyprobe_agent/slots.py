@@ -6,12 +6,13 @@ target with the same filter share a slot.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from latencyprobe.coverage import StageCoverage
 from latencyprobe.measurement import Measurement, NodeMeasurement
+from latencyprobe.packets import TraceCounts, TracedPacket
 from latencyprobe.stages import Module
 
 MAX_SLOTS = 256
@@ -55,11 +56,26 @@ class Overhead:
     figure: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class TraceSpec:
+    """Which packets are told of one by one.
+
+    `limits_ns`: stage to least duration; a packet of one of the `slots` that reaches one of them is
+    told of. `per_second`: at most so many, 0 for all.
+    """
+
+    limits_ns: Mapping[str, int]
+    slots: frozenset[int]
+    per_second: int = 0
+
+
 class Engine(Protocol):
     """The kernel side, as the rest of the agent sees it. All methods run in one event loop."""
 
-    async def use(self, modules: frozenset[Module]) -> None:
+    async def use(self, modules: frozenset[Module], *, tracing: bool = False) -> None:
         """Have just these modules attached: compile, attach, swap or detach as needed.
+
+        `tracing`: with what tells of packets one by one, which costs every packet something.
 
         Raises EngineError if none of them can be attached; a missing stage is no error, it is in
         `coverage`. With the empty set nothing of ours is left in the kernel.
@@ -88,6 +104,22 @@ class Engine(Protocol):
 
     def sample(self, shift: int) -> None:
         """Measure one packet in 2**shift from now on; remembered over `use`."""
+
+    def trace(self, spec: TraceSpec | None) -> None:
+        """Tell of these packets from now on, while `use` has tracing; remembered over `use`.
+
+        With the first spec after None the counts begin anew. None ends the trace.
+        """
+
+    async def traced(self) -> Sequence[TracedPacket]:
+        """The next packets, as soon as there are some; none once the trace was ended.
+
+        For one caller at a time. Who does not call has the ring in the kernel fill, and lose.
+        """
+
+    @property
+    def trace_counts(self) -> TraceCounts:
+        """What became of the slow packets since the trace began; exact once it was ended."""
 
     async def close(self) -> None:
         """Detach everything. Idempotent."""

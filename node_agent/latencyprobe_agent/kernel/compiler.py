@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import socket
 import sys
 import tempfile
@@ -29,7 +30,7 @@ from latencyprobe_agent.kernel.headers import (
 )
 from latencyprobe_agent.kernel.hooks import events_of
 from latencyprobe_agent.kernel.loader import Loader
-from latencyprobe_agent.kernel.source import MAPS, compose
+from latencyprobe_agent.kernel.source import MAPS, TRACE_MAPS, compose
 
 MESSAGE_BYTES = 1 << 18
 # Since when tracing programs may use bpf_sk_storage_get(): kernel commit 8e4597c627fb.
@@ -42,12 +43,14 @@ class Request:
     """What to build. `typed`: bind programs by BTF if this kernel can; see bpf/common.h.
 
     `without`: hooks by their name in coverage that are not to be used, for tests of the others.
+    `trace`: with what tells of packets one by one; see bpf/trace.h.
     """
 
     modules: tuple[str, ...]
     host_netns: int
     typed: bool = True
     without: tuple[str, ...] = ()
+    trace: bool = False
 
 
 @dataclass(slots=True)
@@ -69,6 +72,16 @@ class CompileError(RuntimeError):
     """The C source did not compile; the message carries the compiler's words."""
 
 
+class NoRingBufferError(RuntimeError):
+    """The kernel is too old to tell of packets one by one."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"packets can't be traced one by one: kernel {platform.release()} has no BPF ring "
+            "buffer (Linux 5.8 or newer has)"
+        )
+
+
 @dataclass(slots=True)
 class _Object:
     """A compiled source: its code by function, and its maps."""
@@ -80,6 +93,8 @@ class _Object:
 
 def build(request: Request) -> tuple[Answer, list[int]]:
     """Compile, load and attach. Returns the answer and the descriptors that belong to it."""
+    if request.trace and not libbpf.has_ring_buffers():
+        raise NoRingBufferError
     types = _kernel_types()
     typed = types is not None and request.typed and version_code() >= TYPED_SINCE
     modules = tuple(Module(name) for name in request.modules)
@@ -88,11 +103,16 @@ def build(request: Request) -> tuple[Answer, list[int]]:
         host_netns=request.host_netns,
         from_btf=types is not None,
         typed=typed,
+        trace=request.trace,
     )
     events = events_of(modules)
     with kernel_source(types) as tree:
         point_bcc_at(tree)
-        compiled = _compile(source, [hook.function for event in events for hook in event.hooks])
+        compiled = _compile(
+            source,
+            [hook.function for event in events for hook in event.hooks],
+            (*MAPS, *TRACE_MAPS) if request.trace else MAPS,
+        )
     loader = Loader(compiled.code, types if typed else None, without=request.without)
     for event in events:
         loader.attach(event)
@@ -112,7 +132,7 @@ def _kernel_types() -> KernelTypes | None:
         return None
 
 
-def _compile(source: str, functions: list[str]) -> _Object:
+def _compile(source: str, functions: list[str], maps: tuple[str, ...]) -> _Object:
     with _captured_stderr() as diagnostics:
         from bcc import BPF  # noqa: PLC0415 - LLVM's memory belongs to this call's process alone
 
@@ -122,13 +142,13 @@ def _compile(source: str, functions: list[str]) -> _Object:
             tail = "\n".join(diagnostics().strip().splitlines()[-_DIAGNOSTIC_LINES:])
             raise CompileError(f"{error}\n{tail}") from error
     code = {name: text for name in functions if (text := compiled.dump_func(name))}
-    return _Object(code, _map_descriptors(compiled), compiled)
+    return _Object(code, _map_descriptors(compiled, maps), compiled)
 
 
-def _map_descriptors(compiled: Any) -> dict[str, int]:
+def _map_descriptors(compiled: Any, names: tuple[str, ...]) -> dict[str, int]:
     from bcc.libbcc import lib  # noqa: PLC0415 - see _compile
 
-    return {name: lib.bpf_table_fd(compiled.module, name.encode()) for name in MAPS}
+    return {name: lib.bpf_table_fd(compiled.module, name.encode()) for name in names}
 
 
 @contextmanager
@@ -156,7 +176,12 @@ def main() -> None:
     descriptors: list[int] = []
     try:
         answer, descriptors = build(request)
-    except (NoKernelTypesError, CompileError, libbpf.LibbpfMissingError) as error:
+    except (
+        NoKernelTypesError,
+        CompileError,
+        NoRingBufferError,
+        libbpf.LibbpfMissingError,
+    ) as error:
         answer = Answer(error=str(error))
     except Exception as error:  # noqa: BLE001 - the agent decides what to make of it
         answer = Answer(error=f"{type(error).__name__}: {error}")

@@ -7,7 +7,7 @@ import logging
 import os
 import struct
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from latencyprobe.coverage import CoverageState, StageCoverage
 from latencyprobe.measurement import (
@@ -16,6 +16,7 @@ from latencyprobe.measurement import (
     Measurement,
     NodeMeasurement,
 )
+from latencyprobe.packets import TraceCounts, TracedPacket
 from latencyprobe.stages import STAGES, Module
 from latencyprobe_agent.kernel.compiler import Request
 from latencyprobe_agent.kernel.configuration import Namespace
@@ -23,7 +24,8 @@ from latencyprobe_agent.kernel.headers import kernel_types_kind, missing_types_m
 from latencyprobe_agent.kernel.hooks import coverage_of, unavailable
 from latencyprobe_agent.kernel.loaded import LoadedObject, build
 from latencyprobe_agent.kernel.overhead import OverheadClock
-from latencyprobe_agent.slots import MAX_SLOTS, EngineError, Overhead, SlotSpec
+from latencyprobe_agent.kernel.tracer import Tracer
+from latencyprobe_agent.slots import MAX_SLOTS, EngineError, Overhead, SlotSpec, TraceSpec
 
 MAX_OWNERS = 4
 _U16 = struct.Struct("=HH")
@@ -58,6 +60,8 @@ class KernelEngine:
         self._log = log or logging.getLogger(__name__)
         self._object: LoadedObject | None = None
         self._modules: frozenset[Module] = frozenset()
+        self._tracing = False
+        self._tracer = Tracer()
         self._slots: dict[int, SlotSpec] = {}
         self._carry: dict[int, Measurement] = {}
         self._written: dict[str, dict[bytes, bytes]] = {}
@@ -66,19 +70,19 @@ class KernelEngine:
         self._sample_shift = 0
         self._changing = asyncio.Lock()
 
-    async def use(self, modules: frozenset[Module]) -> None:
+    async def use(self, modules: frozenset[Module], *, tracing: bool = False) -> None:
         """See `slots.Engine.use`. Calls at the same time take effect in their order."""
         async with self._changing:
-            await self._change(modules)
+            await self._change(modules, tracing=tracing)
 
-    async def _change(self, modules: frozenset[Module]) -> None:
-        if modules == self._modules:
+    async def _change(self, modules: frozenset[Module], *, tracing: bool) -> None:
+        if (modules, tracing) == (self._modules, self._tracing):
             return
-        replacement = await self._build(modules) if modules else None
+        replacement = await self._build(modules, tracing=tracing) if modules else None
         self._retire()
         self._object = replacement
         self._report_change(modules)
-        self._modules = modules
+        self._modules, self._tracing = modules, tracing
         if replacement is None:
             self._coverage = self._idle_coverage()
             return
@@ -86,6 +90,8 @@ class KernelEngine:
         replacement.sample(self._sample_shift)
         self._clock.follow(replacement)
         self._write_targets()
+        if replacement.ring is not None:
+            self._tracer.follow(replacement.ring)
 
     def assign(self, slots: Mapping[int, SlotSpec]) -> None:
         """See `slots.Engine.assign`. Raises EngineError for a full map or too many filters."""
@@ -136,16 +142,31 @@ class KernelEngine:
             self._clock.follow(self._object)
         self._sample_shift = shift
 
+    def trace(self, spec: TraceSpec | None) -> None:
+        """See `slots.Engine.trace`."""
+        self._tracer.set(spec)
+
+    async def traced(self) -> Sequence[TracedPacket]:
+        """See `slots.Engine.traced`."""
+        return await self._tracer.next_packets()
+
+    @property
+    def trace_counts(self) -> TraceCounts:
+        """See `slots.Engine.trace_counts`."""
+        return self._tracer.counts
+
     async def close(self) -> None:
         """See `slots.Engine.close`."""
+        self.trace(None)
         await self.use(frozenset())
 
-    async def _build(self, modules: frozenset[Module]) -> LoadedObject:
+    async def _build(self, modules: frozenset[Module], *, tracing: bool) -> LoadedObject:
         request = Request(
             tuple(str(module) for module in Module if module in modules),
             self._host_netns,
             self._typed,
-            self._without,
+            without=self._without,
+            trace=tracing,
         )
         began = time.monotonic()
         built = await build(request)
@@ -173,6 +194,7 @@ class KernelEngine:
         if self._object is None:
             return
         self._keep(self._object)
+        self._tracer.leave()
         self._clock.stop()
         self._object.close()
         self._object = None

@@ -7,6 +7,7 @@ that our programs read. Where there is no BTF, the distribution's kernel headers
 
 from __future__ import annotations
 
+import mmap
 import os
 import platform
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ STRUCTS = (
 PROBED_FIELDS = (
     ("net_device", "priv"),  # 6.10+, netdev_priv() before it: behind the aligned struct
     ("sock_cgroup_data", "cgroup"),  # 5.16+, a tagged `val` before it
+    ("sock_common", "skc_v6_daddr"),  # with CONFIG_IPV6
 )
 
 _TYPES_H = """\
@@ -64,7 +66,7 @@ _FILES = {
         "#pragma once\n#define KERNEL_VERSION(a, b, c) (((a) << 16) + ((b) << 8) + (c))\n"
         "#define LINUX_VERSION_CODE {version_code}\n"
     ),
-    "include/asm/page.h": "#pragma once\n",
+    "include/asm/page.h": "#pragma once\n#define PAGE_SIZE {page_size}\n",  # for ring buffers
     "include/linux/log2.h": "#pragma once\n",
     "include/linux/compiler.h": "#pragma once\n",
     "include/uapi/linux/if_packet.h": "#pragma once\n",
@@ -163,6 +165,7 @@ def _write_tree(folder: Path, types: KernelTypes) -> None:
         "{fields}": fields,
         "{declarations}": types.declarations(STRUCTS),
         "{version_code}": str(version_code()),
+        "{page_size}": str(mmap.PAGESIZE),
     }
     for name, template in _FILES.items():
         text = template

@@ -19,6 +19,7 @@ PROG_TYPE_TRACING = 26
 ATTACH_TYPE_TRACE_RAW_TP = 23
 ATTACH_TYPE_TRACE_FENTRY = 24
 ATTACH_TYPE_TRACE_FEXIT = 25
+_MAP_TYPE_RINGBUF = 27
 _STATS_RUN_TIME = 0
 _VERIFIER_LOG_BYTES = 1 << 20
 
@@ -192,6 +193,11 @@ def program_info(program_fd: int) -> ProgramInfo:
 def enable_run_time_statistics() -> int:
     """Switch on run-time statistics of programs while the descriptor is open (5.8+)."""
     return _check(library().bpf_enable_stats(_STATS_RUN_TIME), "enable statistics")
+
+
+def has_ring_buffers() -> bool:
+    """Whether this kernel has BPF_MAP_TYPE_RINGBUF (5.8+), found out by making one."""
+    return bool(library().libbpf_probe_bpf_map_type(_MAP_TYPE_RINGBUF, None) > 0)
 
 
 def update(map_fd: int, key: bytes, value: bytes) -> None:

@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.compiler import MESSAGE_BYTES, Answer, Request
 from latencyprobe_agent.kernel.configuration import ConfigMemory
+from latencyprobe_agent.kernel.ring import PacketRing
 from latencyprobe_agent.kernel.statistics import StatisticsMemory
 from latencyprobe_agent.slots import EngineError
 
@@ -114,6 +115,11 @@ class LoadedObject:
         self._programs = descriptors[first_program : first_program + len(answer.programs)]
         self.statistics = StatisticsMemory(self._maps["stats"])
         self.configuration = ConfigMemory(self._maps["configuration"])
+        self.ring = (
+            PacketRing(self._maps["trace_control"], self._maps["trace_ring"])
+            if "trace_ring" in self._maps
+            else None
+        )
         self._epoch = 0
         self._generation = 0
         self._sample_mask = 0
@@ -137,7 +143,7 @@ class LoadedObject:
         rested = self._epoch
         self._epoch = 1 - self._epoch
         self._write_config()
-        _wait_for_running_programs()
+        wait_for_running_programs()
         return rested
 
     def _write_config(self) -> None:
@@ -172,12 +178,14 @@ class LoadedObject:
             return
         self.statistics.close()
         self.configuration.close()
+        if self.ring is not None:
+            self.ring.close()
         for descriptor in reversed(self._descriptors):  # links first
             os.close(descriptor)
         self._descriptors = []
 
 
-def _wait_for_running_programs() -> None:
+def wait_for_running_programs() -> None:
     """Return when no program that read the old configuration still runs.
 
     Tracing programs run in an RCU read-side section, and MEMBARRIER_CMD_GLOBAL waits for one grace

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from latencyprobe.histogram import MANTISSA_THRESHOLDS
-from latencyprobe.stages import COUNTERS, STAGES, Module
+from latencyprobe.stages import COUNTERS, INDEX, PACKET_STAGES, STAGES, Module
 from latencyprobe_agent.slots import MAX_SLOTS
 
-_HEADERS = ("kernel.h", "common.h", "histogram.h", "targets.h", "sockets.h")
+_HEADERS = ("kernel.h", "common.h", "histogram.h", "targets.h", "trace.h", "sockets.h")
 _MODULE_FILES: Mapping[Module, str] = {
     Module.RX: "rx.bpf.c",
     Module.TX: "tx.bpf.c",
@@ -28,6 +28,10 @@ MAPS = (
     "filters",
     "filter_ports",
 )
+# There while packets are traced (bpf/trace.h).
+TRACE_MAPS = ("trace_control", "trace_ring")
+# An event has room for all stages up to a packet's last one, by their own indices.
+EVENT_STAGES = 1 + max(INDEX[stage.name] for stage in PACKET_STAGES)
 
 
 def source_folder() -> Path:
@@ -42,11 +46,12 @@ def compose(
     host_netns: int,
     from_btf: bool,
     typed: bool,
+    trace: bool = False,
 ) -> str:
     """The C source of these modules.
 
     `from_btf`: types come from BTF, else from the kernel's headers (bpf/kernel.h).
-    `typed`: programs are bound by BTF (bpf/common.h).
+    `typed`: programs are bound by BTF (bpf/common.h). `trace`: packets one by one (bpf/trace.h).
     """
     wanted = frozenset(modules)
     files = [
@@ -57,9 +62,11 @@ def compose(
     macros = {
         "FROM_BTF": int(from_btf),
         "TYPED": int(typed),
+        "TRACE": int(trace),
         "HOST_NETNS": f"{host_netns}U",
         "MAX_SLOTS": MAX_SLOTS,
         "NR_STAGES": len(STAGES),
+        "NR_PACKET_STAGES": EVENT_STAGES,
         "NR_COUNTERS": len(COUNTERS),
         **{f"MODULE_{module.name}": 1 for module in wanted},
         **{stage.macro: index for index, stage in enumerate(STAGES)},

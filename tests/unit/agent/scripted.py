@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 
 from latencyprobe.coverage import CoverageState, StageCoverage
 from latencyprobe.histogram import Histogram
@@ -13,8 +14,9 @@ from latencyprobe.measurement import (
     NodeMeasurement,
     StageMeasurement,
 )
+from latencyprobe.packets import TraceCounts, TracedPacket
 from latencyprobe.stages import STAGES, Module
-from latencyprobe_agent.slots import EngineError, Overhead, SlotSpec
+from latencyprobe_agent.slots import EngineError, Overhead, SlotSpec, TraceSpec
 
 
 def samples(*durations_ns: int, stage: str = "rx.total") -> Measurement:
@@ -38,12 +40,17 @@ class ScriptedEngine:
         self.cpu_percent: float | None = 0.5
         self.figure = 0
         self.sample_shift = 0
+        self.tracing = False
+        self.trace_spec: TraceSpec | None = None
+        self.trace_counts = TraceCounts()
+        self._packets: list[TracedPacket] = []
+        self._packets_due = asyncio.Event()
 
-    async def use(self, modules: frozenset[Module]) -> None:
+    async def use(self, modules: frozenset[Module], *, tracing: bool = False) -> None:
         """Load, or refuse where the test wants it."""
         if self.refusal is not None and modules:
             raise EngineError(self.refusal)
-        self.modules = modules
+        self.modules, self.tracing = modules, tracing
 
     def assign(self, slots: Mapping[int, SlotSpec]) -> None:
         """Note the slots; a new number starts from zero."""
@@ -83,8 +90,30 @@ class ScriptedEngine:
         """Note it."""
         self.sample_shift = shift
 
+    def trace(self, spec: TraceSpec | None) -> None:
+        """Note it; a new trace counts anew."""
+        if spec is not None and self.trace_spec is None:
+            self.trace_counts = TraceCounts()
+        self.trace_spec = spec
+        self._packets_due.set()
+
+    async def traced(self) -> Sequence[TracedPacket]:
+        """Hand out what the test told of."""
+        while not self._packets and self.trace_spec is not None:
+            self._packets_due.clear()
+            await self._packets_due.wait()
+        packets, self._packets = self._packets, []
+        return packets
+
+    def tell(self, *packets: TracedPacket, limited: int = 0, lost: int = 0) -> None:
+        """Have packets told of, and others not."""
+        self.trace_counts += TraceCounts(len(packets), limited, lost)
+        self._packets.extend(packets)
+        self._packets_due.set()
+
     async def close(self) -> None:
         """Note it."""
+        self.trace(None)
         self.is_closed = True
         self.modules = frozenset()
 
