@@ -24,6 +24,7 @@ from latencyprobe.stages import BY_NAME
 from latencyprobe.verdict import Bottleneck, Verdict
 
 BAR_WIDTH = 24
+MIN_BAR_WIDTH = 6
 SHOWN_PIDS = 6
 SHOWN_DETAILS = 8
 _QUIET = frozenset({Bottleneck.NONE, Bottleneck.INSUFFICIENT_DATA})
@@ -89,9 +90,11 @@ def _target_line(target: TargetResult) -> Text:
 def _waterfall(report: TargetReport, *, columns: tuple[str, ...]) -> Table:
     table = Table(box=None, padding=(0, 1), pad_edge=True, header_style="dim")
     table.add_column("stage", no_wrap=True)
-    table.add_column("where the time goes", width=BAR_WIDTH, no_wrap=True)
-    for heading in ("share", "count", *columns):
-        table.add_column(heading, justify="right", no_wrap=True)
+    # The one column that may be wrapped is the one that shrinks on a narrow terminal.
+    heading = Text("where the time goes", no_wrap=True, overflow="ellipsis")
+    table.add_column(heading, min_width=MIN_BAR_WIDTH, max_width=BAR_WIDTH)
+    for name in ("share", "count", *columns):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in _rows(report.stages):
         table.add_row(
             Text("  " * row.depth + row.stage.name, style="" if row.depth else "bold"),
@@ -115,7 +118,7 @@ class _Row:
     def bar(self, colour: str) -> RenderableType:
         if self.end <= self.begin:
             return Text()
-        return Bar(100, self.begin, self.end, width=BAR_WIDTH, color=colour)
+        return Bar(100, self.begin, self.end, color=colour)
 
     def share(self) -> str:
         share = self.stage.share_percent

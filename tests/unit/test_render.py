@@ -84,6 +84,13 @@ def table(latency_report: LatencyReport) -> str:
     return stream.getvalue()
 
 
+def on_a_terminal(latency_report: LatencyReport, columns: int) -> str:
+    console = Console(file=io.StringIO(), width=columns, force_terminal=True, color_system=None)
+    with console.capture() as shown:
+        console.print(render_report(latency_report))
+    return shown.get()
+
+
 def line_of(text: str, beginning: str) -> str:
     return next(line for line in text.splitlines() if line.strip().startswith(beginning))
 
@@ -238,3 +245,17 @@ def test_the_live_view_fits_80_columns() -> None:
         console.print(render_live(report()))
     assert line_of(captured.get(), "rx.socket").split()[-4:] == ["75.0%", "200", "7.5ms", "7.5ms"]
     assert "…" not in captured.get()
+
+
+@pytest.mark.parametrize("columns", [72, 80, 200])
+def test_a_narrow_terminal_shortens_the_bars_and_no_figure(columns: int) -> None:
+    measurement = Measurement(
+        {
+            name: StageMeasurement(Histogram.of([123_456_789] * 12_345))
+            for name in ("rx.softirq", "rx.total", "tcp.handshake")
+        }
+    )
+    shown = on_a_terminal(report(measurement), columns)
+    for name in ("rx.softirq", "rx.total", "tcp.handshake"):
+        assert line_of(shown, name).split()[-5:] == ["12,345", *["123ms"] * 4]
+    assert max(map(len, shown.splitlines())) <= columns
