@@ -104,6 +104,16 @@ int on_tcp_retransmit_skb(u64 *ctx)
 	return 0;
 }
 
+/*
+ * The peer may hold the ACK of a lone segment back, up to 40 ms, to send its answer along: that is no
+ * time of the network's. The kernel leaves such out of its least round trip, tcp_update_rtt_min() and
+ * FLAG_ACK_MAYBE_DELAYED, net/ipv4/tcp_input.c, but not out of the smoothed one.
+ */
+static __always_inline bool may_be_delayed(struct tcp_sock *tp, u32 srtt_us)
+{
+	return READ(tp, packets_out) == 1 && srtt_us / 2 > READ(tp, rtt_min.s[0].v);
+}
+
 /* The kernel's smoothed round trip, at each ACK of new data. */
 static __always_inline void sample_rtt(struct config *config, struct socket_state *state,
 				       struct tcp_sock *tp, struct sk_buff *skb)
@@ -111,6 +121,9 @@ static __always_inline void sample_rtt(struct config *config, struct socket_stat
 	struct tcp_skb_cb *cb = (struct tcp_skb_cb *)skb->cb;
 	u32 srtt_us = READ(tp, srtt_us) >> 3;
 
-	if (srtt_us && is_after(READ(cb, ack_seq), READ(tp, snd_una)))
-		record_for(config, state->owners, STAGE_TCP_RTT, (u64)srtt_us * 1000);
+	if (!srtt_us || !is_after(READ(cb, ack_seq), READ(tp, snd_una)))
+		return;
+	record_for(config, state->owners, STAGE_TCP_RTT, (u64)srtt_us * 1000);
+	if (may_be_delayed(tp, srtt_us))
+		count_for(config, state->owners, COUNTER_DELAYED_ACKS);
 }

@@ -120,6 +120,12 @@ STAGES: tuple[Stage, ...] = (
 COUNTERS: tuple[Counter, ...] = (
     Counter("headOfLineSegments", Module.RX, "segments that waited behind a missing earlier one"),
     Counter("retransmits", Module.TCP, "segments sent again"),
+    Counter(
+        "delayedAcks",
+        Module.TCP,
+        "ACKs of a lone segment while tcp.rtt is over twice the connection's least round trip: "
+        "held back by the peer, up to 40 ms, to ride on its answer",
+    ),
     Counter("connectRefused", Module.TCP, "connects answered by a reset (ECONNREFUSED)"),
     Counter("connectTimedOut", Module.TCP, "connects that nobody answered (ETIMEDOUT)"),
     Counter(

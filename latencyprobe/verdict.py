@@ -197,9 +197,12 @@ def _judge_network(measurement: Measurement) -> Verdict | None:
     """Network, where the round trip is far above what both directions of this stack take.
 
     Compares means, since those are sums by packet: a stack that holds few packets for very long is
-    not outvoted by the many that it lets pass. Silent where one direction is not known.
+    not outvoted by the many that it lets pass. Silent where one direction is not known, and where
+    most ACKs were held back by the peer: then tcp.rtt tells of its manners, not of the network.
     """
     if any(_samples(measurement, name) < MIN_SAMPLES for name in (*TOTALS, "tcp.rtt")):
+        return None
+    if 2 * measurement.counters.get("delayedAcks", 0) > _samples(measurement, "tcp.rtt"):
         return None
     rtt_ns = measurement.stage("tcp.rtt").histogram.mean_ns
     stacks_ns = sum(measurement.stage(name).histogram.mean_ns for name in TOTALS)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from latencyprobe.measurement import Measurement
+from latencyprobe.verdict import Bottleneck, judge
 from latencyprobe_agent.kernel.engine import KernelEngine
 from tests.live.pods import Namespace, Pod
 from tests.live.test_engine_accuracy import BUCKET, CLIENT, SERVER, both, count, measure
@@ -164,3 +165,17 @@ async def test_segments_sent_again_are_counted(start_engine: Start, pair: tuple[
     sent = count(measured[CLIENT], "tx.total")
     assert sent == 40 + measured[CLIENT].counters["retransmits"]
     assert count(measured[SERVER], "rx.total") == 40
+
+
+async def test_acks_that_the_peer_holds_back_are_told_and_the_network_is_not_blamed(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    """The client reads an answer late, so that its ACK rides on the next request."""
+    client, server = pair
+    engine = await both(start_engine, client, server)
+    slowly = ("--gap-ms", "10")
+    measured, _ = await measure(engine, client, server, 150, client_options=slowly)
+    round_trips = measured[SERVER].stage("tcp.rtt").histogram
+    assert round_trips.percentile(50) > 2_000_000
+    assert round_trips.count >= measured[SERVER].counters["delayedAcks"] > round_trips.count / 2
+    assert judge(measured[SERVER]).bottleneck is not Bottleneck.NETWORK

@@ -124,6 +124,17 @@ def test_a_round_trip_far_above_both_stacks_is_the_networks() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("delayed", "bottleneck"), [(100, Bottleneck.NETWORK), (101, Bottleneck.SLOW_READER)]
+)
+def test_the_network_is_not_blamed_for_acks_that_the_peer_holds_back(
+    delayed: int, bottleneck: Bottleneck
+) -> None:
+    waits = measured(200, rx_socket=3 * MS, tx_stack=10 * US, tcp_rtt=40 * MS)
+    verdict = judge(waits + Measurement(counters={"delayedAcks": delayed}))
+    assert verdict.bottleneck is bottleneck
+
+
 def test_a_round_trip_that_both_stacks_explain_is_not_the_networks() -> None:
     verdict = judge(measured(rx_socket=20 * MS, tx_stack=10 * MS, tcp_rtt=140 * MS))
     assert verdict.bottleneck is Bottleneck.SLOW_READER
