@@ -56,6 +56,8 @@ def _joint_ratio(one: StageMeasurement, other: StageMeasurement) -> float:
     return min(samples / packets, 1.0)
 
 
+# How many counters there were no room for.
+COUNTERS_OMITTED = "countersOmitted"
 _Key = TypeVar("_Key", bound=str | tuple[str, str])
 
 
@@ -74,6 +76,14 @@ def joint_counters(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str
     for name, count in other.items():
         counters[name] = counters.get(name, 0) + count
     return counters
+
+
+def largest_counters(counters: Mapping[str, int], most: int) -> dict[str, int]:
+    """At most so many counters, the largest; how many others there were is one of them."""
+    if len(counters) <= most:
+        return dict(counters)
+    ordered = sorted(counters.items(), key=lambda each: (-each[1], each[0]))
+    return {**dict(ordered[: most - 1]), COUNTERS_OMITTED: len(ordered) - (most - 1)}
 
 
 @dataclass(frozen=True, slots=True)

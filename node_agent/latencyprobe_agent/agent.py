@@ -12,10 +12,11 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from latencyprobe import __version__
+from latencyprobe.measurement import NodeMeasurement
 from latencyprobe.stages import Module
 from latencyprobe.v1 import node_agent_pb2 as pb
 from latencyprobe.wire import PROTOCOL_VERSION
@@ -28,13 +29,18 @@ from latencyprobe_agent.desired import (
     Target,
     parse_desired,
 )
+from latencyprobe_agent.evidence.namespaces import Namespace
+from latencyprobe_agent.evidence.source import EvidenceSource
 from latencyprobe_agent.governor import Sampling, strictest
 from latencyprobe_agent.messages import coverage_messages, probe_report, status_message
 from latencyprobe_agent.metrics import Metrics
 from latencyprobe_agent.plan import (
     SlotKey,
     SlotTable,
+    TargetKey,
     assignment,
+    homes,
+    namespaces,
     overcommitted,
     owners,
     wanted_modules,
@@ -127,6 +133,7 @@ class Agent:
         resolver: Resolver,
         node: NodeFacts,
         metrics: Metrics,
+        evidence: EvidenceSource,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -135,6 +142,8 @@ class Agent:
         self._resolver = resolver
         self._node = node
         self._metrics = metrics
+        self._evidence = evidence
+        self._namespaces: Mapping[int, Namespace] = {}
         self._clock = clock
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -227,6 +236,7 @@ class Agent:
             self._stream.end(StreamEndedError(str(ShuttingDownError()), superseded=False))
         async with self._lock:
             await self._engine.close()
+        self._evidence.close()
         self._metrics.show_modules(())
 
     # Desired state
@@ -279,12 +289,26 @@ class Agent:
         surplus = self._slots.allot(wanted)
         self._refused = refused | dict.fromkeys(surplus, self._slots.refusal())
         self._assign(assignment(self._slots.numbers, facts))
+        self._move(homes(desired, facts, self._slots.numbers), namespaces(facts))
         self._collector.follow(desired, asked)
         self._collector.own(owners(desired, self._slots.numbers))
         self._desired = desired
         self._figure = None  # a new budget judges the last figure anew
         self._retry_at = None
         self._show_targets()
+
+    def _move(
+        self, new: Mapping[TargetKey, frozenset[int]], found: Mapping[int, Namespace]
+    ) -> None:
+        """Have the targets live here from now on.
+
+        What was counted until now where one comes or goes is for those who lived there.
+        """
+        self._namespaces = {**self._namespaces, **found}
+        self._gather(self._collector.moved(new))
+        self._collector.settle(new)
+        self._namespaces = found
+        self._evidence.keep(frozenset().union(*new.values()))
 
     async def _load(self, modules: frozenset[Module]) -> None:
         if modules == self._modules:
@@ -354,12 +378,19 @@ class Agent:
         before, self._reading = self._reading, self._now()
         self._collector.add(self._engine.read())
         self._collector.add_node(self._engine.read_node())
+        self._collector.add_node(NodeMeasurement(counters=self._evidence.of_node()))
+        self._gather(self._collector.due_namespaces(self._reading))
         overhead = self._engine.overhead()
         self._overhead.note(overhead.cpu_percent, self._reading.monotonic - before.monotonic)
         self._metrics.reads.inc()
         self._metrics.show_program_cpu(overhead.cpu_percent)
         self._figures_due.set()
         self._govern(overhead)
+
+    def _gather(self, inodes: Iterable[int]) -> None:
+        """Take what was counted in these network namespaces into the accounts."""
+        found = (self._namespaces[inode] for inode in inodes if inode in self._namespaces)
+        self._collector.add_netns(self._evidence.of_namespaces(found))
 
     def _govern(self, overhead: Overhead) -> None:
         """Look at fewer packets, or at more again, as the budget says."""

@@ -71,6 +71,9 @@ class _Account:
     def due_at(self) -> float:
         return self.begin.monotonic + self.probe.interval_s
 
+    def add(self, target_id: str, delta: Measurement) -> None:
+        self.measurements[target_id] = self.measurements.get(target_id, NOTHING) + delta
+
     def is_due(self, now: Moment) -> bool:
         return now.monotonic >= self.due_at - _EARLY * self.probe.interval_s
 
@@ -81,6 +84,7 @@ class Collector:
     def __init__(self) -> None:
         self._accounts: dict[str, _Account] = {}
         self._owners: Mapping[int, Sequence[TargetKey]] = {}
+        self._homes: Mapping[TargetKey, frozenset[int]] = {}
 
     def follow(self, desired: Desired, now: Moment) -> None:
         """Keep accounts for these probes; figures that no longer mean the same are dropped."""
@@ -96,14 +100,42 @@ class Collector:
         """From now on the slots' figures are these targets'."""
         self._owners = owners
 
+    def settle(self, homes: Mapping[TargetKey, frozenset[int]]) -> None:
+        """From now on the targets live in these network namespaces."""
+        self._homes = homes
+
+    def moved(self, homes: Mapping[TargetKey, frozenset[int]]) -> frozenset[int]:
+        """The namespaces that a target enters or leaves if these are to be its homes."""
+        nowhere: frozenset[int] = frozenset()
+        return nowhere.union(
+            *(
+                self._homes.get(key, nowhere) ^ homes.get(key, nowhere)
+                for key in self._homes.keys() | homes.keys()
+            )
+        )
+
+    def due_namespaces(self, now: Moment) -> frozenset[int]:
+        """Where the targets of the probes live that are due."""
+        due = {name for name, account in self._accounts.items() if account.is_due(now)}
+        return frozenset().union(
+            *(inodes for key, inodes in self._homes.items() if key.probe_id in due)
+        )
+
+    def add_netns(self, deltas: Mapping[int, Mapping[str, int]]) -> None:
+        """Take in what was counted in network namespaces, for every target that lives there."""
+        for key, inodes in self._homes.items():
+            account = self._accounts.get(key.probe_id)
+            if account is not None:
+                for inode in inodes & deltas.keys():
+                    account.add(key.target_id, Measurement(netns_counters=deltas[inode]))
+
     def add(self, deltas: Mapping[int, Measurement]) -> None:
         """Take in a reading."""
         for slot, delta in deltas.items():
             for owner in self._owners.get(slot, ()):
                 account = self._accounts.get(owner.probe_id)
                 if account is not None:
-                    known = account.measurements.get(owner.target_id, NOTHING)
-                    account.measurements[owner.target_id] = known + delta
+                    account.add(owner.target_id, delta)
 
     def add_node(self, delta: NodeMeasurement) -> None:
         """Take in what was measured of the node, for every probe."""

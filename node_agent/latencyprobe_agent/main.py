@@ -21,6 +21,8 @@ from latencyprobe.capabilities import (
     require_capabilities,
 )
 from latencyprobe_agent.agent import Agent, NodeFacts
+from latencyprobe_agent.evidence.gatherer import Gatherer
+from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.kernel.headers import kernel_types_kind
 from latencyprobe_agent.metrics import Metrics, MetricsServer
@@ -103,15 +105,23 @@ async def _agent(
     """The agent with its engine, detached at the end whatever happens."""
     try:
         resolver = Resolver(proc_root=settings.proc_root, cgroup_root=settings.cgroup_root)
-        engine = make_engine(host_netns=host_netns_inode(settings.host_netns))
+        host_inode = host_netns_inode(settings.host_netns)
+        engine = make_engine(host_netns=host_inode)
     except (OSError, EngineError) as error:
         raise StartError(str(error)) from None
     metrics = Metrics()
-    agent = Agent(engine, resolver, _node_facts(settings, resolver), metrics)
+    evidence = Gatherer(_host_namespace(settings, host_inode), proc_root=settings.proc_root)
+    agent = Agent(engine, resolver, _node_facts(settings, resolver), metrics, evidence)
     try:
         yield agent, metrics
     finally:
         await agent.close()
+
+
+def _host_namespace(settings: Settings, inode: int) -> Namespace:
+    """Where the node's own network namespace may be found: through PID 1, or where we were told."""
+    path = str(settings.host_netns) if settings.host_netns is not None else None
+    return Namespace(inode, pids=(1,), path=path)
 
 
 def _node_facts(settings: Settings, resolver: Resolver) -> NodeFacts:

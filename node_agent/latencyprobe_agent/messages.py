@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from latencyprobe.coverage import CoverageState, StageCoverage
+from latencyprobe.measurement import NodeMeasurement, largest_counters
 from latencyprobe.v1 import node_agent_pb2 as pb
-from latencyprobe.wire import measurement_to_proto, node_to_proto
+from latencyprobe.wire import MAX_OPEN_COUNTERS, measurement_to_proto, node_to_proto
 from latencyprobe_agent.collector import Moment, ProbeFigures
 from latencyprobe_agent.desired import Target
 from latencyprobe_agent.targets.facts import Facts, TargetState
@@ -64,8 +65,13 @@ def probe_report(figures: ProbeFigures, statuses: Mapping[str, pb.TargetStatus])
             for target in figures.probe.targets
             if (status := statuses.get(target.id)) is not None
         ],
-        node=node_to_proto(figures.of_node()),
+        node=node_to_proto(_bounded(figures.of_node())),
     )
+
+
+def _bounded(measurement: NodeMeasurement) -> NodeMeasurement:
+    counters = largest_counters(measurement.counters, MAX_OPEN_COUNTERS)
+    return NodeMeasurement(measurement.stages, counters)
 
 
 def _target_report(figures: ProbeFigures, status: pb.TargetStatus) -> pb.TargetReport:
@@ -75,7 +81,7 @@ def _target_report(figures: ProbeFigures, status: pb.TargetStatus) -> pb.TargetR
         status=status,
         stages=stages,
         counters=counters,
-        netns_counters=measurement.netns_counters,
+        netns_counters=largest_counters(measurement.netns_counters, MAX_OPEN_COUNTERS),
     )
 
 

@@ -11,7 +11,8 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from latencyprobe.stages import Module
-from latencyprobe_agent.desired import Desired, Selector
+from latencyprobe_agent.desired import Desired, NetnsTarget, Selector
+from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.slots import MAX_SLOTS, SlotSpec, SocketFilter
 from latencyprobe_agent.targets.facts import Facts, TargetState
 
@@ -96,6 +97,29 @@ def owners(desired: Desired, numbers: Mapping[SlotKey, int]) -> Mapping[int, tup
             if number is not None:
                 result[number] = (*result.get(number, ()), TargetKey(probe.id, target.id))
     return result
+
+
+def homes(
+    desired: Desired, facts: Mapping[Selector, Facts], numbers: Mapping[SlotKey, int]
+) -> Mapping[TargetKey, frozenset[int]]:
+    """In which network namespaces the targets live that are measured."""
+    return {
+        TargetKey(probe.id, target.id): facts[target.selector].netns
+        for probe in desired.probes
+        for target in probe.targets
+        if SlotKey(target.selector, probe.socket_filter) in numbers
+    }
+
+
+def namespaces(facts: Mapping[Selector, Facts]) -> Mapping[int, Namespace]:
+    """Where each network namespace may be found: through whom, or at which path."""
+    found: dict[int, Namespace] = {}
+    for selector, known in facts.items():
+        path = selector.path if isinstance(selector, NetnsTarget) else None
+        for inode in known.netns:
+            before = found.get(inode, Namespace(inode))
+            found[inode] = Namespace(inode, before.pids + known.pids, before.path or path)
+    return found
 
 
 def assignment(

@@ -17,7 +17,7 @@ from latencyprobe_agent.agent import Agent, NodeFacts
 from latencyprobe_agent.metrics import Metrics
 from latencyprobe_agent.server import Server, SocketAddress
 from latencyprobe_agent.targets.resolver import Resolver
-from tests.unit.agent.scripted import ScriptedEngine
+from tests.unit.agent.scripted import ScriptedEngine, ScriptedEvidence
 
 if TYPE_CHECKING:
     from latencyprobe.v1.node_agent_pb2_grpc import NodeAgentAsyncStub
@@ -46,6 +46,7 @@ class Running:
 
     agent: Agent
     engine: ScriptedEngine
+    evidence: ScriptedEvidence
     metrics: Metrics
     channel: grpc.aio.Channel
 
@@ -60,9 +61,14 @@ def engine() -> ScriptedEngine:
 
 
 @pytest.fixture
-async def agent(engine: ScriptedEngine) -> AsyncIterator[Agent]:
+def evidence() -> ScriptedEvidence:
+    return ScriptedEvidence()
+
+
+@pytest.fixture
+async def agent(engine: ScriptedEngine, evidence: ScriptedEvidence) -> AsyncIterator[Agent]:
     """An agent that looks after itself."""
-    running = Agent(engine, Resolver(), NODE, Metrics())
+    running = Agent(engine, Resolver(), NODE, Metrics(), evidence)
     keeper = asyncio.create_task(running.keep())
     yield running
     await running.close()
@@ -71,12 +77,14 @@ async def agent(engine: ScriptedEngine) -> AsyncIterator[Agent]:
 
 
 @pytest.fixture
-async def running(agent: Agent, engine: ScriptedEngine, tmp_path: Path) -> AsyncIterator[Running]:
+async def running(
+    agent: Agent, engine: ScriptedEngine, evidence: ScriptedEvidence, tmp_path: Path
+) -> AsyncIterator[Running]:
     """The agent on a Unix socket, and a channel to it."""
     path = tmp_path / "private" / "agent.sock"
     server = Server(agent, SocketAddress(path))
     await server.start()
     async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
-        yield Running(agent, engine, agent._metrics, channel)
+        yield Running(agent, engine, evidence, agent._metrics, channel)
     await agent.close()
     await server.stop()

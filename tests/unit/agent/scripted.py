@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from latencyprobe.coverage import CoverageState, StageCoverage
 from latencyprobe.histogram import Histogram
@@ -16,6 +16,8 @@ from latencyprobe.measurement import (
 )
 from latencyprobe.packets import TraceCounts, TracedPacket
 from latencyprobe.stages import STAGES, Module
+from latencyprobe_agent.evidence.counters import growth
+from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.slots import EngineError, Overhead, SlotSpec, TraceSpec
 
 
@@ -121,6 +123,45 @@ class ScriptedEngine:
         """Have something measured in a slot; without a number in the only one."""
         number = next(iter(self.slots)) if slot is None else slot
         self.measured[number] = self.measured.get(number, NOTHING) + measurement
+
+
+class ScriptedEvidence:
+    """Keeps to the EvidenceSource protocol: the counters stand where the test sets them."""
+
+    def __init__(self) -> None:
+        self.counters: dict[int, dict[str, int]] = {}
+        self.node: dict[str, int] = {}
+        self.read: list[Namespace] = []
+        self.is_closed = False
+        self._before: dict[int, dict[str, int]] = {}
+        self._node_before: dict[str, int] | None = None
+
+    def of_namespaces(self, namespaces: Iterable[Namespace]) -> Mapping[int, Mapping[str, int]]:
+        """By how much the counters have grown since they were read."""
+        grown = {}
+        for namespace in namespaces:
+            self.read.append(namespace)
+            now = dict(self.counters.get(namespace.inode, {}))
+            before = self._before.get(namespace.inode, now)
+            grown[namespace.inode] = growth({**dict.fromkeys(now, 0), **before}, now)
+            self._before[namespace.inode] = now
+        return {inode: counters for inode, counters in grown.items() if counters}
+
+    def of_node(self) -> Mapping[str, int]:
+        """By how much the node's have grown since they were read."""
+        now = dict(self.node)
+        before = now if self._node_before is None else self._node_before
+        self._node_before = now
+        return growth({**dict.fromkeys(now, 0), **before}, now)
+
+    def keep(self, inodes: Iterable[int]) -> None:
+        """Forget the others."""
+        kept = set(inodes)
+        self._before = {inode: c for inode, c in self._before.items() if inode in kept}
+
+    def close(self) -> None:
+        """Note it."""
+        self.is_closed = True
 
 
 class Clock:

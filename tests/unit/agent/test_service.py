@@ -146,6 +146,59 @@ async def test_what_was_measured_of_the_node_and_its_namespaces_comes_along(
     assert netns["p"] == netns["q"] == {"TcpExtListenDrops": 2}
 
 
+async def test_evidence_is_gathered_for_the_time_of_each_report(running: Running) -> None:
+    inode = os.stat("/proc/self/ns/net").st_ino
+    running.evidence.counters[inode] = {"TcpExtListenDrops": 100}
+    running.evidence.node = {"softnetDropped": 100}
+    await running.stub.Apply(state(probe("p"), probe("q", interval_s=0.3)))
+    stream = watch(running)
+    running.evidence.counters[inode] = {"TcpExtListenDrops": 103}
+    running.evidence.node = {"softnetDropped": 105}
+    netns: dict[str, int] = {"p": 0, "q": 0}
+    node: dict[str, int] = {"p": 0, "q": 0}
+    ends = 0
+    async for report in reports(stream):
+        for one in report.probes:
+            netns[one.id] += one.targets[0].netns_counters.get("TcpExtListenDrops", 0)
+            node[one.id] += one.node.counters.get("softnetDropped", 0)
+            ends += one.id == "q"
+        if ends == 3:
+            break
+    assert netns == {"p": 3, "q": 3}
+    assert node == {"p": 5, "q": 5}
+    assert os.getpid() in running.evidence.read[0].pids
+
+
+async def test_evidence_from_before_a_probe_came_is_not_its_own(running: Running) -> None:
+    inode = os.stat("/proc/self/ns/net").st_ino
+    await running.stub.Apply(state(probe("p", interval_s=60)))
+    running.evidence.counters[inode] = {"TcpExtListenDrops": 7}
+    running.evidence.node = {"softnetDropped": 7}
+    await running.stub.Apply(state(probe("p", interval_s=0.1), probe("q"), generation=2))
+    stream = watch(running)
+    seen: dict[str, pb.ProbeReport] = {}
+    async for report in reports(stream):
+        for one in report.probes:
+            seen.setdefault(one.id, one)
+        if len(seen) == 2:
+            break
+    assert seen["p"].targets[0].netns_counters == {"TcpExtListenDrops": 7}
+    assert seen["p"].node.counters == {"softnetDropped": 7}
+    assert not seen["q"].targets[0].netns_counters
+    assert not seen["q"].node.counters
+
+
+async def test_with_nothing_to_measure_no_evidence_is_read(running: Running) -> None:
+    await running.stub.Apply(state(probe()))
+    await next_reading(running.engine)
+    await running.stub.Apply(state(generation=2))
+    read = len(running.evidence.read)
+    # Another state with nothing in it: the agent has been through its rounds.
+    await running.stub.Apply(state(generation=3))
+    assert len(running.evidence.read) == read
+    assert running.agent._next_reading() is None
+
+
 async def test_figures_wait_for_a_client_and_come_once(running: Running) -> None:
     await running.stub.Apply(state(probe()))
     for duration_ns in (100, 200, 300):

@@ -1,0 +1,191 @@
+"""The kernel's counters as its files show them, and by how much they have grown.
+
+Pure: text in, counters out. A counter has the name that nstat(8) gives it (`TcpExtListenDrops`), a
+device's the device's name and a colon before it (`eth0:rx_dropped`). What a file of another kernel
+lacks is absent; a line that makes no sense is passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+
+# What tells a person where packets, connections or time were lost; docs/stages.md explains each.
+PROTOCOL_COUNTERS = frozenset(
+    {
+        # Connections that a listener had no room for.
+        "TcpExtListenOverflows",
+        "TcpExtListenDrops",
+        "TcpExtTCPReqQFullDrop",
+        "TcpExtTCPReqQFullDoCookies",
+        "TcpExtSyncookiesSent",
+        # What got lost on the way, and how TCP noticed.
+        "TcpRetransSegs",
+        "TcpExtTCPTimeouts",
+        "TcpExtTCPLostRetransmit",
+        "TcpExtTCPSynRetrans",
+        "TcpExtTCPAbortOnTimeout",
+        "TcpExtTCPOFOQueue",
+        "TcpInErrs",
+        # Receivers without room, memory or time.
+        "TcpExtTCPBacklogDrop",
+        "TcpExtTCPRcvQDrop",
+        "TcpExtTCPOFODrop",
+        "TcpExtTCPZeroWindowDrop",
+        "TcpExtTCPToZeroWindowAdv",
+        "TcpExtTCPFromZeroWindowAdv",
+        "TcpExtTCPWantZeroWindowAdv",
+        "TcpExtPruneCalled",
+        "TcpExtRcvPruned",
+        "TcpExtOfoPruned",
+        "TcpExtTCPRcvCollapsed",
+        "TcpExtTCPMemoryPressures",
+        "TcpExtTCPAbortOnMemory",
+        "TcpExtTCPWqueueTooBig",
+        "TcpExtPFMemallocDrop",
+        *(
+            f"Udp{version}{name}"
+            for version in ("", "6")
+            for name in ("InErrors", "RcvbufErrors", "SndbufErrors", "MemErrors", "NoPorts")
+        ),
+        *(
+            f"Ip{version}{name}"
+            for version in ("", "6")
+            for name in (
+                "InDiscards",
+                "OutDiscards",
+                "InHdrErrors",
+                "OutNoRoutes",
+                "ReasmFails",
+                "FragFails",
+            )
+        ),
+    }
+)
+
+# Columns of /proc/net/dev after the name, dev_seq_printf_stats(), net/core/net-procfs.c, by the
+# names of /sys/class/net/*/statistics. Those that are sums there (rx_dropped holds
+# rx_missed_errors, rx_frame_errors the length, overrun and CRC errors) are so here.
+_DEVICE_COLUMNS: Mapping[int, str] = {
+    2: "rx_errors",
+    3: "rx_dropped",
+    4: "rx_fifo_errors",
+    5: "rx_frame_errors",
+    10: "tx_errors",
+    11: "tx_dropped",
+    12: "tx_fifo_errors",
+    14: "tx_carrier_errors",
+}
+
+# Columns of /proc/net/softnet_stat, softnet_seq_show(), net/core/net-procfs.c. flow_limit came with
+# 3.11; the CPU's number tells lines apart that are of other CPUs after one was switched off.
+_SOFTNET_COLUMNS: Mapping[int, str] = {
+    1: "softnetDropped",
+    2: "softnetTimeSqueezed",
+    10: "softnetFlowLimited",
+}
+_SOFTNET_CPU = 12
+_U32 = 1 << 32
+
+
+def parse_tables(text: str) -> dict[str, int]:
+    """/proc/net/netstat and /proc/net/snmp: a line of names, then a line of values for them."""
+    counters: dict[str, int] = {}
+    names = ""
+    for line in text.splitlines():
+        places = _places(names, line.partition(":")[0])
+        if places is None:
+            names = line
+            continue
+        values = line.split()
+        if len(values) == len(names.split()):
+            counters |= _numbers((name, values[place]) for name, place in places)
+        names = ""
+    return counters
+
+
+@lru_cache(maxsize=64)
+def _places(names: str, table: str) -> tuple[tuple[str, int], ...] | None:
+    """Where the values of our counters stand; None where these are no names of this table."""
+    if not table or not names.startswith(table + ":"):
+        return None
+    wanted = ((table + name, place) for place, name in enumerate(names.split()))
+    return tuple((name, place) for name, place in wanted if name in PROTOCOL_COUNTERS)
+
+
+def parse_list(text: str) -> dict[str, int]:
+    """/proc/net/snmp6: a name and its value on each line."""
+    lines = (line.split() for line in text.splitlines())
+    return _numbers(
+        (fields[0], fields[1])
+        for fields in lines
+        if len(fields) == 2 and fields[0] in PROTOCOL_COUNTERS
+    )
+
+
+def parse_devices(text: str) -> dict[str, dict[str, int]]:
+    """/proc/net/dev: the counters of each device."""
+    devices = {}
+    for line in text.splitlines():
+        device, colon, rest = line.partition(":")
+        fields = rest.split()
+        if colon and len(fields) > max(_DEVICE_COLUMNS):
+            # The columns are numbered from the name on, which is no field here.
+            devices[device.strip()] = _numbers(
+                (name, fields[column]) for column, name in _DEVICE_COLUMNS.items()
+            )
+    return devices
+
+
+def of_devices(devices: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """All devices' counters, by device and name."""
+    return {
+        f"{device}:{name}": count
+        for device, counters in devices.items()
+        for name, count in counters.items()
+    }
+
+
+def parse_softnet(text: str) -> dict[int, dict[str, int]]:
+    """/proc/net/softnet_stat: the counters of each CPU; they are of 32 bits."""
+    cpus = {}
+    for number, line in enumerate(text.splitlines()):
+        try:
+            fields = [int(field, 16) for field in line.split()]
+        except ValueError:
+            continue
+        cpu = fields[_SOFTNET_CPU] if len(fields) > _SOFTNET_CPU else number
+        cpus[cpu] = {
+            name: fields[column]
+            for column, name in _SOFTNET_COLUMNS.items()
+            if column < len(fields)
+        }
+    return cpus
+
+
+def growth(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
+    """By how much counters have grown, where they have.
+
+    One that fell began anew (a device of the same name, a driver that was reset): what it had is
+    not known, and not guessed. One that was not there before tells nothing yet.
+    """
+    grown = ((name, count - before.get(name, count)) for name, count in now.items())
+    return {name: delta for name, delta in grown if delta > 0}
+
+
+def softnet_growth(
+    before: Mapping[int, Mapping[str, int]], now: Mapping[int, Mapping[str, int]]
+) -> dict[str, int]:
+    """By how much the counters of all CPUs together have grown; each may have wrapped once."""
+    grown: dict[str, int] = {}
+    for cpu, counters in now.items():
+        for name, count in counters.items():
+            delta = (count - before.get(cpu, {}).get(name, count)) % _U32
+            if 0 < delta < _U32 // 2:
+                grown[name] = grown.get(name, 0) + delta
+    return grown
+
+
+def _numbers(fields: Iterable[tuple[str, str]]) -> dict[str, int]:
+    """Those that are numbers, by name."""
+    return {name: int(text) for name, text in fields if text.isdecimal()}

@@ -1,0 +1,97 @@
+"""Drivers and their own statistics (`ethtool -S`), by ioctl.
+
+pyroute2 could do this, at 22 MiB of memory, a third of what the agent may take.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import re
+import socket
+import struct
+from dataclasses import dataclass
+
+_SIOCETHTOOL = 0x8946  # include/uapi/linux/sockios.h
+# include/uapi/linux/ethtool.h
+_GDRVINFO = 0x03
+_GSTRINGS = 0x1B
+_GSTATS = 0x1D
+_SS_STATS = 1
+_STRING_BYTES = 32
+_DRVINFO_BYTES = 196
+_DRVINFO_DRIVER = slice(4, 36)
+_DRVINFO_N_STATS = 180
+_IFREQ = struct.Struct("=16sQ16x")
+# A NIC with a hundred queues has some thousand statistics.
+_MOST = 16384
+_TELLING = re.compile(r"drop|err|discard|miss|no_?buf|timeout|fifo", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """A device's driver. `places`: where in its statistics those that tell of trouble stand."""
+
+    name: str
+    statistics: int
+    places: tuple[tuple[str, int], ...]
+
+
+def driver_of(channel: socket.socket, device: str) -> Driver | None:
+    """The driver of a device in the socket's network namespace; None where there is none.
+
+    `channel` is any socket: its namespace counts, wherever its owner is now.
+    """
+    try:
+        info = _ask(channel, device, struct.pack("=I", _GDRVINFO), _DRVINFO_BYTES)
+        name = info[_DRVINFO_DRIVER].partition(b"\0")[0].decode("ascii", "replace")
+        (count,) = struct.unpack_from("=I", info, _DRVINFO_N_STATS)
+        return Driver(name, count, _telling(_names(channel, device, count)))
+    except OSError:
+        return None
+
+
+def statistics_of(channel: socket.socket, device: str, driver: Driver) -> dict[str, int]:
+    """The driver's statistics that tell of trouble; none where the device has changed."""
+    if not driver.places:
+        return {}
+    try:
+        answer = _ask(
+            channel, device, struct.pack("=II", _GSTATS, 0), 8 + 8 * _room(driver.statistics)
+        )
+    except OSError:
+        return {}
+    (count,) = struct.unpack_from("=I", answer, 4)
+    if count != driver.statistics:
+        return {}
+    values = struct.unpack_from(f"={count}Q", answer, 8)
+    return {name: values[place] for name, place in driver.places}
+
+
+def _names(channel: socket.socket, device: str, count: int) -> list[str]:
+    if not 0 < count <= _MOST:
+        return []
+    head = struct.pack("=III", _GSTRINGS, _SS_STATS, 0)
+    answer = _ask(channel, device, head, 12 + _STRING_BYTES * _room(count))
+    (named,) = struct.unpack_from("=I", answer, 8)
+    if named != count:
+        return []
+    strings = (answer[12 + n * _STRING_BYTES :][:_STRING_BYTES] for n in range(count))
+    return [each.partition(b"\0")[0].decode("ascii", "replace") for each in strings]
+
+
+def _telling(names: list[str]) -> tuple[tuple[str, int], ...]:
+    return tuple((name, place) for place, name in enumerate(names) if _TELLING.search(name))
+
+
+def _room(count: int) -> int:
+    """The kernel writes as many as there are by then, and does not ask how large the buffer is."""
+    return 2 * count + 1024
+
+
+def _ask(channel: socket.socket, device: str, head: bytes, size: int) -> bytes:
+    """Send a command of ethtool; what it has written."""
+    buffer = ctypes.create_string_buffer(head, size)
+    request = _IFREQ.pack(device.encode()[:15], ctypes.addressof(buffer))
+    fcntl.ioctl(channel, _SIOCETHTOOL, request)
+    return buffer.raw

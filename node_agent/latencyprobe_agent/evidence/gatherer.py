@@ -1,0 +1,222 @@
+"""What has been counted since the last look: of network namespaces, and of the node.
+
+A first look at anything only notes where its counters stand. What can't be read at some time (a
+namespace that is gone, a device without a driver) is left out, and is no error.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from latencyprobe.measurement import largest_counters
+from latencyprobe_agent.evidence.counters import (
+    growth,
+    of_devices,
+    parse_devices,
+    parse_list,
+    parse_softnet,
+    parse_tables,
+    softnet_growth,
+)
+from latencyprobe_agent.evidence.ethtool import Driver, driver_of, statistics_of
+from latencyprobe_agent.evidence.namespaces import Namespace, Reader, Texts, read_file
+
+log = logging.getLogger(__name__)
+
+# Machine-wide, in whatever namespace it is read: softnet_seq_show() goes through the CPUs,
+# net/core/net-procfs.c.
+_SOFTNET = "/proc/net/softnet_stat"
+# A pod's end of these has the same packets; a node has one for each pod, also other tenants'.
+_POD_LINKS = frozenset({"veth", "netkit"})
+# Asking a driver may mean to ask its firmware.
+_DRIVERS_EVERY_S = 1.0
+MAX_GROWN = 64
+
+_T = TypeVar("_T")
+
+
+class Gatherer:
+    """Implements `source.EvidenceSource` on the running kernel.
+
+    `host`: the node's own network namespace.
+    """
+
+    def __init__(
+        self,
+        host: Namespace,
+        *,
+        proc_root: Path = Path("/proc"),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._host = host
+        self._reader = Reader(proc_root)
+        self._clock = clock
+        self._followed: dict[int, _Followed] = {}
+        self._node: dict[str, int] | None = None
+        self._softnet: dict[int, dict[str, int]] = {}
+        self._devices = _Devices(self._reader, clock, is_host=True)
+
+    def of_namespaces(self, namespaces: Iterable[Namespace]) -> Mapping[int, Mapping[str, int]]:
+        """What was counted in each since the last look at it, by inode number."""
+        grown = {}
+        for namespace in namespaces:
+            texts = self._reader.read(self._reachable(namespace))
+            if texts is not None and texts.netstat:
+                grown[namespace.inode] = largest_counters(self._grown(namespace, texts), MAX_GROWN)
+        return {inode: counters for inode, counters in grown.items() if counters}
+
+    def of_node(self) -> Mapping[str, int]:
+        """What the softirqs and the node's devices counted since the last look."""
+        texts = self._reader.read(self._host)
+        devices = self._devices.counters(self._host, texts.dev) if texts is not None else {}
+        softnet = parse_softnet(read_file(_SOFTNET))
+        grown = softnet_growth(self._softnet, softnet) if self._softnet else {}
+        grown |= growth(self._node or {}, devices)
+        self._node, self._softnet = devices or self._node, softnet or self._softnet
+        return largest_counters(grown, MAX_GROWN)
+
+    def keep(self, inodes: Iterable[int]) -> None:
+        """Forget where the counters of all other namespaces stand."""
+        kept = set(inodes)
+        for gone in self._followed.keys() - kept:
+            del self._followed[gone]
+        self._reader.keep(kept | {self._host.inode})
+
+    def close(self) -> None:
+        """Close what is open."""
+        self._devices.close()
+
+    def _reachable(self, namespace: Namespace) -> Namespace:
+        """The node's own may be reached even when the target in it has ended."""
+        return self._host if namespace.inode == self._host.inode else namespace
+
+    def _grown(self, namespace: Namespace, texts: Texts) -> dict[str, int]:
+        followed = self._followed.get(namespace.inode)
+        if followed is None:
+            # The node's devices are told of with the node, not with its pods.
+            is_host = namespace.inode == self._host.inode
+            devices = None if is_host else _Devices(self._reader, self._clock)
+            followed = self._followed[namespace.inode] = _Followed(devices)
+        return followed.grown(texts, namespace)
+
+
+class _Parsed(Generic[_T]):
+    """A file that is parsed only where its text has changed: most pods are idle."""
+
+    def __init__(self, parse: Callable[[str], _T]) -> None:
+        self._parse = parse
+        self._seen: int | None = None
+        self._value: _T | None = None
+
+    def of(self, text: str) -> _T:
+        if self._value is None or hash(text) != self._seen:
+            self._seen, self._value = hash(text), self._parse(text)
+        return self._value
+
+
+class _Followed:
+    """A namespace: where its counters stood at the last look."""
+
+    def __init__(self, devices: _Devices | None) -> None:
+        self._files = (_Parsed(parse_tables), _Parsed(parse_tables), _Parsed(parse_list))
+        self._devices = devices
+        self._before: dict[str, int] = {}
+
+    def grown(self, texts: Texts, namespace: Namespace) -> dict[str, int]:
+        now: dict[str, int] = {}
+        for file, text in zip(self._files, (texts.netstat, texts.snmp, texts.snmp6), strict=True):
+            now |= file.of(text)
+        if self._devices is not None:
+            now |= self._devices.counters(namespace, texts.dev)
+        before, self._before = self._before, now
+        return growth(before, now)
+
+
+class _Devices:
+    """The devices of one namespace, with what their drivers count.
+
+    A namespace whose devices have no statistics of a driver's (a pod behind a veth) is entered
+    once, not with each look. The node's own is kept at hand: it does not end.
+    """
+
+    def __init__(
+        self, reader: Reader, clock: Callable[[], float], *, is_host: bool = False
+    ) -> None:
+        self._reader = reader
+        self._clock = clock
+        self._is_host = is_host
+        self._file = _Parsed(parse_devices)
+        self._drivers: dict[str, Driver | None] = {}
+        self._statistics: dict[str, int] = {}
+        self._asked_at = -_DRIVERS_EVERY_S
+        self._kept: socket.socket | None = None
+
+    def counters(self, namespace: Namespace, text: str) -> dict[str, int]:
+        """What the devices have counted ever since, by device and name."""
+        devices = self._file.of(text)
+        if devices.keys() != self._drivers.keys():
+            self._look(namespace, devices)
+        if self._is_host:
+            devices = {name: each for name, each in devices.items() if self._is_nodes(name)}
+        if self._clock() >= self._asked_at + _DRIVERS_EVERY_S:
+            self._statistics = self._ask(namespace)
+            self._asked_at = self._clock()
+        return self._statistics | of_devices(devices)
+
+    def close(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+
+    def _is_nodes(self, device: str) -> bool:
+        driver = self._drivers.get(device)
+        return self._kept is not None and (driver is None or driver.name not in _POD_LINKS)
+
+    def _look(self, namespace: Namespace, devices: Iterable[str]) -> None:
+        """Learn the drivers of devices that are new."""
+        with self._channel(namespace) as channel:
+            known = self._drivers
+            self._drivers = {device: known.get(device) for device in devices}
+            if channel is not None:
+                new = self._drivers.keys() - known.keys()
+                self._drivers |= {device: driver_of(channel, device) for device in new}
+
+    def _ask(self, namespace: Namespace) -> dict[str, int]:
+        telling = {
+            device: driver
+            for device, driver in self._drivers.items()
+            if driver is not None and driver.places and driver.name not in _POD_LINKS
+        }
+        if not telling:
+            return {}
+        with self._channel(namespace) as channel:
+            if channel is None:
+                return {}
+            return of_devices(
+                {device: statistics_of(channel, device, each) for device, each in telling.items()}
+            )
+
+    @contextmanager
+    def _channel(self, namespace: Namespace) -> Iterator[socket.socket | None]:
+        if self._kept is not None:
+            yield self._kept
+            return
+        channel = self._reader.channel(namespace)
+        if self._is_host:
+            if channel is None:
+                log.warning(
+                    "the node's network namespace can't be entered (that takes CAP_SYS_ADMIN): "
+                    "its devices' counters are left out"
+                )
+            self._kept = channel
+            yield channel
+        elif channel is None:
+            yield None
+        else:
+            with channel:
+                yield channel

@@ -1,0 +1,155 @@
+"""Reaching a network namespace: its files below /proc, and sockets in it.
+
+Three ways. Our own is at hand. Any other has its files below /proc/PID/net of a process in it. One
+without a process (`ip netns add`) is entered by a thread that does nothing else and then ends, so
+that the agent's own threads stay where they are. Nothing here keeps a namespace alive.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+_CLONE_NEWNET = 0x4000_0000
+_FILES = ("netstat", "snmp", "snmp6", "dev")
+# As many processes are asked whether they are (still) in a namespace.
+_MOST_ASKED = 64
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A network namespace: its inode number, and where it may be found."""
+
+    inode: int
+    pids: tuple[int, ...] = ()
+    path: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What the namespace's files say; empty where there is none (IPv6 may be missing)."""
+
+    netstat: str
+    snmp: str
+    snmp6: str
+    dev: str
+
+
+class Reader:
+    """Reads namespaces; remembers which process was found in which."""
+
+    def __init__(self, proc_root: Path = Path("/proc")) -> None:
+        self._root = str(proc_root)
+        self._own = _inode("/proc/self/ns/net")
+        self._found: dict[int, int] = {}
+
+    def read(self, namespace: Namespace) -> Texts | None:
+        """The files of a namespace; None where it can't be reached (any more)."""
+        if namespace.inode == self._own:
+            return _texts("/proc/self/net")
+        pid = self._process_in(namespace)
+        if pid is not None:
+            texts = _texts(f"{self._root}/{pid}/net")
+            # Had it left or exited meanwhile, these are another namespace's files.
+            return texts if self._is_in(pid, namespace.inode) else None
+        if namespace.path is not None and _inode(namespace.path) == namespace.inode:
+            return inside(namespace.path, lambda: _texts("/proc/thread-self/net"))
+        return None
+
+    def channel(self, namespace: Namespace) -> socket.socket | None:
+        """A socket in the namespace; None where that can't be (it takes CAP_SYS_ADMIN)."""
+        if namespace.inode == self._own:
+            return _channel()
+        pid = self._process_in(namespace)
+        path = namespace.path if pid is None else f"{self._root}/{pid}/ns/net"
+        if path is None or _inode(path) != namespace.inode:
+            return None
+        return inside(path, _channel)
+
+    def keep(self, inodes: Iterable[int]) -> None:
+        """Forget all other namespaces."""
+        kept = set(inodes)
+        self._found = {inode: pid for inode, pid in self._found.items() if inode in kept}
+
+    def _process_in(self, namespace: Namespace) -> int | None:
+        candidates: list[int] = list(namespace.pids[:_MOST_ASKED])
+        if namespace.inode in self._found:
+            candidates.insert(0, self._found[namespace.inode])
+        for pid in candidates:
+            if self._is_in(pid, namespace.inode):
+                self._found[namespace.inode] = pid
+                return pid
+        return None
+
+    def _is_in(self, pid: int, inode: int) -> bool:
+        return _inode(f"{self._root}/{pid}/ns/net") == inode
+
+
+def inside(path: str, act: Callable[[], _T]) -> _T | None:
+    """What `act` returns in the network namespace at this path; None where it can't be entered."""
+    visit = _Visit(path, act)
+    thread = threading.Thread(target=visit.run, daemon=True)
+    thread.start()
+    thread.join()
+    return visit.result
+
+
+class _Visit(Generic[_T]):
+    """The life of a thread that enters a namespace, acts there, and ends."""
+
+    def __init__(self, path: str, act: Callable[[], _T]) -> None:
+        self._path, self._act = path, act
+        self.result: _T | None = None
+
+    def run(self) -> None:
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return
+        try:
+            # Moves the calling thread alone, setns(2). os.setns() came with Python 3.12.
+            if ctypes.CDLL(None).setns(descriptor, _CLONE_NEWNET) == 0:
+                self.result = self._act()
+        except OSError:
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _channel() -> socket.socket:
+    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+
+def _inode(path: str) -> int | None:
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return None
+
+
+def _texts(directory: str) -> Texts:
+    return Texts(*(read_file(f"{directory}/{name}") for name in _FILES))
+
+
+def read_file(path: str) -> str:
+    """The whole of a file below /proc; empty where it can't be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        parts = []
+        while part := os.read(descriptor, 1 << 16):
+            parts.append(part)
+        return b"".join(parts).decode("ascii", "replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)

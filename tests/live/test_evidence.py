@@ -1,0 +1,250 @@
+"""What the kernel counts of namespaces and devices, against other witnesses: nstat, ip, senders."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latencyprobe_agent.evidence import ethtool
+from latencyprobe_agent.evidence.counters import PROTOCOL_COUNTERS, growth
+from latencyprobe_agent.evidence.gatherer import Gatherer
+from latencyprobe_agent.evidence.namespaces import Namespace as Place
+from latencyprobe_agent.evidence.namespaces import Reader, inside
+from tests.live.pods import Namespace, Pod, namespace
+from tests.live.targets import until
+
+# A listener of backlog 1 that never accepts, and clients that give up after a moment; says how many
+# of them got through their handshake.
+OVERFLOW_ACCEPT_QUEUE = """
+import select, socket, struct
+listener = socket.socket()
+listener.bind(("127.0.0.1", 0))
+listener.listen(1)
+clients = [socket.socket() for _ in range(40)]
+for client in clients:
+    client.setblocking(False)
+    client.connect_ex(listener.getsockname())
+print(len(select.select([], clients, [], 1)[1]))
+for each in clients:  # a reset, so that nothing is sent again later
+    each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    each.close()
+"""
+# Sends more datagrams than the receiver's buffer holds; says how many were lost.
+OVERFLOW_RECEIVE_BUFFER = """
+import socket, sys
+family, host = (socket.AF_INET6, "::1") if sys.argv[1] == "6" else (socket.AF_INET, "127.0.0.1")
+receiver = socket.socket(family, socket.SOCK_DGRAM)
+receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+receiver.bind((host, 0))
+sender = socket.socket(family, socket.SOCK_DGRAM)
+for _ in range(500):
+    sender.sendto(bytes(512), receiver.getsockname())
+receiver.setblocking(False)
+received = 0
+try:
+    while receiver.recv(1024):
+        received += 1
+except BlockingIOError:
+    print(500 - received)
+"""
+# Frames of a protocol that nobody has asked for are dropped where they are received.
+SEND_STRANGE_FRAMES = """
+import socket
+sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+sender.bind(("eth0", 0))
+for _ in range(30):
+    sender.send(b"\\xff" * 6 + bytes(6) + b"\\x88\\xb5" + bytes(50))
+"""
+
+
+@pytest.fixture
+def netns() -> Iterator[Namespace]:
+    """A network namespace that no process lives in."""
+    with namespace("evidence") as made:
+        yield made
+
+
+@pytest.fixture
+def gatherer() -> Iterator[Gatherer]:
+    made = Gatherer(Place(os.stat("/proc/self/ns/net").st_ino, path="/proc/self/ns/net"))
+    yield made
+    made.close()
+
+
+def place(netns: Namespace, *pids: int) -> Place:
+    """Where the agent finds a namespace: through these processes, or at its path."""
+    return Place(netns.inode, pids, None if pids else str(netns.path))
+
+
+def python_in(netns: Namespace, program: str, *arguments: str) -> str:
+    done = subprocess.run(
+        ["ip", "netns", "exec", netns.name, sys.executable, "-c", program, *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    return done.stdout
+
+
+def nstat(netns: Namespace) -> dict[str, int]:
+    """Our counters as nstat shows them, once they stand still."""
+
+    def look() -> dict[str, int]:
+        command = ["ip", "netns", "exec", netns.name, "nstat", "--zeros", "--noupdate", "--json"]
+        done = subprocess.run([*command, "--ignore"], check=True, capture_output=True)
+        shown: dict[str, int] = json.loads(done.stdout)["kernel"]
+        return {name: count for name, count in shown.items() if name in PROTOCOL_COUNTERS}
+
+    seen = [look()]
+
+    def stands_still() -> bool:
+        seen.append(look())
+        return seen[-1] == seen[-2]
+
+    until(stands_still, "counters that stand still")
+    return seen[-1]
+
+
+def protocols_alone(counters: dict[str, int]) -> dict[str, int]:
+    return {name: count for name, count in counters.items() if ":" not in name}
+
+
+@pytest.mark.parametrize("through", ["path", "process"])
+def test_overflows_of_an_accept_queue_are_counted_as_the_kernel_does(
+    netns: Namespace, gatherer: Gatherer, through: str
+) -> None:
+    with subprocess.Popen(["ip", "netns", "exec", netns.name, "sleep", "60"]) as resident:
+        try:
+            until(
+                lambda: Path(f"/proc/{resident.pid}/ns/net").stat().st_ino == netns.inode,
+                "a process in the namespace",
+            )
+            where = place(netns, *([resident.pid] if through == "process" else []))
+            assert gatherer.of_namespaces([where]) == {}
+            before = nstat(netns)
+            python_in(netns, OVERFLOW_ACCEPT_QUEUE)
+            truth = growth(before, nstat(netns))
+            grown = gatherer.of_namespaces([where])[netns.inode]
+        finally:
+            resident.kill()
+    assert protocols_alone(dict(grown)) == truth
+    assert truth["TcpExtListenOverflows"] >= 10
+    assert gatherer.of_namespaces([where]) == {}
+
+
+@pytest.mark.parametrize(("version", "name"), [("4", "Udp"), ("6", "Udp6")])
+def test_datagrams_that_a_receive_buffer_has_no_room_for_are_counted(
+    netns: Namespace, gatherer: Gatherer, version: str, name: str
+) -> None:
+    where = place(netns)
+    gatherer.of_namespaces([where])
+    lost = int(python_in(netns, OVERFLOW_RECEIVE_BUFFER, version))
+    assert lost > 100
+    grown = gatherer.of_namespaces([where])[netns.inode]
+    assert grown[f"{name}RcvbufErrors"] == grown[f"{name}InErrors"] == lost
+
+
+def test_packets_that_a_device_drops_are_counted_where_it_is(
+    pair: tuple[Pod, Pod], gatherer: Gatherer
+) -> None:
+    client, server = pair
+    both = [place(pod.namespace) for pod in pair]
+    before = _dropped(server.namespace)
+    gatherer.of_namespaces(both)
+    python_in(client.namespace, SEND_STRANGE_FRAMES)
+    until(lambda: _dropped(server.namespace) >= before + 30, "30 dropped frames")
+    grown = gatherer.of_namespaces(both)
+    assert grown[server.namespace.inode]["eth0:rx_dropped"] == _dropped(server.namespace) - before
+    assert "eth0:rx_dropped" not in grown.get(client.namespace.inode, {})
+
+
+def _dropped(netns: Namespace) -> int:
+    command = ["ip", "-n", netns.name, "-s", "-json", "link", "show", "eth0"]
+    shown = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    dropped = shown[0]["stats64"]["rx"]["dropped"]
+    assert isinstance(dropped, int)
+    return dropped
+
+
+def test_a_drivers_statistics_are_read_in_the_devices_own_namespace(
+    pair: tuple[Pod, Pod],
+) -> None:
+    """A veth's first statistic is the index of its peer, and that is known."""
+    ours, theirs = (pod.namespace for pod in pair)
+    channel = Reader().channel(place(ours))
+    assert channel is not None
+    with channel:
+        driver = ethtool.driver_of(channel, "eth0")
+        assert driver is not None
+        assert driver.name == "veth"
+        assert "rx_queue_0_drops" in dict(driver.places)
+        peer = ethtool.Driver(driver.name, driver.statistics, (("peer_ifindex", 0),))
+        command = ["ip", "-n", theirs.name, "-json", "link", "show", "eth0"]
+        shown = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        assert ethtool.statistics_of(channel, "eth0", peer) == {"peer_ifindex": shown[0]["ifindex"]}
+        assert ethtool.driver_of(channel, "no-such") is None
+        assert ethtool.statistics_of(channel, "no-such", peer) == {}
+
+
+def test_nobody_but_the_visiting_thread_enters_a_namespace(netns: Namespace) -> None:
+    ours = os.stat("/proc/self/ns/net").st_ino
+
+    def look() -> int:
+        return os.stat("/proc/thread-self/ns/net").st_ino
+
+    assert inside(str(netns.path), look) == netns.inode
+    until(lambda: _namespaces_of_threads() == {ours}, "the visitor's end")
+
+
+def _namespaces_of_threads() -> set[int | None]:
+    """Where our threads are; None is one that has just ended."""
+    found = {_inode_behind(task / "ns/net") for task in Path("/proc/self/task").iterdir()}
+    return found - {None}
+
+
+def test_a_namespace_does_not_outlive_its_pod_for_having_been_read(gatherer: Gatherer) -> None:
+    with namespace("brief") as brief:
+        where = place(brief)
+        gatherer.of_namespaces([where])
+        inode = brief.inode
+    assert gatherer.of_namespaces([where]) == {}
+    descriptors = Path("/proc/self/fd").iterdir()
+    assert inode not in {_inode_behind(each) for each in descriptors}
+
+
+def _inode_behind(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
+
+
+def test_the_report_of_a_run_tells_of_the_namespace_apart(netns: Namespace, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    before = nstat(netns)
+    subprocess.run(
+        [
+            *(sys.executable, "-P", "-m", "latencyprobe.cli", "run", "-o", "json"),
+            *("--output-file", str(report), "--netns", str(netns.path), "--"),
+            *("ip", "netns", "exec", netns.name, sys.executable, "-c", OVERFLOW_ACCEPT_QUEUE),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    truth = growth(before, nstat(netns))
+    document: dict[str, Any] = json.loads(report.read_text())
+    target = next(each for each in document["targets"] if each["name"] == str(netns.path))
+    assert protocols_alone(target["netnsCounters"]) == truth
+    assert truth["TcpExtListenOverflows"] >= 10
+    assert any("TcpExtListenOverflows" in each for each in target["verdict"]["evidence"])
+    assert "TcpExtListenOverflows" not in target["counters"]
+    assert set(document["node"]) >= {"stages", "counters"}

@@ -1,0 +1,139 @@
+"""Gathering evidence from a /proc that the test writes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from latencyprobe_agent.evidence.gatherer import MAX_GROWN, Gatherer
+from latencyprobe_agent.evidence.namespaces import Namespace
+from tests.unit.agent.scripted import Clock
+
+NOWHERE = Namespace(1)
+
+
+@dataclass
+class Process:
+    """A process below a made /proc, and the namespace it lives in."""
+
+    directory: Path
+
+    @classmethod
+    def make(cls, proc_root: Path, pid: int) -> Process:
+        process = cls(proc_root / str(pid))
+        (process.directory / "ns").mkdir(parents=True)
+        (process.directory / "net").mkdir()
+        (process.directory / "ns/net").touch()
+        process.counts(0)
+        return process
+
+    @property
+    def inode(self) -> int:
+        return (self.directory / "ns/net").stat().st_ino
+
+    def counts(self, drops: int, *, devices: int = 1) -> None:
+        """Have so many connections dropped at listeners, and packets at devices."""
+        net = self.directory / "net"
+        (net / "netstat").write_text(f"TcpExt: ListenDrops TW\nTcpExt: {drops} 5\n")
+        (net / "snmp").write_text(f"Udp: RcvbufErrors\nUdp: {drops * 10}\n")
+        zeroes = "0 " * 12
+        lines = (f"eth{n}: 0 0 0 {drops * 100} {zeroes}\n" for n in range(devices))
+        (net / "dev").write_text("Inter-|\n face |\n" + "".join(lines))
+
+    def exit(self) -> None:
+        (self.directory / "ns/net").unlink()
+
+
+@pytest.fixture
+def gatherer(tmp_path: Path) -> Gatherer:
+    return Gatherer(NOWHERE, proc_root=tmp_path, clock=Clock())
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Process:
+    return Process.make(tmp_path, 42)
+
+
+def test_what_was_counted_before_the_first_look_is_nobodys(
+    gatherer: Gatherer, process: Process
+) -> None:
+    process.counts(3)
+    namespace = Namespace(process.inode, (42,))
+    assert gatherer.of_namespaces([namespace]) == {}
+    process.counts(5)
+    assert gatherer.of_namespaces([namespace]) == {
+        process.inode: {"TcpExtListenDrops": 2, "UdpRcvbufErrors": 20, "eth0:rx_dropped": 200}
+    }
+    assert gatherer.of_namespaces([namespace]) == {}
+
+
+def test_a_namespace_that_is_gone_while_others_are_read_is_left_out(
+    gatherer: Gatherer, process: Process, tmp_path: Path
+) -> None:
+    other = Process.make(tmp_path, 43)
+    both = [Namespace(process.inode, (42,)), Namespace(other.inode, (43,))]
+    gatherer.of_namespaces(both)
+    process.exit()
+    other.counts(1)
+    assert gatherer.of_namespaces(both).keys() == {other.inode}
+
+
+def test_another_process_of_the_namespace_serves_when_one_has_left(
+    gatherer: Gatherer, process: Process, tmp_path: Path
+) -> None:
+    sibling = Process.make(tmp_path, 43)
+    (sibling.directory / "ns/net").unlink()
+    os.link(process.directory / "ns/net", sibling.directory / "ns/net")
+    namespace = Namespace(process.inode, (42, 43))
+    gatherer.of_namespaces([namespace])
+    process.exit()
+    sibling.counts(2)
+    assert gatherer.of_namespaces([namespace])[sibling.inode]["TcpExtListenDrops"] == 2
+
+
+def test_a_process_that_has_moved_to_another_namespace_is_not_asked(
+    gatherer: Gatherer, process: Process
+) -> None:
+    namespace = Namespace(process.inode, (42,))
+    gatherer.of_namespaces([namespace])
+    (process.directory / "ns/net").rename(process.directory / "ns/before")
+    (process.directory / "ns/net").touch()
+    process.counts(7)
+    assert gatherer.of_namespaces([namespace]) == {}
+
+
+def test_files_of_another_format_are_no_error(gatherer: Gatherer, process: Process) -> None:
+    namespace = Namespace(process.inode, (42,))
+    gatherer.of_namespaces([namespace])
+    for name in ("netstat", "snmp", "dev"):
+        (process.directory / "net" / name).write_text("what: is\x00this\n\n:::\n")
+    assert gatherer.of_namespaces([namespace]) == {}
+    process.counts(4)
+    assert gatherer.of_namespaces([namespace]) == {}  # unknown in between: nothing is guessed
+
+
+def test_a_namespace_that_is_no_longer_followed_begins_anew(
+    gatherer: Gatherer, process: Process
+) -> None:
+    namespace = Namespace(process.inode, (42,))
+    gatherer.of_namespaces([namespace])
+    gatherer.keep([])
+    process.counts(4)
+    assert gatherer.of_namespaces([namespace]) == {}
+
+
+def test_a_namespace_with_many_devices_has_bounded_counters(
+    gatherer: Gatherer, process: Process
+) -> None:
+    namespace = Namespace(process.inode, (42,))
+    process.counts(0, devices=500)
+    gatherer.of_namespaces([namespace])
+    process.counts(1, devices=500)
+    assert len(gatherer.of_namespaces([namespace])[process.inode]) == MAX_GROWN
+
+
+def test_the_nodes_counters_of_before_are_nobodys_either(gatherer: Gatherer) -> None:
+    assert gatherer.of_node() == {}
