@@ -23,6 +23,7 @@
 #define TCP_ESTABLISHED 1
 #define TCP_SYN_SENT 2
 #define TCP_SYN_RECV 3
+#define TCP_FIN_WAIT1 4
 #define TCP_TIME_WAIT 6
 #define TCP_CLOSE 7
 #define TCP_NEW_SYN_RECV 12
@@ -41,6 +42,8 @@
 #define ETIMEDOUT 110
 #define ECONNREFUSED 111
 #define EHOSTUNREACH 113
+
+#define RCV_SHUTDOWN 1 /* include/net/sock.h */
 
 #define NET_RX_SOFTIRQ 3 /* include/linux/interrupt.h */
 

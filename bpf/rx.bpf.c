@@ -348,31 +348,6 @@ static __always_inline void check_read(struct config *config, struct socket_stat
 		unmatched_for(config, state->owners, STAGE_RX_SOCKET, unmatched);
 }
 
-/* skb_copy_datagram_iter(), net/core/datagram.c; from tcp_recvmsg() under the socket's lock */
-int on_skb_copy_datagram(u64 *ctx)
-{
-	struct sk_buff *skb = (struct sk_buff *)ctx[0];
-	struct sock *sk = READ(skb, sk);
-	struct config *config = get_config();
-	struct socket_state *state;
-	struct tcp_skb_cb *cb;
-	u32 start, length = ctx[1];
-
-	if (!sk || !config || protocol_of(sk) != PROTOCOL_TCP)
-		return 0;
-	state = get_own_state(sk, config);
-	if (!state)
-		return 0;
-	cb = (struct tcp_skb_cb *)skb->cb;
-	start = READ(cb, seq);
-	if (length != READ(cb, end_seq) - start) /* not the whole skb (or with a FIN) */
-		/* tcp_recvmsg_locked() advances it after each copy */
-		bpf_probe_read_kernel(&start, sizeof(start), &((struct tcp_sock *)sk)->copied_seq);
-	read_segments(config, sk, state, start, start + length);
-	check_read(config, state, start, start + length);
-	return 0;
-}
-
 /*
  * Datagrams. Their queue is first in, first out, and a read takes one: so the datagram that was read
  * is the one that lies as far from the ring's end as datagrams remain in the queue. Ring and queue

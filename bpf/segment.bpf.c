@@ -22,6 +22,7 @@ int on_tcp_probe(u64 *ctx)
 		return 0;
 #ifdef MODULE_TCP
 	sample_rtt(config, state, tp, skb);
+	note_arrival(config, state, sk, tp, skb);
 #endif
 #ifdef MODULE_RX
 	receive_segment(config, state, tp, skb);

@@ -24,6 +24,22 @@ struct segment {
 };
 #define ABSENT 0xffffffffU
 
+/* Who spoke last, and when: see turns.bpf.c. */
+struct turns {
+	u64 read_ns;	 /* when the application last read */
+	u64 request_ns;	 /* when a client began its request; 0: none waits for a reply */
+	u32 read_seq;	 /* end of the last read */
+	u32 turn_seq;	 /* how far a server had read when it last began to answer */
+	u32 answer_seq;	 /* first byte of a server's last answer */
+	u32 request_seq; /* first byte of a client's last request */
+	u8 role;
+	u8 is_known;	   /* what went by before we watched does not matter any more */
+	u8 is_answer_sent; /* and the peer has sent nothing since */
+	u8 is_doubtful;	   /* the present turn may be two requests' */
+	u8 is_end_late;	   /* the peer's FIN came when all before it had been read */
+	u8 overlaps;	   /* how often both sides were seen to speak at once; saturates */
+};
+
 struct socket_state {
 	u32 generation; /* of the configuration that `owners` was looked up with */
 	u32 port_pair;	/* and the ports: both change when a socket is bound or connected */
@@ -35,6 +51,9 @@ struct socket_state {
 	u64 handshake_ns; /* duration measured before the owner was known */
 #if TRACE
 	struct user user; /* the last that used it */
+#endif
+#ifdef MODULE_TCP
+	struct turns turns;
 #endif
 #ifdef MODULE_RX
 	u32 head; /* next to read, next to fill: free-running */
@@ -181,6 +200,12 @@ static __always_inline struct socket_state *resolve_state(struct sock *sk,
 		if (!state)
 			return 0;
 	}
+#ifdef MODULE_TCP
+	if (!state->owners && !state->is_candidate) { /* its events went by unseen */
+		state->turns.is_known = 0;
+		state->turns.request_ns = 0;
+	}
+#endif
 	if (state->generation != config->generation) {
 		state->generation = config->generation;
 		state->process_owners = 0;

@@ -23,6 +23,10 @@ static __always_inline u32 connect_failure(int error)
 static __always_inline void end_connect(struct config *config, struct sock *sk,
 					struct socket_state *state, u32 new_state)
 {
+	struct tcp_sock *tp = get_tcp_sock(sk);
+
+	if (tp && new_state == TCP_ESTABLISHED)
+		begin_turns(&state->turns, tp, ROLE_CLIENT);
 	if (!state->connect_ns)
 		return;
 	if (new_state == TCP_ESTABLISHED)
@@ -47,6 +51,7 @@ static __always_inline void end_handshake(struct config *config, struct sock *sk
 
 	if (!tp)
 		return;
+	begin_turns(&state->turns, tp, ROLE_SERVER);
 	ns = (u64)(READ(tp, srtt_us) >> 3) * 1000;
 	if (!ns)
 		count_for(config, state->owners, COUNTER_HANDSHAKE_RETRANSMITS);
@@ -78,6 +83,10 @@ int on_inet_sock_set_state(u64 *ctx)
 		state = get_state(sk, config);
 		if (state)
 			end_handshake(config, sk, state);
+	} else if (old_state == TCP_ESTABLISHED && new_state == TCP_FIN_WAIT1) {
+		state = get_state(sk, config);
+		if (state)
+			give_request_up(config, state, sk);
 	}
 #if !TYPED
 	if (new_state == TCP_CLOSE) {

@@ -115,6 +115,18 @@ STAGES: tuple[Stage, ...] = (
     Stage("tcp.connect", Module.TCP, "SYN_SENT", "ESTABLISHED"),
     Stage("tcp.handshake", Module.TCP, "SYN-ACK sent", "ESTABLISHED"),
     Stage("tcp.rtt", Module.TCP, "data sent", "its ACK received (smoothed by the kernel)"),
+    Stage(
+        "app.response",
+        Module.TCP,
+        "the application reads the last byte of a request",
+        "it hands TCP the first byte of its answer",
+    ),
+    Stage(
+        "peer.response",
+        Module.TCP,
+        "the application hands TCP the first byte of a request",
+        "the first byte of the reply reaches the socket",
+    ),
 )
 
 COUNTERS: tuple[Counter, ...] = (

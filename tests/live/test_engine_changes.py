@@ -167,6 +167,8 @@ async def test_changes_asked_for_at_once_happen_one_after_another(start_engine: 
         "tcp.connect",
         "tcp.handshake",
         "tcp.rtt",
+        "app.response",
+        "peer.response",
     }
     starting = asyncio.create_task(engine.use(ALL))
     await asyncio.sleep(0)

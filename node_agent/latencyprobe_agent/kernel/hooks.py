@@ -94,7 +94,7 @@ EVENTS: tuple[Event, ...] = (
     _event("softirq exit", (RX, TX), ("on_softirq_exit", "softirq_exit")),
     _event("receive", (RX,), ("on_netif_receive_skb", "netif_receive_skb")),
     _event("segment", (RX, TCP), ("on_tcp_probe", "tcp_probe")),
-    _event("TCP read", (RX,), ("on_skb_copy_datagram", "skb_copy_datagram_iovec")),
+    _event("TCP read", (RX, TCP), ("on_skb_copy_datagram", "skb_copy_datagram_iovec")),
     _event(
         "UDP read",
         (RX,),
@@ -104,6 +104,13 @@ EVENTS: tuple[Event, ...] = (
     _event("UDP queue", (RX,), ("on_sk_data_ready", "sk_data_ready"), beside="on_sock_recv_length"),
     _event("queue", (TX,), ("on_net_dev_queue", "net_dev_queue")),
     _event("transmit", (TX,), ("on_net_dev_start_xmit", "net_dev_start_xmit")),
+    _event(
+        "send",
+        (TCP,),
+        ("on_tcp_sendmsg_locked", "tcp_sendmsg_locked"),
+        ("on_fentry_tcp_sendmsg", "tcp_sendmsg_locked", HookKind.FENTRY),
+        ("on_kprobe_tcp_sendmsg", "tcp_sendmsg_locked", HookKind.KPROBE),
+    ),
     _event("state change", (TCP,), ("on_inet_sock_set_state", "inet_sock_set_state")),
     _event("retransmit", (TCP,), ("on_tcp_retransmit_skb", "tcp_retransmit_skb")),
 )
@@ -132,6 +139,8 @@ STAGE_NEEDS: Mapping[str, StageNeeds] = {
     "tcp.connect": StageNeeds(("state change",), {}),
     "tcp.handshake": StageNeeds(("state change",), {}),
     "tcp.rtt": StageNeeds(("segment",), {}),
+    "app.response": StageNeeds(("segment", "TCP read", "send", "state change"), {}),
+    "peer.response": StageNeeds(("segment", "send", "state change"), {}),
 }
 
 

@@ -10,14 +10,16 @@ from latencyprobe.stages import COUNTERS, INDEX, PACKET_STAGES, STAGES, Module
 from latencyprobe_agent.slots import MAX_SLOTS
 
 _HEADERS = ("kernel.h", "common.h", "histogram.h", "targets.h", "trace.h", "sockets.h")
-_MODULE_FILES: Mapping[Module, str] = {
-    Module.RX: "rx.bpf.c",
-    Module.TX: "tx.bpf.c",
-    Module.TCP: "tcp.bpf.c",
+_MODULE_FILES: Mapping[Module, tuple[str, ...]] = {
+    Module.RX: ("rx.bpf.c",),
+    Module.TX: ("tx.bpf.c",),
+    Module.TCP: ("turns.bpf.c", "tcp.bpf.c"),
 }
 # Shared by modules: included once if one of them is wanted.
 _SHARED_FILES: Mapping[str, frozenset[Module]] = {
     "segment.bpf.c": frozenset({Module.RX, Module.TCP}),
+    "read.bpf.c": frozenset({Module.RX, Module.TCP}),
+    "sendmsg.bpf.c": frozenset({Module.TCP}),
 }
 # The maps that the agent writes or reads; all others are the programs' own.
 MAPS = (
@@ -56,7 +58,7 @@ def compose(
     wanted = frozenset(modules)
     files = [
         *_HEADERS,
-        *(file for module, file in _MODULE_FILES.items() if module in wanted),
+        *(file for module, files in _MODULE_FILES.items() if module in wanted for file in files),
         *(file for file, modules in _SHARED_FILES.items() if modules & wanted),
     ]
     macros = {

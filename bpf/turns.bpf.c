@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Module tcp: requests and replies, told by who speaks.
+ *
+ *   server: last byte read by the application --app.response--> first byte handed to TCP
+ *   client: first byte handed to TCP --peer.response--> first byte of the reply at the socket
+ *
+ * TCP carries bytes, not requests, so what is timed is a *turn*: all that one side says until the
+ * other one speaks. Turns are requests and replies where one request waits for its reply before the
+ * next is sent. Sequence numbers tell when that is not so: such a turn is unmatched.
+ */
+
+/* After so many overlaps the turns of a connection are taken for nobody's requests (HTTP/2). */
+#define OVERLAPS_OF_A_MULTIPLEX 4
+/*
+ * A request that goes on after a longer pause, when all of it had been read, may be another one.
+ * What is written in one go arrives within a few round trips.
+ */
+#define PAUSE_NS 1000000
+#define PAUSE_ROUND_TRIPS 4
+
+enum role { ROLE_UNKNOWN, ROLE_CLIENT, ROLE_SERVER };
+
+/*
+ * For a connection that was open before we watched: an accepted socket is a copy of its listener,
+ * sk_clone_lock(), net/core/sock.c, and keeps its backlog. (After listen(fd, 0) that is 0, too.)
+ */
+static __always_inline u32 role_of(struct sock *sk, struct turns *turns)
+{
+	if (!turns->role)
+		turns->role = READ(sk, sk_max_ack_backlog) ? ROLE_SERVER : ROLE_CLIENT;
+	return turns->role;
+}
+
+/* The connection is new: nobody has spoken. */
+static __always_inline void begin_turns(struct turns *turns, struct tcp_sock *tp, enum role role)
+{
+	turns->role = role;
+	turns->is_known = 1;
+	turns->turn_seq = READ(tp, copied_seq);
+}
+
+static __always_inline void note_overlap(struct turns *turns)
+{
+	if (turns->overlaps < OVERLAPS_OF_A_MULTIPLEX)
+		turns->overlaps++;
+}
+
+static __always_inline void end_turn(struct config *config, struct socket_state *state, u32 stage,
+				     bool is_certain, u64 since_ns)
+{
+	if (is_certain && state->turns.overlaps < OVERLAPS_OF_A_MULTIPLEX)
+		record_for(config, state->owners, stage, bpf_ktime_get_ns() - since_ns);
+	else
+		unmatched_for(config, state->owners, stage, 1);
+}
+
+/* Received and not read. An in-order FIN counts in rcv_nxt, tcp_fin(); its reading in copied_seq. */
+static __always_inline u32 unread_bytes(struct sock *sk, struct tcp_sock *tp)
+{
+	u32 unread = READ(tp, rcv_nxt) - READ(tp, copied_seq);
+
+	return unread && READ(sk, sk_shutdown) & RCV_SHUTDOWN ? unread - 1 : unread;
+}
+
+/* The application gets the bytes up to `end`. */
+static __always_inline void note_read(struct socket_state *state, u32 start, u32 end)
+{
+	struct turns *turns = &state->turns;
+
+	if (!turns->is_known) {
+		turns->is_known = 1;
+		turns->turn_seq = start;
+	}
+	turns->read_ns = bpf_ktime_get_ns();
+	turns->read_seq = end;
+}
+
+/*
+ * Whether the last byte that was read is one that we saw read: not so after splice(), MSG_TRUNC and
+ * the like. Reading the peer's FIN counts as a byte; if it came late, the request ended with it.
+ */
+static __always_inline bool is_read_seen(struct sock *sk, struct turns *turns, u32 copied_seq)
+{
+	if (turns->read_seq == copied_seq)
+		return true;
+	return turns->read_seq == copied_seq - 1 && READ(sk, sk_shutdown) & RCV_SHUTDOWN &&
+	       !turns->is_end_late;
+}
+
+static __always_inline void begin_answer(struct config *config, struct socket_state *state,
+					 struct sock *sk, struct tcp_sock *tp)
+{
+	struct turns *turns = &state->turns;
+	u32 copied_seq = READ(tp, copied_seq);
+	bool is_certain;
+
+	if (!turns->is_known) {
+		turns->is_known = 1;
+		turns->turn_seq = copied_seq;
+		if (READ(tp, bytes_received)) /* perhaps an answer to what was read before */
+			unmatched_for(config, state->owners, STAGE_APP_RESPONSE, 1);
+		return;
+	}
+	if (turns->turn_seq == copied_seq)
+		return; /* the answer goes on, or the server speaks without being asked */
+	turns->turn_seq = copied_seq;
+	is_certain = is_read_seen(sk, turns, copied_seq) && !turns->is_doubtful;
+	if (unread_bytes(sk, tp)) { /* more of the request, or the next one */
+		note_overlap(turns);
+		is_certain = false;
+	}
+	end_turn(config, state, STAGE_APP_RESPONSE, is_certain, turns->read_ns);
+	turns->is_doubtful = 0;
+	turns->is_answer_sent = 1;
+	turns->answer_seq = READ(tp, write_seq);
+}
+
+static __always_inline void begin_request(struct socket_state *state, struct sock *sk,
+					  struct tcp_sock *tp)
+{
+	struct turns *turns = &state->turns;
+
+	if (!turns->is_known || turns->request_ns)
+		return; /* it may have begun before we watched; it goes on */
+	turns->request_ns = bpf_ktime_get_ns();
+	turns->request_seq = READ(tp, write_seq);
+	turns->is_doubtful = unread_bytes(sk, tp) != 0; /* the reply to another one */
+	if (turns->is_doubtful)
+		note_overlap(turns);
+}
+
+/* The application hands bytes to TCP. */
+static __always_inline void note_write(struct config *config, struct socket_state *state,
+				       struct sock *sk, struct tcp_sock *tp)
+{
+	if (role_of(sk, &state->turns) == ROLE_SERVER)
+		begin_answer(config, state, sk, tp);
+	else
+		begin_request(state, sk, tp);
+}
+
+/* A client's socket gets data. */
+static __always_inline void end_request(struct config *config, struct socket_state *state,
+					struct tcp_sock *tp, u32 ack_seq)
+{
+	struct turns *turns = &state->turns;
+	bool is_certain;
+
+	turns->is_known = 1;
+	if (!turns->request_ns || !is_after(ack_seq, turns->request_seq))
+		return; /* sent before the peer saw the request: of an earlier reply, or unasked */
+	is_certain = !turns->is_doubtful;
+	if (ack_seq != READ(tp, write_seq)) { /* before it saw the whole request */
+		note_overlap(turns);
+		is_certain = false;
+	}
+	end_turn(config, state, STAGE_PEER_RESPONSE, is_certain, turns->request_ns);
+	turns->request_ns = 0;
+	turns->is_doubtful = 0;
+}
+
+/* A server's socket gets data. */
+static __always_inline void continue_request(struct turns *turns, struct tcp_sock *tp, u32 ack_seq)
+{
+	u32 copied_seq = READ(tp, copied_seq);
+	u64 pause_ns;
+
+	if (turns->is_answer_sent) {
+		turns->is_answer_sent = 0;
+		if (!is_after(ack_seq, turns->answer_seq))
+			note_overlap(turns); /* sent before the peer saw the last answer */
+	}
+	if (!turns->is_known || turns->turn_seq == copied_seq || copied_seq != READ(tp, rcv_nxt))
+		return; /* the request begins, or its beginning has not been read */
+	pause_ns = (u64)(READ(tp, srtt_us) >> 3) * 1000 * PAUSE_ROUND_TRIPS;
+	if (pause_ns < PAUSE_NS)
+		pause_ns = PAUSE_NS;
+	if (bpf_ktime_get_ns() - turns->read_ns > pause_ns) {
+		turns->is_doubtful = 1;
+		note_overlap(turns);
+	}
+}
+
+/* A segment reaches the socket, and has not changed it yet. */
+static __always_inline void note_arrival(struct config *config, struct socket_state *state,
+					 struct sock *sk, struct tcp_sock *tp, struct sk_buff *skb)
+{
+	struct tcp_skb_cb *cb = (struct tcp_skb_cb *)skb->cb;
+	u32 seq = READ(cb, seq), end_seq = READ(cb, end_seq), expected = READ(tp, rcv_nxt);
+
+	if (READ(cb, tcp_flags) & TCPHDR_FIN) {
+		end_seq--;
+		state->turns.is_end_late = end_seq == READ(tp, copied_seq);
+	}
+	if (is_after(seq, expected) || !is_after(end_seq, expected))
+		return; /* no data, data that was received before, or behind a gap */
+	if (role_of(sk, &state->turns) == ROLE_SERVER)
+		continue_request(&state->turns, tp, READ(cb, ack_seq));
+	else
+		end_request(config, state, tp, READ(cb, ack_seq));
+}
+
+/* A half-closed client's replies reach it past tcp_probe, tcp_rcv_state_process(). */
+static __always_inline void give_request_up(struct config *config, struct socket_state *state,
+					    struct sock *sk)
+{
+	if (state->turns.request_ns && !(READ(sk, sk_shutdown) & RCV_SHUTDOWN))
+		unmatched_for(config, state->owners, STAGE_PEER_RESPONSE, 1);
+	state->turns.request_ns = 0;
+}

@@ -1,0 +1,420 @@
+"""Requests and replies: whose time is whose, and what is not taken for a request."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from latencyprobe.histogram import Histogram
+from latencyprobe.measurement import Measurement
+from latencyprobe.stages import Module
+from latencyprobe_agent.kernel.engine import KernelEngine
+from tests.live.pods import Pod
+from tests.live.sockets import (
+    Connection,
+    connect,
+    connection,
+    everything_in,
+    listen,
+    read_all,
+    wait_for_bytes,
+    waiting_bytes,
+)
+from tests.live.test_engine_accuracy import BUCKET, CLIENT, SERVER, account_for
+from tests.live.test_engine_tcp import open_between, watch
+
+Start = Callable[..., KernelEngine]
+Pair = tuple[Pod, Pod]
+
+MS = 1_000_000
+REQUEST, REPLY = b"q" * 64, b"r" * 128
+PERCENTILES = (50, 99)
+
+
+def delay(milliseconds: float) -> None:
+    """Hold up whoever is measured."""
+    time.sleep(milliseconds / 1e3)
+
+
+def ask(both: Connection, times: int = 1) -> None:
+    """Requests and replies, one at a time."""
+    for _ in range(times):
+        both.client.sendall(REQUEST)
+        read_all(both.server, len(REQUEST))
+        both.server.sendall(REPLY)
+        read_all(both.client, len(REPLY))
+
+
+def app(measured: Measurement) -> tuple[int, int]:
+    """(samples, turns known to be missing) of app.response."""
+    return account_for(measured, "app.response")
+
+
+def peer(measured: Measurement) -> tuple[int, int]:
+    """(samples, turns known to be missing) of peer.response."""
+    return account_for(measured, "peer.response")
+
+
+@contextmanager
+def answering(both: Connection, delays_ms: list[int]) -> Iterator[list[int]]:
+    """A server that answers after these delays; yields what it took by its own clock."""
+    took_ns: list[int] = []
+
+    def serve() -> None:
+        for delay_ms in delays_ms:
+            read_all(both.server, len(REQUEST))
+            began_ns = time.monotonic_ns()
+            delay(delay_ms)
+            took_ns.append(time.monotonic_ns() - began_ns)
+            both.server.sendall(REPLY)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield took_ns
+    thread.join()
+
+
+@pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
+async def test_a_slow_server_is_found_in_the_responses_and_nowhere_else(
+    start_engine: Start, pair: Pair, typed: bool
+) -> None:
+    client, server = pair
+    engine = start_engine(typed=typed)
+    engine.assign({CLIENT: everything_in(client), SERVER: everything_in(server)})
+    await engine.use(frozenset(Module))
+    delays_ms = [10] * 60 + [20] * 30 + [80] * 10
+    waited_ns = []
+    with open_between(client, server) as both, answering(both, delays_ms) as took_ns:
+        for _ in delays_ms:
+            began_ns = time.monotonic_ns()
+            both.client.sendall(REQUEST)
+            both.client.recv(1, socket.MSG_PEEK)
+            waited_ns.append(time.monotonic_ns() - began_ns)
+            read_all(both.client, len(REPLY))
+    measured = engine.read()
+    for ours, clock_ns in (
+        (measured[SERVER].stage("app.response").histogram, took_ns),
+        (measured[CLIENT].stage("peer.response").histogram, waited_ns),
+    ):
+        truth = Histogram.of(clock_ns)
+        assert ours.count == truth.count == len(delays_ms)
+        assert ours.sum_ns == pytest.approx(truth.sum_ns, rel=BUCKET - 1)
+        for percent in PERCENTILES:
+            assert ours.percentile(percent) == pytest.approx(
+                truth.percentile(percent), rel=BUCKET - 1
+            )
+    for slot, elsewhere in ((CLIENT, "app.response"), (SERVER, "peer.response")):
+        assert elsewhere not in measured[slot].stages
+        for stage in ("rx.total", "tx.total"):
+            assert measured[slot].stage(stage).histogram.percentile(50) < 5 * MS, stage
+
+
+async def test_requests_and_replies_in_pieces_count_once(start_engine: Start, pair: Pair) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    amount = 1 << 20
+    with open_between(client, server) as both:
+        for _ in range(10):
+            sending = threading.Thread(target=both.client.sendall, args=(bytes(amount),))
+            sending.start()
+            read_all(both.server, amount, 10_000)
+            sending.join()
+            delay(20)
+            for _ in range(5):
+                both.server.sendall(REPLY)
+            read_all(both.client, 5 * len(REPLY), 50)
+    measured = engine.read()
+    assert sum(app(measured[SERVER])) == sum(peer(measured[CLIENT])) == 10
+    assert app(measured[SERVER])[0] >= 5
+    assert peer(measured[CLIENT]) == (10, 0)
+    assert measured[SERVER].stage("app.response").histogram.min_ns > 19 * MS
+
+
+async def test_a_pause_within_a_request_makes_its_turn_unmatched(
+    start_engine: Start, pair: Pair
+) -> None:
+    """It may be two requests as well, the second one sent before the reply to the first."""
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    with open_between(client, server) as both:
+        both.client.sendall(REQUEST)
+        read_all(both.server, len(REQUEST))
+        delay(20)
+        both.client.sendall(REQUEST)
+        read_all(both.server, len(REQUEST))
+        both.server.sendall(REPLY)
+        read_all(both.client, len(REPLY))
+        ask(both)
+    measured = engine.read()
+    assert app(measured[SERVER]) == (1, 1)
+    assert measured[SERVER].stage("app.response").histogram.max_ns < 10 * MS
+
+
+async def test_pipelined_requests_are_never_paired_wrongly(start_engine: Start, pair: Pair) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    with open_between(client, server) as both:
+        ask(both)
+        both.client.sendall(REQUEST)
+        both.client.sendall(REQUEST)
+        wait_for_bytes(both.server, 2 * len(REQUEST))
+        for _ in range(2):
+            read_all(both.server, len(REQUEST), len(REQUEST))
+            delay(20)
+            both.server.sendall(REPLY)
+        read_all(both.client, 2 * len(REPLY))
+        ask(both)
+    measured = engine.read()
+    # the first of the two has an unread one behind it; the second is alone again
+    assert app(measured[SERVER]) == (3, 1)
+    assert 19 * MS < measured[SERVER].stage("app.response").histogram.max_ns < 30 * MS
+    assert sum(peer(measured[CLIENT])) == 3
+    assert measured[CLIENT].stage("peer.response").histogram.max_ns < 30 * MS
+
+
+async def test_a_connection_that_carries_several_requests_at_once_has_no_samples(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    with open_between(client, server) as both:
+        both.client.sendall(REQUEST)
+        for _ in range(30):  # there is always one on its way
+            both.client.sendall(REQUEST)
+            wait_for_bytes(both.server, 2 * len(REQUEST))
+            read_all(both.server, len(REQUEST), len(REQUEST))
+            both.server.sendall(REPLY)
+            read_all(both.client, len(REPLY))
+        read_all(both.server, len(REQUEST))
+        both.server.sendall(REPLY)
+        read_all(both.client, len(REPLY))
+        engine.read()
+        ask(both, 5)
+    measured = engine.read()
+    assert app(measured[SERVER]) == (0, 5)
+
+
+async def test_a_greeting_is_nobodys_response(start_engine: Start, pair: Pair) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    with open_between(client, server) as both:
+        delay(20)
+        both.server.sendall(b"220 ready\r\n")
+        read_all(both.client, 11)
+        delay(20)
+        ask(both)
+        both.server.sendall(REPLY)  # unasked
+        read_all(both.client, len(REPLY))
+        ask(both)
+    measured = engine.read()
+    assert app(measured[SERVER]) == peer(measured[CLIENT]) == (2, 0)
+    for slot, stage in ((SERVER, "app.response"), (CLIENT, "peer.response")):
+        assert measured[slot].stage(stage).histogram.max_ns < 10 * MS
+
+
+async def test_what_the_server_sent_before_it_knew_of_the_request_is_no_reply(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    # 64 kbit/s: what follows a packet of 200 bytes waits for some 8 ms
+    server.namespace.execute(
+        *("tc", "qdisc", "add", "dev", "eth0", "root", "tbf"),
+        *("rate", "64kbit", "burst", "200", "latency", "10s"),
+    )
+    engine = await watch(start_engine, client, server)
+    with open_between(client, server) as both:
+        for _ in range(10):
+            both.server.sendall(b"n" * 130)
+            read_all(both.client, 130)
+            both.server.sendall(b"news")
+            assert waiting_bytes(both.client) == 0
+            both.client.sendall(REQUEST)
+            read_all(both.server, len(REQUEST))
+            delay(40)
+            both.server.sendall(REPLY)
+            read_all(both.client, 4 + len(REPLY))
+            delay(50)
+    measured = engine.read()
+    assert peer(measured[CLIENT]) == (10, 0)
+    assert measured[CLIENT].stage("peer.response").histogram.min_ns > 39 * MS
+
+
+async def test_a_half_closed_clients_reply_is_unmatched_and_the_servers_answer_measured(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    with open_between(client, server) as both:
+        both.client.sendall(REQUEST)
+        both.client.shutdown(socket.SHUT_WR)
+        read_all(both.server, len(REQUEST))
+        assert both.server.recv(1) == b""
+        delay(20)
+        both.server.sendall(REPLY)
+        read_all(both.client, len(REPLY))
+    measured = engine.read()
+    assert peer(measured[CLIENT]) == (0, 1)
+    samples, missing = app(measured[SERVER])
+    assert samples + missing == 1
+    if samples:
+        assert 19 * MS < measured[SERVER].stage("app.response").histogram.min_ns < 30 * MS
+
+
+async def test_a_request_that_ends_with_a_late_fin_is_unmatched(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    with open_between(client, server) as both:
+        both.client.sendall(REQUEST)
+        read_all(both.server, len(REQUEST))
+        delay(20)
+        both.client.shutdown(socket.SHUT_WR)
+        assert both.server.recv(1) == b""
+        both.server.sendall(REPLY)
+        read_all(both.client, len(REPLY))
+    assert app(engine.read()[SERVER]) == (0, 1)
+
+
+async def test_a_request_whose_end_is_read_without_a_copy_is_unmatched(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    out, into = os.pipe()
+    with open_between(client, server) as both:
+        for number in range(40):
+            both.client.sendall(REQUEST)
+            wait_for_bytes(both.server, len(REQUEST))
+            both.server.recv(10)
+            if number % 2:
+                both.server.recv(100, socket.MSG_TRUNC)
+            else:
+                os.read(out, os.splice(both.server.fileno(), into, 100))
+            both.server.sendall(REPLY)
+            read_all(both.client, len(REPLY))
+    os.close(out)
+    os.close(into)
+    assert app(engine.read()[SERVER]) == (0, 40)
+
+
+async def test_a_look_ahead_is_no_reading(start_engine: Start, pair: Pair) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    with open_between(client, server) as both:
+        for _ in range(5):
+            both.client.sendall(REQUEST)
+            wait_for_bytes(both.server, len(REQUEST))
+            both.server.recv(10, socket.MSG_PEEK)
+            delay(20)
+            read_all(both.server, len(REQUEST))
+            both.server.sendall(REPLY)
+            read_all(both.client, len(REPLY))
+    measured = engine.read()
+    assert app(measured[SERVER]) == (5, 0)
+    assert measured[SERVER].stage("app.response").histogram.max_ns < 10 * MS
+
+
+async def test_threads_that_share_a_connection_have_turns_in_common(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    with open_between(client, server) as both:
+
+        def serve() -> None:
+            while both.server.recv(len(REQUEST)):
+                delay(10)
+                both.server.sendall(REPLY)
+
+        threads = [threading.Thread(target=serve) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for _ in range(50):
+            both.client.sendall(REQUEST)
+            read_all(both.client, len(REPLY))
+        both.client.shutdown(socket.SHUT_WR)
+        for thread in threads:
+            thread.join()
+    measured = engine.read()
+    assert app(measured[SERVER]) == peer(measured[CLIENT]) == (50, 0)
+    assert measured[SERVER].stage("app.response").histogram.min_ns > 9 * MS
+
+
+@pytest.mark.parametrize("backlog", [1, 1024])
+async def test_roles_are_known_of_connections_that_were_open_before(
+    start_engine: Start, pair: Pair, backlog: int
+) -> None:
+    client, server = pair
+    engine = start_engine()
+    engine.assign({CLIENT: everything_in(client), SERVER: everything_in(server)})
+    with listen(server.namespace, server.address) as listener:
+        listener.listen(backlog)
+        asking = connect(client.namespace, server.address)
+        both = Connection(asking, listener.accept()[0])
+        ask(both, 3)
+        await engine.use(frozenset(Module))
+        ask(both, 50)
+        both.close()
+    measured = engine.read()
+    assert app(measured[SERVER]) == (50, 0)
+    assert peer(measured[CLIENT]) == (49, 0)  # of the first it is not known when it began
+    assert "peer.response" not in measured[SERVER].stages
+    assert "app.response" not in measured[CLIENT].stages
+
+
+async def test_a_request_read_before_we_watched_is_unmatched(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = start_engine()
+    engine.assign({CLIENT: everything_in(client), SERVER: everything_in(server)})
+    with open_between(client, server) as both:
+        both.client.sendall(REQUEST)
+        read_all(both.server, len(REQUEST))
+        await engine.use(frozenset(Module))
+        both.server.sendall(REPLY)
+        read_all(both.client, len(REPLY))
+    measured = engine.read()
+    assert app(measured[SERVER]) == (0, 1)
+    assert peer(measured[CLIENT]) == (0, 0)
+
+
+async def test_turns_that_went_by_unwatched_are_not_paired_with_later_ones(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    targets = {CLIENT: everything_in(client), SERVER: everything_in(server)}
+    with open_between(client, server) as both:
+        ask(both, 3)
+        both.client.sendall(REQUEST)
+        read_all(both.server, len(REQUEST))
+        engine.assign({})
+        both.server.sendall(REPLY)
+        read_all(both.client, len(REPLY))
+        engine.read()
+        engine.assign(targets)
+        ask(both, 3)
+    measured = engine.read()
+    assert app(measured[SERVER]) == (3, 0)
+    assert peer(measured[CLIENT]) == (2, 0)
+
+
+async def test_responses_of_an_ipv6_socket_that_talks_ipv4_are_measured(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    with connection(
+        client.namespace, server.namespace, "::", connect_to=f"::ffff:{server.address}"
+    ) as both:
+        ask(both, 20)
+    measured = engine.read()
+    assert app(measured[SERVER]) == peer(measured[CLIENT]) == (20, 0)
