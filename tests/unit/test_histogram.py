@@ -77,6 +77,33 @@ def test_the_bounds_leave_no_gap() -> None:
         assert bounds_of(position)[1] == pytest.approx(bounds_of(position + 1)[0], rel=1e-12)
 
 
+LONGEST_NS = np.array(
+    [
+        LOWEST_NS,
+        *(int_eighth_root(1 << (FIRST_EIGHTH + position)) for position in range(1, OVERFLOW)),
+    ]
+)
+
+
+@given(st.lists(durations, max_size=200))
+def test_each_bucket_holds_as_many_as_numpy_finds_between_its_bounds(values: list[int]) -> None:
+    positions = np.searchsorted(LONGEST_NS, np.array(values, dtype=np.int64), side="left")
+    truth = np.bincount(positions, minlength=POSITIONS)
+    buckets = Histogram.of(values).buckets
+    assert [buckets.get(position, 0) for position in range(POSITIONS)] == truth.tolist()
+
+
+@given(st.lists(st.lists(durations, min_size=1, max_size=40), min_size=1, max_size=5))
+def test_percentiles_of_what_was_merged_lie_in_the_bucket_of_numpys(
+    groups: list[list[int]],
+) -> None:
+    merged = merge(map(Histogram.of, groups))
+    values = np.array([value for group in groups for value in group])
+    for percent in (50, 90, 99):
+        truth = int(np.percentile(values, percent, method="inverted_cdf"))
+        assert position_of(merged.percentile(percent)) == position_of(truth)
+
+
 @given(st.lists(durations, min_size=1, max_size=200), st.integers(0, 1000))
 def test_a_percentile_lies_in_the_bucket_of_numpys(values: list[int], per_mille: int) -> None:
     percent = per_mille / 10
