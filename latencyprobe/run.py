@@ -34,7 +34,7 @@ from latencyprobe.session import (
     Request,
     TargetSpec,
 )
-from latencyprobe.stages import Module
+from latencyprobe.stages import Module, check_filter
 from latencyprobe.terminal import (
     OutputFormat,
     TerminalObserver,
@@ -169,6 +169,10 @@ def run_command(
         raise click.UsageError(
             "nothing to measure: give --pid N, --cgroup PATH, --netns PATH or -- COMMAND ARG..."
         )
+    try:
+        check_filter(modules, protocols)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     presentation = Presentation(
         output=OutputFormat(output),
         output_file=output_file,

@@ -188,6 +188,15 @@ def _module(name: str) -> Module:
         raise UnknownNameError("module", name, Module) from None
 
 
+def check_filter(modules: Iterable[Module], protocols: Iterable[str]) -> None:
+    """Raise ValueError where the filter leaves nothing of these modules to be measured."""
+    if set(protocols) == {"UDP"} and set(modules) == {Module.TCP}:
+        raise ValueError(
+            "module tcp measures connections, and the protocol UDP has none: add the module rx or "
+            "tx, or the protocol TCP"
+        )
+
+
 def stage(name: str) -> Stage:
     """The stage of this name; raises UnknownNameError."""
     try:

@@ -6,12 +6,12 @@ schema let through, ends as a SpecError whose reason and message go into the con
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from latencyprobe.durations import parse_ns, parse_seconds
-from latencyprobe.stages import DEFAULT_MODULES, Module, parse_modules, stage
+from latencyprobe.stages import DEFAULT_MODULES, Module, check_filter, parse_modules, stage
 from latencyprobe_operator.selector import InvalidSelectorError, selector_text
 
 
@@ -94,28 +94,43 @@ def _read_probe(body: Mapping[str, Any]) -> ProbeSpec:
     traffic = spec.get("filter") or {}
     duration = spec.get("duration")
     interval_seconds = parse_seconds(spec.get("interval", "10s"))
+    modules = parse_modules(spec.get("modules", DEFAULT_MODULES))
+    protocols = tuple(sorted(set(traffic.get("protocols") or ())))
+    check_filter(modules, protocols)
     return ProbeSpec(
         key=probe_key(body),
         generation=generation_of(body),
         selector=selector_text(spec["selector"]),
         containers=frozenset(spec.get("containers") or ()),
-        modules=parse_modules(spec.get("modules", DEFAULT_MODULES)),
+        modules=modules,
         ports=tuple(sorted(set(traffic.get("ports") or ()))),
-        protocols=tuple(sorted(set(traffic.get("protocols") or ()))),
+        protocols=protocols,
         interval_seconds=interval_seconds,
         window_seconds=max(parse_seconds(spec.get("window", "60s")), interval_seconds),
         duration_seconds=None if duration is None else parse_seconds(duration),
         suspend=bool(spec.get("suspend", False)),
         max_cpu_percent=float((spec.get("overhead") or {}).get("maxCPUPercent", 1)),
-        objectives=tuple(_read_objective(fields) for fields in spec.get("objectives") or ()),
+        objectives=tuple(
+            _read_objective(fields, modules, protocols) for fields in spec.get("objectives") or ()
+        ),
         max_pods=int((spec.get("report") or {}).get("maxPods", 20)),
     )
 
 
-def _read_objective(fields: Mapping[str, Any]) -> Objective:
+def _read_objective(
+    fields: Mapping[str, Any], modules: Sequence[Module], protocols: Sequence[str]
+) -> Objective:
+    measured = stage(fields["stage"])
+    about = f"objective {fields['name']}: {measured.name}"
+    if measured.module not in modules:
+        raise ValueError(
+            f"{about} is measured by module {measured.module}, which spec.modules lacks"
+        )
+    if measured.module is Module.TCP and set(protocols) == {"UDP"}:
+        raise ValueError(f"{about} is of TCP alone, and spec.filter.protocols leaves UDP alone")
     return Objective(
         name=fields["name"],
-        stage=stage(fields["stage"]).name,
+        stage=measured.name,
         percentile=float(fields["percentile"].removeprefix("p")),
         max_ns=parse_ns(fields["max"]),
         for_seconds=parse_seconds(fields.get("for", "1m")),

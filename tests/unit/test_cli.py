@@ -32,6 +32,10 @@ def invoke(*arguments: str) -> Result:
         (["--pid", "1", "--duration", "1ms"], "1ms is too short: at least 100ms"),
         (["--pid", "1", "--interval", "1h"], "1h is too long: at most 600s"),
         (["--pid", "1", "--protocol", "icmp"], "'icmp' is not one of 'tcp', 'udp'"),
+        (
+            ["--pid", "1", "--protocol", "udp", "--modules", "tcp"],
+            "module tcp measures connections, and the protocol UDP has none: add the module rx",
+        ),
         (["--pid", "1", "-o", "yaml"], "'yaml' is not one of 'table', 'json'"),
         (["--pid", "1", "--output-file", "/no/x"], "cannot write '/no/x': No such file"),
         (["--pod", "x"], "No such option"),

@@ -9,6 +9,7 @@ from latencyprobe.stages import (
     STAGES,
     Module,
     UnknownNameError,
+    check_filter,
     parse_modules,
     parts_of,
     stage,
@@ -55,3 +56,18 @@ def test_an_unknown_module_is_refused_with_the_known_ones() -> None:
 def test_an_unknown_stage_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UnknownNameError, match=r"unknown stage 'rx\.nic': known are rx\.softirq"):
         stage("rx.nic")
+
+
+@pytest.mark.parametrize(
+    ("modules", "protocols"),
+    [(["tcp"], []), (["tcp"], ["TCP"]), (["tcp"], ["TCP", "UDP"]), (["rx", "tcp"], ["UDP"])],
+)
+def test_a_filter_that_leaves_something_to_measure_is_fine(
+    modules: list[str], protocols: list[str]
+) -> None:
+    check_filter(parse_modules(modules), protocols)
+
+
+def test_connections_of_a_protocol_without_any_are_refused() -> None:
+    with pytest.raises(ValueError, match="the protocol UDP has none: add the module rx or tx"):
+        check_filter([Module.TCP], ["UDP"])

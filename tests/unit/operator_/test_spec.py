@@ -30,7 +30,7 @@ def test_all_fields_are_read() -> None:
     spec = read_probe(
         probe_body(
             containers=["server"],
-            modules=["tcp"],
+            modules=["tcp", "rx"],
             filter={"ports": [443, 80], "protocols": ["TCP"]},
             interval="1m30s",
             window="10m",
@@ -51,7 +51,7 @@ def test_all_fields_are_read() -> None:
     )
 
     assert spec.containers == {"server"}
-    assert spec.modules == (Module.TCP,)
+    assert spec.modules == (Module.RX, Module.TCP)
     assert (spec.ports, spec.protocols) == ((80, 443), ("TCP",))
     assert (spec.interval_seconds, spec.window_seconds, spec.duration_seconds) == (90, 600, 3600)
     assert spec.suspend
@@ -69,6 +69,27 @@ def test_all_fields_are_read() -> None:
             {"objectives": [{"name": "a", "stage": "ab.c", "percentile": "p9", "max": "1s"}]},
             "InvalidSpec",
             "unknown stage 'ab.c'",
+        ),
+        (
+            {"modules": ["tcp"], "filter": {"protocols": ["UDP"]}},
+            "InvalidSpec",
+            "module tcp measures connections, and the protocol UDP has none",
+        ),
+        (
+            {
+                "modules": ["rx"],
+                "objectives": [{"name": "a", "stage": "tcp.rtt", "percentile": "p99", "max": "1s"}],
+            },
+            "InvalidSpec",
+            "objective a: tcp.rtt is measured by module tcp, which spec.modules lacks",
+        ),
+        (
+            {
+                "filter": {"protocols": ["UDP"]},
+                "objectives": [{"name": "a", "stage": "tcp.rtt", "percentile": "p99", "max": "1s"}],
+            },
+            "InvalidSpec",
+            "objective a: tcp.rtt is of TCP alone",
         ),
         ({"selector": {"matchLabels": {"a b": "c"}}}, "InvalidSelector", "'a b' is neither"),
         ({"selector": None}, "InvalidSpec", "cannot be read"),
