@@ -1,7 +1,7 @@
 """Memory and idle CPU: of the agent as it runs on a node, of its compiler process, of its maps.
 
 The agent is the real one, on a Unix socket, with a probe on 110 processes (as many pods as a node
-usually holds at most), each a target of its own.
+usually holds at most), each a target of its own in a network namespace of its own.
 """
 
 from __future__ import annotations
@@ -186,15 +186,25 @@ async def _apply(stub: NodeAgentAsyncStub, generation: int, pids: list[int]) -> 
 
 @contextmanager
 def _sleepers() -> Iterator[list[int]]:
-    """The process ids of processes that do nothing."""
-    processes = [subprocess.Popen(["sleep", "infinity"]) for _ in range(PODS)]
+    """The process ids of processes that do nothing, each in a network namespace of its own."""
+    command = ["unshare", "--net", "sleep", "infinity"]
+    processes = [subprocess.Popen(command) for _ in range(PODS)]
     try:
+        deadline = time.monotonic() + READY_SECONDS
+        while any(_netns(process.pid) == _netns("self") for process in processes):
+            if time.monotonic() > deadline:
+                raise CannotMeasureError("unshare made no network namespaces")
+            time.sleep(0.05)
         yield [process.pid for process in processes]
     finally:
         for process in processes:
             process.kill()
         for process in processes:
             process.wait()
+
+
+def _netns(process: int | str) -> int:
+    return Path(f"/proc/{process}/ns/net").stat().st_ino
 
 
 async def _cpu_percent(pid: int) -> float:
