@@ -21,6 +21,11 @@ SUBCOMMANDS: Mapping[str, tuple[str, str, str]] = {
         "run_command",
         "Measure processes, cgroups or a command on this machine.",
     ),
+    "trace": (
+        "latencyprobe.trace",
+        "trace_command",
+        "Print packets that took longer than a limit, one by one.",
+    ),
     "demo": (
         "latencyprobe.demo",
         "demo_command",
@@ -77,6 +82,7 @@ class LazyGroup(click.Group):
 Examples:
   latencyprobe demo                      see it work on this machine
   latencyprobe run --pid 4242            where does this process's latency go?
+  latencyprobe trace --pid 4242          which packets take longer than 1 ms, and where?
   latencyprobe run -- curl example.org   measure a command from its first packet
   latencyprobe COMMAND --help            more on each of them
 """,

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+import grpc
 
 from latencyprobe.agent_process import AgentError, AgentProcess, private_agent
 from latencyprobe.command_process import StoppedCommand
@@ -25,6 +27,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SECONDS_LATE = 2.0
 # A command that got the terminal's Ctrl-C as we did may need a moment for its own clean-up.
 SECONDS_FOR_THE_COMMAND = 1.0
+
+
+MakeSession = Callable[[grpc.aio.Channel, Request], Session]
 
 
 class Observer(Protocol):
@@ -67,8 +72,10 @@ async def measure(
     duration_seconds: float | None = None,
     command: StoppedCommand | None = None,
     show_log: bool = False,
+    make_session: MakeSession = Session,
+    is_enough: asyncio.Event | None = None,
 ) -> Outcome:
-    """Measure until there is a reason to end, and report.
+    """Measure until there is a reason to end, and report. `is_enough` is one, if it is set.
 
     Raises AgentError, ProtocolVersionError, NoTargetError or InterruptedBeforeError if nothing came
     to be measured, and CommandError if the command cannot be executed; it never runs unmeasured.
@@ -79,9 +86,11 @@ async def measure(
     ):
         observer.attaching()
         async with agent.channel() as channel:
-            session = Session(channel, request)
+            session = make_session(channel, request)
             await _attach(agent, session, signals)
-            run = _Run(agent, session, observer, signals, command)
+            run = _Run(
+                agent, session, observer, signals, command, is_enough=is_enough or asyncio.Event()
+            )
             return await run.until_its_end(duration_seconds)
 
 
@@ -105,12 +114,15 @@ class _Run:
         observer: Observer,
         signals: _Signals,
         command: StoppedCommand | None,
+        *,
+        is_enough: asyncio.Event,
     ) -> None:
         self._agent = agent
         self._session = session
         self._observer = observer
         self._signals = signals
         self._command = command
+        self._is_enough = is_enough
 
     async def until_its_end(self, duration_seconds: float | None) -> Outcome:
         watching = asyncio.create_task(self._agent.while_alive(self._watch))
@@ -131,7 +143,10 @@ class _Run:
     async def _reason_to_end(
         self, duration_seconds: float | None, watching: asyncio.Task[None]
     ) -> None:
-        reasons: list[Coroutine[object, object, object]] = [self._signals.first.wait()]
+        reasons: list[Coroutine[object, object, object]] = [
+            self._signals.first.wait(),
+            self._is_enough.wait(),
+        ]
         if duration_seconds is not None:
             reasons.append(asyncio.sleep(duration_seconds))
         if self._command:

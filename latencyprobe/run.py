@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
@@ -98,26 +99,62 @@ verbose_option = click.option(
 )
 
 
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def _together(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Several options as one decorator, in this order."""
+
+    def decorate(function: Function) -> Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+# Options that `trace` has too.
+target_options = _together(
+    click.option(
+        "--pid", "pids", type=PID, metavar="N", multiple=True, help="Process, with its descendants."
+    ),
+    click.option(
+        "--cgroup",
+        "cgroups",
+        type=str,
+        metavar="PATH",
+        multiple=True,
+        help="Directory of a cgroup, with all cgroups below it.",
+    ),
+    click.option(
+        "--netns",
+        "netnses",
+        type=str,
+        metavar="PATH",
+        multiple=True,
+        help="Network namespace, with every socket in it.",
+    ),
+)
+filter_options = _together(
+    click.option(
+        "--port",
+        "ports",
+        type=PORT,
+        metavar="N",
+        multiple=True,
+        help="Only this port, local or remote.",
+    ),
+    click.option(
+        "--protocol", "protocols", type=PROTOCOL, multiple=True, help="Only this protocol."
+    ),
+)
+command_argument = click.argument(
+    "command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND ARG...]"
+)
+
+
 @click.command("run", epilog=EXAMPLES)
-@click.option(
-    "--pid", "pids", type=PID, metavar="N", multiple=True, help="Process, with its descendants."
-)
-@click.option(
-    "--cgroup",
-    "cgroups",
-    type=str,
-    metavar="PATH",
-    multiple=True,
-    help="Directory of a cgroup, with all cgroups below it.",
-)
-@click.option(
-    "--netns",
-    "netnses",
-    type=str,
-    metavar="PATH",
-    multiple=True,
-    help="Network namespace, with every socket in it.",
-)
+@target_options
 @click.option(
     "--modules",
     type=MODULES,
@@ -125,15 +162,7 @@ verbose_option = click.option(
     show_default=True,
     help="What to measure, with commas.",
 )
-@click.option(
-    "--port",
-    "ports",
-    type=PORT,
-    metavar="N",
-    multiple=True,
-    help="Only this port, local or remote.",
-)
-@click.option("--protocol", "protocols", type=PROTOCOL, multiple=True, help="Only this protocol.")
+@filter_options
 @click.option("--duration", type=DURATION, help="How long to measure.  [default: until Ctrl-C]")
 @interval_option
 @output_option
@@ -142,7 +171,7 @@ verbose_option = click.option(
 )
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no live view.")
 @verbose_option
-@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND ARG...]")
+@command_argument
 def run_command(
     *,
     pids: tuple[int, ...],
@@ -164,11 +193,7 @@ def run_command(
     Name what to measure with --pid, --cgroup or --netns (each repeatable and with everything that
     they start), or give a COMMAND to start and measure from its first packet.
     """
-    targets = _targets(pids, cgroups, netnses)
-    if not targets and not command:
-        raise click.UsageError(
-            "nothing to measure: give --pid N, --cgroup PATH, --netns PATH or -- COMMAND ARG..."
-        )
+    targets = targets_of(pids, cgroups, netnses, command)
     try:
         check_filter(modules, protocols)
     except ValueError as error:
@@ -207,10 +232,14 @@ def _run(
         outcome = asyncio.run(_measure(request, presentation, duration_ns, None))
         return report_outcome(outcome, presentation, with_command=False)
     with contextlib.closing(StoppedCommand(argv)) as command:
-        name = f"{Path(argv[0]).name}[{command.pid}]"
-        request = replace(request, targets=(*request.targets, PidTarget(name, command.pid)))
+        request = replace(request, targets=(*request.targets, target_of(command)))
         outcome = asyncio.run(_measure(request, presentation, duration_ns, command))
     return report_outcome(outcome, presentation, with_command=True)
+
+
+def target_of(command: StoppedCommand) -> PidTarget:
+    """The command as a target."""
+    return PidTarget(f"{Path(command.argv[0]).name}[{command.pid}]", command.pid)
 
 
 async def _measure(
@@ -257,10 +286,14 @@ def _is_written(path: Path, outcome: Outcome, output: OutputFormat) -> bool:
     return True
 
 
-def _targets(
-    pids: Sequence[int], cgroups: Sequence[str], netnses: Sequence[str]
+def targets_of(
+    pids: Sequence[int], cgroups: Sequence[str], netnses: Sequence[str], command: Sequence[str]
 ) -> tuple[TargetSpec, ...]:
-    """The targets, each once, in the order of the kinds."""
+    """The targets, each once, in the order of the kinds; an error if there is no command either."""
+    if not (pids or cgroups or netnses or command):
+        raise click.UsageError(
+            "nothing to measure: give --pid N, --cgroup PATH, --netns PATH or -- COMMAND ARG..."
+        )
     return (
         *(PidTarget(_process_name(pid), pid) for pid in dict.fromkeys(pids)),
         *(CgroupTarget(path, _absolute(path)) for path in dict.fromkeys(cgroups)),

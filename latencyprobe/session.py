@@ -191,6 +191,15 @@ class Session:
             f"{seen.spec.name}: {seen.problem}" for seen in self._targets.values() if seen.problem
         )
 
+    @property
+    def farewells(self) -> tuple[str, ...]:
+        """Of each target that was there and is gone: its name and how."""
+        return tuple(
+            f"{seen.spec.name}: {seen.message or 'is gone'}"
+            for seen in self._targets.values()
+            if seen.state == pb.TargetStatus.GONE
+        )
+
     def report(self) -> LatencyReport:
         """What was seen so far."""
         return LatencyReport(

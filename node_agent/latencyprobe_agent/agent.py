@@ -12,11 +12,13 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from latencyprobe import __version__
 from latencyprobe.measurement import NodeMeasurement
+from latencyprobe.packet_wire import counts_to_proto, packet_to_proto
+from latencyprobe.packets import TracedPacket
 from latencyprobe.stages import Module
 from latencyprobe.v1 import node_agent_pb2 as pb
 from latencyprobe.wire import PROTOCOL_VERSION
@@ -49,6 +51,7 @@ from latencyprobe_agent.plan import (
 from latencyprobe_agent.slots import Engine, EngineError, Overhead, SlotSpec
 from latencyprobe_agent.targets.facts import Facts, failed
 from latencyprobe_agent.targets.resolver import Resolver
+from latencyprobe_agent.tracing import Trace, parse_trace
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,7 @@ _RETRY_UNEXPECTED_S = 1.0
 _REPORT_BYTES = 1 << 20
 
 Send = Callable[[pb.Report], Awaitable[None]]
+SendEvents = Callable[[pb.TraceEvents], Awaitable[None]]
 
 
 class StaleGenerationError(Exception):
@@ -77,6 +81,17 @@ class ShuttingDownError(Exception):
 
     def __init__(self) -> None:
         super().__init__("the agent is shutting down")
+
+
+class TraceBusyError(Exception):
+    """There is a trace already."""
+
+    def __init__(self, probe_id: str) -> None:
+        self.probe_id = probe_id
+        super().__init__(
+            f"packets of probe {probe_id!r} are being traced already, and there is one trace at a "
+            "time: end that one, or wait for its end"
+        )
 
 
 class StreamEndedError(Exception):
@@ -150,6 +165,8 @@ class Agent:
         self._figures_due = asyncio.Event()
         self._desired = NOTHING_DESIRED
         self._modules: frozenset[Module] | None = frozenset()
+        self._is_tracing = False
+        self._trace: Trace | None = None
         self._slots = SlotTable()
         self._refused: Mapping[SlotKey, str] = {}
         self._assigned: Mapping[int, SlotSpec] | None = {}
@@ -217,6 +234,33 @@ class Agent:
                 self._lonely_since = self._clock()
                 self._wake.set()
 
+    async def trace(self, message: pb.TraceRequest, send: SendEvents) -> None:
+        """Send packets one by one until the probe or the client goes.
+
+        Raises InvalidStateError, TraceBusyError, or EngineError: then nothing has changed.
+        """
+        async with self._lock:
+            if self._is_closed:
+                raise ShuttingDownError
+            if self._trace is not None:
+                raise TraceBusyError(self._trace.wish.probe_id)
+            trace = self._trace = Trace(parse_trace(message, self._desired))
+            self._engine.trace(None)  # one that a client left may not have been taken out yet
+            try:
+                await self._realise(self._desired)
+            except EngineError:
+                self._trace = None
+                await self._restore(self._desired)
+                raise
+        log.info("tracing packets of probe %r", trace.wish.probe_id)
+        try:
+            await self._pump_packets(trace, send)
+        finally:
+            self._trace = None  # `keep` takes it out of the kernel
+            self._wake.set()
+        if self._is_closed:
+            raise ShuttingDownError
+
     async def keep(self) -> None:
         """Follow the targets, read the engine and watch the lease, until cancelled."""
         while True:
@@ -276,7 +320,10 @@ class Agent:
         """
         asked = self._now()  # a first report is due an interval after this, however long it takes
         facts = self._resolver.facts
-        await self._load(wanted_modules(desired, facts))
+        trace = self._trace if self._trace is not None and self._trace.goes_on(desired) else None
+        if trace is None:
+            self._engine.trace(None)
+        await self._load(wanted_modules(desired, facts), tracing=trace is not None)
         self._read()
         wanted = wanted_slots(desired, facts)
         refused = overcommitted(wanted, facts, self._slots.numbers)
@@ -290,6 +337,8 @@ class Agent:
         self._refused = refused | dict.fromkeys(surplus, self._slots.refusal())
         self._assign(assignment(self._slots.numbers, facts))
         self._move(homes(desired, facts, self._slots.numbers), namespaces(facts))
+        if trace is not None:
+            self._engine.trace(trace.spec(desired, self._slots.numbers))
         self._collector.follow(desired, asked)
         self._collector.own(owners(desired, self._slots.numbers))
         self._desired = desired
@@ -310,12 +359,12 @@ class Agent:
         self._namespaces = found
         self._evidence.keep(frozenset().union(*new.values()))
 
-    async def _load(self, modules: frozenset[Module]) -> None:
-        if modules == self._modules:
+    async def _load(self, modules: frozenset[Module], *, tracing: bool) -> None:
+        if (modules, tracing) == (self._modules, self._is_tracing):
             return
         self._modules = None
-        await self._engine.use(modules)
-        self._modules = modules
+        await self._engine.use(modules, tracing=tracing)
+        self._modules, self._is_tracing = modules, tracing
         self._metrics.show_modules(modules)
 
     def _assign(self, slots: Mapping[int, SlotSpec]) -> None:
@@ -346,11 +395,18 @@ class Agent:
                 "nobody has listened for %g s (the lease): detaching all", self._desired.lease_s
             )
             await self._try(NOTHING_DESIRED, adopt=True)
-        elif self._resolver.refresh() or (self._retry_at is not None and now >= self._retry_at):
+        elif self._resolver.refresh() or self._is_retry_due(now) or self._is_trace_over():
             await self._try(self._desired, adopt=False)
         reading = self._next_reading()
         if reading is not None and self._clock() >= reading:
             self._read()
+
+    def _is_retry_due(self, now: float) -> bool:
+        return self._retry_at is not None and now >= self._retry_at
+
+    def _is_trace_over(self) -> bool:
+        """Whether the programs still have what a trace needs, for none."""
+        return self._is_tracing and self._trace is None
 
     async def _try(self, desired: Desired, *, adopt: bool) -> None:
         """Realise with nobody there to be told of trouble: log it, and try again later."""
@@ -410,6 +466,23 @@ class Agent:
 
     def _now(self) -> Moment:
         return Moment(self._clock(), time.time_ns())
+
+    # Packets one by one
+
+    async def _pump_packets(self, trace: Trace, send: SendEvents) -> None:
+        """Send what the engine tells of until it ends the trace, and then the exact counts."""
+        await send(self._trace_events(trace, ()))
+        while packets := await self._engine.traced():
+            await send(self._trace_events(trace, packets))
+        await send(self._trace_events(trace, ()))
+
+    def _trace_events(self, trace: Trace, packets: Sequence[TracedPacket]) -> pb.TraceEvents:
+        return pb.TraceEvents(
+            packets=map(packet_to_proto, packets),
+            counts=counts_to_proto(
+                self._engine.trace_counts, trace.lowest_ratio(2.0**-self._sampling.shift)
+            ),
+        )
 
     # Reports
 

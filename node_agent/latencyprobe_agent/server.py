@@ -22,6 +22,7 @@ from latencyprobe_agent.agent import (
     ShuttingDownError,
     StaleGenerationError,
     StreamEndedError,
+    TraceBusyError,
 )
 from latencyprobe_agent.desired import InvalidStateError
 from latencyprobe_agent.slots import EngineError
@@ -116,6 +117,14 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
         log.info("%s listens to reports", _peer(context))
         await _guard(lambda: self._agent.watch(context.write), context)
 
+    async def Trace(  # type: ignore[override]  # noqa: N802  (writes, yields nothing)
+        self, request: pb.TraceRequest, context: Context
+    ) -> None:
+        """Tell of packets until the probe or the client goes."""
+        await self._caller.check(context)
+        log.info("%s traces packets", _peer(context))
+        await _guard(lambda: self._agent.trace(request, context.write), context)
+
 
 def _peer(context: Context) -> str:
     """Who calls, for the log; a Unix socket's client has no address."""
@@ -131,6 +140,8 @@ async def _guard(answer: Callable[[], Awaitable[_Answer]], context: Context) -> 
         await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
     except StaleGenerationError as error:
         await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
+    except TraceBusyError as error:
+        await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
     except ShuttingDownError as error:
         await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
     except StreamEndedError as error:

@@ -32,6 +32,8 @@ SCENARIOS = (
     "speaks-another-protocol",
     "sends-nonsense",
     "attaches-slowly",
+    "cannot-trace",
+    "samples",
 )
 PACKETS_PER_REPORT = 200
 INTERVAL_S = 0.1
@@ -53,6 +55,22 @@ BUSY_NODE = NodeMeasurement(
     {NodeStage("rx.softirq", "NET_RX"): StageMeasurement(Histogram.of([5_000]))},
     {"softnetTimeSqueezed": 3},
 )
+
+
+SLOW_PACKETS = [
+    pb.TracedPacket(
+        ended_unix_ns=1_700_000_000_123_456_789 + index,
+        pid=4242,
+        thread_id=4243,
+        command="server",
+        cpu=1,
+        protocol="TCP",
+        local=pb.Endpoint(address=bytes([198, 51, 100, 2]), port=7000),
+        remote=pb.Endpoint(address=bytes([198, 51, 100, 1]), port=50_000 + index),
+        stages_ns={"rx.softirq": 500, "rx.socket": 5_000_000, "rx.total": 5_000_500},
+    )
+    for index in range(3)
+]
 
 
 class ScriptedAgent(rpc.NodeAgentServicer):
@@ -93,6 +111,23 @@ class ScriptedAgent(rpc.NodeAgentServicer):
             probes=[pb.ProbeStatus(id=p.id, targets=self._statuses(p)) for p in request.probes],
             coverage=COVERAGE,
         )
+
+    async def Trace(  # noqa: N802
+        self, request: pb.TraceRequest, context: Context
+    ) -> AsyncIterator[pb.TraceEvents]:
+        if self._scenario == "cannot-trace":
+            await context.abort(grpc.StatusCode.INTERNAL, "no BPF ring buffer")
+        counts = pb.TraceCounts(sampling_ratio=0.25 if self._scenario == "samples" else 1)
+        yield pb.TraceEvents(counts=counts)
+        while self._desired.probes:
+            counts.told += len(SLOW_PACKETS)
+            counts.rate_limited += 1
+            yield pb.TraceEvents(packets=SLOW_PACKETS, counts=counts)
+            await asyncio.sleep(INTERVAL_S / 4)
+            if self._scenario == "dies-while-measuring":
+                die("out of memory")
+        counts.lost += 7
+        yield pb.TraceEvents(counts=counts)
 
     async def WatchReports(  # noqa: N802
         self, request: pb.WatchReportsRequest, context: Context

@@ -206,6 +206,12 @@ class FakeAgent(rpc.NodeAgentServicer):
             self.listeners -= 1
             self._queues.discard(queue)
 
+    def Trace(  # noqa: N802
+        self, request: pb.TraceRequest, context: Context
+    ) -> AsyncIterator[pb.TraceEvents]:
+        """The operator does not ask for it."""
+        raise NotImplementedError
+
 
 def _attached(target: pb.Target) -> pb.TargetStatus:
     return pb.TargetStatus(id=target.id, state=pb.TargetStatus.ATTACHED)

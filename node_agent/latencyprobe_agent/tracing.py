@@ -1,0 +1,93 @@
+"""A trace: which slow packets of which probe are told of, one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from latencyprobe.packets import LONGEST_NS
+from latencyprobe.stages import PACKET_STAGES
+from latencyprobe.v1 import node_agent_pb2 as pb
+from latencyprobe_agent.desired import Desired, InvalidStateError, Probe
+from latencyprobe_agent.plan import SlotKey
+from latencyprobe_agent.slots import TraceSpec
+
+_MODULE_OF = {stage.name: stage.module for stage in PACKET_STAGES}
+
+
+@dataclass(frozen=True, slots=True)
+class TraceWish:
+    """What a client asks for. `per_second`: 0 for all."""
+
+    probe_id: str
+    limits_ns: Mapping[str, int]
+    per_second: int
+
+
+def parse_trace(message: pb.TraceRequest, desired: Desired) -> TraceWish:
+    """The request, checked against the state in force; raises InvalidStateError."""
+    probe = _find_probe(desired, message.probe_id)
+    if probe is None:
+        raise InvalidStateError(
+            "probe_id", f"there is no probe {message.probe_id[:80]!r} in the state in force"
+        )
+    if not message.limits:
+        raise InvalidStateError("limits", "none given: name a stage and its least duration")
+    limits_ns: dict[str, int] = {}
+    for index, limit in enumerate(message.limits):
+        _check_limit(limit, probe, f"limits[{index}]")
+        if limit.stage in limits_ns:
+            raise InvalidStateError(f"limits[{index}].stage", f"{limit.stage!r} came before")
+        limits_ns[limit.stage] = limit.min_ns
+    return TraceWish(probe.id, limits_ns, message.max_packets_per_second)
+
+
+def _check_limit(limit: pb.StageLimit, probe: Probe, field: str) -> None:
+    module = _MODULE_OF.get(limit.stage)
+    if module is None:
+        raise InvalidStateError(
+            f"{field}.stage",
+            f"{limit.stage[:80]!r} is no stage of a packet: those are {', '.join(_MODULE_OF)}",
+        )
+    if module not in probe.modules:
+        raise InvalidStateError(
+            f"{field}.stage",
+            f"{limit.stage} is measured by module {module}, which the probe does not have",
+        )
+    if limit.min_ns > LONGEST_NS:
+        raise InvalidStateError(
+            f"{field}.min_ns", f"{limit.min_ns}: at most {LONGEST_NS}, no packet takes longer"
+        )
+
+
+class Trace:
+    """A trace that goes on."""
+
+    def __init__(self, wish: TraceWish) -> None:
+        self.wish = wish
+        self._is_over = False
+        self._lowest_ratio = 1.0
+
+    def goes_on(self, desired: Desired) -> bool:
+        """Whether its probe is there and still measures what it asks for; once not, never again."""
+        probe = _find_probe(desired, self.wish.probe_id)
+        stages = self.wish.limits_ns
+        if probe is None or any(_MODULE_OF[stage] not in probe.modules for stage in stages):
+            self._is_over = True
+        return not self._is_over
+
+    def spec(self, desired: Desired, numbers: Mapping[SlotKey, int]) -> TraceSpec:
+        """What the engine is told: by the slots that the probe's targets have now."""
+        probe = _find_probe(desired, self.wish.probe_id)
+        keys = (SlotKey(t.selector, probe.socket_filter) for t in probe.targets) if probe else ()
+        slots = frozenset(numbers[key] for key in keys if key in numbers)
+        return TraceSpec(self.wish.limits_ns, slots, self.wish.per_second)
+
+    def lowest_ratio(self, now: float) -> float:
+        """The smallest sampling ratio so far."""
+        self._lowest_ratio = min(self._lowest_ratio, now)
+        return self._lowest_ratio
+
+
+def _find_probe(desired: Desired, probe_id: str) -> Probe | None:
+    return next((probe for probe in desired.probes if probe.id == probe_id), None)

@@ -1,0 +1,185 @@
+"""Tracing over real gRPC: who is told of, how it begins and ends, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, cast
+
+import grpc
+import pytest
+
+from latencyprobe.packet_wire import packet_from_proto
+from latencyprobe.packets import TracedPacket
+from latencyprobe.stages import Module
+from latencyprobe.v1 import node_agent_pb2 as pb
+from latencyprobe_agent.slots import TraceSpec
+from tests.unit.agent.conftest import Running, next_reading, until
+from tests.unit.agent.states import probe, state
+from tests.unit.test_packet_lines import RECEIVED, SENT
+
+if TYPE_CHECKING:
+    Stream = grpc.aio.UnaryStreamCall[pb.TraceRequest, pb.TraceEvents]
+
+TOTALS = {"rx.total": 1000, "tx.total": 1000}
+
+
+def trace(
+    running: Running,
+    probe_id: str = "p",
+    limits_ns: dict[str, int] = TOTALS,
+    per_second: int = 0,
+) -> Stream:
+    """Ask for a trace."""
+    limits = [pb.StageLimit(stage=stage, min_ns=ns) for stage, ns in limits_ns.items()]
+    call: Any = running.stub.Trace(
+        pb.TraceRequest(probe_id=probe_id, limits=limits, max_packets_per_second=per_second)
+    )
+    return cast("Stream", call)
+
+
+async def begun(stream: Stream) -> Stream:
+    """The stream, after the message that says that packets are told of."""
+    first = await stream.read()
+    assert isinstance(first, pb.TraceEvents)
+    assert not first.packets
+    return stream
+
+
+async def events(stream: Stream) -> AsyncIterator[pb.TraceEvents]:
+    """All that comes until the stream ends."""
+    async with asyncio.timeout(10):
+        while isinstance(message := await stream.read(), pb.TraceEvents):
+            yield message
+
+
+async def code_of(stream: Stream) -> tuple[grpc.StatusCode, str]:
+    """How a stream ends that fails."""
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        async for _ in events(stream):
+            pass
+    return refused.value.code(), refused.value.details() or ""
+
+
+async def test_packets_come_as_they_are_told_of_and_the_last_counts_are_exact(
+    running: Running,
+) -> None:
+    await running.stub.Apply(state(probe()))
+    stream = await begun(trace(running, per_second=50))
+    slot = next(iter(running.engine.slots))
+    assert running.engine.tracing
+    assert running.engine.trace_spec == TraceSpec(TOTALS, frozenset({slot}), 50)
+    running.engine.tell(RECEIVED, SENT)
+    message = await stream.read()
+    assert isinstance(message, pb.TraceEvents)
+    assert [packet_from_proto(each) for each in message.packets] == [RECEIVED, SENT]
+    running.engine.tell(SENT, limited=3, lost=4)
+    await running.stub.Apply(state(generation=2))
+    seen: list[TracedPacket] = []
+    counts = pb.TraceCounts()
+    async for message in events(stream):
+        seen += map(packet_from_proto, message.packets)
+        counts = message.counts
+    assert seen == [SENT]
+    assert (counts.told, counts.rate_limited, counts.lost) == (3, 3, 4)
+    assert counts.sampling_ratio == 1
+    assert await stream.code() == grpc.StatusCode.OK
+    assert not running.engine.tracing
+
+
+async def test_a_client_that_goes_ends_its_trace(running: Running) -> None:
+    await running.stub.Apply(state(probe()))
+    stream = await begun(trace(running))
+    stream.cancel()
+    await until(lambda: not running.engine.tracing, "tracing ends")
+    assert running.engine.trace_spec is None
+    assert running.engine.modules == set(Module)
+
+
+async def test_reports_go_on_beside_a_trace(running: Running) -> None:
+    await running.stub.Apply(state(probe("p"), probe("q", ports=(443,))))
+    stream = await begun(trace(running, "q"))
+    numbers = running.engine.slots
+    (slot,) = (n for n, spec in numbers.items() if spec.socket_filter.ports)
+    assert running.engine.trace_spec is not None
+    assert running.engine.trace_spec.slots == {slot}
+    await next_reading(running.engine)
+    stream.cancel()
+
+
+async def test_one_trace_goes_on_at_a_time(running: Running) -> None:
+    await running.stub.Apply(state(probe("p"), probe("q")))
+    first = await begun(trace(running))
+    code, details = await code_of(trace(running, "q"))
+    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "packets of probe 'p' are being traced already" in details
+    first.cancel()
+    await until(lambda: running.agent._trace is None, "the end of the first")
+    await begun(trace(running, "q"))
+
+
+async def test_a_trace_ends_with_the_module_that_measures_what_it_asks_for(
+    running: Running,
+) -> None:
+    await running.stub.Apply(state(probe(modules=("rx", "tx"))))
+    stream = await begun(trace(running))
+    await running.stub.Apply(state(probe(modules=("rx",)), generation=2))
+    assert [len(message.packets) async for message in events(stream)] == [0]
+    assert await stream.code() == grpc.StatusCode.OK
+    assert not running.engine.tracing
+
+
+async def test_a_kernel_that_refuses_leaves_the_measurement_as_it_was(running: Running) -> None:
+    await running.stub.Apply(state(probe(modules=("rx",))))
+    running.engine.refusal = "no BPF ring buffer"
+    code, details = await code_of(trace(running, limits_ns={"rx.total": 0}))
+    assert (code, details) == (grpc.StatusCode.INTERNAL, "no BPF ring buffer")
+    assert running.engine.modules == {Module.RX}
+    assert not running.engine.tracing
+    running.engine.refusal = None
+    await begun(trace(running, limits_ns={"rx.total": 0}))
+
+
+async def test_the_sampling_of_the_worst_moment_is_told(running: Running) -> None:
+    running.engine.cpu_percent = 50
+    running.engine.figure = 1
+    message = state(probe())
+    message.probes[0].max_cpu_percent = 1
+    await running.stub.Apply(message)
+    await until(lambda: running.engine.sample_shift > 0, "sampling")
+    stream = await begun(trace(running))
+    running.engine.tell(SENT)
+    told = await stream.read()
+    assert isinstance(told, pb.TraceEvents)
+    assert told.counts.sampling_ratio == 2.0**-running.engine.sample_shift
+    stream.cancel()
+
+
+async def test_an_agent_that_goes_says_so(running: Running) -> None:
+    await running.stub.Apply(state(probe(pid=os.getpid())))
+    stream = await begun(trace(running))
+    await running.agent.close()
+    code, _ = await code_of(stream)
+    assert code == grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("probe_id", "limits_ns", "message"),
+    [
+        ("no", TOTALS, "probe_id: there is no probe 'no' in the state in force"),
+        ("p", {}, "limits: none given"),
+        ("p", {"rx.sockets": 1}, "limits[0].stage: 'rx.sockets' is no stage of a packet: those"),
+        ("p", {"tcp.rtt": 1}, "limits[0].stage: 'tcp.rtt' is no stage of a packet"),
+        ("p", {"rx.total": 1, "tx.qdisc": 1}, "limits[1].stage: tx.qdisc is measured by module tx"),
+        ("p", {"rx.total": 10**11}, "limits[0].min_ns: 100000000000: at most 60000000000"),
+    ],
+)
+async def test_what_can_not_be_meant_is_refused_by_its_field(
+    running: Running, probe_id: str, limits_ns: dict[str, int], message: str
+) -> None:
+    await running.stub.Apply(state(probe(modules=("rx",))))
+    code, details = await code_of(trace(running, probe_id, limits_ns))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert details.startswith(message)
+    assert not running.engine.tracing

@@ -1,0 +1,235 @@
+"""`latencyprobe trace` from the shell's side, with an agent that plays a scenario."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from fcntl import F_SETPIPE_SZ, fcntl
+from pathlib import Path
+
+import pytest
+
+from latencyprobe.stages import PACKET_STAGES, Module
+from latencyprobe.trace import default_modules, traced_stages
+from tests.unit.test_run import DEADLINE_S, OWN_PID, read_all, start, wait_for_line
+
+CLOSING = re.compile(
+    r"(?P<seen>[\d,]+) packets of (?P<limit>\S+) or more in (?P<stages>.*): "
+    r"(?P<printed>[\d,]+) printed, (?P<limited>[\d,]+) over the rate limit, (?P<lost>[\d,]+) lost"
+    r"(, (?P<unprinted>[\d,]+) not printed)?"
+)
+
+
+@pytest.fixture
+def temporary(tmp_path: Path) -> Iterator[Path]:
+    """Where the command makes its temporary files; nothing may be left there."""
+    yield tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
+def trace(temporary: Path, scenario: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    process = start(temporary, scenario, "trace", *arguments)
+    stdout, stderr = process.communicate(timeout=DEADLINE_S)
+    return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
+
+
+def closing(stderr: str) -> dict[str, int]:
+    """The figures of the closing line, which add up."""
+    found = CLOSING.search(stderr)
+    assert found, stderr
+    figures = {
+        name: int((found[name] or "0").replace(",", ""))
+        for name in ("seen", "printed", "limited", "lost", "unprinted")
+    }
+    assert figures["seen"] == sum(n for name, n in figures.items() if name != "seen")
+    return figures
+
+
+def test_json_lines_are_documents_and_the_closing_line_accounts_for_all(temporary: Path) -> None:
+    ended = trace(temporary, "measures", "--pid", OWN_PID, "--duration", "500ms", "-o", "json")
+    assert ended.returncode == 0, ended.stderr
+    documents = [json.loads(line) for line in ended.stdout.splitlines()]
+    figures = closing(ended.stderr)
+    assert figures["printed"] == len(documents) >= 6
+    assert figures["limited"] == len(documents) / 3
+    assert figures["lost"] == 7
+    for document in documents:
+        assert document["stagesNs"]["rx.socket"] == 5_000_000
+        assert (document["pid"], document["remoteAddress"]) == (4242, "198.51.100.1")
+
+
+def test_the_table_has_one_header_and_no_colours_off_a_terminal(temporary: Path) -> None:
+    ended = trace(temporary, "measures", "--pid", OWN_PID, "--duration", "300ms")
+    header, *lines = ended.stdout.splitlines()
+    assert header.split()[:5] == ["TIME", "PID", "COMMAND", "CPU", "PROTO"]
+    assert len(lines) >= 3
+    assert all("socket    5ms" in line for line in lines)
+    assert "\x1b" not in ended.stdout
+
+
+def test_colours_are_for_a_terminal(temporary: Path) -> None:
+    controller, terminal = pty.openpty()
+    process = start(
+        *(temporary, "measures", "trace", "--pid", OWN_PID, "--count", "2"), stdout=terminal
+    )
+    os.close(terminal)
+    shown = read_all(controller)
+    process.communicate(timeout=DEADLINE_S)
+    assert "\x1b[31msocket    5ms\x1b[0m" in shown
+
+
+def test_it_ends_after_as_many_packets_as_were_asked_for(temporary: Path) -> None:
+    ended = trace(temporary, "measures", "--pid", OWN_PID, "--count", "5", "-o", "json")
+    assert ended.returncode == 0
+    assert len(ended.stdout.splitlines()) == 5 == closing(ended.stderr)["printed"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_trace_with_its_closing_line(
+    temporary: Path, number: signal.Signals
+) -> None:
+    process = start(temporary, "measures", "trace", "--pid", OWN_PID, "-o", "json")
+    wait_for_line(process, "measuring")
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0
+    assert closing(stderr)["printed"] == len(stdout.splitlines())
+    assert closing(stderr)["lost"] == 7  # only in the last message
+
+
+def test_a_reader_that_has_enough_ends_the_trace_quietly(temporary: Path) -> None:
+    with start(temporary, "measures", "trace", "--pid", OWN_PID, "-o", "json") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert json.loads(process.stdout.readline())
+        process.stdout.close()
+        stderr = process.stderr.read()
+        assert process.wait(timeout=DEADLINE_S) == 0
+    assert "Traceback" not in stderr
+    assert "Broken" not in stderr
+    closing(stderr)
+
+
+def test_a_reader_that_stands_still_does_not_keep_us_from_ending(temporary: Path) -> None:
+    with start(temporary, "measures", "trace", "--pid", OWN_PID, "-o", "json") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        fcntl(process.stdout, F_SETPIPE_SZ, 4096)  # full with the first line
+        assert process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        stderr = process.stderr.read()
+        assert process.wait(timeout=DEADLINE_S) == 0
+    assert closing(stderr)["unprinted"] > 0
+
+
+def test_a_target_that_is_gone_ends_the_trace_and_is_named(temporary: Path) -> None:
+    ended = trace(temporary, "loses-every-target", "--pid", OWN_PID)
+    assert ended.returncode == 0
+    assert f"[{OWN_PID}]: it ended" in ended.stderr
+    closing(ended.stderr)
+
+
+def test_a_command_passes_its_status_on_and_has_its_standard_output(temporary: Path) -> None:
+    script = "echo hello; sleep 0.3; exit 7"
+    ended = trace(temporary, "measures", "--", "sh", "-c", script)
+    assert (ended.returncode, ended.stdout) == (7, "hello\n")
+    assert "socket    5ms" in ended.stderr
+    closing(ended.stderr)
+
+
+def test_an_output_file_keeps_the_lines_apart(
+    temporary: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("lines") / "packets.json"
+    ended = trace(
+        *(temporary, "measures", "-o", "json", "--output-file", str(path), "--count", "3"),
+        *("--", "sh", "-c", "echo hello; sleep 20"),
+    )
+    assert ended.stdout == "hello\n"
+    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 3
+
+
+def test_a_full_disk_ends_the_trace_with_an_error(temporary: Path) -> None:
+    ended = trace(temporary, "measures", "--pid", OWN_PID, "--output-file", "/dev/full")
+    assert ended.returncode == 1
+    assert "error: cannot write: No space left on device" in ended.stderr
+    assert closing(ended.stderr)["printed"] == 0
+
+
+def test_sampling_is_told(temporary: Path) -> None:
+    ended = trace(temporary, "samples", "--pid", OWN_PID, "--count", "1")
+    assert "only 25.0% of the packets were looked at" in ended.stderr
+
+
+def test_packets_that_could_not_be_timed_are_told(temporary: Path) -> None:
+    ended = trace(temporary, "measures", "--pid", OWN_PID, "--duration", "400ms")
+    assert re.search(r"\d+ more packets could not be timed", ended.stderr), ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("scenario", "message"),
+    [
+        ("fails-to-start", "the agent ended with status 3"),
+        ("cannot-trace", "the agent answered INTERNAL: no BPF ring buffer"),
+        ("finds-no-target", "nothing to measure:\n  "),
+        ("dies-while-measuring", "error: the trace ended too early: the agent ended with status 3"),
+    ],
+)
+def test_a_failure_is_told_in_the_agents_words(
+    temporary: Path, scenario: str, message: str
+) -> None:
+    ended = trace(temporary, scenario, "--pid", OWN_PID)
+    assert ended.returncode == 1
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_stage_that_this_machine_can_not_measure_is_an_error(temporary: Path) -> None:
+    ended = trace(temporary, "measures", "--pid", OWN_PID, "--stage", "tx.qdisc")
+    assert ended.returncode == 1
+    assert "not measured on this machine: tx.qdisc: no such hook" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "nothing to measure: give --pid N"),
+        (("--pid", "1", "--stage", "rx.sockets"), "unknown stage 'rx.sockets': known are rx."),
+        (
+            ("--pid", "1", "--stage", "tcp.rtt"),
+            "tcp.rtt is not measured packet by packet: that are rx.",
+        ),
+        (
+            ("--pid", "1", "--stage", "tx.qdisc", "--modules", "rx,tcp"),
+            "--stage tx.qdisc is measured by module tx, which is not among --modules rx,tcp",
+        ),
+        (("--pid", "1", "--modules", "tcp"), "--modules tcp measures no packet one by one: add"),
+        (("--pid", "1", "--min", "2"), "'2' is not a duration"),
+        (("--pid", "1", "--min", "61s"), "61s is too long: at most 60s"),
+        (("--pid", "1", "--max-rate", "-1"), "-1 is not in the range"),
+        (("--pid", "1", "--count", "0"), "0 is not in the range"),
+    ],
+)
+def test_what_can_not_be_meant_is_refused_with_what_would_be_right(
+    temporary: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    ended = trace(temporary, "measures", *arguments)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert message in " ".join(ended.stderr.split())
+
+
+def test_without_stages_the_totals_are_held_against_the_limit() -> None:
+    assert traced_stages((), default_modules(())) == ("rx.total", "tx.total")
+    assert traced_stages((), (Module.TX, Module.TCP)) == ("tx.total",)
+
+
+@pytest.mark.parametrize("stage", [stage.name for stage in PACKET_STAGES])
+def test_a_stage_brings_its_module(stage: str) -> None:
+    modules = default_modules((stage,))
+    assert traced_stages((stage, stage), modules) == (stage,)
+    assert len(modules) == 1
