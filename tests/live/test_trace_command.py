@@ -131,7 +131,7 @@ def test_each_request_that_a_sleeping_server_kept_waiting_is_a_line(
         for address in ("127.0.0.1", "::1")
     }
     assert all(isinstance(p[name], int) for p in packets for name in ("pid", "cpu", "localPort"))
-    assert {p["command"] for p in packets} == {Path(sys.executable).resolve().name[:15]}
+    assert {p["command"] for p in packets} == {Path(sys.executable).name[:15]}
 
 
 def test_a_flood_is_limited_and_every_packet_accounted_for(traces: Traces, tmp_path: Path) -> None:
