@@ -94,9 +94,11 @@ _CAUSES: Mapping[str, _Cause] = {
 }
 
 
-# Counters of the target's network namespace and of its node that bear witness, by the names that
-# they have there. What was dropped is told with every verdict: it is news even where nobody waits.
+# Counters of the target, of its network namespace and of its node that bear witness, by the names
+# that they have there. Drops are told with every verdict: they are news even where nobody waits.
 _DROPS = (
+    "acceptQueueOverflows",
+    "receiveQueueOverflows",
     "TcpExtListenOverflows",
     "TcpExtListenDrops",
     "TcpExtTCPBacklogDrop",
@@ -105,11 +107,20 @@ _DROPS = (
     "Udp6RcvbufErrors",
     "softnetDropped",
 )
-_READER = ("TcpExtTCPToZeroWindowAdv", "TcpExtPruneCalled", "TcpExtTCPRcvCollapsed")
 _WITNESSES: Mapping[Bottleneck, tuple[str, ...]] = {
-    Bottleneck.SLOW_READER: _READER,
+    Bottleneck.SLOW_READER: (
+        "zeroWindowsSent",
+        "TcpExtTCPToZeroWindowAdv",
+        "TcpExtPruneCalled",
+        "TcpExtTCPRcvCollapsed",
+    ),
     Bottleneck.SOFTIRQ_BACKLOG: ("softnetTimeSqueezed", "softnetFlowLimited"),
-    Bottleneck.NETWORK: ("TcpExtTCPTimeouts", "TcpExtTCPLostRetransmit", "TcpExtTCPAbortOnTimeout"),
+    Bottleneck.NETWORK: (
+        "rtos",
+        "TcpExtTCPTimeouts",
+        "TcpExtTCPLostRetransmit",
+        "TcpExtTCPAbortOnTimeout",
+    ),
 }
 
 
@@ -122,6 +133,7 @@ def judge(measurement: Measurement, node: NodeMeasurement = NOTHING_OF_THE_NODE)
     verdict = _judge(measurement)
     names = (*_DROPS, *_WITNESSES.get(verdict.bottleneck, ()))
     meanwhile = (
+        *_told("at its own sockets", measurement.counters, names),
         *_told("in its network namespace", measurement.netns_counters, names),
         *_told("on its node", node.counters, names),
     )

@@ -220,3 +220,33 @@ def test_what_the_network_namespace_counted_is_told_where_it_bears_witness(
 ) -> None:
     verdict = judge(stages + Measurement(netns_counters=counters))
     assert verdict.evidence == (*judge(stages).evidence, told)
+
+
+@pytest.mark.parametrize(
+    ("measurement", "told"),
+    [
+        (
+            measured(rx_socket=9 * MS, counters={"zeroWindowsSent": 3, "rtos": 1}),
+            "meanwhile at its own sockets: zeroWindowsSent 3",
+        ),
+        (
+            measured(
+                rx_socket=20 * US,
+                tx_stack=10 * US,
+                tcp_rtt=40 * MS,
+                counters={"zeroWindowsSent": 3, "rtos": 1},
+            ),
+            "meanwhile at its own sockets: rtos 1",
+        ),
+        (
+            Measurement(counters={"acceptQueueOverflows": 4, "receiveQueueOverflows": 2}),
+            "meanwhile at its own sockets: acceptQueueOverflows 4, receiveQueueOverflows 2",
+        ),
+    ],
+)
+def test_what_its_own_sockets_counted_is_told_before_what_others_may_have_caused(
+    measurement: Measurement, told: str
+) -> None:
+    netns = Measurement(netns_counters={"TcpExtListenDrops": 9})
+    evidence = judge(measurement + netns).evidence
+    assert evidence[-2:] == (told, "meanwhile in its network namespace: TcpExtListenDrops 9")
