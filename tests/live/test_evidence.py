@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from latencyprobe_agent.evidence import ethtool
-from latencyprobe_agent.evidence.counters import PROTOCOL_COUNTERS, growth
+from latencyprobe_agent.evidence.counters import PROTOCOL_COUNTERS, growth, parse_softnet
 from latencyprobe_agent.evidence.gatherer import Gatherer
 from latencyprobe_agent.evidence.namespaces import Namespace as Place
 from latencyprobe_agent.evidence.namespaces import Reader, inside
@@ -60,7 +61,7 @@ import socket
 sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
 sender.bind(("eth0", 0))
 for _ in range(30):
-    sender.send(b"\\xff" * 6 + bytes(6) + b"\\x88\\xb5" + bytes(50))
+    sender.send(b"\\xff" * 6 + b"\\x02\\0\\0\\0\\0\\1" + b"\\x88\\xb5" + bytes(50))
 """
 
 
@@ -166,8 +167,36 @@ def test_packets_that_a_device_drops_are_counted_where_it_is(
     assert "eth0:rx_dropped" not in grown.get(client.namespace.inode, {})
 
 
-def _dropped(netns: Namespace) -> int:
-    command = ["ip", "-n", netns.name, "-s", "-json", "link", "show", "eth0"]
+def test_a_nodes_devices_are_told_of_without_the_ends_of_its_pods_links(
+    bridged: tuple[Namespace, Pod, Pod],
+) -> None:
+    """As an agent in a namespace of its own reads the node's: the frames end at the bridge."""
+    host, client, _ = bridged
+    with contextlib.closing(Gatherer(place(host))) as gatherer:
+        before = _dropped(host, "br0")
+        gatherer.of_node()
+        python_in(client.namespace, SEND_STRANGE_FRAMES)
+        until(lambda: _dropped(host, "br0") >= before + 30, "30 dropped frames")
+        grown = gatherer.of_node()
+    dropped = _dropped(host, "br0") - before
+    assert {name: n for name, n in grown.items() if ":" in name} == {"br0:rx_dropped": dropped}
+
+
+def test_softnets_lines_are_known_by_their_cpus() -> None:
+    online = Path("/sys/devices/system/cpu/online").read_text()
+    cpus = {
+        cpu
+        for part in online.strip().split(",")
+        for first, _, last in [part.partition("-")]
+        for cpu in range(int(first), int(last or first) + 1)
+    }
+    softnet = parse_softnet(Path("/proc/net/softnet_stat").read_text())
+    assert softnet.keys() == cpus
+    assert all("softnetTimeSqueezed" in counters for counters in softnet.values())
+
+
+def _dropped(netns: Namespace, device: str = "eth0") -> int:
+    command = ["ip", "-n", netns.name, "-s", "-json", "link", "show", device]
     shown = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     dropped = shown[0]["stats64"]["rx"]["dropped"]
     assert isinstance(dropped, int)
