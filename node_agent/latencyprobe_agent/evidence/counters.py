@@ -65,7 +65,8 @@ PROTOCOL_COUNTERS = frozenset(
 
 # Columns of /proc/net/dev after the name, dev_seq_printf_stats(), net/core/net-procfs.c, by the
 # names of /sys/class/net/*/statistics. Those that are sums there (rx_dropped holds
-# rx_missed_errors, rx_frame_errors the length, overrun and CRC errors) are so here.
+# rx_missed_errors, rx_frame_errors the length, overrun and CRC errors, tx_carrier_errors the
+# aborted, window and heartbeat errors) are so here.
 _DEVICE_COLUMNS: Mapping[int, str] = {
     2: "rx_errors",
     3: "rx_dropped",
