@@ -20,6 +20,7 @@ from latencyprobe.measurement import (
     Measurement,
     NodeMeasurement,
     joint_counters,
+    largest_counters,
 )
 from latencyprobe.report import NodeReport, report_on, report_on_node, verdict_document
 from latencyprobe.stages import Module, stages_of
@@ -31,7 +32,8 @@ from latencyprobe_operator.spec import ProbeSpec
 # The API server takes 1.5 MiB at most, and every reader of the list gets all of it.
 MAX_BYTES = 240 * 1024
 MAX_NODES = 50
-# Of what was measured of nodes as a whole: so many nodes, and of each so many stages and counters.
+# Of what was measured of nodes as a whole: so many nodes, and of each so many stages and counters;
+# so many counters also of a pod's network namespace.
 MAX_CONTEXTS = 8
 MAX_CONTEXT_STAGES = 12
 MAX_CONTEXT_COUNTERS = 24
@@ -365,7 +367,7 @@ def _pod(pod: PodFacts, facts: Facts, spec: ProbeSpec) -> Document:
         "counters": dict(report.counters),
     }
     if report.netns_counters:
-        document["netnsCounters"] = dict(report.netns_counters)
+        document["netnsCounters"] = _bounded(report.netns_counters)
     return document
 
 
@@ -388,13 +390,17 @@ def _rank(report: NodeReport) -> tuple[int, int]:
     return -sum(report.counters.values()), -slowest_ns
 
 
+def _bounded(counters: Mapping[str, int]) -> dict[str, int]:
+    """The largest of the counters that have no table to bound them, by name."""
+    return dict(sorted(largest_counters(counters, MAX_CONTEXT_COUNTERS).items()))
+
+
 def _context(name: str, report: NodeReport) -> Document:
     costliest = sorted(report.stages, key=lambda s: s.mean_ns * s.count, reverse=True)
     shown = set(costliest[:MAX_CONTEXT_STAGES])
-    most = sorted(report.counters.items(), key=lambda each: -each[1])[:MAX_CONTEXT_COUNTERS]
     return {
         "node": name,
-        "counters": dict(sorted(most)),
+        "counters": _bounded(report.counters),
         "stages": [stage.document() for stage in report.stages if stage in shown],
     }
 

@@ -236,20 +236,24 @@ def test_a_nodes_stages_of_the_probes_modules_are_shown_the_costliest_of_many() 
 
     assert [stage["detail"] for stage in node["stages"]] == [f"h{n:02}" for n in range(19, 7, -1)]
     assert len(node["counters"]) == status.MAX_CONTEXT_COUNTERS
-    assert "c39" in node["counters"]
+    assert node["counters"]["c39"] == 40
+    assert node["counters"]["countersOmitted"] == 40 - (status.MAX_CONTEXT_COUNTERS - 1)
 
 
 def test_what_a_pods_namespace_counted_stands_apart() -> None:
     netns = Measurement(netns_counters={"TcpExtListenDrops": 2, "UdpRcvbufErrors": 0})
+    many = {f"eth0:rx{n}_drops": n for n in range(100)}
     pods = [
         PodFacts("a", "node-a", ("server",), SLOW_READER + netns),
         PodFacts("b", "node-a", ("server",), SLOW_READER),
+        PodFacts("c", "node-a", ("server",), Measurement(netns_counters=many)),
     ]
 
-    a, b = status.build(facts(pods=pods), now=NOW)["pods"]
+    a, b, c = status.build(facts(pods=pods), now=NOW)["pods"]
 
     assert a["netnsCounters"] == {"TcpExtListenDrops": 2}
     assert "netnsCounters" not in b
+    assert len(c["netnsCounters"]) == status.MAX_CONTEXT_COUNTERS
 
 
 def test_at_rest_the_last_figures_stay() -> None:
