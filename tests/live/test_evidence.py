@@ -14,7 +14,13 @@ from typing import Any
 import pytest
 
 from latencyprobe_agent.evidence import ethtool
-from latencyprobe_agent.evidence.counters import PROTOCOL_COUNTERS, growth, parse_softnet
+from latencyprobe_agent.evidence.counters import (
+    PROTOCOL_COUNTERS,
+    growth,
+    parse_list,
+    parse_softnet,
+    parse_tables,
+)
 from latencyprobe_agent.evidence.gatherer import Gatherer
 from latencyprobe_agent.evidence.namespaces import Namespace as Place
 from latencyprobe_agent.evidence.namespaces import Reader, inside
@@ -180,6 +186,14 @@ def test_a_nodes_devices_are_told_of_without_the_ends_of_its_pods_links(
         grown = gatherer.of_node()
     dropped = _dropped(host, "br0") - before
     assert {name: n for name, n in grown.items() if ":" in name} == {"br0:rx_dropped": dropped}
+
+
+def test_every_counter_of_our_list_is_one_that_the_kernel_has() -> None:
+    texts = Reader().read(Place(os.stat("/proc/self/ns/net").st_ino))
+    assert texts is not None
+    known = parse_tables(texts.netstat) | parse_tables(texts.snmp) | parse_list(texts.snmp6)
+    since_5_11 = {"UdpMemErrors", "Udp6MemErrors"}
+    assert PROTOCOL_COUNTERS - known.keys() <= since_5_11
 
 
 def test_softnets_lines_are_known_by_their_cpus() -> None:
