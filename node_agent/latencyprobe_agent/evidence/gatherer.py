@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from latencyprobe.measurement import largest_counters
+from latencyprobe_agent.evidence.asker import Asker
 from latencyprobe_agent.evidence.counters import (
     growth,
     of_devices,
@@ -60,7 +60,8 @@ class Gatherer:
         self._followed: dict[int, _Followed] = {}
         self._node: dict[str, int] | None = None
         self._softnet: dict[int, dict[str, int]] = {}
-        self._devices = _Devices(self._reader, clock, is_host=True)
+        self._asker = Asker()
+        self._devices = _Devices(self._reader, self._asker, clock, is_host=True)
 
     def of_namespaces(self, namespaces: Iterable[Namespace]) -> Mapping[int, Mapping[str, int]]:
         """What was counted in each since the last look at it, by inode number."""
@@ -101,7 +102,7 @@ class Gatherer:
         if followed is None:
             # The node's devices are told of with the node, not with its pods.
             is_host = namespace.inode == self._host.inode
-            devices = None if is_host else _Devices(self._reader, self._clock)
+            devices = None if is_host else _Devices(self._reader, self._asker, self._clock)
             followed = self._followed[namespace.inode] = _Followed(devices)
         return followed.grown(texts, namespace)
 
@@ -146,27 +147,34 @@ class _Devices:
     """
 
     def __init__(
-        self, reader: Reader, clock: Callable[[], float], *, is_host: bool = False
+        self,
+        reader: Reader,
+        asker: Asker,
+        clock: Callable[[], float],
+        *,
+        is_host: bool = False,
     ) -> None:
         self._reader = reader
+        self._asker = asker
         self._clock = clock
         self._is_host = is_host
         self._file = _Parsed(parse_devices)
         self._drivers: dict[str, Driver | None] = {}
         self._statistics: dict[str, int] = {}
         self._asked_at = -_DRIVERS_EVERY_S
+        self._is_closed = False
         self._kept: socket.socket | None = None
 
     def counters(self, namespace: Namespace, text: str) -> dict[str, int]:
         """What the devices have counted ever since, by device and name."""
         devices = self._file.of(text)
         if devices.keys() != self._drivers.keys():
-            self._look(namespace, devices)
+            self._look(namespace, frozenset(devices))
         if self._is_host:
             devices = {name: each for name, each in devices.items() if self._is_nodes(name)}
         if self._clock() >= self._asked_at + _DRIVERS_EVERY_S:
-            self._statistics = self._ask(namespace)
             self._asked_at = self._clock()
+            self._ask(namespace)
         return self._statistics | of_devices(devices)
 
     def close(self) -> None:
@@ -174,49 +182,61 @@ class _Devices:
             self._kept.close()
 
     def _is_nodes(self, device: str) -> bool:
-        driver = self._drivers.get(device)
-        return self._kept is not None and (driver is None or driver.name not in _POD_LINKS)
+        """Whether it is known to be no pod's link."""
+        if self._kept is None or device not in self._drivers:
+            return False
+        driver = self._drivers[device]
+        return driver is None or driver.name not in _POD_LINKS
 
-    def _look(self, namespace: Namespace, devices: Iterable[str]) -> None:
+    def _look(self, namespace: Namespace, devices: frozenset[str]) -> None:
         """Learn the drivers of devices that are new."""
-        with self._channel(namespace) as channel:
-            known = self._drivers
-            self._drivers = {device: known.get(device) for device in devices}
-            if channel is not None:
-                new = self._drivers.keys() - known.keys()
-                self._drivers |= {device: driver_of(channel, device) for device in new}
+        known = {name: driver for name, driver in self._drivers.items() if name in devices}
+        new = devices - known.keys()
+        found = self._answer(
+            namespace, lambda channel: {device: driver_of(channel, device) for device in new}
+        )
+        self._drivers = known | (found or {})
 
-    def _ask(self, namespace: Namespace) -> dict[str, int]:
+    def _ask(self, namespace: Namespace) -> None:
+        """Read the drivers' statistics; what is not answered soon stays as it was."""
         telling = {
             device: driver
             for device, driver in self._drivers.items()
             if driver is not None and driver.places and driver.name not in _POD_LINKS
         }
         if not telling:
-            return {}
-        with self._channel(namespace) as channel:
-            if channel is None:
-                return {}
-            return of_devices(
-                {device: statistics_of(channel, device, each) for device, each in telling.items()}
-            )
-
-    @contextmanager
-    def _channel(self, namespace: Namespace) -> Iterator[socket.socket | None]:
-        if self._kept is not None:
-            yield self._kept
+            self._statistics = {}
             return
-        channel = self._reader.channel(namespace)
-        if self._is_host:
-            if channel is None:
+        answer = self._answer(
+            namespace,
+            lambda channel: {
+                device: statistics_of(channel, device, driver) for device, driver in telling.items()
+            },
+        )
+        if answer is not None:
+            self._statistics = of_devices(answer)
+            for device in (device for device, statistics in answer.items() if not statistics):
+                del self._drivers[device]  # another one has its name: it is looked at anew
+
+    def _answer(self, namespace: Namespace, question: Callable[[socket.socket], _T]) -> _T | None:
+        """What is found out in the namespace; None where it is closed to us, or takes too long."""
+        if self._is_closed or self._asker.is_busy:
+            return None
+        channel = self._kept or self._reader.channel(namespace)
+        if channel is None:
+            self._is_closed = True
+            if self._is_host:
                 log.warning(
                     "the node's network namespace can't be entered (that takes CAP_SYS_ADMIN): "
                     "its devices' counters are left out"
                 )
+            return None
+        if self._is_host:
             self._kept = channel
-            yield channel
-        elif channel is None:
-            yield None
-        else:
+            return self._asker.ask(lambda: question(channel))
+
+        def ask_and_close() -> _T:
             with channel:
-                yield channel
+                return question(channel)
+
+        return self._asker.ask(ask_and_close)

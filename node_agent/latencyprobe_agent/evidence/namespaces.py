@@ -10,11 +10,12 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TypeVar
+
+from latencyprobe_agent.evidence.asker import Errand
 
 _CLONE_NEWNET = 0x4000_0000
 _FILES = ("netstat", "snmp", "snmp6", "dev")
@@ -94,33 +95,21 @@ class Reader:
 
 def inside(path: str, act: Callable[[], _T]) -> _T | None:
     """What `act` returns in the network namespace at this path; None where it can't be entered."""
-    visit = _Visit(path, act)
-    thread = threading.Thread(target=visit.run, daemon=True)
-    thread.start()
-    thread.join()
-    return visit.result
 
-
-class _Visit(Generic[_T]):
-    """The life of a thread that enters a namespace, acts there, and ends."""
-
-    def __init__(self, path: str, act: Callable[[], _T]) -> None:
-        self._path, self._act = path, act
-        self.result: _T | None = None
-
-    def run(self) -> None:
-        try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return
+    def visit() -> _T:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             # Moves the calling thread alone, setns(2). os.setns() came with Python 3.12.
-            if ctypes.CDLL(None).setns(descriptor, _CLONE_NEWNET) == 0:
-                self.result = self._act()
-        except OSError:
-            return
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.setns(descriptor, _CLONE_NEWNET) != 0:
+                raise OSError(ctypes.get_errno(), "setns", path)
         finally:
             os.close(descriptor)
+        return act()
+
+    errand = Errand(visit)
+    errand.start().join()
+    return errand.result
 
 
 def _channel() -> socket.socket:

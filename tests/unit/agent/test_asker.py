@@ -1,0 +1,36 @@
+"""A driver that takes its time, or fails, holds nobody up."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from latencyprobe_agent.evidence.asker import Asker
+from tests.unit.agent.conftest import until
+
+
+def test_an_answer_that_comes_soon_is_passed_on() -> None:
+    asker = Asker(patience_s=10)
+    assert [asker.ask(lambda: 1), asker.ask(lambda: 2)] == [1, 2]
+
+
+def test_a_question_that_fails_has_no_answer() -> None:
+    def refuse() -> int:
+        raise PermissionError
+
+    assert Asker(patience_s=10).ask(refuse) is None
+
+
+async def test_nobody_waits_for_a_driver_that_hangs_and_it_is_asked_nothing_more() -> None:
+    answered = threading.Event()
+    asker = Asker(patience_s=0.05)
+    began = time.monotonic()
+    assert asker.ask(lambda: answered.wait(30)) is None
+    assert time.monotonic() - began < 5
+    assert asker.is_busy
+    assert asker.ask(lambda: pytest.fail("asked beside the other")) is None
+    answered.set()
+    await until(lambda: not asker.is_busy, "the late answer")
+    assert Asker(patience_s=10).ask(lambda: "again") == "again"
