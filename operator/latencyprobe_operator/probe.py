@@ -462,14 +462,13 @@ class Probe:
         placed = self._around.desired.pods_of(self.key.uid)
         ordered = self._windows.worst_first(placed, at=now)
         listed = [self._pod_facts(placed[uid], now) for uid in ordered[: self._spec.max_pods]]
-        nodes = {node.name: self._windows.of_node(node.name, at=now) for node in facts.nodes}
         merged = self._windows.merged(at=now)
         return dataclasses.replace(
             facts,
             pods=sorted(listed, key=_p99_ns, reverse=True),
             omitted_pods=len(ordered) - len(listed),
             merged=merged,
-            node_context={name: each for name, each in nodes.items() if each},
+            node_context=self._windows.of_nodes(most=status.MAX_CONTEXTS, at=now),
             objectives=self._objectives.judge(self._spec.objectives, merged, at=now),
         )
 

@@ -8,17 +8,20 @@ clock.
 
 from __future__ import annotations
 
+import heapq
 import zlib
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from latencyprobe.histogram import EMPTY, Histogram
 from latencyprobe.measurement import (
-    NOTHING_OF_THE_NODE,
     Measurement,
     NodeMeasurement,
+    NodeStage,
     StageMeasurement,
+    joint_counters,
     total,
 )
 from latencyprobe.v1 import node_agent_pb2 as pb
@@ -86,38 +89,72 @@ class PodWindow:
         return self._severity
 
 
+@dataclass(slots=True)
+class _NodeEntry:
+    began: float
+    ended: float
+    counters: dict[str, int]
+    slowest_ns: int
+    stages: bytes
+
+
 class NodeWindow:
-    """The figures of one node over the window, packed."""
+    """The figures of one node over the window; its stages packed."""
 
     __slots__ = ("_entries",)
 
     def __init__(self) -> None:
-        self._entries: deque[_Entry] = deque()
+        self._entries: deque[_NodeEntry] = deque()
 
     def add(self, measurement: NodeMeasurement, *, slot: float, at: float) -> None:
         """Take in what was measured up to `at`; what comes within one slot becomes one entry."""
-        if last := _open_entry(self._entries, slot=slot, at=at):
-            last.packed = _pack_node(_unpack_node(last.packed) + measurement)
-            last.ended = at
-        else:
-            self._entries.append(_Entry(at, at, _pack_node(measurement)))
+        slowest_ns = max(
+            (stage.histogram.percentile(99) for stage in measurement.stages.values()), default=0
+        )
+        counters = dict(measurement.counters)
+        last = _open_entry(self._entries, slot=slot, at=at)
+        if last is None:
+            stages = _pack_node(measurement.stages)
+            self._entries.append(_NodeEntry(at, at, counters, slowest_ns, stages))
+            return
+        last.ended = at
+        last.counters = joint_counters(last.counters, counters)
+        last.slowest_ns = max(last.slowest_ns, slowest_ns)
+        if measurement.stages:
+            both = NodeMeasurement(_unpack_node(last.stages)) + NodeMeasurement(measurement.stages)
+            last.stages = _pack_node(both.stages)
+
+    def counters(self, *, window: float, at: float) -> dict[str, int]:
+        """The sum of the counters in the window: without unpacking anything."""
+        _forget(self._entries, at - window)
+        result: dict[str, int] = {}
+        for entry in self._entries:
+            result = joint_counters(result, entry.counters)
+        return result
+
+    def rank(self, *, window: float, at: float) -> tuple[int, int]:
+        """What nodes are sorted by: how often something went wrong, then the slowest p99."""
+        troubles = sum(self.counters(window=window, at=at).values())
+        return troubles, max((entry.slowest_ns for entry in self._entries), default=0)
 
     def measurement(self, *, window: float, at: float) -> NodeMeasurement:
         """The sum of what is in the window."""
-        _forget(self._entries, at - window)
-        result = NOTHING_OF_THE_NODE
+        result = NodeMeasurement(counters=self.counters(window=window, at=at))
         for entry in self._entries:
-            result += _unpack_node(entry.packed)
+            result += NodeMeasurement(_unpack_node(entry.stages))
         return result
 
 
-def _open_entry(entries: deque[_Entry], *, slot: float, at: float) -> _Entry | None:
+_AnyEntry = TypeVar("_AnyEntry", _Entry, _NodeEntry)
+
+
+def _open_entry(entries: deque[_AnyEntry], *, slot: float, at: float) -> _AnyEntry | None:
     """The entry that what comes now belongs to; None: it begins a new one."""
     last = entries[-1] if entries else None
     return last if last and at - last.began < slot * _SLOT_FILLED else None
 
 
-def _forget(entries: deque[_Entry], before: float) -> None:
+def _forget(entries: deque[_AnyEntry], before: float) -> None:
     while entries and entries[0].ended <= before:
         entries.popleft()
 
@@ -130,12 +167,17 @@ def _pack(measurement: Measurement) -> bytes:
     return zlib.compress(message.SerializeToString(), level=1)  # by two fifths, in 20 us
 
 
-def _pack_node(measurement: NodeMeasurement) -> bytes:
-    return zlib.compress(node_to_proto(measurement).SerializeToString(), level=1)
+def _pack_node(stages: Mapping[NodeStage, StageMeasurement]) -> bytes:
+    if not stages:
+        return b""
+    message = node_to_proto(NodeMeasurement(stages)).SerializeToString()
+    return zlib.compress(message, level=1)
 
 
-def _unpack_node(packed: bytes) -> NodeMeasurement:
-    return node_from_proto(pb.NodeContext.FromString(zlib.decompress(packed)))
+def _unpack_node(packed: bytes) -> Mapping[NodeStage, StageMeasurement]:
+    if not packed:
+        return {}
+    return node_from_proto(pb.NodeContext.FromString(zlib.decompress(packed))).stages
 
 
 def _unpack_message(packed: bytes) -> pb.TargetReport:
@@ -288,10 +330,24 @@ class ProbeWindows:
         pod = self._pods.get(pod_uid)
         return pod.measurement(window=self._window, at=at) if pod else Measurement()
 
-    def of_node(self, node: str, *, at: float) -> NodeMeasurement:
-        """One node over the window."""
-        window = self._nodes.get(node)
-        return window.measurement(window=self._window, at=at) if window else NOTHING_OF_THE_NODE
+    def of_nodes(self, *, most: int, at: float) -> dict[str, NodeMeasurement]:
+        """What was measured of the nodes over the window: their counters, where there are any.
+
+        Their stages too of as many as are shown, those first where most went wrong or was slowest:
+        to unpack a thousand nodes' would take longer than they take to report again.
+        """
+        worst = heapq.nlargest(
+            most,
+            self._nodes.items(),
+            key=lambda each: each[1].rank(window=self._window, at=at),
+        )
+        found = {
+            name: NodeMeasurement(counters=window.counters(window=self._window, at=at))
+            for name, window in self._nodes.items()
+        }
+        for name, window in worst:
+            found[name] = window.measurement(window=self._window, at=at)
+        return {name: measurement for name, measurement in found.items() if measurement}
 
     def keep_nodes(self, nodes: Collection[str]) -> None:
         """Drop the nodes that no pod of the probe runs on any more."""

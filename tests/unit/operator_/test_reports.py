@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from latencyprobe.histogram import Histogram
 from latencyprobe.measurement import (
+    NOTHING_OF_THE_NODE,
     Measurement,
     NodeMeasurement,
     NodeStage,
@@ -18,6 +19,15 @@ from latencyprobe.measurement import (
 )
 from latencyprobe_operator.reports import SLOTS, ProbeWindows
 from tests.unit.operator_.fake_agent import measurement
+
+stage_measurements = st.builds(
+    StageMeasurement,
+    st.lists(st.integers(0, 2**37), max_size=10).map(Histogram.of),
+    st.integers(0, 9),
+    st.integers(0, 9),
+    st.integers(0, 9),
+    st.sampled_from([1.0, 0.5, 0.25]),
+)
 
 
 def test_a_pods_window_adds_up_and_forgets() -> None:
@@ -112,12 +122,11 @@ def test_a_nodes_window_adds_up_and_forgets() -> None:
         node = NodeMeasurement({NodeStage("rx.total", "eth0"): stage}, {"softnetDropped": 1})
         windows.add_node("n", node, at=at)
 
-    whole = windows.of_node("n", at=59)
+    whole = windows.of_nodes(most=1, at=59)["n"]
     assert whole.counters == {"softnetDropped": 30}
     assert whole.stages[NodeStage("rx.total", "eth0")].histogram.count == 30
     assert len(windows._nodes["n"]._entries) <= SLOTS * 1.5
-    assert not windows.of_node("n", at=200)
-    assert not windows.of_node("m", at=59)
+    assert windows.of_nodes(most=1, at=200) == {}
 
 
 def test_a_node_without_pods_of_the_probe_is_forgotten() -> None:
@@ -126,8 +135,52 @@ def test_a_node_without_pods_of_the_probe_is_forgotten() -> None:
         windows.add_node(name, NodeMeasurement(counters={"softnetDropped": 1}), at=0)
     windows.keep_nodes(["b"])
 
-    assert not windows.of_node("a", at=1)
-    assert windows.of_node("b", at=1)
+    assert windows.of_nodes(most=9, at=1).keys() == {"b"}
+
+
+def test_only_the_worst_nodes_stages_are_unpacked_and_all_counters_are_told() -> None:
+    windows = ProbeWindows(10, 60)
+    for name, drops, slowest_ns in (("quiet", 0, 1), ("slow", 0, 9000), ("drops", 3, 1)):
+        stage = measurement(slowest_ns).stage("rx.total")
+        node = NodeMeasurement({NodeStage("rx.total"): stage}, {"softnetDropped": drops})
+        windows.add_node(name, node, at=0)
+    windows.add_node("dropped a little", NodeMeasurement(counters={"softnetDropped": 1}), at=0)
+
+    nodes = windows.of_nodes(most=3, at=1)
+
+    assert {name: node.counters["softnetDropped"] for name, node in nodes.items()} == {
+        "quiet": 0,
+        "slow": 0,
+        "drops": 3,
+        "dropped a little": 1,
+    }
+    assert {name for name, node in nodes.items() if node.stages} == {"drops", "slow"}
+
+
+node_measurements = st.builds(
+    NodeMeasurement,
+    st.dictionaries(
+        st.builds(NodeStage, st.just("rx.total"), st.sampled_from("ab")), stage_measurements
+    ),
+    st.dictionaries(st.sampled_from("xy"), st.integers(0, 9)),
+)
+
+
+@given(st.lists(st.tuples(st.integers(0, 59), node_measurements), max_size=12))
+def test_a_nodes_window_is_the_domains_sum(reports: list[tuple[int, NodeMeasurement]]) -> None:
+    windows = ProbeWindows(10, 60)
+    expected = NOTHING_OF_THE_NODE
+    for at, measured in sorted(reports, key=lambda each: each[0]):
+        windows.add_node("n", measured, at=at)
+        expected += measured
+
+    ours = windows.of_nodes(most=1, at=59).get("n", NOTHING_OF_THE_NODE)
+
+    assert ours.counters == expected.counters
+    assert ours.stages.keys() == expected.stages.keys()
+    for key, stage in expected.stages.items():
+        assert ours.stages[key].histogram == stage.histogram
+        assert ours.stages[key].lost == stage.lost
 
 
 def test_the_namespaces_of_several_pods_are_not_added_up() -> None:
@@ -140,14 +193,6 @@ def test_the_namespaces_of_several_pods_are_not_added_up() -> None:
     assert not windows.merged(at=1).netns_counters
 
 
-stage_measurements = st.builds(
-    StageMeasurement,
-    st.lists(st.integers(0, 2**37), max_size=10).map(Histogram.of),
-    st.integers(0, 9),
-    st.integers(0, 9),
-    st.integers(0, 9),
-    st.sampled_from([1.0, 0.5, 0.25]),
-)
 measurements = st.builds(
     Measurement,
     st.dictionaries(st.sampled_from(["rx.total", "rx.socket", "tcp.rtt"]), stage_measurements),
