@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -96,6 +98,14 @@ def test_counters_of_other_protocols_do_not_pass_for_ours() -> None:
         "UdpSndbufErrors": 4,
     }
     assert parse_list(SNMP6) == {"Ip6InDiscards": 7, "Udp6RcvbufErrors": 8}
+
+
+def test_every_counter_is_explained_to_people() -> None:
+    docs = Path(__file__).parents[3] / "docs/stages.md"
+    explained = set(re.findall(r"`(\w+)`", docs.read_text()))
+    softnet = {"softnetDropped", "softnetTimeSqueezed", "softnetFlowLimited"}
+    devices = {name for counters in parse_devices(DEV).values() for name in counters}
+    assert (PROTOCOL_COUNTERS | softnet | devices | {COUNTERS_OMITTED}) - explained == set()
 
 
 def test_a_table_that_does_not_fit_its_names_costs_only_itself() -> None:
