@@ -7,12 +7,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
+from latencyprobe.v1 import node_agent_pb2 as pb
+from latencyprobe.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_agent.evidence import ethtool
 from latencyprobe_agent.evidence.counters import (
     PROTOCOL_COUNTERS,
@@ -26,6 +29,7 @@ from latencyprobe_agent.evidence.namespaces import Namespace as Place
 from latencyprobe_agent.evidence.namespaces import Reader, inside
 from tests.live.pods import Namespace, Pod, namespace
 from tests.live.targets import until
+from tests.unit.agent.states import probe, state
 
 # A listener of backlog 1 that never accepts, and clients that give up after a moment; says how many
 # of them got through their handshake.
@@ -128,20 +132,13 @@ def protocols_alone(counters: dict[str, int]) -> dict[str, int]:
 def test_overflows_of_an_accept_queue_are_counted_as_the_kernel_does(
     netns: Namespace, gatherer: Gatherer, through: str
 ) -> None:
-    with subprocess.Popen(["ip", "netns", "exec", netns.name, "sleep", "60"]) as resident:
-        try:
-            until(
-                lambda: Path(f"/proc/{resident.pid}/ns/net").stat().st_ino == netns.inode,
-                "a process in the namespace",
-            )
-            where = place(netns, *([resident.pid] if through == "process" else []))
-            assert gatherer.of_namespaces([where]) == {}
-            before = nstat(netns)
-            python_in(netns, OVERFLOW_ACCEPT_QUEUE)
-            truth = growth(before, nstat(netns))
-            grown = gatherer.of_namespaces([where])[netns.inode]
-        finally:
-            resident.kill()
+    with resident_of(netns) as pid:
+        where = place(netns, *([pid] if through == "process" else []))
+        assert gatherer.of_namespaces([where]) == {}
+        before = nstat(netns)
+        python_in(netns, OVERFLOW_ACCEPT_QUEUE)
+        truth = growth(before, nstat(netns))
+        grown = gatherer.of_namespaces([where])[netns.inode]
     assert protocols_alone(dict(grown)) == truth
     assert truth["TcpExtListenOverflows"] >= 10
     assert gatherer.of_namespaces([where]) == {}
@@ -186,6 +183,64 @@ def test_a_nodes_devices_are_told_of_without_the_ends_of_its_pods_links(
         grown = gatherer.of_node()
     dropped = _dropped(host, "br0") - before
     assert {name: n for name, n in grown.items() if ":" in name} == {"br0:rx_dropped": dropped}
+
+
+def test_an_agent_in_a_namespace_of_its_own_tells_of_the_nodes_and_the_pods(
+    bridged: tuple[Namespace, Pod, Pod], netns: Namespace, tmp_path: Path
+) -> None:
+    """As in a DaemonSet with hostPID. The frames reach the node's bridge and the other pod."""
+    host, client, server = bridged
+    path, log = tmp_path / "private" / "agent.sock", tmp_path / "log"
+    command = [
+        *("nsenter", f"--net={netns.path}", sys.executable, "-P", "-m", "latencyprobe.cli"),
+        *("agent", "--socket", str(path), "--host-netns", str(host.path)),
+    ]
+    with (
+        resident_of(server.namespace) as pid,
+        log.open("w") as stderr,
+        subprocess.Popen(command, stderr=stderr) as agent,
+    ):
+        try:
+            until(lambda: agent.poll() is not None or "serving on" in log.read_text(), "serving")
+            with grpc.insecure_channel(f"unix:{path}") as channel:
+                stub = NodeAgentStub(channel)
+                result = stub.Apply(state(probe(pid=pid)), timeout=60)
+                assert result.probes[0].targets[0].state == pb.TargetStatus.ATTACHED
+                before = _dropped(host, "br0"), _dropped(server.namespace)
+                stream = stub.WatchReports(pb.WatchReportsRequest(), timeout=30)
+                python_in(client.namespace, SEND_STRANGE_FRAMES)
+                node, pod = _dropped_as_reported(stream, at_least=30)
+        finally:
+            agent.terminate()
+            agent.wait(30)
+    assert node == _dropped(host, "br0") - before[0]
+    assert pod == _dropped(server.namespace) - before[1]
+
+
+def _dropped_as_reported(stream: Iterable[pb.Report], *, at_least: int) -> tuple[int, int]:
+    """What the node's bridge and the pod's device dropped, added up until it is enough."""
+    node = pod = 0
+    for report in stream:
+        for one in report.probes:
+            node += one.node.counters.get("br0:rx_dropped", 0)
+            pod += one.targets[0].netns_counters.get("eth0:rx_dropped", 0)
+        if min(node, pod) >= at_least:
+            break
+    return node, pod
+
+
+@contextlib.contextmanager
+def resident_of(netns: Namespace) -> Iterator[int]:
+    """A process in the namespace."""
+    with subprocess.Popen(["nsenter", f"--net={netns.path}", "sleep", "60"]) as resident:
+        try:
+            until(
+                lambda: Path(f"/proc/{resident.pid}/ns/net").stat().st_ino == netns.inode,
+                "a process in the namespace",
+            )
+            yield resident.pid
+        finally:
+            resident.kill()
 
 
 def test_every_counter_of_our_list_is_one_that_the_kernel_has() -> None:
