@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from latencyprobe.measurement import Measurement
+from latencyprobe.measurement import NOTHING, Measurement
 from latencyprobe.stages import BY_NAME
 from latencyprobe.v1 import node_agent_pb2 as pb
 from latencyprobe.wire import CorruptMessageError, measurement_from_proto, node_from_proto
@@ -25,7 +25,7 @@ from latencyprobe_operator.metrics import Metrics
 from latencyprobe_operator.nodes import AgentView, node_facts
 from latencyprobe_operator.objectives import ObjectivesWatch
 from latencyprobe_operator.pods import PodsChange, PodSet, PodsListener
-from latencyprobe_operator.reports import TOTALS, ProbeWindows, headline, largest_counters
+from latencyprobe_operator.reports import TOTALS, ProbeWindows, headline, of_one_pod
 from latencyprobe_operator.selection import Target
 from latencyprobe_operator.spec import (
     ProbeSpec,
@@ -133,14 +133,14 @@ class Probe:
             return
         now = asyncio.get_running_loop().time()
         known = self._around.desired.pods_of(self.key.uid)
-        netns: dict[str, dict[str, int]] = {}
+        pods: dict[str, Measurement] = {}
         for target in report.targets:
             pod_uid = target.status.id.partition("/")[0]
             if pod_uid in known:
-                counters = self._take_target(node, pod_uid, target, now)
-                netns[pod_uid] = largest_counters(netns.get(pod_uid, {}), counters)
-        for pod_uid, counters in netns.items():
-            self._windows.add(pod_uid, Measurement(netns_counters=counters), at=now)
+                measured = self._measurement_in(node, target)
+                pods[pod_uid] = of_one_pod(pods.get(pod_uid, NOTHING), measured)
+        for pod_uid, measurement in pods.items():
+            self._windows.add(pod_uid, measurement, at=now)
         self._take_node(node, report.node, now)
         self._reported = True
         self._last_report_time = status.timestamp(self._wall_clock())
@@ -171,10 +171,8 @@ class Probe:
         self._unsubscribe()
         self.stopped.set()
 
-    def _take_target(
-        self, node: str, pod_uid: str, target: pb.TargetReport, now: float
-    ) -> Mapping[str, int]:
-        """Take in what was measured of a container; what its network namespace counted."""
+    def _measurement_in(self, node: str, target: pb.TargetReport) -> Measurement:
+        """What was measured of a container; nothing where that contradicts itself."""
         try:
             measurement = measurement_from_proto(
                 target.stages, target.counters, target.netns_counters
@@ -188,7 +186,7 @@ class Probe:
                 target.status.id,
                 error,
             )
-            return {}
+            return NOTHING
         for stage in target.stages:
             if stage.name not in BY_NAME and stage.name not in self._unknown_stages:
                 self._unknown_stages.add(stage.name)
@@ -198,9 +196,7 @@ class Probe:
                     stage.name,
                     node,
                 )
-        own = dataclasses.replace(measurement, netns_counters={})
-        self._windows.add(pod_uid, own, at=now)
-        return measurement.netns_counters
+        return measurement
 
     def _take_node(self, node: str, message: pb.NodeContext, now: float) -> None:
         try:

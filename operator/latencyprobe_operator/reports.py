@@ -12,7 +12,7 @@ import heapq
 import zlib
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from latencyprobe.histogram import EMPTY, Histogram
@@ -199,12 +199,15 @@ def _total_of(entries: Iterable[bytes]) -> Histogram:
     return headline(sums["rx.total"], sums["tx.total"])
 
 
-def largest_counters(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
-    """What one network namespace counted, told by two containers in it.
+def of_one_pod(one: Measurement, other: Measurement) -> Measurement:
+    """What was measured of two containers of a pod in the same time.
 
-    Both tell of the same events; one that came later tells of fewer.
+    They share a network namespace: both tell of the same events there, and one that came later of
+    fewer.
     """
-    return {name: max(one.get(name, 0), other.get(name, 0)) for name in (*one, *other)}
+    mine, theirs = one.netns_counters, other.netns_counters
+    netns = {name: max(mine.get(name, 0), theirs.get(name, 0)) for name in (*mine, *theirs)}
+    return replace(one + other, netns_counters=netns)
 
 
 def headline(received: Histogram, sent: Histogram) -> Histogram:

@@ -17,7 +17,7 @@ from latencyprobe.measurement import (
     StageMeasurement,
     total,
 )
-from latencyprobe_operator.reports import SLOTS, ProbeWindows
+from latencyprobe_operator.reports import SLOTS, ProbeWindows, of_one_pod
 from tests.unit.operator_.fake_agent import measurement
 
 stage_measurements = st.builds(
@@ -27,6 +27,14 @@ stage_measurements = st.builds(
     st.integers(0, 9),
     st.integers(0, 9),
     st.sampled_from([1.0, 0.5, 0.25]),
+)
+
+
+measurements = st.builds(
+    Measurement,
+    st.dictionaries(st.sampled_from(["rx.total", "rx.socket", "tcp.rtt"]), stage_measurements),
+    st.dictionaries(st.sampled_from(["retransmits"]), st.integers(0, 9)),
+    st.dictionaries(st.sampled_from(["TcpExtListenDrops", "UdpInErrors"]), st.integers(0, 9)),
 )
 
 
@@ -47,6 +55,21 @@ def test_containers_of_one_pod_add_up() -> None:
     windows.add("a", measurement(2000), at=1.001)
 
     assert windows.of_pod("a", at=2).stage("rx.total").histogram == Histogram.of([1000, 2000])
+
+
+@given(measurements, measurements, measurements)
+def test_containers_of_a_pod_are_added_up_in_any_order(
+    a: Measurement, b: Measurement, c: Measurement
+) -> None:
+    for one, other in (
+        (of_one_pod(a, b), of_one_pod(b, a)),
+        (of_one_pod(of_one_pod(a, b), c), of_one_pod(a, of_one_pod(b, c))),
+    ):
+        assert (one.counters, one.netns_counters) == (other.counters, other.netns_counters)
+        assert one.stages.keys() == other.stages.keys()
+        for name, stage in one.stages.items():
+            assert stage.histogram == other.stages[name].histogram
+    assert of_one_pod(a, a).netns_counters == a.netns_counters
 
 
 def test_a_long_window_keeps_no_more_entries_than_slots() -> None:
@@ -191,13 +214,6 @@ def test_the_namespaces_of_several_pods_are_not_added_up() -> None:
 
     assert windows.of_pod("a", at=1).netns_counters == {"TcpExtListenDrops": 1}
     assert not windows.merged(at=1).netns_counters
-
-
-measurements = st.builds(
-    Measurement,
-    st.dictionaries(st.sampled_from(["rx.total", "rx.socket", "tcp.rtt"]), stage_measurements),
-    st.dictionaries(st.sampled_from(["retransmits"]), st.integers(0, 9)),
-)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), measurements)))
