@@ -51,6 +51,11 @@ static __always_inline bool is_of(struct received *packet, u64 identity)
 	return packet->tag == received_tag(identity, packet->first_ns, packet->device_ns);
 }
 
+static __always_inline u32 saturate(u64 ns)
+{
+	return ns < ABSENT ? ns : ABSENT - 1;
+}
+
 /*
  * Made by skb_clone() on the way, as a bridge does for each port of a multicast. What TCP sends is a
  * clone too, but of skbuff_fclone_cache. (The first bits of this byte are cloned, nohdr and two of
@@ -516,6 +521,12 @@ int on_consume_skb(u64 *ctx)
 	identity = identity_of(skb, config);
 	packet = get_received(identity);
 	if (!packet || !is_of(packet, identity) || !is_udp(skb))
+		return 0;
+	/*
+	 * Never received: a datagram on its way out, at an address known from an earlier packet. Copies
+	 * are freed for each address that ARP asks for, neigh_probe(), net/core/neighbour.c.
+	 */
+	if (!READ(skb, skb_iif))
 		return 0;
 	packet->tag = 0;
 	segment = datagrams.lookup(&zero);
