@@ -7,12 +7,14 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.patience import patient
+
 TESTS = Path(__file__).parent
 
 # Seconds for one test, with the fixtures it is the first to ask for: compiling eBPF programs, and,
 # the first time on a machine, compiling Kubernetes. tests/unit keeps the default.
-TIME_LIMITS = {"live": 180, "cluster": 1800}
-TIERS = ("unit", "live", "cluster")
+TIME_LIMITS = {"live": 180, "cluster": 1800, "kernels": 1800}
+TIERS = ("unit", "live", "cluster", "kernels")
 
 # A deadline in milliseconds says more about the machine's other work than about our code.
 hypothesis.settings.register_profile("latencyprobe", deadline=None)
@@ -26,4 +28,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if tier in TIERS:
             item.add_marker(tier)
         if tier in TIME_LIMITS and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(TIME_LIMITS[tier]))
+            item.add_marker(pytest.mark.timeout(patient(TIME_LIMITS[tier])))

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from latencyprobe_agent.slots import SlotSpec, SocketFilter
+from tests.patience import patient
 
 TRAFFIC = Path(__file__).with_name("traffic.py")
-FINISH_SECONDS = 60
+FINISH_SECONDS = patient(60)
 _numbers = itertools.count()
 
 
@@ -179,7 +180,7 @@ def pods_on_bridge(count: int) -> Iterator[tuple[Namespace, list[Pod]]]:
             _connect(inside, host, f"veth{index}")
             host.ip("link", "set", f"veth{index}", "master", "br0")
             host.ip("link", "set", f"veth{index}", "up")
-            pods.append(_make_pod(stack, inside, index))
+            pods.append(made_pod(stack, inside, index))
         yield host, pods
 
 
@@ -196,7 +197,7 @@ def pods_on_routes(count: int) -> Iterator[tuple[Namespace, list[Pod]]]:
             _connect(inside, host, device)
             host.ip("link", "set", device, "up")
             host.execute("sysctl", "-qw", f"net.ipv4.conf.{device}.proxy_arp=1")
-            pod = _make_pod(stack, inside, index)
+            pod = made_pod(stack, inside, index)
             host.ip("route", "add", f"{pod.address}/32", "dev", device)
             pods.append(pod)
         yield host, pods
@@ -211,7 +212,7 @@ def pods_back_to_back() -> Iterator[list[Pod]]:
             *("ip", "-n", left.name, "link", "add", "eth0", "type", "veth"),
             *("peer", "name", "eth0", "netns", right.name),
         )
-        yield [_make_pod(stack, inside, index) for index, inside in enumerate((left, right))]
+        yield [made_pod(stack, inside, index) for index, inside in enumerate((left, right))]
 
 
 def _connect(inside: Namespace, host: Namespace, host_device: str) -> None:
@@ -221,7 +222,7 @@ def _connect(inside: Namespace, host: Namespace, host_device: str) -> None:
     )
 
 
-def _make_pod(stack: ExitStack, inside: Namespace, index: int) -> Pod:
+def made_pod(stack: ExitStack, inside: Namespace, index: int) -> Pod:
     address, address6 = f"198.51.100.{index + 1}", f"2001:db8::{index + 1}"
     inside.ip("address", "add", f"{address}/24", "dev", "eth0")
     inside.ip("address", "add", f"{address6}/64", "dev", "eth0", "nodad")

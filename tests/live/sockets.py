@@ -19,9 +19,10 @@ from fcntl import ioctl
 
 from latencyprobe_agent.slots import SlotSpec
 from tests.live.pods import Namespace, Pod
+from tests.patience import patient
 
 PORT = 7000
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = patient(20)
 CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
