@@ -40,7 +40,7 @@ run: setup ## Set up, then measure a small workload on this machine (needs root)
 ##@ Test
 
 .PHONY: test
-test: setup try-setup-cluster ## Run every tier; LATENCYPROBE_SKIP=cluster,live leaves tiers out
+test: setup try-setup-cluster try-setup-kernels ## Run every tier; LATENCYPROBE_SKIP=cluster,live leaves tiers out
 	$(CLUSTER_PATH) $(BIN)/python -m tests.run_tiers
 
 .PHONY: test-unit
@@ -54,6 +54,11 @@ test-live: setup ## Run tests/live: real eBPF programs (needs root)
 .PHONY: test-cluster
 test-cluster: setup-cluster ## Run tests/cluster: a real Kubernetes (needs root)
 	$(CLUSTER_PATH) $(BIN)/python -m pytest tests/cluster $(ARGS)
+
+.PHONY: test-kernels
+test-kernels: setup ## Run tests/kernels under all kernels, or LATENCYPROBE_KERNELS=5.10,7
+	@tools/setup-system kernels
+	LATENCYPROBE_KERNELS=$${LATENCYPROBE_KERNELS:-all} $(BIN)/python -m pytest tests/kernels $(ARGS)
 
 .PHONY: lint
 lint: setup ## Check style, formatting, types and layers
@@ -115,6 +120,12 @@ try-setup-cluster: setup
 ifeq ($(findstring cluster,$(LATENCYPROBE_SKIP)),)
 	@tools/setup-system cluster || true
 	@tools/setup-go $(VENV) || true
+endif
+
+.PHONY: try-setup-kernels
+try-setup-kernels: setup
+ifeq ($(findstring kernels,$(LATENCYPROBE_SKIP)),)
+	@tools/setup-system kernels || true
 endif
 
 $(VENV)/.venv: | system-packages

@@ -3,7 +3,8 @@
     python -m tests.run_tiers [TIER...]
 
 A *tier* is a set of checks with the same needs: `lint` and `unit` need nothing, `live` a kernel
-that runs eBPF, `cluster` a machine that can start a Kubernetes. Every tier runs, whatever became of
+that runs eBPF, `cluster` a machine that can start a Kubernetes, `kernels` one that emulates another
+with a kernel of Debian's. Every tier runs, whatever became of
 the one before. A tier that this machine cannot run has failed: a result is never green because
 nothing was looked at. Whoever wants less says so (LATENCYPROBE_SKIP=cluster,live), and the table
 repeats it.
@@ -211,6 +212,11 @@ TIERS = (
         "cluster",
         Pytest(ROOT / "tests" / "cluster"),
         (need_root, need_bcc, need_kernel_types, need_programs("ip", "nft", "unshare")),
+    ),
+    Tier(
+        "kernels",
+        Pytest(ROOT / "tests" / "kernels"),
+        (need_bcc, need_programs("qemu-system-x86_64", "apt-get", "depmod", "busybox", "file")),
     ),
 )
 

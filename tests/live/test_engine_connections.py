@@ -75,6 +75,7 @@ async def measure_connect(
     return error, engine.read()[CLIENT]
 
 
+@pytest.mark.every_kernel
 async def test_both_ends_of_a_connection_are_timed(
     start_engine: Start, pair: tuple[Pod, Pod]
 ) -> None:
@@ -116,6 +117,7 @@ async def test_connect_time_is_what_the_application_waits(
     assert measured.max_ns == pytest.approx(account["connect_ns"], rel=BUCKET - 1, abs=1_000_000)
 
 
+@pytest.mark.every_kernel
 async def test_a_refused_connect_is_a_count_and_no_sample(
     start_engine: Start, pair: tuple[Pod, Pod]
 ) -> None:
@@ -156,6 +158,7 @@ async def test_an_unreachable_peer_is_counted_by_cause(
     assert "tcp.connect" not in measured.stages
 
 
+@pytest.mark.every_kernel
 async def test_segments_sent_again_are_counted(start_engine: Start, pair: tuple[Pod, Pod]) -> None:
     client, server = pair
     engine = await both(start_engine, client, server)

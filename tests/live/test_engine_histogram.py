@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from latencyprobe.histogram import (
     LAST_OCTAVE,
     MANTISSA_THRESHOLDS,
@@ -127,6 +129,7 @@ def everywhere(seed: int, amount: int) -> Iterator[int]:
         yield choose.getrandbits(choose.randrange(1, 65))
 
 
+@pytest.mark.every_kernel
 def test_the_kernel_counts_in_the_position_that_python_reads() -> None:
     durations = {0, 1, 2**64 - 1, *boundaries(), *everywhere(seed=1, amount=20_000)}
     durations.discard(-1)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from latencyprobe.measurement import NOTHING
 from latencyprobe.stages import Module
 from latencyprobe_agent.kernel.engine import KernelEngine
@@ -54,6 +56,7 @@ def received(engine: KernelEngine) -> int:
     return count(engine.read().get(SERVER, NOTHING), "rx.total")
 
 
+@pytest.mark.every_kernel
 async def test_a_socket_belongs_to_the_cgroup_that_it_was_made_in(
     start_engine: Start, pair: Pair
 ) -> None:
@@ -73,6 +76,7 @@ async def test_a_socket_belongs_to_the_cgroup_that_it_was_made_in(
             assert received(engine) == 0
 
 
+@pytest.mark.every_kernel
 async def test_sockets_of_a_cgroup_outlive_its_directory(start_engine: Start, pair: Pair) -> None:
     client, server = pair
     engine = start_engine()
@@ -87,6 +91,7 @@ async def test_sockets_of_a_cgroup_outlive_its_directory(start_engine: Start, pa
     assert received(engine) == MESSAGES
 
 
+@pytest.mark.every_kernel
 async def test_a_process_is_followed_through_its_forks(start_engine: Start, pair: Pair) -> None:
     client, server = pair
     engine = start_engine()
@@ -117,6 +122,7 @@ def serve_by_a_grandchild(listener: socket.socket) -> None:
         os._exit(0)
 
 
+@pytest.mark.every_kernel
 async def test_a_stranger_in_the_same_namespace_is_never_counted(
     start_engine: Start, pair: Pair
 ) -> None:

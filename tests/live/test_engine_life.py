@@ -51,6 +51,8 @@ def wait_until_gone(programs: set[int]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.every_kernel
+@pytest.mark.own_build
 async def test_nothing_is_left_once_no_module_is_used(
     start_engine: Start, pair: tuple[Pod, Pod]
 ) -> None:
@@ -63,6 +65,7 @@ async def test_nothing_is_left_once_no_module_is_used(
     wait_until_gone(ours)
 
 
+@pytest.mark.every_kernel
 def test_a_killed_agent_leaves_nothing_attached() -> None:
     code = (
         "import asyncio\n"

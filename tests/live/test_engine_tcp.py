@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+import pytest
+
 from latencyprobe.measurement import NOTHING, Measurement
 from latencyprobe.stages import Module
 from latencyprobe_agent.kernel.engine import KernelEngine
@@ -100,6 +102,7 @@ async def test_thousands_of_short_connections_leave_nothing_unmatched(
     assert count(measured[SERVER], "tcp.handshake") == 3000
 
 
+@pytest.mark.every_kernel
 async def test_a_segment_read_in_pieces_counts_once(start_engine: Start, pair: Pair) -> None:
     client, server = pair
     engine = await watch(start_engine, client, server)
@@ -110,6 +113,7 @@ async def test_a_segment_read_in_pieces_counts_once(start_engine: Start, pair: P
     assert rx(taken(engine, SERVER)) == (1, 0)
 
 
+@pytest.mark.every_kernel
 async def test_a_look_ahead_ends_the_wait_and_the_read_counts_no_more(
     start_engine: Start, pair: Pair
 ) -> None:
@@ -125,6 +129,7 @@ async def test_a_look_ahead_ends_the_wait_and_the_read_counts_no_more(
     assert rx(taken(engine, SERVER)) == (50, 0)
 
 
+@pytest.mark.every_kernel
 async def test_bytes_thrown_away_unread_are_unmatched(start_engine: Start, pair: Pair) -> None:
     client, server = pair
     engine = await watch(start_engine, client, server)
@@ -139,6 +144,7 @@ async def test_bytes_thrown_away_unread_are_unmatched(start_engine: Start, pair:
     assert rx(taken(engine, SERVER)) == (1, 200)
 
 
+@pytest.mark.every_kernel
 async def test_spliced_bytes_are_unmatched(start_engine: Start, pair: Pair) -> None:
     client, server = pair
     engine = await watch(start_engine, client, server)
@@ -178,6 +184,7 @@ async def test_threads_that_share_a_connection_count_each_segment_once(
     assert sum(rx(measured[SERVER])) == count(measured[CLIENT], "tx.total") > 100
 
 
+@pytest.mark.every_kernel
 async def test_segments_behind_a_lost_one_are_counted_apart(
     start_engine: Start, pair: Pair
 ) -> None:
@@ -196,6 +203,7 @@ async def test_segments_behind_a_lost_one_are_counted_apart(
     assert measured[CLIENT].counters["retransmits"] >= 1
 
 
+@pytest.mark.every_kernel
 async def test_data_on_the_handshakes_last_segment_is_unmatched(
     start_engine: Start, pair: Pair
 ) -> None:
@@ -217,6 +225,7 @@ async def test_data_on_the_handshakes_last_segment_is_unmatched(
     assert rx(taken(engine, SERVER)) == (1, 1)
 
 
+@pytest.mark.every_kernel
 async def test_a_reply_that_comes_after_our_fin_is_unmatched(
     start_engine: Start, pair: Pair
 ) -> None:
@@ -235,6 +244,7 @@ async def test_a_reply_that_comes_after_our_fin_is_unmatched(
     assert rx(measured[CLIENT]) == (0, 20)
 
 
+@pytest.mark.every_kernel
 async def test_bytes_that_came_before_we_watched_are_unmatched(
     start_engine: Start, pair: Pair
 ) -> None:
@@ -260,6 +270,7 @@ async def test_bytes_that_came_before_we_watched_are_unmatched(
     assert rx(taken(engine, SERVER)) == (connections // 2, connections)
 
 
+@pytest.mark.every_kernel
 async def test_a_connection_between_families_is_measured(start_engine: Start, pair: Pair) -> None:
     """An IPv6 socket that talks IPv4."""
     client, server = pair

@@ -7,6 +7,8 @@ import socket
 import threading
 from collections.abc import Callable
 
+import pytest
+
 from latencyprobe.measurement import NOTHING
 from latencyprobe.stages import Module
 from latencyprobe_agent.kernel.engine import KernelEngine
@@ -51,6 +53,7 @@ async def test_a_burst_longer_than_our_memory_is_lost_but_for_its_end(
     assert received(engine) == (REMEMBERED, 200 - REMEMBERED)
 
 
+@pytest.mark.every_kernel
 async def test_what_the_kernel_drops_for_want_of_room_is_not_ours_to_count(
     start_engine: Start, pair: Pair
 ) -> None:
@@ -94,6 +97,7 @@ async def test_empty_peeked_and_cut_datagrams_count_once_each(
     assert missing <= 2  # a reader that is awake can be faster than the news
 
 
+@pytest.mark.every_kernel
 async def test_a_connected_socket_is_measured_in_both_directions(
     start_engine: Start, pair: Pair
 ) -> None:

@@ -65,7 +65,13 @@ def folder_of_tests(tmp_path: Path) -> Path:
 
 
 def test_tiers_run_from_the_cheapest_to_the_dearest() -> None:
-    assert [tier.name for tier in TIERS] == ["lint", "unit", "live", "cluster"]
+    assert [tier.name for tier in TIERS] == [
+        "lint",
+        "unit",
+        "live",
+        "cluster",
+        "kernels",
+    ]
 
 
 def test_every_tier_runs_even_after_a_failure() -> None:

@@ -36,15 +36,11 @@ class HookKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A program (a C function in `bpf/`) and what runs it: a tracepoint or a kernel function.
-
-    `also`: hooks that it is of no use without; they come and go together.
-    """
+    """A program (a C function in `bpf/`) and what runs it: a tracepoint or a kernel function."""
 
     function: str
     symbol: str
     kind: HookKind = HookKind.TRACEPOINT
-    also: tuple[Hook, ...] = ()
 
     @property
     def is_kprobe(self) -> bool:
@@ -85,11 +81,10 @@ class StageNeeds:
 def _event(
     name: str,
     modules: Iterable[Module],
-    *hooks: Hook | tuple[str, str] | tuple[str, str, HookKind],
+    *hooks: tuple[str, str] | tuple[str, str, HookKind],
     beside: str = "",
 ) -> Event:
-    made = (hook if isinstance(hook, Hook) else Hook(*hook) for hook in hooks)
-    return Event(name, frozenset(modules), tuple(made), beside)
+    return Event(name, frozenset(modules), tuple(Hook(*hook) for hook in hooks), beside)
 
 
 EVENTS: tuple[Event, ...] = (
@@ -107,27 +102,15 @@ EVENTS: tuple[Event, ...] = (
         ("on_consume_skb", "consume_skb"),
     ),
     _event("UDP queue", (RX,), ("on_sk_data_ready", "sk_data_ready"), beside="on_sock_recv_length"),
-    _event(
-        "send",
-        (TX, TCP),
-        ("on_tcp_sendmsg_locked", "tcp_sendmsg_locked"),
-        Hook(
-            "on_fentry_tcp_sendmsg",
-            "tcp_sendmsg_locked",
-            HookKind.FENTRY,
-            also=(Hook("on_fexit_stream_wait", "sk_stream_wait_memory", HookKind.FEXIT),),
-        ),
-        Hook(
-            "on_kprobe_tcp_sendmsg",
-            "tcp_sendmsg_locked",
-            HookKind.KPROBE,
-            also=(Hook("on_kprobe_stream_wait", "sk_stream_wait_memory", HookKind.KPROBE),),
-        ),
-    ),
     _event("queue", (TX,), ("on_net_dev_queue", "net_dev_queue")),
     _event("transmit", (TX,), ("on_net_dev_start_xmit", "net_dev_start_xmit")),
-    _event("driver drop", (TX,), ("on_drop_sent", "kfree_skb")),
-    _event("driver free", (TX,), ("on_consume_sent", "consume_skb"), beside="on_drop_sent"),
+    _event(
+        "send",
+        (TCP,),
+        ("on_tcp_sendmsg_locked", "tcp_sendmsg_locked"),
+        ("on_fentry_tcp_sendmsg", "tcp_sendmsg_locked", HookKind.FENTRY),
+        ("on_kprobe_tcp_sendmsg", "tcp_sendmsg_locked", HookKind.KPROBE),
+    ),
     _event("state change", (TCP,), ("on_inet_sock_set_state", "inet_sock_set_state")),
     _event("retransmit", (TCP,), ("on_tcp_retransmit_skb", "tcp_retransmit_skb")),
 )
@@ -149,11 +132,9 @@ STAGE_NEEDS: Mapping[str, StageNeeds] = {
     ),
     "rx.socket": StageNeeds(("receive", "segment"), _READS),
     "rx.total": StageNeeds(("receive", "segment"), _READS),
-    "tx.socket": StageNeeds(("send", "queue", "transmit"), _PROCESSES),
     "tx.stack": StageNeeds(("queue", "transmit"), _PROCESSES),
     "tx.host": StageNeeds(("queue", "transmit"), _PROCESSES),
     "tx.qdisc": StageNeeds(("queue", "transmit"), _PROCESSES),
-    "tx.driver": StageNeeds(("queue", "transmit", "driver free", "driver drop"), _PROCESSES),
     "tx.total": StageNeeds(("queue", "transmit"), _PROCESSES),
     "tcp.connect": StageNeeds(("state change",), {}),
     "tcp.handshake": StageNeeds(("state change",), {}),
@@ -167,12 +148,6 @@ def events_of(modules: Iterable[Module]) -> tuple[Event, ...]:
     """The events that these modules stand on."""
     wanted = set(modules)
     return tuple(event for event in EVENTS if event.modules & wanted)
-
-
-def functions_of(events: Iterable[Event]) -> list[str]:
-    """The C functions that their hooks run."""
-    hooks = [hook for event in events for hook in event.hooks]
-    return [hook.function for main in hooks for hook in (main, *main.also)]
 
 
 def coverage_of(

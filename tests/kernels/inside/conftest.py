@@ -1,0 +1,51 @@
+"""Fixtures of the tests inside a guest. Those of tests/live serve here too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.kernels.vm import NICS
+from tests.live.conftest import bridged, pair, start_engine
+from tests.live.pods import Pod, made_pod, namespace, run
+
+__all__ = ["bridged", "nics", "pair", "start_engine"]
+
+HERE = Path(__file__).parent
+_ONLY_SOMETIMES = ("headers_alone", "no_types")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is here runs on every kernel, unless it is about a kernel without types."""
+    for item in items:
+        special = any(item.get_closest_marker(marker) for marker in _ONLY_SOMETIMES)
+        if item.path.is_relative_to(HERE) and not special:
+            item.add_marker("every_kernel")
+
+
+@pytest.fixture
+def nics() -> Iterator[tuple[Pod, Pod]]:
+    """A (client, server) pair of pods on a network device each, with interrupts and a wire."""
+    with ExitStack() as stack:
+        pods = []
+        for index, address in enumerate(NICS):
+            inside = stack.enter_context(namespace(f"nic{index}"))
+            # A hardware device goes back to the machine's own namespace when its own is deleted.
+            run("ip", "link", "set", _device(address), "netns", inside.name, "name", "eth0")
+            pods.append(made_pod(stack, inside, index))
+        yield pods[0], pods[1]
+
+
+def _device(address: str) -> str:
+    """The name of the network device with this hardware address."""
+    found = [
+        path.parent.name
+        for path in Path("/sys/class/net").glob("*/address")
+        if path.read_text().strip() == address
+    ]
+    if len(found) != 1:
+        raise RuntimeError(f"{len(found)} network devices have the address {address}")
+    return found[0]

@@ -1,0 +1,45 @@
+"""A kernel without BTF: with its headers installed, and without them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from latencyprobe.coverage import CoverageState
+from latencyprobe.stages import Module
+from latencyprobe_agent.kernel.engine import KernelEngine
+from latencyprobe_agent.kernel.headers import kernel_types_kind
+from latencyprobe_agent.slots import EngineError
+from tests.kernels.inside.results import write_coverage
+from tests.live.pods import Pod
+from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, both, measure
+
+Start = Callable[..., KernelEngine]
+
+
+@pytest.mark.headers_alone
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+async def test_headers_serve_where_there_is_no_btf(
+    start_engine: Start, pair: tuple[Pod, Pod], protocol: str
+) -> None:
+    assert kernel_types_kind() == "headers"
+    client, server = pair
+    engine = await both(start_engine, client, server)
+    write_coverage("headers", engine.coverage)
+    measured, _ = await measure(engine, client, server, 100, "--protocol", protocol)
+    for slot in (CLIENT, SERVER):
+        for stage in ("rx.total", "tx.total"):
+            assert account_for(measured[slot], stage) == (100, 0), stage
+
+
+@pytest.mark.no_types
+async def test_without_btf_and_headers_the_agent_says_what_to_install(start_engine: Start) -> None:
+    assert kernel_types_kind() == "none"
+    engine = start_engine()
+    write_coverage("none", engine.coverage)
+    with pytest.raises(EngineError, match=r"has no BTF .* Install linux-headers-"):
+        await engine.use(frozenset(Module))
+    for stage in engine.coverage:
+        assert stage.state is CoverageState.UNAVAILABLE
+        assert "linux-headers-" in stage.reason
