@@ -26,6 +26,7 @@
 #define TCP_FIN_WAIT1 4
 #define TCP_TIME_WAIT 6
 #define TCP_CLOSE 7
+#define TCP_CLOSE_WAIT 8
 #define TCP_NEW_SYN_RECV 12
 
 /* include/net/tcp.h */
@@ -44,6 +45,7 @@
 #define EHOSTUNREACH 113
 
 #define RCV_SHUTDOWN 1 /* include/net/sock.h */
+#define IFF_LOOPBACK 0x8 /* include/uapi/linux/if.h */
 
 #define NET_RX_SOFTIRQ 3 /* include/linux/interrupt.h */
 

@@ -51,11 +51,6 @@ static __always_inline bool is_of(struct received *packet, u64 identity)
 	return packet->tag == received_tag(identity, packet->first_ns, packet->device_ns);
 }
 
-static __always_inline u32 saturate(u64 ns)
-{
-	return ns < ABSENT ? ns : ABSENT - 1;
-}
-
 /*
  * Made by skb_clone() on the way, as a bridge does for each port of a multicast. What TCP sends is a
  * clone too, but of skbuff_fclone_cache. (The first bits of this byte are cloned, nohdr and two of

@@ -1,44 +1,101 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * The hook that the modules tx and tcp share: the application hands bytes to TCP.
+ *
+ * Under the socket's lock, ahead of the copy: tp->write_seq is the first byte's sequence number.
  */
 
-static __always_inline int begin_write(struct sock *sk)
+static __always_inline struct socket_state *get_writer(struct sock *sk, struct config *config)
 {
+	return config ? get_own_state(sk, config) : 0;
+}
+
+/* tcp_sendmsg_locked(), net/ipv4/tcp.c, 6.16+; ahead of each piece that is copied */
+int on_tcp_sendmsg_locked(u64 *ctx)
+{
+	struct sock *sk = (struct sock *)ctx[0];
 	struct config *config = get_config();
-	struct socket_state *state;
+	struct socket_state *state = get_writer(sk, config);
 	struct tcp_sock *tp;
 
-	if (!config)
-		return 0;
-	state = get_own_state(sk, config);
 	if (!state)
 		return 0;
 	tp = get_tcp_sock(sk);
 	if (!tp)
 		return 0;
+#ifdef MODULE_TX
+	note_piece(state, tp, (struct msghdr *)ctx[1], (struct sk_buff *)ctx[2], ctx[3]);
+#endif
 #ifdef MODULE_TCP
 	note_write(config, state, sk, tp);
 #endif
 	return 0;
 }
 
-/*
- * tcp_sendmsg_locked(), net/ipv4/tcp.c, 6.16+; ahead of each piece that is copied, under the
- * socket's lock: write_seq is its first byte.
- */
-int on_tcp_sendmsg_locked(u64 *ctx)
+/* The same function, at its entry, for kernels without the tracepoint. */
+static __always_inline int handle_sendmsg(struct sock *sk, u32 length)
 {
-	return begin_write((struct sock *)ctx[0]);
+	struct config *config = get_config();
+	struct socket_state *state = get_writer(sk, config);
+	struct tcp_sock *tp;
+
+	if (!state)
+		return 0;
+	tp = get_tcp_sock(sk);
+	if (!tp)
+		return 0;
+#ifdef MODULE_TX
+	note_message(state, sk, tp, length);
+#endif
+#ifdef MODULE_TCP
+	note_write(config, state, sk, tp);
+#endif
+	return 0;
 }
 
-/* The same function, at its entry, for kernels without the tracepoint. */
+/* sk_stream_wait_memory(), net/core/stream.c; not TCP's alone */
+static __always_inline int handle_wait(struct sock *sk, bool is_over)
+{
+	struct socket_state *state = get_writer(sk, get_config());
+	struct tcp_sock *tp;
+
+	if (!state || protocol_of(sk) != PROTOCOL_TCP)
+		return 0;
+	tp = get_tcp_sock(sk);
+	if (!tp)
+		return 0;
+#ifdef MODULE_TX
+	if (is_over)
+		note_rest(state, tp);
+	else
+		give_up_rest(state, tp);
+#endif
+	return 0;
+}
+
+#if TYPED
+
 int on_fentry_tcp_sendmsg(u64 *ctx)
 {
-	return begin_write((struct sock *)ctx[0]);
+	return handle_sendmsg((struct sock *)ctx[0], ctx[2]);
 }
+
+int on_fexit_stream_wait(u64 *ctx)
+{
+	return (int)ctx[2] ? 0 : handle_wait((struct sock *)ctx[0], true);
+}
+
+#else
 
 int on_kprobe_tcp_sendmsg(struct pt_regs *ctx)
 {
-	return begin_write((struct sock *)PT_REGS_PARM1(ctx));
+	return handle_sendmsg((struct sock *)PT_REGS_PARM1(ctx), PT_REGS_PARM3(ctx));
 }
+
+/* At its beginning: a kretprobe knows no arguments, and too few of those that sleep. */
+int on_kprobe_stream_wait(struct pt_regs *ctx)
+{
+	return handle_wait((struct sock *)PT_REGS_PARM1(ctx), false);
+}
+
+#endif

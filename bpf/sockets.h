@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What we keep per socket of a target: whose it is, and the segments that wait in its queue.
+ * What we keep per socket of a target: whose it is, the segments that wait in its queue, and the
+ * bytes that wait to be sent.
  *
- * TCP's paths that touch it (tcp_rcv_established, tcp_recvmsg, state changes) hold the socket's
- * lock, so it needs none of its own. It dies with the socket.
+ * TCP's paths that touch it (tcp_rcv_established, tcp_recvmsg, tcp_sendmsg_locked, tcp_write_xmit,
+ * state changes) hold the socket's lock, so it needs none of its own. It dies with the socket.
  */
 
 #define SEGMENTS 64 /* must be a power of two */
@@ -23,6 +24,23 @@ struct segment {
 #endif
 };
 #define ABSENT 0xffffffffU
+
+static __always_inline u32 saturate(u64 ns)
+{
+	return ns < ABSENT ? ns : ABSENT - 1;
+}
+
+#define HANDOFFS 32 /* must be a power of two */
+
+/* Bytes that an application handed to TCP; see send.bpf.c. */
+struct handoff {
+	u64 handed_ns; /* 0: of the bytes from `seq` on it is not known */
+	u32 seq;
+	u32 end;	   /* where the message would end; the next hand-off may begin before it */
+	u32 limit_end; /* up to here the windows would have let it go */
+	u16 is_window; /* the peer's window was tighter than the congestion window */
+	u16 is_behind; /* something else was in the way */
+};
 
 /* Who spoke last, and when: see turns.bpf.c. */
 struct turns {
@@ -61,6 +79,11 @@ struct socket_state {
 	u32 known_seq; /* end of the bytes that are accounted for, as lost or unmatched too */
 	u32 skipped;   /* segments that left the queue without a copy */
 	struct segment segments[SEGMENTS];
+#endif
+#ifdef MODULE_TX
+	u32 handed_head; /* oldest, next to fill: free-running */
+	u32 handed_tail;
+	struct handoff handed[HANDOFFS];
 #endif
 };
 

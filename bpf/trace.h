@@ -189,9 +189,10 @@ static __always_inline void submit_event(struct trace_event *event)
 
 /*
  * Where an event is put together. Programs that end received packets run in a process's context,
- * those that end sent packets perhaps in a softirq that interrupted it: so each has its own.
+ * those that end sent packets perhaps in a softirq that interrupted it, be it while a process freed
+ * one: so each has its own.
  */
-enum event_kind { EVENT_RECEIVED, EVENT_SENT, NR_EVENT_KINDS };
+enum event_kind { EVENT_RECEIVED, EVENT_SENT, EVENT_COMPLETED, NR_EVENT_KINDS };
 
 #if TRACE
 BPF_PERCPU_ARRAY(trace_events, struct trace_event, NR_EVENT_KINDS);

@@ -91,6 +91,13 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage("rx.total", Module.RX, "the first of these", "the last"),
     Stage(
+        "tx.socket",
+        Module.TX,
+        "sendmsg hands the bytes to TCP",
+        "first transmission of those bytes",
+        "tx.total",
+    ),
+    Stage(
         "tx.stack",
         Module.TX,
         "TCP stamps the segment",
@@ -109,6 +116,13 @@ STAGES: tuple[Stage, ...] = (
         Module.TX,
         "net_dev_queue on the last device",
         "net_dev_start_xmit on the same device",
+        "tx.total",
+    ),
+    Stage(
+        "tx.driver",
+        Module.TX,
+        "net_dev_start_xmit on the last device",
+        "its driver frees the packet",
         "tx.total",
     ),
     Stage("tx.total", Module.TX, "the first of these", "the last"),
@@ -131,6 +145,21 @@ STAGES: tuple[Stage, ...] = (
 
 COUNTERS: tuple[Counter, ...] = (
     Counter("headOfLineSegments", Module.RX, "segments that waited behind a missing earlier one"),
+    Counter(
+        "sendsBehindWindow",
+        Module.TX,
+        "segments that waited over 1 ms in the socket, the receiver's window being full",
+    ),
+    Counter(
+        "sendsBehindCongestion",
+        Module.TX,
+        "segments that waited so long for the congestion window, pacing or the device's queue",
+    ),
+    Counter(
+        "sendsHeldBack",
+        Module.TX,
+        "segments that waited so long though both windows were open: Nagle's algorithm, a cork",
+    ),
     Counter("retransmits", Module.TCP, "segments sent again"),
     Counter(
         "delayedAcks",

@@ -30,7 +30,11 @@ class Bottleneck(StrEnum):
     SLOW_READER = "SlowReader"
     SOFTIRQ_BACKLOG = "SoftirqBacklog"
     HOST_PATH = "HostPath"
+    RECEIVE_WINDOW = "ReceiveWindow"
+    CONGESTION = "Congestion"
     QDISC_BACKLOG = "QdiscBacklog"
+    DRIVER = "Driver"
+    APPLICATION = "Application"
     NETWORK = "Network"
     NONE = "None"
     INSUFFICIENT_DATA = "InsufficientData"
@@ -85,11 +89,38 @@ _CAUSES: Mapping[str, _Cause] = {
         "packets were on the host's side between the pod's device and the last one",
         _LOOK_AT_THE_DATA_PATH,
     ),
+    "tx.driver": _Cause(
+        Bottleneck.DRIVER,
+        "packets waited in the last device for their transmission to be completed",
+        "Look at the device: its ring and queues (ethtool -g, -l), interrupt coalescing (ethtool "
+        "-c), pause frames (ethtool -S), or, in a virtual machine, what the host does with them.",
+    ),
     "tx.qdisc": _Cause(
         Bottleneck.QDISC_BACKLOG,
         "packets waited in the queueing discipline of the last device",
         "See which queue holds them (tc -s qdisc show) and why: a rate limit, a bandwidth "
         "annotation of the pod, or a full link.",
+    ),
+}
+# What holds tx.socket is told by the counters of its long waits: the largest names the cause.
+_CAUSES_OF_WAITING: Mapping[str, _Cause] = {
+    "sendsBehindWindow": _Cause(
+        Bottleneck.RECEIVE_WINDOW,
+        "data waited in the socket, the receiver's window being full",
+        "Look at the receiver: it reads more slowly than this side writes, or its receive buffer "
+        "(net.ipv4.tcp_rmem, SO_RCVBUF) is too small for the round trip.",
+    ),
+    "sendsBehindCongestion": _Cause(
+        Bottleneck.CONGESTION,
+        "data waited in the socket for the congestion window, pacing or the device's queue",
+        "Look at the path for losses and its narrowest link (ss -ti: cwnd, retrans, pacing_rate; "
+        "tc -s qdisc show), and reuse connections: each begins with a small window.",
+    ),
+    "sendsHeldBack": _Cause(
+        Bottleneck.APPLICATION,
+        "data waited in the socket though it might have been sent: Nagle's algorithm, or a cork",
+        "Set TCP_NODELAY on this socket, or write a message at once instead of in pieces; look for "
+        "MSG_MORE and TCP_CORK.",
     ),
 }
 
@@ -159,10 +190,22 @@ def _judge(measurement: Measurement) -> Verdict:
         return Verdict(Bottleneck.NONE, None, 0.0, figures, _FAST_ENOUGH)
     if share < DOMINANT_SHARE:
         return Verdict(Bottleneck.NONE, None, 0.0, figures, "Nothing to do: no stage stands out.")
-    cause = _CAUSES.get(stage)
+    cause = _cause(measurement, stage)
     if cause is None:
         return Verdict(Bottleneck.NONE, None, 0.0, figures, _work_not_waiting(stage))
     return Verdict(cause.bottleneck, stage, share, (*figures, cause.because), cause.next_step)
+
+
+def _cause(measurement: Measurement, stage: str) -> _Cause | None:
+    if stage != "tx.socket":
+        return _CAUSES.get(stage)
+    waits = {name: measurement.counters.get(name, 0) for name in _CAUSES_OF_WAITING}
+    most = max(waits, key=lambda name: waits[name])
+    if not waits[most]:
+        return None
+    cause = _CAUSES_OF_WAITING[most]
+    counted = ", ".join(f"{name} {count:,}" for name, count in waits.items() if count)
+    return replace(cause, because=f"{cause.because} ({counted})")
 
 
 def _samples(measurement: Measurement, stage: str) -> int:

@@ -17,8 +17,8 @@ Start = Callable[..., KernelEngine]
 CLIENT, SERVER = 0, 1
 BUCKET = 2 ** (1 / 8)  # one bucket of the histogram
 RX_PARTS = ("rx.softirq", "rx.host", "rx.stack", "rx.socket")
-TX_OF_A_PAIR = ("tx.stack", "tx.qdisc", "tx.total")
-TX_PARTS = ("tx.stack", "tx.host", "tx.qdisc")
+TX_OF_A_PAIR = ("tx.socket", "tx.stack", "tx.qdisc", "tx.total")
+TX_PARTS = ("tx.socket", "tx.stack", "tx.host", "tx.qdisc", "tx.driver")
 
 
 async def measure(

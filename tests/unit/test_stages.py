@@ -38,12 +38,18 @@ def test_names_and_macros_are_unique() -> None:
 
 
 def test_the_parts_of_a_total_are_in_the_packets_order() -> None:
-    assert [part.name for part in parts_of("tx.total")] == ["tx.stack", "tx.host", "tx.qdisc"]
+    assert [part.name for part in parts_of("tx.total")] == [
+        "tx.socket",
+        "tx.stack",
+        "tx.host",
+        "tx.qdisc",
+        "tx.driver",
+    ]
 
 
 def test_modules_come_out_once_and_in_the_tables_order() -> None:
     assert parse_modules(["tcp", "rx", "tcp"]) == (Module.RX, Module.TCP)
-    assert [row.module for row in stages_of(parse_modules(["tx"]))] == [Module.TX] * 4
+    assert [row.module for row in stages_of(parse_modules(["tx"]))] == [Module.TX] * 6
 
 
 def test_an_unknown_module_is_refused_with_the_known_ones() -> None:

@@ -38,6 +38,7 @@ def measured(
         (measured(rx_host=9 * MS, rx_stack=2 * MS), Bottleneck.HOST_PATH, "rx.host"),
         (measured(tx_host=9 * MS, tx_stack=2 * MS), Bottleneck.HOST_PATH, "tx.host"),
         (measured(tx_qdisc=9 * MS, tx_stack=2 * MS), Bottleneck.QDISC_BACKLOG, "tx.qdisc"),
+        (measured(tx_driver=9 * MS, tx_stack=2 * MS), Bottleneck.DRIVER, "tx.driver"),
         (measured(rx_stack=9 * MS, rx_socket=2 * MS), Bottleneck.NONE, None),
         (
             measured(rx_softirq=33 * MS, rx_host=33 * MS, rx_stack=0, rx_socket=34 * MS),
@@ -57,6 +58,34 @@ def test_the_largest_part_of_the_larger_total_is_the_bottleneck(
     verdict = judge(measurement)
     assert (verdict.bottleneck, verdict.stage) == (bottleneck, stage)
     assert verdict.next_step
+
+
+@pytest.mark.parametrize(
+    ("window", "congestion", "held_back", "bottleneck"),
+    [
+        (100, 0, 0, Bottleneck.RECEIVE_WINDOW),
+        (60, 40, 0, Bottleneck.RECEIVE_WINDOW),
+        (40, 60, 10, Bottleneck.CONGESTION),
+        (0, 1, 0, Bottleneck.CONGESTION),
+        (0, 20, 80, Bottleneck.APPLICATION),
+    ],
+)
+def test_what_held_most_segments_back_is_the_cause_of_waiting_to_be_sent(
+    window: int, congestion: int, held_back: int, bottleneck: Bottleneck
+) -> None:
+    counters = {
+        "sendsBehindWindow": window,
+        "sendsBehindCongestion": congestion,
+        "sendsHeldBack": held_back,
+    }
+    verdict = judge(measured(tx_socket=9 * MS, tx_stack=MS, counters=counters))
+    assert (verdict.bottleneck, verdict.stage) == (bottleneck, "tx.socket")
+    for name, count in counters.items():
+        assert (f"{name} {count}" in verdict.evidence[-1]) is (count > 0)
+
+
+def test_short_waits_to_be_sent_have_no_cause() -> None:
+    assert judge(measured(tx_socket=9 * MS, tx_stack=MS)).bottleneck is Bottleneck.NONE
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from latencyprobe_agent.kernel.headers import (
     point_bcc_at,
     version_code,
 )
-from latencyprobe_agent.kernel.hooks import events_of
+from latencyprobe_agent.kernel.hooks import events_of, functions_of
 from latencyprobe_agent.kernel.loader import Loader
 from latencyprobe_agent.kernel.source import MAPS, TRACE_MAPS, compose
 
@@ -109,9 +109,7 @@ def build(request: Request) -> tuple[Answer, list[int]]:
     with kernel_source(types) as tree:
         point_bcc_at(tree)
         compiled = _compile(
-            source,
-            [hook.function for event in events for hook in event.hooks],
-            (*MAPS, *TRACE_MAPS) if request.trace else MAPS,
+            source, functions_of(events), (*MAPS, *TRACE_MAPS) if request.trace else MAPS
         )
     loader = Loader(compiled.code, types if typed else None, without=request.without)
     for event in events:
@@ -141,8 +139,17 @@ def _compile(source: str, functions: list[str], maps: tuple[str, ...]) -> _Objec
         except Exception as error:  # bcc raises bare Exception
             tail = "\n".join(diagnostics().strip().splitlines()[-_DIAGNOSTIC_LINES:])
             raise CompileError(f"{error}\n{tail}") from error
-    code = {name: text for name in functions if (text := compiled.dump_func(name))}
+    there = _compiled_functions(compiled)
+    code = {name: compiled.dump_func(name) for name in functions if name in there}
     return _Object(code, _map_descriptors(compiled, maps), compiled)
+
+
+def _compiled_functions(compiled: Any) -> set[str]:
+    """What the source has: some programs are only for kernels with, or without, BTF."""
+    from bcc.libbcc import lib  # noqa: PLC0415 - see _compile
+
+    count = lib.bpf_num_functions(compiled.module)
+    return {lib.bpf_function_name(compiled.module, index).decode() for index in range(count)}
 
 
 def _map_descriptors(compiled: Any, names: tuple[str, ...]) -> dict[str, int]:

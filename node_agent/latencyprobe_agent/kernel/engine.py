@@ -8,6 +8,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from latencyprobe.coverage import CoverageState, StageCoverage
 from latencyprobe.measurement import (
@@ -34,6 +35,7 @@ _U64 = struct.Struct("=Q")
 _NETNS_HOST, _NETNS_WATCHED, _NETNS_PROCESSES = 1, 2, 4
 # `filters` is an array: its elements are only ever overwritten.
 _HASHES = ("filter_ports", "cgroups", "processes")
+_COVERED = (CoverageState.ACTIVE, CoverageState.PARTIAL)
 _UNCERTAIN = b""  # no entry has this value
 _PROTOCOL_BITS = {"TCP": 1, "UDP": 2}
 
@@ -180,9 +182,7 @@ class KernelEngine:
         if built.diagnostics and built.refused:
             self._log.debug("the kernel's words:\n%s", built.diagnostics)
         coverage = coverage_of(modules, built.attached, built.refused)
-        if not any(
-            stage.state in (CoverageState.ACTIVE, CoverageState.PARTIAL) for stage in coverage
-        ):
+        if not any(stage.state in _COVERED for stage in coverage):
             built.close()
             raise EngineError(
                 "the kernel refused every hook: " + "; ".join(dict.fromkeys(built.refused.values()))
@@ -206,8 +206,18 @@ class KernelEngine:
             self._carry[slot] = self._carry.get(slot, NOTHING) + measurement
 
     def _take(self, loaded: LoadedObject) -> Mapping[int, Measurement]:
+        """What was measured; of a stage that is not covered there may be losses, but no news."""
         ratio = 2.0**-self._sample_shift
-        return loaded.statistics.take(loaded.flip_epoch(), self._slots, ratio)
+        covered = {stage.name for stage in self._coverage if stage.state in _COVERED}
+        return {
+            slot: replace(
+                measurement,
+                stages={name: of for name, of in measurement.stages.items() if name in covered},
+            )
+            for slot, measurement in loaded.statistics.take(
+                loaded.flip_epoch(), self._slots, ratio
+            ).items()
+        }
 
     def _report_change(self, modules: frozenset[Module]) -> None:
         for module in Module:

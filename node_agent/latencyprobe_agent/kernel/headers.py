@@ -31,6 +31,7 @@ STRUCTS = (
     "kernfs_node",
     "task_struct",
     "signal_struct",
+    "msghdr",
     "pt_regs",  # what a kprobe's program gets
 )
 # (struct, field): each becomes HAVE_<struct>_<field>, since kernels differ in them.

@@ -36,11 +36,15 @@ class HookKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A program (a C function in `bpf/`) and what runs it: a tracepoint or a kernel function."""
+    """A program (a C function in `bpf/`) and what runs it: a tracepoint or a kernel function.
+
+    `also`: hooks that it is of no use without; they come and go together.
+    """
 
     function: str
     symbol: str
     kind: HookKind = HookKind.TRACEPOINT
+    also: tuple[Hook, ...] = ()
 
     @property
     def is_kprobe(self) -> bool:
@@ -81,10 +85,11 @@ class StageNeeds:
 def _event(
     name: str,
     modules: Iterable[Module],
-    *hooks: tuple[str, str] | tuple[str, str, HookKind],
+    *hooks: Hook | tuple[str, str] | tuple[str, str, HookKind],
     beside: str = "",
 ) -> Event:
-    return Event(name, frozenset(modules), tuple(Hook(*hook) for hook in hooks), beside)
+    made = (hook if isinstance(hook, Hook) else Hook(*hook) for hook in hooks)
+    return Event(name, frozenset(modules), tuple(made), beside)
 
 
 EVENTS: tuple[Event, ...] = (
@@ -102,15 +107,27 @@ EVENTS: tuple[Event, ...] = (
         ("on_consume_skb", "consume_skb"),
     ),
     _event("UDP queue", (RX,), ("on_sk_data_ready", "sk_data_ready"), beside="on_sock_recv_length"),
-    _event("queue", (TX,), ("on_net_dev_queue", "net_dev_queue")),
-    _event("transmit", (TX,), ("on_net_dev_start_xmit", "net_dev_start_xmit")),
     _event(
         "send",
-        (TCP,),
+        (TX, TCP),
         ("on_tcp_sendmsg_locked", "tcp_sendmsg_locked"),
-        ("on_fentry_tcp_sendmsg", "tcp_sendmsg_locked", HookKind.FENTRY),
-        ("on_kprobe_tcp_sendmsg", "tcp_sendmsg_locked", HookKind.KPROBE),
+        Hook(
+            "on_fentry_tcp_sendmsg",
+            "tcp_sendmsg_locked",
+            HookKind.FENTRY,
+            also=(Hook("on_fexit_stream_wait", "sk_stream_wait_memory", HookKind.FEXIT),),
+        ),
+        Hook(
+            "on_kprobe_tcp_sendmsg",
+            "tcp_sendmsg_locked",
+            HookKind.KPROBE,
+            also=(Hook("on_kprobe_stream_wait", "sk_stream_wait_memory", HookKind.KPROBE),),
+        ),
     ),
+    _event("queue", (TX,), ("on_net_dev_queue", "net_dev_queue")),
+    _event("transmit", (TX,), ("on_net_dev_start_xmit", "net_dev_start_xmit")),
+    _event("driver drop", (TX,), ("on_drop_sent", "kfree_skb")),
+    _event("driver free", (TX,), ("on_consume_sent", "consume_skb"), beside="on_drop_sent"),
     _event("state change", (TCP,), ("on_inet_sock_set_state", "inet_sock_set_state")),
     _event("retransmit", (TCP,), ("on_tcp_retransmit_skb", "tcp_retransmit_skb")),
 )
@@ -132,9 +149,11 @@ STAGE_NEEDS: Mapping[str, StageNeeds] = {
     ),
     "rx.socket": StageNeeds(("receive", "segment"), _READS),
     "rx.total": StageNeeds(("receive", "segment"), _READS),
+    "tx.socket": StageNeeds(("send", "queue", "transmit"), _PROCESSES),
     "tx.stack": StageNeeds(("queue", "transmit"), _PROCESSES),
     "tx.host": StageNeeds(("queue", "transmit"), _PROCESSES),
     "tx.qdisc": StageNeeds(("queue", "transmit"), _PROCESSES),
+    "tx.driver": StageNeeds(("queue", "transmit", "driver free", "driver drop"), _PROCESSES),
     "tx.total": StageNeeds(("queue", "transmit"), _PROCESSES),
     "tcp.connect": StageNeeds(("state change",), {}),
     "tcp.handshake": StageNeeds(("state change",), {}),
@@ -148,6 +167,12 @@ def events_of(modules: Iterable[Module]) -> tuple[Event, ...]:
     """The events that these modules stand on."""
     wanted = set(modules)
     return tuple(event for event in EVENTS if event.modules & wanted)
+
+
+def functions_of(events: Iterable[Event]) -> list[str]:
+    """The C functions that their hooks run."""
+    hooks = [hook for event in events for hook in event.hooks]
+    return [hook.function for main in hooks for hook in (main, *main.also)]
 
 
 def coverage_of(

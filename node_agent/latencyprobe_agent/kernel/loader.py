@@ -59,18 +59,31 @@ class Loader:
         if event.beside and event.beside not in self.programs:
             self.refused[event.name] = f"of no use without {event.beside}"
             return
-        reasons = []
+        reasons: list[str] = []
         for hook in event.hooks:
-            name = hook.name(typed=self._types is not None)
-            try:
-                self._attach_hook(hook, name)
-            except (libbpf.KernelRefusedError, LookupError) as error:
-                reasons.append(f"{name}: {self._words(hook, error)}")
-                _complain(f"{hook.function}: {error}")
-                continue
-            self.attached[event.name] = name
-            return
+            if self._attach_with_others(hook, reasons):
+                self.attached[event.name] = self._name(hook)
+                return
         self.refused[event.name] = "; ".join(reasons)
+
+    def _attach_with_others(self, hook: Hook, reasons: list[str]) -> bool:
+        """Attach the hook and those it can't do without, or none of them."""
+        attached: list[Hook] = []
+        for each in (hook, *hook.also):
+            try:
+                self._attach_hook(each)
+            except (libbpf.KernelRefusedError, LookupError) as error:
+                reasons.append(f"{self._name(each)}: {self._words(each, error)}")
+                _complain(f"{each.function}: {error}")
+                for undone in reversed(attached):
+                    os.close(self.links.pop())
+                    os.close(self.programs.pop(undone.function))
+                return False
+            attached.append(each)
+        return True
+
+    def _name(self, hook: Hook) -> str:
+        return hook.name(typed=self._types is not None)
 
     def _words(self, hook: Hook, error: Exception) -> str:
         """The kernel's answer, with the option it was built without where that explains it."""
@@ -79,9 +92,10 @@ class Loader:
             return ", ".join((error.answer, *(f"{option} is not set" for option in missing)))
         return str(error.args[0])
 
-    def _attach_hook(self, hook: Hook, name: str) -> None:
-        if name in self._without:
+    def _attach_hook(self, hook: Hook) -> None:
+        if self._name(hook) in self._without:
             raise LookupError("not to be used, on request")
+        self._check_kind(hook)
         code = self._code.get(hook.function)
         if code is None:
             raise LookupError(f"{hook.function} was not compiled")
@@ -93,10 +107,14 @@ class Loader:
             raise
         self.programs[hook.function] = program
 
+    def _check_kind(self, hook: Hook) -> None:
+        if hook.is_kprobe and self._types is not None:
+            raise LookupError("can't reach what is kept with sockets bound by BTF")
+        if hook.kind in (HookKind.FENTRY, HookKind.FEXIT) and self._types is None:
+            raise LookupError(f"needs BTF and Linux 5.11, this is {platform.release()}")
+
     def _load(self, hook: Hook, code: bytes) -> int:
         if hook.is_kprobe:
-            if self._types is not None:
-                raise LookupError("can't reach what is kept with sockets bound by BTF")
             return libbpf.load_program(hook.function, code, program_type=libbpf.PROG_TYPE_KPROBE)
         if self._types is not None:
             return libbpf.load_program(
@@ -106,8 +124,6 @@ class Loader:
                 attach_type=_TRACING_ATTACH_TYPES[hook.kind],
                 attach_btf_id=self._type_id(hook, self._types),
             )
-        if hook.kind is not HookKind.TRACEPOINT:
-            raise LookupError(f"needs BTF and Linux 5.11, this is {platform.release()}")
         return libbpf.load_program(
             hook.function, code, program_type=libbpf.PROG_TYPE_RAW_TRACEPOINT
         )

@@ -12,14 +12,14 @@ from latencyprobe_agent.slots import MAX_SLOTS
 _HEADERS = ("kernel.h", "common.h", "histogram.h", "targets.h", "trace.h", "sockets.h")
 _MODULE_FILES: Mapping[Module, tuple[str, ...]] = {
     Module.RX: ("rx.bpf.c",),
-    Module.TX: ("tx.bpf.c",),
+    Module.TX: ("send.bpf.c", "devices.bpf.c", "tx.bpf.c", "driver.bpf.c"),
     Module.TCP: ("turns.bpf.c", "tcp.bpf.c"),
 }
 # Shared by modules: included once if one of them is wanted.
 _SHARED_FILES: Mapping[str, frozenset[Module]] = {
     "segment.bpf.c": frozenset({Module.RX, Module.TCP}),
     "read.bpf.c": frozenset({Module.RX, Module.TCP}),
-    "sendmsg.bpf.c": frozenset({Module.TCP}),
+    "sendmsg.bpf.c": frozenset({Module.TX, Module.TCP}),
 }
 # The maps that the agent writes or reads; all others are the programs' own.
 MAPS = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,7 @@ from latencyprobe.coverage import CoverageState
 from latencyprobe.stages import Module
 from latencyprobe_agent.kernel import libbpf, perf
 from latencyprobe_agent.kernel.btf import KernelTypes
-from latencyprobe_agent.kernel.hooks import EVENTS, Event, Hook, HookKind, coverage_of
+from latencyprobe_agent.kernel.hooks import EVENTS, Event, Hook, HookKind, coverage_of, functions_of
 from latencyprobe_agent.kernel.kconfig import KernelConfig
 from latencyprobe_agent.kernel.loader import Loader
 
@@ -153,6 +154,25 @@ def test_the_end_of_a_function_is_hooked_by_fexit_or_kretprobe(kernel: Kernel) -
     assert kernel.attached[-1] == ("kretprobe", "inet_csk_accept")
 
 
+def test_hooks_that_belong_together_come_together_or_not_at_all(kernel: Kernel) -> None:
+    wait = Hook("on_fexit_wait", "sk_stream_wait_memory", HookKind.FEXIT)
+    first = replace(FENTRY, also=(wait,))
+    code = {**CODE, wait.function: b"\0" * 8}
+    send = Event("send", frozenset(Module), (first, TRACEPOINT))
+    types = Types(("tcp_sendmsg_locked",), ("tcp_sendmsg_locked", "sk_stream_wait_memory"))
+    whole = load(types, event=send, code=code)
+    assert whole.attached == {"send": "fentry/tcp_sendmsg_locked"}
+    assert list(whole.programs) == ["on_fentry_send", "on_fexit_wait"]
+    assert len(whole.links) == 2
+    before = len(os.listdir("/proc/self/fd"))
+    kernel.refuses["on_fexit_wait"] = errno.EPERM
+    halved = load(types, event=send, code=code)
+    assert halved.attached == {"send": "tp_btf/tcp_sendmsg_locked"}
+    assert list(halved.programs) == ["on_send"]
+    assert len(halved.links) == 1
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_reasons_are_the_kernels_own_words_hook_by_hook(kernel: Kernel) -> None:
     kernel.refuses["on_fentry_send"] = errno.EPERM
     loader = load(Types(functions=("tcp_sendmsg_locked",)))
@@ -197,7 +217,7 @@ def test_a_program_whose_attach_is_refused_is_let_go(kernel: Kernel) -> None:
 
 
 def test_a_refused_event_costs_its_stages_alone(kernel: Kernel) -> None:
-    code = {hook.function: b"\0" * 8 for event in EVENTS for hook in event.hooks}
+    code = dict.fromkeys(functions_of(EVENTS), b"\x00" * 8)
     symbols = {hook.symbol for event in EVENTS for hook in event.hooks} - {"net_dev_start_xmit"}
     loader = Loader(code, Types(tuple(symbols)), config=FULL_CONFIG)
     for event in EVENTS:

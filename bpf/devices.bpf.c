@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Module tx, its devices: which of them a packet leaves by for good, and whose drivers tell when.
+ */
+
+/* The first four letters of rtnl_link_ops->kind, as the kernel's memory holds them. */
+#define KIND(a, b, c, d) ((u32)(a) | (u32)(b) << 8 | (u32)(c) << 16 | (u32)(d) << 24)
+
+static __always_inline u32 kind_of(struct net_device *dev)
+{
+	const struct rtnl_link_ops *operations = READ(dev, rtnl_link_ops);
+	const char *name;
+	u32 kind = 0;
+
+	if (!operations)
+		return 0; /* a hardware driver, or the loopback device */
+	name = READ(operations, kind);
+	bpf_probe_read_kernel(&kind, sizeof(kind), name);
+	return kind;
+}
+
+/* Devices that hand the same skb to another device of the same namespace. */
+static __always_inline bool passes_on(u32 kind)
+{
+	switch (kind) {
+	case KIND('b', 'r', 'i', 'd'): /* bridge */
+	case KIND('v', 'l', 'a', 'n'):
+	case KIND('b', 'o', 'n', 'd'):
+	case KIND('t', 'e', 'a', 'm'):
+	case KIND('m', 'a', 'c', 'v'): /* macvlan, macvtap */
+	case KIND('i', 'p', 'v', 'l'): /* ipvlan, ipvtap */
+	case KIND('v', 'x', 'l', 'a'): /* vxlan */
+	case KIND('g', 'e', 'n', 'e'): /* geneve */
+	case KIND('i', 'p', 'i', 'p'):
+	case KIND('g', 'r', 'e', 0):
+	case KIND('g', 'r', 'e', 't'): /* gretap */
+	case KIND('s', 'i', 't', 0):
+	case KIND('i', 'p', '6', 't'): /* ip6tnl */
+	case KIND('i', 'p', '6', 'g'): /* ip6gre, ip6gretap */
+	case KIND('v', 't', 'i', 0):
+	case KIND('v', 't', 'i', '6'):
+	case KIND('x', 'f', 'r', 'm'):
+	case KIND('v', 'r', 'f', 0):
+		return true;
+	}
+	return false;
+}
+
+/* Whether a veth's other end is in the host's namespace. netdev_priv(), include/linux/netdevice.h */
+static __always_inline bool leads_to_host(struct net_device *dev)
+{
+#ifdef HAVE_net_device_priv
+	u64 private = (u64)dev + offsetof(struct net_device, priv);
+#else
+	u64 private = (u64)dev + ((sizeof(struct net_device) + 31) & ~31UL);
+#endif
+	struct net_device *peer = 0; /* the first member of struct veth_priv, drivers/net/veth.c */
+	struct net *net = 0;
+	u32 inum = 0;
+
+	bpf_probe_read_kernel(&peer, sizeof(peer), (void *)private);
+	if (!peer)
+		return false;
+	bpf_probe_read_kernel(&net, sizeof(net), &peer->nd_net.net);
+	bpf_probe_read_kernel(&inum, sizeof(inum), &net->ns.inum);
+	return inum == HOST_NETNS;
+}
+
+/* What becomes of a packet that a device is given to transmit. */
+#define DEVICE_PASSES_ON 0   /* seen again on another device */
+#define DEVICE_IS_LAST 1     /* gone for good, no driver completes it: veth, loopback */
+#define DEVICE_MAY_COMPLETE 2 /* its driver frees the packet once it is sent, perhaps to be seen */
+#define DEVICE_COMPLETES 3   /* that was seen */
+#define DEVICE_FATES 3ULL    /* mask */
+
+static __always_inline u32 look_at_device(struct net_device *dev)
+{
+	u32 kind = kind_of(dev);
+
+	if (passes_on(kind))
+		return DEVICE_PASSES_ON;
+	if (kind == KIND('v', 'e', 't', 'h'))
+		return netns_of(dev) == HOST_NETNS || !leads_to_host(dev) ? DEVICE_IS_LAST :
+									    DEVICE_PASSES_ON;
+	if (kind == KIND('t', 'u', 'n', 0))
+		return DEVICE_MAY_COMPLETE;
+	return kind || READ(dev, flags) & IFF_LOOPBACK ? DEVICE_IS_LAST : DEVICE_MAY_COMPLETE;
+}
+
+#define DEVICE_BITS 8
+
+/*
+ * What look_at_device() said, direct-mapped by the device's address: one word of address, generation
+ * and, in the lowest bits, the fate. So it is asked anew whenever the targets change.
+ */
+BPF_ARRAY(devices, u64, 1 << DEVICE_BITS);
+
+/* The word of a device, and its place. */
+static __always_inline u64 get_device(struct config *config, struct net_device *dev, u32 *index)
+{
+	u64 identity = identity_of(dev, config);
+	u64 key = (identity << 2 ^ (u64)config->generation << 40) & ~DEVICE_FATES;
+	u64 *known, word;
+
+	*index = ((u32)(identity >> 6) * 0x9e3779b1U) >> (32 - DEVICE_BITS);
+	known = devices.lookup(index);
+	if (!known)
+		return DEVICE_PASSES_ON;
+	word = *known;
+	if ((word & ~DEVICE_FATES) == key)
+		return word;
+	word = key | look_at_device(dev);
+	*known = word;
+	return word;
+}

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Module tx, its end: the last device takes the packet, and where its driver frees it after
+ * transmission, that is the end of tx.driver and of the whole.
+ *
+ * A driver frees what it has sent by consume_skb() or napi_consume_skb(), what it drops by
+ * kfree_skb(): both tell by tracepoints. Some free all alike by kfree_skb() (dev_kfree_skb_any()).
+ * So a device is on trial until one of its packets was seen to end by consume_skb: until then packets
+ * end with net_dev_start_xmit.
+ */
+
+#define DRIVING_BITS 12
+
+/*
+ * Packets that a driver has: as `sent`, direct-mapped by the skb's address, a cache line each. Both
+ * ways in which a driver lets go of an skb are watched, so an element dies with its packet.
+ */
+struct driving {
+	u64 tag; /* 0: free */
+	u64 start_ns;
+	u64 queue_ns;
+	u64 last_queue_ns;
+	u64 xmit_ns;
+	owners_t owners; /* 0: on trial, the packet is recorded already */
+	u64 device;	 /* the word of `devices`, and which it is */
+	u32 device_index;
+	u32 stack_ns;
+#if TRACE
+	struct user user;
+	struct endpoints endpoints;
+#endif
+};
+BPF_ARRAY(driving, struct driving, 1 << DRIVING_BITS);
+
+static __always_inline struct driving *get_driving(u64 identity)
+{
+	u32 index = ((u32)(identity >> 6) * 0x9e3779b1U) >> (32 - DRIVING_BITS);
+
+	return driving.lookup(&index);
+}
+
+static __always_inline u64 driving_tag(u64 identity, struct driving *packet)
+{
+	return identity ^ packet->xmit_ns << 1;
+}
+
+/* When a packet passed by its last devices; times that it has not are equal to those before. */
+struct way {
+	u64 start_ns;
+	u64 queue_ns;
+	u64 last_queue_ns; /* 0: no host between */
+	u64 xmit_ns;
+	u64 end_ns; /* 0: no driver that completes */
+	u32 stack_ns;
+};
+
+static __always_inline void record_way(struct slot_stats *slot, struct trace_event *event,
+				       struct way *way)
+{
+	u64 last_queue_ns = way->last_queue_ns ? way->last_queue_ns : way->queue_ns;
+	u64 end_ns = way->end_ns ? way->end_ns : way->xmit_ns;
+	u64 stamp_ns = way->queue_ns;
+
+	if (end_ns - way->start_ns > TOO_LONG_NS) { /* no part without the others */
+		__sync_fetch_and_add(&slot->stages[STAGE_TX_TOTAL].missing[UNMATCHED], 1);
+		return;
+	}
+	if (way->stack_ns != ABSENT) {
+		stamp_ns -= way->stack_ns;
+		record_part(slot, event, STAGE_TX_STACK, way->stack_ns);
+	}
+	if (stamp_ns != way->start_ns)
+		record_part(slot, event, STAGE_TX_SOCKET, stamp_ns - way->start_ns);
+	if (way->last_queue_ns)
+		record_part(slot, event, STAGE_TX_HOST, last_queue_ns - way->queue_ns);
+	record_part(slot, event, STAGE_TX_QDISC, way->xmit_ns - last_queue_ns);
+	if (way->end_ns)
+		record_part(slot, event, STAGE_TX_DRIVER, end_ns - way->xmit_ns);
+	record_part(slot, event, STAGE_TX_TOTAL, end_ns - way->start_ns);
+}
+
+static __always_inline void record_in_all(struct config *config, owners_t owners,
+					  struct trace_event *event, struct way *way)
+{
+	for (; owners; owners >>= OWNER_BITS) {
+		struct slot_stats *slot = get_stats(config, first_slot(owners));
+
+		if (slot)
+			record_way(slot, event, way);
+	}
+}
+
+#if TRACE
+static __always_inline void tell(struct trace_event *event, owners_t owners, struct user *user,
+				 struct endpoints *endpoints)
+{
+	if (!event || !is_to_be_told(event, owners))
+		return;
+	event->user = *user;
+	event->endpoints = *endpoints;
+	submit_event(event);
+}
+#endif
+
+static __always_inline void give_to_driver(struct config *config, struct sent *packet, u64 identity,
+					   u64 device, u32 device_index, u64 now)
+{
+	struct driving *element = get_driving(identity);
+
+	if (!element)
+		return;
+	if (element->tag && element->owners)
+		lost_for(config, element->owners, STAGE_TX_TOTAL);
+	element->start_ns = packet->start_ns;
+	element->queue_ns = packet->queue_ns;
+	element->last_queue_ns = packet->last_queue_ns;
+	element->xmit_ns = now;
+	element->owners = (device & DEVICE_FATES) == DEVICE_COMPLETES ? packet->owners : 0;
+	element->device = device;
+	element->device_index = device_index;
+	element->stack_ns = packet->stack_ns;
+#if TRACE
+	element->user = packet->user;
+	element->endpoints = packet->endpoints;
+#endif
+	element->tag = driving_tag(identity, element);
+}
+
+static __always_inline void end_without_driver(struct config *config, struct sent *packet, u64 now)
+{
+	struct trace_event *event = begin_event(EVENT_SENT);
+	struct way way = {
+		.start_ns = packet->start_ns,
+		.queue_ns = packet->queue_ns,
+		.last_queue_ns = packet->last_queue_ns,
+		.xmit_ns = now,
+		.stack_ns = packet->stack_ns,
+	};
+
+	record_in_all(config, packet->owners, event, &way);
+#if TRACE
+	tell(event, packet->owners, &packet->user, &packet->endpoints);
+#endif
+}
+
+/* xmit_one(), net/core/dev.c */
+int on_net_dev_start_xmit(u64 *ctx)
+{
+	struct sk_buff *skb = (struct sk_buff *)ctx[0];
+	struct net_device *dev = (struct net_device *)ctx[1];
+	struct config *config = get_config();
+	struct sent *packet;
+	u64 identity, now, device;
+	u32 device_index, fate;
+
+	if (!config)
+		return 0;
+	identity = identity_of(skb, config);
+	packet = get_sent(identity);
+	if (!packet || !is_sent(packet, identity))
+		return 0;
+	if (is_foreign(packet, skb, netns_of(dev))) {
+		abandon(config, packet);
+		return 0;
+	}
+	device = get_device(config, dev, &device_index);
+	fate = device & DEVICE_FATES;
+	if (fate == DEVICE_PASSES_ON)
+		return 0;
+	packet->tag = 0;
+	now = bpf_ktime_get_ns();
+	if (fate != DEVICE_IS_LAST)
+		give_to_driver(config, packet, identity, device, device_index, now);
+	if (fate != DEVICE_COMPLETES)
+		end_without_driver(config, packet, now);
+	return 0;
+}
+
+/* The packet that this skb is, if a driver has it; it has it no longer. */
+static __always_inline struct driving *take_from_driver(struct sk_buff *skb, struct config *config)
+{
+	struct driving *element;
+	u64 identity;
+
+	if (!config)
+		return 0;
+	identity = identity_of(skb, config);
+	element = get_driving(identity);
+	if (!element || !element->tag || element->tag != driving_tag(identity, element))
+		return 0;
+	element->tag = 0;
+	return element;
+}
+
+static __always_inline void pass_trial(struct driving *element)
+{
+	u32 index = element->device_index;
+	u64 *device = devices.lookup(&index);
+
+	if (device && *device == element->device)
+		*device |= DEVICE_COMPLETES;
+}
+
+static __always_inline void end_with_driver(struct config *config, struct driving *element)
+{
+	struct trace_event *event = begin_event(EVENT_COMPLETED);
+	struct way way = {
+		.start_ns = element->start_ns,
+		.queue_ns = element->queue_ns,
+		.last_queue_ns = element->last_queue_ns,
+		.xmit_ns = element->xmit_ns,
+		.end_ns = bpf_ktime_get_ns(),
+		.stack_ns = element->stack_ns,
+	};
+
+	record_in_all(config, element->owners, event, &way);
+#if TRACE
+	tell(event, element->owners, &element->user, &element->endpoints);
+#endif
+}
+
+/* consume_skb(), napi_consume_skb(), net/core/skbuff.c; net_tx_action() for dev_consume_skb_irq() */
+int on_consume_sent(u64 *ctx)
+{
+	struct config *config = get_config();
+	struct driving *element = take_from_driver((struct sk_buff *)ctx[0], config);
+
+	if (!element)
+		return 0;
+	if (element->owners)
+		end_with_driver(config, element);
+	else
+		pass_trial(element);
+	return 0;
+}
+
+/* kfree_skb_reason(), net/core/skbuff.c: what the driver did not send */
+int on_drop_sent(u64 *ctx)
+{
+	struct config *config = get_config();
+	struct driving *element = take_from_driver((struct sk_buff *)ctx[0], config);
+
+	if (element)
+		unmatched_for(config, element->owners, STAGE_TX_TOTAL, 1);
+	return 0;
+}

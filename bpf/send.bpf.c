@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Module tx, its beginning: when an application handed TCP the bytes that a segment begins with.
+ *
+ * What is handed over gets the next sequence numbers (tp->write_seq) and waits in the send queue
+ * until the windows, pacing and Nagle's algorithm let it go; so a ring of hand-offs in the socket's
+ * state tells of any byte not yet sent when it came. A segment that goes out for the first time
+ * begins at tp->snd_nxt, which tcp_write_xmit() moves on only afterwards: tcp_event_new_data_sent(),
+ * net/ipv4/tcp_output.c. What begins before it is sent again.
+ */
+
+#define LONG_WAIT_NS 1000000 /* worth a cause; NOTEWORTHY_NS of latencyprobe/verdict.py */
+
+/* Up to where the two windows let TCP send now, which is the tighter, and what else is in the way. */
+static __always_inline void note_limit(struct handoff *handoff, struct tcp_sock *tp, u64 now)
+{
+	u32 window = READ(tp, snd_wnd);
+	u64 congestion = (u64)READ(tp, snd_cwnd) * READ(tp, mss_cache);
+
+	handoff->is_window = window <= congestion;
+	handoff->limit_end = READ(tp, snd_una) + (window <= congestion ? window : (u32)congestion);
+	/* other bytes are before these, or the next departure is yet to come: pacing */
+	handoff->is_behind = handoff->seq != READ(tp, snd_nxt) || READ(tp, tcp_wstamp_ns) > now;
+}
+
+/* Forget hand-offs that were sent wholly. */
+static __always_inline void forget_sent(struct socket_state *state, u32 sent)
+{
+	int i;
+
+	for (i = 0; i < HANDOFFS; i++) {
+		struct handoff *next = &state->handed[(state->handed_head + 1) & (HANDOFFS - 1)];
+
+		if (state->handed_tail - state->handed_head < 2 || is_after(next->seq, sent))
+			break;
+		state->handed_head++;
+	}
+}
+
+static __always_inline struct handoff *last_handoff(struct socket_state *state)
+{
+	return &state->handed[(state->handed_tail - 1) & (HANDOFFS - 1)];
+}
+
+/*
+ * `length` bytes are about to be copied to the end of the send queue. A ring that is full ends with
+ * a hand-off of unknown time, until there is room again: what begins there is lost, the rest exact.
+ */
+static __always_inline void note_handoff(struct socket_state *state, struct tcp_sock *tp, u32 seq,
+					 u32 end)
+{
+	u64 now = bpf_ktime_get_ns();
+	struct handoff *handoff;
+	u32 used;
+
+	if (!is_after(seq, READ(tp, snd_nxt))) /* nothing waits */
+		state->handed_head = state->handed_tail;
+	if (state->handed_tail - state->handed_head >= HANDOFFS - 1)
+		forget_sent(state, READ(tp, snd_nxt));
+	used = state->handed_tail - state->handed_head;
+	if (used >= HANDOFFS)
+		return;
+	handoff = &state->handed[state->handed_tail & (HANDOFFS - 1)];
+	handoff->seq = seq;
+	handoff->end = end;
+	handoff->handed_ns = used == HANDOFFS - 1 ? 0 : now;
+	note_limit(handoff, tp, now);
+	state->handed_tail++;
+}
+
+/* Whether these bytes follow unsent ones of the same message: it ends where that one would. */
+static __always_inline bool continues(struct socket_state *state, struct tcp_sock *tp, u32 seq,
+				      u32 end)
+{
+	struct handoff *last = last_handoff(state);
+
+	return state->handed_head != state->handed_tail && last->end == end &&
+	       is_after(seq, last->seq) && is_after(seq, READ(tp, snd_nxt));
+}
+
+/*
+ * A piece of `msg` is about to be copied, into `skb` if there is room in it. A piece for the same skb
+ * as the one before it came with it: no wait is between them.
+ */
+static __always_inline void note_piece(struct socket_state *state, struct tcp_sock *tp,
+				       struct msghdr *msg, struct sk_buff *skb, u32 size_goal)
+{
+	u32 seq = READ(tp, write_seq);
+	u32 end = seq + (u32)READ(msg, msg_iter.count);
+
+	if (!skb || READ(skb, len) >= size_goal || !continues(state, tp, seq, end))
+		note_handoff(state, tp, seq, end);
+}
+
+/*
+ * A message is about to be copied. Before a connection stands (TCP Fast Open, a connect under way)
+ * the numbers are not those that its bytes will have.
+ */
+static __always_inline void note_message(struct socket_state *state, struct sock *sk,
+					 struct tcp_sock *tp, u32 length)
+{
+	u8 tcp_state = READ(sk, __sk_common.skc_state);
+	u32 seq = READ(tp, write_seq);
+
+	if (tcp_state == TCP_ESTABLISHED || tcp_state == TCP_CLOSE_WAIT)
+		note_handoff(state, tp, seq, seq + length);
+}
+
+/* The send buffer was full and has room again: the rest of the message is handed over only now. */
+static __always_inline void note_rest(struct socket_state *state, struct tcp_sock *tp)
+{
+	u32 seq = READ(tp, write_seq), end = last_handoff(state)->end;
+
+	if (is_after(end, seq))
+		note_handoff(state, tp, seq, end);
+}
+
+/* The same where only the beginning of that wait is seen: the rest will be unmatched. */
+static __always_inline void give_up_rest(struct socket_state *state, struct tcp_sock *tp)
+{
+	u32 seq = READ(tp, write_seq);
+
+	if (is_after(last_handoff(state)->end, seq))
+		last_handoff(state)->end = seq;
+}
+
+/* A field of a socket that the verifier knows as a plain one: skb->sk is no argument. */
+#define PEEK(tp, field)                                                           \
+	({                                                                        \
+		typeof((tp)->field) _value = 0;                                   \
+		bpf_probe_read_kernel(&_value, sizeof(_value), &(tp)->field);     \
+		_value;                                                           \
+	})
+
+/* A segment that waited long: what was in its way when its first byte came? */
+static __always_inline void count_wait(struct config *config, struct socket_state *state,
+				       struct handoff *handoff, struct tcp_sock *tp, u32 seq,
+				       u32 length)
+{
+	u32 mss = PEEK(tp, mss_cache), counter = COUNTER_SENDS_HELD_BACK;
+
+	if (length > mss) /* no more has to fit, tcp_snd_wnd_test() */
+		length = mss;
+	if (is_after(seq + length, handoff->limit_end))
+		counter = handoff->is_window ? COUNTER_SENDS_BEHIND_WINDOW :
+					       COUNTER_SENDS_BEHIND_CONGESTION;
+	else if (handoff->is_behind || seq != handoff->seq)
+		counter = COUNTER_SENDS_BEHIND_CONGESTION;
+	count_for(config, state->owners, counter);
+}
+
+/*
+ * When the first byte of this segment was handed over; `sent_ns` if it is sent again, or if that is
+ * not known. With a hand-off it is earlier than `sent_ns`, if by a nanosecond only.
+ */
+static __always_inline u64 find_handoff(struct config *config, struct socket_state *state,
+					struct tcp_sock *tp, u32 seq, u32 length, u64 sent_ns)
+{
+	struct handoff *handoff;
+	u64 handed_ns;
+
+	if (seq != PEEK(tp, snd_nxt))
+		return sent_ns;
+	forget_sent(state, seq);
+	handoff = &state->handed[state->handed_head & (HANDOFFS - 1)];
+	if (state->handed_head == state->handed_tail || is_after(handoff->seq, seq)) {
+		unmatched_for(config, state->owners, STAGE_TX_SOCKET, 1);
+		return sent_ns;
+	}
+	handed_ns = handoff->handed_ns;
+	if (!handed_ns) {
+		lost_for(config, state->owners, STAGE_TX_SOCKET);
+		return sent_ns;
+	}
+	if (!is_after(handoff->end, seq) || sent_ns > handed_ns + TOO_LONG_NS) {
+		unmatched_for(config, state->owners, STAGE_TX_SOCKET, 1);
+		return sent_ns;
+	}
+	if (sent_ns > handed_ns + LONG_WAIT_NS)
+		count_wait(config, state, handoff, tp, seq, length);
+	return handed_ns < sent_ns ? handed_ns : sent_ns - 1;
+}

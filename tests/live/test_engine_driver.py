@@ -1,0 +1,220 @@
+"""tx.driver, on a tun device: the test itself is the "hardware" that takes the packets."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fcntl import ioctl
+
+import pytest
+
+from latencyprobe.histogram import Histogram
+from latencyprobe.measurement import NOTHING, Measurement
+from latencyprobe.stages import Module
+from latencyprobe.verdict import Bottleneck, judge
+from latencyprobe_agent.kernel.engine import KernelEngine
+from latencyprobe_agent.slots import SlotSpec
+from tests.live.pods import Namespace, Pod, namespace
+from tests.live.sockets import PORT, connection, inside, read_all, udp_socket
+from tests.live.test_engine_accuracy import BUCKET, CLIENT, TX_PARTS, account_for, count
+
+Start = Callable[..., KernelEngine]
+# include/uapi/linux/if_tun.h
+TUNSETIFF = 0x400454CA
+IFF_TUN, IFF_NO_PI = 0x0001, 0x1000
+MTU = 1500
+MILLISECOND_NS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Tun:
+    """A namespace whose only way out is a tun device, and the end that the test holds."""
+
+    namespace: Namespace
+    descriptor: int
+    address: str
+    beyond: str  # an address that is reached through the device
+
+    def take(self) -> bytes:
+        """What was transmitted: the driver frees it with this read, tun_do_read()."""
+        return os.read(self.descriptor, MTU)
+
+
+@contextmanager
+def tun(role: str, address: str, beyond: str, *, queue_length: int = 500) -> Iterator[Tun]:
+    """A new namespace with a tun device between `address` and `beyond`."""
+    with namespace(role) as made:
+        with inside(made):
+            descriptor = os.open("/dev/net/tun", os.O_RDWR)
+            ioctl(descriptor, TUNSETIFF, struct.pack("16sH", b"tun0", IFF_TUN | IFF_NO_PI))
+        try:
+            # no router solicitations among the packets
+            made.execute("sysctl", "-qw", "net.ipv6.conf.tun0.disable_ipv6=1")
+            made.ip("link", "set", "tun0", "txqueuelen", str(queue_length), "up")
+            made.ip("address", "add", address, "peer", beyond, "dev", "tun0")
+            yield Tun(made, descriptor, address, beyond)
+        finally:
+            os.close(descriptor)
+
+
+@pytest.fixture
+def left() -> Iterator[Tun]:
+    with tun("left", "192.0.2.1", "192.0.2.2") as made:
+        yield made
+
+
+async def watch(start: Start, there: Namespace, **options: object) -> KernelEngine:
+    """An engine on everything in a namespace."""
+    engine = start(**options)
+    inode = frozenset({there.inode})
+    engine.assign({CLIENT: SlotSpec(netns_wide=inode, netns=inode)})
+    await engine.use(frozenset(Module))
+    return engine
+
+
+def taken(engine: KernelEngine) -> Measurement:
+    return engine.read().get(CLIENT, NOTHING)
+
+
+def show_that_it_completes(device: Tun) -> None:
+    """Until a device was seen to complete a packet it is on trial."""
+    with udp_socket(device.namespace) as sending:
+        sending.sendto(b"first", (device.beyond, PORT))
+        device.take()
+
+
+def assert_adds_up(measurement: Measurement) -> None:
+    whole = measurement.stage("tx.total").histogram.sum_ns
+    assert sum(measurement.stage(part).histogram.sum_ns for part in TX_PARTS) == whole > 0
+
+
+def assert_agrees(histogram: Histogram, waits_ns: list[int]) -> None:
+    truth = Histogram.of(waits_ns)
+    assert histogram.count == truth.count
+    for percent in (50, 99):
+        assert histogram.percentile(percent) == pytest.approx(
+            truth.percentile(percent), rel=BUCKET - 1
+        )
+
+
+@pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
+async def test_a_slow_driver_is_found_in_tx_driver_and_nowhere_else(
+    start_engine: Start, left: Tun, typed: bool
+) -> None:
+    engine = await watch(start_engine, left.namespace, typed=typed)
+    show_that_it_completes(left)
+    first = taken(engine)
+    assert account_for(first, "tx.total") == (1, 0)
+    assert "tx.driver" not in first.stages
+    waits_ns = []
+    with udp_socket(left.namespace) as sending:
+        for round_ in range(110):
+            sending.sendto(b"d" * 100, (left.beyond, PORT))
+            sent_ns = time.monotonic_ns()
+            await asyncio.sleep(0.001 + 0.0001 * round_)
+            left.take()
+            waits_ns.append(time.monotonic_ns() - sent_ns)
+    measured = taken(engine)
+    assert_agrees(measured.stage("tx.driver").histogram, waits_ns)
+    assert account_for(measured, "tx.total") == (110, 0)
+    assert_adds_up(measured)
+    assert measured.stage("tx.qdisc").histogram.percentile(50) < MILLISECOND_NS
+    assert judge(measured).bottleneck is Bottleneck.DRIVER
+
+
+@contextmanager
+def wire(one: Tun, other: Tun, delay_s: float) -> Iterator[None]:
+    """Carries packets both ways; those of `one` after a delay."""
+    stop, stopping = os.pipe()
+
+    def carry(source: Tun, target: Tun, wait_s: float) -> None:
+        while True:
+            readable, _, _ = select.select([source.descriptor, stop], [], [])
+            if stop in readable:
+                return
+            time.sleep(wait_s)
+            os.write(target.descriptor, source.take())
+
+    ways = [
+        threading.Thread(target=carry, args=(one, other, delay_s)),
+        threading.Thread(target=carry, args=(other, one, 0)),
+    ]
+    for way in ways:
+        way.start()
+    try:
+        yield
+    finally:
+        os.close(stopping)
+        for way in ways:
+            way.join()
+        os.close(stop)
+
+
+async def test_segments_of_tcp_are_followed_to_the_driver_though_they_are_clones(
+    start_engine: Start, left: Tun
+) -> None:
+    with tun("right", left.beyond, left.address) as right:
+        engine = await watch(start_engine, left.namespace)
+        with (
+            wire(left, right, 0.003),
+            connection(left.namespace, right.namespace, left.beyond) as both,
+        ):
+            for _ in range(60):
+                both.client.sendall(b"q" * 200)
+                read_all(both.server, 200)
+                both.server.sendall(b"r" * 200)
+                read_all(both.client, 200)
+        measured = taken(engine)
+    samples, missing = account_for(measured, "tx.total")
+    assert (samples, missing) == (60 + measured.counters.get("retransmits", 0), 0)
+    driver = measured.stage("tx.driver").histogram
+    assert driver.count >= samples - 1  # the first may be the device's trial
+    assert driver.percentile(50) == pytest.approx(3 * MILLISECOND_NS, rel=0.2)
+    assert driver.min_ns > 3 * MILLISECOND_NS
+    assert_adds_up(measured)
+
+
+async def test_what_the_driver_drops_is_unmatched_and_lends_its_times_to_no_other(
+    start_engine: Start,
+) -> None:
+    with tun("short", "192.0.2.1", "192.0.2.2", queue_length=4) as device:
+        engine = await watch(start_engine, device.namespace)
+        show_that_it_completes(device)
+        taken(engine)
+        with udp_socket(device.namespace) as sending:
+            for _ in range(200):
+                sending.sendto(b"d" * 100, (device.beyond, PORT))
+            kept = 0
+            while select.select([device.descriptor], [], [], 0)[0]:
+                device.take()
+                kept += 1
+            for _ in range(50):
+                sending.sendto(b"d" * 100, (device.beyond, PORT))
+                device.take()
+    measured = taken(engine)
+    assert 0 < kept < 200
+    assert account_for(measured, "tx.total") == (kept + 50, 200 - kept)
+    assert count(measured, "tx.driver") == kept + 50
+    assert_adds_up(measured)
+
+
+async def test_devices_that_complete_nothing_have_no_tx_driver(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client.namespace)
+    for there, address in ((server.namespace, server.address), (client.namespace, "127.0.0.1")):
+        with connection(client.namespace, there, address) as both:
+            for _ in range(50):
+                both.client.sendall(b"q")
+                read_all(both.server, 1)
+    measured = taken(engine)
+    assert count(measured, "tx.total") == 100
+    assert "tx.driver" not in measured.stages

@@ -1,0 +1,417 @@
+"""tx.socket: how long bytes wait in the socket before they are sent, and what held them back."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import os
+import socket
+import struct
+import tempfile
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from fcntl import ioctl
+
+import pytest
+
+from latencyprobe.histogram import Histogram
+from latencyprobe.measurement import NOTHING, Measurement
+from latencyprobe.stages import Module
+from latencyprobe.verdict import Bottleneck, judge
+from latencyprobe_agent.kernel.engine import KernelEngine
+from tests.live.pods import Pod
+from tests.live.sockets import (
+    PATIENCE_SECONDS,
+    PORT,
+    Connection,
+    connection,
+    everything_in,
+    inside,
+    listen,
+    read_all,
+    wait_for_bytes,
+)
+from tests.live.test_engine_accuracy import BUCKET, CLIENT, TX_PARTS, account_for, count
+from tests.live.test_engine_connections import load_rules
+
+Start = Callable[..., KernelEngine]
+Pair = tuple[Pod, Pod]
+SIOCOUTQNSD = 0x894B  # include/uapi/linux/sockios.h: bytes in the send queue that were never sent
+MSG_ZEROCOPY = 0x4000000  # include/linux/socket.h
+SO_ZEROCOPY = 60  # include/uapi/asm-generic/socket.h
+SO_MAX_PACING_RATE = 47
+MILLISECOND_NS = 1_000_000
+PIECE = b"p" * 1000
+CAUSES = ("sendsBehindWindow", "sendsBehindCongestion", "sendsHeldBack")
+
+DROP_SECOND_REQUEST = """
+table inet lossy {
+  chain input {
+    type filter hook input priority 0;
+    tcp dport 7000 tcp flags & psh == psh numgen inc mod 1000 == 1 drop
+  }
+}
+"""
+
+
+async def watch(start: Start, client: Pod, **options: object) -> KernelEngine:
+    """An engine with all modules on everything in the client's namespace."""
+    engine = start(**options)
+    engine.assign({CLIENT: everything_in(client)})
+    await engine.use(frozenset(Module))
+    return engine
+
+
+@pytest.fixture
+def both(pair: Pair) -> Iterator[Connection]:
+    """A connection between the pods."""
+    client, server = pair
+    with connection(client.namespace, server.namespace, server.address) as made:
+        yield made
+
+
+def taken(engine: KernelEngine) -> Measurement:
+    return engine.read().get(CLIENT, NOTHING)
+
+
+def unsent_bytes(end: socket.socket) -> int:
+    """How much was never sent."""
+    return bytes_in_queue(end, SIOCOUTQNSD)
+
+
+def bytes_in_queue(end: socket.socket, request: int) -> int:
+    answer = bytearray(4)
+    ioctl(end.fileno(), request, answer)
+    return int(struct.unpack("=i", answer)[0])
+
+
+def wait_until_sent(end: socket.socket) -> int:
+    """Returns as soon as everything was sent once, with the time."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while unsent := unsent_bytes(end):
+        assert time.monotonic() < deadline, f"{unsent} bytes are still unsent"
+        os.sched_yield()
+    return time.monotonic_ns()
+
+
+def wait_until_acknowledged(end: socket.socket) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while bytes_in_queue(end, termios.TIOCOUTQ):
+        assert time.monotonic() < deadline
+        os.sched_yield()
+
+
+def fill_windows(connections: list[Connection]) -> list[int]:
+    """Send pieces until no peer takes more; returns when those that wait were handed over.
+
+    All at once, and quickly: after 200 ms with a closed window the kernel tries with a part.
+    """
+    handed_ns = dict.fromkeys(connections, 0)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    filling = list(connections)
+    while filling:
+        for both in list(filling):
+            unsent = unsent_bytes(both.client)
+            if not unsent:
+                both.server.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+                handed_ns[both] = time.monotonic_ns()
+                both.client.sendall(PIECE)
+            elif bytes_in_queue(both.client, termios.TIOCOUTQ) == unsent:  # what was sent arrived
+                filling.remove(both)
+        assert time.monotonic() < deadline, f"{len(filling)} windows are still open"
+    return list(handed_ns.values())
+
+
+def assert_agrees(histogram: Histogram, waits_ns: list[int]) -> None:
+    """p50 and p99 within a bucket of the truth."""
+    truth = Histogram.of(waits_ns)
+    assert histogram.count == truth.count
+    for percent in (50, 99):
+        assert histogram.percentile(percent) == pytest.approx(
+            truth.percentile(percent), rel=BUCKET - 1
+        )
+
+
+def assert_adds_up(measurement: Measurement) -> None:
+    whole = measurement.stage("tx.total").histogram.sum_ns
+    assert sum(measurement.stage(part).histogram.sum_ns for part in TX_PARTS) == whole > 0
+
+
+def assert_waited_in_the_socket_alone(measurement: Measurement) -> None:
+    assert_adds_up(measurement)
+    waited = measurement.stage("tx.socket").histogram
+    assert waited.sum_ns > 0.95 * measurement.stage("tx.total").histogram.sum_ns
+    for part in ("tx.stack", "tx.qdisc"):
+        assert measurement.stage(part).histogram.percentile(50) < MILLISECOND_NS
+
+
+def causes(measurement: Measurement) -> dict[str, int]:
+    """The counters of what held segments back, as far as they are not 0."""
+    return {name: measurement.counters[name] for name in CAUSES if name in measurement.counters}
+
+
+def small_window(client: Pod, server: Pod, stack: ExitStack, connections: int) -> list[Connection]:
+    """Connections whose server takes but a few kilobytes before it reads."""
+    listener = stack.enter_context(listen(server.namespace, server.address))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    made = []
+    for _ in range(connections):
+        with inside(client.namespace):
+            asking = socket.create_connection((server.address, PORT), PATIENCE_SECONDS)
+        asking.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")  # no pacing
+        asking.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        both = Connection(asking, listener.accept()[0])
+        stack.callback(both.close)
+        made.append(both)
+    return made
+
+
+async def test_a_closed_receive_window_is_found_in_tx_socket_and_nowhere_else(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client)
+    waits_ns = []
+    measured = NOTHING
+    with ExitStack() as stack:
+        connections = small_window(client, server, stack, 22)
+        for delay_s in (0.005, 0.01, 0.02, 0.03, 0.05):
+            handed_ns = fill_windows(connections)
+            assert "tx.socket" in taken(engine).stages  # of those that filled the windows
+            await asyncio.sleep(delay_s)
+            for both, handed in zip(connections, handed_ns, strict=True):
+                both.server.recv(1 << 16)
+                waits_ns.append(wait_until_sent(both.client) - handed)
+            measured += taken(engine)
+    assert_agrees(measured.stage("tx.socket").histogram, waits_ns)
+    assert account_for(measured, "tx.total") == (110, 0)
+    assert_waited_in_the_socket_alone(measured)
+    assert causes(measured) == {"sendsBehindWindow": 110}
+    assert judge(measured).bottleneck is Bottleneck.RECEIVE_WINDOW
+
+
+async def test_a_cork_is_found_in_tx_socket(
+    start_engine: Start, pair: Pair, both: Connection
+) -> None:
+    engine = await watch(start_engine, pair[0])
+    waits_ns = []
+    for round_ in range(40):
+        both.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+        handed_ns = time.monotonic_ns()
+        both.client.sendall(b"begin")
+        await asyncio.sleep(0.002 + 0.0005 * round_)
+        both.client.sendall(b"end")  # the same segment: it counts from its first byte
+        both.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+        waits_ns.append(wait_until_sent(both.client) - handed_ns)
+        read_all(both.server, 8)
+    measured = taken(engine)
+    assert_agrees(measured.stage("tx.socket").histogram, waits_ns)
+    assert_waited_in_the_socket_alone(measured)
+    assert causes(measured) == {"sendsHeldBack": 40}
+
+
+async def test_nagles_wait_for_an_acknowledgement_is_found_in_tx_socket(
+    start_engine: Start, pair: Pair, both: Connection
+) -> None:
+    engine = await watch(start_engine, pair[0])
+    both.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+    both.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")  # no pacing
+    waits_ns = []
+    for _ in range(20):
+        both.server.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+        both.client.sendall(b"first")
+        handed_ns = time.monotonic_ns()
+        both.client.sendall(b"second")
+        waits_ns.append(wait_until_sent(both.client) - handed_ns)
+        read_all(both.server, 11)
+        wait_until_acknowledged(both.client)
+    measured = taken(engine)
+    waited = measured.stage("tx.socket").histogram
+    assert account_for(measured, "tx.socket") == (40, 0)
+    assert waited.percentile(60) > 2 * MILLISECOND_NS  # every second one
+    assert waited.sum_ns == pytest.approx(sum(waits_ns), rel=BUCKET - 1)
+    assert list(causes(measured)) == ["sendsHeldBack"]
+
+
+async def test_pacing_is_found_in_tx_socket(
+    start_engine: Start, pair: Pair, both: Connection
+) -> None:
+    engine = await watch(start_engine, pair[0])
+    both.client.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, 1_000_000)  # bytes a second
+    handed_ns = time.monotonic_ns()
+    both.client.sendall(bytes(100_000))
+    took_ns = wait_until_sent(both.client) - handed_ns
+    read_all(both.server, 100_000)
+    measured = taken(engine)
+    assert took_ns > 30 * MILLISECOND_NS
+    assert measured.stage("tx.socket").histogram.max_ns == pytest.approx(took_ns, rel=BUCKET - 1)
+    assert_waited_in_the_socket_alone(measured)
+    assert list(causes(measured)) == ["sendsBehindCongestion"]
+
+
+@pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
+async def test_bulk_is_told_segment_by_segment(
+    start_engine: Start, pair: Pair, both: Connection, typed: bool
+) -> None:
+    engine = await watch(start_engine, pair[0], typed=typed)
+    amount = 16 << 20
+    sending = threading.Thread(target=both.client.sendall, args=(bytes(amount),))
+    sending.start()
+    read_all(both.server, amount)
+    sending.join()
+    measured = taken(engine)
+    again = measured.counters.get("retransmits", 0)
+    samples, missing = account_for(measured, "tx.socket")
+    assert samples + missing == count(measured, "tx.total") - again
+    assert measured.stage("tx.socket").unmatched == 0
+    assert samples > missing
+    assert_adds_up(measured)
+
+
+async def test_ways_to_send_that_copy_nothing_are_measured(
+    start_engine: Start, pair: Pair, both: Connection
+) -> None:
+    engine = await watch(start_engine, pair[0])
+    both.client.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1)
+    out, into = os.pipe()
+    with tempfile.TemporaryFile() as file:
+        file.write(PIECE * 4)
+        file.flush()
+        for _ in range(30):
+            both.client.send(PIECE, MSG_ZEROCOPY)
+            read_all(both.server, len(PIECE))
+            os.sendfile(both.client.fileno(), file.fileno(), 0, len(PIECE))
+            read_all(both.server, len(PIECE))
+            os.write(into, PIECE)
+            os.splice(out, both.client.fileno(), len(PIECE))
+            read_all(both.server, len(PIECE))
+            both.client.send(PIECE, socket.MSG_MORE)
+            both.client.send(PIECE)
+            read_all(both.server, 2 * len(PIECE))
+    os.close(out)
+    os.close(into)
+    measured = taken(engine)
+    samples, missing = account_for(measured, "tx.socket")
+    assert (samples, missing) == (count(measured, "tx.total"), 0)
+    assert samples >= 120
+    assert_adds_up(measured)
+
+
+async def test_a_segment_that_is_sent_again_has_no_tx_socket(
+    start_engine: Start, pair: Pair, both: Connection
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client)
+    load_rules(server, DROP_SECOND_REQUEST)
+    for _ in range(5):
+        both.client.sendall(b"x" * 100)
+    wait_for_bytes(both.server, 500)
+    measured = taken(engine)
+    retransmits = measured.counters["retransmits"]
+    assert retransmits >= 1
+    assert account_for(measured, "tx.socket") == (count(measured, "tx.total") - retransmits, 0)
+    assert measured.stage("tx.socket").histogram.max_ns < 20 * MILLISECOND_NS
+    assert_adds_up(measured)
+
+
+async def test_bytes_handed_over_before_we_watched_are_unmatched(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    with ExitStack() as stack:
+        connections = small_window(client, server, stack, 10)
+        fill_windows(connections)
+        engine = await watch(start_engine, client)
+        for both in connections:
+            both.server.recv(1 << 16)
+            wait_until_sent(both.client)
+    measured = taken(engine)
+    assert account_for(measured, "tx.socket") == (0, 10)
+    assert account_for(measured, "tx.total") == (10, 0)
+
+
+async def test_more_messages_than_we_remember_are_lost_and_the_first_exact(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client)
+    with ExitStack() as stack:
+        (both,) = small_window(client, server, stack, 1)
+        both.client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        fill_windows([both])
+        taken(engine)
+        for _ in range(99):
+            both.client.send(b"m", socket.MSG_EOR)  # a segment each
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while unsent_bytes(both.client):
+            assert time.monotonic() < deadline
+            with suppress(BlockingIOError):
+                both.server.recv(1 << 16, socket.MSG_DONTWAIT)
+    measured = taken(engine)
+    stage = measured.stage("tx.socket")
+    sent = count(measured, "tx.total") - measured.counters.get("retransmits", 0)
+    assert stage.histogram.count + stage.lost == sent > 60
+    assert stage.unmatched == 0
+    assert (
+        stage.histogram.count >= 30
+    )  # the ring, but for its last place and what filled the window
+    assert stage.lost > 0
+    assert_adds_up(measured)
+
+
+async def test_a_fast_open_does_not_lead_astray(start_engine: Start, pair: Pair) -> None:
+    client, server = pair
+    for pod in pair:
+        pod.namespace.execute("sysctl", "-qw", "net.ipv4.tcp_fastopen=519")  # without cookies
+    engine = await watch(start_engine, client)
+    with listen(server.namespace, server.address) as listener:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 16)
+        for _ in range(20):
+            with inside(client.namespace):
+                asking = socket.socket()
+            with asking:
+                asking.settimeout(PATIENCE_SECONDS)
+                with suppress(BlockingIOError):
+                    asking.sendto(b"in the SYN", socket.MSG_FASTOPEN, listener.getsockname())
+                answering, _ = listener.accept()
+                with answering:
+                    read_all(answering, 10)
+                    asking.sendall(b"later")
+                    read_all(answering, 5)
+    measured = taken(engine)
+    samples, missing = account_for(measured, "tx.socket")
+    assert missing == 0
+    assert samples == count(measured, "tx.total") >= 20
+
+
+async def test_a_connection_that_is_reused_is_not_taken_for_the_one_before(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client)
+    with listen(server.namespace, server.address) as listener:
+        with inside(client.namespace):
+            asking = socket.socket()
+        with asking:
+            for _ in range(20):
+                asking.connect(listener.getsockname())
+                answering, _ = listener.accept()
+                with answering:
+                    asking.sendall(b"x" * 100)
+                    read_all(answering, 100)
+                    disconnect(asking)
+    measured = taken(engine)
+    assert account_for(measured, "tx.socket") == account_for(measured, "tx.total") == (20, 0)
+    assert measured.stage("tx.socket").histogram.max_ns < 100 * MILLISECOND_NS
+
+
+def disconnect(end: socket.socket) -> None:
+    """connect() to AF_UNSPEC: the socket is as new; Python has no word for it."""
+    unspecified = bytes(16)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.connect(end.fileno(), unspecified, len(unspecified)):
+        raise OSError(ctypes.get_errno(), errno.errorcode[ctypes.get_errno()])
