@@ -128,6 +128,7 @@ def protocols_alone(counters: dict[str, int]) -> dict[str, int]:
     return {name: count for name, count in counters.items() if ":" not in name}
 
 
+@pytest.mark.every_kernel
 @pytest.mark.parametrize("through", ["path", "process"])
 def test_overflows_of_an_accept_queue_are_counted_as_the_kernel_does(
     netns: Namespace, gatherer: Gatherer, through: str
@@ -243,6 +244,7 @@ def resident_of(netns: Namespace) -> Iterator[int]:
             resident.kill()
 
 
+@pytest.mark.every_kernel
 def test_every_counter_of_our_list_is_one_that_the_kernel_has() -> None:
     texts = Reader().read(Place(os.stat("/proc/self/ns/net").st_ino))
     assert texts is not None
@@ -251,6 +253,7 @@ def test_every_counter_of_our_list_is_one_that_the_kernel_has() -> None:
     assert PROTOCOL_COUNTERS - known.keys() <= since_5_11
 
 
+@pytest.mark.every_kernel
 def test_softnets_lines_are_known_by_their_cpus() -> None:
     online = Path("/sys/devices/system/cpu/online").read_text()
     cpus = {
