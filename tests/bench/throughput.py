@@ -22,7 +22,7 @@ from rich.table import Table
 from latencyprobe.stages import DEFAULT_MODULES, Module
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.engine import KernelEngine
-from latencyprobe_agent.slots import SlotSpec
+from latencyprobe_agent.slots import SlotSpec, TraceSpec
 from tests.bench.bpftrace import bpftrace, is_installed
 from tests.bench.network import Network, Traffic, compiled_traffic, network, own_netns, traffic
 from tests.bench.outcome import Outcome
@@ -34,6 +34,7 @@ SECONDS = 0.6
 LEAST_UNSAMPLED = 0.85
 LEAST_SAMPLED = 0.95
 SAMPLING_SHIFT = 6
+TRACED_PER_SECOND = 1000  # as latencyprobe trace does
 _ALL = frozenset(DEFAULT_MODULES)
 _NOBODY = SlotSpec()
 _NO_CGROUP = 1 << 40  # a cgroup id that no cgroup has
@@ -41,7 +42,10 @@ _NO_CGROUP = 1 << 40  # a cgroup id that no cgroup has
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A way to be probed. `least` is the ratio that we promise; None where we promise nothing."""
+    """A way to be probed. `least` is the ratio that we promise; None where we promise nothing.
+
+    `traced_from_ns`: packets of at least so long are told of one by one, TRACED_PER_SECOND at most.
+    """
 
     name: str
     modules: frozenset[Module] = _ALL
@@ -49,6 +53,7 @@ class Arm:
     least: float | None = None
     statistics: bool = False
     sampling_shift: int = 0
+    traced_from_ns: int | None = None
     by_bpftrace: bool = False
 
 
@@ -94,6 +99,8 @@ def _arms(net: Network) -> tuple[Arm, ...]:
             least=LEAST_SAMPLED,
             sampling_shift=SAMPLING_SHIFT,
         ),
+        Arm("target: rx+tx+tcp, traced, none slow", spec=ends, traced_from_ns=10**10),
+        Arm("target: rx+tx+tcp, traced, all slow", spec=ends, traced_from_ns=0),
         *(Arm(f"target: {module} alone", frozenset({module}), ends) for module in DEFAULT_MODULES),
         Arm("other pod", spec=SlotSpec(netns_wide=apart, netns=apart)),
         Arm(
@@ -121,14 +128,18 @@ async def _probed(arm: Arm, engine: KernelEngine) -> AsyncIterator[None]:
         return
     engine.assign({0: arm.spec})
     engine.sample(arm.sampling_shift)
-    await engine.use(arm.modules)
+    await engine.use(arm.modules, tracing=arm.traced_from_ns is not None)
     engine._clock.stop()
+    if arm.traced_from_ns is not None:
+        limits_ns = dict.fromkeys(("rx.total", "tx.total"), arm.traced_from_ns)
+        engine.trace(TraceSpec(limits_ns, frozenset({0}), TRACED_PER_SECOND))
     statistics = libbpf.enable_run_time_statistics() if arm.statistics else None
     try:
         yield
     finally:
         if statistics is not None:
             os.close(statistics)
+        engine.trace(None)
         await engine.use(frozenset())
 
 
