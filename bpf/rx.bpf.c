@@ -506,10 +506,11 @@ int on_consume_skb(u64 *ctx)
 	struct received *packet;
 	struct segment *segment;
 	unsigned char *header;
-	owners_t owners, left;
+	owners_t owners;
 	u64 identity;
 	u16 ports[2];
 	u32 zero = 0;
+	int shift;
 
 	if (!config || !cpu || cpu->in_softirq)
 		return 0;
@@ -532,8 +533,15 @@ int on_consume_skb(u64 *ctx)
 	owners = look_up_reader(config, packet->netns, bpf_ntohs(ports[1]), bpf_ntohs(ports[0]));
 	segment->queued_ns = packet->device_ns;
 	fill_segment(segment, packet, 0, false);
-	for (left = owners; left; left >>= OWNER_BITS)
-		record_packet(config, first_slot(left), segment, bpf_ktime_get_ns());
+	/*
+	 * Unrolled: before 6.7 the verifier takes a loop whose variable is on the stack for an endless
+	 * one, states_maybe_looping(), kernel/bpf/verifier.c.
+	 */
+#pragma unroll
+	for (shift = 0; shift < 64; shift += OWNER_BITS)
+		if (owners >> shift)
+			record_packet(config, first_slot(owners >> shift), segment,
+				      bpf_ktime_get_ns());
 	if (owners)
 		trace_received(0, PROTOCOL_UDP, owners, segment);
 	return 0;

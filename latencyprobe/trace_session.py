@@ -48,8 +48,6 @@ class TraceSession(Session):
 
     async def attach(self) -> None:
         """Have the packets told of; returns once they are. Raises AgentError where none can be."""
-        await super().attach()
-        self._check_coverage()
         self._events = self._agent.Trace(
             pb.TraceRequest(
                 probe_id=PROBE_ID,
@@ -58,9 +56,13 @@ class TraceSession(Session):
                     for stage, limit_ns in self._limits.stages_ns.items()
                 ],
                 max_packets_per_second=self._limits.per_second,
-            )
+            ),
+            wait_for_ready=True,
         )
+        # Before the probe is applied, so that the programs are compiled once.
         await self._events.read()
+        await super().attach()
+        self._check_coverage()
 
     async def watch(self, on_report: Callable[[], None]) -> None:
         """Take in reports and packets until both streams end."""

@@ -246,12 +246,8 @@ class Agent:
                 raise TraceBusyError(self._trace.wish.probe_id)
             trace = self._trace = Trace(parse_trace(message, self._desired))
             self._engine.trace(None)  # one that a client left may not have been taken out yet
-            try:
-                await self._realise(self._desired)
-            except EngineError:
-                self._trace = None
-                await self._restore(self._desired)
-                raise
+            if trace.goes_on(self._desired):
+                await self._begin_trace(trace)
         log.info("tracing packets of probe %r", trace.wish.probe_id)
         try:
             await self._pump_packets(trace, send)
@@ -260,6 +256,13 @@ class Agent:
             self._wake.set()
         if self._is_closed:
             raise ShuttingDownError
+
+    async def _begin_trace(self, trace: Trace) -> None:
+        try:
+            await self._realise(self._desired)
+        except EngineError as error:
+            trace.end(error)
+            await self._restore(self._desired)
 
     async def keep(self) -> None:
         """Follow the targets, read the engine and watch the lease, until cancelled."""
@@ -278,6 +281,8 @@ class Agent:
         self._is_closed = True
         if self._stream is not None:
             self._stream.end(StreamEndedError(str(ShuttingDownError()), superseded=False))
+        if self._trace is not None:
+            self._trace.end()
         async with self._lock:
             await self._engine.close()
         self._evidence.close()
@@ -323,7 +328,7 @@ class Agent:
         trace = self._trace if self._trace is not None and self._trace.goes_on(desired) else None
         if trace is None:
             self._engine.trace(None)
-        await self._load(wanted_modules(desired, facts), tracing=trace is not None)
+        trace = await self._load_for(trace, wanted_modules(desired, facts))
         self._read()
         wanted = wanted_slots(desired, facts)
         refused = overcommitted(wanted, facts, self._slots.numbers)
@@ -339,6 +344,7 @@ class Agent:
         self._move(homes(desired, facts, self._slots.numbers), namespaces(facts))
         if trace is not None:
             self._engine.trace(trace.spec(desired, self._slots.numbers))
+            trace.has_begun.set()
         self._collector.follow(desired, asked)
         self._collector.own(owners(desired, self._slots.numbers))
         self._desired = desired
@@ -358,6 +364,19 @@ class Agent:
         self._collector.settle(new)
         self._namespaces = found
         self._evidence.keep(frozenset().union(*new.values()))
+
+    async def _load_for(self, trace: Trace | None, modules: frozenset[Module]) -> Trace | None:
+        """Load with what the trace needs; where the kernel refuses that alone, end the trace."""
+        if trace is not None:
+            try:
+                await self._load(modules, tracing=True)
+            except EngineError as error:
+                trace.end(error)
+                self._engine.trace(None)
+            else:
+                return trace
+        await self._load(modules, tracing=False)
+        return None
 
     async def _load(self, modules: frozenset[Module], *, tracing: bool) -> None:
         if (modules, tracing) == (self._modules, self._is_tracing):
@@ -472,6 +491,9 @@ class Agent:
     async def _pump_packets(self, trace: Trace, send: SendEvents) -> None:
         """Send what the engine tells of until it ends the trace, and then the exact counts."""
         await send(self._trace_events(trace, ()))
+        await trace.has_begun.wait()
+        if trace.failure is not None:
+            raise trace.failure
         while packets := await self._engine.traced():
             await send(self._trace_events(trace, packets))
         await send(self._trace_events(trace, ()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from latencyprobe.stages import PACKET_STAGES
 from latencyprobe.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.desired import Desired, InvalidStateError, Probe
 from latencyprobe_agent.plan import SlotKey
-from latencyprobe_agent.slots import TraceSpec
+from latencyprobe_agent.slots import EngineError, TraceSpec
 
 _MODULE_OF = {stage.name: stage.module for stage in PACKET_STAGES}
 
@@ -26,11 +27,9 @@ class TraceWish:
 
 def parse_trace(message: pb.TraceRequest, desired: Desired) -> TraceWish:
     """The request, checked against the state in force; raises InvalidStateError."""
+    if not message.probe_id:
+        raise InvalidStateError("probe_id", "is empty")
     probe = _find_probe(desired, message.probe_id)
-    if probe is None:
-        raise InvalidStateError(
-            "probe_id", f"there is no probe {message.probe_id[:80]!r} in the state in force"
-        )
     if not message.limits:
         raise InvalidStateError("limits", "none given: name a stage and its least duration")
     limits_ns: dict[str, int] = {}
@@ -39,17 +38,17 @@ def parse_trace(message: pb.TraceRequest, desired: Desired) -> TraceWish:
         if limit.stage in limits_ns:
             raise InvalidStateError(f"limits[{index}].stage", f"{limit.stage!r} came before")
         limits_ns[limit.stage] = limit.min_ns
-    return TraceWish(probe.id, limits_ns, message.max_packets_per_second)
+    return TraceWish(message.probe_id, limits_ns, message.max_packets_per_second)
 
 
-def _check_limit(limit: pb.StageLimit, probe: Probe, field: str) -> None:
+def _check_limit(limit: pb.StageLimit, probe: Probe | None, field: str) -> None:
     module = _MODULE_OF.get(limit.stage)
     if module is None:
         raise InvalidStateError(
             f"{field}.stage",
             f"{limit.stage[:80]!r} is no stage of a packet: those are {', '.join(_MODULE_OF)}",
         )
-    if module not in probe.modules:
+    if probe is not None and module not in probe.modules:
         raise InvalidStateError(
             f"{field}.stage",
             f"{limit.stage} is measured by module {module}, which the probe does not have",
@@ -61,20 +60,34 @@ def _check_limit(limit: pb.StageLimit, probe: Probe, field: str) -> None:
 
 
 class Trace:
-    """A trace that goes on."""
+    """A trace, from when it is asked for. Its probe may come later; with its probe it ends.
+
+    `has_begun` is set once packets are told of, or never will be; `failure` says why not.
+    """
 
     def __init__(self, wish: TraceWish) -> None:
         self.wish = wish
+        self.has_begun = asyncio.Event()
+        self.failure: EngineError | None = None
         self._is_over = False
         self._lowest_ratio = 1.0
 
     def goes_on(self, desired: Desired) -> bool:
-        """Whether its probe is there and still measures what it asks for; once not, never again."""
+        """Whether its probe is there and measures what it asks for; once over, it stays so."""
         probe = _find_probe(desired, self.wish.probe_id)
-        stages = self.wish.limits_ns
-        if probe is None or any(_MODULE_OF[stage] not in probe.modules for stage in stages):
-            self._is_over = True
+        if probe is None:
+            if self.has_begun.is_set():
+                self.end()
+            return False
+        if any(_MODULE_OF[stage] not in probe.modules for stage in self.wish.limits_ns):
+            self.end()
         return not self._is_over
+
+    def end(self, failure: EngineError | None = None) -> None:
+        """Have it be over."""
+        self.failure = failure
+        self._is_over = True
+        self.has_begun.set()
 
     def spec(self, desired: Desired, numbers: Mapping[SlotKey, int]) -> TraceSpec:
         """What the engine is told: by the slots that the probe's targets have now."""

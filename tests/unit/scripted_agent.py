@@ -79,6 +79,7 @@ class ScriptedAgent(rpc.NodeAgentServicer):
     def __init__(self, scenario: str) -> None:
         self._scenario = scenario
         self._desired = pb.DesiredState()
+        self._applied = asyncio.Event()
 
     async def GetNodeInfo(  # noqa: N802 (the protocol's name)
         self, request: pb.GetNodeInfoRequest, context: Context
@@ -106,6 +107,7 @@ class ScriptedAgent(rpc.NodeAgentServicer):
             case "refuses":
                 await context.abort(grpc.StatusCode.INTERNAL, "kernel types: install BTF")
         self._desired = request
+        self._applied.set()
         return pb.ApplyResult(
             generation=request.generation,
             probes=[pb.ProbeStatus(id=p.id, targets=self._statuses(p)) for p in request.probes],
@@ -119,6 +121,7 @@ class ScriptedAgent(rpc.NodeAgentServicer):
             await context.abort(grpc.StatusCode.INTERNAL, "no BPF ring buffer")
         counts = pb.TraceCounts(sampling_ratio=0.25 if self._scenario == "samples" else 1)
         yield pb.TraceEvents(counts=counts)
+        await self._applied.wait()
         while self._desired.probes:
             counts.told += len(SLOW_PACKETS)
             counts.rate_limited += 1

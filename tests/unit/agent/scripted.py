@@ -43,6 +43,7 @@ class ScriptedEngine:
         self.figure = 0
         self.sample_shift = 0
         self.tracing = False
+        self.trace_refusal: str | None = None
         self.trace_spec: TraceSpec | None = None
         self.trace_counts = TraceCounts()
         self._packets: list[TracedPacket] = []
@@ -52,6 +53,8 @@ class ScriptedEngine:
         """Load, or refuse where the test wants it."""
         if self.refusal is not None and modules:
             raise EngineError(self.refusal)
+        if self.trace_refusal is not None and tracing:
+            raise EngineError(self.trace_refusal)
         self.modules, self.tracing = modules, tracing
 
     def assign(self, slots: Mapping[int, SlotSpec]) -> None:

@@ -94,7 +94,7 @@ async def test_a_client_that_goes_ends_its_trace(running: Running) -> None:
     stream.cancel()
     await until(lambda: not running.engine.tracing, "tracing ends")
     assert running.engine.trace_spec is None
-    assert running.engine.modules == set(Module)
+    assert running.engine.modules == {Module.RX, Module.TX, Module.TCP}
 
 
 async def test_reports_go_on_beside_a_trace(running: Running) -> None:
@@ -132,13 +132,42 @@ async def test_a_trace_ends_with_the_module_that_measures_what_it_asks_for(
 
 async def test_a_kernel_that_refuses_leaves_the_measurement_as_it_was(running: Running) -> None:
     await running.stub.Apply(state(probe(modules=("rx",))))
-    running.engine.refusal = "no BPF ring buffer"
+    running.engine.trace_refusal = "no BPF ring buffer"
     code, details = await code_of(trace(running, limits_ns={"rx.total": 0}))
     assert (code, details) == (grpc.StatusCode.INTERNAL, "no BPF ring buffer")
     assert running.engine.modules == {Module.RX}
     assert not running.engine.tracing
-    running.engine.refusal = None
+    running.engine.trace_refusal = None
     await begun(trace(running, limits_ns={"rx.total": 0}))
+
+
+async def test_a_trace_may_be_asked_for_before_its_probe(running: Running) -> None:
+    stream = await begun(trace(running))
+    await running.stub.Apply(state(probe("q")))
+    assert running.engine.trace_spec is None
+    await running.stub.Apply(state(probe("p"), probe("q"), generation=2))
+    assert running.engine.tracing
+    running.engine.tell(SENT)
+    message = await stream.read()
+    assert isinstance(message, pb.TraceEvents)
+    assert len(message.packets) == 1
+    await running.stub.Apply(state(probe("q"), generation=3))
+    assert [len(message.packets) async for message in events(stream)] == [0]
+
+
+async def test_a_probe_is_applied_though_the_kernel_can_not_trace(running: Running) -> None:
+    stream = await begun(trace(running))
+    running.engine.trace_refusal = "no BPF ring buffer"
+    await running.stub.Apply(state(probe()))
+    assert running.engine.modules == {Module.RX, Module.TX, Module.TCP}
+    assert await code_of(stream) == (grpc.StatusCode.INTERNAL, "no BPF ring buffer")
+
+
+async def test_a_trace_that_waits_ends_with_the_agent(running: Running) -> None:
+    stream = await begun(trace(running))
+    await running.agent.close()
+    code, _ = await code_of(stream)
+    assert code == grpc.StatusCode.UNAVAILABLE
 
 
 async def test_the_sampling_of_the_worst_moment_is_told(running: Running) -> None:
@@ -167,7 +196,7 @@ async def test_an_agent_that_goes_says_so(running: Running) -> None:
 @pytest.mark.parametrize(
     ("probe_id", "limits_ns", "message"),
     [
-        ("no", TOTALS, "probe_id: there is no probe 'no' in the state in force"),
+        ("", TOTALS, "probe_id: is empty"),
         ("p", {}, "limits: none given"),
         ("p", {"rx.sockets": 1}, "limits[0].stage: 'rx.sockets' is no stage of a packet: those"),
         ("p", {"tcp.rtt": 1}, "limits[0].stage: 'tcp.rtt' is no stage of a packet"),
