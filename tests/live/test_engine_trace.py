@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from latencyprobe.packets import TraceCounts, TracedPacket
-from latencyprobe.stages import Module
+from latencyprobe.stages import BY_NAME, Module
 from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.slots import SocketFilter, TraceSpec
 from tests.live.pods import Namespace, Pod
@@ -59,8 +59,8 @@ def received(packets: Iterable[TracedPacket], port: int = 7000) -> list[TracedPa
 
 def assert_parts_add_up(packets: Iterable[TracedPacket]) -> None:
     for packet in packets:
-        parts = {name: ns for name, ns in packet.stages_ns.items() if name != packet.total}
-        assert sum(parts.values()) == packet.stages_ns[packet.total], packet
+        parts = [ns for name, ns in packet.stages_ns.items() if BY_NAME[name].total == packet.total]
+        assert sum(parts) == packet.stages_ns[packet.total], packet
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from latencyprobe.stages import PACKET_STAGES
+from latencyprobe.packets import parts_of_packet
+from latencyprobe.stages import parts_of
 from tests.live.leftovers import Traces
 from tests.live.test_run_command import DEADLINE_S, LATENCYPROBE, wait_until_it_measures
 from tests.unit.test_trace import closing
@@ -103,7 +104,8 @@ def documents(text: str) -> list[dict[str, Any]]:
 
 def assert_parts_add_up(packets: list[dict[str, Any]]) -> None:
     for packet in packets:
-        assert sum(ns for ns in packet["stagesNs"].values() if ns is not None) == packet["totalNs"]
+        parts = parts_of(packet["total"])
+        assert sum(packet["stagesNs"][part.name] or 0 for part in parts) == packet["totalNs"]
 
 
 def test_each_request_that_a_sleeping_server_kept_waiting_is_a_line(
@@ -215,6 +217,6 @@ def test_the_stages_are_those_of_the_table(traces: Traces, tmp_path: Path) -> No
     options = ("--min", "0ns", "-o", "json", "--output-file", str(path))
     trace(traces, *options, "--", *talker(2, 0))
     for packet in documents(path.read_text()):
-        parts = [stage.name for stage in PACKET_STAGES if stage.total == packet["total"]]
-        assert list(packet["stagesNs"]) == parts
+        stages = [stage.name for stage in parts_of_packet(packet["total"])]
+        assert list(packet["stagesNs"]) == stages
         assert packet["pid"] != os.getpid()
