@@ -37,7 +37,7 @@ from latencyprobe.terminal import OutputFormat, TerminalObserver, can_show_live,
 
 CLIENT_IPV4 = "192.0.2.1"
 CLIENT_IPV6 = "2001:db8::1"
-SECONDS_TO_START = 10.0
+SECONDS_TO_START = 30.0
 # The server acknowledges at once, by its routes. Otherwise an ACK waits for the answer to ride on,
 # and tcp.rtt at the client shows the server's slowness (tcp_in_quickack_mode(),
 # net/ipv4/tcp_input.c).

@@ -15,7 +15,7 @@ import json
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import cast
 
@@ -30,6 +30,7 @@ CLIENTS_PER_FAMILY = 2
 REQUESTS_PER_CONNECTION = 50
 PAUSE_SECONDS = 0.001
 DATAGRAM_PAUSE_SECONDS = 0.02
+SECONDS_TO_END = 5.0
 
 
 @dataclass(slots=True)
@@ -75,19 +76,24 @@ async def _serve(until: Awaitable[None]) -> None:
 
 
 async def _ask(until: Awaitable[None]) -> None:
-    sent = Sent()
+    """Ask until it is over, and then wait for what was asked: so all that is counted was seen."""
+    sent, is_over = Sent(), asyncio.Event()
     _say("ready")
-    async with _background(
-        *(_requests(host, sent) for host in [SERVER_IPV4, SERVER_IPV6] * CLIENTS_PER_FAMILY),
-        _datagrams(sent),
-    ):
-        await until
+    hosts = [SERVER_IPV4, SERVER_IPV6] * CLIENTS_PER_FAMILY
+    clients = [asyncio.create_task(_requests(host, sent, is_over)) for host in hosts]
+    clients.append(asyncio.create_task(_datagrams(sent, is_over)))
+    await until
+    is_over.set()
+    _, unanswered = await asyncio.wait(clients, timeout=SECONDS_TO_END)
+    for client in unanswered:
+        client.cancel()
+    await asyncio.gather(*clients, return_exceptions=True)
     _say(json.dumps(asdict(sent)))
 
 
-async def _requests(host: str, sent: Sent) -> None:
+async def _requests(host: str, sent: Sent, is_over: asyncio.Event) -> None:
     """One client: ask, wait for the whole answer, pause; a new connection now and then."""
-    while True:
+    while not is_over.is_set():
         reader, writer = await asyncio.open_connection(host, PORT)
         sent.connections += 1
         with contextlib.closing(writer):
@@ -96,14 +102,16 @@ async def _requests(host: str, sent: Sent) -> None:
                 sent.requests += 1
                 await _read(reader, ANSWER_BYTES)
                 await asyncio.sleep(PAUSE_SECONDS)
+                if is_over.is_set():
+                    return
 
 
-async def _datagrams(sent: Sent) -> None:
+async def _datagrams(sent: Sent, is_over: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         udp.setblocking(False)
         udp.connect((SERVER_IPV4, PORT))
-        while True:
+        while not is_over.is_set():
             await loop.sock_sendall(udp, bytes(REQUEST_BYTES))
             sent.datagrams += 1
             await loop.sock_recv(udp, REQUEST_BYTES)
@@ -116,17 +124,6 @@ async def _read(reader: asyncio.StreamReader, size: int) -> bytes:
         return await reader.readexactly(size)
     except asyncio.IncompleteReadError:
         return b""
-
-
-@contextlib.asynccontextmanager
-async def _background(*work: Awaitable[None]) -> AsyncIterator[None]:
-    tasks = [asyncio.ensure_future(each) for each in work]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 ROLES: dict[str, Callable[[Awaitable[None]], Awaitable[None]]] = {"server": _serve, "client": _ask}

@@ -49,7 +49,7 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traces]:
     """Sees to it that nothing is left behind."""
     watch = Traces(tmp_path_factory.mktemp("temporary"))
     yield watch
-    watch.assert_gone(within_s=5)
+    watch.assert_gone()
 
 
 def run(traces: Traces, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -197,4 +197,4 @@ def test_nothing_is_left_after_a_kill(traces: Traces) -> None:
     assert {"processes", "files"} <= traces.left().keys()
     process.kill()
     process.communicate(timeout=DEADLINE_S)
-    traces.assert_gone(within_s=5)
+    traces.assert_gone()

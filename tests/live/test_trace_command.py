@@ -70,7 +70,7 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traces]:
     """Sees to it that nothing is left behind."""
     watch = Traces(tmp_path_factory.mktemp("temporary"))
     yield watch
-    watch.assert_gone(within_s=5)
+    watch.assert_gone()
 
 
 def talker(requests: int, delay_ms: float, *more: str) -> tuple[str, ...]:
