@@ -27,6 +27,11 @@ class Process:
         self._arguments = arguments
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """Its process id while it runs."""
+        return self._process.pid if self._process else None
+
     def start(self) -> None:
         """Begin; the log goes on where it was."""
         environment = {
