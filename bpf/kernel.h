@@ -66,6 +66,9 @@
 
 #undef READ /* linux/kernel.h has one; ours is in common.h */
 
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 17, 0) /* commit ad892e912b84 */
+#define HAVE_tcp_retransmit_skb_err 1
+#endif
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 10, 0)
 #define HAVE_net_device_priv 1
 #endif

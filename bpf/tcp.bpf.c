@@ -98,13 +98,20 @@ int on_inet_sock_set_state(u64 *ctx)
 	return 0;
 }
 
-/* __tcp_retransmit_skb(), net/ipv4/tcp_output.c */
+/*
+ * __tcp_retransmit_skb(), net/ipv4/tcp_output.c; since 6.17 also for what was not sent again, as while
+ * the first transmission still waits in a queue of this machine (EBUSY).
+ */
 int on_tcp_retransmit_skb(u64 *ctx)
 {
 	struct sock *sk = (struct sock *)ctx[0];
 	struct config *config = get_config();
 	struct socket_state *state;
 
+#ifdef HAVE_tcp_retransmit_skb_err
+	if ((int)ctx[2])
+		return 0;
+#endif
 	if (!config || !is_full(sk))
 		return 0;
 	state = get_state(sk, config);

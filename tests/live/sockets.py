@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fcntl import ioctl
+from pathlib import Path
 
 from latencyprobe_agent.slots import SlotSpec
 from tests.live.pods import Namespace, Pod
@@ -23,6 +24,8 @@ from tests.patience import patient
 
 PORT = 7000
 PATIENCE_SECONDS = patient(20)
+SO_MEMINFO = 55  # asm-generic/socket.h; the figures are SK_MEMINFO_* of linux/sock_diag.h
+SK_MEMINFO = struct.Struct("=9I")
 CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -77,6 +80,37 @@ def group_member(namespace: Namespace, address: str, group: str) -> socket.socke
     membership = socket.inet_aton(group) + socket.inet_aton(address)
     made.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
     return made
+
+
+def receive_memory(end: socket.socket) -> tuple[int, int]:
+    """(kernel memory of what waits to be read, datagrams dropped so far), SO_MEMINFO."""
+    size = SK_MEMINFO.size
+    figures = SK_MEMINFO.unpack(end.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, size))
+    return figures[0], figures[-1]
+
+
+def send_unread(
+    sending: socket.socket, reading: socket.socket, datagram: bytes, times: int
+) -> None:
+    """Send as often; returns when each one waits to be read, or was dropped for want of room.
+
+    On a busy machine that is some time after the last one was sent: ksoftirqd delivers them.
+    """
+    address = reading.getsockname()
+    sending.sendto(datagram, address)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (each := receive_memory(reading)[0]):
+        assert time.monotonic() < deadline, "the first datagram did not come"
+    for _ in range(times - 1):
+        sending.sendto(datagram, address)
+    while (came := _came(reading, each)) < times:
+        assert time.monotonic() < deadline, f"{came} of {times} datagrams came"
+        os.sched_yield()
+
+
+def _came(reading: socket.socket, each: int) -> int:
+    waiting, dropped = receive_memory(reading)
+    return waiting // each + dropped
 
 
 def listen(namespace: Namespace, address: str, port: int = PORT) -> socket.socket:
@@ -161,3 +195,15 @@ def drain(end: socket.socket) -> int:
             reads += 1
     end.settimeout(PATIENCE_SECONDS)
     return reads
+
+
+def tcp_figures(namespace: Namespace) -> dict[str, int]:
+    """What the kernel counts of TCP in a namespace, by its own names."""
+    figures: dict[str, int] = {}
+    with inside(namespace):
+        for table in ("snmp", "netstat"):
+            lines = Path("/proc/thread-self/net", table).read_text().splitlines()
+            for names, values in zip(lines[::2], lines[1::2], strict=True):
+                if names.startswith("Tcp"):
+                    figures |= zip(names.split()[1:], map(int, values.split()[1:]), strict=True)
+    return figures

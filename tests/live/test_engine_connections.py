@@ -10,9 +10,11 @@ from collections.abc import Callable
 import pytest
 
 from latencyprobe.measurement import Measurement
+from latencyprobe.stages import Module
 from latencyprobe.verdict import Bottleneck, judge
 from latencyprobe_agent.kernel.engine import KernelEngine
 from tests.live.pods import Namespace, Pod
+from tests.live.sockets import connection, everything_in, read_all, tcp_figures
 from tests.live.test_engine_accuracy import BUCKET, CLIENT, SERVER, both, count, measure
 
 Start = Callable[..., KernelEngine]
@@ -182,3 +184,25 @@ async def test_acks_that_the_peer_holds_back_are_told_and_the_network_is_not_bla
     assert round_trips.percentile(50) > 2_000_000
     assert round_trips.count >= measured[SERVER].counters["delayedAcks"] > round_trips.count / 2
     assert judge(measured[SERVER]).bottleneck is not Bottleneck.NETWORK
+
+
+@pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
+async def test_what_still_waits_in_a_queue_of_ours_is_not_sent_again(
+    start_engine: Start, pair: tuple[Pod, Pod], typed: bool
+) -> None:
+    client, server = pair
+    engine = start_engine(typed=typed)
+    engine.assign({CLIENT: everything_in(client)})
+    await engine.use(frozenset(Module))
+    # 2 kB/s: after the first, a segment leaves each half second, and TCP asks sooner
+    client.namespace.execute(
+        *("tc", "qdisc", "add", "dev", "eth0", "root", "tbf"),
+        *("rate", "16kbit", "burst", "2000", "latency", "10s"),
+    )
+    with connection(client.namespace, server.namespace, server.address) as ends:
+        for _ in range(5):
+            ends.client.sendall(bytes(1000))
+        read_all(ends.server, 5000)
+    truth = tcp_figures(client.namespace)
+    assert truth["TCPSpuriousRtxHostQueues"] > 0
+    assert engine.read()[CLIENT].counters["retransmits"] == truth["RetransSegs"]

@@ -78,13 +78,23 @@ class KernelTypes:
         """
         return self._find(function, _KIND_FUNC)
 
+    def argument_count(self, tracepoint: str) -> int:
+        """How many arguments a tracepoint has in this kernel; 0 for one that it does not have."""
+        id_ = self.tracepoint_id(tracepoint)
+        if id_ is None:
+            return 0
+        _, _, pointer = self._header(id_)
+        _, _, prototype = self._header(pointer)
+        _, info, _ = self._header(prototype)
+        return (info & 0xFFFF) - 1  # the first is the attachment's own data
+
     def _find(self, name: str, kind: int) -> int | None:
         id_: int = self._library.btf__find_by_name_kind(self._btf, name.encode(), kind)
         return id_ if id_ > 0 else None
 
     def _has_member(self, type_id: int, field: str) -> bool:
         address = self._library.btf__type_by_id(self._btf, type_id)
-        _, info, _ = _TYPE_HEADER.unpack(ctypes.string_at(address, _TYPE_HEADER.size))
+        _, info, _ = self._header(type_id)
         count = info & 0xFFFF
         raw = ctypes.string_at(address + _TYPE_HEADER.size, count * _MEMBER.size)
         for name_offset, member_type, _ in _MEMBER.iter_unpack(raw):
@@ -94,6 +104,12 @@ class KernelTypes:
             elif self._name(name_offset) == field:
                 return True
         return False
+
+    def _header(self, type_id: int) -> tuple[int, int, int]:
+        """(name's offset, kind and number of members, size or type) of a type."""
+        address = self._library.btf__type_by_id(self._btf, type_id)
+        name, info, size_or_type = _TYPE_HEADER.unpack(ctypes.string_at(address, _TYPE_HEADER.size))
+        return name, info, size_or_type
 
     def _name(self, offset: int) -> str:
         address = self._library.btf__name_by_offset(self._btf, offset)

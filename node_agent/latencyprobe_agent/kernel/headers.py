@@ -40,6 +40,10 @@ PROBED_FIELDS = (
     ("sock_cgroup_data", "cgroup"),  # 5.16+, a tagged `val` before it
     ("sock_common", "skc_v6_daddr"),  # with CONFIG_IPV6
 )
+# (tracepoint, arguments, name): HAVE_<tracepoint>_<name>, where it has as many.
+PROBED_ARGUMENTS = (
+    ("tcp_retransmit_skb", 3, "err"),  # 6.17+, which also tells of what could not be sent again
+)
 
 _TYPES_H = """\
 #pragma once
@@ -157,11 +161,15 @@ def point_bcc_at(source: KernelSource) -> None:
 
 
 def _write_tree(folder: Path, types: KernelTypes) -> None:
-    fields = "\n".join(
-        f"#define HAVE_{struct}_{field} 1"
-        for struct, field in PROBED_FIELDS
-        if types.has_field(struct, field)
-    )
+    there = [
+        f"{struct}_{field}" for struct, field in PROBED_FIELDS if types.has_field(struct, field)
+    ]
+    there += [
+        f"{tracepoint}_{name}"
+        for tracepoint, count, name in PROBED_ARGUMENTS
+        if types.argument_count(tracepoint) >= count
+    ]
+    fields = "\n".join(f"#define HAVE_{what} 1" for what in there)
     replacements = {
         "{fields}": fields,
         "{declarations}": types.declarations(STRUCTS),
