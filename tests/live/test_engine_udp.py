@@ -13,7 +13,7 @@ from latencyprobe.measurement import NOTHING
 from latencyprobe.stages import Module
 from latencyprobe_agent.kernel.engine import KernelEngine
 from tests.live.pods import Pod
-from tests.live.sockets import PORT, drain, everything_in, group_member, udp_socket
+from tests.live.sockets import PORT, drain, everything_in, group_member, send_unread, udp_socket
 from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, count
 
 Start = Callable[..., KernelEngine]
@@ -46,9 +46,7 @@ async def test_a_burst_longer_than_our_memory_is_lost_but_for_its_end(
         udp_socket(server.namespace, server.address, PORT) as reading,
         udp_socket(client.namespace) as sending,
     ):
-        for _ in range(200):
-            sending.sendto(b"d", (server.address, PORT))
-        reading.recv(16, socket.MSG_PEEK)
+        send_unread(sending, reading, b"d", 200)
         assert drain(reading) == 200
     assert received(engine) == (REMEMBERED, 200 - REMEMBERED)
 
@@ -64,8 +62,7 @@ async def test_what_the_kernel_drops_for_want_of_room_is_not_ours_to_count(
         udp_socket(client.namespace) as sending,
     ):
         reading.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
-        for _ in range(200):
-            sending.sendto(b"d", (server.address, PORT))
+        send_unread(sending, reading, b"d", 200)
         reads = drain(reading)
         assert 0 < reads < REMEMBERED
         assert received(engine) == (reads, 0)
@@ -128,9 +125,7 @@ async def test_many_datagrams_in_one_call_count_one_by_one(start_engine: Start, 
         udp_socket(server.namespace, server.address, PORT) as reading,
         udp_socket(client.namespace) as sending,
     ):
-        for _ in range(40):
-            sending.sendto(b"d" * 8, (server.address, PORT))
-        reading.recv(16, socket.MSG_PEEK)
+        send_unread(sending, reading, b"d" * 8, 40)
         assert receive_many(reading, 64) == 40
     assert received(engine) == (40, 0)
 
