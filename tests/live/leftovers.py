@@ -11,9 +11,11 @@ import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from tests.patience import patient
+
 MARK = "LEFTOVERS_OF"
 # The kernel frees programs in its own time, and on a busy machine processes end in theirs.
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = patient(30)
 
 
 class Traces:
