@@ -32,6 +32,7 @@ struct slot_stats {
 	u64 touched;
 	u64 counters[NR_COUNTERS];
 	struct stage_stats stages[NR_STAGES];
+	u32 drops[NR_DROP_REASONS]; /* by enum skb_drop_reason; the last: all that are beyond it */
 };
 BPF_F_TABLE("array", u32, struct slot_stats, stats, 2 * MAX_SLOTS, BPF_F_MMAPABLE);
 
@@ -139,14 +140,20 @@ static __always_inline void record_for(struct config *config, owners_t owners, u
 	}
 }
 
-static __always_inline void count_for(struct config *config, owners_t owners, u32 counter)
+static __always_inline void add_for(struct config *config, owners_t owners, u32 counter,
+				    u32 count)
 {
 	for (; owners; owners >>= OWNER_BITS) {
 		struct slot_stats *slot = get_stats(config, first_slot(owners));
 
 		if (slot)
-			__sync_fetch_and_add(&slot->counters[counter], 1);
+			__sync_fetch_and_add(&slot->counters[counter], count);
 	}
+}
+
+static __always_inline void count_for(struct config *config, owners_t owners, u32 counter)
+{
+	add_for(config, owners, counter, 1);
 }
 
 static __always_inline void miss_for(struct config *config, owners_t owners, u32 stage,

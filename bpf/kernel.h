@@ -27,6 +27,7 @@
 #define TCP_TIME_WAIT 6
 #define TCP_CLOSE 7
 #define TCP_CLOSE_WAIT 8
+#define TCP_LISTEN 10
 #define TCP_NEW_SYN_RECV 12
 
 /* include/net/tcp.h */
@@ -68,6 +69,9 @@
 
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 17, 0) /* commit ad892e912b84 */
 #define HAVE_tcp_retransmit_skb_err 1
+#endif
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
+#define HAVE_sock_recv_length_sk 1
 #endif
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 10, 0)
 #define HAVE_net_device_priv 1

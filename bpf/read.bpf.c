@@ -25,6 +25,7 @@ int on_skb_copy_datagram(u64 *ctx)
 		bpf_probe_read_kernel(&start, sizeof(start), &((struct tcp_sock *)sk)->copied_seq);
 #ifdef MODULE_TCP
 	note_read(state, start, start + length);
+	note_read_window(config, state, sk);
 #endif
 #ifdef MODULE_RX
 	read_segments(config, sk, state, start, start + length);

@@ -376,21 +376,16 @@ static __always_inline struct received *find_queued(struct sock *sk, struct conf
 	return packet && is_of(packet, identity) ? packet : 0;
 }
 
-/* sock_def_readable(), net/core/sock.c, 6.2+; from __udp_enqueue_schedule_skb() once per datagram */
-int on_sk_data_ready(u64 *ctx)
+/* A datagram is in its socket's queue. */
+static __always_inline void queue_datagram(struct config *config, struct sock *sk)
 {
-	struct sock *sk = (struct sock *)ctx[0];
-	struct config *config = get_config();
-	struct socket_state *state;
+	struct socket_state *state = get_state(sk, config);
+	u64 queued_ns = PLACE_UNMATCHED;
 	struct received *packet;
 	struct segment *segment;
-	u64 queued_ns = PLACE_UNMATCHED;
 
-	if (!config || protocol_of(sk) != PROTOCOL_UDP)
-		return 0;
-	state = get_state(sk, config);
 	if (!state)
-		return 0;
+		return;
 	packet = find_queued(sk, config);
 	segment = &state->segments[state->tail & (SEGMENTS - 1)];
 	if (packet) {
@@ -401,7 +396,6 @@ int on_sk_data_ready(u64 *ctx)
 	}
 	segment->queued_ns = queued_ns;
 	state->tail++;
-	return 0;
 }
 
 static __always_inline u32 remaining_datagrams(struct sock *sk)

@@ -23,6 +23,8 @@ int on_tcp_probe(u64 *ctx)
 #ifdef MODULE_TCP
 	sample_rtt(config, state, tp, skb);
 	note_arrival(config, state, sk, tp, skb);
+	note_own_window(config, state, tp, READ(skb, len));
+	note_peer_window(config, state, tp);
 #endif
 #ifdef MODULE_RX
 	receive_segment(config, state, tp, skb);

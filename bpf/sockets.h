@@ -72,6 +72,14 @@ struct socket_state {
 #endif
 #ifdef MODULE_TCP
 	struct turns turns;
+	u64 established_ns; /* of a passive open, until accept() returns it */
+	u32 listener_drops;   /* of a listener, when it was last looked at */
+	u32 timeout_seq;      /* snd_una and icsk_retransmits at the last time-out */
+	u8 timeout_number;
+	u8 is_listener_known; /* listener_drops is set */
+	u8 is_window_closed;  /* ours; the peer's */
+	u8 is_peer_window_closed;
+	u8 is_window_low; /* ours may have closed since */
 #endif
 #ifdef MODULE_RX
 	u32 head; /* next to read, next to fill: free-running */

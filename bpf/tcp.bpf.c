@@ -52,6 +52,7 @@ static __always_inline void end_handshake(struct config *config, struct sock *sk
 	if (!tp)
 		return;
 	begin_turns(&state->turns, tp, ROLE_SERVER);
+	state->established_ns = bpf_ktime_get_ns();
 	ns = (u64)(READ(tp, srtt_us) >> 3) * 1000;
 	if (!ns)
 		count_for(config, state->owners, COUNTER_HANDSHAKE_RETRANSMITS);
@@ -59,6 +60,38 @@ static __always_inline void end_handshake(struct config *config, struct sock *sk
 		state->handshake_ns = ns;
 	else
 		record_for(config, state->owners, STAGE_TCP_HANDSHAKE, ns);
+}
+
+/* accept() returns this socket. (With TCP Fast Open it may come before the connection stands.) */
+static __always_inline int end_accept(struct sock *sk)
+{
+	struct config *config = get_config();
+	struct socket_state *state;
+
+	if (!config || !sk)
+		return 0;
+	state = get_own_state(sk, config);
+	if (!state || !state->established_ns)
+		return 0;
+	record_for(config, state->owners, STAGE_TCP_ACCEPT,
+		   bpf_ktime_get_ns() - state->established_ns);
+	state->established_ns = 0;
+	return 0;
+}
+
+/* inet_csk_accept(), net/ipv4/inet_connection_sock.c; what it returns comes behind its arguments */
+int on_fexit_accept(u64 *ctx)
+{
+#ifdef HAVE_proto_accept_arg_is_empty /* 6.10+: (sk, arg), before that (sk, flags, err, kern) */
+	return end_accept((struct sock *)ctx[2]);
+#else
+	return end_accept((struct sock *)ctx[4]);
+#endif
+}
+
+int on_kretprobe_accept(struct pt_regs *ctx)
+{
+	return end_accept((struct sock *)PT_REGS_RC(ctx));
 }
 
 /* inet_sk_set_state(), net/ipv4/af_inet.c, 4.16+ */
@@ -99,6 +132,24 @@ int on_inet_sock_set_state(u64 *ctx)
 }
 
 /*
+ * The retransmission timer has expired: tcp_update_rto_stats(), net/ipv4/tcp_timer.c, counts in
+ * icsk_retransmits, and tcp_ack() zeroes it when snd_una moves on. What is sent again on behalf of
+ * the same time-out leaves both as they are; a tail loss probe touches neither.
+ */
+static __always_inline void note_timeout(struct config *config, struct socket_state *state,
+					 struct tcp_sock *tp)
+{
+	u8 number = READ(tp, inet_conn.icsk_retransmits);
+	u32 seq = READ(tp, snd_una);
+
+	if (!number || (number == state->timeout_number && seq == state->timeout_seq))
+		return;
+	state->timeout_number = number;
+	state->timeout_seq = seq;
+	count_for(config, state->owners, COUNTER_RTOS);
+}
+
+/*
  * __tcp_retransmit_skb(), net/ipv4/tcp_output.c; since 6.17 also for what was not sent again, as while
  * the first transmission still waits in a queue of this machine (EBUSY).
  */
@@ -107,17 +158,97 @@ int on_tcp_retransmit_skb(u64 *ctx)
 	struct sock *sk = (struct sock *)ctx[0];
 	struct config *config = get_config();
 	struct socket_state *state;
+	struct tcp_sock *tp;
 
+	if (!config || !is_full(sk))
+		return 0;
+	state = get_state(sk, config);
+	if (!state)
+		return 0;
+	tp = get_tcp_sock(sk);
+	if (tp)
+		note_timeout(config, state, tp);
 #ifdef HAVE_tcp_retransmit_skb_err
 	if ((int)ctx[2])
 		return 0;
 #endif
-	if (!config || !is_full(sk))
-		return 0;
+	count_for(config, state->owners, COUNTER_RETRANSMITS);
+	return 0;
+}
+
+static __always_inline void count_reset(struct sock *sk, u32 counter)
+{
+	struct config *config = get_config();
+	struct socket_state *state;
+
+	if (!config || !sk || !is_full(sk))
+		return;
 	state = get_state(sk, config);
 	if (state)
-		count_for(config, state->owners, COUNTER_RETRANSMITS);
+		count_for(config, state->owners, counter);
+}
+
+/* tcp_v4_send_reset(), tcp_v6_send_reset(), tcp_send_active_reset(); without a socket: nobody's */
+int on_tcp_send_reset(u64 *ctx)
+{
+	count_reset((struct sock *)ctx[0], COUNTER_RESETS_SENT);
 	return 0;
+}
+
+/* tcp_reset(), net/ipv4/tcp_input.c */
+int on_tcp_receive_reset(u64 *ctx)
+{
+	count_reset((struct sock *)ctx[0], COUNTER_RESETS_RECEIVED);
+	return 0;
+}
+
+static __always_inline void set_own_window(struct config *config, struct socket_state *state,
+					   u32 window)
+{
+	if (!window && !state->is_window_closed)
+		count_for(config, state->owners, COUNTER_ZERO_WINDOWS_SENT);
+	state->is_window_closed = !window;
+}
+
+/*
+ * Our window closes with a segment that we send, and never before what it offered is used up:
+ * tcp_select_window(), net/ipv4/tcp_output.c. (Want of memory closes it at once, 6.4+: then a probe
+ * of the peer's comes to see it.)
+ */
+#define WINDOW_LOW 16384 /* no window scale's step is larger */
+
+/* A segment of `length` bytes comes. */
+static __always_inline void note_own_window(struct config *config, struct socket_state *state,
+					    struct tcp_sock *tp, u32 length)
+{
+	u32 window = READ(tp, rcv_wnd);
+	u32 left = READ(tp, rcv_wup) + window - READ(tp, rcv_nxt);
+
+	set_own_window(config, state, window);
+	state->is_window_low = left < WINDOW_LOW + length;
+}
+
+/* It opens only when the application reads, so a read sees it closed. */
+static __always_inline void note_read_window(struct config *config, struct socket_state *state,
+					     struct sock *sk)
+{
+	u32 window = 1;
+
+	if (!state->is_window_low)
+		return;
+	bpf_probe_read_kernel(&window, sizeof(window), &((struct tcp_sock *)sk)->rcv_wnd);
+	set_own_window(config, state, window);
+}
+
+/* The peer's closes and opens with a segment of its own; the one that opens it sees it closed. */
+static __always_inline void note_peer_window(struct config *config, struct socket_state *state,
+					     struct tcp_sock *tp)
+{
+	bool is_closed = !READ(tp, snd_wnd);
+
+	if (is_closed && !state->is_peer_window_closed)
+		count_for(config, state->owners, COUNTER_ZERO_WINDOWS_RECEIVED);
+	state->is_peer_window_closed = is_closed;
 }
 
 /*

@@ -6,7 +6,7 @@ and whatever programs people point at either of them read the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from latencyprobe.measurement import (
     NodeMeasurement,
     StageMeasurement,
 )
-from latencyprobe.stages import BY_NAME, COUNTERS, INDEX, STAGES, Module, Stage
+from latencyprobe.stages import BY_NAME, COUNTERS, INDEX, STAGES, Module, Stage, counter_module
 from latencyprobe.verdict import Verdict, judge
 
 API_VERSION = "latencyprobe.io/v1alpha1"
@@ -134,11 +134,22 @@ def report_on(
             counter.name: measurement.counters.get(counter.name, 0)
             for counter in COUNTERS
             if counter.module in wanted
-        },
+        }
+        | _drops(measurement, wanted),
         {name: n for name, n in sorted(measurement.netns_counters.items()) if n},
     )
     stages = tuple(_report_stage(BY_NAME[name], seen) for name in seen.stages)
     return TargetReport(stages, seen.counters, judge(seen, node), seen.netns_counters)
+
+
+def _drops(measurement: Measurement, wanted: Container[Module]) -> dict[str, int]:
+    """Dropped packets by reason: the counters that no table lists, those that counted."""
+    listed = {counter.name for counter in COUNTERS}
+    return {
+        name: count
+        for name, count in sorted(measurement.counters.items())
+        if name not in listed and count and counter_module(name) in wanted
+    }
 
 
 def _report_stage(stage: Stage, measurement: Measurement) -> StageReport:

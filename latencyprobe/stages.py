@@ -128,6 +128,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("tx.total", Module.TX, "the first of these", "the last"),
     Stage("tcp.connect", Module.TCP, "SYN_SENT", "ESTABLISHED"),
     Stage("tcp.handshake", Module.TCP, "SYN-ACK sent", "ESTABLISHED"),
+    Stage("tcp.accept", Module.TCP, "ESTABLISHED", "accept() returns the connection"),
     Stage("tcp.rtt", Module.TCP, "data sent", "its ACK received (smoothed by the kernel)"),
     Stage(
         "app.response",
@@ -161,6 +162,22 @@ COUNTERS: tuple[Counter, ...] = (
         "segments that waited so long though both windows were open: Nagle's algorithm, a cork",
     ),
     Counter("retransmits", Module.TCP, "segments sent again"),
+    Counter("rtos", Module.TCP, "expiries of the retransmission timer"),
+    Counter("resetsSent", Module.TCP, "resets that a socket sent"),
+    Counter("resetsReceived", Module.TCP, "resets that a socket received"),
+    Counter("zeroWindowsSent", Module.TCP, "times that a socket's receive window closed"),
+    Counter("zeroWindowsReceived", Module.TCP, "times that a peer's receive window closed"),
+    Counter(
+        "acceptQueueOverflows",
+        Module.TCP,
+        "SYNs and handshakes that a listening socket dropped, as a rule for want of room in its "
+        "accept queue",
+    ),
+    Counter(
+        "receiveQueueOverflows",
+        Module.TCP,
+        "datagrams and segments dropped for want of room in a socket's receive queue",
+    ),
     Counter(
         "delayedAcks",
         Module.TCP,
@@ -186,6 +203,10 @@ _TOTALS = frozenset(stage.total for stage in STAGES if stage.total is not None)
 PACKET_STAGES: tuple[Stage, ...] = tuple(
     stage for stage in STAGES if stage.name in _TOTALS or stage.total in _TOTALS
 )
+
+# Packets that a target's sockets lost, counted by the kernel's reasons: `drops.SOCKET_RCVBUFF`.
+_DROPS = "drops."
+_COUNTER_MODULES = {counter.name: counter.module for counter in COUNTERS}
 
 BY_NAME: dict[str, Stage] = {stage.name: stage for stage in STAGES}
 INDEX: dict[str, int] = {stage.name: index for index, stage in enumerate(STAGES)}
@@ -243,3 +264,15 @@ def stages_of(modules: Iterable[Module]) -> tuple[Stage, ...]:
 def parts_of(total: str) -> tuple[Stage, ...]:
     """The stages that add up to this total, in the packet's order."""
     return tuple(stage for stage in STAGES if stage.total == total)
+
+
+def drop_counter(reason: str) -> str:
+    """The name of the counter of packets dropped for this reason (a name of the kernel's)."""
+    return _DROPS + reason
+
+
+def counter_module(name: str) -> Module | None:
+    """The module that a counter belongs to; None for a name that is no counter's."""
+    if name.startswith(_DROPS) and name != _DROPS:
+        return Module.TCP
+    return _COUNTER_MODULES.get(name)

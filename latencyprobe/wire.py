@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from latencyprobe.histogram import Histogram
 from latencyprobe.measurement import Measurement, NodeMeasurement, NodeStage, StageMeasurement
-from latencyprobe.stages import BY_NAME, COUNTERS
+from latencyprobe.stages import BY_NAME, counter_module
 from latencyprobe.v1 import node_agent_pb2 as pb
 
 PROTOCOL_VERSION = 1
@@ -24,8 +24,6 @@ MAX_MESSAGE_BYTES = 16 << 20
 # Of a namespace's or a node's counters, which come by the kernel's and the drivers' names.
 MAX_OPEN_COUNTERS = 256
 MAX_NAME_LENGTH = 64
-
-_COUNTER_NAMES = frozenset(counter.name for counter in COUNTERS)
 
 
 class CorruptMessageError(ValueError):
@@ -60,7 +58,8 @@ def measurement_from_proto(
             raise CorruptMessageError(f"stages[{index}].name", f"{delta.name!r} came before")
         if delta.name in BY_NAME:
             measured[delta.name] = _stage_from_proto(delta, f"stages[{index}]")
-    known = {name: count for name, count in counters.items() if name in _COUNTER_NAMES}
+    known = {name: count for name, count in counters.items() if counter_module(name) is not None}
+    _check_names(known, "counters")
     return Measurement(measured, known, _open_counters(netns_counters, "netns_counters"))
 
 
@@ -96,12 +95,16 @@ def node_from_proto(message: pb.NodeContext) -> NodeMeasurement:
 
 def _open_counters(counters: Mapping[str, int], field: str) -> dict[str, int]:
     """Counters whose names no table lists (devices and kernels have theirs), within bounds."""
+    _check_names(counters, field)
+    return dict(counters)
+
+
+def _check_names(counters: Mapping[str, int], field: str) -> None:
     if len(counters) > MAX_OPEN_COUNTERS:
         raise CorruptMessageError(field, f"{len(counters)} of at most {MAX_OPEN_COUNTERS}")
     for name in counters:
         if not 0 < len(name) <= MAX_NAME_LENGTH:
             raise CorruptMessageError(field, f"a name of {len(name)} characters")
-    return dict(counters)
 
 
 def _stage_to_proto(name: str, measured: StageMeasurement) -> pb.StageDelta:

@@ -16,14 +16,11 @@ from latencyprobe.measurement import (
     Measurement,
     NodeMeasurement,
 )
-from latencyprobe.stages import BY_NAME, COUNTERS, Module
+from latencyprobe.stages import BY_NAME, Module, counter_module
 from latencyprobe_agent.desired import Desired, Probe
 from latencyprobe_agent.plan import TargetKey
 
-_MODULE_OF: Mapping[str, Module] = {
-    **{stage.name: stage.module for stage in BY_NAME.values()},
-    **{counter.name: counter.module for counter in COUNTERS},
-}
+_MODULE_OF: Mapping[str, Module] = {stage.name: stage.module for stage in BY_NAME.values()}
 # A probe may be this part of its interval early, so that probes of one interval share a reading.
 _EARLY = 0.02
 
@@ -198,7 +195,7 @@ def only(measurement: Measurement, modules: frozenset[Module]) -> Measurement:
     """The stages and counters of these modules; a namespace's counters belong to none."""
     return Measurement(
         {name: s for name, s in measurement.stages.items() if _MODULE_OF.get(name) in modules},
-        {name: n for name, n in measurement.counters.items() if _MODULE_OF.get(name) in modules},
+        {name: n for name, n in measurement.counters.items() if counter_module(name) in modules},
         measurement.netns_counters,
     )
 

@@ -17,10 +17,12 @@ from latencyprobe_agent.kernel.libbpf import library
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
 _KIND_STRUCT = 4
+_KIND_ENUM = 6
 _KIND_TYPEDEF = 8
 _KIND_FUNC = 12
 _TYPE_HEADER = struct.Struct("=III")
 _MEMBER = struct.Struct("=III")
+_ENUMERATOR = struct.Struct("=Ii")
 _EMIT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 _LINE_BYTES = 1 << 16
 
@@ -87,6 +89,15 @@ class KernelTypes:
         _, _, prototype = self._header(pointer)
         _, info, _ = self._header(prototype)
         return (info & 0xFFFF) - 1  # the first is the attachment's own data
+
+    def enumerators(self, enum: str) -> dict[str, int]:
+        """The names of an enum with their values; empty where there is no such."""
+        id_ = self._find(enum, _KIND_ENUM)
+        if id_ is None:
+            return {}
+        address = self._library.btf__type_by_id(self._btf, id_) + _TYPE_HEADER.size
+        raw = ctypes.string_at(address, (self._header(id_)[1] & 0xFFFF) * _ENUMERATOR.size)
+        return {self._name(name): value for name, value in _ENUMERATOR.iter_unpack(raw)}
 
     def _find(self, name: str, kind: int) -> int | None:
         id_: int = self._library.btf__find_by_name_kind(self._btf, name.encode(), kind)

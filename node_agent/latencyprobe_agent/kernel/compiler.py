@@ -22,6 +22,7 @@ from typing import Any
 from latencyprobe.stages import Module
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.btf import KernelTypes, NoBtfError
+from latencyprobe_agent.kernel.drops import drop_macros, drop_reasons
 from latencyprobe_agent.kernel.headers import (
     NoKernelTypesError,
     kernel_source,
@@ -59,12 +60,14 @@ class Answer:
 
     `maps` and `programs` name the descriptors, in this order: all maps, all programs, all links.
     `attached`: event to hook in use; `refused`: event to the kernel's answer.
+    `drop_reasons`: the names of the kernel's drop reasons, by their numbers.
     """
 
     maps: list[str] = field(default_factory=list)
     programs: list[str] = field(default_factory=list)
     attached: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    drop_reasons: list[str] = field(default_factory=list)
     error: str = ""
 
 
@@ -98,12 +101,14 @@ def build(request: Request) -> tuple[Answer, list[int]]:
     types = _kernel_types()
     typed = types is not None and request.typed and version_code() >= TYPED_SINCE
     modules = tuple(Module(name) for name in request.modules)
+    reasons = drop_reasons(types)
     source = compose(
         modules,
         host_netns=request.host_netns,
         from_btf=types is not None,
         typed=typed,
         trace=request.trace,
+        drops=drop_macros(reasons),
     )
     events = events_of(modules)
     with kernel_source(types) as tree:
@@ -119,6 +124,7 @@ def build(request: Request) -> tuple[Answer, list[int]]:
         programs=list(loader.programs),
         attached=loader.attached,
         refused=loader.refused,
+        drop_reasons=reasons,
     )
     return answer, [*compiled.maps.values(), *loader.programs.values(), *loader.links]
 

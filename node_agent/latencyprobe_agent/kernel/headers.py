@@ -36,6 +36,7 @@ STRUCTS = (
 )
 # (struct, field): each becomes HAVE_<struct>_<field>, since kernels differ in them.
 PROBED_FIELDS = (
+    ("proto_accept_arg", "is_empty"),  # 6.10+: an argument of accept()
     ("net_device", "priv"),  # 6.10+, netdev_priv() before it: behind the aligned struct
     ("sock_cgroup_data", "cgroup"),  # 5.16+, a tagged `val` before it
     ("sock_common", "skc_v6_daddr"),  # with CONFIG_IPV6
@@ -43,6 +44,9 @@ PROBED_FIELDS = (
 # (tracepoint, arguments, name): HAVE_<tracepoint>_<name>, where it has as many.
 PROBED_ARGUMENTS = (
     ("tcp_retransmit_skb", 3, "err"),  # 6.17+, which also tells of what could not be sent again
+    ("kfree_skb", 3, "reason"),  # 5.17+
+    ("kfree_skb", 4, "rx_sk"),  # 6.11+: the receiving socket
+    ("sock_recv_length", 1, "sk"),  # 6.3+
 )
 
 _TYPES_H = """\

@@ -129,7 +129,23 @@ EVENTS: tuple[Event, ...] = (
     _event("driver drop", (TX,), ("on_drop_sent", "kfree_skb")),
     _event("driver free", (TX,), ("on_consume_sent", "consume_skb"), beside="on_drop_sent"),
     _event("state change", (TCP,), ("on_inet_sock_set_state", "inet_sock_set_state")),
+    _event(
+        "accept",
+        (TCP,),
+        ("on_fexit_accept", "inet_csk_accept", HookKind.FEXIT),
+        ("on_kretprobe_accept", "inet_csk_accept", HookKind.KRETPROBE),
+    ),
     _event("retransmit", (TCP,), ("on_tcp_retransmit_skb", "tcp_retransmit_skb")),
+    _event("reset sent", (TCP,), ("on_tcp_send_reset", "tcp_send_reset")),
+    _event("reset received", (TCP,), ("on_tcp_receive_reset", "tcp_receive_reset")),
+    _event("drop", (TCP,), ("on_kfree_skb", "kfree_skb")),
+    _event(
+        "queue overflow",
+        (TCP,),
+        ("on_kfree_skb", "kfree_skb"),
+        ("on_udp_fail_queue", "udp_fail_queue_rcv_skb"),
+    ),
+    _event("listener", (TCP,), ("on_sk_data_ready", "sk_data_ready")),
 )
 
 _READS = {
@@ -157,6 +173,7 @@ STAGE_NEEDS: Mapping[str, StageNeeds] = {
     "tx.total": StageNeeds(("queue", "transmit"), _PROCESSES),
     "tcp.connect": StageNeeds(("state change",), {}),
     "tcp.handshake": StageNeeds(("state change",), {}),
+    "tcp.accept": StageNeeds(("state change", "accept"), {}),
     "tcp.rtt": StageNeeds(("segment",), {}),
     "app.response": StageNeeds(("segment", "TCP read", "send", "state change"), {}),
     "peer.response": StageNeeds(("segment", "send", "state change"), {}),

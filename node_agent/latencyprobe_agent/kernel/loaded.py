@@ -113,7 +113,7 @@ class LoadedObject:
         self._maps = dict(zip(answer.maps, descriptors, strict=False))
         first_program = len(answer.maps)
         self._programs = descriptors[first_program : first_program + len(answer.programs)]
-        self.statistics = StatisticsMemory(self._maps["stats"])
+        self.statistics = StatisticsMemory(self._maps["stats"], answer.drop_reasons)
         self.configuration = ConfigMemory(self._maps["configuration"])
         self.ring = (
             PacketRing(self._maps["trace_control"], self._maps["trace_ring"])

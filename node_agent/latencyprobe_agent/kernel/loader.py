@@ -61,7 +61,8 @@ class Loader:
             return
         reasons: list[str] = []
         for hook in event.hooks:
-            if self._attach_with_others(hook, reasons):
+            # a program that is attached may serve another event, too
+            if hook.function in self.programs or self._attach_with_others(hook, reasons):
                 self.attached[event.name] = self._name(hook)
                 return
         self.refused[event.name] = "; ".join(reasons)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from latencyprobe.histogram import MANTISSA_THRESHOLDS
 from latencyprobe.stages import COUNTERS, INDEX, PACKET_STAGES, STAGES, Module
+from latencyprobe_agent.kernel.drops import NR_DROP_REASONS
 from latencyprobe_agent.slots import MAX_SLOTS
 
 _HEADERS = ("kernel.h", "common.h", "histogram.h", "targets.h", "trace.h", "sockets.h")
 _MODULE_FILES: Mapping[Module, tuple[str, ...]] = {
     Module.RX: ("rx.bpf.c",),
     Module.TX: ("send.bpf.c", "devices.bpf.c", "tx.bpf.c", "driver.bpf.c"),
-    Module.TCP: ("turns.bpf.c", "tcp.bpf.c"),
+    Module.TCP: ("turns.bpf.c", "tcp.bpf.c", "drops.bpf.c"),
 }
 # Shared by modules: included once if one of them is wanted.
 _SHARED_FILES: Mapping[str, frozenset[Module]] = {
     "segment.bpf.c": frozenset({Module.RX, Module.TCP}),
     "read.bpf.c": frozenset({Module.RX, Module.TCP}),
+    "ready.bpf.c": frozenset({Module.RX, Module.TCP}),
     "sendmsg.bpf.c": frozenset({Module.TX, Module.TCP}),
 }
 # The maps that the agent writes or reads; all others are the programs' own.
@@ -49,11 +52,13 @@ def compose(
     from_btf: bool,
     typed: bool,
     trace: bool = False,
+    drops: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """The C source of these modules.
 
     `from_btf`: types come from BTF, else from the kernel's headers (bpf/kernel.h).
     `typed`: programs are bound by BTF (bpf/common.h). `trace`: packets one by one (bpf/trace.h).
+    `drops`: the kernel's numbers of drop reasons, by macro.
     """
     wanted = frozenset(modules)
     files = [
@@ -70,9 +75,11 @@ def compose(
         "NR_STAGES": len(STAGES),
         "NR_PACKET_STAGES": EVENT_STAGES,
         "NR_COUNTERS": len(COUNTERS),
+        "NR_DROP_REASONS": NR_DROP_REASONS,
         **{f"MODULE_{module.name}": 1 for module in wanted},
         **{stage.macro: index for index, stage in enumerate(STAGES)},
         **{counter.macro: index for index, counter in enumerate(COUNTERS)},
+        **drops,
         **{f"THRESHOLD_{j}": f"{value}ULL" for j, value in enumerate(MANTISSA_THRESHOLDS)},
     }
     lines = [f"#define {name} {value}" for name, value in macros.items()]

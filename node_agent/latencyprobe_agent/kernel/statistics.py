@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 
 from latencyprobe.histogram import POSITIONS, Histogram
 from latencyprobe.measurement import Measurement, StageMeasurement
-from latencyprobe.stages import COUNTERS, STAGES, Module
+from latencyprobe.stages import COUNTERS, STAGES, Module, drop_counter
+from latencyprobe_agent.kernel.drops import NR_DROP_REASONS, name_of
 from latencyprobe_agent.slots import MAX_SLOTS
 
 _U64_MAX = 2**64 - 1
@@ -16,7 +17,10 @@ _U32_BYTES = 4
 _STAGE_HEADER = struct.Struct("=QQQIII")  # sum, max, not_min, lost, unmatched, clamped
 _STAGE_BYTES = _STAGE_HEADER.size + POSITIONS * _U32_BYTES + 4
 _STAGES_OFFSET = 8 + 8 * len(COUNTERS)
-SLOT_BYTES = _STAGES_OFFSET + len(STAGES) * _STAGE_BYTES
+_DROPS_OFFSET = _STAGES_OFFSET + len(STAGES) * _STAGE_BYTES
+_DROPS_BYTES = NR_DROP_REASONS * _U32_BYTES
+SLOT_BYTES = _DROPS_OFFSET + _DROPS_BYTES
+_NO_DROPS = bytes(_DROPS_BYTES)
 _NO_STAGE = bytes(_STAGE_HEADER.size)
 # Only what every packet of the module passes is thinned out by sampling.
 _SAMPLED_MODULES = frozenset({Module.RX, Module.TX})
@@ -25,7 +29,8 @@ _SAMPLED_MODULES = frozenset({Module.RX, Module.TX})
 class StatisticsMemory:
     """The two halves of the kernel's `stats` map, mapped into this process."""
 
-    def __init__(self, map_fd: int) -> None:
+    def __init__(self, map_fd: int, drop_reasons: list[str]) -> None:
+        self._drop_reasons = drop_reasons
         self._memory = mmap.mmap(map_fd, 2 * MAX_SLOTS * SLOT_BYTES)
         self._zeroes = bytes(SLOT_BYTES)
 
@@ -43,7 +48,7 @@ class StatisticsMemory:
                 continue
             content = self._memory[offset : offset + SLOT_BYTES]
             self._memory[offset : offset + SLOT_BYTES] = self._zeroes
-            taken[slot] = decode_slot(content, sampling_ratio)
+            taken[slot] = decode_slot(content, sampling_ratio, self._drop_reasons)
         return taken
 
     def clear(self, slot: int) -> None:
@@ -57,12 +62,13 @@ class StatisticsMemory:
         self._memory.close()
 
 
-def decode_slot(content: bytes, sampling_ratio: float) -> Measurement:
+def decode_slot(content: bytes, sampling_ratio: float, drop_reasons: list[str]) -> Measurement:
     """The measurement that one element of `stats` holds."""
     counts = struct.unpack_from(f"={len(COUNTERS)}Q", content, 8)
     counters = {
         counter.name: count for counter, count in zip(COUNTERS, counts, strict=True) if count
     }
+    counters |= _decode_drops(content[_DROPS_OFFSET:SLOT_BYTES], drop_reasons)
     stages: dict[str, StageMeasurement] = {}
     for index, stage in enumerate(STAGES):
         offset = _STAGES_OFFSET + index * _STAGE_BYTES
@@ -70,6 +76,17 @@ def decode_slot(content: bytes, sampling_ratio: float) -> Measurement:
             ratio = sampling_ratio if stage.module in _SAMPLED_MODULES else 1.0
             stages[stage.name] = _decode_stage(content, offset, ratio)
     return Measurement(stages, counters)
+
+
+def _decode_drops(content: bytes, drop_reasons: list[str]) -> dict[str, int]:
+    if content == _NO_DROPS:
+        return {}
+    drops: dict[str, int] = {}
+    for number, count in enumerate(memoryview(content).cast("I")):
+        if count:
+            name = drop_counter(name_of(number, drop_reasons))
+            drops[name] = drops.get(name, 0) + count
+    return drops
 
 
 def _decode_stage(content: bytes, offset: int, ratio: float) -> StageMeasurement:

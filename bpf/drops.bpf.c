@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Module tcp: what the targets' sockets lose, and why.
+ */
+
+static __always_inline bool is_listener(struct sock *sk)
+{
+	return READ(sk, __sk_common.skc_state) == TCP_LISTEN;
+}
+
+/*
+ * tcp_listendrop(), include/net/tcp.h, counts in the listener what it could not take: a SYN or a
+ * handshake's last ACK that finds the accept queue full. No event tells of the SYN, tcp_conn_request()
+ * frees it as if it were used up; so the socket's count is read when something else happens to it.
+ */
+static __always_inline void look_at_listener(struct config *config, struct sock *sk)
+{
+	struct socket_state *state = get_state(sk, config);
+	u32 drops;
+
+	if (!state)
+		return;
+	drops = READ(sk, sk_drops.counter);
+	if (state->is_listener_known && drops != state->listener_drops)
+		add_for(config, state->owners, COUNTER_ACCEPT_QUEUE_OVERFLOWS,
+			drops - state->listener_drops);
+	state->is_listener_known = 1;
+	state->listener_drops = drops;
+}
+
+#ifdef HAVE_kfree_skb_reason
+
+/* For want of room in the socket's own queue or in the protocol's memory. */
+static __always_inline bool is_queue_overflow(u32 reason)
+{
+	return reason == DROP_SOCKET_RCVBUFF || reason == DROP_SOCKET_BACKLOG ||
+	       reason == DROP_PROTO_MEM || reason == DROP_TCP_OFO_QUEUE_PRUNE ||
+	       reason == DROP_TCP_OFO_DROP;
+}
+
+static __always_inline void drop_for(struct config *config, owners_t owners, u32 reason)
+{
+	u64 index = reason < NR_DROP_REASONS ? reason : NR_DROP_REASONS - 1;
+
+	for (; owners; owners >>= OWNER_BITS) {
+		struct slot_stats *slot = get_stats(config, first_slot(owners));
+
+		asm volatile("" : "+r"(index)); /* as in record() */
+		if (slot && index < NR_DROP_REASONS)
+			__sync_fetch_and_add(&slot->drops[index], 1);
+	}
+}
+
+/*
+ * sk_skb_reason_drop(), net/core/skbuff.c: reasons since 5.17, the receiving socket since 6.11; what a
+ * socket sent names it in skb->sk. A socket that is closed frees what lay in its queues, which is no
+ * drop; neither is what has no reason.
+ */
+int on_kfree_skb(u64 *ctx)
+{
+	u32 reason = ctx[2];
+	struct sk_buff *skb = (struct sk_buff *)ctx[0];
+	struct config *config;
+	struct socket_state *state;
+	struct sock *sk;
+
+	if (reason <= DROP_NOT_SPECIFIED || reason == DROP_QUEUE_PURGE ||
+	    reason == DROP_SOCKET_CLOSE)
+		return 0;
+#ifdef HAVE_kfree_skb_rx_sk
+	sk = (struct sock *)ctx[3];
+	if (!sk)
+		sk = READ(skb, sk);
+#else
+	sk = READ(skb, sk);
+#endif
+	config = get_config();
+	if (!sk || !config || !is_full(sk) || !protocol_of(sk))
+		return 0;
+	state = get_state(sk, config);
+	if (!state)
+		return 0;
+	drop_for(config, state->owners, reason);
+#ifdef HAVE_kfree_skb_rx_sk
+	if (is_queue_overflow(reason))
+		count_for(config, state->owners, COUNTER_RECEIVE_QUEUE_OVERFLOWS);
+	if (is_listener(sk))
+		look_at_listener(config, sk);
+#endif
+	return 0;
+}
+
+#endif
+
+#ifndef HAVE_kfree_skb_rx_sk
+
+/* __udp_queue_rcv_skb(), net/ipv4/udp.c, net/ipv6/udp.c: for kernels whose kfree_skb names no socket */
+int on_udp_fail_queue(u64 *ctx)
+{
+	struct sock *sk = (struct sock *)ctx[1];
+	struct config *config = get_config();
+	struct socket_state *state;
+
+	if (!config)
+		return 0;
+	state = get_state(sk, config);
+	if (state)
+		count_for(config, state->owners, COUNTER_RECEIVE_QUEUE_OVERFLOWS);
+	return 0;
+}
+
+#endif

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The hook that the modules rx and tcp share: a socket has something for its reader.
+ */
+
+/*
+ * sock_def_readable(), net/core/sock.c, 6.2+. From __udp_enqueue_schedule_skb() once per datagram;
+ * from tcp_child_process() for the listener of a new connection.
+ */
+int on_sk_data_ready(u64 *ctx)
+{
+	struct sock *sk = (struct sock *)ctx[0];
+	struct config *config = get_config();
+	u32 protocol;
+
+	if (!config)
+		return 0;
+	protocol = protocol_of(sk);
+#ifdef MODULE_TCP
+	if (protocol == PROTOCOL_TCP && is_listener(sk))
+		look_at_listener(config, sk);
+#endif
+#if defined(MODULE_RX) && defined(HAVE_sock_recv_length_sk) /* who else would empty the ring? */
+	if (protocol == PROTOCOL_UDP)
+		queue_datagram(config, sk);
+#endif
+	return 0;
+}

@@ -1,0 +1,94 @@
+"""How long a connection waits for accept(): measured where the kernel lets us see it return."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from latencyprobe.coverage import CoverageState
+from latencyprobe.stages import Module
+from latencyprobe_agent.kernel.engine import KernelEngine
+from latencyprobe_agent.slots import SlotSpec
+from tests.live.pods import Pod
+from tests.live.sockets import connect, everything_in, listen
+from tests.live.test_engine_accuracy import BUCKET, SERVER, account_for
+
+Start = Callable[..., KernelEngine]
+Pair = tuple[Pod, Pod]
+MS = 1_000_000
+CONNECTIONS = 20
+
+
+async def watch_server(start: Start, spec: SlotSpec, *, typed: bool) -> tuple[KernelEngine, bool]:
+    """An engine on the server, and whether it can measure tcp.accept; else it says why not."""
+    engine = start(typed=typed)
+    engine.assign({SERVER: spec})
+    await engine.use(frozenset({Module.TCP}))
+    (coverage,) = (stage for stage in engine.coverage if stage.name == "tcp.accept")
+    kind = "fexit" if typed else "kretprobe"
+    if coverage.state is CoverageState.ACTIVE:
+        assert f"{kind}/inet_csk_accept" in coverage.hook
+        return engine, True
+    assert coverage.state is CoverageState.UNAVAILABLE
+    assert coverage.reason.startswith("fexit/inet_csk_accept: ")
+    assert "; kretprobe/inet_csk_accept: " in coverage.reason
+    return engine, False
+
+
+@pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
+async def test_a_busy_accept_loop_is_found_in_tcp_accept(
+    start_engine: Start, pair: Pair, typed: bool
+) -> None:
+    client, server = pair
+    engine, is_measured = await watch_server(start_engine, everything_in(server), typed=typed)
+    waited_ns = []
+    with listen(server.namespace, server.address) as listener:
+        for _ in range(CONNECTIONS):
+            with connect(client.namespace, server.address):
+                connected_ns = time.monotonic_ns()
+                delay(20)
+                answering, _ = listener.accept()
+                waited_ns.append(time.monotonic_ns() - connected_ns)
+                answering.close()
+    measured = engine.read()[SERVER]
+    if not is_measured:
+        assert "tcp.accept" not in measured.stages
+        return
+    assert account_for(measured, "tcp.accept") == (CONNECTIONS, 0)
+    mean_ns = sum(waited_ns) / CONNECTIONS
+    accept = measured.stage("tcp.accept").histogram
+    assert accept.mean_ns == pytest.approx(mean_ns, rel=BUCKET - 1)
+    assert accept.min_ns > 19 * MS
+    assert measured.stage("tcp.handshake").histogram.max_ns < 10 * MS
+
+
+async def test_who_waits_in_accept_gets_a_connection_at_once(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    spec = SlotSpec(tgids=frozenset({os.getpid()}), netns=everything_in(server).netns)
+    engine, is_measured = await watch_server(start_engine, spec, typed=True)
+    with listen(server.namespace, server.address) as listener:
+
+        def accept() -> None:
+            for _ in range(CONNECTIONS):
+                listener.accept()[0].close()
+
+        accepting = threading.Thread(target=accept)
+        accepting.start()
+        for _ in range(CONNECTIONS):
+            connect(client.namespace, server.address).close()
+        accepting.join()
+    measured = engine.read()
+    if is_measured:
+        assert account_for(measured[SERVER], "tcp.accept") == (CONNECTIONS, 0)
+        assert measured[SERVER].stage("tcp.accept").histogram.percentile(50) < 10 * MS
+
+
+def delay(milliseconds: float) -> None:
+    """Hold up whoever is measured."""
+    time.sleep(milliseconds / 1e3)
