@@ -36,6 +36,7 @@ class Bottleneck(StrEnum):
     DRIVER = "Driver"
     APPLICATION = "Application"
     NETWORK = "Network"
+    PEER = "Peer"
     NONE = "None"
     INSUFFICIENT_DATA = "InsufficientData"
 
@@ -181,8 +182,8 @@ def _judge(measurement: Measurement) -> Verdict:
     totals = [total for total in TOTALS if _samples(measurement, total) >= MIN_SAMPLES]
     if not totals:
         return _insufficient(measurement)
-    if network := _judge_network(measurement):
-        return network
+    if (slower := _judge_responses(measurement)) or (slower := _judge_network(measurement)):
+        return slower
     total = max(totals, key=lambda name: measurement.stage(name).histogram.sum_ns)
     stage, share = _largest_part(measurement, total)
     figures = _figures(measurement, total, stage, share)
@@ -257,7 +258,7 @@ def _judge_network(measurement: Measurement) -> Verdict | None:
     """
     if any(_samples(measurement, name) < MIN_SAMPLES for name in (*TOTALS, "tcp.rtt")):
         return None
-    if 2 * measurement.counters.get("delayedAcks", 0) > _samples(measurement, "tcp.rtt"):
+    if _are_acks_delayed(measurement):
         return None
     rtt_ns = measurement.stage("tcp.rtt").histogram.mean_ns
     stacks_ns = sum(measurement.stage(name).histogram.mean_ns for name in TOTALS)
@@ -274,4 +275,98 @@ def _judge_network(measurement: Measurement) -> Verdict | None:
         ),
         "Look at the path to the peer (mtr): distance, a congested link; and measure the peer too: "
         "one that answers slowly may hold its ACKs back (up to 40 ms) to send both at once.",
+    )
+
+
+def _are_acks_delayed(measurement: Measurement) -> bool:
+    """Whether most ACKs were held back by the peer, so that tcp.rtt has its time in it."""
+    return 2 * measurement.counters.get("delayedAcks", 0) > _samples(measurement, "tcp.rtt")
+
+
+def _round_trip_ns(measurement: Measurement) -> int | None:
+    """What the network takes of a response; the least, where the peer holds its ACKs back."""
+    rtt = measurement.stage("tcp.rtt").histogram
+    if rtt.count < MIN_SAMPLES:
+        return None
+    return rtt.min_ns if _are_acks_delayed(measurement) else rtt.mean_ns
+
+
+def _judge_responses(measurement: Measurement) -> Verdict | None:
+    """Application or Peer, where requests wait longer for either than packets for anything else.
+
+    An application that waits for others to answer it has their time in its own: then it is them.
+    """
+    application_ns = _waited_for_application_ns(measurement)
+    peer_ns = _waited_for_peer_ns(measurement)
+    packets_ns = sum(measurement.stage(total).histogram.sum_ns for total in TOTALS)
+    longest_ns = max(application_ns, peer_ns)
+    share = longest_ns / (longest_ns + packets_ns) if longest_ns else 0.0
+    if share < DOMINANT_SHARE or longest_ns <= _longest_total_ns(measurement):
+        return None
+    if 2 * peer_ns >= application_ns:
+        return _blame_peer(measurement, share)
+    return _blame_application(measurement, share)
+
+
+def _longest_total_ns(measurement: Measurement) -> int:
+    return max(measurement.stage(total).histogram.sum_ns for total in TOTALS)
+
+
+def _waited_for_application_ns(measurement: Measurement) -> int:
+    """All of app.response; 0 where it is short, or shorter than the way to the one who asks."""
+    response = measurement.stage("app.response").histogram
+    if response.count < MIN_SAMPLES or response.percentile(99) < NOTEWORTHY_NS:
+        return 0
+    rtt_ns = _round_trip_ns(measurement) or 0
+    return response.sum_ns if response.mean_ns > rtt_ns else 0
+
+
+def _waited_for_peer_ns(measurement: Measurement) -> int:
+    """All of peer.response but the round trips; 0 where that is short, or its smaller part."""
+    response = measurement.stage("peer.response").histogram
+    rtt_ns = _round_trip_ns(measurement)
+    if rtt_ns is None or response.count < MIN_SAMPLES or response.percentile(99) < NOTEWORTHY_NS:
+        return 0
+    own_ns = response.mean_ns - rtt_ns
+    return own_ns * response.count if own_ns >= DOMINANT_SHARE * response.mean_ns else 0
+
+
+def _blame_application(measurement: Measurement, share: float) -> Verdict:
+    return Verdict(
+        Bottleneck.APPLICATION,
+        "app.response",
+        share,
+        (
+            _response_figures(measurement, "app.response"),
+            "requests had been read wholly, and no byte of the answer was written yet",
+        ),
+        "Look at what the application does between reading a request and writing its answer: its "
+        "own profile or traces, locks, queries, calls to others, or a CPU limit that throttles it.",
+    )
+
+
+def _blame_peer(measurement: Measurement, share: float) -> Verdict:
+    rtt_ns = _round_trip_ns(measurement) or 0
+    return Verdict(
+        Bottleneck.PEER,
+        "peer.response",
+        share,
+        (
+            _response_figures(measurement, "peer.response"),
+            f"the network's part of it is about {format_ns(rtt_ns)} (tcp.rtt)",
+        ),
+        "Measure the peer too: its app.response says whether its application takes the time, its "
+        "rx.socket whether it reads late.",
+    )
+
+
+def _response_figures(measurement: Measurement, stage: str) -> str:
+    response = measurement.stage(stage).histogram
+    mean, p50, p99 = (
+        format_ns(ns) for ns in (response.mean_ns, response.percentile(50), response.percentile(99))
+    )
+    stacks_ns = sum(measurement.stage(total).histogram.mean_ns for total in TOTALS)
+    return (
+        f"{stage}: {mean} on average, p50 {p50}, p99 {p99}; a packet in this node's stack: "
+        f"{format_ns(stacks_ns)}"
     )

@@ -279,3 +279,96 @@ def test_what_its_own_sockets_counted_is_told_before_what_others_may_have_caused
     netns = Measurement(netns_counters={"TcpExtListenDrops": 9})
     evidence = judge(measurement + netns).evidence
     assert evidence[-2:] == (told, "meanwhile in its network namespace: TcpExtListenDrops 9")
+
+
+@pytest.mark.parametrize(
+    ("measurement", "bottleneck", "stage"),
+    [
+        (
+            measured(rx_socket=20 * US, tx_stack=10 * US, app_response=5 * MS),
+            Bottleneck.APPLICATION,
+            "app.response",
+        ),
+        (
+            measured(rx_socket=20 * US, tx_stack=10 * US, tcp_rtt=MS, peer_response=5 * MS),
+            Bottleneck.PEER,
+            "peer.response",
+        ),
+        # it answers in good time
+        (
+            measured(rx_socket=20 * US, tx_stack=10 * US, app_response=900 * US),
+            Bottleneck.NONE,
+            None,
+        ),
+        # packets wait longer than the application takes
+        (
+            measured(rx_socket=20 * MS, tx_stack=10 * US, app_response=5 * MS),
+            Bottleneck.SLOW_READER,
+            "rx.socket",
+        ),
+        # most of the peer's time is the network's
+        (
+            measured(rx_socket=20 * US, tx_stack=10 * US, tcp_rtt=4 * MS, peer_response=5 * MS),
+            Bottleneck.NETWORK,
+            "tcp.rtt",
+        ),
+        # the way to the client is longer than the application takes
+        (
+            measured(rx_socket=20 * US, tx_stack=10 * US, tcp_rtt=40 * MS, app_response=5 * MS),
+            Bottleneck.NETWORK,
+            "tcp.rtt",
+        ),
+        # without tcp.rtt nobody knows whose time it is
+        (
+            measured(rx_socket=20 * US, tx_stack=10 * US, peer_response=5 * MS),
+            Bottleneck.NONE,
+            None,
+        ),
+        # an application that waits for another
+        (
+            measured(
+                rx_socket=20 * US,
+                tx_stack=10 * US,
+                tcp_rtt=100 * US,
+                app_response=10 * MS,
+                peer_response=9 * MS,
+            ),
+            Bottleneck.PEER,
+            "peer.response",
+        ),
+        # one that waits for another, but not for long
+        (
+            measured(
+                rx_socket=20 * US,
+                tx_stack=10 * US,
+                tcp_rtt=100 * US,
+                app_response=10 * MS,
+                peer_response=2 * MS,
+            ),
+            Bottleneck.APPLICATION,
+            "app.response",
+        ),
+    ],
+)
+def test_slow_answers_are_the_applications_or_the_peers(
+    measurement: Measurement, bottleneck: Bottleneck, stage: str | None
+) -> None:
+    verdict = judge(measurement)
+    assert (verdict.bottleneck, verdict.stage) == (bottleneck, stage)
+
+
+def test_acks_that_ride_on_a_late_answer_do_not_hide_the_peer() -> None:
+    waits = measured(rx_socket=20 * US, tx_stack=10 * US, tcp_rtt=6 * MS, peer_response=6 * MS)
+    first = Measurement({"tcp.rtt": StageMeasurement(Histogram.of([50 * US]))})
+    delayed = Measurement(counters={"delayedAcks": 90})
+    verdict = judge(waits + first + delayed)
+    assert verdict.bottleneck is Bottleneck.PEER
+    assert verdict.evidence == (
+        "peer.response: 6ms on average, p50 6ms, p99 6ms; a packet in this node's stack: 30us",
+        "the network's part of it is about 50us (tcp.rtt)",
+    )
+
+
+def test_a_few_answers_are_no_verdict() -> None:
+    packets = measured(1000, rx_socket=20 * US, tx_stack=10 * US)
+    assert judge(packets + measured(99, app_response=50 * MS)).bottleneck is Bottleneck.NONE

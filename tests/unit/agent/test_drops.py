@@ -1,0 +1,78 @@
+"""Dropped packets: the kernel's numbers and names, from its BTF to a report's counters."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from latencyprobe.measurement import Measurement
+from latencyprobe.report import report_on
+from latencyprobe.stages import Module, counter_module, drop_counter
+from latencyprobe.wire import CorruptMessageError, measurement_from_proto, measurement_to_proto
+from latencyprobe_agent.kernel.btf import KernelTypes
+from latencyprobe_agent.kernel.drops import NR_DROP_REASONS, drop_macros, drop_reasons
+from latencyprobe_agent.kernel.statistics import SLOT_BYTES, decode_slot
+
+
+class Enumerated(KernelTypes):
+    """Types of a kernel with just these enumerators."""
+
+    def __init__(self, **values: int) -> None:
+        self._values = values
+
+    def enumerators(self, enum: str) -> dict[str, int]:
+        return self._values if enum == "skb_drop_reason" else {}
+
+
+def test_reasons_are_named_as_the_kernel_does_at_their_numbers() -> None:
+    reasons = drop_reasons(
+        Enumerated(
+            SKB_NOT_DROPPED_YET=0,
+            SKB_DROP_REASON_NOT_SPECIFIED=1,
+            SKB_DROP_REASON_TCP_CSUM=3,
+            SKB_DROP_REASON_SUBSYS_MASK=-65536,
+        )
+    )
+    assert reasons == ["NOT_DROPPED_YET", "NOT_SPECIFIED", "", "TCP_CSUM"]
+    macros = drop_macros(reasons)
+    assert macros["DROP_NOT_SPECIFIED"] == "1U"
+    assert macros["DROP_QUEUE_PURGE"] == f"{0xFFFFFFFF}U"  # of a kernel that has no such reason
+
+
+@pytest.mark.parametrize("types", [None, Enumerated()])
+def test_a_kernel_without_reasons_has_no_names_for_them(types: KernelTypes | None) -> None:
+    assert drop_reasons(types) == []
+
+
+def test_drops_are_counted_by_name_and_those_without_one_together() -> None:
+    content = bytearray(SLOT_BYTES)
+    for number, count in ((2, 5), (3, 1), (NR_DROP_REASONS - 1, 4)):
+        offset = SLOT_BYTES - 4 * (NR_DROP_REASONS - number)
+        struct.pack_into("=I", content, offset, count)
+    measurement = decode_slot(bytes(content), 1.0, ["", "", "TCP_CSUM"])
+    assert measurement.counters == {"drops.TCP_CSUM": 5, "drops.OTHER": 5}
+
+
+def test_drops_belong_to_module_tcp() -> None:
+    assert counter_module(drop_counter("NETFILTER_DROP")) is Module.TCP
+    assert counter_module("retransmits") is Module.TCP
+    assert counter_module("headOfLineSegments") is Module.RX
+    assert counter_module("drops.") is None
+    assert counter_module("inventions") is None
+
+
+def test_drops_come_through_the_protocol_and_into_the_report() -> None:
+    measured = Measurement({}, {"drops.TCP_CSUM": 2, "drops.QDISC_DROP": 0, "rtos": 1})
+    arrived = measurement_from_proto(*measurement_to_proto(measured))
+    assert arrived == measured
+    counters = report_on(arrived, [Module.TCP]).counters
+    assert list(counters.items())[-1] == ("drops.TCP_CSUM", 2)
+    assert "drops.QDISC_DROP" not in counters
+    assert counters["rtos"] == 1
+    assert "drops.TCP_CSUM" not in report_on(arrived, [Module.RX]).counters
+
+
+def test_a_name_that_no_kernel_gives_is_refused() -> None:
+    with pytest.raises(CorruptMessageError, match="counters: a name of 106 characters"):
+        measurement_from_proto([], {"drops." + "X" * 100: 1})
