@@ -15,6 +15,7 @@ from latencyprobe.histogram import Histogram
 from latencyprobe.measurement import Measurement
 from latencyprobe.stages import Module
 from latencyprobe_agent.kernel.engine import KernelEngine
+from latencyprobe_agent.slots import SlotSpec
 from tests.live.pods import Pod
 from tests.live.sockets import (
     Connection,
@@ -418,3 +419,72 @@ async def test_responses_of_an_ipv6_socket_that_talks_ipv4_are_measured(
         ask(both, 20)
     measured = engine.read()
     assert app(measured[SERVER]) == peer(measured[CLIENT]) == (20, 0)
+
+
+def serve_when_handed_over(handed: socket.socket, times: int) -> None:
+    """Be a process of its own that gets a connection handed over, and answers on it."""
+    if os.fork():
+        return
+    try:
+        _, (descriptor,), _, _ = socket.recv_fds(handed, 1, 1)
+        with socket.socket(fileno=descriptor) as answering:
+            answer(answering, times)
+    finally:
+        os._exit(0)
+
+
+def serve_in_a_child(answering: socket.socket, times: int) -> None:
+    """Have a child of this process answer."""
+    if os.fork():
+        return
+    try:
+        answer(answering, times)
+    finally:
+        os._exit(0)
+
+
+def wait_for_child() -> None:
+    os.wait()
+
+
+def answer(answering: socket.socket, times: int) -> None:
+    """Answer so many requests, each after a while."""
+    for _ in range(times):
+        read_all(answering, len(REQUEST))
+        delay(5)
+        answering.sendall(REPLY)
+
+
+def ask_for_answers(asking: socket.socket, times: int) -> None:
+    for _ in range(times):
+        asking.sendall(REQUEST)
+        read_all(asking, len(REPLY))
+
+
+@pytest.mark.parametrize("handed_by", ["fork", "SCM_RIGHTS"])
+async def test_a_connection_that_is_handed_on_stays_the_targets(
+    start_engine: Start, pair: Pair, handed_by: str
+) -> None:
+    client, server = pair
+    here, there = socket.socketpair()
+    if handed_by == "SCM_RIGHTS":  # to a stranger: no child of a target's
+        serve_when_handed_over(there, 10)
+    engine = start_engine()
+    own = frozenset({os.getpid()})
+    engine.assign({SERVER: SlotSpec(tgids=own, netns=everything_in(server).netns)})
+    await engine.use(frozenset(Module))
+    with here, there, open_between(client, server) as both:
+        thread = threading.Thread(target=ask_for_answers, args=(both.client, 20))
+        thread.start()
+        answer(both.server, 10)
+        if handed_by == "SCM_RIGHTS":
+            socket.send_fds(here, [b"x"], [both.server.fileno()])
+        else:
+            serve_in_a_child(both.server, 10)
+        thread.join()
+    wait_for_child()
+    measured = engine.read()[SERVER]
+    assert app(measured) == (20, 0)
+    assert measured.stage("app.response").histogram.min_ns > 4 * MS
+    for stage in ("rx.total", "tx.total"):
+        assert account_for(measured, stage) == (20, 0), stage
