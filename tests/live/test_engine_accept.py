@@ -20,7 +20,7 @@ from tests.live.test_engine_accuracy import BUCKET, SERVER, account_for
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
 MS = 1_000_000
-CONNECTIONS = 20
+CONNECTIONS = 10
 
 
 async def watch_server(start: Start, spec: SlotSpec, *, typed: bool) -> tuple[KernelEngine, bool]:
@@ -50,7 +50,7 @@ async def test_a_busy_accept_loop_is_found_in_tcp_accept(
         for _ in range(CONNECTIONS):
             with connect(client.namespace, server.address):
                 connected_ns = time.monotonic_ns()
-                delay(20)
+                delay(100)
                 answering, _ = listener.accept()
                 waited_ns.append(time.monotonic_ns() - connected_ns)
                 answering.close()
@@ -62,8 +62,8 @@ async def test_a_busy_accept_loop_is_found_in_tcp_accept(
     mean_ns = sum(waited_ns) / CONNECTIONS
     accept = measured.stage("tcp.accept").histogram
     assert accept.mean_ns == pytest.approx(mean_ns, rel=BUCKET - 1)
-    assert accept.min_ns > 19 * MS
-    assert measured.stage("tcp.handshake").histogram.max_ns < 10 * MS
+    assert accept.min_ns > 99 * MS
+    assert measured.stage("tcp.handshake").histogram.max_ns < 90 * MS
 
 
 async def test_who_waits_in_accept_gets_a_connection_at_once(
@@ -86,7 +86,7 @@ async def test_who_waits_in_accept_gets_a_connection_at_once(
     measured = engine.read()
     if is_measured:
         assert account_for(measured[SERVER], "tcp.accept") == (CONNECTIONS, 0)
-        assert measured[SERVER].stage("tcp.accept").histogram.percentile(50) < 10 * MS
+        assert measured[SERVER].stage("tcp.accept").histogram.percentile(50) < 90 * MS
 
 
 def delay(milliseconds: float) -> None:
