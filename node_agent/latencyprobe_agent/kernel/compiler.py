@@ -37,6 +37,10 @@ MESSAGE_BYTES = 1 << 18
 # Since when tracing programs may use bpf_sk_storage_get(): kernel commit 8e4597c627fb.
 TYPED_SINCE = (5 << 16) + (11 << 8)
 _DIAGNOSTIC_LINES = 80
+# Structs may hold another one without naming the member (`struct ns_tree;` in struct ns_common), as
+# kernels do that are compiled with -fms-extensions: 6.19+, Makefile. Without it such a member is
+# left out, and all that follows has a wrong offset.
+_C_DIALECT = ("-fms-extensions", "-Wno-microsoft-anon-tag")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +145,7 @@ def _compile(source: str, functions: list[str], maps: tuple[str, ...]) -> _Objec
         from bcc import BPF  # noqa: PLC0415 - LLVM's memory belongs to this call's process alone
 
         try:
-            compiled = BPF(text=source)
+            compiled = BPF(text=source, cflags=list(_C_DIALECT))
         except Exception as error:  # bcc raises bare Exception
             tail = "\n".join(diagnostics().strip().splitlines()[-_DIAGNOSTIC_LINES:])
             raise CompileError(f"{error}\n{tail}") from error
