@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from tests.kernels.errors import KernelError
 from tests.kernels.inside.results import KernelCoverage, read_coverage
 
 VARIABLE = "LATENCYPROBE_KERNELS"
+ARGUMENTS_VARIABLE = "LATENCYPROBE_KERNELS_PYTEST"
 # The kernel that `make test` boots: of those that are widely run, the one that differs most from
 # what machines with new kernels show in tests/live.
 DEFAULT = "6.1"
@@ -65,8 +67,9 @@ def run_tests(release: Release) -> Guest:
     shutil.rmtree(results, ignore_errors=True)
     results.mkdir()
     command = [f"{vm.PROGRAMS}/python", "-m", "tests.kernels.inside", str(results)]
+    command.append(f"--pytest={os.environ.get(ARGUMENTS_VARIABLE, '')}")
     if release.with_headers:
-        command.append(str(kernel.folder))
+        command.append(f"--headers={kernel.folder}")
     console = vm.run(kernel, command, results, seconds=GUEST_SECONDS)
     if (results / "status").read_text().strip() != "0":
         raise vm.GuestFailedError(f"{kernel.version}: the tests could not run", console)

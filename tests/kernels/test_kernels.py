@@ -19,7 +19,7 @@ def test_the_tests_inside_pass(
     for case in guest.cases:
         with subtests.test(f"{guest.version}: {case.name}"):
             assert case.failure is None, case.failure
-    assert len(guest.cases) > 20
+    assert guest.cases
 
 
 def test_the_kernel_has_nothing_to_complain_of(guest_of: GuestOf, release: Release) -> None:

@@ -1,14 +1,14 @@
 """What a guest runs: all tests that belong there, with the kernel's types from different sources.
 
-    python -m tests.kernels.inside RESULTS [HEADERS]
-
-RESULTS is a folder for one JUnit report a run of pytest. HEADERS is the root of a tree that holds
-the kernel's headers; with it, tests also run with BTF hidden, and then with the headers gone too.
+RESULTS is a folder for one JUnit report a run of pytest. With the root of a tree that holds the
+kernel's headers, tests also run with BTF hidden, and then with the headers gone too.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -21,15 +21,18 @@ BTF = Path("/sys/kernel/btf")
 EMULATION_IS_SLOWER = 10
 
 
-def run_tests(results: Path, marker: str) -> None:
+def run_tests(results: Path, marker: str, arguments: str) -> None:
     """The tests with this marker; what fails is in the report."""
+    # Importing all the others takes a minute.
+    live = [path for path in ROOT.glob("tests/live/test_*.py") if marker in path.read_text()]
     subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", "tests/live", "tests/kernels/inside"),
+            *(sys.executable, "-m", "pytest", *map(str, sorted(live)), "tests/kernels/inside"),
             *("-m", marker, f"--junitxml={results}/{marker}.xml", "--durations=0"),
             "--color=no",
             # the file system is read-only in large parts, and shared
             *("-p", "no:cacheprovider", "-p", "tests.kernels.inside.shared_builds"),
+            *shlex.split(arguments),
         ],
         cwd=ROOT,
         check=False,
@@ -58,16 +61,20 @@ def install_headers(tree: Path) -> list[Path]:
 
 
 def main() -> None:
-    results = Path(sys.argv[1])
-    run_tests(results, "every_kernel")
-    if len(sys.argv) == 2:
+    parser = argparse.ArgumentParser("python -m tests.kernels.inside", description=__doc__)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--headers", type=Path)
+    parser.add_argument("--pytest", default="", help="more arguments for pytest")
+    options = parser.parse_args()
+    run_tests(options.results, "every_kernel", options.pytest)
+    if options.headers is None:
         return
     hide_btf()
-    made = install_headers(Path(sys.argv[2]))
-    run_tests(results, "headers_alone")
+    made = install_headers(options.headers)
+    run_tests(options.results, "headers_alone", options.pytest)
     for path in made:
         path.unlink()
-    run_tests(results, "no_types")
+    run_tests(options.results, "no_types", options.pytest)
 
 
 if __name__ == "__main__":
