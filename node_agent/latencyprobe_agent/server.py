@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -53,6 +54,7 @@ _OPTIONS = (
 )
 
 _Answer = TypeVar("_Answer")
+_Message = TypeVar("_Message", pb.Report, pb.TraceEvents)
 
 
 class ListenError(Exception):
@@ -115,7 +117,7 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
         """Report until the client goes. `write` waits while the client is slow."""
         await self._caller.check(context)
         log.info("%s listens to reports", _peer(context))
-        await _guard(lambda: self._agent.watch(context.write), context)
+        await _guard(lambda: _stream(self._agent.watch, context), context)
 
     async def Trace(  # type: ignore[override]  # noqa: N802  (writes, yields nothing)
         self, request: pb.TraceRequest, context: Context
@@ -123,7 +125,9 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
         """Tell of packets until the probe or the client goes."""
         await self._caller.check(context)
         log.info("%s traces packets", _peer(context))
-        await _guard(lambda: self._agent.trace(request, context.write), context)
+        await _guard(
+            lambda: _stream(lambda send: self._agent.trace(request, send), context), context
+        )
 
 
 def _peer(context: Context) -> str:
@@ -157,6 +161,28 @@ async def _guard(answer: Callable[[], Awaitable[_Answer]], context: Context) -> 
         await _abort(
             context, grpc.StatusCode.INTERNAL, f"unexpected {type(error).__name__}: {error}"[:500]
         )
+
+
+async def _stream(
+    pump: Callable[[Callable[[_Message], Awaitable[None]]], Awaitable[None]], context: Context
+) -> None:
+    """Let `pump` write to the client; returns when no message of it is under way any more.
+
+    The first carries the call's metadata, and so does a status until that has gone: gRPC refuses
+    them at the same time (TOO_MANY_OPERATIONS), and the client would wait for an end for ever.
+    """
+    last: asyncio.Future[None] | None = None
+
+    async def send(message: _Message) -> None:
+        nonlocal last
+        last = asyncio.ensure_future(context.write(message))
+        await asyncio.shield(last)
+
+    try:
+        await pump(send)
+    finally:
+        if last is not None:
+            await asyncio.wait({last}, timeout=_GRACE_S)
 
 
 async def _abort(context: Context, code: grpc.StatusCode, message: str) -> NoReturn:

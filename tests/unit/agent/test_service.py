@@ -403,6 +403,24 @@ async def test_closing_ends_the_stream_and_detaches(running: Running) -> None:
     assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
+async def test_a_stream_is_ended_also_while_its_first_report_is_on_its_way(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_report = running.agent._report
+    closing: list[asyncio.Task[None]] = []
+
+    def close_meanwhile(*arguments: Any, **options: Any) -> pb.Report:
+        closing.append(asyncio.create_task(running.agent.close()))
+        return make_report(*arguments, **options)
+
+    monkeypatch.setattr(running.agent, "_report", close_meanwhile)
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        async for _ in reports(watch(running)):
+            pass
+    assert ended.value.code() == grpc.StatusCode.UNAVAILABLE
+    await asyncio.gather(*closing)
+
+
 async def test_programs_over_their_budget_look_at_fewer_packets(running: Running) -> None:
     desired = state(probe())
     desired.probes[0].max_cpu_percent = 1
