@@ -10,7 +10,7 @@ import stat
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -54,7 +54,6 @@ _OPTIONS = (
 )
 
 _Answer = TypeVar("_Answer")
-_Message = TypeVar("_Message", pb.Report, pb.TraceEvents)
 
 
 class ListenError(Exception):
@@ -164,7 +163,7 @@ async def _guard(answer: Callable[[], Awaitable[_Answer]], context: Context) -> 
 
 
 async def _stream(
-    pump: Callable[[Callable[[_Message], Awaitable[None]]], Awaitable[None]], context: Context
+    pump: Callable[[Callable[[Any], Awaitable[None]]], Awaitable[None]], context: Context
 ) -> None:
     """Let `pump` write to the client; returns when no message of it is under way any more.
 
@@ -173,7 +172,7 @@ async def _stream(
     """
     last: asyncio.Future[None] | None = None
 
-    async def send(message: _Message) -> None:
+    async def send(message: object) -> None:
         nonlocal last
         last = asyncio.ensure_future(context.write(message))
         await asyncio.shield(last)
