@@ -81,12 +81,17 @@ static __always_inline u64 identity_of(void *pointer, struct config *config)
 #endif
 }
 
-/* What this CPU is doing. Softirqs do not nest, and no other context writes it. */
+/*
+ * What this CPU is doing. Neither softirqs nor hard IRQs nest, and a field is written by one of them
+ * alone: `hard_irq_ns` and `raised_ns` with interrupts disabled, the others in softirqs.
+ */
 struct cpu_context {
-	u64 net_rx_ns;	 /* entry of the NET_RX softirq that runs now; 0 outside of it */
-	u64 received_id; /* identity of the skb last received where targets live */
+	u64 net_rx_ns;	   /* entry of the NET_RX softirq that runs now; 0 outside of it */
+	u64 received_id;   /* identity of the skb last received where targets live */
+	u64 hard_irq_ns;   /* entry of the hard IRQ handler that runs now; 0 outside of one */
+	u64 raised_ns;	   /* of the hard IRQ that raised NET_RX, until the softirq's entry */
+	u32 irq_ns;	   /* of the running NET_RX: how long from that hard IRQ on; 0: from none */
 	u32 in_softirq;
-	u32 reserved;
 };
 BPF_PERCPU_ARRAY(cpu_contexts, struct cpu_context, 1);
 
@@ -135,28 +140,4 @@ static __always_inline u32 netns_of_socket(struct sock *sk)
 	struct net *net = READ(sk, __sk_common.skc_net.net);
 
 	return READ(net, ns.inum);
-}
-
-/* handle_softirqs(), kernel/softirq.c; ksoftirqd runs the same function */
-int on_softirq_entry(u64 *ctx)
-{
-	struct cpu_context *cpu = get_cpu_context();
-
-	if (!cpu)
-		return 0;
-	cpu->in_softirq = 1;
-	if ((u32)ctx[0] == NET_RX_SOFTIRQ)
-		cpu->net_rx_ns = bpf_ktime_get_ns();
-	return 0;
-}
-
-int on_softirq_exit(u64 *ctx)
-{
-	struct cpu_context *cpu = get_cpu_context();
-
-	if (!cpu)
-		return 0;
-	cpu->in_softirq = 0;
-	cpu->net_rx_ns = 0;
-	return 0;
 }

@@ -50,12 +50,15 @@
 
 #define NET_RX_SOFTIRQ 3 /* include/linux/interrupt.h */
 
+#define PF_EXITING 0x4 /* include/linux/sched.h */
+
 #else
 
 #include <linux/cgroup-defs.h>
 #include <linux/interrupt.h>
 #include <linux/kernfs.h>
 #include <linux/netdevice.h>
+#include <linux/nsproxy.h>
 #include <linux/ptrace.h>
 #include <linux/sched/signal.h>
 #include <linux/skbuff.h>
@@ -75,6 +78,12 @@
 #endif
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 10, 0)
 #define HAVE_net_device_priv 1
+#endif
+#ifdef CONFIG_SMP
+#define HAVE_task_struct_on_cpu 1
+#endif
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(5, 14, 0) /* commit 2f064a59a11f */
+#define HAVE_task_struct___state 1
 #endif
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(5, 15, 0) /* commit 8520e224f547, backported */
 #define HAVE_sock_cgroup_data_cgroup 1

@@ -1,15 +1,32 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Module rx: one packet from the softirq to the application.
+ * Module rx: one packet from the interrupt to the application.
  *
- *   softirq_entry --softirq--> netif_receive_skb --host--> netif_receive_skb in the pod
- *     --stack--> tcp_probe --socket--> skb_copy_datagram_iovec
+ *   irq_handler_entry --irq--> softirq_entry --softirq--> netif_receive_skb
+ *     --host--> netif_receive_skb in the pod --stack--> tcp_probe
+ *     --socket--> skb_copy_datagram_iovec
  *
  * From netif_receive_skb to the socket a packet is known by the address of its skb, in `received`.
  * From there on TCP's segments are known by their sequence numbers, in the socket's state, since
  * the queue merges and splits skbs. All stages of a packet are recorded together when the
  * application gets it, so that they add up.
  */
+
+#ifndef MODULE_SCHED
+static __always_inline void note_last_reader(struct segment *segment, u32 tid)
+{
+}
+
+static __always_inline u32 note_reader(void)
+{
+	return 0;
+}
+
+static __always_inline u64 reader_waited(volatile struct segment *segment, u64 wait_ns)
+{
+	return 0;
+}
+#endif
 
 #define RECEIVED_BITS 12
 
@@ -25,7 +42,7 @@ struct received {
 	u32 softirq_ns; /* wait before first_ns; ABSENT outside of NET_RX */
 	u32 netns;	/* of the last netif_receive_skb */
 	u32 sk_netns;	/* of `sk`, at the host's pass */
-	u32 reserved;
+	u32 irq_ns;	/* from the NIC's interrupt to the softirq; 0: none */
 #if TRACE
 	struct endpoints endpoints; /* of a datagram */
 #else
@@ -94,6 +111,21 @@ static __always_inline void note_datagram(struct received *packet, struct sk_buf
 #endif
 }
 
+/*
+ * Of the NET_RX softirq that received this packet, the time from the hard IRQ to it. The softirq may
+ * serve NICs and what was sent through virtual devices together: these have no interrupt. They have
+ * rtnl_link_ops, but for the loopback device.
+ */
+static __always_inline u32 irq_ns_of(struct cpu_context *cpu, struct sk_buff *skb)
+{
+	struct net_device *dev;
+
+	if (!cpu->net_rx_ns || !cpu->irq_ns)
+		return 0;
+	dev = READ(skb, dev);
+	return READ(dev, rtnl_link_ops) || READ(dev, flags) & IFF_LOOPBACK ? 0 : cpu->irq_ns;
+}
+
 /* __netif_receive_skb_core(), net/core/dev.c */
 int on_netif_receive_skb(u64 *ctx)
 {
@@ -123,6 +155,7 @@ int on_netif_receive_skb(u64 *ctx)
 
 		packet->first_ns = is_sampled(config) ? now : 0;
 		packet->softirq_ns = cpu->net_rx_ns ? saturate(now - cpu->net_rx_ns) : ABSENT;
+		packet->irq_ns = irq_ns_of(cpu, skb);
 		packet->sk = (u64)sk;
 		if (sk && inum == HOST_NETNS)
 			packet->sk_netns = netns_of_socket(sk);
@@ -140,8 +173,9 @@ static __always_inline void fill_segment(struct segment *segment, struct receive
 					 u64 stack_ns, bool has_stack)
 {
 	u64 host_ns = packet->device_ns - packet->first_ns;
-	u64 before_ns = host_ns;
+	u64 before_ns = host_ns + packet->irq_ns;
 
+	segment->irq_ns = packet->irq_ns;
 	segment->softirq_ns = packet->softirq_ns;
 	if (packet->softirq_ns != ABSENT)
 		before_ns += packet->softirq_ns;
@@ -225,6 +259,7 @@ static __always_inline void queue_segment(struct config *config, struct socket_s
 	segment->seq = seq;
 	segment->end_seq = end_seq;
 	fill_segment(segment, packet, now - packet->device_ns, true);
+	note_last_reader(segment, state->reader);
 	state->tail++;
 }
 
@@ -247,6 +282,16 @@ static __always_inline void receive_segment(struct config *config, struct socket
 	queue_segment(config, state, skb, expected, end_seq);
 }
 
+/* How long of its time in the socket the packet's reader could have run, and others did. */
+static __always_inline void record_wakeup(struct slot_stats *slot, struct trace_event *event,
+					  volatile struct segment *segment, u64 wait_ns)
+{
+	u64 ns = reader_waited(segment, wait_ns);
+
+	if (ns)
+		record_part(slot, event, STAGE_RX_WAKEUP, ns);
+}
+
 /* `segment` must be in a map: what is read from there is new to the verifier, which bounds its work. */
 static __always_inline void record_packet(struct config *config, u32 slot_number,
 					  volatile struct segment *segment, u64 now)
@@ -261,6 +306,8 @@ static __always_inline void record_packet(struct config *config, u32 slot_number
 		__sync_fetch_and_add(&slot->stages[STAGE_RX_SOCKET].missing[UNMATCHED], 1);
 		return;
 	}
+	if (segment->irq_ns)
+		record_part(slot, event, STAGE_RX_IRQ, segment->irq_ns);
 	if (segment->softirq_ns != ABSENT)
 		record_part(slot, event, STAGE_RX_SOFTIRQ, segment->softirq_ns);
 	if (segment->host_ns != ABSENT)
@@ -269,6 +316,7 @@ static __always_inline void record_packet(struct config *config, u32 slot_number
 		record_part(slot, event, STAGE_RX_STACK, segment->stack_ns);
 	record_part(slot, event, STAGE_RX_SOCKET, wait_ns);
 	record_part(slot, event, STAGE_RX_TOTAL, wait_ns + segment->before_ns);
+	record_wakeup(slot, event, segment, wait_ns);
 }
 
 /*
@@ -305,6 +353,7 @@ static __always_inline void read_segments(struct config *config, struct sock *sk
 	owners_t owners = *all;
 	int i;
 
+	state->reader = note_reader();
 	for (i = 0; i < READ_ROUNDS; i++) {
 		volatile struct segment *segment = &state->segments[state->head & (SEGMENTS - 1)];
 
@@ -391,8 +440,10 @@ static __always_inline void queue_datagram(struct config *config, struct sock *s
 	if (packet) {
 		packet->tag = 0;
 		queued_ns = packet->first_ns ? bpf_ktime_get_ns() : PLACE_UNSAMPLED;
-		if (packet->first_ns)
+		if (packet->first_ns) {
 			fill_segment(segment, packet, queued_ns - packet->device_ns, true);
+			note_last_reader(segment, state->reader);
+		}
 	}
 	segment->queued_ns = queued_ns;
 	state->tail++;
@@ -425,11 +476,12 @@ static __always_inline void read_datagram(struct config *config, struct sock *sk
 		return;
 	}
 	segment = &state->segments[position & (SEGMENTS - 1)];
-	if (segment->queued_ns == PLACE_EMPTY)
+	if (segment->queued_ns == PLACE_EMPTY) {
 		unmatched_for(config, owners, STAGE_RX_SOCKET, 1);
-	else if (segment->queued_ns == PLACE_UNMATCHED)
+	} else if (segment->queued_ns == PLACE_UNMATCHED) {
 		unmatched_for(config, owners, STAGE_RX_STACK, 1);
-	else if (segment->queued_ns != PLACE_UNSAMPLED) {
+	} else if (segment->queued_ns != PLACE_UNSAMPLED) {
+		state->reader = note_reader();
 		for (; owners; owners >>= OWNER_BITS)
 			record_packet(config, first_slot(owners), segment, now);
 		trace_received(sk, PROTOCOL_UDP, state->owners, segment);
@@ -527,6 +579,8 @@ int on_consume_skb(u64 *ctx)
 	owners = look_up_reader(config, packet->netns, bpf_ntohs(ports[1]), bpf_ntohs(ports[0]));
 	segment->queued_ns = packet->device_ns;
 	fill_segment(segment, packet, 0, false);
+	note_last_reader(segment, 0);
+	note_reader();
 	/*
 	 * Unrolled: before 6.7 the verifier takes a loop whose variable is on the stack for an endless
 	 * one, states_maybe_looping(), kernel/bpf/verifier.c.

@@ -19,6 +19,11 @@ struct segment {
 	u32 host_ns;
 	u32 stack_ns;
 	u32 before_ns; /* their sum */
+	u32 irq_ns;    /* the first of them; 0 where there was none */
+	u32 reader;    /* thread that read the socket last, when this was queued; 0: not known */
+#ifdef MODULE_SCHED
+	u64 reader_waited_ns; /* how long it had waited for a CPU in its life */
+#endif
 #if TRACE
 	struct endpoints endpoints; /* of a datagram */
 #endif
@@ -86,6 +91,8 @@ struct socket_state {
 	u32 tail;
 	u32 known_seq; /* end of the bytes that are accounted for, as lost or unmatched too */
 	u32 skipped;   /* segments that left the queue without a copy */
+	u32 reader;    /* the thread that read last */
+	u32 reserved;
 	struct segment segments[SEGMENTS];
 #endif
 #ifdef MODULE_TX

@@ -10,7 +10,7 @@ from latencyprobe.v1 import node_agent_pb2 as pb
 from latencyprobe.wire import CorruptMessageError
 
 _KNOWN = frozenset(stage.name for stage in PACKET_STAGES)
-_TOTALS = frozenset(stage.name for stage in PACKET_STAGES if stage.total is None)
+_TOTALS = frozenset(stage.name for stage in PACKET_STAGES if stage.whole is None)
 
 
 def packet_to_proto(packet: TracedPacket) -> pb.TracedPacket:

@@ -67,7 +67,7 @@ class TracedPacket:
         return next(
             stage.name
             for stage in PACKET_STAGES
-            if stage.total is None and stage.name in self.stages_ns
+            if stage.whole is None and stage.name in self.stages_ns
         )
 
 
@@ -100,4 +100,4 @@ class TraceCounts:
 
 def parts_of_packet(total: str) -> tuple[Stage, ...]:
     """The stages that a packet with this total may have, in its order, without the total."""
-    return tuple(stage for stage in PACKET_STAGES if stage.total == total)
+    return tuple(stage for stage in PACKET_STAGES if stage.whole == total)

@@ -136,21 +136,29 @@ def _rows(stages: Iterable[StageReport]) -> Iterator[_Row]:
     everything = list(stages)
     names = {stage.name for stage in everything}
     for stage in everything:
-        whole = BY_NAME[stage.name].total
+        whole = BY_NAME[stage.name].within or BY_NAME[stage.name].total
         if whole is None:
             parts = [part for part in everything if BY_NAME[part.name].total == stage.name]
             yield _Row(stage, end=100.0 if parts else 0.0)
-            yield from _part_rows(parts)
+            yield from _part_rows(parts, everything)
         elif whole not in names:
             yield _Row(stage)
 
 
-def _part_rows(parts: Iterable[StageReport]) -> Iterator[_Row]:
+def _part_rows(parts: Iterable[StageReport], everything: Iterable[StageReport]) -> Iterator[_Row]:
+    """Parts one after another; what is within one begins where it does."""
     begin = 0.0
     for part in parts:
-        end = min(begin + (part.share_percent or 0.0), 100.0)
+        end = _end(begin, part)
         yield _Row(part, depth=1, begin=begin, end=end)
+        for inner in everything:
+            if BY_NAME[inner.name].within == part.name:
+                yield _Row(inner, depth=2, begin=begin, end=_end(begin, inner))
         begin = end
+
+
+def _end(begin: float, part: StageReport) -> float:
+    return min(begin + (part.share_percent or 0.0), 100.0)
 
 
 def _figure(stage: StageReport, column: str) -> str:

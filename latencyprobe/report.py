@@ -128,7 +128,7 @@ def report_on(
         {
             stage.name: measurement.stages[stage.name]
             for stage in STAGES
-            if stage.module in wanted and stage.name in measurement.stages
+            if stage.is_measured_by(wanted) and stage.name in measurement.stages
         },
         {
             counter.name: measurement.counters.get(counter.name, 0)
@@ -181,9 +181,9 @@ def _figures(
 def _share_percent(
     stage: Stage, measured: StageMeasurement, measurement: Measurement
 ) -> float | None:
-    if stage.total is None:
+    if stage.whole is None:
         return None
-    whole_ns = measurement.stage(stage.total).histogram.sum_ns
+    whole_ns = measurement.stage(stage.whole).histogram.sum_ns
     return round(100 * measured.histogram.sum_ns / whole_ns, 1) if whole_ns else 0.0
 
 

@@ -160,7 +160,7 @@ command_argument = click.argument(
     type=MODULES,
     default=DEFAULT_MODULES_TEXT,
     show_default=True,
-    help="What to measure, with commas.",
+    help=f"What to measure, with commas: of {', '.join(Module)}.",
 )
 @filter_options
 @click.option("--duration", type=DURATION, help="How long to measure.  [default: until Ctrl-C]")

@@ -9,7 +9,7 @@ row here needs no second list anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -20,6 +20,8 @@ class Module(StrEnum):
     RX = "rx"
     TX = "tx"
     TCP = "tcp"
+    IRQ = "irq"
+    SCHED = "sched"
 
 
 DEFAULT_MODULES: tuple[Module, ...] = (Module.RX, Module.TX, Module.TCP)
@@ -31,6 +33,8 @@ class Stage:
 
     `total` names the stage that this one is a part of: the parts of a total add up to it, packet by
     packet. A stage with no `total` stands alone (a total itself, or a connection's duration).
+    `within` names the stage that this one is a part of, where the rest of it has no name: a total's
+    parts add up without such a sub-part. `beside`: a module that is needed besides its own.
     """
 
     name: str
@@ -38,6 +42,27 @@ class Stage:
     begins: str
     ends: str
     total: str | None = None
+    within: str | None = None
+    beside: Module | None = None
+
+    def is_measured_by(self, modules: Container[Module]) -> bool:
+        """Whether these modules together measure it."""
+        return all(module in modules for module in self.modules)
+
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        """The modules that it takes."""
+        return (self.module,) if self.beside is None else (self.module, self.beside)
+
+    @property
+    def needs(self) -> str:
+        """The same in words."""
+        return " with ".join(self.modules)
+
+    @property
+    def whole(self) -> str | None:
+        """The total that its share is of: as one of its parts, or within one."""
+        return BY_NAME[self.within].total if self.within else self.total
 
     @property
     def macro(self) -> str:
@@ -61,6 +86,13 @@ class Counter:
 
 
 STAGES: tuple[Stage, ...] = (
+    Stage(
+        "rx.irq",
+        Module.RX,
+        "entry of the hard IRQ that scheduled this NAPI poll",
+        "NET_RX softirq entry",
+        "rx.total",
+    ),
     Stage(
         "rx.softirq",
         Module.RX,
@@ -88,6 +120,14 @@ STAGES: tuple[Stage, ...] = (
         "the end of rx.stack",
         "copied to the application",
         "rx.total",
+    ),
+    Stage(
+        "rx.wakeup",
+        Module.RX,
+        "the reader is woken, or loses its CPU, with data in the socket",
+        "it runs",
+        within="rx.socket",
+        beside=Module.SCHED,
     ),
     Stage("rx.total", Module.RX, "the first of these", "the last"),
     Stage(
@@ -142,6 +182,10 @@ STAGES: tuple[Stage, ...] = (
         "the application hands TCP the first byte of a request",
         "the first byte of the reply reaches the socket",
     ),
+    Stage("sched.runqueue", Module.SCHED, "a thread can run", "it runs"),
+    Stage("irq.hard", Module.IRQ, "entry of a hard IRQ's handler", "its exit"),
+    Stage("irq.softwait", Module.IRQ, "a softirq is raised", "its entry"),
+    Stage("irq.softrun", Module.IRQ, "a softirq's entry", "its exit"),
 )
 
 COUNTERS: tuple[Counter, ...] = (
@@ -198,10 +242,15 @@ COUNTERS: tuple[Counter, ...] = (
     ),
 )
 
-# What is told of a single packet: the totals and their parts.
+# The others are the node's, with a handler or a vector as detail: they come last.
+TARGET_STAGES: tuple[Stage, ...] = tuple(stage for stage in STAGES if stage.module != Module.IRQ)
+
+# What is told of a single packet: the totals, their parts and what is within those.
 _TOTALS = frozenset(stage.total for stage in STAGES if stage.total is not None)
 PACKET_STAGES: tuple[Stage, ...] = tuple(
-    stage for stage in STAGES if stage.name in _TOTALS or stage.total in _TOTALS
+    stage
+    for stage in STAGES
+    if stage.name in _TOTALS or stage.total in _TOTALS or stage.within is not None
 )
 
 # Packets that a target's sockets lost, counted by the kernel's reasons: `drops.SOCKET_RCVBUFF`.
@@ -258,7 +307,7 @@ def stage(name: str) -> Stage:
 def stages_of(modules: Iterable[Module]) -> tuple[Stage, ...]:
     """The stages that these modules measure, in the table's order."""
     wanted = set(modules)
-    return tuple(stage for stage in STAGES if stage.module in wanted)
+    return tuple(stage for stage in STAGES if stage.is_measured_by(wanted))
 
 
 def parts_of(total: str) -> tuple[Stage, ...]:

@@ -171,8 +171,8 @@ def trace_command(
 
 def default_modules(stages: Sequence[str]) -> tuple[Module, ...]:
     """The modules that measure these stages; all that measure packets where there are none."""
-    wanted = [BY_NAME[name] for name in stages] or PACKET_STAGES
-    modules = {stage.module for stage in wanted}
+    wanted = [BY_NAME[name] for name in stages] or [s for s in PACKET_STAGES if s.whole is None]
+    modules = {module for stage in wanted for module in stage.modules}
     return tuple(module for module in Module if module in modules)
 
 
@@ -182,15 +182,15 @@ def traced_stages(stages: Sequence[str], modules: Sequence[Module]) -> tuple[str
     Without names, the totals that these modules measure.
     """
     for name in stages:
-        module = BY_NAME[name].module
-        if module not in modules:
+        stage = BY_NAME[name]
+        if not stage.is_measured_by(modules):
             raise click.UsageError(
-                f"--stage {name} is measured by module {module}, which is not among --modules "
+                f"--stage {name} is measured by module {stage.needs}, which is not among --modules "
                 f"{','.join(modules)}: add it, or leave --modules out"
             )
     if stages:
         return tuple(dict.fromkeys(stages))
-    totals = [stage for stage in PACKET_STAGES if stage.total is None]
+    totals = [stage for stage in PACKET_STAGES if stage.whole is None]
     found = tuple(stage.name for stage in totals if stage.module in modules)
     if not found:
         needed = " or ".join(dict.fromkeys(stage.module for stage in totals))

@@ -16,11 +16,10 @@ from latencyprobe.measurement import (
     Measurement,
     NodeMeasurement,
 )
-from latencyprobe.stages import BY_NAME, Module, counter_module
+from latencyprobe.stages import Module, counter_module, stages_of
 from latencyprobe_agent.desired import Desired, Probe
 from latencyprobe_agent.plan import TargetKey
 
-_MODULE_OF: Mapping[str, Module] = {stage.name: stage.module for stage in BY_NAME.values()}
 # A probe may be this part of its interval early, so that probes of one interval share a reading.
 _EARLY = 0.02
 
@@ -193,8 +192,9 @@ def _still_meant(
 
 def only(measurement: Measurement, modules: frozenset[Module]) -> Measurement:
     """The stages and counters of these modules; a namespace's counters belong to none."""
+    names = {stage.name for stage in stages_of(modules)}
     return Measurement(
-        {name: s for name, s in measurement.stages.items() if _MODULE_OF.get(name) in modules},
+        {name: s for name, s in measurement.stages.items() if name in names},
         {name: n for name, n in measurement.counters.items() if counter_module(name) in modules},
         measurement.netns_counters,
     )
@@ -202,11 +202,8 @@ def only(measurement: Measurement, modules: frozenset[Module]) -> Measurement:
 
 def only_node(measurement: NodeMeasurement, modules: frozenset[Module]) -> NodeMeasurement:
     """The node's stages of these modules, and its counters, which belong to none."""
-    stages = {
-        key: measured
-        for key, measured in measurement.stages.items()
-        if _MODULE_OF.get(key.name) in modules
-    }
+    names = {stage.name for stage in stages_of(modules)}
+    stages = {key: measured for key, measured in measurement.stages.items() if key.name in names}
     return NodeMeasurement(stages, measurement.counters)
 
 

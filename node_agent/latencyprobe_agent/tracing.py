@@ -13,7 +13,7 @@ from latencyprobe_agent.desired import Desired, InvalidStateError, Probe
 from latencyprobe_agent.plan import SlotKey
 from latencyprobe_agent.slots import EngineError, TraceSpec
 
-_MODULE_OF = {stage.name: stage.module for stage in PACKET_STAGES}
+_STAGES = {stage.name: stage for stage in PACKET_STAGES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +42,16 @@ def parse_trace(message: pb.TraceRequest, desired: Desired) -> TraceWish:
 
 
 def _check_limit(limit: pb.StageLimit, probe: Probe | None, field: str) -> None:
-    module = _MODULE_OF.get(limit.stage)
-    if module is None:
+    stage = _STAGES.get(limit.stage)
+    if stage is None:
         raise InvalidStateError(
             f"{field}.stage",
-            f"{limit.stage[:80]!r} is no stage of a packet: those are {', '.join(_MODULE_OF)}",
+            f"{limit.stage[:80]!r} is no stage of a packet: those are {', '.join(_STAGES)}",
         )
-    if probe is not None and module not in probe.modules:
+    if probe is not None and not stage.is_measured_by(probe.modules):
         raise InvalidStateError(
             f"{field}.stage",
-            f"{limit.stage} is measured by module {module}, which the probe does not have",
+            f"{limit.stage} is measured by module {stage.needs}, which the probe does not have",
         )
     if limit.min_ns > LONGEST_NS:
         raise InvalidStateError(
@@ -79,7 +79,8 @@ class Trace:
             if self.has_begun.is_set():
                 self.end()
             return False
-        if any(_MODULE_OF[stage] not in probe.modules for stage in self.wish.limits_ns):
+        stages = (_STAGES[name] for name in self.wish.limits_ns)
+        if not all(stage.is_measured_by(probe.modules) for stage in stages):
             self.end()
         return not self._is_over
 

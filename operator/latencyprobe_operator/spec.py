@@ -122,9 +122,9 @@ def _read_objective(
 ) -> Objective:
     measured = stage(fields["stage"])
     about = f"objective {fields['name']}: {measured.name}"
-    if measured.module not in modules:
+    if not measured.is_measured_by(modules):
         raise ValueError(
-            f"{about} is measured by module {measured.module}, which spec.modules lacks"
+            f"{about} is measured by module {measured.needs}, which spec.modules lacks"
         )
     if measured.module is Module.TCP and set(protocols) == {"UDP"}:
         raise ValueError(f"{about} is of TCP alone, and spec.filter.protocols leaves UDP alone")

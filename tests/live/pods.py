@@ -114,6 +114,12 @@ class Traffic:
         self._process.stdin.write("\n")
         self._process.stdin.flush()
 
+    def account(self) -> dict[str, Any]:
+        """Wait for the account of a program that stays."""
+        assert self._process.stdout is not None
+        account: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return account
+
     def result(self) -> dict[str, Any]:
         """Wait for the end and return the program's account."""
         output, _ = self._process.communicate(timeout=FINISH_SECONDS)

@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--depart-late-ms", type=float, default=0.0, help="TCP_TX_DELAY")
     parser.add_argument("--one-way", action="store_true", help="no replies")
     parser.add_argument("--fork", action="store_true", help="do the work in a child process")
+    parser.add_argument("--stay", action="store_true", help="end only with standard input")
     options = parser.parse_args()
     roles = {
         ("server", "tcp"): serve_tcp,
@@ -45,6 +46,8 @@ def main() -> None:
     }
     result = roles[options.role, options.protocol](options)
     print(json.dumps(result), flush=True)
+    if options.stay:
+        sys.stdin.readline()
 
 
 def family_of(address: str) -> socket.AddressFamily:

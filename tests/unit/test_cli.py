@@ -25,8 +25,11 @@ def invoke(*arguments: str) -> Result:
         (["--pid", "nginx"], "'--pid': 'nginx' is not a valid integer"),
         (["--pid", "1", "--port", "70000"], "'--port': 70000 is not in the range 1<=x<=65535"),
         (["--pid", "1", "--port", "0"], "'--port': 0 is not in the range 1<=x<=65535"),
-        (["--pid", "1", "--modules", "rx,nic"], "unknown module 'nic': known are rx, tx, tcp"),
-        (["--pid", "1", "--modules", ","], "no module given: known are rx, tx, tcp"),
+        (
+            ["--pid", "1", "--modules", "rx,nic"],
+            "unknown module 'nic': known are rx, tx, tcp, irq, sched",
+        ),
+        (["--pid", "1", "--modules", ","], "no module given: known are rx, tx, tcp, irq, sched"),
         (["--pid", "1", "--duration", "10"], "'--duration': '10' is not a duration (write a"),
         (["--pid", "1", "--duration", "-1s"], "'--duration': '-1s' is not a duration"),
         (["--pid", "1", "--duration", "1ms"], "1ms is too short: at least 100ms"),

@@ -22,7 +22,7 @@ from latencyprobe.measurement import (
 )
 from latencyprobe.render import BAR_WIDTH, render_live, render_report
 from latencyprobe.report import report_on, report_on_node
-from latencyprobe.stages import DEFAULT_MODULES
+from latencyprobe.stages import DEFAULT_MODULES, Module
 from latencyprobe.terminal import OutputFormat, write_report
 
 
@@ -42,7 +42,12 @@ SLOW = Measurement(
 )
 
 
-def report(measurement: Measurement = SLOW, *, message: str = "") -> LatencyReport:
+def report(
+    measurement: Measurement = SLOW,
+    *,
+    message: str = "",
+    modules: tuple[Module, ...] = DEFAULT_MODULES,
+) -> LatencyReport:
     return LatencyReport(
         node=Node("node-a", "6.18.0", "x86_64", "btf", "v2", "0.1.0"),
         duration_seconds=9.98765,
@@ -51,7 +56,7 @@ def report(measurement: Measurement = SLOW, *, message: str = "") -> LatencyRepo
                 name="nginx[42]",
                 pids=(42, 43),
                 cgroup="/web",
-                report=report_on(measurement, DEFAULT_MODULES),
+                report=report_on(measurement, modules),
                 message=message,
             ),
         ),
@@ -152,6 +157,16 @@ def test_a_target_with_a_problem_says_so_in_the_document() -> None:
 def test_the_table_shows_each_total_above_its_indented_parts() -> None:
     names = re.findall(r"^ ( *[rt][a-z]+\.[a-z]+) ", table(report()), re.MULTILINE)
     assert names[:4] == ["rx.total", "  rx.stack", "  rx.socket", "tcp.rtt"]
+
+
+def test_what_is_within_a_part_stands_below_it_and_begins_where_it_does() -> None:
+    starved = SLOW + Measurement({"rx.wakeup": of(2_500_000)})
+    text = table(report(starved, modules=tuple(Module)))
+    names = re.findall(r"^ ( *[rt][a-z]+\.[a-z]+) ", text, re.MULTILINE)
+    assert names[:4] == ["rx.total", "  rx.stack", "  rx.socket", "    rx.wakeup"]
+    assert "25.0%" in line_of(text, "rx.wakeup")
+    begins = {line_of(text, name).index("█") for name in ("rx.socket", "rx.wakeup")}
+    assert len(begins) == 1
 
 
 def test_a_bar_begins_where_the_one_before_it_ended() -> None:

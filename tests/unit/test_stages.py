@@ -16,6 +16,12 @@ from latencyprobe.stages import (
     stages_of,
 )
 
+MODULE_SETS = (
+    frozenset({Module.RX}),
+    frozenset({Module.SCHED}),
+    frozenset({Module.RX, Module.SCHED}),
+)
+
 
 def test_every_part_belongs_to_a_total_of_its_own_module() -> None:
     for part in STAGES:
@@ -53,14 +59,16 @@ def test_modules_come_out_once_and_in_the_tables_order() -> None:
 
 
 def test_an_unknown_module_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UnknownNameError, match="unknown module 'nic': known are rx, tx, tcp"):
+    with pytest.raises(
+        UnknownNameError, match="unknown module 'nic': known are rx, tx, tcp, irq, sched"
+    ):
         parse_modules(["rx", "nic"])
-    with pytest.raises(ValueError, match="no module given: known are rx, tx, tcp"):
+    with pytest.raises(ValueError, match="no module given: known are rx, tx, tcp, irq, sched"):
         parse_modules([])
 
 
 def test_an_unknown_stage_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UnknownNameError, match=r"unknown stage 'rx\.nic': known are rx\.softirq"):
+    with pytest.raises(UnknownNameError, match=r"unknown stage 'rx\.nic': known are rx\.irq"):
         stage("rx.nic")
 
 
@@ -77,3 +85,16 @@ def test_a_filter_that_leaves_something_to_measure_is_fine(
 def test_connections_of_a_protocol_without_any_are_refused() -> None:
     with pytest.raises(ValueError, match="the protocol UDP has none: add the module rx or tx"):
         check_filter([Module.TCP], ["UDP"])
+
+
+def test_what_is_within_a_part_is_no_part_of_its_total() -> None:
+    within = stage("rx.wakeup")
+    assert within not in parts_of("rx.total")
+    assert within.whole == "rx.total"
+    assert stage("rx.socket").whole == "rx.total"
+    assert stage("rx.total").whole is None
+
+
+def test_a_stage_that_takes_two_modules_is_measured_by_both_together() -> None:
+    names = {each: [row.name for row in stages_of(each)] for each in MODULE_SETS}
+    assert [("rx.wakeup" in names[each]) for each in MODULE_SETS] == [False, False, True]

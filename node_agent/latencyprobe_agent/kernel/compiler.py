@@ -31,7 +31,7 @@ from latencyprobe_agent.kernel.headers import (
 )
 from latencyprobe_agent.kernel.hooks import events_of, functions_of
 from latencyprobe_agent.kernel.loader import Loader
-from latencyprobe_agent.kernel.source import MAPS, TRACE_MAPS, compose
+from latencyprobe_agent.kernel.source import compose, maps_of
 
 MESSAGE_BYTES = 1 << 18
 # Since when tracing programs may use bpf_sk_storage_get(): kernel commit 8e4597c627fb.
@@ -117,9 +117,7 @@ def build(request: Request) -> tuple[Answer, list[int]]:
     events = events_of(modules)
     with kernel_source(types) as tree:
         point_bcc_at(tree)
-        compiled = _compile(
-            source, functions_of(events), (*MAPS, *TRACE_MAPS) if request.trace else MAPS
-        )
+        compiled = _compile(source, functions_of(events), maps_of(modules, trace=request.trace))
     loader = Loader(compiled.code, types if typed else None, without=request.without)
     for event in events:
         loader.attach(event)

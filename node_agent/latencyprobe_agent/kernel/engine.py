@@ -66,6 +66,7 @@ class KernelEngine:
         self._tracer = Tracer()
         self._slots: dict[int, SlotSpec] = {}
         self._carry: dict[int, Measurement] = {}
+        self._node_carry = NOTHING_OF_THE_NODE
         self._written: dict[str, dict[bytes, bytes]] = {}
         self._coverage = self._idle_coverage()
         self._clock = OverheadClock()
@@ -122,8 +123,9 @@ class KernelEngine:
         return news
 
     def read_node(self) -> NodeMeasurement:
-        """See `slots.Engine.read_node`. No stage of today's modules is the node's."""
-        return NOTHING_OF_THE_NODE
+        """See `slots.Engine.read_node`: until the last reading of the slots."""
+        news, self._node_carry = self._node_carry, NOTHING_OF_THE_NODE
+        return news
 
     @property
     def coverage(self) -> tuple[StageCoverage, ...]:
@@ -207,6 +209,9 @@ class KernelEngine:
 
     def _take(self, loaded: LoadedObject) -> Mapping[int, Measurement]:
         """What was measured; of a stage that is not covered there may be losses, but no news."""
+        rested = loaded.flip_epoch()
+        if loaded.node_statistics is not None:
+            self._node_carry += loaded.node_statistics.take(rested)
         ratio = 2.0**-self._sample_shift
         covered = {stage.name for stage in self._coverage if stage.state in _COVERED}
         return {
@@ -214,9 +219,7 @@ class KernelEngine:
                 measurement,
                 stages={name: of for name, of in measurement.stages.items() if name in covered},
             )
-            for slot, measurement in loaded.statistics.take(
-                loaded.flip_epoch(), self._slots, ratio
-            ).items()
+            for slot, measurement in loaded.statistics.take(rested, self._slots, ratio).items()
         }
 
     def _report_change(self, modules: frozenset[Module]) -> None:

@@ -32,12 +32,17 @@ STRUCTS = (
     "task_struct",
     "signal_struct",
     "msghdr",
+    "irqaction",
+    "css_set",
+    "nsproxy",
     "pt_regs",  # what a kprobe's program gets
 )
 # (struct, field): each becomes HAVE_<struct>_<field>, since kernels differ in them.
 PROBED_FIELDS = (
     ("proto_accept_arg", "is_empty"),  # 6.10+: an argument of accept()
     ("net_device", "priv"),  # 6.10+, netdev_priv() before it: behind the aligned struct
+    ("task_struct", "on_cpu"),  # always from 6.17 on, with CONFIG_SMP before it
+    ("task_struct", "__state"),  # 5.14+, `state` before it
     ("sock_cgroup_data", "cgroup"),  # 5.16+, a tagged `val` before it
     ("sock_common", "skc_v6_daddr"),  # with CONFIG_IPV6
 )

@@ -16,7 +16,7 @@ from enum import StrEnum
 from latencyprobe.coverage import CoverageState, StageCoverage
 from latencyprobe.stages import BY_NAME, STAGES, Module
 
-RX, TX, TCP = Module.RX, Module.TX, Module.TCP
+RX, TX, TCP, IRQ, SCHED = Module.RX, Module.TX, Module.TCP, Module.IRQ, Module.SCHED
 
 
 class HookKind(StrEnum):
@@ -95,8 +95,11 @@ def _event(
 EVENTS: tuple[Event, ...] = (
     _event("fork", Module, ("on_process_fork", "sched_process_fork")),
     _event("exit", Module, ("on_process_exit", "sched_process_exit")),
-    _event("softirq entry", (RX, TX), ("on_softirq_entry", "softirq_entry")),
-    _event("softirq exit", (RX, TX), ("on_softirq_exit", "softirq_exit")),
+    _event("interrupt", (RX, IRQ), ("on_irq_handler_entry", "irq_handler_entry")),
+    _event("interrupt end", (RX, IRQ), ("on_irq_handler_exit", "irq_handler_exit")),
+    _event("softirq raise", (RX, IRQ), ("on_softirq_raise", "softirq_raise")),
+    _event("softirq entry", (RX, TX, IRQ), ("on_softirq_entry", "softirq_entry")),
+    _event("softirq exit", (RX, TX, IRQ), ("on_softirq_exit", "softirq_exit")),
     _event("receive", (RX,), ("on_netif_receive_skb", "netif_receive_skb")),
     _event("segment", (RX, TCP), ("on_tcp_probe", "tcp_probe")),
     _event("TCP read", (RX, TCP), ("on_skb_copy_datagram", "skb_copy_datagram_iovec")),
@@ -146,6 +149,10 @@ EVENTS: tuple[Event, ...] = (
         ("on_udp_fail_queue", "udp_fail_queue_rcv_skb"),
     ),
     _event("listener", (TCP,), ("on_sk_data_ready", "sk_data_ready")),
+    _event("wake-up", (SCHED,), ("on_sched_wakeup", "sched_wakeup")),
+    _event("first wake-up", (SCHED,), ("on_sched_wakeup_new", "sched_wakeup_new")),
+    _event("switch", (SCHED,), ("on_sched_switch", "sched_switch")),
+    _event("thread exit", (SCHED,), ("on_thread_exit", "sched_process_exit")),
 )
 
 _READS = {
@@ -156,7 +163,19 @@ _PROCESSES = {
     "fork": "children started later are not followed",
     "softirq entry": "a socket may be taken for the process that a softirq interrupted",
 }
+_THREADS = {
+    "fork": "children started later are not followed",
+    "first wake-up": "new threads are taken for what had their id before",
+    "thread exit": "ended threads take up room for new ones",
+}
 STAGE_NEEDS: Mapping[str, StageNeeds] = {
+    "rx.irq": StageNeeds(
+        (
+            *("interrupt", "interrupt end", "softirq raise", "softirq entry", "softirq exit"),
+            *("receive", "segment"),
+        ),
+        _READS,
+    ),
     "rx.softirq": StageNeeds(("softirq entry", "softirq exit", "receive", "segment"), _READS),
     "rx.host": StageNeeds(("receive", "segment"), _READS),
     "rx.stack": StageNeeds(
@@ -164,6 +183,7 @@ STAGE_NEEDS: Mapping[str, StageNeeds] = {
         {**_READS, "UDP queue": "a datagram's way to its socket is counted in rx.socket"},
     ),
     "rx.socket": StageNeeds(("receive", "segment"), _READS),
+    "rx.wakeup": StageNeeds(("receive", "segment", "wake-up", "switch"), {**_READS, **_THREADS}),
     "rx.total": StageNeeds(("receive", "segment"), _READS),
     "tx.socket": StageNeeds(("send", "queue", "transmit"), _PROCESSES),
     "tx.stack": StageNeeds(("queue", "transmit"), _PROCESSES),
@@ -177,6 +197,10 @@ STAGE_NEEDS: Mapping[str, StageNeeds] = {
     "tcp.rtt": StageNeeds(("segment",), {}),
     "app.response": StageNeeds(("segment", "TCP read", "send", "state change"), {}),
     "peer.response": StageNeeds(("segment", "send", "state change"), {}),
+    "sched.runqueue": StageNeeds(("wake-up", "switch"), _THREADS),
+    "irq.hard": StageNeeds(("interrupt", "interrupt end"), {}),
+    "irq.softwait": StageNeeds(("softirq raise", "softirq entry"), {}),
+    "irq.softrun": StageNeeds(("softirq entry", "softirq exit"), {}),
 }
 
 
@@ -201,7 +225,7 @@ def coverage_of(
     """
     return tuple(
         _cover(stage.name, attached, refused)
-        if stage.module in modules
+        if stage.is_measured_by(modules)
         else StageCoverage(stage.name, CoverageState.IDLE, reason="no probe asks for its module")
         for stage in STAGES
     )

@@ -211,6 +211,12 @@ def delete(map_fd: int, key: bytes) -> None:
         raise KernelRefusedError(ctypes.get_errno(), "map delete")
 
 
+def look_up(map_fd: int, key: bytes, value_bytes: int) -> bytes | None:
+    """The value of one entry; None where there is none."""
+    value = ctypes.create_string_buffer(value_bytes)
+    return value.raw if library().bpf_map_lookup_elem(map_fd, key, value) == 0 else None
+
+
 def keys(map_fd: int, key_size: int) -> Sequence[bytes]:
     """All keys of a map, as they are at some time during the call."""
     found: list[bytes] = []

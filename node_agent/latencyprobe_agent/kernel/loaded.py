@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.compiler import MESSAGE_BYTES, Answer, Request
 from latencyprobe_agent.kernel.configuration import ConfigMemory
+from latencyprobe_agent.kernel.node_statistics import NodeStatisticsMemory
 from latencyprobe_agent.kernel.ring import PacketRing
 from latencyprobe_agent.kernel.statistics import StatisticsMemory
 from latencyprobe_agent.slots import EngineError
@@ -120,6 +121,11 @@ class LoadedObject:
             if "trace_ring" in self._maps
             else None
         )
+        self.node_statistics = (
+            NodeStatisticsMemory(self._maps["node_stats"], self._maps["handler_names"])
+            if "node_stats" in self._maps
+            else None
+        )
         self._epoch = 0
         self._generation = 0
         self._sample_mask = 0
@@ -177,6 +183,8 @@ class LoadedObject:
         if not self._descriptors:
             return
         self.statistics.close()
+        if self.node_statistics is not None:
+            self.node_statistics.close()
         self.configuration.close()
         if self.ring is not None:
             self.ring.close()

@@ -7,18 +7,22 @@ from pathlib import Path
 from types import MappingProxyType
 
 from latencyprobe.histogram import MANTISSA_THRESHOLDS
-from latencyprobe.stages import COUNTERS, INDEX, PACKET_STAGES, STAGES, Module
+from latencyprobe.stages import COUNTERS, INDEX, PACKET_STAGES, STAGES, TARGET_STAGES, Module
 from latencyprobe_agent.kernel.drops import NR_DROP_REASONS
 from latencyprobe_agent.slots import MAX_SLOTS
 
 _HEADERS = ("kernel.h", "common.h", "histogram.h", "targets.h", "trace.h", "sockets.h")
+# In this order: what rx says of a packet's reader it has from sched.
 _MODULE_FILES: Mapping[Module, tuple[str, ...]] = {
+    Module.IRQ: ("irq.bpf.c",),
+    Module.SCHED: ("sched.bpf.c",),
     Module.RX: ("rx.bpf.c",),
     Module.TX: ("send.bpf.c", "devices.bpf.c", "tx.bpf.c", "driver.bpf.c"),
     Module.TCP: ("turns.bpf.c", "tcp.bpf.c", "drops.bpf.c"),
 }
 # Shared by modules: included once if one of them is wanted.
 _SHARED_FILES: Mapping[str, frozenset[Module]] = {
+    "softirq.bpf.c": frozenset({Module.RX, Module.TX, Module.IRQ}),
     "segment.bpf.c": frozenset({Module.RX, Module.TCP}),
     "read.bpf.c": frozenset({Module.RX, Module.TCP}),
     "ready.bpf.c": frozenset({Module.RX, Module.TCP}),
@@ -33,16 +37,30 @@ MAPS = (
     "filters",
     "filter_ports",
 )
+# There with the module irq (bpf/irq.bpf.c).
+IRQ_MAPS = ("node_stats", "handler_names")
 # There while packets are traced (bpf/trace.h).
 TRACE_MAPS = ("trace_control", "trace_ring")
 # An event has room for all stages up to a packet's last one, by their own indices.
 EVENT_STAGES = 1 + max(INDEX[stage.name] for stage in PACKET_STAGES)
+
+# softirq_to_name[], kernel/softirq.c: the same ten since 4.18
+VECTORS = (
+    *("HI", "TIMER", "NET_TX", "NET_RX", "BLOCK", "IRQ_POLL", "TASKLET", "SCHED", "HRTIMER", "RCU"),
+)
+MAX_HANDLERS = 64
 
 
 def source_folder() -> Path:
     """Where the C files are: inside the installed package, or `bpf/` of a checkout."""
     installed = Path(__file__).parents[1] / "bpf"
     return installed if installed.is_dir() else Path(__file__).parents[3] / "bpf"
+
+
+def maps_of(modules: Iterable[Module], *, trace: bool) -> tuple[str, ...]:
+    """The maps that the agent is to have of these modules' object."""
+    maps = (*MAPS, *IRQ_MAPS) if Module.IRQ in modules else MAPS
+    return (*maps, *TRACE_MAPS) if trace else maps
 
 
 def compose(
@@ -72,8 +90,10 @@ def compose(
         "TRACE": int(trace),
         "HOST_NETNS": f"{host_netns}U",
         "MAX_SLOTS": MAX_SLOTS,
-        "NR_STAGES": len(STAGES),
+        "NR_STAGES": len(TARGET_STAGES),
         "NR_PACKET_STAGES": EVENT_STAGES,
+        "NR_VECTORS": len(VECTORS),
+        "MAX_HANDLERS": MAX_HANDLERS,
         "NR_COUNTERS": len(COUNTERS),
         "NR_DROP_REASONS": NR_DROP_REASONS,
         **{f"MODULE_{module.name}": 1 for module in wanted},

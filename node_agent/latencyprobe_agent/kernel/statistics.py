@@ -8,16 +8,16 @@ from collections.abc import Iterable, Mapping
 
 from latencyprobe.histogram import POSITIONS, Histogram
 from latencyprobe.measurement import Measurement, StageMeasurement
-from latencyprobe.stages import COUNTERS, STAGES, Module, drop_counter
+from latencyprobe.stages import COUNTERS, TARGET_STAGES, Module, drop_counter
 from latencyprobe_agent.kernel.drops import NR_DROP_REASONS, name_of
 from latencyprobe_agent.slots import MAX_SLOTS
 
 _U64_MAX = 2**64 - 1
 _U32_BYTES = 4
 _STAGE_HEADER = struct.Struct("=QQQIII")  # sum, max, not_min, lost, unmatched, clamped
-_STAGE_BYTES = _STAGE_HEADER.size + POSITIONS * _U32_BYTES + 4
+STAGE_BYTES = _STAGE_HEADER.size + POSITIONS * _U32_BYTES + 4
 _STAGES_OFFSET = 8 + 8 * len(COUNTERS)
-_DROPS_OFFSET = _STAGES_OFFSET + len(STAGES) * _STAGE_BYTES
+_DROPS_OFFSET = _STAGES_OFFSET + len(TARGET_STAGES) * STAGE_BYTES
 _DROPS_BYTES = NR_DROP_REASONS * _U32_BYTES
 SLOT_BYTES = _DROPS_OFFSET + _DROPS_BYTES
 _NO_DROPS = bytes(_DROPS_BYTES)
@@ -70,11 +70,11 @@ def decode_slot(content: bytes, sampling_ratio: float, drop_reasons: list[str]) 
     }
     counters |= _decode_drops(content[_DROPS_OFFSET:SLOT_BYTES], drop_reasons)
     stages: dict[str, StageMeasurement] = {}
-    for index, stage in enumerate(STAGES):
-        offset = _STAGES_OFFSET + index * _STAGE_BYTES
-        if content[offset : offset + _STAGE_HEADER.size] != _NO_STAGE:
+    for index, stage in enumerate(TARGET_STAGES):
+        offset = _STAGES_OFFSET + index * STAGE_BYTES
+        if not is_empty(content, offset):
             ratio = sampling_ratio if stage.module in _SAMPLED_MODULES else 1.0
-            stages[stage.name] = _decode_stage(content, offset, ratio)
+            stages[stage.name] = decode_stage(content, offset, ratio)
     return Measurement(stages, counters)
 
 
@@ -89,7 +89,13 @@ def _decode_drops(content: bytes, drop_reasons: list[str]) -> dict[str, int]:
     return drops
 
 
-def _decode_stage(content: bytes, offset: int, ratio: float) -> StageMeasurement:
+def is_empty(content: bytes | mmap.mmap, offset: int) -> bool:
+    """Whether a `struct stage_stats` holds nothing."""
+    return content[offset : offset + _STAGE_HEADER.size] == _NO_STAGE
+
+
+def decode_stage(content: bytes, offset: int, ratio: float) -> StageMeasurement:
+    """The measurement that one `struct stage_stats` holds."""
     total, longest, not_min, lost, unmatched, clamped = _STAGE_HEADER.unpack_from(content, offset)
     first = offset + _STAGE_HEADER.size
     row = memoryview(content)[first : first + POSITIONS * _U32_BYTES].cast("I")

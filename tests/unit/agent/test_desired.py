@@ -85,7 +85,7 @@ BROKEN: list[tuple[Callable[[pb.DesiredState], object], str]] = [
     ),
     (
         lambda s: s.probes[0].modules.append("rxx"),
-        "probes[0].modules[3]: unknown module 'rxx': known are rx, tx, tcp",
+        "probes[0].modules[3]: unknown module 'rxx': known are rx, tx, tcp, irq, sched",
     ),
     (lambda s: s.probes[0].ClearField("modules"), "probes[0].modules: none given"),
     (

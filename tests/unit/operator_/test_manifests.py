@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from latencyprobe.measurement import Measurement, NodeMeasurement, NodeStage
-from latencyprobe.stages import DEFAULT_MODULES, STAGES, Module
+from latencyprobe.stages import DEFAULT_MODULES, TARGET_STAGES, Module
 from latencyprobe_operator import status
 from latencyprobe_operator.spec import read_probe
 from latencyprobe_operator.status import NodeFacts, NodeState, Phase, PodFacts, StageGap
@@ -51,7 +51,7 @@ def test_the_enums_are_the_table_of_stages(schema: Schema) -> None:
 
     assert modules["items"]["enum"] == [str(module) for module in Module]
     assert modules["default"] == [str(module) for module in DEFAULT_MODULES]
-    assert stage["enum"] == [stage.name for stage in STAGES]
+    assert stage["enum"] == [stage.name for stage in TARGET_STAGES]
 
 
 def test_the_phases_are_those_of_the_status(schema: Schema) -> None:

@@ -1,0 +1,351 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Module sched: how long a thread of a target could run and did not.
+ *
+ *   sched_wakeup, or sched_switch away from a thread that could go on --runqueue--> sched_switch to it
+ *
+ * A thread's events all happen with its run queue locked, so that its state has one writer at a time
+ * and the next one sees what the last one wrote. Under that lock nothing may be allocated (the
+ * allocator may have to wake a thread), hence a preallocated hash, not task storage.
+ */
+
+#define THREADS 8192
+#define STRANGER_BITS 14
+#define WAITS 4 /* must be a power of two */
+
+struct wait {
+	u64 begin_ns;
+	u64 end_ns;
+};
+
+/* What is known of a thread's waits: how long all of them were, and when the last few. */
+struct history {
+	u64 waited_ns;
+	u64 tid;
+	struct wait waits[WAITS];
+};
+
+struct thread {
+	u64 description; /* that `owners` was looked up with */
+	owners_t owners;
+	u64 waiting_since; /* 0: it runs or sleeps */
+	u64 waits_seen;	   /* free-running: the number of the next place in `history` */
+	struct history history;
+};
+
+/* The targets' threads, by their id. Deleted at their end; where it is full, threads are lost. */
+BPF_HASH(threads, u32, struct thread, THREADS);
+
+/*
+ * The descriptions of threads that are nobody's, direct-mapped by their id: most threads of a node,
+ * for which one load has to be the end of it.
+ */
+BPF_ARRAY(strangers, u64, 1 << STRANGER_BITS);
+
+/*
+ * A number that changes whenever the thread may have become another target's: with its cgroup
+ * (cgroup_migrate_execute() gives it another css_set, kernel/cgroup/cgroup.c), with its network
+ * namespace (switch_task_namespaces(), kernel/nsproxy.c), and with the agent's tables.
+ */
+static __always_inline u64 describe_thread(struct config *config, struct task_struct *task, u32 tid)
+{
+	u64 cgroups_id = identity_of(READ(task, cgroups), config);
+	u64 namespaces_id = identity_of(READ(task, nsproxy), config);
+
+	return (cgroups_id ^ (namespaces_id << 17) ^ ((u64)tid << 32) ^ config->generation) | 1;
+}
+
+static __always_inline owners_t add_all(owners_t owners, owners_t others)
+{
+	int i;
+
+#pragma unroll
+	for (i = 0; i < 4; i++, others >>= OWNER_BITS)
+		if (others)
+			owners = add_owner(owners, first_slot(others));
+	return owners;
+}
+
+/* Ports and protocols do not matter: a thread is not a socket. */
+static __always_inline owners_t look_up_thread(struct config *config, struct task_struct *task)
+{
+	struct css_set *set = READ(task, cgroups);
+	struct cgroup *cgroup = READ(set, dfl_cgrp);
+	struct kernfs_node *node = READ(cgroup, kn);
+	u64 id = READ(node, id);
+	u32 tgid = READ(task, tgid);
+	struct nsproxy *namespaces = READ(task, nsproxy); /* NULL once it exits */
+	owners_t *by_cgroup = cgroups.lookup(&id);
+	owners_t *by_process = processes.lookup(&tgid);
+	owners_t owners = by_cgroup ? *by_cgroup : 0;
+	struct netns_entry *by_netns = 0;
+
+	if (by_process)
+		owners = add_all(owners, *by_process);
+	if (namespaces) {
+		struct net *net = READ(namespaces, net_ns);
+
+		by_netns = find_netns(config, READ(net, ns.inum));
+	}
+	return by_netns ? add_all(owners, by_netns->owners) : owners;
+}
+
+static __always_inline struct thread *create_thread(struct config *config, owners_t owners, u32 tid,
+						    u64 description)
+{
+	struct thread made = {.description = description, .owners = owners}, *thread;
+
+	made.history.tid = tid;
+	threads.update(&tid, &made);
+	thread = threads.lookup(&tid);
+	if (!thread)
+		lost_for(config, owners, STAGE_SCHED_RUNQUEUE);
+	return thread;
+}
+
+/* A thread that is not known, or was known (`thread`) as what it may no longer be. */
+static __always_inline struct thread *meet_thread(struct config *config, struct task_struct *task,
+						  struct thread *thread, u32 tid, u64 description)
+{
+	u32 index = tid & ((1 << STRANGER_BITS) - 1);
+	owners_t owners = look_up_thread(config, task);
+	u64 *stranger = strangers.lookup(&index);
+
+	if (thread && owners) {
+		thread->description = description;
+		thread->owners = owners;
+		return thread;
+	}
+	/*
+	 * One that exits has been deleted, or will be very soon: nobody would delete it again. The flag
+	 * is there before sched_process_exit: exit_signals(), kernel/signal.c.
+	 */
+	if (owners && !(READ(task, flags) & PF_EXITING))
+		return create_thread(config, owners, tid, description);
+	if (thread)
+		threads.delete(&tid);
+	if (stranger)
+		*stranger = description;
+	return 0;
+}
+
+/* The state of a target's thread; NULL for all others. */
+static __always_inline struct thread *get_thread(struct config *config, struct task_struct *task)
+{
+	u32 tid = READ(task, pid), index = tid & ((1 << STRANGER_BITS) - 1);
+	u64 description, *stranger;
+	struct thread *thread;
+
+	if (!tid) /* the idle threads */
+		return 0;
+	stranger = strangers.lookup(&index);
+	description = describe_thread(config, task, tid);
+	if (!stranger || *stranger == description)
+		return 0;
+	thread = threads.lookup(&tid);
+	if (thread && thread->description == description)
+		return thread;
+	return meet_thread(config, task, thread, tid, description);
+}
+
+/*
+ * A wake-up changes nothing for a thread that waits already, or that was on its way to sleep and runs
+ * on: ttwu_runnable(), kernel/sched/core.c.
+ */
+static __always_inline void begin_wait(struct thread *thread, struct task_struct *task)
+{
+	if (thread->waiting_since)
+		return;
+#ifdef HAVE_task_struct_on_cpu
+	if (READ(task, on_cpu))
+		return;
+#endif
+	thread->waiting_since = bpf_ktime_get_ns();
+}
+
+static __always_inline void end_wait(struct config *config, struct thread *thread)
+{
+	u64 begin_ns = thread->waiting_since, end_ns;
+	struct wait *wait = &thread->history.waits[thread->waits_seen & (WAITS - 1)];
+
+	if (!begin_ns) { /* it waited before we watched */
+		unmatched_for(config, thread->owners, STAGE_SCHED_RUNQUEUE, 1);
+		return;
+	}
+	end_ns = bpf_ktime_get_ns();
+	thread->waiting_since = 0;
+	thread->waits_seen++;
+	thread->history.waited_ns += end_ns - begin_ns;
+	wait->begin_ns = begin_ns;
+	wait->end_ns = end_ns;
+	record_for(config, thread->owners, STAGE_SCHED_RUNQUEUE, end_ns - begin_ns);
+}
+
+/* ttwu_do_wakeup(), kernel/sched/core.c: the thread is on the run queue of the CPU it will run on */
+int on_sched_wakeup(u64 *ctx)
+{
+	struct task_struct *task = (struct task_struct *)ctx[0];
+	struct config *config = get_config();
+	struct thread *thread;
+
+	if (!config)
+		return 0;
+	thread = get_thread(config, task);
+	if (thread)
+		begin_wait(thread, task);
+	return 0;
+}
+
+/*
+ * wake_up_new_task(), kernel/sched/core.c; after sched_process_fork. The id may be one that another
+ * thread had.
+ */
+int on_sched_wakeup_new(u64 *ctx)
+{
+	struct task_struct *task = (struct task_struct *)ctx[0];
+	struct config *config = get_config();
+	u32 tid = READ(task, pid);
+	struct thread *thread;
+
+	if (!config)
+		return 0;
+	threads.delete(&tid);
+	thread = meet_thread(config, task, 0, tid, describe_thread(config, task, tid));
+	if (thread)
+		begin_wait(thread, task);
+	return 0;
+}
+
+/*
+ * Whether a thread that is switched away from could go on. Preempted, it can whatever its state says;
+ * otherwise the state is what __schedule() acted upon, since a waker can't make it TASK_RUNNING
+ * again without the run queue's lock, kernel/sched/core.c.
+ */
+static __always_inline bool could_go_on(struct task_struct *task, bool preempted)
+{
+#ifdef HAVE_task_struct___state
+	return preempted || !READ(task, __state);
+#else
+	return preempted || !READ(task, state);
+#endif
+}
+
+static __always_inline void switch_away(struct config *config, struct thread *thread,
+					struct task_struct *task, bool preempted)
+{
+	if (thread->waiting_since) /* how it came to run was not seen */
+		unmatched_for(config, thread->owners, STAGE_SCHED_RUNQUEUE, 1);
+	thread->waiting_since = could_go_on(task, preempted) ? bpf_ktime_get_ns() : 0;
+}
+
+/* __schedule(), kernel/sched/core.c: (preempt, prev, next), in this order on every kernel */
+int on_sched_switch(u64 *ctx)
+{
+	struct task_struct *previous = (struct task_struct *)ctx[1];
+	struct task_struct *next = (struct task_struct *)ctx[2];
+	struct config *config = get_config();
+	struct thread *thread;
+
+	if (!config)
+		return 0;
+	thread = get_thread(config, previous);
+	if (thread)
+		switch_away(config, thread, previous, ctx[0] & 1);
+	thread = get_thread(config, next);
+	if (thread)
+		end_wait(config, thread);
+	return 0;
+}
+
+/* do_exit(), kernel/exit.c: of every thread */
+int on_thread_exit(u64 *ctx)
+{
+	struct task_struct *task = (struct task_struct *)ctx[0];
+	u32 tid = READ(task, pid);
+
+	threads.delete(&tid);
+	return 0;
+}
+
+#ifdef MODULE_RX /* and its packets' part that this module knows of */
+
+/*
+ * Most sockets are read by one thread. So a packet that is queued notes how long the socket's last
+ * reader has waited in its life: if the same thread reads it, what was added since is the answer.
+ */
+static __always_inline void note_last_reader(struct segment *segment, u32 tid)
+{
+	struct thread *thread = threads.lookup(&tid);
+	u64 waiting_since;
+
+	segment->reader = 0;
+	if (!thread)
+		return;
+	segment->reader = tid;
+	segment->reader_waited_ns = thread->history.waited_ns;
+	waiting_since = thread->waiting_since;
+	if (waiting_since)
+		segment->reader_waited_ns += bpf_ktime_get_ns() - waiting_since;
+}
+
+/* What is known of the thread that reads now: a copy, while the program runs. */
+BPF_PERCPU_ARRAY(readers, struct history, 1);
+
+static __always_inline u32 note_reader(void)
+{
+	u32 tid = bpf_get_current_pid_tgid(), zero = 0;
+	struct history *reader = readers.lookup(&zero);
+	struct thread *thread = threads.lookup(&tid);
+
+	if (reader && thread)
+		*reader = thread->history;
+	else if (reader)
+		__builtin_memset(reader, 0, sizeof(*reader));
+	return tid;
+}
+
+/* `ns`, or 0 where it is negative. Without a branch, as is_above() and for the same reason. */
+static __always_inline u64 at_least_0(u64 ns)
+{
+	u64 is_negative = ns >> 63;
+
+	asm volatile("" : "+r"(is_negative));
+	return ns & (is_negative - 1);
+}
+
+/* Of the reader's last few waits, what lies after `queued_ns`: exact unless it waited more often. */
+static __always_inline u64 last_waits_since(struct history *reader, u64 queued_ns)
+{
+	u64 ns = 0;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < WAITS; i++) {
+		u64 begin_ns = reader->waits[i].begin_ns, end_ns = reader->waits[i].end_ns;
+
+		ns += at_least_0(end_ns - begin_ns - at_least_0(queued_ns - begin_ns));
+	}
+	return ns;
+}
+
+/*
+ * How long of the `wait_ns` since the packet was queued its reader, which runs now, was kept waiting
+ * for a CPU. Another CPU may have noted the packet in the middle of a change: hence the upper limit.
+ */
+static __always_inline u64 reader_waited(volatile struct segment *segment, u64 wait_ns)
+{
+	u32 zero = 0;
+	struct history *reader = readers.lookup(&zero);
+	u64 is_another, since_queued, ns;
+
+	if (!reader || !reader->tid)
+		return 0;
+	since_queued = at_least_0(reader->waited_ns - segment->reader_waited_ns);
+	ns = last_waits_since(reader, segment->queued_ns);
+	is_another = (0 - (reader->tid ^ segment->reader)) >> 63;
+	asm volatile("" : "+r"(is_another));
+	ns = (ns & (0 - is_another)) | (since_queued & (is_another - 1));
+	return wait_ns - at_least_0(wait_ns - ns);
+}
+
+#endif

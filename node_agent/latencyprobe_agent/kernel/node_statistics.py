@@ -1,0 +1,69 @@
+"""Reading the node's histograms: the layout of `node_stats` (bpf/irq.bpf.c) as a measurement.
+
+A *row* is one histogram: for each softirq vector what it waited and what it ran, then one for each
+interrupt handler, by the number under which `handler_names` has its name.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+from latencyprobe.measurement import NodeMeasurement, NodeStage, StageMeasurement
+from latencyprobe_agent.kernel import libbpf
+from latencyprobe_agent.kernel.source import MAX_HANDLERS, VECTORS
+from latencyprobe_agent.kernel.statistics import STAGE_BYTES, decode_stage, is_empty
+
+ROWS = 2 * len(VECTORS) + MAX_HANDLERS + 1
+_NAME_BYTES = 32  # struct handler_name
+# Of those that came when every row was taken only the number of runs is known, as `lost`.
+_OTHERS = NodeStage("irq.hard", "(others)")
+_VECTOR_ROWS = (
+    *(NodeStage("irq.softwait", vector) for vector in VECTORS),
+    *(NodeStage("irq.softrun", vector) for vector in VECTORS),
+)
+
+
+class NodeStatisticsMemory:
+    """The two halves of `node_stats`, mapped into this process, and the handlers' names."""
+
+    def __init__(self, map_fd: int, names_fd: int) -> None:
+        self._memory = mmap.mmap(map_fd, 2 * ROWS * STAGE_BYTES)
+        self._names_fd = names_fd
+        self._names: dict[int, str] = {}
+        self._zeroes = bytes(STAGE_BYTES)
+
+    def take(self, epoch: int) -> NodeMeasurement:
+        """What one half holds; it is zero afterwards.
+
+        Only to be called for the half that no program writes any more.
+        """
+        stages: dict[NodeStage, StageMeasurement] = {}
+        for row in range(ROWS):
+            offset = (epoch * ROWS + row) * STAGE_BYTES
+            if is_empty(self._memory, offset):
+                continue
+            content = self._memory[offset : offset + STAGE_BYTES]
+            self._memory[offset : offset + STAGE_BYTES] = self._zeroes
+            key = self._key(row)
+            measured = decode_stage(content, 0, 1.0)
+            # Handlers may have the same name, as those of a device's like queues may.
+            stages[key] = stages[key] + measured if key in stages else measured
+        return NodeMeasurement(stages)
+
+    def close(self) -> None:
+        """Unmap; the map itself lives as long as its descriptors."""
+        self._memory.close()
+
+    def _key(self, row: int) -> NodeStage:
+        if row < len(_VECTOR_ROWS):
+            return _VECTOR_ROWS[row]
+        handler = row - len(_VECTOR_ROWS)
+        return _OTHERS if handler == MAX_HANDLERS else NodeStage("irq.hard", self._name(handler))
+
+    def _name(self, handler: int) -> str:
+        """A handler keeps its number, so its name is asked for once."""
+        if handler not in self._names:
+            text = libbpf.look_up(self._names_fd, handler.to_bytes(4, "little"), _NAME_BYTES)
+            name = (text or b"").partition(b"\0")[0].decode(errors="replace")
+            self._names[handler] = name or f"handler {handler}"
+        return self._names[handler]

@@ -1,0 +1,138 @@
+"""Module irq: the node's hard IRQs and softirqs, against the kernel's own counts of them."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from latencyprobe.measurement import NodeMeasurement
+from latencyprobe.stages import Module
+from latencyprobe_agent.kernel.engine import KernelEngine
+from tests.live.pods import Pod
+from tests.live.test_engine_accuracy import CLIENT, SERVER, count, measure
+
+Start = Callable[..., KernelEngine]
+Counts = Mapping[str, int]
+
+
+def softirqs() -> Counts:
+    """By vector, of all CPUs."""
+    _, *lines = Path("/proc/softirqs").read_text().splitlines()
+    return {line.split()[0].rstrip(":"): sum(map(int, line.split()[1:])) for line in lines}
+
+
+def interrupts() -> Counts:
+    """By handler, of all CPUs: those that a device's driver asked for."""
+    head, *lines = Path("/proc/interrupts").read_text().splitlines()
+    cpus = len(head.split())
+    counts: Counter[str] = Counter()
+    for line in lines:
+        number, *fields = line.split()
+        if number.rstrip(":").isdigit() and len(fields) > cpus:
+            # Those on one line are called one after another, each for every interrupt.
+            for name in line.rpartition("  ")[2].split(", "):
+                counts[name.strip()[:31]] += sum(map(int, fields[:cpus]))
+    return counts
+
+
+def of_node(engine: KernelEngine) -> NodeMeasurement:
+    engine.read()
+    return engine.read_node()
+
+
+def runs(measured: NodeMeasurement, stage: str) -> Counts:
+    """Samples of a stage by its detail."""
+    return {
+        key.detail: one.histogram.count for key, one in measured.stages.items() if key.name == stage
+    }
+
+
+def assert_between(measured: Counts, moments: tuple[Counts, Counts, Counts, Counts]) -> None:
+    """What was counted while it was measured, and no more than what was counted around it.
+
+    One a CPU may still run: the kernel counts them when they begin, a sample is there at their end.
+    A tenth may be hidden: see assert_agrees() in test_engine_sched.py.
+    """
+    before, begun, ending, after = moments
+    running = os.cpu_count() or 1
+    for name in before:
+        least = 0.9 * (ending[name] - begun[name]) - running
+        most = after[name] - before[name] + running
+        assert least <= measured.get(name, 0) <= most, name
+
+
+@pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
+async def test_softirqs_and_interrupts_are_as_many_as_the_kernel_counts(
+    start_engine: Start, pair: tuple[Pod, Pod], tmp_path: Path, typed: bool
+) -> None:
+    client, server = pair
+    engine = start_engine(typed=typed)
+    await engine.use(frozenset({Module.IRQ}))
+    before = softirqs(), interrupts()
+    of_node(engine)
+    begun = softirqs(), interrupts()
+    await measure(engine, client, server, 2000)
+    write_to_disk(tmp_path)
+    ending = softirqs(), interrupts()
+    measured = of_node(engine)
+    after = softirqs(), interrupts()
+    vectors, handlers = zip(before, begun, ending, after, strict=True)
+    assert vectors[3]["NET_RX"] - vectors[0]["NET_RX"] >= 4000
+    assert_between(runs(measured, "irq.softrun"), vectors)
+    assert_between(runs(measured, "irq.hard"), handlers)
+    assert sum(runs(measured, "irq.hard").values()) > 0
+
+
+def write_to_disk(folder: Path) -> None:
+    """Something for a device's interrupt to tell of."""
+    for index in range(20):
+        with (folder / str(index)).open("wb") as file:
+            file.write(os.urandom(100_000))
+            os.fsync(file.fileno())
+
+
+async def test_what_was_raised_ran(start_engine: Start, pair: tuple[Pod, Pod]) -> None:
+    client, server = pair
+    engine = start_engine()
+    await engine.use(frozenset({Module.IRQ}))
+    of_node(engine)
+    await measure(engine, client, server, 1000)
+    measured = of_node(engine)
+    ran = runs(measured, "irq.softrun")
+    for key, stage in measured.stages.items():
+        if key.name == "irq.softwait":
+            assert stage.histogram.count + stage.unmatched == pytest.approx(ran[key.detail], abs=2)
+            assert stage.unmatched <= 0.02 * ran[key.detail] + 2
+    assert ran["NET_RX"] >= 2000
+
+
+async def test_a_packet_that_no_interrupt_brought_has_no_rx_irq(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    client, server = pair
+    engine = start_engine()
+    engine.assign({CLIENT: client.spec(), SERVER: server.spec()})
+    await engine.use(frozenset({Module.RX, Module.IRQ}))
+    over_veth, _ = await measure(engine, client, server, 300)
+    over_loopback, _ = await measure(engine, server, server, 300)
+    assert count(over_veth[SERVER], "rx.total") == count(over_loopback[SERVER], "rx.total") / 2
+    for measured in (over_veth[SERVER], over_veth[CLIENT], over_loopback[SERVER]):
+        assert "rx.irq" not in measured.stages
+        assert "rx.softirq" in measured.stages
+
+
+async def test_the_node_is_measured_only_while_it_is_asked_for(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    client, server = pair
+    engine = start_engine()
+    await engine.use(frozenset({Module.RX, Module.IRQ}))
+    await measure(engine, client, server, 50)
+    await engine.use(frozenset({Module.RX}))
+    assert runs(engine.read_node(), "irq.softrun")["NET_RX"] > 50
+    await measure(engine, client, server, 50)
+    assert of_node(engine) == NodeMeasurement()
