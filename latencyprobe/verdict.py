@@ -22,12 +22,14 @@ NOTEWORTHY_NS = 1_000_000
 # The wire is to blame when the round trip is this many times what both stacks spend on a packet.
 NETWORK_FACTOR = 5
 TOTALS = ("rx.total", "tx.total")
+_LARGER_PART = 0.5
 
 
 class Bottleneck(StrEnum):
     """The causes that a verdict can name."""
 
     SLOW_READER = "SlowReader"
+    CPU_CONTENTION = "CPUContention"
     SOFTIRQ_BACKLOG = "SoftirqBacklog"
     HOST_PATH = "HostPath"
     RECEIVE_WINDOW = "ReceiveWindow"
@@ -73,6 +75,12 @@ _CAUSES: Mapping[str, _Cause] = {
         "data lay ready in the socket before the application read it",
         "Look at what the application does between two reads of this socket: blocking calls, a "
         "busy event loop, too few threads, or a CPU limit that throttles it.",
+    ),
+    "rx.wakeup": _Cause(
+        Bottleneck.CPU_CONTENTION,
+        "the reader could have read, and other threads had its CPU",
+        "See who runs on the reader's CPUs (perf sched, top -H) and what keeps it from others: CPU "
+        "limits or shares of the pod, CPU pinning, its nice value, or a node that is full.",
     ),
     "rx.softirq": _Cause(
         Bottleneck.SOFTIRQ_BACKLOG,
@@ -191,10 +199,34 @@ def _judge(measurement: Measurement) -> Verdict:
         return Verdict(Bottleneck.NONE, None, 0.0, figures, _FAST_ENOUGH)
     if share < DOMINANT_SHARE:
         return Verdict(Bottleneck.NONE, None, 0.0, figures, "Nothing to do: no stage stands out.")
-    cause = _cause(measurement, stage)
+    cause, more = _cause(measurement, stage), tuple[str, ...]()
     if cause is None:
         return Verdict(Bottleneck.NONE, None, 0.0, figures, _work_not_waiting(stage))
-    return Verdict(cause.bottleneck, stage, share, (*figures, cause.because), cause.next_step)
+    if stage == "rx.socket":
+        more = _reader_figures(measurement)
+        part = _wakeup_part(measurement)
+        if part > _LARGER_PART:
+            cause, stage, share = _CAUSES["rx.wakeup"], "rx.wakeup", share * part
+    evidence = (*figures, cause.because, *more)
+    return Verdict(cause.bottleneck, stage, share, evidence, cause.next_step)
+
+
+def _wakeup_part(measurement: Measurement) -> float:
+    """The part of rx.socket in which the reader was kept from running; needs the module sched."""
+    socket_ns = measurement.stage("rx.socket").histogram.sum_ns
+    return measurement.stage("rx.wakeup").histogram.sum_ns / socket_ns if socket_ns else 0.0
+
+
+def _reader_figures(measurement: Measurement) -> tuple[str, ...]:
+    """What the module sched knows of the reader, where it is measured."""
+    runqueue = measurement.stage("sched.runqueue").histogram
+    if not runqueue.count:
+        return ()
+    p50, p99 = (format_ns(runqueue.percentile(percent)) for percent in (50, 99))
+    return (
+        f"rx.wakeup, the reader kept from running, is {_wakeup_part(measurement):.0%} of rx.socket",
+        f"sched.runqueue, all its threads: p50 {p50}, p99 {p99}",
+    )
 
 
 def _cause(measurement: Measurement, stage: str) -> _Cause | None:

@@ -30,6 +30,12 @@ def measured(
     )
 
 
+def waits(rx_wakeup: int, packets: int = 100) -> Measurement:
+    """What the module sched adds: so many reads whose reader waited so long for its CPU."""
+    measured = StageMeasurement(Histogram.of([rx_wakeup] * packets))
+    return Measurement({"rx.wakeup": measured, "sched.runqueue": measured})
+
+
 @pytest.mark.parametrize(
     ("measurement", "bottleneck", "stage"),
     [
@@ -107,6 +113,41 @@ def test_the_verdict_carries_share_and_figures() -> None:
         "rx.socket p50 80ms, p99 80ms; rx.total p99 100ms",
         "data lay ready in the socket before the application read it",
     )
+
+
+def test_a_reader_that_is_kept_from_running_is_cpu_contention() -> None:
+    verdict = judge(measured(rx_stack=MS, rx_socket=9 * MS) + waits(rx_wakeup=6 * MS))
+    assert (verdict.bottleneck, verdict.stage) == (Bottleneck.CPU_CONTENTION, "rx.wakeup")
+    assert verdict.share == pytest.approx(0.6)
+    assert verdict.evidence == (
+        "rx.socket holds 90% of rx.total",
+        "rx.socket p50 9ms, p99 9ms; rx.total p99 10ms",
+        "the reader could have read, and other threads had its CPU",
+        "rx.wakeup, the reader kept from running, is 67% of rx.socket",
+        "sched.runqueue, all its threads: p50 6ms, p99 6ms",
+    )
+
+
+@pytest.mark.parametrize(
+    ("wakeup_ns", "bottleneck"),
+    [
+        (4 * MS, Bottleneck.SLOW_READER),
+        (5 * MS, Bottleneck.SLOW_READER),
+        (5 * MS + 10, Bottleneck.CPU_CONTENTION),
+    ],
+)
+def test_the_larger_part_of_the_time_in_the_socket_names_the_cause(
+    wakeup_ns: int, bottleneck: Bottleneck
+) -> None:
+    verdict = judge(measured(rx_stack=MS, rx_socket=10 * MS) + waits(rx_wakeup=wakeup_ns))
+    assert verdict.bottleneck is bottleneck
+
+
+def test_a_slow_reader_that_was_seen_to_get_its_cpu_says_so() -> None:
+    verdict = judge(measured(rx_socket=10 * MS) + waits(rx_wakeup=MS))
+    assert verdict.bottleneck is Bottleneck.SLOW_READER
+    assert verdict.stage == "rx.socket"
+    assert "rx.wakeup, the reader kept from running, is 10% of rx.socket" in verdict.evidence
 
 
 def test_work_of_the_kernel_is_named_but_is_no_bottleneck() -> None:
