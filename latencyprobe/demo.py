@@ -15,10 +15,10 @@ from collections.abc import AsyncIterator, Sequence
 import click
 
 from latencyprobe.demo_traffic import (
+    BLOCKING_EVERY_SECONDS,
+    BLOCKING_SECONDS,
     SERVER_IPV4,
     SERVER_IPV6,
-    SLOW_ANSWER_SECONDS,
-    SLOW_EVERY,
     Sent,
 )
 from latencyprobe.local import Outcome, measure
@@ -102,8 +102,8 @@ def _demo(duration_ns: int, interval_ns: int, presentation: Presentation) -> int
         f"{sent.datagrams} datagrams"
     )
     say(
-        f"the fault: every {SLOW_EVERY}th answer blocks the server's event loop for "
-        f"{SLOW_ANSWER_SECONDS * 1e3:.0f} ms"
+        f"the fault: every {BLOCKING_EVERY_SECONDS * 1e3:.0f} ms the server's event loop is "
+        f"blocked for {BLOCKING_SECONDS * 1e3:.0f} ms"
     )
     return status
 

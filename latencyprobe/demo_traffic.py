@@ -1,7 +1,7 @@
 """The demo's client and server: `python -m latencyprobe.demo_traffic ROLE`, each in its own netns.
 
-The server has a fault that the demo is to find: every `SLOW_EVERY`th answer blocks its event loop,
-so that other clients' requests lie in their sockets meanwhile.
+The server has a fault that the demo is to find: it blocks its event loop again and again with
+something else than requests, which lie in their sockets meanwhile.
 
 Either says `up`, waits for a line on stdin before it touches the network, says `ready`, and ends
 when stdin does; the client's last line says, as JSON, what it sent.
@@ -24,8 +24,8 @@ SERVER_IPV4 = "192.0.2.2"  # TEST-NET-1, RFC 5737
 SERVER_IPV6 = "2001:db8::2"  # documentation, RFC 3849
 REQUEST_BYTES = 256
 ANSWER_BYTES = 2048
-SLOW_EVERY = 10
-SLOW_ANSWER_SECONDS = 0.005
+BLOCKING_EVERY_SECONDS = 0.01
+BLOCKING_SECONDS = 0.005
 CLIENTS_PER_FAMILY = 2
 REQUESTS_PER_CONNECTION = 50
 PAUSE_SECONDS = 0.001
@@ -42,19 +42,18 @@ class Sent:
     datagrams: int = 0
 
 
-class _Server:
-    """Answers requests of a fixed size, some of them too slowly."""
+async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answers requests of a fixed size."""
+    with contextlib.closing(writer), contextlib.suppress(ConnectionError):
+        while await _read(reader, REQUEST_BYTES):
+            writer.write(bytes(ANSWER_BYTES))
 
-    def __init__(self) -> None:
-        self._answered = 0
 
-    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.closing(writer), contextlib.suppress(ConnectionError):
-            while await _read(reader, REQUEST_BYTES):
-                self._answered += 1
-                if self._answered % SLOW_EVERY == 0:
-                    time.sleep(SLOW_ANSWER_SECONDS)  # noqa: ASYNC251 (the fault to be found)
-                writer.write(bytes(ANSWER_BYTES))
+async def _block() -> None:
+    """Keeps the loop from its requests."""
+    while True:
+        await asyncio.sleep(BLOCKING_EVERY_SECONDS)
+        time.sleep(BLOCKING_SECONDS)  # noqa: ASYNC251 (the fault to be found)
 
 
 class _Echo(asyncio.DatagramProtocol):
@@ -69,10 +68,12 @@ class _Echo(asyncio.DatagramProtocol):
 
 async def _serve(until: Awaitable[None]) -> None:
     loop = asyncio.get_running_loop()
-    await asyncio.start_server(_Server().answer, [SERVER_IPV4, SERVER_IPV6], PORT)
+    await asyncio.start_server(_answer, [SERVER_IPV4, SERVER_IPV6], PORT)
     await loop.create_datagram_endpoint(_Echo, local_addr=(SERVER_IPV4, PORT))
+    blocking = asyncio.create_task(_block())
     _say("ready")
     await until
+    blocking.cancel()
 
 
 async def _ask(until: Awaitable[None]) -> None:

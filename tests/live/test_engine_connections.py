@@ -127,7 +127,7 @@ async def test_a_refused_connect_is_a_count_and_no_sample(
     engine = await both(start_engine, client, server)
     error, measured = await measure_connect(engine, client, server.address, 9)
     assert error == errno.ECONNREFUSED
-    assert measured.counters == {"connectRefused": 1}
+    assert measured.counters == {"connectRefused": 1, "resetsReceived": 1}
     assert "tcp.connect" not in measured.stages
 
 
