@@ -8,6 +8,8 @@ to a tracepoint with typed arguments ("tp_btf").
 from __future__ import annotations
 
 import ctypes
+import itertools
+import re
 import struct
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -25,6 +27,7 @@ _MEMBER = struct.Struct("=III")
 _ENUMERATOR = struct.Struct("=Ii")
 _EMIT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 _LINE_BYTES = 1 << 16
+_WORDS_OF_PADDING = re.compile(r"^(\t+)long: 64;\n(?:\t+long: 64;\n)*", re.MULTILINE)
 
 
 class NoBtfError(RuntimeError):
@@ -58,7 +61,7 @@ class KernelTypes:
                 self._library.btf_dump__dump_type(ctypes.c_void_p(dumper), id_)
         finally:
             self._library.btf_dump__free(ctypes.c_void_p(dumper))
-        return b"".join(chunks).decode()
+        return as_arrays(b"".join(chunks).decode())
 
     def has_struct(self, name: str) -> bool:
         """Whether this kernel has the struct."""
@@ -125,6 +128,21 @@ class KernelTypes:
     def _name(self, offset: int) -> str:
         address = self._library.btf__name_by_offset(self._btf, offset)
         return (ctypes.string_at(address) if address else b"").decode()
+
+
+def as_arrays(declarations: str) -> str:
+    """With whole words of padding as members, where libbpf has unnamed bit-fields (`long: 64;`).
+
+    LLVM 14 makes one 128-bit field of two of them, and counts them twice where what follows is
+    aligned: loads of all later members were 16 bytes too far (struct task_struct of 7.2).
+    """
+    numbers = itertools.count()
+
+    def replace(words: re.Match[str]) -> str:
+        count = words[0].count("long: 64;")
+        return f"{words[1]}long __padding_{next(numbers)}[{count}];\n"
+
+    return _WORDS_OF_PADDING.sub(replace, declarations)
 
 
 def _appender(chunks: list[bytes]) -> Callable[[int, bytes, int], None]:
