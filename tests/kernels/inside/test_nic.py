@@ -12,7 +12,7 @@ from tests.live.pods import Pod
 from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, both, measure
 
 Start = Callable[..., KernelEngine]
-OF_A_DRIVER: list[str] = [stage for stage in ("rx.irq", "tx.driver") if stage in BY_NAME]
+BY_INTERRUPT: list[str] = [stage for stage in ("rx.irq",) if stage in BY_NAME]
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
@@ -23,5 +23,7 @@ async def test_packets_of_a_network_device_are_counted_once_at_each_stage(
     engine = await both(start_engine, client, server)
     measured, _ = await measure(engine, client, server, 100, "--protocol", protocol)
     for slot in (CLIENT, SERVER):
-        for stage in ("rx.softirq", "rx.total", "tx.qdisc", "tx.total", *OF_A_DRIVER):
+        for stage in ("rx.softirq", "rx.total", "tx.qdisc", "tx.total", *BY_INTERRUPT):
             assert account_for(measured[slot], stage) == (100, 0), stage
+        # virtio frees a packet when it sends the next: free_old_xmit(), drivers/net/virtio_net.c
+        assert 99 <= measured[slot].stage("tx.driver").histogram.count <= 100
