@@ -8,7 +8,7 @@ import pytest
 
 from latencyprobe.histogram import Histogram
 from latencyprobe.measurement import Measurement
-from latencyprobe.stages import Module
+from latencyprobe.stages import DEFAULT_MODULES, Module
 from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.slots import SlotSpec, SocketFilter
 from tests.live.pods import Namespace, Pod
@@ -48,7 +48,7 @@ async def both(start: Start, client: Pod, server: Pod, **options: object) -> Ker
     """An engine with all modules on both pods."""
     engine = start(**options)
     engine.assign({CLIENT: client.spec(), SERVER: server.spec()})
-    await engine.use(frozenset(Module))
+    await engine.use(frozenset(DEFAULT_MODULES))
     return engine
 
 
@@ -253,7 +253,7 @@ async def test_ports_filter_what_counts(start_engine: Start, pair: tuple[Pod, Po
     engine.assign(
         {0: server.spec(wanted), 1: server.spec(other), 2: client.spec(wanted), 3: server.spec()}
     )
-    await engine.use(frozenset(Module))
+    await engine.use(frozenset(DEFAULT_MODULES))
     measured, _ = await measure(engine, client, server, 100)
     assert {slot: count(measured[slot], "rx.total") for slot in measured} == {
         0: 100,
@@ -267,7 +267,7 @@ async def test_protocols_filter_what_counts(start_engine: Start, pair: tuple[Pod
     client, server = pair
     engine = start_engine()
     engine.assign({0: server.spec(SocketFilter(protocols=frozenset({"UDP"})))})
-    await engine.use(frozenset(Module))
+    await engine.use(frozenset(DEFAULT_MODULES))
     tcp, _ = await measure(engine, client, server, 50)
     udp, _ = await measure(engine, client, server, 50, "--protocol", "udp")
     assert tcp == {}
@@ -281,7 +281,7 @@ async def test_a_whole_network_namespace_is_a_target(
     engine = start_engine()
     inode = frozenset({server.namespace.inode})
     engine.assign({0: SlotSpec(netns_wide=inode, netns=inode)})
-    await engine.use(frozenset(Module))
+    await engine.use(frozenset(DEFAULT_MODULES))
     measured, _ = await measure(engine, client, server, 100)
     assert count(measured[0], "rx.total") == count(measured[0], "tx.total") == 100
 
@@ -304,7 +304,7 @@ async def test_processes_are_targets_in_a_namespace_full_of_others(
                 SERVER: SlotSpec(tgids=frozenset({serving.pid}), netns=netns),
             }
         )
-        await engine.use(frozenset(Module))
+        await engine.use(frozenset(DEFAULT_MODULES))
         for traffic in (asking, asking_stranger):
             traffic.go()
         for traffic in (serving, stranger, asking, asking_stranger):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from latencyprobe.stages import Module
+from latencyprobe.stages import DEFAULT_MODULES, Module
 from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.slots import EngineError, SlotSpec, SocketFilter
 from tests.live.pods import Pod, namespace, run
@@ -33,7 +33,7 @@ from tests.live.test_engine_life import programs_of, wait_until_gone
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
-ALL = frozenset(Module)
+ALL = frozenset(DEFAULT_MODULES)
 NOTHING_USED: frozenset[Module] = frozenset()
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from latencyprobe.measurement import Measurement
-from latencyprobe.stages import Module
+from latencyprobe.stages import DEFAULT_MODULES
 from latencyprobe.verdict import Bottleneck, judge
 from latencyprobe_agent.kernel.engine import KernelEngine
 from tests.live.pods import Namespace, Pod
@@ -193,7 +193,7 @@ async def test_what_still_waits_in_a_queue_of_ours_is_not_sent_again(
     client, server = pair
     engine = start_engine(typed=typed)
     engine.assign({CLIENT: everything_in(client)})
-    await engine.use(frozenset(Module))
+    await engine.use(frozenset(DEFAULT_MODULES))
     # 2 kB/s: after the first, a segment leaves each half second, and TCP asks sooner
     client.namespace.execute(
         *("tc", "qdisc", "add", "dev", "eth0", "root", "tbf"),

@@ -17,7 +17,7 @@ import pytest
 
 from latencyprobe.histogram import Histogram
 from latencyprobe.measurement import NOTHING, Measurement
-from latencyprobe.stages import Module
+from latencyprobe.stages import DEFAULT_MODULES
 from latencyprobe.verdict import Bottleneck, judge
 from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.slots import SlotSpec
@@ -75,7 +75,7 @@ async def watch(start: Start, there: Namespace, **options: object) -> KernelEngi
     engine = start(**options)
     inode = frozenset({there.inode})
     engine.assign({CLIENT: SlotSpec(netns_wide=inode, netns=inode)})
-    await engine.use(frozenset(Module))
+    await engine.use(frozenset(DEFAULT_MODULES))
     return engine
 
 

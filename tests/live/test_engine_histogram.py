@@ -18,7 +18,7 @@ from latencyprobe.histogram import (
     position_of,
 )
 from latencyprobe.measurement import NOTHING, Measurement
-from latencyprobe.stages import Module
+from latencyprobe.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.btf import KernelTypes
 from latencyprobe_agent.kernel.engine import KernelEngine
@@ -149,7 +149,7 @@ async def test_reading_while_packets_come_neither_loses_nor_doubles_one(
     client, server = pair
     engine = start_engine()
     engine.assign({CLIENT: everything_in(client), SERVER: everything_in(server)})
-    await engine.use(frozenset(Module))
+    await engine.use(frozenset(DEFAULT_MODULES))
     exchanges = 0
     is_over = threading.Event()
     with connection(client.namespace, server.namespace, server.address) as both:

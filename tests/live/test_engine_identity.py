@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from latencyprobe.measurement import NOTHING
-from latencyprobe.stages import Module
+from latencyprobe.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.slots import SlotSpec
 from tests.live.pods import Pod, cgroup, unified_cgroup_root
@@ -63,7 +63,7 @@ async def test_a_socket_belongs_to_the_cgroup_that_it_was_made_in(
     client, server = pair
     engine = start_engine()
     engine.assign({SERVER: server.spec()})
-    await engine.use(frozenset(Module))
+    await engine.use(frozenset(DEFAULT_MODULES))
     with member_of(server.cgroup), listen(server.namespace, server.address, 7001) as made_inside:
         send_some(client, server, made_inside)
         assert received(engine) == MESSAGES
@@ -83,7 +83,7 @@ async def test_sockets_of_a_cgroup_outlive_its_directory(start_engine: Start, pa
     with cgroup(f"{server.cgroup.name}-short") as short:
         identity = frozenset({short.stat().st_ino})
         engine.assign({SERVER: SlotSpec(cgroup_ids=identity, netns=server.spec().netns)})
-        await engine.use(frozenset(Module))
+        await engine.use(frozenset(DEFAULT_MODULES))
         with member_of(short):
             listener = listen(server.namespace, server.address)
     with listener:
@@ -96,7 +96,7 @@ async def test_a_process_is_followed_through_its_forks(start_engine: Start, pair
     client, server = pair
     engine = start_engine()
     engine.assign({SERVER: SlotSpec(tgids=frozenset({os.getpid()}), netns=server.spec().netns)})
-    await engine.use(frozenset(Module))
+    await engine.use(frozenset(DEFAULT_MODULES))
     with listen(server.namespace, server.address) as listener:
         serve_by_a_grandchild(listener)
         with connect(client.namespace, server.address) as asking:
@@ -135,7 +135,7 @@ async def test_a_stranger_in_the_same_namespace_is_never_counted(
             SERVER + 1: SlotSpec(tgids=frozenset({1}), netns=netns),
         }
     )
-    await engine.use(frozenset(Module))
+    await engine.use(frozenset(DEFAULT_MODULES))
     with listen(server.namespace, server.address) as listener:
         send_some(client, server, listener)
     with inside(server.namespace):

@@ -11,7 +11,7 @@ import pytest
 
 from latencyprobe.coverage import CoverageState
 from latencyprobe.measurement import NOTHING, Measurement
-from latencyprobe.stages import Module
+from latencyprobe.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel.engine import KernelEngine
 from tests.live.pods import Namespace, Pod, pods_on_bridge, pods_on_routes
 from tests.live.sockets import (
@@ -42,7 +42,7 @@ async def watch(start: Start, host: Namespace, *pods: Pod) -> KernelEngine:
     """An engine with all modules on these pods, in slots from 0 on."""
     engine = start(host_netns=host.inode)
     engine.assign({slot: everything_in(pod) for slot, pod in enumerate(pods)})
-    await engine.use(frozenset(Module))
+    await engine.use(frozenset(DEFAULT_MODULES))
     return engine
 
 
@@ -271,7 +271,7 @@ async def test_addresses_that_come_again_bring_no_times_of_packets_of_the_host(
     host, other, _ = bridged
     engine = start_engine(host_netns=host.inode, typed=typed)
     engine.assign({slot: everything_in(pod) for slot, pod in enumerate(pair)})
-    await engine.use(frozenset(Module))
+    await engine.use(frozenset(DEFAULT_MODULES))
     client, server = pair
     with on_one_cpu():
         for _ in range(500):

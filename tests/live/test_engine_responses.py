@@ -13,11 +13,12 @@ import pytest
 
 from latencyprobe.histogram import Histogram
 from latencyprobe.measurement import Measurement
-from latencyprobe.stages import Module
+from latencyprobe.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.slots import SlotSpec
 from tests.live.pods import Pod
 from tests.live.sockets import (
+    PATIENCE_SECONDS,
     Connection,
     connect,
     connection,
@@ -88,7 +89,7 @@ async def test_a_slow_server_is_found_in_the_responses_and_nowhere_else(
     client, server = pair
     engine = start_engine(typed=typed)
     engine.assign({CLIENT: everything_in(client), SERVER: everything_in(server)})
-    await engine.use(frozenset(Module))
+    await engine.use(frozenset(DEFAULT_MODULES))
     delays_ms = [10] * 60 + [20] * 30 + [80] * 10
     waited_ns = []
     with open_between(client, server) as both, answering(both, delays_ms) as took_ns:
@@ -360,7 +361,7 @@ async def test_roles_are_known_of_connections_that_were_open_before(
         asking = connect(client.namespace, server.address)
         both = Connection(asking, listener.accept()[0])
         ask(both, 3)
-        await engine.use(frozenset(Module))
+        await engine.use(frozenset(DEFAULT_MODULES))
         ask(both, 50)
         both.close()
     measured = engine.read()
@@ -379,7 +380,7 @@ async def test_a_request_read_before_we_watched_is_unmatched(
     with open_between(client, server) as both:
         both.client.sendall(REQUEST)
         read_all(both.server, len(REQUEST))
-        await engine.use(frozenset(Module))
+        await engine.use(frozenset(DEFAULT_MODULES))
         both.server.sendall(REPLY)
         read_all(both.client, len(REPLY))
     measured = engine.read()
@@ -428,6 +429,7 @@ def serve_when_handed_over(handed: socket.socket, times: int) -> None:
     try:
         _, (descriptor,), _, _ = socket.recv_fds(handed, 1, 1)
         with socket.socket(fileno=descriptor) as answering:
+            answering.settimeout(PATIENCE_SECONDS)  # it came without blocking, as its owner's does
             answer(answering, times)
     finally:
         os._exit(0)
@@ -472,7 +474,7 @@ async def test_a_connection_that_is_handed_on_stays_the_targets(
     engine = start_engine()
     own = frozenset({os.getpid()})
     engine.assign({SERVER: SlotSpec(tgids=own, netns=everything_in(server).netns)})
-    await engine.use(frozenset(Module))
+    await engine.use(frozenset(DEFAULT_MODULES))
     with here, there, open_between(client, server) as both:
         thread = threading.Thread(target=ask_for_answers, args=(both.client, 20))
         thread.start()

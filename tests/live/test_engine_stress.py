@@ -25,7 +25,7 @@ from typing import NoReturn
 import pytest
 
 from latencyprobe.measurement import NOTHING
-from latencyprobe.stages import Module
+from latencyprobe.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel import compiler
 from latencyprobe_agent.kernel import engine as kernel_engine
 from latencyprobe_agent.kernel.engine import KernelEngine
@@ -65,7 +65,7 @@ async def watch(start: Start, client: Pod, server: Pod, *, typed: bool = True) -
     """An engine with all modules on everything in both namespaces."""
     engine = start(typed=typed)
     engine.assign({CLIENT: everything_in(client), SERVER: everything_in(server)})
-    await engine.use(frozenset(Module))
+    await engine.use(frozenset(DEFAULT_MODULES))
     return engine
 
 
@@ -168,7 +168,7 @@ async def test_unloading_under_full_traffic_a_hundred_times_leaves_nothing(
             if number == COMPILED_UNLOADS:  # compiling takes longer than all the rest
                 assert len(os.listdir("/proc/self/fd")) == with_traffic
                 monkeypatch.setattr(kernel_engine, "build", CompiledOnce(monkeypatch).build)
-            await engine.use(frozenset(Module))
+            await engine.use(frozenset(DEFAULT_MODULES))
             seen |= programs_of(os.getpid())
             await engine.use(frozenset())
             assert not programs_of(os.getpid())
@@ -332,7 +332,7 @@ async def test_ten_thousand_namespaces_and_cgroups_come_and_go_without_a_trace(
     start_engine: Start,
 ) -> None:
     engine = start_engine()
-    await engine.use(frozenset(Module))
+    await engine.use(frozenset(DEFAULT_MODULES))
     numbers = itertools.count()
     samples = missing = 0
     with nothing_to_complain_of():

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 import pytest
 
 from latencyprobe.measurement import NOTHING, Measurement
-from latencyprobe.stages import Module
+from latencyprobe.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel.engine import KernelEngine
 from tests.live.pods import Pod
 from tests.live.sockets import (
@@ -44,7 +44,7 @@ async def watch(start: Start, client: Pod, server: Pod) -> KernelEngine:
     """An engine with all modules on everything in both namespaces."""
     engine = start()
     engine.assign({CLIENT: everything_in(client), SERVER: everything_in(server)})
-    await engine.use(frozenset(Module))
+    await engine.use(frozenset(DEFAULT_MODULES))
     return engine
 
 
@@ -260,7 +260,7 @@ async def test_bytes_that_came_before_we_watched_are_unmatched(
     for both in opened:
         both.client.sendall(b"x" * 100)
         wait_for_bytes(both.server, 100)
-    await engine.use(frozenset(Module))
+    await engine.use(frozenset(DEFAULT_MODULES))
     for index, both in enumerate(opened):
         if index % 2:  # a further segment comes before the read
             both.client.sendall(b"y" * 100)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from latencyprobe.measurement import NOTHING
-from latencyprobe.stages import Module
+from latencyprobe.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel.engine import KernelEngine
 from tests.live.pods import Pod
 from tests.live.sockets import PORT, drain, everything_in, group_member, send_unread, udp_socket
@@ -26,7 +26,7 @@ async def watch(start: Start, client: Pod, server: Pod) -> KernelEngine:
     """An engine with all modules on everything in both namespaces."""
     engine = start()
     engine.assign({CLIENT: everything_in(client), SERVER: everything_in(server)})
-    await engine.use(frozenset(Module))
+    await engine.use(frozenset(DEFAULT_MODULES))
     return engine
 
 
