@@ -96,7 +96,7 @@ static __always_inline u32 look_at_device(struct net_device *dev)
 BPF_ARRAY(devices, u64, 1 << DEVICE_BITS);
 
 /* The word of a device, and its place. */
-static __always_inline u64 get_device(struct config *config, struct net_device *dev, u32 *index)
+static __always_inline u64 recall_device(struct config *config, struct net_device *dev, u32 *index)
 {
 	u64 identity = identity_of(dev, config);
 	u64 key = (identity << 2 ^ (u64)config->generation << 40) & ~DEVICE_FATES;

@@ -163,7 +163,7 @@ int on_net_dev_start_xmit(u64 *ctx)
 		abandon(config, packet);
 		return 0;
 	}
-	device = get_device(config, dev, &device_index);
+	device = recall_device(config, dev, &device_index);
 	fate = device & DEVICE_FATES;
 	if (fate == DEVICE_PASSES_ON)
 		return 0;

@@ -10,8 +10,8 @@
  */
 
 #define ROW_SOFTWAIT 0
-#define ROW_SOFTRUN NR_VECTORS
-#define ROW_HANDLERS (2 * NR_VECTORS)
+#define ROW_SOFTRUN NR_SOFTIRQ_VECTORS
+#define ROW_HANDLERS (2 * NR_SOFTIRQ_VECTORS)
 #define NODE_ROWS (ROW_HANDLERS + MAX_HANDLERS + 1) /* the last: handlers without a row */
 
 BPF_F_TABLE("array", u32, struct stage_stats, node_stats, 2 * NODE_ROWS, BPF_F_MMAPABLE);
@@ -29,8 +29,8 @@ BPF_HASH(handler_rows, u64, u32, MAX_HANDLERS);
 BPF_HASH(handler_names, u32, struct handler_name, MAX_HANDLERS);
 
 struct vector_times {
-	u64 raised_ns[NR_VECTORS]; /* first raise since the last entry; 0: none */
-	u64 again_ns[NR_VECTORS];  /* the last one after that */
+	u64 raised_ns[NR_SOFTIRQ_VECTORS]; /* first raise since the last entry; 0: none */
+	u64 again_ns[NR_SOFTIRQ_VECTORS];  /* the last one after that */
 	u64 entered_ns;
 };
 BPF_PERCPU_ARRAY(vector_times, struct vector_times, 1);
@@ -39,7 +39,7 @@ static __always_inline struct vector_times *get_vector_times(u32 vector)
 {
 	u32 zero = 0;
 
-	return vector < NR_VECTORS ? vector_times.lookup(&zero) : 0;
+	return vector < NR_SOFTIRQ_VECTORS ? vector_times.lookup(&zero) : 0;
 }
 
 static __always_inline struct stage_stats *get_row(u32 row)

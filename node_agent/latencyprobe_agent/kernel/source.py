@@ -92,7 +92,7 @@ def compose(
         "MAX_SLOTS": MAX_SLOTS,
         "NR_STAGES": len(TARGET_STAGES),
         "NR_PACKET_STAGES": EVENT_STAGES,
-        "NR_VECTORS": len(VECTORS),
+        "NR_SOFTIRQ_VECTORS": len(VECTORS),
         "MAX_HANDLERS": MAX_HANDLERS,
         "NR_COUNTERS": len(COUNTERS),
         "NR_DROP_REASONS": NR_DROP_REASONS,
