@@ -19,9 +19,11 @@ from latencyprobe.pki import initialise
 from latencyprobe.v1 import node_agent_pb2 as pb
 from latencyprobe.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe.wire import AGENT_NAME
-from tests.live.targets import python, until
+from tests.live.targets import made_cgroup, python, sleeper, until
 from tests.unit.agent.states import probe, state
 
+POD_UID = "5d0c8f4e-7a3b-4c1d-9e2f-6b8a0d1c2e3f"
+CID = "cd" * 32
 AGENT = (sys.executable, "-P", "-m", "latencyprobe.cli", "agent")
 
 
@@ -74,6 +76,51 @@ def test_the_agent_serves_and_ends_in_order(tmp_path: Path, number: signal.Signa
         assert process.wait(timeout=20) == 0, log.read_text()
     assert not path.exists()
     assert "Traceback" not in log.read_text()
+
+
+def test_a_container_that_dies_while_its_programs_are_attached_is_gone_and_no_error(
+    tmp_path: Path,
+) -> None:
+    path, log = tmp_path / "s" / "agent.sock", tmp_path / "log"
+    desired = state(probe())
+    desired.probes[0].targets.add(
+        id="dying", container=pb.Container(pod_uid=POD_UID, container_id=f"containerd://{CID}")
+    )
+    with (
+        _agent("--socket", str(path), log=log) as process,
+        grpc.insecure_channel(f"unix:{path}") as channel,
+    ):
+        stub = NodeAgentStub(channel)
+        with (
+            made_cgroup(f"kubepods/pod{POD_UID}/{CID}") as cgroup,
+            sleeper(cgroup=cgroup) as container,
+        ):
+            until(lambda: str(container.pid) in (cgroup / "cgroup.procs").read_text(), "its start")
+            applying = stub.Apply.future(desired, timeout=60)
+            until(lambda: _is_compiling(process.pid), "the compiler process")
+        result = applying.result()
+        assert result.probes[0].targets[0].state == pb.TargetStatus.ATTACHED
+        dying = pb.TargetStatus(id="dying", state=result.probes[0].targets[1].state)
+        for report in stub.WatchReports(pb.WatchReportsRequest(), timeout=30):
+            for target in (t for one in report.probes for t in one.targets):
+                if target.status.id == "dying":
+                    dying = target.status
+            if dying.state == pb.TargetStatus.GONE:
+                break
+        assert dying.message
+    assert "Traceback" not in log.read_text()
+
+
+def _is_compiling(agent: int) -> bool:
+    children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+    return any(b"kernel.compiler" in _command_line(child) for child in children)
+
+
+def _command_line(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def test_over_tls_it_also_serves_metrics_and_health(tmp_path: Path, tls: tuple[str, ...]) -> None:
