@@ -208,14 +208,14 @@ def ask_until_there_is_a_backlog(
 def ask_until_all_was_seen(
     engine: KernelEngine, client: Pod, server: Pod, *options: str
 ) -> tuple[Measurement, RunDelay]:
-    """Of a starved reader, in a round in which this machine hid none of its long waits."""
+    """Of a reader in a round in which it was starved and this machine hid none of its long waits."""
     for _ in range(ROUNDS):
         measured, waited = ask(engine, client, server, *options, is_starved=True)
         runqueue = measured.stage("sched.runqueue").histogram
         assert runqueue.sum_ns < 1.03 * waited.waited_ns
-        if agrees(runqueue, waited):
+        if waited.waited_ns > 30 * MS and agrees(runqueue, waited):
             return measured, waited
-    raise AssertionError(f"in none of {ROUNDS} rounds all of the reader's long waits were seen")
+    raise AssertionError(f"never starved in {ROUNDS} rounds, or never all of its long waits seen")
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
@@ -227,9 +227,7 @@ async def test_a_reader_starved_by_hogs_is_found_in_rx_wakeup(
     engine = await start(start_engine, server.spec(), typed=typed)
     with hogs(2, nice=-10):
         measured, waited = ask_until_all_was_seen(engine, client, server, "--protocol", protocol)
-    runqueue = measured.stage("sched.runqueue").histogram
     wakeup, socket = (measured.stage(name).histogram for name in ("rx.wakeup", "rx.socket"))
-    assert waited.waited_ns > 30 * MS, "the hogs did not starve the reader"
     assert wakeup.sum_ns > 0.75 * socket.sum_ns
     assert wakeup.sum_ns < 1.01 * waited.waited_ns
     assert wakeup.max_ns <= socket.max_ns
