@@ -208,7 +208,7 @@ def ask_until_there_is_a_backlog(
 def ask_until_all_was_seen(
     engine: KernelEngine, client: Pod, server: Pod, *options: str
 ) -> tuple[Measurement, RunDelay]:
-    """Of a reader in a round in which it was starved and this machine hid none of its long waits."""
+    """Of a reader, in a round that starved it and in which this machine hid no long wait."""
     for _ in range(ROUNDS):
         measured, waited = ask(engine, client, server, *options, is_starved=True)
         runqueue = measured.stage("sched.runqueue").histogram
