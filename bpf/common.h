@@ -81,6 +81,12 @@ static __always_inline u64 identity_of(void *pointer, struct config *config)
 #endif
 }
 
+/* Where it is in a table of 2**bits elements, direct-mapped by the address; objects are cache lines. */
+static __always_inline u32 place_of(u64 identity, u32 bits)
+{
+	return ((u32)(identity >> 6) * 0x9e3779b1U) >> (32 - bits);
+}
+
 /*
  * What this CPU is doing. Neither softirqs nor hard IRQs nest, and a field is written by one of them
  * alone: `hard_irq_ns` and `raised_ns` with interrupts disabled, the others in softirqs.

@@ -102,7 +102,7 @@ static __always_inline u64 recall_device(struct config *config, struct net_devic
 	u64 key = (identity << 2 ^ (u64)config->generation << 40) & ~DEVICE_FATES;
 	u64 *known, word;
 
-	*index = ((u32)(identity >> 6) * 0x9e3779b1U) >> (32 - DEVICE_BITS);
+	*index = place_of(identity, DEVICE_BITS);
 	known = devices.lookup(index);
 	if (!known)
 		return DEVICE_PASSES_ON;

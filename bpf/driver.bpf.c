@@ -34,7 +34,7 @@ BPF_ARRAY(driving, struct driving, 1 << DRIVING_BITS);
 
 static __always_inline struct driving *get_driving(u64 identity)
 {
-	u32 index = ((u32)(identity >> 6) * 0x9e3779b1U) >> (32 - DRIVING_BITS);
+	u32 index = place_of(identity, DRIVING_BITS);
 
 	return driving.lookup(&index);
 }

@@ -53,7 +53,7 @@ BPF_ARRAY(received, struct received, 1 << RECEIVED_BITS);
 
 static __always_inline struct received *get_received(u64 identity)
 {
-	u32 index = ((u32)(identity >> 6) * 0x9e3779b1U) >> (32 - RECEIVED_BITS);
+	u32 index = place_of(identity, RECEIVED_BITS);
 
 	return received.lookup(&index);
 }

@@ -37,7 +37,7 @@ BPF_ARRAY(sent, struct sent, 1 << SENT_BITS);
 
 static __always_inline struct sent *get_sent(u64 identity)
 {
-	u32 index = ((u32)(identity >> 6) * 0x9e3779b1U) >> (32 - SENT_BITS);
+	u32 index = place_of(identity, SENT_BITS);
 
 	return sent.lookup(&index);
 }

@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from latencyprobe.stages import Module
 from latencyprobe_agent.kernel.engine import KernelEngine
 from tests.live.pods import Namespace, Pod, pods_back_to_back, pods_on_bridge, require_tools
-
-ALL_MODULES = frozenset(Module)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -48,7 +48,7 @@ class KernelTypes:
     def declarations(self, structs: Iterable[str]) -> str:
         """C declarations of these structs with all that they hold by value, in order of need.
 
-        Structs that this kernel does not have are left out; `has_struct` tells.
+        Structs that this kernel does not have are left out.
         """
         ids = [id_ for name in structs if (id_ := self._find(name, _KIND_STRUCT)) is not None]
         chunks: list[bytes] = []
@@ -62,10 +62,6 @@ class KernelTypes:
         finally:
             self._library.btf_dump__free(ctypes.c_void_p(dumper))
         return as_arrays(b"".join(chunks).decode())
-
-    def has_struct(self, name: str) -> bool:
-        """Whether this kernel has the struct."""
-        return self._find(name, _KIND_STRUCT) is not None
 
     def has_field(self, struct_name: str, field: str) -> bool:
         """Whether the struct has the field, directly or in an anonymous member of it."""

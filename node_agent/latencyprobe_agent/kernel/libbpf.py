@@ -12,7 +12,6 @@ import errno
 import os
 from collections.abc import Sequence
 
-MAP_UPDATE_ANY = 0
 PROG_TYPE_KPROBE = 2
 PROG_TYPE_RAW_TRACEPOINT = 17
 PROG_TYPE_TRACING = 26
