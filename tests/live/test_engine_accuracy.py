@@ -12,6 +12,7 @@ from latencyprobe.stages import DEFAULT_MODULES, Module
 from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.slots import SlotSpec, SocketFilter
 from tests.live.pods import Namespace, Pod
+from tests.live.sockets import everything_in
 
 Start = Callable[..., KernelEngine]
 CLIENT, SERVER = 0, 1
@@ -45,9 +46,17 @@ async def measure(
 
 
 async def both(start: Start, client: Pod, server: Pod, **options: object) -> KernelEngine:
-    """An engine with all modules on both pods."""
+    """An engine with the default modules on both pods."""
     engine = start(**options)
     engine.assign({CLIENT: client.spec(), SERVER: server.spec()})
+    await engine.use(frozenset(DEFAULT_MODULES))
+    return engine
+
+
+async def watch(start: Start, client: Pod, server: Pod, *, typed: bool = True) -> KernelEngine:
+    """An engine with the default modules on everything in both namespaces."""
+    engine = start(typed=typed)
+    engine.assign({CLIENT: everything_in(client), SERVER: everything_in(server)})
     await engine.use(frozenset(DEFAULT_MODULES))
     return engine
 

@@ -25,9 +25,9 @@ from tests.live.sockets import (
     udp_socket,
     wait_for_bytes,
 )
-from tests.live.test_engine_accuracy import CLIENT, SERVER
+from tests.live.test_engine_accuracy import CLIENT, SERVER, watch
 from tests.live.test_engine_connections import load_rules
-from tests.live.test_engine_tcp import open_between, watch
+from tests.live.test_engine_tcp import open_between
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]

@@ -39,7 +39,7 @@ def three() -> Iterator[tuple[Namespace, list[Pod]]]:
 
 
 async def watch(start: Start, host: Namespace, *pods: Pod) -> KernelEngine:
-    """An engine with all modules on these pods, in slots from 0 on."""
+    """An engine with the default modules on these pods, in slots from 0 on."""
     engine = start(host_netns=host.inode)
     engine.assign({slot: everything_in(pod) for slot, pod in enumerate(pods)})
     await engine.use(frozenset(DEFAULT_MODULES))

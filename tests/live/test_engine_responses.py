@@ -28,8 +28,8 @@ from tests.live.sockets import (
     wait_for_bytes,
     waiting_bytes,
 )
-from tests.live.test_engine_accuracy import BUCKET, CLIENT, SERVER, account_for
-from tests.live.test_engine_tcp import open_between, watch
+from tests.live.test_engine_accuracy import BUCKET, CLIENT, SERVER, account_for, watch
+from tests.live.test_engine_tcp import open_between
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
@@ -87,9 +87,7 @@ async def test_a_slow_server_is_found_in_the_responses_and_nowhere_else(
     start_engine: Start, pair: Pair, typed: bool
 ) -> None:
     client, server = pair
-    engine = start_engine(typed=typed)
-    engine.assign({CLIENT: everything_in(client), SERVER: everything_in(server)})
-    await engine.use(frozenset(DEFAULT_MODULES))
+    engine = await watch(start_engine, client, server, typed=typed)
     delays_ms = [10] * 60 + [20] * 30 + [80] * 10
     waited_ns = []
     with open_between(client, server) as both, answering(both, delays_ms) as took_ns:

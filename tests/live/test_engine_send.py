@@ -59,7 +59,7 @@ table inet lossy {
 
 
 async def watch(start: Start, client: Pod, **options: object) -> KernelEngine:
-    """An engine with all modules on everything in the client's namespace."""
+    """An engine with the default modules on everything in the client's namespace."""
     engine = start(**options)
     engine.assign({CLIENT: everything_in(client)})
     await engine.use(frozenset(DEFAULT_MODULES))

@@ -42,7 +42,7 @@ from tests.live.sockets import (
     read_all,
     udp_socket,
 )
-from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, count
+from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, count, watch
 from tests.live.test_engine_life import existing_programs, programs_of, wait_until_gone
 from tests.patience import patient
 
@@ -59,14 +59,6 @@ SIOCSIFFLAGS, IFF_UP = 0x8914, 0x1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 pytestmark = [pytest.mark.timeout(patient(300))]
-
-
-async def watch(start: Start, client: Pod, server: Pod, *, typed: bool = True) -> KernelEngine:
-    """An engine with all modules on everything in both namespaces."""
-    engine = start(typed=typed)
-    engine.assign({CLIENT: everything_in(client), SERVER: everything_in(server)})
-    await engine.use(frozenset(DEFAULT_MODULES))
-    return engine
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from tests.live.sockets import (
     read_all,
     wait_for_bytes,
 )
-from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, count
+from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, count, watch
 from tests.live.test_engine_connections import load_rules
 
 Start = Callable[..., KernelEngine]
@@ -38,14 +38,6 @@ table inet lossy {
   }
 }
 """
-
-
-async def watch(start: Start, client: Pod, server: Pod) -> KernelEngine:
-    """An engine with all modules on everything in both namespaces."""
-    engine = start()
-    engine.assign({CLIENT: everything_in(client), SERVER: everything_in(server)})
-    await engine.use(frozenset(DEFAULT_MODULES))
-    return engine
 
 
 def open_between(client: Pod, server: Pod) -> AbstractContextManager[Connection]:

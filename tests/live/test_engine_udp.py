@@ -10,24 +10,15 @@ from collections.abc import Callable
 import pytest
 
 from latencyprobe.measurement import NOTHING
-from latencyprobe.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel.engine import KernelEngine
 from tests.live.pods import Pod
-from tests.live.sockets import PORT, drain, everything_in, group_member, send_unread, udp_socket
-from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, count
+from tests.live.sockets import PORT, drain, group_member, send_unread, udp_socket
+from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, count, watch
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
 REMEMBERED = 63  # one less than SEGMENTS, bpf/sockets.h: the next may be on its way
 MSG_WAITFORONE = 0x10000
-
-
-async def watch(start: Start, client: Pod, server: Pod) -> KernelEngine:
-    """An engine with all modules on everything in both namespaces."""
-    engine = start()
-    engine.assign({CLIENT: everything_in(client), SERVER: everything_in(server)})
-    await engine.use(frozenset(DEFAULT_MODULES))
-    return engine
 
 
 def received(engine: KernelEngine) -> tuple[int, int]:
