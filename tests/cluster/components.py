@@ -17,6 +17,9 @@ SCHEDULER = "kube-scheduler"
 CONTAINERD = "containerd"
 KUBELET = "kubelet"
 
+# Those of the control plane and the node that ask the API server for their work.
+API_CLIENTS = (CONTROLLER_MANAGER, SCHEDULER, KUBELET)
+
 # In the order in which they are stopped: who watches over others first.
 STOP_ORDER = (KUBELET, CONTROLLER_MANAGER, SCHEDULER, CONTAINERD, API_SERVER, ETCD)
 

@@ -191,7 +191,7 @@ class Cluster:
 
     @contextmanager
     def pause_api_server(self) -> Iterator[None]:
-        """The API server is away inside the context, and ready again after it.
+        """The API server is away inside the context; after it, it and those it serves are ready.
 
         It goes at once, with all connections: asked to end, it would keep the open watches for
         another minute (ShutdownTimeout, staging/src/k8s.io/apiserver/pkg/server/config.go).
@@ -202,6 +202,7 @@ class Cluster:
         finally:
             self._start_component(components.API_SERVER)
             self._wait_for("the API server", components.API_SERVER, self._unmet_api_ready)
+            self._restart_clients()
 
     # --- Use ---
 
@@ -338,7 +339,7 @@ class Cluster:
             self.load_image(archive)
         self._wait_for("the API server", components.API_SERVER, self._unmet_api_ready)
         # These give up if they start before the API server answers.
-        for component in (components.CONTROLLER_MANAGER, components.SCHEDULER, components.KUBELET):
+        for component in components.API_CLIENTS:
             self._start_component(component)
         self._wait_for("the node to be ready", components.KUBELET, self._unmet_node_ready)
         self._wait_for_default_service_account("default")
@@ -351,6 +352,17 @@ class Cluster:
     def _start_component(self, name: str) -> None:
         command = [*self._node.enter(), *self._components.command(name)]
         self._processes.start(name, command, self._component_environment())
+
+    def _restart_clients(self) -> None:
+        """Has them ask the API server now.
+
+        By themselves they would within a minute: a reflector that failed waits for up to 30 s, and
+        as much again of jitter (defaultBackoffMax, client-go/tools/cache/reflector.go).
+        """
+        for component in components.API_CLIENTS:
+            self._processes.terminate(component)
+            self._start_component(component)
+        self._wait_for("the node to be ready", components.KUBELET, self._unmet_node_ready)
 
     def _wait_for(self, what: str, component: str, unmet: Callable[[], str | None]) -> None:
         """Waits while the component runs, and shows its log if that was in vain."""
