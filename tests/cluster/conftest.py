@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.cluster import programs
+from tests.cluster import helm_programs, programs
 from tests.cluster.environment import Cluster
 from tests.cluster.layout import FOR_TESTS
 
@@ -14,6 +14,7 @@ from tests.cluster.layout import FOR_TESTS
 def _programs() -> None:
     """Found or built before any test's deadline runs: the first time it takes minutes."""
     programs.obtain(programs.say_on_stderr)
+    helm_programs.obtain_helm(programs.say_on_stderr)
 
 
 @pytest.fixture(scope="session")

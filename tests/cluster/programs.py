@@ -5,25 +5,26 @@ the CNI plugins are Debian's. Their packages are unpacked into the cache and not
 of the machine changes, and no service of theirs is ever started.
 """
 
-import fcntl
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import ClusterError
+from .go_programs import GoModule, MissingProgramsError, Say, one_at_a_time
 from .layout import cache_directory
 
-GO_MODULE = Path(__file__).parent / "k8s-binaries"
+KUBERNETES_MODULE = GoModule(
+    name="kubernetes",
+    directory=Path(__file__).parent / "k8s-binaries",
+    path="k8s.io/kubernetes",
+    package_prefix="k8s.io/kubernetes/cmd/",
+)
 KUBERNETES = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl")
-PROGRESS_SECONDS = 15
 
 DEBIAN_PACKAGES = {  # program: package
     "etcd": "etcd-server",
@@ -46,12 +47,6 @@ TOOLS = {  # program: package, of what is used as it is
     "gcc": "gcc",
 }
 
-Say = Callable[[str], None]
-
-
-class MissingProgramsError(ClusterError):
-    """Something the cluster needs cannot be had; the message says what to do."""
-
 
 @dataclass(frozen=True)
 class Programs:
@@ -72,23 +67,16 @@ class Programs:
 
 def kubernetes_version() -> str:
     """The pinned version, as in v1.36.3."""
-    pinned = re.search(r"\bk8s\.io/kubernetes (v\S+)", _go_mod())
-    if not pinned:
-        raise MissingProgramsError(f"{GO_MODULE}/go.mod does not pin k8s.io/kubernetes")
-    return pinned[1]
+    return KUBERNETES_MODULE.version
 
 
 def obtain(say: Say) -> Programs:
     """All programs. The first time this compiles Kubernetes, which takes minutes."""
     _require_tools()
-    with _one_at_a_time():
+    with one_at_a_time():
         kubernetes = _obtain_kubernetes(say)
         debian, cni_directory = _obtain_debian(say)
     return Programs({**kubernetes, **debian}, cni_directory)
-
-
-def _go_mod() -> str:
-    return (GO_MODULE / "go.mod").read_text()
 
 
 def _require_tools() -> None:
@@ -97,20 +85,7 @@ def _require_tools() -> None:
         raise MissingProgramsError(f"install {', '.join(sorted(missing))} first")
 
 
-@contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Two processes must not build into the same cache. The kernel drops a dead one's lock."""
-    cache_directory().mkdir(parents=True, exist_ok=True)
-    with (cache_directory() / "programs.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 # --- Kubernetes ---
-
-
-def _kubernetes_cache() -> Path:
-    return cache_directory() / f"kubernetes-{kubernetes_version()}" / "bin"
 
 
 def _has_pinned_minor(program: Path) -> bool:
@@ -126,7 +101,7 @@ def _has_pinned_minor(program: Path) -> bool:
 
 
 def _find_kubernetes_program(name: str) -> Path | None:
-    if (cached := _kubernetes_cache() / name).exists():
+    if (cached := KUBERNETES_MODULE.cache / name).exists():
         return cached
     assets = os.environ.get("KUBEBUILDER_ASSETS")
     candidates = [Path(assets) / name] if assets else []
@@ -143,7 +118,7 @@ def _obtain_kubernetes(say: Say) -> dict[str, Path]:
     found = _find_kubernetes()
     if missing := [name for name, path in found.items() if path is None]:
         _build_kubernetes(missing, say)
-    return {name: path or _kubernetes_cache() / name for name, path in found.items()}
+    return {name: path or KUBERNETES_MODULE.cache / name for name, path in found.items()}
 
 
 def _link_flags() -> str:
@@ -152,62 +127,13 @@ def _link_flags() -> str:
     major, minor, _ = version.removeprefix("v").split(".")
     values = {"gitVersion": version, "gitMajor": major, "gitMinor": minor}
     settings = [f"-X k8s.io/component-base/version.{key}={value}" for key, value in values.items()]
-    return " ".join(["-s -w", *settings])
+    return " ".join(settings)
 
 
 def _build_kubernetes(names: Sequence[str], say: Say) -> None:
-    if not shutil.which("go"):
-        raise MissingProgramsError(
-            f"{', '.join(names)} {kubernetes_version()}: not in {_kubernetes_cache()},"
-            " $KUBEBUILDER_ASSETS or $PATH, and there is no `go` (1.26 or newer) to build them"
-        )
     say(f"Building {', '.join(names)} {kubernetes_version()}: about five minutes on two cores,")
-    say(f"once. The result is kept in {_kubernetes_cache()}.")
-    _kubernetes_cache().mkdir(parents=True, exist_ok=True)
-    packages = [f"k8s.io/kubernetes/cmd/{name}" for name in names]
-    with tempfile.TemporaryDirectory(dir=_kubernetes_cache()) as unfinished:
-        _run_go_build(packages, Path(unfinished), say)
-        for name in names:
-            (Path(unfinished) / name).rename(_kubernetes_cache() / name)
-
-
-def _run_go_build(packages: Sequence[str], output: Path, say: Say) -> None:
-    command = ["go", "build", "-v", "-trimpath", "-ldflags", _link_flags()]
-    started = time.monotonic()
-    with tempfile.TemporaryFile("w+") as log:
-        build = subprocess.Popen(
-            [*command, "-o", f"{output}/", *packages],
-            cwd=GO_MODULE,
-            env={**os.environ, "CGO_ENABLED": "0"},
-            stdout=log,
-            stderr=log,
-        )
-        try:
-            while not _has_ended(build):
-                _say_progress(log.fileno(), time.monotonic() - started, say)
-        finally:
-            build.kill()  # if interrupted; else it has ended
-            build.wait()
-        log.seek(0)
-        lines = log.read().splitlines()
-    if build.returncode:
-        raise MissingProgramsError("go build failed:\n" + "\n".join(lines[-20:]))
-    say(f"Built in {time.monotonic() - started:.0f} s.")
-
-
-def _has_ended(build: subprocess.Popen[bytes]) -> bool:
-    try:
-        build.wait(timeout=PROGRESS_SECONDS)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
-
-
-def _say_progress(log: int, seconds: float, say: Say) -> None:
-    """`go build -v` names each package when it starts on it. Those already cached are not named."""
-    lines = os.pread(log, os.fstat(log).st_size, 0).decode(errors="replace").splitlines()
-    latest = f"{len(lines)} packages, now {lines[-1]}" if lines else "nothing to compile so far"
-    say(f"  {seconds:4.0f} s: {latest}")
+    say(f"once. The result is kept in {KUBERNETES_MODULE.cache}.")
+    KUBERNETES_MODULE.build(names, _link_flags(), say)
 
 
 # --- Debian's packages ---
