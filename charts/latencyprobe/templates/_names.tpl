@@ -1,0 +1,77 @@
+{{/* Names, namespaces, labels and images. `component` is "operator" or "agent". */}}
+
+{{/* What the names of all objects begin with. */}}
+{{- define "latencyprobe.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else if contains "latencyprobe" .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-latencyprobe" .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "latencyprobe.operator.name" -}}
+{{ include "latencyprobe.fullname" . }}-operator
+{{- end -}}
+
+{{- define "latencyprobe.agent.name" -}}
+{{ include "latencyprobe.fullname" . }}-agent
+{{- end -}}
+
+{{/* The agents' namespace: their own, so that the operator's can be `restricted`. */}}
+{{- define "latencyprobe.agent.namespace" -}}
+{{ .Values.agent.namespace.name | default .Release.Namespace }}
+{{- end -}}
+
+{{/* What a Deployment or DaemonSet selects by: never changed by an upgrade. */}}
+{{- define "latencyprobe.selector" -}}
+app.kubernetes.io/name: latencyprobe-{{ .component }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+{{- end -}}
+
+{{- define "latencyprobe.labels" -}}
+{{ include "latencyprobe.selector" . }}
+app.kubernetes.io/part-of: latencyprobe
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+{{- with .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* The labels of what belongs to both. */}}
+{{- define "latencyprobe.commonLabels" -}}
+app.kubernetes.io/name: latencyprobe
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/part-of: latencyprobe
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* registry/repository:tag@digest, each as far as it is given; the tag defaults to the version. */}}
+{{- define "latencyprobe.image" -}}
+{{- $image := (index .root.Values .component).image -}}
+{{- $registry := .root.Values.global.imageRegistry -}}
+{{- if $registry }}{{ trimSuffix "/" $registry }}/{{ end -}}
+{{- $image.repository -}}
+{{- if or $image.tag (not $image.digest) }}:{{ $image.tag | default .root.Chart.AppVersion }}{{ end -}}
+{{- with $image.digest }}@{{ . }}{{ end -}}
+{{- end -}}
+
+{{- define "latencyprobe.pullSecrets" -}}
+{{- with .Values.global.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* The Secret of one component's certificate. */}}
+{{- define "latencyprobe.tlsSecret" -}}
+{{- if eq .root.Values.tls.source "existingSecrets" -}}
+{{ index .root.Values.tls.existingSecrets .component }}
+{{- else -}}
+{{ include (printf "latencyprobe.%s.name" .component) .root }}-tls
+{{- end -}}
+{{- end -}}
