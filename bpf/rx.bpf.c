@@ -46,8 +46,9 @@ struct received {
 #if TRACE
 	struct endpoints endpoints; /* of a datagram */
 #else
-	u64 pad[2];
+	u32 pad[3];
 #endif
+	u32 cpu;	/* that it was received on */
 };
 BPF_ARRAY(received, struct received, 1 << RECEIVED_BITS);
 
@@ -161,6 +162,7 @@ int on_netif_receive_skb(u64 *ctx)
 			packet->sk_netns = netns_of_socket(sk);
 	}
 	packet->netns = inum;
+	packet->cpu = bpf_get_smp_processor_id();
 	packet->device_ns = now;
 	note_datagram(packet, skb);
 	packet->tag = received_tag(identity, packet->first_ns, now);
@@ -406,6 +408,19 @@ static __always_inline void check_read(struct config *config, struct socket_stat
 #define PLACE_UNMATCHED 2 /* of one whose way to the socket was not seen */
 
 /*
+ * What another CPU has received and this one queues, it received just now. Otherwise the skb was
+ * made on the way, as the segments of a UDP_SEGMENT burst are, udp_queue_rcv_skb(), net/ipv4/udp.c,
+ * and what is known of its address is of an earlier packet.
+ */
+#define ON_ITS_WAY_NS 10000000
+
+static __always_inline bool is_on_its_way(struct received *packet, u64 identity)
+{
+	return is_of(packet, identity) && packet->cpu != bpf_get_smp_processor_id() &&
+	       bpf_ktime_get_ns() - packet->device_ns < ON_ITS_WAY_NS;
+}
+
+/*
  * The datagram that was just queued: the one that this CPU received last. Where another CPU's was
  * queued on its behalf (6.18+), the last of the queue, unless a reader has taken it already.
  */
@@ -422,7 +437,7 @@ static __always_inline struct received *find_queued(struct sock *sk, struct conf
 		return packet;
 	identity = identity_of(READ(sk, sk_receive_queue.prev), config);
 	packet = get_received(identity);
-	return packet && is_of(packet, identity) ? packet : 0;
+	return packet && is_on_its_way(packet, identity) ? packet : 0;
 }
 
 /* A datagram is in its socket's queue. */

@@ -24,7 +24,16 @@ from tests.live.sockets import (
     read_all,
     udp_socket,
 )
-from tests.live.test_engine_accuracy import CLIENT, RX_PARTS, SERVER, TX_PARTS, account_for, count
+from tests.live.test_engine_accuracy import (
+    CLIENT,
+    RX_PARTS,
+    SERVER,
+    TX_OF_A_PAIR,
+    TX_PARTS,
+    account_for,
+    count,
+    measure,
+)
 
 Start = Callable[..., KernelEngine]
 HOST_ADDRESS = "198.51.100.254"
@@ -93,6 +102,22 @@ async def test_what_goes_to_a_process_of_the_node_is_unmatched_and_never_a_sampl
     samples, missing = account_for(take(engine, CLIENT), "tx.total")
     assert samples == 0
     assert 100 < missing <= 200  # seen as missing once the address is used again
+
+
+async def test_a_target_in_the_hosts_own_namespace_has_no_host_stage(
+    start_engine: Start, bridged: tuple[Namespace, Pod, Pod]
+) -> None:
+    host, client, pod = bridged
+    server = Pod(host, pod.cgroup, HOST_ADDRESS, "")
+    engine = start_engine(host_netns=host.inode)
+    engine.assign({SERVER: server.spec()})
+    await engine.use(frozenset(DEFAULT_MODULES))
+    measured, _ = await measure(engine, client, server, 300)
+    of_server = measured[SERVER]
+    for stage in ("rx.softirq", "rx.stack", "rx.socket", "rx.total", *TX_OF_A_PAIR):
+        assert account_for(of_server, stage) == (300, 0), stage
+    assert not {"rx.host", "tx.host"} & of_server.stages.keys()
+    assert_parts_add_up(of_server, "rx", "tx")
 
 
 async def test_dropped_packets_are_unmatched_and_never_a_sample(

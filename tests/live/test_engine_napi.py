@@ -1,0 +1,188 @@
+"""How packets come out of NAPI: merged by GRO, in a thread of their own, late by ksoftirqd."""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from fcntl import ioctl
+from pathlib import Path
+
+from latencyprobe.measurement import Measurement
+from latencyprobe_agent.kernel.engine import KernelEngine
+from tests.live.pods import Pod, namespace
+from tests.live.sockets import PORT, connection, inside, read_all, udp_socket
+from tests.live.test_engine_accuracy import CLIENT, RX_PARTS, SERVER, account_for, count, watch
+
+Start = Callable[..., KernelEngine]
+Pair = tuple[Pod, Pod]
+SIOCETHTOOL = 0x8946
+ETHTOOL_STSO, ETHTOOL_SGRO = 0x1F, 0x2C  # linux/ethtool.h
+UDP_SEGMENT = 103  # linux/udp.h
+SEGMENT_BYTES = 1448
+WRITES = 50
+WRITE_BYTES = 20 * SEGMENT_BYTES
+REQUESTS, FEW = 2000, 100
+
+
+def receive_by_napi(client: Pod, server: Pod) -> None:
+    """What comes without segmentation offload is merged: veth_skb_is_eligible_for_gro()."""
+    set_offload(server, ETHTOOL_SGRO, on=True)
+    set_offload(client, ETHTOOL_STSO, on=False)
+
+
+def set_offload(pod: Pod, command: int, *, on: bool) -> None:
+    """What `ethtool -K eth0` does."""
+    value = array.array("B", struct.pack("=II", command, on))
+    request = struct.pack("16sP16x", b"eth0", value.buffer_info()[0])
+    with inside(pod.namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as channel:
+        ioctl(channel, SIOCETHTOOL, request)
+
+
+def assert_parts_add_up(received: Measurement) -> None:
+    whole = received.stage("rx.total").histogram.sum_ns
+    assert sum(received.stage(part).histogram.sum_ns for part in RX_PARTS) == whole > 0
+
+
+@contextmanager
+def counted_data(pod: Pod) -> Iterator[Callable[[], int]]:
+    """How many packets with data IP hands to TCP in the pod, by nftables."""
+    for command in (
+        "add table ip watch",
+        "add chain ip watch input { type filter hook input priority 0; }",
+        f"add rule ip watch input tcp dport {PORT} ip length > 100 counter",
+    ):
+        pod.namespace.execute("nft", command)
+
+    def packets() -> int:
+        listing = subprocess.run(
+            ["ip", "netns", "exec", pod.namespace.name, "nft", "-j", "list", "ruleset"],
+            check=True,
+            capture_output=True,
+        ).stdout
+        (rule,) = [each["rule"] for each in json.loads(listing)["nftables"] if "rule" in each]
+        (counter,) = [each["counter"] for each in rule["expr"] if "counter" in each]
+        return int(counter["packets"])
+
+    yield packets
+
+
+@contextmanager
+def storm(cpu: int) -> Iterator[None]:
+    """A frame that a bridge's loop never lets go keeps a CPU's softirqs busy.
+
+    Those that go on for 2 ms are left to ksoftirqd: handle_softirqs(), kernel/softirq.c.
+    """
+    with namespace("loop") as loop:
+        loop.ip("link", "add", "br0", "type", "bridge")
+        loop.ip("link", "add", "one", "type", "veth", "peer", "name", "other")
+        for device in ("one", "other"):
+            loop.ip("link", "set", device, "master", "br0", "up")
+        loop.ip("address", "add", "192.0.2.1/24", "dev", "br0")
+        loop.ip("link", "set", "br0", "up")
+        # the neighbour is asked for by broadcast; who receives is the CPU that sends
+        ask = "import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b'', ('192.0.2.2', 9))"
+        loop.execute("taskset", "--cpu-list", str(cpu), sys.executable, "-c", ask)
+        yield
+
+
+def run_time_ns(thread: str) -> int:
+    """Of a kernel thread, by the scheduler's own account."""
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        with suppress(FileNotFoundError):
+            if comm.read_text().strip() == thread:
+                return int((comm.parent / "schedstat").read_text().split()[0])
+    raise AssertionError(f"there is no {thread}")
+
+
+async def test_segments_that_gro_merges_count_once_with_their_oldest_time(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    receive_by_napi(client, server)
+    engine = await watch(start_engine, client, server)
+    with (
+        counted_data(server) as merged,
+        connection(client.namespace, server.namespace, server.address) as both,
+    ):
+        for _ in range(WRITES):
+            both.client.sendall(bytes(WRITE_BYTES))
+            read_all(both.server, WRITE_BYTES)
+        skbs = merged()
+    measured = engine.read()
+    assert WRITES <= skbs < WRITES * WRITE_BYTES // SEGMENT_BYTES // 5
+    for stage in ("rx.softirq", "rx.stack", "rx.socket", "rx.total"):
+        assert account_for(measured[SERVER], stage) == (skbs, 0), stage
+    assert_parts_add_up(measured[SERVER])
+    assert count(measured[CLIENT], "tx.total") <= skbs
+
+
+async def test_datagrams_that_came_as_one_skb_have_one_sample_and_the_rest_unmatched(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    with (
+        udp_socket(server.namespace, server.address, PORT) as reading,
+        udp_socket(client.namespace, family=socket.AF_INET) as sending,
+    ):
+        # one skb until the socket, which does not ask for UDP_GRO: udp_queue_rcv_skb()
+        sending.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 100)
+        for _ in range(WRITES):
+            sending.sendto(bytes(20 * 100), (server.address, PORT))
+            for _ in range(20):
+                assert len(reading.recv(1000)) == 100
+    received = engine.read()[SERVER]
+    samples, lost = account_for(received, "rx.socket")
+    unmatched = received.stage("rx.stack").unmatched
+    assert (samples + lost, unmatched) == (WRITES, WRITES * 19)
+    assert_parts_add_up(received)
+
+
+async def test_a_thread_of_napi_has_no_softirq_to_wait_for(start_engine: Start, pair: Pair) -> None:
+    client, server = pair
+    receive_by_napi(client, server)
+    server.namespace.execute("sh", "-c", "echo 1 > /sys/class/net/eth0/threaded")
+    engine = await watch(start_engine, client, server)
+    with connection(client.namespace, server.namespace, server.address) as both:
+        for _ in range(REQUESTS):
+            both.client.sendall(b"q")
+            read_all(both.server, 1)
+    received = engine.read()[SERVER]
+    assert "rx.softirq" not in received.stages
+    assert account_for(received, "rx.total") == (REQUESTS, 0)
+    assert_parts_add_up(received)
+
+
+async def test_packets_that_ksoftirqd_receives_are_measured(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    cpu, *_ = sorted(os.sched_getaffinity(0))
+    # RPS: whoever sends, this CPU receives
+    steering = f"echo {1 << cpu:x} > /sys/class/net/eth0/queues/rx-0/rps_cpus"
+    server.namespace.execute("sh", "-c", steering)
+    engine = await watch(start_engine, client, server)
+    with storm(cpu), connection(client.namespace, server.namespace, server.address) as both:
+        began, ran = time.monotonic_ns(), run_time_ns(f"ksoftirqd/{cpu}")
+        for _ in range(FEW):
+            both.client.sendall(b"q")
+            read_all(both.server, 1)
+        share = (run_time_ns(f"ksoftirqd/{cpu}") - ran) / (time.monotonic_ns() - began)
+    received = engine.read()[SERVER]
+    assert share > 0.05
+    # What a softirq receives that interrupts a thread hidden from tracers, is hidden as well.
+    samples, missing = account_for(received, "rx.total")
+    missing += received.stage("rx.socket").unmatched
+    assert samples + missing == FEW
+    assert samples > FEW // 2
+    for stage in ("rx.softirq", "rx.stack", "rx.socket"):
+        assert count(received, stage) == samples
+    assert_parts_add_up(received)
