@@ -26,7 +26,7 @@ from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.kernel.headers import kernel_types_kind
 from latencyprobe_agent.metrics import Metrics, MetricsServer
-from latencyprobe_agent.node import host_netns_inode
+from latencyprobe_agent.node import HostNetnsError, host_netns_inode
 from latencyprobe_agent.server import ListenError, Server, SocketAddress, TcpAddress
 from latencyprobe_agent.slots import Engine, EngineError
 from latencyprobe_agent.targets.resolver import Resolver
@@ -107,7 +107,7 @@ async def _agent(
         resolver = Resolver(proc_root=settings.proc_root, cgroup_root=settings.cgroup_root)
         host_inode = host_netns_inode(settings.host_netns)
         engine = make_engine(host_netns=host_inode)
-    except (OSError, EngineError) as error:
+    except (OSError, EngineError, HostNetnsError) as error:
         raise StartError(str(error)) from None
     metrics = Metrics()
     evidence = Gatherer(_host_namespace(settings, host_inode), proc_root=settings.proc_root)

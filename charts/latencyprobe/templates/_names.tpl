@@ -60,13 +60,6 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- with $image.digest }}@{{ . }}{{ end -}}
 {{- end -}}
 
-{{- define "latencyprobe.pullSecrets" -}}
-{{- with .Values.global.imagePullSecrets }}
-imagePullSecrets:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- end -}}
-
 {{/* The Secret of one component's certificate. */}}
 {{- define "latencyprobe.tlsSecret" -}}
 {{- if eq .root.Values.tls.source "existingSecrets" -}}

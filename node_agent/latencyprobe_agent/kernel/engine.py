@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -262,17 +261,6 @@ class KernelEngine:
             StageCoverage(stage.name, CoverageState.IDLE, reason="no probe asks for its module")
             for stage in STAGES
         )
-
-
-def host_netns_inode(path: str) -> int:
-    """The inode number of a network namespace's file. Raises EngineError with what to do."""
-    try:
-        return os.stat(path).st_ino
-    except OSError as error:
-        raise EngineError(
-            f"{path}: {error.strerror}: the node's network namespace can't be told "
-            "(needs hostPID and CAP_SYS_PTRACE)"
-        ) from error
 
 
 def _namespaces(slots: Mapping[int, SlotSpec], host_netns: int) -> dict[int, Namespace]:
