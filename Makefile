@@ -68,6 +68,16 @@ lint: setup ## Check style, formatting, types and layers
 bench: setup ## Measure what measuring costs (needs root)
 	$(BIN)/python -m tests.bench $(ARGS)
 
+##@ Deploy
+
+# amd64 or arm64; this machine's if empty. Any machine builds both.
+ARCHITECTURE ?=
+
+.PHONY: images
+images: setup ## Build the images as OCI archives in dist/, without a registry: [ARCHITECTURE=arm64]
+	@tools/setup-system images
+	@$(BIN)/python -m tools.images build $(if $(ARCHITECTURE),--architecture $(ARCHITECTURE)) $(ARGS)
+
 ##@ Cluster
 
 .PHONY: cluster
@@ -95,7 +105,12 @@ lock: $(VENV)/.venv ## Pin the newest packages that pyproject.toml allows
 	@lock() { $(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --custom-compile-command 'make lock' "$$@"; } && \
 	lock --universal --group dev pyproject.toml -o requirements.lock && \
-	lock --universal --no-deps --group cluster -o requirements-cluster.lock
+	lock --universal --no-deps --group cluster -o requirements-cluster.lock && \
+	lock --universal --constraint requirements.lock --group build -o requirements-build.lock && \
+	lock --universal --constraint requirements.lock --group operator-image \
+		-o operator/requirements.lock && \
+	lock --universal --constraint requirements.lock --group agent-image \
+		-o node_agent/requirements.lock
 
 .PHONY: clean
 clean: ## Remove everything that was made, .venv included
@@ -111,14 +126,14 @@ system-packages:
 
 .PHONY: setup-cluster
 setup-cluster: setup
-	@tools/setup-system cluster
+	@tools/setup-system cluster images
 	@tools/setup-go $(VENV)
 
 # Where that fails, the other tiers still run, and the cluster tier fails with what it lacks.
 .PHONY: try-setup-cluster
 try-setup-cluster: setup
 ifeq ($(findstring cluster,$(LATENCYPROBE_SKIP)),)
-	@tools/setup-system cluster || true
+	@tools/setup-system cluster images || true
 	@tools/setup-go $(VENV) || true
 endif
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from latencyprobe import __version__
 from latencyprobe.wire import OPERATOR_NAME
 from latencyprobe_agent import logs
 from latencyprobe_agent.main import (
@@ -39,6 +40,7 @@ def _parse_address(
 
 
 @click.command("agent", context_settings={"auto_envvar_prefix": "LATENCYPROBE"})
+@click.version_option(__version__, prog_name="latencyprobe agent")
 @click.option(
     "--listen",
     metavar="HOST:PORT",

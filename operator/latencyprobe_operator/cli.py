@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from kubernetes.aio.config import ConfigException
 
+from latencyprobe import __version__
 from latencyprobe_operator import logs
 from latencyprobe_operator.fleet import TlsFiles
 from latencyprobe_operator.main import Options, run
@@ -29,6 +30,7 @@ def _read_agents(
 
 
 @click.command("operator", context_settings={"auto_envvar_prefix": "LATENCYPROBE"})
+@click.version_option(__version__, prog_name="latencyprobe operator")
 @click.option(
     "--kubeconfig",
     type=_FILE,

@@ -3,20 +3,21 @@
 A *module directory* holds a go.mod of ours and its go.sum, which pin what is compiled.
 """
 
-import fcntl
 import os
 import re
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools import cache
+from tools.cache import cache_directory
+
 from .errors import ClusterError
-from .layout import cache_directory
 
 PROGRESS_SECONDS = 15
 
@@ -108,10 +109,6 @@ def _say_progress(log: int, seconds: float, say: Say) -> None:
     say(f"  {seconds:4.0f} s: {latest}")
 
 
-@contextmanager
-def one_at_a_time() -> Iterator[None]:
-    """Two processes must not build into the same cache. The kernel drops a dead one's lock."""
-    cache_directory().mkdir(parents=True, exist_ok=True)
-    with (cache_directory() / "programs.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def one_at_a_time() -> AbstractContextManager[None]:
+    """Two processes must not build into the same cache."""
+    return cache.one_at_a_time(cache_directory() / "programs.lock")

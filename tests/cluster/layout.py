@@ -4,21 +4,14 @@ Everything that a cluster leaves on the machine while it runs is named here afte
 that it can be found again by name, and so that two clusters do not meet.
 """
 
-import os
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
+from tools.cache import cache_directory
+
 NODE_INTERFACE = "eth0"
 API_PORT = 443  # the port of the Service `kubernetes` too: see node.py
-
-
-def cache_directory() -> Path:
-    """Where binaries and the clusters' state are kept: outside the repository."""
-    if chosen := os.environ.get("LATENCYPROBE_CACHE"):
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "latencyprobe"
 
 
 @dataclass(frozen=True)

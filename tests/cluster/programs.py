@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools.cache import cache_directory
+
 from .go_programs import GoModule, MissingProgramsError, Say, one_at_a_time
-from .layout import cache_directory
 
 KUBERNETES_MODULE = GoModule(
     name="kubernetes",

@@ -1,31 +1,20 @@
 """Debian's kernels, unpacked into the cache: nothing of the machine's own changes.
 
-Each kernel comes from a release of Debian by apt, from the mirror that this machine is configured
-with, through package lists of our own. Signatures are checked against Debian's archive keys. What
-is in the cache is not fetched again; `rm -r` of its folder has the newest fetched.
+Each kernel comes from a release of Debian by apt (tools/debian.py). What is in the cache is not
+fetched again; `rm -r` of its folder has the newest fetched.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cluster.layout import cache_directory
 from tests.kernels.errors import KernelError
-
-MIRROR_VARIABLE = "LATENCYPROBE_DEBIAN_MIRROR"
-_KEYRINGS = (
-    Path("/usr/share/keyrings/debian-archive-keyring.gpg"),
-    Path("/usr/share/keyrings/debian-archive-keyring.pgp"),
-)
-_DOWNLOAD_SECONDS = 1200
+from tools import debian
+from tools.cache import cache_directory, one_at_a_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,122 +73,40 @@ class Kernel:
 def obtain(release: Release) -> Kernel:
     """The kernel, from the cache or from Debian. Raises KernelError with what to do."""
     cache = cache_directory() / "kernels"
-    cache.mkdir(parents=True, exist_ok=True)
     kernel = Kernel(release, cache / release.series)
-    with _locked(cache / "lock"):
+    with one_at_a_time(cache / "lock"):
         if not kernel.folder.is_dir():
             with tempfile.TemporaryDirectory(dir=cache, prefix="fetching-") as scratch:
                 _fetch(release, Path(scratch)).rename(kernel.folder)
     return kernel
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _fetch(release: Release, scratch: Path) -> Path:
     """Download and unpack; returns the folder."""
-    apt = _Apt(scratch, release.suite, configured_mirror())
-    apt.update()
-    packages = apt.with_dependencies(release.packages)
     unpacked = scratch / "unpacked"
     unpacked.mkdir()
-    for package in apt.download(packages):
+    for package in _download(release, scratch):
         subprocess.run(["dpkg-deb", "--extract", package, unpacked], check=True)
         package.unlink()
     return unpacked
 
 
-class _Apt:
-    """apt with configuration, package lists and cache of its own, for one release of Debian."""
-
-    def __init__(self, scratch: Path, suite: str, mirror: str) -> None:
-        self._suite = suite
-        self._downloads = scratch / "downloads"
-        for folder in ("downloads", "lists/partial", "cache/archives/partial"):
-            (scratch / folder).mkdir(parents=True)
-        sources, status = scratch / "sources.list", scratch / "status"
-        options = f"target=Packages arch=amd64 signed-by={_keyring()}"
-        sources.write_text(f"deb [{options}] {mirror} {suite} main\n")
-        status.touch()
-        settings = {
-            "Dir::Etc::SourceList": sources,
-            "Dir::Etc::SourceParts": "-",
-            "Dir::State::Lists": scratch / "lists",
-            "Dir::State::Status": status,
-            "Dir::Cache": scratch / "cache",
-            "APT::Sandbox::User": "root",  # the folder is ours alone
-            "Acquire::Languages": "none",
-        }
-        self._options = [f"--option={name}={value}" for name, value in settings.items()]
-
-    def update(self) -> None:
-        self._run("apt-get", "update", "--error-on=any")
-
-    def with_dependencies(self, packages: Iterable[str]) -> list[str]:
-        """These and what they depend on, of the packages that hold the kernel's own files."""
-        wanted: list[str] = []
-        ahead = list(packages)
-        while ahead:
-            package = ahead.pop()
-            if package not in wanted:
-                wanted.append(package)
-                ahead += [name for name in self._needs(package) if name.startswith("linux-")]
-        return wanted
-
-    def download(self, packages: Sequence[str]) -> list[Path]:
-        self._run("apt-get", "download", *packages)
-        return sorted(self._downloads.glob("*.deb"))
-
-    def _needs(self, package: str) -> list[str]:
-        printed = self._run("apt-cache", "depends", "--important", package)
-        needs = [line.split(": ", 1)[1] for line in printed.splitlines() if "Depends: " in line]
-        return [name.removesuffix(":any") for name in needs if not name.startswith("<")]
-
-    def _run(self, program: str, *arguments: str) -> str:
-        command = [program, "--quiet", *self._options, *arguments]
-        done = subprocess.run(
-            command,
-            cwd=self._downloads,
-            capture_output=True,
-            text=True,
-            timeout=_DOWNLOAD_SECONDS,
-            check=False,
-            env={**os.environ, "LC_ALL": "C"},
-        )
-        if done.returncode:
-            raise KernelError(
-                f"{program} {' '.join(arguments)} for Debian {self._suite}: {done.stderr.strip()}\n"
-                f"({MIRROR_VARIABLE} names another mirror of Debian.)"
-            )
-        return done.stdout
+def _download(release: Release, scratch: Path) -> list[Path]:
+    try:
+        apt = debian.Apt(scratch, debian.release(release.suite), "amd64")
+        apt.update()
+        return apt.download(_with_dependencies(apt, release.packages))
+    except debian.DebianError as error:
+        raise KernelError(str(error)) from None
 
 
-def configured_mirror() -> str:
-    """The mirror of Debian that this machine's own apt uses."""
-    if chosen := os.environ.get(MIRROR_VARIABLE):
-        return chosen
-    if shutil.which("apt-get") is None:
-        raise KernelError("there is no apt-get here, which brings the kernels")
-    printed = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(COMPONENT) $(REPO_URI)", "Created-By: Packages"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    for component, uri in (line.split() for line in printed.splitlines()):
-        if component == "main" and uri.rstrip("/").endswith("/debian"):
-            return uri
-    raise KernelError(
-        f"this machine's apt knows no mirror of Debian: set {MIRROR_VARIABLE} to the address of one"
-    )
-
-
-def _keyring() -> Path:
-    for keyring in _KEYRINGS:
-        if keyring.exists():
-            return keyring
-    raise KernelError("Debian's archive keys are missing: install debian-archive-keyring")
+def _with_dependencies(apt: debian.Apt, packages: Iterable[str]) -> list[str]:
+    """These and what they depend on, of the packages that hold the kernel's own files."""
+    wanted: list[str] = []
+    ahead = list(packages)
+    while ahead:
+        package = ahead.pop()
+        if package not in wanted:
+            wanted.append(package)
+            ahead += [name for name in apt.needs(package) if name.startswith("linux-")]
+    return wanted

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tests.cluster.layout import cache_directory
 from tests.kernels import vm
 from tests.kernels.debian import RELEASES, Release, obtain
 from tests.kernels.errors import KernelError
 from tests.kernels.inside.results import KernelCoverage, read_coverage
+from tools.cache import cache_directory
 
 VARIABLE = "LATENCYPROBE_KERNELS"
 ARGUMENTS_VARIABLE = "LATENCYPROBE_KERNELS_PYTEST"

@@ -17,7 +17,13 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-LOCKS = ("requirements.lock", "requirements-cluster.lock")
+LOCKS = (
+    "requirements.lock",
+    "requirements-build.lock",
+    "requirements-cluster.lock",
+    "operator/requirements.lock",
+    "node_agent/requirements.lock",
+)
 HOST_OR_PATH = re.compile(r"^.*(?:://|--index-url|--find-links| /\w).*$", re.MULTILINE)
 PIN = re.compile(r"^(?P<name>[\w.-]+)==(?P<version>\S+)", re.MULTILINE)
 
@@ -122,3 +128,16 @@ def test_a_wheel_holds_the_packages_the_stubs_and_the_c_sources(tmp_path: Path) 
     }
     assert c_sources | stubs | modules <= files
     assert not {name for name in files if name.startswith(("tests", "build", "operator/"))}
+
+
+@pytest.mark.parametrize("image", ["operator-image", "agent-image"])
+def test_an_image_holds_dependencies_of_the_project_and_no_others(
+    project: dict[str, Any], image: str
+) -> None:
+    dependencies = {Requirement(text).name for text in project["project"]["dependencies"]}
+    assert set(project["dependency-groups"][image]) <= dependencies
+
+
+def test_all_locks_pin_the_same_versions(locked: dict[str, set[str]]) -> None:
+    # numpy has one for each Python.
+    assert {name for name, versions in locked.items() if len(versions) > 1} <= {"numpy"}

@@ -1,0 +1,1 @@
+"""What builds and tests have in common, and is no part of the product."""

@@ -1,0 +1,26 @@
+"""Where what takes long to make or to fetch is kept: outside the repository."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def cache_directory() -> Path:
+    """$LATENCYPROBE_CACHE, or `latencyprobe` in the user's cache."""
+    if chosen := os.environ.get("LATENCYPROBE_CACHE"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "latencyprobe"
+
+
+@contextmanager
+def one_at_a_time(lock: Path) -> Iterator[None]:
+    """Two processes must not fill the same place. The kernel drops a dead one's lock."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,87 @@
+"""`python -m tools.images`: what `make images` and the Containerfiles call."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import time
+from pathlib import Path
+
+from tools.debian import DebianError
+from tools.images.components import ARCHITECTURES, COMPONENTS
+from tools.images.layers import LAYERS, LayerError, lay
+from tools.images.source import SourceError
+
+
+def _build(arguments: argparse.Namespace) -> None:
+    # Needs what a Containerfile's build stage has not.
+    from tools.images import build  # noqa: PLC0415
+
+    started = time.monotonic()
+    names = arguments.components or list(COMPONENTS)
+    built = build.build(names, arguments.architecture, arguments.into, _say_on_stderr)
+    for image in built:
+        print(
+            f"{image.path}\n  {image.reference}  {image.digest}\n"
+            f"  {_megabytes(image.compressed_bytes)} to download, "
+            f"{_megabytes(image.uncompressed_bytes)} unpacked"
+        )
+    _say_on_stderr(f"built in {time.monotonic() - started:.0f} s")
+
+
+def _lay(arguments: argparse.Namespace) -> None:
+    component = COMPONENTS[arguments.component]
+    (wheel,) = arguments.wheels.glob("*.whl")
+    for name in LAYERS:
+        root = arguments.into / name
+        root.mkdir(parents=True)
+        lay(name, component, arguments.architecture, wheel, root)
+
+
+def main() -> int:
+    """Returns the exit code."""
+    arguments = _parser().parse_args()
+    try:
+        arguments.run(arguments)
+    except (DebianError, LayerError, SourceError, OSError) as error:
+        print(f"images: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tools.images", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+
+    build = commands.add_parser("build", help="make OCI archives")
+    build.add_argument("--architecture", choices=ARCHITECTURES, default=_own_architecture())
+    build.add_argument("--into", type=Path, default=Path("dist"), metavar="FOLDER")
+    build.add_argument("components", nargs="*", metavar="COMPONENT", help="operator, agent; all")
+    build.set_defaults(run=_build)
+
+    lays = commands.add_parser("lay", help="fill the layers' folders (in a Containerfile)")
+    lays.add_argument("component", choices=COMPONENTS)
+    lays.add_argument("architecture", choices=ARCHITECTURES)
+    lays.add_argument("wheels", type=Path)
+    lays.add_argument("into", type=Path)
+    lays.set_defaults(run=_lay)
+    return parser
+
+
+def _own_architecture() -> str | None:
+    """Debian's name of this machine's, if there are images for it."""
+    machines = {machine: name for name, machine in ARCHITECTURES.items()}
+    return machines.get(platform.machine())
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+def _say_on_stderr(message: str) -> None:
+    print(f"images: {message}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

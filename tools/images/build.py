@@ -1,0 +1,136 @@
+"""`make images`: the images of this checkout as OCI archives, without any image registry.
+
+Layers that take long are kept in the cache, by all that they are made of. Only Debian's newest
+versions are not among that: `rm -r` of the folder has them fetched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.cache import cache_directory, one_at_a_time
+from tools.images import archive, components, containerfile, layers, source
+from tools.images.components import COMPONENTS, Component
+
+# What every engine and the kubelet make of `latencyprobe-operator`, as the chart has it: a name
+# without a registry.
+_NO_REGISTRY = "docker.io/library"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """An image that was built."""
+
+    reference: str
+    path: Path
+    digest: str
+    compressed_bytes: int
+    uncompressed_bytes: int
+
+
+def reference(component: Component, version: str) -> str:
+    """The name under which an engine that loads the archive knows the image."""
+    return f"{_NO_REGISTRY}/latencyprobe-{component.name}:{version}"
+
+
+def archive_name(component: Component, architecture: str) -> str:
+    return f"latencyprobe-{component.name}-{architecture}.tar"
+
+
+def build(
+    names: Sequence[str],
+    architecture: str,
+    destination: Path,
+    say: Say,
+    *,
+    cache: Path | None = None,
+) -> list[Built]:
+    """The images of these components, as archives in `destination`."""
+    kept = (cache or cache_directory()) / "images"
+    destination.mkdir(parents=True, exist_ok=True)
+    with (
+        one_at_a_time(kept / "lock"),
+        tempfile.TemporaryDirectory(dir=kept, prefix="unfinished-") as scratch,
+    ):
+        builder = _Builder(architecture, kept, Path(scratch), say)
+        wheel = source.build_wheel(Path(scratch))
+        return [builder.build(COMPONENTS[name], wheel, destination) for name in names]
+
+
+class _Builder:
+    """What the images of one build have in common."""
+
+    def __init__(self, architecture: str, kept: Path, scratch: Path, say: Say) -> None:
+        self._architecture = architecture
+        self._kept = kept
+        self._scratch = scratch
+        self._say = say
+        self._source = source.describe()
+
+    def build(self, component: Component, wheel: Path, destination: Path) -> Built:
+        created = self._source.created
+        config = containerfile.read(
+            component.containerfile,
+            {
+                "VERSION": self._source.version,
+                "REVISION": self._source.revision,
+                "CREATED": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            },
+        )
+        tars = [self._layer(name, component, wheel) for name in config.layers]
+        image = archive.Image(
+            reference=reference(component, self._source.version),
+            architecture=self._architecture,
+            created=created,
+            layers=tars,
+            entrypoint=config.entrypoint,
+            user=config.user,
+            environment=config.environment,
+            labels=config.labels,
+        )
+        path = destination / archive_name(component, self._architecture)
+        written = archive.write_archive(image, path)
+        uncompressed = sum(tar.stat().st_size for tar in tars)
+        return Built(image.reference, path, written.digest, written.layer_bytes, uncompressed)
+
+    def _layer(self, name: str, component: Component, wheel: Path) -> Path:
+        """The layer's tar file: from the cache, or made."""
+        kept = self._kept / self._key(name, component, wheel) / f"{name}.tar"
+        if not kept.exists():
+            started = time.monotonic()
+            root = self._scratch / component.name / name
+            root.mkdir(parents=True)
+            layers.lay(name, component, self._architecture, wheel, root)
+            unfinished = self._scratch / f"{name}.tar"
+            archive.write_tar(root, unfinished)
+            self._forget(name, component)
+            kept.parent.mkdir(parents=True)
+            unfinished.rename(kept)
+            self._say(f"{component.name}: {name} made in {time.monotonic() - started:.0f} s")
+        return kept
+
+    def _key(self, name: str, component: Component, wheel: Path) -> str:
+        """Names all that the layer is made of."""
+        inputs = [Path(components.__file__), Path(layers.__file__)]
+        if name != "debian":
+            inputs.append(wheel if name == "project" else component.requirements)
+        contents = hashlib.sha256()
+        for path in inputs:
+            contents.update(hashlib.sha256(path.read_bytes()).digest())
+        return f"{self._stem(name, component)}-{contents.hexdigest()[:16]}"
+
+    def _forget(self, name: str, component: Component) -> None:
+        """One of each is kept: what was made of older inputs is of no more use."""
+        for folder in self._kept.glob(f"{self._stem(name, component)}-*"):
+            shutil.rmtree(folder)
+
+    def _stem(self, name: str, component: Component) -> str:
+        return f"{component.name}-{name}-{self._architecture}"

@@ -1,0 +1,78 @@
+"""Reads from a Containerfile what its last stage says of the image."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+from dockerfile_parse import DockerfileParser
+
+
+class ContainerfileError(Exception):
+    """The Containerfile says something that would be missing in the images made without it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageConfig:
+    """What a container engine is told of an image. `layers`: the folders that it is made of."""
+
+    user: str
+    entrypoint: tuple[str, ...]
+    environment: Mapping[str, str]
+    labels: Mapping[str, str]
+    layers: tuple[str, ...]
+
+
+_COPY_OF_LAYER = re.compile(r"--from=build /layers/(?P<layer>\w+) /")
+_UNDERSTOOD = ("ARG", "COMMENT", "COPY", "ENTRYPOINT", "ENV", "LABEL", "USER")
+
+
+def read(containerfile: Path, arguments: Mapping[str, str]) -> ImageConfig:
+    """The last stage, with the values of its ARGs. Raises ContainerfileError."""
+    text = StringIO(containerfile.read_text())
+    parser = DockerfileParser(fileobj=text, build_args=dict(arguments), env_replace=True)
+    stage = [(step["instruction"], step["value"]) for step in parser.structure]
+    stage = stage[max(place for place, step in enumerate(stage) if step[0] == "FROM") :]
+    try:
+        _check(stage, arguments)
+        return ImageConfig(
+            user=_the_one("USER", stage),
+            entrypoint=tuple(json.loads(_the_one("ENTRYPOINT", stage))),
+            environment=dict(parser.envs),
+            labels=dict(parser.labels),
+            layers=tuple(_layer(value) for value in _all("COPY", stage)),
+        )
+    except ContainerfileError as error:
+        raise ContainerfileError(f"{containerfile}, last stage: {error}") from None
+
+
+def _check(stage: Sequence[tuple[str, str]], arguments: Mapping[str, str]) -> None:
+    if stage[0][1] != "scratch":
+        raise ContainerfileError(f"FROM {stage[0][1]}: it must be FROM scratch")
+    for instruction, value in stage[1:]:
+        if instruction not in _UNDERSTOOD:
+            raise ContainerfileError(f"{instruction} {value}: there may be {_UNDERSTOOD} only")
+    if unset := [name for name in _all("ARG", stage) if name not in arguments]:
+        raise ContainerfileError(f"ARG {', '.join(unset)}: nobody gives it a value")
+
+
+def _all(instruction: str, stage: Sequence[tuple[str, str]]) -> list[str]:
+    return [value for name, value in stage if name == instruction]
+
+
+def _the_one(instruction: str, stage: Sequence[tuple[str, str]]) -> str:
+    values = _all(instruction, stage)
+    if len(values) != 1:
+        raise ContainerfileError(f"{instruction} must be there once, not {len(values)} times")
+    return values[0]
+
+
+def _layer(copied: str) -> str:
+    match = _COPY_OF_LAYER.fullmatch(copied)
+    if match is None:
+        raise ContainerfileError(f"COPY {copied}: it must be COPY --from=build /layers/NAME /")
+    return match["layer"]

@@ -1,0 +1,83 @@
+"""The checkout that is built: its version, its commit, and its wheel."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tools.images.components import ROOT
+
+_EPOCH_VARIABLE = "SOURCE_DATE_EPOCH"  # reproducible-builds.org/specs/source-date-epoch
+# Of the files in a wheel, which is the same as long as they are; ZIP knows no earlier time.
+_WHEEL_EPOCH = "315532800"  # 1980-01-01
+
+
+class SourceError(Exception):
+    """The message says what the checkout lacks, without a traceback."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What labels say of the checkout."""
+
+    version: str
+    revision: str
+    created: datetime
+
+
+def describe() -> Source:
+    """The checkout's version, commit, and the commit's time. Raises SourceError."""
+    from latencyprobe import __version__  # noqa: PLC0415  (not there in a Containerfile's build)
+
+    return Source(__version__, _git("rev-parse", "HEAD") or "unknown", _created())
+
+
+def copy_sources(folder: Path) -> Path:
+    """What a build reads, without what was ever generated: a build leaves files in its tree."""
+    generated = shutil.ignore_patterns("__pycache__", "*.egg-info", "node_agent_pb2*")
+    for name in ("latencyprobe", "node_agent", "operator", "bpf", "proto"):
+        shutil.copytree(ROOT / name, folder / name, ignore=generated)
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def build_wheel(folder: Path) -> Path:
+    """The project's wheel, in `folder`, built with what is installed. Raises SourceError."""
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    with tempfile.TemporaryDirectory() as scratch:
+        source = copy_sources(Path(scratch, "source"))
+        answer = subprocess.run(
+            [*build, "--wheel-dir", folder, source],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, _EPOCH_VARIABLE: _WHEEL_EPOCH},
+        )
+    if answer.returncode:
+        raise SourceError(f"the wheel can't be built:\n{answer.stderr.strip()}")
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def _created() -> datetime:
+    seconds = os.environ.get(_EPOCH_VARIABLE) or _git("log", "-1", "--format=%ct")
+    if seconds is None or not seconds.isdecimal():
+        raise SourceError(
+            f"{_EPOCH_VARIABLE} is {seconds!r}, and this is no checkout of git: set it "
+            "to the seconds since 1970 at which the images are said to be made"
+        )
+    return datetime.fromtimestamp(int(seconds), UTC)
+
+
+def _git(*arguments: str) -> str | None:
+    answer = subprocess.run(
+        ["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=False
+    )
+    return answer.stdout.strip() if answer.returncode == 0 else None
