@@ -41,6 +41,11 @@ SUBCOMMANDS: Mapping[str, tuple[str, str, str]] = {
         "operator_command",
         "Reconcile LatencyProbe objects in a Kubernetes cluster.",
     ),
+    "release-probes": (
+        "latencyprobe_operator.release",
+        "release_command",
+        "Let LatencyProbes be deleted where there is no operator any more.",
+    ),
     "pki": (
         "latencyprobe.pki",
         "pki_command",

@@ -8,10 +8,12 @@ on every node, is therefore no key to the other agents.
 from __future__ import annotations
 
 import datetime
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 from cryptography import x509
@@ -23,6 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from latencyprobe.wire import AGENT_NAME, OPERATOR_NAME
 
 _CA_DAYS = 3650
+Secret = dict[str, Any]
 _CLOCK_SKEW = datetime.timedelta(minutes=5)
 
 
@@ -128,19 +131,32 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """All that the two sides need."""
+
+    authority: Credential
+    agent: Credential
+    operator: Credential
+
+
+def make_certificates(*, days: int) -> Certificates:
+    """A new authority, and certificates of it for operator and agents."""
+    authority = Authority()
+    return Certificates(
+        authority.credential,
+        agent=authority.issue(AGENT_NAME, server=True, client=False, days=days),
+        operator=authority.issue(OPERATOR_NAME, server=False, client=True, days=days),
+    )
+
+
 def initialise(directory: Path, *, days: int) -> list[Path]:
     """Write a new authority, and certificates of it for operator and agents; the files written.
 
     Raises FilesExistError, before anything is written, rather than replace any of them.
     """
-    authority = Authority()
-    texts = _files(
-        {
-            "ca": authority.credential,
-            "agent": authority.issue(AGENT_NAME, server=True, client=False, days=days),
-            "operator": authority.issue(OPERATOR_NAME, server=False, client=True, days=days),
-        }
-    )
+    made = make_certificates(days=days)
+    texts = _files({"ca": made.authority, "agent": made.agent, "operator": made.operator})
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     paths = {directory / name: text for name, text in texts.items()}
     existing = [path for path in paths if path.exists()]
@@ -164,6 +180,32 @@ def _write_new(path: Path, text: bytes, *, mode: int) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     with os.fdopen(descriptor, "wb") as file:
         file.write(text)
+
+
+def secrets(made: Certificates, *, operator_namespace: str, agent_namespace: str) -> list[Secret]:
+    """The Secrets that operator and agents mount. The authority's key is in neither."""
+    return [
+        _secret("latencyprobe-agent-tls", agent_namespace, made.authority, made.agent),
+        _secret("latencyprobe-operator-tls", operator_namespace, made.authority, made.operator),
+    ]
+
+
+def _secret(name: str, namespace: str, authority: Credential, credential: Credential) -> Secret:
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "labels": {"app.kubernetes.io/part-of": "latencyprobe"},
+        },
+        "type": "kubernetes.io/tls",
+        "stringData": {
+            "ca.crt": authority.certificate_pem.decode(),
+            "tls.crt": credential.certificate_pem.decode(),
+            "tls.key": credential.key_pem.decode(),
+        },
+    }
 
 
 @click.group("pki")
@@ -194,3 +236,36 @@ def init_command(directory: Path, days: int) -> None:
         raise click.ClickException(f"{error.filename or directory}: {error.strerror}") from None
     for path in written:
         click.echo(path)
+
+
+@pki_command.command("secrets")
+@click.option(
+    "--namespace",
+    "operator_namespace",
+    default="latencyprobe-system",
+    show_default=True,
+    help="The operator's namespace.",
+)
+@click.option(
+    "--agent-namespace",
+    default="latencyprobe-agents",
+    show_default=True,
+    help="The agents' namespace.",
+)
+@click.option(
+    "--days",
+    type=click.IntRange(1, _CA_DAYS),
+    default=365,
+    show_default=True,
+    help="How long the certificates are valid.",
+)
+def secrets_command(operator_namespace: str, agent_namespace: str, days: int) -> None:
+    """Print the Secrets of operator and agents, with new certificates.
+
+    For `kubectl apply --server-side -f -`. Each time they are of a new authority, whose key is kept
+    nowhere. Applied again they replace the ones before, without a restart: until the kubelets have
+    brought the new files to both sides, a minute or two, they don't know each other.
+    """
+    made = make_certificates(days=days)
+    items = secrets(made, operator_namespace=operator_namespace, agent_namespace=agent_namespace)
+    click.echo(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}, indent=2))

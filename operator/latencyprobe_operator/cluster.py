@@ -140,6 +140,13 @@ class Cluster:
         async with response:
             return cast(Json, await _read(response))
 
+    async def patch_probe(self, namespace: str, name: str, patch: Mapping[str, Any]) -> None:
+        """Merge this into a LatencyProbe, its status aside."""
+        path = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}/{name}"
+        response = await self._request("PATCH", path, {}, timeout=_REQUEST, body=dict(patch))
+        async with response:
+            await _read(response)
+
     async def list_pods(self, namespace: str, selector: str) -> AsyncIterator[Page]:
         """All pods that match, page by page; at least one page."""
         query = {"labelSelector": selector, "limit": str(_PAGE)}

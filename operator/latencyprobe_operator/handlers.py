@@ -16,8 +16,8 @@ import kopf
 from latencyprobe_operator.cluster import GROUP, PLURAL, VERSION, Cluster
 from latencyprobe_operator.controller import Controller
 from latencyprobe_operator.racing import first_to_end
+from latencyprobe_operator.release import FINALIZER
 
-FINALIZER = "latencyprobe.io/detach"
 _PREFIX = "kopf.latencyprobe.io"
 # How long the bound token of a ServiceAccount is taken for current; kubelet renews it hourly.
 _TOKEN_SECONDS = 300

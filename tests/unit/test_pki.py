@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 import stat
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from latencyprobe.pki import FilesExistError, initialise, pki_command
 from latencyprobe.wire import AGENT_NAME, OPERATOR_NAME
@@ -62,3 +64,20 @@ def test_a_certificate_is_good_for_its_side_alone(
     assert other.oid not in oids
     issuer = x509.load_pem_x509_certificate((tmp_path / "ca.crt").read_bytes())
     certificate.verify_directly_issued_by(issuer)
+
+
+def test_secrets_are_what_the_pods_mount() -> None:
+    arguments = ["secrets", "--namespace", "ours", "--agent-namespace", "theirs", "--days", "3"]
+    items = json.loads(CliRunner().invoke(pki_command, arguments).stdout)["items"]
+    places = [(item["metadata"]["namespace"], item["metadata"]["name"]) for item in items]
+    assert places == [("theirs", "latencyprobe-agent-tls"), ("ours", "latencyprobe-operator-tls")]
+    assert {tuple(item["stringData"]) for item in items} == {("ca.crt", "tls.crt", "tls.key")}
+    assert len({item["stringData"]["ca.crt"] for item in items}) == 1
+
+
+def test_the_key_of_the_authority_is_in_no_secret() -> None:
+    items = json.loads(CliRunner().invoke(pki_command, ["secrets"]).stdout)["items"]
+    for item in items:
+        ca = x509.load_pem_x509_certificate(item["stringData"]["ca.crt"].encode())
+        key = load_pem_private_key(item["stringData"]["tls.key"].encode(), password=None)
+        assert key.public_key() != ca.public_key()

@@ -24,6 +24,14 @@
 {{ .Values.agent.namespace.name | default .Release.Namespace }}
 {{- end -}}
 
+{{- define "latencyprobe.agent.priorityClass" -}}
+{{- if .Values.agent.priorityClass.name -}}
+{{ .Values.agent.priorityClass.name }}
+{{- else if .Values.agent.priorityClass.create -}}
+{{ include "latencyprobe.agent.name" . }}
+{{- end -}}
+{{- end -}}
+
 {{/* What a Deployment or DaemonSet selects by: never changed by an upgrade. */}}
 {{- define "latencyprobe.selector" -}}
 app.kubernetes.io/name: latencyprobe-{{ .component }}
@@ -67,4 +75,9 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- else -}}
 {{ include (printf "latencyprobe.%s.name" .component) .root }}-tls
 {{- end -}}
+{{- end -}}
+
+{{/* "yes" for a value that is there, 0 included. */}}
+{{- define "latencyprobe.given" -}}
+{{- if not (or (kindIs "invalid" .) (eq (toString .) "")) -}}yes{{- end -}}
 {{- end -}}

@@ -31,6 +31,9 @@ class FakeApi:
     patches: list[Json] = field(default_factory=list)
     statuses: dict[str, Json] = field(default_factory=dict)
     """By the probe's name."""
+    probes: list[Json] = field(default_factory=list)
+    conflicts: int = 0
+    """So many patches of a probe meet one that has changed meanwhile."""
     _streams: set[asyncio.Queue[Json | None]] = field(default_factory=set)
 
     def set(self, body: Json, *, quietly: bool = False) -> None:
@@ -74,6 +77,10 @@ class FakeApi:
             "/apis/latencyprobe.io/v1alpha1/namespaces/{namespace}/latencyprobes/{name}/status",
             self._patch,
         )
+        probes = "/apis/latencyprobe.io/v1alpha1/namespaces/{namespace}/latencyprobes"
+        application.router.add_get("/apis/latencyprobe.io/v1alpha1/latencyprobes", self._probes)
+        application.router.add_get(probes, self._probes)
+        application.router.add_patch(f"{probes}/{{name}}", self._patch_probe)
         runner = web.AppRunner(application, shutdown_timeout=0.1, handler_cancellation=True)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -91,8 +98,7 @@ class FakeApi:
 
     async def _pods(self, request: web.Request) -> web.StreamResponse:
         if self.refuse:
-            status, message = self.refuse
-            return web.json_response({"kind": "Status", "message": message}, status=status)
+            return self._refusal()
         if request.query.get("watch"):
             return await self._watch(request)
         self.lists += 1
@@ -108,6 +114,32 @@ class FakeApi:
                 "items": items[start : start + self.page],
             }
         )
+
+    async def _probes(self, request: web.Request) -> web.Response:
+        if self.refuse:
+            return self._refusal()
+        namespace = request.match_info.get("namespace")
+        of_all = namespace is None
+        items = [p for p in self.probes if of_all or p["metadata"]["namespace"] == namespace]
+        return web.json_response({"metadata": {"resourceVersion": "7"}, "items": items})
+
+    async def _patch_probe(self, request: web.Request) -> web.Response:
+        if self.conflicts:
+            self.conflicts -= 1
+            return web.json_response({"kind": "Status", "message": "has changed"}, status=409)
+        metadata = (await request.json())["metadata"]
+        for probe in self.probes:
+            if probe["metadata"]["name"] == request.match_info["name"]:
+                assert metadata["resourceVersion"] == probe["metadata"]["resourceVersion"]
+                probe["metadata"].pop("finalizers")
+                if metadata["finalizers"]:
+                    probe["metadata"]["finalizers"] = metadata["finalizers"]
+        return web.json_response({})
+
+    def _refusal(self) -> web.Response:
+        assert self.refuse
+        status, message = self.refuse
+        return web.json_response({"kind": "Status", "message": message}, status=status)
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
         self.watches.append((request.query["labelSelector"], request.query["resourceVersion"]))
@@ -125,8 +157,7 @@ class FakeApi:
     async def _patch(self, request: web.Request) -> web.Response:
         assert request.content_type == "application/merge-patch+json"
         if self.refuse:
-            status, message = self.refuse
-            return web.json_response({"kind": "Status", "message": message}, status=status)
+            return self._refusal()
         body = await request.json()
         self.patches.append(body)
         name = request.match_info["name"]

@@ -1,0 +1,128 @@
+"""`latencyprobe release-probes`: takes the operator's finalizer off what it leaves behind.
+
+A LatencyProbe waits with its end until the operator has let the agents detach. Where the operator
+is gone for good nobody would, and neither the probe nor its namespace could ever be deleted. The
+agents need no word: a lease ends what they measure for an operator that is silent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from kubernetes.aio.config import ConfigException
+
+from latencyprobe_operator import logs
+from latencyprobe_operator.cluster import UNAVAILABLE, ApiError, Cluster
+
+logger = logging.getLogger(__name__)
+
+# What kopf puts on each probe (handlers.py).
+FINALIZER = "latencyprobe.io/detach"
+_ATTEMPTS = 10
+_REST_SECONDS = 1.0
+
+
+class NotReleasedError(Exception):
+    """Some probes still have the finalizer: an operator puts it back."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        super().__init__(
+            f"{', '.join(names)}: the finalizer {FINALIZER} is put back: an operator still serves "
+            "these LatencyProbes. Stop it first"
+        )
+
+
+async def release_probes(cluster: Cluster, namespaces: Sequence[str] = ()) -> int:
+    """Take the finalizer off all probes, of these namespaces or of all; how many had it.
+
+    Looks again until none has it, since an operator that is just ending may put it back. Raises
+    NotReleasedError, and ApiError or what is in `cluster.UNAVAILABLE` where the API server refuses.
+    """
+    released: set[str] = set()
+    held: list[dict[str, Any]] = []
+    for _ in range(_ATTEMPTS):
+        held = await _held(cluster, namespaces)
+        if not held:
+            return len(released)
+        for body in held:
+            await _release(cluster, body)
+            released.add(body["metadata"]["uid"])
+        await asyncio.sleep(_REST_SECONDS)
+    raise NotReleasedError([_name(body) for body in held])
+
+
+async def _held(cluster: Cluster, namespaces: Sequence[str]) -> list[dict[str, Any]]:
+    everywhere: list[str | None] = [None]
+    try:
+        probes = [
+            body
+            for namespace in namespaces or everywhere
+            for body in await cluster.list_probes(namespace)
+        ]
+    except ApiError as error:
+        if error.status == 404:
+            return []  # no CRD (any more): no probes
+        raise
+    return [body for body in probes if FINALIZER in body["metadata"].get("finalizers", ())]
+
+
+async def _release(cluster: Cluster, body: dict[str, Any]) -> None:
+    metadata = body["metadata"]
+    kept = [finalizer for finalizer in metadata["finalizers"] if finalizer != FINALIZER]
+    # With the version: a finalizer that somebody adds meanwhile is not lost.
+    patch = {"metadata": {"finalizers": kept, "resourceVersion": metadata["resourceVersion"]}}
+    try:
+        await cluster.patch_probe(metadata["namespace"], metadata["name"], patch)
+    except ApiError as error:
+        if error.status not in (404, 409):  # it has gone, or has changed: the next look tells
+            raise
+    else:
+        logger.info("%s: released", _name(body))
+
+
+def _name(body: dict[str, Any]) -> str:
+    return f"{body['metadata']['namespace']}/{body['metadata']['name']}"
+
+
+async def _run(kubeconfig: Path | None, namespaces: Sequence[str]) -> int:
+    cluster = await Cluster.connect(kubeconfig)
+    try:
+        return await release_probes(cluster, namespaces)
+    finally:
+        await cluster.close()
+
+
+@click.command("release-probes", context_settings={"auto_envvar_prefix": "LATENCYPROBE"})
+@click.option(
+    "--kubeconfig",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The cluster. Default: the one this runs in, else that of $KUBECONFIG.",
+)
+@click.option(
+    "--watch-namespace",
+    "namespaces",
+    multiple=True,
+    help="Only the LatencyProbes of this namespace; repeatable. Default: all.",
+)
+def release_command(kubeconfig: Path | None, namespaces: tuple[str, ...]) -> None:
+    """Let LatencyProbes be deleted where there is no operator any more.
+
+    Takes the finalizer off that the operator put there. Helm runs this after an uninstall; by hand
+    it helps where a LatencyProbe, or a namespace with one, can't be deleted.
+    """
+    logs.configure(form="text", level="info")
+    try:
+        count = asyncio.run(_run(kubeconfig, namespaces))
+    except ConfigException as error:
+        raise click.ClickException(f"no cluster: {error}") from error
+    except (ApiError, NotReleasedError) as error:
+        raise click.ClickException(str(error)) from error
+    except UNAVAILABLE as error:
+        raise click.ClickException(f"the API server can't be reached: {error}") from error
+    click.echo(f"{count} LatencyProbe(s) released")

@@ -1,0 +1,68 @@
+"""Probes of an operator that is gone can be deleted again."""
+
+from __future__ import annotations
+
+import pytest
+
+from latencyprobe_operator import release
+from latencyprobe_operator.cluster import ApiError
+from latencyprobe_operator.release import FINALIZER, NotReleasedError, release_probes
+from tests.unit.operator_.fake_api import FakeApi, Json
+
+OTHERS = "example.org/audit"
+
+
+def probe(name: str, *finalizers: str, namespace: str = "shop") -> Json:
+    metadata = {"name": name, "namespace": namespace, "uid": f"uid-{name}", "resourceVersion": "7"}
+    return {"metadata": {**metadata, "finalizers": list(finalizers)} if finalizers else metadata}
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release, "_REST_SECONDS", 0)
+
+
+async def test_only_our_finalizer_is_taken_off() -> None:
+    api = FakeApi(probes=[probe("checkout", OTHERS, FINALIZER), probe("cart", OTHERS), probe("x")])
+
+    async with api.serve() as cluster:
+        assert await release_probes(cluster) == 1
+
+    assert api.probes == [probe("checkout", OTHERS), probe("cart", OTHERS), probe("x")]
+
+
+async def test_only_the_namespaces_that_were_named_are_looked_at() -> None:
+    api = FakeApi(probes=[probe("a", FINALIZER), probe("b", FINALIZER, namespace="other")])
+
+    async with api.serve() as cluster:
+        assert await release_probes(cluster, ["shop"]) == 1
+
+    assert [body["metadata"].get("finalizers") for body in api.probes] == [None, [FINALIZER]]
+
+
+async def test_a_probe_that_changed_meanwhile_is_looked_at_again() -> None:
+    api = FakeApi(probes=[probe("checkout", FINALIZER)], conflicts=2)
+
+    async with api.serve() as cluster:
+        assert await release_probes(cluster) == 1
+
+    assert api.probes == [probe("checkout")]
+
+
+async def test_an_operator_that_still_runs_is_told_of() -> None:
+    api = FakeApi(probes=[probe("checkout", FINALIZER)], conflicts=1000)
+
+    async with api.serve() as cluster:
+        with pytest.raises(NotReleasedError, match=r"shop/checkout: .* Stop it first"):
+            await release_probes(cluster)
+
+
+async def test_without_a_crd_there_is_nothing_to_do() -> None:
+    async with FakeApi(refuse=(404, "NotFound")).serve() as cluster:
+        assert await release_probes(cluster) == 0
+
+
+async def test_a_refusal_is_an_error() -> None:
+    async with FakeApi(refuse=(403, "Forbidden")).serve() as cluster:
+        with pytest.raises(ApiError):
+            await release_probes(cluster)
