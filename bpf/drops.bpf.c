@@ -51,29 +51,28 @@ static __always_inline void drop_for(struct config *config, owners_t owners, u32
 	}
 }
 
-/*
- * sk_skb_reason_drop(), net/core/skbuff.c: reasons since 5.17, the receiving socket since 6.11; what a
- * socket sent names it in skb->sk. A socket that is closed frees what lay in its queues, which is no
- * drop; neither is what has no reason.
- */
+/* A socket that is closed frees what lay in its queues, which is no drop; nor is what has no reason. */
+static __always_inline bool is_drop(u32 reason)
+{
+	return reason > DROP_NOT_SPECIFIED && reason != DROP_QUEUE_PURGE &&
+	       reason != DROP_SOCKET_CLOSE;
+}
+
+#ifdef HAVE_kfree_skb_rx_sk
+
+/* sk_skb_reason_drop(), net/core/skbuff.c; what a socket sent names it in skb->sk */
 int on_kfree_skb(u64 *ctx)
 {
 	u32 reason = ctx[2];
 	struct sk_buff *skb = (struct sk_buff *)ctx[0];
+	struct sock *sk = (struct sock *)ctx[3];
 	struct config *config;
 	struct socket_state *state;
-	struct sock *sk;
 
-	if (reason <= DROP_NOT_SPECIFIED || reason == DROP_QUEUE_PURGE ||
-	    reason == DROP_SOCKET_CLOSE)
+	if (!is_drop(reason))
 		return 0;
-#ifdef HAVE_kfree_skb_rx_sk
-	sk = (struct sock *)ctx[3];
 	if (!sk)
 		sk = READ(skb, sk);
-#else
-	sk = READ(skb, sk);
-#endif
 	config = get_config();
 	if (!sk || !config || !is_full(sk) || !protocol_of(sk))
 		return 0;
@@ -81,14 +80,33 @@ int on_kfree_skb(u64 *ctx)
 	if (!state)
 		return 0;
 	drop_for(config, state->owners, reason);
-#ifdef HAVE_kfree_skb_rx_sk
 	if (is_queue_overflow(reason))
 		count_for(config, state->owners, COUNTER_RECEIVE_QUEUE_OVERFLOWS);
 	if (is_listener(sk))
 		look_at_listener(config, sk);
-#endif
 	return 0;
 }
+
+#else
+
+/* kfree_skb_reason(), net/core/skbuff.c, 5.17 to 6.10: only of what a socket sent, the socket is known */
+int on_kfree_sent(u64 *ctx)
+{
+	u32 reason = ctx[2];
+	struct sk_buff *skb = (struct sk_buff *)ctx[0];
+	struct sock *sk = is_drop(reason) ? READ(skb, sk) : 0;
+	struct config *config = get_config();
+	struct socket_state *state;
+
+	if (!sk || !config || !is_full(sk) || !protocol_of(sk))
+		return 0;
+	state = get_state(sk, config);
+	if (state)
+		drop_for(config, state->owners, reason);
+	return 0;
+}
+
+#endif
 
 #endif
 

@@ -117,11 +117,14 @@ def report_on(
     measurement: Measurement,
     modules: Iterable[Module],
     node: NodeMeasurement = NOTHING_OF_THE_NODE,
+    *,
+    uncounted: Container[str] = (),
 ) -> TargetReport:
     """The report on one target, of the stages of these modules that were seen at all.
 
     What another probe on the same target measures besides has no part in it, the verdict included.
-    `node`: what is known of the target's node meanwhile, as evidence.
+    `node`: what is known of the target's node meanwhile, as evidence. `uncounted`: counters that
+    the node can't count; they are left out, not 0.
     """
     wanted = set(modules)
     seen = Measurement(
@@ -133,7 +136,7 @@ def report_on(
         {
             counter.name: measurement.counters.get(counter.name, 0)
             for counter in COUNTERS
-            if counter.module in wanted
+            if counter.module in wanted and counter.name not in uncounted
         }
         | _drops(measurement, wanted),
         {name: n for name, n in sorted(measurement.netns_counters.items()) if n},

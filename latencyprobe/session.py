@@ -18,7 +18,7 @@ from latencyprobe.coverage import CoverageState, StageCoverage
 from latencyprobe.document import LatencyReport, Node, TargetResult
 from latencyprobe.measurement import NOTHING, NOTHING_OF_THE_NODE, Measurement
 from latencyprobe.report import report_on, report_on_node
-from latencyprobe.stages import Module, stages_of
+from latencyprobe.stages import Module, counters_of, stages_of
 from latencyprobe.v1 import node_agent_pb2 as pb
 from latencyprobe.v1 import node_agent_pb2_grpc as rpc
 from latencyprobe.wire import (
@@ -133,7 +133,10 @@ class Session:
         self._targets = {str(index): _Seen(spec) for index, spec in enumerate(request.targets)}
         self._node = Node("", "", "", "", "", "")
         self._node_measurement = NOTHING_OF_THE_NODE
-        self._stages = tuple(stage.name for stage in stages_of(request.modules))
+        self._covered = (
+            *(stage.name for stage in stages_of(request.modules)),
+            *counters_of(request.modules),
+        )
         self._coverage: dict[str, StageCoverage] = {}
         self._measured_until = 0.0
         self._attached_at = 0.0
@@ -208,7 +211,9 @@ class Session:
             ),
             duration_seconds=self._measured_until - self._attached_at,
             targets=tuple(map(self._result, self._targets.values())),
-            coverage=tuple(self._coverage[name] for name in self._stages if name in self._coverage),
+            coverage=tuple(
+                self._coverage[name] for name in self._covered if name in self._coverage
+            ),
         )
 
     def _result(self, seen: _Seen) -> TargetResult:
@@ -216,7 +221,16 @@ class Session:
             name=seen.spec.name,
             pids=tuple(sorted(seen.pids)),
             cgroup=seen.cgroup,
-            report=report_on(seen.measurement, self._request.modules, self._node_measurement),
+            report=report_on(
+                seen.measurement,
+                self._request.modules,
+                self._node_measurement,
+                uncounted={
+                    name
+                    for name, coverage in self._coverage.items()
+                    if coverage.state is CoverageState.UNAVAILABLE
+                },
+            ),
             message=seen.problem,
         )
 
@@ -237,9 +251,9 @@ class Session:
             raise CorruptMessageError("target.status.id", f"{target_id!r} is unknown") from None
 
     def _take_coverage(self, stages: Iterable[pb.StageCoverage]) -> None:
-        """Take what is said of our stages; that the last target is gone (IDLE) changes nothing."""
+        """Take what is said of what we measure; that the last target is gone changes nothing."""
         for stage in stages:
-            if stage.name in self._stages and stage.state != pb.StageCoverage.IDLE:
+            if stage.name in self._covered and stage.state != pb.StageCoverage.IDLE:
                 self._coverage[stage.name] = _coverage(stage)
 
 

@@ -254,7 +254,8 @@ PACKET_STAGES: tuple[Stage, ...] = tuple(
 )
 
 # Packets that a target's sockets lost, counted by the kernel's reasons: `drops.SOCKET_RCVBUFF`.
-_DROPS = "drops."
+DROPS = "drops"
+_DROPS = f"{DROPS}."
 _COUNTER_MODULES = {counter.name: counter.module for counter in COUNTERS}
 
 BY_NAME: dict[str, Stage] = {stage.name: stage for stage in STAGES}
@@ -308,6 +309,13 @@ def stages_of(modules: Iterable[Module]) -> tuple[Stage, ...]:
     """The stages that these modules measure, in the table's order."""
     wanted = set(modules)
     return tuple(stage for stage in STAGES if stage.is_measured_by(wanted))
+
+
+def counters_of(modules: Iterable[Module]) -> tuple[str, ...]:
+    """The names of these modules' counters, those of drops under one name."""
+    wanted = set(modules)
+    listed = tuple(counter.name for counter in COUNTERS if counter.module in wanted)
+    return (*listed, DROPS) if Module.TCP in wanted else listed
 
 
 def parts_of(total: str) -> tuple[Stage, ...]:

@@ -14,11 +14,13 @@ from latencyprobe_operator.status import StageGap
 
 FULLY_COVERED = "Active"
 """The state of a stage that is measured for every packet."""
+NOT_COVERED = "Unavailable"
+"""The state of a stage or counter that the node can't tell of."""
 
 _COVERAGE = {
     pb.StageCoverage.ACTIVE: FULLY_COVERED,
     pb.StageCoverage.PARTIAL: "Partial",
-    pb.StageCoverage.UNAVAILABLE: "Unavailable",
+    pb.StageCoverage.UNAVAILABLE: NOT_COVERED,
     # No gap: the stage is switched on by the very state that is being applied.
     pb.StageCoverage.IDLE: FULLY_COVERED,
 }
@@ -84,7 +86,7 @@ def coverage_of(messages: Iterable[pb.StageCoverage]) -> dict[str, StageGap]:
     return {
         message.name: StageGap(
             message.name,
-            _COVERAGE.get(message.state, "Unavailable"),
+            _COVERAGE.get(message.state, NOT_COVERED),
             message.hook,
             message.reason,
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from latencyprobe.stages import Module
-from latencyprobe_operator.messages import FULLY_COVERED, TargetState, TargetStatus
+from latencyprobe_operator.messages import FULLY_COVERED, NOT_COVERED, TargetState, TargetStatus
 from latencyprobe_operator.selection import Target
 from latencyprobe_operator.status import NodeFacts, NodeState, StageGap, gaps_in
 
@@ -51,6 +51,12 @@ def node_facts(
     elif state is not NodeState.ATTACHING:
         attached = 0  # it may still measure them, but nobody hears of it
     return NodeFacts(node, state, message, gaps, attached, agent.cpu_percent)
+
+
+def not_covered(agent: AgentView) -> frozenset[str]:
+    """The stages and counters that this node can't tell of."""
+    gaps = agent.coverage.values()
+    return frozenset(gap.name for gap in gaps if gap.state == NOT_COVERED)
 
 
 def _of_targets(

@@ -22,7 +22,7 @@ from latencyprobe_operator.backoff import Backoff
 from latencyprobe_operator.cluster import UNAVAILABLE, ApiError
 from latencyprobe_operator.desired import DesiredStates, PlacedPod
 from latencyprobe_operator.metrics import Metrics
-from latencyprobe_operator.nodes import AgentView, node_facts
+from latencyprobe_operator.nodes import AgentView, node_facts, not_covered
 from latencyprobe_operator.objectives import ObjectivesWatch
 from latencyprobe_operator.pods import PodsChange, PodSet, PodsListener
 from latencyprobe_operator.reports import TOTALS, ProbeWindows, headline, of_one_pod
@@ -474,6 +474,7 @@ class Probe:
             node=placed.pod.node,
             containers=tuple(target.container.name for target in placed.targets),
             measurement=self._windows.of_pod(placed.pod.uid, at=now),
+            uncounted=not_covered(self._around.agent(placed.pod.node)),
         )
 
     def _figures(self) -> status.Document:

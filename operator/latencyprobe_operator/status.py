@@ -108,6 +108,8 @@ class PodFacts:
     node: str
     containers: tuple[str, ...]
     measurement: Measurement
+    uncounted: frozenset[str] = frozenset()
+    """Counters that its node can't count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,7 +359,7 @@ def _counters_of_all(nodes: Mapping[str, NodeMeasurement]) -> NodeMeasurement:
 
 def _pod(pod: PodFacts, facts: Facts, spec: ProbeSpec) -> Document:
     node = facts.node_context.get(pod.node, NOTHING_OF_THE_NODE)
-    report = report_on(pod.measurement, spec.modules, node)
+    report = report_on(pod.measurement, spec.modules, node, uncounted=pod.uncounted)
     document = {
         "name": pod.name,
         "node": pod.node,

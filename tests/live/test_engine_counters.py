@@ -10,6 +10,9 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import pytest
+
+from latencyprobe.coverage import CoverageState
 from latencyprobe.measurement import NOTHING
 from latencyprobe.stages import Module
 from latencyprobe_agent.kernel.engine import KernelEngine
@@ -176,6 +179,12 @@ async def test_windows_that_close_are_counted_at_both_ends(start_engine: Start, 
     assert asking["zeroWindowsReceived"] == answering["zeroWindowsSent"]
 
 
+def gap(engine: KernelEngine, counter: str) -> CoverageState | None:
+    """How far this kernel can't tell of a counter; None: it can."""
+    return {each.name: each.state for each in engine.coverage}.get(counter)
+
+
+@pytest.mark.every_kernel
 async def test_connections_that_a_full_accept_queue_turns_away_are_counted(
     start_engine: Start, pair: Pair
 ) -> None:
@@ -197,10 +206,14 @@ async def test_connections_that_a_full_accept_queue_turns_away_are_counted(
         connect(client.namespace, server.address).close()
         kernel = kernel_counts(server.namespace)
         _, answering = counters(engine)
+    if gap(engine, "acceptQueueOverflows") is CoverageState.UNAVAILABLE:
+        assert "acceptQueueOverflows" not in answering
+        return
     assert answering["acceptQueueOverflows"] == kernel["TcpExtListenOverflows"] >= 8
     assert answering["acceptQueueOverflows"] == kernel["TcpExtListenDrops"]
 
 
+@pytest.mark.every_kernel
 async def test_datagrams_that_find_no_room_are_counted_by_reason(
     start_engine: Start, pair: Pair
 ) -> None:
@@ -217,10 +230,12 @@ async def test_datagrams_that_find_no_room_are_counted_by_reason(
         dropped = struct.unpack_from("=I", meminfo, 4 * SK_MEMINFO_DROPS)[0]
     asking, answering = counters(engine)
     assert dropped > 100
-    assert answering == {"receiveQueueOverflows": dropped, "drops.SOCKET_RCVBUFF": dropped}
+    by_reason = {} if gap(engine, "drops") else {"drops.SOCKET_RCVBUFF": dropped}
+    assert answering == {"receiveQueueOverflows": dropped, **by_reason}
     assert asking == {}
 
 
+@pytest.mark.every_kernel
 async def test_what_a_firewall_drops_on_its_way_out_is_counted_by_reason(
     start_engine: Start, pair: Pair
 ) -> None:
@@ -232,7 +247,8 @@ async def test_what_a_firewall_drops_on_its_way_out_is_counted_by_reason(
             with suppress(PermissionError):
                 sending.sendto(b"d", (server.address, PORT))
     asking, answering = counters(engine)
-    assert asking == {"drops.NETFILTER_DROP": 7}
+    untold = gap(engine, "drops") is CoverageState.UNAVAILABLE
+    assert asking == ({} if untold else {"drops.NETFILTER_DROP": 7})
     assert answering == {}
 
 

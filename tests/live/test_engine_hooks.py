@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from latencyprobe.coverage import CoverageState, StageCoverage
+from latencyprobe.stages import Module
 from latencyprobe_agent.kernel.engine import KernelEngine
 from tests.live.pods import Pod
 from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, both, measure
@@ -57,3 +58,12 @@ async def test_a_stage_without_any_hook_is_unavailable_and_the_others_work_on(
     for slot in (CLIENT, SERVER):
         assert account_for(measured[slot], "rx.total") == (100, 0)
         assert not any(name.startswith("tx.") for name in measured[slot].stages)
+
+
+async def test_a_counter_without_its_hook_is_told_of_beside_the_stages(start_engine: Start) -> None:
+    engine = start_engine(without=["tp_btf/tcp_send_reset"])
+    await engine.use(frozenset({Module.TCP}))
+    reset = stages(engine)["resetsSent"]
+    assert reset.state is CoverageState.UNAVAILABLE
+    assert reset.reason == "tp_btf/tcp_send_reset: not to be used, on request"
+    assert "resetsReceived" not in stages(engine)

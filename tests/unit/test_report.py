@@ -99,6 +99,12 @@ def test_counters_that_saw_nothing_are_0_not_absent() -> None:
     assert "connectRefused" in report.counters
 
 
+def test_counters_that_the_node_cannot_count_are_absent_not_0() -> None:
+    counters = report_on(NOTHING, [Module.TCP], uncounted={"rtos"}).counters
+    assert "rtos" not in counters
+    assert counters["retransmits"] == 0
+
+
 def test_a_verdicts_document_names_cause_share_evidence_and_next_step() -> None:
     packets = {"rx.total": of(*[5_000_000] * 100), "rx.socket": of(*[4_000_000] * 100)}
     document = verdict_document(report_on(Measurement(packets), DEFAULT_MODULES).verdict)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from latencyprobe.coverage import CoverageState, StageCoverage
-from latencyprobe.stages import BY_NAME, STAGES, Module
+from latencyprobe.stages import BY_NAME, DROPS, STAGES, Module, counters_of
 
 RX, TX, TCP, IRQ, SCHED = Module.RX, Module.TX, Module.TCP, Module.IRQ, Module.SCHED
 
@@ -38,13 +38,15 @@ class HookKind(StrEnum):
 class Hook:
     """A program (a C function in `bpf/`) and what runs it: a tracepoint or a kernel function.
 
-    `also`: hooks that it is of no use without; they come and go together.
+    `also`: hooks that it is of no use without; they come and go together. `reads`: what the program
+    needs of the event, where not every kernel with the event has it; there it is not compiled.
     """
 
     function: str
     symbol: str
     kind: HookKind = HookKind.TRACEPOINT
     also: tuple[Hook, ...] = ()
+    reads: str = ""
 
     @property
     def is_kprobe(self) -> bool:
@@ -73,7 +75,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class StageNeeds:
-    """The events a stage can't do without, and those whose lack costs a part of its packets.
+    """The events a stage (or counter) can't do without, and those whose lack costs a part of it.
 
     `profits`: event to what is missing without it.
     """
@@ -91,6 +93,8 @@ def _event(
     made = (hook if isinstance(hook, Hook) else Hook(*hook) for hook in hooks)
     return Event(name, frozenset(modules), tuple(made), beside)
 
+
+_KFREE_SKB = Hook("on_kfree_skb", "kfree_skb", reads="names the receiving socket since Linux 6.11")
 
 EVENTS: tuple[Event, ...] = (
     _event("fork", Module, ("on_process_fork", "sched_process_fork")),
@@ -141,13 +145,14 @@ EVENTS: tuple[Event, ...] = (
     _event("retransmit", (TCP,), ("on_tcp_retransmit_skb", "tcp_retransmit_skb")),
     _event("reset sent", (TCP,), ("on_tcp_send_reset", "tcp_send_reset")),
     _event("reset received", (TCP,), ("on_tcp_receive_reset", "tcp_receive_reset")),
-    _event("drop", (TCP,), ("on_kfree_skb", "kfree_skb")),
     _event(
-        "queue overflow",
+        "drop",
         (TCP,),
-        ("on_kfree_skb", "kfree_skb"),
-        ("on_udp_fail_queue", "udp_fail_queue_rcv_skb"),
+        _KFREE_SKB,
+        Hook("on_kfree_sent", "kfree_skb", reads="tells reasons since Linux 5.17"),
     ),
+    _event("receive drop", (TCP,), _KFREE_SKB),
+    _event("queue overflow", (TCP,), _KFREE_SKB, ("on_udp_fail_queue", "udp_fail_queue_rcv_skb")),
     _event("listener", (TCP,), ("on_sk_data_ready", "sk_data_ready")),
     _event("wake-up", (SCHED,), ("on_sched_wakeup", "sched_wakeup")),
     _event("first wake-up", (SCHED,), ("on_sched_wakeup_new", "sched_wakeup_new")),
@@ -203,6 +208,35 @@ STAGE_NEEDS: Mapping[str, StageNeeds] = {
     "irq.softrun": StageNeeds(("softirq entry", "softirq exit"), {}),
 }
 
+_NOTHING_ELSE: Mapping[str, str] = {}
+_DROPS = {"receive drop": "only packets that a socket sent are counted"}
+COUNTER_NEEDS: Mapping[str, StageNeeds] = {
+    "headOfLineSegments": StageNeeds(("segment",), _NOTHING_ELSE),
+    "sendsBehindWindow": StageNeeds(("send", "queue"), _PROCESSES),
+    "sendsBehindCongestion": StageNeeds(("send", "queue"), _PROCESSES),
+    "sendsHeldBack": StageNeeds(("send", "queue"), _PROCESSES),
+    "retransmits": StageNeeds(("retransmit",), _NOTHING_ELSE),
+    "rtos": StageNeeds(("retransmit",), _NOTHING_ELSE),
+    "resetsSent": StageNeeds(("reset sent",), _NOTHING_ELSE),
+    "resetsReceived": StageNeeds(("reset received",), _NOTHING_ELSE),
+    "zeroWindowsSent": StageNeeds(("segment",), _NOTHING_ELSE),
+    "zeroWindowsReceived": StageNeeds(("segment",), _NOTHING_ELSE),
+    "acceptQueueOverflows": StageNeeds(
+        ("listener",), {"receive drop": "told late, when the next connection comes"}
+    ),
+    "receiveQueueOverflows": StageNeeds(
+        ("queue overflow",), {"receive drop": "only datagrams are counted"}
+    ),
+    "delayedAcks": StageNeeds(("segment",), _NOTHING_ELSE),
+    "connectRefused": StageNeeds(("state change",), _NOTHING_ELSE),
+    "connectTimedOut": StageNeeds(("state change",), _NOTHING_ELSE),
+    "connectUnreachable": StageNeeds(("state change",), _NOTHING_ELSE),
+    "connectAborted": StageNeeds(("state change",), _NOTHING_ELSE),
+    "connectFailedOther": StageNeeds(("state change",), _NOTHING_ELSE),
+    "handshakeRetransmits": StageNeeds(("state change",), _NOTHING_ELSE),
+    DROPS: StageNeeds(("drop",), _DROPS),
+}
+
 
 def events_of(modules: Iterable[Module]) -> tuple[Event, ...]:
     """The events that these modules stand on."""
@@ -219,16 +253,21 @@ def functions_of(events: Iterable[Event]) -> list[str]:
 def coverage_of(
     modules: frozenset[Module], attached: Mapping[str, str], refused: Mapping[str, str]
 ) -> tuple[StageCoverage, ...]:
-    """The coverage of every stage.
+    """The coverage of every stage, and of those counters of the modules that lack something.
 
     `attached`: event to the hook in use; `refused`: event to the kernel's answer.
     """
-    return tuple(
-        _cover(stage.name, attached, refused)
+    stages = (
+        _cover(stage.name, STAGE_NEEDS[stage.name], attached, refused)
         if stage.is_measured_by(modules)
         else StageCoverage(stage.name, CoverageState.IDLE, reason="no probe asks for its module")
         for stage in STAGES
     )
+    counters = (
+        _cover(name, COUNTER_NEEDS[name], attached, refused) for name in counters_of(modules)
+    )
+    lacking = (counter for counter in counters if counter.state is not CoverageState.ACTIVE)
+    return (*stages, *lacking)
 
 
 def unavailable(reason: str) -> tuple[StageCoverage, ...]:
@@ -236,18 +275,19 @@ def unavailable(reason: str) -> tuple[StageCoverage, ...]:
     return tuple(StageCoverage(name, CoverageState.UNAVAILABLE, reason=reason) for name in BY_NAME)
 
 
-def _cover(stage: str, attached: Mapping[str, str], refused: Mapping[str, str]) -> StageCoverage:
-    needs = STAGE_NEEDS[stage]
+def _cover(
+    name: str, needs: StageNeeds, attached: Mapping[str, str], refused: Mapping[str, str]
+) -> StageCoverage:
     wanted = (*needs.requires, *needs.profits)
     hooks = ", ".join(dict.fromkeys(attached[event] for event in wanted if event in attached))
     missing = [event for event in needs.requires if event not in attached]
     if missing:
         reason = "; ".join(refused.get(event, f"no hook for {event}") for event in missing)
-        return StageCoverage(stage, CoverageState.UNAVAILABLE, reason=reason)
+        return StageCoverage(name, CoverageState.UNAVAILABLE, reason=reason)
     lacks = [
         f"{lack}: {refused.get(event, 'no hook')}"
         for event, lack in needs.profits.items()
         if event not in attached
     ]
     state = CoverageState.PARTIAL if lacks else CoverageState.ACTIVE
-    return StageCoverage(stage, state, hooks, "; ".join(lacks))
+    return StageCoverage(name, state, hooks, "; ".join(lacks))

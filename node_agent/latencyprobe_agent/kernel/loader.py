@@ -99,7 +99,11 @@ class Loader:
         self._check_kind(hook)
         code = self._code.get(hook.function)
         if code is None:
-            raise LookupError(f"{hook.function} was not compiled")
+            raise LookupError(
+                f"{hook.reads}, this is {platform.release()}"
+                if hook.reads
+                else f"{hook.function} was not compiled"
+            )
         program = self._load(hook, code)
         try:
             self.links.append(self._link(hook, program))

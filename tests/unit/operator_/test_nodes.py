@@ -6,7 +6,7 @@ import pytest
 
 from latencyprobe.stages import DEFAULT_MODULES, Module
 from latencyprobe_operator.messages import TargetState, TargetStatus
-from latencyprobe_operator.nodes import AgentView, node_facts
+from latencyprobe_operator.nodes import AgentView, node_facts, not_covered
 from latencyprobe_operator.selection import targets_of
 from latencyprobe_operator.status import NodeState, StageGap
 from tests.unit.operator_.samples import pod, target_id
@@ -58,6 +58,21 @@ def test_an_agent_that_is_away_measures_nothing(state: NodeState) -> None:
     facts = node_facts("node-a", agent, "uid", TARGETS, DEFAULT_MODULES)
 
     assert (facts.state, facts.message, facts.attached) == (state, "why", 0)
+
+
+def test_what_a_node_cannot_tell_of_is_known_by_name() -> None:
+    gaps = (
+        StageGap("rx.host", "Partial", "tp_btf/x", "some are missing"),
+        StageGap("acceptQueueOverflows", "Unavailable", "", "no such tracepoint"),
+    )
+    agent = AgentView(
+        NodeState.READY,
+        coverage={gap.name: gap for gap in gaps},
+        targets={"uid": {target_id("a"): ATTACHED, target_id("b"): ATTACHED}},
+    )
+
+    assert not_covered(agent) == {"acceptQueueOverflows"}
+    assert node_facts("n", agent, "uid", TARGETS, [Module.TCP]).state is NodeState.READY
 
 
 def test_a_stage_that_is_not_measured_makes_the_node_partial() -> None:

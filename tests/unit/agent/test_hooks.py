@@ -1,0 +1,43 @@
+"""What each stage and counter stands on, and what is told where the kernel lacks it."""
+
+from __future__ import annotations
+
+from latencyprobe.coverage import CoverageState
+from latencyprobe.stages import BY_NAME, Module, counters_of
+from latencyprobe_agent.kernel.hooks import COUNTER_NEEDS, EVENTS, STAGE_NEEDS, coverage_of
+
+MODULES = frozenset(Module)
+ALL = {event.name: f"tp_btf/{event.hooks[0].symbol}" for event in EVENTS}
+
+
+def test_every_stage_and_counter_stands_on_events_that_its_modules_have() -> None:
+    assert STAGE_NEEDS.keys() == BY_NAME.keys()
+    assert set(COUNTER_NEEDS) == set(counters_of(MODULES))
+    for needs in (*STAGE_NEEDS.values(), *COUNTER_NEEDS.values()):
+        assert {*needs.requires, *needs.profits} <= ALL.keys()
+
+
+def test_a_node_that_lacks_nothing_has_no_word_on_counters() -> None:
+    covered = coverage_of(MODULES, ALL, {})
+    assert [row.name for row in covered] == list(BY_NAME)
+    assert {row.state for row in covered} == {CoverageState.ACTIVE}
+
+
+def test_a_counter_that_lacks_its_event_says_why() -> None:
+    attached = {
+        name: hook for name, hook in ALL.items() if name not in ("listener", "receive drop")
+    }
+    refused = {"listener": "no tracepoint", "receive drop": "names no socket"}
+    *stages, accept, receive, drops = coverage_of(MODULES, attached, refused)
+    assert {row.state for row in stages} == {CoverageState.ACTIVE}
+    assert (accept.name, accept.state) == ("acceptQueueOverflows", CoverageState.UNAVAILABLE)
+    assert accept.reason == "no tracepoint"
+    assert (receive.name, receive.state) == ("receiveQueueOverflows", CoverageState.PARTIAL)
+    assert receive.reason == "only datagrams are counted: names no socket"
+    assert (drops.name, drops.state) == ("drops", CoverageState.PARTIAL)
+
+
+def test_counters_of_a_module_that_nobody_asks_for_are_not_told_of() -> None:
+    covered = coverage_of(frozenset({Module.RX}), {}, {})
+    assert "drops" not in {row.name for row in covered}
+    assert "headOfLineSegments" in {row.name for row in covered}
