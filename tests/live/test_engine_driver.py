@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import select
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from fcntl import ioctl
 
 import pytest
 
@@ -21,47 +18,13 @@ from latencyprobe.stages import DEFAULT_MODULES
 from latencyprobe.verdict import Bottleneck, judge
 from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.slots import SlotSpec
-from tests.live.pods import Namespace, Pod, namespace
-from tests.live.sockets import PORT, connection, inside, read_all, udp_socket
+from tests.live.pods import Namespace, Pod
+from tests.live.sockets import PORT, connection, read_all, udp_socket
 from tests.live.test_engine_accuracy import BUCKET, CLIENT, TX_PARTS, account_for, count
+from tests.live.tuns import Tun, tun
 
 Start = Callable[..., KernelEngine]
-# include/uapi/linux/if_tun.h
-TUNSETIFF = 0x400454CA
-IFF_TUN, IFF_NO_PI = 0x0001, 0x1000
-MTU = 1500
 MILLISECOND_NS = 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Tun:
-    """A namespace whose only way out is a tun device, and the end that the test holds."""
-
-    namespace: Namespace
-    descriptor: int
-    address: str
-    beyond: str  # an address that is reached through the device
-
-    def take(self) -> bytes:
-        """What was transmitted: the driver frees it with this read, tun_do_read()."""
-        return os.read(self.descriptor, MTU)
-
-
-@contextmanager
-def tun(role: str, address: str, beyond: str, *, queue_length: int = 500) -> Iterator[Tun]:
-    """A new namespace with a tun device between `address` and `beyond`."""
-    with namespace(role) as made:
-        with inside(made):
-            descriptor = os.open("/dev/net/tun", os.O_RDWR)
-            ioctl(descriptor, TUNSETIFF, struct.pack("16sH", b"tun0", IFF_TUN | IFF_NO_PI))
-        try:
-            # no router solicitations among the packets
-            made.execute("sysctl", "-qw", "net.ipv6.conf.tun0.disable_ipv6=1")
-            made.ip("link", "set", "tun0", "txqueuelen", str(queue_length), "up")
-            made.ip("address", "add", address, "peer", beyond, "dev", "tun0")
-            yield Tun(made, descriptor, address, beyond)
-        finally:
-            os.close(descriptor)
 
 
 @pytest.fixture
