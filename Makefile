@@ -40,12 +40,16 @@ run: setup ## Set up, then measure a small workload on this machine (needs root)
 ##@ Test
 
 .PHONY: test
-test: setup try-setup-cluster try-setup-kernels ## Run every tier; LATENCYPROBE_SKIP=cluster,live leaves tiers out
+test: setup try-setup-go try-setup-cluster try-setup-kernels ## Run every tier; LATENCYPROBE_SKIP=cluster,live leaves tiers out
 	$(CLUSTER_PATH) $(BIN)/python -m tests.run_tiers
 
 .PHONY: test-unit
 test-unit: setup ## Run tests/unit: no privileges
 	$(BIN)/python -m pytest tests/unit $(ARGS)
+
+.PHONY: test-chart
+test-chart: setup-go ## Run tests/chart: the Helm chart, without a cluster
+	$(CLUSTER_PATH) $(BIN)/python -m pytest tests/chart $(ARGS)
 
 .PHONY: test-live
 test-live: setup ## Run tests/live: real eBPF programs (needs root)
@@ -77,6 +81,10 @@ ARCHITECTURE ?=
 images: setup ## Build the images as OCI archives in dist/, without a registry: [ARCHITECTURE=arm64]
 	@tools/setup-system images
 	@$(BIN)/python -m tools.images build $(if $(ARCHITECTURE),--architecture $(ARCHITECTURE)) $(ARGS)
+
+.PHONY: manifests
+manifests: setup-go ## Render manifests/ and the chart's README from charts/latencyprobe
+	@$(CLUSTER_PATH) $(BIN)/python -m tests.chart.rendered
 
 ##@ Cluster
 
@@ -124,17 +132,23 @@ clean: ## Remove everything that was made, .venv included
 system-packages:
 	@tools/setup-system run test
 
-.PHONY: setup-cluster
-setup-cluster: setup
-	@tools/setup-system cluster images
+.PHONY: setup-go
+setup-go: setup
 	@tools/setup-go $(VENV)
 
-# Where that fails, the other tiers still run, and the cluster tier fails with what it lacks.
+.PHONY: setup-cluster
+setup-cluster: setup-go
+	@tools/setup-system cluster images
+
+# Where that fails, the other tiers still run, and those that need it fail with what they lack.
+.PHONY: try-setup-go
+try-setup-go: setup
+	@tools/setup-go $(VENV) || true
+
 .PHONY: try-setup-cluster
 try-setup-cluster: setup
 ifeq ($(findstring cluster,$(LATENCYPROBE_SKIP)),)
 	@tools/setup-system cluster images || true
-	@tools/setup-go $(VENV) || true
 endif
 
 .PHONY: try-setup-kernels

@@ -2,10 +2,10 @@
 
     python -m tests.run_tiers [TIER...]
 
-A *tier* is a set of checks with the same needs: `lint` and `unit` need nothing, `live` a kernel
-that runs eBPF, `cluster` a machine that can start a Kubernetes, `kernels` one that emulates another
-with a kernel of Debian's. Every tier runs, whatever became of
-the one before. A tier that this machine cannot run has failed: a result is never green because
+A *tier* is a set of checks with the same needs: `lint` and `unit` need nothing, `chart` a Helm or a
+Go that compiles one, `live` a kernel that runs eBPF, `cluster` a machine that can start a
+Kubernetes, `kernels` one that emulates another with a kernel of Debian's. Every tier runs, whatever
+became of the one before. A tier that this machine cannot run has failed: a result is never green because
 nothing was looked at. Whoever wants less says so (LATENCYPROBE_SKIP=cluster,live), and the table
 repeats it.
 """
@@ -203,6 +203,7 @@ TIERS = (
         ),
     ),
     Tier("unit", Pytest(ROOT / "tests" / "unit")),
+    Tier("chart", Pytest(ROOT / "tests" / "chart")),
     Tier(
         "live",
         Pytest(ROOT / "tests" / "live"),

@@ -68,6 +68,7 @@ def test_tiers_run_from_the_cheapest_to_the_dearest() -> None:
     assert [tier.name for tier in TIERS] == [
         "lint",
         "unit",
+        "chart",
         "live",
         "cluster",
         "kernels",

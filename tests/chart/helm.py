@@ -1,0 +1,87 @@
+"""What Helm makes of the chart."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "charts" / "latencyprobe"
+VALUES_FILES = sorted((CHART / "ci").glob("*-values.yaml"))
+RELEASE = "latencyprobe"
+NAMESPACE = "latencyprobe-system"
+
+Manifest = dict[str, Any]
+
+
+class HelmError(Exception):
+    """Helm refused; the message is its own."""
+
+
+@dataclass(frozen=True)
+class Helm:
+    """A Helm program, and the chart that it renders."""
+
+    program: Path
+
+    def render(self, *arguments: str, release: str = RELEASE, namespace: str = NAMESPACE) -> str:
+        """The manifests of an install with these arguments. Raises HelmError."""
+        return self.run("template", release, str(CHART), f"--namespace={namespace}", *arguments)
+
+    def manifests(
+        self,
+        *settings: str,
+        values: Path | None = None,
+        release: str = RELEASE,
+        namespace: str = NAMESPACE,
+    ) -> Manifests:
+        """The same, read. `settings` are those of --set."""
+        arguments = [f"--values={values}"] if values else []
+        arguments += [f"--set={setting}" for setting in settings]
+        text = self.render(*arguments, release=release, namespace=namespace)
+        return Manifests([item for item in yaml.safe_load_all(text) if item])
+
+    def run(self, *arguments: str) -> str:
+        """Its standard output. Raises HelmError."""
+        answer = subprocess.run(
+            [self.program, *arguments], capture_output=True, text=True, check=False
+        )
+        if answer.returncode:
+            raise HelmError(answer.stderr + answer.stdout)
+        return answer.stdout
+
+
+class Manifests(list[Manifest]):
+    """The objects of one rendering."""
+
+    def of_kind(self, *kinds: str) -> list[Manifest]:
+        """All of these kinds."""
+        return [item for item in self if item["kind"] in kinds]
+
+    def one(self, kind: str, name: str) -> Manifest:
+        """The only one of this kind and name."""
+        (found,) = (item for item in self.of_kind(kind) if item["metadata"]["name"] == name)
+        return found
+
+    def pods(self) -> Iterator[tuple[str, Manifest]]:
+        """Name and pod template of all that makes pods."""
+        for item in self.of_kind("Deployment", "DaemonSet", "Job"):
+            yield item["metadata"]["name"], item["spec"]["template"]
+
+
+def container(template: Manifest) -> Manifest:
+    """The only container of a pod."""
+    (only,) = template["spec"]["containers"]
+    assert isinstance(only, dict)
+    return only
+
+
+def options(template: Manifest) -> dict[str, str]:
+    """The options that its container is started with, by name."""
+    arguments: Sequence[str] = container(template)["args"]
+    return dict(argument.removeprefix("--").split("=", 1) for argument in arguments)

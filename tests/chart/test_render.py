@@ -1,0 +1,233 @@
+"""What the chart installs: operator and agents that find and know each other."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from latencyprobe.wire import AGENT_NAME, OPERATOR_NAME
+from latencyprobe_agent.cli import agent_command
+from latencyprobe_agent.tls import TlsFiles as AgentFiles
+from latencyprobe_operator.cli import operator_command
+from latencyprobe_operator.fleet import TlsFiles as OperatorFiles
+from tests.chart.helm import (
+    NAMESPACE,
+    VALUES_FILES,
+    Helm,
+    Manifest,
+    Manifests,
+    container,
+    options,
+)
+
+AGENTS = "latencyprobe-agents"
+
+
+@pytest.fixture(params=VALUES_FILES, ids=lambda path: path.stem)
+def rendered(helm: Helm, request: pytest.FixtureRequest) -> Manifests:
+    """The manifests of each values file."""
+    values: Path = request.param
+    return helm.manifests(values=values)
+
+
+def only(manifests: Manifests, kind: str) -> Manifest:
+    (found,) = manifests.of_kind(kind)
+    return found
+
+
+def test_the_processes_know_the_options_that_they_are_given(rendered: Manifests) -> None:
+    commands = {"DaemonSet": agent_command, "Deployment": operator_command}
+
+    for kind, command in commands.items():
+        known = {option for each in command.params for option in each.opts}
+        given = options(only(rendered, kind)["spec"]["template"])
+        assert {f"--{name}" for name in given} <= known
+
+
+def test_the_operator_looks_where_the_agents_are(rendered: Manifests) -> None:
+    agents = only(rendered, "DaemonSet")
+    operator = options(only(rendered, "Deployment")["spec"]["template"])
+    agent = options(agents["spec"]["template"])
+    selector = dict(part.split("=") for part in operator["agent-selector"].split(","))
+
+    assert operator["namespace"] == agents["metadata"]["namespace"]
+    assert selector == agents["spec"]["selector"]["matchLabels"]
+    assert agent["listen"].rpartition(":")[2] == operator["agent-port"]
+
+
+def test_probes_and_monitors_ask_ports_that_are_served(rendered: Manifests) -> None:
+    for kind, served in (("DaemonSet", "metrics-address"), ("Deployment", "health-port")):
+        template = only(rendered, kind)["spec"]["template"]
+        pod = container(template)
+        ports = {port["name"]: port["containerPort"] for port in pod["ports"]}
+        asked = {
+            pod[probe]["httpGet"]["port"]
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe")
+        }
+        (name,) = asked
+        assert options(template)[served].rpartition(":")[2] == str(ports[name])
+        assert "metrics" in ports
+
+
+def test_each_pod_mounts_its_own_certificate(rendered: Manifests) -> None:
+    secrets = [
+        volume["secret"]["secretName"]
+        for _, pod in rendered.pods()
+        for volume in pod["spec"].get("volumes", ())
+        if "secret" in volume
+    ]
+
+    assert len(set(secrets)) == len(secrets) == 2
+
+
+def test_everything_is_named_and_labelled_as_one_release(rendered: Manifests) -> None:
+    for item in rendered:
+        if item["kind"] != "CustomResourceDefinition":
+            labels = item["metadata"]["labels"]
+            assert labels["app.kubernetes.io/part-of"] == "latencyprobe"
+            assert labels["app.kubernetes.io/instance"] == "latencyprobe"
+
+
+def test_there_is_one_operator_at_a_time(helm: Helm) -> None:
+    spec = only(helm.manifests(), "Deployment")["spec"]
+
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+
+
+def test_agents_are_on_every_node(helm: Helm) -> None:
+    spec = only(helm.manifests(), "DaemonSet")["spec"]["template"]["spec"]
+
+    assert spec["tolerations"] == [{"operator": "Exists"}]
+    assert "nodeSelector" not in spec
+
+
+@pytest.mark.parametrize(
+    ("settings", "image"),
+    [
+        ([], "latencyprobe-agent:0.1.0"),
+        (["agent.image.tag=edge"], "latencyprobe-agent:edge"),
+        (["agent.image.repository=example.org/agent"], "example.org/agent:0.1.0"),
+        (["global.imageRegistry=mirror:5000/x/"], "mirror:5000/x/latencyprobe-agent:0.1.0"),
+        ([f"agent.image.digest=sha256:{'0' * 64}"], f"latencyprobe-agent@sha256:{'0' * 64}"),
+        (
+            ["agent.image.tag=edge", f"agent.image.digest=sha256:{'0' * 64}"],
+            f"latencyprobe-agent:edge@sha256:{'0' * 64}",
+        ),
+    ],
+)
+def test_images_come_from_where_they_are_said_to(
+    helm: Helm, settings: list[str], image: str
+) -> None:
+    agents = only(helm.manifests(*settings), "DaemonSet")
+
+    assert container(agents["spec"]["template"])["image"] == image
+
+
+def test_an_uninstall_keeps_the_crd_unless_told_otherwise(helm: Helm) -> None:
+    keep = {"helm.sh/resource-policy": "keep"}
+
+    crd = only(helm.manifests(), "CustomResourceDefinition")
+    assert crd["metadata"]["annotations"] == keep
+    crd = only(helm.manifests("crds.keep=false"), "CustomResourceDefinition")
+    assert "annotations" not in crd["metadata"]
+    assert helm.manifests("crds.install=false").of_kind("CustomResourceDefinition") == []
+
+
+def test_what_runs_after_an_uninstall_is_a_hook_and_goes_again(helm: Helm) -> None:
+    name = "latencyprobe-release"
+    hooks = [item for item in helm.manifests() if item["metadata"]["name"] == name]
+
+    assert [item["kind"] for item in hooks] == [
+        *("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Job")
+    ]
+    for item in hooks:
+        annotations = item["metadata"]["annotations"]
+        assert annotations["helm.sh/hook"] == "post-delete"
+        assert "hook-succeeded" in annotations["helm.sh/hook-delete-policy"]
+    assert not [
+        item
+        for item in helm.manifests("operator.releaseOnUninstall=false")
+        if item["metadata"]["name"] == name
+    ]
+
+
+# ---------------------------------------------------------------- generated certificates
+
+
+def files_of(manifests: Manifests, component: str, directory: Path) -> tuple[Path, Path, Path]:
+    """CA, certificate and key of a generated Secret, written to files."""
+    secret = manifests.one("Secret", f"latencyprobe-{component}-tls")
+    paths = []
+    for key in ("ca.crt", "tls.crt", "tls.key"):
+        paths.append(directory / f"{component}-{key}")
+        paths[-1].write_bytes(base64.b64decode(secret["data"][key]))
+    ca, certificate, private_key = paths
+    return ca, certificate, private_key
+
+
+def test_generated_certificates_fit_their_keys_and_their_authority(
+    helm: Helm, tmp_path: Path
+) -> None:
+    manifests = helm.manifests("tls.generated.days=30")
+    authorities = set()
+    for component, name in (("agent", AGENT_NAME), ("operator", OPERATOR_NAME)):
+        ca_path, certificate_path, _ = files_of(manifests, component, tmp_path)
+        ca = x509.load_pem_x509_certificate(ca_path.read_bytes())
+        certificate = x509.load_pem_x509_certificate(certificate_path.read_bytes())
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        certificate.verify_directly_issued_by(ca)
+        assert names.value.get_values_for_type(x509.DNSName) == [name]
+        lifetime = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+        assert lifetime == datetime.timedelta(days=30)
+        authorities.add(ca.fingerprint(ca.signature_hash_algorithm))  # type: ignore[arg-type]
+    assert len(authorities) == 1
+
+
+def test_both_sides_can_read_what_was_generated(helm: Helm, tmp_path: Path) -> None:
+    manifests = helm.manifests()
+
+    AgentFiles(*files_of(manifests, "agent", tmp_path)).read()
+    OperatorFiles(*files_of(manifests, "operator", tmp_path)).credentials()
+
+
+def test_the_authoritys_key_is_kept_nowhere(helm: Helm, tmp_path: Path) -> None:
+    manifests = helm.manifests()
+
+    for component in ("agent", "operator"):
+        ca, _, key = files_of(manifests, component, tmp_path)
+        public = x509.load_pem_x509_certificate(ca.read_bytes()).public_key()
+        assert load_pem_private_key(key.read_bytes(), password=None).public_key() != public
+    assert {key for s in manifests.of_kind("Secret") for key in s["data"]} == {
+        *("ca.crt", "tls.crt", "tls.key")
+    }
+
+
+def test_the_operators_key_is_not_where_the_agents_are(helm: Helm) -> None:
+    places = {
+        secret["metadata"]["name"]: secret["metadata"]["namespace"]
+        for secret in helm.manifests().of_kind("Secret")
+    }
+
+    assert places == {
+        "latencyprobe-operator-tls": NAMESPACE,
+        "latencyprobe-agent-tls": AGENTS,
+    }
+
+
+def test_cert_manager_makes_a_client_and_a_server(helm: Helm) -> None:
+    manifests = helm.manifests("tls.source=certManager", "tls.certManager.issuerRef.name=ca")
+    made = {
+        item["metadata"]["namespace"]: (item["spec"]["dnsNames"], item["spec"]["usages"][-1])
+        for item in manifests.of_kind("Certificate")
+    }
+
+    assert made == {
+        NAMESPACE: ([OPERATOR_NAME], "client auth"),
+        AGENTS: ([AGENT_NAME], "server auth"),
+    }
+    assert manifests.of_kind("Secret") == []
