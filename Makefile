@@ -89,8 +89,8 @@ manifests: setup-go ## Render manifests/ and the chart's README from charts/late
 ##@ Cluster
 
 .PHONY: cluster
-cluster: setup-cluster ## Start a Kubernetes of one node on this machine (needs root)
-	$(CLUSTER_PATH) $(BIN)/python -m tests.cluster up
+cluster: setup-cluster ## Start a Kubernetes on this machine (needs root); NODES=2 for two nodes
+	$(CLUSTER_PATH) $(BIN)/python -m tests.cluster up --nodes=$(or $(NODES),1)
 
 .PHONY: cluster-down
 cluster-down: setup ## Stop it and remove what it left

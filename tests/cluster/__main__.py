@@ -15,7 +15,7 @@ The cluster is up. Use it with:
     export PATH={kubectl}:$PATH
     kubectl get pods --all-namespaces
 
-Its node's network namespace, for a node agent beside it (listen at {node_ip}):
+Its first node's network namespace, for a node agent beside it (listen at {node_ip}):
 
     {enter} COMMAND
 
@@ -24,9 +24,9 @@ Stop it with: make cluster-down
 """
 
 
-def up(cluster: Cluster) -> int:
-    if not cluster.is_ready():
-        cluster.start()
+def up(cluster: Cluster, nodes: int) -> int:
+    if not cluster.is_ready() or len(cluster.nodes) != nodes:
+        cluster.start(nodes=nodes)
     text = HOW_TO_USE.format(
         kubeconfig=cluster.kubeconfig,
         kubectl=cluster.kubectl_path.parent,
@@ -38,13 +38,13 @@ def up(cluster: Cluster) -> int:
     return 0
 
 
-def down(cluster: Cluster) -> int:
+def down(cluster: Cluster, _nodes: int) -> int:
     cluster.stop()
     print("The cluster is down.")
     return 0
 
 
-def status(cluster: Cluster) -> int:
+def status(cluster: Cluster, _nodes: int) -> int:
     running = cluster.process_ids()
     for name, pid in running.items():
         print(f"{name:26} PID {pid}")
@@ -57,9 +57,10 @@ def main() -> int:
     commands = {"up": up, "down": down, "status": status}
     parser = argparse.ArgumentParser(prog="python -m tests.cluster", description=__doc__)
     parser.add_argument("command", choices=commands)
-    chosen = parser.parse_args().command
+    parser.add_argument("--nodes", type=int, default=1, help="1 or 2; for `up`")
+    chosen = parser.parse_args()
     try:
-        return commands[chosen](Cluster(FOR_PEOPLE))
+        return commands[chosen.command](Cluster(FOR_PEOPLE), chosen.nodes)
     except ClusterError as error:
         say_on_stderr(f"error: {error}")
         return 1

@@ -34,24 +34,67 @@ def hierarchies() -> list[Path]:
     return [*_mounted("cgroup"), unified_hierarchy()]
 
 
-def create(name: str) -> Path:
-    """Makes the v2 cgroup, and returns its directory."""
-    directory = unified_hierarchy() / name
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
-
-
-def create_everywhere(name: str) -> None:
-    """Makes the cgroup in every hierarchy, fit to hold processes."""
+def create_everywhere(name: str) -> list[Path]:
+    """Makes the cgroup in every hierarchy, fit to hold processes; its directories."""
+    made = []
     for hierarchy in hierarchies():
-        directory = hierarchy / name
-        directory.mkdir(parents=True, exist_ok=True)
-        for setting in ("cpuset.cpus", "cpuset.mems"):
-            # A new v1 cpuset is empty, and takes no process until it has a CPU and a memory node
-            # (cpuset_can_attach(), kernel/cgroup/cpuset.c).
-            inherited = hierarchy / setting
-            if inherited.exists() and not (directory / setting).read_text().strip():
-                (directory / setting).write_text(inherited.read_text())
+        directory = hierarchy
+        for part in Path(name).parts:
+            parent, directory = directory, directory / part
+            directory.mkdir(exist_ok=True)
+            _inherit_cpuset(parent, directory)
+        made.append(directory)
+    return made
+
+
+def move(pid: int, name: str) -> None:
+    """Puts a process into the cgroup, in every hierarchy."""
+    for directory in create_everywhere(name):
+        (directory / "cgroup.procs").write_text(str(pid))
+
+
+def pass_on_controllers(name: str) -> None:
+    """Where there is v2 alone, gives the cgroup and those in it all controllers. None of those
+    above it must hold processes (cgroups(7): no internal processes)."""
+    if _mounted("cgroup"):
+        return
+    directory = unified_hierarchy()
+    for part in ("", *Path(name).parts):
+        directory = directory / part
+        available = (directory / "cgroup.controllers").read_text().split()
+        wanted = " ".join(f"+{controller}" for controller in available)
+        (directory / "cgroup.subtree_control").write_text(wanted)
+
+
+def _inherit_cpuset(parent: Path, directory: Path) -> None:
+    """A new v1 cpuset is empty, and takes no process until it has a CPU and a memory node
+    (cpuset_can_attach(), kernel/cgroup/cpuset.c). In v2 an empty one is as the one above."""
+    if (directory / "cgroup.controllers").exists():
+        return
+    for setting in ("cpuset.cpus", "cpuset.mems"):
+        inherited = parent / setting
+        if inherited.exists() and not (directory / setting).read_text().strip():
+            (directory / setting).write_text(inherited.read_text())
+
+
+def remount_commands() -> list[str]:
+    """For a shell in a new cgroup and mount namespace: show the hierarchies from there on down."""
+    known = {line.split()[0] for line in Path("/proc/cgroups").read_text().splitlines()}
+    commands = []
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, point, file_system, options, *_ = line.split()
+        if file_system not in ("cgroup", "cgroup2"):
+            continue
+        # As in cgroups(7): the hierarchy is named by its controllers, or by `none` and its name.
+        wanted = [
+            f"none,{option}" if option.startswith("name=") else option
+            for option in options.split(",")
+            if option in known or option.startswith("name=")
+        ]
+        chosen = f" -o {','.join(wanted)}" if wanted else ""
+        commands.append(f"umount -n -l {point}")
+        commands.append(f"mount -n -t {file_system}{chosen} {file_system} {point}")
+    return commands
 
 
 def exists_anywhere(name: str) -> bool:

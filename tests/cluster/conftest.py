@@ -28,6 +28,18 @@ def cluster() -> Iterator[Cluster]:
         cluster.stop()
 
 
+@pytest.fixture(scope="session")
+def two_nodes(cluster: Cluster) -> Cluster:
+    """The session's cluster, once a second node has joined it, which stays."""
+    cluster.join()
+    return cluster
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on two nodes come last, since the second one stays."""
+    items.sort(key=lambda item: "two_nodes" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture
 def namespace(cluster: Cluster) -> Iterator[str]:
     """A namespace of the test's own, which goes with its pods after it."""

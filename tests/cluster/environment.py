@@ -13,18 +13,15 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import IO, Any
 
-from . import cgroups, components, kubeconfig, programs
+from . import components, kubeconfig, programs
 from .components import Components
 from .errors import ClusterError
 from .images import build_test_images
-from .layout import Layout
-from .node import Node
-from .processes import ProcessTable, tail
+from .layout import Layout, NodeLayout
+from .network import Network
+from .processes import ProcessTable
 from .programs import Programs
-from .waiting import NotInTimeError, wait_until
-
-# Generous: on two cores that others use too, a start that takes 10 s may take a minute.
-START_SECONDS = 120
+from .worker import Worker
 
 # Variables that would lead our clients past the cluster: to a proxy or to another cluster.
 MISLEADING = ("http_proxy", "https_proxy", "all_proxy", "kubeconfig")
@@ -47,24 +44,11 @@ class NotRootError(ClusterError):
         super().__init__("a cluster is started and stopped by root")
 
 
-class ForeignKubeletError(ClusterError):
-    """There are pods of a kubelet that is not ours, which ours would remove as orphans."""
+class NoSuchNodeError(ClusterError):
+    """A cluster has at most as many nodes as it has networks for their pods."""
 
-    def __init__(self, cgroup: str) -> None:
-        super().__init__(
-            f"the cgroup /{cgroup} exists: another kubelet seems to run on this machine, and a"
-            " second one would remove its pods. Remove the cgroup if it is a leftover"
-        )
-        self.cgroup = cgroup
-
-
-class ClusterStartError(ClusterError):
-    """A component did not come up."""
-
-    def __init__(self, reason: Exception, component: str, log: Path) -> None:
-        super().__init__(f"{reason}\nThe end of {log}:\n{tail(log)}\nAll logs: {log.parent}")
-        self.component = component
-        self.log = log
+    def __init__(self, layout: Layout, asked: int) -> None:
+        super().__init__(f"{asked} nodes: a cluster has from 1 to {len(layout.nodes)}")
 
 
 class KubectlError(ClusterError):
@@ -78,7 +62,7 @@ class KubectlError(ClusterError):
 
 
 class Cluster:
-    """A Kubernetes of one node.
+    """A Kubernetes of one node or, once another has joined, of two.
 
     Not for two threads at once. One process at a time may start or stop a cluster; any may use a
     running one.
@@ -89,11 +73,9 @@ class Cluster:
         self._say = say
         self._lock: IO[str] | None = None
         self._processes = ProcessTable(
-            pids=layout.pids_directory,
-            logs=layout.logs_directory,
-            cgroup=layout.components_cgroup,
+            pids=layout.pids_directory, logs=layout.logs_directory, cgroup=layout.cgroup
         )
-        self._node = Node(layout, self._processes)
+        self._network = Network(layout)
 
     # --- What is where ---
 
@@ -103,13 +85,19 @@ class Cluster:
         return self.layout.admin_kubeconfig
 
     @property
+    def nodes(self) -> list[NodeLayout]:
+        """Those that have joined."""
+        return [worker.layout for worker in self._joined]
+
+    @property
     def node_name(self) -> str:
-        return self.layout.node_name
+        """The first node's, which the control plane runs on."""
+        return self.layout.nodes[0].name
 
     @property
     def node_ip(self) -> IPv4Address:
-        """Reached from this machine as from pods."""
-        return self.layout.node_ip
+        """The first node's. Reached from this machine as from pods."""
+        return self.layout.nodes[0].ip
 
     @property
     def host_ip(self) -> IPv4Address:
@@ -125,12 +113,12 @@ class Cluster:
         return self._programs.paths["kubectl"]
 
     def node_exec_prefix(self) -> list[str]:
-        """The start of a command that runs in the node's network namespace, and only in that.
+        """The start of a command that runs in the first node's network namespace, and only in that.
 
         So started, a node agent listens at the node's address and sees the containers' processes
         and cgroups. It must have ended before the cluster stops: it holds the namespace open.
         """
-        return self._node.enter_network()
+        return self._first.node.enter_network()
 
     def environment(self) -> dict[str, str]:
         """For the clients of this cluster: kubectl, KUBECONFIG, and no proxy in between."""
@@ -143,26 +131,32 @@ class Cluster:
         }
 
     def process_ids(self) -> dict[str, int]:
-        """The running components, and "node", which holds the namespaces."""
-        names = (*components.STOP_ORDER, "node")
+        """The running components, and what holds each node's namespaces."""
+        names = [*components.CONTROL_PLANE]
+        for worker in self._workers:
+            names += worker.process_names
         found = {name: self._processes.pid(name) for name in names}
         return {name: pid for name, pid in found.items() if pid is not None}
 
     # --- Start and stop ---
 
-    def start(self) -> None:
+    def start(self, *, nodes: int = 1) -> None:
         """Brings up a clean cluster, after removing what is left of one that nobody stopped.
 
         If it fails, all is removed again but the logs.
         """
+        if not 1 <= nodes <= len(self.layout.nodes):
+            raise NoSuchNodeError(self.layout, nodes)
         self._acquire_lock()
         try:
             self._remove_leftovers()
-            environment = self._component_environment()  # the first time, builds the programs
+            _ = self._programs  # the first time, this builds them
             shutil.rmtree(self.logs_directory, ignore_errors=True)
             self.layout.state_directory.mkdir(parents=True, mode=0o700)
             try:
-                self._bring_up(environment)
+                self._bring_up()
+                for _ in range(1, nodes):
+                    self.join()
             except BaseException:
                 self._tear_down()
                 raise
@@ -183,11 +177,40 @@ class Cluster:
         finally:
             self._release_lock()
 
+    def join(self) -> NodeLayout:
+        """Adds a node, and waits until it is ready. It stays until the cluster stops."""
+        joined = self._joined
+        if len(joined) == len(self._workers):
+            raise NoSuchNodeError(self.layout, len(joined) + 1)
+        worker = self._workers[len(joined)]
+        worker.start()
+        for other in joined:
+            worker.node.route(f"{other.layout.pod_network} via {other.layout.ip}")
+            other.node.route(f"{worker.layout.pod_network} via {worker.layout.ip}")
+        worker.node.route(f"{self.layout.api_service_ip} via {self._first.layout.ip}")
+        self._load_test_images(worker)
+        worker.start_kubelet()
+        self._wait_for_node(worker)
+        return worker.layout
+
     def is_ready(self) -> bool:
-        """Whether all components run and the node is ready."""
-        if len(self.process_ids()) < len(components.STOP_ORDER) + 1:
+        """Whether all components run and all nodes are ready."""
+        joined = self._joined
+        wanted = {*components.CONTROL_PLANE}.union(*(worker.process_names for worker in joined))
+        if not joined or not wanted <= set(self.process_ids()):
             return False
-        return self._unmet_node_ready() is None
+        return all(self._unmet_node_ready(worker.layout) is None for worker in joined)
+
+    @contextmanager
+    def pause_kubelet(self, node: NodeLayout) -> Iterator[None]:
+        """The node's kubelet is away inside the context, its containers are not."""
+        (worker,) = (worker for worker in self._joined if worker.layout == node)
+        worker.stop_kubelet()
+        try:
+            yield
+        finally:
+            worker.start_kubelet()
+            self._wait_for_node(worker)
 
     @contextmanager
     def pause_api_server(self) -> Iterator[None]:
@@ -200,8 +223,8 @@ class Cluster:
         try:
             yield
         finally:
-            self._start_component(components.API_SERVER)
-            self._wait_for("the API server", components.API_SERVER, self._unmet_api_ready)
+            self._start_control_plane(components.API_SERVER)
+            self._wait_for_api_server()
             self._restart_clients()
 
     # --- Use ---
@@ -248,7 +271,7 @@ class Cluster:
             return "\n".join([f"{len(ready)} of {len(found)} are ready", *map(_describe, found)])
 
         what = f"{count} ready pods of {selector} in {namespace}"
-        self._wait_for(what, components.KUBELET, unmet)
+        self._processes.wait_for(what, self._first.kubelet, unmet)
         return found
 
     def last_report(self, namespace: str, pod: str) -> Any:
@@ -257,19 +280,10 @@ class Cluster:
         return json.loads(printed) if printed else {}
 
     def load_image(self, archive: Path | bytes) -> None:
-        """Gives the node an image: an OCI archive, or its content."""
+        """Gives every node that has joined an image: an OCI archive, or its content."""
         content = archive if isinstance(archive, bytes) else archive.read_bytes()
-        ctr = [self._programs["ctr"], f"--address={components.CONTAINERD_SOCKET}"]
-        answer = subprocess.run(
-            [*self._node.enter(), *ctr, "--namespace=k8s.io", "images", "import", "-"],
-            input=content,
-            capture_output=True,
-            check=False,
-        )
-        if answer.returncode:
-            reason = RuntimeError(f"ctr images import: {answer.stderr.decode(errors='replace')}")
-            log = self._processes.log(components.CONTAINERD)
-            raise ClusterStartError(reason, components.CONTAINERD, log)
+        for worker in self._joined:
+            worker.load_image(content)
 
     def service_account_kubeconfig(self, namespace: str, name: str) -> Path:
         """A kubeconfig of the ServiceAccount, whose token is valid for a day."""
@@ -296,6 +310,24 @@ class Cluster:
     def _components(self) -> Components:
         return Components(self.layout, self._programs)
 
+    @cached_property
+    def _workers(self) -> list[Worker]:
+        """Also those that have not joined."""
+        # Nothing of this process's own: neither proxies nor credentials.
+        home = str(self.layout.state_directory)
+        environment = {"PATH": self._programs.search_path, "HOME": home}
+        return [
+            Worker(node, self._programs, self._processes, environment) for node in self.layout.nodes
+        ]
+
+    @property
+    def _first(self) -> Worker:
+        return self._workers[0]
+
+    @property
+    def _joined(self) -> list[Worker]:
+        return [worker for worker in self._workers if self._processes.pid(worker.node.holder)]
+
     def _acquire_lock(self) -> None:
         """The kernel releases it if this process dies; child processes do not inherit it."""
         if os.geteuid() != 0:
@@ -321,37 +353,41 @@ class Cluster:
         if self.layout.state_directory.exists():
             self._say(f"Removing what is left of the cluster {self.layout.name!r}.")
             self._tear_down()
-        if cgroups.exists_anywhere(self.layout.kubepods_cgroup):
-            raise ForeignKubeletError(self.layout.kubepods_cgroup)
 
-    def _bring_up(self, environment: Mapping[str, str]) -> None:
+    def _bring_up(self) -> None:
+        """The control plane and the first node."""
         started = time.monotonic()
         self._components.write_files()
-        if self.layout.cgroup_parent:
-            cgroups.create_everywhere(self.layout.cgroup_parent.removeprefix("/"))
-        self._node.start(environment)
-        self._start_component(components.ETCD)
-        self._start_component(components.CONTAINERD)
-        self._wait_for("etcd", components.ETCD, self._unmet_etcd_listens)
-        self._start_component(components.API_SERVER)
-        self._wait_for("containerd", components.CONTAINERD, self._unmet_containerd_listens)
-        for archive in build_test_images():
-            self.load_image(archive)
-        self._wait_for("the API server", components.API_SERVER, self._unmet_api_ready)
+        self._network.start()
+        first = self._first
+        first.start()
+        # With this address the API server is what answers at the Service `kubernetes`, and
+        # clients inside pods find it although no kube-proxy runs.
+        first.node.add_address(self.layout.api_service_ip)
+        self._start_control_plane(components.ETCD)
+        self._processes.wait_for("etcd", components.ETCD, self._unmet_etcd_listens)
+        self._start_control_plane(components.API_SERVER)
+        self._load_test_images(first)
+        self._wait_for_api_server()
         # These give up if they start before the API server answers.
         for component in components.API_CLIENTS:
-            self._start_component(component)
-        self._wait_for("the node to be ready", components.KUBELET, self._unmet_node_ready)
+            self._start_control_plane(component)
+        first.start_kubelet()
+        self._wait_for_node(first)
         self._wait_for_default_service_account("default")
         self._say(f"The cluster is ready after {time.monotonic() - started:.1f} s.")
 
-    def _component_environment(self) -> dict[str, str]:
-        """Nothing of this process's own: neither proxies nor credentials."""
-        return {"PATH": self._programs.search_path, "HOME": str(self.layout.state_directory)}
+    def _load_test_images(self, worker: Worker) -> None:
+        worker.wait_for_containerd()
+        for archive in self._test_images:
+            worker.load_image(archive)
 
-    def _start_component(self, name: str) -> None:
-        command = [*self._node.enter(), *self._components.command(name)]
-        self._processes.start(name, command, self._component_environment())
+    @cached_property
+    def _test_images(self) -> list[bytes]:
+        return build_test_images()
+
+    def _start_control_plane(self, component: str) -> None:
+        self._first.run(component, self._components.command(component))
 
     def _restart_clients(self) -> None:
         """Has them ask the API server now.
@@ -361,28 +397,26 @@ class Cluster:
         """
         for component in components.API_CLIENTS:
             self._processes.terminate(component)
-            self._start_component(component)
-        self._wait_for("the node to be ready", components.KUBELET, self._unmet_node_ready)
+            self._start_control_plane(component)
+        for worker in self._joined:
+            worker.stop_kubelet()
+            worker.start_kubelet()
+        for worker in self._joined:
+            self._wait_for_node(worker)
 
-    def _wait_for(self, what: str, component: str, unmet: Callable[[], str | None]) -> None:
-        """Waits while the component runs, and shows its log if that was in vain."""
+    def _wait_for_api_server(self) -> None:
+        self._processes.wait_for("the API server", components.API_SERVER, self._unmet_api_ready)
 
-        def unmet_while_running() -> str | None:
-            self._processes.require_running(component)
-            return unmet()
-
-        try:
-            wait_until(what, unmet_while_running, seconds=START_SECONDS)
-        except NotInTimeError as error:
-            raise ClusterStartError(error, component, self._processes.log(component)) from error
+    def _wait_for_node(self, worker: Worker) -> None:
+        self._processes.wait_for(
+            f"{worker.layout.name} to be ready",
+            worker.kubelet,
+            lambda: self._unmet_node_ready(worker.layout),
+        )
 
     def _unmet_etcd_listens(self) -> str | None:
         port = components.ETCD_PORT
-        return None if self._node.is_listening(port) else f"nothing listens at port {port}"
-
-    def _unmet_containerd_listens(self) -> str | None:
-        socket = components.CONTAINERD_SOCKET
-        return None if self._node.has_socket(socket) else f"there is no {socket}"
+        return None if self._first.node.is_listening(port) else f"nothing listens at port {port}"
 
     def _unmet_api_ready(self) -> str | None:
         try:
@@ -391,9 +425,9 @@ class Cluster:
             return error.stderr.strip()
         return None
 
-    def _unmet_node_ready(self) -> str | None:
+    def _unmet_node_ready(self, layout: NodeLayout) -> str | None:
         try:
-            node = self.get("node", self.node_name)
+            node = self.get("node", layout.name)
         except KubectlError as error:
             return error.stderr.strip()
         return None if _is_true(node, "Ready") else _describe(node)
@@ -407,24 +441,15 @@ class Cluster:
             return None
 
         what = f"the default ServiceAccount of {namespace}"
-        self._wait_for(what, components.CONTROLLER_MANAGER, unmet)
+        self._processes.wait_for(what, components.CONTROLLER_MANAGER, unmet)
 
     # --- Tear-down ---
 
     def _tear_down(self) -> None:
-        layout = self.layout
-        self._processes.terminate(components.KUBELET)  # or it would start the containers again
-        cgroups.kill_all_in(layout.kubepods_cgroup)
-        self._processes.kill(components.API_SERVER)  # as in pause_api_server()
-        for component in components.STOP_ORDER:
-            self._processes.terminate(component)
-        self._processes.kill_all()  # the node, the containers' shims
-        cgroups.remove_everywhere(layout.kubepods_cgroup)
-        if layout.cgroup_parent:
-            cgroups.remove_everywhere(layout.cgroup_parent.removeprefix("/"))
-        self._node.remove_link()
+        self._processes.kill_all()
+        self._network.remove()
         # Last of all: while this directory exists there is something to stop.
-        shutil.rmtree(layout.state_directory)
+        shutil.rmtree(self.layout.state_directory)
 
 
 def _is_true(resource: Any, condition: str) -> bool:

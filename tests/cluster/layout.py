@@ -4,6 +4,8 @@ Everything that a cluster leaves on the machine while it runs is named here afte
 that it can be found again by name, and so that two clusters do not meet.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -20,10 +22,8 @@ class Layout:
 
     name: str
     subnets: IPv4Network
-    """A /22 of private addresses: the link to the machine, the pods, the services, one unused."""
-
-    cgroup_parent: str
-    """Where in each cgroup hierarchy the kubelet makes `kubepods`; "" is the top, its default."""
+    """A /22 of private addresses: one /24 for the nodes, one for Services, one for each node's pods
+    (so there are two nodes at most)."""
 
     @property
     def state_directory(self) -> Path:
@@ -52,23 +52,14 @@ class Layout:
         return self.state_directory / "admin.kubeconfig"
 
     @property
-    def components_cgroup(self) -> str:
-        """The v2 cgroup of the components and of all they start, containers aside."""
-        return f"latencyprobe-cluster-{self.name}"
-
-    @property
-    def kubepods_cgroup(self) -> str:
-        """The cgroup above all containers, in every hierarchy."""
-        return f"{self.cgroup_parent}/kubepods".removeprefix("/")
-
-    @property
-    def host_interface(self) -> str:
-        """The machine's end of the link to the node. The kernel allows 15 characters."""
-        return f"lpc-{self.name}"
-
-    @property
-    def node_name(self) -> str:
+    def cgroup(self) -> str:
+        """In every hierarchy, the cgroup above all that the cluster runs."""
         return f"latencyprobe-{self.name}"
+
+    @property
+    def bridge(self) -> str:
+        """The machine's device that joins the nodes. The kernel allows 15 characters."""
+        return f"lpc-{self.name}"
 
     @property
     def _networks(self) -> list[IPv4Network]:
@@ -79,20 +70,22 @@ class Layout:
         return self._networks[0]
 
     @property
-    def pod_network(self) -> IPv4Network:
+    def service_network(self) -> IPv4Network:
         return self._networks[1]
 
     @property
-    def service_network(self) -> IPv4Network:
-        return self._networks[2]
+    def pod_networks(self) -> list[IPv4Network]:
+        """Of each node that there may be."""
+        return self._networks[2:]
+
+    @property
+    def nodes(self) -> list[NodeLayout]:
+        """All that there may be, of which the first runs the control plane too."""
+        return [NodeLayout(self, place + 1) for place in range(len(self.pod_networks))]
 
     @property
     def host_ip(self) -> IPv4Address:
         return self.link_network[1]
-
-    @property
-    def node_ip(self) -> IPv4Address:
-        return self.link_network[2]
 
     @property
     def api_service_ip(self) -> IPv4Address:
@@ -101,12 +94,57 @@ class Layout:
 
     @property
     def api_url(self) -> str:
-        return f"https://{self.node_ip}:{API_PORT}"
+        return f"https://{self.nodes[0].ip}:{API_PORT}"
 
 
-# The pods' cgroups lie where they do on most nodes: /kubepods/<QoS class>/pod<UID>/<container>.
-FOR_TESTS = Layout("test", IPv4Network("10.253.4.0/22"), cgroup_parent="")
+@dataclass(frozen=True)
+class NodeLayout:
+    """One node's paths, names and addresses."""
 
-# Below a directory of its own, as in kind, so that a cluster which `make cluster` left running
-# and the tests' cluster do not remove each other's pods.
-FOR_PEOPLE = Layout("dev", IPv4Network("10.253.0.0/22"), cgroup_parent="/latencyprobe-dev")
+    cluster: Layout
+    number: int
+    """From 1."""
+
+    @property
+    def name(self) -> str:
+        return f"latencyprobe-{self.cluster.name}-{self.number}"
+
+    @property
+    def state_directory(self) -> Path:
+        return self.cluster.state_directory / f"node-{self.number}"
+
+    @property
+    def ip(self) -> IPv4Address:
+        return self.cluster.link_network[1 + self.number]
+
+    @property
+    def pod_network(self) -> IPv4Network:
+        return self.cluster.pod_networks[self.number - 1]
+
+    @property
+    def host_interface(self) -> str:
+        """The machine's end of the node's link, a port of the bridge."""
+        return f"{self.cluster.bridge}-{self.number}"
+
+    @property
+    def cgroup(self) -> str:
+        """In every hierarchy, what the node sees as the top."""
+        return f"{self.cluster.cgroup}/node-{self.number}"
+
+    @property
+    def components_cgroup(self) -> str:
+        """Of the node's components and of all they start, containers aside."""
+        return f"{self.cgroup}/components"
+
+    @property
+    def kubepods_cgroup(self) -> str:
+        """The cgroup above the node's containers. On the node it is /kubepods, as on most nodes."""
+        return f"{self.cgroup}/kubepods"
+
+    def process(self, component: str) -> str:
+        """What the node's own instance of a component is called, by its PID file and its log."""
+        return f"{component}-{self.number}"
+
+
+FOR_TESTS = Layout("test", IPv4Network("10.253.4.0/22"))
+FOR_PEOPLE = Layout("dev", IPv4Network("10.253.0.0/22"))

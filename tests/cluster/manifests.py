@@ -62,16 +62,36 @@ def server_deployment(
     }
 
 
-def client_pod(
-    name: str, *, namespace: str, servers: Sequence[str], options: Sequence[str] = ()
+def server_pod(
+    name: str, *, namespace: str, node: str, app: str = "server", options: Sequence[str] = ()
 ) -> Manifest:
-    """A pod labelled app=NAME that sends requests to the servers' addresses."""
+    """A pod labelled app=APP on this node that answers at SERVER_PORT."""
+    server = _container("server", WORKLOAD_IMAGE, "server", *PORT, *options)
+    return _pod(name, namespace, app, server, node=node)
+
+
+def client_pod(
+    name: str,
+    *,
+    namespace: str,
+    servers: Sequence[str],
+    options: Sequence[str] = (),
+    node: str | None = None,
+) -> Manifest:
+    """A pod labelled app=NAME, on this node or on any, that sends requests to the servers'
+    addresses."""
     arguments = ["client", *PORT, *options, *servers]
+    client = _container("client", WORKLOAD_IMAGE, *arguments)
+    return _pod(name, namespace, name, client, node=node)
+
+
+def _pod(name: str, namespace: str, app: str, container: Manifest, *, node: str | None) -> Manifest:
+    hostname = {"kubernetes.io/hostname": node} if node else {}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "namespace": namespace, "labels": {"app": name}},
-        "spec": {"containers": [_container("client", WORKLOAD_IMAGE, *arguments)]},
+        "metadata": {"name": name, "namespace": namespace, "labels": {"app": app}},
+        "spec": {"nodeSelector": hostname, "containers": [container]},
     }
 
 

@@ -1,7 +1,10 @@
-"""Long-running processes, each known by a PID file, a log file and a common cgroup.
+"""Long-running processes, each known by a PID file and a log file, all below one cgroup.
 
 They outlive the process that starts them, and another may stop them. A PID file holds the PID and
 the process's start time, which together never name a stranger that the PID was given to later.
+
+Who enters a PID namespace is not in it, but its children are (pid_namespaces(7)). So nsenter and
+unshare stay, wait for the program that they start, and end as it does: the program is their child.
 """
 
 import os
@@ -13,12 +16,29 @@ from pathlib import Path
 
 from . import cgroups
 from .errors import ClusterError
-from .waiting import NotInTimeError, wait_until
+from .waiting import NotInTimeError, Unmet, wait_until
 
 LOG_TAIL_LINES = 25
 
-# A process enters its cgroup before it becomes the program, so that all it ever starts is in it.
-ENTER_CGROUP = 'echo 0 > "$1"/cgroup.procs; shift; exec "$@"'
+# Generous: on two cores that others use too, a start that takes 10 s may take a minute.
+START_SECONDS = 120
+
+# A process enters its cgroup, in every hierarchy, before it becomes the program: so all that it
+# ever starts is in it. The arguments: how many hierarchies, their directories, the program.
+ENTER_CGROUP = """
+count=$1; shift
+while [ "$count" -gt 0 ]; do echo 0 > "$1"/cgroup.procs; shift; count=$((count - 1)); done
+exec "$@"
+"""
+
+
+class ClusterStartError(ClusterError):
+    """A component did not come up."""
+
+    def __init__(self, reason: Exception, component: str, log: Path) -> None:
+        super().__init__(f"{reason}\nThe end of {log}:\n{tail(log)}\nAll logs: {log.parent}")
+        self.component = component
+        self.log = log
 
 
 class ComponentDiedError(ClusterError):
@@ -60,16 +80,21 @@ class ProcessTable:
         # Those that this very process started: it has to collect them when they end.
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Starts it in a session of its own: Ctrl-C in a terminal is not for it."""
-        cgroup = cgroups.create(self._cgroup)
+    def start(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str], *, cgroup: str
+    ) -> None:
+        """Starts it, in a session of its own: Ctrl-C in a terminal is not for it.
+
+        The command is one of nsenter or unshare, which forks. `cgroup` is one below all others'.
+        """
+        homes = [str(directory) for directory in cgroups.create_everywhere(cgroup)]
         for directory in (self._pids, self._logs):
             directory.mkdir(parents=True, exist_ok=True)
         with self.log(name).open("ab") as log:
             log.write(f"\n=== {shlex.join(command)}\n".encode())
             log.flush()
             child = subprocess.Popen(
-                ["sh", "-ec", ENTER_CGROUP, "sh", str(cgroup), *command],
+                ["sh", "-ec", ENTER_CGROUP, "sh", str(len(homes)), *homes, *command],
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -77,7 +102,22 @@ class ProcessTable:
                 start_new_session=True,
             )
         self._children[name] = child
-        self._pid_file(name).write_text(f"{child.pid} {_start_time(child.pid)}")
+        pid = self._wait_for_fork(name, child)
+        self._pid_file(name).write_text(f"{pid} {_start_time(pid)}")
+
+    def _wait_for_fork(self, name: str, starter: subprocess.Popen[bytes]) -> int:
+        """The PID of the program that nsenter or unshare started."""
+        found: list[int] = []
+
+        def unmet() -> str | None:
+            if starter.poll() is not None:
+                raise ComponentDiedError(name, self.log(name))
+            children = Path(f"/proc/{starter.pid}/task/{starter.pid}/children").read_text()
+            found[:] = map(int, children.split())
+            return None if found else "it is being started"
+
+        wait_until(f"the start of {name}", unmet, seconds=10, interval_seconds=0.01)
+        return found[0]
 
     def log(self, name: str) -> Path:
         return self._logs / f"{name}.log"
@@ -94,6 +134,18 @@ class ProcessTable:
         if (pid := self.pid(name)) is None:
             raise ComponentDiedError(name, self.log(name))
         return pid
+
+    def wait_for(self, what: str, name: str, unmet: Unmet) -> None:
+        """Waits while the process runs, and shows its log if that was in vain."""
+
+        def unmet_while_running() -> str | None:
+            self.require_running(name)
+            return unmet()
+
+        try:
+            wait_until(what, unmet_while_running, seconds=START_SECONDS)
+        except NotInTimeError as error:
+            raise ClusterStartError(error, name, self.log(name)) from error
 
     def terminate(self, name: str, *, grace_seconds: float = 5) -> None:
         """Asks it to end, and kills it if it has not within its time."""
@@ -115,6 +167,9 @@ class ProcessTable:
     def kill_all(self) -> None:
         """Kills them all and all they started, whether or not there is a PID file."""
         cgroups.kill_all_in(self._cgroup)
+        # PID 1 of a namespace ends some time after it has left its cgroup: when all others have.
+        for file in self._pids.glob("*"):
+            self._wait_for_end(file.name, 10)
         cgroups.remove_everywhere(self._cgroup)
         for name in list(self._children):
             self._forget(name)

@@ -17,7 +17,7 @@ from tests.cluster.node import MASKED_DIRECTORIES, SYSCTLS
 from tests.cluster.waiting import wait_until
 
 # Another than the session's, since it is stopped here.
-BRIEF = Layout("brief", IPv4Network("10.253.8.0/22"), cgroup_parent="/latencyprobe-brief")
+BRIEF = Layout("brief", IPv4Network("10.253.8.0/22"))
 
 START = """
 from tests.cluster.environment import Cluster
@@ -97,15 +97,20 @@ def test_it_starts_after_a_killed_start_and_leaves_nothing(brief_cluster: Cluste
     left_over = set(brief_cluster.process_ids().values())
     assert left_over
 
-    brief_cluster.start()
-    brief_cluster.apply(manifests.server_deployment("server", namespace="default", replicas=2))
+    brief_cluster.start(nodes=2)
+    for node in brief_cluster.nodes:
+        brief_cluster.apply(manifests.server_pod(node.name, namespace="default", node=node.name))
     brief_cluster.wait_for_pods("default", "app=server", count=2)
-    containers = _processes_in(BRIEF.kubepods_cgroup)
-    components = _processes_in(BRIEF.components_cgroup)
+    containers: set[int] = set()
+    components: set[int] = set()
+    for node in brief_cluster.nodes:
+        on_node = _processes_in(node.kubepods_cgroup)
+        assert len(on_node) == 2  # the server and the pod's pause process
+        containers |= on_node
+        components |= _processes_in(node.components_cgroup)
     namespaces = _network_namespaces_of(containers | components)
-    assert len(containers) == 4  # two servers and the pause process of each pod
     assert set(brief_cluster.process_ids().values()) < components
-    assert len(namespaces) == 3  # the node's and the pods'
+    assert len(namespaces) == 4  # the nodes' and the pods'
 
     brief_cluster.stop()
 
@@ -113,9 +118,8 @@ def test_it_starts_after_a_killed_start_and_leaves_nothing(brief_cluster: Cluste
     assert _network_namespaces_of(_all_pids()) & namespaces == set()
     assert _mounts() == mounts
     assert _sysctls() == sysctls
-    assert not Path("/sys/class/net", BRIEF.host_interface).exists()
-    for cgroup in (BRIEF.components_cgroup, BRIEF.cgroup_parent.removeprefix("/")):
-        assert not cgroups.exists_anywhere(cgroup)
+    assert not list(Path("/sys/class/net").glob(f"{BRIEF.bridge}*"))
+    assert not cgroups.exists_anywhere(BRIEF.cgroup)
     assert not BRIEF.state_directory.exists()
 
 

@@ -129,7 +129,8 @@ def test_a_container_is_where_its_pods_cgroup_is(cluster: Cluster, namespace: st
 
     uid = pod["metadata"]["uid"]
     container = pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
-    path = f"kubepods/besteffort/pod{uid}/{container}"
+    kubepods = cluster.nodes[0].kubepods_cgroup
+    path = f"{kubepods}/besteffort/pod{uid}/{container}"
     processes = (cgroups.unified_hierarchy() / path / "cgroup.procs").read_text().split()
 
     assert len(processes) == 1
