@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,15 @@ from dataclasses import dataclass, field
 from latencyprobe.stages import Module
 from latencyprobe_operator.messages import FULLY_COVERED, NOT_COVERED, TargetState, TargetStatus
 from latencyprobe_operator.selection import Target
-from latencyprobe_operator.status import NodeFacts, NodeState, StageGap, gaps_in
+from latencyprobe_operator.silence import NO_SILENCE, Silence, age_text
+from latencyprobe_operator.status import (
+    ABSENT,
+    MEASURING,
+    NodeFacts,
+    NodeState,
+    StageGap,
+    gaps_in,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +44,14 @@ def node_facts(
     probe_uid: str,
     targets: Sequence[Target],
     modules: Sequence[Module],
+    *,
+    silence: Silence = NO_SILENCE,
+    patience_seconds: float = math.inf,
 ) -> NodeFacts:
-    """How far this node's agent measures these targets of a probe."""
+    """How far this node's agent measures these targets of a probe, and whether it is heard of.
+
+    A silence of more than `patience_seconds` makes it stale.
+    """
     known = agent.targets.get(probe_uid, {})
     words = [(target, known.get(target.id, _UNKNOWN_TARGET)) for target in targets]
     counts = Counter(status.state for _, status in words)
@@ -48,9 +63,20 @@ def node_facts(
         gaps = gaps_in(agent.coverage, modules, full=FULLY_COVERED)
         if state is NodeState.READY and gaps:
             state = NodeState.PARTIAL
-    elif state is not NodeState.ATTACHING:
+    if state in MEASURING and silence.due_seconds > patience_seconds:
+        state, message = NodeState.STALE, "its agent is connected, and does not report"
+    last_report = None
+    if state in ABSENT or state is NodeState.CONNECTING:
         attached = 0  # it may still measure them, but nobody hears of it
-    return NodeFacts(node, state, message, gaps, attached, agent.cpu_percent)
+        message, last_report = _with_age(message, silence), silence.last_report
+    return NodeFacts(node, state, message, gaps, attached, agent.cpu_percent, last_report)
+
+
+def _with_age(message: str, silence: Silence) -> str:
+    if silence.last_report is None:
+        return message
+    age = f"last report {age_text(silence.age_seconds)} ago"
+    return f"{message}; {age}" if message else age
 
 
 def not_covered(agent: AgentView) -> frozenset[str]:

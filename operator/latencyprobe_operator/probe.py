@@ -27,6 +27,7 @@ from latencyprobe_operator.objectives import ObjectivesWatch
 from latencyprobe_operator.pods import PodsChange, PodSet, PodsListener
 from latencyprobe_operator.reports import TOTALS, ProbeWindows, headline, of_one_pod
 from latencyprobe_operator.selection import Target
+from latencyprobe_operator.silence import Hearing, Silence, patience_seconds
 from latencyprobe_operator.spec import (
     ProbeSpec,
     SpecError,
@@ -34,7 +35,7 @@ from latencyprobe_operator.spec import (
     probe_key,
     read_probe,
 )
-from latencyprobe_operator.status import Facts, Phase, PodFacts, Problem
+from latencyprobe_operator.status import Facts, NodeFacts, NodeState, Phase, PodFacts, Problem
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,7 @@ class Probe:
         self._last_write = self._last_figures = -1e9
         self._first_report: float | None = None
         self._reporters: set[str] = set()
+        self._hearing = Hearing()
         self._nodes = 0
         self._unknown_stages: set[str] = set()
         self.update(body)
@@ -143,7 +145,9 @@ class Probe:
             self._windows.add(pod_uid, measurement, at=now)
         self._take_node(node, report.node, now)
         self._reported = True
-        self._last_report_time = status.timestamp(self._wall_clock())
+        wall = self._wall_clock()
+        self._last_report_time = status.timestamp(wall)
+        self._hearing.heard(node, at=now, wall=wall)
         self._reporters.add(node)
         if self._first_report is None:
             self._first_report = now
@@ -426,11 +430,11 @@ class Probe:
         for placed in self._around.desired.pods_of(self.key.uid).values():
             by_node.setdefault(placed.pod.node, []).extend(placed.targets)
         nodes = [
-            node_facts(node, self._around.agent(node), self.key.uid, targets, self._spec.modules)
-            for node, targets in sorted(by_node.items())
+            self._node_facts(node, targets, self._spec) for node, targets in sorted(by_node.items())
         ]
         self._nodes = len(nodes)
         self._windows.keep_nodes(by_node)
+        self._hearing.keep(by_node)
         if not self._start_time and any(node.attached for node in nodes):
             self._start_time = status.timestamp(self._wall_clock())
         return dataclasses.replace(
@@ -440,6 +444,22 @@ class Probe:
             containers=sum(map(len, by_node.values())),
             nodes=nodes,
         )
+
+    def _node_facts(self, node: str, targets: list[Target], spec: ProbeSpec) -> NodeFacts:
+        agent = self._around.agent(node)
+        return node_facts(
+            node,
+            agent,
+            self.key.uid,
+            targets,
+            spec.modules,
+            silence=self._silence_of(node, agent),
+            patience_seconds=patience_seconds(spec.interval_seconds),
+        )
+
+    def _silence_of(self, node: str, agent: AgentView) -> Silence:
+        now = asyncio.get_running_loop().time()
+        return self._hearing.silence(node, is_due=agent.state is NodeState.READY, at=now)
 
     def _pods_problem(self) -> Problem | None:
         if not self._pods:

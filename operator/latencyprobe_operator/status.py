@@ -59,6 +59,7 @@ class NodeState(StrEnum):
     UNREACHABLE = "Unreachable"
     VERSION_SKEW = "VersionSkew"
     REJECTED = "Rejected"
+    STALE = "Stale"
     CONNECTING = "Connecting"
     ATTACHING = "Attaching"
     FAILED = "Failed"
@@ -70,10 +71,18 @@ MEASURING = frozenset({NodeState.PARTIAL, NodeState.READY})
 """States in which every target on the node is measured, though perhaps not every stage."""
 
 
-_ABSENT = frozenset(
-    {NodeState.NO_AGENT, NodeState.UNREACHABLE, NodeState.VERSION_SKEW, NodeState.REJECTED}
+ABSENT = frozenset(
+    {
+        NodeState.NO_AGENT,
+        NodeState.UNREACHABLE,
+        NodeState.VERSION_SKEW,
+        NodeState.REJECTED,
+        NodeState.STALE,
+    }
 )
-_LACKING = _ABSENT | {NodeState.FAILED}
+"""States in which nothing is heard of what the node may measure."""
+
+_LACKING = ABSENT | {NodeState.FAILED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +107,8 @@ class NodeFacts:
     """How many of the probe's targets are measured there."""
     cpu_percent: float | None = None
     """The run time of the node's programs, in percent of one core; None where it is unknown."""
+    last_report: float | None = None
+    """When it last reported on the probe, in seconds since the epoch, where no report is due."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +257,7 @@ def _ready(facts: Facts) -> Condition:
         return "False", "NoRunningContainers", "the matching pods run no container to measure yet"
     if any(node.attached for node in facts.nodes):
         return "True", "Measuring", f"{_share_of_nodes(facts)} measure every target"
-    worst = max(facts.nodes, key=lambda node: (node.state in _ABSENT, node.name))
+    worst = max(facts.nodes, key=lambda node: (node.state in ABSENT, node.name))
     return "False", _READY_REASONS.get(worst.state, "Attaching"), _about(worst)
 
 
@@ -255,6 +266,7 @@ _READY_REASONS = {
     NodeState.UNREACHABLE: "AgentUnreachable",
     NodeState.VERSION_SKEW: "VersionSkew",
     NodeState.REJECTED: "AgentRejects",
+    NodeState.STALE: "AgentSilent",
     NodeState.FAILED: "TargetsFailed",
 }
 
@@ -411,6 +423,8 @@ def _node(node: NodeFacts) -> Document:
     document: Document = {"name": node.name, "state": str(node.state)}
     if node.message:
         document["message"] = _shorten(node.message)
+    if node.last_report is not None:
+        document["lastReportTime"] = timestamp(node.last_report)
     if node.gaps:
         document["stages"] = [
             {

@@ -108,7 +108,7 @@ def test_the_schema_knows_all_that_a_status_says(schema: Schema, phase: Phase | 
     stage = SLOW_READER.stage("rx.total")
     whole = facts(
         phase=phase,
-        nodes=[NodeFacts("a", NodeState.PARTIAL, "m", (gap,), attached=1, cpu_percent=0.1)],
+        nodes=[NodeFacts("a", NodeState.STALE, "m", (gap,), 1, cpu_percent=0.1, last_report=1)],
         pods=[PodFacts("p", "a", ("server",), SLOW_READER + netns)],
         node_context={"a": NodeMeasurement({NodeStage("rx.total", "d"): stage}, {"c": 1})},
         merged=SLOW_READER,

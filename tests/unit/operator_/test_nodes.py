@@ -8,6 +8,7 @@ from latencyprobe.stages import DEFAULT_MODULES, Module
 from latencyprobe_operator.messages import TargetState, TargetStatus
 from latencyprobe_operator.nodes import AgentView, node_facts, not_covered
 from latencyprobe_operator.selection import targets_of
+from latencyprobe_operator.silence import Silence
 from latencyprobe_operator.status import NodeState, StageGap
 from tests.unit.operator_.samples import pod, target_id
 
@@ -86,3 +87,54 @@ def test_a_stage_that_is_not_measured_makes_the_node_partial() -> None:
     assert node_facts("n", agent, "uid", TARGETS, DEFAULT_MODULES).gaps == (gap,)
     assert node_facts("n", agent, "uid", TARGETS, DEFAULT_MODULES).state is NodeState.PARTIAL
     assert node_facts("n", agent, "uid", TARGETS, [Module.TCP]).state is NodeState.READY
+
+
+NOON = 1_800_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("state", "silence", "expected", "message", "last_report"),
+    [
+        (NodeState.READY, Silence(29, NOON, 29), NodeState.READY, "", None),
+        (
+            NodeState.READY,
+            Silence(31, NOON, 31),
+            NodeState.STALE,
+            "its agent is connected, and does not report; last report 30s ago",
+            NOON,
+        ),
+        (
+            NodeState.READY,
+            Silence(31, None),
+            NodeState.STALE,
+            "its agent is connected, and does not report",
+            None,
+        ),
+        # An agent that has just come back is not blamed for the time before.
+        (NodeState.READY, Silence(1, NOON, 500), NodeState.READY, "", None),
+        (
+            NodeState.UNREACHABLE,
+            Silence(0, NOON, 95),
+            NodeState.UNREACHABLE,
+            "why; last report 1m ago",
+            NOON,
+        ),
+        (NodeState.NO_AGENT, Silence(), NodeState.NO_AGENT, "why", None),
+    ],
+)
+def test_a_node_that_is_silent_is_told_with_the_age_of_what_it_said_last(
+    state: NodeState,
+    silence: Silence,
+    expected: NodeState,
+    message: str,
+    last_report: float | None,
+) -> None:
+    words = {target_id("a"): ATTACHED, target_id("b"): ATTACHED}
+    agent = AgentView(state, "" if state is NodeState.READY else "why", targets={"uid": words})
+
+    facts = node_facts(
+        "node-a", agent, "uid", TARGETS, DEFAULT_MODULES, silence=silence, patience_seconds=30
+    )
+
+    assert (facts.state, facts.message, facts.last_report) == (expected, message, last_report)
+    assert facts.attached == (2 if expected is NodeState.READY else 0)

@@ -267,6 +267,42 @@ async def test_a_nodes_troubles_add_up_over_the_reports_of_each_node(world: Worl
         assert told == {"node-b": {"softnetDropped": 4}, "node-a": {"softnetDropped": 2}}
 
 
+async def test_a_node_that_stops_reporting_is_told_with_the_age_of_its_last_report(
+    world: World,
+) -> None:
+    async with running(world, probe_body(), wall_clock=clock) as probe:
+        world.show(pod("a"), pod("b", node="node-b"))
+        probe.take_report("node-a", report({target_id("a"): measurement(1000)}))
+        for _ in range(10):
+            await asyncio.sleep(10)
+            probe.take_report("node-b", report({target_id("b"): measurement(1000)}))
+        await until(lambda: world.status.get("nodes"), what=lambda: world.status)
+
+        (node,) = world.status["nodes"]
+        assert (node["name"], node["state"]) == ("node-a", "Stale")
+        assert node["message"].endswith("last report 1m ago")
+        assert node["lastReportTime"] == "1970-01-01T00:00:00Z"
+        assert world.status["phase"] == "Degraded"
+
+        writes = len(world.writes)
+        probe.take_report("node-a", report({target_id("a"): measurement(1000)}))
+        await until(lambda: world.status["phase"] == "Running", what=lambda: world.status)
+        assert world.status["nodes"] == []
+        assert len(world.writes) > writes
+
+
+async def test_nodes_that_stay_silent_cost_few_writes(world: World) -> None:
+    async with running(world, probe_body(), wall_clock=clock) as probe:
+        world.show(pod("a"))
+        probe.take_report("node-a", report({target_id("a"): measurement(1000)}))
+        await asyncio.sleep(600)
+        writes = len(world.writes)
+        await asyncio.sleep(3000)
+
+        assert (world.status["phase"], world.condition()) == ("Degraded", ("False", "AgentSilent"))
+        assert len(world.writes) - writes <= 6
+
+
 async def test_a_corrupt_word_on_a_node_costs_only_that(world: World) -> None:
     async with running(world, probe_body(interval="1s")) as probe:
         world.show(pod("a"))
