@@ -7,6 +7,7 @@ lacks is absent; a line that makes no sense is passed over.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
@@ -85,6 +86,7 @@ _SOFTNET_COLUMNS: Mapping[int, str] = {
     2: "softnetTimeSqueezed",
     10: "softnetFlowLimited",
 }
+_SOFTNET_LINE = re.compile(r"[0-9a-f ]+")
 _SOFTNET_CPU = 12
 _U32 = 1 << 32
 
@@ -151,10 +153,9 @@ def parse_softnet(text: str) -> dict[int, dict[str, int]]:
     """/proc/net/softnet_stat: the counters of each CPU; they are of 32 bits."""
     cpus = {}
     for number, line in enumerate(text.splitlines()):
-        try:
-            fields = [int(field, 16) for field in line.split()]
-        except ValueError:
+        if not _SOFTNET_LINE.fullmatch(line):
             continue
+        fields = [int(field, 16) for field in line.split()]
         cpu = fields[_SOFTNET_CPU] if len(fields) > _SOFTNET_CPU else number
         cpus[cpu] = {
             name: fields[column]

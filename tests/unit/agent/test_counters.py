@@ -6,7 +6,7 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from latencyprobe.measurement import COUNTERS_OMITTED, joint_counters, largest_counters
@@ -174,6 +174,7 @@ garbage = st.one_of(
 
 
 @given(garbage)
+@example("0\t-1")
 def test_no_text_is_an_error(text: str) -> None:
     tables = parse_tables(text) | parse_list(text)
     assert tables.keys() <= PROTOCOL_COUNTERS
