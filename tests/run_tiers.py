@@ -5,9 +5,9 @@
 A *tier* is a set of checks with the same needs: `lint` and `unit` need nothing, `chart` a Helm or a
 Go that compiles one, `live` a kernel that runs eBPF, `cluster` a machine that can start a
 Kubernetes, `kernels` one that emulates another with a kernel of Debian's. Every tier runs, whatever
-became of the one before. A tier that this machine cannot run has failed: a result is never green because
-nothing was looked at. Whoever wants less says so (LATENCYPROBE_SKIP=cluster,live), and the table
-repeats it.
+became of the one before. A tier that this machine cannot run has failed: a result is never green
+because nothing was looked at. Whoever wants less says so (LATENCYPROBE_SKIP=cluster,live), and the
+table repeats it.
 """
 
 from __future__ import annotations
