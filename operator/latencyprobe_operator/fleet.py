@@ -36,6 +36,7 @@ from latencyprobe_operator.messages import (
 from latencyprobe_operator.metrics import Metrics
 from latencyprobe_operator.nodes import AgentView
 from latencyprobe_operator.racing import first_to_end
+from latencyprobe_operator.renewal import Renewal
 from latencyprobe_operator.status import NodeState as State
 from latencyprobe_operator.status import StageGap
 
@@ -95,6 +96,10 @@ class VersionSkewError(Exception):
 
 class LinkBrokenError(Exception):
     """The agent ended the stream of reports, or is not the one any more that it was."""
+
+
+class CertificatesRenewedError(Exception):
+    """There are newer certificates than this session's: another one begins with them."""
 
 
 class Listener(Protocol):
@@ -179,6 +184,7 @@ class AgentLink:
         endpoint: Endpoint,
         *,
         credentials: Callable[[], grpc.ChannelCredentials],
+        renewal: Renewal,
         generations: Generations,
         listener: Listener,
         metrics: Metrics,
@@ -190,6 +196,7 @@ class AgentLink:
         self.state = State.CONNECTING
         self.settled = asyncio.Event()
         self._credentials = credentials
+        self._renewal = renewal
         self._generations = generations
         self._listener = listener
         self._metrics = metrics
@@ -244,6 +251,8 @@ class AgentLink:
         """One session, from connecting to whatever ended it; answers how long to wait then."""
         try:
             await self._session()
+        except CertificatesRenewedError:
+            return 0.0
         except VersionSkewError as error:
             self._fail(State.VERSION_SKEW, str(error))
             return SKEW_RETRY_SECONDS
@@ -268,7 +277,9 @@ class AgentLink:
             await self._greet(stub)
             # The stream is there before the state, so that no report is missed.
             stream = stub.WatchReports(pb.WatchReportsRequest())
-            await first_to_end(self._listen(stream), self._keep_applied(stub))
+            await first_to_end(
+                self._listen(stream), self._keep_applied(stub), self._until_renewal()
+            )
 
     async def _greet(self, stub: NodeAgentAsyncStub) -> None:
         info = await stub.GetNodeInfo(pb.GetNodeInfoRequest(), timeout=CONNECT_SECONDS)
@@ -285,6 +296,10 @@ class AgentLink:
             self._targets = {}
         self._instance_id = info.instance_id
         self._coverage = coverage_of(info.coverage)
+
+    async def _until_renewal(self) -> None:
+        await self._renewal.wait()
+        raise CertificatesRenewedError
 
     async def _keep_applied(self, stub: NodeAgentAsyncStub) -> None:
         while True:
@@ -406,8 +421,10 @@ class Fleet:
         listener: Listener,
         metrics: Metrics,
         generations: Generations | None = None,
+        renewal: Renewal | None = None,
     ) -> None:
         self._credentials = credentials
+        self._renewal = renewal or Renewal(credentials)
         self._listener = listener
         self._metrics = metrics
         self._generations = generations or Generations()
@@ -423,6 +440,7 @@ class Fleet:
         Until then nothing is applied, since an agent takes away what a state leaves out.
         """
         self._gate.set()
+        self._renewal.start()
 
     def set_agent(self, node: str, endpoint: Endpoint | None, *, why_not: str = "") -> None:
         """Say where this node's agent is; None and why where there is none to be reached."""
@@ -476,6 +494,7 @@ class Fleet:
 
     async def close(self) -> None:
         """Hang up everywhere."""
+        await self._renewal.close()
         for link in self._links.values():
             self._hang_up(link)
         self._links.clear()
@@ -490,6 +509,7 @@ class Fleet:
             node,
             endpoint,
             credentials=self._credentials,
+            renewal=self._renewal,
             generations=self._generations,
             listener=self._listener,
             metrics=self._metrics,

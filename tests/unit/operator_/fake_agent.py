@@ -103,6 +103,8 @@ class FakeAgent(rpc.NodeAgentServicer):
         self.status: Callable[[pb.Target], pb.TargetStatus] = _attached
         self.coverage: list[pb.StageCoverage] = []
         self.listeners = 0
+        self.clients: list[bytes] = []
+        """The certificate of each connection that asked who this is."""
         self._tls = tls
         self._queues: set[asyncio.Queue[pb.Report]] = set()
         self._server: grpc.aio.Server | None = None
@@ -167,6 +169,7 @@ class FakeAgent(rpc.NodeAgentServicer):
         self, request: pb.GetNodeInfoRequest, context: Context
     ) -> pb.NodeInfo:
         """Who this is."""
+        self.clients.extend(context.auth_context()["x509_pem_cert"])
         return pb.NodeInfo(
             agent_version="0.1.0",
             protocol_version=self.protocol_version,

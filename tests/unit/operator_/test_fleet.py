@@ -16,9 +16,16 @@ from latencyprobe_operator.desired import NO_STATE, DesiredStates, NodeState
 from latencyprobe_operator.fleet import Endpoint, Fleet, Generations, TlsFiles
 from latencyprobe_operator.messages import TargetState
 from latencyprobe_operator.metrics import Metrics
+from latencyprobe_operator.renewal import Renewal
 from latencyprobe_operator.status import NodeState as State
 from tests.unit.operator_.conftest import until
-from tests.unit.operator_.fake_agent import OPERATOR_NAME, FakeAgent, measurement
+from tests.unit.operator_.fake_agent import (
+    AGENT_NAME,
+    OPERATOR_NAME,
+    Authority,
+    FakeAgent,
+    measurement,
+)
 from tests.unit.operator_.samples import pod, probe_spec, target_id
 
 UID = "uid-checkout"
@@ -272,6 +279,38 @@ async def test_a_missing_certificate_is_told_and_read_when_it_is_there(
 
     await until(lambda: agent.applied, what=lambda: fleet.view("node-a"))
     await fleet.close()
+
+
+@pytest.fixture
+async def renewable(tmp_path: Path, ears: Ears) -> AsyncIterator[tuple[Fleet, Authority]]:
+    """An open fleet that looks for renewed certificates all the time, and who signs them."""
+    authority = Authority.make(tmp_path)
+    credentials = authority.issue(OPERATOR_NAME).credentials
+    renewal = Renewal(credentials, look_seconds=0.05)
+    fleet = Fleet(credentials=credentials, listener=ears, metrics=Metrics(), renewal=renewal)
+    fleet.open()
+    yield fleet, authority
+    await fleet.close()
+
+
+async def test_a_renewed_certificate_replaces_the_one_of_an_open_connection(
+    renewable: tuple[Fleet, Authority], ears: Ears
+) -> None:
+    fleet, authority = renewable
+    agent = FakeAgent(authority.issue(AGENT_NAME))
+    await agent.start()
+    await connect(fleet, agent, state_of("a"))
+
+    renewed = authority.issue(OPERATOR_NAME).certificate.read_bytes()
+
+    await until(lambda: agent.clients[-1] == renewed, what=lambda: len(agent.clients))
+    await until(
+        lambda: fleet.view("node-a").state is State.READY and agent.listeners,
+        what=lambda: fleet.view("node-a"),
+    )
+    agent.report(UID, {target_id("a"): measurement(1000)})
+    await until(lambda: ears.reports, what=lambda: fleet.view("node-a"))
+    await agent.stop()
 
 
 async def test_without_anything_to_measure_the_agent_is_told_so_and_left(
