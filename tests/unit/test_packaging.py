@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -15,6 +14,8 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tools.images.source import copy_sources
 
 ROOT = Path(__file__).parents[2]
 LOCKS = (
@@ -42,17 +43,6 @@ def locked() -> dict[str, set[str]]:
         for pin in PIN.finditer((ROOT / lock).read_text()):
             pins.setdefault(canonicalize_name(pin["name"]), set()).add(pin["version"])
     return pins
-
-
-def copy_of_sources(folder: Path) -> Path:
-    """What a build reads, without what was ever generated: a build leaves files in its tree."""
-    generated = shutil.ignore_patterns("__pycache__", "*.egg-info", "node_agent_pb2*")
-    for name in ("latencyprobe", "node_agent", "operator", "bpf", "proto"):
-        shutil.copytree(ROOT / name, folder / name, ignore=generated)
-    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, folder)
-    return folder
 
 
 def requirements(project: dict[str, Any]) -> list[Requirement]:
@@ -115,7 +105,7 @@ def test_the_folder_operator_does_not_shadow_the_standard_library() -> None:
 
 def test_a_wheel_holds_the_packages_the_stubs_and_the_c_sources(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    source = copy_of_sources(tmp_path / "source")
+    source = copy_sources(tmp_path / "source")
     subprocess.run([*build, "--wheel-dir", tmp_path, source], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     files = set(zipfile.ZipFile(wheel).namelist())

@@ -24,6 +24,7 @@ ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 _PYTHON_PACKAGES = {
     "libc6": "all of them",
     "libgcc-s1": "gRPC and libstdc++",
+    "gcc-12-base": "holds the copyright of both",
     "libstdc++6": "gRPC's extension module, LLVM",
     "zlib1g": "python3.11",
     "libexpat1": "python3.11",
@@ -56,6 +57,7 @@ _BCC_PACKAGES = {
 # Patterns below the root: why it is left out of the packages above.
 _UNUSED_OF_DEBIAN = {
     "usr/share/man": "documentation",
+    "usr/share/locale": "translations",
     "usr/share/lintian": "notes of Debian's own checks",
     "usr/share/python3": "compiles modules when packages are installed",
     "usr/share/debhelper": "builds packages",
@@ -101,10 +103,9 @@ _UNUSED_OF_DEBIAN = {
     "opt": "other software's",
     "srv": "a machine's",
     "root": "people's",
-    "var/backups": "a machine's",
-    "var/local": "a machine's",
-    "var/mail": "people's",
-    "var/spool": "a machine's",
+    "var/[!l]*": "a machine's",
+    "var/lo*": "a machine's",
+    "var/lib/[!d]*": "a machine's",
     "usr/games": "people's",
     "usr/include": "no C is compiled against the system's",
     "usr/src": "no C is compiled against the system's",
@@ -114,6 +115,7 @@ _UNUSED_OF_DEBIAN = {
 _UNUSED_OF_PYTHON = {
     "bin": "commands of the dependencies",
     "**/__pycache__": "differs from build to build",
+    "*.dist-info/RECORD": "tells which interpreter pip ran with, and lists what is left out here",
     "**/*.pyi": "types for checkers",
     "**/*.pyx": "sources of extension modules",
     "**/*.pxd": "sources of extension modules",

@@ -26,12 +26,12 @@ MODIFIED = 0
 _GLIBC_VERSIONS = range(17, 37)
 
 # base-passwd makes these with scripts. 65532 is whom most images without a shell run as.
-_ACCOUNTS = """\
+ACCOUNTS = """\
 root:x:0:0:root:/nonexistent:/usr/sbin/nologin
 nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin
 latencyprobe:x:65532:65532:latencyprobe:/nonexistent:/usr/sbin/nologin
 """
-_GROUPS = """\
+GROUPS = """\
 root:x:0:
 nogroup:x:65534:
 latencyprobe:x:65532:
@@ -76,8 +76,8 @@ def lay_debian(component: Component, architecture: str, root: Path) -> None:
             _unpack(package, root)
     _keep_only_copyrights(root / "usr/share/doc")
     _remove(root, component.unused_of_debian)
-    (root / "etc/passwd").write_text(_ACCOUNTS)
-    (root / "etc/group").write_text(_GROUPS)
+    (root / "etc/passwd").write_text(ACCOUNTS)
+    (root / "etc/group").write_text(GROUPS)
 
 
 def lay_dependencies(component: Component, architecture: str, root: Path) -> None:
@@ -93,7 +93,7 @@ def lay_project(component: Component, wheel: Path, root: Path) -> None:
     # By its name: of a file pip would note the path.
     requirements = ["--no-index", "--find-links", str(wheel.parent), name]
     _pip_install(requirements, "amd64", root / SITE_PACKAGES)  # it has no compiled code
-    _remove(root / SITE_PACKAGES, {"bin": "its own below", **component.unused_modules})
+    _remove(root / SITE_PACKAGES, {*component.unused_dependencies, *component.unused_modules})
     command = root / "usr/local/bin/latencyprobe"
     command.parent.mkdir(parents=True)
     command.write_text(_COMMAND)

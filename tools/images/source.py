@@ -13,6 +13,9 @@ from pathlib import Path
 
 from tools.images.components import ROOT
 
+WHEEL_FOLDERS = ("latencyprobe", "node_agent", "operator", "bpf", "proto")
+WHEEL_FILES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
+
 _EPOCH_VARIABLE = "SOURCE_DATE_EPOCH"  # reproducible-builds.org/specs/source-date-epoch
 # Of the files in a wheel, which is the same as long as they are; ZIP knows no earlier time.
 _WHEEL_EPOCH = "315532800"  # 1980-01-01
@@ -39,11 +42,11 @@ def describe() -> Source:
 
 
 def copy_sources(folder: Path) -> Path:
-    """What a build reads, without what was ever generated: a build leaves files in its tree."""
+    """What a wheel is built of, without what was ever generated: a build litters its tree."""
     generated = shutil.ignore_patterns("__pycache__", "*.egg-info", "node_agent_pb2*")
-    for name in ("latencyprobe", "node_agent", "operator", "bpf", "proto"):
+    for name in WHEEL_FOLDERS:
         shutil.copytree(ROOT / name, folder / name, ignore=generated)
-    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
+    for name in WHEEL_FILES:
         shutil.copy(ROOT / name, folder)
     return folder
 
