@@ -16,8 +16,11 @@ import grpc
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 10.0
-# A thousand agents are not all connected to at the same moment.
-SPREAD_SECONDS = 10.0
+# The agents get theirs from other kubelets, which look at a Secret about once a minute. Until then
+# one may trust no authority but the old one, and an open connection is better than a refused one.
+PATIENCE_SECONDS = 120.0
+# And a thousand agents are not all connected to at the same moment.
+SPREAD_SECONDS = 60.0
 
 Credentials = Callable[[], grpc.ChannelCredentials]
 """Reads the files; the same object for the same contents. Raises OSError."""
@@ -26,9 +29,18 @@ Credentials = Callable[[], grpc.ChannelCredentials]
 class Renewal:
     """Looks at the files now and then, from `start` to `close`."""
 
-    def __init__(self, credentials: Credentials, *, look_seconds: float = LOOK_SECONDS) -> None:
+    def __init__(
+        self,
+        credentials: Credentials,
+        *,
+        look_seconds: float = LOOK_SECONDS,
+        patience_seconds: float = PATIENCE_SECONDS,
+        spread_seconds: float = SPREAD_SECONDS,
+    ) -> None:
         self._credentials = credentials
         self._look_seconds = look_seconds
+        self._patience_seconds = patience_seconds
+        self._spread_seconds = spread_seconds
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -43,9 +55,10 @@ class Renewal:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def wait(self) -> None:
-        """Return some moments after the files have changed, for each caller at another time."""
+        """Return some minutes after the files have changed, for each caller at another time."""
         await self._news.wait()
-        await asyncio.sleep(random.uniform(0, min(SPREAD_SECONDS, self._look_seconds)))  # noqa: S311
+        spread_seconds = random.uniform(0, self._spread_seconds)  # noqa: S311 - no secret
+        await asyncio.sleep(self._patience_seconds + spread_seconds)
 
     async def _watch(self) -> None:
         known = seen = self._read()
@@ -56,7 +69,10 @@ class Renewal:
             if seen is None or seen is not before:
                 continue
             if known is not None and seen is not known:
-                logger.info("certificates renewed: connecting to the agents with the new ones")
+                logger.info(
+                    "certificates renewed: they serve new connections from now on, and replace "
+                    "those of open ones within three minutes"
+                )
                 self._tell()
             known = seen
 

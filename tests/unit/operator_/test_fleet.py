@@ -286,7 +286,7 @@ async def renewable(tmp_path: Path, ears: Ears) -> AsyncIterator[tuple[Fleet, Au
     """An open fleet that looks for renewed certificates all the time, and who signs them."""
     authority = Authority.make(tmp_path)
     credentials = authority.issue(OPERATOR_NAME).credentials
-    renewal = Renewal(credentials, look_seconds=0.05)
+    renewal = Renewal(credentials, look_seconds=0.05, patience_seconds=0, spread_seconds=0.05)
     fleet = Fleet(credentials=credentials, listener=ears, metrics=Metrics(), renewal=renewal)
     fleet.open()
     yield fleet, authority
