@@ -28,7 +28,7 @@ class MissingCapabilityError(RuntimeError):
         reasons = "".join(f"\n  {NEEDED[bit][0]} {NEEDED[bit][1]}" for bit in missing)
         super().__init__(
             f"measuring needs root, or capabilities that are missing here:{reasons}\n"
-            "Run it with sudo."
+            "Run it with sudo; in a pod, add them to securityContext.capabilities."
         )
 
 

@@ -77,6 +77,13 @@ def _read_agents(
     envvar="LATENCYPROBE_WATCH_NAMESPACE",
     help="Serve only the LatencyProbes of this namespace; repeatable. Default: all.",
 )
+@click.option(
+    "--serve-on",
+    metavar="ADDRESS",
+    default="0.0.0.0",  # noqa: S104 - the kubelet asks from outside of the pod
+    show_default=True,
+    help="IPv4 or IPv6 address of the two ports below; in a pod, the pod's.",
+)
 @click.option("--metrics-port", type=_PORT, help="Serve Prometheus metrics here, at /metrics.")
 @click.option("--health-port", type=_PORT, help="Serve the liveness probe here, at /healthz.")
 @click.option(
@@ -99,6 +106,7 @@ def operator_command(
     cert_file: Path,
     key_file: Path,
     watch_namespaces: tuple[str, ...],
+    serve_on: str,
     metrics_port: int | None,
     health_port: int | None,
     log_format: str,
@@ -117,6 +125,7 @@ def operator_command(
         agent_port=agent_port,
         agents=agents,
         watch_namespaces=watch_namespaces,
+        serve_on=serve_on,
         metrics_port=metrics_port,
         health_port=health_port,
     )

@@ -29,6 +29,7 @@ class Options:
     agents: Mapping[str, str] = field(default_factory=dict)
     """Addresses by node; where there are any, the DaemonSet is not looked for."""
     watch_namespaces: tuple[str, ...] = ()
+    serve_on: str = "0.0.0.0"  # noqa: S104 - Prometheus and the kubelet ask from outside of the pod
     metrics_port: int | None = None
     health_port: int | None = None
 
@@ -42,7 +43,9 @@ async def operate(options: Options) -> None:
     """The operator, in a running event loop."""
     metrics = Metrics()
     if options.metrics_port is not None:
-        prometheus_client.start_http_server(options.metrics_port, registry=metrics.registry)
+        prometheus_client.start_http_server(
+            options.metrics_port, addr=options.serve_on, registry=metrics.registry
+        )
     cluster = await Cluster.connect(options.kubeconfig)
     try:
         controller = Controller(
@@ -60,14 +63,15 @@ async def operate(options: Options) -> None:
             clusterwide=scan,
             namespaces=options.watch_namespaces,
             standalone=True,
-            liveness_endpoint=_liveness_endpoint(options),
+            liveness_endpoint=liveness_endpoint(options),
         )
     finally:
         await cluster.close()
 
 
-def _liveness_endpoint(options: Options) -> str | None:
+def liveness_endpoint(options: Options) -> str | None:
+    """Where kopf is to answer the kubelet, as it takes it; None for nowhere."""
     if options.health_port is None:
         return None
-    # The kubelet asks from outside of the pod.
-    return f"http://0.0.0.0:{options.health_port}/healthz"
+    host = f"[{options.serve_on}]" if ":" in options.serve_on else options.serve_on
+    return f"http://{host}:{options.health_port}/healthz"

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from latencyprobe_operator import cli, logs
 from latencyprobe_operator.fleet import TlsFiles
-from latencyprobe_operator.main import Options
+from latencyprobe_operator.main import Options, liveness_endpoint
 
 
 @pytest.fixture
@@ -58,6 +58,22 @@ def test_options_come_from_the_environment_too(
     assert result.exit_code == 0, result.output
     assert started[0].watch_namespaces == ("shop", "cart")
     assert started[0].metrics_port == 9090
+
+
+@pytest.mark.parametrize(
+    ("address", "endpoint"),
+    [
+        ("10.0.0.7", "http://10.0.0.7:9348/healthz"),
+        ("fd00::7", "http://[fd00::7]:9348/healthz"),
+    ],
+)
+def test_health_is_served_at_the_pods_address_of_either_family(
+    started: list[Options], tls: list[str], address: str, endpoint: str
+) -> None:
+    arguments = [*tls, f"--serve-on={address}", "--health-port=9348"]
+    CliRunner().invoke(cli.operator_command, arguments)
+
+    assert liveness_endpoint(started[0]) == endpoint
 
 
 def test_agents_may_be_given(started: list[Options], tls: list[str]) -> None:
