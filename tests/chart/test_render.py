@@ -6,6 +6,7 @@ import base64
 import datetime
 from pathlib import Path
 
+import grpc
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from latencyprobe.wire import AGENT_NAME, OPERATOR_NAME
 from latencyprobe_agent.cli import agent_command
 from latencyprobe_agent.tls import TlsFiles as AgentFiles
+from latencyprobe_agent.tls import server_credentials
 from latencyprobe_operator.cli import operator_command
 from latencyprobe_operator.fleet import TlsFiles as OperatorFiles
 from tests.chart.helm import (
@@ -193,6 +195,27 @@ def test_both_sides_can_read_what_was_generated(helm: Helm, tmp_path: Path) -> N
 
     AgentFiles(*files_of(manifests, "agent", tmp_path)).read()
     OperatorFiles(*files_of(manifests, "operator", tmp_path)).credentials()
+
+
+async def test_operator_and_agent_know_each_other_by_what_was_generated(
+    helm: Helm, tmp_path: Path
+) -> None:
+    manifests = helm.manifests()
+    server = grpc.aio.server()
+    agent = server_credentials(AgentFiles(*files_of(manifests, "agent", tmp_path)))
+    port = server.add_secure_port("127.0.0.1:0", agent)
+    await server.start()
+    operator = OperatorFiles(*files_of(manifests, "operator", tmp_path)).credentials()
+
+    names = (("grpc.ssl_target_name_override", AGENT_NAME),)
+    async with grpc.aio.secure_channel(f"127.0.0.1:{port}", operator, options=names) as channel:
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/nobody/Knows")
+        with pytest.raises(grpc.aio.AioRpcError) as answer:
+            await call(b"", timeout=10)
+
+    # From behind the handshake: without it the code would be UNAVAILABLE.
+    assert answer.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    await server.stop(None)
 
 
 def test_the_authoritys_key_is_kept_nowhere(helm: Helm, tmp_path: Path) -> None:

@@ -33,7 +33,9 @@ def tls(operator_tls: TlsFiles) -> list[str]:
     ]
 
 
-def test_the_defaults_are_those_of_the_chart(started: list[Options], tls: list[str]) -> None:
+def test_the_defaults_are_for_agents_beside_the_operator(
+    started: list[Options], tls: list[str]
+) -> None:
     result = CliRunner().invoke(cli.operator_command, tls)
 
     assert result.exit_code == 0, result.output

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from click.testing import CliRunner
 
 from latencyprobe_operator import release
 from latencyprobe_operator.cluster import ApiError
-from latencyprobe_operator.release import FINALIZER, NotReleasedError, release_probes
+from latencyprobe_operator.release import (
+    FINALIZER,
+    NotReleasedError,
+    release_command,
+    release_probes,
+)
 from tests.unit.operator_.fake_api import FakeApi, Json
 
 OTHERS = "example.org/audit"
@@ -55,6 +63,20 @@ async def test_an_operator_that_still_runs_is_told_of() -> None:
     async with api.serve() as cluster:
         with pytest.raises(NotReleasedError, match=r"shop/checkout: .* Stop it first"):
             await release_probes(cluster)
+
+
+def test_without_a_cluster_the_command_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    (tmp_path / "kubeconfig").write_text("{}")
+
+    result = CliRunner().invoke(
+        release_command, ["--kubeconfig", str(tmp_path / "kubeconfig")], env={}
+    )
+
+    assert result.exit_code == 1
+    assert "no cluster" in result.stderr
 
 
 async def test_without_a_crd_there_is_nothing_to_do() -> None:
