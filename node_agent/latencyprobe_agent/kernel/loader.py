@@ -53,11 +53,13 @@ class Loader:
         self.links: list[int] = []
         self.attached: dict[str, str] = {}
         self.refused: dict[str, str] = {}
+        self._answers: dict[str, str] = {}  # by function: why its hook is not to be had
 
     def attach(self, event: Event) -> None:
         """Use the first of the event's hooks that the kernel takes."""
         if event.beside and event.beside not in self.programs:
-            self.refused[event.name] = f"of no use without {event.beside}"
+            missing = self._answers.get(event.beside, event.beside)
+            self.refused[event.name] = f"of no use without {missing}"
             return
         reasons: list[str] = []
         for hook in event.hooks:
@@ -74,7 +76,9 @@ class Loader:
             try:
                 self._attach_hook(each)
             except (libbpf.KernelRefusedError, LookupError) as error:
-                reasons.append(f"{self._name(each)}: {self._words(each, error)}")
+                answer = f"{self._name(each)}: {self._words(each, error)}"
+                self._answers[hook.function] = answer
+                reasons.append(answer)
                 _complain(f"{each.function}: {error}")
                 for undone in reversed(attached):
                     os.close(self.links.pop())

@@ -185,6 +185,23 @@ def test_reasons_are_the_kernels_own_words_hook_by_hook(kernel: Kernel) -> None:
     ]
 
 
+def test_an_event_of_no_use_without_another_says_why_that_one_is_not_there(
+    kernel: Kernel,
+) -> None:
+    read = Event("read", frozenset(Module), (LENGTH, TRACEPOINT))
+    queue = Event("queue", frozenset(Module), (FENTRY,), beside=LENGTH.function)
+    loader = Loader(CODE, Types(("tcp_sendmsg_locked",)), config=FULL_CONFIG)
+    for event in (read, queue):
+        loader.attach(event)
+    for descriptor in (*loader.programs.values(), *loader.links):
+        os.close(descriptor)
+    assert loader.attached == {"read": "tp_btf/tcp_sendmsg_locked"}
+    assert loader.refused == {
+        "queue": "of no use without tp_btf/sock_send_length: "
+        "Linux 6.1.0-13-amd64 has no such tracepoint"
+    }
+
+
 def test_the_option_that_explains_a_refusal_is_named(kernel: Kernel) -> None:
     kernel.refuses["kprobe"] = kernel.refuses["raw_tracepoint"] = errno.ENOENT
     config = KernelConfig(frozenset({"CONFIG_BPF_EVENTS", "CONFIG_KPROBE_EVENTS"}))
