@@ -46,6 +46,11 @@ class Helm:
         text = self.render(*arguments, release=release, namespace=namespace)
         return Manifests([item for item in yaml.safe_load_all(text) if item])
 
+    def notes(self, values: Path) -> str:
+        """What an install with this values file tells the user."""
+        arguments = ("--dry-run=client", f"--namespace={NAMESPACE}", f"--values={values}")
+        return self.run("install", RELEASE, str(CHART), *arguments).partition("\nNOTES:\n")[2]
+
     def run(self, *arguments: str) -> str:
         """Its standard output. Raises HelmError."""
         answer = subprocess.run(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -93,6 +94,18 @@ def test_everything_is_named_and_labelled_as_one_release(rendered: Manifests) ->
             labels = item["metadata"]["labels"]
             assert labels["app.kubernetes.io/part-of"] == "latencyprobe"
             assert labels["app.kubernetes.io/instance"] == "latencyprobe"
+
+
+@pytest.mark.parametrize("values", VALUES_FILES, ids=lambda path: path.stem)
+def test_the_notes_tell_commands_that_name_what_is_there(helm: Helm, values: Path) -> None:
+    notes = helm.notes(values)
+    agents = only(helm.manifests(values=values), "DaemonSet")["metadata"]
+    probe = yaml.safe_load(notes.partition("<<EOF\n")[2].partition("EOF\n")[0])
+
+    rollout = f"--namespace {agents['namespace']} rollout status daemonset/{agents['name']}"
+    assert rollout in notes
+    assert (probe["kind"], probe["spec"]) == ("LatencyProbe", {"selector": {}})
+    assert f"--namespace {probe['metadata']['namespace']} get latencyprobe everything" in notes
 
 
 def test_there_is_one_operator_at_a_time(helm: Helm) -> None:
