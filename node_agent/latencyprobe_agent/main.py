@@ -135,7 +135,7 @@ def _node_facts(settings: Settings, resolver: Resolver) -> NodeFacts:
 
 
 async def _serve(agent: Agent, metrics: Metrics, settings: Settings, stop: asyncio.Event) -> None:
-    server = Server(agent, settings.address)
+    server = Server(agent, settings.address, metrics)
     try:
         bound = await server.start()
     except (ListenError, TlsFileError) as error:

@@ -20,6 +20,7 @@ from prometheus_client import (
 )
 
 from latencyprobe.stages import Module
+from latencyprobe_agent.gate import Refusal
 from latencyprobe_agent.targets.facts import TargetState
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,15 @@ class Metrics:
             buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10),
             registry=self.registry,
         )
+        self._refused = Counter(
+            "latencyprobe_refused_connections",
+            "Connections that were not let in, and calls of clients with another name than the"
+            " operator's.",
+            ["reason"],
+            registry=self.registry,
+        )
+        for refusal in Refusal:
+            self._refused.labels(refusal)
         self.show_modules(())
         self.show_targets({})
 
@@ -76,6 +86,10 @@ class Metrics:
         """Say how many targets are in which state."""
         for state in TargetState:
             self._targets.labels(state).set(counts.get(state, 0))
+
+    def count_refusal(self, reason: str) -> None:
+        """Somebody was not let in."""
+        self._refused.labels(reason).inc()
 
     def show_program_cpu(self, cpu_percent: float | None) -> None:
         """Say what the programs cost."""

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import stat
+import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,10 @@ from latencyprobe_agent.agent import (
     TraceBusyError,
 )
 from latencyprobe_agent.desired import InvalidStateError
+from latencyprobe_agent.gate import Gate, Refusal, RefusalLog, listen
+from latencyprobe_agent.metrics import Metrics
 from latencyprobe_agent.slots import EngineError
-from latencyprobe_agent.tls import TlsFiles, peer_names, server_credentials
+from latencyprobe_agent.tls import RenewedContext, TlsFiles
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[object, object]
@@ -42,8 +45,7 @@ _MAX_SOCKET_PATH = 107  # sun_path, include/uapi/linux/un.h, and its NUL
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # Without it a second agent would share the port, and clients would meet either.
-    ("grpc.so_reuseport", 0),
+    ("grpc.max_concurrent_streams", _MAX_RPCS),
     # A client that is gone without a word (its node died) is found out within 30 s.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -61,24 +63,38 @@ class ListenError(Exception):
 
 
 class Caller:
-    """Who may call. With TLS: who has a certificate of our CA (which TLS has seen to) with the
+    """Who may call. Over TCP: who has a certificate of our CA (which the gate has seen to) with the
     operator's name in it. On a Unix socket: whoever may open it."""
 
-    def __init__(self, operator_name: str | None) -> None:
+    def __init__(
+        self,
+        operator_name: str | None = None,
+        gate: Gate | None = None,
+        refusals: RefusalLog | None = None,
+    ) -> None:
         self._operator_name = operator_name
+        self._gate = gate
+        self._refusals = refusals
 
     async def check(self, context: Context) -> None:
         """End the call with PERMISSION_DENIED unless it may go on."""
-        if self._operator_name is None:
+        if self._gate is None or self._refusals is None:
             return
-        names = peer_names(context.auth_context())
+        admitted = self._gate.admitted(context.peer())
+        names = admitted.names if admitted else frozenset()
         if self._operator_name not in names:
             shown = ", ".join(sorted(names)) or "no name"
-            log.warning("refused %s: its certificate is for %s", _peer(context), shown)
+            detail = f"its certificate is for {shown}, not for {self._operator_name}"
+            self._refusals.refuse(Refusal.NAME, self.describe(context), detail)
             await context.abort(
                 grpc.StatusCode.PERMISSION_DENIED,
                 f"only {self._operator_name} may call; this certificate is for {shown}",
             )
+
+    def describe(self, context: Context) -> str:
+        """Who calls, for the log; a Unix socket's client has no address."""
+        admitted = self._gate.admitted(context.peer()) if self._gate else None
+        return admitted.address if admitted else "the local client"
 
 
 class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
@@ -99,14 +115,14 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
         async def answer() -> pb.NodeInfo:
             return self._agent.node_info()
 
-        return await _guard(answer, context)
+        return await self._guard(answer, context)
 
     async def Apply(  # noqa: N802
         self, request: pb.DesiredState, context: Context
     ) -> pb.ApplyResult:
         """Replace the desired state."""
         await self._caller.check(context)
-        return await _guard(lambda: self._agent.apply(request), context)
+        return await self._guard(lambda: self._agent.apply(request), context)
 
     async def WatchReports(  # type: ignore[override]  # noqa: N802  (writes, yields nothing)
         self,
@@ -115,51 +131,46 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
     ) -> None:
         """Report until the client goes. `write` waits while the client is slow."""
         await self._caller.check(context)
-        log.info("%s listens to reports", _peer(context))
-        await _guard(lambda: _stream(self._agent.watch, context), context)
+        log.info("%s listens to reports", self._caller.describe(context))
+        await self._guard(lambda: _stream(self._agent.watch, context), context)
 
     async def Trace(  # type: ignore[override]  # noqa: N802  (writes, yields nothing)
         self, request: pb.TraceRequest, context: Context
     ) -> None:
         """Tell of packets until the probe or the client goes."""
         await self._caller.check(context)
-        log.info("%s traces packets", _peer(context))
-        await _guard(
+        log.info("%s traces packets", self._caller.describe(context))
+        await self._guard(
             lambda: _stream(lambda send: self._agent.trace(request, send), context), context
         )
 
-
-def _peer(context: Context) -> str:
-    """Who calls, for the log; a Unix socket's client has no address."""
-    peer = context.peer()
-    return "the local client" if peer == "unix:" else peer
-
-
-async def _guard(answer: Callable[[], Awaitable[_Answer]], context: Context) -> _Answer:
-    """The answer, or the status that says what went wrong."""
-    try:
-        return await answer()
-    except InvalidStateError as error:
-        await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
-    except StaleGenerationError as error:
-        await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
-    except TraceBusyError as error:
-        await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
-    except ShuttingDownError as error:
-        await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
-    except StreamEndedError as error:
-        code = grpc.StatusCode.ABORTED if error.superseded else grpc.StatusCode.UNAVAILABLE
-        await _abort(context, code, str(error))
-    except EngineError as error:
-        log.warning("%s", error)
-        await _abort(context, grpc.StatusCode.INTERNAL, str(error))
-    except grpc.aio.BaseError:
-        raise
-    except Exception as error:
-        log.exception("unexpected, while answering %s", _peer(context))
-        await _abort(
-            context, grpc.StatusCode.INTERNAL, f"unexpected {type(error).__name__}: {error}"[:500]
-        )
+    async def _guard(self, answer: Callable[[], Awaitable[_Answer]], context: Context) -> _Answer:
+        """The answer, or the status that says what went wrong."""
+        try:
+            return await answer()
+        except InvalidStateError as error:
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except StaleGenerationError as error:
+            await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except TraceBusyError as error:
+            await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+        except ShuttingDownError as error:
+            await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
+        except StreamEndedError as error:
+            code = grpc.StatusCode.ABORTED if error.superseded else grpc.StatusCode.UNAVAILABLE
+            await _abort(context, code, str(error))
+        except EngineError as error:
+            log.warning("%s", error)
+            await _abort(context, grpc.StatusCode.INTERNAL, str(error))
+        except grpc.aio.BaseError:
+            raise
+        except Exception as error:
+            log.exception("unexpected, while answering %s", self._caller.describe(context))
+            await _abort(
+                context,
+                grpc.StatusCode.INTERNAL,
+                f"unexpected {type(error).__name__}: {error}"[:500],
+            )
 
 
 async def _stream(
@@ -208,25 +219,31 @@ class SocketAddress:
 class Server:
     """Serves an agent until stopped."""
 
-    def __init__(self, agent: Agent, address: TcpAddress | SocketAddress) -> None:
+    def __init__(
+        self, agent: Agent, address: TcpAddress | SocketAddress, metrics: Metrics | None = None
+    ) -> None:
+        self._agent = agent
         self._address = address
+        self._refusals = RefusalLog((metrics or Metrics()).count_refusal)
         self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=_MAX_RPCS)
-        operator_name = address.operator_name if isinstance(address, TcpAddress) else None
-        node_agent_pb2_grpc.add_NodeAgentServicer_to_server(
-            NodeAgentService(agent, Caller(operator_name)), self._server
-        )
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._gate: Gate | None = None
+        self._directory: tempfile.TemporaryDirectory[str] | None = None
         self.is_serving = False
 
     async def start(self) -> str:
-        """Listen; the address, with the port that was chosen for port 0. Raises ListenError."""
+        """Listen; the address, with the port that was chosen for port 0.
+
+        Raises ListenError and TlsFileError.
+        """
         await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
         if isinstance(self._address, TcpAddress):
-            bound = _bind_tcp(self._server, self._address.address, self._address.files)
+            bound = await self._start_behind_gate(self._address)
         else:
+            self._add_service(Caller())
             bound = _bind_socket(self._server, self._address.path)
-        await self._server.start()
+            await self._server.start()
         await self._say(health_pb2.HealthCheckResponse.SERVING)
         self.is_serving = True
         return bound
@@ -239,37 +256,42 @@ class Server:
     async def stop(self) -> None:
         """End what is still being answered, and stop listening."""
         await self._server.stop(_GRACE_S)
+        if self._gate is not None:
+            await self._gate.close()
+        if self._directory is not None:
+            self._directory.cleanup()
         if isinstance(self._address, SocketAddress):
             self._address.path.unlink(missing_ok=True)
+
+    async def _start_behind_gate(self, address: TcpAddress) -> str:
+        context = RenewedContext(address.files)
+        host, _, port = address.address.rpartition(":")
+        try:
+            listener = listen(host.strip("[]"), int(port))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ListenError(f"can't listen on {address.address}: {reason}") from None
+        try:
+            self._directory = tempfile.TemporaryDirectory(prefix="latencyprobe-agent-")
+            inner = Path(self._directory.name, "grpc")
+            self._gate = Gate(context, inner, self._refusals)
+            self._add_service(Caller(address.operator_name, self._gate, self._refusals))
+            _bind_socket(self._server, inner)
+            await self._server.start()
+        except (OSError, ListenError) as error:
+            listener.close()
+            raise ListenError(f"no directory for a socket of our own: {error}") from None
+        self._gate.start(listener)
+        return f"{host}:{listener.getsockname()[1]}"
+
+    def _add_service(self, caller: Caller) -> None:
+        node_agent_pb2_grpc.add_NodeAgentServicer_to_server(
+            NodeAgentService(self._agent, caller), self._server
+        )
 
     async def _say(self, status: int) -> None:
         for service in ("", SERVICE):
             await self._health.set(service, status)
-
-
-def _bind_tcp(server: grpc.aio.Server, address: str, files: TlsFiles) -> str:
-    credentials = server_credentials(files)
-    try:
-        port = server.add_secure_port(address, credentials)
-    except RuntimeError as error:
-        raise ListenError(f"can't listen on {address}: {_reason(address) or error}") from None
-    return f"{address.rpartition(':')[0]}:{port}"
-
-
-def _reason(address: str) -> str | None:
-    """Why an address can't be bound; gRPC does not pass it on."""
-    host, _, port = address.rpartition(":")
-    try:
-        family, kind, protocol, _, target = socket.getaddrinfo(
-            host.strip("[]") or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            trial.bind(target)
-            trial.listen(1)
-    except OSError as error:
-        return error.strerror or str(error)
-    return None
 
 
 def _bind_socket(server: grpc.aio.Server, path: Path) -> str:

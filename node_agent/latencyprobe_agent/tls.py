@@ -1,4 +1,4 @@
-"""Mutual TLS: the agent's certificate, and who may talk to it.
+"""Mutual TLS: the agent's certificate, and whose certificates are good.
 
 The certificates are read again when their files change, so that a renewal (cert-manager, a Secret
 that the kubelet updates) needs no restart. A change is taken in only once key and certificate fit.
@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
-
-import grpc
+from typing import Any
 
 log = logging.getLogger(__name__)
 
-_SAN = "x509_subject_alternative_name"
+# What gRPC speaks inside, which its clients insist on being told (RFC 9113, section 3.2).
+_HTTP2 = "h2"
 
 
 class TlsFileError(Exception):
@@ -32,13 +31,17 @@ class TlsFiles:
     certificate: Path
     key: Path
 
-    def read(self) -> TlsMaterial:
-        """What is in the files; raises TlsFileError where they can't be used together.
+    def context(self) -> ssl.SSLContext:
+        """For connections of clients with a certificate of our CA; raises TlsFileError.
 
-        gRPC would log no more than that a handshake failed, so we look first, with Python's ssl.
+        OpenSSL also sees to it that the certificate is one of a client, and valid today.
         """
-        material = TlsMaterial(*(_read_pem(path) for path in (self.ca, self.certificate, self.key)))
+        for path in (self.ca, self.certificate, self.key):
+            _require_readable(path)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.set_alpn_protocols([_HTTP2])
         try:
             context.load_verify_locations(self.ca)
         except (ssl.SSLError, OSError) as error:
@@ -51,52 +54,36 @@ class TlsFiles:
                 f"{self.key} is not the PEM key (without password) of the PEM certificate "
                 f"{self.certificate}: {error}"
             ) from None
-        return material
+        return context
 
 
-@dataclass(frozen=True, slots=True)
-class TlsMaterial:
-    """PEM texts."""
-
-    ca: bytes
-    certificate: bytes
-    key: bytes
-
-    def configuration(self) -> grpc.ServerCertificateConfiguration:
-        """As gRPC takes it."""
-        return grpc.ssl_server_certificate_configuration([(self.key, self.certificate)], self.ca)
-
-
-def _read_pem(path: Path) -> bytes:
+def _require_readable(path: Path) -> None:
     try:
-        return path.read_bytes()
+        path.read_bytes()
     except OSError as error:
         raise TlsFileError(f"{path}: {error.strerror}") from None
 
 
-class _Renewal:
-    """Asked by gRPC at each handshake, in one of its threads: the files, if they are new."""
+class RenewedContext:
+    """The context of the files as they are; raises TlsFileError where they are no good at first."""
 
-    def __init__(self, files: TlsFiles, current: TlsMaterial) -> None:
+    def __init__(self, files: TlsFiles) -> None:
         self._files = files
-        self._current = current
         self._stamps = self._stamp()
+        self._context = files.context()
 
-    def __call__(self) -> grpc.ServerCertificateConfiguration | None:
+    def current(self) -> ssl.SSLContext:
+        """For the next connection. Files that do not fit (yet) change nothing."""
         stamps = self._stamp()
-        if stamps == self._stamps:
-            return None
-        try:
-            material = self._files.read()
-        except TlsFileError as error:
-            log.warning("new certificates are not taken: %s", error)
-            return None
-        self._stamps = stamps
-        if material == self._current:
-            return None
-        self._current = material
-        log.info("certificates renewed from %s", self._files.certificate)
-        return material.configuration()
+        if stamps != self._stamps:
+            try:
+                self._context = self._files.context()
+            except TlsFileError as error:
+                log.warning("new certificates are not taken: %s", error)
+            else:
+                self._stamps = stamps
+                log.info("certificates renewed from %s", self._files.certificate)
+        return self._context
 
     def _stamp(self) -> tuple[tuple[int, int], ...] | None:
         files = (self._files.ca, self._files.certificate, self._files.key)
@@ -106,16 +93,6 @@ class _Renewal:
             return None
 
 
-def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Credentials that require a client certificate of our CA; raises TlsFileError."""
-    material = files.read()
-    # None from the fetcher means "no news" (grpc.dynamic_ssl_server_credentials); the types forget.
-    fetcher = cast(Callable[[], grpc.ServerCertificateConfiguration], _Renewal(files, material))
-    return grpc.dynamic_ssl_server_credentials(
-        material.configuration(), fetcher, require_client_authentication=True
-    )
-
-
-def peer_names(auth_context: Mapping[str, Iterable[bytes]]) -> frozenset[str]:
-    """The names in the client's (verified) certificate."""
-    return frozenset(name.decode("utf-8", "replace") for name in auth_context.get(_SAN, ()))
+def names_in(certificate: Mapping[str, Any]) -> frozenset[str]:
+    """The DNS names of a (verified) certificate, as SSLObject.getpeercert() gives it."""
+    return frozenset(name for kind, name in certificate.get("subjectAltName", ()) if kind == "DNS")

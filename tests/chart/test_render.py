@@ -14,8 +14,9 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from latencyprobe.wire import AGENT_NAME, OPERATOR_NAME
 from latencyprobe_agent.cli import agent_command
+from latencyprobe_agent.gate import Gate, RefusalLog, listen
+from latencyprobe_agent.tls import RenewedContext
 from latencyprobe_agent.tls import TlsFiles as AgentFiles
-from latencyprobe_agent.tls import server_credentials
 from latencyprobe_operator.cli import operator_command
 from latencyprobe_operator.fleet import TlsFiles as OperatorFiles
 from tests.chart.helm import (
@@ -206,7 +207,7 @@ def test_generated_certificates_fit_their_keys_and_their_authority(
 def test_both_sides_can_read_what_was_generated(helm: Helm, tmp_path: Path) -> None:
     manifests = helm.manifests()
 
-    AgentFiles(*files_of(manifests, "agent", tmp_path)).read()
+    AgentFiles(*files_of(manifests, "agent", tmp_path)).context()
     OperatorFiles(*files_of(manifests, "operator", tmp_path)).credentials()
 
 
@@ -215,9 +216,15 @@ async def test_operator_and_agent_know_each_other_by_what_was_generated(
 ) -> None:
     manifests = helm.manifests()
     server = grpc.aio.server()
-    agent = server_credentials(AgentFiles(*files_of(manifests, "agent", tmp_path)))
-    port = server.add_secure_port("127.0.0.1:0", agent)
+    inner = tmp_path / "grpc"
+    server.add_insecure_port(f"unix:{inner}")
     await server.start()
+    agent = RenewedContext(AgentFiles(*files_of(manifests, "agent", tmp_path)))
+    refused: list[str] = []
+    gate = Gate(agent, inner, RefusalLog(refused.append))
+    listener = listen("127.0.0.1", 0)
+    gate.start(listener)
+    port = listener.getsockname()[1]
     operator = OperatorFiles(*files_of(manifests, "operator", tmp_path)).credentials()
 
     names = (("grpc.ssl_target_name_override", AGENT_NAME),)
@@ -228,7 +235,9 @@ async def test_operator_and_agent_know_each_other_by_what_was_generated(
 
     # From behind the handshake: without it the code would be UNAVAILABLE.
     assert answer.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert refused == []
     await server.stop(None)
+    await gate.close()
 
 
 def test_the_authoritys_key_is_kept_nowhere(helm: Helm, tmp_path: Path) -> None:

@@ -160,10 +160,10 @@ def test_files_that_can_not_be_used_are_said(
     else:
         (tmp_path / name).write_bytes(text)
     with pytest.raises(TlsFileError, match=message):
-        files.read()
+        files.context()
 
 
 def test_a_key_of_another_certificate_is_refused(files: TlsFiles, authority: Authority) -> None:
     files.key.write_bytes(_issue(authority, AGENT_NAME).key_pem)
     with pytest.raises(TlsFileError, match="is not the PEM key"):
-        files.read()
+        files.context()
