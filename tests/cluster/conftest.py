@@ -1,13 +1,19 @@
 """The cluster of the test session."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from tests.chart.helm import Helm
 from tests.cluster import helm_programs, programs
 from tests.cluster.environment import Cluster
 from tests.cluster.layout import FOR_TESTS
+from tests.cluster.release import Release, secrets_of
+from tests.cluster.shop import Shop
+from tools.images import build
+from tools.images.components import COMPONENTS, own_architecture
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,6 +39,55 @@ def two_nodes(cluster: Cluster) -> Cluster:
     """The session's cluster, once a second node has joined it, which stays."""
     cluster.join()
     return cluster
+
+
+@pytest.fixture(scope="session")
+def helm() -> Helm:
+    """The real one."""
+    return Helm(helm_programs.obtain_helm(programs.say_on_stderr))
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The images of this checkout, as `make images` builds them."""
+    folder = tmp_path_factory.mktemp("images")
+    built = build.build(list(COMPONENTS), own_architecture(), folder, programs.say_on_stderr)
+    return [image.path for image in built]
+
+
+@pytest.fixture(scope="session")
+def secrets_before(two_nodes: Cluster) -> set[tuple[str, str]]:
+    """The Secrets that there were before the release."""
+    return secrets_of(two_nodes)
+
+
+@pytest.fixture(scope="session")
+def release(
+    two_nodes: Cluster,
+    helm: Helm,
+    images: list[Path],
+    secrets_before: set[tuple[str, str]],
+) -> Iterator[Release]:
+    """The chart, installed on two nodes; what uninstalls it comes last."""
+    for archive in images:
+        two_nodes.load_image(archive)
+    release = Release(two_nodes, helm)
+    release.make_room()
+    release.install()
+    yield release
+    if release.is_installed:
+        release.uninstall()
+
+
+@pytest.fixture(scope="session")
+def shop(release: Release) -> Iterator[Shop]:
+    """Pods of both nodes that ask each other, and are measured."""
+    name = f"shop-{uuid4().hex[:8]}"
+    release.cluster.create_namespace(name)
+    shop = Shop(release, name)
+    shop.open()
+    yield shop
+    release.cluster.kubectl("delete", "namespace", name, "--wait=false")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -231,6 +231,15 @@ class Cluster:
 
     def kubectl(self, *arguments: str, stdin: str | None = None, seconds: float = 120) -> str:
         """What kubectl prints, as the user who may do everything."""
+        return self._run_kubectl(arguments, stdin, seconds).stdout
+
+    def warnings(self, *arguments: str, stdin: str | None = None) -> str:
+        """What the API server warned of on the way, when kubectl succeeded."""
+        return self._run_kubectl(arguments, stdin, 120).stderr
+
+    def _run_kubectl(
+        self, arguments: Sequence[str], stdin: str | None, seconds: float
+    ) -> subprocess.CompletedProcess[str]:
         answer = subprocess.run(
             [self._programs["kubectl"], *arguments],
             input=stdin if stdin is not None else "",
@@ -242,7 +251,7 @@ class Cluster:
         )
         if answer.returncode:
             raise KubectlError(arguments, answer.returncode, answer.stderr)
-        return answer.stdout
+        return answer
 
     def get(self, *arguments: str) -> Any:
         """What `kubectl get ... --output=json` gives."""

@@ -166,4 +166,6 @@ conf_dir = "{self._cni_directory}"
             },
             "imageGCHighThresholdPercent": 100,
             "nodeStatusUpdateFrequency": "5s",
+            # How long a changed Secret takes to come to the pods that mount it, at most.
+            "syncFrequency": "5s",
         }

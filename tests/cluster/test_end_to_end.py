@@ -319,20 +319,3 @@ def test_deletion_detaches_although_the_agent_was_away(
         "--timeout=20s",
     )
     product.agent.start()
-
-
-def test_measurement_goes_on_while_the_api_server_is_away_for_a_minute(
-    product: Product, servers: list[dict[str, Any]]
-) -> None:
-    product.apply_sample(overhead={"maxCPUPercent": 0}, window="5m")
-    product.wait_for_status("the probe to be ready", is_ready)
-    addresses = [pod["status"]["podIP"] for pod in servers]
-    command = [*manifests.WRITE_HOSTS, "/hosts", *addresses]
-    product.cluster.kubectl("exec", "client", f"--namespace={product.namespace}", "--", *command)
-    with product.cluster.pause_api_server():
-        time.sleep(60)  # the outage itself
-    sent = {pod["metadata"]["name"]: REQUESTS for pod in servers}
-    product.wait_for_status(
-        "the status to catch up with what was sent meanwhile",
-        lambda status: counts(status, "rx.total") == sent,
-    )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 import time
 from pathlib import Path
 
 from tools.debian import DebianError
-from tools.images.components import ARCHITECTURES, COMPONENTS
+from tools.images.components import ARCHITECTURES, COMPONENTS, own_architecture
 from tools.images.layers import LAYERS, LayerError, lay
 from tools.images.source import SourceError
 
@@ -55,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
 
     build = commands.add_parser("build", help="make OCI archives")
-    build.add_argument("--architecture", choices=ARCHITECTURES, default=_own_architecture())
+    build.add_argument("--architecture", choices=ARCHITECTURES, default=own_architecture())
     build.add_argument("--into", type=Path, default=Path("dist"), metavar="FOLDER")
     build.add_argument("components", nargs="*", metavar="COMPONENT", help="operator, agent; all")
     build.set_defaults(run=_build)
@@ -67,12 +66,6 @@ def _parser() -> argparse.ArgumentParser:
     lays.add_argument("into", type=Path)
     lays.set_defaults(run=_lay)
     return parser
-
-
-def _own_architecture() -> str | None:
-    """Debian's name of this machine's, if there are images for it."""
-    machines = {machine: name for name, machine in ARCHITECTURES.items()}
-    return machines.get(platform.machine())
 
 
 def _megabytes(size: int) -> str:

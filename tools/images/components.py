@@ -7,6 +7,7 @@ no library is missing for the ones that are there.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,3 +172,9 @@ AGENT = Component(
     unused_modules={"latencyprobe_operator": "the operator's"},
 )
 COMPONENTS = {component.name: component for component in (OPERATOR, AGENT)}
+
+
+def own_architecture() -> str:
+    """Debian's name of this machine's; where there are no images for it, the machine's own."""
+    machine = platform.machine()
+    return next((name for name, kernel in ARCHITECTURES.items() if kernel == machine), machine)

@@ -1,0 +1,147 @@
+"""The product as its users install it: the chart, by Helm, with the images of this checkout."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import signal
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.chart.helm import CHART, NAMESPACE, RELEASE, Helm
+from tests.cluster import cgroups
+from tests.cluster.environment import Cluster, KubectlError
+from tests.cluster.layout import NodeLayout
+from tests.cluster.operator_process import MANIFESTS
+from tests.cluster.waiting import wait_until
+from tests.live.leftovers import held_program_ids
+
+AGENT_NAMESPACE = "latencyprobe-agents"
+AGENT_PORT = 9345
+AGENTS = "app.kubernetes.io/name=latencyprobe-agent"
+OPERATOR = "app.kubernetes.io/name=latencyprobe-operator"
+CRD = "crd/latencyprobes.latencyprobe.io"
+RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
+
+Json = dict[str, Any]
+Secrets = set[tuple[str, str]]
+
+
+@dataclass
+class Release:
+    """One release of the chart in a cluster, whose operator's namespace is held to `restricted`."""
+
+    cluster: Cluster
+    helm: Helm
+
+    def make_room(self) -> None:
+        """Remove what was applied without Helm, which takes over nothing that it did not make."""
+        for manifest in ("rbac.yaml", "crd.yaml"):
+            self.cluster.kubectl(
+                *("delete", "--ignore-not-found", f"--filename={MANIFESTS / manifest}")
+            )
+        self.cluster.kubectl("create", "namespace", NAMESPACE)
+        self.cluster.kubectl("label", "namespace", NAMESPACE, RESTRICTED)
+
+    def install(self) -> str:
+        """What Helm tells then."""
+        return self._helm("install", RELEASE, str(CHART), "--wait", "--timeout=120s")
+
+    def upgrade(self, *settings: str, chart: Path = CHART) -> str:
+        """With these settings beside those of before. Agents are replaced at once, not in turn."""
+        return self._helm(
+            *("upgrade", RELEASE, str(chart), "--reuse-values", "--wait", "--timeout=120s"),
+            *(f"--set={setting}" for setting in settings),
+        )
+
+    def uninstall(self) -> str:
+        return self._helm("uninstall", RELEASE, "--wait", "--timeout=120s")
+
+    @property
+    def is_installed(self) -> bool:
+        return RELEASE in self._helm("list", "--short").split()
+
+    def agents(self) -> dict[str, Json]:
+        """The ready agents' pods by node, once there is one on each."""
+        count = len(self.cluster.nodes)
+        pods = self.cluster.wait_for_pods(AGENT_NAMESPACE, AGENTS, count=count)
+        return {pod["spec"]["nodeName"]: pod for pod in pods}
+
+    def operator(self) -> Json:
+        """The ready operator's pod."""
+        found: Json
+        (found,) = self.cluster.wait_for_pods(NAMESPACE, OPERATOR, count=1)
+        return found
+
+    def agent_pids(self, node: NodeLayout) -> list[int]:
+        """The processes of the agent's container, as this machine numbers them."""
+        pod = self.agents()[node.name]
+        container = pod["status"]["containerStatuses"][0]["containerID"].removeprefix(
+            "containerd://"
+        )
+        kubepods = cgroups.unified_hierarchy() / node.kubepods_cgroup
+        (directory,) = kubepods.rglob(container)
+        return [int(pid) for pid in (directory / "cgroup.procs").read_text().split()]
+
+    def kill_agent(self, node: NodeLayout) -> None:
+        """Ends its processes; starting them again is the kubelet's business."""
+        for pid in self.agent_pids(node):
+            os.kill(pid, signal.SIGKILL)
+
+    def program_ids(self) -> set[int]:
+        """The eBPF programs that the agents hold."""
+        pids = [pid for node in self.cluster.nodes for pid in self.agent_pids(node)]
+        return {program for pid in pids for program in held_program_ids(pid)}
+
+    def secret(self, component: str) -> dict[str, bytes]:
+        """The certificate of "agent" or "operator"."""
+        namespace = AGENT_NAMESPACE if component == "agent" else NAMESPACE
+        secret = self.cluster.get(
+            "secret", f"{RELEASE}-{component}-tls", f"--namespace={namespace}"
+        )
+        return {key: base64.b64decode(value) for key, value in secret["data"].items()}
+
+    def logs(self) -> str:
+        """The end of what the operator and the agents have logged."""
+        texts = []
+        for namespace, selector in ((NAMESPACE, OPERATOR), (AGENT_NAMESPACE, AGENTS)):
+            where = (f"--namespace={namespace}", f"--selector={selector}")
+            try:
+                texts.append(self.cluster.kubectl("logs", *where, "--prefix", "--tail=15"))
+            except KubectlError as error:
+                texts.append(str(error))
+        return "\n".join(texts)
+
+    def _helm(self, *arguments: str) -> str:
+        kubeconfig = f"--kubeconfig={self.cluster.kubeconfig}"
+        return self.helm.run(*arguments, f"--namespace={NAMESPACE}", kubeconfig)
+
+
+def secrets_of(cluster: Cluster) -> Secrets:
+    """(namespace, name) of every Secret."""
+    found = cluster.get("secrets", "--all-namespaces")["items"]
+    return {(each["metadata"]["namespace"], each["metadata"]["name"]) for each in found}
+
+
+def wait_until_unloaded(programs: set[int]) -> None:
+    """Wait until the kernel has freed these programs, which it does in its own time."""
+
+    def unmet() -> str | None:
+        listing = subprocess.run(
+            ["bpftool", "prog", "show", "-j"], check=True, capture_output=True, text=True
+        )
+        left = programs & {program["id"] for program in json.loads(listing.stdout or "[]")}
+        return f"programs {sorted(left)} are still loaded" if left else None
+
+    wait_until("all programs to be gone", unmet, seconds=30)
+
+
+def pod_security_complaints(warning: str) -> set[str]:
+    """What a pod violates, from the API server's warning `would violate PodSecurity "…": …`."""
+    (listed,) = re.findall(r'would violate PodSecurity "[^"]+": (.*)', warning)
+    # Between the items, not inside of an item's parentheses.
+    return set(re.split(r", (?![^(]*\))", listed))

@@ -1,0 +1,168 @@
+"""`helm install` on two nodes: the sample reports, and the API server has nothing to object to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.chart.helm import NAMESPACE, RELEASE, VALUES_FILES, Helm
+from tests.cluster.environment import Cluster, KubectlError
+from tests.cluster.release import AGENT_NAMESPACE, CRD, Release, pod_security_complaints
+from tests.cluster.shop import SAMPLE, Shop, counts
+
+REQUESTS = 400
+# Kinds of others that the chart makes objects of, where it is asked to.
+FOREIGN_KINDS = {
+    "cert-manager.io": ("Certificate", "v1"),
+    "monitoring.coreos.com": ("PodMonitor", "v1"),
+}
+
+
+def test_there_is_one_operator_and_an_agent_on_each_node(release: Release) -> None:
+    assert set(release.agents()) == {node.name for node in release.cluster.nodes}
+    release.operator()
+
+
+def test_the_sample_counts_what_pods_of_both_nodes_exchange(
+    release: Release, namespace: str
+) -> None:
+    shop = Shop(release, namespace)
+    shop.kubectl("apply", f"--filename={SAMPLE}")
+    shop.kubectl(
+        *("patch", "latencyprobe", "checkout", "--type=merge"),
+        '--patch={"spec": {"overhead": {"maxCPUPercent": 0}}}',
+    )
+    servers = shop.add_servers()
+    everywhere = {"pods": 2, "containers": 2, "nodes": 2, "readyNodes": 2}
+    shop.wait("readiness", lambda s: s.get("targets") == everywhere, probe="checkout")
+    first, second = shop.cluster.nodes
+    for node, other in ((first, second), (second, first)):
+        name = f"client-{node.number}"
+        shop.add_client(name, node.name, [servers[other.name]], rate=200, count=REQUESTS)
+    for node in shop.cluster.nodes:
+        shop.account(f"client-{node.number}", requests=REQUESTS)
+
+    sent = {f"checkout-{node.number}": REQUESTS for node in shop.cluster.nodes}
+    status = shop.wait(
+        "every request in the report",
+        lambda status: counts(status, "rx.total") == counts(status, "tx.total") == sent,
+        probe="checkout",
+    )
+    # From the node's eth0 to the pod's, and back.
+    for stage in ("rx.host", "rx.stack", "rx.socket", "tx.stack", "tx.host", "app.response"):
+        assert counts(status, stage) == sent, stage
+    placed = {pod["name"]: pod["node"] for pod in status["pods"]}
+    assert placed == {f"checkout-{node.number}": node.name for node in shop.cluster.nodes}
+    assert status["targets"] == everywhere
+    for pod in status["pods"]:
+        stages = {stage["name"]: stage for stage in pod["stages"]}
+        assert stages["rx.total"]["lost"] == stages["rx.total"]["unmatched"] == 0
+        assert stages["rx.host"]["p50Ns"] > 0
+    row = shop.kubectl("get", "latencyprobes").splitlines()[1].split()
+    assert (row[:2], row[-2]) == (["checkout", "2"], "True")
+    shop.kubectl("delete", "latencyprobe", "checkout", "--timeout=20s")
+
+
+def test_the_operators_namespace_takes_nothing_that_is_not_restricted(release: Release) -> None:
+    pod = _pod_of(release, "daemonset", f"{RELEASE}-agent", AGENT_NAMESPACE)
+    pod["metadata"]["namespace"] = NAMESPACE
+
+    assert release.operator()["status"]["phase"] == "Running"
+    with pytest.raises(KubectlError, match='violates PodSecurity "restricted:latest"'):
+        _create_dry(release.cluster, pod)
+
+
+def test_what_the_agent_needs_beyond_baseline_is_this_and_no_more(
+    release: Release, namespace: str
+) -> None:
+    release.cluster.kubectl(
+        *("label", "namespace", namespace, "pod-security.kubernetes.io/warn=baseline")
+    )
+    pod = _pod_of(release, "daemonset", f"{RELEASE}-agent", AGENT_NAMESPACE)
+    pod["metadata"]["namespace"] = namespace
+
+    apparmor = 'AppArmor profile type to "Unconfined"'
+    capabilities = '"BPF", "PERFMON", "SYS_ADMIN", "SYS_PTRACE" in securityContext.capabilities.add'
+    assert pod_security_complaints(_create_dry(release.cluster, pod)) == {
+        f'forbidden AppArmor profile (container "agent" must not set {apparmor})',
+        "host namespaces (hostPID=true)",
+        'hostPath volumes (volume "cgroup")',
+        f'non-default capabilities (container "agent" must not include {capabilities})',
+    }
+
+
+def _pod_of(release: Release, kind: str, name: str, namespace: str) -> dict[str, Any]:
+    """A pod as this workload's template has it."""
+    template = release.cluster.get(kind, name, f"--namespace={namespace}")["spec"]["template"]
+    spec = {k: v for k, v in template["spec"].items() if k != "serviceAccountName"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "tried"},
+        "spec": {**spec, "serviceAccount": "default"},
+    }
+
+
+def _create_dry(cluster: Cluster, manifest: dict[str, Any]) -> str:
+    """What the API server warns of."""
+    return cluster.warnings(
+        *("create", "--dry-run=server", "--filename=-"), stdin=json.dumps(manifest)
+    )
+
+
+@pytest.fixture
+def foreign_kinds(cluster: Cluster) -> None:
+    """Their CRDs, with no schema: what they say of an object is their authors' business."""
+    for group, (kind, version) in FOREIGN_KINDS.items():
+        plural = f"{kind.lower()}s"
+        schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+        cluster.apply(
+            {
+                "apiVersion": "apiextensions.k8s.io/v1",
+                "kind": "CustomResourceDefinition",
+                "metadata": {"name": f"{plural}.{group}"},
+                "spec": {
+                    "group": group,
+                    "names": {"kind": kind, "plural": plural},
+                    "scope": "Namespaced",
+                    "versions": [
+                        {
+                            "name": version,
+                            "served": True,
+                            "storage": True,
+                            "schema": {"openAPIV3Schema": schema},
+                        }
+                    ],
+                },
+            }
+        )
+        cluster.kubectl("wait", "--for=condition=Established", f"crd/{plural}.{group}")
+
+
+@pytest.mark.parametrize("values", VALUES_FILES, ids=lambda path: path.stem)
+@pytest.mark.usefixtures("foreign_kinds")
+def test_the_api_server_takes_what_the_chart_renders(
+    release: Release, helm: Helm, values: Path
+) -> None:
+    rendered = helm.render(f"--values={values}")
+    objects = [item for item in yaml.safe_load_all(rendered) if item]
+    for namespace in {item["metadata"].get("namespace", "default") for item in objects}:
+        _ensure_namespace(release.cluster, namespace)
+
+    # As Helm applies it: what another install says and this one does not, goes.
+    taken = release.cluster.kubectl(
+        *("apply", "--server-side", "--field-manager=helm", "--force-conflicts"),
+        *("--dry-run=server", "--filename=-", "--output=name"),
+        stdin=rendered,
+    )
+
+    assert len(taken.split()) == len(objects)
+    assert CRD.partition("/")[2] in taken
+
+
+def _ensure_namespace(cluster: Cluster, name: str) -> None:
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})

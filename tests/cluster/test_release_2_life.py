@@ -1,0 +1,259 @@
+"""What happens to a release: changes, restarts, outages. Measurement goes on, or says why not."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import grpc
+import yaml
+from cryptography import x509
+
+from latencyprobe.v1 import node_agent_pb2 as pb
+from latencyprobe.v1.node_agent_pb2_grpc import NodeAgentStub
+from latencyprobe_operator.fleet import AGENT_SERVER_NAME
+from tests.chart.helm import CHART, NAMESPACE
+from tests.cluster import manifests
+from tests.cluster.release import AGENT_NAMESPACE, AGENT_PORT, AGENTS, OPERATOR, Release
+from tests.cluster.shop import LIVE, Shop, counts, node_told
+from tests.cluster.waiting import wait_until
+
+OUTAGE_SECONDS = 60
+REQUESTS = 400
+
+
+def test_a_deleted_agent_pod_comes_back_and_measures(shop: Shop) -> None:
+    shop.wait_until_both_nodes_report()
+    node = shop.cluster.nodes[1]
+    before = shop.release.agents()[node.name]["metadata"]["uid"]
+    shop.cluster.kubectl(
+        *("delete", "pods", f"--namespace={AGENT_NAMESPACE}", f"--selector={AGENTS}"),
+        f"--field-selector=spec.nodeName={node.name}",
+    )
+
+    shop.wait_until_both_nodes_report()
+    assert shop.release.agents()[node.name]["metadata"]["uid"] != before
+
+
+def test_measurement_outlives_the_operators_pod(shop: Shop) -> None:
+    shop.wait_until_both_nodes_report()
+    before = shop.release.operator()["metadata"]["uid"]
+    attached = shop.release.program_ids()
+    assert attached
+    shop.cluster.kubectl("delete", "pods", f"--namespace={NAMESPACE}", f"--selector={OPERATOR}")
+
+    shop.wait_until_both_nodes_report()
+    assert shop.release.operator()["metadata"]["uid"] != before
+    assert shop.release.program_ids() == attached
+
+
+def test_a_node_without_kubelet_is_measured_and_without_agent_is_told_to_be_stale(
+    shop: Shop,
+) -> None:
+    shop.wait_until_both_nodes_report()
+    first, second = shop.cluster.nodes
+    with shop.cluster.pause_kubelet(second):
+        shop.wait_until_both_nodes_report()
+
+        shop.release.kill_agent(second)
+        status = shop.wait(
+            "the age of what the node reported last",
+            lambda status: (
+                "last report 10s ago" in node_told(status, second.name).get("message", "")
+            ),
+        )
+        node = node_told(status, second.name)
+        assert node["state"] == "Unreachable"
+        assert node["lastReportTime"] < status["lastReportTime"]
+        assert node_told(status, first.name).get("state") in (None, "Partial")
+        assert status["phase"] == "Degraded"
+        assert status["targets"]["readyNodes"] == 1
+        measured = counts(status, "rx.total")
+        assert measured["checkout-1"]
+        assert not measured.get("checkout-2")
+
+    status = shop.wait_until_both_nodes_report()
+    assert "lastReportTime" not in node_told(status, second.name)
+    assert status["phase"] == "Running"
+
+
+def test_measurement_goes_on_while_the_api_server_is_away_for_a_minute(
+    shop: Shop, namespace: str
+) -> None:
+    cluster = shop.cluster
+    node = cluster.nodes[1].name
+    cluster.apply(manifests.server_pod("server", namespace=namespace, node=node))
+    (server,) = cluster.wait_for_pods(namespace, "app=server", count=1)
+    probe = _probe_of_everything(namespace)
+    cluster.apply(probe)
+    probed = Shop(shop.release, namespace)
+    probed.wait("readiness", _is_ready)
+    probed.add_client(
+        "client",
+        cluster.nodes[0].name,
+        [server["status"]["podIP"]],
+        rate=REQUESTS * 2 // OUTAGE_SECONDS,
+        count=REQUESTS,
+    )
+    cluster.wait_for_pods(namespace, "app=client", count=1)
+    with cluster.pause_api_server():
+        time.sleep(OUTAGE_SECONDS)  # the outage itself
+
+    status = probed.wait(
+        "the status to catch up with what was exchanged meanwhile",
+        # The client began before it was measured.
+        lambda status: counts(status, "rx.total").get("server") == REQUESTS,
+    )
+    assert counts(status, "tx.total")["server"] == REQUESTS
+    assert counts(status, "rx.total")["client"] > REQUESTS // 2
+    probed.kubectl("delete", "latencyprobe", LIVE, "--timeout=20s")
+    shop.wait_until_both_nodes_report()
+
+
+def _probe_of_everything(namespace: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "latencyprobe.io/v1alpha1",
+        "kind": "LatencyProbe",
+        "metadata": {"name": LIVE, "namespace": namespace},
+        "spec": {
+            "selector": {},
+            "interval": "2s",
+            "window": "5m",
+            "overhead": {"maxCPUPercent": 0},
+        },
+    }
+
+
+def _is_ready(status: dict[str, Any]) -> bool:
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", ()))
+
+
+def test_an_upgrade_changes_what_was_asked_and_keeps_probes_and_certificates(
+    shop: Shop, tmp_path: Path
+) -> None:
+    release = shop.release
+    shop.wait_until_both_nodes_report()
+    before = shop.cluster.get("latencyprobe", LIVE, f"--namespace={shop.namespace}")
+    certificates = {component: release.secret(component) for component in ("agent", "operator")}
+    newer = _chart_with_a_newer_crd(tmp_path)
+
+    release.upgrade(
+        *("agent.log.level=debug", "operator.log.level=debug"),
+        "agent.updateStrategy.rollingUpdate.maxUnavailable=100%",
+        chart=newer,
+    )
+
+    for pod in (release.operator(), *release.agents().values()):
+        assert "--log-level=debug" in pod["spec"]["containers"][0]["args"]
+    after = shop.cluster.get("latencyprobe", LIVE, f"--namespace={shop.namespace}")
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    assert after["spec"] == before["spec"]
+    shop.wait_until_both_nodes_report()
+    assert {each: release.secret(each) for each in certificates} == certificates
+    explained = shop.cluster.kubectl("explain", "latencyprobe.spec.note")
+    assert "What a newer version knows." in explained
+
+
+def _chart_with_a_newer_crd(folder: Path) -> Path:
+    """The chart, as a later version of it may be: its CRD knows one field more."""
+    chart = copytree(CHART, folder / "latencyprobe")
+    path = chart / "files" / "crd.yaml"
+    crd = yaml.safe_load(path.read_text())
+    (version,) = crd["spec"]["versions"]
+    spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    spec["note"] = {"type": "string", "description": "What a newer version knows."}
+    path.write_text(yaml.safe_dump(crd))
+    return chart
+
+
+def test_certificates_are_rotated_without_a_restart(shop: Shop) -> None:
+    release = shop.release
+    shop.wait_until_both_nodes_report()
+    running = _starts(release)
+    old = {component: release.secret(component) for component in ("agent", "operator")}
+
+    release.upgrade("tls.generated.rotation=anew")
+
+    new = {component: release.secret(component) for component in ("agent", "operator")}
+    assert new["agent"]["tls.crt"] != old["agent"]["tls.crt"]
+    assert new["operator"]["tls.crt"] != old["operator"]["tls.crt"]
+    for node, pod in release.agents().items():
+        _wait_until_served(node, pod["status"]["podIP"], new["agent"]["tls.crt"])
+        assert _node_name(pod["status"]["podIP"], new["operator"]) == node
+    shop.wait_until_both_nodes_report()
+    assert _starts(release) == running
+
+    # The next connection is made with the new ones on both sides.
+    release.kill_agent(shop.cluster.nodes[0])
+    shop.wait("the agent's absence", lambda status: status["targets"]["readyNodes"] < 2)
+    shop.wait_until_both_nodes_report()
+
+
+def _starts(release: Release) -> dict[str, int]:
+    """How often the containers of operator and agents were restarted, by pod."""
+    pods = (release.operator(), *release.agents().values())
+    return {
+        pod["metadata"]["name"]: pod["status"]["containerStatuses"][0]["restartCount"]
+        for pod in pods
+    }
+
+
+def _wait_until_served(node: str, address: str, certificate: bytes) -> None:
+    expected = x509.load_pem_x509_certificate(certificate).serial_number
+
+    def unmet() -> str | None:
+        pem = ssl.get_server_certificate((address, AGENT_PORT), timeout=5)
+        serial = x509.load_pem_x509_certificate(pem.encode()).serial_number
+        return None if serial == expected else f"the agent of {node} serves {serial:x}"
+
+    wait_until("the new certificate", unmet, seconds=120, interval_seconds=1)
+
+
+def _node_name(address: str, operator: dict[str, bytes]) -> str:
+    """What an agent says who is asked with the operator's certificate."""
+    credentials = grpc.ssl_channel_credentials(
+        operator["ca.crt"], operator["tls.key"], operator["tls.crt"]
+    )
+    options = (("grpc.ssl_target_name_override", AGENT_SERVER_NAME),)
+    with grpc.secure_channel(f"{address}:{AGENT_PORT}", credentials, options) as channel:
+        info: pb.NodeInfo = NodeAgentStub(channel).GetNodeInfo(pb.GetNodeInfoRequest(), timeout=10)
+    return info.node_name
+
+
+def test_a_drained_node_leaves_the_report_and_comes_back(shop: Shop, namespace: str) -> None:
+    cluster = shop.cluster
+    first, second = cluster.nodes
+    deployment = manifests.server_deployment("cart", namespace=namespace, replicas=2)
+    deployment["spec"]["template"]["spec"]["topologySpreadConstraints"] = [
+        {
+            "maxSkew": 1,
+            "topologyKey": "kubernetes.io/hostname",
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": {"app": "cart"}},
+        }
+    ]
+    cluster.apply(deployment, _probe_of_everything(namespace))
+    probed = Shop(shop.release, namespace)
+    both = {"pods": 2, "containers": 2, "nodes": 2, "readyNodes": 2}
+    probed.wait("both nodes", lambda status: status.get("targets") == both)
+
+    cluster.kubectl(
+        *("drain", second.name, "--ignore-daemonsets", "--delete-emptydir-data", "--force"),
+        *("--grace-period=2", "--timeout=60s"),
+    )
+
+    one = both | {"nodes": 1, "readyNodes": 1}
+    status = probed.wait("the other node alone", lambda status: status.get("targets") == one)
+    assert {pod["node"] for pod in status["pods"]} == {first.name}
+    assert shop.release.operator()["spec"]["nodeName"] == first.name
+    assert set(shop.release.agents()) == {first.name, second.name}
+
+    cluster.kubectl("uncordon", second.name)
+    probed.kubectl("delete", "pods", "--selector=app=cart", "--grace-period=1")
+    probed.wait("both nodes again", lambda status: status.get("targets") == both)
+    probed.kubectl("delete", "latencyprobe", LIVE, "--timeout=20s")
+    shop.reopen()
+    shop.wait_until_both_nodes_report()
