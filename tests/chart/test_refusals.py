@@ -62,6 +62,7 @@ OWN_NAMESPACE = ("agent.namespace.create=false", f"agent.namespace.name={NAMESPA
         (["agent.metricsPort=9345"], "agent.port and agent.metricsPort are the same port, 9345"),
         (["operator.healthPort=9347"], "operator.metricsPort and operator.healthPort are the same"),
         (["rbac.create=false"], "set rbac.aggregate=false too"),
+        (["rbac.create=false", "rbac.aggregate=false"], "set operator.releaseOnUninstall=false"),
         (
             ["agent.appArmorProfile.localhostProfile=x"],
             "needs agent.appArmorProfile.type=Localhost, not Unconfined",

@@ -115,11 +115,11 @@ def test_there_is_one_operator_at_a_time(helm: Helm) -> None:
     assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
 
 
-def test_agents_are_on_every_node(helm: Helm) -> None:
+def test_agents_are_on_every_node_of_linux(helm: Helm) -> None:
     spec = only(helm.manifests(), "DaemonSet")["spec"]["template"]["spec"]
 
     assert spec["tolerations"] == [{"operator": "Exists"}]
-    assert "nodeSelector" not in spec
+    assert spec["nodeSelector"] == {"kubernetes.io/os": "linux"}
 
 
 @pytest.mark.parametrize(
