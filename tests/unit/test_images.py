@@ -175,8 +175,19 @@ def test_the_time_of_an_image_is_that_which_the_environment_gives(
 
 def test_a_time_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
-    with pytest.raises(source.SourceError, match="SOURCE_DATE_EPOCH is 'yesterday'"):
+    with pytest.raises(source.SourceError, match="SOURCE_DATE_EPOCH is 'yesterday': it must be s"):
         source.describe()
+
+
+def test_outside_of_git_the_time_has_to_be_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(source, "ROOT", tmp_path)
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    with pytest.raises(source.SourceError, match=r"not a git repository.*: set SOURCE_DATE_EPOCH"):
+        source.describe()
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1")
+    assert source.describe().revision == "unknown"
 
 
 def test_a_wheel_of_the_same_files_is_the_same(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def describe() -> Source:
     """The checkout's version, commit, and the commit's time. Raises SourceError."""
     from latencyprobe import __version__  # noqa: PLC0415  (not there in a Containerfile's build)
 
-    return Source(__version__, _git("rev-parse", "HEAD") or "unknown", _created())
+    return Source(__version__, _revision(), _created())
 
 
 def copy_sources(folder: Path) -> Path:
@@ -69,18 +69,39 @@ def build_wheel(folder: Path) -> Path:
     return wheel
 
 
+def _revision() -> str:
+    """The commit, marked where files differ from it; "unknown" outside of git."""
+    try:
+        return _git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty")
+    except _GitError:
+        return "unknown"
+
+
 def _created() -> datetime:
-    seconds = os.environ.get(_EPOCH_VARIABLE) or _git("log", "-1", "--format=%ct")
-    if seconds is None or not seconds.isdecimal():
+    seconds = os.environ.get(_EPOCH_VARIABLE)
+    try:
+        seconds = seconds or _git("log", "-1", "--format=%ct")
+    except _GitError as error:
         raise SourceError(
-            f"{_EPOCH_VARIABLE} is {seconds!r}, and this is no checkout of git: set it "
-            "to the seconds since 1970 at which the images are said to be made"
-        )
+            f"the time of the commit can't be had from git ({error}): set {_EPOCH_VARIABLE} to the "
+            "seconds since 1970 at which the images are said to be made"
+        ) from None
+    if not seconds.isdecimal():
+        raise SourceError(f"{_EPOCH_VARIABLE} is {seconds!r}: it must be seconds since 1970")
     return datetime.fromtimestamp(int(seconds), UTC)
 
 
-def _git(*arguments: str) -> str | None:
-    answer = subprocess.run(
-        ["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=False
-    )
-    return answer.stdout.strip() if answer.returncode == 0 else None
+class _GitError(Exception):
+    """git's own words."""
+
+
+def _git(*arguments: str) -> str:
+    try:
+        answer = subprocess.run(
+            ["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        raise _GitError("git is not installed") from None
+    if answer.returncode:
+        raise _GitError(answer.stderr.strip().splitlines()[0])
+    return answer.stdout.strip()
