@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -21,9 +20,9 @@ from tests.cluster.containers import Mount, Privileges, UnpackedImage
 from tests.cluster.waiting import wait_until
 from tests.unit.agent.states import probe, state
 from tools.images import build
-from tools.images.components import ARCHITECTURES, COMPONENTS, ROOT, SITE_PACKAGES
+from tools.images.components import COMPONENTS, ROOT, SITE_PACKAGES, own_architecture
 
-ARCHITECTURE = {machine: name for name, machine in ARCHITECTURES.items()}[platform.machine()]
+ARCHITECTURE = own_architecture()
 # The same as in the chart's securityContext of the agent.
 AGENT_CAPABILITIES = ("CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE", "CAP_SYS_ADMIN")
 LOADER = {"amd64": "/lib64/ld-linux-x86-64.so.2", "arm64": "/lib/ld-linux-aarch64.so.1"}
@@ -69,7 +68,11 @@ def test_two_builds_from_nothing_give_the_same_archives(
     built: dict[str, build.Built], tmp_path: Path
 ) -> None:
     again = build.build(
-        list(COMPONENTS), ARCHITECTURE, tmp_path, programs.say_on_stderr, cache=tmp_path / "cache"
+        list(COMPONENTS),
+        ARCHITECTURE,
+        tmp_path,
+        programs.say_on_stderr,
+        cache=tmp_path / "cache",
     )
     assert [image.digest for image in again] == [image.digest for image in built.values()]
     for image, first in zip(again, built.values(), strict=True):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +205,31 @@ def test_there_are_images_for_what_grpc_has_wheels_for() -> None:
     for component in COMPONENTS.values():
         assert "grpcio==" in component.requirements.read_text()
     assert set(ARCHITECTURES) == {"amd64", "arm64"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["build", "--architecture=riscv64"], "'riscv64' is not among amd64, arm64"),
+        (["build", "agents"], "'agents' is not among operator, agent"),
+        (["lay", "agents", "amd64", "wheels", "layers"], "'agents' is not among operator, agent"),
+        ([], "arguments are required"),
+    ],
+)
+def test_what_there_is_no_image_of_is_refused_with_what_there_is(
+    arguments: list[str], complaint: str
+) -> None:
+    command = [sys.executable, "-m", "tools.images", *arguments]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert answer.returncode == 2
+    assert complaint in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_without_umoci_an_archive_is_refused_with_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    image = archive.Image("a", "amd64", datetime.fromtimestamp(0, UTC), [], ["a"])
+    with pytest.raises(archive.ArchiveError, match="umoci is not installed: tools/setup-system im"):
+        archive.write_archive(image, tmp_path / "a.tar")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from tools.debian import DebianError
 from tools.images.components import ARCHITECTURES, COMPONENTS, own_architecture
-from tools.images.layers import LAYERS, LayerError, lay
-from tools.images.source import SourceError
+from tools.images.errors import ImageError
+from tools.images.layers import LAYERS, lay
 
 
 def _build(arguments: argparse.Namespace) -> None:
@@ -30,12 +31,11 @@ def _build(arguments: argparse.Namespace) -> None:
 
 
 def _lay(arguments: argparse.Namespace) -> None:
-    component = COMPONENTS[arguments.component]
     (wheel,) = arguments.wheels.glob("*.whl")
     for name in LAYERS:
         root = arguments.into / name
         root.mkdir(parents=True)
-        lay(name, component, arguments.architecture, wheel, root)
+        lay(name, COMPONENTS[arguments.component], arguments.architecture, wheel, root)
 
 
 def main() -> int:
@@ -43,7 +43,7 @@ def main() -> int:
     arguments = _parser().parse_args()
     try:
         arguments.run(arguments)
-    except (DebianError, LayerError, SourceError, OSError) as error:
+    except (DebianError, ImageError, OSError) as error:
         print(f"images: {error}", file=sys.stderr)
         return 1
     return 0
@@ -54,18 +54,37 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
 
     build = commands.add_parser("build", help="make OCI archives")
-    build.add_argument("--architecture", choices=ARCHITECTURES, default=own_architecture())
+    build.add_argument("--architecture", type=_architecture, default=own_architecture())
     build.add_argument("--into", type=Path, default=Path("dist"), metavar="FOLDER")
-    build.add_argument("components", nargs="*", metavar="COMPONENT", help="operator, agent; all")
+    build.add_argument("components", nargs="*", type=_component, help=f"{_names(COMPONENTS)}; all")
     build.set_defaults(run=_build)
 
     lays = commands.add_parser("lay", help="fill the layers' folders (in a Containerfile)")
-    lays.add_argument("component", choices=COMPONENTS)
-    lays.add_argument("architecture", choices=ARCHITECTURES)
+    lays.add_argument("component", type=_component)
+    lays.add_argument("architecture", type=_architecture)
     lays.add_argument("wheels", type=Path)
     lays.add_argument("into", type=Path)
     lays.set_defaults(run=_lay)
     return parser
+
+
+# argparse also holds a default against a type, but not against choices.
+
+
+def _architecture(text: str) -> str:
+    if text not in ARCHITECTURES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not among {_names(ARCHITECTURES)}")
+    return text
+
+
+def _component(text: str) -> str:
+    if text not in COMPONENTS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not among {_names(COMPONENTS)}")
+    return text
+
+
+def _names(table: Iterable[str]) -> str:
+    return ", ".join(table)
 
 
 def _megabytes(size: int) -> str:

@@ -15,7 +15,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tools.images.errors import ImageError
+
 _TAG = "image"
+
+
+class ArchiveError(ImageError):
+    """An image could not be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,4 +127,9 @@ def _rfc3339(moment: datetime) -> str:
 
 
 def _umoci(*arguments: str) -> None:
-    subprocess.run(["umoci", *arguments], check=True)
+    try:
+        answer = subprocess.run(["umoci", *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise ArchiveError("umoci is not installed: tools/setup-system images") from None
+    if answer.returncode:
+        raise ArchiveError(f"umoci {' '.join(arguments)}:\n{answer.stderr.strip()}")

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from dockerfile_parse import DockerfileParser
 
+from tools.images.errors import ImageError
 
-class ContainerfileError(Exception):
+
+class ContainerfileError(ImageError):
     """The Containerfile says something that would be missing in the images made without it."""
 
 

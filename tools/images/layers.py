@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tools import debian
 from tools.images.components import ARCHITECTURES, PYTHON, SITE_PACKAGES, SUITE, Component
+from tools.images.errors import ImageError
 
 # In the order in which they lie upon each other.
 LAYERS = ("debian", "dependencies", "project")
@@ -47,8 +48,8 @@ main(prog_name="latencyprobe")
 """
 
 
-class LayerError(Exception):
-    """The message says what could not be made and what to do, without a traceback."""
+class LayerError(ImageError):
+    """A layer's files could not be had."""
 
 
 def lay(name: str, component: Component, architecture: str, wheel: Path, root: Path) -> None:

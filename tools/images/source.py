@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tools.images.components import ROOT
+from tools.images.errors import ImageError
 
 WHEEL_FOLDERS = ("latencyprobe", "node_agent", "operator", "bpf", "proto")
 WHEEL_FILES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
@@ -21,8 +22,8 @@ _EPOCH_VARIABLE = "SOURCE_DATE_EPOCH"  # reproducible-builds.org/specs/source-da
 _WHEEL_EPOCH = "315532800"  # 1980-01-01
 
 
-class SourceError(Exception):
-    """The message says what the checkout lacks, without a traceback."""
+class SourceError(ImageError):
+    """The checkout lacks something."""
 
 
 @dataclass(frozen=True, slots=True)
