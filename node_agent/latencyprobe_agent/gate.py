@@ -156,6 +156,8 @@ class Gate:
             if len(self._handshakes) >= MAX_HANDSHAKES:
                 self._evict_oldest()
             task = self._spawn(self._serve(connection, peer))
+            # Also where it was evicted before it began. To close a socket twice does no harm.
+            task.add_done_callback(_closing(connection))
             self._handshakes[task] = peer
 
     def _evict_oldest(self) -> None:
@@ -226,6 +228,10 @@ class Gate:
             del self._admitted[name]
 
 
+def _closing(connection: socket.socket) -> Callable[[asyncio.Task[None]], None]:
+    return lambda _: connection.close()
+
+
 async def _wait_for_first_byte(connection: socket.socket) -> None:
     """Who says nothing costs a descriptor and no more: asyncio's TLS takes 256 KiB to begin with.
 
@@ -236,11 +242,8 @@ async def _wait_for_first_byte(connection: socket.socket) -> None:
     loop.add_reader(connection, readable.set)
     try:
         await asyncio.wait_for(readable.wait(), HANDSHAKE_SECONDS)
-    except BaseException:
+    finally:
         loop.remove_reader(connection)
-        connection.close()
-        raise
-    loop.remove_reader(connection)
 
 
 _REASONS = {

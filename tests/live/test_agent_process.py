@@ -185,7 +185,10 @@ def _has_exited(pid: int) -> bool:
         (("--socket", "/" + "x" * 108), "longer than 107 bytes"),
         (("--socket", "/tmp/agent.sock"), "/tmp is open to others"),
         (("--socket", "/no/such/agent.sock"), "/no/such: No such file or directory"),
-        (("--socket", "/s/a", "--host-netns", "/no/such"), "--host-netns /no/such: No such file or directory. A pod sees"),
+        (
+            ("--socket", "/s/a", "--host-netns", "/no/such"),
+            "--host-netns /no/such: No such file or directory. A pod sees",
+        ),
         (("--log-level", "loud"), "Invalid value for '--log-level'"),
     ],
 )

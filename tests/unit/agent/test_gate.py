@@ -1,0 +1,167 @@
+"""Who is turned away, how that is told, and that a crowd is bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from latencyprobe.pki import Authority
+from latencyprobe.v1 import node_agent_pb2 as pb
+from latencyprobe.v1.node_agent_pb2_grpc import NodeAgentStub
+from latencyprobe.wire import AGENT_NAME, OPERATOR_NAME
+from latencyprobe_agent import gate as gates
+from latencyprobe_agent.agent import Agent
+from latencyprobe_agent.gate import Refusal, RefusalLog, listen, refusal_in
+from latencyprobe_agent.metrics import Metrics
+from latencyprobe_agent.server import Server, TcpAddress
+from latencyprobe_agent.tls import TlsFiles
+from tests.unit.agent.conftest import until
+
+
+def _verification_error(code: int) -> ssl.SSLCertVerificationError:
+    error = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    error.verify_code = code
+    return error
+
+
+def _ssl_error(reason: str) -> ssl.SSLError:
+    error = ssl.SSLError(1, reason)
+    error.reason = reason
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "refusal"),
+    [
+        (_verification_error(10), Refusal.EXPIRED),
+        (_verification_error(19), Refusal.FOREIGN),
+        (_verification_error(20), Refusal.FOREIGN),
+        (_verification_error(26), Refusal.PURPOSE),
+        (_verification_error(7), Refusal.FOREIGN),
+        (_ssl_error("PEER_DID_NOT_RETURN_A_CERTIFICATE"), Refusal.NO_CERTIFICATE),
+        (_ssl_error("HTTP_REQUEST"), Refusal.NO_TLS),
+        (TimeoutError(), Refusal.SLOW),
+        (ConnectionAbortedError("SSL handshake is taking longer than 5 seconds"), Refusal.SLOW),
+        (ConnectionResetError(), Refusal.NO_TLS),
+    ],
+)
+def test_a_handshakes_failure_has_a_meaning(error: Exception, refusal: Refusal) -> None:
+    assert refusal_in(error) is refusal
+
+
+async def test_a_flood_is_counted_and_does_not_flood_the_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: Counter[str] = Counter()
+    refusals = RefusalLog(lambda reason: counts.update([reason]))
+    with caplog.at_level(logging.WARNING):
+        for number in range(1000):
+            refusals.refuse(Refusal.EXPIRED, f"10.0.0.1:{number}", "its certificate has expired")
+        refusals.refuse(Refusal.FOREIGN, "10.0.0.2:1", "its certificate is not of our CA")
+        monkeypatch.setattr(gates, "_LOG_SECONDS", 0.0)
+        refusals.refuse(Refusal.EXPIRED, "10.0.0.3:1", "its certificate has expired")
+
+    assert counts == {Refusal.EXPIRED: 1001, Refusal.FOREIGN: 1}
+    assert [record.getMessage() for record in caplog.records] == [
+        "refused 10.0.0.1:0: its certificate has expired",
+        "refused 10.0.0.2:1: its certificate is not of our CA",
+        "refused 10.0.0.3:1: its certificate has expired (and 999 more since the last such line)",
+    ]
+
+
+class Served:
+    """An agent behind its gate."""
+
+    def __init__(self, address: str, authority: Authority, metrics: Metrics) -> None:
+        self.address = address
+        self.metrics = metrics
+        self._authority = authority
+
+    @property
+    def host_port(self) -> tuple[str, int]:
+        host, port = self.address.rsplit(":", 1)
+        return host, int(port)
+
+    def refused(self, refusal: Refusal) -> float:
+        return (
+            self.metrics.registry.get_sample_value(
+                "latencyprobe_refused_connections_total", {"reason": refusal}
+            )
+            or 0.0
+        )
+
+    async def ask(self) -> str:
+        """The node's name, as the operator."""
+        operator = self._authority.issue(OPERATOR_NAME, server=False, client=True, days=1)
+        credentials = grpc.ssl_channel_credentials(
+            self._authority.credential.certificate_pem, operator.key_pem, operator.certificate_pem
+        )
+        options = (("grpc.ssl_target_name_override", AGENT_NAME),)
+        async with grpc.aio.secure_channel(self.address, credentials, options) as channel:
+            info = await NodeAgentStub(channel).GetNodeInfo(pb.GetNodeInfoRequest(), timeout=10)
+        return info.node_name
+
+
+@pytest.fixture
+async def served(agent: Agent, tmp_path: Path) -> AsyncIterator[Served]:
+    authority = Authority()
+    own = authority.issue(AGENT_NAME, server=True, client=False, days=1)
+    files = TlsFiles(tmp_path / "ca.crt", tmp_path / "tls.crt", tmp_path / "tls.key")
+    files.ca.write_bytes(authority.credential.certificate_pem)
+    files.certificate.write_bytes(own.certificate_pem)
+    files.key.write_bytes(own.key_pem)
+    metrics = Metrics()
+    server = Server(agent, TcpAddress("127.0.0.1:0", files, OPERATOR_NAME), metrics)
+    yield Served(await server.start(), authority, metrics)
+    await server.stop()
+
+
+async def test_who_says_nothing_loses_the_place_to_who_comes_later(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gates, "MAX_HANDSHAKES", 4)
+    with contextlib.ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection(served.host_port)) for _ in range(10)
+        ]
+        await until(lambda: served.refused(Refusal.CROWDED) == 6, "six to lose their places")
+        assert await served.ask() == "blue"
+        for connection in silent[:6]:
+            connection.settimeout(5)
+            assert await asyncio.to_thread(connection.recv, 1) == b""
+
+
+async def test_who_says_nothing_is_hung_up_on(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gates, "HANDSHAKE_SECONDS", 0.05)
+    with socket.create_connection(served.host_port, timeout=5) as connection:
+        assert await asyncio.to_thread(connection.recv, 1) == b""
+    assert served.refused(Refusal.SLOW) == 1
+
+
+async def test_every_reason_is_there_from_the_start(served: Served) -> None:
+    assert {refusal: served.refused(refusal) for refusal in Refusal} == dict.fromkeys(Refusal, 0.0)
+    assert (
+        served.metrics.registry.get_sample_value(
+            "latencyprobe_refused_connections_total", {"reason": Refusal.CROWDED}
+        )
+        == 0
+    )
+
+
+@pytest.mark.parametrize("host", ["::", "", "127.0.0.1", "0.0.0.0"])
+def test_it_listens_where_it_was_asked_to_over_ipv4(host: str) -> None:
+    with listen(host, 0) as listener:
+        port = listener.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port), timeout=5):
+            pass
