@@ -151,7 +151,7 @@ def test_whatever_a_probe_says_it_measures_pods_of_its_namespace(tenant: Tenant)
 
         wait_until(f"{name}: figures of {expected or 'nobody'}", unmet, seconds=60)
         status = tenant.status(name)
-        assert status["targets"]["pods"] == len(expected)
+        assert status["targets"]["containers"] == len(expected)
         assert "treasure" not in json.dumps(status)
         assert tenant.victim not in json.dumps(status)
 
