@@ -66,7 +66,14 @@ class LazyGroup(click.Group):
         if cmd_name not in SUBCOMMANDS:
             return super().get_command(ctx, cmd_name)
         module, attribute, _ = SUBCOMMANDS[cmd_name]
-        command = getattr(import_module(module), attribute)
+        try:
+            command = getattr(import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            # The container images hold what their own side needs, and no more.
+            raise click.ClickException(
+                f"`latencyprobe {cmd_name}` can't be used here: this installation lacks the Python "
+                f"module {error.name}"
+            ) from None
         assert isinstance(command, click.Command)
         return command
 

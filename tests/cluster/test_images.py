@@ -165,6 +165,15 @@ def test_its_command_answers_on_a_root_that_is_read_only(
     assert expected[option] in answer.stdout
 
 
+def test_what_the_other_side_is_for_is_refused_with_what_is_missing(
+    component: str, images: dict[str, UnpackedImage]
+) -> None:
+    (other,) = COMPONENTS.keys() - {component}
+    answer = images[component].run("--help", entrypoint=("latencyprobe", other))
+    assert answer.returncode == 1
+    assert answer.stderr.endswith(f"lacks the Python module latencyprobe_{other}\n")
+
+
 def test_the_operator_is_not_root_and_can_do_without_any_capability(
     images: dict[str, UnpackedImage],
 ) -> None:

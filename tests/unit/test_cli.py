@@ -69,6 +69,18 @@ def test_an_unknown_command_is_refused() -> None:
     assert "No such command 'mesure'" in result.stderr
 
 
+def test_a_subcommand_whose_modules_are_not_installed_is_refused_with_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "latencyprobe.pki", None)  # which makes its import fail
+    answer = CliRunner().invoke(cli.main, ["pki", "init", "certificates"])
+    assert answer.exit_code == 1
+    assert answer.output == (
+        "Error: `latencyprobe pki` can't be used here: this installation lacks the Python module "
+        "latencyprobe.pki\n"
+    )
+
+
 def test_every_subcommand_of_the_table_exists() -> None:
     for name in cli.SUBCOMMANDS:
         result = invoke(name, "--help")
