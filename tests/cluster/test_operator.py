@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -258,6 +259,24 @@ def test_an_agent_that_dies_is_told_again_when_it_returns(site: Site) -> None:
     site.wait("told again", lambda: site.told()["instance"] != first["instance"])
     assert site.told()["generation"] > first["generation"]
     site.wait("readiness", lambda: site.condition() == ("True", "Measuring"))
+
+
+def test_an_agent_that_stands_still_is_told_to_be_stale_until_it_goes_on(site: Site) -> None:
+    site.apply()
+    site.wait("figures", lambda: site.status().get("summary", {}).get("p99"))
+    assert site.agent.pid
+    os.kill(site.agent.pid, signal.SIGSTOP)
+    try:
+        # Its connection is there: the operator's pings find it out later than this.
+        site.wait("silence", lambda: site.condition() == ("False", "AgentSilent"))
+        (node,) = site.status()["nodes"]
+    finally:
+        os.kill(site.agent.pid, signal.SIGCONT)
+    assert (node["name"], node["state"]) == (site.cluster.node_name, "Stale")
+    assert re.search("does not report; last report [12]0s ago$", node["message"])
+
+    site.wait("readiness", lambda: site.condition() == ("True", "Measuring"))
+    assert site.status()["nodes"] == []
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
