@@ -117,6 +117,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             assert process.poll() is None
             assert "PRIVATE KEY" not in log.read_text()
             assert "CERTIFICATE-----" not in log.read_text()
+            process.terminate()
+            assert process.wait(timeout=20) == 0
         finally:
             process.kill()
 
