@@ -21,9 +21,9 @@ done
 mkdir -p $root/usr/lib/modules $root/"$folder"
 mount --bind /usr/lib/modules $root/usr/lib/modules
 mount --bind "$folder" $root/"$folder"
-# There is no udev that would load drivers for the devices it finds, and nothing that would load
-# what a bridge's sysctls belong to.
-modprobe --all virtio_net br_netfilter
+# There is no udev that would load drivers for devices, nothing that would load what a bridge's
+# sysctls belong to, and no kmod in sight of what opens /dev/net/tun.
+modprobe --all virtio_net br_netfilter tun
 
 status=0
 chroot $root env --chdir="$checkout" "$@" || status=$?

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 from tests.kernels import vm
-from tests.kernels.debian import RELEASES, Release, obtain
+from tests.kernels.debian import RELEASES, Kernel, Release
 from tests.kernels.errors import KernelError
 from tests.kernels.inside.results import KernelCoverage, read_coverage
+from tests.kernels.vm import ROOT
 from tools.cache import cache_directory
 
 VARIABLE = "LATENCYPROBE_KERNELS"
@@ -60,9 +63,44 @@ def results_folder(release: Release) -> Path:
     return cache_directory() / "kernels" / f"results-{release.series}"
 
 
-def run_tests(release: Release) -> Guest:
+class GuestsBusyError(KernelError):
+    """Somebody else's guests run: results and time would be both runs'."""
+
+    def __init__(self, holder: str, lock: Path) -> None:
+        super().__init__(
+            f"the guests of another run are not done yet: {holder or 'a process'} holds {lock}. "
+            "Wait for its end, or stop it"
+        )
+
+
+@contextmanager
+def only_run() -> Iterator[None]:
+    """Held by the run of tests that has guests. Raises GuestsBusyError if another one has it."""
+    path = cache_directory() / "kernels" / "guests.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise GuestsBusyError(lock.read(), path) from None
+        lock.truncate(0)
+        lock.write(f"PID {os.getpid()} in {ROOT}")
+        lock.flush()
+        yield
+
+
+def guests_at_a_time() -> int:
+    """One a CPU, as far as there is memory for them."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    (available_kib,) = (int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    room = available_kib * 1024 // vm.MEMORY_BYTES - 1
+    return max(1, min(len(os.sched_getaffinity(0)), room))
+
+
+async def run_tests(kernel: Kernel) -> Guest:
     """Boot the kernel and run its tests. Raises KernelError if that can't be done."""
-    kernel = obtain(release)
+    release = kernel.release
     results = results_folder(release)
     shutil.rmtree(results, ignore_errors=True)
     results.mkdir()
@@ -70,7 +108,7 @@ def run_tests(release: Release) -> Guest:
     command.append(f"--pytest={os.environ.get(ARGUMENTS_VARIABLE, '')}")
     if release.with_headers:
         command.append(f"--headers={kernel.folder}")
-    console = vm.run(kernel, command, results, seconds=GUEST_SECONDS)
+    console = await vm.run(kernel, command, results, seconds=GUEST_SECONDS)
     if (results / "status").read_text().strip() != "0":
         raise vm.GuestFailedError(f"{kernel.version}: the tests could not run", console)
     return Guest(

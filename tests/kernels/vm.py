@@ -6,6 +6,7 @@ joined to each other and to nothing else, and no way to the network outside.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent  # virtme-ng calls its own programs by name
 GUEST = Path(__file__).with_name("guest.sh")
 NICS = ("52:54:00:00:00:01", "52:54:00:00:00:02")
+MEMORY_BYTES = 2 << 30
 _TAIL_LINES = 40
 # What the kernel says when it has found itself in a state that it should not be in.
 _COMPLAINTS = re.compile(r"BUG:|WARNING: CPU|Oops|Call Trace|Kernel panic|unregister_netdevice:")
@@ -52,7 +54,7 @@ class Console:
         return self.path.read_text(errors="replace").splitlines()
 
 
-def run(kernel: Kernel, command: Sequence[str], shared: Path, *, seconds: float) -> Console:
+async def run(kernel: Kernel, command: Sequence[str], shared: Path, *, seconds: float) -> Console:
     """Run a program under the kernel and return its console once the guest has ended.
 
     `shared` is a folder that the guest may write. Raises GuestFailedError if the guest hangs, dies
@@ -61,8 +63,8 @@ def run(kernel: Kernel, command: Sequence[str], shared: Path, *, seconds: float)
     console = Console(shared / "console.log")
     began = time.monotonic()
     with console.path.open("wb") as output:
-        guest = subprocess.Popen(
-            _command_line(kernel, command, shared),
+        guest = await asyncio.create_subprocess_exec(
+            *_command_line(kernel, command, shared),
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -71,15 +73,16 @@ def run(kernel: Kernel, command: Sequence[str], shared: Path, *, seconds: float)
             env={**os.environ, "PATH": f"{PROGRAMS}:{os.environ['PATH']}"},
         )
         try:
-            guest.wait(seconds)
-        except subprocess.TimeoutExpired:
+            async with asyncio.timeout(seconds):
+                await guest.wait()
+        except TimeoutError:
             raise GuestFailedError(
                 f"{kernel.version} did not end in {seconds} s", console
             ) from None
         finally:
-            if guest.poll() is None:
+            if guest.returncode is None:
                 os.killpg(guest.pid, signal.SIGKILL)
-                guest.wait()
+                await guest.wait()
     if not (shared / "status").exists():
         spent = time.monotonic() - began
         raise GuestFailedError(f"{kernel.version} died after {spent:.0f} s", console)
@@ -88,8 +91,9 @@ def run(kernel: Kernel, command: Sequence[str], shared: Path, *, seconds: float)
 
 def _command_line(kernel: Kernel, command: Sequence[str], shared: Path) -> list[str]:
     devices = [
-        # One thread for both CPUs: with one each, qemu 7.2 may for ever run code that the kernel
-        # has patched meanwhile (a breakpoint that is gone), as it does for every tracepoint.
+        # One thread for both CPUs, so a guest takes one of this machine's. With one each, qemu 7.2
+        # may for ever run code that the kernel has patched meanwhile (a breakpoint that is gone),
+        # as it does for every tracepoint.
         "-accel tcg,thread=single",
         "-fsdev local,id=kernels,path=/,security_model=none,readonly=on,multidevs=remap",
         "-device virtio-9p-pci,fsdev=kernels,mount_tag=kernels",
@@ -102,9 +106,10 @@ def _command_line(kernel: Kernel, command: Sequence[str], shared: Path) -> list[
     return [
         *("nice", "-n", "10"),
         *("vng", "--disable-kvm", "--verbose", "--run", str(kernel.image)),
-        *("--memory", "2G", "--cpus", "2"),
+        *("--memory", f"{MEMORY_BYTES >> 20}M", "--cpus", "2"),
         # An end instead of a hang. Emulated on a busy machine, a CPU may rest for half a minute.
-        "--append=panic=-1 oops=panic watchdog_thresh=60",
+        # Both CPUs have this machine's clock; older kernels do not believe it and take a slow one.
+        "--append=panic=-1 oops=panic watchdog_thresh=60 tsc=reliable",
         f"--rwdir={shared}",
         f"--qemu-opts={' '.join(devices)}",
         "--",

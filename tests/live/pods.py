@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,11 @@ def namespace(role: str) -> Iterator[Namespace]:
         run("ip", "netns", "delete", made.name)
 
 
+def host_namespace() -> AbstractContextManager[Namespace]:
+    """The node's own network namespace. In a guest it is the guest's: tests.kernels.inside."""
+    return namespace("host")
+
+
 @contextmanager
 def cgroup(name: str) -> Iterator[Path]:
     """A new cgroup in the v2 hierarchy."""
@@ -176,7 +181,7 @@ def _remove_when_empty(path: Path) -> None:
 def pods_on_bridge(count: int) -> Iterator[tuple[Namespace, list[Pod]]]:
     """A host with a bridge, as bridge CNIs make it, and pods on it."""
     with ExitStack() as stack:
-        host = stack.enter_context(namespace("host"))
+        host = stack.enter_context(host_namespace())
         host.ip("link", "add", "br0", "type", "bridge")
         host.ip("link", "set", "br0", "up")
         host.ip("address", "add", "198.51.100.254/24", "dev", "br0")
@@ -194,7 +199,7 @@ def pods_on_bridge(count: int) -> Iterator[tuple[Namespace, list[Pod]]]:
 def pods_on_routes(count: int) -> Iterator[tuple[Namespace, list[Pod]]]:
     """A host that routes to each pod's own device, without a bridge; IPv4 only."""
     with ExitStack() as stack:
-        host = stack.enter_context(namespace("host"))
+        host = stack.enter_context(host_namespace())
         host.execute("sysctl", "-qw", "net.ipv4.ip_forward=1")
         pods = []
         for index in range(count):
@@ -228,11 +233,11 @@ def _connect(inside: Namespace, host: Namespace, host_device: str) -> None:
     )
 
 
-def made_pod(stack: ExitStack, inside: Namespace, index: int) -> Pod:
+def made_pod(stack: ExitStack, inside: Namespace, index: int, device: str = "eth0") -> Pod:
     address, address6 = f"198.51.100.{index + 1}", f"2001:db8::{index + 1}"
-    inside.ip("address", "add", f"{address}/24", "dev", "eth0")
-    inside.ip("address", "add", f"{address6}/64", "dev", "eth0", "nodad")
-    inside.ip("link", "set", "eth0", "up")
+    inside.ip("address", "add", f"{address}/24", "dev", device)
+    inside.ip("address", "add", f"{address6}/64", "dev", device, "nodad")
+    inside.ip("link", "set", device, "up")
     return Pod(inside, stack.enter_context(cgroup(inside.name)), address, address6)
 
 

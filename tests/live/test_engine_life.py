@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 
-from latencyprobe.coverage import CoverageState
+from latencyprobe.coverage import CoverageState, StageCoverage
 from latencyprobe.stages import BY_NAME, Module
 from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.slots import MAX_SLOTS, EngineError, SlotSpec
@@ -65,30 +66,47 @@ async def test_nothing_is_left_once_no_module_is_used(
     wait_until_gone(ours)
 
 
-@pytest.mark.every_kernel
-def test_a_killed_agent_leaves_nothing_attached() -> None:
-    code = (
-        "import asyncio\n"
-        "from latencyprobe.stages import Module\n"
-        "from latencyprobe_agent.kernel.engine import KernelEngine\n"
-        "async def main():\n"
-        "    engine = KernelEngine(host_netns=1)\n"
-        "    await engine.use(frozenset(Module))\n"
-        "    print('attached', flush=True)\n"
-        "    await asyncio.sleep(60)\n"
-        "asyncio.run(main())\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+AGENT = """
+import asyncio, json
+from latencyprobe.stages import Module
+from latencyprobe_agent.kernel.engine import KernelEngine
+
+async def main():
+    engine = KernelEngine(host_netns=1)
+    await engine.use(frozenset(Module))
+    coverage = [(stage.name, stage.state, stage.hook, stage.reason) for stage in engine.coverage]
+    print(json.dumps(coverage), flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class KilledAgent:
+    """What an agent's process with all modules said and had, before it was killed."""
+
+    coverage: list[StageCoverage]
+    programs: set[int]
+
+
+def killed_agent() -> KilledAgent:
+    process = subprocess.Popen([sys.executable, "-c", AGENT], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        assert process.stdout.readline() == "attached\n"
-        ours = programs_of(process.pid)
-        assert ours
-        assert ours <= existing_programs()
+        rows = json.loads(process.stdout.readline())
+        coverage = [StageCoverage(name, CoverageState(state), *said) for name, state, *said in rows]
+        programs = programs_of(process.pid)
+        assert programs
+        assert programs <= existing_programs()
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    wait_until_gone(ours)
+    return KilledAgent(coverage, programs)
+
+
+def test_a_killed_agent_leaves_nothing_attached() -> None:
+    wait_until_gone(killed_agent().programs)
 
 
 async def test_figures_survive_a_change_of_modules(

@@ -15,7 +15,6 @@ import struct
 import subprocess
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,11 +25,11 @@ import pytest
 
 from latencyprobe.measurement import NOTHING
 from latencyprobe.stages import DEFAULT_MODULES
-from latencyprobe_agent.kernel import compiler
 from latencyprobe_agent.kernel import engine as kernel_engine
+from latencyprobe_agent.kernel import loaded
 from latencyprobe_agent.kernel.engine import KernelEngine
-from latencyprobe_agent.kernel.loaded import LoadedObject
 from latencyprobe_agent.slots import MAX_SLOTS, SlotSpec
+from tests.live.compiled_once import compiled_once
 from tests.live.pods import Pod, unified_cgroup_root
 from tests.live.sockets import (
     CLONE_NEWNET,
@@ -50,7 +49,7 @@ Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
 # Fewer in an emulated guest, where each takes ten times as long.
 UNLOADS = round(100 / patient(1) ** 1.5)
-COMPILED_UNLOADS = UNLOADS // 20 + 1
+COMPILED_UNLOADS = UNLOADS // 20
 CONNECTIONS = round(10_000 / patient(1))
 DATAGRAMS = round(1_000_000 / patient(1) ** 1.5)
 NAMESPACES = round(10_000 / patient(1) ** 1.5)
@@ -122,28 +121,6 @@ def _repeat_for_ever(steps: Iterable[Callable[[], object]]) -> NoReturn:
         signal.pause()
 
 
-class CompiledOnce:
-    """Builds objects of the same compiled code: loaded and attached anew, with the same maps."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._compile: Callable[..., object] = compiler._compile
-        self._compiled: dict[str, object] = {}
-        monkeypatch.setattr(compiler, "_compile", self._compile_once)
-
-    def _compile_once(self, source: str, *arguments: object) -> object:
-        if source not in self._compiled:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # bcc prefers bytes for its texts
-                self._compiled[source] = self._compile(source, *arguments)
-        return self._compiled[source]
-
-    async def build(self, request: compiler.Request) -> LoadedObject:
-        answer, descriptors = compiler.build(request)
-        maps = len(answer.maps)
-        own = [*(os.dup(descriptor) for descriptor in descriptors[:maps]), *descriptors[maps:]]
-        return LoadedObject(answer, own, "")
-
-
 @pytest.mark.every_kernel
 @pytest.mark.own_build
 async def test_unloading_under_full_traffic_a_hundred_times_leaves_nothing(
@@ -152,22 +129,24 @@ async def test_unloading_under_full_traffic_a_hundred_times_leaves_nothing(
     client, server = pair
     engine = start_engine()
     engine.assign({CLIENT: everything_in(client), SERVER: everything_in(server)})
-    descriptors = len(os.listdir("/proc/self/fd"))
+    compile_anew, reload = loaded.build, compiled_once().build
+    # Compiled before there is traffic, beside which that takes longer than all the rest.
+    monkeypatch.setattr(kernel_engine, "build", reload)
+    await engine.use(frozenset(DEFAULT_MODULES))
+    await engine.use(frozenset())
     seen: set[int] = set()
     with nothing_to_complain_of(), traffic_at_full_rate(client, server):
-        with_traffic = len(os.listdir("/proc/self/fd"))
+        descriptors = os.listdir("/proc/self/fd")
         for number in range(UNLOADS):
-            if number == COMPILED_UNLOADS:  # compiling takes longer than all the rest
-                assert len(os.listdir("/proc/self/fd")) == with_traffic
-                monkeypatch.setattr(kernel_engine, "build", CompiledOnce(monkeypatch).build)
+            build = compile_anew if number < COMPILED_UNLOADS else reload
+            monkeypatch.setattr(kernel_engine, "build", build)
             await engine.use(frozenset(DEFAULT_MODULES))
             seen |= programs_of(os.getpid())
             await engine.use(frozenset())
             assert not programs_of(os.getpid())
+            assert len(os.listdir("/proc/self/fd")) == len(descriptors)
     assert len(seen) >= 10 * UNLOADS
     wait_until_gone(seen)
-    # bcc keeps a descriptor of each map that it made
-    assert len(os.listdir("/proc/self/fd")) < descriptors + 40
     measured = engine.read()
     assert count(measured[SERVER], "rx.total") > 0
     assert existing_programs().isdisjoint(seen)

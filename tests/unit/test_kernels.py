@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,14 @@ from latencyprobe.coverage import CoverageState, StageCoverage
 from latencyprobe.stages import BY_NAME
 from tests.kernels.debian import RELEASES
 from tests.kernels.errors import KernelError
-from tests.kernels.guests import DEFAULT, cases_in, wanted_releases
+from tests.kernels.guests import DEFAULT, cases_in, only_run, wanted_releases
 from tests.kernels.inside.results import (
     RESULTS_VARIABLE,
     KernelCoverage,
     read_coverage,
     write_coverage,
 )
-from tests.kernels.matrix import matrix
+from tests.kernels.matrix import PLACE, cells_of, documented, head, matrix, write
 from tests.kernels.vm import Console
 
 JUNIT = """\
@@ -76,23 +77,66 @@ def test_coverage_goes_out_of_a_guest_as_it_is(
 
 
 def test_the_matrix_has_a_row_a_stage_and_tells_each_reason_once() -> None:
-    reason = "tp_btf/tcp_probe: EPERM"
+    reason = "tp_btf/x: Linux 5.10.0 has none"
     missing = {
         name: StageCoverage(name, CoverageState.UNAVAILABLE, reason=reason) for name in BY_NAME
     }
-    hook = StageCoverage("rx.total", CoverageState.ACTIVE, "tp_btf/a, tp_btf/b")
+    hook = StageCoverage("rx.total", CoverageState.ACTIVE, "tp_btf/a, fentry/c, tp_btf/b")
     part = StageCoverage("rx.stack", CoverageState.PARTIAL, "tp_btf/a", "UDP is not measured")
     columns = [
         KernelCoverage("5.10.0", "btf", {**missing, "rx.total": hook, "rx.stack": part}),
         KernelCoverage("5.10.0", "none", missing),
     ]
     lines = matrix(columns).splitlines()
-    assert lines[0] == "| stage | 5.10.0, BTF | 5.10.0, neither |"
+    assert lines[0] == "| stage | 5.10, BTF | 5.10, neither |"
     rows = {line.split("`")[1]: line for line in lines[2:] if line.startswith("| `")}
     assert list(rows) == list(BY_NAME)
-    assert "| `tp_btf/a`<br>`tp_btf/b` | — (1) |" in rows["rx.total"]
-    assert "| `tp_btf/a` in part (2) | — (1) |" in rows["rx.stack"]
-    assert lines[-2:] == [f"1. {reason}", "2. UDP is not measured"]
+    assert "| `fentry` c<br>`tp_btf` a, b | no (1) |" in rows["rx.total"]
+    assert "| `tp_btf` a in part (2) | no (1) |" in rows["rx.stack"]
+    assert lines[-2:] == ["1. tp_btf/x: Linux 5.10 has none", "2. UDP is not measured"]
+
+
+def test_a_matrix_that_a_document_holds_is_read_column_by_column(tmp_path: Path) -> None:
+    document = tmp_path / "kernels.md"
+    document.write_text("# Kernels\n\n1. One\n\n" + "".join(PLACE) + "\n## More\n\n| a | b |\n")
+    active = {
+        name: StageCoverage(name, CoverageState.ACTIVE, "tp_btf/a, tp_btf/b") for name in BY_NAME
+    }
+    lacking = StageCoverage("rx.total", CoverageState.UNAVAILABLE, reason="no tcp_probe (5.10.0)")
+    other = StageCoverage("rx.total", CoverageState.PARTIAL, "tp_btf/a", "UDP is not measured")
+    columns = [
+        KernelCoverage("5.10.0", "btf", {**active, "rx.total": lacking}),
+        KernelCoverage("7.2.1", "btf", {**active, "rx.total": other}),
+    ]
+    write(columns, document)
+    shown = cells_of(documented(document))
+    assert shown["5.10, BTF"]["`rx.total`"] == "no (no tcp_probe (5.10))"
+    assert shown["7.2, BTF"]["`rx.total`"] == "`tp_btf` a in part (UDP is not measured)"
+    for column in columns:  # alone it has other numbers of notes
+        assert cells_of(matrix([column]))[head(column)] == shown[head(column)]
+    written = document.read_text()
+    write(columns, document)
+    assert document.read_text() == written
+    assert written.startswith("# Kernels")
+    assert written.endswith("## More\n\n| a | b |\n")
+
+
+def test_a_document_without_a_place_for_the_matrix_is_refused(tmp_path: Path) -> None:
+    document = tmp_path / "kernels.md"
+    document.write_text("# Kernels\n")
+    with pytest.raises(KernelError, match=r"kernels\.md has no lines '<!-- matrix"):
+        write([], document)
+
+
+def test_a_second_run_of_guests_is_told_who_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATENCYPROBE_CACHE", str(tmp_path))
+    refused = pytest.raises(KernelError, match=rf"PID {os.getpid()} in .* holds {tmp_path}")
+    with only_run(), refused, only_run():
+        pass
+    with only_run():
+        pass
 
 
 def test_results_are_plain_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

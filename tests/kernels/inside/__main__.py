@@ -31,7 +31,7 @@ def run_tests(results: Path, marker: str, arguments: str) -> None:
             *("-m", marker, f"--junitxml={results}/{marker}.xml", "--durations=0"),
             "--color=no",
             # the file system is read-only in large parts, and shared
-            *("-p", "no:cacheprovider", "-p", "tests.kernels.inside.shared_builds"),
+            *("-p", "no:cacheprovider", "-p", "tests.kernels.inside.shared"),
             *shlex.split(arguments),
         ],
         cwd=ROOT,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernels.vm import NICS
+from tests.live import pods
 from tests.live.conftest import bridged, pair, start_engine
 from tests.live.pods import Pod, made_pod, namespace, run
 
@@ -24,6 +25,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         special = any(item.get_closest_marker(marker) for marker in _ONLY_SOMETIMES)
         if item.path.is_relative_to(HERE) and not special:
             item.add_marker("every_kernel")
+
+
+@pytest.fixture
+def node_and_beyond() -> Iterator[tuple[Pod, Pod]]:
+    """A (client, server) pair: a pod behind a network device, and one of the node's own network."""
+    here, beyond = (_device(address) for address in NICS)
+    with ExitStack() as stack:
+        outside = stack.enter_context(namespace("beyond"))
+        run("ip", "link", "set", beyond, "netns", outside.name, "name", "eth0")
+        client = made_pod(stack, outside, 0)
+        node = stack.enter_context(pods.host_namespace())
+        stack.callback(run, "ip", "address", "flush", "dev", here)
+        yield client, made_pod(stack, node, 1, here)
 
 
 @pytest.fixture

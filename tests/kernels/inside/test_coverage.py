@@ -1,26 +1,39 @@
-"""What the agent says of itself on this kernel; the matrix is made of it."""
+"""What an agent says of itself on this kernel; the matrix is made of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import pytest
 
 from latencyprobe.coverage import CoverageState
-from latencyprobe.stages import BY_NAME, Module
-from latencyprobe_agent.kernel.engine import KernelEngine
+from latencyprobe.stages import BY_NAME, Module, counters_of
 from latencyprobe_agent.kernel.headers import kernel_types_kind
 from tests.kernels.inside.results import write_coverage
+from tests.live.test_engine_life import KilledAgent, killed_agent, wait_until_gone
 
-Start = Callable[..., KernelEngine]
+
+@pytest.fixture(scope="module")
+def agent() -> KilledAgent:
+    return killed_agent()
 
 
-async def test_every_stage_is_measured_or_says_why_not(start_engine: Start) -> None:
-    engine = start_engine()
-    await engine.use(frozenset(Module))
-    write_coverage(kernel_types_kind(), engine.coverage)
-    assert [stage.name for stage in engine.coverage] == list(BY_NAME)
-    for stage in engine.coverage:
+def test_every_stage_is_measured_or_says_why_not(agent: KilledAgent) -> None:
+    write_coverage(kernel_types_kind(), agent.coverage)
+    assert [stage.name for stage in agent.coverage[: len(BY_NAME)]] == list(BY_NAME)
+    for stage in agent.coverage[: len(BY_NAME)]:
         if stage.state is CoverageState.ACTIVE:
             assert stage.hook, stage
         else:
             assert stage.state in (CoverageState.PARTIAL, CoverageState.UNAVAILABLE), stage
             assert stage.reason, stage
+
+
+def test_counters_that_lack_something_say_what(agent: KilledAgent) -> None:
+    counters = counters_of(Module)
+    for counter in agent.coverage[len(BY_NAME) :]:
+        assert counter.name in counters
+        assert counter.state in (CoverageState.PARTIAL, CoverageState.UNAVAILABLE), counter
+        assert counter.reason, counter
+
+
+def test_a_killed_agent_leaves_nothing_attached(agent: KilledAgent) -> None:
+    wait_until_gone(agent.programs)

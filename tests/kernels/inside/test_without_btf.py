@@ -13,7 +13,7 @@ from latencyprobe_agent.kernel.headers import kernel_types_kind
 from latencyprobe_agent.slots import EngineError
 from tests.kernels.inside.results import write_coverage
 from tests.live.pods import Pod
-from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, both, measure
+from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, measure
 
 Start = Callable[..., KernelEngine]
 
@@ -25,7 +25,9 @@ async def test_headers_serve_where_there_is_no_btf(
 ) -> None:
     assert kernel_types_kind() == "headers"
     client, server = pair
-    engine = await both(start_engine, client, server)
+    engine = start_engine()
+    engine.assign({CLIENT: client.spec(), SERVER: server.spec()})
+    await engine.use(frozenset(Module))
     write_coverage("headers", engine.coverage)
     measured, _ = await measure(engine, client, server, 100, "--protocol", protocol)
     for slot in (CLIENT, SERVER):
