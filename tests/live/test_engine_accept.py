@@ -39,6 +39,7 @@ async def watch_server(start: Start, spec: SlotSpec, *, typed: bool) -> tuple[Ke
     return engine, False
 
 
+@pytest.mark.every_kernel
 @pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
 async def test_a_busy_accept_loop_is_found_in_tcp_accept(
     start_engine: Start, pair: Pair, typed: bool
@@ -66,6 +67,7 @@ async def test_a_busy_accept_loop_is_found_in_tcp_accept(
     assert measured.stage("tcp.handshake").histogram.max_ns < 90 * MS
 
 
+@pytest.mark.every_kernel
 async def test_who_waits_in_accept_gets_a_connection_at_once(
     start_engine: Start, pair: Pair
 ) -> None:

@@ -100,6 +100,7 @@ def counters_until(engine: KernelEngine, name: str, count: int) -> dict[str, int
     return dict(counted)
 
 
+@pytest.mark.every_kernel
 async def test_expiries_of_the_retransmission_timer_are_the_kernels(
     start_engine: Start, pair: Pair
 ) -> None:
@@ -137,6 +138,7 @@ async def test_packets_sent_again_without_a_time_out_are_no_expiries(
     assert asking.get("rtos", 0) <= kernel["TcpExtTCPTimeouts"]
 
 
+@pytest.mark.every_kernel
 async def test_resets_are_counted_at_both_ends(start_engine: Start, pair: Pair) -> None:
     client, server = pair
     engine = await watch(start_engine, client, server)
@@ -160,6 +162,7 @@ async def test_resets_are_counted_at_both_ends(start_engine: Start, pair: Pair) 
     assert "resetsSent" not in received
 
 
+@pytest.mark.every_kernel
 async def test_windows_that_close_are_counted_at_both_ends(start_engine: Start, pair: Pair) -> None:
     client, server = pair
     engine = await watch(start_engine, client, server)

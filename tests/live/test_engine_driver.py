@@ -67,6 +67,7 @@ def assert_agrees(histogram: Histogram, waits_ns: list[int]) -> None:
         )
 
 
+@pytest.mark.every_kernel
 @pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
 async def test_a_slow_driver_is_found_in_tx_driver_and_nowhere_else(
     start_engine: Start, left: Tun, typed: bool
@@ -120,6 +121,7 @@ def wire(one: Tun, other: Tun, delay_s: float) -> Iterator[None]:
         os.close(stop)
 
 
+@pytest.mark.every_kernel
 async def test_segments_of_tcp_are_followed_to_the_driver_though_they_are_clones(
     start_engine: Start, left: Tun
 ) -> None:
@@ -144,6 +146,7 @@ async def test_segments_of_tcp_are_followed_to_the_driver_though_they_are_clones
     assert_adds_up(measured)
 
 
+@pytest.mark.every_kernel
 async def test_what_the_driver_drops_is_unmatched_and_lends_its_times_to_no_other(
     start_engine: Start,
 ) -> None:

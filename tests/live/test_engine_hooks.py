@@ -19,6 +19,7 @@ def stages(engine: KernelEngine) -> dict[str, StageCoverage]:
     return {stage.name: stage for stage in engine.coverage}
 
 
+@pytest.mark.every_kernel
 @pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
 async def test_when_each_hook_of_a_stage_is_refused_every_answer_is_told(
     start_engine: Start, pair: tuple[Pod, Pod], typed: bool

@@ -65,6 +65,7 @@ def assert_between(measured: Counts, moments: tuple[Counts, Counts, Counts, Coun
         assert least <= measured.get(name, 0) <= most, name
 
 
+@pytest.mark.every_kernel
 @pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
 async def test_softirqs_and_interrupts_are_as_many_as_the_kernel_counts(
     start_engine: Start, pair: tuple[Pod, Pod], tmp_path: Path, typed: bool
@@ -95,6 +96,7 @@ def write_to_disk(folder: Path) -> None:
             os.fsync(file.fileno())
 
 
+@pytest.mark.every_kernel
 async def test_what_was_raised_ran(start_engine: Start, pair: tuple[Pod, Pod]) -> None:
     client, server = pair
     engine = start_engine()
@@ -110,6 +112,7 @@ async def test_what_was_raised_ran(start_engine: Start, pair: tuple[Pod, Pod]) -
     assert ran["NET_RX"] >= 2000
 
 
+@pytest.mark.every_kernel
 async def test_a_packet_that_no_interrupt_brought_has_no_rx_irq(
     start_engine: Start, pair: tuple[Pod, Pod]
 ) -> None:

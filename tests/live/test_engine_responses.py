@@ -82,6 +82,7 @@ def answering(both: Connection, delays_ms: list[int]) -> Iterator[list[int]]:
     thread.join()
 
 
+@pytest.mark.every_kernel
 @pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
 async def test_a_slow_server_is_found_in_the_responses_and_nowhere_else(
     start_engine: Start, pair: Pair, typed: bool
@@ -347,6 +348,7 @@ async def test_threads_that_share_a_connection_have_turns_in_common(
     assert measured[SERVER].stage("app.response").histogram.min_ns > 9 * MS
 
 
+@pytest.mark.every_kernel
 @pytest.mark.parametrize("backlog", [1, 1024])
 async def test_roles_are_known_of_connections_that_were_open_before(
     start_engine: Start, pair: Pair, backlog: int

@@ -247,6 +247,7 @@ async def test_a_backlog_of_a_starved_reader_is_all_its_waits_long(
     assert 0.75 * socket.sum_ns < wakeup.sum_ns <= socket.sum_ns
 
 
+@pytest.mark.every_kernel
 async def test_a_sleeping_reader_is_not_found_in_rx_wakeup(
     start_engine: Start, pair: tuple[Pod, Pod]
 ) -> None:
@@ -309,6 +310,7 @@ def spec_of(pod: Pod, pid: int, named_by: str) -> SlotSpec:
     return specs[named_by]
 
 
+@pytest.mark.every_kernel
 @pytest.mark.parametrize("named_by", ["process", "cgroup", "network namespace"])
 @pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
 async def test_the_waits_of_all_threads_agree_with_the_schedulers_account(
@@ -366,6 +368,7 @@ async def test_threads_of_others_do_not_count(start_engine: Start, pair: tuple[P
         assert count(engine.read()[SERVER], "sched.runqueue") > 600
 
 
+@pytest.mark.every_kernel
 async def test_a_thread_is_forgotten_when_it_ends(
     start_engine: Start, pair: tuple[Pod, Pod]
 ) -> None:

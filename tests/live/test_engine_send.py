@@ -170,6 +170,7 @@ def small_window(client: Pod, server: Pod, stack: ExitStack, connections: int) -
     return made
 
 
+@pytest.mark.every_kernel
 async def test_a_closed_receive_window_is_found_in_tx_socket_and_nowhere_else(
     start_engine: Start, pair: Pair
 ) -> None:
@@ -194,6 +195,7 @@ async def test_a_closed_receive_window_is_found_in_tx_socket_and_nowhere_else(
     assert judge(measured).bottleneck is Bottleneck.RECEIVE_WINDOW
 
 
+@pytest.mark.every_kernel
 async def test_a_cork_is_found_in_tx_socket(
     start_engine: Start, pair: Pair, both: Connection
 ) -> None:
@@ -253,6 +255,7 @@ async def test_pacing_is_found_in_tx_socket(
     assert list(causes(measured)) == ["sendsBehindCongestion"]
 
 
+@pytest.mark.every_kernel
 @pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
 async def test_bulk_is_told_segment_by_segment(
     start_engine: Start, pair: Pair, both: Connection, typed: bool
@@ -272,6 +275,7 @@ async def test_bulk_is_told_segment_by_segment(
     assert_adds_up(measured)
 
 
+@pytest.mark.every_kernel
 async def test_ways_to_send_that_copy_nothing_are_measured(
     start_engine: Start, pair: Pair, both: Connection
 ) -> None:
@@ -301,6 +305,7 @@ async def test_ways_to_send_that_copy_nothing_are_measured(
     assert_adds_up(measured)
 
 
+@pytest.mark.every_kernel
 async def test_a_segment_that_is_sent_again_has_no_tx_socket(
     start_engine: Start, pair: Pair, both: Connection
 ) -> None:
@@ -388,6 +393,7 @@ async def test_a_fast_open_does_not_lead_astray(start_engine: Start, pair: Pair)
     assert samples == count(measured, "tx.total") >= 20
 
 
+@pytest.mark.every_kernel
 async def test_a_connection_that_is_reused_is_not_taken_for_the_one_before(
     start_engine: Start, pair: Pair
 ) -> None:

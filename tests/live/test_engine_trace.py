@@ -98,6 +98,7 @@ async def test_every_packet_that_a_sleeping_reader_kept_waiting_is_told_of(
     assert median(waits) == pytest.approx(median(waits_ns), rel=BUCKET - 1)
 
 
+@pytest.mark.every_kernel
 async def test_every_packet_of_both_ends_is_told_of_when_the_limit_is_zero(
     start_engine: Start, bridged: tuple[Namespace, Pod, Pod]
 ) -> None:
@@ -113,6 +114,7 @@ async def test_every_packet_of_both_ends_is_told_of_when_the_limit_is_zero(
     )
 
 
+@pytest.mark.every_kernel
 async def test_a_packet_is_told_of_with_the_process_that_read_or_sent_it(
     start_engine: Start, pair: Pair
 ) -> None:
@@ -154,6 +156,7 @@ async def test_an_ipv4_peer_of_an_ipv6_socket_is_shown_by_its_ipv4_address(
     ]
 
 
+@pytest.mark.every_kernel
 async def test_a_datagrams_ends_are_its_own_not_its_sockets(
     start_engine: Start, pair: Pair
 ) -> None:
