@@ -15,7 +15,7 @@ from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.slots import SlotSpec
 from tests.live.pods import Pod
 from tests.live.sockets import connect, everything_in, listen
-from tests.live.test_engine_accuracy import BUCKET, SERVER, account_for
+from tests.live.test_engine_accuracy import BUCKET, SERVER, account_for, are_bound_by_btf
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
@@ -29,8 +29,8 @@ async def watch_server(start: Start, spec: SlotSpec, *, typed: bool) -> tuple[Ke
     engine.assign({SERVER: spec})
     await engine.use(frozenset({Module.TCP}))
     (coverage,) = (stage for stage in engine.coverage if stage.name == "tcp.accept")
-    kind = "fexit" if typed else "kretprobe"
     if coverage.state is CoverageState.ACTIVE:
+        kind = "fexit" if are_bound_by_btf(engine) else "kretprobe"
         assert f"{kind}/inet_csk_accept" in coverage.hook
         return engine, True
     assert coverage.state is CoverageState.UNAVAILABLE

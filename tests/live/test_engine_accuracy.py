@@ -61,6 +61,11 @@ async def watch(start: Start, client: Pod, server: Pod, *, typed: bool = True) -
     return engine
 
 
+def are_bound_by_btf(engine: KernelEngine) -> bool:
+    """Whether its programs are; before Linux 5.11 they can't be, however it was asked for."""
+    return any(stage.hook.startswith("tp_btf/") for stage in engine.coverage)
+
+
 def count(measurement: Measurement, stage: str) -> int:
     return measurement.stage(stage).histogram.count
 

@@ -10,7 +10,14 @@ from latencyprobe.coverage import CoverageState, StageCoverage
 from latencyprobe.stages import Module
 from latencyprobe_agent.kernel.engine import KernelEngine
 from tests.live.pods import Pod
-from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, both, measure
+from tests.live.test_engine_accuracy import (
+    CLIENT,
+    SERVER,
+    account_for,
+    are_bound_by_btf,
+    both,
+    measure,
+)
 
 Start = Callable[..., KernelEngine]
 
@@ -41,7 +48,7 @@ async def test_when_each_hook_of_a_stage_is_refused_every_answer_is_told(
         ]
         assert "tx.socket" not in measured[CLIENT].stages
     else:
-        following = "fentry" if typed else "kprobe"
+        following = "fentry" if are_bound_by_btf(engine) else "kprobe"
         assert f"{following}/tcp_sendmsg_locked" in stage.hook.split(", ")
         assert account_for(measured[CLIENT], "tx.socket") == (100, 0)
 
