@@ -121,7 +121,6 @@ def wire(one: Tun, other: Tun, delay_s: float) -> Iterator[None]:
         os.close(stop)
 
 
-@pytest.mark.every_kernel
 async def test_segments_of_tcp_are_followed_to_the_driver_though_they_are_clones(
     start_engine: Start, left: Tun
 ) -> None:

@@ -310,9 +310,14 @@ def spec_of(pod: Pod, pid: int, named_by: str) -> SlotSpec:
     return specs[named_by]
 
 
-@pytest.mark.every_kernel
 @pytest.mark.parametrize("named_by", ["process", "cgroup", "network namespace"])
-@pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
+@pytest.mark.parametrize(
+    "typed",
+    [
+        pytest.param(True, id="tp_btf", marks=pytest.mark.every_kernel),
+        pytest.param(False, id="raw_tp"),
+    ],
+)
 async def test_the_waits_of_all_threads_agree_with_the_schedulers_account(
     start_engine: Start, pair: tuple[Pod, Pod], named_by: str, typed: bool
 ) -> None:
