@@ -22,6 +22,7 @@ from tests.live.sockets import (
     inside,
     listen,
     read_all,
+    tcp_figures,
     wait_for_bytes,
 )
 from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, count, watch
@@ -67,7 +68,14 @@ async def test_bulk_is_accounted_for_segment_by_segment(start_engine: Start, pai
     measured = engine.read()
     sent = count(measured[CLIENT], "tx.total")
     samples, missing = rx(measured[SERVER])
-    assert samples + missing == sent > 100
+    # A sender that changes its CPU may overtake itself: what comes too early is counted apart. What
+    # waits in the backlog of a locked socket is merged before TCP sees it: tcp_add_backlog().
+    early = measured[SERVER].counters.get("headOfLineSegments", 0)
+    merged = tcp_figures(server.namespace)["TCPBacklogCoalesce"]
+    # On a machine that hides threads from tracers, what such a thread's softirq receives is hidden.
+    hidden = sent - samples - missing - early - merged
+    assert 0 <= hidden <= early + sent // 100
+    assert sent > 100
     assert samples > missing
     assert measured[SERVER].stage("rx.socket").unmatched == 0
 
