@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.kernels.vm import NICS
 from tests.live import pods
 from tests.live.conftest import bridged, pair, start_engine
 from tests.live.pods import Pod, made_pod, namespace, run
+from tests.live.sockets import PATIENCE_SECONDS
 
 __all__ = ["bridged", "nics", "pair", "start_engine"]
 
@@ -54,12 +56,22 @@ def nics() -> Iterator[tuple[Pod, Pod]]:
 
 
 def _device(address: str) -> str:
-    """The name of the network device with this hardware address."""
-    found = [
-        path.parent.name
-        for path in Path("/sys/class/net").glob("*/address")
-        if path.read_text().strip() == address
-    ]
-    if len(found) != 1:
-        raise RuntimeError(f"{len(found)} network devices have the address {address}")
+    """The name of the network device with this hardware address.
+
+    It comes back some time after the namespace that it was in is deleted: cleanup_net().
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while len(found := _devices(address)) != 1:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{len(found)} network devices have the address {address}")
+        time.sleep(0.1)
     return found[0]
+
+
+def _devices(address: str) -> list[str]:
+    found = []
+    for path in Path("/sys/class/net").glob("*/address"):
+        with suppress(OSError):  # it may be on its way to another namespace
+            if path.read_text().strip() == address:
+                found.append(path.parent.name)
+    return found
