@@ -208,6 +208,15 @@ def _secret(name: str, namespace: str, authority: Credential, credential: Creden
     }
 
 
+_DAYS = click.option(
+    "--days",
+    type=click.IntRange(1, _CA_DAYS),
+    default=365,
+    show_default=True,
+    help="How long operator's and agents' certificates are valid.",
+)
+
+
 @click.group("pki")
 def pki_command() -> None:
     """Make the certificates that operator and agents know each other by."""
@@ -215,13 +224,7 @@ def pki_command() -> None:
 
 @pki_command.command("init")
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
-@click.option(
-    "--days",
-    type=click.IntRange(1, _CA_DAYS),
-    default=365,
-    show_default=True,
-    help="How long operator's and agents' certificates are valid.",
-)
+@_DAYS
 def init_command(directory: Path, days: int) -> None:
     """Write ca, agent and operator (.crt and .key each) into DIRECTORY.
 
@@ -252,13 +255,7 @@ def init_command(directory: Path, days: int) -> None:
     show_default=True,
     help="The agents' namespace.",
 )
-@click.option(
-    "--days",
-    type=click.IntRange(1, _CA_DAYS),
-    default=365,
-    show_default=True,
-    help="How long the certificates are valid.",
-)
+@_DAYS
 def secrets_command(operator_namespace: str, agent_namespace: str, days: int) -> None:
     """Print the Secrets of operator and agents, with new certificates.
 

@@ -14,6 +14,15 @@ from tests.chart.helm import CHART, ROOT, Helm
 from tests.cluster.helm_programs import obtain_helm, obtain_helm_docs
 
 _MADE = "# Rendered from charts/latencyprobe by `make manifests`.\n"
+_NAMESPACE = """\
+---
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: latencyprobe-system
+  labels:
+    app.kubernetes.io/part-of: latencyprobe
+"""
 _INSTALL = (
     _MADE
     + """\
@@ -24,28 +33,12 @@ _INSTALL = (
 #
 # To take it all away: `kubectl delete latencyprobes --all --all-namespaces`, and then
 # `kubectl delete -f` this file.
----
-apiVersion: v1
-kind: Namespace
-metadata:
-  name: latencyprobe-system
-  labels:
-    app.kubernetes.io/part-of: latencyprobe
-    pod-security.kubernetes.io/enforce: restricted
 """
+    + _NAMESPACE
+    + "    pod-security.kubernetes.io/enforce: restricted\n"
 )
 _RBAC = (
-    _MADE
-    + """\
-# What the operator may do, for one that runs outside of the cluster.
----
-apiVersion: v1
-kind: Namespace
-metadata:
-  name: latencyprobe-system
-  labels:
-    app.kubernetes.io/part-of: latencyprobe
-"""
+    _MADE + "# What the operator may do, for one that runs outside of the cluster.\n" + _NAMESPACE
 )
 
 

@@ -15,11 +15,11 @@ from contextlib import contextmanager, suppress
 from fcntl import ioctl
 from pathlib import Path
 
-from latencyprobe.measurement import Measurement
 from latencyprobe_agent.kernel.engine import KernelEngine
 from tests.live.pods import Pod, namespace
 from tests.live.sockets import PORT, connection, inside, read_all, udp_socket
-from tests.live.test_engine_accuracy import CLIENT, RX_PARTS, SERVER, account_for, count, watch
+from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, count, watch
+from tests.live.test_engine_paths import assert_parts_add_up
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
@@ -44,11 +44,6 @@ def set_offload(pod: Pod, command: int, *, on: bool) -> None:
     request = struct.pack("16sP16x", b"eth0", value.buffer_info()[0])
     with inside(pod.namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as channel:
         ioctl(channel, SIOCETHTOOL, request)
-
-
-def assert_parts_add_up(received: Measurement) -> None:
-    whole = received.stage("rx.total").histogram.sum_ns
-    assert sum(received.stage(part).histogram.sum_ns for part in RX_PARTS) == whole > 0
 
 
 @contextmanager
@@ -120,7 +115,7 @@ async def test_segments_that_gro_merges_count_once_with_their_oldest_time(
     assert WRITES <= skbs < WRITES * WRITE_BYTES // SEGMENT_BYTES // 5
     for stage in ("rx.softirq", "rx.stack", "rx.socket", "rx.total"):
         assert account_for(measured[SERVER], stage) == (skbs, 0), stage
-    assert_parts_add_up(measured[SERVER])
+    assert_parts_add_up(measured[SERVER], "rx")
     assert count(measured[CLIENT], "tx.total") <= skbs
 
 
@@ -143,7 +138,7 @@ async def test_datagrams_that_came_as_one_skb_have_one_sample_and_the_rest_unmat
     samples, lost = account_for(received, "rx.socket")
     unmatched = received.stage("rx.stack").unmatched
     assert (samples + lost, unmatched) == (WRITES, WRITES * 19)
-    assert_parts_add_up(received)
+    assert_parts_add_up(received, "rx")
 
 
 async def test_a_thread_of_napi_has_no_softirq_to_wait_for(start_engine: Start, pair: Pair) -> None:
@@ -158,7 +153,7 @@ async def test_a_thread_of_napi_has_no_softirq_to_wait_for(start_engine: Start, 
     received = engine.read()[SERVER]
     assert "rx.softirq" not in received.stages
     assert account_for(received, "rx.total") == (REQUESTS, 0)
-    assert_parts_add_up(received)
+    assert_parts_add_up(received, "rx")
 
 
 async def test_packets_that_ksoftirqd_receives_are_measured(
@@ -185,4 +180,4 @@ async def test_packets_that_ksoftirqd_receives_are_measured(
     assert samples > FEW // 2
     for stage in ("rx.softirq", "rx.stack", "rx.socket"):
         assert count(received, stage) == samples
-    assert_parts_add_up(received)
+    assert_parts_add_up(received, "rx")

@@ -7,27 +7,16 @@ import time
 from collections.abc import Callable
 
 from latencyprobe.histogram import Histogram
-from latencyprobe.stages import DEFAULT_MODULES
 from latencyprobe.verdict import Bottleneck, judge
 from latencyprobe_agent.kernel.engine import KernelEngine
-from latencyprobe_agent.slots import SlotSpec
-from tests.live.pods import Namespace
 from tests.live.sockets import PORT, connect, listen, read_all
 from tests.live.test_engine_accuracy import BUCKET, CLIENT, RX_PARTS, TX_PARTS
+from tests.live.test_engine_driver import watch
 from tests.live.tuns import FarWire, tun
 
 Start = Callable[..., KernelEngine]
 MS = 1_000_000
 DELAYS_MS = [10] * 60 + [20] * 30 + [80] * 10
-
-
-async def watch(start: Start, there: Namespace) -> KernelEngine:
-    """An engine on everything in a namespace."""
-    engine = start()
-    inode = frozenset({there.inode})
-    engine.assign({CLIENT: SlotSpec(netns_wide=inode, netns=inode)})
-    await engine.use(frozenset(DEFAULT_MODULES))
-    return engine
 
 
 async def test_a_slow_network_is_found_where_the_other_side_is_waited_for_and_nowhere_else(

@@ -10,7 +10,7 @@ row below.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from latencyprobe.coverage import CoverageState, StageCoverage
@@ -81,7 +81,7 @@ class StageNeeds:
     """
 
     requires: tuple[str, ...]
-    profits: Mapping[str, str]
+    profits: Mapping[str, str] = field(default_factory=dict)
 
 
 def _event(
@@ -196,45 +196,43 @@ STAGE_NEEDS: Mapping[str, StageNeeds] = {
     "tx.qdisc": StageNeeds(("queue", "transmit"), _PROCESSES),
     "tx.driver": StageNeeds(("queue", "transmit", "driver free", "driver drop"), _PROCESSES),
     "tx.total": StageNeeds(("queue", "transmit"), _PROCESSES),
-    "tcp.connect": StageNeeds(("state change",), {}),
-    "tcp.handshake": StageNeeds(("state change",), {}),
-    "tcp.accept": StageNeeds(("state change", "accept"), {}),
-    "tcp.rtt": StageNeeds(("segment",), {}),
-    "app.response": StageNeeds(("segment", "TCP read", "send", "state change"), {}),
-    "peer.response": StageNeeds(("segment", "send", "state change"), {}),
+    "tcp.connect": StageNeeds(("state change",)),
+    "tcp.handshake": StageNeeds(("state change",)),
+    "tcp.accept": StageNeeds(("state change", "accept")),
+    "tcp.rtt": StageNeeds(("segment",)),
+    "app.response": StageNeeds(("segment", "TCP read", "send", "state change")),
+    "peer.response": StageNeeds(("segment", "send", "state change")),
     "sched.runqueue": StageNeeds(("wake-up", "switch"), _THREADS),
-    "irq.hard": StageNeeds(("interrupt", "interrupt end"), {}),
-    "irq.softwait": StageNeeds(("softirq raise", "softirq entry"), {}),
-    "irq.softrun": StageNeeds(("softirq entry", "softirq exit"), {}),
+    "irq.hard": StageNeeds(("interrupt", "interrupt end")),
+    "irq.softwait": StageNeeds(("softirq raise", "softirq entry")),
+    "irq.softrun": StageNeeds(("softirq entry", "softirq exit")),
 }
 
-_NOTHING_ELSE: Mapping[str, str] = {}
-_DROPS = {"receive drop": "only packets that a socket sent are counted"}
 COUNTER_NEEDS: Mapping[str, StageNeeds] = {
-    "headOfLineSegments": StageNeeds(("segment",), _NOTHING_ELSE),
+    "headOfLineSegments": StageNeeds(("segment",)),
     "sendsBehindWindow": StageNeeds(("send", "queue"), _PROCESSES),
     "sendsBehindCongestion": StageNeeds(("send", "queue"), _PROCESSES),
     "sendsHeldBack": StageNeeds(("send", "queue"), _PROCESSES),
-    "retransmits": StageNeeds(("retransmit",), _NOTHING_ELSE),
-    "rtos": StageNeeds(("retransmit",), _NOTHING_ELSE),
-    "resetsSent": StageNeeds(("reset sent",), _NOTHING_ELSE),
-    "resetsReceived": StageNeeds(("reset received",), _NOTHING_ELSE),
-    "zeroWindowsSent": StageNeeds(("segment",), _NOTHING_ELSE),
-    "zeroWindowsReceived": StageNeeds(("segment",), _NOTHING_ELSE),
+    "retransmits": StageNeeds(("retransmit",)),
+    "rtos": StageNeeds(("retransmit",)),
+    "resetsSent": StageNeeds(("reset sent",)),
+    "resetsReceived": StageNeeds(("reset received",)),
+    "zeroWindowsSent": StageNeeds(("segment",)),
+    "zeroWindowsReceived": StageNeeds(("segment",)),
     "acceptQueueOverflows": StageNeeds(
         ("listener",), {"receive drop": "told late, when the next connection comes"}
     ),
     "receiveQueueOverflows": StageNeeds(
         ("queue overflow",), {"receive drop": "only datagrams are counted"}
     ),
-    "delayedAcks": StageNeeds(("segment",), _NOTHING_ELSE),
-    "connectRefused": StageNeeds(("state change",), _NOTHING_ELSE),
-    "connectTimedOut": StageNeeds(("state change",), _NOTHING_ELSE),
-    "connectUnreachable": StageNeeds(("state change",), _NOTHING_ELSE),
-    "connectAborted": StageNeeds(("state change",), _NOTHING_ELSE),
-    "connectFailedOther": StageNeeds(("state change",), _NOTHING_ELSE),
-    "handshakeRetransmits": StageNeeds(("state change",), _NOTHING_ELSE),
-    DROPS: StageNeeds(("drop",), _DROPS),
+    "delayedAcks": StageNeeds(("segment",)),
+    "connectRefused": StageNeeds(("state change",)),
+    "connectTimedOut": StageNeeds(("state change",)),
+    "connectUnreachable": StageNeeds(("state change",)),
+    "connectAborted": StageNeeds(("state change",)),
+    "connectFailedOther": StageNeeds(("state change",)),
+    "handshakeRetransmits": StageNeeds(("state change",)),
+    DROPS: StageNeeds(("drop",), {"receive drop": "only packets that a socket sent are counted"}),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from tests.live import pods
 from tests.live.conftest import bridged, pair, start_engine
 from tests.live.pods import Pod, made_pod, namespace, run
 from tests.live.sockets import PATIENCE_SECONDS
+from tests.live.targets import until
 
 __all__ = ["bridged", "nics", "pair", "start_engine"]
 
@@ -60,12 +60,13 @@ def _device(address: str) -> str:
 
     It comes back some time after the namespace that it was in is deleted: cleanup_net().
     """
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while len(found := _devices(address)) != 1:
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"{len(found)} network devices have the address {address}")
-        time.sleep(0.1)
-    return found[0]
+    until(
+        lambda: len(_devices(address)) == 1,
+        f"one network device with the address {address}",
+        seconds=PATIENCE_SECONDS,
+    )
+    (name,) = _devices(address)
+    return name
 
 
 def _devices(address: str) -> list[str]:
