@@ -1,5 +1,6 @@
 """The cluster: start it, stop it, and what tests and people do with it."""
 
+import base64
 import fcntl
 import json
 import os
@@ -256,6 +257,11 @@ class Cluster:
     def get(self, *arguments: str) -> Any:
         """What `kubectl get ... --output=json` gives."""
         return json.loads(self.kubectl("get", *arguments, "--output=json"))
+
+    def secret(self, namespace: str, name: str) -> dict[str, bytes]:
+        """What a Secret holds."""
+        data = self.get("secret", name, f"--namespace={namespace}")["data"]
+        return {key: base64.b64decode(value) for key, value in data.items()}
 
     def apply(self, *manifests: Mapping[str, Any]) -> None:
         listing = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}

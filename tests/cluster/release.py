@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from tests.cluster.waiting import wait_until
 from tests.live.leftovers import held_program_ids
 
 AGENT_NAMESPACE = "latencyprobe-agents"
+NAMESPACES = {"operator": NAMESPACE, "agent": AGENT_NAMESPACE}
 AGENT_PORT = 9345
 AGENTS = "app.kubernetes.io/name=latencyprobe-agent"
 OPERATOR = "app.kubernetes.io/name=latencyprobe-operator"
@@ -47,9 +47,12 @@ class Release:
         self.cluster.kubectl("create", "namespace", NAMESPACE)
         self.cluster.kubectl("label", "namespace", NAMESPACE, RESTRICTED)
 
-    def install(self) -> str:
+    def install(self, *settings: str) -> str:
         """What Helm tells then."""
-        return self._helm("install", RELEASE, str(CHART), "--wait", "--timeout=120s")
+        return self._helm(
+            *("install", RELEASE, str(CHART), "--wait", "--timeout=120s"),
+            *(f"--set={setting}" for setting in settings),
+        )
 
     def upgrade(self, *settings: str, chart: Path = CHART) -> str:
         """With these settings beside those of before. Agents are replaced at once, not in turn."""
@@ -59,7 +62,17 @@ class Release:
         )
 
     def uninstall(self) -> str:
-        return self._helm("uninstall", RELEASE, "--wait", "--timeout=120s")
+        """What Helm tells then, once the agents' namespace is gone, too."""
+        told = self._helm("uninstall", RELEASE, "--wait", "--timeout=120s")
+        wait_until("the agents' namespace to be gone", self._unmet_namespace_gone, seconds=60)
+        return told
+
+    def _unmet_namespace_gone(self) -> str | None:
+        try:
+            self.cluster.get("namespace", AGENT_NAMESPACE)
+        except KubectlError as error:
+            return None if "NotFound" in error.stderr else error.stderr
+        return f"{AGENT_NAMESPACE} is there"
 
     @property
     def is_installed(self) -> bool:
@@ -76,6 +89,14 @@ class Release:
         found: Json
         (found,) = self.cluster.wait_for_pods(NAMESPACE, OPERATOR, count=1)
         return found
+
+    def restarts(self) -> dict[str, int]:
+        """How often the containers of operator and agents were restarted, by pod."""
+        pods = (self.operator(), *self.agents().values())
+        return {
+            pod["metadata"]["name"]: pod["status"]["containerStatuses"][0]["restartCount"]
+            for pod in pods
+        }
 
     def agent_pids(self, node: NodeLayout) -> list[int]:
         """The processes of the agent's container, as this machine numbers them."""
@@ -99,11 +120,7 @@ class Release:
 
     def secret(self, component: str) -> dict[str, bytes]:
         """The certificate of "agent" or "operator"."""
-        namespace = AGENT_NAMESPACE if component == "agent" else NAMESPACE
-        secret = self.cluster.get(
-            "secret", f"{RELEASE}-{component}-tls", f"--namespace={namespace}"
-        )
-        return {key: base64.b64decode(value) for key, value in secret["data"].items()}
+        return self.cluster.secret(NAMESPACES[component], f"{RELEASE}-{component}-tls")
 
     def logs(self) -> str:
         """The end of what the operator and the agents have logged."""

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import ssl
 import time
 from pathlib import Path
 from shutil import copytree
 from typing import Any
 
-import grpc
 import yaml
-from cryptography import x509
 
-from latencyprobe.v1 import node_agent_pb2 as pb
-from latencyprobe.v1.node_agent_pb2_grpc import NodeAgentStub
-from latencyprobe_operator.fleet import AGENT_SERVER_NAME
 from tests.chart.helm import CHART, NAMESPACE
 from tests.cluster import manifests
-from tests.cluster.release import AGENT_NAMESPACE, AGENT_PORT, AGENTS, OPERATOR, Release
+from tests.cluster.release import AGENT_NAMESPACE, AGENTS, OPERATOR
 from tests.cluster.shop import LIVE, Shop, counts, node_told
-from tests.cluster.waiting import wait_until
 
 OUTAGE_SECONDS = 60
 REQUESTS = 400
@@ -167,60 +160,6 @@ def _chart_with_a_newer_crd(folder: Path) -> Path:
     spec["note"] = {"type": "string", "description": "What a newer version knows."}
     path.write_text(yaml.safe_dump(crd))
     return chart
-
-
-def test_certificates_are_rotated_without_a_restart(shop: Shop) -> None:
-    release = shop.release
-    shop.wait_until_both_nodes_report()
-    running = _starts(release)
-    old = {component: release.secret(component) for component in ("agent", "operator")}
-
-    release.upgrade("tls.generated.rotation=anew")
-
-    new = {component: release.secret(component) for component in ("agent", "operator")}
-    assert new["agent"]["tls.crt"] != old["agent"]["tls.crt"]
-    assert new["operator"]["tls.crt"] != old["operator"]["tls.crt"]
-    for node, pod in release.agents().items():
-        _wait_until_served(node, pod["status"]["podIP"], new["agent"]["tls.crt"])
-        assert _node_name(pod["status"]["podIP"], new["operator"]) == node
-    shop.wait_until_both_nodes_report()
-    assert _starts(release) == running
-
-    # The next connection is made with the new ones on both sides.
-    release.kill_agent(shop.cluster.nodes[0])
-    shop.wait("the agent's absence", lambda status: status["targets"]["readyNodes"] < 2)
-    shop.wait_until_both_nodes_report()
-
-
-def _starts(release: Release) -> dict[str, int]:
-    """How often the containers of operator and agents were restarted, by pod."""
-    pods = (release.operator(), *release.agents().values())
-    return {
-        pod["metadata"]["name"]: pod["status"]["containerStatuses"][0]["restartCount"]
-        for pod in pods
-    }
-
-
-def _wait_until_served(node: str, address: str, certificate: bytes) -> None:
-    expected = x509.load_pem_x509_certificate(certificate).serial_number
-
-    def unmet() -> str | None:
-        pem = ssl.get_server_certificate((address, AGENT_PORT), timeout=5)
-        serial = x509.load_pem_x509_certificate(pem.encode()).serial_number
-        return None if serial == expected else f"the agent of {node} serves {serial:x}"
-
-    wait_until("the new certificate", unmet, seconds=120, interval_seconds=1)
-
-
-def _node_name(address: str, operator: dict[str, bytes]) -> str:
-    """What an agent says who is asked with the operator's certificate."""
-    credentials = grpc.ssl_channel_credentials(
-        operator["ca.crt"], operator["tls.key"], operator["tls.crt"]
-    )
-    options = (("grpc.ssl_target_name_override", AGENT_SERVER_NAME),)
-    with grpc.secure_channel(f"{address}:{AGENT_PORT}", credentials, options) as channel:
-        info: pb.NodeInfo = NodeAgentStub(channel).GetNodeInfo(pb.GetNodeInfoRequest(), timeout=10)
-    return info.node_name
 
 
 def test_a_drained_node_leaves_the_report_and_comes_back(shop: Shop, namespace: str) -> None:

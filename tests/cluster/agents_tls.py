@@ -1,0 +1,41 @@
+"""The agents of a cluster, as somebody sees them who connects with certificates."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+
+import grpc
+from cryptography import x509
+
+from latencyprobe.v1 import node_agent_pb2 as pb
+from latencyprobe.v1.node_agent_pb2_grpc import NodeAgentStub
+from latencyprobe_operator.fleet import AGENT_SERVER_NAME
+from tests.cluster.release import AGENT_PORT
+from tests.cluster.waiting import wait_until
+
+
+def wait_until_served(
+    node: str, address: str, is_wanted: Callable[[x509.Certificate], bool]
+) -> None:
+    """Wait until the agent at this address serves a certificate that is as wanted."""
+
+    def unmet() -> str | None:
+        pem = ssl.get_server_certificate((address, AGENT_PORT), timeout=5)
+        served = x509.load_pem_x509_certificate(pem.encode())
+        if is_wanted(served):
+            return None
+        return f"the agent of {node} serves {served.serial_number:x}"
+
+    wait_until("the new certificate", unmet, seconds=120, interval_seconds=1)
+
+
+def node_name(address: str, operator: dict[str, bytes]) -> str:
+    """What an agent says who is asked with the operator's certificate."""
+    credentials = grpc.ssl_channel_credentials(
+        operator["ca.crt"], operator["tls.key"], operator["tls.crt"]
+    )
+    options = (("grpc.ssl_target_name_override", AGENT_SERVER_NAME),)
+    with grpc.secure_channel(f"{address}:{AGENT_PORT}", credentials, options) as channel:
+        info: pb.NodeInfo = NodeAgentStub(channel).GetNodeInfo(pb.GetNodeInfoRequest(), timeout=10)
+    return info.node_name
