@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 
 from tests.chart.helm import Helm
-from tests.cluster import helm_programs, programs
+from tests.cluster import cert_manager_programs, helm_programs, programs
 from tests.cluster.environment import Cluster
 from tests.cluster.layout import FOR_TESTS
 from tests.cluster.release import Release, secrets_of
@@ -21,6 +21,7 @@ def _programs() -> None:
     """Found or built before any test's deadline runs: the first time it takes minutes."""
     programs.obtain(programs.say_on_stderr)
     helm_programs.obtain_helm(programs.say_on_stderr)
+    cert_manager_programs.obtain_controller(programs.say_on_stderr)
 
 
 @pytest.fixture(scope="session")

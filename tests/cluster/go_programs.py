@@ -3,6 +3,7 @@
 A *module directory* holds a go.mod of ours and its go.sum, which pin what is compiled.
 """
 
+import json
 import os
 import re
 import shutil
@@ -37,7 +38,7 @@ class GoModule:
     path: str
     """The module's path, as in k8s.io/kubernetes."""
 
-    package_prefix: str
+    package_prefix: str = ""
     """What stands before a program's name in the path of its package."""
 
     @property
@@ -53,6 +54,23 @@ class GoModule:
     def cache(self) -> Path:
         """Where its programs are kept, by version."""
         return cache_directory() / f"{self.name}-{self.version}" / "bin"
+
+    def source(self) -> Path:
+        """What else is in the module, at the pinned version; raises MissingProgramsError."""
+        if not shutil.which("go"):
+            raise MissingProgramsError(f"{self.path} {self.version}: there is no `go` to fetch it")
+        answer = subprocess.run(
+            ["go", "mod", "download", "-json", self.path],
+            cwd=self.directory,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if answer.returncode:
+            raise MissingProgramsError(
+                f"{self.path} {self.version}: {answer.stdout}{answer.stderr}"
+            )
+        return Path(json.loads(answer.stdout)["Dir"])
 
     def build(self, names: Sequence[str], link_flags: str, say: Say) -> None:
         """Compile these programs into the cache; raises MissingProgramsError."""

@@ -24,18 +24,26 @@ def compile_static(source: Path, program: Path) -> None:
 
 def build_image(reference: str, source: Path, scratch: Path) -> bytes:
     """The archive of an image that holds the program of the C file `source` and runs it."""
-    root, layer = scratch / "root", scratch / "program.tar"
+    root = scratch / "root"
     root.mkdir(parents=True)
     compile_static(source, root / source.stem)
-    write_tar(root, layer)
-    image = Image(
-        reference=reference,
-        architecture=own_architecture(),
-        created=datetime.fromtimestamp(0, UTC),
-        layers=[layer],
-        entrypoint=[f"/{source.stem}"],
-    )
-    return write_archive(image, scratch / "image.tar").path.read_bytes()
+    return pack_image(reference, root, source.stem)
+
+
+def pack_image(reference: str, root: Path, program: str, *, user: str = "0:0") -> bytes:
+    """The archive of an image that holds the files in `root` and runs the program among them."""
+    with tempfile.TemporaryDirectory() as scratch:
+        layer = Path(scratch, "files.tar")
+        write_tar(root, layer)
+        image = Image(
+            reference=reference,
+            architecture=own_architecture(),
+            created=datetime.fromtimestamp(0, UTC),
+            layers=[layer],
+            entrypoint=[f"/{program}"],
+            user=user,
+        )
+        return write_archive(image, Path(scratch, "image.tar")).path.read_bytes()
 
 
 def build_test_images() -> list[bytes]:

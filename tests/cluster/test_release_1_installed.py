@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,12 @@ import pytest
 import yaml
 
 from tests.chart.helm import NAMESPACE, RELEASE, VALUES_FILES, Helm
+from tests.cluster.cert_manager_programs import current_crd
 from tests.cluster.environment import Cluster, KubectlError
 from tests.cluster.release import AGENT_NAMESPACE, CRD, Release, pod_security_complaints
 from tests.cluster.shop import SAMPLE, Shop, counts
 
 REQUESTS = 400
-# Kinds of others that the chart makes objects of, where it is asked to.
-FOREIGN_KINDS = {
-    "cert-manager.io": ("Certificate", "v1"),
-    "monitoring.coreos.com": ("PodMonitor", "v1"),
-}
 
 
 def test_there_is_one_operator_and_an_agent_on_each_node(release: Release) -> None:
@@ -114,33 +111,39 @@ def _create_dry(cluster: Cluster, manifest: dict[str, Any]) -> str:
     )
 
 
-@pytest.fixture
-def foreign_kinds(cluster: Cluster) -> None:
-    """Their CRDs, with no schema: what they say of an object is their authors' business."""
-    for group, (kind, version) in FOREIGN_KINDS.items():
-        plural = f"{kind.lower()}s"
-        schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-        cluster.apply(
-            {
-                "apiVersion": "apiextensions.k8s.io/v1",
-                "kind": "CustomResourceDefinition",
-                "metadata": {"name": f"{plural}.{group}"},
-                "spec": {
-                    "group": group,
-                    "names": {"kind": kind, "plural": plural},
-                    "scope": "Namespaced",
-                    "versions": [
-                        {
-                            "name": version,
-                            "served": True,
-                            "storage": True,
-                            "schema": {"openAPIV3Schema": schema},
-                        }
-                    ],
-                },
-            }
-        )
-        cluster.kubectl("wait", "--for=condition=Established", f"crd/{plural}.{group}")
+@pytest.fixture(scope="module")
+def foreign_kinds(release: Release) -> Iterator[None]:
+    """The CRDs of cert-manager's certificates, and of Prometheus' monitors without a schema."""
+    cluster = release.cluster
+    names = ("certificates.cert-manager.io", "podmonitors.monitoring.coreos.com")
+    cluster.kubectl("apply", "--filename=-", stdin=current_crd("certificates"))
+    cluster.apply(_crd_without_schema("monitoring.coreos.com", "PodMonitor"))
+    crds = [f"crd/{name}" for name in names]
+    cluster.kubectl("wait", "--for=condition=Established", *crds)
+    yield
+    cluster.kubectl("delete", *crds)
+
+
+def _crd_without_schema(group: str, kind: str) -> dict[str, Any]:
+    plural = f"{kind.lower()}s"
+    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    version = {
+        "name": "v1",
+        "served": True,
+        "storage": True,
+        "schema": {"openAPIV3Schema": schema},
+    }
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.{group}"},
+        "spec": {
+            "group": group,
+            "names": {"kind": kind, "plural": plural},
+            "scope": "Namespaced",
+            "versions": [version],
+        },
+    }
 
 
 @pytest.mark.parametrize("values", VALUES_FILES, ids=lambda path: path.stem)
