@@ -50,7 +50,7 @@
 
 #define NET_RX_SOFTIRQ 3 /* include/linux/interrupt.h */
 
-#define PF_EXITING 0x4 /* include/linux/sched.h */
+#define TASK_DEAD 0x80 /* include/linux/sched.h */
 
 #else
 

@@ -33,7 +33,10 @@ struct thread {
 	struct history history;
 };
 
-/* The targets' threads, by their id. Deleted at their end; where it is full, threads are lost. */
+/*
+ * The targets' threads, by their id. Deleted when a thread leaves its CPU for the last time; where it
+ * is full, threads are lost.
+ */
 BPF_HASH(threads, u32, struct thread, THREADS);
 
 /*
@@ -116,11 +119,7 @@ static __always_inline struct thread *meet_thread(struct config *config, struct 
 		thread->owners = owners;
 		return thread;
 	}
-	/*
-	 * One that exits has been deleted, or will be very soon: nobody would delete it again. The flag
-	 * is there before sched_process_exit: exit_signals(), kernel/signal.c.
-	 */
-	if (owners && !(READ(task, flags) & PF_EXITING))
+	if (owners)
 		return create_thread(config, owners, tid, description);
 	if (thread)
 		threads.delete(&tid);
@@ -216,26 +215,37 @@ int on_sched_wakeup_new(u64 *ctx)
 	return 0;
 }
 
-/*
- * Whether a thread that is switched away from could go on. Preempted, it can whatever its state says;
- * otherwise the state is what __schedule() acted upon, since a waker can't make it TASK_RUNNING
- * again without the run queue's lock, kernel/sched/core.c.
- */
-static __always_inline bool could_go_on(struct task_struct *task, bool preempted)
+static __always_inline u64 state_of(struct task_struct *task)
 {
 #ifdef HAVE_task_struct___state
-	return preempted || !READ(task, __state);
+	return READ(task, __state);
 #else
-	return preempted || !READ(task, state);
+	return READ(task, state);
 #endif
 }
 
+/*
+ * A thread that is switched away from could go on if it is preempted, whatever its state says;
+ * otherwise the state is what __schedule() acted upon, since a waker can't make it TASK_RUNNING
+ * again without the run queue's lock, kernel/sched/core.c.
+ *
+ * TASK_DEAD is the end of it: do_task_dead(), kernel/sched/core.c. sched_process_exit would be no
+ * place to delete it. Since Linux 7.0 (kernel commit a46023d5616e) a program can be preempted at a
+ * tracepoint, and then the kernel skips the same program for other threads of this CPU:
+ * bpf_prog_get_recursion_context(). Here the run queue is locked.
+ */
 static __always_inline void switch_away(struct config *config, struct thread *thread,
 					struct task_struct *task, bool preempted)
 {
+	u64 state = state_of(task);
+	u32 tid = thread->history.tid;
+
 	if (thread->waiting_since) /* how it came to run was not seen */
 		unmatched_for(config, thread->owners, STAGE_SCHED_RUNQUEUE, 1);
-	thread->waiting_since = could_go_on(task, preempted) ? bpf_ktime_get_ns() : 0;
+	if (state & TASK_DEAD)
+		threads.delete(&tid);
+	else
+		thread->waiting_since = preempted || !state ? bpf_ktime_get_ns() : 0;
 }
 
 /* __schedule(), kernel/sched/core.c: (preempt, prev, next), in this order on every kernel */
@@ -254,16 +264,6 @@ int on_sched_switch(u64 *ctx)
 	thread = get_thread(config, next);
 	if (thread)
 		end_wait(config, thread);
-	return 0;
-}
-
-/* do_exit(), kernel/exit.c: of every thread */
-int on_thread_exit(u64 *ctx)
-{
-	struct task_struct *task = (struct task_struct *)ctx[0];
-	u32 tid = READ(task, pid);
-
-	threads.delete(&tid);
 	return 0;
 }
 

@@ -157,7 +157,6 @@ EVENTS: tuple[Event, ...] = (
     _event("wake-up", (SCHED,), ("on_sched_wakeup", "sched_wakeup")),
     _event("first wake-up", (SCHED,), ("on_sched_wakeup_new", "sched_wakeup_new")),
     _event("switch", (SCHED,), ("on_sched_switch", "sched_switch")),
-    _event("thread exit", (SCHED,), ("on_thread_exit", "sched_process_exit")),
 )
 
 _READS = {
@@ -171,7 +170,6 @@ _PROCESSES = {
 _THREADS = {
     "fork": "children started later are not followed",
     "first wake-up": "new threads are taken for what had their id before",
-    "thread exit": "ended threads take up room for new ones",
 }
 STAGE_NEEDS: Mapping[str, StageNeeds] = {
     "rx.irq": StageNeeds(
