@@ -70,7 +70,13 @@ sys.stdin.readline()
 
 @dataclass(frozen=True, slots=True)
 class RunDelay:
-    """What /proc/PID/schedstat says: time spent on a run queue, and how often a CPU was got."""
+    """What the scheduler says of threads: time spent on a run queue, and how often a CPU was lost,
+    which is how often it was got if they are at rest.
+
+    schedstat has a number of runs too, which leaves out those of a thread that was preempted on its
+    way to sleep: sched_info_depart(), kernel/sched/stats.h. Kernels that preempt themselves
+    (PREEMPT_LAZY, Debian's since Linux 7) do that now and then.
+    """
 
     waited_ns: int
     runs: int
@@ -78,11 +84,18 @@ class RunDelay:
     @classmethod
     def of(cls, pid: int) -> RunDelay:
         """Of all threads that a process has."""
-        lines = [task.joinpath("schedstat").read_text().split() for task in tasks_of(pid)]
-        return cls(sum(int(line[1]) for line in lines), sum(int(line[2]) for line in lines))
+        tasks = tasks_of(pid)
+        waits = [task.joinpath("schedstat").read_text().split()[1] for task in tasks]
+        return cls(sum(map(int, waits)), sum(map(context_switches, tasks)))
 
     def __sub__(self, other: RunDelay) -> RunDelay:
         return RunDelay(self.waited_ns - other.waited_ns, self.runs - other.runs)
+
+
+def context_switches(task: Path) -> int:
+    """Away from a thread."""
+    lines = task.joinpath("status").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if "voluntary_ctxt_switches" in line)
 
 
 def tasks_of(pid: int) -> list[Path]:
