@@ -92,6 +92,10 @@ manifests: setup-go ## Render manifests/ and the chart's README from charts/late
 cluster: setup-cluster ## Start a Kubernetes on this machine (needs root); NODES=2 for two nodes
 	$(CLUSTER_PATH) $(BIN)/python -m tests.cluster up --nodes=$(or $(NODES),1)
 
+.PHONY: cluster-images
+cluster-images: setup-cluster ## Build the images, give them to its nodes, and have a Helm
+	$(CLUSTER_PATH) $(BIN)/python -m tests.cluster load
+
 .PHONY: cluster-down
 cluster-down: setup ## Stop it and remove what it left
 	$(BIN)/python -m tests.cluster down

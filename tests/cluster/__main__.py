@@ -1,8 +1,15 @@
-"""`python -m tests.cluster up|down|status`: the cluster for people, which `make cluster` runs."""
+"""`python -m tests.cluster up|load|down|status`: the cluster for people, of `make cluster`."""
 
 import argparse
 import sys
+from pathlib import Path
 
+from tools.debian import DebianError
+from tools.images import build
+from tools.images.components import COMPONENTS, own_architecture
+from tools.images.errors import ImageError
+
+from . import helm_programs
 from .environment import Cluster
 from .errors import ClusterError
 from .layout import FOR_PEOPLE
@@ -19,8 +26,15 @@ Its first node's network namespace, for a node agent beside it (listen at {node_
 
     {enter} COMMAND
 
+Give it the images of this checkout, for the chart, with: make cluster-images
 Logs: {logs}
 Stop it with: make cluster-down
+"""
+HOW_TO_INSTALL = """\
+{nodes} have the images {images}. Install the chart with:
+
+    export PATH={helm}:$PATH
+    helm install latencyprobe charts/latencyprobe --namespace latencyprobe-system --create-namespace
 """
 
 
@@ -33,6 +47,22 @@ def up(cluster: Cluster, nodes: int) -> int:
         node_ip=cluster.node_ip,
         enter=" ".join(cluster.node_exec_prefix()),
         logs=cluster.logs_directory,
+    )
+    print(text, end="")
+    return 0
+
+
+def load(cluster: Cluster, _nodes: int) -> int:
+    if not cluster.is_ready():
+        say_on_stderr("error: there is no cluster to load images into: `make cluster` starts it")
+        return 1
+    built = build.build(list(COMPONENTS), own_architecture(), Path("dist"), say_on_stderr)
+    for image in built:
+        cluster.load_image(image.path)
+    text = HOW_TO_INSTALL.format(
+        nodes=" and ".join(node.name for node in cluster.nodes),
+        images=" and ".join(image.path.name for image in built),
+        helm=helm_programs.obtain_helm(say_on_stderr).parent,
     )
     print(text, end="")
     return 0
@@ -54,14 +84,14 @@ def status(cluster: Cluster, _nodes: int) -> int:
 
 
 def main() -> int:
-    commands = {"up": up, "down": down, "status": status}
+    commands = {"up": up, "load": load, "down": down, "status": status}
     parser = argparse.ArgumentParser(prog="python -m tests.cluster", description=__doc__)
     parser.add_argument("command", choices=commands)
     parser.add_argument("--nodes", type=int, default=1, help="1 or 2; for `up`")
     chosen = parser.parse_args()
     try:
         return commands[chosen.command](Cluster(FOR_PEOPLE), chosen.nodes)
-    except ClusterError as error:
+    except (ClusterError, DebianError, ImageError) as error:
         say_on_stderr(f"error: {error}")
         return 1
     except KeyboardInterrupt:
