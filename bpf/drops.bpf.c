@@ -13,14 +13,11 @@ static __always_inline bool is_listener(struct sock *sk)
  * handshake's last ACK that finds the accept queue full. No event tells of the SYN, tcp_conn_request()
  * frees it as if it were used up; so the socket's count is read when something else happens to it.
  */
-static __always_inline void look_at_listener(struct config *config, struct sock *sk)
+static __always_inline void look_at_listener(struct config *config, struct sock *sk,
+					     struct socket_state *state)
 {
-	struct socket_state *state = get_state(sk, config);
-	u32 drops;
+	u32 drops = READ(sk, sk_drops.counter);
 
-	if (!state)
-		return;
-	drops = READ(sk, sk_drops.counter);
 	if (state->is_listener_known && drops != state->listener_drops)
 		add_for(config, state->owners, COUNTER_ACCEPT_QUEUE_OVERFLOWS,
 			drops - state->listener_drops);
@@ -79,11 +76,13 @@ int on_kfree_skb(u64 *ctx)
 	state = get_state(sk, config);
 	if (!state)
 		return 0;
+	/* read again: the verifier would follow all above for each reason that was told apart */
+	reason = *(volatile u64 *)&ctx[2];
 	drop_for(config, state->owners, reason);
 	if (is_queue_overflow(reason))
 		count_for(config, state->owners, COUNTER_RECEIVE_QUEUE_OVERFLOWS);
 	if (is_listener(sk))
-		look_at_listener(config, sk);
+		look_at_listener(config, sk, state);
 	return 0;
 }
 

@@ -14,6 +14,7 @@
 #define FIRST_OCTAVE 6
 #define LAST_OCTAVE 36
 #define OVERFLOW_POSITION ((LAST_OCTAVE - FIRST_OCTAVE) * 8 + 1)
+#define ABOVE_ALL ((1ULL << LAST_OCTAVE) + 1)
 #define POSITIONS (OVERFLOW_POSITION + 1)
 
 /* Why a sample is missing from a stage; latencyprobe/measurement.py says what each means. */
@@ -34,7 +35,8 @@ struct slot_stats {
 	struct stage_stats stages[NR_STAGES];
 	u32 drops[NR_DROP_REASONS]; /* by enum skb_drop_reason; the last: all that are beyond it */
 };
-BPF_F_TABLE("array", u32, struct slot_stats, stats, 2 * MAX_SLOTS, BPF_F_MMAPABLE);
+BYTES_OF(slot_stats);
+BPF_F_TABLE("array", u32, struct slot_stats_bytes, stats, 2 * MAX_SLOTS, BPF_F_MMAPABLE);
 
 /*
  * The slots that a socket or packet counts in: up to four, 16 bits each, as slot + 1, packed from
@@ -80,15 +82,24 @@ static __always_inline u32 log2_of(u64 value)
 	return log2;
 }
 
+/* `ns`, or 0 where it is negative. Without a branch, as is_above() and for the same reason. */
+static __always_inline u64 at_least_0(u64 ns)
+{
+	u64 is_negative = ns >> 63;
+
+	asm volatile("" : "+r"(is_negative));
+	return ns & (is_negative - 1);
+}
+
+/* What is below the first bound, or above the last, is counted as if it were at it. */
 static __always_inline u32 position_of(u64 ns)
 {
 	u64 mantissa;
 	u32 octave, position;
 
-	if (ns <= (1ULL << FIRST_OCTAVE))
-		return 0;
-	if (ns > (1ULL << LAST_OCTAVE))
-		return OVERFLOW_POSITION;
+	ns = ns << 1 >> 1 | ns >> 63 << (LAST_OCTAVE + 1); /* none is negative as a signed number */
+	ns = (1ULL << FIRST_OCTAVE) + at_least_0(ns - (1ULL << FIRST_OCTAVE));
+	ns = ABOVE_ALL - at_least_0(ABOVE_ALL - ns);
 	octave = log2_of(ns);
 	mantissa = (ns << (63 - octave)) >> 8;
 	position = (octave - FIRST_OCTAVE) * 8;
@@ -102,22 +113,17 @@ static __always_inline u32 position_of(u64 ns)
 static __always_inline struct slot_stats *get_stats(struct config *config, u32 slot)
 {
 	u32 index = (config->epoch & 1) * MAX_SLOTS + slot;
-	struct slot_stats *slot_stats = stats.lookup(&index);
+	struct slot_stats *slot_stats = (struct slot_stats *)stats.lookup(&index);
 
 	if (slot_stats)
 		slot_stats->touched = 1;
 	return slot_stats;
 }
 
-static __always_inline void record(struct stage_stats *stage, u64 ns)
+static __always_inline void record_checked(struct stage_stats *stage, u64 ns)
 {
-	u64 position;
+	u64 position = position_of(ns);
 
-	if (ns > TOO_LONG_NS) {
-		__sync_fetch_and_add(&stage->missing[UNMATCHED], 1);
-		return;
-	}
-	position = position_of(ns);
 	/* keep the compiler from testing another register than the one that it indexes with */
 	asm volatile("" : "+r"(position));
 	if (position >= POSITIONS)
@@ -128,6 +134,14 @@ static __always_inline void record(struct stage_stats *stage, u64 ns)
 		stage->max = ns;
 	if (~ns > stage->not_min)
 		stage->not_min = ~ns;
+}
+
+static __always_inline void record(struct stage_stats *stage, u64 ns)
+{
+	if (ns > TOO_LONG_NS)
+		__sync_fetch_and_add(&stage->missing[UNMATCHED], 1);
+	else
+		record_checked(stage, ns);
 }
 
 static __always_inline void record_for(struct config *config, owners_t owners, u32 stage, u64 ns)

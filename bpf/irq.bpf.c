@@ -14,7 +14,8 @@
 #define ROW_HANDLERS (2 * NR_SOFTIRQ_VECTORS)
 #define NODE_ROWS (ROW_HANDLERS + MAX_HANDLERS + 1) /* the last: handlers without a row */
 
-BPF_F_TABLE("array", u32, struct stage_stats, node_stats, 2 * NODE_ROWS, BPF_F_MMAPABLE);
+BYTES_OF(stage_stats);
+BPF_F_TABLE("array", u32, struct stage_stats_bytes, node_stats, 2 * NODE_ROWS, BPF_F_MMAPABLE);
 
 struct handler_name {
 	char text[32];
@@ -50,7 +51,7 @@ static __always_inline struct stage_stats *get_row(u32 row)
 	if (!config)
 		return 0;
 	index += (config->epoch & 1) * NODE_ROWS;
-	return node_stats.lookup(&index);
+	return (struct stage_stats *)node_stats.lookup(&index);
 }
 
 static __always_inline void raise_vector(u32 vector)

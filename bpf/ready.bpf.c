@@ -11,18 +11,31 @@ int on_sk_data_ready(u64 *ctx)
 {
 	struct sock *sk = (struct sock *)ctx[0];
 	struct config *config = get_config();
+	struct socket_state *state;
+	bool is_wanted = false;
 	u32 protocol;
 
 	if (!config)
 		return 0;
 	protocol = protocol_of(sk);
 #ifdef MODULE_TCP
-	if (protocol == PROTOCOL_TCP && is_listener(sk))
-		look_at_listener(config, sk);
+	if (protocol == PROTOCOL_TCP)
+		is_wanted = is_listener(sk);
 #endif
 #if defined(MODULE_RX) && defined(HAVE_sock_recv_length_sk) /* who else would empty the ring? */
 	if (protocol == PROTOCOL_UDP)
-		queue_datagram(config, sk);
+		is_wanted = true;
+#endif
+	state = is_wanted ? get_state(sk, config) : 0;
+	if (!state)
+		return 0;
+#ifdef MODULE_TCP
+	if (protocol == PROTOCOL_TCP)
+		look_at_listener(config, sk, state);
+#endif
+#if defined(MODULE_RX) && defined(HAVE_sock_recv_length_sk)
+	if (protocol == PROTOCOL_UDP)
+		queue_datagram(config, sk, state);
 #endif
 	return 0;
 }

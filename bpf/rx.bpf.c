@@ -236,9 +236,9 @@ static __always_inline void correct_queue(struct config *config, struct socket_s
 }
 
 static __always_inline void queue_segment(struct config *config, struct socket_state *state,
-					  struct sk_buff *skb, u32 seq, u32 end_seq)
+					  struct sk_buff *skb, u32 seq, u32 end_seq, u64 now)
 {
-	u64 identity = identity_of(skb, config), now;
+	u64 identity = identity_of(skb, config);
 	struct received *packet = get_received(identity);
 	struct segment *segment;
 
@@ -255,7 +255,6 @@ static __always_inline void queue_segment(struct config *config, struct socket_s
 		lost_for(config, state->owners, STAGE_RX_SOCKET);
 		return;
 	}
-	now = bpf_ktime_get_ns();
 	segment = &state->segments[state->tail & (SEGMENTS - 1)];
 	segment->queued_ns = now;
 	segment->seq = seq;
@@ -266,7 +265,7 @@ static __always_inline void queue_segment(struct config *config, struct socket_s
 }
 
 static __always_inline void receive_segment(struct config *config, struct socket_state *state,
-					    struct tcp_sock *tp, struct sk_buff *skb)
+					    struct tcp_sock *tp, struct sk_buff *skb, u64 now)
 {
 	struct tcp_skb_cb *cb = (struct tcp_skb_cb *)skb->cb;
 	u32 seq = READ(cb, seq), end_seq = READ(cb, end_seq), expected = READ(tp, rcv_nxt);
@@ -281,7 +280,7 @@ static __always_inline void receive_segment(struct config *config, struct socket
 		return;
 	}
 	correct_queue(config, state, READ(tp, copied_seq), expected);
-	queue_segment(config, state, skb, expected, end_seq);
+	queue_segment(config, state, skb, expected, end_seq, now);
 }
 
 /* How long of its time in the socket the packet's reader could have run, and others did. */
@@ -348,10 +347,9 @@ static __always_inline void trace_received(struct sock *sk, u32 protocol, owners
  * A round records one segment in one slot: a single flat loop is what the verifier can follow.
  */
 static __always_inline void read_segments(struct config *config, struct sock *sk,
-					  struct socket_state *state, u32 start, u32 end)
+					  struct socket_state *state, u32 start, u32 end, u64 now)
 {
 	volatile owners_t *all = &state->owners;
-	u64 now = bpf_ktime_get_ns();
 	owners_t owners = *all;
 	int i;
 
@@ -441,16 +439,13 @@ static __always_inline struct received *find_queued(struct sock *sk, struct conf
 }
 
 /* A datagram is in its socket's queue. */
-static __always_inline void queue_datagram(struct config *config, struct sock *sk)
+static __always_inline void queue_datagram(struct config *config, struct sock *sk,
+					   struct socket_state *state)
 {
-	struct socket_state *state = get_state(sk, config);
+	struct received *packet = find_queued(sk, config);
 	u64 queued_ns = PLACE_UNMATCHED;
-	struct received *packet;
 	struct segment *segment;
 
-	if (!state)
-		return;
-	packet = find_queued(sk, config);
 	segment = &state->segments[state->tail & (SEGMENTS - 1)];
 	if (packet) {
 		packet->tag = 0;
@@ -504,6 +499,8 @@ static __always_inline void read_datagram(struct config *config, struct sock *sk
 	segment->queued_ns = PLACE_EMPTY;
 }
 
+#ifdef WITH_ON_SOCK_RECV_LENGTH
+
 /* sock_recvmsg(), net/socket.c, 6.3+; after the copy */
 int on_sock_recv_length(u64 *ctx)
 {
@@ -520,6 +517,10 @@ int on_sock_recv_length(u64 *ctx)
 		read_datagram(config, sk, state, remaining_datagrams(sk));
 	return 0;
 }
+
+#endif
+
+#ifdef WITH_ON_CONSUME_SKB
 
 /* The reader's slots, for a datagram whose socket is not known any more. */
 static __always_inline owners_t look_up_reader(struct config *config, u32 netns, u16 local,
@@ -609,3 +610,5 @@ int on_consume_skb(u64 *ctx)
 		trace_received(0, PROTOCOL_UDP, owners, segment);
 	return 0;
 }
+
+#endif

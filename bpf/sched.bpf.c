@@ -304,15 +304,6 @@ static __always_inline u32 note_reader(void)
 	return tid;
 }
 
-/* `ns`, or 0 where it is negative. Without a branch, as is_above() and for the same reason. */
-static __always_inline u64 at_least_0(u64 ns)
-{
-	u64 is_negative = ns >> 63;
-
-	asm volatile("" : "+r"(is_negative));
-	return ns & (is_negative - 1);
-}
-
 /* Of the reader's last few waits, what lies after `queued_ns`: exact unless it waited more often. */
 static __always_inline u64 last_waits_since(struct history *reader, u64 queued_ns)
 {

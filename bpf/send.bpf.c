@@ -47,9 +47,8 @@ static __always_inline struct handoff *last_handoff(struct socket_state *state)
  * a hand-off of unknown time, until there is room again: what begins there is lost, the rest exact.
  */
 static __always_inline void note_handoff(struct socket_state *state, struct tcp_sock *tp, u32 seq,
-					 u32 end)
+					 u32 end, u64 now)
 {
-	u64 now = bpf_ktime_get_ns();
 	struct handoff *handoff;
 	u32 used;
 
@@ -83,13 +82,14 @@ static __always_inline bool continues(struct socket_state *state, struct tcp_soc
  * as the one before it came with it: no wait is between them.
  */
 static __always_inline void note_piece(struct socket_state *state, struct tcp_sock *tp,
-				       struct msghdr *msg, struct sk_buff *skb, u32 size_goal)
+				       struct msghdr *msg, struct sk_buff *skb, u32 size_goal,
+				       u64 now)
 {
 	u32 seq = READ(tp, write_seq);
 	u32 end = seq + (u32)READ(msg, msg_iter.count);
 
 	if (!skb || READ(skb, len) >= size_goal || !continues(state, tp, seq, end))
-		note_handoff(state, tp, seq, end);
+		note_handoff(state, tp, seq, end, now);
 }
 
 /*
@@ -97,13 +97,13 @@ static __always_inline void note_piece(struct socket_state *state, struct tcp_so
  * the numbers are not those that its bytes will have.
  */
 static __always_inline void note_message(struct socket_state *state, struct sock *sk,
-					 struct tcp_sock *tp, u32 length)
+					 struct tcp_sock *tp, u32 length, u64 now)
 {
 	u8 tcp_state = READ(sk, __sk_common.skc_state);
 	u32 seq = READ(tp, write_seq);
 
 	if (tcp_state == TCP_ESTABLISHED || tcp_state == TCP_CLOSE_WAIT)
-		note_handoff(state, tp, seq, seq + length);
+		note_handoff(state, tp, seq, seq + length, now);
 }
 
 /* The send buffer was full and has room again: the rest of the message is handed over only now. */
@@ -112,7 +112,7 @@ static __always_inline void note_rest(struct socket_state *state, struct tcp_soc
 	u32 seq = READ(tp, write_seq), end = last_handoff(state)->end;
 
 	if (is_after(end, seq))
-		note_handoff(state, tp, seq, end);
+		note_handoff(state, tp, seq, end, bpf_ktime_get_ns());
 }
 
 /* The same where only the beginning of that wait is seen: the rest will be unmatched. */

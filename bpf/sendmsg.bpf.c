@@ -10,6 +10,8 @@ static __always_inline struct socket_state *get_writer(struct sock *sk, struct c
 	return config ? get_own_state(sk, config) : 0;
 }
 
+#ifdef WITH_ON_TCP_SENDMSG_LOCKED
+
 /* tcp_sendmsg_locked(), net/ipv4/tcp.c, 6.16+; ahead of each piece that is copied */
 int on_tcp_sendmsg_locked(u64 *ctx)
 {
@@ -17,20 +19,25 @@ int on_tcp_sendmsg_locked(u64 *ctx)
 	struct config *config = get_config();
 	struct socket_state *state = get_writer(sk, config);
 	struct tcp_sock *tp;
+	u64 now;
 
 	if (!state)
 		return 0;
 	tp = get_tcp_sock(sk);
 	if (!tp)
 		return 0;
+	now = bpf_ktime_get_ns();
 #ifdef MODULE_TX
-	note_piece(state, tp, (struct msghdr *)ctx[1], (struct sk_buff *)ctx[2], ctx[3]);
+	note_piece(state, tp, (struct msghdr *)ctx[1], (struct sk_buff *)ctx[2], ctx[3],
+		   now);
 #endif
 #ifdef MODULE_TCP
-	note_write(config, state, sk, tp);
+	note_write(config, state, sk, tp, now);
 #endif
 	return 0;
 }
+
+#endif
 
 /* The same function, at its entry, for kernels without the tracepoint. */
 static __always_inline int handle_sendmsg(struct sock *sk, u32 length)
@@ -38,17 +45,19 @@ static __always_inline int handle_sendmsg(struct sock *sk, u32 length)
 	struct config *config = get_config();
 	struct socket_state *state = get_writer(sk, config);
 	struct tcp_sock *tp;
+	u64 now;
 
 	if (!state)
 		return 0;
 	tp = get_tcp_sock(sk);
 	if (!tp)
 		return 0;
+	now = bpf_ktime_get_ns();
 #ifdef MODULE_TX
-	note_message(state, sk, tp, length);
+	note_message(state, sk, tp, length, now);
 #endif
 #ifdef MODULE_TCP
-	note_write(config, state, sk, tp);
+	note_write(config, state, sk, tp, now);
 #endif
 	return 0;
 }
@@ -73,7 +82,7 @@ static __always_inline int handle_wait(struct sock *sk, bool is_over)
 	return 0;
 }
 
-#if TYPED
+#ifdef WITH_ON_FENTRY_TCP_SENDMSG
 
 int on_fentry_tcp_sendmsg(u64 *ctx)
 {
@@ -85,7 +94,9 @@ int on_fexit_stream_wait(u64 *ctx)
 	return (int)ctx[2] ? 0 : handle_wait((struct sock *)ctx[0], true);
 }
 
-#else
+#endif
+
+#ifdef WITH_ON_KPROBE_TCP_SENDMSG
 
 int on_kprobe_tcp_sendmsg(struct pt_regs *ctx)
 {

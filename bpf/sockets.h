@@ -102,38 +102,43 @@ struct socket_state {
 #endif
 };
 
+BYTES_OF(socket_state);
 #if TYPED
-BPF_SK_STORAGE(socket_states, struct socket_state);
+BPF_SK_STORAGE(socket_states, struct socket_state_bytes);
 #else
 /* The address of a freed socket may come again: states end in on_state_change() and by LRU. */
-BPF_TABLE("lru_hash", u64, struct socket_state, socket_states, TRACE ? 4096 : 8192);
-BPF_PERCPU_ARRAY(empty_states, struct socket_state, 1);
+BPF_TABLE("lru_hash", u64, struct socket_state_bytes, socket_states, TRACE ? 4096 : 8192);
+BPF_PERCPU_ARRAY(empty_states, struct socket_state_bytes, 1);
 #endif
 
 static __always_inline struct socket_state *find_state(struct sock *sk)
 {
 #if TYPED
-	return socket_states.sk_storage_get(sk, 0, 0);
+	/* Most sockets are nobody's and have no storage: then one load tells. */
+	if (!READ(sk, sk_bpf_storage))
+		return 0;
+	return (struct socket_state *)socket_states.sk_storage_get(sk, 0, 0);
 #else
 	u64 key = (u64)sk;
 
-	return socket_states.lookup(&key);
+	return (struct socket_state *)socket_states.lookup(&key);
 #endif
 }
 
 static __always_inline struct socket_state *create_state(struct sock *sk)
 {
 #if TYPED
-	return socket_states.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	return (struct socket_state *)socket_states.sk_storage_get(sk, 0,
+								   BPF_SK_STORAGE_GET_F_CREATE);
 #else
 	u64 key = (u64)sk;
 	u32 zero = 0;
-	struct socket_state *empty = empty_states.lookup(&zero);
+	struct socket_state_bytes *empty = empty_states.lookup(&zero);
 
 	if (!empty)
 		return 0;
 	socket_states.update(&key, empty);
-	return socket_states.lookup(&key);
+	return (struct socket_state *)socket_states.lookup(&key);
 #endif
 }
 
@@ -269,17 +274,23 @@ static __always_inline struct socket_state *get_state(struct sock *sk, struct co
 	return resolve_state(sk, state, config, port_pair);
 }
 
-/* The same, from the application's own context. */
-static __always_inline struct socket_state *get_own_state(struct sock *sk, struct config *config)
+/* The same; `is_own`: in the application's own context, where its process tells, too. */
+static __always_inline struct socket_state *get_used_state(struct sock *sk, struct config *config,
+							   bool is_own)
 {
 	struct socket_state *state = get_state(sk, config);
 
-	if (!state)
-		return 0;
+	if (!state || !is_own)
+		return state;
 	if (state->is_candidate)
 		claim(sk, state, config);
 #if TRACE
 	note_user(&state->user);
 #endif
 	return state->owners ? state : 0;
+}
+
+static __always_inline struct socket_state *get_own_state(struct sock *sk, struct config *config)
+{
+	return get_used_state(sk, config, true);
 }

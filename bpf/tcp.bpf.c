@@ -79,6 +79,8 @@ static __always_inline int end_accept(struct sock *sk)
 	return 0;
 }
 
+#ifdef WITH_ON_FEXIT_ACCEPT
+
 /* inet_csk_accept(), net/ipv4/inet_connection_sock.c; what it returns comes behind its arguments */
 int on_fexit_accept(u64 *ctx)
 {
@@ -89,9 +91,28 @@ int on_fexit_accept(u64 *ctx)
 #endif
 }
 
+#endif
+
+#ifdef WITH_ON_KRETPROBE_ACCEPT
+
 int on_kretprobe_accept(struct pt_regs *ctx)
 {
 	return end_accept((struct sock *)PT_REGS_RC(ctx));
+}
+
+#endif
+
+static __always_inline void note_change(struct config *config, struct sock *sk,
+					struct socket_state *state, u32 old_state, u32 new_state)
+{
+	if (new_state == TCP_SYN_SENT)
+		state->connect_ns = bpf_ktime_get_ns();
+	else if (old_state == TCP_SYN_SENT)
+		end_connect(config, sk, state, new_state);
+	else if (new_state == TCP_ESTABLISHED)
+		end_handshake(config, sk, state);
+	else
+		give_request_up(config, state, sk);
 }
 
 /* inet_sk_set_state(), net/ipv4/af_inet.c, 4.16+ */
@@ -104,22 +125,13 @@ int on_inet_sock_set_state(u64 *ctx)
 
 	if (!config || protocol_of(sk) != PROTOCOL_TCP)
 		return 0;
-	if (new_state == TCP_SYN_SENT) {
-		state = get_own_state(sk, config); /* in connect() */
+	if (new_state == TCP_SYN_SENT || old_state == TCP_SYN_SENT ||
+	    (old_state == TCP_SYN_RECV && new_state == TCP_ESTABLISHED) ||
+	    (old_state == TCP_ESTABLISHED && new_state == TCP_FIN_WAIT1)) {
+		/* SYN_SENT is set in connect() */
+		state = get_used_state(sk, config, new_state == TCP_SYN_SENT);
 		if (state)
-			state->connect_ns = bpf_ktime_get_ns();
-	} else if (old_state == TCP_SYN_SENT) {
-		state = get_state(sk, config);
-		if (state)
-			end_connect(config, sk, state, new_state);
-	} else if (old_state == TCP_SYN_RECV && new_state == TCP_ESTABLISHED) {
-		state = get_state(sk, config);
-		if (state)
-			end_handshake(config, sk, state);
-	} else if (old_state == TCP_ESTABLISHED && new_state == TCP_FIN_WAIT1) {
-		state = get_state(sk, config);
-		if (state)
-			give_request_up(config, state, sk);
+			note_change(config, sk, state, old_state, new_state);
 	}
 #if !TYPED
 	if (new_state == TCP_CLOSE) {

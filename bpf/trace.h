@@ -51,7 +51,8 @@ struct trace_control {
 	u64 limited; /* not told, since it would be more than per_second */
 	u64 lost;    /* not told, since the ring was full */
 };
-BPF_F_TABLE("array", u32, struct trace_control, trace_control, 1, BPF_F_MMAPABLE);
+BYTES_OF(trace_control);
+BPF_F_TABLE("array", u32, struct trace_control_bytes, trace_control, 1, BPF_F_MMAPABLE);
 
 /* The agent reads it; a full ring loses the newest. BPF_MAP_TYPE_RINGBUF: 5.8+ */
 BPF_RINGBUF_OUTPUT(trace_ring, RING_BYTES / PAGE_SIZE);
@@ -152,7 +153,7 @@ static __always_inline bool is_slow(struct trace_control *control, struct trace_
 static __always_inline bool is_to_be_told(struct trace_event *event, owners_t owners)
 {
 	u32 zero = 0;
-	struct trace_control *control = trace_control.lookup(&zero);
+	struct trace_control *control = (struct trace_control *)trace_control.lookup(&zero);
 	u64 second;
 
 	if (!control || !is_slow(control, event) || !is_traced(control, owners))
@@ -174,7 +175,7 @@ static __always_inline bool is_to_be_told(struct trace_event *event, owners_t ow
 static __always_inline void submit_event(struct trace_event *event)
 {
 	u32 zero = 0;
-	struct trace_control *control = trace_control.lookup(&zero);
+	struct trace_control *control = (struct trace_control *)trace_control.lookup(&zero);
 
 	if (!control)
 		return;
@@ -222,11 +223,11 @@ static __always_inline struct trace_event *begin_event(enum event_kind kind)
 	return event;
 }
 
-/* Count a stage of a packet, and note it for the packet's event. */
+/* Count a stage of a packet whose total is no wrong pairing, and note it for the packet's event. */
 static __always_inline void record_part(struct slot_stats *slot, struct trace_event *event,
 					u32 stage, u64 ns)
 {
-	record(&slot->stages[stage], ns);
+	record_checked(&slot->stages[stage], ns);
 #if TRACE
 	if (event)
 		event->stages[stage] = ns + 1;

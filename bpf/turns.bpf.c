@@ -47,10 +47,10 @@ static __always_inline void note_overlap(struct turns *turns)
 }
 
 static __always_inline void end_turn(struct config *config, struct socket_state *state, u32 stage,
-				     bool is_certain, u64 since_ns)
+				     bool is_certain, u64 ns)
 {
 	if (is_certain && state->turns.overlaps < OVERLAPS_OF_A_MULTIPLEX)
-		record_for(config, state->owners, stage, bpf_ktime_get_ns() - since_ns);
+		record_for(config, state->owners, stage, ns);
 	else
 		unmatched_for(config, state->owners, stage, 1);
 }
@@ -64,7 +64,7 @@ static __always_inline u32 unread_bytes(struct sock *sk, struct tcp_sock *tp)
 }
 
 /* The application gets the bytes up to `end`. */
-static __always_inline void note_read(struct socket_state *state, u32 start, u32 end)
+static __always_inline void note_read(struct socket_state *state, u32 start, u32 end, u64 now)
 {
 	struct turns *turns = &state->turns;
 
@@ -72,7 +72,7 @@ static __always_inline void note_read(struct socket_state *state, u32 start, u32
 		turns->is_known = 1;
 		turns->turn_seq = start;
 	}
-	turns->read_ns = bpf_ktime_get_ns();
+	turns->read_ns = now;
 	turns->read_seq = end;
 }
 
@@ -89,7 +89,7 @@ static __always_inline bool is_read_seen(struct sock *sk, struct turns *turns, u
 }
 
 static __always_inline void begin_answer(struct config *config, struct socket_state *state,
-					 struct sock *sk, struct tcp_sock *tp)
+					 struct sock *sk, struct tcp_sock *tp, u64 now)
 {
 	struct turns *turns = &state->turns;
 	u32 copied_seq = READ(tp, copied_seq);
@@ -110,20 +110,20 @@ static __always_inline void begin_answer(struct config *config, struct socket_st
 		note_overlap(turns);
 		is_certain = false;
 	}
-	end_turn(config, state, STAGE_APP_RESPONSE, is_certain, turns->read_ns);
+	end_turn(config, state, STAGE_APP_RESPONSE, is_certain, now - turns->read_ns);
 	turns->is_doubtful = 0;
 	turns->is_answer_sent = 1;
 	turns->answer_seq = READ(tp, write_seq);
 }
 
 static __always_inline void begin_request(struct socket_state *state, struct sock *sk,
-					  struct tcp_sock *tp)
+					  struct tcp_sock *tp, u64 now)
 {
 	struct turns *turns = &state->turns;
 
 	if (!turns->is_known || turns->request_ns)
 		return; /* it may have begun before we watched; it goes on */
-	turns->request_ns = bpf_ktime_get_ns();
+	turns->request_ns = now;
 	turns->request_seq = READ(tp, write_seq);
 	turns->is_doubtful = unread_bytes(sk, tp) != 0; /* the reply to another one */
 	if (turns->is_doubtful)
@@ -132,17 +132,17 @@ static __always_inline void begin_request(struct socket_state *state, struct soc
 
 /* The application hands bytes to TCP. */
 static __always_inline void note_write(struct config *config, struct socket_state *state,
-				       struct sock *sk, struct tcp_sock *tp)
+				       struct sock *sk, struct tcp_sock *tp, u64 now)
 {
 	if (role_of(sk, &state->turns) == ROLE_SERVER)
-		begin_answer(config, state, sk, tp);
+		begin_answer(config, state, sk, tp, now);
 	else
-		begin_request(state, sk, tp);
+		begin_request(state, sk, tp, now);
 }
 
 /* A client's socket gets data. */
 static __always_inline void end_request(struct config *config, struct socket_state *state,
-					struct tcp_sock *tp, u32 ack_seq)
+					struct tcp_sock *tp, u32 ack_seq, u64 now)
 {
 	struct turns *turns = &state->turns;
 	bool is_certain;
@@ -155,13 +155,14 @@ static __always_inline void end_request(struct config *config, struct socket_sta
 		note_overlap(turns);
 		is_certain = false;
 	}
-	end_turn(config, state, STAGE_PEER_RESPONSE, is_certain, turns->request_ns);
+	end_turn(config, state, STAGE_PEER_RESPONSE, is_certain, now - turns->request_ns);
 	turns->request_ns = 0;
 	turns->is_doubtful = 0;
 }
 
 /* A server's socket gets data. */
-static __always_inline void continue_request(struct turns *turns, struct tcp_sock *tp, u32 ack_seq)
+static __always_inline void continue_request(struct turns *turns, struct tcp_sock *tp, u32 ack_seq,
+					     u64 now)
 {
 	u32 copied_seq = READ(tp, copied_seq);
 	u64 pause_ns;
@@ -176,7 +177,7 @@ static __always_inline void continue_request(struct turns *turns, struct tcp_soc
 	pause_ns = (u64)(READ(tp, srtt_us) >> 3) * 1000 * PAUSE_ROUND_TRIPS;
 	if (pause_ns < PAUSE_NS)
 		pause_ns = PAUSE_NS;
-	if (bpf_ktime_get_ns() - turns->read_ns > pause_ns) {
+	if (now - turns->read_ns > pause_ns) {
 		turns->is_doubtful = 1;
 		note_overlap(turns);
 	}
@@ -184,7 +185,8 @@ static __always_inline void continue_request(struct turns *turns, struct tcp_soc
 
 /* A segment reaches the socket, and has not changed it yet. */
 static __always_inline void note_arrival(struct config *config, struct socket_state *state,
-					 struct sock *sk, struct tcp_sock *tp, struct sk_buff *skb)
+					 struct sock *sk, struct tcp_sock *tp, struct sk_buff *skb,
+					 u64 now)
 {
 	struct tcp_skb_cb *cb = (struct tcp_skb_cb *)skb->cb;
 	u32 seq = READ(cb, seq), end_seq = READ(cb, end_seq), expected = READ(tp, rcv_nxt);
@@ -196,9 +198,9 @@ static __always_inline void note_arrival(struct config *config, struct socket_st
 	if (is_after(seq, expected) || !is_after(end_seq, expected))
 		return; /* no data, data that was received before, or behind a gap */
 	if (role_of(sk, &state->turns) == ROLE_SERVER)
-		continue_request(&state->turns, tp, READ(cb, ack_seq));
+		continue_request(&state->turns, tp, READ(cb, ack_seq), now);
 	else
-		end_request(config, state, tp, READ(cb, ack_seq));
+		end_request(config, state, tp, READ(cb, ack_seq), now);
 }
 
 /* A half-closed client's replies reach it past tcp_probe, tcp_rcv_state_process(). */

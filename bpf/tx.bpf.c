@@ -201,7 +201,7 @@ static __always_inline void queue_own(struct config *config, struct sk_buff *skb
 	protocol = protocol_of(sk);
 	if (!protocol)
 		return;
-	state = cpu->in_softirq ? get_state(sk, config) : get_own_state(sk, config);
+	state = get_used_state(sk, config, !cpu->in_softirq);
 	if (!state || !state->owners || !is_sampled(config))
 		return;
 	if (protocol == PROTOCOL_TCP) {

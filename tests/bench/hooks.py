@@ -33,11 +33,11 @@ from tests.bench.network import (
 )
 from tests.bench.outcome import Outcome
 from tests.bench.programs import (
-    EmptyProgram,
     RunTime,
-    empty_program,
+    UnitProgram,
     foreign_programs,
     run_times,
+    unit_program,
 )
 from tests.bench.ratio import Spread, verdict
 
@@ -81,6 +81,19 @@ class ProgramCost:
 Costs = Mapping[str, ProgramCost]
 
 
+@dataclass(frozen=True, slots=True)
+class Units:
+    """What an empty program costs, and one that reads the clock once, in nanoseconds."""
+
+    empty_ns: float
+    clock_ns: float
+
+    @property
+    def clock_hooks(self) -> float:
+        """One reading of the clock, beyond the empty program."""
+        return self.clock_ns / self.empty_ns - 1
+
+
 async def run(rounds: int, progress: Progress) -> Outcome:
     """Measure all scenarios in turns."""
     foreign = foreign_programs()
@@ -94,7 +107,8 @@ async def run(rounds: int, progress: Progress) -> Outcome:
         }
         found: dict[str, list[Costs]] = {scenario.name: [] for scenario in scenarios}
         with (
-            empty_program(_EMPTY_ON) as empty,
+            unit_program(_EMPTY_ON) as empty,
+            unit_program(_EMPTY_ON, reads_clock=True) as clock,
             traffic(program, net.client, net.server, SERVER_ADDRESS) as over_veth,
             traffic(program, net.client, net.client, CLIENT_ADDRESS) as on_host,
         ):
@@ -106,9 +120,9 @@ async def run(rounds: int, progress: Progress) -> Outcome:
                         engine.assign({0: scenario.spec})
                         await engine.use(MODULES)
                         source = on_host if scenario.on_host else over_veth
-                        found[scenario.name].append(_slice(source, empty))
+                        found[scenario.name].append(_slice(source, empty, clock))
                         progress.advance(bar)
-                units = empty.run_time()
+                units = Units(empty.run_time().per_run, clock.run_time().per_run)
             finally:
                 for engine in engines.values():
                     await engine.close()
@@ -146,11 +160,11 @@ def _scenarios(net: Network, stranger: int) -> tuple[Scenario, ...]:
     )
 
 
-def _slice(source: Traffic, empty: EmptyProgram) -> Costs:
+def _slice(source: Traffic, empty: UnitProgram, clock: UnitProgram) -> Costs:
     time.sleep(0.02)  # what the change of programs has upset settles
-    empty_before, before = empty.run_time(), run_times(without=empty)
+    empty_before, before = empty.run_time(), run_times(without=(empty, clock))
     exchanged = source.exchange(SECONDS)
-    after, empty_after = run_times(without=empty), empty.run_time()
+    after, empty_after = run_times(without=(empty, clock)), empty.run_time()
     unit = (empty_after - empty_before).per_run
     return {
         tracepoint: _cost(run_time - before[tracepoint], exchanged.packets, unit)
@@ -165,12 +179,13 @@ def _cost(ran: RunTime, packets: int, unit: float) -> ProgramCost:
 def _outcome(
     scenarios: Sequence[Scenario],
     found: Mapping[str, Sequence[Costs]],
-    units: RunTime,
+    units: Units,
     foreign: int,
 ) -> Outcome:
     unit = (
         f"One hook = one empty raw-tracepoint program on {_EMPTY_ON}, with the kernel's statistics "
-        f"on: here {units.per_run:.0f} ns. {os.cpu_count()} CPUs, kernel {os.uname().release}."
+        f"on: here {units.empty_ns:.0f} ns. Reading the clock costs {units.clock_hooks:.2f} more. "
+        f"{os.cpu_count()} CPUs, kernel {os.uname().release}."
     )
     remarks = [unit]
     if foreign:
@@ -183,7 +198,8 @@ def _outcome(
             *remarks,
         ),
         {
-            "empty_program_ns": round(units.per_run, 1),
+            "empty_program_ns": round(units.empty_ns, 1),
+            "clock_hooks": round(units.clock_hooks, 3),
             "foreign_programs": foreign,
             "scenarios": {
                 scenario.name: _scenario_document(scenario, found[scenario.name])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from latencyprobe_agent.kernel import libbpf
 from tests.bench.outcome import CannotMeasureError
 
 _RETURN_0 = bytes.fromhex("b700000000000000 9500000000000000")  # r0 = 0; exit
+_READ_CLOCK = bytes.fromhex("8500000005000000")  # call bpf_ktime_get_ns
 _TRACING_TYPES = frozenset({"tracing", "raw_tracepoint", "tracepoint", "kprobe"})
 
 
@@ -30,6 +31,9 @@ class RunTime:
 
     def __sub__(self, other: RunTime) -> RunTime:
         return RunTime(self.runs - other.runs, self.nanoseconds - other.nanoseconds)
+
+    def __add__(self, other: RunTime) -> RunTime:
+        return RunTime(self.runs + other.runs, self.nanoseconds + other.nanoseconds)
 
     @property
     def per_run(self) -> float:
@@ -51,23 +55,28 @@ def descriptors(pid: int) -> list[Mapping[str, str]]:
     return found
 
 
-def run_times(*, without: EmptyProgram) -> Mapping[str, RunTime]:
-    """Tracepoint to run time of this process's attached programs, but for the unit of cost."""
+def run_times(*, without: Sequence[UnitProgram]) -> Mapping[str, RunTime]:
+    """Tracepoint to run time of this process's attached programs, but for the units of cost.
+
+    Of several programs on one tracepoint: of all of them.
+    """
+    units = {unit.id for unit in without}
     ours = descriptors(os.getpid())
     times = {
         fields["prog_id"]: RunTime(int(fields["run_cnt"]), int(fields["run_time_ns"]))
         for fields in ours
-        if "run_cnt" in fields and int(fields["prog_id"]) != without.id
+        if "run_cnt" in fields and int(fields["prog_id"]) not in units
     }
-    return {
-        fields["tp_name"].strip(): times[fields["prog_id"]]
-        for fields in ours
-        if "tp_name" in fields and fields["prog_id"] in times
-    }
+    found: dict[str, RunTime] = {}
+    for fields in ours:
+        if "tp_name" in fields and fields["prog_id"] in times:
+            tracepoint = fields["tp_name"].strip()
+            found[tracepoint] = found.get(tracepoint, RunTime(0, 0)) + times[fields["prog_id"]]
+    return found
 
 
-class EmptyProgram:
-    """The unit of cost: a raw-tracepoint program that does nothing. Made by `empty_program`."""
+class UnitProgram:
+    """A raw-tracepoint program that does next to nothing. Made by `unit_program`."""
 
     def __init__(self, program_fd: int) -> None:
         self._program_fd = program_fd
@@ -80,17 +89,18 @@ class EmptyProgram:
 
 
 @contextmanager
-def empty_program(tracepoint: str) -> Iterator[EmptyProgram]:
+def unit_program(tracepoint: str, *, reads_clock: bool = False) -> Iterator[UnitProgram]:
     """An empty program on a tracepoint, with the kernel's statistics on."""
+    code = _READ_CLOCK + _RETURN_0 if reads_clock else _RETURN_0
     held: list[int] = []
     try:
         program = libbpf.load_program(
-            "lpbench_empty", _RETURN_0, program_type=libbpf.PROG_TYPE_RAW_TRACEPOINT
+            "lpbench_unit", code, program_type=libbpf.PROG_TYPE_RAW_TRACEPOINT
         )
         held.append(program)
         held.append(libbpf.enable_run_time_statistics())
         held.append(libbpf.attach_raw_tracepoint(program, tracepoint))
-        yield EmptyProgram(program)
+        yield UnitProgram(program)
     finally:
         for descriptor in reversed(held):
             os.close(descriptor)

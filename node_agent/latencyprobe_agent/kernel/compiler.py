@@ -29,8 +29,9 @@ from latencyprobe_agent.kernel.headers import (
     point_bcc_at,
     version_code,
 )
-from latencyprobe_agent.kernel.hooks import events_of, functions_of
+from latencyprobe_agent.kernel.hooks import events_of
 from latencyprobe_agent.kernel.loader import Loader
+from latencyprobe_agent.kernel.reach import Reach
 from latencyprobe_agent.kernel.source import compose, maps_of
 
 MESSAGE_BYTES = 1 << 18
@@ -103,24 +104,10 @@ def build(request: Request) -> tuple[Answer, list[int]]:
     if request.trace and not libbpf.has_ring_buffers():
         raise NoRingBufferError
     types = _kernel_types()
-    typed = types is not None and request.typed and version_code() >= TYPED_SINCE
-    modules = tuple(Module(name) for name in request.modules)
     reasons = drop_reasons(types)
-    source = compose(
-        modules,
-        host_netns=request.host_netns,
-        from_btf=types is not None,
-        typed=typed,
-        trace=request.trace,
-        drops=drop_macros(reasons),
-    )
-    events = events_of(modules)
     with kernel_source(types) as tree:
         point_bcc_at(tree)
-        compiled = _compile(source, functions_of(events), maps_of(modules, trace=request.trace))
-    loader = Loader(compiled.code, types if typed else None, without=request.without)
-    for event in events:
-        loader.attach(event)
+        compiled, loader = _load(request, types, reasons)
     answer = Answer(
         maps=list(compiled.maps),
         programs=list(loader.programs),
@@ -129,6 +116,37 @@ def build(request: Request) -> tuple[Answer, list[int]]:
         drop_reasons=reasons,
     )
     return answer, [*compiled.maps.values(), *loader.programs.values(), *loader.links]
+
+
+def _load(
+    request: Request, types: KernelTypes | None, reasons: list[str]
+) -> tuple[_Object, Loader]:
+    """Compile and attach the first choices, and only if one is refused what comes after it, too."""
+    typed = types is not None and request.typed and version_code() >= TYPED_SINCE
+    modules = tuple(Module(name) for name in request.modules)
+    events = events_of(modules)
+    reach = Reach(types if typed else None, request.without)
+    everything = reach.functions(events, first_only=False)
+    functions = reach.functions(events, first_only=True)
+    while True:
+        source = compose(
+            modules,
+            host_netns=request.host_netns,
+            from_btf=types is not None,
+            typed=typed,
+            functions=functions,
+            trace=request.trace,
+            drops=drop_macros(reasons),
+        )
+        compiled = _compile(source, sorted(functions), maps_of(modules, trace=request.trace))
+        loader = Loader(compiled.code, reach.types, without=request.without)
+        for event in events:
+            loader.attach(event)
+        refused = [event for event in events if event.name in loader.refused]
+        if reach.functions(refused, first_only=False) <= functions:
+            return compiled, loader
+        loader.detach()
+        functions = everything
 
 
 def _kernel_types() -> KernelTypes | None:

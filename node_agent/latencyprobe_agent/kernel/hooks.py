@@ -240,12 +240,6 @@ def events_of(modules: Iterable[Module]) -> tuple[Event, ...]:
     return tuple(event for event in EVENTS if event.modules & wanted)
 
 
-def functions_of(events: Iterable[Event]) -> list[str]:
-    """The C functions that their hooks run."""
-    hooks = [hook for event in events for hook in event.hooks]
-    return [hook.function for main in hooks for hook in (main, *main.also)]
-
-
 def coverage_of(
     modules: frozenset[Module], attached: Mapping[str, str], refused: Mapping[str, str]
 ) -> tuple[StageCoverage, ...]:

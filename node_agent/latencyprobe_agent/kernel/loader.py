@@ -14,6 +14,7 @@ from latencyprobe_agent.kernel import libbpf, perf
 from latencyprobe_agent.kernel.btf import KernelTypes
 from latencyprobe_agent.kernel.hooks import Event, Hook, HookKind
 from latencyprobe_agent.kernel.kconfig import KernelConfig
+from latencyprobe_agent.kernel.reach import Reach, type_id
 
 _TRACING_ATTACH_TYPES: Mapping[HookKind, int] = {
     HookKind.TRACEPOINT: libbpf.ATTACH_TYPE_TRACE_RAW_TP,
@@ -47,7 +48,7 @@ class Loader:
     ) -> None:
         self._code = code
         self._types = types
-        self._without = frozenset(without)
+        self._reach = Reach(types, without)
         self._config = config if config is not None else KernelConfig.of_running_kernel()
         self.programs: dict[str, int] = {}
         self.links: list[int] = []
@@ -65,9 +66,15 @@ class Loader:
         for hook in event.hooks:
             # a program that is attached may serve another event, too
             if hook.function in self.programs or self._attach_with_others(hook, reasons):
-                self.attached[event.name] = self._name(hook)
+                self.attached[event.name] = self._reach.name(hook)
                 return
         self.refused[event.name] = "; ".join(reasons)
+
+    def detach(self) -> None:
+        """Undo all that was attached."""
+        for descriptor in (*self.links, *self.programs.values()):
+            os.close(descriptor)
+        self.links, self.programs = [], {}
 
     def _attach_with_others(self, hook: Hook, reasons: list[str]) -> bool:
         """Attach the hook and those it can't do without, or none of them."""
@@ -76,7 +83,7 @@ class Loader:
             try:
                 self._attach_hook(each)
             except (libbpf.KernelRefusedError, LookupError) as error:
-                answer = f"{self._name(each)}: {self._words(each, error)}"
+                answer = f"{self._reach.name(each)}: {self._words(each, error)}"
                 self._answers[hook.function] = answer
                 reasons.append(answer)
                 _complain(f"{each.function}: {error}")
@@ -87,9 +94,6 @@ class Loader:
             attached.append(each)
         return True
 
-    def _name(self, hook: Hook) -> str:
-        return hook.name(typed=self._types is not None)
-
     def _words(self, hook: Hook, error: Exception) -> str:
         """The kernel's answer, with the option it was built without where that explains it."""
         if isinstance(error, libbpf.KernelRefusedError):
@@ -98,9 +102,7 @@ class Loader:
         return str(error.args[0])
 
     def _attach_hook(self, hook: Hook) -> None:
-        if self._name(hook) in self._without:
-            raise LookupError("not to be used, on request")
-        self._check_kind(hook)
+        self._reach.check(hook)
         code = self._code.get(hook.function)
         if code is None:
             raise LookupError(
@@ -116,12 +118,6 @@ class Loader:
             raise
         self.programs[hook.function] = program
 
-    def _check_kind(self, hook: Hook) -> None:
-        if hook.is_kprobe and self._types is not None:
-            raise LookupError("can't reach what is kept with sockets bound by BTF")
-        if hook.kind in (HookKind.FENTRY, HookKind.FEXIT) and self._types is None:
-            raise LookupError(f"needs BTF and Linux 5.11, this is {platform.release()}")
-
     def _load(self, hook: Hook, code: bytes) -> int:
         if hook.is_kprobe:
             return libbpf.load_program(hook.function, code, program_type=libbpf.PROG_TYPE_KPROBE)
@@ -131,20 +127,11 @@ class Loader:
                 code,
                 program_type=libbpf.PROG_TYPE_TRACING,
                 attach_type=_TRACING_ATTACH_TYPES[hook.kind],
-                attach_btf_id=self._type_id(hook, self._types),
+                attach_btf_id=type_id(hook, self._types),
             )
         return libbpf.load_program(
             hook.function, code, program_type=libbpf.PROG_TYPE_RAW_TRACEPOINT
         )
-
-    def _type_id(self, hook: Hook, types: KernelTypes) -> int:
-        is_tracepoint = hook.kind is HookKind.TRACEPOINT
-        find = types.tracepoint_id if is_tracepoint else types.function_id
-        type_id = find(hook.symbol)
-        if type_id is None:
-            what = "tracepoint" if is_tracepoint else "function"
-            raise LookupError(f"Linux {platform.release()} has no such {what}")
-        return type_id
 
     def _link(self, hook: Hook, program: int) -> int:
         if hook.is_kprobe:

@@ -69,13 +69,15 @@ def compose(
     host_netns: int,
     from_btf: bool,
     typed: bool,
+    functions: Iterable[str] = (),
     trace: bool = False,
     drops: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """The C source of these modules.
 
     `from_btf`: types come from BTF, else from the kernel's headers (bpf/kernel.h).
-    `typed`: programs are bound by BTF (bpf/common.h). `trace`: packets one by one (bpf/trace.h).
+    `typed`: programs are bound by BTF (bpf/common.h). `functions`: the programs wanted, of those
+    that are alternatives to others. `trace`: packets one by one (bpf/trace.h).
     `drops`: the kernel's numbers of drop reasons, by macro.
     """
     wanted = frozenset(modules)
@@ -100,6 +102,7 @@ def compose(
         **{stage.macro: index for index, stage in enumerate(STAGES)},
         **{counter.macro: index for index, counter in enumerate(COUNTERS)},
         **drops,
+        **{f"WITH_{function.upper()}": 1 for function in sorted(functions)},
         **{f"THRESHOLD_{j}": f"{value}ULL" for j, value in enumerate(MANTISSA_THRESHOLDS)},
     }
     lines = [f"#define {name} {value}" for name, value in macros.items()]

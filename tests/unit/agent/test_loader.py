@@ -13,7 +13,7 @@ from latencyprobe.coverage import CoverageState
 from latencyprobe.stages import Module
 from latencyprobe_agent.kernel import libbpf, perf
 from latencyprobe_agent.kernel.btf import KernelTypes
-from latencyprobe_agent.kernel.hooks import EVENTS, Event, Hook, HookKind, coverage_of, functions_of
+from latencyprobe_agent.kernel.hooks import EVENTS, Event, Hook, HookKind, coverage_of
 from latencyprobe_agent.kernel.kconfig import KernelConfig
 from latencyprobe_agent.kernel.loader import Loader
 
@@ -234,7 +234,7 @@ def test_a_program_whose_attach_is_refused_is_let_go(kernel: Kernel) -> None:
 
 
 def test_a_refused_event_costs_its_stages_alone(kernel: Kernel) -> None:
-    code = dict.fromkeys(functions_of(EVENTS), b"\x00" * 8)
+    code = {hook.function: b"\x00" * 8 for event in EVENTS for hook in event.hooks}
     symbols = {hook.symbol for event in EVENTS for hook in event.hooks} - {"net_dev_start_xmit"}
     loader = Loader(code, Types(tuple(symbols)), config=FULL_CONFIG)
     for event in EVENTS:

@@ -1,0 +1,95 @@
+"""Only what a kernel can use is compiled; what stands behind a hook that it has, if need be."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from latencyprobe.stages import Module
+from latencyprobe_agent.kernel import compiler
+from latencyprobe_agent.kernel.btf import KernelTypes
+from latencyprobe_agent.kernel.hooks import EVENTS, Event, Hook, HookKind, events_of
+from latencyprobe_agent.kernel.reach import Reach
+from tests.unit.agent.test_loader import SEND, Kernel, Types, kernel
+
+__all__ = ["kernel"]  # the fixture
+
+TRACEPOINTS = tuple({hook.symbol for event in EVENTS for hook in event.hooks})
+MODERN = Types(TRACEPOINTS, TRACEPOINTS)
+
+
+def functions(
+    types: KernelTypes | None,
+    *,
+    event: Event = SEND,
+    without: tuple[str, ...] = (),
+    first_only: bool = True,
+) -> set[str]:
+    return set(Reach(types, without).functions((event,), first_only=first_only))
+
+
+def test_behind_a_tracepoint_that_is_there_nothing_is_compiled() -> None:
+    types = Types(("tcp_sendmsg_locked", "sock_send_length"), ("tcp_sendmsg_locked",))
+    assert functions(types) == {"on_send"}
+    assert functions(types, first_only=False) == {"on_send", "on_fentry_send", "on_length"}
+
+
+def test_a_function_may_be_refused_so_what_stands_behind_it_is_compiled_too() -> None:
+    types = Types(("sock_send_length",), ("tcp_sendmsg_locked",))
+    assert functions(types) == {"on_fentry_send", "on_length"}
+
+
+def test_a_hook_left_out_on_request_is_not_compiled() -> None:
+    types = Types(("tcp_sendmsg_locked",), ("tcp_sendmsg_locked",))
+    assert functions(types, without=("tp_btf/tcp_sendmsg_locked",)) == {"on_fentry_send"}
+
+
+def test_without_btf_nobody_knows_and_all_is_compiled_that_needs_none() -> None:
+    assert functions(None) == {"on_send", "on_kprobe_send", "on_length"}
+
+
+def test_what_belongs_to_a_hook_is_compiled_with_it() -> None:
+    wait = Hook("on_wait", "sk_stream_wait_memory", HookKind.FEXIT)
+    send = Hook("on_fentry_send", "tcp_sendmsg_locked", HookKind.FENTRY, also=(wait,))
+    event = Event("send", frozenset(Module), (send,))
+    types = Types(functions=("tcp_sendmsg_locked", "sk_stream_wait_memory"))
+    assert functions(types, event=event) == {"on_fentry_send", "on_wait"}
+
+
+def test_a_tracepoint_that_tells_too_little_on_some_kernels_has_its_next_one_beside_it() -> None:
+    drop = next(event for event in EVENTS if event.name == "drop")
+    assert functions(Types(("kfree_skb",)), event=drop) == {"on_kfree_skb", "on_kfree_sent"}
+
+
+def test_if_the_kernel_refuses_what_it_seemed_to_have_the_rest_is_compiled(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[set[str]] = []
+
+    def compile_(source: str, wanted: list[str], maps: tuple[str, ...]) -> compiler._Object:
+        assert f"WITH_{wanted[0].upper()}" in source
+        compiled.append(set(wanted))
+        return compiler._Object(dict.fromkeys(wanted, b"\0" * 8), {}, None)
+
+    monkeypatch.setattr(compiler, "_compile", compile_)
+    monkeypatch.setattr(compiler, "version_code", lambda: 7 << 16)
+    request = compiler.Request(("rx",), 1)
+    open_before = len(os.listdir("/proc/self/fd"))
+
+    _, loader = compiler._load(request, MODERN, [])
+    assert loader.attached["UDP read"] == "tp_btf/sock_recv_length"
+    assert [functions - {"on_consume_skb"} for functions in compiled] == compiled
+    loader.detach()
+
+    compiled.clear()
+    kernel.refuses["on_sock_recv_length"] = errno.EACCES
+    _, loader = compiler._load(request, MODERN, [])
+    assert loader.attached["UDP read"] == "tp_btf/consume_skb"
+    assert [functions & {"on_consume_skb"} for functions in compiled] == [set(), {"on_consume_skb"}]
+    assert loader.attached.keys() == {
+        event.name for event in events_of({Module.RX}) if event.name != "UDP queue"
+    }
+    loader.detach()
+    assert len(os.listdir("/proc/self/fd")) == open_before
