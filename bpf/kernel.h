@@ -73,6 +73,9 @@
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 17, 0) /* commit ad892e912b84 */
 #define HAVE_tcp_retransmit_skb_err 1
 #endif
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 11, 0)
+#define HAVE_kfree_skb_rx_sk 1
+#endif
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
 #define HAVE_sock_recv_length_sk 1
 #endif

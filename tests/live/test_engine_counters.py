@@ -100,6 +100,15 @@ def counters_until(engine: KernelEngine, name: str, count: int) -> dict[str, int
     return dict(counted)
 
 
+def send_what_netfilter_drops(client: Pod, server: Pod, count: int) -> None:
+    """Datagrams that a rule of the client's own drops on their way out."""
+    load_rules(client, DROP_OUTGOING)
+    with udp_socket(client.namespace) as sending:
+        for _ in range(count):
+            with suppress(PermissionError):  # send() tells of it
+                sending.sendto(b"d", (server.address, PORT))
+
+
 @pytest.mark.every_kernel
 async def test_expiries_of_the_retransmission_timer_are_the_kernels(
     start_engine: Start, pair: Pair
@@ -243,11 +252,7 @@ async def test_what_a_firewall_drops_on_its_way_out_is_counted_by_reason(
 ) -> None:
     client, server = pair
     engine = await watch(start_engine, client, server)
-    load_rules(client, DROP_OUTGOING)
-    with udp_socket(client.namespace) as sending:
-        for _ in range(7):
-            with suppress(PermissionError):
-                sending.sendto(b"d", (server.address, PORT))
+    send_what_netfilter_drops(client, server, 7)
     asking, answering = counters(engine)
     untold = gap(engine, "drops") is CoverageState.UNAVAILABLE
     assert asking == ({} if untold else {"drops.NETFILTER_DROP": 7})
@@ -259,11 +264,7 @@ async def test_strangers_drops_are_nobodys(start_engine: Start, pair: Pair) -> N
     engine = start_engine()
     engine.assign({SERVER: everything_in(server)})
     await engine.use(frozenset({Module.TCP}))
-    load_rules(client, DROP_OUTGOING)
-    with udp_socket(client.namespace) as sending:
-        for _ in range(7):
-            with suppress(PermissionError):
-                sending.sendto(b"d", (server.address, PORT))
+    send_what_netfilter_drops(client, server, 7)
     assert engine.read() == {}
 
 

@@ -25,6 +25,7 @@ from latencyprobe_agent.kernel.btf import KernelTypes, NoBtfError
 from latencyprobe_agent.kernel.drops import drop_macros, drop_reasons
 from latencyprobe_agent.kernel.headers import (
     NoKernelTypesError,
+    installed_includes,
     kernel_source,
     point_bcc_at,
     version_code,
@@ -104,7 +105,7 @@ def build(request: Request) -> tuple[Answer, list[int]]:
     if request.trace and not libbpf.has_ring_buffers():
         raise NoRingBufferError
     types = _kernel_types()
-    reasons = drop_reasons(types)
+    reasons = drop_reasons(types, installed_includes())
     with kernel_source(types) as tree:
         point_bcc_at(tree)
         compiled, loader = _load(request, types, reasons)

@@ -1,4 +1,4 @@
-"""Why the kernel drops packets: the names that its BTF gives the reasons.
+"""Why the kernel drops packets: the names that its BTF, or its headers, give the reasons.
 
 The reasons are an enum that grows with each kernel, and their numbers change: `enum
 skb_drop_reason`, include/net/dropreason-core.h, 5.17+. So the numbers are the running kernel's, and
@@ -7,7 +7,9 @@ programs that ask for a certain one get its number as a macro (`DROP_SOCKET_RCVB
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from latencyprobe_agent.kernel.btf import KernelTypes
 
@@ -15,6 +17,11 @@ from latencyprobe_agent.kernel.btf import KernelTypes
 # beyond, and for those of subsystems (mac80211, Open vSwitch), whose numbers begin at 65536.
 NR_DROP_REASONS = 192
 _ENUM = "skb_drop_reason"
+# Where it is defined: since 6.4, since 6.0, since 5.17.
+_HEADERS = ("net/dropreason-core.h", "net/dropreason.h", "linux/skbuff.h")
+_COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
+_DEFINITION = re.compile(rf"enum {_ENUM} \{{(.*?)\}}", re.DOTALL)
+_ENUMERATOR = re.compile(r"(\w+)(?:\s*=\s*(.+))?", re.DOTALL)
 _PREFIXES = ("SKB_DROP_REASON_", "SKB_")
 # The reasons that programs know by name; bpf/drops.bpf.c.
 _KNOWN = (
@@ -30,23 +37,59 @@ _KNOWN = (
 _NO_SUCH_REASON = 0xFFFFFFFF
 
 
-def drop_reasons(types: KernelTypes | None) -> list[str]:
-    """The reasons' names, each at its number; none where the kernel or its BTF has none."""
-    values = types.enumerators(_ENUM) if types is not None else {}
+def drop_reasons(types: KernelTypes | None, includes: Iterable[Path] = ()) -> list[str]:
+    """The reasons' names, each at its number; none where the kernel has none.
+
+    `includes`: the include folders of the kernel's headers, for where there is no BTF.
+    """
+    values = types.enumerators(_ENUM) if types is not None else _enumerators_in(includes)
     numbered = {number: name for name, number in values.items() if 0 <= number < NR_DROP_REASONS}
     return [_short(numbered.get(number, "")) for number in range(1 + max(numbered, default=-1))]
 
 
 def drop_macros(reasons: list[str]) -> Mapping[str, str]:
-    """The macros for the reasons that programs know; one that this kernel lacks matches nothing."""
+    """The macros for the reasons that programs know; one that this kernel lacks matches nothing.
+
+    None at all where the kernel tells no reasons, or nobody their numbers.
+    """
+    if not reasons:
+        return {}
     numbers = {name: number for number, name in enumerate(reasons)}
-    return {f"DROP_{name}": f"{numbers.get(name, _NO_SUCH_REASON)}U" for name in _KNOWN}
+    known = {f"DROP_{name}": f"{numbers.get(name, _NO_SUCH_REASON)}U" for name in _KNOWN}
+    return {"HAVE_kfree_skb_reason": "1", **known}
 
 
 def name_of(number: int, reasons: list[str]) -> str:
     """The name of a reason by its place in `stats`."""
     known = reasons[number] if number < len(reasons) else ""
     return known if known and number < NR_DROP_REASONS - 1 else "OTHER"
+
+
+def _enumerators_in(includes: Iterable[Path]) -> dict[str, int]:
+    """The enum as C has it: a number where it is written down, else one more than the last."""
+    for path in (folder / header for header in _HEADERS for folder in includes):
+        if not path.is_file():
+            continue
+        if found := _DEFINITION.search(_COMMENT.sub("", path.read_text(errors="replace"))):
+            return _numbered(found[1])
+    return {}
+
+
+def _numbered(body: str) -> dict[str, int]:
+    numbers: dict[str, int] = {}
+    number = 0
+    for entry in filter(None, (part.strip() for part in body.split(","))):
+        enumerator = _ENUMERATOR.fullmatch(entry)
+        if enumerator is None:
+            break
+        name, value = enumerator.groups()
+        if value is not None:
+            if not value.isdecimal():  # those of subsystems follow
+                break
+            number = int(value)
+        numbers[name] = number
+        number += 1
+    return numbers
 
 
 def _short(name: str) -> str:

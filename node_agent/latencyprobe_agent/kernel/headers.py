@@ -49,7 +49,6 @@ PROBED_FIELDS = (
 # (tracepoint, arguments, name): HAVE_<tracepoint>_<name>, where it has as many.
 PROBED_ARGUMENTS = (
     ("tcp_retransmit_skb", 3, "err"),  # 6.17+, which also tells of what could not be sent again
-    ("kfree_skb", 3, "reason"),  # 5.17+
     ("kfree_skb", 4, "rx_sk"),  # 6.11+: the receiving socket
     ("sock_recv_length", 1, "sk"),  # 6.3+
 )
@@ -119,6 +118,13 @@ def installed_headers(modules: Path = Path("/lib/modules")) -> Path | None:
     folder = modules / platform.release()
     kconfigs = (folder / part / "include" / "linux" / "kconfig.h" for part in ("build", "source"))
     return folder / "build" if any(kconfig.is_file() for kconfig in kconfigs) else None
+
+
+def installed_includes(modules: Path = Path("/lib/modules")) -> tuple[Path, ...]:
+    """The include folders of the running kernel's headers, as far as they are there."""
+    folder = modules / platform.release()
+    includes = (folder / part / "include" for part in ("build", "source"))
+    return tuple(include for include in includes if include.is_dir())
 
 
 @contextmanager

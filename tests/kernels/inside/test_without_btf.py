@@ -13,7 +13,9 @@ from latencyprobe_agent.kernel.headers import kernel_types_kind
 from latencyprobe_agent.slots import EngineError
 from tests.kernels.inside.results import write_coverage
 from tests.live.pods import Pod
+from tests.live.sockets import everything_in
 from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, measure
+from tests.live.test_engine_counters import send_what_netfilter_drops
 
 Start = Callable[..., KernelEngine]
 
@@ -33,6 +35,18 @@ async def test_headers_serve_where_there_is_no_btf(
     for slot in (CLIENT, SERVER):
         for stage in ("rx.total", "tx.total"):
             assert account_for(measured[slot], stage) == (100, 0), stage
+
+
+@pytest.mark.headers_alone
+async def test_headers_tell_why_packets_are_dropped(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    client, server = pair
+    engine = start_engine()
+    engine.assign({CLIENT: everything_in(client)})
+    await engine.use(frozenset({Module.TCP}))
+    send_what_netfilter_drops(client, server, 7)
+    assert engine.read()[CLIENT].counters == {"drops.NETFILTER_DROP": 7}
 
 
 @pytest.mark.no_types

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +39,55 @@ def test_reasons_are_named_as_the_kernel_does_at_their_numbers() -> None:
     macros = drop_macros(reasons)
     assert macros["DROP_NOT_SPECIFIED"] == "1U"
     assert macros["DROP_QUEUE_PURGE"] == f"{0xFFFFFFFF}U"  # of a kernel that has no such reason
+
+
+# As in Linux 6.8, shortened.
+HEADER = """
+#define DEFINE_DROP_REASON(FN, FNe) \\
+    FN(NOT_SPECIFIED) \\
+    FNe(MAX)
+
+/**
+ * enum skb_drop_reason - the reasons of skb drops
+ */
+enum skb_drop_reason {
+    /**
+     * @SKB_NOT_DROPPED_YET: skb is not dropped yet (used for no-drop case)
+     */
+    SKB_NOT_DROPPED_YET = 0,
+    /** @SKB_CONSUMED: packet has been consumed, {braces}, commas */
+    SKB_CONSUMED,
+    /* deprecated: SKB_DROP_REASON_OLD, */
+    SKB_DROP_REASON_NOT_SPECIFIED, // and so on
+    SKB_DROP_REASON_QUEUE_PURGE = 7,
+    SKB_DROP_REASON_TCP_CSUM,
+    /** @SKB_DROP_REASON_MAX: the maximum of core drop reasons */
+    SKB_DROP_REASON_MAX,
+    SKB_DROP_REASON_SUBSYS_MASK = 0xffff0000,
+};
+"""
+
+
+@pytest.mark.parametrize("header", ["net/dropreason-core.h", "net/dropreason.h", "linux/skbuff.h"])
+def test_without_btf_the_kernels_headers_tell_the_reasons(tmp_path: Path, header: str) -> None:
+    build, source = tmp_path / "build", tmp_path / "source"  # as Debian splits them
+    build.mkdir()
+    (source / header).parent.mkdir(parents=True)
+    (source / header).write_text(HEADER)
+    reasons = drop_reasons(None, (build, source))
+    assert reasons[:3] == ["NOT_DROPPED_YET", "CONSUMED", "NOT_SPECIFIED"]
+    assert reasons[3:] == [*[""] * 4, "QUEUE_PURGE", "TCP_CSUM", "MAX"]
+
+
+def test_headers_of_a_kernel_that_tells_no_reasons_have_none(tmp_path: Path) -> None:
+    (tmp_path / "linux").mkdir()
+    (tmp_path / "linux" / "skbuff.h").write_text("struct sk_buff;\n")
+    assert drop_reasons(None, (tmp_path,)) == []
+
+
+def test_programs_that_need_reasons_are_compiled_only_where_their_numbers_are_known() -> None:
+    assert drop_macros([]) == {}
+    assert drop_macros(["NOT_DROPPED_YET"])["HAVE_kfree_skb_reason"] == "1"
 
 
 @pytest.mark.parametrize("types", [None, Enumerated()])
