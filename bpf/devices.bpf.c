@@ -90,18 +90,22 @@ static __always_inline u32 look_at_device(struct net_device *dev)
 #define DEVICE_BITS 8
 
 /*
- * What look_at_device() said, direct-mapped by the device's address: one word of address, generation
- * and, in the lowest bits, the fate. So it is asked anew whenever the targets change.
+ * What look_at_device() said, direct-mapped by the device's address. One word of address, namespace,
+ * ifindex (an address comes again once its device is deleted), generation and, in the lowest bits, the
+ * fate. So it is asked anew whenever the targets change.
  */
 BPF_ARRAY(devices, u64, 1 << DEVICE_BITS);
 
 /* The word of a device, and its place. */
-static __always_inline u64 recall_device(struct config *config, struct net_device *dev, u32 *index)
+static __always_inline u64 recall_device(struct config *config, struct net_device *dev, u32 inum,
+					 u32 *index)
 {
 	u64 identity = identity_of(dev, config);
-	u64 key = (identity << 2 ^ (u64)config->generation << 40) & ~DEVICE_FATES;
+	u64 key = identity << 2 ^ (u64)inum << 32 ^ (u64)READ(dev, ifindex) << 20 ^
+		  (u64)config->generation << 40;
 	u64 *known, word;
 
+	key &= ~DEVICE_FATES;
 	*index = place_of(identity, DEVICE_BITS);
 	known = devices.lookup(index);
 	if (!known)

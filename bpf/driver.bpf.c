@@ -151,7 +151,7 @@ int on_net_dev_start_xmit(u64 *ctx)
 	struct config *config = get_config();
 	struct sent *packet;
 	u64 identity, now, device;
-	u32 device_index, fate;
+	u32 inum, device_index, fate;
 
 	if (!config)
 		return 0;
@@ -159,11 +159,12 @@ int on_net_dev_start_xmit(u64 *ctx)
 	packet = get_sent(identity);
 	if (!packet || !is_sent(packet, identity))
 		return 0;
-	if (is_foreign(packet, skb, netns_of(dev))) {
+	inum = netns_of(dev);
+	if (is_foreign(packet, skb, inum)) {
 		abandon(config, packet);
 		return 0;
 	}
-	device = recall_device(config, dev, &device_index);
+	device = recall_device(config, dev, inum, &device_index);
 	fate = device & DEVICE_FATES;
 	if (fate == DEVICE_PASSES_ON)
 		return 0;

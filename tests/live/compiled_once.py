@@ -8,19 +8,28 @@ from __future__ import annotations
 import os
 import warnings
 from functools import cache
+from itertools import count
 
 import pytest
 
 from latencyprobe_agent.kernel import compiler
 from latencyprobe_agent.kernel.loaded import LoadedObject
 
+# More than any object needs, and few enough for 24 bits.
+_GENERATIONS_EACH = 10_000
+
 
 class CompiledOnce:
-    """Builds objects in this process: of code that is there already, loaded and attached anew."""
+    """Builds objects in this process: of code that is there already, loaded and attached anew.
+
+    Each begins with generations of its own: what its maps know from objects before it is out of
+    date.
+    """
 
     def __init__(self) -> None:
         self._compile = compiler._compile
         self._compiled: dict[str, compiler._Object] = {}
+        self._generations = count(0, _GENERATIONS_EACH)
 
     async def build(self, request: compiler.Request) -> LoadedObject:
         """As `loaded.build` does."""
@@ -29,7 +38,9 @@ class CompiledOnce:
             answer, descriptors = compiler.build(request)
         maps = len(answer.maps)
         own = [*(os.dup(descriptor) for descriptor in descriptors[:maps]), *descriptors[maps:]]
-        return LoadedObject(answer, own, "")
+        built = LoadedObject(answer, own, "")
+        built._generation = next(self._generations)
+        return built
 
     def _compile_once(
         self, source: str, functions: list[str], maps: tuple[str, ...]

@@ -40,6 +40,23 @@ HOST_ADDRESS = "198.51.100.254"
 MILLISECOND_NS = 1_000_000
 
 
+@contextmanager
+def uplink(pod: Pod, end: Namespace) -> Iterator[str]:
+    """A device of the pod's that leads into another namespace; an address behind it."""
+    behind = "192.0.2.2"
+    pod.namespace.ip(
+        *("link", "add", "uplink", "type", "veth", "peer", "name", "downlink", "netns", end.name)
+    )
+    try:
+        end.ip("link", "set", "downlink", "up")
+        pod.namespace.ip("link", "set", "uplink", "up")
+        pod.namespace.ip("address", "add", "192.0.2.1/30", "dev", "uplink")
+        pod.namespace.ip("neigh", "add", behind, "lladdr", "02:00:00:00:00:01", "dev", "uplink")
+        yield behind
+    finally:
+        pod.namespace.ip("link", "delete", "uplink")
+
+
 @pytest.fixture
 def three() -> Iterator[tuple[Namespace, list[Pod]]]:
     """A host with a bridge and three pods on it."""
@@ -330,3 +347,18 @@ async def test_copies_of_a_multicast_have_no_host_stage(
         assert sum(account_for(measured, "rx.total")) == 100
         # the bridge keeps the original for itself, br_handle_frame_finish(), net/bridge/br_input.c
         assert "rx.host" not in measured.stages
+
+
+async def test_a_device_is_not_taken_for_the_one_that_was_at_its_address(
+    start_engine: Start, bridged: tuple[Namespace, Pod, Pod]
+) -> None:
+    """The kernel's memory of a device that is deleted becomes that of the next."""
+    host, client, server = bridged
+    engine = await watch(start_engine, host, client)
+    for _ in range(20):
+        with uplink(client, host) as beyond, udp_socket(client.namespace) as sending:
+            sending.sendto(b"the host has it, and throws it away", (beyond, PORT))
+        with uplink(client, server.namespace) as beyond, udp_socket(client.namespace) as sending:
+            engine.read()
+            sending.sendto(b"at its end", (beyond, PORT))
+            assert count(engine.read()[0], "tx.total") == 1
