@@ -1,4 +1,4 @@
-"""cert-manager's controller, compiled once, and the chart and CRDs that come with its source."""
+"""cert-manager's programs, compiled once, and the chart and CRDs that come with their source."""
 
 from pathlib import Path
 from shutil import copytree
@@ -20,21 +20,25 @@ CURRENT = GoModule(
 )
 
 
-def obtain_controller(say: Say) -> Path:
-    """The path of cert-manager's controller. The first time this compiles it."""
+PROGRAMS = ("controller", "webhook", "cainjector")
+
+
+def obtain(say: Say) -> dict[str, Path]:
+    """The paths of cert-manager's programs. The first time this compiles them."""
     with one_at_a_time():
-        program = CERT_MANAGER.cache / "controller"
-        if not program.exists():
+        paths = {name: CERT_MANAGER.cache / name for name in PROGRAMS}
+        missing = [name for name, path in paths.items() if not path.exists()]
+        if missing:
             say(
                 f"Building cert-manager {CERT_MANAGER.version}: a minute or two on two cores, once."
             )
             version = f"-X {_PATH}/pkg/util.AppVersion={CERT_MANAGER.version}"
-            CERT_MANAGER.build(["controller"], version, say)
-        return program
+            CERT_MANAGER.build(missing, version, say)
+        return paths
 
 
 def write_chart(chart: Path) -> None:
-    """The controller's own chart, as its release tool makes it: with a version and the CRDs."""
+    """cert-manager's own chart, as its release tool makes it: with a version and the CRDs."""
     deploy = CERT_MANAGER.source() / "deploy"
     # The files of a module are read-only.
     copytree(deploy / "charts" / "cert-manager", chart, copy_function=_copy_content)

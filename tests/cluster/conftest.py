@@ -21,7 +21,7 @@ def _programs() -> None:
     """Found or built before any test's deadline runs: the first time it takes minutes."""
     programs.obtain(programs.say_on_stderr)
     helm_programs.obtain_helm(programs.say_on_stderr)
-    cert_manager_programs.obtain_controller(programs.say_on_stderr)
+    cert_manager_programs.obtain(programs.say_on_stderr)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""cert-manager: its real controller issues what operator and agents use, and renews it in time."""
+"""cert-manager: the real one issues what operator and agents use, and renews it in time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from tests.chart.helm import CHART, NAMESPACE, RELEASE
 from tests.cluster import cert_manager
 from tests.cluster.agents_tls import node_name, wait_until_served
-from tests.cluster.cert_manager_programs import obtain_controller
+from tests.cluster.cert_manager_programs import obtain
 from tests.cluster.programs import say_on_stderr
 from tests.cluster.release import NAMESPACES, OPERATOR, Release
 from tests.cluster.shop import Shop
@@ -37,12 +37,13 @@ def certified(shop: Shop) -> Iterator[Release]:
     release = shop.release
     if release.is_installed:
         release.uninstall()
-    cert_manager.install(release.cluster, release.helm, obtain_controller(say_on_stderr))
-    release.cluster.kubectl("apply", "--filename=-", stdin=_issuer_of_the_readme())
+    cert_manager.install(release.cluster, release.helm, obtain(say_on_stderr))
+    cert_manager.apply(release.cluster, _issuer_of_the_readme())
     release.install(*SETTINGS)
     shop.open()
     yield release
     release.uninstall()
+    cert_manager.uninstall(release.cluster, release.helm)
 
 
 def _issuer_of_the_readme() -> str:
