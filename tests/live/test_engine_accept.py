@@ -15,7 +15,8 @@ from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.slots import SlotSpec
 from tests.live.pods import Pod
 from tests.live.sockets import connect, everything_in, listen
-from tests.live.test_engine_accuracy import BUCKET, SERVER, account_for, are_bound_by_btf
+from tests.live.test_engine_accuracy import SERVER, account_for, are_bound_by_btf
+from tests.live.truth import BUCKET
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]

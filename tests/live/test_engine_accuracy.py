@@ -20,10 +20,10 @@ from tests.live.sockets import (
     wait_for_bytes,
     waiting_bytes,
 )
+from tests.live.truth import BUCKET
 
 Start = Callable[..., KernelEngine]
 CLIENT, SERVER = 0, 1
-BUCKET = 2 ** (1 / 8)  # one bucket of the histogram
 REQUEST_BYTES = 64
 REMEMBERED = 64  # segments that wait in a socket: SEGMENTS, bpf/sockets.h
 RX_PARTS = ("rx.softirq", "rx.host", "rx.stack", "rx.socket")

@@ -15,7 +15,8 @@ from latencyprobe.verdict import Bottleneck, judge
 from latencyprobe_agent.kernel.engine import KernelEngine
 from tests.live.pods import Namespace, Pod
 from tests.live.sockets import connection, everything_in, read_all, tcp_figures
-from tests.live.test_engine_accuracy import BUCKET, CLIENT, SERVER, both, count, measure
+from tests.live.test_engine_accuracy import CLIENT, SERVER, both, count, measure
+from tests.live.truth import BUCKET
 
 Start = Callable[..., KernelEngine]
 

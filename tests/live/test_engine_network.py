@@ -10,8 +10,9 @@ from latencyprobe.histogram import Histogram
 from latencyprobe.verdict import Bottleneck, judge
 from latencyprobe_agent.kernel.engine import KernelEngine
 from tests.live.sockets import PORT, connect, listen, read_all
-from tests.live.test_engine_accuracy import BUCKET, CLIENT, RX_PARTS, TX_PARTS
+from tests.live.test_engine_accuracy import CLIENT, RX_PARTS, TX_PARTS
 from tests.live.test_engine_driver import watch
+from tests.live.truth import BUCKET
 from tests.live.tuns import FarWire, tun
 
 Start = Callable[..., KernelEngine]

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 
 import pytest
 
-from latencyprobe.histogram import Histogram
 from latencyprobe.measurement import Measurement
 from latencyprobe.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel.engine import KernelEngine
@@ -28,8 +27,9 @@ from tests.live.sockets import (
     wait_for_bytes,
     waiting_bytes,
 )
-from tests.live.test_engine_accuracy import BUCKET, CLIENT, SERVER, account_for, watch
+from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, watch
 from tests.live.test_engine_tcp import open_between
+from tests.live.truth import Durations, Moment
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
@@ -64,21 +64,20 @@ def peer(measured: Measurement) -> tuple[int, int]:
 
 
 @contextmanager
-def answering(both: Connection, delays_ms: list[int]) -> Iterator[list[int]]:
-    """A server that answers after these delays; yields what it took by its own clock."""
-    took_ns: list[int] = []
+def answering(both: Connection, delays_ms: list[int]) -> Iterator[list[tuple[Moment, Moment]]]:
+    """A server that answers after these delays; yields when it read and when it answered."""
+    answered: list[tuple[Moment, Moment]] = []
 
     def serve() -> None:
         for delay_ms in delays_ms:
-            read_all(both.server, len(REQUEST))
-            began_ns = time.monotonic_ns()
+            both.server.recv(1, socket.MSG_PEEK)
+            read = Moment.of(lambda: read_all(both.server, len(REQUEST)))
             delay(delay_ms)
-            took_ns.append(time.monotonic_ns() - began_ns)
-            both.server.sendall(REPLY)
+            answered.append((read, Moment.of(lambda: both.server.sendall(REPLY))))
 
     thread = threading.Thread(target=serve)
     thread.start()
-    yield took_ns
+    yield answered
     thread.join()
 
 
@@ -90,26 +89,20 @@ async def test_a_slow_server_is_found_in_the_responses_and_nowhere_else(
     client, server = pair
     engine = await watch(start_engine, client, server, typed=typed)
     delays_ms = [10] * 60 + [20] * 30 + [80] * 10
-    waited_ns = []
-    with open_between(client, server) as both, answering(both, delays_ms) as took_ns:
+    asked = []
+    with open_between(client, server) as both, answering(both, delays_ms) as answered:
         for _ in delays_ms:
-            began_ns = time.monotonic_ns()
-            both.client.sendall(REQUEST)
+            sent = Moment.of(lambda: both.client.sendall(REQUEST))
             both.client.recv(1, socket.MSG_PEEK)
-            waited_ns.append(time.monotonic_ns() - began_ns)
+            asked.append((sent, time.monotonic_ns()))
             read_all(both.client, len(REPLY))
     measured = engine.read()
-    for ours, clock_ns in (
-        (measured[SERVER].stage("app.response").histogram, took_ns),
-        (measured[CLIENT].stage("peer.response").histogram, waited_ns),
-    ):
-        truth = Histogram.of(clock_ns)
-        assert ours.count == truth.count == len(delays_ms)
-        assert ours.sum_ns == pytest.approx(truth.sum_ns, rel=BUCKET - 1)
-        for percent in PERCENTILES:
-            assert ours.percentile(percent) == pytest.approx(
-                truth.percentile(percent), rel=BUCKET - 1
-            )
+    took, waited = Durations(), Durations()
+    for (read, answer), (sent, seen_ns) in zip(answered, asked, strict=True):
+        took.add(read, answer)
+        waited.add(sent, Moment(answer.not_before_ns, seen_ns))
+    took.assert_are_in(measured[SERVER].stage("app.response").histogram)
+    waited.assert_are_in(measured[CLIENT].stage("peer.response").histogram)
     for slot, elsewhere in ((CLIENT, "app.response"), (SERVER, "peer.response")):
         assert elsewhere not in measured[slot].stages
         for stage in ("rx.total", "tx.total"):

@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from fcntl import ioctl
+from functools import partial
 
 import pytest
 
-from latencyprobe.histogram import Histogram
 from latencyprobe.measurement import NOTHING, Measurement
 from latencyprobe.stages import DEFAULT_MODULES
 from latencyprobe.verdict import Bottleneck, judge
@@ -36,8 +36,9 @@ from tests.live.sockets import (
     read_all,
     wait_for_bytes,
 )
-from tests.live.test_engine_accuracy import BUCKET, CLIENT, TX_PARTS, account_for, count
+from tests.live.test_engine_accuracy import CLIENT, TX_PARTS, account_for, count
 from tests.live.test_engine_connections import load_rules
+from tests.live.truth import BUCKET, Durations, Moment
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
@@ -107,12 +108,12 @@ def wait_until_acknowledged(end: socket.socket) -> None:
         os.sched_yield()
 
 
-def fill_windows(connections: list[Connection]) -> list[int]:
+def fill_windows(connections: list[Connection]) -> list[Moment]:
     """Send pieces until no peer takes more; returns when those that wait were handed over.
 
     All at once, and quickly: after 200 ms with a closed window the kernel tries with a part.
     """
-    handed_ns = dict.fromkeys(connections, 0)
+    handed: dict[Connection, Moment] = {}
     deadline = time.monotonic() + PATIENCE_SECONDS
     filling = list(connections)
     while filling:
@@ -120,33 +121,11 @@ def fill_windows(connections: list[Connection]) -> list[int]:
             unsent = unsent_bytes(both.client)
             if not unsent:
                 both.server.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-                handed_ns[both] = time.monotonic_ns()
-                both.client.sendall(PIECE)
+                handed[both] = Moment.of(partial(both.client.sendall, PIECE))
             elif bytes_in_queue(both.client, termios.TIOCOUTQ) == unsent:  # what was sent arrived
                 filling.remove(both)
         assert time.monotonic() < deadline, f"{len(filling)} windows are still open"
-    return list(handed_ns.values())
-
-
-def assert_agrees(histogram: Histogram, waits_ns: list[int]) -> None:
-    """p50 and p99 within a bucket of the truth."""
-    truth = Histogram.of(waits_ns)
-    assert histogram.count == truth.count
-    for percent in (50, 99):
-        assert histogram.percentile(percent) == pytest.approx(
-            truth.percentile(percent), rel=BUCKET - 1
-        )
-
-
-def assert_lies_between(
-    histogram: Histogram, at_least_ns: list[int], at_most_ns: list[int]
-) -> None:
-    """As `assert_agrees`, where a busy machine keeps the test from looking at the moment itself."""
-    earliest, latest = Histogram.of(at_least_ns), Histogram.of(at_most_ns)
-    assert earliest.count == histogram.count == latest.count
-    for percent in (50, 99):
-        least, most = earliest.percentile(percent), latest.percentile(percent)
-        assert least / BUCKET <= histogram.percentile(percent) <= most * BUCKET
+    return [handed[both] for both in connections]
 
 
 def assert_adds_up(measurement: Measurement) -> None:
@@ -189,23 +168,21 @@ async def test_a_closed_receive_window_is_found_in_tx_socket_and_nowhere_else(
 ) -> None:
     client, server = pair
     engine = await watch(start_engine, client)
-    at_least_ns, at_most_ns = [], []
+    waits = Durations()
     measured = NOTHING
     with ExitStack() as stack:
         connections = small_window(client, server, stack, 22)
         for delay_s in (0.005, 0.01, 0.02, 0.03, 0.05):
-            handed_ns = fill_windows(connections)
+            handed = fill_windows(connections)
             filling = taken(engine)
             assert "tx.socket" in filling.stages, filling.stages
             await asyncio.sleep(delay_s)
-            for both, handed in zip(connections, handed_ns, strict=True):
-                opened_ns = time.monotonic_ns()
-                both.server.recv(1 << 16)
-                at_least_ns.append(opened_ns - handed)
-                at_most_ns.append(wait_until_sent(both.client) - handed)
+            for both, began in zip(connections, handed, strict=True):
+                open_window = partial(both.server.recv, 1 << 16)
+                waits.add(began, Moment.of(open_window, partial(wait_until_sent, both.client)))
             measured += taken(engine)
     assert account_for(measured, "tx.total") == (110, 0)
-    assert_lies_between(measured.stage("tx.socket").histogram, at_least_ns, at_most_ns)
+    waits.assert_are_in(measured.stage("tx.socket").histogram)
     assert_waited_in_the_socket_alone(measured)
     assert causes(measured) == {"sendsBehindWindow": 110}
     assert judge(measured).bottleneck is Bottleneck.RECEIVE_WINDOW
@@ -216,18 +193,17 @@ async def test_a_cork_is_found_in_tx_socket(
     start_engine: Start, pair: Pair, both: Connection
 ) -> None:
     engine = await watch(start_engine, pair[0])
-    waits_ns = []
+    cork = partial(both.client.setsockopt, socket.IPPROTO_TCP, socket.TCP_CORK)
+    waits = Durations()
     for round_ in range(40):
-        both.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
-        handed_ns = time.monotonic_ns()
-        both.client.sendall(b"begin")
+        cork(1)
+        handed = Moment.of(lambda: both.client.sendall(b"begin"))
         await asyncio.sleep(0.002 + 0.0005 * round_)
         both.client.sendall(b"end")  # the same segment: it counts from its first byte
-        both.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
-        waits_ns.append(wait_until_sent(both.client) - handed_ns)
+        waits.add(handed, Moment.of(lambda: cork(0), lambda: wait_until_sent(both.client)))
         read_all(both.server, 8)
     measured = taken(engine)
-    assert_agrees(measured.stage("tx.socket").histogram, waits_ns)
+    waits.assert_are_in(measured.stage("tx.socket").histogram)
     assert_waited_in_the_socket_alone(measured)
     assert causes(measured) == {"sendsHeldBack": 40}
 

@@ -14,7 +14,8 @@ from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.slots import SocketFilter, TraceSpec
 from tests.live.pods import Namespace, Pod
 from tests.live.sockets import connection, everything_in, read_all, udp_socket
-from tests.live.test_engine_accuracy import BUCKET, CLIENT, SERVER, measure, median
+from tests.live.test_engine_accuracy import CLIENT, SERVER, measure, median
+from tests.live.truth import BUCKET
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
