@@ -43,7 +43,11 @@ static __always_inline owners_t add_owners(owners_t owners, owners_t others, u32
 	return owners;
 }
 
-/* kernel_clone(), kernel/fork.c: in the parent's context, before the child first runs */
+/*
+ * kernel_clone(), kernel/fork.c: in the parent's context, before the child first runs. Its id may still
+ * be another's here: one's that ended before the agent named it, or whose end was skipped, as may
+ * happen since Linux 7.0 (switch_away(), sched.bpf.c).
+ */
 int on_process_fork(u64 *ctx)
 {
 	struct task_struct *parent = (struct task_struct *)ctx[0];
@@ -54,10 +58,12 @@ int on_process_fork(u64 *ctx)
 	if (parent_tgid == child_tgid)
 		return 0;
 	owners = processes.lookup(&parent_tgid);
-	if (!owners)
-		return 0;
-	copy = *owners;
-	processes.update(&child_tgid, &copy);
+	if (owners) {
+		copy = *owners;
+		processes.update(&child_tgid, &copy);
+	} else if (processes.lookup(&child_tgid)) {
+		processes.delete(&child_tgid);
+	}
 	return 0;
 }
 

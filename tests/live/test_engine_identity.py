@@ -21,6 +21,8 @@ from tests.live.test_engine_accuracy import SERVER, count
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
 MESSAGES = 20
+ATTEMPTS = 20
+LAST_PID = Path("/proc/sys/kernel/ns_last_pid")  # the next process has the next free id
 
 
 def own_cgroup() -> Path:
@@ -113,11 +115,63 @@ def serve_by_a_grandchild(listener: socket.socket) -> None:
         os.waitpid(child, 0)
         return
     try:
-        if os.fork():
-            return
-        answering, _ = listener.accept()
-        while answering.recv(1):
-            answering.sendall(b"r")
+        if not os.fork():
+            answer(listener)
+    finally:
+        os._exit(0)
+
+
+def answer(listener: socket.socket) -> None:
+    """One connection, until its end."""
+    answering, _ = listener.accept()
+    while answering.recv(1):
+        answering.sendall(b"r")
+
+
+@pytest.mark.every_kernel
+async def test_a_new_process_is_not_taken_for_an_ended_one_with_its_id(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = start_engine()
+    await engine.use(frozenset(DEFAULT_MODULES))
+    with listen(server.namespace, server.address) as listener:
+        for _ in range(ATTEMPTS):
+            ended = process_that_ended()
+            spec = SlotSpec(tgids=frozenset({ended}), netns=server.spec().netns)
+            engine.assign({SERVER: spec})
+            if be_answered_by_the_next_process_after(ended - 1, client, listener) == ended:
+                break
+        else:
+            raise AssertionError(f"another process had the id first, {ATTEMPTS} times")
+    assert received(engine) == 0
+
+
+def process_that_ended() -> int:
+    child = started(lambda: None)
+    os.waitpid(child, 0)
+    return child
+
+
+def be_answered_by_the_next_process_after(pid: int, client: Pod, listener: socket.socket) -> int:
+    """Returns its id: one more, unless another process had it first."""
+    LAST_PID.write_text(str(pid))
+    child = started(lambda: answer(listener))
+    with connect(client.namespace, listener.getsockname()[0]) as asking:
+        for _ in range(MESSAGES):
+            asking.sendall(b"q")
+            read_all(asking, 1)
+    os.waitpid(child, 0)
+    return child
+
+
+def started(work: Callable[[], object]) -> int:
+    """A child that does it and ends."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        work()
     finally:
         os._exit(0)
 
