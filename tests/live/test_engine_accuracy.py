@@ -21,6 +21,7 @@ from tests.live.sockets import (
     waiting_bytes,
 )
 from tests.live.truth import BUCKET
+from tests.patience import patient
 
 Start = Callable[..., KernelEngine]
 CLIENT, SERVER = 0, 1
@@ -119,10 +120,11 @@ async def test_counts_every_datagram_once(
     for slot in (CLIENT, SERVER):
         for stage in ("tx.qdisc", "tx.total"):
             assert account_for(measured[slot], stage) == (300, 0), stage
-        # A reader that is awake can take a datagram in the instant before we are told of it.
+        # A reader that is awake can take a datagram in the instant before we are told of it; an
+        # emulated CPU may be at rest in that instant.
         samples, missing = account_for(measured[slot], "rx.socket")
         assert samples + missing == 300
-        assert missing <= 3
+        assert missing <= patient(3)
         assert count(measured[slot], "rx.total") == samples
 
 

@@ -108,10 +108,15 @@ def wait_until_at_rest(pid: int) -> None:
     One that is preempted on its way to sleep is not at rest, whatever its state says; this file
     tells: task_current_syscall(), lib/syscall.c.
     """
-    until(
-        lambda: all(task.joinpath("syscall").read_text() != "running\n" for task in tasks_of(pid)),
-        f"{pid} at rest",
-    )
+    until(lambda: all(map(is_at_rest, tasks_of(pid))), f"{pid} at rest")
+
+
+def is_at_rest(task: Path) -> bool:
+    """Whether a thread sleeps, or has ended since it was listed."""
+    try:
+        return task.joinpath("syscall").read_text() != "running\n"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def assert_agrees(measured: Histogram, truth: RunDelay) -> None:
