@@ -64,6 +64,11 @@ class Namespace:
         """Run any command inside."""
         run("ip", "netns", "exec", self.name, *command)
 
+    def load_rules(self, rules: str) -> None:
+        """Load nftables rules inside."""
+        command = ["ip", "netns", "exec", self.name, "nft", "-f", "-"]
+        subprocess.run(command, input=rules, text=True, check=True)
+
 
 @dataclass(frozen=True, slots=True)
 class Pod:

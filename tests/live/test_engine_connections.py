@@ -50,8 +50,7 @@ with socket.socket(family) as s:
 
 def load_rules(pod: Pod, rules: str) -> None:
     """Load nftables rules inside a pod."""
-    command = ["ip", "netns", "exec", pod.namespace.name, "nft", "-f", "-"]
-    subprocess.run(command, input=rules, text=True, check=True)
+    pod.namespace.load_rules(rules)
 
 
 def connect_from(pod: Pod, address: str, port: int, timeout: float = 0) -> int:
