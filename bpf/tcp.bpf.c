@@ -62,7 +62,11 @@ static __always_inline void end_handshake(struct config *config, struct sock *sk
 		record_for(config, state->owners, STAGE_TCP_HANDSHAKE, ns);
 }
 
-/* accept() returns this socket. (With TCP Fast Open it may come before the connection stands.) */
+/*
+ * accept() returns this socket. It may come before the connection stands: with TCP Fast Open, and where
+ * who accepts is awake, since tcp_check_req() queues the child before tcp_child_process() changes its
+ * state. Or it stood before we watched.
+ */
 static __always_inline int end_accept(struct sock *sk)
 {
 	struct config *config = get_config();
@@ -71,10 +75,13 @@ static __always_inline int end_accept(struct sock *sk)
 	if (!config || !sk)
 		return 0;
 	state = get_own_state(sk, config);
-	if (!state || !state->established_ns)
+	if (!state)
 		return 0;
-	record_for(config, state->owners, STAGE_TCP_ACCEPT,
-		   bpf_ktime_get_ns() - state->established_ns);
+	if (state->established_ns)
+		record_for(config, state->owners, STAGE_TCP_ACCEPT,
+			   bpf_ktime_get_ns() - state->established_ns);
+	else
+		unmatched_for(config, state->owners, STAGE_TCP_ACCEPT, 1);
 	state->established_ns = 0;
 	return 0;
 }
