@@ -9,19 +9,18 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 
 from latencyprobe.measurement import Measurement
-from latencyprobe.stages import DEFAULT_MODULES
 from latencyprobe.verdict import Bottleneck, judge
 from latencyprobe_agent.kernel.engine import KernelEngine
 from tests.live.pods import Namespace, Pod, pods_on_bridge, pods_on_routes
-from tests.live.sockets import PORT, everything_in, udp_socket
+from tests.live.sockets import PORT, udp_socket
+from tests.live.targets import until
 from tests.live.test_engine_accuracy import CLIENT, RX_PARTS, SERVER, TX_PARTS, account_for
-from tests.live.test_engine_paths import send_datagrams
-from tests.live.traffic import SO_TIMESTAMPING, SOF_RX_SOFTWARE, SOF_SOFTWARE, TIMESTAMPING
+from tests.live.test_engine_paths import watch
+from tests.live.traffic import SO_TIMESTAMPING, SOF_RX_SOFTWARE, SOF_SOFTWARE, stamps
 from tests.live.truth import Durations, Moment
 
 Start = Callable[..., KernelEngine]
 SOF_TX_SOFTWARE, SOF_OPT_TSONLY = 1 << 1, 1 << 11  # include/uapi/linux/net_tstamp.h
-MSG_ERRQUEUE = 0x2000  # include/linux/socket.h
 DATAGRAMS = 110
 RULES, TIMES = 100_000, 10
 MILLISECOND_NS = 1_000_000
@@ -61,17 +60,35 @@ def lengthen(host: Namespace, address: str) -> None:
     host.load_rules(LONG_CHAIN.format(rules=rules, jumps=jumps))
 
 
-def stamp_ns(receiver: socket.socket, flags: int = 0) -> int:
-    """When the kernel saw the packet whose data, or whose report, is received next."""
-    _, ancillary, *_ = receiver.recvmsg(64, 512, flags)
-    (stamp,) = (data for _, kind, data in ancillary if kind == SO_TIMESTAMPING)
-    seconds, nanoseconds, *_ = TIMESTAMPING.unpack(stamp[: TIMESTAMPING.size])
-    return int(seconds * 1_000_000_000 + nanoseconds)
+class Stamped:
+    """Datagrams from one pod to another, with the kernel's stamps of both ends."""
+
+    def __init__(self, sending: socket.socket, reading: socket.socket, address: str) -> None:
+        self._sending, self._reading, self._address = sending, reading, address
+
+    def send(self) -> tuple[list[int], list[int]]:
+        """One, until it is read: when it left by its driver, veth_xmit(), and when it arrived."""
+        self._sending.sendto(b"d" * 64, (self._address, PORT))
+        _, arrived, *_ = self._reading.recvmsg(64, 512)
+        _, left, *_ = self._sending.recvmsg(64, 512, socket.MSG_ERRQUEUE)
+        return stamps(left), stamps(arrived)
+
+    def send_one_by_one(self) -> Durations:
+        """How long the kernel had them between the pods."""
+        took = Durations()
+        for _ in range(DATAGRAMS):
+            (left_ns,), (arrived_ns,) = self.send()
+            took.add(Moment(left_ns, left_ns), Moment(arrived_ns, arrived_ns))
+        return took
 
 
-def send_one_by_one(client: Pod, server: Pod) -> Durations:
-    """Datagrams, each read before the next; how long the kernel had them between the pods."""
-    took = Durations()
+@contextmanager
+def stamped(client: Pod, server: Pod) -> Iterator[Stamped]:
+    """As soon as arrivals are stamped, which net_enable_timestamp() may leave to a worker.
+
+    So the first datagram is past, which is cloned while its neighbour's address is asked for:
+    neigh_probe(), net/core/neighbour.c.
+    """
     with (
         udp_socket(server.namespace, server.address, PORT) as reading,
         udp_socket(client.namespace) as sending,
@@ -79,12 +96,10 @@ def send_one_by_one(client: Pod, server: Pod) -> Durations:
         reading.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, SOF_RX_SOFTWARE | SOF_SOFTWARE)
         reports = SOF_TX_SOFTWARE | SOF_SOFTWARE | SOF_OPT_TSONLY
         sending.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, reports)
-        for _ in range(DATAGRAMS):
-            sending.sendto(b"d" * 64, (server.address, PORT))
-            received_ns = stamp_ns(reading)
-            left_ns = stamp_ns(sending, MSG_ERRQUEUE)  # its driver's: veth_xmit()
-            took.add(Moment(left_ns, left_ns), Moment(received_ns, received_ns))
-    return took
+        made = Stamped(sending, reading, server.address)
+        made.send()
+        until(lambda: bool(made.send()[1]), "stamps of what arrives")
+        yield made
 
 
 def assert_is_there_alone(measured: Measurement, stage: str, parts: tuple[str, ...]) -> None:
@@ -99,15 +114,10 @@ def assert_is_there_alone(measured: Measurement, stage: str, parts: tuple[str, .
 async def test_a_long_netfilter_chain_is_found_on_the_hosts_side_and_nowhere_else(
     start_engine: Start, way: Callable[[], AbstractContextManager[tuple[Namespace, Pod, Pod]]]
 ) -> None:
-    with way() as (host, client, server):
-        engine = start_engine(host_netns=host.inode)
-        engine.assign({CLIENT: everything_in(client), SERVER: everything_in(server)})
-        await engine.use(frozenset(DEFAULT_MODULES))
-        # The first one to a neighbour is cloned while its address is asked for, neigh_probe().
-        send_datagrams(client.namespace, server.namespace, server.address, 1)
-        engine.read()
+    with way() as (host, client, server), stamped(client, server) as datagrams:
         lengthen(host, server.address)
-        took = send_one_by_one(client, server)
+        engine = await watch(start_engine, host, client, server)
+        took = datagrams.send_one_by_one()
         measured = engine.read()
     for slot, module, parts in ((SERVER, "rx", RX_PARTS), (CLIENT, "tx", TX_PARTS)):
         stage = f"{module}.host"

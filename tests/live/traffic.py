@@ -99,11 +99,17 @@ def waited(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     Empty where the kernel did not stamp the packet yet.
     """
     now_ns = time.time_ns()
+    return [now_ns - stamp_ns for stamp_ns in stamps(ancillary)]
+
+
+def stamps(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """The kernel's software time stamp of a message, realtime in nanoseconds, if it has one."""
+    found = []
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, SO_TIMESTAMPING):
             seconds, nanoseconds, *_ = TIMESTAMPING.unpack(data[: TIMESTAMPING.size])
-            return [now_ns - (seconds * 10**9 + nanoseconds)]
-    return []
+            found.append(seconds * 10**9 + nanoseconds)
+    return found
 
 
 def serve_udp(options: argparse.Namespace) -> dict[str, object]:
