@@ -101,24 +101,14 @@ async def test_a_process_is_followed_through_its_forks(start_engine: Start, pair
     await engine.use(frozenset(DEFAULT_MODULES))
     with listen(server.namespace, server.address) as listener:
         serve_by_a_grandchild(listener)
-        with connect(client.namespace, server.address) as asking:
-            for _ in range(MESSAGES):
-                asking.sendall(b"q")
-                read_all(asking, 1)
+        be_answered(client, listener)
     assert received(engine) == MESSAGES
 
 
 def serve_by_a_grandchild(listener: socket.socket) -> None:
     """Have it answer one connection until its end; the process between ends at once."""
-    child = os.fork()
-    if child:
-        os.waitpid(child, 0)
-        return
-    try:
-        if not os.fork():
-            answer(listener)
-    finally:
-        os._exit(0)
+    child = started(lambda: started(lambda: answer(listener)))
+    os.waitpid(child, 0)
 
 
 def answer(listener: socket.socket) -> None:
@@ -157,12 +147,17 @@ def be_answered_by_the_next_process_after(pid: int, client: Pod, listener: socke
     """Returns its id: one more, unless another process had it first."""
     LAST_PID.write_text(str(pid))
     child = started(lambda: answer(listener))
+    be_answered(client, listener)
+    os.waitpid(child, 0)
+    return child
+
+
+def be_answered(client: Pod, listener: socket.socket) -> None:
+    """One connection of the client's, with an answer to each message."""
     with connect(client.namespace, listener.getsockname()[0]) as asking:
         for _ in range(MESSAGES):
             asking.sendall(b"q")
             read_all(asking, 1)
-    os.waitpid(child, 0)
-    return child
 
 
 def started(work: Callable[[], object]) -> int:

@@ -115,9 +115,9 @@ def installed_headers(modules: Path = Path("/lib/modules")) -> Path | None:
 
     Debian splits it: `build` has what is generated, `source` the rest; bcc knows both.
     """
-    folder = modules / platform.release()
-    kconfigs = (folder / part / "include" / "linux" / "kconfig.h" for part in ("build", "source"))
-    return folder / "build" if any(kconfig.is_file() for kconfig in kconfigs) else None
+    kconfigs = (include / "linux" / "kconfig.h" for include in installed_includes(modules))
+    found = any(kconfig.is_file() for kconfig in kconfigs)
+    return modules / platform.release() / "build" if found else None
 
 
 def installed_includes(modules: Path = Path("/lib/modules")) -> tuple[Path, ...]:
