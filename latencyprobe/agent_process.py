@@ -19,12 +19,11 @@ from typing import TypeVar
 
 import grpc
 
+from latencyprobe import interpreter
 from latencyprobe.wire import MAX_MESSAGE_BYTES
 
-# -P: as root, Python must not take modules from whatever directory the user is in.
-AGENT_COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "latencyprobe.cli", "agent")
+AGENT_COMMAND = interpreter.python_module("latencyprobe.cli", "agent")
 LOG_LINES_KEPT = 12
-PREFIX = "LATENCYPROBE_"
 SECONDS_TO_END = 5.0
 # From the end of a call to the end of the process that broke it off.
 SECONDS_TO_DIE = 0.3
@@ -46,11 +45,6 @@ class AgentError(RuntimeError):
         self.problem, self.log = problem, tuple(log)
         lines = "".join(f"\n  | {line}" for line in self.log)
         super().__init__(f"{problem}{'; its last words:' if lines else ''}{lines}")
-
-
-def _environment() -> dict[str, str]:
-    """Ours, without the settings that are meant for an agent of a cluster."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
 
 
 @contextlib.asynccontextmanager
@@ -84,7 +78,8 @@ class AgentProcess:
             *AGENT_COMMAND,
             *("--socket", str(socket)),
             f"--exit-with-parent={os.getpid()}",
-            env=_environment(),
+            env=interpreter.environment(),
+            cwd=interpreter.DIRECTORY,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import click
 
+from latencyprobe import interpreter
 from latencyprobe.demo_traffic import (
     BLOCKING_EVERY_SECONDS,
     BLOCKING_SECONDS,
@@ -180,7 +181,9 @@ async def _peer(role: str) -> AsyncIterator[_Peer]:
     process = await asyncio.create_subprocess_exec(
         # Both exec, so that the process id stays; it dies with us, and its netns with it.
         *("setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--"),
-        *(sys.executable, "-P", "-m", "latencyprobe.demo_traffic", role),
+        *interpreter.python_module("latencyprobe.demo_traffic", role),
+        env=interpreter.environment(),
+        cwd=interpreter.DIRECTORY,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,

@@ -7,13 +7,11 @@ import json
 import os
 import subprocess
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tests.patience import patient
 
-MARK = "LEFTOVERS_OF"
 # The kernel frees programs in its own time, and on a busy machine processes end in theirs.
 PATIENCE_SECONDS = patient(30)
 
@@ -22,16 +20,14 @@ class Traces:
     """Watches over what is started with `environment`, wherever it forks to."""
 
     def __init__(self, temporary: Path) -> None:
-        self._mark = f"{MARK}={uuid.uuid4()}"
         self._temporary = temporary
         self._programs_before = _program_ids()
         self._interfaces_before = _interfaces()
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """What to start it with: everything that it starts inherits the mark."""
-        name, _, value = self._mark.partition("=")
-        return {**os.environ, name: value, "TMPDIR": str(self._temporary)}
+        """What to start it with: everything that it starts has its temporary files there too."""
+        return {**os.environ, "TMPDIR": str(self._temporary)}
 
     def assert_gone(self) -> None:
         """Wait until nothing of it is there any more."""
@@ -56,9 +52,11 @@ class Traces:
         return {kind: things for kind, things in found.items() if things}
 
     def _processes(self) -> Iterator[str]:
+        mark = f"TMPDIR={self._temporary}/"
         for directory in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if self._mark.encode() in (directory / "environ").read_bytes().split(b"\0"):
+                variables = os.fsdecode((directory / "environ").read_bytes()).split("\0")
+                if any(f"{variable}/".startswith(mark) for variable in variables):
                     command = (directory / "cmdline").read_bytes().replace(b"\0", b" ")
                     yield f"{directory.name}: {command.decode(errors='replace')}"
 

@@ -52,10 +52,13 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traces]:
     watch.assert_gone()
 
 
-def run(traces: Traces, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(
+    traces: Traces, *arguments: str, directory: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*LATENCYPROBE, "run", *arguments],
         env=traces.environment,
+        cwd=directory,
         check=False,
         capture_output=True,
         text=True,
@@ -96,8 +99,21 @@ def test_the_parts_of_a_total_add_up_to_it(traces: Traces, tmp_path: Path) -> No
         assert parts_ns == pytest.approx(whole["meanNs"] * whole["count"], rel=0.01)
 
 
+def test_modules_in_the_working_directory_are_not_executed(traces: Traces, tmp_path: Path) -> None:
+    proof = tmp_path / "proof"
+    planted = tmp_path / "planted"
+    planted.mkdir()
+    for name in ("bcc", "json", "socket", "types", "click", "grpc", "latencyprobe_agent"):
+        (planted / f"{name}.py").write_text(f"open({str(proof)!r}, 'a').write({name!r})\n")
+
+    ended = run(traces, "-o", "json", "--", *talker(1), directory=planted)
+
+    assert ended.returncode == 9, ended.stderr
+    assert not proof.exists(), f"executed: {proof.read_text()}"
+
+
 def talker(requests: int) -> list[str]:
-    return ["/usr/bin/python3", "-c", TALKER, str(requests)]
+    return ["/usr/bin/python3", "-I", "-c", TALKER, str(requests)]
 
 
 def test_only_the_asked_for_port_is_measured(traces: Traces) -> None:

@@ -153,7 +153,7 @@ def _delete(path: Path) -> None:
 
 def _pip_install(requirements: Sequence[str], architecture: str, folder: Path) -> None:
     machine = ARCHITECTURES[architecture]
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder)]
+    command = [sys.executable, "-I", "-m", "pip", "install", "--quiet", "--target", str(folder)]
     command += ["--no-deps", "--no-compile", "--only-binary=:all:", "--root-user-action=ignore"]
     command += ["--implementation=cp", f"--python-version={PYTHON}"]
     command += [f"--abi={abi}" for abi in (f"cp{PYTHON.replace('.', '')}", "abi3", "none")]

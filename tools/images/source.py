@@ -54,7 +54,8 @@ def copy_sources(folder: Path) -> Path:
 
 def build_wheel(folder: Path) -> Path:
     """The project's wheel, in `folder`, built with what is installed. Raises SourceError."""
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    build = [sys.executable, "-I", "-m", "pip", "wheel"]
+    build += ["--quiet", "--no-deps", "--no-build-isolation"]
     with tempfile.TemporaryDirectory() as scratch:
         source = copy_sources(Path(scratch, "source"))
         answer = subprocess.run(

@@ -12,12 +12,12 @@ import ctypes
 import json
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from tempfile import TemporaryDirectory
 
+from latencyprobe import interpreter
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.compiler import MESSAGE_BYTES, Answer, Request
 from latencyprobe_agent.kernel.configuration import ConfigMemory
@@ -44,15 +44,13 @@ async def build(request: Request) -> LoadedObject:
     with ours, theirs, TemporaryDirectory(prefix="latencyprobe-") as temporary:
         ours.setblocking(False)
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "latencyprobe_agent.kernel.compiler",
-            str(theirs.fileno()),
+            *interpreter.python_module("latencyprobe_agent.kernel.compiler", str(theirs.fileno())),
             pass_fds=(theirs.fileno(),),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, "TMPDIR": temporary},
+            env=interpreter.environment(TMPDIR=temporary),
+            cwd=interpreter.DIRECTORY,
         )
         theirs.close()
         try:
