@@ -50,6 +50,10 @@ LEASE_SECONDS = 300
 CONNECT_SECONDS = 5.0
 APPLY_SECONDS = 60.0
 SKEW_RETRY_SECONDS = 30.0
+# An agent forgets its generation when nobody has listened for a lease.
+IMPLAUSIBLE_RETRY_SECONDS = LEASE_SECONDS + 5.0
+# How far the clock of an operator before this one may have been ahead.
+MAX_AHEAD_SECONDS = 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,22 @@ class LinkBrokenError(Exception):
     """The agent ended the stream of reports, or is not the one any more that it was."""
 
 
+class CredentialsError(Exception):
+    """The operator's own certificate, key or authority cannot be used."""
+
+
+class ImplausibleGenerationError(Exception):
+    """An agent's generation that no operator with a sound clock has applied."""
+
+    def __init__(self, generation: int) -> None:
+        self.generation = generation
+        super().__init__(
+            f"the agent reports generation {generation}, over {MAX_AHEAD_SECONDS} s ahead of the "
+            "operator's clock: check the clocks of both nodes; next attempt when its lease has "
+            f"ended, in {IMPLAUSIBLE_RETRY_SECONDS:g} s, or restart the agent"
+        )
+
+
 class CertificatesRenewedError(Exception):
     """There are newer certificates than this session's: another one begins with them."""
 
@@ -113,7 +133,11 @@ class Listener(Protocol):
 
 
 class Generations:
-    """Numbers that grow, over restarts of the operator too: they begin at the wall clock."""
+    """The numbers of one agent's states: they grow, and begin at the wall clock.
+
+    So they grow over restarts of the operator too. Each link has its own, since they follow what
+    its agent reports: an agent that lies disables itself.
+    """
 
     def __init__(self, clock_ns: Callable[[], int] = time.time_ns) -> None:
         self._clock_ns = clock_ns
@@ -125,7 +149,12 @@ class Generations:
         return self._last
 
     def observe(self, generation: int) -> None:
-        """Go beyond a number that an agent holds: another clock was ahead of ours."""
+        """Go beyond a number that the agent holds: another clock was ahead of ours.
+
+        Raises ImplausibleGenerationError for one that no clock explains.
+        """
+        if generation > max(self._last, self._clock_ns() + MAX_AHEAD_SECONDS * 10**9):
+            raise ImplausibleGenerationError(generation)
         self._last = max(self._last, generation)
 
 
@@ -185,7 +214,7 @@ class AgentLink:
         *,
         credentials: Callable[[], grpc.ChannelCredentials],
         renewal: Renewal,
-        generations: Generations,
+        clock_ns: Callable[[], int],
         listener: Listener,
         metrics: Metrics,
         gate: asyncio.Event,
@@ -197,7 +226,7 @@ class AgentLink:
         self.settled = asyncio.Event()
         self._credentials = credentials
         self._renewal = renewal
-        self._generations = generations
+        self._generations = Generations(clock_ns)
         self._listener = listener
         self._metrics = metrics
         self._gate = gate
@@ -260,8 +289,17 @@ class AgentLink:
             self._fail(State.UNREACHABLE, f"{self.endpoint.address}: {_tell(error)}")
         except LinkBrokenError as error:
             self._fail(State.CONNECTING, f"{self.endpoint.address}: {error}")
-        except (OSError, ValueError) as error:
-            self._fail(State.UNREACHABLE, f"the operator's own certificate: {error}")
+        except ImplausibleGenerationError as error:
+            self._fail(State.UNREACHABLE, f"{self.endpoint.address}: {error}")
+            return IMPLAUSIBLE_RETRY_SECONDS
+        except CredentialsError as error:
+            self._fail(State.UNREACHABLE, str(error))
+        except Exception as error:
+            # Whatever an agent sent to cause this, the link goes on, and the others do not notice.
+            logger.exception("agent on node %s: unexpected", self.node)
+            self._fail(
+                State.UNREACHABLE, f"{self.endpoint.address}: unexpected {type(error).__name__}"
+            )
         else:
             return 0.0
         return self._backoff.next()
@@ -269,9 +307,11 @@ class AgentLink:
     async def _session(self) -> None:
         """Ends by itself only when there is nothing to measure, and the agent knows it."""
         self._applied = None
-        channel = aio.secure_channel(
-            self.endpoint.address, self._credentials(), options=_CHANNEL_OPTIONS
-        )
+        try:
+            credentials = self._credentials()
+        except (OSError, ValueError) as error:
+            raise CredentialsError(f"the operator's own certificate: {error}") from error
+        channel = aio.secure_channel(self.endpoint.address, credentials, options=_CHANNEL_OPTIONS)
         async with channel:
             stub: NodeAgentAsyncStub = NodeAgentStub(channel)
             await self._greet(stub)
@@ -420,14 +460,14 @@ class Fleet:
         credentials: Callable[[], grpc.ChannelCredentials],
         listener: Listener,
         metrics: Metrics,
-        generations: Generations | None = None,
+        clock_ns: Callable[[], int] = time.time_ns,
         renewal: Renewal | None = None,
     ) -> None:
         self._credentials = credentials
         self._renewal = renewal or Renewal(credentials)
         self._listener = listener
         self._metrics = metrics
-        self._generations = generations or Generations()
+        self._clock_ns = clock_ns
         self._gate = asyncio.Event()
         self._links: dict[str, AgentLink] = {}
         self._absent: dict[str, str] = {}
@@ -510,7 +550,7 @@ class Fleet:
             endpoint,
             credentials=self._credentials,
             renewal=self._renewal,
-            generations=self._generations,
+            clock_ns=self._clock_ns,
             listener=self._listener,
             metrics=self._metrics,
             gate=self._gate,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,13 @@ import pytest
 
 from latencyprobe.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.desired import NO_STATE, DesiredStates, NodeState
-from latencyprobe_operator.fleet import Endpoint, Fleet, Generations, TlsFiles
+from latencyprobe_operator.fleet import (
+    Endpoint,
+    Fleet,
+    Generations,
+    ImplausibleGenerationError,
+    TlsFiles,
+)
 from latencyprobe_operator.messages import TargetState
 from latencyprobe_operator.metrics import Metrics
 from latencyprobe_operator.renewal import Renewal
@@ -199,7 +206,7 @@ async def test_an_agent_ahead_of_our_clock_is_overtaken(
         credentials=operator_tls.credentials,
         listener=ears,
         metrics=Metrics(),
-        generations=Generations(lambda: next(ticks)),
+        clock_ns=lambda: next(ticks),
     )
     fleet.open()
     fleet.want("node-a", state_of("a"))
@@ -214,6 +221,58 @@ async def test_an_agent_ahead_of_our_clock_is_overtaken(
     )
     assert agent.applied[-1].generation == 2001
     await fleet.close()
+
+
+@pytest.mark.parametrize("generation", [2**64 - 1, 2**64 - 3, 2**63, 4 * 10**18])
+async def test_an_implausible_generation_disables_only_the_agent_that_reports_it(
+    fleet: Fleet, agent: FakeAgent, agent_tls: TlsFiles, generation: int
+) -> None:
+    liar = FakeAgent(agent_tls)
+    await liar.start()
+    await connect(fleet, agent, state_of("a"))
+    fleet.want("node-b", state_of("a"))
+    fleet.set_agent("node-b", Endpoint(liar.address))
+    await until(
+        lambda: fleet.view("node-b").state is State.READY and liar.listeners,
+        what=lambda: fleet.view("node-b"),
+    )
+
+    liar.send(pb.Report(instance_id=liar.instance_id, generation=generation))
+
+    await until(
+        lambda: fleet.view("node-b").state is State.UNREACHABLE,
+        what=lambda: fleet.view("node-b"),
+    )
+    assert f"reports generation {generation}" in fleet.view("node-b").message
+    fleet.want("node-a", state_of("a", "b"))
+    assert await fleet.settle(["node-a"], timeout_seconds=50)
+    assert fleet.view("node-a").state is State.READY
+    assert agent.applied[-1].generation < time.time_ns() + 10**9
+    await liar.stop()
+
+
+async def test_a_link_survives_an_answer_that_breaks_its_reader(
+    fleet: Fleet, agent: FakeAgent, ears: Ears, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await connect(fleet, agent, state_of("a"))
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(ears, "on_report", fail)
+        agent.report(UID, {target_id("a"): measurement(1)})
+        await until(
+            lambda: "ZeroDivisionError" in fleet.view("node-a").message,
+            what=lambda: fleet.view("node-a"),
+        )
+
+    await until(
+        lambda: fleet.view("node-a").state is State.READY and agent.listeners == 1,
+        what=lambda: fleet.view("node-a"),
+    )
+    agent.report(UID, {target_id("a"): measurement(1)})
+    await until(lambda: ears.reports, what=lambda: ears.reports)
 
 
 async def test_an_agent_of_another_protocol_is_left_alone(fleet: Fleet, agent: FakeAgent) -> None:
@@ -371,6 +430,18 @@ async def test_what_becomes_of_targets_is_heard(fleet: Fleet, agent: FakeAgent, 
         lambda: fleet.view("node-a").targets[UID][target_id("a")].state is TargetState.GONE,
         what=lambda: fleet.view("node-a"),
     )
+
+
+def test_a_generation_up_to_an_hour_ahead_of_the_clock_is_overtaken() -> None:
+    hour = 3600 * 10**9
+    generations = Generations(lambda: 1000)
+
+    generations.observe(1000 + hour)
+    assert generations.next() == 1001 + hour
+    generations.observe(1001 + hour)  # our own
+    with pytest.raises(ImplausibleGenerationError):
+        generations.observe(1002 + hour)
+    assert generations.next() == 1002 + hour
 
 
 def test_generations_grow_though_the_clock_goes_back() -> None:
