@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 PROTOS := $(wildcard proto/latencyprobe/v1/*.proto)
-STUBS := latencyprobe/v1/node_agent_pb2.py
+STUBS := latencyprobe/protocol/v1/node_agent_pb2.py
 # tools/setup-go may have put a Go into .venv; it goes before an older one of the machine.
 CLUSTER_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 
@@ -127,7 +127,7 @@ lock: $(VENV)/.venv ## Pin the newest packages that pyproject.toml allows
 .PHONY: clean
 clean: ## Remove everything that was made, .venv included
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache \
-		.pytest_cache .ruff_cache $(wildcard latencyprobe/v1/node_agent_pb2*)
+		.pytest_cache .ruff_cache $(wildcard latencyprobe/protocol/v1/node_agent_pb2*)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---------------------------------------------------------------- the set-up, step by step

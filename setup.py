@@ -13,7 +13,8 @@ from setuptools import Command, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-PROTO_ROOT = ROOT / "proto"
+PROTO_ROOT = ROOT / "proto" / "latencyprobe"
+STUBS = Path("latencyprobe", "protocol", "v1")
 BPF_SOURCES = ROOT / "bpf"
 BPF_PACKAGE_FOLDER = Path("latencyprobe_agent", "bpf")
 # protoc itself knows the types of messages (`pyi`), not those of services.
@@ -45,10 +46,10 @@ class Stubs(Command):
         # Only a build needs it, and a build backend must import without it.
         from grpc_tools import protoc  # noqa: PLC0415
 
-        protos = sorted(str(path) for path in PROTO_ROOT.rglob("*.proto"))
+        protos = [str(STUBS / path.name) for path in sorted((PROTO_ROOT / "v1").glob("*.proto"))]
         arguments = [
             "protoc",
-            f"-I{PROTO_ROOT}",
+            f"-I{STUBS.parent}={PROTO_ROOT}",  # the stubs import each other as what they become
             f"-I{Path(protoc.__file__).parent / '_proto'}",  # google/protobuf/*.proto
             f"--plugin={STUB_TYPES_PLUGIN}={_program(STUB_TYPES_PLUGIN)}",
             *(f"--{output}_out={ROOT}" for output in ("python", "pyi", "grpc_python")),

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Histograms: base-2 exponential, schema 3, the positions of latencyprobe/histogram.py.
+ * Histograms: base-2 exponential, schema 3, the positions of latencyprobe/domain/histogram.py.
  *
  * One array element per slot and epoch holds all stages and counters of a target, so that a packet
  * costs one lookup however many stages it has. The agent flips the epoch, waits until no program
@@ -17,7 +17,7 @@
 #define ABOVE_ALL ((1ULL << LAST_OCTAVE) + 1)
 #define POSITIONS (OVERFLOW_POSITION + 1)
 
-/* Why a sample is missing from a stage; latencyprobe/measurement.py says what each means. */
+/* Why a sample is missing from a stage; latencyprobe/domain/measurement.py says what each means. */
 enum missing { LOST, UNMATCHED, CLAMPED, NR_MISSING };
 
 struct stage_stats {

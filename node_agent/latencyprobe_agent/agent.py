@@ -16,12 +16,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, 
 from dataclasses import dataclass
 
 from latencyprobe import __version__
-from latencyprobe.measurement import NodeMeasurement
-from latencyprobe.packet_wire import counts_to_proto, packet_to_proto
-from latencyprobe.packets import TracedPacket
-from latencyprobe.stages import Module
-from latencyprobe.v1 import node_agent_pb2 as pb
-from latencyprobe.wire import PROTOCOL_VERSION
+from latencyprobe.domain.measurement import NodeMeasurement
+from latencyprobe.domain.packets import TracedPacket
+from latencyprobe.domain.stages import Module
+from latencyprobe.protocol.measurements import PROTOCOL_VERSION
+from latencyprobe.protocol.packets import counts_to_proto, packet_to_proto
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.collector import Collector, Moment, OverheadMeter, ProbeFigures
 from latencyprobe_agent.desired import (
     NOTHING_DESIRED,
@@ -33,9 +33,6 @@ from latencyprobe_agent.desired import (
 )
 from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.evidence.source import EvidenceSource
-from latencyprobe_agent.governor import Sampling, strictest
-from latencyprobe_agent.messages import coverage_messages, probe_report, status_message
-from latencyprobe_agent.metrics import Metrics
 from latencyprobe_agent.plan import (
     SlotKey,
     SlotTable,
@@ -48,6 +45,9 @@ from latencyprobe_agent.plan import (
     wanted_modules,
     wanted_slots,
 )
+from latencyprobe_agent.sampling import Sampling, strictest
+from latencyprobe_agent.serving.messages import coverage_messages, probe_report, status_message
+from latencyprobe_agent.serving.metrics import Metrics
 from latencyprobe_agent.slots import Engine, EngineError, Overhead, SlotSpec
 from latencyprobe_agent.targets.facts import Facts, failed
 from latencyprobe_agent.targets.resolver import Resolver

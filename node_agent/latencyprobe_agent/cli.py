@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from latencyprobe import __version__
-from latencyprobe.wire import OPERATOR_NAME
+from latencyprobe.protocol.measurements import OPERATOR_NAME
 from latencyprobe_agent import logs
 from latencyprobe_agent.main import (
     Settings,
@@ -19,8 +19,8 @@ from latencyprobe_agent.main import (
     exit_with_parent,
     run,
 )
-from latencyprobe_agent.server import SocketAddress, TcpAddress
-from latencyprobe_agent.tls import TlsFiles
+from latencyprobe_agent.serving.service import SocketAddress, TcpAddress
+from latencyprobe_agent.serving.tls import TlsFiles
 
 _FILE = click.Path(path_type=Path)
 

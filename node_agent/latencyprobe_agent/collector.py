@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from latencyprobe.measurement import (
+from latencyprobe.domain.measurement import (
     NOTHING,
     NOTHING_OF_THE_NODE,
     Measurement,
     NodeMeasurement,
 )
-from latencyprobe.stages import Module, counter_module, stages_of
+from latencyprobe.domain.stages import Module, counter_module, stages_of
 from latencyprobe_agent.desired import Desired, Probe
 from latencyprobe_agent.plan import TargetKey
 

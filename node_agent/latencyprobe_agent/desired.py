@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from latencyprobe.stages import Module
-from latencyprobe.v1 import node_agent_pb2 as pb
+from latencyprobe.domain.stages import Module
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.slots import SocketFilter
 
 MAX_PROBES = 256

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from latencyprobe.capabilities import (
+from latencyprobe.process.capabilities import (
     CAP_SYS_ADMIN,
     MissingCapabilityError,
     effective_capabilities,
@@ -25,12 +25,12 @@ from latencyprobe_agent.evidence.gatherer import Gatherer
 from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.kernel.headers import kernel_types_kind
-from latencyprobe_agent.metrics import Metrics, MetricsServer
 from latencyprobe_agent.node import HostNetnsError, host_netns_inode
-from latencyprobe_agent.server import ListenError, Server, SocketAddress, TcpAddress
+from latencyprobe_agent.serving.metrics import Metrics, MetricsServer
+from latencyprobe_agent.serving.service import ListenError, Server, SocketAddress, TcpAddress
+from latencyprobe_agent.serving.tls import TlsFileError
 from latencyprobe_agent.slots import Engine, EngineError
 from latencyprobe_agent.targets.resolver import Resolver
-from latencyprobe_agent.tls import TlsFileError
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from latencyprobe.stages import Module
+from latencyprobe.domain.stages import Module
 from latencyprobe_agent.desired import Desired, NetnsTarget, Selector
 from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.slots import MAX_SLOTS, SlotSpec, SocketFilter

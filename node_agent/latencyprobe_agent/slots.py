@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from latencyprobe.coverage import StageCoverage
-from latencyprobe.measurement import Measurement, NodeMeasurement
-from latencyprobe.packets import TraceCounts, TracedPacket
-from latencyprobe.stages import Module
+from latencyprobe.domain.coverage import StageCoverage
+from latencyprobe.domain.measurement import Measurement, NodeMeasurement
+from latencyprobe.domain.packets import TraceCounts, TracedPacket
+from latencyprobe.domain.stages import Module
 
 MAX_SLOTS = 256
 

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from latencyprobe.packets import LONGEST_NS
-from latencyprobe.stages import PACKET_STAGES
-from latencyprobe.v1 import node_agent_pb2 as pb
+from latencyprobe.domain.packets import LONGEST_NS
+from latencyprobe.domain.stages import PACKET_STAGES
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.desired import Desired, InvalidStateError, Probe
 from latencyprobe_agent.plan import SlotKey
 from latencyprobe_agent.slots import EngineError, TraceSpec

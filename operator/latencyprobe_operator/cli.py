@@ -10,7 +10,7 @@ from kubernetes.aio.config import ConfigException
 
 from latencyprobe import __version__
 from latencyprobe_operator import logs
-from latencyprobe_operator.fleet import TlsFiles
+from latencyprobe_operator.agents.fleet import TlsFiles
 from latencyprobe_operator.main import Options, run
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)

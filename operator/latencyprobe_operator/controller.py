@@ -10,17 +10,17 @@ from typing import Any
 
 import grpc
 
-from latencyprobe.v1 import node_agent_pb2 as pb
-from latencyprobe_operator.backoff import Backoff
-from latencyprobe_operator.cluster import UNAVAILABLE, ApiError, Cluster
-from latencyprobe_operator.desired import DesiredStates
-from latencyprobe_operator.fleet import Endpoint, Fleet
+from latencyprobe.process.backoff import Backoff
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe_operator.agents.fleet import Endpoint, Fleet
+from latencyprobe_operator.api.spec import probe_key
+from latencyprobe_operator.desired_state import DesiredStates
+from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, Cluster
+from latencyprobe_operator.kube.pods import PodsChange, PodSet, PodsListener, PodWatches
 from latencyprobe_operator.metrics import Metrics
-from latencyprobe_operator.nodes import AgentView
-from latencyprobe_operator.pods import PodsChange, PodSet, PodsListener, PodWatches
-from latencyprobe_operator.probe import Probe
-from latencyprobe_operator.selection import Pod, newest_by_node
-from latencyprobe_operator.spec import probe_key
+from latencyprobe_operator.model import Pod, newest_by_node
+from latencyprobe_operator.probes.nodes import AgentView
+from latencyprobe_operator.probes.probe import Probe
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import kopf
 
-from latencyprobe_operator.cluster import GROUP, PLURAL, VERSION, Cluster
+from latencyprobe.process.tasks import first_to_end
 from latencyprobe_operator.controller import Controller
-from latencyprobe_operator.racing import first_to_end
+from latencyprobe_operator.kube.cluster import GROUP, PLURAL, VERSION, Cluster
 from latencyprobe_operator.release import FINALIZER
 
 _PREFIX = "kopf.latencyprobe.io"

@@ -10,10 +10,10 @@ from pathlib import Path
 import kopf
 import prometheus_client
 
-from latencyprobe_operator.cluster import Cluster
+from latencyprobe_operator.agents.fleet import TlsFiles
 from latencyprobe_operator.controller import AgentSource, Controller
-from latencyprobe_operator.fleet import TlsFiles
 from latencyprobe_operator.handlers import build_registry
+from latencyprobe_operator.kube.cluster import Cluster
 from latencyprobe_operator.metrics import Metrics
 
 

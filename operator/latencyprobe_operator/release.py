@@ -17,7 +17,7 @@ import click
 from kubernetes.aio.config import ConfigException
 
 from latencyprobe_operator import logs
-from latencyprobe_operator.cluster import UNAVAILABLE, ApiError, Cluster
+from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, Cluster
 
 logger = logging.getLogger(__name__)
 

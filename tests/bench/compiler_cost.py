@@ -11,7 +11,7 @@ import json
 import resource
 import time
 
-from latencyprobe.stages import DEFAULT_MODULES
+from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel.engine import KernelEngine
 from tests.bench.network import own_netns
 

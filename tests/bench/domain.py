@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from rich.progress import Progress
 from rich.table import Table
 
-from latencyprobe.histogram import Histogram
-from latencyprobe.measurement import Measurement, StageMeasurement, total
-from latencyprobe.report import report_on
-from latencyprobe.stages import COUNTERS, DEFAULT_MODULES, STAGES
-from latencyprobe.v1 import node_agent_pb2 as pb
-from latencyprobe.wire import measurement_from_proto, measurement_to_proto
-from latencyprobe_operator.reports import ProbeWindows
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.measurement import Measurement, StageMeasurement, total
+from latencyprobe.domain.report import report_on
+from latencyprobe.domain.stages import COUNTERS, DEFAULT_MODULES, STAGES
+from latencyprobe.protocol.measurements import measurement_from_proto, measurement_to_proto
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe_operator.probes.windows import ProbeWindows
 from tests.bench.outcome import Outcome
 from tests.bench.ratio import Spread, verdict
 

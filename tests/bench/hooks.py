@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from rich.progress import Progress
 from rich.table import Table
 
-from latencyprobe.stages import DEFAULT_MODULES, Module
+from latencyprobe.domain.stages import DEFAULT_MODULES, Module
 from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.kernel.hooks import EVENTS
 from latencyprobe_agent.slots import SlotSpec

@@ -24,15 +24,17 @@ from google.protobuf.duration_pb2 import Duration
 from rich.progress import Progress
 from rich.table import Table
 
-from latencyprobe.stages import DEFAULT_MODULES
-from latencyprobe.v1 import node_agent_pb2 as pb
-from latencyprobe.v1.node_agent_pb2_grpc import NodeAgentStub
+from latencyprobe.domain.stages import DEFAULT_MODULES
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from tests.bench.outcome import CannotMeasureError, Outcome
 from tests.bench.programs import kernel_memory
 from tests.bench.ratio import Spread, verdict
 
 if TYPE_CHECKING:
-    from latencyprobe.v1.node_agent_pb2_grpc import NodeAgentAsyncStub  # in the stubs alone
+    from latencyprobe.protocol.v1.node_agent_pb2_grpc import (
+        NodeAgentAsyncStub,  # in the stubs alone
+    )
 
 DEFAULT_ROUNDS = 3
 PODS = 110
@@ -126,7 +128,7 @@ async def _agent() -> AsyncIterator[tuple[int, NodeAgentAsyncStub]]:
         with tempfile.TemporaryFile("w+") as log:
             process = subprocess.Popen(  # noqa: ASYNC220 - nothing else runs meanwhile
                 [
-                    *(sys.executable, "-P", "-m", "latencyprobe.cli", "agent"),
+                    *(sys.executable, "-P", "-m", "latencyprobe.commands.cli", "agent"),
                     *("--socket", address, "--exit-with-parent"),
                 ],
                 stdout=log,

@@ -20,16 +20,16 @@ from pathlib import Path
 
 from kubernetes.aio.client.configuration import Configuration
 
-from latencyprobe.histogram import Histogram
-from latencyprobe.measurement import Measurement, StageMeasurement
-from latencyprobe.stages import STAGES
-from latencyprobe.v1 import node_agent_pb2 as pb
-from latencyprobe.wire import measurement_to_proto
-from latencyprobe_operator.cluster import Cluster
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.measurement import Measurement, StageMeasurement
+from latencyprobe.domain.stages import STAGES
+from latencyprobe.protocol.measurements import measurement_to_proto
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe_operator.agents.fleet import TlsFiles
+from latencyprobe_operator.api.status import size_bytes
 from latencyprobe_operator.controller import AgentSource, Controller
-from latencyprobe_operator.fleet import TlsFiles
+from latencyprobe_operator.kube.cluster import Cluster
 from latencyprobe_operator.metrics import Metrics
-from latencyprobe_operator.status import size_bytes
 from tests.unit.operator_.fake_agent import AGENT_NAME, OPERATOR_NAME, Authority, FakeAgent
 from tests.unit.operator_.fake_api import FakeApi
 from tests.unit.operator_.samples import Json, pod_body, probe_body

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import grpc
 from cryptography import x509
 
-from latencyprobe.v1 import node_agent_pb2 as pb
-from latencyprobe.v1.node_agent_pb2_grpc import NodeAgentStub
-from latencyprobe_operator.fleet import AGENT_SERVER_NAME
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
+from latencyprobe_operator.agents.fleet import AGENT_SERVER_NAME
 from tests.cluster.release import AGENT_PORT
 from tests.cluster.waiting import wait_until
 

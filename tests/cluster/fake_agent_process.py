@@ -11,9 +11,9 @@ import sys
 import uuid
 from pathlib import Path
 
-from latencyprobe.histogram import Histogram
-from latencyprobe.measurement import Measurement, StageMeasurement
-from latencyprobe_operator.fleet import TlsFiles
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.measurement import Measurement, StageMeasurement
+from latencyprobe_operator.agents.fleet import TlsFiles
 from tests.unit.operator_.fake_agent import AGENT_NAME, FakeAgent
 
 PACKETS = 100

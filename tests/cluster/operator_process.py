@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from latencyprobe_operator.fleet import TlsFiles
+from latencyprobe_operator.agents.fleet import TlsFiles
 from tests.cluster.environment import Cluster
 
 ROOT = Path(__file__).parents[2]

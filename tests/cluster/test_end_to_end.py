@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from latencyprobe_operator.fleet import TlsFiles
+from latencyprobe_operator.agents.fleet import TlsFiles
 from tests.cluster import manifests
 from tests.cluster.environment import Cluster
 from tests.cluster.operator_process import (

@@ -13,8 +13,8 @@ import grpc
 import pytest
 
 from latencyprobe import __version__
-from latencyprobe.v1 import node_agent_pb2 as pb
-from latencyprobe.v1.node_agent_pb2_grpc import NodeAgentStub
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from tests.cluster import programs
 from tests.cluster.containers import Mount, Privileges, UnpackedImage
 from tests.cluster.waiting import wait_until

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from latencyprobe.pki import Authority, Credential
+from latencyprobe.commands.pki import Authority, Credential
 from tests.chart.helm import RELEASE
 from tests.cluster.agents_tls import node_name, wait_until_served
 from tests.cluster.release import NAMESPACES, Release

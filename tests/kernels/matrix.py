@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from latencyprobe.coverage import CoverageState
-from latencyprobe.stages import BY_NAME, Module, counters_of
+from latencyprobe.domain.coverage import CoverageState
+from latencyprobe.domain.stages import BY_NAME, Module, counters_of
 from tests.kernels.errors import KernelError
 from tests.kernels.inside.results import KernelCoverage
 from tests.kernels.vm import ROOT

@@ -12,8 +12,8 @@ import os
 import sys
 from collections.abc import Mapping
 
-from latencyprobe.coverage import CoverageState
-from latencyprobe.stages import Module
+from latencyprobe.domain.coverage import CoverageState
+from latencyprobe.domain.stages import Module
 from latencyprobe_agent.evidence.namespaces import Namespace, Reader
 from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.kernel.overhead import LOOK_SECONDS

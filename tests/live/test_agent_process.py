@@ -15,16 +15,16 @@ from urllib.request import urlopen
 import grpc
 import pytest
 
-from latencyprobe.pki import initialise
-from latencyprobe.v1 import node_agent_pb2 as pb
-from latencyprobe.v1.node_agent_pb2_grpc import NodeAgentStub
-from latencyprobe.wire import AGENT_NAME
+from latencyprobe.commands.pki import initialise
+from latencyprobe.protocol.measurements import AGENT_NAME
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from tests.live.targets import made_cgroup, python, sleeper, until
 from tests.unit.agent.states import probe, state
 
 POD_UID = "5d0c8f4e-7a3b-4c1d-9e2f-6b8a0d1c2e3f"
 CID = "cd" * 32
-AGENT = (sys.executable, "-P", "-m", "latencyprobe.cli", "agent")
+AGENT = (sys.executable, "-P", "-m", "latencyprobe.commands.cli", "agent")
 
 
 @contextlib.contextmanager

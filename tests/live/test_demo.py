@@ -13,7 +13,7 @@ import pytest
 
 from tests.live.leftovers import Traces
 
-DEMO = [sys.executable, "-P", "-m", "latencyprobe.cli", "demo"]
+DEMO = [sys.executable, "-P", "-m", "latencyprobe.commands.cli", "demo"]
 DEADLINE_S = 60.0
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from latencyprobe.coverage import CoverageState
-from latencyprobe.stages import Module
+from latencyprobe.domain.coverage import CoverageState
+from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.slots import SlotSpec
 from tests.live.pods import Pod

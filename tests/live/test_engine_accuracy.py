@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from latencyprobe.histogram import Histogram
-from latencyprobe.measurement import Measurement
-from latencyprobe.stages import DEFAULT_MODULES, Module
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.measurement import Measurement
+from latencyprobe.domain.stages import DEFAULT_MODULES, Module
 from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.slots import SlotSpec, SocketFilter
 from tests.live.pods import Namespace, Pod

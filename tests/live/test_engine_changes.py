@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from latencyprobe.stages import DEFAULT_MODULES, Module
+from latencyprobe.domain.stages import DEFAULT_MODULES, Module
 from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.slots import EngineError, SlotSpec, SocketFilter
 from tests.live.pods import Pod, namespace, run

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import pytest
 
-from latencyprobe.measurement import Measurement
-from latencyprobe.stages import DEFAULT_MODULES
-from latencyprobe.verdict import Bottleneck, judge
+from latencyprobe.domain.measurement import Measurement
+from latencyprobe.domain.stages import DEFAULT_MODULES
+from latencyprobe.domain.verdict import Bottleneck, judge
 from latencyprobe_agent.kernel.engine import KernelEngine
 from tests.live.pods import Namespace, Pod
 from tests.live.sockets import connection, everything_in, read_all, tcp_figures

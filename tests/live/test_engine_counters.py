@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from latencyprobe.coverage import CoverageState
-from latencyprobe.measurement import NOTHING
-from latencyprobe.stages import Module
+from latencyprobe.domain.coverage import CoverageState
+from latencyprobe.domain.measurement import NOTHING
+from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.engine import KernelEngine
 from tests.live.pods import Namespace, Pod
 from tests.live.sockets import (

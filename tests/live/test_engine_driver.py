@@ -12,9 +12,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from latencyprobe.measurement import NOTHING, Measurement
-from latencyprobe.stages import DEFAULT_MODULES
-from latencyprobe.verdict import Bottleneck, judge
+from latencyprobe.domain.measurement import NOTHING, Measurement
+from latencyprobe.domain.stages import DEFAULT_MODULES
+from latencyprobe.domain.verdict import Bottleneck, judge
 from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.slots import SlotSpec
 from tests.live.pods import Namespace, Pod

@@ -11,14 +11,14 @@ from contextlib import contextmanager
 
 import pytest
 
-from latencyprobe.histogram import (
+from latencyprobe.domain.histogram import (
     LAST_OCTAVE,
     MANTISSA_THRESHOLDS,
     POSITIONS,
     position_of,
 )
-from latencyprobe.measurement import NOTHING, Measurement
-from latencyprobe.stages import DEFAULT_MODULES
+from latencyprobe.domain.measurement import NOTHING, Measurement
+from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.btf import KernelTypes
 from latencyprobe_agent.kernel.engine import KernelEngine

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from latencyprobe.coverage import CoverageState, StageCoverage
-from latencyprobe.stages import Module
+from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.engine import KernelEngine
 from tests.live.pods import Pod
 from tests.live.test_engine_accuracy import (

@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
-from latencyprobe.measurement import Measurement
-from latencyprobe.verdict import Bottleneck, judge
+from latencyprobe.domain.measurement import Measurement
+from latencyprobe.domain.verdict import Bottleneck, judge
 from latencyprobe_agent.kernel.engine import KernelEngine
 from tests.live.pods import Namespace, Pod, pods_on_bridge, pods_on_routes
 from tests.live.sockets import PORT, udp_socket

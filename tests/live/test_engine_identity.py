@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from latencyprobe.measurement import NOTHING
-from latencyprobe.stages import DEFAULT_MODULES
+from latencyprobe.domain.measurement import NOTHING
+from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.slots import SlotSpec
 from tests.live.pods import Pod, cgroup, unified_cgroup_root

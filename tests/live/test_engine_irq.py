@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from latencyprobe.measurement import NodeMeasurement
-from latencyprobe.stages import Module
+from latencyprobe.domain.measurement import NodeMeasurement
+from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.engine import KernelEngine
 from tests.live.pods import Pod
 from tests.live.test_engine_accuracy import CLIENT, SERVER, count, measure

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from latencyprobe.coverage import CoverageState, StageCoverage
-from latencyprobe.stages import BY_NAME, Module
+from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe.domain.stages import BY_NAME, Module
 from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.slots import MAX_SLOTS, EngineError, SlotSpec
 from tests.live.pods import Pod
@@ -68,7 +68,7 @@ async def test_nothing_is_left_once_no_module_is_used(
 
 AGENT = """
 import asyncio, json
-from latencyprobe.stages import Module
+from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.engine import KernelEngine
 
 async def main():

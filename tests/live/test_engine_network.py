@@ -6,8 +6,8 @@ import socket
 import time
 from collections.abc import Callable
 
-from latencyprobe.histogram import Histogram
-from latencyprobe.verdict import Bottleneck, judge
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.verdict import Bottleneck, judge
 from latencyprobe_agent.kernel.engine import KernelEngine
 from tests.live.sockets import PORT, connect, listen, read_all
 from tests.live.test_engine_accuracy import CLIENT, RX_PARTS, TX_PARTS

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from latencyprobe.measurement import Measurement
-from latencyprobe.stages import DEFAULT_MODULES
+from latencyprobe.domain.measurement import Measurement
+from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.slots import SlotSpec
 from tests.live.pods import Pod

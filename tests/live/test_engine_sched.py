@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from latencyprobe.coverage import CoverageState
-from latencyprobe.histogram import Histogram
-from latencyprobe.measurement import NOTHING, Measurement
-from latencyprobe.stages import STAGES, Module
+from latencyprobe.domain.coverage import CoverageState
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.measurement import NOTHING, Measurement
+from latencyprobe.domain.stages import STAGES, Module
 from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.slots import SlotSpec
 from tests.live.pods import Pod

@@ -23,8 +23,8 @@ from typing import NoReturn
 
 import pytest
 
-from latencyprobe.measurement import NOTHING
-from latencyprobe.stages import DEFAULT_MODULES
+from latencyprobe.domain.measurement import NOTHING
+from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel import engine as kernel_engine
 from latencyprobe_agent.kernel import loaded
 from latencyprobe_agent.kernel.engine import KernelEngine

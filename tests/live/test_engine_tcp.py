@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from latencyprobe.measurement import NOTHING, Measurement
-from latencyprobe.stages import DEFAULT_MODULES
+from latencyprobe.domain.measurement import NOTHING, Measurement
+from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel.engine import KernelEngine
 from tests.live.pods import Pod
 from tests.live.sockets import (

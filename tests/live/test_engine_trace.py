@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from latencyprobe.packets import TraceCounts, TracedPacket
-from latencyprobe.stages import BY_NAME, Module
+from latencyprobe.domain.packets import TraceCounts, TracedPacket
+from latencyprobe.domain.stages import BY_NAME, Module
 from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.slots import SocketFilter, TraceSpec
 from tests.live.pods import Namespace, Pod

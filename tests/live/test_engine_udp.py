@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from latencyprobe.measurement import NOTHING
+from latencyprobe.domain.measurement import NOTHING
 from latencyprobe_agent.kernel.engine import KernelEngine
 from tests.live.pods import Pod
 from tests.live.sockets import PORT, drain, group_member, send_unread, udp_socket

@@ -14,8 +14,8 @@ from typing import Any
 import grpc
 import pytest
 
-from latencyprobe.v1 import node_agent_pb2 as pb
-from latencyprobe.v1.node_agent_pb2_grpc import NodeAgentStub
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_agent.evidence import ethtool
 from latencyprobe_agent.evidence.counters import (
     PROTOCOL_COUNTERS,
@@ -193,7 +193,8 @@ def test_an_agent_in_a_namespace_of_its_own_tells_of_the_nodes_and_the_pods(
     host, client, server = bridged
     path, log = tmp_path / "private" / "agent.sock", tmp_path / "log"
     command = [
-        *("nsenter", f"--net={netns.path}", sys.executable, "-P", "-m", "latencyprobe.cli"),
+        *("nsenter", f"--net={netns.path}"),
+        *(sys.executable, "-P", "-m", "latencyprobe.commands.cli"),
         *("agent", "--socket", str(path), "--host-netns", str(host.path)),
     ]
     with (
@@ -333,7 +334,7 @@ def test_the_report_of_a_run_tells_of_the_namespace_apart(netns: Namespace, tmp_
     before = nstat(netns)
     subprocess.run(
         [
-            *(sys.executable, "-P", "-m", "latencyprobe.cli", "run", "-o", "json"),
+            *(sys.executable, "-P", "-m", "latencyprobe.commands.cli", "run", "-o", "json"),
             *("--output-file", str(report), "--netns", str(netns.path), "--"),
             *("ip", "netns", "exec", netns.name, "/usr/bin/python3", "-c", OVERFLOW_ACCEPT_QUEUE),
         ],

@@ -17,7 +17,7 @@ import pytest
 
 from tests.live.leftovers import Traces
 
-LATENCYPROBE = [sys.executable, "-P", "-m", "latencyprobe.cli"]
+LATENCYPROBE = [sys.executable, "-P", "-m", "latencyprobe.commands.cli"]
 DEADLINE_S = 60.0
 REQUESTS = 150
 # Asks itself over loopback and says nothing else on stdout: REQUESTS each over IPv4 and IPv6.

@@ -23,17 +23,17 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from latencyprobe.pki import Authority, Credential
-from latencyprobe.v1 import node_agent_pb2 as pb
-from latencyprobe.v1.node_agent_pb2_grpc import NodeAgentStub
-from latencyprobe.wire import AGENT_NAME, MAX_MESSAGE_BYTES, OPERATOR_NAME
+from latencyprobe.commands.pki import Authority, Credential
+from latencyprobe.protocol.measurements import AGENT_NAME, MAX_MESSAGE_BYTES, OPERATOR_NAME
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_agent.desired import MAX_TARGETS
-from latencyprobe_agent.gate import MAX_CONNECTIONS, MAX_HANDSHAKES
+from latencyprobe_agent.serving.tls_proxy import MAX_CONNECTIONS, MAX_HANDSHAKES
 from tests.live.pods import Pod
 from tests.live.targets import until
 from tests.unit.agent.states import seconds
 
-AGENT = (sys.executable, "-P", "-m", "latencyprobe.cli", "agent")
+AGENT = (sys.executable, "-P", "-m", "latencyprobe.commands.cli", "agent")
 REQUESTS = 300
 FLOOD = 400
 MEBIBYTE = 1 << 20

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from latencyprobe.packets import parts_of_packet
-from latencyprobe.stages import parts_of
+from latencyprobe.domain.packets import parts_of_packet
+from latencyprobe.domain.stages import parts_of
 from tests.live.leftovers import Traces
 from tests.live.test_run_command import DEADLINE_S, LATENCYPROBE, wait_until_it_measures
 from tests.unit.test_trace import closing

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from latencyprobe.histogram import Histogram
+from latencyprobe.domain.histogram import Histogram
 
 BUCKET = 2 ** (1 / 8)  # one bucket of the histogram
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from latencyprobe import agent_process, capabilities, cli
+from latencyprobe.commands import cli
+from latencyprobe.local import agent_process
+from latencyprobe.process import capabilities
 
 SCRIPTED_AGENT = Path(__file__).with_name("scripted_agent.py")
 

@@ -14,11 +14,16 @@ from collections.abc import AsyncIterator
 
 import grpc
 
-from latencyprobe.histogram import Histogram
-from latencyprobe.measurement import Measurement, NodeMeasurement, NodeStage, StageMeasurement
-from latencyprobe.v1 import node_agent_pb2 as pb
-from latencyprobe.v1 import node_agent_pb2_grpc as rpc
-from latencyprobe.wire import PROTOCOL_VERSION, measurement_to_proto, node_to_proto
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.measurement import (
+    Measurement,
+    NodeMeasurement,
+    NodeStage,
+    StageMeasurement,
+)
+from latencyprobe.protocol.measurements import PROTOCOL_VERSION, measurement_to_proto, node_to_proto
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe.protocol.v1 import node_agent_pb2_grpc as rpc
 
 Context = grpc.aio.ServicerContext[object, object]
 SCENARIOS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from latencyprobe.capabilities import (
+from latencyprobe.process.capabilities import (
     CAP_BPF,
     CAP_PERFMON,
     CAP_SYS_ADMIN,

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from latencyprobe import __version__, cli
+from latencyprobe import __version__
+from latencyprobe.commands import cli
 
 
 def invoke(*arguments: str) -> Result:
@@ -72,12 +73,12 @@ def test_an_unknown_command_is_refused() -> None:
 def test_a_subcommand_whose_modules_are_not_installed_is_refused_with_what_is_missing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "latencyprobe.pki", None)  # which makes its import fail
+    monkeypatch.setitem(sys.modules, "latencyprobe.commands.pki", None)  # its import fails
     answer = CliRunner().invoke(cli.main, ["pki", "init", "certificates"])
     assert answer.exit_code == 1
     assert answer.output == (
         "Error: `latencyprobe pki` can't be used here: this installation lacks the Python module "
-        "latencyprobe.pki\n"
+        "latencyprobe.commands.pki\n"
     )
 
 
@@ -97,7 +98,7 @@ def test_every_subcommand_of_the_table_exists() -> None:
 )
 def test_a_subcommand_imports_only_what_it_needs(arguments: list[str], unwanted: set[str]) -> None:
     program = (
-        "import sys; from latencyprobe.cli import main\n"
+        "import sys; from latencyprobe.commands.cli import main\n"
         "main(sys.argv[1:], standalone_mode=False)\n"
         "print('\\nimported:', *sys.modules)"
     )
@@ -105,7 +106,7 @@ def test_a_subcommand_imports_only_what_it_needs(arguments: list[str], unwanted:
         [sys.executable, "-c", program, *arguments], check=True, capture_output=True, text=True
     ).stdout
     imported = set(printed.rpartition("imported:")[2].split())
-    assert "latencyprobe.cli" in imported
+    assert "latencyprobe.commands.cli" in imported
     assert not unwanted & imported
 
 
@@ -119,7 +120,7 @@ def test_an_output_file_keeps_its_content_until_there_is_a_new_one(tmp_path: Pat
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give it up")
 def test_without_privileges_the_missing_capabilities_are_named() -> None:
     drop = ["setpriv", "--reuid", "65534", "--clear-groups", "--bounding-set", "-all"]
-    program = "from latencyprobe.capabilities import *; require_capabilities()"
+    program = "from latencyprobe.process.capabilities import *; require_capabilities()"
     ended = subprocess.run(
         [*drop, "/usr/bin/python3", "-c", program],
         check=False,

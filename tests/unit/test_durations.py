@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latencyprobe.durations import LONGEST_NS, DurationError, format_ns, parse_ns, parse_seconds
+from latencyprobe.domain.durations import (
+    LONGEST_NS,
+    DurationError,
+    format_ns,
+    parse_ns,
+    parse_seconds,
+)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latencyprobe.histogram import (
+from latencyprobe.domain.histogram import (
     BUCKETS_PER_OCTAVE,
     EMPTY,
     HIGHEST_NS,

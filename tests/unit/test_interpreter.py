@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from latencyprobe import interpreter
+from latencyprobe.process import interpreter
 
 ROOT = Path(__file__).parents[2]
 PRODUCT = ("latencyprobe", "node_agent", "operator", "tools")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from latencyprobe.coverage import CoverageState, StageCoverage
-from latencyprobe.stages import BY_NAME
+from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe.domain.stages import BY_NAME
 from tests.kernels.debian import RELEASES
 from tests.kernels.errors import KernelError
 from tests.kernels.guests import DEFAULT, cases_in, only_run, wanted_releases

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from latencyprobe.line_output import LineOutput
+from latencyprobe.commands.line_output import LineOutput
 
 
 async def test_what_is_written_arrives(tmp_path: Path) -> None:

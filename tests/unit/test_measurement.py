@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latencyprobe.histogram import Histogram
-from latencyprobe.measurement import (
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.measurement import (
     NOTHING,
     NOTHING_OF_THE_NODE,
     Measurement,
@@ -20,8 +20,8 @@ from latencyprobe.measurement import (
     StageMeasurement,
     total,
 )
-from latencyprobe.stages import COUNTERS, STAGES
-from latencyprobe.window import SlidingWindow
+from latencyprobe.domain.stages import COUNTERS, STAGES
+from latencyprobe.domain.window import SlidingWindow
 
 counts = st.integers(0, 2**32)
 stage_measurements = st.builds(

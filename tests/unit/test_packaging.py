@@ -110,7 +110,7 @@ def test_a_wheel_holds_the_packages_the_stubs_and_the_c_sources(tmp_path: Path) 
     (wheel,) = tmp_path.glob("*.whl")
     files = set(zipfile.ZipFile(wheel).namelist())
     c_sources = {f"latencyprobe_agent/bpf/{path.name}" for path in (source / "bpf").glob("*.[ch]")}
-    stubs = {f"latencyprobe/v1/node_agent_pb2{end}" for end in (".py", ".pyi", "_grpc.py")}
+    stubs = {f"latencyprobe/protocol/v1/node_agent_pb2{end}" for end in (".py", ".pyi", "_grpc.py")}
     modules = {
         str(path.relative_to(root))
         for root in (source, source / "node_agent", source / "operator")

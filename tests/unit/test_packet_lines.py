@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latencyprobe.packet_lines import PacketTable, json_line
-from latencyprobe.packets import Endpoint, TracedPacket, User, parts_of_packet
-from latencyprobe.stages import PACKET_STAGES
+from latencyprobe.commands.packet_lines import PacketTable, json_line
+from latencyprobe.domain.packets import Endpoint, TracedPacket, User, parts_of_packet
+from latencyprobe.domain.stages import PACKET_STAGES
 
 SERVER = Endpoint(ip_address("198.51.100.2"), 7000)
 CLIENT = Endpoint(ip_address("198.51.100.1"), 40752)

@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latencyprobe.packet_wire import (
+from latencyprobe.domain.packets import Endpoint, TraceCounts, TracedPacket, User, parts_of_packet
+from latencyprobe.protocol.measurements import CorruptMessageError
+from latencyprobe.protocol.packets import (
     counts_from_proto,
     counts_to_proto,
     packet_from_proto,
     packet_to_proto,
 )
-from latencyprobe.packets import Endpoint, TraceCounts, TracedPacket, User, parts_of_packet
-from latencyprobe.v1 import node_agent_pb2 as pb
-from latencyprobe.wire import CorruptMessageError
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from tests.unit.test_packet_lines import RECEIVED
 
 ENDPOINTS = st.builds(

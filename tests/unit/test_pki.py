@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from latencyprobe.pki import FilesExistError, initialise, pki_command
-from latencyprobe.wire import AGENT_NAME, OPERATOR_NAME
+from latencyprobe.commands.pki import FilesExistError, initialise, pki_command
+from latencyprobe.protocol.measurements import AGENT_NAME, OPERATOR_NAME
 
 
 def _names(path: Path) -> list[str]:

@@ -10,20 +10,20 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from latencyprobe.coverage import CoverageState, StageCoverage
-from latencyprobe.document import LatencyReport, Node, TargetResult
-from latencyprobe.histogram import Histogram
-from latencyprobe.measurement import (
+from latencyprobe.commands.render import BAR_WIDTH, render_live, render_report
+from latencyprobe.commands.terminal import OutputFormat, write_report
+from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe.domain.document import LatencyReport, Node, TargetResult
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.measurement import (
     NOTHING,
     Measurement,
     NodeMeasurement,
     NodeStage,
     StageMeasurement,
 )
-from latencyprobe.render import BAR_WIDTH, render_live, render_report
-from latencyprobe.report import report_on, report_on_node
-from latencyprobe.stages import DEFAULT_MODULES, Module
-from latencyprobe.terminal import OutputFormat, write_report
+from latencyprobe.domain.report import report_on, report_on_node
+from latencyprobe.domain.stages import DEFAULT_MODULES, Module
 
 
 def of(duration_ns: int, **losses: float) -> StageMeasurement:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from latencyprobe.histogram import Histogram
-from latencyprobe.measurement import (
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.measurement import (
     NOTHING,
     Measurement,
     NodeMeasurement,
     NodeStage,
     StageMeasurement,
 )
-from latencyprobe.report import report_on, report_on_node, verdict_document
-from latencyprobe.stages import DEFAULT_MODULES, Module
-from latencyprobe.verdict import Bottleneck
+from latencyprobe.domain.report import report_on, report_on_node, verdict_document
+from latencyprobe.domain.stages import DEFAULT_MODULES, Module
+from latencyprobe.domain.verdict import Bottleneck
 
 
 def of(*durations_ns: int) -> StageMeasurement:

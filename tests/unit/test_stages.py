@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from latencyprobe.stages import (
+from latencyprobe.domain.stages import (
     COUNTERS,
     STAGES,
     Module,

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from latencyprobe.stages import BY_NAME, PACKET_STAGES, Module
-from latencyprobe.trace import default_modules, traced_stages
+from latencyprobe.commands.trace import default_modules, traced_stages
+from latencyprobe.domain.stages import BY_NAME, PACKET_STAGES, Module
 from tests.unit.test_run import DEADLINE_S, OWN_PID, read_all, start, wait_for_line
 
 CLOSING = re.compile(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from latencyprobe.histogram import Histogram
-from latencyprobe.measurement import Measurement, NodeMeasurement, StageMeasurement
-from latencyprobe.verdict import DOMINANT_SHARE, Bottleneck, judge
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.measurement import Measurement, NodeMeasurement, StageMeasurement
+from latencyprobe.domain.verdict import DOMINANT_SHARE, Bottleneck, judge
 
 MS = 1_000_000
 US = 1_000

@@ -8,11 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latencyprobe.histogram import Histogram
-from latencyprobe.measurement import Measurement, NodeMeasurement, NodeStage, StageMeasurement
-from latencyprobe.stages import COUNTERS, STAGES
-from latencyprobe.v1 import node_agent_pb2 as pb
-from latencyprobe.wire import (
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.measurement import (
+    Measurement,
+    NodeMeasurement,
+    NodeStage,
+    StageMeasurement,
+)
+from latencyprobe.domain.stages import COUNTERS, STAGES
+from latencyprobe.protocol.measurements import (
     MAX_NAME_LENGTH,
     MAX_OPEN_COUNTERS,
     CorruptMessageError,
@@ -21,6 +25,7 @@ from latencyprobe.wire import (
     node_from_proto,
     node_to_proto,
 )
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 
 counts = st.integers(0, 2**40)
 stage_measurements = st.builds(

@@ -42,7 +42,7 @@ _MERGED = ("bin", "sbin", "lib", "lib64")
 
 _COMMAND = """\
 #!/usr/bin/python3
-from latencyprobe.cli import main
+from latencyprobe.commands.cli import main
 
 main(prog_name="latencyprobe")
 """

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from latencyprobe.measurement import largest_counters
+from latencyprobe.domain.measurement import largest_counters
 from latencyprobe_agent.evidence.asker import Asker
 from latencyprobe_agent.evidence.counters import (
     growth,

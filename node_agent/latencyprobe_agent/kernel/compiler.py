@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from latencyprobe.stages import Module
+from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.btf import KernelTypes, NoBtfError
 from latencyprobe_agent.kernel.drops import drop_macros, drop_reasons

@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from latencyprobe.coverage import CoverageState, StageCoverage
-from latencyprobe.measurement import (
+from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe.domain.measurement import (
     NOTHING,
     NOTHING_OF_THE_NODE,
     Measurement,
     NodeMeasurement,
 )
-from latencyprobe.packets import TraceCounts, TracedPacket
-from latencyprobe.stages import STAGES, Module
+from latencyprobe.domain.packets import TraceCounts, TracedPacket
+from latencyprobe.domain.stages import STAGES, Module
 from latencyprobe_agent.kernel.compiler import Request
 from latencyprobe_agent.kernel.configuration import Namespace
 from latencyprobe_agent.kernel.headers import kernel_types_kind, missing_types_message

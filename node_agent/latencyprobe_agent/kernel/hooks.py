@@ -3,8 +3,8 @@
 An *event* is something that happens in the kernel; it lists its hooks in order of preference, and
 the first that this kernel accepts is used. A stage that misses an event it requires is unavailable;
 one that misses an event it merely profits from is partial. To add a stage: a row in
-`latencyprobe.stages`, a program in `bpf/`, an event here if no existing one serves, and the stage's
-row below.
+`latencyprobe.domain.stages`, a program in `bpf/`, an event here if no existing one serves, and the
+stage's row below.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from latencyprobe.coverage import CoverageState, StageCoverage
-from latencyprobe.stages import BY_NAME, DROPS, STAGES, Module, counters_of
+from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe.domain.stages import BY_NAME, DROPS, STAGES, Module, counters_of
 
 RX, TX, TCP, IRQ, SCHED = Module.RX, Module.TX, Module.TCP, Module.IRQ, Module.SCHED
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from tempfile import TemporaryDirectory
 
-from latencyprobe import interpreter
+from latencyprobe.process import interpreter
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.compiler import MESSAGE_BYTES, Answer, Request
 from latencyprobe_agent.kernel.configuration import ConfigMemory

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 
-from latencyprobe.measurement import NodeMeasurement, NodeStage, StageMeasurement
+from latencyprobe.domain.measurement import NodeMeasurement, NodeStage, StageMeasurement
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.source import MAX_HANDLERS, VECTORS
 from latencyprobe_agent.kernel.statistics import STAGE_BYTES, decode_stage, is_empty

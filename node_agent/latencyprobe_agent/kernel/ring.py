@@ -7,8 +7,8 @@ import mmap
 import struct
 import time
 
-from latencyprobe.packets import Endpoint, TraceCounts, TracedPacket, User
-from latencyprobe.stages import INDEX, PACKET_STAGES
+from latencyprobe.domain.packets import Endpoint, TraceCounts, TracedPacket, User
+from latencyprobe.domain.stages import INDEX, PACKET_STAGES
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.source import EVENT_STAGES
 from latencyprobe_agent.slots import MAX_SLOTS, TraceSpec

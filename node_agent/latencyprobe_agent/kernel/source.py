@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from latencyprobe.histogram import MANTISSA_THRESHOLDS
-from latencyprobe.stages import COUNTERS, INDEX, PACKET_STAGES, STAGES, TARGET_STAGES, Module
+from latencyprobe.domain.histogram import MANTISSA_THRESHOLDS
+from latencyprobe.domain.stages import COUNTERS, INDEX, PACKET_STAGES, STAGES, TARGET_STAGES, Module
 from latencyprobe_agent.kernel.drops import NR_DROP_REASONS
 from latencyprobe_agent.slots import MAX_SLOTS
 

@@ -6,9 +6,9 @@ import mmap
 import struct
 from collections.abc import Iterable, Mapping
 
-from latencyprobe.histogram import POSITIONS, Histogram
-from latencyprobe.measurement import Measurement, StageMeasurement
-from latencyprobe.stages import COUNTERS, TARGET_STAGES, Module, drop_counter
+from latencyprobe.domain.histogram import POSITIONS, Histogram
+from latencyprobe.domain.measurement import Measurement, StageMeasurement
+from latencyprobe.domain.stages import COUNTERS, TARGET_STAGES, Module, drop_counter
 from latencyprobe_agent.kernel.drops import NR_DROP_REASONS, name_of
 from latencyprobe_agent.slots import MAX_SLOTS
 

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
-from latencyprobe.packets import TraceCounts, TracedPacket
+from latencyprobe.domain.packets import TraceCounts, TracedPacket
 from latencyprobe_agent.kernel.loaded import wait_for_running_programs
 from latencyprobe_agent.kernel.ring import BATCH, PacketRing
 from latencyprobe_agent.slots import TraceSpec

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from latencyprobe.coverage import CoverageState, StageCoverage
+from latencyprobe.domain.coverage import CoverageState, StageCoverage
 
 RESULTS_VARIABLE = "LATENCYPROBE_GUEST_RESULTS"
 _SUFFIX = ".coverage.json"

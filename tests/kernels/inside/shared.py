@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import pytest
 
-from latencyprobe.stages import DEFAULT_MODULES, Module
+from latencyprobe.domain.stages import DEFAULT_MODULES, Module
 from latencyprobe_agent.kernel import engine, loaded, ring
 from latencyprobe_agent.kernel.compiler import Request
 from latencyprobe_agent.kernel.loaded import LoadedObject

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from latencyprobe.coverage import CoverageState
-from latencyprobe.stages import BY_NAME, Module, counters_of
+from latencyprobe.domain.coverage import CoverageState
+from latencyprobe.domain.stages import BY_NAME, Module, counters_of
 from latencyprobe_agent.kernel.headers import kernel_types_kind
 from tests.kernels.inside.results import write_coverage
 from tests.live.test_engine_life import KilledAgent, killed_agent, wait_until_gone

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from latencyprobe.measurement import NOTHING, Measurement
+from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe_agent.kernel.engine import KernelEngine
 from latencyprobe_agent.kernel.headers import version_code
 from tests.live.pods import Pod

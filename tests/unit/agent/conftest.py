@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from latencyprobe.v1.node_agent_pb2_grpc import NodeAgentStub
+from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_agent.agent import Agent, NodeFacts
-from latencyprobe_agent.metrics import Metrics
-from latencyprobe_agent.server import Server, SocketAddress
+from latencyprobe_agent.serving.metrics import Metrics
+from latencyprobe_agent.serving.service import Server, SocketAddress
 from latencyprobe_agent.targets.resolver import Resolver
 from tests.unit.agent.scripted import ScriptedEngine, ScriptedEvidence
 
 if TYPE_CHECKING:
-    from latencyprobe.v1.node_agent_pb2_grpc import NodeAgentAsyncStub
+    from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentAsyncStub
 
 NODE = NodeFacts("blue", "6.18.0", "x86_64", "btf", "hybrid")
 

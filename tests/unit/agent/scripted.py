@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 
-from latencyprobe.coverage import CoverageState, StageCoverage
-from latencyprobe.histogram import Histogram
-from latencyprobe.measurement import (
+from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.measurement import (
     NOTHING,
     NOTHING_OF_THE_NODE,
     Measurement,
     NodeMeasurement,
     StageMeasurement,
 )
-from latencyprobe.packets import TraceCounts, TracedPacket
-from latencyprobe.stages import STAGES, Module
+from latencyprobe.domain.packets import TraceCounts, TracedPacket
+from latencyprobe.domain.stages import STAGES, Module
 from latencyprobe_agent.evidence.counters import growth
 from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.slots import EngineError, Overhead, SlotSpec, TraceSpec

@@ -6,7 +6,7 @@ import os
 
 from google.protobuf.duration_pb2 import Duration
 
-from latencyprobe.v1 import node_agent_pb2 as pb
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 
 
 def seconds(value: float) -> Duration:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latencyprobe.measurement import Measurement, NodeMeasurement, NodeStage
-from latencyprobe.stages import Module
+from latencyprobe.domain.measurement import Measurement, NodeMeasurement, NodeStage
+from latencyprobe.domain.stages import Module
 from latencyprobe_agent.collector import (
     Collector,
     Moment,

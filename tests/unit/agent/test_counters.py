@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from latencyprobe.measurement import COUNTERS_OMITTED, joint_counters, largest_counters
+from latencyprobe.domain.measurement import COUNTERS_OMITTED, joint_counters, largest_counters
 from latencyprobe_agent.evidence.counters import (
     PROTOCOL_COUNTERS,
     growth,

@@ -9,8 +9,8 @@ from google.protobuf.duration_pb2 import Duration
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latencyprobe.stages import Module
-from latencyprobe.v1 import node_agent_pb2 as pb
+from latencyprobe.domain.stages import Module
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.desired import (
     ContainerTarget,
     Desired,

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from latencyprobe.measurement import Measurement
-from latencyprobe.report import report_on
-from latencyprobe.stages import Module, counter_module, drop_counter
-from latencyprobe.wire import CorruptMessageError, measurement_from_proto, measurement_to_proto
+from latencyprobe.domain.measurement import Measurement
+from latencyprobe.domain.report import report_on
+from latencyprobe.domain.stages import Module, counter_module, drop_counter
+from latencyprobe.protocol.measurements import (
+    CorruptMessageError,
+    measurement_from_proto,
+    measurement_to_proto,
+)
 from latencyprobe_agent.kernel.btf import KernelTypes
 from latencyprobe_agent.kernel.drops import NR_DROP_REASONS, drop_macros, drop_reasons
 from latencyprobe_agent.kernel.statistics import SLOT_BYTES, decode_slot

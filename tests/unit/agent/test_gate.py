@@ -14,16 +14,16 @@ from pathlib import Path
 import grpc
 import pytest
 
-from latencyprobe.pki import Authority
-from latencyprobe.v1 import node_agent_pb2 as pb
-from latencyprobe.v1.node_agent_pb2_grpc import NodeAgentStub
-from latencyprobe.wire import AGENT_NAME, OPERATOR_NAME
-from latencyprobe_agent import gate as gates
+from latencyprobe.commands.pki import Authority
+from latencyprobe.protocol.measurements import AGENT_NAME, OPERATOR_NAME
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_agent.agent import Agent
-from latencyprobe_agent.gate import Refusal, RefusalLog, listen, refusal_in
-from latencyprobe_agent.metrics import Metrics
-from latencyprobe_agent.server import Server, TcpAddress
-from latencyprobe_agent.tls import TlsFiles
+from latencyprobe_agent.serving import tls_proxy as gates
+from latencyprobe_agent.serving.metrics import Metrics
+from latencyprobe_agent.serving.service import Server, TcpAddress
+from latencyprobe_agent.serving.tls import TlsFiles
+from latencyprobe_agent.serving.tls_proxy import Refusal, RefusalLog, listen, refusal_in
 from tests.unit.agent.conftest import until
 
 

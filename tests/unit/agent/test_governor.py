@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latencyprobe_agent.governor import MAX_SHIFT, PATIENCE, Sampling, strictest
+from latencyprobe_agent.sampling import MAX_SHIFT, PATIENCE, Sampling, strictest
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from latencyprobe.coverage import CoverageState
-from latencyprobe.stages import BY_NAME, Module, counters_of
+from latencyprobe.domain.coverage import CoverageState
+from latencyprobe.domain.stages import BY_NAME, Module, counters_of
 from latencyprobe_agent.kernel.hooks import COUNTER_NEEDS, EVENTS, STAGE_NEEDS, coverage_of
 
 MODULES = frozenset(Module)

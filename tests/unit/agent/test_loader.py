@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from latencyprobe.coverage import CoverageState
-from latencyprobe.stages import Module
+from latencyprobe.domain.coverage import CoverageState
+from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel import libbpf, perf
 from latencyprobe_agent.kernel.btf import KernelTypes
 from latencyprobe_agent.kernel.hooks import EVENTS, Event, Hook, HookKind, coverage_of

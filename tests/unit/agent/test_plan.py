@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latencyprobe.stages import Module
+from latencyprobe.domain.stages import Module
 from latencyprobe_agent.desired import (
     CgroupTarget,
     Desired,

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from latencyprobe.stages import Module
+from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel import compiler
 from latencyprobe_agent.kernel.btf import KernelTypes
 from latencyprobe_agent.kernel.hooks import EVENTS, Event, Hook, HookKind, events_of

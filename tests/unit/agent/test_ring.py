@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from ipaddress import ip_address
 
-from latencyprobe.packets import Endpoint, User
-from latencyprobe.stages import INDEX, PACKET_STAGES
+from latencyprobe.domain.packets import Endpoint, User
+from latencyprobe.domain.stages import INDEX, PACKET_STAGES
 from latencyprobe_agent.kernel.ring import decode_event
 from latencyprobe_agent.kernel.source import EVENT_STAGES, compose
 

@@ -12,7 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from latencyprobe import __version__
-from latencyprobe.measurement import (
+from latencyprobe.domain.measurement import (
     NOTHING,
     NOTHING_OF_THE_NODE,
     Measurement,
@@ -20,9 +20,13 @@ from latencyprobe.measurement import (
     NodeStage,
     total,
 )
-from latencyprobe.stages import STAGES, Module
-from latencyprobe.v1 import node_agent_pb2 as pb
-from latencyprobe.wire import PROTOCOL_VERSION, measurement_from_proto, node_from_proto
+from latencyprobe.domain.stages import STAGES, Module
+from latencyprobe.protocol.measurements import (
+    PROTOCOL_VERSION,
+    measurement_from_proto,
+    node_from_proto,
+)
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent import plan
 from tests.unit.agent.conftest import Running, next_reading, until
 from tests.unit.agent.scripted import samples

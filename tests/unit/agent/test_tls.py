@@ -10,13 +10,13 @@ from pathlib import Path
 import grpc
 import pytest
 
-from latencyprobe.pki import Authority, Credential
-from latencyprobe.v1 import node_agent_pb2 as pb
-from latencyprobe.v1.node_agent_pb2_grpc import NodeAgentStub
-from latencyprobe.wire import AGENT_NAME, OPERATOR_NAME
+from latencyprobe.commands.pki import Authority, Credential
+from latencyprobe.protocol.measurements import AGENT_NAME, OPERATOR_NAME
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_agent.agent import Agent
-from latencyprobe_agent.server import ListenError, Server, TcpAddress
-from latencyprobe_agent.tls import TlsFileError, TlsFiles
+from latencyprobe_agent.serving.service import ListenError, Server, TcpAddress
+from latencyprobe_agent.serving.tls import TlsFileError, TlsFiles
 
 
 def _issue(authority: Authority, name: str, *, client: bool = True) -> Credential:

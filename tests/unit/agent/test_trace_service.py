@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 import grpc
 import pytest
 
-from latencyprobe.packet_wire import packet_from_proto
-from latencyprobe.packets import TracedPacket
-from latencyprobe.stages import Module
-from latencyprobe.v1 import node_agent_pb2 as pb
+from latencyprobe.domain.packets import TracedPacket
+from latencyprobe.domain.stages import Module
+from latencyprobe.protocol.packets import packet_from_proto
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.slots import TraceSpec
 from tests.unit.agent.conftest import Running, next_reading, until
 from tests.unit.agent.states import probe, state

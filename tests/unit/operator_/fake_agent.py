@@ -14,12 +14,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from latencyprobe.histogram import Histogram
-from latencyprobe.measurement import Measurement, StageMeasurement
-from latencyprobe.v1 import node_agent_pb2 as pb
-from latencyprobe.v1 import node_agent_pb2_grpc as rpc
-from latencyprobe.wire import PROTOCOL_VERSION, measurement_to_proto
-from latencyprobe_operator.fleet import TlsFiles
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.measurement import Measurement, StageMeasurement
+from latencyprobe.protocol.measurements import PROTOCOL_VERSION, measurement_to_proto
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe.protocol.v1 import node_agent_pb2_grpc as rpc
+from latencyprobe_operator.agents.fleet import TlsFiles
 
 Context = grpc.aio.ServicerContext[object, object]
 

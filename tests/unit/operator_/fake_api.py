@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 from kubernetes.aio.client.configuration import Configuration
 
-from latencyprobe_operator.cluster import Cluster
+from latencyprobe_operator.kube.cluster import Cluster
 
 Json = dict[str, Any]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from latencyprobe_operator.selection import Container, Pod, read_pod
-from latencyprobe_operator.spec import ProbeSpec, read_probe
+from latencyprobe_operator.api.spec import ProbeSpec, read_probe
+from latencyprobe_operator.model import Container, Pod, read_pod
 
 Json = dict[str, Any]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latencyprobe_operator.desired import NO_STATE, DesiredStates
-from latencyprobe_operator.selection import Pod
-from latencyprobe_operator.spec import ProbeSpec
+from latencyprobe_operator.api.spec import ProbeSpec
+from latencyprobe_operator.desired_state import NO_STATE, DesiredStates
+from latencyprobe_operator.model import Pod
 from tests.unit.operator_.samples import pod, probe_spec
 
 CHECKOUT, CART = probe_spec("checkout"), probe_spec("cart", modules=["rx"])

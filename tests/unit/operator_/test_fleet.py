@@ -12,19 +12,19 @@ from typing import Any
 import grpc
 import pytest
 
-from latencyprobe.v1 import node_agent_pb2 as pb
-from latencyprobe_operator.desired import NO_STATE, DesiredStates, NodeState
-from latencyprobe_operator.fleet import (
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe_operator.agents.fleet import (
     Endpoint,
     Fleet,
     Generations,
     ImplausibleGenerationError,
     TlsFiles,
 )
-from latencyprobe_operator.messages import TargetState
+from latencyprobe_operator.agents.messages import TargetState
+from latencyprobe_operator.agents.renewal import Renewal
+from latencyprobe_operator.api.status import NodeState as State
+from latencyprobe_operator.desired_state import NO_STATE, DesiredStates, NodeState
 from latencyprobe_operator.metrics import Metrics
-from latencyprobe_operator.renewal import Renewal
-from latencyprobe_operator.status import NodeState as State
 from tests.unit.operator_.conftest import until
 from tests.unit.operator_.fake_agent import (
     AGENT_NAME,

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from latencyprobe.measurement import Measurement, NodeMeasurement, NodeStage
-from latencyprobe.stages import DEFAULT_MODULES, TARGET_STAGES, Module
-from latencyprobe_operator import status
-from latencyprobe_operator.spec import read_probe
-from latencyprobe_operator.status import NodeFacts, NodeState, Phase, PodFacts, StageGap
+from latencyprobe.domain.measurement import Measurement, NodeMeasurement, NodeStage
+from latencyprobe.domain.stages import DEFAULT_MODULES, TARGET_STAGES, Module
+from latencyprobe_operator.api import status
+from latencyprobe_operator.api.spec import read_probe
+from latencyprobe_operator.api.status import NodeFacts, NodeState, Phase, PodFacts, StageGap
 from tests.unit.operator_.samples import probe_body
 from tests.unit.operator_.test_status import NOW, SLOW_READER, facts
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from latencyprobe.stages import DEFAULT_MODULES, Module
-from latencyprobe_operator.messages import TargetState, TargetStatus
-from latencyprobe_operator.nodes import AgentView, node_facts, not_covered
-from latencyprobe_operator.selection import targets_of
-from latencyprobe_operator.silence import Silence
-from latencyprobe_operator.status import NodeState, StageGap
+from latencyprobe.domain.stages import DEFAULT_MODULES, Module
+from latencyprobe_operator.agents.messages import TargetState, TargetStatus
+from latencyprobe_operator.api.status import NodeState, StageGap
+from latencyprobe_operator.model import targets_of
+from latencyprobe_operator.probes.nodes import AgentView, node_facts, not_covered
+from latencyprobe_operator.probes.staleness import Silence
 from tests.unit.operator_.samples import pod, target_id
 
 TARGETS = targets_of(pod("a"), ()) + targets_of(pod("b"), ())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from latencyprobe.measurement import NOTHING
-from latencyprobe_operator.objectives import ObjectivesWatch, Outcome
-from latencyprobe_operator.spec import Objective
+from latencyprobe.domain.measurement import NOTHING
+from latencyprobe_operator.api.spec import Objective
+from latencyprobe_operator.probes.objectives import ObjectivesWatch, Outcome
 from tests.unit.operator_.fake_agent import measurement
 
 READS = Objective("reads", "rx.total", 99, 5_000_000, 60)

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from latencyprobe_operator import cli, logs
-from latencyprobe_operator.fleet import TlsFiles
+from latencyprobe_operator.agents.fleet import TlsFiles
 from latencyprobe_operator.main import Options, liveness_endpoint
 
 

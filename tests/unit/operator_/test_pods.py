@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from latencyprobe_operator.cluster import ApiError, Cluster
-from latencyprobe_operator.pods import PodsChange, PodSet, PodWatches
+from latencyprobe_operator.kube.cluster import ApiError, Cluster
+from latencyprobe_operator.kube.pods import PodsChange, PodSet, PodWatches
 from tests.unit.operator_.conftest import until
 from tests.unit.operator_.fake_api import FakeApi
 from tests.unit.operator_.samples import pod_body

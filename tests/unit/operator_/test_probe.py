@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
-from latencyprobe.measurement import Measurement
-from latencyprobe.v1 import node_agent_pb2 as pb
-from latencyprobe.wire import measurement_to_proto
-from latencyprobe_operator import status
-from latencyprobe_operator.cluster import ApiError
-from latencyprobe_operator.desired import DesiredStates
-from latencyprobe_operator.messages import TargetState, TargetStatus
+from latencyprobe.domain.measurement import Measurement
+from latencyprobe.protocol.measurements import measurement_to_proto
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe_operator.agents.messages import TargetState, TargetStatus
+from latencyprobe_operator.api import status
+from latencyprobe_operator.api.status import NodeState
+from latencyprobe_operator.desired_state import DesiredStates
+from latencyprobe_operator.kube.cluster import ApiError
+from latencyprobe_operator.kube.pods import PodsChange, PodSet, PodsListener, Refusal
 from latencyprobe_operator.metrics import Metrics
-from latencyprobe_operator.nodes import AgentView
-from latencyprobe_operator.pods import PodsChange, PodSet, PodsListener, Refusal
-from latencyprobe_operator.probe import Probe
-from latencyprobe_operator.selection import Pod
-from latencyprobe_operator.status import NodeState
+from latencyprobe_operator.model import Pod
+from latencyprobe_operator.probes.nodes import AgentView
+from latencyprobe_operator.probes.probe import Probe
 from tests.unit.operator_.conftest import until
 from tests.unit.operator_.fake_agent import measurement
 from tests.unit.operator_.fake_api import apply_merge_patch

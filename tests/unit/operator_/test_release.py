@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from latencyprobe_operator import release
-from latencyprobe_operator.cluster import ApiError
+from latencyprobe_operator.kube.cluster import ApiError
 from latencyprobe_operator.release import (
     FINALIZER,
     NotReleasedError,

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 
-from latencyprobe_operator.renewal import Renewal
+from latencyprobe_operator.agents.renewal import Renewal
 from tests.unit.operator_.conftest import until
 
 

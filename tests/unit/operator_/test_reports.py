@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latencyprobe.histogram import Histogram
-from latencyprobe.measurement import (
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.measurement import (
     NOTHING_OF_THE_NODE,
     Measurement,
     NodeMeasurement,
@@ -17,7 +17,7 @@ from latencyprobe.measurement import (
     StageMeasurement,
     total,
 )
-from latencyprobe_operator.reports import SLOTS, ProbeWindows, of_one_pod
+from latencyprobe_operator.probes.windows import SLOTS, ProbeWindows, of_one_pod
 from tests.unit.operator_.fake_agent import measurement
 
 stage_measurements = st.builds(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from latencyprobe_operator.selection import newest_by_node, read_pod, targets_of
+from latencyprobe_operator.model import newest_by_node, read_pod, targets_of
 from tests.unit.operator_.samples import container, pod, pod_body, target_id
 
 

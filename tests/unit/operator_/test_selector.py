@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from latencyprobe_operator.selector import InvalidSelectorError, selector_text
+from latencyprobe_operator.api.selector import InvalidSelectorError, selector_text
 
 
 @pytest.mark.parametrize(

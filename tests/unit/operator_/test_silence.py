@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from latencyprobe_operator.silence import Hearing, Silence, age_text, patience_seconds
+from latencyprobe_operator.probes.staleness import Hearing, Silence, age_text, patience_seconds
 
 
 @pytest.mark.parametrize(

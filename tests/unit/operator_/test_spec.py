@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from latencyprobe.stages import Module
-from latencyprobe_operator.spec import SpecError, read_probe
+from latencyprobe.domain.stages import Module
+from latencyprobe_operator.api.spec import SpecError, read_probe
 from tests.unit.operator_.samples import probe_body
 
 

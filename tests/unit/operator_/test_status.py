@@ -9,12 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latencyprobe.histogram import Histogram
-from latencyprobe.measurement import Measurement, NodeMeasurement, NodeStage, StageMeasurement
-from latencyprobe.stages import STAGES
-from latencyprobe_operator import status
-from latencyprobe_operator.objectives import Judgement, Outcome
-from latencyprobe_operator.status import (
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.measurement import (
+    Measurement,
+    NodeMeasurement,
+    NodeStage,
+    StageMeasurement,
+)
+from latencyprobe.domain.stages import STAGES
+from latencyprobe_operator.api import status
+from latencyprobe_operator.api.status import (
     Facts,
     NodeFacts,
     NodeState,
@@ -23,6 +27,7 @@ from latencyprobe_operator.status import (
     Problem,
     StageGap,
 )
+from latencyprobe_operator.probes.objectives import Judgement, Outcome
 from tests.unit.operator_.fake_api import apply_merge_patch
 from tests.unit.operator_.samples import probe_spec
 

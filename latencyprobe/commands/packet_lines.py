@@ -1,0 +1,141 @@
+"""A traced packet as a line: with aligned columns for people, as JSON for programs.
+
+The fields of the JSON are API, as those of `report` are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, tzinfo
+
+import click
+
+from latencyprobe.domain.durations import format_ns
+from latencyprobe.domain.packets import Endpoint, TracedPacket, User, parts_of_packet
+
+_ARROWS = {"rx.total": "<-", "tx.total": "->"}
+_UNKNOWN = "-"
+_COMMAND_WIDTH = 15  # TASK_COMM_LEN - 1
+_ENDPOINT_WIDTH = len("198.51.100.100:65535")
+_DURATION_WIDTH = len("9.99ms")
+
+
+class PacketTable:
+    """Lines whose columns are aligned; they grow with the addresses that come.
+
+    `zone`: of the times; the machine's own without one.
+    """
+
+    def __init__(self, *, colour: bool, zone: tzinfo | None = None) -> None:
+        self._colour = colour
+        self._zone = zone
+        self._widths = [_ENDPOINT_WIDTH, _ENDPOINT_WIDTH]
+
+    def header(self) -> str:
+        """The line above."""
+        local, remote = self._endpoints("LOCAL", "REMOTE")
+        columns = self._columns("TIME", "PID", "COMMAND", "CPU", "PROTO", local, "  ", remote)
+        return self._style(f"{columns}  STAGES", dim=True)
+
+    def line(self, packet: TracedPacket) -> str:
+        """One packet."""
+        user = packet.user
+        local, remote = self._endpoints(_text(packet.local), _text(packet.remote))
+        columns = self._columns(
+            self._time(packet.ended_unix_ns),
+            str(user.pid) if user else _UNKNOWN,
+            _printable(user.command) if user else _UNKNOWN,
+            str(packet.cpu),
+            packet.protocol or _UNKNOWN,
+            local,
+            _ARROWS[packet.total],
+            remote,
+        )
+        return f"{columns}  {self._total(packet)}  {'  '.join(self._parts(packet))}"
+
+    def _columns(self, *fields: str) -> str:
+        time, pid, command, cpu, protocol, local, arrow, remote = fields
+        return (
+            f"{time:<15}  {pid:>7}  {command:<{_COMMAND_WIDTH}}  {cpu:>3}  {protocol:<5}  "
+            f"{local} {arrow} {remote}"
+        )
+
+    def _endpoints(self, *texts: str) -> list[str]:
+        pairs = list(zip(self._widths, texts, strict=True))
+        self._widths = [max(width, len(text)) for width, text in pairs]
+        return [f"{text:<{width}}" for width, text in zip(self._widths, texts, strict=True)]
+
+    def _time(self, unix_ns: int) -> str:
+        seconds, ns = divmod(unix_ns, 10**9)
+        moment = datetime.fromtimestamp(seconds, UTC).astimezone(self._zone)
+        return f"{moment:%H:%M:%S}.{ns // 1000:06}"
+
+    def _total(self, packet: TracedPacket) -> str:
+        duration = format_ns(packet.stages_ns[packet.total])
+        return self._style(f"{packet.total} {duration:>{_DURATION_WIDTH}}", bold=True)
+
+    def _parts(self, packet: TracedPacket) -> Iterator[str]:
+        """Its parts in their order, the longest in red; "-" for what it did not have."""
+        names = [stage.name for stage in parts_of_packet(packet.total)]
+        longest = max(names, key=lambda name: packet.stages_ns.get(name, -1))
+        for name in names:
+            known = name in packet.stages_ns
+            duration = format_ns(packet.stages_ns[name]) if known else _UNKNOWN
+            text = f"{name.partition('.')[2]} {duration:>{_DURATION_WIDTH}}"
+            yield self._style(text, fg="red") if name == longest else text
+
+    def _style(self, text: str, *, fg: str | None = None, **options: bool) -> str:
+        return click.style(text, fg=fg, **options) if self._colour else text
+
+
+def json_line(packet: TracedPacket) -> str:
+    """One packet as a document in one line; null for what is not known, or a stage it had not."""
+    return json.dumps(
+        {
+            "timeUnixNs": packet.ended_unix_ns,
+            "time": _timestamp(packet.ended_unix_ns),
+            **_user_fields(packet.user),
+            "cpu": packet.cpu,
+            "protocol": packet.protocol,
+            **_endpoint_fields("local", packet.local),
+            **_endpoint_fields("remote", packet.remote),
+            "total": packet.total,
+            "totalNs": packet.stages_ns[packet.total],
+            "stagesNs": {
+                stage.name: packet.stages_ns.get(stage.name)
+                for stage in parts_of_packet(packet.total)
+            },
+        },
+        ensure_ascii=False,
+    )
+
+
+def _user_fields(user: User | None) -> dict[str, object]:
+    return {
+        "pid": user.pid if user else None,
+        "threadId": user.thread_id if user else None,
+        "command": user.command if user else None,
+    }
+
+
+def _endpoint_fields(side: str, endpoint: Endpoint | None) -> dict[str, object]:
+    return {
+        f"{side}Address": str(endpoint.address) if endpoint else None,
+        f"{side}Port": endpoint.port if endpoint else None,
+    }
+
+
+def _timestamp(unix_ns: int) -> str:
+    """As RFC 3339 has it, to the nanosecond."""
+    seconds, ns = divmod(unix_ns, 10**9)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{ns:09}Z"
+
+
+def _text(endpoint: Endpoint | None) -> str:
+    return str(endpoint) if endpoint else _UNKNOWN
+
+
+def _printable(command: str) -> str:
+    """A process may call itself anything, control sequences included."""
+    return "".join(c if c.isprintable() else "?" for c in command)

@@ -1,0 +1,315 @@
+"""`latencyprobe run`: measure processes, cgroups or a command on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from latencyprobe.commands.parameters import (
+    DEFAULT_MODULES_TEXT,
+    DURATION,
+    INTERVAL,
+    MODULES,
+    PID,
+    PORT,
+    PROTOCOL,
+    WritableFileType,
+)
+from latencyprobe.commands.terminal import (
+    OutputFormat,
+    TerminalObserver,
+    can_show_live,
+    say,
+    write_report,
+    write_report_to,
+)
+from latencyprobe.domain.stages import Module, check_filter
+from latencyprobe.local.agent_process import AgentError
+from latencyprobe.local.command_process import CommandError, StoppedCommand
+from latencyprobe.local.measuring import InterruptedBeforeError, Outcome, measure
+from latencyprobe.local.session import (
+    CgroupTarget,
+    NetnsTarget,
+    NoTargetError,
+    PidTarget,
+    ProtocolVersionError,
+    Request,
+    TargetSpec,
+)
+from latencyprobe.process.capabilities import MissingCapabilityError, require_capabilities
+
+RUNTIME_FAILURE = 1
+EXAMPLES = """\
+\b
+Examples:
+  latencyprobe run --pid 4242
+  latencyprobe run --pid 4242 --pid 4243 --port 443 --duration 30s
+  latencyprobe run --cgroup /sys/fs/cgroup/system.slice/nginx.service
+  latencyprobe run --netns /var/run/netns/blue --modules rx,tcp
+  latencyprobe run -- curl -sO https://example.org/
+  latencyprobe run -o json --duration 10s --pid 4242 | jq '.targets[0].verdict'
+  latencyprobe run -o json --output-file report.json -- ./client | sort
+
+The report goes to standard output, everything else to standard error. With a COMMAND, standard
+output is the command's too: the table then goes to standard error, JSON follows the command's
+output, and --output-file keeps the report apart.
+
+With a COMMAND, its exit status is passed on (128 + n for signal n). It is ended when --duration is
+over, and the status is 0 then. Ctrl-C ends the measurement and prints the report of what was seen,
+status 0. Status 1: nothing could be measured; 2: wrong usage.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Presentation:
+    """How a run is shown."""
+
+    output: OutputFormat
+    output_file: Path | None
+    quiet: bool
+    verbose: bool
+    live: bool
+
+
+# Options that `demo` has too.
+interval_option = click.option(
+    "--interval",
+    type=INTERVAL,
+    default="1s",
+    show_default=True,
+    help="How often the live view is refreshed.",
+)
+output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Choice([str(each) for each in OutputFormat]),
+    default=str(OutputFormat.TABLE),
+    show_default=True,
+    help="Format of the report.",
+)
+verbose_option = click.option(
+    "-v", "--verbose", is_flag=True, help="Show the agent's log; no live view."
+)
+
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def _together(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Several options as one decorator, in this order."""
+
+    def decorate(function: Function) -> Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+# Options that `trace` has too.
+target_options = _together(
+    click.option(
+        "--pid", "pids", type=PID, metavar="N", multiple=True, help="Process, with its descendants."
+    ),
+    click.option(
+        "--cgroup",
+        "cgroups",
+        type=str,
+        metavar="PATH",
+        multiple=True,
+        help="Directory of a cgroup, with all cgroups below it.",
+    ),
+    click.option(
+        "--netns",
+        "netnses",
+        type=str,
+        metavar="PATH",
+        multiple=True,
+        help="Network namespace, with every socket in it.",
+    ),
+)
+filter_options = _together(
+    click.option(
+        "--port",
+        "ports",
+        type=PORT,
+        metavar="N",
+        multiple=True,
+        help="Only this port, local or remote.",
+    ),
+    click.option(
+        "--protocol", "protocols", type=PROTOCOL, multiple=True, help="Only this protocol."
+    ),
+)
+command_argument = click.argument(
+    "command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND ARG...]"
+)
+
+
+@click.command("run", epilog=EXAMPLES)
+@target_options
+@click.option(
+    "--modules",
+    type=MODULES,
+    default=DEFAULT_MODULES_TEXT,
+    show_default=True,
+    help=f"What to measure, with commas: of {', '.join(Module)}.",
+)
+@filter_options
+@click.option("--duration", type=DURATION, help="How long to measure.  [default: until Ctrl-C]")
+@interval_option
+@output_option
+@click.option(
+    "--output-file", type=WritableFileType(), help="Write the report there, not to stdout."
+)
+@click.option("-q", "--quiet", is_flag=True, help="No progress, no live view.")
+@verbose_option
+@command_argument
+def run_command(
+    *,
+    pids: tuple[int, ...],
+    cgroups: tuple[str, ...],
+    netnses: tuple[str, ...],
+    modules: tuple[Module, ...],
+    ports: tuple[int, ...],
+    protocols: tuple[str, ...],
+    duration: int | None,
+    interval: int,
+    output: str,
+    output_file: Path | None,
+    quiet: bool,
+    verbose: bool,
+    command: tuple[str, ...],
+) -> None:
+    """Measure where the network latency of running processes goes.
+
+    Name what to measure with --pid, --cgroup or --netns (each repeatable and with everything that
+    they start), or give a COMMAND to start and measure from its first packet.
+    """
+    targets = targets_of(pids, cgroups, netnses, command)
+    try:
+        check_filter(modules, protocols)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    presentation = Presentation(
+        output=OutputFormat(output),
+        output_file=output_file,
+        quiet=quiet,
+        verbose=verbose,
+        live=output == OutputFormat.TABLE and not (quiet or verbose or command) and can_show_live(),
+    )
+    request = Request(targets, modules, ports, protocols, interval)
+    sys.exit(exit_status_of(lambda: _run(request, presentation, duration, command)))
+
+
+def exit_status_of(measurement: Callable[[], int]) -> int:
+    """The exit status of a measurement; what a person can act on is said here."""
+    try:
+        require_capabilities()
+        return measurement()
+    except (MissingCapabilityError, AgentError, NoTargetError, ProtocolVersionError) as error:
+        say(f"error: {error}")
+        return RUNTIME_FAILURE
+    except CommandError as error:
+        say(f"error: {error}")
+        return error.status
+    except InterruptedBeforeError as error:
+        say(str(error))
+        return 128 + error.signal_number
+
+
+def _run(
+    request: Request, presentation: Presentation, duration_ns: int | None, argv: Sequence[str]
+) -> int:
+    if not argv:
+        outcome = asyncio.run(_measure(request, presentation, duration_ns, None))
+        return report_outcome(outcome, presentation, with_command=False)
+    with contextlib.closing(StoppedCommand(argv)) as command:
+        request = replace(request, targets=(*request.targets, target_of(command)))
+        outcome = asyncio.run(_measure(request, presentation, duration_ns, command))
+    return report_outcome(outcome, presentation, with_command=True)
+
+
+def target_of(command: StoppedCommand) -> PidTarget:
+    """The command as a target."""
+    return PidTarget(f"{Path(command.argv[0]).name}[{command.pid}]", command.pid)
+
+
+async def _measure(
+    request: Request,
+    presentation: Presentation,
+    duration_ns: int | None,
+    command: StoppedCommand | None,
+) -> Outcome:
+    observer = TerminalObserver(
+        quiet=presentation.quiet,
+        live=presentation.live,
+        interval_seconds=request.interval_ns / 1e9,
+    )
+    with observer.watching():
+        return await measure(
+            request,
+            observer,
+            duration_seconds=None if duration_ns is None else duration_ns / 1e9,
+            command=command,
+            show_log=presentation.verbose,
+        )
+
+
+def report_outcome(outcome: Outcome, presentation: Presentation, *, with_command: bool) -> int:
+    """Write the report where it belongs; the exit status."""
+    output = presentation.output
+    path = presentation.output_file
+    if path is None or not _is_written(path, outcome, output):
+        is_beside_output = with_command and output is OutputFormat.TABLE
+        write_report(outcome.report, output, sys.stderr if is_beside_output else sys.stdout)
+    if outcome.failure:
+        say(f"error: the measurement ended too early: {outcome.failure}")
+        return outcome.command_status or RUNTIME_FAILURE
+    return outcome.command_status or 0
+
+
+def _is_written(path: Path, outcome: Outcome, output: OutputFormat) -> bool:
+    """Whether the report is in the file; said if not, since it must not be lost."""
+    try:
+        write_report_to(path, outcome.report, output)
+    except OSError as error:
+        say(f"error: cannot write {str(path)!r}: {error.strerror}; here it is instead")
+        return False
+    return True
+
+
+def targets_of(
+    pids: Sequence[int], cgroups: Sequence[str], netnses: Sequence[str], command: Sequence[str]
+) -> tuple[TargetSpec, ...]:
+    """The targets, each once, in the order of the kinds; an error if there is no command either."""
+    if not (pids or cgroups or netnses or command):
+        raise click.UsageError(
+            "nothing to measure: give --pid N, --cgroup PATH, --netns PATH or -- COMMAND ARG..."
+        )
+    return (
+        *(PidTarget(_process_name(pid), pid) for pid in dict.fromkeys(pids)),
+        *(CgroupTarget(path, _absolute(path)) for path in dict.fromkeys(cgroups)),
+        *(NetnsTarget(path, _absolute(path)) for path in dict.fromkeys(netnses)),
+    )
+
+
+def _absolute(path: str) -> str:
+    """The agent takes absolute paths; people may type others."""
+    return str(Path.cwd() / path)
+
+
+def _process_name(pid: int) -> str:
+    try:
+        comm = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        # The agent says what is wrong with it.
+        return f"pid {pid}"
+    return f"{comm}[{pid}]"

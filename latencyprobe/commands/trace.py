@@ -1,0 +1,346 @@
+"""`latencyprobe trace`: slow packets, one by one, as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+import grpc
+
+from latencyprobe.commands.line_output import LineOutput
+from latencyprobe.commands.packet_lines import PacketTable, json_line
+from latencyprobe.commands.parameters import DURATION, MODULES, DurationType, WritableFileType
+from latencyprobe.commands.run import (
+    RUNTIME_FAILURE,
+    command_argument,
+    exit_status_of,
+    filter_options,
+    target_of,
+    target_options,
+    targets_of,
+    verbose_option,
+)
+from latencyprobe.commands.terminal import OutputFormat, TerminalObserver, say
+from latencyprobe.domain.durations import format_ns
+from latencyprobe.domain.packets import LONGEST_NS, TracedPacket
+from latencyprobe.domain.stages import BY_NAME, PACKET_STAGES, Module
+from latencyprobe.local.command_process import StoppedCommand
+from latencyprobe.local.measuring import Outcome, measure
+from latencyprobe.local.session import Request
+from latencyprobe.local.trace_session import Limits, TraceSession
+
+DEFAULT_RATE = 1000
+EXAMPLES = """\
+\b
+Examples:
+  latencyprobe trace --pid 4242 --min 2ms
+  latencyprobe trace --pid 4242 --stage rx.socket --min 500us --port 443
+  latencyprobe trace --netns /var/run/netns/blue --modules tx --min 1ms --duration 30s
+  latencyprobe trace --pid 4242 --min 5ms --count 1
+  latencyprobe trace --pid 4242 -o json | jq -c 'select(.stagesNs["rx.stack"] > 100000)'
+  latencyprobe trace --min 0ns --output-file packets.txt -- curl -sO https://example.org/
+
+A line is a packet: when its last stage ended, the process that read or sent it ("-": a softirq sent
+it for a socket that no process has used meanwhile), and all its stages; "-" is a stage that it did
+not have, such as rx.host without a host on the way. The stages add up to the total.
+
+The lines go to standard output, everything else to standard error. With a COMMAND, standard output
+is the command's too: the table then goes to standard error, and --output-file keeps it apart.
+
+The last line on standard error says how many packets reached the limit, how many of them were
+printed, and how many were not: over --max-rate, or lost for want of room.
+
+Exit status: as `latencyprobe run`.
+"""
+
+
+class StageType(click.ParamType[str]):
+    """The name of a stage that a single packet has."""
+
+    name = "stage"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        """The name; click's error says which there are."""
+        name, known = str(value), ", ".join(stage.name for stage in PACKET_STAGES)
+        if name not in BY_NAME:
+            self.fail(f"unknown stage {name!r}: known are {known}", param, ctx)
+        if BY_NAME[name] not in PACKET_STAGES:
+            self.fail(f"{name} is not measured packet by packet: that are {known}", param, ctx)
+        return name
+
+
+@dataclass(frozen=True, slots=True)
+class Presentation:
+    """How a trace is shown. `most`: end after so many packets."""
+
+    output: OutputFormat
+    output_file: Path | None
+    most: int | None
+    quiet: bool
+    verbose: bool
+
+
+@click.command("trace", epilog=EXAMPLES)
+@target_options
+@click.option(
+    "--min",
+    "min_ns",
+    type=DurationType(shortest_ns=0, longest_ns=LONGEST_NS),
+    default="1ms",
+    show_default=True,
+    help="Packets that took at least so long; 0ns for all.",
+)
+@click.option(
+    "--stage",
+    "stages",
+    type=StageType(),
+    metavar="NAME",
+    multiple=True,
+    help="... in this stage (or one of several).  [default: rx.total, tx.total]",
+)
+@click.option(
+    "--modules",
+    type=MODULES,
+    help="What to measure, with commas.  [default: the stages', or rx,tx]",
+)
+@filter_options
+@click.option("--duration", type=DURATION, help="How long to trace.  [default: until Ctrl-C]")
+@click.option("--count", "most", type=click.IntRange(min=1), help="End after so many packets.")
+@click.option(
+    "--max-rate",
+    type=click.IntRange(min=0),
+    default=DEFAULT_RATE,
+    show_default=True,
+    metavar="N",
+    help="At most so many packets a second; 0 for no limit.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice([str(each) for each in OutputFormat]),
+    default=str(OutputFormat.TABLE),
+    show_default=True,
+    help="Aligned columns, or a JSON document a line.",
+)
+@click.option(
+    "--output-file", type=WritableFileType(), help="Write the lines there, not to stdout."
+)
+@click.option("-q", "--quiet", is_flag=True, help="No progress; the closing line alone.")
+@verbose_option
+@command_argument
+def trace_command(
+    *,
+    pids: tuple[int, ...],
+    cgroups: tuple[str, ...],
+    netnses: tuple[str, ...],
+    min_ns: int,
+    stages: tuple[str, ...],
+    modules: tuple[Module, ...] | None,
+    ports: tuple[int, ...],
+    protocols: tuple[str, ...],
+    duration: int | None,
+    most: int | None,
+    max_rate: int,
+    output: str,
+    output_file: Path | None,
+    quiet: bool,
+    verbose: bool,
+    command: tuple[str, ...],
+) -> None:
+    """Print packets that took longer than a limit, one by one, with all their stages.
+
+    Name whose packets with --pid, --cgroup or --netns (each repeatable and with everything that
+    they start), or give a COMMAND to start and trace from its first packet.
+    """
+    targets = targets_of(pids, cgroups, netnses, command)
+    modules = modules or default_modules(stages)
+    limits = Limits(dict.fromkeys(traced_stages(stages, modules), min_ns), max_rate)
+    request = Request(targets, modules, ports, protocols)
+    presentation = Presentation(OutputFormat(output), output_file, most, quiet, verbose)
+    sys.exit(exit_status_of(lambda: _Trace(request, limits, presentation).run(duration, command)))
+
+
+def default_modules(stages: Sequence[str]) -> tuple[Module, ...]:
+    """The modules that measure these stages; all that measure packets where there are none."""
+    wanted = [BY_NAME[name] for name in stages] or [s for s in PACKET_STAGES if s.whole is None]
+    modules = {module for stage in wanted for module in stage.modules}
+    return tuple(module for module in Module if module in modules)
+
+
+def traced_stages(stages: Sequence[str], modules: Sequence[Module]) -> tuple[str, ...]:
+    """The stages that are held against the limit, each once; raises UsageError where they can't be.
+
+    Without names, the totals that these modules measure.
+    """
+    for name in stages:
+        stage = BY_NAME[name]
+        if not stage.is_measured_by(modules):
+            raise click.UsageError(
+                f"--stage {name} is measured by module {stage.needs}, which is not among --modules "
+                f"{','.join(modules)}: add it, or leave --modules out"
+            )
+    if stages:
+        return tuple(dict.fromkeys(stages))
+    totals = [stage for stage in PACKET_STAGES if stage.whole is None]
+    found = tuple(stage.name for stage in totals if stage.module in modules)
+    if not found:
+        needed = " or ".join(dict.fromkeys(stage.module for stage in totals))
+        raise click.UsageError(
+            f"--modules {','.join(modules)} measures no packet one by one: add {needed}"
+        )
+    return found
+
+
+class _Trace:
+    """One trace, from its start to its closing line."""
+
+    def __init__(self, request: Request, limits: Limits, presentation: Presentation) -> None:
+        self._request = request
+        self._limits = limits
+        self._presentation = presentation
+        self._session: TraceSession | None = None
+        self._printed = 0
+        self._failure: OSError | None = None
+
+    def run(self, duration_ns: int | None, argv: Sequence[str]) -> int:
+        """Trace; the exit status."""
+        if not argv:
+            outcome = asyncio.run(self._follow(duration_ns, None))
+            return self._close(outcome)
+        with contextlib.closing(StoppedCommand(argv)) as command:
+            targets = (*self._request.targets, target_of(command))
+            self._request = replace(self._request, targets=targets)
+            outcome = asyncio.run(self._follow(duration_ns, command))
+        return self._close(outcome)
+
+    async def _follow(self, duration_ns: int | None, command: StoppedCommand | None) -> Outcome:
+        observer = TerminalObserver(quiet=self._presentation.quiet, live=False, interval_seconds=1)
+        with self._descriptor(with_command=command is not None) as descriptor:
+            async with LineOutput(descriptor) as output:
+                printer = _Printer(output, self._presentation, descriptor)
+                try:
+                    return await measure(
+                        self._request,
+                        observer,
+                        duration_seconds=None if duration_ns is None else duration_ns / 1e9,
+                        command=command,
+                        show_log=self._presentation.verbose,
+                        make_session=lambda channel, request: self._make_session(
+                            channel, request, printer
+                        ),
+                        is_enough=printer.is_enough,
+                    )
+                finally:
+                    self._printed, self._failure = printer.printed, printer.failure
+
+    def _make_session(
+        self, channel: grpc.aio.Channel, request: Request, printer: _Printer
+    ) -> TraceSession:
+        self._session = TraceSession(channel, request, self._limits, printer.print)
+        return self._session
+
+    @contextmanager
+    def _descriptor(self, *, with_command: bool) -> Iterator[int]:
+        """Where the lines go."""
+        path, output = self._presentation.output_file, self._presentation.output
+        if path is not None:
+            with path.open("wb") as file:
+                yield file.fileno()
+        elif with_command and output is OutputFormat.TABLE:
+            yield sys.stderr.fileno()
+        else:
+            yield sys.stdout.fileno()
+
+    def _close(self, outcome: Outcome) -> int:
+        """Say how it ended; the exit status."""
+        assert self._session is not None
+        if outcome.command_status is None:
+            for farewell in self._session.farewells:
+                say(farewell)
+        for sentence in self._accounts(outcome):
+            say(sentence)
+        if self._failure is not None:
+            say(f"error: cannot write: {self._failure.strerror}")
+            return outcome.command_status or RUNTIME_FAILURE
+        if outcome.failure:
+            say(f"error: the trace ended too early: {outcome.failure}")
+            return outcome.command_status or RUNTIME_FAILURE
+        return outcome.command_status or 0
+
+    def _accounts(self, outcome: Outcome) -> Iterator[str]:
+        assert self._session is not None
+        counts = self._session.counts
+        limits_ns = self._limits.stages_ns
+        yield (
+            f"{counts.seen:,} packets of {format_ns(min(limits_ns.values()))} or more in "
+            f"{' or '.join(limits_ns)}: {self._printed:,} printed, "
+            f"{counts.limited:,} over the rate limit, {counts.lost:,} lost"
+            + _more(counts.told - self._printed, ", {} not printed")
+        )
+        if self._session.sampling_ratio < 1:
+            yield f"only {self._session.sampling_ratio:.1%} of the packets were looked at"
+        untimed = _untimed(outcome, self._request.modules)
+        if untimed:
+            yield f"{untimed:,} more packets could not be timed (lost or unmatched: see `run`)"
+
+
+def _more(count: int, text: str) -> str:
+    return text.format(f"{count:,}") if count > 0 else ""
+
+
+def _untimed(outcome: Outcome, modules: Iterable[Module]) -> int:
+    """Packets of which not all that a trace tells is known."""
+    wanted = set(modules)
+    return sum(
+        stage.lost + stage.unmatched
+        for target in outcome.report.targets
+        for stage in target.report.stages
+        if BY_NAME[stage.name] in PACKET_STAGES and BY_NAME[stage.name].module in wanted
+    )
+
+
+class _Printer:
+    """Prints packets until it is enough: as many as were asked for, or nobody reads any more."""
+
+    def __init__(self, output: LineOutput, presentation: Presentation, descriptor: int) -> None:
+        self._output = output
+        self._most = presentation.most
+        self._line: Callable[[TracedPacket], str] = json_line
+        self._header = ""
+        if presentation.output is OutputFormat.TABLE:
+            colour = os.isatty(descriptor) and not os.environ.get("NO_COLOR")
+            table = PacketTable(colour=colour)
+            self._line = table.line
+            self._header = table.header() + "\n"
+        self.printed = 0
+        self.failure: OSError | None = None
+        self.is_enough = output.is_gone
+
+    async def print(self, packets: Sequence[TracedPacket]) -> None:
+        """Print these; what comes after the end is left out."""
+        for packet in packets:
+            if self.is_enough.is_set():
+                return
+            await self._write(packet)
+
+    async def _write(self, packet: TracedPacket) -> None:
+        text = f"{self._header}{self._line(packet)}\n"
+        try:
+            is_written = await self._output.write(text)
+        except OSError as error:
+            self.failure = error
+            self.is_enough.set()
+            return
+        self._header = ""
+        self.printed += is_written
+        if self._most is not None and self.printed >= self._most:
+            self.is_enough.set()

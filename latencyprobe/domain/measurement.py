@@ -1,0 +1,160 @@
+"""What was measured, in any span of time: the values that all sides add up.
+
+A `Measurement` is of one target, a `NodeMeasurement` of a node as a whole. The agent reads them
+from the kernel, streams them, and the operator (or the local command) adds many of them into
+windows. Nothing here knows where the figures came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
+
+from latencyprobe.domain.histogram import EMPTY, Histogram
+
+
+@dataclass(frozen=True, slots=True)
+class StageMeasurement:
+    """The samples of one stage, and what is known to be missing from them.
+
+    `lost`: samples given up for want of room. `unmatched`: one end was not seen, or both
+    were over 60 s apart. `clamped`: negative durations (an earliest departure time in the
+    future) counted as 0. `sampling_ratio`: the share of packets that was looked at, (0, 1].
+    """
+
+    histogram: Histogram = EMPTY
+    lost: int = 0
+    unmatched: int = 0
+    clamped: int = 0
+    sampling_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sampling_ratio <= 1:
+            raise ValueError(f"sampling ratio {self.sampling_ratio}: must be above 0, at most 1")
+        if min(self.lost, self.unmatched, self.clamped) < 0:
+            raise ValueError("lost, unmatched and clamped are counts: none can be negative")
+
+    def __add__(self, other: StageMeasurement) -> StageMeasurement:
+        return StageMeasurement(
+            self.histogram + other.histogram,
+            self.lost + other.lost,
+            self.unmatched + other.unmatched,
+            self.clamped + other.clamped,
+            _joint_ratio(self, other),
+        )
+
+
+def _joint_ratio(one: StageMeasurement, other: StageMeasurement) -> float:
+    """The ratio of all samples to all packets that they stand for."""
+    samples = one.histogram.count + other.histogram.count
+    if not samples:
+        return min(one.sampling_ratio, other.sampling_ratio)
+    packets = (
+        one.histogram.count / one.sampling_ratio + other.histogram.count / other.sampling_ratio
+    )
+    return min(samples / packets, 1.0)
+
+
+# How many counters there were no room for.
+COUNTERS_OMITTED = "countersOmitted"
+_Key = TypeVar("_Key", bound=str | tuple[str, str])
+
+
+def _joint_stages(
+    one: Mapping[_Key, StageMeasurement], other: Mapping[_Key, StageMeasurement]
+) -> dict[_Key, StageMeasurement]:
+    stages = dict(one)
+    for key, measured in other.items():
+        stages[key] = stages[key] + measured if key in stages else measured
+    return stages
+
+
+def joint_counters(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    """Two sets of counters added up by name."""
+    counters = dict(one)
+    for name, count in other.items():
+        counters[name] = counters.get(name, 0) + count
+    return counters
+
+
+def largest_counters(counters: Mapping[str, int], most: int) -> dict[str, int]:
+    """At most so many counters, the largest; how many others there were is one of them."""
+    if len(counters) <= most:
+        return dict(counters)
+    ordered = sorted(counters.items(), key=lambda each: (-each[1], each[0]))
+    return {**dict(ordered[: most - 1]), COUNTERS_OMITTED: len(ordered) - (most - 1)}
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """All stages and counters of one target. Adds up with `+`; empty means nothing was seen.
+
+    `netns_counters` tell of the network namespaces that the target lives in, hence of whatever else
+    lives there: add those of one target over time, never those of two targets.
+    """
+
+    stages: Mapping[str, StageMeasurement] = field(default_factory=dict)
+    counters: Mapping[str, int] = field(default_factory=dict)
+    netns_counters: Mapping[str, int] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.stages) or bool(self.counters) or bool(self.netns_counters)
+
+    def __add__(self, other: Measurement) -> Measurement:
+        if not other:
+            return self
+        if not self:
+            return other
+        return Measurement(
+            _joint_stages(self.stages, other.stages),
+            joint_counters(self.counters, other.counters),
+            joint_counters(self.netns_counters, other.netns_counters),
+        )
+
+    def stage(self, name: str) -> StageMeasurement:
+        """The stage's measurement; an empty one where it was not seen."""
+        return self.stages.get(name, _NOTHING_OF_A_STAGE)
+
+
+_NOTHING_OF_A_STAGE = StageMeasurement()
+NOTHING = Measurement()
+
+
+def total(measurements: Iterable[Measurement]) -> Measurement:
+    """The sum of any number of measurements."""
+    result = NOTHING
+    for measurement in measurements:
+        result += measurement
+    return result
+
+
+class NodeStage(NamedTuple):
+    """A stage of the node. `detail`: which interrupt handler, which softirq vector."""
+
+    name: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeMeasurement:
+    """Stages and counters of a node as a whole. Adds up with `+`."""
+
+    stages: Mapping[NodeStage, StageMeasurement] = field(default_factory=dict)
+    counters: Mapping[str, int] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.stages) or bool(self.counters)
+
+    def __add__(self, other: NodeMeasurement) -> NodeMeasurement:
+        if not other:
+            return self
+        if not self:
+            return other
+        return NodeMeasurement(
+            _joint_stages(self.stages, other.stages),
+            joint_counters(self.counters, other.counters),
+        )
+
+
+NOTHING_OF_THE_NODE = NodeMeasurement()

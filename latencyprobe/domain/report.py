@@ -1,0 +1,211 @@
+"""What a report says of a target or of a node, as values and as the public document's fields.
+
+The names of the fields (`meanNs`, `p99Ns`, `sharePercent` …) are API: the CR's status, `-o json`
+and whatever programs people point at either of them read the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from latencyprobe.domain.measurement import (
+    NOTHING_OF_THE_NODE,
+    Measurement,
+    NodeMeasurement,
+    StageMeasurement,
+)
+from latencyprobe.domain.stages import (
+    BY_NAME,
+    COUNTERS,
+    INDEX,
+    STAGES,
+    Module,
+    Stage,
+    counter_module,
+)
+from latencyprobe.domain.verdict import Verdict, judge
+
+API_VERSION = "latencyprobe.io/v1alpha1"
+
+
+@dataclass(frozen=True, slots=True)
+class StageReport:
+    """The figures of one stage. Times are nanoseconds.
+
+    `detail`: of a node's stage, which interrupt handler or softirq vector.
+    """
+
+    name: str
+    count: int
+    mean_ns: int
+    p50_ns: int
+    p90_ns: int
+    p99_ns: int
+    max_ns: int
+    share_percent: float | None
+    lost: int
+    unmatched: int
+    clamped: int
+    sampling_ratio: float
+    detail: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """The stage as the API shows it; the share only where the stage is part of a total."""
+        return {
+            "name": self.name,
+            **({"detail": self.detail} if self.detail else {}),
+            "count": self.count,
+            "meanNs": self.mean_ns,
+            "p50Ns": self.p50_ns,
+            "p90Ns": self.p90_ns,
+            "p99Ns": self.p99_ns,
+            "maxNs": self.max_ns,
+            **({} if self.share_percent is None else {"sharePercent": self.share_percent}),
+            "lost": self.lost,
+            "unmatched": self.unmatched,
+            "clamped": self.clamped,
+            "samplingRatio": self.sampling_ratio,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TargetReport:
+    """Stages, counters and verdict of one target over one span of time.
+
+    `netns_counters`: what happened in its network namespaces, to it or to others there; no zeroes.
+    """
+
+    stages: tuple[StageReport, ...]
+    counters: Mapping[str, int]
+    verdict: Verdict
+    netns_counters: Mapping[str, int] = field(default_factory=dict)
+
+    def stage(self, name: str) -> StageReport | None:
+        """The stage of this name; None where it was not measured."""
+        return next((stage for stage in self.stages if stage.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """Stages and counters of a node over one span of time; what did not happen is left out."""
+
+    stages: tuple[StageReport, ...] = ()
+    counters: Mapping[str, int] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.stages) or bool(self.counters)
+
+    def document(self) -> dict[str, Any]:
+        """The report as the API shows it."""
+        return {
+            "stages": [stage.document() for stage in self.stages],
+            "counters": dict(self.counters),
+        }
+
+
+def report_on_node(measurement: NodeMeasurement, modules: Iterable[Module]) -> NodeReport:
+    """The report on a node: its stages of these modules, the costliest details first."""
+    wanted = set(modules)
+    keys = [key for key in measurement.stages if BY_NAME[key.name].module in wanted]
+    keys.sort(
+        key=lambda key: (
+            INDEX[key.name],
+            -measurement.stages[key].histogram.sum_ns,
+            key.detail,
+        )
+    )
+    stages = tuple(_figures(key.name, measurement.stages[key], detail=key.detail) for key in keys)
+    counters = {name: measurement.counters[name] for name in sorted(measurement.counters)}
+    return NodeReport(stages, {name: count for name, count in counters.items() if count})
+
+
+def report_on(
+    measurement: Measurement,
+    modules: Iterable[Module],
+    node: NodeMeasurement = NOTHING_OF_THE_NODE,
+    *,
+    uncounted: Container[str] = (),
+) -> TargetReport:
+    """The report on one target, of the stages of these modules that were seen at all.
+
+    What another probe on the same target measures besides has no part in it, the verdict included.
+    `node`: what is known of the target's node meanwhile, as evidence. `uncounted`: counters that
+    the node can't count; they are left out, not 0.
+    """
+    wanted = set(modules)
+    seen = Measurement(
+        {
+            stage.name: measurement.stages[stage.name]
+            for stage in STAGES
+            if stage.is_measured_by(wanted) and stage.name in measurement.stages
+        },
+        {
+            counter.name: measurement.counters.get(counter.name, 0)
+            for counter in COUNTERS
+            if counter.module in wanted and counter.name not in uncounted
+        }
+        | _drops(measurement, wanted),
+        {name: n for name, n in sorted(measurement.netns_counters.items()) if n},
+    )
+    stages = tuple(_report_stage(BY_NAME[name], seen) for name in seen.stages)
+    return TargetReport(stages, seen.counters, judge(seen, node), seen.netns_counters)
+
+
+def _drops(measurement: Measurement, wanted: Container[Module]) -> dict[str, int]:
+    """Dropped packets by reason: the counters that no table lists, those that counted."""
+    listed = {counter.name for counter in COUNTERS}
+    return {
+        name: count
+        for name, count in sorted(measurement.counters.items())
+        if name not in listed and count and counter_module(name) in wanted
+    }
+
+
+def _report_stage(stage: Stage, measurement: Measurement) -> StageReport:
+    measured = measurement.stage(stage.name)
+    return _figures(stage.name, measured, share=_share_percent(stage, measured, measurement))
+
+
+def _figures(
+    name: str, measured: StageMeasurement, *, share: float | None = None, detail: str = ""
+) -> StageReport:
+    histogram = measured.histogram
+    return StageReport(
+        name=name,
+        detail=detail,
+        count=histogram.count,
+        mean_ns=histogram.mean_ns,
+        p50_ns=histogram.percentile(50),
+        p90_ns=histogram.percentile(90),
+        p99_ns=histogram.percentile(99),
+        max_ns=histogram.max_ns,
+        share_percent=share,
+        lost=measured.lost,
+        unmatched=measured.unmatched,
+        clamped=measured.clamped,
+        sampling_ratio=round(measured.sampling_ratio, 6),
+    )
+
+
+def _share_percent(
+    stage: Stage, measured: StageMeasurement, measurement: Measurement
+) -> float | None:
+    if stage.whole is None:
+        return None
+    whole_ns = measurement.stage(stage.whole).histogram.sum_ns
+    return round(100 * measured.histogram.sum_ns / whole_ns, 1) if whole_ns else 0.0
+
+
+def verdict_document(verdict: Verdict) -> dict[str, Any]:
+    """The verdict as the API shows it."""
+    fields: dict[str, Any] = {
+        "bottleneck": str(verdict.bottleneck),
+        "share": f"{verdict.share:.0%}",
+        "evidence": list(verdict.evidence),
+        "nextStep": verdict.next_step,
+    }
+    if verdict.stage is not None:
+        fields["stage"] = verdict.stage
+    return fields

@@ -1,0 +1,404 @@
+"""The verdict: which stage is the bottleneck, why, and what to do about it.
+
+A pure function of one target's measurement over a window. It rests on sums (where did the time go
+in total?), never on one packet, and it carries the figures that it rests on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from latencyprobe.domain.durations import format_ns
+from latencyprobe.domain.measurement import NOTHING_OF_THE_NODE, Measurement, NodeMeasurement
+from latencyprobe.domain.stages import parts_of
+
+DOMINANT_SHARE = 0.40
+MIN_SAMPLES = 100
+# Where 99 % of the packets are through in less, the largest share is that of a healthy machine: a
+# wake-up of 20 us holds most of the total on any idle one, and nobody is to be paged for it.
+NOTEWORTHY_NS = 1_000_000
+# The wire is to blame when the round trip is this many times what both stacks spend on a packet.
+NETWORK_FACTOR = 5
+TOTALS = ("rx.total", "tx.total")
+_LARGER_PART = 0.5
+
+
+class Bottleneck(StrEnum):
+    """The causes that a verdict can name."""
+
+    SLOW_READER = "SlowReader"
+    CPU_CONTENTION = "CPUContention"
+    SOFTIRQ_BACKLOG = "SoftirqBacklog"
+    HOST_PATH = "HostPath"
+    RECEIVE_WINDOW = "ReceiveWindow"
+    CONGESTION = "Congestion"
+    QDISC_BACKLOG = "QdiscBacklog"
+    DRIVER = "Driver"
+    APPLICATION = "Application"
+    NETWORK = "Network"
+    PEER = "Peer"
+    NONE = "None"
+    INSUFFICIENT_DATA = "InsufficientData"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a report says first.
+
+    `share`: part of the total that the bottleneck's stage holds, 0 to 1; 0 where none is named.
+    `evidence`: the figures, as sentences. `next_step`: one thing that a person can do.
+    """
+
+    bottleneck: Bottleneck
+    stage: str | None
+    share: float
+    evidence: tuple[str, ...]
+    next_step: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Cause:
+    bottleneck: Bottleneck
+    because: str
+    next_step: str
+
+
+_LOOK_AT_THE_DATA_PATH = (
+    "Look at the CNI's data path on the node: number of netfilter rules, bridge, encapsulation."
+)
+_FAST_ENOUGH = f"Nothing to do: 99 % of the packets take under {format_ns(NOTEWORTHY_NS)}."
+_CAUSES: Mapping[str, _Cause] = {
+    "rx.socket": _Cause(
+        Bottleneck.SLOW_READER,
+        "data lay ready in the socket before the application read it",
+        "Look at what the application does between two reads of this socket: blocking calls, a "
+        "busy event loop, too few threads, or a CPU limit that throttles it.",
+    ),
+    "rx.wakeup": _Cause(
+        Bottleneck.CPU_CONTENTION,
+        "the reader could have read, and other threads had its CPU",
+        "See who runs on the reader's CPUs (perf sched, top -H) and what keeps it from others: CPU "
+        "limits or shares of the pod, CPU pinning, its nice value, or a node that is full.",
+    ),
+    "rx.softirq": _Cause(
+        Bottleneck.SOFTIRQ_BACKLOG,
+        "packets waited in the NET_RX softirq behind others",
+        "Compare the softirq load of the node's CPUs (mpstat -P ALL 1) and spread the receive "
+        "queues: RSS, RPS, or more queues on the NIC.",
+    ),
+    "rx.host": _Cause(
+        Bottleneck.HOST_PATH,
+        "packets were on the host's side between the first device and the pod's",
+        _LOOK_AT_THE_DATA_PATH,
+    ),
+    "tx.host": _Cause(
+        Bottleneck.HOST_PATH,
+        "packets were on the host's side between the pod's device and the last one",
+        _LOOK_AT_THE_DATA_PATH,
+    ),
+    "tx.driver": _Cause(
+        Bottleneck.DRIVER,
+        "packets waited in the last device for their transmission to be completed",
+        "Look at the device: its ring and queues (ethtool -g, -l), interrupt coalescing (ethtool "
+        "-c), pause frames (ethtool -S), or, in a virtual machine, what the host does with them.",
+    ),
+    "tx.qdisc": _Cause(
+        Bottleneck.QDISC_BACKLOG,
+        "packets waited in the queueing discipline of the last device",
+        "See which queue holds them (tc -s qdisc show) and why: a rate limit, a bandwidth "
+        "annotation of the pod, or a full link.",
+    ),
+}
+# What holds tx.socket is told by the counters of its long waits: the largest names the cause.
+_CAUSES_OF_WAITING: Mapping[str, _Cause] = {
+    "sendsBehindWindow": _Cause(
+        Bottleneck.RECEIVE_WINDOW,
+        "data waited in the socket, the receiver's window being full",
+        "Look at the receiver: it reads more slowly than this side writes, or its receive buffer "
+        "(net.ipv4.tcp_rmem, SO_RCVBUF) is too small for the round trip.",
+    ),
+    "sendsBehindCongestion": _Cause(
+        Bottleneck.CONGESTION,
+        "data waited in the socket for the congestion window, pacing or the device's queue",
+        "Look at the path for losses and its narrowest link (ss -ti: cwnd, retrans, pacing_rate; "
+        "tc -s qdisc show), and reuse connections: each begins with a small window.",
+    ),
+    "sendsHeldBack": _Cause(
+        Bottleneck.APPLICATION,
+        "data waited in the socket though it might have been sent: Nagle's algorithm, or a cork",
+        "Set TCP_NODELAY on this socket, or write a message at once instead of in pieces; look for "
+        "MSG_MORE and TCP_CORK.",
+    ),
+}
+
+
+# Counters of the target, of its network namespace and of its node that bear witness, by the names
+# that they have there. Drops are told with every verdict: they are news even where nobody waits.
+_DROPS = (
+    "acceptQueueOverflows",
+    "receiveQueueOverflows",
+    "TcpExtListenOverflows",
+    "TcpExtListenDrops",
+    "TcpExtTCPBacklogDrop",
+    "TcpExtTCPRcvQDrop",
+    "UdpRcvbufErrors",
+    "Udp6RcvbufErrors",
+    "softnetDropped",
+)
+_WITNESSES: Mapping[Bottleneck, tuple[str, ...]] = {
+    Bottleneck.SLOW_READER: (
+        "zeroWindowsSent",
+        "TcpExtTCPToZeroWindowAdv",
+        "TcpExtPruneCalled",
+        "TcpExtTCPRcvCollapsed",
+    ),
+    Bottleneck.SOFTIRQ_BACKLOG: ("softnetTimeSqueezed", "softnetFlowLimited"),
+    Bottleneck.NETWORK: (
+        "rtos",
+        "TcpExtTCPTimeouts",
+        "TcpExtTCPLostRetransmit",
+        "TcpExtTCPAbortOnTimeout",
+    ),
+}
+
+
+def judge(measurement: Measurement, node: NodeMeasurement = NOTHING_OF_THE_NODE) -> Verdict:
+    """The verdict on one target's measurement over a window.
+
+    What was counted meanwhile in its network namespace and on its node stands beside the evidence,
+    and decides nothing: others may have caused it.
+    """
+    verdict = _judge(measurement)
+    names = (*_DROPS, *_WITNESSES.get(verdict.bottleneck, ()))
+    meanwhile = (
+        *_told("at its own sockets", measurement.counters, names),
+        *_told("in its network namespace", measurement.netns_counters, names),
+        *_told("on its node", node.counters, names),
+    )
+    return replace(verdict, evidence=(*verdict.evidence, *meanwhile))
+
+
+def _told(where: str, counters: Mapping[str, int], names: Iterable[str]) -> Iterator[str]:
+    seen = [f"{name} {counters[name]:,}" for name in names if counters.get(name)]
+    if seen:
+        yield f"meanwhile {where}: {', '.join(seen)}"
+
+
+def _judge(measurement: Measurement) -> Verdict:
+    totals = [total for total in TOTALS if _samples(measurement, total) >= MIN_SAMPLES]
+    if not totals:
+        return _insufficient(measurement)
+    if (slower := _judge_responses(measurement)) or (slower := _judge_network(measurement)):
+        return slower
+    total = max(totals, key=lambda name: measurement.stage(name).histogram.sum_ns)
+    stage, share = _largest_part(measurement, total)
+    figures = _figures(measurement, total, stage, share)
+    if measurement.stage(total).histogram.percentile(99) < NOTEWORTHY_NS:
+        return Verdict(Bottleneck.NONE, None, 0.0, figures, _FAST_ENOUGH)
+    if share < DOMINANT_SHARE:
+        return Verdict(Bottleneck.NONE, None, 0.0, figures, "Nothing to do: no stage stands out.")
+    cause, more = _cause(measurement, stage), tuple[str, ...]()
+    if cause is None:
+        return Verdict(Bottleneck.NONE, None, 0.0, figures, _work_not_waiting(stage))
+    if stage == "rx.socket":
+        more = _reader_figures(measurement)
+        part = _wakeup_part(measurement)
+        if part > _LARGER_PART:
+            cause, stage, share = _CAUSES["rx.wakeup"], "rx.wakeup", share * part
+    evidence = (*figures, cause.because, *more)
+    return Verdict(cause.bottleneck, stage, share, evidence, cause.next_step)
+
+
+def _wakeup_part(measurement: Measurement) -> float:
+    """The part of rx.socket in which the reader was kept from running; needs the module sched."""
+    socket_ns = measurement.stage("rx.socket").histogram.sum_ns
+    return measurement.stage("rx.wakeup").histogram.sum_ns / socket_ns if socket_ns else 0.0
+
+
+def _reader_figures(measurement: Measurement) -> tuple[str, ...]:
+    """What the module sched knows of the reader, where it is measured."""
+    runqueue = measurement.stage("sched.runqueue").histogram
+    if not runqueue.count:
+        return ()
+    p50, p99 = (format_ns(runqueue.percentile(percent)) for percent in (50, 99))
+    return (
+        f"rx.wakeup, the reader kept from running, is {_wakeup_part(measurement):.0%} of rx.socket",
+        f"sched.runqueue, all its threads: p50 {p50}, p99 {p99}",
+    )
+
+
+def _cause(measurement: Measurement, stage: str) -> _Cause | None:
+    if stage != "tx.socket":
+        return _CAUSES.get(stage)
+    waits = {name: measurement.counters.get(name, 0) for name in _CAUSES_OF_WAITING}
+    most = max(waits, key=lambda name: waits[name])
+    if not waits[most]:
+        return None
+    cause = _CAUSES_OF_WAITING[most]
+    counted = ", ".join(f"{name} {count:,}" for name, count in waits.items() if count)
+    return replace(cause, because=f"{cause.because} ({counted})")
+
+
+def _samples(measurement: Measurement, stage: str) -> int:
+    return measurement.stage(stage).histogram.count
+
+
+def _insufficient(measurement: Measurement) -> Verdict:
+    measured = [total for total in TOTALS if total in measurement.stages]
+    most = max((_samples(measurement, total) for total in measured), default=0)
+    evidence = f"{most} packets in the window, {MIN_SAMPLES} are needed"
+    next_step = "Wait for more traffic, or widen the window."
+    if not measured:
+        evidence += " (neither rx.total nor tx.total was seen)"
+        next_step += " A verdict needs the module rx or tx."
+    return Verdict(Bottleneck.INSUFFICIENT_DATA, None, 0.0, (evidence,), next_step)
+
+
+def _work_not_waiting(stage: str) -> str:
+    return f"Nothing to do: {stage} is mostly the kernel's own work on each packet."
+
+
+def _largest_part(measurement: Measurement, total: str) -> tuple[str, float]:
+    """(stage, share) of the part that holds most of this total."""
+    whole_ns = measurement.stage(total).histogram.sum_ns
+    stage = max(
+        (part.name for part in parts_of(total)),
+        key=lambda name: measurement.stage(name).histogram.sum_ns,
+    )
+    part_ns = measurement.stage(stage).histogram.sum_ns
+    return stage, part_ns / whole_ns if whole_ns else 0.0
+
+
+def _figures(measurement: Measurement, total: str, stage: str, share: float) -> tuple[str, ...]:
+    part = measurement.stage(stage).histogram
+    p50, p99 = (format_ns(part.percentile(percent)) for percent in (50, 99))
+    total_p99 = format_ns(measurement.stage(total).histogram.percentile(99))
+    return (
+        f"{stage} holds {share:.0%} of {total}",
+        f"{stage} p50 {p50}, p99 {p99}; {total} p99 {total_p99}",
+    )
+
+
+def _judge_network(measurement: Measurement) -> Verdict | None:
+    """Network, where the round trip is far above what both directions of this stack take.
+
+    Compares means, since those are sums by packet: a stack that holds few packets for very long is
+    not outvoted by the many that it lets pass. Silent where one direction is not known, and where
+    most ACKs were held back by the peer: then tcp.rtt tells of its manners, not of the network.
+    """
+    if any(_samples(measurement, name) < MIN_SAMPLES for name in (*TOTALS, "tcp.rtt")):
+        return None
+    if _are_acks_delayed(measurement):
+        return None
+    rtt_ns = measurement.stage("tcp.rtt").histogram.mean_ns
+    stacks_ns = sum(measurement.stage(name).histogram.mean_ns for name in TOTALS)
+    if rtt_ns <= max(NETWORK_FACTOR * stacks_ns, NOTEWORTHY_NS):
+        return None
+    retransmits = measurement.counters.get("retransmits", 0)
+    return Verdict(
+        Bottleneck.NETWORK,
+        "tcp.rtt",
+        rtt_ns / (rtt_ns + stacks_ns),
+        (
+            f"tcp.rtt: {format_ns(rtt_ns)} on average; this node's stack: {format_ns(stacks_ns)}",
+            f"{retransmits} retransmits",
+        ),
+        "Look at the path to the peer (mtr): distance, a congested link; and measure the peer too: "
+        "one that answers slowly may hold its ACKs back (up to 40 ms) to send both at once.",
+    )
+
+
+def _are_acks_delayed(measurement: Measurement) -> bool:
+    """Whether most ACKs were held back by the peer, so that tcp.rtt has its time in it."""
+    return 2 * measurement.counters.get("delayedAcks", 0) > _samples(measurement, "tcp.rtt")
+
+
+def _round_trip_ns(measurement: Measurement) -> int | None:
+    """What the network takes of a response; the least, where the peer holds its ACKs back."""
+    rtt = measurement.stage("tcp.rtt").histogram
+    if rtt.count < MIN_SAMPLES:
+        return None
+    return rtt.min_ns if _are_acks_delayed(measurement) else rtt.mean_ns
+
+
+def _judge_responses(measurement: Measurement) -> Verdict | None:
+    """Application or Peer, where requests wait longer for either than packets for anything else.
+
+    An application that waits for others to answer it has their time in its own: then it is them.
+    """
+    application_ns = _waited_for_application_ns(measurement)
+    peer_ns = _waited_for_peer_ns(measurement)
+    packets_ns = sum(measurement.stage(total).histogram.sum_ns for total in TOTALS)
+    longest_ns = max(application_ns, peer_ns)
+    share = longest_ns / (longest_ns + packets_ns) if longest_ns else 0.0
+    if share < DOMINANT_SHARE or longest_ns <= _longest_total_ns(measurement):
+        return None
+    if 2 * peer_ns >= application_ns:
+        return _blame_peer(measurement, share)
+    return _blame_application(measurement, share)
+
+
+def _longest_total_ns(measurement: Measurement) -> int:
+    return max(measurement.stage(total).histogram.sum_ns for total in TOTALS)
+
+
+def _waited_for_application_ns(measurement: Measurement) -> int:
+    """All of app.response; 0 where it is short, or shorter than the way to the one who asks."""
+    response = measurement.stage("app.response").histogram
+    if response.count < MIN_SAMPLES or response.percentile(99) < NOTEWORTHY_NS:
+        return 0
+    rtt_ns = _round_trip_ns(measurement) or 0
+    return response.sum_ns if response.mean_ns > rtt_ns else 0
+
+
+def _waited_for_peer_ns(measurement: Measurement) -> int:
+    """All of peer.response but the round trips; 0 where that is short, or its smaller part."""
+    response = measurement.stage("peer.response").histogram
+    rtt_ns = _round_trip_ns(measurement)
+    if rtt_ns is None or response.count < MIN_SAMPLES or response.percentile(99) < NOTEWORTHY_NS:
+        return 0
+    own_ns = response.mean_ns - rtt_ns
+    return own_ns * response.count if own_ns >= DOMINANT_SHARE * response.mean_ns else 0
+
+
+def _blame_application(measurement: Measurement, share: float) -> Verdict:
+    return Verdict(
+        Bottleneck.APPLICATION,
+        "app.response",
+        share,
+        (
+            _response_figures(measurement, "app.response"),
+            "requests had been read wholly, and no byte of the answer was written yet",
+        ),
+        "Look at what the application does between reading a request and writing its answer: its "
+        "own profile or traces, locks, queries, calls to others, or a CPU limit that throttles it.",
+    )
+
+
+def _blame_peer(measurement: Measurement, share: float) -> Verdict:
+    rtt_ns = _round_trip_ns(measurement) or 0
+    return Verdict(
+        Bottleneck.PEER,
+        "peer.response",
+        share,
+        (
+            _response_figures(measurement, "peer.response"),
+            f"the network's part of it is about {format_ns(rtt_ns)} (tcp.rtt)",
+        ),
+        "Measure the peer too: its app.response says whether its application takes the time, its "
+        "rx.socket whether it reads late.",
+    )
+
+
+def _response_figures(measurement: Measurement, stage: str) -> str:
+    response = measurement.stage(stage).histogram
+    mean, p50, p99 = (
+        format_ns(ns) for ns in (response.mean_ns, response.percentile(50), response.percentile(99))
+    )
+    stacks_ns = sum(measurement.stage(total).histogram.mean_ns for total in TOTALS)
+    return (
+        f"{stage}: {mean} on average, p50 {p50}, p99 {p99}; a packet in this node's stack: "
+        f"{format_ns(stacks_ns)}"
+    )

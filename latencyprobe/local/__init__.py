@@ -1,0 +1,1 @@
+"""Measurements on this machine: a client of the protocol, with an agent of its own."""

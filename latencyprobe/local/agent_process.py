@@ -1,0 +1,148 @@
+"""An agent of our own: a child process that serves gRPC on a Unix socket only we can reach.
+
+The local command measures through the same agent as a cluster does, and the same protocol. The
+agent lives as long as the command: it is ended on the way out, and ends by itself if the command
+is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import tempfile
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+
+from latencyprobe.process import interpreter
+from latencyprobe.protocol.measurements import MAX_MESSAGE_BYTES
+
+AGENT_COMMAND = interpreter.python_module("latencyprobe.commands.cli", "agent")
+LOG_LINES_KEPT = 12
+SECONDS_TO_END = 5.0
+# From the end of a call to the end of the process that broke it off.
+SECONDS_TO_DIE = 0.3
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # The agent's socket is not there yet when we first try, and the default is to wait a second.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 200),
+)
+
+T = TypeVar("T")
+
+
+class AgentError(RuntimeError):
+    """The agent failed, or refused what was asked. `log` holds its last lines."""
+
+    def __init__(self, problem: str, log: Sequence[str] = ()) -> None:
+        self.problem, self.log = problem, tuple(log)
+        lines = "".join(f"\n  | {line}" for line in self.log)
+        super().__init__(f"{problem}{'; its last words:' if lines else ''}{lines}")
+
+
+@contextlib.asynccontextmanager
+async def private_agent(*, show_log: bool = False) -> AsyncIterator[AgentProcess]:
+    """An agent for the time of the `async with` block; afterwards nothing of it is left."""
+    # mkdtemp makes it 0700: nobody else connects to an agent that runs as root.
+    with tempfile.TemporaryDirectory(prefix="latencyprobe-run-") as directory:
+        socket = Path(directory) / "agent.sock"
+        agent = await AgentProcess.start(socket, show_log=show_log)
+        try:
+            yield agent
+        finally:
+            await agent.end()
+
+
+class AgentProcess:
+    """The child process and its socket. Made by `private_agent`."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, socket: Path, *, show_log: bool
+    ) -> None:
+        self._process = process
+        self._socket = socket
+        self._log: deque[str] = deque(maxlen=LOG_LINES_KEPT)
+        self._reader = asyncio.create_task(self._read_log(show_log=show_log))
+
+    @classmethod
+    async def start(cls, socket: Path, *, show_log: bool) -> AgentProcess:
+        """Start the child in a session of its own: a Ctrl-C in the terminal is for us alone."""
+        process = await asyncio.create_subprocess_exec(
+            *AGENT_COMMAND,
+            *("--socket", str(socket)),
+            f"--exit-with-parent={os.getpid()}",
+            env=interpreter.environment(),
+            cwd=interpreter.DIRECTORY,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
+        return cls(process, socket, show_log=show_log)
+
+    def channel(self) -> grpc.aio.Channel:
+        """A channel to the agent; calls should wait until it is ready."""
+        return grpc.aio.insecure_channel(
+            f"unix:{self._socket}",
+            options=CHANNEL_OPTIONS,
+        )
+
+    async def while_alive(self, work: Callable[[], Coroutine[object, object, T]]) -> T:
+        """The result of `work()`; AgentError if the agent ends before it, or breaks it off."""
+        task = asyncio.create_task(work())
+        death = asyncio.create_task(self._process.wait())
+        try:
+            await asyncio.wait({task, death}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise await self._obituary()
+            return await task
+        except grpc.aio.AioRpcError as error:
+            raise await self._explain(error) from None
+        finally:
+            for pending in (task, death):
+                pending.cancel()
+            await asyncio.gather(task, death, return_exceptions=True)
+
+    async def end(self) -> None:
+        """End the child: politely, then not."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
+        try:
+            await asyncio.wait_for(self._process.wait(), SECONDS_TO_END)
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+
+    async def _read_log(self, *, show_log: bool) -> None:
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            text = line.decode(errors="replace").rstrip()
+            self._log.append(text)
+            if show_log:
+                sys.stderr.write(text + "\n")
+
+    async def _explain(self, error: grpc.aio.AioRpcError) -> AgentError:
+        """Whether the call failed because the agent died, or because it said no."""
+        try:
+            await asyncio.wait_for(self._process.wait(), SECONDS_TO_DIE)
+        except TimeoutError:
+            code = error.code().name
+            return AgentError(f"the agent answered {code}: {error.details()}", self._log)
+        return await self._obituary()
+
+    async def _obituary(self) -> AgentError:
+        status = await self._process.wait()
+        # What it wrote last may still be in the pipe.
+        await asyncio.wait({self._reader}, timeout=1.0)
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        return AgentError(f"the agent {how}", self._log)

@@ -1,0 +1,235 @@
+"""A run on this machine: an agent of our own, a session with it, and the reasons to end it.
+
+What `latencyprobe run` and `latencyprobe demo` share. It ends when its time is up, when the command
+that it started or every target is gone, or on the first SIGINT or SIGTERM; a second one does not
+wait for the last figures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import grpc
+
+from latencyprobe.domain.document import LatencyReport
+from latencyprobe.local.agent_process import AgentError, AgentProcess, private_agent
+from latencyprobe.local.command_process import StoppedCommand
+from latencyprobe.local.session import LONGEST_INTERVAL_NS, Request, Session
+from latencyprobe.protocol.measurements import CorruptMessageError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# An agent that is this much late with a report does not send it any more.
+SECONDS_LATE = 2.0
+# A command that got the terminal's Ctrl-C as we did may need a moment for its own clean-up.
+SECONDS_FOR_THE_COMMAND = 1.0
+
+
+MakeSession = Callable[[grpc.aio.Channel, Request], Session]
+
+
+class Observer(Protocol):
+    """Who watches a run: the terminal, or nobody."""
+
+    def attaching(self) -> None:
+        """The agent starts, and then attaches."""
+
+    def attached(self, problems: Sequence[str]) -> None:
+        """Packets are measured from now on; what is not is in `problems`."""
+
+    def updated(self, report: LatencyReport) -> None:
+        """Something new was seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended. `failure`: why it ended too early, with the report of what was seen.
+
+    `command_status`: of the command if it ended by itself.
+    """
+
+    report: LatencyReport
+    command_status: int | None = None
+    failure: AgentError | None = None
+
+
+class InterruptedBeforeError(RuntimeError):
+    """A signal came before anything was measured. `signal_number` says which."""
+
+    def __init__(self, signal_number: int) -> None:
+        self.signal_number = signal_number
+        super().__init__("interrupted before anything was measured")
+
+
+async def measure(
+    request: Request,
+    observer: Observer,
+    *,
+    duration_seconds: float | None = None,
+    command: StoppedCommand | None = None,
+    show_log: bool = False,
+    make_session: MakeSession = Session,
+    is_enough: asyncio.Event | None = None,
+) -> Outcome:
+    """Measure until there is a reason to end, and report. `is_enough` is one, if it is set.
+
+    Raises AgentError, ProtocolVersionError, NoTargetError or InterruptedBeforeError if nothing came
+    to be measured, and CommandError if the command cannot be executed; it never runs unmeasured.
+    """
+    async with (
+        _signals(command) as signals,
+        private_agent(show_log=show_log) as agent,
+    ):
+        observer.attaching()
+        async with agent.channel() as channel:
+            session = make_session(channel, request)
+            await _attach(agent, session, signals)
+            run = _Run(
+                agent, session, observer, signals, command, is_enough=is_enough or asyncio.Event()
+            )
+            return await run.until_its_end(duration_seconds)
+
+
+async def _attach(agent: AgentProcess, session: Session, signals: _Signals) -> None:
+    attaching = asyncio.create_task(agent.while_alive(session.attach))
+    await _first(attaching, asyncio.create_task(signals.first.wait()))
+    if not attaching.done():
+        attaching.cancel()
+        await asyncio.gather(attaching, return_exceptions=True)
+        raise InterruptedBeforeError(signals.number)
+    await attaching
+
+
+class _Run:
+    """From attached to reported."""
+
+    def __init__(
+        self,
+        agent: AgentProcess,
+        session: Session,
+        observer: Observer,
+        signals: _Signals,
+        command: StoppedCommand | None,
+        *,
+        is_enough: asyncio.Event,
+    ) -> None:
+        self._agent = agent
+        self._session = session
+        self._observer = observer
+        self._signals = signals
+        self._command = command
+        self._is_enough = is_enough
+
+    async def until_its_end(self, duration_seconds: float | None) -> Outcome:
+        watching = asyncio.create_task(self._agent.while_alive(self._watch))
+        try:
+            self._observer.attached(self._session.problems)
+            if self._command:
+                self._command.release()
+            await self._reason_to_end(duration_seconds, watching)
+            await self._last_figures(watching)
+        finally:
+            failure = await _failure_of(watching)
+            command_status = await self._end_command(failure)
+        return Outcome(self._session.report(), command_status, failure)
+
+    async def _watch(self) -> None:
+        await self._session.watch(lambda: self._observer.updated(self._session.report()))
+
+    async def _reason_to_end(
+        self, duration_seconds: float | None, watching: asyncio.Task[None]
+    ) -> None:
+        reasons: list[Coroutine[object, object, object]] = [
+            self._signals.first.wait(),
+            self._is_enough.wait(),
+        ]
+        if duration_seconds is not None:
+            reasons.append(asyncio.sleep(duration_seconds))
+        if self._command:
+            reasons.append(self._command.wait())
+        else:
+            reasons.append(self._session.every_target_gone())
+        await _first(watching, *map(asyncio.create_task, reasons))
+
+    async def _last_figures(self, watching: asyncio.Task[None]) -> None:
+        """Wait for the report that covers all up to now; not for ever, and not if told to hurry."""
+        now = asyncio.create_task(self._session.seen_until_now())
+        late = asyncio.create_task(asyncio.sleep(LONGEST_INTERVAL_NS / 1e9 + SECONDS_LATE))
+        await _first(watching, now, late, asyncio.create_task(self._signals.second.wait()))
+
+    async def _end_command(self, failure: AgentError | None) -> int | None:
+        """The command's status if it ended by itself; otherwise we end it.
+
+        Not if the measurement failed: that is not the command's fault.
+        """
+        if not self._command or not self._command.released:
+            return None
+        if failure and not self._signals.first.is_set():
+            return await self._command.wait()
+        if self._signals.first.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._command.wait(), SECONDS_FOR_THE_COMMAND)
+        status = self._command.poll()
+        if status is None:
+            await self._command.end()
+        return status
+
+
+async def _failure_of(watching: asyncio.Task[None]) -> AgentError | None:
+    """End the stream; why it ended before, if it did."""
+    watching.cancel()
+    await asyncio.wait({watching})
+    if watching.cancelled():
+        return None
+    match watching.exception():
+        case AgentError() as error:
+            return error
+        case CorruptMessageError() as error:
+            return AgentError(f"the agent sent a report that cannot be: {error}")
+        case None:
+            return AgentError("the agent ended the stream of reports")
+        case error:
+            raise error
+
+
+async def _first(kept: asyncio.Task[None], *others: asyncio.Task[object]) -> None:
+    """Wait for the first of these tasks to end; all but the first argument are given up then."""
+    try:
+        await asyncio.wait({kept, *others}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+
+class _Signals:
+    """The first signal asks for the end, the second one to hurry."""
+
+    def __init__(self, command: StoppedCommand | None) -> None:
+        self.first, self.second = asyncio.Event(), asyncio.Event()
+        self.number = 0
+        self._command = command
+
+    def came(self, number: int) -> None:
+        self.number = self.number or number
+        (self.second if self.first.is_set() else self.first).set()
+        # The terminal sends SIGINT to the command as well; nobody else passes SIGTERM on.
+        if number == signal.SIGTERM and self._command and self._command.released:
+            self._command.send(number)
+
+
+@contextlib.asynccontextmanager
+async def _signals(command: StoppedCommand | None) -> AsyncIterator[_Signals]:
+    loop = asyncio.get_running_loop()
+    signals = _Signals(command)
+    for number in SIGNALS:
+        loop.add_signal_handler(number, signals.came, number)
+    try:
+        yield signals
+    finally:
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)

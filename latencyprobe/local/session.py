@@ -1,0 +1,297 @@
+"""One measurement by one agent: state what is wanted, add up what comes back.
+
+The local command's side of the protocol. It knows nothing of how the agent came to be, nor of how
+the report is shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe.domain.document import LatencyReport, Node, TargetResult
+from latencyprobe.domain.measurement import NOTHING, NOTHING_OF_THE_NODE, Measurement
+from latencyprobe.domain.report import report_on, report_on_node
+from latencyprobe.domain.stages import Module, counters_of, stages_of
+from latencyprobe.protocol.measurements import (
+    PROTOCOL_VERSION,
+    CorruptMessageError,
+    measurement_from_proto,
+    node_from_proto,
+)
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe.protocol.v1 import node_agent_pb2_grpc as rpc
+
+PROBE_ID = "local"
+GENERATION = 1
+# The agent reports at least so often, however seldom the view is refreshed: so long does the end of
+# a run wait for its last figures.
+LONGEST_INTERVAL_NS = 250_000_000
+
+_STATES = {
+    pb.StageCoverage.ACTIVE: CoverageState.ACTIVE,
+    pb.StageCoverage.PARTIAL: CoverageState.PARTIAL,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PidTarget:
+    """A process with all its descendants."""
+
+    name: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupTarget:
+    """A cgroup's directory with all cgroups below it."""
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class NetnsTarget:
+    """Every socket of a network namespace."""
+
+    name: str
+    path: str
+
+
+TargetSpec = PidTarget | CgroupTarget | NetnsTarget
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a run measures."""
+
+    targets: tuple[TargetSpec, ...]
+    modules: tuple[Module, ...]
+    ports: tuple[int, ...] = ()
+    protocols: tuple[str, ...] = ()
+    interval_ns: int = LONGEST_INTERVAL_NS
+
+
+class ProtocolVersionError(RuntimeError):
+    """The agent speaks another protocol than this command."""
+
+    def __init__(self, theirs: int, agent_version: str) -> None:
+        self.theirs, self.agent_version = theirs, agent_version
+        super().__init__(
+            f"the agent (version {agent_version}) speaks protocol {theirs}, this command "
+            f"{PROTOCOL_VERSION}: install both from the same release"
+        )
+
+
+class NoTargetError(RuntimeError):
+    """None of the targets can be measured. `problems` holds what the agent says of each."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("nothing to measure:" + "".join(f"\n  {each}" for each in self.problems))
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What is known of one target so far."""
+
+    spec: TargetSpec
+    measurement: Measurement = NOTHING
+    pids: set[int] = field(default_factory=set)
+    cgroup: str = ""
+    state: pb.TargetStatus.State = pb.TargetStatus.STATE_UNSPECIFIED
+    message: str = ""
+
+    def take_status(self, status: pb.TargetStatus) -> None:
+        self.state = status.state
+        self.message = status.message
+        self.pids.update(status.pids)
+        self.cgroup = status.cgroup or self.cgroup
+
+    @property
+    def problem(self) -> str:
+        """What keeps it from being measured; empty where nothing does, or its time is over."""
+        if self.state == pb.TargetStatus.ATTACHED:
+            return ""
+        if self.state == pb.TargetStatus.GONE and self.measurement:
+            return ""
+        return self.message or pb.TargetStatus.State.Name(self.state).lower()
+
+
+class Session:
+    """A measurement from `attach` to the last report; `report` says what was seen so far."""
+
+    def __init__(self, channel: grpc.aio.Channel, request: Request) -> None:
+        self._stub = rpc.NodeAgentStub(channel)
+        self._request = request
+        self._targets = {str(index): _Seen(spec) for index, spec in enumerate(request.targets)}
+        self._node = Node("", "", "", "", "", "")
+        self._node_measurement = NOTHING_OF_THE_NODE
+        self._covered = (
+            *(stage.name for stage in stages_of(request.modules)),
+            *counters_of(request.modules),
+        )
+        self._coverage: dict[str, StageCoverage] = {}
+        self._measured_until = 0.0
+        self._attached_at = 0.0
+        self._progress = asyncio.Condition()
+
+    async def attach(self) -> None:
+        """Have the targets measured; returns once they are.
+
+        Raises ProtocolVersionError, and NoTargetError if not one of them can be measured.
+        """
+        info = await self._stub.GetNodeInfo(pb.GetNodeInfoRequest(), wait_for_ready=True)
+        if info.protocol_version != PROTOCOL_VERSION:
+            raise ProtocolVersionError(info.protocol_version, info.agent_version)
+        self._node = _node(info)
+        result = await self._stub.Apply(_desired_state(self._request))
+        self._take_coverage(result.coverage)
+        for probe in result.probes:
+            for status in probe.targets:
+                self._seen(status.id).take_status(status)
+        problems = self.problems
+        if len(problems) == len(self._targets):
+            raise NoTargetError(problems)
+        self._attached_at = self._measured_until = time.time()
+
+    async def watch(self, on_report: Callable[[], None]) -> None:
+        """Add up what the agent reports until the stream ends; `on_report` after each."""
+        async for message in self._stub.WatchReports(pb.WatchReportsRequest()):
+            if message.generation != GENERATION:
+                continue
+            self._take_coverage(message.coverage)
+            for probe in message.probes:
+                self._take(probe)
+            on_report()
+            async with self._progress:
+                self._progress.notify_all()
+
+    async def seen_until_now(self) -> None:
+        """Returns once everything that happened before this call is added up."""
+        at = time.time()
+        async with self._progress:
+            await self._progress.wait_for(lambda: self._measured_until >= at)
+
+    async def every_target_gone(self) -> None:
+        """Returns once no target is left that could still be measured."""
+        over = {pb.TargetStatus.GONE, pb.TargetStatus.FAILED}
+        async with self._progress:
+            await self._progress.wait_for(
+                lambda: all(seen.state in over for seen in self._targets.values())
+            )
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Of each target that is not measured: its name and why."""
+        return tuple(
+            f"{seen.spec.name}: {seen.problem}" for seen in self._targets.values() if seen.problem
+        )
+
+    @property
+    def farewells(self) -> tuple[str, ...]:
+        """Of each target that was there and is gone: its name and how."""
+        return tuple(
+            f"{seen.spec.name}: {seen.message or 'is gone'}"
+            for seen in self._targets.values()
+            if seen.state == pb.TargetStatus.GONE
+        )
+
+    def report(self) -> LatencyReport:
+        """What was seen so far."""
+        return LatencyReport(
+            node=replace(
+                self._node, report=report_on_node(self._node_measurement, self._request.modules)
+            ),
+            duration_seconds=self._measured_until - self._attached_at,
+            targets=tuple(map(self._result, self._targets.values())),
+            coverage=tuple(
+                self._coverage[name] for name in self._covered if name in self._coverage
+            ),
+        )
+
+    def _result(self, seen: _Seen) -> TargetResult:
+        return TargetResult(
+            name=seen.spec.name,
+            pids=tuple(sorted(seen.pids)),
+            cgroup=seen.cgroup,
+            report=report_on(
+                seen.measurement,
+                self._request.modules,
+                self._node_measurement,
+                uncounted={
+                    name
+                    for name, coverage in self._coverage.items()
+                    if coverage.state is CoverageState.UNAVAILABLE
+                },
+            ),
+            message=seen.problem,
+        )
+
+    def _take(self, probe: pb.ProbeReport) -> None:
+        for target in probe.targets:
+            seen = self._seen(target.status.id)
+            seen.take_status(target.status)
+            seen.measurement += measurement_from_proto(
+                target.stages, target.counters, target.netns_counters
+            )
+        self._node_measurement += node_from_proto(probe.node)
+        self._measured_until = max(self._measured_until, probe.end.ToNanoseconds() / 1e9)
+
+    def _seen(self, target_id: str) -> _Seen:
+        try:
+            return self._targets[target_id]
+        except KeyError:
+            raise CorruptMessageError("target.status.id", f"{target_id!r} is unknown") from None
+
+    def _take_coverage(self, stages: Iterable[pb.StageCoverage]) -> None:
+        """Take what is said of what we measure; that the last target is gone changes nothing."""
+        for stage in stages:
+            if stage.name in self._covered and stage.state != pb.StageCoverage.IDLE:
+                self._coverage[stage.name] = _coverage(stage)
+
+
+def _node(info: pb.NodeInfo) -> Node:
+    return Node(
+        name=info.node_name,
+        kernel=info.kernel_release,
+        architecture=info.architecture,
+        kernel_types=info.kernel_types,
+        cgroup_version=info.cgroup_version,
+        agent_version=info.agent_version,
+    )
+
+
+def _coverage(stage: pb.StageCoverage) -> StageCoverage:
+    state = _STATES.get(stage.state, CoverageState.UNAVAILABLE)
+    return StageCoverage(stage.name, state, stage.hook, stage.reason)
+
+
+def _desired_state(request: Request) -> pb.DesiredState:
+    interval = Duration()
+    interval.FromNanoseconds(min(request.interval_ns, LONGEST_INTERVAL_NS))
+    probe = pb.Probe(
+        id=PROBE_ID,
+        name=PROBE_ID,
+        modules=list(request.modules),
+        filter=pb.SocketFilter(ports=request.ports, protocols=request.protocols),
+        interval=interval,
+        targets=[_target(str(index), spec) for index, spec in enumerate(request.targets)],
+    )
+    return pb.DesiredState(generation=GENERATION, probes=[probe])
+
+
+def _target(identifier: str, spec: TargetSpec) -> pb.Target:
+    match spec:
+        case PidTarget(pid=pid):
+            return pb.Target(id=identifier, pid=pid)
+        case CgroupTarget(path=path):
+            return pb.Target(id=identifier, cgroup_path=path)
+        case NetnsTarget(path=path):
+            return pb.Target(id=identifier, netns_path=path)

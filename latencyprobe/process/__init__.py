@@ -1,0 +1,1 @@
+"""Processes and their tasks: what every program of the project needs of its surroundings."""

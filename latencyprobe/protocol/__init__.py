@@ -1,0 +1,1 @@
+"""The protocol between operator or local command and agent: all that is shared of protobuf."""

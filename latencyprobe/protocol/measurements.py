@@ -1,0 +1,158 @@
+"""Measurements as the protocol carries them: between the domain's values and protobuf's messages.
+
+Agent, operator and local command share these conversions. What arrives is checked here, once: a
+message that contradicts itself raises CorruptMessageError, which names the field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.measurement import (
+    Measurement,
+    NodeMeasurement,
+    NodeStage,
+    StageMeasurement,
+)
+from latencyprobe.domain.stages import BY_NAME, counter_module
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+
+PROTOCOL_VERSION = 1
+# The names in the certificates, by which each side knows the other.
+AGENT_NAME = "agent.latencyprobe.io"
+OPERATOR_NAME = "operator.latencyprobe.io"
+# What both sides let gRPC take in and send: the largest report is some 4 MB (256 targets with every
+# bucket in use), the largest desired state under 1 MB.
+MAX_MESSAGE_BYTES = 16 << 20
+# Of a namespace's or a node's counters, which come by the kernel's and the drivers' names.
+MAX_OPEN_COUNTERS = 256
+MAX_NAME_LENGTH = 64
+
+
+class CorruptMessageError(ValueError):
+    """A message that no agent of this protocol sends. `field` says where, `problem` what."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        self.field, self.problem = field, problem
+        super().__init__(f"{field}: {problem}")
+
+
+def measurement_to_proto(measurement: Measurement) -> tuple[list[pb.StageDelta], dict[str, int]]:
+    """(stages, counters), as the fields of a TargetReport; `netns_counters` go as they are."""
+    stages = [_stage_to_proto(name, measured) for name, measured in measurement.stages.items()]
+    return stages, dict(measurement.counters)
+
+
+def measurement_from_proto(
+    stages: Iterable[pb.StageDelta],
+    counters: Mapping[str, int],
+    netns_counters: Mapping[str, int] = MappingProxyType({}),
+) -> Measurement:
+    """The measurement in the fields of a TargetReport; raises CorruptMessageError.
+
+    Stages and counters that this side does not know (a newer agent's) are left out: the protocol
+    may gain some without a new version.
+    """
+    measured: dict[str, StageMeasurement] = {}
+    for index, delta in enumerate(stages):
+        if not delta.name:
+            raise CorruptMessageError(f"stages[{index}].name", "is empty")
+        if delta.name in measured:
+            raise CorruptMessageError(f"stages[{index}].name", f"{delta.name!r} came before")
+        if delta.name in BY_NAME:
+            measured[delta.name] = _stage_from_proto(delta, f"stages[{index}]")
+    known = {name: count for name, count in counters.items() if counter_module(name) is not None}
+    _check_names(known, "counters")
+    return Measurement(measured, known, _open_counters(netns_counters, "netns_counters"))
+
+
+def node_to_proto(measurement: NodeMeasurement) -> pb.NodeContext:
+    """What was measured of the node, as a ProbeReport carries it."""
+    stages = []
+    for key, measured in measurement.stages.items():
+        delta = _stage_to_proto(key.name, measured)
+        delta.detail = key.detail
+        stages.append(delta)
+    return pb.NodeContext(stages=stages, counters=measurement.counters)
+
+
+def node_from_proto(message: pb.NodeContext) -> NodeMeasurement:
+    """What was measured of the node; raises CorruptMessageError.
+
+    An agent that knows of no such thing sends nothing, and nothing it is.
+    """
+    measured: dict[NodeStage, StageMeasurement] = {}
+    for index, delta in enumerate(message.stages):
+        field = f"node.stages[{index}]"
+        key = NodeStage(delta.name, delta.detail)
+        if not key.name:
+            raise CorruptMessageError(f"{field}.name", "is empty")
+        if key in measured:
+            raise CorruptMessageError(field, f"{key.name!r} with {key.detail!r} came before")
+        if len(key.detail) > MAX_NAME_LENGTH:
+            raise CorruptMessageError(f"{field}.detail", f"is over {MAX_NAME_LENGTH} characters")
+        if key.name in BY_NAME:
+            measured[key] = _stage_from_proto(delta, field)
+    return NodeMeasurement(measured, _open_counters(message.counters, "node.counters"))
+
+
+def _open_counters(counters: Mapping[str, int], field: str) -> dict[str, int]:
+    """Counters whose names no table lists (devices and kernels have theirs), within bounds."""
+    _check_names(counters, field)
+    return dict(counters)
+
+
+def _check_names(counters: Mapping[str, int], field: str) -> None:
+    if len(counters) > MAX_OPEN_COUNTERS:
+        raise CorruptMessageError(field, f"{len(counters)} of at most {MAX_OPEN_COUNTERS}")
+    for name in counters:
+        if not 0 < len(name) <= MAX_NAME_LENGTH:
+            raise CorruptMessageError(field, f"a name of {len(name)} characters")
+
+
+def _stage_to_proto(name: str, measured: StageMeasurement) -> pb.StageDelta:
+    return pb.StageDelta(
+        name=name,
+        histogram=_histogram_to_proto(measured.histogram),
+        lost=measured.lost,
+        unmatched=measured.unmatched,
+        clamped=measured.clamped,
+        sampling_ratio=measured.sampling_ratio,
+    )
+
+
+def _stage_from_proto(delta: pb.StageDelta, field: str) -> StageMeasurement:
+    histogram = _histogram_from_proto(delta.histogram, f"{field}.histogram")
+    try:
+        return StageMeasurement(
+            histogram, delta.lost, delta.unmatched, delta.clamped, delta.sampling_ratio
+        )
+    except ValueError as error:
+        raise CorruptMessageError(field, str(error)) from None
+
+
+def _histogram_to_proto(histogram: Histogram) -> pb.Histogram:
+    positions = sorted(histogram.buckets)
+    return pb.Histogram(
+        sum_ns=histogram.sum_ns,
+        min_ns=histogram.min_ns,
+        max_ns=histogram.max_ns,
+        positions=positions,
+        counts=[histogram.buckets[position] for position in positions],
+    )
+
+
+def _histogram_from_proto(message: pb.Histogram, field: str) -> Histogram:
+    if len(message.positions) != len(message.counts):
+        raise CorruptMessageError(
+            field, f"{len(message.positions)} positions for {len(message.counts)} counts"
+        )
+    buckets = dict(zip(message.positions, message.counts, strict=True))
+    if list(message.positions) != sorted(buckets):
+        raise CorruptMessageError(f"{field}.positions", "must ascend, each once")
+    try:
+        return Histogram(buckets, message.sum_ns, message.min_ns, message.max_ns)
+    except ValueError as error:
+        raise CorruptMessageError(field, str(error)) from None

@@ -1,0 +1,80 @@
+"""Traced packets as the protocol carries them; see `wire` for what is checked and where."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from latencyprobe.domain.packets import Endpoint, TraceCounts, TracedPacket, User
+from latencyprobe.domain.stages import PACKET_STAGES
+from latencyprobe.protocol.measurements import CorruptMessageError
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+
+_KNOWN = frozenset(stage.name for stage in PACKET_STAGES)
+_TOTALS = frozenset(stage.name for stage in PACKET_STAGES if stage.whole is None)
+
+
+def packet_to_proto(packet: TracedPacket) -> pb.TracedPacket:
+    """The packet as a message."""
+    user = packet.user
+    return pb.TracedPacket(
+        ended_unix_ns=packet.ended_unix_ns,
+        pid=user.pid if user else 0,
+        thread_id=user.thread_id if user else 0,
+        command=user.command if user else "",
+        cpu=packet.cpu,
+        protocol=packet.protocol,
+        local=_endpoint_to_proto(packet.local),
+        remote=_endpoint_to_proto(packet.remote),
+        stages_ns=packet.stages_ns,
+    )
+
+
+def packet_from_proto(message: pb.TracedPacket) -> TracedPacket:
+    """The packet in a message; raises CorruptMessageError.
+
+    Stages that this side does not know (a newer agent's) are left out.
+    """
+    stages_ns = {name: ns for name, ns in message.stages_ns.items() if name in _KNOWN}
+    if len(_TOTALS & stages_ns.keys()) != 1:
+        raise CorruptMessageError("stages_ns", "must have one total")
+    return TracedPacket(
+        ended_unix_ns=message.ended_unix_ns,
+        user=User(message.pid, message.thread_id, message.command) if message.pid else None,
+        cpu=message.cpu,
+        protocol=message.protocol,
+        local=_endpoint_from_proto(message, "local"),
+        remote=_endpoint_from_proto(message, "remote"),
+        stages_ns={s.name: stages_ns[s.name] for s in PACKET_STAGES if s.name in stages_ns},
+    )
+
+
+def counts_to_proto(counts: TraceCounts, sampling_ratio: float) -> pb.TraceCounts:
+    """The counts as a message."""
+    return pb.TraceCounts(
+        told=counts.told,
+        rate_limited=counts.limited,
+        lost=counts.lost,
+        sampling_ratio=sampling_ratio,
+    )
+
+
+def counts_from_proto(message: pb.TraceCounts) -> TraceCounts:
+    """The counts in a message."""
+    return TraceCounts(message.told, message.rate_limited, message.lost)
+
+
+def _endpoint_to_proto(endpoint: Endpoint | None) -> pb.Endpoint | None:
+    if endpoint is None:
+        return None
+    return pb.Endpoint(address=endpoint.address.packed, port=endpoint.port)
+
+
+def _endpoint_from_proto(
+    message: pb.TracedPacket, field: Literal["local", "remote"]
+) -> Endpoint | None:
+    if not message.HasField(field):
+        return None
+    endpoint: pb.Endpoint = getattr(message, field)
+    if len(endpoint.address) not in (4, 16) or endpoint.port > 65535:
+        raise CorruptMessageError(field, f"{endpoint.address!r} port {endpoint.port} is no address")
+    return Endpoint.of(endpoint.address, endpoint.port)

@@ -1,0 +1,1 @@
+"""The agent towards the network: gRPC, TLS and metrics."""

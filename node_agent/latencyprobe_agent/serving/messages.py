@@ -1,0 +1,94 @@
+"""The agent's values as messages of the protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe.domain.measurement import NodeMeasurement, largest_counters
+from latencyprobe.protocol.measurements import (
+    MAX_OPEN_COUNTERS,
+    measurement_to_proto,
+    node_to_proto,
+)
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe_agent.collector import Moment, ProbeFigures
+from latencyprobe_agent.desired import Target
+from latencyprobe_agent.targets.facts import Facts, TargetState
+
+_COVERAGE_STATES: Mapping[CoverageState, pb.StageCoverage.State] = {
+    CoverageState.ACTIVE: pb.StageCoverage.ACTIVE,
+    CoverageState.PARTIAL: pb.StageCoverage.PARTIAL,
+    CoverageState.UNAVAILABLE: pb.StageCoverage.UNAVAILABLE,
+    CoverageState.IDLE: pb.StageCoverage.IDLE,
+}
+_TARGET_STATES: Mapping[TargetState, pb.TargetStatus.State] = {
+    TargetState.ATTACHED: pb.TargetStatus.ATTACHED,
+    TargetState.PENDING: pb.TargetStatus.PENDING,
+    TargetState.GONE: pb.TargetStatus.GONE,
+    TargetState.FAILED: pb.TargetStatus.FAILED,
+}
+# A status is for people, who don't read ten thousand process ids.
+MAX_PIDS_SHOWN = 256
+
+
+def coverage_messages(coverage: Iterable[StageCoverage]) -> list[pb.StageCoverage]:
+    """The coverage of every stage."""
+    return [
+        pb.StageCoverage(
+            name=stage.name,
+            state=_COVERAGE_STATES[stage.state],
+            hook=stage.hook,
+            reason=stage.reason,
+        )
+        for stage in coverage
+    ]
+
+
+def status_message(target: Target, facts: Facts) -> pb.TargetStatus:
+    """How one target stands."""
+    return pb.TargetStatus(
+        id=target.id,
+        state=_TARGET_STATES[facts.state],
+        message=facts.message,
+        pids=facts.pids[:MAX_PIDS_SHOWN],
+        cgroup=facts.cgroup,
+    )
+
+
+def probe_report(figures: ProbeFigures, statuses: Mapping[str, pb.TargetStatus]) -> pb.ProbeReport:
+    """One probe's report: every target of it, also those of which nothing was seen."""
+    return pb.ProbeReport(
+        id=figures.probe.id,
+        begin=_timestamp(figures.begin),
+        end=_timestamp(figures.end),
+        targets=[
+            _target_report(figures, status)
+            for target in figures.probe.targets
+            if (status := statuses.get(target.id)) is not None
+        ],
+        node=node_to_proto(_bounded(figures.of_node())),
+    )
+
+
+def _bounded(measurement: NodeMeasurement) -> NodeMeasurement:
+    counters = largest_counters(measurement.counters, MAX_OPEN_COUNTERS)
+    return NodeMeasurement(measurement.stages, counters)
+
+
+def _target_report(figures: ProbeFigures, status: pb.TargetStatus) -> pb.TargetReport:
+    measurement = figures.of(status.id)
+    stages, counters = measurement_to_proto(measurement)
+    return pb.TargetReport(
+        status=status,
+        stages=stages,
+        counters=counters,
+        netns_counters=largest_counters(measurement.netns_counters, MAX_OPEN_COUNTERS),
+    )
+
+
+def _timestamp(moment: Moment) -> Timestamp:
+    seconds, nanos = divmod(moment.unix_ns, 1_000_000_000)
+    return Timestamp(seconds=seconds, nanos=nanos)

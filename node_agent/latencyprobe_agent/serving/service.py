@@ -1,0 +1,345 @@
+"""The gRPC face of the agent: who may call, and how errors look on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import stat
+import tempfile
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from latencyprobe.protocol.measurements import MAX_MESSAGE_BYTES
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe.protocol.v1 import node_agent_pb2_grpc
+from latencyprobe_agent.agent import (
+    Agent,
+    ShuttingDownError,
+    StaleGenerationError,
+    StreamEndedError,
+    TraceBusyError,
+)
+from latencyprobe_agent.desired import InvalidStateError
+from latencyprobe_agent.serving.metrics import Metrics
+from latencyprobe_agent.serving.tls import RenewedContext, TlsFiles
+from latencyprobe_agent.serving.tls_proxy import Gate, Refusal, RefusalLog, listen
+from latencyprobe_agent.slots import EngineError
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[object, object]
+
+log = logging.getLogger(__name__)
+
+SERVICE = "latencyprobe.v1.NodeAgent"
+_GRACE_S = 2.0
+_MAX_RPCS = 64
+_MAX_SOCKET_PATH = 107  # sun_path, include/uapi/linux/un.h, and its NUL
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_concurrent_streams", _MAX_RPCS),
+    # A client that is gone without a word (its node died) is found out within 30 s.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # And clients may ping as often, but not more.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 3),
+)
+
+_Answer = TypeVar("_Answer")
+
+
+class ListenError(Exception):
+    """An address that can't be listened on. The message says why."""
+
+
+class Caller:
+    """Who may call. Over TCP: who has a certificate of our CA (which the gate has seen to) with the
+    operator's name in it. On a Unix socket: whoever may open it."""
+
+    def __init__(
+        self,
+        operator_name: str | None = None,
+        gate: Gate | None = None,
+        refusals: RefusalLog | None = None,
+    ) -> None:
+        self._operator_name = operator_name
+        self._gate = gate
+        self._refusals = refusals
+
+    async def check(self, context: Context) -> None:
+        """End the call with PERMISSION_DENIED unless it may go on."""
+        if self._gate is None or self._refusals is None:
+            return
+        admitted = self._gate.admitted(context.peer())
+        names = admitted.names if admitted else frozenset()
+        if self._operator_name not in names:
+            shown = ", ".join(sorted(names)) or "no name"
+            detail = f"its certificate is for {shown}, not for {self._operator_name}"
+            self._refusals.refuse(Refusal.NAME, self.describe(context), detail)
+            await context.abort(
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"only {self._operator_name} may call; this certificate is for {shown}",
+            )
+
+    def describe(self, context: Context) -> str:
+        """Who calls, for the log; a Unix socket's client has no address."""
+        admitted = self._gate.admitted(context.peer()) if self._gate else None
+        return admitted.address if admitted else "the local client"
+
+
+class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
+    """The service of `node_agent.proto`."""
+
+    def __init__(self, agent: Agent, caller: Caller) -> None:
+        self._agent = agent
+        self._caller = caller
+
+    async def GetNodeInfo(  # noqa: N802  (the protocol's name)
+        self,
+        request: pb.GetNodeInfoRequest,  # noqa: ARG002  (gRPC passes it)
+        context: Context,
+    ) -> pb.NodeInfo:
+        """What this node is."""
+        await self._caller.check(context)
+
+        async def answer() -> pb.NodeInfo:
+            return self._agent.node_info()
+
+        return await self._guard(answer, context)
+
+    async def Apply(  # noqa: N802
+        self, request: pb.DesiredState, context: Context
+    ) -> pb.ApplyResult:
+        """Replace the desired state."""
+        await self._caller.check(context)
+        return await self._guard(lambda: self._agent.apply(request), context)
+
+    async def WatchReports(  # type: ignore[override]  # noqa: N802  (writes, yields nothing)
+        self,
+        request: pb.WatchReportsRequest,  # noqa: ARG002
+        context: Context,
+    ) -> None:
+        """Report until the client goes. `write` waits while the client is slow."""
+        await self._caller.check(context)
+        log.info("%s listens to reports", self._caller.describe(context))
+        await self._guard(lambda: _stream(self._agent.watch, context), context)
+
+    async def Trace(  # type: ignore[override]  # noqa: N802  (writes, yields nothing)
+        self, request: pb.TraceRequest, context: Context
+    ) -> None:
+        """Tell of packets until the probe or the client goes."""
+        await self._caller.check(context)
+        log.info("%s traces packets", self._caller.describe(context))
+        await self._guard(
+            lambda: _stream(lambda send: self._agent.trace(request, send), context), context
+        )
+
+    async def _guard(self, answer: Callable[[], Awaitable[_Answer]], context: Context) -> _Answer:
+        """The answer, or the status that says what went wrong."""
+        try:
+            return await answer()
+        except InvalidStateError as error:
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except StaleGenerationError as error:
+            await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except TraceBusyError as error:
+            await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+        except ShuttingDownError as error:
+            await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
+        except StreamEndedError as error:
+            code = grpc.StatusCode.ABORTED if error.superseded else grpc.StatusCode.UNAVAILABLE
+            await _abort(context, code, str(error))
+        except EngineError as error:
+            log.warning("%s", error)
+            await _abort(context, grpc.StatusCode.INTERNAL, str(error))
+        except grpc.aio.BaseError:
+            raise
+        except Exception as error:
+            log.exception("unexpected, while answering %s", self._caller.describe(context))
+            await _abort(
+                context,
+                grpc.StatusCode.INTERNAL,
+                f"unexpected {type(error).__name__}: {error}"[:500],
+            )
+
+
+async def _stream(
+    pump: Callable[[Callable[[Any], Awaitable[None]]], Awaitable[None]], context: Context
+) -> None:
+    """Let `pump` write to the client; returns when no message of it is under way any more.
+
+    The first carries the call's metadata, and so does a status until that has gone: gRPC refuses
+    them at the same time (TOO_MANY_OPERATIONS), and the client would wait for an end for ever.
+    """
+    last: asyncio.Future[None] | None = None
+
+    async def send(message: object) -> None:
+        nonlocal last
+        last = asyncio.ensure_future(context.write(message))
+        await asyncio.shield(last)
+
+    try:
+        await pump(send)
+    finally:
+        if last is not None:
+            await asyncio.wait({last}, timeout=_GRACE_S)
+
+
+async def _abort(context: Context, code: grpc.StatusCode, message: str) -> NoReturn:
+    await context.abort(code, message)
+    raise AssertionError("abort always raises")
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """Where to listen with mutual TLS, and for whom."""
+
+    address: str
+    files: TlsFiles
+    operator_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class SocketAddress:
+    """A Unix socket, for the local command."""
+
+    path: Path
+
+
+class Server:
+    """Serves an agent until stopped."""
+
+    def __init__(
+        self, agent: Agent, address: TcpAddress | SocketAddress, metrics: Metrics | None = None
+    ) -> None:
+        self._agent = agent
+        self._address = address
+        self._refusals = RefusalLog((metrics or Metrics()).count_refusal)
+        self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=_MAX_RPCS)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._gate: Gate | None = None
+        self._directory: tempfile.TemporaryDirectory[str] | None = None
+        self.is_serving = False
+
+    async def start(self) -> str:
+        """Listen; the address, with the port that was chosen for port 0.
+
+        Raises ListenError and TlsFileError.
+        """
+        await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+        if isinstance(self._address, TcpAddress):
+            bound = await self._start_behind_gate(self._address)
+        else:
+            self._add_service(Caller())
+            bound = _bind_socket(self._server, self._address.path)
+            await self._server.start()
+        await self._say(health_pb2.HealthCheckResponse.SERVING)
+        self.is_serving = True
+        return bound
+
+    async def drain(self) -> None:
+        """Say that we are going, before anything is taken down."""
+        self.is_serving = False
+        await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+
+    async def stop(self) -> None:
+        """End what is still being answered, and stop listening."""
+        await self._server.stop(_GRACE_S)
+        if self._gate is not None:
+            await self._gate.close()
+        if self._directory is not None:
+            self._directory.cleanup()
+        if isinstance(self._address, SocketAddress):
+            self._address.path.unlink(missing_ok=True)
+
+    async def _start_behind_gate(self, address: TcpAddress) -> str:
+        context = RenewedContext(address.files)
+        host, _, port = address.address.rpartition(":")
+        try:
+            listener = listen(host.strip("[]"), int(port))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ListenError(f"can't listen on {address.address}: {reason}") from None
+        try:
+            self._directory = tempfile.TemporaryDirectory(prefix="latencyprobe-agent-")
+            inner = Path(self._directory.name, "grpc")
+            self._gate = Gate(context, inner, self._refusals)
+            self._add_service(Caller(address.operator_name, self._gate, self._refusals))
+            _bind_socket(self._server, inner)
+            await self._server.start()
+        except (OSError, ListenError) as error:
+            listener.close()
+            raise ListenError(f"no directory for a socket of our own: {error}") from None
+        self._gate.start(listener)
+        return f"{host}:{listener.getsockname()[1]}"
+
+    def _add_service(self, caller: Caller) -> None:
+        node_agent_pb2_grpc.add_NodeAgentServicer_to_server(
+            NodeAgentService(self._agent, caller), self._server
+        )
+
+    async def _say(self, status: int) -> None:
+        for service in ("", SERVICE):
+            await self._health.set(service, status)
+
+
+def _bind_socket(server: grpc.aio.Server, path: Path) -> str:
+    _check_socket_path(path)
+    _make_private_directory(path.parent)
+    _remove_stale(path)
+    before = os.umask(0o177)
+    try:
+        server.add_insecure_port(f"unix:{path}")
+    except RuntimeError as error:
+        raise ListenError(f"can't listen on {path}: {error}") from None
+    finally:
+        os.umask(before)
+    path.chmod(0o600)
+    return str(path)
+
+
+def _check_socket_path(path: Path) -> None:
+    if not path.is_absolute():
+        raise ListenError(f"{path}: give the socket's absolute path")
+    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
+        raise ListenError(f"{path}: longer than {_MAX_SOCKET_PATH} bytes, which no socket can be")
+
+
+def _make_private_directory(directory: Path) -> None:
+    """The socket's directory: ours alone, since whoever can reach the socket commands the agent."""
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        status = directory.stat()
+    except OSError as error:
+        raise ListenError(f"{directory}: {error.strerror}") from None
+    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
+        raise ListenError(
+            f"{directory} is open to others: the socket needs a directory of its own with mode 0700"
+        )
+
+
+def _remove_stale(path: Path) -> None:
+    """Make room where an agent died; refuse where one lives, or where it is no socket at all."""
+    if not path.exists():
+        return
+    if not path.is_socket():
+        raise ListenError(f"{path} exists and is no socket")
+    with socket.socket(socket.AF_UNIX) as trial:
+        trial.settimeout(1)
+        try:
+            trial.connect(str(path))
+        except OSError:
+            path.unlink(missing_ok=True)
+            return
+    raise ListenError(f"another agent listens on {path}")

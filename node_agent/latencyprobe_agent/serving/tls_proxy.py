@@ -1,0 +1,301 @@
+"""The door to the network: mutual TLS, and no more connections than an agent can bear.
+
+gRPC could do TLS itself, but tells nobody whom it turned away and why, and lets in as many
+connections as come. So it listens on a Unix socket of ours alone, and whoever is let in here is
+passed on to that, byte for byte. A connection keeps its name on that side (`peer` of a call), so
+that it is known there whose it is.
+
+A flood finds a bounded number of places. Those in which somebody has yet to show a certificate are
+taken from who has held one longest: the operator, who is quick with it, still gets in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import secrets
+import socket
+import ssl
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from latencyprobe_agent.serving.tls import RenewedContext, names_in
+
+log = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 32
+MAX_HANDSHAKES = 32
+HANDSHAKE_SECONDS = 5.0
+_BACKLOG = 128
+_CHUNK_BYTES = 64 << 10
+# A flood is told of, and does not flood the log.
+_LOG_SECONDS = 10.0
+
+
+class Refusal(StrEnum):
+    """Why somebody is not let in."""
+
+    NO_CERTIFICATE = "no_certificate"
+    EXPIRED = "expired"
+    FOREIGN = "foreign_authority"
+    PURPOSE = "no_client_certificate"
+    NAME = "other_name"
+    NO_TLS = "no_tls"
+    SLOW = "slow_handshake"
+    CROWDED = "crowded"
+
+
+# X509_V_ERR_*, include/openssl/x509_vfy.h
+_BY_VERIFY_CODE = {
+    10: Refusal.EXPIRED,
+    18: Refusal.FOREIGN,
+    19: Refusal.FOREIGN,
+    20: Refusal.FOREIGN,
+    21: Refusal.FOREIGN,
+    26: Refusal.PURPOSE,
+}
+
+
+def refusal_in(error: Exception) -> Refusal:
+    """What a handshake's failure means."""
+    if isinstance(error, TimeoutError):
+        return Refusal.SLOW
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _BY_VERIFY_CODE.get(error.verify_code, Refusal.FOREIGN)
+    if isinstance(error, ssl.SSLError) and error.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+        return Refusal.NO_CERTIFICATE
+    # asyncio tells of a handshake that takes too long in its own way.
+    if isinstance(error, ConnectionAbortedError) and "handshake is taking longer" in str(error):
+        return Refusal.SLOW
+    return Refusal.NO_TLS
+
+
+class RefusalLog:
+    """Counts who is not let in, and tells of it, of each kind once in a while."""
+
+    def __init__(self, count: Callable[[str], None]) -> None:
+        self._count = count
+        self._told: dict[Refusal, float] = {}
+        self._untold: dict[Refusal, int] = {}
+
+    def refuse(self, refusal: Refusal, peer: str, detail: str) -> None:
+        """Nothing that a client sent is in `detail` but the names in a certificate of our CA."""
+        self._count(refusal)
+        now = asyncio.get_running_loop().time()
+        if now - self._told.get(refusal, -_LOG_SECONDS) < _LOG_SECONDS:
+            self._untold[refusal] = self._untold.get(refusal, 0) + 1
+            return
+        self._told[refusal] = now
+        others = self._untold.pop(refusal, 0)
+        more = f" (and {others} more since the last such line)" if others else ""
+        log.warning("refused %s: %s%s", peer, detail, more)
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """Who was let in: where from, and the names in the certificate."""
+
+    address: str
+    names: frozenset[str]
+
+
+class Gate:
+    """Listens, and passes on to the Unix socket at `inner` who has a certificate of our CA."""
+
+    def __init__(self, context: RenewedContext, inner: Path, refusals: RefusalLog) -> None:
+        self._context = context
+        self._inner = inner
+        self._refusals = refusals
+        self._token = secrets.token_hex(8)  # so that nobody else's socket has our names
+        self._numbers = itertools.count(1)
+        self._admitted: dict[str, Admitted] = {}
+        self._handshakes: dict[asyncio.Task[None], str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listener: socket.socket | None = None
+
+    def start(self, listener: socket.socket) -> None:
+        """Let people in by this listening socket, from now on."""
+        listener.setblocking(False)
+        self._listener = listener
+        self._spawn(self._accept(listener))
+
+    async def close(self) -> None:
+        """Let nobody in any more, and hang up."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._listener is not None:
+            self._listener.close()
+        for _ in range(2):  # a transport closes its socket in the next turn of the loop
+            await asyncio.sleep(0)
+
+    def admitted(self, peer: str) -> Admitted | None:
+        """Whose connection that is, by what gRPC calls it."""
+        return self._admitted.get(peer.removeprefix("unix-abstract:"))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, address = await loop.sock_accept(listener)
+            except OSError as error:  # out of descriptors, or aborted by the client
+                log.warning("a connection can't be accepted: %s", error)
+                await asyncio.sleep(0.1)
+                continue
+            peer = _peer_text(address)
+            if len(self._handshakes) >= MAX_HANDSHAKES:
+                self._evict_oldest()
+            task = self._spawn(self._serve(connection, peer))
+            # Also where it was evicted before it began. To close a socket twice does no harm.
+            task.add_done_callback(_closing(connection))
+            self._handshakes[task] = peer
+
+    def _evict_oldest(self) -> None:
+        task = next(iter(self._handshakes))
+        peer = self._handshakes.pop(task)
+        task.cancel()
+        self._refusals.refuse(
+            Refusal.CROWDED, peer, f"{MAX_HANDSHAKES} others have yet to show a certificate, too"
+        )
+
+    async def _serve(self, connection: socket.socket, peer: str) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            outer = await self._shake_hands(connection, peer)
+        finally:
+            self._handshakes.pop(task, None)
+        if outer is None:
+            return
+        try:
+            if len(self._admitted) < MAX_CONNECTIONS:
+                await self._pass_on(outer, peer)
+            else:
+                detail = f"{MAX_CONNECTIONS} connections are open"
+                self._refusals.refuse(Refusal.CROWDED, peer, detail)
+            outer.writer.close()
+            with contextlib.suppress(OSError):  # it may have hung up first
+                await outer.writer.wait_closed()
+        except asyncio.CancelledError:
+            outer.writer.transport.abort()
+            raise
+
+    async def _shake_hands(self, connection: socket.socket, peer: str) -> _Stream | None:
+        """The connection's inside; None where there is none."""
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(_CHUNK_BYTES, loop)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        try:
+            await _wait_for_first_byte(connection)
+            transport, _ = await loop.connect_accepted_socket(
+                lambda: protocol,
+                connection,
+                ssl=self._context.current(),
+                ssl_handshake_timeout=HANDSHAKE_SECONDS,
+                ssl_shutdown_timeout=1.0,
+            )
+        except (OSError, TimeoutError) as error:  # an ssl.SSLError is an OSError
+            refusal = refusal_in(error)
+            self._refusals.refuse(refusal, peer, _REASONS[refusal])
+            return None
+        return _Stream(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
+
+    async def _pass_on(self, outer: _Stream, peer: str) -> None:
+        name = f"latencyprobe-{self._token}-{next(self._numbers)}"
+        certificate = outer.writer.get_extra_info("peercert") or {}
+        self._admitted[name] = Admitted(peer, names_in(certificate))
+        try:
+            with socket.socket(socket.AF_UNIX) as inside:
+                inside.setblocking(False)
+                inside.bind(f"\0{name}")
+                await asyncio.get_running_loop().sock_connect(inside, str(self._inner))
+                reader, writer = await asyncio.open_unix_connection(sock=inside)
+                with contextlib.closing(writer):
+                    await _relay(outer, _Stream(reader, writer))
+        except OSError as error:
+            log.debug("the connection of %s broke off: %s", peer, error)
+        finally:
+            del self._admitted[name]
+
+
+def _closing(connection: socket.socket) -> Callable[[asyncio.Task[None]], None]:
+    return lambda _: connection.close()
+
+
+async def _wait_for_first_byte(connection: socket.socket) -> None:
+    """Who says nothing costs a descriptor and no more: asyncio's TLS takes 256 KiB to begin with.
+
+    Raises TimeoutError.
+    """
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(connection, readable.set)
+    try:
+        await asyncio.wait_for(readable.wait(), HANDSHAKE_SECONDS)
+    finally:
+        loop.remove_reader(connection)
+
+
+_REASONS = {
+    Refusal.NO_CERTIFICATE: "it showed no certificate",
+    Refusal.EXPIRED: "its certificate has expired",
+    Refusal.FOREIGN: "its certificate is not of our CA",
+    Refusal.PURPOSE: "its certificate is none of a client",
+    Refusal.NO_TLS: "it does not speak TLS as we do, or does not trust our certificate",
+    Refusal.SLOW: f"no handshake within {HANDSHAKE_SECONDS:g} s",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+
+async def _relay(one: _Stream, other: _Stream) -> None:
+    """Both ways, until either side ends: HTTP/2 has no use for half a connection."""
+    ways = [
+        asyncio.create_task(_copy(one.reader, other.writer)),
+        asyncio.create_task(_copy(other.reader, one.writer)),
+    ]
+    try:
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for way in ways:
+            way.cancel()
+        await asyncio.gather(*ways, return_exceptions=True)
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """`drain` waits for a slow reader, and so, in the end, does who writes to it."""
+    while chunk := await reader.read(_CHUNK_BYTES):
+        writer.write(chunk)
+        await writer.drain()
+
+
+def _peer_text(address: tuple[str, int]) -> str:
+    host, port = address[:2]
+    host = host.removeprefix("::ffff:")  # IPv4 on a socket for both
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; raises OSError. `::` is every address, of IPv4 too where it can be."""
+    if host in ("::", "") and socket.has_dualstack_ipv6():
+        return socket.create_server(
+            ("::", port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True
+        )
+    if host in ("::", ""):
+        host = "0.0.0.0"  # noqa: S104  (asked for)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=_BACKLOG)

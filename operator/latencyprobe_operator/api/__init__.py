@@ -1,0 +1,1 @@
+"""The API of a LatencyProbe: its spec and its status."""

@@ -1,0 +1,137 @@
+"""What a LatencyProbe asks for, read from the API object.
+
+The CRD's schema has checked most of it already; what it cannot check, or what an older or newer
+schema let through, ends as a SpecError whose reason and message go into the condition Ready.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from latencyprobe.domain.durations import parse_ns, parse_seconds
+from latencyprobe.domain.stages import DEFAULT_MODULES, Module, check_filter, parse_modules, stage
+from latencyprobe_operator.api.selector import InvalidSelectorError, selector_text
+
+
+class SpecError(ValueError):
+    """A spec that cannot be carried out. `reason` is the condition's, the message is for people."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        self.reason = reason
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """`percentile` (0 to 100) of `stage` must not exceed `max_ns` for longer than `for_seconds`."""
+
+    name: str
+    stage: str
+    percentile: float
+    max_ns: int
+    for_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeKey:
+    """Which LatencyProbe: the UID tells one from another that had the same name."""
+
+    uid: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSpec:
+    """A LatencyProbe's spec, with its defaults filled in."""
+
+    key: ProbeKey
+    generation: int
+    selector: str
+    """As the API server's `labelSelector`; "" matches every pod."""
+    containers: frozenset[str]
+    """Empty: all of them."""
+    modules: tuple[Module, ...]
+    ports: tuple[int, ...]
+    protocols: tuple[str, ...]
+    interval_seconds: float
+    window_seconds: float
+    duration_seconds: float | None
+    suspend: bool
+    max_cpu_percent: float
+    objectives: tuple[Objective, ...]
+    max_pods: int
+
+
+def probe_key(body: Mapping[str, Any]) -> ProbeKey:
+    """Which LatencyProbe this object is."""
+    metadata = body["metadata"]
+    return ProbeKey(metadata["uid"], metadata["namespace"], metadata["name"])
+
+
+def generation_of(body: Mapping[str, Any]) -> int:
+    """The object's metadata.generation, which grows with each change of its spec."""
+    return int(body["metadata"].get("generation", 0))
+
+
+def read_probe(body: Mapping[str, Any]) -> ProbeSpec:
+    """The spec of a LatencyProbe; raises SpecError."""
+    try:
+        return _read_probe(body)
+    except InvalidSelectorError as error:
+        raise SpecError("InvalidSelector", str(error)) from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SpecError("InvalidSpec", f"the spec cannot be read: {error}") from None
+
+
+def _read_probe(body: Mapping[str, Any]) -> ProbeSpec:
+    spec = body["spec"]
+    traffic = spec.get("filter") or {}
+    duration = spec.get("duration")
+    interval_seconds = parse_seconds(spec.get("interval", "10s"))
+    modules = parse_modules(spec.get("modules", DEFAULT_MODULES))
+    protocols = tuple(sorted(set(traffic.get("protocols") or ())))
+    check_filter(modules, protocols)
+    return ProbeSpec(
+        key=probe_key(body),
+        generation=generation_of(body),
+        selector=selector_text(spec["selector"]),
+        containers=frozenset(spec.get("containers") or ()),
+        modules=modules,
+        ports=tuple(sorted(set(traffic.get("ports") or ()))),
+        protocols=protocols,
+        interval_seconds=interval_seconds,
+        window_seconds=max(parse_seconds(spec.get("window", "60s")), interval_seconds),
+        duration_seconds=None if duration is None else parse_seconds(duration),
+        suspend=bool(spec.get("suspend", False)),
+        max_cpu_percent=float((spec.get("overhead") or {}).get("maxCPUPercent", 1)),
+        objectives=tuple(
+            _read_objective(fields, modules, protocols) for fields in spec.get("objectives") or ()
+        ),
+        max_pods=int((spec.get("report") or {}).get("maxPods", 20)),
+    )
+
+
+def _read_objective(
+    fields: Mapping[str, Any], modules: Sequence[Module], protocols: Sequence[str]
+) -> Objective:
+    measured = stage(fields["stage"])
+    about = f"objective {fields['name']}: {measured.name}"
+    if not measured.is_measured_by(modules):
+        raise ValueError(
+            f"{about} is measured by module {measured.needs}, which spec.modules lacks"
+        )
+    if measured.module is Module.TCP and set(protocols) == {"UDP"}:
+        raise ValueError(f"{about} is of TCP alone, and spec.filter.protocols leaves UDP alone")
+    return Objective(
+        name=fields["name"],
+        stage=measured.name,
+        percentile=float(fields["percentile"].removeprefix("p")),
+        max_ns=parse_ns(fields["max"]),
+        for_seconds=parse_seconds(fields.get("for", "1m")),
+    )

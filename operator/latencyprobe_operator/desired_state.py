@@ -1,0 +1,127 @@
+"""What each node's agent is to measure: all probes together, kept as an index by node.
+
+Every change answers with the nodes that it touches, so that one pod's coming costs the work of one
+pod, however many there are. Nothing here knows of generations, connections or messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from latencyprobe.domain.stages import Module
+from latencyprobe_operator.api.spec import ProbeKey, ProbeSpec
+from latencyprobe_operator.model import Pod, Target, targets_of
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeOnNode:
+    """One probe's part of one agent's desired state."""
+
+    key: ProbeKey
+    modules: tuple[Module, ...]
+    ports: tuple[int, ...]
+    protocols: tuple[str, ...]
+    interval_seconds: float
+    max_cpu_percent: float
+    targets: tuple[Target, ...]
+
+
+NodeState = tuple[ProbeOnNode, ...]
+"""One agent's desired state: equal states are equal values."""
+
+NO_STATE: NodeState = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedPod:
+    """A pod of a probe that has something to measure, and where it runs."""
+
+    pod: Pod
+    targets: tuple[Target, ...]
+
+
+class DesiredStates:
+    """The desired states of all nodes, from all probes and their pods."""
+
+    def __init__(self) -> None:
+        self._specs: dict[str, ProbeSpec] = {}
+        self._pods: dict[str, dict[str, PlacedPod]] = {}
+        # node -> probe's UID -> pod's UID
+        self._by_node: dict[str, dict[str, dict[str, PlacedPod]]] = {}
+
+    def set_probe(self, spec: ProbeSpec, pods: Iterable[Pod]) -> set[str]:
+        """Take in a probe, or its new spec, with all its pods; answers the touched nodes."""
+        touched = self.remove_probe(spec.key.uid)
+        self._specs[spec.key.uid] = spec
+        self._pods[spec.key.uid] = {}
+        for pod in pods:
+            touched |= self.set_pod(spec.key.uid, pod)
+        return touched
+
+    def remove_probe(self, probe_uid: str) -> set[str]:
+        """Forget a probe, if it is known; answers the touched nodes."""
+        touched: set[str] = set()
+        for pod_uid in list(self._pods.get(probe_uid, ())):
+            touched |= self.remove_pod(probe_uid, pod_uid)
+        self._pods.pop(probe_uid, None)
+        self._specs.pop(probe_uid, None)
+        return touched
+
+    def set_pod(self, probe_uid: str, pod: Pod) -> set[str]:
+        """Take in a pod of a known probe, or what became of it; answers the touched nodes."""
+        spec, pods = self._specs[probe_uid], self._pods[probe_uid]
+        targets = targets_of(pod, spec.containers)
+        before = pods.get(pod.uid)
+        if before and before.targets == targets and before.pod.node == pod.node:
+            pods[pod.uid] = self._by_node[pod.node][probe_uid][pod.uid] = PlacedPod(pod, targets)
+            return set()
+        touched = self.remove_pod(probe_uid, pod.uid)
+        if targets:
+            placed = pods[pod.uid] = PlacedPod(pod, targets)
+            self._by_node.setdefault(pod.node, {}).setdefault(probe_uid, {})[pod.uid] = placed
+            touched.add(pod.node)
+        return touched
+
+    def remove_pod(self, probe_uid: str, pod_uid: str) -> set[str]:
+        """Forget a pod, if it is known; answers the touched nodes."""
+        placed = self._pods.get(probe_uid, {}).pop(pod_uid, None)
+        if placed is None:
+            return set()
+        node = placed.pod.node
+        on_node = self._by_node[node]
+        del on_node[probe_uid][pod_uid]
+        if not on_node[probe_uid]:
+            del on_node[probe_uid]
+        if not on_node:
+            del self._by_node[node]
+        return {node}
+
+    def of_node(self, node: str) -> NodeState:
+        """The desired state of this node's agent."""
+        return tuple(
+            self._probe_on_node(self._specs[probe_uid], pods)
+            for probe_uid, pods in sorted(self._by_node.get(node, {}).items())
+        )
+
+    def pods_of(self, probe_uid: str) -> dict[str, PlacedPod]:
+        """The pods of a probe that have something to measure, by UID. Not to be changed."""
+        return self._pods.get(probe_uid, {})
+
+    def probes_on(self, node: str) -> list[str]:
+        """The UIDs of the probes with anything to measure on this node."""
+        return list(self._by_node.get(node, ()))
+
+    @staticmethod
+    def _probe_on_node(spec: ProbeSpec, pods: dict[str, PlacedPod]) -> ProbeOnNode:
+        return ProbeOnNode(
+            key=spec.key,
+            modules=spec.modules,
+            ports=spec.ports,
+            protocols=spec.protocols,
+            interval_seconds=spec.interval_seconds,
+            max_cpu_percent=spec.max_cpu_percent,
+            targets=tuple(
+                target for _, placed in sorted(pods.items()) for target in placed.targets
+            ),
+        )

@@ -1,0 +1,1 @@
+"""The API server: requests, and pods as they change."""

@@ -1,0 +1,1 @@
+"""The life of each LatencyProbe: its pods, figures and status."""

@@ -1,0 +1,110 @@
+"""What one node's agent means for one probe: pure, from the agent's own words."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from latencyprobe.domain.stages import Module
+from latencyprobe_operator.agents.messages import (
+    FULLY_COVERED,
+    NOT_COVERED,
+    TargetState,
+    TargetStatus,
+)
+from latencyprobe_operator.api.status import (
+    ABSENT,
+    MEASURING,
+    NodeFacts,
+    NodeState,
+    StageGap,
+    gaps_in,
+)
+from latencyprobe_operator.model import Target
+from latencyprobe_operator.probes.staleness import NO_SILENCE, Silence, age_text
+
+
+@dataclass(frozen=True, slots=True)
+class AgentView:
+    """An agent as the operator sees it. READY: the last state that it was sent is applied.
+
+    `targets` are the agent's words on its targets, by probe and target id.
+    """
+
+    state: NodeState
+    message: str = ""
+    coverage: Mapping[str, StageGap] = field(default_factory=dict)
+    targets: Mapping[str, Mapping[str, TargetStatus]] = field(default_factory=dict)
+    cpu_percent: float | None = None
+
+
+_UNKNOWN_TARGET = TargetStatus(TargetState.PENDING, "")
+
+
+def node_facts(
+    node: str,
+    agent: AgentView,
+    probe_uid: str,
+    targets: Sequence[Target],
+    modules: Sequence[Module],
+    *,
+    silence: Silence = NO_SILENCE,
+    patience_seconds: float = math.inf,
+) -> NodeFacts:
+    """How far this node's agent measures these targets of a probe, and whether it is heard of.
+
+    A silence of more than `patience_seconds` makes it stale.
+    """
+    known = agent.targets.get(probe_uid, {})
+    words = [(target, known.get(target.id, _UNKNOWN_TARGET)) for target in targets]
+    counts = Counter(status.state for _, status in words)
+    attached = counts[TargetState.ATTACHED]
+    state, message = agent.state, agent.message
+    gaps: tuple[StageGap, ...] = ()
+    if state is NodeState.READY:
+        state, message = _of_targets(words, counts)
+        gaps = gaps_in(agent.coverage, modules, full=FULLY_COVERED)
+        if state is NodeState.READY and gaps:
+            state = NodeState.PARTIAL
+    if state in MEASURING and silence.due_seconds > patience_seconds:
+        state, message = NodeState.STALE, "its agent is connected, and does not report"
+    last_report = None
+    if state in ABSENT or state is NodeState.CONNECTING:
+        attached = 0  # it may still measure them, but nobody hears of it
+        message, last_report = _with_age(message, silence), silence.last_report
+    return NodeFacts(node, state, message, gaps, attached, agent.cpu_percent, last_report)
+
+
+def _with_age(message: str, silence: Silence) -> str:
+    if silence.last_report is None:
+        return message
+    age = f"last report {age_text(silence.age_seconds)} ago"
+    return f"{message}; {age}" if message else age
+
+
+def not_covered(agent: AgentView) -> frozenset[str]:
+    """The stages and counters that this node can't tell of."""
+    gaps = agent.coverage.values()
+    return frozenset(gap.name for gap in gaps if gap.state == NOT_COVERED)
+
+
+def _of_targets(
+    words: Sequence[tuple[Target, TargetStatus]], counts: Mapping[TargetState, int]
+) -> tuple[NodeState, str]:
+    """The state of an agent that has applied everything. A target that is gone soon leaves."""
+    if counts[TargetState.FAILED]:
+        return NodeState.FAILED, _tell(words, TargetState.FAILED, "cannot be measured")
+    if counts[TargetState.PENDING]:
+        return NodeState.ATTACHING, _tell(words, TargetState.PENDING, "not found yet")
+    if not counts[TargetState.ATTACHED]:
+        return NodeState.ATTACHING, _tell(words, TargetState.GONE, "gone")
+    return NodeState.READY, ""
+
+
+def _tell(words: Sequence[tuple[Target, TargetStatus]], state: TargetState, otherwise: str) -> str:
+    concerned = [(target, status) for target, status in words if status.state is state]
+    target, status = concerned[0]
+    more = f" (and {len(concerned) - 1} more)" if len(concerned) > 1 else ""
+    return f"container {target.container.name}: {status.message or otherwise}{more}"

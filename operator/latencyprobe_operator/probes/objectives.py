@@ -1,0 +1,65 @@
+"""Objectives: does a percentile of all pods together keep to its limit, and for how long not?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from latencyprobe.domain.durations import format_ns
+from latencyprobe.domain.measurement import Measurement
+from latencyprobe.domain.verdict import MIN_SAMPLES
+from latencyprobe_operator.api.spec import Objective
+
+
+class Outcome(StrEnum):
+    """What can be said of an objective."""
+
+    MET = "met"
+    MISSED = "missed"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """An objective's outcome, and the figures as a sentence."""
+
+    outcome: Outcome
+    message: str
+
+
+class ObjectivesWatch:
+    """Remembers since when each objective has been exceeded. Times are monotonic seconds."""
+
+    def __init__(self) -> None:
+        self._exceeded_since: dict[Objective, float] = {}
+
+    def judge(
+        self, objectives: Iterable[Objective], measurement: Measurement, *, at: float
+    ) -> list[Judgement]:
+        """Judge these objectives on what was measured up to `at`, and forget all others."""
+        judgements = {each: self._judge(each, measurement, at) for each in objectives}
+        self._exceeded_since = {
+            each: since for each, since in self._exceeded_since.items() if each in judgements
+        }
+        return list(judgements.values())
+
+    def _judge(self, objective: Objective, measurement: Measurement, at: float) -> Judgement:
+        histogram = measurement.stage(objective.stage).histogram
+        what = f"{objective.name}: p{objective.percentile:g} of {objective.stage}"
+        if histogram.count < MIN_SAMPLES:
+            self._exceeded_since.pop(objective, None)
+            return Judgement(
+                Outcome.UNKNOWN, f"{what}: {histogram.count} samples, {MIN_SAMPLES} are needed"
+            )
+        value_ns = histogram.percentile(objective.percentile)
+        figures = f"{what} is {format_ns(value_ns)}, at most {format_ns(objective.max_ns)}"
+        if value_ns <= objective.max_ns:
+            self._exceeded_since.pop(objective, None)
+            return Judgement(Outcome.MET, figures)
+        exceeded = at - self._exceeded_since.setdefault(objective, at)
+        if exceeded < objective.for_seconds:
+            return Judgement(
+                Outcome.MET, f"{figures} (exceeded, but for less than {objective.for_seconds:g} s)"
+            )
+        return Judgement(Outcome.MISSED, figures)

@@ -1,0 +1,372 @@
+"""What agents reported of one probe: a window for each pod and node, and one for all pods together.
+
+Ten thousand pods must fit, so a pod's window keeps its figures packed, in at most SLOTS
+entries however long the window is, and unpacks them for the few pods that are shown; a node's does
+the same. The window over all pods adds up as reports arrive. Times are seconds of one monotonic
+clock.
+"""
+
+from __future__ import annotations
+
+import heapq
+import zlib
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from latencyprobe.domain.histogram import EMPTY, Histogram
+from latencyprobe.domain.measurement import (
+    Measurement,
+    NodeMeasurement,
+    NodeStage,
+    StageMeasurement,
+    joint_counters,
+    total,
+)
+from latencyprobe.protocol.measurements import (
+    measurement_from_proto,
+    measurement_to_proto,
+    node_from_proto,
+    node_to_proto,
+)
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+
+SLOTS = 12
+# Reports come an interval apart, give or take: what comes later than this part of a slot after its
+# beginning belongs to the next one.
+_SLOT_FILLED = 0.75
+TOTALS = ("rx.total", "tx.total")
+
+
+def slot_seconds(interval_seconds: float, window_seconds: float) -> float:
+    """How much time one entry of a window stands for, at most."""
+    return max(interval_seconds, window_seconds / SLOTS)
+
+
+@dataclass(slots=True)
+class _Entry:
+    began: float
+    ended: float
+    packed: bytes
+
+
+class PodWindow:
+    """The figures of one pod over the window, packed."""
+
+    __slots__ = ("_entries", "_severity", "_severity_until")
+
+    def __init__(self) -> None:
+        self._entries: deque[_Entry] = deque()
+        self._severity: tuple[int, int] = (0, 0)
+        self._severity_until = 0.0
+
+    def add(self, measurement: Measurement, *, slot: float, at: float) -> None:
+        """Take in what was measured up to `at`; what comes within one slot becomes one entry."""
+        if last := _open_entry(self._entries, slot=slot, at=at):
+            last.packed = _pack(_unpack(last.packed) + measurement)
+            last.ended = at
+        else:
+            self._entries.append(_Entry(at, at, _pack(measurement)))
+        self._severity_until = 0.0
+
+    def measurement(self, *, window: float, at: float) -> Measurement:
+        """The sum of what is in the window."""
+        _forget(self._entries, at - window)
+        return total(_unpack(entry.packed) for entry in self._entries)
+
+    def severity(self, *, window: float, slot: float, at: float) -> tuple[int, int]:
+        """What pods are sorted by: the p99 of rx.total, or tx.total, and the samples behind it.
+
+        As of `at`, or of up to two slots before: to sort ten thousand pods must not mean to unpack
+        them all, and a pod that still reports has been looked at with its last report.
+        """
+        if self._severity_until <= at:
+            _forget(self._entries, at - window)
+            whole = _total_of(entry.packed for entry in self._entries)
+            self._severity = (whole.percentile(99), whole.count)
+            self._severity_until = at + 2 * slot
+        return self._severity
+
+
+@dataclass(slots=True)
+class _NodeEntry:
+    began: float
+    ended: float
+    counters: dict[str, int]
+    slowest_ns: int
+    stages: bytes
+
+
+class NodeWindow:
+    """The figures of one node over the window; its stages packed."""
+
+    __slots__ = ("_entries",)
+
+    def __init__(self) -> None:
+        self._entries: deque[_NodeEntry] = deque()
+
+    def add(self, measurement: NodeMeasurement, *, slot: float, at: float) -> None:
+        """Take in what was measured up to `at`; what comes within one slot becomes one entry."""
+        slowest_ns = max(
+            (stage.histogram.percentile(99) for stage in measurement.stages.values()), default=0
+        )
+        counters = dict(measurement.counters)
+        last = _open_entry(self._entries, slot=slot, at=at)
+        if last is None:
+            stages = _pack_node(measurement.stages)
+            self._entries.append(_NodeEntry(at, at, counters, slowest_ns, stages))
+            return
+        last.ended = at
+        last.counters = joint_counters(last.counters, counters)
+        last.slowest_ns = max(last.slowest_ns, slowest_ns)
+        if measurement.stages:
+            both = NodeMeasurement(_unpack_node(last.stages)) + NodeMeasurement(measurement.stages)
+            last.stages = _pack_node(both.stages)
+
+    def counters(self, *, window: float, at: float) -> dict[str, int]:
+        """The sum of the counters in the window: without unpacking anything."""
+        _forget(self._entries, at - window)
+        result: dict[str, int] = {}
+        for entry in self._entries:
+            result = joint_counters(result, entry.counters)
+        return result
+
+    def rank(self, *, window: float, at: float) -> tuple[int, int]:
+        """What nodes are sorted by: how often something went wrong, then the slowest p99."""
+        troubles = sum(self.counters(window=window, at=at).values())
+        return troubles, max((entry.slowest_ns for entry in self._entries), default=0)
+
+    def measurement(self, *, window: float, at: float) -> NodeMeasurement:
+        """The sum of what is in the window."""
+        result = NodeMeasurement(counters=self.counters(window=window, at=at))
+        for entry in self._entries:
+            result += NodeMeasurement(_unpack_node(entry.stages))
+        return result
+
+
+_AnyEntry = TypeVar("_AnyEntry", _Entry, _NodeEntry)
+
+
+def _open_entry(entries: deque[_AnyEntry], *, slot: float, at: float) -> _AnyEntry | None:
+    """The entry that what comes now belongs to; None: it begins a new one."""
+    last = entries[-1] if entries else None
+    return last if last and at - last.began < slot * _SLOT_FILLED else None
+
+
+def _forget(entries: deque[_AnyEntry], before: float) -> None:
+    while entries and entries[0].ended <= before:
+        entries.popleft()
+
+
+def _pack(measurement: Measurement) -> bytes:
+    stages, counters = measurement_to_proto(measurement)
+    message = pb.TargetReport(
+        stages=stages, counters=counters, netns_counters=measurement.netns_counters
+    )
+    return zlib.compress(message.SerializeToString(), level=1)  # by two fifths, in 20 us
+
+
+def _pack_node(stages: Mapping[NodeStage, StageMeasurement]) -> bytes:
+    if not stages:
+        return b""
+    message = node_to_proto(NodeMeasurement(stages)).SerializeToString()
+    return zlib.compress(message, level=1)
+
+
+def _unpack_node(packed: bytes) -> Mapping[NodeStage, StageMeasurement]:
+    if not packed:
+        return {}
+    return node_from_proto(pb.NodeContext.FromString(zlib.decompress(packed))).stages
+
+
+def _unpack_message(packed: bytes) -> pb.TargetReport:
+    return pb.TargetReport.FromString(zlib.decompress(packed))
+
+
+def _unpack(packed: bytes) -> Measurement:
+    message = _unpack_message(packed)
+    return measurement_from_proto(message.stages, message.counters, message.netns_counters)
+
+
+def _total_of(entries: Iterable[bytes]) -> Histogram:
+    """rx.total, or tx.total where nothing was received, of all entries."""
+    sums = dict.fromkeys(TOTALS, EMPTY)
+    for packed in entries:
+        stages = (s for s in _unpack_message(packed).stages if s.name in TOTALS)
+        for name, measured in measurement_from_proto(stages, {}).stages.items():
+            sums[name] += measured.histogram
+    return headline(sums["rx.total"], sums["tx.total"])
+
+
+def of_one_pod(one: Measurement, other: Measurement) -> Measurement:
+    """What was measured of two containers of a pod in the same time.
+
+    They share a network namespace: both tell of the same events there, and one that came later of
+    fewer.
+    """
+    mine, theirs = one.netns_counters, other.netns_counters
+    netns = {name: max(mine.get(name, 0), theirs.get(name, 0)) for name in (*mine, *theirs)}
+    return replace(one + other, netns_counters=netns)
+
+
+def headline(received: Histogram, sent: Histogram) -> Histogram:
+    """The total that stands for a target: rx.total where anything was received, else tx.total."""
+    return received if received.count else sent
+
+
+@dataclass(slots=True)
+class _StageSum:
+    """A stage's running sum. Mutable: most of an operator's time would go into copies else."""
+
+    buckets: dict[int, int] = field(default_factory=dict)
+    sum_ns: int = 0
+    min_ns: int | None = None
+    max_ns: int = 0
+    samples: int = 0
+    packets: float = 0.0
+    lost: int = 0
+    unmatched: int = 0
+    clamped: int = 0
+    lowest_ratio: float = 1.0
+
+    def add(self, measured: StageMeasurement) -> None:
+        histogram = measured.histogram
+        self.lost += measured.lost
+        self.unmatched += measured.unmatched
+        self.clamped += measured.clamped
+        self.lowest_ratio = min(self.lowest_ratio, measured.sampling_ratio)
+        if not histogram.count:
+            return
+        for position, count in histogram.buckets.items():
+            self.buckets[position] = self.buckets.get(position, 0) + count
+        self.sum_ns += histogram.sum_ns
+        self.min_ns = (
+            histogram.min_ns if self.min_ns is None else min(self.min_ns, histogram.min_ns)
+        )
+        self.max_ns = max(self.max_ns, histogram.max_ns)
+        self.samples += histogram.count
+        self.packets += histogram.count / measured.sampling_ratio
+
+    def value(self) -> StageMeasurement:
+        ratio = min(self.samples / self.packets, 1.0) if self.samples else self.lowest_ratio
+        histogram = Histogram(dict(self.buckets), self.sum_ns, self.min_ns or 0, self.max_ns)
+        return StageMeasurement(histogram, self.lost, self.unmatched, self.clamped, ratio)
+
+
+class _Slot:
+    """The sum over all pods of what arrived within one slot of time.
+
+    Without the network namespaces' counters: pods of the host's network share theirs.
+    """
+
+    __slots__ = ("_counters", "_stages", "began", "ended")
+
+    def __init__(self, began: float) -> None:
+        self.began = self.ended = began
+        self._stages: dict[str, _StageSum] = {}
+        self._counters: dict[str, int] = {}
+
+    def add(self, measurement: Measurement, *, at: float) -> None:
+        self.ended = at
+        for name, measured in measurement.stages.items():
+            if name not in self._stages:
+                self._stages[name] = _StageSum()
+            self._stages[name].add(measured)
+        for name, count in measurement.counters.items():
+            self._counters[name] = self._counters.get(name, 0) + count
+
+    def value(self) -> Measurement:
+        stages = {name: each.value() for name, each in self._stages.items()}
+        return Measurement(stages, dict(self._counters))
+
+
+class ProbeWindows:
+    """The figures of one probe: of each of its pods and nodes, and of all pods together."""
+
+    def __init__(self, interval_seconds: float, window_seconds: float) -> None:
+        self._window = window_seconds
+        self._slot = slot_seconds(interval_seconds, window_seconds)
+        self._pods: dict[str, PodWindow] = {}
+        self._nodes: dict[str, NodeWindow] = {}
+        self._slots: deque[_Slot] = deque()
+
+    def resize(self, interval_seconds: float, window_seconds: float) -> None:
+        """Change the lengths; what no longer fits is forgotten at the next look."""
+        self._window = window_seconds
+        self._slot = slot_seconds(interval_seconds, window_seconds)
+
+    def add(self, pod_uid: str, measurement: Measurement, *, at: float) -> None:
+        """Take in what was measured of one of a pod's containers up to `at`."""
+        if not measurement:
+            return
+        pod = self._pods.setdefault(pod_uid, PodWindow())
+        pod.add(measurement, slot=self._slot, at=at)
+        pod.severity(window=self._window, slot=self._slot, at=at)  # while it is one pod's work
+        if not self._slots or at - self._slots[-1].began >= self._slot * _SLOT_FILLED:
+            self._slots.append(_Slot(at))
+        self._slots[-1].add(measurement, at=at)
+
+    def add_node(self, node: str, measurement: NodeMeasurement, *, at: float) -> None:
+        """Take in what was measured of a node up to `at`."""
+        if measurement:
+            self._nodes.setdefault(node, NodeWindow()).add(measurement, slot=self._slot, at=at)
+
+    def forget(self, pod_uid: str) -> None:
+        """Drop a pod that the probe no longer selects. The sum keeps what was measured of it."""
+        self._pods.pop(pod_uid, None)
+
+    def clear(self) -> None:
+        """Drop everything: what comes next is another measurement."""
+        self._pods.clear()
+        self._nodes.clear()
+        self._slots.clear()
+
+    def merged(self, *, at: float) -> Measurement:
+        """All pods together, over the window."""
+        while self._slots and self._slots[0].ended <= at - self._window:
+            self._slots.popleft()
+        return total(slot.value() for slot in self._slots)
+
+    def of_pod(self, pod_uid: str, *, at: float) -> Measurement:
+        """One pod over the window."""
+        pod = self._pods.get(pod_uid)
+        return pod.measurement(window=self._window, at=at) if pod else Measurement()
+
+    def of_nodes(self, *, most: int, at: float) -> dict[str, NodeMeasurement]:
+        """What was measured of the nodes over the window: their counters, where there are any.
+
+        Their stages too of as many as are shown, those first where most went wrong or was slowest:
+        to unpack a thousand nodes' would take longer than they take to report again.
+        """
+        worst = heapq.nlargest(
+            most,
+            self._nodes.items(),
+            key=lambda each: each[1].rank(window=self._window, at=at),
+        )
+        found = {
+            name: NodeMeasurement(counters=window.counters(window=self._window, at=at))
+            for name, window in self._nodes.items()
+        }
+        for name, window in worst:
+            found[name] = window.measurement(window=self._window, at=at)
+        return {name: measurement for name, measurement in found.items() if measurement}
+
+    def keep_nodes(self, nodes: Collection[str]) -> None:
+        """Drop the nodes that no pod of the probe runs on any more."""
+        for gone in self._nodes.keys() - set(nodes):
+            del self._nodes[gone]
+
+    def worst_first(self, pod_uids: Collection[str], *, at: float) -> list[str]:
+        """These pods by the p99 of their rx.total (or tx.total), the slowest first.
+
+        The p99 may be one of up to two slots ago: sort again what is shown.
+        """
+        return sorted(pod_uids, key=lambda uid: (*self._key(uid, at), uid))
+
+    def _key(self, pod_uid: str, at: float) -> tuple[int, int]:
+        pod = self._pods.get(pod_uid)
+        if pod is None:
+            return (0, 0)
+        p99_ns, samples = pod.severity(window=self._window, slot=self._slot, at=at)
+        return (-p99_ns, -samples)
