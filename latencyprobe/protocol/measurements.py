@@ -24,7 +24,7 @@ PROTOCOL_VERSION = 1
 AGENT_NAME = "agent.latencyprobe.io"
 OPERATOR_NAME = "operator.latencyprobe.io"
 # What both sides let gRPC take in and send: the largest report is some 4 MB (256 targets with every
-# bucket in use), the largest desired state under 1 MB.
+# bucket in use), the largest desired state 8 MB (operator's messages.py bounds its parts).
 MAX_MESSAGE_BYTES = 16 << 20
 # Of a namespace's or a node's counters, which come by the kernel's and the drivers' names.
 MAX_OPEN_COUNTERS = 256

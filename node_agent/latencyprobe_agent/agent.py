@@ -46,10 +46,15 @@ from latencyprobe_agent.plan import (
     wanted_slots,
 )
 from latencyprobe_agent.sampling import Sampling, strictest
-from latencyprobe_agent.serving.messages import coverage_messages, probe_report, status_message
+from latencyprobe_agent.serving.messages import (
+    coverage_messages,
+    probe_report,
+    refused_statuses,
+    status_message,
+)
 from latencyprobe_agent.serving.metrics import Metrics
 from latencyprobe_agent.slots import Engine, EngineError, Overhead, SlotSpec
-from latencyprobe_agent.targets.facts import Facts, failed
+from latencyprobe_agent.targets.facts import Facts, TargetState, failed
 from latencyprobe_agent.targets.resolver import Resolver
 from latencyprobe_agent.tracing import Trace, parse_trace
 
@@ -202,10 +207,11 @@ class Agent:
         Raises InvalidStateError, StaleGenerationError, or EngineError: then the state before is
         still in force.
         """
-        desired = parse_desired(message)
         async with self._lock:
             if self._is_closed:
                 raise ShuttingDownError
+            held = {(probe.id, target.id) for probe, target in _targets(self._desired)}
+            desired = parse_desired(message, held)
             if desired.generation < self._desired.generation:
                 raise StaleGenerationError(desired.generation, self._desired.generation)
             with self._metrics.apply_seconds.time():
@@ -302,10 +308,11 @@ class Agent:
         finally:
             self._wake.set()
         log.info(
-            "generation %d in force: %d probes, %d targets",
+            "generation %d in force: %d probes, %d targets, %d targets refused",
             desired.generation,
             len(desired.probes),
             len(list(_targets(desired))),
+            sum(map(len, desired.refused.values())),
         )
 
     async def _restore(self, before: Desired) -> None:
@@ -330,16 +337,15 @@ class Agent:
             self._engine.trace(None)
         trace = await self._load_for(trace, wanted_modules(desired, facts))
         self._read()
-        wanted = wanted_slots(desired, facts)
-        refused = overcommitted(wanted, facts, self._slots.numbers)
-        wanted = tuple(key for key in wanted if key not in refused)
+        refused = overcommitted(desired, facts, self._slots.numbers, self._slots.size)
+        wanted = tuple(key for key in wanted_slots(desired, facts) if key not in refused)
         self._slots.release_all_but(wanted)
         if self._slots.draining:
             self._assign(assignment(self._slots.numbers, facts))
             self._read()
             self._slots.drained()
-        surplus = self._slots.allot(wanted)
-        self._refused = refused | dict.fromkeys(surplus, self._slots.refusal())
+        self._slots.allot(wanted)
+        self._refused = refused
         self._assign(assignment(self._slots.numbers, facts))
         self._move(homes(desired, facts, self._slots.numbers), namespaces(facts))
         if trace is not None:
@@ -565,15 +571,15 @@ class Agent:
         return probe_report(figures, statuses)
 
     def _apply_result(self) -> pb.ApplyResult:
+        statuses = {
+            probe.id: [status_message(t, self._standing(probe, t)) for t in probe.targets]
+            for probe in self._desired.probes
+        }
+        for probe_id, refused in refused_statuses(self._desired.refused).items():
+            statuses.setdefault(probe_id, []).extend(refused)
         return pb.ApplyResult(
             generation=self._desired.generation,
-            probes=[
-                pb.ProbeStatus(
-                    id=probe.id,
-                    targets=[status_message(t, self._standing(probe, t)) for t in probe.targets],
-                )
-                for probe in self._desired.probes
-            ],
+            probes=[pb.ProbeStatus(id=name, targets=each) for name, each in statuses.items()],
             coverage=coverage_messages(self._engine.coverage),
         )
 
@@ -585,6 +591,7 @@ class Agent:
     def _show_targets(self) -> None:
         self._metrics.show_targets(
             Counter(self._standing(p, t).state for p, t in _targets(self._desired))
+            + Counter({TargetState.FAILED: sum(map(len, self._desired.refused.values()))})
         )
 
 

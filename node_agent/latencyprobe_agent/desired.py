@@ -1,24 +1,26 @@
 """What a client asks for, checked once and held as values.
 
-`parse_desired` is the only door: a state that contradicts itself never gets past it, and the error
-names the field as the client wrote it, such as `probes[2].targets[0].container.pod_uid`.
+`parse_desired` is the only door. A state that contradicts itself never gets past it. An invalid
+probe or target is refused alone: the message names the field as the client wrote it, such as
+`targets[0].container.pod_uid`. So is what exceeds the limits on probes and targets.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
+from latencyprobe.domain.fairness import TargetName, surplus_targets
 from latencyprobe.domain.stages import Module
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.slots import SocketFilter
 
-MAX_PROBES = 256
-MAX_TARGETS = 1024
 MAX_PORTS = 64
 MAX_ID_LENGTH = 256
+MAX_NAME_LENGTH = 512  # a namespace has up to 63 characters, the name of an object 253
 MAX_PATH_LENGTH = 4095
 MAX_PID = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
 MIN_INTERVAL_S = 0.1
@@ -91,6 +93,11 @@ class Probe:
     interval_s: float
     max_cpu_percent: float
     targets: tuple[Target, ...]
+    namespace: str = ""
+
+
+Refusals = Mapping[str, Mapping[str, str]]
+"""Targets that are not measured, each with a message, by the ids of their probes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,41 +107,78 @@ class Desired:
     generation: int = 0
     probes: tuple[Probe, ...] = ()
     lease_s: float = 0.0
+    refused: Refusals = field(default_factory=dict)
+    """Invalid or surplus targets, which `probes` leaves out."""
 
 
 NOTHING_DESIRED = Desired()
 
 
-def parse_desired(message: pb.DesiredState) -> Desired:
-    """The state as values; raises InvalidStateError."""
-    if len(message.probes) > MAX_PROBES:
-        raise InvalidStateError("probes", f"{len(message.probes)} given, at most {MAX_PROBES}")
-    targets = sum(len(probe.targets) for probe in message.probes)
-    if targets > MAX_TARGETS:
-        raise InvalidStateError("probes", f"{targets} targets in all, at most {MAX_TARGETS}")
+def parse_desired(message: pb.DesiredState, held: Container[TargetName] = ()) -> Desired:
+    """Return the state as values; raises InvalidStateError.
+
+    `held`: targets that were admitted before. Their namespaces keep them within their shares.
+    """
     lease_s = _seconds(message.lease.seconds, message.lease.nanos)
     if not 0 <= lease_s <= MAX_LEASE_S:
         raise InvalidStateError("lease", f"{lease_s:g} s: must be from 0 to {MAX_LEASE_S:g} s")
-    probes = tuple(_parse_probe(p, f"probes[{i}]") for i, p in enumerate(message.probes))
-    _check_unique((probe.id for probe in probes), "probes")
-    return Desired(message.generation, probes, lease_s)
+    for index, each in enumerate(message.probes):
+        _parse_id(each.id, f"probes[{index}].id")
+    _check_unique((each.id for each in message.probes), "probes")
+    probes: list[Probe] = []
+    refused: dict[str, dict[str, str]] = defaultdict(dict)
+    for each in message.probes:
+        try:
+            probe, invalid = _parse_probe(each)
+        except InvalidStateError as error:
+            refused[each.id] = {target.id: str(error) for target in each.targets}
+            continue
+        if invalid:
+            refused[each.id] = invalid
+        if probe.targets or not invalid:
+            probes.append(probe)
+    names = [(p.namespace, (p.id, target.id)) for p in probes for target in p.targets]
+    surplus = surplus_targets(names, held)
+    for (probe_id, target_id), text in surplus.items():
+        refused[probe_id][target_id] = text
+    admitted = tuple(admitted for p in probes if (admitted := _without(p, surplus)) is not None)
+    return Desired(message.generation, admitted, lease_s, dict(refused))
 
 
-def _parse_probe(message: pb.Probe, field: str) -> Probe:
-    targets = tuple(
-        _parse_target(target, f"{field}.targets[{index}]")
-        for index, target in enumerate(message.targets)
+def _without(probe: Probe, surplus: Container[TargetName]) -> Probe | None:
+    """Return the probe without these targets; None where it loses all that it has."""
+    targets = tuple(target for target in probe.targets if (probe.id, target.id) not in surplus)
+    return replace(probe, targets=targets) if targets or not probe.targets else None
+
+
+def _parse_probe(message: pb.Probe) -> tuple[Probe, dict[str, str]]:
+    """Return the probe with its valid targets, and the messages on the others by their ids."""
+    _check_unique((target.id for target in message.targets), "targets")
+    targets, invalid = [], {}
+    for index, each in enumerate(message.targets):
+        if not each.id:
+            raise InvalidStateError(f"targets[{index}].id", "is empty")
+        try:
+            targets.append(_parse_target(each, f"targets[{index}]"))
+        except InvalidStateError as error:
+            invalid[each.id] = str(error)
+    probe = Probe(
+        id=message.id,
+        name=_parse_name(message.name, "name", MAX_NAME_LENGTH),
+        modules=_parse_modules(message.modules, "modules"),
+        socket_filter=_parse_filter(message.filter, "filter"),
+        interval_s=_parse_interval(message, "interval"),
+        max_cpu_percent=_parse_budget(message.max_cpu_percent, "max_cpu_percent"),
+        targets=tuple(targets),
+        namespace=_parse_namespace(message),
     )
-    _check_unique((target.id for target in targets), f"{field}.targets")
-    return Probe(
-        id=_parse_id(message.id, f"{field}.id"),
-        name=_parse_name(message.name, f"{field}.name"),
-        modules=_parse_modules(message.modules, f"{field}.modules"),
-        socket_filter=_parse_filter(message.filter, f"{field}.filter"),
-        interval_s=_parse_interval(message, f"{field}.interval"),
-        max_cpu_percent=_parse_budget(message.max_cpu_percent, f"{field}.max_cpu_percent"),
-        targets=targets,
-    )
+    return probe, invalid
+
+
+def _parse_namespace(message: pb.Probe) -> str:
+    """Return the namespace; older clients have it in the name alone."""
+    namespace, slash, _ = message.name.partition("/")
+    return _parse_name(message.namespace or (namespace if slash else ""), "namespace")
 
 
 def _parse_id(text: str, field: str) -> str:
@@ -143,9 +187,9 @@ def _parse_id(text: str, field: str) -> str:
     return _parse_name(text, field)
 
 
-def _parse_name(text: str, field: str) -> str:
-    if len(text) > MAX_ID_LENGTH:
-        raise InvalidStateError(field, f"{len(text)} characters, at most {MAX_ID_LENGTH}")
+def _parse_name(text: str, field: str, longest: int = MAX_ID_LENGTH) -> str:
+    if len(text) > longest:
+        raise InvalidStateError(field, f"{len(text)} characters, at most {longest}")
     if not text.isprintable():
         raise InvalidStateError(field, f"{text!r} has characters that can't be printed")
     return text

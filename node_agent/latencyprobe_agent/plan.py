@@ -7,9 +7,10 @@ one measurement. All of this is pure: no kernel, no clock.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from latencyprobe.domain.fairness import Claim, Shortage, refused_claims, share_text
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.desired import Desired, NetnsTarget, Selector
 from latencyprobe_agent.evidence.namespaces import Namespace
@@ -25,6 +26,7 @@ _TABLE_SIZES: Mapping[str, tuple[int, str]] = {
     "namespaces": (1022, "network namespaces"),  # one more is the host's
     "filter_ports": (4096, "ports in filters"),
 }
+_SLOTS = "slots"
 
 _MATCHABLE = frozenset({TargetState.ATTACHED})
 _WORTH_LOADING_FOR = frozenset({TargetState.ATTACHED, TargetState.PENDING})
@@ -69,23 +71,72 @@ def wanted_modules(desired: Desired, facts: Mapping[Selector, Facts]) -> frozens
 
 
 def overcommitted(
-    wanted: Sequence[SlotKey], facts: Mapping[Selector, Facts], held: Container[SlotKey] = ()
+    desired: Desired,
+    facts: Mapping[Selector, Facts],
+    held: Container[SlotKey] = (),
+    slots: int = MAX_SLOTS,
 ) -> dict[SlotKey, str]:
-    """What the kernel's tables have no room for, with what to tell; what is held comes first.
+    """Return what the kernel's tables have no room for, each with a message.
 
-    One target too many must fail alone, not the whole node.
+    One target too many must fail alone, not the whole node, and namespaces share fairly. What is
+    held comes first within the share of its namespace.
     """
-    rooms = (_SharedRoom(), _TableRoom())
-    refused = {}
-    for key in sorted(wanted, key=lambda key: key not in held):
-        spec = spec_of(key, facts[key.selector])
-        message = next((text for room in rooms if (text := room.objection(spec))), None)
-        if message is not None:
-            refused[key] = message
-            continue
-        for room in rooms:
-            room.take(spec)
-    return refused
+    specs = {key: spec_of(key, facts[key.selector]) for key in wanted_slots(desired, facts)}
+    needs = _needs(specs)
+    claims = (
+        Claim(key, probe.namespace, probe.id, target.id, needs[key], key in held)
+        for probe in desired.probes
+        for target in probe.targets
+        if (key := SlotKey(target.selector, probe.socket_filter)) in specs
+    )
+    sizes: dict[Hashable, int] = {_SLOTS: slots}
+    sizes.update({table: size for table, (size, _) in _TABLE_SIZES.items()})
+    sizes.update({table: MAX_SHARING for need in needs.values() for table in need.keys() - sizes})
+    refused = refused_claims(claims, sizes)
+    return {key: _refusal(shortage, slots) for key, shortage in refused.items()}
+
+
+def _needs(
+    specs: Mapping[SlotKey, SlotSpec],
+) -> Mapping[SlotKey, Mapping[Hashable, frozenset[Hashable]]]:
+    """Return the entries that each slot takes, by table.
+
+    Each cgroup, process or namespace is a table too: it has room for MAX_SHARING slots.
+    """
+    sharing = Counter(identity for spec in specs.values() for identity in _identities(spec))
+    needs: dict[SlotKey, Mapping[Hashable, frozenset[Hashable]]] = {}
+    for number, (key, spec) in enumerate(specs.items()):
+        own: frozenset[Hashable] = frozenset({number})
+        crowded = (each for each in _identities(spec) if sharing[each] > MAX_SHARING)
+        tables: dict[Hashable, frozenset[Hashable]] = {
+            **dict.fromkeys(crowded, own),
+            _SLOTS: own,
+            "cgroups": frozenset(spec.cgroup_ids),
+            "processes": frozenset(spec.tgids),
+            "namespaces": frozenset(spec.netns),
+            "filter_ports": frozenset((number, port) for port in spec.socket_filter.ports),
+        }
+        needs[key] = {table: entries for table, entries in tables.items() if entries}
+    return needs
+
+
+def _refusal(shortage: Shortage, slots: int) -> str:
+    if shortage.table == _SLOTS:
+        return (
+            f"this node already measures {slots} targets, the most that it can; "
+            f"{share_text(shortage)}: narrow a probe's selector, or give probes the same filter "
+            "so that they share"
+        )
+    if shortage.table in _TABLE_SIZES:
+        size, things = _TABLE_SIZES[str(shortage.table)]
+        return (
+            f"together with the other targets it has more than {size} {things}; "
+            f"{share_text(shortage)}: narrow a probe's selector"
+        )
+    return (
+        f"{MAX_SHARING} probes with different filters already measure it (or a part of it), "
+        "the most that the kernel side can: give them the same filter, so that they share"
+    )
 
 
 def owners(desired: Desired, numbers: Mapping[SlotKey, int]) -> Mapping[int, tuple[TargetKey, ...]]:
@@ -140,53 +191,6 @@ def spec_of(key: SlotKey, facts: Facts) -> SlotSpec:
     )
 
 
-class _SharedRoom:
-    """Each cgroup, process or namespace has room for so many slots."""
-
-    def __init__(self) -> None:
-        self._taken: Counter[tuple[str, int]] = Counter()
-
-    def objection(self, spec: SlotSpec) -> str | None:
-        if all(self._taken[identity] < MAX_SHARING for identity in _identities(spec)):
-            return None
-        return (
-            f"{MAX_SHARING} probes with different filters already measure it (or a part of it), "
-            "the most that the kernel side can: give them the same filter, so that they share"
-        )
-
-    def take(self, spec: SlotSpec) -> None:
-        self._taken.update(_identities(spec))
-
-
-class _TableRoom:
-    """The kernel's tables have room for so many different entries."""
-
-    def __init__(self) -> None:
-        self._taken: dict[str, set[object]] = {table: set() for table in _TABLE_SIZES}
-        self._slots = 0
-
-    def objection(self, spec: SlotSpec) -> str | None:
-        for table, entries in self._entries(spec).items():
-            size, things = _TABLE_SIZES[table]
-            taken = self._taken[table]
-            if len(taken) + len(entries - taken) > size:
-                return f"together with the other targets it has more than {size} {things}"
-        return None
-
-    def take(self, spec: SlotSpec) -> None:
-        for table, entries in self._entries(spec).items():
-            self._taken[table] |= entries
-        self._slots += 1
-
-    def _entries(self, spec: SlotSpec) -> Mapping[str, set[object]]:
-        return {
-            "cgroups": {*spec.cgroup_ids},
-            "processes": {*spec.tgids},
-            "namespaces": {*spec.netns},
-            "filter_ports": {(self._slots, port) for port in spec.socket_filter.ports},
-        }
-
-
 def _identities(spec: SlotSpec) -> Iterator[tuple[str, int]]:
     yield from (("cgroup", cgroup_id) for cgroup_id in spec.cgroup_ids)
     yield from (("process", tgid) for tgid in spec.tgids)
@@ -206,6 +210,11 @@ class SlotTable:
         self._numbers: dict[SlotKey, int] = {}
         self._draining: set[int] = set()
         self._free = deque(range(size))
+
+    @property
+    def size(self) -> int:
+        """The number of slots, in use or not."""
+        return self._size
 
     @property
     def numbers(self) -> Mapping[SlotKey, int]:
@@ -241,10 +250,3 @@ class SlotTable:
             else:
                 refused.add(key)
         return frozenset(refused)
-
-    def refusal(self) -> str:
-        """What to tell whoever got no number."""
-        return (
-            f"this node already measures {self._size} targets, the most that it can: "
-            "narrow a probe's selector, or give probes the same filter so that they share"
-        )

@@ -24,10 +24,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from latencyprobe.commands.pki import Authority, Credential
+from latencyprobe.domain.fairness import MAX_TARGETS
 from latencyprobe.protocol.measurements import AGENT_NAME, MAX_MESSAGE_BYTES, OPERATOR_NAME
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
-from latencyprobe_agent.desired import MAX_TARGETS
 from latencyprobe_agent.serving.tls_proxy import MAX_CONNECTIONS, MAX_HANDSHAKES
 from tests.live.pods import Pod
 from tests.live.targets import until
@@ -331,7 +331,7 @@ def test_oversized_and_malformed_messages_are_errors_and_measurement_goes_on(
         wait_for_count(measured)
 
 
-def test_a_desired_state_that_can_not_be_meant_is_refused_and_measurement_goes_on(
+def test_what_can_not_be_meant_or_is_too_much_is_refused_alone_and_measurement_goes_on(
     served: Served, pair: tuple[Pod, Pod]
 ) -> None:
     measured = Measured(served, pair[1])
@@ -348,19 +348,26 @@ def test_a_desired_state_that_can_not_be_meant_is_refused_and_measurement_goes_o
         id="many",
         modules=["rx"],
         interval=seconds(1),
-        targets=[pb.Target(id=str(n), pid=n + 1) for n in range(10_000)],
+        targets=[pb.Target(id=str(n), pid=4_100_000 + n) for n in range(10_000)],
     )
+    twice = pb.DesiredState(probes=[path, path])
     with measured.running(), served.channel(served.operator) as channel:
         stub = NodeAgentStub(channel)
-        for probe, told in (
+        for probe, message in (
             (path, "targets[0].container.pod_uid: "),
-            (many, f"10000 targets in all, at most {MAX_TARGETS}"),
+            (many, f"at most {MAX_TARGETS} targets"),
         ):
-            state = pb.DesiredState(generation=time.time_ns(), probes=[probe])
-            with pytest.raises(grpc.RpcError) as refused:
-                stub.Apply(state, timeout=30)
-            assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-            assert told in (refused.value.details() or "")
+            state = pb.DesiredState(
+                generation=time.time_ns(), probes=[probe_of(pair[1]), probe], lease=seconds(60)
+            )
+            sound, refused = stub.Apply(state, timeout=30).probes
+            assert [target.state for target in sound.targets] == [pb.TargetStatus.ATTACHED]
+            failed = [t for t in refused.targets if t.state == pb.TargetStatus.FAILED]
+            assert any(message in target.message for target in failed)
+        twice.generation = time.time_ns()
+        with pytest.raises(grpc.RpcError) as error:
+            stub.Apply(twice, timeout=30)
+        assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
         exchange(pair)
         wait_for_count(measured)
 

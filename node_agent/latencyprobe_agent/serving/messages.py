@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import heapq
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe.domain.fairness import MAX_TARGETS
 from latencyprobe.domain.measurement import NodeMeasurement, largest_counters
 from latencyprobe.protocol.measurements import (
     MAX_OPEN_COUNTERS,
@@ -15,7 +18,7 @@ from latencyprobe.protocol.measurements import (
 )
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.collector import Moment, ProbeFigures
-from latencyprobe_agent.desired import Target
+from latencyprobe_agent.desired import Refusals, Target
 from latencyprobe_agent.targets.facts import Facts, TargetState
 
 _COVERAGE_STATES: Mapping[CoverageState, pb.StageCoverage.State] = {
@@ -32,6 +35,7 @@ _TARGET_STATES: Mapping[TargetState, pb.TargetStatus.State] = {
 }
 # A status is for people, who don't read ten thousand process ids.
 MAX_PIDS_SHOWN = 256
+_LONGEST_REFUSAL = 300
 
 
 def coverage_messages(coverage: Iterable[StageCoverage]) -> list[pb.StageCoverage]:
@@ -56,6 +60,25 @@ def status_message(target: Target, facts: Facts) -> pb.TargetStatus:
         pids=facts.pids[:MAX_PIDS_SHOWN],
         cgroup=facts.cgroup,
     )
+
+
+def refused_statuses(refused: Refusals) -> Mapping[str, list[pb.TargetStatus]]:
+    """Return the statuses of refused targets by probe: of MAX_TARGETS at most, in turns.
+
+    A client that keeps to the limits gets them all. The answer to any other must have a bound too.
+    """
+    turns = (
+        (turn, probe_id, target_id, message)
+        for probe_id, messages in refused.items()
+        for turn, (target_id, message) in enumerate(messages.items())
+    )
+    statuses: dict[str, list[pb.TargetStatus]] = defaultdict(list)
+    for _, probe_id, target_id, message in heapq.nsmallest(MAX_TARGETS, turns):
+        status = pb.TargetStatus(
+            id=target_id, state=pb.TargetStatus.FAILED, message=message[:_LONGEST_REFUSAL]
+        )
+        statuses[probe_id].append(status)
+    return statuses
 
 
 def probe_report(figures: ProbeFigures, statuses: Mapping[str, pb.TargetStatus]) -> pb.ProbeReport:

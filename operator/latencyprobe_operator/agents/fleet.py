@@ -21,6 +21,7 @@ import grpc
 from grpc import aio
 
 from latencyprobe import __version__
+from latencyprobe.domain.fairness import TargetName
 from latencyprobe.process.backoff import Backoff
 from latencyprobe.process.tasks import first_to_end
 from latencyprobe.protocol.measurements import MAX_MESSAGE_BYTES, PROTOCOL_VERSION
@@ -30,7 +31,7 @@ from latencyprobe_operator.agents.messages import (
     TargetState,
     TargetStatus,
     coverage_of,
-    desired_state_message,
+    outgoing_state,
     target_status,
 )
 from latencyprobe_operator.agents.renewal import Renewal
@@ -232,6 +233,7 @@ class AgentLink:
         self._gate = gate
         self._desired = desired
         self._applied: NodeState | None = None
+        self._sent: frozenset[TargetName] = frozenset()
         self._wake = asyncio.Event()
         self._backoff = Backoff(0.25, 15)
         self._message = f"connecting to {endpoint.address}"
@@ -352,22 +354,27 @@ class AgentLink:
 
     async def _apply(self, stub: NodeAgentAsyncStub, state: NodeState) -> None:
         generation = self._generations.next()
-        message = desired_state_message(state, generation=generation, lease_seconds=LEASE_SECONDS)
+        outgoing = outgoing_state(
+            state, generation=generation, lease_seconds=LEASE_SECONDS, held=self._sent
+        )
         self._since.apply(state, generation)
         began = time.monotonic()
         try:
-            result = await stub.Apply(message, timeout=APPLY_SECONDS)
+            result = await stub.Apply(outgoing.message, timeout=APPLY_SECONDS)
         except aio.AioRpcError as error:
             await self._refused(error, state)
             return
         self._metrics.apply_seconds.observe(time.monotonic() - began)
         logger.debug("agent on node %s applied generation %d", self.node, generation)
         self._applied = state
+        self._sent = outgoing.targets
         self._backoff.reset()
         self._targets = {
             probe.id: {target.id: target_status(target) for target in probe.targets}
             for probe in result.probes
         }
+        for probe_uid, left_out in outgoing.left_out.items():
+            self._targets.setdefault(probe_uid, {}).update(left_out)
         if result.coverage:
             self._coverage = coverage_of(result.coverage)
         if self._desired == state:

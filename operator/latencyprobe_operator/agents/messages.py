@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 
+from latencyprobe.domain.fairness import TargetName, surplus_targets
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.api.status import StageGap
 from latencyprobe_operator.desired_state import NodeState, ProbeOnNode
+from latencyprobe_operator.model import Target
 
 FULLY_COVERED = "Active"
 """The state of a stage that is measured for every packet."""
 NOT_COVERED = "Unavailable"
 """The state of a stage or counter that the node can't tell of."""
+
+# As many probes and targets of these sizes as an agent takes are below wire.MAX_MESSAGE_BYTES.
+_LARGEST_PROBE_BYTES = 4096
+_LARGEST_TARGET_BYTES = 1024
+_NOT_ENCODABLE = (ValueError, TypeError, OverflowError)
 
 _COVERAGE = {
     pb.StageCoverage.ACTIVE: FULLY_COVERED,
@@ -51,15 +60,90 @@ class TargetStatus:
     message: str
 
 
-def desired_state_message(
-    state: NodeState, *, generation: int, lease_seconds: int
-) -> pb.DesiredState:
-    """The desired state as the protocol carries it."""
-    return pb.DesiredState(
-        generation=generation,
-        probes=[_probe_message(probe) for probe in state],
-        lease=Duration(seconds=lease_seconds),
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A desired state as an agent gets it: what it can take, and the rest with the reasons.
+
+    `left_out` are targets by probe and target id.
+    """
+
+    message: pb.DesiredState
+    left_out: Mapping[str, Mapping[str, TargetStatus]]
+
+    @property
+    def targets(self) -> frozenset[TargetName]:
+        """The targets that the message holds."""
+        return frozenset(
+            (probe.id, target.id) for probe in self.message.probes for target in probe.targets
+        )
+
+
+def outgoing_state(
+    state: NodeState,
+    *,
+    generation: int,
+    lease_seconds: int,
+    held: Container[TargetName] = (),
+) -> Outgoing:
+    """Return the desired state as the protocol carries it, within the limits of an agent.
+
+    A target that cannot be encoded is left out alone. `held`: targets that were sent before.
+    """
+    left_out: dict[str, dict[str, TargetStatus]] = defaultdict(dict)
+    encoded: dict[str, _Encoded] = {}
+    for probe in state:
+        encoded[probe.key.uid] = each = _encode(probe)
+        for target_id, reason in each.failures.items():
+            left_out[probe.key.uid][target_id] = TargetStatus(TargetState.FAILED, reason)
+    names = (
+        (probe.key.namespace, (probe.key.uid, target_id))
+        for probe in state
+        for target_id in encoded[probe.key.uid].targets
     )
+    for (probe_uid, target_id), reason in surplus_targets(names, held).items():
+        left_out[probe_uid][target_id] = TargetStatus(TargetState.FAILED, reason)
+        del encoded[probe_uid].targets[target_id]
+    message = pb.DesiredState(generation=generation, lease=Duration(seconds=lease_seconds))
+    for each in encoded.values():
+        if each.targets:
+            message.probes.append(each.probe)
+            message.probes[-1].targets.extend(each.targets.values())
+    return Outgoing(message, left_out)
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """A probe's message without targets, its targets, and those that cannot be encoded."""
+
+    probe: pb.Probe
+    targets: dict[str, pb.Target]
+    failures: dict[str, str]
+
+
+def _encode(probe: ProbeOnNode) -> _Encoded:
+    targets: dict[str, pb.Target] = {}
+    failures: dict[str, str] = {}
+    try:
+        message = _within(_probe_message(probe), _LARGEST_PROBE_BYTES)
+    except _NOT_ENCODABLE as error:
+        reason = f"the operator cannot send this probe to an agent: {error}"
+        return _Encoded(pb.Probe(), {}, {target.id: reason for target in probe.targets})
+    for target in probe.targets:
+        try:
+            targets[target.id] = _within(_target_message(target), _LARGEST_TARGET_BYTES)
+        except _NOT_ENCODABLE as error:
+            failures[target.id] = f"the operator cannot send this target to an agent: {error}"
+    return _Encoded(message, targets, failures)
+
+
+_Message = TypeVar("_Message", pb.Probe, pb.Target)
+
+
+def _within(message: _Message, largest_bytes: int) -> _Message:
+    size = message.ByteSize()
+    if size > largest_bytes:
+        raise ValueError(f"it takes {size} bytes, the most is {largest_bytes}")
+    return message
 
 
 def _probe_message(probe: ProbeOnNode) -> pb.Probe:
@@ -67,18 +151,17 @@ def _probe_message(probe: ProbeOnNode) -> pb.Probe:
     return pb.Probe(
         id=probe.key.uid,
         name=str(probe.key),
+        namespace=probe.key.namespace,
         modules=[str(module) for module in probe.modules],
         filter=pb.SocketFilter(ports=probe.ports, protocols=probe.protocols),
         interval=Duration(seconds=interval_ns // 10**9, nanos=interval_ns % 10**9),
         max_cpu_percent=probe.max_cpu_percent,
-        targets=[
-            pb.Target(
-                id=target.id,
-                container=pb.Container(pod_uid=target.pod_uid, container_id=target.container.id),
-            )
-            for target in probe.targets
-        ],
     )
+
+
+def _target_message(target: Target) -> pb.Target:
+    container = pb.Container(pod_uid=target.pod_uid, container_id=target.container.id)
+    return pb.Target(id=target.id, container=container)
 
 
 def coverage_of(messages: Iterable[pb.StageCoverage]) -> dict[str, StageGap]:

@@ -1,7 +1,8 @@
-"""What is asked for is checked as a whole, and refused by the field's name."""
+"""What is asked for is checked, and what is invalid is refused alone, by the field's name."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latencyprobe.domain.fairness import MAX_PROBES, MAX_TARGETS
 from latencyprobe.domain.stages import Module
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.desired import (
@@ -79,74 +81,70 @@ def _set_target(target: pb.Target) -> Callable[[pb.DesiredState], object]:
 BROKEN: list[tuple[Callable[[pb.DesiredState], object], str]] = [
     (lambda s: s.probes[0].ClearField("id"), "probes[0].id: is empty"),
     (lambda s: s.probes.append(s.probes[0]), "probes[1].id: 'p' is the id of probes[0] too"),
+    (lambda s: s.lease.CopyFrom(Duration(seconds=-1)), "lease: -1 s"),
+]
+BROKEN_PROBES: list[tuple[Callable[[pb.DesiredState], object], str]] = [
     (
         lambda s: s.probes[0].targets.append(s.probes[0].targets[1]),
-        "probes[0].targets[2].id: 'b' is the id of probes[0].targets[1] too",
+        "targets[2].id: 'b' is the id of targets[1] too",
     ),
     (
         lambda s: s.probes[0].modules.append("rxx"),
-        "probes[0].modules[3]: unknown module 'rxx': known are rx, tx, tcp, irq, sched",
+        "modules[3]: unknown module 'rxx': known are rx, tx, tcp, irq, sched",
     ),
-    (lambda s: s.probes[0].ClearField("modules"), "probes[0].modules: none given"),
+    (lambda s: s.probes[0].ClearField("modules"), "modules: none given"),
     (
         lambda s: s.probes[0].filter.ports.append(0),
-        "probes[0].filter.ports[1]: 0: must be from 1 to 65535",
+        "filter.ports[1]: 0: must be from 1 to 65535",
     ),
     (
         lambda s: s.probes[0].filter.ports.append(65536),
-        "probes[0].filter.ports[1]: 65536: must be from 1 to 65535",
+        "filter.ports[1]: 65536: must be from 1 to 65535",
     ),
-    (lambda s: s.probes[0].filter.ports.extend(range(1, 65)), "probes[0].filter.ports: 65"),
+    (lambda s: s.probes[0].filter.ports.extend(range(1, 65)), "filter.ports: 65"),
     (
         lambda s: s.probes[0].filter.protocols.append("tcp"),
-        "probes[0].filter.protocols[1]: 'tcp': must be TCP or UDP",
+        "filter.protocols[1]: 'tcp': must be TCP or UDP",
     ),
-    (lambda s: s.probes[0].ClearField("interval"), "probes[0].interval: is not set"),
+    (lambda s: s.probes[0].ClearField("interval"), "interval: is not set"),
     (
         lambda s: s.probes[0].interval.CopyFrom(Duration(nanos=1)),
-        "probes[0].interval: 1e-09 s: must be from 0.1 s to 600 s",
+        "interval: 1e-09 s: must be from 0.1 s to 600 s",
     ),
     (
         lambda s: s.probes[0].interval.CopyFrom(Duration(seconds=601)),
-        "probes[0].interval: 601 s",
+        "interval: 601 s",
     ),
-    (lambda s: s.lease.CopyFrom(Duration(seconds=-1)), "lease: -1 s"),
     (
         lambda s: setattr(s.probes[0], "max_cpu_percent", float("nan")),
-        "probes[0].max_cpu_percent: nan",
+        "max_cpu_percent: nan",
     ),
-    (lambda s: setattr(s.probes[0], "name", "a\nb"), "probes[0].name: 'a\\nb' has characters"),
-    (lambda s: setattr(s.probes[0], "name", "x" * 257), "probes[0].name: 257 characters"),
-    (_set_target(pb.Target(id="a")), "probes[0].targets[0]: no selector"),
-    (_set_target(pb.Target(id="a", pid=0)), "probes[0].targets[0].pid: 0: must be from 1"),
+    (lambda s: setattr(s.probes[0], "name", "a\nb"), "name: 'a\\nb' has characters"),
+    (lambda s: setattr(s.probes[0], "name", "x" * 513), "name: 513 characters"),
+]
+BROKEN_TARGETS: list[tuple[Callable[[pb.DesiredState], object], str]] = [
+    (_set_target(pb.Target(id="a")), "targets[0]: no selector"),
+    (_set_target(pb.Target(id="a", pid=0)), "targets[0].pid: 0: must be from 1"),
     (
         _set_target(pb.Target(id="a", cgroup_path="unified/x")),
-        "probes[0].targets[0].cgroup_path: 'unified/x' is not an absolute path",
+        "targets[0].cgroup_path: 'unified/x' is not an absolute path",
     ),
     (
         _set_target(pb.Target(id="a", netns_path="/a\0b")),
-        "probes[0].targets[0].netns_path: is no path",
+        "targets[0].netns_path: is no path",
     ),
-    (_set_target(_container("../..")), "probes[0].targets[0].container.pod_uid: '../..' is no"),
-    (_set_target(_container(UID + "\n")), "probes[0].targets[0].container.pod_uid:"),
-    (_set_target(_container(UID.upper())), "probes[0].targets[0].container.pod_uid:"),
+    (_set_target(_container("../..")), "targets[0].container.pod_uid: '../..' is no"),
+    (_set_target(_container(UID + "\n")), "targets[0].container.pod_uid:"),
+    (_set_target(_container(UID.upper())), "targets[0].container.pod_uid:"),
     (
         _set_target(_container(container_id="containerd://../../etc")),
-        "probes[0].targets[0].container.container_id: 'containerd://../../etc' is no",
+        "targets[0].container.container_id: 'containerd://../../etc' is no",
     ),
     (
         _set_target(_container(container_id=f"rkt://{CID}")),
-        "probes[0].targets[0].container.container_id: unknown runtime 'rkt'",
+        "targets[0].container.container_id: unknown runtime 'rkt'",
     ),
-    (_set_target(_container(container_id="")), "probes[0].targets[0].container.container_id:"),
-    (
-        lambda s: s.probes.extend(pb.Probe(id=f"x{n}") for n in range(256)),
-        "probes: 257 given, at most 256",
-    ),
-    (
-        lambda s: s.probes[0].targets.extend(pb.Target(id=f"x{n}", pid=1) for n in range(1023)),
-        "probes: 1025 targets in all, at most 1024",
-    ),
+    (_set_target(_container(container_id="")), "targets[0].container.container_id:"),
 ]
 
 
@@ -161,6 +159,126 @@ def test_a_broken_state_is_refused_by_field(
     assert str(refused.value).startswith(message)
 
 
+def _with_another(damage: Callable[[pb.DesiredState], object]) -> pb.DesiredState:
+    """A damaged probe, and a sound one of another namespace."""
+    state = _state()
+    damage(state)
+    sound = _state().probes[0]
+    sound.id, sound.name = "sound", "bank/sound"
+    state.probes.append(sound)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), BROKEN_PROBES, ids=[message for _, message in BROKEN_PROBES]
+)
+def test_a_broken_probe_is_refused_alone_with_all_its_targets(
+    damage: Callable[[pb.DesiredState], object], message: str
+) -> None:
+    desired = parse_desired(_with_another(damage))
+    assert [probe.id for probe in desired.probes] == ["sound"]
+    assert [*desired.refused] == ["p"]
+    assert set(desired.refused["p"]) == {"a", "b"}
+    assert all(text.startswith(message) for text in desired.refused["p"].values())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), BROKEN_TARGETS, ids=[message for _, message in BROKEN_TARGETS]
+)
+def test_a_broken_target_is_refused_alone(
+    damage: Callable[[pb.DesiredState], object], message: str
+) -> None:
+    desired = parse_desired(_with_another(damage))
+    (probe, sound) = desired.probes
+    assert [target.id for target in probe.targets] == ["b"]
+    assert [target.id for target in sound.targets] == ["a", "b"]
+    ((target_id, text),) = desired.refused["p"].items()
+    assert target_id == "a"
+    assert text.startswith(message)
+
+
+def test_a_probe_without_a_valid_target_is_not_measured() -> None:
+    state = _state()
+    del state.probes[0].targets[1]
+    state.probes[0].targets[0].CopyFrom(_container("../.."))
+    desired = parse_desired(state)
+    assert desired.probes == ()
+    assert set(desired.refused["p"]) == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("name", "namespace", "expected"),
+    [
+        ("shop/checkout", "", "shop"),
+        ("shop/checkout", "bank", "bank"),
+        ("checkout", "", ""),
+        ("n" * 63 + "/" + "p" * 253, "", "n" * 63),
+    ],
+)
+def test_the_namespace_is_the_names_where_the_client_is_older(
+    name: str, namespace: str, expected: str
+) -> None:
+    state = _state()
+    state.probes[0].name, state.probes[0].namespace = name, namespace
+    (probe,) = parse_desired(state).probes
+    assert (probe.name, probe.namespace) == (name, expected)
+
+
+def _flood(namespace: str, probes: int, targets: int) -> list[pb.Probe]:
+    """Probes of one namespace, all on the same processes."""
+    return [
+        pb.Probe(
+            id=f"{namespace}-{n}",
+            name=f"{namespace}/{n}",
+            modules=["rx"],
+            interval=Duration(seconds=1),
+            targets=[pb.Target(id=f"t{pid}", pid=pid) for pid in range(1, targets + 1)],
+        )
+        for n in range(probes)
+    ]
+
+
+def _admitted(desired: Desired) -> Counter[str]:
+    """The number of targets that are measured, by namespace."""
+    return Counter(probe.namespace for probe in desired.probes for _ in probe.targets)
+
+
+@pytest.mark.parametrize(
+    ("probes", "targets"),
+    [(257, 1), (10, 110), (4, 330), (12, 330)],
+    ids=["257 probes", "10 on 110 pods", "4 on 330 containers", "12 on 330 containers"],
+)
+def test_as_many_probes_as_an_honest_node_has_are_all_admitted(probes: int, targets: int) -> None:
+    desired = parse_desired(pb.DesiredState(probes=_flood("shop", probes, targets)))
+    assert (len(desired.probes), desired.refused) == (probes, {})
+
+
+@pytest.mark.parametrize(("probes", "targets"), [(MAX_PROBES + 1, 1), (100, 100)])
+def test_what_is_too_much_is_refused_to_its_namespace_alone(probes: int, targets: int) -> None:
+    victims = _flood("victim", 2, 3)
+    state = pb.DesiredState(probes=[*_flood("flood", probes, targets), *victims])
+    desired = parse_desired(state)
+    admitted = _admitted(desired)
+    assert admitted["victim"] == 6
+    assert len(desired.probes) <= MAX_PROBES
+    assert admitted.total() <= MAX_TARGETS
+    assert len(desired.probes) == MAX_PROBES or admitted.total() == MAX_TARGETS
+    assert {probe_id.partition("-")[0] for probe_id in desired.refused} == {"flood"}
+    text = next(iter(next(iter(desired.refused.values())).values()))
+    assert "the share of namespace flood is" in text
+
+
+def test_a_namespace_that_comes_later_takes_from_one_above_its_share() -> None:
+    first = _flood("first", 20, 300)
+    before = parse_desired(pb.DesiredState(probes=first))
+    held = {(probe.id, target.id) for probe in before.probes for target in probe.targets}
+    assert len(held) == MAX_TARGETS
+    both = parse_desired(pb.DesiredState(probes=[*first, *_flood("second", 20, 300)]), held)
+    assert _admitted(both) == {"first": MAX_TARGETS // 2, "second": MAX_TARGETS // 2}
+    kept = {(p.id, t.id) for p in both.probes for t in p.targets if p.namespace == "first"}
+    assert kept <= held
+
+
 @given(st.text(), st.text())
 def test_no_container_gets_past_whose_names_are_not_plain_hexadecimal(
     pod_uid: str, container_id: str
@@ -168,8 +286,9 @@ def test_no_container_gets_past_whose_names_are_not_plain_hexadecimal(
     state = pb.DesiredState()
     state.CopyFrom(_state())
     state.probes[0].targets[0].CopyFrom(_container(pod_uid, container_id))
-    with pytest.raises(InvalidStateError):
-        parse_desired(state)
+    desired = parse_desired(state)
+    assert [target.id for target in desired.probes[0].targets] == ["b"]
+    assert set(desired.refused["p"]) == {"a"}
 
 
 def test_a_static_pods_hash_is_a_pod_uid() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping, Sequence
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,9 +41,10 @@ def _probe(
     *selectors: Selector,
     socket_filter: SocketFilter = EVERYTHING,
     modules: frozenset[Module] = frozenset({Module.RX}),
+    namespace: str = "",
 ) -> Probe:
     targets = tuple(Target(f"t{n}", selector) for n, selector in enumerate(selectors))
-    return Probe(name, name, modules, socket_filter, 1.0, 0.0, targets)
+    return Probe(name, name, modules, socket_filter, 1.0, 0.0, targets, namespace)
 
 
 def _attached(selector: Selector) -> Facts:
@@ -120,12 +123,11 @@ def test_a_target_that_too_many_filters_share_fails_alone() -> None:
     probes = [_probe(f"p{n}", shared, socket_filter=f) for n, f in enumerate(filters)]
     desired = Desired(1, (*probes, _probe("q", other)))
     facts: dict[Selector, Facts] = {s: _attached(s) for s in (shared, other)}
-    wanted = wanted_slots(desired, facts)
-    refused = overcommitted(wanted, facts)
+    refused = overcommitted(desired, facts)
     last = SlotKey(shared, filters[-1])
     assert set(refused) == {last}
     assert "4 probes with different filters" in refused[last]
-    assert last not in overcommitted(wanted, facts, held={last})
+    assert last not in overcommitted(desired, facts, held={last})
 
 
 def test_a_target_that_the_tables_have_no_room_for_fails_alone() -> None:
@@ -134,10 +136,66 @@ def test_a_target_that_the_tables_have_no_room_for_fails_alone() -> None:
         large: Facts(TargetState.ATTACHED, cgroup_ids=frozenset(range(4090))),
         small: Facts(TargetState.ATTACHED, cgroup_ids=frozenset(range(4085, 4097))),
     }
-    wanted = wanted_slots(Desired(1, (_probe("a", large, small),)), facts)
-    refused = overcommitted(wanted, facts)
+    refused = overcommitted(Desired(1, (_probe("a", large, small),)), facts)
     assert list(refused) == [SlotKey(small, EVERYTHING)]
     assert "more than 4096 cgroups" in refused[SlotKey(small, EVERYTHING)]
+
+
+def _crowd(namespace: str, pids: range) -> Probe:
+    """A probe on many processes, each with a slot of its own."""
+    return _probe(f"{namespace}-probe", *map(PidTarget, pids), namespace=namespace)
+
+
+def _measured(
+    probes: Sequence[Probe], held: Container[SlotKey] = (), *, slots: int = 10
+) -> Mapping[str, set[SlotKey]]:
+    """What gets a slot, by namespace."""
+    selectors = {target.selector for probe in probes for target in probe.targets}
+    desired = Desired(1, tuple(probes))
+    refused = overcommitted(desired, {s: _attached(s) for s in selectors}, held, slots)
+    return {
+        probe.namespace: {
+            key
+            for target in probe.targets
+            if (key := SlotKey(target.selector, probe.socket_filter)) not in refused
+        }
+        for probe in probes
+    }
+
+
+def test_a_namespace_that_comes_later_gets_its_share_of_the_slots() -> None:
+    first, second = _crowd("first", range(1, 31)), _crowd("second", range(101, 131))
+    alone = _measured([first])["first"]
+    assert len(alone) == 10
+    both = _measured([first, second], held=alone)
+    assert {name: len(keys) for name, keys in both.items()} == {"first": 5, "second": 5}
+    assert both["first"] <= alone
+
+
+def test_slots_of_a_namespace_that_goes_are_given_back() -> None:
+    first, second = _crowd("first", range(1, 31)), _crowd("second", range(101, 131))
+    both = _measured([first, second])
+    again = _measured([first], held=both["first"] | both["second"])["first"]
+    assert len(again) == 10
+    assert both["first"] < again
+
+
+def test_a_namespace_below_its_share_leaves_the_rest_to_others() -> None:
+    small, large = _crowd("small", range(1, 3)), _crowd("large", range(101, 131))
+    measured = _measured([large, small])
+    assert {name: len(keys) for name, keys in measured.items()} == {"large": 8, "small": 2}
+
+
+def test_a_pod_with_thousands_of_cgroups_leaves_other_namespaces_their_share() -> None:
+    greedy, modest = CgroupTarget("/greedy"), CgroupTarget("/modest")
+    facts: dict[Selector, Facts] = {
+        greedy: Facts(TargetState.ATTACHED, cgroup_ids=frozenset(range(4096))),
+        modest: Facts(TargetState.ATTACHED, cgroup_ids=frozenset({5000, 5001})),
+    }
+    probes = (_probe("a", greedy, namespace="a"), _probe("b", modest, namespace="b"))
+    refused = overcommitted(Desired(1, probes), facts, held={SlotKey(greedy, EVERYTHING)})
+    assert list(refused) == [SlotKey(greedy, EVERYTHING)]
+    assert "the share of namespace a is 0" in refused[SlotKey(greedy, EVERYTHING)]
 
 
 def test_the_plan_knows_the_engines_limits() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
@@ -12,6 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from latencyprobe import __version__
+from latencyprobe.domain.fairness import MAX_PROBES
 from latencyprobe.domain.measurement import (
     NOTHING,
     NOTHING_OF_THE_NODE,
@@ -30,7 +33,7 @@ from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent import plan
 from tests.unit.agent.conftest import Running, next_reading, until
 from tests.unit.agent.scripted import samples
-from tests.unit.agent.states import probe, state
+from tests.unit.agent.states import probe, seconds, state
 
 if TYPE_CHECKING:
     Stream = grpc.aio.UnaryStreamCall[pb.WatchReportsRequest, pb.Report]
@@ -243,15 +246,118 @@ async def test_an_older_generation_is_refused_and_changes_nothing(running: Runni
 
 async def test_a_contradiction_is_refused_by_field_and_changes_nothing(running: Running) -> None:
     await running.stub.Apply(state(probe()))
-    bad = pb.Target(id="c", container=pb.Container(pod_uid="../..", container_id="containerd://x"))
-    broken = state(probe(), probe("q"), generation=2)
-    broken.probes[1].targets.append(bad)
+    broken = state(probe(), probe("q"), probe("q"), generation=2)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await running.stub.Apply(broken)
     assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert "probes[1].targets[1].container.pod_uid" in (refused.value.details() or "")
+    assert "probes[2].id" in (refused.value.details() or "")
     assert len(running.engine.slots) == 1
     assert (await running.stub.Apply(state(probe()))).generation == 1
+
+
+def targets_of(result: pb.ApplyResult) -> dict[str, list[pb.TargetStatus]]:
+    """The answer to an Apply, by probe."""
+    return {one.id: list(one.targets) for one in result.probes}
+
+
+async def test_an_invalid_probe_or_target_fails_alone(running: Running) -> None:
+    bad_target = pb.Target(
+        id="c", container=pb.Container(pod_uid="../..", container_id="containerd://x")
+    )
+    in_part, wholly = probe("in-part"), probe("wholly", ports=(0,))
+    in_part.targets.append(bad_target)
+    answer = targets_of(await running.stub.Apply(state(probe("sound"), in_part, wholly)))
+    attached, failed = pb.TargetStatus.ATTACHED, pb.TargetStatus.FAILED
+    assert {name: [t.state for t in each] for name, each in answer.items()} == {
+        "sound": [attached],
+        "in-part": [attached, failed],
+        "wholly": [failed],
+    }
+    assert answer["in-part"][1].message.startswith("targets[1].container.pod_uid: '../..'")
+    assert answer["wholly"][0].message == "filter.ports[0]: 0: must be from 1 to 65535"
+    failures = running.metrics.registry.get_sample_value(
+        "latencyprobe_targets", {"state": "failed"}
+    )
+    assert failures == 2
+
+
+def crowd(namespace: str, probes: int, pids: Sequence[int]) -> list[pb.Probe]:
+    """Probes of a namespace, all on the same processes."""
+    targets = [pb.Target(id=f"t{pid}", pid=pid) for pid in pids]
+    return [
+        pb.Probe(
+            id=f"{namespace}-{n}",
+            name=f"{namespace}/{n}",
+            namespace=namespace,
+            modules=("rx",),
+            interval=seconds(60),
+            targets=targets,
+        )
+        for n in range(probes)
+    ]
+
+
+@pytest.mark.parametrize("probes", [257, MAX_PROBES + 100])
+async def test_any_number_of_probes_of_a_namespace_leaves_the_victim_measured(
+    running: Running, probes: int
+) -> None:
+    flood, victim = crowd("flood", probes, [os.getpid()]), probe("victim")
+    victim.name = "bank/victim"
+    answer = targets_of(await running.stub.Apply(state(*flood, victim)))
+    states = {name: [t.state for t in each] for name, each in answer.items()}
+    assert states.pop("victim") == [pb.TargetStatus.ATTACHED]
+    surplus = max(probes + 1 - MAX_PROBES, 0)
+    assert list(states.values()).count([pb.TargetStatus.FAILED]) == surplus
+    assert list(states.values()).count([pb.TargetStatus.ATTACHED]) == probes - surplus
+    running.engine.measure(samples(100))
+    assert await gather(watch(running), samples(1), "victim") == samples(100)
+
+
+@pytest.fixture
+def processes() -> Iterator[list[int]]:
+    """Eight processes that wait."""
+    with contextlib.ExitStack() as stack:
+        sleepers = [stack.enter_context(subprocess.Popen(["sleep", "infinity"])) for _ in range(8)]
+        yield [sleeper.pid for sleeper in sleepers]
+        for sleeper in sleepers:
+            sleeper.kill()
+
+
+async def test_ten_probes_over_all_pods_share_their_slots(
+    running: Running, processes: list[int]
+) -> None:
+    probes = crowd("shop", 10, [*processes, *range(4_000_000, 4_000_102)])
+    answer = targets_of(await running.stub.Apply(state(*probes)))
+    assert [len(each) for each in answer.values()] == [110] * 10
+    assert "already measures" not in str(answer)
+    assert len(running.engine.slots) == 8
+
+
+async def test_a_namespace_that_comes_later_gets_its_share_of_the_slots_and_gives_it_back(
+    running: Running, processes: list[int]
+) -> None:
+    running.agent._slots = plan.SlotTable(size=4)
+    first, second = crowd("first", 1, processes[:6]), crowd("second", 1, processes[6:])
+
+    def attached(result: pb.ApplyResult) -> dict[str, set[str]]:
+        return {
+            one.id: {t.id for t in one.targets if t.state == pb.TargetStatus.ATTACHED}
+            for one in result.probes
+        }
+
+    alone = attached(await running.stub.Apply(state(*first)))["first-0"]
+    assert len(alone) == 4
+    answer = await running.stub.Apply(state(*first, *second, generation=2))
+    both = attached(answer)
+    assert len(both["second-0"]) == 2
+    assert both["first-0"] < alone
+    assert len(both["first-0"]) == 2
+    (text,) = {t.message for one in answer.probes for t in one.targets if t.message}
+    assert text.startswith("this node already measures 4 targets, the most that it can; ")
+    assert "the share of namespace first is 2" in text
+    again = attached(await running.stub.Apply(state(*first, generation=3)))["first-0"]
+    assert len(again) == 4
+    assert both["first-0"] < again
 
 
 async def test_what_the_kernel_refuses_is_said_and_the_state_before_stays(

@@ -10,12 +10,14 @@ from latencyprobe_operator.model import Container, Pod, read_pod
 Json = dict[str, Any]
 
 
-def probe_body(name: str = "checkout", *, generation: int = 1, **spec: Any) -> Json:
+def probe_body(
+    name: str = "checkout", *, namespace: str = "shop", generation: int = 1, **spec: Any
+) -> Json:
     """A LatencyProbe as the API server shows it: defaults are filled in."""
     return {
         "metadata": {
             "uid": f"uid-{name}",
-            "namespace": "shop",
+            "namespace": namespace,
             "name": name,
             "generation": generation,
         },

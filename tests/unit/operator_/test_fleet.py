@@ -6,12 +6,14 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from latencyprobe.domain.fairness import MAX_PROBES
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents.fleet import (
     Endpoint,
@@ -22,9 +24,11 @@ from latencyprobe_operator.agents.fleet import (
 )
 from latencyprobe_operator.agents.messages import TargetState
 from latencyprobe_operator.agents.renewal import Renewal
+from latencyprobe_operator.api.status import NodeFacts
 from latencyprobe_operator.api.status import NodeState as State
 from latencyprobe_operator.desired_state import NO_STATE, DesiredStates, NodeState
 from latencyprobe_operator.metrics import Metrics
+from latencyprobe_operator.probes.nodes import node_facts
 from tests.unit.operator_.conftest import until
 from tests.unit.operator_.fake_agent import (
     AGENT_NAME,
@@ -302,6 +306,67 @@ async def test_a_refusal_is_told_and_the_next_state_is_tried_at_once(
 
     await until(lambda: agent.applied, what=lambda: fleet.view("node-a"))
     assert agent.target_ids == [target_id("b")]
+
+
+def crowded(probes: int) -> NodeState:
+    """One pod with so many probes of a namespace, and a pod with one probe of another."""
+    states = DesiredStates()
+    for number in range(probes):
+        states.set_probe(probe_spec(f"flood-{number:04}", namespace="flood"), [pod("f")])
+    states.set_probe(probe_spec("victim", namespace="bank"), [pod("v")])
+    return states.of_node("node-a")
+
+
+@pytest.mark.parametrize("probes", [257, MAX_PROBES + 3])
+async def test_any_number_of_probes_of_a_namespace_leaves_the_others_as_they_are(
+    fleet: Fleet, agent: FakeAgent, probes: int
+) -> None:
+    state = crowded(probes)
+    await connect(fleet, agent, state)
+
+    view = fleet.view("node-a")
+    on_node = {
+        probe.key.uid: node_facts("node-a", view, probe.key.uid, probe.targets, probe.modules)
+        for probe in state
+    }
+    assert on_node["uid-victim"] == NodeFacts("node-a", State.READY, attached=1)
+    failed = [uid for uid, facts in on_node.items() if facts.state is State.FAILED]
+    surplus = max(probes + 1 - MAX_PROBES, 0)
+    assert failed == [f"uid-flood-{number:04}" for number in range(probes)][probes - surplus :]
+    assert all("the share of namespace flood is" in on_node[uid].message for uid in failed)
+    assert len(agent.applied[-1].probes) == probes + 1 - surplus
+    assert "uid-victim" in [probe.id for probe in agent.applied[-1].probes]
+
+
+async def test_what_was_left_out_is_sent_once_there_is_room(fleet: Fleet, agent: FakeAgent) -> None:
+    await connect(fleet, agent, crowded(MAX_PROBES))
+    sent = {probe.id for probe in agent.applied[-1].probes}
+    last = f"uid-flood-{MAX_PROBES - 1:04}"
+    assert last not in sent
+    fleet.want("node-a", tuple(p for p in crowded(MAX_PROBES) if p.key.name != "flood-0000"))
+    assert await fleet.settle(["node-a"], timeout_seconds=10)
+
+    assert {probe.id for probe in agent.applied[-1].probes} == sent - {"uid-flood-0000"} | {last}
+    assert TargetState.FAILED not in {
+        status.state
+        for targets in fleet.view("node-a").targets.values()
+        for status in targets.values()
+    }
+
+
+async def test_a_probe_that_cannot_be_encoded_keeps_no_other_from_its_agent(
+    fleet: Fleet, agent: FakeAgent
+) -> None:
+    (bad,) = state_of("a")
+    (good,) = state_of("b", name="good")
+    await connect(fleet, agent, (replace(bad, ports=(1 << 40,)), good))
+
+    assert [probe.id for probe in agent.applied[-1].probes] == ["uid-good"]
+    targets = fleet.view("node-a").targets
+    assert targets["uid-good"][target_id("b")].state is TargetState.ATTACHED
+    refused = targets[UID][target_id("a")]
+    assert refused.state is TargetState.FAILED
+    assert "cannot send this probe" in refused.message
 
 
 async def test_a_foreign_certificate_is_refused_with_words(

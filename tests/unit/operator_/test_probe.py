@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from latencyprobe.domain.fairness import MAX_PROBES
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.protocol.measurements import measurement_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
-from latencyprobe_operator.agents.messages import TargetState, TargetStatus
+from latencyprobe_operator.agents.messages import TargetState, TargetStatus, outgoing_state
 from latencyprobe_operator.api import status
 from latencyprobe_operator.api.status import NodeState
 from latencyprobe_operator.desired_state import DesiredStates
@@ -25,7 +26,7 @@ from latencyprobe_operator.probes.probe import Probe
 from tests.unit.operator_.conftest import until
 from tests.unit.operator_.fake_agent import measurement
 from tests.unit.operator_.fake_api import apply_merge_patch
-from tests.unit.operator_.samples import pod, probe_body, target_id
+from tests.unit.operator_.samples import pod, probe_body, probe_spec, target_id
 from tests.unit.operator_.virtual_time import VirtualTimeLoop
 
 LOOP = VirtualTimeLoop
@@ -151,6 +152,44 @@ async def test_it_waits_for_pods_and_starts_when_one_appears(world: World) -> No
             "readyNodes": 1,
         }
         assert world.status["startTime"]
+
+
+class Crowded(World):
+    """A node whose agent takes no more than its limits."""
+
+    def agent(self, node: str) -> AgentView:
+        state = self.desired.of_node(node)
+        outgoing = outgoing_state(state, generation=1, lease_seconds=300)
+        words: dict[str, dict[str, TargetStatus]] = {}
+        for probe_uid, target in outgoing.targets:
+            words.setdefault(probe_uid, {})[target] = TargetStatus(TargetState.ATTACHED, "")
+        for probe_uid, left_out in outgoing.left_out.items():
+            words.setdefault(probe_uid, {}).update(left_out)
+        return AgentView(NodeState.READY, targets=words)
+
+
+@pytest.mark.parametrize(
+    ("name", "ready", "covered"),
+    [
+        ("victim", ("True", "Measuring"), ("True", "FullyCovered")),
+        ("flood-z", ("False", "TargetsFailed"), ("False", "NodesNotCovered")),
+    ],
+)
+async def test_only_a_probe_that_is_left_out_of_a_crowded_node_tells_of_it(
+    name: str, ready: tuple[str, str], covered: tuple[str, str]
+) -> None:
+    world = Crowded()
+    for number in range(MAX_PROBES):
+        spec = probe_spec(f"flood-{number:04}", namespace="flood")
+        world.desired.set_probe(spec, [pod("f")])
+    namespace = "flood" if name == "flood-z" else "bank"
+    async with running(world, probe_body(name, namespace=namespace)):
+        world.show(pod(name), selector=f"app={name}")
+        await until(lambda: world.condition() == ready, what=lambda: world.status)
+
+        assert world.condition("Covered") == covered
+        shown = [world.status["nodes"], *(c["message"] for c in world.status["conditions"])]
+        assert ("the share of namespace flood is" in str(shown)) is (name == "flood-z")
 
 
 async def test_figures_are_written_once_an_interval(world: World) -> None:

@@ -1,0 +1,137 @@
+"""What an agent cannot take, or the protocol cannot carry, is left out alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from latencyprobe.domain.fairness import MAX_PROBES, MAX_TARGETS, TargetName
+from latencyprobe.protocol.measurements import MAX_MESSAGE_BYTES
+from latencyprobe_operator.agents.messages import Outgoing, TargetState, outgoing_state
+from latencyprobe_operator.api.spec import ProbeKey
+from latencyprobe_operator.desired_state import DesiredStates, NodeState, ProbeOnNode
+from latencyprobe_operator.model import Container, Pod, Target
+from tests.unit.operator_.samples import pod, probe_spec, target_id
+
+
+def node_state(namespace: str, probes: int, pods: Sequence[Pod]) -> NodeState:
+    """The state of a node where these pods have so many probes."""
+    states = DesiredStates()
+    for number in range(probes):
+        states.set_probe(probe_spec(f"{namespace}-{number}", namespace=namespace), pods)
+    return states.of_node("node-a")
+
+
+def some_pods(
+    count: int, prefix: str = "p", containers: tuple[str, ...] = ("server",)
+) -> list[Pod]:
+    """Pods of one node."""
+    return [pod(f"{prefix}{number}", containers=containers) for number in range(count)]
+
+
+def send(state: NodeState, held: frozenset[TargetName] = frozenset()) -> Outgoing:
+    """The state as it is sent."""
+    return outgoing_state(state, generation=1, lease_seconds=300, held=held)
+
+
+def namespaces_of(targets: frozenset[TargetName]) -> dict[str, int]:
+    """The number of targets of each namespace."""
+    counts: dict[str, int] = {}
+    for probe_uid, _ in targets:
+        namespace = probe_uid.split("-")[1]
+        counts[namespace] = counts.get(namespace, 0) + 1
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("probes", "containers"), [(257, 1), (10, 110), (4, 330)], ids=["257x1", "10x110", "4x330"]
+)
+def test_an_honest_state_is_sent_whole(probes: int, containers: int) -> None:
+    outgoing = send(node_state("shop", probes, some_pods(containers)))
+    assert outgoing.left_out == {}
+    assert len(outgoing.targets) == probes * containers
+    assert {probe.namespace for probe in outgoing.message.probes} == {"shop"}
+
+
+def test_what_an_agent_does_not_take_is_left_out_of_its_namespace_alone() -> None:
+    flood = node_state("flood", MAX_PROBES + 20, some_pods(1))
+    outgoing = send(flood + node_state("bank", 2, some_pods(3, "b")))
+    assert namespaces_of(outgoing.targets) == {"bank": 6, "flood": MAX_PROBES - 2}
+    assert len(outgoing.message.probes) == MAX_PROBES
+    statuses = [status for each in outgoing.left_out.values() for status in each.values()]
+    assert len(statuses) == 22
+    assert {status.state for status in statuses} == {TargetState.FAILED}
+    assert f"the share of namespace flood is {MAX_PROBES - 2}" in statuses[0].message
+
+
+def test_a_namespace_that_was_first_yields_what_is_above_its_share() -> None:
+    first = node_state("first", 20, some_pods(300))
+    before = send(first).targets
+    assert len(before) == MAX_TARGETS
+    both = send(first + node_state("second", 20, some_pods(300, "s")), before).targets
+    assert namespaces_of(both) == {"first": MAX_TARGETS // 2, "second": MAX_TARGETS // 2}
+    assert {name for name in both if "first" in name[0]} < before
+    assert send(first, both).targets >= {name for name in both if "first" in name[0]}
+
+
+def test_the_largest_state_can_be_sent() -> None:
+    long = "x" * 700
+    targets = tuple(
+        Target(f"{number:04}{long[:100]}", "u" * 100, Container("c", long)) for number in range(5)
+    )
+    state = tuple(
+        ProbeOnNode(
+            key=ProbeKey(f"uid-{number}", "n" * 63, "p" * 253),
+            modules=probe_spec().modules,
+            ports=tuple(range(60_000, 61_000)),
+            protocols=("TCP",),
+            interval_seconds=1.0,
+            max_cpu_percent=1.0,
+            targets=targets,
+        )
+        for number in range(MAX_PROBES + 10)
+    )
+    outgoing = send(state)
+    assert len(outgoing.targets) == MAX_TARGETS
+    assert outgoing.message.ByteSize() < MAX_MESSAGE_BYTES
+
+
+SOUND = node_state("bank", 1, some_pods(1, "b"))
+BROKEN = node_state("shop", 1, some_pods(2))[0]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        replace(BROKEN, ports=(1 << 40,)),
+        replace(BROKEN, ports=(-1,)),
+        replace(BROKEN, ports=tuple(range(1, 60_000))),
+        replace(BROKEN, protocols=("\ud800",)),
+        replace(BROKEN, interval_seconds=float("inf")),
+        replace(BROKEN, interval_seconds=float("nan")),
+        replace(BROKEN, interval_seconds=1e300),
+        replace(BROKEN, max_cpu_percent="much"),  # type: ignore[arg-type]
+    ],
+    ids=lambda probe: f"{probe.ports[:1]} {probe.protocols} {probe.interval_seconds}",
+)
+def test_a_probe_that_cannot_be_encoded_is_left_out_alone(broken: ProbeOnNode) -> None:
+    outgoing = send((broken, *SOUND))
+    assert [probe.id for probe in outgoing.message.probes] == ["uid-bank-0"]
+    statuses = outgoing.left_out["uid-shop-0"]
+    assert set(statuses) == {target_id("p0"), target_id("p1")}
+    assert {status.state for status in statuses.values()} == {TargetState.FAILED}
+    assert all(
+        status.message.startswith("the operator cannot send this probe to an agent: ")
+        for status in statuses.values()
+    )
+
+
+@pytest.mark.parametrize("container_id", ["\ud800", "x" * 2000])
+def test_a_target_that_cannot_be_encoded_is_left_out_alone(container_id: str) -> None:
+    bad = Target("bad", "uid-p9", Container("server", container_id))
+    broken = replace(BROKEN, targets=(*BROKEN.targets, bad))
+    outgoing = send((broken, *SOUND))
+    assert set(outgoing.left_out["uid-shop-0"]) == {"bad"}
+    assert len(outgoing.targets) == 3
