@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from latencyprobe.domain.measurement import (
     NOTHING,
@@ -54,6 +55,25 @@ class ProbeFigures:
         return only_node(self.node, self.probe.modules)
 
 
+_Figures = TypeVar("_Figures", Measurement, NodeMeasurement)
+
+
+class _Addend(Generic[_Figures]):
+    """A delta for many accounts. Probes that share a slot share the sums as well."""
+
+    def __init__(self, delta: _Figures) -> None:
+        self._delta: _Figures = delta
+        # By the identity of the first summand, which is kept so that no other takes its place.
+        self._sums: dict[int, tuple[_Figures, _Figures]] = {}
+
+    def added_to(self, before: _Figures) -> _Figures:
+        """Return the sum: the same object for the same object."""
+        known = self._sums.get(id(before))
+        if known is None:
+            known = self._sums[id(before)] = (before, before + self._delta)
+        return known[1]
+
+
 @dataclass(slots=True)
 class _Account:
     """What was measured for one probe and not yet reported."""
@@ -67,8 +87,9 @@ class _Account:
     def due_at(self) -> float:
         return self.begin.monotonic + self.probe.interval_s
 
-    def add(self, target_id: str, delta: Measurement) -> None:
-        self.measurements[target_id] = self.measurements.get(target_id, NOTHING) + delta
+    def add(self, target_id: str, addend: _Addend[Measurement]) -> None:
+        before = self.measurements.get(target_id, NOTHING)
+        self.measurements[target_id] = addend.added_to(before)
 
     def is_due(self, now: Moment) -> bool:
         return now.monotonic >= self.due_at - _EARLY * self.probe.interval_s
@@ -119,24 +140,30 @@ class Collector:
 
     def add_netns(self, deltas: Mapping[int, Mapping[str, int]]) -> None:
         """Take in what was counted in network namespaces, for every target that lives there."""
+        addends = {
+            inode: _Addend(Measurement(netns_counters=counters))
+            for inode, counters in deltas.items()
+        }
         for key, inodes in self._homes.items():
             account = self._accounts.get(key.probe_id)
             if account is not None:
-                for inode in inodes & deltas.keys():
-                    account.add(key.target_id, Measurement(netns_counters=deltas[inode]))
+                for inode in sorted(inodes & addends.keys()):
+                    account.add(key.target_id, addends[inode])
 
     def add(self, deltas: Mapping[int, Measurement]) -> None:
         """Take in a reading."""
         for slot, delta in deltas.items():
+            addend = _Addend(delta)
             for owner in self._owners.get(slot, ()):
                 account = self._accounts.get(owner.probe_id)
                 if account is not None:
-                    account.add(owner.target_id, delta)
+                    account.add(owner.target_id, addend)
 
     def add_node(self, delta: NodeMeasurement) -> None:
         """Take in what was measured of the node, for every probe."""
+        addend = _Addend(delta)
         for account in self._accounts.values():
-            account.node += delta
+            account.node = addend.added_to(account.node)
 
     @property
     def next_due(self) -> float | None:

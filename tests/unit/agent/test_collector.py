@@ -56,6 +56,26 @@ def test_probes_that_share_a_slot_both_get_all_of_it() -> None:
     assert _figures(collector, 1) == {"a": samples(100), "b": samples(100)}
 
 
+def test_probes_that_share_a_slot_and_an_interval_share_the_memory_of_their_figures() -> None:
+    probes = [_probe(name) for name in "ab"] + [_probe("slow", interval_s=3)]
+    collector = _collector(*probes)
+    collector.settle({TargetKey(name, "t"): frozenset({9}) for name in ("a", "b", "slow")})
+    for second in (1, 2):
+        collector.add({0: samples(second)})
+        collector.add_netns({9: {"TcpExtListenDrops": second}})
+        collector.add_node(NodeMeasurement(counters={"softnetTimeSqueezed": second}))
+        a, b = collector.take(_at(second))
+        assert a.measurements["t"] is b.measurements["t"]
+        assert a.node is b.node
+        expected = samples(second) + Measurement(netns_counters={"TcpExtListenDrops": second})
+        assert a.of("t") == expected
+    collector.add({0: samples(3)})
+    a, b, slow = collector.take(_at(3))
+    assert a.of("t") == b.of("t") == samples(3)
+    whole = Measurement(netns_counters={"TcpExtListenDrops": 3})
+    assert slow.of("t") == samples(1, 2, 3) + whole
+
+
 def test_a_probe_is_reported_in_its_own_interval_and_from_where_it_ended() -> None:
     collector = _collector(_probe("fast"), _probe("slow", interval_s=3))
     for second in (1, 2, 3):
