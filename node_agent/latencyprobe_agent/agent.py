@@ -33,6 +33,7 @@ from latencyprobe_agent.desired import (
 )
 from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.evidence.source import EvidenceSource
+from latencyprobe_agent.kernel.contract import Engine, EngineError, Overhead, SlotSpec
 from latencyprobe_agent.plan import (
     SlotKey,
     SlotTable,
@@ -53,7 +54,6 @@ from latencyprobe_agent.serving.messages import (
     status_message,
 )
 from latencyprobe_agent.serving.metrics import Metrics
-from latencyprobe_agent.slots import Engine, EngineError, Overhead, SlotSpec
 from latencyprobe_agent.targets.facts import Facts, TargetState, failed
 from latencyprobe_agent.targets.resolver import Resolver
 from latencyprobe_agent.tracing import Trace, parse_trace

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from latencyprobe.domain.fairness import TargetName, surplus_targets
 from latencyprobe.domain.stages import Module
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
-from latencyprobe_agent.slots import SocketFilter
+from latencyprobe_agent.kernel.contract import SocketFilter
 
 MAX_PORTS = 64
 MAX_ID_LENGTH = 256

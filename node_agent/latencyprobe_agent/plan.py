@@ -14,7 +14,7 @@ from latencyprobe.domain.fairness import Claim, Shortage, refused_claims, share_
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.desired import Desired, NetnsTarget, Selector
 from latencyprobe_agent.evidence.namespaces import Namespace
-from latencyprobe_agent.slots import MAX_SLOTS, SlotSpec, SocketFilter
+from latencyprobe_agent.kernel.contract import MAX_SLOTS, SlotSpec, SocketFilter
 from latencyprobe_agent.targets.facts import Facts, TargetState
 
 # The kernel's tables (bpf/targets.h): slots that can share one identity, and entries of each. Half

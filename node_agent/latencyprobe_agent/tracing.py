@@ -10,8 +10,8 @@ from latencyprobe.domain.packets import LONGEST_NS
 from latencyprobe.domain.stages import PACKET_STAGES
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.desired import Desired, InvalidStateError, Probe
+from latencyprobe_agent.kernel.contract import EngineError, TraceSpec
 from latencyprobe_agent.plan import SlotKey
-from latencyprobe_agent.slots import EngineError, TraceSpec
 
 _STAGES = {stage.name: stage for stage in PACKET_STAGES}
 

@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from latencyprobe_agent.slots import EngineError
+from latencyprobe_agent.kernel.contract import EngineError
 from tests.bench import domain, hooks, memory, throughput
 from tests.bench.outcome import CannotMeasureError, Outcome
 

@@ -12,7 +12,7 @@ import resource
 import time
 
 from latencyprobe.domain.stages import DEFAULT_MODULES
-from latencyprobe_agent.kernel.engine import KernelEngine
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.bench.network import own_netns
 
 

@@ -18,9 +18,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
-from latencyprobe_agent.kernel.engine import KernelEngine
+from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.hooks import EVENTS
-from latencyprobe_agent.slots import SlotSpec
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.bench.network import (
     CLIENT_ADDRESS,
     SERVER_ADDRESS,

@@ -21,8 +21,8 @@ from rich.table import Table
 
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.engine import KernelEngine
-from latencyprobe_agent.slots import SlotSpec, TraceSpec
+from latencyprobe_agent.kernel.contract import SlotSpec, TraceSpec
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.bench.bpftrace import bpftrace, is_installed
 from tests.bench.network import Network, Traffic, compiled_traffic, network, own_netns, traffic
 from tests.bench.outcome import Outcome

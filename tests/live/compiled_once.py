@@ -12,8 +12,8 @@ from itertools import count
 
 import pytest
 
-from latencyprobe_agent.kernel import compiler
-from latencyprobe_agent.kernel.loaded import LoadedObject
+from latencyprobe_agent.kernel.build import compiler
+from latencyprobe_agent.kernel.runtime.loaded import LoadedObject
 
 # More than any object needs, and few enough for 24 bits.
 _GENERATIONS_EACH = 10_000

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.evidence.namespaces import Namespace, Reader
-from latencyprobe_agent.kernel.engine import KernelEngine
-from latencyprobe_agent.kernel.overhead import LOOK_SECONDS
-from latencyprobe_agent.slots import EngineError
+from latencyprobe_agent.kernel.contract import EngineError
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from latencyprobe_agent.kernel.runtime.overhead import LOOK_SECONDS
 from latencyprobe_agent.targets.processes import Processes
 
 

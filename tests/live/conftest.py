@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from latencyprobe_agent.kernel.engine import KernelEngine
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Namespace, Pod, pods_back_to_back, pods_on_bridge, require_tools
 
 

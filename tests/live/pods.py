@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latencyprobe_agent.slots import SlotSpec, SocketFilter
+from latencyprobe_agent.kernel.contract import SlotSpec, SocketFilter
 from tests.patience import patient
 
 TRAFFIC = Path(__file__).with_name("traffic.py")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from fcntl import ioctl
 from pathlib import Path
 
-from latencyprobe_agent.slots import SlotSpec
+from latencyprobe_agent.kernel.contract import SlotSpec
 from tests.live.pods import Namespace, Pod
 from tests.patience import patient
 

@@ -113,7 +113,7 @@ def test_a_container_that_dies_while_its_programs_are_attached_is_gone_and_no_er
 
 def _is_compiling(agent: int) -> bool:
     children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
-    return any(b"kernel.compiler" in _command_line(child) for child in children)
+    return any(b"kernel.build.compiler" in _command_line(child) for child in children)
 
 
 def _command_line(pid: str) -> bytes:

@@ -11,8 +11,8 @@ import pytest
 
 from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.stages import Module
-from latencyprobe_agent.kernel.engine import KernelEngine
-from latencyprobe_agent.slots import SlotSpec
+from latencyprobe_agent.kernel.contract import SlotSpec
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Pod
 from tests.live.sockets import connect, everything_in, listen
 from tests.live.test_engine_accuracy import SERVER, account_for, are_bound_by_btf

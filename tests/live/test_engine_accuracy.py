@@ -9,8 +9,8 @@ import pytest
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
-from latencyprobe_agent.kernel.engine import KernelEngine
-from latencyprobe_agent.slots import SlotSpec, SocketFilter
+from latencyprobe_agent.kernel.contract import SlotSpec, SocketFilter
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Namespace, Pod
 from tests.live.sockets import (
     Connection,

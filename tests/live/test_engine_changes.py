@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
-from latencyprobe_agent.kernel.engine import KernelEngine
-from latencyprobe_agent.slots import EngineError, SlotSpec, SocketFilter
+from latencyprobe_agent.kernel.contract import EngineError, SlotSpec, SocketFilter
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Pod, namespace, run
 from tests.live.sockets import (
     Connection,

@@ -12,7 +12,7 @@ import pytest
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe.domain.verdict import Bottleneck, judge
-from latencyprobe_agent.kernel.engine import KernelEngine
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Namespace, Pod
 from tests.live.sockets import connection, everything_in, read_all, tcp_figures
 from tests.live.test_engine_accuracy import CLIENT, SERVER, both, count, measure

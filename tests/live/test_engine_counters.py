@@ -15,7 +15,7 @@ import pytest
 from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.measurement import NOTHING
 from latencyprobe.domain.stages import Module
-from latencyprobe_agent.kernel.engine import KernelEngine
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Namespace, Pod
 from tests.live.sockets import (
     PATIENCE_SECONDS,

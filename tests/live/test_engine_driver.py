@@ -15,8 +15,8 @@ import pytest
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe.domain.verdict import Bottleneck, judge
-from latencyprobe_agent.kernel.engine import KernelEngine
-from latencyprobe_agent.slots import SlotSpec
+from latencyprobe_agent.kernel.contract import SlotSpec
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Namespace, Pod
 from tests.live.sockets import PORT, connection, read_all, udp_socket
 from tests.live.test_engine_accuracy import CLIENT, TX_PARTS, account_for, count

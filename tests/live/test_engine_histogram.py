@@ -21,9 +21,9 @@ from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.btf import KernelTypes
-from latencyprobe_agent.kernel.engine import KernelEngine
-from latencyprobe_agent.kernel.headers import kernel_source, point_bcc_at
-from latencyprobe_agent.kernel.source import source_folder
+from latencyprobe_agent.kernel.build.headers import kernel_source, point_bcc_at
+from latencyprobe_agent.kernel.build.source import source_folder
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Pod
 from tests.live.sockets import connection, everything_in, read_all
 from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for

@@ -8,7 +8,7 @@ import pytest
 
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.stages import Module
-from latencyprobe_agent.kernel.engine import KernelEngine
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Pod
 from tests.live.test_engine_accuracy import (
     CLIENT,

@@ -10,7 +10,7 @@ import pytest
 
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.verdict import Bottleneck, judge
-from latencyprobe_agent.kernel.engine import KernelEngine
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Namespace, Pod, pods_on_bridge, pods_on_routes
 from tests.live.sockets import PORT, udp_socket
 from tests.live.targets import until

@@ -12,8 +12,8 @@ import pytest
 
 from latencyprobe.domain.measurement import NOTHING
 from latencyprobe.domain.stages import DEFAULT_MODULES
-from latencyprobe_agent.kernel.engine import KernelEngine
-from latencyprobe_agent.slots import SlotSpec
+from latencyprobe_agent.kernel.contract import SlotSpec
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Pod, cgroup, unified_cgroup_root
 from tests.live.sockets import connect, inside, listen, read_all
 from tests.live.test_engine_accuracy import SERVER, count

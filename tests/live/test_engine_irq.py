@@ -11,7 +11,7 @@ import pytest
 
 from latencyprobe.domain.measurement import NodeMeasurement
 from latencyprobe.domain.stages import Module
-from latencyprobe_agent.kernel.engine import KernelEngine
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Pod
 from tests.live.test_engine_accuracy import CLIENT, SERVER, count, measure
 

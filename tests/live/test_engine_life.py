@@ -16,8 +16,8 @@ import pytest
 
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.stages import BY_NAME, Module
-from latencyprobe_agent.kernel.engine import KernelEngine
-from latencyprobe_agent.slots import MAX_SLOTS, EngineError, SlotSpec
+from latencyprobe_agent.kernel.contract import MAX_SLOTS, EngineError, SlotSpec
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Pod
 from tests.live.test_engine_accuracy import CLIENT, SERVER, both, count, measure
 
@@ -69,7 +69,7 @@ async def test_nothing_is_left_once_no_module_is_used(
 AGENT = """
 import asyncio, json
 from latencyprobe.domain.stages import Module
-from latencyprobe_agent.kernel.engine import KernelEngine
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 
 async def main():
     engine = KernelEngine(host_netns=1)

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from fcntl import ioctl
 from pathlib import Path
 
-from latencyprobe_agent.kernel.engine import KernelEngine
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Pod, namespace
 from tests.live.sockets import PORT, connection, inside, read_all, udp_socket
 from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, count, watch

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.verdict import Bottleneck, judge
-from latencyprobe_agent.kernel.engine import KernelEngine
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.sockets import PORT, connect, listen, read_all
 from tests.live.test_engine_accuracy import CLIENT, RX_PARTS, TX_PARTS
 from tests.live.test_engine_driver import watch

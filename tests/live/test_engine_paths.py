@@ -12,7 +12,7 @@ import pytest
 from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES
-from latencyprobe_agent.kernel.engine import KernelEngine
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Namespace, Pod, pods_on_bridge, pods_on_routes
 from tests.live.sockets import (
     PORT,

@@ -13,8 +13,8 @@ import pytest
 
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES
-from latencyprobe_agent.kernel.engine import KernelEngine
-from latencyprobe_agent.slots import SlotSpec
+from latencyprobe_agent.kernel.contract import SlotSpec
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Pod
 from tests.live.sockets import (
     PATIENCE_SECONDS,

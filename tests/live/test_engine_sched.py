@@ -17,8 +17,8 @@ from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.stages import STAGES, Module
-from latencyprobe_agent.kernel.engine import KernelEngine
-from latencyprobe_agent.slots import SlotSpec
+from latencyprobe_agent.kernel.contract import SlotSpec
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Pod
 from tests.live.sockets import udp_socket
 from tests.live.targets import python, until

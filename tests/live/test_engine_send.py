@@ -22,8 +22,8 @@ import pytest
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe.domain.verdict import Bottleneck, judge
-from latencyprobe_agent.kernel.engine import KernelEngine
-from latencyprobe_agent.kernel.headers import version_code
+from latencyprobe_agent.kernel.build.headers import version_code
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Pod
 from tests.live.sockets import (
     PATIENCE_SECONDS,

@@ -25,10 +25,10 @@ import pytest
 
 from latencyprobe.domain.measurement import NOTHING
 from latencyprobe.domain.stages import DEFAULT_MODULES
-from latencyprobe_agent.kernel import engine as kernel_engine
-from latencyprobe_agent.kernel import loaded
-from latencyprobe_agent.kernel.engine import KernelEngine
-from latencyprobe_agent.slots import MAX_SLOTS, SlotSpec
+from latencyprobe_agent.kernel.contract import MAX_SLOTS, SlotSpec
+from latencyprobe_agent.kernel.runtime import engine as kernel_engine
+from latencyprobe_agent.kernel.runtime import loaded
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.compiled_once import compiled_once
 from tests.live.pods import Pod, unified_cgroup_root
 from tests.live.sockets import (

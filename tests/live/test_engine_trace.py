@@ -10,8 +10,8 @@ import pytest
 
 from latencyprobe.domain.packets import TraceCounts, TracedPacket
 from latencyprobe.domain.stages import BY_NAME, Module
-from latencyprobe_agent.kernel.engine import KernelEngine
-from latencyprobe_agent.slots import SocketFilter, TraceSpec
+from latencyprobe_agent.kernel.contract import SocketFilter, TraceSpec
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Namespace, Pod
 from tests.live.sockets import connection, everything_in, read_all, udp_socket
 from tests.live.test_engine_accuracy import CLIENT, SERVER, measure, median

@@ -27,10 +27,10 @@ from latencyprobe_agent.agent import (
     TraceBusyError,
 )
 from latencyprobe_agent.desired import InvalidStateError
+from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.serving.metrics import Metrics
 from latencyprobe_agent.serving.tls import RenewedContext, TlsFiles
 from latencyprobe_agent.serving.tls_proxy import Gate, Refusal, RefusalLog, listen
-from latencyprobe_agent.slots import EngineError
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[object, object]

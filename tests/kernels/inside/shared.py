@@ -17,10 +17,10 @@ from dataclasses import replace
 import pytest
 
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
-from latencyprobe_agent.kernel import engine, loaded, ring
-from latencyprobe_agent.kernel.compiler import Request
-from latencyprobe_agent.kernel.loaded import LoadedObject
-from latencyprobe_agent.slots import MAX_SLOTS
+from latencyprobe_agent.kernel.build.compiler import Request
+from latencyprobe_agent.kernel.contract import MAX_SLOTS
+from latencyprobe_agent.kernel.runtime import engine, loaded, ring
+from latencyprobe_agent.kernel.runtime.loaded import LoadedObject
 from tests.live import pods
 from tests.live.compiled_once import compiled_once
 from tests.live.pods import Namespace, run

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from latencyprobe.domain.stages import BY_NAME
-from latencyprobe_agent.kernel.engine import KernelEngine
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Pod
 from tests.live.test_engine_accuracy import CLIENT, RX_PARTS, SERVER, TX_PARTS, both, measure
 

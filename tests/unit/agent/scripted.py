@@ -18,7 +18,7 @@ from latencyprobe.domain.packets import TraceCounts, TracedPacket
 from latencyprobe.domain.stages import STAGES, Module
 from latencyprobe_agent.evidence.counters import growth
 from latencyprobe_agent.evidence.namespaces import Namespace
-from latencyprobe_agent.slots import EngineError, Overhead, SlotSpec, TraceSpec
+from latencyprobe_agent.kernel.contract import EngineError, Overhead, SlotSpec, TraceSpec
 
 
 def samples(*durations_ns: int, stage: str = "rx.total") -> Measurement:

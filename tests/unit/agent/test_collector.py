@@ -16,8 +16,8 @@ from latencyprobe_agent.collector import (
     only_node,
 )
 from latencyprobe_agent.desired import Desired, PidTarget, Probe, Target
+from latencyprobe_agent.kernel.contract import SocketFilter
 from latencyprobe_agent.plan import TargetKey
-from latencyprobe_agent.slots import SocketFilter
 from tests.unit.agent.scripted import samples
 
 EVERYTHING = SocketFilter()

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latencyprobe_agent.kernel.configuration import (
+from latencyprobe_agent.kernel.contract import EngineError
+from latencyprobe_agent.kernel.runtime.configuration import (
     CONFIG_BYTES,
     MAX_NAMESPACES,
     ConfigMemory,
     Namespace,
 )
-from latencyprobe_agent.slots import EngineError
 
 INODES = st.integers(0xF0000000, 0xF0003000)
 TABLES = st.lists(

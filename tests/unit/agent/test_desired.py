@@ -20,7 +20,7 @@ from latencyprobe_agent.desired import (
     PidTarget,
     parse_desired,
 )
-from latencyprobe_agent.slots import SocketFilter
+from latencyprobe_agent.kernel.contract import SocketFilter
 
 UID = "0b7e3f0c-1d2e-4f5a-8b9c-0d1e2f3a4b5c"
 CID = "ab" * 32

@@ -16,8 +16,8 @@ from latencyprobe.protocol.measurements import (
     measurement_to_proto,
 )
 from latencyprobe_agent.kernel.btf import KernelTypes
-from latencyprobe_agent.kernel.drops import NR_DROP_REASONS, drop_macros, drop_reasons
-from latencyprobe_agent.kernel.statistics import SLOT_BYTES, decode_slot
+from latencyprobe_agent.kernel.build.drops import NR_DROP_REASONS, drop_macros, drop_reasons
+from latencyprobe_agent.kernel.runtime.statistics import SLOT_BYTES, decode_slot
 
 
 class Enumerated(KernelTypes):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from latencyprobe_agent.kernel import headers
-from latencyprobe_agent.kernel.headers import (
+from latencyprobe_agent.kernel.build import headers
+from latencyprobe_agent.kernel.build.headers import (
     KernelSource,
     NoKernelTypesError,
     installed_headers,

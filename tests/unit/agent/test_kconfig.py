@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from latencyprobe_agent.kernel import kconfig
-from latencyprobe_agent.kernel.kconfig import KernelConfig
+from latencyprobe_agent.kernel.load import kconfig
+from latencyprobe_agent.kernel.load.kconfig import KernelConfig
 
 CONFIG = b"CONFIG_BPF=y\nCONFIG_TUN=m\n# CONFIG_KPROBES is not set\nCONFIG_HZ=250\n"
 

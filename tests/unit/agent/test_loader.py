@@ -11,11 +11,12 @@ import pytest
 
 from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.stages import Module
-from latencyprobe_agent.kernel import libbpf, perf
+from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.btf import KernelTypes
 from latencyprobe_agent.kernel.hooks import EVENTS, Event, Hook, HookKind, coverage_of
-from latencyprobe_agent.kernel.kconfig import KernelConfig
-from latencyprobe_agent.kernel.loader import Loader
+from latencyprobe_agent.kernel.load import perf
+from latencyprobe_agent.kernel.load.kconfig import KernelConfig
+from latencyprobe_agent.kernel.load.loader import Loader
 
 TRACEPOINT = Hook("on_send", "tcp_sendmsg_locked")
 FENTRY = Hook("on_fentry_send", "tcp_sendmsg_locked", HookKind.FENTRY)

@@ -17,7 +17,8 @@ from latencyprobe_agent.desired import (
     Selector,
     Target,
 )
-from latencyprobe_agent.kernel.engine import MAX_OWNERS
+from latencyprobe_agent.kernel.contract import SlotSpec, SocketFilter
+from latencyprobe_agent.kernel.runtime.engine import MAX_OWNERS
 from latencyprobe_agent.plan import (
     MAX_SHARING,
     SlotKey,
@@ -29,7 +30,6 @@ from latencyprobe_agent.plan import (
     wanted_modules,
     wanted_slots,
 )
-from latencyprobe_agent.slots import SlotSpec, SocketFilter
 from latencyprobe_agent.targets.facts import Facts, TargetState, failed, pending
 
 HTTPS = SocketFilter(ports=frozenset({443}))

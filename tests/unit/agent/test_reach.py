@@ -8,10 +8,10 @@ import os
 import pytest
 
 from latencyprobe.domain.stages import Module
-from latencyprobe_agent.kernel import compiler
 from latencyprobe_agent.kernel.btf import KernelTypes
+from latencyprobe_agent.kernel.build import compiler
 from latencyprobe_agent.kernel.hooks import EVENTS, Event, Hook, HookKind, events_of
-from latencyprobe_agent.kernel.reach import Reach
+from latencyprobe_agent.kernel.load.reach import Reach
 from tests.unit.agent.test_loader import SEND, Kernel, Types, kernel
 
 __all__ = ["kernel"]  # the fixture

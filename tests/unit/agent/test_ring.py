@@ -7,8 +7,8 @@ from ipaddress import ip_address
 
 from latencyprobe.domain.packets import Endpoint, User
 from latencyprobe.domain.stages import INDEX, PACKET_STAGES
-from latencyprobe_agent.kernel.ring import decode_event
-from latencyprobe_agent.kernel.source import EVENT_STAGES, compose
+from latencyprobe_agent.kernel.build.source import EVENT_STAGES, compose
+from latencyprobe_agent.kernel.runtime.ring import decode_event
 
 LOCAL, REMOTE = ip_address("2001:db8::1"), ip_address("2001:db8::2")
 

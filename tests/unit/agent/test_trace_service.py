@@ -14,7 +14,7 @@ from latencyprobe.domain.packets import TracedPacket
 from latencyprobe.domain.stages import Module
 from latencyprobe.protocol.packets import packet_from_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
-from latencyprobe_agent.slots import TraceSpec
+from latencyprobe_agent.kernel.contract import TraceSpec
 from tests.unit.agent.conftest import Running, next_reading, until
 from tests.unit.agent.states import probe, state
 from tests.unit.test_packet_lines import RECEIVED, SENT

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from latencyprobe.domain.histogram import POSITIONS, Histogram
 from latencyprobe.domain.measurement import Measurement, StageMeasurement
 from latencyprobe.domain.stages import COUNTERS, TARGET_STAGES, Module, drop_counter
-from latencyprobe_agent.kernel.drops import NR_DROP_REASONS, name_of
-from latencyprobe_agent.slots import MAX_SLOTS
+from latencyprobe_agent.kernel.build.drops import NR_DROP_REASONS, name_of
+from latencyprobe_agent.kernel.contract import MAX_SLOTS
 
 _U64_MAX = 2**64 - 1
 _U32_BYTES = 4

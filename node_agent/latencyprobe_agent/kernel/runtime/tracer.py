@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Sequence
 
 from latencyprobe.domain.packets import TraceCounts, TracedPacket
-from latencyprobe_agent.kernel.loaded import wait_for_running_programs
-from latencyprobe_agent.kernel.ring import BATCH, PacketRing
-from latencyprobe_agent.slots import TraceSpec
+from latencyprobe_agent.kernel.contract import TraceSpec
+from latencyprobe_agent.kernel.runtime.loaded import wait_for_running_programs
+from latencyprobe_agent.kernel.runtime.ring import BATCH, PacketRing
 
 
 class Tracer:
@@ -27,7 +27,7 @@ class Tracer:
         self._is_due = asyncio.Event()
 
     def set(self, spec: TraceSpec | None) -> None:
-        """See `slots.Engine.trace`."""
+        """See `contract.Engine.trace`."""
         if spec is not None and self._spec is None:
             self._begin()
         self._spec = spec
@@ -58,11 +58,11 @@ class Tracer:
 
     @property
     def counts(self) -> TraceCounts:
-        """See `slots.Engine.trace_counts`."""
+        """See `contract.Engine.trace_counts`."""
         return self._before + self._ring.counts if self._ring is not None else self._before
 
     async def next_packets(self) -> Sequence[TracedPacket]:
-        """See `slots.Engine.traced`."""
+        """See `contract.Engine.traced`."""
         while not (packets := self._take()) and self._spec is not None:
             self._is_due.clear()
             self._watch()

@@ -19,12 +19,12 @@ from tempfile import TemporaryDirectory
 
 from latencyprobe.process import interpreter
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.compiler import MESSAGE_BYTES, Answer, Request
-from latencyprobe_agent.kernel.configuration import ConfigMemory
-from latencyprobe_agent.kernel.node_statistics import NodeStatisticsMemory
-from latencyprobe_agent.kernel.ring import PacketRing
-from latencyprobe_agent.kernel.statistics import StatisticsMemory
-from latencyprobe_agent.slots import EngineError
+from latencyprobe_agent.kernel.build.compiler import MESSAGE_BYTES, Answer, Request
+from latencyprobe_agent.kernel.contract import EngineError
+from latencyprobe_agent.kernel.runtime.configuration import ConfigMemory
+from latencyprobe_agent.kernel.runtime.node_statistics import NodeStatisticsMemory
+from latencyprobe_agent.kernel.runtime.ring import PacketRing
+from latencyprobe_agent.kernel.runtime.statistics import StatisticsMemory
 
 # A second or two with BTF; kernel headers on a slow, loaded machine take a minute.
 _COMPILE_TIMEOUT_SECONDS = 180
@@ -44,7 +44,9 @@ async def build(request: Request) -> LoadedObject:
     with ours, theirs, TemporaryDirectory(prefix="latencyprobe-") as temporary:
         ours.setblocking(False)
         process = await asyncio.create_subprocess_exec(
-            *interpreter.python_module("latencyprobe_agent.kernel.compiler", str(theirs.fileno())),
+            *interpreter.python_module(
+                "latencyprobe_agent.kernel.build.compiler", str(theirs.fileno())
+            ),
             pass_fds=(theirs.fileno(),),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,

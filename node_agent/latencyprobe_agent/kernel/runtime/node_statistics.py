@@ -10,8 +10,8 @@ import mmap
 
 from latencyprobe.domain.measurement import NodeMeasurement, NodeStage, StageMeasurement
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.source import MAX_HANDLERS, VECTORS
-from latencyprobe_agent.kernel.statistics import STAGE_BYTES, decode_stage, is_empty
+from latencyprobe_agent.kernel.build.source import MAX_HANDLERS, VECTORS
+from latencyprobe_agent.kernel.runtime.statistics import STAGE_BYTES, decode_stage, is_empty
 
 ROWS = 2 * len(VECTORS) + MAX_HANDLERS + 1
 _NAME_BYTES = 32  # struct handler_name

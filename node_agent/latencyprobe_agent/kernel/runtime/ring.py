@@ -10,8 +10,8 @@ import time
 from latencyprobe.domain.packets import Endpoint, TraceCounts, TracedPacket, User
 from latencyprobe.domain.stages import INDEX, PACKET_STAGES
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.source import EVENT_STAGES
-from latencyprobe_agent.slots import MAX_SLOTS, TraceSpec
+from latencyprobe_agent.kernel.build.source import EVENT_STAGES
+from latencyprobe_agent.kernel.contract import MAX_SLOTS, TraceSpec
 
 # struct trace_event: ended_ns, user, endpoints, cpu | stages
 _HEADER = struct.Struct("=Q II16s 16s16sHHHH Q")

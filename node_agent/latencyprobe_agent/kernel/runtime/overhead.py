@@ -11,8 +11,8 @@ import os
 import time
 
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.loaded import LoadedObject
-from latencyprobe_agent.slots import Overhead
+from latencyprobe_agent.kernel.contract import Overhead
+from latencyprobe_agent.kernel.runtime.loaded import LoadedObject
 
 LOOK_SECONDS = 1.0
 REST_SECONDS = 9.0

@@ -1,4 +1,4 @@
-"""The engine: who is measured, by which modules, and what came of it. See `slots.Engine`."""
+"""The engine: who is measured, by which modules, and what came of it. See `contract.Engine`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from latencyprobe.domain.measurement import (
 )
 from latencyprobe.domain.packets import TraceCounts, TracedPacket
 from latencyprobe.domain.stages import STAGES, Module
-from latencyprobe_agent.kernel.compiler import Request
-from latencyprobe_agent.kernel.configuration import Namespace
-from latencyprobe_agent.kernel.headers import kernel_types_kind, missing_types_message
+from latencyprobe_agent.kernel.build.compiler import Request
+from latencyprobe_agent.kernel.build.headers import kernel_types_kind, missing_types_message
+from latencyprobe_agent.kernel.contract import MAX_SLOTS, EngineError, Overhead, SlotSpec, TraceSpec
 from latencyprobe_agent.kernel.hooks import coverage_of, unavailable
-from latencyprobe_agent.kernel.loaded import LoadedObject, build
-from latencyprobe_agent.kernel.overhead import OverheadClock
-from latencyprobe_agent.kernel.tracer import Tracer
-from latencyprobe_agent.slots import MAX_SLOTS, EngineError, Overhead, SlotSpec, TraceSpec
+from latencyprobe_agent.kernel.runtime.configuration import Namespace
+from latencyprobe_agent.kernel.runtime.loaded import LoadedObject, build
+from latencyprobe_agent.kernel.runtime.overhead import OverheadClock
+from latencyprobe_agent.kernel.runtime.tracer import Tracer
 
 MAX_OWNERS = 4
 _U16 = struct.Struct("=HH")
@@ -40,7 +40,7 @@ _PROTOCOL_BITS = {"TCP": 1, "UDP": 2}
 
 
 class KernelEngine:
-    """Implements `slots.Engine` on the running kernel.
+    """Implements `contract.Engine` on the running kernel.
 
     `host_netns`: inode number of the node's own network namespace, the one that pods' packets pass
     through on their way. For tests of the alternatives: `typed`: False forgoes programs bound by
@@ -73,7 +73,7 @@ class KernelEngine:
         self._changing = asyncio.Lock()
 
     async def use(self, modules: frozenset[Module], *, tracing: bool = False) -> None:
-        """See `slots.Engine.use`. Calls at the same time take effect in their order."""
+        """See `contract.Engine.use`. Calls at the same time take effect in their order."""
         async with self._changing:
             await self._change(modules, tracing=tracing)
 
@@ -96,7 +96,7 @@ class KernelEngine:
             self._tracer.follow(replacement.ring)
 
     def assign(self, slots: Mapping[int, SlotSpec]) -> None:
-        """See `slots.Engine.assign`. Raises EngineError for a full map or too many filters."""
+        """See `contract.Engine.assign`. Raises EngineError for a full map or too many filters."""
         if any(not 0 <= slot < MAX_SLOTS for slot in slots):
             raise EngineError(f"slots are numbered 0 to {MAX_SLOTS - 1}")
         dropped = self._slots.keys() - slots.keys()
@@ -113,7 +113,7 @@ class KernelEngine:
                 self._forget_children(self._object)
 
     def read(self) -> Mapping[int, Measurement]:
-        """See `slots.Engine.read`."""
+        """See `contract.Engine.read`."""
         news, self._carry = self._carry, {}
         if self._object is None:
             return news
@@ -122,21 +122,21 @@ class KernelEngine:
         return news
 
     def read_node(self) -> NodeMeasurement:
-        """See `slots.Engine.read_node`: until the last reading of the slots."""
+        """See `contract.Engine.read_node`: until the last reading of the slots."""
         news, self._node_carry = self._node_carry, NOTHING_OF_THE_NODE
         return news
 
     @property
     def coverage(self) -> tuple[StageCoverage, ...]:
-        """See `slots.Engine.coverage`."""
+        """See `contract.Engine.coverage`."""
         return self._coverage
 
     def overhead(self) -> Overhead:
-        """See `slots.Engine.overhead`."""
+        """See `contract.Engine.overhead`."""
         return self._clock.overhead
 
     def sample(self, shift: int) -> None:
-        """See `slots.Engine.sample`."""
+        """See `contract.Engine.sample`."""
         if shift == self._sample_shift:
             return
         if self._object is not None:
@@ -146,20 +146,20 @@ class KernelEngine:
         self._sample_shift = shift
 
     def trace(self, spec: TraceSpec | None) -> None:
-        """See `slots.Engine.trace`."""
+        """See `contract.Engine.trace`."""
         self._tracer.set(spec)
 
     async def traced(self) -> Sequence[TracedPacket]:
-        """See `slots.Engine.traced`."""
+        """See `contract.Engine.traced`."""
         return await self._tracer.next_packets()
 
     @property
     def trace_counts(self) -> TraceCounts:
-        """See `slots.Engine.trace_counts`."""
+        """See `contract.Engine.trace_counts`."""
         return self._tracer.counts
 
     async def close(self) -> None:
-        """See `slots.Engine.close`."""
+        """See `contract.Engine.close`."""
         self.trace(None)
         await self.use(frozenset())
 

@@ -10,11 +10,12 @@ import platform
 import sys
 from collections.abc import Collection, Mapping
 
-from latencyprobe_agent.kernel import libbpf, perf
+from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.btf import KernelTypes
 from latencyprobe_agent.kernel.hooks import Event, Hook, HookKind
-from latencyprobe_agent.kernel.kconfig import KernelConfig
-from latencyprobe_agent.kernel.reach import Reach, type_id
+from latencyprobe_agent.kernel.load import perf
+from latencyprobe_agent.kernel.load.kconfig import KernelConfig
+from latencyprobe_agent.kernel.load.reach import Reach, type_id
 
 _TRACING_ATTACH_TYPES: Mapping[HookKind, int] = {
     HookKind.TRACEPOINT: libbpf.ATTACH_TYPE_TRACE_RAW_TP,

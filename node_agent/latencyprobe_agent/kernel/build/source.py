@@ -8,8 +8,8 @@ from types import MappingProxyType
 
 from latencyprobe.domain.histogram import MANTISSA_THRESHOLDS
 from latencyprobe.domain.stages import COUNTERS, INDEX, PACKET_STAGES, STAGES, TARGET_STAGES, Module
-from latencyprobe_agent.kernel.drops import NR_DROP_REASONS
-from latencyprobe_agent.slots import MAX_SLOTS
+from latencyprobe_agent.kernel.build.drops import NR_DROP_REASONS
+from latencyprobe_agent.kernel.contract import MAX_SLOTS
 
 _HEADERS = ("kernel.h", "common.h", "histogram.h", "targets.h", "trace.h", "sockets.h")
 # In this order: what rx says of a packet's reader it has from sched.
@@ -53,8 +53,8 @@ MAX_HANDLERS = 64
 
 def source_folder() -> Path:
     """Where the C files are: inside the installed package, or `bpf/` of a checkout."""
-    installed = Path(__file__).parents[1] / "bpf"
-    return installed if installed.is_dir() else Path(__file__).parents[3] / "bpf"
+    installed = Path(__file__).parents[2] / "bpf"
+    return installed if installed.is_dir() else Path(__file__).parents[4] / "bpf"
 
 
 def maps_of(modules: Iterable[Module], *, trace: bool) -> tuple[str, ...]:

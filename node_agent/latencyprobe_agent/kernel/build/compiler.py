@@ -1,9 +1,9 @@
 """The compiler process: compiles, loads and attaches, hands the descriptors over, and exits.
 
 bcc holds LLVM (100 MB resident once it has compiled). That memory goes with this short-lived
-process; the agent keeps the descriptors, which is all that keeps programs and maps alive. Run as
-`python -m latencyprobe_agent.kernel.compiler FD`, with a SOCK_SEQPACKET socket as FD: one JSON
-request in, one JSON answer out, the descriptors beside it (SCM_RIGHTS).
+process; the agent keeps the descriptors, which is all that keeps programs and maps alive.
+`python -m latencyprobe_agent.kernel.build.compiler FD`, with a SOCK_SEQPACKET socket as FD: one
+JSON request in, one JSON answer out, the descriptors beside it (SCM_RIGHTS).
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from typing import Any
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.btf import KernelTypes, NoBtfError
-from latencyprobe_agent.kernel.drops import drop_macros, drop_reasons
-from latencyprobe_agent.kernel.headers import (
+from latencyprobe_agent.kernel.build.drops import drop_macros, drop_reasons
+from latencyprobe_agent.kernel.build.headers import (
     NoKernelTypesError,
     installed_includes,
     kernel_source,
     point_bcc_at,
     version_code,
 )
+from latencyprobe_agent.kernel.build.source import compose, maps_of
 from latencyprobe_agent.kernel.hooks import events_of
-from latencyprobe_agent.kernel.loader import Loader
-from latencyprobe_agent.kernel.reach import Reach
-from latencyprobe_agent.kernel.source import compose, maps_of
+from latencyprobe_agent.kernel.load.loader import Loader
+from latencyprobe_agent.kernel.load.reach import Reach
 
 MESSAGE_BYTES = 1 << 18
 # Since when tracing programs may use bpf_sk_storage_get(): kernel commit 8e4597c627fb.

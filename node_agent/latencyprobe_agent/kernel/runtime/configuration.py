@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from latencyprobe_agent.slots import EngineError
+from latencyprobe_agent.kernel.contract import EngineError
 
 MAX_NAMESPACES = 1024 - 1  # entry 0 stands for "none"
 _FIRST = 4096

@@ -1,0 +1,1 @@
+"""From C source to object: the compiler process, and nothing else, imports this package."""
