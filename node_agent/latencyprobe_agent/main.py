@@ -23,9 +23,9 @@ from latencyprobe.process.capabilities import (
 from latencyprobe_agent.agent import Agent, NodeFacts
 from latencyprobe_agent.evidence.gatherer import Gatherer
 from latencyprobe_agent.evidence.namespaces import Namespace
-from latencyprobe_agent.kernel.build.headers import kernel_types_kind
 from latencyprobe_agent.kernel.contract import Engine, EngineError
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from latencyprobe_agent.kernel.typeinfo import kernel_types_kind
 from latencyprobe_agent.node import HostNetnsError, host_netns_inode
 from latencyprobe_agent.serving.metrics import Metrics, MetricsServer
 from latencyprobe_agent.serving.service import ListenError, Server, SocketAddress, TcpAddress

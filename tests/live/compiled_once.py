@@ -13,6 +13,8 @@ from itertools import count
 import pytest
 
 from latencyprobe_agent.kernel.build import compiler
+from latencyprobe_agent.kernel.load.handover import Handover
+from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.loaded import LoadedObject
 
 # More than any object needs, and few enough for 24 bits.
@@ -31,14 +33,14 @@ class CompiledOnce:
         self._compiled: dict[str, compiler._Object] = {}
         self._generations = count(0, _GENERATIONS_EACH)
 
-    async def build(self, request: compiler.Request) -> LoadedObject:
+    async def build(self, request: Request) -> LoadedObject:
         """As `loaded.build` does."""
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(compiler, "_compile", self._compile_once)
             answer, descriptors = compiler.build(request)
         maps = len(answer.maps)
         own = [*(os.dup(descriptor) for descriptor in descriptors[:maps]), *descriptors[maps:]]
-        built = LoadedObject(answer, own, "")
+        built = LoadedObject(Handover(answer, own, ""))
         built._generation = next(self._generations)
         return built
 

@@ -19,6 +19,7 @@ from latencyprobe.commands.pki import initialise
 from latencyprobe.protocol.measurements import AGENT_NAME
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
+from latencyprobe_agent.kernel.load.handover import COMPILER_MODULE
 from tests.live.targets import made_cgroup, python, sleeper, until
 from tests.unit.agent.states import probe, state
 
@@ -113,7 +114,7 @@ def test_a_container_that_dies_while_its_programs_are_attached_is_gone_and_no_er
 
 def _is_compiling(agent: int) -> bool:
     children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
-    return any(b"kernel.build.compiler" in _command_line(child) for child in children)
+    return any(COMPILER_MODULE.encode() in _command_line(child) for child in children)
 
 
 def _command_line(pid: str) -> bytes:

@@ -17,9 +17,10 @@ from dataclasses import replace
 import pytest
 
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
-from latencyprobe_agent.kernel.build.compiler import Request
 from latencyprobe_agent.kernel.contract import MAX_SLOTS
-from latencyprobe_agent.kernel.runtime import engine, loaded, ring
+from latencyprobe_agent.kernel.load import handover
+from latencyprobe_agent.kernel.request import Request
+from latencyprobe_agent.kernel.runtime import engine, ring
 from latencyprobe_agent.kernel.runtime.loaded import LoadedObject
 from tests.live import pods
 from tests.live.compiled_once import compiled_once
@@ -140,8 +141,8 @@ def _pool() -> Iterator[_Pool]:
 
 @pytest.fixture(autouse=True)
 def _shared(request: pytest.FixtureRequest, _pool: _Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = patient(loaded._COMPILE_TIMEOUT_SECONDS)
-    monkeypatch.setattr(loaded, "_COMPILE_TIMEOUT_SECONDS", limit)
+    limit = patient(handover._COMPILE_TIMEOUT_SECONDS)
+    monkeypatch.setattr(handover, "_COMPILE_TIMEOUT_SECONDS", limit)
     monkeypatch.setattr(pods, "host_namespace", _guest_as_host)
     if request.node.get_closest_marker("no_types") is not None:
         return  # what the compiler's process says

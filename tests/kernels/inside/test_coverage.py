@@ -6,7 +6,7 @@ import pytest
 
 from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.stages import BY_NAME, Module, counters_of
-from latencyprobe_agent.kernel.build.headers import kernel_types_kind
+from latencyprobe_agent.kernel.typeinfo import kernel_types_kind
 from tests.kernels.inside.results import write_coverage
 from tests.live.test_engine_life import KilledAgent, killed_agent, wait_until_gone
 

@@ -8,9 +8,9 @@ import pytest
 
 from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.stages import Module
-from latencyprobe_agent.kernel.build.headers import kernel_types_kind
 from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from latencyprobe_agent.kernel.typeinfo import kernel_types_kind
 from tests.kernels.inside.results import write_coverage
 from tests.live.pods import Pod
 from tests.live.sockets import everything_in

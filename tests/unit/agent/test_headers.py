@@ -12,11 +12,11 @@ from latencyprobe_agent.kernel.build import headers
 from latencyprobe_agent.kernel.build.headers import (
     KernelSource,
     NoKernelTypesError,
-    installed_headers,
     kernel_source,
     point_bcc_at,
     version_code,
 )
+from latencyprobe_agent.kernel.typeinfo import installed_headers
 
 
 def install(modules: Path, part: str) -> Path:

@@ -12,6 +12,7 @@ from latencyprobe_agent.kernel.btf import KernelTypes
 from latencyprobe_agent.kernel.build import compiler
 from latencyprobe_agent.kernel.hooks import EVENTS, Event, Hook, HookKind, events_of
 from latencyprobe_agent.kernel.load.reach import Reach
+from latencyprobe_agent.kernel.request import Request
 from tests.unit.agent.test_loader import SEND, Kernel, Types, kernel
 
 __all__ = ["kernel"]  # the fixture
@@ -75,7 +76,7 @@ def test_if_the_kernel_refuses_what_it_seemed_to_have_the_rest_is_compiled(
 
     monkeypatch.setattr(compiler, "_compile", compile_)
     monkeypatch.setattr(compiler, "version_code", lambda: 7 << 16)
-    request = compiler.Request(("rx",), 1)
+    request = Request(("rx",), 1)
     open_before = len(os.listdir("/proc/self/fd"))
 
     _, loader = compiler._load(request, MODERN, [])

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from latencyprobe.domain.stages import Module
@@ -25,7 +25,6 @@ from latencyprobe_agent.kernel.btf import KernelTypes, NoBtfError
 from latencyprobe_agent.kernel.build.drops import drop_macros, drop_reasons
 from latencyprobe_agent.kernel.build.headers import (
     NoKernelTypesError,
-    installed_includes,
     kernel_source,
     point_bcc_at,
     version_code,
@@ -34,8 +33,9 @@ from latencyprobe_agent.kernel.build.source import compose, maps_of
 from latencyprobe_agent.kernel.hooks import events_of
 from latencyprobe_agent.kernel.load.loader import Loader
 from latencyprobe_agent.kernel.load.reach import Reach
+from latencyprobe_agent.kernel.request import MESSAGE_BYTES, Answer, Request
+from latencyprobe_agent.kernel.typeinfo import installed_includes
 
-MESSAGE_BYTES = 1 << 18
 # Since when tracing programs may use bpf_sk_storage_get(): kernel commit 8e4597c627fb.
 TYPED_SINCE = (5 << 16) + (11 << 8)
 _DIAGNOSTIC_LINES = 80
@@ -43,38 +43,6 @@ _DIAGNOSTIC_LINES = 80
 # kernels do that are compiled with -fms-extensions: 6.19+, Makefile. Without it such a member is
 # left out, and all that follows has a wrong offset.
 _C_DIALECT = ("-fms-extensions", "-Wno-microsoft-anon-tag")
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What to build. `typed`: bind programs by BTF if this kernel can; see bpf/common.h.
-
-    `without`: hooks by their name in coverage that are not to be used, for tests of the others.
-    `trace`: with what tells of packets one by one; see bpf/trace.h.
-    """
-
-    modules: tuple[str, ...]
-    host_netns: int
-    typed: bool = True
-    without: tuple[str, ...] = ()
-    trace: bool = False
-
-
-@dataclass(slots=True)
-class Answer:
-    """What was built.
-
-    `maps` and `programs` name the descriptors, in this order: all maps, all programs, all links.
-    `attached`: event to hook in use; `refused`: event to the kernel's answer.
-    `drop_reasons`: the names of the kernel's drop reasons, by their numbers.
-    """
-
-    maps: list[str] = field(default_factory=list)
-    programs: list[str] = field(default_factory=list)
-    attached: dict[str, str] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
-    drop_reasons: list[str] = field(default_factory=list)
-    error: str = ""
 
 
 class CompileError(RuntimeError):

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from latencyprobe_agent.kernel.btf import VMLINUX, KernelTypes
+from latencyprobe_agent.kernel.btf import KernelTypes
+from latencyprobe_agent.kernel.typeinfo import installed_headers, missing_types_message
 
 STRUCTS = (
     "sk_buff",
@@ -103,30 +104,6 @@ class KernelSource:
     path: Path
 
 
-def kernel_types_kind() -> str:
-    """What this node can compile against: btf, headers or none."""
-    if VMLINUX.is_file():
-        return "btf"
-    return "headers" if installed_headers() is not None else "none"
-
-
-def installed_headers(modules: Path = Path("/lib/modules")) -> Path | None:
-    """The build tree of the running kernel, if the distribution's headers are there.
-
-    Debian splits it: `build` has what is generated, `source` the rest; bcc knows both.
-    """
-    kconfigs = (include / "linux" / "kconfig.h" for include in installed_includes(modules))
-    found = any(kconfig.is_file() for kconfig in kconfigs)
-    return modules / platform.release() / "build" if found else None
-
-
-def installed_includes(modules: Path = Path("/lib/modules")) -> tuple[Path, ...]:
-    """The include folders of the running kernel's headers, as far as they are there."""
-    folder = modules / platform.release()
-    includes = (folder / part / "include" for part in ("build", "source"))
-    return tuple(include for include in includes if include.is_dir())
-
-
 @contextmanager
 def kernel_source(types: KernelTypes | None) -> Iterator[KernelSource]:
     """A kernel source for bcc, gone again at the end.
@@ -142,17 +119,6 @@ def kernel_source(types: KernelTypes | None) -> Iterator[KernelSource]:
     if headers is None:
         raise NoKernelTypesError(missing_types_message())
     yield KernelSource("headers", headers)
-
-
-def missing_types_message() -> str:
-    """What is missing and which package brings it."""
-    release = platform.release()
-    return (
-        f"the types of kernel {release} are not to be had: it has no BTF ({VMLINUX}, needs "
-        "CONFIG_DEBUG_INFO_BTF=y) and its headers are not installed. Install "
-        f"linux-headers-{release} (Debian, Ubuntu) or kernel-devel-{release} (Fedora, RHEL), or "
-        "boot a kernel with BTF."
-    )
 
 
 def version_code(release: str | None = None) -> int:

@@ -18,14 +18,14 @@ from latencyprobe.domain.measurement import (
 )
 from latencyprobe.domain.packets import TraceCounts, TracedPacket
 from latencyprobe.domain.stages import STAGES, Module
-from latencyprobe_agent.kernel.build.compiler import Request
-from latencyprobe_agent.kernel.build.headers import kernel_types_kind, missing_types_message
 from latencyprobe_agent.kernel.contract import MAX_SLOTS, EngineError, Overhead, SlotSpec, TraceSpec
 from latencyprobe_agent.kernel.hooks import coverage_of, unavailable
+from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.configuration import Namespace
 from latencyprobe_agent.kernel.runtime.loaded import LoadedObject, build
 from latencyprobe_agent.kernel.runtime.overhead import OverheadClock
 from latencyprobe_agent.kernel.runtime.tracer import Tracer
+from latencyprobe_agent.kernel.typeinfo import kernel_types_kind, missing_types_message
 
 MAX_OWNERS = 4
 _U16 = struct.Struct("=HH")

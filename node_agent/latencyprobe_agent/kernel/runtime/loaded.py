@@ -6,29 +6,20 @@ process, the kernel detaches and frees everything.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import ctypes
-import json
 import os
-import socket
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
-from tempfile import TemporaryDirectory
 
-from latencyprobe.process import interpreter
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.build.compiler import MESSAGE_BYTES, Answer, Request
 from latencyprobe_agent.kernel.contract import EngineError
+from latencyprobe_agent.kernel.load.handover import Handover, request_object
+from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.configuration import ConfigMemory
 from latencyprobe_agent.kernel.runtime.node_statistics import NodeStatisticsMemory
 from latencyprobe_agent.kernel.runtime.ring import PacketRing
 from latencyprobe_agent.kernel.runtime.statistics import StatisticsMemory
 
-# A second or two with BTF; kernel headers on a slow, loaded machine take a minute.
-_COMPILE_TIMEOUT_SECONDS = 180
-_MAX_DESCRIPTORS = 128
 _SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
 _MEMBARRIER_CMD_GLOBAL = 1
 _GRACE_SECONDS = 0.002
@@ -39,78 +30,23 @@ async def build(request: Request) -> LoadedObject:
 
     Raises EngineError with its words if it fails or takes too long.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    # Its temporary files go with ours: killed, it would leave them.
-    with ours, theirs, TemporaryDirectory(prefix="latencyprobe-") as temporary:
-        ours.setblocking(False)
-        process = await asyncio.create_subprocess_exec(
-            *interpreter.python_module(
-                "latencyprobe_agent.kernel.build.compiler", str(theirs.fileno())
-            ),
-            pass_fds=(theirs.fileno(),),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            env=interpreter.environment(TMPDIR=temporary),
-            cwd=interpreter.DIRECTORY,
-        )
-        theirs.close()
-        try:
-            async with asyncio.timeout(_COMPILE_TIMEOUT_SECONDS):
-                with contextlib.suppress(ConnectionError):  # it has ended: its status tells more
-                    await asyncio.get_running_loop().sock_sendall(
-                        ours, json.dumps(asdict(request)).encode()
-                    )
-                _, stderr = await process.communicate()
-        except BaseException as error:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-            if isinstance(error, TimeoutError):
-                raise EngineError(
-                    f"compiling took over {_COMPILE_TIMEOUT_SECONDS} s and was stopped"
-                ) from error
-            raise
-        return _receive(ours, process.returncode, stderr.decode(errors="replace"))
-
-
-def _receive(channel: socket.socket, status: int | None, stderr: str) -> LoadedObject:
+    handover = await request_object(request)
     try:
-        message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, _MAX_DESCRIPTORS)
-    except (BlockingIOError, ConnectionError):
-        message, descriptors = b"", []
-    if not message:
-        raise EngineError(f"the compiler process ended with status {status}: {stderr.strip()}")
-    answer = Answer(**json.loads(message))
-    if answer.error:
-        raise EngineError(answer.error)
-    try:
-        _check_complete(answer, descriptors)
-        return LoadedObject(answer, descriptors, stderr)
+        return LoadedObject(handover)
     except BaseException:
-        for descriptor in descriptors:
-            os.close(descriptor)
+        handover.close()
         raise
-
-
-def _check_complete(answer: Answer, descriptors: list[int]) -> None:
-    """The kernel hands over as many descriptors as the limit allows, and says nothing else."""
-    expected = len(answer.maps) + 2 * len(answer.programs)  # a link for each program
-    if len(descriptors) != expected:
-        raise EngineError(
-            f"{len(descriptors)} of {expected} descriptors came from the compiler process: the "
-            "limit of open files is too low (ulimit -n)"
-        )
 
 
 class LoadedObject:
     """Programs, links and maps in the kernel, by their descriptors."""
 
-    def __init__(self, answer: Answer, descriptors: list[int], diagnostics: str) -> None:
+    def __init__(self, handover: Handover) -> None:
+        answer, descriptors = handover.answer, handover.descriptors
         self.attached: Mapping[str, str] = answer.attached
         self.refused: Mapping[str, str] = answer.refused
-        self.diagnostics = diagnostics
-        self._descriptors = descriptors
+        self.diagnostics = handover.diagnostics
+        self._handover = handover
         self._maps = dict(zip(answer.maps, descriptors, strict=False))
         first_program = len(answer.maps)
         self._programs = descriptors[first_program : first_program + len(answer.programs)]
@@ -180,7 +116,7 @@ class LoadedObject:
 
     def close(self) -> None:
         """Detach and free everything. Idempotent."""
-        if not self._descriptors:
+        if not self._handover.descriptors:
             return
         self.statistics.close()
         if self.node_statistics is not None:
@@ -188,9 +124,7 @@ class LoadedObject:
         self.configuration.close()
         if self.ring is not None:
             self.ring.close()
-        for descriptor in reversed(self._descriptors):  # links first
-            os.close(descriptor)
-        self._descriptors = []
+        self._handover.close()
 
 
 def wait_for_running_programs() -> None:

@@ -1,0 +1,104 @@
+"""The hand-over: the compiler process builds an object, this process gets its descriptors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from dataclasses import asdict, dataclass
+from tempfile import TemporaryDirectory
+
+from latencyprobe.process import interpreter
+from latencyprobe_agent.kernel.contract import EngineError
+from latencyprobe_agent.kernel.request import MESSAGE_BYTES, Answer, Request
+
+COMPILER_MODULE = "latencyprobe_agent.kernel.build.compiler"
+# A second or two with BTF; kernel headers on a slow, loaded machine take a minute.
+_COMPILE_TIMEOUT_SECONDS = 180
+_MAX_DESCRIPTORS = 128
+
+
+@dataclass(slots=True)
+class Handover:
+    """What the compiler process built; its receiver closes the descriptors.
+
+    `diagnostics`: what the process wrote to standard error.
+    """
+
+    answer: Answer
+    descriptors: list[int]
+    diagnostics: str
+
+    def close(self) -> None:
+        """Close the descriptors, links first: the kernel then frees everything. Idempotent."""
+        while self.descriptors:
+            os.close(self.descriptors.pop())
+
+
+async def request_object(request: Request) -> Handover:
+    """Have the compiler process build an object.
+
+    Raises EngineError with its words if it fails or takes too long.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # Its temporary files go with ours: killed, it would leave them.
+    with ours, theirs, TemporaryDirectory(prefix="latencyprobe-") as temporary:
+        ours.setblocking(False)
+        process = await asyncio.create_subprocess_exec(
+            *interpreter.python_module(COMPILER_MODULE, str(theirs.fileno())),
+            pass_fds=(theirs.fileno(),),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            env=interpreter.environment(TMPDIR=temporary),
+            cwd=interpreter.DIRECTORY,
+        )
+        theirs.close()
+        try:
+            async with asyncio.timeout(_COMPILE_TIMEOUT_SECONDS):
+                with contextlib.suppress(ConnectionError):  # it has ended: its status tells more
+                    await asyncio.get_running_loop().sock_sendall(
+                        ours, json.dumps(asdict(request)).encode()
+                    )
+                _, stderr = await process.communicate()
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            if isinstance(error, TimeoutError):
+                raise EngineError(
+                    f"compiling took over {_COMPILE_TIMEOUT_SECONDS} s and was stopped"
+                ) from error
+            raise
+        return _receive(ours, process.returncode, stderr.decode(errors="replace"))
+
+
+def _receive(channel: socket.socket, status: int | None, stderr: str) -> Handover:
+    try:
+        message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, _MAX_DESCRIPTORS)
+    except (BlockingIOError, ConnectionError):
+        message, descriptors = b"", []
+    if not message:
+        raise EngineError(f"the compiler process ended with status {status}: {stderr.strip()}")
+    answer = Answer(**json.loads(message))
+    if answer.error:
+        raise EngineError(answer.error)
+    handover = Handover(answer, descriptors, stderr)
+    try:
+        _check_complete(answer, descriptors)
+    except EngineError:
+        handover.close()
+        raise
+    return handover
+
+
+def _check_complete(answer: Answer, descriptors: list[int]) -> None:
+    """The kernel hands over as many descriptors as the limit allows, and says nothing else."""
+    expected = len(answer.maps) + 2 * len(answer.programs)  # a link for each program
+    if len(descriptors) != expected:
+        raise EngineError(
+            f"{len(descriptors)} of {expected} descriptors came from the compiler process: the "
+            "limit of open files is too low (ulimit -n)"
+        )
