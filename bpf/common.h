@@ -3,8 +3,8 @@
  * What every module needs: access to kernel memory, the configuration, the CPU's context.
  *
  * The agent joins the headers and the modules wanted into one translation unit (bcc rewrites map
- * accesses in the main file alone), after the macros STAGE_*, COUNTER_*, MODULE_*, MAX_SLOTS,
- * HOST_NETNS, TYPED and TRACE.
+ * accesses in the main file alone), after the macros MODULE_*, HOST_NETNS, TYPED and TRACE, and all
+ * constants of the agent's kernel/abi.py. Its layouts follow as static assertions.
  *
  * TYPED 1: programs are bound to tracepoints by BTF ("tp_btf", 5.5+), so the arguments are typed,
  * a field is read with one load, and sockets carry our state (bpf_sk_storage_get() in tracing
@@ -37,16 +37,10 @@
 		u8 bytes[sizeof(struct name)];                                            \
 	}
 
-#define TOO_LONG_NS 60000000000ULL /* a longer duration is a wrong pairing */
-
-#define NETNS_HOST 1	  /* the node's own namespace: packets of pods pass through it */
-#define NETNS_WATCHED 2	  /* sockets of targets live here */
-#define NETNS_PROCESSES 4 /* among them targets chosen by process */
-
-#define NETNS_FIRST 4096
-#define MAX_NETNS 1024
-#define NETNS_HOPS 4 /* the agent makes no longer chain */
-
+/*
+ * Flags of a network namespace. NETNS_HOST: the node's own, packets of pods pass through it.
+ * NETNS_WATCHED: sockets of targets live here. NETNS_PROCESSES: among them targets chosen by process.
+ */
 struct netns_entry {
 	u32 inum;
 	u16 flags;

@@ -11,11 +11,7 @@
  * the smaller of two simultaneous extremes at most.
  */
 
-#define FIRST_OCTAVE 6
-#define LAST_OCTAVE 36
-#define OVERFLOW_POSITION ((LAST_OCTAVE - FIRST_OCTAVE) * 8 + 1)
 #define ABOVE_ALL ((1ULL << LAST_OCTAVE) + 1)
-#define POSITIONS (OVERFLOW_POSITION + 1)
 
 /* Why a sample is missing from a stage; latencyprobe/domain/measurement.py says what each means. */
 enum missing { LOST, UNMATCHED, CLAMPED, NR_MISSING };
@@ -39,16 +35,15 @@ BYTES_OF(slot_stats);
 BPF_F_TABLE("array", u32, struct slot_stats_bytes, stats, 2 * MAX_SLOTS, BPF_F_MMAPABLE);
 
 /*
- * The slots that a socket or packet counts in: up to four, 16 bits each, as slot + 1, packed from
- * the lowest bits on. Several, where probes with different filters share a target; 0 is none.
+ * The slots that a socket or packet counts in: up to MAX_OWNERS, each as slot + 1 in OWNER_BITS bits,
+ * packed from the lowest on. Several, where probes with different filters share a target; 0 is none.
  */
 typedef u64 owners_t;
-#define OWNER_BITS 16
-#define first_slot(owners) (((u32)(owners) & 0xffff) - 1)
+#define first_slot(owners) (((u32)(owners) & ((1U << OWNER_BITS) - 1)) - 1)
 
 static __always_inline owners_t add_owner(owners_t owners, u32 slot)
 {
-	return owners >> 48 ? owners : owners << OWNER_BITS | (slot + 1);
+	return owners >> (64 - OWNER_BITS) ? owners : owners << OWNER_BITS | (slot + 1);
 }
 
 /*

@@ -5,20 +5,16 @@
  *   softirq_raise --softwait--> softirq_entry --softrun--> softirq_exit
  *   irq_handler_entry --hard--> irq_handler_exit
  *
- * A row is a histogram: one for each vector and stage, one for each handler. As in `stats` there are
- * two halves, by the configuration's epoch, and the agent reads and zeroes the one at rest.
+ * A row is a histogram: one for each vector and stage, one for each handler, the last for handlers
+ * without a row. As in `stats` there are two halves, by the configuration's epoch, and the agent reads
+ * and zeroes the one at rest.
  */
-
-#define ROW_SOFTWAIT 0
-#define ROW_SOFTRUN NR_SOFTIRQ_VECTORS
-#define ROW_HANDLERS (2 * NR_SOFTIRQ_VECTORS)
-#define NODE_ROWS (ROW_HANDLERS + MAX_HANDLERS + 1) /* the last: handlers without a row */
 
 BYTES_OF(stage_stats);
 BPF_F_TABLE("array", u32, struct stage_stats_bytes, node_stats, 2 * NODE_ROWS, BPF_F_MMAPABLE);
 
 struct handler_name {
-	char text[32];
+	char text[HANDLER_NAME_BYTES];
 };
 
 /*

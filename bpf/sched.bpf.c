@@ -63,7 +63,7 @@ static __always_inline owners_t add_all(owners_t owners, owners_t others)
 	int i;
 
 #pragma unroll
-	for (i = 0; i < 4; i++, others >>= OWNER_BITS)
+	for (i = 0; i < MAX_OWNERS; i++, others >>= OWNER_BITS)
 		if (others)
 			owners = add_owner(owners, first_slot(others));
 	return owners;

@@ -9,8 +9,6 @@
  * net/ipv4/tcp_output.c. What begins before it is sent again.
  */
 
-#define LONG_WAIT_NS 1000000 /* worth a cause; NOTEWORTHY_NS of latencyprobe/domain/verdict.py */
-
 /* Up to where the two windows let TCP send now, which is the tighter, and what else is in the way. */
 static __always_inline void note_limit(struct handoff *handoff, struct tcp_sock *tp, u64 now)
 {

@@ -6,11 +6,8 @@
  * exit. Their sizes bound what the agent may ask for, it checks before it writes.
  */
 
-#define PROTOCOL_TCP 1
-#define PROTOCOL_UDP 2
-
-BPF_HASH(cgroups, u64, owners_t, 4096);
-BPF_HASH(processes, u32, owners_t, 16384);
+BPF_HASH(cgroups, u64, owners_t, MAX_CGROUPS);
+BPF_HASH(processes, u32, owners_t, MAX_PROCESSES);
 
 struct slot_filter {
 	u16 protocols; /* 0: every one */
@@ -18,7 +15,7 @@ struct slot_filter {
 };
 BPF_ARRAY(filters, struct slot_filter, MAX_SLOTS);
 /* slot << 16 | port: there if the port passes the slot's filter. (A loop costs the verifier more.) */
-BPF_HASH(filter_ports, u32, u8, 4096);
+BPF_HASH(filter_ports, u32, u8, MAX_FILTER_PORTS);
 
 static __always_inline bool passes_filter(u32 slot, u32 protocol, u16 local, u16 remote)
 {

@@ -14,17 +14,23 @@ from latencyprobe.domain.fairness import Claim, Shortage, refused_claims, share_
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.desired import Desired, NetnsTarget, Selector
 from latencyprobe_agent.evidence.namespaces import Namespace
-from latencyprobe_agent.kernel.contract import MAX_SLOTS, SlotSpec, SocketFilter
+from latencyprobe_agent.kernel.contract import (
+    MAX_CGROUPS,
+    MAX_FILTER_PORTS,
+    MAX_NAMESPACES,
+    MAX_PROCESSES,
+    MAX_SHARING,
+    MAX_SLOTS,
+    SlotSpec,
+    SocketFilter,
+)
 from latencyprobe_agent.targets.facts import Facts, TargetState
 
-# The kernel's tables (bpf/targets.h): slots that can share one identity, and entries of each. Half
-# of the processes are left to children that the kernel follows by itself; a namespace to the host.
-MAX_SHARING = 4
 _TABLE_SIZES: Mapping[str, tuple[int, str]] = {
-    "cgroups": (4096, "cgroups"),
-    "processes": (8192, "processes"),
-    "namespaces": (1022, "network namespaces"),  # one more is the host's
-    "filter_ports": (4096, "ports in filters"),
+    "cgroups": (MAX_CGROUPS, "cgroups"),
+    "processes": (MAX_PROCESSES, "processes"),
+    "namespaces": (MAX_NAMESPACES, "network namespaces"),
+    "filter_ports": (MAX_FILTER_PORTS, "ports in filters"),
 }
 _SLOTS = "slots"
 

@@ -20,6 +20,7 @@ from latencyprobe.domain.histogram import (
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel import libbpf
+from latencyprobe_agent.kernel.abi import MACROS
 from latencyprobe_agent.kernel.btf import KernelTypes
 from latencyprobe_agent.kernel.build.headers import kernel_source, point_bcc_at
 from latencyprobe_agent.kernel.build.source import source_folder
@@ -103,15 +104,12 @@ def compiled_position() -> Iterator[PositionProgram]:
 def position_source() -> str:
     """What position_of() needs of bpf/histogram.h, which the maps in it have nothing to do with."""
     header = (source_folder() / "histogram.h").read_text()
-    limits = header[header.index("#define FIRST_OCTAVE") : header.index("struct stage_stats")]
+    limits = header[header.index("#define ABOVE_ALL") : header.index("struct stage_stats")]
     begin = header.index("static __always_inline u64 is_above")
     end = header.index("static __always_inline struct slot_stats *get_stats")
-    thresholds = "".join(
-        f"#define THRESHOLD_{number} {value}ULL\n"
-        for number, value in enumerate(MANTISSA_THRESHOLDS)
-    )
+    constants = "".join(f"#define {name} {value}\n" for name, value in MACROS.items())
     inline = "#define __always_inline inline __attribute__((always_inline))\n"
-    return thresholds + inline + limits + header[begin:end] + PROGRAM
+    return constants + inline + limits + header[begin:end] + PROGRAM
 
 
 def boundaries() -> Iterator[int]:

@@ -14,8 +14,17 @@ from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.domain.measurement import Measurement, NodeMeasurement
 from latencyprobe.domain.packets import TraceCounts, TracedPacket
 from latencyprobe.domain.stages import Module
+from latencyprobe_agent.kernel import abi
 
-MAX_SLOTS = 256
+MAX_SLOTS = abi.MAX_SLOTS
+# Slots that can share one identity: a cgroup, a process or a network namespace.
+MAX_SHARING = abi.MAX_OWNERS
+# Identities and ports in filters. Half of the processes are left to children that the kernel
+# follows by itself, one namespace to the host.
+MAX_CGROUPS = abi.MAX_CGROUPS
+MAX_PROCESSES = abi.MAX_PROCESSES // 2
+MAX_NAMESPACES = abi.MAX_NETNS - 2
+MAX_FILTER_PORTS = abi.MAX_FILTER_PORTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,9 @@ from latencyprobe.protocol.measurements import (
     measurement_from_proto,
     measurement_to_proto,
 )
+from latencyprobe_agent.kernel.abi import NR_DROP_REASONS
 from latencyprobe_agent.kernel.btf import KernelTypes
-from latencyprobe_agent.kernel.build.drops import NR_DROP_REASONS, drop_macros, drop_reasons
+from latencyprobe_agent.kernel.build.drops import drop_macros, drop_reasons
 from latencyprobe_agent.kernel.runtime.statistics import SLOT_BYTES, decode_slot
 
 

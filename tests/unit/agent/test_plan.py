@@ -17,10 +17,9 @@ from latencyprobe_agent.desired import (
     Selector,
     Target,
 )
-from latencyprobe_agent.kernel.contract import SlotSpec, SocketFilter
-from latencyprobe_agent.kernel.runtime.engine import MAX_OWNERS
+from latencyprobe_agent.kernel.abi import MAX_OWNERS
+from latencyprobe_agent.kernel.contract import MAX_SHARING, SlotSpec, SocketFilter
 from latencyprobe_agent.plan import (
-    MAX_SHARING,
     SlotKey,
     SlotTable,
     TargetKey,

@@ -7,7 +7,8 @@ from ipaddress import ip_address
 
 from latencyprobe.domain.packets import Endpoint, User
 from latencyprobe.domain.stages import INDEX, PACKET_STAGES
-from latencyprobe_agent.kernel.build.source import EVENT_STAGES, compose
+from latencyprobe_agent.kernel.abi import NR_PACKET_STAGES
+from latencyprobe_agent.kernel.build.source import compose
 from latencyprobe_agent.kernel.runtime.ring import decode_event
 
 LOCAL, REMOTE = ip_address("2001:db8::1"), ip_address("2001:db8::2")
@@ -16,9 +17,9 @@ LOCAL, REMOTE = ip_address("2001:db8::1"), ip_address("2001:db8::2")
 def event(*stages_ns: int, tgid: int = 42, family: int = 10, local: bytes = LOCAL.packed) -> bytes:
     """As the kernel writes it, with durations from the table's first stage on."""
     stages = [ns + 1 for ns in stages_ns]
-    stages += [0] * (EVENT_STAGES - len(stages))
+    stages += [0] * (NR_PACKET_STAGES - len(stages))
     return struct.pack(
-        f"=QII16s16s16sHHHHQ{EVENT_STAGES}Q",
+        f"=QII16s16s16sHHHHQ{NR_PACKET_STAGES}Q",
         *(1000, tgid, 43, b"server\0garbage"),
         *(local.ljust(16, b"\xff"), REMOTE.packed, 7000, 40752, family, 2, 5),
         *stages,
@@ -46,7 +47,7 @@ def test_an_ipv4_address_is_its_first_four_bytes_whatever_stands_behind() -> Non
 
 
 def test_every_stage_of_a_packet_has_room_in_its_event() -> None:
-    assert all(INDEX[stage.name] < EVENT_STAGES for stage in PACKET_STAGES)
+    assert all(INDEX[stage.name] < NR_PACKET_STAGES for stage in PACKET_STAGES)
 
 
 def test_the_source_has_the_rings_maps_only_with_tracing() -> None:

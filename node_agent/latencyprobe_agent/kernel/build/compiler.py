@@ -21,6 +21,7 @@ from typing import Any
 
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel import libbpf
+from latencyprobe_agent.kernel.abi import map_names
 from latencyprobe_agent.kernel.btf import KernelTypes, NoBtfError
 from latencyprobe_agent.kernel.build.drops import drop_macros, drop_reasons
 from latencyprobe_agent.kernel.build.headers import (
@@ -29,7 +30,7 @@ from latencyprobe_agent.kernel.build.headers import (
     point_bcc_at,
     version_code,
 )
-from latencyprobe_agent.kernel.build.source import compose, maps_of
+from latencyprobe_agent.kernel.build.source import compose
 from latencyprobe_agent.kernel.hooks import events_of
 from latencyprobe_agent.kernel.load.loader import Loader
 from latencyprobe_agent.kernel.load.reach import Reach
@@ -107,7 +108,7 @@ def _load(
             trace=request.trace,
             drops=drop_macros(reasons),
         )
-        compiled = _compile(source, sorted(functions), maps_of(modules, trace=request.trace))
+        compiled = _compile(source, sorted(functions), map_names(modules, trace=request.trace))
         loader = Loader(compiled.code, reach.types, without=request.without)
         for event in events:
             loader.attach(event)

@@ -11,11 +11,9 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from latencyprobe_agent.kernel.abi import NR_DROP_REASONS
 from latencyprobe_agent.kernel.btf import KernelTypes
 
-# Room in `stats` for the reasons of many kernels to come: 6.18 has 128. The last place is for those
-# beyond, and for those of subsystems (mac80211, Open vSwitch), whose numbers begin at 65536.
-NR_DROP_REASONS = 192
 _ENUM = "skb_drop_reason"
 # Where it is defined: since 6.4, since 6.0, since 5.17.
 _HEADERS = ("net/dropreason-core.h", "net/dropreason.h", "linux/skbuff.h")
@@ -57,12 +55,6 @@ def drop_macros(reasons: list[str]) -> Mapping[str, str]:
     numbers = {name: number for number, name in enumerate(reasons)}
     known = {f"DROP_{name}": f"{numbers.get(name, _NO_SUCH_REASON)}U" for name in _KNOWN}
     return {"HAVE_kfree_skb_reason": "1", **known}
-
-
-def name_of(number: int, reasons: list[str]) -> str:
-    """The name of a reason by its place in `stats`."""
-    known = reasons[number] if number < len(reasons) else ""
-    return known if known and number < NR_DROP_REASONS - 1 else "OTHER"
 
 
 def _enumerators_in(includes: Iterable[Path]) -> dict[str, int]:

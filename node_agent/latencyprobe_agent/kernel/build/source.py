@@ -6,10 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from latencyprobe.domain.histogram import MANTISSA_THRESHOLDS
-from latencyprobe.domain.stages import COUNTERS, INDEX, PACKET_STAGES, STAGES, TARGET_STAGES, Module
-from latencyprobe_agent.kernel.build.drops import NR_DROP_REASONS
-from latencyprobe_agent.kernel.contract import MAX_SLOTS
+from latencyprobe.domain.stages import Module
+from latencyprobe_agent.kernel.abi import MACROS, assertions
 
 _HEADERS = ("kernel.h", "common.h", "histogram.h", "targets.h", "trace.h", "sockets.h")
 # In this order: what rx says of a packet's reader it has from sched.
@@ -28,39 +26,12 @@ _SHARED_FILES: Mapping[str, frozenset[Module]] = {
     "ready.bpf.c": frozenset({Module.RX, Module.TCP}),
     "sendmsg.bpf.c": frozenset({Module.TX, Module.TCP}),
 }
-# The maps that the agent writes or reads; all others are the programs' own.
-MAPS = (
-    "configuration",
-    "stats",
-    "cgroups",
-    "processes",
-    "filters",
-    "filter_ports",
-)
-# There with the module irq (bpf/irq.bpf.c).
-IRQ_MAPS = ("node_stats", "handler_names")
-# There while packets are traced (bpf/trace.h).
-TRACE_MAPS = ("trace_control", "trace_ring")
-# An event has room for all stages up to a packet's last one, by their own indices.
-EVENT_STAGES = 1 + max(INDEX[stage.name] for stage in PACKET_STAGES)
-
-# softirq_to_name[], kernel/softirq.c: the same ten since 4.18
-VECTORS = (
-    *("HI", "TIMER", "NET_TX", "NET_RX", "BLOCK", "IRQ_POLL", "TASKLET", "SCHED", "HRTIMER", "RCU"),
-)
-MAX_HANDLERS = 64
 
 
 def source_folder() -> Path:
     """Where the C files are: inside the installed package, or `bpf/` of a checkout."""
     installed = Path(__file__).parents[2] / "bpf"
     return installed if installed.is_dir() else Path(__file__).parents[4] / "bpf"
-
-
-def maps_of(modules: Iterable[Module], *, trace: bool) -> tuple[str, ...]:
-    """The maps that the agent is to have of these modules' object."""
-    maps = (*MAPS, *IRQ_MAPS) if Module.IRQ in modules else MAPS
-    return (*maps, *TRACE_MAPS) if trace else maps
 
 
 def compose(
@@ -91,20 +62,12 @@ def compose(
         "TYPED": int(typed),
         "TRACE": int(trace),
         "HOST_NETNS": f"{host_netns}U",
-        "MAX_SLOTS": MAX_SLOTS,
-        "NR_STAGES": len(TARGET_STAGES),
-        "NR_PACKET_STAGES": EVENT_STAGES,
-        "NR_SOFTIRQ_VECTORS": len(VECTORS),
-        "MAX_HANDLERS": MAX_HANDLERS,
-        "NR_COUNTERS": len(COUNTERS),
-        "NR_DROP_REASONS": NR_DROP_REASONS,
+        **MACROS,
         **{f"MODULE_{module.name}": 1 for module in wanted},
-        **{stage.macro: index for index, stage in enumerate(STAGES)},
-        **{counter.macro: index for index, counter in enumerate(COUNTERS)},
         **drops,
         **{f"WITH_{function.upper()}": 1 for function in sorted(functions)},
-        **{f"THRESHOLD_{j}": f"{value}ULL" for j, value in enumerate(MANTISSA_THRESHOLDS)},
     }
     lines = [f"#define {name} {value}" for name, value in macros.items()]
     folder = source_folder()
-    return "\n".join([*lines, *((folder / file).read_text() for file in files)])
+    texts = ((folder / file).read_text() for file in files)
+    return "\n".join([*lines, *texts, *assertions(wanted, trace=trace)])

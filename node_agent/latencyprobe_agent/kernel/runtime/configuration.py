@@ -7,21 +7,19 @@ inode number, says at which entry to look, and entries with the same low bits ar
 from __future__ import annotations
 
 import mmap
-import struct
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from latencyprobe_agent.kernel.abi import CONFIG, MAX_NETNS, NETNS_ENTRY, NETNS_FIRST, NETNS_HOPS
 from latencyprobe_agent.kernel.contract import EngineError
 
-MAX_NAMESPACES = 1024 - 1  # entry 0 stands for "none"
-_FIRST = 4096
-_HOPS = 4
-_WORDS = struct.Struct("=IIII")
-_ENTRY = struct.Struct("=IHHQ")  # struct netns_entry
-_FIRST_OFFSET = _WORDS.size
-_ENTRIES_OFFSET = _FIRST_OFFSET + 2 * _FIRST
-CONFIG_BYTES = _ENTRIES_OFFSET + (MAX_NAMESPACES + 1) * _ENTRY.size
+MAX_NAMESPACES = MAX_NETNS - 1  # entry 0 stands for "none"
+CONFIG_BYTES = CONFIG.size
+_WORDS = CONFIG.part("epoch", "reserved")
+_ENTRY = NETNS_ENTRY.packing
+_FIRST_OFFSET = CONFIG.offset("netns_first")
+_ENTRIES_OFFSET = CONFIG.offset("netns")
 
 
 class Namespace(NamedTuple):
@@ -50,11 +48,11 @@ class ConfigMemory:
         numbers = self._number(wanted)
         chains = _chains(numbers)
         for inum, (flags, owners) in wanted.items():
-            chain = chains[inum % _FIRST]
+            chain = chains[inum % NETNS_FIRST]
             following = chain.index(numbers[inum]) + 1
             next_number = chain[following] if following < len(chain) else 0
             self._write_entry(numbers[inum], inum, flags, next_number, owners)
-        for bucket in {inum % _FIRST for inum in (*self._numbers, *wanted)}:
+        for bucket in {inum % NETNS_FIRST for inum in (*self._numbers, *wanted)}:
             offset = _FIRST_OFFSET + 2 * bucket
             first = chains[bucket][0] if bucket in chains else 0
             self._memory[offset : offset + 2] = first.to_bytes(2, "little")
@@ -81,7 +79,7 @@ class ConfigMemory:
         for inum in wanted:
             if inum not in numbers:
                 numbers[inum] = next(fresh)
-        if any(len(chain) > _HOPS for chain in _chains(numbers).values()):
+        if any(len(chain) > NETNS_HOPS for chain in _chains(numbers).values()):
             raise EngineError("too many network namespaces with the same low bits of their inodes")
         return numbers
 
@@ -94,5 +92,5 @@ def _chains(numbers: Mapping[int, int]) -> dict[int, list[int]]:
     """The entries' numbers by the low bits of their inode numbers."""
     chains: defaultdict[int, list[int]] = defaultdict(list)
     for inum, number in numbers.items():
-        chains[inum % _FIRST].append(number)
+        chains[inum % NETNS_FIRST].append(number)
     return dict(chains)

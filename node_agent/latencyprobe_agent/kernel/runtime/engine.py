@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +17,21 @@ from latencyprobe.domain.measurement import (
 )
 from latencyprobe.domain.packets import TraceCounts, TracedPacket
 from latencyprobe.domain.stages import STAGES, Module
-from latencyprobe_agent.kernel.contract import MAX_SLOTS, EngineError, Overhead, SlotSpec, TraceSpec
+from latencyprobe_agent.kernel.abi import (
+    CGROUPS,
+    FILTER_PORTS,
+    FILTERS,
+    MAX_OWNERS,
+    MAX_SLOTS,
+    NETNS_HOST,
+    NETNS_PROCESSES,
+    NETNS_WATCHED,
+    OWNER_BITS,
+    PROCESSES,
+    PROTOCOLS,
+    Map,
+)
+from latencyprobe_agent.kernel.contract import EngineError, Overhead, SlotSpec, TraceSpec
 from latencyprobe_agent.kernel.hooks import coverage_of, unavailable
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.configuration import Namespace
@@ -27,16 +40,10 @@ from latencyprobe_agent.kernel.runtime.overhead import OverheadClock
 from latencyprobe_agent.kernel.runtime.tracer import Tracer
 from latencyprobe_agent.kernel.typeinfo import kernel_types_kind, missing_types_message
 
-MAX_OWNERS = 4
-_U16 = struct.Struct("=HH")
-_U32 = struct.Struct("=I")
-_U64 = struct.Struct("=Q")
-_NETNS_HOST, _NETNS_WATCHED, _NETNS_PROCESSES = 1, 2, 4
 # `filters` is an array: its elements are only ever overwritten.
-_HASHES = ("filter_ports", "cgroups", "processes")
+_HASHES = (FILTER_PORTS.name, CGROUPS.name, PROCESSES.name)
 _COVERED = (CoverageState.ACTIVE, CoverageState.PARTIAL)
 _UNCERTAIN = b""  # no entry has this value
-_PROTOCOL_BITS = {"TCP": 1, "UDP": 2}
 
 
 class KernelEngine:
@@ -251,8 +258,9 @@ class KernelEngine:
 
         Those of other targets among them are named again at the agent's next look.
         """
-        named = self._written["processes"]
-        loaded.erase("processes", loaded.keys("processes", _U32.size) - named.keys())
+        named = self._written[PROCESSES.name]
+        followed = loaded.keys(PROCESSES.name, PROCESSES.key.size)
+        loaded.erase(PROCESSES.name, followed - named.keys())
 
     def _idle_coverage(self) -> tuple[StageCoverage, ...]:
         if kernel_types_kind() == "none":
@@ -270,9 +278,9 @@ def _namespaces(slots: Mapping[int, SlotSpec], host_netns: int) -> dict[int, Nam
     with_processes = {inum for spec in slots.values() if spec.tgids for inum in spec.netns}
     namespaces = {}
     for inum in watched | ({host_netns} if slots else set()):
-        flags = _NETNS_HOST if inum == host_netns else 0
-        flags |= _NETNS_WATCHED if inum in watched else 0
-        flags |= _NETNS_PROCESSES if inum in with_processes else 0
+        flags = NETNS_HOST if inum == host_netns else 0
+        flags |= NETNS_WATCHED if inum in watched else 0
+        flags |= NETNS_PROCESSES if inum in with_processes else 0
         namespaces[inum] = Namespace(flags, owners.get(inum, 0))
     return namespaces
 
@@ -280,37 +288,37 @@ def _namespaces(slots: Mapping[int, SlotSpec], host_netns: int) -> dict[int, Nam
 def _tables(slots: Mapping[int, SlotSpec]) -> dict[str, dict[bytes, bytes]]:
     """The kernel's hashes and arrays for these slots, by map."""
     return {
-        "filters": {_U32.pack(slot): _filter(spec) for slot, spec in slots.items()},
-        "filter_ports": {
-            _U32.pack(slot << 16 | port): b"\1"
+        FILTERS.name: {FILTERS.key.pack(slot): _filter(spec) for slot, spec in slots.items()},
+        FILTER_PORTS.name: {
+            FILTER_PORTS.key.pack(slot << 16 | port): FILTER_PORTS.value.pack(1)
             for slot, spec in slots.items()
             for port in spec.socket_filter.ports
         },
-        "cgroups": _packed(_U64, _owners(slots, lambda spec: spec.cgroup_ids)),
-        "processes": _packed(_U32, _owners(slots, lambda spec: spec.tgids)),
+        CGROUPS.name: _packed(CGROUPS, _owners(slots, lambda spec: spec.cgroup_ids)),
+        PROCESSES.name: _packed(PROCESSES, _owners(slots, lambda spec: spec.tgids)),
     }
 
 
 def _owners(
     slots: Mapping[int, SlotSpec], identities: Callable[[SlotSpec], Iterable[int]]
 ) -> dict[int, int]:
-    """Identity to owners_t (bpf/histogram.h): the slots + 1 in 16 bits each."""
+    """Identity to owners_t (bpf/histogram.h)."""
     owners: dict[int, int] = {}
     for slot, spec in slots.items():
         for identity in identities(spec):
             packed = owners.get(identity, 0)
-            if packed >> (16 * (MAX_OWNERS - 1)):
+            if packed >> (OWNER_BITS * (MAX_OWNERS - 1)):
                 raise EngineError(
                     f"more than {MAX_OWNERS} probes with different filters share one target"
                 )
-            owners[identity] = packed << 16 | (slot + 1)
+            owners[identity] = packed << OWNER_BITS | (slot + 1)
     return owners
 
 
-def _packed(key: struct.Struct, owners: Mapping[int, int]) -> dict[bytes, bytes]:
-    return {key.pack(identity): _U64.pack(value) for identity, value in owners.items()}
+def _packed(table: Map, owners: Mapping[int, int]) -> dict[bytes, bytes]:
+    return {table.key.pack(identity): table.value.pack(value) for identity, value in owners.items()}
 
 
 def _filter(spec: SlotSpec) -> bytes:
-    bits = sum(_PROTOCOL_BITS[protocol] for protocol in spec.socket_filter.protocols)
-    return _U16.pack(bits, int(bool(spec.socket_filter.ports)))
+    bits = sum(PROTOCOLS[protocol] for protocol in spec.socket_filter.protocols)
+    return FILTERS.value.pack(bits, int(bool(spec.socket_filter.ports)))

@@ -12,6 +12,14 @@ import time
 from collections.abc import Iterable, Mapping
 
 from latencyprobe_agent.kernel import libbpf
+from latencyprobe_agent.kernel.abi import (
+    CONFIGURATION,
+    HANDLER_NAMES,
+    NODE_STATS,
+    STATS,
+    TRACE_CONTROLS,
+    TRACE_RING,
+)
 from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.kernel.load.handover import Handover, request_object
 from latencyprobe_agent.kernel.request import Request
@@ -50,16 +58,16 @@ class LoadedObject:
         self._maps = dict(zip(answer.maps, descriptors, strict=False))
         first_program = len(answer.maps)
         self._programs = descriptors[first_program : first_program + len(answer.programs)]
-        self.statistics = StatisticsMemory(self._maps["stats"], answer.drop_reasons)
-        self.configuration = ConfigMemory(self._maps["configuration"])
+        self.statistics = StatisticsMemory(self._maps[STATS.name], answer.drop_reasons)
+        self.configuration = ConfigMemory(self._maps[CONFIGURATION.name])
         self.ring = (
-            PacketRing(self._maps["trace_control"], self._maps["trace_ring"])
-            if "trace_ring" in self._maps
+            PacketRing(self._maps[TRACE_CONTROLS.name], self._maps[TRACE_RING])
+            if TRACE_RING in self._maps
             else None
         )
         self.node_statistics = (
-            NodeStatisticsMemory(self._maps["node_stats"], self._maps["handler_names"])
-            if "node_stats" in self._maps
+            NodeStatisticsMemory(self._maps[NODE_STATS.name], self._maps[HANDLER_NAMES.name])
+            if NODE_STATS.name in self._maps
             else None
         )
         self._epoch = 0

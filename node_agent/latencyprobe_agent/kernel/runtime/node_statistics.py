@@ -10,11 +10,15 @@ import mmap
 
 from latencyprobe.domain.measurement import NodeMeasurement, NodeStage, StageMeasurement
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.build.source import MAX_HANDLERS, VECTORS
+from latencyprobe_agent.kernel.abi import (
+    HANDLER_NAMES,
+    MAX_HANDLERS,
+    NODE_ROWS,
+    ROW_HANDLERS,
+    VECTORS,
+)
 from latencyprobe_agent.kernel.runtime.statistics import STAGE_BYTES, decode_stage, is_empty
 
-ROWS = 2 * len(VECTORS) + MAX_HANDLERS + 1
-_NAME_BYTES = 32  # struct handler_name
 # Of those that came when every row was taken only the number of runs is known, as `lost`.
 _OTHERS = NodeStage("irq.hard", "(others)")
 _VECTOR_ROWS = (
@@ -27,7 +31,7 @@ class NodeStatisticsMemory:
     """The two halves of `node_stats`, mapped into this process, and the handlers' names."""
 
     def __init__(self, map_fd: int, names_fd: int) -> None:
-        self._memory = mmap.mmap(map_fd, 2 * ROWS * STAGE_BYTES)
+        self._memory = mmap.mmap(map_fd, 2 * NODE_ROWS * STAGE_BYTES)
         self._names_fd = names_fd
         self._names: dict[int, str] = {}
         self._zeroes = bytes(STAGE_BYTES)
@@ -38,8 +42,8 @@ class NodeStatisticsMemory:
         Only to be called for the half that no program writes any more.
         """
         stages: dict[NodeStage, StageMeasurement] = {}
-        for row in range(ROWS):
-            offset = (epoch * ROWS + row) * STAGE_BYTES
+        for row in range(NODE_ROWS):
+            offset = (epoch * NODE_ROWS + row) * STAGE_BYTES
             if is_empty(self._memory, offset):
                 continue
             content = self._memory[offset : offset + STAGE_BYTES]
@@ -55,15 +59,16 @@ class NodeStatisticsMemory:
         self._memory.close()
 
     def _key(self, row: int) -> NodeStage:
-        if row < len(_VECTOR_ROWS):
+        if row < ROW_HANDLERS:
             return _VECTOR_ROWS[row]
-        handler = row - len(_VECTOR_ROWS)
+        handler = row - ROW_HANDLERS
         return _OTHERS if handler == MAX_HANDLERS else NodeStage("irq.hard", self._name(handler))
 
     def _name(self, handler: int) -> str:
         """A handler keeps its number, so its name is asked for once."""
         if handler not in self._names:
-            text = libbpf.look_up(self._names_fd, handler.to_bytes(4, "little"), _NAME_BYTES)
+            key = HANDLER_NAMES.key.pack(handler)
+            text = libbpf.look_up(self._names_fd, key, HANDLER_NAMES.value.size)
             name = (text or b"").partition(b"\0")[0].decode(errors="replace")
             self._names[handler] = name or f"handler {handler}"
         return self._names[handler]

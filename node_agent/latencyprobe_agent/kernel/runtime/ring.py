@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import struct
 import time
 
 from latencyprobe.domain.packets import Endpoint, TraceCounts, TracedPacket, User
 from latencyprobe.domain.stages import INDEX, PACKET_STAGES
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.build.source import EVENT_STAGES
-from latencyprobe_agent.kernel.contract import MAX_SLOTS, TraceSpec
+from latencyprobe_agent.kernel.abi import (
+    MAX_SLOTS,
+    NR_PACKET_STAGES,
+    PROTOCOLS,
+    TRACE_CONTROL,
+    TRACE_EVENT,
+)
+from latencyprobe_agent.kernel.contract import TraceSpec
 
-# struct trace_event: ended_ns, user, endpoints, cpu | stages
-_HEADER = struct.Struct("=Q II16s 16s16sHHHH Q")
-_STAGES = struct.Struct(f"={EVENT_STAGES}Q")
-# struct trace_control: limits, slots, per_second | second, this_second | told, limited, lost
-_SETTINGS = struct.Struct(f"={EVENT_STAGES}Q {MAX_SLOTS}s Q")
-_COUNTS = struct.Struct("=3Q")
-_COUNTS_OFFSET = _SETTINGS.size + 2 * 8
-CONTROL_BYTES = _COUNTS_OFFSET + _COUNTS.size
+_HEADER = TRACE_EVENT.part("ended_ns", "cpu")
+_STAGES = TRACE_EVENT.part("stages")
+_STAGES_OFFSET = TRACE_EVENT.offset("stages")
+_SETTINGS = TRACE_CONTROL.part("limits", "per_second")
+_COUNTS = TRACE_CONTROL.part("told", "lost")
+_COUNTS_OFFSET = TRACE_CONTROL.offset("told")
 # No duration reaches it, and the kernel side may subtract.
 _NO_LIMIT = (1 << 63) - 1
 _NO_RATE = (1 << 64) - 1
-_PROTOCOLS = {1: "TCP", 2: "UDP"}
+_PROTOCOLS = {number: name for name, number in PROTOCOLS.items()}
 _ADDRESS_BYTES = {2: 4, 10: 16}  # AF_INET, AF_INET6
 # What one turn of the event loop decodes at most: some milliseconds.
 BATCH = 256
@@ -39,7 +42,7 @@ class PacketRing:
     """The packets that the programs tell of, and what they are to tell of."""
 
     def __init__(self, control_fd: int, ring_fd: int) -> None:
-        self._control = mmap.mmap(control_fd, CONTROL_BYTES)
+        self._control = mmap.mmap(control_fd, TRACE_CONTROL.size)
         self._taken: list[bytes] = []
         self._room = 0
         self._function = _SampleFunction(self._on_sample)  # must live as long as the ring
@@ -48,7 +51,7 @@ class PacketRing:
 
     def set(self, spec: TraceSpec | None) -> None:
         """Tell of these packets from now on; of none without a spec."""
-        limits = [_NO_LIMIT] * EVENT_STAGES
+        limits = [_NO_LIMIT] * NR_PACKET_STAGES
         slots = bytearray(MAX_SLOTS)
         per_second = 0
         if spec is not None:
@@ -102,7 +105,7 @@ def decode_event(content: bytes, offset_ns: int) -> TracedPacket:
     """The packet of one element of the ring; `offset_ns`: CLOCK_REALTIME less CLOCK_MONOTONIC."""
     ended_ns, tgid, thread_id, comm, *ends, cpu = _HEADER.unpack_from(content)
     local, remote, local_port, remote_port, family, protocol = ends
-    stages = _STAGES.unpack_from(content, _HEADER.size)
+    stages = _STAGES.unpack_from(content, _STAGES_OFFSET)
     size = _ADDRESS_BYTES.get(family)
     return TracedPacket(
         ended_unix_ns=ended_ns + offset_ns,

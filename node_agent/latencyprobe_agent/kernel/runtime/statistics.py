@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import mmap
-import struct
 from collections.abc import Iterable, Mapping
 
-from latencyprobe.domain.histogram import POSITIONS, Histogram
+from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement, StageMeasurement
 from latencyprobe.domain.stages import COUNTERS, TARGET_STAGES, Module, drop_counter
-from latencyprobe_agent.kernel.build.drops import NR_DROP_REASONS, name_of
-from latencyprobe_agent.kernel.contract import MAX_SLOTS
+from latencyprobe_agent.kernel.abi import MAX_SLOTS, NR_DROP_REASONS, SLOT_STATS, STAGE_STATS
 
 _U64_MAX = 2**64 - 1
-_U32_BYTES = 4
-_STAGE_HEADER = struct.Struct("=QQQIII")  # sum, max, not_min, lost, unmatched, clamped
-STAGE_BYTES = _STAGE_HEADER.size + POSITIONS * _U32_BYTES + 4
-_STAGES_OFFSET = 8 + 8 * len(COUNTERS)
-_DROPS_OFFSET = _STAGES_OFFSET + len(TARGET_STAGES) * STAGE_BYTES
-_DROPS_BYTES = NR_DROP_REASONS * _U32_BYTES
-SLOT_BYTES = _DROPS_OFFSET + _DROPS_BYTES
+STAGE_BYTES = STAGE_STATS.size
+SLOT_BYTES = SLOT_STATS.size
+_STAGE_HEADER = STAGE_STATS.part("sum", "missing")
+_COUNTS = STAGE_STATS.part("counts")
+_COUNTS_OFFSET = STAGE_STATS.offset("counts")
+_COUNTERS = SLOT_STATS.part("counters")
+_COUNTERS_OFFSET = SLOT_STATS.offset("counters")
+_STAGES_OFFSET = SLOT_STATS.offset("stages")
+_DROPS_OFFSET = SLOT_STATS.offset("drops")
+_DROPS_BYTES = SLOT_STATS.part("drops").size
 _NO_DROPS = bytes(_DROPS_BYTES)
 _NO_STAGE = bytes(_STAGE_HEADER.size)
 # Only what every packet of the module passes is thinned out by sampling.
@@ -64,11 +65,11 @@ class StatisticsMemory:
 
 def decode_slot(content: bytes, sampling_ratio: float, drop_reasons: list[str]) -> Measurement:
     """The measurement that one element of `stats` holds."""
-    counts = struct.unpack_from(f"={len(COUNTERS)}Q", content, 8)
+    counts = _COUNTERS.unpack_from(content, _COUNTERS_OFFSET)
     counters = {
         counter.name: count for counter, count in zip(COUNTERS, counts, strict=True) if count
     }
-    counters |= _decode_drops(content[_DROPS_OFFSET:SLOT_BYTES], drop_reasons)
+    counters |= _decode_drops(content[_DROPS_OFFSET : _DROPS_OFFSET + _DROPS_BYTES], drop_reasons)
     stages: dict[str, StageMeasurement] = {}
     for index, stage in enumerate(TARGET_STAGES):
         offset = _STAGES_OFFSET + index * STAGE_BYTES
@@ -84,9 +85,15 @@ def _decode_drops(content: bytes, drop_reasons: list[str]) -> dict[str, int]:
     drops: dict[str, int] = {}
     for number, count in enumerate(memoryview(content).cast("I")):
         if count:
-            name = drop_counter(name_of(number, drop_reasons))
+            name = drop_counter(_reason(number, drop_reasons))
             drops[name] = drops.get(name, 0) + count
     return drops
+
+
+def _reason(number: int, reasons: list[str]) -> str:
+    """The name of a reason by its place in `stats`."""
+    known = reasons[number] if number < len(reasons) else ""
+    return known if known and number < NR_DROP_REASONS - 1 else "OTHER"
 
 
 def is_empty(content: bytes | mmap.mmap, offset: int) -> bool:
@@ -97,8 +104,8 @@ def is_empty(content: bytes | mmap.mmap, offset: int) -> bool:
 def decode_stage(content: bytes, offset: int, ratio: float) -> StageMeasurement:
     """The measurement that one `struct stage_stats` holds."""
     total, longest, not_min, lost, unmatched, clamped = _STAGE_HEADER.unpack_from(content, offset)
-    first = offset + _STAGE_HEADER.size
-    row = memoryview(content)[first : first + POSITIONS * _U32_BYTES].cast("I")
+    first = offset + _COUNTS_OFFSET
+    row = memoryview(content)[first : first + _COUNTS.size].cast("I")
     buckets = {position: count for position, count in enumerate(row) if count}
     if not buckets:
         return StageMeasurement(

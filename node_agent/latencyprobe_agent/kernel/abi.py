@@ -1,0 +1,255 @@
+"""Everything that the C programs and Python share: constants, layouts and maps, each stated once.
+
+C receives the constants as macros. The layouts and maps become `_Static_assert`s at the end of the
+translation unit: a member that changes on one side alone fails the compile, not the figures.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from latencyprobe.domain.histogram import FIRST_OCTAVE, LAST_OCTAVE, MANTISSA_THRESHOLDS, POSITIONS
+from latencyprobe.domain.packets import LONGEST_NS
+from latencyprobe.domain.stages import COUNTERS, INDEX, PACKET_STAGES, STAGES, TARGET_STAGES, Module
+from latencyprobe.domain.verdict import NOTEWORTHY_NS
+
+MAX_SLOTS = 256
+# owners_t: a slot + 1 in each 16 bits of a u64.
+OWNER_BITS = 16
+MAX_OWNERS = 64 // OWNER_BITS
+PROTOCOLS: Mapping[str, int] = {"TCP": 1, "UDP": 2}
+
+# Entries of the tables that say who is measured.
+MAX_CGROUPS = 4096
+MAX_PROCESSES = 16384
+MAX_FILTER_PORTS = 4096
+# The table of network namespaces: entry 0 is not used, no chain is longer than NETNS_HOPS.
+MAX_NETNS = 1024
+NETNS_FIRST = 4096  # a power of two
+NETNS_HOPS = 4
+NETNS_HOST, NETNS_WATCHED, NETNS_PROCESSES = 1, 2, 4
+
+# Reasons why a sample is missing from a stage: enum missing.
+MISSING = ("LOST", "UNMATCHED", "CLAMPED")
+# Room in `stats` for the reasons of many kernels to come: 6.18 has 128. The last place is for those
+# beyond, and for those of subsystems (mac80211, Open vSwitch), whose numbers begin at 65536.
+NR_DROP_REASONS = 192
+# An event has room for all stages up to a packet's last one, by their own indices.
+NR_PACKET_STAGES = 1 + max(INDEX[stage.name] for stage in PACKET_STAGES)
+
+# softirq_to_name[], kernel/softirq.c: the same ten since 4.18
+VECTORS = (
+    *("HI", "TIMER", "NET_TX", "NET_RX", "BLOCK", "IRQ_POLL", "TASKLET", "SCHED", "HRTIMER", "RCU"),
+)
+MAX_HANDLERS = 64
+HANDLER_NAME_BYTES = 32
+# The rows of `node_stats`; the last one: handlers without a row of their own.
+ROW_SOFTWAIT = 0
+ROW_SOFTRUN = len(VECTORS)
+ROW_HANDLERS = 2 * len(VECTORS)
+NODE_ROWS = ROW_HANDLERS + MAX_HANDLERS + 1
+
+MACROS: Mapping[str, int | str] = {
+    "MAX_SLOTS": MAX_SLOTS,
+    "OWNER_BITS": OWNER_BITS,
+    "MAX_OWNERS": MAX_OWNERS,
+    **{f"PROTOCOL_{name}": value for name, value in PROTOCOLS.items()},
+    "MAX_CGROUPS": MAX_CGROUPS,
+    "MAX_PROCESSES": MAX_PROCESSES,
+    "MAX_FILTER_PORTS": MAX_FILTER_PORTS,
+    "MAX_NETNS": MAX_NETNS,
+    "NETNS_FIRST": NETNS_FIRST,
+    "NETNS_HOPS": NETNS_HOPS,
+    "NETNS_HOST": NETNS_HOST,
+    "NETNS_WATCHED": NETNS_WATCHED,
+    "NETNS_PROCESSES": NETNS_PROCESSES,
+    "NR_STAGES": len(TARGET_STAGES),
+    "NR_PACKET_STAGES": NR_PACKET_STAGES,
+    "NR_COUNTERS": len(COUNTERS),
+    "NR_DROP_REASONS": NR_DROP_REASONS,
+    "NR_SOFTIRQ_VECTORS": len(VECTORS),
+    "MAX_HANDLERS": MAX_HANDLERS,
+    "HANDLER_NAME_BYTES": HANDLER_NAME_BYTES,
+    "ROW_SOFTWAIT": ROW_SOFTWAIT,
+    "ROW_SOFTRUN": ROW_SOFTRUN,
+    "ROW_HANDLERS": ROW_HANDLERS,
+    "NODE_ROWS": NODE_ROWS,
+    "FIRST_OCTAVE": FIRST_OCTAVE,
+    "LAST_OCTAVE": LAST_OCTAVE,
+    "POSITIONS": POSITIONS,
+    "TOO_LONG_NS": f"{LONGEST_NS}ULL",
+    "LONG_WAIT_NS": NOTEWORTHY_NS,
+    **{stage.macro: index for index, stage in enumerate(STAGES)},
+    **{counter.macro: index for index, counter in enumerate(COUNTERS)},
+    **{f"THRESHOLD_{j}": f"{value}ULL" for j, value in enumerate(MANTISSA_THRESHOLDS)},
+}
+
+
+class Layout:
+    """A C struct: its members in order, by the format codes of Python's module `struct`.
+
+    A member may be a struct itself. There is no padding but what is listed as a member.
+    """
+
+    def __init__(self, name: str, **members: str | Layout) -> None:
+        self.name = name
+        self._formats: Mapping[str, str] = {
+            member: form.format if isinstance(form, Layout) else form
+            for member, form in members.items()
+        }
+        self.format: str = "".join(self._formats.values())
+        self.packing: struct.Struct = struct.Struct(f"={self.format}")
+        self.size: int = self.packing.size
+
+    def offset(self, member: str) -> int:
+        """Where a member begins, in bytes."""
+        before = list(self._formats).index(member)
+        return struct.calcsize("=" + "".join(list(self._formats.values())[:before]))
+
+    def part(self, first: str, last: str | None = None) -> struct.Struct:
+        """The members from one to another, both included."""
+        names = list(self._formats)
+        wanted = names[names.index(first) : names.index(last or first) + 1]
+        return struct.Struct("=" + "".join(self._formats[name] for name in wanted))
+
+    def assertions(self) -> Iterator[str]:
+        """The C statements by which the compiler checks this layout."""
+        c_name = f"struct {self.name}"
+        yield _assertion(f"sizeof({c_name}) == {self.size}", f"{c_name} is not {self.size} bytes")
+        for member in self._formats:
+            offset, size = self.offset(member), self.part(member).size
+            yield _assertion(
+                f"__builtin_offsetof({c_name}, {member}) == {offset} && "
+                f"sizeof((({c_name} *)0)->{member}) == {size}",
+                f"{c_name}: {member} is not the {size} bytes at {offset}",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """A map that Python writes or reads, with the layouts of its keys and values."""
+
+    name: str
+    key: struct.Struct
+    value: struct.Struct
+
+    def assertions(self) -> Iterator[str]:
+        """The C statements by which the compiler checks this map; bcc declares it as a struct."""
+        for member, part in (("key", self.key), ("leaf", self.value)):
+            yield _assertion(
+                f"sizeof({self.name}.{member}) == {part.size}",
+                f"map {self.name}: its {member} is not {part.size} bytes",
+            )
+
+
+NETNS_ENTRY = Layout("netns_entry", inum="I", flags="H", next="H", owners="Q")
+CONFIG = Layout(
+    "config",
+    epoch="I",
+    generation="I",
+    sample_mask="I",
+    reserved="I",
+    netns_first=f"{NETNS_FIRST}H",
+    netns=f"{MAX_NETNS * NETNS_ENTRY.size}s",
+)
+STAGE_STATS = Layout(
+    "stage_stats",
+    sum="Q",
+    max="Q",
+    not_min="Q",
+    missing=f"{len(MISSING)}I",
+    counts=f"{POSITIONS}I",
+    pad="I",
+)
+SLOT_STATS = Layout(
+    "slot_stats",
+    touched="Q",
+    counters=f"{len(COUNTERS)}Q",
+    stages=f"{len(TARGET_STAGES) * STAGE_STATS.size}s",
+    drops=f"{NR_DROP_REASONS}I",
+)
+SLOT_FILTER = Layout("slot_filter", protocols="H", has_ports="H")
+HANDLER_NAME = Layout("handler_name", text=f"{HANDLER_NAME_BYTES}s")
+USER = Layout("user", tgid="I", pid="I", comm="16s")
+ENDPOINTS = Layout(
+    "endpoints",
+    local="16s",
+    remote="16s",
+    local_port="H",
+    remote_port="H",
+    family="H",
+    protocol="H",
+)
+TRACE_EVENT = Layout(
+    "trace_event",
+    ended_ns="Q",
+    user=USER,
+    endpoints=ENDPOINTS,
+    cpu="Q",
+    stages=f"{NR_PACKET_STAGES}Q",
+)
+TRACE_CONTROL = Layout(
+    "trace_control",
+    limits=f"{NR_PACKET_STAGES}Q",
+    slots=f"{MAX_SLOTS}s",
+    per_second="Q",
+    second="Q",
+    this_second="Q",
+    told="Q",
+    limited="Q",
+    lost="Q",
+)
+
+U8, U32, U64 = struct.Struct("=B"), struct.Struct("=I"), struct.Struct("=Q")
+CONFIGURATION = Map("configuration", U32, CONFIG.packing)
+STATS = Map("stats", U32, SLOT_STATS.packing)
+CGROUPS = Map("cgroups", U64, U64)
+PROCESSES = Map("processes", U32, U64)
+FILTERS = Map("filters", U32, SLOT_FILTER.packing)
+FILTER_PORTS = Map("filter_ports", U32, U8)
+NODE_STATS = Map("node_stats", U32, STAGE_STATS.packing)
+HANDLER_NAMES = Map("handler_names", U32, HANDLER_NAME.packing)
+TRACE_CONTROLS = Map("trace_control", U32, TRACE_CONTROL.packing)
+# A ring buffer has neither keys nor values; its elements are `struct trace_event`.
+TRACE_RING = "trace_ring"
+
+_MAPS = (CONFIGURATION, STATS, CGROUPS, PROCESSES, FILTERS, FILTER_PORTS)
+_LAYOUTS = (NETNS_ENTRY, CONFIG, STAGE_STATS, SLOT_STATS, SLOT_FILTER)
+# There with the module irq; while packets are traced.
+_IRQ_MAPS, _IRQ_LAYOUTS = (NODE_STATS, HANDLER_NAMES), (HANDLER_NAME,)
+_TRACE_MAPS = (TRACE_CONTROLS,)
+_TRACE_LAYOUTS = (USER, ENDPOINTS, TRACE_EVENT, TRACE_CONTROL)
+
+
+def map_names(modules: Iterable[Module], *, trace: bool) -> tuple[str, ...]:
+    """The maps that the agent receives of these modules' object; others are the programs' own."""
+    names = tuple(each.name for each in _maps(modules, trace=trace))
+    return (*names, TRACE_RING) if trace else names
+
+
+def assertions(modules: Iterable[Module], *, trace: bool) -> Iterator[str]:
+    """The C statements that hold the translation unit of these modules to this file."""
+    wanted = frozenset(modules)
+    layouts = (
+        *_LAYOUTS,
+        *(_IRQ_LAYOUTS if Module.IRQ in wanted else ()),
+        *(_TRACE_LAYOUTS if trace else ()),
+    )
+    for number, name in enumerate(MISSING):
+        yield _assertion(f"{name} == {number}", f"enum missing: {name} is not {number}")
+    for checked in (*layouts, *_maps(wanted, trace=trace)):
+        yield from checked.assertions()
+
+
+def _maps(modules: Iterable[Module], *, trace: bool) -> tuple[Map, ...]:
+    return (
+        *_MAPS,
+        *(_IRQ_MAPS if Module.IRQ in frozenset(modules) else ()),
+        *(_TRACE_MAPS if trace else ()),
+    )
+
+
+def _assertion(condition: str, message: str) -> str:
+    return f'_Static_assert({condition}, "{message}: kernel/abi.py");'

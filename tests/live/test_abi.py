@@ -1,0 +1,61 @@
+"""What C and Python share: a side that changes alone fails the compile, with what it changed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+
+from latencyprobe.domain.stages import Module
+from latencyprobe_agent.kernel.build import compiler, source
+from latencyprobe_agent.kernel.build.compiler import CompileError
+from latencyprobe_agent.kernel.build.source import source_folder
+from latencyprobe_agent.kernel.request import Request
+
+SUM, MAX = "\tu64 sum;\n", "\tu64 max;\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (SUM + MAX, MAX + SUM, "struct stage_stats: sum is not the 8 bytes at 0"),
+        ("\tu64 touched;\n", "\tu32 touched;\n", "struct slot_stats: touched is not the 8 bytes"),
+        ("\tu64 touched;\n", "\tu64 touched, untouched;\n", "struct slot_stats is not"),
+        ("\tu32 sample_mask;", "\tu32 added, sample_mask;", "struct config: sample_mask is not"),
+        ("\tu64 owners; /* of every", "\tu32 owners; /* of every", "struct netns_entry: owners is"),
+        ("\tu16 protocols;", "\tu8 protocols;", "struct slot_filter: protocols is not the 2 bytes"),
+        ("char text[HANDLER_NAME_BYTES]", "char text[40]", "struct handler_name is not 32 bytes"),
+        ("\tu16 family; /* 0", "\tu32 family; /* 0", "struct endpoints: family is not the 2 bytes"),
+        ("\tu64 told;\n", "\tu64 told, retold;\n", "struct trace_control: limited is not"),
+        ("{ LOST, UNMATCHED,", "{ UNMATCHED, LOST,", "enum missing: LOST is not 0"),
+        ("(cgroups, u64, owners_t", "(cgroups, u32, owners_t", "map cgroups: its key is not 8"),
+        (
+            "(filter_ports, u32, u8",
+            "(filter_ports, u32, u16",
+            "map filter_ports: its leaf is not 1",
+        ),
+    ],
+)
+def test_a_member_that_changes_on_one_side_fails_the_compile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str, message: str
+) -> None:
+    copy = shutil.copytree(source_folder(), tmp_path / "bpf")
+    patch(copy, before, after)
+    monkeypatch.setattr(source, "source_folder", lambda: copy)
+    request = Request((Module.TCP, Module.IRQ), os.stat("/proc/self/ns/net").st_ino, trace=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # bcc prefers bytes for its texts
+        with pytest.raises(CompileError, match=re.escape(message)):
+            compiler.build(request)
+
+
+def patch(folder: Path, before: str, after: str) -> None:
+    """Change the one place in the C sources that has this text."""
+    (path,) = (path for path in folder.rglob("*.[ch]") if before in path.read_text())
+    text = path.read_text()
+    assert text.count(before) == 1
+    path.write_text(text.replace(before, after))
