@@ -81,8 +81,8 @@ class BuildPy(build_py):
 
     def _bpf_copies(self) -> list[tuple[Path, Path]]:
         folder = Path(self.build_lib) / BPF_PACKAGE_FOLDER
-        sources = sorted([*BPF_SOURCES.glob("*.c"), *BPF_SOURCES.glob("*.h")])
-        return [(source, folder / source.name) for source in sources]
+        sources = sorted(BPF_SOURCES.rglob("*.[ch]"))
+        return [(source, folder / source.relative_to(BPF_SOURCES)) for source in sources]
 
 
 setup(cmdclass={"build_py": BuildPy, "stubs": Stubs})

@@ -33,7 +33,7 @@ MANTISSA_THRESHOLDS: tuple[int, ...] = tuple(
 
 
 def position_of(duration_ns: int) -> int:
-    """The position that counts a duration; the same integer arithmetic as `bpf/histogram.h`."""
+    """The position that counts a duration; the same arithmetic as `bpf/include/histogram.h`."""
     if duration_ns <= LOWEST_NS:
         return UNDERFLOW
     if duration_ns > HIGHEST_NS:

@@ -26,7 +26,7 @@ from tests.patience import patient
 Start = Callable[..., KernelEngine]
 CLIENT, SERVER = 0, 1
 REQUEST_BYTES = 64
-REMEMBERED = 64  # segments that wait in a socket: SEGMENTS, bpf/sockets.h
+REMEMBERED = 64  # segments that wait in a socket: SEGMENTS, bpf/include/sockets.h
 RX_PARTS = ("rx.softirq", "rx.host", "rx.stack", "rx.socket")
 TX_OF_A_PAIR = ("tx.socket", "tx.stack", "tx.qdisc", "tx.total")
 TX_PARTS = ("tx.socket", "tx.stack", "tx.host", "tx.qdisc", "tx.driver")

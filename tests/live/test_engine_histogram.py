@@ -62,7 +62,7 @@ class _TestRun(ctypes.Structure):
 
 
 class PositionProgram:
-    """position_of() of bpf/histogram.h, compiled, loaded and run by the kernel."""
+    """position_of() of bpf/include/histogram.h, compiled, loaded and run by the kernel."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -102,8 +102,8 @@ def compiled_position() -> Iterator[PositionProgram]:
 
 
 def position_source() -> str:
-    """What position_of() needs of bpf/histogram.h, which the maps in it have nothing to do with."""
-    header = (source_folder() / "histogram.h").read_text()
+    """What position_of() needs of its header, which the maps in it have nothing to do with."""
+    header = (source_folder() / "include" / "histogram.h").read_text()
     limits = header[header.index("#define ABOVE_ALL") : header.index("struct stage_stats")]
     begin = header.index("static __always_inline u64 is_above")
     end = header.index("static __always_inline struct slot_stats *get_stats")

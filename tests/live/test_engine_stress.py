@@ -219,7 +219,7 @@ def _entries(number: int) -> int:
 async def test_a_million_datagrams_are_all_accounted_for(start_engine: Start, pair: Pair) -> None:
     client, server = pair
     engine = await watch(start_engine, client, server)
-    burst = 32  # fewer than are remembered, bpf/sockets.h
+    burst = 32  # fewer than are remembered, bpf/include/sockets.h
     bursts = DATAGRAMS // burst
     with (
         nothing_to_complain_of(),

@@ -17,7 +17,7 @@ from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, count, 
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
-REMEMBERED = 63  # one less than SEGMENTS, bpf/sockets.h: the next may be on its way
+REMEMBERED = 63  # one less than SEGMENTS, bpf/include/sockets.h: the next may be on its way
 MSG_WAITFORONE = 0x10000
 
 

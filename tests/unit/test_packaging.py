@@ -109,7 +109,10 @@ def test_a_wheel_holds_the_packages_the_stubs_and_the_c_sources(tmp_path: Path) 
     subprocess.run([*build, "--wheel-dir", tmp_path, source], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     files = set(zipfile.ZipFile(wheel).namelist())
-    c_sources = {f"latencyprobe_agent/bpf/{path.name}" for path in (source / "bpf").glob("*.[ch]")}
+    c_sources = {
+        f"latencyprobe_agent/{path.relative_to(source)}" for path in source.glob("bpf/**/*.[ch]")
+    }
+    assert "latencyprobe_agent/bpf/latencyprobe.bpf.c" in c_sources
     stubs = {f"latencyprobe/protocol/v1/node_agent_pb2{end}" for end in (".py", ".pyi", "_grpc.py")}
     modules = {
         str(path.relative_to(root))

@@ -9,10 +9,10 @@ MESSAGE_BYTES = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to build. `typed`: bind programs by BTF if this kernel can; see bpf/common.h.
+    """What to build. `typed`: bind programs by BTF if this kernel can; see bpf/include/common.h.
 
     `without`: hooks by their name in coverage that are not to be used, for tests of the others.
-    `trace`: with what tells of packets one by one; see bpf/trace.h.
+    `trace`: with what tells of packets one by one; see bpf/include/trace.h.
     """
 
     modules: tuple[str, ...]

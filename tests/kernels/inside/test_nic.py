@@ -45,7 +45,7 @@ def assert_counted_once(measured: Measurement) -> None:
     for stage in OF_A_DEVICE:
         assert account_for(measured, stage) == (REQUESTS, 0), stage
     assert_interrupts_brought(measured)
-    # The first one only shows that its driver tells of the end: bpf/driver.bpf.c
+    # The first one only shows that its driver tells of the end: bpf/modules/driver.bpf.c
     assert REQUESTS - 1 <= count(measured, "tx.driver") <= REQUESTS
 
 

@@ -35,7 +35,7 @@ def descriptor() -> Iterator[int]:
 
 
 def find(content: bytes, inum: int) -> Namespace | None:
-    """find_netns() of bpf/common.h."""
+    """find_netns() of bpf/include/common.h."""
     (number,) = struct.unpack_from("=H", content, 16 + 2 * (inum & 4095))
     for _ in range(4):
         if not number:

@@ -1,4 +1,4 @@
-"""The layout of bpf/trace.h, as the agent reads it."""
+"""The layout of bpf/include/trace.h, as the agent reads it."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 _DEFINITION = re.compile(rf"enum {_ENUM} \{{(.*?)\}}", re.DOTALL)
 _ENUMERATOR = re.compile(r"(\w+)(?:\s*=\s*(.+))?", re.DOTALL)
 _PREFIXES = ("SKB_DROP_REASON_", "SKB_")
-# The reasons that programs know by name; bpf/drops.bpf.c.
+# The reasons that programs know by name; bpf/modules/drops.bpf.c.
 _KNOWN = (
     "NOT_SPECIFIED",
     "QUEUE_PURGE",

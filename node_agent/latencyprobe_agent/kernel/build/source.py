@@ -1,7 +1,8 @@
-"""The translation unit: our C files joined, behind the macros that the vocabulary dictates."""
+"""The translation unit bpf/latencyprobe.bpf.c, behind the macros that say what of it is wanted."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -9,23 +10,8 @@ from types import MappingProxyType
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.abi import MACROS, assertions
 
-_HEADERS = ("kernel.h", "common.h", "histogram.h", "targets.h", "trace.h", "sockets.h")
-# In this order: what rx says of a packet's reader it has from sched.
-_MODULE_FILES: Mapping[Module, tuple[str, ...]] = {
-    Module.IRQ: ("irq.bpf.c",),
-    Module.SCHED: ("sched.bpf.c",),
-    Module.RX: ("rx.bpf.c",),
-    Module.TX: ("send.bpf.c", "devices.bpf.c", "tx.bpf.c", "driver.bpf.c"),
-    Module.TCP: ("turns.bpf.c", "tcp.bpf.c", "drops.bpf.c"),
-}
-# Shared by modules: included once if one of them is wanted.
-_SHARED_FILES: Mapping[str, frozenset[Module]] = {
-    "softirq.bpf.c": frozenset({Module.RX, Module.TX, Module.IRQ}),
-    "segment.bpf.c": frozenset({Module.RX, Module.TCP}),
-    "read.bpf.c": frozenset({Module.RX, Module.TCP}),
-    "ready.bpf.c": frozenset({Module.RX, Module.TCP}),
-    "sendmsg.bpf.c": frozenset({Module.TX, Module.TCP}),
-}
+_UNIT = "latencyprobe.bpf.c"
+_INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
 
 
 def source_folder() -> Path:
@@ -46,17 +32,12 @@ def compose(
 ) -> str:
     """The C source of these modules.
 
-    `from_btf`: types come from BTF, else from the kernel's headers (bpf/kernel.h).
-    `typed`: programs are bound by BTF (bpf/common.h). `functions`: the programs wanted, of those
-    that are alternatives to others. `trace`: packets one by one (bpf/trace.h).
+    `from_btf`: types come from BTF, else from the kernel's headers (include/kernel.h).
+    `typed`: programs are bound by BTF (include/common.h). `functions`: the programs wanted, of
+    those that are alternatives to others. `trace`: packets one by one (include/trace.h).
     `drops`: the kernel's numbers of drop reasons, by macro.
     """
     wanted = frozenset(modules)
-    files = [
-        *_HEADERS,
-        *(file for module, files in _MODULE_FILES.items() if module in wanted for file in files),
-        *(file for file, modules in _SHARED_FILES.items() if modules & wanted),
-    ]
     macros = {
         "FROM_BTF": int(from_btf),
         "TYPED": int(typed),
@@ -68,6 +49,13 @@ def compose(
         **{f"WITH_{function.upper()}": 1 for function in sorted(functions)},
     }
     lines = [f"#define {name} {value}" for name, value in macros.items()]
-    folder = source_folder()
-    texts = ((folder / file).read_text() for file in files)
-    return "\n".join([*lines, *texts, *assertions(wanted, trace=trace)])
+    unit = _with_includes(source_folder() / _UNIT)
+    return "\n".join([*lines, unit, *assertions(wanted, trace=trace)])
+
+
+def _with_includes(path: Path) -> str:
+    """A file with our own files in the place of their `#include`.
+
+    bcc rewrites map accesses in the main file alone.
+    """
+    return _INCLUDE.sub(lambda found: _with_includes(path.parent / found[1]), path.read_text())

@@ -1,4 +1,4 @@
-"""The programs' configuration: `struct config` of bpf/common.h, mapped into this process.
+"""The programs' configuration: `struct config` of bpf/include/common.h, mapped into this process.
 
 Besides a few words it holds the table of network namespaces: `netns_first`, by the low bits of an
 inode number, says at which entry to look, and entries with the same low bits are chained.

@@ -302,7 +302,7 @@ def _tables(slots: Mapping[int, SlotSpec]) -> dict[str, dict[bytes, bytes]]:
 def _owners(
     slots: Mapping[int, SlotSpec], identities: Callable[[SlotSpec], Iterable[int]]
 ) -> dict[int, int]:
-    """Identity to owners_t (bpf/histogram.h)."""
+    """Identity to owners_t (bpf/include/histogram.h)."""
     owners: dict[int, int] = {}
     for slot, spec in slots.items():
         for identity in identities(spec):

@@ -1,4 +1,4 @@
-"""Reading the node's histograms: the layout of `node_stats` (bpf/irq.bpf.c) as a measurement.
+"""Reading the node's histograms: `node_stats` (bpf/modules/irq.bpf.c) as a measurement.
 
 A *row* is one histogram: for each softirq vector what it waited and what it ran, then one for each
 interrupt handler, by the number under which `handler_names` has its name.

@@ -1,4 +1,4 @@
-"""Packets one by one: the ring buffer and the controls of bpf/trace.h, in this process's memory."""
+"""Packets one by one: ring buffer and controls (bpf/include/trace.h) in this process's memory."""
 
 from __future__ import annotations
 

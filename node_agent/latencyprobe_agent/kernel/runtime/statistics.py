@@ -1,4 +1,4 @@
-"""Reading the kernel's histograms: the layout of `stats` (bpf/histogram.h) as measurements."""
+"""Reading the kernel's histograms: `stats` (bpf/include/histogram.h) as measurements."""
 
 from __future__ import annotations
 

@@ -2,10 +2,6 @@
 /*
  * What every module needs: access to kernel memory, the configuration, the CPU's context.
  *
- * The agent joins the headers and the modules wanted into one translation unit (bcc rewrites map
- * accesses in the main file alone), after the macros MODULE_*, HOST_NETNS, TYPED and TRACE, and all
- * constants of the agent's kernel/abi.py. Its layouts follow as static assertions.
- *
  * TYPED 1: programs are bound to tracepoints by BTF ("tp_btf", 5.5+), so the arguments are typed,
  * a field is read with one load, and sockets carry our state (bpf_sk_storage_get() in tracing
  * programs: 5.11+, kernel commit 8e4597c627fb). TYPED 0: plain raw tracepoints (4.17+), reads

@@ -1,0 +1,46 @@
+"""The translation unit is one file that includes the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from latencyprobe.domain.stages import Module
+from latencyprobe_agent.kernel.build import source
+from latencyprobe_agent.kernel.build.source import compose, source_folder
+
+
+def composed() -> str:
+    return compose((Module.TCP,), host_netns=1, from_btf=True, typed=True)
+
+
+def test_every_c_file_is_in_the_unit_once() -> None:
+    unit = composed()
+    files = [path for path in source_folder().rglob("*.[ch]") if path.name != "latencyprobe.bpf.c"]
+    assert len(files) > 20
+    for path in files:
+        begin = path.read_text().split("*/", 1)[1]
+        assert unit.count(begin) == 1, path
+
+
+def test_no_file_is_left_to_be_included_since_bcc_would_not_rewrite_it() -> None:
+    assert '#include "' not in composed()
+
+
+def test_constants_come_before_the_unit_and_assertions_after_it() -> None:
+    unit = composed()
+    first, last = unit.index("struct config {"), unit.rindex("int on_")
+    assert unit.index("#define MAX_SLOTS ") < first
+    assert unit.index("_Static_assert(") > last
+
+
+def test_an_included_file_may_include_others_from_its_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "latencyprobe.bpf.c").write_text('before\n#include "inner/one.h"\nafter\n')
+    (tmp_path / "inner" / "one.h").write_text('#include "two.h"\n#include <linux/types.h>\n')
+    (tmp_path / "inner" / "two.h").write_text("two\n")
+    monkeypatch.setattr(source, "source_folder", lambda: tmp_path)
+    assert "before\ntwo\n\n#include <linux/types.h>\n\nafter\n" in composed()
