@@ -70,7 +70,7 @@ lint: setup ## Check style, formatting, types and layers
 
 .PHONY: bench
 bench: setup ## Measure what measuring costs (needs root)
-	$(BIN)/python -m tests.bench $(ARGS)
+	$(BIN)/python -m bench $(ARGS)
 
 ##@ Deploy
 
@@ -84,21 +84,21 @@ images: setup ## Build the images as OCI archives in dist/, without a registry: 
 
 .PHONY: manifests
 manifests: setup-go ## Render manifests/ and the chart's README from charts/latencyprobe
-	@$(CLUSTER_PATH) $(BIN)/python -m tests.chart.rendered
+	@$(CLUSTER_PATH) $(BIN)/python -m tools.manifests
 
 ##@ Cluster
 
 .PHONY: cluster
 cluster: setup-cluster ## Start a Kubernetes on this machine (needs root); NODES=2 for two nodes
-	$(CLUSTER_PATH) $(BIN)/python -m tests.cluster up --nodes=$(or $(NODES),1)
+	$(CLUSTER_PATH) $(BIN)/python -m devcluster up --nodes=$(or $(NODES),1)
 
 .PHONY: cluster-images
 cluster-images: setup-cluster ## Build the images, give them to its nodes, and have a Helm
-	$(CLUSTER_PATH) $(BIN)/python -m tests.cluster load
+	$(CLUSTER_PATH) $(BIN)/python -m devcluster load
 
 .PHONY: cluster-down
 cluster-down: setup ## Stop it and remove what it left
-	$(BIN)/python -m tests.cluster down
+	$(BIN)/python -m devcluster down
 
 ##@ Change
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.chart.helm import Helm
-from tests.cluster.helm_programs import obtain_helm
-from tests.cluster.programs import say_on_stderr
+from tools.helm.programs import obtain_helm
+from tools.progress import say_on_stderr
 
 
 @pytest.fixture(scope="session")

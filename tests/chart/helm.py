@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).parents[2]
-CHART = ROOT / "charts" / "latencyprobe"
+from tools.helm.chart import CHART, NAMESPACE, RELEASE, HelmProgram
+
 VALUES_FILES = sorted((CHART / "ci").glob("*-values.yaml"))
-RELEASE = "latencyprobe"
-NAMESPACE = "latencyprobe-system"
 
 Manifest = dict[str, Any]
 
 
-class HelmError(Exception):
-    """Helm refused; the message is its own."""
-
-
 @dataclass(frozen=True)
-class Helm:
-    """A Helm program, and the chart that it renders."""
-
-    program: Path
-
-    @cache  # noqa: B019 - of one instance, and the renderings of a test run fit in memory
-    def render(self, *arguments: str, release: str = RELEASE, namespace: str = NAMESPACE) -> str:
-        """The manifests of an install with these arguments. Raises HelmError."""
-        return self.run("template", release, str(CHART), f"--namespace={namespace}", *arguments)
+class Helm(HelmProgram):
+    """A Helm program whose renderings are read."""
 
     def manifests(
         self,
@@ -53,15 +38,6 @@ class Helm:
         """What an install with this values file tells the user."""
         arguments = ("--dry-run=client", f"--namespace={NAMESPACE}", f"--values={values}")
         return self.run("install", RELEASE, str(CHART), *arguments).partition("\nNOTES:\n")[2]
-
-    def run(self, *arguments: str) -> str:
-        """Its standard output. Raises HelmError."""
-        answer = subprocess.run(
-            [self.program, *arguments], capture_output=True, text=True, check=False
-        )
-        if answer.returncode:
-            raise HelmError(answer.stderr + answer.stdout)
-        return answer.stdout
 
 
 class Manifests(list[Manifest]):

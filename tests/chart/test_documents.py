@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 from latencyprobe import __version__
-from tests.chart.helm import CHART, ROOT, VALUES_FILES, Helm
-from tests.chart.rendered import rendered
-from tests.cluster.helm_programs import obtain_helm_docs
-from tests.cluster.programs import say_on_stderr
+from tests.chart.helm import VALUES_FILES, Helm
+from tools.helm.chart import CHART, ROOT
+from tools.helm.programs import obtain_helm_docs
+from tools.manifests import rendered
+from tools.progress import say_on_stderr
 
 Schema = dict[str, Any]
 

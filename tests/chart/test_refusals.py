@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.chart.helm import NAMESPACE, Helm, HelmError
+from tests.chart.helm import Helm
+from tools.helm.chart import NAMESPACE, HelmError
 
 OWN_NAMESPACE = ("agent.namespace.create=false", f"agent.namespace.name={NAMESPACE}")
 

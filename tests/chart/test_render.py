@@ -20,7 +20,6 @@ from latencyprobe_agent.serving.tls_proxy import Gate, RefusalLog, listen
 from latencyprobe_operator.agents.fleet import TlsFiles as OperatorFiles
 from latencyprobe_operator.cli import operator_command
 from tests.chart.helm import (
-    NAMESPACE,
     VALUES_FILES,
     Helm,
     Manifest,
@@ -28,6 +27,7 @@ from tests.chart.helm import (
     container,
     options,
 )
+from tools.helm.chart import NAMESPACE
 
 AGENTS = "latencyprobe-agents"
 

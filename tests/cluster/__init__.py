@@ -1,5 +1,1 @@
-"""A real Kubernetes of one node, made of plain processes on this machine, for tests and people.
-
-`python -m tests.cluster up|down|status` is for people, `environment.Cluster` for tests. The
-README beside this file says what runs where.
-"""
+"""Tests of the operator and agents in a real Kubernetes (devcluster)."""

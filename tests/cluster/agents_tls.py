@@ -8,11 +8,11 @@ from collections.abc import Callable
 import grpc
 from cryptography import x509
 
+from devcluster.waiting import wait_until
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_operator.agents.fleet import AGENT_SERVER_NAME
 from tests.cluster.release import AGENT_PORT
-from tests.cluster.waiting import wait_until
 
 
 def wait_until_served(

@@ -9,11 +9,11 @@ from pathlib import Path
 from shutil import copy
 from typing import Any
 
+from devcluster.cert_manager_programs import CERT_MANAGER, write_chart
+from devcluster.environment import Cluster, KubectlError
+from devcluster.images import pack_image
+from devcluster.waiting import wait_until
 from tests.chart.helm import Helm
-from tests.cluster.cert_manager_programs import CERT_MANAGER, write_chart
-from tests.cluster.environment import Cluster, KubectlError
-from tests.cluster.images import pack_image
-from tests.cluster.waiting import wait_until
 
 NAMESPACE = "cert-manager"
 RELEASE = "cert-manager"

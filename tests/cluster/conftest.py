@@ -6,22 +6,24 @@ from uuid import uuid4
 
 import pytest
 
+from devcluster import cert_manager_programs, programs
+from devcluster.environment import Cluster
+from devcluster.layout import FOR_TESTS
 from tests.chart.helm import Helm
-from tests.cluster import cert_manager_programs, helm_programs, programs
-from tests.cluster.environment import Cluster
-from tests.cluster.layout import FOR_TESTS
 from tests.cluster.release import Release, secrets_of
 from tests.cluster.shop import Shop
+from tools.helm.programs import obtain_helm
 from tools.images import build
 from tools.images.components import COMPONENTS, own_architecture
+from tools.progress import say_on_stderr
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _programs() -> None:
     """Found or built before any test's deadline runs: the first time it takes minutes."""
-    programs.obtain(programs.say_on_stderr)
-    helm_programs.obtain_helm(programs.say_on_stderr)
-    cert_manager_programs.obtain(programs.say_on_stderr)
+    programs.obtain(say_on_stderr)
+    obtain_helm(say_on_stderr)
+    cert_manager_programs.obtain(say_on_stderr)
 
 
 @pytest.fixture(scope="session")
@@ -45,14 +47,14 @@ def two_nodes(cluster: Cluster) -> Cluster:
 @pytest.fixture(scope="session")
 def helm() -> Helm:
     """The real one."""
-    return Helm(helm_programs.obtain_helm(programs.say_on_stderr))
+    return Helm(obtain_helm(say_on_stderr))
 
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The images of this checkout, as `make images` builds them."""
     folder = tmp_path_factory.mktemp("images")
-    built = build.build(list(COMPONENTS), own_architecture(), folder, programs.say_on_stderr)
+    built = build.build(list(COMPONENTS), own_architecture(), folder, say_on_stderr)
     return [image.path for image in built]
 
 

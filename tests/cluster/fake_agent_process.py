@@ -14,7 +14,7 @@ from pathlib import Path
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement, StageMeasurement
 from latencyprobe_operator.agents.fleet import TlsFiles
-from tests.unit.operator_.fake_agent import AGENT_NAME, FakeAgent
+from tools.fakes.agent import AGENT_NAME, FakeAgent
 
 PACKETS = 100
 PORT = 9345

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .images import PAUSE_IMAGE, WORKLOAD_IMAGE
+from devcluster.images import PAUSE_IMAGE, WORKLOAD_IMAGE
 
 AGENT_NAMESPACE = "latencyprobe-system"
 SERVER_PORT = 7000

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from devcluster.environment import Cluster
 from latencyprobe_operator.agents.fleet import TlsFiles
-from tests.cluster.environment import Cluster
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "manifests"

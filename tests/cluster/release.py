@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.chart.helm import CHART, NAMESPACE, RELEASE, Helm
-from tests.cluster import cgroups
-from tests.cluster.environment import Cluster, KubectlError
-from tests.cluster.layout import NodeLayout
+from devcluster import cgroups
+from devcluster.environment import Cluster, KubectlError
+from devcluster.layout import NodeLayout
+from devcluster.waiting import wait_until
+from tests.chart.helm import Helm
 from tests.cluster.operator_process import MANIFESTS
-from tests.cluster.waiting import wait_until
 from tests.live.leftovers import held_program_ids
+from tools.helm.chart import CHART, NAMESPACE, RELEASE
 
 AGENT_NAMESPACE = "latencyprobe-agents"
 NAMESPACES = {"operator": NAMESPACE, "agent": AGENT_NAMESPACE}

@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
+from devcluster.waiting import wait_until
 from tests.cluster import manifests
 from tests.cluster.operator_process import MANIFESTS
 from tests.cluster.release import Release
-from tests.cluster.waiting import wait_until
 
 SAMPLE = MANIFESTS / "samples" / "latencyprobe.yaml"
 LIVE = "live"

@@ -10,17 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import cgroups, manifests
-from tests.cluster.environment import Cluster, ClusterInUseError
-from tests.cluster.layout import Layout
-from tests.cluster.node import MASKED_DIRECTORIES, SYSCTLS
-from tests.cluster.waiting import wait_until
+from devcluster import cgroups
+from devcluster.environment import Cluster, ClusterInUseError
+from devcluster.layout import Layout
+from devcluster.node import MASKED_DIRECTORIES, SYSCTLS
+from devcluster.waiting import wait_until
+from tests.cluster import manifests
 
 # Another than the session's, since it is stopped here.
 BRIEF = Layout("brief", IPv4Network("10.253.8.0/22"))
 
 START = """
-from tests.cluster.environment import Cluster
+from devcluster.environment import Cluster
 from tests.cluster.test_cluster_lifecycle import BRIEF
 Cluster(BRIEF).start()
 """

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.cluster import cgroups, manifests
-from tests.cluster.environment import Cluster, KubectlError
-from tests.cluster.waiting import wait_until
+from devcluster import cgroups
+from devcluster.environment import Cluster, KubectlError
+from devcluster.waiting import wait_until
+from tests.cluster import manifests
 
 REQUESTS = 250
 

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
+from devcluster.environment import Cluster
+from devcluster.waiting import wait_until
 from latencyprobe_operator.agents.fleet import TlsFiles
 from tests.cluster import manifests
-from tests.cluster.environment import Cluster
 from tests.cluster.operator_process import (
     OPERATOR_NAMESPACE,
     ROOT,
@@ -25,7 +26,6 @@ from tests.cluster.operator_process import (
     install,
     operator_arguments,
 )
-from tests.cluster.waiting import wait_until
 from tests.live.leftovers import held_program_ids
 
 PROGRAM = str(Path(sys.executable).with_name("latencyprobe"))

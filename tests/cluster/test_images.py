@@ -12,15 +12,16 @@ from pathlib import Path
 import grpc
 import pytest
 
+from devcluster import programs
+from devcluster.waiting import wait_until
 from latencyprobe import __version__
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
-from tests.cluster import programs
 from tests.cluster.containers import Mount, Privileges, UnpackedImage
-from tests.cluster.waiting import wait_until
 from tests.unit.agent.states import probe, state
 from tools.images import build
 from tools.images.components import COMPONENTS, ROOT, SITE_PACKAGES, own_architecture
+from tools.progress import say_on_stderr
 
 ARCHITECTURE = own_architecture()
 # The same as in the chart's securityContext of the agent.
@@ -33,7 +34,7 @@ MEGABYTE = 1_000_000
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, build.Built]:
     """The images of this checkout, by component."""
     folder = tmp_path_factory.mktemp("images")
-    images = build.build(list(COMPONENTS), ARCHITECTURE, folder, programs.say_on_stderr)
+    images = build.build(list(COMPONENTS), ARCHITECTURE, folder, say_on_stderr)
     return dict(zip(COMPONENTS, images, strict=True))
 
 
@@ -42,7 +43,7 @@ def images(
     built: dict[str, build.Built], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, UnpackedImage]:
     """The same, unpacked."""
-    runc = programs.obtain(programs.say_on_stderr)["runc"]
+    runc = programs.obtain(say_on_stderr)["runc"]
     return {
         name: UnpackedImage(image.path, tmp_path_factory.mktemp(name), runc)
         for name, image in built.items()
@@ -71,7 +72,7 @@ def test_two_builds_from_nothing_give_the_same_archives(
         list(COMPONENTS),
         ARCHITECTURE,
         tmp_path,
-        programs.say_on_stderr,
+        say_on_stderr,
         cache=tmp_path / "cache",
     )
     assert [image.digest for image in again] == [image.digest for image in built.values()]

@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
+from devcluster.environment import Cluster, KubectlError
+from devcluster.waiting import wait_until
 from tests.cluster import manifests
-from tests.cluster.environment import Cluster, KubectlError
 from tests.cluster.operator_process import Process, install, operator_arguments
-from tests.cluster.waiting import wait_until
-from tests.unit.operator_.fake_agent import AGENT_NAME, OPERATOR_NAME, Authority
+from tools.fakes.agent import AGENT_NAME, OPERATOR_NAME, Authority
 
 AGENT_LABELS = {"app.kubernetes.io/name": "latencyprobe-agent"}
 FOLLOW_SECONDS = 2.0

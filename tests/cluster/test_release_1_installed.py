@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.chart.helm import NAMESPACE, RELEASE, VALUES_FILES, Helm
-from tests.cluster.cert_manager_programs import current_crd
-from tests.cluster.environment import Cluster, KubectlError
+from devcluster.cert_manager_programs import current_crd
+from devcluster.environment import Cluster, KubectlError
+from tests.chart.helm import VALUES_FILES, Helm
 from tests.cluster.release import AGENT_NAMESPACE, CRD, Release, pod_security_complaints
 from tests.cluster.shop import SAMPLE, Shop, counts
+from tools.helm.chart import NAMESPACE, RELEASE
 
 REQUESTS = 400
 

@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from latencyprobe.commands.pki import Authority, Credential
-from tests.chart.helm import RELEASE
 from tests.cluster.agents_tls import node_name, wait_until_served
 from tests.cluster.release import NAMESPACES, Release
 from tests.cluster.shop import Shop
+from tools.helm.chart import RELEASE
 
 DAY = timedelta(days=1)  # the shortest lifetime that the chart gives
 IN_ITS_SECOND_THIRD = timedelta(hours=15)

@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from tests.chart.helm import CHART, NAMESPACE
 from tests.cluster import manifests
 from tests.cluster.release import AGENT_NAMESPACE, AGENTS, OPERATOR
 from tests.cluster.shop import LIVE, Shop, counts, node_told
+from tools.helm.chart import CHART, NAMESPACE
 
 OUTAGE_SECONDS = 60
 REQUESTS = 400

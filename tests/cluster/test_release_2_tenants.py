@@ -16,10 +16,10 @@ from uuid import uuid4
 
 import pytest
 
+from devcluster.environment import Cluster, KubectlError
+from devcluster.waiting import wait_until
 from tests.cluster import manifests
-from tests.cluster.environment import Cluster, KubectlError
 from tests.cluster.release import Release
-from tests.cluster.waiting import wait_until
 
 OWN = {"own"}
 NOBODY: set[str] = set()

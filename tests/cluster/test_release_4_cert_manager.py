@@ -11,14 +11,14 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from tests.chart.helm import CHART, NAMESPACE, RELEASE
+from devcluster.cert_manager_programs import obtain
+from devcluster.waiting import wait_until
 from tests.cluster import cert_manager
 from tests.cluster.agents_tls import node_name, wait_until_served
-from tests.cluster.cert_manager_programs import obtain
-from tests.cluster.programs import say_on_stderr
 from tests.cluster.release import NAMESPACES, OPERATOR, Release
 from tests.cluster.shop import Shop
-from tests.cluster.waiting import wait_until
+from tools.helm.chart import CHART, NAMESPACE, RELEASE
+from tools.progress import say_on_stderr
 
 LIFETIME = timedelta(hours=1)  # cert-manager's webhook takes nothing shorter
 RENEWED_AFTER = timedelta(seconds=30)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from devcluster.environment import Cluster
+from devcluster.waiting import wait_until
 from tests.cluster import manifests
-from tests.cluster.environment import Cluster
-from tests.cluster.waiting import wait_until
 
 REQUESTS = 250
 

@@ -10,19 +10,18 @@ import hashlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tools.cache import cache_directory, one_at_a_time
 from tools.images import archive, components, containerfile, layers, source
 from tools.images.components import COMPONENTS, Component
+from tools.progress import Say
 
 # What every engine and the kubelet make of `latencyprobe-operator`, as the chart has it: a name
 # without a registry.
 _NO_REGISTRY = "docker.io/library"
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from latencyprobe_operator.agents.fleet import TlsFiles
-from tests.unit.operator_.fake_agent import AGENT_NAME, OPERATOR_NAME, Authority
+from tools.fakes.agent import AGENT_NAME, OPERATOR_NAME, Authority
 
 DEADLINE_SECONDS = 10.0
 

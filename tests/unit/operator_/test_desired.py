@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from latencyprobe_operator.api.spec import ProbeSpec
 from latencyprobe_operator.desired_state import NO_STATE, DesiredStates
 from latencyprobe_operator.model import Pod
-from tests.unit.operator_.samples import pod, probe_spec
+from tools.fakes.samples import pod, probe_spec
 
 CHECKOUT, CART = probe_spec("checkout"), probe_spec("cart", modules=["rx"])
 

@@ -30,14 +30,14 @@ from latencyprobe_operator.desired_state import NO_STATE, DesiredStates, NodeSta
 from latencyprobe_operator.metrics import Metrics
 from latencyprobe_operator.probes.nodes import node_facts
 from tests.unit.operator_.conftest import until
-from tests.unit.operator_.fake_agent import (
+from tools.fakes.agent import (
     AGENT_NAME,
     OPERATOR_NAME,
     Authority,
     FakeAgent,
     measurement,
 )
-from tests.unit.operator_.samples import pod, probe_spec, target_id
+from tools.fakes.samples import pod, probe_spec, target_id
 
 UID = "uid-checkout"
 

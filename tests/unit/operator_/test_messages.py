@@ -13,7 +13,7 @@ from latencyprobe_operator.agents.messages import Outgoing, TargetState, outgoin
 from latencyprobe_operator.api.spec import ProbeKey
 from latencyprobe_operator.desired_state import DesiredStates, NodeState, ProbeOnNode
 from latencyprobe_operator.model import Container, Pod, Target
-from tests.unit.operator_.samples import pod, probe_spec, target_id
+from tools.fakes.samples import pod, probe_spec, target_id
 
 
 def node_state(namespace: str, probes: int, pods: Sequence[Pod]) -> NodeState:

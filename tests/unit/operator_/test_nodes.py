@@ -10,7 +10,7 @@ from latencyprobe_operator.api.status import NodeState, StageGap
 from latencyprobe_operator.model import targets_of
 from latencyprobe_operator.probes.nodes import AgentView, node_facts, not_covered
 from latencyprobe_operator.probes.staleness import Silence
-from tests.unit.operator_.samples import pod, target_id
+from tools.fakes.samples import pod, target_id
 
 TARGETS = targets_of(pod("a"), ()) + targets_of(pod("b"), ())
 ATTACHED = TargetStatus(TargetState.ATTACHED, "")

@@ -9,8 +9,8 @@ import pytest
 from latencyprobe_operator.kube.cluster import ApiError, Cluster
 from latencyprobe_operator.kube.pods import PodsChange, PodSet, PodWatches
 from tests.unit.operator_.conftest import until
-from tests.unit.operator_.fake_api import FakeApi
-from tests.unit.operator_.samples import pod_body
+from tools.fakes.api import FakeApi
+from tools.fakes.samples import pod_body
 
 
 class Ears:

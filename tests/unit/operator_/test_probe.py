@@ -24,10 +24,10 @@ from latencyprobe_operator.model import Pod
 from latencyprobe_operator.probes.nodes import AgentView
 from latencyprobe_operator.probes.probe import Probe
 from tests.unit.operator_.conftest import until
-from tests.unit.operator_.fake_agent import measurement
-from tests.unit.operator_.fake_api import apply_merge_patch
-from tests.unit.operator_.samples import pod, probe_body, probe_spec, target_id
 from tests.unit.operator_.virtual_time import VirtualTimeLoop
+from tools.fakes.agent import measurement
+from tools.fakes.api import apply_merge_patch
+from tools.fakes.samples import pod, probe_body, probe_spec, target_id
 
 LOOP = VirtualTimeLoop
 

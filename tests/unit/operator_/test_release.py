@@ -15,7 +15,7 @@ from latencyprobe_operator.release import (
     release_command,
     release_probes,
 )
-from tests.unit.operator_.fake_api import FakeApi, Json
+from tools.fakes.api import FakeApi, Json
 
 OTHERS = "example.org/audit"
 

@@ -18,7 +18,7 @@ from latencyprobe.domain.measurement import (
     total,
 )
 from latencyprobe_operator.probes.windows import SLOTS, ProbeWindows, of_one_pod
-from tests.unit.operator_.fake_agent import measurement
+from tools.fakes.agent import measurement
 
 stage_measurements = st.builds(
     StageMeasurement,

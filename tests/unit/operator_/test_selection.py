@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from latencyprobe_operator.model import newest_by_node, read_pod, targets_of
-from tests.unit.operator_.samples import container, pod, pod_body, target_id
+from tools.fakes.samples import container, pod, pod_body, target_id
 
 
 def test_each_running_container_is_a_target() -> None:

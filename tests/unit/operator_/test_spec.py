@@ -8,7 +8,7 @@ import pytest
 
 from latencyprobe.domain.stages import Module
 from latencyprobe_operator.api.spec import SpecError, read_probe
-from tests.unit.operator_.samples import probe_body
+from tools.fakes.samples import probe_body
 
 
 def test_absent_fields_have_the_defaults_of_the_schema() -> None:

@@ -28,8 +28,8 @@ from latencyprobe_operator.api.status import (
     StageGap,
 )
 from latencyprobe_operator.probes.objectives import Judgement, Outcome
-from tests.unit.operator_.fake_api import apply_merge_patch
-from tests.unit.operator_.samples import probe_spec
+from tools.fakes.api import apply_merge_patch
+from tools.fakes.samples import probe_spec
 
 NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z"
 SPEC = probe_spec()

@@ -1,0 +1,34 @@
+"""What the compiler process takes, as a program of its own: `python -m bench.compiler_cost`.
+
+Of its own, since the kernel counts the peak of all children together, and the peak of a child at
+its birth is its parent's: this parent is small and has no other child.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import time
+
+from bench.network import own_netns
+from latencyprobe.domain.stages import DEFAULT_MODULES
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+
+
+async def measure() -> dict[str, float]:
+    """Seconds until attached, and the compiler's peak."""
+    engine = KernelEngine(host_netns=own_netns())
+    began = time.monotonic()
+    await engine.use(frozenset(DEFAULT_MODULES))
+    seconds = time.monotonic() - began
+    await engine.close()
+    return {
+        "seconds": seconds,
+        "peak_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+        "parent_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(measure())))

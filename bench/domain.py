@@ -1,0 +1,176 @@
+"""The operator's arithmetic over 10,000 pods with 12 stages each, on one core.
+
+Every interval each pod's report arrives (unpacked from its message), goes into windows, and the
+pods that a status shows are reported on. The rates say how much of a core that takes.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.progress import Progress
+from rich.table import Table
+
+from bench.outcome import Outcome
+from bench.ratio import Spread, verdict
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.measurement import Measurement, StageMeasurement, total
+from latencyprobe.domain.report import report_on
+from latencyprobe.domain.stages import COUNTERS, DEFAULT_MODULES, STAGES
+from latencyprobe.protocol.measurements import measurement_from_proto, measurement_to_proto
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe_operator.probes.windows import ProbeWindows
+
+DEFAULT_ROUNDS = 5
+PODS = 10_000
+INTERVAL_SECONDS = 10.0
+WINDOW_SECONDS = 60.0
+SHOWN_PODS = 20
+_DIFFERENT_PODS = 250
+_SAMPLES_OF_A_STAGE = 400
+_SLICE = 1000  # operations timed together; a round does each task once, in turns
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A kind of work. `times`: how often an interval of all pods needs it; None: not by itself."""
+
+    name: str
+    work: Callable[[int], object]
+    times: int | None = None
+    slice_operations: int = _SLICE
+
+
+async def run(rounds: int, progress: Progress) -> Outcome:
+    """Time every task in turns."""
+    tasks = _tasks(_pods())
+    bar = progress.add_task("domain", total=rounds * len(tasks))
+    rates: dict[str, list[float]] = {task.name: [] for task in tasks}
+    for _ in range(rounds):
+        for task in tasks:
+            rates[task.name].append(_rate(task))
+            progress.advance(bar)
+    return _outcome(tasks, {name: Spread.of(values) for name, values in rates.items()})
+
+
+def _pods() -> Sequence[Measurement]:
+    """One interval of pods whose stages spread over some 25 buckets each, as real ones do."""
+    chance = random.Random(1)
+    return [_pod(chance) for _ in range(_DIFFERENT_PODS)]
+
+
+def _pod(chance: random.Random) -> Measurement:
+    def durations(typical_ns: float) -> list[int]:
+        return [
+            max(1, round(chance.lognormvariate(0, 0.7) * typical_ns))
+            for _ in range(_SAMPLES_OF_A_STAGE)
+        ]
+
+    stages = {
+        stage.name: StageMeasurement(Histogram.of(durations(10 ** chance.uniform(3, 6))))
+        for stage in STAGES
+    }
+    return Measurement(stages, {counter.name: 1 for counter in COUNTERS[:3]})
+
+
+def _tasks(pods: Sequence[Measurement]) -> tuple[Task, ...]:
+    histograms = [measured.histogram for pod in pods for measured in pod.stages.values()]
+    messages = [_packed(pod) for pod in pods]
+    windows = ProbeWindows(INTERVAL_SECONDS, WINDOW_SECONDS)
+    entries = round(WINDOW_SECONDS / INTERVAL_SECONDS)
+    clock = _Clock()
+    for _ in range(entries + 1):  # what a full window costs is what counts
+        for index in range(_SLICE):
+            windows.add(f"pod {index}", pods[index % len(pods)], at=clock.of(index))
+
+    def histogram(index: int) -> Histogram:
+        return histograms[index % len(histograms)]
+
+    def pod(index: int) -> Measurement:
+        return pods[index % len(pods)]
+
+    def unpack(index: int) -> Measurement:
+        message = pb.TargetReport.FromString(messages[index % len(messages)])
+        return measurement_from_proto(message.stages, message.counters)
+
+    return (
+        Task("add two histograms", lambda i: histogram(i) + histogram(i + 1), None, 20 * _SLICE),
+        Task("percentile of a histogram", lambda i: histogram(i).percentile(99), None, 20 * _SLICE),
+        Task("add two pods", lambda i: pod(i) + pod(i + 1)),
+        Task("report on a pod", lambda i: report_on(pod(i), DEFAULT_MODULES), SHOWN_PODS),
+        Task(
+            f"window of a pod: add {entries} intervals",
+            lambda i: total(pod(i + n) for n in range(entries)),
+            SHOWN_PODS,
+            _SLICE // 4,
+        ),
+        Task("unpack a pod's message", unpack, PODS),
+        Task(
+            "take a pod's report into its windows",
+            lambda i: windows.add(f"pod {i}", pod(i), at=clock.of(i)),
+            PODS,
+        ),
+    )
+
+
+class _Clock:
+    """Interval after interval for the windows: each pass over the pods is one."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def of(self, index: int) -> float:
+        if index % _SLICE == 0:
+            self._now += INTERVAL_SECONDS
+        return self._now
+
+
+def _packed(pod: Measurement) -> bytes:
+    stages, counters = measurement_to_proto(pod)
+    return pb.TargetReport(stages=stages, counters=counters).SerializeToString()
+
+
+def _rate(task: Task) -> float:
+    began = time.process_time()
+    for index in range(task.slice_operations):
+        task.work(index)
+    return task.slice_operations / (time.process_time() - began)
+
+
+def _outcome(tasks: Sequence[Task], rates: dict[str, Spread]) -> Outcome:
+    table = Table(title=f"{PODS:,} pods x {len(STAGES)} stages every {INTERVAL_SECONDS:.0f} s")
+    table.add_column("task")
+    for heading in ("a second: median (least to most)", "times an interval", "% of a core"):
+        table.add_column(heading, justify="right")
+    percents = {
+        task.name: 100 * task.times / rates[task.name].median / INTERVAL_SECONDS
+        for task in tasks
+        if task.times is not None
+    }
+    for task in tasks:
+        rate = rates[task.name]
+        table.add_row(
+            task.name,
+            f"{rate.median:,.0f}  ({rate.least:,.0f} to {rate.most:,.0f})",
+            "" if task.times is None else f"{task.times:,}",
+            "" if task.times is None else f"{percents[task.name]:.1f}",
+        )
+    whole = sum(percents.values())
+    table.add_row("all of it", "", "", f"{whole:.1f}", end_section=True)
+    return Outcome(
+        (
+            table,
+            f"Target: the whole operator within a core; this takes {whole:.0f} % of one: "
+            + verdict(met=whole < 100),
+        ),
+        {
+            "pods": PODS,
+            "stages": len(STAGES),
+            "per_second": {name: rate.document() for name, rate in rates.items()},
+            "percent_of_a_core": {name: round(value, 2) for name, value in percents.items()},
+            "percent_of_a_core_in_all": round(whole, 2),
+        },
+    )

@@ -1,0 +1,158 @@
+"""Two network namespaces of our own with a veth pair between them, and traffic over it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.outcome import CannotMeasureError
+
+# For benchmarks of network devices, RFC 2544; it is used inside our namespaces alone.
+CLIENT_ADDRESS = "198.18.0.1"
+SERVER_ADDRESS = "198.18.0.2"
+MESSAGE_BYTES = 64
+_WARM_UP_TRANSACTIONS = 200  # as in request_response.c: done, but not timed
+_SOURCE = Path(__file__).with_name("request_response.c")
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A named network namespace."""
+
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """The file that keeps it alive."""
+        return Path("/run/netns") / self.name
+
+    @property
+    def inode(self) -> int:
+        """The number that the kernel's programs know it by."""
+        return self.path.stat().st_ino
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """Two namespaces joined by a veth pair, and a third that stands apart."""
+
+    client: Namespace
+    server: Namespace
+    apart: Namespace
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The inode numbers of both ends' namespaces."""
+        return frozenset({self.client.inode, self.server.inode})
+
+
+def own_netns() -> int:
+    """The inode number of the namespace that we are in."""
+    return Path("/proc/self/ns/net").stat().st_ino
+
+
+@contextmanager
+def network() -> Iterator[Network]:
+    """The namespaces for the time of the `with` block."""
+    names = [Namespace(f"lpbench{os.getpid()}{end}") for end in ("client", "server", "apart")]
+    made: list[Namespace] = []
+    try:
+        for namespace in names:
+            _ip("netns", "add", namespace.name)
+            made.append(namespace)
+            _ip("-n", namespace.name, "link", "set", "lo", "up")
+        net = Network(*names)
+        _join(net)
+        yield net
+    finally:
+        for namespace in made:
+            _ip("netns", "delete", namespace.name)
+
+
+def _join(net: Network) -> None:
+    client, server = net.client.name, net.server.name
+    ends = ("name", "veth0", "netns", client), ("name", "veth0", "netns", server)
+    _ip("link", "add", *ends[0], "type", "veth", "peer", *ends[1])
+    for name, address in ((client, CLIENT_ADDRESS), (server, SERVER_ADDRESS)):
+        # no address resolution and no IPv6 housekeeping between our packets
+        _ip("-n", name, "link", "set", "veth0", "addrgenmode", "none")
+        _ip("-n", name, "address", "add", f"{address}/30", "dev", "veth0")
+        _ip("-n", name, "link", "set", "veth0", "up")
+
+
+def _ip(*arguments: str) -> None:
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CannotMeasureError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
+
+
+@dataclass(frozen=True, slots=True)
+class Exchanged:
+    """Requests answered, and how long that took."""
+
+    transactions: int
+    seconds: float
+
+    @property
+    def packets(self) -> int:
+        """Each request and each response is one packet, and carries the other's ACK."""
+        return 2 * (self.transactions + _WARM_UP_TRANSACTIONS)
+
+    @property
+    def rate(self) -> float:
+        """Transactions per second."""
+        return self.transactions / self.seconds
+
+
+class Traffic:
+    """A client and a server, compiled C, that exchange when told to. Made by `traffic`."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def exchange(self, seconds: float) -> Exchanged:
+        """Requests and responses on a connection of their own."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(f"{round(seconds * 1000)}\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise CannotMeasureError("the traffic program has ended: see its words above") from None
+        words = self._process.stdout.readline().split()
+        if len(words) != 2:
+            raise CannotMeasureError("the traffic program has ended: see its words above")
+        return Exchanged(int(words[0]), int(words[1]) / 1e9)
+
+
+@contextmanager
+def compiled_traffic() -> Iterator[Path]:
+    """The traffic program, compiled, for the time of the `with` block."""
+    with tempfile.TemporaryDirectory(prefix="latencyprobe-bench-") as folder:
+        program = Path(folder) / "request_response"
+        subprocess.run(["gcc", "-O2", "-Wall", "-o", program, _SOURCE], check=True)
+        yield program
+
+
+@contextmanager
+def traffic(
+    program: Path, client: Namespace, server: Namespace, address: str = SERVER_ADDRESS
+) -> Iterator[Traffic]:
+    """Client and server in their namespaces, both on our last CPU."""
+    cpu = max(os.sched_getaffinity(0))
+    process = subprocess.Popen(
+        [program, client.path, server.path, address, str(cpu), str(MESSAGE_BYTES)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield Traffic(process)
+    finally:
+        process.kill()  # its server dies with it
+        process.communicate()

@@ -1,0 +1,179 @@
+"""What the operator costs in a large cluster: python -m bench.operator_scale [NODES] [PODS].
+
+One probe over PODS pods on NODES nodes (by default 10,000 on 1,000), an interval of 10 s and a
+window of 60 s. The API server and the agents are simulated in a second process, over real HTTP and
+real gRPC with TLS; every agent reports twelve stages of each pod each interval. Of the operator
+everything runs but kopf. Prints CPU (percent of one core) and RSS, minute by minute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import random
+import resource
+import sys
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from kubernetes.aio.client.configuration import Configuration
+
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.measurement import Measurement, StageMeasurement
+from latencyprobe.domain.stages import STAGES
+from latencyprobe.protocol.measurements import measurement_to_proto
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe_operator.agents.fleet import TlsFiles
+from latencyprobe_operator.api.status import size_bytes
+from latencyprobe_operator.controller import AgentSource, Controller
+from latencyprobe_operator.kube.cluster import Cluster
+from latencyprobe_operator.metrics import Metrics
+from tools.fakes.agent import AGENT_NAME, OPERATOR_NAME, Authority, FakeAgent
+from tools.fakes.api import FakeApi
+from tools.fakes.samples import Json, pod_body, probe_body
+
+INTERVAL_SECONDS = 10
+MINUTES = 2
+
+
+def main() -> None:
+    """Run the simulation beside the operator, and print what the operator took."""
+    nodes, pods = (int(each) for each in (sys.argv[1:] + ["1000", "10000"][len(sys.argv) - 1 :]))
+    with tempfile.TemporaryDirectory() as folder:
+        authority = Authority.make(Path(folder))
+        agent_tls, operator_tls = authority.issue(AGENT_NAME), authority.issue(OPERATOR_NAME)
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        simulation = context.Process(target=simulate, args=(theirs, agent_tls, nodes, pods))
+        simulation.start()
+        try:
+            asyncio.run(operate(ours.recv(), operator_tls))
+        finally:
+            simulation.terminate()
+            simulation.join()
+
+
+# --------------------------------------------------------------------------- simulation
+
+
+def simulate(parent: Connection, tls: TlsFiles, nodes: int, pods: int) -> None:
+    """The cluster and its agents."""
+    asyncio.run(_simulate(parent, tls, nodes, pods))
+
+
+async def _simulate(parent: Connection, tls: TlsFiles, nodes: int, pods: int) -> None:
+    api = FakeApi()
+    for index in range(pods):
+        api.set(pod_body(f"checkout-{index:05}", node=f"node-{index % nodes:04}"), quietly=True)
+    agents = {f"node-{index:04}": FakeAgent(tls) for index in range(nodes)}
+    for agent in agents.values():
+        await agent.start()
+    async with api.serve() as client:
+        host = client._configuration.host
+        parent.send((host, {node: agent.address for node, agent in agents.items()}))
+        figures = [_figures() for _ in range(20)]
+        await asyncio.gather(*(_report(agent, figures) for agent in agents.values()))
+
+
+async def _report(
+    agent: FakeAgent, figures: list[tuple[list[pb.StageDelta], dict[str, int]]]
+) -> None:
+    await asyncio.sleep(random.uniform(0, INTERVAL_SECONDS))
+    while True:
+        if agent.listeners and agent.applied:
+            report = pb.Report(
+                instance_id=agent.instance_id, generation=agent.applied[-1].generation
+            )
+            for probe in agent.applied[-1].probes:
+                told = report.probes.add(id=probe.id)
+                for target in probe.targets:
+                    stages, counters = random.choice(figures)
+                    status = pb.TargetStatus(id=target.id, state=pb.TargetStatus.ATTACHED)
+                    told.targets.add(status=status, stages=stages, counters=counters)
+            agent.send(report)
+        await asyncio.sleep(INTERVAL_SECONDS)
+
+
+def _figures() -> tuple[list[pb.StageDelta], dict[str, int]]:
+    """A thousand packets, log-normal, which fill some thirty buckets of each stage."""
+    scale = random.uniform(9, 12)
+    return measurement_to_proto(
+        Measurement(
+            {
+                stage.name: StageMeasurement(
+                    Histogram.of([round(random.lognormvariate(scale, 0.5)) for _ in range(1000)])
+                )
+                for stage in STAGES
+            },
+            {"retransmits": 3},
+        )
+    )
+
+
+# ------------------------------------------------------------------------------ operator
+
+
+async def operate(simulated: tuple[str, dict[str, str]], tls: TlsFiles) -> None:
+    """The operator's controller with one probe."""
+    host, addresses = simulated
+    cluster = _client(host)
+    controller = Controller(
+        cluster,
+        credentials=tls.credentials,
+        agents=AgentSource("", "", 0, addresses),
+        metrics=Metrics(),
+    )
+    print(f"before any agent: RSS {_rss_mib():.0f} MiB")
+    await controller.start()
+    began = time.monotonic()
+    body = probe_body(interval=f"{INTERVAL_SECONDS}s", selector={})
+    probe = controller.add(body)
+    running = asyncio.create_task(probe.run())
+    while controller._fleet.states().get("Ready", 0) < len(addresses):
+        await asyncio.sleep(0.1)
+    seconds = time.monotonic() - began
+    print(f"all {len(addresses)} agents attached after {seconds:.1f} s, RSS {_rss_mib():.0f} MiB")
+    lag = asyncio.create_task(_longest_block())
+    for minute in range(1, MINUTES + 1):
+        cpu, wall = time.process_time(), time.monotonic()
+        await asyncio.sleep(60)
+        percent = 100 * (time.process_time() - cpu) / (time.monotonic() - wall)
+        print(f"minute {minute}: {percent:.0f} % of one core, RSS {_rss_mib():.0f} MiB", flush=True)
+    _tell(probe._previous, lag)
+    running.cancel()
+    await controller.close()
+    await cluster.close()
+
+
+def _client(host: str) -> Cluster:
+    configuration = Configuration()
+    configuration.host = host
+    return Cluster(configuration)
+
+
+_blocked = [0.0]
+
+
+async def _longest_block() -> None:
+    while True:
+        began = time.monotonic()
+        await asyncio.sleep(0.01)
+        _blocked[0] = max(_blocked[0], time.monotonic() - began - 0.01)
+
+
+def _tell(status: Json, lag: asyncio.Task[None]) -> None:
+    lag.cancel()
+    print(f"status: {size_bytes(status)} bytes, {status['targets']}, {status['summary']}")
+    print(f"event loop blocked for at most {_blocked[0]:.2f} s")
+    print(f"peak RSS {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+
+
+def _rss_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+if __name__ == "__main__":
+    main()

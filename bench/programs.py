@@ -1,0 +1,151 @@
+"""eBPF programs and maps of a process, as the kernel describes its descriptors.
+
+/proc/PID/fdinfo tells all that is needed, of any process: what our code calls them plays no part.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.outcome import CannotMeasureError
+from latencyprobe_agent.kernel import libbpf
+
+_RETURN_0 = bytes.fromhex("b700000000000000 9500000000000000")  # r0 = 0; exit
+_READ_CLOCK = bytes.fromhex("8500000005000000")  # call bpf_ktime_get_ns
+_TRACING_TYPES = frozenset({"tracing", "raw_tracepoint", "tracepoint", "kprobe"})
+
+
+@dataclass(frozen=True, slots=True)
+class RunTime:
+    """How often a program ran, and for how long."""
+
+    runs: int
+    nanoseconds: int
+
+    def __sub__(self, other: RunTime) -> RunTime:
+        return RunTime(self.runs - other.runs, self.nanoseconds - other.nanoseconds)
+
+    def __add__(self, other: RunTime) -> RunTime:
+        return RunTime(self.runs + other.runs, self.nanoseconds + other.nanoseconds)
+
+    @property
+    def per_run(self) -> float:
+        """Nanoseconds of one run; 0 where there was none."""
+        return self.nanoseconds / self.runs if self.runs else 0.0
+
+
+def descriptors(pid: int) -> list[Mapping[str, str]]:
+    """The fields of every descriptor of a process that is a program, a link or a map."""
+    found: list[Mapping[str, str]] = []
+    for path in Path(f"/proc/{pid}/fdinfo").iterdir():
+        try:
+            lines = path.read_text().splitlines()
+        except OSError:
+            continue  # closed meanwhile
+        fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        if fields.keys() & {"prog_id", "map_id"}:
+            found.append(fields)
+    return found
+
+
+def run_times(*, without: Sequence[UnitProgram]) -> Mapping[str, RunTime]:
+    """Tracepoint to run time of this process's attached programs, but for the units of cost.
+
+    Of several programs on one tracepoint: of all of them.
+    """
+    units = {unit.id for unit in without}
+    ours = descriptors(os.getpid())
+    times = {
+        fields["prog_id"]: RunTime(int(fields["run_cnt"]), int(fields["run_time_ns"]))
+        for fields in ours
+        if "run_cnt" in fields and int(fields["prog_id"]) not in units
+    }
+    found: dict[str, RunTime] = {}
+    for fields in ours:
+        if "tp_name" in fields and fields["prog_id"] in times:
+            tracepoint = fields["tp_name"].strip()
+            found[tracepoint] = found.get(tracepoint, RunTime(0, 0)) + times[fields["prog_id"]]
+    return found
+
+
+class UnitProgram:
+    """A raw-tracepoint program that does next to nothing. Made by `unit_program`."""
+
+    def __init__(self, program_fd: int) -> None:
+        self._program_fd = program_fd
+        self.id: int = libbpf.program_info(program_fd).id
+
+    def run_time(self) -> RunTime:
+        """Its run time until now."""
+        info = libbpf.program_info(self._program_fd)
+        return RunTime(info.run_cnt, info.run_time_ns)
+
+
+@contextmanager
+def unit_program(tracepoint: str, *, reads_clock: bool = False) -> Iterator[UnitProgram]:
+    """An empty program on a tracepoint, with the kernel's statistics on."""
+    code = _READ_CLOCK + _RETURN_0 if reads_clock else _RETURN_0
+    held: list[int] = []
+    try:
+        program = libbpf.load_program(
+            "lpbench_unit", code, program_type=libbpf.PROG_TYPE_RAW_TRACEPOINT
+        )
+        held.append(program)
+        held.append(libbpf.enable_run_time_statistics())
+        held.append(libbpf.attach_raw_tracepoint(program, tracepoint))
+        yield UnitProgram(program)
+    finally:
+        for descriptor in reversed(held):
+            os.close(descriptor)
+
+
+def foreign_programs() -> int:
+    """How many tracing programs others have loaded."""
+    ours = _program_ids(os.getpid())
+    return sum(
+        program["type"] in _TRACING_TYPES and program["id"] not in ours
+        for program in _bpftool("prog")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class KernelMemory:
+    """What a process's programs hold in the kernel, with their maps, handed over or not."""
+
+    programs_bytes: int
+    maps_bytes: int
+    socket_bytes: int  # of the state of one socket, if there is any; it comes with sockets
+
+
+def kernel_memory(pid: int) -> KernelMemory:
+    """The memory of a process's programs."""
+    ids = _program_ids(pid)
+    programs = [program for program in _bpftool("prog") if program["id"] in ids]
+    map_ids = {map_id for program in programs for map_id in program.get("map_ids", ())}
+    maps = [each for each in _bpftool("map") if each["id"] in map_ids]
+    return KernelMemory(
+        sum(program["bytes_memlock"] for program in programs),
+        sum(each["bytes_memlock"] for each in maps),
+        sum(each["bytes_value"] for each in maps if each["type"] == "sk_storage"),
+    )
+
+
+def _program_ids(pid: int) -> set[int]:
+    return {int(fields["prog_id"]) for fields in descriptors(pid) if "prog_id" in fields}
+
+
+def _bpftool(kind: str) -> list[dict[str, Any]]:
+    command = ["bpftool", kind, "show", "-j"]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise CannotMeasureError(f"{' '.join(command)}: {error}") from None
+    found: list[dict[str, Any]] = json.loads(shown.stdout)
+    return found

@@ -1,5 +1,0 @@
-"""What measuring costs: `python -m tests.bench`.
-
-Absolute times say little, on a shared machine they drift by factors. So every figure that can be is
-a ratio of two things measured in turns in one run: the median over rounds, with the extremes.
-"""

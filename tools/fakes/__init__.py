@@ -1,0 +1,1 @@
+"""Stand-ins for what the operator talks to: agents and an API server."""

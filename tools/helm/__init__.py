@@ -1,0 +1,1 @@
+"""Helm and helm-docs, and what they make of the chart."""
