@@ -20,10 +20,11 @@ from tests.cluster import manifests
 # Another than the session's, since it is stopped here.
 BRIEF = Layout("brief", IPv4Network("10.253.8.0/22"))
 
-START = """
+START = f"""
+from ipaddress import IPv4Network
 from devcluster.environment import Cluster
-from tests.cluster.test_cluster_lifecycle import BRIEF
-Cluster(BRIEF).start()
+from devcluster.layout import Layout
+Cluster(Layout({BRIEF.name!r}, {BRIEF.subnets!r})).start()
 """
 
 

@@ -2,46 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AsyncExitStack
-from pathlib import Path
-
 import pytest
 
-from latencyprobe_agent.kernel.runtime.engine import KernelEngine
-from tests.live.pods import Namespace, Pod, pods_back_to_back, pods_on_bridge, require_tools
+from tests.live.fixtures import bridged, pair, start_engine
+from tests.live.pods import require_tools
+
+__all__ = ["bridged", "pair", "start_engine"]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _tools() -> None:
     require_tools()
-
-
-@pytest.fixture
-async def start_engine() -> AsyncIterator[Callable[..., KernelEngine]]:
-    """Makes engines, and closes them at the end."""
-    async with AsyncExitStack() as stack:
-
-        def start(
-            *, host_netns: int | None = None, typed: bool = True, without: Iterable[str] = ()
-        ) -> KernelEngine:
-            inode = host_netns or Path("/proc/self/ns/net").stat().st_ino
-            engine = KernelEngine(host_netns=inode, typed=typed, without=without)
-            stack.push_async_callback(engine.close)
-            return engine
-
-        yield start
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[Pod, Pod]]:
-    """A (client, server) pair of pods with nothing between them."""
-    with pods_back_to_back() as (client, server):
-        yield client, server
-
-
-@pytest.fixture
-def bridged() -> Iterator[tuple[Namespace, Pod, Pod]]:
-    """A host with a bridge, and a (client, server) pair of pods on it."""
-    with pods_on_bridge(2) as (host, (client, server)):
-        yield host, client, server

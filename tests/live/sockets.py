@@ -13,7 +13,7 @@ import struct
 import termios
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from fcntl import ioctl
 from pathlib import Path
@@ -207,3 +207,7 @@ def tcp_figures(namespace: Namespace) -> dict[str, int]:
                 if names.startswith("Tcp"):
                     figures |= zip(names.split()[1:], map(int, values.split()[1:]), strict=True)
     return figures
+
+
+def open_between(client: Pod, server: Pod) -> AbstractContextManager[Connection]:
+    return connection(client.namespace, server.namespace, server.address)

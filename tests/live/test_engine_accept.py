@@ -13,9 +13,9 @@ from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.measuring import SERVER, account_for, are_bound_by_btf
 from tests.live.pods import Pod
 from tests.live.sockets import connect, everything_in, listen
-from tests.live.test_engine_accuracy import SERVER, account_for, are_bound_by_btf
 from tests.live.truth import BUCKET
 
 Start = Callable[..., KernelEngine]

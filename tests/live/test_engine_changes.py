@@ -18,6 +18,8 @@ import pytest
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
 from latencyprobe_agent.kernel.contract import EngineError, SlotSpec, SocketFilter
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.loaded_programs import programs_of, wait_until_gone
+from tests.live.measuring import CLIENT, SERVER, account_for, count
 from tests.live.pods import Pod, namespace, run
 from tests.live.sockets import (
     Connection,
@@ -28,8 +30,6 @@ from tests.live.sockets import (
     read_all,
     wait_for_bytes,
 )
-from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, count
-from tests.live.test_engine_life import programs_of, wait_until_gone
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]

@@ -13,9 +13,10 @@ from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe.domain.verdict import Bottleneck, judge
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.measuring import CLIENT, SERVER, both, count, measure
+from tests.live.netfilter import load_rules
 from tests.live.pods import Namespace, Pod
 from tests.live.sockets import connection, everything_in, read_all, tcp_figures
-from tests.live.test_engine_accuracy import CLIENT, SERVER, both, count, measure
 from tests.live.truth import BUCKET
 
 Start = Callable[..., KernelEngine]
@@ -46,11 +47,6 @@ with socket.socket(family) as s:
     except OSError as error:
         print(error.errno or 0)
 """
-
-
-def load_rules(pod: Pod, rules: str) -> None:
-    """Load nftables rules inside a pod."""
-    pod.namespace.load_rules(rules)
 
 
 def connect_from(pod: Pod, address: str, port: int, timeout: float = 0) -> int:

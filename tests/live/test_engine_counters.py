@@ -16,6 +16,8 @@ from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.measurement import NOTHING
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.measuring import CLIENT, SERVER, watch
+from tests.live.netfilter import load_rules, send_what_netfilter_drops
 from tests.live.pods import Namespace, Pod
 from tests.live.sockets import (
     PATIENCE_SECONDS,
@@ -24,14 +26,12 @@ from tests.live.sockets import (
     everything_in,
     inside,
     listen,
+    open_between,
     read_all,
     receive_memory,
     udp_socket,
     wait_for_bytes,
 )
-from tests.live.test_engine_accuracy import CLIENT, SERVER, watch
-from tests.live.test_engine_connections import load_rules
-from tests.live.test_engine_tcp import open_between
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
@@ -43,14 +43,6 @@ table inet lossy {
   chain input {
     type filter hook input priority 0;
     tcp dport 7000 tcp flags & psh == psh drop
-  }
-}
-"""
-DROP_OUTGOING = """
-table inet silent {
-  chain output {
-    type filter hook output priority 0;
-    udp dport 7000 drop
   }
 }
 """
@@ -98,15 +90,6 @@ def counters_until(engine: KernelEngine, name: str, count: int) -> dict[str, int
         total += engine.read().get(CLIENT, NOTHING)
         time.sleep(0.01)
     return dict(counted)
-
-
-def send_what_netfilter_drops(client: Pod, server: Pod, count: int) -> None:
-    """Datagrams that a rule of the client's own drops on their way out."""
-    load_rules(client, DROP_OUTGOING)
-    with udp_socket(client.namespace) as sending:
-        for _ in range(count):
-            with suppress(PermissionError):  # send() tells of it
-                sending.sendto(b"d", (server.address, PORT))
 
 
 @pytest.mark.every_kernel

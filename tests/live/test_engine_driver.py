@@ -13,13 +13,11 @@ from contextlib import contextmanager
 import pytest
 
 from latencyprobe.domain.measurement import NOTHING, Measurement
-from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe.domain.verdict import Bottleneck, judge
-from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
-from tests.live.pods import Namespace, Pod
+from tests.live.measuring import CLIENT, TX_PARTS, account_for, count, watch_namespace
+from tests.live.pods import Pod
 from tests.live.sockets import PORT, connection, read_all, udp_socket
-from tests.live.test_engine_accuracy import CLIENT, TX_PARTS, account_for, count
 from tests.live.truth import Durations, Moment
 from tests.live.tuns import Tun, tun
 
@@ -31,15 +29,6 @@ MILLISECOND_NS = 1_000_000
 def left() -> Iterator[Tun]:
     with tun("left", "192.0.2.1", "192.0.2.2") as made:
         yield made
-
-
-async def watch(start: Start, there: Namespace, **options: object) -> KernelEngine:
-    """An engine on everything in a namespace."""
-    engine = start(**options)
-    inode = frozenset({there.inode})
-    engine.assign({CLIENT: SlotSpec(netns_wide=inode, netns=inode)})
-    await engine.use(frozenset(DEFAULT_MODULES))
-    return engine
 
 
 def taken(engine: KernelEngine) -> Measurement:
@@ -63,7 +52,7 @@ def assert_adds_up(measurement: Measurement) -> None:
 async def test_a_slow_driver_is_found_in_tx_driver_and_nowhere_else(
     start_engine: Start, left: Tun, typed: bool
 ) -> None:
-    engine = await watch(start_engine, left.namespace, typed=typed)
+    engine = await watch_namespace(start_engine, left.namespace, typed=typed)
     show_that_it_completes(left)
     first = taken(engine)
     assert account_for(first, "tx.total") == (1, 0)
@@ -114,7 +103,7 @@ async def test_segments_of_tcp_are_followed_to_the_driver_though_they_are_clones
     start_engine: Start, left: Tun
 ) -> None:
     with tun("right", left.beyond, left.address) as right:
-        engine = await watch(start_engine, left.namespace)
+        engine = await watch_namespace(start_engine, left.namespace)
         with (
             wire(left, right, 0.003),
             connection(left.namespace, right.namespace, left.beyond) as both,
@@ -139,7 +128,7 @@ async def test_what_the_driver_drops_is_unmatched_and_lends_its_times_to_no_othe
     start_engine: Start,
 ) -> None:
     with tun("short", "192.0.2.1", "192.0.2.2", queue_length=4) as device:
-        engine = await watch(start_engine, device.namespace)
+        engine = await watch_namespace(start_engine, device.namespace)
         show_that_it_completes(device)
         taken(engine)
         with udp_socket(device.namespace) as sending:
@@ -163,7 +152,7 @@ async def test_devices_that_complete_nothing_have_no_tx_driver(
     start_engine: Start, pair: tuple[Pod, Pod]
 ) -> None:
     client, server = pair
-    engine = await watch(start_engine, client.namespace)
+    engine = await watch_namespace(start_engine, client.namespace)
     for there, address in ((server.namespace, server.address), (client.namespace, "127.0.0.1")):
         with connection(client.namespace, there, address) as both:
             for _ in range(50):

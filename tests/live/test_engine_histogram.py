@@ -11,12 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from latencyprobe.domain.histogram import (
-    LAST_OCTAVE,
-    MANTISSA_THRESHOLDS,
-    POSITIONS,
-    position_of,
-)
+from latencyprobe.domain.histogram import LAST_OCTAVE, MANTISSA_THRESHOLDS, POSITIONS, position_of
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel import libbpf
@@ -25,9 +20,9 @@ from latencyprobe_agent.kernel.btf import KernelTypes
 from latencyprobe_agent.kernel.build.headers import kernel_source, point_bcc_at
 from latencyprobe_agent.kernel.build.source import source_folder
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.measuring import CLIENT, SERVER, account_for
 from tests.live.pods import Pod
 from tests.live.sockets import connection, everything_in, read_all
-from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for
 
 Start = Callable[..., KernelEngine]
 READINGS = 200

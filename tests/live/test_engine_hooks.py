@@ -9,15 +9,8 @@ import pytest
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.measuring import CLIENT, SERVER, account_for, are_bound_by_btf, both, measure
 from tests.live.pods import Pod
-from tests.live.test_engine_accuracy import (
-    CLIENT,
-    SERVER,
-    account_for,
-    are_bound_by_btf,
-    both,
-    measure,
-)
 
 Start = Callable[..., KernelEngine]
 

@@ -11,11 +11,10 @@ import pytest
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.verdict import Bottleneck, judge
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.measuring import CLIENT, RX_PARTS, SERVER, TX_PARTS, account_for, watch_on_host
 from tests.live.pods import Namespace, Pod, pods_on_bridge, pods_on_routes
 from tests.live.sockets import PORT, udp_socket
 from tests.live.targets import until
-from tests.live.test_engine_accuracy import CLIENT, RX_PARTS, SERVER, TX_PARTS, account_for
-from tests.live.test_engine_paths import watch
 from tests.live.traffic import SO_TIMESTAMPING, SOF_RX_SOFTWARE, SOF_SOFTWARE, stamps
 from tests.live.truth import Durations, Moment
 
@@ -116,7 +115,7 @@ async def test_a_long_netfilter_chain_is_found_on_the_hosts_side_and_nowhere_els
 ) -> None:
     with way() as (host, client, server), stamped(client, server) as datagrams:
         lengthen(host, server.address)
-        engine = await watch(start_engine, host, client, server)
+        engine = await watch_on_host(start_engine, host, client, server)
         took = datagrams.send_one_by_one()
         measured = engine.read()
     for slot, module, parts in ((SERVER, "rx", RX_PARTS), (CLIENT, "tx", TX_PARTS)):

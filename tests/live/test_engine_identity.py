@@ -14,9 +14,9 @@ from latencyprobe.domain.measurement import NOTHING
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.measuring import SERVER, count
 from tests.live.pods import Pod, cgroup, unified_cgroup_root
 from tests.live.sockets import connect, inside, listen, read_all
-from tests.live.test_engine_accuracy import SERVER, count
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]

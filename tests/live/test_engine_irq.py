@@ -12,8 +12,8 @@ import pytest
 from latencyprobe.domain.measurement import NodeMeasurement
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.measuring import CLIENT, SERVER, count, measure
 from tests.live.pods import Pod
-from tests.live.test_engine_accuracy import CLIENT, SERVER, count, measure
 
 Start = Callable[..., KernelEngine]
 Counts = Mapping[str, int]

@@ -3,53 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 
-from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.stages import BY_NAME, Module
 from latencyprobe_agent.kernel.contract import MAX_SLOTS, EngineError, SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.loaded_programs import existing_programs, killed_agent, programs_of, wait_until_gone
+from tests.live.measuring import CLIENT, SERVER, both, count, measure
 from tests.live.pods import Pod
-from tests.live.test_engine_accuracy import CLIENT, SERVER, both, count, measure
 
 Start = Callable[..., KernelEngine]
-
-
-def programs_of(pid: int) -> set[int]:
-    """The ids of the eBPF programs whose descriptors a process holds."""
-    found = set()
-    for entry in os.listdir(f"/proc/{pid}/fdinfo"):
-        try:
-            with open(f"/proc/{pid}/fdinfo/{entry}") as lines:
-                found |= {int(line.split()[1]) for line in lines if line.startswith("prog_id:")}
-        except FileNotFoundError:
-            continue
-    return found
-
-
-def existing_programs() -> set[int]:
-    """The ids of all eBPF programs of this machine."""
-    listing = subprocess.run(
-        ["bpftool", "prog", "show", "-j"], check=True, capture_output=True, text=True
-    )
-    return {program["id"] for program in json.loads(listing.stdout)}
-
-
-def wait_until_gone(programs: set[int]) -> None:
-    """The kernel frees programs a grace period after the last descriptor is closed."""
-    deadline = time.monotonic() + 30
-    while left := programs & existing_programs():
-        assert time.monotonic() < deadline, f"still there: {left}"
-        time.sleep(0.05)
 
 
 @pytest.mark.every_kernel
@@ -64,45 +32,6 @@ async def test_nothing_is_left_once_no_module_is_used(
     await engine.use(frozenset())
     assert not programs_of(os.getpid())
     wait_until_gone(ours)
-
-
-AGENT = """
-import asyncio, json
-from latencyprobe.domain.stages import Module
-from latencyprobe_agent.kernel.runtime.engine import KernelEngine
-
-async def main():
-    engine = KernelEngine(host_netns=1)
-    await engine.use(frozenset(Module))
-    coverage = [(stage.name, stage.state, stage.hook, stage.reason) for stage in engine.coverage]
-    print(json.dumps(coverage), flush=True)
-    await asyncio.sleep(60)
-
-asyncio.run(main())
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class KilledAgent:
-    """What an agent's process with all modules said and had, before it was killed."""
-
-    coverage: list[StageCoverage]
-    programs: set[int]
-
-
-def killed_agent() -> KilledAgent:
-    process = subprocess.Popen([sys.executable, "-c", AGENT], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        rows = json.loads(process.stdout.readline())
-        coverage = [StageCoverage(name, CoverageState(state), *said) for name, state, *said in rows]
-        programs = programs_of(process.pid)
-        assert programs
-        assert programs <= existing_programs()
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    return KilledAgent(coverage, programs)
 
 
 def test_a_killed_agent_leaves_nothing_attached() -> None:

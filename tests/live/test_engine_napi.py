@@ -16,10 +16,9 @@ from fcntl import ioctl
 from pathlib import Path
 
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.measuring import CLIENT, SERVER, account_for, assert_parts_add_up, count, watch
 from tests.live.pods import Pod, namespace
 from tests.live.sockets import PORT, connection, inside, read_all, udp_socket
-from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, count, watch
-from tests.live.test_engine_paths import assert_parts_add_up
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]

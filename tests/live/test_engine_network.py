@@ -9,9 +9,8 @@ from collections.abc import Callable
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.verdict import Bottleneck, judge
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.measuring import CLIENT, RX_PARTS, TX_PARTS, watch_namespace
 from tests.live.sockets import PORT, connect, listen, read_all
-from tests.live.test_engine_accuracy import CLIENT, RX_PARTS, TX_PARTS
-from tests.live.test_engine_driver import watch
 from tests.live.truth import BUCKET
 from tests.live.tuns import FarWire, tun
 
@@ -30,7 +29,7 @@ async def test_a_slow_network_is_found_where_the_other_side_is_waited_for_and_no
         FarWire(near, far).up() as wire,
         listen(far.namespace, far.address) as listener,
     ):
-        engine = await watch(start_engine, near.namespace)
+        engine = await watch_namespace(start_engine, near.namespace)
         for wire.delay_s in (delay_ms / 1e3 for delay_ms in DELAYS_MS):
             began_ns = time.monotonic_ns()
             with connect(near.namespace, far.address, PORT) as asking:

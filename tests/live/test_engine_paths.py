@@ -13,6 +13,16 @@ from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.measuring import (
+    CLIENT,
+    SERVER,
+    TX_OF_A_PAIR,
+    account_for,
+    assert_parts_add_up,
+    count,
+    measure,
+    watch_on_host,
+)
 from tests.live.pods import Namespace, Pod, pods_on_bridge, pods_on_routes
 from tests.live.sockets import (
     PORT,
@@ -23,16 +33,6 @@ from tests.live.sockets import (
     group_member,
     read_all,
     udp_socket,
-)
-from tests.live.test_engine_accuracy import (
-    CLIENT,
-    RX_PARTS,
-    SERVER,
-    TX_OF_A_PAIR,
-    TX_PARTS,
-    account_for,
-    count,
-    measure,
 )
 
 Start = Callable[..., KernelEngine]
@@ -64,14 +64,6 @@ def three() -> Iterator[tuple[Namespace, list[Pod]]]:
         yield host, pods
 
 
-async def watch(start: Start, host: Namespace, *pods: Pod) -> KernelEngine:
-    """An engine with the default modules on these pods, in slots from 0 on."""
-    engine = start(host_netns=host.inode)
-    engine.assign({slot: everything_in(pod) for slot, pod in enumerate(pods)})
-    await engine.use(frozenset(DEFAULT_MODULES))
-    return engine
-
-
 def exchange(both: Connection, times: int) -> None:
     """Question and answer, one at a time."""
     for _ in range(times):
@@ -96,19 +88,11 @@ def take(engine: KernelEngine, slot: int) -> Measurement:
     return engine.read().get(slot, NOTHING)
 
 
-def assert_parts_add_up(measurement: Measurement, *modules: str) -> None:
-    """The parts of the totals of these modules ("rx", "tx")."""
-    for module in modules:
-        whole = measurement.stage(f"{module}.total").histogram.sum_ns
-        parts = RX_PARTS if module == "rx" else TX_PARTS
-        assert sum(measurement.stage(part).histogram.sum_ns for part in parts) == whole > 0
-
-
 async def test_what_goes_to_a_process_of_the_node_is_unmatched_and_never_a_sample(
     start_engine: Start, three: tuple[Namespace, list[Pod]]
 ) -> None:
     host, (client, server, other) = three
-    engine = await watch(start_engine, host, client)
+    engine = await watch_on_host(start_engine, host, client)
     with connection(client.namespace, host, HOST_ADDRESS) as to_node:
         exchange(to_node, 100)
     send_datagrams(client.namespace, host, HOST_ADDRESS, 100)
@@ -141,7 +125,7 @@ async def test_dropped_packets_are_unmatched_and_never_a_sample(
     start_engine: Start, three: tuple[Namespace, list[Pod]]
 ) -> None:
     host, (client, server, other) = three
-    engine = await watch(start_engine, host, client)
+    engine = await watch_on_host(start_engine, host, client)
     host.execute(
         *("tc", "qdisc", "add", "dev", "veth1", "root", "tbf"),
         *("rate", "1mbit", "burst", "2000", "limit", "2000"),
@@ -167,7 +151,7 @@ async def test_sums_hold_where_tcp_packets_are_dropped_and_sent_again(
     start_engine: Start, three: tuple[Namespace, list[Pod]]
 ) -> None:
     host, (client, server, other) = three
-    engine = await watch(start_engine, host, client)
+    engine = await watch_on_host(start_engine, host, client)
     host.execute(
         *("tc", "qdisc", "add", "dev", "veth1", "root", "tbf"),
         *("rate", "20mbit", "burst", "2000", "limit", "3000"),
@@ -201,7 +185,7 @@ async def test_a_bridge_is_passed_with_and_without_its_netfilter(
 ) -> None:
     host, client, server = bridged
     host.execute("sysctl", "-qw", f"net.bridge.bridge-nf-call-iptables={filtered}")
-    engine = await watch(start_engine, host, client, server)
+    engine = await watch_on_host(start_engine, host, client, server)
     with connection(client.namespace, server.namespace, server.address) as both:
         exchange(both, 200)
     send_datagrams(client.namespace, server.namespace, server.address, 200)
@@ -220,7 +204,7 @@ async def test_a_bridge_is_passed_with_and_without_its_netfilter(
 @pytest.mark.every_kernel
 async def test_a_routed_host_is_passed_like_a_bridged_one(start_engine: Start) -> None:
     with pods_on_routes(3) as (host, (client, server, other)):
-        engine = await watch(start_engine, host, client, server)
+        engine = await watch_on_host(start_engine, host, client, server)
         with connection(client.namespace, server.namespace, server.address) as both:
             exchange(both, 200)
         send_datagrams(client.namespace, server.namespace, server.address, 200)
@@ -243,7 +227,7 @@ async def test_a_device_on_top_of_another_inside_the_pod_counts_each_packet_once
         pod.namespace.ip("link", "add", "link", "eth0", "name", "top", "type", "macvlan")
         pod.namespace.ip("address", "add", f"{address}/24", "dev", "top")
         pod.namespace.ip("link", "set", "top", "up")
-    engine = await watch(start_engine, host, client, server)
+    engine = await watch_on_host(start_engine, host, client, server)
     with connection(client.namespace, server.namespace, "192.0.2.2") as both:
         exchange(both, 200)
     send_datagrams(client.namespace, server.namespace, "192.0.2.2", 200)
@@ -265,7 +249,7 @@ async def test_both_devices_of_a_pod_are_measured(
         pod.namespace.ip("address", "add", f"192.0.2.{index + 1}/24", "dev", "eth1")
         pod.namespace.ip("link", "set", "eth1", "up")
         host.ip("link", "set", f"second{index}", "master", "br0", "up")
-    engine = await watch(start_engine, host, client, server)
+    engine = await watch_on_host(start_engine, host, client, server)
     for address in (server.address, "192.0.2.2"):
         with connection(client.namespace, server.namespace, address) as both:
             exchange(both, 100)
@@ -279,7 +263,7 @@ async def test_the_loopback_of_a_pod_never_leads_through_the_host(
     start_engine: Start, bridged: tuple[Namespace, Pod, Pod]
 ) -> None:
     host, client, _ = bridged
-    engine = await watch(start_engine, host, client)
+    engine = await watch_on_host(start_engine, host, client)
     for address in ("127.0.0.1", "::1"):
         # the node's own packets leave their traces where ours will be looked for
         with connection(host, host, address) as on_host:
@@ -330,7 +314,7 @@ async def test_copies_of_a_multicast_have_no_host_stage(
     start_engine: Start, three: tuple[Namespace, list[Pod]]
 ) -> None:
     host, (one, other, sender) = three
-    engine = await watch(start_engine, host, one, other)
+    engine = await watch_on_host(start_engine, host, one, other)
     group = "239.1.1.1"
     for pod in (one, other, sender):
         pod.namespace.ip("route", "add", "239.0.0.0/8", "dev", "eth0")
@@ -354,7 +338,7 @@ async def test_a_device_is_not_taken_for_the_one_that_was_at_its_address(
 ) -> None:
     """The kernel's memory of a device that is deleted becomes that of the next."""
     host, client, server = bridged
-    engine = await watch(start_engine, host, client)
+    engine = await watch_on_host(start_engine, host, client)
     for _ in range(20):
         with uplink(client, host) as beyond, udp_socket(client.namespace) as sending:
             sending.sendto(b"the host has it, and throws it away", (beyond, PORT))

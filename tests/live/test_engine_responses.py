@@ -15,6 +15,7 @@ from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.measuring import CLIENT, SERVER, account_for, watch
 from tests.live.pods import Pod
 from tests.live.sockets import (
     PATIENCE_SECONDS,
@@ -23,12 +24,11 @@ from tests.live.sockets import (
     connection,
     everything_in,
     listen,
+    open_between,
     read_all,
     wait_for_bytes,
     waiting_bytes,
 )
-from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, watch
-from tests.live.test_engine_tcp import open_between
 from tests.live.truth import Durations, Moment
 
 Start = Callable[..., KernelEngine]

@@ -19,11 +19,11 @@ from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.stages import STAGES, Module
 from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.loaded_programs import programs_of
+from tests.live.measuring import SERVER, count, measure
 from tests.live.pods import Pod
 from tests.live.sockets import udp_socket
 from tests.live.targets import python, until
-from tests.live.test_engine_accuracy import SERVER, count, measure
-from tests.live.test_engine_life import programs_of
 
 Start = Callable[..., KernelEngine]
 CPU = 0

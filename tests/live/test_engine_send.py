@@ -24,6 +24,8 @@ from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe.domain.verdict import Bottleneck, judge
 from latencyprobe_agent.kernel.build.headers import version_code
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.measuring import CLIENT, TX_PARTS, account_for, count
+from tests.live.netfilter import load_rules
 from tests.live.pods import Pod
 from tests.live.sockets import (
     PATIENCE_SECONDS,
@@ -36,8 +38,6 @@ from tests.live.sockets import (
     read_all,
     wait_for_bytes,
 )
-from tests.live.test_engine_accuracy import CLIENT, TX_PARTS, account_for, count
-from tests.live.test_engine_connections import load_rules
 from tests.live.truth import BUCKET, Durations, Moment
 
 Start = Callable[..., KernelEngine]

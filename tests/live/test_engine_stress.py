@@ -30,6 +30,8 @@ from latencyprobe_agent.kernel.runtime import engine as kernel_engine
 from latencyprobe_agent.kernel.runtime import loaded
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.compiled_once import compiled_once
+from tests.live.loaded_programs import existing_programs, programs_of, wait_until_gone
+from tests.live.measuring import CLIENT, SERVER, account_for, count, watch
 from tests.live.pods import Pod, unified_cgroup_root
 from tests.live.sockets import (
     CLONE_NEWNET,
@@ -41,8 +43,6 @@ from tests.live.sockets import (
     read_all,
     udp_socket,
 )
-from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, count, watch
-from tests.live.test_engine_life import existing_programs, programs_of, wait_until_gone
 from tests.patience import patient
 
 Start = Callable[..., KernelEngine]

@@ -6,13 +6,14 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 import pytest
 
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.measuring import CLIENT, SERVER, account_for, count, watch
+from tests.live.netfilter import load_rules
 from tests.live.pods import Pod
 from tests.live.sockets import (
     Connection,
@@ -21,12 +22,11 @@ from tests.live.sockets import (
     everything_in,
     inside,
     listen,
+    open_between,
     read_all,
     tcp_figures,
     wait_for_bytes,
 )
-from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, count, watch
-from tests.live.test_engine_connections import load_rules
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
@@ -39,10 +39,6 @@ table inet lossy {
   }
 }
 """
-
-
-def open_between(client: Pod, server: Pod) -> AbstractContextManager[Connection]:
-    return connection(client.namespace, server.namespace, server.address)
 
 
 def taken(engine: KernelEngine, slot: int) -> Measurement:

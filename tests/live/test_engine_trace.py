@@ -12,9 +12,9 @@ from latencyprobe.domain.packets import TraceCounts, TracedPacket
 from latencyprobe.domain.stages import BY_NAME, Module
 from latencyprobe_agent.kernel.contract import SocketFilter, TraceSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.measuring import CLIENT, SERVER, measure, median
 from tests.live.pods import Namespace, Pod
 from tests.live.sockets import connection, everything_in, read_all, udp_socket
-from tests.live.test_engine_accuracy import CLIENT, SERVER, measure, median
 from tests.live.truth import BUCKET
 
 Start = Callable[..., KernelEngine]

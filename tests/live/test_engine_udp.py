@@ -11,9 +11,9 @@ import pytest
 
 from latencyprobe.domain.measurement import NOTHING
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.measuring import CLIENT, SERVER, account_for, count, watch
 from tests.live.pods import Pod
 from tests.live.sockets import PORT, drain, group_member, send_unread, udp_socket
-from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, count, watch
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +14,9 @@ from typing import Any
 
 import pytest
 
+from tests.live.command import DEADLINE_S, LATENCYPROBE, wait_until_it_measures
 from tests.live.leftovers import Traces
 
-LATENCYPROBE = [sys.executable, "-P", "-m", "latencyprobe.commands.cli"]
-DEADLINE_S = 60.0
 REQUESTS = 150
 # Asks itself over loopback and says nothing else on stdout: REQUESTS each over IPv4 and IPv6.
 TALKER = """
@@ -162,16 +160,6 @@ def ask(port: int, requests: int) -> None:
         for _ in range(requests):
             client.sendall(bytes(64))
             client.recv(64)
-
-
-def wait_until_it_measures(process: subprocess.Popen[str]) -> None:
-    assert process.stderr is not None
-    seen = []
-    for line in process.stderr:
-        seen.append(line)
-        if "attached in" in line:
-            return
-    pytest.fail(f"it never measured: {seen}")
 
 
 def test_a_process_that_is_gone_is_an_error(traces: Traces) -> None:

@@ -15,9 +15,9 @@ import pytest
 
 from latencyprobe.domain.packets import parts_of_packet
 from latencyprobe.domain.stages import parts_of
+from tests.live.command import DEADLINE_S, LATENCYPROBE, wait_until_it_measures
 from tests.live.leftovers import Traces
-from tests.live.test_run_command import DEADLINE_S, LATENCYPROBE, wait_until_it_measures
-from tests.unit.test_trace import closing
+from tests.unit.command_process import closing
 
 MS = 1_000_000
 REQUESTS = 40

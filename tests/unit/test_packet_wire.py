@@ -15,7 +15,7 @@ from latencyprobe.protocol.packets import (
     packet_to_proto,
 )
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
-from tests.unit.test_packet_lines import RECEIVED
+from tests.unit.traced_packets import RECEIVED
 
 ENDPOINTS = st.builds(
     Endpoint.of,

@@ -7,16 +7,13 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-COMMAND_LINE = Path(__file__).with_name("command_line.py")
-DEADLINE_S = 30.0
-OWN_PID = str(os.getpid())
+from tests.unit.command_process import DEADLINE_S, OWN_PID, read_all, start, wait_for_line
 
 
 @pytest.fixture
@@ -24,17 +21,6 @@ def temporary(tmp_path: Path) -> Iterator[Path]:
     """Where the command makes its temporary files; nothing may be left there."""
     yield tmp_path
     assert list(tmp_path.iterdir()) == []
-
-
-def start(temporary: Path, scenario: str, *arguments: str, **options: int) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(COMMAND_LINE), scenario, *arguments],
-        env={**os.environ, "TMPDIR": str(temporary)},
-        stdin=subprocess.DEVNULL,
-        stdout=options.get("stdout", subprocess.PIPE),
-        stderr=options.get("stderr", subprocess.PIPE),
-        text=True,
-    )
 
 
 def run(temporary: Path, scenario: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -132,16 +118,6 @@ def test_a_signal_before_anything_was_measured_ends_without_a_report(temporary: 
     assert (process.returncode, stdout) == (130, "")
 
 
-def wait_for_line(process: subprocess.Popen[str], text: str) -> None:
-    assert process.stderr is not None
-    seen = []
-    for line in process.stderr:
-        seen.append(line)
-        if text in line:
-            return
-    pytest.fail(f"{text!r} never came: {seen}")
-
-
 @pytest.mark.parametrize(
     ("script", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143)]
 )
@@ -225,17 +201,6 @@ def test_the_live_view_is_on_the_terminal_and_the_report_in_the_pipe(temporary: 
     assert "Ctrl-C ends the measurement" in shown
     assert "\x1b" not in stdout
     assert "verdict: SlowReader" in stdout
-
-
-def read_all(controller: int) -> str:
-    """Until the last process that has the terminal closes it, which is an error on Linux."""
-    text = b""
-    while True:
-        try:
-            text += os.read(controller, 65536)
-        except OSError:
-            os.close(controller)
-            return text.decode(errors="replace")
 
 
 def test_a_report_that_its_file_cannot_hold_is_not_lost(temporary: Path) -> None:

@@ -16,13 +16,7 @@ import pytest
 
 from latencyprobe.commands.trace import default_modules, traced_stages
 from latencyprobe.domain.stages import BY_NAME, PACKET_STAGES, Module
-from tests.unit.test_run import DEADLINE_S, OWN_PID, read_all, start, wait_for_line
-
-CLOSING = re.compile(
-    r"(?P<seen>[\d,]+) packets of (?P<limit>\S+) or more in (?P<stages>.*): "
-    r"(?P<printed>[\d,]+) printed, (?P<limited>[\d,]+) over the rate limit, (?P<lost>[\d,]+) lost"
-    r"(, (?P<unprinted>[\d,]+) not printed)?"
-)
+from tests.unit.command_process import DEADLINE_S, OWN_PID, closing, read_all, start, wait_for_line
 
 
 @pytest.fixture
@@ -36,18 +30,6 @@ def trace(temporary: Path, scenario: str, *arguments: str) -> subprocess.Complet
     process = start(temporary, scenario, "trace", *arguments)
     stdout, stderr = process.communicate(timeout=DEADLINE_S)
     return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
-
-
-def closing(stderr: str) -> dict[str, int]:
-    """The figures of the closing line, which add up."""
-    found = CLOSING.search(stderr)
-    assert found, stderr
-    figures = {
-        name: int((found[name] or "0").replace(",", ""))
-        for name in ("seen", "printed", "limited", "lost", "unprinted")
-    }
-    assert figures["seen"] == sum(n for name, n in figures.items() if name != "seen")
-    return figures
 
 
 def test_json_lines_are_documents_and_the_closing_line_accounts_for_all(temporary: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.kernels.vm import NICS
 from tests.live import pods
-from tests.live.conftest import bridged, pair, start_engine
+from tests.live.fixtures import bridged, pair, start_engine
 from tests.live.pods import Pod, made_pod, namespace, run
 from tests.live.sockets import PATIENCE_SECONDS
 from tests.live.targets import until

@@ -8,7 +8,7 @@ from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.stages import BY_NAME, Module, counters_of
 from latencyprobe_agent.kernel.typeinfo import kernel_types_kind
 from tests.kernels.inside.results import write_coverage
-from tests.live.test_engine_life import KilledAgent, killed_agent, wait_until_gone
+from tests.live.loaded_programs import KilledAgent, killed_agent, wait_until_gone
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 
 from latencyprobe.domain.stages import BY_NAME
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.measuring import CLIENT, RX_PARTS, SERVER, TX_PARTS, both, measure
 from tests.live.pods import Pod
-from tests.live.test_engine_accuracy import CLIENT, RX_PARTS, SERVER, TX_PARTS, both, measure
 
 Start = Callable[..., KernelEngine]
 DELAY_NS = 200_000_000

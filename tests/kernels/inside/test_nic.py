@@ -9,10 +9,10 @@ import pytest
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe_agent.kernel.build.headers import version_code
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.measuring import CLIENT, SERVER, account_for, both, count, measure
 from tests.live.pods import Pod
 from tests.live.sockets import PATIENCE_SECONDS
 from tests.live.targets import until
-from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, both, count, measure
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]

@@ -12,10 +12,10 @@ from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from latencyprobe_agent.kernel.typeinfo import kernel_types_kind
 from tests.kernels.inside.results import write_coverage
+from tests.live.measuring import CLIENT, SERVER, account_for, measure
+from tests.live.netfilter import send_what_netfilter_drops
 from tests.live.pods import Pod
 from tests.live.sockets import everything_in
-from tests.live.test_engine_accuracy import CLIENT, SERVER, account_for, measure
-from tests.live.test_engine_counters import send_what_netfilter_drops
 
 Start = Callable[..., KernelEngine]
 

@@ -3,56 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import grpc
 import pytest
 
-from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_agent.agent import Agent, NodeFacts
+from latencyprobe_agent.kernel import libbpf, perf
 from latencyprobe_agent.serving.metrics import Metrics
 from latencyprobe_agent.serving.service import Server, SocketAddress
 from latencyprobe_agent.targets.resolver import Resolver
+from tests.unit.agent.fake_kernel import Kernel
+from tests.unit.agent.running import Running
 from tests.unit.agent.scripted import ScriptedEngine, ScriptedEvidence
 
-if TYPE_CHECKING:
-    from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentAsyncStub
-
 NODE = NodeFacts("blue", "6.18.0", "x86_64", "btf", "hybrid")
-
-
-async def until(condition: Callable[[], object], what: str, *, seconds: float = 10) -> None:
-    """Wait for a condition, with a deadline."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            while not condition():
-                await asyncio.sleep(0.01)
-    assert condition(), f"not within {seconds} s: {what}"
-
-
-async def next_reading(engine: ScriptedEngine) -> None:
-    """Wait until the agent has read the engine once more."""
-    before = engine.reads
-    await until(lambda: engine.reads > before, "a reading")
-
-
-@dataclass
-class Running:
-    """An agent, what is below it, and a client of it."""
-
-    agent: Agent
-    engine: ScriptedEngine
-    evidence: ScriptedEvidence
-    metrics: Metrics
-    channel: grpc.aio.Channel
-
-    @property
-    def stub(self) -> NodeAgentAsyncStub:
-        return NodeAgentStub(self.channel)
 
 
 @pytest.fixture
@@ -88,3 +54,14 @@ async def running(
         yield Running(agent, engine, evidence, agent._metrics, channel)
     await agent.close()
     await server.stop()
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    """A kernel that takes everything unless it is told to refuse."""
+    kernel = Kernel()
+    monkeypatch.setattr(libbpf, "load_program", kernel.load_program)
+    monkeypatch.setattr(libbpf, "attach_raw_tracepoint", kernel.attach_raw_tracepoint)
+    monkeypatch.setattr(perf, "attach_kprobe", kernel.attach_kprobe)
+    monkeypatch.setattr("platform.release", lambda: "6.1.0-13-amd64")
+    return kernel

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from latencyprobe_agent.evidence.asker import Asker
-from tests.unit.agent.conftest import until
+from tests.unit.agent.running import until
 
 
 def test_an_answer_that_comes_soon_is_passed_on() -> None:

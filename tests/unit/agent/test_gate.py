@@ -24,7 +24,7 @@ from latencyprobe_agent.serving.metrics import Metrics
 from latencyprobe_agent.serving.service import Server, TcpAddress
 from latencyprobe_agent.serving.tls import TlsFiles
 from latencyprobe_agent.serving.tls_proxy import Refusal, RefusalLog, listen, refusal_in
-from tests.unit.agent.conftest import until
+from tests.unit.agent.running import until
 
 
 def _verification_error(code: int) -> ssl.SSLCertVerificationError:

@@ -7,22 +7,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 
-import pytest
-
 from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.btf import KernelTypes
 from latencyprobe_agent.kernel.hooks import EVENTS, Event, Hook, HookKind, coverage_of
-from latencyprobe_agent.kernel.load import perf
 from latencyprobe_agent.kernel.load.kconfig import KernelConfig
 from latencyprobe_agent.kernel.load.loader import Loader
+from tests.unit.agent.fake_kernel import FENTRY, LENGTH, SEND, TRACEPOINT, Kernel, Types
 
-TRACEPOINT = Hook("on_send", "tcp_sendmsg_locked")
-FENTRY = Hook("on_fentry_send", "tcp_sendmsg_locked", HookKind.FENTRY)
-KPROBE = Hook("on_kprobe_send", "tcp_sendmsg_locked", HookKind.KPROBE)
-LENGTH = Hook("on_length", "sock_send_length")
-SEND = Event("send", frozenset(Module), (TRACEPOINT, FENTRY, KPROBE, LENGTH))
 CODE = {hook.function: b"\0" * 8 for hook in SEND.hooks}
 FULL_CONFIG = KernelConfig(
     frozenset(
@@ -35,65 +28,6 @@ FULL_CONFIG = KernelConfig(
         }
     )
 )
-
-
-class Types(KernelTypes):
-    """A kernel that has these tracepoints and functions."""
-
-    def __init__(self, tracepoints: tuple[str, ...] = (), functions: tuple[str, ...] = ()) -> None:
-        self._ids = {f"btf_trace_{name}": 7 for name in tracepoints} | dict.fromkeys(functions, 8)
-
-    def tracepoint_id(self, tracepoint: str) -> int | None:
-        return self._ids.get(f"btf_trace_{tracepoint}")
-
-    def function_id(self, function: str) -> int | None:
-        return self._ids.get(function)
-
-
-class Kernel:
-    """What it was asked to load and attach; `refuses` says which attach types and what attaches."""
-
-    def __init__(self) -> None:
-        self.loaded: list[tuple[str, int, int, int]] = []
-        self.attached: list[tuple[str, str | None]] = []
-        self.refuses: dict[str, int] = {}
-
-    def load_program(
-        self,
-        name: str,
-        instructions: bytes,
-        *,
-        program_type: int,
-        attach_type: int = 0,
-        attach_btf_id: int = 0,
-    ) -> int:
-        if name in self.refuses:
-            raise libbpf.KernelRefusedError(self.refuses[name], f"load {name}")
-        self.loaded.append((name, program_type, attach_type, attach_btf_id))
-        return os.open(os.devnull, os.O_RDONLY)
-
-    def attach_raw_tracepoint(self, program_fd: int, tracepoint: str | None) -> int:
-        return self._attach("raw_tracepoint", tracepoint)
-
-    def attach_kprobe(self, program_fd: int, function: str, *, returning: bool) -> int:
-        return self._attach("kretprobe" if returning else "kprobe", function)
-
-    def _attach(self, kind: str, what: str | None) -> int:
-        if kind in self.refuses:
-            raise libbpf.KernelRefusedError(self.refuses[kind], "attach")
-        self.attached.append((kind, what))
-        return os.open(os.devnull, os.O_RDONLY)
-
-
-@pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    """A kernel that takes everything unless it is told to refuse."""
-    kernel = Kernel()
-    monkeypatch.setattr(libbpf, "load_program", kernel.load_program)
-    monkeypatch.setattr(libbpf, "attach_raw_tracepoint", kernel.attach_raw_tracepoint)
-    monkeypatch.setattr(perf, "attach_kprobe", kernel.attach_kprobe)
-    monkeypatch.setattr("platform.release", lambda: "6.1.0-13-amd64")
-    return kernel
 
 
 def load(

@@ -13,9 +13,7 @@ from latencyprobe_agent.kernel.build import compiler
 from latencyprobe_agent.kernel.hooks import EVENTS, Event, Hook, HookKind, events_of
 from latencyprobe_agent.kernel.load.reach import Reach
 from latencyprobe_agent.kernel.request import Request
-from tests.unit.agent.test_loader import SEND, Kernel, Types, kernel
-
-__all__ = ["kernel"]  # the fixture
+from tests.unit.agent.fake_kernel import SEND, Kernel, Types
 
 TRACEPOINTS = tuple({hook.symbol for event in EVENTS for hook in event.hooks})
 MODERN = Types(TRACEPOINTS, TRACEPOINTS)

@@ -31,7 +31,7 @@ from latencyprobe.protocol.measurements import (
 )
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent import plan
-from tests.unit.agent.conftest import Running, next_reading, until
+from tests.unit.agent.running import Running, next_reading, until
 from tests.unit.agent.scripted import samples
 from tests.unit.agent.states import probe, seconds, state
 

@@ -15,9 +15,9 @@ from latencyprobe.domain.stages import Module
 from latencyprobe.protocol.packets import packet_from_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.kernel.contract import TraceSpec
-from tests.unit.agent.conftest import Running, next_reading, until
+from tests.unit.agent.running import Running, next_reading, until
 from tests.unit.agent.states import probe, state
-from tests.unit.test_packet_lines import RECEIVED, SENT
+from tests.unit.traced_packets import RECEIVED, SENT
 
 if TYPE_CHECKING:
     Stream = grpc.aio.UnaryStreamCall[pb.TraceRequest, pb.TraceEvents]

@@ -11,8 +11,6 @@ import pytest
 from latencyprobe_operator.agents.fleet import TlsFiles
 from tools.fakes.agent import AGENT_NAME, OPERATOR_NAME, Authority
 
-DEADLINE_SECONDS = 10.0
-
 
 def pytest_asyncio_loop_factories(
     item: pytest.Item,
@@ -20,16 +18,6 @@ def pytest_asyncio_loop_factories(
     """A module's own LOOP, where it has one."""
     loop = getattr(item.module, "LOOP", None) if isinstance(item, pytest.Function) else None
     return {"own": loop} if loop else {"real": asyncio.new_event_loop}
-
-
-async def until(condition: Callable[[], object], *, what: Callable[[], object]) -> None:
-    """Wait for a condition; at the deadline, fail with what was seen last."""
-    try:
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            while not condition():
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        pytest.fail(f"not within {DEADLINE_SECONDS} s; last seen: {what()}")
 
 
 @pytest.fixture(scope="session")

@@ -29,14 +29,8 @@ from latencyprobe_operator.api.status import NodeState as State
 from latencyprobe_operator.desired_state import NO_STATE, DesiredStates, NodeState
 from latencyprobe_operator.metrics import Metrics
 from latencyprobe_operator.probes.nodes import node_facts
-from tests.unit.operator_.conftest import until
-from tools.fakes.agent import (
-    AGENT_NAME,
-    OPERATOR_NAME,
-    Authority,
-    FakeAgent,
-    measurement,
-)
+from tests.unit.operator_.waiting import until
+from tools.fakes.agent import AGENT_NAME, OPERATOR_NAME, Authority, FakeAgent, measurement
 from tools.fakes.samples import pod, probe_spec, target_id
 
 UID = "uid-checkout"

@@ -14,7 +14,7 @@ from latencyprobe.domain.stages import DEFAULT_MODULES, TARGET_STAGES, Module
 from latencyprobe_operator.api import status
 from latencyprobe_operator.api.spec import read_probe
 from latencyprobe_operator.api.status import NodeFacts, NodeState, Phase, PodFacts, StageGap
-from tests.unit.operator_.test_status import NOW, SLOW_READER, facts
+from tests.unit.operator_.status_facts import NOW, SLOW_READER, facts
 from tools.fakes.samples import probe_body
 
 MANIFESTS = Path(__file__).parents[3] / "manifests"

@@ -8,7 +8,7 @@ import pytest
 
 from latencyprobe_operator.kube.cluster import ApiError, Cluster
 from latencyprobe_operator.kube.pods import PodsChange, PodSet, PodWatches
-from tests.unit.operator_.conftest import until
+from tests.unit.operator_.waiting import until
 from tools.fakes.api import FakeApi
 from tools.fakes.samples import pod_body
 

@@ -23,8 +23,8 @@ from latencyprobe_operator.metrics import Metrics
 from latencyprobe_operator.model import Pod
 from latencyprobe_operator.probes.nodes import AgentView
 from latencyprobe_operator.probes.probe import Probe
-from tests.unit.operator_.conftest import until
 from tests.unit.operator_.virtual_time import VirtualTimeLoop
+from tests.unit.operator_.waiting import until
 from tools.fakes.agent import measurement
 from tools.fakes.api import apply_merge_patch
 from tools.fakes.samples import pod, probe_body, probe_spec, target_id

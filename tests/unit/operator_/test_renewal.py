@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from latencyprobe_operator.agents.renewal import Renewal
-from tests.unit.operator_.conftest import until
+from tests.unit.operator_.waiting import until
 
 
 class Files:

@@ -19,7 +19,6 @@ from latencyprobe.domain.measurement import (
 from latencyprobe.domain.stages import STAGES
 from latencyprobe_operator.api import status
 from latencyprobe_operator.api.status import (
-    Facts,
     NodeFacts,
     NodeState,
     Phase,
@@ -28,34 +27,11 @@ from latencyprobe_operator.api.status import (
     StageGap,
 )
 from latencyprobe_operator.probes.objectives import Judgement, Outcome
+from tests.unit.operator_.status_facts import LATER, NOW, READY, SLOW_READER, facts
 from tools.fakes.api import apply_merge_patch
 from tools.fakes.samples import probe_spec
 
-NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z"
-SPEC = probe_spec()
-READY = NodeFacts("node-a", NodeState.READY, attached=2)
 NO_AGENT = NodeFacts("node-b", NodeState.NO_AGENT, "no agent runs on this node")
-SLOW_READER = Measurement(
-    {
-        "rx.stack": StageMeasurement(Histogram.of([100_000] * 200)),
-        "rx.socket": StageMeasurement(Histogram.of([900_000] * 200)),
-        "rx.total": StageMeasurement(Histogram.of([1_000_000] * 200)),
-    }
-)
-
-
-def facts(**parts: Any) -> Facts:
-    """A probe that measures two pods on one node, but for `parts`."""
-    whole: dict[str, Any] = {
-        "spec": SPEC,
-        "generation": 3,
-        "matched_pods": 2,
-        "containers": 2,
-        "nodes": [READY],
-        "start_time": NOW,
-        **parts,
-    }
-    return Facts(**whole)
 
 
 def condition(document: status.Document, name: str) -> tuple[str, str]:

@@ -1,0 +1,80 @@
+"""The kernel's eBPF programs, and an agent's process that is killed while it has some."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+from latencyprobe.domain.coverage import CoverageState, StageCoverage
+
+
+def programs_of(pid: int) -> set[int]:
+    """The ids of the eBPF programs whose descriptors a process holds."""
+    found = set()
+    for entry in os.listdir(f"/proc/{pid}/fdinfo"):
+        try:
+            with open(f"/proc/{pid}/fdinfo/{entry}") as lines:
+                found |= {int(line.split()[1]) for line in lines if line.startswith("prog_id:")}
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def existing_programs() -> set[int]:
+    """The ids of all eBPF programs of this machine."""
+    listing = subprocess.run(
+        ["bpftool", "prog", "show", "-j"], check=True, capture_output=True, text=True
+    )
+    return {program["id"] for program in json.loads(listing.stdout)}
+
+
+def wait_until_gone(programs: set[int]) -> None:
+    """The kernel frees programs a grace period after the last descriptor is closed."""
+    deadline = time.monotonic() + 30
+    while left := programs & existing_programs():
+        assert time.monotonic() < deadline, f"still there: {left}"
+        time.sleep(0.05)
+
+
+AGENT = """
+import asyncio, json
+from latencyprobe.domain.stages import Module
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+
+async def main():
+    engine = KernelEngine(host_netns=1)
+    await engine.use(frozenset(Module))
+    coverage = [(stage.name, stage.state, stage.hook, stage.reason) for stage in engine.coverage]
+    print(json.dumps(coverage), flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class KilledAgent:
+    """What an agent's process with all modules said and had, before it was killed."""
+
+    coverage: list[StageCoverage]
+    programs: set[int]
+
+
+def killed_agent() -> KilledAgent:
+    process = subprocess.Popen([sys.executable, "-c", AGENT], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        rows = json.loads(process.stdout.readline())
+        coverage = [StageCoverage(name, CoverageState(state), *said) for name, state, *said in rows]
+        programs = programs_of(process.pid)
+        assert programs
+        assert programs <= existing_programs()
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    return KilledAgent(coverage, programs)

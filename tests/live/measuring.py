@@ -1,0 +1,101 @@
+"""Measuring two pods by an engine, and reading what it measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from latencyprobe.domain.measurement import Measurement
+from latencyprobe.domain.stages import DEFAULT_MODULES
+from latencyprobe_agent.kernel.contract import SlotSpec
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.pods import Namespace, Pod
+from tests.live.sockets import everything_in
+
+Start = Callable[..., KernelEngine]
+CLIENT, SERVER = 0, 1
+RX_PARTS = ("rx.softirq", "rx.host", "rx.stack", "rx.socket")
+TX_OF_A_PAIR = ("tx.socket", "tx.stack", "tx.qdisc", "tx.total")
+TX_PARTS = ("tx.socket", "tx.stack", "tx.host", "tx.qdisc", "tx.driver")
+
+
+async def measure(
+    engine: KernelEngine,
+    client: Pod,
+    server: Pod,
+    requests: int,
+    *options: str,
+    client_options: tuple[str, ...] = (),
+    address: str | None = None,
+) -> tuple[dict[int, Measurement], dict[str, list[int]]]:
+    """Have the client ask the server; returns measurements by slot and the server's account."""
+    where = (address or server.address, "7000", str(requests), *options)
+    serving = server.start("server", *where)
+    asking = client.start("client", *where, *client_options)
+    try:
+        asking.go()
+        account = serving.result()
+        assert asking.result()["sent"] == requests
+    finally:
+        serving.stop()
+        asking.stop()
+    return dict(engine.read()), account
+
+
+async def both(start: Start, client: Pod, server: Pod, **options: object) -> KernelEngine:
+    """An engine with the default modules on both pods."""
+    engine = start(**options)
+    engine.assign({CLIENT: client.spec(), SERVER: server.spec()})
+    await engine.use(frozenset(DEFAULT_MODULES))
+    return engine
+
+
+async def watch(start: Start, client: Pod, server: Pod, *, typed: bool = True) -> KernelEngine:
+    """An engine with the default modules on everything in both namespaces."""
+    engine = start(typed=typed)
+    engine.assign({CLIENT: everything_in(client), SERVER: everything_in(server)})
+    await engine.use(frozenset(DEFAULT_MODULES))
+    return engine
+
+
+def are_bound_by_btf(engine: KernelEngine) -> bool:
+    """Whether its programs are; before Linux 5.11 they can't be, however it was asked for."""
+    return any(stage.hook.startswith("tp_btf/") for stage in engine.coverage)
+
+
+def count(measurement: Measurement, stage: str) -> int:
+    return measurement.stage(stage).histogram.count
+
+
+def median(values: list[int]) -> int:
+    return sorted(values)[len(values) // 2]
+
+
+def account_for(measurement: Measurement, stage: str) -> tuple[int, int]:
+    """(samples, packets known to be missing) of a stage."""
+    measured = measurement.stage(stage)
+    return measured.histogram.count, measured.lost + measured.unmatched
+
+
+def assert_parts_add_up(measurement: Measurement, *modules: str) -> None:
+    """The parts of the totals of these modules ("rx", "tx")."""
+    for module in modules:
+        whole = measurement.stage(f"{module}.total").histogram.sum_ns
+        parts = RX_PARTS if module == "rx" else TX_PARTS
+        assert sum(measurement.stage(part).histogram.sum_ns for part in parts) == whole > 0
+
+
+async def watch_on_host(start: Start, host: Namespace, *pods: Pod) -> KernelEngine:
+    """An engine with the default modules on these pods, in slots from 0 on."""
+    engine = start(host_netns=host.inode)
+    engine.assign({slot: everything_in(pod) for slot, pod in enumerate(pods)})
+    await engine.use(frozenset(DEFAULT_MODULES))
+    return engine
+
+
+async def watch_namespace(start: Start, there: Namespace, **options: object) -> KernelEngine:
+    """An engine on everything in a namespace."""
+    engine = start(**options)
+    inode = frozenset({there.inode})
+    engine.assign({CLIENT: SlotSpec(netns_wide=inode, netns=inode)})
+    await engine.use(frozenset(DEFAULT_MODULES))
+    return engine

@@ -1,0 +1,64 @@
+"""A kernel that records what it is asked to load and attach."""
+
+from __future__ import annotations
+
+import os
+
+from latencyprobe.domain.stages import Module
+from latencyprobe_agent.kernel import libbpf
+from latencyprobe_agent.kernel.btf import KernelTypes
+from latencyprobe_agent.kernel.hooks import Event, Hook, HookKind
+
+TRACEPOINT = Hook("on_send", "tcp_sendmsg_locked")
+FENTRY = Hook("on_fentry_send", "tcp_sendmsg_locked", HookKind.FENTRY)
+KPROBE = Hook("on_kprobe_send", "tcp_sendmsg_locked", HookKind.KPROBE)
+LENGTH = Hook("on_length", "sock_send_length")
+SEND = Event("send", frozenset(Module), (TRACEPOINT, FENTRY, KPROBE, LENGTH))
+
+
+class Types(KernelTypes):
+    """A kernel that has these tracepoints and functions."""
+
+    def __init__(self, tracepoints: tuple[str, ...] = (), functions: tuple[str, ...] = ()) -> None:
+        self._ids = {f"btf_trace_{name}": 7 for name in tracepoints} | dict.fromkeys(functions, 8)
+
+    def tracepoint_id(self, tracepoint: str) -> int | None:
+        return self._ids.get(f"btf_trace_{tracepoint}")
+
+    def function_id(self, function: str) -> int | None:
+        return self._ids.get(function)
+
+
+class Kernel:
+    """What it was asked to load and attach; `refuses` says which attach types and what attaches."""
+
+    def __init__(self) -> None:
+        self.loaded: list[tuple[str, int, int, int]] = []
+        self.attached: list[tuple[str, str | None]] = []
+        self.refuses: dict[str, int] = {}
+
+    def load_program(
+        self,
+        name: str,
+        instructions: bytes,
+        *,
+        program_type: int,
+        attach_type: int = 0,
+        attach_btf_id: int = 0,
+    ) -> int:
+        if name in self.refuses:
+            raise libbpf.KernelRefusedError(self.refuses[name], f"load {name}")
+        self.loaded.append((name, program_type, attach_type, attach_btf_id))
+        return os.open(os.devnull, os.O_RDONLY)
+
+    def attach_raw_tracepoint(self, program_fd: int, tracepoint: str | None) -> int:
+        return self._attach("raw_tracepoint", tracepoint)
+
+    def attach_kprobe(self, program_fd: int, function: str, *, returning: bool) -> int:
+        return self._attach("kretprobe" if returning else "kprobe", function)
+
+    def _attach(self, kind: str, what: str | None) -> int:
+        if kind in self.refuses:
+            raise libbpf.KernelRefusedError(self.refuses[kind], "attach")
+        self.attached.append((kind, what))
+        return os.open(os.devnull, os.O_RDONLY)

@@ -1,0 +1,35 @@
+"""Facts about a probe, as its status is built from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.measurement import Measurement, StageMeasurement
+from latencyprobe_operator.api.status import Facts, NodeFacts, NodeState
+from tools.fakes.samples import probe_spec
+
+NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z"
+SPEC = probe_spec()
+READY = NodeFacts("node-a", NodeState.READY, attached=2)
+SLOW_READER = Measurement(
+    {
+        "rx.stack": StageMeasurement(Histogram.of([100_000] * 200)),
+        "rx.socket": StageMeasurement(Histogram.of([900_000] * 200)),
+        "rx.total": StageMeasurement(Histogram.of([1_000_000] * 200)),
+    }
+)
+
+
+def facts(**parts: Any) -> Facts:
+    """A probe that measures two pods on one node, but for `parts`."""
+    whole: dict[str, Any] = {
+        "spec": SPEC,
+        "generation": 3,
+        "matched_pods": 2,
+        "containers": 2,
+        "nodes": [READY],
+        "start_time": NOW,
+        **parts,
+    }
+    return Facts(**whole)

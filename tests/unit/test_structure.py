@@ -1,0 +1,59 @@
+"""The test modules are leaves: what several of them need has a module with a name of its own."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def imported_modules(source: str) -> Iterator[str]:
+    """Dotted names of what a module imports, names from packages included."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = node.module or ""
+            yield package
+            yield from (f"{package}.{alias.name}" for alias in node.names)
+
+
+def imported_test_modules(source: str) -> list[str]:
+    """Those that pytest collects or loads by itself: tests and conftest.py."""
+    return [
+        module
+        for module in imported_modules(source)
+        if (name := module.rpartition(".")[2]) == "conftest"
+        or (name.startswith("test_") and name.islower() and is_module(module))
+    ]
+
+
+def is_module(module: str) -> bool:
+    return (ROOT / module.replace(".", "/")).with_suffix(".py").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from tests.unit.test_structure import ROOT",
+        "from tests.unit import test_structure",
+        "import tests.unit.test_structure",
+        "from tests.live.conftest import pair",
+    ],
+)
+def test_an_import_of_a_test_module_is_found(line: str) -> None:
+    assert imported_test_modules(line)
+
+
+def test_no_module_imports_a_test_module() -> None:
+    importing = {
+        str(path.relative_to(ROOT)): found
+        for path in (ROOT / "tests").rglob("*.py")
+        if (found := imported_test_modules(path.read_text()))
+    }
+
+    assert importing == {}, "move what they share into a module of its own"
