@@ -40,8 +40,13 @@ run: setup ## Set up, then measure a small workload on this machine (needs root)
 ##@ Test
 
 .PHONY: test
-test: setup try-setup-go try-setup-cluster try-setup-kernels ## Run every tier; LATENCYPROBE_SKIP=cluster,live leaves tiers out
+test: test-setup ## Run what must hold before a landing; LATENCYPROBE_SKIP=cluster,live leaves tiers out
 	$(CLUSTER_PATH) $(BIN)/python -m tests.run_tiers
+
+.PHONY: test-all
+test-all: test-setup ## Run all there is: thorough tests, all kernels, benchmarks (hours)
+	LATENCYPROBE_KERNELS=$${LATENCYPROBE_KERNELS:-all} $(CLUSTER_PATH) \
+		$(BIN)/python -m tests.run_tiers --all
 
 .PHONY: test-unit
 test-unit: setup ## Run tests/unit: no privileges
@@ -65,8 +70,8 @@ test-kernels: setup ## Run tests/kernels under all kernels, or LATENCYPROBE_KERN
 	LATENCYPROBE_KERNELS=$${LATENCYPROBE_KERNELS:-all} $(BIN)/python -m pytest tests/kernels $(ARGS)
 
 .PHONY: lint
-lint: setup ## Check style, formatting, types and layers
-	$(BIN)/python -m tests.run_tiers lint
+lint: setup ## Run tests/lint: style, formatting, types, layers, links
+	$(BIN)/python -m pytest tests/lint $(ARGS)
 
 .PHONY: bench
 bench: setup ## Measure what measuring costs (needs root)
@@ -131,6 +136,9 @@ clean: ## Remove everything that was made, .venv included
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---------------------------------------------------------------- the set-up, step by step
+
+.PHONY: test-setup
+test-setup: setup try-setup-go try-setup-cluster try-setup-kernels
 
 .PHONY: system-packages
 system-packages:

@@ -13,8 +13,8 @@ TESTS = Path(__file__).parent
 
 # Seconds for one test, with the fixtures it is the first to ask for: compiling eBPF programs, and,
 # the first time on a machine, compiling Kubernetes or Helm. tests/unit keeps the default.
-TIME_LIMITS = {"chart": 1800, "live": 180, "cluster": 1800, "kernels": 1800}
-TIERS = ("unit", "chart", "live", "cluster", "kernels")
+TIME_LIMITS = {"lint": 600, "chart": 1800, "live": 180, "cluster": 1800, "kernels": 1800}
+TIERS = ("lint", "unit", "chart", "live", "cluster", "kernels")
 
 # A deadline in milliseconds says more about the machine's other work than about our code.
 hypothesis.settings.register_profile("latencyprobe", deadline=None)

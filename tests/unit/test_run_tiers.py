@@ -2,176 +2,186 @@
 
 from __future__ import annotations
 
-import sys
+import re
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests import needs, run_tiers
+from tests.counting import Counts
 from tests.run_tiers import (
     SKIP_VARIABLE,
     TIERS,
+    WITHOUT_THOROUGH,
     Outcome,
-    Programs,
-    Pytest,
     Result,
-    TestCounts,
     Tier,
-    UnknownTierError,
-    Verdict,
     closing_table,
-    counts_in,
     duration,
-    judge_pytest,
+    judge,
     main,
-    need_programs,
-    run_tiers,
     succeeded,
-    tiers_named,
 )
 
-
-class Scripted:
-    """Checks with a given verdict; `runs` counts how often they ran."""
-
-    def __init__(self, verdict: Verdict) -> None:
-        self._verdict = verdict
-        self.runs = 0
-
-    def run(self) -> Verdict:
-        self.runs += 1
-        return self._verdict
-
-
-class Interrupted:
-    """Checks during which somebody presses Ctrl-C."""
-
-    def run(self) -> Verdict:
-        raise KeyboardInterrupt
-
-
-def good() -> Scripted:
-    return Scripted(Verdict(True, "7 passed, 0 failed", TestCounts(passed=7)))
-
-
-def bad() -> Scripted:
-    return Scripted(Verdict(False, "6 passed, 1 failed", TestCounts(passed=6, failed=1)))
+MakeTier = Callable[..., Tier]
+PASSES, FAILS = "def test_a(): pass\n", "def test_a(): assert False\n"
+SKIPPED = "import pytest\n\n@pytest.mark.skip\ndef test_b(): pass\n"
+THOROUGH = "import pytest\n\n@pytest.mark.thorough\ndef test_c(): pass\n"
 
 
 @pytest.fixture
-def folder_of_tests(tmp_path: Path) -> Path:
-    """A folder for tests with a configuration of its own, away from this project's."""
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    return tmp_path
+def make_tier(tmp_path: Path) -> MakeTier:
+    """Makes a folder of tests with a configuration of its own, away from this project's."""
+
+    def make(name: str, *modules: str, needs: tuple[needs.Need, ...] = ()) -> Tier:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "pytest.ini").write_text("[pytest]\nmarkers = thorough\n")
+        for number, module in enumerate(modules):
+            (folder / f"test_{name}_{number}.py").write_text(module)
+        return Tier(folder, needs)
+
+    return make
 
 
 def test_tiers_run_from_the_cheapest_to_the_dearest() -> None:
-    assert [tier.name for tier in TIERS] == [
-        "lint",
-        "unit",
-        "chart",
-        "live",
-        "cluster",
-        "kernels",
-    ]
+    assert [tier.name for tier in TIERS] == ["lint", "unit", "chart", "live", "cluster", "kernels"]
 
 
-def test_every_tier_runs_even_after_a_failure() -> None:
-    first, second = bad(), good()
-    results = run_tiers([Tier("first", first), Tier("second", second)])
-    assert (first.runs, second.runs) == (1, 1)
+def test_every_folder_of_tests_is_a_tier() -> None:
+    folders = {path.parent for path in run_tiers.ROOT.glob("tests/*/__init__.py")}
+    assert {tier.folder for tier in TIERS} == folders
+
+
+def test_every_tier_runs_even_after_a_failure(make_tier: MakeTier) -> None:
+    results = run_tiers.run_tiers([make_tier("first", FAILS), make_tier("second", PASSES)])
     assert [result.outcome for result in results] == [Outcome.FAILED, Outcome.PASSED]
     assert not succeeded(results)
 
 
-def test_a_tier_that_cannot_run_here_fails_and_says_what_is_missing() -> None:
-    checks = good()
-    needs = (lambda: "root is needed", lambda: None, need_programs("sh", "no-such-program"))
-    (result,) = run_tiers([Tier("live", checks, needs)])
-    assert checks.runs == 0
+def test_a_tier_that_cannot_run_here_fails_and_says_what_is_missing(make_tier: MakeTier) -> None:
+    wanted = (lambda: "root is needed", lambda: None, needs.programs("sh", "no-such-program"))
+    (result,) = run_tiers.run_tiers([make_tier("live", PASSES, needs=wanted)])
     assert result.outcome is Outcome.FAILED
     assert result.detail == "cannot run here: root is needed; not on the PATH: no-such-program"
+    assert result.counts == Counts()
 
 
-def test_a_tier_left_out_does_not_run_and_is_said_loudly() -> None:
-    cluster = good()
-    results = run_tiers([Tier("unit", good()), Tier("cluster", cluster)], left_out=["cluster"])
-    assert cluster.runs == 0
+def test_a_tier_left_out_does_not_run_and_is_said_loudly(make_tier: MakeTier) -> None:
+    tiers = [make_tier("unit", PASSES), make_tier("cluster", FAILS)]
+    results = run_tiers.run_tiers(tiers, left_out=["cluster"])
     assert succeeded(results)
     assert f"!!! NOT TESTED, left out by {SKIP_VARIABLE}: cluster !!!" in closing_table(results)
 
 
-def test_leaving_out_everything_is_no_success() -> None:
-    assert not succeeded(run_tiers([Tier("unit", good())], left_out=["unit"]))
+def test_leaving_out_everything_is_no_success(make_tier: MakeTier) -> None:
+    assert not succeeded(run_tiers.run_tiers([make_tier("unit", PASSES)], left_out=["unit"]))
     assert not succeeded([])
 
 
-def test_an_interruption_ends_the_run_and_fails_it() -> None:
-    later = good()
-    results = run_tiers([Tier("live", Interrupted()), Tier("cluster", later)])
-    assert later.runs == 0
+def test_an_interruption_ends_the_run_and_fails_it(
+    make_tier: MakeTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "run", interrupt)
+    results = run_tiers.run_tiers([make_tier("live", PASSES), make_tier("cluster", PASSES)])
     assert [(result.outcome, result.detail) for result in results] == [
         (Outcome.FAILED, "interrupted")
     ]
 
 
 @pytest.mark.parametrize(
-    ("exit_code", "counts", "verdict", "detail"),
+    ("exit_code", "counts", "outcome", "detail"),
     [
-        (0, TestCounts(3), True, "3 passed, 0 failed"),
-        (0, TestCounts(3, 0, 2), True, "3 passed, 0 failed, 2 skipped"),
-        (1, TestCounts(3, 1), False, "3 passed, 1 failed"),
-        (0, TestCounts(0, 0, 4), False, "no test ran: all 4 were skipped"),
-        (5, TestCounts(), False, "no test ran: pytest exited with 5"),
-        (4, TestCounts(), False, "no test ran: pytest exited with 4"),
-        (2, TestCounts(3), False, "3 passed, 0 failed, pytest exited with 2"),
-        (-9, TestCounts(), False, "no test ran: pytest exited with -9"),
+        (0, Counts(3), Outcome.PASSED, "3 passed, 0 failed"),
+        (0, Counts(3, 0, 2), Outcome.PASSED, "3 passed, 0 failed, 2 skipped"),
+        (0, Counts(3, 0, 0, 4), Outcome.PASSED, "3 passed, 0 failed, 4 deselected"),
+        (1, Counts(3, 1), Outcome.FAILED, "3 passed, 1 failed"),
+        (
+            *(0, Counts(0, 0, 4), Outcome.FAILED),
+            "no test passed: 0 passed, 0 failed, 4 skipped, pytest exited with 0",
+        ),
+        *(
+            (
+                *(code, Counts(), Outcome.FAILED),
+                f"no test passed: 0 passed, 0 failed, pytest exited with {code}",
+            )
+            for code in (5, 4, -9)
+        ),
+        (2, Counts(3), Outcome.FAILED, "3 passed, 0 failed, pytest exited with 2"),
     ],
 )
-def test_pytest_succeeds_only_where_a_test_passed_and_none_failed(
-    exit_code: int, counts: TestCounts, verdict: bool, detail: str
+def test_a_tier_passes_only_where_a_test_passed_and_none_failed(
+    exit_code: int, counts: Counts, outcome: Outcome, detail: str
 ) -> None:
-    judged = judge_pytest(exit_code, counts)
-    assert (judged.succeeded, judged.detail, judged.counts) == (verdict, detail, counts)
+    assert judge(exit_code, counts) == (outcome, detail)
 
 
-def test_errors_of_fixtures_count_as_failures() -> None:
-    suite = '<testsuite errors="1" failures="2" skipped="3" tests="10"/>'
-    assert counts_in(f"<testsuites>{suite}</testsuites>") == TestCounts(
-        passed=4, failed=3, skipped=3
+def test_errors_of_fixtures_count_as_failures(make_tier: MakeTier) -> None:
+    fixture = "import pytest\n\n@pytest.fixture\ndef broken():\n    raise ValueError\n\n"
+    result = run_tiers.run_tier(make_tier("a", fixture + "def test_it(broken): pass\n", PASSES))
+    assert (result.outcome, result.counts) == (Outcome.FAILED, Counts(1, 1))
+
+
+def test_each_subtest_counts(make_tier: MakeTier) -> None:
+    test = "def test_it(subtests):\n    for n in range(3):\n        with subtests.test():\n"
+    result = run_tiers.run_tier(make_tier("a", test + "            assert n != 1\n"))
+    assert result.counts == Counts(passed=2, failed=2)
+
+
+def test_a_module_that_cannot_be_imported_is_a_failure(make_tier: MakeTier) -> None:
+    result = run_tiers.run_tier(make_tier("a", "import no_such_module\n", PASSES))
+    assert (result.outcome, result.counts.failed) == (Outcome.FAILED, 1)
+
+
+def test_a_folder_of_passing_and_skipped_tests_passes(make_tier: MakeTier) -> None:
+    result = run_tiers.run_tier(make_tier("a", PASSES, SKIPPED))
+    assert (result.outcome, result.detail) == (Outcome.PASSED, "1 passed, 0 failed, 1 skipped")
+
+
+def test_a_folder_without_tests_fails(make_tier: MakeTier) -> None:
+    result = run_tiers.run_tier(make_tier("empty"))
+    assert (result.outcome, result.detail) == (
+        Outcome.FAILED,
+        "no test passed: 0 passed, 0 failed, pytest exited with 5",
     )
 
 
-def test_a_folder_of_passing_and_skipped_tests_passes(folder_of_tests: Path) -> None:
-    (folder_of_tests / "test_it.py").write_text(
-        "import pytest\n\ndef test_a(): pass\n\n@pytest.mark.skip\ndef test_b(): pass\n"
-    )
-    verdict = Pytest(folder_of_tests).run()
-    assert verdict == Verdict(True, "1 passed, 0 failed, 1 skipped", TestCounts(1, 0, 1))
+def test_a_folder_of_skipped_tests_fails(make_tier: MakeTier) -> None:
+    assert run_tiers.run_tier(make_tier("a", SKIPPED)).outcome is Outcome.FAILED
 
 
-def test_a_folder_without_tests_fails(folder_of_tests: Path) -> None:
-    assert Pytest(folder_of_tests).run().detail == "no test ran: pytest exited with 5"
+def test_thorough_tests_are_left_out_unless_asked_for_and_that_is_reported(
+    make_tier: MakeTier,
+) -> None:
+    tier = make_tier("a", PASSES, THOROUGH)
+    quick, everything = run_tiers.run_tier(tier, WITHOUT_THOROUGH), run_tiers.run_tier(tier)
+    assert (quick.counts, everything.counts) == (Counts(1, deselected=1), Counts(2))
+    assert "!!! NOT TESTED, left to `make test-all`: 1 !!!" in closing_table([quick])
+    assert "NOT TESTED" not in closing_table([everything])
 
 
-def test_all_programs_run_and_the_failed_ones_are_named() -> None:
-    succeeding, failing = ([sys.executable, "-c", f"exit({code})"] for code in (0, 3))
-    assert Programs({"a": failing, "b": succeeding, "c": failing}).run() == Verdict(
-        False, "a, c failed"
-    )
-    assert Programs({"a": succeeding, "b": succeeding}).run() == Verdict(True, "a, b")
+def test_a_tier_of_thorough_tests_alone_fails_when_they_are_left_out(make_tier: MakeTier) -> None:
+    result = run_tiers.run_tier(make_tier("a", THOROUGH), WITHOUT_THOROUGH)
+    assert result.outcome is Outcome.FAILED
 
 
 def test_the_table_shows_each_tier_with_its_time_and_ends_with_the_sum() -> None:
     results = [
-        Result("unit", Outcome.PASSED, "7 passed, 0 failed", 4.21, TestCounts(7)),
-        Result("cluster", Outcome.FAILED, "5 passed, 1 failed", 192.4, TestCounts(5, 1)),
+        Result("unit", Outcome.PASSED, "7 passed, 0 failed, 2 skipped", Counts(7, 0, 2), 4.21),
+        Result("cluster", Outcome.FAILED, "5 passed, 1 failed", Counts(5, 1), 192.4),
         Result("live", Outcome.LEFT_OUT, f"by {SKIP_VARIABLE}"),
     ]
     assert closing_table(results).splitlines()[2:] == [
-        "unit     passed           4.2 s  7 passed, 0 failed",
+        "unit     passed           4.2 s  7 passed, 0 failed, 2 skipped",
         "cluster  FAILED      3 min 12 s  5 passed, 1 failed",
         f"live     LEFT OUT                by {SKIP_VARIABLE}",
         f"!!! NOT TESTED, left out by {SKIP_VARIABLE}: live !!!",
+        "!!! NOT TESTED, skipped: 2 !!!",
         "total: 12 passed, 1 failed",
     ]
 
@@ -183,24 +193,16 @@ def test_durations_are_said_as_a_person_says_them(seconds: float, text: str) -> 
     assert duration(seconds) == text
 
 
-def test_tiers_are_chosen_by_name_in_the_order_they_run() -> None:
-    assert [tier.name for tier in tiers_named(["live", "lint"])] == ["lint", "live"]
-
-
-def test_an_unknown_tier_is_refused_by_name() -> None:
-    with pytest.raises(UnknownTierError, match="'clutser' is no tier of tests") as refusal:
-        tiers_named(["unit", "clutser"])
-    assert refusal.value.name == "clutser"
-
-
 @pytest.mark.parametrize(
     ("arguments", "environment"), [(["clutser"], {}), ([], {SKIP_VARIABLE: "live,clutser"})]
 )
 def test_a_misspelt_tier_runs_nothing_and_exits_with_2(
     arguments: list[str], environment: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(arguments, environment) == 2
-    assert "'clutser' is no tier" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        main(arguments, environment)
+    assert end.value.code == 2
+    assert "no such tier: clutser (one of lint, unit, " in capsys.readouterr().err
 
 
 def test_leaving_out_the_only_tier_asked_for_exits_with_1(
@@ -208,3 +210,14 @@ def test_leaving_out_the_only_tier_asked_for_exits_with_1(
 ) -> None:
     assert main(["unit"], {SKIP_VARIABLE: "unit, live"}) == 1
     assert "NOT TESTED" in capsys.readouterr().out
+
+
+def test_named_tiers_run_in_their_order_and_the_exit_code_is_that_of_all(
+    make_tier: MakeTier, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tiers = tuple(make_tier(name, PASSES) for name in ("one", "two", "three"))
+    monkeypatch.setattr(run_tiers, "TIERS", tiers)
+    assert main(["three", "one"], {}) == 0
+    printed = capfd.readouterr().out
+    assert re.findall(r"^=+ (\w+) =+$", printed, re.MULTILINE) == ["one", "three", "tiers"]
+    assert printed.splitlines()[-1] == "total: 2 passed, 0 failed"

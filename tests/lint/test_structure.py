@@ -39,9 +39,9 @@ def is_module(module: str) -> bool:
 @pytest.mark.parametrize(
     "line",
     [
-        "from tests.unit.test_structure import ROOT",
-        "from tests.unit import test_structure",
-        "import tests.unit.test_structure",
+        "from tests.lint.test_structure import ROOT",
+        "from tests.lint import test_structure",
+        "import tests.lint.test_structure",
         "from tests.live.conftest import pair",
     ],
 )

@@ -1,0 +1,1 @@
+"""Checks of the files themselves: their style, types, layers and links."""
