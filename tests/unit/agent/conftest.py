@@ -10,7 +10,8 @@ import grpc
 import pytest
 
 from latencyprobe_agent.agent import Agent, NodeFacts
-from latencyprobe_agent.kernel import libbpf, perf
+from latencyprobe_agent.kernel import libbpf
+from latencyprobe_agent.kernel.load import perf
 from latencyprobe_agent.serving.metrics import Metrics
 from latencyprobe_agent.serving.service import Server, SocketAddress
 from latencyprobe_agent.targets.resolver import Resolver
