@@ -125,7 +125,7 @@ async def operate(simulated: tuple[str, dict[str, str]], tls: TlsFiles) -> None:
         agents=AgentSource("", "", 0, addresses),
         metrics=Metrics(),
     )
-    print(f"before any agent: RSS {_rss_mib():.0f} MiB")
+    print(f"before any agent: RSS {rss_mib():.0f} MiB")
     await controller.start()
     began = time.monotonic()
     body = probe_body(interval=f"{INTERVAL_SECONDS}s", selector={})
@@ -134,13 +134,13 @@ async def operate(simulated: tuple[str, dict[str, str]], tls: TlsFiles) -> None:
     while controller._fleet.states().get("Ready", 0) < len(addresses):
         await asyncio.sleep(0.1)
     seconds = time.monotonic() - began
-    print(f"all {len(addresses)} agents attached after {seconds:.1f} s, RSS {_rss_mib():.0f} MiB")
+    print(f"all {len(addresses)} agents attached after {seconds:.1f} s, RSS {rss_mib():.0f} MiB")
     lag = asyncio.create_task(_longest_block())
     for minute in range(1, MINUTES + 1):
         cpu, wall = time.process_time(), time.monotonic()
         await asyncio.sleep(60)
         percent = 100 * (time.process_time() - cpu) / (time.monotonic() - wall)
-        print(f"minute {minute}: {percent:.0f} % of one core, RSS {_rss_mib():.0f} MiB", flush=True)
+        print(f"minute {minute}: {percent:.0f} % of one core, RSS {rss_mib():.0f} MiB", flush=True)
     _tell(probe._previous, lag)
     running.cancel()
     await controller.close()
@@ -170,7 +170,7 @@ def _tell(status: Json, lag: asyncio.Task[None]) -> None:
     print(f"peak RSS {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 
-def _rss_mib() -> float:
+def rss_mib() -> float:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
 

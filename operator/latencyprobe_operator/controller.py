@@ -13,12 +13,14 @@ import grpc
 from latencyprobe.process.backoff import Backoff
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents.fleet import Endpoint, Fleet
+from latencyprobe_operator.api.selector import LabelSelector
 from latencyprobe_operator.api.spec import probe_key
 from latencyprobe_operator.desired_state import DesiredStates
 from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, Cluster
-from latencyprobe_operator.kube.pods import PodsChange, PodSet, PodsListener, PodWatches
+from latencyprobe_operator.kube.informer import Change, Informer, Scope, Source
+from latencyprobe_operator.kube.pods import PodSet, PodsListener, PodWatches
 from latencyprobe_operator.metrics import Metrics
-from latencyprobe_operator.model import Pod, newest_by_node
+from latencyprobe_operator.model import AgentPod, newest_by_node, read_agent
 from latencyprobe_operator.probes.nodes import AgentView
 from latencyprobe_operator.probes.probe import Probe
 
@@ -50,7 +52,7 @@ class Controller:
         self._cluster = cluster
         self._agents = agents
         self._namespaces = namespaces
-        self._watches = PodWatches(cluster)
+        self._watches = PodWatches(cluster, clusterwide=not namespaces)
         self._fleet = Fleet(credentials=credentials, listener=self, metrics=metrics)
         self._probes: dict[str, Probe] = {}
         self._touched: set[str] = set()
@@ -59,7 +61,7 @@ class Controller:
 
     async def start(self) -> None:
         """Begin to look for agents, and to talk to them once the probes are known."""
-        self._agents.follow(self._watches, self._fleet)
+        self._agents.follow(self._cluster, self._fleet)
         self._tasks = [
             asyncio.create_task(self._warm_up(), name="warm-up"),
             asyncio.create_task(self._keep_gauges(), name="gauges"),
@@ -72,6 +74,7 @@ class Controller:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._agents.close()
         await self._watches.close()
         await self._fleet.close()
 
@@ -112,7 +115,7 @@ class Controller:
 
     # --------------------------------------------------------- what probes need of us
 
-    def watch(self, namespace: str, selector: str, listener: PodsListener) -> PodSet:
+    def watch(self, namespace: str, selector: LabelSelector, listener: PodsListener) -> PodSet:
         """Subscribe to pods."""
         return self._watches.subscribe(namespace, selector, listener)
 
@@ -209,7 +212,11 @@ class Controller:
 
 
 class AgentSource:
-    """Where the agents are: the DaemonSet's pods in one namespace, or a given list."""
+    """The agents: the DaemonSet's pods in one namespace, or a given list.
+
+    The pods have a watch of their own, of the agents alone: it takes a Role in their namespace, and
+    works while the one of all pods does not.
+    """
 
     def __init__(
         self,
@@ -218,27 +225,47 @@ class AgentSource:
         port: int,
         given: Mapping[str, str] | None = None,
     ) -> None:
-        self._namespace = namespace
-        self._selector = selector
+        self._scope = Scope(namespace, selector)
         self._port = port
         self._given = given
         self._known: set[str] = set()
+        self._fleet: Fleet | None = None
+        self._informer: Informer[AgentPod] | None = None
+        self._task: asyncio.Task[None] | None = None
 
-    def follow(self, watches: PodWatches, fleet: Fleet) -> None:
+    def follow(self, source: Source, fleet: Fleet) -> None:
         """Tell the fleet of every agent, from now on."""
         if self._given:
             for node, address in self._given.items():
                 fleet.set_agent(node, Endpoint(address))
             return
-        pods: PodSet | None = None
+        self._fleet = fleet
+        self._informer = Informer(source, self._scope, read_agent, self)
+        self._task = asyncio.create_task(self._informer.run(), name=str(self._scope))
 
-        def listen(_: PodsChange) -> None:
-            if pods and pods.listed:
-                self._tell(newest_by_node(pods.pods.values()), fleet)
+    async def close(self) -> None:
+        """Look for agents no more."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
-        pods = watches.subscribe(self._namespace, self._selector, listen)
+    def on_list(self, _changes: Mapping[str, Change[AgentPod]]) -> None:
+        """Tell the fleet of the agents that there are."""
+        self._tell_fleet()
 
-    def _tell(self, agents: Mapping[str, Pod], fleet: Fleet) -> None:
+    def on_change(self, _namespace: str, _change: Change[AgentPod]) -> None:
+        """Tell the fleet of the agents that there are now."""
+        self._tell_fleet()
+
+    def on_refusal(self) -> None:
+        """Leave the fleet as it is; the informer has logged why."""
+
+    def _tell_fleet(self) -> None:
+        if self._informer and self._informer.listed and self._fleet and self._scope.namespace:
+            agents = self._informer.pods_in(self._scope.namespace)
+            self._tell(newest_by_node(agents.values()), self._fleet)
+
+    def _tell(self, agents: Mapping[str, AgentPod], fleet: Fleet) -> None:
         for node, pod in agents.items():
             if pod.ip and pod.phase == "Running":
                 fleet.set_agent(node, Endpoint(_join(pod.ip, self._port), pod.uid))

@@ -1,12 +1,20 @@
-"""Which containers of which pods a probe measures: pure, from pods as the API server shows them."""
+"""Which containers of which pods a probe measures: pure, from pods as the API server shows them.
+
+A cluster may have a hundred thousand pods, so the types here hold what is used and no more. Strings
+that many pods have in common are interned; pods of one ReplicaSet share one mapping of labels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+import functools
+import sys
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 _ENDED = frozenset({"Succeeded", "Failed"})
+# The API server takes as many as fit into 1.5 MB; all pods' labels stay in memory.
+MAX_LABELS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +27,36 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """What we need of a pod; the rest is not kept, since there may be ten thousand of them."""
+    """The parts of a pod that selecting and measuring it take."""
+
+    uid: str
+    name: str
+    node: str
+    phase: str
+    labels: Mapping[str, str] = field(hash=False)
+    """Shared between pods: not to be changed."""
+    running: str
+    """A line `NAME ID` for each running container: half of the memory that objects would take."""
+
+    @property
+    def containers(self) -> tuple[Container, ...]:
+        """The running containers, sidecars included, in the order of their names."""
+        lines = (line.partition(" ") for line in self.running.splitlines())
+        return tuple(Container(name, container_id) for name, _, container_id in lines)
+
+    @property
+    def ended(self) -> bool:
+        """Whether its containers will never run again."""
+        return self.phase in _ENDED
+
+    def measured_like(self, other: Pod) -> bool:
+        """Whether the two are equal but for their labels."""
+        return self == other or self == replace(other, labels=self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentPod:
+    """The parts of an agent's pod that finding and reaching the agent take."""
 
     uid: str
     name: str
@@ -28,11 +65,10 @@ class Pod:
     ip: str
     created: str
     deleting: bool
-    containers: tuple[Container, ...]
 
     @property
     def ended(self) -> bool:
-        """Whether its containers will never run again."""
+        """Whether the agent will never run again."""
         return self.phase in _ENDED
 
 
@@ -46,9 +82,25 @@ class Target:
 
 
 def read_pod(body: Mapping[str, Any]) -> Pod:
-    """The pod of an API object."""
+    """Read a pod of the API; raises ValueError where it has too many labels."""
     metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    labels = metadata.get("labels") or {}
+    if len(labels) > MAX_LABELS:
+        raise ValueError(f"{len(labels)} labels; at most {MAX_LABELS} are kept of a pod")
     return Pod(
+        uid=metadata["uid"],
+        name=metadata["name"],
+        node=sys.intern(spec.get("nodeName") or ""),
+        phase=sys.intern(status.get("phase") or ""),
+        labels=_shared_labels(tuple(labels.items())),
+        running=_running_containers(spec, status),
+    )
+
+
+def read_agent(body: Mapping[str, Any]) -> AgentPod:
+    """Read an agent's pod of the API."""
+    metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    return AgentPod(
         uid=metadata["uid"],
         name=metadata["name"],
         node=spec.get("nodeName") or "",
@@ -56,14 +108,17 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
         ip=status.get("podIP") or "",
         created=metadata.get("creationTimestamp") or "",
         deleting=bool(metadata.get("deletionTimestamp")),
-        containers=_running_containers(spec, status),
     )
 
 
-def _running_containers(
-    spec: Mapping[str, Any], status: Mapping[str, Any]
-) -> tuple[Container, ...]:
-    """The running containers, sidecars included, in a fixed order.
+# The API server lists replicas one after the other, and they start together.
+@functools.lru_cache(maxsize=1024)
+def _shared_labels(items: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
+    return {sys.intern(key): sys.intern(value) for key, value in items}
+
+
+def _running_containers(spec: Mapping[str, Any], status: Mapping[str, Any]) -> str:
+    """Write the running containers, sidecars included, as `Pod.running` has them.
 
     A sidecar is an init container with restartPolicy Always; the other init containers end before
     the pod does its work.
@@ -77,12 +132,20 @@ def _running_containers(
         *(status.get("containerStatuses") or ()),
         *(s for s in status.get("initContainerStatuses") or () if s["name"] in sidecars),
     ]
-    running = (
-        Container(each["name"], each["containerID"])
-        for each in statuses
-        if (each.get("state") or {}).get("running") is not None and each.get("containerID")
+    return "\n".join(
+        sorted(
+            _line(each["name"], each["containerID"])
+            for each in statuses
+            if (each.get("state") or {}).get("running") is not None and each.get("containerID")
+        )
     )
-    return tuple(sorted(running, key=lambda container: container.name))
+
+
+def _line(name: str, container_id: str) -> str:
+    line = f"{name} {container_id}"
+    if line.split() != [name, container_id]:
+        raise ValueError(f"malformed name {name!r} or ID {container_id!r} of a container")
+    return line
 
 
 def targets_of(pod: Pod, names: Collection[str]) -> tuple[Target, ...]:
@@ -96,9 +159,9 @@ def targets_of(pod: Pod, names: Collection[str]) -> tuple[Target, ...]:
     )
 
 
-def newest_by_node(pods: Collection[Pod]) -> dict[str, Pod]:
+def newest_by_node(pods: Iterable[AgentPod]) -> dict[str, AgentPod]:
     """For each node the agent's pod there: while a DaemonSet rolls out, the one that stays."""
-    agents: dict[str, Pod] = {}
+    agents: dict[str, AgentPod] = {}
     for pod in pods:
         if pod.node and not pod.ended:
             there = agents.get(pod.node)
@@ -107,5 +170,5 @@ def newest_by_node(pods: Collection[Pod]) -> dict[str, Pod]:
     return agents
 
 
-def _preference(pod: Pod) -> tuple[bool, bool, str, str]:
+def _preference(pod: AgentPod) -> tuple[bool, bool, str, str]:
     return (not pod.deleting, pod.phase == "Running", pod.created, pod.uid)

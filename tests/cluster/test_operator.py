@@ -386,7 +386,7 @@ def test_a_bad_probe_is_refused_by_the_api_server_with_a_reason(
     assert message in str(caught.value)
 
 
-def test_a_selector_that_only_the_server_can_judge_is_told(site: Site) -> None:
+def test_a_selector_that_the_schema_cannot_judge_is_told(site: Site) -> None:
     site.apply(selector={"matchLabels": {"k" * 70: "v"}})
 
     site.wait("InvalidSelector", lambda: site.condition() == ("False", "InvalidSelector"))

@@ -25,16 +25,21 @@ class FakeApi:
     version: int = 100
     page: int = 500
     refuse: tuple[int, str] | None = None
+    refuse_in: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Refusals by the namespace of a request for pods; "" is all namespaces."""
     lists: int = 0
     watches: list[tuple[str, str]] = field(default_factory=list)
     """(selector, resourceVersion) of each watch."""
+    asked: list[str] = field(default_factory=list)
+    """The namespace of each request for pods; "" is all namespaces."""
     patches: list[Json] = field(default_factory=list)
     statuses: dict[str, Json] = field(default_factory=dict)
     """By the probe's name."""
     probes: list[Json] = field(default_factory=list)
     conflicts: int = 0
     """So many patches of a probe meet one that has changed meanwhile."""
-    _streams: set[asyncio.Queue[Json | None]] = field(default_factory=set)
+    _streams: dict[asyncio.Queue[Json | None], str] = field(default_factory=dict)
+    """The namespace that each watch is of."""
 
     def set(self, body: Json, *, quietly: bool = False) -> None:
         """A pod appears or changes."""
@@ -54,13 +59,21 @@ class FakeApi:
             self.send({"type": "DELETED", "object": body})
 
     def send(self, event: Json | None) -> None:
-        """Send an event to all watches; None ends them."""
-        for stream in self._streams:
-            stream.put_nowait(event)
+        """Send an event to the watches that it is for; None ends them all."""
+        about = event["object"]["metadata"].get("namespace") if event else None
+        for stream, namespace in self._streams.items():
+            if not about or namespace in ("", about):
+                stream.put_nowait(event)
 
     def expire(self) -> None:
         """End all watches because what they go on from is forgotten."""
-        status = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}
+        status = {
+            "kind": "Status",
+            "metadata": {},
+            "code": 410,
+            "reason": "Expired",
+            "message": "too old",
+        }
         self.send({"type": "ERROR", "object": status})
 
     @property
@@ -73,6 +86,7 @@ class FakeApi:
         """Serve, and give the operator's client of it."""
         application = web.Application()
         application.router.add_get("/api/v1/namespaces/{namespace}/pods", self._pods)
+        application.router.add_get("/api/v1/pods", self._pods)
         application.router.add_patch(
             "/apis/latencyprobe.io/v1alpha1/namespaces/{namespace}/latencyprobes/{name}/status",
             self._patch,
@@ -97,13 +111,17 @@ class FakeApi:
             await runner.cleanup()
 
     async def _pods(self, request: web.Request) -> web.StreamResponse:
-        if self.refuse:
-            return self._refusal()
+        namespace = request.match_info.get("namespace", "")
+        self.asked.append(namespace)
+        if self.refuse or namespace in self.refuse_in:
+            return self._refusal(namespace)
         if request.query.get("watch"):
             return await self._watch(request)
         self.lists += 1
         start = int(request.query.get("continue", 0))
-        items = list(self.pods.values())
+        items = [
+            pod for pod in self.pods.values() if namespace in ("", pod["metadata"]["namespace"])
+        ]
         more = start + self.page < len(items)
         return web.json_response(
             {
@@ -136,22 +154,22 @@ class FakeApi:
                     probe["metadata"]["finalizers"] = metadata["finalizers"]
         return web.json_response({})
 
-    def _refusal(self) -> web.Response:
-        assert self.refuse
-        status, message = self.refuse
+    def _refusal(self, namespace: str = "") -> web.Response:
+        status, message = self.refuse or self.refuse_in[namespace]
         return web.json_response({"kind": "Status", "message": message}, status=status)
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
-        self.watches.append((request.query["labelSelector"], request.query["resourceVersion"]))
+        selector = request.query.get("labelSelector", "")
+        self.watches.append((selector, request.query["resourceVersion"]))
         response = web.StreamResponse()
         await response.prepare(request)
         stream: asyncio.Queue[Json | None] = asyncio.Queue()
-        self._streams.add(stream)
+        self._streams[stream] = request.match_info.get("namespace", "")
         try:
             while event := await stream.get():
                 await response.write(json.dumps(event).encode() + b"\n")
         finally:
-            self._streams.discard(stream)
+            del self._streams[stream]
         return response
 
     async def _patch(self, request: web.Request) -> web.Response:

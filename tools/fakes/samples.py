@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from typing import Any
 
 from latencyprobe_operator.api.spec import ProbeSpec, read_probe
@@ -46,12 +48,13 @@ def pod_body(
     containers: tuple[str, ...] = ("server",),
     run: int = 1,
     labels: dict[str, str] | None = None,
+    namespace: str = "shop",
 ) -> Json:
     """A running pod as the API server shows it. `run` counts its containers' starts."""
     return {
         "metadata": {
             "uid": f"uid-{name}",
-            "namespace": "shop",
+            "namespace": namespace,
             "name": name,
             "labels": labels or {},
             "creationTimestamp": "2026-01-01T00:00:00Z",
@@ -85,3 +88,26 @@ def container(pod_name: str, name: str = "server", run: int = 1) -> Container:
 def target_id(pod_name: str, name: str = "server", run: int = 1) -> str:
     """The id of the target that this container is."""
     return f"uid-{pod_name}/containerd://{pod_name}-{name}-{run}"
+
+
+def pod_texts(count: int) -> Iterator[str]:
+    """The JSON of pods as clusters have them: ten replicas each, two containers, five labels."""
+    for number in range(count):
+        app = f"checkout-{number // 10}"
+        name = f"{app}-7d4b9c6f5-{number:05x}"
+        body: Json = pod_body(
+            name,
+            node=f"ip-10-0-{number % 100}-17.eu-central-1.compute.internal",
+            containers=("server", "istio-proxy"),
+            labels={
+                "app.kubernetes.io/name": app,
+                "app.kubernetes.io/instance": app,
+                "app.kubernetes.io/managed-by": "Helm",
+                "app.kubernetes.io/version": "1.27.3",
+                "pod-template-hash": f"7d4b9c{number // 10:04x}",
+            },
+        )
+        body["metadata"]["uid"] = f"0e7c1b1e-8f43-4a5c-9d1f-{number:012x}"
+        for index, status in enumerate(body["status"]["containerStatuses"]):
+            status["containerID"] = f"containerd://{number * 2 + index:064x}"
+        yield json.dumps(body)

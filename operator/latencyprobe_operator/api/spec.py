@@ -12,7 +12,7 @@ from typing import Any
 
 from latencyprobe.domain.durations import parse_ns, parse_seconds
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module, check_filter, parse_modules, stage
-from latencyprobe_operator.api.selector import InvalidSelectorError, selector_text
+from latencyprobe_operator.api.selector import InvalidSelectorError, LabelSelector, read_selector
 
 
 class SpecError(ValueError):
@@ -52,8 +52,7 @@ class ProbeSpec:
 
     key: ProbeKey
     generation: int
-    selector: str
-    """As the API server's `labelSelector`; "" matches every pod."""
+    selector: LabelSelector
     containers: frozenset[str]
     """Empty: all of them."""
     modules: tuple[Module, ...]
@@ -100,7 +99,7 @@ def _read_probe(body: Mapping[str, Any]) -> ProbeSpec:
     return ProbeSpec(
         key=probe_key(body),
         generation=generation_of(body),
-        selector=selector_text(spec["selector"]),
+        selector=read_selector(spec["selector"]),
         containers=frozenset(spec.get("containers") or ()),
         modules=modules,
         ports=tuple(sorted(set(traffic.get("ports") or ()))),

@@ -1,14 +1,19 @@
 """The API server: list and watch pods, write statuses.
 
-A thin layer over kubernetes.aio that hands out the API's JSON: its typed models would cost a
-ten-thousand-pod watch more time and memory than everything else that the operator does.
+A thin layer over kubernetes.aio that hands out the API's JSON: its typed models would cost the
+watch of a large cluster more time and memory than everything else that the operator does.
+
+Watches have connections of their own. A watch holds its connection for minutes, so that in a pool
+with a limit a hundred of them would leave none for the requests.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Mapping
+import random
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,13 +23,21 @@ from kubernetes.aio import config as kube_config
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
+from latencyprobe_operator.kube.listing import ListReader
+
 GROUP, VERSION, PLURAL = "latencyprobe.io", "v1alpha1", "latencyprobes"
 _PAGE = 500
-_REQUEST = aiohttp.ClientTimeout(total=30, connect=10)
-# The server ends a watch after this time, and sends a bookmark each minute before that: a
-# connection that says nothing for longer is dead (kube-apiserver, bookmarkFrequency).
-_WATCH_SECONDS = 290
-_WATCH = aiohttp.ClientTimeout(total=None, connect=10, sock_read=90)
+# Decoding this many pods takes some milliseconds; then others have their turn.
+_SLICE = 50
+# `sock_connect`, for `connect` also limits the time that a request waits for a free connection.
+_REQUEST = aiohttp.ClientTimeout(total=30, sock_connect=10)
+# The server ends a watch after this time, drawn anew for each, so that watches that began together
+# do not end together.
+_WATCH_SECONDS = (290, 580)
+# Before that it sends a bookmark each minute: a connection that says nothing for longer is dead
+# (kube-apiserver, bookmarkFrequency).
+_WATCH = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=90)
+_WITHOUT_LIMIT = 0
 
 Json = dict[str, Any]
 
@@ -54,15 +67,6 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """A part of a list."""
-
-    bodies: list[Json]
-    resource_version: str
-    """The list's, from where a watch can go on."""
-
-
-@dataclass(frozen=True, slots=True)
 class Connection:
     """How to reach the API server, for other clients than ours. Kept out of every log."""
 
@@ -82,8 +86,10 @@ class Cluster:
 
     def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration
-        self._client = ApiClient(configuration)
-        self._client.user_agent = "latencyprobe-operator"
+        self._requests, self._watches = ApiClient(configuration), ApiClient(configuration)
+        self._watches.rest_client.maxsize = _WITHOUT_LIMIT
+        for client in (self._requests, self._watches):
+            client.user_agent = "latencyprobe-operator"
 
     @classmethod
     async def connect(cls, kubeconfig: Path | None) -> Cluster:
@@ -104,7 +110,8 @@ class Cluster:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.close()  # type: ignore[no-untyped-call]
+        await self._requests.close()  # type: ignore[no-untyped-call]
+        await self._watches.close()  # type: ignore[no-untyped-call]
 
     async def connection(self) -> Connection:
         """How this client reaches the API server, with the token of now."""
@@ -147,30 +154,41 @@ class Cluster:
         async with response:
             await _read(response)
 
-    async def list_pods(self, namespace: str, selector: str) -> AsyncIterator[Page]:
-        """All pods that match, page by page; at least one page."""
-        query = {"labelSelector": selector, "limit": str(_PAGE)}
+    async def list_pods(
+        self, namespace: str | None, selector: str, take: Callable[[Json], None]
+    ) -> str:
+        """Give `take` each pod that matches; answers the version from which a watch can go on.
+
+        None is all namespaces, and "" every pod.
+        """
+        query = {"limit": str(_PAGE), **_selecting(selector)}
         while True:
-            answer = await self._get(f"/api/v1/namespaces/{namespace}/pods", query)
-            metadata = answer["metadata"]
-            yield Page(answer["items"], metadata["resourceVersion"])
+            response = await self._request("GET", _pods_path(namespace), query, timeout=_REQUEST)
+            async with response:
+                page = ListReader((await _text(response)).decode())
+            for number, body in enumerate(page):
+                take(body)
+                if number % _SLICE == 0:
+                    await asyncio.sleep(0)
+            metadata = page.metadata
             if not metadata.get("continue"):
-                return
+                return cast(str, metadata["resourceVersion"])
             query["continue"] = metadata["continue"]
 
     async def watch_pods(
-        self, namespace: str, selector: str, *, since: str
+        self, namespace: str | None, selector: str, *, since: str
     ) -> AsyncIterator[Event]:
-        """What happens to the pods that match, from a resource version on, for some minutes."""
+        """Follow the pods that match from a version on, for some minutes."""
         query = {
-            "labelSelector": selector,
             "watch": "true",
             "allowWatchBookmarks": "true",
             "resourceVersion": since,
-            "timeoutSeconds": str(_WATCH_SECONDS),
+            "timeoutSeconds": str(random.randint(*_WATCH_SECONDS)),  # noqa: S311 - jitter
+            **_selecting(selector),
         }
-        path = f"/api/v1/namespaces/{namespace}/pods"
-        response = await self._request("GET", path, query, timeout=_WATCH)
+        response = await self._request(
+            "GET", _pods_path(namespace), query, timeout=_WATCH, client=self._watches
+        )
         async with response:
             if response.status >= 400:
                 await _read(response)
@@ -190,19 +208,29 @@ class Cluster:
         *,
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's, not ours
         body: Json | None = None,
+        client: ApiClient | None = None,
     ) -> aiohttp.ClientResponse:
+        client = client or self._requests
         headers = {"Accept": "application/json"}
         if body is not None:
             headers["Content-Type"] = "application/merge-patch+json"
-        _, url, headers, _, _ = await self._client.param_serialize(
+        _, url, headers, _, _ = await client.param_serialize(
             method,
             path,
             query_params=list(query.items()),
             header_params=headers,
             auth_settings=["BearerToken"],
         )
-        answer = await self._client.call_api(method, url, headers, body, _request_timeout=timeout)
+        answer = await client.call_api(method, url, headers, body, _request_timeout=timeout)
         return cast(aiohttp.ClientResponse, answer.response)
+
+
+def _pods_path(namespace: str | None) -> str:
+    return "/api/v1/pods" if namespace is None else f"/api/v1/namespaces/{namespace}/pods"
+
+
+def _selecting(selector: str) -> dict[str, str]:
+    return {"labelSelector": selector} if selector else {}
 
 
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
@@ -210,6 +238,8 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
     pending = bytearray()
     async for chunk in content.iter_any():
         pending += chunk
+        if b"\n" not in chunk:
+            continue
         *whole, rest = pending.split(b"\n")
         pending = bytearray(rest)
         for line in whole:
@@ -225,10 +255,15 @@ def _event(document: Json) -> Event:
 
 
 async def _read(response: aiohttp.ClientResponse) -> Any:
-    """The response's JSON; raises ApiError for a refusal."""
+    """Read the response's JSON; raises ApiError for a refusal."""
+    return json.loads(await _text(response))
+
+
+async def _text(response: aiohttp.ClientResponse) -> bytes:
+    """Read the response; raises ApiError for a refusal."""
     text = await response.read()
     if response.status < 400:
-        return json.loads(text)
+        return text
     try:
         body = json.loads(text)
     except ValueError:

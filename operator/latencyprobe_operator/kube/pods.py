@@ -1,28 +1,29 @@
-"""Pods, watched: what matches a selector in a namespace, from the first list on for ever.
+"""Sets of pods, selected in memory: any number of probes, a few watches.
 
-All who ask for the same namespace and selector share one watch. While the API server is away, the
-last known pods stand; after that, what changed in between is told as if it had just happened.
+An informer follows the pods of the whole cluster; where the operator may only see some namespaces,
+one follows each of them. A pod that changes is compared with the sets of its own namespace alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from latencyprobe.process.backoff import Backoff
-from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, Cluster, Event, ExpiredError
+from latencyprobe_operator.api.selector import LabelSelector
+from latencyprobe_operator.kube.informer import Change, Informer, Refusal, Scope, Source
 from latencyprobe_operator.model import Pod, read_pod
 
 logger = logging.getLogger(__name__)
 
-_INVALID_RETRY_SECONDS = 30.0
+# An edit of the only probe, or its pause, is no reason to list the cluster again.
+_LINGER_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class PodsChange:
-    """What happened to a set of pods. Both may be empty: then the set was listed, or refused."""
+    """A change of a set of pods. Both may be empty: then the set was listed, or refused."""
 
     changed: Collection[Pod] = ()
     removed: Collection[str] = ()
@@ -32,160 +33,144 @@ class PodsChange:
 PodsListener = Callable[[PodsChange], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why the API server does not show these pods."""
-
-    invalid: bool
-    """Whether the selector is at fault, and not a missing permission."""
-    message: str
-
-
 @dataclass(eq=False)
 class PodSet:
     """The pods that match one selector in one namespace, kept current by PodWatches."""
 
     namespace: str
-    selector: str
+    selector: LabelSelector
     pods: dict[str, Pod] = field(default_factory=dict)
     listed: bool = False
     """Whether the pods are known, as of some time since the start."""
     refusal: Refusal | None = None
     listeners: list[PodsListener] = field(default_factory=list)
 
+    def take(self, change: Change[Pod]) -> PodsChange:
+        """Take in what matches; answers the part that is news."""
+        changed = []
+        removed = [uid for uid in change.removed if self.pods.pop(uid, None)]
+        for pod in change.changed:
+            before = self.pods.get(pod.uid)
+            if self.selector.matches(pod.labels):
+                self.pods[pod.uid] = pod
+                if before is None or not pod.measured_like(before):
+                    changed.append(pod)
+            elif before:
+                del self.pods[pod.uid]
+                removed.append(pod.uid)
+        return PodsChange(changed, removed)
+
     def tell(self, change: PodsChange) -> None:
-        """Let all listeners know."""
+        """Let all listeners know; one that fails keeps the change from no other."""
         for listener in list(self.listeners):
-            listener(change)
-
-
-@dataclass
-class _Cursor:
-    version: str | None = None
-    """None: list first."""
+            try:
+                listener(change)
+            except Exception:
+                logger.exception(
+                    "a listener to pods of %s with %r failed", self.namespace, str(self.selector)
+                )
 
 
 class PodWatches:
-    """All watches of pods, one for each namespace and selector that anybody asked for."""
+    """All sets of pods that anybody asked for, and the informers that keep them current."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-        self._sets: dict[tuple[str, str], PodSet] = {}
-        self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
+    def __init__(
+        self, source: Source, *, clusterwide: bool = True, linger_seconds: float = _LINGER_SECONDS
+    ) -> None:
+        """Follow no pods yet.
 
-    def subscribe(self, namespace: str, selector: str, listener: PodsListener) -> PodSet:
-        """The set of these pods; the listener hears of every change from now on."""
-        key = (namespace, selector)
-        if key not in self._sets:
-            self._sets[key] = PodSet(namespace, selector)
-            self._tasks[key] = asyncio.create_task(
-                self._follow(self._sets[key]), name=f"pods of {namespace} with {selector!r}"
-            )
-        self._sets[key].listeners.append(listener)
-        return self._sets[key]
+        `clusterwide`: whether there is permission to watch all namespaces. After the last set of
+        an informer the informer goes on for `linger_seconds`.
+        """
+        self._source = source
+        self._clusterwide = clusterwide
+        self._linger_seconds = linger_seconds
+        self._followed: dict[str | None, _Followed] = {}
+
+    def subscribe(self, namespace: str, selector: LabelSelector, listener: PodsListener) -> PodSet:
+        """Answer the set of these pods; the listener hears of every change from now on."""
+        scope = self._scope_of(namespace)
+        if scope not in self._followed:
+            self._followed[scope] = _Followed(self._source, scope)
+        pods = self._followed[scope].set_of(namespace, selector)
+        pods.listeners.append(listener)
+        return pods
 
     def unsubscribe(self, pods: PodSet, listener: PodsListener) -> None:
-        """Stop hearing of a set; nobody left to hear of it ends its watch."""
+        """Stop hearing of a set; without any sets an informer ends."""
         pods.listeners.remove(listener)
-        key = (pods.namespace, pods.selector)
-        if not pods.listeners and self._sets.get(key) is pods:
-            del self._sets[key]
-            self._tasks.pop(key).cancel()
+        scope = self._scope_of(pods.namespace)
+        followed = self._followed.get(scope)
+        if not pods.listeners and followed:
+            followed.drop(pods)
+            asyncio.get_running_loop().call_later(
+                self._linger_seconds, self._end_unused, scope, followed
+            )
 
     async def close(self) -> None:
-        """End all watches."""
-        for task in self._tasks.values():
+        """End all informers."""
+        tasks = [followed.task for followed in self._followed.values()]
+        self._followed.clear()
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-        self._sets.clear()
-        self._tasks.clear()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _follow(self, pods: PodSet) -> None:
-        cursor = _Cursor()
-        backoff = Backoff(0.2, 5)
-        while True:
-            delay = 0.0
-            try:
-                if cursor.version is None:
-                    cursor.version = await self._list(pods)
-                    backoff.reset()
-                async for event in self._cluster.watch_pods(
-                    pods.namespace, pods.selector, since=cursor.version
-                ):
-                    self._take(pods, event)
-                    # Where this watch breaks, the next one goes on.
-                    cursor.version = event.resource_version
-                    backoff.reset()
-            except ExpiredError:
-                cursor.version = None
-                delay = backoff.next()
-            except ApiError as error:
-                cursor.version = None
-                delay = self._refused(pods, error, backoff)
-            except UNAVAILABLE as error:
-                delay = backoff.next()
-                _log_unavailable(pods, error, delay)
-            except (ValueError, KeyError):
-                logger.exception("pods of namespace %s: unreadable answer", pods.namespace)
-                cursor.version = None
-                delay = backoff.next()
-            await asyncio.sleep(delay)
+    def _scope_of(self, namespace: str) -> str | None:
+        return None if self._clusterwide else namespace
 
-    async def _list(self, pods: PodSet) -> str:
-        """List, and tell the difference to what was known; answers the resource version."""
-        found: dict[str, Pod] = {}
-        version = ""
-        async for page in self._cluster.list_pods(pods.namespace, pods.selector):
-            version = page.resource_version
-            found.update((pod.uid, pod) for pod in map(read_pod, page.bodies))
-        changed = [pod for uid, pod in found.items() if pods.pods.get(uid) != pod]
-        removed = [uid for uid in pods.pods if uid not in found]
-        pods.pods, pods.listed, pods.refusal = found, True, None
-        pods.tell(PodsChange(changed, removed))
-        return version
+    def _end_unused(self, scope: str | None, followed: _Followed) -> None:
+        if not followed.in_use and self._followed.get(scope) is followed:
+            self._followed.pop(scope).task.cancel()
 
-    @staticmethod
-    def _take(pods: PodSet, event: Event) -> None:
-        match event.kind:
-            case "ADDED" | "MODIFIED":
-                pod = read_pod(event.body)
-                if pods.pods.get(pod.uid) != pod:
-                    pods.pods[pod.uid] = pod
-                    pods.tell(PodsChange(changed=[pod]))
-            case "DELETED":
-                uid = event.body["metadata"]["uid"]
-                if pods.pods.pop(uid, None):
-                    pods.tell(PodsChange(removed=[uid]))
 
-    @staticmethod
-    def _refused(pods: PodSet, error: ApiError, backoff: Backoff) -> float:
-        """Remember why, where the server will not change its mind; answers how long to wait.
+class _Followed:
+    """One informer, and the sets of pods of its scope."""
 
-        A server that starts also refuses what is allowed (401 and 403, until it has read the
-        roles): that takes nothing away from what is known already.
-        """
-        if error.status == 429 or error.status >= 500:
-            return backoff.next()
-        invalid = error.status in (400, 422)
-        refusal = Refusal(invalid, str(error))
-        if (invalid or not pods.listed) and pods.refusal != refusal:
-            pods.refusal = refusal
+    def __init__(self, source: Source, namespace: str | None) -> None:
+        self._informer = Informer(source, Scope(namespace), read_pod, self)
+        self._sets: dict[str, dict[LabelSelector, PodSet]] = {}
+        self.task = asyncio.create_task(self._informer.run(), name=str(self._informer.scope))
+
+    @property
+    def in_use(self) -> bool:
+        """Whether there is any set."""
+        return bool(self._sets)
+
+    def set_of(self, namespace: str, selector: LabelSelector) -> PodSet:
+        """Answer the set of these pods, with what is known of them."""
+        sets = self._sets.setdefault(namespace, {})
+        if selector not in sets:
+            pods = sets[selector] = PodSet(namespace, selector)
+            pods.take(Change(changed=list(self._informer.pods_in(namespace).values())))
+            pods.listed, pods.refusal = self._informer.listed, self._informer.refusal
+        return sets[selector]
+
+    def drop(self, pods: PodSet) -> None:
+        """Forget a set."""
+        sets = self._sets.get(pods.namespace, {})
+        if sets.get(pods.selector) is pods:
+            del sets[pods.selector]
+            if not sets:
+                del self._sets[pods.namespace]
+
+    def on_list(self, changes: Mapping[str, Change[Pod]]) -> None:
+        """Tell every set that it is known now, with what has changed in it."""
+        for pods in self._all_sets():
+            pods.listed, pods.refusal = True, None
+            pods.tell(pods.take(changes.get(pods.namespace, Change())))
+
+    def on_change(self, namespace: str, change: Change[Pod]) -> None:
+        """Tell the sets of this namespace that the change concerns."""
+        for pods in list(self._sets.get(namespace, {}).values()):
+            news = pods.take(change)
+            if news.changed or news.removed:
+                pods.tell(news)
+
+    def on_refusal(self) -> None:
+        """Tell every set why there are no pods."""
+        for pods in self._all_sets():
+            pods.refusal = self._informer.refusal
             pods.tell(PodsChange())
-        delay = _INVALID_RETRY_SECONDS if invalid else backoff.next()
-        logger.warning(
-            "pods of namespace %s: %s; next attempt in %.1f s", pods.namespace, error, delay
-        )
-        return delay
 
-
-def _log_unavailable(pods: PodSet, error: Exception, delay: float) -> None:
-    # A broken connection that the next attempt heals is no news.
-    level = logging.WARNING if delay > 1 else logging.DEBUG
-    what = str(error) or type(error).__name__
-    logger.log(
-        level,
-        "pods of namespace %s: the API server is away (%s); next attempt in %.1f s",
-        pods.namespace,
-        what,
-        delay,
-    )
+    def _all_sets(self) -> Iterator[PodSet]:
+        yield from [pods for sets in self._sets.values() for pods in sets.values()]

@@ -23,6 +23,7 @@ from latencyprobe.protocol.measurements import (
 )
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.api import status
+from latencyprobe_operator.api.selector import LabelSelector
 from latencyprobe_operator.api.spec import (
     ProbeSpec,
     SpecError,
@@ -60,7 +61,7 @@ class Surroundings(Protocol):
     desired: DesiredStates
     metrics: Metrics
 
-    def watch(self, namespace: str, selector: str, listener: PodsListener) -> PodSet:
+    def watch(self, namespace: str, selector: LabelSelector, listener: PodsListener) -> PodSet:
         """Subscribe to pods."""
 
     def unwatch(self, pods: PodSet, listener: PodsListener) -> None:

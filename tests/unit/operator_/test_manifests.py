@@ -98,7 +98,7 @@ def test_the_sample_is_a_probe() -> None:
     sample = yaml.safe_load((MANIFESTS / "samples" / "latencyprobe.yaml").read_text())
     sample["metadata"].update(uid="1", namespace="shop", generation=1)
 
-    assert read_probe(sample).selector == "app=checkout"
+    assert str(read_probe(sample).selector) == "app=checkout"
 
 
 @pytest.mark.parametrize("phase", [None, Phase.SUSPENDED])

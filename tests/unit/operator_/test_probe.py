@@ -15,10 +15,12 @@ from latencyprobe.protocol.measurements import measurement_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents.messages import TargetState, TargetStatus, outgoing_state
 from latencyprobe_operator.api import status
+from latencyprobe_operator.api.selector import LabelSelector
 from latencyprobe_operator.api.status import NodeState
 from latencyprobe_operator.desired_state import DesiredStates
 from latencyprobe_operator.kube.cluster import ApiError
-from latencyprobe_operator.kube.pods import PodsChange, PodSet, PodsListener, Refusal
+from latencyprobe_operator.kube.informer import Refusal
+from latencyprobe_operator.kube.pods import PodsChange, PodSet, PodsListener
 from latencyprobe_operator.metrics import Metrics
 from latencyprobe_operator.model import Pod
 from latencyprobe_operator.probes.nodes import AgentView
@@ -50,8 +52,8 @@ class World:
         self.writes: list[float] = []
         self.failures: list[Exception] = []
 
-    def watch(self, namespace: str, selector: str, listener: PodsListener) -> PodSet:
-        pods = self.sets.setdefault(selector, PodSet(namespace, selector))
+    def watch(self, namespace: str, selector: LabelSelector, listener: PodsListener) -> PodSet:
+        pods = self.sets.setdefault(str(selector), PodSet(namespace, selector))
         pods.listeners.append(listener)
         return pods
 

@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
-from latencyprobe_operator.model import newest_by_node, read_pod, targets_of
+from latencyprobe_operator.model import (
+    MAX_LABELS,
+    newest_by_node,
+    read_agent,
+    read_pod,
+    targets_of,
+)
 from tools.fakes.samples import container, pod, pod_body, target_id
 
 
@@ -80,11 +86,34 @@ def test_a_running_sidecar_is_a_target_and_another_init_container_is_not() -> No
 def test_the_agent_of_a_node_is_the_pod_that_stays() -> None:
     old, new = pod_body("old"), pod_body("new")
     old["metadata"]["deletionTimestamp"] = "2026-01-02T00:00:00Z"
-    other = pod("other", node="node-b")
+    other = pod_body("other", node="node-b")
 
-    agents = newest_by_node([read_pod(old), read_pod(new), other])
+    agents = newest_by_node(map(read_agent, (old, new, other)))
 
     assert {node: agent.name for node, agent in agents.items()} == {
         "node-a": "new",
         "node-b": "other",
     }
+
+
+def test_labels_beyond_what_is_kept_of_a_pod_refuse_that_pod() -> None:
+    labels = {f"label-{number}": "" for number in range(MAX_LABELS)}
+    assert len(read_pod(pod_body("a", labels=labels)).labels) == MAX_LABELS
+
+    with pytest.raises(ValueError, match="129 labels; at most 128 are kept"):
+        read_pod(pod_body("a", labels={**labels, "one-more": ""}))
+
+
+@pytest.mark.parametrize(
+    ("name", "container_id"),
+    [("a b", "containerd://1"), ("a", "containerd://1\nb containerd://2"), ("a", "1\u2028")],
+)
+def test_a_container_whose_name_or_id_hides_another_is_refused(
+    name: str, container_id: str
+) -> None:
+    body = pod_body("a")
+    running = {"name": name, "containerID": container_id, "state": {"running": {}}}
+    body["status"]["containerStatuses"] = [running]
+
+    with pytest.raises(ValueError, match="malformed name"):
+        read_pod(body)

@@ -17,7 +17,7 @@ def test_absent_fields_have_the_defaults_of_the_schema() -> None:
 
     spec = read_probe(body)
 
-    assert spec.selector == ""
+    assert str(spec.selector) == ""
     assert spec.modules == (Module.RX, Module.TX, Module.TCP)
     assert (spec.interval_seconds, spec.window_seconds) == (10, 60)
     assert spec.duration_seconds is None

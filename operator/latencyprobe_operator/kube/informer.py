@@ -1,0 +1,267 @@
+"""Informers: pods listed once and then watched, through whatever the API server does.
+
+One informer serves one scope: the pods of a namespace, or of all. While the API server is away, the
+last known pods stay; what changed in between is reported afterwards. As client-go's reflector does,
+an informer goes on from the last version that it saw, lists again where that is forgotten, and
+pauses after every failure and every watch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+from latencyprobe.process.backoff import Backoff
+from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, Event, ExpiredError
+
+logger = logging.getLogger(__name__)
+
+_INVALID_RETRY_SECONDS = 30.0
+_LONGEST_PAUSE_SECONDS = 10.0
+# A watch that lasted this long worked. A shorter one may be a server or proxy that ends them all,
+# whose answers come as fast as they are asked for.
+_LIVED_SECONDS = 10.0
+
+# Malformed objects end in one of these.
+_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
+
+Json = dict[str, Any]
+
+
+class Source(Protocol):
+    """The part of `Cluster` that an informer takes."""
+
+    async def list_pods(
+        self, namespace: str | None, selector: str, take: Callable[[Json], None]
+    ) -> str:
+        """Give `take` each pod that matches; answers the version from which a watch can go on."""
+
+    def watch_pods(
+        self, namespace: str | None, selector: str, *, since: str
+    ) -> AsyncIterator[Event]:
+        """Follow the pods that match from a version on, for some minutes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The pods that an informer follows."""
+
+    namespace: str | None
+    """None: all namespaces."""
+    selector: str = ""
+    """The API server's `labelSelector`, for a scope that is small by it; "" is every pod."""
+
+    def __str__(self) -> str:
+        namespace = "all namespaces" if self.namespace is None else f"namespace {self.namespace}"
+        return f"pods of {namespace}" + (f" with {self.selector!r}" if self.selector else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The API server's reason for not showing these pods."""
+
+    invalid: bool
+    """Whether the selector is at fault, and not a missing permission."""
+    message: str
+
+
+class Kept(Protocol):
+    """The form in which a pod is kept."""
+
+    @property
+    def uid(self) -> str:
+        """The pod's UID."""
+
+
+P = TypeVar("P", bound=Kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Change(Generic[P]):
+    """Pods of one namespace that came, changed or went."""
+
+    changed: Sequence[P] = ()
+    removed: Sequence[str] = ()
+    """UIDs."""
+
+
+class Audience(Protocol[P]):
+    """The listener of an informer, called after the informer's own state has changed."""
+
+    def on_list(self, changes: Mapping[str, Change[P]]) -> None:
+        """All pods were listed: changes since the last list and its watch, by namespace."""
+
+    def on_change(self, namespace: str, change: Change[P]) -> None:
+        """One pod came, changed or went."""
+
+    def on_refusal(self) -> None:
+        """The API server does not show the pods, for the reason in `refusal`."""
+
+
+class Informer(Generic[P]):
+    """The pods of one scope, kept current while `run` runs."""
+
+    def __init__(
+        self, source: Source, scope: Scope, read: Callable[[Json], P], audience: Audience[P]
+    ) -> None:
+        self.scope = scope
+        self.listed = False
+        """Whether the pods are known, as of some time since the start."""
+        self.refusal: Refusal | None = None
+        self._source = source
+        self._read = read
+        self._audience = audience
+        self._pods: dict[str, dict[str, P]] = {}
+        self._unreadable: set[str] = set()
+        self._version: str | None = None
+        """The version from which the next watch goes on; None: list first."""
+        self._watching_since: float | None = None
+        self._backoff = Backoff(0.2, _LONGEST_PAUSE_SECONDS)
+
+    def pods_in(self, namespace: str) -> Mapping[str, P]:
+        """The namespace's pods by UID. Not to be changed."""
+        return self._pods.get(namespace, {})
+
+    async def run(self) -> None:
+        """Follow the pods until cancelled."""
+        while True:
+            self._watching_since = None
+            trouble: Exception | None = None
+            try:
+                if self._version is None:
+                    self._version = await self._list()
+                await self._watch(self._version)
+            except ExpiredError:
+                self._version = None
+            except ApiError as error:
+                trouble = error
+                self._take_refusal(error)
+            except UNAVAILABLE as error:
+                trouble = error
+            except _UNREADABLE:
+                logger.exception("%s: unreadable answer", self.scope)
+                self._version = None
+            seconds = self._pause_seconds()
+            if trouble:
+                self._log_trouble(trouble, seconds)
+            await asyncio.sleep(seconds)
+
+    def _pause_seconds(self) -> float:
+        """Back off, unless the watch that has ended did its work."""
+        now = asyncio.get_running_loop().time()
+        if self._watching_since is not None and now - self._watching_since >= _LIVED_SECONDS:
+            self._backoff.reset()
+        if self.refusal and self.refusal.invalid:
+            return _INVALID_RETRY_SECONDS
+        return self._backoff.next()
+
+    # --------------------------------------------------------------------- list, watch
+
+    async def _list(self) -> str:
+        """List, and report the differences to the known pods; answers the version."""
+        found: dict[str, dict[str, P]] = {}
+
+        def take(body: Json) -> None:
+            if (pod := self._read_body(body)) is not None:
+                namespace = body["metadata"]["namespace"]
+                known = self.pods_in(namespace).get(pod.uid)
+                # The equal one that is there already costs no memory.
+                found.setdefault(namespace, {})[pod.uid] = known if known == pod else pod
+
+        self._unreadable.clear()
+        version = await self._source.list_pods(self.scope.namespace, self.scope.selector, take)
+        before, self._pods = self._pods, found
+        self.listed, self.refusal = True, None
+        self._audience.on_list(
+            {
+                namespace: _difference(before.get(namespace, {}), found.get(namespace, {}))
+                for namespace in before.keys() | found.keys()
+            }
+        )
+        return version
+
+    async def _watch(self, since: str) -> None:
+        self._watching_since = asyncio.get_running_loop().time()
+        events = self._source.watch_pods(self.scope.namespace, self.scope.selector, since=since)
+        async with aclosing(cast(Any, events)):
+            async for event in events:
+                self._take(event)
+                # Where this watch breaks, the next one goes on.
+                self._version = event.resource_version
+
+    def _take(self, event: Event) -> None:
+        match event.kind:
+            case "ADDED" | "MODIFIED":
+                pod = self._read_body(event.body)
+                if pod is None:
+                    self._remove(event.body)
+                else:
+                    self._set(event.body["metadata"]["namespace"], pod)
+            case "DELETED":
+                self._unreadable.discard(event.body["metadata"]["uid"])
+                self._remove(event.body)
+
+    def _set(self, namespace: str, pod: P) -> None:
+        pods = self._pods.setdefault(namespace, {})
+        if pods.get(pod.uid) != pod:
+            pods[pod.uid] = pod
+            self._audience.on_change(namespace, Change(changed=[pod]))
+
+    def _remove(self, body: Json) -> None:
+        namespace, uid = body["metadata"]["namespace"], body["metadata"]["uid"]
+        pods = self._pods.get(namespace, {})
+        if pods.pop(uid, None) is not None:
+            if not pods:
+                del self._pods[namespace]
+            self._audience.on_change(namespace, Change(removed=[uid]))
+
+    def _read_body(self, body: Json) -> P | None:
+        """Read a pod; one that cannot be read is left out, and nobody else's suffers."""
+        try:
+            return self._read(body)
+        except _UNREADABLE as error:
+            metadata = body["metadata"]
+            if metadata["uid"] not in self._unreadable:
+                self._unreadable.add(metadata["uid"])
+                logger.warning(
+                    "pod %s/%s is left out: %s", metadata["namespace"], metadata["name"], error
+                )
+            return None
+
+    # ------------------------------------------------------------------------ failures
+
+    def _take_refusal(self, error: ApiError) -> None:
+        """Remember the reason, where the server will not change its mind.
+
+        A server that starts also refuses what is allowed (401 and 403, until it has read the
+        roles): that takes nothing away from what is known already.
+        """
+        if error.status == 429:
+            return  # where the server is busy already, a list would add to it
+        self._version = None
+        if error.status >= 500:
+            return
+        invalid = error.status in (400, 422)
+        refusal = Refusal(invalid, str(error))
+        if (invalid or not self.listed) and self.refusal != refusal:
+            self.refusal = refusal
+            self._audience.on_refusal()
+
+    def _log_trouble(self, trouble: Exception, seconds: float) -> None:
+        level, reason = logging.WARNING, str(trouble) or type(trouble).__name__
+        if not isinstance(trouble, ApiError):
+            reason = f"the API server is away ({reason})"
+            # A broken connection that the next attempt heals is no news.
+            level = logging.WARNING if seconds > 1 else logging.DEBUG
+        logger.log(level, "%s: %s; next attempt in %.1f s", self.scope, reason, seconds)
+
+
+def _difference(before: Mapping[str, P], found: Mapping[str, P]) -> Change[P]:
+    return Change(
+        changed=[pod for uid, pod in found.items() if before.get(uid) is not pod],
+        removed=[uid for uid in before if uid not in found],
+    )
