@@ -15,11 +15,12 @@ import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import grpc
 
 from latencyprobe.process import interpreter
+from latencyprobe.process.tasks import first_to_end
 from latencyprobe.protocol.measurements import MAX_MESSAGE_BYTES
 
 AGENT_COMMAND = interpreter.python_module("latencyprobe.commands.cli", "agent")
@@ -96,19 +97,10 @@ class AgentProcess:
 
     async def while_alive(self, work: Callable[[], Coroutine[object, object, T]]) -> T:
         """The result of `work()`; AgentError if the agent ends before it, or breaks it off."""
-        task = asyncio.create_task(work())
-        death = asyncio.create_task(self._process.wait())
         try:
-            await asyncio.wait({task, death}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise await self._obituary()
-            return await task
+            return await first_to_end(work(), self._death())
         except grpc.aio.AioRpcError as error:
             raise await self._explain(error) from None
-        finally:
-            for pending in (task, death):
-                pending.cancel()
-            await asyncio.gather(task, death, return_exceptions=True)
 
     async def end(self) -> None:
         """End the child: politely, then not."""
@@ -130,6 +122,9 @@ class AgentProcess:
             self._log.append(text)
             if show_log:
                 sys.stderr.write(text + "\n")
+
+    async def _death(self) -> NoReturn:
+        raise await self._obituary()
 
     async def _explain(self, error: grpc.aio.AioRpcError) -> AgentError:
         """Whether the call failed because the agent died, or because it said no."""

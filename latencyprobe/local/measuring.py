@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import grpc
 
@@ -20,6 +20,7 @@ from latencyprobe.domain.document import LatencyReport
 from latencyprobe.local.agent_process import AgentError, AgentProcess, private_agent
 from latencyprobe.local.command_process import StoppedCommand
 from latencyprobe.local.session import LONGEST_INTERVAL_NS, Request, Session
+from latencyprobe.process.tasks import first_to_end
 from latencyprobe.protocol.measurements import CorruptMessageError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -95,13 +96,7 @@ async def measure(
 
 
 async def _attach(agent: AgentProcess, session: Session, signals: _Signals) -> None:
-    attaching = asyncio.create_task(agent.while_alive(session.attach))
-    await _first(attaching, asyncio.create_task(signals.first.wait()))
-    if not attaching.done():
-        attaching.cancel()
-        await asyncio.gather(attaching, return_exceptions=True)
-        raise InterruptedBeforeError(signals.number)
-    await attaching
+    await first_to_end(agent.while_alive(session.attach), signals.interrupted())
 
 
 class _Run:
@@ -143,7 +138,8 @@ class _Run:
     async def _reason_to_end(
         self, duration_seconds: float | None, watching: asyncio.Task[None]
     ) -> None:
-        reasons: list[Coroutine[object, object, object]] = [
+        reasons: list[Awaitable[object]] = [
+            asyncio.wait({watching}),
             self._signals.first.wait(),
             self._is_enough.wait(),
         ]
@@ -153,13 +149,23 @@ class _Run:
             reasons.append(self._command.wait())
         else:
             reasons.append(self._session.every_target_gone())
-        await _first(watching, *map(asyncio.create_task, reasons))
+        await first_to_end(*reasons)
 
     async def _last_figures(self, watching: asyncio.Task[None]) -> None:
         """Wait for the report that covers all up to now; not for ever, and not if told to hurry."""
-        now = asyncio.create_task(self._session.seen_until_now())
-        late = asyncio.create_task(asyncio.sleep(LONGEST_INTERVAL_NS / 1e9 + SECONDS_LATE))
-        await _first(watching, now, late, asyncio.create_task(self._signals.second.wait()))
+        await first_to_end(
+            asyncio.wait({watching}),
+            self._all_seen(watching),
+            asyncio.sleep(LONGEST_INTERVAL_NS / 1e9 + SECONDS_LATE),
+            self._signals.second.wait(),
+        )
+
+    async def _all_seen(self, watching: asyncio.Task[None]) -> None:
+        try:
+            await self._session.seen_until_now()
+        except grpc.aio.AioRpcError:
+            # The stream that `watching` reads breaks too, and its failure is the one to report.
+            await asyncio.wait({watching})
 
     async def _end_command(self, failure: AgentError | None) -> int | None:
         """The command's status if it ended by itself; otherwise we end it.
@@ -196,26 +202,20 @@ async def _failure_of(watching: asyncio.Task[None]) -> AgentError | None:
             raise error
 
 
-async def _first(kept: asyncio.Task[None], *others: asyncio.Task[object]) -> None:
-    """Wait for the first of these tasks to end; all but the first argument are given up then."""
-    try:
-        await asyncio.wait({kept, *others}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-
-
 class _Signals:
     """The first signal asks for the end, the second one to hurry."""
 
     def __init__(self, command: StoppedCommand | None) -> None:
         self.first, self.second = asyncio.Event(), asyncio.Event()
-        self.number = 0
+        self._number = 0
         self._command = command
 
+    async def interrupted(self) -> NoReturn:
+        await self.first.wait()
+        raise InterruptedBeforeError(self._number)
+
     def came(self, number: int) -> None:
-        self.number = self.number or number
+        self._number = self._number or number
         (self.second if self.first.is_set() else self.first).set()
         # The terminal sends SIGINT to the command as well; nobody else passes SIGTERM on.
         if number == signal.SIGTERM and self._command and self._command.released:

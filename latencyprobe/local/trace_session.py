@@ -13,6 +13,7 @@ from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.packets import TraceCounts, TracedPacket
 from latencyprobe.local.agent_process import AgentError
 from latencyprobe.local.session import GENERATION, PROBE_ID, Request, Session
+from latencyprobe.process.tasks import all_to_end
 from latencyprobe.protocol.packets import counts_from_proto, packet_from_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1 import node_agent_pb2_grpc as rpc
@@ -66,18 +67,7 @@ class TraceSession(Session):
 
     async def watch(self, on_report: Callable[[], None]) -> None:
         """Take in reports and packets until both streams end."""
-        tasks = {
-            asyncio.create_task(super().watch(on_report)),
-            asyncio.create_task(self._follow()),
-        }
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await all_to_end(super().watch(on_report), self._follow())
 
     async def seen_until_now(self) -> None:
         """End the measurement; returns once its last packet was handed on.

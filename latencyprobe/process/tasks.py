@@ -1,18 +1,44 @@
-"""Tasks that stand and fall together."""
+"""Tasks that run together: when the wait for them is over, none of them is left.
+
+A caller that is cancelled ends its tasks and raises CancelledError. A task that is to go on after
+the wait takes part through `asyncio.wait({task})`, which ends with it and never cancels it.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Iterable
+from typing import TypeVar
+
+_T = TypeVar("_T")
 
 
-async def first_to_end(*awaitables: Awaitable[object]) -> None:
-    """Run them together until one ends; the others end with it. Raises what that one raised."""
-    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
-    try:
+async def first_to_end(*awaitables: Awaitable[_T]) -> _T:
+    """Run them until one ends, cancel the others, and return or raise the outcome of that one.
+
+    Of several that end at once, the one that stands first counts.
+    """
+    async with _running(awaitables) as tasks:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
+        return next(task for task in tasks if task in done).result()
+
+
+async def all_to_end(*awaitables: Awaitable[_T]) -> list[_T]:
+    """Run them until all have ended, and return their results in order.
+
+    The first that fails cancels the others, and its exception is raised.
+    """
+    async with _running(awaitables) as tasks:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        return [task.result() for task in tasks if task in done]
+
+
+@contextlib.asynccontextmanager
+async def _running(awaitables: Iterable[Awaitable[_T]]) -> AsyncIterator[list[asyncio.Future[_T]]]:
+    tasks: list[asyncio.Future[_T]] = [asyncio.ensure_future(each) for each in awaitables]
+    try:
+        yield tasks
     finally:
         for task in tasks:
             task.cancel()

@@ -14,11 +14,13 @@ import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from latencyprobe import __version__
 from latencyprobe.domain.measurement import NodeMeasurement
 from latencyprobe.domain.packets import TracedPacket
 from latencyprobe.domain.stages import Module
+from latencyprobe.process.tasks import first_to_end
 from latencyprobe.protocol.measurements import PROTOCOL_VERSION
 from latencyprobe.protocol.packets import counts_to_proto, packet_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
@@ -131,17 +133,13 @@ class _Stream:
 
     async def run(self, pump: Coroutine[object, object, None]) -> None:
         """Pump until it fails, the client goes (cancellation), or somebody ends the stream."""
-        task = asyncio.create_task(pump)
-        either: set[asyncio.Future[None] | asyncio.Future[StreamEndedError]] = {task, self._end}
         try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if self._end.done():
-                raise self._end.result()
-            task.result()
+            await first_to_end(self._ended(), pump)
         finally:
-            task.cancel()
-            await asyncio.wait({task})
             self.closed.set()
+
+    async def _ended(self) -> NoReturn:
+        raise await self._end
 
 
 class Agent:

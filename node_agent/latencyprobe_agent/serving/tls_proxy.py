@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from latencyprobe.process.tasks import first_to_end
 from latencyprobe_agent.serving.tls import RenewedContext, names_in
 
 log = logging.getLogger(__name__)
@@ -264,16 +265,7 @@ class _Stream:
 
 async def _relay(one: _Stream, other: _Stream) -> None:
     """Both ways, until either side ends: HTTP/2 has no use for half a connection."""
-    ways = [
-        asyncio.create_task(_copy(one.reader, other.writer)),
-        asyncio.create_task(_copy(other.reader, one.writer)),
-    ]
-    try:
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for way in ways:
-            way.cancel()
-        await asyncio.gather(*ways, return_exceptions=True)
+    await first_to_end(_copy(one.reader, other.writer), _copy(other.reader, one.writer))
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

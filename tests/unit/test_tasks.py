@@ -1,0 +1,125 @@
+"""Tasks that run together: what comes of them, and that none is left."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import NoReturn
+
+import pytest
+
+from latencyprobe.process.tasks import all_to_end, first_to_end
+
+
+class Endless:
+    """A task that records its start and its end; `release` lets a slow end happen."""
+
+    def __init__(self, *, slow_to_end: bool = False) -> None:
+        self.started, self.cancelled, self.release = (
+            asyncio.Event(),
+            asyncio.Event(),
+            asyncio.Event(),
+        )
+        self.ended = False
+        if not slow_to_end:
+            self.release.set()
+
+    async def run(self) -> NoReturn:
+        self.started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled.set()
+            await self.release.wait()
+            self.ended = True
+        raise AssertionError("it waits for ever")
+
+
+async def answer(value: str, *, after: asyncio.Event | None = None) -> str:
+    if after:
+        await after.wait()
+    return value
+
+
+async def fail(*, after: asyncio.Event | None = None) -> NoReturn:
+    if after:
+        await after.wait()
+    raise OSError("failed")
+
+
+async def test_the_result_of_the_first_to_end_is_returned_and_the_others_have_ended() -> None:
+    other = Endless()
+
+    assert await first_to_end(other.run(), answer("x", after=other.started)) == "x"
+    assert other.ended
+
+
+async def test_the_exception_of_the_first_to_end_is_raised_and_the_others_have_ended() -> None:
+    other = Endless()
+
+    with pytest.raises(OSError, match="failed"):
+        await first_to_end(other.run(), fail(after=other.started))
+    assert other.ended
+
+
+async def test_of_those_that_end_at_once_the_first_argument_counts() -> None:
+    assert await first_to_end(answer("x"), fail(), answer("y")) == "x"
+    with pytest.raises(OSError, match="failed"):
+        await first_to_end(fail(), answer("x"))
+
+
+async def test_all_results_are_returned_in_order() -> None:
+    late = asyncio.Event()
+
+    async def early() -> str:
+        late.set()
+        return "early"
+
+    assert await all_to_end(answer("late", after=late), early()) == ["late", "early"]
+
+
+async def test_the_first_failure_ends_all() -> None:
+    other = Endless()
+
+    with pytest.raises(OSError, match="failed"):
+        await all_to_end(answer("x"), other.run(), fail(after=other.started))
+    assert other.ended
+
+
+@pytest.mark.parametrize("together", [first_to_end, all_to_end])
+async def test_a_cancelled_caller_is_cancelled_once_its_tasks_have_ended(
+    together: Callable[..., Coroutine[None, None, object]],
+) -> None:
+    one, other = Endless(), Endless()
+    caller = asyncio.create_task(together(one.run(), other.run()))
+    await other.started.wait()
+
+    caller.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert one.ended
+    assert other.ended
+
+
+async def test_a_caller_that_is_cancelled_while_the_others_end_is_cancelled() -> None:
+    slow = Endless(slow_to_end=True)
+    caller = asyncio.create_task(first_to_end(slow.run(), answer("x", after=slow.started)))
+    await slow.cancelled.wait()
+
+    caller.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+
+
+async def test_a_task_that_is_only_waited_for_goes_on() -> None:
+    going = Endless()
+    task = asyncio.create_task(going.run())
+    await going.started.wait()
+
+    await first_to_end(asyncio.wait({task}), answer("x"))
+
+    assert not task.done()
+    task.cancel()
+    await asyncio.wait({task})
