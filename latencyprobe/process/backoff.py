@@ -1,11 +1,8 @@
-"""How long to wait before the next attempt at something that is away."""
+"""Delays between attempts to reach something that is away."""
 
 from __future__ import annotations
 
-import tenacity
-
-# tenacity's delays are functions of a retrying call's state; ours have no call, only attempts.
-_NO_CALL = tenacity.AsyncRetrying()
+import random
 
 
 class Backoff:
@@ -14,18 +11,17 @@ class Backoff:
     The jitter keeps a thousand connections that broke together from coming back together.
     """
 
-    def __init__(self, first_seconds: float, longest_seconds: float) -> None:
-        half_first, half_longest = first_seconds / 2, longest_seconds / 2
-        self._fixed = tenacity.wait_exponential(multiplier=half_first, max=half_longest)
-        self._jitter = tenacity.wait_random(0, 1)
-        self._state = tenacity.RetryCallState(_NO_CALL, None, (), {})
+    def __init__(self, first_s: float, longest_s: float) -> None:
+        self._first_s = first_s
+        self._longest_s = longest_s
+        self._next_s = first_s
 
     def next(self) -> float:
-        """The seconds to wait now."""
-        half = self._fixed(self._state)
-        self._state.attempt_number += 1
-        return half * (1 + self._jitter(self._state))
+        """Return the seconds to wait now."""
+        delay_s = min(self._next_s, self._longest_s)
+        self._next_s = min(self._next_s * 2, self._longest_s)
+        return delay_s * random.uniform(0.5, 1)  # noqa: S311  (no secret)
 
     def reset(self) -> None:
         """Begin again with the first delay: the last attempt succeeded."""
-        self._state.attempt_number = 1
+        self._next_s = self._first_s
