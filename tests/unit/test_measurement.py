@@ -1,4 +1,4 @@
-"""Measurements add up the same whatever the order, and windows hold what is young enough."""
+"""Measurements add up the same whatever the order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from latencyprobe.domain.measurement import (
     total,
 )
 from latencyprobe.domain.stages import COUNTERS, STAGES
-from latencyprobe.domain.window import SlidingWindow
 
 counts = st.integers(0, 2**32)
 stage_measurements = st.builds(
@@ -106,42 +105,3 @@ def test_an_impossible_sampling_ratio_is_refused(ratio: float) -> None:
 def test_negative_losses_are_refused() -> None:
     with pytest.raises(ValueError, match="none can be negative"):
         StageMeasurement(lost=-1)
-
-
-def retransmits(count: int) -> Measurement:
-    return Measurement(counters={"retransmits": count})
-
-
-def test_a_window_forgets_what_has_wholly_left_it() -> None:
-    window = SlidingWindow(30)
-    for at, count in ((10, 1), (20, 2), (30, 4), (40, 8)):
-        window.add(retransmits(count), at=at)
-    assert window.measurement(at=40) == retransmits(2 + 4 + 8)
-    assert window.measurement(at=59) == retransmits(4 + 8)
-    assert window.measurement(at=100) == NOTHING
-
-
-@given(st.lists(st.integers(0, 100), max_size=40), st.integers(1, 50))
-def test_a_window_holds_just_the_entries_of_its_length(times: list[int], length: int) -> None:
-    window = SlidingWindow(length)
-    for at in sorted(times):
-        window.add(retransmits(1), at=at)
-    now = max(times, default=0)
-    young = sum(at > now - length for at in times)
-    assert window.measurement(at=now).counters.get("retransmits", 0) == young
-
-
-def test_a_window_that_shrinks_forgets_at_once() -> None:
-    window = SlidingWindow(30)
-    window.add(retransmits(1), at=10)
-    window.add(retransmits(2), at=30)
-    window.resize(5, at=30)
-    assert window.measurement(at=30) == retransmits(2)
-
-
-@pytest.mark.parametrize("length", [0, -1])
-def test_a_window_without_length_is_refused(length: float) -> None:
-    with pytest.raises(ValueError, match="must be above 0"):
-        SlidingWindow(length)
-    with pytest.raises(ValueError, match="must be above 0"):
-        SlidingWindow(1).resize(length, at=0)

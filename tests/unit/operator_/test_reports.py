@@ -49,6 +49,18 @@ def test_a_pods_window_adds_up_and_forgets() -> None:
     assert not windows.of_pod("b", at=59)
 
 
+@given(st.lists(st.integers(0, 100), max_size=40), st.integers(1, SLOTS))
+def test_a_window_holds_just_the_reports_of_its_length(times: list[int], length: int) -> None:
+    windows = ProbeWindows(1, length)
+    for at in sorted(times):
+        windows.add("a", Measurement(counters={"retransmits": 1}), at=at)
+    now = max(times, default=0)
+    young = sum(at > now - length for at in times)
+
+    assert windows.of_pod("a", at=now).counters.get("retransmits", 0) == young
+    assert windows.merged(at=now).counters.get("retransmits", 0) == young
+
+
 def test_containers_of_one_pod_add_up() -> None:
     windows = ProbeWindows(10, 60)
     windows.add("a", measurement(1000), at=1)
