@@ -13,6 +13,7 @@ import click
 
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.packets import Endpoint, TracedPacket, User, parts_of_packet
+from latencyprobe.process.printable import printable
 
 _ARROWS = {"rx.total": "<-", "tx.total": "->"}
 _UNKNOWN = "-"
@@ -45,7 +46,7 @@ class PacketTable:
         columns = self._columns(
             self._time(packet.ended_unix_ns),
             str(user.pid) if user else _UNKNOWN,
-            _printable(user.command) if user else _UNKNOWN,
+            printable(user.command) if user else _UNKNOWN,
             str(packet.cpu),
             packet.protocol or _UNKNOWN,
             local,
@@ -134,8 +135,3 @@ def _timestamp(unix_ns: int) -> str:
 
 def _text(endpoint: Endpoint | None) -> str:
     return str(endpoint) if endpoint else _UNKNOWN
-
-
-def _printable(command: str) -> str:
-    """A process may call itself anything, control sequences included."""
-    return "".join(c if c.isprintable() else "?" for c in command)

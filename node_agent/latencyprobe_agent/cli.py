@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 
 from latencyprobe import __version__
+from latencyprobe.process import logs
 from latencyprobe.protocol.measurements import OPERATOR_NAME
-from latencyprobe_agent import logs
 from latencyprobe_agent.main import (
     Settings,
     StartError,
@@ -155,7 +155,7 @@ def agent_command(
         cgroup_root=os.path.realpath(cgroup_root) if cgroup_root is not None else None,
         metrics_address=metrics_address,
     )
-    logs.set_up(log_level, log_format)
+    logs.configure(form=log_format, level=log_level)
     _start(settings, parent=exit_with_parent)
 
 

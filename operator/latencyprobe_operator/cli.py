@@ -9,6 +9,7 @@ import click
 from kubernetes.aio.config import ConfigException
 
 from latencyprobe import __version__
+from latencyprobe.process.logs import FORMATS, LEVELS
 from latencyprobe_operator import logs
 from latencyprobe_operator.agents.fleet import TlsFiles
 from latencyprobe_operator.main import Options, run
@@ -86,12 +87,10 @@ def _read_agents(
 )
 @click.option("--metrics-port", type=_PORT, help="Serve Prometheus metrics here, at /metrics.")
 @click.option("--health-port", type=_PORT, help="Serve the liveness probe here, at /healthz.")
-@click.option(
-    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True
-)
+@click.option("--log-format", type=click.Choice(FORMATS), default="text", show_default=True)
 @click.option(
     "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
+    type=click.Choice(LEVELS),
     default="info",
     show_default=True,
 )

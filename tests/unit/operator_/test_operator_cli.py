@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from pathlib import Path
 
 import pytest
@@ -119,13 +117,3 @@ def test_without_a_cluster_it_says_so(
 
     assert result.exit_code == 1
     assert "no cluster to serve" in result.output
-
-
-def test_a_log_line_may_be_json() -> None:
-    error = OSError("gone")
-    failure = (OSError, error, None)
-    record = logging.LogRecord("a.b", logging.WARNING, "", 0, "x %d", (1,), failure)
-    line = json.loads(logs.JsonFormatter().format(record))
-
-    assert (line["level"], line["logger"], line["message"]) == ("warning", "a.b", "x 1")
-    assert line["exception"] == "OSError: gone"

@@ -1,0 +1,21 @@
+"""Text from elsewhere, made safe to show.
+
+Names of processes, cgroups, devices and pods and the messages of peers may hold any character. One
+that steers a terminal, ends a line or reorders what stands beside it is shown as its escape.
+"""
+
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    r"""Return the text with all that is not printable as an escape, such as `\x1b`.
+
+    That is control characters (C0, DEL, C1), line separators, bidirectional and other format
+    characters, lone surrogates, and spaces other than U+0020.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode("ascii")
+        for each in text
+    )
