@@ -20,6 +20,7 @@ from latencyprobe.process.capabilities import (
     effective_capabilities,
     require_capabilities,
 )
+from latencyprobe.process.http_server import HttpServer
 from latencyprobe_agent.agent import Agent, NodeFacts
 from latencyprobe_agent.evidence.gatherer import Gatherer
 from latencyprobe_agent.evidence.namespaces import Namespace
@@ -27,7 +28,7 @@ from latencyprobe_agent.kernel.contract import Engine, EngineError
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from latencyprobe_agent.kernel.typeinfo import kernel_types_kind
 from latencyprobe_agent.node import HostNetnsError, host_netns_inode
-from latencyprobe_agent.serving.metrics import Metrics, MetricsServer
+from latencyprobe_agent.serving.metrics import Metrics, pages
 from latencyprobe_agent.serving.service import ListenError, Server, SocketAddress, TcpAddress
 from latencyprobe_agent.serving.tls import TlsFileError
 from latencyprobe_agent.targets.resolver import Resolver
@@ -162,7 +163,7 @@ async def _metrics_server(
         yield
         return
     host, port = settings.metrics_address
-    server = MetricsServer(metrics, is_ready)
+    server = HttpServer(pages(metrics, is_ready))
     try:
         bound = await server.start(host, port)
     except OSError as error:

@@ -12,7 +12,7 @@ from latencyprobe import __version__
 from latencyprobe.process.logs import FORMATS, LEVELS
 from latencyprobe_operator import logs
 from latencyprobe_operator.agents.fleet import TlsFiles
-from latencyprobe_operator.main import Options, run
+from latencyprobe_operator.main import ListenError, Options, run
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _PORT = click.IntRange(1, 65535)
@@ -132,6 +132,8 @@ def operator_command(
         run(options)
     except ConfigException as error:
         raise click.ClickException(f"no cluster to serve: {error}") from error
+    except ListenError as error:
+        raise click.ClickException(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ def configure(*, form: str, level: str) -> None:
     # Their debug lines hold whole requests, headers included.
     for chatty in ("aiohttp", "asyncio", "kubernetes", "grpc"):
         logging.getLogger(chatty).setLevel(max(logging.INFO, root.level))
-    # A line for each look of the kubelet at /healthz.
-    logging.getLogger("aiohttp.access").setLevel(max(logging.WARNING, root.level))
     # kopf tells at INFO of every step of its own.
     logging.getLogger("kopf").setLevel(max(logging.WARNING, root.level))
     if root.level <= logging.DEBUG:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import kopf
-import prometheus_client
 
+from latencyprobe.process.http_server import HttpServer, Page, health_page, metrics_page
 from latencyprobe_operator.agents.fleet import TlsFiles
 from latencyprobe_operator.controller import AgentSource, Controller
 from latencyprobe_operator.handlers import build_registry
 from latencyprobe_operator.kube.cluster import Cluster
 from latencyprobe_operator.metrics import Metrics
+
+
+class ListenError(Exception):
+    """An address that cannot be listened on."""
+
+    def __init__(self, paths: Iterable[str], host: str, port: int, error: OSError) -> None:
+        reason = error.strerror or str(error)
+        super().__init__(f"cannot serve {', '.join(paths)} on {host}, port {port}: {reason}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,36 +51,48 @@ def run(options: Options) -> None:
 async def operate(options: Options) -> None:
     """The operator, in a running event loop."""
     metrics = Metrics()
-    if options.metrics_port is not None:
-        prometheus_client.start_http_server(
-            options.metrics_port, addr=options.serve_on, registry=metrics.registry
-        )
-    cluster = await Cluster.connect(options.kubeconfig)
-    try:
-        controller = Controller(
-            cluster,
-            credentials=options.tls.credentials,
-            agents=AgentSource(
-                options.namespace, options.agent_selector, options.agent_port, options.agents
-            ),
-            metrics=metrics,
-            namespaces=options.watch_namespaces,
-        )
-        scan = not options.watch_namespaces
+    pages = {"/metrics": metrics_page(metrics.registry)}
+    async with served(options.serve_on, options.metrics_port, pages):
+        cluster = await Cluster.connect(options.kubeconfig)
+        try:
+            await _serve_probes(options, cluster, metrics)
+        finally:
+            await cluster.close()
+
+
+async def _serve_probes(options: Options, cluster: Cluster, metrics: Metrics) -> None:
+    controller = Controller(
+        cluster,
+        credentials=options.tls.credentials,
+        agents=AgentSource(
+            options.namespace, options.agent_selector, options.agent_port, options.agents
+        ),
+        metrics=metrics,
+        namespaces=options.watch_namespaces,
+    )
+    scan = not options.watch_namespaces
+    # By the event loop that does the work: it is healthy as long as it answers.
+    async with served(options.serve_on, options.health_port, {"/healthz": health_page()}):
         await kopf.operator(
             registry=build_registry(controller, cluster, scan=scan),
             clusterwide=scan,
             namespaces=options.watch_namespaces,
             standalone=True,
-            liveness_endpoint=liveness_endpoint(options),
         )
+
+
+@contextlib.asynccontextmanager
+async def served(host: str, port: int | None, pages: Mapping[str, Page]) -> AsyncIterator[None]:
+    """Serve pages over HTTP for the time of the block; raises ListenError. No port, no server."""
+    if port is None:
+        yield
+        return
+    server = HttpServer(pages)
+    try:
+        await server.start(host, port)
+    except OSError as error:
+        raise ListenError(pages, host, port, error) from error
+    try:
+        yield
     finally:
-        await cluster.close()
-
-
-def liveness_endpoint(options: Options) -> str | None:
-    """Where kopf is to answer the kubelet, as it takes it; None for nowhere."""
-    if options.health_port is None:
-        return None
-    host = f"[{options.serve_on}]" if ":" in options.serve_on else options.serve_on
-    return f"http://{host}:{options.health_port}/healthz"
+        await server.close()

@@ -12,11 +12,12 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from latencyprobe.process.listening import listen
 from latencyprobe.protocol.measurements import AGENT_NAME, OPERATOR_NAME
 from latencyprobe_agent.cli import agent_command
 from latencyprobe_agent.serving.tls import RenewedContext
 from latencyprobe_agent.serving.tls import TlsFiles as AgentFiles
-from latencyprobe_agent.serving.tls_proxy import Gate, RefusalLog, listen
+from latencyprobe_agent.serving.tls_proxy import Gate, RefusalLog
 from latencyprobe_operator.agents.fleet import TlsFiles as OperatorFiles
 from latencyprobe_operator.cli import operator_command
 from tests.chart.helm import (

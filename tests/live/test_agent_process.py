@@ -16,11 +16,13 @@ import grpc
 import pytest
 
 from latencyprobe.commands.pki import initialise
+from latencyprobe.process.http_server import MAX_CONNECTIONS
 from latencyprobe.protocol.measurements import AGENT_NAME
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_agent.kernel.load.handover import COMPILER_MODULE
 from tests.live.targets import made_cgroup, python, sleeper, until
+from tests.patience import patient
 from tests.unit.agent.states import probe, state
 
 POD_UID = "5d0c8f4e-7a3b-4c1d-9e2f-6b8a0d1c2e3f"
@@ -145,6 +147,40 @@ def test_over_tls_it_also_serves_metrics_and_health(tmp_path: Path, tls: tuple[s
         assert info.kernel_release == os.uname().release
         process.terminate()
         assert process.wait(timeout=20) == 0
+
+
+def test_a_flood_of_silent_connections_leaves_metrics_and_measuring_alone(tmp_path: Path) -> None:
+    path, log = tmp_path / "s" / "agent.sock", tmp_path / "log"
+    options = ("--socket", str(path), "--metrics-address", "127.0.0.1:0")
+    with contextlib.ExitStack() as stack:
+        process = stack.enter_context(_agent(*options, log=log))
+        port = int(log.read_text().split("metrics on 127.0.0.1:")[1].split()[0])
+        channel = stack.enter_context(grpc.insecure_channel(f"unix:{path}"))
+        stub = NodeAgentStub(channel)
+        stub.Apply(state(probe(pid=os.getpid())), timeout=patient(60))
+        before = _descriptors(process.pid)
+        most = before
+        flood = []
+        for number in range(2000):
+            silent = socket.create_connection(("127.0.0.1", port), timeout=patient(30))
+            flood.append(stack.enter_context(silent))
+            if number % 100 == 99:
+                with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=patient(30)) as answer:
+                    assert b"latencyprobe_targets" in answer.read()
+                most = max(most, _descriptors(process.pid))
+        stream = stub.WatchReports(pb.WatchReportsRequest(), timeout=patient(60))
+        target = next(each for report in stream for one in report.probes for each in one.targets)
+        assert target.status.state == pb.TargetStatus.ATTACHED
+        stream.cancel()
+        assert most <= before + MAX_CONNECTIONS + 1
+        for silent in flood:
+            with contextlib.suppress(ConnectionResetError):
+                assert silent.recv(1) == b""
+        until(lambda: _descriptors(process.pid) <= before, "the end of the connections")
+
+
+def _descriptors(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def test_it_ends_with_its_parent(tmp_path: Path) -> None:

@@ -6,28 +6,14 @@ The kubelet can't present a client certificate, so it asks these instead of gRPC
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Callable, Iterable, Mapping
 
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from latencyprobe.domain.stages import Module
+from latencyprobe.process.http_server import Page, health_page, metrics_page
 from latencyprobe_agent.serving.tls_proxy import Refusal
 from latencyprobe_agent.targets.facts import TargetState
-
-log = logging.getLogger(__name__)
-
-_PLAIN = "text/plain; charset=utf-8"
-_REQUEST_BYTES = 16 << 10
-_REQUEST_TIMEOUT_S = 5.0
 
 
 class Metrics:
@@ -97,55 +83,10 @@ class Metrics:
             self._program_cpu.set(cpu_percent / 100)
 
 
-class MetricsServer:
-    """Answers GET requests, one a connection, until closed."""
-
-    def __init__(self, metrics: Metrics, is_ready: Callable[[], bool]) -> None:
-        self._registry = metrics.registry
-        self._is_ready = is_ready
-        self._server: asyncio.Server | None = None
-
-    async def start(self, host: str, port: int) -> int:
-        """Listen; the port, which was chosen where 0 was asked for. Raises OSError."""
-        self._server = await asyncio.start_server(
-            self._answer, host or None, port, limit=_REQUEST_BYTES
-        )
-        bound: int = self._server.sockets[0].getsockname()[1]
-        return bound
-
-    async def close(self) -> None:
-        """Stop serving."""
-        if self._server is not None:
-            self._server.close()
-            await self._server.wait_closed()
-
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            async with asyncio.timeout(_REQUEST_TIMEOUT_S):
-                request = await reader.readuntil(b"\r\n\r\n")
-                status, kind, body = self._response(request)
-                head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\n"
-                head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-                writer.write(head.encode() + body)
-                await writer.drain()
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            log.debug("a request for metrics broke off", exc_info=True)
-        finally:
-            writer.close()
-
-    def _response(self, request: bytes) -> tuple[str, str, bytes]:
-        """(status, content type, body) for a request's head."""
-        method, _, rest = request.partition(b" ")
-        if method not in (b"GET", b"HEAD"):
-            return "405 Method Not Allowed", _PLAIN, b"GET only\n"
-        match rest.split(b" ", 1)[0].split(b"?", 1)[0]:
-            case b"/metrics":
-                return "200 OK", CONTENT_TYPE_LATEST, generate_latest(self._registry)
-            case b"/healthz":
-                return "200 OK", _PLAIN, b"ok\n"
-            case b"/readyz" if self._is_ready():
-                return "200 OK", _PLAIN, b"ok\n"
-            case b"/readyz":
-                return "503 Service Unavailable", _PLAIN, b"not ready\n"
-            case _:
-                return "404 Not Found", _PLAIN, b"/metrics, /healthz or /readyz\n"
+def pages(metrics: Metrics, is_ready: Callable[[], bool]) -> dict[str, Page]:
+    """Return what is served over HTTP, by path."""
+    return {
+        "/metrics": metrics_page(metrics.registry),
+        "/healthz": health_page(),
+        "/readyz": health_page(is_ready),
+    }

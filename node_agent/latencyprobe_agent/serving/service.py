@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from latencyprobe.process.listening import listen
 from latencyprobe.protocol.measurements import MAX_MESSAGE_BYTES
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1 import node_agent_pb2_grpc
@@ -30,7 +31,7 @@ from latencyprobe_agent.desired import InvalidStateError
 from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.serving.metrics import Metrics
 from latencyprobe_agent.serving.tls import RenewedContext, TlsFiles
-from latencyprobe_agent.serving.tls_proxy import Gate, Refusal, RefusalLog, listen
+from latencyprobe_agent.serving.tls_proxy import Gate, Refusal, RefusalLog
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[object, object]

@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 32
 MAX_HANDSHAKES = 32
 HANDSHAKE_SECONDS = 5.0
-_BACKLOG = 128
 _CHUNK_BYTES = 64 << 10
 # A flood is told of, and does not flood the log.
 _LOG_SECONDS = 10.0
@@ -279,15 +278,3 @@ def _peer_text(address: tuple[str, int]) -> str:
     host, port = address[:2]
     host = host.removeprefix("::ffff:")  # IPv4 on a socket for both
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; raises OSError. `::` is every address, of IPv4 too where it can be."""
-    if host in ("::", "") and socket.has_dualstack_ipv6():
-        return socket.create_server(
-            ("::", port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True
-        )
-    if host in ("::", ""):
-        host = "0.0.0.0"  # noqa: S104  (asked for)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=_BACKLOG)

@@ -15,6 +15,7 @@ import grpc
 import pytest
 
 from latencyprobe.commands.pki import Authority
+from latencyprobe.process.listening import listen
 from latencyprobe.protocol.measurements import AGENT_NAME, OPERATOR_NAME
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
@@ -23,7 +24,7 @@ from latencyprobe_agent.serving import tls_proxy as gates
 from latencyprobe_agent.serving.metrics import Metrics
 from latencyprobe_agent.serving.service import Server, TcpAddress
 from latencyprobe_agent.serving.tls import TlsFiles
-from latencyprobe_agent.serving.tls_proxy import Refusal, RefusalLog, listen, refusal_in
+from latencyprobe_agent.serving.tls_proxy import Refusal, RefusalLog, refusal_in
 from tests.unit.agent.running import until
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from click.testing import CliRunner
 
+from latencyprobe.process.http_server import health_page
 from latencyprobe_operator import cli, logs
 from latencyprobe_operator.agents.fleet import TlsFiles
-from latencyprobe_operator.main import Options, liveness_endpoint
+from latencyprobe_operator.main import ListenError, Options, served
 
 
 @pytest.fixture
@@ -60,20 +64,28 @@ def test_options_come_from_the_environment_too(
     assert started[0].metrics_port == 9090
 
 
-@pytest.mark.parametrize(
-    ("address", "endpoint"),
-    [
-        ("10.0.0.7", "http://10.0.0.7:9348/healthz"),
-        ("fd00::7", "http://[fd00::7]:9348/healthz"),
-    ],
-)
-def test_health_is_served_at_the_pods_address_of_either_family(
-    started: list[Options], tls: list[str], address: str, endpoint: str
-) -> None:
-    arguments = [*tls, f"--serve-on={address}", "--health-port=9348"]
-    CliRunner().invoke(cli.operator_command, arguments)
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+async def test_health_and_metrics_are_served_at_an_address_of_either_family(address: str) -> None:
+    with socket.create_server((address, 0), family=socket.getaddrinfo(address, 0)[0][0]) as free:
+        port = free.getsockname()[1]
+    host = f"[{address}]" if ":" in address else address
+    async with served(address, port, {"/healthz": health_page()}):
+        answer = await asyncio.to_thread(urlopen, f"http://{host}:{port}/healthz", timeout=10)
+        with answer:
+            assert answer.status == 200
 
-    assert liveness_endpoint(started[0]) == endpoint
+
+async def test_without_a_port_nothing_is_served() -> None:
+    async with served("no such address", None, {}):
+        pass
+
+
+async def test_a_port_that_is_taken_is_said_with_what_would_be_served_on_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ListenError, match=f"/healthz on 127.0.0.1, port {port}: Address alr"):
+            async with served("127.0.0.1", port, {"/healthz": health_page()}):
+                pass
 
 
 def test_agents_may_be_given(started: list[Options], tls: list[str]) -> None:

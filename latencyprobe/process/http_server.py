@@ -1,0 +1,174 @@
+"""HTTP for metrics and health, on a port that strangers may reach.
+
+h11 reads and writes HTTP; this module bounds what a client can take. A connection carries one
+exchange and ends within a few seconds. There is a fixed number of them, and a new connection that
+finds them taken ends the oldest one: a scrape or a health check sends its request at once and is
+answered before that, while a flood of silent connections only ends itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import h11
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from latencyprobe.process.listening import listen
+
+log = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 16
+EXCHANGE_S = 5.0
+_HEAD_BYTES = 16 << 10
+_CHUNK_BYTES = 4 << 10
+_ACCEPT_RETRY_S = 0.1
+_PLAIN = "text/plain; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """The answer to one request."""
+
+    body: bytes
+    status: int = HTTPStatus.OK
+    content_type: str = _PLAIN
+
+
+# From the request's header fields, by names in lower case.
+Page = Callable[[Mapping[str, str]], Response]
+
+
+def metrics_page(registry: CollectorRegistry) -> Page:
+    """Return the page of a registry, in the format that the client accepts."""
+
+    def page(headers: Mapping[str, str]) -> Response:
+        encoder, content_type = choose_encoder(headers.get("accept", ""))
+        return Response(encoder(registry), content_type=content_type)
+
+    return page
+
+
+def health_page(is_healthy: Callable[[], bool] = lambda: True) -> Page:
+    """Return a page that is 200 where all is well and 503 where it is not."""
+
+    def page(_: Mapping[str, str]) -> Response:
+        if is_healthy():
+            return Response(b"ok\n")
+        return Response(b"not ready\n", HTTPStatus.SERVICE_UNAVAILABLE)
+
+    return page
+
+
+class HttpServer:
+    """Answers GET and HEAD of some pages, by path, from `start` to `close`."""
+
+    def __init__(self, pages: Mapping[str, Page], *, exchange_s: float = EXCHANGE_S) -> None:
+        self._pages = dict(pages)
+        self._exchange_s = exchange_s
+        self._exchanges: dict[asyncio.Task[None], socket.socket] = {}  # oldest first
+        self._accepting: asyncio.Task[None] | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen, and return the port, which the kernel chooses for 0. Raises OSError."""
+        listener = listen(host, port)
+        listener.setblocking(False)
+        bound: int = listener.getsockname()[1]
+        self._accepting = asyncio.create_task(self._accept(listener))
+        self._accepting.add_done_callback(lambda _: listener.close())
+        return bound
+
+    async def close(self) -> None:
+        """Stop listening, and end all connections."""
+        tasks = [*([self._accepting] if self._accepting else []), *self._exchanges]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:  # out of descriptors, or aborted by the client
+                log.warning("cannot accept an HTTP connection: %s", error)
+                await asyncio.sleep(_ACCEPT_RETRY_S)
+                continue
+            # Begun before the wait below, so that a cancellation there leaves nothing open.
+            self._begin(connection)
+            if len(self._exchanges) > MAX_CONNECTIONS:
+                await self._end_oldest()
+            # Where more connections wait, accepting does not yield; the rest of the process runs
+            # between any two of them.
+            await asyncio.sleep(0)
+
+    def _begin(self, connection: socket.socket) -> None:
+        task = asyncio.create_task(self._exchange(connection))
+        self._exchanges[task] = connection
+        # Also where the task is cancelled before it runs.
+        task.add_done_callback(self._finish)
+
+    def _finish(self, task: asyncio.Task[None]) -> None:
+        self._exchanges.pop(task).close()
+
+    async def _end_oldest(self) -> None:
+        oldest = next(iter(self._exchanges))
+        oldest.cancel()
+        await asyncio.wait({oldest})
+
+    async def _exchange(self, connection: socket.socket) -> None:
+        try:
+            async with asyncio.timeout(self._exchange_s):
+                answer = await self._answer(connection)
+                await asyncio.get_running_loop().sock_sendall(connection, answer)
+        except OSError as error:  # TimeoutError is one
+            log.debug("an HTTP connection broke off: %r", error)
+
+    async def _answer(self, connection: socket.socket) -> bytes:
+        """Return the bytes to send for the request that comes; none if the client hangs up."""
+        loop = asyncio.get_running_loop()
+        http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_BYTES)
+        try:
+            while (event := http.next_event()) is h11.NEED_DATA:
+                http.receive_data(await loop.sock_recv(connection, _CHUNK_BYTES))
+        except h11.RemoteProtocolError as error:
+            return _written(http, Response(f"{error}\n".encode(), error.error_status_hint))
+        if not isinstance(event, h11.Request):
+            return b""
+        body = event.method != b"HEAD"
+        return _written(http, self._respond(event), with_body=body)
+
+    def _respond(self, request: h11.Request) -> Response:
+        if request.method not in (b"GET", b"HEAD"):
+            return Response(b"GET only\n", HTTPStatus.METHOD_NOT_ALLOWED)
+        path = request.target.partition(b"?")[0].decode("ascii", errors="replace")
+        page = self._pages.get(path)
+        if page is None:
+            return Response(f"{', '.join(self._pages)}\n".encode(), HTTPStatus.NOT_FOUND)
+        headers = {name.decode(): value.decode("latin-1") for name, value in request.headers}
+        try:
+            return page(headers)
+        except Exception:
+            log.exception("cannot make the page %s", path)
+            return Response(b"see the log\n", HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def _written(http: h11.Connection, response: Response, *, with_body: bool = True) -> bytes:
+    head = h11.Response(
+        status_code=response.status,
+        reason=HTTPStatus(response.status).phrase,
+        headers=[
+            ("Content-Type", response.content_type),
+            ("Content-Length", str(len(response.body))),
+            ("Connection", "close"),
+        ],
+    )
+    events: list[h11.Event] = [head, h11.EndOfMessage()]
+    if with_body:
+        events.insert(1, h11.Data(data=response.body))
+    return b"".join(filter(None, map(http.send, events)))
