@@ -9,9 +9,10 @@ answered before that, while a flood of silent connections only ends itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -19,7 +20,7 @@ import h11
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from latencyprobe.process.listening import listen
+from latencyprobe.process.listening import Address, listen
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,14 @@ class Response:
 Page = Callable[[Mapping[str, str]], Response]
 
 
+class ServeError(Exception):
+    """An address on which pages cannot be served."""
+
+    def __init__(self, address: Address, pages: Iterable[str], error: OSError) -> None:
+        reason = error.strerror or str(error)
+        super().__init__(f"cannot serve {', '.join(pages)} on {address}: {reason}")
+
+
 def metrics_page(registry: CollectorRegistry) -> Page:
     """Return the page of a registry, in the format that the client accepts."""
 
@@ -65,6 +74,28 @@ def health_page(is_healthy: Callable[[], bool] = lambda: True) -> Page:
     return page
 
 
+@contextlib.asynccontextmanager
+async def served(
+    address: Address | None, pages: Mapping[str, Page]
+) -> AsyncIterator[Address | None]:
+    """Serve pages for the time of the block, or nothing without an address.
+
+    Gives the address with the port that the kernel chose for 0. Raises ServeError.
+    """
+    if address is None:
+        yield None
+        return
+    server = HttpServer(pages)
+    try:
+        bound = await server.start(address)
+    except OSError as error:
+        raise ServeError(address, pages, error) from None
+    try:
+        yield bound
+    finally:
+        await server.close()
+
+
 class HttpServer:
     """Answers GET and HEAD of some pages, by path, from `start` to `close`."""
 
@@ -74,11 +105,11 @@ class HttpServer:
         self._exchanges: dict[asyncio.Task[None], socket.socket] = {}  # oldest first
         self._accepting: asyncio.Task[None] | None = None
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen, and return the port, which the kernel chooses for 0. Raises OSError."""
-        listener = listen(host, port)
+    async def start(self, address: Address) -> Address:
+        """Listen, and return the address, whose port the kernel chooses for 0. Raises OSError."""
+        listener = listen(address.host, address.port)
         listener.setblocking(False)
-        bound: int = listener.getsockname()[1]
+        bound = Address(address.host, listener.getsockname()[1])
         self._accepting = asyncio.create_task(self._accept(listener))
         self._accepting.add_done_callback(lambda _: listener.close())
         return bound

@@ -1,11 +1,43 @@
-"""Listening TCP sockets."""
+"""Addresses to listen on, as options give them, and their sockets."""
 
 from __future__ import annotations
 
 import socket
+from typing import NamedTuple
+
+import click
 
 # Connections that the kernel keeps until they are accepted; they cost no descriptor.
 _BACKLOG = 128
+
+
+class Address(NamedTuple):
+    """A host and a port. No host is every address of this machine."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class AddressType(click.ParamType[Address]):
+    """HOST:PORT as an option's value; an IPv6 address stands in brackets."""
+
+    name = "HOST:PORT"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Address:
+        """Return the address, or fail with an example of one."""
+        if isinstance(value, Address):
+            return value
+        host, colon, port = str(value).rpartition(":")
+        if not colon or not port.isdecimal() or not 0 <= int(port) <= 65535:
+            self.fail(f"{value!r} is not HOST:PORT, such as 0.0.0.0:9443", param, ctx)
+        if ":" in host and not (host.startswith("[") and host.endswith("]")):
+            self.fail(f"{value!r}: put an IPv6 address into brackets, as [::]:9443", param, ctx)
+        return Address(host.removeprefix("[").removesuffix("]"), int(port))
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -11,6 +11,7 @@ import click
 
 from latencyprobe import __version__
 from latencyprobe.process import logs
+from latencyprobe.process.listening import Address, AddressType
 from latencyprobe.protocol.measurements import OPERATOR_NAME
 from latencyprobe_agent.main import (
     Settings,
@@ -25,26 +26,11 @@ from latencyprobe_agent.serving.tls import TlsFiles
 _FILE = click.Path(path_type=Path)
 
 
-def _parse_address(
-    _context: click.Context, _parameter: click.Parameter, value: str | None
-) -> tuple[str, int] | None:
-    """(host, port) of HOST:PORT; an IPv6 address stands in brackets, no host means every one."""
-    if value is None:
-        return None
-    host, colon, port = value.rpartition(":")
-    if not colon or not port.isdecimal() or not 0 <= int(port) <= 65535:
-        raise click.BadParameter(f"{value!r} is not HOST:PORT, such as 0.0.0.0:9443")
-    if ":" in host and not (host.startswith("[") and host.endswith("]")):
-        raise click.BadParameter(f"{value!r}: put an IPv6 address into brackets, as [::]:9443")
-    return host, int(port)
-
-
 @click.command("agent", context_settings={"auto_envvar_prefix": "LATENCYPROBE"})
 @click.version_option(__version__, prog_name="latencyprobe agent")
 @click.option(
     "--listen",
-    metavar="HOST:PORT",
-    callback=_parse_address,
+    type=AddressType(),
     show_envvar=True,
     help="Serve the operator over TCP with mutual TLS.",
 )
@@ -96,8 +82,7 @@ def _parse_address(
 )
 @click.option(
     "--metrics-address",
-    metavar="HOST:PORT",
-    callback=_parse_address,
+    type=AddressType(),
     show_envvar=True,
     help="Serve /metrics, /healthz and /readyz over HTTP.",
 )
@@ -127,7 +112,7 @@ def _parse_address(
 )
 def agent_command(
     *,
-    listen: tuple[str, int] | None,
+    listen: Address | None,
     socket: Path | None,
     ca_file: Path | None,
     cert_file: Path | None,
@@ -137,7 +122,7 @@ def agent_command(
     host_netns: Path | None,
     proc_root: Path,
     cgroup_root: Path | None,
-    metrics_address: tuple[str, int] | None,
+    metrics_address: Address | None,
     log_level: str,
     log_format: str,
     exit_with_parent: int | None,
@@ -170,7 +155,7 @@ def _start(settings: Settings, *, parent: int | None) -> None:
 
 
 def _address(
-    listen: tuple[str, int] | None,
+    listen: Address | None,
     socket: Path | None,
     files: tuple[Path | None, Path | None, Path | None],
     operator_name: str,
@@ -188,7 +173,7 @@ def _address(
         )
     assert listen is not None
     return TcpAddress(
-        f"{listen[0] or '0.0.0.0'}:{listen[1]}",  # noqa: S104  (asked for by leaving out the host)
+        str(listen._replace(host=listen.host or "0.0.0.0")),  # noqa: S104  (no host: every one)
         TlsFiles(ca_file, cert_file, key_file),
         operator_name,
     )

@@ -9,7 +9,7 @@ import logging
 import os
 import platform
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +20,8 @@ from latencyprobe.process.capabilities import (
     effective_capabilities,
     require_capabilities,
 )
-from latencyprobe.process.http_server import HttpServer
+from latencyprobe.process.http_server import ServeError, served
+from latencyprobe.process.listening import Address
 from latencyprobe_agent.agent import Agent, NodeFacts
 from latencyprobe_agent.evidence.gatherer import Gatherer
 from latencyprobe_agent.evidence.namespaces import Namespace
@@ -58,7 +59,7 @@ class Settings:
     host_netns: Path | None = None
     proc_root: Path = Path("/proc")
     cgroup_root: str | None = None
-    metrics_address: tuple[str, int] | None = None
+    metrics_address: Address | None = None
 
 
 async def run(settings: Settings, make_engine: MakeEngine = KernelEngine) -> None:
@@ -143,33 +144,18 @@ async def _serve(agent: Agent, metrics: Metrics, settings: Settings, stop: async
         raise StartError(str(error)) from None
     keeper = asyncio.create_task(agent.keep())
     try:
-        async with _metrics_server(metrics, settings, lambda: server.is_serving):
+        served_pages = pages(metrics, lambda: server.is_serving)
+        async with served(settings.metrics_address, served_pages) as metrics_bound:
+            if metrics_bound:
+                log.info("metrics on %s", metrics_bound)
             log.info("serving on %s as node %s", bound, settings.node_name)
             await stop.wait()
             log.info("shutting down")
             await server.drain()
+    except ServeError as error:
+        raise StartError(str(error)) from None
     finally:
         await agent.close()
         await server.stop()
         keeper.cancel()
         await asyncio.wait({keeper})
-
-
-@contextlib.asynccontextmanager
-async def _metrics_server(
-    metrics: Metrics, settings: Settings, is_ready: Callable[[], bool]
-) -> AsyncIterator[None]:
-    if settings.metrics_address is None:
-        yield
-        return
-    host, port = settings.metrics_address
-    server = HttpServer(pages(metrics, is_ready))
-    try:
-        bound = await server.start(host, port)
-    except OSError as error:
-        raise StartError(f"can't serve metrics on {host}:{port}: {error.strerror}") from None
-    log.info("metrics on %s:%d", host, bound)
-    try:
-        yield
-    finally:
-        await server.close()

@@ -9,10 +9,12 @@ import click
 from kubernetes.aio.config import ConfigException
 
 from latencyprobe import __version__
+from latencyprobe.process.http_server import ServeError
+from latencyprobe.process.listening import Address, AddressType
 from latencyprobe.process.logs import FORMATS, LEVELS
 from latencyprobe_operator import logs
 from latencyprobe_operator.agents.fleet import TlsFiles
-from latencyprobe_operator.main import ListenError, Options, run
+from latencyprobe_operator.main import Options, run
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _PORT = click.IntRange(1, 65535)
@@ -79,14 +81,11 @@ def _read_agents(
     help="Serve only the LatencyProbes of this namespace; repeatable. Default: all.",
 )
 @click.option(
-    "--serve-on",
-    metavar="ADDRESS",
-    default="0.0.0.0",  # noqa: S104 - the kubelet asks from outside of the pod
-    show_default=True,
-    help="IPv4 or IPv6 address of the two ports below; in a pod, the pod's.",
+    "--metrics-address", type=AddressType(), help="Serve /metrics for Prometheus over HTTP."
 )
-@click.option("--metrics-port", type=_PORT, help="Serve Prometheus metrics here, at /metrics.")
-@click.option("--health-port", type=_PORT, help="Serve the liveness probe here, at /healthz.")
+@click.option(
+    "--health-address", type=AddressType(), help="Serve /healthz for the kubelet over HTTP."
+)
 @click.option("--log-format", type=click.Choice(FORMATS), default="text", show_default=True)
 @click.option(
     "--log-level",
@@ -105,9 +104,8 @@ def operator_command(
     cert_file: Path,
     key_file: Path,
     watch_namespaces: tuple[str, ...],
-    serve_on: str,
-    metrics_port: int | None,
-    health_port: int | None,
+    metrics_address: Address | None,
+    health_address: Address | None,
     log_format: str,
     log_level: str,
 ) -> None:
@@ -124,15 +122,14 @@ def operator_command(
         agent_port=agent_port,
         agents=agents,
         watch_namespaces=watch_namespaces,
-        serve_on=serve_on,
-        metrics_port=metrics_port,
-        health_port=health_port,
+        metrics_address=metrics_address,
+        health_address=health_address,
     )
     try:
         run(options)
     except ConfigException as error:
         raise click.ClickException(f"no cluster to serve: {error}") from error
-    except ListenError as error:
+    except ServeError as error:
         raise click.ClickException(str(error)) from error
 
 

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import kopf
 
-from latencyprobe.process.http_server import HttpServer, Page, health_page, metrics_page
+from latencyprobe.process.http_server import health_page, metrics_page, served
+from latencyprobe.process.listening import Address
 from latencyprobe_operator.agents.fleet import TlsFiles
 from latencyprobe_operator.controller import AgentSource, Controller
 from latencyprobe_operator.handlers import build_registry
 from latencyprobe_operator.kube.cluster import Cluster
 from latencyprobe_operator.metrics import Metrics
-
-
-class ListenError(Exception):
-    """An address that cannot be listened on."""
-
-    def __init__(self, paths: Iterable[str], host: str, port: int, error: OSError) -> None:
-        reason = error.strerror or str(error)
-        super().__init__(f"cannot serve {', '.join(paths)} on {host}, port {port}: {reason}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +30,8 @@ class Options:
     agents: Mapping[str, str] = field(default_factory=dict)
     """Addresses by node; where there are any, the DaemonSet is not looked for."""
     watch_namespaces: tuple[str, ...] = ()
-    serve_on: str = "0.0.0.0"  # noqa: S104 - Prometheus and the kubelet ask from outside of the pod
-    metrics_port: int | None = None
-    health_port: int | None = None
+    metrics_address: Address | None = None
+    health_address: Address | None = None
 
 
 def run(options: Options) -> None:
@@ -51,8 +42,7 @@ def run(options: Options) -> None:
 async def operate(options: Options) -> None:
     """The operator, in a running event loop."""
     metrics = Metrics()
-    pages = {"/metrics": metrics_page(metrics.registry)}
-    async with served(options.serve_on, options.metrics_port, pages):
+    async with served(options.metrics_address, {"/metrics": metrics_page(metrics.registry)}):
         cluster = await Cluster.connect(options.kubeconfig)
         try:
             await _serve_probes(options, cluster, metrics)
@@ -72,27 +62,10 @@ async def _serve_probes(options: Options, cluster: Cluster, metrics: Metrics) ->
     )
     scan = not options.watch_namespaces
     # By the event loop that does the work: it is healthy as long as it answers.
-    async with served(options.serve_on, options.health_port, {"/healthz": health_page()}):
+    async with served(options.health_address, {"/healthz": health_page()}):
         await kopf.operator(
             registry=build_registry(controller, cluster, scan=scan),
             clusterwide=scan,
             namespaces=options.watch_namespaces,
             standalone=True,
         )
-
-
-@contextlib.asynccontextmanager
-async def served(host: str, port: int | None, pages: Mapping[str, Page]) -> AsyncIterator[None]:
-    """Serve pages over HTTP for the time of the block; raises ListenError. No port, no server."""
-    if port is None:
-        yield
-        return
-    server = HttpServer(pages)
-    try:
-        await server.start(host, port)
-    except OSError as error:
-        raise ListenError(pages, host, port, error) from error
-    try:
-        yield
-    finally:
-        await server.close()

@@ -66,7 +66,7 @@ def test_the_operator_looks_where_the_agents_are(rendered: Manifests) -> None:
 
 
 def test_probes_and_monitors_ask_ports_that_are_served(rendered: Manifests) -> None:
-    for kind, served in (("DaemonSet", "metrics-address"), ("Deployment", "health-port")):
+    for kind, served in (("DaemonSet", "metrics-address"), ("Deployment", "health-address")):
         template = only(rendered, kind)["spec"]["template"]
         pod = container(template)
         ports = {port["name"]: port["containerPort"] for port in pod["ports"]}

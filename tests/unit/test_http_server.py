@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Mapping
+from urllib.request import urlopen
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
@@ -16,14 +17,19 @@ from latencyprobe.process.http_server import (
     HttpServer,
     Page,
     Response,
+    ServeError,
     health_page,
     metrics_page,
+    served,
 )
+from latencyprobe.process.listening import Address
 from tests.patience import patient
 
 DEADLINE_S = patient(30)
 # Never reached: what ends such a connection is not the time.
 NEVER_S = 3600.0
+
+LOOPBACK = Address("127.0.0.1", 0)
 
 Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -50,9 +56,9 @@ PAGES: dict[str, Page] = {
 async def serving(*, exchange_s: float = NEVER_S) -> AsyncIterator[int]:
     """A server's port."""
     server = HttpServer(PAGES, exchange_s=exchange_s)
-    port = await server.start("127.0.0.1", 0)
+    bound = await server.start(LOOPBACK)
     try:
-        yield port
+        yield bound.port
     finally:
         await server.close()
 
@@ -173,9 +179,9 @@ async def test_a_client_that_does_not_read_its_answer_is_ended() -> None:
         return Response(b"x" * (64 << 20))
 
     server = HttpServer({"/large": large}, exchange_s=0.2)
-    port = await server.start("127.0.0.1", 0)
+    bound = await server.start(LOOPBACK)
     with socket.socket() as client:
-        await asyncio.to_thread(client.connect, ("127.0.0.1", port))
+        await asyncio.to_thread(client.connect, ("127.0.0.1", bound.port))
         client.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
         async with asyncio.timeout(DEADLINE_S):
             await asked.wait()
@@ -231,3 +237,28 @@ async def test_it_goes_on_after_it_ran_out_of_descriptors(monkeypatch: pytest.Mo
     async with serving() as port:
         assert (await get(port, "/healthz"))[1] == b"ok\n"
     assert not failures
+
+
+@pytest.mark.parametrize(
+    ("listening", "asked"), [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("", "127.0.0.1")]
+)
+async def test_pages_are_served_on_an_address_of_either_family(listening: str, asked: str) -> None:
+    async with served(Address(listening, 0), PAGES) as bound:
+        assert bound is not None
+        url = f"http://{bound._replace(host=asked)}/healthz"
+        with await asyncio.to_thread(urlopen, url, timeout=DEADLINE_S) as answer:
+            assert answer.status == 200
+
+
+async def test_without_an_address_nothing_is_served() -> None:
+    async with served(None, PAGES) as bound:
+        assert bound is None
+
+
+async def test_an_address_that_is_taken_is_said_with_what_it_was_for() -> None:
+    with socket.create_server(LOOPBACK) as taken:
+        port = taken.getsockname()[1]
+        message = f"^cannot serve /metrics, .* on 127.0.0.1:{port}: Address already in use"
+        with pytest.raises(ServeError, match=message):
+            async with served(Address("127.0.0.1", port), PAGES):
+                pass
