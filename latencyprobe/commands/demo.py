@@ -15,8 +15,8 @@ from collections.abc import AsyncIterator, Sequence
 import click
 
 from latencyprobe.commands.demo_traffic import (
-    BLOCKING_EVERY_SECONDS,
-    BLOCKING_SECONDS,
+    BLOCKING_EVERY_S,
+    BLOCKING_S,
     SERVER_IPV4,
     SERVER_IPV6,
     Sent,
@@ -38,7 +38,7 @@ from latencyprobe.process import interpreter
 
 CLIENT_IPV4 = "192.0.2.1"
 CLIENT_IPV6 = "2001:db8::1"
-SECONDS_TO_START = 30.0
+TIME_TO_START_S = 30.0
 # The server acknowledges at once, by its routes. Otherwise an ACK waits for the answer to ride on,
 # and tcp.rtt at the client shows the server's slowness (tcp_in_quickack_mode(),
 # net/ipv4/tcp_input.c).
@@ -103,8 +103,8 @@ def _demo(duration_ns: int, interval_ns: int, presentation: Presentation) -> int
         f"{sent.datagrams} datagrams"
     )
     say(
-        f"the fault: every {BLOCKING_EVERY_SECONDS * 1e3:.0f} ms the server's event loop is "
-        f"blocked for {BLOCKING_SECONDS * 1e3:.0f} ms"
+        f"the fault: every {BLOCKING_EVERY_S * 1e3:.0f} ms the server's event loop is "
+        f"blocked for {BLOCKING_S * 1e3:.0f} ms"
     )
     return status
 
@@ -126,10 +126,8 @@ async def _measure(
 class _DemoObserver(TerminalObserver):
     """Has the client begin once it is measured."""
 
-    def __init__(
-        self, workload: _Workload, presentation: Presentation, interval_seconds: float
-    ) -> None:
-        super().__init__(quiet=False, live=presentation.live, interval_seconds=interval_seconds)
+    def __init__(self, workload: _Workload, presentation: Presentation, interval_s: float) -> None:
+        super().__init__(quiet=False, live=presentation.live, interval_s=interval_s)
         self._workload = workload
 
     def attached(self, problems: Sequence[str]) -> None:
@@ -156,9 +154,9 @@ class _Peer:
     async def says(self, word: str) -> None:
         """Returns once it said this; raises DemoError if it says anything else, or nothing."""
         try:
-            line = await asyncio.wait_for(self._stdout.readline(), SECONDS_TO_START)
+            line = await asyncio.wait_for(self._stdout.readline(), TIME_TO_START_S)
         except TimeoutError:
-            raise DemoError(f"the {self.role} is not {word} after {SECONDS_TO_START:g} s") from None
+            raise DemoError(f"the {self.role} is not {word} after {TIME_TO_START_S:g} s") from None
         if line.decode().strip() != word:
             raise DemoError(f"the {self.role} ended before it was {word}")
 
@@ -199,9 +197,9 @@ async def _peer(role: str) -> AsyncIterator[_Peer]:
 class _Workload:
     """The server, ready, and the client, which sends from `begin` on for some seconds."""
 
-    def __init__(self, server: _Peer, client: _Peer, seconds: float) -> None:
+    def __init__(self, server: _Peer, client: _Peer, duration_s: float) -> None:
         self._server, self._client = server, client
-        self._seconds = seconds
+        self._duration_s = duration_s
         self._over = asyncio.Event()
         self._playing: asyncio.Task[Sent] | None = None
 
@@ -221,14 +219,14 @@ class _Workload:
     async def _play(self) -> Sent:
         self._client.start()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._over.wait(), self._seconds)
+            await asyncio.wait_for(self._over.wait(), self._duration_s)
         _ready, sent = await self._client.finish()
         await self._server.finish()
         return Sent(**json.loads(sent))
 
 
 @contextlib.asynccontextmanager
-async def _workload(seconds: float) -> AsyncIterator[_Workload]:
+async def _workload(duration_s: float) -> AsyncIterator[_Workload]:
     """The two processes and the link between them."""
     async with contextlib.AsyncExitStack() as stack:
         server = await stack.enter_async_context(_peer("server"))
@@ -236,7 +234,7 @@ async def _workload(seconds: float) -> AsyncIterator[_Workload]:
         await _connect(server, client)
         server.start()
         await server.says("ready")
-        yield _Workload(server, client, seconds)
+        yield _Workload(server, client, duration_s)
 
 
 async def _connect(server: _Peer, client: _Peer) -> None:

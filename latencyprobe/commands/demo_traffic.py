@@ -26,13 +26,13 @@ SERVER_IPV4 = "192.0.2.2"  # TEST-NET-1, RFC 5737
 SERVER_IPV6 = "2001:db8::2"  # documentation, RFC 3849
 REQUEST_BYTES = 256
 ANSWER_BYTES = 2048
-BLOCKING_EVERY_SECONDS = 0.01
-BLOCKING_SECONDS = 0.005
+BLOCKING_EVERY_S = 0.01
+BLOCKING_S = 0.005
 CLIENTS_PER_FAMILY = 2
 REQUESTS_PER_CONNECTION = 50
-PAUSE_SECONDS = 0.001
-DATAGRAM_PAUSE_SECONDS = 0.02
-SECONDS_TO_END = 5.0
+PAUSE_S = 0.001
+DATAGRAM_PAUSE_S = 0.02
+TIME_TO_END_S = 5.0
 
 
 @dataclass(slots=True)
@@ -54,8 +54,8 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 async def _block() -> None:
     """Keeps the loop from its requests."""
     while True:
-        await asyncio.sleep(BLOCKING_EVERY_SECONDS)
-        time.sleep(BLOCKING_SECONDS)  # noqa: ASYNC251 (the fault to be found)
+        await asyncio.sleep(BLOCKING_EVERY_S)
+        time.sleep(BLOCKING_S)  # noqa: ASYNC251 (the fault to be found)
 
 
 class _Echo(asyncio.DatagramProtocol):
@@ -87,7 +87,7 @@ async def _ask(until: Awaitable[None]) -> None:
     clients.append(asyncio.create_task(_datagrams(sent, is_over)))
     await until
     is_over.set()
-    _, unanswered = await asyncio.wait(clients, timeout=SECONDS_TO_END)
+    _, unanswered = await asyncio.wait(clients, timeout=TIME_TO_END_S)
     for client in unanswered:
         client.cancel()
     await asyncio.gather(*clients, return_exceptions=True)
@@ -104,7 +104,7 @@ async def _requests(host: str, sent: Sent, is_over: asyncio.Event) -> None:
                 writer.write(bytes(REQUEST_BYTES))
                 sent.requests += 1
                 await _read(reader, ANSWER_BYTES)
-                await asyncio.sleep(PAUSE_SECONDS)
+                await asyncio.sleep(PAUSE_S)
                 if is_over.is_set():
                     return
 
@@ -118,7 +118,7 @@ async def _datagrams(sent: Sent, is_over: asyncio.Event) -> None:
             await loop.sock_sendall(udp, bytes(REQUEST_BYTES))
             sent.datagrams += 1
             await loop.sock_recv(udp, REQUEST_BYTES)
-            await asyncio.sleep(DATAGRAM_PAUSE_SECONDS)
+            await asyncio.sleep(DATAGRAM_PAUSE_S)
 
 
 async def _read(reader: asyncio.StreamReader, size: int) -> bytes:

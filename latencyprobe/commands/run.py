@@ -251,13 +251,13 @@ async def _measure(
     observer = TerminalObserver(
         quiet=presentation.quiet,
         live=presentation.live,
-        interval_seconds=request.interval_ns / 1e9,
+        interval_s=request.interval_ns / 1e9,
     )
     with observer.watching():
         return await measure(
             request,
             observer,
-            duration_seconds=None if duration_ns is None else duration_ns / 1e9,
+            duration_s=None if duration_ns is None else duration_ns / 1e9,
             command=command,
             show_log=presentation.verbose,
         )

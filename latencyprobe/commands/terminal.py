@@ -58,10 +58,10 @@ def write_report_to(path: Path, report: LatencyReport, output: OutputFormat) -> 
 class TerminalObserver:
     """Tells of a run on standard error, with a live view if wanted and possible."""
 
-    def __init__(self, *, quiet: bool, live: bool, interval_seconds: float) -> None:
+    def __init__(self, *, quiet: bool, live: bool, interval_s: float) -> None:
         self._quiet = quiet
         self._wants_live = live
-        self._interval_seconds = interval_seconds
+        self._interval_s = interval_s
         self._live: Live | None = None
         self._began_at = 0.0
         self._shown_at = 0.0
@@ -94,7 +94,7 @@ class TerminalObserver:
         """Something new was seen; it is shown once an interval."""
         now = time.monotonic()
         # Reports come a little early or late; half a second of it is no reason to skip one.
-        if self._live and now - self._shown_at > self._interval_seconds * 0.75:
+        if self._live and now - self._shown_at > self._interval_s * 0.75:
             self._shown_at = now
             self._live.update(render_live(report), refresh=True)
 

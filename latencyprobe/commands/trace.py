@@ -223,7 +223,7 @@ class _Trace:
         return self._close(outcome)
 
     async def _follow(self, duration_ns: int | None, command: StoppedCommand | None) -> Outcome:
-        observer = TerminalObserver(quiet=self._presentation.quiet, live=False, interval_seconds=1)
+        observer = TerminalObserver(quiet=self._presentation.quiet, live=False, interval_s=1)
         with self._descriptor(with_command=command is not None) as descriptor:
             async with LineOutput(descriptor) as output:
                 printer = _Printer(output, self._presentation, descriptor)
@@ -231,7 +231,7 @@ class _Trace:
                     return await measure(
                         self._request,
                         observer,
-                        duration_seconds=None if duration_ns is None else duration_ns / 1e9,
+                        duration_s=None if duration_ns is None else duration_ns / 1e9,
                         command=command,
                         show_log=self._presentation.verbose,
                         make_session=lambda channel, request: self._make_session(

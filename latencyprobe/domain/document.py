@@ -75,7 +75,7 @@ class LatencyReport:
     """All that a run has to say."""
 
     node: Node
-    duration_seconds: float
+    duration_s: float
     targets: tuple[TargetResult, ...]
     coverage: tuple[StageCoverage, ...]
 
@@ -85,7 +85,7 @@ class LatencyReport:
             "apiVersion": API_VERSION,
             "kind": KIND,
             "node": self.node.document(),
-            "durationSeconds": round(self.duration_seconds, 3),
+            "durationSeconds": round(self.duration_s, 3),
             "targets": [target.document() for target in self.targets],
             "coverage": [stage.document() for stage in self.coverage],
         }

@@ -55,7 +55,7 @@ def parse_ns(text: str) -> int:
     return round(total)
 
 
-def parse_seconds(text: str) -> float:
+def parse_s(text: str) -> float:
     """The seconds of a duration string; raises DurationError."""
     return parse_ns(text) / 1e9
 

@@ -25,9 +25,9 @@ from latencyprobe.protocol.measurements import MAX_MESSAGE_BYTES
 
 AGENT_COMMAND = interpreter.python_module("latencyprobe.commands.cli", "agent")
 LOG_LINES_KEPT = 12
-SECONDS_TO_END = 5.0
+TIME_TO_END_S = 5.0
 # From the end of a call to the end of the process that broke it off.
-SECONDS_TO_DIE = 0.3
+TIME_TO_DIE_S = 0.3
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # The agent's socket is not there yet when we first try, and the default is to wait a second.
@@ -108,7 +108,7 @@ class AgentProcess:
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()
         try:
-            await asyncio.wait_for(self._process.wait(), SECONDS_TO_END)
+            await asyncio.wait_for(self._process.wait(), TIME_TO_END_S)
         except TimeoutError:
             self._process.kill()
             await self._process.wait()
@@ -129,7 +129,7 @@ class AgentProcess:
     async def _explain(self, error: grpc.aio.AioRpcError) -> AgentError:
         """Whether the call failed because the agent died, or because it said no."""
         try:
-            await asyncio.wait_for(self._process.wait(), SECONDS_TO_DIE)
+            await asyncio.wait_for(self._process.wait(), TIME_TO_DIE_S)
         except TimeoutError:
             code = error.code().name
             return AgentError(f"the agent answered {code}: {error.details()}", self._log)

@@ -15,7 +15,7 @@ import signal
 from collections.abc import Sequence
 from typing import NoReturn
 
-SECONDS_TO_END = 5.0
+TIME_TO_END_S = 5.0
 # As shells answer.
 STATUS_NOT_FOUND = 127
 STATUS_NOT_EXECUTABLE = 126
@@ -99,7 +99,7 @@ class StoppedCommand:
         """End it, politely, then not; its exit status."""
         self.send(signal.SIGTERM)
         try:
-            return await asyncio.wait_for(self.wait(), SECONDS_TO_END)
+            return await asyncio.wait_for(self.wait(), TIME_TO_END_S)
         except TimeoutError:
             self.send(signal.SIGKILL)
             return await self.wait()

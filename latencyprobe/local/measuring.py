@@ -25,9 +25,9 @@ from latencyprobe.protocol.measurements import CorruptMessageError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # An agent that is this much late with a report does not send it any more.
-SECONDS_LATE = 2.0
+LATENESS_S = 2.0
 # A command that got the terminal's Ctrl-C as we did may need a moment for its own clean-up.
-SECONDS_FOR_THE_COMMAND = 1.0
+TIME_FOR_THE_COMMAND_S = 1.0
 
 
 MakeSession = Callable[[grpc.aio.Channel, Request], Session]
@@ -70,7 +70,7 @@ async def measure(
     request: Request,
     observer: Observer,
     *,
-    duration_seconds: float | None = None,
+    duration_s: float | None = None,
     command: StoppedCommand | None = None,
     show_log: bool = False,
     make_session: MakeSession = Session,
@@ -92,7 +92,7 @@ async def measure(
             run = _Run(
                 agent, session, observer, signals, command, is_enough=is_enough or asyncio.Event()
             )
-            return await run.until_its_end(duration_seconds)
+            return await run.until_its_end(duration_s)
 
 
 async def _attach(agent: AgentProcess, session: Session, signals: _Signals) -> None:
@@ -119,13 +119,13 @@ class _Run:
         self._command = command
         self._is_enough = is_enough
 
-    async def until_its_end(self, duration_seconds: float | None) -> Outcome:
+    async def until_its_end(self, duration_s: float | None) -> Outcome:
         watching = asyncio.create_task(self._agent.while_alive(self._watch))
         try:
             self._observer.attached(self._session.problems)
             if self._command:
                 self._command.release()
-            await self._reason_to_end(duration_seconds, watching)
+            await self._reason_to_end(duration_s, watching)
             await self._last_figures(watching)
         finally:
             failure = await _failure_of(watching)
@@ -135,16 +135,14 @@ class _Run:
     async def _watch(self) -> None:
         await self._session.watch(lambda: self._observer.updated(self._session.report()))
 
-    async def _reason_to_end(
-        self, duration_seconds: float | None, watching: asyncio.Task[None]
-    ) -> None:
+    async def _reason_to_end(self, duration_s: float | None, watching: asyncio.Task[None]) -> None:
         reasons: list[Awaitable[object]] = [
             asyncio.wait({watching}),
             self._signals.first.wait(),
             self._is_enough.wait(),
         ]
-        if duration_seconds is not None:
-            reasons.append(asyncio.sleep(duration_seconds))
+        if duration_s is not None:
+            reasons.append(asyncio.sleep(duration_s))
         if self._command:
             reasons.append(self._command.wait())
         else:
@@ -156,7 +154,7 @@ class _Run:
         await first_to_end(
             asyncio.wait({watching}),
             self._all_seen(watching),
-            asyncio.sleep(LONGEST_INTERVAL_NS / 1e9 + SECONDS_LATE),
+            asyncio.sleep(LONGEST_INTERVAL_NS / 1e9 + LATENESS_S),
             self._signals.second.wait(),
         )
 
@@ -178,7 +176,7 @@ class _Run:
             return await self._command.wait()
         if self._signals.first.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._command.wait(), SECONDS_FOR_THE_COMMAND)
+                await asyncio.wait_for(self._command.wait(), TIME_FOR_THE_COMMAND_S)
         status = self._command.poll()
         if status is None:
             await self._command.end()

@@ -239,16 +239,16 @@ class OverheadMeter:
 
     def __init__(self) -> None:
         self._busy = 0.0
-        self._seconds = 0.0
+        self._elapsed_s = 0.0
 
-    def note(self, cpu_percent: float | None, seconds: float) -> None:
-        """Take in what the engine says of the last `seconds`."""
-        if cpu_percent is not None and seconds > 0:
-            self._busy += cpu_percent * seconds
-            self._seconds += seconds
+    def note(self, cpu_percent: float | None, elapsed_s: float) -> None:
+        """Take in what the engine says of the last `elapsed_s`."""
+        if cpu_percent is not None and elapsed_s > 0:
+            self._busy += cpu_percent * elapsed_s
+            self._elapsed_s += elapsed_s
 
     def take(self) -> float | None:
         """The mean since this was last asked."""
-        mean = self._busy / self._seconds if self._seconds else None
-        self._busy = self._seconds = 0.0
+        mean = self._busy / self._elapsed_s if self._elapsed_s else None
+        self._busy = self._elapsed_s = 0.0
         return mean

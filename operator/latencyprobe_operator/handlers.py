@@ -20,9 +20,9 @@ from latencyprobe_operator.release import FINALIZER
 
 _PREFIX = "kopf.latencyprobe.io"
 # How long the bound token of a ServiceAccount is taken for current; kubelet renews it hourly.
-_TOKEN_SECONDS = 300
+_TOKEN_S = 300
 # Deletion waits in Controller.remove for up to 3 s; kopf is to notice its end at once.
-_EXIT_SECONDS = 5.0
+_EXIT_S = 5.0
 
 
 class EndlessBackoffs:
@@ -54,7 +54,7 @@ def build_registry(
     @kopf.on.login(id="log in", registry=registry)
     async def log_in(**_: Any) -> kopf.ConnectionInfo:
         connection = await cluster.connection()
-        lifetime = datetime.timedelta(seconds=_TOKEN_SECONDS)
+        lifetime = datetime.timedelta(seconds=_TOKEN_S)
         return kopf.ConnectionInfo(
             server=connection.server,
             ca_path=connection.ca_path,
@@ -112,5 +112,5 @@ def _configure(settings: kopf.OperatorSettings, *, scan: bool) -> None:
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 10
     settings.networking.error_backoffs = EndlessBackoffs()
-    settings.background.instant_exit_timeout = _EXIT_SECONDS
+    settings.background.instant_exit_timeout = _EXIT_S
     settings.process.ultimate_exiting_timeout = 30

@@ -19,12 +19,12 @@ from kubernetes.aio.config import ConfigException
 from latencyprobe_operator import logs
 from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, Cluster
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 # What kopf puts on each probe (handlers.py).
 FINALIZER = "latencyprobe.io/detach"
 _ATTEMPTS = 10
-_REST_SECONDS = 1.0
+_REST_S = 1.0
 
 
 class NotReleasedError(Exception):
@@ -53,7 +53,7 @@ async def release_probes(cluster: Cluster, namespaces: Sequence[str] = ()) -> in
         for body in held:
             await _release(cluster, body)
             released.add(body["metadata"]["uid"])
-        await asyncio.sleep(_REST_SECONDS)
+        await asyncio.sleep(_REST_S)
     raise NotReleasedError([_name(body) for body in held])
 
 
@@ -83,7 +83,7 @@ async def _release(cluster: Cluster, body: dict[str, Any]) -> None:
         if error.status not in (404, 409):  # it has gone, or has changed: the next look tells
             raise
     else:
-        logger.info("%s: released", _name(body))
+        log.info("%s: released", _name(body))
 
 
 def _name(body: dict[str, Any]) -> str:

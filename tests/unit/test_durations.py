@@ -11,7 +11,7 @@ from latencyprobe.domain.durations import (
     DurationError,
     format_ns,
     parse_ns,
-    parse_seconds,
+    parse_s,
 )
 
 
@@ -32,7 +32,7 @@ from latencyprobe.domain.durations import (
 )
 def test_a_duration_string_is_its_nanoseconds(text: str, ns: int) -> None:
     assert parse_ns(text) == ns
-    assert parse_seconds(text) == ns / 1e9
+    assert parse_s(text) == ns / 1e9
 
 
 @pytest.mark.parametrize(

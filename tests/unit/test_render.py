@@ -50,7 +50,7 @@ def report(
 ) -> LatencyReport:
     return LatencyReport(
         node=Node("node-a", "6.18.0", "x86_64", "btf", "v2", "0.1.0"),
-        duration_seconds=9.98765,
+        duration_s=9.98765,
         targets=(
             TargetResult(
                 name="nginx[42]",

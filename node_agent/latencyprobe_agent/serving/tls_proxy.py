@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 32
 MAX_HANDSHAKES = 32
-HANDSHAKE_SECONDS = 5.0
+HANDSHAKE_S = 5.0
 _CHUNK_BYTES = 64 << 10
 # A flood is told of, and does not flood the log.
-_LOG_SECONDS = 10.0
+_LOG_S = 10.0
 
 
 class Refusal(StrEnum):
@@ -86,7 +86,7 @@ class RefusalLog:
         """Nothing that a client sent is in `detail` but the names in a certificate of our CA."""
         self._count(refusal)
         now = asyncio.get_running_loop().time()
-        if now - self._told.get(refusal, -_LOG_SECONDS) < _LOG_SECONDS:
+        if now - self._told.get(refusal, -_LOG_S) < _LOG_S:
             self._untold[refusal] = self._untold.get(refusal, 0) + 1
             return
         self._told[refusal] = now
@@ -201,7 +201,7 @@ class Gate:
                 lambda: protocol,
                 connection,
                 ssl=self._context.current(),
-                ssl_handshake_timeout=HANDSHAKE_SECONDS,
+                ssl_handshake_timeout=HANDSHAKE_S,
                 ssl_shutdown_timeout=1.0,
             )
         except (OSError, TimeoutError) as error:  # an ssl.SSLError is an OSError
@@ -241,7 +241,7 @@ async def _wait_for_first_byte(connection: socket.socket) -> None:
     readable = asyncio.Event()
     loop.add_reader(connection, readable.set)
     try:
-        await asyncio.wait_for(readable.wait(), HANDSHAKE_SECONDS)
+        await asyncio.wait_for(readable.wait(), HANDSHAKE_S)
     finally:
         loop.remove_reader(connection)
 
@@ -252,7 +252,7 @@ _REASONS = {
     Refusal.FOREIGN: "its certificate is not of our CA",
     Refusal.PURPOSE: "its certificate is none of a client",
     Refusal.NO_TLS: "it does not speak TLS as we do, or does not trust our certificate",
-    Refusal.SLOW: f"no handshake within {HANDSHAKE_SECONDS:g} s",
+    Refusal.SLOW: f"no handshake within {HANDSHAKE_S:g} s",
 }
 
 

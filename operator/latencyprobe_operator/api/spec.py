@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from latencyprobe.domain.durations import parse_ns, parse_seconds
+from latencyprobe.domain.durations import parse_ns, parse_s
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module, check_filter, parse_modules, stage
 from latencyprobe_operator.api.selector import InvalidSelectorError, LabelSelector, read_selector
 
@@ -92,7 +92,7 @@ def _read_probe(body: Mapping[str, Any]) -> ProbeSpec:
     spec = body["spec"]
     traffic = spec.get("filter") or {}
     duration = spec.get("duration")
-    interval_seconds = parse_seconds(spec.get("interval", "10s"))
+    interval_seconds = parse_s(spec.get("interval", "10s"))
     modules = parse_modules(spec.get("modules", DEFAULT_MODULES))
     protocols = tuple(sorted(set(traffic.get("protocols") or ())))
     check_filter(modules, protocols)
@@ -105,8 +105,8 @@ def _read_probe(body: Mapping[str, Any]) -> ProbeSpec:
         ports=tuple(sorted(set(traffic.get("ports") or ()))),
         protocols=protocols,
         interval_seconds=interval_seconds,
-        window_seconds=max(parse_seconds(spec.get("window", "60s")), interval_seconds),
-        duration_seconds=None if duration is None else parse_seconds(duration),
+        window_seconds=max(parse_s(spec.get("window", "60s")), interval_seconds),
+        duration_seconds=None if duration is None else parse_s(duration),
         suspend=bool(spec.get("suspend", False)),
         max_cpu_percent=float((spec.get("overhead") or {}).get("maxCPUPercent", 1)),
         objectives=tuple(
@@ -132,5 +132,5 @@ def _read_objective(
         stage=measured.name,
         percentile=float(fields["percentile"].removeprefix("p")),
         max_ns=parse_ns(fields["max"]),
-        for_seconds=parse_seconds(fields.get("for", "1m")),
+        for_seconds=parse_s(fields.get("for", "1m")),
     )

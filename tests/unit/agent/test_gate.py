@@ -68,7 +68,7 @@ async def test_a_flood_is_counted_and_does_not_flood_the_log(
         for number in range(1000):
             refusals.refuse(Refusal.EXPIRED, f"10.0.0.1:{number}", "its certificate has expired")
         refusals.refuse(Refusal.FOREIGN, "10.0.0.2:1", "its certificate is not of our CA")
-        monkeypatch.setattr(gates, "_LOG_SECONDS", 0.0)
+        monkeypatch.setattr(gates, "_LOG_S", 0.0)
         refusals.refuse(Refusal.EXPIRED, "10.0.0.3:1", "its certificate has expired")
 
     assert counts == {Refusal.EXPIRED: 1001, Refusal.FOREIGN: 1}
@@ -144,7 +144,7 @@ async def test_who_says_nothing_loses_the_place_to_who_comes_later(
 async def test_who_says_nothing_is_hung_up_on(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gates, "HANDSHAKE_SECONDS", 0.05)
+    monkeypatch.setattr(gates, "HANDSHAKE_S", 0.05)
     with socket.create_connection(served.host_port, timeout=5) as connection:
         assert await asyncio.to_thread(connection.recv, 1) == b""
     assert served.refused(Refusal.SLOW) == 1

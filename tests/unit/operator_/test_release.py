@@ -27,7 +27,7 @@ def probe(name: str, *finalizers: str, namespace: str = "shop") -> Json:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(release, "_REST_SECONDS", 0)
+    monkeypatch.setattr(release, "_REST_S", 0)
 
 
 async def test_only_our_finalizer_is_taken_off() -> None:
