@@ -250,5 +250,5 @@ def _render_coverage(coverage: Iterable[StageCoverage]) -> Iterator[RenderableTy
     table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=True)
     for stage in stages:
         style = "yellow" if stage.state is CoverageState.PARTIAL else "red"
-        table.add_row(stage.name, Text(str(stage.state), style=style), Text(stage.reason))
+        table.add_row(stage.name, Text(stage.state.lower(), style=style), Text(stage.reason))
     yield table

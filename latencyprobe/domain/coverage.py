@@ -10,10 +10,15 @@ from typing import Any
 class CoverageState(StrEnum):
     """How far a stage is measured on a node."""
 
-    ACTIVE = "active"
-    PARTIAL = "partial"
-    UNAVAILABLE = "unavailable"
-    IDLE = "idle"
+    ACTIVE = "Active"
+    PARTIAL = "Partial"
+    UNAVAILABLE = "Unavailable"
+    IDLE = "Idle"
+    """No probe asks for it."""
+
+
+COVERAGE_GAPS = frozenset({CoverageState.PARTIAL, CoverageState.UNAVAILABLE})
+"""States in which figures are missing from a stage that a probe asks for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,14 @@ from latencyprobe.domain.document import LatencyReport, Node, TargetResult
 from latencyprobe.domain.measurement import NOTHING, NOTHING_OF_THE_NODE, Measurement
 from latencyprobe.domain.report import report_on, report_on_node
 from latencyprobe.domain.stages import Module, counters_of, stages_of
+from latencyprobe.domain.targets import TargetState
 from latencyprobe.protocol.measurements import (
     PROTOCOL_VERSION,
     CorruptMessageError,
     measurement_from_proto,
     node_from_proto,
 )
+from latencyprobe.protocol.states import coverage_from_proto, target_state_from_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1 import node_agent_pb2_grpc as rpc
 
@@ -33,11 +35,6 @@ GENERATION = 1
 # The agent reports at least so often, however seldom the view is refreshed: so long does the end of
 # a run wait for its last figures.
 LONGEST_INTERVAL_NS = 250_000_000
-
-_STATES = {
-    pb.StageCoverage.ACTIVE: CoverageState.ACTIVE,
-    pb.StageCoverage.PARTIAL: CoverageState.PARTIAL,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +102,11 @@ class _Seen:
     measurement: Measurement = NOTHING
     pids: set[int] = field(default_factory=set)
     cgroup: str = ""
-    state: pb.TargetStatus.State = pb.TargetStatus.STATE_UNSPECIFIED
+    state: TargetState = TargetState.PENDING
     message: str = ""
 
     def take_status(self, status: pb.TargetStatus) -> None:
-        self.state = status.state
+        self.state = target_state_from_proto(status.state)
         self.message = status.message
         self.pids.update(status.pids)
         self.cgroup = status.cgroup or self.cgroup
@@ -117,11 +114,11 @@ class _Seen:
     @property
     def problem(self) -> str:
         """What keeps it from being measured; empty where nothing does, or its time is over."""
-        if self.state == pb.TargetStatus.ATTACHED:
+        if self.state is TargetState.ATTACHED:
             return ""
-        if self.state == pb.TargetStatus.GONE and self.measurement:
+        if self.state is TargetState.GONE and self.measurement:
             return ""
-        return self.message or pb.TargetStatus.State.Name(self.state).lower()
+        return self.message or self.state.lower()
 
 
 class Session:
@@ -181,7 +178,7 @@ class Session:
 
     async def every_target_gone(self) -> None:
         """Returns once no target is left that could still be measured."""
-        over = {pb.TargetStatus.GONE, pb.TargetStatus.FAILED}
+        over = {TargetState.GONE, TargetState.FAILED}
         async with self._progress:
             await self._progress.wait_for(
                 lambda: all(seen.state in over for seen in self._targets.values())
@@ -200,7 +197,7 @@ class Session:
         return tuple(
             f"{seen.spec.name}: {seen.message or 'is gone'}"
             for seen in self._targets.values()
-            if seen.state == pb.TargetStatus.GONE
+            if seen.state is TargetState.GONE
         )
 
     def report(self) -> LatencyReport:
@@ -252,9 +249,9 @@ class Session:
 
     def _take_coverage(self, stages: Iterable[pb.StageCoverage]) -> None:
         """Take what is said of what we measure; that the last target is gone changes nothing."""
-        for stage in stages:
-            if stage.name in self._covered and stage.state != pb.StageCoverage.IDLE:
-                self._coverage[stage.name] = _coverage(stage)
+        for stage in map(coverage_from_proto, stages):
+            if stage.name in self._covered and stage.state is not CoverageState.IDLE:
+                self._coverage[stage.name] = stage
 
 
 def _node(info: pb.NodeInfo) -> Node:
@@ -266,11 +263,6 @@ def _node(info: pb.NodeInfo) -> Node:
         cgroup_version=info.cgroup_version,
         agent_version=info.agent_version,
     )
-
-
-def _coverage(stage: pb.StageCoverage) -> StageCoverage:
-    state = _STATES.get(stage.state, CoverageState.UNAVAILABLE)
-    return StageCoverage(stage.name, state, stage.hook, stage.reason)
 
 
 def _desired_state(request: Request) -> pb.DesiredState:

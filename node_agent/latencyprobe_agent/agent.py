@@ -20,6 +20,7 @@ from latencyprobe import __version__
 from latencyprobe.domain.measurement import NodeMeasurement
 from latencyprobe.domain.packets import TracedPacket
 from latencyprobe.domain.stages import Module
+from latencyprobe.domain.targets import TargetState
 from latencyprobe.process.tasks import first_to_end
 from latencyprobe.protocol.measurements import PROTOCOL_VERSION
 from latencyprobe.protocol.packets import counts_to_proto, packet_to_proto
@@ -56,7 +57,7 @@ from latencyprobe_agent.serving.messages import (
     status_message,
 )
 from latencyprobe_agent.serving.metrics import Metrics
-from latencyprobe_agent.targets.facts import Facts, TargetState, failed
+from latencyprobe_agent.targets.facts import Facts, failed
 from latencyprobe_agent.targets.resolver import Resolver
 from latencyprobe_agent.tracing import Trace, parse_trace
 

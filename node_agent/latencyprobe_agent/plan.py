@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from latencyprobe.domain.fairness import Claim, Shortage, refused_claims, share_text
 from latencyprobe.domain.stages import Module
+from latencyprobe.domain.targets import TargetState
 from latencyprobe_agent.desired import Desired, NetnsTarget, Selector
 from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.kernel.contract import (
@@ -24,7 +25,7 @@ from latencyprobe_agent.kernel.contract import (
     SlotSpec,
     SocketFilter,
 )
-from latencyprobe_agent.targets.facts import Facts, TargetState
+from latencyprobe_agent.targets.facts import Facts
 
 _TABLE_SIZES: Mapping[str, tuple[int, str]] = {
     "cgroups": (MAX_CGROUPS, "cgroups"),

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
 from latencyprobe_agent.kernel.contract import EngineError, SlotSpec, SocketFilter
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
@@ -163,7 +164,7 @@ async def test_changes_asked_for_at_once_happen_one_after_another(start_engine: 
     one = asyncio.create_task(engine.use(ALL))
     other = asyncio.create_task(engine.use(frozenset({Module.TCP})))
     await asyncio.gather(one, other)
-    assert {stage.name for stage in engine.coverage if stage.state == "active"} == {
+    assert {stage.name for stage in engine.coverage if stage.state is CoverageState.ACTIVE} == {
         "tcp.connect",
         "tcp.handshake",
         "tcp.rtt",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from latencyprobe.domain.targets import TargetState
 from latencyprobe_agent.desired import CgroupTarget, ContainerTarget
-from latencyprobe_agent.targets.facts import TargetState
 from latencyprobe_agent.targets.resolver import Resolver
 from tests.live.targets import follow, hierarchy_root, made_cgroup, netns_of, sleeper
 

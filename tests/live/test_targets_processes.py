@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from latencyprobe.domain.targets import TargetState
 from latencyprobe_agent.desired import NetnsTarget, PidTarget
-from latencyprobe_agent.targets.facts import TargetState
 from latencyprobe_agent.targets.processes import Processes
 from latencyprobe_agent.targets.resolver import Resolver
 from tests.live.targets import follow, netns_of, python, sleeper, until

@@ -31,7 +31,7 @@ from latencyprobe.domain.report import report_on, report_on_node
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_operator.api import status
 from latencyprobe_operator.api.spec import read_probe
-from latencyprobe_operator.api.status import Facts, NodeFacts, NodeState, Phase, PodFacts, StageGap
+from latencyprobe_operator.api.status import Facts, NodeFacts, NodeState, Phase, PodFacts
 
 GOLDEN = Path(__file__).parent / "golden"
 WRITE_VARIABLE = "LATENCYPROBE_WRITE_GOLDEN"
@@ -71,7 +71,7 @@ REPORT = LatencyReport(
         "0.1.0",
         report=report_on_node(NODE, DEFAULT_MODULES),
     ),
-    duration_seconds=9.98765,
+    duration_s=9.98765,
     targets=(
         TargetResult(
             name="nginx[42]",
@@ -120,8 +120,8 @@ PROBE = {
 def facts(**parts: Any) -> Facts:
     """A probe with all that a status can say, but for `parts`."""
     gaps = (
-        StageGap("tx.stack", "Partial", "x", "TCP only"),
-        StageGap("rx.host", "Unavailable", "", "no such tracepoint"),
+        StageCoverage("tx.stack", CoverageState.PARTIAL, "x", "TCP only"),
+        StageCoverage("rx.host", CoverageState.UNAVAILABLE, "", "no such tracepoint"),
     )
     whole: dict[str, Any] = {
         "spec": read_probe(PROBE),

@@ -143,4 +143,4 @@ def test_results_are_plain_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv(RESULTS_VARIABLE, str(tmp_path))
     write_coverage("none", [StageCoverage("rx.total", CoverageState.IDLE, reason="nobody asks")])
     content = json.loads((tmp_path / "none.coverage.json").read_text())
-    assert content["stages"] == [["rx.total", "idle", "", "nobody asks"]]
+    assert content["stages"] == [["rx.total", "Idle", "", "nobody asks"]]

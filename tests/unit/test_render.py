@@ -137,7 +137,7 @@ def test_the_document_is_what_the_api_promises() -> None:
     assert target["verdict"]["bottleneck"] == "SlowReader"
     assert document["coverage"][1] == {
         "name": "tx.stack",
-        "state": "partial",
+        "state": "Partial",
         "hook": "x",
         "reason": "TCP only",
     }

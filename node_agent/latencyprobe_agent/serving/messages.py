@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.domain.fairness import MAX_TARGETS
 from latencyprobe.domain.measurement import NodeMeasurement, largest_counters
 from latencyprobe.protocol.measurements import (
@@ -16,23 +16,12 @@ from latencyprobe.protocol.measurements import (
     measurement_to_proto,
     node_to_proto,
 )
+from latencyprobe.protocol.states import coverage_to_proto, target_state_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.collector import Moment, ProbeFigures
 from latencyprobe_agent.desired import Refusals, Target
-from latencyprobe_agent.targets.facts import Facts, TargetState
+from latencyprobe_agent.targets.facts import Facts
 
-_COVERAGE_STATES: Mapping[CoverageState, pb.StageCoverage.State] = {
-    CoverageState.ACTIVE: pb.StageCoverage.ACTIVE,
-    CoverageState.PARTIAL: pb.StageCoverage.PARTIAL,
-    CoverageState.UNAVAILABLE: pb.StageCoverage.UNAVAILABLE,
-    CoverageState.IDLE: pb.StageCoverage.IDLE,
-}
-_TARGET_STATES: Mapping[TargetState, pb.TargetStatus.State] = {
-    TargetState.ATTACHED: pb.TargetStatus.ATTACHED,
-    TargetState.PENDING: pb.TargetStatus.PENDING,
-    TargetState.GONE: pb.TargetStatus.GONE,
-    TargetState.FAILED: pb.TargetStatus.FAILED,
-}
 # A status is for people, who don't read ten thousand process ids.
 MAX_PIDS_SHOWN = 256
 _LONGEST_REFUSAL = 300
@@ -40,22 +29,14 @@ _LONGEST_REFUSAL = 300
 
 def coverage_messages(coverage: Iterable[StageCoverage]) -> list[pb.StageCoverage]:
     """The coverage of every stage."""
-    return [
-        pb.StageCoverage(
-            name=stage.name,
-            state=_COVERAGE_STATES[stage.state],
-            hook=stage.hook,
-            reason=stage.reason,
-        )
-        for stage in coverage
-    ]
+    return [coverage_to_proto(stage) for stage in coverage]
 
 
 def status_message(target: Target, facts: Facts) -> pb.TargetStatus:
     """How one target stands."""
     return pb.TargetStatus(
         id=target.id,
-        state=_TARGET_STATES[facts.state],
+        state=target_state_to_proto(facts.state),
         message=facts.message,
         pids=facts.pids[:MAX_PIDS_SHOWN],
         cgroup=facts.cgroup,

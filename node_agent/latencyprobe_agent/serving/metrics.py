@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from latencyprobe.domain.stages import Module
+from latencyprobe.domain.targets import TargetState
 from latencyprobe.process.http_server import Page, health_page, metrics_page
 from latencyprobe_agent.serving.tls_proxy import Refusal
-from latencyprobe_agent.targets.facts import TargetState
 
 
 class Metrics:
@@ -71,7 +71,7 @@ class Metrics:
     def show_targets(self, counts: Mapping[TargetState, int]) -> None:
         """Say how many targets are in which state."""
         for state in TargetState:
-            self._targets.labels(state).set(counts.get(state, 0))
+            self._targets.labels(state.lower()).set(counts.get(state, 0))
 
     def count_refusal(self, reason: str) -> None:
         """Somebody was not let in."""

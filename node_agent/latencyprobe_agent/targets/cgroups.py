@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from latencyprobe_agent.targets.facts import Facts, TargetState, failed
+from latencyprobe.domain.targets import TargetState
+from latencyprobe_agent.targets.facts import Facts, failed
 from latencyprobe_agent.targets.processes import Processes, refusal_message
 
 # Looks between two walks of a whole subtree; in between a directory's link count shows changes.

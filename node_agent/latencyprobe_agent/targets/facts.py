@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol
 
-
-class TargetState(StrEnum):
-    """How far a target was found."""
-
-    ATTACHED = "attached"
-    PENDING = "pending"
-    GONE = "gone"
-    FAILED = "failed"
+from latencyprobe.domain.targets import TargetState
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ import fcntl
 import os
 import stat
 
-from latencyprobe_agent.targets.facts import Facts, TargetState, failed
+from latencyprobe.domain.targets import TargetState
+from latencyprobe_agent.targets.facts import Facts, failed
 
 _NS_GET_NSTYPE = 0xB703  # include/uapi/linux/nsfs.h
 _CLONE_NEWNET = 0x4000_0000

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from latencyprobe_agent.targets.facts import Facts, TargetState, failed
+from latencyprobe.domain.targets import TargetState
+from latencyprobe_agent.targets.facts import Facts, failed
 
 _PF_KTHREAD = 0x0020_0000  # include/linux/sched.h
 _PROC_PID_INIT_INO = 0xEFFFFFFC  # include/linux/proc_ns.h: the initial PID namespace

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from latencyprobe.domain.targets import TargetState
 from latencyprobe_agent.desired import (
     CgroupTarget,
     ContainerTarget,
@@ -28,7 +29,7 @@ from latencyprobe_agent.targets.cgroups import (
     read_mounts,
 )
 from latencyprobe_agent.targets.containers import ContainerFinder, ContainerTracker
-from latencyprobe_agent.targets.facts import Facts, TargetState, Tracker, failed
+from latencyprobe_agent.targets.facts import Facts, Tracker, failed
 from latencyprobe_agent.targets.netns import NetnsTracker
 from latencyprobe_agent.targets.processes import Processes, ProcessTracker
 

@@ -21,14 +21,15 @@ import grpc
 from grpc import aio
 
 from latencyprobe import __version__
+from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.domain.fairness import TargetName
+from latencyprobe.domain.targets import TargetState
 from latencyprobe.process.backoff import Backoff
 from latencyprobe.process.tasks import first_to_end
 from latencyprobe.protocol.measurements import MAX_MESSAGE_BYTES, PROTOCOL_VERSION
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_operator.agents.messages import (
-    TargetState,
     TargetStatus,
     coverage_of,
     outgoing_state,
@@ -36,7 +37,6 @@ from latencyprobe_operator.agents.messages import (
 )
 from latencyprobe_operator.agents.renewal import Renewal
 from latencyprobe_operator.api.status import NodeState as State
-from latencyprobe_operator.api.status import StageGap
 from latencyprobe_operator.desired_state import NO_STATE, NodeState
 from latencyprobe_operator.metrics import Metrics
 from latencyprobe_operator.probes.nodes import AgentView
@@ -238,7 +238,7 @@ class AgentLink:
         self._backoff = Backoff(0.25, 15)
         self._message = f"connecting to {endpoint.address}"
         self._instance_id = ""
-        self._coverage: dict[str, StageGap] = {}
+        self._coverage: dict[str, StageCoverage] = {}
         self._targets: dict[str, dict[str, TargetStatus]] = {}
         self._since = _Since()
         self._cpu_percent: float | None = None

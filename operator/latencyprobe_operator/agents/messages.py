@@ -5,51 +5,22 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 
+from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.domain.fairness import TargetName, surplus_targets
+from latencyprobe.domain.targets import TargetState
+from latencyprobe.protocol.states import coverage_from_proto, target_state_from_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
-from latencyprobe_operator.api.status import StageGap
 from latencyprobe_operator.desired_state import NodeState, ProbeOnNode
 from latencyprobe_operator.model import Target
-
-FULLY_COVERED = "Active"
-"""The state of a stage that is measured for every packet."""
-NOT_COVERED = "Unavailable"
-"""The state of a stage or counter that the node can't tell of."""
 
 # As many probes and targets of these sizes as an agent takes are below wire.MAX_MESSAGE_BYTES.
 _LARGEST_PROBE_BYTES = 4096
 _LARGEST_TARGET_BYTES = 1024
 _NOT_ENCODABLE = (ValueError, TypeError, OverflowError)
-
-_COVERAGE = {
-    pb.StageCoverage.ACTIVE: FULLY_COVERED,
-    pb.StageCoverage.PARTIAL: "Partial",
-    pb.StageCoverage.UNAVAILABLE: NOT_COVERED,
-    # No gap: the stage is switched on by the very state that is being applied.
-    pb.StageCoverage.IDLE: FULLY_COVERED,
-}
-
-
-class TargetState(StrEnum):
-    """What an agent says of one target."""
-
-    ATTACHED = "Attached"
-    PENDING = "Pending"
-    GONE = "Gone"
-    FAILED = "Failed"
-
-
-_TARGET_STATES = {
-    pb.TargetStatus.ATTACHED: TargetState.ATTACHED,
-    pb.TargetStatus.PENDING: TargetState.PENDING,
-    pb.TargetStatus.GONE: TargetState.GONE,
-    pb.TargetStatus.FAILED: TargetState.FAILED,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,20 +135,11 @@ def _target_message(target: Target) -> pb.Target:
     return pb.Target(id=target.id, container=container)
 
 
-def coverage_of(messages: Iterable[pb.StageCoverage]) -> dict[str, StageGap]:
+def coverage_of(messages: Iterable[pb.StageCoverage]) -> dict[str, StageCoverage]:
     """What a node measures of each stage, by the stage's name."""
-    return {
-        message.name: StageGap(
-            message.name,
-            _COVERAGE.get(message.state, NOT_COVERED),
-            message.hook,
-            message.reason,
-        )
-        for message in messages
-    }
+    return {message.name: coverage_from_proto(message) for message in messages}
 
 
 def target_status(message: pb.TargetStatus) -> TargetStatus:
     """An agent's word on one target; a state of a newer agent counts as pending."""
-    state = _TARGET_STATES.get(message.state, TargetState.PENDING)
-    return TargetStatus(state, message.message)
+    return TargetStatus(target_state_from_proto(message.state), message.message)

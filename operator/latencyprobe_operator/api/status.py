@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from latencyprobe.domain.coverage import COVERAGE_GAPS, StageCoverage
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.measurement import (
     NOTHING,
@@ -86,23 +87,13 @@ _LACKING = ABSENT | {NodeState.FAILED}
 
 
 @dataclass(frozen=True, slots=True)
-class StageGap:
-    """A stage that a node does not, or not fully, measure."""
-
-    name: str
-    state: str
-    hook: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class NodeFacts:
     """One node that runs targets of the probe."""
 
     name: str
     state: NodeState
     message: str = ""
-    gaps: tuple[StageGap, ...] = ()
+    gaps: tuple[StageCoverage, ...] = ()
     attached: int = 0
     """How many of the probe's targets are measured there."""
     cpu_percent: float | None = None
@@ -429,7 +420,7 @@ def _node(node: NodeFacts) -> Document:
         document["stages"] = [
             {
                 "name": gap.name,
-                "state": gap.state,
+                "state": str(gap.state),
                 "hook": _shorten(gap.hook),
                 "reason": _shorten(gap.reason),
             }
@@ -439,13 +430,16 @@ def _node(node: NodeFacts) -> Document:
 
 
 def gaps_in(
-    coverage: Mapping[str, StageGap], modules: Sequence[Module], *, full: str
-) -> tuple[StageGap, ...]:
-    """The stages of these modules that a node's coverage does not call `full`."""
+    coverage: Mapping[str, StageCoverage], modules: Sequence[Module]
+) -> tuple[StageCoverage, ...]:
+    """The stages of these modules that a node does not, or not fully, measure.
+
+    An idle stage is none of them: the state that is being applied switches it on.
+    """
     return tuple(
         coverage[stage.name]
         for stage in stages_of(modules)
-        if stage.name in coverage and coverage[stage.name].state != full
+        if stage.name in coverage and coverage[stage.name].state in COVERAGE_GAPS
     )
 
 

@@ -7,11 +7,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.stages import Module
+from latencyprobe.domain.targets import TargetState
 from latencyprobe_operator.agents.messages import (
-    FULLY_COVERED,
-    NOT_COVERED,
-    TargetState,
     TargetStatus,
 )
 from latencyprobe_operator.api.status import (
@@ -19,7 +18,6 @@ from latencyprobe_operator.api.status import (
     MEASURING,
     NodeFacts,
     NodeState,
-    StageGap,
     gaps_in,
 )
 from latencyprobe_operator.model import Target
@@ -35,7 +33,7 @@ class AgentView:
 
     state: NodeState
     message: str = ""
-    coverage: Mapping[str, StageGap] = field(default_factory=dict)
+    coverage: Mapping[str, StageCoverage] = field(default_factory=dict)
     targets: Mapping[str, Mapping[str, TargetStatus]] = field(default_factory=dict)
     cpu_percent: float | None = None
 
@@ -62,10 +60,10 @@ def node_facts(
     counts = Counter(status.state for _, status in words)
     attached = counts[TargetState.ATTACHED]
     state, message = agent.state, agent.message
-    gaps: tuple[StageGap, ...] = ()
+    gaps: tuple[StageCoverage, ...] = ()
     if state is NodeState.READY:
         state, message = _of_targets(words, counts)
-        gaps = gaps_in(agent.coverage, modules, full=FULLY_COVERED)
+        gaps = gaps_in(agent.coverage, modules)
         if state is NodeState.READY and gaps:
             state = NodeState.PARTIAL
     if state in MEASURING and silence.due_seconds > patience_seconds:
@@ -86,8 +84,9 @@ def _with_age(message: str, silence: Silence) -> str:
 
 def not_covered(agent: AgentView) -> frozenset[str]:
     """The stages and counters that this node can't tell of."""
-    gaps = agent.coverage.values()
-    return frozenset(gap.name for gap in gaps if gap.state == NOT_COVERED)
+    return frozenset(
+        stage.name for stage in agent.coverage.values() if stage.state is CoverageState.UNAVAILABLE
+    )
 
 
 def _of_targets(

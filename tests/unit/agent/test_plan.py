@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latencyprobe.domain.stages import Module
+from latencyprobe.domain.targets import TargetState
 from latencyprobe_agent.desired import (
     CgroupTarget,
     Desired,
@@ -29,7 +30,7 @@ from latencyprobe_agent.plan import (
     wanted_modules,
     wanted_slots,
 )
-from latencyprobe_agent.targets.facts import Facts, TargetState, failed, pending
+from latencyprobe_agent.targets.facts import Facts, failed, pending
 
 HTTPS = SocketFilter(ports=frozenset({443}))
 EVERYTHING = SocketFilter()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from latencyprobe.domain.targets import TargetState
 from latencyprobe_agent.desired import ContainerTarget
 from latencyprobe_agent.targets.cgroups import (
     CgroupTracker,
@@ -16,7 +17,6 @@ from latencyprobe_agent.targets.cgroups import (
     parse_mountinfo,
 )
 from latencyprobe_agent.targets.containers import ContainerFinder, ContainerTracker
-from latencyprobe_agent.targets.facts import TargetState
 from latencyprobe_agent.targets.netns import NetnsTracker
 from latencyprobe_agent.targets.processes import Processes, parse_stat
 from tests.unit.agent.scripted import Clock

@@ -14,6 +14,7 @@ import grpc
 import pytest
 
 from latencyprobe.domain.fairness import MAX_PROBES
+from latencyprobe.domain.targets import TargetState
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents.fleet import (
     Endpoint,
@@ -22,7 +23,6 @@ from latencyprobe_operator.agents.fleet import (
     ImplausibleGenerationError,
     TlsFiles,
 )
-from latencyprobe_operator.agents.messages import TargetState
 from latencyprobe_operator.agents.renewal import Renewal
 from latencyprobe_operator.api.status import NodeFacts
 from latencyprobe_operator.api.status import NodeState as State

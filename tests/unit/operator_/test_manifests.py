@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.measurement import Measurement, NodeMeasurement, NodeStage
 from latencyprobe.domain.stages import DEFAULT_MODULES, TARGET_STAGES, Module
 from latencyprobe_operator.api import status
 from latencyprobe_operator.api.spec import read_probe
-from latencyprobe_operator.api.status import NodeFacts, NodeState, Phase, PodFacts, StageGap
+from latencyprobe_operator.api.status import NodeFacts, NodeState, Phase, PodFacts
 from tests.unit.operator_.status_facts import NOW, SLOW_READER, facts
 from tools.fakes.samples import probe_body
 
@@ -103,7 +104,7 @@ def test_the_sample_is_a_probe() -> None:
 
 @pytest.mark.parametrize("phase", [None, Phase.SUSPENDED])
 def test_the_schema_knows_all_that_a_status_says(schema: Schema, phase: Phase | None) -> None:
-    gap = StageGap("rx.host", "Unavailable", "tp", "no such hook")
+    gap = StageCoverage("rx.host", CoverageState.UNAVAILABLE, "tp", "no such hook")
     netns = Measurement(netns_counters={"TcpExtListenDrops": 1})
     stage = SLOW_READER.stage("rx.total")
     whole = facts(

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from latencyprobe.domain.fairness import MAX_PROBES, MAX_TARGETS, TargetName
+from latencyprobe.domain.targets import TargetState
 from latencyprobe.protocol.measurements import MAX_MESSAGE_BYTES
-from latencyprobe_operator.agents.messages import Outgoing, TargetState, outgoing_state
+from latencyprobe_operator.agents.messages import Outgoing, outgoing_state
 from latencyprobe_operator.api.spec import ProbeKey
 from latencyprobe_operator.desired_state import DesiredStates, NodeState, ProbeOnNode
 from latencyprobe_operator.model import Container, Pod, Target

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
-from latencyprobe_operator.agents.messages import TargetState, TargetStatus
-from latencyprobe_operator.api.status import NodeState, StageGap
+from latencyprobe.domain.targets import TargetState
+from latencyprobe_operator.agents.messages import TargetStatus
+from latencyprobe_operator.api.status import NodeState
 from latencyprobe_operator.model import targets_of
 from latencyprobe_operator.probes.nodes import AgentView, node_facts, not_covered
 from latencyprobe_operator.probes.staleness import Silence
@@ -63,8 +65,8 @@ def test_an_agent_that_is_away_measures_nothing(state: NodeState) -> None:
 
 def test_what_a_node_cannot_tell_of_is_known_by_name() -> None:
     gaps = (
-        StageGap("rx.host", "Partial", "tp_btf/x", "some are missing"),
-        StageGap("acceptQueueOverflows", "Unavailable", "", "no such tracepoint"),
+        StageCoverage("rx.host", CoverageState.PARTIAL, "tp_btf/x", "some are missing"),
+        StageCoverage("acceptQueueOverflows", CoverageState.UNAVAILABLE, "", "no such tracepoint"),
     )
     agent = AgentView(
         NodeState.READY,
@@ -77,10 +79,13 @@ def test_what_a_node_cannot_tell_of_is_known_by_name() -> None:
 
 
 def test_a_stage_that_is_not_measured_makes_the_node_partial() -> None:
-    gap = StageGap("rx.host", "Unavailable", "", "no such tracepoint")
+    gap = StageCoverage("rx.host", CoverageState.UNAVAILABLE, "", "no such tracepoint")
     agent = AgentView(
         NodeState.READY,
-        coverage={"rx.host": gap, "rx.total": StageGap("rx.total", "Active", "tp_btf", "")},
+        coverage={
+            "rx.host": gap,
+            "rx.total": StageCoverage("rx.total", CoverageState.ACTIVE, "tp_btf", ""),
+        },
         targets={"uid": {target_id("a"): ATTACHED, target_id("b"): ATTACHED}},
     )
 

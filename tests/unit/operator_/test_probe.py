@@ -11,9 +11,10 @@ import pytest
 
 from latencyprobe.domain.fairness import MAX_PROBES
 from latencyprobe.domain.measurement import Measurement
+from latencyprobe.domain.targets import TargetState
 from latencyprobe.protocol.measurements import measurement_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
-from latencyprobe_operator.agents.messages import TargetState, TargetStatus, outgoing_state
+from latencyprobe_operator.agents.messages import TargetStatus, outgoing_state
 from latencyprobe_operator.api import status
 from latencyprobe_operator.api.selector import LabelSelector
 from latencyprobe_operator.api.status import NodeState

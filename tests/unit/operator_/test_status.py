@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import (
     Measurement,
@@ -24,7 +25,6 @@ from latencyprobe_operator.api.status import (
     Phase,
     PodFacts,
     Problem,
-    StageGap,
 )
 from latencyprobe_operator.probes.objectives import Judgement, Outcome
 from tests.unit.operator_.status_facts import LATER, NOW, READY, SLOW_READER, facts
@@ -94,7 +94,13 @@ def test_phase_and_readiness_follow_the_facts(
         ([READY], ("True", "FullyCovered")),
         ([READY, NO_AGENT], ("False", "NodesNotCovered")),
         (
-            [NodeFacts("a", NodeState.PARTIAL, gaps=(StageGap("rx.host", "Partial", "", ""),))],
+            [
+                NodeFacts(
+                    "a",
+                    NodeState.PARTIAL,
+                    gaps=(StageCoverage("rx.host", CoverageState.PARTIAL, "", ""),),
+                )
+            ],
             ("False", "StagesNotCovered"),
         ),
         ([], ("Unknown", "NoTargets")),
@@ -265,7 +271,10 @@ def test_a_huge_cluster_fits() -> None:
         {NodeStage(stage.name, "d" * 64): everything.stage(stage.name) for stage in STAGES},
         {"n" * 60 + str(n): 10**9 for n in range(256)},
     )
-    gaps = tuple(StageGap(stage.name, "Unavailable", "h" * 999, "r" * 999) for stage in STAGES)
+    gaps = tuple(
+        StageCoverage(stage.name, CoverageState.UNAVAILABLE, "h" * 999, "r" * 999)
+        for stage in STAGES
+    )
     document = status.build(
         facts(
             spec=probe_spec(report={"maxPods": 100}),

@@ -1,0 +1,50 @@
+"""States and coverage as the protocol carries them; a state of a newer agent has a fallback."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe.domain.targets import TargetState
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+
+_COVERAGE_STATES: Mapping[CoverageState, pb.StageCoverage.State] = {
+    CoverageState.ACTIVE: pb.StageCoverage.ACTIVE,
+    CoverageState.PARTIAL: pb.StageCoverage.PARTIAL,
+    CoverageState.UNAVAILABLE: pb.StageCoverage.UNAVAILABLE,
+    CoverageState.IDLE: pb.StageCoverage.IDLE,
+}
+_TARGET_STATES: Mapping[TargetState, pb.TargetStatus.State] = {
+    TargetState.ATTACHED: pb.TargetStatus.ATTACHED,
+    TargetState.PENDING: pb.TargetStatus.PENDING,
+    TargetState.GONE: pb.TargetStatus.GONE,
+    TargetState.FAILED: pb.TargetStatus.FAILED,
+}
+_COVERAGE_STATES_BY_CODE = {code: state for state, code in _COVERAGE_STATES.items()}
+_TARGET_STATES_BY_CODE = {code: state for state, code in _TARGET_STATES.items()}
+
+
+def coverage_to_proto(stage: StageCoverage) -> pb.StageCoverage:
+    """The coverage of one stage as a message."""
+    return pb.StageCoverage(
+        name=stage.name,
+        state=_COVERAGE_STATES[stage.state],
+        hook=stage.hook,
+        reason=stage.reason,
+    )
+
+
+def coverage_from_proto(message: pb.StageCoverage) -> StageCoverage:
+    """The coverage in a message; an unknown state counts as unavailable."""
+    state = _COVERAGE_STATES_BY_CODE.get(message.state, CoverageState.UNAVAILABLE)
+    return StageCoverage(message.name, state, message.hook, message.reason)
+
+
+def target_state_to_proto(state: TargetState) -> pb.TargetStatus.State:
+    """The state as the field of a TargetStatus."""
+    return _TARGET_STATES[state]
+
+
+def target_state_from_proto(code: pb.TargetStatus.State) -> TargetState:
+    """The state in the field of a TargetStatus; an unknown one counts as pending."""
+    return _TARGET_STATES_BY_CODE.get(code, TargetState.PENDING)
