@@ -207,7 +207,7 @@ def _verdict(verdict: Verdict) -> Iterator[Text]:
 
 
 def _where(verdict: Verdict) -> str:
-    return f" in {verdict.stage}, {verdict.share:.0%}" if verdict.stage else ""
+    return f" in {verdict.stage}, {verdict.share_percent}%" if verdict.stage else ""
 
 
 def _render_node(node: Node) -> Iterator[RenderableType]:

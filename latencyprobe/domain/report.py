@@ -202,7 +202,7 @@ def verdict_document(verdict: Verdict) -> dict[str, Any]:
     """The verdict as the API shows it."""
     fields: dict[str, Any] = {
         "bottleneck": str(verdict.bottleneck),
-        "share": f"{verdict.share:.0%}",
+        "sharePercent": verdict.share_percent,
         "evidence": list(verdict.evidence),
         "nextStep": verdict.next_step,
     }

@@ -47,15 +47,15 @@ class Bottleneck(StrEnum):
 class Verdict:
     """What a report says first.
 
-    `share`: part of the total that the bottleneck's stage holds, 0 to 1; 0 where none is named.
+    `share_percent`: part of the total that the bottleneck's stage holds; 0 where none is named.
     `evidence`: the figures, as sentences. `next_step`: one thing that a person can do.
     """
 
     bottleneck: Bottleneck
-    stage: str | None
-    share: float
+    share_percent: int
     evidence: tuple[str, ...]
     next_step: str
+    stage: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,19 +196,24 @@ def _judge(measurement: Measurement) -> Verdict:
     stage, share = _largest_part(measurement, total)
     figures = _figures(measurement, total, stage, share)
     if measurement.stage(total).histogram.percentile(99) < NOTEWORTHY_NS:
-        return Verdict(Bottleneck.NONE, None, 0.0, figures, _FAST_ENOUGH)
+        return Verdict(Bottleneck.NONE, 0, figures, _FAST_ENOUGH)
     if share < DOMINANT_SHARE:
-        return Verdict(Bottleneck.NONE, None, 0.0, figures, "Nothing to do: no stage stands out.")
+        return Verdict(Bottleneck.NONE, 0, figures, "Nothing to do: no stage stands out.")
     cause, more = _cause(measurement, stage), tuple[str, ...]()
     if cause is None:
-        return Verdict(Bottleneck.NONE, None, 0.0, figures, _work_not_waiting(stage))
+        return Verdict(Bottleneck.NONE, 0, figures, _work_not_waiting(stage))
     if stage == "rx.socket":
         more = _reader_figures(measurement)
         part = _wakeup_part(measurement)
         if part > _LARGER_PART:
             cause, stage, share = _CAUSES["rx.wakeup"], "rx.wakeup", share * part
     evidence = (*figures, cause.because, *more)
-    return Verdict(cause.bottleneck, stage, share, evidence, cause.next_step)
+    return Verdict(cause.bottleneck, _percent(share), evidence, cause.next_step, stage)
+
+
+def _percent(share: float) -> int:
+    """At most 100: a part may have samples whose total was lost."""
+    return min(round(100 * share), 100)
 
 
 def _wakeup_part(measurement: Measurement) -> float:
@@ -253,7 +258,7 @@ def _insufficient(measurement: Measurement) -> Verdict:
     if not measured:
         evidence += " (neither rx.total nor tx.total was seen)"
         next_step += " A verdict needs the module rx or tx."
-    return Verdict(Bottleneck.INSUFFICIENT_DATA, None, 0.0, (evidence,), next_step)
+    return Verdict(Bottleneck.INSUFFICIENT_DATA, 0, (evidence,), next_step)
 
 
 def _work_not_waiting(stage: str) -> str:
@@ -299,14 +304,14 @@ def _judge_network(measurement: Measurement) -> Verdict | None:
     retransmits = measurement.counters.get("retransmits", 0)
     return Verdict(
         Bottleneck.NETWORK,
-        "tcp.rtt",
-        rtt_ns / (rtt_ns + stacks_ns),
+        _percent(rtt_ns / (rtt_ns + stacks_ns)),
         (
             f"tcp.rtt: {format_ns(rtt_ns)} on average; this node's stack: {format_ns(stacks_ns)}",
             f"{retransmits} retransmits",
         ),
         "Look at the path to the peer (mtr): distance, a congested link; and measure the peer too: "
         "one that answers slowly may hold its ACKs back (up to 40 ms) to send both at once.",
+        "tcp.rtt",
     )
 
 
@@ -366,14 +371,14 @@ def _waited_for_peer_ns(measurement: Measurement) -> int:
 def _blame_application(measurement: Measurement, share: float) -> Verdict:
     return Verdict(
         Bottleneck.APPLICATION,
-        "app.response",
-        share,
+        _percent(share),
         (
             _response_figures(measurement, "app.response"),
             "requests had been read wholly, and no byte of the answer was written yet",
         ),
         "Look at what the application does between reading a request and writing its answer: its "
         "own profile or traces, locks, queries, calls to others, or a CPU limit that throttles it.",
+        "app.response",
     )
 
 
@@ -381,14 +386,14 @@ def _blame_peer(measurement: Measurement, share: float) -> Verdict:
     rtt_ns = _round_trip_ns(measurement) or 0
     return Verdict(
         Bottleneck.PEER,
-        "peer.response",
-        share,
+        _percent(share),
         (
             _response_figures(measurement, "peer.response"),
             f"the network's part of it is about {format_ns(rtt_ns)} (tcp.rtt)",
         ),
         "Measure the peer too: its app.response says whether its application takes the time, its "
         "rx.socket whether it reads late.",
+        "peer.response",
     )
 
 

@@ -110,7 +110,7 @@ def test_a_verdicts_document_names_cause_share_evidence_and_next_step() -> None:
     document = verdict_document(report_on(Measurement(packets), DEFAULT_MODULES).verdict)
     assert document["bottleneck"] == "SlowReader"
     assert document["stage"] == "rx.socket"
-    assert document["share"] == "80%"
+    assert document["sharePercent"] == 80
     assert document["evidence"][0] == "rx.socket holds 80% of rx.total"
     assert document["nextStep"]
 

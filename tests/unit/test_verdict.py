@@ -107,7 +107,7 @@ def test_a_stage_is_a_bottleneck_from_40_percent_on(socket_ns: int, bottleneck: 
 
 def test_the_verdict_carries_share_and_figures() -> None:
     verdict = judge(measured(rx_stack=20 * MS, rx_socket=80 * MS))
-    assert verdict.share == pytest.approx(0.8)
+    assert verdict.share_percent == 80
     assert verdict.evidence == (
         "rx.socket holds 80% of rx.total",
         "rx.socket p50 80ms, p99 80ms; rx.total p99 100ms",
@@ -115,10 +115,16 @@ def test_the_verdict_carries_share_and_figures() -> None:
     )
 
 
+def test_a_part_longer_than_its_total_holds_all_of_it() -> None:
+    stages = dict(measured(rx_stack=20 * MS, rx_socket=80 * MS).stages)
+    stages["rx.total"] = StageMeasurement(Histogram.of([50 * MS] * 100))
+    assert judge(Measurement(stages)).share_percent == 100
+
+
 def test_a_reader_that_is_kept_from_running_is_cpu_contention() -> None:
     verdict = judge(measured(rx_stack=MS, rx_socket=9 * MS) + waits(rx_wakeup=6 * MS))
     assert (verdict.bottleneck, verdict.stage) == (Bottleneck.CPU_CONTENTION, "rx.wakeup")
-    assert verdict.share == pytest.approx(0.6)
+    assert verdict.share_percent == 60
     assert verdict.evidence == (
         "rx.socket holds 90% of rx.total",
         "rx.socket p50 9ms, p99 9ms; rx.total p99 10ms",

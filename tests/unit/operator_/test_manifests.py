@@ -146,6 +146,8 @@ def unknown(value: Any, schema: Schema, path: str = "status") -> Iterator[str]:
             yield from unknown(inner, schema["items"], f"{path}[{index}]")
     elif "enum" in schema and value not in schema["enum"]:
         yield f"{path}: {value!r} is none of {schema['enum']}"
+    elif not schema.get("minimum", value) <= value <= schema.get("maximum", value):
+        yield f"{path}: {value!r} is out of range"
 
 
 def test_the_operator_may_read_no_secret_and_change_no_pod() -> None:
