@@ -6,13 +6,15 @@ The fields of the JSON are API, as those of `report` are.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 
 import click
 
 from latencyprobe.domain.durations import format_ns
-from latencyprobe.domain.packets import Endpoint, TracedPacket, User, parts_of_packet
+from latencyprobe.domain.packets import Endpoint, TracedPacket, parts_of_packet
+from latencyprobe.domain.serialisation import document_of, written
 from latencyprobe.process.printable import printable
 
 _ARROWS = {"rx.total": "<-", "tx.total": "->"}
@@ -90,41 +92,51 @@ class PacketTable:
         return click.style(text, fg=fg, **options) if self._colour else text
 
 
+_NULL_IF_UNKNOWN = written(null_if_none=True)
+
+
+@dataclass(frozen=True, slots=True)
+class PacketDocument:
+    """One packet for programs: null for what is not known, and for a stage that it did not have."""
+
+    time_unix_ns: int
+    time: str
+    pid: int | None = field(metadata=_NULL_IF_UNKNOWN)
+    thread_id: int | None = field(metadata=_NULL_IF_UNKNOWN)
+    command: str | None = field(metadata=_NULL_IF_UNKNOWN)
+    cpu: int
+    protocol: str
+    local_address: str | None = field(metadata=_NULL_IF_UNKNOWN)
+    local_port: int | None = field(metadata=_NULL_IF_UNKNOWN)
+    remote_address: str | None = field(metadata=_NULL_IF_UNKNOWN)
+    remote_port: int | None = field(metadata=_NULL_IF_UNKNOWN)
+    total: str
+    total_ns: int
+    stages_ns: Mapping[str, int | None]
+
+
 def json_line(packet: TracedPacket) -> str:
-    """One packet as a document in one line; null for what is not known, or a stage it had not."""
-    return json.dumps(
-        {
-            "timeUnixNs": packet.ended_unix_ns,
-            "time": _timestamp(packet.ended_unix_ns),
-            **_user_fields(packet.user),
-            "cpu": packet.cpu,
-            "protocol": packet.protocol,
-            **_endpoint_fields("local", packet.local),
-            **_endpoint_fields("remote", packet.remote),
-            "total": packet.total,
-            "totalNs": packet.stages_ns[packet.total],
-            "stagesNs": {
-                stage.name: packet.stages_ns.get(stage.name)
-                for stage in parts_of_packet(packet.total)
-            },
+    """One packet as a document in one line."""
+    user, local, remote = packet.user, packet.local, packet.remote
+    document = PacketDocument(
+        time_unix_ns=packet.ended_unix_ns,
+        time=_timestamp(packet.ended_unix_ns),
+        pid=user.pid if user else None,
+        thread_id=user.thread_id if user else None,
+        command=user.command if user else None,
+        cpu=packet.cpu,
+        protocol=packet.protocol,
+        local_address=str(local.address) if local else None,
+        local_port=local.port if local else None,
+        remote_address=str(remote.address) if remote else None,
+        remote_port=remote.port if remote else None,
+        total=packet.total,
+        total_ns=packet.stages_ns[packet.total],
+        stages_ns={
+            stage.name: packet.stages_ns.get(stage.name) for stage in parts_of_packet(packet.total)
         },
-        ensure_ascii=False,
     )
-
-
-def _user_fields(user: User | None) -> dict[str, object]:
-    return {
-        "pid": user.pid if user else None,
-        "threadId": user.thread_id if user else None,
-        "command": user.command if user else None,
-    }
-
-
-def _endpoint_fields(side: str, endpoint: Endpoint | None) -> dict[str, object]:
-    return {
-        f"{side}Address": str(endpoint.address) if endpoint else None,
-        f"{side}Port": endpoint.port if endpoint else None,
-    }
+    return json.dumps(document_of(document), ensure_ascii=False)
 
 
 def _timestamp(unix_ns: int) -> str:

@@ -54,7 +54,7 @@ def _headline(report: LatencyReport) -> Text:
     return Text.assemble(
         ("latencyprobe", "bold"),
         f" {node.agent_version} on {node.name}, Linux {node.kernel} {node.architecture}, "
-        f"cgroup {node.cgroup_version}: {report.duration_s:.1f} s",
+        f"cgroup {node.cgroup_version}: {report.duration_seconds:.1f} s",
     )
 
 

@@ -21,6 +21,7 @@ from rich.live import Live
 
 from latencyprobe.commands.render import render_live, render_report
 from latencyprobe.domain.document import LatencyReport
+from latencyprobe.domain.serialisation import document_of
 
 # Of a report that goes to a file or a pipe.
 WIDTH_OFF_A_TERMINAL = 120
@@ -41,7 +42,7 @@ def say(text: str) -> None:
 def write_report(report: LatencyReport, output: OutputFormat, stream: TextIO) -> None:
     """The final report, whole."""
     if output is OutputFormat.JSON:
-        json.dump(report.document(), stream, indent=2, ensure_ascii=False)
+        json.dump(document_of(report), stream, indent=2, ensure_ascii=False)
         stream.write("\n")
     else:
         width = None if stream.isatty() else WIDTH_OFF_A_TERMINAL

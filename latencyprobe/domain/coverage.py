@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 
 class CoverageState(StrEnum):
@@ -29,12 +28,3 @@ class StageCoverage:
     state: CoverageState
     hook: str = ""
     reason: str = ""
-
-    def document(self) -> dict[str, Any]:
-        """The stage's coverage as the API shows it."""
-        return {
-            "name": self.name,
-            "state": str(self.state),
-            "hook": self.hook,
-            "reason": self.reason,
-        }

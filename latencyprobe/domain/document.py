@@ -1,17 +1,17 @@
-"""The report of a run on one machine, as values and as the public JSON document.
+"""The report of a run on one machine.
 
 A *run* measures a few *targets* (processes, cgroups, network namespaces) on one *node* for a while.
-`LatencyReport.document()` is what `latencyprobe run -o json` prints; its fields are API.
+`latencyprobe run -o json` prints a `LatencyReport` by the rules of `serialisation`: fields are API.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
-from latencyprobe.domain.report import API_VERSION, NodeReport, TargetReport, verdict_document
+from latencyprobe.domain.report import API_VERSION, NodeReport, TargetReport
+from latencyprobe.domain.serialisation import written
 
 KIND = "LatencyReport"
 
@@ -26,19 +26,7 @@ class Node:
     kernel_types: str
     cgroup_version: str
     agent_version: str
-    report: NodeReport = field(default_factory=NodeReport)
-
-    def document(self) -> dict[str, Any]:
-        """The node as the API shows it."""
-        return {
-            "name": self.name,
-            "kernel": self.kernel,
-            "architecture": self.architecture,
-            "kernelTypes": self.kernel_types,
-            "cgroupVersion": self.cgroup_version,
-            "agentVersion": self.agent_version,
-            **self.report.document(),
-        }
+    report: NodeReport = field(default_factory=NodeReport, metadata=written(inlined=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,44 +39,20 @@ class TargetResult:
     name: str
     pids: tuple[int, ...]
     cgroup: str
-    report: TargetReport
-    message: str = ""
-
-    def document(self) -> dict[str, Any]:
-        """The target as the API shows it; the message only where there is one."""
-        fields: dict[str, Any] = {
-            "name": self.name,
-            "pids": list(self.pids),
-            "cgroup": self.cgroup,
-            "stages": [stage.document() for stage in self.report.stages],
-            "counters": dict(self.report.counters),
-            "netnsCounters": dict(self.report.netns_counters),
-            "verdict": verdict_document(self.report.verdict),
-        }
-        if self.message:
-            fields["message"] = self.message
-        return fields
+    report: TargetReport = field(metadata=written(inlined=True))
+    message: str = field(default="", metadata=written(absent_if_empty=True))
 
 
 @dataclass(frozen=True, slots=True)
 class LatencyReport:
     """All that a run has to say."""
 
+    api_version: str = field(default=API_VERSION, init=False)
+    kind: str = field(default=KIND, init=False)
     node: Node
-    duration_s: float
+    duration_seconds: float = field(metadata=written(digits=3))
     targets: tuple[TargetResult, ...]
     coverage: tuple[StageCoverage, ...]
-
-    def document(self) -> dict[str, Any]:
-        """The report as one JSON-ready document."""
-        return {
-            "apiVersion": API_VERSION,
-            "kind": KIND,
-            "node": self.node.document(),
-            "durationSeconds": round(self.duration_s, 3),
-            "targets": [target.document() for target in self.targets],
-            "coverage": [stage.document() for stage in self.coverage],
-        }
 
 
 def incomplete(coverage: Iterable[StageCoverage]) -> tuple[StageCoverage, ...]:

@@ -1,14 +1,13 @@
-"""What a report says of a target or of a node, as values and as the public document's fields.
+"""What a report says of a target or of a node.
 
-The names of the fields (`meanNs`, `p99Ns`, `sharePercent` …) are API: the CR's status, `-o json`
-and whatever programs people point at either of them read the same.
+The names and the order of the fields are API (`mean_ns` as `meanNs`, see `serialisation`): the
+CR's status, `-o json` and whatever programs people point at either of them read the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from latencyprobe.domain.measurement import (
     NOTHING_OF_THE_NODE,
@@ -16,6 +15,7 @@ from latencyprobe.domain.measurement import (
     NodeMeasurement,
     StageMeasurement,
 )
+from latencyprobe.domain.serialisation import written
 from latencyprobe.domain.stages import (
     BY_NAME,
     COUNTERS,
@@ -30,14 +30,16 @@ from latencyprobe.domain.verdict import Verdict, judge
 API_VERSION = "latencyprobe.io/v1alpha1"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageReport:
     """The figures of one stage. Times are nanoseconds.
 
-    `detail`: of a node's stage, which interrupt handler or softirq vector.
+    `detail`: of a node's stage, which interrupt handler or softirq vector. `share_percent`: None
+    where the stage is no part of a total.
     """
 
     name: str
+    detail: str = field(default="", metadata=written(absent_if_empty=True))
     count: int
     mean_ns: int
     p50_ns: int
@@ -49,25 +51,6 @@ class StageReport:
     unmatched: int
     clamped: int
     sampling_ratio: float
-    detail: str = ""
-
-    def document(self) -> dict[str, Any]:
-        """The stage as the API shows it; the share only where the stage is part of a total."""
-        return {
-            "name": self.name,
-            **({"detail": self.detail} if self.detail else {}),
-            "count": self.count,
-            "meanNs": self.mean_ns,
-            "p50Ns": self.p50_ns,
-            "p90Ns": self.p90_ns,
-            "p99Ns": self.p99_ns,
-            "maxNs": self.max_ns,
-            **({} if self.share_percent is None else {"sharePercent": self.share_percent}),
-            "lost": self.lost,
-            "unmatched": self.unmatched,
-            "clamped": self.clamped,
-            "samplingRatio": self.sampling_ratio,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +62,8 @@ class TargetReport:
 
     stages: tuple[StageReport, ...]
     counters: Mapping[str, int]
+    netns_counters: Mapping[str, int]
     verdict: Verdict
-    netns_counters: Mapping[str, int] = field(default_factory=dict)
 
     def stage(self, name: str) -> StageReport | None:
         """The stage of this name; None where it was not measured."""
@@ -96,13 +79,6 @@ class NodeReport:
 
     def __bool__(self) -> bool:
         return bool(self.stages) or bool(self.counters)
-
-    def document(self) -> dict[str, Any]:
-        """The report as the API shows it."""
-        return {
-            "stages": [stage.document() for stage in self.stages],
-            "counters": dict(self.counters),
-        }
 
 
 def report_on_node(measurement: NodeMeasurement, modules: Iterable[Module]) -> NodeReport:
@@ -150,7 +126,7 @@ def report_on(
         {name: n for name, n in sorted(measurement.netns_counters.items()) if n},
     )
     stages = tuple(_report_stage(BY_NAME[name], seen) for name in seen.stages)
-    return TargetReport(stages, seen.counters, judge(seen, node), seen.netns_counters)
+    return TargetReport(stages, seen.counters, seen.netns_counters, judge(seen, node))
 
 
 def _drops(measurement: Measurement, wanted: Container[Module]) -> dict[str, int]:
@@ -196,16 +172,3 @@ def _share_percent(
         return None
     whole_ns = measurement.stage(stage.whole).histogram.sum_ns
     return round(100 * measured.histogram.sum_ns / whole_ns, 1) if whole_ns else 0.0
-
-
-def verdict_document(verdict: Verdict) -> dict[str, Any]:
-    """The verdict as the API shows it."""
-    fields: dict[str, Any] = {
-        "bottleneck": str(verdict.bottleneck),
-        "sharePercent": verdict.share_percent,
-        "evidence": list(verdict.evidence),
-        "nextStep": verdict.next_step,
-    }
-    if verdict.stage is not None:
-        fields["stage"] = verdict.stage
-    return fields

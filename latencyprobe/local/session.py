@@ -206,7 +206,7 @@ class Session:
             node=replace(
                 self._node, report=report_on_node(self._node_measurement, self._request.modules)
             ),
-            duration_s=self._measured_until - self._attached_at,
+            duration_seconds=self._measured_until - self._attached_at,
             targets=tuple(map(self._result, self._targets.values())),
             coverage=tuple(
                 self._coverage[name] for name in self._covered if name in self._coverage

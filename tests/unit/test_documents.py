@@ -31,7 +31,8 @@ from latencyprobe.domain.report import report_on, report_on_node
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_operator.api import status
 from latencyprobe_operator.api.spec import read_probe
-from latencyprobe_operator.api.status import Facts, NodeFacts, NodeState, Phase, PodFacts
+from latencyprobe_operator.api.status import Facts, NodeFacts, PodFacts
+from latencyprobe_operator.api.status_fields import NodeState, Phase
 
 GOLDEN = Path(__file__).parent / "golden"
 WRITE_VARIABLE = "LATENCYPROBE_WRITE_GOLDEN"
@@ -71,7 +72,7 @@ REPORT = LatencyReport(
         "0.1.0",
         report=report_on_node(NODE, DEFAULT_MODULES),
     ),
-    duration_s=9.98765,
+    duration_seconds=9.98765,
     targets=(
         TargetResult(
             name="nginx[42]",

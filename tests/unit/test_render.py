@@ -23,6 +23,7 @@ from latencyprobe.domain.measurement import (
     StageMeasurement,
 )
 from latencyprobe.domain.report import report_on, report_on_node
+from latencyprobe.domain.serialisation import document_of
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
 
 
@@ -50,7 +51,7 @@ def report(
 ) -> LatencyReport:
     return LatencyReport(
         node=Node("node-a", "6.18.0", "x86_64", "btf", "v2", "0.1.0"),
-        duration_s=9.98765,
+        duration_seconds=9.98765,
         targets=(
             TargetResult(
                 name="nginx[42]",
@@ -101,7 +102,7 @@ def line_of(text: str, beginning: str) -> str:
 
 
 def test_the_document_is_what_the_api_promises() -> None:
-    document = report().document()
+    document = document_of(report())
     assert {key: document[key] for key in ("apiVersion", "kind", "node", "durationSeconds")} == {
         "apiVersion": "latencyprobe.io/v1alpha1",
         "kind": "LatencyReport",
@@ -146,11 +147,11 @@ def test_the_document_is_what_the_api_promises() -> None:
 def test_json_output_is_one_document() -> None:
     stream = io.StringIO()
     write_report(report(), OutputFormat.JSON, stream)
-    assert json.loads(stream.getvalue()) == report().document()
+    assert json.loads(stream.getvalue()) == document_of(report())
 
 
 def test_a_target_with_a_problem_says_so_in_the_document() -> None:
-    (target,) = report(message="it has exited").document()["targets"]
+    (target,) = document_of(report(message="it has exited"))["targets"]
     assert target["message"] == "it has exited"
 
 
@@ -194,7 +195,7 @@ def test_the_table_shows_figures_losses_counters_verdict_and_coverage() -> None:
 
 
 def test_the_node_has_its_own_stages_and_counters_in_the_document() -> None:
-    node = with_node(NODE).document()["node"]
+    node = document_of(with_node(NODE))["node"]
     assert [(stage["name"], stage["detail"]) for stage in node["stages"]] == [
         ("rx.softirq", "NET_RX"),
         ("rx.softirq", "TIMER"),

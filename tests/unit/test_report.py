@@ -10,7 +10,8 @@ from latencyprobe.domain.measurement import (
     NodeStage,
     StageMeasurement,
 )
-from latencyprobe.domain.report import report_on, report_on_node, verdict_document
+from latencyprobe.domain.report import report_on, report_on_node
+from latencyprobe.domain.serialisation import document_of
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
 from latencyprobe.domain.verdict import Bottleneck
 
@@ -67,7 +68,7 @@ def test_the_verdict_rests_on_the_modules_asked_for() -> None:
 def test_a_stages_document_has_the_apis_names_and_units() -> None:
     stage = report_on(MEASUREMENT, DEFAULT_MODULES).stage("rx.socket")
     assert stage is not None
-    assert stage.document() == {
+    assert document_of(stage) == {
         "name": "rx.socket",
         "count": 2,
         "meanNs": 1_500,
@@ -89,7 +90,7 @@ def test_shares_of_a_total_add_up_and_a_total_has_none() -> None:
     assert shares == [25.0, 75.0, None]
     total = report.stage("rx.total")
     assert total is not None
-    assert "sharePercent" not in total.document()
+    assert "sharePercent" not in document_of(total)
 
 
 def test_counters_that_saw_nothing_are_0_not_absent() -> None:
@@ -107,7 +108,7 @@ def test_counters_that_the_node_cannot_count_are_absent_not_0() -> None:
 
 def test_a_verdicts_document_names_cause_share_evidence_and_next_step() -> None:
     packets = {"rx.total": of(*[5_000_000] * 100), "rx.socket": of(*[4_000_000] * 100)}
-    document = verdict_document(report_on(Measurement(packets), DEFAULT_MODULES).verdict)
+    document = document_of(report_on(Measurement(packets), DEFAULT_MODULES).verdict)
     assert document["bottleneck"] == "SlowReader"
     assert document["stage"] == "rx.socket"
     assert document["sharePercent"] == 80

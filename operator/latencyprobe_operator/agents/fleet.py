@@ -36,7 +36,7 @@ from latencyprobe_operator.agents.messages import (
     target_status,
 )
 from latencyprobe_operator.agents.renewal import Renewal
-from latencyprobe_operator.api.status import NodeState as State
+from latencyprobe_operator.api.status_fields import NodeState as State
 from latencyprobe_operator.desired_state import NO_STATE, NodeState
 from latencyprobe_operator.metrics import Metrics
 from latencyprobe_operator.probes.nodes import AgentView

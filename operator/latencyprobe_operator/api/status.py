@@ -9,8 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from latencyprobe.domain.coverage import COVERAGE_GAPS, StageCoverage
@@ -23,10 +22,23 @@ from latencyprobe.domain.measurement import (
     joint_counters,
     largest_counters,
 )
-from latencyprobe.domain.report import NodeReport, report_on, report_on_node, verdict_document
+from latencyprobe.domain.report import NodeReport, report_on, report_on_node
+from latencyprobe.domain.serialisation import document_of
 from latencyprobe.domain.stages import Module, stages_of
 from latencyprobe.domain.verdict import Bottleneck
 from latencyprobe_operator.api.spec import ProbeSpec
+from latencyprobe_operator.api.status_fields import (
+    Condition,
+    NodeContext,
+    NodeState,
+    NodeStatus,
+    Phase,
+    PodStatus,
+    ProbeStatus,
+    StatusTimes,
+    Summary,
+    TargetCounts,
+)
 from latencyprobe_operator.probes.objectives import Judgement, Outcome
 from latencyprobe_operator.probes.windows import headline
 
@@ -41,32 +53,6 @@ MAX_CONTEXT_COUNTERS = 24
 _LONGEST_MESSAGE = 400
 
 Document = dict[str, Any]
-
-
-class Phase(StrEnum):
-    """A probe's life in one word."""
-
-    PENDING = "Pending"
-    RUNNING = "Running"
-    DEGRADED = "Degraded"
-    SUSPENDED = "Suspended"
-    COMPLETED = "Completed"
-
-
-class NodeState(StrEnum):
-    """How far one node's agent measures a probe's targets. READY ones are not listed."""
-
-    NO_AGENT = "NoAgent"
-    UNREACHABLE = "Unreachable"
-    VERSION_SKEW = "VersionSkew"
-    REJECTED = "Rejected"
-    STALE = "Stale"
-    CONNECTING = "Connecting"
-    ATTACHING = "Attaching"
-    FAILED = "Failed"
-    PARTIAL = "Partial"
-    READY = "Ready"
-
 
 MEASURING = frozenset({NodeState.PARTIAL, NodeState.READY})
 """States in which every target on the node is measured, though perhaps not every stage."""
@@ -172,70 +158,68 @@ def build(facts: Facts, *, now: str) -> Document:
         conditions["ObjectivesMet"] = _objectives(facts.objectives)
     uncovered = [node for node in facts.nodes if node.state is not NodeState.READY]
     listed = uncovered[:MAX_NODES]
-    document: Document = {
-        "observedGeneration": facts.generation,
-        "phase": str(phase),
-        "conditions": _conditions(conditions, facts, now),
-        "targets": _targets(facts),
-        "summary": _summary(facts, ready),
-        "pods": [_pod(pod, facts, facts.spec) for pod in facts.pods] if facts.spec else [],
-        "omittedPods": facts.omitted_pods,
-        "nodes": [_node(node) for node in listed],
-        "omittedNodes": len(uncovered) - len(listed),
-    }
-    if context := _node_context(facts):
-        document["nodeContext"] = context
-    _set_times(document, facts)
+    document = document_of(
+        ProbeStatus(
+            observed_generation=facts.generation,
+            phase=phase,
+            conditions=_conditions(conditions, facts, now),
+            targets=_targets(facts),
+            summary=_summary(facts, ready),
+            pods=tuple(_pod(pod, facts, facts.spec) for pod in facts.pods) if facts.spec else (),
+            omitted_pods=facts.omitted_pods,
+            nodes=tuple(map(_node, listed)),
+            omitted_nodes=len(uncovered) - len(listed),
+            node_context=_node_context(facts),
+            times=_times(facts),
+        )
+    )
     return _fit(document)
 
 
 def _at_rest(facts: Facts, *, now: str) -> Document:
     """Suspended or completed: nothing is attached, and the last figures stay as they were."""
+    phase = facts.phase or Phase.SUSPENDED
     reason, message = {
         Phase.SUSPENDED: ("Suspended", "spec.suspend is true: nothing is attached"),
         Phase.COMPLETED: ("Completed", "spec.duration is over: nothing is attached any more"),
-    }[Phase(facts.phase or Phase.SUSPENDED)]
+    }[phase]
     idle = ("Unknown", reason, "nothing is attached")
     conditions = {"Ready": ("False", reason, message), "Covered": idle, "WithinOverhead": idle}
     if facts.spec and facts.spec.objectives:
         conditions["ObjectivesMet"] = idle
     kept = ("summary", "pods", "omittedPods", "nodeContext", "lastReportTime")
-    document: Document = {
-        "observedGeneration": facts.generation,
-        "phase": str(facts.phase),
-        "conditions": _conditions(conditions, facts, now),
-        "targets": {**_targets(facts), **facts.previous.get("targets", {}), "readyNodes": 0},
-        "nodes": [],
-        "omittedNodes": 0,
-        **{key: facts.previous[key] for key in kept if key in facts.previous},
-    }
-    _set_times(document, facts)
-    return document
+    resting = ProbeStatus(
+        observed_generation=facts.generation,
+        phase=phase,
+        conditions=_conditions(conditions, facts, now),
+        targets=_targets(facts),
+    )
+    document = document_of(resting)
+    document["targets"] |= {**facts.previous.get("targets", {}), "readyNodes": 0}
+    document |= {key: facts.previous[key] for key in kept if key in facts.previous}
+    return document | document_of(_times(facts))
 
 
-def _set_times(document: Document, facts: Facts) -> None:
-    if facts.start_time:
-        document["startTime"] = facts.start_time
-    if facts.last_report_time:
-        document["lastReportTime"] = facts.last_report_time
+def _times(facts: Facts) -> StatusTimes:
+    return StatusTimes(facts.start_time or None, facts.last_report_time or None)
 
 
-def _targets(facts: Facts) -> Document:
-    return {
-        "pods": facts.matched_pods,
-        "containers": facts.containers,
-        "nodes": len(facts.nodes),
-        "readyNodes": sum(node.state in MEASURING for node in facts.nodes),
-    }
+def _targets(facts: Facts) -> TargetCounts:
+    return TargetCounts(
+        pods=facts.matched_pods,
+        containers=facts.containers,
+        nodes=len(facts.nodes),
+        ready_nodes=sum(node.state in MEASURING for node in facts.nodes),
+    )
 
 
 # --------------------------------------------------------------------------- conditions
 
-Condition = tuple[str, str, str]
+Finding = tuple[str, str, str]
 """(status, reason, message)"""
 
 
-def _ready(facts: Facts) -> Condition:
+def _ready(facts: Facts) -> Finding:
     if facts.problem:
         return "False", facts.problem.reason, facts.problem.message
     if not facts.matched_pods:
@@ -262,7 +246,7 @@ _READY_REASONS = {
 }
 
 
-def _covered(facts: Facts) -> Condition:
+def _covered(facts: Facts) -> Finding:
     if not facts.nodes:
         return "Unknown", "NoTargets", "there is nothing to cover"
     uncovered = [node for node in facts.nodes if node.state is not NodeState.READY]
@@ -277,7 +261,7 @@ def _covered(facts: Facts) -> Condition:
     return "False", "StagesNotCovered", f"node {first.name}: not fully measured: {names}{more}"
 
 
-def _overhead(facts: Facts) -> Condition:
+def _overhead(facts: Facts) -> Finding:
     known = [(node.cpu_percent, node.name) for node in facts.nodes if node.cpu_percent is not None]
     if not known or not facts.spec:
         return "Unknown", "NotMeasured", "no agent has reported the run time of its programs"
@@ -292,7 +276,7 @@ def _overhead(facts: Facts) -> Condition:
     return "False", "OverBudget", f"{figures}, {budget:g} % are allowed"
 
 
-def _objectives(judgements: Sequence[Judgement]) -> Condition:
+def _objectives(judgements: Sequence[Judgement]) -> Finding:
     def messages(outcome: Outcome) -> str:
         return "; ".join(each.message for each in judgements if each.outcome is outcome)
 
@@ -303,24 +287,23 @@ def _objectives(judgements: Sequence[Judgement]) -> Condition:
     return "True", "AllMet", messages(Outcome.MET)
 
 
-def _conditions(conditions: Mapping[str, Condition], facts: Facts, now: str) -> list[Document]:
+def _conditions(findings: Mapping[str, Finding], facts: Facts, now: str) -> tuple[Condition, ...]:
     """As metav1.Condition: lastTransitionTime moves only where the status changes."""
     before = {each.get("type"): each for each in facts.previous.get("conditions") or ()}
-    documents = []
-    for name, (status, reason, message) in conditions.items():
+
+    def condition(name: str, status: str, reason: str, message: str) -> Condition:
         previous = before.get(name, {})
         unchanged = previous.get("status") == status and previous.get("lastTransitionTime")
-        documents.append(
-            {
-                "type": name,
-                "status": status,
-                "reason": reason,
-                "message": _shorten(message),
-                "lastTransitionTime": previous["lastTransitionTime"] if unchanged else now,
-                "observedGeneration": facts.generation,
-            }
+        return Condition(
+            type=name,
+            status=status,
+            reason=reason,
+            message=_shorten(message),
+            last_transition_time=previous["lastTransitionTime"] if unchanged else now,
+            observed_generation=facts.generation,
         )
-    return documents
+
+    return tuple(condition(name, *finding) for name, finding in findings.items())
 
 
 def _share_of_nodes(facts: Facts) -> str:
@@ -335,22 +318,21 @@ def _about(node: NodeFacts) -> str:
 # ------------------------------------------------------------------------------ figures
 
 
-def _summary(facts: Facts, ready: Condition) -> Document:
+def _summary(facts: Facts, ready: Finding) -> Summary:
     if not facts.spec or not facts.matched_pods:
-        return {"message": _shorten(ready[2])}
+        return Summary(message=_shorten(ready[2]))
     report = report_on(facts.merged, facts.spec.modules, _counters_of_all(facts.node_context))
     verdict = report.verdict
     received, sent = (facts.merged.stage(name).histogram for name in ("rx.total", "tx.total"))
     whole = headline(received, sent)
-    summary: Document = {"bottleneck": str(verdict.bottleneck)}
-    if whole.count:
-        summary["p50"] = format_ns(whole.percentile(50))
-        summary["p99"] = format_ns(whole.percentile(99))
-    figures = "; ".join(verdict.evidence)
     insufficient = verdict.bottleneck is Bottleneck.INSUFFICIENT_DATA
     use_ready = insufficient and ready[0] != "True"
-    summary["message"] = _shorten(ready[2] if use_ready else figures)
-    return summary
+    return Summary(
+        bottleneck=verdict.bottleneck,
+        p50=format_ns(whole.percentile(50)) if whole.count else None,
+        p99=format_ns(whole.percentile(99)) if whole.count else None,
+        message=_shorten(ready[2] if use_ready else "; ".join(verdict.evidence)),
+    )
 
 
 def _counters_of_all(nodes: Mapping[str, NodeMeasurement]) -> NodeMeasurement:
@@ -360,33 +342,31 @@ def _counters_of_all(nodes: Mapping[str, NodeMeasurement]) -> NodeMeasurement:
     return NodeMeasurement({}, counters)
 
 
-def _pod(pod: PodFacts, facts: Facts, spec: ProbeSpec) -> Document:
+def _pod(pod: PodFacts, facts: Facts, spec: ProbeSpec) -> PodStatus:
     node = facts.node_context.get(pod.node, NOTHING_OF_THE_NODE)
     report = report_on(pod.measurement, spec.modules, node, uncounted=pod.uncounted)
-    document = {
-        "name": pod.name,
-        "node": pod.node,
-        "containers": list(pod.containers),
-        "verdict": verdict_document(report.verdict),
-        "stages": [stage.document() for stage in report.stages],
-        "counters": dict(report.counters),
-    }
-    if report.netns_counters:
-        document["netnsCounters"] = _bounded(report.netns_counters)
-    return document
+    return PodStatus(
+        name=pod.name,
+        node=pod.node,
+        containers=pod.containers,
+        verdict=report.verdict,
+        stages=report.stages,
+        counters=report.counters,
+        netns_counters=_bounded(report.netns_counters),
+    )
 
 
-def _node_context(facts: Facts) -> list[Document]:
+def _node_context(facts: Facts) -> tuple[NodeContext, ...]:
     """The nodes with something to tell, the most telling first: drops, then the module irq."""
     if not facts.spec:
-        return []
+        return ()
     reports = {
         name: report_on_node(measurement, facts.spec.modules)
         for name, measurement in facts.node_context.items()
     }
     telling = [name for name, report in reports.items() if report]
     telling.sort(key=lambda name: (*_rank(reports[name]), name))
-    return [_context(name, reports[name]) for name in telling[:MAX_CONTEXTS]]
+    return tuple(_context(name, reports[name]) for name in telling[:MAX_CONTEXTS])
 
 
 def _rank(report: NodeReport) -> tuple[int, int]:
@@ -400,33 +380,26 @@ def _bounded(counters: Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(largest_counters(counters, MAX_CONTEXT_COUNTERS).items()))
 
 
-def _context(name: str, report: NodeReport) -> Document:
+def _context(name: str, report: NodeReport) -> NodeContext:
     costliest = sorted(report.stages, key=lambda s: s.mean_ns * s.count, reverse=True)
     shown = set(costliest[:MAX_CONTEXT_STAGES])
-    return {
-        "node": name,
-        "counters": _bounded(report.counters),
-        "stages": [stage.document() for stage in report.stages if stage in shown],
-    }
+    return NodeContext(
+        node=name,
+        counters=_bounded(report.counters),
+        stages=tuple(stage for stage in report.stages if stage in shown),
+    )
 
 
-def _node(node: NodeFacts) -> Document:
-    document: Document = {"name": node.name, "state": str(node.state)}
-    if node.message:
-        document["message"] = _shorten(node.message)
-    if node.last_report is not None:
-        document["lastReportTime"] = timestamp(node.last_report)
-    if node.gaps:
-        document["stages"] = [
-            {
-                "name": gap.name,
-                "state": str(gap.state),
-                "hook": _shorten(gap.hook),
-                "reason": _shorten(gap.reason),
-            }
-            for gap in node.gaps
-        ]
-    return document
+def _node(node: NodeFacts) -> NodeStatus:
+    return NodeStatus(
+        name=node.name,
+        state=node.state,
+        message=_shorten(node.message),
+        last_report_time=None if node.last_report is None else timestamp(node.last_report),
+        stages=tuple(
+            replace(gap, hook=_shorten(gap.hook), reason=_shorten(gap.reason)) for gap in node.gaps
+        ),
+    )
 
 
 def gaps_in(

@@ -13,13 +13,8 @@ from latencyprobe.domain.targets import TargetState
 from latencyprobe_operator.agents.messages import (
     TargetStatus,
 )
-from latencyprobe_operator.api.status import (
-    ABSENT,
-    MEASURING,
-    NodeFacts,
-    NodeState,
-    gaps_in,
-)
+from latencyprobe_operator.api.status import ABSENT, MEASURING, NodeFacts, gaps_in
+from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.model import Target
 from latencyprobe_operator.probes.staleness import NO_SILENCE, Silence, age_text
 

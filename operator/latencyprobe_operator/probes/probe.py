@@ -31,7 +31,8 @@ from latencyprobe_operator.api.spec import (
     probe_key,
     read_probe,
 )
-from latencyprobe_operator.api.status import Facts, NodeFacts, NodeState, Phase, PodFacts, Problem
+from latencyprobe_operator.api.status import Facts, NodeFacts, PodFacts, Problem
+from latencyprobe_operator.api.status_fields import NodeState, Phase
 from latencyprobe_operator.desired_state import DesiredStates, PlacedPod
 from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError
 from latencyprobe_operator.kube.pods import PodsChange, PodSet, PodsListener

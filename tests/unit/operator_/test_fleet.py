@@ -25,7 +25,7 @@ from latencyprobe_operator.agents.fleet import (
 )
 from latencyprobe_operator.agents.renewal import Renewal
 from latencyprobe_operator.api.status import NodeFacts
-from latencyprobe_operator.api.status import NodeState as State
+from latencyprobe_operator.api.status_fields import NodeState as State
 from latencyprobe_operator.desired_state import NO_STATE, DesiredStates, NodeState
 from latencyprobe_operator.metrics import Metrics
 from latencyprobe_operator.probes.nodes import node_facts

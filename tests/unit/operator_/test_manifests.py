@@ -14,7 +14,8 @@ from latencyprobe.domain.measurement import Measurement, NodeMeasurement, NodeSt
 from latencyprobe.domain.stages import DEFAULT_MODULES, TARGET_STAGES, Module
 from latencyprobe_operator.api import status
 from latencyprobe_operator.api.spec import read_probe
-from latencyprobe_operator.api.status import NodeFacts, NodeState, Phase, PodFacts
+from latencyprobe_operator.api.status import NodeFacts, PodFacts
+from latencyprobe_operator.api.status_fields import NodeState, Phase
 from tests.unit.operator_.status_facts import NOW, SLOW_READER, facts
 from tools.fakes.samples import probe_body
 

@@ -8,7 +8,7 @@ from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
 from latencyprobe.domain.targets import TargetState
 from latencyprobe_operator.agents.messages import TargetStatus
-from latencyprobe_operator.api.status import NodeState
+from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.model import targets_of
 from latencyprobe_operator.probes.nodes import AgentView, node_facts, not_covered
 from latencyprobe_operator.probes.staleness import Silence

@@ -17,7 +17,7 @@ from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents.messages import TargetStatus, outgoing_state
 from latencyprobe_operator.api import status
 from latencyprobe_operator.api.selector import LabelSelector
-from latencyprobe_operator.api.status import NodeState
+from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.desired_state import DesiredStates
 from latencyprobe_operator.kube.cluster import ApiError
 from latencyprobe_operator.kube.informer import Refusal

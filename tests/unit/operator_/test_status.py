@@ -19,13 +19,8 @@ from latencyprobe.domain.measurement import (
 )
 from latencyprobe.domain.stages import STAGES
 from latencyprobe_operator.api import status
-from latencyprobe_operator.api.status import (
-    NodeFacts,
-    NodeState,
-    Phase,
-    PodFacts,
-    Problem,
-)
+from latencyprobe_operator.api.status import NodeFacts, PodFacts, Problem
+from latencyprobe_operator.api.status_fields import NodeState, Phase
 from latencyprobe_operator.probes.objectives import Judgement, Outcome
 from tests.unit.operator_.status_facts import LATER, NOW, READY, SLOW_READER, facts
 from tools.fakes.api import apply_merge_patch

@@ -1,0 +1,93 @@
+"""Documents of the API from dataclasses: `-o json` of a run and of a trace, and a probe's status.
+
+A field is written in camelCase with its unit: `p99_ns` as `p99Ns`, `share_percent` as
+`sharePercent`. A field that is None is absent. A field that needs another rule states it where it
+is defined, as metadata made by `written()`.
+
+msgspec renames the fields of its own classes only; cattrs would need a hook for each class with
+inlined fields. Either takes the operator 2 to 3 MB (RSS).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_METADATA = "document"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldRule:
+    """Exceptions for one field."""
+
+    inlined: bool = False
+    """The fields of the field's value stand in its place."""
+    absent_if_empty: bool = False
+    null_if_none: bool = False
+    digits: int | None = None
+    """Decimal places to round to; None: as it is."""
+
+
+_PLAIN = FieldRule()
+
+
+def written(
+    *,
+    inlined: bool = False,
+    absent_if_empty: bool = False,
+    null_if_none: bool = False,
+    digits: int | None = None,
+) -> Mapping[str, FieldRule]:
+    """The metadata of a field that these exceptions apply to; see `FieldRule`."""
+    return {_METADATA: FieldRule(inlined, absent_if_empty, null_if_none, digits)}
+
+
+def document_of(value: DataclassInstance) -> dict[str, Any]:
+    """The document of a dataclass: objects, lists, texts, numbers, booleans and nulls."""
+    document: dict[str, Any] = {}
+    for name, key, rule in _fields(type(value)):
+        content = getattr(value, name)
+        if content is None and not rule.null_if_none:
+            continue
+        if rule.absent_if_empty and not content:
+            continue
+        if rule.inlined:
+            document |= document_of(content)
+        elif rule.digits is not None:
+            document[key] = round(content, rule.digits)
+        else:
+            document[key] = _plain(content)
+    return document
+
+
+@cache
+def _fields(kind: type[DataclassInstance]) -> tuple[tuple[str, str, FieldRule], ...]:
+    """(name, key in the document, rule) of each field."""
+    return tuple(
+        (field.name, _camel_case(field.name), field.metadata.get(_METADATA, _PLAIN))
+        for field in dataclasses.fields(kind)
+    )
+
+
+def _camel_case(name: str) -> str:
+    return re.sub(r"_(\w)", lambda found: found[1].upper(), name)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return document_of(value)
+    return value

@@ -1,0 +1,132 @@
+"""The fields of a LatencyProbe's status, as the CRD describes them.
+
+The operator writes a `ProbeStatus` by the rules of `latencyprobe.domain.serialisation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from latencyprobe.domain.coverage import StageCoverage
+from latencyprobe.domain.report import StageReport
+from latencyprobe.domain.serialisation import written
+from latencyprobe.domain.verdict import Bottleneck, Verdict
+
+
+class Phase(StrEnum):
+    """A probe's life in one word."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    DEGRADED = "Degraded"
+    SUSPENDED = "Suspended"
+    COMPLETED = "Completed"
+
+
+class NodeState(StrEnum):
+    """How far one node's agent measures a probe's targets. READY ones are not listed."""
+
+    NO_AGENT = "NoAgent"
+    UNREACHABLE = "Unreachable"
+    VERSION_SKEW = "VersionSkew"
+    REJECTED = "Rejected"
+    STALE = "Stale"
+    CONNECTING = "Connecting"
+    ATTACHING = "Attaching"
+    FAILED = "Failed"
+    PARTIAL = "Partial"
+    READY = "Ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One metav1.Condition."""
+
+    type: str
+    status: str
+    reason: str
+    message: str
+    last_transition_time: str
+    observed_generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class TargetCounts:
+    """What is to be measured."""
+
+    pods: int
+    containers: int
+    nodes: int
+    ready_nodes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """All pods taken together; without figures, only the message."""
+
+    bottleneck: Bottleneck | None = None
+    p50: str | None = None
+    p99: str | None = None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class PodStatus:
+    """One pod over the window."""
+
+    name: str
+    node: str
+    containers: tuple[str, ...]
+    verdict: Verdict
+    stages: tuple[StageReport, ...]
+    counters: Mapping[str, int]
+    netns_counters: Mapping[str, int] = field(metadata=written(absent_if_empty=True))
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """One node that is not fully covered."""
+
+    name: str
+    state: NodeState
+    message: str = field(metadata=written(absent_if_empty=True))
+    last_report_time: str | None
+    stages: tuple[StageCoverage, ...] = field(metadata=written(absent_if_empty=True))
+
+
+@dataclass(frozen=True, slots=True)
+class NodeContext:
+    """What was measured of one node as a whole."""
+
+    node: str
+    counters: Mapping[str, int]
+    stages: tuple[StageReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StatusTimes:
+    """When measuring began, and when the last report came in."""
+
+    start_time: str | None = None
+    last_report_time: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeStatus:
+    """The whole status. At rest it has no figures of its own: the last ones stay."""
+
+    observed_generation: int
+    phase: Phase
+    conditions: tuple[Condition, ...]
+    targets: TargetCounts
+    summary: Summary | None = None
+    pods: tuple[PodStatus, ...] | None = None
+    omitted_pods: int | None = None
+    nodes: tuple[NodeStatus, ...] = ()
+    omitted_nodes: int = 0
+    node_context: tuple[NodeContext, ...] = field(
+        default=(), metadata=written(absent_if_empty=True)
+    )
+    times: StatusTimes = field(default=StatusTimes(), metadata=written(inlined=True))
