@@ -76,6 +76,12 @@ def test_coverage_goes_out_of_a_guest_as_it_is(
     assert list(column.stages.values()) == stages
 
 
+def rows_of(text: str) -> list[list[str]]:
+    """The cells of every row of every table."""
+    lines = (line for line in text.splitlines() if line.startswith("|"))
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+
 def test_the_matrix_has_a_row_a_stage_and_tells_each_reason_once() -> None:
     reason = "tp_btf/x: Linux 5.10.0 has none"
     missing = {
@@ -87,13 +93,45 @@ def test_the_matrix_has_a_row_a_stage_and_tells_each_reason_once() -> None:
         KernelCoverage("5.10.0", "btf", {**missing, "rx.total": hook, "rx.stack": part}),
         KernelCoverage("5.10.0", "none", missing),
     ]
-    lines = matrix(columns).splitlines()
-    assert lines[0] == "| stage | 5.10, BTF | 5.10, neither |"
-    rows = {line.split("`")[1]: line for line in lines[2:] if line.startswith("| `")}
-    assert list(rows) == list(BY_NAME)
-    assert "| `fentry` c<br>`tp_btf` a, b | no (1) |" in rows["rx.total"]
-    assert "| `tp_btf` a in part (2) | no (1) |" in rows["rx.stack"]
+    text = matrix(columns)
+    rows = rows_of(text)
+    assert ["5.10, BTF", "`tp_btf`", "`fentry`", "-"] in rows
+    assert ["5.10, neither", "-", "-", "-"] in rows
+    assert [row[0].strip("`") for row in rows if len(row) == 2][2:] == list(BY_NAME)
+    assert ["`rx.total`", "`a`, `b`, `c()`"] in rows
+    assert ["`rx.stack`", "`a`, in part (2)"] in rows
+    lines = text.splitlines()
     assert lines[-2:] == ["1. tp_btf/x: Linux 5.10 has none", "2. UDP is not measured"]
+    cells = cells_of(text)
+    assert cells["5.10, BTF"]["`rx.total`"] == "`fentry` c<br>`tp_btf` a, b"
+    assert cells["5.10, BTF"]["`rx.stack`"] == "`tp_btf` a in part (UDP is not measured)"
+    assert cells["5.10, neither"]["`rx.total`"] == "no (tp_btf/x: Linux 5.10 has none)"
+
+
+def test_what_kernels_have_in_common_stands_once_and_the_exceptions_apart() -> None:
+    def measured(hooks: str, **others: StageCoverage) -> dict[str, StageCoverage]:
+        whole = {name: StageCoverage(name, CoverageState.ACTIVE, hooks) for name in BY_NAME}
+        return {**whole, **others}
+
+    lacking = StageCoverage("rx.irq", CoverageState.UNAVAILABLE, reason="no irq_handler_entry")
+    columns = [
+        KernelCoverage("5.10.0", "btf", measured("raw_tp/a, kprobe/f", **{"rx.irq": lacking})),
+        KernelCoverage("6.1.0", "btf", measured("tp_btf/a, fentry/f, kprobe/f")),
+        KernelCoverage("7.2.0", "btf", measured("tp_btf/a, tp_btf/b")),
+    ]
+    text = matrix(columns)
+    rows = rows_of(text)
+    exceptions = [row for row in rows if len(row) == 3][2:]
+    others = ", ".join(f"`{name}`" for name in BY_NAME if name != "rx.irq")
+    assert ["`rx.irq`", "5.10, BTF", "no (1)"] in exceptions
+    assert [others, "5.10, BTF", "with `f()`; without `b`"] in exceptions
+    assert ["every stage", "6.1, BTF", "with `f()`, `kprobe/f`; without `b`"] in exceptions
+    assert len(exceptions) == 3
+    cells = cells_of(text)
+    assert cells["5.10, BTF"]["`rx.total`"] == "`kprobe` f<br>`raw_tp` a"
+    assert cells["6.1, BTF"]["`rx.irq`"] == "`fentry` f<br>`kprobe` f<br>`tp_btf` a"
+    assert cells["7.2, BTF"]["`rx.irq`"] == "`tp_btf` a, b"
+    assert cells["5.10, BTF"]["`rx.irq`"] == "no (no irq_handler_entry)"
 
 
 def test_a_matrix_that_a_document_holds_is_read_column_by_column(tmp_path: Path) -> None:
