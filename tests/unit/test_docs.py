@@ -1,0 +1,276 @@
+"""What the documents say is what the code has: reasons, states, fields, metrics, links."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+
+from latencyprobe.domain.stages import COUNTERS, STAGES
+from latencyprobe.domain.verdict import Bottleneck
+from latencyprobe_agent.serving.metrics import Metrics as AgentMetrics
+from latencyprobe_agent.serving.tls_proxy import Refusal
+from latencyprobe_agent.targets.facts import TargetState
+from latencyprobe_operator.api import spec, status
+from latencyprobe_operator.api.status import NodeState, Phase
+from latencyprobe_operator.metrics import Metrics as OperatorMetrics
+from latencyprobe_operator.probes import probe
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+API = DOCS / "api.md"
+METRICS = DOCS / "metrics.md"
+STAGES_PAGE = DOCS / "stages.md"
+PAGES = sorted(
+    [
+        *DOCS.glob("*.md"),
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+        ROOT / "bpf/README.md",
+        ROOT / "charts/latencyprobe/README.md",
+    ]
+)
+STAGE_FORM = ["From", "To", "Normal", "A large value", "Next"]
+Schema = dict[str, Any]
+Row = list[str]
+
+
+# ------------------------------------------------------------------------- reading pages
+
+
+def prose(page: Path) -> str:
+    """A page without its code blocks."""
+    return re.sub(r"^( *)```.*?^\1```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def section(page: Path, heading: str) -> str:
+    """What stands below a heading, up to the next one of its level or above."""
+    level = heading.partition(" ")[0]
+    _, found, rest = f"\n{page.read_text()}".partition(f"\n{heading}\n")
+    assert found, f"{page.name} has no heading {heading!r}"
+    return re.split(rf"^#{{1,{len(level)}}} ", rest, flags=re.MULTILINE)[0]
+
+
+def rows(text: str) -> Iterator[Row]:
+    """The rows of the tables in a text, without their headings."""
+    for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        for line in table.splitlines()[2:]:
+            yield [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def codes(cell: str) -> list[str]:
+    """The names in a cell."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def first_names(text: str) -> list[str]:
+    """The names in the first column of a text's tables."""
+    return [name for row in rows(text) for name in codes(row[0])]
+
+
+# ------------------------------------------------------------------------ reading code
+
+
+def reasons() -> set[str]:
+    """Every reason that a condition can have.
+
+    They are literals today. Where they become an enum, this is the one place to read it instead.
+    """
+    return {reason for module in (status, spec, probe) for reason in _reasons_in(module)}
+
+
+def _reasons_in(module: ModuleType) -> Iterator[str]:
+    """A reason is the second of a condition's three texts, or the first of a problem's two."""
+    assert module.__file__
+    for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
+        match node:
+            case ast.Tuple(elts=[ast.Constant(value="True" | "False" | "Unknown"), reason, _]):
+                yield from _texts(reason)
+            case ast.Call(func=ast.Name(id="Problem" | "SpecError"), args=[reason, _]):
+                yield from _texts(reason)
+            case ast.Assign(targets=[ast.Name(id="reason")], value=ast.IfExp() as choice):
+                yield from (*_texts(choice.body), *_texts(choice.orelse))
+            case ast.Assign(targets=[ast.Name(id="_READY_REASONS")], value=ast.Dict() as table):
+                yield from (text for value in table.values for text in _texts(value))
+            case ast.Dict(values=[ast.Tuple(elts=[_, _]), *_] as pairs):
+                for pair in pairs:
+                    yield from _texts(pair.elts[0] if isinstance(pair, ast.Tuple) else pair)
+
+
+def _texts(node: ast.AST) -> Iterator[str]:
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Constant) and isinstance(inner.value, str):
+            yield inner.value
+
+
+def metrics_of(registry: CollectorRegistry) -> dict[str, tuple[str, set[str]]]:
+    """The type and labels of each metric, by the name that Prometheus shows."""
+    own_labels = {"le"}
+    return {
+        f"{family.name}_total" if family.type == "counter" else family.name: (
+            family.type,
+            {label for sample in family.samples for label in sample.labels} - own_labels,
+        )
+        for family in registry.collect()
+    }
+
+
+def documented_metrics(heading: str) -> dict[str, tuple[str, set[str]]]:
+    """The same as a page has it."""
+    return {
+        codes(row[0])[0]: (row[1], set(codes(row[2])))
+        for row in rows(section(METRICS, heading))
+        if row[0].startswith("`latencyprobe_")
+    }
+
+
+def schema_of(part: str) -> Schema:
+    """The CRD's schema of spec or status."""
+    crd = yaml.safe_load((ROOT / "charts/latencyprobe/files/crd.yaml").read_text())
+    (version,) = crd["spec"]["versions"]
+    found: Schema = version["schema"]["openAPIV3Schema"]["properties"][part]
+    return found
+
+
+def fields(schema: Schema, path: str = "") -> Iterator[str]:
+    """The paths of all fields below a schema."""
+    for name, inner in schema.get("properties", {}).items():
+        yield f"{path}{name}"
+        yield from fields(inner, f"{path}{name}.")
+    if isinstance(schema.get("items"), dict):
+        yield from fields(schema["items"], f"{path.removesuffix('.')}[].")
+
+
+# -------------------------------------------------------------------------------- API
+
+
+def test_every_reason_of_a_condition_is_explained_and_no_other() -> None:
+    documented = {
+        name
+        for heading in ("### Ready", "### Covered", "### WithinOverhead", "### ObjectivesMet")
+        for name in first_names(section(API, heading))
+    }
+
+    assert documented == reasons()
+
+
+def test_each_reason_has_a_status_a_meaning_and_something_to_do() -> None:
+    for row in rows(section(API, "## Conditions")):
+        assert all(row), row
+
+
+def test_the_reasons_are_found_in_the_code() -> None:
+    """The test above holds nothing if it looks in the wrong place."""
+    assert {"Measuring", "NoAgent", "Attaching", "InvalidSelector", "Completed"} <= reasons()
+
+
+@pytest.mark.parametrize(
+    ("heading", "names"),
+    [
+        ("### Phases", [str(phase) for phase in Phase]),
+        ("### Verdicts", [str(bottleneck) for bottleneck in Bottleneck]),
+        ("### Node states", [str(state) for state in NodeState if state is not NodeState.READY]),
+    ],
+)
+def test_a_table_has_a_row_for_each_value(heading: str, names: list[str]) -> None:
+    documented = [codes(row[0])[0] for row in rows(section(API, heading))]
+
+    assert sorted(documented) == sorted(names)
+
+
+def test_every_field_of_a_spec_has_its_row() -> None:
+    assert first_names(section(API, "## spec")) == list(fields(schema_of("spec")))
+
+
+def test_every_field_of_a_status_is_named() -> None:
+    named = {
+        name for row in rows(section(API, "## status")) for cell in row for name in codes(cell)
+    }
+    named |= set(codes(section(API, "### Verdicts"))) | set(codes(section(API, "## Conditions")))
+    named |= set(codes(section(API, "### A stage")))
+    of_a_condition = {"type", "status", "reason", "message", "observedGeneration"}
+
+    wanted = {path.rpartition(".")[2] for path in fields(schema_of("status"))} - of_a_condition
+
+    assert wanted - named == set()
+
+
+# ------------------------------------------------------------------------------ metrics
+
+
+def test_every_metric_of_the_operator_is_documented_as_it_is() -> None:
+    metrics = OperatorMetrics()
+    metrics.set_gauges({"Running": 1}, {"Ready": 1})
+
+    assert documented_metrics("## Operator") == metrics_of(metrics.registry)
+
+
+def test_every_metric_of_the_agent_is_documented_as_it_is() -> None:
+    assert documented_metrics("## Agent") == metrics_of(AgentMetrics().registry)
+
+
+def test_every_value_of_an_agents_label_is_documented() -> None:
+    agent = section(METRICS, "## Agent")
+    refusals = [codes(row[0])[0] for row in rows(agent) if len(row) == 2]
+
+    assert refusals == [str(refusal) for refusal in Refusal]
+    assert {str(state) for state in TargetState} <= set(codes(agent))
+
+
+# ------------------------------------------------------------------------------- stages
+
+
+@pytest.mark.parametrize("stage", [stage.name for stage in STAGES])
+def test_every_stage_has_a_section_of_one_form(stage: str) -> None:
+    text = section(STAGES_PAGE, f"### {stage}")
+
+    assert re.findall(r"^- \*\*(.+?)\*\*", text, flags=re.MULTILINE)[:5] == STAGE_FORM
+
+
+def test_every_counter_of_a_target_is_explained() -> None:
+    explained = set(first_names(section(STAGES_PAGE, "### The target's own counters")))
+
+    assert [counter.name for counter in COUNTERS if counter.name not in explained] == []
+
+
+# ------------------------------------------------------------------------------- README
+
+
+def test_the_readme_is_read_in_minutes() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+# -------------------------------------------------------------------------------- links
+
+
+def links(page: Path) -> Iterator[str]:
+    """The relative targets of a page's links."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if not re.match(r"[a-z]+:", target):
+            yield target
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken(page: Path, targets: Iterable[str]) -> Iterator[str]:
+    """Those of the targets that lead nowhere."""
+    for target in targets:
+        name, _, anchor = target.partition("#")
+        other = (page.parent / name).resolve() if name else page
+        if not other.exists() or (anchor and anchor not in anchors(other)):
+            yield target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    assert list(broken(page, links(page))) == []
