@@ -36,6 +36,12 @@ PAGES = sorted(
         ROOT / "charts/latencyprobe/README.md",
     ]
 )
+# The chart's README is rendered, and CONTRIBUTING is for those who read code.
+PLAIN_PAGES = [
+    page
+    for page in PAGES
+    if page not in (ROOT / "CONTRIBUTING.md", ROOT / "charts/latencyprobe/README.md")
+]
 STAGE_FORM = ["From", "To", "Normal", "A large value", "Next"]
 Schema = dict[str, Any]
 Row = list[str]
@@ -244,6 +250,47 @@ def test_every_counter_of_a_target_is_explained() -> None:
 
 def test_the_readme_is_read_in_minutes() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+# ---------------------------------------------------------------------------- language
+
+
+WORDS_OF_A_SENTENCE = 25
+REPLACED = re.compile(
+    r"\b(tells?|told|anew|meanwhile|nobody|anybody|whomever|for want of|at rest|in the way)\b",
+    re.IGNORECASE,
+)
+
+
+def blocks(page: Path) -> Iterator[str]:
+    """Paragraphs, items of lists and cells of tables, each on one line, without generated parts."""
+    text = re.sub(r"<!-- matrix:.*?<!-- end of matrix -->", "", prose(page), flags=re.DOTALL)
+    for line in re.findall(r"^ *\|.*$", text, flags=re.MULTILINE):
+        yield from re.split(r"(?<!\\)\|", line)
+    text = re.sub(r"^ *\|.*$", "", text, flags=re.MULTILINE)
+    for block in re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )|^#+ ", text, flags=re.MULTILINE):
+        yield " ".join(block.split())
+
+
+def sentences(page: Path) -> Iterator[str]:
+    """The sentences of a page; what stands before a colon or a semicolon is one by itself."""
+    for block in blocks(page):
+        without_targets = re.sub(r"\]\([^)]*\)", "]", block)
+        yield from re.split(r"(?<=[.!?:;])\**\s+", without_targets)
+
+
+@pytest.mark.parametrize("page", PLAIN_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_sentences_are_short(page: Path) -> None:
+    lengths = {text: len(re.findall(r"\S*\w\S*", text)) for text in sentences(page)}
+
+    assert {text: n for text, n in lengths.items() if n > WORDS_OF_A_SENTENCE} == {}
+
+
+@pytest.mark.parametrize("page", PLAIN_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_replaced_words_do_not_come_back(page: Path) -> None:
+    quoted = re.compile(r"`[^`]*`")
+
+    assert [text for text in blocks(page) if REPLACED.search(quoted.sub("", text))] == []
 
 
 # -------------------------------------------------------------------------------- links
