@@ -12,7 +12,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -30,9 +30,8 @@ from latencyprobe_agent.desired import (
     NOTHING_DESIRED,
     Desired,
     Probe,
-    Selector,
     Target,
-    parse_desired,
+    admit,
 )
 from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.evidence.source import EvidenceSource
@@ -59,7 +58,7 @@ from latencyprobe_agent.serving.messages import (
 from latencyprobe_agent.serving.metrics import Metrics
 from latencyprobe_agent.targets.facts import Facts, failed
 from latencyprobe_agent.targets.resolver import Resolver
-from latencyprobe_agent.tracing import Trace, parse_trace
+from latencyprobe_agent.tracing import Trace, TraceWish, check_wish
 
 log = logging.getLogger(__name__)
 
@@ -200,21 +199,19 @@ class Agent:
             coverage=coverage_messages(self._engine.coverage),
         )
 
-    async def apply(self, message: pb.DesiredState) -> pb.ApplyResult:
+    async def apply(self, desired: Desired) -> pb.ApplyResult:
         """Make this state the one in force, and say how its targets stand.
 
-        Raises InvalidStateError, StaleGenerationError, or EngineError: then the state before is
-        still in force.
+        Raises StaleGenerationError or EngineError: then the state before is still in force.
         """
         async with self._lock:
             if self._is_closed:
                 raise ShuttingDownError
-            held = {(probe.id, target.id) for probe, target in _targets(self._desired)}
-            desired = parse_desired(message, held)
             if desired.generation < self._desired.generation:
                 raise StaleGenerationError(desired.generation, self._desired.generation)
+            admitted = admit(desired, self._desired.names)
             with self._metrics.apply_seconds.time():
-                await self._adopt(desired)
+                await self._adopt(admitted)
             self._lonely_since = self._clock()
             return self._apply_result()
 
@@ -239,7 +236,7 @@ class Agent:
                 self._lonely_since = self._clock()
                 self._wake.set()
 
-    async def trace(self, message: pb.TraceRequest, send: SendEvents) -> None:
+    async def trace(self, wish: TraceWish, send: SendEvents) -> None:
         """Send packets one by one until the probe or the client goes.
 
         Raises InvalidStateError, TraceBusyError, or EngineError: then nothing has changed.
@@ -249,7 +246,8 @@ class Agent:
                 raise ShuttingDownError
             if self._trace is not None:
                 raise TraceBusyError(self._trace.wish.probe_id)
-            trace = self._trace = Trace(parse_trace(message, self._desired))
+            check_wish(wish, self._desired)
+            trace = self._trace = Trace(wish)
             self._engine.trace(None)  # one that a client left may not have been taken out yet
             if trace.goes_on(self._desired):
                 await self._begin_trace(trace)
@@ -298,7 +296,7 @@ class Agent:
     async def _adopt(self, desired: Desired) -> None:
         """Put a state in force; where the engine refuses, the one before."""
         before = self._desired
-        self._resolver.track(_selectors(desired))
+        self._resolver.track(desired.selectors)
         try:
             await self._realise(desired)
         except EngineError:
@@ -310,13 +308,13 @@ class Agent:
             "generation %d in force: %d probes, %d targets, %d targets refused",
             desired.generation,
             len(desired.probes),
-            len(list(_targets(desired))),
+            len(desired.targets),
             sum(map(len, desired.refused.values())),
         )
 
     async def _restore(self, before: Desired) -> None:
         self._modules = None
-        self._resolver.track(_selectors(before))
+        self._resolver.track(before.selectors)
         try:
             await self._realise(before)
         except EngineError as error:
@@ -589,14 +587,6 @@ class Agent:
 
     def _show_targets(self) -> None:
         self._metrics.show_targets(
-            Counter(self._standing(p, t).state for p, t in _targets(self._desired))
+            Counter(self._standing(p, t).state for p, t in self._desired.targets)
             + Counter({TargetState.FAILED: sum(map(len, self._desired.refused.values()))})
         )
-
-
-def _selectors(desired: Desired) -> Iterator[Selector]:
-    return (target.selector for _, target in _targets(desired))
-
-
-def _targets(desired: Desired) -> Iterator[tuple[Probe, Target]]:
-    return ((probe, target) for probe in desired.probes for target in probe.targets)

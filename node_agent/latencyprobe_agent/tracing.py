@@ -6,10 +6,8 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from latencyprobe.domain.packets import LONGEST_NS
 from latencyprobe.domain.stages import PACKET_STAGES
-from latencyprobe.protocol.v1 import node_agent_pb2 as pb
-from latencyprobe_agent.desired import Desired, InvalidStateError, Probe
+from latencyprobe_agent.desired import Desired, InvalidStateError
 from latencyprobe_agent.kernel.contract import EngineError, TraceSpec
 from latencyprobe_agent.plan import SlotKey
 
@@ -18,45 +16,25 @@ _STAGES = {stage.name: stage for stage in PACKET_STAGES}
 
 @dataclass(frozen=True, slots=True)
 class TraceWish:
-    """What a client asks for. `per_second`: 0 for all."""
+    """What a client asks for: stages of a packet with their limits. `per_second`: 0 for all."""
 
     probe_id: str
     limits_ns: Mapping[str, int]
     per_second: int
 
 
-def parse_trace(message: pb.TraceRequest, desired: Desired) -> TraceWish:
-    """The request, checked against the state in force; raises InvalidStateError."""
-    if not message.probe_id:
-        raise InvalidStateError("probe_id", "is empty")
-    probe = _find_probe(desired, message.probe_id)
-    if not message.limits:
-        raise InvalidStateError("limits", "none given: name a stage and its least duration")
-    limits_ns: dict[str, int] = {}
-    for index, limit in enumerate(message.limits):
-        _check_limit(limit, probe, f"limits[{index}]")
-        if limit.stage in limits_ns:
-            raise InvalidStateError(f"limits[{index}].stage", f"{limit.stage!r} came before")
-        limits_ns[limit.stage] = limit.min_ns
-    return TraceWish(message.probe_id, limits_ns, message.max_packets_per_second)
-
-
-def _check_limit(limit: pb.StageLimit, probe: Probe | None, field: str) -> None:
-    stage = _STAGES.get(limit.stage)
-    if stage is None:
-        raise InvalidStateError(
-            f"{field}.stage",
-            f"{limit.stage[:80]!r} is no stage of a packet: those are {', '.join(_STAGES)}",
-        )
-    if probe is not None and not stage.is_measured_by(probe.modules):
-        raise InvalidStateError(
-            f"{field}.stage",
-            f"{limit.stage} is measured by module {stage.needs}, which the probe does not have",
-        )
-    if limit.min_ns > LONGEST_NS:
-        raise InvalidStateError(
-            f"{field}.min_ns", f"{limit.min_ns}: at most {LONGEST_NS}, no packet takes longer"
-        )
+def check_wish(wish: TraceWish, desired: Desired) -> None:
+    """Raise InvalidStateError where the probe does not measure a stage that is asked for."""
+    probe = desired.probe(wish.probe_id)
+    if probe is None:
+        return
+    for index, name in enumerate(wish.limits_ns):
+        stage = _STAGES[name]
+        if not stage.is_measured_by(probe.modules):
+            raise InvalidStateError(
+                f"limits[{index}].stage",
+                f"{name} is measured by module {stage.needs}, which the probe does not have",
+            )
 
 
 class Trace:
@@ -74,7 +52,7 @@ class Trace:
 
     def goes_on(self, desired: Desired) -> bool:
         """Whether its probe is there and measures what it asks for; once over, it stays so."""
-        probe = _find_probe(desired, self.wish.probe_id)
+        probe = desired.probe(self.wish.probe_id)
         if probe is None:
             if self.has_begun.is_set():
                 self.end()
@@ -92,7 +70,7 @@ class Trace:
 
     def spec(self, desired: Desired, numbers: Mapping[SlotKey, int]) -> TraceSpec:
         """What the engine is told: by the slots that the probe's targets have now."""
-        probe = _find_probe(desired, self.wish.probe_id)
+        probe = desired.probe(self.wish.probe_id)
         keys = (SlotKey(t.selector, probe.socket_filter) for t in probe.targets) if probe else ()
         slots = frozenset(numbers[key] for key in keys if key in numbers)
         return TraceSpec(self.wish.limits_ns, slots, self.wish.per_second)
@@ -101,7 +79,3 @@ class Trace:
         """The smallest sampling ratio so far."""
         self._lowest_ratio = min(self._lowest_ratio, now)
         return self._lowest_ratio
-
-
-def _find_probe(desired: Desired, probe_id: str) -> Probe | None:
-    return next((probe for probe in desired.probes if probe.id == probe_id), None)

@@ -30,6 +30,7 @@ from latencyprobe_agent.agent import (
 from latencyprobe_agent.desired import InvalidStateError
 from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.serving.metrics import Metrics
+from latencyprobe_agent.serving.requests import parse_desired, parse_trace
 from latencyprobe_agent.serving.tls import RenewedContext, TlsFiles
 from latencyprobe_agent.serving.tls_proxy import Gate, Refusal, RefusalLog
 
@@ -123,7 +124,11 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
     ) -> pb.ApplyResult:
         """Replace the desired state."""
         await self._caller.check(context)
-        return await self._guard(lambda: self._agent.apply(request), context)
+
+        async def answer() -> pb.ApplyResult:
+            return await self._agent.apply(parse_desired(request))
+
+        return await self._guard(answer, context)
 
     async def WatchReports(  # type: ignore[override]  # noqa: N802  (writes, yields nothing)
         self,
@@ -141,9 +146,12 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
         """Tell of packets until the probe or the client goes."""
         await self._caller.check(context)
         log.info("%s traces packets", self._caller.describe(context))
-        await self._guard(
-            lambda: _stream(lambda send: self._agent.trace(request, send), context), context
-        )
+
+        async def answer() -> None:
+            wish = parse_trace(request)
+            await _stream(lambda send: self._agent.trace(wish, send), context)
+
+        await self._guard(answer, context)
 
     async def _guard(self, answer: Callable[[], Awaitable[_Answer]], context: Context) -> _Answer:
         """The answer, or the status that says what went wrong."""

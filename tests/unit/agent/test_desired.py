@@ -18,9 +18,10 @@ from latencyprobe_agent.desired import (
     Desired,
     InvalidStateError,
     PidTarget,
-    parse_desired,
+    admit,
 )
 from latencyprobe_agent.kernel.contract import SocketFilter
+from latencyprobe_agent.serving.requests import parse_desired
 
 UID = "0b7e3f0c-1d2e-4f5a-8b9c-0d1e2f3a4b5c"
 CID = "ab" * 32
@@ -249,7 +250,7 @@ def _admitted(desired: Desired) -> Counter[str]:
     ids=["257 probes", "10 on 110 pods", "4 on 330 containers", "12 on 330 containers"],
 )
 def test_as_many_probes_as_an_honest_node_has_are_all_admitted(probes: int, targets: int) -> None:
-    desired = parse_desired(pb.DesiredState(probes=_flood("shop", probes, targets)))
+    desired = admit(parse_desired(pb.DesiredState(probes=_flood("shop", probes, targets))))
     assert (len(desired.probes), desired.refused) == (probes, {})
 
 
@@ -257,7 +258,7 @@ def test_as_many_probes_as_an_honest_node_has_are_all_admitted(probes: int, targ
 def test_what_is_too_much_is_refused_to_its_namespace_alone(probes: int, targets: int) -> None:
     victims = _flood("victim", 2, 3)
     state = pb.DesiredState(probes=[*_flood("flood", probes, targets), *victims])
-    desired = parse_desired(state)
+    desired = admit(parse_desired(state))
     admitted = _admitted(desired)
     assert admitted["victim"] == 6
     assert len(desired.probes) <= MAX_PROBES
@@ -270,10 +271,11 @@ def test_what_is_too_much_is_refused_to_its_namespace_alone(probes: int, targets
 
 def test_a_namespace_that_comes_later_takes_from_one_above_its_share() -> None:
     first = _flood("first", 20, 300)
-    before = parse_desired(pb.DesiredState(probes=first))
+    before = admit(parse_desired(pb.DesiredState(probes=first)))
     held = {(probe.id, target.id) for probe in before.probes for target in probe.targets}
     assert len(held) == MAX_TARGETS
-    both = parse_desired(pb.DesiredState(probes=[*first, *_flood("second", 20, 300)]), held)
+    state = pb.DesiredState(probes=[*first, *_flood("second", 20, 300)])
+    both = admit(parse_desired(state), held)
     assert _admitted(both) == {"first": MAX_TARGETS // 2, "second": MAX_TARGETS // 2}
     kept = {(p.id, t.id) for p in both.probes for t in p.targets if p.namespace == "first"}
     assert kept <= held
