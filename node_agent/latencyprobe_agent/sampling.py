@@ -11,9 +11,14 @@ for a while.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from latencyprobe_agent.kernel.contract import Overhead
+
+log = logging.getLogger(__name__)
 
 MAX_SHIFT = 6
 # Figures that pass before a raise that did not help is tried again: one comes every ten seconds.
@@ -61,3 +66,39 @@ class Sampling:
         shift = min(self.shift + max(math.ceil(math.log2(excess)), 1), MAX_SHIFT)
         raised_from = (self.shift, cpu_percent) if shift > self.shift else None
         return Sampling(shift, raised_from)
+
+
+class Governor:
+    """The sampling, judged by each new figure of CPU time against the budget in force."""
+
+    def __init__(self) -> None:
+        self._sampling = Sampling()
+        self._budget = 0.0
+        self._figure: int | None = None
+
+    @property
+    def ratio(self) -> float:
+        """The share of the packets that is measured."""
+        return 2.0**-self._sampling.shift
+
+    def keep_to(self, budget_percent: float) -> None:
+        """Have this budget from now on, which judges the last figure once more."""
+        self._budget = budget_percent
+        self._figure = None
+
+    def judge(self, overhead: Overhead) -> int | None:
+        """Return the new shift, if this is a new figure and the sampling changes with it."""
+        if overhead.cpu_percent is None or overhead.figure == self._figure:
+            return None
+        self._figure = overhead.figure
+        before = self._sampling.shift
+        self._sampling = self._sampling.after(overhead.cpu_percent, self._budget)
+        if self._sampling.shift == before:
+            return None
+        log.info(
+            "programs take %.1f %% of a core, the budget is %g %%: measuring 1 packet in %d",
+            overhead.cpu_percent,
+            self._budget,
+            1 << self._sampling.shift,
+        )
+        return self._sampling.shift

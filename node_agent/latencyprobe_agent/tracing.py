@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from latencyprobe.domain.packets import TraceCounts, TracedPacket
 from latencyprobe.domain.stages import PACKET_STAGES
 from latencyprobe_agent.desired import Desired, InvalidStateError
 from latencyprobe_agent.kernel.contract import EngineError, TraceSpec
@@ -35,6 +36,29 @@ def check_wish(wish: TraceWish, desired: Desired) -> None:
                 f"limits[{index}].stage",
                 f"{name} is measured by module {stage.needs}, which the probe does not have",
             )
+
+
+@dataclass(frozen=True, slots=True)
+class PacketNews:
+    """Packets that were traced, and what became of all slow ones since the trace began.
+
+    `sampling_ratio`: the smallest share of the packets that was looked at.
+    """
+
+    packets: Sequence[TracedPacket]
+    counts: TraceCounts
+    sampling_ratio: float
+
+
+class TraceBusyError(Exception):
+    """There is a trace already."""
+
+    def __init__(self, probe_id: str) -> None:
+        self.probe_id = probe_id
+        super().__init__(
+            f"packets of probe {probe_id!r} are being traced already, and there is one trace at a "
+            "time: end that one, or wait for its end"
+        )
 
 
 class Trace:

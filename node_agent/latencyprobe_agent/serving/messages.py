@@ -8,19 +8,24 @@ from collections.abc import Iterable, Mapping
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from latencyprobe import __version__
 from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.domain.fairness import MAX_TARGETS
 from latencyprobe.domain.measurement import NodeMeasurement, largest_counters
 from latencyprobe.protocol.measurements import (
     MAX_OPEN_COUNTERS,
+    PROTOCOL_VERSION,
     measurement_to_proto,
     node_to_proto,
 )
+from latencyprobe.protocol.packets import counts_to_proto, packet_to_proto
 from latencyprobe.protocol.states import coverage_to_proto, target_state_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe_agent.agent import Agent, Applied
 from latencyprobe_agent.collector import Moment, ProbeFigures
-from latencyprobe_agent.desired import Refusals, Target
+from latencyprobe_agent.desired import Refusals
 from latencyprobe_agent.targets.facts import Facts
+from latencyprobe_agent.tracing import PacketNews
 
 # A status is for people, who don't read ten thousand process ids.
 MAX_PIDS_SHOWN = 256
@@ -32,10 +37,48 @@ def coverage_messages(coverage: Iterable[StageCoverage]) -> list[pb.StageCoverag
     return [coverage_to_proto(stage) for stage in coverage]
 
 
-def status_message(target: Target, facts: Facts) -> pb.TargetStatus:
+def node_info(agent: Agent) -> pb.NodeInfo:
+    """What the node is, and which stages it can measure."""
+    return pb.NodeInfo(
+        agent_version=__version__,
+        protocol_version=PROTOCOL_VERSION,
+        instance_id=agent.instance_id,
+        node_name=agent.node.node_name,
+        kernel_release=agent.node.kernel_release,
+        architecture=agent.node.architecture,
+        kernel_types=agent.node.kernel_types,
+        cgroup_version=agent.node.cgroup_version,
+        coverage=coverage_messages(agent.coverage),
+    )
+
+
+def apply_result(applied: Applied) -> pb.ApplyResult:
+    """How the targets of a state stand, refused ones included."""
+    statuses = {
+        probe_id: [status_message(target_id, facts) for target_id, facts in targets.items()]
+        for probe_id, targets in applied.standings.items()
+    }
+    for probe_id, refused in refused_statuses(applied.refused).items():
+        statuses.setdefault(probe_id, []).extend(refused)
+    return pb.ApplyResult(
+        generation=applied.generation,
+        probes=[pb.ProbeStatus(id=name, targets=each) for name, each in statuses.items()],
+        coverage=coverage_messages(applied.coverage),
+    )
+
+
+def trace_events(news: PacketNews) -> pb.TraceEvents:
+    """Packets one by one, with the counts of all."""
+    return pb.TraceEvents(
+        packets=map(packet_to_proto, news.packets),
+        counts=counts_to_proto(news.counts, news.sampling_ratio),
+    )
+
+
+def status_message(target_id: str, facts: Facts) -> pb.TargetStatus:
     """How one target stands."""
     return pb.TargetStatus(
-        id=target.id,
+        id=target_id,
         state=target_state_to_proto(facts.state),
         message=facts.message,
         pids=facts.pids[:MAX_PIDS_SHOWN],
@@ -62,16 +105,15 @@ def refused_statuses(refused: Refusals) -> Mapping[str, list[pb.TargetStatus]]:
     return statuses
 
 
-def probe_report(figures: ProbeFigures, statuses: Mapping[str, pb.TargetStatus]) -> pb.ProbeReport:
+def probe_report(figures: ProbeFigures, standings: Mapping[str, Facts]) -> pb.ProbeReport:
     """One probe's report: every target of it, also those of which nothing was seen."""
     return pb.ProbeReport(
         id=figures.probe.id,
         begin=_timestamp(figures.begin),
         end=_timestamp(figures.end),
         targets=[
-            _target_report(figures, status)
-            for target in figures.probe.targets
-            if (status := statuses.get(target.id)) is not None
+            _target_report(figures, status_message(target_id, facts))
+            for target_id, facts in standings.items()
         ],
         node=node_to_proto(_bounded(figures.of_node())),
     )

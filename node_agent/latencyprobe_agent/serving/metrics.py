@@ -7,6 +7,7 @@ The kubelet can't present a client certificate, so it asks these instead of gRPC
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -41,10 +42,10 @@ class Metrics:
         self.reports = Counter(
             "latencyprobe_reports_sent", "Reports sent to the client.", registry=self.registry
         )
-        self.reads = Counter(
+        self._reads = Counter(
             "latencyprobe_engine_reads", "Readings of the kernel's maps.", registry=self.registry
         )
-        self.apply_seconds = Histogram(
+        self._apply_seconds = Histogram(
             "latencyprobe_apply_seconds",
             "From receiving a desired state to having it attached.",
             buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10),
@@ -77,8 +78,13 @@ class Metrics:
         """Somebody was not let in."""
         self._refused.labels(reason).inc()
 
-    def show_program_cpu(self, cpu_percent: float | None) -> None:
-        """Say what the programs cost."""
+    def time_apply(self) -> AbstractContextManager[object]:
+        """Time what is done inside: the adoption of a desired state."""
+        return self._apply_seconds.time()
+
+    def note_reading(self, cpu_percent: float | None) -> None:
+        """Count a reading of the engine, and say what the programs cost."""
+        self._reads.inc()
         if cpu_percent is not None:
             self._program_cpu.set(cpu_percent / 100)
 

@@ -20,19 +20,17 @@ from latencyprobe.process.listening import listen
 from latencyprobe.protocol.measurements import MAX_MESSAGE_BYTES
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1 import node_agent_pb2_grpc
-from latencyprobe_agent.agent import (
-    Agent,
-    ShuttingDownError,
-    StaleGenerationError,
-    StreamEndedError,
-    TraceBusyError,
-)
+from latencyprobe_agent.agent import Agent, ShuttingDownError, StaleGenerationError
 from latencyprobe_agent.desired import InvalidStateError
 from latencyprobe_agent.kernel.contract import EngineError
+from latencyprobe_agent.lease import StreamEndedError
+from latencyprobe_agent.serving.messages import apply_result, node_info, trace_events
 from latencyprobe_agent.serving.metrics import Metrics
+from latencyprobe_agent.serving.reports import ReportPump
 from latencyprobe_agent.serving.requests import parse_desired, parse_trace
 from latencyprobe_agent.serving.tls import RenewedContext, TlsFiles
 from latencyprobe_agent.serving.tls_proxy import Gate, Refusal, RefusalLog
+from latencyprobe_agent.tracing import TraceBusyError
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[object, object]
@@ -102,9 +100,10 @@ class Caller:
 class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
     """The service of `node_agent.proto`."""
 
-    def __init__(self, agent: Agent, caller: Caller) -> None:
+    def __init__(self, agent: Agent, caller: Caller, metrics: Metrics) -> None:
         self._agent = agent
         self._caller = caller
+        self._metrics = metrics
 
     async def GetNodeInfo(  # noqa: N802  (the protocol's name)
         self,
@@ -115,7 +114,7 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
         await self._caller.check(context)
 
         async def answer() -> pb.NodeInfo:
-            return self._agent.node_info()
+            return node_info(self._agent)
 
         return await self._guard(answer, context)
 
@@ -126,7 +125,7 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
         await self._caller.check(context)
 
         async def answer() -> pb.ApplyResult:
-            return await self._agent.apply(parse_desired(request))
+            return apply_result(await self._agent.apply(parse_desired(request)))
 
         return await self._guard(answer, context)
 
@@ -138,7 +137,11 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
         """Report until the client goes. `write` waits while the client is slow."""
         await self._caller.check(context)
         log.info("%s listens to reports", self._caller.describe(context))
-        await self._guard(lambda: _stream(self._agent.watch, context), context)
+
+        async def pump(send: Callable[[pb.Report], Awaitable[None]]) -> None:
+            await self._agent.watch(ReportPump(self._agent, self._metrics.reports.inc, send).run)
+
+        await self._guard(lambda: _stream(pump, context), context)
 
     async def Trace(  # type: ignore[override]  # noqa: N802  (writes, yields nothing)
         self, request: pb.TraceRequest, context: Context
@@ -149,7 +152,11 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
 
         async def answer() -> None:
             wish = parse_trace(request)
-            await _stream(lambda send: self._agent.trace(wish, send), context)
+
+            async def pump(send: Callable[[pb.TraceEvents], Awaitable[None]]) -> None:
+                await self._agent.trace(wish, lambda news: send(trace_events(news)))
+
+            await _stream(pump, context)
 
         await self._guard(answer, context)
 
@@ -233,7 +240,8 @@ class Server:
     ) -> None:
         self._agent = agent
         self._address = address
-        self._refusals = RefusalLog((metrics or Metrics()).count_refusal)
+        self._metrics = metrics or Metrics()
+        self._refusals = RefusalLog(self._metrics.count_refusal)
         self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=_MAX_RPCS)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -295,7 +303,7 @@ class Server:
 
     def _add_service(self, caller: Caller) -> None:
         node_agent_pb2_grpc.add_NodeAgentServicer_to_server(
-            NodeAgentService(self._agent, caller), self._server
+            NodeAgentService(self._agent, caller, self._metrics), self._server
         )
 
     async def _say(self, status: int) -> None:

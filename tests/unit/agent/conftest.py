@@ -33,9 +33,16 @@ def evidence() -> ScriptedEvidence:
 
 
 @pytest.fixture
-async def agent(engine: ScriptedEngine, evidence: ScriptedEvidence) -> AsyncIterator[Agent]:
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+async def agent(
+    engine: ScriptedEngine, evidence: ScriptedEvidence, metrics: Metrics
+) -> AsyncIterator[Agent]:
     """An agent that looks after itself."""
-    running = Agent(engine, Resolver(), NODE, Metrics(), evidence)
+    running = Agent(engine, Resolver(), NODE, metrics, evidence)
     keeper = asyncio.create_task(running.keep())
     yield running
     await running.close()
@@ -45,14 +52,18 @@ async def agent(engine: ScriptedEngine, evidence: ScriptedEvidence) -> AsyncIter
 
 @pytest.fixture
 async def running(
-    agent: Agent, engine: ScriptedEngine, evidence: ScriptedEvidence, tmp_path: Path
+    agent: Agent,
+    engine: ScriptedEngine,
+    evidence: ScriptedEvidence,
+    metrics: Metrics,
+    tmp_path: Path,
 ) -> AsyncIterator[Running]:
     """The agent on a Unix socket, and a channel to it."""
     path = tmp_path / "private" / "agent.sock"
-    server = Server(agent, SocketAddress(path))
+    server = Server(agent, SocketAddress(path), metrics)
     await server.start()
     async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
-        yield Running(agent, engine, evidence, agent._metrics, channel)
+        yield Running(agent, engine, evidence, metrics, channel)
     await agent.close()
     await server.stop()
 

@@ -31,6 +31,7 @@ from latencyprobe.protocol.measurements import (
 )
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent import plan
+from latencyprobe_agent.serving.reports import ReportPump
 from tests.unit.agent.running import Running, next_reading, until
 from tests.unit.agent.scripted import samples
 from tests.unit.agent.states import probe, seconds, state
@@ -203,7 +204,7 @@ async def test_with_nothing_to_measure_no_evidence_is_read(running: Running) -> 
     # Another state with nothing in it: the agent has been through its rounds.
     await running.stub.Apply(state(generation=3))
     assert len(running.evidence.read) == read
-    assert running.agent._next_reading() is None
+    assert running.agent.readings.next_at is None
 
 
 async def test_figures_wait_for_a_client_and_come_once(running: Running) -> None:
@@ -336,7 +337,7 @@ async def test_ten_probes_over_all_pods_share_their_slots(
 async def test_a_namespace_that_comes_later_gets_its_share_of_the_slots_and_gives_it_back(
     running: Running, processes: list[int]
 ) -> None:
-    running.agent._slots = plan.SlotTable(size=4)
+    running.agent._reconciler._slots._table = plan.SlotTable(size=4)
     first, second = crowd("first", 1, processes[:6]), crowd("second", 1, processes[6:])
 
     def attached(result: pb.ApplyResult) -> dict[str, set[str]]:
@@ -450,7 +451,7 @@ async def test_a_reader_that_stands_still_stops_the_sending_and_loses_nothing(
 async def test_more_targets_than_slots_are_failed_with_a_message(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running.agent._slots = plan.SlotTable(size=2)
+    running.agent._reconciler._slots._table = plan.SlotTable(size=2)
     probes = [probe(f"p{n}", ports=(n + 1,)) for n in range(3)]
     result = await running.stub.Apply(state(*probes))
     states = [one.targets[0].state for one in result.probes]
@@ -464,7 +465,7 @@ async def test_more_targets_than_slots_are_failed_with_a_message(
 async def test_a_slot_is_drained_for_its_owner_before_anybody_else_gets_it(
     running: Running,
 ) -> None:
-    running.agent._slots = plan.SlotTable(size=1)
+    running.agent._reconciler._slots._table = plan.SlotTable(size=1)
     await running.stub.Apply(state(probe("p", ports=(1,), interval_s=60)))
     running.engine.measure(samples(100))
     await running.stub.Apply(state(probe("q", ports=(2,)), generation=2))
@@ -516,14 +517,14 @@ async def test_closing_ends_the_stream_and_detaches(running: Running) -> None:
 async def test_a_stream_is_ended_also_while_its_first_report_is_on_its_way(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_report = running.agent._report
+    make_report = ReportPump._report
     closing: list[asyncio.Task[None]] = []
 
     def close_meanwhile(*arguments: Any, **options: Any) -> pb.Report:
         closing.append(asyncio.create_task(running.agent.close()))
         return make_report(*arguments, **options)
 
-    monkeypatch.setattr(running.agent, "_report", close_meanwhile)
+    monkeypatch.setattr(ReportPump, "_report", close_meanwhile)
     with pytest.raises(grpc.aio.AioRpcError) as ended:
         async for _ in reports(watch(running)):
             pass

@@ -115,7 +115,7 @@ async def test_one_trace_goes_on_at_a_time(running: Running) -> None:
     assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "packets of probe 'p' are being traced already" in details
     first.cancel()
-    await until(lambda: running.agent._trace is None, "the end of the first")
+    await until(lambda: running.agent._reconciler.trace is None, "the end of the first")
     await begun(trace(running, "q"))
 
 

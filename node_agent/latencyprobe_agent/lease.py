@@ -1,0 +1,88 @@
+"""The lease: a client that listens to reports keeps the desired state in force.
+
+One stream of reports is open at a time. With none open for as long as the lease of the desired
+state, the agent detaches everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import NoReturn
+
+from latencyprobe.process.tasks import first_to_end
+
+Pump = Callable[[], Coroutine[object, object, None]]
+"""What sends the reports of one stream, until it is cancelled."""
+
+
+class StreamEndedError(Exception):
+    """A report stream that the agent has ended: another one came, or the agent goes."""
+
+    def __init__(self, message: str, *, superseded: bool) -> None:
+        self.superseded = superseded
+        super().__init__(message)
+
+
+class Lease:
+    """The one open stream, and since when there is none."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._stream: _Stream | None = None
+        self._since = clock()
+
+    def renew(self) -> None:
+        """Count from now on."""
+        self._since = self._clock()
+
+    def ends_at(self, lease_s: float) -> float | None:
+        """Return when a lease of this length ends; None for 0, and while somebody listens."""
+        if not lease_s or self._stream is not None:
+            return None
+        return self._since + lease_s
+
+    async def hold(self, pump: Pump) -> None:
+        """Pump until the client goes; ends a stream that was open before.
+
+        Raises StreamEndedError where the stream is ended from outside.
+        """
+        before, self._stream = self._stream, _Stream()
+        stream = self._stream
+        try:
+            if before is not None:
+                before.end(StreamEndedError("another client listens now", superseded=True))
+                await before.closed.wait()
+            await stream.run(pump())
+        finally:
+            stream.closed.set()
+            if self._stream is stream:
+                self._stream = None
+                self.renew()
+
+    def end_stream(self, message: str) -> None:
+        """End the stream that is open, if any, because the agent goes."""
+        if self._stream is not None:
+            self._stream.end(StreamEndedError(message, superseded=False))
+
+
+class _Stream:
+    """One stream of reports, and the way to end it from outside."""
+
+    def __init__(self) -> None:
+        self._end: asyncio.Future[StreamEndedError] = asyncio.get_running_loop().create_future()
+        self.closed = asyncio.Event()
+
+    def end(self, reason: StreamEndedError) -> None:
+        if not self._end.done():
+            self._end.set_result(reason)
+
+    async def run(self, pump: Coroutine[object, object, None]) -> None:
+        """Pump until it fails, the client disconnects (cancellation), or `end` is called."""
+        try:
+            await first_to_end(self._ended(), pump)
+        finally:
+            self.closed.set()
+
+    async def _ended(self) -> NoReturn:
+        raise await self._end

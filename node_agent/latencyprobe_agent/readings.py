@@ -1,0 +1,128 @@
+"""Readings of the engine and of the evidence, taken into the accounts of the probes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from latencyprobe.domain.measurement import NodeMeasurement
+from latencyprobe_agent.collector import Collector, Moment, OverheadMeter, ProbeFigures
+from latencyprobe_agent.desired import Desired
+from latencyprobe_agent.evidence.namespaces import Namespace
+from latencyprobe_agent.evidence.source import EvidenceSource
+from latencyprobe_agent.instruments import Instruments
+from latencyprobe_agent.kernel.contract import Engine
+from latencyprobe_agent.plan import TargetKey
+from latencyprobe_agent.sampling import Governor, strictest
+
+_LONGEST_READING_S = 10.0
+
+
+class Readings:
+    """What was measured and not yet reported.
+
+    Whatever reads the engine needs the agent's lock. Figures are taken and put back without it.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        evidence: EvidenceSource,
+        instruments: Instruments,
+        clock: Callable[[], float],
+    ) -> None:
+        self._engine = engine
+        self._evidence = evidence
+        self._instruments = instruments
+        self._clock = clock
+        self._collector = Collector()
+        self._overhead = OverheadMeter()
+        self._governor = Governor()
+        self._namespaces: Mapping[int, Namespace] = {}
+        self._last = self.now()
+        self._were_taken = asyncio.Event()
+
+    def now(self) -> Moment:
+        """Return the time on both clocks."""
+        return Moment(self._clock(), time.time_ns())
+
+    # For whom is measured
+
+    def follow(
+        self, desired: Desired, asked: Moment, owners: Mapping[int, Sequence[TargetKey]]
+    ) -> None:
+        """Keep accounts for these probes; a new one's begins when it was asked for."""
+        self._collector.follow(desired, asked)
+        self._collector.own(owners)
+        self._governor.keep_to(strictest(probe.max_cpu_percent for probe in desired.probes))
+
+    def move(
+        self, homes: Mapping[TargetKey, frozenset[int]], found: Mapping[int, Namespace]
+    ) -> None:
+        """Have the targets live here from now on.
+
+        What was counted until now where one comes or goes is for those who lived there.
+        """
+        self._namespaces = {**self._namespaces, **found}
+        self._gather(self._collector.moved(homes))
+        self._collector.settle(homes)
+        self._namespaces = found
+        self._evidence.keep(frozenset().union(*homes.values()))
+
+    # Reading
+
+    @property
+    def next_at(self) -> float | None:
+        """When a probe is due; where one is overdue (nobody takes it), in a shortest interval."""
+        due, interval = self._collector.next_due, self._collector.shortest_interval
+        if due is None or interval is None:
+            return None
+        read_at = self._last.monotonic
+        return min(max(due, read_at + interval), read_at + _LONGEST_READING_S)
+
+    def read(self) -> None:
+        """Take a reading into the accounts, and wake whoever waits for figures."""
+        before, self._last = self._last, self.now()
+        self._collector.add(self._engine.read())
+        self._collector.add_node(self._engine.read_node())
+        self._collector.add_node(NodeMeasurement(counters=self._evidence.of_node()))
+        self._gather(self._collector.due_namespaces(self._last))
+        overhead = self._engine.overhead()
+        self._overhead.note(overhead.cpu_percent, self._last.monotonic - before.monotonic)
+        self._instruments.note_reading(overhead.cpu_percent)
+        self._were_taken.set()
+        shift = self._governor.judge(overhead)
+        if shift is not None:
+            self._engine.sample(shift)
+
+    def _gather(self, inodes: Iterable[int]) -> None:
+        """Take what was counted in these network namespaces into the accounts."""
+        found = (self._namespaces[inode] for inode in inodes if inode in self._namespaces)
+        self._collector.add_netns(self._evidence.of_namespaces(found))
+
+    @property
+    def sampling_ratio(self) -> float:
+        """The share of the packets that is measured."""
+        return self._governor.ratio
+
+    def close(self) -> None:
+        """Close what evidence is read through."""
+        self._evidence.close()
+
+    # For reports
+
+    async def due_figures(self) -> list[ProbeFigures]:
+        """Wait until a probe is due, and take the figures of all that are."""
+        while not self._collector.is_due(self._last):
+            self._were_taken.clear()
+            await self._were_taken.wait()
+        return self._collector.take(self._last)
+
+    def put_back(self, figures: Sequence[ProbeFigures]) -> None:
+        """Undo `due_figures` for what could not be delivered."""
+        self._collector.put_back(figures)
+
+    def take_cpu_percent(self) -> float | None:
+        """Return the programs' mean CPU time since this was last asked; None: not known."""
+        return self._overhead.take()

@@ -1,0 +1,205 @@
+"""The reconciler: makes the kernel side equal to the state in force and to the facts."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+from latencyprobe.domain.stages import Module
+from latencyprobe.domain.targets import TargetState
+from latencyprobe_agent.assigner import SlotAssigner
+from latencyprobe_agent.desired import NOTHING_DESIRED, Desired, Probe, Target
+from latencyprobe_agent.instruments import Instruments
+from latencyprobe_agent.kernel.contract import Engine, EngineError
+from latencyprobe_agent.plan import SlotKey, homes, namespaces, owners, wanted_modules
+from latencyprobe_agent.readings import Readings
+from latencyprobe_agent.targets.facts import Facts, failed
+from latencyprobe_agent.targets.resolver import Resolver
+from latencyprobe_agent.tracing import Trace, TraceBusyError, TraceWish, check_wish
+
+log = logging.getLogger(__name__)
+
+_RETRY_ENGINE_S = 5.0
+
+
+class Reconciler:
+    """Knows the state in force, and what the engine was last told of it.
+
+    Its caller's lock orders all that is awaited, and `attend`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        resolver: Resolver,
+        readings: Readings,
+        instruments: Instruments,
+        clock: Callable[[], float],
+    ) -> None:
+        self._engine = engine
+        self._resolver = resolver
+        self._readings = readings
+        self._instruments = instruments
+        self._clock = clock
+        self._desired = NOTHING_DESIRED
+        self._trace: Trace | None = None
+        self._slots = SlotAssigner(engine)
+        # The modules, and whether with what tells of packets one by one; None: not known.
+        self._loaded: tuple[frozenset[Module], bool] | None = (frozenset(), False)
+        self._retry_at: float | None = None
+
+    @property
+    def desired(self) -> Desired:
+        """The state in force."""
+        return self._desired
+
+    @property
+    def trace(self) -> Trace | None:
+        """The trace that goes on, or waits for its probe."""
+        return self._trace
+
+    def standing(self, probe: Probe, target: Target) -> Facts:
+        """How a target of a probe stands: as its facts, unless there was no slot for it."""
+        refusal = self._slots.refusal(SlotKey(target.selector, probe.socket_filter))
+        return failed(refusal) if refusal else self._resolver.facts_of(target.selector)
+
+    # What a client asks for
+
+    async def adopt(self, desired: Desired) -> None:
+        """Put a state in force; where the engine refuses, the one before."""
+        before = self._desired
+        self._resolver.track(desired.selectors)
+        try:
+            await self._realise(desired)
+        except EngineError:
+            await self._restore(before)
+            raise
+        log.info(
+            "generation %d in force: %d probes, %d targets, %d targets refused",
+            desired.generation,
+            len(desired.probes),
+            len(desired.targets),
+            sum(map(len, desired.refused.values())),
+        )
+
+    async def begin_trace(self, wish: TraceWish) -> Trace:
+        """Trace packets from now on, or from when the probe is there.
+
+        Raises InvalidStateError and TraceBusyError; what the engine refuses ends the trace.
+        """
+        if self._trace is not None:
+            raise TraceBusyError(self._trace.wish.probe_id)
+        check_wish(wish, self._desired)
+        trace = self._trace = Trace(wish)
+        self._engine.trace(None)  # one that a client left may not have been taken out yet
+        if trace.goes_on(self._desired):
+            try:
+                await self._realise(self._desired)
+            except EngineError as error:
+                trace.end(error)
+                await self._restore(self._desired)
+        return trace
+
+    def end_trace(self) -> None:
+        """Have no trace any more; `attend` takes it out of the kernel."""
+        self._trace = None
+
+    async def close(self) -> None:
+        """Detach everything."""
+        await self._engine.close()
+        self._instruments.show_modules(())
+
+    # What changes by itself
+
+    @property
+    def next_at(self) -> float | None:
+        """When `attend` has something to do."""
+        times = [t for t in (self._resolver.next_look, self._retry_at) if t is not None]
+        return min(times, default=None)
+
+    async def attend(self) -> None:
+        """Follow targets that come and go, and try again what has failed."""
+        if self._resolver.refresh() or self._is_retry_due() or self._is_trace_over():
+            await self._try(self._realise(self._desired))
+
+    async def let_go(self) -> None:
+        """Put the empty state in force, with no client there to be told of trouble."""
+        await self._try(self.adopt(NOTHING_DESIRED))
+
+    def _is_retry_due(self) -> bool:
+        return self._retry_at is not None and self._clock() >= self._retry_at
+
+    def _is_trace_over(self) -> bool:
+        """Whether the programs still have what a trace needs, for none."""
+        return self._loaded is not None and self._loaded[1] and self._trace is None
+
+    async def _try(self, change: Awaitable[None]) -> None:
+        """Log what the engine refuses, and try again later."""
+        try:
+            await change
+        except EngineError as error:
+            log.warning("%s; next attempt in %g s", error, _RETRY_ENGINE_S)
+            self._retry_at = self._clock() + _RETRY_ENGINE_S
+
+    # The engine
+
+    async def _restore(self, before: Desired) -> None:
+        self._loaded = None
+        self._resolver.track(before.selectors)
+        try:
+            await self._realise(before)
+        except EngineError as error:
+            log.warning("the state before can't be restored either: %s", error)
+            self._retry_at = self._clock() + _RETRY_ENGINE_S
+
+    async def _realise(self, desired: Desired) -> None:
+        """Make the engine equal to the state and the facts; the order loses no figures.
+
+        What was measured until now is read for whom it was measured.
+        """
+        # A first report is due an interval after this, however long it takes.
+        asked = self._readings.now()
+        facts = self._resolver.facts
+        trace = self._trace if self._trace is not None and self._trace.goes_on(desired) else None
+        if trace is None:
+            self._engine.trace(None)
+        trace = await self._load_for(trace, wanted_modules(desired, facts))
+        self._readings.read()
+        self._slots.assign(desired, facts, self._readings.read)
+        numbers = self._slots.numbers
+        self._readings.move(homes(desired, facts, numbers), namespaces(facts))
+        if trace is not None:
+            self._engine.trace(trace.spec(desired, numbers))
+            trace.has_begun.set()
+        self._readings.follow(desired, asked, owners(desired, numbers))
+        self._desired = desired
+        self._retry_at = None
+        self._show_targets()
+
+    async def _load_for(self, trace: Trace | None, modules: frozenset[Module]) -> Trace | None:
+        """Load with what the trace needs; where the kernel refuses that alone, end the trace."""
+        if trace is not None:
+            try:
+                await self._load(modules, tracing=True)
+            except EngineError as error:
+                trace.end(error)
+                self._engine.trace(None)
+            else:
+                return trace
+        await self._load(modules, tracing=False)
+        return None
+
+    async def _load(self, modules: frozenset[Module], *, tracing: bool) -> None:
+        if (modules, tracing) == self._loaded:
+            return
+        self._loaded = None
+        await self._engine.use(modules, tracing=tracing)
+        self._loaded = (modules, tracing)
+        self._instruments.show_modules(modules)
+
+    def _show_targets(self) -> None:
+        self._instruments.show_targets(
+            Counter(self.standing(probe, target).state for probe, target in self._desired.targets)
+            + Counter({TargetState.FAILED: sum(map(len, self._desired.refused.values()))})
+        )
