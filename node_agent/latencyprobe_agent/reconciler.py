@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.targets import TargetState
@@ -67,13 +68,13 @@ class Reconciler:
     # What a client asks for
 
     async def adopt(self, desired: Desired) -> None:
-        """Put a state in force; where the engine refuses, the one before."""
+        """Put a state in force; where that fails or is cancelled, the one before."""
         before = self._desired
         self._resolver.track(desired.selectors)
         try:
             await self._realise(desired)
-        except EngineError:
-            await self._restore(before)
+        except BaseException:
+            await _to_the_end(self._restore(before))
             raise
         log.info(
             "generation %d in force: %d probes, %d targets, %d targets refused",
@@ -93,12 +94,12 @@ class Reconciler:
         check_wish(wish, self._desired)
         trace = self._trace = Trace(wish)
         self._engine.trace(None)  # one that a client left may not have been taken out yet
-        if trace.goes_on(self._desired):
-            try:
-                await self._realise(self._desired)
-            except EngineError as error:
-                trace.end(error)
-                await self._restore(self._desired)
+        try:
+            if trace.goes_on(self._desired):
+                await self._realise_for(trace)
+        except BaseException:
+            self._trace = None
+            raise
         return trace
 
     def end_trace(self) -> None:
@@ -135,14 +136,27 @@ class Reconciler:
         return self._loaded is not None and self._loaded[1] and self._trace is None
 
     async def _try(self, change: Awaitable[None]) -> None:
-        """Log what the engine refuses, and try again later."""
+        """Try again later where it fails; what the engine refuses is logged."""
         try:
             await change
         except EngineError as error:
             log.warning("%s; next attempt in %g s", error, _RETRY_ENGINE_S)
-            self._retry_at = self._clock() + _RETRY_ENGINE_S
+            self._retry_later()
+        except Exception:
+            self._retry_later()
+            raise
 
     # The engine
+
+    async def _realise_for(self, trace: Trace) -> None:
+        """Have the trace begin; where that fails or is cancelled, measure as before."""
+        try:
+            await self._realise(self._desired)
+        except BaseException as error:
+            trace.end(error if isinstance(error, EngineError) else None)
+            await _to_the_end(self._restore(self._desired))
+            if trace.failure is None:
+                raise
 
     async def _restore(self, before: Desired) -> None:
         self._loaded = None
@@ -151,7 +165,13 @@ class Reconciler:
             await self._realise(before)
         except EngineError as error:
             log.warning("the state before can't be restored either: %s", error)
-            self._retry_at = self._clock() + _RETRY_ENGINE_S
+            self._retry_later()
+        except Exception:
+            log.exception("unexpected: the state before is not restored")
+            self._retry_later()
+
+    def _retry_later(self) -> None:
+        self._retry_at = self._clock() + _RETRY_ENGINE_S
 
     async def _realise(self, desired: Desired) -> None:
         """Make the engine equal to the state and the facts; the order loses no figures.
@@ -203,3 +223,17 @@ class Reconciler:
             Counter(self.standing(probe, target).state for probe, target in self._desired.targets)
             + Counter({TargetState.FAILED: sum(map(len, self._desired.refused.values()))})
         )
+
+
+async def _to_the_end(change: Coroutine[object, object, None]) -> None:
+    """Await it to its end although the caller is cancelled, which takes effect afterwards."""
+    task = asyncio.create_task(change)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    task.result()

@@ -37,6 +37,8 @@ class ScriptedEngine:
         self.node = NOTHING_OF_THE_NODE
         self.refusal: str | None = None
         self.bug: Exception | None = None
+        self.stall: asyncio.Event | None = None
+        self.stalled = 0
         self.reads = 0
         self.is_closed = False
         self.cpu_percent: float | None = 0.5
@@ -50,7 +52,10 @@ class ScriptedEngine:
         self._packets_due = asyncio.Event()
 
     async def use(self, modules: frozenset[Module], *, tracing: bool = False) -> None:
-        """Load, or refuse where the test wants it."""
+        """Load, or refuse where the test wants it; a stall holds it up until it is set."""
+        if self.stall is not None and not self.stall.is_set():
+            self.stalled += 1
+            await self.stall.wait()
         if self.refusal is not None and modules:
             raise EngineError(self.refusal)
         if self.trace_refusal is not None and tracing:

@@ -30,8 +30,9 @@ from latencyprobe.protocol.measurements import (
     node_from_proto,
 )
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
-from latencyprobe_agent import plan
+from latencyprobe_agent import agent, plan, reconciler
 from latencyprobe_agent.serving.reports import ReportPump
+from latencyprobe_agent.serving.requests import parse_desired
 from tests.unit.agent.running import Running, next_reading, until
 from tests.unit.agent.scripted import samples
 from tests.unit.agent.states import probe, seconds, state
@@ -386,6 +387,61 @@ async def test_a_bug_is_an_internal_error_and_the_agent_lives(
     assert "Traceback" in caplog.text
     running.engine.bug = None
     assert (await running.stub.Apply(state(probe()))).probes[0].targets
+
+
+async def test_a_cancelled_apply_leaves_the_state_before(
+    running: Running, processes: list[int]
+) -> None:
+    await running.stub.Apply(state(probe("p", modules=("rx",), pid=processes[0])))
+    slots = running.engine.slots
+    running.engine.stall = asyncio.Event()
+    other = parse_desired(state(probe("q", modules=("tcp",), pid=processes[1]), generation=2))
+    apply = asyncio.create_task(running.agent.apply(other))
+    await until(lambda: running.engine.stalled == 1, "the new modules to be loaded")
+    apply.cancel()
+    await until(lambda: running.engine.stalled == 2, "the modules before to be loaded")
+    apply.cancel()
+    running.engine.stall.set()
+    with pytest.raises(asyncio.CancelledError):
+        await apply
+    assert running.engine.modules == {Module.RX}
+    assert running.engine.slots == slots
+    running.engine.measure(samples(100))
+    stream = watch(running)
+    assert await gather(stream, samples(1)) == samples(100)
+    again = await running.stub.Apply(state(probe("p", pid=processes[0])))
+    assert again.probes[0].targets[0].state == pb.TargetStatus.ATTACHED
+
+
+async def test_a_bug_in_an_apply_leaves_the_state_before(
+    running: Running, processes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciler, "_RETRY_ENGINE_S", 0.05)
+    await running.stub.Apply(state(probe("p", pid=processes[0])))
+    measured = [*running.engine.slots.values()]
+    running.engine.bug = KeyError("slot")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await running.stub.Apply(state(probe("q", pid=processes[1]), generation=2))
+    running.engine.slots = {}
+    running.engine.bug = None
+    await until(lambda: [*running.engine.slots.values()] == measured, "the state before restored")
+    assert running.agent.generation == 1
+
+
+async def test_a_change_of_targets_that_meets_a_bug_is_followed_later(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciler, "_RETRY_ENGINE_S", 0.05)
+    process = await asyncio.create_subprocess_exec("sleep", "60")
+    await running.stub.Apply(state(probe(pid=process.pid)))
+    met = asyncio.Event()
+    running.engine.bug = KeyError("slot")
+    monkeypatch.setattr(agent.log, "exception", lambda *_: met.set())
+    process.kill()
+    await process.wait()
+    await asyncio.wait_for(met.wait(), 10)
+    running.engine.bug = None
+    await until(lambda: not running.engine.slots, "the slot given up")
 
 
 async def test_corrupt_bytes_are_an_error_and_the_agent_lives(running: Running) -> None:

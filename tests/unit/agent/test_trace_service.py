@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, cast
+from unittest.mock import AsyncMock
 
 import grpc
 import pytest
@@ -15,6 +16,7 @@ from latencyprobe.domain.stages import Module
 from latencyprobe.protocol.packets import packet_from_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.kernel.contract import TraceSpec
+from latencyprobe_agent.tracing import TraceWish
 from tests.unit.agent.running import Running, next_reading, until
 from tests.unit.agent.states import probe, state
 from tests.unit.traced_packets import RECEIVED, SENT
@@ -139,6 +141,21 @@ async def test_a_kernel_that_refuses_leaves_the_measurement_as_it_was(running: R
     assert not running.engine.tracing
     running.engine.trace_refusal = None
     await begun(trace(running, limits_ns={"rx.total": 0}))
+
+
+async def test_a_trace_that_is_cancelled_while_it_begins_leaves_nothing(running: Running) -> None:
+    await running.stub.Apply(state(probe()))
+    running.engine.stall = asyncio.Event()
+    wish = TraceWish("p", TOTALS, per_second=0)
+    first = asyncio.create_task(running.agent.trace(wish, AsyncMock()))
+    await until(lambda: running.engine.stalled == 1, "the modules to be loaded for the trace")
+    first.cancel()
+    running.engine.stall.set()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert not running.engine.tracing
+    assert running.engine.trace_spec is None
+    await begun(trace(running))
 
 
 async def test_a_trace_may_be_asked_for_before_its_probe(running: Running) -> None:
