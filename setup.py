@@ -26,7 +26,7 @@ def _program(name: str) -> str:
     folders = [sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]
     found = shutil.which(name, path=os.pathsep.join(folders))
     if found is None:
-        raise SystemExit(f"{name} is not installed: pip install mypy-protobuf")
+        raise SystemExit(f"{name} is not installed; run pip install mypy-protobuf")
     return found
 
 

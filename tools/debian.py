@@ -24,7 +24,7 @@ _DOWNLOAD_SECONDS = 1200
 
 
 class DebianError(Exception):
-    """The message says what could not be had and what to do, without a traceback."""
+    """A package that cannot be downloaded. The message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +119,7 @@ def configured_mirror() -> str:
     found = _mirror_ending("/debian")
     if found is None:
         raise DebianError(
-            f"this machine's apt knows no mirror of Debian: set {MIRROR_VARIABLE} to the address "
-            "of one"
+            f"this machine's apt has no mirror of Debian; set {MIRROR_VARIABLE} to its address"
         )
     return found
 
@@ -136,7 +135,7 @@ def configured_security_mirror() -> str:
 
 def _mirror_ending(ending: str) -> str | None:
     if shutil.which("apt-get") is None:
-        raise DebianError("there is no apt-get here, which brings Debian's packages")
+        raise DebianError("apt-get is not installed: it is needed to download Debian's packages")
     printed = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(COMPONENT) $(REPO_URI)", "Created-By: Packages"],
         capture_output=True,
@@ -153,4 +152,4 @@ def _keyring() -> Path:
     for keyring in _KEYRINGS:
         if keyring.exists():
             return keyring
-    raise DebianError("Debian's archive keys are missing: install debian-archive-keyring")
+    raise DebianError("Debian's archive keys are missing; install debian-archive-keyring")

@@ -29,7 +29,7 @@ SUBCOMMANDS: Mapping[str, tuple[str, str, str]] = {
     "demo": (
         "latencyprobe.commands.demo",
         "demo_command",
-        "See it work: a client and a server in network namespaces, measured.",
+        "Measure a client and a server in two network namespaces, as a demonstration.",
     ),
     "agent": (
         "latencyprobe_agent.cli",
@@ -44,12 +44,12 @@ SUBCOMMANDS: Mapping[str, tuple[str, str, str]] = {
     "release-probes": (
         "latencyprobe_operator.release",
         "release_command",
-        "Let LatencyProbes be deleted where there is no operator any more.",
+        "Remove the finalizers of LatencyProbes after the operator is gone.",
     ),
     "pki": (
         "latencyprobe.commands.pki",
         "pki_command",
-        "Make the certificates between operator and agents.",
+        "Make the certificates of operator and agents.",
     ),
 }
 
@@ -71,7 +71,7 @@ class LazyGroup(click.Group):
         except ModuleNotFoundError as error:
             # The container images hold what their own side needs, and no more.
             raise click.ClickException(
-                f"`latencyprobe {cmd_name}` can't be used here: this installation lacks the Python "
+                f"`latencyprobe {cmd_name}` is not available: this installation lacks the Python "
                 f"module {error.name}"
             ) from None
         assert isinstance(command, click.Command)
@@ -92,16 +92,16 @@ class LazyGroup(click.Group):
     epilog="""\
 \b
 Examples:
-  latencyprobe demo                      see it work on this machine
-  latencyprobe run --pid 4242            where does this process's latency go?
-  latencyprobe trace --pid 4242          which packets take longer than 1 ms, and where?
+  latencyprobe demo                      measure an example on this machine
+  latencyprobe run --pid 4242            show where a process's latency goes
+  latencyprobe trace --pid 4242          show packets that take over 1 ms
   latencyprobe run -- curl example.org   measure a command from its first packet
-  latencyprobe COMMAND --help            more on each of them
+  latencyprobe COMMAND --help            show the options of a command
 """,
 )
 @click.version_option(__version__, prog_name="latencyprobe")
 def main() -> None:
-    """Where the time of network packets goes, from the NIC to the application and back."""
+    """Measure where the time of network packets goes, from the NIC to the application."""
 
 
 @main.command("version")

@@ -65,21 +65,25 @@ Examples:
 
 
 class DemoError(RuntimeError):
-    """The client and server could not be set up. The message says which step, and the answer."""
+    """A step of setting up client and server that failed. The message has its output."""
 
 
 @click.command("demo", epilog=EXAMPLES)
 @click.option(
-    "--duration", type=DURATION, default="10s", show_default=True, help="How long to measure."
+    "--duration",
+    type=DURATION,
+    default="10s",
+    show_default=True,
+    help="Duration of the measurement.",
 )
 @interval_option
 @output_option
 @verbose_option
 def demo_command(*, duration: int, interval: int, output: str, verbose: bool) -> None:
-    """See it work: a client and a server in network namespaces, measured.
+    """Measure a client and a server in two network namespaces, as a demonstration.
 
-    The server has a fault, which the report should find. Needs root; changes nothing outside of
-    its own two network namespaces and leaves nothing behind.
+    The server has a fault, and the report should find it. The demo needs root. It changes nothing
+    outside its two network namespaces, and removes them at the end.
     """
     presentation = Presentation(
         output=OutputFormat(output),
@@ -99,7 +103,7 @@ def _demo(duration_ns: int, interval_ns: int, presentation: Presentation) -> int
         return 1
     status = report_outcome(outcome, presentation, with_command=False)
     say(
-        f"the client says: {sent.connections} connections, {sent.requests} requests, "
+        f"the client sent: {sent.connections} connections, {sent.requests} requests, "
         f"{sent.datagrams} datagrams"
     )
     say(
@@ -156,9 +160,11 @@ class _Peer:
         try:
             line = await asyncio.wait_for(self._stdout.readline(), TIME_TO_START_S)
         except TimeoutError:
-            raise DemoError(f"the {self.role} is not {word} after {TIME_TO_START_S:g} s") from None
+            raise DemoError(
+                f"the demo's {self.role} did not report {word!r} within {TIME_TO_START_S:g} s"
+            ) from None
         if line.decode().strip() != word:
-            raise DemoError(f"the {self.role} ended before it was {word}")
+            raise DemoError(f"the demo's {self.role} exited before it reported {word!r}")
 
     async def finish(self) -> list[bytes]:
         """Tell it that it is over; what it said since `says`."""
@@ -256,7 +262,11 @@ async def _run(*argv: str, text: str = "") -> None:
             stderr=asyncio.subprocess.PIPE,
         )
     except FileNotFoundError:
-        raise DemoError(f"{argv[0]} is not installed (package iproute2 or util-linux)") from None
+        raise DemoError(
+            f"cannot run {argv[0]}: it is not installed; install iproute2 and util-linux"
+        ) from None
     _, answer = await process.communicate(text.encode())
     if process.returncode:
-        raise DemoError(f"{' '.join(argv)}: {answer.decode(errors='replace').strip()}")
+        raise DemoError(
+            f"cannot set up the demo: {' '.join(argv)}: {answer.decode(errors='replace').strip()}"
+        )

@@ -27,9 +27,13 @@ class DurationType(click.ParamType[int]):
         except DurationError as error:
             self.fail(str(error), param, ctx)
         if duration_ns < self._shortest_ns:
-            self.fail(f"{value} is too short: at least {format_ns(self._shortest_ns)}", param, ctx)
+            self.fail(
+                f"{value} is too short: the minimum is {format_ns(self._shortest_ns)}", param, ctx
+            )
         if self._longest_ns is not None and duration_ns > self._longest_ns:
-            self.fail(f"{value} is too long: at most {format_ns(self._longest_ns)}", param, ctx)
+            self.fail(
+                f"{value} is too long: the maximum is {format_ns(self._longest_ns)}", param, ctx
+            )
         return duration_ns
 
 

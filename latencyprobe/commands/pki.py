@@ -35,8 +35,8 @@ class FilesExistError(Exception):
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
         super().__init__(
-            f"{', '.join(map(str, paths))} exist(s): nothing was written. "
-            "Choose another directory, or remove them first"
+            f"nothing was written, because files exist: {', '.join(map(str, paths))}; "
+            "choose another directory or remove them"
         )
 
 
@@ -213,13 +213,13 @@ _DAYS = click.option(
     type=click.IntRange(1, _CA_DAYS),
     default=365,
     show_default=True,
-    help="How long operator's and agents' certificates are valid.",
+    help="Days for which the certificates of operator and agents are valid.",
 )
 
 
 @click.group("pki")
 def pki_command() -> None:
-    """Make the certificates that operator and agents know each other by."""
+    """Make the certificates by which operator and agents authenticate each other."""
 
 
 @pki_command.command("init")
@@ -228,15 +228,16 @@ def pki_command() -> None:
 def init_command(directory: Path, days: int) -> None:
     """Write ca, agent and operator (.crt and .key each) into DIRECTORY.
 
-    Nothing that exists is replaced. Keep ca.key off the cluster: with it anybody can command every
-    agent.
+    No existing file is replaced. Keep ca.key off the cluster: its holder can control every agent.
     """
     try:
         written = initialise(directory, days=days)
     except FilesExistError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
-        raise click.ClickException(f"{error.filename or directory}: {error.strerror}") from None
+        raise click.ClickException(
+            f"cannot write {error.filename or directory}: {error.strerror}"
+        ) from None
     for path in written:
         click.echo(path)
 
@@ -259,9 +260,9 @@ def init_command(directory: Path, days: int) -> None:
 def secrets_command(operator_namespace: str, agent_namespace: str, days: int) -> None:
     """Print the Secrets of operator and agents, with new certificates.
 
-    For `kubectl apply --server-side -f -`. Each time they are of a new authority, whose key is kept
-    nowhere. Applied again they replace the ones before, without a restart: until the kubelets have
-    brought the new files to both sides, a minute or two, they don't know each other.
+    Pipe them to `kubectl apply --server-side -f -`. Each call makes a new authority and discards
+    its key. Applying the Secrets again replaces the old ones without a restart. Operator and agents
+    cannot connect until the kubelets have updated the files on both sides, a minute or two.
     """
     made = make_certificates(days=days)
     items = secrets(made, operator_namespace=operator_namespace, agent_namespace=agent_namespace)

@@ -65,7 +65,7 @@ def _render_target(target: TargetResult) -> Iterator[RenderableType]:
     if target.report.stages:
         yield _waterfall(target.report, columns=("p50", "p90", "p99", "max"))
     else:
-        yield _indented(Text("no packet was seen"))
+        yield _indented(Text("no packets seen"))
     yield from map(_indented, _missing(target.report.stages))
     yield from map(_indented, _counters("counters", target.report.counters))
     yield from map(_indented, _counters("network namespace", target.report.netns_counters))
@@ -216,7 +216,7 @@ def _render_node(node: Node) -> Iterator[RenderableType]:
     if not report:
         return
     yield Text()
-    yield Text.assemble((node.name, "bold cyan"), ("  the node, with all that runs on it", "dim"))
+    yield Text.assemble((node.name, "bold cyan"), ("  the whole node", "dim"))
     if report.stages:
         yield _node_table(report.stages)
     yield from map(_indented, _missing(report.stages))

@@ -57,13 +57,13 @@ Examples:
   latencyprobe run -o json --duration 10s --pid 4242 | jq '.targets[0].verdict'
   latencyprobe run -o json --output-file report.json -- ./client | sort
 
-The report goes to standard output, everything else to standard error. With a COMMAND, standard
-output is the command's too: the table then goes to standard error, JSON follows the command's
-output, and --output-file keeps the report apart.
+The report goes to standard output, everything else to standard error. A COMMAND shares standard
+output: the table then goes to standard error, and JSON follows the command's output. Use
+--output-file to keep the report separate.
 
-With a COMMAND, its exit status is passed on (128 + n for signal n). It is ended when --duration is
-over, and the status is 0 then. Ctrl-C ends the measurement and prints the report of what was seen,
-status 0. Status 1: nothing could be measured; 2: wrong usage.
+Exit status: that of the COMMAND, if there is one (128 + n for signal n). When --duration is over,
+the COMMAND is terminated and the status is 0. Ctrl-C ends the measurement and prints the report;
+the status is 0. Status 1: nothing could be measured. Status 2: wrong usage.
 """
 
 
@@ -84,7 +84,7 @@ interval_option = click.option(
     type=INTERVAL,
     default="1s",
     show_default=True,
-    help="How often the live view is refreshed.",
+    help="Refresh interval of the live view.",
 )
 output_option = click.option(
     "-o",
@@ -95,7 +95,7 @@ output_option = click.option(
     help="Format of the report.",
 )
 verbose_option = click.option(
-    "-v", "--verbose", is_flag=True, help="Show the agent's log; no live view."
+    "-v", "--verbose", is_flag=True, help="Show the agent's log instead of the live view."
 )
 
 
@@ -116,7 +116,12 @@ def _together(*options: Callable[[Function], Function]) -> Callable[[Function], 
 # Options that `trace` has too.
 target_options = _together(
     click.option(
-        "--pid", "pids", type=PID, metavar="N", multiple=True, help="Process, with its descendants."
+        "--pid",
+        "pids",
+        type=PID,
+        metavar="N",
+        multiple=True,
+        help="Measure this process and its descendants.",
     ),
     click.option(
         "--cgroup",
@@ -124,7 +129,7 @@ target_options = _together(
         type=str,
         metavar="PATH",
         multiple=True,
-        help="Directory of a cgroup, with all cgroups below it.",
+        help="Measure the cgroup of this directory and all cgroups below it.",
     ),
     click.option(
         "--netns",
@@ -132,7 +137,7 @@ target_options = _together(
         type=str,
         metavar="PATH",
         multiple=True,
-        help="Network namespace, with every socket in it.",
+        help="Measure every socket of this network namespace.",
     ),
 )
 filter_options = _together(
@@ -142,10 +147,10 @@ filter_options = _together(
         type=PORT,
         metavar="N",
         multiple=True,
-        help="Only this port, local or remote.",
+        help="Measure only this port, local or remote.",
     ),
     click.option(
-        "--protocol", "protocols", type=PROTOCOL, multiple=True, help="Only this protocol."
+        "--protocol", "protocols", type=PROTOCOL, multiple=True, help="Measure only this protocol."
     ),
 )
 command_argument = click.argument(
@@ -160,16 +165,20 @@ command_argument = click.argument(
     type=MODULES,
     default=DEFAULT_MODULES_TEXT,
     show_default=True,
-    help=f"What to measure, with commas: of {', '.join(Module)}.",
+    help=f"Modules to measure, separated by commas: {', '.join(Module)}.",
 )
 @filter_options
-@click.option("--duration", type=DURATION, help="How long to measure.  [default: until Ctrl-C]")
+@click.option(
+    "--duration", type=DURATION, help="Duration of the measurement.  [default: until Ctrl-C]"
+)
 @interval_option
 @output_option
 @click.option(
-    "--output-file", type=WritableFileType(), help="Write the report there, not to stdout."
+    "--output-file",
+    type=WritableFileType(),
+    help="Write the report to this file instead of standard output.",
 )
-@click.option("-q", "--quiet", is_flag=True, help="No progress, no live view.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress and no live view.")
 @verbose_option
 @command_argument
 def run_command(
@@ -190,8 +199,8 @@ def run_command(
 ) -> None:
     """Measure where the network latency of running processes goes.
 
-    Name what to measure with --pid, --cgroup or --netns (each repeatable and with everything that
-    they start), or give a COMMAND to start and measure from its first packet.
+    Select targets with --pid, --cgroup or --netns. Each can be repeated, and includes the processes
+    that a target starts. Or give a COMMAND: it is started, and measured from its first packet.
     """
     targets = targets_of(pids, cgroups, netnses, command)
     try:
@@ -271,7 +280,7 @@ def report_outcome(outcome: Outcome, presentation: Presentation, *, with_command
         is_beside_output = with_command and output is OutputFormat.TABLE
         write_report(outcome.report, output, sys.stderr if is_beside_output else sys.stdout)
     if outcome.failure:
-        say(f"error: the measurement ended too early: {outcome.failure}")
+        say(f"error: the measurement ended early: {outcome.failure}")
         return outcome.command_status or RUNTIME_FAILURE
     return outcome.command_status or 0
 
@@ -281,7 +290,7 @@ def _is_written(path: Path, outcome: Outcome, output: OutputFormat) -> bool:
     try:
         write_report_to(path, outcome.report, output)
     except OSError as error:
-        say(f"error: cannot write {str(path)!r}: {error.strerror}; here it is instead")
+        say(f"error: cannot write {str(path)!r}: {error.strerror}; the report is printed instead")
         return False
     return True
 
@@ -292,7 +301,7 @@ def targets_of(
     """The targets, each once, in the order of the kinds; an error if there is no command either."""
     if not (pids or cgroups or netnses or command):
         raise click.UsageError(
-            "nothing to measure: give --pid N, --cgroup PATH, --netns PATH or -- COMMAND ARG..."
+            "no target to measure: give --pid N, --cgroup PATH, --netns PATH or -- COMMAND"
         )
     return (
         *(PidTarget(_process_name(pid), pid) for pid in dict.fromkeys(pids)),

@@ -47,15 +47,16 @@ Examples:
   latencyprobe trace --pid 4242 -o json | jq -c 'select(.stagesNs["rx.stack"] > 100000)'
   latencyprobe trace --min 0ns --output-file packets.txt -- curl -sO https://example.org/
 
-A line is a packet: when its last stage ended, the process that read or sent it ("-": a softirq sent
-it for a socket that no process has used meanwhile), and all its stages; "-" is a stage that it did
-not have, such as rx.host without a host on the way. The stages add up to the total.
+Each line is a packet: the time at which its last stage ended, the process that read or sent it, and
+its stages. The stages add up to the total. A process is "-" if a softirq sent the packet and no
+process used its socket before. A stage is "-" if the packet did not pass it, for example rx.host
+without a host device.
 
-The lines go to standard output, everything else to standard error. With a COMMAND, standard output
-is the command's too: the table then goes to standard error, and --output-file keeps it apart.
+The lines go to standard output, everything else to standard error. A COMMAND shares standard
+output: the table then goes to standard error. Use --output-file to keep it separate.
 
-The last line on standard error says how many packets reached the limit, how many of them were
-printed, and how many were not: over --max-rate, or lost for want of room.
+The last line on standard error counts the packets that reached the limit. It also counts those that
+were printed, those over --max-rate, and those lost because the ring buffer was full.
 
 Exit status: as `latencyprobe run`.
 """
@@ -72,9 +73,9 @@ class StageType(click.ParamType[str]):
         """The name; click's error says which there are."""
         name, known = str(value), ", ".join(stage.name for stage in PACKET_STAGES)
         if name not in BY_NAME:
-            self.fail(f"unknown stage {name!r}: known are {known}", param, ctx)
+            self.fail(f"unknown stage {name!r}; choose one of {known}", param, ctx)
         if BY_NAME[name] not in PACKET_STAGES:
-            self.fail(f"{name} is not measured packet by packet: that are {known}", param, ctx)
+            self.fail(f"{name} cannot be traced per packet; choose one of {known}", param, ctx)
         return name
 
 
@@ -97,7 +98,7 @@ class Presentation:
     type=DurationType(shortest_ns=0, longest_ns=LONGEST_NS),
     default="1ms",
     show_default=True,
-    help="Packets that took at least so long; 0ns for all.",
+    help="Print packets that took at least this long; 0ns for all.",
 )
 @click.option(
     "--stage",
@@ -105,23 +106,28 @@ class Presentation:
     type=StageType(),
     metavar="NAME",
     multiple=True,
-    help="... in this stage (or one of several).  [default: rx.total, tx.total]",
+    help="Stage to compare with --min; repeatable.  [default: rx.total, tx.total]",
 )
 @click.option(
     "--modules",
     type=MODULES,
-    help="What to measure, with commas.  [default: the stages', or rx,tx]",
+    help="Modules to measure, separated by commas.  [default: those of --stage, or rx,tx]",
 )
 @filter_options
-@click.option("--duration", type=DURATION, help="How long to trace.  [default: until Ctrl-C]")
-@click.option("--count", "most", type=click.IntRange(min=1), help="End after so many packets.")
+@click.option("--duration", type=DURATION, help="Duration of the trace.  [default: until Ctrl-C]")
+@click.option(
+    "--count",
+    "most",
+    type=click.IntRange(min=1),
+    help="End the trace after this number of packets.",
+)
 @click.option(
     "--max-rate",
     type=click.IntRange(min=0),
     default=DEFAULT_RATE,
     show_default=True,
     metavar="N",
-    help="At most so many packets a second; 0 for no limit.",
+    help="Print at most this number of packets per second; 0 for no limit.",
 )
 @click.option(
     "-o",
@@ -129,12 +135,14 @@ class Presentation:
     type=click.Choice([str(each) for each in OutputFormat]),
     default=str(OutputFormat.TABLE),
     show_default=True,
-    help="Aligned columns, or a JSON document a line.",
+    help="Format of the lines: aligned columns, or one JSON document a line.",
 )
 @click.option(
-    "--output-file", type=WritableFileType(), help="Write the lines there, not to stdout."
+    "--output-file",
+    type=WritableFileType(),
+    help="Write the lines to this file instead of standard output.",
 )
-@click.option("-q", "--quiet", is_flag=True, help="No progress; the closing line alone.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress, only the closing line.")
 @verbose_option
 @command_argument
 def trace_command(
@@ -158,8 +166,8 @@ def trace_command(
 ) -> None:
     """Print packets that took longer than a limit, one by one, with all their stages.
 
-    Name whose packets with --pid, --cgroup or --netns (each repeatable and with everything that
-    they start), or give a COMMAND to start and trace from its first packet.
+    Select targets with --pid, --cgroup or --netns. Each can be repeated, and includes the processes
+    that a target starts. Or give a COMMAND: it is started, and traced from its first packet.
     """
     targets = targets_of(pids, cgroups, netnses, command)
     modules = modules or default_modules(stages)
@@ -185,8 +193,8 @@ def traced_stages(stages: Sequence[str], modules: Sequence[Module]) -> tuple[str
         stage = BY_NAME[name]
         if not stage.is_measured_by(modules):
             raise click.UsageError(
-                f"--stage {name} is measured by module {stage.needs}, which is not among --modules "
-                f"{','.join(modules)}: add it, or leave --modules out"
+                f"--stage {name} needs module {stage.needs}, but --modules is {','.join(modules)}; "
+                f"add the module or omit --modules"
             )
     if stages:
         return tuple(dict.fromkeys(stages))
@@ -195,7 +203,7 @@ def traced_stages(stages: Sequence[str], modules: Sequence[Module]) -> tuple[str
     if not found:
         needed = " or ".join(dict.fromkeys(stage.module for stage in totals))
         raise click.UsageError(
-            f"--modules {','.join(modules)} measures no packet one by one: add {needed}"
+            f"--modules {','.join(modules)} cannot be traced per packet; add {needed}"
         )
     return found
 
@@ -269,10 +277,10 @@ class _Trace:
         for sentence in self._accounts(outcome):
             say(sentence)
         if self._failure is not None:
-            say(f"error: cannot write: {self._failure.strerror}")
+            say(f"error: cannot write the packets: {self._failure.strerror}")
             return outcome.command_status or RUNTIME_FAILURE
         if outcome.failure:
-            say(f"error: the trace ended too early: {outcome.failure}")
+            say(f"error: the trace ended early: {outcome.failure}")
             return outcome.command_status or RUNTIME_FAILURE
         return outcome.command_status or 0
 
@@ -287,7 +295,7 @@ class _Trace:
             + _more(counts.told - self._printed, ", {} not printed")
         )
         if self._session.sampling_ratio < 1:
-            yield f"only {self._session.sampling_ratio:.1%} of the packets were looked at"
+            yield f"only {self._session.sampling_ratio:.1%} of the packets were sampled"
         untimed = _untimed(outcome, self._request.modules)
         if untimed:
             yield f"{untimed:,} more packets could not be timed (lost or unmatched: see `run`)"

@@ -32,8 +32,8 @@ class DurationError(ValueError):
     def __init__(self, text: str, problem: str = "") -> None:
         self.text = text
         super().__init__(
-            f"{text!r} is not a duration{': ' + problem if problem else ''} "
-            "(write a number with a unit, such as 500ms, 10s or 1m30s)"
+            f"{text!r} is not a duration{': ' + problem if problem else ''}; "
+            "write a number with a unit, for example 500ms, 10s or 1m30s"
         )
 
 

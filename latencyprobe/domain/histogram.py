@@ -73,13 +73,13 @@ class Histogram:
         for position, count in self.buckets.items():
             if not 0 <= position < POSITIONS or count <= 0:
                 raise ValueError(
-                    f"bucket {position} with count {count}: positions are 0 to {POSITIONS - 1}, "
-                    "counts are positive"
+                    f"invalid bucket {position} with count {count}: positions are 0 to "
+                    f"{POSITIONS - 1}, counts are positive"
                 )
             total += count
         if self.min_ns > self.max_ns or min(self.min_ns, self.sum_ns) < 0:
             raise ValueError(
-                f"sum {self.sum_ns}, min {self.min_ns} and max {self.max_ns} contradict each other"
+                f"inconsistent sum {self.sum_ns}, min {self.min_ns} and max {self.max_ns}"
             )
         object.__setattr__(self, "count", total)
 
@@ -122,7 +122,7 @@ class Histogram:
         and maximum. 0 where there is no sample. Raises ValueError outside 0 to 100.
         """
         if not 0 <= percent <= 100:
-            raise ValueError(f"percentile {percent}: must be between 0 and 100")
+            raise ValueError(f"invalid percentile {percent}: it must be between 0 and 100")
         if not self.count:
             return 0
         rank = percent * self.count / 100

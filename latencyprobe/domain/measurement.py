@@ -31,9 +31,11 @@ class StageMeasurement:
 
     def __post_init__(self) -> None:
         if not 0 < self.sampling_ratio <= 1:
-            raise ValueError(f"sampling ratio {self.sampling_ratio}: must be above 0, at most 1")
+            raise ValueError(
+                f"invalid sampling ratio {self.sampling_ratio}: it must be above 0 and at most 1"
+            )
         if min(self.lost, self.unmatched, self.clamped) < 0:
-            raise ValueError("lost, unmatched and clamped are counts: none can be negative")
+            raise ValueError("negative count: lost, unmatched and clamped must be 0 or more")
 
     def __add__(self, other: StageMeasurement) -> StageMeasurement:
         return StageMeasurement(

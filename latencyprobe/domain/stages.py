@@ -129,7 +129,7 @@ STAGES: tuple[Stage, ...] = (
         within="rx.socket",
         beside=Module.SCHED,
     ),
-    Stage("rx.total", Module.RX, "the first of these", "the last"),
+    Stage("rx.total", Module.RX, "the first rx stage begins", "the last one ends"),
     Stage(
         "tx.socket",
         Module.TX,
@@ -165,7 +165,7 @@ STAGES: tuple[Stage, ...] = (
         "its driver frees the packet",
         "tx.total",
     ),
-    Stage("tx.total", Module.TX, "the first of these", "the last"),
+    Stage("tx.total", Module.TX, "the first tx stage begins", "the last one ends"),
     Stage("tcp.connect", Module.TCP, "SYN_SENT", "ESTABLISHED"),
     Stage("tcp.handshake", Module.TCP, "SYN-ACK sent", "ESTABLISHED"),
     Stage("tcp.accept", Module.TCP, "ESTABLISHED", "accept() returns the connection"),
@@ -193,19 +193,19 @@ COUNTERS: tuple[Counter, ...] = (
     Counter(
         "sendsBehindWindow",
         Module.TX,
-        "segments that waited over 1 ms in the socket, the receiver's window being full",
+        "segments that waited over 1 ms in the socket because the receive window was full",
     ),
     Counter(
         "sendsBehindCongestion",
         Module.TX,
-        "segments that waited so long for the congestion window, pacing or the device's queue",
+        "segments that waited over 1 ms for the congestion window, pacing or the device's queue",
     ),
     Counter(
         "sendsHeldBack",
         Module.TX,
-        "segments that waited so long though both windows were open: Nagle's algorithm, a cork",
+        "segments that waited over 1 ms with both windows open: Nagle's algorithm or a cork",
     ),
-    Counter("retransmits", Module.TCP, "segments sent again"),
+    Counter("retransmits", Module.TCP, "retransmitted segments"),
     Counter("rtos", Module.TCP, "expiries of the retransmission timer"),
     Counter("resetsSent", Module.TCP, "resets that a socket sent"),
     Counter("resetsReceived", Module.TCP, "resets that a socket received"),
@@ -214,31 +214,31 @@ COUNTERS: tuple[Counter, ...] = (
     Counter(
         "acceptQueueOverflows",
         Module.TCP,
-        "SYNs and handshakes that a listening socket dropped, as a rule for want of room in its "
-        "accept queue",
+        "SYNs and handshakes that a listening socket dropped, usually because its accept queue was "
+        "full",
     ),
     Counter(
         "receiveQueueOverflows",
         Module.TCP,
-        "datagrams and segments dropped for want of room in a socket's receive queue",
+        "datagrams and segments dropped because a socket's receive queue was full",
     ),
     Counter(
         "delayedAcks",
         Module.TCP,
-        "ACKs of a lone segment while tcp.rtt is over twice the connection's least round trip: "
-        "held back by the peer, up to 40 ms, to ride on its answer",
+        "ACKs of a single segment while tcp.rtt is over twice the connection's minimum: the peer "
+        "delayed them by up to 40 ms",
     ),
     Counter("connectRefused", Module.TCP, "connects answered by a reset (ECONNREFUSED)"),
-    Counter("connectTimedOut", Module.TCP, "connects that nobody answered (ETIMEDOUT)"),
+    Counter("connectTimedOut", Module.TCP, "connects without an answer (ETIMEDOUT)"),
     Counter(
         "connectUnreachable", Module.TCP, "connects without a route (EHOSTUNREACH, ENETUNREACH)"
     ),
-    Counter("connectAborted", Module.TCP, "connects that the application gave up"),
+    Counter("connectAborted", Module.TCP, "connects that the application aborted"),
     Counter("connectFailedOther", Module.TCP, "connects that failed with any other error"),
     Counter(
         "handshakeRetransmits",
         Module.TCP,
-        "passive opens whose SYN-ACK was sent again, hence without a tcp.handshake sample",
+        "passive opens with a retransmitted SYN-ACK, hence without a tcp.handshake sample",
     ),
 )
 
@@ -267,7 +267,7 @@ class UnknownNameError(ValueError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, tuple(known)
-        super().__init__(f"unknown {kind} {name!r}: known are {', '.join(self.known)}")
+        super().__init__(f"unknown {kind} {name!r}; choose one of {', '.join(self.known)}")
 
 
 def parse_modules(names: Iterable[str]) -> tuple[Module, ...]:
@@ -277,7 +277,7 @@ def parse_modules(names: Iterable[str]) -> tuple[Module, ...]:
     """
     wanted = {_module(name) for name in names}
     if not wanted:
-        raise ValueError(f"no module given: known are {', '.join(Module)}")
+        raise ValueError(f"no module given; choose from {', '.join(Module)}")
     return tuple(module for module in Module if module in wanted)
 
 
@@ -292,8 +292,8 @@ def check_filter(modules: Iterable[Module], protocols: Iterable[str]) -> None:
     """Raise ValueError where the filter leaves nothing of these modules to be measured."""
     if set(protocols) == {"UDP"} and set(modules) == {Module.TCP}:
         raise ValueError(
-            "module tcp measures connections, and the protocol UDP has none: add the module rx or "
-            "tx, or the protocol TCP"
+            "module tcp measures connections, but the filter allows only UDP; add module rx or tx, "
+            "or protocol TCP"
         )
 
 

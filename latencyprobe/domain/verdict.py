@@ -66,48 +66,48 @@ class _Cause:
 
 
 _LOOK_AT_THE_DATA_PATH = (
-    "Look at the CNI's data path on the node: number of netfilter rules, bridge, encapsulation."
+    "Check the CNI's data path on the node: number of netfilter rules, bridge, encapsulation."
 )
 _FAST_ENOUGH = f"Nothing to do: 99 % of the packets take under {format_ns(NOTEWORTHY_NS)}."
 _CAUSES: Mapping[str, _Cause] = {
     "rx.socket": _Cause(
         Bottleneck.SLOW_READER,
-        "data lay ready in the socket before the application read it",
-        "Look at what the application does between two reads of this socket: blocking calls, a "
-        "busy event loop, too few threads, or a CPU limit that throttles it.",
+        "data waited in the socket until the application read it",
+        "Profile the application between two reads of this socket: blocking calls, a busy event "
+        "loop, too few threads, or a CPU limit that throttles it.",
     ),
     "rx.wakeup": _Cause(
         Bottleneck.CPU_CONTENTION,
-        "the reader could have read, and other threads had its CPU",
-        "See who runs on the reader's CPUs (perf sched, top -H) and what keeps it from others: CPU "
-        "limits or shares of the pod, CPU pinning, its nice value, or a node that is full.",
+        "the reader was runnable, but other threads had its CPU",
+        "List the threads on the reader's CPUs (perf sched, top -H). Check the pod's CPU limits "
+        "and shares, CPU pinning, its nice value, and the load of the node.",
     ),
     "rx.softirq": _Cause(
         Bottleneck.SOFTIRQ_BACKLOG,
-        "packets waited in the NET_RX softirq behind others",
+        "packets waited behind others in the NET_RX softirq",
         "Compare the softirq load of the node's CPUs (mpstat -P ALL 1) and spread the receive "
         "queues: RSS, RPS, or more queues on the NIC.",
     ),
     "rx.host": _Cause(
         Bottleneck.HOST_PATH,
-        "packets were on the host's side between the first device and the pod's",
+        "packets spent this time on the host, between the first device and the pod's",
         _LOOK_AT_THE_DATA_PATH,
     ),
     "tx.host": _Cause(
         Bottleneck.HOST_PATH,
-        "packets were on the host's side between the pod's device and the last one",
+        "packets spent this time on the host, between the pod's device and the last one",
         _LOOK_AT_THE_DATA_PATH,
     ),
     "tx.driver": _Cause(
         Bottleneck.DRIVER,
-        "packets waited in the last device for their transmission to be completed",
-        "Look at the device: its ring and queues (ethtool -g, -l), interrupt coalescing (ethtool "
-        "-c), pause frames (ethtool -S), or, in a virtual machine, what the host does with them.",
+        "packets waited in the last device until their transmission was complete",
+        "Check the device: ring and queues (ethtool -g, -l), interrupt coalescing (ethtool -c), "
+        "pause frames (ethtool -S). In a virtual machine, check the host's side too.",
     ),
     "tx.qdisc": _Cause(
         Bottleneck.QDISC_BACKLOG,
         "packets waited in the queueing discipline of the last device",
-        "See which queue holds them (tc -s qdisc show) and why: a rate limit, a bandwidth "
+        "Find the queue that holds them (tc -s qdisc show). Check for a rate limit, a bandwidth "
         "annotation of the pod, or a full link.",
     ),
 }
@@ -115,21 +115,21 @@ _CAUSES: Mapping[str, _Cause] = {
 _CAUSES_OF_WAITING: Mapping[str, _Cause] = {
     "sendsBehindWindow": _Cause(
         Bottleneck.RECEIVE_WINDOW,
-        "data waited in the socket, the receiver's window being full",
-        "Look at the receiver: it reads more slowly than this side writes, or its receive buffer "
+        "data waited in the socket because the receive window was full",
+        "Check the receiver: it reads more slowly than this side writes, or its receive buffer "
         "(net.ipv4.tcp_rmem, SO_RCVBUF) is too small for the round trip.",
     ),
     "sendsBehindCongestion": _Cause(
         Bottleneck.CONGESTION,
         "data waited in the socket for the congestion window, pacing or the device's queue",
-        "Look at the path for losses and its narrowest link (ss -ti: cwnd, retrans, pacing_rate; "
-        "tc -s qdisc show), and reuse connections: each begins with a small window.",
+        "Check the path for losses and its slowest link (ss -ti: cwnd, retrans, pacing_rate; tc -s "
+        "qdisc show). Reuse connections, since each begins with a small window.",
     ),
     "sendsHeldBack": _Cause(
         Bottleneck.APPLICATION,
-        "data waited in the socket though it might have been sent: Nagle's algorithm, or a cork",
-        "Set TCP_NODELAY on this socket, or write a message at once instead of in pieces; look for "
-        "MSG_MORE and TCP_CORK.",
+        "data waited in the socket with both windows open: Nagle's algorithm or a cork",
+        "Set TCP_NODELAY on this socket, or write each message in one call. Check for MSG_MORE and "
+        "TCP_CORK.",
     ),
 }
 
@@ -183,7 +183,7 @@ def judge(measurement: Measurement, node: NodeMeasurement = NOTHING_OF_THE_NODE)
 def _told(where: str, counters: Mapping[str, int], names: Iterable[str]) -> Iterator[str]:
     seen = [f"{name} {counters[name]:,}" for name in names if counters.get(name)]
     if seen:
-        yield f"meanwhile {where}: {', '.join(seen)}"
+        yield f"during the window {where}: {', '.join(seen)}"
 
 
 def _judge(measurement: Measurement) -> Verdict:
@@ -229,8 +229,8 @@ def _reader_figures(measurement: Measurement) -> tuple[str, ...]:
         return ()
     p50, p99 = (format_ns(runqueue.percentile(percent)) for percent in (50, 99))
     return (
-        f"rx.wakeup, the reader kept from running, is {_wakeup_part(measurement):.0%} of rx.socket",
-        f"sched.runqueue, all its threads: p50 {p50}, p99 {p99}",
+        f"rx.wakeup, the reader waiting for a CPU, is {_wakeup_part(measurement):.0%} of rx.socket",
+        f"sched.runqueue of all its threads: p50 {p50}, p99 {p99}",
     )
 
 
@@ -253,11 +253,11 @@ def _samples(measurement: Measurement, stage: str) -> int:
 def _insufficient(measurement: Measurement) -> Verdict:
     measured = [total for total in TOTALS if total in measurement.stages]
     most = max((_samples(measurement, total) for total in measured), default=0)
-    evidence = f"{most} packets in the window, {MIN_SAMPLES} are needed"
+    evidence = f"{most} packets in the window; a verdict needs {MIN_SAMPLES}"
     next_step = "Wait for more traffic, or widen the window."
     if not measured:
-        evidence += " (neither rx.total nor tx.total was seen)"
-        next_step += " A verdict needs the module rx or tx."
+        evidence += " (no rx.total and no tx.total seen)"
+        next_step += " Enable module rx or tx."
     return Verdict(Bottleneck.INSUFFICIENT_DATA, 0, (evidence,), next_step)
 
 
@@ -309,8 +309,8 @@ def _judge_network(measurement: Measurement) -> Verdict | None:
             f"tcp.rtt: {format_ns(rtt_ns)} on average; this node's stack: {format_ns(stacks_ns)}",
             f"{retransmits} retransmits",
         ),
-        "Look at the path to the peer (mtr): distance, a congested link; and measure the peer too: "
-        "one that answers slowly may hold its ACKs back (up to 40 ms) to send both at once.",
+        "Check the path to the peer (mtr): distance, a congested link. Measure the peer too: if it "
+        "answers slowly, it may delay its ACKs by up to 40 ms.",
         "tcp.rtt",
     )
 
@@ -374,10 +374,10 @@ def _blame_application(measurement: Measurement, share: float) -> Verdict:
         _percent(share),
         (
             _response_figures(measurement, "app.response"),
-            "requests had been read wholly, and no byte of the answer was written yet",
+            "the time is between reading a whole request and writing the first byte of the answer",
         ),
-        "Look at what the application does between reading a request and writing its answer: its "
-        "own profile or traces, locks, queries, calls to others, or a CPU limit that throttles it.",
+        "Profile or trace the application between reading a request and writing its answer: locks, "
+        "queries, calls to other services, or CPU throttling.",
         "app.response",
     )
 
@@ -389,10 +389,10 @@ def _blame_peer(measurement: Measurement, share: float) -> Verdict:
         _percent(share),
         (
             _response_figures(measurement, "peer.response"),
-            f"the network's part of it is about {format_ns(rtt_ns)} (tcp.rtt)",
+            f"the network accounts for about {format_ns(rtt_ns)} of it (tcp.rtt)",
         ),
-        "Measure the peer too: its app.response says whether its application takes the time, its "
-        "rx.socket whether it reads late.",
+        "Measure the peer too: a large app.response means that its application is slow, a large "
+        "rx.socket that it reads late.",
         "peer.response",
     )
 

@@ -45,7 +45,7 @@ class AgentError(RuntimeError):
     def __init__(self, problem: str, log: Sequence[str] = ()) -> None:
         self.problem, self.log = problem, tuple(log)
         lines = "".join(f"\n  | {line}" for line in self.log)
-        super().__init__(f"{problem}{'; its last words:' if lines else ''}{lines}")
+        super().__init__(f"{problem}{'; end of its log:' if lines else ''}{lines}")
 
 
 @contextlib.asynccontextmanager
@@ -132,12 +132,12 @@ class AgentProcess:
             await asyncio.wait_for(self._process.wait(), TIME_TO_DIE_S)
         except TimeoutError:
             code = error.code().name
-            return AgentError(f"the agent answered {code}: {error.details()}", self._log)
+            return AgentError(f"the agent returned {code}: {error.details()}", self._log)
         return await self._obituary()
 
     async def _obituary(self) -> AgentError:
         status = await self._process.wait()
         # What it wrote last may still be in the pipe.
         await asyncio.wait({self._reader}, timeout=1.0)
-        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        how = f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
         return AgentError(f"the agent {how}", self._log)

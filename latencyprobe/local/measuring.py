@@ -193,9 +193,9 @@ async def _failure_of(watching: asyncio.Task[None]) -> AgentError | None:
         case AgentError() as error:
             return error
         case CorruptMessageError() as error:
-            return AgentError(f"the agent sent a report that cannot be: {error}")
+            return AgentError(f"the agent sent an invalid report: {error}")
         case None:
-            return AgentError("the agent ended the stream of reports")
+            return AgentError("the agent closed the stream of reports")
         case error:
             raise error
 

@@ -81,8 +81,8 @@ class ProtocolVersionError(RuntimeError):
     def __init__(self, theirs: int, agent_version: str) -> None:
         self.theirs, self.agent_version = theirs, agent_version
         super().__init__(
-            f"the agent (version {agent_version}) speaks protocol {theirs}, this command "
-            f"{PROTOCOL_VERSION}: install both from the same release"
+            f"the agent (version {agent_version}) uses protocol {theirs}, this command uses "
+            f"{PROTOCOL_VERSION}; install both from the same release"
         )
 
 
@@ -91,7 +91,9 @@ class NoTargetError(RuntimeError):
 
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = tuple(problems)
-        super().__init__("nothing to measure:" + "".join(f"\n  {each}" for each in self.problems))
+        super().__init__(
+            "no target can be measured:" + "".join(f"\n  {each}" for each in self.problems)
+        )
 
 
 @dataclass(slots=True)
@@ -245,7 +247,7 @@ class Session:
         try:
             return self._targets[target_id]
         except KeyError:
-            raise CorruptMessageError("target.status.id", f"{target_id!r} is unknown") from None
+            raise CorruptMessageError("target.status.id", f"unknown target {target_id!r}") from None
 
     def _take_coverage(self, stages: Iterable[pb.StageCoverage]) -> None:
         """Take what is said of what we measure; that the last target is gone changes nothing."""

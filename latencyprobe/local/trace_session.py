@@ -94,4 +94,4 @@ class TraceSession(Session):
             if name in coverage and coverage[name].state is CoverageState.UNAVAILABLE
         ]
         if len(missing) == len(self._limits.stages_ns):
-            raise AgentError("not measured on this machine: " + "; ".join(missing))
+            raise AgentError("cannot trace on this machine: " + "; ".join(missing))

@@ -27,8 +27,8 @@ class MissingCapabilityError(RuntimeError):
         self.missing = tuple(NEEDED[bit][0] for bit in missing)
         reasons = "".join(f"\n  {NEEDED[bit][0]} {NEEDED[bit][1]}" for bit in missing)
         super().__init__(
-            f"measuring needs root, or capabilities that are missing here:{reasons}\n"
-            "Run it with sudo; in a pod, add them to securityContext.capabilities."
+            f"measuring needs root or these capabilities, which this process lacks:{reasons}\n"
+            "Run it with sudo; in a pod, add them to securityContext.capabilities"
         )
 
 

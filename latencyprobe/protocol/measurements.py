@@ -60,7 +60,7 @@ def measurement_from_proto(
         if not delta.name:
             raise CorruptMessageError(f"stages[{index}].name", "is empty")
         if delta.name in measured:
-            raise CorruptMessageError(f"stages[{index}].name", f"{delta.name!r} came before")
+            raise CorruptMessageError(f"stages[{index}].name", f"{delta.name!r} is repeated")
         if delta.name in BY_NAME:
             measured[delta.name] = _stage_from_proto(delta, f"stages[{index}]")
     known = {name: count for name, count in counters.items() if counter_module(name) is not None}
@@ -90,9 +90,11 @@ def node_from_proto(message: pb.NodeContext) -> NodeMeasurement:
         if not key.name:
             raise CorruptMessageError(f"{field}.name", "is empty")
         if key in measured:
-            raise CorruptMessageError(field, f"{key.name!r} with {key.detail!r} came before")
+            raise CorruptMessageError(field, f"{key.name!r} with {key.detail!r} is repeated")
         if len(key.detail) > MAX_NAME_LENGTH:
-            raise CorruptMessageError(f"{field}.detail", f"is over {MAX_NAME_LENGTH} characters")
+            raise CorruptMessageError(
+                f"{field}.detail", f"is longer than {MAX_NAME_LENGTH} characters"
+            )
         if key.name in BY_NAME:
             measured[key] = _stage_from_proto(delta, field)
     return NodeMeasurement(measured, _open_counters(message.counters, "node.counters"))
@@ -106,10 +108,14 @@ def _open_counters(counters: Mapping[str, int], field: str) -> dict[str, int]:
 
 def _check_names(counters: Mapping[str, int], field: str) -> None:
     if len(counters) > MAX_OPEN_COUNTERS:
-        raise CorruptMessageError(field, f"{len(counters)} of at most {MAX_OPEN_COUNTERS}")
+        raise CorruptMessageError(
+            field, f"{len(counters)} counters, but at most {MAX_OPEN_COUNTERS} are allowed"
+        )
     for name in counters:
         if not 0 < len(name) <= MAX_NAME_LENGTH:
-            raise CorruptMessageError(field, f"a name of {len(name)} characters")
+            raise CorruptMessageError(
+                field, f"a name has {len(name)} characters, not 1 to {MAX_NAME_LENGTH}"
+            )
 
 
 def _stage_to_proto(name: str, measured: StageMeasurement) -> pb.StageDelta:
@@ -151,7 +157,9 @@ def _histogram_from_proto(message: pb.Histogram, field: str) -> Histogram:
         )
     buckets = dict(zip(message.positions, message.counts, strict=True))
     if list(message.positions) != sorted(buckets):
-        raise CorruptMessageError(f"{field}.positions", "must ascend, each once")
+        raise CorruptMessageError(
+            f"{field}.positions", "must be in ascending order, without repetitions"
+        )
     try:
         return Histogram(buckets, message.sum_ns, message.min_ns, message.max_ns)
     except ValueError as error:

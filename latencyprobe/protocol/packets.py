@@ -36,7 +36,7 @@ def packet_from_proto(message: pb.TracedPacket) -> TracedPacket:
     """
     stages_ns = {name: ns for name, ns in message.stages_ns.items() if name in _KNOWN}
     if len(_TOTALS & stages_ns.keys()) != 1:
-        raise CorruptMessageError("stages_ns", "must have one total")
+        raise CorruptMessageError("stages_ns", "must have exactly one total")
     return TracedPacket(
         ended_unix_ns=message.ended_unix_ns,
         user=User(message.pid, message.thread_id, message.command) if message.pid else None,
@@ -76,5 +76,7 @@ def _endpoint_from_proto(
         return None
     endpoint: pb.Endpoint = getattr(message, field)
     if len(endpoint.address) not in (4, 16) or endpoint.port > 65535:
-        raise CorruptMessageError(field, f"{endpoint.address!r} port {endpoint.port} is no address")
+        raise CorruptMessageError(
+            field, f"invalid address {endpoint.address!r} port {endpoint.port}"
+        )
     return Endpoint.of(endpoint.address, endpoint.port)

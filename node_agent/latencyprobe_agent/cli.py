@@ -39,11 +39,13 @@ _FILE = click.Path(path_type=Path)
     type=_FILE,
     metavar="PATH",
     show_envvar=True,
-    help="Serve on a Unix socket in a directory of its own with mode 0700, for a local client.",
+    help="Serve a local client on a Unix socket. Its directory must have mode 0700.",
 )
-@click.option("--ca-file", type=_FILE, show_envvar=True, help="The CA of the operator.")
-@click.option("--cert-file", type=_FILE, show_envvar=True, help="The agent's certificate.")
-@click.option("--key-file", type=_FILE, show_envvar=True, help="The key of the certificate.")
+@click.option(
+    "--ca-file", type=_FILE, show_envvar=True, help="CA that signed the operator's certificate."
+)
+@click.option("--cert-file", type=_FILE, show_envvar=True, help="Certificate of the agent.")
+@click.option("--key-file", type=_FILE, show_envvar=True, help="Key of the certificate.")
 @click.option(
     "--operator-name",
     default=OPERATOR_NAME,
@@ -56,14 +58,14 @@ _FILE = click.Path(path_type=Path)
     default=platform.node,
     show_default="the host's name",
     show_envvar=True,
-    help="What this node is called in reports.",
+    help="Name of this node in reports.",
 )
 @click.option(
     "--host-netns",
     type=_FILE,
-    show_default="/proc/1/ns/net, or our own where that can't be read",
+    show_default="/proc/1/ns/net, or the agent's own if that is not readable",
     show_envvar=True,
-    help="The host's network namespace.",
+    help="File of the host's network namespace.",
 )
 @click.option(
     "--proc-root",
@@ -71,14 +73,14 @@ _FILE = click.Path(path_type=Path)
     default=Path("/proc"),
     show_default=True,
     show_envvar=True,
-    help="Where the host's processes are seen.",
+    help="Mount point of the host's /proc.",
 )
 @click.option(
     "--cgroup-root",
     type=_FILE,
     show_default="found in /proc/self/mountinfo",
     show_envvar=True,
-    help="Where the host's cgroup v2 hierarchy is mounted, or a directory above it.",
+    help="Mount point of the host's cgroup v2 hierarchy, or a directory above it.",
 )
 @click.option(
     "--metrics-address",
@@ -92,7 +94,7 @@ _FILE = click.Path(path_type=Path)
     default="info",
     show_default=True,
     show_envvar=True,
-    help="What is logged, at least.",
+    help="Lowest level that is logged.",
 )
 @click.option(
     "--log-format",
@@ -100,7 +102,7 @@ _FILE = click.Path(path_type=Path)
     default="text",
     show_default=True,
     show_envvar=True,
-    help="For people or for programs.",
+    help="Format of the log: text for people, json for programs.",
 )
 @click.option(
     "--exit-with-parent",
@@ -108,7 +110,7 @@ _FILE = click.Path(path_type=Path)
     is_flag=False,
     flag_value=0,
     metavar="[PID]",
-    help="End when the parent process does (whose PID may be given, to be sure who it is).",
+    help="Exit when the parent process exits. PID is the parent that is expected.",
 )
 def agent_command(
     *,
@@ -129,8 +131,8 @@ def agent_command(
 ) -> None:
     """Serve measurements of this node over gRPC.
 
-    Either to the operator (--listen, with --ca-file, --cert-file and --key-file), or to a local
-    client (--socket). It ends on SIGTERM or SIGINT, and leaves nothing attached.
+    Serves the operator (--listen, with --ca-file, --cert-file and --key-file) or a local client
+    (--socket). Ends on SIGTERM or SIGINT, and detaches all its programs.
     """
     settings = Settings(
         address=_address(listen, socket, (ca_file, cert_file, key_file), operator_name),
@@ -162,14 +164,14 @@ def _address(
 ) -> TcpAddress | SocketAddress:
     """The one way to listen."""
     if (listen is None) == (socket is None):
-        raise click.UsageError("Give one of --listen HOST:PORT and --socket PATH.")
+        raise click.UsageError("give either --listen HOST:PORT or --socket PATH")
     if socket is not None:
         return SocketAddress(socket)
     ca_file, cert_file, key_file = files
     if ca_file is None or cert_file is None or key_file is None:
         raise click.UsageError(
-            "--listen needs --ca-file, --cert-file and --key-file: without TLS anybody could "
-            "command the agent. `latencyprobe pki init DIR` makes them."
+            "--listen needs --ca-file, --cert-file and --key-file; `latencyprobe pki init DIR` "
+            "makes them. Without TLS anyone could control the agent"
         )
     assert listen is not None
     return TcpAddress(

@@ -84,7 +84,7 @@ def check_capabilities() -> None:
     except MissingCapabilityError as error:
         raise StartError(str(error)) from None
     if not effective_capabilities() >> CAP_SYS_ADMIN & 1:
-        log.warning("without CAP_SYS_ADMIN the run time of the eBPF programs can't be measured")
+        log.warning("cannot measure the run time of the eBPF programs: this needs CAP_SYS_ADMIN")
 
 
 def exit_with_parent(parent: int | None) -> None:
@@ -95,9 +95,10 @@ def exit_with_parent(parent: int | None) -> None:
     expected = parent or os.getppid()
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0) != 0:
-        raise StartError(f"prctl(PR_SET_PDEATHSIG): {os.strerror(ctypes.get_errno())}")
+        reason = os.strerror(ctypes.get_errno())
+        raise StartError(f"cannot follow the parent process: prctl(PR_SET_PDEATHSIG): {reason}")
     if os.getppid() != expected:
-        raise StartError(f"the parent (PID {expected}) has exited")
+        raise StartError(f"the parent process (PID {expected}) has exited")
 
 
 @contextlib.asynccontextmanager

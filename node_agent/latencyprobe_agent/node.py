@@ -14,9 +14,9 @@ class HostNetnsError(Exception):
     def __init__(self, path: Path, reason: str) -> None:
         self.path = path
         super().__init__(
-            f"--host-netns {path}: {reason}. A pod sees /proc/1/ns/net with hostPID, "
-            "CAP_SYS_PTRACE and no AppArmor profile that forbids `ptrace (read)`; otherwise name "
-            "a file that is the node's network namespace"
+            f"cannot read --host-netns {path}: {reason}. In a pod, /proc/1/ns/net needs hostPID, "
+            "CAP_SYS_PTRACE and no AppArmor profile that forbids `ptrace (read)`. Otherwise give "
+            "another file of the node's network namespace"
         )
 
 
@@ -31,7 +31,7 @@ def host_netns_inode(path: Path | None) -> int:
     try:
         return Path("/proc/1/ns/net").stat().st_ino
     except PermissionError:
-        log.info("/proc/1/ns/net can't be read: taking our own network namespace for the host's")
+        log.info("cannot read /proc/1/ns/net: using the agent's network namespace as the host's")
         return Path("/proc/self/ns/net").stat().st_ino
 
 

@@ -34,7 +34,7 @@ def check_wish(wish: TraceWish, desired: Desired) -> None:
         if not stage.is_measured_by(probe.modules):
             raise InvalidStateError(
                 f"limits[{index}].stage",
-                f"{name} is measured by module {stage.needs}, which the probe does not have",
+                f"{name} needs module {stage.needs}, which the probe does not enable",
             )
 
 

@@ -37,7 +37,7 @@ def _read_agents(
 @click.option(
     "--kubeconfig",
     type=_FILE,
-    help="The cluster to serve. Default: the one this runs in, else that of $KUBECONFIG.",
+    help="Kubeconfig of the cluster. Default: the cluster this runs in, else $KUBECONFIG.",
 )
 @click.option(
     "--namespace",
@@ -61,18 +61,18 @@ def _read_agents(
     envvar="LATENCYPROBE_AGENT",
     multiple=True,
     callback=_read_agents,
-    help="An agent that is no pod; repeatable. Then no DaemonSet is looked for.",
+    help="Address of an agent outside the cluster; repeatable. Disables the DaemonSet search.",
 )
 @click.option(
-    "--ca-file", type=_FILE, required=True, help="Authority that signed the agents' certificates."
+    "--ca-file", type=_FILE, required=True, help="CA that signed the agents' certificates."
 )
 @click.option(
     "--cert-file",
     type=_FILE,
     required=True,
-    help="The operator's certificate, for operator.latencyprobe.io.",
+    help="Certificate of the operator, for operator.latencyprobe.io.",
 )
-@click.option("--key-file", type=_FILE, required=True, help="The key of that certificate.")
+@click.option("--key-file", type=_FILE, required=True, help="Key of that certificate.")
 @click.option(
     "--watch-namespace",
     "watch_namespaces",
@@ -109,9 +109,9 @@ def operator_command(
     log_format: str,
     log_level: str,
 ) -> None:
-    """Serve LatencyProbes: instruct the agents, merge their reports, write the statuses.
+    """Serve LatencyProbes: send agents their state, merge their reports, write the statuses.
 
-    Every option can be set in the environment, as LATENCYPROBE_AGENT_PORT for --agent-port.
+    Every option can be set in the environment, for example --agent-port as LATENCYPROBE_AGENT_PORT.
     """
     logs.configure(form=log_format, level=log_level)
     options = Options(
@@ -128,7 +128,7 @@ def operator_command(
     try:
         run(options)
     except ConfigException as error:
-        raise click.ClickException(f"no cluster to serve: {error}") from error
+        raise click.ClickException(f"cannot find a cluster: {error}") from error
     except ServeError as error:
         raise click.ClickException(str(error)) from error
 

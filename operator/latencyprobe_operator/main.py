@@ -28,7 +28,7 @@ class Options:
     agent_selector: str = "app.kubernetes.io/name=latencyprobe-agent"
     agent_port: int = 9345
     agents: Mapping[str, str] = field(default_factory=dict)
-    """Addresses by node; where there are any, the DaemonSet is not looked for."""
+    """Addresses by node; if there are any, the DaemonSet is not used."""
     watch_namespaces: tuple[str, ...] = ()
     metrics_address: Address | None = None
     health_address: Address | None = None

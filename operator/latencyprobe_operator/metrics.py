@@ -31,7 +31,7 @@ class Metrics:
         )
         self.corrupt_reports = Counter(
             "latencyprobe_operator_corrupt_reports",
-            "Reports on one target that contradict themselves and were left out.",
+            "Reports on one target that are inconsistent and were discarded.",
             registry=self.registry,
         )
         self.status_writes = Counter(
@@ -41,12 +41,12 @@ class Metrics:
         )
         self.status_write_failures = Counter(
             "latencyprobe_operator_status_write_failures",
-            "Writes of a status that the API server did not take; each is tried again.",
+            "Writes of a status that failed; each is retried.",
             registry=self.registry,
         )
         self.apply_seconds = Histogram(
             "latencyprobe_operator_apply_seconds",
-            "Time from sending an agent its desired state to its answer.",
+            "Time from sending a desired state to the agent's answer.",
             buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30),
             registry=self.registry,
         )

@@ -33,8 +33,8 @@ class NotReleasedError(Exception):
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
         super().__init__(
-            f"{', '.join(names)}: the finalizer {FINALIZER} is put back: an operator still serves "
-            "these LatencyProbes. Stop it first"
+            f"cannot remove the finalizer {FINALIZER} of {', '.join(names)}: a running operator "
+            "adds it again; stop the operator first"
         )
 
 
@@ -102,27 +102,27 @@ async def _run(kubeconfig: Path | None, namespaces: Sequence[str]) -> int:
 @click.option(
     "--kubeconfig",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The cluster. Default: the one this runs in, else that of $KUBECONFIG.",
+    help="Kubeconfig of the cluster. Default: the cluster this runs in, else $KUBECONFIG.",
 )
 @click.option(
     "--watch-namespace",
     "namespaces",
     multiple=True,
-    help="Only the LatencyProbes of this namespace; repeatable. Default: all.",
+    help="Release only the LatencyProbes of this namespace; repeatable. Default: all.",
 )
 def release_command(kubeconfig: Path | None, namespaces: tuple[str, ...]) -> None:
-    """Let LatencyProbes be deleted where there is no operator any more.
+    """Remove the finalizers of LatencyProbes after the operator is gone.
 
-    Takes the finalizer off that the operator put there. Helm runs this after an uninstall; by hand
-    it helps where a LatencyProbe, or a namespace with one, can't be deleted.
+    Helm runs this after an uninstall. Run it by hand if a LatencyProbe, or a namespace with one,
+    cannot be deleted because the operator is gone.
     """
     logs.configure(form="text", level="info")
     try:
         count = asyncio.run(_run(kubeconfig, namespaces))
     except ConfigException as error:
-        raise click.ClickException(f"no cluster: {error}") from error
+        raise click.ClickException(f"cannot find a cluster: {error}") from error
     except (ApiError, NotReleasedError) as error:
         raise click.ClickException(str(error)) from error
     except UNAVAILABLE as error:
-        raise click.ClickException(f"the API server can't be reached: {error}") from error
+        raise click.ClickException(f"cannot reach the API server: {error}") from error
     click.echo(f"{count} LatencyProbe(s) released")

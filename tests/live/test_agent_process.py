@@ -212,19 +212,19 @@ def _has_exited(pid: int) -> bool:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "Give one of --listen HOST:PORT and --socket PATH."),
-        (("--listen", "127.0.0.1:0", "--socket", "/tmp/s"), "Give one of"),
+        ((), "give either --listen HOST:PORT or --socket PATH"),
+        (("--listen", "127.0.0.1:0", "--socket", "/tmp/s"), "give either --listen"),
         (("--listen", "127.0.0.1:0"), "--listen needs --ca-file, --cert-file and --key-file"),
         (("--listen", "127.0.0.1"), "'127.0.0.1' is not HOST:PORT"),
         (("--listen", "127.0.0.1:70000"), "'127.0.0.1:70000' is not HOST:PORT"),
-        (("--listen", "::1:0"), "put an IPv6 address into brackets"),
-        (("--socket", "relative.sock"), "give the socket's absolute path"),
+        (("--listen", "::1:0"), "has an IPv6 address without brackets"),
+        (("--socket", "relative.sock"), "give an absolute path"),
         (("--socket", "/" + "x" * 108), "longer than 107 bytes"),
-        (("--socket", "/tmp/agent.sock"), "/tmp is open to others"),
+        (("--socket", "/tmp/agent.sock"), "/tmp is accessible to other users"),
         (("--socket", "/no/such/agent.sock"), "/no/such: No such file or directory"),
         (
             ("--socket", "/s/a", "--host-netns", "/no/such"),
-            "--host-netns /no/such: No such file or directory. A pod sees",
+            "cannot read --host-netns /no/such: No such file or directory. In a pod",
         ),
         (("--log-level", "loud"), "Invalid value for '--log-level'"),
     ],
@@ -237,7 +237,7 @@ def test_a_port_that_is_taken_is_said(tls: tuple[str, ...]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         message = _refusal("--listen", f"127.0.0.1:{port}", *tls)
-    assert f"can't listen on 127.0.0.1:{port}: Address already in use" in message
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in message
 
 
 def test_a_missing_file_is_said(tmp_path: Path, tls: tuple[str, ...]) -> None:

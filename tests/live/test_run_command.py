@@ -167,7 +167,7 @@ def test_a_process_that_is_gone_is_an_error(traces: Traces) -> None:
     gone.wait()
     ended = run(traces, "--pid", str(gone.pid))
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert f"there is no process {gone.pid}" in ended.stderr
+    assert f"no such process: {gone.pid}" in ended.stderr
 
 
 def test_a_thread_is_an_error_that_names_its_process(traces: Traces) -> None:
@@ -186,7 +186,7 @@ def test_a_thread_is_an_error_that_names_its_process(traces: Traces) -> None:
 def test_a_directory_that_is_no_cgroup_is_an_error(traces: Traces, tmp_path: Path) -> None:
     ended = run(traces, "--cgroup", str(tmp_path))
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert f"{tmp_path} is an ordinary directory, not a cgroup" in ended.stderr
+    assert f"{tmp_path} is a directory but not a cgroup" in ended.stderr
 
 
 def test_nothing_is_left_after_a_kill(traces: Traces) -> None:

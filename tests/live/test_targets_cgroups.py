@@ -23,7 +23,7 @@ def test_a_cgroup_is_followed_from_empty_to_gone() -> None:
         empty = resolver.facts_of(target)
         assert (empty.state, empty.message) == (
             TargetState.PENDING,
-            "no process is in its cgroup yet",
+            "the cgroup has no processes yet",
         )
         with sleeper(cgroup=cgroup) as process:
             facts = follow(resolver, target, lambda f: f.pids, "its process")
@@ -33,7 +33,10 @@ def test_a_cgroup_is_followed_from_empty_to_gone() -> None:
             assert facts.cgroup == "/" + str(cgroup.relative_to(hierarchy_root()))
             assert facts.netns == {netns_of(process.pid)}
         facts = follow(resolver, target, lambda f: not f.pids, "no process")
-        assert (facts.state, facts.message) == (TargetState.ATTACHED, "no process is in it now")
+        assert (facts.state, facts.message) == (
+            TargetState.ATTACHED,
+            "the cgroup has no processes now",
+        )
     follow(resolver, target, lambda f: f.state is TargetState.GONE, "gone")
 
 
@@ -79,7 +82,7 @@ def test_a_container_is_pending_then_attached_then_gone(layout: str) -> None:
     resolver.track([target])
     pending = resolver.facts_of(target)
     assert pending.state is TargetState.PENDING
-    assert "is not there yet" in pending.message
+    assert "does not exist yet" in pending.message
     with made_cgroup(layout) as cgroup, sleeper(cgroup=cgroup) as process:
         facts = follow(resolver, target, lambda f: f.state is TargetState.ATTACHED, "attached")
         assert facts.pids == (process.pid,)

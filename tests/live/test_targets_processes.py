@@ -71,7 +71,7 @@ def test_a_pid_that_is_gone_is_refused(resolver: Resolver) -> None:
     resolver.track([target])
     facts = resolver.facts_of(target)
     assert facts.state is TargetState.FAILED
-    assert f"there is no process {process.pid}" in facts.message
+    assert f"no such process: {process.pid}" in facts.message
 
 
 def test_a_zombie_is_as_gone_as_a_process_that_was_waited_for(resolver: Resolver) -> None:

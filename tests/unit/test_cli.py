@@ -21,24 +21,24 @@ def invoke(*arguments: str) -> Result:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "nothing to measure: give --pid N, --cgroup PATH, --netns PATH or -- COMMAND"),
+        ([], "no target to measure: give --pid N, --cgroup PATH, --netns PATH or -- COMMAND"),
         (["--pid", "0"], "'--pid': 0 is not in the range"),
         (["--pid", "nginx"], "'--pid': 'nginx' is not a valid integer"),
         (["--pid", "1", "--port", "70000"], "'--port': 70000 is not in the range 1<=x<=65535"),
         (["--pid", "1", "--port", "0"], "'--port': 0 is not in the range 1<=x<=65535"),
         (
             ["--pid", "1", "--modules", "rx,nic"],
-            "unknown module 'nic': known are rx, tx, tcp, irq, sched",
+            "unknown module 'nic'; choose one of rx, tx, tcp, irq, sched",
         ),
-        (["--pid", "1", "--modules", ","], "no module given: known are rx, tx, tcp, irq, sched"),
-        (["--pid", "1", "--duration", "10"], "'--duration': '10' is not a duration (write a"),
+        (["--pid", "1", "--modules", ","], "no module given; choose from rx, tx, tcp, irq, sched"),
+        (["--pid", "1", "--duration", "10"], "'--duration': '10' is not a duration; write a"),
         (["--pid", "1", "--duration", "-1s"], "'--duration': '-1s' is not a duration"),
-        (["--pid", "1", "--duration", "1ms"], "1ms is too short: at least 100ms"),
-        (["--pid", "1", "--interval", "1h"], "1h is too long: at most 600s"),
+        (["--pid", "1", "--duration", "1ms"], "1ms is too short: the minimum is 100ms"),
+        (["--pid", "1", "--interval", "1h"], "1h is too long: the maximum is 600s"),
         (["--pid", "1", "--protocol", "icmp"], "'icmp' is not one of 'tcp', 'udp'"),
         (
             ["--pid", "1", "--protocol", "udp", "--modules", "tcp"],
-            "module tcp measures connections, and the protocol UDP has none: add the module rx",
+            "module tcp measures connections, but the filter allows only UDP; add module rx",
         ),
         (["--pid", "1", "-o", "yaml"], "'yaml' is not one of 'table', 'json'"),
         (["--pid", "1", "--output-file", "/no/x"], "cannot write '/no/x': No such file"),
@@ -77,7 +77,7 @@ def test_a_subcommand_whose_modules_are_not_installed_is_refused_with_what_is_mi
     answer = CliRunner().invoke(cli.main, ["pki", "init", "certificates"])
     assert answer.exit_code == 1
     assert answer.output == (
-        "Error: `latencyprobe pki` can't be used here: this installation lacks the Python module "
+        "Error: `latencyprobe pki` is not available: this installation lacks the Python module "
         "latencyprobe.commands.pki\n"
     )
 

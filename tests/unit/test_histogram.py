@@ -177,5 +177,5 @@ def test_a_percentile_outside_of_0_to_100_is_refused(percent: float) -> None:
 def test_parts_that_contradict_each_other_are_refused(
     buckets: dict[int, int], sum_ns: int, min_ns: int, max_ns: int
 ) -> None:
-    with pytest.raises(ValueError, match=r"positions are|contradict"):
+    with pytest.raises(ValueError, match=r"positions are|inconsistent"):
         Histogram(buckets, sum_ns, min_ns, max_ns)

@@ -103,5 +103,5 @@ def test_an_impossible_sampling_ratio_is_refused(ratio: float) -> None:
 
 
 def test_negative_losses_are_refused() -> None:
-    with pytest.raises(ValueError, match="none can be negative"):
+    with pytest.raises(ValueError, match="negative count"):
         StageMeasurement(lost=-1)

@@ -38,7 +38,7 @@ def test_only_their_owner_reads_keys(tmp_path: Path) -> None:
 
 def test_nothing_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "agent.key").write_text("mine")
-    with pytest.raises(FilesExistError, match=r"agent\.key exist"):
+    with pytest.raises(FilesExistError, match=r"files exist: .*agent\.key"):
         initialise(tmp_path, days=1)
     assert [path.name for path in tmp_path.iterdir()] == ["agent.key"]
     result = CliRunner().invoke(pki_command, ["init", str(tmp_path)])

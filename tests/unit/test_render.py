@@ -188,7 +188,7 @@ def test_the_table_shows_figures_losses_counters_verdict_and_coverage() -> None:
     assert "connectRefused" not in text
     assert "verdict: SlowReader in rx.socket, 75%" in text
     assert "  - rx.socket holds 75% of rx.total" in text
-    assert "  next: Look at what the application does" in text
+    assert "  next: Profile the application between two reads" in text
     assert re.search(r"tx\.stack +partial +TCP only", text)
     assert re.search(r"rx\.host +unavailable +no such tracepoint", text)
     assert "tp_btf/tcp_probe" not in text
@@ -207,14 +207,14 @@ def test_the_node_has_its_own_stages_and_counters_in_the_document() -> None:
 def test_the_table_shows_the_namespaces_counters_apart_and_the_node_below_the_targets() -> None:
     text = table(with_node(NODE))
     assert "network namespace: TcpExtListenDrops 5\n" in text
-    node = text[text.index("node-a  the node") :]
+    node = text[text.index("node-a  the whole node") :]
     assert line_of(node, "rx.softirq").split() == ["rx.softirq", "NET_RX", "200", *["1ms"] * 4]
     assert "rx.softirq TIMER: 4 lost" in node
     assert "counters: softnetTimeSqueezed 12,345\n" in node
 
 
 def test_a_node_of_which_nothing_is_known_takes_no_room() -> None:
-    assert "the node, with all that runs on it" not in table(report())
+    assert "the whole node" not in table(report())
 
 
 def test_many_interrupt_handlers_are_counted_not_listed() -> None:
@@ -227,7 +227,7 @@ def test_many_interrupt_handlers_are_counted_not_listed() -> None:
 
 def test_a_target_that_saw_nothing_is_no_empty_table() -> None:
     text = table(report(NOTHING, message="gone: it has exited"))
-    assert "no packet was seen" in text
+    assert "no packets seen" in text
     assert "gone: it has exited" in text
     assert "verdict: InsufficientData" in text
 

@@ -65,11 +65,11 @@ def test_a_run_ends_when_every_target_is_gone(temporary: Path) -> None:
 @pytest.mark.parametrize(
     ("scenario", "message"),
     [
-        ("fails-to-start", "the agent ended with status 3; its last words:\n  | no BTF here"),
-        ("dies-while-attaching", "the agent ended with status 3; its last words:\n  | the kernel"),
-        ("refuses", "the agent answered INTERNAL: kernel types: install BTF"),
-        ("finds-no-target", "nothing to measure:\n  "),
-        ("speaks-another-protocol", "speaks protocol 9, this command 1: install both from the"),
+        ("fails-to-start", "the agent exited with status 3; end of its log:\n  | no BTF here"),
+        ("dies-while-attaching", "the agent exited with status 3; end of its log:\n  | the kernel"),
+        ("refuses", "the agent returned INTERNAL: kernel types: install BTF"),
+        ("finds-no-target", "no target can be measured:\n  "),
+        ("speaks-another-protocol", "uses protocol 9, this command uses 1; install both from"),
     ],
 )
 def test_without_any_measurement_there_is_an_error_and_no_report(
@@ -85,8 +85,8 @@ def test_without_any_measurement_there_is_an_error_and_no_report(
 @pytest.mark.parametrize(
     ("scenario", "message"),
     [
-        ("dies-while-measuring", "ended too early: the agent ended with status 3; its last words"),
-        ("sends-nonsense", "ended too early: the agent sent a report that cannot be: stages[0]"),
+        ("dies-while-measuring", "ended early: the agent exited with status 3; end of its log"),
+        ("sends-nonsense", "ended early: the agent sent an invalid report: stages[0]"),
     ],
 )
 def test_what_was_seen_before_a_failure_is_reported(
@@ -167,7 +167,7 @@ def test_a_command_never_runs_unmeasured(temporary: Path) -> None:
 def test_a_command_outlives_a_failed_measurement(temporary: Path) -> None:
     ended = run(temporary, "dies-while-measuring", "--", "sh", "-c", "sleep 0.5; echo done; exit 4")
     assert (ended.returncode, ended.stdout) == (4, "done\n")
-    assert "ended too early" in ended.stderr
+    assert "ended early" in ended.stderr
 
 
 def test_a_command_is_ended_with_the_duration(temporary: Path) -> None:
@@ -208,5 +208,8 @@ def test_a_report_that_its_file_cannot_hold_is_not_lost(temporary: Path) -> None
         *(temporary, "measures", "--pid", OWN_PID, "--duration", "200ms", "-o", "json"),
         *("--output-file", "/dev/full"),
     )
-    assert "cannot write '/dev/full': No space left on device; here it is instead" in ended.stderr
+    assert (
+        "cannot write '/dev/full': No space left on device; the report is printed instead"
+        in ended.stderr
+    )
     assert json.loads(ended.stdout)["kind"] == "LatencyReport"

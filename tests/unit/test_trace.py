@@ -139,13 +139,13 @@ def test_an_output_file_keeps_the_lines_apart(
 def test_a_full_disk_ends_the_trace_with_an_error(temporary: Path) -> None:
     ended = trace(temporary, "measures", "--pid", OWN_PID, "--output-file", "/dev/full")
     assert ended.returncode == 1
-    assert "error: cannot write: No space left on device" in ended.stderr
+    assert "error: cannot write the packets: No space left on device" in ended.stderr
     assert closing(ended.stderr)["printed"] == 0
 
 
 def test_sampling_is_told(temporary: Path) -> None:
     ended = trace(temporary, "samples", "--pid", OWN_PID, "--count", "1")
-    assert "only 25.0% of the packets were looked at" in ended.stderr
+    assert "only 25.0% of the packets were sampled" in ended.stderr
 
 
 def test_packets_that_could_not_be_timed_are_told(temporary: Path) -> None:
@@ -156,10 +156,10 @@ def test_packets_that_could_not_be_timed_are_told(temporary: Path) -> None:
 @pytest.mark.parametrize(
     ("scenario", "message"),
     [
-        ("fails-to-start", "the agent ended with status 3"),
-        ("cannot-trace", "the agent answered INTERNAL: no BPF ring buffer"),
-        ("finds-no-target", "nothing to measure:\n  "),
-        ("dies-while-measuring", "error: the trace ended too early: the agent ended with status 3"),
+        ("fails-to-start", "the agent exited with status 3"),
+        ("cannot-trace", "the agent returned INTERNAL: no BPF ring buffer"),
+        ("finds-no-target", "no target can be measured:\n  "),
+        ("dies-while-measuring", "error: the trace ended early: the agent exited with status 3"),
     ],
 )
 def test_a_failure_is_told_in_the_agents_words(
@@ -174,25 +174,25 @@ def test_a_failure_is_told_in_the_agents_words(
 def test_a_stage_that_this_machine_can_not_measure_is_an_error(temporary: Path) -> None:
     ended = trace(temporary, "measures", "--pid", OWN_PID, "--stage", "tx.qdisc")
     assert ended.returncode == 1
-    assert "not measured on this machine: tx.qdisc: no such hook" in ended.stderr
+    assert "cannot trace on this machine: tx.qdisc: no such hook" in ended.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "nothing to measure: give --pid N"),
-        (("--pid", "1", "--stage", "rx.sockets"), "unknown stage 'rx.sockets': known are rx."),
+        ((), "no target to measure: give --pid N"),
+        (("--pid", "1", "--stage", "rx.sockets"), "unknown stage 'rx.sockets'; choose one of rx."),
         (
             ("--pid", "1", "--stage", "tcp.rtt"),
-            "tcp.rtt is not measured packet by packet: that are rx.",
+            "tcp.rtt cannot be traced per packet; choose one of rx.",
         ),
         (
             ("--pid", "1", "--stage", "tx.qdisc", "--modules", "rx,tcp"),
-            "--stage tx.qdisc is measured by module tx, which is not among --modules rx,tcp",
+            "--stage tx.qdisc needs module tx, but --modules is rx,tcp; add the module",
         ),
-        (("--pid", "1", "--modules", "tcp"), "--modules tcp measures no packet one by one: add"),
+        (("--pid", "1", "--modules", "tcp"), "--modules tcp cannot be traced per packet; add"),
         (("--pid", "1", "--min", "2"), "'2' is not a duration"),
-        (("--pid", "1", "--min", "61s"), "61s is too long: at most 60s"),
+        (("--pid", "1", "--min", "61s"), "61s is too long: the maximum is 60s"),
         (("--pid", "1", "--max-rate", "-1"), "-1 is not in the range"),
         (("--pid", "1", "--count", "0"), "0 is not in the range"),
     ],

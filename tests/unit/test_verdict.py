@@ -111,7 +111,7 @@ def test_the_verdict_carries_share_and_figures() -> None:
     assert verdict.evidence == (
         "rx.socket holds 80% of rx.total",
         "rx.socket p50 80ms, p99 80ms; rx.total p99 100ms",
-        "data lay ready in the socket before the application read it",
+        "data waited in the socket until the application read it",
     )
 
 
@@ -128,9 +128,9 @@ def test_a_reader_that_is_kept_from_running_is_cpu_contention() -> None:
     assert verdict.evidence == (
         "rx.socket holds 90% of rx.total",
         "rx.socket p50 9ms, p99 9ms; rx.total p99 10ms",
-        "the reader could have read, and other threads had its CPU",
-        "rx.wakeup, the reader kept from running, is 67% of rx.socket",
-        "sched.runqueue, all its threads: p50 6ms, p99 6ms",
+        "the reader was runnable, but other threads had its CPU",
+        "rx.wakeup, the reader waiting for a CPU, is 67% of rx.socket",
+        "sched.runqueue of all its threads: p50 6ms, p99 6ms",
     )
 
 
@@ -153,7 +153,7 @@ def test_a_slow_reader_that_was_seen_to_get_its_cpu_says_so() -> None:
     verdict = judge(measured(rx_socket=10 * MS) + waits(rx_wakeup=MS))
     assert verdict.bottleneck is Bottleneck.SLOW_READER
     assert verdict.stage == "rx.socket"
-    assert "rx.wakeup, the reader kept from running, is 10% of rx.socket" in verdict.evidence
+    assert "rx.wakeup, the reader waiting for a CPU, is 10% of rx.socket" in verdict.evidence
 
 
 def test_work_of_the_kernel_is_named_but_is_no_bottleneck() -> None:
@@ -168,12 +168,12 @@ def test_work_of_the_kernel_is_named_but_is_no_bottleneck() -> None:
     [
         (
             Measurement(),
-            "0 packets in the window, 100 are needed (neither rx.total nor tx.total was seen)",
+            "0 packets in the window; a verdict needs 100 (no rx.total and no tx.total seen)",
         ),
-        (measured(99, rx_socket=MS), "99 packets in the window, 100 are needed"),
+        (measured(99, rx_socket=MS), "99 packets in the window; a verdict needs 100"),
         (
             measured(500, tcp_rtt=MS),
-            "0 packets in the window, 100 are needed (neither rx.total nor tx.total was seen)",
+            "0 packets in the window; a verdict needs 100 (no rx.total and no tx.total seen)",
         ),
     ],
 )
@@ -252,14 +252,14 @@ def test_one_slow_packet_in_fifty_is_worth_a_verdict() -> None:
         (
             measured(rx_softirq=9 * MS),
             {"softnetTimeSqueezed": 1234, "softnetDropped": 5, "eth0:rx_dropped": 6},
-            "meanwhile on its node: softnetDropped 5, softnetTimeSqueezed 1,234",
+            "during the window on its node: softnetDropped 5, softnetTimeSqueezed 1,234",
         ),
         (
             measured(rx_socket=9 * MS),
             {"softnetTimeSqueezed": 1234, "softnetDropped": 5},
-            "meanwhile on its node: softnetDropped 5",
+            "during the window on its node: softnetDropped 5",
         ),
-        (Measurement(), {"softnetDropped": 5}, "meanwhile on its node: softnetDropped 5"),
+        (Measurement(), {"softnetDropped": 5}, "during the window on its node: softnetDropped 5"),
     ],
 )
 def test_what_the_node_dropped_is_told_and_its_squeezes_where_they_matter(
@@ -277,17 +277,23 @@ def test_what_the_node_dropped_is_told_and_its_squeezes_where_they_matter(
         (
             measured(rx_socket=9 * MS),
             {"TcpExtTCPToZeroWindowAdv": 2, "TcpExtTCPTimeouts": 4, "UdpRcvbufErrors": 3},
-            "meanwhile in its network namespace: UdpRcvbufErrors 3, TcpExtTCPToZeroWindowAdv 2",
+            (
+                "during the window in its network namespace: "
+                "UdpRcvbufErrors 3, TcpExtTCPToZeroWindowAdv 2"
+            ),
         ),
         (
             measured(rx_socket=20 * US, tx_stack=10 * US, tcp_rtt=40 * MS),
             {"TcpExtTCPToZeroWindowAdv": 2, "TcpExtTCPTimeouts": 4},
-            "meanwhile in its network namespace: TcpExtTCPTimeouts 4",
+            "during the window in its network namespace: TcpExtTCPTimeouts 4",
         ),
         (
             Measurement(),
             {"TcpExtListenOverflows": 7, "TcpExtListenDrops": 7, "IpInDiscards": 1},
-            "meanwhile in its network namespace: TcpExtListenOverflows 7, TcpExtListenDrops 7",
+            (
+                "during the window in its network namespace: "
+                "TcpExtListenOverflows 7, TcpExtListenDrops 7"
+            ),
         ),
     ],
 )
@@ -303,7 +309,7 @@ def test_what_the_network_namespace_counted_is_told_where_it_bears_witness(
     [
         (
             measured(rx_socket=9 * MS, counters={"zeroWindowsSent": 3, "rtos": 1}),
-            "meanwhile at its own sockets: zeroWindowsSent 3",
+            "during the window at its own sockets: zeroWindowsSent 3",
         ),
         (
             measured(
@@ -312,11 +318,11 @@ def test_what_the_network_namespace_counted_is_told_where_it_bears_witness(
                 tcp_rtt=40 * MS,
                 counters={"zeroWindowsSent": 3, "rtos": 1},
             ),
-            "meanwhile at its own sockets: rtos 1",
+            "during the window at its own sockets: rtos 1",
         ),
         (
             Measurement(counters={"acceptQueueOverflows": 4, "receiveQueueOverflows": 2}),
-            "meanwhile at its own sockets: acceptQueueOverflows 4, receiveQueueOverflows 2",
+            "during the window at its own sockets: acceptQueueOverflows 4, receiveQueueOverflows 2",
         ),
     ],
 )
@@ -325,7 +331,10 @@ def test_what_its_own_sockets_counted_is_told_before_what_others_may_have_caused
 ) -> None:
     netns = Measurement(netns_counters={"TcpExtListenDrops": 9})
     evidence = judge(measurement + netns).evidence
-    assert evidence[-2:] == (told, "meanwhile in its network namespace: TcpExtListenDrops 9")
+    assert evidence[-2:] == (
+        told,
+        "during the window in its network namespace: TcpExtListenDrops 9",
+    )
 
 
 @pytest.mark.parametrize(
@@ -412,7 +421,7 @@ def test_acks_that_ride_on_a_late_answer_do_not_hide_the_peer() -> None:
     assert verdict.bottleneck is Bottleneck.PEER
     assert verdict.evidence == (
         "peer.response: 6ms on average, p50 6ms, p99 6ms; a packet in this node's stack: 30us",
-        "the network's part of it is about 50us (tcp.rtt)",
+        "the network accounts for about 50us of it (tcp.rtt)",
     )
 
 

@@ -89,21 +89,24 @@ def test_an_agent_that_says_nothing_of_its_node_measured_nothing_of_it() -> None
             pb.NodeContext(
                 stages=2 * [pb.StageDelta(name="rx.total", detail="eth0", sampling_ratio=1)]
             ),
-            "node.stages[1]: 'rx.total' with 'eth0' came before",
+            "node.stages[1]: 'rx.total' with 'eth0' is repeated",
         ),
         (
             pb.NodeContext(stages=[pb.StageDelta(name="rx.total", detail="x" * 65)]),
-            f"node.stages[0].detail: is over {MAX_NAME_LENGTH} characters",
+            f"node.stages[0].detail: is longer than {MAX_NAME_LENGTH} characters",
         ),
         (
             pb.NodeContext(stages=[pb.StageDelta(name="rx.total", sampling_ratio=2)]),
-            "node.stages[0]: sampling ratio",
+            "node.stages[0]: invalid sampling ratio",
         ),
-        (pb.NodeContext(counters={"": 1}), "node.counters: a name of 0 characters"),
-        (pb.NodeContext(counters={"x" * 65: 1}), "node.counters: a name of 65 characters"),
+        (pb.NodeContext(counters={"": 1}), "node.counters: a name has 0 characters, not 1 to 64"),
+        (
+            pb.NodeContext(counters={"x" * 65: 1}),
+            "node.counters: a name has 65 characters, not 1 to 64",
+        ),
         (
             pb.NodeContext(counters={f"n{n}": 1 for n in range(257)}),
-            f"node.counters: 257 of at most {MAX_OPEN_COUNTERS}",
+            f"node.counters: 257 counters, but at most {MAX_OPEN_COUNTERS} are allowed",
         ),
     ],
 )
@@ -116,7 +119,9 @@ def test_a_corrupt_word_on_the_node_is_refused_by_field(
 
 
 def test_namespaces_have_no_endless_counters() -> None:
-    with pytest.raises(CorruptMessageError, match="netns_counters: 257 of at most 256"):
+    with pytest.raises(
+        CorruptMessageError, match="netns_counters: 257 counters, but at most 256 are allowed"
+    ):
         measurement_from_proto([], {}, {f"n{n}": 1 for n in range(257)})
 
 
@@ -158,13 +163,13 @@ def test_a_corrupt_histogram_is_refused_by_field(histogram: pb.Histogram, field:
 
 @pytest.mark.parametrize("ratio", [0, -0.5, 1.5, math.nan, math.inf])
 def test_a_sampling_ratio_outside_of_0_to_1_is_refused(ratio: float) -> None:
-    with pytest.raises(CorruptMessageError, match=r"stages\[0\]: sampling ratio"):
+    with pytest.raises(CorruptMessageError, match=r"stages\[0\]: invalid sampling ratio"):
         measurement_from_proto([pb.StageDelta(name="rx.total", sampling_ratio=ratio)], {})
 
 
 def test_a_stage_that_comes_twice_or_without_a_name_is_refused() -> None:
     delta = pb.StageDelta(name="rx.total", sampling_ratio=1)
-    with pytest.raises(CorruptMessageError, match=r"stages\[1\].name: 'rx.total' came before"):
+    with pytest.raises(CorruptMessageError, match=r"stages\[1\].name: 'rx.total' is repeated"):
         measurement_from_proto([delta, delta], {})
     with pytest.raises(CorruptMessageError, match=r"stages\[0\].name: is empty"):
         measurement_from_proto([pb.StageDelta(sampling_ratio=1)], {})

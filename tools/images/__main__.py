@@ -73,13 +73,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _architecture(text: str) -> str:
     if text not in ARCHITECTURES:
-        raise argparse.ArgumentTypeError(f"{text!r} is not among {_names(ARCHITECTURES)}")
+        raise argparse.ArgumentTypeError(
+            f"unknown architecture {text!r}; choose one of {_names(ARCHITECTURES)}"
+        )
     return text
 
 
 def _component(text: str) -> str:
     if text not in COMPONENTS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not among {_names(COMPONENTS)}")
+        raise argparse.ArgumentTypeError(
+            f"unknown image {text!r}; choose from {_names(COMPONENTS)}"
+        )
     return text
 
 

@@ -130,6 +130,6 @@ def _umoci(*arguments: str) -> None:
     try:
         answer = subprocess.run(["umoci", *arguments], capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise ArchiveError("umoci is not installed: tools/setup-system images") from None
+        raise ArchiveError("umoci is not installed; run tools/setup-system images") from None
     if answer.returncode:
         raise ArchiveError(f"umoci {' '.join(arguments)}:\n{answer.stderr.strip()}")

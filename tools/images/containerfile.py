@@ -54,12 +54,14 @@ def read(containerfile: Path, arguments: Mapping[str, str]) -> ImageConfig:
 
 def _check(stage: Sequence[tuple[str, str]], arguments: Mapping[str, str]) -> None:
     if stage[0][1] != "scratch":
-        raise ContainerfileError(f"FROM {stage[0][1]}: it must be FROM scratch")
+        raise ContainerfileError(f"FROM {stage[0][1]} is not allowed; write FROM scratch")
     for instruction, value in stage[1:]:
         if instruction not in _UNDERSTOOD:
-            raise ContainerfileError(f"{instruction} {value}: there may be {_UNDERSTOOD} only")
+            raise ContainerfileError(
+                f"{instruction} {value} is not allowed; use only {', '.join(_UNDERSTOOD)}"
+            )
     if unset := [name for name in _all("ARG", stage) if name not in arguments]:
-        raise ContainerfileError(f"ARG {', '.join(unset)}: nobody gives it a value")
+        raise ContainerfileError(f"ARG {', '.join(unset)} has no value")
 
 
 def _all(instruction: str, stage: Sequence[tuple[str, str]]) -> list[str]:
@@ -69,12 +71,14 @@ def _all(instruction: str, stage: Sequence[tuple[str, str]]) -> list[str]:
 def _the_one(instruction: str, stage: Sequence[tuple[str, str]]) -> str:
     values = _all(instruction, stage)
     if len(values) != 1:
-        raise ContainerfileError(f"{instruction} must be there once, not {len(values)} times")
+        raise ContainerfileError(f"{instruction} must occur once, not {len(values)} times")
     return values[0]
 
 
 def _layer(copied: str) -> str:
     match = _COPY_OF_LAYER.fullmatch(copied)
     if match is None:
-        raise ContainerfileError(f"COPY {copied}: it must be COPY --from=build /layers/NAME /")
+        raise ContainerfileError(
+            f"COPY {copied} is not allowed; write COPY --from=build /layers/NAME /"
+        )
     return match["layer"]

@@ -61,7 +61,7 @@ def lay(name: str, component: Component, architecture: str, wheel: Path, root: P
     elif name == "project":
         lay_project(component, wheel, root)
     else:
-        raise LayerError(f"there is no layer {name!r}, but {', '.join(LAYERS)}")
+        raise LayerError(f"unknown layer {name!r}; choose one of {', '.join(LAYERS)}")
     settle(root)
 
 
@@ -120,9 +120,7 @@ def _unpack(package: Path, root: Path) -> None:
         extract = ["tar", "--extract", "--keep-directory-symlink", f"--directory={root}"]
         subprocess.run(extract, stdin=files.stdout, check=True)
     if files.returncode:
-        raise LayerError(
-            f"{package.name} can't be unpacked: dpkg-deb exited with {files.returncode}"
-        )
+        raise LayerError(f"cannot unpack {package.name}: dpkg-deb exited with {files.returncode}")
     fields = subprocess.run(["dpkg-deb", "--field", package], capture_output=True, check=True)
     description = root / "var/lib/dpkg/status.d" / package.name.split("_")[0]
     description.parent.mkdir(parents=True, exist_ok=True)

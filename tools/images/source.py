@@ -66,7 +66,7 @@ def build_wheel(folder: Path) -> Path:
             env={**os.environ, _EPOCH_VARIABLE: _WHEEL_EPOCH},
         )
     if answer.returncode:
-        raise SourceError(f"the wheel can't be built:\n{answer.stderr.strip()}")
+        raise SourceError(f"cannot build the wheel:\n{answer.stderr.strip()}")
     (wheel,) = folder.glob("*.whl")
     return wheel
 
@@ -85,11 +85,11 @@ def _created() -> datetime:
         seconds = seconds or _git("log", "-1", "--format=%ct")
     except _GitError as error:
         raise SourceError(
-            f"the time of the commit can't be had from git ({error}): set {_EPOCH_VARIABLE} to the "
-            "seconds since 1970 at which the images are said to be made"
+            f"cannot get the time of the commit from git ({error}); set {_EPOCH_VARIABLE} to the "
+            "build time in seconds since 1970"
         ) from None
     if not seconds.isdecimal():
-        raise SourceError(f"{_EPOCH_VARIABLE} is {seconds!r}: it must be seconds since 1970")
+        raise SourceError(f"invalid {_EPOCH_VARIABLE} {seconds!r}: it must be seconds since 1970")
     return datetime.fromtimestamp(int(seconds), UTC)
 
 

@@ -227,8 +227,8 @@ class _Devices:
             self._is_closed = True
             if self._is_host:
                 log.warning(
-                    "the node's network namespace can't be entered (that takes CAP_SYS_ADMIN): "
-                    "its devices' counters are left out"
+                    "cannot enter the node's network namespace: this needs CAP_SYS_ADMIN. Reports "
+                    "omit the counters of the node's devices"
                 )
             return None
         if self._is_host:

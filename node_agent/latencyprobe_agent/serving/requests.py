@@ -74,12 +74,14 @@ def parse_trace(message: pb.TraceRequest) -> TraceWish:
     if not message.probe_id:
         raise InvalidStateError("probe_id", "is empty")
     if not message.limits:
-        raise InvalidStateError("limits", "none given: name a stage and its least duration")
+        raise InvalidStateError(
+            "limits", "is empty: give at least one stage with a minimum duration"
+        )
     limits_ns: dict[str, int] = {}
     for index, limit in enumerate(message.limits):
         _check_limit(limit, f"limits[{index}]")
         if limit.stage in limits_ns:
-            raise InvalidStateError(f"limits[{index}].stage", f"{limit.stage!r} came before")
+            raise InvalidStateError(f"limits[{index}].stage", f"{limit.stage!r} is repeated")
         limits_ns[limit.stage] = limit.min_ns
     return TraceWish(message.probe_id, limits_ns, message.max_packets_per_second)
 
@@ -88,11 +90,12 @@ def _check_limit(limit: pb.StageLimit, field: str) -> None:
     if limit.stage not in _PACKET_STAGES:
         raise InvalidStateError(
             f"{field}.stage",
-            f"{limit.stage[:80]!r} is no stage of a packet: those are {', '.join(_PACKET_STAGES)}",
+            f"{limit.stage[:80]!r} cannot be traced per packet; choose one of "
+            f"{', '.join(_PACKET_STAGES)}",
         )
     if limit.min_ns > LONGEST_NS:
         raise InvalidStateError(
-            f"{field}.min_ns", f"{limit.min_ns}: at most {LONGEST_NS}, no packet takes longer"
+            f"{field}.min_ns", f"{limit.min_ns} is too long: the maximum is {LONGEST_NS}"
         )
 
 

@@ -84,11 +84,11 @@ class Caller:
         names = admitted.names if admitted else frozenset()
         if self._operator_name not in names:
             shown = ", ".join(sorted(names)) or "no name"
-            detail = f"its certificate is for {shown}, not for {self._operator_name}"
+            detail = f"the certificate is for {shown}, not for {self._operator_name}"
             self._refusals.refuse(Refusal.NAME, self.describe(context), detail)
             await context.abort(
                 grpc.StatusCode.PERMISSION_DENIED,
-                f"only {self._operator_name} may call; this certificate is for {shown}",
+                f"only {self._operator_name} may call, but the certificate is for {shown}",
             )
 
     def describe(self, context: Context) -> str:
@@ -136,7 +136,7 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
     ) -> None:
         """Report until the client goes. `write` waits while the client is slow."""
         await self._caller.check(context)
-        log.info("%s listens to reports", self._caller.describe(context))
+        log.info("%s streams reports", self._caller.describe(context))
 
         async def pump(send: Callable[[pb.Report], Awaitable[None]]) -> None:
             await self._agent.watch(ReportPump(self._agent, self._metrics.reports.inc, send).run)
@@ -181,7 +181,7 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
         except grpc.aio.BaseError:
             raise
         except Exception as error:
-            log.exception("unexpected, while answering %s", self._caller.describe(context))
+            log.exception("unexpected error in a call of %s", self._caller.describe(context))
             await _abort(
                 context,
                 grpc.StatusCode.INTERNAL,
@@ -287,7 +287,7 @@ class Server:
             listener = listen(host.strip("[]"), int(port))
         except OSError as error:
             reason = error.strerror or str(error)
-            raise ListenError(f"can't listen on {address.address}: {reason}") from None
+            raise ListenError(f"cannot listen on {address.address}: {reason}") from None
         try:
             self._directory = tempfile.TemporaryDirectory(prefix="latencyprobe-agent-")
             inner = Path(self._directory.name, "grpc")
@@ -297,7 +297,7 @@ class Server:
             await self._server.start()
         except (OSError, ListenError) as error:
             listener.close()
-            raise ListenError(f"no directory for a socket of our own: {error}") from None
+            raise ListenError(f"cannot create the internal socket: {error}") from None
         self._gate.start(listener)
         return f"{host}:{listener.getsockname()[1]}"
 
@@ -319,7 +319,7 @@ def _bind_socket(server: grpc.aio.Server, path: Path) -> str:
     try:
         server.add_insecure_port(f"unix:{path}")
     except RuntimeError as error:
-        raise ListenError(f"can't listen on {path}: {error}") from None
+        raise ListenError(f"cannot listen on {path}: {error}") from None
     finally:
         os.umask(before)
     path.chmod(0o600)
@@ -328,9 +328,11 @@ def _bind_socket(server: grpc.aio.Server, path: Path) -> str:
 
 def _check_socket_path(path: Path) -> None:
     if not path.is_absolute():
-        raise ListenError(f"{path}: give the socket's absolute path")
+        raise ListenError(f"cannot listen on {path}: give an absolute path")
     if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
-        raise ListenError(f"{path}: longer than {_MAX_SOCKET_PATH} bytes, which no socket can be")
+        raise ListenError(
+            f"cannot listen on {path}: the path is longer than {_MAX_SOCKET_PATH} bytes"
+        )
 
 
 def _make_private_directory(directory: Path) -> None:
@@ -339,10 +341,10 @@ def _make_private_directory(directory: Path) -> None:
         directory.mkdir(mode=0o700, exist_ok=True)
         status = directory.stat()
     except OSError as error:
-        raise ListenError(f"{directory}: {error.strerror}") from None
+        raise ListenError(f"cannot create {directory}: {error.strerror}") from None
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
         raise ListenError(
-            f"{directory} is open to others: the socket needs a directory of its own with mode 0700"
+            f"{directory} is accessible to other users: give a directory with mode 0700"
         )
 
 
@@ -351,7 +353,7 @@ def _remove_stale(path: Path) -> None:
     if not path.exists():
         return
     if not path.is_socket():
-        raise ListenError(f"{path} exists and is no socket")
+        raise ListenError(f"cannot listen on {path}: it exists and is not a socket")
     with socket.socket(socket.AF_UNIX) as trial:
         trial.settimeout(1)
         try:
@@ -359,4 +361,4 @@ def _remove_stale(path: Path) -> None:
         except OSError:
             path.unlink(missing_ok=True)
             return
-    raise ListenError(f"another agent listens on {path}")
+    raise ListenError(f"cannot listen on {path}: another agent listens on it")

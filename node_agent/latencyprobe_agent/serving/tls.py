@@ -45,14 +45,14 @@ class TlsFiles:
         try:
             context.load_verify_locations(self.ca)
         except (ssl.SSLError, OSError) as error:
-            raise TlsFileError(f"{self.ca} is no PEM certificate: {error}") from None
+            raise TlsFileError(f"{self.ca} is not a PEM certificate: {error}") from None
         try:
             # An empty password, so that an encrypted key is an error and not a question.
             context.load_cert_chain(self.certificate, self.key, password="")
         except (ssl.SSLError, OSError) as error:
             raise TlsFileError(
-                f"{self.key} is not the PEM key (without password) of the PEM certificate "
-                f"{self.certificate}: {error}"
+                f"{self.key} is not an unencrypted PEM key of the certificate {self.certificate}: "
+                f"{error}"
             ) from None
         return context
 
@@ -61,7 +61,7 @@ def _require_readable(path: Path) -> None:
     try:
         path.read_bytes()
     except OSError as error:
-        raise TlsFileError(f"{path}: {error.strerror}") from None
+        raise TlsFileError(f"cannot read {path}: {error.strerror}") from None
 
 
 class RenewedContext:
@@ -79,7 +79,7 @@ class RenewedContext:
             try:
                 self._context = self._files.context()
             except TlsFileError as error:
-                log.warning("new certificates are not taken: %s", error)
+                log.warning("keeping the old certificates: %s", error)
             else:
                 self._stamps = stamps
                 log.info("certificates renewed from %s", self._files.certificate)

@@ -91,7 +91,7 @@ class RefusalLog:
             return
         self._told[refusal] = now
         others = self._untold.pop(refusal, 0)
-        more = f" (and {others} more since the last such line)" if others else ""
+        more = f" (and {others} more since the last message)" if others else ""
         log.warning("refused %s: %s%s", peer, detail, more)
 
 
@@ -149,7 +149,7 @@ class Gate:
             try:
                 connection, address = await loop.sock_accept(listener)
             except OSError as error:  # out of descriptors, or aborted by the client
-                log.warning("a connection can't be accepted: %s", error)
+                log.warning("cannot accept a connection: %s", error)
                 await asyncio.sleep(0.1)
                 continue
             peer = _peer_text(address)
@@ -165,7 +165,7 @@ class Gate:
         peer = self._handshakes.pop(task)
         task.cancel()
         self._refusals.refuse(
-            Refusal.CROWDED, peer, f"{MAX_HANDSHAKES} others have yet to show a certificate, too"
+            Refusal.CROWDED, peer, f"{MAX_HANDSHAKES} other TLS handshakes are pending"
         )
 
     async def _serve(self, connection: socket.socket, peer: str) -> None:
@@ -223,7 +223,7 @@ class Gate:
                 with contextlib.closing(writer):
                     await _relay(outer, _Stream(reader, writer))
         except OSError as error:
-            log.debug("the connection of %s broke off: %s", peer, error)
+            log.debug("lost the connection of %s: %s", peer, error)
         finally:
             del self._admitted[name]
 
@@ -247,12 +247,12 @@ async def _wait_for_first_byte(connection: socket.socket) -> None:
 
 
 _REASONS = {
-    Refusal.NO_CERTIFICATE: "it showed no certificate",
-    Refusal.EXPIRED: "its certificate has expired",
-    Refusal.FOREIGN: "its certificate is not of our CA",
-    Refusal.PURPOSE: "its certificate is none of a client",
-    Refusal.NO_TLS: "it does not speak TLS as we do, or does not trust our certificate",
-    Refusal.SLOW: f"no handshake within {HANDSHAKE_S:g} s",
+    Refusal.NO_CERTIFICATE: "the client sent no certificate",
+    Refusal.EXPIRED: "the certificate has expired",
+    Refusal.FOREIGN: "the certificate is not signed by the configured CA",
+    Refusal.PURPOSE: "the certificate is not valid for client authentication",
+    Refusal.NO_TLS: "the TLS handshake failed; the client may not trust the agent's certificate",
+    Refusal.SLOW: f"the TLS handshake took longer than {HANDSHAKE_S:g} s",
 }
 
 

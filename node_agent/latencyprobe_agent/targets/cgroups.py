@@ -176,7 +176,7 @@ class SubtreeTracker:
         if here is None or (self._inode is not None and here.st_ino != self._inode):
             return Facts(
                 TargetState.GONE,
-                "its cgroup has been removed",
+                "the cgroup has been removed",
                 cgroup=self._hierarchy.relative(self._directory),
             )
         self._inode = here.st_ino
@@ -213,17 +213,19 @@ class SubtreeTracker:
     ) -> tuple[TargetState, str]:
         """State and message. The namespaces that were once seen stay good for what comes next."""
         outside = (
-            "processes of this cgroup are outside of the agent's PID namespace: "
-            "run the agent in the host's (hostPID: true)"
+            "processes of this cgroup are outside the agent's PID namespace; "
+            "run the agent with hostPID: true"
         )
         if self._netns:
             message = outside if hidden else refusal_message(refused)
-            return TargetState.ATTACHED, message or ("" if pids else "no process is in it now")
+            return TargetState.ATTACHED, message or (
+                "" if pids else "the cgroup has no processes now"
+            )
         if hidden:
             return TargetState.FAILED, outside
         if refused:
             return TargetState.FAILED, refusal_message(refused)
-        return TargetState.PENDING, "no process is in its cgroup yet"
+        return TargetState.PENDING, "the cgroup has no processes yet"
 
 
 class CgroupTracker:
@@ -263,12 +265,14 @@ class CgroupTracker:
         if mount is not None and mount.fstype == "cgroup2":
             return None
         if mount is not None and mount.fstype == "cgroup":
-            return f"{self._path} is in a v1 hierarchy, {self._counterpart(directory, mount)}"
-        return f"{self._path} is an ordinary directory, not a cgroup; {self._what_is_right()}"
+            return (
+                f"{self._path} is in a cgroup v1 hierarchy, {self._counterpart(directory, mount)}"
+            )
+        return f"{self._path} is a directory but not a cgroup; {self._what_is_right()}"
 
     def _what_is_right(self) -> str:
         if self._hierarchy is None:
-            return "no cgroup v2 hierarchy is mounted here: choose a PID or a network namespace"
+            return "no cgroup v2 hierarchy is mounted; choose a PID or a network namespace"
         return f"cgroups are directories below {self._hierarchy.root}"
 
     def _counterpart(self, directory: str, mount: Mount) -> str:
@@ -278,8 +282,8 @@ class CgroupTracker:
         below = os.path.relpath(directory, mount.point)
         counterpart = os.path.normpath(os.path.join(self._hierarchy.root, below))
         if os.path.isdir(counterpart):
-            return f"but sockets belong to v2 cgroups: give {counterpart}"
+            return f"but sockets belong to v2 cgroups; give {counterpart}"
         return (
-            f"but sockets belong to v2 cgroups, and {counterpart} does not exist: see line `0::` "
-            "of /proc/PID/cgroup for where a process is"
+            f"but sockets belong to v2 cgroups, and {counterpart} does not exist; line `0::` of "
+            "/proc/PID/cgroup has the v2 cgroup of a process"
         )

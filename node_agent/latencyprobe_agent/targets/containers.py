@@ -84,9 +84,9 @@ class ContainerFinder:
         """Where containers are looked for, for people."""
         parents = [self._hierarchy.relative(path) for path in self._pod_parents]
         if not parents and not self._joined_parents:
-            return f"there is no kubepods directory below {self._hierarchy.root}"
+            return f"no kubepods directory below {self._hierarchy.root}"
         parents += [self._hierarchy.relative(path) for path in self._joined_parents]
-        return "looked in " + ", ".join(parents[:4]) + (" …" if len(parents) > 4 else "")
+        return "searched in " + ", ".join(parents[:4]) + (" …" if len(parents) > 4 else "")
 
     def _candidates(self, target: ContainerTarget) -> Iterator[str]:
         for parent in self._pod_parents:
@@ -152,12 +152,14 @@ class ContainerTracker:
         """What is known of the container now. Once gone it never comes back: its ID is unique."""
         if self._finder is None or self._hierarchy is None:
             return failed(
-                "no cgroup v2 hierarchy is mounted (or none below --cgroup-root): "
-                "containers can't be told apart by their sockets"
+                "cannot distinguish containers: no cgroup v2 hierarchy is mounted, or none below "
+                "--cgroup-root"
             )
         if self._subtree is None:
             directory = self._finder.find(self._target)
             if directory is None:
-                return pending(f"its cgroup is not there yet ({self._finder.describe()})")
+                return pending(
+                    f"the container's cgroup does not exist yet ({self._finder.describe()})"
+                )
             self._subtree = SubtreeTracker(self._hierarchy, self._processes, directory)
         return self._subtree.look()

@@ -26,7 +26,7 @@ def inode_of(path: str) -> int:
     # A device or a FIFO is not opened even to look: that alone can have effects.
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise NotANetworkNamespaceError(
-            f"{path} is not a namespace: "
+            f"{path} is not a network namespace; "
             "give a file such as /var/run/netns/NAME or /proc/PID/ns/net"
         )
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -37,12 +37,14 @@ def inode_of(path: str) -> int:
         if error.errno not in (errno.ENOTTY, errno.EINVAL):
             raise
         raise NotANetworkNamespaceError(
-            f"{path} is an ordinary file, not a namespace (a stale mount of `ip netns`?)"
+            f"{path} is a regular file, not a network namespace; `ip netns` may have left it behind"
         ) from None
     finally:
         os.close(descriptor)
     if kind != _CLONE_NEWNET:
-        raise NotANetworkNamespaceError(f"{path} is a namespace of another type than net")
+        raise NotANetworkNamespaceError(
+            f"{path} is a namespace of another type, not a network namespace"
+        )
     return inode
 
 

@@ -125,8 +125,8 @@ def refusal_message(refused: tuple[int, ...]) -> str:
         return ""
     some = ", ".join(map(str, refused[:3])) + (" …" if len(refused) > 3 else "")
     return (
-        f"the network namespace of {len(refused)} process(es) can't be read (PID {some}): "
-        "the agent needs CAP_SYS_PTRACE, and every capability that they have"
+        f"cannot read the network namespace of {len(refused)} process(es) (PID {some}): "
+        "the agent needs CAP_SYS_PTRACE and all capabilities of these processes"
     )
 
 
@@ -155,23 +155,21 @@ class ProcessTracker:
         """Why the process can't be a target; None where it can, and is remembered."""
         stat = self._processes.stat(self._pid)
         if stat is None or stat.has_exited:
-            return failed(f"there is no process {self._pid} (it has exited, or never was)")
+            return failed(f"no such process: {self._pid}")
         tgid = self._processes.tgid(self._pid)
         if tgid is None:
-            return failed(f"process {self._pid} has just exited")
+            return failed(f"process {self._pid} has exited")
         if tgid != self._pid:
             return failed(
-                f"{self._pid} is a thread of process {tgid} ({stat.name}): "
-                f"name the process, {tgid}, whose threads are all measured"
+                f"{self._pid} is a thread of process {tgid} ({stat.name}); "
+                f"give {tgid} to measure all its threads"
             )
         if stat.is_kernel_thread:
-            return failed(
-                f"{self._pid} ({stat.name}) is a kernel thread: it has no sockets to measure"
-            )
+            return failed(f"{self._pid} ({stat.name}) is a kernel thread and has no sockets")
         if not self._processes.in_initial_namespace():
             return failed(
-                "the agent is in a PID namespace of its own, where process ids are not the "
-                "kernel's: run it in the host's (hostPID: true), or choose a cgroup"
+                "the agent is not in the host's PID namespace, so process ids are ambiguous; "
+                "run it with hostPID: true, or choose a cgroup"
             )
         self._known[self._pid] = stat.start_time
         return None

@@ -157,8 +157,8 @@ def _look(tracker: Tracker) -> Facts:
     try:
         return tracker.look()
     except (OSError, ValueError) as error:
-        log.warning("a target can't be resolved", exc_info=True)
-        return failed(f"can't be resolved: {error}")
+        log.warning("cannot resolve a target", exc_info=True)
+        return failed(f"cannot resolve the target: {error}")
 
 
 def _log_change(selector: Selector, before: Facts, after: Facts) -> None:

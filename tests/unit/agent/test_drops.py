@@ -129,5 +129,7 @@ def test_drops_come_through_the_protocol_and_into_the_report() -> None:
 
 
 def test_a_name_that_no_kernel_gives_is_refused() -> None:
-    with pytest.raises(CorruptMessageError, match="counters: a name of 106 characters"):
+    with pytest.raises(
+        CorruptMessageError, match="counters: a name has 106 characters, not 1 to 64"
+    ):
         measurement_from_proto([], {"drops." + "X" * 100: 1})

@@ -66,16 +66,18 @@ async def test_a_flood_is_counted_and_does_not_flood_the_log(
     refusals = RefusalLog(lambda reason: counts.update([reason]))
     with caplog.at_level(logging.WARNING):
         for number in range(1000):
-            refusals.refuse(Refusal.EXPIRED, f"10.0.0.1:{number}", "its certificate has expired")
-        refusals.refuse(Refusal.FOREIGN, "10.0.0.2:1", "its certificate is not of our CA")
+            refusals.refuse(Refusal.EXPIRED, f"10.0.0.1:{number}", "the certificate has expired")
+        refusals.refuse(
+            Refusal.FOREIGN, "10.0.0.2:1", "the certificate is not signed by the configured CA"
+        )
         monkeypatch.setattr(gates, "_LOG_S", 0.0)
-        refusals.refuse(Refusal.EXPIRED, "10.0.0.3:1", "its certificate has expired")
+        refusals.refuse(Refusal.EXPIRED, "10.0.0.3:1", "the certificate has expired")
 
     assert counts == {Refusal.EXPIRED: 1001, Refusal.FOREIGN: 1}
     assert [record.getMessage() for record in caplog.records] == [
-        "refused 10.0.0.1:0: its certificate has expired",
-        "refused 10.0.0.2:1: its certificate is not of our CA",
-        "refused 10.0.0.3:1: its certificate has expired (and 999 more since the last such line)",
+        "refused 10.0.0.1:0: the certificate has expired",
+        "refused 10.0.0.2:1: the certificate is not signed by the configured CA",
+        "refused 10.0.0.3:1: the certificate has expired (and 999 more since the last message)",
     ]
 
 

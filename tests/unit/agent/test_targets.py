@@ -198,7 +198,7 @@ def test_a_path_that_is_no_cgroup_is_refused_with_what_would_be_right(tmp_path: 
     assert _cgroup_failure(tmp_path / "no") == f"{tmp_path}/no does not exist; {where}"
     assert _cgroup_failure(tmp_path / "file") == f"{tmp_path}/file is not a directory; {where}"
     ordinary = _cgroup_failure(tmp_path)
-    assert ordinary == f"{tmp_path} is an ordinary directory, not a cgroup; {where}"
+    assert ordinary == f"{tmp_path} is a directory but not a cgroup; {where}"
     assert "no cgroup v2 hierarchy is mounted" in _cgroup_failure(tmp_path, V1)
 
 
@@ -216,11 +216,11 @@ def test_a_v1_path_is_refused_with_its_counterpart(tmp_path: Path) -> None:
 def test_a_file_that_is_no_namespace_is_refused(tmp_path: Path) -> None:
     (tmp_path / "stale").touch()
     for path, message in (
-        (tmp_path / "stale", "is an ordinary file, not a namespace"),
-        (tmp_path, "is not a namespace"),
-        (Path("/dev/null"), "is not a namespace"),
+        (tmp_path / "stale", "is a regular file, not a network namespace"),
+        (tmp_path, "is not a network namespace"),
+        (Path("/dev/null"), "is not a network namespace"),
         (tmp_path / "missing", "No such file or directory"),
-        (Path("/proc/self/ns/uts"), "is a namespace of another type than net"),
+        (Path("/proc/self/ns/uts"), "is a namespace of another type, not a network namespace"),
     ):
         facts = NetnsTracker(str(path)).look()
         assert facts.state is TargetState.FAILED

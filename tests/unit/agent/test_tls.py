@@ -129,7 +129,7 @@ async def test_a_key_that_does_not_fit_is_not_taken(
 ) -> None:
     files.key.write_bytes(_issue(authority, AGENT_NAME).key_pem)
     assert await _node_name(address, authority, _issue(authority, OPERATOR_NAME)) == "blue"
-    assert "new certificates are not taken" in caplog.text
+    assert "keeping the old certificates" in caplog.text
 
 
 async def test_a_port_that_is_taken_is_said(agent: Agent, files: TlsFiles) -> None:
@@ -147,9 +147,9 @@ async def test_a_port_that_is_taken_is_said(agent: Agent, files: TlsFiles) -> No
     ("name", "text", "message"),
     [
         ("tls.key", None, "tls.key: No such file or directory"),
-        ("tls.crt", b"no certificate", "is not the PEM key"),
-        ("ca.crt", b"no certificate", "ca.crt is no PEM certificate"),
-        ("tls.key", b"no key", "is not the PEM key"),
+        ("tls.crt", b"no certificate", "is not an unencrypted PEM key"),
+        ("ca.crt", b"no certificate", "ca.crt is not a PEM certificate"),
+        ("tls.key", b"no key", "is not an unencrypted PEM key"),
     ],
 )
 def test_files_that_can_not_be_used_are_said(
@@ -165,5 +165,5 @@ def test_files_that_can_not_be_used_are_said(
 
 def test_a_key_of_another_certificate_is_refused(files: TlsFiles, authority: Authority) -> None:
     files.key.write_bytes(_issue(authority, AGENT_NAME).key_pem)
-    with pytest.raises(TlsFileError, match="is not the PEM key"):
+    with pytest.raises(TlsFileError, match="is not an unencrypted PEM key"):
         files.context()

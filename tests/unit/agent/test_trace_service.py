@@ -214,11 +214,19 @@ async def test_an_agent_that_goes_says_so(running: Running) -> None:
     ("probe_id", "limits_ns", "message"),
     [
         ("", TOTALS, "probe_id: is empty"),
-        ("p", {}, "limits: none given"),
-        ("p", {"rx.sockets": 1}, "limits[0].stage: 'rx.sockets' is no stage of a packet: those"),
-        ("p", {"tcp.rtt": 1}, "limits[0].stage: 'tcp.rtt' is no stage of a packet"),
-        ("p", {"rx.total": 1, "tx.qdisc": 1}, "limits[1].stage: tx.qdisc is measured by module tx"),
-        ("p", {"rx.total": 10**11}, "limits[0].min_ns: 100000000000: at most 60000000000"),
+        ("p", {}, "limits: is empty"),
+        (
+            "p",
+            {"rx.sockets": 1},
+            "limits[0].stage: 'rx.sockets' cannot be traced per packet; choose",
+        ),
+        ("p", {"tcp.rtt": 1}, "limits[0].stage: 'tcp.rtt' cannot be traced per packet"),
+        ("p", {"rx.total": 1, "tx.qdisc": 1}, "limits[1].stage: tx.qdisc needs module tx"),
+        (
+            "p",
+            {"rx.total": 10**11},
+            "limits[0].min_ns: 100000000000 is too long: the maximum is 60000000000",
+        ),
     ],
 )
 async def test_what_can_not_be_meant_is_refused_by_its_field(

@@ -116,4 +116,4 @@ def test_without_a_cluster_it_says_so(
     result = CliRunner().invoke(cli.operator_command, [*tls, f"--kubeconfig={broken}"])
 
     assert result.exit_code == 1
-    assert "no cluster to serve" in result.output
+    assert "cannot find a cluster" in result.output

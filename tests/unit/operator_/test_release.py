@@ -61,7 +61,7 @@ async def test_an_operator_that_still_runs_is_told_of() -> None:
     api = FakeApi(probes=[probe("checkout", FINALIZER)], conflicts=1000)
 
     async with api.serve() as cluster:
-        with pytest.raises(NotReleasedError, match=r"shop/checkout: .* Stop it first"):
+        with pytest.raises(NotReleasedError, match=r"shop/checkout: .* stop the operator first"):
             await release_probes(cluster)
 
 
@@ -76,7 +76,7 @@ def test_without_a_cluster_the_command_says_so(
     )
 
     assert result.exit_code == 1
-    assert "no cluster" in result.stderr
+    assert "cannot find a cluster" in result.stderr
 
 
 async def test_without_a_crd_there_is_nothing_to_do() -> None:

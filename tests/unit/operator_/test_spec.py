@@ -73,7 +73,7 @@ def test_all_fields_are_read() -> None:
         (
             {"modules": ["tcp"], "filter": {"protocols": ["UDP"]}},
             "InvalidSpec",
-            "module tcp measures connections, and the protocol UDP has none",
+            "module tcp measures connections, but the filter allows only UDP",
         ),
         (
             {

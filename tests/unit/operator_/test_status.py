@@ -199,7 +199,7 @@ def test_nodes_that_had_trouble_are_told_of_the_worst_first() -> None:
         {"node": "node-a", "counters": {"softnetDropped": 1}, "stages": []},
     ]
     evidence = document["pods"][0]["verdict"]["evidence"]
-    assert evidence[-1] == "meanwhile on its node: softnetDropped 1"
+    assert evidence[-1] == "during the window on its node: softnetDropped 1"
     assert "softnetDropped 6" in document["summary"]["message"]
 
 
