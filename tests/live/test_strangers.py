@@ -148,8 +148,18 @@ def expired(authority: Authority) -> Credential:
     [
         ("nobody", "no_certificate", "sent no certificate", grpc.StatusCode.UNAVAILABLE),
         ("expired", "expired", "certificate has expired", grpc.StatusCode.UNAVAILABLE),
-        ("foreign", "foreign_authority", "is not of our CA", grpc.StatusCode.UNAVAILABLE),
-        ("agent", "no_client_certificate", "none of a client", grpc.StatusCode.UNAVAILABLE),
+        (
+            "foreign",
+            "foreign_authority",
+            "is not signed by the configured CA",
+            grpc.StatusCode.UNAVAILABLE,
+        ),
+        (
+            "agent",
+            "no_client_certificate",
+            "is not valid for client authentication",
+            grpc.StatusCode.UNAVAILABLE,
+        ),
         ("other", "other_name", "for somebody.else, not for", grpc.StatusCode.PERMISSION_DENIED),
     ],
 )
