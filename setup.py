@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say of a build: the gRPC stubs, and the C sources inside the agent.
+"""Build steps that pyproject.toml cannot express: gRPC stubs, and C sources inside the agent.
 
 `make stubs` runs `setup.py stubs`; a wheel and an editable install make the stubs by themselves.
 """
@@ -22,7 +22,7 @@ STUB_TYPES_PLUGIN = "protoc-gen-mypy_grpc"
 
 
 def _program(name: str) -> str:
-    """Beside this interpreter, or on the PATH (where an isolated build has its tools)."""
+    """Find a program beside this interpreter, or on the PATH of an isolated build."""
     folders = [sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]
     found = shutil.which(name, path=os.pathsep.join(folders))
     if found is None:
@@ -31,18 +31,19 @@ def _program(name: str) -> str:
 
 
 class Stubs(Command):
-    """Generate `*_pb2.py`, `*_pb2_grpc.py` and their types next to the shared package's code."""
+    """The command that generates the gRPC stubs and their types in the shared package."""
 
     description = "generate the gRPC stubs from proto/"
     user_options: ClassVar[list[tuple[str, str | None, str]]] = []
 
     def initialize_options(self) -> None:
-        """No options."""
+        """Set no options."""
 
     def finalize_options(self) -> None:
-        """No options."""
+        """Check no options."""
 
     def run(self) -> None:
+        """Generate `*_pb2.py`, `*_pb2_grpc.py` and their types."""
         # Only a build needs it, and a build backend must import without it.
         from grpc_tools import protoc  # noqa: PLC0415
 
@@ -61,12 +62,13 @@ class Stubs(Command):
 
 
 class BuildPy(build_py):
-    """Build what is packaged, after the stubs and with the C sources.
+    """The command that builds the package, after the stubs and with the C sources.
 
     An editable install has no copy of the C sources: the agent finds them in the checkout.
     """
 
     def run(self) -> None:
+        """Generate the stubs, build, and copy the C sources."""
         self.run_command("stubs")
         super().run()
         if not self.editable_mode:
@@ -75,6 +77,7 @@ class BuildPy(build_py):
                 self.copy_file(str(source), str(built))
 
     def get_outputs(self, include_bytecode: Literal[0, 1] | bool = True) -> list[str]:
+        """Return the built files, those of the C sources included."""
         outputs: list[str] = super().get_outputs(bool(include_bytecode))
         copies = [] if self.editable_mode else self._bpf_copies()
         return [*outputs, *(str(built) for _, built in copies)]

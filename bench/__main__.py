@@ -21,7 +21,7 @@ from latencyprobe_agent.kernel.contract import EngineError
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """One benchmark by its name; `rounds` unless asked for otherwise."""
+    """One benchmark by its name. `rounds` is the default number."""
 
     run: Callable[[int, Progress], Awaitable[Outcome]]
     rounds: int
@@ -52,9 +52,9 @@ _LIST = "\b\nBenchmarks:\n" + "\n".join(
 @click.option("--rounds", type=click.IntRange(min=1), help="How often each thing is measured.")
 @click.option("--json", "as_json", is_flag=True, help="Print a document, not tables.")
 def main(*, names: tuple[str, ...], rounds: int | None, as_json: bool) -> None:
-    """Measure what measuring costs (needs root); all benchmarks unless some are named.
+    """Measure the cost of measuring (needs root), with all benchmarks unless some are named.
 
-    A target that is not met is shown, and no failure.
+    A missed target is shown; it is not a failure.
     """
     # as an exception, so that namespaces and processes of ours are taken down
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -1,4 +1,4 @@
-"""The same measurement by bpftrace, as the tool that one would reach for otherwise."""
+"""The same measurement by bpftrace, the usual alternative."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _MOUNT = (
 
 
 def is_installed() -> bool:
-    """Whether there is a bpftrace on the PATH."""
+    """Return True if bpftrace is on the PATH."""
     return shutil.which("bpftrace") is not None
 
 
 @contextmanager
 def bpftrace() -> Iterator[None]:
-    """bpftrace with our script attached, for the time of the `with` block."""
+    """Run bpftrace with our script attached, for the time of the `with` block."""
     with tempfile.TemporaryFile("w+") as words:
         process = subprocess.Popen(
             ["unshare", "--mount", "--propagation", "private", "sh", "-c", _MOUNT, "sh", _SCRIPT],
@@ -52,7 +52,7 @@ def bpftrace() -> Iterator[None]:
 
 
 def _wait_until_attached(process: subprocess.Popen[bytes]) -> None:
-    """Until it holds a link or perf event for each of its probes."""
+    """Wait until it holds a link or perf event for each of its probes."""
     wanted = sum(line.startswith("tracepoint:") for line in _SCRIPT.read_text().splitlines())
     deadline = time.monotonic() + _ATTACH_SECONDS
     held = 0

@@ -1,7 +1,7 @@
 """What the compiler process takes, as a program of its own: `python -m bench.compiler_cost`.
 
-Of its own, since the kernel counts the peak of all children together, and the peak of a child at
-its birth is its parent's: this parent is small and has no other child.
+It is a program of its own, since the kernel counts the peak of all children together. The peak of a
+new child is that of its parent, and this parent is small and has no other child.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 
 
 async def measure() -> dict[str, float]:
-    """Seconds until attached, and the compiler's peak."""
+    """Print the seconds until attached, and the compiler's peak."""
     engine = KernelEngine(host_netns=own_netns())
     began = time.monotonic()
     await engine.use(frozenset(DEFAULT_MODULES))

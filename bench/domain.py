@@ -1,7 +1,7 @@
 """The operator's arithmetic over 10,000 pods with 12 stages each, on one core.
 
-Every interval each pod's report arrives (unpacked from its message), goes into windows, and the
-pods that a status shows are reported on. The rates say how much of a core that takes.
+In every interval each pod's report is decoded and added to windows, and the shown pods are reported
+on. The rates give the share of a core for that.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SLICE = 1000  # operations timed together; a round does each task once, in turn
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A kind of work. `times`: how often an interval of all pods needs it; None: not by itself."""
+    """A kind of work. `times`: its number in an interval of all pods; None: part of another."""
 
     name: str
     work: Callable[[int], object]
@@ -57,7 +57,7 @@ async def run(rounds: int, progress: Progress) -> Outcome:
 
 
 def _pods() -> Sequence[Measurement]:
-    """One interval of pods whose stages spread over some 25 buckets each, as real ones do."""
+    """Return one interval of pods whose stages spread over some 25 buckets, like real ones."""
     chance = random.Random(1)
     return [_pod(chance) for _ in range(_DIFFERENT_PODS)]
 
@@ -117,7 +117,7 @@ def _tasks(pods: Sequence[Measurement]) -> tuple[Task, ...]:
 
 
 class _Clock:
-    """Interval after interval for the windows: each pass over the pods is one."""
+    """The windows over many intervals: each pass over the pods is one."""
 
     def __init__(self) -> None:
         self._now = 0.0

@@ -1,8 +1,8 @@
-"""What each program costs a packet, in units of one empty program measured in the same run.
+"""The cost of each program per packet, in units of one empty program of the same run.
 
-The kernel's statistics time a program by reading the clock before and after it; an empty one thus
+The kernel's statistics time a program by reading the clock before and after it. So an empty one
 costs about those two readings. "Hooks" counts in that unit. "Beyond empty" subtracts one unit for
-each run: what is left is what the code itself costs, and where there is something to gain.
+each run: the rest is the cost of the code itself, which an optimisation can reduce.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _NO_CGROUP = 1 << 40  # a cgroup id that no cgroup has
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """Whose packets are measured: `spec` says who is the target, the traffic stays the same."""
+    """A selection of packets: `spec` is the target, the traffic stays the same."""
 
     name: str
     is_target: bool
@@ -83,7 +83,7 @@ Costs = Mapping[str, ProgramCost]
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """What an empty program costs, and one that reads the clock once, in nanoseconds."""
+    """The cost in nanoseconds of an empty program, and of one that reads the clock once."""
 
     empty_ns: float
     clock_ns: float
@@ -131,7 +131,7 @@ async def run(rounds: int, progress: Progress) -> Outcome:
 
 @contextmanager
 def _stranger() -> Iterator[int]:
-    """The process id of a process that does nothing."""
+    """Run a process that does nothing; yield its process id."""
     process = subprocess.Popen(["sleep", "infinity"])
     try:
         yield process.pid
@@ -210,7 +210,7 @@ def _outcome(
 
 
 def _directions() -> Mapping[str, str]:
-    """Tracepoint to the direction of the packets that run it."""
+    """Return the direction of the packets that run each tracepoint."""
     directions = {}
     for event in EVENTS:
         for hook in event.hooks:
@@ -290,7 +290,7 @@ def _matrix_table(scenarios: Sequence[Scenario], found: Mapping[str, Sequence[Co
 
 
 def _that_ran(slices: Sequence[Costs]) -> list[str]:
-    """The tracepoints that packets ran; connects and ends of processes cost no packet anything."""
+    """Return the tracepoints that packets ran, without connects and ends of processes."""
     return [
         tracepoint
         for tracepoint in slices[0]

@@ -1,7 +1,7 @@
-"""Memory and idle CPU: of the agent as it runs on a node, of its compiler process, of its maps.
+"""Memory and idle CPU of the agent on a node, of its compiler process and of its maps.
 
-The agent is the real one, on a Unix socket, with a probe on 110 processes (as many pods as a node
-usually holds at most), each a target of its own in a network namespace of its own.
+The agent is the real one, on a Unix socket. Its probe has 110 processes, the usual maximum of pods
+on a node. Each is a target of its own in a network namespace of its own.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One kind of figure, its unit and what we promise; None where we promise nothing."""
+    """One kind of figure, its unit and its target; None without a target."""
 
     name: str
     unit: str
@@ -69,7 +69,7 @@ FIGURES = (
 
 
 async def run(rounds: int, progress: Progress) -> Outcome:
-    """Measure agent and compiler `rounds` times, each time new ones."""
+    """Measure agent and compiler `rounds` times, with new ones in each."""
     bar = progress.add_task("memory", total=rounds)
     samples: list[dict[str, float]] = []
     for _ in range(rounds):
@@ -122,7 +122,7 @@ async def _agent_figures() -> dict[str, float]:
 
 @asynccontextmanager
 async def _agent() -> AsyncIterator[tuple[int, NodeAgentAsyncStub]]:
-    """A running agent: its process id, and a stub that reaches it."""
+    """Run an agent; yield its process id, and a stub of it."""
     with tempfile.TemporaryDirectory(prefix="latencyprobe-bench-") as folder:
         address = Path(folder) / "agent.sock"
         with tempfile.TemporaryFile("w+") as log:
@@ -156,7 +156,7 @@ async def _wait_until_served(stub: NodeAgentAsyncStub) -> None:
 
 @asynccontextmanager
 async def _reports(stub: NodeAgentAsyncStub) -> AsyncIterator[None]:
-    """A stream of reports, taken in and forgotten, as an operator would hold one."""
+    """Read a stream of reports like an operator, and drop them."""
     stream = stub.WatchReports(pb.WatchReportsRequest())
 
     async def forget() -> None:
@@ -188,7 +188,7 @@ async def _apply(stub: NodeAgentAsyncStub, generation: int, pids: list[int]) -> 
 
 @contextmanager
 def _sleepers() -> Iterator[list[int]]:
-    """The process ids of processes that do nothing, each in a network namespace of its own."""
+    """Run processes that do nothing, each in its own network namespace; yield their ids."""
     command = ["unshare", "--net", "sleep", "infinity"]
     processes = [subprocess.Popen(command) for _ in range(PODS)]
     try:
@@ -216,7 +216,7 @@ async def _cpu_percent(pid: int) -> float:
 
 
 def _cpu_ns(pid: int) -> int:
-    """Run time of all threads; /proc/PID/stat would count in hundredths of a second."""
+    """Return the run time of all threads; /proc/PID/stat counts in hundredths of a second."""
     spent = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(OSError):  # ended meanwhile

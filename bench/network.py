@@ -33,13 +33,13 @@ class Namespace:
 
     @property
     def inode(self) -> int:
-        """The number that the kernel's programs know it by."""
+        """The number by which the kernel's programs identify it."""
         return self.path.stat().st_ino
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Two namespaces joined by a veth pair, and a third that stands apart."""
+    """Two namespaces joined by a veth pair, and a separate third one."""
 
     client: Namespace
     server: Namespace
@@ -52,13 +52,13 @@ class Network:
 
 
 def own_netns() -> int:
-    """The inode number of the namespace that we are in."""
+    """Return the inode number of the current namespace."""
     return Path("/proc/self/ns/net").stat().st_ino
 
 
 @contextmanager
 def network() -> Iterator[Network]:
-    """The namespaces for the time of the `with` block."""
+    """Make the namespaces for the time of the `with` block."""
     names = [Namespace(f"lpbench{os.getpid()}{end}") for end in ("client", "server", "apart")]
     made: list[Namespace] = []
     try:
@@ -93,7 +93,7 @@ def _ip(*arguments: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Exchanged:
-    """Requests answered, and how long that took."""
+    """The number of answered requests, and the time for them."""
 
     transactions: int
     seconds: float
@@ -110,13 +110,13 @@ class Exchanged:
 
 
 class Traffic:
-    """A client and a server, compiled C, that exchange when told to. Made by `traffic`."""
+    """A client and a server in C, which exchange on command. Made by `traffic`."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
     def exchange(self, seconds: float) -> Exchanged:
-        """Requests and responses on a connection of their own."""
+        """Exchange requests and responses on a connection of their own."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -132,7 +132,7 @@ class Traffic:
 
 @contextmanager
 def compiled_traffic() -> Iterator[Path]:
-    """The traffic program, compiled, for the time of the `with` block."""
+    """Compile the traffic program, for the time of the `with` block."""
     with tempfile.TemporaryDirectory(prefix="latencyprobe-bench-") as folder:
         program = Path(folder) / "request_response"
         subprocess.run(["gcc", "-O2", "-Wall", "-o", program, _SOURCE], check=True)
@@ -143,7 +143,7 @@ def compiled_traffic() -> Iterator[Path]:
 def traffic(
     program: Path, client: Namespace, server: Namespace, address: str = SERVER_ADDRESS
 ) -> Iterator[Traffic]:
-    """Client and server in their namespaces, both on our last CPU."""
+    """Run client and server in their namespaces, both on our last CPU."""
     cpu = max(os.sched_getaffinity(0))
     process = subprocess.Popen(
         [program, client.path, server.path, address, str(cpu), str(MESSAGE_BYTES)],

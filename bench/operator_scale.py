@@ -1,9 +1,9 @@
 """What the operator costs in a large cluster: python -m bench.operator_scale [NODES] [PODS].
 
 One probe over PODS pods on NODES nodes (by default 10,000 on 1,000), an interval of 10 s and a
-window of 60 s. The API server and the agents are simulated in a second process, over real HTTP and
-real gRPC with TLS; every agent reports twelve stages of each pod each interval. Of the operator
-everything runs but kopf. Prints CPU (percent of one core) and RSS, minute by minute.
+window of 60 s. A second process simulates the API server and the agents, over real HTTP and real
+gRPC with TLS. Every agent reports twelve stages of each pod each interval. The whole operator runs,
+except kopf. Prints CPU (percent of one core) and RSS, minute by minute.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MINUTES = 2
 
 
 def main() -> None:
-    """Run the simulation beside the operator, and print what the operator took."""
+    """Run the simulation beside the operator, and print the operator's cost."""
     nodes, pods = (int(each) for each in (sys.argv[1:] + ["1000", "10000"][len(sys.argv) - 1 :]))
     with tempfile.TemporaryDirectory() as folder:
         authority = Authority.make(Path(folder))
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def simulate(parent: Connection, tls: TlsFiles, nodes: int, pods: int) -> None:
-    """The cluster and its agents."""
+    """Run the cluster and its agents."""
     asyncio.run(_simulate(parent, tls, nodes, pods))
 
 
@@ -97,7 +97,7 @@ async def _report(
 
 
 def _figures() -> tuple[list[pb.StageDelta], dict[str, int]]:
-    """A thousand packets, log-normal, which fill some thirty buckets of each stage."""
+    """Return a thousand packets, log-normal, which fill some thirty buckets of each stage."""
     scale = random.uniform(9, 12)
     return measurement_to_proto(
         Measurement(
@@ -116,7 +116,7 @@ def _figures() -> tuple[list[pb.StageDelta], dict[str, int]]:
 
 
 async def operate(simulated: tuple[str, dict[str, str]], tls: TlsFiles) -> None:
-    """The operator's controller with one probe."""
+    """Run the operator's controller with one probe."""
     host, addresses = simulated
     cluster = _client(host)
     controller = Controller(
@@ -171,6 +171,7 @@ def _tell(status: Json, lag: asyncio.Task[None]) -> None:
 
 
 def rss_mib() -> float:
+    """Return the resident memory of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
 

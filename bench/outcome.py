@@ -1,4 +1,4 @@
-"""What a benchmark hands back: for people and for programs."""
+"""The outcome of a benchmark, for people and for programs."""
 
 from __future__ import annotations
 
@@ -17,4 +17,4 @@ class Outcome:
 
 
 class CannotMeasureError(RuntimeError):
-    """What the machine lacks for a benchmark, and what to do about it."""
+    """A benchmark that this machine cannot run. The message says why and what to do."""

@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def serve(parent: Connection, pods: int) -> None:
-    """The API server."""
+    """Serve as the API server."""
     asyncio.run(_serve(parent, pods))
 
 
@@ -80,7 +80,7 @@ def _enlarge(body: str) -> str:
 
 
 async def follow(host: str, pods: int) -> None:
-    """The operator's part."""
+    """Follow the pods as the operator does."""
     configuration = Configuration()
     configuration.host = host
     cluster = Cluster(configuration)

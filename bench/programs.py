@@ -1,6 +1,6 @@
-"""eBPF programs and maps of a process, as the kernel describes its descriptors.
+"""eBPF programs and maps of a process, from the kernel's description of its descriptors.
 
-/proc/PID/fdinfo tells all that is needed, of any process: what our code calls them plays no part.
+/proc/PID/fdinfo has all facts, for any process; the names in our code play no part.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TRACING_TYPES = frozenset({"tracing", "raw_tracepoint", "tracepoint", "kprobe"}
 
 @dataclass(frozen=True, slots=True)
 class RunTime:
-    """How often a program ran, and for how long."""
+    """The number of runs of a program, and their total time."""
 
     runs: int
     nanoseconds: int
@@ -42,7 +42,7 @@ class RunTime:
 
 
 def descriptors(pid: int) -> list[Mapping[str, str]]:
-    """The fields of every descriptor of a process that is a program, a link or a map."""
+    """Yield the fields of each descriptor of a process that is a program, a link or a map."""
     found: list[Mapping[str, str]] = []
     for path in Path(f"/proc/{pid}/fdinfo").iterdir():
         try:
@@ -56,9 +56,9 @@ def descriptors(pid: int) -> list[Mapping[str, str]]:
 
 
 def run_times(*, without: Sequence[UnitProgram]) -> Mapping[str, RunTime]:
-    """Tracepoint to run time of this process's attached programs, but for the units of cost.
+    """Return the run time of this process's programs by tracepoint, without the units of cost.
 
-    Of several programs on one tracepoint: of all of them.
+    Several programs on one tracepoint are added up.
     """
     units = {unit.id for unit in without}
     ours = descriptors(os.getpid())
@@ -76,21 +76,21 @@ def run_times(*, without: Sequence[UnitProgram]) -> Mapping[str, RunTime]:
 
 
 class UnitProgram:
-    """A raw-tracepoint program that does next to nothing. Made by `unit_program`."""
+    """A raw-tracepoint program with next to no code. Made by `unit_program`."""
 
     def __init__(self, program_fd: int) -> None:
         self._program_fd = program_fd
         self.id: int = libbpf.program_info(program_fd).id
 
     def run_time(self) -> RunTime:
-        """Its run time until now."""
+        """Return its run time until now."""
         info = libbpf.program_info(self._program_fd)
         return RunTime(info.run_cnt, info.run_time_ns)
 
 
 @contextmanager
 def unit_program(tracepoint: str, *, reads_clock: bool = False) -> Iterator[UnitProgram]:
-    """An empty program on a tracepoint, with the kernel's statistics on."""
+    """Attach an empty program to a tracepoint, with the kernel's statistics on."""
     code = _READ_CLOCK + _RETURN_0 if reads_clock else _RETURN_0
     held: list[int] = []
     try:
@@ -107,7 +107,7 @@ def unit_program(tracepoint: str, *, reads_clock: bool = False) -> Iterator[Unit
 
 
 def foreign_programs() -> int:
-    """How many tracing programs others have loaded."""
+    """Return the number of tracing programs of other processes."""
     ours = _program_ids(os.getpid())
     return sum(
         program["type"] in _TRACING_TYPES and program["id"] not in ours
@@ -117,7 +117,7 @@ def foreign_programs() -> int:
 
 @dataclass(frozen=True, slots=True)
 class KernelMemory:
-    """What a process's programs hold in the kernel, with their maps, handed over or not."""
+    """The kernel memory of a process's programs, with their maps, also those handed over."""
 
     programs_bytes: int
     maps_bytes: int
@@ -125,7 +125,7 @@ class KernelMemory:
 
 
 def kernel_memory(pid: int) -> KernelMemory:
-    """The memory of a process's programs."""
+    """Return the memory of a process's programs."""
     ids = _program_ids(pid)
     programs = [program for program in _bpftool("prog") if program["id"] in ids]
     map_ids = {map_id for program in programs for map_id in program.get("map_ids", ())}

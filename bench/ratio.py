@@ -17,7 +17,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """The spread of at least one value."""
+        """Return the spread of at least one value."""
         found = list(values)
         return cls(statistics.median(found), min(found), max(found))
 
@@ -25,10 +25,10 @@ class Spread:
         return f"{self.median:.2f}  ({self.least:.2f} to {self.most:.2f})"
 
     def document(self) -> dict[str, float]:
-        """For programs."""
+        """Return the figures for programs."""
         return {name: round(value, 4) for name, value in asdict(self).items()}
 
 
 def verdict(*, met: bool) -> str:
-    """How a comparison with a target is shown."""
+    """Return the text of a comparison with a target."""
     return "[green]met[/]" if met else "[red]not met[/]"

@@ -1,11 +1,11 @@
-"""TCP requests and responses on a veth pair: the rate with our programs against that without.
+"""TCP requests and responses on a veth pair: the rate with our programs and without.
 
-Each arm is measured between two unprobed slices and compared with their mean, so that the
-machine's drift is divided out. Client and server share one CPU (request_response.c), which shows
-the whole cost: on a network with a wire, most of it hides behind the wire's latency.
+Each arm is measured between two unprobed slices and compared with their mean, which removes the
+drift of the machine. Client and server share one CPU (request_response.c), which shows the whole
+cost: on a real network, the latency of the wire hides most of it.
 
-The agent has the kernel's run-time statistics on for a small part of the time only, and so they are
-off here but for the arms that say otherwise.
+The agent enables the kernel's run-time statistics only for a small part of the time. So they are
+off here, except in the arms that name them.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ _NO_CGROUP = 1 << 40  # a cgroup id that no cgroup has
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A way to be probed. `least` is the ratio that we promise; None where we promise nothing.
+    """A configuration of the probe. `least` is the target ratio; None without a target.
 
-    `traced_from_ns`: packets of at least so long are told of one by one, TRACED_PER_SECOND at most.
+    `traced_from_ns`: packets of at least this duration are traced, TRACED_PER_SECOND at most.
     """
 
     name: str

@@ -55,7 +55,8 @@ def move(pid: int, name: str) -> None:
 
 def pass_on_controllers(name: str) -> None:
     """Where there is v2 alone, gives the cgroup and those in it all controllers. None of those
-    above it must hold processes (cgroups(7): no internal processes)."""
+    above it must hold processes (cgroups(7): no internal processes).
+    """
     if _mounted("cgroup"):
         return
     directory = unified_hierarchy()
@@ -68,7 +69,8 @@ def pass_on_controllers(name: str) -> None:
 
 def _inherit_cpuset(parent: Path, directory: Path) -> None:
     """A new v1 cpuset is empty, and takes no process until it has a CPU and a memory node
-    (cpuset_can_attach(), kernel/cgroup/cpuset.c). In v2 an empty one is as the one above."""
+    (cpuset_can_attach(), kernel/cgroup/cpuset.c). In v2 an empty one is as the one above.
+    """
     if (directory / "cgroup.controllers").exists():
         return
     for setting in ("cpuset.cpus", "cpuset.mems"):

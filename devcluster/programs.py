@@ -199,7 +199,7 @@ def _run(command: Sequence[str], directory: Path) -> subprocess.CompletedProcess
 
 
 def _require_runnable(runc: Path) -> None:
-    """runc is the only one of them that links more than libc: libseccomp2."""
+    """Runc is the only one of them that links more than libc: libseccomp2."""
     answer = subprocess.run([runc, "--version"], capture_output=True, text=True, check=False)
     if answer.returncode:
         raise MissingProgramsError(

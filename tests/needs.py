@@ -19,7 +19,7 @@ def root() -> str | None:
 
 
 def bcc() -> str | None:
-    """bcc for this interpreter."""
+    """Bcc for this interpreter."""
     if importlib.util.find_spec("bcc"):
         return None
     return f"{sys.executable} cannot import bcc: install python3-bpfcc and make .venv again"

@@ -1,1 +1,1 @@
-"""What builds and tests have in common, and is no part of the product."""
+"""Code that builds and tests share, and that is no part of the product."""

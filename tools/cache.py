@@ -1,4 +1,4 @@
-"""Where what takes long to make or to fetch is kept: outside the repository."""
+"""The cache, outside the repository, of files that take long to make or to fetch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def cache_directory() -> Path:
-    """$LATENCYPROBE_CACHE, or `latencyprobe` in the user's cache."""
+    """Return $LATENCYPROBE_CACHE, or `latencyprobe` in the user's cache."""
     if chosen := os.environ.get("LATENCYPROBE_CACHE"):
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
@@ -19,7 +19,7 @@ def cache_directory() -> Path:
 
 @contextmanager
 def one_at_a_time(lock: Path) -> Iterator[None]:
-    """Two processes must not fill the same place. The kernel drops a dead one's lock."""
+    """Exclude other processes from the same folder. The kernel drops a dead process's lock."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

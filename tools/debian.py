@@ -1,4 +1,4 @@
-"""Packages of a release of Debian, whatever system this machine itself runs.
+"""Packages of a release of Debian, on any system.
 
 apt fetches them, from the mirror that this machine is configured with, through configuration and
 package lists of our own: nothing of the machine's changes. Signatures are checked against Debian's
@@ -29,19 +29,19 @@ class DebianError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A line of sources.list(5): where a suite is."""
+    """A line of sources.list(5): a suite and its mirror."""
 
     mirror: str
     suite: str
 
 
 def release(suite: str) -> tuple[Source]:
-    """The release as it was published, its point releases included."""
+    """Return the sources of the release as published, with its point releases."""
     return (Source(configured_mirror(), suite),)
 
 
 def release_with_updates(suite: str) -> tuple[Source, ...]:
-    """The release with what was corrected since, security first."""
+    """Return the sources of the release with its updates, security included."""
     return (
         *release(suite),
         Source(configured_mirror(), f"{suite}-updates"),
@@ -50,9 +50,9 @@ def release_with_updates(suite: str) -> tuple[Source, ...]:
 
 
 class Apt:
-    """apt with configuration, package lists and cache of its own, in the empty folder `scratch`.
+    """An apt with configuration, lists and cache of its own, in the empty folder `scratch`.
 
-    `architecture` is Debian's name of it, which need not be this machine's.
+    `architecture` is Debian's name of it, not necessarily this machine's.
     """
 
     def __init__(self, scratch: Path, sources: Sequence[Source], architecture: str) -> None:
@@ -83,12 +83,12 @@ class Apt:
         self._run("apt-get", "update", "--error-on=any")
 
     def download(self, packages: Iterable[str]) -> list[Path]:
-        """The packages' files, in the order of their names; no others that they depend on."""
+        """Download the packages without dependencies; return their files in order of name."""
         self._run("apt-get", "download", *packages)
         return sorted(self._downloads.glob("*.deb"))
 
     def needs(self, package: str) -> list[str]:
-        """The packages that it depends on."""
+        """Return the dependencies of a package."""
         printed = self._run("apt-cache", "depends", "--important", package)
         needs = [line.split(": ", 1)[1] for line in printed.splitlines() if "Depends: " in line]
         return [name.removesuffix(":any") for name in needs if not name.startswith("<")]
@@ -113,7 +113,7 @@ class Apt:
 
 
 def configured_mirror() -> str:
-    """The mirror of Debian that this machine's own apt uses."""
+    """Return the mirror of Debian that this machine's own apt uses."""
     if chosen := os.environ.get(MIRROR_VARIABLE):
         return chosen
     found = _mirror_ending("/debian")
@@ -125,7 +125,7 @@ def configured_mirror() -> str:
 
 
 def configured_security_mirror() -> str:
-    """The same for security updates; beside the other one, where most mirrors have it."""
+    """Return the mirror of security updates, by default beside the other one."""
     if chosen := os.environ.get(SECURITY_MIRROR_VARIABLE):
         return chosen
     if not os.environ.get(MIRROR_VARIABLE) and (found := _mirror_ending("/debian-security")):

@@ -58,11 +58,11 @@ class LazyGroup(click.Group):
     """A group that imports a subcommand's module only to run it or to show its own help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order of the table, then what is defined here."""
+        """Return the names in the order of the table, then the commands that are defined here."""
         return [*SUBCOMMANDS, *super().list_commands(ctx)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The subcommand, imported; None if there is no such name."""
+        """Import and return the subcommand; return None for an unknown name."""
         if cmd_name not in SUBCOMMANDS:
             return super().get_command(ctx, cmd_name)
         module, attribute, _ = SUBCOMMANDS[cmd_name]
@@ -78,7 +78,7 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of subcommands, without importing any."""
+        """Write the list of subcommands without importing any."""
         del ctx
         rows = [(name, line) for name, (_, _, line) in SUBCOMMANDS.items()]
         rows += [(name, command.get_short_help_str()) for name, command in self.commands.items()]

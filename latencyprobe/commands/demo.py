@@ -1,7 +1,7 @@
 """`latencyprobe demo`: a client and a server in two network namespaces, measured for real.
 
-The namespaces have no names: they live in the two processes alone, and the processes die with us,
-so that nothing is left behind however the demo ends.
+The namespaces have no names: only the two processes hold them. The processes die with this one, so
+nothing is left behind, however the demo ends.
 """
 
 from __future__ import annotations
@@ -128,14 +128,14 @@ async def _measure(
 
 
 class _DemoObserver(TerminalObserver):
-    """Has the client begin once it is measured."""
+    """An observer that starts the client once it is measured."""
 
     def __init__(self, workload: _Workload, presentation: Presentation, interval_s: float) -> None:
         super().__init__(quiet=False, live=presentation.live, interval_s=interval_s)
         self._workload = workload
 
     def attached(self, problems: Sequence[str]) -> None:
-        """Packets are measured from now on."""
+        """Start the client: packets are measured from now on."""
         super().attached(problems)
         self._workload.begin()
 
@@ -152,11 +152,11 @@ class _Peer:
         self._stdin, self._stdout = process.stdin, process.stdout
 
     def start(self) -> None:
-        """Let it touch the network."""
+        """Allow it to use the network."""
         self._stdin.write(b"go\n")
 
     async def says(self, word: str) -> None:
-        """Returns once it said this; raises DemoError if it says anything else, or nothing."""
+        """Wait until it reports this state; raise DemoError after another one, or a timeout."""
         try:
             line = await asyncio.wait_for(self._stdout.readline(), TIME_TO_START_S)
         except TimeoutError:
@@ -167,14 +167,14 @@ class _Peer:
             raise DemoError(f"the demo's {self.role} exited before it reported {word!r}")
 
     async def finish(self) -> list[bytes]:
-        """Tell it that it is over; what it said since `says`."""
+        """End it; return the lines that it wrote since `says`."""
         self._stdin.close()
         lines = (await self._stdout.read()).splitlines()
         await self._process.wait()
         return lines
 
     async def kill(self) -> None:
-        """End it at once; nothing is lost by it."""
+        """Kill it at once; nothing is lost by that."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         await self._process.wait()
@@ -201,7 +201,7 @@ async def _peer(role: str) -> AsyncIterator[_Peer]:
 
 
 class _Workload:
-    """The server, ready, and the client, which sends from `begin` on for some seconds."""
+    """A server that is ready, and a client that sends for some seconds from `begin` on."""
 
     def __init__(self, server: _Peer, client: _Peer, duration_s: float) -> None:
         self._server, self._client = server, client
@@ -214,11 +214,11 @@ class _Workload:
         return tuple(PidTarget(peer.role, peer.pid) for peer in (self._server, self._client))
 
     def begin(self) -> None:
-        """Let the client send."""
+        """Start the client."""
         self._playing = asyncio.create_task(self._play())
 
     async def end(self) -> Sent:
-        """End it now, if it did not by itself; what was sent."""
+        """End it, if it is still running; return the counts of the client."""
         self._over.set()
         return await self._playing if self._playing else Sent()
 
@@ -233,7 +233,7 @@ class _Workload:
 
 @contextlib.asynccontextmanager
 async def _workload(duration_s: float) -> AsyncIterator[_Workload]:
-    """The two processes and the link between them."""
+    """Run the two processes, with a link between them."""
     async with contextlib.AsyncExitStack() as stack:
         server = await stack.enter_async_context(_peer("server"))
         client = await stack.enter_async_context(_peer("client"))
@@ -244,7 +244,7 @@ async def _workload(duration_s: float) -> AsyncIterator[_Workload]:
 
 
 async def _connect(server: _Peer, client: _Peer) -> None:
-    """A veth pair between the two namespaces, with addresses at both ends."""
+    """Make a veth pair between the two namespaces, with addresses at both ends."""
     await _run(
         *("ip", "link", "add", "eth0", "netns", str(server.pid)),
         *("type", "veth", "peer", "name", "eth0", "netns", str(client.pid)),

@@ -2,11 +2,11 @@
 
 Run as `python -m latencyprobe.commands.demo_traffic ROLE`.
 
-The server has a fault that the demo is to find: it blocks its event loop again and again with
-something else than requests, which lie in their sockets meanwhile.
+The server has a fault for the demo to find: it repeatedly blocks its event loop with other work.
+Requests wait in their sockets during that time.
 
-Either says `up`, waits for a line on stdin before it touches the network, says `ready`, and ends
-when stdin does; the client's last line says, as JSON, what it sent.
+Each role writes `up`, and waits for a line on stdin before it uses the network. Then it writes
+`ready`, and ends when stdin ends. The client's last line holds its counts as JSON.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TIME_TO_END_S = 5.0
 
 @dataclass(slots=True)
 class Sent:
-    """What the client did, in its own count."""
+    """The client's own counts."""
 
     connections: int = 0
     requests: int = 0
@@ -45,21 +45,21 @@ class Sent:
 
 
 async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answers requests of a fixed size."""
+    """Answer requests of a fixed size."""
     with contextlib.closing(writer), contextlib.suppress(ConnectionError):
         while await _read(reader, REQUEST_BYTES):
             writer.write(bytes(ANSWER_BYTES))
 
 
 async def _block() -> None:
-    """Keeps the loop from its requests."""
+    """Block the event loop at intervals."""
     while True:
         await asyncio.sleep(BLOCKING_EVERY_S)
         time.sleep(BLOCKING_S)  # noqa: ASYNC251 (the fault to be found)
 
 
 class _Echo(asyncio.DatagramProtocol):
-    """Sends each datagram back."""
+    """A protocol that sends each datagram back."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.DatagramTransport, transport)
@@ -79,7 +79,7 @@ async def _serve(until: Awaitable[None]) -> None:
 
 
 async def _ask(until: Awaitable[None]) -> None:
-    """Ask until it is over, and then wait for what was asked: so all that is counted was seen."""
+    """Send requests until the end, then wait for the answers of all that were counted."""
     sent, is_over = Sent(), asyncio.Event()
     _say("ready")
     hosts = [SERVER_IPV4, SERVER_IPV6] * CLIENTS_PER_FAMILY
@@ -95,7 +95,7 @@ async def _ask(until: Awaitable[None]) -> None:
 
 
 async def _requests(host: str, sent: Sent, is_over: asyncio.Event) -> None:
-    """One client: ask, wait for the whole answer, pause; a new connection now and then."""
+    """Send requests, each after the whole answer to the last; reconnect now and then."""
     while not is_over.is_set():
         reader, writer = await asyncio.open_connection(host, PORT)
         sent.connections += 1
@@ -122,7 +122,7 @@ async def _datagrams(sent: Sent, is_over: asyncio.Event) -> None:
 
 
 async def _read(reader: asyncio.StreamReader, size: int) -> bytes:
-    """So many bytes; none at the end of the stream."""
+    """Read this number of bytes; return none at the end of the stream."""
     try:
         return await reader.readexactly(size)
     except asyncio.IncompleteReadError:

@@ -1,7 +1,7 @@
-"""Lines to standard output or a file, while an event loop runs.
+"""Output of lines to standard output or a file while an event loop runs.
 
-A pipe's reader may be slow, or go. Nobody blocks on the one: we write when there is room. The other
-is told of at once, not when the next line is due.
+The reader of a pipe may be slow, or exit. A slow one does not block the loop: lines are written
+when there is room. An exit is noticed at once, not with the next line.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _PIECE_BYTES = select.PIPE_BUF
 
 
 class LineOutput:
-    """The open file behind a descriptor. `async with` it, for the time of the event loop.
+    """The open file behind a descriptor. Use it with `async with`, inside the event loop.
 
-    `is_gone` is set when nobody reads any more; what is written from then on is dropped.
+    `is_gone` is set when the reader has exited; all later writes are dropped.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -40,7 +40,7 @@ class LineOutput:
             asyncio.get_running_loop().remove_reader(self._descriptor)
 
     async def write(self, text: str) -> bool:
-        """Write it all; False where the reader is gone. Raises OSError for a disk that is full."""
+        """Write all of it; return False if the reader has exited. Raise OSError on a full disk."""
         content = text.encode()
         while content and not self.is_gone.is_set():
             if self._may_block:
@@ -57,7 +57,7 @@ class LineOutput:
             asyncio.get_running_loop().remove_reader(self._descriptor)
 
     async def _room(self) -> None:
-        """Return when a piece can be written without blocking, or writing is of no use."""
+        """Wait until a piece can be written without blocking, or the reader has exited."""
         loop = asyncio.get_running_loop()
         is_ready = asyncio.Event()
         loop.add_writer(self._descriptor, is_ready.set)

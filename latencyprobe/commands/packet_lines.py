@@ -1,6 +1,6 @@
 """A traced packet as a line: with aligned columns for people, as JSON for programs.
 
-The fields of the JSON are API, as those of `report` are.
+The fields of the JSON are API, like those of `report`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _DURATION_WIDTH = len("9.99ms")
 
 
 class PacketTable:
-    """Lines whose columns are aligned; they grow with the addresses that come.
+    """Lines with aligned columns, which grow with the length of the addresses.
 
-    `zone`: of the times; the machine's own without one.
+    `zone`: time zone of the times; by default that of the machine.
     """
 
     def __init__(self, *, colour: bool, zone: tzinfo | None = None) -> None:
@@ -36,13 +36,13 @@ class PacketTable:
         self._widths = [_ENDPOINT_WIDTH, _ENDPOINT_WIDTH]
 
     def header(self) -> str:
-        """The line above."""
+        """Return the header line."""
         local, remote = self._endpoints("LOCAL", "REMOTE")
         columns = self._columns("TIME", "PID", "COMMAND", "CPU", "PROTO", local, "  ", remote)
         return self._style(f"{columns}  STAGES", dim=True)
 
     def line(self, packet: TracedPacket) -> str:
-        """One packet."""
+        """Return the line of one packet."""
         user = packet.user
         local, remote = self._endpoints(_text(packet.local), _text(packet.remote))
         columns = self._columns(
@@ -79,7 +79,7 @@ class PacketTable:
         return self._style(f"{packet.total} {duration:>{_DURATION_WIDTH}}", bold=True)
 
     def _parts(self, packet: TracedPacket) -> Iterator[str]:
-        """Its parts in their order, the longest in red; "-" for what it did not have."""
+        """Yield its parts in order, the longest in red; "-" is a stage that it did not pass."""
         names = [stage.name for stage in parts_of_packet(packet.total)]
         longest = max(names, key=lambda name: packet.stages_ns.get(name, -1))
         for name in names:
@@ -140,7 +140,7 @@ def json_line(packet: TracedPacket) -> str:
 
 
 def _timestamp(unix_ns: int) -> str:
-    """As RFC 3339 has it, to the nanosecond."""
+    """Format a time after RFC 3339, to the nanosecond."""
     seconds, ns = divmod(unix_ns, 10**9)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{ns:09}Z"
 

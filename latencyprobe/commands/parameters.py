@@ -1,4 +1,4 @@
-"""What people type on the command line, checked as it is read: one click type per kind of value."""
+"""Types of command line parameters: one click type per kind of value, checked while parsing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class DurationType(click.ParamType[int]):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> int:
-        """Nanoseconds; click's error names the option."""
+        """Return the nanoseconds; click adds the option's name to an error."""
         try:
             duration_ns = parse_ns(str(value))
         except DurationError as error:
@@ -45,7 +45,7 @@ class ModulesType(click.ParamType[tuple[Module, ...]]):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[Module, ...]:
-        """The modules in their order; click's error names the option."""
+        """Return the modules in their order; click adds the option's name to an error."""
         if isinstance(value, tuple):
             return value
         names = [name.strip() for name in str(value).split(",")]
@@ -63,7 +63,7 @@ class WritableFileType(click.ParamType[Path]):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> Path:
-        """The path; click's error names the option."""
+        """Return the path; click adds the option's name to an error."""
         path = Path(str(value))
         try:
             path.open("ab").close()

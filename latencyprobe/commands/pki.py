@@ -1,8 +1,8 @@
-"""Certificates for operator and agents, for who has no cert-manager: `latencyprobe pki init DIR`.
+"""Certificates for operator and agents, for clusters without cert-manager: `latencyprobe pki`.
 
-One authority signs two certificates, which are told apart by their DNS names and by what they are
-good for: the agents' only as a server, the operator's only as a client. An agent's key, which lies
-on every node, is therefore no key to the other agents.
+One authority signs two certificates with different DNS names and purposes. The agents' is valid
+only as a server, the operator's only as a client. An agent's key lies on every node; because of
+these purposes it does not open a connection to other agents.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CLOCK_SKEW = datetime.timedelta(minutes=5)
 
 
 class FilesExistError(Exception):
-    """Certificates that are there already. `paths` holds them."""
+    """Certificates that already exist. `paths` holds their files."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
@@ -59,7 +59,7 @@ class Credential:
 
 
 class Authority:
-    """Signs certificates; its own is `credential`."""
+    """An authority that signs certificates. Its own is `credential`."""
 
     def __init__(self, name: str = "latencyprobe CA", *, days: int = _CA_DAYS) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
@@ -73,7 +73,7 @@ class Authority:
         self.credential = Credential(signed, key)
 
     def issue(self, dns_name: str, *, server: bool, client: bool, days: int) -> Credential:
-        """A certificate for this name, good as a server, as a client, or both."""
+        """Sign a certificate for this name, valid as a server, as a client, or both."""
         key = ec.generate_private_key(ec.SECP256R1())
         purposes = [ExtendedKeyUsageOID.SERVER_AUTH] * server
         purposes += [ExtendedKeyUsageOID.CLIENT_AUTH] * client
@@ -141,7 +141,7 @@ class Certificates:
 
 
 def make_certificates(*, days: int) -> Certificates:
-    """A new authority, and certificates of it for operator and agents."""
+    """Make a new authority, and sign certificates for operator and agents."""
     authority = Authority()
     return Certificates(
         authority.credential,
@@ -151,9 +151,9 @@ def make_certificates(*, days: int) -> Certificates:
 
 
 def initialise(directory: Path, *, days: int) -> list[Path]:
-    """Write a new authority, and certificates of it for operator and agents; the files written.
+    """Write a new authority, and its certificates for operator and agents; return their files.
 
-    Raises FilesExistError, before anything is written, rather than replace any of them.
+    Raise FilesExistError before writing if any of the files exists.
     """
     made = make_certificates(days=days)
     texts = _files({"ca": made.authority, "agent": made.agent, "operator": made.operator})
@@ -176,14 +176,14 @@ def _files(credentials: Mapping[str, Credential]) -> dict[str, bytes]:
 
 
 def _write_new(path: Path, text: bytes, *, mode: int) -> None:
-    """Write a file that must not exist, never readable by more than `mode` says."""
+    """Write a file that must not exist, at no time with more permissions than `mode`."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     with os.fdopen(descriptor, "wb") as file:
         file.write(text)
 
 
 def secrets(made: Certificates, *, operator_namespace: str, agent_namespace: str) -> list[Secret]:
-    """The Secrets that operator and agents mount. The authority's key is in neither."""
+    """Return the Secrets that operator and agents mount. Neither holds the authority's key."""
     return [
         _secret("latencyprobe-agent-tls", agent_namespace, made.authority, made.agent),
         _secret("latencyprobe-operator-tls", operator_namespace, made.authority, made.operator),

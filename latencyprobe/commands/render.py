@@ -1,8 +1,8 @@
 """The report for people: one waterfall per target, as rich renderables.
 
-A *waterfall* draws each part of a total as a bar that begins where the part before it ended, so
-that the eye follows a packet from left to right. Pure: what comes out is drawn by the caller's
-console, which knows whether colours are wanted.
+A *waterfall* draws each part of a total as a bar that begins where the part before it ended. The
+eye follows a packet from left to right. Pure: the caller's console draws the result, and decides on
+colours.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _QUIET = frozenset({Bottleneck.NONE, Bottleneck.INSUFFICIENT_DATA})
 
 
 def render_report(report: LatencyReport) -> RenderableType:
-    """The whole report: node, targets, and what could not be measured."""
+    """Render the whole report: node, targets, and stages that could not be measured."""
     parts: list[RenderableType] = [_headline(report)]
     for target in report.targets:
         parts += [Text(), *_render_target(target)]
@@ -41,7 +41,7 @@ def render_report(report: LatencyReport) -> RenderableType:
 
 
 def render_live(report: LatencyReport) -> RenderableType:
-    """What is shown while measuring: the waterfalls with the figures that fit beside them."""
+    """Render the live view: the waterfalls, with the figures that fit beside them."""
     parts: list[RenderableType] = [_headline(report)]
     for target in report.targets:
         parts += [_target_line(target), _waterfall(target.report, columns=("p50", "p99"))]
@@ -108,7 +108,7 @@ def _waterfall(report: TargetReport, *, columns: tuple[str, ...]) -> Table:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A line of the waterfall: a stage, and where its bar begins and ends in percent."""
+    """A line of the waterfall: a stage, and the begin and end of its bar in percent."""
 
     stage: StageReport
     depth: int = 0
@@ -132,7 +132,7 @@ def _colour(row: _Row, verdict: Verdict) -> str:
 
 
 def _rows(stages: Iterable[StageReport]) -> Iterator[_Row]:
-    """Each total above its parts, which are indented; what stands alone after its own order."""
+    """Yield each total above its indented parts, and single stages in the order of the table."""
     everything = list(stages)
     names = {stage.name for stage in everything}
     for stage in everything:
@@ -146,7 +146,7 @@ def _rows(stages: Iterable[StageReport]) -> Iterator[_Row]:
 
 
 def _part_rows(parts: Iterable[StageReport], everything: Iterable[StageReport]) -> Iterator[_Row]:
-    """Parts one after another; what is within one begins where it does."""
+    """Yield parts one after another; a sub-part begins where its part begins."""
     begin = 0.0
     for part in parts:
         end = _end(begin, part)
@@ -174,7 +174,7 @@ def _figure(stage: StageReport, column: str) -> str:
 
 
 def _missing(stages: Iterable[StageReport]) -> Iterator[Text]:
-    """What is known to be missing from the figures: never silent, never shown where it is 0."""
+    """Yield a line per stage with missing samples: all known losses that are not 0."""
     for stage in stages:
         losses = [
             f"{count:,} {what}"
@@ -211,7 +211,7 @@ def _where(verdict: Verdict) -> str:
 
 
 def _render_node(node: Node) -> Iterator[RenderableType]:
-    """What was measured of the machine as a whole, where there is anything."""
+    """Yield the measurement of the whole node, if there is one."""
     report = node.report
     if not report:
         return
@@ -224,7 +224,7 @@ def _render_node(node: Node) -> Iterator[RenderableType]:
 
 
 def _node_table(stages: Sequence[StageReport]) -> Table:
-    """The stages with the costliest details of each; how many are not shown is said."""
+    """Return the stages with the costliest details of each, and the number of omitted ones."""
     table = Table(box=None, padding=(0, 1), pad_edge=True, header_style="dim")
     table.add_column("stage", no_wrap=True)
     table.add_column("of", no_wrap=True)

@@ -69,7 +69,7 @@ the status is 0. Status 1: nothing could be measured. Status 2: wrong usage.
 
 @dataclass(frozen=True, slots=True)
 class Presentation:
-    """How a run is shown."""
+    """The options for showing a run."""
 
     output: OutputFormat
     output_file: Path | None
@@ -103,7 +103,7 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def _together(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
-    """Several options as one decorator, in this order."""
+    """Combine several options into one decorator, in this order."""
 
     def decorate(function: Function) -> Function:
         for option in reversed(options):
@@ -219,7 +219,7 @@ def run_command(
 
 
 def exit_status_of(measurement: Callable[[], int]) -> int:
-    """The exit status of a measurement; what a person can act on is said here."""
+    """Return the exit status of a measurement; print the errors that a user can act on."""
     try:
         require_capabilities()
         return measurement()
@@ -247,7 +247,7 @@ def _run(
 
 
 def target_of(command: StoppedCommand) -> PidTarget:
-    """The command as a target."""
+    """Return the command as a target."""
     return PidTarget(f"{Path(command.argv[0]).name}[{command.pid}]", command.pid)
 
 
@@ -273,7 +273,7 @@ async def _measure(
 
 
 def report_outcome(outcome: Outcome, presentation: Presentation, *, with_command: bool) -> int:
-    """Write the report where it belongs; the exit status."""
+    """Write the report to its destination; return the exit status."""
     output = presentation.output
     path = presentation.output_file
     if path is None or not _is_written(path, outcome, output):
@@ -286,7 +286,7 @@ def report_outcome(outcome: Outcome, presentation: Presentation, *, with_command
 
 
 def _is_written(path: Path, outcome: Outcome, output: OutputFormat) -> bool:
-    """Whether the report is in the file; said if not, since it must not be lost."""
+    """Write the report to the file; print an error and return False if that fails."""
     try:
         write_report_to(path, outcome.report, output)
     except OSError as error:
@@ -298,7 +298,7 @@ def _is_written(path: Path, outcome: Outcome, output: OutputFormat) -> bool:
 def targets_of(
     pids: Sequence[int], cgroups: Sequence[str], netnses: Sequence[str], command: Sequence[str]
 ) -> tuple[TargetSpec, ...]:
-    """The targets, each once, in the order of the kinds; an error if there is no command either."""
+    """Return the targets, each once, by kind; raise UsageError if there is no target or command."""
     if not (pids or cgroups or netnses or command):
         raise click.UsageError(
             "no target to measure: give --pid N, --cgroup PATH, --netns PATH or -- COMMAND"
@@ -311,7 +311,7 @@ def targets_of(
 
 
 def _absolute(path: str) -> str:
-    """The agent takes absolute paths; people may type others."""
+    """Make a path absolute, since the agent accepts no other."""
     return str(Path.cwd() / path)
 
 
@@ -319,6 +319,6 @@ def _process_name(pid: int) -> str:
     try:
         comm = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
-        # The agent says what is wrong with it.
+        # The agent reports the problem with this process.
         return f"pid {pid}"
     return f"{comm}[{pid}]"

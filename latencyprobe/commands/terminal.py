@@ -1,4 +1,4 @@
-"""What a run shows to people: progress and the live view on stderr, the report where it belongs.
+"""Output of a run for people: progress and live view on stderr, the report at its destination.
 
 Standard output holds the report alone, so that it can be piped. Colours appear on a terminal only,
 and not if NO_COLOR is set.
@@ -28,19 +28,19 @@ WIDTH_OFF_A_TERMINAL = 120
 
 
 class OutputFormat(StrEnum):
-    """How the report is written."""
+    """A format of the report."""
 
     TABLE = "table"
     JSON = "json"
 
 
 def say(text: str) -> None:
-    """A line of progress or a warning, on standard error."""
+    """Write a line of progress or a warning to standard error."""
     click.echo(f"latencyprobe: {text}", err=True)
 
 
 def write_report(report: LatencyReport, output: OutputFormat, stream: TextIO) -> None:
-    """The final report, whole."""
+    """Write the whole final report."""
     if output is OutputFormat.JSON:
         json.dump(document_of(report), stream, indent=2, ensure_ascii=False)
         stream.write("\n")
@@ -51,13 +51,13 @@ def write_report(report: LatencyReport, output: OutputFormat, stream: TextIO) ->
 
 
 def write_report_to(path: Path, report: LatencyReport, output: OutputFormat) -> None:
-    """The final report, as the file's only content."""
+    """Write the final report as the only content of a file."""
     with path.open("w", encoding="utf-8") as stream:
         write_report(report, output, stream)
 
 
 class TerminalObserver:
-    """Tells of a run on standard error, with a live view if wanted and possible."""
+    """An observer that shows a run on standard error, with a live view if wanted and possible."""
 
     def __init__(self, *, quiet: bool, live: bool, interval_s: float) -> None:
         self._quiet = quiet
@@ -69,7 +69,7 @@ class TerminalObserver:
 
     @contextmanager
     def watching(self) -> Iterator[TerminalObserver]:
-        """The time of the run; afterwards the live view is gone from the terminal."""
+        """Observe the run, and remove the live view from the terminal afterwards."""
         try:
             yield self
         finally:
@@ -77,12 +77,12 @@ class TerminalObserver:
                 self._live.stop()
 
     def attaching(self) -> None:
-        """The agent starts, and then attaches."""
+        """Report that the agent starts and attaches."""
         self._began_at = time.monotonic()
         self._say("attaching…")
 
     def attached(self, problems: Sequence[str]) -> None:
-        """Packets are measured from now on."""
+        """Report that packets are measured from now on."""
         for problem in problems:
             say(f"warning: not measured: {problem}")
         self._say(f"attached in {time.monotonic() - self._began_at:.1f} s, measuring")
@@ -92,7 +92,7 @@ class TerminalObserver:
             self._live.start()
 
     def updated(self, report: LatencyReport) -> None:
-        """Something new was seen; it is shown once an interval."""
+        """Show a new report, once an interval."""
         now = time.monotonic()
         # Reports come a little early or late; half a second of it is no reason to skip one.
         if self._live and now - self._shown_at > self._interval_s * 0.75:
@@ -105,5 +105,5 @@ class TerminalObserver:
 
 
 def can_show_live() -> bool:
-    """Whether standard error is a terminal that can redraw lines."""
+    """Return True if standard error is a terminal that can redraw lines."""
     return sys.stderr.isatty() and Console(stderr=True).is_terminal

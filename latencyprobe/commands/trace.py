@@ -1,4 +1,4 @@
-"""`latencyprobe trace`: slow packets, one by one, as they come."""
+"""`latencyprobe trace`: slow packets, one by one, as they arrive."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class StageType(click.ParamType[str]):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> str:
-        """The name; click's error says which there are."""
+        """Return the name; an error lists the known names."""
         name, known = str(value), ", ".join(stage.name for stage in PACKET_STAGES)
         if name not in BY_NAME:
             self.fail(f"unknown stage {name!r}; choose one of {known}", param, ctx)
@@ -81,7 +81,7 @@ class StageType(click.ParamType[str]):
 
 @dataclass(frozen=True, slots=True)
 class Presentation:
-    """How a trace is shown. `most`: end after so many packets."""
+    """The options for showing a trace. `most`: the number of packets after which it ends."""
 
     output: OutputFormat
     output_file: Path | None
@@ -178,16 +178,17 @@ def trace_command(
 
 
 def default_modules(stages: Sequence[str]) -> tuple[Module, ...]:
-    """The modules that measure these stages; all that measure packets where there are none."""
+    """Return the modules that measure these stages; without stages, all that measure packets."""
     wanted = [BY_NAME[name] for name in stages] or [s for s in PACKET_STAGES if s.whole is None]
     modules = {module for stage in wanted for module in stage.modules}
     return tuple(module for module in Module if module in modules)
 
 
 def traced_stages(stages: Sequence[str], modules: Sequence[Module]) -> tuple[str, ...]:
-    """The stages that are held against the limit, each once; raises UsageError where they can't be.
+    """Return the stages to compare with the limit, each once.
 
-    Without names, the totals that these modules measure.
+    Without names, return the totals that these modules measure. Raise UsageError for a stage that
+    they do not measure.
     """
     for name in stages:
         stage = BY_NAME[name]
@@ -220,7 +221,7 @@ class _Trace:
         self._failure: OSError | None = None
 
     def run(self, duration_ns: int | None, argv: Sequence[str]) -> int:
-        """Trace; the exit status."""
+        """Run the trace; return the exit status."""
         if not argv:
             outcome = asyncio.run(self._follow(duration_ns, None))
             return self._close(outcome)
@@ -258,7 +259,7 @@ class _Trace:
 
     @contextmanager
     def _descriptor(self, *, with_command: bool) -> Iterator[int]:
-        """Where the lines go."""
+        """Open the destination of the lines; yield its descriptor."""
         path, output = self._presentation.output_file, self._presentation.output
         if path is not None:
             with path.open("wb") as file:
@@ -269,7 +270,7 @@ class _Trace:
             yield sys.stdout.fileno()
 
     def _close(self, outcome: Outcome) -> int:
-        """Say how it ended; the exit status."""
+        """Print the closing lines; return the exit status."""
         assert self._session is not None
         if outcome.command_status is None:
             for farewell in self._session.farewells:
@@ -306,7 +307,7 @@ def _more(count: int, text: str) -> str:
 
 
 def _untimed(outcome: Outcome, modules: Iterable[Module]) -> int:
-    """Packets of which not all that a trace tells is known."""
+    """Count the packets without complete stages."""
     wanted = set(modules)
     return sum(
         stage.lost + stage.unmatched
@@ -317,7 +318,7 @@ def _untimed(outcome: Outcome, modules: Iterable[Module]) -> int:
 
 
 class _Printer:
-    """Prints packets until it is enough: as many as were asked for, or nobody reads any more."""
+    """A printer of packets, until the requested number is reached or the reader has exited."""
 
     def __init__(self, output: LineOutput, presentation: Presentation, descriptor: int) -> None:
         self._output = output
@@ -334,7 +335,7 @@ class _Printer:
         self.is_enough = output.is_gone
 
     async def print(self, packets: Sequence[TracedPacket]) -> None:
-        """Print these; what comes after the end is left out."""
+        """Print these packets; drop all that follow the end."""
         for packet in packets:
             if self.is_enough.is_set():
                 return

@@ -27,7 +27,7 @@ _LONGEST_TEXT = 64
 
 
 class DurationError(ValueError):
-    """Text that is no duration. `text` holds it."""
+    """A text that is not a duration. `text` holds it."""
 
     def __init__(self, text: str, problem: str = "") -> None:
         self.text = text
@@ -38,7 +38,7 @@ class DurationError(ValueError):
 
 
 def parse_ns(text: str) -> int:
-    """The nanoseconds of a duration string; raises DurationError."""
+    """Return the nanoseconds of a duration string; raise DurationError."""
     if len(text) > _LONGEST_TEXT:
         raise DurationError(f"{text[:_LONGEST_TEXT]}…", "too many digits")
     end = 0
@@ -56,12 +56,12 @@ def parse_ns(text: str) -> int:
 
 
 def parse_s(text: str) -> float:
-    """The seconds of a duration string; raises DurationError."""
+    """Return the seconds of a duration string; raise DurationError."""
     return parse_ns(text) / 1e9
 
 
 def format_ns(duration_ns: int) -> str:
-    """The duration for people: three significant digits and one unit, as `1.25ms`."""
+    """Format a duration for people: three significant digits and one unit, as `1.25ms`."""
     for unit, smaller in (("s", "ms"), ("ms", "us"), ("us", "ns")):
         # What rounds to 1000 of the smaller unit is 1 of this one.
         if duration_ns >= NS_PER_UNIT[unit] - NS_PER_UNIT[smaller] / 2:

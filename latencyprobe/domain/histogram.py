@@ -1,12 +1,12 @@
 """Base-2 exponential histograms of durations, schema 3.
 
 Bucket `i` of the exponential scale holds the durations in (2**(i/8), 2**((i+1)/8)] nanoseconds:
-eight buckets an octave, upper bound inclusive, which is bucket for bucket the layout of
-OpenTelemetry's exponential histogram (scale 3) and Prometheus' native histogram (schema 3).
+eight buckets an octave, upper bound inclusive. OpenTelemetry's exponential histogram (scale 3) and
+Prometheus' native histogram (schema 3) have the same buckets.
 
-We keep the octaves from 2**6 ns (64 ns) to 2**36 ns (68.7 s): 240 buckets, with an underflow bucket
-before and an overflow bucket after them. A *position* is an index into that row of 242; it is what
-the kernel counts in and what travels over gRPC. Histograms merge by addition.
+We keep the octaves from 2**6 ns (64 ns) to 2**36 ns (68.7 s) in 240 buckets. An underflow bucket
+comes before them, an overflow bucket after them. A *position* is an index into that row of 242. The
+kernel counts by position, and gRPC carries positions. Histograms merge by addition.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MANTISSA_THRESHOLDS: tuple[int, ...] = tuple(
 
 
 def position_of(duration_ns: int) -> int:
-    """The position that counts a duration; the same arithmetic as `bpf/include/histogram.h`."""
+    """Return the position that counts a duration, as `bpf/include/histogram.h` does."""
     if duration_ns <= LOWEST_NS:
         return UNDERFLOW
     if duration_ns > HIGHEST_NS:
@@ -45,7 +45,7 @@ def position_of(duration_ns: int) -> int:
 
 
 def bounds_of(position: int) -> tuple[float, float]:
-    """The (exclusive lower, inclusive upper) bound of a position, in nanoseconds."""
+    """Return the (exclusive lower, inclusive upper) bound of a position, in nanoseconds."""
     if position == UNDERFLOW:
         return 0.0, float(LOWEST_NS)
     if position == OVERFLOW:
@@ -58,8 +58,8 @@ def bounds_of(position: int) -> tuple[float, float]:
 class Histogram:
     """A set of durations: sparse counts by position, with their exact sum, minimum and maximum.
 
-    `min_ns` and `max_ns` are 0 where `count` is 0. Raises ValueError if the parts contradict each
-    other, since a histogram may have come over the network.
+    `min_ns` and `max_ns` are 0 if `count` is 0. Raises ValueError if the parts are inconsistent: a
+    histogram may have come over the network.
     """
 
     buckets: Mapping[int, int] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class Histogram:
 
     @classmethod
     def of(cls, durations_ns: Iterable[int]) -> Histogram:
-        """The histogram of these durations."""
+        """Return the histogram of these durations."""
         values = list(durations_ns)
         if not values:
             return EMPTY
@@ -112,14 +112,14 @@ class Histogram:
 
     @property
     def mean_ns(self) -> int:
-        """The exact mean, rounded; 0 where there is no sample."""
+        """The exact mean, rounded; 0 without samples."""
         return round(self.sum_ns / self.count) if self.count else 0
 
     def percentile(self, percent: float) -> int:
-        """The duration that `percent` of the samples do not exceed, in nanoseconds.
+        """Return the duration that `percent` of the samples do not exceed, in nanoseconds.
 
         Interpolates geometrically inside the bucket, and stays in it and between the exact minimum
-        and maximum. 0 where there is no sample. Raises ValueError outside 0 to 100.
+        and maximum. Returns 0 without samples. Raises ValueError outside 0 to 100.
         """
         if not 0 <= percent <= 100:
             raise ValueError(f"invalid percentile {percent}: it must be between 0 and 100")
@@ -149,7 +149,7 @@ EMPTY = Histogram()
 
 
 def merge(histograms: Iterable[Histogram]) -> Histogram:
-    """The sum of any number of histograms."""
+    """Return the sum of any number of histograms."""
     total = EMPTY
     for histogram in histograms:
         total += histogram

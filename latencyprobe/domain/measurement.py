@@ -1,8 +1,8 @@
-"""What was measured, in any span of time: the values that all sides add up.
+"""Measurements over any span of time: the values that all sides add up.
 
 A `Measurement` is of one target, a `NodeMeasurement` of a node as a whole. The agent reads them
-from the kernel, streams them, and the operator (or the local command) adds many of them into
-windows. Nothing here knows where the figures came from.
+from the kernel and streams them. The operator, or the local command, adds many of them into
+windows. Nothing here depends on the source of the figures.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from latencyprobe.domain.histogram import EMPTY, Histogram
 
 @dataclass(frozen=True, slots=True)
 class StageMeasurement:
-    """The samples of one stage, and what is known to be missing from them.
+    """The samples of one stage, and the known losses.
 
-    `lost`: samples given up for want of room. `unmatched`: one end was not seen, or both
+    `lost`: samples dropped because a map was full. `unmatched`: one end was not seen, or both
     were over 60 s apart. `clamped`: negative durations (an earliest departure time in the
-    future) counted as 0. `sampling_ratio`: the share of packets that was looked at, (0, 1].
+    future) counted as 0. `sampling_ratio`: the share of packets that was sampled, (0, 1].
     """
 
     histogram: Histogram = EMPTY
@@ -48,7 +48,7 @@ class StageMeasurement:
 
 
 def _joint_ratio(one: StageMeasurement, other: StageMeasurement) -> float:
-    """The ratio of all samples to all packets that they stand for."""
+    """Return the ratio of all samples to all packets that they represent."""
     samples = one.histogram.count + other.histogram.count
     if not samples:
         return min(one.sampling_ratio, other.sampling_ratio)
@@ -58,7 +58,7 @@ def _joint_ratio(one: StageMeasurement, other: StageMeasurement) -> float:
     return min(samples / packets, 1.0)
 
 
-# How many counters there were no room for.
+# The number of counters that exceeded the limit.
 COUNTERS_OMITTED = "countersOmitted"
 _Key = TypeVar("_Key", bound=str | tuple[str, str])
 
@@ -73,7 +73,7 @@ def _joint_stages(
 
 
 def joint_counters(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
-    """Two sets of counters added up by name."""
+    """Add up two sets of counters by name."""
     counters = dict(one)
     for name, count in other.items():
         counters[name] = counters.get(name, 0) + count
@@ -81,7 +81,7 @@ def joint_counters(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str
 
 
 def largest_counters(counters: Mapping[str, int], most: int) -> dict[str, int]:
-    """At most so many counters, the largest; how many others there were is one of them."""
+    """Return at most this number of counters, the largest; one of them counts the omitted ones."""
     if len(counters) <= most:
         return dict(counters)
     ordered = sorted(counters.items(), key=lambda each: (-each[1], each[0]))
@@ -92,8 +92,8 @@ def largest_counters(counters: Mapping[str, int], most: int) -> dict[str, int]:
 class Measurement:
     """All stages and counters of one target. Adds up with `+`; empty means nothing was seen.
 
-    `netns_counters` tell of the network namespaces that the target lives in, hence of whatever else
-    lives there: add those of one target over time, never those of two targets.
+    `netns_counters` count for the target's network namespaces, hence also for other processes in
+    them. Add those of one target over time, never those of two targets.
     """
 
     stages: Mapping[str, StageMeasurement] = field(default_factory=dict)
@@ -115,7 +115,7 @@ class Measurement:
         )
 
     def stage(self, name: str) -> StageMeasurement:
-        """The stage's measurement; an empty one where it was not seen."""
+        """Return the stage's measurement; an empty one if it was not seen."""
         return self.stages.get(name, _NOTHING_OF_A_STAGE)
 
 
@@ -124,7 +124,7 @@ NOTHING = Measurement()
 
 
 def total(measurements: Iterable[Measurement]) -> Measurement:
-    """The sum of any number of measurements."""
+    """Return the sum of any number of measurements."""
     result = NOTHING
     for measurement in measurements:
         result += measurement
@@ -132,7 +132,7 @@ def total(measurements: Iterable[Measurement]) -> Measurement:
 
 
 class NodeStage(NamedTuple):
-    """A stage of the node. `detail`: which interrupt handler, which softirq vector."""
+    """A stage of the node. `detail`: the interrupt handler or the softirq vector."""
 
     name: str
     detail: str = ""

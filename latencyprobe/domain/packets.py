@@ -1,6 +1,6 @@
-"""A packet that was traced: whose it was, between which ends, and all its stages.
+"""Traced packets: process, endpoints and all stages of each.
 
-What `latencyprobe trace` shows one by one. Whatever could not be known is None, never a guess.
+`latencyprobe trace` shows them one by one. An unknown value is None, never a guess.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from latencyprobe.domain.stages import PACKET_STAGES, Stage
 
-# The kernel side counts a packet that took longer as unmatched, and tells of none.
+# The kernel side counts a packet that took longer as unmatched, and does not report it.
 LONGEST_NS = 60_000_000_000
 
 Address = IPv4Address | IPv6Address
@@ -19,14 +19,14 @@ Address = IPv4Address | IPv6Address
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One end of a connection. An IPv4 address that an IPv6 socket uses is shown as what it is."""
+    """One end of a connection. An IPv4-mapped IPv6 address is shown as IPv4."""
 
     address: Address
     port: int
 
     @classmethod
     def of(cls, packed: bytes, port: int) -> Endpoint:
-        """From 4 or 16 bytes in network order."""
+        """Make an endpoint from 4 or 16 bytes in network order."""
         address = ip_address(packed)
         mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
         return cls(mapped or address, port)
@@ -48,7 +48,7 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class TracedPacket:
-    """One packet. `ended_unix_ns`: when its last stage ended, in nanoseconds since 1970.
+    """One packet. `ended_unix_ns`: the end of its last stage, in nanoseconds since 1970.
 
     `stages_ns` holds the stages that it had: the parts add up to their total.
     """
@@ -63,7 +63,7 @@ class TracedPacket:
 
     @property
     def total(self) -> str:
-        """The name of its total, which tells a received packet from a sent one."""
+        """The name of its total: rx.total for a received packet, tx.total for a sent one."""
         return next(
             stage.name
             for stage in PACKET_STAGES
@@ -73,9 +73,9 @@ class TracedPacket:
 
 @dataclass(frozen=True, slots=True)
 class TraceCounts:
-    """What became of the packets that reached the limit.
+    """The counts of the packets that reached the limit.
 
-    `told`: handed on. `limited`: left out by the rate limit. `lost`: for want of room in the ring.
+    `told`: reported. `limited`: over the rate limit. `lost`: dropped because the ring was full.
     """
 
     told: int = 0
@@ -94,10 +94,10 @@ class TraceCounts:
 
     @property
     def seen(self) -> int:
-        """All of them."""
+        """The sum of all counts."""
         return self.told + self.limited + self.lost
 
 
 def parts_of_packet(total: str) -> tuple[Stage, ...]:
-    """The stages that a packet with this total may have, in its order, without the total."""
+    """Return the stages that a packet with this total can have, in order, without the total."""
     return tuple(stage for stage in PACKET_STAGES if stage.whole == total)

@@ -46,12 +46,12 @@ def written(
     null_if_none: bool = False,
     digits: int | None = None,
 ) -> Mapping[str, FieldRule]:
-    """The metadata of a field that these exceptions apply to; see `FieldRule`."""
+    """Return the metadata of a field with these exceptions; see `FieldRule`."""
     return {_METADATA: FieldRule(inlined, absent_if_empty, null_if_none, digits)}
 
 
 def document_of(value: DataclassInstance) -> dict[str, Any]:
-    """The document of a dataclass: objects, lists, texts, numbers, booleans and nulls."""
+    """Return the document of a dataclass: objects, lists, texts, numbers, booleans, nulls."""
     document: dict[str, Any] = {}
     for name, key, rule in _fields(type(value)):
         content = getattr(value, name)

@@ -1,10 +1,10 @@
 """The public vocabulary: modules, stages and counters, in one table each.
 
-A *stage* is a stretch of a packet's (or a connection's) way with a kernel event at both ends. A
-*module* is a set of stages that are switched on together. A *counter* counts what is no duration.
-The order of the tables is the order of every report, and the position of a stage or counter is its
-index in the kernel's maps: the C sources receive it as a macro (`STAGE_RX_SOCKET`), so that a new
-row here needs no second list anywhere.
+A *stage* is a section of the path of a packet (or a connection) with a kernel event at both ends. A
+*module* is a set of stages that are enabled together. A *counter* counts events without a duration.
+The order of the tables is the order of every report. The position of a stage or counter is its
+index in the kernel's maps. The C sources receive it as a macro (`STAGE_RX_SOCKET`), so a new row
+here needs no second list.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ DEFAULT_MODULES: tuple[Module, ...] = (Module.RX, Module.TX, Module.TCP)
 class Stage:
     """One row of the vocabulary.
 
-    `total` names the stage that this one is a part of: the parts of a total add up to it, packet by
-    packet. A stage with no `total` stands alone (a total itself, or a connection's duration).
-    `within` names the stage that this one is a part of, where the rest of it has no name: a total's
-    parts add up without such a sub-part. `beside`: a module that is needed besides its own.
+    `total` names the total of this stage: its parts add up to it, packet by packet. A stage without
+    a `total` is a total itself, or a connection's duration. `within` names the part that holds this
+    sub-part, if the rest of the part has no name. Sub-parts do not count towards the total.
+    `beside`: a module that is needed in addition to its own.
     """
 
     name: str
@@ -46,17 +46,17 @@ class Stage:
     beside: Module | None = None
 
     def is_measured_by(self, modules: Container[Module]) -> bool:
-        """Whether these modules together measure it."""
+        """Return True if these modules together measure it."""
         return all(module in modules for module in self.modules)
 
     @property
     def modules(self) -> tuple[Module, ...]:
-        """The modules that it takes."""
+        """The modules that it needs."""
         return (self.module,) if self.beside is None else (self.module, self.beside)
 
     @property
     def needs(self) -> str:
-        """The same in words."""
+        """The modules that it needs, as text."""
         return " with ".join(self.modules)
 
     @property
@@ -72,7 +72,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """Something that happened to a target and has no duration."""
+    """A count of events that have no duration."""
 
     name: str
     module: Module
@@ -245,7 +245,7 @@ COUNTERS: tuple[Counter, ...] = (
 # The others are the node's, with a handler or a vector as detail: they come last.
 TARGET_STAGES: tuple[Stage, ...] = tuple(stage for stage in STAGES if stage.module != Module.IRQ)
 
-# What is told of a single packet: the totals, their parts and what is within those.
+# The stages that a trace reports per packet: the totals, their parts and sub-parts.
 _TOTALS = frozenset(stage.total for stage in STAGES if stage.total is not None)
 PACKET_STAGES: tuple[Stage, ...] = tuple(
     stage
@@ -271,9 +271,9 @@ class UnknownNameError(ValueError):
 
 
 def parse_modules(names: Iterable[str]) -> tuple[Module, ...]:
-    """The modules of these names, each once and in the table's order.
+    """Return the modules of these names, each once and in the table's order.
 
-    Raises UnknownNameError for a name that is none, ValueError if there is no name at all.
+    Raise UnknownNameError for an unknown name, ValueError if there are no names.
     """
     wanted = {_module(name) for name in names}
     if not wanted:
@@ -289,7 +289,7 @@ def _module(name: str) -> Module:
 
 
 def check_filter(modules: Iterable[Module], protocols: Iterable[str]) -> None:
-    """Raise ValueError where the filter leaves nothing of these modules to be measured."""
+    """Raise ValueError if the filter excludes all that these modules measure."""
     if set(protocols) == {"UDP"} and set(modules) == {Module.TCP}:
         raise ValueError(
             "module tcp measures connections, but the filter allows only UDP; add module rx or tx, "
@@ -298,7 +298,7 @@ def check_filter(modules: Iterable[Module], protocols: Iterable[str]) -> None:
 
 
 def stage(name: str) -> Stage:
-    """The stage of this name; raises UnknownNameError."""
+    """Return the stage of this name; raise UnknownNameError."""
     try:
         return BY_NAME[name]
     except KeyError:
@@ -306,30 +306,30 @@ def stage(name: str) -> Stage:
 
 
 def stages_of(modules: Iterable[Module]) -> tuple[Stage, ...]:
-    """The stages that these modules measure, in the table's order."""
+    """Return the stages that these modules measure, in the table's order."""
     wanted = set(modules)
     return tuple(stage for stage in STAGES if stage.is_measured_by(wanted))
 
 
 def counters_of(modules: Iterable[Module]) -> tuple[str, ...]:
-    """The names of these modules' counters, those of drops under one name."""
+    """Return the names of these modules' counters, all drop counters under one name."""
     wanted = set(modules)
     listed = tuple(counter.name for counter in COUNTERS if counter.module in wanted)
     return (*listed, DROPS) if Module.TCP in wanted else listed
 
 
 def parts_of(total: str) -> tuple[Stage, ...]:
-    """The stages that add up to this total, in the packet's order."""
+    """Return the stages that add up to this total, in the packet's order."""
     return tuple(stage for stage in STAGES if stage.total == total)
 
 
 def drop_counter(reason: str) -> str:
-    """The name of the counter of packets dropped for this reason (a name of the kernel's)."""
+    """Return the name of the counter of packets dropped for this reason of the kernel."""
     return _DROPS + reason
 
 
 def counter_module(name: str) -> Module | None:
-    """The module that a counter belongs to; None for a name that is no counter's."""
+    """Return the module of a counter; None for an unknown name."""
     if name.startswith(_DROPS) and name != _DROPS:
         return Module.TCP
     return _COUNTER_MODULES.get(name)

@@ -1,7 +1,7 @@
 """The verdict: which stage is the bottleneck, why, and what to do about it.
 
-A pure function of one target's measurement over a window. It rests on sums (where did the time go
-in total?), never on one packet, and it carries the figures that it rests on.
+A pure function of one target's measurement over a window. It is based on sums of time, never on a
+single packet, and it carries the figures that it is based on.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from latencyprobe.domain.stages import parts_of
 
 DOMINANT_SHARE = 0.40
 MIN_SAMPLES = 100
-# Where 99 % of the packets are through in less, the largest share is that of a healthy machine: a
-# wake-up of 20 us holds most of the total on any idle one, and nobody is to be paged for it.
+# If 99 % of the packets take less, the largest share is that of a healthy machine: a wake-up of
+# 20 us holds most of the total on any idle one, and must not page anyone.
 NOTEWORTHY_NS = 1_000_000
 # The wire is to blame when the round trip is this many times what both stacks spend on a packet.
 NETWORK_FACTOR = 5
@@ -45,7 +45,7 @@ class Bottleneck(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a report says first.
+    """The first statement of a report.
 
     `share_percent`: part of the total that the bottleneck's stage holds; 0 where none is named.
     `evidence`: the figures, as sentences. `next_step`: one thing that a person can do.
@@ -111,7 +111,7 @@ _CAUSES: Mapping[str, _Cause] = {
         "annotation of the pod, or a full link.",
     ),
 }
-# What holds tx.socket is told by the counters of its long waits: the largest names the cause.
+# The counters of long waits name the cause of a large tx.socket: the largest one wins.
 _CAUSES_OF_WAITING: Mapping[str, _Cause] = {
     "sendsBehindWindow": _Cause(
         Bottleneck.RECEIVE_WINDOW,
@@ -134,8 +134,8 @@ _CAUSES_OF_WAITING: Mapping[str, _Cause] = {
 }
 
 
-# Counters of the target, of its network namespace and of its node that bear witness, by the names
-# that they have there. Drops are told with every verdict: they are news even where nobody waits.
+# Counters of the target, of its network namespace and of its node that support a verdict, by their
+# own names. Drops are reported with every verdict: they matter even if no packet waits.
 _DROPS = (
     "acceptQueueOverflows",
     "receiveQueueOverflows",
@@ -165,22 +165,22 @@ _WITNESSES: Mapping[Bottleneck, tuple[str, ...]] = {
 
 
 def judge(measurement: Measurement, node: NodeMeasurement = NOTHING_OF_THE_NODE) -> Verdict:
-    """The verdict on one target's measurement over a window.
+    """Return the verdict on one target's measurement over a window.
 
-    What was counted meanwhile in its network namespace and on its node stands beside the evidence,
-    and decides nothing: others may have caused it.
+    Counts of its network namespace and its node are added to the evidence. They decide nothing,
+    since other pods may have caused them.
     """
     verdict = _judge(measurement)
     names = (*_DROPS, *_WITNESSES.get(verdict.bottleneck, ()))
-    meanwhile = (
-        *_told("at its own sockets", measurement.counters, names),
-        *_told("in its network namespace", measurement.netns_counters, names),
-        *_told("on its node", node.counters, names),
+    counted = (
+        *_counted("at its own sockets", measurement.counters, names),
+        *_counted("in its network namespace", measurement.netns_counters, names),
+        *_counted("on its node", node.counters, names),
     )
-    return replace(verdict, evidence=(*verdict.evidence, *meanwhile))
+    return replace(verdict, evidence=(*verdict.evidence, *counted))
 
 
-def _told(where: str, counters: Mapping[str, int], names: Iterable[str]) -> Iterator[str]:
+def _counted(where: str, counters: Mapping[str, int], names: Iterable[str]) -> Iterator[str]:
     seen = [f"{name} {counters[name]:,}" for name in names if counters.get(name)]
     if seen:
         yield f"during the window {where}: {', '.join(seen)}"
@@ -217,13 +217,13 @@ def _percent(share: float) -> int:
 
 
 def _wakeup_part(measurement: Measurement) -> float:
-    """The part of rx.socket in which the reader was kept from running; needs the module sched."""
+    """Return the part of rx.socket in which the reader waited for a CPU; needs module sched."""
     socket_ns = measurement.stage("rx.socket").histogram.sum_ns
     return measurement.stage("rx.wakeup").histogram.sum_ns / socket_ns if socket_ns else 0.0
 
 
 def _reader_figures(measurement: Measurement) -> tuple[str, ...]:
-    """What the module sched knows of the reader, where it is measured."""
+    """Return the figures of module sched on the reader, if it is measured."""
     runqueue = measurement.stage("sched.runqueue").histogram
     if not runqueue.count:
         return ()
@@ -266,7 +266,7 @@ def _work_not_waiting(stage: str) -> str:
 
 
 def _largest_part(measurement: Measurement, total: str) -> tuple[str, float]:
-    """(stage, share) of the part that holds most of this total."""
+    """Return (stage, share) of the part that holds most of this total."""
     whole_ns = measurement.stage(total).histogram.sum_ns
     stage = max(
         (part.name for part in parts_of(total)),
@@ -287,11 +287,11 @@ def _figures(measurement: Measurement, total: str, stage: str, share: float) -> 
 
 
 def _judge_network(measurement: Measurement) -> Verdict | None:
-    """Network, where the round trip is far above what both directions of this stack take.
+    """Blame the network if the round trip is far above the time in both directions of this stack.
 
-    Compares means, since those are sums by packet: a stack that holds few packets for very long is
-    not outvoted by the many that it lets pass. Silent where one direction is not known, and where
-    most ACKs were held back by the peer: then tcp.rtt tells of its manners, not of the network.
+    Compares means, which are sums by packet: few packets that a stack holds for very long weigh as
+    much as many fast ones. Returns None if one direction is unknown. Returns None also if the peer
+    delayed most ACKs: tcp.rtt then shows the peer's delay, not the network's.
     """
     if any(_samples(measurement, name) < MIN_SAMPLES for name in (*TOTALS, "tcp.rtt")):
         return None
@@ -316,12 +316,12 @@ def _judge_network(measurement: Measurement) -> Verdict | None:
 
 
 def _are_acks_delayed(measurement: Measurement) -> bool:
-    """Whether most ACKs were held back by the peer, so that tcp.rtt has its time in it."""
+    """Return True if the peer delayed most ACKs, so that tcp.rtt includes its delay."""
     return 2 * measurement.counters.get("delayedAcks", 0) > _samples(measurement, "tcp.rtt")
 
 
 def _round_trip_ns(measurement: Measurement) -> int | None:
-    """What the network takes of a response; the least, where the peer holds its ACKs back."""
+    """Return the network's time in a response; the minimum if the peer delays its ACKs."""
     rtt = measurement.stage("tcp.rtt").histogram
     if rtt.count < MIN_SAMPLES:
         return None
@@ -329,9 +329,9 @@ def _round_trip_ns(measurement: Measurement) -> int | None:
 
 
 def _judge_responses(measurement: Measurement) -> Verdict | None:
-    """Application or Peer, where requests wait longer for either than packets for anything else.
+    """Blame application or peer if requests wait longer for it than packets for anything else.
 
-    An application that waits for others to answer it has their time in its own: then it is them.
+    The time of an application includes its own requests to peers: if those explain it, blame them.
     """
     application_ns = _waited_for_application_ns(measurement)
     peer_ns = _waited_for_peer_ns(measurement)
@@ -350,7 +350,7 @@ def _longest_total_ns(measurement: Measurement) -> int:
 
 
 def _waited_for_application_ns(measurement: Measurement) -> int:
-    """All of app.response; 0 where it is short, or shorter than the way to the one who asks."""
+    """Return the sum of app.response; 0 if it is short, or shorter than the client's round trip."""
     response = measurement.stage("app.response").histogram
     if response.count < MIN_SAMPLES or response.percentile(99) < NOTEWORTHY_NS:
         return 0
@@ -359,7 +359,7 @@ def _waited_for_application_ns(measurement: Measurement) -> int:
 
 
 def _waited_for_peer_ns(measurement: Measurement) -> int:
-    """All of peer.response but the round trips; 0 where that is short, or its smaller part."""
+    """Return the sum of peer.response less the round trips; 0 if that is short or a small part."""
     response = measurement.stage("peer.response").histogram
     rtt_ns = _round_trip_ns(measurement)
     if rtt_ns is None or response.count < MIN_SAMPLES or response.percentile(99) < NOTEWORTHY_NS:

@@ -1,8 +1,8 @@
 """An agent of our own: a child process that serves gRPC on a Unix socket only we can reach.
 
 The local command measures through the same agent as a cluster does, and the same protocol. The
-agent lives as long as the command: it is ended on the way out, and ends by itself if the command
-is killed.
+agent lives as long as the command. The command ends it at its own end, and the agent ends by itself
+if the command is killed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from latencyprobe.protocol.measurements import MAX_MESSAGE_BYTES
 AGENT_COMMAND = interpreter.python_module("latencyprobe.commands.cli", "agent")
 LOG_LINES_KEPT = 12
 TIME_TO_END_S = 5.0
-# From the end of a call to the end of the process that broke it off.
+# From the end of a call to the end of the process that cancelled it.
 TIME_TO_DIE_S = 0.3
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class AgentError(RuntimeError):
-    """The agent failed, or refused what was asked. `log` holds its last lines."""
+    """A failure of the agent, or a refused request. `log` holds the last lines of its log."""
 
     def __init__(self, problem: str, log: Sequence[str] = ()) -> None:
         self.problem, self.log = problem, tuple(log)
@@ -50,8 +50,8 @@ class AgentError(RuntimeError):
 
 @contextlib.asynccontextmanager
 async def private_agent(*, show_log: bool = False) -> AsyncIterator[AgentProcess]:
-    """An agent for the time of the `async with` block; afterwards nothing of it is left."""
-    # mkdtemp makes it 0700: nobody else connects to an agent that runs as root.
+    """Run an agent for the time of the `async with` block; leave nothing behind."""
+    # mkdtemp makes it 0700: no other user connects to an agent that runs as root.
     with tempfile.TemporaryDirectory(prefix="latencyprobe-run-") as directory:
         socket = Path(directory) / "agent.sock"
         agent = await AgentProcess.start(socket, show_log=show_log)
@@ -89,21 +89,21 @@ class AgentProcess:
         return cls(process, socket, show_log=show_log)
 
     def channel(self) -> grpc.aio.Channel:
-        """A channel to the agent; calls should wait until it is ready."""
+        """Return a channel to the agent; calls should wait until it is ready."""
         return grpc.aio.insecure_channel(
             f"unix:{self._socket}",
             options=CHANNEL_OPTIONS,
         )
 
     async def while_alive(self, work: Callable[[], Coroutine[object, object, T]]) -> T:
-        """The result of `work()`; AgentError if the agent ends before it, or breaks it off."""
+        """Return the result of `work()`; raise AgentError if the agent exits or cancels it."""
         try:
             return await first_to_end(work(), self._death())
         except grpc.aio.AioRpcError as error:
             raise await self._explain(error) from None
 
     async def end(self) -> None:
-        """End the child: politely, then not."""
+        """End the child: with SIGTERM, then with SIGKILL."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()
@@ -127,7 +127,7 @@ class AgentProcess:
         raise await self._obituary()
 
     async def _explain(self, error: grpc.aio.AioRpcError) -> AgentError:
-        """Whether the call failed because the agent died, or because it said no."""
+        """Return the error of a failed call: either the agent exited, or it refused the call."""
         try:
             await asyncio.wait_for(self._process.wait(), TIME_TO_DIE_S)
         except TimeoutError:
@@ -137,7 +137,7 @@ class AgentProcess:
 
     async def _obituary(self) -> AgentError:
         status = await self._process.wait()
-        # What it wrote last may still be in the pipe.
+        # Its last lines may still be in the pipe.
         await asyncio.wait({self._reader}, timeout=1.0)
         how = f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
         return AgentError(f"the agent {how}", self._log)

@@ -22,7 +22,7 @@ STATUS_NOT_EXECUTABLE = 126
 
 
 class CommandError(RuntimeError):
-    """The command could not be executed. `status` is what a shell would exit with."""
+    """A command that could not be executed. `status` is the exit status that a shell would have."""
 
     def __init__(self, argv: Sequence[str], error: OSError) -> None:
         self.argv = tuple(argv)
@@ -54,14 +54,14 @@ class StoppedCommand:
 
     @property
     def released(self) -> bool:
-        """Whether it was let go."""
+        """True once it was released."""
         return self._go < 0
 
     def release(self) -> None:
-        """Let it execute its command; raises CommandError if it cannot."""
+        """Let it execute its command; raise CommandError if that fails."""
         os.write(self._go, b"g")
         self._close_go()
-        # Closed by a successful exec, and otherwise tells why it failed.
+        # A successful exec closes it; after a failed one it holds the error number.
         with os.fdopen(self._failure, "rb") as failure:
             self._failure = -1
             answer = failure.read()
@@ -70,7 +70,7 @@ class StoppedCommand:
             raise CommandError(self.argv, OSError(int(answer), ""))
 
     async def wait(self) -> int:
-        """Its exit status once it ended, as a shell gives it: 128 and more for a signal."""
+        """Wait for its end; return its exit status as a shell does: 128 + n for signal n."""
         if self._status is None:
             loop = asyncio.get_running_loop()
             ended = asyncio.Event()
@@ -84,7 +84,7 @@ class StoppedCommand:
         return self._status
 
     def poll(self) -> int | None:
-        """Its exit status if it has ended."""
+        """Return its exit status, or None if it still runs."""
         if self._status is None and select.select([self._pidfd], [], [], 0)[0]:
             self._reap()
         return self._status
@@ -96,7 +96,7 @@ class StoppedCommand:
                 signal.pidfd_send_signal(self._pidfd, signal_number)
 
     async def end(self) -> int:
-        """End it, politely, then not; its exit status."""
+        """End it with SIGTERM, then with SIGKILL; return its exit status."""
         self.send(signal.SIGTERM)
         try:
             return await asyncio.wait_for(self.wait(), TIME_TO_END_S)
@@ -105,9 +105,9 @@ class StoppedCommand:
             return await self.wait()
 
     def close(self) -> None:
-        """Give up a command that was not released, and all descriptors. Idempotent."""
+        """End a command that was not released, and close all descriptors. Idempotent."""
         if self._go >= 0:
-            # The end of the pipe tells the child to exit without having executed anything.
+            # At the end of the pipe the child exits without executing anything.
             self._close_go()
             self._reap()
         for descriptor in (self._failure, self._pidfd):
@@ -126,7 +126,7 @@ class StoppedCommand:
 
 
 def _wait_and_exec(argv: tuple[str, ...], go: int, failure: int) -> NoReturn:
-    """The child: restore what Python changed, wait for the word, become the command."""
+    """Run as the child: restore signals that Python changed, wait for release, exec the command."""
     try:
         # Python ignores these two, and ignored signals survive an exec.
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):

@@ -1,8 +1,8 @@
 """A run on this machine: an agent of our own, a session with it, and the reasons to end it.
 
-What `latencyprobe run` and `latencyprobe demo` share. It ends when its time is up, when the command
-that it started or every target is gone, or on the first SIGINT or SIGTERM; a second one does not
-wait for the last figures.
+`latencyprobe run` and `latencyprobe demo` share it. It ends after its duration, with the command
+that it started or with its last target, or on the first SIGINT or SIGTERM. After a second signal it
+does not wait for the last figures.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from latencyprobe.process.tasks import first_to_end
 from latencyprobe.protocol.measurements import CorruptMessageError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# An agent that is this much late with a report does not send it any more.
+# An agent that is this late with a report will not send it.
 LATENESS_S = 2.0
 # A command that got the terminal's Ctrl-C as we did may need a moment for its own clean-up.
 TIME_FOR_THE_COMMAND_S = 1.0
@@ -34,23 +34,23 @@ MakeSession = Callable[[grpc.aio.Channel, Request], Session]
 
 
 class Observer(Protocol):
-    """Who watches a run: the terminal, or nobody."""
+    """An observer of a run, such as the terminal."""
 
     def attaching(self) -> None:
-        """The agent starts, and then attaches."""
+        """Notice that the agent starts and attaches."""
 
     def attached(self, problems: Sequence[str]) -> None:
-        """Packets are measured from now on; what is not is in `problems`."""
+        """Notice that packets are measured from now on, except those of `problems`."""
 
     def updated(self, report: LatencyReport) -> None:
-        """Something new was seen."""
+        """Notice a new report."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended. `failure`: why it ended too early, with the report of what was seen.
+    """The outcome of a run. `failure`: the reason for an early end; the report is then partial.
 
-    `command_status`: of the command if it ended by itself.
+    `command_status`: exit status of the command, if it ended by itself.
     """
 
     report: LatencyReport
@@ -59,7 +59,7 @@ class Outcome:
 
 
 class InterruptedBeforeError(RuntimeError):
-    """A signal came before anything was measured. `signal_number` says which."""
+    """A signal that arrived before anything was measured. `signal_number` is its number."""
 
     def __init__(self, signal_number: int) -> None:
         self.signal_number = signal_number
@@ -76,10 +76,11 @@ async def measure(
     make_session: MakeSession = Session,
     is_enough: asyncio.Event | None = None,
 ) -> Outcome:
-    """Measure until there is a reason to end, and report. `is_enough` is one, if it is set.
+    """Measure until there is a reason to end, and report. Setting `is_enough` is such a reason.
 
-    Raises AgentError, ProtocolVersionError, NoTargetError or InterruptedBeforeError if nothing came
-    to be measured, and CommandError if the command cannot be executed; it never runs unmeasured.
+    Raises AgentError, ProtocolVersionError, NoTargetError or InterruptedBeforeError if nothing
+    could be measured, and CommandError if the command cannot be executed. The command never runs
+    unmeasured.
     """
     async with (
         _signals(command) as signals,
@@ -100,7 +101,7 @@ async def _attach(agent: AgentProcess, session: Session, signals: _Signals) -> N
 
 
 class _Run:
-    """From attached to reported."""
+    """One run, from attaching to its report."""
 
     def __init__(
         self,
@@ -166,9 +167,9 @@ class _Run:
             await asyncio.wait({watching})
 
     async def _end_command(self, failure: AgentError | None) -> int | None:
-        """The command's status if it ended by itself; otherwise we end it.
+        """Return the command's status if it ended by itself; end it otherwise.
 
-        Not if the measurement failed: that is not the command's fault.
+        If the measurement failed, wait for the command instead: the failure is not its fault.
         """
         if not self._command or not self._command.released:
             return None
@@ -184,7 +185,7 @@ class _Run:
 
 
 async def _failure_of(watching: asyncio.Task[None]) -> AgentError | None:
-    """End the stream; why it ended before, if it did."""
+    """End the stream; return the reason for its early end, if any."""
     watching.cancel()
     await asyncio.wait({watching})
     if watching.cancelled():
@@ -201,7 +202,7 @@ async def _failure_of(watching: asyncio.Task[None]) -> AgentError | None:
 
 
 class _Signals:
-    """The first signal asks for the end, the second one to hurry."""
+    """The signals of a run: the first requests its end, the second skips the last figures."""
 
     def __init__(self, command: StoppedCommand | None) -> None:
         self.first, self.second = asyncio.Event(), asyncio.Event()
@@ -215,7 +216,7 @@ class _Signals:
     def came(self, number: int) -> None:
         self._number = self._number or number
         (self.second if self.first.is_set() else self.first).set()
-        # The terminal sends SIGINT to the command as well; nobody else passes SIGTERM on.
+        # The terminal sends SIGINT to the command as well; SIGTERM reaches only this process.
         if number == signal.SIGTERM and self._command and self._command.released:
             self._command.send(number)
 

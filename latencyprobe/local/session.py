@@ -1,7 +1,7 @@
-"""One measurement by one agent: state what is wanted, add up what comes back.
+"""One measurement by one agent: send the desired state, add up the reports.
 
-The local command's side of the protocol. It knows nothing of how the agent came to be, nor of how
-the report is shown.
+The local command's side of the protocol. It does not depend on the start of the agent, nor on the
+presentation of the report.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from latencyprobe.protocol.v1 import node_agent_pb2_grpc as rpc
 
 PROBE_ID = "local"
 GENERATION = 1
-# The agent reports at least so often, however seldom the view is refreshed: so long does the end of
-# a run wait for its last figures.
+# The agent reports at least this often, even if the view is refreshed less often: the end of a run
+# waits this long for its last figures.
 LONGEST_INTERVAL_NS = 250_000_000
 
 
@@ -66,7 +66,7 @@ TargetSpec = PidTarget | CgroupTarget | NetnsTarget
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a run measures."""
+    """The targets and settings of a run."""
 
     targets: tuple[TargetSpec, ...]
     modules: tuple[Module, ...]
@@ -76,7 +76,7 @@ class Request:
 
 
 class ProtocolVersionError(RuntimeError):
-    """The agent speaks another protocol than this command."""
+    """An agent whose protocol differs from this command's."""
 
     def __init__(self, theirs: int, agent_version: str) -> None:
         self.theirs, self.agent_version = theirs, agent_version
@@ -87,7 +87,7 @@ class ProtocolVersionError(RuntimeError):
 
 
 class NoTargetError(RuntimeError):
-    """None of the targets can be measured. `problems` holds what the agent says of each."""
+    """A run without a measurable target. `problems` holds the agent's message on each."""
 
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = tuple(problems)
@@ -98,7 +98,7 @@ class NoTargetError(RuntimeError):
 
 @dataclass(slots=True)
 class _Seen:
-    """What is known of one target so far."""
+    """The facts on one target so far."""
 
     spec: TargetSpec
     measurement: Measurement = NOTHING
@@ -115,7 +115,7 @@ class _Seen:
 
     @property
     def problem(self) -> str:
-        """What keeps it from being measured; empty where nothing does, or its time is over."""
+        """The reason for which it is not measured; empty if it is, or if it has ended."""
         if self.state is TargetState.ATTACHED:
             return ""
         if self.state is TargetState.GONE and self.measurement:
@@ -124,7 +124,7 @@ class _Seen:
 
 
 class Session:
-    """A measurement from `attach` to the last report; `report` says what was seen so far."""
+    """A measurement from `attach` to the last report. `report` covers everything so far."""
 
     def __init__(self, channel: grpc.aio.Channel, request: Request) -> None:
         self._stub = rpc.NodeAgentStub(channel)
@@ -142,9 +142,9 @@ class Session:
         self._progress = asyncio.Condition()
 
     async def attach(self) -> None:
-        """Have the targets measured; returns once they are.
+        """Have the targets measured; return once they are.
 
-        Raises ProtocolVersionError, and NoTargetError if not one of them can be measured.
+        Raises ProtocolVersionError, and NoTargetError if no target can be measured.
         """
         info = await self._stub.GetNodeInfo(pb.GetNodeInfoRequest(), wait_for_ready=True)
         if info.protocol_version != PROTOCOL_VERSION:
@@ -173,13 +173,13 @@ class Session:
                 self._progress.notify_all()
 
     async def seen_until_now(self) -> None:
-        """Returns once everything that happened before this call is added up."""
+        """Wait until everything that happened before this call is added up."""
         at = time.time()
         async with self._progress:
             await self._progress.wait_for(lambda: self._measured_until >= at)
 
     async def every_target_gone(self) -> None:
-        """Returns once no target is left that could still be measured."""
+        """Wait until no target is left that can still be measured."""
         over = {TargetState.GONE, TargetState.FAILED}
         async with self._progress:
             await self._progress.wait_for(
@@ -188,14 +188,14 @@ class Session:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Of each target that is not measured: its name and why."""
+        """The name of each target that is not measured, and the reason."""
         return tuple(
             f"{seen.spec.name}: {seen.problem}" for seen in self._targets.values() if seen.problem
         )
 
     @property
     def farewells(self) -> tuple[str, ...]:
-        """Of each target that was there and is gone: its name and how."""
+        """The name of each target that has ended, and its message."""
         return tuple(
             f"{seen.spec.name}: {seen.message or 'is gone'}"
             for seen in self._targets.values()
@@ -203,7 +203,7 @@ class Session:
         )
 
     def report(self) -> LatencyReport:
-        """What was seen so far."""
+        """Return the report of everything so far."""
         return LatencyReport(
             node=replace(
                 self._node, report=report_on_node(self._node_measurement, self._request.modules)
@@ -250,7 +250,7 @@ class Session:
             raise CorruptMessageError("target.status.id", f"unknown target {target_id!r}") from None
 
     def _take_coverage(self, stages: Iterable[pb.StageCoverage]) -> None:
-        """Take what is said of what we measure; that the last target is gone changes nothing."""
+        """Store the coverage of our stages, except IDLE, which follows the end of all targets."""
         for stage in map(coverage_from_proto, stages):
             if stage.name in self._covered and stage.state is not CoverageState.IDLE:
                 self._coverage[stage.name] = stage

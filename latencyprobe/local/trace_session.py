@@ -1,4 +1,4 @@
-"""One trace by one agent: a session whose packets come one by one, beside its reports."""
+"""One trace by one agent: a session that receives single packets besides its reports."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ OnPackets = Callable[[Sequence[TracedPacket]], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Which packets are wanted: stage to least duration, and how many a second; 0 is all."""
+    """The limits of a trace: minimum duration by stage, and packets per second (0: all)."""
 
     stages_ns: Mapping[str, int]
     per_second: int
 
 
 class TraceSession(Session):
-    """A measurement that hands on the packets which reach a limit. See `Session`.
+    """A measurement that passes on the packets which reach a limit. See `Session`.
 
     `seen_until_now` ends the measurement: only then are the counts exact.
     """
@@ -48,7 +48,7 @@ class TraceSession(Session):
         self.sampling_ratio = 1.0
 
     async def attach(self) -> None:
-        """Have the packets told of; returns once they are. Raises AgentError where none can be."""
+        """Have the packets reported; return once they are. Raise AgentError if no stage can be."""
         self._events = self._agent.Trace(
             pb.TraceRequest(
                 probe_id=PROBE_ID,
@@ -70,9 +70,9 @@ class TraceSession(Session):
         await all_to_end(super().watch(on_report), self._follow())
 
     async def seen_until_now(self) -> None:
-        """End the measurement; returns once its last packet was handed on.
+        """End the measurement; return once its last packet was passed on.
 
-        What is asked for here can fail with the stream that `watch` reads, which tells why.
+        A failure here may be a consequence of a failed stream; `watch` raises the reason.
         """
         await super().seen_until_now()
         await self._agent.Apply(pb.DesiredState(generation=GENERATION + 1))

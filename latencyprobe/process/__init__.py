@@ -1,1 +1,1 @@
-"""Processes and their tasks: what every program of the project needs of its surroundings."""
+"""Processes, tasks and their surroundings, for every program of the project."""

@@ -1,4 +1,4 @@
-"""The capabilities that measuring needs, and which of them this process lacks."""
+"""The capabilities that measuring needs, and those that this process lacks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CAP_SYS_ADMIN = 21
 CAP_PERFMON = 38
 CAP_BPF = 39
 
-# What each is for, for the error message. CAP_SYS_ADMIN stands for the BPF ones on any kernel.
+# The use of each, for the error message. CAP_SYS_ADMIN includes the BPF ones on any kernel.
 NEEDED: dict[int, tuple[str, str]] = {
     CAP_BPF: ("CAP_BPF", "loads the eBPF programs"),
     CAP_PERFMON: ("CAP_PERFMON", "attaches them to the kernel's tracepoints"),
@@ -21,7 +21,7 @@ NEEDED: dict[int, tuple[str, str]] = {
 
 
 class MissingCapabilityError(RuntimeError):
-    """This process may not measure. `missing` names the capabilities."""
+    """A process that lacks capabilities for measuring. `missing` names them."""
 
     def __init__(self, missing: Sequence[int]) -> None:
         self.missing = tuple(NEEDED[bit][0] for bit in missing)
@@ -33,7 +33,7 @@ class MissingCapabilityError(RuntimeError):
 
 
 def missing_capabilities(effective: int) -> tuple[int, ...]:
-    """The needed capabilities that this set (a bit mask) lacks."""
+    """Return the needed capabilities that this set (a bit mask) lacks."""
     held = {bit for bit in NEEDED if effective >> bit & 1}
     if effective >> CAP_SYS_ADMIN & 1:
         held |= {CAP_BPF, CAP_PERFMON}
@@ -41,7 +41,7 @@ def missing_capabilities(effective: int) -> tuple[int, ...]:
 
 
 def effective_capabilities() -> int:
-    """This process's effective set: CapEff in proc_pid_status(5)."""
+    """Return this process's effective set: CapEff in proc_pid_status(5)."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         name, _, value = line.partition(":")
         if name == "CapEff":
@@ -50,6 +50,6 @@ def effective_capabilities() -> int:
 
 
 def require_capabilities() -> None:
-    """Raises MissingCapabilityError if this process may not measure."""
+    """Raise MissingCapabilityError if this process lacks a capability for measuring."""
     if missing := missing_capabilities(effective_capabilities()):
         raise MissingCapabilityError(missing)

@@ -1,4 +1,4 @@
-"""Python processes that we start, as root: nobody but us decides which files they execute.
+"""Python processes that we start as root: no other user decides which files they execute.
 
 Python takes modules from the working directory, from PYTHONPATH and from the user's own packages.
 A stranger, or an honest project with a `types.py`, may have put files there. Isolated mode (-I)
@@ -24,7 +24,7 @@ def python_module(name: str, *arguments: str) -> tuple[str, ...]:
 
 
 def environment(source: Mapping[str, str] = os.environ, **more: str) -> dict[str, str]:
-    """Return what such a process needs of our environment, with `more`.
+    """Return the variables of our environment that such a process needs, with `more`.
 
     Settings of Python, of the dynamic linker, of bcc and of an agent of a cluster stay behind.
     """

@@ -41,7 +41,7 @@ class AddressType(click.ParamType[Address]):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; raises OSError. `::` is every address, of IPv4 too where it can be."""
+    """Listen; raise OSError. `::` means every address, with IPv4 if the machine supports it."""
     if host in ("::", "") and socket.has_dualstack_ipv6():
         return socket.create_server(
             ("::", port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True

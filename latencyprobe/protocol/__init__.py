@@ -1,1 +1,1 @@
-"""The protocol between operator or local command and agent: all that is shared of protobuf."""
+"""The protocol between operator or local command and agent: the only shared use of protobuf."""

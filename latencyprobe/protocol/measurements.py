@@ -1,7 +1,7 @@
 """Measurements as the protocol carries them: between the domain's values and protobuf's messages.
 
-Agent, operator and local command share these conversions. What arrives is checked here, once: a
-message that contradicts itself raises CorruptMessageError, which names the field.
+Agent, operator and local command share these conversions. A received message is checked here, once:
+an inconsistent one raises CorruptMessageError, which names the field.
 """
 
 from __future__ import annotations
@@ -20,19 +20,17 @@ from latencyprobe.domain.stages import BY_NAME, counter_module
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 
 PROTOCOL_VERSION = 1
-# The names in the certificates, by which each side knows the other.
+# The names in the certificates, by which each side identifies the other.
 AGENT_NAME = "agent.latencyprobe.io"
 OPERATOR_NAME = "operator.latencyprobe.io"
-# What both sides let gRPC take in and send: the largest report is some 4 MB (256 targets with every
-# bucket in use), the largest desired state 8 MB (operator's messages.py bounds its parts).
 MAX_MESSAGE_BYTES = 16 << 20
-# Of a namespace's or a node's counters, which come by the kernel's and the drivers' names.
+# For a namespace's or a node's counters, which have the names of the kernel and the drivers.
 MAX_OPEN_COUNTERS = 256
 MAX_NAME_LENGTH = 64
 
 
 class CorruptMessageError(ValueError):
-    """A message that no agent of this protocol sends. `field` says where, `problem` what."""
+    """A message that violates the protocol. `field` names the place, `problem` the violation."""
 
     def __init__(self, field: str, problem: str) -> None:
         self.field, self.problem = field, problem
@@ -40,7 +38,7 @@ class CorruptMessageError(ValueError):
 
 
 def measurement_to_proto(measurement: Measurement) -> tuple[list[pb.StageDelta], dict[str, int]]:
-    """(stages, counters), as the fields of a TargetReport; `netns_counters` go as they are."""
+    """Return (stages, counters), the fields of a TargetReport; it takes `netns_counters` as is."""
     stages = [_stage_to_proto(name, measured) for name, measured in measurement.stages.items()]
     return stages, dict(measurement.counters)
 
@@ -50,10 +48,10 @@ def measurement_from_proto(
     counters: Mapping[str, int],
     netns_counters: Mapping[str, int] = MappingProxyType({}),
 ) -> Measurement:
-    """The measurement in the fields of a TargetReport; raises CorruptMessageError.
+    """Decode the measurement in the fields of a TargetReport; raise CorruptMessageError.
 
-    Stages and counters that this side does not know (a newer agent's) are left out: the protocol
-    may gain some without a new version.
+    Unknown stages and counters of a newer agent are left out: the protocol may gain some without a
+    new version.
     """
     measured: dict[str, StageMeasurement] = {}
     for index, delta in enumerate(stages):
@@ -69,7 +67,7 @@ def measurement_from_proto(
 
 
 def node_to_proto(measurement: NodeMeasurement) -> pb.NodeContext:
-    """What was measured of the node, as a ProbeReport carries it."""
+    """Encode the measurement of the node for a ProbeReport."""
     stages = []
     for key, measured in measurement.stages.items():
         delta = _stage_to_proto(key.name, measured)
@@ -79,9 +77,9 @@ def node_to_proto(measurement: NodeMeasurement) -> pb.NodeContext:
 
 
 def node_from_proto(message: pb.NodeContext) -> NodeMeasurement:
-    """What was measured of the node; raises CorruptMessageError.
+    """Decode the measurement of the node; raise CorruptMessageError.
 
-    An agent that knows of no such thing sends nothing, and nothing it is.
+    Older agents omit the field; it then decodes to an empty measurement.
     """
     measured: dict[NodeStage, StageMeasurement] = {}
     for index, delta in enumerate(message.stages):
@@ -101,7 +99,7 @@ def node_from_proto(message: pb.NodeContext) -> NodeMeasurement:
 
 
 def _open_counters(counters: Mapping[str, int], field: str) -> dict[str, int]:
-    """Counters whose names no table lists (devices and kernels have theirs), within bounds."""
+    """Check and return counters with open names (of devices and kernels), within bounds."""
     _check_names(counters, field)
     return dict(counters)
 

@@ -1,4 +1,4 @@
-"""Traced packets as the protocol carries them; see `wire` for what is checked and where."""
+"""Traced packets as the protocol carries them; `measurements` explains the checks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TOTALS = frozenset(stage.name for stage in PACKET_STAGES if stage.whole is None
 
 
 def packet_to_proto(packet: TracedPacket) -> pb.TracedPacket:
-    """The packet as a message."""
+    """Encode the packet as a message."""
     user = packet.user
     return pb.TracedPacket(
         ended_unix_ns=packet.ended_unix_ns,
@@ -30,9 +30,9 @@ def packet_to_proto(packet: TracedPacket) -> pb.TracedPacket:
 
 
 def packet_from_proto(message: pb.TracedPacket) -> TracedPacket:
-    """The packet in a message; raises CorruptMessageError.
+    """Decode the packet in a message; raise CorruptMessageError.
 
-    Stages that this side does not know (a newer agent's) are left out.
+    Unknown stages of a newer agent are left out.
     """
     stages_ns = {name: ns for name, ns in message.stages_ns.items() if name in _KNOWN}
     if len(_TOTALS & stages_ns.keys()) != 1:
@@ -49,7 +49,7 @@ def packet_from_proto(message: pb.TracedPacket) -> TracedPacket:
 
 
 def counts_to_proto(counts: TraceCounts, sampling_ratio: float) -> pb.TraceCounts:
-    """The counts as a message."""
+    """Encode the counts as a message."""
     return pb.TraceCounts(
         told=counts.told,
         rate_limited=counts.limited,
@@ -59,7 +59,7 @@ def counts_to_proto(counts: TraceCounts, sampling_ratio: float) -> pb.TraceCount
 
 
 def counts_from_proto(message: pb.TraceCounts) -> TraceCounts:
-    """The counts in a message."""
+    """Decode the counts in a message."""
     return TraceCounts(message.told, message.rate_limited, message.lost)
 
 

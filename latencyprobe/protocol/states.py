@@ -25,7 +25,7 @@ _TARGET_STATES_BY_CODE = {code: state for state, code in _TARGET_STATES.items()}
 
 
 def coverage_to_proto(stage: StageCoverage) -> pb.StageCoverage:
-    """The coverage of one stage as a message."""
+    """Convert the coverage of one stage to a message."""
     return pb.StageCoverage(
         name=stage.name,
         state=_COVERAGE_STATES[stage.state],
@@ -35,16 +35,16 @@ def coverage_to_proto(stage: StageCoverage) -> pb.StageCoverage:
 
 
 def coverage_from_proto(message: pb.StageCoverage) -> StageCoverage:
-    """The coverage in a message; an unknown state counts as unavailable."""
+    """Read the coverage from a message; an unknown state counts as unavailable."""
     state = _COVERAGE_STATES_BY_CODE.get(message.state, CoverageState.UNAVAILABLE)
     return StageCoverage(message.name, state, message.hook, message.reason)
 
 
 def target_state_to_proto(state: TargetState) -> pb.TargetStatus.State:
-    """The state as the field of a TargetStatus."""
+    """Convert a state to the field of a TargetStatus."""
     return _TARGET_STATES[state]
 
 
 def target_state_from_proto(code: pb.TargetStatus.State) -> TargetState:
-    """The state in the field of a TargetStatus; an unknown one counts as pending."""
+    """Read the field of a TargetStatus; an unknown state counts as pending."""
     return _TARGET_STATES_BY_CODE.get(code, TargetState.PENDING)

@@ -162,7 +162,7 @@ def _address(
     files: tuple[Path | None, Path | None, Path | None],
     operator_name: str,
 ) -> TcpAddress | SocketAddress:
-    """The one way to listen."""
+    """Return the single address to listen on."""
     if (listen is None) == (socket is None):
         raise click.UsageError("give either --listen HOST:PORT or --socket PATH")
     if socket is not None:

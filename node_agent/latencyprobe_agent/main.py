@@ -1,4 +1,4 @@
-"""The agent as a process: put together, run, and taken down in order."""
+"""The agent as a process: assembled, run, and shut down in order."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 
 class StartError(Exception):
-    """Why the agent does not start. The message is for people."""
+    """A failed start of the agent. The message is for people."""
 
 
 class MakeEngine(Protocol):
-    """Makes the kernel side."""
+    """A maker of the kernel side."""
 
     def __call__(self, *, host_netns: int) -> Engine:
-        """The engine of this node."""
+        """Make the engine of this node."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All that can be set from outside."""
+    """All settings from outside."""
 
     address: TcpAddress | SocketAddress
     node_name: str
@@ -63,7 +63,7 @@ class Settings:
 
 
 async def run(settings: Settings, make_engine: MakeEngine = KernelEngine) -> None:
-    """Serve until SIGTERM or SIGINT; raises StartError where it can't."""
+    """Serve until SIGTERM or SIGINT; raise StartError if that fails."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -78,7 +78,7 @@ async def run(settings: Settings, make_engine: MakeEngine = KernelEngine) -> Non
 
 
 def check_capabilities() -> None:
-    """Raise StartError where the agent may not measure; warn where it may not measure itself."""
+    """Raise StartError without the capabilities to measure; warn without those for overhead."""
     try:
         require_capabilities()
     except MissingCapabilityError as error:
@@ -88,9 +88,9 @@ def check_capabilities() -> None:
 
 
 def exit_with_parent(parent: int | None) -> None:
-    """Be sent SIGTERM when the parent dies; raises StartError where it has died already.
+    """Request SIGTERM at the exit of the parent; raise StartError if it has exited already.
 
-    `parent` is its process id, if it told us; else whoever is our parent now.
+    `parent` is its process id, if it is known; else the current parent is taken.
     """
     expected = parent or os.getppid()
     libc = ctypes.CDLL(None, use_errno=True)
@@ -105,7 +105,7 @@ def exit_with_parent(parent: int | None) -> None:
 async def _agent(
     settings: Settings, make_engine: MakeEngine
 ) -> AsyncIterator[tuple[Agent, Metrics]]:
-    """The agent with its engine, detached at the end whatever happens."""
+    """Run the agent with its engine; always detach it at the end."""
     try:
         resolver = Resolver(proc_root=settings.proc_root, cgroup_root=settings.cgroup_root)
         host_inode = host_netns_inode(settings.host_netns)
@@ -122,7 +122,7 @@ async def _agent(
 
 
 def _host_namespace(settings: Settings, inode: int) -> Namespace:
-    """Where the node's own network namespace may be found: through PID 1, or where we were told."""
+    """Return the node's own network namespace: that of PID 1, or the configured one."""
     path = str(settings.host_netns) if settings.host_netns is not None else None
     return Namespace(inode, pids=(1,), path=path)
 

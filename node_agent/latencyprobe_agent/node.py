@@ -1,4 +1,4 @@
-"""What the agent says of its node."""
+"""The facts that the agent reports on its node."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ log = logging.getLogger(__name__)
 
 
 class HostNetnsError(Exception):
-    """The host's network namespace can't be told; the message says why, and what may help."""
+    """An unknown host network namespace. The message says why and what to do."""
 
     def __init__(self, path: Path, reason: str) -> None:
         self.path = path
@@ -21,10 +21,10 @@ class HostNetnsError(Exception):
 
 
 def host_netns_inode(path: Path | None) -> int:
-    """The inode number of the host's network namespace; HostNetnsError where `path` can't be read.
+    """Return the inode number of the host's network namespace; raise HostNetnsError.
 
-    Without a path: PID 1's, or our own where we may not look at that (PID 1 may have capabilities
-    that we lack, as in a container that is taken for a machine).
+    Without a path, take that of PID 1. Take our own if PID 1's is not readable. In a container that
+    acts as a machine, PID 1 may have capabilities that we lack.
     """
     if path is not None:
         return _inode(path)

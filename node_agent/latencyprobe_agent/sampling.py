@@ -1,12 +1,11 @@
-"""The governor: keeps the eBPF programs within their budget by looking at fewer packets.
+"""The governor: keeps the eBPF programs within their budget by sampling packets.
 
 Sampling is by powers of two: with shift `n` one packet in 2**n is measured. Each new figure of the
-programs' CPU time moves the shift: up at once as far as needed, down one step at a time, and only
-where twice the cost would still be well inside the budget, so that it does not swing.
+programs' CPU time moves the shift. It goes up at once, as far as needed. It goes down one step at a
+time. To avoid oscillation, that needs twice the cost to be well inside the budget.
 
-Sampling makes only targets' packets cheaper. Where it is everybody else's packets that cost, fewer
-samples are worse figures for nothing: a raise that did not help is taken back, and not tried again
-for a while.
+Sampling makes only targets' packets cheaper. If other packets cause the cost, fewer samples only
+make the figures worse. So a raise that did not help is undone, and not repeated for a while.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from latencyprobe_agent.kernel.contract import Overhead
 log = logging.getLogger(__name__)
 
 MAX_SHIFT = 6
-# Figures that pass before a raise that did not help is tried again: one comes every ten seconds.
+# Figures until a raise that did not help is repeated: one arrives every ten seconds.
 PATIENCE = 12
 _ROOM = 0.4
 # A raise has helped if this much of the cost is gone.
@@ -29,16 +28,16 @@ _RELIEF = 0.25
 
 
 def strictest(budgets: Iterable[float]) -> float:
-    """The budget that holds for programs that several probes share; 0 means no limit."""
+    """Return the budget of programs that several probes share; 0 means no limit."""
     return min((budget for budget in budgets if budget > 0), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How much is looked at, and what is remembered for the next decision.
+    """The sampling in force, and the facts for the next decision.
 
-    `raised_from`: (shift, CPU percent) before the last raise, until it is known whether it helped.
-    `patience`: figures to come before the next raise.
+    `raised_from`: (shift, CPU percent) before the last raise, until its effect is known.
+    `patience`: number of figures before the next raise.
     """
 
     shift: int = 0
@@ -46,7 +45,7 @@ class Sampling:
     patience: int = 0
 
     def after(self, cpu_percent: float, budget_percent: float) -> Sampling:
-        """The sampling after a new figure of CPU time; both are percent of one core."""
+        """Return the sampling after a new figure of CPU time; both are percent of one core."""
         if budget_percent <= 0:
             return Sampling()
         if cpu_percent > budget_percent:

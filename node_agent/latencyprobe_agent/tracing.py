@@ -1,4 +1,4 @@
-"""A trace: which slow packets of which probe are told of, one by one."""
+"""A trace: the slow packets of a probe, reported one by one."""
 
 from __future__ import annotations
 
@@ -62,9 +62,10 @@ class TraceBusyError(Exception):
 
 
 class Trace:
-    """A trace, from when it is asked for. Its probe may come later; with its probe it ends.
+    """A trace from its request on. Its probe may come later; the trace ends with its probe.
 
-    `has_begun` is set once packets are told of, or never will be; `failure` says why not.
+    `has_begun` is set once packets are reported, or it is certain that none will be; `failure` is
+    the reason.
     """
 
     def __init__(self, wish: TraceWish) -> None:
@@ -87,19 +88,19 @@ class Trace:
         return not self._is_over
 
     def end(self, failure: EngineError | None = None) -> None:
-        """Have it be over."""
+        """End it."""
         self.failure = failure
         self._is_over = True
         self.has_begun.set()
 
     def spec(self, desired: Desired, numbers: Mapping[SlotKey, int]) -> TraceSpec:
-        """What the engine is told: by the slots that the probe's targets have now."""
+        """Return the engine's spec, with the current slots of the probe's targets."""
         probe = desired.probe(self.wish.probe_id)
         keys = (SlotKey(t.selector, probe.socket_filter) for t in probe.targets) if probe else ()
         slots = frozenset(numbers[key] for key in keys if key in numbers)
         return TraceSpec(self.wish.limits_ns, slots, self.wish.per_second)
 
     def lowest_ratio(self, now: float) -> float:
-        """The smallest sampling ratio so far."""
+        """Return the smallest sampling ratio so far."""
         self._lowest_ratio = min(self._lowest_ratio, now)
         return self._lowest_ratio

@@ -1,7 +1,7 @@
-"""kopf's side: which LatencyProbes there are, and a finalizer that lets the agents detach first.
+"""kopf's side: the LatencyProbes of the cluster, and a finalizer that lets agents detach first.
 
-kopf keeps nothing of ours: no handler returns a value, none is a change handler (those would write
-annotations), and the little that kopf may store goes into annotations with our prefix.
+kopf stores nothing of ours: no handler returns a value, and there are no change handlers, which
+would write annotations. The little that kopf may store goes into annotations with our prefix.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from latencyprobe_operator.kube.cluster import GROUP, PLURAL, VERSION, Cluster
 from latencyprobe_operator.release import FINALIZER
 
 _PREFIX = "kopf.latencyprobe.io"
-# How long the bound token of a ServiceAccount is taken for current; kubelet renews it hourly.
+# Time for which a ServiceAccount's bound token counts as current; kubelet renews it hourly.
 _TOKEN_S = 300
 # Deletion waits in Controller.remove for up to 3 s; kopf is to notice its end at once.
 _EXIT_S = 5.0
 
 
 class EndlessBackoffs:
-    """Delays between attempts at the API server, without end: it may be away for an hour."""
+    """Endless delays between attempts: the API server may be unavailable for an hour."""
 
     def __iter__(self) -> Iterator[float]:
-        """Quick at first, then every few seconds."""
+        """Yield short delays first, then a few seconds each."""
         return itertools.chain((0.3, 1.0, 2.0), itertools.repeat(3.0))
 
 
 def build_registry(
     controller: Controller, cluster: Cluster, *, scan: bool
 ) -> kopf.OperatorRegistry:
-    """The handlers that serve this controller.
+    """Register the handlers that serve this controller.
 
-    `scan`: whether kopf follows CRDs and namespaces, which takes permission to watch them.
+    `scan`: kopf follows CRDs and namespaces, which needs the permission to watch them.
     """
     registry = kopf.OperatorRegistry()
 

@@ -20,7 +20,7 @@ from latencyprobe_operator.metrics import Metrics
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How the operator runs. `latencyprobe operator --help` tells what each means."""
+    """The options of the operator. `latencyprobe operator --help` explains each."""
 
     tls: TlsFiles
     kubeconfig: Path | None = None
@@ -40,7 +40,7 @@ def run(options: Options) -> None:
 
 
 async def operate(options: Options) -> None:
-    """The operator, in a running event loop."""
+    """Run the operator in a running event loop."""
     metrics = Metrics()
     async with served(options.metrics_address, {"/metrics": metrics_page(metrics.registry)}):
         cluster = await Cluster.connect(options.kubeconfig)

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 
 class Metrics:
-    """All of them, in a registry of their own so that tests can have more than one."""
+    """All metrics, in a registry of their own, so that tests can have more than one."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
@@ -52,7 +52,7 @@ class Metrics:
         )
 
     def set_gauges(self, probes: Mapping[str, int], agents: Mapping[str, int]) -> None:
-        """How many probes are in which phase, and agents in which state."""
+        """Set the numbers of probes by phase and of agents by state."""
         for gauge, counts in ((self.probes, probes), (self.agents, agents)):
             gauge.clear()
             for label, count in counts.items():

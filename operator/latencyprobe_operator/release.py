@@ -1,8 +1,8 @@
-"""`latencyprobe release-probes`: takes the operator's finalizer off what it leaves behind.
+"""`latencyprobe release-probes`: removes the operator's finalizer from remaining LatencyProbes.
 
-A LatencyProbe waits with its end until the operator has let the agents detach. Where the operator
-is gone for good nobody would, and neither the probe nor its namespace could ever be deleted. The
-agents need no word: a lease ends what they measure for an operator that is silent.
+The finalizer delays the deletion of a LatencyProbe until the operator has detached the agents.
+After the operator is gone for good, the probe and its namespace could never be deleted. The agents
+need no message: a lease ends the measurement for an operator that has disconnected.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _REST_S = 1.0
 
 
 class NotReleasedError(Exception):
-    """Some probes still have the finalizer: an operator puts it back."""
+    """Probes whose finalizer an operator adds again."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
@@ -39,10 +39,10 @@ class NotReleasedError(Exception):
 
 
 async def release_probes(cluster: Cluster, namespaces: Sequence[str] = ()) -> int:
-    """Take the finalizer off all probes, of these namespaces or of all; how many had it.
+    """Remove the finalizer from all probes, of these namespaces or of all; return their number.
 
-    Looks again until none has it, since an operator that is just ending may put it back. Raises
-    NotReleasedError, and ApiError or what is in `cluster.UNAVAILABLE` where the API server refuses.
+    Repeats until no probe has it, since an operator that is just ending may add it again. Raises
+    NotReleasedError, and ApiError or one of `cluster.UNAVAILABLE` if the API server refuses.
     """
     released: set[str] = set()
     held: list[dict[str, Any]] = []
@@ -75,12 +75,12 @@ async def _held(cluster: Cluster, namespaces: Sequence[str]) -> list[dict[str, A
 async def _release(cluster: Cluster, body: dict[str, Any]) -> None:
     metadata = body["metadata"]
     kept = [finalizer for finalizer in metadata["finalizers"] if finalizer != FINALIZER]
-    # With the version: a finalizer that somebody adds meanwhile is not lost.
+    # With the version, so that a finalizer added by another client since then is not lost.
     patch = {"metadata": {"finalizers": kept, "resourceVersion": metadata["resourceVersion"]}}
     try:
         await cluster.patch_probe(metadata["namespace"], metadata["name"], patch)
     except ApiError as error:
-        if error.status not in (404, 409):  # it has gone, or has changed: the next look tells
+        if error.status not in (404, 409):  # it has gone, or has changed: the next list shows
             raise
     else:
         log.info("%s: released", _name(body))

@@ -17,7 +17,7 @@ from latencyprobe.protocol.measurements import AGENT_NAME, OPERATOR_NAME
 from latencyprobe_agent.cli import agent_command
 from latencyprobe_agent.serving.tls import RenewedContext
 from latencyprobe_agent.serving.tls import TlsFiles as AgentFiles
-from latencyprobe_agent.serving.tls_proxy import Gate, RefusalLog
+from latencyprobe_agent.serving.tls_proxy import RefusalLog, TlsProxy
 from latencyprobe_operator.agents.fleet import TlsFiles as OperatorFiles
 from latencyprobe_operator.cli import operator_command
 from tests.chart.helm import (
@@ -222,9 +222,9 @@ async def test_operator_and_agent_know_each_other_by_what_was_generated(
     await server.start()
     agent = RenewedContext(AgentFiles(*files_of(manifests, "agent", tmp_path)))
     refused: list[str] = []
-    gate = Gate(agent, inner, RefusalLog(refused.append))
+    proxy = TlsProxy(agent, inner, RefusalLog(refused.append))
     listener = listen("127.0.0.1", 0)
-    gate.start(listener)
+    proxy.start(listener)
     port = listener.getsockname()[1]
     operator = OperatorFiles(*files_of(manifests, "operator", tmp_path)).credentials()
 
@@ -238,7 +238,7 @@ async def test_operator_and_agent_know_each_other_by_what_was_generated(
     assert answer.value.code() is grpc.StatusCode.UNIMPLEMENTED
     assert refused == []
     await server.stop(None)
-    await gate.close()
+    await proxy.close()
 
 
 def test_the_authoritys_key_is_kept_nowhere(helm: Helm, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""The container images: what is in them, and how they are made without any image registry.
+"""The container images: their contents, and a build without any image registry.
 
-A Containerfile says what an image is (user, entry point, environment, labels). Its build stage and
+A Containerfile defines the image (user, entry point, environment, labels). Its build stage and
 `make images` fill the layers by the same code (layers.py), so that both make the same files.
 """

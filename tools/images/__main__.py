@@ -1,4 +1,4 @@
-"""`python -m tools.images`: what `make images` and the Containerfiles call."""
+"""`python -m tools.images`: the command for `make images` and the Containerfiles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tools.images.layers import LAYERS, lay
 
 
 def _build(arguments: argparse.Namespace) -> None:
-    # Needs what a Containerfile's build stage has not.
+    # It needs packages that a Containerfile's build stage lacks.
     from tools.images import build  # noqa: PLC0415
 
     started = time.monotonic()
@@ -39,7 +39,7 @@ def _lay(arguments: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """Returns the exit code."""
+    """Run the command; return the exit code."""
     arguments = _parser().parse_args()
     try:
         arguments.run(arguments)

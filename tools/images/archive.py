@@ -1,8 +1,8 @@
-"""Writes images as OCI archives, which `ctr images import`, podman and docker load.
+"""Images as OCI archives, which `ctr images import`, podman and docker load.
 
 umoci makes the image: it is Debian's and Ubuntu's, small, and needs neither privileges nor a store
-of images. An archive is the tar file of the image's layout, with the names added by which
-containerd and docker know an image (umoci knows only tags).
+of images. An archive is the tar file of the image's layout. We add the names by which containerd
+and docker identify an image, since umoci adds only tags.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TAG = "image"
 
 
 class ArchiveError(ImageError):
-    """An image could not be written."""
+    """An image that could not be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Written:
 
 
 def write_tar(folder: Path, tar: Path, *, modified: int = 0) -> None:
-    """The folder as a layer: the same bytes for the same files."""
+    """Write the folder as a layer: the same bytes for the same files."""
     command = ["tar", "--create", f"--file={tar}", "--sort=name", f"--mtime=@{modified}"]
     command += ["--owner=0", "--group=0", "--numeric-owner", "--format=posix"]
     # The headers that would hold times of access, and the name of the process.
@@ -57,7 +57,7 @@ def write_tar(folder: Path, tar: Path, *, modified: int = 0) -> None:
 
 
 def write_archive(image: Image, archive: Path) -> Written:
-    """The image as an OCI archive: the same bytes for the same image."""
+    """Write the image as an OCI archive: the same bytes for the same image."""
     with tempfile.TemporaryDirectory() as scratch:
         layout = Path(scratch, "layout")
         _umoci("init", f"--layout={layout}")
@@ -65,7 +65,7 @@ def write_archive(image: Image, archive: Path) -> Written:
         _configure(image, layout)
         for layer in image.layers:
             _add_layer(image, layout, layer)
-        _umoci("gc", f"--layout={layout}")  # what the steps before have replaced
+        _umoci("gc", f"--layout={layout}")  # remove the blobs that the earlier steps replaced
         written = _name(image.reference, layout / "index.json")
         unfinished = archive.with_suffix(".unfinished")
         write_tar(layout, unfinished)
@@ -106,7 +106,7 @@ def _add_layer(image: Image, layout: Path, layer: Path) -> None:
 
 
 def _name(reference: str, index_file: Path) -> str:
-    """Names the image in the index; returns the digest of its manifest."""
+    """Name the image in the index; return the digest of its manifest."""
     index = json.loads(index_file.read_text())
     (manifest,) = index["manifests"]
     manifest["annotations"] = {

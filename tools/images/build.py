@@ -1,7 +1,7 @@
 """`make images`: the images of this checkout as OCI archives, without any image registry.
 
-Layers that take long are kept in the cache, by all that they are made of. Only Debian's newest
-versions are not among that: `rm -r` of the folder has them fetched.
+Layers that take long are kept in the cache, under a hash of their inputs. Debian's newest versions
+are not part of that hash: delete the folder to fetch them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tools.images import archive, components, containerfile, layers, source
 from tools.images.components import COMPONENTS, Component
 from tools.progress import Say
 
-# What every engine and the kubelet make of `latencyprobe-operator`, as the chart has it: a name
-# without a registry.
+# Engines and the kubelet expand the chart's `latencyprobe-operator`, a name without a registry, to
+# this.
 _NO_REGISTRY = "docker.io/library"
 
 
@@ -36,11 +36,12 @@ class Built:
 
 
 def reference(component: Component, version: str) -> str:
-    """The name under which an engine that loads the archive knows the image."""
+    """Return the image's name in an engine that loads the archive."""
     return f"{_NO_REGISTRY}/latencyprobe-{component.name}:{version}"
 
 
 def archive_name(component: Component, architecture: str) -> str:
+    """Return the file name of the archive."""
     return f"latencyprobe-{component.name}-{architecture}.tar"
 
 
@@ -52,7 +53,7 @@ def build(
     *,
     cache: Path | None = None,
 ) -> list[Built]:
-    """The images of these components, as archives in `destination`."""
+    """Build the images of these components, as archives in `destination`."""
     kept = (cache or cache_directory()) / "images"
     destination.mkdir(parents=True, exist_ok=True)
     with (
@@ -65,7 +66,7 @@ def build(
 
 
 class _Builder:
-    """What the images of one build have in common."""
+    """The shared state of the images of one build."""
 
     def __init__(self, architecture: str, kept: Path, scratch: Path, say: Say) -> None:
         self._architecture = architecture
@@ -75,6 +76,7 @@ class _Builder:
         self._source = source.describe()
 
     def build(self, component: Component, wheel: Path, destination: Path) -> Built:
+        """Build one image."""
         created = self._source.created
         config = containerfile.read(
             component.containerfile,
@@ -101,7 +103,7 @@ class _Builder:
         return Built(image.reference, path, written.digest, written.layer_bytes, uncompressed)
 
     def _layer(self, name: str, component: Component, wheel: Path) -> Path:
-        """The layer's tar file: from the cache, or made."""
+        """Return the layer's tar file from the cache; make it if it is missing."""
         kept = self._kept / self._key(name, component, wheel) / f"{name}.tar"
         if not kept.exists():
             started = time.monotonic()
@@ -117,7 +119,7 @@ class _Builder:
         return kept
 
     def _key(self, name: str, component: Component, wheel: Path) -> str:
-        """Names all that the layer is made of."""
+        """Return a hash over all inputs of the layer."""
         inputs = [Path(components.__file__), Path(layers.__file__)]
         if name != "debian":
             inputs.append(wheel if name == "project" else component.requirements)
@@ -127,7 +129,7 @@ class _Builder:
         return f"{self._stem(name, component)}-{contents.hexdigest()[:16]}"
 
     def _forget(self, name: str, component: Component) -> None:
-        """One of each is kept: what was made of older inputs is of no more use."""
+        """Delete the layers of older inputs: the cache keeps one of each."""
         for folder in self._kept.glob(f"{self._stem(name, component)}-*"):
             shutil.rmtree(folder)
 

@@ -1,8 +1,7 @@
-"""What is in each image, and why.
+"""The contents of each image, with reasons.
 
-The packages of Debian are named one by one, without all that they depend on: a shell, a package
-manager and their libraries are no use to a process that never calls them. tests/images holds that
-no library is missing for the ones that are there.
+The packages of Debian are listed one by one, without their dependencies. The processes never call a
+shell, a package manager or their libraries. tests/images checks that no library is missing.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ SITE_PACKAGES = Path("usr/local/lib", f"python{PYTHON}", "dist-packages")
 # Debian's name of an architecture (and OCI's): the machine's, as in `uname -m` and wheels' tags.
 ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 
-# Package: who needs it.
+# Package: its users.
 _PYTHON_PACKAGES = {
     "libc6": "all of them",
     "libgcc-s1": "gRPC and libstdc++",
@@ -55,7 +54,7 @@ _BCC_PACKAGES = {
     "libicu72": "libxml2",
 }
 
-# Patterns below the root: why it is left out of the packages above.
+# Patterns below the root: the reason for leaving it out of the packages above.
 _UNUSED_OF_DEBIAN = {
     "usr/share/man": "documentation",
     "usr/share/locale": "translations",
@@ -127,8 +126,8 @@ _UNUSED_OF_PYTHON = {
 class Component:
     """An image. `folder` holds its Containerfile and its requirements.lock.
 
-    `debian_packages`: packages and who needs them. The other two map patterns to the reason why
-    what they match is left out: of the dependencies, and of the project's own wheel.
+    `debian_packages`: packages and their users. The other two map patterns of omitted files to the
+    reason: files of the dependencies, and of the project's own wheel.
     """
 
     name: str
@@ -139,14 +138,17 @@ class Component:
 
     @property
     def containerfile(self) -> Path:
+        """The Containerfile."""
         return self.folder / "Containerfile"
 
     @property
     def requirements(self) -> Path:
+        """The lock of its Python packages."""
         return self.folder / "requirements.lock"
 
     @property
     def unused_of_debian(self) -> Mapping[str, str]:
+        """The omitted files of Debian's packages: pattern to reason."""
         return _UNUSED_OF_DEBIAN
 
 
@@ -175,6 +177,6 @@ COMPONENTS = {component.name: component for component in (OPERATOR, AGENT)}
 
 
 def own_architecture() -> str:
-    """Debian's name of this machine's; where there are no images for it, the machine's own."""
+    """Return Debian's name of this machine's architecture; without images for it, its own."""
     machine = platform.machine()
     return next((name for name, kernel in ARCHITECTURES.items() if kernel == machine), machine)

@@ -1,4 +1,4 @@
-"""Reads from a Containerfile what its last stage says of the image."""
+"""The image's settings from the last stage of a Containerfile."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tools.images.errors import ImageError
 
 
 class ContainerfileError(ImageError):
-    """The Containerfile says something that would be missing in the images made without it."""
+    """A Containerfile with a setting that images made without it would lack."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageConfig:
-    """What a container engine is told of an image. `layers`: the folders that it is made of."""
+    """The settings of an image. `layers`: the folders of its layers."""
 
     user: str
     entrypoint: tuple[str, ...]
@@ -34,7 +34,7 @@ _UNDERSTOOD = ("ARG", "COMMENT", "COPY", "ENTRYPOINT", "ENV", "LABEL", "USER")
 
 
 def read(containerfile: Path, arguments: Mapping[str, str]) -> ImageConfig:
-    """The last stage, with the values of its ARGs. Raises ContainerfileError."""
+    """Read the last stage, with the values of its ARGs; raise ContainerfileError."""
     text = StringIO(containerfile.read_text())
     parser = DockerfileParser(fileobj=text, build_args=dict(arguments), env_replace=True)
     stage = [(step["instruction"], step["value"]) for step in parser.structure]

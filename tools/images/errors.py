@@ -1,5 +1,5 @@
-"""What all errors of the images have in common."""
+"""The base of all errors of the images."""
 
 
 class ImageError(Exception):
-    """The message says what could not be made and what to do, without a traceback."""
+    """An error for people, without a traceback: the failure, and what to do."""

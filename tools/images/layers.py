@@ -1,8 +1,8 @@
-"""Fills an image's layers, each a folder that is laid out as a root file system.
+"""The layers of an image, each a folder with the layout of a root file system.
 
-From the one that changes least to the one that changes most, so that a new version of ours is a
-small download: Debian's packages, the locked Python packages, the project. Nothing of an image is
-run for that, so any machine can make them for any architecture.
+The order is Debian's packages, the locked Python packages, the project. The most stable one comes
+first, so that a new version of ours is a small download. Making them runs nothing of the image, so
+any machine can make them for any architecture.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tools.images.errors import ImageError
 
 # In the order in which they lie upon each other.
 LAYERS = ("debian", "dependencies", "project")
-# Of all files: a file's time must not tell when an image was built.
+# Of all files: a file's time must not depend on the time of the build.
 MODIFIED = 0
 # glibc of SUITE is 2.36; wheels say which they need at least (PEP 600), from manylinux2014 on.
 _GLIBC_VERSIONS = range(17, 37)
 
-# base-passwd makes these with scripts. 65532 is whom most images without a shell run as.
+# base-passwd makes these with scripts. Most images without a shell run as 65532.
 ACCOUNTS = """\
 root:x:0:0:root:/nonexistent:/usr/sbin/nologin
 nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin
@@ -49,7 +49,7 @@ main(prog_name="latencyprobe")
 
 
 class LayerError(ImageError):
-    """A layer's files could not be had."""
+    """A layer whose files could not be made."""
 
 
 def lay(name: str, component: Component, architecture: str, wheel: Path, root: Path) -> None:
@@ -66,7 +66,7 @@ def lay(name: str, component: Component, architecture: str, wheel: Path, root: P
 
 
 def lay_debian(component: Component, architecture: str, root: Path) -> None:
-    """Debian's packages, and what their scripts would have made of it. Raises DebianError."""
+    """Fill Debian's layer, with the effects of the packages' scripts. Raises DebianError."""
     for name in _MERGED:
         (root / "usr" / name).mkdir(parents=True, exist_ok=True)
         (root / name).symlink_to(f"usr/{name}")
@@ -82,14 +82,14 @@ def lay_debian(component: Component, architecture: str, root: Path) -> None:
 
 
 def lay_dependencies(component: Component, architecture: str, root: Path) -> None:
-    """The packages of the component's lock, their hashes checked. Raises LayerError."""
+    """Install the packages of the component's lock, with their hashes. Raises LayerError."""
     requirements = ["--require-hashes", "--requirement", str(component.requirements)]
     _pip_install(requirements, architecture, root / SITE_PACKAGES)
     _remove(root / SITE_PACKAGES, component.unused_dependencies)
 
 
 def lay_project(component: Component, wheel: Path, root: Path) -> None:
-    """The project's wheel and its command. Raises LayerError."""
+    """Install the project's wheel and its command. Raises LayerError."""
     name = wheel.name.split("-")[0]
     # By its name: of a file pip would note the path.
     requirements = ["--no-index", "--find-links", str(wheel.parent), name]
@@ -102,7 +102,7 @@ def lay_project(component: Component, wheel: Path, root: Path) -> None:
 
 
 def settle(root: Path) -> None:
-    """Make what depends on when and by whom it was made the same: times and permissions."""
+    """Set times and permissions, which depend on the time and user of the build."""
     for folder, folders, files in os.walk(root, topdown=False):
         for name in [*files, *folders]:
             path = Path(folder, name)
@@ -114,7 +114,7 @@ def settle(root: Path) -> None:
 
 
 def _unpack(package: Path, root: Path) -> None:
-    """Its files, and its description where scanners look for it in images without dpkg."""
+    """Unpack its files, and its description for scanners of images without dpkg."""
     # Not `dpkg-deb --extract`: it replaces the links that merge /lib and /usr/lib by folders.
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE) as files:
         extract = ["tar", "--extract", "--keep-directory-symlink", f"--directory={root}"]

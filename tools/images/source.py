@@ -23,12 +23,12 @@ _WHEEL_EPOCH = "315532800"  # 1980-01-01
 
 
 class SourceError(ImageError):
-    """The checkout lacks something."""
+    """A checkout that cannot be built."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What labels say of the checkout."""
+    """The facts on the checkout for labels."""
 
     version: str
     revision: str
@@ -36,14 +36,14 @@ class Source:
 
 
 def describe() -> Source:
-    """The checkout's version, commit, and the commit's time. Raises SourceError."""
+    """Return the checkout's version, commit, and the commit's time. Raises SourceError."""
     from latencyprobe import __version__  # noqa: PLC0415  (not there in a Containerfile's build)
 
     return Source(__version__, _revision(), _created())
 
 
 def copy_sources(folder: Path) -> Path:
-    """What a wheel is built of, without what was ever generated: a build litters its tree."""
+    """Copy the sources of a wheel without generated files: a build writes into its tree."""
     generated = shutil.ignore_patterns("__pycache__", "*.egg-info", "node_agent_pb2*")
     for name in WHEEL_FOLDERS:
         shutil.copytree(ROOT / name, folder / name, ignore=generated)
@@ -53,7 +53,7 @@ def copy_sources(folder: Path) -> Path:
 
 
 def build_wheel(folder: Path) -> Path:
-    """The project's wheel, in `folder`, built with what is installed. Raises SourceError."""
+    """Build the wheel into `folder`, with the installed packages. Raises SourceError."""
     build = [sys.executable, "-I", "-m", "pip", "wheel"]
     build += ["--quiet", "--no-deps", "--no-build-isolation"]
     with tempfile.TemporaryDirectory() as scratch:
@@ -72,7 +72,7 @@ def build_wheel(folder: Path) -> Path:
 
 
 def _revision() -> str:
-    """The commit, marked where files differ from it; "unknown" outside of git."""
+    """Return the commit, marked if files differ from it; "unknown" outside of git."""
     try:
         return _git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty")
     except _GitError:
@@ -94,7 +94,7 @@ def _created() -> datetime:
 
 
 class _GitError(Exception):
-    """git's own words."""
+    """A failure of git, with its own message."""
 
 
 def _git(*arguments: str) -> str:

@@ -1,1 +1,1 @@
-"""Evidence: what the kernel counts of network namespaces, devices and softirqs, as deltas."""
+"""Evidence: the kernel's counters of network namespaces, devices and softirqs, as deltas."""

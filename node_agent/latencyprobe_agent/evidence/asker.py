@@ -1,8 +1,8 @@
-"""Questions to drivers, which may take their time over the answer.
+"""Requests to drivers, which may answer slowly.
 
-An ethtool ioctl waits for the kernel's RTNL lock and for the device's firmware; a device in
-trouble may take a minute. The agent must not stand still for so long, and there is no other way to
-ask. So a thread asks, and is waited for a moment only.
+An ethtool ioctl waits for the kernel's RTNL lock and for the device's firmware. A faulty device may
+take a minute. The agent must not block that long, and the kernel has no other interface for these
+statistics. So a thread sends the request, and the agent waits for it only briefly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _T = TypeVar("_T")
 
 
 class Asker:
-    """Asks one question at a time."""
+    """A thread that sends one request at a time."""
 
     def __init__(self, patience_s: float = _PATIENCE_S) -> None:
         self._patience_s = patience_s
@@ -24,13 +24,13 @@ class Asker:
 
     @property
     def is_busy(self) -> bool:
-        """Whether the answer to a question before is still awaited."""
+        """True while an earlier request is pending."""
         return self._thread is not None and self._thread.is_alive()
 
     def ask(self, question: Callable[[], _T]) -> _T | None:
-        """The answer; None where it fails, does not come soon, or one before is still awaited.
+        """Return the answer; None if it fails, is late, or an earlier request is pending.
 
-        An answer that comes late is dropped. A question that is not even asked is not called.
+        A late answer is dropped. If an earlier request is pending, `question` is not called.
         """
         if self.is_busy:
             return None
@@ -41,14 +41,14 @@ class Asker:
 
 
 class Errand(Generic[_T]):
-    """Something that a thread of its own does; `result` is None until it has succeeded."""
+    """A call in a thread of its own. `result` is None until it has succeeded."""
 
     def __init__(self, act: Callable[[], _T]) -> None:
         self._act = act
         self.result: _T | None = None
 
     def start(self) -> threading.Thread:
-        """Set out. The thread does not keep the process from ending."""
+        """Start the thread. It does not keep the process alive."""
         thread = threading.Thread(target=self._run, daemon=True)
         thread.start()
         return thread

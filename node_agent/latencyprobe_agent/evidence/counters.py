@@ -1,8 +1,8 @@
-"""The kernel's counters as its files show them, and by how much they have grown.
+"""The kernel's counters from its files, and their growth.
 
-Pure: text in, counters out. A counter has the name that nstat(8) gives it (`TcpExtListenDrops`), a
-device's the device's name and a colon before it (`eth0:rx_dropped`). What a file of another kernel
-lacks is absent; a line that makes no sense is passed over.
+Pure: text in, counters out. A counter has the name that nstat(8) gives it (`TcpExtListenDrops`). A
+device's counter has the device's name and a colon before it (`eth0:rx_dropped`). Counters that
+another kernel lacks are absent; malformed lines are skipped.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
-# What tells a person where packets, connections or time were lost; docs/stages.md explains each.
+# The counters that show lost packets, connections or time; docs/stages.md explains each.
 PROTOCOL_COUNTERS = frozenset(
     {
-        # Connections that a listener had no room for.
+        # Connections that a full listener dropped.
         "TcpExtListenOverflows",
         "TcpExtListenDrops",
         "TcpExtTCPReqQFullDrop",
         "TcpExtTCPReqQFullDoCookies",
         "TcpExtSyncookiesSent",
-        # What got lost on the way, and how TCP noticed.
+        # Losses on the path, and their detection by TCP.
         "TcpRetransSegs",
         "TcpExtTCPTimeouts",
         "TcpExtTCPLostRetransmit",
@@ -80,7 +80,7 @@ _DEVICE_COLUMNS: Mapping[int, str] = {
 }
 
 # Columns of /proc/net/softnet_stat, softnet_seq_show(), net/core/net-procfs.c. flow_limit came with
-# 3.11; the CPU's number tells lines apart that are of other CPUs after one was switched off.
+# 3.11; the CPU's number identifies a line, since lines shift after a CPU is switched off.
 _SOFTNET_COLUMNS: Mapping[int, str] = {
     1: "softnetDropped",
     2: "softnetTimeSqueezed",
@@ -92,7 +92,7 @@ _U32 = 1 << 32
 
 
 def parse_tables(text: str) -> dict[str, int]:
-    """/proc/net/netstat and /proc/net/snmp: a line of names, then a line of values for them."""
+    """Parse /proc/net/netstat or /proc/net/snmp: a line of names, then a line of their values."""
     counters: dict[str, int] = {}
     names = ""
     for line in text.splitlines():
@@ -109,7 +109,7 @@ def parse_tables(text: str) -> dict[str, int]:
 
 @lru_cache(maxsize=64)
 def _places(names: str, table: str) -> tuple[tuple[str, int], ...] | None:
-    """Where the values of our counters stand; None where these are no names of this table."""
+    """Return the positions of our counters; None if the line does not name this table."""
     if not table or not names.startswith(table + ":"):
         return None
     wanted = ((table + name, place) for place, name in enumerate(names.split()))
@@ -117,7 +117,7 @@ def _places(names: str, table: str) -> tuple[tuple[str, int], ...] | None:
 
 
 def parse_list(text: str) -> dict[str, int]:
-    """/proc/net/snmp6: a name and its value on each line."""
+    """Parse /proc/net/snmp6: a name and its value on each line."""
     lines = (line.split() for line in text.splitlines())
     return _numbers(
         (fields[0], fields[1])
@@ -127,7 +127,7 @@ def parse_list(text: str) -> dict[str, int]:
 
 
 def parse_devices(text: str) -> dict[str, dict[str, int]]:
-    """/proc/net/dev: the counters of each device."""
+    """Parse /proc/net/dev: the counters of each device."""
     devices = {}
     for line in text.splitlines():
         device, colon, rest = line.partition(":")
@@ -141,7 +141,7 @@ def parse_devices(text: str) -> dict[str, dict[str, int]]:
 
 
 def of_devices(devices: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
-    """All devices' counters, by device and name."""
+    """Return all devices' counters, by device and name."""
     return {
         f"{device}:{name}": count
         for device, counters in devices.items()
@@ -150,7 +150,7 @@ def of_devices(devices: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
 
 
 def parse_softnet(text: str) -> dict[int, dict[str, int]]:
-    """/proc/net/softnet_stat: the counters of each CPU; they are of 32 bits."""
+    """Parse /proc/net/softnet_stat: the counters of each CPU, with 32 bits."""
     cpus = {}
     for number, line in enumerate(text.splitlines()):
         if not _SOFTNET_LINE.fullmatch(line):
@@ -166,10 +166,10 @@ def parse_softnet(text: str) -> dict[int, dict[str, int]]:
 
 
 def growth(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
-    """By how much counters have grown, where they have.
+    """Return the growth of the counters that have grown.
 
-    One that fell began anew (a device of the same name, a driver that was reset): what it had is
-    not known, and not guessed. One that was not there before tells nothing yet.
+    A counter that fell was reset: by another device of the same name, or by its driver. Its growth
+    is unknown, and not guessed. A new counter has no growth yet.
     """
     grown = ((name, count - before.get(name, count)) for name, count in now.items())
     return {name: delta for name, delta in grown if delta > 0}
@@ -178,7 +178,7 @@ def growth(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
 def softnet_growth(
     before: Mapping[int, Mapping[str, int]], now: Mapping[int, Mapping[str, int]]
 ) -> dict[str, int]:
-    """By how much the counters of all CPUs together have grown; each may have wrapped once."""
+    """Return the growth of the counters of all CPUs together; each may have wrapped once."""
     grown: dict[str, int] = {}
     for cpu, counters in now.items():
         for name, count in counters.items():
@@ -189,5 +189,5 @@ def softnet_growth(
 
 
 def _numbers(fields: Iterable[tuple[str, str]]) -> dict[str, int]:
-    """Those that are numbers, by name."""
+    """Return the fields that are numbers, by name."""
     return {name: int(text) for name, text in fields if text.isdecimal()}

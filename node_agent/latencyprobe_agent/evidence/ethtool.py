@@ -1,6 +1,6 @@
 """Drivers and their own statistics (`ethtool -S`), by ioctl.
 
-pyroute2 could do this, at 22 MiB of memory, a third of what the agent may take.
+pyroute2 could do this, at 22 MiB of memory, a third of the agent's limit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TELLING = re.compile(r"drop|err|discard|miss|no_?buf|timeout|fifo", re.IGNORECA
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """A device's driver. `places`: where in its statistics those that tell of trouble stand."""
+    """A device's driver. `places`: positions of the error statistics among its statistics."""
 
     name: str
     statistics: int
@@ -38,9 +38,9 @@ class Driver:
 
 
 def driver_of(channel: socket.socket, device: str) -> Driver | None:
-    """The driver of a device in the socket's network namespace; None where there is none.
+    """Return the driver of a device in the socket's network namespace; None without one.
 
-    `channel` is any socket: its namespace counts, wherever its owner is now.
+    `channel` is any socket: its namespace counts, not the current one of its owner.
     """
     try:
         info = _ask(channel, device, struct.pack("=I", _GDRVINFO), _DRVINFO_BYTES)
@@ -52,7 +52,7 @@ def driver_of(channel: socket.socket, device: str) -> Driver | None:
 
 
 def statistics_of(channel: socket.socket, device: str, driver: Driver) -> dict[str, int]:
-    """The driver's statistics that tell of trouble; none where the device has changed."""
+    """Return the driver's error statistics; none if the device has changed."""
     if not driver.places:
         return {}
     try:
@@ -85,12 +85,12 @@ def _telling(names: list[str]) -> tuple[tuple[str, int], ...]:
 
 
 def _room(count: int) -> int:
-    """The kernel writes as many as there are by then, and does not ask how large the buffer is."""
+    """Return a generous buffer size: the kernel writes all statistics and checks no size."""
     return 2 * count + 1024
 
 
 def _ask(channel: socket.socket, device: str, head: bytes, size: int) -> bytes:
-    """Send a command of ethtool; what it has written."""
+    """Send a command of ethtool; return the buffer that the kernel has written."""
     buffer = ctypes.create_string_buffer(head, size)
     request = _IFREQ.pack(device.encode()[:15], ctypes.addressof(buffer))
     fcntl.ioctl(channel, _SIOCETHTOOL, request)

@@ -1,7 +1,7 @@
-"""What has been counted since the last look: of network namespaces, and of the node.
+"""The growth of the counters since the last poll, of network namespaces and of the node.
 
-A first look at anything only notes where its counters stand. What can't be read at some time (a
-namespace that is gone, a device without a driver) is left out, and is no error.
+The first poll of a namespace or device only stores its counters. Counters that cannot be read (a
+namespace that is gone, a device without a driver) are omitted; this is no error.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 _SOFTNET = "/proc/net/softnet_stat"
 # A pod's end of these has the same packets; a node has one for each pod, also other tenants'.
 _POD_LINKS = frozenset({"veth", "netkit"})
-# Asking a driver may mean to ask its firmware.
+# A request to a driver may reach its firmware.
 _DRIVERS_EVERY_S = 1.0
 MAX_GROWN = 64
 
@@ -42,7 +42,7 @@ _T = TypeVar("_T")
 
 
 class Gatherer:
-    """Implements `source.EvidenceSource` on the running kernel.
+    """The `source.EvidenceSource` on the running kernel.
 
     `host`: the node's own network namespace.
     """
@@ -64,7 +64,7 @@ class Gatherer:
         self._devices = _Devices(self._reader, self._asker, clock, is_host=True)
 
     def of_namespaces(self, namespaces: Iterable[Namespace]) -> Mapping[int, Mapping[str, int]]:
-        """What was counted in each since the last look at it, by inode number."""
+        """Return the growth in each since the last poll, by inode number."""
         grown = {}
         for namespace in namespaces:
             texts = self._reader.read(self._reachable(namespace))
@@ -73,7 +73,7 @@ class Gatherer:
         return {inode: counters for inode, counters in grown.items() if counters}
 
     def of_node(self) -> Mapping[str, int]:
-        """What the softirqs and the node's devices counted since the last look."""
+        """Return the growth since the last poll, of the softirqs and the node's devices."""
         texts = self._reader.read(self._host)
         devices = self._devices.counters(self._host, texts.dev) if texts is not None else {}
         softnet = parse_softnet(read_file(_SOFTNET))
@@ -83,24 +83,24 @@ class Gatherer:
         return largest_counters(grown, MAX_GROWN)
 
     def keep(self, inodes: Iterable[int]) -> None:
-        """Forget where the counters of all other namespaces stand."""
+        """Forget the counters of all other namespaces."""
         kept = set(inodes)
         for gone in self._followed.keys() - kept:
             del self._followed[gone]
         self._reader.keep(kept | {self._host.inode})
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close all sockets."""
         self._devices.close()
 
     def _reachable(self, namespace: Namespace) -> Namespace:
-        """The node's own may be reached even when the target in it has ended."""
+        """Return the node's own namespace as such: it is accessible even without the target."""
         return self._host if namespace.inode == self._host.inode else namespace
 
     def _grown(self, namespace: Namespace, texts: Texts) -> dict[str, int]:
         followed = self._followed.get(namespace.inode)
         if followed is None:
-            # The node's devices are told of with the node, not with its pods.
+            # The node's devices are reported with the node, not with its pods.
             is_host = namespace.inode == self._host.inode
             devices = None if is_host else _Devices(self._reader, self._asker, self._clock)
             followed = self._followed[namespace.inode] = _Followed(devices)
@@ -108,7 +108,7 @@ class Gatherer:
 
 
 class _Parsed(Generic[_T]):
-    """A file that is parsed only where its text has changed: most pods are idle."""
+    """A file that is parsed only if its text has changed: most pods are idle."""
 
     def __init__(self, parse: Callable[[str], _T]) -> None:
         self._parse = parse
@@ -122,7 +122,7 @@ class _Parsed(Generic[_T]):
 
 
 class _Followed:
-    """A namespace: where its counters stood at the last look."""
+    """A namespace, with its counters at the last poll."""
 
     def __init__(self, devices: _Devices | None) -> None:
         self._files = (_Parsed(parse_tables), _Parsed(parse_tables), _Parsed(parse_list))
@@ -140,10 +140,10 @@ class _Followed:
 
 
 class _Devices:
-    """The devices of one namespace, with what their drivers count.
+    """The devices of one namespace, with their drivers' counters.
 
-    A namespace whose devices have no statistics of a driver's (a pod behind a veth) is entered
-    once, not with each look. The node's own is kept at hand: it does not end.
+    A namespace without driver statistics (a pod behind a veth) is entered once, not with each poll.
+    The socket in the node's own namespace stays open, since that namespace does not end.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class _Devices:
         self._kept: socket.socket | None = None
 
     def counters(self, namespace: Namespace, text: str) -> dict[str, int]:
-        """What the devices have counted ever since, by device and name."""
+        """Return the total counters of the devices, by device and name."""
         devices = self._file.of(text)
         if devices.keys() != self._drivers.keys():
             self._look(namespace, frozenset(devices))
@@ -182,14 +182,14 @@ class _Devices:
             self._kept.close()
 
     def _is_nodes(self, device: str) -> bool:
-        """Whether it is known to be no pod's link."""
+        """Return True if the device is known not to be the link of a pod."""
         if self._kept is None or device not in self._drivers:
             return False
         driver = self._drivers[device]
         return driver is None or driver.name not in _POD_LINKS
 
     def _look(self, namespace: Namespace, devices: frozenset[str]) -> None:
-        """Learn the drivers of devices that are new."""
+        """Find the drivers of new devices."""
         known = {name: driver for name, driver in self._drivers.items() if name in devices}
         new = devices - known.keys()
         found = self._answer(
@@ -198,7 +198,7 @@ class _Devices:
         self._drivers = known | (found or {})
 
     def _ask(self, namespace: Namespace) -> None:
-        """Read the drivers' statistics; what is not answered soon stays as it was."""
+        """Read the drivers' statistics; keep the old ones if the answer is late."""
         telling = {
             device: driver
             for device, driver in self._drivers.items()
@@ -216,10 +216,10 @@ class _Devices:
         if answer is not None:
             self._statistics = of_devices(answer)
             for device in (device for device, statistics in answer.items() if not statistics):
-                del self._drivers[device]  # another one has its name: it is looked at anew
+                del self._drivers[device]  # another device has its name: look up its driver again
 
     def _answer(self, namespace: Namespace, question: Callable[[socket.socket], _T]) -> _T | None:
-        """What is found out in the namespace; None where it is closed to us, or takes too long."""
+        """Return the answer from the namespace; None if it cannot be entered, or is too slow."""
         if self._is_closed or self._asker.is_busy:
             return None
         channel = self._kept or self._reader.channel(namespace)

@@ -1,8 +1,9 @@
 """Reaching a network namespace: its files below /proc, and sockets in it.
 
-Three ways. Our own is at hand. Any other has its files below /proc/PID/net of a process in it. One
-without a process (`ip netns add`) is entered by a thread that does nothing else and then ends, so
-that the agent's own threads stay where they are. Nothing here keeps a namespace alive.
+There are three cases. The agent's own namespace is accessible directly. Another one has its files
+below /proc/PID/net of a process in it. A thread enters one without a process (`ip netns add`). That
+thread does nothing else and then ends, so that the agent's other threads stay in their namespace.
+Nothing here keeps a namespace alive.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from latencyprobe_agent.evidence.asker import Errand
 
 _CLONE_NEWNET = 0x4000_0000
 _FILES = ("netstat", "snmp", "snmp6", "dev")
-# As many processes are asked whether they are (still) in a namespace.
+# At most this number of processes are checked for being (still) in a namespace.
 _MOST_ASKED = 64
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """A network namespace: its inode number, and where it may be found."""
+    """A network namespace: its inode number, and the processes and path that lead to it."""
 
     inode: int
     pids: tuple[int, ...] = ()
@@ -35,7 +36,7 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """What the namespace's files say; empty where there is none (IPv6 may be missing)."""
+    """The texts of the namespace's files; empty without a file (IPv6 may be missing)."""
 
     netstat: str
     snmp: str
@@ -44,7 +45,7 @@ class Texts:
 
 
 class Reader:
-    """Reads namespaces; remembers which process was found in which."""
+    """A reader of namespaces. It remembers the process that it found in each."""
 
     def __init__(self, proc_root: Path = Path("/proc")) -> None:
         self._root = str(proc_root)
@@ -52,20 +53,20 @@ class Reader:
         self._found: dict[int, int] = {}
 
     def read(self, namespace: Namespace) -> Texts | None:
-        """The files of a namespace; None where it can't be reached (any more)."""
+        """Read the files of a namespace; return None if it is not accessible (any more)."""
         if namespace.inode == self._own:
             return _texts("/proc/self/net")
         pid = self._process_in(namespace)
         if pid is not None:
             texts = _texts(f"{self._root}/{pid}/net")
-            # Had it left or exited meanwhile, these are another namespace's files.
+            # If it has left or exited since the check, these are another namespace's files.
             return texts if self._is_in(pid, namespace.inode) else None
         if namespace.path is not None and _inode(namespace.path) == namespace.inode:
             return inside(namespace.path, lambda: _texts("/proc/thread-self/net"))
         return None
 
     def channel(self, namespace: Namespace) -> socket.socket | None:
-        """A socket in the namespace; None where that can't be (it takes CAP_SYS_ADMIN)."""
+        """Open a socket in the namespace; return None if that fails (it needs CAP_SYS_ADMIN)."""
         if namespace.inode == self._own:
             return _channel()
         pid = self._process_in(namespace)
@@ -94,7 +95,7 @@ class Reader:
 
 
 def inside(path: str, act: Callable[[], _T]) -> _T | None:
-    """What `act` returns in the network namespace at this path; None where it can't be entered."""
+    """Return the result of `act` inside this network namespace; None if it cannot be entered."""
 
     def visit() -> _T:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -128,7 +129,7 @@ def _texts(directory: str) -> Texts:
 
 
 def read_file(path: str) -> str:
-    """The whole of a file below /proc; empty where it can't be read."""
+    """Read a whole file below /proc; return an empty text if that fails."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -1,4 +1,4 @@
-"""The contract between the agent and what gathers evidence for it."""
+"""The contract between the agent and the source of its evidence."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from latencyprobe_agent.evidence.namespaces import Namespace
 
 
 class EvidenceSource(Protocol):
-    """What has been counted since the last look. Never raises for what can't be read."""
+    """The growth of counters since the last poll. Counters that cannot be read are omitted."""
 
     def of_namespaces(self, namespaces: Iterable[Namespace]) -> Mapping[int, Mapping[str, int]]:
-        """What was counted in each, by inode number; the first look at one tells nothing."""
+        """Return the growth in each, by inode number; none at the first poll of a namespace."""
 
     def of_node(self) -> Mapping[str, int]:
-        """What the node's softirqs and devices counted."""
+        """Return the growth of the node's softirqs' and devices' counters."""
 
     def keep(self, inodes: Iterable[int]) -> None:
         """Forget all other namespaces."""
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close all files and sockets."""

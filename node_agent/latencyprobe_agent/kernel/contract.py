@@ -1,7 +1,7 @@
-"""The contract between those who decide what to measure and the engine that measures it.
+"""The contract between the agent, which selects targets, and the engine, which measures them.
 
-A *slot* is a row of the kernel's histograms: one per thing measured. Two probes that want the same
-target with the same filter share a slot.
+A *slot* is a row of the kernel's histograms. Two probes with the same target and the same filter
+share a slot.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_FILTER_PORTS = abi.MAX_FILTER_PORTS
 
 @dataclass(frozen=True, slots=True)
 class SocketFilter:
-    """Which sockets of a target count. Empty means all; a port matches local or remote."""
+    """The filter on a target's sockets. Empty means all; a port matches local or remote."""
 
     ports: frozenset[int] = frozenset()
     protocols: frozenset[str] = frozenset()
@@ -37,13 +37,13 @@ class SocketFilter:
 
 @dataclass(frozen=True, slots=True)
 class SlotSpec:
-    """Whose sockets one slot measures.
+    """The sockets that one slot measures.
 
     `cgroup_ids`: inode numbers of directories in the v2 hierarchy, each taken alone (list the
     descendants too). `tgids`: process ids in the initial PID namespace; the kernel side follows
     their forks by itself. `netns_wide`: inode numbers of network namespaces every socket of which
-    is a target. `netns`: inode numbers of the network namespaces that the target's sockets live in
-    (packets elsewhere are left at the first test), those of `netns_wide` included.
+    is a target. `netns`: inode numbers of all network namespaces of the target's sockets, those of
+    `netns_wide` included. The first test skips packets in other namespaces.
     """
 
     cgroup_ids: frozenset[int] = frozenset()
@@ -57,8 +57,8 @@ class SlotSpec:
 class Overhead:
     """Run time of our eBPF programs.
 
-    `cpu_percent`: of one core; None where it is not known (yet). `figure`: a number that changes
-    with each new figure, since one may be read many times.
+    `cpu_percent`: percent of one core; None if it is not known (yet). `figure`: a number that
+    changes with each new figure, since one may be read many times.
     """
 
     cpu_percent: float | None
@@ -67,10 +67,10 @@ class Overhead:
 
 @dataclass(frozen=True, slots=True)
 class TraceSpec:
-    """Which packets are told of one by one.
+    """The packets that are reported one by one.
 
-    `limits_ns`: stage to least duration; a packet of one of the `slots` that reaches one of them is
-    told of. `per_second`: at most so many, 0 for all.
+    `limits_ns`: minimum duration by stage. A packet of one of the `slots` is reported if it reaches
+    one of them. `per_second`: the maximum number of packets per second, 0 for all.
     """
 
     limits_ns: Mapping[str, int]
@@ -79,60 +79,60 @@ class TraceSpec:
 
 
 class Engine(Protocol):
-    """The kernel side, as the rest of the agent sees it. All methods run in one event loop."""
+    """The kernel side, for the rest of the agent. All methods run in one event loop."""
 
     async def use(self, modules: frozenset[Module], *, tracing: bool = False) -> None:
-        """Have just these modules attached: compile, attach, swap or detach as needed.
+        """Attach just these modules: compile, attach, swap or detach as needed.
 
-        `tracing`: with what tells of packets one by one, which costs every packet something.
+        `tracing`: attach the reporting of single packets too, which adds a cost to every packet.
 
-        Raises EngineError if none of them can be attached; a missing stage is no error, it is in
-        `coverage`. With the empty set nothing of ours is left in the kernel.
+        Raises EngineError if no module can be attached. A missing stage is no error; `coverage`
+        reports it. With the empty set nothing of ours remains in the kernel.
         """
 
     def assign(self, slots: Mapping[int, SlotSpec]) -> None:
-        """Replace who is measured, wholly: slot number (below MAX_SLOTS) to its spec.
+        """Replace all slots: slot number (below MAX_SLOTS) to its spec.
 
-        A slot whose spec is new starts from zero only if its number was not assigned before.
-        What a dropped slot had measured is part of the next reading. Remembered over `use`, so that
-        a change of modules keeps the slots.
+        A slot with a new spec starts from zero only if its number was not assigned before. The next
+        reading includes the measurement of a dropped slot. Remembered over `use`, so that a change
+        of modules keeps the slots.
         """
 
     def read(self) -> Mapping[int, Measurement]:
-        """What was measured since the last reading, by slot; slots without news are left out."""
+        """Return the measurements since the last reading, by slot; omit slots without any."""
 
     def read_node(self) -> NodeMeasurement:
-        """What the node's own stages (irq.hard …) had since this was last called."""
+        """Return the measurement of the node's own stages (irq.hard …) since the last call."""
 
     @property
     def coverage(self) -> tuple[StageCoverage, ...]:
         """Every stage of the vocabulary, in its order."""
 
     def overhead(self) -> Overhead:
-        """CPU time of our programs, as last measured."""
+        """Return the CPU time of our programs, as last measured."""
 
     def sample(self, shift: int) -> None:
         """Measure one packet in 2**shift from now on; remembered over `use`."""
 
     def trace(self, spec: TraceSpec | None) -> None:
-        """Tell of these packets from now on, while `use` has tracing; remembered over `use`.
+        """Report these packets from now on, while `use` has tracing; remembered over `use`.
 
-        With the first spec after None the counts begin anew. None ends the trace.
+        The first spec after None resets the counts. None ends the trace.
         """
 
     async def traced(self) -> Sequence[TracedPacket]:
-        """The next packets, as soon as there are some; none once the trace was ended.
+        """Wait for the next packets and return them; return none once the trace was ended.
 
-        For one caller at a time. Who does not call has the ring in the kernel fill, and lose.
+        For one caller at a time. Without calls the ring in the kernel becomes full, and drops.
         """
 
     @property
     def trace_counts(self) -> TraceCounts:
-        """What became of the slow packets since the trace began; exact once it was ended."""
+        """The counts of slow packets since the trace began; exact once it was ended."""
 
     async def close(self) -> None:
         """Detach everything. Idempotent."""
 
 
 class EngineError(RuntimeError):
-    """The kernel refused what is indispensable; the message says what it answered."""
+    """A refusal of the kernel that makes measuring impossible. The message has its answer."""

@@ -33,12 +33,12 @@ _LONGEST_REFUSAL = 300
 
 
 def coverage_messages(coverage: Iterable[StageCoverage]) -> list[pb.StageCoverage]:
-    """The coverage of every stage."""
+    """Convert the coverage of every stage."""
     return [coverage_to_proto(stage) for stage in coverage]
 
 
 def node_info(agent: Agent) -> pb.NodeInfo:
-    """What the node is, and which stages it can measure."""
+    """Describe the node and the stages that it can measure."""
     return pb.NodeInfo(
         agent_version=__version__,
         protocol_version=PROTOCOL_VERSION,

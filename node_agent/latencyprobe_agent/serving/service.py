@@ -1,4 +1,4 @@
-"""The gRPC face of the agent: who may call, and how errors look on the wire."""
+"""The gRPC service of the agent: authorisation of callers, and errors as gRPC statuses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from latencyprobe_agent.serving.metrics import Metrics
 from latencyprobe_agent.serving.reports import ReportPump
 from latencyprobe_agent.serving.requests import parse_desired, parse_trace
 from latencyprobe_agent.serving.tls import RenewedContext, TlsFiles
-from latencyprobe_agent.serving.tls_proxy import Gate, Refusal, RefusalLog
+from latencyprobe_agent.serving.tls_proxy import Refusal, RefusalLog, TlsProxy
 from latencyprobe_agent.tracing import TraceBusyError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_concurrent_streams", _MAX_RPCS),
-    # A client that is gone without a word (its node died) is found out within 30 s.
+    # A client that vanished without closing (its node died) is detected within 30 s.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -59,28 +59,31 @@ _Answer = TypeVar("_Answer")
 
 
 class ListenError(Exception):
-    """An address that can't be listened on. The message says why."""
+    """An address that cannot be listened on. The message says why."""
 
 
 class Caller:
-    """Who may call. Over TCP: who has a certificate of our CA (which the gate has seen to) with the
-    operator's name in it. On a Unix socket: whoever may open it."""
+    """Authorisation of callers.
+
+    Over TCP, a caller needs a certificate of our CA, which the TLS handshake has checked, with the
+    operator's name. On a Unix socket, the permission to open it is enough.
+    """
 
     def __init__(
         self,
         operator_name: str | None = None,
-        gate: Gate | None = None,
+        proxy: TlsProxy | None = None,
         refusals: RefusalLog | None = None,
     ) -> None:
         self._operator_name = operator_name
-        self._gate = gate
+        self._proxy = proxy
         self._refusals = refusals
 
     async def check(self, context: Context) -> None:
-        """End the call with PERMISSION_DENIED unless it may go on."""
-        if self._gate is None or self._refusals is None:
+        """End the call with PERMISSION_DENIED unless the caller is authorised."""
+        if self._proxy is None or self._refusals is None:
             return
-        admitted = self._gate.admitted(context.peer())
+        admitted = self._proxy.admitted(context.peer())
         names = admitted.names if admitted else frozenset()
         if self._operator_name not in names:
             shown = ", ".join(sorted(names)) or "no name"
@@ -92,8 +95,8 @@ class Caller:
             )
 
     def describe(self, context: Context) -> str:
-        """Who calls, for the log; a Unix socket's client has no address."""
-        admitted = self._gate.admitted(context.peer()) if self._gate else None
+        """Return the caller for the log; a Unix socket's client has no address."""
+        admitted = self._proxy.admitted(context.peer()) if self._proxy else None
         return admitted.address if admitted else "the local client"
 
 
@@ -110,7 +113,7 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
         request: pb.GetNodeInfoRequest,  # noqa: ARG002  (gRPC passes it)
         context: Context,
     ) -> pb.NodeInfo:
-        """What this node is."""
+        """Return the facts on this node."""
         await self._caller.check(context)
 
         async def answer() -> pb.NodeInfo:
@@ -134,7 +137,7 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
         request: pb.WatchReportsRequest,  # noqa: ARG002
         context: Context,
     ) -> None:
-        """Report until the client goes. `write` waits while the client is slow."""
+        """Report until the client disconnects. `write` waits while the client is slow."""
         await self._caller.check(context)
         log.info("%s streams reports", self._caller.describe(context))
 
@@ -146,7 +149,7 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
     async def Trace(  # type: ignore[override]  # noqa: N802  (writes, yields nothing)
         self, request: pb.TraceRequest, context: Context
     ) -> None:
-        """Tell of packets until the probe or the client goes."""
+        """Report packets until the probe ends or the client disconnects."""
         await self._caller.check(context)
         log.info("%s traces packets", self._caller.describe(context))
 
@@ -161,7 +164,7 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
         await self._guard(answer, context)
 
     async def _guard(self, answer: Callable[[], Awaitable[_Answer]], context: Context) -> _Answer:
-        """The answer, or the status that says what went wrong."""
+        """Return the answer, or end the call with the status of its error."""
         try:
             return await answer()
         except InvalidStateError as error:
@@ -192,10 +195,10 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
 async def _stream(
     pump: Callable[[Callable[[Any], Awaitable[None]]], Awaitable[None]], context: Context
 ) -> None:
-    """Let `pump` write to the client; returns when no message of it is under way any more.
+    """Let `pump` write to the client; return when none of its messages is being sent.
 
-    The first carries the call's metadata, and so does a status until that has gone: gRPC refuses
-    them at the same time (TOO_MANY_OPERATIONS), and the client would wait for an end for ever.
+    The first message carries the call's metadata. A status sent before it is gone carries them too:
+    gRPC then refuses the status (TOO_MANY_OPERATIONS), and the client would wait for ever.
     """
     last: asyncio.Future[None] | None = None
 
@@ -218,7 +221,7 @@ async def _abort(context: Context, code: grpc.StatusCode, message: str) -> NoRet
 
 @dataclass(frozen=True, slots=True)
 class TcpAddress:
-    """Where to listen with mutual TLS, and for whom."""
+    """An address for mutual TLS, and the name of its only client."""
 
     address: str
     files: TlsFiles
@@ -233,7 +236,7 @@ class SocketAddress:
 
 
 class Server:
-    """Serves an agent until stopped."""
+    """A server of an agent, until it is stopped."""
 
     def __init__(
         self, agent: Agent, address: TcpAddress | SocketAddress, metrics: Metrics | None = None
@@ -245,18 +248,18 @@ class Server:
         self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=_MAX_RPCS)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._gate: Gate | None = None
+        self._proxy: TlsProxy | None = None
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self.is_serving = False
 
     async def start(self) -> str:
-        """Listen; the address, with the port that was chosen for port 0.
+        """Listen; return the address, with the chosen port for port 0.
 
         Raises ListenError and TlsFileError.
         """
         await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
         if isinstance(self._address, TcpAddress):
-            bound = await self._start_behind_gate(self._address)
+            bound = await self._start_behind_proxy(self._address)
         else:
             self._add_service(Caller())
             bound = _bind_socket(self._server, self._address.path)
@@ -266,21 +269,21 @@ class Server:
         return bound
 
     async def drain(self) -> None:
-        """Say that we are going, before anything is taken down."""
+        """Report NOT_SERVING before anything is shut down."""
         self.is_serving = False
         await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
 
     async def stop(self) -> None:
-        """End what is still being answered, and stop listening."""
+        """End pending calls, and stop listening."""
         await self._server.stop(_GRACE_S)
-        if self._gate is not None:
-            await self._gate.close()
+        if self._proxy is not None:
+            await self._proxy.close()
         if self._directory is not None:
             self._directory.cleanup()
         if isinstance(self._address, SocketAddress):
             self._address.path.unlink(missing_ok=True)
 
-    async def _start_behind_gate(self, address: TcpAddress) -> str:
+    async def _start_behind_proxy(self, address: TcpAddress) -> str:
         context = RenewedContext(address.files)
         host, _, port = address.address.rpartition(":")
         try:
@@ -291,14 +294,14 @@ class Server:
         try:
             self._directory = tempfile.TemporaryDirectory(prefix="latencyprobe-agent-")
             inner = Path(self._directory.name, "grpc")
-            self._gate = Gate(context, inner, self._refusals)
-            self._add_service(Caller(address.operator_name, self._gate, self._refusals))
+            self._proxy = TlsProxy(context, inner, self._refusals)
+            self._add_service(Caller(address.operator_name, self._proxy, self._refusals))
             _bind_socket(self._server, inner)
             await self._server.start()
         except (OSError, ListenError) as error:
             listener.close()
             raise ListenError(f"cannot create the internal socket: {error}") from None
-        self._gate.start(listener)
+        self._proxy.start(listener)
         return f"{host}:{listener.getsockname()[1]}"
 
     def _add_service(self, caller: Caller) -> None:
@@ -336,7 +339,7 @@ def _check_socket_path(path: Path) -> None:
 
 
 def _make_private_directory(directory: Path) -> None:
-    """The socket's directory: ours alone, since whoever can reach the socket commands the agent."""
+    """Make the socket's directory, for us alone: access to the socket is control of the agent."""
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
         status = directory.stat()
@@ -349,7 +352,7 @@ def _make_private_directory(directory: Path) -> None:
 
 
 def _remove_stale(path: Path) -> None:
-    """Make room where an agent died; refuse where one lives, or where it is no socket at all."""
+    """Remove a dead agent's socket; raise ListenError if an agent listens, or it is no socket."""
     if not path.exists():
         return
     if not path.is_socket():

@@ -1,7 +1,7 @@
-"""Mutual TLS: the agent's certificate, and whose certificates are good.
+"""Mutual TLS: the agent's certificate, and the CA of its clients.
 
 The certificates are read again when their files change, so that a renewal (cert-manager, a Secret
-that the kubelet updates) needs no restart. A change is taken in only once key and certificate fit.
+that the kubelet updates) needs no restart. A change is used only once key and certificate match.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-# What gRPC speaks inside, which its clients insist on being told (RFC 9113, section 3.2).
+# gRPC's protocol inside TLS; its clients insist on the negotiation (RFC 9113, section 3.2).
 _HTTP2 = "h2"
 
 
 class TlsFileError(Exception):
-    """A certificate or key that can't be used. The message says which and why."""
+    """An unusable certificate or key. The message has its file and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class TlsFiles:
     key: Path
 
     def context(self) -> ssl.SSLContext:
-        """For connections of clients with a certificate of our CA; raises TlsFileError.
+        """Make a context for clients with a certificate of our CA; raise TlsFileError.
 
-        OpenSSL also sees to it that the certificate is one of a client, and valid today.
+        OpenSSL also checks that the certificate is valid now, and for client authentication.
         """
         for path in (self.ca, self.certificate, self.key):
             _require_readable(path)
@@ -65,7 +65,7 @@ def _require_readable(path: Path) -> None:
 
 
 class RenewedContext:
-    """The context of the files as they are; raises TlsFileError where they are no good at first."""
+    """The context of the current files. Raises TlsFileError if the first ones are unusable."""
 
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
@@ -73,7 +73,7 @@ class RenewedContext:
         self._context = files.context()
 
     def current(self) -> ssl.SSLContext:
-        """For the next connection. Files that do not fit (yet) change nothing."""
+        """Return the context of the next connection. Files that do not match change nothing."""
         stamps = self._stamp()
         if stamps != self._stamps:
             try:
@@ -94,5 +94,5 @@ class RenewedContext:
 
 
 def names_in(certificate: Mapping[str, Any]) -> frozenset[str]:
-    """The DNS names of a (verified) certificate, as SSLObject.getpeercert() gives it."""
+    """Return the DNS names of a verified certificate from SSLObject.getpeercert()."""
     return frozenset(name for kind, name in certificate.get("subjectAltName", ()) if kind == "DNS")

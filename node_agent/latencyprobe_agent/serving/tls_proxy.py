@@ -1,12 +1,11 @@
-"""The door to the network: mutual TLS, and no more connections than an agent can bear.
+"""The TLS proxy: mutual TLS with a limited number of connections.
 
-gRPC could do TLS itself, but tells nobody whom it turned away and why, and lets in as many
-connections as come. So it listens on a Unix socket of ours alone, and whoever is let in here is
-passed on to that, byte for byte. A connection keeps its name on that side (`peer` of a call), so
-that it is known there whose it is.
+gRPC could do TLS itself, but it does not report refused clients, and does not limit connections. So
+gRPC listens on a private Unix socket, and the proxy copies the bytes of each admitted connection to
+it. A connection has a name on that side (`peer` of a call), by which the service identifies it.
 
-A flood finds a bounded number of places. Those in which somebody has yet to show a certificate are
-taken from who has held one longest: the operator, who is quick with it, still gets in.
+The number of connections is bounded, also in a flood. If too many TLS handshakes are pending, the
+oldest one is cancelled: the operator, which completes its handshake quickly, is still admitted.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ MAX_CONNECTIONS = 32
 MAX_HANDSHAKES = 32
 HANDSHAKE_S = 5.0
 _CHUNK_BYTES = 64 << 10
-# A flood is told of, and does not flood the log.
+# A flood is reported, and does not flood the log.
 _LOG_S = 10.0
 
 
 class Refusal(StrEnum):
-    """Why somebody is not let in."""
+    """A reason for refusing a client."""
 
     NO_CERTIFICATE = "no_certificate"
     EXPIRED = "expired"
@@ -61,56 +60,56 @@ _BY_VERIFY_CODE = {
 
 
 def refusal_in(error: Exception) -> Refusal:
-    """What a handshake's failure means."""
+    """Return the reason of a failed handshake."""
     if isinstance(error, TimeoutError):
         return Refusal.SLOW
     if isinstance(error, ssl.SSLCertVerificationError):
         return _BY_VERIFY_CODE.get(error.verify_code, Refusal.FOREIGN)
     if isinstance(error, ssl.SSLError) and error.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
         return Refusal.NO_CERTIFICATE
-    # asyncio tells of a handshake that takes too long in its own way.
+    # asyncio has its own error for a handshake that takes too long.
     if isinstance(error, ConnectionAbortedError) and "handshake is taking longer" in str(error):
         return Refusal.SLOW
     return Refusal.NO_TLS
 
 
 class RefusalLog:
-    """Counts who is not let in, and tells of it, of each kind once in a while."""
+    """The counts of refused clients, and a rate-limited log line for each reason."""
 
     def __init__(self, count: Callable[[str], None]) -> None:
         self._count = count
-        self._told: dict[Refusal, float] = {}
-        self._untold: dict[Refusal, int] = {}
+        self._logged: dict[Refusal, float] = {}
+        self._suppressed: dict[Refusal, int] = {}
 
     def refuse(self, refusal: Refusal, peer: str, detail: str) -> None:
-        """Nothing that a client sent is in `detail` but the names in a certificate of our CA."""
+        """Count and log a refusal. Of client data, `detail` holds only names that our CA signed."""
         self._count(refusal)
         now = asyncio.get_running_loop().time()
-        if now - self._told.get(refusal, -_LOG_S) < _LOG_S:
-            self._untold[refusal] = self._untold.get(refusal, 0) + 1
+        if now - self._logged.get(refusal, -_LOG_S) < _LOG_S:
+            self._suppressed[refusal] = self._suppressed.get(refusal, 0) + 1
             return
-        self._told[refusal] = now
-        others = self._untold.pop(refusal, 0)
+        self._logged[refusal] = now
+        others = self._suppressed.pop(refusal, 0)
         more = f" (and {others} more since the last message)" if others else ""
         log.warning("refused %s: %s%s", peer, detail, more)
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """Who was let in: where from, and the names in the certificate."""
+    """An admitted client: its address, and the names in its certificate."""
 
     address: str
     names: frozenset[str]
 
 
-class Gate:
-    """Listens, and passes on to the Unix socket at `inner` who has a certificate of our CA."""
+class TlsProxy:
+    """A listener that forwards clients with a certificate of our CA to the Unix socket `inner`."""
 
     def __init__(self, context: RenewedContext, inner: Path, refusals: RefusalLog) -> None:
         self._context = context
         self._inner = inner
         self._refusals = refusals
-        self._token = secrets.token_hex(8)  # so that nobody else's socket has our names
+        self._token = secrets.token_hex(8)  # so that no other process's socket has our names
         self._numbers = itertools.count(1)
         self._admitted: dict[str, Admitted] = {}
         self._handshakes: dict[asyncio.Task[None], str] = {}
@@ -118,13 +117,13 @@ class Gate:
         self._listener: socket.socket | None = None
 
     def start(self, listener: socket.socket) -> None:
-        """Let people in by this listening socket, from now on."""
+        """Accept connections on this listening socket from now on."""
         listener.setblocking(False)
         self._listener = listener
         self._spawn(self._accept(listener))
 
     async def close(self) -> None:
-        """Let nobody in any more, and hang up."""
+        """Stop accepting, and close all connections."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -134,7 +133,7 @@ class Gate:
             await asyncio.sleep(0)
 
     def admitted(self, peer: str) -> Admitted | None:
-        """Whose connection that is, by what gRPC calls it."""
+        """Return the client of a connection, by gRPC's name of it."""
         return self._admitted.get(peer.removeprefix("unix-abstract:"))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
@@ -156,7 +155,7 @@ class Gate:
             if len(self._handshakes) >= MAX_HANDSHAKES:
                 self._evict_oldest()
             task = self._spawn(self._serve(connection, peer))
-            # Also where it was evicted before it began. To close a socket twice does no harm.
+            # Also if it was evicted before it began. Closing a socket twice does no harm.
             task.add_done_callback(_closing(connection))
             self._handshakes[task] = peer
 
@@ -184,14 +183,14 @@ class Gate:
                 detail = f"{MAX_CONNECTIONS} connections are open"
                 self._refusals.refuse(Refusal.CROWDED, peer, detail)
             outer.writer.close()
-            with contextlib.suppress(OSError):  # it may have hung up first
+            with contextlib.suppress(OSError):  # the client may have disconnected first
                 await outer.writer.wait_closed()
         except asyncio.CancelledError:
             outer.writer.transport.abort()
             raise
 
     async def _shake_hands(self, connection: socket.socket, peer: str) -> _Stream | None:
-        """The connection's inside; None where there is none."""
+        """Do the TLS handshake; return the stream inside, or None if it fails."""
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(_CHUNK_BYTES, loop)
         protocol = asyncio.StreamReaderProtocol(reader)
@@ -233,9 +232,9 @@ def _closing(connection: socket.socket) -> Callable[[asyncio.Task[None]], None]:
 
 
 async def _wait_for_first_byte(connection: socket.socket) -> None:
-    """Who says nothing costs a descriptor and no more: asyncio's TLS takes 256 KiB to begin with.
+    """Wait until the client sends its first byte; raise TimeoutError.
 
-    Raises TimeoutError.
+    Until then a client costs only a descriptor, whereas asyncio's TLS allocates 256 KiB at once.
     """
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
@@ -268,7 +267,7 @@ async def _relay(one: _Stream, other: _Stream) -> None:
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """`drain` waits for a slow reader, and so, in the end, does who writes to it."""
+    """Copy until the end. `drain` waits for a slow reader, and so slows its writer down."""
     while chunk := await reader.read(_CHUNK_BYTES):
         writer.write(chunk)
         await writer.drain()

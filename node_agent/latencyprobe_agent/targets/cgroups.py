@@ -1,7 +1,7 @@
-"""The v2 cgroup hierarchy: where it is mounted, and what is in it.
+"""The v2 cgroup hierarchy: its mount and its cgroups.
 
-A socket carries the id of the v2 cgroup that its process was in at `socket()`, on every node that
-has a v2 hierarchy mounted, with controllers (pure v2) or without (hybrid). That id is the inode
+A socket carries the id of its process's v2 cgroup at the time of `socket()`. This holds on every
+node with a v2 hierarchy, with controllers (pure v2) or without (hybrid). That id is the inode
 number of the cgroup's directory. Nothing here ever mounts, unmounts, makes or removes anything.
 """
 
@@ -17,13 +17,13 @@ from latencyprobe.domain.targets import TargetState
 from latencyprobe_agent.targets.facts import Facts, failed
 from latencyprobe_agent.targets.processes import Processes, refusal_message
 
-# Looks between two walks of a whole subtree; in between a directory's link count shows changes.
+# Polls between two walks of a whole subtree; in between a directory's link count shows changes.
 _LOOKS_PER_WALK = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A line of /proc/self/mountinfo: which part (`root`) of which file system is where."""
+    """A line of /proc/self/mountinfo: the part `root` of a file system, mounted at `point`."""
 
     point: str
     root: str
@@ -32,13 +32,15 @@ class Mount:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of a hierarchy is seen. From inside a cgroup namespace the parts above it
-        are shown as `/..`."""
+        """True if the whole hierarchy is visible.
+
+        Inside a cgroup namespace, `/..` stands for each level above it.
+        """
         return not self.root.strip("/.")
 
 
 def parse_mountinfo(text: str) -> tuple[Mount, ...]:
-    """The mounts, in the file's order (a later one covers an earlier one at the same place)."""
+    """Parse the mounts, in the file's order: a later one covers an earlier one at its place."""
     return tuple(_parse_mount(line) for line in text.splitlines() if " - " in line)
 
 
@@ -50,19 +52,19 @@ def _parse_mount(line: str) -> Mount:
 
 
 def _unescape(text: str) -> str:
-    """Space, tab, newline and backslash are written in octal (seq_path(), fs/seq_file.c)."""
+    """Decode space, tab, newline and backslash from octal (seq_path(), fs/seq_file.c)."""
     for octal, character in (("040", " "), ("011", "\t"), ("012", "\n"), ("134", "\\")):
         text = text.replace("\\" + octal, character)
     return text
 
 
 def read_mounts() -> tuple[Mount, ...]:
-    """The mounts that this process sees."""
+    """Read the mounts that are visible to this process."""
     return parse_mountinfo(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
 
 
 def cgroup_version(mounts: tuple[Mount, ...]) -> str:
-    """ "v1", "v2" or "hybrid"; "none" where no hierarchy is mounted."""
+    """Return "v1", "v2" or "hybrid"; "none" if no hierarchy is mounted."""
     fstypes = {mount.fstype for mount in mounts}
     has_v1, has_v2 = "cgroup" in fstypes, "cgroup2" in fstypes
     if has_v1:
@@ -71,16 +73,16 @@ def cgroup_version(mounts: tuple[Mount, ...]) -> str:
 
 
 def find_hierarchy(mounts: tuple[Mount, ...], cgroup_root: str | None = None) -> str | None:
-    """The directory where the v2 hierarchy is, as whole as possible; None where there is none.
+    """Return the mount point of the v2 hierarchy, the most complete one; None without a mount.
 
-    `cgroup_root` narrows it down to the mounts at that directory or below it.
+    `cgroup_root` restricts the search to that directory and the mounts below it.
     """
     candidates = [mount for mount in mounts if mount.fstype == "cgroup2"]
     if cgroup_root is not None:
         candidates = [mount for mount in candidates if _is_below(mount.point, cgroup_root)]
     if not candidates:
         return None
-    # `/../..` shows what is above our own cgroup namespace, hence more than `/`.
+    # `/../..` includes levels above our own cgroup namespace, hence more than `/`.
     return min(candidates, key=lambda m: (not m.is_whole, -m.root.count(".."), len(m.root))).point
 
 
@@ -89,7 +91,7 @@ def _is_below(path: str, directory: str) -> bool:
 
 
 def mount_of(path: str, mounts: tuple[Mount, ...]) -> Mount | None:
-    """The mount that an absolute path without symbolic links lies in."""
+    """Return the mount of an absolute path without symbolic links."""
     best = None
     for mount in mounts:
         if _is_below(path, mount.point) and (best is None or len(mount.point) >= len(best.point)):
@@ -104,11 +106,11 @@ class Hierarchy:
         self.root = root
 
     def relative(self, directory: str) -> str:
-        """The cgroup's path below the mount, as in /proc/PID/cgroup."""
+        """Return the cgroup's path below the mount, as in /proc/PID/cgroup."""
         return "/" + os.path.relpath(directory, self.root) if directory != self.root else "/"
 
     def walk(self, directory: str) -> Iterator[tuple[str, os.stat_result]]:
-        """A cgroup and all below it; those that vanish meanwhile are left out."""
+        """Yield a cgroup and all below it, except those that vanish during the walk."""
         unvisited = [directory]
         while unvisited:
             current = unvisited.pop()
@@ -122,7 +124,7 @@ class Hierarchy:
             yield current, status
 
     def pids(self, directory: str) -> list[int]:
-        """The processes in one cgroup. 0 stands for those outside of our PID namespace."""
+        """Return the processes in one cgroup. 0 is a process outside our PID namespace."""
         try:
             descriptor = os.open(f"{directory}/cgroup.procs", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -147,7 +149,7 @@ def _read_all(descriptor: int) -> bytes:
 
 
 def subdirectories(directory: str) -> list[str]:
-    """The directories in a directory; none where it is gone."""
+    """Return the directories in a directory; none if it is gone."""
     try:
         with os.scandir(directory) as entries:
             return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
@@ -156,7 +158,7 @@ def subdirectories(directory: str) -> list[str]:
 
 
 class SubtreeTracker:
-    """Follows a cgroup that exists, with its nested cgroups and its processes."""
+    """A tracker of an existing cgroup, with its nested cgroups and its processes."""
 
     def __init__(self, hierarchy: Hierarchy, processes: Processes, directory: str) -> None:
         self._hierarchy = hierarchy
@@ -168,7 +170,7 @@ class SubtreeTracker:
         self._looks = 0
 
     def look(self) -> Facts:
-        """What is known of the cgroup now; GONE once its directory is."""
+        """Return the current facts of the cgroup; GONE once its directory is removed."""
         if self._looks % _LOOKS_PER_WALK == 0 or self._has_changed():
             self._directories = dict(self._hierarchy.walk(self._directory))
         self._looks += 1
@@ -211,7 +213,7 @@ class SubtreeTracker:
     def _judge(
         self, pids: tuple[int, ...], *, hidden: bool, refused: tuple[int, ...]
     ) -> tuple[TargetState, str]:
-        """State and message. The namespaces that were once seen stay good for what comes next."""
+        """Return state and message. Namespaces that were seen stay valid for later processes."""
         outside = (
             "processes of this cgroup are outside the agent's PID namespace; "
             "run the agent with hostPID: true"
@@ -229,7 +231,7 @@ class SubtreeTracker:
 
 
 class CgroupTracker:
-    """Follows the cgroup at a path that a person gave."""
+    """A tracker of the cgroup at a path from a person."""
 
     def __init__(
         self,
@@ -245,7 +247,7 @@ class CgroupTracker:
         self._subtree: SubtreeTracker | None = None
 
     def look(self) -> Facts:
-        """What is known of the cgroup now."""
+        """Return the current facts of the cgroup."""
         if self._subtree is None:
             directory = os.path.realpath(self._path)
             refusal = self._refuse(directory)
@@ -257,7 +259,7 @@ class CgroupTracker:
         return self._subtree.look()
 
     def _refuse(self, directory: str) -> str | None:
-        """Why the directory is no cgroup to measure; None where it is one."""
+        """Return the reason why the directory is not a measurable cgroup; None if it is one."""
         if not os.path.isdir(directory):
             what = "is not a directory" if os.path.exists(directory) else "does not exist"
             return f"{self._path} {what}; {self._what_is_right()}"
@@ -276,7 +278,7 @@ class CgroupTracker:
         return f"cgroups are directories below {self._hierarchy.root}"
 
     def _counterpart(self, directory: str, mount: Mount) -> str:
-        """The directory of the same name in the v2 hierarchy, which is where sockets belong to."""
+        """Return advice with the same directory in the v2 hierarchy, to which sockets belong."""
         if self._hierarchy is None:
             return "and " + self._what_is_right()
         below = os.path.relpath(directory, mount.point)

@@ -1,6 +1,6 @@
 """Containers: from pod UID and container ID to the cgroup's directory.
 
-Where the kubelet and the runtime put a container, as a path below the mount:
+Kubelet and runtime put a container at one of these paths below the mount:
 
 - driver cgroupfs: `kubepods/[burstable|besteffort/]pod<uid>/<cid>` (Guaranteed has no level)
 - driver systemd: `kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod<uid with _>.slice/
@@ -8,8 +8,8 @@ Where the kubelet and the runtime put a container, as a path below the mount:
 - kubelet with systemd but containerd without: a single directory called
   `kubepods-burstable-pod<uid with _>.slice:cri-containerd:<cid>`, in that of containerd's service
 
-and each of them perhaps below others: kind, k3s, Docker in Docker. So we look for the directories
-that hold pods (*pod parents*) once, and then for a container in those, by name.
+and each of them perhaps below others: kind, k3s, Docker in Docker. So we search once for the
+directories that hold pods (*pod parents*), and then for a container in those, by name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from latencyprobe_agent.targets.facts import Facts, failed, pending
 from latencyprobe_agent.targets.processes import Processes
 
 _MAX_DEPTH = 6
-# How old a survey may get, with pods' parents known and without.
+# The maximum age of a survey, with known pod parents and without.
 _SURVEY_AGE_S = 5.0
 _EMPTY_SURVEY_AGE_S = 1.0
 _KUBEPODS = re.compile(r"(?:.+-)?kubepods(?:\.slice)?")
@@ -36,14 +36,14 @@ _QOS_INFIXES = ("", "-burstable", "-besteffort")
 
 
 def pod_names(parent: str, pod_uid: str) -> Iterator[str]:
-    """What a pod's directory is called in a pod parent of this name."""
+    """Yield the possible names of a pod's directory in this pod parent."""
     yield f"pod{pod_uid}"
     if parent.endswith(".slice"):
         yield f"{parent.removesuffix('.slice')}-pod{_with_underscores(pod_uid)}.slice"
 
 
 def container_names(container_id: str) -> Iterator[str]:
-    """What a container's directory is called in its pod's."""
+    """Yield the possible names of a container's directory in that of its pod."""
     yield container_id
     for prefix in _RUNTIME_PREFIXES:
         yield f"{prefix}-{container_id}.scope"
@@ -51,19 +51,19 @@ def container_names(container_id: str) -> Iterator[str]:
 
 
 def joined_names(pod_uid: str, container_id: str) -> Iterator[str]:
-    """What a container's directory is called where pod and container are one name."""
+    """Yield the possible names of a single directory for pod and container."""
     for infix in _QOS_INFIXES:
         for prefix in _RUNTIME_PREFIXES:
             yield f"kubepods{infix}-pod{_with_underscores(pod_uid)}.slice:{prefix}:{container_id}"
 
 
 def _with_underscores(pod_uid: str) -> str:
-    """In a slice's name a dash is a level of the tree."""
+    """Replace dashes: in a slice's name a dash is a level of the tree."""
     return pod_uid.replace("-", "_")
 
 
 class ContainerFinder:
-    """Finds containers' directories; the survey of the hierarchy is shared by all of them."""
+    """A finder of containers' directories. They share one survey of the hierarchy."""
 
     def __init__(
         self, hierarchy: Hierarchy, *, clock: Callable[[], float] = time.monotonic
@@ -75,13 +75,13 @@ class ContainerFinder:
         self._joined_parents: list[str] = []
 
     def find(self, target: ContainerTarget) -> str | None:
-        """The container's directory; None where there is none (yet)."""
+        """Return the container's directory; None if it does not exist (yet)."""
         if self._is_survey_due():
             self._survey()
         return next((path for path in self._candidates(target) if os.path.isdir(path)), None)
 
     def describe(self) -> str:
-        """Where containers are looked for, for people."""
+        """Describe the searched directories for people."""
         parents = [self._hierarchy.relative(path) for path in self._pod_parents]
         if not parents and not self._joined_parents:
             return f"no kubepods directory below {self._hierarchy.root}"
@@ -107,7 +107,7 @@ class ContainerFinder:
         return age_s >= (_SURVEY_AGE_S if found else _EMPTY_SURVEY_AGE_S)
 
     def _survey(self) -> None:
-        """Find the directories that hold pods; what is inside of a pod is not looked at."""
+        """Find the directories that hold pods, without searching inside pods."""
         self._surveyed_at = self._clock()
         self._pod_parents, self._joined_parents = [], []
         level = [self._hierarchy.root]
@@ -115,7 +115,7 @@ class ContainerFinder:
             level = [path for directory in level for path in self._survey_one(directory)]
 
     def _survey_one(self, directory: str) -> Iterator[str]:
-        """Note what holds pods in a directory; yield where else to look."""
+        """Store the pod parents in a directory; yield the other directories in it."""
         for path in subdirectories(directory):
             name = os.path.basename(path)
             if _KUBEPODS.fullmatch(name):
@@ -133,7 +133,7 @@ class ContainerFinder:
 
 
 class ContainerTracker:
-    """Follows a container."""
+    """A tracker of a container."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class ContainerTracker:
         self._subtree: SubtreeTracker | None = None
 
     def look(self) -> Facts:
-        """What is known of the container now. Once gone it never comes back: its ID is unique."""
+        """Return the current facts of the container. GONE is final, since its ID is unique."""
         if self._finder is None or self._hierarchy is None:
             return failed(
                 "cannot distinguish containers: no cgroup v2 hierarchy is mounted, or none below "

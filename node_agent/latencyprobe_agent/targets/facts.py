@@ -1,4 +1,4 @@
-"""What is known of one target at one time."""
+"""The facts on one target at one time."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from latencyprobe.domain.targets import TargetState
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """By what the kernel knows a target.
+    """The kernel's identifiers of a target.
 
-    `cgroup` is the path below the mount of the v2 hierarchy; `pids` are the processes of the target
-    for people to see; `tgids` are those that the kernel is to match. `netns` are the inode numbers
-    of the namespaces that the target's processes live in, `netns_wide` of those that are targets as
-    a whole.
+    `cgroup` is the path below the mount of the v2 hierarchy. `pids` are the processes of the target
+    for people; `tgids` are those that the kernel matches. `netns` are the inode numbers of the
+    namespaces of the target's processes; `netns_wide` those of namespaces that are whole targets.
     """
 
     state: TargetState
@@ -28,22 +27,22 @@ class Facts:
     netns_wide: frozenset[int] = frozenset()
 
     def gone(self, message: str) -> Facts:
-        """These facts once the target has vanished: no process, nothing to match."""
+        """Return the facts of the target after its end: no processes, nothing to match."""
         return Facts(TargetState.GONE, message, cgroup=self.cgroup)
 
 
 def pending(message: str) -> Facts:
-    """A target that is not there yet."""
+    """Return the facts of a target that does not exist yet."""
     return Facts(TargetState.PENDING, message)
 
 
 def failed(message: str) -> Facts:
-    """A target that can't be measured."""
+    """Return the facts of a target that cannot be measured."""
     return Facts(TargetState.FAILED, message)
 
 
 class Tracker(Protocol):
-    """Follows one target. Each look is cheap where nothing changed."""
+    """A tracker of one target. A poll is cheap if nothing changed."""
 
     def look(self) -> Facts:
-        """What is known of the target now."""
+        """Return the current facts of the target."""

@@ -15,15 +15,15 @@ _CLONE_NEWNET = 0x4000_0000
 
 
 class NotANetworkNamespaceError(Exception):
-    """A path that is no network namespace. The message says what it is instead."""
+    """A path that is not a network namespace. The message says why."""
 
 
 def inode_of(path: str) -> int:
-    """The inode number of a network namespace.
+    """Return the inode number of a network namespace.
 
-    Raises NotANetworkNamespaceError, and OSError where the path can't be opened.
+    Raises NotANetworkNamespaceError, and OSError if the path cannot be opened.
     """
-    # A device or a FIFO is not opened even to look: that alone can have effects.
+    # A device or a FIFO is not opened: that alone can have effects.
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise NotANetworkNamespaceError(
             f"{path} is not a network namespace; "
@@ -49,14 +49,14 @@ def inode_of(path: str) -> int:
 
 
 class NetnsTracker:
-    """Follows the namespace at a path."""
+    """A tracker of the namespace at a path."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._seen: Facts | None = None
 
     def look(self) -> Facts:
-        """What is known of the namespace now."""
+        """Return the current facts of the namespace."""
         try:
             inode = inode_of(self._path)
         except NotANetworkNamespaceError as error:

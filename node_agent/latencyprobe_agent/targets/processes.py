@@ -1,4 +1,4 @@
-"""Processes, as /proc shows them.
+"""Processes from /proc.
 
 `proc_root` is where the host's /proc is (for a DaemonSet with `hostPID` it is the pod's own). A
 process is a *thread group*; its id is the tgid. Process ids are reused, so a process that is
@@ -21,7 +21,7 @@ _PROC_PID_INIT_INO = 0xEFFFFFFC  # include/linux/proc_ns.h: the initial PID name
 
 @dataclass(frozen=True, slots=True)
 class ProcessStat:
-    """What /proc/PID/stat says."""
+    """The used fields of /proc/PID/stat."""
 
     name: str
     state: str
@@ -30,17 +30,17 @@ class ProcessStat:
 
     @property
     def is_kernel_thread(self) -> bool:
-        """Whether it runs kernel code only, and so has no sockets of its own."""
+        """True if it runs kernel code only, and so has no sockets of its own."""
         return bool(self.flags & _PF_KTHREAD)
 
     @property
     def has_exited(self) -> bool:
-        """Whether only its exit status is left (zombie, dead)."""
+        """True if only its exit status is left (zombie, dead)."""
         return self.state in "ZX"
 
 
 def parse_stat(text: str) -> ProcessStat:
-    """The fields of /proc/PID/stat; the name is in parentheses and may hold some itself."""
+    """Parse /proc/PID/stat; the name is in parentheses and may itself contain some."""
     end_of_name = text.rindex(")")
     fields = text[end_of_name + 2 :].split()
     return ProcessStat(
@@ -53,7 +53,7 @@ def parse_stat(text: str) -> ProcessStat:
 
 @dataclass(frozen=True, slots=True)
 class NetworkNamespaces:
-    """Inode numbers of the namespaces of some processes, and who would not say (permission)."""
+    """Inode numbers of the namespaces of some processes, and the processes without permission."""
 
     inodes: frozenset[int]
     refused: tuple[int, ...] = ()
@@ -66,26 +66,26 @@ class Processes:
         self._root = str(proc_root)
 
     def in_initial_namespace(self) -> bool:
-        """Whether our process ids are the kernel's own."""
+        """Return True if our process ids are the kernel's own."""
         try:
             return os.stat(f"{self._root}/self/ns/pid").st_ino == _PROC_PID_INIT_INO
         except OSError:
             return False
 
     def stat(self, pid: int) -> ProcessStat | None:
-        """The process's (or thread's) state; None where there is none."""
+        """Return the state of a process or thread; None if it does not exist."""
         text = self._read(pid, "stat")
         return parse_stat(text) if text else None
 
     def tgid(self, pid: int) -> int | None:
-        """The process that a thread belongs to; None where there is none."""
+        """Return the process of a thread; None if it does not exist."""
         for line in self._read(pid, "status").splitlines():
             if line.startswith("Tgid:"):
                 return int(line.split()[1])
         return None
 
     def children(self, pid: int) -> Iterator[int]:
-        """The processes that the threads of a process have forked and not yet lost."""
+        """Yield the processes that the threads of a process have forked and that still exist."""
         try:
             threads = os.listdir(f"{self._root}/{pid}/task")
         except (FileNotFoundError, ProcessLookupError):
@@ -94,7 +94,7 @@ class Processes:
             yield from map(int, self._read(pid, f"task/{thread}/children").split())
 
     def netns(self, pids: Iterable[int]) -> NetworkNamespaces:
-        """The network namespaces that these processes live in; the ones that exited are ignored."""
+        """Return the network namespaces of these processes; ignore those that exited."""
         inodes, refused = set(), []
         for pid in pids:
             try:
@@ -106,7 +106,7 @@ class Processes:
         return NetworkNamespaces(frozenset(inodes), tuple(refused))
 
     def _read(self, pid: int, name: str) -> str:
-        """The file's text; empty where the process is gone."""
+        """Return the file's text; empty if the process is gone."""
         try:
             descriptor = os.open(f"{self._root}/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, ProcessLookupError):
@@ -120,7 +120,7 @@ class Processes:
 
 
 def refusal_message(refused: tuple[int, ...]) -> str:
-    """What to tell where the namespaces of some processes can't be read."""
+    """Return the message for processes whose namespaces cannot be read; empty without any."""
     if not refused:
         return ""
     some = ", ".join(map(str, refused[:3])) + (" …" if len(refused) > 3 else "")
@@ -131,7 +131,7 @@ def refusal_message(refused: tuple[int, ...]) -> str:
 
 
 class ProcessTracker:
-    """Follows a process and its descendants, orphaned ones too."""
+    """A tracker of a process and its descendants, orphaned ones too."""
 
     def __init__(self, processes: Processes, pid: int) -> None:
         self._processes = processes
@@ -140,7 +140,7 @@ class ProcessTracker:
         self._facts: Facts | None = None
 
     def look(self) -> Facts:
-        """What is known of the processes now."""
+        """Return the current facts of the processes."""
         if self._facts is None:
             refused = self._refuse()
             if refused is not None:
@@ -152,7 +152,7 @@ class ProcessTracker:
         return self._facts
 
     def _refuse(self) -> Facts | None:
-        """Why the process can't be a target; None where it can, and is remembered."""
+        """Return the refusal of an unmeasurable process; else remember it and return None."""
         stat = self._processes.stat(self._pid)
         if stat is None or stat.has_exited:
             return failed(f"no such process: {self._pid}")
@@ -175,7 +175,7 @@ class ProcessTracker:
         return None
 
     def _follow(self) -> None:
-        """Forget who exited, take in who was forked."""
+        """Forget processes that exited; add those that were forked."""
         self._known = {p: t for p, t in self._known.items() if self._is_alive(p, t)}
         unvisited = list(self._known)
         while unvisited:

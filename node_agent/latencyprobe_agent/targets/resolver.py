@@ -1,8 +1,7 @@
-"""All targets of this node, and when to look at them again.
+"""All targets of this node, and the time of their next poll.
 
-Looking is polling, at a pace that depends on what may change soon: a target that is pending or new
-is looked at often, a settled one seldom. The kernel side follows forks by itself, so a settled
-target loses nothing in between.
+The pace of polling depends on the target: one that is pending or new is polled often, a settled one
+seldom. The kernel side follows forks by itself, so a settled target loses nothing in between.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ _NEW_FOR_S = 3.0
 _PACE_NEW_S = 0.25
 _PACE_PENDING_S = 0.5
 _PACE_SETTLED_S = 3.0
-# What is gone or has failed stays so until the client names it anew.
+# A target that is gone or has failed stays so until the client names it again.
 _PACE: Mapping[TargetState, float | None] = {
     TargetState.PENDING: _PACE_PENDING_S,
     TargetState.ATTACHED: _PACE_SETTLED_S,
@@ -57,7 +56,7 @@ class _Tracked:
 
 
 class Resolver:
-    """Keeps the facts of a set of targets current."""
+    """The current facts of a set of targets."""
 
     def __init__(
         self,
@@ -76,16 +75,16 @@ class Resolver:
 
     @property
     def cgroup_version(self) -> str:
-        """ "v1", "v2" or "hybrid", of what is mounted here."""
+        """The mounted cgroup version: "v1", "v2" or "hybrid"."""
         return cgroup_version(self._mounts)
 
     @property
     def hierarchy_root(self) -> str | None:
-        """Where the v2 hierarchy is mounted."""
+        """The mount point of the v2 hierarchy."""
         return self._hierarchy.root if self._hierarchy else None
 
     def track(self, selectors: Iterable[Selector]) -> None:
-        """Follow just these targets from now on. New ones, and those that failed, are looked at."""
+        """Track just these targets from now on. Resolve new ones, and those that failed."""
         wanted = dict.fromkeys(selectors)
         self._tracked = {
             selector: tracked
@@ -97,7 +96,7 @@ class Resolver:
                 self._tracked[selector] = self._begin(selector)
 
     def refresh(self) -> bool:
-        """Look at the targets whose time has come; whether anything is new."""
+        """Poll the targets that are due; return True if anything changed."""
         now = self._clock()
         changed = False
         for selector, tracked in self._tracked.items():
@@ -112,17 +111,17 @@ class Resolver:
 
     @property
     def facts(self) -> Mapping[Selector, Facts]:
-        """What is known of each target."""
+        """The facts of each target."""
         return {selector: tracked.facts for selector, tracked in self._tracked.items()}
 
     def facts_of(self, selector: Selector) -> Facts:
-        """What is known of one target."""
+        """Return the facts of one target."""
         tracked = self._tracked.get(selector)
         return tracked.facts if tracked else failed("is no longer a target")
 
     @property
     def next_look(self) -> float | None:
-        """When the clock's time has come for `refresh`; None where nothing can change."""
+        """The clock's time of the next `refresh`; None if nothing can change."""
         times = [t.look_at for t in self._tracked.values() if t.look_at is not None]
         return min(times, default=None)
 
@@ -153,7 +152,7 @@ class Resolver:
 
 
 def _look(tracker: Tracker) -> Facts:
-    """What the tracker says; an error of the file system is that target's failure alone."""
+    """Poll the tracker; an error of the file system is that target's failure alone."""
     try:
         return tracker.look()
     except (OSError, ValueError) as error:

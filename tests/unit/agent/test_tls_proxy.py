@@ -20,7 +20,7 @@ from latencyprobe.protocol.measurements import AGENT_NAME, OPERATOR_NAME
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_agent.agent import Agent
-from latencyprobe_agent.serving import tls_proxy as gates
+from latencyprobe_agent.serving import tls_proxy
 from latencyprobe_agent.serving.metrics import Metrics
 from latencyprobe_agent.serving.service import Server, TcpAddress
 from latencyprobe_agent.serving.tls import TlsFiles
@@ -70,7 +70,7 @@ async def test_a_flood_is_counted_and_does_not_flood_the_log(
         refusals.refuse(
             Refusal.FOREIGN, "10.0.0.2:1", "the certificate is not signed by the configured CA"
         )
-        monkeypatch.setattr(gates, "_LOG_S", 0.0)
+        monkeypatch.setattr(tls_proxy, "_LOG_S", 0.0)
         refusals.refuse(Refusal.EXPIRED, "10.0.0.3:1", "the certificate has expired")
 
     assert counts == {Refusal.EXPIRED: 1001, Refusal.FOREIGN: 1}
@@ -82,7 +82,7 @@ async def test_a_flood_is_counted_and_does_not_flood_the_log(
 
 
 class Served:
-    """An agent behind its gate."""
+    """An agent behind its TLS proxy."""
 
     def __init__(self, address: str, authority: Authority, metrics: Metrics) -> None:
         self.address = address
@@ -131,7 +131,7 @@ async def served(agent: Agent, tmp_path: Path) -> AsyncIterator[Served]:
 async def test_who_says_nothing_loses_the_place_to_who_comes_later(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gates, "MAX_HANDSHAKES", 4)
+    monkeypatch.setattr(tls_proxy, "MAX_HANDSHAKES", 4)
     with contextlib.ExitStack() as stack:
         silent = [
             stack.enter_context(socket.create_connection(served.host_port)) for _ in range(10)
@@ -146,7 +146,7 @@ async def test_who_says_nothing_loses_the_place_to_who_comes_later(
 async def test_who_says_nothing_is_hung_up_on(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gates, "HANDSHAKE_S", 0.05)
+    monkeypatch.setattr(tls_proxy, "HANDSHAKE_S", 0.05)
     with socket.create_connection(served.host_port, timeout=5) as connection:
         assert await asyncio.to_thread(connection.recv, 1) == b""
     assert served.refused(Refusal.SLOW) == 1
