@@ -50,7 +50,7 @@ class Stubs(Command):
         protos = [str(STUBS / path.name) for path in sorted((PROTO_ROOT / "v1").glob("*.proto"))]
         arguments = [
             "protoc",
-            f"-I{STUBS.parent}={PROTO_ROOT}",  # the stubs import each other as what they become
+            f"-I{STUBS.parent}={PROTO_ROOT}",  # the stubs import each other by their later names
             f"-I{Path(protoc.__file__).parent / '_proto'}",  # google/protobuf/*.proto
             f"--plugin={STUB_TYPES_PLUGIN}={_program(STUB_TYPES_PLUGIN)}",
             *(f"--{output}_out={ROOT}" for output in ("python", "pyi", "grpc_python")),

@@ -15,7 +15,7 @@ from bench.outcome import CannotMeasureError
 
 _SCRIPT = Path(__file__).with_name("latency.bt")
 _ATTACH_SECONDS = 20
-# bpftrace finds tracepoints in tracefs; where nobody has mounted that, it sees it and we don't
+# bpftrace finds tracepoints in tracefs; without a mount of it, bpftrace sees it and we do not
 _MOUNT = (
     "mount -t debugfs nodev /sys/kernel/debug 2>/dev/null;"
     'mount -t tracefs nodev /sys/kernel/tracing 2>/dev/null; exec bpftrace "$1"'
@@ -74,5 +74,5 @@ def _perf_events(pid: int) -> int:
         try:
             events += "perf_event" in str(descriptor.readlink())
         except OSError:
-            continue  # closed meanwhile
+            continue  # closed since the listing
     return events

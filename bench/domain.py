@@ -82,7 +82,7 @@ def _tasks(pods: Sequence[Measurement]) -> tuple[Task, ...]:
     windows = ProbeWindows(INTERVAL_SECONDS, WINDOW_SECONDS)
     entries = round(WINDOW_SECONDS / INTERVAL_SECONDS)
     clock = _Clock()
-    for _ in range(entries + 1):  # what a full window costs is what counts
+    for _ in range(entries + 1):  # the cost of a full window counts
         for index in range(_SLICE):
             windows.add(f"pod {index}", pods[index % len(pods)], at=clock.of(index))
 

@@ -161,7 +161,7 @@ def _scenarios(net: Network, stranger: int) -> tuple[Scenario, ...]:
 
 
 def _slice(source: Traffic, empty: UnitProgram, clock: UnitProgram) -> Costs:
-    time.sleep(0.02)  # what the change of programs has upset settles
+    time.sleep(0.02)  # let the effects of changed programs settle
     empty_before, before = empty.run_time(), run_times(without=(empty, clock))
     exchanged = source.exchange(SECONDS)
     after, empty_after = run_times(without=(empty, clock)), empty.run_time()

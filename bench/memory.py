@@ -219,7 +219,7 @@ def _cpu_ns(pid: int) -> int:
     """Return the run time of all threads; /proc/PID/stat counts in hundredths of a second."""
     spent = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(OSError):  # ended meanwhile
+        with contextlib.suppress(OSError):  # ended since the listing
             spent += int((task / "schedstat").read_text().split()[0])
     return spent
 

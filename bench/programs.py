@@ -48,7 +48,7 @@ def descriptors(pid: int) -> list[Mapping[str, str]]:
         try:
             lines = path.read_text().splitlines()
         except OSError:
-            continue  # closed meanwhile
+            continue  # closed since the listing
         fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
         if fields.keys() & {"prog_id", "map_id"}:
             found.append(fields)

@@ -116,7 +116,7 @@ def _arms(net: Network) -> tuple[Arm, ...]:
 
 
 def _rate(source: Traffic) -> float:
-    time.sleep(0.02)  # what a change of programs has upset settles
+    time.sleep(0.02)  # let the effects of changed programs settle
     return source.exchange(SECONDS).rate
 
 

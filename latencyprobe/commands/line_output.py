@@ -11,7 +11,7 @@ import os
 import select
 import stat
 
-# What a pipe that polls writable takes without blocking: pipe_poll(), fs/pipe.c.
+# A pipe that polls writable takes this much without blocking: pipe_poll(), fs/pipe.c.
 _PIECE_BYTES = select.PIPE_BUF
 
 

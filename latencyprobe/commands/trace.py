@@ -48,9 +48,9 @@ Examples:
   latencyprobe trace --min 0ns --output-file packets.txt -- curl -sO https://example.org/
 
 Each line is a packet: the time at which its last stage ended, the process that read or sent it, and
-its stages. The stages add up to the total. A process is "-" if a softirq sent the packet and no
-process used its socket before. A stage is "-" if the packet did not pass it, for example rx.host
-without a host device.
+its stages. The stages add up to the total. A process is "-" if a softirq sent the packet, and no
+process has used its socket since the trace began. A stage is "-" if the packet did not pass it, for
+example rx.host without a host device.
 
 The lines go to standard output, everything else to standard error. A COMMAND shares standard
 output: the table then goes to standard error. Use --output-file to keep it separate.

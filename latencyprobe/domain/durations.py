@@ -63,7 +63,7 @@ def parse_s(text: str) -> float:
 def format_ns(duration_ns: int) -> str:
     """Format a duration for people: three significant digits and one unit, as `1.25ms`."""
     for unit, smaller in (("s", "ms"), ("ms", "us"), ("us", "ns")):
-        # What rounds to 1000 of the smaller unit is 1 of this one.
+        # A value that rounds to 1000 of the smaller unit is 1 of this one.
         if duration_ns >= NS_PER_UNIT[unit] - NS_PER_UNIT[smaller] / 2:
             return f"{_three_digits(duration_ns / NS_PER_UNIT[unit])}{unit}"
     return f"{duration_ns}ns"

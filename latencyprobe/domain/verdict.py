@@ -16,7 +16,7 @@ from latencyprobe.domain.stages import parts_of
 
 DOMINANT_SHARE = 0.40
 MIN_SAMPLES = 100
-# If 99 % of the packets take less, the largest share is that of a healthy machine: a wake-up of
+# If 99 % of the packets take less, the largest share is that of a healthy machine. A wake-up of
 # 20 us holds most of the total on any idle one, and must not page anyone.
 NOTEWORTHY_NS = 1_000_000
 # The wire is to blame when the round trip is this many times what both stacks spend on a packet.
@@ -47,8 +47,8 @@ class Bottleneck(StrEnum):
 class Verdict:
     """The first statement of a report.
 
-    `share_percent`: part of the total that the bottleneck's stage holds; 0 where none is named.
-    `evidence`: the figures, as sentences. `next_step`: one thing that a person can do.
+    `share_percent`: part of the total that the bottleneck's stage holds; 0 without a stage.
+    `evidence`: the figures, as sentences. `next_step`: one action for a person.
     """
 
     bottleneck: Bottleneck

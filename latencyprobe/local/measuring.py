@@ -151,7 +151,7 @@ class _Run:
         await first_to_end(*reasons)
 
     async def _last_figures(self, watching: asyncio.Task[None]) -> None:
-        """Wait for the report that covers all up to now; not for ever, and not if told to hurry."""
+        """Wait for the report on everything until now, a deadline or the second signal."""
         await first_to_end(
             asyncio.wait({watching}),
             self._all_seen(watching),

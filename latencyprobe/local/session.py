@@ -32,7 +32,7 @@ from latencyprobe.protocol.v1 import node_agent_pb2_grpc as rpc
 
 PROBE_ID = "local"
 GENERATION = 1
-# The agent reports at least this often, even if the view is refreshed less often: the end of a run
+# The agent reports at least this often, even if the view is refreshed less often. The end of a run
 # waits this long for its last figures.
 LONGEST_INTERVAL_NS = 250_000_000
 

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 
-# Where no module lies, whatever an option that names a relative path may say.
+# No module lies here, even if an option names a relative path.
 DIRECTORY = "/"
 _KEPT = frozenset({"HOME", "LANG", "LANGUAGE", "NO_COLOR", "PATH", "TZ"})
 _KEPT_PREFIX = "LC_"

@@ -61,7 +61,7 @@ def _read_agents(
     envvar="LATENCYPROBE_AGENT",
     multiple=True,
     callback=_read_agents,
-    help="Address of an agent outside the cluster; repeatable. Disables the DaemonSet search.",
+    help="Address of an agent that is not a pod; repeatable. Disables the DaemonSet search.",
 )
 @click.option(
     "--ca-file", type=_FILE, required=True, help="CA that signed the agents' certificates."
@@ -86,12 +86,19 @@ def _read_agents(
 @click.option(
     "--health-address", type=AddressType(), help="Serve /healthz for the kubelet over HTTP."
 )
-@click.option("--log-format", type=click.Choice(FORMATS), default="text", show_default=True)
+@click.option(
+    "--log-format",
+    type=click.Choice(FORMATS),
+    default="text",
+    show_default=True,
+    help="Format of the log: text for people, json for programs.",
+)
 @click.option(
     "--log-level",
     type=click.Choice(LEVELS),
     default="info",
     show_default=True,
+    help="Lowest level that is logged.",
 )
 def operator_command(
     *,

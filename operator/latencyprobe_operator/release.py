@@ -21,7 +21,7 @@ from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, Cluster
 
 log = logging.getLogger(__name__)
 
-# What kopf puts on each probe (handlers.py).
+# The finalizer that kopf adds to each probe (handlers.py).
 FINALIZER = "latencyprobe.io/detach"
 _ATTEMPTS = 10
 _REST_S = 1.0

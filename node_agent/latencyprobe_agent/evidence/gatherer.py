@@ -29,7 +29,7 @@ from latencyprobe_agent.evidence.namespaces import Namespace, Reader, Texts, rea
 
 log = logging.getLogger(__name__)
 
-# Machine-wide, in whatever namespace it is read: softnet_seq_show() goes through the CPUs,
+# Machine-wide, in every namespace that it is read in: softnet_seq_show() walks the CPUs,
 # net/core/net-procfs.c.
 _SOFTNET = "/proc/net/softnet_stat"
 # A pod's end of these has the same packets; a node has one for each pod, also other tenants'.
