@@ -31,8 +31,6 @@ NOT_YET_CONVERTED = (
     "latencyprobe/domain/coverage.py",
     "latencyprobe/domain/document.py",
     "latencyprobe/domain/report.py",
-    "latencyprobe/domain/window.py",
-    "latencyprobe/process/backoff.py",
     "node_agent/latencyprobe_agent/agent",
     "node_agent/latencyprobe_agent/collector",
     "node_agent/latencyprobe_agent/desired",
