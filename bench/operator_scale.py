@@ -25,11 +25,11 @@ from latencyprobe.domain.measurement import Measurement, StageMeasurement
 from latencyprobe.domain.stages import STAGES
 from latencyprobe.protocol.measurements import measurement_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
-from latencyprobe_operator.agents.fleet import TlsFiles
+from latencyprobe_operator.agents.fleet import ClientTlsFiles
 from latencyprobe_operator.api.status import size_bytes
 from latencyprobe_operator.controller import AgentSource, Controller
 from latencyprobe_operator.kube.cluster import Cluster
-from latencyprobe_operator.metrics import Metrics
+from latencyprobe_operator.metrics import OperatorMetrics
 from tools.fakes.agent import AGENT_NAME, OPERATOR_NAME, Authority, FakeAgent
 from tools.fakes.api import FakeApi
 from tools.fakes.samples import Json, pod_body, probe_body
@@ -58,12 +58,12 @@ def main() -> None:
 # --------------------------------------------------------------------------- simulation
 
 
-def simulate(parent: Connection, tls: TlsFiles, nodes: int, pods: int) -> None:
+def simulate(parent: Connection, tls: ClientTlsFiles, nodes: int, pods: int) -> None:
     """Run the cluster and its agents."""
     asyncio.run(_simulate(parent, tls, nodes, pods))
 
 
-async def _simulate(parent: Connection, tls: TlsFiles, nodes: int, pods: int) -> None:
+async def _simulate(parent: Connection, tls: ClientTlsFiles, nodes: int, pods: int) -> None:
     api = FakeApi()
     for index in range(pods):
         api.set(pod_body(f"checkout-{index:05}", node=f"node-{index % nodes:04}"), quietly=True)
@@ -115,7 +115,7 @@ def _figures() -> tuple[list[pb.StageDelta], dict[str, int]]:
 # ------------------------------------------------------------------------------ operator
 
 
-async def operate(simulated: tuple[str, dict[str, str]], tls: TlsFiles) -> None:
+async def operate(simulated: tuple[str, dict[str, str]], tls: ClientTlsFiles) -> None:
     """Run the operator's controller with one probe."""
     host, addresses = simulated
     cluster = _client(host)
@@ -123,7 +123,7 @@ async def operate(simulated: tuple[str, dict[str, str]], tls: TlsFiles) -> None:
         cluster,
         credentials=tls.credentials,
         agents=AgentSource("", "", 0, addresses),
-        metrics=Metrics(),
+        metrics=OperatorMetrics(),
     )
     print(f"before any agent: RSS {rss_mib():.0f} MiB")
     await controller.start()

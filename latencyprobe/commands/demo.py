@@ -23,7 +23,7 @@ from latencyprobe.commands.demo_traffic import (
 )
 from latencyprobe.commands.parameters import DURATION
 from latencyprobe.commands.run import (
-    Presentation,
+    RunPresentation,
     exit_status_of,
     interval_option,
     output_option,
@@ -32,8 +32,8 @@ from latencyprobe.commands.run import (
 )
 from latencyprobe.commands.terminal import OutputFormat, TerminalObserver, can_show_live, say
 from latencyprobe.domain.stages import DEFAULT_MODULES
-from latencyprobe.local.measuring import Outcome, measure
-from latencyprobe.local.session import PidTarget, Request
+from latencyprobe.local.measuring import RunOutcome, measure
+from latencyprobe.local.session import MeasurementRequest, PidTarget
 from latencyprobe.process import interpreter
 
 CLIENT_IPV4 = "192.0.2.1"
@@ -85,7 +85,7 @@ def demo_command(*, duration: int, interval: int, output: str, verbose: bool) ->
     The server has a fault, and the report should find it. The demo needs root. It changes nothing
     outside its two network namespaces, and removes them at the end.
     """
-    presentation = Presentation(
+    presentation = RunPresentation(
         output=OutputFormat(output),
         output_file=None,
         quiet=False,
@@ -95,7 +95,7 @@ def demo_command(*, duration: int, interval: int, output: str, verbose: bool) ->
     sys.exit(exit_status_of(lambda: _demo(duration, interval, presentation)))
 
 
-def _demo(duration_ns: int, interval_ns: int, presentation: Presentation) -> int:
+def _demo(duration_ns: int, interval_ns: int, presentation: RunPresentation) -> int:
     try:
         outcome, sent = asyncio.run(_measure(duration_ns, interval_ns, presentation))
     except DemoError as error:
@@ -114,10 +114,10 @@ def _demo(duration_ns: int, interval_ns: int, presentation: Presentation) -> int
 
 
 async def _measure(
-    duration_ns: int, interval_ns: int, presentation: Presentation
-) -> tuple[Outcome, Sent]:
+    duration_ns: int, interval_ns: int, presentation: RunPresentation
+) -> tuple[RunOutcome, Sent]:
     async with _workload(duration_ns / 1e9) as workload:
-        request = Request(
+        request = MeasurementRequest(
             targets=workload.targets, modules=DEFAULT_MODULES, interval_ns=interval_ns
         )
         observer = _DemoObserver(workload, presentation, interval_ns / 1e9)
@@ -130,7 +130,9 @@ async def _measure(
 class _DemoObserver(TerminalObserver):
     """An observer that starts the client once it is measured."""
 
-    def __init__(self, workload: _Workload, presentation: Presentation, interval_s: float) -> None:
+    def __init__(
+        self, workload: _Workload, presentation: RunPresentation, interval_s: float
+    ) -> None:
         super().__init__(quiet=False, live=presentation.live, interval_s=interval_s)
         self._workload = workload
 

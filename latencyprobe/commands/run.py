@@ -33,14 +33,14 @@ from latencyprobe.commands.terminal import (
 from latencyprobe.domain.stages import Module, check_filter
 from latencyprobe.local.agent_process import AgentError
 from latencyprobe.local.command_process import CommandError, StoppedCommand
-from latencyprobe.local.measuring import InterruptedBeforeError, Outcome, measure
+from latencyprobe.local.measuring import InterruptedBeforeError, RunOutcome, measure
 from latencyprobe.local.session import (
     CgroupTarget,
+    MeasurementRequest,
     NetnsTarget,
     NoTargetError,
     PidTarget,
     ProtocolVersionError,
-    Request,
     TargetSpec,
 )
 from latencyprobe.process.capabilities import MissingCapabilityError, require_capabilities
@@ -68,7 +68,7 @@ the status is 0. Status 1: nothing could be measured. Status 2: wrong usage.
 
 
 @dataclass(frozen=True, slots=True)
-class Presentation:
+class RunPresentation:
     """The options for showing a run."""
 
     output: OutputFormat
@@ -207,14 +207,14 @@ def run_command(
         check_filter(modules, protocols)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    presentation = Presentation(
+    presentation = RunPresentation(
         output=OutputFormat(output),
         output_file=output_file,
         quiet=quiet,
         verbose=verbose,
         live=output == OutputFormat.TABLE and not (quiet or verbose or command) and can_show_live(),
     )
-    request = Request(targets, modules, ports, protocols, interval)
+    request = MeasurementRequest(targets, modules, ports, protocols, interval)
     sys.exit(exit_status_of(lambda: _run(request, presentation, duration, command)))
 
 
@@ -235,7 +235,10 @@ def exit_status_of(measurement: Callable[[], int]) -> int:
 
 
 def _run(
-    request: Request, presentation: Presentation, duration_ns: int | None, argv: Sequence[str]
+    request: MeasurementRequest,
+    presentation: RunPresentation,
+    duration_ns: int | None,
+    argv: Sequence[str],
 ) -> int:
     if not argv:
         outcome = asyncio.run(_measure(request, presentation, duration_ns, None))
@@ -252,11 +255,11 @@ def target_of(command: StoppedCommand) -> PidTarget:
 
 
 async def _measure(
-    request: Request,
-    presentation: Presentation,
+    request: MeasurementRequest,
+    presentation: RunPresentation,
     duration_ns: int | None,
     command: StoppedCommand | None,
-) -> Outcome:
+) -> RunOutcome:
     observer = TerminalObserver(
         quiet=presentation.quiet,
         live=presentation.live,
@@ -272,7 +275,9 @@ async def _measure(
         )
 
 
-def report_outcome(outcome: Outcome, presentation: Presentation, *, with_command: bool) -> int:
+def report_outcome(
+    outcome: RunOutcome, presentation: RunPresentation, *, with_command: bool
+) -> int:
     """Write the report to its destination; return the exit status."""
     output = presentation.output
     path = presentation.output_file
@@ -285,7 +290,7 @@ def report_outcome(outcome: Outcome, presentation: Presentation, *, with_command
     return outcome.command_status or 0
 
 
-def _is_written(path: Path, outcome: Outcome, output: OutputFormat) -> bool:
+def _is_written(path: Path, outcome: RunOutcome, output: OutputFormat) -> bool:
     """Write the report to the file; print an error and return False if that fails."""
     try:
         write_report_to(path, outcome.report, output)

@@ -32,8 +32,8 @@ from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.packets import LONGEST_NS, TracedPacket
 from latencyprobe.domain.stages import BY_NAME, PACKET_STAGES, Module
 from latencyprobe.local.command_process import StoppedCommand
-from latencyprobe.local.measuring import Outcome, measure
-from latencyprobe.local.session import Request
+from latencyprobe.local.measuring import RunOutcome, measure
+from latencyprobe.local.session import MeasurementRequest
 from latencyprobe.local.trace_session import Limits, TraceSession
 
 DEFAULT_RATE = 1000
@@ -80,7 +80,7 @@ class StageType(click.ParamType[str]):
 
 
 @dataclass(frozen=True, slots=True)
-class Presentation:
+class TracePresentation:
     """The options for showing a trace. `most`: the number of packets after which it ends."""
 
     output: OutputFormat
@@ -172,8 +172,8 @@ def trace_command(
     targets = targets_of(pids, cgroups, netnses, command)
     modules = modules or default_modules(stages)
     limits = Limits(dict.fromkeys(traced_stages(stages, modules), min_ns), max_rate)
-    request = Request(targets, modules, ports, protocols)
-    presentation = Presentation(OutputFormat(output), output_file, most, quiet, verbose)
+    request = MeasurementRequest(targets, modules, ports, protocols)
+    presentation = TracePresentation(OutputFormat(output), output_file, most, quiet, verbose)
     sys.exit(exit_status_of(lambda: _Trace(request, limits, presentation).run(duration, command)))
 
 
@@ -212,7 +212,9 @@ def traced_stages(stages: Sequence[str], modules: Sequence[Module]) -> tuple[str
 class _Trace:
     """One trace, from its start to its closing line."""
 
-    def __init__(self, request: Request, limits: Limits, presentation: Presentation) -> None:
+    def __init__(
+        self, request: MeasurementRequest, limits: Limits, presentation: TracePresentation
+    ) -> None:
         self._request = request
         self._limits = limits
         self._presentation = presentation
@@ -231,7 +233,7 @@ class _Trace:
             outcome = asyncio.run(self._follow(duration_ns, command))
         return self._close(outcome)
 
-    async def _follow(self, duration_ns: int | None, command: StoppedCommand | None) -> Outcome:
+    async def _follow(self, duration_ns: int | None, command: StoppedCommand | None) -> RunOutcome:
         observer = TerminalObserver(quiet=self._presentation.quiet, live=False, interval_s=1)
         with self._descriptor(with_command=command is not None) as descriptor:
             async with LineOutput(descriptor) as output:
@@ -252,7 +254,7 @@ class _Trace:
                     self._printed, self._failure = printer.printed, printer.failure
 
     def _make_session(
-        self, channel: grpc.aio.Channel, request: Request, printer: _Printer
+        self, channel: grpc.aio.Channel, request: MeasurementRequest, printer: _Printer
     ) -> TraceSession:
         self._session = TraceSession(channel, request, self._limits, printer.print)
         return self._session
@@ -269,7 +271,7 @@ class _Trace:
         else:
             yield sys.stdout.fileno()
 
-    def _close(self, outcome: Outcome) -> int:
+    def _close(self, outcome: RunOutcome) -> int:
         """Print the closing lines; return the exit status."""
         assert self._session is not None
         if outcome.command_status is None:
@@ -285,7 +287,7 @@ class _Trace:
             return outcome.command_status or RUNTIME_FAILURE
         return outcome.command_status or 0
 
-    def _accounts(self, outcome: Outcome) -> Iterator[str]:
+    def _accounts(self, outcome: RunOutcome) -> Iterator[str]:
         assert self._session is not None
         counts = self._session.counts
         limits_ns = self._limits.stages_ns
@@ -306,7 +308,7 @@ def _more(count: int, text: str) -> str:
     return text.format(f"{count:,}") if count > 0 else ""
 
 
-def _untimed(outcome: Outcome, modules: Iterable[Module]) -> int:
+def _untimed(outcome: RunOutcome, modules: Iterable[Module]) -> int:
     """Count the packets without complete stages."""
     wanted = set(modules)
     return sum(
@@ -320,7 +322,9 @@ def _untimed(outcome: Outcome, modules: Iterable[Module]) -> int:
 class _Printer:
     """A printer of packets, until the requested number is reached or the reader has exited."""
 
-    def __init__(self, output: LineOutput, presentation: Presentation, descriptor: int) -> None:
+    def __init__(
+        self, output: LineOutput, presentation: TracePresentation, descriptor: int
+    ) -> None:
         self._output = output
         self._most = presentation.most
         self._line: Callable[[TracedPacket], str] = json_line

@@ -19,7 +19,7 @@ import grpc
 from latencyprobe.domain.document import LatencyReport
 from latencyprobe.local.agent_process import AgentError, AgentProcess, private_agent
 from latencyprobe.local.command_process import StoppedCommand
-from latencyprobe.local.session import LONGEST_INTERVAL_NS, Request, Session
+from latencyprobe.local.session import LONGEST_INTERVAL_NS, MeasurementRequest, Session
 from latencyprobe.process.tasks import first_to_end
 from latencyprobe.protocol.measurements import CorruptMessageError
 
@@ -30,7 +30,7 @@ LATENESS_S = 2.0
 TIME_FOR_THE_COMMAND_S = 1.0
 
 
-MakeSession = Callable[[grpc.aio.Channel, Request], Session]
+MakeSession = Callable[[grpc.aio.Channel, MeasurementRequest], Session]
 
 
 class Observer(Protocol):
@@ -47,7 +47,7 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RunOutcome:
     """The outcome of a run. `failure`: the reason for an early end; the report is then partial.
 
     `command_status`: exit status of the command, if it ended by itself.
@@ -67,7 +67,7 @@ class InterruptedBeforeError(RuntimeError):
 
 
 async def measure(
-    request: Request,
+    request: MeasurementRequest,
     observer: Observer,
     *,
     duration_s: float | None = None,
@@ -75,7 +75,7 @@ async def measure(
     show_log: bool = False,
     make_session: MakeSession = Session,
     is_enough: asyncio.Event | None = None,
-) -> Outcome:
+) -> RunOutcome:
     """Measure until there is a reason to end, and report. Setting `is_enough` is such a reason.
 
     Raises AgentError, ProtocolVersionError, NoTargetError or InterruptedBeforeError if nothing
@@ -120,7 +120,7 @@ class _Run:
         self._command = command
         self._is_enough = is_enough
 
-    async def until_its_end(self, duration_s: float | None) -> Outcome:
+    async def until_its_end(self, duration_s: float | None) -> RunOutcome:
         watching = asyncio.create_task(self._agent.while_alive(self._watch))
         try:
             self._observer.attached(self._session.problems)
@@ -131,7 +131,7 @@ class _Run:
         finally:
             failure = await _failure_of(watching)
             command_status = await self._end_command(failure)
-        return Outcome(self._session.report(), command_status, failure)
+        return RunOutcome(self._session.report(), command_status, failure)
 
     async def _watch(self) -> None:
         await self._session.watch(lambda: self._observer.updated(self._session.report()))

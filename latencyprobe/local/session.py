@@ -65,7 +65,7 @@ TargetSpec = PidTarget | CgroupTarget | NetnsTarget
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class MeasurementRequest:
     """The targets and settings of a run."""
 
     targets: tuple[TargetSpec, ...]
@@ -126,7 +126,7 @@ class _Seen:
 class Session:
     """A measurement from `attach` to the last report. `report` covers everything so far."""
 
-    def __init__(self, channel: grpc.aio.Channel, request: Request) -> None:
+    def __init__(self, channel: grpc.aio.Channel, request: MeasurementRequest) -> None:
         self._stub = rpc.NodeAgentStub(channel)
         self._request = request
         self._targets = {str(index): _Seen(spec) for index, spec in enumerate(request.targets)}
@@ -267,7 +267,7 @@ def _node(info: pb.NodeInfo) -> Node:
     )
 
 
-def _desired_state(request: Request) -> pb.DesiredState:
+def _desired_state(request: MeasurementRequest) -> pb.DesiredState:
     interval = Duration()
     interval.FromNanoseconds(min(request.interval_ns, LONGEST_INTERVAL_NS))
     probe = pb.Probe(

@@ -12,7 +12,7 @@ import grpc
 from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.packets import TraceCounts, TracedPacket
 from latencyprobe.local.agent_process import AgentError
-from latencyprobe.local.session import GENERATION, PROBE_ID, Request, Session
+from latencyprobe.local.session import GENERATION, PROBE_ID, MeasurementRequest, Session
 from latencyprobe.process.tasks import all_to_end
 from latencyprobe.protocol.packets import counts_from_proto, packet_from_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
@@ -36,7 +36,11 @@ class TraceSession(Session):
     """
 
     def __init__(
-        self, channel: grpc.aio.Channel, request: Request, limits: Limits, on_packets: OnPackets
+        self,
+        channel: grpc.aio.Channel,
+        request: MeasurementRequest,
+        limits: Limits,
+        on_packets: OnPackets,
     ) -> None:
         super().__init__(channel, request)
         self._agent = rpc.NodeAgentStub(channel)

@@ -20,7 +20,7 @@ import h11
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from latencyprobe.process.listening import Address, listen
+from latencyprobe.process.listening import ListenAddress, listen
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ Page = Callable[[Mapping[str, str]], Response]
 class ServeError(Exception):
     """An address on which pages cannot be served."""
 
-    def __init__(self, address: Address, pages: Iterable[str], error: OSError) -> None:
+    def __init__(self, address: ListenAddress, pages: Iterable[str], error: OSError) -> None:
         reason = error.strerror or str(error)
         super().__init__(f"cannot serve {', '.join(pages)} on {address}: {reason}")
 
@@ -76,8 +76,8 @@ def health_page(is_healthy: Callable[[], bool] = lambda: True) -> Page:
 
 @contextlib.asynccontextmanager
 async def served(
-    address: Address | None, pages: Mapping[str, Page]
-) -> AsyncIterator[Address | None]:
+    address: ListenAddress | None, pages: Mapping[str, Page]
+) -> AsyncIterator[ListenAddress | None]:
     """Serve pages for the time of the block, or nothing without an address.
 
     Gives the address with the port that the kernel chose for 0. Raises ServeError.
@@ -105,11 +105,11 @@ class HttpServer:
         self._exchanges: dict[asyncio.Task[None], socket.socket] = {}  # oldest first
         self._accepting: asyncio.Task[None] | None = None
 
-    async def start(self, address: Address) -> Address:
+    async def start(self, address: ListenAddress) -> ListenAddress:
         """Listen, and return the address, whose port the kernel chooses for 0. Raises OSError."""
         listener = listen(address.host, address.port)
         listener.setblocking(False)
-        bound = Address(address.host, listener.getsockname()[1])
+        bound = ListenAddress(address.host, listener.getsockname()[1])
         self._accepting = asyncio.create_task(self._accept(listener))
         self._accepting.add_done_callback(lambda _: listener.close())
         return bound

@@ -11,7 +11,7 @@ import click
 _BACKLOG = 128
 
 
-class Address(NamedTuple):
+class ListenAddress(NamedTuple):
     """A host and a port. No host is every address of this machine."""
 
     host: str
@@ -21,23 +21,23 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-class AddressType(click.ParamType[Address]):
+class ListenAddressType(click.ParamType[ListenAddress]):
     """HOST:PORT as an option's value; an IPv6 address stands in brackets."""
 
     name = "HOST:PORT"
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Address:
+    ) -> ListenAddress:
         """Return the address, or fail with an example of one."""
-        if isinstance(value, Address):
+        if isinstance(value, ListenAddress):
             return value
         host, colon, port = str(value).rpartition(":")
         if not colon or not port.isdecimal() or not 0 <= int(port) <= 65535:
             self.fail(f"{value!r} is not HOST:PORT, such as 0.0.0.0:9443", param, ctx)
         if ":" in host and not (host.startswith("[") and host.endswith("]")):
             self.fail(f"{value!r}: put an IPv6 address into brackets, as [::]:9443", param, ctx)
-        return Address(host.removeprefix("[").removesuffix("]"), int(port))
+        return ListenAddress(host.removeprefix("[").removesuffix("]"), int(port))
 
 
 def listen(host: str, port: int) -> socket.socket:

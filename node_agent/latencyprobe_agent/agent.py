@@ -16,14 +16,14 @@ from dataclasses import dataclass
 
 from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.domain.packets import TracedPacket
-from latencyprobe_agent.desired import Desired, Probe, Refusals, admit
+from latencyprobe_agent.desired import Desired, DesiredProbe, Refusals, admit
 from latencyprobe_agent.evidence.source import EvidenceSource
 from latencyprobe_agent.instruments import Instruments
 from latencyprobe_agent.kernel.contract import Engine
 from latencyprobe_agent.lease import Lease, Pump
 from latencyprobe_agent.readings import Readings
 from latencyprobe_agent.reconciler import Reconciler
-from latencyprobe_agent.targets.facts import Facts
+from latencyprobe_agent.targets.facts import TargetFacts
 from latencyprobe_agent.targets.resolver import Resolver
 from latencyprobe_agent.tracing import PacketNews, Trace, TraceWish
 
@@ -53,7 +53,7 @@ class ShuttingDownError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class NodeFacts:
+class NodeDescription:
     """What does not change while the agent runs."""
 
     node_name: str
@@ -68,7 +68,7 @@ class Applied:
     """A state that was put in force, with its targets' facts by the ids of probe and target."""
 
     generation: int
-    standings: Mapping[str, Mapping[str, Facts]]
+    standings: Mapping[str, Mapping[str, TargetFacts]]
     refused: Refusals
     coverage: tuple[StageCoverage, ...]
 
@@ -80,7 +80,7 @@ class Agent:
         self,
         engine: Engine,
         resolver: Resolver,
-        node: NodeFacts,
+        node: NodeDescription,
         instruments: Instruments,
         evidence: EvidenceSource,
         *,
@@ -110,7 +110,7 @@ class Agent:
         """Every stage, and whether it is measured."""
         return self._engine.coverage
 
-    def standings(self, probe: Probe) -> Mapping[str, Facts]:
+    def standings(self, probe: DesiredProbe) -> Mapping[str, TargetFacts]:
         """Return the facts of a probe's targets, by their ids."""
         return {target.id: self._reconciler.standing(probe, target) for target in probe.targets}
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from latencyprobe_agent.desired import Desired, Selector
 from latencyprobe_agent.kernel.contract import Engine, SlotSpec
 from latencyprobe_agent.plan import SlotKey, SlotTable, assignment, overcommitted, wanted_slots
-from latencyprobe_agent.targets.facts import Facts
+from latencyprobe_agent.targets.facts import TargetFacts
 
 
 class SlotAssigner:
@@ -29,7 +29,7 @@ class SlotAssigner:
         return self._refused.get(key)
 
     def assign(
-        self, desired: Desired, facts: Mapping[Selector, Facts], read: Callable[[], None]
+        self, desired: Desired, facts: Mapping[Selector, TargetFacts], read: Callable[[], None]
     ) -> None:
         """Give each target a slot as far as there is room; raises EngineError.
 
@@ -47,7 +47,7 @@ class SlotAssigner:
         self._refused = refused
         self._tell_engine(facts)
 
-    def _tell_engine(self, facts: Mapping[Selector, Facts]) -> None:
+    def _tell_engine(self, facts: Mapping[Selector, TargetFacts]) -> None:
         slots = assignment(self._table.numbers, facts)
         if slots != self._assigned:
             self._assigned = None

@@ -11,7 +11,7 @@ import click
 
 from latencyprobe import __version__
 from latencyprobe.process import logs
-from latencyprobe.process.listening import Address, AddressType
+from latencyprobe.process.listening import ListenAddress, ListenAddressType
 from latencyprobe.protocol.measurements import OPERATOR_NAME
 from latencyprobe_agent.main import (
     Settings,
@@ -21,7 +21,7 @@ from latencyprobe_agent.main import (
     run,
 )
 from latencyprobe_agent.serving.service import SocketAddress, TcpAddress
-from latencyprobe_agent.serving.tls import TlsFiles
+from latencyprobe_agent.serving.tls import ServerTlsFiles
 
 _FILE = click.Path(path_type=Path)
 
@@ -30,7 +30,7 @@ _FILE = click.Path(path_type=Path)
 @click.version_option(__version__, prog_name="latencyprobe agent")
 @click.option(
     "--listen",
-    type=AddressType(),
+    type=ListenAddressType(),
     show_envvar=True,
     help="Serve the operator over TCP with mutual TLS.",
 )
@@ -84,7 +84,7 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option(
     "--metrics-address",
-    type=AddressType(),
+    type=ListenAddressType(),
     show_envvar=True,
     help="Serve /metrics, /healthz and /readyz over HTTP.",
 )
@@ -114,7 +114,7 @@ _FILE = click.Path(path_type=Path)
 )
 def agent_command(
     *,
-    listen: Address | None,
+    listen: ListenAddress | None,
     socket: Path | None,
     ca_file: Path | None,
     cert_file: Path | None,
@@ -124,7 +124,7 @@ def agent_command(
     host_netns: Path | None,
     proc_root: Path,
     cgroup_root: Path | None,
-    metrics_address: Address | None,
+    metrics_address: ListenAddress | None,
     log_level: str,
     log_format: str,
     exit_with_parent: int | None,
@@ -157,7 +157,7 @@ def _start(settings: Settings, *, parent: int | None) -> None:
 
 
 def _address(
-    listen: Address | None,
+    listen: ListenAddress | None,
     socket: Path | None,
     files: tuple[Path | None, Path | None, Path | None],
     operator_name: str,
@@ -176,6 +176,6 @@ def _address(
     assert listen is not None
     return TcpAddress(
         str(listen._replace(host=listen.host or "0.0.0.0")),  # noqa: S104  (no host: every one)
-        TlsFiles(ca_file, cert_file, key_file),
+        ServerTlsFiles(ca_file, cert_file, key_file),
         operator_name,
     )

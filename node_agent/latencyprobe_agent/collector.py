@@ -18,7 +18,7 @@ from latencyprobe.domain.measurement import (
     NodeMeasurement,
 )
 from latencyprobe.domain.stages import Module, counter_module, stages_of
-from latencyprobe_agent.desired import Desired, Probe
+from latencyprobe_agent.desired import Desired, DesiredProbe
 from latencyprobe_agent.plan import TargetKey
 
 # A probe may be this part of its interval early, so that probes of one interval share a reading.
@@ -40,7 +40,7 @@ class ProbeFigures:
     `node` is what was measured of the node meanwhile, for all modules.
     """
 
-    probe: Probe
+    probe: DesiredProbe
     begin: Moment
     end: Moment
     measurements: Mapping[str, Measurement]
@@ -78,7 +78,7 @@ class _Addend(Generic[_Figures]):
 class _Account:
     """What was measured for one probe and not yet reported."""
 
-    probe: Probe
+    probe: DesiredProbe
     begin: Moment
     measurements: dict[str, Measurement] = field(default_factory=dict)
     node: NodeMeasurement = NOTHING_OF_THE_NODE
@@ -201,13 +201,13 @@ class Collector:
                 account.measurements[target_id] = measurement + later
 
 
-def _carry_over(account: _Account, probe: Probe) -> _Account:
+def _carry_over(account: _Account, probe: DesiredProbe) -> _Account:
     kept = _still_meant(account.measurements, account.probe, probe)
     return _Account(probe, account.begin, kept, account.node)
 
 
 def _still_meant(
-    measurements: Mapping[str, Measurement], before: Probe, after: Probe
+    measurements: Mapping[str, Measurement], before: DesiredProbe, after: DesiredProbe
 ) -> dict[str, Measurement]:
     """The figures of the targets that both versions of a probe measure alike."""
     if before.socket_filter != after.socket_filter:

@@ -23,7 +23,7 @@ class InvalidStateError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class ContainerTarget:
+class ContainerSelector:
     """A pod's container. Both parts are plain hexadecimal: safe as names of directories."""
 
     pod_uid: str
@@ -31,31 +31,31 @@ class ContainerTarget:
 
 
 @dataclass(frozen=True, slots=True)
-class CgroupTarget:
+class CgroupSelector:
     """A cgroup's directory, with all cgroups below it."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
-class PidTarget:
+class PidSelector:
     """A process, with all its descendants."""
 
     pid: int
 
 
 @dataclass(frozen=True, slots=True)
-class NetnsTarget:
+class NetnsSelector:
     """Every socket of a network namespace."""
 
     path: str
 
 
-Selector = ContainerTarget | CgroupTarget | PidTarget | NetnsTarget
+Selector = ContainerSelector | CgroupSelector | PidSelector | NetnsSelector
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class DesiredTarget:
     """One thing that a probe measures; `id` is the client's."""
 
     id: str
@@ -63,7 +63,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class DesiredProbe:
     """One set of targets that is measured and reported alike."""
 
     id: str
@@ -72,7 +72,7 @@ class Probe:
     socket_filter: SocketFilter
     interval_s: float
     max_cpu_percent: float
-    targets: tuple[Target, ...]
+    targets: tuple[DesiredTarget, ...]
     namespace: str = ""
 
 
@@ -85,13 +85,13 @@ class Desired:
     """All that is wanted of this node. `lease_s`: 0 means for ever."""
 
     generation: int = 0
-    probes: tuple[Probe, ...] = ()
+    probes: tuple[DesiredProbe, ...] = ()
     lease_s: float = 0.0
     refused: Refusals = field(default_factory=dict)
     """Invalid or surplus targets, which `probes` leaves out."""
 
     @property
-    def targets(self) -> tuple[tuple[Probe, Target], ...]:
+    def targets(self) -> tuple[tuple[DesiredProbe, DesiredTarget], ...]:
         """Every target that is to be measured, with its probe."""
         return tuple((probe, target) for probe in self.probes for target in probe.targets)
 
@@ -105,7 +105,7 @@ class Desired:
         """The ids of all targets, each with that of its probe."""
         return frozenset((probe.id, target.id) for probe, target in self.targets)
 
-    def probe(self, probe_id: str) -> Probe | None:
+    def probe(self, probe_id: str) -> DesiredProbe | None:
         """Return the probe of this id; None where there is none."""
         return next((probe for probe in self.probes if probe.id == probe_id), None)
 
@@ -131,7 +131,7 @@ def admit(desired: Desired, held: Container[TargetName] = ()) -> Desired:
     )
 
 
-def _without(probe: Probe, surplus: Container[TargetName]) -> Probe | None:
+def _without(probe: DesiredProbe, surplus: Container[TargetName]) -> DesiredProbe | None:
     """Return the probe without these targets; None where it loses all that it has."""
     targets = tuple(target for target in probe.targets if (probe.id, target.id) not in surplus)
     return replace(probe, targets=targets) if targets or not probe.targets else None

@@ -29,7 +29,7 @@ class Lease:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._stream: _Stream | None = None
+        self._stream: _ReportStream | None = None
         self._since = clock()
 
     def renew(self) -> None:
@@ -47,7 +47,7 @@ class Lease:
 
         Raises StreamEndedError where the stream is ended from outside.
         """
-        before, self._stream = self._stream, _Stream()
+        before, self._stream = self._stream, _ReportStream()
         stream = self._stream
         try:
             if before is not None:
@@ -66,7 +66,7 @@ class Lease:
             self._stream.end(StreamEndedError(message, superseded=False))
 
 
-class _Stream:
+class _ReportStream:
     """One stream of reports, and the way to end it from outside."""
 
     def __init__(self) -> None:

@@ -21,15 +21,15 @@ from latencyprobe.process.capabilities import (
     require_capabilities,
 )
 from latencyprobe.process.http_server import ServeError, served
-from latencyprobe.process.listening import Address
-from latencyprobe_agent.agent import Agent, NodeFacts
+from latencyprobe.process.listening import ListenAddress
+from latencyprobe_agent.agent import Agent, NodeDescription
 from latencyprobe_agent.evidence.gatherer import Gatherer
 from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.kernel.contract import Engine, EngineError
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from latencyprobe_agent.kernel.typeinfo import kernel_types_kind
 from latencyprobe_agent.node import HostNetnsError, host_netns_inode
-from latencyprobe_agent.serving.metrics import Metrics, pages
+from latencyprobe_agent.serving.metrics import AgentMetrics, pages
 from latencyprobe_agent.serving.service import ListenError, Server, SocketAddress, TcpAddress
 from latencyprobe_agent.serving.tls import TlsFileError
 from latencyprobe_agent.targets.resolver import Resolver
@@ -59,7 +59,7 @@ class Settings:
     host_netns: Path | None = None
     proc_root: Path = Path("/proc")
     cgroup_root: str | None = None
-    metrics_address: Address | None = None
+    metrics_address: ListenAddress | None = None
 
 
 async def run(settings: Settings, make_engine: MakeEngine = KernelEngine) -> None:
@@ -104,7 +104,7 @@ def exit_with_parent(parent: int | None) -> None:
 @contextlib.asynccontextmanager
 async def _agent(
     settings: Settings, make_engine: MakeEngine
-) -> AsyncIterator[tuple[Agent, Metrics]]:
+) -> AsyncIterator[tuple[Agent, AgentMetrics]]:
     """Run the agent with its engine; always detach it at the end."""
     try:
         resolver = Resolver(proc_root=settings.proc_root, cgroup_root=settings.cgroup_root)
@@ -112,7 +112,7 @@ async def _agent(
         engine = make_engine(host_netns=host_inode)
     except (OSError, EngineError, HostNetnsError) as error:
         raise StartError(str(error)) from None
-    metrics = Metrics()
+    metrics = AgentMetrics()
     evidence = Gatherer(_host_namespace(settings, host_inode), proc_root=settings.proc_root)
     agent = Agent(engine, resolver, _node_facts(settings, resolver), metrics, evidence)
     try:
@@ -127,8 +127,8 @@ def _host_namespace(settings: Settings, inode: int) -> Namespace:
     return Namespace(inode, pids=(1,), path=path)
 
 
-def _node_facts(settings: Settings, resolver: Resolver) -> NodeFacts:
-    return NodeFacts(
+def _node_facts(settings: Settings, resolver: Resolver) -> NodeDescription:
+    return NodeDescription(
         node_name=settings.node_name,
         kernel_release=platform.release(),
         architecture=platform.machine(),
@@ -137,7 +137,9 @@ def _node_facts(settings: Settings, resolver: Resolver) -> NodeFacts:
     )
 
 
-async def _serve(agent: Agent, metrics: Metrics, settings: Settings, stop: asyncio.Event) -> None:
+async def _serve(
+    agent: Agent, metrics: AgentMetrics, settings: Settings, stop: asyncio.Event
+) -> None:
     server = Server(agent, settings.address, metrics)
     try:
         bound = await server.start()

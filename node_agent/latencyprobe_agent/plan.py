@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from latencyprobe.domain.fairness import Claim, Shortage, refused_claims, share_text
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.targets import TargetState
-from latencyprobe_agent.desired import Desired, NetnsTarget, Selector
+from latencyprobe_agent.desired import Desired, NetnsSelector, Selector
 from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.kernel.contract import (
     MAX_CGROUPS,
@@ -25,7 +25,7 @@ from latencyprobe_agent.kernel.contract import (
     SlotSpec,
     SocketFilter,
 )
-from latencyprobe_agent.targets.facts import Facts
+from latencyprobe_agent.targets.facts import TargetFacts
 
 _TABLE_SIZES: Mapping[str, tuple[int, str]] = {
     "cgroups": (MAX_CGROUPS, "cgroups"),
@@ -55,7 +55,7 @@ class TargetKey:
     target_id: str
 
 
-def wanted_slots(desired: Desired, facts: Mapping[Selector, Facts]) -> tuple[SlotKey, ...]:
+def wanted_slots(desired: Desired, facts: Mapping[Selector, TargetFacts]) -> tuple[SlotKey, ...]:
     """What can be measured now, each once, in the client's order."""
     return tuple(
         dict.fromkeys(
@@ -67,7 +67,7 @@ def wanted_slots(desired: Desired, facts: Mapping[Selector, Facts]) -> tuple[Slo
     )
 
 
-def wanted_modules(desired: Desired, facts: Mapping[Selector, Facts]) -> frozenset[Module]:
+def wanted_modules(desired: Desired, facts: Mapping[Selector, TargetFacts]) -> frozenset[Module]:
     """The modules of the probes that have a target, or may soon have one."""
     return frozenset(
         module
@@ -79,7 +79,7 @@ def wanted_modules(desired: Desired, facts: Mapping[Selector, Facts]) -> frozens
 
 def overcommitted(
     desired: Desired,
-    facts: Mapping[Selector, Facts],
+    facts: Mapping[Selector, TargetFacts],
     held: Container[SlotKey] = (),
     slots: int = MAX_SLOTS,
 ) -> dict[SlotKey, str]:
@@ -158,7 +158,7 @@ def owners(desired: Desired, numbers: Mapping[SlotKey, int]) -> Mapping[int, tup
 
 
 def homes(
-    desired: Desired, facts: Mapping[Selector, Facts], numbers: Mapping[SlotKey, int]
+    desired: Desired, facts: Mapping[Selector, TargetFacts], numbers: Mapping[SlotKey, int]
 ) -> Mapping[TargetKey, frozenset[int]]:
     """In which network namespaces the targets live that are measured."""
     return {
@@ -169,11 +169,11 @@ def homes(
     }
 
 
-def namespaces(facts: Mapping[Selector, Facts]) -> Mapping[int, Namespace]:
+def namespaces(facts: Mapping[Selector, TargetFacts]) -> Mapping[int, Namespace]:
     """Where each network namespace may be found: through whom, or at which path."""
     found: dict[int, Namespace] = {}
     for selector, known in facts.items():
-        path = selector.path if isinstance(selector, NetnsTarget) else None
+        path = selector.path if isinstance(selector, NetnsSelector) else None
         for inode in known.netns:
             before = found.get(inode, Namespace(inode))
             found[inode] = Namespace(inode, before.pids + known.pids, before.path or path)
@@ -181,13 +181,13 @@ def namespaces(facts: Mapping[Selector, Facts]) -> Mapping[int, Namespace]:
 
 
 def assignment(
-    numbers: Mapping[SlotKey, int], facts: Mapping[Selector, Facts]
+    numbers: Mapping[SlotKey, int], facts: Mapping[Selector, TargetFacts]
 ) -> Mapping[int, SlotSpec]:
     """What the engine is told."""
     return {number: spec_of(key, facts[key.selector]) for key, number in numbers.items()}
 
 
-def spec_of(key: SlotKey, facts: Facts) -> SlotSpec:
+def spec_of(key: SlotKey, facts: TargetFacts) -> SlotSpec:
     """By what the kernel tells the sockets of one slot."""
     return SlotSpec(
         cgroup_ids=facts.cgroup_ids,

@@ -10,12 +10,12 @@ from collections.abc import Awaitable, Callable, Coroutine
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.targets import TargetState
 from latencyprobe_agent.assigner import SlotAssigner
-from latencyprobe_agent.desired import NOTHING_DESIRED, Desired, Probe, Target
+from latencyprobe_agent.desired import NOTHING_DESIRED, Desired, DesiredProbe, DesiredTarget
 from latencyprobe_agent.instruments import Instruments
 from latencyprobe_agent.kernel.contract import Engine, EngineError
 from latencyprobe_agent.plan import SlotKey, homes, namespaces, owners, wanted_modules
 from latencyprobe_agent.readings import Readings
-from latencyprobe_agent.targets.facts import Facts, failed
+from latencyprobe_agent.targets.facts import TargetFacts, failed
 from latencyprobe_agent.targets.resolver import Resolver
 from latencyprobe_agent.tracing import Trace, TraceBusyError, TraceWish, check_wish
 
@@ -60,7 +60,7 @@ class Reconciler:
         """The trace that goes on, or waits for its probe."""
         return self._trace
 
-    def standing(self, probe: Probe, target: Target) -> Facts:
+    def standing(self, probe: DesiredProbe, target: DesiredTarget) -> TargetFacts:
         """How a target of a probe stands: as its facts, unless there was no slot for it."""
         refusal = self._slots.refusal(SlotKey(target.selector, probe.socket_filter))
         return failed(refusal) if refusal else self._resolver.facts_of(target.selector)

@@ -10,10 +10,10 @@ from kubernetes.aio.config import ConfigException
 
 from latencyprobe import __version__
 from latencyprobe.process.http_server import ServeError
-from latencyprobe.process.listening import Address, AddressType
+from latencyprobe.process.listening import ListenAddress, ListenAddressType
 from latencyprobe.process.logs import FORMATS, LEVELS
 from latencyprobe_operator import logs
-from latencyprobe_operator.agents.fleet import TlsFiles
+from latencyprobe_operator.agents.fleet import ClientTlsFiles
 from latencyprobe_operator.main import Options, run
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -61,7 +61,7 @@ def _read_agents(
     envvar="LATENCYPROBE_AGENT",
     multiple=True,
     callback=_read_agents,
-    help="Address of an agent that is not a pod; repeatable. Disables the DaemonSet search.",
+    help="ListenAddress of an agent that is not a pod; repeatable. Disables the DaemonSet search.",
 )
 @click.option(
     "--ca-file", type=_FILE, required=True, help="CA that signed the agents' certificates."
@@ -81,10 +81,10 @@ def _read_agents(
     help="Serve only the LatencyProbes of this namespace; repeatable. Default: all.",
 )
 @click.option(
-    "--metrics-address", type=AddressType(), help="Serve /metrics for Prometheus over HTTP."
+    "--metrics-address", type=ListenAddressType(), help="Serve /metrics for Prometheus over HTTP."
 )
 @click.option(
-    "--health-address", type=AddressType(), help="Serve /healthz for the kubelet over HTTP."
+    "--health-address", type=ListenAddressType(), help="Serve /healthz for the kubelet over HTTP."
 )
 @click.option(
     "--log-format",
@@ -111,8 +111,8 @@ def operator_command(
     cert_file: Path,
     key_file: Path,
     watch_namespaces: tuple[str, ...],
-    metrics_address: Address | None,
-    health_address: Address | None,
+    metrics_address: ListenAddress | None,
+    health_address: ListenAddress | None,
     log_format: str,
     log_level: str,
 ) -> None:
@@ -122,7 +122,7 @@ def operator_command(
     """
     logs.configure(form=log_format, level=log_level)
     options = Options(
-        tls=TlsFiles(ca_file, cert_file, key_file),
+        tls=ClientTlsFiles(ca_file, cert_file, key_file),
         kubeconfig=kubeconfig,
         namespace=namespace,
         agent_selector=agent_selector,

@@ -12,14 +12,14 @@ import grpc
 
 from latencyprobe.process.backoff import Backoff
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
-from latencyprobe_operator.agents.fleet import Endpoint, Fleet
+from latencyprobe_operator.agents.fleet import AgentEndpoint, Fleet
 from latencyprobe_operator.api.selector import LabelSelector
 from latencyprobe_operator.api.spec import probe_key
 from latencyprobe_operator.desired_state import DesiredStates
 from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, Cluster
 from latencyprobe_operator.kube.informer import Change, Informer, Scope, Source
 from latencyprobe_operator.kube.pods import PodSet, PodsListener, PodWatches
-from latencyprobe_operator.metrics import Metrics
+from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.model import AgentPod, newest_by_node, read_agent
 from latencyprobe_operator.probes.nodes import AgentView
 from latencyprobe_operator.probes.probe import Probe
@@ -44,7 +44,7 @@ class Controller:
         *,
         credentials: Callable[[], grpc.ChannelCredentials],
         agents: AgentSource,
-        metrics: Metrics,
+        metrics: OperatorMetrics,
         namespaces: Sequence[str] = (),
     ) -> None:
         self.desired = DesiredStates()
@@ -237,7 +237,7 @@ class AgentSource:
         """Tell the fleet of every agent, from now on."""
         if self._given:
             for node, address in self._given.items():
-                fleet.set_agent(node, Endpoint(address))
+                fleet.set_agent(node, AgentEndpoint(address))
             return
         self._fleet = fleet
         self._informer = Informer(source, self._scope, read_agent, self)
@@ -268,7 +268,7 @@ class AgentSource:
     def _tell(self, agents: Mapping[str, AgentPod], fleet: Fleet) -> None:
         for node, pod in agents.items():
             if pod.ip and pod.phase == "Running":
-                fleet.set_agent(node, Endpoint(_join(pod.ip, self._port), pod.uid))
+                fleet.set_agent(node, AgentEndpoint(_join(pod.ip, self._port), pod.uid))
             else:
                 why_not = f"agent pod {pod.name} is {pod.phase or 'new'} and has no address yet"
                 fleet.set_agent(node, None, why_not=why_not)

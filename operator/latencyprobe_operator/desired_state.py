@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from latencyprobe.domain.stages import Module
 from latencyprobe_operator.api.spec import ProbeKey, ProbeSpec
-from latencyprobe_operator.model import Pod, Target, targets_of
+from latencyprobe_operator.model import ContainerTarget, Pod, targets_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +24,13 @@ class ProbeOnNode:
     protocols: tuple[str, ...]
     interval_seconds: float
     max_cpu_percent: float
-    targets: tuple[Target, ...]
+    targets: tuple[ContainerTarget, ...]
 
 
-NodeState = tuple[ProbeOnNode, ...]
+DesiredNodeState = tuple[ProbeOnNode, ...]
 """One agent's desired state: equal states are equal values."""
 
-NO_STATE: NodeState = ()
+NO_STATE: DesiredNodeState = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class PlacedPod:
     """A pod of a probe that has something to measure, and where it runs."""
 
     pod: Pod
-    targets: tuple[Target, ...]
+    targets: tuple[ContainerTarget, ...]
 
 
 class DesiredStates:
@@ -97,7 +97,7 @@ class DesiredStates:
             del self._by_node[node]
         return {node}
 
-    def of_node(self, node: str) -> NodeState:
+    def of_node(self, node: str) -> DesiredNodeState:
         """The desired state of this node's agent."""
         return tuple(
             self._probe_on_node(self._specs[probe_uid], pods)

@@ -10,19 +10,19 @@ from pathlib import Path
 import kopf
 
 from latencyprobe.process.http_server import health_page, metrics_page, served
-from latencyprobe.process.listening import Address
-from latencyprobe_operator.agents.fleet import TlsFiles
+from latencyprobe.process.listening import ListenAddress
+from latencyprobe_operator.agents.fleet import ClientTlsFiles
 from latencyprobe_operator.controller import AgentSource, Controller
 from latencyprobe_operator.handlers import build_registry
 from latencyprobe_operator.kube.cluster import Cluster
-from latencyprobe_operator.metrics import Metrics
+from latencyprobe_operator.metrics import OperatorMetrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """The options of the operator. `latencyprobe operator --help` explains each."""
 
-    tls: TlsFiles
+    tls: ClientTlsFiles
     kubeconfig: Path | None = None
     namespace: str = "latencyprobe-system"
     agent_selector: str = "app.kubernetes.io/name=latencyprobe-agent"
@@ -30,8 +30,8 @@ class Options:
     agents: Mapping[str, str] = field(default_factory=dict)
     """Addresses by node; if there are any, the DaemonSet is not used."""
     watch_namespaces: tuple[str, ...] = ()
-    metrics_address: Address | None = None
-    health_address: Address | None = None
+    metrics_address: ListenAddress | None = None
+    health_address: ListenAddress | None = None
 
 
 def run(options: Options) -> None:
@@ -41,7 +41,7 @@ def run(options: Options) -> None:
 
 async def operate(options: Options) -> None:
     """Run the operator in a running event loop."""
-    metrics = Metrics()
+    metrics = OperatorMetrics()
     async with served(options.metrics_address, {"/metrics": metrics_page(metrics.registry)}):
         cluster = await Cluster.connect(options.kubeconfig)
         try:
@@ -50,7 +50,7 @@ async def operate(options: Options) -> None:
             await cluster.close()
 
 
-async def _serve_probes(options: Options, cluster: Cluster, metrics: Metrics) -> None:
+async def _serve_probes(options: Options, cluster: Cluster, metrics: OperatorMetrics) -> None:
     controller = Controller(
         cluster,
         credentials=options.tls.credentials,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 
-class Metrics:
+class OperatorMetrics:
     """All metrics, in a registry of their own, so that tests can have more than one."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:

@@ -73,7 +73,7 @@ class AgentPod:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ContainerTarget:
     """One container to measure. `id` is unique, and new when the container is restarted."""
 
     id: str
@@ -148,12 +148,12 @@ def _line(name: str, container_id: str) -> str:
     return line
 
 
-def targets_of(pod: Pod, names: Collection[str]) -> tuple[Target, ...]:
+def targets_of(pod: Pod, names: Collection[str]) -> tuple[ContainerTarget, ...]:
     """The pod's containers to measure: those of these names, or all where no name is given."""
     if not pod.node or pod.ended:
         return ()
     return tuple(
-        Target(f"{pod.uid}/{container.id}", pod.uid, container)
+        ContainerTarget(f"{pod.uid}/{container.id}", pod.uid, container)
         for container in pod.containers
         if not names or container.name in names
     )

@@ -16,9 +16,9 @@ from latencyprobe.process.listening import listen
 from latencyprobe.protocol.measurements import AGENT_NAME, OPERATOR_NAME
 from latencyprobe_agent.cli import agent_command
 from latencyprobe_agent.serving.tls import RenewedContext
-from latencyprobe_agent.serving.tls import TlsFiles as AgentFiles
+from latencyprobe_agent.serving.tls import ServerTlsFiles as AgentFiles
 from latencyprobe_agent.serving.tls_proxy import RefusalLog, TlsProxy
-from latencyprobe_operator.agents.fleet import TlsFiles as OperatorFiles
+from latencyprobe_operator.agents.fleet import ClientTlsFiles as OperatorFiles
 from latencyprobe_operator.cli import operator_command
 from tests.chart.helm import (
     VALUES_FILES,

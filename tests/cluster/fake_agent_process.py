@@ -13,7 +13,7 @@ from pathlib import Path
 
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement, StageMeasurement
-from latencyprobe_operator.agents.fleet import TlsFiles
+from latencyprobe_operator.agents.fleet import ClientTlsFiles
 from tools.fakes.agent import AGENT_NAME, FakeAgent
 
 PACKETS = 100
@@ -30,7 +30,9 @@ FIGURES = Measurement(
 
 async def serve(address: str, folder: Path, state_file: Path) -> None:
     """Serve until killed."""
-    tls = TlsFiles(folder / "ca.crt", folder / f"{AGENT_NAME}.crt", folder / f"{AGENT_NAME}.key")
+    tls = ClientTlsFiles(
+        folder / "ca.crt", folder / f"{AGENT_NAME}.crt", folder / f"{AGENT_NAME}.key"
+    )
     agent = FakeAgent(tls, instance_id=str(uuid.uuid4()))
     await agent.start(host=address, port=PORT)
     for tick in range(1_000_000):

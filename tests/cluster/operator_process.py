@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from devcluster.environment import Cluster
-from latencyprobe_operator.agents.fleet import TlsFiles
+from latencyprobe_operator.agents.fleet import ClientTlsFiles
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "manifests"
@@ -81,7 +81,7 @@ def install(cluster: Cluster) -> Path:
     return cluster.service_account_kubeconfig(OPERATOR_NAMESPACE, "latencyprobe-operator")
 
 
-def operator_arguments(kubeconfig: Path, tls: TlsFiles) -> list[str]:
+def operator_arguments(kubeconfig: Path, tls: ClientTlsFiles) -> list[str]:
     """How the operator is started beside a cluster."""
     return [
         str(Path(sys.executable).with_name("latencyprobe")),

@@ -17,7 +17,7 @@ import yaml
 
 from devcluster.environment import Cluster
 from devcluster.waiting import wait_until
-from latencyprobe_operator.agents.fleet import TlsFiles
+from latencyprobe_operator.agents.fleet import ClientTlsFiles
 from tests.cluster import manifests
 from tests.cluster.operator_process import (
     OPERATOR_NAMESPACE,
@@ -145,7 +145,7 @@ def product(
         ],
         tmp_path / "agent.log",
     )
-    tls = TlsFiles(
+    tls = ClientTlsFiles(
         certificates / "ca.crt", certificates / "operator.crt", certificates / "operator.key"
     )
     operator = Process(operator_arguments(kubeconfig, tls), tmp_path / "operator.log")

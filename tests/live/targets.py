@@ -13,7 +13,7 @@ from pathlib import Path
 
 from latencyprobe_agent.desired import Selector
 from latencyprobe_agent.targets.cgroups import find_hierarchy, read_mounts
-from latencyprobe_agent.targets.facts import Facts
+from latencyprobe_agent.targets.facts import TargetFacts
 from latencyprobe_agent.targets.resolver import Resolver
 
 
@@ -26,8 +26,8 @@ def until(condition: Callable[[], object], what: str, *, seconds: float = 20) ->
 
 
 def follow(
-    resolver: Resolver, selector: Selector, condition: Callable[[Facts], object], what: str
-) -> Facts:
+    resolver: Resolver, selector: Selector, condition: Callable[[TargetFacts], object], what: str
+) -> TargetFacts:
     """Have the resolver look, at its own pace, until its facts are these."""
 
     def look() -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from latencyprobe.domain.targets import TargetState
-from latencyprobe_agent.desired import CgroupTarget, ContainerTarget
+from latencyprobe_agent.desired import CgroupSelector, ContainerSelector
 from latencyprobe_agent.targets.resolver import Resolver
 from tests.live.targets import follow, hierarchy_root, made_cgroup, netns_of, sleeper
 
@@ -18,7 +18,7 @@ CID = "ab" * 32
 def test_a_cgroup_is_followed_from_empty_to_gone() -> None:
     resolver = Resolver()
     with made_cgroup() as cgroup:
-        target = CgroupTarget(str(cgroup))
+        target = CgroupSelector(str(cgroup))
         resolver.track([target])
         empty = resolver.facts_of(target)
         assert (empty.state, empty.message) == (
@@ -43,7 +43,7 @@ def test_a_cgroup_is_followed_from_empty_to_gone() -> None:
 def test_nested_cgroups_are_followed() -> None:
     resolver = Resolver()
     with made_cgroup() as cgroup, sleeper(cgroup=cgroup) as process:
-        target = CgroupTarget(str(cgroup))
+        target = CgroupSelector(str(cgroup))
         resolver.track([target])
         nested = cgroup / "a" / "b"
         nested.mkdir(parents=True)
@@ -63,7 +63,7 @@ def test_the_processes_of_a_cgroup_may_live_in_several_namespaces() -> None:
         sleeper(cgroup=cgroup) as here,
         sleeper("unshare", "--net", "sleep", "300", cgroup=cgroup) as there,
     ):
-        target = CgroupTarget(str(cgroup))
+        target = CgroupSelector(str(cgroup))
         resolver.track([target])
         facts = follow(resolver, target, lambda f: len(f.netns) == 2, "two namespaces")
         assert facts.netns == {netns_of(here.pid), netns_of(there.pid)}
@@ -78,7 +78,7 @@ def test_the_processes_of_a_cgroup_may_live_in_several_namespaces() -> None:
 )
 def test_a_container_is_pending_then_attached_then_gone(layout: str) -> None:
     resolver = Resolver()
-    target = ContainerTarget(UID, CID)
+    target = ContainerSelector(UID, CID)
     resolver.track([target])
     pending = resolver.facts_of(target)
     assert pending.state is TargetState.PENDING
@@ -92,7 +92,7 @@ def test_a_container_is_pending_then_attached_then_gone(layout: str) -> None:
 
 def test_a_container_that_starts_late_is_found_within_a_second_of_its_sandbox() -> None:
     resolver = Resolver()
-    target = ContainerTarget(UID, CID)
+    target = ContainerSelector(UID, CID)
     with made_cgroup(f"kubepods/pod{UID}") as pod:
         resolver.track([target])
         container = pod / CID
@@ -107,7 +107,7 @@ def test_a_v1_cgroup_is_refused_and_its_counterpart_named() -> None:
     if not (v1 / "cgroup.procs").exists():
         pytest.skip("no v1 hierarchy on this machine")
     resolver = Resolver()
-    target = CgroupTarget(str(v1))
+    target = CgroupSelector(str(v1))
     resolver.track([target])
     facts = resolver.facts_of(target)
     assert facts.state is TargetState.FAILED

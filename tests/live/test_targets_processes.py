@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from latencyprobe.domain.targets import TargetState
-from latencyprobe_agent.desired import NetnsTarget, PidTarget
+from latencyprobe_agent.desired import NetnsSelector, PidSelector
 from latencyprobe_agent.targets.processes import Processes
 from latencyprobe_agent.targets.resolver import Resolver
 from tests.live.targets import follow, netns_of, python, sleeper, until
@@ -37,7 +37,7 @@ def resolver() -> Resolver:
 def test_descendants_are_followed_and_orphans_stay(resolver: Resolver) -> None:
     process = subprocess.Popen(python(FAMILY), stdin=subprocess.PIPE, process_group=0)
     try:
-        target = PidTarget(process.pid)
+        target = PidSelector(process.pid)
         resolver.track([target])
         first = resolver.facts_of(target)
         assert (first.state, first.pids) == (TargetState.ATTACHED, (process.pid,))
@@ -58,7 +58,7 @@ def test_descendants_are_followed_and_orphans_stay(resolver: Resolver) -> None:
 
 def test_a_process_that_moves_to_another_namespace_is_followed(resolver: Resolver) -> None:
     with sleeper("sh", "-c", "read line; exec unshare --net sleep 300") as process:
-        target = PidTarget(process.pid)
+        target = PidSelector(process.pid)
         resolver.track([target])
         home = netns_of(os.getpid())
         follow(resolver, target, lambda f: f.netns and f.netns != {home}, "another namespace")
@@ -67,7 +67,7 @@ def test_a_process_that_moves_to_another_namespace_is_followed(resolver: Resolve
 def test_a_pid_that_is_gone_is_refused(resolver: Resolver) -> None:
     process = subprocess.Popen(["true"])
     process.wait()
-    target = PidTarget(process.pid)
+    target = PidSelector(process.pid)
     resolver.track([target])
     facts = resolver.facts_of(target)
     assert facts.state is TargetState.FAILED
@@ -78,7 +78,7 @@ def test_a_zombie_is_as_gone_as_a_process_that_was_waited_for(resolver: Resolver
     with subprocess.Popen(["true"]) as process:
         stat = Processes().stat
         until(lambda: (s := stat(process.pid)) and s.has_exited, "a zombie")
-        target = PidTarget(process.pid)
+        target = PidSelector(process.pid)
         resolver.track([target])
         assert resolver.facts_of(target).state is TargetState.FAILED
 
@@ -88,7 +88,7 @@ def test_a_thread_is_refused_and_its_process_named(resolver: Resolver) -> None:
     thread = threading.Thread(target=done.wait)
     thread.start()
     try:
-        target = PidTarget(thread.native_id or 0)
+        target = PidSelector(thread.native_id or 0)
         resolver.track([target])
         facts = resolver.facts_of(target)
         assert facts.state is TargetState.FAILED
@@ -99,7 +99,7 @@ def test_a_thread_is_refused_and_its_process_named(resolver: Resolver) -> None:
 
 
 def test_a_kernel_thread_is_refused(resolver: Resolver) -> None:
-    target = PidTarget(2)  # kthreadd
+    target = PidSelector(2)  # kthreadd
     resolver.track([target])
     facts = resolver.facts_of(target)
     assert facts.state is TargetState.FAILED
@@ -118,7 +118,7 @@ def test_a_named_namespace_is_a_target_until_it_is_deleted(
     resolver: Resolver, netns_name: str
 ) -> None:
     path = Path("/var/run/netns") / netns_name
-    target = NetnsTarget(str(path))
+    target = NetnsSelector(str(path))
     resolver.track([target])
     facts = resolver.facts_of(target)
     assert facts.state is TargetState.ATTACHED

@@ -16,11 +16,11 @@ from prometheus_client import CollectorRegistry
 from latencyprobe.domain.stages import COUNTERS, STAGES
 from latencyprobe.domain.targets import TargetState
 from latencyprobe.domain.verdict import Bottleneck
-from latencyprobe_agent.serving.metrics import Metrics as AgentMetrics
-from latencyprobe_agent.serving.tls_proxy import Refusal
+from latencyprobe_agent.serving.metrics import AgentMetrics
+from latencyprobe_agent.serving.tls_proxy import TlsRefusal
 from latencyprobe_operator.api import spec, status
 from latencyprobe_operator.api.status_fields import NodeState, Phase
-from latencyprobe_operator.metrics import Metrics as OperatorMetrics
+from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.probes import probe
 
 ROOT = Path(__file__).parents[2]
@@ -225,7 +225,7 @@ def test_every_value_of_an_agents_label_is_documented() -> None:
     agent = section(METRICS, "## Agent")
     refusals = [codes(row[0])[0] for row in rows(agent) if len(row) == 2]
 
-    assert refusals == [str(refusal) for refusal in Refusal]
+    assert refusals == [str(refusal) for refusal in TlsRefusal]
     assert {state.lower() for state in TargetState} <= set(codes(agent))
 
 

@@ -31,7 +31,7 @@ from latencyprobe.domain.report import report_on, report_on_node
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_operator.api import status
 from latencyprobe_operator.api.spec import read_probe
-from latencyprobe_operator.api.status import Facts, NodeFacts, PodFacts
+from latencyprobe_operator.api.status import NodeFacts, PodFacts, ProbeFacts
 from latencyprobe_operator.api.status_fields import NodeState, Phase
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -118,7 +118,7 @@ PROBE = {
 }
 
 
-def facts(**parts: Any) -> Facts:
+def facts(**parts: Any) -> ProbeFacts:
     """A probe with all that a status can say, but for `parts`."""
     gaps = (
         StageCoverage("tx.stack", CoverageState.PARTIAL, "x", "TCP only"),
@@ -145,7 +145,7 @@ def facts(**parts: Any) -> Facts:
         "last_report_time": LATER,
         **parts,
     }
-    return Facts(**whole)
+    return ProbeFacts(**whole)
 
 
 def hold(name: str, *documents: Mapping[str, Any]) -> None:
@@ -184,5 +184,5 @@ def test_the_status_of_a_probe_that_is_over() -> None:
 
 
 def test_the_status_of_a_probe_without_pods() -> None:
-    nothing = Facts(spec=read_probe(PROBE), generation=1)
+    nothing = ProbeFacts(spec=read_probe(PROBE), generation=1)
     hold("status_empty.json", status.build(nothing, now=NOW))

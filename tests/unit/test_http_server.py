@@ -22,14 +22,14 @@ from latencyprobe.process.http_server import (
     metrics_page,
     served,
 )
-from latencyprobe.process.listening import Address
+from latencyprobe.process.listening import ListenAddress
 from tests.patience import patient
 
 DEADLINE_S = patient(30)
 # Never reached: what ends such a connection is not the time.
 NEVER_S = 3600.0
 
-LOOPBACK = Address("127.0.0.1", 0)
+LOOPBACK = ListenAddress("127.0.0.1", 0)
 
 Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -243,7 +243,7 @@ async def test_it_goes_on_after_it_ran_out_of_descriptors(monkeypatch: pytest.Mo
     ("listening", "asked"), [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("", "127.0.0.1")]
 )
 async def test_pages_are_served_on_an_address_of_either_family(listening: str, asked: str) -> None:
-    async with served(Address(listening, 0), PAGES) as bound:
+    async with served(ListenAddress(listening, 0), PAGES) as bound:
         assert bound is not None
         url = f"http://{bound._replace(host=asked)}/healthz"
         with await asyncio.to_thread(urlopen, url, timeout=DEADLINE_S) as answer:
@@ -258,7 +258,7 @@ async def test_without_an_address_nothing_is_served() -> None:
 async def test_an_address_that_is_taken_is_said_with_what_it_was_for() -> None:
     with socket.create_server(LOOPBACK) as taken:
         port = taken.getsockname()[1]
-        message = f"^cannot serve /metrics, .* on 127.0.0.1:{port}: Address already in use"
+        message = f"^cannot serve /metrics, .* on 127.0.0.1:{port}: ListenAddress already in use"
         with pytest.raises(ServeError, match=message):
-            async with served(Address("127.0.0.1", port), PAGES):
+            async with served(ListenAddress("127.0.0.1", port), PAGES):
                 pass

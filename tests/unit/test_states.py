@@ -15,7 +15,7 @@ from latencyprobe.protocol.states import (
     target_state_to_proto,
 )
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
-from latencyprobe_agent.serving.metrics import Metrics
+from latencyprobe_agent.serving.metrics import AgentMetrics
 
 OF_A_NEWER_AGENT = 99
 
@@ -43,6 +43,6 @@ def test_a_target_of_unknown_state_counts_as_pending(code: int) -> None:
 
 
 def test_labels_of_metrics_are_in_lower_case() -> None:
-    metrics = Metrics()
+    metrics = AgentMetrics()
     metrics.show_targets({TargetState.ATTACHED: 3})
     assert metrics.registry.get_sample_value("latencyprobe_targets", {"state": "attached"}) == 3

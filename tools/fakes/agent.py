@@ -19,7 +19,7 @@ from latencyprobe.domain.measurement import Measurement, StageMeasurement
 from latencyprobe.protocol.measurements import PROTOCOL_VERSION, measurement_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1 import node_agent_pb2_grpc as rpc
-from latencyprobe_operator.agents.fleet import TlsFiles
+from latencyprobe_operator.agents.fleet import ClientTlsFiles
 
 Context = grpc.aio.ServicerContext[object, object]
 
@@ -49,7 +49,7 @@ class Authority:
         )
         return cls(directory, key, certificate)
 
-    def issue(self, name: str) -> TlsFiles:
+    def issue(self, name: str) -> ClientTlsFiles:
         """A certificate for this DNS name, with its key and the authority's certificate."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -59,7 +59,7 @@ class Authority:
             .sign(self.key, hashes.SHA256())
         )
         pem = serialization.Encoding.PEM
-        files = TlsFiles(
+        files = ClientTlsFiles(
             ca=self.directory / "ca.crt",
             certificate=self.directory / f"{name}.crt",
             key=self.directory / f"{name}.key",
@@ -95,7 +95,7 @@ def measurement(*durations_ns: int, stage: str = "rx.total") -> Measurement:
 class FakeAgent(rpc.NodeAgentServicer):
     """Remembers what it was told, and reports what a test puts in."""
 
-    def __init__(self, tls: TlsFiles, *, instance_id: str = "first") -> None:
+    def __init__(self, tls: ClientTlsFiles, *, instance_id: str = "first") -> None:
         self.instance_id = instance_id
         self.protocol_version = PROTOCOL_VERSION
         self.applied: list[pb.DesiredState] = []

@@ -24,7 +24,7 @@ from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.agent import Agent, Applied
 from latencyprobe_agent.collector import Moment, ProbeFigures
 from latencyprobe_agent.desired import Refusals
-from latencyprobe_agent.targets.facts import Facts
+from latencyprobe_agent.targets.facts import TargetFacts
 from latencyprobe_agent.tracing import PacketNews
 
 # A status is for people, who don't read ten thousand process ids.
@@ -75,7 +75,7 @@ def trace_events(news: PacketNews) -> pb.TraceEvents:
     )
 
 
-def status_message(target_id: str, facts: Facts) -> pb.TargetStatus:
+def status_message(target_id: str, facts: TargetFacts) -> pb.TargetStatus:
     """How one target stands."""
     return pb.TargetStatus(
         id=target_id,
@@ -105,7 +105,7 @@ def refused_statuses(refused: Refusals) -> Mapping[str, list[pb.TargetStatus]]:
     return statuses
 
 
-def probe_report(figures: ProbeFigures, standings: Mapping[str, Facts]) -> pb.ProbeReport:
+def probe_report(figures: ProbeFigures, standings: Mapping[str, TargetFacts]) -> pb.ProbeReport:
     """One probe's report: every target of it, also those of which nothing was seen."""
     return pb.ProbeReport(
         id=figures.probe.id,

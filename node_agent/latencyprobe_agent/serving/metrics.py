@@ -14,10 +14,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.targets import TargetState
 from latencyprobe.process.http_server import Page, health_page, metrics_page
-from latencyprobe_agent.serving.tls_proxy import Refusal
+from latencyprobe_agent.serving.tls_proxy import TlsRefusal
 
 
-class Metrics:
+class AgentMetrics:
     """The agent's metrics, in a registry of their own."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
-        for refusal in Refusal:
+        for refusal in TlsRefusal:
             self._refused.labels(refusal)
         self.show_modules(())
         self.show_targets({})
@@ -89,7 +89,7 @@ class Metrics:
             self._program_cpu.set(cpu_percent / 100)
 
 
-def pages(metrics: Metrics, is_ready: Callable[[], bool]) -> dict[str, Page]:
+def pages(metrics: AgentMetrics, is_ready: Callable[[], bool]) -> dict[str, Page]:
     """Return what is served over HTTP, by path."""
     return {
         "/metrics": metrics_page(metrics.registry),

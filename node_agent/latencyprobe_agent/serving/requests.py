@@ -15,15 +15,15 @@ from latencyprobe.domain.packets import LONGEST_NS
 from latencyprobe.domain.stages import PACKET_STAGES, Module
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.desired import (
-    CgroupTarget,
-    ContainerTarget,
+    CgroupSelector,
+    ContainerSelector,
     Desired,
+    DesiredProbe,
+    DesiredTarget,
     InvalidStateError,
-    NetnsTarget,
-    PidTarget,
-    Probe,
+    NetnsSelector,
+    PidSelector,
     Selector,
-    Target,
 )
 from latencyprobe_agent.kernel.contract import SocketFilter
 from latencyprobe_agent.tracing import TraceWish
@@ -54,7 +54,7 @@ def parse_desired(message: pb.DesiredState) -> Desired:
     for index, each in enumerate(message.probes):
         _parse_id(each.id, f"probes[{index}].id")
     _check_unique((each.id for each in message.probes), "probes")
-    probes: list[Probe] = []
+    probes: list[DesiredProbe] = []
     refused: dict[str, dict[str, str]] = {}
     for each in message.probes:
         try:
@@ -99,7 +99,7 @@ def _check_limit(limit: pb.StageLimit, field: str) -> None:
         )
 
 
-def _parse_probe(message: pb.Probe) -> tuple[Probe, dict[str, str]]:
+def _parse_probe(message: pb.Probe) -> tuple[DesiredProbe, dict[str, str]]:
     """Return the probe with its valid targets, and the messages on the others by their ids."""
     _check_unique((target.id for target in message.targets), "targets")
     targets, invalid = [], {}
@@ -110,7 +110,7 @@ def _parse_probe(message: pb.Probe) -> tuple[Probe, dict[str, str]]:
             targets.append(_parse_target(each, f"targets[{index}]"))
         except InvalidStateError as error:
             invalid[each.id] = str(error)
-    probe = Probe(
+    probe = DesiredProbe(
         id=message.id,
         name=_parse_name(message.name, "name", MAX_NAME_LENGTH),
         modules=_parse_modules(message.modules, "modules"),
@@ -206,8 +206,8 @@ def _parse_budget(percent: float, field: str) -> float:
     return percent
 
 
-def _parse_target(message: pb.Target, field: str) -> Target:
-    return Target(_parse_id(message.id, f"{field}.id"), _parse_selector(message, field))
+def _parse_target(message: pb.Target, field: str) -> DesiredTarget:
+    return DesiredTarget(_parse_id(message.id, f"{field}.id"), _parse_selector(message, field))
 
 
 def _parse_selector(message: pb.Target, field: str) -> Selector:
@@ -215,18 +215,18 @@ def _parse_selector(message: pb.Target, field: str) -> Selector:
         case "container":
             return _parse_container(message.container, f"{field}.container")
         case "cgroup_path":
-            return CgroupTarget(_parse_path(message.cgroup_path, f"{field}.cgroup_path"))
+            return CgroupSelector(_parse_path(message.cgroup_path, f"{field}.cgroup_path"))
         case "pid":
             return _parse_pid(message.pid, f"{field}.pid")
         case "netns_path":
-            return NetnsTarget(_parse_path(message.netns_path, f"{field}.netns_path"))
+            return NetnsSelector(_parse_path(message.netns_path, f"{field}.netns_path"))
         case _:
             raise InvalidStateError(
                 field, "no selector: give container, cgroup_path, pid or netns_path"
             )
 
 
-def _parse_container(message: pb.Container, field: str) -> ContainerTarget:
+def _parse_container(message: pb.Container, field: str) -> ContainerSelector:
     if not _POD_UID.fullmatch(message.pod_uid):
         raise InvalidStateError(
             f"{field}.pod_uid",
@@ -244,7 +244,7 @@ def _parse_container(message: pb.Container, field: str) -> ContainerTarget:
             f"{field}.container_id",
             f"unknown runtime {parts['runtime']!r}: known are {', '.join(RUNTIMES)}",
         )
-    return ContainerTarget(message.pod_uid, parts["id"])
+    return ContainerSelector(message.pod_uid, parts["id"])
 
 
 def _parse_path(text: str, field: str) -> str:
@@ -255,7 +255,7 @@ def _parse_path(text: str, field: str) -> str:
     return text
 
 
-def _parse_pid(pid: int, field: str) -> PidTarget:
+def _parse_pid(pid: int, field: str) -> PidSelector:
     if not 1 <= pid <= MAX_PID:
         raise InvalidStateError(field, f"{pid}: must be from 1 to {MAX_PID}")
-    return PidTarget(pid)
+    return PidSelector(pid)

@@ -25,11 +25,11 @@ from latencyprobe_agent.desired import InvalidStateError
 from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.lease import StreamEndedError
 from latencyprobe_agent.serving.messages import apply_result, node_info, trace_events
-from latencyprobe_agent.serving.metrics import Metrics
+from latencyprobe_agent.serving.metrics import AgentMetrics
 from latencyprobe_agent.serving.reports import ReportPump
 from latencyprobe_agent.serving.requests import parse_desired, parse_trace
-from latencyprobe_agent.serving.tls import RenewedContext, TlsFiles
-from latencyprobe_agent.serving.tls_proxy import Refusal, RefusalLog, TlsProxy
+from latencyprobe_agent.serving.tls import RenewedContext, ServerTlsFiles
+from latencyprobe_agent.serving.tls_proxy import RefusalLog, TlsProxy, TlsRefusal
 from latencyprobe_agent.tracing import TraceBusyError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Caller:
         if self._operator_name not in names:
             shown = ", ".join(sorted(names)) or "no name"
             detail = f"the certificate is for {shown}, not for {self._operator_name}"
-            self._refusals.refuse(Refusal.NAME, self.describe(context), detail)
+            self._refusals.refuse(TlsRefusal.NAME, self.describe(context), detail)
             await context.abort(
                 grpc.StatusCode.PERMISSION_DENIED,
                 f"only {self._operator_name} may call, but the certificate is for {shown}",
@@ -103,7 +103,7 @@ class Caller:
 class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
     """The service of `node_agent.proto`."""
 
-    def __init__(self, agent: Agent, caller: Caller, metrics: Metrics) -> None:
+    def __init__(self, agent: Agent, caller: Caller, metrics: AgentMetrics) -> None:
         self._agent = agent
         self._caller = caller
         self._metrics = metrics
@@ -224,7 +224,7 @@ class TcpAddress:
     """An address for mutual TLS, and the name of its only client."""
 
     address: str
-    files: TlsFiles
+    files: ServerTlsFiles
     operator_name: str
 
 
@@ -239,11 +239,11 @@ class Server:
     """A server of an agent, until it is stopped."""
 
     def __init__(
-        self, agent: Agent, address: TcpAddress | SocketAddress, metrics: Metrics | None = None
+        self, agent: Agent, address: TcpAddress | SocketAddress, metrics: AgentMetrics | None = None
     ) -> None:
         self._agent = agent
         self._address = address
-        self._metrics = metrics or Metrics()
+        self._metrics = metrics or AgentMetrics()
         self._refusals = RefusalLog(self._metrics.count_refusal)
         self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=_MAX_RPCS)
         self._health = health.aio.HealthServicer()

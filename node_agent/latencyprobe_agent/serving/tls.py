@@ -24,7 +24,7 @@ class TlsFileError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class TlsFiles:
+class ServerTlsFiles:
     """Paths of PEM files: the clients' CA, and the agent's own certificate and key."""
 
     ca: Path
@@ -67,7 +67,7 @@ def _require_readable(path: Path) -> None:
 class RenewedContext:
     """The context of the current files. Raises TlsFileError if the first ones are unusable."""
 
-    def __init__(self, files: TlsFiles) -> None:
+    def __init__(self, files: ServerTlsFiles) -> None:
         self._files = files
         self._stamps = self._stamp()
         self._context = files.context()

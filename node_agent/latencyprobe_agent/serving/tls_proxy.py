@@ -35,7 +35,7 @@ _CHUNK_BYTES = 64 << 10
 _LOG_S = 10.0
 
 
-class Refusal(StrEnum):
+class TlsRefusal(StrEnum):
     """A reason for refusing a client."""
 
     NO_CERTIFICATE = "no_certificate"
@@ -50,27 +50,27 @@ class Refusal(StrEnum):
 
 # X509_V_ERR_*, include/openssl/x509_vfy.h
 _BY_VERIFY_CODE = {
-    10: Refusal.EXPIRED,
-    18: Refusal.FOREIGN,
-    19: Refusal.FOREIGN,
-    20: Refusal.FOREIGN,
-    21: Refusal.FOREIGN,
-    26: Refusal.PURPOSE,
+    10: TlsRefusal.EXPIRED,
+    18: TlsRefusal.FOREIGN,
+    19: TlsRefusal.FOREIGN,
+    20: TlsRefusal.FOREIGN,
+    21: TlsRefusal.FOREIGN,
+    26: TlsRefusal.PURPOSE,
 }
 
 
-def refusal_in(error: Exception) -> Refusal:
+def refusal_in(error: Exception) -> TlsRefusal:
     """Return the reason of a failed handshake."""
     if isinstance(error, TimeoutError):
-        return Refusal.SLOW
+        return TlsRefusal.SLOW
     if isinstance(error, ssl.SSLCertVerificationError):
-        return _BY_VERIFY_CODE.get(error.verify_code, Refusal.FOREIGN)
+        return _BY_VERIFY_CODE.get(error.verify_code, TlsRefusal.FOREIGN)
     if isinstance(error, ssl.SSLError) and error.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
-        return Refusal.NO_CERTIFICATE
+        return TlsRefusal.NO_CERTIFICATE
     # asyncio has its own error for a handshake that takes too long.
     if isinstance(error, ConnectionAbortedError) and "handshake is taking longer" in str(error):
-        return Refusal.SLOW
-    return Refusal.NO_TLS
+        return TlsRefusal.SLOW
+    return TlsRefusal.NO_TLS
 
 
 class RefusalLog:
@@ -78,10 +78,10 @@ class RefusalLog:
 
     def __init__(self, count: Callable[[str], None]) -> None:
         self._count = count
-        self._logged: dict[Refusal, float] = {}
-        self._suppressed: dict[Refusal, int] = {}
+        self._logged: dict[TlsRefusal, float] = {}
+        self._suppressed: dict[TlsRefusal, int] = {}
 
-    def refuse(self, refusal: Refusal, peer: str, detail: str) -> None:
+    def refuse(self, refusal: TlsRefusal, peer: str, detail: str) -> None:
         """Count and log a refusal. Of client data, `detail` holds only names that our CA signed."""
         self._count(refusal)
         now = asyncio.get_running_loop().time()
@@ -164,7 +164,7 @@ class TlsProxy:
         peer = self._handshakes.pop(task)
         task.cancel()
         self._refusals.refuse(
-            Refusal.CROWDED, peer, f"{MAX_HANDSHAKES} other TLS handshakes are pending"
+            TlsRefusal.CROWDED, peer, f"{MAX_HANDSHAKES} other TLS handshakes are pending"
         )
 
     async def _serve(self, connection: socket.socket, peer: str) -> None:
@@ -181,7 +181,7 @@ class TlsProxy:
                 await self._pass_on(outer, peer)
             else:
                 detail = f"{MAX_CONNECTIONS} connections are open"
-                self._refusals.refuse(Refusal.CROWDED, peer, detail)
+                self._refusals.refuse(TlsRefusal.CROWDED, peer, detail)
             outer.writer.close()
             with contextlib.suppress(OSError):  # the client may have disconnected first
                 await outer.writer.wait_closed()
@@ -189,7 +189,7 @@ class TlsProxy:
             outer.writer.transport.abort()
             raise
 
-    async def _shake_hands(self, connection: socket.socket, peer: str) -> _Stream | None:
+    async def _shake_hands(self, connection: socket.socket, peer: str) -> _ByteStream | None:
         """Do the TLS handshake; return the stream inside, or None if it fails."""
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(_CHUNK_BYTES, loop)
@@ -207,9 +207,9 @@ class TlsProxy:
             refusal = refusal_in(error)
             self._refusals.refuse(refusal, peer, _REASONS[refusal])
             return None
-        return _Stream(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
+        return _ByteStream(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
 
-    async def _pass_on(self, outer: _Stream, peer: str) -> None:
+    async def _pass_on(self, outer: _ByteStream, peer: str) -> None:
         name = f"latencyprobe-{self._token}-{next(self._numbers)}"
         certificate = outer.writer.get_extra_info("peercert") or {}
         self._admitted[name] = Admitted(peer, names_in(certificate))
@@ -220,7 +220,7 @@ class TlsProxy:
                 await asyncio.get_running_loop().sock_connect(inside, str(self._inner))
                 reader, writer = await asyncio.open_unix_connection(sock=inside)
                 with contextlib.closing(writer):
-                    await _relay(outer, _Stream(reader, writer))
+                    await _relay(outer, _ByteStream(reader, writer))
         except OSError as error:
             log.debug("lost the connection of %s: %s", peer, error)
         finally:
@@ -246,22 +246,22 @@ async def _wait_for_first_byte(connection: socket.socket) -> None:
 
 
 _REASONS = {
-    Refusal.NO_CERTIFICATE: "the client sent no certificate",
-    Refusal.EXPIRED: "the certificate has expired",
-    Refusal.FOREIGN: "the certificate is not signed by the configured CA",
-    Refusal.PURPOSE: "the certificate is not valid for client authentication",
-    Refusal.NO_TLS: "the TLS handshake failed; the client may not trust the agent's certificate",
-    Refusal.SLOW: f"the TLS handshake took longer than {HANDSHAKE_S:g} s",
+    TlsRefusal.NO_CERTIFICATE: "the client sent no certificate",
+    TlsRefusal.EXPIRED: "the certificate has expired",
+    TlsRefusal.FOREIGN: "the certificate is not signed by the configured CA",
+    TlsRefusal.PURPOSE: "the certificate is not valid for client authentication",
+    TlsRefusal.NO_TLS: "the TLS handshake failed; the client may not trust the agent's certificate",
+    TlsRefusal.SLOW: f"the TLS handshake took longer than {HANDSHAKE_S:g} s",
 }
 
 
 @dataclass(frozen=True, slots=True)
-class _Stream:
+class _ByteStream:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
 
 
-async def _relay(one: _Stream, other: _Stream) -> None:
+async def _relay(one: _ByteStream, other: _ByteStream) -> None:
     """Both ways, until either side ends: HTTP/2 has no use for half a connection."""
     await first_to_end(_copy(one.reader, other.writer), _copy(other.reader, one.writer))
 

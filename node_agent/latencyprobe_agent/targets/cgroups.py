@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latencyprobe.domain.targets import TargetState
-from latencyprobe_agent.targets.facts import Facts, failed
+from latencyprobe_agent.targets.facts import TargetFacts, failed
 from latencyprobe_agent.targets.processes import Processes, refusal_message
 
 # Polls between two walks of a whole subtree; in between a directory's link count shows changes.
@@ -169,14 +169,14 @@ class SubtreeTracker:
         self._netns: frozenset[int] = frozenset()
         self._looks = 0
 
-    def look(self) -> Facts:
+    def look(self) -> TargetFacts:
         """Return the current facts of the cgroup; GONE once its directory is removed."""
         if self._looks % _LOOKS_PER_WALK == 0 or self._has_changed():
             self._directories = dict(self._hierarchy.walk(self._directory))
         self._looks += 1
         here = self._directories.get(self._directory)
         if here is None or (self._inode is not None and here.st_ino != self._inode):
-            return Facts(
+            return TargetFacts(
                 TargetState.GONE,
                 "the cgroup has been removed",
                 cgroup=self._hierarchy.relative(self._directory),
@@ -194,14 +194,14 @@ class SubtreeTracker:
                 return True
         return False
 
-    def _describe(self) -> Facts:
+    def _describe(self) -> TargetFacts:
         listed = [pid for path in self._directories for pid in self._hierarchy.pids(path)]
         pids = tuple(sorted({pid for pid in listed if pid}))
         namespaces = self._processes.netns(pids)
         if namespaces.inodes:
             self._netns = namespaces.inodes
         state, message = self._judge(pids, hidden=0 in listed, refused=namespaces.refused)
-        return Facts(
+        return TargetFacts(
             state,
             message,
             cgroup=self._hierarchy.relative(self._directory),
@@ -246,7 +246,7 @@ class CgroupTracker:
         self._path = path
         self._subtree: SubtreeTracker | None = None
 
-    def look(self) -> Facts:
+    def look(self) -> TargetFacts:
         """Return the current facts of the cgroup."""
         if self._subtree is None:
             directory = os.path.realpath(self._path)

@@ -19,9 +19,9 @@ import re
 import time
 from collections.abc import Callable, Iterator
 
-from latencyprobe_agent.desired import ContainerTarget
+from latencyprobe_agent.desired import ContainerSelector
 from latencyprobe_agent.targets.cgroups import Hierarchy, SubtreeTracker, subdirectories
-from latencyprobe_agent.targets.facts import Facts, failed, pending
+from latencyprobe_agent.targets.facts import TargetFacts, failed, pending
 from latencyprobe_agent.targets.processes import Processes
 
 _MAX_DEPTH = 6
@@ -74,7 +74,7 @@ class ContainerFinder:
         self._pod_parents: list[str] = []
         self._joined_parents: list[str] = []
 
-    def find(self, target: ContainerTarget) -> str | None:
+    def find(self, target: ContainerSelector) -> str | None:
         """Return the container's directory; None if it does not exist (yet)."""
         if self._is_survey_due():
             self._survey()
@@ -88,7 +88,7 @@ class ContainerFinder:
         parents += [self._hierarchy.relative(path) for path in self._joined_parents]
         return "searched in " + ", ".join(parents[:4]) + (" …" if len(parents) > 4 else "")
 
-    def _candidates(self, target: ContainerTarget) -> Iterator[str]:
+    def _candidates(self, target: ContainerSelector) -> Iterator[str]:
         for parent in self._pod_parents:
             for pod in pod_names(os.path.basename(parent), target.pod_uid):
                 if not os.path.isdir(f"{parent}/{pod}"):
@@ -140,7 +140,7 @@ class ContainerTracker:
         finder: ContainerFinder | None,
         hierarchy: Hierarchy | None,
         processes: Processes,
-        target: ContainerTarget,
+        target: ContainerSelector,
     ) -> None:
         self._finder = finder
         self._hierarchy = hierarchy
@@ -148,7 +148,7 @@ class ContainerTracker:
         self._target = target
         self._subtree: SubtreeTracker | None = None
 
-    def look(self) -> Facts:
+    def look(self) -> TargetFacts:
         """Return the current facts of the container. GONE is final, since its ID is unique."""
         if self._finder is None or self._hierarchy is None:
             return failed(

@@ -9,7 +9,7 @@ from latencyprobe.domain.targets import TargetState
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class TargetFacts:
     """The kernel's identifiers of a target.
 
     `cgroup` is the path below the mount of the v2 hierarchy. `pids` are the processes of the target
@@ -26,23 +26,23 @@ class Facts:
     netns: frozenset[int] = frozenset()
     netns_wide: frozenset[int] = frozenset()
 
-    def gone(self, message: str) -> Facts:
+    def gone(self, message: str) -> TargetFacts:
         """Return the facts of the target after its end: no processes, nothing to match."""
-        return Facts(TargetState.GONE, message, cgroup=self.cgroup)
+        return TargetFacts(TargetState.GONE, message, cgroup=self.cgroup)
 
 
-def pending(message: str) -> Facts:
+def pending(message: str) -> TargetFacts:
     """Return the facts of a target that does not exist yet."""
-    return Facts(TargetState.PENDING, message)
+    return TargetFacts(TargetState.PENDING, message)
 
 
-def failed(message: str) -> Facts:
+def failed(message: str) -> TargetFacts:
     """Return the facts of a target that cannot be measured."""
-    return Facts(TargetState.FAILED, message)
+    return TargetFacts(TargetState.FAILED, message)
 
 
 class Tracker(Protocol):
     """A tracker of one target. A poll is cheap if nothing changed."""
 
-    def look(self) -> Facts:
+    def look(self) -> TargetFacts:
         """Return the current facts of the target."""

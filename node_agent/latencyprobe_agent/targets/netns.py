@@ -8,7 +8,7 @@ import os
 import stat
 
 from latencyprobe.domain.targets import TargetState
-from latencyprobe_agent.targets.facts import Facts, failed
+from latencyprobe_agent.targets.facts import TargetFacts, failed
 
 _NS_GET_NSTYPE = 0xB703  # include/uapi/linux/nsfs.h
 _CLONE_NEWNET = 0x4000_0000
@@ -53,9 +53,9 @@ class NetnsTracker:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._seen: Facts | None = None
+        self._seen: TargetFacts | None = None
 
-    def look(self) -> Facts:
+    def look(self) -> TargetFacts:
         """Return the current facts of the namespace."""
         try:
             inode = inode_of(self._path)
@@ -64,8 +64,8 @@ class NetnsTracker:
         except OSError as error:
             return self._lost(f"{self._path}: {error.strerror}")
         wide = frozenset({inode})
-        self._seen = Facts(TargetState.ATTACHED, netns=wide, netns_wide=wide)
+        self._seen = TargetFacts(TargetState.ATTACHED, netns=wide, netns_wide=wide)
         return self._seen
 
-    def _lost(self, message: str) -> Facts:
+    def _lost(self, message: str) -> TargetFacts:
         return self._seen.gone(message) if self._seen else failed(message)

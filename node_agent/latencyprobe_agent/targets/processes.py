@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latencyprobe.domain.targets import TargetState
-from latencyprobe_agent.targets.facts import Facts, failed
+from latencyprobe_agent.targets.facts import TargetFacts, failed
 
 _PF_KTHREAD = 0x0020_0000  # include/linux/sched.h
 _PROC_PID_INIT_INO = 0xEFFFFFFC  # include/linux/proc_ns.h: the initial PID namespace
@@ -137,9 +137,9 @@ class ProcessTracker:
         self._processes = processes
         self._pid = pid
         self._known: dict[int, int] = {}
-        self._facts: Facts | None = None
+        self._facts: TargetFacts | None = None
 
-    def look(self) -> Facts:
+    def look(self) -> TargetFacts:
         """Return the current facts of the processes."""
         if self._facts is None:
             refused = self._refuse()
@@ -151,7 +151,7 @@ class ProcessTracker:
         self._facts = self._describe()
         return self._facts
 
-    def _refuse(self) -> Facts | None:
+    def _refuse(self) -> TargetFacts | None:
         """Return the refusal of an unmeasurable process; else remember it and return None."""
         stat = self._processes.stat(self._pid)
         if stat is None or stat.has_exited:
@@ -191,14 +191,16 @@ class ProcessTracker:
         stat = self._processes.stat(pid)
         return stat is not None and stat.start_time == start_time and not stat.has_exited
 
-    def _describe(self) -> Facts:
+    def _describe(self) -> TargetFacts:
         pids = tuple(sorted(self._known))
         namespaces = self._processes.netns(pids)
         if not namespaces.inodes and namespaces.refused:
             return failed(refusal_message(namespaces.refused))
         if not namespaces.inodes:
-            return Facts(TargetState.GONE, f"process {self._pid} and its descendants have exited")
-        return Facts(
+            return TargetFacts(
+                TargetState.GONE, f"process {self._pid} and its descendants have exited"
+            )
+        return TargetFacts(
             TargetState.ATTACHED,
             refusal_message(namespaces.refused),
             pids=pids,

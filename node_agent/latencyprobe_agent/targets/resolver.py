@@ -14,10 +14,10 @@ from pathlib import Path
 
 from latencyprobe.domain.targets import TargetState
 from latencyprobe_agent.desired import (
-    CgroupTarget,
-    ContainerTarget,
-    NetnsTarget,
-    PidTarget,
+    CgroupSelector,
+    ContainerSelector,
+    NetnsSelector,
+    PidSelector,
     Selector,
 )
 from latencyprobe_agent.targets.cgroups import (
@@ -28,7 +28,7 @@ from latencyprobe_agent.targets.cgroups import (
     read_mounts,
 )
 from latencyprobe_agent.targets.containers import ContainerFinder, ContainerTracker
-from latencyprobe_agent.targets.facts import Facts, Tracker, failed
+from latencyprobe_agent.targets.facts import TargetFacts, Tracker, failed
 from latencyprobe_agent.targets.netns import NetnsTracker
 from latencyprobe_agent.targets.processes import Processes, ProcessTracker
 
@@ -51,7 +51,7 @@ _PACE: Mapping[TargetState, float | None] = {
 class _Tracked:
     tracker: Tracker
     since: float
-    facts: Facts
+    facts: TargetFacts
     look_at: float | None = None
 
 
@@ -110,11 +110,11 @@ class Resolver:
         return changed
 
     @property
-    def facts(self) -> Mapping[Selector, Facts]:
+    def facts(self) -> Mapping[Selector, TargetFacts]:
         """The facts of each target."""
         return {selector: tracked.facts for selector, tracked in self._tracked.items()}
 
-    def facts_of(self, selector: Selector) -> Facts:
+    def facts_of(self, selector: Selector) -> TargetFacts:
         """Return the facts of one target."""
         tracked = self._tracked.get(selector)
         return tracked.facts if tracked else failed("is no longer a target")
@@ -141,17 +141,17 @@ class Resolver:
 
     def _tracker_of(self, selector: Selector) -> Tracker:
         match selector:
-            case ContainerTarget():
+            case ContainerSelector():
                 return ContainerTracker(self._finder, self._hierarchy, self._processes, selector)
-            case CgroupTarget(path):
+            case CgroupSelector(path):
                 return CgroupTracker(self._hierarchy, self._mounts, self._processes, path)
-            case PidTarget(pid):
+            case PidSelector(pid):
                 return ProcessTracker(self._processes, pid)
-            case NetnsTarget(path):
+            case NetnsSelector(path):
                 return NetnsTracker(path)
 
 
-def _look(tracker: Tracker) -> Facts:
+def _look(tracker: Tracker) -> TargetFacts:
     """Poll the tracker; an error of the file system is that target's failure alone."""
     try:
         return tracker.look()
@@ -160,6 +160,6 @@ def _look(tracker: Tracker) -> Facts:
         return failed(f"cannot resolve the target: {error}")
 
 
-def _log_change(selector: Selector, before: Facts, after: Facts) -> None:
+def _log_change(selector: Selector, before: TargetFacts, after: TargetFacts) -> None:
     if after.state is not before.state:
         log.info("%s: %s, was %s. %s", selector, after.state, before.state, after.message)

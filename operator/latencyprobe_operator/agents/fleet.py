@@ -37,8 +37,8 @@ from latencyprobe_operator.agents.messages import (
 )
 from latencyprobe_operator.agents.renewal import Renewal
 from latencyprobe_operator.api.status_fields import NodeState as State
-from latencyprobe_operator.desired_state import NO_STATE, NodeState
-from latencyprobe_operator.metrics import Metrics
+from latencyprobe_operator.desired_state import NO_STATE, DesiredNodeState
+from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.probes.nodes import AgentView
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ MAX_AHEAD_SECONDS = 3600
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class AgentEndpoint:
     """Where an agent listens. `instance` tells one agent's pod from the next at its address."""
 
     address: str
@@ -66,7 +66,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class TlsFiles:
+class ClientTlsFiles:
     """The operator's certificate, its key, and the authority that signed the agents'."""
 
     ca: Path
@@ -189,7 +189,7 @@ class _Since:
     def __init__(self) -> None:
         self._since: dict[str, tuple[tuple[object, ...], int]] = {}
 
-    def apply(self, state: NodeState, generation: int) -> None:
+    def apply(self, state: DesiredNodeState, generation: int) -> None:
         """A state is about to be applied under this generation."""
         now = {probe.key.uid: (probe.modules, probe.ports, probe.protocols) for probe in state}
         self._since = {
@@ -211,15 +211,15 @@ class AgentLink:
     def __init__(
         self,
         node: str,
-        endpoint: Endpoint,
+        endpoint: AgentEndpoint,
         *,
         credentials: Callable[[], grpc.ChannelCredentials],
         renewal: Renewal,
         clock_ns: Callable[[], int],
         listener: Listener,
-        metrics: Metrics,
+        metrics: OperatorMetrics,
         gate: asyncio.Event,
-        desired: NodeState,
+        desired: DesiredNodeState,
     ) -> None:
         self.node = node
         self.endpoint = endpoint
@@ -232,7 +232,7 @@ class AgentLink:
         self._metrics = metrics
         self._gate = gate
         self._desired = desired
-        self._applied: NodeState | None = None
+        self._applied: DesiredNodeState | None = None
         self._sent: frozenset[TargetName] = frozenset()
         self._wake = asyncio.Event()
         self._backoff = Backoff(0.25, 15)
@@ -254,7 +254,7 @@ class AgentLink:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def want(self, state: NodeState) -> None:
+    def want(self, state: DesiredNodeState) -> None:
         """Make this the agent's desired state, now or when it can be reached."""
         if state != self._desired:
             self._desired = state
@@ -352,7 +352,7 @@ class AgentLink:
             else:
                 await self._woken()
 
-    async def _apply(self, stub: NodeAgentAsyncStub, state: NodeState) -> None:
+    async def _apply(self, stub: NodeAgentAsyncStub, state: DesiredNodeState) -> None:
         generation = self._generations.next()
         outgoing = outgoing_state(
             state, generation=generation, lease_seconds=LEASE_SECONDS, held=self._sent
@@ -382,7 +382,7 @@ class AgentLink:
         self._become(State.READY, "")
         self._listener.on_agent_change(self.node)
 
-    async def _refused(self, error: aio.AioRpcError, state: NodeState) -> None:
+    async def _refused(self, error: aio.AioRpcError, state: DesiredNodeState) -> None:
         """The agent lives, and does not take the state: try again soon, or when it has changed."""
         if error.code() not in (
             grpc.StatusCode.FAILED_PRECONDITION,
@@ -466,7 +466,7 @@ class Fleet:
         *,
         credentials: Callable[[], grpc.ChannelCredentials],
         listener: Listener,
-        metrics: Metrics,
+        metrics: OperatorMetrics,
         clock_ns: Callable[[], int] = time.time_ns,
         renewal: Renewal | None = None,
     ) -> None:
@@ -478,7 +478,7 @@ class Fleet:
         self._gate = asyncio.Event()
         self._links: dict[str, AgentLink] = {}
         self._absent: dict[str, str] = {}
-        self._desired: dict[str, NodeState] = {}
+        self._desired: dict[str, DesiredNodeState] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:
@@ -489,7 +489,7 @@ class Fleet:
         self._gate.set()
         self._renewal.start()
 
-    def set_agent(self, node: str, endpoint: Endpoint | None, *, why_not: str = "") -> None:
+    def set_agent(self, node: str, endpoint: AgentEndpoint | None, *, why_not: str = "") -> None:
         """Say where this node's agent is; None and why where there is none to be reached."""
         link = self._links.get(node)
         if link and link.endpoint == endpoint:
@@ -503,7 +503,7 @@ class Fleet:
             self._absent[node] = why_not
         self._listener.on_agent_change(node)
 
-    def want(self, node: str, state: NodeState) -> None:
+    def want(self, node: str, state: DesiredNodeState) -> None:
         """Make this the desired state of this node's agent, whenever there is one."""
         if state == NO_STATE:
             self._desired.pop(node, None)
@@ -551,7 +551,7 @@ class Fleet:
         """How many agents are in which state."""
         return Counter(str(link.view().state) for link in self._links.values())
 
-    def _connect(self, node: str, endpoint: Endpoint) -> None:
+    def _connect(self, node: str, endpoint: AgentEndpoint) -> None:
         link = self._links[node] = AgentLink(
             node,
             endpoint,

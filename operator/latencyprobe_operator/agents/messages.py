@@ -14,8 +14,8 @@ from latencyprobe.domain.fairness import TargetName, surplus_targets
 from latencyprobe.domain.targets import TargetState
 from latencyprobe.protocol.states import coverage_from_proto, target_state_from_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
-from latencyprobe_operator.desired_state import NodeState, ProbeOnNode
-from latencyprobe_operator.model import Target
+from latencyprobe_operator.desired_state import DesiredNodeState, ProbeOnNode
+from latencyprobe_operator.model import ContainerTarget
 
 # As many probes and targets of these sizes as an agent takes are below wire.MAX_MESSAGE_BYTES.
 _LARGEST_PROBE_BYTES = 4096
@@ -50,7 +50,7 @@ class Outgoing:
 
 
 def outgoing_state(
-    state: NodeState,
+    state: DesiredNodeState,
     *,
     generation: int,
     lease_seconds: int,
@@ -130,7 +130,7 @@ def _probe_message(probe: ProbeOnNode) -> pb.Probe:
     )
 
 
-def _target_message(target: Target) -> pb.Target:
+def _target_message(target: ContainerTarget) -> pb.Target:
     container = pb.Container(pod_uid=target.pod_uid, container_id=target.container.id)
     return pb.Target(id=target.id, container=container)
 

@@ -1,6 +1,6 @@
 """Renewed certificates: who holds a connection of the old ones is told.
 
-A new connection reads the files anyway (fleet.TlsFiles). One that is open would go on for as long
+A new connection reads the files anyway (ClientTlsFiles). One that is open would go on for as long
 as it lives, on a certificate that has expired meanwhile, or of an authority that nobody trusts.
 """
 

@@ -39,7 +39,7 @@ from latencyprobe_operator.api.status_fields import (
     Summary,
     TargetCounts,
 )
-from latencyprobe_operator.probes.objectives import Judgement, Outcome
+from latencyprobe_operator.probes.objectives import Judgement, ObjectiveOutcome
 from latencyprobe_operator.probes.windows import headline
 
 # The API server takes 1.5 MiB at most, and every reader of the list gets all of it.
@@ -109,7 +109,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class ProbeFacts:
     """All that one status is made of. `pods` come worst first."""
 
     spec: ProbeSpec | None
@@ -143,7 +143,7 @@ def seconds_of(text: str) -> float:
     return datetime.datetime.fromisoformat(text).timestamp()
 
 
-def build(facts: Facts, *, now: str) -> Document:
+def build(facts: ProbeFacts, *, now: str) -> Document:
     """The status document of these facts."""
     if facts.phase is not None:
         return _at_rest(facts, now=now)
@@ -176,7 +176,7 @@ def build(facts: Facts, *, now: str) -> Document:
     return _fit(document)
 
 
-def _at_rest(facts: Facts, *, now: str) -> Document:
+def _at_rest(facts: ProbeFacts, *, now: str) -> Document:
     """Suspended or completed: nothing is attached, and the last figures stay as they were."""
     phase = facts.phase or Phase.SUSPENDED
     reason, message = {
@@ -200,11 +200,11 @@ def _at_rest(facts: Facts, *, now: str) -> Document:
     return document | document_of(_times(facts))
 
 
-def _times(facts: Facts) -> StatusTimes:
+def _times(facts: ProbeFacts) -> StatusTimes:
     return StatusTimes(facts.start_time or None, facts.last_report_time or None)
 
 
-def _targets(facts: Facts) -> TargetCounts:
+def _targets(facts: ProbeFacts) -> TargetCounts:
     return TargetCounts(
         pods=facts.matched_pods,
         containers=facts.containers,
@@ -219,7 +219,7 @@ Finding = tuple[str, str, str]
 """(status, reason, message)"""
 
 
-def _ready(facts: Facts) -> Finding:
+def _ready(facts: ProbeFacts) -> Finding:
     if facts.problem:
         return "False", facts.problem.reason, facts.problem.message
     if not facts.matched_pods:
@@ -246,7 +246,7 @@ _READY_REASONS = {
 }
 
 
-def _covered(facts: Facts) -> Finding:
+def _covered(facts: ProbeFacts) -> Finding:
     if not facts.nodes:
         return "Unknown", "NoTargets", "there is nothing to cover"
     uncovered = [node for node in facts.nodes if node.state is not NodeState.READY]
@@ -261,7 +261,7 @@ def _covered(facts: Facts) -> Finding:
     return "False", "StagesNotCovered", f"node {first.name}: not fully measured: {names}{more}"
 
 
-def _overhead(facts: Facts) -> Finding:
+def _overhead(facts: ProbeFacts) -> Finding:
     known = [(node.cpu_percent, node.name) for node in facts.nodes if node.cpu_percent is not None]
     if not known or not facts.spec:
         return "Unknown", "NotMeasured", "no agent has reported the run time of its programs"
@@ -277,17 +277,19 @@ def _overhead(facts: Facts) -> Finding:
 
 
 def _objectives(judgements: Sequence[Judgement]) -> Finding:
-    def messages(outcome: Outcome) -> str:
+    def messages(outcome: ObjectiveOutcome) -> str:
         return "; ".join(each.message for each in judgements if each.outcome is outcome)
 
-    if missed := messages(Outcome.MISSED):
+    if missed := messages(ObjectiveOutcome.MISSED):
         return "False", "ObjectiveMissed", missed
-    if unknown := messages(Outcome.UNKNOWN):
+    if unknown := messages(ObjectiveOutcome.UNKNOWN):
         return "Unknown", "InsufficientData", unknown
-    return "True", "AllMet", messages(Outcome.MET)
+    return "True", "AllMet", messages(ObjectiveOutcome.MET)
 
 
-def _conditions(findings: Mapping[str, Finding], facts: Facts, now: str) -> tuple[Condition, ...]:
+def _conditions(
+    findings: Mapping[str, Finding], facts: ProbeFacts, now: str
+) -> tuple[Condition, ...]:
     """As metav1.Condition: lastTransitionTime moves only where the status changes."""
     before = {each.get("type"): each for each in facts.previous.get("conditions") or ()}
 
@@ -306,7 +308,7 @@ def _conditions(findings: Mapping[str, Finding], facts: Facts, now: str) -> tupl
     return tuple(condition(name, *finding) for name, finding in findings.items())
 
 
-def _share_of_nodes(facts: Facts) -> str:
+def _share_of_nodes(facts: ProbeFacts) -> str:
     measuring = sum(node.state in MEASURING for node in facts.nodes)
     return f"{measuring} of {len(facts.nodes)} nodes"
 
@@ -318,7 +320,7 @@ def _about(node: NodeFacts) -> str:
 # ------------------------------------------------------------------------------ figures
 
 
-def _summary(facts: Facts, ready: Finding) -> Summary:
+def _summary(facts: ProbeFacts, ready: Finding) -> Summary:
     if not facts.spec or not facts.matched_pods:
         return Summary(message=_shorten(ready[2]))
     report = report_on(facts.merged, facts.spec.modules, _counters_of_all(facts.node_context))
@@ -342,7 +344,7 @@ def _counters_of_all(nodes: Mapping[str, NodeMeasurement]) -> NodeMeasurement:
     return NodeMeasurement({}, counters)
 
 
-def _pod(pod: PodFacts, facts: Facts, spec: ProbeSpec) -> PodStatus:
+def _pod(pod: PodFacts, facts: ProbeFacts, spec: ProbeSpec) -> PodStatus:
     node = facts.node_context.get(pod.node, NOTHING_OF_THE_NODE)
     report = report_on(pod.measurement, spec.modules, node, uncounted=pod.uncounted)
     return PodStatus(
@@ -356,7 +358,7 @@ def _pod(pod: PodFacts, facts: Facts, spec: ProbeSpec) -> PodStatus:
     )
 
 
-def _node_context(facts: Facts) -> tuple[NodeContext, ...]:
+def _node_context(facts: ProbeFacts) -> tuple[NodeContext, ...]:
     """The nodes with something to tell, the most telling first: drops, then the module irq."""
     if not facts.spec:
         return ()

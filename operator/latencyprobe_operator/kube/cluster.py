@@ -58,7 +58,7 @@ class ExpiredError(ApiError):
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class WatchEvent:
     """One event of a watch. `kind` is ADDED, MODIFIED, DELETED or BOOKMARK."""
 
     kind: str
@@ -177,7 +177,7 @@ class Cluster:
 
     async def watch_pods(
         self, namespace: str | None, selector: str, *, since: str
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncIterator[WatchEvent]:
         """Follow the pods that match from a version on, for some minutes."""
         query = {
             "watch": "true",
@@ -247,11 +247,11 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
                 yield bytes(line)
 
 
-def _event(document: Json) -> Event:
+def _event(document: Json) -> WatchEvent:
     body = document["object"]
     if document["type"] == "ERROR":
         raise _error(int(body.get("code") or 500), body)
-    return Event(document["type"], body, body["metadata"]["resourceVersion"])
+    return WatchEvent(document["type"], body, body["metadata"]["resourceVersion"])
 
 
 async def _read(response: aiohttp.ClientResponse) -> Any:

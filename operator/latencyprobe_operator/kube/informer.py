@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from latencyprobe.process.backoff import Backoff
-from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, Event, ExpiredError
+from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, ExpiredError, Json, WatchEvent
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,6 @@ _LIVED_SECONDS = 10.0
 # Malformed objects end in one of these.
 _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
 
-Json = dict[str, Any]
-
 
 class Source(Protocol):
     """The part of `Cluster` that an informer takes."""
@@ -42,7 +40,7 @@ class Source(Protocol):
 
     def watch_pods(
         self, namespace: str | None, selector: str, *, since: str
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncIterator[WatchEvent]:
         """Follow the pods that match from a version on, for some minutes."""
 
 
@@ -61,7 +59,7 @@ class Scope:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class PodsRefusal:
     """The API server's reason for not showing these pods."""
 
     invalid: bool
@@ -111,7 +109,7 @@ class Informer(Generic[P]):
         self.scope = scope
         self.listed = False
         """Whether the pods are known, as of some time since the start."""
-        self.refusal: Refusal | None = None
+        self.refusal: PodsRefusal | None = None
         self._source = source
         self._read = read
         self._audience = audience
@@ -193,7 +191,7 @@ class Informer(Generic[P]):
                 # Where this watch breaks, the next one goes on.
                 self._version = event.resource_version
 
-    def _take(self, event: Event) -> None:
+    def _take(self, event: WatchEvent) -> None:
         match event.kind:
             case "ADDED" | "MODIFIED":
                 pod = self._read_body(event.body)
@@ -246,7 +244,7 @@ class Informer(Generic[P]):
         if error.status >= 500:
             return
         invalid = error.status in (400, 422)
-        refusal = Refusal(invalid, str(error))
+        refusal = PodsRefusal(invalid, str(error))
         if (invalid or not self.listed) and self.refusal != refusal:
             self.refusal = refusal
             self._audience.on_refusal()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from latencyprobe_operator.api.selector import LabelSelector
-from latencyprobe_operator.kube.informer import Change, Informer, Refusal, Scope, Source
+from latencyprobe_operator.kube.informer import Change, Informer, PodsRefusal, Scope, Source
 from latencyprobe_operator.model import Pod, read_pod
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class PodSet:
     pods: dict[str, Pod] = field(default_factory=dict)
     listed: bool = False
     """Whether the pods are known, as of some time since the start."""
-    refusal: Refusal | None = None
+    refusal: PodsRefusal | None = None
     listeners: list[PodsListener] = field(default_factory=list)
 
     def take(self, change: Change[Pod]) -> PodsChange:
@@ -85,13 +85,13 @@ class PodWatches:
         self._source = source
         self._clusterwide = clusterwide
         self._linger_seconds = linger_seconds
-        self._followed: dict[str | None, _Followed] = {}
+        self._followed: dict[str | None, _FollowedScope] = {}
 
     def subscribe(self, namespace: str, selector: LabelSelector, listener: PodsListener) -> PodSet:
         """Answer the set of these pods; the listener hears of every change from now on."""
         scope = self._scope_of(namespace)
         if scope not in self._followed:
-            self._followed[scope] = _Followed(self._source, scope)
+            self._followed[scope] = _FollowedScope(self._source, scope)
         pods = self._followed[scope].set_of(namespace, selector)
         pods.listeners.append(listener)
         return pods
@@ -118,12 +118,12 @@ class PodWatches:
     def _scope_of(self, namespace: str) -> str | None:
         return None if self._clusterwide else namespace
 
-    def _end_unused(self, scope: str | None, followed: _Followed) -> None:
+    def _end_unused(self, scope: str | None, followed: _FollowedScope) -> None:
         if not followed.in_use and self._followed.get(scope) is followed:
             self._followed.pop(scope).task.cancel()
 
 
-class _Followed:
+class _FollowedScope:
     """One informer, and the sets of pods of its scope."""
 
     def __init__(self, source: Source, namespace: str | None) -> None:

@@ -15,7 +15,7 @@ from latencyprobe_operator.agents.messages import (
 )
 from latencyprobe_operator.api.status import ABSENT, MEASURING, NodeFacts, gaps_in
 from latencyprobe_operator.api.status_fields import NodeState
-from latencyprobe_operator.model import Target
+from latencyprobe_operator.model import ContainerTarget
 from latencyprobe_operator.probes.staleness import NO_SILENCE, Silence, age_text
 
 
@@ -40,7 +40,7 @@ def node_facts(
     node: str,
     agent: AgentView,
     probe_uid: str,
-    targets: Sequence[Target],
+    targets: Sequence[ContainerTarget],
     modules: Sequence[Module],
     *,
     silence: Silence = NO_SILENCE,
@@ -85,7 +85,7 @@ def not_covered(agent: AgentView) -> frozenset[str]:
 
 
 def _of_targets(
-    words: Sequence[tuple[Target, TargetStatus]], counts: Mapping[TargetState, int]
+    words: Sequence[tuple[ContainerTarget, TargetStatus]], counts: Mapping[TargetState, int]
 ) -> tuple[NodeState, str]:
     """The state of an agent that has applied everything. A target that is gone soon leaves."""
     if counts[TargetState.FAILED]:
@@ -97,7 +97,9 @@ def _of_targets(
     return NodeState.READY, ""
 
 
-def _tell(words: Sequence[tuple[Target, TargetStatus]], state: TargetState, otherwise: str) -> str:
+def _tell(
+    words: Sequence[tuple[ContainerTarget, TargetStatus]], state: TargetState, otherwise: str
+) -> str:
     concerned = [(target, status) for target, status in words if status.state is state]
     target, status = concerned[0]
     more = f" (and {len(concerned) - 1} more)" if len(concerned) > 1 else ""

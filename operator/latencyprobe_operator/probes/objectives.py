@@ -12,7 +12,7 @@ from latencyprobe.domain.verdict import MIN_SAMPLES
 from latencyprobe_operator.api.spec import Objective
 
 
-class Outcome(StrEnum):
+class ObjectiveOutcome(StrEnum):
     """What can be said of an objective."""
 
     MET = "met"
@@ -24,7 +24,7 @@ class Outcome(StrEnum):
 class Judgement:
     """An objective's outcome, and the figures as a sentence."""
 
-    outcome: Outcome
+    outcome: ObjectiveOutcome
     message: str
 
 
@@ -50,16 +50,18 @@ class ObjectivesWatch:
         if histogram.count < MIN_SAMPLES:
             self._exceeded_since.pop(objective, None)
             return Judgement(
-                Outcome.UNKNOWN, f"{what}: {histogram.count} samples, {MIN_SAMPLES} are needed"
+                ObjectiveOutcome.UNKNOWN,
+                f"{what}: {histogram.count} samples, {MIN_SAMPLES} are needed",
             )
         value_ns = histogram.percentile(objective.percentile)
         figures = f"{what} is {format_ns(value_ns)}, at most {format_ns(objective.max_ns)}"
         if value_ns <= objective.max_ns:
             self._exceeded_since.pop(objective, None)
-            return Judgement(Outcome.MET, figures)
+            return Judgement(ObjectiveOutcome.MET, figures)
         exceeded = at - self._exceeded_since.setdefault(objective, at)
         if exceeded < objective.for_seconds:
             return Judgement(
-                Outcome.MET, f"{figures} (exceeded, but for less than {objective.for_seconds:g} s)"
+                ObjectiveOutcome.MET,
+                f"{figures} (exceeded, but for less than {objective.for_seconds:g} s)",
             )
-        return Judgement(Outcome.MISSED, figures)
+        return Judgement(ObjectiveOutcome.MISSED, figures)

@@ -31,13 +31,13 @@ from latencyprobe_operator.api.spec import (
     probe_key,
     read_probe,
 )
-from latencyprobe_operator.api.status import Facts, NodeFacts, PodFacts, Problem
+from latencyprobe_operator.api.status import NodeFacts, PodFacts, ProbeFacts, Problem
 from latencyprobe_operator.api.status_fields import NodeState, Phase
 from latencyprobe_operator.desired_state import DesiredStates, PlacedPod
 from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError
 from latencyprobe_operator.kube.pods import PodsChange, PodSet, PodsListener
-from latencyprobe_operator.metrics import Metrics
-from latencyprobe_operator.model import Target
+from latencyprobe_operator.metrics import OperatorMetrics
+from latencyprobe_operator.model import ContainerTarget
 from latencyprobe_operator.probes.nodes import AgentView, node_facts, not_covered
 from latencyprobe_operator.probes.objectives import ObjectivesWatch
 from latencyprobe_operator.probes.staleness import Hearing, Silence, patience_seconds
@@ -60,7 +60,7 @@ class Surroundings(Protocol):
     """What a probe needs of the rest of the operator."""
 
     desired: DesiredStates
-    metrics: Metrics
+    metrics: OperatorMetrics
 
     def watch(self, namespace: str, selector: LabelSelector, listener: PodsListener) -> PodSet:
         """Subscribe to pods."""
@@ -419,9 +419,9 @@ class Probe:
 
     # -------------------------------------------------------------------------- facts
 
-    def _facts(self) -> Facts:
+    def _facts(self) -> ProbeFacts:
         """What is known, without the figures."""
-        facts = Facts(
+        facts = ProbeFacts(
             spec=self._spec,
             generation=self._generation,
             phase=self._rest,
@@ -432,7 +432,7 @@ class Probe:
         )
         if not self._pods or not self._spec:
             return facts
-        by_node: dict[str, list[Target]] = {}
+        by_node: dict[str, list[ContainerTarget]] = {}
         for placed in self._around.desired.pods_of(self.key.uid).values():
             by_node.setdefault(placed.pod.node, []).extend(placed.targets)
         nodes = [
@@ -451,7 +451,7 @@ class Probe:
             nodes=nodes,
         )
 
-    def _node_facts(self, node: str, targets: list[Target], spec: ProbeSpec) -> NodeFacts:
+    def _node_facts(self, node: str, targets: list[ContainerTarget], spec: ProbeSpec) -> NodeFacts:
         agent = self._around.agent(node)
         return node_facts(
             node,
@@ -477,7 +477,7 @@ class Probe:
             return Problem("ListingPods", "the API server has not listed the pods yet")
         return None
 
-    def _with_figures(self, facts: Facts, now: float) -> Facts:
+    def _with_figures(self, facts: ProbeFacts, now: float) -> ProbeFacts:
         """The facts with the windows' figures, of as many pods as the status lists."""
         if not self._spec or not self._pods:
             return facts
@@ -511,7 +511,7 @@ class Probe:
         kept = ("targets", "summary", "pods", "omittedPods", "nodeContext", "lastReportTime")
         return {key: document[key] for key in kept if key in document}
 
-    def _build(self, facts: Facts) -> status.Document:
+    def _build(self, facts: ProbeFacts) -> status.Document:
         return status.build(facts, now=status.timestamp(self._wall_clock()))
 
 

@@ -9,17 +9,17 @@ from pathlib import Path
 import grpc
 import pytest
 
-from latencyprobe_agent.agent import Agent, NodeFacts
+from latencyprobe_agent.agent import Agent, NodeDescription
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.load import perf
-from latencyprobe_agent.serving.metrics import Metrics
+from latencyprobe_agent.serving.metrics import AgentMetrics
 from latencyprobe_agent.serving.service import Server, SocketAddress
 from latencyprobe_agent.targets.resolver import Resolver
 from tests.unit.agent.fake_kernel import Kernel
 from tests.unit.agent.running import Running
 from tests.unit.agent.scripted import ScriptedEngine, ScriptedEvidence
 
-NODE = NodeFacts("blue", "6.18.0", "x86_64", "btf", "hybrid")
+NODE = NodeDescription("blue", "6.18.0", "x86_64", "btf", "hybrid")
 
 
 @pytest.fixture
@@ -33,13 +33,13 @@ def evidence() -> ScriptedEvidence:
 
 
 @pytest.fixture
-def metrics() -> Metrics:
-    return Metrics()
+def metrics() -> AgentMetrics:
+    return AgentMetrics()
 
 
 @pytest.fixture
 async def agent(
-    engine: ScriptedEngine, evidence: ScriptedEvidence, metrics: Metrics
+    engine: ScriptedEngine, evidence: ScriptedEvidence, metrics: AgentMetrics
 ) -> AsyncIterator[Agent]:
     """An agent that looks after itself."""
     running = Agent(engine, Resolver(), NODE, metrics, evidence)
@@ -55,7 +55,7 @@ async def running(
     agent: Agent,
     engine: ScriptedEngine,
     evidence: ScriptedEvidence,
-    metrics: Metrics,
+    metrics: AgentMetrics,
     tmp_path: Path,
 ) -> AsyncIterator[Running]:
     """The agent on a Unix socket, and a channel to it."""

@@ -12,7 +12,7 @@ import grpc
 
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_agent.agent import Agent
-from latencyprobe_agent.serving.metrics import Metrics
+from latencyprobe_agent.serving.metrics import AgentMetrics
 from tests.unit.agent.scripted import ScriptedEngine, ScriptedEvidence
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Running:
     agent: Agent
     engine: ScriptedEngine
     evidence: ScriptedEvidence
-    metrics: Metrics
+    metrics: AgentMetrics
     channel: grpc.aio.Channel
 
     @property

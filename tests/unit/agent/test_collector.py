@@ -15,7 +15,7 @@ from latencyprobe_agent.collector import (
     only,
     only_node,
 )
-from latencyprobe_agent.desired import Desired, PidTarget, Probe, Target
+from latencyprobe_agent.desired import Desired, DesiredProbe, DesiredTarget, PidSelector
 from latencyprobe_agent.kernel.contract import SocketFilter
 from latencyprobe_agent.plan import TargetKey
 from tests.unit.agent.scripted import samples
@@ -34,12 +34,12 @@ def _probe(
     modules: frozenset[Module] = frozenset(Module),
     socket_filter: SocketFilter = EVERYTHING,
     pid: int = 1,
-) -> Probe:
-    targets = (Target("t", PidTarget(pid)),)
-    return Probe(name, name, modules, socket_filter, interval_s, 0.0, targets)
+) -> DesiredProbe:
+    targets = (DesiredTarget("t", PidSelector(pid)),)
+    return DesiredProbe(name, name, modules, socket_filter, interval_s, 0.0, targets)
 
 
-def _collector(*probes: Probe) -> Collector:
+def _collector(*probes: DesiredProbe) -> Collector:
     collector = Collector()
     collector.follow(Desired(1, probes), _at(0))
     collector.own({0: [TargetKey(probe.id, "t") for probe in probes]})

@@ -15,12 +15,14 @@ from latencyprobe_agent.kernel.runtime.configuration import (
     CONFIG_BYTES,
     MAX_NAMESPACES,
     ConfigMemory,
-    Namespace,
+    NamespaceConfiguration,
 )
 
 INODES = st.integers(0xF0000000, 0xF0003000)
 TABLES = st.lists(
-    st.dictionaries(INODES, st.builds(Namespace, st.integers(1, 7), st.integers(0, 2**64 - 1))),
+    st.dictionaries(
+        INODES, st.builds(NamespaceConfiguration, st.integers(1, 7), st.integers(0, 2**64 - 1))
+    ),
     max_size=6,
 )
 
@@ -34,7 +36,7 @@ def descriptor() -> Iterator[int]:
     os.close(made)
 
 
-def find(content: bytes, inum: int) -> Namespace | None:
+def find(content: bytes, inum: int) -> NamespaceConfiguration | None:
     """find_netns() of bpf/include/common.h."""
     (number,) = struct.unpack_from("=H", content, 16 + 2 * (inum & 4095))
     for _ in range(4):
@@ -44,14 +46,14 @@ def find(content: bytes, inum: int) -> Namespace | None:
             "=IHHQ", content, 16 + 8192 + 16 * number
         )
         if found == inum:
-            return Namespace(flags, owners)
+            return NamespaceConfiguration(flags, owners)
         number = following
     return None
 
 
 @given(tables=TABLES)
 def test_programs_find_what_was_written_last_and_nothing_else(
-    tables: list[dict[int, Namespace]],
+    tables: list[dict[int, NamespaceConfiguration]],
 ) -> None:
     descriptor = os.memfd_create("configuration")
     try:
@@ -77,13 +79,15 @@ def test_words_are_where_the_programs_read_them(descriptor: int) -> None:
 
 def test_a_full_table_is_refused_and_stays_as_it_was(descriptor: int) -> None:
     memory = ConfigMemory(descriptor)
-    memory.write_namespaces({5: Namespace(2, 9)})
+    memory.write_namespaces({5: NamespaceConfiguration(2, 9)})
     with pytest.raises(EngineError, match=f"at most {MAX_NAMESPACES}"):
-        memory.write_namespaces({inum: Namespace(2, 0) for inum in range(MAX_NAMESPACES + 1)})
-    assert find(os.pread(descriptor, CONFIG_BYTES, 0), 5) == Namespace(2, 9)
+        memory.write_namespaces(
+            {inum: NamespaceConfiguration(2, 0) for inum in range(MAX_NAMESPACES + 1)}
+        )
+    assert find(os.pread(descriptor, CONFIG_BYTES, 0), 5) == NamespaceConfiguration(2, 9)
 
 
 def test_a_chain_that_programs_would_not_follow_is_refused(descriptor: int) -> None:
     memory = ConfigMemory(descriptor)
     with pytest.raises(EngineError, match="same low bits"):
-        memory.write_namespaces({7 + 4096 * n: Namespace(2, 0) for n in range(5)})
+        memory.write_namespaces({7 + 4096 * n: NamespaceConfiguration(2, 0) for n in range(5)})

@@ -14,10 +14,10 @@ from latencyprobe.domain.fairness import MAX_PROBES, MAX_TARGETS
 from latencyprobe.domain.stages import Module
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.desired import (
-    ContainerTarget,
+    ContainerSelector,
     Desired,
     InvalidStateError,
-    PidTarget,
+    PidSelector,
     admit,
 )
 from latencyprobe_agent.kernel.contract import SocketFilter
@@ -58,7 +58,7 @@ def test_a_state_becomes_values() -> None:
     assert probe.modules == {Module.RX, Module.TCP}
     assert probe.interval_s == 1.5
     assert probe.socket_filter == SocketFilter(frozenset({443}), frozenset({"TCP"}))
-    assert [t.selector for t in probe.targets] == [ContainerTarget(UID, CID), PidTarget(4242)]
+    assert [t.selector for t in probe.targets] == [ContainerSelector(UID, CID), PidSelector(4242)]
 
 
 def test_both_protocols_are_the_same_filter_as_none() -> None:
@@ -297,4 +297,4 @@ def test_a_static_pods_hash_is_a_pod_uid() -> None:
     state = _state()
     state.probes[0].targets[0].CopyFrom(_container("0123456789abcdef" * 2))
     target = parse_desired(state).probes[0].targets[0]
-    assert target.selector == ContainerTarget("0123456789abcdef" * 2, CID)
+    assert target.selector == ContainerSelector("0123456789abcdef" * 2, CID)

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.targets import TargetState
 from latencyprobe_agent.desired import (
-    CgroupTarget,
+    CgroupSelector,
     Desired,
-    NetnsTarget,
-    PidTarget,
-    Probe,
+    DesiredProbe,
+    DesiredTarget,
+    NetnsSelector,
+    PidSelector,
     Selector,
-    Target,
 )
 from latencyprobe_agent.kernel.abi import MAX_OWNERS
 from latencyprobe_agent.kernel.contract import MAX_SHARING, SlotSpec, SocketFilter
@@ -30,7 +30,7 @@ from latencyprobe_agent.plan import (
     wanted_modules,
     wanted_slots,
 )
-from latencyprobe_agent.targets.facts import Facts, failed, pending
+from latencyprobe_agent.targets.facts import TargetFacts, failed, pending
 
 HTTPS = SocketFilter(ports=frozenset({443}))
 EVERYTHING = SocketFilter()
@@ -42,54 +42,56 @@ def _probe(
     socket_filter: SocketFilter = EVERYTHING,
     modules: frozenset[Module] = frozenset({Module.RX}),
     namespace: str = "",
-) -> Probe:
-    targets = tuple(Target(f"t{n}", selector) for n, selector in enumerate(selectors))
-    return Probe(name, name, modules, socket_filter, 1.0, 0.0, targets, namespace)
+) -> DesiredProbe:
+    targets = tuple(DesiredTarget(f"t{n}", selector) for n, selector in enumerate(selectors))
+    return DesiredProbe(name, name, modules, socket_filter, 1.0, 0.0, targets, namespace)
 
 
-def _attached(selector: Selector) -> Facts:
+def _attached(selector: Selector) -> TargetFacts:
     match selector:
-        case PidTarget(pid):
-            return Facts(TargetState.ATTACHED, tgids=frozenset({pid}), netns=frozenset({9}))
-        case NetnsTarget():
+        case PidSelector(pid):
+            return TargetFacts(TargetState.ATTACHED, tgids=frozenset({pid}), netns=frozenset({9}))
+        case NetnsSelector():
             inodes = frozenset({9})
-            return Facts(TargetState.ATTACHED, netns=inodes, netns_wide=inodes)
+            return TargetFacts(TargetState.ATTACHED, netns=inodes, netns_wide=inodes)
         case _:
-            return Facts(TargetState.ATTACHED, cgroup_ids=frozenset({5, 6}), netns=frozenset({9}))
+            return TargetFacts(
+                TargetState.ATTACHED, cgroup_ids=frozenset({5, 6}), netns=frozenset({9})
+            )
 
 
 def test_probes_on_one_target_with_one_filter_share_a_slot() -> None:
-    pid = PidTarget(1)
+    pid = PidSelector(1)
     desired = Desired(1, (_probe("a", pid), _probe("b", pid)))
     (key,) = wanted_slots(desired, {pid: _attached(pid)})
     assert owners(desired, {key: 3}) == {3: (TargetKey("a", "t0"), TargetKey("b", "t0"))}
 
 
 def test_another_filter_is_another_slot() -> None:
-    pid = PidTarget(1)
+    pid = PidSelector(1)
     desired = Desired(1, (_probe("a", pid), _probe("b", pid, socket_filter=HTTPS)))
     wanted = wanted_slots(desired, {pid: _attached(pid)})
     assert wanted == (SlotKey(pid, EVERYTHING), SlotKey(pid, HTTPS))
 
 
 def test_only_what_was_found_gets_a_slot() -> None:
-    pids = [PidTarget(n) for n in range(4)]
-    facts: dict[Selector, Facts] = {
+    pids = [PidSelector(n) for n in range(4)]
+    facts: dict[Selector, TargetFacts] = {
         pids[0]: _attached(pids[0]),
         pids[1]: pending("not there yet"),
         pids[2]: failed("never"),
-        pids[3]: Facts(TargetState.GONE),
+        pids[3]: TargetFacts(TargetState.GONE),
     }
     desired = Desired(1, (_probe("a", *pids),))
     assert wanted_slots(desired, facts) == (SlotKey(pids[0], EVERYTHING),)
 
 
 def test_modules_are_wanted_for_targets_that_are_there_or_may_come() -> None:
-    here, coming, gone = PidTarget(1), PidTarget(2), PidTarget(3)
-    facts: dict[Selector, Facts] = {
+    here, coming, gone = PidSelector(1), PidSelector(2), PidSelector(3)
+    facts: dict[Selector, TargetFacts] = {
         here: _attached(here),
         coming: pending(""),
-        gone: Facts(TargetState.GONE),
+        gone: TargetFacts(TargetState.GONE),
     }
     desired = Desired(
         1,
@@ -104,8 +106,8 @@ def test_modules_are_wanted_for_targets_that_are_there_or_may_come() -> None:
 
 
 def test_each_kind_of_target_is_told_by_what_the_kernel_knows_of_it() -> None:
-    pid, cgroup, netns = PidTarget(7), CgroupTarget("/c"), NetnsTarget("/n")
-    facts: dict[Selector, Facts] = {
+    pid, cgroup, netns = PidSelector(7), CgroupSelector("/c"), NetnsSelector("/n")
+    facts: dict[Selector, TargetFacts] = {
         selector: _attached(selector) for selector in (pid, cgroup, netns)
     }
     numbers = {SlotKey(s, HTTPS): n for n, s in enumerate(facts)}
@@ -118,11 +120,11 @@ def test_each_kind_of_target_is_told_by_what_the_kernel_knows_of_it() -> None:
 
 
 def test_a_target_that_too_many_filters_share_fails_alone() -> None:
-    shared, other = PidTarget(1), PidTarget(2)
+    shared, other = PidSelector(1), PidSelector(2)
     filters = [SocketFilter(ports=frozenset({port})) for port in range(1, MAX_SHARING + 2)]
     probes = [_probe(f"p{n}", shared, socket_filter=f) for n, f in enumerate(filters)]
     desired = Desired(1, (*probes, _probe("q", other)))
-    facts: dict[Selector, Facts] = {s: _attached(s) for s in (shared, other)}
+    facts: dict[Selector, TargetFacts] = {s: _attached(s) for s in (shared, other)}
     refused = overcommitted(desired, facts)
     last = SlotKey(shared, filters[-1])
     assert set(refused) == {last}
@@ -131,23 +133,23 @@ def test_a_target_that_too_many_filters_share_fails_alone() -> None:
 
 
 def test_a_target_that_the_tables_have_no_room_for_fails_alone() -> None:
-    large, small = CgroupTarget("/large"), CgroupTarget("/small")
-    facts: dict[Selector, Facts] = {
-        large: Facts(TargetState.ATTACHED, cgroup_ids=frozenset(range(4090))),
-        small: Facts(TargetState.ATTACHED, cgroup_ids=frozenset(range(4085, 4097))),
+    large, small = CgroupSelector("/large"), CgroupSelector("/small")
+    facts: dict[Selector, TargetFacts] = {
+        large: TargetFacts(TargetState.ATTACHED, cgroup_ids=frozenset(range(4090))),
+        small: TargetFacts(TargetState.ATTACHED, cgroup_ids=frozenset(range(4085, 4097))),
     }
     refused = overcommitted(Desired(1, (_probe("a", large, small),)), facts)
     assert list(refused) == [SlotKey(small, EVERYTHING)]
     assert "more than 4096 cgroups" in refused[SlotKey(small, EVERYTHING)]
 
 
-def _crowd(namespace: str, pids: range) -> Probe:
+def _crowd(namespace: str, pids: range) -> DesiredProbe:
     """A probe on many processes, each with a slot of its own."""
-    return _probe(f"{namespace}-probe", *map(PidTarget, pids), namespace=namespace)
+    return _probe(f"{namespace}-probe", *map(PidSelector, pids), namespace=namespace)
 
 
 def _measured(
-    probes: Sequence[Probe], held: Container[SlotKey] = (), *, slots: int = 10
+    probes: Sequence[DesiredProbe], held: Container[SlotKey] = (), *, slots: int = 10
 ) -> Mapping[str, set[SlotKey]]:
     """What gets a slot, by namespace."""
     selectors = {target.selector for probe in probes for target in probe.targets}
@@ -187,10 +189,10 @@ def test_a_namespace_below_its_share_leaves_the_rest_to_others() -> None:
 
 
 def test_a_pod_with_thousands_of_cgroups_leaves_other_namespaces_their_share() -> None:
-    greedy, modest = CgroupTarget("/greedy"), CgroupTarget("/modest")
-    facts: dict[Selector, Facts] = {
-        greedy: Facts(TargetState.ATTACHED, cgroup_ids=frozenset(range(4096))),
-        modest: Facts(TargetState.ATTACHED, cgroup_ids=frozenset({5000, 5001})),
+    greedy, modest = CgroupSelector("/greedy"), CgroupSelector("/modest")
+    facts: dict[Selector, TargetFacts] = {
+        greedy: TargetFacts(TargetState.ATTACHED, cgroup_ids=frozenset(range(4096))),
+        modest: TargetFacts(TargetState.ATTACHED, cgroup_ids=frozenset({5000, 5001})),
     }
     probes = (_probe("a", greedy, namespace="a"), _probe("b", modest, namespace="b"))
     refused = overcommitted(Desired(1, probes), facts, held={SlotKey(greedy, EVERYTHING)})
@@ -203,7 +205,7 @@ def test_the_plan_knows_the_engines_limits() -> None:
 
 
 def _key(pid: int) -> SlotKey:
-    return SlotKey(PidTarget(pid), EVERYTHING)
+    return SlotKey(PidSelector(pid), EVERYTHING)
 
 
 def test_what_there_is_no_slot_for_is_refused_and_gets_the_next_that_is_drained() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from latencyprobe.domain.targets import TargetState
-from latencyprobe_agent.desired import ContainerTarget
+from latencyprobe_agent.desired import ContainerSelector
 from latencyprobe_agent.targets.cgroups import (
     CgroupTracker,
     Hierarchy,
@@ -110,26 +110,26 @@ def test_a_container_is_found_wherever_its_runtime_puts_it(tmp_path: Path, layou
     ):
         (tmp_path / path).mkdir(parents=True, exist_ok=True)
     finder = ContainerFinder(Hierarchy(str(tmp_path)))
-    assert finder.find(ContainerTarget(UID, CID)) == str(tmp_path / layout)
-    assert finder.find(ContainerTarget(UID, "ef" * 32)) is None
+    assert finder.find(ContainerSelector(UID, CID)) == str(tmp_path / layout)
+    assert finder.find(ContainerSelector(UID, "ef" * 32)) is None
 
 
 def test_a_container_of_another_pod_is_not_found(tmp_path: Path) -> None:
     (tmp_path / f"kubepods/pod{UID}/{CID}").mkdir(parents=True)
     finder = ContainerFinder(Hierarchy(str(tmp_path)))
-    assert finder.find(ContainerTarget(UID.replace("0", "1"), CID)) is None
+    assert finder.find(ContainerSelector(UID.replace("0", "1"), CID)) is None
 
 
 def test_kubepods_that_come_later_are_found_at_the_next_survey(tmp_path: Path) -> None:
     clock = Clock()
     finder = ContainerFinder(Hierarchy(str(tmp_path)), clock=clock)
-    assert finder.find(ContainerTarget(UID, CID)) is None
+    assert finder.find(ContainerSelector(UID, CID)) is None
     assert "no kubepods directory" in finder.describe()
     container = tmp_path / f"kubepods/burstable/pod{UID}/{CID}"
     container.mkdir(parents=True)
-    assert finder.find(ContainerTarget(UID, CID)) is None
+    assert finder.find(ContainerSelector(UID, CID)) is None
     clock.now += 10
-    assert finder.find(ContainerTarget(UID, CID)) == str(container)
+    assert finder.find(ContainerSelector(UID, CID)) == str(container)
     assert "/kubepods/burstable" in finder.describe()
 
 
@@ -144,7 +144,7 @@ def _track(tmp_path: Path) -> ContainerTracker:
         ContainerFinder(hierarchy),
         hierarchy,
         Processes(tmp_path / "proc"),
-        ContainerTarget(UID, CID),
+        ContainerSelector(UID, CID),
     )
 
 
@@ -177,7 +177,7 @@ def test_processes_outside_of_our_pid_namespace_ask_for_host_pid(tmp_path: Path)
 
 
 def test_without_a_v2_hierarchy_containers_fail_with_a_reason() -> None:
-    tracker = ContainerTracker(None, None, Processes(), ContainerTarget(UID, CID))
+    tracker = ContainerTracker(None, None, Processes(), ContainerSelector(UID, CID))
     facts = tracker.look()
     assert facts.state is TargetState.FAILED
     assert "no cgroup v2 hierarchy" in facts.message

@@ -16,16 +16,16 @@ from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_agent.agent import Agent
 from latencyprobe_agent.serving.service import ListenError, Server, TcpAddress
-from latencyprobe_agent.serving.tls import TlsFileError, TlsFiles
+from latencyprobe_agent.serving.tls import ServerTlsFiles, TlsFileError
 
 
 def _issue(authority: Authority, name: str, *, client: bool = True) -> Credential:
     return authority.issue(name, server=not client, client=client, days=1)
 
 
-def _write(directory: Path, authority: Authority) -> TlsFiles:
+def _write(directory: Path, authority: Authority) -> ServerTlsFiles:
     credential = _issue(authority, AGENT_NAME, client=False)
-    files = TlsFiles(directory / "ca.crt", directory / "tls.crt", directory / "tls.key")
+    files = ServerTlsFiles(directory / "ca.crt", directory / "tls.crt", directory / "tls.key")
     for path, text in (
         (files.ca, authority.credential.certificate_pem),
         (files.certificate, credential.certificate_pem),
@@ -44,12 +44,12 @@ def authority() -> Authority:
 
 
 @pytest.fixture
-def files(authority: Authority, tmp_path: Path) -> TlsFiles:
+def files(authority: Authority, tmp_path: Path) -> ServerTlsFiles:
     return _write(tmp_path, authority)
 
 
 @pytest.fixture
-async def address(agent: Agent, files: TlsFiles) -> AsyncIterator[str]:
+async def address(agent: Agent, files: ServerTlsFiles) -> AsyncIterator[str]:
     server = Server(agent, TcpAddress("127.0.0.1:0", files, OPERATOR_NAME))
     yield await server.start()
     await server.stop()
@@ -125,14 +125,14 @@ async def test_renewed_certificates_are_used_without_a_restart(
 
 
 async def test_a_key_that_does_not_fit_is_not_taken(
-    address: str, authority: Authority, files: TlsFiles, caplog: pytest.LogCaptureFixture
+    address: str, authority: Authority, files: ServerTlsFiles, caplog: pytest.LogCaptureFixture
 ) -> None:
     files.key.write_bytes(_issue(authority, AGENT_NAME).key_pem)
     assert await _node_name(address, authority, _issue(authority, OPERATOR_NAME)) == "blue"
     assert "keeping the old certificates" in caplog.text
 
 
-async def test_a_port_that_is_taken_is_said(agent: Agent, files: TlsFiles) -> None:
+async def test_a_port_that_is_taken_is_said(agent: Agent, files: ServerTlsFiles) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -153,7 +153,7 @@ async def test_a_port_that_is_taken_is_said(agent: Agent, files: TlsFiles) -> No
     ],
 )
 def test_files_that_can_not_be_used_are_said(
-    files: TlsFiles, tmp_path: Path, name: str, text: bytes | None, message: str
+    files: ServerTlsFiles, tmp_path: Path, name: str, text: bytes | None, message: str
 ) -> None:
     if text is None:
         (tmp_path / name).unlink()
@@ -163,7 +163,9 @@ def test_files_that_can_not_be_used_are_said(
         files.context()
 
 
-def test_a_key_of_another_certificate_is_refused(files: TlsFiles, authority: Authority) -> None:
+def test_a_key_of_another_certificate_is_refused(
+    files: ServerTlsFiles, authority: Authority
+) -> None:
     files.key.write_bytes(_issue(authority, AGENT_NAME).key_pem)
     with pytest.raises(TlsFileError, match="is not an unencrypted PEM key"):
         files.context()

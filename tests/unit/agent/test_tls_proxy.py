@@ -21,10 +21,10 @@ from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_agent.agent import Agent
 from latencyprobe_agent.serving import tls_proxy
-from latencyprobe_agent.serving.metrics import Metrics
+from latencyprobe_agent.serving.metrics import AgentMetrics
 from latencyprobe_agent.serving.service import Server, TcpAddress
-from latencyprobe_agent.serving.tls import TlsFiles
-from latencyprobe_agent.serving.tls_proxy import Refusal, RefusalLog, refusal_in
+from latencyprobe_agent.serving.tls import ServerTlsFiles
+from latencyprobe_agent.serving.tls_proxy import RefusalLog, TlsRefusal, refusal_in
 from tests.unit.agent.running import until
 
 
@@ -43,19 +43,19 @@ def _ssl_error(reason: str) -> ssl.SSLError:
 @pytest.mark.parametrize(
     ("error", "refusal"),
     [
-        (_verification_error(10), Refusal.EXPIRED),
-        (_verification_error(19), Refusal.FOREIGN),
-        (_verification_error(20), Refusal.FOREIGN),
-        (_verification_error(26), Refusal.PURPOSE),
-        (_verification_error(7), Refusal.FOREIGN),
-        (_ssl_error("PEER_DID_NOT_RETURN_A_CERTIFICATE"), Refusal.NO_CERTIFICATE),
-        (_ssl_error("HTTP_REQUEST"), Refusal.NO_TLS),
-        (TimeoutError(), Refusal.SLOW),
-        (ConnectionAbortedError("SSL handshake is taking longer than 5 seconds"), Refusal.SLOW),
-        (ConnectionResetError(), Refusal.NO_TLS),
+        (_verification_error(10), TlsRefusal.EXPIRED),
+        (_verification_error(19), TlsRefusal.FOREIGN),
+        (_verification_error(20), TlsRefusal.FOREIGN),
+        (_verification_error(26), TlsRefusal.PURPOSE),
+        (_verification_error(7), TlsRefusal.FOREIGN),
+        (_ssl_error("PEER_DID_NOT_RETURN_A_CERTIFICATE"), TlsRefusal.NO_CERTIFICATE),
+        (_ssl_error("HTTP_REQUEST"), TlsRefusal.NO_TLS),
+        (TimeoutError(), TlsRefusal.SLOW),
+        (ConnectionAbortedError("SSL handshake is taking longer than 5 seconds"), TlsRefusal.SLOW),
+        (ConnectionResetError(), TlsRefusal.NO_TLS),
     ],
 )
-def test_a_handshakes_failure_has_a_meaning(error: Exception, refusal: Refusal) -> None:
+def test_a_handshakes_failure_has_a_meaning(error: Exception, refusal: TlsRefusal) -> None:
     assert refusal_in(error) is refusal
 
 
@@ -66,14 +66,14 @@ async def test_a_flood_is_counted_and_does_not_flood_the_log(
     refusals = RefusalLog(lambda reason: counts.update([reason]))
     with caplog.at_level(logging.WARNING):
         for number in range(1000):
-            refusals.refuse(Refusal.EXPIRED, f"10.0.0.1:{number}", "the certificate has expired")
+            refusals.refuse(TlsRefusal.EXPIRED, f"10.0.0.1:{number}", "the certificate has expired")
         refusals.refuse(
-            Refusal.FOREIGN, "10.0.0.2:1", "the certificate is not signed by the configured CA"
+            TlsRefusal.FOREIGN, "10.0.0.2:1", "the certificate is not signed by the configured CA"
         )
         monkeypatch.setattr(tls_proxy, "_LOG_S", 0.0)
-        refusals.refuse(Refusal.EXPIRED, "10.0.0.3:1", "the certificate has expired")
+        refusals.refuse(TlsRefusal.EXPIRED, "10.0.0.3:1", "the certificate has expired")
 
-    assert counts == {Refusal.EXPIRED: 1001, Refusal.FOREIGN: 1}
+    assert counts == {TlsRefusal.EXPIRED: 1001, TlsRefusal.FOREIGN: 1}
     assert [record.getMessage() for record in caplog.records] == [
         "refused 10.0.0.1:0: the certificate has expired",
         "refused 10.0.0.2:1: the certificate is not signed by the configured CA",
@@ -84,7 +84,7 @@ async def test_a_flood_is_counted_and_does_not_flood_the_log(
 class Served:
     """An agent behind its TLS proxy."""
 
-    def __init__(self, address: str, authority: Authority, metrics: Metrics) -> None:
+    def __init__(self, address: str, authority: Authority, metrics: AgentMetrics) -> None:
         self.address = address
         self.metrics = metrics
         self._authority = authority
@@ -94,7 +94,7 @@ class Served:
         host, port = self.address.rsplit(":", 1)
         return host, int(port)
 
-    def refused(self, refusal: Refusal) -> float:
+    def refused(self, refusal: TlsRefusal) -> float:
         return (
             self.metrics.registry.get_sample_value(
                 "latencyprobe_refused_connections_total", {"reason": refusal}
@@ -118,11 +118,11 @@ class Served:
 async def served(agent: Agent, tmp_path: Path) -> AsyncIterator[Served]:
     authority = Authority()
     own = authority.issue(AGENT_NAME, server=True, client=False, days=1)
-    files = TlsFiles(tmp_path / "ca.crt", tmp_path / "tls.crt", tmp_path / "tls.key")
+    files = ServerTlsFiles(tmp_path / "ca.crt", tmp_path / "tls.crt", tmp_path / "tls.key")
     files.ca.write_bytes(authority.credential.certificate_pem)
     files.certificate.write_bytes(own.certificate_pem)
     files.key.write_bytes(own.key_pem)
-    metrics = Metrics()
+    metrics = AgentMetrics()
     server = Server(agent, TcpAddress("127.0.0.1:0", files, OPERATOR_NAME), metrics)
     yield Served(await server.start(), authority, metrics)
     await server.stop()
@@ -136,7 +136,7 @@ async def test_who_says_nothing_loses_the_place_to_who_comes_later(
         silent = [
             stack.enter_context(socket.create_connection(served.host_port)) for _ in range(10)
         ]
-        await until(lambda: served.refused(Refusal.CROWDED) == 6, "six to lose their places")
+        await until(lambda: served.refused(TlsRefusal.CROWDED) == 6, "six to lose their places")
         assert await served.ask() == "blue"
         for connection in silent[:6]:
             connection.settimeout(5)
@@ -149,14 +149,16 @@ async def test_who_says_nothing_is_hung_up_on(
     monkeypatch.setattr(tls_proxy, "HANDSHAKE_S", 0.05)
     with socket.create_connection(served.host_port, timeout=5) as connection:
         assert await asyncio.to_thread(connection.recv, 1) == b""
-    assert served.refused(Refusal.SLOW) == 1
+    assert served.refused(TlsRefusal.SLOW) == 1
 
 
 async def test_every_reason_is_there_from_the_start(served: Served) -> None:
-    assert {refusal: served.refused(refusal) for refusal in Refusal} == dict.fromkeys(Refusal, 0.0)
+    assert {refusal: served.refused(refusal) for refusal in TlsRefusal} == dict.fromkeys(
+        TlsRefusal, 0.0
+    )
     assert (
         served.metrics.registry.get_sample_value(
-            "latencyprobe_refused_connections_total", {"reason": Refusal.CROWDED}
+            "latencyprobe_refused_connections_total", {"reason": TlsRefusal.CROWDED}
         )
         == 0
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from latencyprobe_operator.agents.fleet import TlsFiles
+from latencyprobe_operator.agents.fleet import ClientTlsFiles
 from tools.fakes.agent import AGENT_NAME, OPERATOR_NAME, Authority
 
 
@@ -27,13 +27,13 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture(scope="session")
-def agent_tls(authority: Authority) -> TlsFiles:
+def agent_tls(authority: Authority) -> ClientTlsFiles:
     """The agents' certificate."""
     return authority.issue(AGENT_NAME)
 
 
 @pytest.fixture(scope="session")
-def operator_tls(authority: Authority) -> TlsFiles:
+def operator_tls(authority: Authority) -> ClientTlsFiles:
     """The operator's certificate."""
     return authority.issue(OPERATOR_NAME)
 

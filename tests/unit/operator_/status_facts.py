@@ -6,7 +6,7 @@ from typing import Any
 
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement, StageMeasurement
-from latencyprobe_operator.api.status import Facts, NodeFacts
+from latencyprobe_operator.api.status import NodeFacts, ProbeFacts
 from latencyprobe_operator.api.status_fields import NodeState
 from tools.fakes.samples import probe_spec
 
@@ -22,7 +22,7 @@ SLOW_READER = Measurement(
 )
 
 
-def facts(**parts: Any) -> Facts:
+def facts(**parts: Any) -> ProbeFacts:
     """A probe that measures two pods on one node, but for `parts`."""
     whole: dict[str, Any] = {
         "spec": SPEC,
@@ -33,4 +33,4 @@ def facts(**parts: Any) -> Facts:
         "start_time": NOW,
         **parts,
     }
-    return Facts(**whole)
+    return ProbeFacts(**whole)

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from latencyprobe_operator.agents.fleet import TlsFiles
+from latencyprobe_operator.agents.fleet import ClientTlsFiles
 from latencyprobe_operator.controller import AgentSource, Controller
 from latencyprobe_operator.kube.cluster import Cluster
-from latencyprobe_operator.metrics import Metrics
+from latencyprobe_operator.metrics import OperatorMetrics
 from tests.unit.operator_.waiting import until
 from tools.fakes.api import FakeApi
 from tools.fakes.samples import Json, pod_body, probe_body
@@ -27,7 +27,7 @@ AGENT_NAMESPACE = "latencyprobe-system"
 @asynccontextmanager
 async def controlling(
     cluster: Cluster,
-    tls: TlsFiles,
+    tls: ClientTlsFiles,
     *,
     namespaces: Sequence[str] = (),
     agents: Mapping[str, str] = AGENTS,
@@ -37,7 +37,7 @@ async def controlling(
         cluster,
         credentials=tls.credentials,
         agents=AgentSource(AGENT_NAMESPACE, "app=agent", 9345, agents),
-        metrics=Metrics(),
+        metrics=OperatorMetrics(),
         namespaces=namespaces,
     )
     await controller.start()
@@ -68,7 +68,7 @@ def probe_in(namespace: str, name: str) -> Json:
 @pytest.mark.parametrize("namespaces", [MANY, 1])
 @pytest.mark.parametrize("clusterwide", [True, False])
 async def test_any_number_of_probes_have_their_statuses(
-    operator_tls: TlsFiles, *, namespaces: int, clusterwide: bool
+    operator_tls: ClientTlsFiles, *, namespaces: int, clusterwide: bool
 ) -> None:
     api = FakeApi()
     names = [f"team-{number % namespaces}" for number in range(MANY)]
@@ -92,7 +92,7 @@ async def test_any_number_of_probes_have_their_statuses(
 
 
 async def test_agents_are_found_with_a_watch_of_their_namespace_alone(
-    operator_tls: TlsFiles,
+    operator_tls: ClientTlsFiles,
 ) -> None:
     api = FakeApi()
     api.set(pod_body("agent", namespace=AGENT_NAMESPACE, labels={"app": "agent"}))
@@ -110,7 +110,7 @@ async def test_agents_are_found_with_a_watch_of_their_namespace_alone(
 
 
 async def test_a_namespace_without_permission_is_told_in_the_status_of_its_probes(
-    operator_tls: TlsFiles,
+    operator_tls: ClientTlsFiles,
 ) -> None:
     api = FakeApi(refuse_in={"cart": (403, "pods is forbidden in cart")})
     api.set(pod_body("a", labels={"app": "allowed"}))

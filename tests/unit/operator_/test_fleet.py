@@ -17,17 +17,17 @@ from latencyprobe.domain.fairness import MAX_PROBES
 from latencyprobe.domain.targets import TargetState
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents.fleet import (
-    Endpoint,
+    AgentEndpoint,
+    ClientTlsFiles,
     Fleet,
     Generations,
     ImplausibleGenerationError,
-    TlsFiles,
 )
 from latencyprobe_operator.agents.renewal import Renewal
 from latencyprobe_operator.api.status import NodeFacts
 from latencyprobe_operator.api.status_fields import NodeState as State
-from latencyprobe_operator.desired_state import NO_STATE, DesiredStates, NodeState
-from latencyprobe_operator.metrics import Metrics
+from latencyprobe_operator.desired_state import NO_STATE, DesiredNodeState, DesiredStates
+from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.probes.nodes import node_facts
 from tests.unit.operator_.waiting import until
 from tools.fakes.agent import AGENT_NAME, OPERATOR_NAME, Authority, FakeAgent, measurement
@@ -52,7 +52,7 @@ class Ears:
         self.changes += 1
 
 
-def state_of(*pods: str, **spec: Any) -> NodeState:
+def state_of(*pods: str, **spec: Any) -> DesiredNodeState:
     """The desired state of a node with these pods."""
     states = DesiredStates()
     states.set_probe(probe_spec(**spec), [pod(name) for name in pods])
@@ -66,7 +66,7 @@ def ears() -> Ears:
 
 
 @pytest.fixture
-async def agent(agent_tls: TlsFiles) -> AsyncIterator[FakeAgent]:
+async def agent(agent_tls: ClientTlsFiles) -> AsyncIterator[FakeAgent]:
     """A running agent."""
     agent = FakeAgent(agent_tls)
     await agent.start()
@@ -75,18 +75,18 @@ async def agent(agent_tls: TlsFiles) -> AsyncIterator[FakeAgent]:
 
 
 @pytest.fixture
-async def fleet(operator_tls: TlsFiles, ears: Ears) -> AsyncIterator[Fleet]:
+async def fleet(operator_tls: ClientTlsFiles, ears: Ears) -> AsyncIterator[Fleet]:
     """An open fleet that knows no agent."""
-    fleet = Fleet(credentials=operator_tls.credentials, listener=ears, metrics=Metrics())
+    fleet = Fleet(credentials=operator_tls.credentials, listener=ears, metrics=OperatorMetrics())
     fleet.open()
     yield fleet
     await fleet.close()
 
 
-async def connect(fleet: Fleet, agent: FakeAgent, state: NodeState) -> None:
+async def connect(fleet: Fleet, agent: FakeAgent, state: DesiredNodeState) -> None:
     """Bring this state to this agent, and wait until it has it."""
     fleet.want("node-a", state)
-    fleet.set_agent("node-a", Endpoint(agent.address))
+    fleet.set_agent("node-a", AgentEndpoint(agent.address))
     await until(
         lambda: fleet.view("node-a").state is State.READY and agent.listeners,
         what=lambda: fleet.view("node-a"),
@@ -196,19 +196,19 @@ async def test_a_new_instance_at_the_old_address_gets_the_state_too(
 
 
 async def test_an_agent_ahead_of_our_clock_is_overtaken(
-    operator_tls: TlsFiles, agent: FakeAgent, ears: Ears
+    operator_tls: ClientTlsFiles, agent: FakeAgent, ears: Ears
 ) -> None:
     ticks = itertools.count(1000)
     agent.applied.append(pb.DesiredState(generation=2000))
     fleet = Fleet(
         credentials=operator_tls.credentials,
         listener=ears,
-        metrics=Metrics(),
+        metrics=OperatorMetrics(),
         clock_ns=lambda: next(ticks),
     )
     fleet.open()
     fleet.want("node-a", state_of("a"))
-    fleet.set_agent("node-a", Endpoint(agent.address))
+    fleet.set_agent("node-a", AgentEndpoint(agent.address))
     await until(
         lambda: fleet.view("node-a").state is State.REJECTED, what=lambda: fleet.view("node-a")
     )
@@ -223,13 +223,13 @@ async def test_an_agent_ahead_of_our_clock_is_overtaken(
 
 @pytest.mark.parametrize("generation", [2**64 - 1, 2**64 - 3, 2**63, 4 * 10**18])
 async def test_an_implausible_generation_disables_only_the_agent_that_reports_it(
-    fleet: Fleet, agent: FakeAgent, agent_tls: TlsFiles, generation: int
+    fleet: Fleet, agent: FakeAgent, agent_tls: ClientTlsFiles, generation: int
 ) -> None:
     liar = FakeAgent(agent_tls)
     await liar.start()
     await connect(fleet, agent, state_of("a"))
     fleet.want("node-b", state_of("a"))
-    fleet.set_agent("node-b", Endpoint(liar.address))
+    fleet.set_agent("node-b", AgentEndpoint(liar.address))
     await until(
         lambda: fleet.view("node-b").state is State.READY and liar.listeners,
         what=lambda: fleet.view("node-b"),
@@ -276,7 +276,7 @@ async def test_a_link_survives_an_answer_that_breaks_its_reader(
 async def test_an_agent_of_another_protocol_is_left_alone(fleet: Fleet, agent: FakeAgent) -> None:
     agent.protocol_version = 2
     fleet.want("node-a", state_of("a"))
-    fleet.set_agent("node-a", Endpoint(agent.address))
+    fleet.set_agent("node-a", AgentEndpoint(agent.address))
 
     await until(
         lambda: fleet.view("node-a").state is State.VERSION_SKEW, what=lambda: fleet.view("node-a")
@@ -290,7 +290,7 @@ async def test_a_refusal_is_told_and_the_next_state_is_tried_at_once(
 ) -> None:
     agent.refuse = (grpc.StatusCode.INVALID_ARGUMENT, "two targets of one id")
     fleet.want("node-a", state_of("a"))
-    fleet.set_agent("node-a", Endpoint(agent.address))
+    fleet.set_agent("node-a", AgentEndpoint(agent.address))
     await until(
         lambda: fleet.view("node-a").state is State.REJECTED, what=lambda: fleet.view("node-a")
     )
@@ -302,7 +302,7 @@ async def test_a_refusal_is_told_and_the_next_state_is_tried_at_once(
     assert agent.target_ids == [target_id("b")]
 
 
-def crowded(probes: int) -> NodeState:
+def crowded(probes: int) -> DesiredNodeState:
     """One pod with so many probes of a namespace, and a pod with one probe of another."""
     states = DesiredStates()
     for number in range(probes):
@@ -364,16 +364,16 @@ async def test_a_probe_that_cannot_be_encoded_keeps_no_other_from_its_agent(
 
 
 async def test_a_foreign_certificate_is_refused_with_words(
-    agent: FakeAgent, ears: Ears, foreign_tls: Path, operator_tls: TlsFiles
+    agent: FakeAgent, ears: Ears, foreign_tls: Path, operator_tls: ClientTlsFiles
 ) -> None:
-    foreign = TlsFiles(
+    foreign = ClientTlsFiles(
         operator_tls.ca,
         foreign_tls / f"{OPERATOR_NAME}.crt",
         foreign_tls / f"{OPERATOR_NAME}.key",
     )
-    fleet = Fleet(credentials=foreign.credentials, listener=ears, metrics=Metrics())
+    fleet = Fleet(credentials=foreign.credentials, listener=ears, metrics=OperatorMetrics())
     fleet.open()
-    fleet.set_agent("node-a", Endpoint(agent.address))
+    fleet.set_agent("node-a", AgentEndpoint(agent.address))
 
     await until(
         lambda: fleet.view("node-a").state is State.UNREACHABLE, what=lambda: fleet.view("node-a")
@@ -383,12 +383,12 @@ async def test_a_foreign_certificate_is_refused_with_words(
 
 
 async def test_a_missing_certificate_is_told_and_read_when_it_is_there(
-    agent: FakeAgent, ears: Ears, operator_tls: TlsFiles, tmp_path: Path
+    agent: FakeAgent, ears: Ears, operator_tls: ClientTlsFiles, tmp_path: Path
 ) -> None:
-    late = TlsFiles(operator_tls.ca, tmp_path / "tls.crt", operator_tls.key)
-    fleet = Fleet(credentials=late.credentials, listener=ears, metrics=Metrics())
+    late = ClientTlsFiles(operator_tls.ca, tmp_path / "tls.crt", operator_tls.key)
+    fleet = Fleet(credentials=late.credentials, listener=ears, metrics=OperatorMetrics())
     fleet.open()
-    fleet.set_agent("node-a", Endpoint(agent.address))
+    fleet.set_agent("node-a", AgentEndpoint(agent.address))
     await until(
         lambda: fleet.view("node-a").state is State.UNREACHABLE, what=lambda: fleet.view("node-a")
     )
@@ -405,7 +405,9 @@ async def renewable(tmp_path: Path, ears: Ears) -> AsyncIterator[tuple[Fleet, Au
     authority = Authority.make(tmp_path)
     credentials = authority.issue(OPERATOR_NAME).credentials
     renewal = Renewal(credentials, look_seconds=0.05, patience_seconds=0, spread_seconds=0.05)
-    fleet = Fleet(credentials=credentials, listener=ears, metrics=Metrics(), renewal=renewal)
+    fleet = Fleet(
+        credentials=credentials, listener=ears, metrics=OperatorMetrics(), renewal=renewal
+    )
     fleet.open()
     yield fleet, authority
     await fleet.close()
@@ -434,7 +436,7 @@ async def test_a_renewed_certificate_replaces_the_one_of_an_open_connection(
 async def test_without_anything_to_measure_the_agent_is_told_so_and_left(
     fleet: Fleet, agent: FakeAgent
 ) -> None:
-    fleet.set_agent("node-a", Endpoint(agent.address))
+    fleet.set_agent("node-a", AgentEndpoint(agent.address))
     await until(lambda: agent.applied, what=lambda: fleet.view("node-a"))
     assert list(agent.applied[-1].probes) == []
     await until(lambda: not agent.listeners, what=lambda: agent.listeners)
@@ -446,10 +448,10 @@ async def test_without_anything_to_measure_the_agent_is_told_so_and_left(
 
 
 async def test_nothing_is_applied_before_the_fleet_is_open(
-    operator_tls: TlsFiles, agent: FakeAgent, ears: Ears
+    operator_tls: ClientTlsFiles, agent: FakeAgent, ears: Ears
 ) -> None:
-    fleet = Fleet(credentials=operator_tls.credentials, listener=ears, metrics=Metrics())
-    fleet.set_agent("node-a", Endpoint(agent.address))
+    fleet = Fleet(credentials=operator_tls.credentials, listener=ears, metrics=OperatorMetrics())
+    fleet.set_agent("node-a", AgentEndpoint(agent.address))
     await asyncio.sleep(0.1)
     assert not agent.applied
     fleet.want("node-a", state_of("a"))
@@ -462,7 +464,7 @@ async def test_nothing_is_applied_before_the_fleet_is_open(
 
 async def test_nobody_waits_for_an_agent_that_is_away(fleet: Fleet) -> None:
     fleet.want("node-a", state_of("a"))
-    fleet.set_agent("node-a", Endpoint("127.0.0.1:1"))
+    fleet.set_agent("node-a", AgentEndpoint("127.0.0.1:1"))
 
     assert await fleet.settle(["node-a", "node-b"], timeout_seconds=5)
 

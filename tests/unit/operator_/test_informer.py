@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import pytest
 
-from latencyprobe_operator.kube.cluster import ApiError, Event, ExpiredError
+from latencyprobe_operator.kube.cluster import ApiError, ExpiredError, WatchEvent
 from latencyprobe_operator.kube.informer import Change, Informer, Scope
 from latencyprobe_operator.model import Pod, read_pod
 from tests.unit.operator_.virtual_time import VirtualTimeLoop
@@ -34,7 +34,7 @@ class Api:
         self.watches: list[tuple[float, str]] = []
         self.list_errors: deque[Exception] = deque()
         self.watch_errors: deque[Exception] = deque()
-        self.events: deque[Event] = deque()
+        self.events: deque[WatchEvent] = deque()
 
     async def list_pods(
         self, namespace: str | None, selector: str, take: Callable[[Json], None]
@@ -49,7 +49,7 @@ class Api:
 
     async def watch_pods(
         self, namespace: str | None, selector: str, *, since: str
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncIterator[WatchEvent]:
         """One watch."""
         self.watches.append((asyncio.get_running_loop().time(), since))
         while self.events:
@@ -112,7 +112,7 @@ async def test_events_do_not_make_a_short_watch_a_good_one() -> None:
     api = Api()
     async with following(api, Silent()):
         for version in range(int(HOUR)):
-            api.events.append(Event("BOOKMARK", {}, str(version)))
+            api.events.append(WatchEvent("BOOKMARK", {}, str(version)))
             await asyncio.sleep(1)
 
     assert len(api.watches) < FEW_IN_AN_HOUR
@@ -158,7 +158,7 @@ async def test_lists_that_fail_are_asked_for_ever_more_seldom(error: Exception) 
 async def test_a_watch_goes_on_from_the_last_event_or_bookmark() -> None:
     api = Api()
     api.events.extend(
-        [Event("ADDED", pod_body("b"), "10"), Event("BOOKMARK", {"metadata": {}}, "20")]
+        [WatchEvent("ADDED", pod_body("b"), "10"), WatchEvent("BOOKMARK", {"metadata": {}}, "20")]
     )
     audience = Silent()
     async with following(api, audience) as informer:

@@ -12,12 +12,12 @@ from latencyprobe.domain.targets import TargetState
 from latencyprobe.protocol.measurements import MAX_MESSAGE_BYTES
 from latencyprobe_operator.agents.messages import Outgoing, outgoing_state
 from latencyprobe_operator.api.spec import ProbeKey
-from latencyprobe_operator.desired_state import DesiredStates, NodeState, ProbeOnNode
-from latencyprobe_operator.model import Container, Pod, Target
+from latencyprobe_operator.desired_state import DesiredNodeState, DesiredStates, ProbeOnNode
+from latencyprobe_operator.model import Container, ContainerTarget, Pod
 from tools.fakes.samples import pod, probe_spec, target_id
 
 
-def node_state(namespace: str, probes: int, pods: Sequence[Pod]) -> NodeState:
+def node_state(namespace: str, probes: int, pods: Sequence[Pod]) -> DesiredNodeState:
     """The state of a node where these pods have so many probes."""
     states = DesiredStates()
     for number in range(probes):
@@ -32,7 +32,7 @@ def some_pods(
     return [pod(f"{prefix}{number}", containers=containers) for number in range(count)]
 
 
-def send(state: NodeState, held: frozenset[TargetName] = frozenset()) -> Outgoing:
+def send(state: DesiredNodeState, held: frozenset[TargetName] = frozenset()) -> Outgoing:
     """The state as it is sent."""
     return outgoing_state(state, generation=1, lease_seconds=300, held=held)
 
@@ -80,7 +80,8 @@ def test_a_namespace_that_was_first_yields_what_is_above_its_share() -> None:
 def test_the_largest_state_can_be_sent() -> None:
     long = "x" * 700
     targets = tuple(
-        Target(f"{number:04}{long[:100]}", "u" * 100, Container("c", long)) for number in range(5)
+        ContainerTarget(f"{number:04}{long[:100]}", "u" * 100, Container("c", long))
+        for number in range(5)
     )
     state = tuple(
         ProbeOnNode(
@@ -131,7 +132,7 @@ def test_a_probe_that_cannot_be_encoded_is_left_out_alone(broken: ProbeOnNode) -
 
 @pytest.mark.parametrize("container_id", ["\ud800", "x" * 2000])
 def test_a_target_that_cannot_be_encoded_is_left_out_alone(container_id: str) -> None:
-    bad = Target("bad", "uid-p9", Container("server", container_id))
+    bad = ContainerTarget("bad", "uid-p9", Container("server", container_id))
     broken = replace(BROKEN, targets=(*BROKEN.targets, bad))
     outgoing = send((broken, *SOUND))
     assert set(outgoing.left_out["uid-shop-0"]) == {"bad"}

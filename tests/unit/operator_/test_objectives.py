@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from latencyprobe.domain.measurement import NOTHING
 from latencyprobe_operator.api.spec import Objective
-from latencyprobe_operator.probes.objectives import ObjectivesWatch, Outcome
+from latencyprobe_operator.probes.objectives import ObjectiveOutcome, ObjectivesWatch
 from tools.fakes.agent import measurement
 
 READS = Objective("reads", "rx.total", 99, 5_000_000, 60)
@@ -19,12 +19,12 @@ def test_it_is_missed_after_its_time_and_met_again_at_once() -> None:
     ]
 
     assert seen == [
-        Outcome.MET,
-        Outcome.MET,
-        Outcome.MET,
-        Outcome.MISSED,
-        Outcome.MET,
-        Outcome.MET,
+        ObjectiveOutcome.MET,
+        ObjectiveOutcome.MET,
+        ObjectiveOutcome.MET,
+        ObjectiveOutcome.MISSED,
+        ObjectiveOutcome.MET,
+        ObjectiveOutcome.MET,
     ]
 
 
@@ -42,5 +42,5 @@ def test_too_few_samples_say_nothing_and_end_the_time() -> None:
     (unknown,) = watch.judge([READS], NOTHING, at=30)
     (again,) = watch.judge([READS], SLOW, at=80)
 
-    assert unknown.outcome is Outcome.UNKNOWN
-    assert again.outcome is Outcome.MET
+    assert unknown.outcome is ObjectiveOutcome.UNKNOWN
+    assert again.outcome is ObjectiveOutcome.MET

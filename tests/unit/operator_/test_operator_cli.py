@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from latencyprobe_operator import cli, logs
-from latencyprobe_operator.agents.fleet import TlsFiles
+from latencyprobe_operator.agents.fleet import ClientTlsFiles
 from latencyprobe_operator.main import Options
 
 
@@ -22,7 +22,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
 
 
 @pytest.fixture
-def tls(operator_tls: TlsFiles) -> list[str]:
+def tls(operator_tls: ClientTlsFiles) -> list[str]:
     """The options that name the certificate's files."""
     return [
         f"--ca-file={operator_tls.ca}",
@@ -44,7 +44,7 @@ def test_the_defaults_are_for_agents_beside_the_operator(
 
 
 def test_options_come_from_the_environment_too(
-    started: list[Options], operator_tls: TlsFiles
+    started: list[Options], operator_tls: ClientTlsFiles
 ) -> None:
     environment = {
         "LATENCYPROBE_CA_FILE": str(operator_tls.ca),

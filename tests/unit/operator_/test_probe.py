@@ -20,9 +20,9 @@ from latencyprobe_operator.api.selector import LabelSelector
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.desired_state import DesiredStates
 from latencyprobe_operator.kube.cluster import ApiError
-from latencyprobe_operator.kube.informer import Refusal
+from latencyprobe_operator.kube.informer import PodsRefusal
 from latencyprobe_operator.kube.pods import PodsChange, PodSet, PodsListener
-from latencyprobe_operator.metrics import Metrics
+from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.model import Pod
 from latencyprobe_operator.probes.nodes import AgentView
 from latencyprobe_operator.probes.probe import Probe
@@ -45,7 +45,7 @@ class World:
 
     def __init__(self) -> None:
         self.desired = DesiredStates()
-        self.metrics = Metrics()
+        self.metrics = OperatorMetrics()
         self.sets: dict[str, PodSet] = {}
         self.touched: set[str] = set()
         self.agent_state = NodeState.READY
@@ -450,7 +450,7 @@ async def test_a_longer_duration_goes_on(world: World) -> None:
 async def test_an_invalid_selector_is_told_and_an_edit_mends_it(world: World) -> None:
     async with running(world, probe_body()) as probe:
         pods = world.sets["app=checkout"]
-        pods.refusal = Refusal(invalid=True, message="unable to parse requirement")
+        pods.refusal = PodsRefusal(invalid=True, message="unable to parse requirement")
         pods.tell(PodsChange())
         await ready(world, "InvalidSelector")
         (condition, *_) = world.status["conditions"]

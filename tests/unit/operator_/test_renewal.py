@@ -22,7 +22,7 @@ class Files:
         self.looks = 0
 
     def read(self) -> grpc.ChannelCredentials:
-        """As fleet.TlsFiles.credentials."""
+        """As ClientTlsFiles.credentials."""
         self.looks += 1
         content = self._contents.pop(0) if len(self._contents) > 1 else self._contents[0]
         if content is None:

@@ -21,7 +21,7 @@ from latencyprobe.domain.stages import STAGES
 from latencyprobe_operator.api import status
 from latencyprobe_operator.api.status import NodeFacts, PodFacts, Problem
 from latencyprobe_operator.api.status_fields import NodeState, Phase
-from latencyprobe_operator.probes.objectives import Judgement, Outcome
+from latencyprobe_operator.probes.objectives import Judgement, ObjectiveOutcome
 from tests.unit.operator_.status_facts import LATER, NOW, READY, SLOW_READER, facts
 from tools.fakes.api import apply_merge_patch
 from tools.fakes.samples import probe_spec
@@ -134,12 +134,14 @@ def test_overhead_is_judged_by_the_busiest_node(
 @pytest.mark.parametrize(
     ("outcomes", "met"),
     [
-        ([Outcome.MET], ("True", "AllMet")),
-        ([Outcome.MET, Outcome.UNKNOWN], ("Unknown", "InsufficientData")),
-        ([Outcome.UNKNOWN, Outcome.MISSED], ("False", "ObjectiveMissed")),
+        ([ObjectiveOutcome.MET], ("True", "AllMet")),
+        ([ObjectiveOutcome.MET, ObjectiveOutcome.UNKNOWN], ("Unknown", "InsufficientData")),
+        ([ObjectiveOutcome.UNKNOWN, ObjectiveOutcome.MISSED], ("False", "ObjectiveMissed")),
     ],
 )
-def test_one_missed_objective_is_enough(outcomes: list[Outcome], met: tuple[str, str]) -> None:
+def test_one_missed_objective_is_enough(
+    outcomes: list[ObjectiveOutcome], met: tuple[str, str]
+) -> None:
     spec = probe_spec(
         objectives=[{"name": "a", "stage": "rx.total", "percentile": "p99", "max": "5ms"}]
     )

@@ -22,7 +22,7 @@ _FIRST_OFFSET = CONFIG.offset("netns_first")
 _ENTRIES_OFFSET = CONFIG.offset("netns")
 
 
-class Namespace(NamedTuple):
+class NamespaceConfiguration(NamedTuple):
     """What is wanted of a network namespace: NETNS_ flags, and the owners of all its sockets."""
 
     flags: int
@@ -40,7 +40,7 @@ class ConfigMemory:
         """Set the words. Programs read each on its own, and each is written at once."""
         self._memory[: _WORDS.size] = _WORDS.pack(epoch, generation, sample_mask, 0)
 
-    def write_namespaces(self, wanted: Mapping[int, Namespace]) -> None:
+    def write_namespaces(self, wanted: Mapping[int, NamespaceConfiguration]) -> None:
         """Replace the table. A namespace that stays keeps its entry, so that no reader misses it.
 
         Raises EngineError, with the table as it was, where there is no room.
@@ -64,7 +64,7 @@ class ConfigMemory:
         """Unmap."""
         self._memory.close()
 
-    def _number(self, wanted: Mapping[int, Namespace]) -> dict[int, int]:
+    def _number(self, wanted: Mapping[int, NamespaceConfiguration]) -> dict[int, int]:
         """An entry's number for each namespace; the old ones stay, the new take unused ones."""
         if len(wanted) > MAX_NAMESPACES:
             raise EngineError(

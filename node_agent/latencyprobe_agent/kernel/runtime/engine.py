@@ -34,7 +34,7 @@ from latencyprobe_agent.kernel.abi import (
 from latencyprobe_agent.kernel.contract import EngineError, Overhead, SlotSpec, TraceSpec
 from latencyprobe_agent.kernel.hooks import coverage_of, unavailable
 from latencyprobe_agent.kernel.request import Request
-from latencyprobe_agent.kernel.runtime.configuration import Namespace
+from latencyprobe_agent.kernel.runtime.configuration import NamespaceConfiguration
 from latencyprobe_agent.kernel.runtime.loaded import LoadedObject, build
 from latencyprobe_agent.kernel.runtime.overhead import OverheadClock
 from latencyprobe_agent.kernel.runtime.tracer import Tracer
@@ -271,7 +271,9 @@ class KernelEngine:
         )
 
 
-def _namespaces(slots: Mapping[int, SlotSpec], host_netns: int) -> dict[int, Namespace]:
+def _namespaces(
+    slots: Mapping[int, SlotSpec], host_netns: int
+) -> dict[int, NamespaceConfiguration]:
     """The network namespaces that matter for these slots, by inode number."""
     owners = _owners(slots, lambda spec: spec.netns_wide)
     watched = {inum for spec in slots.values() for inum in spec.netns | spec.netns_wide}
@@ -281,7 +283,7 @@ def _namespaces(slots: Mapping[int, SlotSpec], host_netns: int) -> dict[int, Nam
         flags = NETNS_HOST if inum == host_netns else 0
         flags |= NETNS_WATCHED if inum in watched else 0
         flags |= NETNS_PROCESSES if inum in with_processes else 0
-        namespaces[inum] = Namespace(flags, owners.get(inum, 0))
+        namespaces[inum] = NamespaceConfiguration(flags, owners.get(inum, 0))
     return namespaces
 
 
