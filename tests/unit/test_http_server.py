@@ -258,7 +258,7 @@ async def test_without_an_address_nothing_is_served() -> None:
 async def test_an_address_that_is_taken_is_said_with_what_it_was_for() -> None:
     with socket.create_server(LOOPBACK) as taken:
         port = taken.getsockname()[1]
-        message = f"^cannot serve /metrics, .* on 127.0.0.1:{port}: ListenAddress already in use"
+        message = f"^cannot serve /metrics, .* on 127.0.0.1:{port}: Address already in use"
         with pytest.raises(ServeError, match=message):
             async with served(ListenAddress("127.0.0.1", port), PAGES):
                 pass
