@@ -61,7 +61,7 @@ def _read_agents(
     envvar="LATENCYPROBE_AGENT",
     multiple=True,
     callback=_read_agents,
-    help="ListenAddress of an agent that is not a pod; repeatable. Disables the DaemonSet search.",
+    help="Address of an agent that is not a pod; repeatable. Disables the DaemonSet search.",
 )
 @click.option(
     "--ca-file", type=_FILE, required=True, help="CA that signed the agents' certificates."
