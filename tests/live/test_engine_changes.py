@@ -96,6 +96,7 @@ def kernel_complaints() -> list[str]:
     ]
 
 
+@pytest.mark.own_build
 async def test_modules_swapped_time_and_again_under_traffic_leave_nothing(
     start_engine: Start, pair: Pair, temporary: Path
 ) -> None:
@@ -119,6 +120,7 @@ async def test_modules_swapped_time_and_again_under_traffic_leave_nothing(
     assert kernel_complaints() == complaints
 
 
+@pytest.mark.own_build
 async def test_a_change_that_is_cancelled_leaves_the_engine_as_it_was(
     start_engine: Start, pair: Pair, temporary: Path
 ) -> None:
@@ -146,6 +148,7 @@ async def test_a_change_that_is_cancelled_leaves_the_engine_as_it_was(
     assert count(engine.read()[SERVER], "rx.total") == 1
 
 
+@pytest.mark.own_build
 async def test_a_killed_compiler_is_an_error_and_no_leak(start_engine: Start) -> None:
     engine = start_engine()
     before, childs = descriptors(), children()
@@ -159,6 +162,7 @@ async def test_a_killed_compiler_is_an_error_and_no_leak(start_engine: Start) ->
     await engine.use(frozenset({Module.TCP}))
 
 
+@pytest.mark.own_build
 async def test_changes_asked_for_at_once_happen_one_after_another(start_engine: Start) -> None:
     engine = start_engine()
     one = asyncio.create_task(engine.use(ALL))

@@ -1,0 +1,76 @@
+"""A host for one test after another.
+
+The number of the host's network namespace is a constant in the programs: with a new host they would
+be compiled again.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from tests.live.pods import Namespace, namespace
+from tests.live.targets import until
+from tests.patience import patient
+
+
+class SharedHost:
+    """A network namespace that is lent to one test at a time, and cleared after each."""
+
+    def __init__(self, shared: Namespace) -> None:
+        self._shared = shared
+        self._settings = settings(shared)
+        self._is_lent = False
+
+    @contextmanager
+    def lend(self) -> Iterator[Namespace]:
+        """As `pods.host_namespace`. A test that has the host already gets one of its own."""
+        if self._is_lent:
+            with namespace("host") as another:
+                yield another
+            return
+        self._is_lent = True
+        try:
+            yield self._shared
+        finally:
+            self._clear()
+            self._is_lent = False
+
+    def _clear(self) -> None:
+        """Remove what a test made in it, and restore the settings that it changed."""
+        until(
+            lambda: not remove_devices(self._shared),
+            "the removal of devices of the shared host",
+            seconds=patient(60),
+        )
+        _inside(self._shared, "nft", "flush", "ruleset")
+        _inside(self._shared, "ip", "tcp_metrics", "flush")
+        now = settings(self._shared)
+        for name, value in self._settings.items():
+            if now.get(name, value) != value:
+                _inside(self._shared, "sysctl", "-qw", f"{name}={value}")
+
+
+def settings(host: Namespace) -> Mapping[str, str]:
+    """The sysctls of the namespace."""
+    lines = _inside(host, "sysctl", "-ae", "--pattern", r"^net\.").splitlines()
+    return dict(line.split(" = ", 1) for line in lines if " = " in line)
+
+
+def remove_devices(host: Namespace) -> list[str]:
+    """Remove devices; returns those that were there. Those of pods may go at the same time."""
+    links = json.loads(_inside(host, "ip", "-json", "-details", "link"))
+    made = [link["ifname"] for link in links if "linkinfo" in link]
+    for name in made:
+        with suppress(RuntimeError):
+            host.ip("link", "delete", name)
+    return made
+
+
+def _inside(host: Namespace, *command: str) -> str:
+    done = subprocess.run(
+        ["ip", "netns", "exec", host.name, *command], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return done.stdout
