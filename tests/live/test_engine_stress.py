@@ -48,16 +48,18 @@ from tests.patience import patient
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
 # Fewer in an emulated guest, where each takes ten times as long.
-UNLOADS = round(100 / patient(1) ** 1.5)
-COMPILED_UNLOADS = UNLOADS // 20
-CONNECTIONS = round(10_000 / patient(1))
-DATAGRAMS = round(1_000_000 / patient(1) ** 1.5)
-NAMESPACES = round(10_000 / patient(1) ** 1.5)
+UNLOADS = round(10 / patient(1) ** 0.5)
 COMPLAINT = re.compile(r"BUG:|WARNING:|Oops|Call Trace|unregister_netdevice|soft lockup")
 SIOCSIFFLAGS, IFF_UP = 0x8914, 0x1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 pytestmark = [pytest.mark.timeout(patient(300))]
+
+
+def few_and_many(name: str, few: int, many: int) -> pytest.MarkDecorator:
+    """A few times shows whether it holds, many times whether it holds for long."""
+    thorough = pytest.param(many, marks=pytest.mark.thorough)
+    return pytest.mark.parametrize(name, [few, thorough])
 
 
 @contextmanager
@@ -123,8 +125,9 @@ def _repeat_for_ever(steps: Iterable[Callable[[], object]]) -> NoReturn:
 
 @pytest.mark.every_kernel
 @pytest.mark.own_build
-async def test_unloading_under_full_traffic_a_hundred_times_leaves_nothing(
-    start_engine: Start, pair: Pair, monkeypatch: pytest.MonkeyPatch
+@few_and_many("unloads", UNLOADS, 100)
+async def test_unloading_under_full_traffic_time_and_again_leaves_nothing(
+    start_engine: Start, pair: Pair, monkeypatch: pytest.MonkeyPatch, unloads: int
 ) -> None:
     client, server = pair
     engine = start_engine()
@@ -137,15 +140,15 @@ async def test_unloading_under_full_traffic_a_hundred_times_leaves_nothing(
     seen: set[int] = set()
     with nothing_to_complain_of(), traffic_at_full_rate(client, server):
         descriptors = os.listdir("/proc/self/fd")
-        for number in range(UNLOADS):
-            build = compile_anew if number < COMPILED_UNLOADS else reload
+        for number in range(unloads):
+            build = compile_anew if number < unloads // 20 else reload
             monkeypatch.setattr(kernel_engine, "build", build)
             await engine.use(frozenset(DEFAULT_MODULES))
             seen |= programs_of(os.getpid())
             await engine.use(frozenset())
             assert not programs_of(os.getpid())
             assert len(os.listdir("/proc/self/fd")) == len(descriptors)
-    assert len(seen) >= 10 * UNLOADS
+    assert len(seen) >= 10 * unloads
     wait_until_gone(seen)
     measured = engine.read()
     assert count(measured[SERVER], "rx.total") > 0
@@ -153,13 +156,14 @@ async def test_unloading_under_full_traffic_a_hundred_times_leaves_nothing(
 
 
 @pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
-async def test_ten_thousand_short_connections_leave_no_state_and_nothing_unmatched(
-    start_engine: Start, pair: Pair, typed: bool
+@few_and_many("connections", 500, 10_000)
+async def test_short_connections_leave_no_state_and_nothing_unmatched(
+    start_engine: Start, pair: Pair, typed: bool, connections: int
 ) -> None:
     client, server = pair
     engine = await watch(start_engine, client, server, typed=typed)
     with nothing_to_complain_of(), listen(server.namespace, server.address) as listener:
-        for _ in range(CONNECTIONS):
+        for _ in range(connections):
             with connect(client.namespace, server.address) as asking:
                 answering, _ = listener.accept()
                 with answering:
@@ -170,9 +174,9 @@ async def test_ten_thousand_short_connections_leave_no_state_and_nothing_unmatch
     measured = engine.read()
     for slot in (CLIENT, SERVER):
         for stage in ("rx.stack", "rx.socket", "rx.total", "tx.total"):
-            assert account_for(measured[slot], stage) == (CONNECTIONS, 0), stage
-    assert count(measured[CLIENT], "tcp.connect") == CONNECTIONS
-    assert count(measured[SERVER], "tcp.handshake") == CONNECTIONS
+            assert account_for(measured[slot], stage) == (connections, 0), stage
+    assert count(measured[CLIENT], "tcp.connect") == connections
+    assert count(measured[SERVER], "tcp.handshake") == connections
     if not typed:  # bound by BTF, a state is a part of its socket and goes with it
         wait_until_empty("socket_states")
 
@@ -216,11 +220,14 @@ def _entries(number: int) -> int:
     return len(entries)
 
 
-async def test_a_million_datagrams_are_all_accounted_for(start_engine: Start, pair: Pair) -> None:
+@few_and_many("datagrams", 32_000, 1_000_000)
+async def test_datagrams_in_bursts_are_all_accounted_for(
+    start_engine: Start, pair: Pair, datagrams: int
+) -> None:
     client, server = pair
     engine = await watch(start_engine, client, server)
     burst = 32  # fewer than are remembered, bpf/include/sockets.h
-    bursts = DATAGRAMS // burst
+    bursts = datagrams // burst
     with (
         nothing_to_complain_of(),
         udp_socket(server.namespace, server.address, PORT) as reading,
@@ -299,15 +306,16 @@ def make_cell(number: int) -> Cell:
     return made[0]
 
 
-async def test_ten_thousand_namespaces_and_cgroups_come_and_go_without_a_trace(
-    start_engine: Start,
+@few_and_many("namespaces", 500, 10_000)
+async def test_namespaces_and_cgroups_come_and_go_without_a_trace(
+    start_engine: Start, namespaces: int
 ) -> None:
     engine = start_engine()
     await engine.use(frozenset(DEFAULT_MODULES))
     numbers = itertools.count()
     samples = missing = 0
     with nothing_to_complain_of():
-        for _ in range(NAMESPACES // 50):
+        for _ in range(namespaces // 50):
             cells = [make_cell(next(numbers)) for _ in range(50)]
             try:
                 engine.assign({slot: cell.spec() for slot, cell in enumerate(cells)})

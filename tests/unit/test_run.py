@@ -34,7 +34,7 @@ def test_standard_output_holds_the_document_alone(temporary: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     document = json.loads(ended.stdout)
     assert document["kind"] == "LatencyReport"
-    assert 0.4 < document["durationSeconds"] < 1.5
+    assert 0.4 < document["durationSeconds"] < 5
     (target,) = document["targets"]
     assert target["pids"] == [os.getpid()]
     counts = {stage["name"]: stage["count"] for stage in target["stages"]}

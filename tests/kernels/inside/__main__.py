@@ -28,7 +28,12 @@ def run_tests(results: Path, marker: str, arguments: str) -> None:
     subprocess.run(
         [
             *(sys.executable, "-m", "pytest", *map(str, sorted(live)), "tests/kernels/inside"),
-            *("-m", marker, f"--junitxml={results}/{marker}.xml", "--durations=0"),
+            *(
+                "-m",
+                f"{marker} and not thorough",
+                f"--junitxml={results}/{marker}.xml",
+                "--durations=0",
+            ),
             "--color=no",
             # the file system is read-only in large parts, and shared
             *("-p", "no:cacheprovider", "-p", "tests.kernels.inside.shared"),

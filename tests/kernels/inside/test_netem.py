@@ -36,7 +36,7 @@ async def test_a_slow_network_is_found_where_the_other_side_is_waited_for_and_no
     for part in (*RX_PARTS, *TX_PARTS):
         if part in measured[CLIENT].stages:
             histogram = measured[CLIENT].stage(part).histogram
-            assert histogram.percentile(50) < DELAY_NS / 2, part
+            assert histogram.min_ns < DELAY_NS / 2, part
     # the server's own queueing discipline is what is slow
     assert measured[SERVER].stage("tx.qdisc").histogram.percentile(50) == pytest.approx(
         DELAY_NS, abs=TOLERANCE_NS
