@@ -7,7 +7,8 @@
 set -euo pipefail
 readonly folder=$1 # where the exit status goes; shared with the machine outside
 shift
-readonly checkout=$(realpath "$(dirname "$0")"/../..)
+checkout=$(realpath "$(dirname "$0")"/../..)
+readonly checkout
 
 readonly lower=/run/kernels/lower upper=/run/kernels/upper root=/run/kernels/root
 mkdir -p $lower $upper $root
