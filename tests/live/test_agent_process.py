@@ -43,7 +43,11 @@ def _agent(*options: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
 def _refusal(*options: str, prefix: Sequence[str] = ()) -> str:
     """What an agent says that does not start."""
     done = subprocess.run(
-        [*prefix, *AGENT, *options], capture_output=True, text=True, timeout=30, check=False
+        [*prefix, *AGENT, *options],
+        capture_output=True,
+        text=True,
+        timeout=patient(120),
+        check=False,
     )
     assert done.returncode in (1, 2), done.stderr
     assert "Traceback" not in done.stderr
@@ -66,17 +70,19 @@ def test_the_agent_serves_and_ends_in_order(tmp_path: Path, number: signal.Signa
         assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
         with grpc.insecure_channel(f"unix:{path}") as channel:
             stub = NodeAgentStub(channel)
-            assert stub.GetNodeInfo(pb.GetNodeInfoRequest(), timeout=20).node_name == "blue"
-            result = stub.Apply(state(probe(pid=os.getpid())), timeout=30)
+            assert (
+                stub.GetNodeInfo(pb.GetNodeInfoRequest(), timeout=patient(60)).node_name == "blue"
+            )
+            result = stub.Apply(state(probe(pid=os.getpid())), timeout=patient(120))
             assert result.probes[0].targets[0].state == pb.TargetStatus.ATTACHED
-            stream = stub.WatchReports(pb.WatchReportsRequest(), timeout=30)
+            stream = stub.WatchReports(pb.WatchReportsRequest(), timeout=patient(120))
             assert next(stream).sequence == 1
             process.send_signal(number)
             with pytest.raises(grpc.RpcError) as ended:
                 for _ in stream:
                     pass
             assert ended.value.code() == grpc.StatusCode.UNAVAILABLE
-        assert process.wait(timeout=20) == 0, log.read_text()
+        assert process.wait(timeout=patient(60)) == 0, log.read_text()
     assert not path.exists()
     assert "Traceback" not in log.read_text()
 
@@ -104,7 +110,7 @@ def test_a_container_that_dies_while_its_programs_are_attached_is_gone_and_no_er
         result = applying.result()
         assert result.probes[0].targets[0].state == pb.TargetStatus.ATTACHED
         dying = pb.TargetStatus(id="dying", state=result.probes[0].targets[1].state)
-        for report in stub.WatchReports(pb.WatchReportsRequest(), timeout=30):
+        for report in stub.WatchReports(pb.WatchReportsRequest(), timeout=patient(120)):
             for target in (t for one in report.probes for t in one.targets):
                 if target.status.id == "dying":
                     dying = target.status
@@ -143,10 +149,10 @@ def test_over_tls_it_also_serves_metrics_and_health(tmp_path: Path, tls: tuple[s
         )
         target = (("grpc.ssl_target_name_override", AGENT_NAME),)
         with grpc.secure_channel(address, credentials, target) as channel:
-            info = NodeAgentStub(channel).GetNodeInfo(pb.GetNodeInfoRequest(), timeout=20)
+            info = NodeAgentStub(channel).GetNodeInfo(pb.GetNodeInfoRequest(), timeout=patient(60))
         assert info.kernel_release == os.uname().release
         process.terminate()
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=patient(60)) == 0
 
 
 def test_a_flood_of_silent_connections_leaves_metrics_and_measuring_alone(tmp_path: Path) -> None:

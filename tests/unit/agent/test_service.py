@@ -215,6 +215,8 @@ async def test_figures_wait_for_a_client_and_come_once(running: Running) -> None
         await next_reading(running.engine)
     stream = watch(running)
     assert await gather(stream, samples(1, 2, 3)) == samples(100, 200, 300)
+    # Another one is under way: the agent knows of the delivery of those before it.
+    await next_report(stream)
     stream.cancel()
     again = watch(running)
     assert (await next_report(again)).sequence == 1
