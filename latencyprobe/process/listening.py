@@ -34,9 +34,11 @@ class ListenAddressType(click.ParamType[ListenAddress]):
             return value
         host, colon, port = str(value).rpartition(":")
         if not colon or not port.isdecimal() or not 0 <= int(port) <= 65535:
-            self.fail(f"{value!r} is not HOST:PORT, such as 0.0.0.0:9443", param, ctx)
+            self.fail(f"{value!r} is not HOST:PORT, for example 0.0.0.0:9443", param, ctx)
         if ":" in host and not (host.startswith("[") and host.endswith("]")):
-            self.fail(f"{value!r}: put an IPv6 address into brackets, as [::]:9443", param, ctx)
+            self.fail(
+                f"{value!r} has an IPv6 address without brackets; write [::]:9443", param, ctx
+            )
         return ListenAddress(host.removeprefix("[").removesuffix("]"), int(port))
 
 
