@@ -6,6 +6,7 @@ second one the source is compiled again.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import struct
 import warnings
@@ -92,8 +93,10 @@ def clear_maps(module: Any) -> None:
     """
     from bcc.libbcc import lib  # noqa: PLC0415 - LLVM, for tests that compile alone
 
-    for number in range(lib.bpf_num_tables(module)):
-        clear(lib.bpf_table_fd_id(module, number))
+    # bcc declares no types of these arguments: a plain number would lose its upper half.
+    pointer = ctypes.c_void_p(module)
+    for number in range(lib.bpf_num_tables(pointer)):
+        clear(lib.bpf_table_fd_id(pointer, ctypes.c_size_t(number)))
 
 
 def clear(map_fd: int) -> None:
