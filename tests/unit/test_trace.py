@@ -124,13 +124,23 @@ def test_a_command_passes_its_status_on_and_has_its_standard_output(temporary: P
     closing(ended.stderr)
 
 
+# For 20 seconds at most.
+UNTIL_THREE_LINES = """
+echo hello
+for _ in $(seq 200); do
+    [ "$(wc -l < "$1")" -ge 3 ] && break
+    sleep 0.1
+done
+"""
+
+
 def test_an_output_file_keeps_the_lines_apart(
     temporary: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("lines") / "packets.json"
     ended = trace(
         *(temporary, "measures", "-o", "json", "--output-file", str(path), "--count", "3"),
-        *("--", "sh", "-c", "echo hello; sleep 20"),
+        *("--", "sh", "-c", UNTIL_THREE_LINES, "sh", str(path)),
     )
     assert ended.stdout == "hello\n"
     assert len([json.loads(line) for line in path.read_text().splitlines()]) == 3
