@@ -111,6 +111,7 @@ cluster-down: setup ## Stop it and remove what it left
 format: setup ## Format the code, and fix what the linter can fix
 	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format
+	git ls-files -z -- '*.c' '*.h' | xargs -0 $(BIN)/clang-format -i
 
 .PHONY: stubs
 stubs: $(VENV)/.packages ## Generate the gRPC stubs again
