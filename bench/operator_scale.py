@@ -25,9 +25,10 @@ from latencyprobe.domain.measurement import Measurement, StageMeasurement
 from latencyprobe.domain.stages import STAGES
 from latencyprobe.protocol.measurements import measurement_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
-from latencyprobe_operator.agents.fleet import ClientTlsFiles
+from latencyprobe_operator.agents.credentials import ClientTlsFiles
+from latencyprobe_operator.agents.source import AgentSource
 from latencyprobe_operator.api.status import size_bytes
-from latencyprobe_operator.controller import AgentSource, Controller
+from latencyprobe_operator.controller import Controller
 from latencyprobe_operator.kube.cluster import Cluster
 from latencyprobe_operator.metrics import OperatorMetrics
 from tools.fakes.agent import AGENT_NAME, OPERATOR_NAME, Authority, FakeAgent

@@ -13,7 +13,7 @@ from latencyprobe.process.http_server import ServeError
 from latencyprobe.process.listening import ListenAddress, ListenAddressType
 from latencyprobe.process.logs import FORMATS, LEVELS
 from latencyprobe_operator import logs
-from latencyprobe_operator.agents.fleet import ClientTlsFiles
+from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from latencyprobe_operator.main import Options, run
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)

@@ -5,34 +5,31 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import grpc
-
 from latencyprobe.process.backoff import Backoff
-from latencyprobe.protocol.v1 import node_agent_pb2 as pb
-from latencyprobe_operator.agents.fleet import AgentEndpoint, Fleet
+from latencyprobe_operator.agents.credentials import Credentials
+from latencyprobe_operator.agents.fleet import Fleet
+from latencyprobe_operator.agents.source import AgentSource
 from latencyprobe_operator.api.selector import LabelSelector
 from latencyprobe_operator.api.spec import probe_key
 from latencyprobe_operator.desired_state import DesiredStates
 from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, Cluster
-from latencyprobe_operator.kube.informer import Change, Informer, Scope, Source
 from latencyprobe_operator.kube.pods import PodSet, PodsListener, PodWatches
 from latencyprobe_operator.metrics import OperatorMetrics
-from latencyprobe_operator.model import AgentPod, newest_by_node, read_agent
-from latencyprobe_operator.probes.nodes import AgentView
+from latencyprobe_operator.observed_state import AgentView, ReportedProbe
 from latencyprobe_operator.probes.probe import Probe
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 # Pods come and go in bursts: what a node gets within this time is one state.
-_FLUSH_SECONDS = 0.05
+_FLUSH_S = 0.05
 # A deletion waits that long for its agents to detach; one that is away learns it when it returns.
-_DETACH_SECONDS = 3.0
+_DETACH_S = 3.0
 # After a start, agents are told nothing before all probes and their pods are known, or this long.
-_WARM_UP_SECONDS = 20.0
-_GAUGES_SECONDS = 5.0
+_WARM_UP_S = 20.0
+_GAUGES_S = 5.0
 
 
 class Controller:
@@ -42,7 +39,7 @@ class Controller:
         self,
         cluster: Cluster,
         *,
-        credentials: Callable[[], grpc.ChannelCredentials],
+        credentials: Credentials,
         agents: AgentSource,
         metrics: OperatorMetrics,
         namespaces: Sequence[str] = (),
@@ -53,7 +50,12 @@ class Controller:
         self._agents = agents
         self._namespaces = namespaces
         self._watches = PodWatches(cluster, clusterwide=not namespaces)
-        self._fleet = Fleet(credentials=credentials, listener=self, metrics=metrics)
+        self._fleet = Fleet(
+            credentials=credentials,
+            on_report=self._take_report,
+            on_change=self._take_agent_change,
+            metrics=metrics,
+        )
         self._probes: dict[str, Probe] = {}
         self._touched: set[str] = set()
         self._flush: asyncio.TimerHandle | None = None
@@ -61,7 +63,7 @@ class Controller:
 
     async def start(self) -> None:
         """Begin to look for agents, and to talk to them once the probes are known."""
-        self._agents.follow(self._cluster, self._fleet)
+        self._agents.follow(self._cluster, self._fleet.set_agent)
         self._tasks = [
             asyncio.create_task(self._warm_up(), name="warm-up"),
             asyncio.create_task(self._keep_gauges(), name="gauges"),
@@ -84,7 +86,7 @@ class Controller:
         """Begin to measure for a LatencyProbe."""
         probe = Probe(body, self)
         self._probes[probe.key.uid] = probe
-        logger.info("%s: generation %s", probe.key, body["metadata"].get("generation"))
+        log.info("%s: generation %s", probe.key, body["metadata"].get("generation"))
         return probe
 
     def update(self, body: Mapping[str, Any]) -> None:
@@ -103,10 +105,10 @@ class Controller:
         probe.leave()
         self._probes.pop(probe.key.uid, None)
         self._flush_now()
-        if await self._fleet.settle(nodes, timeout_seconds=_DETACH_SECONDS):
-            logger.info("%s: detached", probe.key)
+        if await self._fleet.settle(nodes, timeout_s=_DETACH_S):
+            log.info("%s: detached", probe.key)
         else:
-            logger.warning("%s: some agents are late to detach; they will", probe.key)
+            log.warning("%s: some agents are late to detach; they will", probe.key)
 
     def abandon(self, probe: Probe) -> None:
         """Stop serving a LatencyProbe without detaching: the operator ends, or starts it anew."""
@@ -127,7 +129,7 @@ class Controller:
         """The desired states of these nodes have changed: tell their agents in a moment."""
         self._touched |= nodes
         if self._touched and not self._flush:
-            self._flush = asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self._flush_now)
+            self._flush = asyncio.get_running_loop().call_later(_FLUSH_S, self._flush_now)
 
     def agent(self, node: str) -> AgentView:
         """What is known of this node's agent."""
@@ -149,13 +151,11 @@ class Controller:
 
     # -------------------------------------------------------------- what agents tell us
 
-    def on_report(self, node: str, report: pb.ProbeReport) -> None:
-        """An agent reported on one probe."""
-        if probe := self._probes.get(report.id):
+    def _take_report(self, node: str, report: ReportedProbe) -> None:
+        if probe := self._probes.get(report.probe_uid):
             probe.take_report(node, report)
 
-    def on_agent_change(self, node: str) -> None:
-        """An agent came, went, or has news of its targets or stages."""
+    def _take_agent_change(self, node: str) -> None:
         for probe_uid in self.desired.probes_on(node):
             if probe := self._probes.get(probe_uid):
                 probe.poke()
@@ -169,13 +169,13 @@ class Controller:
         """
         expected = await self._existing_probes()
         try:
-            async with asyncio.timeout(_WARM_UP_SECONDS):
+            async with asyncio.timeout(_WARM_UP_S):
                 # A start is short, and what it waits for comes from three sides.
                 while not all(map(self._is_known, expected)):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
         except TimeoutError:
             missing = sum(not self._is_known(uid) for uid in expected)
-            logger.warning("going on without the pods of %d of the probes", missing)
+            log.warning("going on without the pods of %d of the probes", missing)
         self._flush_now()
         self._fleet.open()
 
@@ -191,9 +191,9 @@ class Controller:
             except ApiError as error:
                 if error.status == 404:
                     return set()  # no CRD yet
-                logger.warning("LatencyProbes cannot be listed: %s", error)
+                log.warning("LatencyProbes cannot be listed: %s", error)
             except UNAVAILABLE as error:
-                logger.warning("the API server is away: %s", str(error) or type(error).__name__)
+                log.warning("the API server is away: %s", str(error) or type(error).__name__)
             await asyncio.sleep(backoff.next())
 
     async def _list_probes(self, namespaces: Collection[str | None]) -> set[str]:
@@ -208,74 +208,4 @@ class Controller:
         while True:
             phases = Counter(probe.phase for probe in self._probes.values())
             self.metrics.set_gauges(phases, self._fleet.states())
-            await asyncio.sleep(_GAUGES_SECONDS)
-
-
-class AgentSource:
-    """The agents: the DaemonSet's pods in one namespace, or a given list.
-
-    The pods have a watch of their own, of the agents alone: it takes a Role in their namespace, and
-    works while the one of all pods does not.
-    """
-
-    def __init__(
-        self,
-        namespace: str,
-        selector: str,
-        port: int,
-        given: Mapping[str, str] | None = None,
-    ) -> None:
-        self._scope = Scope(namespace, selector)
-        self._port = port
-        self._given = given
-        self._known: set[str] = set()
-        self._fleet: Fleet | None = None
-        self._informer: Informer[AgentPod] | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    def follow(self, source: Source, fleet: Fleet) -> None:
-        """Tell the fleet of every agent, from now on."""
-        if self._given:
-            for node, address in self._given.items():
-                fleet.set_agent(node, AgentEndpoint(address))
-            return
-        self._fleet = fleet
-        self._informer = Informer(source, self._scope, read_agent, self)
-        self._task = asyncio.create_task(self._informer.run(), name=str(self._scope))
-
-    async def close(self) -> None:
-        """Look for agents no more."""
-        if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    def on_list(self, _changes: Mapping[str, Change[AgentPod]]) -> None:
-        """Tell the fleet of the agents that there are."""
-        self._tell_fleet()
-
-    def on_change(self, _namespace: str, _change: Change[AgentPod]) -> None:
-        """Tell the fleet of the agents that there are now."""
-        self._tell_fleet()
-
-    def on_refusal(self) -> None:
-        """Leave the fleet as it is; the informer has logged why."""
-
-    def _tell_fleet(self) -> None:
-        if self._informer and self._informer.listed and self._fleet and self._scope.namespace:
-            agents = self._informer.pods_in(self._scope.namespace)
-            self._tell(newest_by_node(agents.values()), self._fleet)
-
-    def _tell(self, agents: Mapping[str, AgentPod], fleet: Fleet) -> None:
-        for node, pod in agents.items():
-            if pod.ip and pod.phase == "Running":
-                fleet.set_agent(node, AgentEndpoint(_join(pod.ip, self._port), pod.uid))
-            else:
-                why_not = f"agent pod {pod.name} is {pod.phase or 'new'} and has no address yet"
-                fleet.set_agent(node, None, why_not=why_not)
-        for node in self._known - set(agents):
-            fleet.set_agent(node, None)
-        self._known = set(agents)
-
-
-def _join(ip: str, port: int) -> str:
-    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+            await asyncio.sleep(_GAUGES_S)

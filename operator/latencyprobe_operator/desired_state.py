@@ -22,7 +22,7 @@ class ProbeOnNode:
     modules: tuple[Module, ...]
     ports: tuple[int, ...]
     protocols: tuple[str, ...]
-    interval_seconds: float
+    interval_s: float
     max_cpu_percent: float
     targets: tuple[ContainerTarget, ...]
 
@@ -119,7 +119,7 @@ class DesiredStates:
             modules=spec.modules,
             ports=spec.ports,
             protocols=spec.protocols,
-            interval_seconds=spec.interval_seconds,
+            interval_s=spec.interval_s,
             max_cpu_percent=spec.max_cpu_percent,
             targets=tuple(
                 target for _, placed in sorted(pods.items()) for target in placed.targets

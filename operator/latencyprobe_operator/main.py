@@ -11,8 +11,9 @@ import kopf
 
 from latencyprobe.process.http_server import health_page, metrics_page, served
 from latencyprobe.process.listening import ListenAddress
-from latencyprobe_operator.agents.fleet import ClientTlsFiles
-from latencyprobe_operator.controller import AgentSource, Controller
+from latencyprobe_operator.agents.credentials import ClientTlsFiles
+from latencyprobe_operator.agents.source import AgentSource
+from latencyprobe_operator.controller import Controller
 from latencyprobe_operator.handlers import build_registry
 from latencyprobe_operator.kube.cluster import Cluster
 from latencyprobe_operator.metrics import OperatorMetrics

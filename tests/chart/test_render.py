@@ -18,7 +18,7 @@ from latencyprobe_agent.cli import agent_command
 from latencyprobe_agent.serving.tls import RenewedContext
 from latencyprobe_agent.serving.tls import ServerTlsFiles as AgentFiles
 from latencyprobe_agent.serving.tls_proxy import RefusalLog, TlsProxy
-from latencyprobe_operator.agents.fleet import ClientTlsFiles as OperatorFiles
+from latencyprobe_operator.agents.credentials import ClientTlsFiles as OperatorFiles
 from latencyprobe_operator.cli import operator_command
 from tests.chart.helm import (
     VALUES_FILES,

@@ -9,9 +9,9 @@ import grpc
 from cryptography import x509
 
 from devcluster.waiting import wait_until
+from latencyprobe.protocol.measurements import AGENT_NAME
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
-from latencyprobe_operator.agents.fleet import AGENT_SERVER_NAME
 from tests.cluster.release import AGENT_PORT
 
 
@@ -35,7 +35,7 @@ def node_name(address: str, operator: dict[str, bytes]) -> str:
     credentials = grpc.ssl_channel_credentials(
         operator["ca.crt"], operator["tls.key"], operator["tls.crt"]
     )
-    options = (("grpc.ssl_target_name_override", AGENT_SERVER_NAME),)
+    options = (("grpc.ssl_target_name_override", AGENT_NAME),)
     with grpc.secure_channel(f"{address}:{AGENT_PORT}", credentials, options) as channel:
         info: pb.NodeInfo = NodeAgentStub(channel).GetNodeInfo(pb.GetNodeInfoRequest(), timeout=10)
     return info.node_name

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement, StageMeasurement
-from latencyprobe_operator.agents.fleet import ClientTlsFiles
+from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from tools.fakes.agent import AGENT_NAME, FakeAgent
 
 PACKETS = 100

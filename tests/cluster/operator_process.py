@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from devcluster.environment import Cluster
-from latencyprobe_operator.agents.fleet import ClientTlsFiles
+from latencyprobe_operator.agents.credentials import ClientTlsFiles
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "manifests"

@@ -17,7 +17,7 @@ import yaml
 
 from devcluster.environment import Cluster
 from devcluster.waiting import wait_until
-from latencyprobe_operator.agents.fleet import ClientTlsFiles
+from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from tests.cluster import manifests
 from tests.cluster.operator_process import (
     OPERATOR_NAMESPACE,

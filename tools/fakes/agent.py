@@ -19,7 +19,7 @@ from latencyprobe.domain.measurement import Measurement, StageMeasurement
 from latencyprobe.protocol.measurements import PROTOCOL_VERSION, measurement_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1 import node_agent_pb2_grpc as rpc
-from latencyprobe_operator.agents.fleet import ClientTlsFiles
+from latencyprobe_operator.agents.credentials import ClientTlsFiles
 
 Context = grpc.aio.ServicerContext[object, object]
 

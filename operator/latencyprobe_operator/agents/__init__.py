@@ -1,1 +1,1 @@
-"""The agents of all nodes, over gRPC."""
+"""The agents of all nodes, over gRPC. No other package of the operator knows protobuf."""

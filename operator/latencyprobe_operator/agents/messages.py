@@ -1,4 +1,4 @@
-"""Desired states and agents' answers, between our values and the protocol's messages."""
+"""Conversions between the operator's values and the messages to and from an agent."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from google.protobuf.duration_pb2 import Duration
 
 from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.domain.fairness import TargetName, surplus_targets
+from latencyprobe.domain.stages import BY_NAME
 from latencyprobe.domain.targets import TargetState
+from latencyprobe.protocol.measurements import (
+    CorruptMessageError,
+    measurement_from_proto,
+    node_from_proto,
+)
 from latencyprobe.protocol.states import coverage_from_proto, target_state_from_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.desired_state import DesiredNodeState, ProbeOnNode
 from latencyprobe_operator.model import ContainerTarget
+from latencyprobe_operator.observed_state import ReportedProbe, ReportedTarget, TargetStatus
 
-# As many probes and targets of these sizes as an agent takes are below wire.MAX_MESSAGE_BYTES.
+# As many probes and targets of these sizes as an agent takes are below the protocol's
+# MAX_MESSAGE_BYTES.
 _LARGEST_PROBE_BYTES = 4096
 _LARGEST_TARGET_BYTES = 1024
 _NOT_ENCODABLE = (ValueError, TypeError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)
-class TargetStatus:
-    """An agent's word on one target; `message` says why where it is not attached."""
-
-    state: TargetState
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A desired state as an agent gets it: what it can take, and the rest with the reasons.
+    """A desired state as it is sent: the targets within the agent's limits, and those left out.
 
-    `left_out` are targets by probe and target id.
+    `left_out` has the latter's states with the reasons, by probe and target id.
     """
 
     message: pb.DesiredState
@@ -53,7 +53,7 @@ def outgoing_state(
     state: DesiredNodeState,
     *,
     generation: int,
-    lease_seconds: int,
+    lease_s: int,
     held: Container[TargetName] = (),
 ) -> Outgoing:
     """Return the desired state as the protocol carries it, within the limits of an agent.
@@ -74,7 +74,7 @@ def outgoing_state(
     for (probe_uid, target_id), reason in surplus_targets(names, held).items():
         left_out[probe_uid][target_id] = TargetStatus(TargetState.FAILED, reason)
         del encoded[probe_uid].targets[target_id]
-    message = pb.DesiredState(generation=generation, lease=Duration(seconds=lease_seconds))
+    message = pb.DesiredState(generation=generation, lease=Duration(seconds=lease_s))
     for each in encoded.values():
         if each.targets:
             message.probes.append(each.probe)
@@ -113,12 +113,12 @@ _Message = TypeVar("_Message", pb.Probe, pb.Target)
 def _within(message: _Message, largest_bytes: int) -> _Message:
     size = message.ByteSize()
     if size > largest_bytes:
-        raise ValueError(f"it takes {size} bytes, the most is {largest_bytes}")
+        raise ValueError(f"it takes {size} bytes; at most {largest_bytes} are allowed")
     return message
 
 
 def _probe_message(probe: ProbeOnNode) -> pb.Probe:
-    interval_ns = round(probe.interval_seconds * 1e9)
+    interval_ns = round(probe.interval_s * 1e9)
     return pb.Probe(
         id=probe.key.uid,
         name=str(probe.key),
@@ -136,10 +136,44 @@ def _target_message(target: ContainerTarget) -> pb.Target:
 
 
 def coverage_of(messages: Iterable[pb.StageCoverage]) -> dict[str, StageCoverage]:
-    """What a node measures of each stage, by the stage's name."""
+    """Decode the coverage of a node's stages, by their names."""
     return {message.name: coverage_from_proto(message) for message in messages}
 
 
-def target_status(message: pb.TargetStatus) -> TargetStatus:
-    """An agent's word on one target; a state of a newer agent counts as pending."""
+def targets_by_probe(result: pb.ApplyResult) -> dict[str, dict[str, TargetStatus]]:
+    """Decode the states of the targets in an answer to Apply, by probe and target id."""
+    return {
+        probe.id: {target.id: _target_status(target) for target in probe.targets}
+        for probe in result.probes
+    }
+
+
+def reported_probe(message: pb.ProbeReport) -> ReportedProbe:
+    """Decode a report on one probe; a corrupt part is left out, with the reason."""
+    targets = tuple(map(_reported_target, message.targets))
+    try:
+        node = node_from_proto(message.node)
+    except CorruptMessageError as error:
+        return ReportedProbe(probe_uid=message.id, targets=targets, node_corruption=str(error))
+    return ReportedProbe(probe_uid=message.id, targets=targets, node=node)
+
+
+def _reported_target(message: pb.TargetReport) -> ReportedTarget:
+    target_id, status = message.status.id, _target_status(message.status)
+    try:
+        measurement = measurement_from_proto(
+            message.stages, message.counters, message.netns_counters
+        )
+    except CorruptMessageError as error:
+        return ReportedTarget(id=target_id, status=status, corruption=str(error))
+    return ReportedTarget(
+        id=target_id,
+        status=status,
+        measurement=measurement,
+        unknown_stages=tuple(s.name for s in message.stages if s.name not in BY_NAME),
+    )
+
+
+def _target_status(message: pb.TargetStatus) -> TargetStatus:
+    """Decode the state of a target; an unknown state of a newer agent counts as pending."""
     return TargetStatus(target_state_from_proto(message.state), message.message)

@@ -25,13 +25,13 @@ class SpecError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """`percentile` (0 to 100) of `stage` must not exceed `max_ns` for longer than `for_seconds`."""
+    """`percentile` (0 to 100) of `stage` must not exceed `max_ns` for longer than `for_s`."""
 
     name: str
     stage: str
     percentile: float
     max_ns: int
-    for_seconds: float
+    for_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,9 @@ class ProbeSpec:
     modules: tuple[Module, ...]
     ports: tuple[int, ...]
     protocols: tuple[str, ...]
-    interval_seconds: float
-    window_seconds: float
-    duration_seconds: float | None
+    interval_s: float
+    window_s: float
+    duration_s: float | None
     suspend: bool
     max_cpu_percent: float
     objectives: tuple[Objective, ...]
@@ -92,7 +92,7 @@ def _read_probe(body: Mapping[str, Any]) -> ProbeSpec:
     spec = body["spec"]
     traffic = spec.get("filter") or {}
     duration = spec.get("duration")
-    interval_seconds = parse_s(spec.get("interval", "10s"))
+    interval_s = parse_s(spec.get("interval", "10s"))
     modules = parse_modules(spec.get("modules", DEFAULT_MODULES))
     protocols = tuple(sorted(set(traffic.get("protocols") or ())))
     check_filter(modules, protocols)
@@ -104,9 +104,9 @@ def _read_probe(body: Mapping[str, Any]) -> ProbeSpec:
         modules=modules,
         ports=tuple(sorted(set(traffic.get("ports") or ()))),
         protocols=protocols,
-        interval_seconds=interval_seconds,
-        window_seconds=max(parse_s(spec.get("window", "60s")), interval_seconds),
-        duration_seconds=None if duration is None else parse_s(duration),
+        interval_s=interval_s,
+        window_s=max(parse_s(spec.get("window", "60s")), interval_s),
+        duration_s=None if duration is None else parse_s(duration),
         suspend=bool(spec.get("suspend", False)),
         max_cpu_percent=float((spec.get("overhead") or {}).get("maxCPUPercent", 1)),
         objectives=tuple(
@@ -132,5 +132,5 @@ def _read_objective(
         stage=measured.name,
         percentile=float(fields["percentile"].removeprefix("p")),
         max_ns=parse_ns(fields["max"]),
-        for_seconds=parse_s(fields.get("for", "1m")),
+        for_s=parse_s(fields.get("for", "1m")),
     )

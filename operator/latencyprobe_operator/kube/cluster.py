@@ -33,7 +33,7 @@ _SLICE = 50
 _REQUEST = aiohttp.ClientTimeout(total=30, sock_connect=10)
 # The server ends a watch after this time, drawn anew for each, so that watches that began together
 # do not end together.
-_WATCH_SECONDS = (290, 580)
+_WATCH_S = (290, 580)
 # Before that it sends a bookmark each minute: a connection that says nothing for longer is dead
 # (kube-apiserver, bookmarkFrequency).
 _WATCH = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=90)
@@ -183,7 +183,7 @@ class Cluster:
             "watch": "true",
             "allowWatchBookmarks": "true",
             "resourceVersion": since,
-            "timeoutSeconds": str(random.randint(*_WATCH_SECONDS)),  # noqa: S311 - jitter
+            "timeoutSeconds": str(random.randint(*_WATCH_S)),  # noqa: S311 - jitter
             **_selecting(selector),
         }
         response = await self._request(

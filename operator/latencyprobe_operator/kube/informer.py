@@ -18,13 +18,13 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 from latencyprobe.process.backoff import Backoff
 from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, ExpiredError, Json, WatchEvent
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
-_INVALID_RETRY_SECONDS = 30.0
-_LONGEST_PAUSE_SECONDS = 10.0
+_INVALID_RETRY_S = 30.0
+_LONGEST_PAUSE_S = 10.0
 # A watch that lasted this long worked. A shorter one may be a server or proxy that ends them all,
 # whose answers come as fast as they are asked for.
-_LIVED_SECONDS = 10.0
+_LIVED_S = 10.0
 
 # Malformed objects end in one of these.
 _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
@@ -118,7 +118,7 @@ class Informer(Generic[P]):
         self._version: str | None = None
         """The version from which the next watch goes on; None: list first."""
         self._watching_since: float | None = None
-        self._backoff = Backoff(0.2, _LONGEST_PAUSE_SECONDS)
+        self._backoff = Backoff(0.2, _LONGEST_PAUSE_S)
 
     def pods_in(self, namespace: str) -> Mapping[str, P]:
         """The namespace's pods by UID. Not to be changed."""
@@ -141,20 +141,20 @@ class Informer(Generic[P]):
             except UNAVAILABLE as error:
                 trouble = error
             except _UNREADABLE:
-                logger.exception("%s: unreadable answer", self.scope)
+                log.exception("%s: unreadable answer", self.scope)
                 self._version = None
-            seconds = self._pause_seconds()
+            seconds = self._pause_s()
             if trouble:
                 self._log_trouble(trouble, seconds)
             await asyncio.sleep(seconds)
 
-    def _pause_seconds(self) -> float:
+    def _pause_s(self) -> float:
         """Back off, unless the watch that has ended did its work."""
         now = asyncio.get_running_loop().time()
-        if self._watching_since is not None and now - self._watching_since >= _LIVED_SECONDS:
+        if self._watching_since is not None and now - self._watching_since >= _LIVED_S:
             self._backoff.reset()
         if self.refusal and self.refusal.invalid:
-            return _INVALID_RETRY_SECONDS
+            return _INVALID_RETRY_S
         return self._backoff.next()
 
     # --------------------------------------------------------------------- list, watch
@@ -225,7 +225,7 @@ class Informer(Generic[P]):
             metadata = body["metadata"]
             if metadata["uid"] not in self._unreadable:
                 self._unreadable.add(metadata["uid"])
-                logger.warning(
+                log.warning(
                     "pod %s/%s is left out: %s", metadata["namespace"], metadata["name"], error
                 )
             return None
@@ -255,7 +255,7 @@ class Informer(Generic[P]):
             reason = f"the API server is away ({reason})"
             # A broken connection that the next attempt heals is no news.
             level = logging.WARNING if seconds > 1 else logging.DEBUG
-        logger.log(level, "%s: %s; next attempt in %.1f s", self.scope, reason, seconds)
+        log.log(level, "%s: %s; next attempt in %.1f s", self.scope, reason, seconds)
 
 
 def _difference(before: Mapping[str, P], found: Mapping[str, P]) -> Change[P]:

@@ -15,10 +15,10 @@ from latencyprobe_operator.api.selector import LabelSelector
 from latencyprobe_operator.kube.informer import Change, Informer, PodsRefusal, Scope, Source
 from latencyprobe_operator.model import Pod, read_pod
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 # An edit of the only probe, or its pause, is no reason to list the cluster again.
-_LINGER_SECONDS = 60.0
+_LINGER_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class PodSet:
             try:
                 listener(change)
             except Exception:
-                logger.exception(
+                log.exception(
                     "a listener to pods of %s with %r failed", self.namespace, str(self.selector)
                 )
 
@@ -75,16 +75,16 @@ class PodWatches:
     """All sets of pods that anybody asked for, and the informers that keep them current."""
 
     def __init__(
-        self, source: Source, *, clusterwide: bool = True, linger_seconds: float = _LINGER_SECONDS
+        self, source: Source, *, clusterwide: bool = True, linger_s: float = _LINGER_S
     ) -> None:
         """Follow no pods yet.
 
         `clusterwide`: whether there is permission to watch all namespaces. After the last set of
-        an informer the informer goes on for `linger_seconds`.
+        an informer the informer goes on for `linger_s`.
         """
         self._source = source
         self._clusterwide = clusterwide
-        self._linger_seconds = linger_seconds
+        self._linger_s = linger_s
         self._followed: dict[str | None, _FollowedScope] = {}
 
     def subscribe(self, namespace: str, selector: LabelSelector, listener: PodsListener) -> PodSet:
@@ -103,9 +103,7 @@ class PodWatches:
         followed = self._followed.get(scope)
         if not pods.listeners and followed:
             followed.drop(pods)
-            asyncio.get_running_loop().call_later(
-                self._linger_seconds, self._end_unused, scope, followed
-            )
+            asyncio.get_running_loop().call_later(self._linger_s, self._end_unused, scope, followed)
 
     async def close(self) -> None:
         """End all informers."""

@@ -5,33 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.targets import TargetState
-from latencyprobe_operator.agents.messages import (
-    TargetStatus,
-)
 from latencyprobe_operator.api.status import ABSENT, MEASURING, NodeFacts, gaps_in
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.model import ContainerTarget
+from latencyprobe_operator.observed_state import AgentView, TargetStatus
 from latencyprobe_operator.probes.staleness import NO_SILENCE, Silence, age_text
-
-
-@dataclass(frozen=True, slots=True)
-class AgentView:
-    """An agent as the operator sees it. READY: the last state that it was sent is applied.
-
-    `targets` are the agent's words on its targets, by probe and target id.
-    """
-
-    state: NodeState
-    message: str = ""
-    coverage: Mapping[str, StageCoverage] = field(default_factory=dict)
-    targets: Mapping[str, Mapping[str, TargetStatus]] = field(default_factory=dict)
-    cpu_percent: float | None = None
-
 
 _UNKNOWN_TARGET = TargetStatus(TargetState.PENDING, "")
 
@@ -44,11 +26,11 @@ def node_facts(
     modules: Sequence[Module],
     *,
     silence: Silence = NO_SILENCE,
-    patience_seconds: float = math.inf,
+    patience_s: float = math.inf,
 ) -> NodeFacts:
     """How far this node's agent measures these targets of a probe, and whether it is heard of.
 
-    A silence of more than `patience_seconds` makes it stale.
+    A silence of more than `patience_s` makes it stale.
     """
     known = agent.targets.get(probe_uid, {})
     words = [(target, known.get(target.id, _UNKNOWN_TARGET)) for target in targets]
@@ -61,7 +43,7 @@ def node_facts(
         gaps = gaps_in(agent.coverage, modules)
         if state is NodeState.READY and gaps:
             state = NodeState.PARTIAL
-    if state in MEASURING and silence.due_seconds > patience_seconds:
+    if state in MEASURING and silence.due_s > patience_s:
         state, message = NodeState.STALE, "its agent is connected, and does not report"
     last_report = None
     if state in ABSENT or state is NodeState.CONNECTING:
@@ -73,7 +55,7 @@ def node_facts(
 def _with_age(message: str, silence: Silence) -> str:
     if silence.last_report is None:
         return message
-    age = f"last report {age_text(silence.age_seconds)} ago"
+    age = f"last report {age_text(silence.age_s)} ago"
     return f"{message}; {age}" if message else age
 
 

@@ -59,9 +59,9 @@ class ObjectivesWatch:
             self._exceeded_since.pop(objective, None)
             return Judgement(ObjectiveOutcome.MET, figures)
         exceeded = at - self._exceeded_since.setdefault(objective, at)
-        if exceeded < objective.for_seconds:
+        if exceeded < objective.for_s:
             return Judgement(
                 ObjectiveOutcome.MET,
-                f"{figures} (exceeded, but for less than {objective.for_seconds:g} s)",
+                f"{figures} (exceeded, but for less than {objective.for_s:g} s)",
             )
         return Judgement(ObjectiveOutcome.MISSED, figures)

@@ -14,14 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from latencyprobe.domain.measurement import NOTHING, Measurement
-from latencyprobe.domain.stages import BY_NAME
 from latencyprobe.process.backoff import Backoff
-from latencyprobe.protocol.measurements import (
-    CorruptMessageError,
-    measurement_from_proto,
-    node_from_proto,
-)
-from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.api import status
 from latencyprobe_operator.api.selector import LabelSelector
 from latencyprobe_operator.api.spec import (
@@ -38,22 +31,23 @@ from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError
 from latencyprobe_operator.kube.pods import PodsChange, PodSet, PodsListener
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.model import ContainerTarget
-from latencyprobe_operator.probes.nodes import AgentView, node_facts, not_covered
+from latencyprobe_operator.observed_state import AgentView, ReportedProbe, ReportedTarget
+from latencyprobe_operator.probes.nodes import node_facts, not_covered
 from latencyprobe_operator.probes.objectives import ObjectivesWatch
-from latencyprobe_operator.probes.staleness import Hearing, Silence, patience_seconds
+from latencyprobe_operator.probes.staleness import Hearing, Silence, patience_s
 from latencyprobe_operator.probes.windows import TOTALS, ProbeWindows, headline, of_one_pod
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 # Between two writes, and what comes together is told together.
-_SHORTEST_PAUSE_SECONDS = 1.0
-_GATHER_SECONDS = 0.1
+_SHORTEST_PAUSE_S = 1.0
+_GATHER_S = 0.1
 # The agents' reports of one interval come together, more or less.
-_LONGEST_SETTLE_SECONDS = 0.5
+_LONGEST_SETTLE_S = 0.5
 # After a restart, agents that are known to measure get an interval and this to report again.
-_GRACE_SECONDS = 5.0
+_GRACE_S = 5.0
 # How old lastReportTime may get while nothing else changes.
-_STALE_SECONDS = 60.0
+_STALE_S = 60.0
 
 
 class Surroundings(Protocol):
@@ -131,11 +125,11 @@ class Probe:
             self._spec, self._problem = read_probe(body), None
         except SpecError as error:
             self._spec, self._problem = None, Problem(error.reason, str(error))
-            logger.warning("%s: %s", self.key, error)
+            log.warning("%s: %s", self.key, error)
         self._adopt(before)
         self._poked.set()
 
-    def take_report(self, node: str, report: pb.ProbeReport) -> None:
+    def take_report(self, node: str, report: ReportedProbe) -> None:
         """Take in what an agent measured."""
         if not self._pods:
             return
@@ -143,13 +137,13 @@ class Probe:
         known = self._around.desired.pods_of(self.key.uid)
         pods: dict[str, Measurement] = {}
         for target in report.targets:
-            pod_uid = target.status.id.partition("/")[0]
+            pod_uid = target.id.partition("/")[0]
             if pod_uid in known:
                 measured = self._measurement_in(node, target)
                 pods[pod_uid] = of_one_pod(pods.get(pod_uid, NOTHING), measured)
         for pod_uid, measurement in pods.items():
             self._windows.add(pod_uid, measurement, at=now)
-        self._take_node(node, report.node, now)
+        self._take_node(node, report, now)
         self._reported = True
         wall = self._wall_clock()
         self._last_report_time = status.timestamp(wall)
@@ -181,41 +175,38 @@ class Probe:
         self._unsubscribe()
         self.stopped.set()
 
-    def _measurement_in(self, node: str, target: pb.TargetReport) -> Measurement:
-        """What was measured of a container; nothing where that contradicts itself."""
-        try:
-            measurement = measurement_from_proto(
-                target.stages, target.counters, target.netns_counters
-            )
-        except CorruptMessageError as error:
+    def _measurement_in(self, node: str, target: ReportedTarget) -> Measurement:
+        """Return the measurement of a target; log the parts that were left out of it."""
+        if target.corruption:
             self._around.metrics.corrupt_reports.inc()
-            logger.warning(
+            log.warning(
                 "%s: corrupt report from node %s on %s left out: %s",
                 self.key,
                 node,
-                target.status.id,
-                error,
+                target.id,
+                target.corruption,
             )
-            return NOTHING
-        for stage in target.stages:
-            if stage.name not in BY_NAME and stage.name not in self._unknown_stages:
-                self._unknown_stages.add(stage.name)
-                logger.warning(
+        for stage in target.unknown_stages:
+            if stage not in self._unknown_stages:
+                self._unknown_stages.add(stage)
+                log.warning(
                     "%s: stage %r from node %s is unknown to this operator and left out",
                     self.key,
-                    stage.name,
+                    stage,
                     node,
                 )
-        return measurement
+        return target.measurement
 
-    def _take_node(self, node: str, message: pb.NodeContext, now: float) -> None:
-        try:
-            self._windows.add_node(node, node_from_proto(message), at=now)
-        except CorruptMessageError as error:
+    def _take_node(self, node: str, report: ReportedProbe, now: float) -> None:
+        if report.node_corruption:
             self._around.metrics.corrupt_reports.inc()
-            logger.warning(
-                "%s: corrupt report of node %s on itself left out: %s", self.key, node, error
+            log.warning(
+                "%s: corrupt report of node %s on itself left out: %s",
+                self.key,
+                node,
+                report.node_corruption,
             )
+        self._windows.add_node(node, report.node, at=now)
 
     # -------------------------------------------------------------- spec, pods, desired
 
@@ -223,7 +214,7 @@ class Probe:
         """Follow the new spec: what is measured, and what is kept of what was."""
         spec = self._spec
         if spec:
-            self._windows.resize(spec.interval_seconds, spec.window_seconds)
+            self._windows.resize(spec.interval_s, spec.window_s)
             if before and _way(before) != _way(spec):
                 self._windows.clear()
                 self._reported = False
@@ -257,14 +248,14 @@ class Probe:
     def _resting_phase(self) -> Phase | None:
         if self._spec and self._spec.suspend:
             return Phase.SUSPENDED
-        remaining = self._remaining_seconds()
+        remaining = self._remaining_s()
         return Phase.COMPLETED if remaining is not None and remaining <= 0 else None
 
-    def _remaining_seconds(self) -> float | None:
+    def _remaining_s(self) -> float | None:
         """Until spec.duration is over; None where it has no end, or has not begun."""
-        if not self._spec or self._spec.duration_seconds is None or not self._start_time:
+        if not self._spec or self._spec.duration_s is None or not self._start_time:
             return None
-        end = status.seconds_of(self._start_time) + self._spec.duration_seconds
+        end = status.seconds_of(self._start_time) + self._spec.duration_s
         return end - self._wall_clock()
 
     def _unsubscribe(self) -> None:
@@ -322,15 +313,15 @@ class Probe:
         deadlines = [self._figures_due()]
         if loop.time() < self._grace_until and not self._reported:
             deadlines = [self._grace_until]
-        if (remaining := self._remaining_seconds()) is not None and not self._rest:
+        if (remaining := self._remaining_s()) is not None and not self._rest:
             deadlines.append(loop.time() + remaining)
         try:
             async with asyncio.timeout_at(min(deadlines)):
                 await self._poked.wait()
         except TimeoutError:
             pass
-        pause = self._last_write + _SHORTEST_PAUSE_SECONDS - loop.time()
-        await asyncio.sleep(max(pause, _GATHER_SECONDS))
+        pause = self._last_write + _SHORTEST_PAUSE_S - loop.time()
+        await asyncio.sleep(max(pause, _GATHER_S))
 
     def _figures_due(self) -> float:
         """When the next figures are to be written.
@@ -340,13 +331,13 @@ class Probe:
         Where no report comes, figures still leave the window: look after an interval and a half,
         so as not to write just before one comes.
         """
-        interval = self._spec.interval_seconds if self._spec else 60.0
+        interval = self._spec.interval_s if self._spec else 60.0
         if self._rest or self._problem:
-            return self._last_figures + _STALE_SECONDS * 10
+            return self._last_figures + _STALE_S * 10
         if self._first_report is None:
             return self._last_figures + 1.5 * interval
         everybody = len(self._reporters) >= self._nodes
-        settle = 0.0 if everybody else min(_LONGEST_SETTLE_SECONDS, interval / 10)
+        settle = 0.0 if everybody else min(_LONGEST_SETTLE_S, interval / 10)
         return max(self._first_report + settle, self._last_figures + interval * 0.97)
 
     def _find_grace(self) -> float:
@@ -356,7 +347,7 @@ class Probe:
             return 0.0
         if self._previous.get("phase") not in (Phase.RUNNING, Phase.DEGRADED):
             return 0.0
-        return asyncio.get_running_loop().time() + self._spec.interval_seconds + _GRACE_SECONDS
+        return asyncio.get_running_loop().time() + self._spec.interval_s + _GRACE_S
 
     async def _tell(self) -> None:
         """Write the status, if there is anything to tell."""
@@ -380,7 +371,7 @@ class Probe:
         told, known = self._previous.get("lastReportTime"), document.get("lastReportTime")
         if not known or known == told:
             return False
-        return not told or status.seconds_of(known) - status.seconds_of(told) >= _STALE_SECONDS
+        return not told or status.seconds_of(known) - status.seconds_of(told) >= _STALE_S
 
     async def _write(self, document: status.Document) -> None:
         patch = status.merge_patch(self._previous, document)
@@ -405,7 +396,7 @@ class Probe:
             return  # deleted; the watch says so soon
         self._around.metrics.status_write_failures.inc()
         delay = self._backoff.next()
-        logger.log(
+        log.log(
             logging.WARNING if transient else logging.ERROR,
             "%s: the status could not be written: %s; next attempt in %.1f s",
             self.key,
@@ -460,7 +451,7 @@ class Probe:
             targets,
             spec.modules,
             silence=self._silence_of(node, agent),
-            patience_seconds=patience_seconds(spec.interval_seconds),
+            patience_s=patience_s(spec.interval_s),
         )
 
     def _silence_of(self, node: str, agent: AgentView) -> Silence:

@@ -12,23 +12,23 @@ from dataclasses import dataclass
 # An agent reports each interval. One report may be lost with its connection, and a busy node is
 # some seconds late.
 _PATIENCE_INTERVALS = 2
-_PATIENCE_SECONDS = 10.0
+_PATIENCE_S = 10.0
 
 
-def patience_seconds(interval_seconds: float) -> float:
+def patience_s(interval_s: float) -> float:
     """How long no report of an agent that is due to report is no news."""
-    return _PATIENCE_INTERVALS * interval_seconds + _PATIENCE_SECONDS
+    return _PATIENCE_INTERVALS * interval_s + _PATIENCE_S
 
 
 @dataclass(frozen=True, slots=True)
 class Silence:
     """How long nothing was heard of one node."""
 
-    due_seconds: float = 0.0
+    due_s: float = 0.0
     """Since it last reported, or was to begin with it; 0 where nothing is expected of it."""
     last_report: float | None = None
     """When it last reported, in seconds since the epoch; None: never."""
-    age_seconds: float = 0.0
+    age_s: float = 0.0
     """How long ago that was."""
 
 

@@ -9,9 +9,8 @@ clock.
 from __future__ import annotations
 
 import heapq
-import zlib
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -19,18 +18,11 @@ from latencyprobe.domain.histogram import EMPTY, Histogram
 from latencyprobe.domain.measurement import (
     Measurement,
     NodeMeasurement,
-    NodeStage,
     StageMeasurement,
     joint_counters,
     total,
 )
-from latencyprobe.protocol.measurements import (
-    measurement_from_proto,
-    measurement_to_proto,
-    node_from_proto,
-    node_to_proto,
-)
-from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe.protocol.packed import pack, pack_node, unpack, unpack_node, unpack_stages
 
 SLOTS = 12
 # Reports come an interval apart, give or take: what comes later than this part of a slot after its
@@ -39,9 +31,9 @@ _SLOT_FILLED = 0.75
 TOTALS = ("rx.total", "tx.total")
 
 
-def slot_seconds(interval_seconds: float, window_seconds: float) -> float:
+def slot_s(interval_s: float, window_s: float) -> float:
     """How much time one entry of a window stands for, at most."""
-    return max(interval_seconds, window_seconds / SLOTS)
+    return max(interval_s, window_s / SLOTS)
 
 
 @dataclass(slots=True)
@@ -64,16 +56,16 @@ class PodWindow:
     def add(self, measurement: Measurement, *, slot: float, at: float) -> None:
         """Take in what was measured up to `at`; what comes within one slot becomes one entry."""
         if last := _open_entry(self._entries, slot=slot, at=at):
-            last.packed = _pack(_unpack(last.packed) + measurement)
+            last.packed = pack(unpack(last.packed) + measurement)
             last.ended = at
         else:
-            self._entries.append(_Entry(at, at, _pack(measurement)))
+            self._entries.append(_Entry(at, at, pack(measurement)))
         self._severity_until = 0.0
 
     def measurement(self, *, window: float, at: float) -> Measurement:
         """The sum of what is in the window."""
         _forget(self._entries, at - window)
-        return total(_unpack(entry.packed) for entry in self._entries)
+        return total(unpack(entry.packed) for entry in self._entries)
 
     def severity(self, *, window: float, slot: float, at: float) -> tuple[int, int]:
         """What pods are sorted by: the p99 of rx.total, or tx.total, and the samples behind it.
@@ -114,15 +106,15 @@ class NodeWindow:
         counters = dict(measurement.counters)
         last = _open_entry(self._entries, slot=slot, at=at)
         if last is None:
-            stages = _pack_node(measurement.stages)
+            stages = pack_node(measurement.stages)
             self._entries.append(_NodeEntry(at, at, counters, slowest_ns, stages))
             return
         last.ended = at
         last.counters = joint_counters(last.counters, counters)
         last.slowest_ns = max(last.slowest_ns, slowest_ns)
         if measurement.stages:
-            both = NodeMeasurement(_unpack_node(last.stages)) + NodeMeasurement(measurement.stages)
-            last.stages = _pack_node(both.stages)
+            both = NodeMeasurement(unpack_node(last.stages)) + NodeMeasurement(measurement.stages)
+            last.stages = pack_node(both.stages)
 
     def counters(self, *, window: float, at: float) -> dict[str, int]:
         """The sum of the counters in the window: without unpacking anything."""
@@ -141,7 +133,7 @@ class NodeWindow:
         """The sum of what is in the window."""
         result = NodeMeasurement(counters=self.counters(window=window, at=at))
         for entry in self._entries:
-            result += NodeMeasurement(_unpack_node(entry.stages))
+            result += NodeMeasurement(unpack_node(entry.stages))
         return result
 
 
@@ -159,42 +151,11 @@ def _forget(entries: deque[_AnyEntry], before: float) -> None:
         entries.popleft()
 
 
-def _pack(measurement: Measurement) -> bytes:
-    stages, counters = measurement_to_proto(measurement)
-    message = pb.TargetReport(
-        stages=stages, counters=counters, netns_counters=measurement.netns_counters
-    )
-    return zlib.compress(message.SerializeToString(), level=1)  # by two fifths, in 20 us
-
-
-def _pack_node(stages: Mapping[NodeStage, StageMeasurement]) -> bytes:
-    if not stages:
-        return b""
-    message = node_to_proto(NodeMeasurement(stages)).SerializeToString()
-    return zlib.compress(message, level=1)
-
-
-def _unpack_node(packed: bytes) -> Mapping[NodeStage, StageMeasurement]:
-    if not packed:
-        return {}
-    return node_from_proto(pb.NodeContext.FromString(zlib.decompress(packed))).stages
-
-
-def _unpack_message(packed: bytes) -> pb.TargetReport:
-    return pb.TargetReport.FromString(zlib.decompress(packed))
-
-
-def _unpack(packed: bytes) -> Measurement:
-    message = _unpack_message(packed)
-    return measurement_from_proto(message.stages, message.counters, message.netns_counters)
-
-
 def _total_of(entries: Iterable[bytes]) -> Histogram:
     """rx.total, or tx.total where nothing was received, of all entries."""
     sums = dict.fromkeys(TOTALS, EMPTY)
     for packed in entries:
-        stages = (s for s in _unpack_message(packed).stages if s.name in TOTALS)
-        for name, measured in measurement_from_proto(stages, {}).stages.items():
+        for name, measured in unpack_stages(packed, TOTALS).items():
             sums[name] += measured.histogram
     return headline(sums["rx.total"], sums["tx.total"])
 
@@ -284,17 +245,17 @@ class _Slot:
 class ProbeWindows:
     """The figures of one probe: of each of its pods and nodes, and of all pods together."""
 
-    def __init__(self, interval_seconds: float, window_seconds: float) -> None:
-        self._window = window_seconds
-        self._slot = slot_seconds(interval_seconds, window_seconds)
+    def __init__(self, interval_s: float, window_s: float) -> None:
+        self._window = window_s
+        self._slot = slot_s(interval_s, window_s)
         self._pods: dict[str, PodWindow] = {}
         self._nodes: dict[str, NodeWindow] = {}
         self._slots: deque[_Slot] = deque()
 
-    def resize(self, interval_seconds: float, window_seconds: float) -> None:
+    def resize(self, interval_s: float, window_s: float) -> None:
         """Change the lengths; what no longer fits is forgotten at the next look."""
-        self._window = window_seconds
-        self._slot = slot_seconds(interval_seconds, window_seconds)
+        self._window = window_s
+        self._slot = slot_s(interval_s, window_s)
 
     def add(self, pod_uid: str, measurement: Measurement, *, at: float) -> None:
         """Take in what was measured of one of a pod's containers up to `at`."""

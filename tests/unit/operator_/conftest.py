@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from latencyprobe_operator.agents.fleet import ClientTlsFiles
+from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from tools.fakes.agent import AGENT_NAME, OPERATOR_NAME, Authority
 
 

@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from latencyprobe_operator.agents.fleet import ClientTlsFiles
-from latencyprobe_operator.controller import AgentSource, Controller
+from latencyprobe_operator.agents.credentials import ClientTlsFiles
+from latencyprobe_operator.agents.source import AgentSource
+from latencyprobe_operator.controller import Controller
 from latencyprobe_operator.kube.cluster import Cluster
 from latencyprobe_operator.metrics import OperatorMetrics
 from tests.unit.operator_.waiting import until

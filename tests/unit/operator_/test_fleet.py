@@ -16,18 +16,16 @@ import pytest
 from latencyprobe.domain.fairness import MAX_PROBES
 from latencyprobe.domain.targets import TargetState
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
-from latencyprobe_operator.agents.fleet import (
-    AgentEndpoint,
-    ClientTlsFiles,
-    Fleet,
-    Generations,
-    ImplausibleGenerationError,
-)
+from latencyprobe_operator.agents.credentials import ClientTlsFiles, Credentials
+from latencyprobe_operator.agents.fleet import Fleet
+from latencyprobe_operator.agents.generations import Generations, ImplausibleGenerationError
+from latencyprobe_operator.agents.link import AgentEndpoint
 from latencyprobe_operator.agents.renewal import Renewal
 from latencyprobe_operator.api.status import NodeFacts
 from latencyprobe_operator.api.status_fields import NodeState as State
 from latencyprobe_operator.desired_state import NO_STATE, DesiredNodeState, DesiredStates
 from latencyprobe_operator.metrics import OperatorMetrics
+from latencyprobe_operator.observed_state import ReportedProbe
 from latencyprobe_operator.probes.nodes import node_facts
 from tests.unit.operator_.waiting import until
 from tools.fakes.agent import AGENT_NAME, OPERATOR_NAME, Authority, FakeAgent, measurement
@@ -40,16 +38,31 @@ class Ears:
     """Hears what agents say."""
 
     def __init__(self) -> None:
-        self.reports: list[pb.ProbeReport] = []
+        self.reports: list[ReportedProbe] = []
         self.changes = 0
 
-    def on_report(self, node: str, report: pb.ProbeReport) -> None:
+    def on_report(self, node: str, report: ReportedProbe) -> None:
         """Keep it."""
         self.reports.append(report)
 
     def on_agent_change(self, node: str) -> None:
         """Count it."""
         self.changes += 1
+
+
+def fleet_of(credentials: Credentials, ears: Ears, **options: Any) -> Fleet:
+    """A fleet that these ears hear."""
+
+    def hear(node: str, report: ReportedProbe) -> None:
+        ears.on_report(node, report)
+
+    return Fleet(
+        credentials=credentials,
+        on_report=hear,
+        on_change=ears.on_agent_change,
+        metrics=OperatorMetrics(),
+        **options,
+    )
 
 
 def state_of(*pods: str, **spec: Any) -> DesiredNodeState:
@@ -77,7 +90,7 @@ async def agent(agent_tls: ClientTlsFiles) -> AsyncIterator[FakeAgent]:
 @pytest.fixture
 async def fleet(operator_tls: ClientTlsFiles, ears: Ears) -> AsyncIterator[Fleet]:
     """An open fleet that knows no agent."""
-    fleet = Fleet(credentials=operator_tls.credentials, listener=ears, metrics=OperatorMetrics())
+    fleet = fleet_of(operator_tls.credentials, ears)
     fleet.open()
     yield fleet
     await fleet.close()
@@ -115,7 +128,7 @@ async def test_a_change_is_applied_whole_under_a_higher_generation(
     await connect(fleet, agent, state_of("a"))
     for pods in (["a", "b"], ["b"]):
         fleet.want("node-a", state_of(*pods))
-        assert await fleet.settle(["node-a"], timeout_seconds=5)
+        assert await fleet.settle(["node-a"], timeout_s=5)
 
     assert agent.target_ids == [target_id("b")]
     generations = [state.generation for state in agent.applied]
@@ -126,7 +139,7 @@ async def test_an_equal_state_is_not_applied_again(fleet: Fleet, agent: FakeAgen
     await connect(fleet, agent, state_of("a"))
     fleet.want("node-a", state_of("a"))
 
-    assert await fleet.settle(["node-a"], timeout_seconds=1)
+    assert await fleet.settle(["node-a"], timeout_s=1)
     assert len(agent.applied) == 1
 
 
@@ -136,7 +149,7 @@ async def test_reports_arrive(fleet: Fleet, agent: FakeAgent, ears: Ears) -> Non
 
     await until(lambda: ears.reports, what=lambda: agent.listeners)
     (target,) = ears.reports[0].targets
-    assert target.stages[0].name == "rx.total"
+    assert list(target.measurement.stages) == ["rx.total"]
 
 
 async def test_a_report_from_before_another_filter_is_left_out(
@@ -145,7 +158,7 @@ async def test_a_report_from_before_another_filter_is_left_out(
     await connect(fleet, agent, state_of("a"))
     old = agent.applied[-1].generation
     fleet.want("node-a", state_of("a", filter={"ports": [443]}))
-    await fleet.settle(["node-a"], timeout_seconds=5)
+    await fleet.settle(["node-a"], timeout_s=5)
     agent.report(UID, {target_id("a"): measurement(1)}, generation=old)
     agent.report(UID, {target_id("a"): measurement(1)})
 
@@ -159,7 +172,7 @@ async def test_a_report_from_before_another_pod_came_counts(
     await connect(fleet, agent, state_of("a"))
     old = agent.applied[-1].generation
     fleet.want("node-a", state_of("a", "b"))
-    await fleet.settle(["node-a"], timeout_seconds=5)
+    await fleet.settle(["node-a"], timeout_s=5)
     agent.report(UID, {target_id("a"): measurement(1)}, generation=old)
 
     await until(lambda: ears.reports, what=lambda: agent.listeners)
@@ -200,12 +213,7 @@ async def test_an_agent_ahead_of_our_clock_is_overtaken(
 ) -> None:
     ticks = itertools.count(1000)
     agent.applied.append(pb.DesiredState(generation=2000))
-    fleet = Fleet(
-        credentials=operator_tls.credentials,
-        listener=ears,
-        metrics=OperatorMetrics(),
-        clock_ns=lambda: next(ticks),
-    )
+    fleet = fleet_of(operator_tls.credentials, ears, clock_ns=lambda: next(ticks))
     fleet.open()
     fleet.want("node-a", state_of("a"))
     fleet.set_agent("node-a", AgentEndpoint(agent.address))
@@ -243,7 +251,7 @@ async def test_an_implausible_generation_disables_only_the_agent_that_reports_it
     )
     assert f"reports generation {generation}" in fleet.view("node-b").message
     fleet.want("node-a", state_of("a", "b"))
-    assert await fleet.settle(["node-a"], timeout_seconds=50)
+    assert await fleet.settle(["node-a"], timeout_s=50)
     assert fleet.view("node-a").state is State.READY
     assert agent.applied[-1].generation < time.time_ns() + 10**9
     await liar.stop()
@@ -338,7 +346,7 @@ async def test_what_was_left_out_is_sent_once_there_is_room(fleet: Fleet, agent:
     last = f"uid-flood-{MAX_PROBES - 1:04}"
     assert last not in sent
     fleet.want("node-a", tuple(p for p in crowded(MAX_PROBES) if p.key.name != "flood-0000"))
-    assert await fleet.settle(["node-a"], timeout_seconds=10)
+    assert await fleet.settle(["node-a"], timeout_s=10)
 
     assert {probe.id for probe in agent.applied[-1].probes} == sent - {"uid-flood-0000"} | {last}
     assert TargetState.FAILED not in {
@@ -371,7 +379,7 @@ async def test_a_foreign_certificate_is_refused_with_words(
         foreign_tls / f"{OPERATOR_NAME}.crt",
         foreign_tls / f"{OPERATOR_NAME}.key",
     )
-    fleet = Fleet(credentials=foreign.credentials, listener=ears, metrics=OperatorMetrics())
+    fleet = fleet_of(foreign.credentials, ears)
     fleet.open()
     fleet.set_agent("node-a", AgentEndpoint(agent.address))
 
@@ -386,7 +394,7 @@ async def test_a_missing_certificate_is_told_and_read_when_it_is_there(
     agent: FakeAgent, ears: Ears, operator_tls: ClientTlsFiles, tmp_path: Path
 ) -> None:
     late = ClientTlsFiles(operator_tls.ca, tmp_path / "tls.crt", operator_tls.key)
-    fleet = Fleet(credentials=late.credentials, listener=ears, metrics=OperatorMetrics())
+    fleet = fleet_of(late.credentials, ears)
     fleet.open()
     fleet.set_agent("node-a", AgentEndpoint(agent.address))
     await until(
@@ -404,10 +412,8 @@ async def renewable(tmp_path: Path, ears: Ears) -> AsyncIterator[tuple[Fleet, Au
     """An open fleet that looks for renewed certificates all the time, and who signs them."""
     authority = Authority.make(tmp_path)
     credentials = authority.issue(OPERATOR_NAME).credentials
-    renewal = Renewal(credentials, look_seconds=0.05, patience_seconds=0, spread_seconds=0.05)
-    fleet = Fleet(
-        credentials=credentials, listener=ears, metrics=OperatorMetrics(), renewal=renewal
-    )
+    renewal = Renewal(credentials, poll_s=0.05, patience_s=0, spread_s=0.05)
+    fleet = fleet_of(credentials, ears, renewal=renewal)
     fleet.open()
     yield fleet, authority
     await fleet.close()
@@ -450,7 +456,7 @@ async def test_without_anything_to_measure_the_agent_is_told_so_and_left(
 async def test_nothing_is_applied_before_the_fleet_is_open(
     operator_tls: ClientTlsFiles, agent: FakeAgent, ears: Ears
 ) -> None:
-    fleet = Fleet(credentials=operator_tls.credentials, listener=ears, metrics=OperatorMetrics())
+    fleet = fleet_of(operator_tls.credentials, ears)
     fleet.set_agent("node-a", AgentEndpoint(agent.address))
     await asyncio.sleep(0.1)
     assert not agent.applied
@@ -466,7 +472,7 @@ async def test_nobody_waits_for_an_agent_that_is_away(fleet: Fleet) -> None:
     fleet.want("node-a", state_of("a"))
     fleet.set_agent("node-a", AgentEndpoint("127.0.0.1:1"))
 
-    assert await fleet.settle(["node-a", "node-b"], timeout_seconds=5)
+    assert await fleet.settle(["node-a", "node-b"], timeout_s=5)
 
 
 async def test_a_node_without_an_agent_says_why(fleet: Fleet) -> None:

@@ -34,7 +34,7 @@ def some_pods(
 
 def send(state: DesiredNodeState, held: frozenset[TargetName] = frozenset()) -> Outgoing:
     """The state as it is sent."""
-    return outgoing_state(state, generation=1, lease_seconds=300, held=held)
+    return outgoing_state(state, generation=1, lease_s=300, held=held)
 
 
 def namespaces_of(targets: frozenset[TargetName]) -> dict[str, int]:
@@ -89,7 +89,7 @@ def test_the_largest_state_can_be_sent() -> None:
             modules=probe_spec().modules,
             ports=tuple(range(60_000, 61_000)),
             protocols=("TCP",),
-            interval_seconds=1.0,
+            interval_s=1.0,
             max_cpu_percent=1.0,
             targets=targets,
         )
@@ -111,12 +111,12 @@ BROKEN = node_state("shop", 1, some_pods(2))[0]
         replace(BROKEN, ports=(-1,)),
         replace(BROKEN, ports=tuple(range(1, 60_000))),
         replace(BROKEN, protocols=("\ud800",)),
-        replace(BROKEN, interval_seconds=float("inf")),
-        replace(BROKEN, interval_seconds=float("nan")),
-        replace(BROKEN, interval_seconds=1e300),
+        replace(BROKEN, interval_s=float("inf")),
+        replace(BROKEN, interval_s=float("nan")),
+        replace(BROKEN, interval_s=1e300),
         replace(BROKEN, max_cpu_percent="much"),  # type: ignore[arg-type]
     ],
-    ids=lambda probe: f"{probe.ports[:1]} {probe.protocols} {probe.interval_seconds}",
+    ids=lambda probe: f"{probe.ports[:1]} {probe.protocols} {probe.interval_s}",
 )
 def test_a_probe_that_cannot_be_encoded_is_left_out_alone(broken: ProbeOnNode) -> None:
     outgoing = send((broken, *SOUND))

@@ -7,10 +7,10 @@ import pytest
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
 from latencyprobe.domain.targets import TargetState
-from latencyprobe_operator.agents.messages import TargetStatus
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.model import targets_of
-from latencyprobe_operator.probes.nodes import AgentView, node_facts, not_covered
+from latencyprobe_operator.observed_state import AgentView, TargetStatus
+from latencyprobe_operator.probes.nodes import node_facts, not_covered
 from latencyprobe_operator.probes.staleness import Silence
 from tools.fakes.samples import pod, target_id
 
@@ -138,7 +138,7 @@ def test_a_node_that_is_silent_is_told_with_the_age_of_what_it_said_last(
     agent = AgentView(state, "" if state is NodeState.READY else "why", targets={"uid": words})
 
     facts = node_facts(
-        "node-a", agent, "uid", TARGETS, DEFAULT_MODULES, silence=silence, patience_seconds=30
+        "node-a", agent, "uid", TARGETS, DEFAULT_MODULES, silence=silence, patience_s=30
     )
 
     assert (facts.state, facts.message, facts.last_report) == (expected, message, last_report)

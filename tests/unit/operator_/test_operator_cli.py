@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from latencyprobe_operator import cli, logs
-from latencyprobe_operator.agents.fleet import ClientTlsFiles
+from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from latencyprobe_operator.main import Options
 
 

@@ -67,7 +67,7 @@ async def cluster(api: FakeApi) -> AsyncIterator[Cluster]:
 @pytest.fixture
 async def watches(cluster: Cluster) -> AsyncIterator[PodWatches]:
     """Watches of that server's pods."""
-    watches = PodWatches(cluster, linger_seconds=0)
+    watches = PodWatches(cluster, linger_s=0)
     yield watches
     await watches.close()
 

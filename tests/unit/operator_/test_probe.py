@@ -14,7 +14,7 @@ from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.targets import TargetState
 from latencyprobe.protocol.measurements import measurement_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
-from latencyprobe_operator.agents.messages import TargetStatus, outgoing_state
+from latencyprobe_operator.agents.messages import outgoing_state, reported_probe
 from latencyprobe_operator.api import status
 from latencyprobe_operator.api.selector import LabelSelector
 from latencyprobe_operator.api.status_fields import NodeState
@@ -24,7 +24,7 @@ from latencyprobe_operator.kube.informer import PodsRefusal
 from latencyprobe_operator.kube.pods import PodsChange, PodSet, PodsListener
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.model import Pod
-from latencyprobe_operator.probes.nodes import AgentView
+from latencyprobe_operator.observed_state import AgentView, TargetStatus
 from latencyprobe_operator.probes.probe import Probe
 from tests.unit.operator_.virtual_time import VirtualTimeLoop
 from tests.unit.operator_.waiting import until
@@ -132,6 +132,11 @@ def report(figures: dict[str, Measurement]) -> pb.ProbeReport:
     return message
 
 
+def take(probe: Probe, node: str, message: pb.ProbeReport) -> None:
+    """Give a probe this report of an agent."""
+    probe.take_report(node, reported_probe(message))
+
+
 async def ready(world: World, reason: str) -> None:
     """Wait until the condition Ready was written with this reason."""
     await until(lambda: world.condition()[1] == reason, what=lambda: world.status)
@@ -162,7 +167,7 @@ class Crowded(World):
 
     def agent(self, node: str) -> AgentView:
         state = self.desired.of_node(node)
-        outgoing = outgoing_state(state, generation=1, lease_seconds=300)
+        outgoing = outgoing_state(state, generation=1, lease_s=300)
         words: dict[str, dict[str, TargetStatus]] = {}
         for probe_uid, target in outgoing.targets:
             words.setdefault(probe_uid, {})[target] = TargetStatus(TargetState.ATTACHED, "")
@@ -202,7 +207,7 @@ async def test_figures_are_written_once_an_interval(world: World) -> None:
         writes = len(world.writes)
         began = clock()
         for _ in range(9):
-            probe.take_report("node-a", report({target_id("a"): measurement(*[10**6] * 50)}))
+            take(probe, "node-a", report({target_id("a"): measurement(*[10**6] * 50)}))
             await asyncio.sleep(0.5)
 
         assert 1 <= len(world.writes) - writes <= (clock() - began) / 2 + 1
@@ -215,11 +220,11 @@ async def test_nothing_is_written_while_nothing_changes(world: World) -> None:
     async with running(world, probe_body(interval="1s")) as probe:
         world.show(pod("a"))
         await ready(world, "Measuring")
-        probe.take_report("node-a", report({target_id("a"): Measurement()}))
+        take(probe, "node-a", report({target_id("a"): Measurement()}))
         await asyncio.sleep(1.5)
         writes = len(world.writes)
         for _ in range(4):
-            probe.take_report("node-a", report({target_id("a"): Measurement()}))
+            take(probe, "node-a", report({target_id("a"): Measurement()}))
             await asyncio.sleep(0.5)
 
         assert len(world.writes) == writes
@@ -229,13 +234,13 @@ async def test_the_listed_pods_are_sorted_by_what_is_shown_of_them(world: World)
     async with running(world, probe_body(interval="10s", window="20s")) as probe:
         world.show(pod("a"), pod("b"))
         await ready(world, "Measuring")
-        probe.take_report("node-a", report({target_id("a"): measurement(*[9 * 10**6] * 200)}))
+        take(probe, "node-a", report({target_id("a"): measurement(*[9 * 10**6] * 200)}))
         await asyncio.sleep(10)
         figures = {
             target_id("a"): measurement(*[10**6] * 10),
             target_id("b"): measurement(*[2 * 10**6] * 200),
         }
-        probe.take_report("node-a", report(figures))
+        take(probe, "node-a", report(figures))
         await until(lambda: len(world.status.get("pods", ())) == 2, what=lambda: world.status)
         for _ in range(3):
             await asyncio.sleep(10)
@@ -263,7 +268,7 @@ async def test_a_corrupt_report_is_left_out_and_counted(world: World) -> None:
             {target_id("a"): measurement(1000), target_id("b"): measurement(*[2000] * 100)}
         )
         corrupt.targets[0].stages[0].histogram.positions.append(9999)
-        probe.take_report("node-a", corrupt)
+        take(probe, "node-a", corrupt)
         await until(
             lambda: any(each["stages"] for each in world.status.get("pods", ())),
             what=lambda: world.status,
@@ -286,7 +291,7 @@ async def test_containers_of_a_pod_tell_of_one_network_namespace(world: World) -
                 # Began later, and so saw less of the same.
                 target_id("a", "new"): Measurement(netns_counters={"TcpExtListenDrops": 1}),
             }
-            probe.take_report("node-a", report(figures))
+            take(probe, "node-a", report(figures))
         await until(
             lambda: any("netnsCounters" in each for each in world.status.get("pods", ())),
             what=lambda: world.status,
@@ -302,7 +307,7 @@ async def test_a_nodes_troubles_add_up_over_the_reports_of_each_node(world: Worl
             message = report({target_id(name): Measurement()})
             if node != "node-c":  # an agent from before there was such a thing
                 message.node.counters["softnetDropped"] = 2
-            probe.take_report(node, message)
+            take(probe, node, message)
         await until(lambda: "nodeContext" in world.status, what=lambda: world.status)
 
         told = {each["node"]: each["counters"] for each in world.status["nodeContext"]}
@@ -314,10 +319,10 @@ async def test_a_node_that_stops_reporting_is_told_with_the_age_of_its_last_repo
 ) -> None:
     async with running(world, probe_body(), wall_clock=clock) as probe:
         world.show(pod("a"), pod("b", node="node-b"))
-        probe.take_report("node-a", report({target_id("a"): measurement(1000)}))
+        take(probe, "node-a", report({target_id("a"): measurement(1000)}))
         for _ in range(10):
             await asyncio.sleep(10)
-            probe.take_report("node-b", report({target_id("b"): measurement(1000)}))
+            take(probe, "node-b", report({target_id("b"): measurement(1000)}))
         await until(lambda: world.status.get("nodes"), what=lambda: world.status)
 
         (node,) = world.status["nodes"]
@@ -327,7 +332,7 @@ async def test_a_node_that_stops_reporting_is_told_with_the_age_of_its_last_repo
         assert world.status["phase"] == "Degraded"
 
         writes = len(world.writes)
-        probe.take_report("node-a", report({target_id("a"): measurement(1000)}))
+        take(probe, "node-a", report({target_id("a"): measurement(1000)}))
         await until(lambda: world.status["phase"] == "Running", what=lambda: world.status)
         assert world.status["nodes"] == []
         assert len(world.writes) > writes
@@ -336,7 +341,7 @@ async def test_a_node_that_stops_reporting_is_told_with_the_age_of_its_last_repo
 async def test_nodes_that_stay_silent_cost_few_writes(world: World) -> None:
     async with running(world, probe_body(), wall_clock=clock) as probe:
         world.show(pod("a"))
-        probe.take_report("node-a", report({target_id("a"): measurement(1000)}))
+        take(probe, "node-a", report({target_id("a"): measurement(1000)}))
         await asyncio.sleep(600)
         writes = len(world.writes)
         await asyncio.sleep(3000)
@@ -350,7 +355,7 @@ async def test_a_corrupt_word_on_a_node_costs_only_that(world: World) -> None:
         world.show(pod("a"))
         message = report({target_id("a"): measurement(*[10**6] * 100)})
         message.node.stages.add(detail="eth0")
-        probe.take_report("node-a", message)
+        take(probe, "node-a", message)
         await until(lambda: "p99" in world.status.get("summary", {}), what=lambda: world.status)
 
         assert "nodeContext" not in world.status
@@ -368,7 +373,7 @@ async def test_an_unknown_stage_is_left_out_with_one_line(
         message = report({target_id("a"): measurement(1000)})
         message.targets[0].stages[0].name = "rx.quantum"
         for _ in range(3):
-            probe.take_report("node-a", message)
+            take(probe, "node-a", message)
 
     lines = [record for record in caplog.records if "rx.quantum" in record.getMessage()]
     assert len(lines) == 1
@@ -377,7 +382,7 @@ async def test_an_unknown_stage_is_left_out_with_one_line(
 async def test_a_report_on_a_pod_that_is_gone_is_left_out(world: World) -> None:
     async with running(world, probe_body(interval="1s")) as probe:
         world.show(pod("a"))
-        probe.take_report("node-a", report({target_id("gone"): measurement(*[1000] * 200)}))
+        take(probe, "node-a", report({target_id("gone"): measurement(*[1000] * 200)}))
         await until(lambda: world.status.get("lastReportTime"), what=lambda: world.status)
 
         assert "p99" not in world.status["summary"]
@@ -387,7 +392,7 @@ async def test_the_api_server_away_delays_the_status_and_nothing_else(world: Wor
     world.failures = [OSError("refused"), ApiError(503, "", "etcd"), TimeoutError()]
     async with running(world, probe_body(interval="1s")) as probe:
         world.show(pod("a"))
-        probe.take_report("node-a", report({target_id("a"): measurement(*[1000] * 200)}))
+        take(probe, "node-a", report({target_id("a"): measurement(*[1000] * 200)}))
         assert world.desired.of_node("node-a")
 
         await until(lambda: world.status.get("summary", {}).get("p99"), what=lambda: world.status)
@@ -402,7 +407,7 @@ async def test_the_api_server_away_delays_the_status_and_nothing_else(world: Wor
 async def test_suspend_detaches_keeps_the_figures_and_resumes(world: World) -> None:
     async with running(world, probe_body(interval="1s")) as probe:
         world.show(pod("a"))
-        probe.take_report("node-a", report({target_id("a"): measurement(*[10**6] * 200)}))
+        take(probe, "node-a", report({target_id("a"): measurement(*[10**6] * 200)}))
         await until(lambda: world.status.get("pods"), what=lambda: world.status)
         probe.update(probe_body(interval="1s", suspend=True, generation=2))
         assert not world.desired.of_node("node-a")
@@ -480,7 +485,7 @@ async def test_another_selector_keeps_the_old_pods_until_the_new_are_known(world
 async def test_an_edit_of_what_is_measured_forgets_the_old_figures(world: World) -> None:
     async with running(world, probe_body(interval="1s")) as probe:
         world.show(pod("a"))
-        probe.take_report("node-a", report({target_id("a"): measurement(*[10**6] * 200)}))
+        take(probe, "node-a", report({target_id("a"): measurement(*[10**6] * 200)}))
         await until(lambda: world.status.get("summary", {}).get("p99"), what=lambda: world.status)
         probe.update(probe_body(interval="1s", filter={"ports": [443]}, generation=2))
         await until(lambda: world.status.get("observedGeneration") == 2, what=lambda: world.status)
@@ -500,7 +505,7 @@ async def test_a_restarted_operator_leaves_the_status_until_agents_report(world:
         await asyncio.sleep(0.5)
         assert world.writes == []
         world.agent_state = NodeState.READY
-        probe.take_report("node-a", report({target_id("a"): measurement(*[10**6] * 200)}))
+        take(probe, "node-a", report({target_id("a"): measurement(*[10**6] * 200)}))
         await until(lambda: world.writes, what=lambda: world.status)
         assert world.status["phase"] == "Running"
         assert world.status["startTime"] == "2026-01-01T00:00:00Z"
@@ -528,7 +533,7 @@ async def test_an_objective_that_is_missed_is_a_condition(world: World) -> None:
     }
     async with running(world, probe_body(interval="1s", objectives=[objective])) as probe:
         world.show(pod("a"))
-        probe.take_report("node-a", report({target_id("a"): measurement(*[9 * 10**6] * 200)}))
+        take(probe, "node-a", report({target_id("a"): measurement(*[9 * 10**6] * 200)}))
 
         await until(
             lambda: world.condition("ObjectivesMet") == ("False", "ObjectiveMissed"),

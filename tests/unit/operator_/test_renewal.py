@@ -33,7 +33,7 @@ class Files:
 @asynccontextmanager
 async def waiting(files: Files) -> AsyncIterator[asyncio.Task[None]]:
     """Somebody who waits for a renewal."""
-    renewal = Renewal(files.read, look_seconds=0.005, patience_seconds=0, spread_seconds=0)
+    renewal = Renewal(files.read, poll_s=0.005, patience_s=0, spread_s=0)
     waiter = asyncio.create_task(renewal.wait())
     renewal.start()
     yield waiter
@@ -74,7 +74,7 @@ async def test_anything_else_is_none(contents: tuple[str | None, ...]) -> None:
 
 async def test_each_renewal_is_told_once() -> None:
     files = Files("old", "new")
-    renewal = Renewal(files.read, look_seconds=0.005, patience_seconds=0, spread_seconds=0)
+    renewal = Renewal(files.read, poll_s=0.005, patience_s=0, spread_s=0)
     renewal.start()
     await renewal.wait()
     second = asyncio.create_task(renewal.wait())

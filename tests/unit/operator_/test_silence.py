@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from latencyprobe_operator.probes.staleness import Hearing, Silence, age_text, patience_seconds
+from latencyprobe_operator.probes.staleness import Hearing, Silence, age_text, patience_s
 
 
 @pytest.mark.parametrize(
@@ -53,4 +53,4 @@ def test_nodes_without_pods_of_the_probe_are_forgotten() -> None:
 
 
 def test_patience_grows_with_the_interval() -> None:
-    assert (patience_seconds(1), patience_seconds(10), patience_seconds(600)) == (12, 30, 1210)
+    assert (patience_s(1), patience_s(10), patience_s(600)) == (12, 30, 1210)

@@ -19,8 +19,8 @@ def test_absent_fields_have_the_defaults_of_the_schema() -> None:
 
     assert str(spec.selector) == ""
     assert spec.modules == (Module.RX, Module.TX, Module.TCP)
-    assert (spec.interval_seconds, spec.window_seconds) == (10, 60)
-    assert spec.duration_seconds is None
+    assert (spec.interval_s, spec.window_s) == (10, 60)
+    assert spec.duration_s is None
     assert not spec.suspend
     assert (spec.max_cpu_percent, spec.max_pods) == (1, 20)
     assert (spec.ports, spec.protocols, spec.containers) == ((), (), frozenset())
@@ -53,11 +53,11 @@ def test_all_fields_are_read() -> None:
     assert spec.containers == {"server"}
     assert spec.modules == (Module.RX, Module.TCP)
     assert (spec.ports, spec.protocols) == ((80, 443), ("TCP",))
-    assert (spec.interval_seconds, spec.window_seconds, spec.duration_seconds) == (90, 600, 3600)
+    assert (spec.interval_s, spec.window_s, spec.duration_s) == (90, 600, 3600)
     assert spec.suspend
     assert (spec.max_cpu_percent, spec.max_pods) == (0.5, 3)
     objective = spec.objectives[0]
-    assert (objective.percentile, objective.max_ns, objective.for_seconds) == (99.9, 5_000_000, 120)
+    assert (objective.percentile, objective.max_ns, objective.for_s) == (99.9, 5_000_000, 120)
 
 
 @pytest.mark.parametrize(

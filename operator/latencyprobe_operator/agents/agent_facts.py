@@ -1,0 +1,58 @@
+"""The last known facts of one agent: its instance, coverage, targets and overhead."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from latencyprobe.domain.coverage import StageCoverage
+from latencyprobe.domain.targets import TargetState
+from latencyprobe_operator.api.status_fields import NodeState
+from latencyprobe_operator.observed_state import AgentView, ReportedProbe, TargetStatus
+
+log = logging.getLogger(__name__)
+
+TargetsByProbe = dict[str, dict[str, TargetStatus]]
+
+
+class AgentFacts:
+    """The facts that an agent's answers and reports have stated last, over all its sessions."""
+
+    def __init__(self, node: str) -> None:
+        self.instance_id = ""
+        self.coverage: Mapping[str, StageCoverage] = {}
+        self.cpu_percent: float | None = None
+        self._node = node
+        self._targets: TargetsByProbe = {}
+
+    def begin_instance(self, instance_id: str) -> None:
+        """Forget the targets of the instance before."""
+        self.instance_id = instance_id
+        self._targets = {}
+
+    def set_targets(
+        self, answered: TargetsByProbe, left_out: Mapping[str, Mapping[str, TargetStatus]]
+    ) -> None:
+        """Take in the targets of an applied state, and those that the operator left out of it."""
+        self._targets = answered
+        for probe_uid, targets in left_out.items():
+            self._targets.setdefault(probe_uid, {}).update(targets)
+
+    def take_targets(self, report: ReportedProbe) -> bool:
+        """Take in the states of known targets; return whether one has changed."""
+        known = self._targets.get(report.probe_uid)
+        if known is None:
+            return False
+        changed = False
+        for target in report.targets:
+            before, now = known.get(target.id), target.status
+            if before and now != before:
+                known[target.id] = now
+                changed = True
+                if now.state is TargetState.FAILED:
+                    log.warning("node %s: %s: %s", self._node, target.id, now.message)
+        return changed
+
+    def view(self, state: NodeState, message: str) -> AgentView:
+        """Return the facts together with the state of the connection."""
+        return AgentView(state, message, self.coverage, self._targets, self.cpu_percent)

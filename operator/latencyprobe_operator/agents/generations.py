@@ -1,0 +1,77 @@
+"""Generations: the numbers of the states that one agent is sent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from latencyprobe_operator.desired_state import DesiredNodeState
+
+LEASE_S = 300
+# An agent forgets its generation when no client has connected for a lease.
+IMPLAUSIBLE_RETRY_S = LEASE_S + 5.0
+# How far the clock of an operator before this one may have been ahead.
+MAX_AHEAD_S = 3600
+
+
+class ImplausibleGenerationError(Exception):
+    """An agent's generation that no operator with a sound clock has applied."""
+
+    def __init__(self, generation: int) -> None:
+        self.generation = generation
+        super().__init__(
+            f"the agent reports generation {generation}, over {MAX_AHEAD_S} s ahead of the "
+            "operator's clock. Check the clocks of both nodes, or restart the agent. The next "
+            f"attempt is in {IMPLAUSIBLE_RETRY_S:g} s, after the agent's lease"
+        )
+
+
+class Generations:
+    """The numbers of one agent's states: they grow, and begin at the wall clock.
+
+    So they grow over restarts of the operator too. Each agent has its own, since they follow its
+    reports: an agent that lies disables itself.
+    """
+
+    def __init__(self, clock_ns: Callable[[], int] = time.time_ns) -> None:
+        self._clock_ns = clock_ns
+        self._last = 0
+
+    def next(self) -> int:
+        """Return a number above all before."""
+        self._last = max(self._last + 1, self._clock_ns())
+        return self._last
+
+    def observe(self, generation: int) -> None:
+        """Go beyond a number that the agent holds: another clock was ahead of ours.
+
+        Raises ImplausibleGenerationError for one that no clock explains.
+        """
+        if generation > max(self._last, self._clock_ns() + MAX_AHEAD_S * 10**9):
+            raise ImplausibleGenerationError(generation)
+        self._last = max(self._last, generation)
+
+
+class MeasuredSince:
+    """The first generation in which each probe has its present modules and filter.
+
+    A report on an older generation was measured with others.
+    """
+
+    def __init__(self) -> None:
+        self._since: dict[str, tuple[tuple[object, ...], int]] = {}
+
+    def apply(self, state: DesiredNodeState, generation: int) -> None:
+        """Note a state that is about to be applied under this generation."""
+        now = {probe.key.uid: (probe.modules, probe.ports, probe.protocols) for probe in state}
+        self._since = {
+            uid: before
+            if (before := self._since.get(uid, ((), 0)))[0] == measured
+            else (measured, generation)
+            for uid, measured in now.items()
+        }
+
+    def covers(self, probe_uid: str, generation: int) -> bool:
+        """Decide whether a report of this generation is one on the probe as it is now."""
+        since = self._since.get(probe_uid)
+        return since is not None and generation >= since[1]

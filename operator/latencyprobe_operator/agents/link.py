@@ -1,0 +1,204 @@
+"""Links: each keeps one agent connected, as long as there is something to measure.
+
+A link connects, runs a session, and connects again after every failure. Without anything to
+measure it applies the empty state once, and disconnects until that changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from grpc import aio
+
+from latencyprobe.process.backoff import Backoff
+from latencyprobe.protocol.measurements import AGENT_NAME, MAX_MESSAGE_BYTES
+from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
+from latencyprobe_operator.agents.agent_facts import AgentFacts
+from latencyprobe_operator.agents.credentials import Credentials, CredentialsError
+from latencyprobe_operator.agents.generations import (
+    IMPLAUSIBLE_RETRY_S,
+    ImplausibleGenerationError,
+)
+from latencyprobe_operator.agents.renewal import Renewal
+from latencyprobe_operator.agents.session import (
+    AgentSession,
+    LinkBrokenError,
+    VersionSkewError,
+    describe,
+)
+from latencyprobe_operator.agents.state_sync import StateSync
+from latencyprobe_operator.api.status_fields import NodeState
+from latencyprobe_operator.desired_state import DesiredNodeState
+from latencyprobe_operator.metrics import OperatorMetrics
+from latencyprobe_operator.observed_state import AgentView, ReportedProbe
+
+if TYPE_CHECKING:
+    from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentAsyncStub
+
+log = logging.getLogger(__name__)
+
+SKEW_RETRY_S = 30.0
+
+_CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
+    ("grpc.ssl_target_name_override", AGENT_NAME),
+    ("grpc.default_authority", AGENT_NAME),
+    # A node that has lost its power is noticed within half a minute.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Each attempt is a new one, with the present certificates and no other channel's back-off.
+    ("grpc.use_local_subchannel_pool", 1),
+    # A thousand channels: without these, one takes 235 KB instead of 290. Reports are too small for
+    # a bandwidth estimate to be of use, and failures are retried here, not in gRPC.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.enable_retries", 0),
+    ("grpc.enable_channelz", 0),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # An agent is reached directly, whatever proxy leads out of the cluster.
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentEndpoint:
+    """The address of an agent. `instance` distinguishes successive pods at one address."""
+
+    address: str
+    instance: str = ""
+
+
+class CertificatesRenewedError(Exception):
+    """There are newer certificates than the session's: another session begins with them."""
+
+
+class AgentLink:
+    """The connection to one agent. Runs as a task from `start` to `close`."""
+
+    def __init__(
+        self,
+        node: str,
+        endpoint: AgentEndpoint,
+        *,
+        credentials: Credentials,
+        renewal: Renewal,
+        clock_ns: Callable[[], int],
+        on_report: Callable[[str, ReportedProbe], None],
+        on_change: Callable[[str], None],
+        metrics: OperatorMetrics,
+        desired: DesiredNodeState,
+    ) -> None:
+        self.endpoint = endpoint
+        self.state = NodeState.CONNECTING
+        self._node = node
+        self._message = f"connecting to {endpoint.address}"
+        self._credentials = credentials
+        self._renewal = renewal
+        self._on_change = on_change
+        self._sync = StateSync(desired)
+        self._facts = AgentFacts(node)
+        self._backoff = Backoff(0.25, 15)
+        self._session = AgentSession(
+            node,
+            sync=self._sync,
+            facts=self._facts,
+            clock_ns=clock_ns,
+            backoff=self._backoff,
+            metrics=metrics,
+            on_state=self._take_state,
+            on_news=lambda: on_change(node),
+            on_report=on_report,
+        )
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, opened: asyncio.Event) -> None:
+        """Begin to connect, once `opened` is set."""
+        self._task = asyncio.create_task(self._run(opened), name=f"agent on {self._node}")
+
+    async def close(self) -> None:
+        """Disconnect. The agent goes on measuring until its lease ends."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def want(self, state: DesiredNodeState) -> None:
+        """Make this the agent's desired state, now or when it can be reached."""
+        self._sync.want(state)
+
+    async def wait_settled(self) -> None:
+        """Return once the agent has applied its desired state."""
+        await self._sync.settled.wait()
+
+    def view(self) -> AgentView:
+        """Return the agent as it is known at this moment."""
+        state = self.state
+        if state is NodeState.READY and not self._sync.applied:
+            state = NodeState.ATTACHING
+        return self._facts.view(state, self._message)
+
+    # ------------------------------------------------------------------ the task
+
+    async def _run(self, opened: asyncio.Event) -> None:
+        await opened.wait()
+        while True:
+            while self._sync.idle:
+                await self._sync.wait_changed()
+            await asyncio.sleep(await self._attempt())
+
+    async def _attempt(self) -> float:
+        """Run one session to its end; return the seconds to wait then."""
+        address = self.endpoint.address
+        try:
+            await self._run_session()
+        except CertificatesRenewedError:
+            return 0.0
+        except VersionSkewError as error:
+            self._fail(NodeState.VERSION_SKEW, str(error))
+            return SKEW_RETRY_S
+        except aio.AioRpcError as error:
+            self._fail(NodeState.UNREACHABLE, f"{address}: {describe(error)}")
+        except LinkBrokenError as error:
+            self._fail(NodeState.CONNECTING, f"{address}: {error}")
+        except ImplausibleGenerationError as error:
+            self._fail(NodeState.UNREACHABLE, f"{address}: {error}")
+            return IMPLAUSIBLE_RETRY_S
+        except CredentialsError as error:
+            self._fail(NodeState.UNREACHABLE, str(error))
+        except Exception as error:
+            # Whatever an agent sent to cause this, the link goes on, and the others do not notice.
+            log.exception("agent on node %s: unexpected error", self._node)
+            self._fail(NodeState.UNREACHABLE, f"{address}: unexpected {type(error).__name__}")
+        else:
+            return 0.0
+        return self._backoff.next()
+
+    async def _run_session(self) -> None:
+        self._sync.begin()
+        try:
+            credentials = self._credentials()
+        except (OSError, ValueError) as error:
+            raise CredentialsError(f"cannot read the operator's certificate: {error}") from error
+        channel = aio.secure_channel(self.endpoint.address, credentials, options=_CHANNEL_OPTIONS)
+        async with channel:
+            stub: NodeAgentAsyncStub = NodeAgentStub(channel)
+            await self._session.run(stub, self._until_renewal)
+
+    async def _until_renewal(self) -> None:
+        await self._renewal.wait()
+        raise CertificatesRenewedError
+
+    def _take_state(self, state: NodeState, message: str) -> None:
+        self.state, self._message = state, message
+        self._on_change(self._node)
+
+    def _fail(self, state: NodeState, message: str) -> None:
+        changed = (state, message) != (self.state, self._message)
+        self._sync.mark_lost()
+        self.state, self._message = state, message
+        if changed:
+            log.warning("agent on node %s: %s: %s", self._node, state, message)
+            self._on_change(self._node)

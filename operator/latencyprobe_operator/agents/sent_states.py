@@ -1,0 +1,38 @@
+"""The states that one agent was sent, over all its sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from latencyprobe.domain.fairness import TargetName
+from latencyprobe_operator.agents.generations import LEASE_S, Generations, MeasuredSince
+from latencyprobe_operator.agents.messages import Outgoing, outgoing_state
+from latencyprobe_operator.desired_state import DesiredNodeState
+
+
+class SentStates:
+    """Encodes the states of one agent, and remembers what the agent's reports refer to."""
+
+    def __init__(self, clock_ns: Callable[[], int]) -> None:
+        self._generations = Generations(clock_ns)
+        self._since = MeasuredSince()
+        self._targets: frozenset[TargetName] = frozenset()
+
+    def encode(self, state: DesiredNodeState) -> Outgoing:
+        """Return this state as the next message. Targets that the agent has keep their places."""
+        generation = self._generations.next()
+        outgoing = outgoing_state(state, generation=generation, lease_s=LEASE_S, held=self._targets)
+        self._since.apply(state, generation)
+        return outgoing
+
+    def mark_applied(self, outgoing: Outgoing) -> None:
+        """Note that the agent has applied this message."""
+        self._targets = outgoing.targets
+
+    def observe(self, generation: int) -> None:
+        """Go beyond the generation of a report; raises ImplausibleGenerationError."""
+        self._generations.observe(generation)
+
+    def covers(self, probe_uid: str, generation: int) -> bool:
+        """Decide whether a report of this generation is one on the probe as it is now."""
+        return self._since.covers(probe_uid, generation)

@@ -1,0 +1,194 @@
+"""Sessions with one agent: each serves one connection, from the greeting to its end.
+
+A session learns the agent's instance, opens the stream of reports and keeps the desired state
+applied. Reports are decoded here; no message of the protocol goes further.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import grpc
+from grpc import aio
+
+from latencyprobe import __version__
+from latencyprobe.process.backoff import Backoff
+from latencyprobe.process.tasks import first_to_end
+from latencyprobe.protocol.measurements import PROTOCOL_VERSION
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe_operator.agents.agent_facts import AgentFacts
+from latencyprobe_operator.agents.messages import (
+    coverage_of,
+    reported_probe,
+    targets_by_probe,
+)
+from latencyprobe_operator.agents.sent_states import SentStates
+from latencyprobe_operator.agents.state_sync import StateSync
+from latencyprobe_operator.api.status_fields import NodeState
+from latencyprobe_operator.desired_state import NO_STATE, DesiredNodeState
+from latencyprobe_operator.metrics import OperatorMetrics
+from latencyprobe_operator.observed_state import ReportedProbe
+
+if TYPE_CHECKING:
+    from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentAsyncStub
+
+log = logging.getLogger(__name__)
+
+CONNECT_S = 5.0
+APPLY_S = 60.0
+_REFUSALS = frozenset(
+    {
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.INTERNAL,
+    }
+)
+
+
+class VersionSkewError(Exception):
+    """An agent that speaks another protocol than this operator."""
+
+    def __init__(self, info: pb.NodeInfo) -> None:
+        super().__init__(
+            f"agent {info.agent_version or 'of unknown version'} speaks protocol "
+            f"{info.protocol_version}, operator {__version__} speaks protocol {PROTOCOL_VERSION}: "
+            "bring both to one version"
+        )
+
+
+class LinkBrokenError(Exception):
+    """The agent has ended the stream of reports, or another instance has taken its place."""
+
+
+class AgentSession:
+    """Sessions with one agent, one after the other."""
+
+    def __init__(
+        self,
+        node: str,
+        *,
+        sync: StateSync,
+        facts: AgentFacts,
+        clock_ns: Callable[[], int],
+        backoff: Backoff,
+        metrics: OperatorMetrics,
+        on_state: Callable[[NodeState, str], None],
+        on_news: Callable[[], None],
+        on_report: Callable[[str, ReportedProbe], None],
+    ) -> None:
+        """Begin no session yet.
+
+        `on_state`: the agent has applied or refused a state. `on_news`: its targets or stages have
+        changed.
+        """
+        self._node = node
+        self._sync = sync
+        self._facts = facts
+        self._sent = SentStates(clock_ns)
+        self._backoff = backoff
+        self._metrics = metrics
+        self._on_state = on_state
+        self._on_news = on_news
+        self._on_report = on_report
+
+    async def run(self, stub: NodeAgentAsyncStub, until: Callable[[], Awaitable[None]]) -> None:
+        """Serve one connection until `until` ends it.
+
+        Returns only when there is nothing to measure, and the agent knows it. Raises
+        VersionSkewError, LinkBrokenError, ImplausibleGenerationError and gRPC's errors.
+        """
+        await self._greet(stub)
+        # The stream is there before the state, so that no report is missed.
+        stream = stub.WatchReports(pb.WatchReportsRequest())
+        await first_to_end(self._listen(stream), self._keep_applied(stub), until())
+
+    async def _greet(self, stub: NodeAgentAsyncStub) -> None:
+        info = await stub.GetNodeInfo(pb.GetNodeInfoRequest(), timeout=CONNECT_S)
+        if info.protocol_version != PROTOCOL_VERSION:
+            raise VersionSkewError(info)
+        if info.instance_id != self._facts.instance_id:
+            log.info(
+                "agent on node %s: version %s, kernel %s, instance %s",
+                self._node,
+                info.agent_version,
+                info.kernel_release,
+                info.instance_id,
+            )
+            self._facts.begin_instance(info.instance_id)
+        self._facts.coverage = coverage_of(info.coverage)
+
+    # ------------------------------------------------------------------ desired state
+
+    async def _keep_applied(self, stub: NodeAgentAsyncStub) -> None:
+        while True:
+            if not self._sync.applied:
+                await self._apply(stub, self._sync.desired)
+            elif self._sync.desired == NO_STATE:
+                return
+            else:
+                await self._sync.wait_changed()
+
+    async def _apply(self, stub: NodeAgentAsyncStub, state: DesiredNodeState) -> None:
+        outgoing = self._sent.encode(state)
+        began = time.monotonic()
+        try:
+            result = await stub.Apply(outgoing.message, timeout=APPLY_S)
+        except aio.AioRpcError as error:
+            if error.code() not in _REFUSALS:
+                raise
+            await self._take_refusal(error, state)
+            return
+        self._metrics.apply_seconds.observe(time.monotonic() - began)
+        log.debug("agent on node %s applied generation %d", self._node, outgoing.message.generation)
+        self._sent.mark_applied(outgoing)
+        self._backoff.reset()
+        self._facts.set_targets(targets_by_probe(result), outgoing.left_out)
+        if result.coverage:
+            self._facts.coverage = coverage_of(result.coverage)
+        self._sync.mark_applied(state)
+        self._on_state(NodeState.READY, "")
+
+    async def _take_refusal(self, error: aio.AioRpcError, state: DesiredNodeState) -> None:
+        """Wait for the next attempt: soon, or when the desired state has changed."""
+        message = f"the agent refuses its desired state: {describe(error)}"
+        log.warning("agent on node %s: %s", self._node, message)
+        self._on_state(NodeState.REJECTED, message)
+        if self._sync.desired == state:
+            try:
+                await asyncio.wait_for(self._sync.wait_changed(), self._backoff.next())
+            except TimeoutError:
+                return
+
+    # ------------------------------------------------------------------------ reports
+
+    async def _listen(self, stream: aio.UnaryStreamCall[pb.WatchReportsRequest, pb.Report]) -> None:
+        async for report in stream:
+            if report.instance_id != self._facts.instance_id:
+                raise LinkBrokenError("another instance of the agent answers")
+            self._sent.observe(report.generation)
+            self._metrics.reports.inc()
+            self._take(report)
+        raise LinkBrokenError("the agent ended the stream of reports")
+
+    def _take(self, report: pb.Report) -> None:
+        if report.coverage:
+            self._facts.coverage = coverage_of(report.coverage)
+        if report.overhead.measured:
+            self._facts.cpu_percent = report.overhead.cpu_percent
+        changed = bool(report.coverage)
+        for message in report.probes:
+            if self._sent.covers(message.id, report.generation):
+                probe = reported_probe(message)
+                changed |= self._facts.take_targets(probe)
+                self._on_report(self._node, probe)
+        if changed:
+            self._on_news()
+
+
+def describe(error: aio.AioRpcError) -> str:
+    """Return a gRPC error in one line."""
+    return f"{error.code().name}: {error.details() or 'no details'}"

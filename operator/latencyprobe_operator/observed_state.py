@@ -1,0 +1,67 @@
+"""The observed state: agents, their targets and their reports, as values.
+
+The agents' side decodes messages into these values once, on arrival; the probes' side reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from latencyprobe.domain.coverage import StageCoverage
+from latencyprobe.domain.measurement import (
+    NOTHING,
+    NOTHING_OF_THE_NODE,
+    Measurement,
+    NodeMeasurement,
+)
+from latencyprobe.domain.targets import TargetState
+from latencyprobe_operator.api.status_fields import NodeState
+
+
+@dataclass(frozen=True, slots=True)
+class TargetStatus:
+    """The state of one target at its agent; `message` has the reason if it is not attached."""
+
+    state: TargetState
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentView:
+    """The operator's view of one agent. READY: the agent has applied the last state it was sent.
+
+    `targets` has the states of the targets at the agent, by probe and target id.
+    """
+
+    state: NodeState
+    message: str = ""
+    coverage: Mapping[str, StageCoverage] = field(default_factory=dict)
+    targets: Mapping[str, Mapping[str, TargetStatus]] = field(default_factory=dict)
+    cpu_percent: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportedTarget:
+    """One target's part of a report."""
+
+    id: str
+    status: TargetStatus
+    measurement: Measurement = NOTHING
+    """Empty if it is corrupt."""
+    unknown_stages: tuple[str, ...] = ()
+    """Names of stages that this operator does not know; `measurement` lacks them."""
+    corruption: str | None = None
+    """The contradiction in the measurement; None: it is sound."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportedProbe:
+    """One agent's report on one probe, decoded and checked."""
+
+    probe_uid: str
+    targets: tuple[ReportedTarget, ...] = ()
+    node: NodeMeasurement = NOTHING_OF_THE_NODE
+    """The measurement of the node as a whole; empty if it is corrupt."""
+    node_corruption: str | None = None
+    """The contradiction in that measurement; None: it is sound."""
