@@ -27,10 +27,10 @@ from latencyprobe.protocol.measurements import measurement_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from latencyprobe_operator.agents.source import AgentSource
-from latencyprobe_operator.api.status import size_bytes
 from latencyprobe_operator.controller import Controller
 from latencyprobe_operator.kube.cluster import Cluster
 from latencyprobe_operator.metrics import OperatorMetrics
+from latencyprobe_operator.probes.document import size_bytes
 from tools.fakes.agent import AGENT_NAME, OPERATOR_NAME, Authority, FakeAgent
 from tools.fakes.api import FakeApi
 from tools.fakes.samples import Json, pod_body, probe_body
@@ -142,7 +142,7 @@ async def operate(simulated: tuple[str, dict[str, str]], tls: ClientTlsFiles) ->
         await asyncio.sleep(60)
         percent = 100 * (time.process_time() - cpu) / (time.monotonic() - wall)
         print(f"minute {minute}: {percent:.0f} % of one core, RSS {rss_mib():.0f} MiB", flush=True)
-    _tell(probe._previous, lag)
+    _tell(probe._writer.previous, lag)
     running.cancel()
     await controller.close()
     await cluster.close()

@@ -21,10 +21,10 @@ from bench.operator_scale import rss_mib
 
 # The operator's other memory is part of what is measured.
 from latencyprobe_operator import main as _operator  # noqa: F401
-from latencyprobe_operator.api.selector import read_selector
 from latencyprobe_operator.kube.cluster import Cluster
 from latencyprobe_operator.kube.informer import Scope
 from latencyprobe_operator.kube.pods import PodsChange, PodWatches
+from latencyprobe_operator.kube.selector import read_selector
 from tools.fakes.samples import pod_texts
 
 PAGE = 500

@@ -1,4 +1,4 @@
-"""The operator's parts, put together: probes, pods, desired states, agents."""
+"""The controller: connects probes, pods, desired states and agents."""
 
 from __future__ import annotations
 
@@ -12,28 +12,27 @@ from latencyprobe.process.backoff import Backoff
 from latencyprobe_operator.agents.credentials import Credentials
 from latencyprobe_operator.agents.fleet import Fleet
 from latencyprobe_operator.agents.source import AgentSource
-from latencyprobe_operator.api.selector import LabelSelector
 from latencyprobe_operator.api.spec import probe_key
 from latencyprobe_operator.desired_state import DesiredStates
 from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, Cluster
-from latencyprobe_operator.kube.pods import PodSet, PodsListener, PodWatches
+from latencyprobe_operator.kube.pods import PodWatches
 from latencyprobe_operator.metrics import OperatorMetrics
-from latencyprobe_operator.observed_state import AgentView, ReportedProbe
+from latencyprobe_operator.observed_state import ReportedProbe
 from latencyprobe_operator.probes.probe import Probe
 
 log = logging.getLogger(__name__)
 
-# Pods come and go in bursts: what a node gets within this time is one state.
+# Pods come and go in bursts: a node's changes within this time are one state.
 _FLUSH_S = 0.05
-# A deletion waits that long for its agents to detach; one that is away learns it when it returns.
+# A deletion waits this long for its agents to detach; an absent one detaches when it returns.
 _DETACH_S = 3.0
-# After a start, agents are told nothing before all probes and their pods are known, or this long.
+# After a start, no agent is sent a state before all probes and their pods are known, or this long.
 _WARM_UP_S = 20.0
 _GAUGES_S = 5.0
 
 
 class Controller:
-    """All probes and all agents. What kopf's handlers call, and what agents report to."""
+    """All probes and all agents. kopf's handlers call it, and agents report to it."""
 
     def __init__(
         self,
@@ -62,7 +61,7 @@ class Controller:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Begin to look for agents, and to talk to them once the probes are known."""
+        """Begin to look up agents, and connect to them once the probes are known."""
         self._agents.follow(self._cluster, self._fleet.set_agent)
         self._tasks = [
             asyncio.create_task(self._warm_up(), name="warm-up"),
@@ -70,7 +69,7 @@ class Controller:
         ]
 
     async def close(self) -> None:
-        """Hang up; the agents go on until their lease ends."""
+        """Disconnect; the agents go on until their lease ends."""
         if self._flush:
             self._flush.cancel()
         for task in self._tasks:
@@ -84,23 +83,32 @@ class Controller:
 
     def add(self, body: Mapping[str, Any]) -> Probe:
         """Begin to measure for a LatencyProbe."""
-        probe = Probe(body, self)
+        probe = Probe(
+            body,
+            desired=self.desired,
+            metrics=self.metrics,
+            subscribe=self._watches.subscribe,
+            unsubscribe=self._watches.unsubscribe,
+            touch=self._touch,
+            agent=self._fleet.view,
+            patch_status=self._cluster.patch_status,
+        )
         self._probes[probe.key.uid] = probe
         log.info("%s: generation %s", probe.key, body["metadata"].get("generation"))
         return probe
 
     def update(self, body: Mapping[str, Any]) -> None:
-        """A LatencyProbe changed."""
+        """Take in a LatencyProbe that may have changed."""
         if probe := self._probes.get(probe_key(body).uid):
             probe.update(body)
 
     def vanish(self, body: Mapping[str, Any]) -> None:
-        """A LatencyProbe is gone without having waited for its finalizer."""
+        """Stop measuring for a LatencyProbe that was deleted without waiting for its finalizer."""
         if probe := self._probes.get(probe_key(body).uid):
             probe.leave()
 
     async def remove(self, probe: Probe) -> None:
-        """Let the agents detach what only this LatencyProbe wanted, as far as they are there."""
+        """Stop measuring for a LatencyProbe, and wait until the connected agents have detached."""
         nodes = {placed.pod.node for placed in self.desired.pods_of(probe.key.uid).values()}
         probe.leave()
         self._probes.pop(probe.key.uid, None)
@@ -108,38 +116,18 @@ class Controller:
         if await self._fleet.settle(nodes, timeout_s=_DETACH_S):
             log.info("%s: detached", probe.key)
         else:
-            log.warning("%s: some agents are late to detach; they will", probe.key)
+            log.warning("%s: some agents have not confirmed detaching yet", probe.key)
 
     def abandon(self, probe: Probe) -> None:
-        """Stop serving a LatencyProbe without detaching: the operator ends, or starts it anew."""
+        """Stop serving a LatencyProbe without detaching: the operator ends, or starts it again."""
         probe.pause()
         self._probes.pop(probe.key.uid, None)
 
-    # --------------------------------------------------------- what probes need of us
-
-    def watch(self, namespace: str, selector: LabelSelector, listener: PodsListener) -> PodSet:
-        """Subscribe to pods."""
-        return self._watches.subscribe(namespace, selector, listener)
-
-    def unwatch(self, pods: PodSet, listener: PodsListener) -> None:
-        """Unsubscribe from pods."""
-        self._watches.unsubscribe(pods, listener)
-
-    def touch(self, nodes: set[str]) -> None:
-        """The desired states of these nodes have changed: tell their agents in a moment."""
+    def _touch(self, nodes: set[str]) -> None:
+        """Send the desired states of these nodes to their agents, together with other changes."""
         self._touched |= nodes
         if self._touched and not self._flush:
             self._flush = asyncio.get_running_loop().call_later(_FLUSH_S, self._flush_now)
-
-    def agent(self, node: str) -> AgentView:
-        """What is known of this node's agent."""
-        return self._fleet.view(node)
-
-    async def patch_status(
-        self, namespace: str, name: str, patch: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Merge into the object of a LatencyProbe through its status subresource."""
-        return await self._cluster.patch_status(namespace, name, patch)
 
     def _flush_now(self) -> None:
         if self._flush:
@@ -149,7 +137,7 @@ class Controller:
             self._fleet.want(node, self.desired.of_node(node))
         self._touched.clear()
 
-    # -------------------------------------------------------------- what agents tell us
+    # ------------------------------------------------------------------------ agents
 
     def _take_report(self, node: str, report: ReportedProbe) -> None:
         if probe := self._probes.get(report.probe_uid):
@@ -163,9 +151,10 @@ class Controller:
     # ------------------------------------------------------------------------- start
 
     async def _warm_up(self) -> None:
-        """Open the way to the agents once every probe that exists has its pods known.
+        """Connect to the agents once the pods of every existing probe are known.
 
-        A state without them would take away what the agents measure since before this start.
+        An incomplete state would detach targets that the agents have measured since before the
+        start.
         """
         expected = await self._existing_probes()
         try:
@@ -175,7 +164,10 @@ class Controller:
                     await asyncio.sleep(0.05)
         except TimeoutError:
             missing = sum(not self._is_known(uid) for uid in expected)
-            log.warning("going on without the pods of %d of the probes", missing)
+            log.warning(
+                "connecting to the agents without the pods of %d probes: they are not known yet",
+                missing,
+            )
         self._flush_now()
         self._fleet.open()
 
@@ -191,9 +183,9 @@ class Controller:
             except ApiError as error:
                 if error.status == 404:
                     return set()  # no CRD yet
-                log.warning("LatencyProbes cannot be listed: %s", error)
+                log.warning("cannot list LatencyProbes: %s", error)
             except UNAVAILABLE as error:
-                log.warning("the API server is away: %s", str(error) or type(error).__name__)
+                log.warning("cannot reach the API server: %s", str(error) or type(error).__name__)
             await asyncio.sleep(backoff.next())
 
     async def _list_probes(self, namespaces: Collection[str | None]) -> set[str]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,10 +16,9 @@ from latencyprobe.domain.targets import TargetState
 from latencyprobe.domain.verdict import Bottleneck
 from latencyprobe_agent.serving.metrics import AgentMetrics
 from latencyprobe_agent.serving.tls_proxy import TlsRefusal
-from latencyprobe_operator.api import spec, status
+from latencyprobe_operator.api.conditions import REASONS, ConditionType
 from latencyprobe_operator.api.status_fields import NodeState, Phase
 from latencyprobe_operator.metrics import OperatorMetrics
-from latencyprobe_operator.probes import probe
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -84,35 +81,8 @@ def first_names(text: str) -> list[str]:
 
 
 def reasons() -> set[str]:
-    """Every reason that a condition can have.
-
-    They are literals today. Where they become an enum, this is the one place to read it instead.
-    """
-    return {reason for module in (status, spec, probe) for reason in _reasons_in(module)}
-
-
-def _reasons_in(module: ModuleType) -> Iterator[str]:
-    """A reason is the second of a condition's three texts, or the first of a problem's two."""
-    assert module.__file__
-    for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
-        match node:
-            case ast.Tuple(elts=[ast.Constant(value="True" | "False" | "Unknown"), reason, _]):
-                yield from _texts(reason)
-            case ast.Call(func=ast.Name(id="Problem" | "SpecError"), args=[reason, _]):
-                yield from _texts(reason)
-            case ast.Assign(targets=[ast.Name(id="reason")], value=ast.IfExp() as choice):
-                yield from (*_texts(choice.body), *_texts(choice.orelse))
-            case ast.Assign(targets=[ast.Name(id="_READY_REASONS")], value=ast.Dict() as table):
-                yield from (text for value in table.values for text in _texts(value))
-            case ast.Dict(values=[ast.Tuple(elts=[_, _]), *_] as pairs):
-                for pair in pairs:
-                    yield from _texts(pair.elts[0] if isinstance(pair, ast.Tuple) else pair)
-
-
-def _texts(node: ast.AST) -> Iterator[str]:
-    for inner in ast.walk(node):
-        if isinstance(inner, ast.Constant) and isinstance(inner.value, str):
-            yield inner.value
+    """Every reason that a condition can have."""
+    return {str(reason) for kind in REASONS.values() for reason in kind}
 
 
 def metrics_of(registry: CollectorRegistry) -> dict[str, tuple[str, set[str]]]:
@@ -164,6 +134,13 @@ def test_every_reason_of_a_condition_is_explained_and_no_other() -> None:
     }
 
     assert documented == reasons()
+
+
+@pytest.mark.parametrize("condition", list(ConditionType))
+def test_a_condition_has_a_row_for_each_of_its_reasons(condition: ConditionType) -> None:
+    documented = first_names(section(API, f"### {condition}"))
+
+    assert sorted(documented) == sorted(map(str, REASONS[condition]))
 
 
 def test_each_reason_has_a_status_a_meaning_and_something_to_do() -> None:

@@ -29,10 +29,10 @@ from latencyprobe.domain.measurement import (
 from latencyprobe.domain.packets import Endpoint, TracedPacket, User
 from latencyprobe.domain.report import report_on, report_on_node
 from latencyprobe.domain.stages import DEFAULT_MODULES
-from latencyprobe_operator.api import status
 from latencyprobe_operator.api.spec import read_probe
-from latencyprobe_operator.api.status import NodeFacts, PodFacts, ProbeFacts
 from latencyprobe_operator.api.status_fields import NodeState, Phase
+from latencyprobe_operator.probes import status
+from latencyprobe_operator.probes.facts import NodeFacts, PodFacts, ProbeFacts
 
 GOLDEN = Path(__file__).parent / "golden"
 WRITE_VARIABLE = "LATENCYPROBE_WRITE_GOLDEN"

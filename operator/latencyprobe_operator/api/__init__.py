@@ -1,1 +1,1 @@
-"""The API of a LatencyProbe: its spec and its status."""
+"""The API of a LatencyProbe: the types of its spec and of its status."""

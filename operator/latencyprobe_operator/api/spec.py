@@ -1,7 +1,7 @@
-"""What a LatencyProbe asks for, read from the API object.
+"""The spec of a LatencyProbe, read from the API object.
 
-The CRD's schema has checked most of it already; what it cannot check, or what an older or newer
-schema let through, ends as a SpecError whose reason and message go into the condition Ready.
+The CRD's schema has checked most of it already. The rest, and the errors that an older or newer
+schema admits, raise a SpecError. Its reason and message go into the condition Ready.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from typing import Any
 
 from latencyprobe.domain.durations import parse_ns, parse_s
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module, check_filter, parse_modules, stage
-from latencyprobe_operator.api.selector import InvalidSelectorError, LabelSelector, read_selector
+from latencyprobe_operator.api.conditions import ReadyReason
+from latencyprobe_operator.kube.selector import InvalidSelectorError, LabelSelector, read_selector
 
 
 class SpecError(ValueError):
     """A spec that cannot be carried out. `reason` is the condition's, the message is for people."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: ReadyReason, message: str) -> None:
         self.reason = reason
         super().__init__(message)
 
@@ -36,7 +37,7 @@ class Objective:
 
 @dataclass(frozen=True, slots=True)
 class ProbeKey:
-    """Which LatencyProbe: the UID tells one from another that had the same name."""
+    """The identity of a LatencyProbe: the UID differs from that of an earlier one of its name."""
 
     uid: str
     namespace: str
@@ -68,24 +69,24 @@ class ProbeSpec:
 
 
 def probe_key(body: Mapping[str, Any]) -> ProbeKey:
-    """Which LatencyProbe this object is."""
+    """Return the identity of this LatencyProbe."""
     metadata = body["metadata"]
     return ProbeKey(metadata["uid"], metadata["namespace"], metadata["name"])
 
 
 def generation_of(body: Mapping[str, Any]) -> int:
-    """The object's metadata.generation, which grows with each change of its spec."""
+    """Return the object's metadata.generation, which grows with each change of its spec."""
     return int(body["metadata"].get("generation", 0))
 
 
 def read_probe(body: Mapping[str, Any]) -> ProbeSpec:
-    """The spec of a LatencyProbe; raises SpecError."""
+    """Read the spec of a LatencyProbe; raises SpecError."""
     try:
         return _read_probe(body)
     except InvalidSelectorError as error:
-        raise SpecError("InvalidSelector", str(error)) from None
+        raise SpecError(ReadyReason.INVALID_SELECTOR, str(error)) from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise SpecError("InvalidSpec", f"the spec cannot be read: {error}") from None
+        raise SpecError(ReadyReason.INVALID_SPEC, f"the spec cannot be read: {error}") from None
 
 
 def _read_probe(body: Mapping[str, Any]) -> ProbeSpec:
@@ -126,7 +127,7 @@ def _read_objective(
             f"{about} is measured by module {measured.needs}, which spec.modules lacks"
         )
     if measured.module is Module.TCP and set(protocols) == {"UDP"}:
-        raise ValueError(f"{about} is of TCP alone, and spec.filter.protocols leaves UDP alone")
+        raise ValueError(f"{about} applies to TCP only, but spec.filter.protocols allows only UDP")
     return Objective(
         name=fields["name"],
         stage=measured.name,

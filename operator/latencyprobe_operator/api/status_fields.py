@@ -13,10 +13,11 @@ from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.domain.report import StageReport
 from latencyprobe.domain.serialisation import written
 from latencyprobe.domain.verdict import Bottleneck, Verdict
+from latencyprobe_operator.api.conditions import Condition
 
 
 class Phase(StrEnum):
-    """A probe's life in one word."""
+    """The phase of a probe's life."""
 
     PENDING = "Pending"
     RUNNING = "Running"
@@ -26,7 +27,7 @@ class Phase(StrEnum):
 
 
 class NodeState(StrEnum):
-    """How far one node's agent measures a probe's targets. READY ones are not listed."""
+    """The progress of one node's agent with a probe's targets. READY nodes are not listed."""
 
     NO_AGENT = "NoAgent"
     UNREACHABLE = "Unreachable"
@@ -41,20 +42,8 @@ class NodeState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
-    """One metav1.Condition."""
-
-    type: str
-    status: str
-    reason: str
-    message: str
-    last_transition_time: str
-    observed_generation: int
-
-
-@dataclass(frozen=True, slots=True)
 class TargetCounts:
-    """What is to be measured."""
+    """The targets to measure, counted."""
 
     pods: int
     containers: int
@@ -98,7 +87,7 @@ class NodeStatus:
 
 @dataclass(frozen=True, slots=True)
 class NodeContext:
-    """What was measured of one node as a whole."""
+    """The measurement of one node as a whole."""
 
     node: str
     counters: Mapping[str, int]
@@ -107,7 +96,7 @@ class NodeContext:
 
 @dataclass(frozen=True, slots=True)
 class StatusTimes:
-    """When measuring began, and when the last report came in."""
+    """The times of the begin of measuring and of the last report."""
 
     start_time: str | None = None
     last_report_time: str | None = None
@@ -115,7 +104,7 @@ class StatusTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeStatus:
-    """The whole status. At rest it has no figures of its own: the last ones stay."""
+    """The whole status. An idle probe has no figures of its own: the last ones stay."""
 
     observed_generation: int
     phase: Phase

@@ -11,8 +11,8 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from latencyprobe_operator.api.selector import LabelSelector
 from latencyprobe_operator.kube.informer import Change, Informer, PodsRefusal, Scope, Source
+from latencyprobe_operator.kube.selector import LabelSelector
 from latencyprobe_operator.model import Pod, read_pod
 
 log = logging.getLogger(__name__)

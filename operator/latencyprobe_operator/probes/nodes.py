@@ -1,4 +1,4 @@
-"""What one node's agent means for one probe: pure, from the agent's own words."""
+"""The facts about a probe's nodes: pure, from the views of their agents."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from latencyprobe.domain.coverage import CoverageState, StageCoverage
-from latencyprobe.domain.stages import Module
+from latencyprobe.domain.coverage import COVERAGE_GAPS, CoverageState, StageCoverage
+from latencyprobe.domain.stages import Module, stages_of
 from latencyprobe.domain.targets import TargetState
-from latencyprobe_operator.api.status import ABSENT, MEASURING, NodeFacts, gaps_in
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.model import ContainerTarget
 from latencyprobe_operator.observed_state import AgentView, TargetStatus
+from latencyprobe_operator.probes.facts import ABSENT, MEASURING, NodeFacts
 from latencyprobe_operator.probes.staleness import NO_SILENCE, Silence, age_text
 
 _UNKNOWN_TARGET = TargetStatus(TargetState.PENDING, "")
@@ -28,26 +28,26 @@ def node_facts(
     silence: Silence = NO_SILENCE,
     patience_s: float = math.inf,
 ) -> NodeFacts:
-    """How far this node's agent measures these targets of a probe, and whether it is heard of.
+    """Return how far this node's agent measures these targets of a probe, and if it reports.
 
-    A silence of more than `patience_s` makes it stale.
+    An agent that has not reported for more than `patience_s` is stale.
     """
     known = agent.targets.get(probe_uid, {})
-    words = [(target, known.get(target.id, _UNKNOWN_TARGET)) for target in targets]
-    counts = Counter(status.state for _, status in words)
+    statuses = [(target, known.get(target.id, _UNKNOWN_TARGET)) for target in targets]
+    counts = Counter(status.state for _, status in statuses)
     attached = counts[TargetState.ATTACHED]
     state, message = agent.state, agent.message
     gaps: tuple[StageCoverage, ...] = ()
     if state is NodeState.READY:
-        state, message = _of_targets(words, counts)
+        state, message = _of_targets(statuses, counts)
         gaps = gaps_in(agent.coverage, modules)
         if state is NodeState.READY and gaps:
             state = NodeState.PARTIAL
     if state in MEASURING and silence.due_s > patience_s:
-        state, message = NodeState.STALE, "its agent is connected, and does not report"
+        state, message = NodeState.STALE, "its agent is connected, but does not report"
     last_report = None
     if state in ABSENT or state is NodeState.CONNECTING:
-        attached = 0  # it may still measure them, but nobody hears of it
+        attached = 0  # it may still measure them, but no report arrives
         message, last_report = _with_age(message, silence), silence.last_report
     return NodeFacts(node, state, message, gaps, attached, agent.cpu_percent, last_report)
 
@@ -60,29 +60,46 @@ def _with_age(message: str, silence: Silence) -> str:
 
 
 def not_covered(agent: AgentView) -> frozenset[str]:
-    """The stages and counters that this node can't tell of."""
+    """Return the names of the stages and counters that this node cannot measure."""
     return frozenset(
         stage.name for stage in agent.coverage.values() if stage.state is CoverageState.UNAVAILABLE
     )
 
 
+def gaps_in(
+    coverage: Mapping[str, StageCoverage], modules: Sequence[Module]
+) -> tuple[StageCoverage, ...]:
+    """Return the stages of these modules that a node does not, or not fully, measure.
+
+    An idle stage is no gap: the state that is being applied switches it on.
+    """
+    return tuple(
+        coverage[stage.name]
+        for stage in stages_of(modules)
+        if stage.name in coverage and coverage[stage.name].state in COVERAGE_GAPS
+    )
+
+
 def _of_targets(
-    words: Sequence[tuple[ContainerTarget, TargetStatus]], counts: Mapping[TargetState, int]
+    statuses: Sequence[tuple[ContainerTarget, TargetStatus]], counts: Mapping[TargetState, int]
 ) -> tuple[NodeState, str]:
-    """The state of an agent that has applied everything. A target that is gone soon leaves."""
+    """Return the state of an agent that has applied everything.
+
+    A target that is gone does not count: its pod leaves the desired state soon.
+    """
     if counts[TargetState.FAILED]:
-        return NodeState.FAILED, _tell(words, TargetState.FAILED, "cannot be measured")
+        return NodeState.FAILED, _describe(statuses, TargetState.FAILED, "cannot be measured")
     if counts[TargetState.PENDING]:
-        return NodeState.ATTACHING, _tell(words, TargetState.PENDING, "not found yet")
+        return NodeState.ATTACHING, _describe(statuses, TargetState.PENDING, "not found yet")
     if not counts[TargetState.ATTACHED]:
-        return NodeState.ATTACHING, _tell(words, TargetState.GONE, "gone")
+        return NodeState.ATTACHING, _describe(statuses, TargetState.GONE, "gone")
     return NodeState.READY, ""
 
 
-def _tell(
-    words: Sequence[tuple[ContainerTarget, TargetStatus]], state: TargetState, otherwise: str
+def _describe(
+    statuses: Sequence[tuple[ContainerTarget, TargetStatus]], state: TargetState, otherwise: str
 ) -> str:
-    concerned = [(target, status) for target, status in words if status.state is state]
+    concerned = [(target, status) for target, status in statuses if status.state is state]
     target, status = concerned[0]
     more = f" (and {len(concerned) - 1} more)" if len(concerned) > 1 else ""
     return f"container {target.container.name}: {status.message or otherwise}{more}"

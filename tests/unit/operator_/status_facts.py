@@ -6,8 +6,8 @@ from typing import Any
 
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement, StageMeasurement
-from latencyprobe_operator.api.status import NodeFacts, ProbeFacts
 from latencyprobe_operator.api.status_fields import NodeState
+from latencyprobe_operator.probes.facts import NodeFacts, ProbeFacts
 from tools.fakes.samples import probe_spec
 
 NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z"

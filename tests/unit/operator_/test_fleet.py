@@ -21,11 +21,11 @@ from latencyprobe_operator.agents.fleet import Fleet
 from latencyprobe_operator.agents.generations import Generations, ImplausibleGenerationError
 from latencyprobe_operator.agents.link import AgentEndpoint
 from latencyprobe_operator.agents.renewal import Renewal
-from latencyprobe_operator.api.status import NodeFacts
 from latencyprobe_operator.api.status_fields import NodeState as State
 from latencyprobe_operator.desired_state import NO_STATE, DesiredNodeState, DesiredStates
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.observed_state import ReportedProbe
+from latencyprobe_operator.probes.facts import NodeFacts
 from latencyprobe_operator.probes.nodes import node_facts
 from tests.unit.operator_.waiting import until
 from tools.fakes.agent import AGENT_NAME, OPERATOR_NAME, Authority, FakeAgent, measurement

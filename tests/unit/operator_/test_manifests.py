@@ -12,10 +12,10 @@ import yaml
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.measurement import Measurement, NodeMeasurement, NodeStage
 from latencyprobe.domain.stages import DEFAULT_MODULES, TARGET_STAGES, Module
-from latencyprobe_operator.api import status
 from latencyprobe_operator.api.spec import read_probe
-from latencyprobe_operator.api.status import NodeFacts, PodFacts
 from latencyprobe_operator.api.status_fields import NodeState, Phase
+from latencyprobe_operator.probes import status
+from latencyprobe_operator.probes.facts import NodeFacts, PodFacts
 from tests.unit.operator_.status_facts import NOW, SLOW_READER, facts
 from tools.fakes.samples import probe_body
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from latencyprobe.domain.fairness import MAX_PROBES, MAX_TARGETS, TargetName
 from latencyprobe.domain.targets import TargetState
-from latencyprobe.protocol.measurements import MAX_MESSAGE_BYTES
-from latencyprobe_operator.agents.messages import Outgoing, outgoing_state
+from latencyprobe.protocol.measurements import MAX_MESSAGE_BYTES, measurement_to_proto
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe_operator.agents.messages import Outgoing, outgoing_state, reported_probe
 from latencyprobe_operator.api.spec import ProbeKey
 from latencyprobe_operator.desired_state import DesiredNodeState, DesiredStates, ProbeOnNode
 from latencyprobe_operator.model import Container, ContainerTarget, Pod
+from tools.fakes.agent import measurement
 from tools.fakes.samples import pod, probe_spec, target_id
 
 
@@ -137,3 +140,56 @@ def test_a_target_that_cannot_be_encoded_is_left_out_alone(container_id: str) ->
     outgoing = send((broken, *SOUND))
     assert set(outgoing.left_out["uid-shop-0"]) == {"bad"}
     assert len(outgoing.targets) == 3
+
+
+def reported(**parts: Any) -> pb.TargetReport:
+    """A target's part of a report, which is attached."""
+    status = pb.TargetStatus(id=target_id("a"), state=pb.TargetStatus.ATTACHED)
+    return pb.TargetReport(status=status, **parts)
+
+
+def test_a_report_is_decoded_target_by_target() -> None:
+    measured = measurement(1000)
+    stages, counters = measurement_to_proto(measured)
+    message = pb.ProbeReport(id="uid", targets=[reported(stages=stages, counters=counters)])
+    message.targets.add().CopyFrom(message.targets[0])
+    message.node.counters["softnetDropped"] = 2
+
+    report = reported_probe(message)
+
+    assert report.probe_uid == "uid"
+    assert [(each.id, each.status.state) for each in report.targets] == [
+        (target_id("a"), TargetState.ATTACHED)
+    ] * 2
+    assert [each.measurement for each in report.targets] == [measured] * 2
+    assert report.node.counters == {"softnetDropped": 2}
+
+
+def test_a_corrupt_part_of_a_report_is_left_out_alone() -> None:
+    stages, _ = measurement_to_proto(measurement(1000))
+    corrupt = reported(stages=stages)
+    corrupt.stages[0].histogram.positions.append(9)
+    message = pb.ProbeReport(id="uid", targets=[corrupt, reported(stages=stages)])
+    message.node.stages.add(detail="eth0")
+
+    report = reported_probe(message)
+
+    first, second = report.targets
+    assert first.corruption
+    assert "stages[0].histogram" in first.corruption
+    assert not first.measurement
+    assert second.corruption is None
+    assert second.measurement == measurement(1000)
+    assert report.node_corruption == "node.stages[0].name: is empty"
+    assert not report.node
+
+
+def test_stages_of_a_newer_agent_are_named() -> None:
+    stages, _ = measurement_to_proto(measurement(1000))
+    unknown = pb.StageDelta(name="rx.quantum")
+    message = pb.ProbeReport(id="uid", targets=[reported(stages=[*stages, unknown])])
+
+    (target,) = reported_probe(message).targets
+
+    assert target.unknown_stages == ("rx.quantum",)
+    assert target.measurement == measurement(1000)

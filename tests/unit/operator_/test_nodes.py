@@ -105,14 +105,14 @@ NOON = 1_800_000_000.0
             NodeState.READY,
             Silence(31, NOON, 31),
             NodeState.STALE,
-            "its agent is connected, and does not report; last report 30s ago",
+            "its agent is connected, but does not report; last report 30s ago",
             NOON,
         ),
         (
             NodeState.READY,
             Silence(31, None),
             NodeState.STALE,
-            "its agent is connected, and does not report",
+            "its agent is connected, but does not report",
             None,
         ),
         # An agent that has just come back is not blamed for the time before.

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from latencyprobe_operator.api.selector import LabelSelector, read_selector
 from latencyprobe_operator.kube.cluster import ApiError, Cluster
 from latencyprobe_operator.kube.pods import PodsChange, PodSet, PodWatches
+from latencyprobe_operator.kube.selector import LabelSelector, read_selector
 from tests.unit.operator_.waiting import until
 from tools.fakes.api import FakeApi
 from tools.fakes.samples import Json, pod_body

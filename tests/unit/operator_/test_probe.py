@@ -15,13 +15,13 @@ from latencyprobe.domain.targets import TargetState
 from latencyprobe.protocol.measurements import measurement_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents.messages import outgoing_state, reported_probe
-from latencyprobe_operator.api import status
-from latencyprobe_operator.api.selector import LabelSelector
 from latencyprobe_operator.api.status_fields import NodeState
+from latencyprobe_operator.api.timestamps import epoch_s, timestamp
 from latencyprobe_operator.desired_state import DesiredStates
 from latencyprobe_operator.kube.cluster import ApiError
 from latencyprobe_operator.kube.informer import PodsRefusal
 from latencyprobe_operator.kube.pods import PodsChange, PodSet, PodsListener
+from latencyprobe_operator.kube.selector import LabelSelector
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.model import Pod
 from latencyprobe_operator.observed_state import AgentView, TargetStatus
@@ -108,7 +108,17 @@ def world() -> World:
 @asynccontextmanager
 async def running(world: World, body: Mapping[str, Any], **options: Any) -> AsyncIterator[Probe]:
     """A probe whose task runs."""
-    probe = Probe(body, world, **options)
+    probe = Probe(
+        body,
+        desired=world.desired,
+        metrics=world.metrics,
+        subscribe=world.watch,
+        unsubscribe=world.unwatch,
+        touch=world.touch,
+        agent=world.agent,
+        patch_status=world.patch_status,
+        **options,
+    )
     task = asyncio.create_task(probe.run())
     try:
         yield probe
@@ -542,5 +552,5 @@ async def test_an_objective_that_is_missed_is_a_condition(world: World) -> None:
 
 
 def test_timestamps_are_the_apis() -> None:
-    assert status.timestamp(0) == "1970-01-01T00:00:00Z"
-    assert status.seconds_of("1970-01-01T00:01:00Z") == 60
+    assert timestamp(0) == "1970-01-01T00:00:00Z"
+    assert epoch_s("1970-01-01T00:01:00Z") == 60

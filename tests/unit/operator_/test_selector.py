@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latencyprobe_operator.api.selector import InvalidSelectorError, read_selector
+from latencyprobe_operator.kube.selector import InvalidSelectorError, read_selector
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_all_fields_are_read() -> None:
                 "objectives": [{"name": "a", "stage": "tcp.rtt", "percentile": "p99", "max": "1s"}],
             },
             "InvalidSpec",
-            "objective a: tcp.rtt is of TCP alone",
+            "objective a: tcp.rtt applies to TCP only",
         ),
         ({"selector": {"matchLabels": {"a b": "c"}}}, "InvalidSelector", "'a b' is neither"),
         ({"selector": None}, "InvalidSpec", "cannot be read"),

@@ -18,9 +18,18 @@ from latencyprobe.domain.measurement import (
     StageMeasurement,
 )
 from latencyprobe.domain.stages import STAGES
-from latencyprobe_operator.api import status
-from latencyprobe_operator.api.status import NodeFacts, PodFacts, Problem
+from latencyprobe_operator.api.conditions import ReadyReason
 from latencyprobe_operator.api.status_fields import NodeState, Phase
+from latencyprobe_operator.probes import status
+from latencyprobe_operator.probes.document import (
+    MAX_BYTES,
+    Document,
+    differs,
+    merge_patch,
+    size_bytes,
+    turning_points,
+)
+from latencyprobe_operator.probes.facts import NodeFacts, PodFacts, Problem
 from latencyprobe_operator.probes.objectives import Judgement, ObjectiveOutcome
 from tests.unit.operator_.status_facts import LATER, NOW, READY, SLOW_READER, facts
 from tools.fakes.api import apply_merge_patch
@@ -29,7 +38,7 @@ from tools.fakes.samples import probe_spec
 NO_AGENT = NodeFacts("node-b", NodeState.NO_AGENT, "no agent runs on this node")
 
 
-def condition(document: status.Document, name: str) -> tuple[str, str]:
+def condition(document: Document, name: str) -> tuple[str, str]:
     """(status, reason) of a condition."""
     (found,) = (each for each in document["conditions"] if each["type"] == name)
     return found["status"], found["reason"]
@@ -65,7 +74,7 @@ def condition(document: status.Document, name: str) -> tuple[str, str]:
         ({"nodes": [], "matched_pods": 0}, "Pending", ("False", "NoMatchingPods")),
         ({"nodes": [], "containers": 0}, "Pending", ("False", "NoRunningContainers")),
         (
-            {"nodes": [], "problem": Problem("InvalidSelector", "unable to parse")},
+            {"nodes": [], "problem": Problem(ReadyReason.INVALID_SELECTOR, "unable to parse")},
             "Pending",
             ("False", "InvalidSelector"),
         ),
@@ -289,7 +298,7 @@ def test_a_huge_cluster_fits() -> None:
         now=NOW,
     )
 
-    assert status.size_bytes(document) <= status.MAX_BYTES
+    assert size_bytes(document) <= MAX_BYTES
     assert document["pods"]
     assert len(document["pods"]) + document["omittedPods"] == 10_000
     assert len(document["nodes"]) + document["omittedNodes"] == 1000
@@ -299,8 +308,8 @@ def test_reports_alone_make_no_difference_and_turn_nothing() -> None:
     before = status.build(facts(last_report_time=NOW), now=NOW)
     after = status.build(facts(last_report_time=LATER, previous=before), now=LATER)
 
-    assert not status.differs(before, after)
-    assert status.turning_points(before) == status.turning_points(after)
+    assert not differs(before, after)
+    assert turning_points(before) == turning_points(after)
 
 
 documents = st.recursive(
@@ -315,7 +324,7 @@ objects = st.dictionaries(st.sampled_from("abc"), documents, max_size=3)
 def test_a_merge_patch_leads_from_one_document_to_the_other(
     before: dict[str, Any], after: dict[str, Any]
 ) -> None:
-    patch = status.merge_patch(before, after)
+    patch = merge_patch(before, after)
 
     assert apply_merge_patch(before, patch) == after
     assert bool(patch) == (before != after)

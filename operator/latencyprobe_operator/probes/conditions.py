@@ -1,0 +1,187 @@
+"""The conditions of a probe: pure functions of its facts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from latencyprobe_operator.api.conditions import (
+    Condition,
+    ConditionStatus,
+    ConditionType,
+    CoveredReason,
+    ObjectivesReason,
+    OverheadReason,
+    ReadyReason,
+    Reason,
+)
+from latencyprobe_operator.api.status_fields import NodeState, Phase
+from latencyprobe_operator.probes.document import shorten
+from latencyprobe_operator.probes.facts import ABSENT, MEASURING, NodeFacts, ProbeFacts
+from latencyprobe_operator.probes.objectives import Judgement, ObjectiveOutcome
+
+_READY_REASONS = {
+    NodeState.NO_AGENT: ReadyReason.NO_AGENT,
+    NodeState.UNREACHABLE: ReadyReason.AGENT_UNREACHABLE,
+    NodeState.VERSION_SKEW: ReadyReason.VERSION_SKEW,
+    NodeState.REJECTED: ReadyReason.AGENT_REJECTS,
+    NodeState.STALE: ReadyReason.AGENT_SILENT,
+    NodeState.FAILED: ReadyReason.TARGETS_FAILED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The content of a condition."""
+
+    status: ConditionStatus
+    reason: Reason
+    message: str
+
+
+Findings = Mapping[ConditionType, Finding]
+
+
+def findings_of(facts: ProbeFacts) -> Findings:
+    """Judge a probe that should measure."""
+    findings = {
+        ConditionType.READY: _ready(facts),
+        ConditionType.COVERED: _covered(facts),
+        ConditionType.WITHIN_OVERHEAD: _overhead(facts),
+    }
+    if facts.spec and facts.spec.objectives:
+        findings[ConditionType.OBJECTIVES_MET] = _objectives(facts.objectives)
+    return findings
+
+
+def idle_findings(facts: ProbeFacts, phase: Phase) -> Findings:
+    """Describe a probe that is suspended or completed."""
+    if phase is Phase.COMPLETED:
+        message = "spec.duration is over: all programs are detached"
+    else:
+        message = "spec.suspend is true: nothing is attached"
+    idle, nothing = ConditionStatus.UNKNOWN, "nothing is attached"
+    findings = {
+        ConditionType.READY: Finding(ConditionStatus.FALSE, ReadyReason(phase), message),
+        ConditionType.COVERED: Finding(idle, CoveredReason(phase), nothing),
+        ConditionType.WITHIN_OVERHEAD: Finding(idle, OverheadReason(phase), nothing),
+    }
+    if facts.spec and facts.spec.objectives:
+        findings[ConditionType.OBJECTIVES_MET] = Finding(idle, ObjectivesReason(phase), nothing)
+    return findings
+
+
+def conditions_of(findings: Findings, facts: ProbeFacts, now: str) -> tuple[Condition, ...]:
+    """Return the API's conditions: lastTransitionTime moves only where the status changes."""
+    before = {each.get("type"): each for each in facts.previous.get("conditions") or ()}
+
+    def condition(name: ConditionType, finding: Finding) -> Condition:
+        previous = before.get(name, {})
+        unchanged = previous.get("status") == finding.status and previous.get("lastTransitionTime")
+        return Condition(
+            type=name,
+            status=finding.status,
+            reason=finding.reason,
+            message=shorten(finding.message),
+            last_transition_time=previous["lastTransitionTime"] if unchanged else now,
+            observed_generation=facts.generation,
+        )
+
+    return tuple(condition(name, finding) for name, finding in findings.items())
+
+
+def _ready(facts: ProbeFacts) -> Finding:
+    if facts.problem:
+        return Finding(ConditionStatus.FALSE, facts.problem.reason, facts.problem.message)
+    if not facts.matched_pods:
+        return Finding(
+            ConditionStatus.FALSE,
+            ReadyReason.NO_MATCHING_PODS,
+            "no pod of this namespace matches the selector; measuring starts when one appears",
+        )
+    if not facts.nodes:
+        return Finding(
+            ConditionStatus.FALSE,
+            ReadyReason.NO_RUNNING_CONTAINERS,
+            "the matching pods run no container to measure yet",
+        )
+    if any(node.attached for node in facts.nodes):
+        measuring = sum(node.state in MEASURING for node in facts.nodes)
+        return Finding(
+            ConditionStatus.TRUE,
+            ReadyReason.MEASURING,
+            f"{measuring} of {len(facts.nodes)} nodes measure every target",
+        )
+    worst = max(facts.nodes, key=lambda node: (node.state in ABSENT, node.name))
+    reason = _READY_REASONS.get(worst.state, ReadyReason.ATTACHING)
+    return Finding(ConditionStatus.FALSE, reason, _about(worst))
+
+
+def _covered(facts: ProbeFacts) -> Finding:
+    if not facts.nodes:
+        return Finding(
+            ConditionStatus.UNKNOWN, CoveredReason.NO_TARGETS, "there is nothing to cover"
+        )
+    uncovered = [node for node in facts.nodes if node.state is not NodeState.READY]
+    if not uncovered:
+        return Finding(
+            ConditionStatus.TRUE,
+            CoveredReason.FULLY_COVERED,
+            "every stage is measured for every target",
+        )
+    lacking = [node for node in uncovered if node.state not in MEASURING]
+    first = (lacking or uncovered)[0]
+    more = f" (and {len(uncovered) - 1} more nodes)" if len(uncovered) > 1 else ""
+    if lacking:
+        return Finding(ConditionStatus.FALSE, CoveredReason.NODES_NOT_COVERED, _about(first) + more)
+    names = ", ".join(gap.name for gap in first.gaps)
+    return Finding(
+        ConditionStatus.FALSE,
+        CoveredReason.STAGES_NOT_COVERED,
+        f"node {first.name}: not fully measured: {names}{more}",
+    )
+
+
+def _overhead(facts: ProbeFacts) -> Finding:
+    known = [(node.cpu_percent, node.name) for node in facts.nodes if node.cpu_percent is not None]
+    if not known or not facts.spec:
+        return Finding(
+            ConditionStatus.UNKNOWN,
+            OverheadReason.NOT_MEASURED,
+            "no agent has reported the run time of its programs",
+        )
+    budget = facts.spec.max_cpu_percent
+    cpu_percent, name = max(known)
+    figures = f"{cpu_percent:.1f} % of one core on node {name}"
+    if not budget:
+        return Finding(
+            ConditionStatus.TRUE,
+            OverheadReason.NO_BUDGET,
+            f"spec.overhead sets no limit; at most {figures}",
+        )
+    # Two digits of a fluctuating figure would change the message with each report.
+    if cpu_percent <= budget:
+        return Finding(
+            ConditionStatus.TRUE,
+            OverheadReason.WITHIN_BUDGET,
+            f"at most {budget:g} % of one core on every node",
+        )
+    return Finding(
+        ConditionStatus.FALSE, OverheadReason.OVER_BUDGET, f"{figures}, {budget:g} % are allowed"
+    )
+
+
+def _objectives(judgements: Sequence[Judgement]) -> Finding:
+    def messages(outcome: ObjectiveOutcome) -> str:
+        return "; ".join(each.message for each in judgements if each.outcome is outcome)
+
+    if missed := messages(ObjectiveOutcome.MISSED):
+        return Finding(ConditionStatus.FALSE, ObjectivesReason.OBJECTIVE_MISSED, missed)
+    if unknown := messages(ObjectiveOutcome.UNKNOWN):
+        return Finding(ConditionStatus.UNKNOWN, ObjectivesReason.INSUFFICIENT_DATA, unknown)
+    met = messages(ObjectiveOutcome.MET)
+    return Finding(ConditionStatus.TRUE, ObjectivesReason.ALL_MET, met)
+
+
+def _about(node: NodeFacts) -> str:
+    return f"node {node.name}: {node.message or node.state}"

@@ -1,0 +1,91 @@
+"""The facts that a status is built from, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from latencyprobe.domain.coverage import StageCoverage
+from latencyprobe.domain.measurement import NOTHING, Measurement, NodeMeasurement
+from latencyprobe_operator.api.conditions import ReadyReason
+from latencyprobe_operator.api.spec import ProbeSpec
+from latencyprobe_operator.api.status_fields import NodeState, Phase
+from latencyprobe_operator.probes.objectives import Judgement
+
+MEASURING = frozenset({NodeState.PARTIAL, NodeState.READY})
+"""States in which every target on the node is measured, though perhaps not every stage."""
+
+ABSENT = frozenset(
+    {
+        NodeState.NO_AGENT,
+        NodeState.UNREACHABLE,
+        NodeState.VERSION_SKEW,
+        NodeState.REJECTED,
+        NodeState.STALE,
+    }
+)
+"""States in which the operator gets no figures of the node."""
+
+LACKING = ABSENT | {NodeState.FAILED}
+"""States in which a probe that has measured is degraded."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """One node that runs targets of the probe."""
+
+    name: str
+    state: NodeState
+    message: str = ""
+    gaps: tuple[StageCoverage, ...] = ()
+    attached: int = 0
+    """Number of the probe's targets that are measured there."""
+    cpu_percent: float | None = None
+    """The run time of the node's programs, in percent of one core; None where it is unknown."""
+    last_report: float | None = None
+    """Time of its last report on the probe, in seconds since the epoch, if no report is due."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodFacts:
+    """One pod that is listed."""
+
+    name: str
+    node: str
+    containers: tuple[str, ...]
+    measurement: Measurement
+    uncounted: frozenset[str] = frozenset()
+    """Counters that its node cannot count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """The reason why a probe cannot measure at all, for the condition Ready."""
+
+    reason: ReadyReason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeFacts:
+    """All facts that one status is built from. `pods` are in order, the slowest first."""
+
+    spec: ProbeSpec | None
+    generation: int
+    phase: Phase | None = None
+    """SUSPENDED or COMPLETED if the probe is; None: the other facts decide."""
+    problem: Problem | None = None
+    matched_pods: int = 0
+    containers: int = 0
+    nodes: Sequence[NodeFacts] = ()
+    pods: Sequence[PodFacts] = ()
+    omitted_pods: int = 0
+    merged: Measurement = NOTHING
+    node_context: Mapping[str, NodeMeasurement] = field(default_factory=dict)
+    """The measurements of nodes as a whole, by their names."""
+    objectives: Sequence[Judgement] = ()
+    start_time: str | None = None
+    last_report_time: str | None = None
+    previous: Mapping[str, Any] = field(default_factory=dict)
+    """The status as it stands in the API server."""

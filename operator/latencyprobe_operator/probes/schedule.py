@@ -1,0 +1,99 @@
+"""The schedule of a probe's status: pure, from the times of its reports and writes.
+
+All times are seconds of one monotonic clock.
+"""
+
+from __future__ import annotations
+
+# Between two writes; and changes within the second time are written together.
+_SHORTEST_PAUSE_S = 1.0
+_GATHER_S = 0.1
+# The agents' reports of one interval come together, more or less.
+_LONGEST_SETTLE_S = 0.5
+# After a restart, agents that are known to measure get an interval and this to report again.
+_GRACE_S = 5.0
+_IDLE_REFRESH_S = 600.0
+_NEVER = -1e9
+
+
+class StatusSchedule:
+    """The times at which a status is due.
+
+    Figures are due when all nodes have reported since the last ones, or shortly after the first
+    node did, but no sooner than an interval after the last ones. Without reports, old figures still
+    leave the window: they are due after an interval and a half, so as not to be written just before
+    a report.
+    """
+
+    def __init__(self) -> None:
+        self.nodes = 0
+        """The number of nodes that run targets of the probe."""
+        self._last_figures = _NEVER
+        self._first_report: float | None = None
+        self._reporters: set[str] = set()
+        self._grace_until = 0.0
+
+    def grant_grace(self, now: float, interval_s: float) -> None:
+        """Let the status of an earlier operator stand until agents can have reported."""
+        self._grace_until = now + interval_s + _GRACE_S
+
+    def in_grace(self, now: float) -> bool:
+        """Decide whether the status stands if no agent reports."""
+        return now < self._grace_until
+
+    def take_report(self, node: str, now: float) -> bool:
+        """Note a report; return whether the next status may be due earlier."""
+        self._reporters.add(node)
+        if self._first_report is None:
+            self._first_report = now
+            return True
+        return len(self._reporters) == self.nodes
+
+    def figures_due(self, interval_s: float, *, idle: bool) -> float:
+        """Return the time when the next figures are due."""
+        if idle:
+            return self._last_figures + _IDLE_REFRESH_S
+        if self._first_report is None:
+            return self._last_figures + 1.5 * interval_s
+        complete = len(self._reporters) >= self.nodes
+        settle_s = 0.0 if complete else min(_LONGEST_SETTLE_S, interval_s / 10)
+        return max(self._first_report + settle_s, self._last_figures + interval_s * 0.97)
+
+    def next_check(
+        self,
+        now: float,
+        interval_s: float,
+        *,
+        idle: bool,
+        reported: bool,
+        remaining_s: float | None,
+    ) -> float:
+        """Return the time of the next check, if nothing happens before.
+
+        `reported`: an agent has reported. `remaining_s`: the time to the end of the probe.
+        """
+        due = self.figures_due(interval_s, idle=idle)
+        if self.in_grace(now) and not reported:
+            due = self._grace_until
+        return due if remaining_s is None else min(due, now + remaining_s)
+
+    def mark_figures(self, now: float) -> None:
+        """Note that the figures of this time are taken."""
+        self._last_figures, self._first_report = now, None
+        self._reporters.clear()
+
+    def mark_failed(self, now: float) -> None:
+        """Note that a write has failed: its figures are due again."""
+        self._last_figures = _NEVER
+        self._first_report = self._first_report or now
+
+    def forget_reports(self) -> None:
+        """Expect the first report again: the probe does not measure any more."""
+        self._first_report = None
+
+
+def pause_s(now: float, last_write: float | None) -> float:
+    """Return the pause before a write: two writes are not close together."""
+    if last_write is None:
+        return _GATHER_S
+    return max(last_write + _SHORTEST_PAUSE_S - now, _GATHER_S)

@@ -1,0 +1,135 @@
+"""The pods of one probe: followed in the API server, and kept in the desired states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from latencyprobe_operator.api.conditions import ReadyReason
+from latencyprobe_operator.api.spec import ProbeKey, ProbeSpec
+from latencyprobe_operator.desired_state import DesiredStates, PlacedPod
+from latencyprobe_operator.kube.pods import PodsChange, PodSet, PodsListener
+from latencyprobe_operator.kube.selector import LabelSelector
+from latencyprobe_operator.probes.facts import Problem
+
+Subscribe = Callable[[str, LabelSelector, PodsListener], PodSet]
+"""As `PodWatches.subscribe`: the namespace, the selector and the listener."""
+Unsubscribe = Callable[[PodSet, PodsListener], None]
+"""As `PodWatches.unsubscribe`."""
+
+
+class SelectedPods:
+    """The pods that one probe selects, while it measures.
+
+    A probe *joins* the desired states when its pods are known, in place of what was there before.
+    """
+
+    def __init__(
+        self,
+        key: ProbeKey,
+        *,
+        desired: DesiredStates,
+        subscribe: Subscribe,
+        unsubscribe: Unsubscribe,
+        touch: Callable[[set[str]], None],
+        on_change: Callable[[], None],
+        on_removed: Callable[[str], None],
+    ) -> None:
+        """Follow no pods yet.
+
+        `touch`: the desired states of these nodes have changed. `on_removed`: the probe does not
+        measure the pod of this UID any more.
+        """
+        self._key = key
+        self._desired = desired
+        self._subscribe = subscribe
+        self._unsubscribe = unsubscribe
+        self._touch = touch
+        self._on_change = on_change
+        self._on_removed = on_removed
+        self._spec: ProbeSpec | None = None
+        self._pods: PodSet | None = None
+        self._joined = False
+
+    @property
+    def followed(self) -> bool:
+        """Return whether the probe follows its pods."""
+        return self._pods is not None
+
+    @property
+    def known(self) -> bool:
+        """Return whether the desired states hold this probe's pods, if it has any."""
+        return self._pods is None or self._joined or self._pods.refusal is not None
+
+    @property
+    def matched(self) -> int:
+        """Count the pods that the selector matches and that have not ended."""
+        return sum(not pod.ended for pod in self._pods.pods.values()) if self._pods else 0
+
+    @property
+    def placed(self) -> Mapping[str, PlacedPod]:
+        """Return the pods that have something to measure, by UID."""
+        return self._desired.pods_of(self._key.uid)
+
+    def problem(self) -> Problem | None:
+        """Return the reason why the pods are not known; None if they are."""
+        if not self._pods:
+            return None
+        if refusal := self._pods.refusal:
+            if refusal.invalid:
+                return Problem(ReadyReason.INVALID_SELECTOR, refusal.message)
+            return Problem(ReadyReason.PODS_UNAVAILABLE, refusal.message)
+        if not self._pods.listed:
+            return Problem(ReadyReason.LISTING_PODS, "the API server has not listed the pods yet")
+        return None
+
+    def follow(self, spec: ProbeSpec) -> None:
+        """Follow the pods of this spec, in place of the one before."""
+        self._spec = spec
+        namespace, selector = self._key.namespace, spec.selector
+        if self._pods and (self._pods.namespace, self._pods.selector) == (namespace, selector):
+            self._join()
+            return
+        self.pause()
+        self._pods = self._subscribe(namespace, selector, self._take)
+        self._take(PodsChange())
+
+    def leave(self) -> None:
+        """Take the probe out of the desired states: its agents are to detach."""
+        self.pause()
+        self._touch(self._desired.remove_probe(self._key.uid))
+
+    def pause(self) -> None:
+        """Stop following the pods, and leave the desired states as they are."""
+        if self._pods:
+            self._unsubscribe(self._pods, self._take)
+        self._pods, self._joined = None, False
+
+    def _take(self, change: PodsChange) -> None:
+        if not self._pods:
+            return
+        if self._pods.refusal:
+            self._joined = False
+            self._touch(self._desired.remove_probe(self._key.uid))
+        elif self._pods.listed and not self._joined:
+            self._join()
+        elif self._joined:
+            self._update(change)
+        self._on_change()
+
+    def _join(self) -> None:
+        if not self._pods or not self._spec or not self._pods.listed:
+            return
+        before = set(self.placed)
+        self._joined = True
+        self._touch(self._desired.set_probe(self._spec, self._pods.pods.values()))
+        for pod_uid in before.difference(self.placed):
+            self._on_removed(pod_uid)
+
+    def _update(self, change: PodsChange) -> None:
+        touched: set[str] = set()
+        for pod in change.changed:
+            touched |= self._desired.set_pod(self._key.uid, pod)
+        for pod_uid in change.removed:
+            touched |= self._desired.remove_pod(self._key.uid, pod_uid)
+            self._on_removed(pod_uid)
+        self._touch(touched)

@@ -1,0 +1,200 @@
+"""The status of a probe: a pure function of its facts at one moment.
+
+Bounded for every size of a cluster (document.MAX_BYTES), and equal for equal facts, so that a write
+can be left out if nothing has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from latencyprobe.domain.durations import format_ns
+from latencyprobe.domain.measurement import (
+    NOTHING_OF_THE_NODE,
+    NodeMeasurement,
+    joint_counters,
+    largest_counters,
+)
+from latencyprobe.domain.report import NodeReport, report_on, report_on_node
+from latencyprobe.domain.serialisation import document_of
+from latencyprobe.domain.verdict import Bottleneck
+from latencyprobe_operator.api.conditions import ConditionStatus, ConditionType
+from latencyprobe_operator.api.spec import ProbeSpec
+from latencyprobe_operator.api.status_fields import (
+    NodeContext,
+    NodeState,
+    NodeStatus,
+    Phase,
+    PodStatus,
+    ProbeStatus,
+    StatusTimes,
+    Summary,
+    TargetCounts,
+)
+from latencyprobe_operator.api.timestamps import timestamp
+from latencyprobe_operator.probes.conditions import (
+    Finding,
+    conditions_of,
+    findings_of,
+    idle_findings,
+)
+from latencyprobe_operator.probes.document import Document, fit, shorten
+from latencyprobe_operator.probes.facts import (
+    LACKING,
+    MEASURING,
+    NodeFacts,
+    PodFacts,
+    ProbeFacts,
+)
+from latencyprobe_operator.probes.windows import headline
+
+MAX_NODES = 50
+# Of the measurements of nodes as a whole: so many nodes, and of each so many stages and counters;
+# so many counters also of a pod's network namespace.
+MAX_CONTEXTS = 8
+MAX_CONTEXT_STAGES = 12
+MAX_CONTEXT_COUNTERS = 24
+
+
+def build(facts: ProbeFacts, *, now: str) -> Document:
+    """Build the status document of these facts."""
+    if facts.phase is not None:
+        return _idle(facts, facts.phase, now=now)
+    findings = findings_of(facts)
+    ready = findings[ConditionType.READY]
+    degraded = any(node.state in LACKING for node in facts.nodes)
+    if degraded and facts.start_time:
+        phase = Phase.DEGRADED
+    else:
+        phase = Phase.RUNNING if ready.status is ConditionStatus.TRUE else Phase.PENDING
+    uncovered = [node for node in facts.nodes if node.state is not NodeState.READY]
+    listed = uncovered[:MAX_NODES]
+    document = document_of(
+        ProbeStatus(
+            observed_generation=facts.generation,
+            phase=phase,
+            conditions=conditions_of(findings, facts, now),
+            targets=_targets(facts),
+            summary=_summary(facts, ready),
+            pods=tuple(_pod(pod, facts, facts.spec) for pod in facts.pods) if facts.spec else (),
+            omitted_pods=facts.omitted_pods,
+            nodes=tuple(map(_node, listed)),
+            omitted_nodes=len(uncovered) - len(listed),
+            node_context=_node_context(facts),
+            times=_times(facts),
+        )
+    )
+    return fit(document)
+
+
+def _idle(facts: ProbeFacts, phase: Phase, *, now: str) -> Document:
+    """Build the status of a suspended or completed probe: the last figures stay as they were."""
+    kept = ("summary", "pods", "omittedPods", "nodeContext", "lastReportTime")
+    status = ProbeStatus(
+        observed_generation=facts.generation,
+        phase=phase,
+        conditions=conditions_of(idle_findings(facts, phase), facts, now),
+        targets=_targets(facts),
+    )
+    document = document_of(status)
+    document["targets"] |= {**facts.previous.get("targets", {}), "readyNodes": 0}
+    document |= {key: facts.previous[key] for key in kept if key in facts.previous}
+    return document | document_of(_times(facts))
+
+
+def _times(facts: ProbeFacts) -> StatusTimes:
+    return StatusTimes(facts.start_time or None, facts.last_report_time or None)
+
+
+def _targets(facts: ProbeFacts) -> TargetCounts:
+    return TargetCounts(
+        pods=facts.matched_pods,
+        containers=facts.containers,
+        nodes=len(facts.nodes),
+        ready_nodes=sum(node.state in MEASURING for node in facts.nodes),
+    )
+
+
+def _summary(facts: ProbeFacts, ready: Finding) -> Summary:
+    if not facts.spec or not facts.matched_pods:
+        return Summary(message=shorten(ready.message))
+    report = report_on(facts.merged, facts.spec.modules, _counters_of_all(facts.node_context))
+    verdict = report.verdict
+    received, sent = (facts.merged.stage(name).histogram for name in ("rx.total", "tx.total"))
+    whole = headline(received, sent)
+    insufficient = verdict.bottleneck is Bottleneck.INSUFFICIENT_DATA
+    use_ready = insufficient and ready.status is not ConditionStatus.TRUE
+    return Summary(
+        bottleneck=verdict.bottleneck,
+        p50=format_ns(whole.percentile(50)) if whole.count else None,
+        p99=format_ns(whole.percentile(99)) if whole.count else None,
+        message=shorten(ready.message if use_ready else "; ".join(verdict.evidence)),
+    )
+
+
+def _counters_of_all(nodes: Mapping[str, NodeMeasurement]) -> NodeMeasurement:
+    counters: dict[str, int] = {}
+    for node in nodes.values():
+        counters = joint_counters(counters, node.counters)
+    return NodeMeasurement({}, counters)
+
+
+def _pod(pod: PodFacts, facts: ProbeFacts, spec: ProbeSpec) -> PodStatus:
+    node = facts.node_context.get(pod.node, NOTHING_OF_THE_NODE)
+    report = report_on(pod.measurement, spec.modules, node, uncounted=pod.uncounted)
+    return PodStatus(
+        name=pod.name,
+        node=pod.node,
+        containers=pod.containers,
+        verdict=report.verdict,
+        stages=report.stages,
+        counters=report.counters,
+        netns_counters=_bounded(report.netns_counters),
+    )
+
+
+def _node_context(facts: ProbeFacts) -> tuple[NodeContext, ...]:
+    """Return the nodes with something to report, the worst first: by drops, then by stages."""
+    if not facts.spec:
+        return ()
+    reports = {
+        name: report_on_node(measurement, facts.spec.modules)
+        for name, measurement in facts.node_context.items()
+    }
+    reporting = [name for name, report in reports.items() if report]
+    reporting.sort(key=lambda name: (*_rank(reports[name]), name))
+    return tuple(_context(name, reports[name]) for name in reporting[:MAX_CONTEXTS])
+
+
+def _rank(report: NodeReport) -> tuple[int, int]:
+    """Return the sort key: the count of failures (a node counts nothing else), then slowness."""
+    slowest_ns = max((stage.p99_ns for stage in report.stages), default=0)
+    return -sum(report.counters.values()), -slowest_ns
+
+
+def _bounded(counters: Mapping[str, int]) -> dict[str, int]:
+    """Return the largest counters, by name: their names are open, so their number is limited."""
+    return dict(sorted(largest_counters(counters, MAX_CONTEXT_COUNTERS).items()))
+
+
+def _context(name: str, report: NodeReport) -> NodeContext:
+    costliest = sorted(report.stages, key=lambda s: s.mean_ns * s.count, reverse=True)
+    shown = set(costliest[:MAX_CONTEXT_STAGES])
+    return NodeContext(
+        node=name,
+        counters=_bounded(report.counters),
+        stages=tuple(stage for stage in report.stages if stage in shown),
+    )
+
+
+def _node(node: NodeFacts) -> NodeStatus:
+    return NodeStatus(
+        name=node.name,
+        state=node.state,
+        message=shorten(node.message),
+        last_report_time=None if node.last_report is None else timestamp(node.last_report),
+        stages=tuple(
+            replace(gap, hook=shorten(gap.hook), reason=shorten(gap.reason)) for gap in node.gaps
+        ),
+    )

@@ -1,0 +1,93 @@
+"""Writes of a probe's status: only the differences, and with back-off."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from latencyprobe.process.backoff import Backoff
+from latencyprobe_operator.api.spec import ProbeKey
+from latencyprobe_operator.api.status_fields import Phase
+from latencyprobe_operator.api.timestamps import epoch_s
+from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError
+from latencyprobe_operator.metrics import OperatorMetrics
+from latencyprobe_operator.probes.document import Document, differs, merge_patch, turning_points
+
+log = logging.getLogger(__name__)
+
+# The greatest age of lastReportTime while nothing else changes.
+_STALE_S = 60.0
+
+PatchStatus = Callable[[str, str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
+"""As `Cluster.patch_status`: merges into the status of a LatencyProbe; returns the object."""
+
+
+class StatusWriter:
+    """The status of one probe in the API server, and the writes to it."""
+
+    def __init__(
+        self,
+        key: ProbeKey,
+        previous: Document,
+        *,
+        patch_status: PatchStatus,
+        metrics: OperatorMetrics,
+    ) -> None:
+        self.previous = previous
+        """The status as it stands in the API server."""
+        self.phase = str(Phase.PENDING)
+        """The phase that was written last."""
+        self.last_write: float | None = None
+        """The time of the last write, by the event loop's clock."""
+        self._key = key
+        self._patch_status = patch_status
+        self._metrics = metrics
+        self._backoff = Backoff(0.5, 10)
+
+    def turns(self, document: Document) -> bool:
+        """Decide whether people wait for this change."""
+        return turning_points(document) != turning_points(self.previous)
+
+    def is_news(self, document: Document) -> bool:
+        """Decide whether the document is worth a write."""
+        return differs(self.previous, document) or self._is_stale(document)
+
+    def _is_stale(self, document: Document) -> bool:
+        written, known = self.previous.get("lastReportTime"), document.get("lastReportTime")
+        if not known or known == written:
+            return False
+        return not written or epoch_s(known) - epoch_s(written) >= _STALE_S
+
+    async def write(self, document: Document) -> float | None:
+        """Write the document; return the seconds until another attempt, None if none is needed."""
+        patch = merge_patch(self.previous, document)
+        # With the UID the API server refuses the write to a later object of the same name.
+        body = {"metadata": {"uid": self._key.uid}, "status": patch}
+        try:
+            answer = await self._patch_status(self._key.namespace, self._key.name, body)
+        except ApiError as error:
+            if error.status == 404:
+                return None  # deleted; the watch reports it soon
+            return self._fail(error, transient=error.status == 429 or error.status >= 500)
+        except UNAVAILABLE as error:
+            return self._fail(error, transient=True)
+        self._metrics.status_writes.inc()
+        self._backoff.reset()
+        self.previous = dict(answer.get("status") or {})
+        self.last_write = asyncio.get_running_loop().time()
+        self.phase = str(self.previous.get("phase"))
+        return None
+
+    def _fail(self, error: Exception, *, transient: bool) -> float:
+        self._metrics.status_write_failures.inc()
+        delay_s = self._backoff.next()
+        log.log(
+            logging.WARNING if transient else logging.ERROR,
+            "%s: cannot write the status: %s; next attempt in %.1f s",
+            self._key,
+            str(error) or type(error).__name__,
+            delay_s,
+        )
+        return delay_s
