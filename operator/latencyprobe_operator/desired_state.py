@@ -1,7 +1,7 @@
-"""What each node's agent is to measure: all probes together, kept as an index by node.
+"""The desired states of the agents: all probes together, kept as an index by node.
 
-Every change answers with the nodes that it touches, so that one pod's coming costs the work of one
-pod, however many there are. Nothing here knows of generations, connections or messages.
+Every change returns the nodes that it touches, so that a new pod costs the work of one pod at any
+number of pods. Generations, connections and messages belong to other modules.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class DesiredStates:
         self._by_node: dict[str, dict[str, dict[str, PlacedPod]]] = {}
 
     def set_probe(self, spec: ProbeSpec, pods: Iterable[Pod]) -> set[str]:
-        """Take in a probe, or its new spec, with all its pods; answers the touched nodes."""
+        """Take in a probe, or its new spec, with all its pods; return the touched nodes."""
         touched = self.remove_probe(spec.key.uid)
         self._specs[spec.key.uid] = spec
         self._pods[spec.key.uid] = {}
@@ -60,7 +60,7 @@ class DesiredStates:
         return touched
 
     def remove_probe(self, probe_uid: str) -> set[str]:
-        """Forget a probe, if it is known; answers the touched nodes."""
+        """Forget a probe, if it is known; return the touched nodes."""
         touched: set[str] = set()
         for pod_uid in list(self._pods.get(probe_uid, ())):
             touched |= self.remove_pod(probe_uid, pod_uid)
@@ -69,7 +69,7 @@ class DesiredStates:
         return touched
 
     def set_pod(self, probe_uid: str, pod: Pod) -> set[str]:
-        """Take in a pod of a known probe, or what became of it; answers the touched nodes."""
+        """Take in a new or changed pod of a known probe; return the touched nodes."""
         spec, pods = self._specs[probe_uid], self._pods[probe_uid]
         targets = targets_of(pod, spec.containers)
         before = pods.get(pod.uid)
@@ -84,7 +84,7 @@ class DesiredStates:
         return touched
 
     def remove_pod(self, probe_uid: str, pod_uid: str) -> set[str]:
-        """Forget a pod, if it is known; answers the touched nodes."""
+        """Forget a pod, if it is known; return the touched nodes."""
         placed = self._pods.get(probe_uid, {}).pop(pod_uid, None)
         if placed is None:
             return set()
@@ -98,18 +98,18 @@ class DesiredStates:
         return {node}
 
     def of_node(self, node: str) -> DesiredNodeState:
-        """The desired state of this node's agent."""
+        """Return the desired state of this node's agent."""
         return tuple(
             self._probe_on_node(self._specs[probe_uid], pods)
             for probe_uid, pods in sorted(self._by_node.get(node, {}).items())
         )
 
     def pods_of(self, probe_uid: str) -> dict[str, PlacedPod]:
-        """The pods of a probe that have something to measure, by UID. Not to be changed."""
+        """Return the pods of a probe that have something to measure, by UID. Do not change them."""
         return self._pods.get(probe_uid, {})
 
     def probes_on(self, node: str) -> list[str]:
-        """The UIDs of the probes with anything to measure on this node."""
+        """Return the UIDs of the probes with anything to measure on this node."""
         return list(self._by_node.get(node, ()))
 
     @staticmethod

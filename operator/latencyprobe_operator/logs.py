@@ -14,7 +14,7 @@ def configure(*, form: str, level: str) -> None:
     # Their debug lines hold whole requests, headers included.
     for chatty in ("aiohttp", "asyncio", "kubernetes", "grpc"):
         logging.getLogger(chatty).setLevel(max(logging.INFO, root.level))
-    # kopf tells at INFO of every step of its own.
+    # kopf logs every step of its own at INFO.
     logging.getLogger("kopf").setLevel(max(logging.WARNING, root.level))
     if root.level <= logging.DEBUG:
         logging.getLogger("kopf").setLevel(logging.INFO)

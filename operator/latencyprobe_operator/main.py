@@ -62,7 +62,7 @@ async def _serve_probes(options: Options, cluster: Cluster, metrics: OperatorMet
         namespaces=options.watch_namespaces,
     )
     scan = not options.watch_namespaces
-    # By the event loop that does the work: it is healthy as long as it answers.
+    # Served by the event loop that does the work: it is healthy as long as it responds.
     async with served(options.health_address, {"/healthz": health_page()}):
         await kopf.operator(
             registry=build_registry(controller, cluster, scan=scan),

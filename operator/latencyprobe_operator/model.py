@@ -1,4 +1,4 @@
-"""Which containers of which pods a probe measures: pure, from pods as the API server shows them.
+"""Pods, their containers, and the choice of the containers to measure: pure.
 
 A cluster may have a hundred thousand pods, so the types here hold what is used and no more. Strings
 that many pods have in common are interned; pods of one ReplicaSet share one mapping of labels.
@@ -27,14 +27,14 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """The parts of a pod that selecting and measuring it take."""
+    """The parts of a pod that selection and measurement need."""
 
     uid: str
     name: str
     node: str
     phase: str
     labels: Mapping[str, str] = field(hash=False)
-    """Shared between pods: not to be changed."""
+    """Shared between pods: do not change it."""
     running: str
     """A line `NAME ID` for each running container: half of the memory that objects would take."""
 
@@ -46,17 +46,17 @@ class Pod:
 
     @property
     def ended(self) -> bool:
-        """Whether its containers will never run again."""
+        """Return whether its containers will never run again."""
         return self.phase in _ENDED
 
     def measured_like(self, other: Pod) -> bool:
-        """Whether the two are equal but for their labels."""
+        """Decide whether the two are equal but for their labels."""
         return self == other or self == replace(other, labels=self.labels)
 
 
 @dataclass(frozen=True, slots=True)
 class AgentPod:
-    """The parts of an agent's pod that finding and reaching the agent take."""
+    """The parts of an agent's pod that finding and connecting to the agent need."""
 
     uid: str
     name: str
@@ -68,7 +68,7 @@ class AgentPod:
 
     @property
     def ended(self) -> bool:
-        """Whether the agent will never run again."""
+        """Return whether the agent will never run again."""
         return self.phase in _ENDED
 
 
@@ -82,7 +82,7 @@ class ContainerTarget:
 
 
 def read_pod(body: Mapping[str, Any]) -> Pod:
-    """Read a pod of the API; raises ValueError where it has too many labels."""
+    """Read a pod of the API; raises ValueError if it has too many labels."""
     metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     labels = metadata.get("labels") or {}
     if len(labels) > MAX_LABELS:
@@ -149,7 +149,7 @@ def _line(name: str, container_id: str) -> str:
 
 
 def targets_of(pod: Pod, names: Collection[str]) -> tuple[ContainerTarget, ...]:
-    """The pod's containers to measure: those of these names, or all where no name is given."""
+    """Return the pod's containers to measure: those of these names, or all without names."""
     if not pod.node or pod.ended:
         return ()
     return tuple(
@@ -160,7 +160,7 @@ def targets_of(pod: Pod, names: Collection[str]) -> tuple[ContainerTarget, ...]:
 
 
 def newest_by_node(pods: Iterable[AgentPod]) -> dict[str, AgentPod]:
-    """For each node the agent's pod there: while a DaemonSet rolls out, the one that stays."""
+    """Return the agent's pod of each node: while a DaemonSet rolls out, the one that stays."""
     agents: dict[str, AgentPod] = {}
     for pod in pods:
         if pod.node and not pod.ended:

@@ -1,10 +1,10 @@
 """The API server: list and watch pods, write statuses.
 
-A thin layer over kubernetes.aio that hands out the API's JSON: its typed models would cost the
-watch of a large cluster more time and memory than everything else that the operator does.
+A thin layer over kubernetes.aio that returns the API's JSON. Its typed models would cost the watch
+of a large cluster more time and memory than the rest of the operator.
 
-Watches have connections of their own. A watch holds its connection for minutes, so that in a pool
-with a limit a hundred of them would leave none for the requests.
+Watches have connections of their own. A watch holds its connection for minutes: in a pool with a
+limit, a hundred of them would leave no connection for requests.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ _PAGE = 500
 _SLICE = 50
 # `sock_connect`, for `connect` also limits the time that a request waits for a free connection.
 _REQUEST = aiohttp.ClientTimeout(total=30, sock_connect=10)
-# The server ends a watch after this time, drawn anew for each, so that watches that began together
+# The server ends a watch after this time, drawn for each watch, so that watches that began together
 # do not end together.
 _WATCH_S = (290, 580)
-# Before that it sends a bookmark each minute: a connection that says nothing for longer is dead
+# Before that it sends a bookmark each minute: a connection without one for longer is dead
 # (kube-apiserver, bookmarkFrequency).
 _WATCH = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=90)
 _WITHOUT_LIMIT = 0
 
 Json = dict[str, Any]
 
-# What a request may end with while the API server, or the way to it, is away.
+# The errors of a request while the API server, or the network to it, is unavailable.
 UNAVAILABLE = (aiohttp.ClientError, TimeoutError, OSError)
 
 
 class ApiError(Exception):
-    """The API server's refusal: its HTTP status and its own words."""
+    """The API server's refusal: its HTTP status, its reason and its message."""
 
     def __init__(self, status: int, reason: str, message: str) -> None:
         self.status, self.reason = status, reason
@@ -54,7 +54,7 @@ class ApiError(Exception):
 
 
 class ExpiredError(ApiError):
-    """410: what was asked to go on from is forgotten. List again."""
+    """HTTP status 410: the API server has forgotten the version of a watch or page. List again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class WatchEvent:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """How to reach the API server, for other clients than ours. Kept out of every log."""
+    """The address and credentials of the API server, for other clients. Never logged."""
 
     server: str
     ca_path: str | None
@@ -93,7 +93,7 @@ class Cluster:
 
     @classmethod
     async def connect(cls, kubeconfig: Path | None) -> Cluster:
-        """The cluster of this kubeconfig; else the one we run in; else that of $KUBECONFIG.
+        """Connect to the cluster of this kubeconfig; else this pod's own; else that of $KUBECONFIG.
 
         Raises kubernetes.aio.config.ConfigException.
         """
@@ -114,7 +114,7 @@ class Cluster:
         await self._watches.close()  # type: ignore[no-untyped-call]
 
     async def connection(self) -> Connection:
-        """How this client reaches the API server, with the token of now."""
+        """Return the address and the present credentials of the API server."""
         configuration = self._configuration
         header = await configuration.get_api_key_with_prefix("BearerToken", "authorization")
         return Connection(
@@ -129,13 +129,13 @@ class Cluster:
     # ----------------------------------------------------------------- requests
 
     async def list_probes(self, namespace: str | None) -> list[Json]:
-        """All LatencyProbes, of one namespace or of all."""
+        """List the LatencyProbes of one namespace, or of all."""
         where = f"/namespaces/{namespace}" if namespace else ""
         answer = await self._get(f"/apis/{GROUP}/{VERSION}{where}/{PLURAL}", {})
         return cast(list[Json], answer["items"])
 
     async def patch_status(self, namespace: str, name: str, patch: Mapping[str, Any]) -> Json:
-        """Merge this into the status of a LatencyProbe; answers the object as it is then."""
+        """Merge this into the status of a LatencyProbe; return the object as it is then."""
         path = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}/{name}/status"
         response = await self._request(
             "PATCH",
@@ -157,9 +157,9 @@ class Cluster:
     async def list_pods(
         self, namespace: str | None, selector: str, take: Callable[[Json], None]
     ) -> str:
-        """Give `take` each pod that matches; answers the version from which a watch can go on.
+        """Pass each matching pod to `take`; return the version from which a watch can go on.
 
-        None is all namespaces, and "" every pod.
+        The namespace None stands for all namespaces, the selector "" for every pod.
         """
         query = {"limit": str(_PAGE), **_selecting(selector)}
         while True:
@@ -178,7 +178,7 @@ class Cluster:
     async def watch_pods(
         self, namespace: str | None, selector: str, *, since: str
     ) -> AsyncIterator[WatchEvent]:
-        """Follow the pods that match from a version on, for some minutes."""
+        """Yield the changes of the matching pods after a version, for some minutes."""
         query = {
             "watch": "true",
             "allowWatchBookmarks": "true",
@@ -234,7 +234,7 @@ def _selecting(selector: str) -> dict[str, str]:
 
 
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """The lines of a stream, however long: `readline` refuses those beyond its buffer."""
+    """Yield the lines of a stream, of any length: `readline` refuses those beyond its buffer."""
     pending = bytearray()
     async for chunk in content.iter_any():
         pending += chunk

@@ -1,9 +1,9 @@
-"""Informers: pods listed once and then watched, through whatever the API server does.
+"""Informers: pods listed once and then watched, through all failures of the API server.
 
-One informer serves one scope: the pods of a namespace, or of all. While the API server is away, the
-last known pods stay; what changed in between is reported afterwards. As client-go's reflector does,
-an informer goes on from the last version that it saw, lists again where that is forgotten, and
-pauses after every failure and every watch.
+One informer serves one scope: the pods of a namespace, or of all. While the API server is
+unavailable, the last known pods stay; changes in between are reported afterwards. As client-go's
+reflector does, an informer goes on from the last version that it saw. If the API server has
+forgotten that version, it lists again. It pauses after every failure and every watch.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 _INVALID_RETRY_S = 30.0
 _LONGEST_PAUSE_S = 10.0
-# A watch that lasted this long worked. A shorter one may be a server or proxy that ends them all,
-# whose answers come as fast as they are asked for.
+# A watch that lasted this long worked. A shorter one may be a server or proxy that ends every watch
+# at once.
 _LIVED_S = 10.0
 
 # Malformed objects end in one of these.
@@ -31,17 +31,17 @@ _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
 
 
 class Source(Protocol):
-    """The part of `Cluster` that an informer takes."""
+    """The part of `Cluster` that an informer needs."""
 
     async def list_pods(
         self, namespace: str | None, selector: str, take: Callable[[Json], None]
     ) -> str:
-        """Give `take` each pod that matches; answers the version from which a watch can go on."""
+        """Pass each matching pod to `take`; return the version from which a watch can go on."""
 
     def watch_pods(
         self, namespace: str | None, selector: str, *, since: str
     ) -> AsyncIterator[WatchEvent]:
-        """Follow the pods that match from a version on, for some minutes."""
+        """Yield the changes of the matching pods after a version, for some minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class PodsRefusal:
     """The API server's reason for not showing these pods."""
 
     invalid: bool
-    """Whether the selector is at fault, and not a missing permission."""
+    """The selector is at fault, and not a missing permission."""
     message: str
 
 
@@ -91,13 +91,13 @@ class Audience(Protocol[P]):
     """The listener of an informer, called after the informer's own state has changed."""
 
     def on_list(self, changes: Mapping[str, Change[P]]) -> None:
-        """All pods were listed: changes since the last list and its watch, by namespace."""
+        """Take in a list of all pods: changes since the last list and its watch, by namespace."""
 
     def on_change(self, namespace: str, change: Change[P]) -> None:
-        """One pod came, changed or went."""
+        """Take in a pod that is new, changed or gone."""
 
     def on_refusal(self) -> None:
-        """The API server does not show the pods, for the reason in `refusal`."""
+        """Note that the API server does not show the pods, for the reason in `refusal`."""
 
 
 class Informer(Generic[P]):
@@ -108,7 +108,7 @@ class Informer(Generic[P]):
     ) -> None:
         self.scope = scope
         self.listed = False
-        """Whether the pods are known, as of some time since the start."""
+        """The pods are known, as of some time since the start."""
         self.refusal: PodsRefusal | None = None
         self._source = source
         self._read = read
@@ -121,7 +121,7 @@ class Informer(Generic[P]):
         self._backoff = Backoff(0.2, _LONGEST_PAUSE_S)
 
     def pods_in(self, namespace: str) -> Mapping[str, P]:
-        """The namespace's pods by UID. Not to be changed."""
+        """Return the namespace's pods by UID. Do not change them."""
         return self._pods.get(namespace, {})
 
     async def run(self) -> None:
@@ -141,7 +141,7 @@ class Informer(Generic[P]):
             except UNAVAILABLE as error:
                 trouble = error
             except _UNREADABLE:
-                log.exception("%s: unreadable answer", self.scope)
+                log.exception("%s: cannot read the API server's answer", self.scope)
                 self._version = None
             seconds = self._pause_s()
             if trouble:
@@ -160,7 +160,7 @@ class Informer(Generic[P]):
     # --------------------------------------------------------------------- list, watch
 
     async def _list(self) -> str:
-        """List, and report the differences to the known pods; answers the version."""
+        """List the pods, and report the differences to the known ones; return the version."""
         found: dict[str, dict[str, P]] = {}
 
         def take(body: Json) -> None:
@@ -218,7 +218,7 @@ class Informer(Generic[P]):
             self._audience.on_change(namespace, Change(removed=[uid]))
 
     def _read_body(self, body: Json) -> P | None:
-        """Read a pod; one that cannot be read is left out, and nobody else's suffers."""
+        """Read a pod; one that cannot be read is left out, without harm to the others."""
         try:
             return self._read(body)
         except _UNREADABLE as error:
@@ -226,20 +226,23 @@ class Informer(Generic[P]):
             if metadata["uid"] not in self._unreadable:
                 self._unreadable.add(metadata["uid"])
                 log.warning(
-                    "pod %s/%s is left out: %s", metadata["namespace"], metadata["name"], error
+                    "pod %s/%s is left out, since it cannot be read: %s",
+                    metadata["namespace"],
+                    metadata["name"],
+                    error,
                 )
             return None
 
     # ------------------------------------------------------------------------ failures
 
     def _take_refusal(self, error: ApiError) -> None:
-        """Remember the reason, where the server will not change its mind.
+        """Remember the reason of a lasting refusal.
 
-        A server that starts also refuses what is allowed (401 and 403, until it has read the
-        roles): that takes nothing away from what is known already.
+        A server that starts also refuses permitted requests (401 and 403, until it has read the
+        roles). Pods that are known already stay known.
         """
         if error.status == 429:
-            return  # where the server is busy already, a list would add to it
+            return  # the server is busy: a list would add to its load
         self._version = None
         if error.status >= 500:
             return
@@ -252,7 +255,7 @@ class Informer(Generic[P]):
     def _log_trouble(self, trouble: Exception, seconds: float) -> None:
         level, reason = logging.WARNING, str(trouble) or type(trouble).__name__
         if not isinstance(trouble, ApiError):
-            reason = f"the API server is away ({reason})"
+            reason = f"cannot reach the API server ({reason})"
             # A broken connection that the next attempt heals is no news.
             level = logging.WARNING if seconds > 1 else logging.DEBUG
         log.log(level, "%s: %s; next attempt in %.1f s", self.scope, reason, seconds)

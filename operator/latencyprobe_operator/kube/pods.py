@@ -1,7 +1,7 @@
 """Sets of pods, selected in memory: any number of probes, a few watches.
 
-An informer follows the pods of the whole cluster; where the operator may only see some namespaces,
-one follows each of them. A pod that changes is compared with the sets of its own namespace alone.
+An informer follows the pods of the whole cluster. If the operator may see some namespaces only, one
+informer follows each of them. A changed pod is compared with the sets of its own namespace alone.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class PodSet:
     selector: LabelSelector
     pods: dict[str, Pod] = field(default_factory=dict)
     listed: bool = False
-    """Whether the pods are known, as of some time since the start."""
+    """The pods are known, as of some time since the start."""
     refusal: PodsRefusal | None = None
     listeners: list[PodsListener] = field(default_factory=list)
 
     def take(self, change: Change[Pod]) -> PodsChange:
-        """Take in what matches; answers the part that is news."""
+        """Take in the matching pods; return the change of this set."""
         changed = []
         removed = [uid for uid in change.removed if self.pods.pop(uid, None)]
         for pod in change.changed:
@@ -60,8 +60,8 @@ class PodSet:
                 removed.append(pod.uid)
         return PodsChange(changed, removed)
 
-    def tell(self, change: PodsChange) -> None:
-        """Let all listeners know; one that fails keeps the change from no other."""
+    def notify(self, change: PodsChange) -> None:
+        """Pass a change to all listeners; the failure of one does not affect the others."""
         for listener in list(self.listeners):
             try:
                 listener(change)
@@ -72,15 +72,15 @@ class PodSet:
 
 
 class PodWatches:
-    """All sets of pods that anybody asked for, and the informers that keep them current."""
+    """All subscribed sets of pods, and the informers that keep them current."""
 
     def __init__(
         self, source: Source, *, clusterwide: bool = True, linger_s: float = _LINGER_S
     ) -> None:
         """Follow no pods yet.
 
-        `clusterwide`: whether there is permission to watch all namespaces. After the last set of
-        an informer the informer goes on for `linger_s`.
+        `clusterwide`: the operator may watch all namespaces. An informer goes on for `linger_s`
+        after its last set has gone.
         """
         self._source = source
         self._clusterwide = clusterwide
@@ -88,7 +88,7 @@ class PodWatches:
         self._followed: dict[str | None, _FollowedScope] = {}
 
     def subscribe(self, namespace: str, selector: LabelSelector, listener: PodsListener) -> PodSet:
-        """Answer the set of these pods; the listener hears of every change from now on."""
+        """Return the set of these pods; the listener gets every change from now on."""
         scope = self._scope_of(namespace)
         if scope not in self._followed:
             self._followed[scope] = _FollowedScope(self._source, scope)
@@ -97,7 +97,7 @@ class PodWatches:
         return pods
 
     def unsubscribe(self, pods: PodSet, listener: PodsListener) -> None:
-        """Stop hearing of a set; without any sets an informer ends."""
+        """Stop passing changes of a set to the listener; an informer without sets ends."""
         pods.listeners.remove(listener)
         scope = self._scope_of(pods.namespace)
         followed = self._followed.get(scope)
@@ -131,11 +131,11 @@ class _FollowedScope:
 
     @property
     def in_use(self) -> bool:
-        """Whether there is any set."""
+        """Return whether there is any set."""
         return bool(self._sets)
 
     def set_of(self, namespace: str, selector: LabelSelector) -> PodSet:
-        """Answer the set of these pods, with what is known of them."""
+        """Return the set of these pods, with those that are known already."""
         sets = self._sets.setdefault(namespace, {})
         if selector not in sets:
             pods = sets[selector] = PodSet(namespace, selector)
@@ -152,23 +152,23 @@ class _FollowedScope:
                 del self._sets[pods.namespace]
 
     def on_list(self, changes: Mapping[str, Change[Pod]]) -> None:
-        """Tell every set that it is known now, with what has changed in it."""
+        """Mark every set as known, and pass on its changes."""
         for pods in self._all_sets():
             pods.listed, pods.refusal = True, None
-            pods.tell(pods.take(changes.get(pods.namespace, Change())))
+            pods.notify(pods.take(changes.get(pods.namespace, Change())))
 
     def on_change(self, namespace: str, change: Change[Pod]) -> None:
-        """Tell the sets of this namespace that the change concerns."""
+        """Pass a change to the sets of this namespace that it concerns."""
         for pods in list(self._sets.get(namespace, {}).values()):
             news = pods.take(change)
             if news.changed or news.removed:
-                pods.tell(news)
+                pods.notify(news)
 
     def on_refusal(self) -> None:
-        """Tell every set why there are no pods."""
+        """Pass the reason of the refusal to every set."""
         for pods in self._all_sets():
             pods.refusal = self._informer.refusal
-            pods.tell(PodsChange())
+            pods.notify(PodsChange())
 
     def _all_sets(self) -> Iterator[PodSet]:
         yield from [pods for sets in self._sets.values() for pods in sets.values()]

@@ -47,7 +47,7 @@ class FactsGatherer:
             self._node_facts(node, targets, spec, at) for node, targets in sorted(by_node.items())
         ]
         self._intake.windows.keep_nodes(by_node)
-        self._intake.hearing.keep(by_node)
+        self._intake.report_times.keep(by_node)
         return dataclasses.replace(
             facts,
             matched_pods=self._pods.matched,
@@ -81,7 +81,7 @@ class FactsGatherer:
             self._key.uid,
             targets,
             spec.modules,
-            silence=self._intake.hearing.silence(node, is_due=is_due, at=at),
+            staleness=self._intake.report_times.staleness(node, is_due=is_due, at=at),
             patience_s=patience_s(spec.interval_s),
         )
 

@@ -10,7 +10,7 @@ from latencyprobe_operator.api.spec import ProbeKey, ProbeSpec
 from latencyprobe_operator.api.timestamps import timestamp
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.observed_state import ReportedProbe, ReportedTarget
-from latencyprobe_operator.probes.staleness import Hearing
+from latencyprobe_operator.probes.staleness import ReportTimes
 from latencyprobe_operator.probes.windows import ProbeWindows, of_one_pod
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ class ReportIntake:
         self, key: ProbeKey, *, metrics: OperatorMetrics, last_report_time: str | None
     ) -> None:
         self.windows = ProbeWindows(1, 1)
-        self.hearing = Hearing()
+        self.report_times = ReportTimes()
         self.reported = False
         """An agent has reported since measuring began."""
         self.last_report_time = last_report_time
@@ -60,7 +60,7 @@ class ReportIntake:
         self.windows.add_node(node, report.node, at=at)
         self.reported = True
         self.last_report_time = timestamp(wall)
-        self.hearing.heard(node, at=at, wall=wall)
+        self.report_times.note(node, at=at, wall=wall)
 
     def adopt(self, spec: ProbeSpec, before: ProbeSpec | None) -> None:
         """Fit the windows to a new spec; clear them if it measures something else."""

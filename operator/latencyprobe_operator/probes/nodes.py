@@ -13,7 +13,7 @@ from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.model import ContainerTarget
 from latencyprobe_operator.observed_state import AgentView, TargetStatus
 from latencyprobe_operator.probes.facts import ABSENT, MEASURING, NodeFacts
-from latencyprobe_operator.probes.staleness import NO_SILENCE, Silence, age_text
+from latencyprobe_operator.probes.staleness import NO_STALENESS, Staleness, age_text
 
 _UNKNOWN_TARGET = TargetStatus(TargetState.PENDING, "")
 
@@ -25,7 +25,7 @@ def node_facts(
     targets: Sequence[ContainerTarget],
     modules: Sequence[Module],
     *,
-    silence: Silence = NO_SILENCE,
+    staleness: Staleness = NO_STALENESS,
     patience_s: float = math.inf,
 ) -> NodeFacts:
     """Return how far this node's agent measures these targets of a probe, and if it reports.
@@ -43,19 +43,19 @@ def node_facts(
         gaps = gaps_in(agent.coverage, modules)
         if state is NodeState.READY and gaps:
             state = NodeState.PARTIAL
-    if state in MEASURING and silence.due_s > patience_s:
+    if state in MEASURING and staleness.due_s > patience_s:
         state, message = NodeState.STALE, "its agent is connected, but does not report"
     last_report = None
     if state in ABSENT or state is NodeState.CONNECTING:
         attached = 0  # it may still measure them, but no report arrives
-        message, last_report = _with_age(message, silence), silence.last_report
+        message, last_report = _with_age(message, staleness), staleness.last_report
     return NodeFacts(node, state, message, gaps, attached, agent.cpu_percent, last_report)
 
 
-def _with_age(message: str, silence: Silence) -> str:
-    if silence.last_report is None:
+def _with_age(message: str, staleness: Staleness) -> str:
+    if staleness.last_report is None:
         return message
-    age = f"last report {age_text(silence.age_s)} ago"
+    age = f"last report {age_text(staleness.age_s)} ago"
     return f"{message}; {age}" if message else age
 
 

@@ -1,4 +1,4 @@
-"""Objectives: does a percentile of all pods together keep to its limit, and for how long not?"""
+"""Objectives: limits for percentiles of all pods together, and the time that one is exceeded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from latencyprobe_operator.api.spec import Objective
 
 
 class ObjectiveOutcome(StrEnum):
-    """What can be said of an objective."""
+    """The outcome of one objective."""
 
     MET = "met"
     MISSED = "missed"
@@ -29,7 +29,7 @@ class Judgement:
 
 
 class ObjectivesWatch:
-    """Remembers since when each objective has been exceeded. Times are monotonic seconds."""
+    """The times since which objectives have been exceeded, in monotonic seconds."""
 
     def __init__(self) -> None:
         self._exceeded_since: dict[Objective, float] = {}
@@ -37,7 +37,7 @@ class ObjectivesWatch:
     def judge(
         self, objectives: Iterable[Objective], measurement: Measurement, *, at: float
     ) -> list[Judgement]:
-        """Judge these objectives on what was measured up to `at`, and forget all others."""
+        """Judge these objectives on a measurement that ends at `at`, and forget all others."""
         judgements = {each: self._judge(each, measurement, at) for each in objectives}
         self._exceeded_since = {
             each: since for each, since in self._exceeded_since.items() if each in judgements

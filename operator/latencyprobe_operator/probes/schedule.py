@@ -20,9 +20,9 @@ class StatusSchedule:
     """The times at which a status is due.
 
     Figures are due when all nodes have reported since the last ones, or shortly after the first
-    node did, but no sooner than an interval after the last ones. Without reports, old figures still
-    leave the window: they are due after an interval and a half, so as not to be written just before
-    a report.
+    report. They are never due sooner than an interval after the last ones. Without reports, old
+    figures still leave the window: new ones are due after an interval and a half. A shorter time
+    would often end just before a report.
     """
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ Unsubscribe = Callable[[PodSet, PodsListener], None]
 class SelectedPods:
     """The pods that one probe selects, while it measures.
 
-    A probe *joins* the desired states when its pods are known, in place of what was there before.
+    A probe *joins* the desired states when its pods are known, in place of its pods before.
     """
 
     def __init__(

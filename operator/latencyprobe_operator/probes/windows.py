@@ -1,9 +1,8 @@
-"""What agents reported of one probe: a window for each pod and node, and one for all pods together.
+"""Windows over the reports on one probe: of each pod and node, and of all pods together.
 
-Ten thousand pods must fit, so a pod's window keeps its figures packed, in at most SLOTS
-entries however long the window is, and unpacks them for the few pods that are shown; a node's does
-the same. The window over all pods adds up as reports arrive. Times are seconds of one monotonic
-clock.
+Ten thousand pods must fit, so a pod's window keeps its figures packed, in at most SLOTS entries for
+any length. It unpacks them for the few pods that are shown. A node's window does the same. The
+window over all pods adds up as reports arrive. Times are seconds of one monotonic clock.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from latencyprobe.domain.measurement import (
 from latencyprobe.protocol.packed import pack, pack_node, unpack, unpack_node, unpack_stages
 
 SLOTS = 12
-# Reports come an interval apart, give or take: what comes later than this part of a slot after its
-# beginning belongs to the next one.
+# Reports come an interval apart, more or less: a report later than this part of a slot after its
+# beginning belongs to the next slot.
 _SLOT_FILLED = 0.75
 TOTALS = ("rx.total", "tx.total")
 
 
 def slot_s(interval_s: float, window_s: float) -> float:
-    """How much time one entry of a window stands for, at most."""
+    """Return the longest time that one entry of a window stands for."""
     return max(interval_s, window_s / SLOTS)
 
 
@@ -54,7 +53,7 @@ class PodWindow:
         self._severity_until = 0.0
 
     def add(self, measurement: Measurement, *, slot: float, at: float) -> None:
-        """Take in what was measured up to `at`; what comes within one slot becomes one entry."""
+        """Take in a measurement that ends at `at`; those within one slot become one entry."""
         if last := _open_entry(self._entries, slot=slot, at=at):
             last.packed = pack(unpack(last.packed) + measurement)
             last.ended = at
@@ -63,15 +62,15 @@ class PodWindow:
         self._severity_until = 0.0
 
     def measurement(self, *, window: float, at: float) -> Measurement:
-        """The sum of what is in the window."""
+        """Return the sum of the entries in the window."""
         _forget(self._entries, at - window)
         return total(unpack(entry.packed) for entry in self._entries)
 
     def severity(self, *, window: float, slot: float, at: float) -> tuple[int, int]:
-        """What pods are sorted by: the p99 of rx.total, or tx.total, and the samples behind it.
+        """Return the sort key of pods: the p99 of rx.total, or tx.total, and its samples.
 
-        As of `at`, or of up to two slots before: to sort ten thousand pods must not mean to unpack
-        them all, and a pod that still reports has been looked at with its last report.
+        It is as of `at`, or of up to two slots before: sorting ten thousand pods must not unpack
+        them all. A pod that still reports got its key with its last report.
         """
         if self._severity_until <= at:
             _forget(self._entries, at - window)
@@ -99,7 +98,7 @@ class NodeWindow:
         self._entries: deque[_NodeEntry] = deque()
 
     def add(self, measurement: NodeMeasurement, *, slot: float, at: float) -> None:
-        """Take in what was measured up to `at`; what comes within one slot becomes one entry."""
+        """Take in a measurement that ends at `at`; those within one slot become one entry."""
         slowest_ns = max(
             (stage.histogram.percentile(99) for stage in measurement.stages.values()), default=0
         )
@@ -117,7 +116,7 @@ class NodeWindow:
             last.stages = pack_node(both.stages)
 
     def counters(self, *, window: float, at: float) -> dict[str, int]:
-        """The sum of the counters in the window: without unpacking anything."""
+        """Return the sum of the counters in the window; no stage is unpacked."""
         _forget(self._entries, at - window)
         result: dict[str, int] = {}
         for entry in self._entries:
@@ -125,12 +124,12 @@ class NodeWindow:
         return result
 
     def rank(self, *, window: float, at: float) -> tuple[int, int]:
-        """What nodes are sorted by: how often something went wrong, then the slowest p99."""
+        """Return the sort key of nodes: the number of failures, then the slowest p99."""
         troubles = sum(self.counters(window=window, at=at).values())
         return troubles, max((entry.slowest_ns for entry in self._entries), default=0)
 
     def measurement(self, *, window: float, at: float) -> NodeMeasurement:
-        """The sum of what is in the window."""
+        """Return the sum of the entries in the window."""
         result = NodeMeasurement(counters=self.counters(window=window, at=at))
         for entry in self._entries:
             result += NodeMeasurement(unpack_node(entry.stages))
@@ -141,7 +140,7 @@ _AnyEntry = TypeVar("_AnyEntry", _Entry, _NodeEntry)
 
 
 def _open_entry(entries: deque[_AnyEntry], *, slot: float, at: float) -> _AnyEntry | None:
-    """The entry that what comes now belongs to; None: it begins a new one."""
+    """Return the entry that a measurement of now belongs to; None: it begins a new one."""
     last = entries[-1] if entries else None
     return last if last and at - last.began < slot * _SLOT_FILLED else None
 
@@ -161,10 +160,10 @@ def _total_of(entries: Iterable[bytes]) -> Histogram:
 
 
 def of_one_pod(one: Measurement, other: Measurement) -> Measurement:
-    """What was measured of two containers of a pod in the same time.
+    """Add up the measurements of two containers of a pod in the same time.
 
-    They share a network namespace: both tell of the same events there, and one that came later of
-    fewer.
+    They share a network namespace: both have counted the same events there. A container that
+    started later has counted fewer.
     """
     mine, theirs = one.netns_counters, other.netns_counters
     netns = {name: max(mine.get(name, 0), theirs.get(name, 0)) for name in (*mine, *theirs)}
@@ -172,13 +171,13 @@ def of_one_pod(one: Measurement, other: Measurement) -> Measurement:
 
 
 def headline(received: Histogram, sent: Histogram) -> Histogram:
-    """The total that stands for a target: rx.total where anything was received, else tx.total."""
+    """Return the total that stands for a target: rx.total, or tx.total if nothing was received."""
     return received if received.count else sent
 
 
 @dataclass(slots=True)
 class _StageSum:
-    """A stage's running sum. Mutable: most of an operator's time would go into copies else."""
+    """A stage's running sum. Mutable, since copies would take most of an operator's time."""
 
     buckets: dict[int, int] = field(default_factory=dict)
     sum_ns: int = 0
@@ -216,9 +215,9 @@ class _StageSum:
 
 
 class _Slot:
-    """The sum over all pods of what arrived within one slot of time.
+    """The sum over all pods of the measurements of one slot of time.
 
-    Without the network namespaces' counters: pods of the host's network share theirs.
+    It lacks the network namespaces' counters: pods of the host's network share theirs.
     """
 
     __slots__ = ("_counters", "_stages", "began", "ended")
@@ -253,12 +252,12 @@ class ProbeWindows:
         self._slots: deque[_Slot] = deque()
 
     def resize(self, interval_s: float, window_s: float) -> None:
-        """Change the lengths; what no longer fits is forgotten at the next look."""
+        """Change the lengths; the next read forgets the entries that no longer fit."""
         self._window = window_s
         self._slot = slot_s(interval_s, window_s)
 
     def add(self, pod_uid: str, measurement: Measurement, *, at: float) -> None:
-        """Take in what was measured of one of a pod's containers up to `at`."""
+        """Take in the measurement of one of a pod's containers that ends at `at`."""
         if not measurement:
             return
         pod = self._pods.setdefault(pod_uid, PodWindow())
@@ -269,36 +268,36 @@ class ProbeWindows:
         self._slots[-1].add(measurement, at=at)
 
     def add_node(self, node: str, measurement: NodeMeasurement, *, at: float) -> None:
-        """Take in what was measured of a node up to `at`."""
+        """Take in the measurement of a node that ends at `at`."""
         if measurement:
             self._nodes.setdefault(node, NodeWindow()).add(measurement, slot=self._slot, at=at)
 
     def forget(self, pod_uid: str) -> None:
-        """Drop a pod that the probe no longer selects. The sum keeps what was measured of it."""
+        """Drop a pod that the probe no longer selects. The sum keeps its measurements."""
         self._pods.pop(pod_uid, None)
 
     def clear(self) -> None:
-        """Drop everything: what comes next is another measurement."""
+        """Drop everything: another measurement begins."""
         self._pods.clear()
         self._nodes.clear()
         self._slots.clear()
 
     def merged(self, *, at: float) -> Measurement:
-        """All pods together, over the window."""
+        """Return the sum over all pods, over the window."""
         while self._slots and self._slots[0].ended <= at - self._window:
             self._slots.popleft()
         return total(slot.value() for slot in self._slots)
 
     def of_pod(self, pod_uid: str, *, at: float) -> Measurement:
-        """One pod over the window."""
+        """Return the measurement of one pod over the window."""
         pod = self._pods.get(pod_uid)
         return pod.measurement(window=self._window, at=at) if pod else Measurement()
 
     def of_nodes(self, *, most: int, at: float) -> dict[str, NodeMeasurement]:
-        """What was measured of the nodes over the window: their counters, where there are any.
+        """Return the measurements of the nodes over the window: their counters, if there are any.
 
-        Their stages too of as many as are shown, those first where most went wrong or was slowest:
-        to unpack a thousand nodes' would take longer than they take to report again.
+        As many nodes as are shown, the worst first, have their stages too. Unpacking those of a
+        thousand nodes would take longer than their next reports.
         """
         worst = heapq.nlargest(
             most,
@@ -319,9 +318,9 @@ class ProbeWindows:
             del self._nodes[gone]
 
     def worst_first(self, pod_uids: Collection[str], *, at: float) -> list[str]:
-        """These pods by the p99 of their rx.total (or tx.total), the slowest first.
+        """Sort these pods by the p99 of their rx.total (or tx.total), the slowest first.
 
-        The p99 may be one of up to two slots ago: sort again what is shown.
+        The p99 may be one of up to two slots ago: sort the shown pods again.
         """
         return sorted(pod_uids, key=lambda uid: (*self._key(uid, at), uid))
 

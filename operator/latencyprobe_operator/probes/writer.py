@@ -61,7 +61,7 @@ class StatusWriter:
         return not written or epoch_s(known) - epoch_s(written) >= _STALE_S
 
     async def write(self, document: Document) -> float | None:
-        """Write the document; return the seconds until another attempt, None if none is needed."""
+        """Write the document; return the seconds until another attempt, or None without one."""
         patch = merge_patch(self.previous, document)
         # With the UID the API server refuses the write to a later object of the same name.
         body = {"metadata": {"uid": self._key.uid}, "status": patch}

@@ -11,7 +11,7 @@ from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.model import targets_of
 from latencyprobe_operator.observed_state import AgentView, TargetStatus
 from latencyprobe_operator.probes.nodes import node_facts, not_covered
-from latencyprobe_operator.probes.staleness import Silence
+from latencyprobe_operator.probes.staleness import Staleness
 from tools.fakes.samples import pod, target_id
 
 TARGETS = targets_of(pod("a"), ()) + targets_of(pod("b"), ())
@@ -98,38 +98,38 @@ NOON = 1_800_000_000.0
 
 
 @pytest.mark.parametrize(
-    ("state", "silence", "expected", "message", "last_report"),
+    ("state", "staleness", "expected", "message", "last_report"),
     [
-        (NodeState.READY, Silence(29, NOON, 29), NodeState.READY, "", None),
+        (NodeState.READY, Staleness(29, NOON, 29), NodeState.READY, "", None),
         (
             NodeState.READY,
-            Silence(31, NOON, 31),
+            Staleness(31, NOON, 31),
             NodeState.STALE,
             "its agent is connected, but does not report; last report 30s ago",
             NOON,
         ),
         (
             NodeState.READY,
-            Silence(31, None),
+            Staleness(31, None),
             NodeState.STALE,
             "its agent is connected, but does not report",
             None,
         ),
         # An agent that has just come back is not blamed for the time before.
-        (NodeState.READY, Silence(1, NOON, 500), NodeState.READY, "", None),
+        (NodeState.READY, Staleness(1, NOON, 500), NodeState.READY, "", None),
         (
             NodeState.UNREACHABLE,
-            Silence(0, NOON, 95),
+            Staleness(0, NOON, 95),
             NodeState.UNREACHABLE,
             "why; last report 1m ago",
             NOON,
         ),
-        (NodeState.NO_AGENT, Silence(), NodeState.NO_AGENT, "why", None),
+        (NodeState.NO_AGENT, Staleness(), NodeState.NO_AGENT, "why", None),
     ],
 )
 def test_a_node_that_is_silent_is_told_with_the_age_of_what_it_said_last(
     state: NodeState,
-    silence: Silence,
+    staleness: Staleness,
     expected: NodeState,
     message: str,
     last_report: float | None,
@@ -138,7 +138,7 @@ def test_a_node_that_is_silent_is_told_with_the_age_of_what_it_said_last(
     agent = AgentView(state, "" if state is NodeState.READY else "why", targets={"uid": words})
 
     facts = node_facts(
-        "node-a", agent, "uid", TARGETS, DEFAULT_MODULES, silence=silence, patience_s=30
+        "node-a", agent, "uid", TARGETS, DEFAULT_MODULES, staleness=staleness, patience_s=30
     )
 
     assert (facts.state, facts.message, facts.last_report) == (expected, message, last_report)

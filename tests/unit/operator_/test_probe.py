@@ -89,7 +89,7 @@ class World:
         removed = [uid for uid in shown.pods if uid not in {pod.uid for pod in pods}]
         shown.pods = {pod.uid: pod for pod in pods}
         shown.listed = True
-        shown.tell(PodsChange(pods, removed))
+        shown.notify(PodsChange(pods, removed))
 
     def condition(self, name: str = "Ready") -> tuple[str, str]:
         """(status, reason) of a condition as written."""
@@ -466,7 +466,7 @@ async def test_an_invalid_selector_is_told_and_an_edit_mends_it(world: World) ->
     async with running(world, probe_body()) as probe:
         pods = world.sets["app=checkout"]
         pods.refusal = PodsRefusal(invalid=True, message="unable to parse requirement")
-        pods.tell(PodsChange())
+        pods.notify(PodsChange())
         await ready(world, "InvalidSelector")
         (condition, *_) = world.status["conditions"]
         assert condition["message"] == "unable to parse requirement"
