@@ -1,6 +1,6 @@
 """Measurements packed into bytes, for a receiver that keeps many of them in memory.
 
-A packed measurement is a compressed message: a fraction of what its Python objects take.
+A packed measurement is a compressed message, a fraction of the size of its Python objects.
 """
 
 from __future__ import annotations

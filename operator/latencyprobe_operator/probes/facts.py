@@ -69,7 +69,10 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class ProbeFacts:
-    """All facts that one status is built from. `pods` are in order, the slowest first."""
+    """All facts that one status is built from: a field for each part of the status.
+
+    `pods` are in order, the slowest first.
+    """
 
     spec: ProbeSpec | None
     generation: int

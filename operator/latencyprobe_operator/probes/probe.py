@@ -73,7 +73,8 @@ class Probe:
         self._gatherer = FactsGatherer(self.key, pods=self._pods, intake=self._intake, agent=agent)
         self._writer = StatusWriter(self.key, previous, patch_status=patch_status, metrics=metrics)
         self.update(body)
-        if self._may_stand(previous):
+        stands = self._writer.describes(self._current.generation)
+        if stands and self._current.spec and not self._idle_phase:
             self._schedule.grant_grace(self._now(), self._current.interval_s)
 
     @property
@@ -134,15 +135,6 @@ class Probe:
             self._schedule.forget_reports()
         else:
             self._pods.follow(spec)
-
-    def _may_stand(self, previous: Document) -> bool:
-        """Decide whether the status of an earlier operator stands until agents report."""
-        return (
-            self._current.spec is not None
-            and self._idle_phase is None
-            and previous.get("observedGeneration") == self._current.generation
-            and previous.get("phase") in (Phase.RUNNING, Phase.DEGRADED)
-        )
 
     # ------------------------------------------------------------------------- status
 

@@ -46,6 +46,11 @@ class StatusWriter:
         self._metrics = metrics
         self._backoff = Backoff(0.5, 10)
 
+    def describes(self, generation: int) -> bool:
+        """Decide whether the status has the figures of this generation, while it is measured."""
+        measures = self.previous.get("phase") in (Phase.RUNNING, Phase.DEGRADED)
+        return measures and self.previous.get("observedGeneration") == generation
+
     def turns(self, document: Document) -> bool:
         """Decide whether people wait for this change."""
         return turning_points(document) != turning_points(self.previous)
