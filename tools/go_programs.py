@@ -28,7 +28,7 @@ class MissingProgramsError(Exception):
 
 @dataclass(frozen=True)
 class GoModule:
-    """One pinned module, and where in it the programs are."""
+    """One pinned module, and the place of the programs in it."""
 
     name: str
     directory: Path
@@ -36,7 +36,7 @@ class GoModule:
     """The module's path, as in k8s.io/kubernetes."""
 
     package_prefix: str = ""
-    """What stands before a program's name in the path of its package."""
+    """The part of a package's path before the program's name."""
 
     @property
     def version(self) -> str:
@@ -49,13 +49,15 @@ class GoModule:
 
     @property
     def cache(self) -> Path:
-        """Where its programs are kept, by version."""
+        """The folder of its programs, by version."""
         return cache_directory() / f"{self.name}-{self.version}" / "bin"
 
     def source(self) -> Path:
-        """What else is in the module, at the pinned version; raises MissingProgramsError."""
+        """Return the folder of the pinned module's source; raise MissingProgramsError."""
         if not shutil.which("go"):
-            raise MissingProgramsError(f"{self.path} {self.version}: there is no `go` to fetch it")
+            raise MissingProgramsError(
+                f"cannot fetch {self.path} {self.version}: go is not installed"
+            )
         answer = subprocess.run(
             ["go", "mod", "download", "-json", self.path],
             cwd=self.directory,
@@ -65,16 +67,16 @@ class GoModule:
         )
         if answer.returncode:
             raise MissingProgramsError(
-                f"{self.path} {self.version}: {answer.stdout}{answer.stderr}"
+                f"cannot fetch {self.path} {self.version}: {answer.stdout}{answer.stderr}"
             )
         return Path(json.loads(answer.stdout)["Dir"])
 
     def build(self, names: Sequence[str], link_flags: str, say: Say) -> None:
-        """Compile these programs into the cache; raises MissingProgramsError."""
+        """Compile these programs into the cache; raise MissingProgramsError."""
         if not shutil.which("go"):
             raise MissingProgramsError(
-                f"{', '.join(names)} {self.version}: not in {self.cache} or $PATH, and there is no"
-                " `go` (1.26 or newer) to build them"
+                f"cannot find {', '.join(names)} {self.version} in {self.cache} or $PATH; install"
+                " go (1.26 or newer) to build them"
             )
         self.cache.mkdir(parents=True, exist_ok=True)
         packages = [f"{self.package_prefix}{name}" for name in names]
@@ -118,12 +120,12 @@ def _has_ended(build: subprocess.Popen[bytes]) -> bool:
 
 
 def _say_progress(log: int, seconds: float, say: Say) -> None:
-    """`go build -v` names each package when it starts on it. Those already cached are not named."""
+    """Report the package that `go build -v` named last; it does not name cached packages."""
     lines = os.pread(log, os.fstat(log).st_size, 0).decode(errors="replace").splitlines()
     latest = f"{len(lines)} packages, now {lines[-1]}" if lines else "nothing to compile so far"
     say(f"  {seconds:4.0f} s: {latest}")
 
 
 def one_at_a_time() -> AbstractContextManager[None]:
-    """Two processes must not build into the same cache."""
+    """Lock the cache, since two processes must not build into it."""
     return cache.one_at_a_time(cache_directory() / "programs.lock")

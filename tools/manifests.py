@@ -27,23 +27,21 @@ _INSTALL = (
     _MADE
     + """\
 # Operator, agents and CRD for `kubectl apply --server-side -f`. The pods then wait for their
-# certificates:
+# certificates, which this command makes.
 #
 #     latencyprobe pki secrets | kubectl apply --server-side -f -
 #
-# To take it all away: `kubectl delete latencyprobes --all --all-namespaces`, and then
+# To remove everything: `kubectl delete latencyprobes --all --all-namespaces`. Afterwards
 # `kubectl delete -f` this file.
 """
     + _NAMESPACE
     + "    pod-security.kubernetes.io/enforce: restricted\n"
 )
-_RBAC = (
-    _MADE + "# What the operator may do, for one that runs outside of the cluster.\n" + _NAMESPACE
-)
+_RBAC = _MADE + "# Permissions of the operator, if it runs outside of the cluster.\n" + _NAMESPACE
 
 
 def rendered(helm: Path, helm_docs: Path) -> Mapping[Path, str]:
-    """What each of the files should hold."""
+    """Return the content of each file."""
     chart = HelmProgram(helm)
     return {
         ROOT / "manifests/install.yaml": _INSTALL
@@ -74,7 +72,7 @@ def _readme(helm_docs: Path) -> str:
 
 
 def main() -> None:
-    """Write them all."""
+    """Write all files."""
     for path, text in rendered(obtain_helm(say_on_stderr), obtain_helm_docs(say_on_stderr)).items():
         path.write_text(text)
         print(path.relative_to(ROOT))

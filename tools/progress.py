@@ -1,4 +1,4 @@
-"""Progress reports of what takes minutes: to build, to fetch."""
+"""Progress reports of builds and downloads, which take minutes."""
 
 import sys
 from collections.abc import Callable

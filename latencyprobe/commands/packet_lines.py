@@ -97,7 +97,7 @@ _NULL_IF_UNKNOWN = written(null_if_none=True)
 
 @dataclass(frozen=True, slots=True)
 class PacketDocument:
-    """One packet for programs: null for what is not known, and for a stage that it did not have."""
+    """One packet for programs. Unknown fields, and stages that it did not pass, are null."""
 
     time_unix_ns: int
     time: str
@@ -116,7 +116,7 @@ class PacketDocument:
 
 
 def json_line(packet: TracedPacket) -> str:
-    """One packet as a document in one line."""
+    """Return one packet as a document in one line."""
     user, local, remote = packet.user, packet.local, packet.remote
     document = PacketDocument(
         time_unix_ns=packet.ended_unix_ns,

@@ -1,4 +1,4 @@
-"""Coverage: which stages a node measures, by which hooks, and why not the others."""
+"""Coverage: the stages that a node measures, by which hooks, and why the others are missing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class CoverageState(StrEnum):
-    """How far a stage is measured on a node."""
+    """The state of a stage on a node: measured in full, in part or not at all."""
 
     ACTIVE = "Active"
     PARTIAL = "Partial"
@@ -22,7 +22,7 @@ COVERAGE_GAPS = frozenset({CoverageState.PARTIAL, CoverageState.UNAVAILABLE})
 
 @dataclass(frozen=True, slots=True)
 class StageCoverage:
-    """One stage on a node: which hooks measure it, or why none does."""
+    """One stage on a node: the hooks that measure it, or the reason why it is missing."""
 
     name: str
     state: CoverageState

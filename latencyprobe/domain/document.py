@@ -18,7 +18,7 @@ KIND = "LatencyReport"
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """The machine that was measured on, and what was measured of the machine itself."""
+    """The machine of the run, and the measurements of the machine itself."""
 
     name: str
     kernel: str
@@ -31,9 +31,9 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class TargetResult:
-    """What was seen of one target. `pids`: every process that belonged to it at some time.
+    """The measurement of one target. `pids`: every process that belonged to it at some time.
 
-    `message` says what is wrong with the target, in the agent's words; empty where nothing is.
+    `message`: the agent's message on a problem with the target; empty without a problem.
     """
 
     name: str
@@ -45,7 +45,7 @@ class TargetResult:
 
 @dataclass(frozen=True, slots=True)
 class LatencyReport:
-    """All that a run has to say."""
+    """The report of a run."""
 
     api_version: str = field(default=API_VERSION, init=False)
     kind: str = field(default=KIND, init=False)
@@ -56,5 +56,5 @@ class LatencyReport:
 
 
 def incomplete(coverage: Iterable[StageCoverage]) -> tuple[StageCoverage, ...]:
-    """The stages that were not, or not fully, measured."""
+    """Return the stages that were not measured, or only in part."""
     return tuple(stage for stage in coverage if stage.state is not CoverageState.ACTIVE)

@@ -1,8 +1,8 @@
-"""Fair admission: which claims get the room that there is, when it does not suffice for all.
+"""Fair admission: the selection of claims when a table is too small for all of them.
 
-A *claim* asks for entries in tables of limited size, on behalf of one probe in one namespace. Two
-claims that need the same entry share it. Every namespace that needs a table is sure of an equal
-part of it, and the room that others leave is free for anyone. Operator and agent decide alike.
+A *claim* requests entries in tables of limited size, for one probe in one namespace. Two claims
+that need the same entry share it. Every namespace that needs a table is entitled to an equal part
+of it, and unused entries are free for all. Operator and agent decide alike.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Claim(Generic[Key]):
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """The table that had no room for a claim, and the number of entries that its namespace has."""
+    """The table that was full for a claim, and the number of entries that its namespace has."""
 
     table: Hashable
     namespace: str
@@ -52,9 +52,9 @@ def refused_claims(
 ) -> dict[Key, Shortage]:
     """Return the keys that are not admitted, each with the reason.
 
-    First, each namespace gets what fits into its equal part of every table. The rest of the room
-    goes to the namespace that uses the smallest part so far, one claim at a time. Nothing is
-    refused while there is room for it. Within a namespace, what is held comes first, and probes
+    First, each namespace gets the claims that fit into its equal part of every table. The remaining
+    entries go to the namespace that uses the smallest part so far, one claim at a time. No claim is
+    refused while there are entries for it. Within a namespace, held claims come first, and probes
     take turns. The order of the claims has no influence.
     """
     by_namespace: dict[str, list[Claim[Key]]] = defaultdict(list)
@@ -125,7 +125,7 @@ class _Tables:
         self._contested = [table for table, count in self._contenders.items() if count > 1]
 
     def take(self, claim: Claim[Key], *, within_part: bool) -> bool:
-        """Take the entries if there is room; `within_part`: in the namespace's equal part."""
+        """Take the entries if they are free; `within_part`: in the namespace's equal part."""
         for table, need in claim.needs.items():
             size, taken = self._sizes[table], self._taken[table]
             own = self._own[claim.namespace, table]
@@ -139,7 +139,7 @@ class _Tables:
         return True
 
     def full_for(self, claim: Claim[Key]) -> Hashable:
-        """Return the first table without room for the claim."""
+        """Return the first table that is full for the claim."""
         for table, need in claim.needs.items():
             taken = self._taken[table]
             if len(taken) + len(need - taken) > self._sizes[table]:

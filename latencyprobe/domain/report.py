@@ -1,7 +1,7 @@
-"""What a report says of a target or of a node.
+"""The report on a target or on a node.
 
-The names and the order of the fields are API (`mean_ns` as `meanNs`, see `serialisation`): the
-CR's status, `-o json` and whatever programs people point at either of them read the same.
+The names and the order of the fields are API (`mean_ns` as `meanNs`, see `serialisation`). The CR's
+status and `-o json` have the same fields, and other programs read them.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ API_VERSION = "latencyprobe.io/v1alpha1"
 class StageReport:
     """The figures of one stage. Times are nanoseconds.
 
-    `detail`: of a node's stage, which interrupt handler or softirq vector. `share_percent`: None
-    where the stage is no part of a total.
+    `detail`: the interrupt handler or softirq vector of a node's stage. `share_percent`: None if
+    the stage is not part of a total.
     """
 
     name: str
@@ -55,9 +55,9 @@ class StageReport:
 
 @dataclass(frozen=True, slots=True)
 class TargetReport:
-    """Stages, counters and verdict of one target over one span of time.
+    """Stages, counters and verdict of one target over one window.
 
-    `netns_counters`: what happened in its network namespaces, to it or to others there; no zeroes.
+    `netns_counters`: events in its network namespaces, of the target or of others; no zeroes.
     """
 
     stages: tuple[StageReport, ...]
@@ -66,13 +66,13 @@ class TargetReport:
     verdict: Verdict
 
     def stage(self, name: str) -> StageReport | None:
-        """The stage of this name; None where it was not measured."""
+        """Return the stage of this name, or None if it was not measured."""
         return next((stage for stage in self.stages if stage.name == name), None)
 
 
 @dataclass(frozen=True, slots=True)
 class NodeReport:
-    """Stages and counters of a node over one span of time; what did not happen is left out."""
+    """Stages and counters of a node over one window; no zeroes."""
 
     stages: tuple[StageReport, ...] = ()
     counters: Mapping[str, int] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class NodeReport:
 
 
 def report_on_node(measurement: NodeMeasurement, modules: Iterable[Module]) -> NodeReport:
-    """The report on a node: its stages of these modules, the costliest details first."""
+    """Return the report on a node: its stages of these modules, the costliest details first."""
     wanted = set(modules)
     keys = [key for key in measurement.stages if BY_NAME[key.name].module in wanted]
     keys.sort(
@@ -104,11 +104,11 @@ def report_on(
     *,
     uncounted: Container[str] = (),
 ) -> TargetReport:
-    """The report on one target, of the stages of these modules that were seen at all.
+    """Return the report on one target, with the stages of these modules that have samples.
 
-    What another probe on the same target measures besides has no part in it, the verdict included.
-    `node`: what is known of the target's node meanwhile, as evidence. `uncounted`: counters that
-    the node can't count; they are left out, not 0.
+    Modules of other probes on the same target are ignored, also by the verdict. `node`: the
+    measurement of the target's node in the same window, as evidence. `uncounted`: counters that the
+    node cannot count; they are absent instead of 0.
     """
     wanted = set(modules)
     seen = Measurement(
@@ -130,7 +130,7 @@ def report_on(
 
 
 def _drops(measurement: Measurement, wanted: Container[Module]) -> dict[str, int]:
-    """Dropped packets by reason: the counters that no table lists, those that counted."""
+    """Return the dropped packets by reason: counters above 0 that are not in COUNTERS."""
     listed = {counter.name for counter in COUNTERS}
     return {
         name: count

@@ -1,8 +1,8 @@
 """Documents of the API from dataclasses: `-o json` of a run and of a trace, and a probe's status.
 
 A field is written in camelCase with its unit: `p99_ns` as `p99Ns`, `share_percent` as
-`sharePercent`. A field that is None is absent. A field that needs another rule states it where it
-is defined, as metadata made by `written()`.
+`sharePercent`. A field without a value (None) is absent. A field with another rule has it in its
+definition, as metadata made by `written()`.
 
 msgspec renames the fields of its own classes only; cattrs would need a hook for each class with
 inlined fields. Either takes the operator 2 to 3 MB (RSS).
@@ -29,11 +29,11 @@ class FieldRule:
     """Exceptions for one field."""
 
     inlined: bool = False
-    """The fields of the field's value stand in its place."""
+    """The fields of the value replace the field."""
     absent_if_empty: bool = False
     null_if_none: bool = False
     digits: int | None = None
-    """Decimal places to round to; None: as it is."""
+    """Decimal places to round to; None: not rounded."""
 
 
 _PLAIN = FieldRule()
@@ -70,7 +70,7 @@ def document_of(value: DataclassInstance) -> dict[str, Any]:
 
 @cache
 def _fields(kind: type[DataclassInstance]) -> tuple[tuple[str, str, FieldRule], ...]:
-    """(name, key in the document, rule) of each field."""
+    """Return (name, key in the document, rule) of each field."""
     return tuple(
         (field.name, _camel_case(field.name), field.metadata.get(_METADATA, _PLAIN))
         for field in dataclasses.fields(kind)

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class TargetState(StrEnum):
-    """How far an agent has found a target."""
+    """The state of a target on its agent."""
 
     ATTACHED = "Attached"
     PENDING = "Pending"

@@ -65,7 +65,7 @@ class _Cause:
     next_step: str
 
 
-_LOOK_AT_THE_DATA_PATH = (
+_CHECK_THE_DATA_PATH = (
     "Check the CNI's data path on the node: number of netfilter rules, bridge, encapsulation."
 )
 _FAST_ENOUGH = f"Nothing to do: 99 % of the packets take under {format_ns(NOTEWORTHY_NS)}."
@@ -91,12 +91,12 @@ _CAUSES: Mapping[str, _Cause] = {
     "rx.host": _Cause(
         Bottleneck.HOST_PATH,
         "packets spent this time on the host, between the first device and the pod's",
-        _LOOK_AT_THE_DATA_PATH,
+        _CHECK_THE_DATA_PATH,
     ),
     "tx.host": _Cause(
         Bottleneck.HOST_PATH,
         "packets spent this time on the host, between the pod's device and the last one",
-        _LOOK_AT_THE_DATA_PATH,
+        _CHECK_THE_DATA_PATH,
     ),
     "tx.driver": _Cause(
         Bottleneck.DRIVER,
@@ -212,7 +212,7 @@ def _judge(measurement: Measurement) -> Verdict:
 
 
 def _percent(share: float) -> int:
-    """At most 100: a part may have samples whose total was lost."""
+    """Round to percent, at most 100: a part may have samples whose total was lost."""
     return min(round(100 * share), 100)
 
 

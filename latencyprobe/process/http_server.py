@@ -1,9 +1,9 @@
 """HTTP for metrics and health, on a port that strangers may reach.
 
-h11 reads and writes HTTP; this module bounds what a client can take. A connection carries one
-exchange and ends within a few seconds. There is a fixed number of them, and a new connection that
-finds them taken ends the oldest one: a scrape or a health check sends its request at once and is
-answered before that, while a flood of silent connections only ends itself.
+h11 reads and writes HTTP; this module limits the resources of a client. A connection carries one
+exchange and ends within a few seconds. The number of connections is limited, and a new one beyond
+the limit ends the oldest. A scrape or a health check sends its request at once, and so is answered
+before that. A flood of idle connections only ends itself.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Page = Callable[[Mapping[str, str]], Response]
 
 
 class ServeError(Exception):
-    """An address on which pages cannot be served."""
+    """An error of listening on an address."""
 
     def __init__(self, address: ListenAddress, pages: Iterable[str], error: OSError) -> None:
         reason = error.strerror or str(error)
@@ -64,7 +64,7 @@ def metrics_page(registry: CollectorRegistry) -> Page:
 
 
 def health_page(is_healthy: Callable[[], bool] = lambda: True) -> Page:
-    """Return a page that is 200 where all is well and 503 where it is not."""
+    """Return a page with status 200 if the process is healthy, and 503 if not."""
 
     def page(_: Mapping[str, str]) -> Response:
         if is_healthy():
@@ -130,12 +130,12 @@ class HttpServer:
                 log.warning("cannot accept an HTTP connection: %s", error)
                 await asyncio.sleep(_ACCEPT_RETRY_S)
                 continue
-            # Begun before the wait below, so that a cancellation there leaves nothing open.
+            # Begun before the wait below, so that a cancellation there closes the connection.
             self._begin(connection)
             if len(self._exchanges) > MAX_CONNECTIONS:
                 await self._end_oldest()
-            # Where more connections wait, accepting does not yield; the rest of the process runs
-            # between any two of them.
+            # While more connections are pending, accepting does not yield; this lets the rest of
+            # the process run between two of them.
             await asyncio.sleep(0)
 
     def _begin(self, connection: socket.socket) -> None:
@@ -161,7 +161,7 @@ class HttpServer:
             log.debug("an HTTP connection broke off: %r", error)
 
     async def _answer(self, connection: socket.socket) -> bytes:
-        """Return the bytes to send for the request that comes; none if the client hangs up."""
+        """Read a request and return the bytes of its answer; none if the client disconnects."""
         loop = asyncio.get_running_loop()
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_BYTES)
         try:

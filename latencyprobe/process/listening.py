@@ -12,7 +12,7 @@ _BACKLOG = 128
 
 
 class ListenAddress(NamedTuple):
-    """A host and a port. No host is every address of this machine."""
+    """A host and a port. An empty host is every address of this machine."""
 
     host: str
     port: int
@@ -22,7 +22,7 @@ class ListenAddress(NamedTuple):
 
 
 class ListenAddressType(click.ParamType[ListenAddress]):
-    """HOST:PORT as an option's value; an IPv6 address stands in brackets."""
+    """HOST:PORT as an option's value; an IPv6 address is written in brackets."""
 
     name = "HOST:PORT"
 

@@ -1,8 +1,8 @@
 """The log of a process: to standard error, as text for people or JSON for programs.
 
-A record's message is one line in both forms, and shows control characters as escapes, so that what
-a peer sent can neither forge a line nor steer a terminal. An exception is more than one line; in
-the text form each of them is indented.
+A record's message is one line in both forms, with control characters as escapes. So the text of a
+peer can neither forge a line nor control a terminal. An exception has several lines; in the text
+form each of them is indented.
 """
 
 from __future__ import annotations

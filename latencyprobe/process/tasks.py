@@ -1,6 +1,6 @@
-"""Tasks that run together: when the wait for them is over, none of them is left.
+"""Tasks that run together: when the wait for them is over, all of them have ended.
 
-A caller that is cancelled ends its tasks and raises CancelledError. A task that is to go on after
+A caller that is cancelled ends its tasks and raises CancelledError. A task that must continue after
 the wait takes part through `asyncio.wait({task})`, which ends with it and never cancels it.
 """
 
@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 async def first_to_end(*awaitables: Awaitable[_T]) -> _T:
     """Run them until one ends, cancel the others, and return or raise the outcome of that one.
 
-    Of several that end at once, the one that stands first counts.
+    If several end at once, the first in order counts.
     """
     async with _running(awaitables) as tasks:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

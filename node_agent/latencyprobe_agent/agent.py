@@ -1,8 +1,8 @@
-"""The agent of one node: keeps the kernel side equal to what the client wants, and reports.
+"""The agent of one node: keeps the kernel side equal to the desired state, and reports.
 
-One lock orders everything that touches the engine: applying, following targets that come and go,
-reading. Reports are made from the accounts of the readings, without the lock, so that an Apply that
-compiles never delays a stream.
+One lock orders every use of the engine: applying a state, following the targets, reading. Reports
+are made from the accounts of the readings, without the lock. So an Apply that compiles never delays
+a stream.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class StaleGenerationError(Exception):
     def __init__(self, offered: int, applied: int) -> None:
         self.offered, self.applied = offered, applied
         super().__init__(
-            f"generation {offered} is older than {applied}, which was applied: "
-            "fetch the newest state and apply that"
+            f"generation {offered} is older than {applied}, which is in force; "
+            "fetch the newest state and apply it"
         )
 
 
 class ShuttingDownError(Exception):
-    """A call that came while the agent ends."""
+    """A call during the shutdown of the agent."""
 
     def __init__(self) -> None:
         super().__init__("the agent is shutting down")
@@ -54,7 +54,7 @@ class ShuttingDownError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class NodeDescription:
-    """What does not change while the agent runs."""
+    """The facts of the node that do not change while the agent runs."""
 
     node_name: str
     kernel_release: str
@@ -74,7 +74,7 @@ class Applied:
 
 
 class Agent:
-    """All that a client can ask of the node, and what goes on between its calls."""
+    """The calls of a client, and the agent's work between them."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class Agent:
         self._wake = asyncio.Event()
         self._is_closed = False
 
-    # How things stand
+    # State
 
     @property
     def generation(self) -> int:
@@ -107,19 +107,19 @@ class Agent:
 
     @property
     def coverage(self) -> tuple[StageCoverage, ...]:
-        """Every stage, and whether it is measured."""
+        """Every stage, with its state."""
         return self._engine.coverage
 
     def standings(self, probe: DesiredProbe) -> Mapping[str, TargetFacts]:
         """Return the facts of a probe's targets, by their ids."""
         return {target.id: self._reconciler.standing(probe, target) for target in probe.targets}
 
-    # What the service asks for
+    # Calls of the service
 
     async def apply(self, desired: Desired) -> Applied:
-        """Make this state the one in force, and say how its targets stand.
+        """Put this state in force, and return the facts of its targets.
 
-        Raises StaleGenerationError or EngineError: then the state before is still in force.
+        Raises StaleGenerationError or EngineError: then the previous state is still in force.
         """
         async with self._lock:
             self._refuse_if_closed()
@@ -136,7 +136,7 @@ class Agent:
             return self._applied()
 
     async def watch(self, pump: Pump) -> None:
-        """Pump reports until the client goes; ends a stream that was open before.
+        """Pump reports until the client disconnects; end a stream that was open before.
 
         Raises StreamEndedError where the agent ends it.
         """
@@ -147,7 +147,7 @@ class Agent:
             self._wake.set()
 
     async def trace(self, wish: TraceWish, send: SendNews) -> None:
-        """Send packets one by one until the probe or the client goes.
+        """Send packets until the probe is removed or the client disconnects.
 
         Raises InvalidStateError, TraceBusyError, or EngineError: then nothing has changed.
         """
@@ -171,7 +171,7 @@ class Agent:
                     if not self._is_closed:
                         await self._attend()
             except Exception:
-                log.exception("unexpected: going on in %g s", _RETRY_UNEXPECTED_S)
+                log.exception("unexpected error; next attempt in %g s", _RETRY_UNEXPECTED_S)
                 await asyncio.sleep(_RETRY_UNEXPECTED_S)
 
     async def close(self) -> None:
@@ -197,10 +197,10 @@ class Agent:
             self.coverage,
         )
 
-    # Packets one by one
+    # Single packets
 
     async def _pump_packets(self, trace: Trace, send: SendNews) -> None:
-        """Send what the engine tells of until it ends the trace, and then the exact counts."""
+        """Send the engine's packets until it ends the trace, and then the exact counts."""
         await send(self._news(trace, ()))
         await trace.has_begun.wait()
         if trace.failure is not None:
@@ -216,7 +216,7 @@ class Agent:
     # Between the calls
 
     async def _sleep(self) -> None:
-        """Until something is to be done."""
+        """Wait until the next appointment, or until a call wakes the agent."""
         times = [t for t in self._appointments() if t is not None]
         timeout = max(min(times) - self._clock(), 0) if times else None
         try:
@@ -232,7 +232,7 @@ class Agent:
         end = self._lease_ends_at()
         if end is not None and self._clock() >= end:
             lease_s = self._reconciler.desired.lease_s
-            log.warning("nobody has listened for %g s (the lease): detaching all", lease_s)
+            log.warning("no client has read reports for %g s (the lease); detaching", lease_s)
             await self._reconciler.let_go()
         else:
             await self._reconciler.attend()

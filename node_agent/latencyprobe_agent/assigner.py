@@ -1,4 +1,4 @@
-"""The assignment of slots: which numbers the engine measures in, and what it measures there."""
+"""The assignment of slots: the numbers of the engine's slots, and the target of each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from latencyprobe_agent.targets.facts import TargetFacts
 
 
 class SlotAssigner:
-    """Keeps the engine's slots equal to the wanted ones."""
+    """The slots in use, kept equal to the wanted ones."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -25,29 +25,29 @@ class SlotAssigner:
         return self._table.numbers
 
     def refusal(self, key: SlotKey) -> str | None:
-        """Return why there was no slot for it; None where that is not so."""
+        """Return the reason why it has no slot; None if it has one."""
         return self._refused.get(key)
 
     def assign(
         self, desired: Desired, facts: Mapping[Selector, TargetFacts], read: Callable[[], None]
     ) -> None:
-        """Give each target a slot as far as there is room; raises EngineError.
+        """Give each target a slot while slots are free; raise EngineError.
 
-        A slot that is given up is read once more after the kernel has left it, before its number
-        serves another target.
+        A released slot is read once more after the kernel stops using it, and before another target
+        gets its number.
         """
         refused = overcommitted(desired, facts, self._table.numbers, self._table.size)
         wanted = tuple(key for key in wanted_slots(desired, facts) if key not in refused)
         self._table.release_all_but(wanted)
         if self._table.draining:
-            self._tell_engine(facts)
+            self._assign(facts)
             read()
             self._table.drained()
         self._table.allot(wanted)
         self._refused = refused
-        self._tell_engine(facts)
+        self._assign(facts)
 
-    def _tell_engine(self, facts: Mapping[Selector, TargetFacts]) -> None:
+    def _assign(self, facts: Mapping[Selector, TargetFacts]) -> None:
         slots = assignment(self._table.numbers, facts)
         if slots != self._assigned:
             self._assigned = None

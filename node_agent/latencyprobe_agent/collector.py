@@ -1,8 +1,8 @@
 """From readings of the engine to reports that are due.
 
-What a reading brings is added up per (probe, target), and what it brings of the node per probe,
-until that probe's interval has passed and somebody listens. With nobody listening it goes on adding
-up: the memory this takes is bounded by the number of targets and stages, not by time.
+The measurements of a reading are added up per (probe, target), and those of the node per probe. A
+sum grows until the probe's interval has passed and a client reads it. Without a client it grows on:
+its memory is bounded by the number of targets and stages, not by time.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class ProbeFigures:
-    """What was measured for one probe between two moments, by the client's target ids.
+    """The measurements for one probe between two moments, by the client's target ids.
 
-    `node` is what was measured of the node meanwhile, for all modules.
+    `node`: the measurement of the node between them, for all modules.
     """
 
     probe: DesiredProbe
@@ -47,11 +47,11 @@ class ProbeFigures:
     node: NodeMeasurement = NOTHING_OF_THE_NODE
 
     def of(self, target_id: str) -> Measurement:
-        """One target's figures, of the modules that the probe asked for."""
+        """Return one target's figures, of the probe's modules."""
         return only(self.measurements.get(target_id, NOTHING), self.probe.modules)
 
     def of_node(self) -> NodeMeasurement:
-        """The node's figures, of the modules that the probe asked for."""
+        """Return the node's figures, of the probe's modules."""
         return only_node(self.node, self.probe.modules)
 
 
@@ -76,7 +76,7 @@ class _Addend(Generic[_Figures]):
 
 @dataclass(slots=True)
 class _Account:
-    """What was measured for one probe and not yet reported."""
+    """The measurements for one probe that are not yet reported."""
 
     probe: DesiredProbe
     begin: Moment
@@ -114,15 +114,15 @@ class Collector:
         }
 
     def own(self, owners: Mapping[int, Sequence[TargetKey]]) -> None:
-        """From now on the slots' figures are these targets'."""
+        """Add the slots' figures to these targets from now on."""
         self._owners = owners
 
     def settle(self, homes: Mapping[TargetKey, frozenset[int]]) -> None:
-        """From now on the targets live in these network namespaces."""
+        """Set the network namespaces of the targets from now on."""
         self._homes = homes
 
     def moved(self, homes: Mapping[TargetKey, frozenset[int]]) -> frozenset[int]:
-        """The namespaces that a target enters or leaves if these are to be its homes."""
+        """Return the namespaces that a target would enter or leave with these homes."""
         nowhere: frozenset[int] = frozenset()
         return nowhere.union(
             *(
@@ -132,14 +132,14 @@ class Collector:
         )
 
     def due_namespaces(self, now: Moment) -> frozenset[int]:
-        """Where the targets of the probes live that are due."""
+        """Return the network namespaces of the targets whose probes are due."""
         due = {name for name, account in self._accounts.items() if account.is_due(now)}
         return frozenset().union(
             *(inodes for key, inodes in self._homes.items() if key.probe_id in due)
         )
 
     def add_netns(self, deltas: Mapping[int, Mapping[str, int]]) -> None:
-        """Take in what was counted in network namespaces, for every target that lives there."""
+        """Add the counters of network namespaces to every target in them."""
         addends = {
             inode: _Addend(Measurement(netns_counters=counters))
             for inode, counters in deltas.items()
@@ -151,7 +151,7 @@ class Collector:
                     account.add(key.target_id, addends[inode])
 
     def add(self, deltas: Mapping[int, Measurement]) -> None:
-        """Take in a reading."""
+        """Add a reading."""
         for slot, delta in deltas.items():
             addend = _Addend(delta)
             for owner in self._owners.get(slot, ()):
@@ -160,14 +160,14 @@ class Collector:
                     account.add(owner.target_id, addend)
 
     def add_node(self, delta: NodeMeasurement) -> None:
-        """Take in what was measured of the node, for every probe."""
+        """Add a measurement of the node, for every probe."""
         addend = _Addend(delta)
         for account in self._accounts.values():
             account.node = addend.added_to(account.node)
 
     @property
     def next_due(self) -> float | None:
-        """When the next probe's interval has passed; None where there is no probe."""
+        """The time when the next probe is due; None without probes."""
         return min((account.due_at for account in self._accounts.values()), default=None)
 
     @property
@@ -176,11 +176,11 @@ class Collector:
         return min((a.probe.interval_s for a in self._accounts.values()), default=None)
 
     def is_due(self, now: Moment) -> bool:
-        """Whether there is anything to take."""
+        """Return True if a probe is due."""
         return any(account.is_due(now) for account in self._accounts.values())
 
     def take(self, now: Moment) -> list[ProbeFigures]:
-        """The figures of the probes that are due; their accounts begin anew."""
+        """Return the figures of the probes that are due, and reset their accounts."""
         due = [account for account in self._accounts.values() if account.is_due(now)]
         taken = [ProbeFigures(a.probe, a.begin, now, a.measurements, a.node) for a in due]
         for account in due:
@@ -188,7 +188,7 @@ class Collector:
         return taken
 
     def put_back(self, figures: Sequence[ProbeFigures]) -> None:
-        """Undo `take` for what could not be delivered, so that it comes with the next report."""
+        """Undo `take` for figures that were not delivered; the next report includes them."""
         for taken in figures:
             account = self._accounts.get(taken.probe.id)
             if account is None:
@@ -209,7 +209,7 @@ def _carry_over(account: _Account, probe: DesiredProbe) -> _Account:
 def _still_meant(
     measurements: Mapping[str, Measurement], before: DesiredProbe, after: DesiredProbe
 ) -> dict[str, Measurement]:
-    """The figures of the targets that both versions of a probe measure alike."""
+    """Return the figures of the targets that both versions of a probe measure alike."""
     if before.socket_filter != after.socket_filter:
         return {}
     selectors = {target.id: target.selector for target in before.targets}
@@ -218,7 +218,7 @@ def _still_meant(
 
 
 def only(measurement: Measurement, modules: frozenset[Module]) -> Measurement:
-    """The stages and counters of these modules; a namespace's counters belong to none."""
+    """Keep the stages and counters of these modules, and all counters of the namespace."""
     names = {stage.name for stage in stages_of(modules)}
     return Measurement(
         {name: s for name, s in measurement.stages.items() if name in names},
@@ -228,27 +228,27 @@ def only(measurement: Measurement, modules: frozenset[Module]) -> Measurement:
 
 
 def only_node(measurement: NodeMeasurement, modules: frozenset[Module]) -> NodeMeasurement:
-    """The node's stages of these modules, and its counters, which belong to none."""
+    """Keep the node's stages of these modules, and all its counters."""
     names = {stage.name for stage in stages_of(modules)}
     stages = {key: measured for key, measured in measurement.stages.items() if key.name in names}
     return NodeMeasurement(stages, measurement.counters)
 
 
 class OverheadMeter:
-    """The mean of readings of our programs' CPU time since the last report; None: not known."""
+    """The mean of readings of our programs' CPU time since the last report; None: unknown."""
 
     def __init__(self) -> None:
         self._busy = 0.0
         self._elapsed_s = 0.0
 
     def note(self, cpu_percent: float | None, elapsed_s: float) -> None:
-        """Take in what the engine says of the last `elapsed_s`."""
+        """Add the engine's figure for the last `elapsed_s`."""
         if cpu_percent is not None and elapsed_s > 0:
             self._busy += cpu_percent * elapsed_s
             self._elapsed_s += elapsed_s
 
     def take(self) -> float | None:
-        """The mean since this was last asked."""
+        """Return the mean since the last call."""
         mean = self._busy / self._elapsed_s if self._elapsed_s else None
         self._busy = self._elapsed_s = 0.0
         return mean

@@ -1,7 +1,7 @@
-"""What a client wants of this node, held as values.
+"""The state that a client wants of this node, as values.
 
-`serving.requests` makes these values, and refuses a state that contradicts itself. Probes and
-targets that are invalid or too many are refused one by one, each with a message.
+`serving.requests` makes these values, and refuses an inconsistent state. Invalid or surplus probes
+and targets are refused one by one, each with a message.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from latencyprobe_agent.kernel.contract import SocketFilter
 
 
 class InvalidStateError(ValueError):
-    """An invalid request. `field` says where, `problem` what."""
+    """An invalid request, with the field and its problem."""
 
     def __init__(self, field: str, problem: str) -> None:
         self.field, self.problem = field, problem
@@ -82,13 +82,13 @@ Refusals = Mapping[str, Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """All that is wanted of this node. `lease_s`: 0 means for ever."""
+    """The desired state of this node. `lease_s`: 0 means that it never expires."""
 
     generation: int = 0
     probes: tuple[DesiredProbe, ...] = ()
     lease_s: float = 0.0
     refused: Refusals = field(default_factory=dict)
-    """Invalid or surplus targets, which `probes` leaves out."""
+    """Invalid or surplus targets, which `probes` omits."""
 
     @property
     def targets(self) -> tuple[tuple[DesiredProbe, DesiredTarget], ...]:
@@ -106,7 +106,7 @@ class Desired:
         return frozenset((probe.id, target.id) for probe, target in self.targets)
 
     def probe(self, probe_id: str) -> DesiredProbe | None:
-        """Return the probe of this id; None where there is none."""
+        """Return the probe of this id, or None if it does not exist."""
         return next((probe for probe in self.probes if probe.id == probe_id), None)
 
 
@@ -132,6 +132,6 @@ def admit(desired: Desired, held: Container[TargetName] = ()) -> Desired:
 
 
 def _without(probe: DesiredProbe, surplus: Container[TargetName]) -> DesiredProbe | None:
-    """Return the probe without these targets; None where it loses all that it has."""
+    """Return the probe without these targets, or None if it loses all of them."""
     targets = tuple(target for target in probe.targets if (probe.id, target.id) not in surplus)
     return replace(probe, targets=targets) if targets or not probe.targets else None

@@ -1,4 +1,4 @@
-"""The contract between the agent and what shows its own state, such as its metrics."""
+"""The contract between the agent and the displays of its own state, such as its metrics."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from latencyprobe.domain.targets import TargetState
 
 
 class Instruments(Protocol):
-    """What the agent says about itself while it works."""
+    """The agent's reports on itself."""
 
     def show_modules(self, loaded: Iterable[Module]) -> None:
-        """Say which modules are loaded."""
+        """Report the loaded modules."""
 
     def show_targets(self, counts: Mapping[TargetState, int]) -> None:
-        """Say how many targets are in which state."""
+        """Report the number of targets by state."""
 
     def note_reading(self, cpu_percent: float | None) -> None:
-        """Count a reading of the engine; the programs' CPU time, None where it is not known."""
+        """Count a reading of the engine; report the programs' CPU time, None if unknown."""
 
     def time_apply(self) -> AbstractContextManager[object]:
-        """Time what is done inside: the adoption of a desired state."""
+        """Time the adoption of a desired state, which runs inside."""

@@ -1,7 +1,7 @@
-"""The lease: a client that listens to reports keeps the desired state in force.
+"""The lease: a client that reads reports keeps the desired state in force.
 
-One stream of reports is open at a time. With none open for as long as the lease of the desired
-state, the agent detaches everything.
+One stream of reports is open at a time. If no stream is open for as long as the lease of the
+desired state, the agent detaches everything.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import NoReturn
 from latencyprobe.process.tasks import first_to_end
 
 Pump = Callable[[], Coroutine[object, object, None]]
-"""What sends the reports of one stream, until it is cancelled."""
+"""A function that sends the reports of one stream, until it is cancelled."""
 
 
 class StreamEndedError(Exception):
-    """A report stream that the agent has ended: another one came, or the agent goes."""
+    """A report stream that the agent ended, for another stream or for its shutdown."""
 
     def __init__(self, message: str, *, superseded: bool) -> None:
         self.superseded = superseded
@@ -25,7 +25,7 @@ class StreamEndedError(Exception):
 
 
 class Lease:
-    """The one open stream, and since when there is none."""
+    """The one open stream, or the time since when no stream is open."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -33,25 +33,27 @@ class Lease:
         self._since = clock()
 
     def renew(self) -> None:
-        """Count from now on."""
+        """Restart the lease."""
         self._since = self._clock()
 
     def ends_at(self, lease_s: float) -> float | None:
-        """Return when a lease of this length ends; None for 0, and while somebody listens."""
+        """Return when a lease of this length ends; None for 0, and while a stream is open."""
         if not lease_s or self._stream is not None:
             return None
         return self._since + lease_s
 
     async def hold(self, pump: Pump) -> None:
-        """Pump until the client goes; ends a stream that was open before.
+        """Pump until the client disconnects; end a stream that was open before.
 
-        Raises StreamEndedError where the stream is ended from outside.
+        Raises StreamEndedError if the stream is ended from outside.
         """
         before, self._stream = self._stream, _ReportStream()
         stream = self._stream
         try:
             if before is not None:
-                before.end(StreamEndedError("another client listens now", superseded=True))
+                before.end(
+                    StreamEndedError("another client reads the reports now", superseded=True)
+                )
                 await before.closed.wait()
             await stream.run(pump())
         finally:
@@ -61,13 +63,13 @@ class Lease:
                 self.renew()
 
     def end_stream(self, message: str) -> None:
-        """End the stream that is open, if any, because the agent goes."""
+        """End the open stream, if any, because the agent shuts down."""
         if self._stream is not None:
             self._stream.end(StreamEndedError(message, superseded=False))
 
 
 class _ReportStream:
-    """One stream of reports, and the way to end it from outside."""
+    """One stream of reports, which can be ended from outside."""
 
     def __init__(self) -> None:
         self._end: asyncio.Future[StreamEndedError] = asyncio.get_running_loop().create_future()

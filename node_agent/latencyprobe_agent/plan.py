@@ -1,7 +1,7 @@
-"""Which slot measures what: from the desired state and the facts to the engine's assignment.
+"""The plan of slots: from the desired state and the facts to the engine's assignment.
 
-A slot measures one (target, filter). Probes that want the same share it, so N probes on a pod cost
-one measurement. All of this is pure: no kernel, no clock.
+A slot measures one (target, filter). Probes with the same target and filter share it, so N probes
+on a pod cost one measurement. All functions are pure: no kernel, no clock.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _WORTH_LOADING_FOR = frozenset({TargetState.ATTACHED, TargetState.PENDING})
 
 @dataclass(frozen=True, slots=True)
 class SlotKey:
-    """What a slot measures."""
+    """The target and the filter of a slot."""
 
     selector: Selector
     socket_filter: SocketFilter
@@ -49,14 +49,14 @@ class SlotKey:
 
 @dataclass(frozen=True, slots=True)
 class TargetKey:
-    """One target of one probe, as the client calls them."""
+    """One target of one probe, by the client's ids."""
 
     probe_id: str
     target_id: str
 
 
 def wanted_slots(desired: Desired, facts: Mapping[Selector, TargetFacts]) -> tuple[SlotKey, ...]:
-    """What can be measured now, each once, in the client's order."""
+    """Return the slots that can be measured now, each once, in the client's order."""
     return tuple(
         dict.fromkeys(
             SlotKey(target.selector, probe.socket_filter)
@@ -68,7 +68,7 @@ def wanted_slots(desired: Desired, facts: Mapping[Selector, TargetFacts]) -> tup
 
 
 def wanted_modules(desired: Desired, facts: Mapping[Selector, TargetFacts]) -> frozenset[Module]:
-    """The modules of the probes that have a target, or may soon have one."""
+    """Return the modules of the probes that have a target, or may soon have one."""
     return frozenset(
         module
         for probe in desired.probes
@@ -83,10 +83,10 @@ def overcommitted(
     held: Container[SlotKey] = (),
     slots: int = MAX_SLOTS,
 ) -> dict[SlotKey, str]:
-    """Return what the kernel's tables have no room for, each with a message.
+    """Return the slots that do not fit into the kernel's tables, each with a message.
 
-    One target too many must fail alone, not the whole node, and namespaces share fairly. What is
-    held comes first within the share of its namespace.
+    One target too many must fail alone, not the whole node, and namespaces share fairly. Held slots
+    come first within the share of their namespace.
     """
     specs = {key: spec_of(key, facts[key.selector]) for key in wanted_slots(desired, facts)}
     needs = _needs(specs)
@@ -130,24 +130,24 @@ def _needs(
 def _refusal(shortage: Shortage, slots: int) -> str:
     if shortage.table == _SLOTS:
         return (
-            f"this node already measures {slots} targets, the most that it can; "
-            f"{share_text(shortage)}: narrow a probe's selector, or give probes the same filter "
+            f"this node already measures {slots} targets, which is the maximum; "
+            f"{share_text(shortage)}. Narrow a probe's selector, or give probes the same filter "
             "so that they share"
         )
     if shortage.table in _TABLE_SIZES:
         size, things = _TABLE_SIZES[str(shortage.table)]
         return (
             f"together with the other targets it has more than {size} {things}; "
-            f"{share_text(shortage)}: narrow a probe's selector"
+            f"{share_text(shortage)}. Narrow a probe's selector"
         )
     return (
-        f"{MAX_SHARING} probes with different filters already measure it (or a part of it), "
-        "the most that the kernel side can: give them the same filter, so that they share"
+        f"{MAX_SHARING} probes with different filters already measure it or a part of it, which "
+        "is the maximum. Give them the same filter, so that they share"
     )
 
 
 def owners(desired: Desired, numbers: Mapping[SlotKey, int]) -> Mapping[int, tuple[TargetKey, ...]]:
-    """Whose figures a slot's are."""
+    """Return the targets of each slot."""
     result: dict[int, tuple[TargetKey, ...]] = {}
     for probe in desired.probes:
         for target in probe.targets:
@@ -160,7 +160,7 @@ def owners(desired: Desired, numbers: Mapping[SlotKey, int]) -> Mapping[int, tup
 def homes(
     desired: Desired, facts: Mapping[Selector, TargetFacts], numbers: Mapping[SlotKey, int]
 ) -> Mapping[TargetKey, frozenset[int]]:
-    """In which network namespaces the targets live that are measured."""
+    """Return the network namespaces of the targets that are measured."""
     return {
         TargetKey(probe.id, target.id): facts[target.selector].netns
         for probe in desired.probes
@@ -170,7 +170,7 @@ def homes(
 
 
 def namespaces(facts: Mapping[Selector, TargetFacts]) -> Mapping[int, Namespace]:
-    """Where each network namespace may be found: through whom, or at which path."""
+    """Return each network namespace, with the processes and the path that lead to it."""
     found: dict[int, Namespace] = {}
     for selector, known in facts.items():
         path = selector.path if isinstance(selector, NetnsSelector) else None
@@ -183,12 +183,12 @@ def namespaces(facts: Mapping[Selector, TargetFacts]) -> Mapping[int, Namespace]
 def assignment(
     numbers: Mapping[SlotKey, int], facts: Mapping[Selector, TargetFacts]
 ) -> Mapping[int, SlotSpec]:
-    """What the engine is told."""
+    """Return the spec of each slot, for the engine."""
     return {number: spec_of(key, facts[key.selector]) for key, number in numbers.items()}
 
 
 def spec_of(key: SlotKey, facts: TargetFacts) -> SlotSpec:
-    """By what the kernel tells the sockets of one slot."""
+    """Return the spec by which the kernel identifies the sockets of one slot."""
     return SlotSpec(
         cgroup_ids=facts.cgroup_ids,
         tgids=facts.tgids,
@@ -205,11 +205,10 @@ def _identities(spec: SlotSpec) -> Iterator[tuple[str, int]]:
 
 
 class SlotTable:
-    """Which numbers are in use, which are being emptied, which are free.
+    """The numbers of slots: in use, draining or free.
 
-    A number stays with what it measures. One that was released is *draining* until the engine has
-    been read without it, and is then the last to be used again, so that packets that were on their
-    way when it was released have long gone.
+    A number stays with its target. A released number is *draining* until the engine has been read
+    without it. It is then the last to be used again, after the last packets of its former target.
     """
 
     def __init__(self, size: int = MAX_SLOTS) -> None:
@@ -234,7 +233,7 @@ class SlotTable:
         return frozenset(self._draining)
 
     def release_all_but(self, wanted: Iterable[SlotKey]) -> frozenset[int]:
-        """Give up what is not wanted any more; the numbers given up."""
+        """Release the slots that are not wanted any more; return their numbers."""
         kept = set(wanted)
         released = {n for key, n in self._numbers.items() if key not in kept}
         self._numbers = {key: n for key, n in self._numbers.items() if key in kept}
@@ -242,12 +241,12 @@ class SlotTable:
         return frozenset(released)
 
     def drained(self) -> None:
-        """The engine was read: what was released may be used again."""
+        """Free the draining slots, since the engine was read."""
         self._free.extend(sorted(self._draining))
         self._draining.clear()
 
     def allot(self, wanted: Sequence[SlotKey]) -> frozenset[SlotKey]:
-        """Give a number to what has none, in order; what there was no number for."""
+        """Give a number to each slot without one, in order; return those that got no number."""
         refused = set()
         for key in wanted:
             if key in self._numbers:

@@ -20,9 +20,9 @@ _LONGEST_READING_S = 10.0
 
 
 class Readings:
-    """What was measured and not yet reported.
+    """The measurements that are not yet reported.
 
-    Whatever reads the engine needs the agent's lock. Figures are taken and put back without it.
+    Methods that read the engine need the agent's lock. Figures are taken and put back without it.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class Readings:
         """Return the time on both clocks."""
         return Moment(self._clock(), time.time_ns())
 
-    # For whom is measured
+    # Probes and targets
 
     def follow(
         self, desired: Desired, asked: Moment, owners: Mapping[int, Sequence[TargetKey]]
     ) -> None:
-        """Keep accounts for these probes; a new one's begins when it was asked for."""
+        """Keep accounts for these probes; a new account begins when it was requested."""
         self._collector.follow(desired, asked)
         self._collector.own(owners)
         self._governor.keep_to(strictest(probe.max_cpu_percent for probe in desired.probes))
@@ -60,9 +60,10 @@ class Readings:
     def move(
         self, homes: Mapping[TargetKey, frozenset[int]], found: Mapping[int, Namespace]
     ) -> None:
-        """Have the targets live here from now on.
+        """Set the network namespaces of the targets from now on.
 
-        What was counted until now where one comes or goes is for those who lived there.
+        The counters of a namespace that a target enters or leaves are first added for the previous
+        targets.
         """
         self._namespaces = {**self._namespaces, **found}
         self._gather(self._collector.moved(homes))
@@ -74,7 +75,7 @@ class Readings:
 
     @property
     def next_at(self) -> float | None:
-        """When a probe is due; where one is overdue (nobody takes it), in a shortest interval."""
+        """The time of the next reading: a probe is due, or the shortest interval has passed."""
         due, interval = self._collector.next_due, self._collector.shortest_interval
         if due is None or interval is None:
             return None
@@ -82,7 +83,7 @@ class Readings:
         return min(max(due, read_at + interval), read_at + _LONGEST_READING_S)
 
     def read(self) -> None:
-        """Take a reading into the accounts, and wake whoever waits for figures."""
+        """Add a reading to the accounts, and wake the stream that waits for figures."""
         before, self._last = self._last, self.now()
         self._collector.add(self._engine.read())
         self._collector.add_node(self._engine.read_node())
@@ -97,7 +98,7 @@ class Readings:
             self._engine.sample(shift)
 
     def _gather(self, inodes: Iterable[int]) -> None:
-        """Take what was counted in these network namespaces into the accounts."""
+        """Add the counters of these network namespaces to the accounts."""
         found = (self._namespaces[inode] for inode in inodes if inode in self._namespaces)
         self._collector.add_netns(self._evidence.of_namespaces(found))
 
@@ -107,7 +108,7 @@ class Readings:
         return self._governor.ratio
 
     def close(self) -> None:
-        """Close what evidence is read through."""
+        """Close the sources of evidence."""
         self._evidence.close()
 
     # For reports
@@ -120,9 +121,9 @@ class Readings:
         return self._collector.take(self._last)
 
     def put_back(self, figures: Sequence[ProbeFigures]) -> None:
-        """Undo `due_figures` for what could not be delivered."""
+        """Undo `due_figures` for figures that were not delivered."""
         self._collector.put_back(figures)
 
     def take_cpu_percent(self) -> float | None:
-        """Return the programs' mean CPU time since this was last asked; None: not known."""
+        """Return the programs' mean CPU time since the last call; None: unknown."""
         return self._overhead.take()

@@ -25,9 +25,9 @@ _RETRY_ENGINE_S = 5.0
 
 
 class Reconciler:
-    """Knows the state in force, and what the engine was last told of it.
+    """The state in force, and the part of it that the engine has.
 
-    Its caller's lock orders all that is awaited, and `attend`.
+    The caller's lock orders `attend` and all other coroutines.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Reconciler:
         self._desired = NOTHING_DESIRED
         self._trace: Trace | None = None
         self._slots = SlotAssigner(engine)
-        # The modules, and whether with what tells of packets one by one; None: not known.
+        # The modules, and True if single packets are reported; None: unknown.
         self._loaded: tuple[frozenset[Module], bool] | None = (frozenset(), False)
         self._retry_at: float | None = None
 
@@ -57,18 +57,18 @@ class Reconciler:
 
     @property
     def trace(self) -> Trace | None:
-        """The trace that goes on, or waits for its probe."""
+        """The trace that runs, or waits for its probe."""
         return self._trace
 
     def standing(self, probe: DesiredProbe, target: DesiredTarget) -> TargetFacts:
-        """How a target of a probe stands: as its facts, unless there was no slot for it."""
+        """Return the facts of a probe's target, or a failure if it got no slot."""
         refusal = self._slots.refusal(SlotKey(target.selector, probe.socket_filter))
         return failed(refusal) if refusal else self._resolver.facts_of(target.selector)
 
-    # What a client asks for
+    # Requests of a client
 
     async def adopt(self, desired: Desired) -> None:
-        """Put a state in force; where that fails or is cancelled, the one before."""
+        """Put a state in force; restore the previous one if that fails or is cancelled."""
         before = self._desired
         self._resolver.track(desired.selectors)
         try:
@@ -85,15 +85,15 @@ class Reconciler:
         )
 
     async def begin_trace(self, wish: TraceWish) -> Trace:
-        """Trace packets from now on, or from when the probe is there.
+        """Trace packets from now on, or once the probe is in force.
 
-        Raises InvalidStateError and TraceBusyError; what the engine refuses ends the trace.
+        Raises InvalidStateError and TraceBusyError. A refusal of the engine ends the trace.
         """
         if self._trace is not None:
             raise TraceBusyError(self._trace.wish.probe_id)
         check_wish(wish, self._desired)
         trace = self._trace = Trace(wish)
-        self._engine.trace(None)  # one that a client left may not have been taken out yet
+        self._engine.trace(None)  # the trace of an earlier client may not have ended yet
         try:
             if trace.goes_on(self._desired):
                 await self._realise_for(trace)
@@ -103,7 +103,7 @@ class Reconciler:
         return trace
 
     def end_trace(self) -> None:
-        """Have no trace any more; `attend` takes it out of the kernel."""
+        """Forget the trace; `attend` removes it from the kernel."""
         self._trace = None
 
     async def close(self) -> None:
@@ -111,32 +111,32 @@ class Reconciler:
         await self._engine.close()
         self._instruments.show_modules(())
 
-    # What changes by itself
+    # Changes without a request
 
     @property
     def next_at(self) -> float | None:
-        """When `attend` has something to do."""
+        """The time when `attend` has something to do."""
         times = [t for t in (self._resolver.next_look, self._retry_at) if t is not None]
         return min(times, default=None)
 
     async def attend(self) -> None:
-        """Follow targets that come and go, and try again what has failed."""
+        """Follow targets that come and go, and retry after failures."""
         if self._resolver.refresh() or self._is_retry_due() or self._is_trace_over():
             await self._try(self._realise(self._desired))
 
     async def let_go(self) -> None:
-        """Put the empty state in force, with no client there to be told of trouble."""
+        """Put the empty state in force; log errors, since no client is connected."""
         await self._try(self.adopt(NOTHING_DESIRED))
 
     def _is_retry_due(self) -> bool:
         return self._retry_at is not None and self._clock() >= self._retry_at
 
     def _is_trace_over(self) -> bool:
-        """Whether the programs still have what a trace needs, for none."""
+        """Return True if the programs still report packets, but no trace runs."""
         return self._loaded is not None and self._loaded[1] and self._trace is None
 
     async def _try(self, change: Awaitable[None]) -> None:
-        """Try again later where it fails; what the engine refuses is logged."""
+        """Await the change; if it fails, retry later. A refusal of the engine is logged."""
         try:
             await change
         except EngineError as error:
@@ -149,7 +149,7 @@ class Reconciler:
     # The engine
 
     async def _realise_for(self, trace: Trace) -> None:
-        """Have the trace begin; where that fails or is cancelled, measure as before."""
+        """Begin the trace; if that fails or is cancelled, measure as before."""
         try:
             await self._realise(self._desired)
         except BaseException as error:
@@ -164,10 +164,10 @@ class Reconciler:
         try:
             await self._realise(before)
         except EngineError as error:
-            log.warning("the state before can't be restored either: %s", error)
+            log.warning("cannot restore the previous state: %s", error)
             self._retry_later()
         except Exception:
-            log.exception("unexpected: the state before is not restored")
+            log.exception("cannot restore the previous state: unexpected error")
             self._retry_later()
 
     def _retry_later(self) -> None:
@@ -176,9 +176,9 @@ class Reconciler:
     async def _realise(self, desired: Desired) -> None:
         """Make the engine equal to the state and the facts; the order loses no figures.
 
-        What was measured until now is read for whom it was measured.
+        The measurements until now are read for the previous targets.
         """
-        # A first report is due an interval after this, however long it takes.
+        # The first report is due one interval after this moment, even if compiling takes long.
         asked = self._readings.now()
         facts = self._resolver.facts
         trace = self._trace if self._trace is not None and self._trace.goes_on(desired) else None
@@ -198,7 +198,7 @@ class Reconciler:
         self._show_targets()
 
     async def _load_for(self, trace: Trace | None, modules: frozenset[Module]) -> Trace | None:
-        """Load with what the trace needs; where the kernel refuses that alone, end the trace."""
+        """Load with tracing; if the kernel refuses only that, end the trace."""
         if trace is not None:
             try:
                 await self._load(modules, tracing=True)
@@ -226,7 +226,7 @@ class Reconciler:
 
 
 async def _to_the_end(change: Coroutine[object, object, None]) -> None:
-    """Await it to its end although the caller is cancelled, which takes effect afterwards."""
+    """Await it to its end even if the caller is cancelled; raise CancelledError afterwards."""
     task = asyncio.create_task(change)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():

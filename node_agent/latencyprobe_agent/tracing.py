@@ -1,4 +1,4 @@
-"""A trace: the slow packets of a probe, reported one by one."""
+"""A trace: the slow packets of a probe, each reported by itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STAGES = {stage.name: stage for stage in PACKET_STAGES}
 
 @dataclass(frozen=True, slots=True)
 class TraceWish:
-    """What a client asks for: stages of a packet with their limits. `per_second`: 0 for all."""
+    """A client's request: stages of a packet with their limits. `per_second`: 0 for all."""
 
     probe_id: str
     limits_ns: Mapping[str, int]
@@ -25,7 +25,7 @@ class TraceWish:
 
 
 def check_wish(wish: TraceWish, desired: Desired) -> None:
-    """Raise InvalidStateError where the probe does not measure a stage that is asked for."""
+    """Raise InvalidStateError if the probe does not measure a requested stage."""
     probe = desired.probe(wish.probe_id)
     if probe is None:
         return
@@ -40,9 +40,9 @@ def check_wish(wish: TraceWish, desired: Desired) -> None:
 
 @dataclass(frozen=True, slots=True)
 class PacketNews:
-    """Packets that were traced, and what became of all slow ones since the trace began.
+    """Packets that were traced, and the counts of all slow packets since the trace began.
 
-    `sampling_ratio`: the smallest share of the packets that was looked at.
+    `sampling_ratio`: the smallest share of the packets that was measured.
     """
 
     packets: Sequence[TracedPacket]
@@ -51,21 +51,21 @@ class PacketNews:
 
 
 class TraceBusyError(Exception):
-    """There is a trace already."""
+    """A request for a trace while another one runs."""
 
     def __init__(self, probe_id: str) -> None:
         self.probe_id = probe_id
         super().__init__(
-            f"packets of probe {probe_id!r} are being traced already, and there is one trace at a "
-            "time: end that one, or wait for its end"
+            f"cannot begin a trace: packets of probe {probe_id!r} are being traced already, and "
+            "only one trace can run; end it or wait for its end"
         )
 
 
 class Trace:
     """A trace from its request on. Its probe may come later; the trace ends with its probe.
 
-    `has_begun` is set once packets are reported, or it is certain that none will be; `failure` is
-    the reason.
+    `has_begun` is set once packets are reported, or once the trace has failed; `failure` is the
+    reason.
     """
 
     def __init__(self, wish: TraceWish) -> None:
@@ -76,7 +76,7 @@ class Trace:
         self._lowest_ratio = 1.0
 
     def goes_on(self, desired: Desired) -> bool:
-        """Whether its probe is there and measures what it asks for; once over, it stays so."""
+        """Return True if its probe measures the requested stages; end it if that changes."""
         probe = desired.probe(self.wish.probe_id)
         if probe is None:
             if self.has_begun.is_set():
@@ -88,7 +88,7 @@ class Trace:
         return not self._is_over
 
     def end(self, failure: EngineError | None = None) -> None:
-        """End it."""
+        """End the trace."""
         self.failure = failure
         self._is_over = True
         self.has_begun.set()

@@ -1,4 +1,4 @@
-"""Alternative hooks on the running kernel: one that is not to be had costs its stages alone."""
+"""Alternative hooks on the running kernel: a missing hook affects only its own stages."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def test_a_stage_without_any_hook_is_unavailable_and_the_others_work_on(
     engine = await both(start_engine, client, server, without=["tp_btf/net_dev_start_xmit"])
     covered = stages(engine)
     assert covered["tx.total"].state is CoverageState.UNAVAILABLE
-    assert covered["tx.total"].reason == "tp_btf/net_dev_start_xmit: not to be used, on request"
+    assert covered["tx.total"].reason == "tp_btf/net_dev_start_xmit: excluded by request"
     assert covered["rx.total"].state is CoverageState.ACTIVE
     measured, _ = await measure(engine, client, server, 100)
     for slot in (CLIENT, SERVER):
@@ -66,5 +66,5 @@ async def test_a_counter_without_its_hook_is_told_of_beside_the_stages(start_eng
     await engine.use(frozenset({Module.TCP}))
     reset = stages(engine)["resetsSent"]
     assert reset.state is CoverageState.UNAVAILABLE
-    assert reset.reason == "tp_btf/tcp_send_reset: not to be used, on request"
+    assert reset.reason == "tp_btf/tcp_send_reset: excluded by request"
     assert "resetsReceived" not in stages(engine)

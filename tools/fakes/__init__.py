@@ -1,1 +1,1 @@
-"""Stand-ins for what the operator talks to: agents and an API server."""
+"""Stand-ins for the peers of the operator: agents and an API server."""

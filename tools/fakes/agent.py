@@ -1,4 +1,4 @@
-"""An agent without a kernel: speaks the real protocol over real TLS, and does what a test says."""
+"""An agent without a kernel: uses the real protocol over real TLS, and obeys a test."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OPERATOR_NAME = "operator.latencyprobe.io"
 
 @dataclass(frozen=True)
 class Authority:
-    """Signs certificates for one test."""
+    """A certificate authority for one test."""
 
     directory: Path
     key: ec.EllipticCurvePrivateKey
@@ -38,7 +38,7 @@ class Authority:
 
     @classmethod
     def make(cls, directory: Path) -> Authority:
-        """A new one, unrelated to every other."""
+        """Make a new authority, unrelated to every other."""
         directory.mkdir(parents=True, exist_ok=True)
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test-ca")])
@@ -50,7 +50,7 @@ class Authority:
         return cls(directory, key, certificate)
 
     def issue(self, name: str) -> ClientTlsFiles:
-        """A certificate for this DNS name, with its key and the authority's certificate."""
+        """Issue a certificate for this DNS name; return it with its key and the CA."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         certificate = (
@@ -88,12 +88,12 @@ def _unsigned(
 
 
 def measurement(*durations_ns: int, stage: str = "rx.total") -> Measurement:
-    """These durations as samples of one stage."""
+    """Return these durations as samples of one stage."""
     return Measurement({stage: StageMeasurement(Histogram.of(durations_ns))})
 
 
 class FakeAgent(rpc.NodeAgentServicer):
-    """Remembers what it was told, and reports what a test puts in."""
+    """An agent that remembers its desired states, and reports the figures of a test."""
 
     def __init__(self, tls: ClientTlsFiles, *, instance_id: str = "first") -> None:
         self.instance_id = instance_id
@@ -104,14 +104,14 @@ class FakeAgent(rpc.NodeAgentServicer):
         self.coverage: list[pb.StageCoverage] = []
         self.listeners = 0
         self.clients: list[bytes] = []
-        """The certificate of each connection that asked who this is."""
+        """The certificate of each connection that called GetNodeInfo."""
         self._tls = tls
         self._queues: set[asyncio.Queue[pb.Report]] = set()
         self._server: grpc.aio.Server | None = None
         self.port = 0
 
     async def start(self, *, host: str = LOOPBACK, port: int = 0) -> None:
-        """Serve; on the port it had before where it has been stopped in between."""
+        """Serve; after a stop, on the same port as before."""
         credentials = grpc.ssl_server_credentials(
             [(self._tls.key.read_bytes(), self._tls.certificate.read_bytes())],
             root_certificates=self._tls.ca.read_bytes(),
@@ -130,12 +130,12 @@ class FakeAgent(rpc.NodeAgentServicer):
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """The address that it listens on."""
         return f"{LOOPBACK}:{self.port}"
 
     @property
     def target_ids(self) -> list[str]:
-        """What it was told last to measure."""
+        """The targets of its last desired state."""
         return sorted(target.id for probe in self.applied[-1].probes for target in probe.targets)
 
     def report(
@@ -146,7 +146,7 @@ class FakeAgent(rpc.NodeAgentServicer):
         generation: int | None = None,
         spoil: Callable[[pb.TargetReport], None] = lambda _: None,
     ) -> None:
-        """Report this of a probe's targets to whoever listens."""
+        """Report these figures of a probe's targets to all clients."""
         last = self.applied[-1].generation
         report = pb.Report(
             instance_id=self.instance_id, generation=last if generation is None else generation
@@ -159,7 +159,7 @@ class FakeAgent(rpc.NodeAgentServicer):
         self.send(report)
 
     def send(self, report: pb.Report) -> None:
-        """Send this report to whoever listens."""
+        """Send this report to all clients."""
         for queue in self._queues:
             queue.put_nowait(report)
 
@@ -168,7 +168,7 @@ class FakeAgent(rpc.NodeAgentServicer):
     async def GetNodeInfo(  # noqa: N802 - the protocol's name
         self, request: pb.GetNodeInfoRequest, context: Context
     ) -> pb.NodeInfo:
-        """Who this is."""
+        """Describe this agent."""
         self.clients.extend(context.auth_context()["x509_pem_cert"])
         return pb.NodeInfo(
             agent_version="0.1.0",
@@ -198,7 +198,7 @@ class FakeAgent(rpc.NodeAgentServicer):
     async def WatchReports(  # noqa: N802
         self, request: pb.WatchReportsRequest, context: Context
     ) -> AsyncIterator[pb.Report]:
-        """Pass on what `report` puts in."""
+        """Yield the reports of `report` and `send`."""
         queue: asyncio.Queue[pb.Report] = asyncio.Queue()
         self._queues.add(queue)
         self.listeners += 1
@@ -212,7 +212,7 @@ class FakeAgent(rpc.NodeAgentServicer):
     def Trace(  # noqa: N802
         self, request: pb.TraceRequest, context: Context
     ) -> AsyncIterator[pb.TraceEvents]:
-        """The operator does not ask for it."""
+        """Refuse; the operator does not call it."""
         raise NotImplementedError
 
 

@@ -1,4 +1,4 @@
-"""An API server of pods and LatencyProbes, as far as the operator's client talks to one."""
+"""An API server of pods and LatencyProbes, with the requests that the operator's client makes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Json = dict[str, Any]
 
 @dataclass
 class FakeApi:
-    """Holds pods, counts requests, and fails as it is told."""
+    """An API server that holds pods, counts requests, and fails on demand."""
 
     pods: dict[str, Json] = field(default_factory=dict)
     version: int = 100
@@ -37,12 +37,12 @@ class FakeApi:
     """By the probe's name."""
     probes: list[Json] = field(default_factory=list)
     conflicts: int = 0
-    """So many patches of a probe meet one that has changed meanwhile."""
+    """The number of patches of a probe that will fail with a conflict."""
     _streams: dict[asyncio.Queue[Json | None], str] = field(default_factory=dict)
     """The namespace that each watch is of."""
 
     def set(self, body: Json, *, quietly: bool = False) -> None:
-        """A pod appears or changes."""
+        """Add or change a pod."""
         kind = "MODIFIED" if body["metadata"]["uid"] in self.pods else "ADDED"
         self.version += 1
         body = {**body, "metadata": {**body["metadata"], "resourceVersion": str(self.version)}}
@@ -51,7 +51,7 @@ class FakeApi:
             self.send({"type": kind, "object": body})
 
     def remove(self, uid: str, *, quietly: bool = False) -> None:
-        """A pod goes."""
+        """Delete a pod."""
         self.version += 1
         body = self.pods.pop(uid)
         body["metadata"]["resourceVersion"] = str(self.version)
@@ -59,14 +59,14 @@ class FakeApi:
             self.send({"type": "DELETED", "object": body})
 
     def send(self, event: Json | None) -> None:
-        """Send an event to the watches that it is for; None ends them all."""
+        """Send an event to the watches of its namespace; None ends all watches."""
         about = event["object"]["metadata"].get("namespace") if event else None
         for stream, namespace in self._streams.items():
             if not about or namespace in ("", about):
                 stream.put_nowait(event)
 
     def expire(self) -> None:
-        """End all watches because what they go on from is forgotten."""
+        """End all watches because their resourceVersion has expired."""
         status = {
             "kind": "Status",
             "metadata": {},
@@ -78,12 +78,12 @@ class FakeApi:
 
     @property
     def watching(self) -> int:
-        """How many watches are open."""
+        """The number of open watches."""
         return len(self._streams)
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[Cluster]:
-        """Serve, and give the operator's client of it."""
+        """Serve, and yield the operator's client of this server."""
         application = web.Application()
         application.router.add_get("/api/v1/namespaces/{namespace}/pods", self._pods)
         application.router.add_get("/api/v1/pods", self._pods)
@@ -184,7 +184,7 @@ class FakeApi:
 
 
 def apply_merge_patch(target: Any, patch: Any) -> Any:
-    """RFC 7386, section 2."""
+    """Apply a patch after RFC 7386, section 2."""
     if not isinstance(patch, dict):
         return patch
     result = dict(target) if isinstance(target, dict) else {}

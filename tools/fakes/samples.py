@@ -1,4 +1,4 @@
-"""API objects and values that the operator's tests are made of."""
+"""API objects and values for the operator's tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Json = dict[str, Any]
 def probe_body(
     name: str = "checkout", *, namespace: str = "shop", generation: int = 1, **spec: Any
 ) -> Json:
-    """A LatencyProbe as the API server shows it: defaults are filled in."""
+    """Return a LatencyProbe as the API server shows it, with defaults."""
     return {
         "metadata": {
             "uid": f"uid-{name}",
@@ -37,7 +37,7 @@ def probe_body(
 
 
 def probe_spec(name: str = "checkout", **spec: Any) -> ProbeSpec:
-    """A probe's spec."""
+    """Return a probe's spec."""
     return read_probe(probe_body(name, **spec))
 
 
@@ -50,7 +50,7 @@ def pod_body(
     labels: dict[str, str] | None = None,
     namespace: str = "shop",
 ) -> Json:
-    """A running pod as the API server shows it. `run` counts its containers' starts."""
+    """Return a running pod as the API server shows it. `run` counts its containers' starts."""
     return {
         "metadata": {
             "uid": f"uid-{name}",
@@ -76,22 +76,22 @@ def pod_body(
 
 
 def pod(name: str, **parts: Any) -> Pod:
-    """A running pod."""
+    """Return a running pod."""
     return read_pod(pod_body(name, **parts))
 
 
 def container(pod_name: str, name: str = "server", run: int = 1) -> Container:
-    """The container that `pod_body` gives a pod."""
+    """Return the container that `pod_body` gives a pod."""
     return Container(name, f"containerd://{pod_name}-{name}-{run}")
 
 
 def target_id(pod_name: str, name: str = "server", run: int = 1) -> str:
-    """The id of the target that this container is."""
+    """Return the target id of this container."""
     return f"uid-{pod_name}/containerd://{pod_name}-{name}-{run}"
 
 
 def pod_texts(count: int) -> Iterator[str]:
-    """The JSON of pods as clusters have them: ten replicas each, two containers, five labels."""
+    """Yield the JSON of realistic pods: ten replicas each, two containers, five labels."""
     for number in range(count):
         app = f"checkout-{number // 10}"
         name = f"{app}-7d4b9c6f5-{number:05x}"

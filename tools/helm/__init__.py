@@ -1,1 +1,1 @@
-"""Helm and helm-docs, and what they make of the chart."""
+"""Helm and helm-docs, and their renderings of the chart."""

@@ -14,7 +14,7 @@ NAMESPACE = "latencyprobe-system"
 
 
 class HelmError(Exception):
-    """Helm refused; the message is its own."""
+    """An error of Helm, with Helm's own message."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class HelmProgram:
 
     @cache  # noqa: B019 - of one instance, and the renderings of one run fit in memory
     def render(self, *arguments: str, release: str = RELEASE, namespace: str = NAMESPACE) -> str:
-        """The manifests of an install with these arguments. Raises HelmError."""
+        """Return the manifests of an install with these arguments. Raises HelmError."""
         return self.run("template", release, str(CHART), f"--namespace={namespace}", *arguments)
 
     def run(self, *arguments: str) -> str:
-        """Its standard output. Raises HelmError."""
+        """Run Helm, and return its standard output. Raises HelmError."""
         answer = subprocess.run(
             [self.program, *arguments], capture_output=True, text=True, check=False
         )

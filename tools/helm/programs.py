@@ -1,6 +1,6 @@
 """Helm, and helm-docs that writes the chart's README: found, or else built.
 
-A `helm` on the PATH is used where it is of the pinned major version.
+A `helm` on the PATH is used if it has the pinned major version.
 """
 
 import re
@@ -26,7 +26,7 @@ HELM_DOCS = GoModule(
 
 
 def obtain_helm(say: Say) -> Path:
-    """The path of Helm. The first time this compiles it: about two minutes on two cores."""
+    """Return the path of Helm; compile it the first time, about two minutes on two cores."""
     with one_at_a_time():
         if found := _on_path():
             return found
@@ -39,9 +39,9 @@ def obtain_helm(say: Say) -> Path:
 
 
 def obtain_helm_docs(say: Say) -> Path:
-    """The path of helm-docs, compiled the first time: about ten seconds.
+    """Return the path of helm-docs; compile it the first time, about ten seconds.
 
-    What it writes differs between versions: it is always the pinned one.
+    Its output differs between versions, so it is always the pinned one.
     """
     with one_at_a_time():
         program = HELM_DOCS.cache / "helm-docs"

@@ -1,7 +1,7 @@
 """Everything that the C programs and Python share: constants, layouts and maps, each stated once.
 
 C receives the constants as macros. The layouts and maps become `_Static_assert`s at the end of the
-translation unit: a member that changes on one side alone fails the compile, not the figures.
+translation unit. If a member changes on one side alone, compiling fails.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OWNER_BITS = 16
 MAX_OWNERS = 64 // OWNER_BITS
 PROTOCOLS: Mapping[str, int] = {"TCP": 1, "UDP": 2}
 
-# Entries of the tables that say who is measured.
+# Entries of the tables of targets.
 MAX_CGROUPS = 4096
 MAX_PROCESSES = 16384
 MAX_FILTER_PORTS = 4096
@@ -90,7 +90,7 @@ MACROS: Mapping[str, int | str] = {
 class Layout:
     """A C struct: its members in order, by the format codes of Python's module `struct`.
 
-    A member may be a struct itself. There is no padding but what is listed as a member.
+    A member may be a struct itself. Padding exists only where it is listed as a member.
     """
 
     def __init__(self, name: str, **members: str | Layout) -> None:
@@ -104,18 +104,18 @@ class Layout:
         self.size: int = self.packing.size
 
     def offset(self, member: str) -> int:
-        """Where a member begins, in bytes."""
+        """Return the offset of a member in bytes."""
         before = list(self._formats).index(member)
         return struct.calcsize("=" + "".join(list(self._formats.values())[:before]))
 
     def part(self, first: str, last: str | None = None) -> struct.Struct:
-        """The members from one to another, both included."""
+        """Return the format of the members from one to another, both included."""
         names = list(self._formats)
         wanted = names[names.index(first) : names.index(last or first) + 1]
         return struct.Struct("=" + "".join(self._formats[name] for name in wanted))
 
     def assertions(self) -> Iterator[str]:
-        """The C statements by which the compiler checks this layout."""
+        """Yield the C statements by which the compiler checks this layout."""
         c_name = f"struct {self.name}"
         yield _assertion(f"sizeof({c_name}) == {self.size}", f"{c_name} is not {self.size} bytes")
         for member in self._formats:
@@ -136,7 +136,7 @@ class Map:
     value: struct.Struct
 
     def assertions(self) -> Iterator[str]:
-        """The C statements by which the compiler checks this map; bcc declares it as a struct."""
+        """Yield the C statements by which the compiler checks this map, a struct of bcc's."""
         for member, part in (("key", self.key), ("leaf", self.value)):
             yield _assertion(
                 f"sizeof({self.name}.{member}) == {part.size}",
@@ -224,13 +224,13 @@ _TRACE_LAYOUTS = (USER, ENDPOINTS, TRACE_EVENT, TRACE_CONTROL)
 
 
 def map_names(modules: Iterable[Module], *, trace: bool) -> tuple[str, ...]:
-    """The maps that the agent receives of these modules' object; others are the programs' own."""
+    """Return the maps of these modules that the agent receives; programs alone use the others."""
     names = tuple(each.name for each in _maps(modules, trace=trace))
     return (*names, TRACE_RING) if trace else names
 
 
 def assertions(modules: Iterable[Module], *, trace: bool) -> Iterator[str]:
-    """The C statements that hold the translation unit of these modules to this file."""
+    """Yield the C statements that check the translation unit of these modules against this file."""
     wanted = frozenset(modules)
     layouts = (
         *_LAYOUTS,

@@ -1,8 +1,8 @@
 """The running kernel's own types, from its BTF.
 
-BTF (BPF Type Format) is the kernel's compact debug information at /sys/kernel/btf/vmlinux. From it
-come the C declarations that our programs are compiled with, and the ids by which a program is bound
-to a tracepoint with typed arguments ("tp_btf").
+BTF (BPF Type Format) is the kernel's compact debug information at /sys/kernel/btf/vmlinux. It
+provides the C declarations that our programs are compiled with. It also provides the ids that bind
+a program to a tracepoint with typed arguments ("tp_btf").
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ _MEMBER = struct.Struct("=III")
 _ENUMERATOR = struct.Struct("=Ii")
 _EMIT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 _LINE_BYTES = 1 << 16
-_WORDS_OF_PADDING = re.compile(r"^(\t+)long: 64;\n(?:\t+long: 64;\n)*", re.MULTILINE)
+_PADDING = re.compile(r"^(\t+)long: 64;\n(?:\t+long: 64;\n)*", re.MULTILINE)
 
 
 class NoBtfError(RuntimeError):
-    """This kernel has no BTF, or libbpf can't read it."""
+    """A kernel without BTF, or with BTF that libbpf cannot read."""
 
 
 class KernelTypes:
-    """The types of the running kernel. Raises NoBtfError where there are none."""
+    """The types of the running kernel. Raises NoBtfError if they are not available."""
 
     def __init__(self) -> None:
         self._library = library()
         handle = self._library.btf__load_vmlinux_btf()
         # libbpf 1.x answers NULL, 0.x an error encoded in the pointer's top page
         if not handle or handle > 2**64 - 4096:
-            raise NoBtfError(f"{VMLINUX}: not there or not readable (CONFIG_DEBUG_INFO_BTF)")
+            raise NoBtfError(f"cannot read {VMLINUX}: it requires CONFIG_DEBUG_INFO_BTF=y")
         self._btf = ctypes.c_void_p(handle)
 
     def declarations(self, structs: Iterable[str]) -> str:
-        """C declarations of these structs with all that they hold by value, in order of need.
+        """Return C declarations of these structs and of all that they hold by value, in order.
 
-        Structs that this kernel does not have are left out.
+        Structs that this kernel does not have are omitted.
         """
         ids = [id_ for name in structs if (id_ := self._find(name, _KIND_STRUCT)) is not None]
         chunks: list[bytes] = []
         emit = _EMIT(_appender(chunks))
         dumper = self._library.btf_dump__new(self._btf, emit, None, None)
         if not dumper or dumper > 2**64 - 4096:
-            raise NoBtfError("libbpf can't print this kernel's BTF: it is too old for it")
+            raise NoBtfError("libbpf is too old to print this kernel's BTF; install a newer one")
         try:
             for id_ in ids:
                 self._library.btf_dump__dump_type(ctypes.c_void_p(dumper), id_)
@@ -64,23 +64,23 @@ class KernelTypes:
         return as_arrays(b"".join(chunks).decode())
 
     def has_field(self, struct_name: str, field: str) -> bool:
-        """Whether the struct has the field, directly or in an anonymous member of it."""
+        """Return True if the struct has the field, directly or in an anonymous member."""
         id_ = self._find(struct_name, _KIND_STRUCT)
         return id_ is not None and self._has_member(id_, field)
 
     def tracepoint_id(self, tracepoint: str) -> int | None:
-        """The id that binds a program to this tracepoint's typed arguments; None without it."""
+        """Return the id that binds a program to a tracepoint's typed arguments, or None."""
         return self._find(f"btf_trace_{tracepoint}", _KIND_TYPEDEF)
 
     def function_id(self, function: str) -> int | None:
-        """The id that binds a program to a function's arguments (fentry, fexit); None without it.
+        """Return the id that binds a program to a function's arguments (fentry, fexit), or None.
 
-        Of vmlinux alone: not of what modules bring.
+        Only functions of vmlinux have one, those of kernel modules do not.
         """
         return self._find(function, _KIND_FUNC)
 
     def argument_count(self, tracepoint: str) -> int:
-        """How many arguments a tracepoint has in this kernel; 0 for one that it does not have."""
+        """Return the number of arguments of a tracepoint; 0 if this kernel does not have it."""
         id_ = self.tracepoint_id(tracepoint)
         if id_ is None:
             return 0
@@ -90,7 +90,7 @@ class KernelTypes:
         return (info & 0xFFFF) - 1  # the first is the attachment's own data
 
     def enumerators(self, enum: str) -> dict[str, int]:
-        """The names of an enum with their values; empty where there is no such."""
+        """Return the names of an enum with their values; empty if there is no such enum."""
         id_ = self._find(enum, _KIND_ENUM)
         if id_ is None:
             return {}
@@ -116,7 +116,7 @@ class KernelTypes:
         return False
 
     def _header(self, type_id: int) -> tuple[int, int, int]:
-        """(name's offset, kind and number of members, size or type) of a type."""
+        """Return (name's offset, kind and number of members, size or type) of a type."""
         address = self._library.btf__type_by_id(self._btf, type_id)
         name, info, size_or_type = _TYPE_HEADER.unpack(ctypes.string_at(address, _TYPE_HEADER.size))
         return name, info, size_or_type
@@ -127,22 +127,22 @@ class KernelTypes:
 
 
 def as_arrays(declarations: str) -> str:
-    """With whole words of padding as members, where libbpf has unnamed bit-fields (`long: 64;`).
+    """Replace unnamed bit-fields of 64 bits (`long: 64;`), as libbpf prints padding, by members.
 
-    LLVM 14 makes one 128-bit field of two of them, and counts them twice where what follows is
-    aligned: loads of all later members were 16 bytes too far (struct task_struct of 7.2).
+    LLVM 14 makes one 128-bit field of two of them, and counts them twice if the next member is
+    aligned. Loads of all later members were 16 bytes too far (struct task_struct of 7.2).
     """
     numbers = itertools.count()
 
-    def replace(words: re.Match[str]) -> str:
-        count = words[0].count("long: 64;")
-        return f"{words[1]}long __padding_{next(numbers)}[{count}];\n"
+    def replace(padding: re.Match[str]) -> str:
+        count = padding[0].count("long: 64;")
+        return f"{padding[1]}long __padding_{next(numbers)}[{count}];\n"
 
-    return _WORDS_OF_PADDING.sub(replace, declarations)
+    return _PADDING.sub(replace, declarations)
 
 
 def _appender(chunks: list[bytes]) -> Callable[[int, bytes, int], None]:
-    """A printf-like sink for libbpf: formats into `chunks` by libc's vsnprintf."""
+    """Return a printf-like sink for libbpf, which formats into `chunks` by libc's vsnprintf."""
     vsnprintf = ctypes.CDLL(None).vsnprintf
     line = ctypes.create_string_buffer(_LINE_BYTES)
 

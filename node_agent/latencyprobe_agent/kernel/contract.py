@@ -135,4 +135,4 @@ class Engine(Protocol):
 
 
 class EngineError(RuntimeError):
-    """A refusal of the kernel that makes measuring impossible. The message has its answer."""
+    """A refusal of the kernel that makes measuring impossible. The message quotes its answer."""

@@ -1,10 +1,11 @@
-"""Which kernel events each stage stands on, and the programs that hook them.
+"""The kernel events that each stage requires, and the programs that hook them.
 
-An *event* is something that happens in the kernel; it lists its hooks in order of preference, and
-the first that this kernel accepts is used. A stage that misses an event it requires is unavailable;
-one that misses an event it merely profits from is partial. To add a stage: a row in
-`latencyprobe.domain.stages`, a program in `bpf/`, an event here if no existing one serves, and the
-stage's row below.
+An *event* is something that happens in the kernel. It lists its hooks in order of preference, and
+the first that this kernel accepts is used. A stage without an event that it requires is
+unavailable; one without an event that it merely profits from is partial.
+
+To add a stage: a row in `latencyprobe.domain.stages`, a program in `bpf/`, and the stage's row
+below. If no existing event serves, add an event too.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ RX, TX, TCP, IRQ, SCHED = Module.RX, Module.TX, Module.TCP, Module.IRQ, Module.S
 
 
 class HookKind(StrEnum):
-    """What can run a program.
+    """A kind of place in the kernel that runs a program.
 
-    A tracepoint: bound by BTF (tp_btf) or plain (raw_tp). The entry or the end of a kernel
-    function: by its BTF (fentry, fexit: an argument is read as a tracepoint's is), or by a
-    breakpoint (kprobe, kretprobe: the program gets `struct pt_regs *`).
+    A tracepoint is typed by BTF (tp_btf) or plain (raw_tp). The entry or the end of a kernel
+    function is hooked by its BTF (fentry, fexit) or by a breakpoint (kprobe, kretprobe). With BTF,
+    arguments are read as those of a tracepoint. A breakpoint's program gets `struct pt_regs *`.
     """
 
     TRACEPOINT = "tracepoint"
@@ -36,10 +37,10 @@ class HookKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A program (a C function in `bpf/`) and what runs it: a tracepoint or a kernel function.
+    """A program (a C function in `bpf/`), and the tracepoint or kernel function that runs it.
 
-    `also`: hooks that it is of no use without; they come and go together. `reads`: what the program
-    needs of the event, where not every kernel with the event has it; there it is not compiled.
+    `also`: hooks that it requires; they are attached and detached together. `reads`: a requirement
+    that not every kernel with the event meets; on the others the program is not compiled.
     """
 
     function: str
@@ -50,11 +51,11 @@ class Hook:
 
     @property
     def is_kprobe(self) -> bool:
-        """Whether the program gets registers instead of arguments."""
+        """True if the program gets registers instead of arguments."""
         return self.kind in (HookKind.KPROBE, HookKind.KRETPROBE)
 
     def name(self, *, typed: bool) -> str:
-        """As coverage shows it; `typed`: programs are bound by BTF."""
+        """Return the name in the coverage; `typed`: programs are typed by BTF."""
         if self.kind is HookKind.TRACEPOINT:
             return f"{'tp_btf' if typed else 'raw_tp'}/{self.symbol}"
         return f"{self.kind}/{self.symbol}"
@@ -62,9 +63,9 @@ class Hook:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happens in the kernel, with the ways to be told of it, best first.
+    """Something that happens in the kernel, with the hooks that report it, best first.
 
-    `beside`: a program without which this event is of no use.
+    `beside`: another program that this event requires.
     """
 
     name: str
@@ -75,9 +76,9 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class StageNeeds:
-    """The events a stage (or counter) can't do without, and those whose lack costs a part of it.
+    """The events that a stage or counter requires, and those whose absence makes it partial.
 
-    `profits`: event to what is missing without it.
+    `profits`: event to the part that is missing without it.
     """
 
     requires: tuple[str, ...]
@@ -94,7 +95,9 @@ def _event(
     return Event(name, frozenset(modules), tuple(made), beside)
 
 
-_KFREE_SKB = Hook("on_kfree_skb", "kfree_skb", reads="names the receiving socket since Linux 6.11")
+_KFREE_SKB = Hook(
+    "on_kfree_skb", "kfree_skb", reads="requires the receiving socket, added in Linux 6.11"
+)
 
 EVENTS: tuple[Event, ...] = (
     _event("fork", Module, ("on_process_fork", "sched_process_fork")),
@@ -149,7 +152,7 @@ EVENTS: tuple[Event, ...] = (
         "drop",
         (TCP,),
         _KFREE_SKB,
-        Hook("on_kfree_sent", "kfree_skb", reads="tells reasons since Linux 5.17"),
+        Hook("on_kfree_sent", "kfree_skb", reads="requires drop reasons, added in Linux 5.17"),
     ),
     _event("receive drop", (TCP,), _KFREE_SKB),
     _event("queue overflow", (TCP,), _KFREE_SKB, ("on_udp_fail_queue", "udp_fail_queue_rcv_skb")),
@@ -165,11 +168,11 @@ _READS = {
 }
 _PROCESSES = {
     "fork": "children started later are not followed",
-    "softirq entry": "a socket may be taken for the process that a softirq interrupted",
+    "softirq entry": "a socket may be attributed to the process that a softirq interrupted",
 }
 _THREADS = {
     "fork": "children started later are not followed",
-    "first wake-up": "new threads are taken for what had their id before",
+    "first wake-up": "a new thread is mistaken for an earlier thread with the same id",
 }
 STAGE_NEEDS: Mapping[str, StageNeeds] = {
     "rx.irq": StageNeeds(
@@ -183,7 +186,7 @@ STAGE_NEEDS: Mapping[str, StageNeeds] = {
     "rx.host": StageNeeds(("receive", "segment"), _READS),
     "rx.stack": StageNeeds(
         ("receive", "segment"),
-        {**_READS, "UDP queue": "a datagram's way to its socket is counted in rx.socket"},
+        {**_READS, "UDP queue": "for datagrams, this time is counted in rx.socket"},
     ),
     "rx.socket": StageNeeds(("receive", "segment"), _READS),
     "rx.wakeup": StageNeeds(("receive", "segment", "wake-up", "switch"), {**_READS, **_THREADS}),
@@ -218,7 +221,7 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
     "zeroWindowsSent": StageNeeds(("segment",)),
     "zeroWindowsReceived": StageNeeds(("segment",)),
     "acceptQueueOverflows": StageNeeds(
-        ("listener",), {"receive drop": "told late, when the next connection comes"}
+        ("listener",), {"receive drop": "counted late, when the next connection arrives"}
     ),
     "receiveQueueOverflows": StageNeeds(
         ("queue overflow",), {"receive drop": "only datagrams are counted"}
@@ -235,7 +238,7 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
 
 
 def events_of(modules: Iterable[Module]) -> tuple[Event, ...]:
-    """The events that these modules stand on."""
+    """Return the events that these modules use."""
     wanted = set(modules)
     return tuple(event for event in EVENTS if event.modules & wanted)
 
@@ -243,7 +246,7 @@ def events_of(modules: Iterable[Module]) -> tuple[Event, ...]:
 def coverage_of(
     modules: frozenset[Module], attached: Mapping[str, str], refused: Mapping[str, str]
 ) -> tuple[StageCoverage, ...]:
-    """The coverage of every stage, and of those counters of the modules that lack something.
+    """Return the coverage of every stage, and of the modules' counters that are not complete.
 
     `attached`: event to the hook in use; `refused`: event to the kernel's answer.
     """
@@ -261,7 +264,7 @@ def coverage_of(
 
 
 def unavailable(reason: str) -> tuple[StageCoverage, ...]:
-    """The coverage of a node that can measure nothing at all."""
+    """Return the coverage of a node that cannot measure anything."""
     return tuple(StageCoverage(name, CoverageState.UNAVAILABLE, reason=reason) for name in BY_NAME)
 
 

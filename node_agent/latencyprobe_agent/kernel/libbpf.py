@@ -24,19 +24,22 @@ _VERIFIER_LOG_BYTES = 1 << 20
 
 
 class LibbpfMissingError(RuntimeError):
-    """libbpf can't be loaded."""
+    """libbpf cannot be loaded."""
 
 
 class KernelRefusedError(OSError):
-    """The kernel said no. `errno` is its answer, `log` the verifier's last lines."""
+    """A refusal of the kernel. `errno` is its answer, `log` the verifier's last lines.
 
-    def __init__(self, code: int, what: str, log: str = "") -> None:
-        super().__init__(code, f"{what}: {os.strerror(code)}")
+    `action`: the refused action, such as "attach".
+    """
+
+    def __init__(self, code: int, action: str, log: str = "") -> None:
+        super().__init__(code, f"cannot {action}: {os.strerror(code)}")
         self.log = log
 
     @property
     def answer(self) -> str:
-        """What was refused, and the errno by text and name, in a line."""
+        """The refused action, and the errno by text and name, in one line."""
         return f"{self.strerror} ({errno.errorcode.get(self.errno or 0, str(self.errno))})"
 
     def __str__(self) -> str:
@@ -124,7 +127,7 @@ _library: ctypes.CDLL | None = None
 
 
 def library() -> ctypes.CDLL:
-    """libbpf, loaded once. Raises LibbpfMissingError with the package to install."""
+    """Return libbpf, loaded once. Raises LibbpfMissingError with the package to install."""
     global _library  # noqa: PLW0603 - one library per process
     if _library is None:
         _library = _load()
@@ -135,9 +138,9 @@ def library() -> ctypes.CDLL:
     return _library
 
 
-def _check(result: int, what: str, log: str = "") -> int:
+def _check(result: int, action: str, log: str = "") -> int:
     if result < 0:
-        raise KernelRefusedError(ctypes.get_errno() or -result, what, log)
+        raise KernelRefusedError(ctypes.get_errno() or -result, action, log)
     return result
 
 
@@ -181,43 +184,43 @@ def attach_raw_tracepoint(program_fd: int, tracepoint: str | None) -> int:
 
 
 def program_info(program_fd: int) -> ProgramInfo:
-    """The kernel's account of a program: run time, runs and missed runs."""
+    """Return the kernel's statistics of a program: run time, runs and missed runs."""
     info = ProgramInfo()
     length = ctypes.c_uint32(ctypes.sizeof(info))
     result = library().bpf_obj_get_info_by_fd(program_fd, ctypes.byref(info), ctypes.byref(length))
-    _check(result, "program info")
+    _check(result, "read the statistics of a program")
     return info
 
 
 def enable_run_time_statistics() -> int:
     """Switch on run-time statistics of programs while the descriptor is open (5.8+)."""
-    return _check(library().bpf_enable_stats(_STATS_RUN_TIME), "enable statistics")
+    return _check(library().bpf_enable_stats(_STATS_RUN_TIME), "enable run-time statistics")
 
 
 def has_ring_buffers() -> bool:
-    """Whether this kernel has BPF_MAP_TYPE_RINGBUF (5.8+), found out by making one."""
+    """Return True if this kernel has BPF_MAP_TYPE_RINGBUF (5.8+); makes one to find out."""
     return bool(library().libbpf_probe_bpf_map_type(_MAP_TYPE_RINGBUF, None) > 0)
 
 
 def update(map_fd: int, key: bytes, value: bytes) -> None:
     """Set one entry. Raises KernelRefusedError, E2BIG for a full map."""
-    _check(library().bpf_map_update_elem(map_fd, key, value, ctypes.c_uint64(0)), "map update")
+    _check(library().bpf_map_update_elem(map_fd, key, value, ctypes.c_uint64(0)), "set an entry")
 
 
 def delete(map_fd: int, key: bytes) -> None:
-    """Delete one entry; no error where there is none."""
+    """Delete one entry; no error if it does not exist."""
     if library().bpf_map_delete_elem(map_fd, key) < 0 and ctypes.get_errno() != errno.ENOENT:
-        raise KernelRefusedError(ctypes.get_errno(), "map delete")
+        raise KernelRefusedError(ctypes.get_errno(), "delete an entry")
 
 
 def look_up(map_fd: int, key: bytes, value_bytes: int) -> bytes | None:
-    """The value of one entry; None where there is none."""
+    """Return the value of one entry; None if it does not exist."""
     value = ctypes.create_string_buffer(value_bytes)
     return value.raw if library().bpf_map_lookup_elem(map_fd, key, value) == 0 else None
 
 
 def keys(map_fd: int, key_size: int) -> Sequence[bytes]:
-    """All keys of a map, as they are at some time during the call."""
+    """Return all keys of a map, as they are at some time during the call."""
     found: list[bytes] = []
     key: bytes | None = None
     following = ctypes.create_string_buffer(key_size)

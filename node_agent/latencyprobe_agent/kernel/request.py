@@ -1,4 +1,4 @@
-"""The request for an object and its answer: what agent and compiler process say to each other."""
+"""The request for an object and its answer: the messages between agent and compiler process."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ MESSAGE_BYTES = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to build. `typed`: bind programs by BTF if this kernel can; see bpf/include/common.h.
+    """The object to build. `typed`: type programs by BTF if the kernel can (bpf/include/common.h).
 
-    `without`: hooks by their name in coverage that are not to be used, for tests of the others.
-    `trace`: with what tells of packets one by one; see bpf/include/trace.h.
+    `without`: hooks to exclude, by their names in the coverage; for tests of the others.
+    `trace`: include the reporting of single packets; see bpf/include/trace.h.
     """
 
     modules: tuple[str, ...]
@@ -24,7 +24,7 @@ class Request:
 
 @dataclass(slots=True)
 class Answer:
-    """What was built.
+    """The description of an object that was built, or the error.
 
     `maps` and `programs` name the descriptors, in this order: all maps, all programs, all links.
     `attached`: event to hook in use; `refused`: event to the kernel's answer.

@@ -27,7 +27,7 @@ from latencyprobe_agent.desired import Refusals
 from latencyprobe_agent.targets.facts import TargetFacts
 from latencyprobe_agent.tracing import PacketNews
 
-# A status is for people, who don't read ten thousand process ids.
+# A status is for people, who do not read ten thousand process ids.
 MAX_PIDS_SHOWN = 256
 _LONGEST_REFUSAL = 300
 
@@ -53,7 +53,7 @@ def node_info(agent: Agent) -> pb.NodeInfo:
 
 
 def apply_result(applied: Applied) -> pb.ApplyResult:
-    """How the targets of a state stand, refused ones included."""
+    """Convert the facts of a state's targets, refused ones included."""
     statuses = {
         probe_id: [status_message(target_id, facts) for target_id, facts in targets.items()]
         for probe_id, targets in applied.standings.items()
@@ -68,7 +68,7 @@ def apply_result(applied: Applied) -> pb.ApplyResult:
 
 
 def trace_events(news: PacketNews) -> pb.TraceEvents:
-    """Packets one by one, with the counts of all."""
+    """Convert traced packets, with the counts of all."""
     return pb.TraceEvents(
         packets=map(packet_to_proto, news.packets),
         counts=counts_to_proto(news.counts, news.sampling_ratio),
@@ -76,7 +76,7 @@ def trace_events(news: PacketNews) -> pb.TraceEvents:
 
 
 def status_message(target_id: str, facts: TargetFacts) -> pb.TargetStatus:
-    """How one target stands."""
+    """Convert the facts of one target."""
     return pb.TargetStatus(
         id=target_id,
         state=target_state_to_proto(facts.state),
@@ -89,7 +89,7 @@ def status_message(target_id: str, facts: TargetFacts) -> pb.TargetStatus:
 def refused_statuses(refused: Refusals) -> Mapping[str, list[pb.TargetStatus]]:
     """Return the statuses of refused targets by probe: of MAX_TARGETS at most, in turns.
 
-    A client that keeps to the limits gets them all. The answer to any other must have a bound too.
+    A client that respects the limits gets all of them. Other answers must have a bound too.
     """
     turns = (
         (turn, probe_id, target_id, message)
@@ -106,7 +106,7 @@ def refused_statuses(refused: Refusals) -> Mapping[str, list[pb.TargetStatus]]:
 
 
 def probe_report(figures: ProbeFigures, standings: Mapping[str, TargetFacts]) -> pb.ProbeReport:
-    """One probe's report: every target of it, also those of which nothing was seen."""
+    """Make one probe's report, with all its targets, also those without any figures."""
     return pb.ProbeReport(
         id=figures.probe.id,
         begin=_timestamp(figures.begin),

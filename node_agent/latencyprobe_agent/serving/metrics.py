@@ -1,7 +1,7 @@
-"""What the agent counts about itself, for Prometheus, and its health for the kubelet.
+"""The agent's own metrics for Prometheus, and its health for the kubelet.
 
 With a metrics address it serves `/metrics`, `/healthz` (the agent lives) and `/readyz` (it serves).
-The kubelet can't present a client certificate, so it asks these instead of gRPC.
+The kubelet cannot present a client certificate, so it uses these pages instead of gRPC.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ class AgentMetrics:
         self.registry = CollectorRegistry()
         self._modules = Gauge(
             "latencyprobe_module_loaded",
-            "1 where the module's eBPF programs are attached.",
+            "1 if the module's eBPF programs are attached.",
             ["module"],
             registry=self.registry,
         )
         self._targets = Gauge(
             "latencyprobe_targets",
-            "Targets of all probes, by how far they were found.",
+            "Targets of all probes, by state.",
             ["state"],
             registry=self.registry,
         )
         self._program_cpu = Gauge(
             "latencyprobe_program_cpu_ratio",
-            "Run time of the eBPF programs in cores; absent where the kernel does not tell.",
+            "Run time of the eBPF programs in cores; 0 until the first figure.",
             registry=self.registry,
         )
         self.reports = Counter(
@@ -47,13 +47,13 @@ class AgentMetrics:
         )
         self._apply_seconds = Histogram(
             "latencyprobe_apply_seconds",
-            "From receiving a desired state to having it attached.",
+            "Time to put a desired state in force, compiling included.",
             buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10),
             registry=self.registry,
         )
         self._refused = Counter(
             "latencyprobe_refused_connections",
-            "Connections that were not let in, and calls of clients with another name than the"
+            "Connections that were refused, and calls by clients with another name than the"
             " operator's.",
             ["reason"],
             registry=self.registry,
@@ -64,33 +64,33 @@ class AgentMetrics:
         self.show_targets({})
 
     def show_modules(self, loaded: Iterable[Module]) -> None:
-        """Say which modules are loaded."""
+        """Show the loaded modules."""
         modules = set(loaded)
         for module in Module:
             self._modules.labels(module).set(module in modules)
 
     def show_targets(self, counts: Mapping[TargetState, int]) -> None:
-        """Say how many targets are in which state."""
+        """Show the number of targets by state."""
         for state in TargetState:
             self._targets.labels(state.lower()).set(counts.get(state, 0))
 
     def count_refusal(self, reason: str) -> None:
-        """Somebody was not let in."""
+        """Count a refused client."""
         self._refused.labels(reason).inc()
 
     def time_apply(self) -> AbstractContextManager[object]:
-        """Time what is done inside: the adoption of a desired state."""
+        """Time the adoption of a desired state, which runs inside."""
         return self._apply_seconds.time()
 
     def note_reading(self, cpu_percent: float | None) -> None:
-        """Count a reading of the engine, and say what the programs cost."""
+        """Count a reading of the engine, and show the CPU time of the programs."""
         self._reads.inc()
         if cpu_percent is not None:
             self._program_cpu.set(cpu_percent / 100)
 
 
 def pages(metrics: AgentMetrics, is_ready: Callable[[], bool]) -> dict[str, Page]:
-    """Return what is served over HTTP, by path."""
+    """Return the pages that are served over HTTP, by path."""
     return {
         "/metrics": metrics_page(metrics.registry),
         "/healthz": health_page(),

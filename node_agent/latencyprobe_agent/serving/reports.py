@@ -1,4 +1,4 @@
-"""The reports of one stream: each is encoded once, as it departs."""
+"""The reports of one stream; each is encoded once, when it is sent."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from latencyprobe_agent.agent import Agent
 from latencyprobe_agent.collector import ProbeFigures
 from latencyprobe_agent.serving.messages import coverage_messages, probe_report
 
-# Well below the most that a client takes in (MAX_MESSAGE_BYTES), with room for one probe more.
+# Well below the maximum of a client (MAX_MESSAGE_BYTES), with room for one more probe.
 _REPORT_BYTES = 1 << 20
 
 Send = Callable[[pb.Report], Awaitable[None]]
 
 
 class ReportPump:
-    """Sends one client the figures that are due. `count`: called for each report with figures."""
+    """The sender of due figures to one client. `count`: called for each report with figures."""
 
     def __init__(self, agent: Agent, count: Callable[[], None], send: Send) -> None:
         self._agent = agent
@@ -27,7 +27,7 @@ class ReportPump:
         self._coverage: tuple[StageCoverage, ...] | None = None
 
     async def run(self) -> None:
-        """Send a report with the coverage at once, then whatever is due, until cancelled."""
+        """Send a report with the coverage at once, then all due figures, until cancelled."""
         await self._send(self._report([]))
         while True:
             figures = await self._agent.readings.due_figures()
@@ -35,9 +35,9 @@ class ReportPump:
                 figures = await self._send_some(figures)
 
     async def _send_some(self, figures: list[ProbeFigures]) -> list[ProbeFigures]:
-        """Send as many as make up one report, and return the rest.
+        """Send as many figures as make up one report, and return the rest.
 
-        What could not be delivered is put back, with the rest.
+        If sending fails, all of them are put back.
         """
         try:
             probes = self._encoded(figures)
@@ -60,7 +60,7 @@ class ReportPump:
         return probes
 
     def _report(self, probes: list[pb.ProbeReport]) -> pb.Report:
-        """Return the next report; it has the coverage where that has changed."""
+        """Return the next report; it has the coverage if that has changed."""
         before, self._coverage = self._coverage, self._agent.coverage
         self._sequence += 1
         cpu_percent = self._agent.readings.take_cpu_percent()

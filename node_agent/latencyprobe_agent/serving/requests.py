@@ -1,8 +1,8 @@
-"""What a client asks for, checked and decoded to values.
+"""Requests of a client, checked and decoded to values.
 
-A request that contradicts itself is refused as a whole, and the message names the field as the
-client wrote it. An invalid probe or target of a desired state is refused alone, with a message such
-as `targets[0].container.pod_uid: …`.
+An inconsistent request is refused as a whole, and the message names the field as the client wrote
+it. An invalid probe or target of a desired state is refused alone, with a message such as
+`targets[0].container.pod_uid: …`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _PACKET_STAGES = tuple(stage.name for stage in PACKET_STAGES)
 
 
 def parse_desired(message: pb.DesiredState) -> Desired:
-    """Decode a desired state; raises InvalidStateError. Limits on its size are not looked at."""
+    """Decode a desired state; raise InvalidStateError. Limits on its size are not checked."""
     lease_s = _seconds(message.lease.seconds, message.lease.nanos)
     if not 0 <= lease_s <= MAX_LEASE_S:
         raise InvalidStateError("lease", f"{lease_s:g} s: must be from 0 to {MAX_LEASE_S:g} s")
@@ -70,7 +70,7 @@ def parse_desired(message: pb.DesiredState) -> Desired:
 
 
 def parse_trace(message: pb.TraceRequest) -> TraceWish:
-    """Decode a request for packets one by one; raises InvalidStateError."""
+    """Decode a request for a trace; raise InvalidStateError."""
     if not message.probe_id:
         raise InvalidStateError("probe_id", "is empty")
     if not message.limits:
@@ -124,7 +124,7 @@ def _parse_probe(message: pb.Probe) -> tuple[DesiredProbe, dict[str, str]]:
 
 
 def _parse_namespace(message: pb.Probe) -> str:
-    """Return the namespace; older clients have it in the name alone."""
+    """Return the namespace; older clients have it only in the name."""
     namespace, slash, _ = message.name.partition("/")
     return _parse_name(message.namespace or (namespace if slash else ""), "namespace")
 
@@ -137,9 +137,9 @@ def _parse_id(text: str, field: str) -> str:
 
 def _parse_name(text: str, field: str, longest: int = MAX_ID_LENGTH) -> str:
     if len(text) > longest:
-        raise InvalidStateError(field, f"{len(text)} characters, at most {longest}")
+        raise InvalidStateError(field, f"{len(text)} characters; the maximum is {longest}")
     if not text.isprintable():
-        raise InvalidStateError(field, f"{text!r} has characters that can't be printed")
+        raise InvalidStateError(field, f"{text!r} has characters that are not printable")
     return text
 
 
@@ -148,7 +148,7 @@ def _check_unique(ids: Iterable[str], field: str) -> None:
     for index, text in enumerate(ids):
         if text in seen:
             raise InvalidStateError(
-                f"{field}[{index}].id", f"{text!r} is the id of {field}[{seen[text]}] too"
+                f"{field}[{index}].id", f"{text!r} is also the id of {field}[{seen[text]}]"
             )
         seen[text] = index
 
@@ -160,16 +160,18 @@ def _parse_modules(names: Iterable[str], field: str) -> frozenset[Module]:
             modules.add(Module(name))
         except ValueError:
             raise InvalidStateError(
-                f"{field}[{index}]", f"unknown module {name!r}: known are {', '.join(Module)}"
+                f"{field}[{index}]", f"unknown module {name!r}; choose from {', '.join(Module)}"
             ) from None
     if not modules:
-        raise InvalidStateError(field, f"none given: known are {', '.join(Module)}")
+        raise InvalidStateError(field, f"is empty; choose from {', '.join(Module)}")
     return frozenset(modules)
 
 
 def _parse_filter(message: pb.SocketFilter, field: str) -> SocketFilter:
     if len(message.ports) > MAX_PORTS:
-        raise InvalidStateError(f"{field}.ports", f"{len(message.ports)}, at most {MAX_PORTS}")
+        raise InvalidStateError(
+            f"{field}.ports", f"{len(message.ports)} ports; the maximum is {MAX_PORTS}"
+        )
     for index, port in enumerate(message.ports):
         if not 1 <= port <= 65535:
             raise InvalidStateError(f"{field}.ports[{index}]", f"{port}: must be from 1 to 65535")
@@ -179,7 +181,7 @@ def _parse_filter(message: pb.SocketFilter, field: str) -> SocketFilter:
                 f"{field}.protocols[{index}]", f"{protocol!r}: must be TCP or UDP"
             )
     protocols = frozenset(message.protocols)
-    # Both protocols are all there are: the same filter as none, and so the same slot.
+    # Both protocols are all that exist: the same filter as no protocol, and so the same slot.
     return SocketFilter(
         frozenset(message.ports), protocols if protocols != PROTOCOLS else frozenset()
     )
@@ -230,19 +232,19 @@ def _parse_container(message: pb.Container, field: str) -> ContainerSelector:
     if not _POD_UID.fullmatch(message.pod_uid):
         raise InvalidStateError(
             f"{field}.pod_uid",
-            f"{message.pod_uid[:80]!r} is no pod UID (a UUID, or 32 hexadecimal digits)",
+            f"{message.pod_uid[:80]!r} is not a pod UID (a UUID, or 32 hexadecimal digits)",
         )
     parts = _CONTAINER_ID.fullmatch(message.container_id)
     if parts is None:
         raise InvalidStateError(
             f"{field}.container_id",
-            f"{message.container_id[:80]!r} is no container ID "
-            "(such as containerd:// with 64 hexadecimal digits)",
+            f"{message.container_id[:80]!r} is not a container ID "
+            "(for example containerd:// with 64 hexadecimal digits)",
         )
     if parts["runtime"] not in RUNTIMES:
         raise InvalidStateError(
             f"{field}.container_id",
-            f"unknown runtime {parts['runtime']!r}: known are {', '.join(RUNTIMES)}",
+            f"unknown runtime {parts['runtime']!r}; choose one of {', '.join(RUNTIMES)}",
         )
     return ContainerSelector(message.pod_uid, parts["id"])
 
@@ -251,7 +253,7 @@ def _parse_path(text: str, field: str) -> str:
     if not text.startswith("/"):
         raise InvalidStateError(field, f"{text[:80]!r} is not an absolute path")
     if len(text) > MAX_PATH_LENGTH or "\0" in text:
-        raise InvalidStateError(field, "is no path: too long, or with a NUL in it")
+        raise InvalidStateError(field, "is not a path: it is too long, or contains a NUL")
     return text
 
 

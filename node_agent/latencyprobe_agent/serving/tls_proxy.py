@@ -262,7 +262,7 @@ class _ByteStream:
 
 
 async def _relay(one: _ByteStream, other: _ByteStream) -> None:
-    """Both ways, until either side ends: HTTP/2 has no use for half a connection."""
+    """Copy in both directions until either side ends: HTTP/2 does not use half a connection."""
     await first_to_end(_copy(one.reader, other.writer), _copy(other.reader, one.writer))
 
 

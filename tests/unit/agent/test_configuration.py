@@ -80,7 +80,7 @@ def test_words_are_where_the_programs_read_them(descriptor: int) -> None:
 def test_a_full_table_is_refused_and_stays_as_it_was(descriptor: int) -> None:
     memory = ConfigMemory(descriptor)
     memory.write_namespaces({5: NamespaceConfiguration(2, 9)})
-    with pytest.raises(EngineError, match=f"at most {MAX_NAMESPACES}"):
+    with pytest.raises(EngineError, match=f"the maximum is {MAX_NAMESPACES}"):
         memory.write_namespaces(
             {inum: NamespaceConfiguration(2, 0) for inum in range(MAX_NAMESPACES + 1)}
         )
@@ -89,5 +89,5 @@ def test_a_full_table_is_refused_and_stays_as_it_was(descriptor: int) -> None:
 
 def test_a_chain_that_programs_would_not_follow_is_refused(descriptor: int) -> None:
     memory = ConfigMemory(descriptor)
-    with pytest.raises(EngineError, match="same low bits"):
+    with pytest.raises(EngineError, match="equal low bits"):
         memory.write_namespaces({7 + 4096 * n: NamespaceConfiguration(2, 0) for n in range(5)})

@@ -81,19 +81,19 @@ def _set_target(target: pb.Target) -> Callable[[pb.DesiredState], object]:
 
 BROKEN: list[tuple[Callable[[pb.DesiredState], object], str]] = [
     (lambda s: s.probes[0].ClearField("id"), "probes[0].id: is empty"),
-    (lambda s: s.probes.append(s.probes[0]), "probes[1].id: 'p' is the id of probes[0] too"),
+    (lambda s: s.probes.append(s.probes[0]), "probes[1].id: 'p' is also the id of probes[0]"),
     (lambda s: s.lease.CopyFrom(Duration(seconds=-1)), "lease: -1 s"),
 ]
 BROKEN_PROBES: list[tuple[Callable[[pb.DesiredState], object], str]] = [
     (
         lambda s: s.probes[0].targets.append(s.probes[0].targets[1]),
-        "targets[2].id: 'b' is the id of targets[1] too",
+        "targets[2].id: 'b' is also the id of targets[1]",
     ),
     (
         lambda s: s.probes[0].modules.append("rxx"),
-        "modules[3]: unknown module 'rxx': known are rx, tx, tcp, irq, sched",
+        "modules[3]: unknown module 'rxx'; choose from rx, tx, tcp, irq, sched",
     ),
-    (lambda s: s.probes[0].ClearField("modules"), "modules: none given"),
+    (lambda s: s.probes[0].ClearField("modules"), "modules: is empty; choose from rx, tx"),
     (
         lambda s: s.probes[0].filter.ports.append(0),
         "filter.ports[1]: 0: must be from 1 to 65535",
@@ -132,7 +132,7 @@ BROKEN_TARGETS: list[tuple[Callable[[pb.DesiredState], object], str]] = [
     ),
     (
         _set_target(pb.Target(id="a", netns_path="/a\0b")),
-        "targets[0].netns_path: is no path",
+        "targets[0].netns_path: is not a path",
     ),
     (_set_target(_container("../..")), "targets[0].container.pod_uid: '../..' is no"),
     (_set_target(_container(UID + "\n")), "targets[0].container.pod_uid:"),

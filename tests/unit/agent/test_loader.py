@@ -108,14 +108,17 @@ def test_hooks_that_belong_together_come_together_or_not_at_all(kernel: Kernel) 
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_reasons_are_the_kernels_own_words_hook_by_hook(kernel: Kernel) -> None:
+def test_reasons_quote_the_kernel_hook_by_hook(kernel: Kernel) -> None:
     kernel.refuses["on_fentry_send"] = errno.EPERM
     loader = load(Types(functions=("tcp_sendmsg_locked",)))
     assert loader.attached == {}
     assert loader.refused["send"].split("; ") == [
         "tp_btf/tcp_sendmsg_locked: Linux 6.1.0-13-amd64 has no such tracepoint",
-        "fentry/tcp_sendmsg_locked: load on_fentry_send: Operation not permitted (EPERM)",
-        "kprobe/tcp_sendmsg_locked: can't reach what is kept with sockets bound by BTF",
+        "fentry/tcp_sendmsg_locked: cannot load on_fentry_send: Operation not permitted (EPERM)",
+        (
+            "kprobe/tcp_sendmsg_locked: kprobes cannot access per-socket storage when programs "
+            "are BTF-typed"
+        ),
         "tp_btf/sock_send_length: Linux 6.1.0-13-amd64 has no such tracepoint",
     ]
 
@@ -132,9 +135,22 @@ def test_an_event_of_no_use_without_another_says_why_that_one_is_not_there(
         os.close(descriptor)
     assert loader.attached == {"read": "tp_btf/tcp_sendmsg_locked"}
     assert loader.refused == {
-        "queue": "of no use without tp_btf/sock_send_length: "
-        "Linux 6.1.0-13-amd64 has no such tracepoint"
+        "queue": "requires tp_btf/sock_send_length: Linux 6.1.0-13-amd64 has no such tracepoint"
     }
+
+
+def test_an_event_that_requires_a_refused_hook_quotes_the_kernel(kernel: Kernel) -> None:
+    kernel.refuses["raw_tracepoint"] = errno.ENOENT
+    loader = Loader(CODE, None, config=FULL_CONFIG)
+    for event in (
+        Event("read", frozenset(Module), (LENGTH,)),
+        Event("queue", frozenset(Module), (TRACEPOINT,), beside=LENGTH.function),
+    ):
+        loader.attach(event)
+    assert loader.refused["queue"] == (
+        "requires raw_tp/sock_send_length, which failed to attach: "
+        "No such file or directory (ENOENT)"
+    )
 
 
 def test_the_option_that_explains_a_refusal_is_named(kernel: Kernel) -> None:
@@ -142,13 +158,16 @@ def test_the_option_that_explains_a_refusal_is_named(kernel: Kernel) -> None:
     config = KernelConfig(frozenset({"CONFIG_BPF_EVENTS", "CONFIG_KPROBE_EVENTS"}))
     words = load(None, config=config).refused["send"].split("; ")
     assert words == [
-        "raw_tp/tcp_sendmsg_locked: attach: No such file or directory (ENOENT)",
-        "fentry/tcp_sendmsg_locked: needs BTF and Linux 5.11, this is 6.1.0-13-amd64",
+        "raw_tp/tcp_sendmsg_locked: cannot attach: No such file or directory (ENOENT)",
         (
-            "kprobe/tcp_sendmsg_locked: attach: No such file or directory (ENOENT), "
+            "fentry/tcp_sendmsg_locked: requires BTF and Linux 5.11 or newer "
+            "(this kernel: 6.1.0-13-amd64)"
+        ),
+        (
+            "kprobe/tcp_sendmsg_locked: cannot attach: No such file or directory (ENOENT), "
             "CONFIG_KPROBES is not set"
         ),
-        "raw_tp/sock_send_length: attach: No such file or directory (ENOENT)",
+        "raw_tp/sock_send_length: cannot attach: No such file or directory (ENOENT)",
     ]
     unknown = KernelConfig(None)
     assert "is not set" not in load(None, config=unknown).refused["send"]

@@ -357,7 +357,7 @@ async def test_a_namespace_that_comes_later_gets_its_share_of_the_slots_and_give
     assert both["first-0"] < alone
     assert len(both["first-0"]) == 2
     (text,) = {t.message for one in answer.probes for t in one.targets if t.message}
-    assert text.startswith("this node already measures 4 targets, the most that it can; ")
+    assert text.startswith("this node already measures 4 targets, which is the maximum; ")
     assert "the share of namespace first is 2" in text
     again = attached(await running.stub.Apply(state(*first, generation=3)))["first-0"]
     assert len(again) == 4

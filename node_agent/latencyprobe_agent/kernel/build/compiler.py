@@ -37,7 +37,7 @@ from latencyprobe_agent.kernel.load.reach import Reach
 from latencyprobe_agent.kernel.request import MESSAGE_BYTES, Answer, Request
 from latencyprobe_agent.kernel.typeinfo import installed_includes
 
-# Since when tracing programs may use bpf_sk_storage_get(): kernel commit 8e4597c627fb.
+# The first version whose tracing programs may use bpf_sk_storage_get(): kernel commit 8e4597c627fb.
 TYPED_SINCE = (5 << 16) + (11 << 8)
 _DIAGNOSTIC_LINES = 80
 # Structs may hold another one without naming the member (`struct ns_tree;` in struct ns_common), as
@@ -47,16 +47,16 @@ _C_DIALECT = ("-fms-extensions", "-Wno-microsoft-anon-tag")
 
 
 class CompileError(RuntimeError):
-    """The C source did not compile; the message carries the compiler's words."""
+    """A C source that does not compile. The message quotes the compiler."""
 
 
 class NoRingBufferError(RuntimeError):
-    """The kernel is too old to tell of packets one by one."""
+    """A kernel that is too old to report single packets."""
 
     def __init__(self) -> None:
         super().__init__(
-            f"packets can't be traced one by one: kernel {platform.release()} has no BPF ring "
-            "buffer (Linux 5.8 or newer has)"
+            f"cannot trace packets: kernel {platform.release()} has no BPF ring buffer, which "
+            "requires Linux 5.8 or newer"
         )
 
 
@@ -70,7 +70,7 @@ class _Object:
 
 
 def build(request: Request) -> tuple[Answer, list[int]]:
-    """Compile, load and attach. Returns the answer and the descriptors that belong to it."""
+    """Compile, load and attach; return the answer and its descriptors."""
     if request.trace and not libbpf.has_ring_buffers():
         raise NoRingBufferError
     types = _kernel_types()
@@ -91,7 +91,7 @@ def build(request: Request) -> tuple[Answer, list[int]]:
 def _load(
     request: Request, types: KernelTypes | None, reasons: list[str]
 ) -> tuple[_Object, Loader]:
-    """Compile and attach the first choices, and only if one is refused what comes after it, too."""
+    """Compile and attach the first choices; if one is refused, compile the alternatives too."""
     typed = types is not None and request.typed and version_code() >= TYPED_SINCE
     modules = tuple(Module(name) for name in request.modules)
     events = events_of(modules)
@@ -141,7 +141,7 @@ def _compile(source: str, functions: list[str], maps: tuple[str, ...]) -> _Objec
 
 
 def _compiled_functions(compiled: Any) -> set[str]:
-    """What the source has: some programs are only for kernels with, or without, BTF."""
+    """Return the compiled functions; some are only for kernels with, or without, BTF."""
     from bcc.libbcc import lib  # noqa: PLC0415 - see _compile
 
     count = lib.bpf_num_functions(compiled.module)
@@ -156,7 +156,7 @@ def _map_descriptors(compiled: Any, names: tuple[str, ...]) -> dict[str, int]:
 
 @contextmanager
 def _captured_stderr() -> Iterator[Any]:
-    """Collect what native code writes to standard error; yields a function that reads it."""
+    """Capture the standard error of native code; yield a function that reads it."""
     with tempfile.TemporaryFile() as sink:
         saved = os.dup(2)
         os.dup2(sink.fileno(), 2)
@@ -186,7 +186,7 @@ def main() -> None:
         libbpf.LibbpfMissingError,
     ) as error:
         answer = Answer(error=str(error))
-    except Exception as error:  # noqa: BLE001 - the agent decides what to make of it
+    except Exception as error:  # noqa: BLE001 - the agent decides how to handle it
         answer = Answer(error=f"{type(error).__name__}: {error}")
     socket.send_fds(channel, [json.dumps(asdict(answer)).encode()], descriptors)
 

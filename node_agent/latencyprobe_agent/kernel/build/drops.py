@@ -1,8 +1,8 @@
-"""Why the kernel drops packets: the names that its BTF, or its headers, give the reasons.
+"""The kernel's drop reasons, with their names in its BTF or its headers.
 
 The reasons are an enum that grows with each kernel, and their numbers change: `enum
 skb_drop_reason`, include/net/dropreason-core.h, 5.17+. So the numbers are the running kernel's, and
-programs that ask for a certain one get its number as a macro (`DROP_SOCKET_RCVBUFF`).
+programs that compare a reason get its number as a macro (`DROP_SOCKET_RCVBUFF`).
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _NO_SUCH_REASON = 0xFFFFFFFF
 
 
 def drop_reasons(types: KernelTypes | None, includes: Iterable[Path] = ()) -> list[str]:
-    """The reasons' names, each at its number; none where the kernel has none.
+    """Return the reasons' names, each at its number; none if the kernel has no reasons.
 
-    `includes`: the include folders of the kernel's headers, for where there is no BTF.
+    `includes`: the include folders of the kernel's headers, for kernels without BTF.
     """
     values = types.enumerators(_ENUM) if types is not None else _enumerators_in(includes)
     numbered = {number: name for name, number in values.items() if 0 <= number < NR_DROP_REASONS}
@@ -46,9 +46,9 @@ def drop_reasons(types: KernelTypes | None, includes: Iterable[Path] = ()) -> li
 
 
 def drop_macros(reasons: list[str]) -> Mapping[str, str]:
-    """The macros for the reasons that programs know; one that this kernel lacks matches nothing.
+    """Return macros for the reasons that programs know; a missing reason matches no packet.
 
-    None at all where the kernel tells no reasons, or nobody their numbers.
+    Return no macros if the kernel has no reasons, or if their numbers are unknown.
     """
     if not reasons:
         return {}
@@ -58,7 +58,7 @@ def drop_macros(reasons: list[str]) -> Mapping[str, str]:
 
 
 def _enumerators_in(includes: Iterable[Path]) -> dict[str, int]:
-    """The enum as C has it: a number where it is written down, else one more than the last."""
+    """Parse the enum as C does: an explicit number, or else one more than the last."""
     for path in (folder / header for header in _HEADERS for folder in includes):
         if not path.is_file():
             continue

@@ -1,8 +1,8 @@
 """The header tree that bcc compiles our programs against.
 
-bcc wants a kernel's build tree. Nodes rarely carry one, so we make the smallest that serves, from
-the running kernel's BTF: a handful of stubs, and `latencyprobe/kernel_types.h` with the few structs
-that our programs read. Where there is no BTF, the distribution's kernel headers are used instead.
+bcc requires a kernel's build tree. Nodes rarely have one, so we make a minimal tree from the
+running kernel's BTF. It has a few stubs, and `latencyprobe/kernel_types.h` with the structs that
+our programs read. Without BTF, the distribution's kernel headers are used instead.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ PROBED_FIELDS = (
 )
 # (tracepoint, arguments, name): HAVE_<tracepoint>_<name>, where it has as many.
 PROBED_ARGUMENTS = (
-    ("tcp_retransmit_skb", 3, "err"),  # 6.17+, which also tells of what could not be sent again
+    ("tcp_retransmit_skb", 3, "err"),  # 6.17+, which also reports failed retransmits
     ("kfree_skb", 4, "rx_sk"),  # 6.11+: the receiving socket
     ("sock_recv_length", 1, "sk"),  # 6.3+
 )
@@ -93,12 +93,12 @@ _FILES = {
 
 
 class NoKernelTypesError(RuntimeError):
-    """Neither BTF nor kernel headers; the message names what to install."""
+    """A node with neither BTF nor kernel headers. The message names the package to install."""
 
 
 @dataclass(frozen=True, slots=True)
 class KernelSource:
-    """Where the kernel's types come from: "btf" with a made tree, or "headers" as installed."""
+    """The source of the kernel's types: "btf" with a generated tree, or installed "headers"."""
 
     kind: str
     path: Path
@@ -106,9 +106,9 @@ class KernelSource:
 
 @contextmanager
 def kernel_source(types: KernelTypes | None) -> Iterator[KernelSource]:
-    """A kernel source for bcc, gone again at the end.
+    """Provide a kernel source for bcc; remove it at the end.
 
-    Raises NoKernelTypesError where there are neither BTF nor headers.
+    Raises NoKernelTypesError if the node has neither BTF nor headers.
     """
     if types is not None:
         with TemporaryDirectory(prefix="latencyprobe-headers-") as folder:
@@ -122,7 +122,7 @@ def kernel_source(types: KernelTypes | None) -> Iterator[KernelSource]:
 
 
 def version_code(release: str | None = None) -> int:
-    """LINUX_VERSION_CODE of a release such as "6.1.0-13-amd64"."""
+    """Return LINUX_VERSION_CODE of a release such as "6.1.0-13-amd64"."""
     numbers = []
     for part in (release or platform.release()).split("-")[0].split(".")[:3]:
         digits = part[: len(part) - len(part.lstrip("0123456789"))] or "0"
@@ -132,9 +132,9 @@ def version_code(release: str | None = None) -> int:
 
 
 def point_bcc_at(source: KernelSource) -> None:
-    """Set the environment variables by which bcc finds a made tree; installed ones it finds itself.
+    """Set the environment variables for a generated tree; bcc finds an installed one by itself.
 
-    The version has to be told as well, since there is no generated/uapi/linux/version.h in ours.
+    bcc also needs the version, since our tree has no generated/uapi/linux/version.h.
     """
     if source.kind == "btf":
         os.environ["BCC_KERNEL_SOURCE"] = str(source.path)

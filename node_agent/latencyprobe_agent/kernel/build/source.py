@@ -1,4 +1,4 @@
-"""The translation unit bpf/latencyprobe.bpf.c, behind the macros that say what of it is wanted."""
+"""The translation unit bpf/latencyprobe.bpf.c, after the macros that select its parts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
 
 
 def source_folder() -> Path:
-    """Where the C files are: inside the installed package, or `bpf/` of a checkout."""
+    """Return the folder of the C files: in the installed package, or `bpf/` of a checkout."""
     installed = Path(__file__).parents[2] / "bpf"
     return installed if installed.is_dir() else Path(__file__).parents[4] / "bpf"
 
@@ -30,12 +30,12 @@ def compose(
     trace: bool = False,
     drops: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """The C source of these modules.
+    """Return the C source of these modules.
 
     `from_btf`: types come from BTF, else from the kernel's headers (include/kernel.h).
-    `typed`: programs are bound by BTF (include/common.h). `functions`: the programs wanted, of
-    those that are alternatives to others. `trace`: packets one by one (include/trace.h).
-    `drops`: the kernel's numbers of drop reasons, by macro.
+    `typed`: programs are typed by BTF (include/common.h). `functions`: the selected programs among
+    alternatives. `trace`: report single packets (include/trace.h). `drops`: the kernel's numbers of
+    drop reasons, by macro.
     """
     wanted = frozenset(modules)
     macros = {
@@ -54,7 +54,7 @@ def compose(
 
 
 def _with_includes(path: Path) -> str:
-    """A file with our own files in the place of their `#include`.
+    """Return a file with each `#include` of our own files replaced by the file.
 
     bcc rewrites map accesses in the main file alone.
     """

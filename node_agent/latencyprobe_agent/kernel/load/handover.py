@@ -22,9 +22,9 @@ _MAX_DESCRIPTORS = 128
 
 @dataclass(slots=True)
 class Handover:
-    """What the compiler process built; its receiver closes the descriptors.
+    """The object that the compiler process built; the receiver closes the descriptors.
 
-    `diagnostics`: what the process wrote to standard error.
+    `diagnostics`: the standard error of the process.
     """
 
     answer: Answer
@@ -40,7 +40,7 @@ class Handover:
 async def request_object(request: Request) -> Handover:
     """Have the compiler process build an object.
 
-    Raises EngineError with its words if it fails or takes too long.
+    Raises EngineError with its message if it fails or takes too long.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     # Its temporary files go with ours: killed, it would leave them.
@@ -58,7 +58,7 @@ async def request_object(request: Request) -> Handover:
         theirs.close()
         try:
             async with asyncio.timeout(_COMPILE_TIMEOUT_SECONDS):
-                with contextlib.suppress(ConnectionError):  # it has ended: its status tells more
+                with contextlib.suppress(ConnectionError):  # it has ended: its status says more
                     await asyncio.get_running_loop().sock_sendall(
                         ours, json.dumps(asdict(request)).encode()
                     )
@@ -69,7 +69,7 @@ async def request_object(request: Request) -> Handover:
             await process.wait()
             if isinstance(error, TimeoutError):
                 raise EngineError(
-                    f"compiling took over {_COMPILE_TIMEOUT_SECONDS} s and was stopped"
+                    f"compiling took longer than {_COMPILE_TIMEOUT_SECONDS} s and was stopped"
                 ) from error
             raise
         return _receive(ours, process.returncode, stderr.decode(errors="replace"))
@@ -81,7 +81,7 @@ def _receive(channel: socket.socket, status: int | None, stderr: str) -> Handove
     except (BlockingIOError, ConnectionError):
         message, descriptors = b"", []
     if not message:
-        raise EngineError(f"the compiler process ended with status {status}: {stderr.strip()}")
+        raise EngineError(f"the compiler process exited with status {status}: {stderr.strip()}")
     answer = Answer(**json.loads(message))
     if answer.error:
         raise EngineError(answer.error)
@@ -95,10 +95,10 @@ def _receive(channel: socket.socket, status: int | None, stderr: str) -> Handove
 
 
 def _check_complete(answer: Answer, descriptors: list[int]) -> None:
-    """The kernel hands over as many descriptors as the limit allows, and says nothing else."""
+    """Raise EngineError if descriptors are missing: the kernel drops them without an error."""
     expected = len(answer.maps) + 2 * len(answer.programs)  # a link for each program
     if len(descriptors) != expected:
         raise EngineError(
-            f"{len(descriptors)} of {expected} descriptors came from the compiler process: the "
-            "limit of open files is too low (ulimit -n)"
+            f"received only {len(descriptors)} of {expected} descriptors from the compiler "
+            "process: the limit of open files is too low; raise it (ulimit -n)"
         )

@@ -1,4 +1,4 @@
-"""What the running kernel was configured with, so that a refusal can be explained by it."""
+"""The configuration of the running kernel, which explains some refusals."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _PROC = Path("/proc/config.gz")
 
 
 class KernelConfig:
-    """The options that are set. `options` is None where this node doesn't tell."""
+    """The options that are set. `options` is None if this node does not have the list."""
 
     def __init__(self, options: frozenset[str] | None) -> None:
         self._options = options
 
     @classmethod
     def of_running_kernel(cls) -> KernelConfig:
-        """From /proc/config.gz, or where distributions put it beside the kernel."""
+        """Read it from /proc/config.gz, or from the places where distributions put it."""
         release = platform.release()
         for path in (
             _PROC,
@@ -31,7 +31,7 @@ class KernelConfig:
         return cls(None)
 
     def lacks(self, option: str) -> bool:
-        """Whether the option is known not to be set."""
+        """Return True if the option is known not to be set."""
         return self._options is not None and option not in self._options
 
 

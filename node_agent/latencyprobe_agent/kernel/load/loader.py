@@ -1,6 +1,6 @@
 """Loads compiled programs and attaches them, hook by hook in the order of preference.
 
-What the kernel refuses costs the event that it was for, and the reasons are kept in its own words.
+If the kernel refuses all hooks of an event, the event is missing. The reasons quote the kernel.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TRACING_ATTACH_TYPES: Mapping[HookKind, int] = {
     HookKind.FENTRY: libbpf.ATTACH_TYPE_TRACE_FENTRY,
     HookKind.FEXIT: libbpf.ATTACH_TYPE_TRACE_FEXIT,
 }
-# What a kernel must be configured with for a hook of this kind; named where it is not.
+# The options that a hook of this kind requires; a refusal names those that are not set.
 _OPTIONS: Mapping[HookKind, tuple[str, ...]] = {
     HookKind.TRACEPOINT: ("CONFIG_BPF_EVENTS",),
     HookKind.FENTRY: ("CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS", "CONFIG_BPF_JIT"),
@@ -33,10 +33,10 @@ _OPTIONS: Mapping[HookKind, tuple[str, ...]] = {
 
 
 class Loader:
-    """Takes one event after another.
+    """The programs and links of one object, attached event by event.
 
-    `code`: compiled programs by their function. `types`: for programs bound by BTF, None for those
-    that are not. `without`: hooks by name (`kprobe/tcp_sendmsg`) that are not to be tried.
+    `code`: compiled programs by their function. `types`: for programs typed by BTF, None for
+    others. `without`: hooks to exclude, by name (`kprobe/tcp_sendmsg`).
     """
 
     def __init__(
@@ -55,38 +55,38 @@ class Loader:
         self.links: list[int] = []
         self.attached: dict[str, str] = {}
         self.refused: dict[str, str] = {}
-        self._answers: dict[str, str] = {}  # by function: why its hook is not to be had
+        self._failures: dict[str, str] = {}  # by function: its hook, and why that failed
 
     def attach(self, event: Event) -> None:
-        """Use the first of the event's hooks that the kernel takes."""
+        """Use the first of the event's hooks that the kernel accepts."""
         if event.beside and event.beside not in self.programs:
-            missing = self._answers.get(event.beside, event.beside)
-            self.refused[event.name] = f"of no use without {missing}"
+            missing = self._failures.get(event.beside, event.beside)
+            self.refused[event.name] = f"requires {missing}"
             return
         reasons: list[str] = []
         for hook in event.hooks:
-            # a program that is attached may serve another event, too
+            # an attached program may serve another event too
             if hook.function in self.programs or self._attach_with_others(hook, reasons):
                 self.attached[event.name] = self._reach.name(hook)
                 return
         self.refused[event.name] = "; ".join(reasons)
 
     def detach(self) -> None:
-        """Undo all that was attached."""
+        """Detach all programs."""
         for descriptor in (*self.links, *self.programs.values()):
             os.close(descriptor)
         self.links, self.programs = [], {}
 
     def _attach_with_others(self, hook: Hook, reasons: list[str]) -> bool:
-        """Attach the hook and those it can't do without, or none of them."""
+        """Attach the hook and those that it requires; attach nothing if one is refused."""
         attached: list[Hook] = []
         for each in (hook, *hook.also):
             try:
                 self._attach_hook(each)
             except (libbpf.KernelRefusedError, LookupError) as error:
-                answer = f"{self._reach.name(each)}: {self._words(each, error)}"
-                self._answers[hook.function] = answer
-                reasons.append(answer)
+                name, reason = self._reach.name(each), self._reason(each, error)
+                self._failures[hook.function] = _failure(name, reason)
+                reasons.append(f"{name}: {reason}")
                 _complain(f"{each.function}: {error}")
                 for undone in reversed(attached):
                     os.close(self.links.pop())
@@ -95,8 +95,8 @@ class Loader:
             attached.append(each)
         return True
 
-    def _words(self, hook: Hook, error: Exception) -> str:
-        """The kernel's answer, with the option it was built without where that explains it."""
+    def _reason(self, hook: Hook, error: Exception) -> str:
+        """Return the kernel's answer, with the options that are not set and may explain it."""
         if isinstance(error, libbpf.KernelRefusedError):
             missing = [option for option in _OPTIONS[hook.kind] if self._config.lacks(option)]
             return ", ".join((error.answer, *(f"{option} is not set" for option in missing)))
@@ -107,7 +107,7 @@ class Loader:
         code = self._code.get(hook.function)
         if code is None:
             raise LookupError(
-                f"{hook.reads}, this is {platform.release()}"
+                f"{hook.reads} (this kernel: {platform.release()})"
                 if hook.reads
                 else f"{hook.function} was not compiled"
             )
@@ -139,6 +139,12 @@ class Loader:
             returning = hook.kind is HookKind.KRETPROBE
             return perf.attach_kprobe(program, hook.symbol, returning=returning)
         return libbpf.attach_raw_tracepoint(program, None if self._types else hook.symbol)
+
+
+def _failure(hook: str, reason: str) -> str:
+    """Return the hook with its reason; the relative clause is for "cannot attach: …"."""
+    action = reason.removeprefix("cannot ")
+    return f"{hook}, which failed to {action}" if action != reason else f"{hook}: {reason}"
 
 
 def _complain(text: str) -> None:

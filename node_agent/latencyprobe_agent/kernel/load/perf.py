@@ -38,7 +38,7 @@ class _PerfEventAttr(ctypes.Structure):
 
 
 def attach_kprobe(program_fd: int, function: str, *, returning: bool) -> int:
-    """Run a program where a kernel function is entered, or left; returns what keeps it attached.
+    """Run a program at a kernel function's entry or return; return the descriptor that keeps it.
 
     The event is bound to a CPU in name only, programs run on all of them: kprobe_perf_func(),
     kernel/trace/trace_kprobe.c. Raises KernelRefusedError.
@@ -58,9 +58,10 @@ def _open(function: str, *, returning: bool) -> int:
     try:
         pmu = int(_PMU.read_text())
     except OSError as error:
-        raise KernelRefusedError(error.errno or 0, f"attach: {_PMU}") from error
+        raise KernelRefusedError(error.errno or 0, f"attach: cannot read {_PMU}") from error
     if number is None:
-        raise KernelRefusedError(errno.ENOSYS, f"attach: perf_event_open on {os.uname().machine}")
+        machine = os.uname().machine
+        raise KernelRefusedError(errno.ENOSYS, f"attach: no perf_event_open on {machine}")
     attributes = _PerfEventAttr(
         type=pmu,
         size=ctypes.sizeof(_PerfEventAttr),

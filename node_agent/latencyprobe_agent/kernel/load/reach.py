@@ -1,4 +1,4 @@
-"""Which hooks this kernel may have, known before anything is compiled: what can't be used is not.
+"""The hooks that this kernel may have, known before compiling; unusable programs are omitted.
 
 Compiling is most of the time that a probe takes to start, and it grows with the code.
 """
@@ -13,10 +13,10 @@ from latencyprobe_agent.kernel.hooks import Event, Hook, HookKind
 
 
 class Reach:
-    """What is known of hooks without asking the kernel to take one.
+    """The knowledge of hooks that needs no attempt to attach one.
 
-    `types`: for programs bound by BTF, None for those that are not. `without`: hooks by name
-    (`kprobe/tcp_sendmsg`) that are not to be tried.
+    `types`: for programs typed by BTF; None for others. `without`: hooks to exclude, by name
+    (`kprobe/tcp_sendmsg`).
     """
 
     def __init__(self, types: KernelTypes | None, without: Collection[str] = ()) -> None:
@@ -24,25 +24,29 @@ class Reach:
         self._without = frozenset(without)
 
     def name(self, hook: Hook) -> str:
-        """As coverage shows it."""
+        """Return the hook's name in the coverage."""
         return hook.name(typed=self.types is not None)
 
     def check(self, hook: Hook) -> None:
-        """Raises LookupError with the reason why a hook can't be used, where that is known."""
+        """Raise LookupError with the reason if a hook is known to be unusable."""
         if self.name(hook) in self._without:
-            raise LookupError("not to be used, on request")
+            raise LookupError("excluded by request")
         if hook.is_kprobe and self.types is not None:
-            raise LookupError("can't reach what is kept with sockets bound by BTF")
+            raise LookupError(
+                "kprobes cannot access per-socket storage when programs are BTF-typed"
+            )
         if hook.kind in (HookKind.FENTRY, HookKind.FEXIT) and self.types is None:
-            raise LookupError(f"needs BTF and Linux 5.11, this is {platform.release()}")
+            raise LookupError(
+                f"requires BTF and Linux 5.11 or newer (this kernel: {platform.release()})"
+            )
         if self.types is not None:
             type_id(hook, self.types)
 
     def functions(self, events: Iterable[Event], *, first_only: bool) -> frozenset[str]:
-        """The C functions of the hooks that may be used.
+        """Return the C functions of the hooks that may be used.
 
-        `first_only`: without those that stand behind a hook that this kernel is known to have, and
-        so are needed only if it refuses that one.
+        `first_only`: omit alternatives to a hook that this kernel is known to have. They are needed
+        only if the kernel refuses that hook.
         """
         mains = [hook for event in events for hook in self._hooks(event, first_only=first_only)]
         return frozenset(hook.function for main in mains for hook in (main, *main.also))
@@ -58,12 +62,12 @@ class Reach:
                 return
 
     def _is_there(self, hook: Hook) -> bool:
-        """A tracepoint that BTF shows. Functions may be refused: inlined, or by configuration."""
+        """Return True for a tracepoint in BTF. Functions may be inlined, or refused by config."""
         return self.types is not None and hook.kind is HookKind.TRACEPOINT and not hook.reads
 
 
 def type_id(hook: Hook, types: KernelTypes) -> int:
-    """The BTF id of what a hook is bound to. Raises LookupError where the kernel has no such."""
+    """Return the BTF id of a hook's tracepoint or function. Raises LookupError without one."""
     is_tracepoint = hook.kind is HookKind.TRACEPOINT
     find = types.tracepoint_id if is_tracepoint else types.function_id
     found = find(hook.symbol)

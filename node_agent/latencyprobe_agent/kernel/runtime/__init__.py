@@ -1,1 +1,1 @@
-"""The engine over loaded programs and maps: who is measured, and reading what they counted."""
+"""The engine over loaded programs and maps: writes the targets and reads the measurements."""

@@ -1,7 +1,7 @@
 """The programs' configuration: `struct config` of bpf/include/common.h, mapped into this process.
 
-Besides a few words it holds the table of network namespaces: `netns_first`, by the low bits of an
-inode number, says at which entry to look, and entries with the same low bits are chained.
+Besides a few integers it holds the table of network namespaces. `netns_first` maps the low bits of
+an inode number to an entry. Entries with the same low bits are chained.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from latencyprobe_agent.kernel.contract import EngineError
 
 MAX_NAMESPACES = MAX_NETNS - 1  # entry 0 stands for "none"
 CONFIG_BYTES = CONFIG.size
-_WORDS = CONFIG.part("epoch", "reserved")
+_INTEGERS = CONFIG.part("epoch", "reserved")
 _ENTRY = NETNS_ENTRY.packing
 _FIRST_OFFSET = CONFIG.offset("netns_first")
 _ENTRIES_OFFSET = CONFIG.offset("netns")
 
 
 class NamespaceConfiguration(NamedTuple):
-    """What is wanted of a network namespace: NETNS_ flags, and the owners of all its sockets."""
+    """The configuration of a network namespace: NETNS_ flags, and owners of all its sockets."""
 
     flags: int
     owners: int
@@ -37,13 +37,13 @@ class ConfigMemory:
         self._numbers: dict[int, int] = {}
 
     def write_words(self, *, epoch: int, generation: int, sample_mask: int) -> None:
-        """Set the words. Programs read each on its own, and each is written at once."""
-        self._memory[: _WORDS.size] = _WORDS.pack(epoch, generation, sample_mask, 0)
+        """Set the integers. Programs read each one separately, and each is written at once."""
+        self._memory[: _INTEGERS.size] = _INTEGERS.pack(epoch, generation, sample_mask, 0)
 
     def write_namespaces(self, wanted: Mapping[int, NamespaceConfiguration]) -> None:
         """Replace the table. A namespace that stays keeps its entry, so that no reader misses it.
 
-        Raises EngineError, with the table as it was, where there is no room.
+        Raises EngineError if the table is full; the table is then unchanged.
         """
         numbers = self._number(wanted)
         chains = _chains(numbers)
@@ -65,13 +65,13 @@ class ConfigMemory:
         self._memory.close()
 
     def _number(self, wanted: Mapping[int, NamespaceConfiguration]) -> dict[int, int]:
-        """An entry's number for each namespace; the old ones stay, the new take unused ones."""
+        """Return the number of each namespace's entry; new namespaces get unused numbers."""
         if len(wanted) > MAX_NAMESPACES:
             raise EngineError(
-                f"{len(wanted)} network namespaces: at most {MAX_NAMESPACES} can be watched"
+                f"cannot watch {len(wanted)} network namespaces: the maximum is {MAX_NAMESPACES}"
             )
         numbers = {inum: number for inum, number in self._numbers.items() if inum in wanted}
-        # Not those that are given up just now either: a reader may be on its way to them.
+        # Not those that are released just now either: a reader may already hold their numbers.
         taken = set(self._numbers.values())
         unused = [n for n in range(1, MAX_NAMESPACES + 1) if n not in taken]
         given_up = sorted(taken - set(numbers.values()))
@@ -80,7 +80,9 @@ class ConfigMemory:
             if inum not in numbers:
                 numbers[inum] = next(fresh)
         if any(len(chain) > NETNS_HOPS for chain in _chains(numbers).values()):
-            raise EngineError("too many network namespaces with the same low bits of their inodes")
+            raise EngineError(
+                "cannot watch all network namespaces: too many inode numbers have equal low bits"
+            )
         return numbers
 
     def _write_entry(self, number: int, inum: int, flags: int, following: int, owners: int) -> None:
@@ -89,7 +91,7 @@ class ConfigMemory:
 
 
 def _chains(numbers: Mapping[int, int]) -> dict[int, list[int]]:
-    """The entries' numbers by the low bits of their inode numbers."""
+    """Return the entries' numbers, by the low bits of their inode numbers."""
     chains: defaultdict[int, list[int]] = defaultdict(list)
     for inum, number in numbers.items():
         chains[inum % NETNS_FIRST].append(number)

@@ -1,4 +1,4 @@
-"""The engine: who is measured, by which modules, and what came of it. See `contract.Engine`."""
+"""The engine: the targets, the loaded modules and the measurements. See `contract.Engine`."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ _UNCERTAIN = b""  # no entry has this value
 
 
 class KernelEngine:
-    """Implements `contract.Engine` on the running kernel.
+    """The `contract.Engine` of the running kernel.
 
-    `host_netns`: inode number of the node's own network namespace, the one that pods' packets pass
-    through on their way. For tests of the alternatives: `typed`: False forgoes programs bound by
-    BTF; `without`: these hooks, by their names in `coverage`.
+    `host_netns`: inode number of the node's own network namespace, which pods' packets pass. For
+    tests of the alternatives: `typed`: False omits programs typed by BTF; `without`: hooks to
+    exclude, by their names in `coverage`.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class KernelEngine:
         if shift == self._sample_shift:
             return
         if self._object is not None:
-            self._keep(self._object)  # what was measured so far has the ratio until now
+            self._keep(self._object)  # measured with the previous ratio
             self._object.sample(shift)
             self._clock.follow(self._object)
         self._sample_shift = shift
@@ -188,7 +188,7 @@ class KernelEngine:
         for event, reason in built.refused.items():
             self._log.warning("no hook for %s: %s", event, reason)
         if built.diagnostics and built.refused:
-            self._log.debug("the kernel's words:\n%s", built.diagnostics)
+            self._log.debug("messages of the kernel and the compiler:\n%s", built.diagnostics)
         coverage = coverage_of(modules, built.attached, built.refused)
         if not any(stage.state in _COVERED for stage in coverage):
             built.close()
@@ -198,7 +198,7 @@ class KernelEngine:
         return built
 
     def _retire(self) -> None:
-        """Close the present object, keeping what it measured for the next reading."""
+        """Close the present object; keep its measurements for the next reading."""
         if self._object is None:
             return
         self._keep(self._object)
@@ -209,15 +209,15 @@ class KernelEngine:
         self._written = {}
 
     def _keep(self, loaded: LoadedObject) -> None:
-        """Take what was measured so far, for the next reading."""
+        """Keep the measurements until now for the next reading."""
         for slot, measurement in self._take(loaded).items():
             self._carry[slot] = self._carry.get(slot, NOTHING) + measurement
 
     def _take(self, loaded: LoadedObject) -> Mapping[int, Measurement]:
-        """What was measured; of a stage that is not covered there may be losses, but no news."""
-        rested = loaded.flip_epoch()
+        """Return the measurements since the last call, of covered stages only."""
+        inactive = loaded.flip_epoch()
         if loaded.node_statistics is not None:
-            self._node_carry += loaded.node_statistics.take(rested)
+            self._node_carry += loaded.node_statistics.take(inactive)
         ratio = 2.0**-self._sample_shift
         covered = {stage.name for stage in self._coverage if stage.state in _COVERED}
         return {
@@ -225,7 +225,7 @@ class KernelEngine:
                 measurement,
                 stages={name: of for name, of in measurement.stages.items() if name in covered},
             )
-            for slot, measurement in loaded.statistics.take(rested, self._slots, ratio).items()
+            for slot, measurement in loaded.statistics.take(inactive, self._slots, ratio).items()
         }
 
     def _report_change(self, modules: frozenset[Module]) -> None:
@@ -236,7 +236,7 @@ class KernelEngine:
                 self._log.info("module %s unloaded", module)
 
     def _write_targets(self) -> None:
-        """Make the kernel's tables say what `_slots` says: new entries first, then old ones out."""
+        """Make the kernel's tables equal to `_slots`: write new entries, then erase old ones."""
         loaded = self._object
         if loaded is None:
             return
@@ -254,9 +254,9 @@ class KernelEngine:
         loaded.bump_generation()
 
     def _forget_children(self, loaded: LoadedObject) -> None:
-        """Erase processes that the kernel followed and nobody has named.
+        """Erase processes that the kernel followed by itself.
 
-        Those of other targets among them are named again at the agent's next look.
+        The agent adds those of other targets again when it next polls the processes.
         """
         named = self._written[PROCESSES.name]
         followed = loaded.keys(PROCESSES.name, PROCESSES.key.size)
@@ -274,7 +274,7 @@ class KernelEngine:
 def _namespaces(
     slots: Mapping[int, SlotSpec], host_netns: int
 ) -> dict[int, NamespaceConfiguration]:
-    """The network namespaces that matter for these slots, by inode number."""
+    """Return the configuration of these slots' network namespaces, by inode number."""
     owners = _owners(slots, lambda spec: spec.netns_wide)
     watched = {inum for spec in slots.values() for inum in spec.netns | spec.netns_wide}
     with_processes = {inum for spec in slots.values() if spec.tgids for inum in spec.netns}
@@ -288,7 +288,7 @@ def _namespaces(
 
 
 def _tables(slots: Mapping[int, SlotSpec]) -> dict[str, dict[bytes, bytes]]:
-    """The kernel's hashes and arrays for these slots, by map."""
+    """Return the entries of the kernel's hashes and arrays for these slots, by map."""
     return {
         FILTERS.name: {FILTERS.key.pack(slot): _filter(spec) for slot, spec in slots.items()},
         FILTER_PORTS.name: {
@@ -304,14 +304,15 @@ def _tables(slots: Mapping[int, SlotSpec]) -> dict[str, dict[bytes, bytes]]:
 def _owners(
     slots: Mapping[int, SlotSpec], identities: Callable[[SlotSpec], Iterable[int]]
 ) -> dict[int, int]:
-    """Identity to owners_t (bpf/include/histogram.h)."""
+    """Map each identity to its owners_t (bpf/include/histogram.h)."""
     owners: dict[int, int] = {}
     for slot, spec in slots.items():
         for identity in identities(spec):
             packed = owners.get(identity, 0)
             if packed >> (OWNER_BITS * (MAX_OWNERS - 1)):
                 raise EngineError(
-                    f"more than {MAX_OWNERS} probes with different filters share one target"
+                    f"cannot measure a target for more than {MAX_OWNERS} probes with different "
+                    "filters"
                 )
             owners[identity] = packed << OWNER_BITS | (slot + 1)
     return owners

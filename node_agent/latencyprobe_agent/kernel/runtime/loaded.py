@@ -1,4 +1,4 @@
-"""A loaded object: the descriptors that the compiler process handed over, and what they mean.
+"""A loaded object: the descriptors from the compiler process, and their use.
 
 As long as the descriptors are open the programs run; when they close, by `close` or with the
 process, the kernel detaches and frees everything.
@@ -36,7 +36,7 @@ _GRACE_SECONDS = 0.002
 async def build(request: Request) -> LoadedObject:
     """Have the compiler process build an object.
 
-    Raises EngineError with its words if it fails or takes too long.
+    Raises EngineError with its message if it fails or takes too long.
     """
     handover = await request_object(request)
     try:
@@ -75,11 +75,11 @@ class LoadedObject:
         self._sample_mask = 0
 
     def map_fd(self, name: str) -> int:
-        """The descriptor of a map."""
+        """Return the descriptor of a map."""
         return self._maps[name]
 
     def bump_generation(self) -> None:
-        """Have every socket look up its slots anew."""
+        """Have every socket look up its slots again."""
         self._generation += 1
         self._write_config()
 
@@ -89,12 +89,12 @@ class LoadedObject:
         self._write_config()
 
     def flip_epoch(self) -> int:
-        """Make programs write the other half; returns the half that is now at rest."""
-        rested = self._epoch
+        """Make programs write the other half; return the half that is now inactive."""
+        inactive = self._epoch
         self._epoch = 1 - self._epoch
         self._write_config()
         wait_for_running_programs()
-        return rested
+        return inactive
 
     def _write_config(self) -> None:
         self.configuration.write_words(
@@ -110,16 +110,16 @@ class LoadedObject:
                 raise EngineError(f"map {name} with {len(entries)} new entries: {error}") from error
 
     def erase(self, name: str, keys: Iterable[bytes]) -> None:
-        """Delete entries of a map, as far as they are there."""
+        """Delete the entries of a map that exist."""
         for key in keys:
             libbpf.delete(self._maps[name], key)
 
     def keys(self, name: str, key_bytes: int) -> set[bytes]:
-        """The keys of a map now."""
+        """Return the present keys of a map."""
         return set(libbpf.keys(self._maps[name], key_bytes))
 
     def run_time_ns(self) -> int:
-        """Run time of all programs together; it stands still while the statistics are off."""
+        """Return the run time of all programs; it does not grow while the statistics are off."""
         return sum(libbpf.program_info(program).run_time_ns for program in self._programs)
 
     def close(self) -> None:

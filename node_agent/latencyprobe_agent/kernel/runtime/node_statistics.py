@@ -1,7 +1,7 @@
 """Reading the node's histograms: `node_stats` (bpf/modules/irq.bpf.c) as a measurement.
 
-A *row* is one histogram: for each softirq vector what it waited and what it ran, then one for each
-interrupt handler, by the number under which `handler_names` has its name.
+A *row* is one histogram. Each softirq vector has a row for its waiting time and one for its run
+time. Each interrupt handler has a row, at the number of its name in `handler_names`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from latencyprobe_agent.kernel.abi import (
 )
 from latencyprobe_agent.kernel.runtime.statistics import STAGE_BYTES, decode_stage, is_empty
 
-# Of those that came when every row was taken only the number of runs is known, as `lost`.
+# Of handlers without a row of their own, only the number of runs is known, as `lost`.
 _OTHERS = NodeStage("irq.hard", "(others)")
 _VECTOR_ROWS = (
     *(NodeStage("irq.softwait", vector) for vector in VECTORS),
@@ -37,9 +37,9 @@ class NodeStatisticsMemory:
         self._zeroes = bytes(STAGE_BYTES)
 
     def take(self, epoch: int) -> NodeMeasurement:
-        """What one half holds; it is zero afterwards.
+        """Return the measurement of one half, and zero it.
 
-        Only to be called for the half that no program writes any more.
+        Call this only for the inactive half, which no program writes.
         """
         stages: dict[NodeStage, StageMeasurement] = {}
         for row in range(NODE_ROWS):
@@ -65,7 +65,7 @@ class NodeStatisticsMemory:
         return _OTHERS if handler == MAX_HANDLERS else NodeStage("irq.hard", self._name(handler))
 
     def _name(self, handler: int) -> str:
-        """A handler keeps its number, so its name is asked for once."""
+        """Return the name of a handler; read once, since a handler keeps its number."""
         if handler not in self._names:
             key = HANDLER_NAMES.key.pack(handler)
             text = libbpf.look_up(self._names_fd, key, HANDLER_NAMES.value.size)

@@ -1,4 +1,4 @@
-"""What our programs cost, by the kernel's own statistics, looked at now and then.
+"""The CPU time of our programs, by the kernel's own statistics, sampled regularly.
 
 The statistics (BPF_ENABLE_STATS, 5.8+) read the clock twice for each run of each program, which
 costs as much as a small program itself. So they are on for a second of every ten.
@@ -19,7 +19,7 @@ REST_SECONDS = 9.0
 
 
 class OverheadClock:
-    """Looks at one object's programs; begins with `follow`, ends with `stop`."""
+    """The sampling of one object's programs, from `follow` to `stop`."""
 
     def __init__(self) -> None:
         self.overhead = Overhead(None)
@@ -30,13 +30,13 @@ class OverheadClock:
         self._run_time_ns = 0
 
     def follow(self, loaded: LoadedObject) -> None:
-        """Look at these programs from now on; the first figure comes after a second."""
+        """Sample these programs from now on; the first figure comes after a second."""
         self.stop()
         self._object = loaded
         self._look()
 
     def stop(self) -> None:
-        """Look no more. Idempotent; to be called before the object is closed."""
+        """Stop sampling. Idempotent; call it before the object is closed."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,4 +1,4 @@
-"""Packets one by one: ring buffer and controls (bpf/include/trace.h) in this process's memory."""
+"""Traced packets: ring buffer and controls (bpf/include/trace.h) in this process's memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NO_LIMIT = (1 << 63) - 1
 _NO_RATE = (1 << 64) - 1
 _PROTOCOLS = {number: name for name, number in PROTOCOLS.items()}
 _ADDRESS_BYTES = {2: 4, 10: 16}  # AF_INET, AF_INET6
-# What one turn of the event loop decodes at most: some milliseconds.
+# The maximum that one turn of the event loop decodes: some milliseconds.
 BATCH = 256
 
 # ring_buffer_sample_fn, bpf/libbpf.h
@@ -39,7 +39,7 @@ _SampleFunction = ctypes.CFUNCTYPE(
 
 
 class PacketRing:
-    """The packets that the programs tell of, and what they are to tell of."""
+    """The ring of reported packets, and the controls that select them."""
 
     def __init__(self, control_fd: int, ring_fd: int) -> None:
         self._control = mmap.mmap(control_fd, TRACE_CONTROL.size)
@@ -50,7 +50,7 @@ class PacketRing:
         self.set(None)
 
     def set(self, spec: TraceSpec | None) -> None:
-        """Tell of these packets from now on; of none without a spec."""
+        """Have the programs report these packets from now on; no packets without a spec."""
         limits = [_NO_LIMIT] * NR_PACKET_STAGES
         slots = bytearray(MAX_SLOTS)
         per_second = 0
@@ -64,15 +64,15 @@ class PacketRing:
 
     @property
     def counts(self) -> TraceCounts:
-        """What became of the slow packets so far."""
+        """The counts of slow packets so far: reported, over the rate, and lost."""
         return TraceCounts(*_COUNTS.unpack_from(self._control, _COUNTS_OFFSET))
 
     def fileno(self) -> int:
-        """Readable while there is something to take."""
+        """Return a descriptor that is readable while the ring has packets."""
         return int(libbpf.library().ring_buffer__epoll_fd(self._ring))
 
     def take(self, most: int = BATCH) -> list[TracedPacket]:
-        """The next packets, oldest first."""
+        """Return the next packets, oldest first."""
         self._room = most
         libbpf.library().ring_buffer__consume(self._ring)
         taken, self._taken = self._taken, []
@@ -102,7 +102,7 @@ def _new_ring(ring_fd: int, function: object) -> ctypes.c_void_p:
 
 
 def decode_event(content: bytes, offset_ns: int) -> TracedPacket:
-    """The packet of one element of the ring; `offset_ns`: CLOCK_REALTIME less CLOCK_MONOTONIC."""
+    """Decode one element of the ring; `offset_ns`: CLOCK_REALTIME less CLOCK_MONOTONIC."""
     ended_ns, tgid, thread_id, comm, *ends, cpu = _HEADER.unpack_from(content)
     local, remote, local_port, remote_port, family, protocol = ends
     stages = _STAGES.unpack_from(content, _STAGES_OFFSET)

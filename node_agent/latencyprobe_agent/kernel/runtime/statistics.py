@@ -23,7 +23,7 @@ _DROPS_OFFSET = SLOT_STATS.offset("drops")
 _DROPS_BYTES = SLOT_STATS.part("drops").size
 _NO_DROPS = bytes(_DROPS_BYTES)
 _NO_STAGE = bytes(_STAGE_HEADER.size)
-# Only what every packet of the module passes is thinned out by sampling.
+# Sampling applies only to these modules, whose programs run for every packet.
 _SAMPLED_MODULES = frozenset({Module.RX, Module.TX})
 
 
@@ -38,9 +38,9 @@ class StatisticsMemory:
     def take(
         self, epoch: int, slots: Iterable[int], sampling_ratio: float
     ) -> Mapping[int, Measurement]:
-        """What one half holds of these slots; it is zero afterwards.
+        """Return the measurements of these slots in one half, and zero them.
 
-        Only to be called for the half that no program writes any more.
+        Call this only for the inactive half, which no program writes.
         """
         taken: dict[int, Measurement] = {}
         for slot in slots:
@@ -64,7 +64,7 @@ class StatisticsMemory:
 
 
 def decode_slot(content: bytes, sampling_ratio: float, drop_reasons: list[str]) -> Measurement:
-    """The measurement that one element of `stats` holds."""
+    """Decode one element of `stats`."""
     counts = _COUNTERS.unpack_from(content, _COUNTERS_OFFSET)
     counters = {
         counter.name: count for counter, count in zip(COUNTERS, counts, strict=True) if count
@@ -91,18 +91,18 @@ def _decode_drops(content: bytes, drop_reasons: list[str]) -> dict[str, int]:
 
 
 def _reason(number: int, reasons: list[str]) -> str:
-    """The name of a reason by its place in `stats`."""
+    """Return the name of a reason by its place in `stats`."""
     known = reasons[number] if number < len(reasons) else ""
     return known if known and number < NR_DROP_REASONS - 1 else "OTHER"
 
 
 def is_empty(content: bytes | mmap.mmap, offset: int) -> bool:
-    """Whether a `struct stage_stats` holds nothing."""
+    """Return True if a `struct stage_stats` is empty."""
     return content[offset : offset + _STAGE_HEADER.size] == _NO_STAGE
 
 
 def decode_stage(content: bytes, offset: int, ratio: float) -> StageMeasurement:
-    """The measurement that one `struct stage_stats` holds."""
+    """Decode one `struct stage_stats`."""
     total, longest, not_min, lost, unmatched, clamped = _STAGE_HEADER.unpack_from(content, offset)
     first = offset + _COUNTS_OFFSET
     row = memoryview(content)[first : first + _COUNTS.size].cast("I")

@@ -13,9 +13,9 @@ from latencyprobe_agent.kernel.runtime.ring import BATCH, PacketRing
 
 
 class Tracer:
-    """Follows the ring of the present object, and takes from it what is asked for.
+    """The reader of the present object's ring.
 
-    Packets wait in the ring. Only the last of a ring that is given up wait here: no more than fit
+    Packets wait in the ring. Only the last packets of a closed ring wait here: no more than fit
     into a ring.
     """
 
@@ -23,7 +23,7 @@ class Tracer:
         self._spec: TraceSpec | None = None
         self._ring: PacketRing | None = None
         self._left: deque[TracedPacket] = deque()
-        self._before = TraceCounts()  # of the rings that were given up
+        self._before = TraceCounts()  # of the closed rings
         self._is_due = asyncio.Event()
 
     def set(self, spec: TraceSpec | None) -> None:
@@ -38,13 +38,13 @@ class Tracer:
         self._is_due.set()
 
     def follow(self, ring: PacketRing) -> None:
-        """Packets come from this ring from now on."""
+        """Read packets from this ring from now on."""
         self._ring = ring
         ring.set(self._spec)
         self._is_due.set()
 
     def leave(self) -> None:
-        """Take what is left in the ring, before its object is closed. Idempotent."""
+        """Take the packets that are left in the ring, before its object is closed. Idempotent."""
         ring, self._ring = self._ring, None
         if ring is None:
             return
@@ -70,7 +70,7 @@ class Tracer:
         return packets
 
     def _begin(self) -> None:
-        """Forget what an earlier trace left."""
+        """Discard the packets of an earlier trace."""
         self._left.clear()
         self._before = TraceCounts()
         if self._ring is not None:
@@ -84,7 +84,7 @@ class Tracer:
         return self._ring.take() if self._ring is not None else []
 
     def _watch(self) -> None:
-        """Be told once when the ring has something."""
+        """Set `_is_due` once the ring has packets."""
         ring = self._ring
         if ring is None:
             return
