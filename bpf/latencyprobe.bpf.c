@@ -8,7 +8,7 @@
  * (kernel/build/source.py).
  */
 
-#ifndef FROM_BTF /* not by the agent: an editor is to see all of it, as for a new kernel */
+#ifndef FROM_BTF /* not by the agent: an editor should see all of it, as for a new kernel */
 #define FROM_BTF 1
 #define TYPED 1
 #define TRACE 1
@@ -29,7 +29,7 @@
 #ifdef MODULE_IRQ
 #include "modules/irq.bpf.c"
 #endif
-#ifdef MODULE_SCHED /* before rx, which has from it what it says of a packet's reader */
+#ifdef MODULE_SCHED /* before rx, which uses it for a packet's reader */
 #include "modules/sched.bpf.c"
 #endif
 #ifdef MODULE_RX

@@ -22,7 +22,7 @@ int on_sk_data_ready(u64 *ctx)
 	if (protocol == PROTOCOL_TCP)
 		is_wanted = is_listener(sk);
 #endif
-#if defined(MODULE_RX) && defined(HAVE_sock_recv_length_sk) /* who else would empty the ring? */
+#if defined(MODULE_RX) && defined(HAVE_sock_recv_length_sk) /* only that hook empties the ring */
 	if (protocol == PROTOCOL_UDP)
 		is_wanted = true;
 #endif

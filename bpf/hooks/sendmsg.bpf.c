@@ -62,7 +62,7 @@ static __always_inline int handle_sendmsg(struct sock *sk, u32 length)
 	return 0;
 }
 
-/* sk_stream_wait_memory(), net/core/stream.c; not TCP's alone */
+/* sk_stream_wait_memory(), net/core/stream.c; not only for TCP */
 static __always_inline int handle_wait(struct sock *sk, bool is_over)
 {
 	struct socket_state *state = get_writer(sk, get_config());
@@ -103,7 +103,7 @@ int on_kprobe_tcp_sendmsg(struct pt_regs *ctx)
 	return handle_sendmsg((struct sock *)PT_REGS_PARM1(ctx), PT_REGS_PARM3(ctx));
 }
 
-/* At its beginning: a kretprobe knows no arguments, and too few of those that sleep. */
+/* At its entry: a kretprobe has no arguments, and misses calls if too many of them sleep. */
 int on_kprobe_stream_wait(struct pt_regs *ctx)
 {
 	return handle_wait((struct sock *)PT_REGS_PARM1(ctx), false);

@@ -2,9 +2,9 @@
 /*
  * The hooks of softirqs and hard IRQs, which the modules rx, tx and irq share.
  *
- * NET_RX runs for whoever raised it: a NIC's hard IRQ handler by napi_schedule(), a process or a
- * softirq that sent through a veth or the loopback device, or itself when its budget ran out,
- * net_rx_action(), net/core/dev.c. Only the first has a hard IRQ to be measured from.
+ * NET_RX is raised by a NIC's hard IRQ handler, by napi_schedule(), by a process or a softirq that
+ * sent through a veth or the loopback device, or by itself when its budget ran out,
+ * net_rx_action(), net/core/dev.c. Only the first has a hard IRQ from which to measure.
  */
 
 #ifndef MODULE_IRQ
@@ -64,7 +64,7 @@ int on_softirq_raise(u64 *ctx)
 	if (vector != NET_RX_SOFTIRQ)
 		return 0;
 	cpu = get_cpu_context();
-	/* Of several hard IRQs before the softirq the first: the others' packets wait no longer. */
+	/* The first of several hard IRQs before the softirq: the others' packets wait no longer. */
 	if (cpu && cpu->hard_irq_ns && !cpu->raised_ns)
 		cpu->raised_ns = cpu->hard_irq_ns;
 #endif

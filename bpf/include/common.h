@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What every module needs: access to kernel memory, the configuration, the CPU's context.
+ * The common part of all modules: access to kernel memory, the configuration, the CPU's context.
  *
  * TYPED 1: programs are bound to tracepoints by BTF ("tp_btf", 5.5+), so the arguments are typed,
  * a field is read with one load, and sockets carry our state (bpf_sk_storage_get() in tracing
@@ -24,9 +24,9 @@
 #endif
 
 /*
- * A map's value as bytes. bcc compiles functions that print and scan a map's values, member by member
- * and each element of an array (BPFModule::annotate()): a quarter of the time to compile, for the large
- * ones, and nobody calls them. An array of bytes is one member.
+ * A map's value as bytes. bcc compiles functions that print and scan a map's values, member by
+ * member and each element of an array (BPFModule::annotate()). For large values this is a quarter
+ * of the time to compile, and the functions are not called. An array of bytes is one member.
  */
 #define BYTES_OF(name)                                                                    \
 	struct name##_bytes {                                                             \
@@ -47,13 +47,13 @@ struct netns_entry {
 /*
  * Written by the agent, read by every program. Mapped into the agent's memory.
  *
- * The network namespaces are looked up for every packet of the node, so they are an array that one
- * load answers, rather than a hash: inode numbers are handed out one after another, so that their
- * low bits hardly ever meet.
+ * The network namespaces are looked up for every packet of the node, so they are an array that
+ * needs one load, instead of a hash: inode numbers are assigned one after another, so their low
+ * bits are hardly ever equal.
  */
 struct config {
 	u32 epoch;	 /* 0 or 1: which half of `stats` is written now */
-	u32 generation;	 /* changes with the targets: sockets look up their slots anew */
+	u32 generation;	 /* changes with the targets: sockets look up their slots again */
 	u32 sample_mask; /* a packet counts if (random & mask) == 0 */
 	u32 reserved;
 	u16 netns_first[NETNS_FIRST]; /* by low bits: number of an entry; 0: none */
@@ -89,8 +89,8 @@ static __always_inline u32 place_of(u64 identity, u32 bits)
 }
 
 /*
- * What this CPU is doing. Neither softirqs nor hard IRQs nest, and a field is written by one of them
- * alone: `hard_irq_ns` and `raised_ns` with interrupts disabled, the others in softirqs.
+ * The state of this CPU. Neither softirqs nor hard IRQs nest, and each field has one writer:
+ * `hard_irq_ns` and `raised_ns` with interrupts disabled, the others in softirqs.
  */
 struct cpu_context {
 	u64 net_rx_ns;	   /* entry of the NET_RX softirq that runs now; 0 outside of it */
@@ -118,7 +118,7 @@ static __always_inline bool is_after(u32 one, u32 other)
 	return (s32)(one - other) > 0;
 }
 
-/* NULL for a namespace where nothing is to be measured. */
+/* NULL for a namespace without anything to measure. */
 static __always_inline struct netns_entry *find_netns(struct config *config, u32 inum)
 {
 	u32 number = config->netns_first[inum & (NETNS_FIRST - 1)];

@@ -13,7 +13,7 @@
 
 #define ABOVE_ALL ((1ULL << LAST_OCTAVE) + 1)
 
-/* Why a sample is missing from a stage; latencyprobe/domain/measurement.py says what each means. */
+/* Why a sample is missing from a stage; latencyprobe/domain/measurement.py explains each. */
 enum missing { LOST, UNMATCHED, CLAMPED, NR_MISSING };
 
 struct stage_stats {
@@ -29,14 +29,14 @@ struct slot_stats {
 	u64 touched;
 	u64 counters[NR_COUNTERS];
 	struct stage_stats stages[NR_STAGES];
-	u32 drops[NR_DROP_REASONS]; /* by enum skb_drop_reason; the last: all that are beyond it */
+	u32 drops[NR_DROP_REASONS]; /* by enum skb_drop_reason; the last: all reasons beyond it */
 };
 BYTES_OF(slot_stats);
 BPF_F_TABLE("array", u32, struct slot_stats_bytes, stats, 2 * MAX_SLOTS, BPF_F_MMAPABLE);
 
 /*
  * The slots that a socket or packet counts in: up to MAX_OWNERS, each as slot + 1 in OWNER_BITS bits,
- * packed from the lowest on. Several, where probes with different filters share a target; 0 is none.
+ * packed from the lowest on. Several if probes with different filters share a target; 0 is no slot.
  */
 typedef u64 owners_t;
 #define first_slot(owners) (((u32)(owners) & ((1U << OWNER_BITS) - 1)) - 1)
@@ -86,13 +86,13 @@ static __always_inline u64 at_least_0(u64 ns)
 	return ns & (is_negative - 1);
 }
 
-/* What is below the first bound, or above the last, is counted as if it were at it. */
+/* A value below the first bound, or above the last, is counted as that bound. */
 static __always_inline u32 position_of(u64 ns)
 {
 	u64 mantissa;
 	u32 octave, position;
 
-	ns = ns << 1 >> 1 | ns >> 63 << (LAST_OCTAVE + 1); /* none is negative as a signed number */
+	ns = ns << 1 >> 1 | ns >> 63 << (LAST_OCTAVE + 1); /* never negative as a signed number */
 	ns = (1ULL << FIRST_OCTAVE) + at_least_0(ns - (1ULL << FIRST_OCTAVE));
 	ns = ABOVE_ALL - at_least_0(ABOVE_ALL - ns);
 	octave = log2_of(ns);

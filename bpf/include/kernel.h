@@ -4,7 +4,7 @@
  *
  * FROM_BTF 1: the types come from the running kernel's BTF, which has no macros, so the constants
  * are stated here. FROM_BTF 0: both come from the kernel's headers; fields that differ between
- * kernels are told by the version, where BTF would be asked.
+ * kernels are selected by the version instead of by BTF.
  */
 
 #if FROM_BTF

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What we keep per socket of a target: whose it is, the segments that wait in its queue, and the
- * bytes that wait to be sent.
+ * The state per socket of a target: its owners, the segments that wait in its queue, and the bytes
+ * that wait to be sent.
  *
  * TCP's paths that touch it (tcp_rcv_established, tcp_recvmsg, tcp_sendmsg_locked, tcp_write_xmit,
  * state changes) hold the socket's lock, so it needs none of its own. It dies with the socket.
@@ -44,10 +44,10 @@ struct handoff {
 	u32 end;	   /* where the message would end; the next hand-off may begin before it */
 	u32 limit_end; /* up to here the windows would have let it go */
 	u16 is_window; /* the peer's window was tighter than the congestion window */
-	u16 is_behind; /* something else was in the way */
+	u16 is_behind; /* another obstacle than a window */
 };
 
-/* Who spoke last, and when: see turns.bpf.c. */
+/* The side that sent last, and when: see turns.bpf.c. */
 struct turns {
 	u64 read_ns;	 /* when the application last read */
 	u64 request_ns;	 /* when a client began its request; 0: none waits for a reply */
@@ -56,7 +56,7 @@ struct turns {
 	u32 answer_seq;	 /* first byte of a server's last answer */
 	u32 request_seq; /* first byte of a client's last request */
 	u8 role;
-	u8 is_known;	   /* what went by before we watched does not matter any more */
+	u8 is_known;	   /* bytes from before we watched do not matter any more */
 	u8 is_answer_sent; /* and the peer has sent nothing since */
 	u8 is_doubtful;	   /* the present turn may be two requests' */
 	u8 is_end_late;	   /* the peer's FIN came when all before it had been read */
@@ -64,13 +64,13 @@ struct turns {
 };
 
 struct socket_state {
-	u32 generation; /* of the configuration that `owners` was looked up with */
+	u32 generation; /* of the configuration at the look-up of `owners` */
 	u32 port_pair;	/* and the ports: both change when a socket is bound or connected */
 	owners_t owners;
 	owners_t process_owners; /* of the process that claimed it, before the filters */
 	u32 is_candidate; /* perhaps a target process's; known once it touches the socket */
 	u32 is_seq_known; /* known_seq is set */
-	u64 connect_ns;	  /* SYN sent; 0 when no connect is under way */
+	u64 connect_ns;	  /* SYN sent; 0 when no connect is pending */
 	u64 handshake_ns; /* duration measured before the owner was known */
 #if TRACE
 	struct user user; /* the last that used it */
@@ -78,7 +78,7 @@ struct socket_state {
 #ifdef MODULE_TCP
 	struct turns turns;
 	u64 established_ns; /* of a passive open, until accept() returns it */
-	u32 listener_drops;   /* of a listener, when it was last looked at */
+	u32 listener_drops;   /* of a listener, when it was last read */
 	u32 timeout_seq;      /* snd_una and icsk_retransmits at the last time-out */
 	u8 timeout_number;
 	u8 is_listener_known; /* listener_drops is set */
@@ -106,7 +106,7 @@ BYTES_OF(socket_state);
 #if TYPED
 BPF_SK_STORAGE(socket_states, struct socket_state_bytes);
 #else
-/* The address of a freed socket may come again: states end in on_state_change() and by LRU. */
+/* The address of a freed socket may be reused: states end in on_state_change() and by LRU. */
 BPF_TABLE("lru_hash", u64, struct socket_state_bytes, socket_states, TRACE ? 4096 : 8192);
 BPF_PERCPU_ARRAY(empty_states, struct socket_state_bytes, 1);
 #endif
@@ -114,7 +114,7 @@ BPF_PERCPU_ARRAY(empty_states, struct socket_state_bytes, 1);
 static __always_inline struct socket_state *find_state(struct sock *sk)
 {
 #if TYPED
-	/* Most sockets are nobody's and have no storage: then one load tells. */
+	/* Most sockets are no target's and have no storage: then one load suffices. */
 	if (!READ(sk, sk_bpf_storage))
 		return 0;
 	return (struct socket_state *)socket_states.sk_storage_get(sk, 0, 0);
@@ -244,7 +244,7 @@ static __always_inline struct socket_state *resolve_state(struct sock *sk,
 			return 0;
 	}
 #ifdef MODULE_TCP
-	if (!state->owners && !state->is_candidate) { /* its events went by unseen */
+	if (!state->owners && !state->is_candidate) { /* its events were not seen */
 		state->turns.is_known = 0;
 		state->turns.request_ns = 0;
 	}
@@ -274,7 +274,7 @@ static __always_inline struct socket_state *get_state(struct sock *sk, struct co
 	return resolve_state(sk, state, config, port_pair);
 }
 
-/* The same; `is_own`: in the application's own context, where its process tells, too. */
+/* The same; `is_own`: in the application's own context, where its process is known too. */
 static __always_inline struct socket_state *get_used_state(struct sock *sk, struct config *config,
 							   bool is_own)
 {

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Who is measured: from a cgroup or a process to slots. (Network namespaces: struct config.)
+ * The targets: from a cgroup or a process to slots. (Network namespaces: struct config.)
  *
  * Hashes, filled by the agent; only `processes` also grows and shrinks in the kernel, with fork and
- * exit. Their sizes bound what the agent may ask for, it checks before it writes.
+ * exit. Their sizes limit the agent, which checks them before it writes.
  */
 
 BPF_HASH(cgroups, u64, owners_t, MAX_CGROUPS);
@@ -14,7 +14,10 @@ struct slot_filter {
 	u16 has_ports; /* 0: every port */
 };
 BPF_ARRAY(filters, struct slot_filter, MAX_SLOTS);
-/* slot << 16 | port: there if the port passes the slot's filter. (A loop costs the verifier more.) */
+/*
+ * slot << 16 | port: present if the port passes the slot's filter. (A loop costs the verifier
+ * more.)
+ */
 BPF_HASH(filter_ports, u32, u8, MAX_FILTER_PORTS);
 
 static __always_inline bool passes_filter(u32 slot, u32 protocol, u16 local, u16 remote)
@@ -41,9 +44,9 @@ static __always_inline owners_t add_owners(owners_t owners, owners_t others, u32
 }
 
 /*
- * kernel_clone(), kernel/fork.c: in the parent's context, before the child first runs. Its id may still
- * be another's here: one's that ended before the agent named it, or whose end was skipped, as may
- * happen since Linux 7.0 (switch_away(), sched.bpf.c).
+ * kernel_clone(), kernel/fork.c: in the parent's context, before the child first runs. The map may
+ * still have its id from another process, which ended before the agent added it, or whose end was
+ * skipped, as may happen since Linux 7.0 (switch_away(), sched.bpf.c).
  */
 int on_process_fork(u64 *ctx)
 {

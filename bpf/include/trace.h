@@ -1,19 +1,22 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Packets one by one: those that took longer than a limit go to a ring buffer, with all their stages.
+ * Traced packets: those that took longer than a limit go to a ring buffer, with all their stages.
  *
- * TRACE 1 while somebody traces. TRACE 0: the functions below are empty and the maps are not there,
- * so that whoever does not trace pays neither time nor memory.
+ * TRACE 1 while a trace runs. TRACE 0: the functions below are empty and the maps do not exist, so
+ * that measuring without a trace costs neither time nor memory.
  *
- * record_part() notes a stage beside counting it: whatever is recorded together with a packet is
- * part of its event, at the stage's own index.
+ * record_part() notes a stage and counts it: all stages that are recorded together with a packet
+ * are part of its event, at the stage's own index.
  */
 
 #if TRACE
 
-#define RING_BYTES (1 << 20) /* some 5,000 packets between two looks of the agent */
+#define RING_BYTES (1 << 20) /* some 5,000 packets between two reads of the agent */
 
-/* Whose packet it is, as the socket's own context tells: who called recvmsg(), sendmsg(), connect(). */
+/*
+ * The packet's process, from the socket's own context: the caller of recvmsg(), sendmsg(),
+ * connect().
+ */
 struct user {
 	u32 tgid; /* 0: not known */
 	u32 pid;
@@ -44,12 +47,12 @@ struct trace_event {
 struct trace_control {
 	u64 limits[NR_PACKET_STAGES]; /* a packet is slow if one stage reaches its limit */
 	u8 slots[MAX_SLOTS];	      /* 1: traced */
-	u64 per_second;		      /* at most so many are told */
+	u64 per_second;		      /* the maximum that is reported */
 	u64 second;		      /* the one that `this_second` counts in */
 	u64 this_second;
 	u64 told;
-	u64 limited; /* not told, since it would be more than per_second */
-	u64 lost;    /* not told, since the ring was full */
+	u64 limited; /* not reported: more than per_second */
+	u64 lost;    /* not reported: the ring was full */
 };
 BYTES_OF(trace_control);
 BPF_F_TABLE("array", u32, struct trace_control_bytes, trace_control, 1, BPF_F_MMAPABLE);
@@ -87,8 +90,8 @@ static __always_inline void read_socket_endpoints(struct sock *sk, u32 protocol,
 }
 
 /*
- * A datagram's ends, by its headers, since its socket may be open to everybody. With extension
- * headers they stay unknown: then the socket has to do.
+ * A datagram's ends, by its headers, since its socket may not be connected. With extension headers
+ * they stay unknown: then the socket must suffice.
  */
 static __always_inline void read_datagram_endpoints(struct sk_buff *skb, unsigned char *header,
 						    bool is_sent, struct endpoints *ends)
@@ -147,8 +150,8 @@ static __always_inline bool is_slow(struct trace_control *control, struct trace_
 }
 
 /*
- * Whether this packet is to be told of: if so, the caller fills in the rest and submits the event.
- * Two CPUs at the turn of a second, or at the last place in it, may tell of a packet too many.
+ * Reserve an event if this packet is to be reported; the caller fills in the rest and submits it.
+ * Two CPUs at the turn of a second, or at the last place in it, may report one packet too many.
  */
 static __always_inline bool is_to_be_told(struct trace_event *event, owners_t owners)
 {
@@ -189,8 +192,8 @@ static __always_inline void submit_event(struct trace_event *event)
 #endif /* TRACE */
 
 /*
- * Where an event is put together. Programs that end received packets run in a process's context,
- * those that end sent packets perhaps in a softirq that interrupted it, be it while a process freed
+ * The events under construction. Programs that end received packets run in a process's context.
+ * Those that end sent packets may run in a softirq that interrupted it, even while a process freed
  * one: so each has its own.
  */
 enum event_kind { EVENT_RECEIVED, EVENT_SENT, EVENT_COMPLETED, NR_EVENT_KINDS };
@@ -223,7 +226,7 @@ static __always_inline struct trace_event *begin_event(enum event_kind kind)
 	return event;
 }
 
-/* Count a stage of a packet whose total is no wrong pairing, and note it for the packet's event. */
+/* Count a stage of a packet whose total is plausible, and note it for the packet's event. */
 static __always_inline void record_part(struct slot_stats *slot, struct trace_event *event,
 					u32 stage, u64 ns)
 {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * Module tx, its devices: which of them a packet leaves by for good, and whose drivers tell when.
+ * Module tx, its devices: which device is the last of a packet, and which drivers report its end.
  */
 
 /* The first four letters of rtnl_link_ops->kind, as the kernel's memory holds them. */
@@ -66,11 +66,11 @@ static __always_inline bool leads_to_host(struct net_device *dev)
 	return inum == HOST_NETNS;
 }
 
-/* What becomes of a packet that a device is given to transmit. */
+/* The fate of a packet that a device is given to transmit. */
 #define DEVICE_PASSES_ON 0   /* seen again on another device */
 #define DEVICE_IS_LAST 1     /* gone for good, no driver completes it: veth, loopback */
-#define DEVICE_MAY_COMPLETE 2 /* its driver frees the packet once it is sent, perhaps to be seen */
-#define DEVICE_COMPLETES 3   /* that was seen */
+#define DEVICE_MAY_COMPLETE 2 /* its driver frees the packet once it is sent, perhaps visibly */
+#define DEVICE_COMPLETES 3   /* its driver was seen to do that */
 #define DEVICE_FATES 3ULL    /* mask */
 
 static __always_inline u32 look_at_device(struct net_device *dev)
@@ -90,13 +90,13 @@ static __always_inline u32 look_at_device(struct net_device *dev)
 #define DEVICE_BITS 8
 
 /*
- * What look_at_device() said, direct-mapped by the device's address. One word of address, namespace,
- * ifindex (an address comes again once its device is deleted), generation and, in the lowest bits, the
- * fate. So it is asked anew whenever the targets change.
+ * Results of look_at_device(), direct-mapped by the device's address. One u64 mixes address,
+ * namespace, ifindex (an address is reused once its device is deleted) and generation; the lowest
+ * bits are the fate. So the function is called again whenever the targets change.
  */
 BPF_ARRAY(devices, u64, 1 << DEVICE_BITS);
 
-/* The word of a device, and its place. */
+/* The u64 of a device, and its place. */
 static __always_inline u64 recall_device(struct config *config, struct net_device *dev, u32 inum,
 					 u32 *index)
 {

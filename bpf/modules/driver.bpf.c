@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * Module tx, its end: the last device takes the packet, and where its driver frees it after
- * transmission, that is the end of tx.driver and of the whole.
+ * Module tx, its end: the last device takes the packet. If its driver frees it after transmission,
+ * that is the end of tx.driver and of the whole.
  *
- * A driver frees what it has sent by consume_skb() or napi_consume_skb(), what it drops by
- * kfree_skb(): both tell by tracepoints. Some free all alike by kfree_skb() (dev_kfree_skb_any()).
- * So a device is on trial until one of its packets was seen to end by consume_skb: until then packets
+ * A driver frees sent packets by consume_skb() or napi_consume_skb(), dropped ones by kfree_skb():
+ * both have tracepoints. Some drivers free all of them by kfree_skb() (dev_kfree_skb_any()). So a
+ * device is on trial until one of its packets was seen to end by consume_skb: until then packets
  * end with net_dev_start_xmit.
  */
 
@@ -13,7 +13,7 @@
 
 /*
  * Packets that a driver has: as `sent`, direct-mapped by the skb's address, a cache line each. Both
- * ways in which a driver lets go of an skb are watched, so an element dies with its packet.
+ * functions by which a driver frees an skb are watched, so an element ends with its packet.
  */
 struct driving {
 	u64 tag; /* 0: free */
@@ -22,7 +22,7 @@ struct driving {
 	u64 last_queue_ns;
 	u64 xmit_ns;
 	owners_t owners; /* 0: on trial, the packet is recorded already */
-	u64 device;	 /* the word of `devices`, and which it is */
+	u64 device;	 /* the u64 of `devices`, and its place there */
 	u32 device_index;
 	u32 stack_ns;
 #if TRACE
@@ -44,7 +44,7 @@ static __always_inline u64 driving_tag(u64 identity, struct driving *packet)
 	return identity ^ packet->xmit_ns << 1;
 }
 
-/* When a packet passed by its last devices; times that it has not are equal to those before. */
+/* When a packet passed its last devices; a missing time is equal to the one before. */
 struct way {
 	u64 start_ns;
 	u64 queue_ns;
@@ -177,7 +177,7 @@ int on_net_dev_start_xmit(u64 *ctx)
 	return 0;
 }
 
-/* The packet that this skb is, if a driver has it; it has it no longer. */
+/* Take the packet of this skb out of the table, if a driver has it. */
 static __always_inline struct driving *take_from_driver(struct sk_buff *skb, struct config *config)
 {
 	struct driving *element;
@@ -235,7 +235,7 @@ int on_consume_sent(u64 *ctx)
 	return 0;
 }
 
-/* kfree_skb_reason(), net/core/skbuff.c: what the driver did not send */
+/* kfree_skb_reason(), net/core/skbuff.c: packets that the driver did not send */
 int on_drop_sent(u64 *ctx)
 {
 	struct config *config = get_config();

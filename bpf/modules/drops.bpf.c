@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Module tcp: what the targets' sockets lose, and why.
+ * Module tcp: packets that the targets' sockets lose, and the reasons.
  */
 
 static __always_inline bool is_listener(struct sock *sk)
@@ -10,8 +10,9 @@ static __always_inline bool is_listener(struct sock *sk)
 
 /*
  * tcp_listendrop(), include/net/tcp.h, counts in the listener what it could not take: a SYN or a
- * handshake's last ACK that finds the accept queue full. No event tells of the SYN, tcp_conn_request()
- * frees it as if it were used up; so the socket's count is read when something else happens to it.
+ * handshake's last ACK that finds the accept queue full. No event reports the SYN,
+ * tcp_conn_request() frees it as if it were used up; so the socket's count is read when something
+ * else happens to it.
  */
 static __always_inline void look_at_listener(struct config *config, struct sock *sk,
 					     struct socket_state *state)
@@ -27,7 +28,7 @@ static __always_inline void look_at_listener(struct config *config, struct sock 
 
 #ifdef HAVE_kfree_skb_reason
 
-/* For want of room in the socket's own queue or in the protocol's memory. */
+/* Because the socket's own queue or the protocol's memory is full. */
 static __always_inline bool is_queue_overflow(u32 reason)
 {
 	return reason == DROP_SOCKET_RCVBUFF || reason == DROP_SOCKET_BACKLOG ||
@@ -48,7 +49,10 @@ static __always_inline void drop_for(struct config *config, owners_t owners, u32
 	}
 }
 
-/* A socket that is closed frees what lay in its queues, which is no drop; nor is what has no reason. */
+/*
+ * A closed socket frees the packets in its queues: no drop. A packet without a reason is none
+ * either.
+ */
 static __always_inline bool is_drop(u32 reason)
 {
 	return reason > DROP_NOT_SPECIFIED && reason != DROP_QUEUE_PURGE &&
@@ -57,7 +61,7 @@ static __always_inline bool is_drop(u32 reason)
 
 #ifdef HAVE_kfree_skb_rx_sk
 
-/* sk_skb_reason_drop(), net/core/skbuff.c; what a socket sent names it in skb->sk */
+/* sk_skb_reason_drop(), net/core/skbuff.c; a sent packet has its socket in skb->sk */
 int on_kfree_skb(u64 *ctx)
 {
 	u32 reason = ctx[2];
@@ -76,7 +80,7 @@ int on_kfree_skb(u64 *ctx)
 	state = get_state(sk, config);
 	if (!state)
 		return 0;
-	/* read again: the verifier would follow all above for each reason that was told apart */
+	/* read again: the verifier would follow all above for each reason that was distinguished */
 	reason = *(volatile u64 *)&ctx[2];
 	drop_for(config, state->owners, reason);
 	if (is_queue_overflow(reason))
@@ -88,7 +92,7 @@ int on_kfree_skb(u64 *ctx)
 
 #else
 
-/* kfree_skb_reason(), net/core/skbuff.c, 5.17 to 6.10: only of what a socket sent, the socket is known */
+/* kfree_skb_reason(), net/core/skbuff.c, 5.17 to 6.10: the socket is known of sent packets only */
 int on_kfree_sent(u64 *ctx)
 {
 	u32 reason = ctx[2];

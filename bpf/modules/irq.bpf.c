@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Module irq: what hard IRQs and softirqs take of the node's CPUs, whoever caused them.
+ * Module irq: the CPU time of hard IRQs and softirqs on the node, with any cause.
  *
  *   softirq_raise --softwait--> softirq_entry --softrun--> softirq_exit
  *   irq_handler_entry --hard--> irq_handler_exit
  *
  * A row is a histogram: one for each vector and stage, one for each handler, the last for handlers
  * without a row. As in `stats` there are two halves, by the configuration's epoch, and the agent reads
- * and zeroes the one at rest.
+ * and zeroes the inactive one.
  */
 
 BYTES_OF(stage_stats);
@@ -18,9 +18,9 @@ struct handler_name {
 };
 
 /*
- * A handler is told by its number and its irqaction; nothing is deleted, so that one whose device was
- * removed keeps its row until the module is unloaded. `handler_names` is read by the agent; whoever
- * inserts a row's name there first has the row.
+ * A handler is identified by its number and its irqaction. Nothing is deleted, so a handler whose
+ * device was removed keeps its row until the module is unloaded. The agent reads `handler_names`;
+ * the CPU that inserts a row's name there first has the row.
  */
 BPF_HASH(handler_rows, u64, u32, MAX_HANDLERS);
 BPF_HASH(handler_names, u32, struct handler_name, MAX_HANDLERS);
@@ -65,9 +65,9 @@ static __always_inline void raise_vector(u32 vector)
 }
 
 /*
- * A raise while the vector is pending changes nothing, but between the moment when handle_softirqs()
- * took the pending ones and the vector's turn it makes it run twice: then the second run's raise is
- * the one that came last before the first run.
+ * A raise while the vector is pending changes nothing, with one exception. After handle_softirqs()
+ * took the pending vectors and before this vector's turn, a raise makes it run twice: then the
+ * second run's raise is the last one before the first run.
  */
 static __always_inline void enter_vector(u32 vector)
 {
@@ -109,7 +109,7 @@ static __always_inline void exit_vector(u32 vector)
 		record(row, bpf_ktime_get_ns() - entered_ns);
 }
 
-/* A row for a handler that was not seen before; the last one where there is none left. */
+/* A row for a handler that was not seen before; the last row if no other is free. */
 static __always_inline u32 find_row(u64 key, struct irqaction *action)
 {
 	struct handler_name name = {};

@@ -6,10 +6,10 @@
  *     --host--> netif_receive_skb in the pod --stack--> tcp_probe
  *     --socket--> skb_copy_datagram_iovec
  *
- * From netif_receive_skb to the socket a packet is known by the address of its skb, in `received`.
- * From there on TCP's segments are known by their sequence numbers, in the socket's state, since
- * the queue merges and splits skbs. All stages of a packet are recorded together when the
- * application gets it, so that they add up.
+ * From netif_receive_skb to the socket a packet is identified by the address of its skb, in
+ * `received`. From there on TCP's segments are identified by their sequence numbers, in the
+ * socket's state, since the queue merges and splits skbs. All stages of a packet are recorded
+ * together when the application gets it, so that they add up.
  */
 
 #ifndef MODULE_SCHED
@@ -32,7 +32,7 @@ static __always_inline u64 reader_waited(volatile struct segment *segment, u64 w
 
 /*
  * Direct-mapped by the skb's address: one element is one cache line, a collision overwrites. `tag`
- * is the address mixed with the times, so neither another skb nor a torn element is taken for ours.
+ * is the address mixed with the times, so neither another skb nor a torn element passes as ours.
  */
 struct received {
 	u64 tag;
@@ -70,8 +70,8 @@ static __always_inline bool is_of(struct received *packet, u64 identity)
 }
 
 /*
- * Made by skb_clone() on the way, as a bridge does for each port of a multicast. What TCP sends is a
- * clone too, but of skbuff_fclone_cache. (The first bits of this byte are cloned, nohdr and two of
+ * True for a clone of skb_clone(), as a bridge makes for each port of a multicast. TCP sends clones
+ * too, but of skbuff_fclone_cache. (The first bits of this byte are cloned, nohdr and two of
  * fclone: CLONED_MASK, include/linux/skbuff.h; SKB_FCLONE_UNAVAILABLE is 0.)
  */
 static __always_inline bool is_copy(struct sk_buff *skb)
@@ -83,12 +83,12 @@ static __always_inline bool is_copy(struct sk_buff *skb)
 }
 
 /*
- * A packet that was bridged or routed here came through the host; one that a process of the host
- * sent did not, and its skb still carries that process's socket. Addresses come again, of sockets
- * too, so the socket is told by its namespace as well: from one namespace there is one way. A copy
- * has no socket, and was not seen on the host. Neither were packets of the loopback device, which
- * takes the socket away, loopback_xmit(), nor of hardware inside the pod: both are without
- * rtnl_link_ops. What is known of these skbs' addresses is of an earlier packet.
+ * A packet that was bridged or routed here came through the host. One that a process of the host
+ * sent did not, and its skb still carries that process's socket. Addresses are reused, of sockets
+ * too, so the socket is identified by its namespace as well: from one namespace there is one path.
+ * A copy has no socket, and was not seen on the host. Neither were packets of the loopback device,
+ * which removes the socket, loopback_xmit(), nor of hardware inside the pod: both are without
+ * rtnl_link_ops. An element at the address of these skbs is of an earlier packet.
  */
 static __always_inline bool came_through_host(struct received *packet, u64 identity,
 					      struct sk_buff *skb)
@@ -113,9 +113,9 @@ static __always_inline void note_datagram(struct received *packet, struct sk_buf
 }
 
 /*
- * Of the NET_RX softirq that received this packet, the time from the hard IRQ to it. The softirq may
- * serve NICs and what was sent through virtual devices together: these have no interrupt. They have
- * rtnl_link_ops, but for the loopback device.
+ * The time from the hard IRQ to the NET_RX softirq that received this packet. The softirq may serve
+ * NICs together with virtual devices, which have no interrupt. Virtual devices have rtnl_link_ops,
+ * except the loopback device.
  */
 static __always_inline u32 irq_ns_of(struct cpu_context *cpu, struct sk_buff *skb)
 {
@@ -140,8 +140,8 @@ int on_netif_receive_skb(u64 *ctx)
 	if (!config || !find_netns(config, inum))
 		return 0;
 	/*
-	 * Set by the first pass and cleared on the way into another namespace, skb_scrub_packet():
-	 * here again means through a bridge or VLAN device of the same namespace.
+	 * Set by the first pass and cleared on entry into another namespace, skb_scrub_packet(): if
+	 * it is set, the packet came through a bridge or VLAN device of the same namespace.
 	 */
 	if (READ(skb, skb_iif))
 		return 0;
@@ -170,7 +170,7 @@ int on_netif_receive_skb(u64 *ctx)
 	return 0;
 }
 
-/* The stages before the socket, from what was noted on the packet's way. */
+/* The stages before the socket, from the times that earlier hooks noted. */
 static __always_inline void fill_segment(struct segment *segment, struct received *packet,
 					 u64 stack_ns, bool has_stack)
 {
@@ -192,9 +192,9 @@ static __always_inline void fill_segment(struct segment *segment, struct receive
 }
 
 /*
- * The bytes from `unread` to `known_seq` are accounted for. What came otherwise
- * than by tcp_rcv_established() is not: with the handshake's last ACK, after our own FIN, or before
- * we watched.
+ * The bytes from `unread` to `known_seq` are accounted for. Bytes that did not come by
+ * tcp_rcv_established() are not: with the handshake's last ACK, after our own FIN, or before we
+ * watched.
  */
 static __always_inline void account_for(struct config *config, struct socket_state *state,
 					u32 unread, u32 expected, u32 end)
@@ -213,7 +213,7 @@ static __always_inline void account_for(struct config *config, struct socket_sta
 }
 
 /*
- * Drop what TCP's own numbers contradict: a first segment that was read in a way that copies nothing
+ * Drop segments that TCP's own numbers contradict: a first segment that was read without a copy
  * (splice, MSG_TRUNC), a last one that TCP dropped after tcp_probe and that now comes again.
  */
 static __always_inline void correct_queue(struct config *config, struct socket_state *state,
@@ -283,7 +283,7 @@ static __always_inline void receive_segment(struct config *config, struct socket
 	queue_segment(config, state, skb, expected, end_seq, now);
 }
 
-/* How long of its time in the socket the packet's reader could have run, and others did. */
+/* The part of the packet's time in the socket in which its reader was runnable, but others ran. */
 static __always_inline void record_wakeup(struct slot_stats *slot, struct trace_event *event,
 					  volatile struct segment *segment, u64 wait_ns)
 {
@@ -293,7 +293,9 @@ static __always_inline void record_wakeup(struct slot_stats *slot, struct trace_
 		record_part(slot, event, STAGE_RX_WAKEUP, ns);
 }
 
-/* `segment` must be in a map: what is read from there is new to the verifier, which bounds its work. */
+/*
+ * `segment` must be in a map: values from there are unknown to the verifier, which bounds its work.
+ */
 static __always_inline void record_packet(struct config *config, u32 slot_number,
 					  volatile struct segment *segment, u64 now)
 {
@@ -321,8 +323,8 @@ static __always_inline void record_packet(struct config *config, u32 slot_number
 }
 
 /*
- * Tell of the packet that was just recorded, if it was slow; in the context of its reader.
- * Without `sk` a datagram's ends are what its headers say, or unknown.
+ * Report the packet that was just recorded, if it was slow; in the context of its reader. Without
+ * `sk` a datagram's ends are those of its headers, or unknown.
  */
 static __always_inline void trace_received(struct sock *sk, u32 protocol, owners_t owners,
 					   volatile struct segment *segment)
@@ -343,7 +345,7 @@ static __always_inline void trace_received(struct sock *sk, u32 protocol, owners
 
 /*
  * The bytes from `start` to `end` go to the application: so do the segments that begin there.
- * Those wholly before `start` were taken in a way that copies nothing (splice, MSG_TRUNC).
+ * Those wholly before `start` were taken without a copy (splice, MSG_TRUNC).
  * A round records one segment in one slot: a single flat loop is what the verifier can follow.
  */
 static __always_inline void read_segments(struct config *config, struct sock *sk,
@@ -395,20 +397,20 @@ static __always_inline void check_read(struct config *config, struct socket_stat
 /*
  * Datagrams. Their queue is first in, first out, and a read takes one: so the datagram that was read
  * is the one that lies as far from the ring's end as datagrams remain in the queue. Ring and queue
- * agree again whenever the queue is empty, whatever was missed before.
+ * agree again whenever the queue is empty, even if datagrams were missed before.
  *
- * Two CPUs that queue at the same time may write one place of the ring and leave out the next. So a
- * reader empties the place that it has read: what is found empty was never written. And whatever is
- * to be counted is counted by the reader, so that no race counts a datagram twice.
+ * Two CPUs that queue at the same time may write one place of the ring and skip the next. So a
+ * reader empties the place that it has read: an empty place was never written. And only the reader
+ * counts, so that no race counts a datagram twice.
  */
 #define PLACE_EMPTY 0	  /* queued_ns of no datagram */
 #define PLACE_UNSAMPLED 1 /* of one that does not count */
-#define PLACE_UNMATCHED 2 /* of one whose way to the socket was not seen */
+#define PLACE_UNMATCHED 2 /* of one whose path to the socket was not seen */
 
 /*
- * What another CPU has received and this one queues, it received just now. Otherwise the skb was
- * made on the way, as the segments of a UDP_SEGMENT burst are, udp_queue_rcv_skb(), net/ipv4/udp.c,
- * and what is known of its address is of an earlier packet.
+ * A datagram that another CPU has received and this one queues was received just now. Otherwise the
+ * skb was made after that, as the segments of a UDP_SEGMENT burst are, udp_queue_rcv_skb(),
+ * net/ipv4/udp.c, and the element at its address is of an earlier packet.
  */
 #define ON_ITS_WAY_NS 10000000
 
@@ -419,8 +421,8 @@ static __always_inline bool is_on_its_way(struct received *packet, u64 identity)
 }
 
 /*
- * The datagram that was just queued: the one that this CPU received last. Where another CPU's was
- * queued on its behalf (6.18+), the last of the queue, unless a reader has taken it already.
+ * The datagram that was just queued: the one that this CPU received last. If another CPU's datagram
+ * was queued on its behalf (6.18+): the last of the queue, unless a reader has taken it already.
  */
 static __always_inline struct received *find_queued(struct sock *sk, struct config *config)
 {
@@ -522,7 +524,7 @@ int on_sock_recv_length(u64 *ctx)
 
 #ifdef WITH_ON_CONSUME_SKB
 
-/* The reader's slots, for a datagram whose socket is not known any more. */
+/* The reader's slots, for a datagram whose socket is no longer known. */
 static __always_inline owners_t look_up_reader(struct config *config, u32 netns, u16 local,
 					      u16 remote)
 {
@@ -557,8 +559,9 @@ BPF_PERCPU_ARRAY(datagrams, struct segment, 1); /* room that on_consume_skb() wo
 
 /*
  * For kernels before 6.3, which have no sock_recv_length. A datagram is freed when recvmsg() has
- * copied it, skb_consume_udp(), net/ipv4/udp.c: of all that is freed, what was received where targets
- * live and is freed by a process. (A small one is copied by copy_linear_skb(), without an event.)
+ * copied it, skb_consume_udp(), net/ipv4/udp.c. Of all freed skbs, these were received where
+ * targets live and are freed by a process. (A small one is copied by copy_linear_skb(), without an
+ * event.)
  */
 int on_consume_skb(u64 *ctx)
 {
@@ -581,7 +584,7 @@ int on_consume_skb(u64 *ctx)
 	if (!packet || !is_of(packet, identity) || !is_udp(skb))
 		return 0;
 	/*
-	 * Never received: a datagram on its way out, at an address known from an earlier packet. Copies
+	 * Never received: an outgoing datagram, at an address known from an earlier packet. Copies
 	 * are freed for each address that ARP asks for, neigh_probe(), net/core/neighbour.c.
 	 */
 	if (!READ(skb, skb_iif))
@@ -598,8 +601,8 @@ int on_consume_skb(u64 *ctx)
 	note_last_reader(segment, 0);
 	note_reader();
 	/*
-	 * Unrolled: before 6.7 the verifier takes a loop whose variable is on the stack for an endless
-	 * one, states_maybe_looping(), kernel/bpf/verifier.c.
+	 * Unrolled: before 6.7 the verifier regards a loop whose variable is on the stack as
+	 * endless, states_maybe_looping(), kernel/bpf/verifier.c.
 	 */
 #pragma unroll
 	for (shift = 0; shift < 64; shift += OWNER_BITS)

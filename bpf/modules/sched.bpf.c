@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Module sched: how long a thread of a target could run and did not.
+ * Module sched: the time in which a thread of a target was runnable and did not run.
  *
  *   sched_wakeup, or sched_switch away from a thread that could go on --runqueue--> sched_switch to it
  *
@@ -18,7 +18,7 @@ struct wait {
 	u64 end_ns;
 };
 
-/* What is known of a thread's waits: how long all of them were, and when the last few. */
+/* A thread's waits: the sum of all, and the times of the last few. */
 struct history {
 	u64 waited_ns;
 	u64 tid;
@@ -26,7 +26,7 @@ struct history {
 };
 
 struct thread {
-	u64 description; /* that `owners` was looked up with */
+	u64 description; /* at the look-up of `owners` */
 	owners_t owners;
 	u64 waiting_since; /* 0: it runs or sleeps */
 	u64 waits_seen;	   /* free-running: the number of the next place in `history` */
@@ -34,14 +34,14 @@ struct thread {
 };
 
 /*
- * The targets' threads, by their id. Deleted when a thread leaves its CPU for the last time; where it
- * is full, threads are lost.
+ * The targets' threads, by their id. Deleted when a thread leaves its CPU for the last time; if the
+ * map is full, threads are lost.
  */
 BPF_HASH(threads, u32, struct thread, THREADS);
 
 /*
- * The descriptions of threads that are nobody's, direct-mapped by their id: most threads of a node,
- * for which one load has to be the end of it.
+ * The descriptions of threads of no target, direct-mapped by their id: most threads of a node, for
+ * which one load must suffice.
  */
 BPF_ARRAY(strangers, u64, 1 << STRANGER_BITS);
 
@@ -106,7 +106,7 @@ static __always_inline struct thread *create_thread(struct config *config, owner
 	return thread;
 }
 
-/* A thread that is not known, or was known (`thread`) as what it may no longer be. */
+/* A thread that is unknown, or whose owners (`thread`) may have changed. */
 static __always_inline struct thread *meet_thread(struct config *config, struct task_struct *task,
 						  struct thread *thread, u32 tid, u64 description)
 {
@@ -148,7 +148,7 @@ static __always_inline struct thread *get_thread(struct config *config, struct t
 }
 
 /*
- * A wake-up changes nothing for a thread that waits already, or that was on its way to sleep and runs
+ * A wake-up changes nothing for a thread that waits already, or that was about to sleep and runs
  * on: ttwu_runnable(), kernel/sched/core.c.
  */
 static __always_inline void begin_wait(struct thread *thread, struct task_struct *task)
@@ -225,11 +225,11 @@ static __always_inline u64 state_of(struct task_struct *task)
 }
 
 /*
- * A thread that is switched away from could go on if it is preempted, whatever its state says;
- * otherwise the state is what __schedule() acted upon, since a waker can't make it TASK_RUNNING
+ * A preempted thread that is switched away from is runnable, independent of its state. Otherwise
+ * the state is the one that __schedule() acted upon, since a waker cannot make it TASK_RUNNING
  * again without the run queue's lock, kernel/sched/core.c.
  *
- * TASK_DEAD is the end of it: do_task_dead(), kernel/sched/core.c. sched_process_exit would be no
+ * TASK_DEAD is the end of it: do_task_dead(), kernel/sched/core.c. sched_process_exit is not a safe
  * place to delete it. Since Linux 7.0 (kernel commit a46023d5616e) a program can be preempted at a
  * tracepoint, and then the kernel skips the same program for other threads of this CPU:
  * bpf_prog_get_recursion_context(). Here the run queue is locked.
@@ -267,11 +267,11 @@ int on_sched_switch(u64 *ctx)
 	return 0;
 }
 
-#ifdef MODULE_RX /* and its packets' part that this module knows of */
+#ifdef MODULE_RX /* the part of its packets' time that this module knows */
 
 /*
- * Most sockets are read by one thread. So a packet that is queued notes how long the socket's last
- * reader has waited in its life: if the same thread reads it, what was added since is the answer.
+ * Most sockets are read by one thread. So a queued packet notes how long the socket's last reader
+ * has waited in its life: if the same thread reads it, the difference is the answer.
  */
 static __always_inline void note_last_reader(struct segment *segment, u32 tid)
 {
@@ -288,7 +288,7 @@ static __always_inline void note_last_reader(struct segment *segment, u32 tid)
 		segment->reader_waited_ns += bpf_ktime_get_ns() - waiting_since;
 }
 
-/* What is known of the thread that reads now: a copy, while the program runs. */
+/* The history of the thread that reads now: a copy, while the program runs. */
 BPF_PERCPU_ARRAY(readers, struct history, 1);
 
 static __always_inline u32 note_reader(void)
@@ -304,7 +304,7 @@ static __always_inline u32 note_reader(void)
 	return tid;
 }
 
-/* Of the reader's last few waits, what lies after `queued_ns`: exact unless it waited more often. */
+/* The reader's last few waits, as far as after `queued_ns`: exact unless it waited more often. */
 static __always_inline u64 last_waits_since(struct history *reader, u64 queued_ns)
 {
 	u64 ns = 0;
@@ -320,8 +320,8 @@ static __always_inline u64 last_waits_since(struct history *reader, u64 queued_n
 }
 
 /*
- * How long of the `wait_ns` since the packet was queued its reader, which runs now, was kept waiting
- * for a CPU. Another CPU may have noted the packet in the middle of a change: hence the upper limit.
+ * The part of `wait_ns`, since the packet was queued, in which its reader waited for a CPU; it runs
+ * now. Another CPU may have noted the packet in the middle of a change: hence the upper limit.
  */
 static __always_inline u64 reader_waited(volatile struct segment *segment, u64 wait_ns)
 {

@@ -2,14 +2,16 @@
 /*
  * Module tx, its beginning: when an application handed TCP the bytes that a segment begins with.
  *
- * What is handed over gets the next sequence numbers (tp->write_seq) and waits in the send queue
- * until the windows, pacing and Nagle's algorithm let it go; so a ring of hand-offs in the socket's
- * state tells of any byte not yet sent when it came. A segment that goes out for the first time
- * begins at tp->snd_nxt, which tcp_write_xmit() moves on only afterwards: tcp_event_new_data_sent(),
- * net/ipv4/tcp_output.c. What begins before it is sent again.
+ * These bytes get the next sequence numbers (tp->write_seq) and wait in the send queue until the
+ * windows, pacing and Nagle's algorithm let them go. So a ring of hand-offs in the socket's state
+ * has the time of every byte that is not yet sent. A segment that is sent for the first time begins
+ * at tp->snd_nxt, which tcp_write_xmit() moves on only afterwards: tcp_event_new_data_sent(),
+ * net/ipv4/tcp_output.c. A segment that begins before it is sent again.
  */
 
-/* Up to where the two windows let TCP send now, which is the tighter, and what else is in the way. */
+/*
+ * The limit up to which the two windows let TCP send now, the tighter window, and other obstacles.
+ */
 static __always_inline void note_limit(struct handoff *handoff, struct tcp_sock *tp, u64 now)
 {
 	u32 window = READ(tp, snd_wnd);
@@ -65,7 +67,7 @@ static __always_inline void note_handoff(struct socket_state *state, struct tcp_
 	state->handed_tail++;
 }
 
-/* Whether these bytes follow unsent ones of the same message: it ends where that one would. */
+/* True if these bytes follow unsent ones of the same message: it ends where that one would. */
 static __always_inline bool continues(struct socket_state *state, struct tcp_sock *tp, u32 seq,
 				      u32 end)
 {
@@ -130,7 +132,7 @@ static __always_inline void give_up_rest(struct socket_state *state, struct tcp_
 		_value;                                                           \
 	})
 
-/* A segment that waited long: what was in its way when its first byte came? */
+/* Count the obstacle of a segment that waited long, as it was when its first byte came. */
 static __always_inline void count_wait(struct config *config, struct socket_state *state,
 				       struct handoff *handoff, struct tcp_sock *tp, u32 seq,
 				       u32 length)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Module tcp: what is measured per connection.
+ * Module tcp: the stages and counters of connections.
  */
 
 /* A connect that failed is a count by cause, never a sample. */
@@ -63,9 +63,9 @@ static __always_inline void end_handshake(struct config *config, struct sock *sk
 }
 
 /*
- * accept() returns this socket. It may come before the connection stands: with TCP Fast Open, and where
- * who accepts is awake, since tcp_check_req() queues the child before tcp_child_process() changes its
- * state. Or it stood before we watched.
+ * accept() returns this socket. It may do so before the connection is established: with TCP Fast
+ * Open, or with an accepting thread that is awake, since tcp_check_req() queues the child before
+ * tcp_child_process() changes its state. Or it was established before we watched.
  */
 static __always_inline int end_accept(struct sock *sk)
 {
@@ -88,7 +88,7 @@ static __always_inline int end_accept(struct sock *sk)
 
 #ifdef WITH_ON_FEXIT_ACCEPT
 
-/* inet_csk_accept(), net/ipv4/inet_connection_sock.c; what it returns comes behind its arguments */
+/* inet_csk_accept(), net/ipv4/inet_connection_sock.c; its return value follows its arguments */
 int on_fexit_accept(u64 *ctx)
 {
 #ifdef HAVE_proto_accept_arg_is_empty /* 6.10+: (sk, arg), before that (sk, flags, err, kern) */
@@ -152,8 +152,8 @@ int on_inet_sock_set_state(u64 *ctx)
 
 /*
  * The retransmission timer has expired: tcp_update_rto_stats(), net/ipv4/tcp_timer.c, counts in
- * icsk_retransmits, and tcp_ack() zeroes it when snd_una moves on. What is sent again on behalf of
- * the same time-out leaves both as they are; a tail loss probe touches neither.
+ * icsk_retransmits, and tcp_ack() zeroes it when snd_una moves on. Later retransmits of the same
+ * time-out change neither; nor does a tail loss probe.
  */
 static __always_inline void note_timeout(struct config *config, struct socket_state *state,
 					 struct tcp_sock *tp)
@@ -169,8 +169,8 @@ static __always_inline void note_timeout(struct config *config, struct socket_st
 }
 
 /*
- * __tcp_retransmit_skb(), net/ipv4/tcp_output.c; since 6.17 also for what was not sent again, as while
- * the first transmission still waits in a queue of this machine (EBUSY).
+ * __tcp_retransmit_skb(), net/ipv4/tcp_output.c; since 6.17 also for failed retransmits, such as
+ * while the first transmission still waits in a queue of this machine (EBUSY).
  */
 int on_tcp_retransmit_skb(u64 *ctx)
 {
@@ -207,7 +207,9 @@ static __always_inline void count_reset(struct sock *sk, u32 counter)
 		count_for(config, state->owners, counter);
 }
 
-/* tcp_v4_send_reset(), tcp_v6_send_reset(), tcp_send_active_reset(); without a socket: nobody's */
+/*
+ * tcp_v4_send_reset(), tcp_v6_send_reset(), tcp_send_active_reset(); without a socket: no target's
+ */
 int on_tcp_send_reset(u64 *ctx)
 {
 	count_reset((struct sock *)ctx[0], COUNTER_RESETS_SENT);
@@ -231,8 +233,8 @@ static __always_inline void set_own_window(struct config *config, struct socket_
 
 /*
  * Our window closes with a segment that we send, and never before what it offered is used up:
- * tcp_select_window(), net/ipv4/tcp_output.c. (Want of memory closes it at once, 6.4+: then a probe
- * of the peer's comes to see it.)
+ * tcp_select_window(), net/ipv4/tcp_output.c. (Lack of memory closes it at once, 6.4+: then a probe
+ * of the peer's finds it closed.)
  */
 #define WINDOW_LOW 16384 /* no window scale's step is larger */
 
@@ -271,9 +273,10 @@ static __always_inline void note_peer_window(struct config *config, struct socke
 }
 
 /*
- * The peer may hold the ACK of a lone segment back, up to 40 ms, to send its answer along: that is no
- * time of the network's. The kernel leaves such out of its least round trip, tcp_update_rtt_min() and
- * FLAG_ACK_MAYBE_DELAYED, net/ipv4/tcp_input.c, but not out of the smoothed one.
+ * The peer may delay the ACK of a lone segment, up to 40 ms, to send its answer along: that is not
+ * a time of the network. The kernel excludes such ACKs from its least round trip,
+ * tcp_update_rtt_min() and FLAG_ACK_MAYBE_DELAYED, net/ipv4/tcp_input.c, but not from the smoothed
+ * one.
  */
 static __always_inline bool may_be_delayed(struct tcp_sock *tp, u32 srtt_us)
 {

@@ -1,20 +1,22 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Module tcp: requests and replies, told by who speaks.
+ * Module tcp: requests and replies, distinguished by the side that sends.
  *
  *   server: last byte read by the application --app.response--> first byte handed to TCP
  *   client: first byte handed to TCP --peer.response--> first byte of the reply at the socket
  *
- * TCP carries bytes, not requests, so what is timed is a *turn*: all that one side says until the
- * other one speaks. Turns are requests and replies where one request waits for its reply before the
- * next is sent. Sequence numbers tell when that is not so: such a turn is unmatched.
+ * TCP carries bytes, not requests, so the unit is a *turn*: all bytes that one side sends until the
+ * other one sends. Turns are requests and replies if each request waits for the reply to the one
+ * before. Sequence numbers show when that is not so: such a turn is unmatched.
  */
 
-/* After so many overlaps the turns of a connection are taken for nobody's requests (HTTP/2). */
+/*
+ * After this number of overlaps the turns of a connection are no longer taken as requests (HTTP/2).
+ */
 #define OVERLAPS_OF_A_MULTIPLEX 4
 /*
- * A request that goes on after a longer pause, when all of it had been read, may be another one.
- * What is written in one go arrives within a few round trips.
+ * A request that continues after a longer pause, when all of it had been read, may be another one.
+ * Bytes that are written at once arrive within a few round trips.
  */
 #define PAUSE_NS 1000000
 #define PAUSE_ROUND_TRIPS 4
@@ -32,7 +34,7 @@ static __always_inline u32 role_of(struct sock *sk, struct turns *turns)
 	return turns->role;
 }
 
-/* The connection is new: nobody has spoken. */
+/* The connection is new: no side has sent. */
 static __always_inline void begin_turns(struct turns *turns, struct tcp_sock *tp, enum role role)
 {
 	turns->role = role;
@@ -77,8 +79,8 @@ static __always_inline void note_read(struct socket_state *state, u32 start, u32
 }
 
 /*
- * Whether the last byte that was read is one that we saw read: not so after splice(), MSG_TRUNC and
- * the like. Reading the peer's FIN counts as a byte; if it came late, the request ended with it.
+ * True if we saw the read of the last byte that was read: not so after splice(), MSG_TRUNC and the
+ * like. Reading the peer's FIN counts as a byte; if it came late, the request ended with it.
  */
 static __always_inline bool is_read_seen(struct sock *sk, struct turns *turns, u32 copied_seq)
 {

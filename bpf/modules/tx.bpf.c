@@ -61,10 +61,10 @@ static __always_inline void abandon(struct config *config, struct sent *packet)
 }
 
 /*
- * What a datagram is told by when routing or br_netfilter has taken its socket away: its length and
- * the beginning of its payload, which address translation leaves alone. The address alone does not
- * do: an skb that a NIC or a bridge (for a copy) gets next may have it. TCP needs none of this, it
- * sends from a slab of its own, skbuff_fclone_cache.
+ * The identity of a datagram when routing or br_netfilter has removed its socket: its length and
+ * the beginning of its payload, which address translation does not change. The address alone does
+ * not suffice: an skb that a NIC or a bridge (for a copy) gets next may have it. TCP does not need
+ * this, since it sends from a slab of its own, skbuff_fclone_cache.
  */
 static __always_inline u32 datagram_mark(struct sk_buff *skb)
 {
@@ -82,9 +82,9 @@ static __always_inline u32 datagram_mark(struct sk_buff *skb)
 }
 
 /*
- * Whether an skb with the address of `packet` belongs to somebody else. Devices and bridges keep
- * skb->sk; it is NULL once the host routed the packet, ip_rcv_core(), net/ipv4/ip_input.c, or its
- * br_netfilter has seen it.
+ * True if an skb with the address of `packet` is another packet. Devices and bridges keep skb->sk;
+ * it is NULL once the host routed the packet, ip_rcv_core(), net/ipv4/ip_input.c, or its
+ * br_netfilter has processed it.
  */
 static __always_inline bool is_foreign(struct sent *packet, struct sk_buff *skb, u32 inum)
 {
@@ -96,7 +96,7 @@ static __always_inline bool is_foreign(struct sent *packet, struct sk_buff *skb,
 /* A segment of TCP as it is on the wire. */
 struct tcp_segment {
 	u32 seq;
-	u32 length; /* of its data; 0 for what is the kernel's own business */
+	u32 length; /* of its data; 0 for a pure ACK, SYN, FIN or RST */
 };
 
 /* At net_dev_queue skb->data is at the link-layer header: the data is what lies behind TCP's. */
@@ -127,7 +127,7 @@ static __always_inline struct tcp_segment parse_segment(struct sk_buff *skb)
 	return segment;
 }
 
-/* Who sends it where: known here, and not where it ends. */
+/* Sender and endpoints: known here, and not where the packet ends. */
 static __always_inline void note_sender(struct sent *packet, struct socket_state *state,
 					struct sk_buff *skb, u32 protocol)
 {
@@ -144,7 +144,7 @@ static __always_inline void note_sender(struct sent *packet, struct socket_state
 #endif
 }
 
-/* What came before net_dev_queue: the stack's part, and the wait in the socket. */
+/* The time before net_dev_queue: the stack's part, and the wait in the socket. */
 static __always_inline void begin_at_socket(struct config *config, struct sk_buff *skb,
 					    struct sent *packet, struct socket_state *state,
 					    struct tcp_segment segment)
@@ -213,8 +213,8 @@ static __always_inline void queue_own(struct config *config, struct sk_buff *skb
 }
 
 /*
- * Whether it is `packet` that the host sends on: received there before, which sets skb_iif, or
- * wrapped by a tunnel of the host's, which clears it, iptunnel_xmit(), net/ipv4/ip_tunnel_core.c.
+ * True if the host forwards `packet`: received there before, which sets skb_iif, or wrapped by a
+ * tunnel of the host's, which clears it, iptunnel_xmit(), net/ipv4/ip_tunnel_core.c.
  */
 static __always_inline bool is_forwarded(struct sent *packet, struct sk_buff *skb, u32 inum)
 {
@@ -227,7 +227,7 @@ static __always_inline bool is_forwarded(struct sent *packet, struct sk_buff *sk
 	return iif && (READ(skb, sk) || !packet->mark || packet->mark == datagram_mark(skb));
 }
 
-/* From a bridge or VLAN device to the device under it: the way begins at the last of them. */
+/* From a bridge or VLAN device to the device under it: the path begins at the last of them. */
 static __always_inline bool is_passed_down(struct sent *packet, struct sk_buff *skb, u32 inum)
 {
 	struct net_device *dev = READ(skb, dev);
