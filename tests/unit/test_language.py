@@ -1,8 +1,4 @@
-"""Every text of the product is plain English: the rules of `plain_english` hold for each of them.
-
-NOT_YET_CONVERTED lists the exceptions. Each run reports them, and fails for an entry that is stale:
-one whose modules keep the rules, or do not exist.
-"""
+"""Every text of the product is plain English: the rules of `plain_english` hold for each of them."""
 
 from __future__ import annotations
 
@@ -26,9 +22,6 @@ from tests.unit.product_texts import (
     modules,
 )
 
-# Beginnings of the paths of modules whose texts are still to be converted.
-NOT_YET_CONVERTED = (
-)
 # Texts for machines: networks for `ip -batch`, C for the compiler, accounts for /etc/passwd.
 NOT_PROSE = frozenset(
     {
@@ -37,10 +30,6 @@ NOT_PROSE = frozenset(
         ("tools/images/layers.py", "root:x:0:"),
     }
 )
-
-
-def _converted(*places: str) -> list[str]:
-    return [path for path in modules(*places) if not path.startswith(NOT_YET_CONVERTED)]
 
 
 def _complaints(texts: Iterable[Text]) -> str:
@@ -57,22 +46,14 @@ def _is_for_machines(text: Text) -> bool:
     return any(text.module == path and text.text.startswith(begin) for path, begin in NOT_PROSE)
 
 
-@pytest.mark.parametrize("module", _converted(*PRODUCT))
+@pytest.mark.parametrize("module", modules(*PRODUCT))
 def test_messages_are_plain_english(module: str) -> None:
     assert not (complaints := _complaints(messages_in(module))), complaints
 
 
-@pytest.mark.parametrize("module", _converted(*PRODUCT, *BENCH))
+@pytest.mark.parametrize("module", modules(*PRODUCT, *BENCH))
 def test_docstrings_are_plain_english(module: str) -> None:
     assert not (complaints := _complaints(docstrings_in(module))), complaints
-
-
-@pytest.mark.parametrize("beginning", NOT_YET_CONVERTED)
-@pytest.mark.xfail(strict=True, reason="NOT_YET_CONVERTED; once this passes, delete the entry")
-def test_modules_that_are_not_yet_converted(beginning: str) -> None:
-    for module in modules(*PRODUCT, *BENCH):
-        if module.startswith(beginning):
-            assert not _complaints([*messages_in(module), *docstrings_in(module)])
 
 
 def test_help_is_plain_english() -> None:
