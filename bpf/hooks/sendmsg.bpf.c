@@ -28,8 +28,7 @@ int on_tcp_sendmsg_locked(u64 *ctx)
 		return 0;
 	now = bpf_ktime_get_ns();
 #ifdef MODULE_TX
-	note_piece(state, tp, (struct msghdr *)ctx[1], (struct sk_buff *)ctx[2], ctx[3],
-		   now);
+	note_piece(state, tp, (struct msghdr *)ctx[1], (struct sk_buff *)ctx[2], ctx[3], now);
 #endif
 #ifdef MODULE_TCP
 	note_write(config, state, sk, tp, now);

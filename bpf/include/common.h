@@ -15,11 +15,11 @@
 #if TYPED
 #define READ(pointer, field) ((pointer)->field)
 #else
-#define READ(pointer, field)                                                              \
-	({                                                                                \
-		typeof((pointer)->field) _value;                                          \
-		bpf_probe_read_kernel(&_value, sizeof(_value), &(pointer)->field);        \
-		_value;                                                                   \
+#define READ(pointer, field)                                                       \
+	({                                                                         \
+		typeof((pointer)->field) _value;                                   \
+		bpf_probe_read_kernel(&_value, sizeof(_value), &(pointer)->field); \
+		_value;                                                            \
 	})
 #endif
 
@@ -28,9 +28,9 @@
  * member and each element of an array (BPFModule::annotate()). For large values this is a quarter
  * of the time to compile, and the functions are not called. An array of bytes is one member.
  */
-#define BYTES_OF(name)                                                                    \
-	struct name##_bytes {                                                             \
-		u8 bytes[sizeof(struct name)];                                            \
+#define BYTES_OF(name)                         \
+	struct name##_bytes {                  \
+		u8 bytes[sizeof(struct name)]; \
 	}
 
 /*
@@ -56,7 +56,7 @@ struct config {
 	u32 generation;	 /* changes with the targets: sockets look up their slots again */
 	u32 sample_mask; /* a packet counts if (random & mask) == 0 */
 	u32 reserved;
-	u16 netns_first[NETNS_FIRST]; /* by low bits: number of an entry; 0: none */
+	u16 netns_first[NETNS_FIRST];	     /* by low bits: number of an entry; 0: none */
 	struct netns_entry netns[MAX_NETNS]; /* [0] is not used */
 };
 BYTES_OF(config);
@@ -93,11 +93,11 @@ static __always_inline u32 place_of(u64 identity, u32 bits)
  * `hard_irq_ns` and `raised_ns` with interrupts disabled, the others in softirqs.
  */
 struct cpu_context {
-	u64 net_rx_ns;	   /* entry of the NET_RX softirq that runs now; 0 outside of it */
-	u64 received_id;   /* identity of the skb last received where targets live */
-	u64 hard_irq_ns;   /* entry of the hard IRQ handler that runs now; 0 outside of one */
-	u64 raised_ns;	   /* of the hard IRQ that raised NET_RX, until the softirq's entry */
-	u32 irq_ns;	   /* of the running NET_RX: how long from that hard IRQ on; 0: from none */
+	u64 net_rx_ns;	 /* entry of the NET_RX softirq that runs now; 0 outside of it */
+	u64 received_id; /* identity of the skb last received where targets live */
+	u64 hard_irq_ns; /* entry of the hard IRQ handler that runs now; 0 outside of one */
+	u64 raised_ns;	 /* of the hard IRQ that raised NET_RX, until the softirq's entry */
+	u32 irq_ns;	 /* of the running NET_RX: how long from that hard IRQ on; 0: from none */
 	u32 in_softirq;
 };
 BPF_PERCPU_ARRAY(cpu_contexts, struct cpu_context, 1);

@@ -149,8 +149,7 @@ static __always_inline void record_for(struct config *config, owners_t owners, u
 	}
 }
 
-static __always_inline void add_for(struct config *config, owners_t owners, u32 counter,
-				    u32 count)
+static __always_inline void add_for(struct config *config, owners_t owners, u32 counter, u32 count)
 {
 	for (; owners; owners >>= OWNER_BITS) {
 		struct slot_stats *slot = get_stats(config, first_slot(owners));

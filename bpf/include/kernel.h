@@ -45,7 +45,7 @@
 #define ECONNREFUSED 111
 #define EHOSTUNREACH 113
 
-#define RCV_SHUTDOWN 1 /* include/net/sock.h */
+#define RCV_SHUTDOWN 1	 /* include/net/sock.h */
 #define IFF_LOOPBACK 0x8 /* include/uapi/linux/if.h */
 
 #define NET_RX_SOFTIRQ 3 /* include/linux/interrupt.h */

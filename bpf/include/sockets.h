@@ -41,7 +41,7 @@ static __always_inline u32 saturate(u64 ns)
 struct handoff {
 	u64 handed_ns; /* 0: of the bytes from `seq` on it is not known */
 	u32 seq;
-	u32 end;	   /* where the message would end; the next hand-off may begin before it */
+	u32 end;       /* where the message would end; the next hand-off may begin before it */
 	u32 limit_end; /* up to here the windows would have let it go */
 	u16 is_window; /* the peer's window was tighter than the congestion window */
 	u16 is_behind; /* another obstacle than a window */
@@ -68,18 +68,18 @@ struct socket_state {
 	u32 port_pair;	/* and the ports: both change when a socket is bound or connected */
 	owners_t owners;
 	owners_t process_owners; /* of the process that claimed it, before the filters */
-	u32 is_candidate; /* perhaps a target process's; known once it touches the socket */
-	u32 is_seq_known; /* known_seq is set */
-	u64 connect_ns;	  /* SYN sent; 0 when no connect is pending */
-	u64 handshake_ns; /* duration measured before the owner was known */
+	u32 is_candidate;	 /* perhaps a target process's; known once it touches the socket */
+	u32 is_seq_known;	 /* known_seq is set */
+	u64 connect_ns;		 /* SYN sent; 0 when no connect is pending */
+	u64 handshake_ns;	 /* duration measured before the owner was known */
 #if TRACE
 	struct user user; /* the last that used it */
 #endif
 #ifdef MODULE_TCP
 	struct turns turns;
 	u64 established_ns; /* of a passive open, until accept() returns it */
-	u32 listener_drops;   /* of a listener, when it was last read */
-	u32 timeout_seq;      /* snd_una and icsk_retransmits at the last time-out */
+	u32 listener_drops; /* of a listener, when it was last read */
+	u32 timeout_seq;    /* snd_una and icsk_retransmits at the last time-out */
 	u8 timeout_number;
 	u8 is_listener_known; /* listener_drops is set */
 	u8 is_window_closed;  /* ours; the peer's */

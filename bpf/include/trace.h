@@ -28,7 +28,7 @@ struct endpoints {
 	u8 remote[16];
 	u16 local_port;
 	u16 remote_port;
-	u16 family; /* 0: not known */
+	u16 family;   /* 0: not known */
 	u16 protocol; /* PROTOCOL_* */
 };
 
@@ -83,8 +83,7 @@ static __always_inline void read_socket_endpoints(struct sock *sk, u32 protocol,
 		return;
 	}
 #ifdef HAVE_sock_common_skc_v6_daddr
-	bpf_probe_read_kernel(ends->local, sizeof(ends->local),
-			      &sk->__sk_common.skc_v6_rcv_saddr);
+	bpf_probe_read_kernel(ends->local, sizeof(ends->local), &sk->__sk_common.skc_v6_rcv_saddr);
 	bpf_probe_read_kernel(ends->remote, sizeof(ends->remote), &sk->__sk_common.skc_v6_daddr);
 #endif
 }

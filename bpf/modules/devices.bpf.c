@@ -67,11 +67,11 @@ static __always_inline bool leads_to_host(struct net_device *dev)
 }
 
 /* The fate of a packet that a device is given to transmit. */
-#define DEVICE_PASSES_ON 0   /* seen again on another device */
-#define DEVICE_IS_LAST 1     /* gone for good, no driver completes it: veth, loopback */
+#define DEVICE_PASSES_ON 0    /* seen again on another device */
+#define DEVICE_IS_LAST 1      /* gone for good, no driver completes it: veth, loopback */
 #define DEVICE_MAY_COMPLETE 2 /* its driver frees the packet once it is sent, perhaps visibly */
-#define DEVICE_COMPLETES 3   /* its driver was seen to do that */
-#define DEVICE_FATES 3ULL    /* mask */
+#define DEVICE_COMPLETES 3    /* its driver was seen to do that */
+#define DEVICE_FATES 3ULL     /* mask */
 
 static __always_inline u32 look_at_device(struct net_device *dev)
 {

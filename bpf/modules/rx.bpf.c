@@ -48,7 +48,7 @@ struct received {
 #else
 	u32 pad[3];
 #endif
-	u32 cpu;	/* that it was received on */
+	u32 cpu; /* that it was received on */
 };
 BPF_ARRAY(received, struct received, 1 << RECEIVED_BITS);
 
@@ -526,7 +526,7 @@ int on_sock_recv_length(u64 *ctx)
 
 /* The reader's slots, for a datagram whose socket is no longer known. */
 static __always_inline owners_t look_up_reader(struct config *config, u32 netns, u16 local,
-					      u16 remote)
+					       u16 remote)
 {
 	u64 id = bpf_get_current_cgroup_id();
 	u32 tgid = bpf_get_current_pid_tgid() >> 32;

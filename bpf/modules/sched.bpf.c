@@ -96,7 +96,7 @@ static __always_inline owners_t look_up_thread(struct config *config, struct tas
 static __always_inline struct thread *create_thread(struct config *config, owners_t owners, u32 tid,
 						    u64 description)
 {
-	struct thread made = {.description = description, .owners = owners}, *thread;
+	struct thread made = { .description = description, .owners = owners }, *thread;
 
 	made.history.tid = tid;
 	threads.update(&tid, &made);

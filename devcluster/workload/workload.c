@@ -43,7 +43,7 @@
 enum {
 	REQUEST_BYTES = 64,
 	RESPONSE_BYTES = 128,
-	MAX_CONNECTIONS = 4096,	/* of a server; more are refused */
+	MAX_CONNECTIONS = 4096, /* of a server; more are refused */
 	MAX_SERVERS = 64,	/* of a client */
 	EVENTS = 64,
 };
@@ -132,7 +132,7 @@ struct server {
 	unsigned int read_delay_ms, delay_ms;
 	uint64_t requests, responses, accepts;
 	unsigned int open;
-	size_t partial[MAX_CONNECTIONS];	/* by descriptor: bytes of an unfinished request */
+	size_t partial[MAX_CONNECTIONS]; /* by descriptor: bytes of an unfinished request */
 };
 
 static int listen_on(uint16_t port)
@@ -216,8 +216,7 @@ static int run_server(uint16_t port, unsigned int read_delay_ms, unsigned int de
 			report_server(&server);
 			report_at = now + REPORT_NS;
 		}
-		ready = epoll_wait(server.epoll, events, EVENTS,
-				   (report_at - now) / 1000000 + 1);
+		ready = epoll_wait(server.epoll, events, EVENTS, (report_at - now) / 1000000 + 1);
 		for (int i = 0; i < ready && !stopping; i++) {
 			int fd = events[i].data.u32;
 
@@ -238,9 +237,9 @@ enum state { DISCONNECTED, CONNECTING, IDLE, WAITING };
 struct peer {
 	char host[INET6_ADDRSTRLEN];
 	enum state state;
-	bool wanted;			/* still in the hosts file */
+	bool wanted; /* still in the hosts file */
 	int fd;
-	size_t received;		/* bytes of an unfinished response */
+	size_t received; /* bytes of an unfinished response */
 	uint64_t retry_at;
 	uint64_t requests, responses, connects;
 };
@@ -248,8 +247,8 @@ struct peer {
 struct client {
 	int epoll;
 	uint16_t port;
-	uint64_t interval_ns;		/* between requests; 0: none */
-	uint64_t count;			/* requests to each server; 0: no end */
+	uint64_t interval_ns; /* between requests; 0: none */
+	uint64_t count;	      /* requests to each server; 0: no end */
 	bool exit_when_done;
 	const char *hosts_file;
 	uint64_t started, report_at, hosts_at, send_at;
@@ -420,8 +419,8 @@ static void report_client(const struct client *client)
 	for (unsigned int i = 0; i < client->peers; i++) {
 		const struct peer *peer = &client->peer[i];
 
-		printf("%s\"%s\":{\"requests\":%llu,\"responses\":%llu,\"connects\":%llu}",
-		       comma, peer->host, (unsigned long long)peer->requests,
+		printf("%s\"%s\":{\"requests\":%llu,\"responses\":%llu,\"connects\":%llu}", comma,
+		       peer->host, (unsigned long long)peer->requests,
 		       (unsigned long long)peer->responses, (unsigned long long)peer->connects);
 		comma = ",";
 	}
@@ -496,7 +495,7 @@ static int wait_for_events(const struct client *client, uint64_t now, struct epo
 		until = client->send_at;
 	now = now_ns();
 	if (until > now)
-		timeout.tv_nsec = until - now;	/* RECONNECT_NS is under a second */
+		timeout.tv_nsec = until - now; /* RECONNECT_NS is under a second */
 	if (ppoll(&epoll, 1, &timeout, NULL) <= 0)
 		return 0;
 	return epoll_wait(client->epoll, events, EVENTS, 0);
@@ -544,7 +543,7 @@ struct options {
 	unsigned long port, rate, count, read_delay_ms, delay_ms;
 	bool exit_when_done;
 	const char *hosts_file;
-	char **hosts;			/* what follows the options, NULL-terminated */
+	char **hosts; /* what follows the options, NULL-terminated */
 };
 
 static unsigned long number(const char *option, const char *text)

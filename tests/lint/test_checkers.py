@@ -31,6 +31,10 @@ def files_of(kind: Callable[[Path], bool]) -> list[Path]:
     return found
 
 
+def is_c(path: Path) -> bool:
+    return path.suffix in (".c", ".h")
+
+
 def is_shell(path: Path) -> bool:
     """A script, by its first line."""
     with path.open("rb") as file:
@@ -50,6 +54,7 @@ def checkers() -> Mapping[str, Sequence[str | Path]]:
         "ruff format": [OURS / "ruff", "format", "--check"],
         "mypy": [OURS / "mypy"],
         "import-linter": [OURS / "lint-imports", "--no-logo"],
+        "clang-format": [OURS / "clang-format", "--dry-run", "--Werror", *files_of(is_c)],
         "shellcheck": ["shellcheck", *files_of(is_shell)],
         "yamllint": [OURS / "yamllint", "--strict", *files_of(is_yaml)],
     }

@@ -1,4 +1,4 @@
-"""Every text of the product is plain English: the rules of `plain_english` hold for each of them."""
+"""Every text of the product is plain English: the rules of `plain_english` hold for each."""
 
 from __future__ import annotations
 
