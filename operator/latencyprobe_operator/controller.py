@@ -159,7 +159,7 @@ class Controller:
         expected = await self._existing_probes()
         try:
             async with asyncio.timeout(_WARM_UP_S):
-                # A start is short, and what it waits for comes from three sides.
+                # A start is short, and the conditions have no event in common.
                 while not all(map(self._is_known, expected)):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
         except TimeoutError:

@@ -16,6 +16,7 @@ import pytest
 from latencyprobe.domain.fairness import MAX_PROBES
 from latencyprobe.domain.targets import TargetState
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe_operator.agents import session
 from latencyprobe_operator.agents.credentials import ClientTlsFiles, Credentials
 from latencyprobe_operator.agents.fleet import Fleet
 from latencyprobe_operator.agents.generations import Generations, ImplausibleGenerationError
@@ -267,6 +268,30 @@ async def test_a_link_survives_an_answer_that_breaks_its_reader(
 
     with monkeypatch.context() as broken:
         broken.setattr(ears, "on_report", fail)
+        agent.report(UID, {target_id("a"): measurement(1)})
+        await until(
+            lambda: "ZeroDivisionError" in fleet.view("node-a").message,
+            what=lambda: fleet.view("node-a"),
+        )
+
+    await until(
+        lambda: fleet.view("node-a").state is State.READY and agent.listeners == 1,
+        what=lambda: fleet.view("node-a"),
+    )
+    agent.report(UID, {target_id("a"): measurement(1)})
+    await until(lambda: ears.reports, what=lambda: ears.reports)
+
+
+async def test_a_link_survives_a_report_that_breaks_its_decoder(
+    fleet: Fleet, agent: FakeAgent, ears: Ears, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await connect(fleet, agent, state_of("a"))
+
+    def fail(_: pb.ProbeReport) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(session, "reported_probe", fail)
         agent.report(UID, {target_id("a"): measurement(1)})
         await until(
             lambda: "ZeroDivisionError" in fleet.view("node-a").message,
