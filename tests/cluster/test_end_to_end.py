@@ -57,7 +57,7 @@ class Product:
         return status
 
     def wait_for_status(
-        self, what: str, holds: Callable[[dict[str, Any]], bool], *, seconds: float = 30
+        self, what: str, holds: Callable[[dict[str, Any]], bool], *, seconds: float = 180
     ) -> dict[str, Any]:
         """Wait until the status is so; returns it."""
         seen: list[dict[str, Any]] = [{}]
@@ -68,6 +68,10 @@ class Product:
 
         wait_until(what, unmet, seconds=seconds)
         return seen[0]
+
+    def states_applied(self) -> int:
+        """The number of desired states that the agent has put in force."""
+        return self.agent.log.read_text(errors="replace").count(" in force: ")
 
     def logs(self) -> str:
         return f"agent:\n{self.agent.tail()}\noperator:\n{self.operator.tail()}"
@@ -98,7 +102,7 @@ def wait_until_nothing_is_attached(agent: Process, before: set[int]) -> None:
         left = our_programs(agent) - before
         return f"programs {sorted(left)} are still loaded" if left else None
 
-    wait_until("all programs to be gone", unmet, seconds=30)
+    wait_until("all programs to be gone", unmet, seconds=180)
 
 
 def condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -272,7 +276,14 @@ def test_probe_follows_pods_agent_and_operator(
     product.wait_for_status("the agent's return", is_ready)
 
     product.operator.stop()
+    applied = product.states_applied()
     product.operator.start()
+    # What an agent reports of an older state is not counted.
+    wait_until(
+        "the state of the new operator",
+        lambda: None if product.states_applied() > applied else product.logs(),
+        seconds=180,
+    )
     send_requests(product, [left])
     product.wait_for_status(
         "reports after the operator's restart",
