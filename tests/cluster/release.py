@@ -155,7 +155,7 @@ def wait_until_unloaded(programs: set[int]) -> None:
         left = programs & {program["id"] for program in json.loads(listing.stdout or "[]")}
         return f"programs {sorted(left)} are still loaded" if left else None
 
-    wait_until("all programs to be gone", unmet, seconds=30)
+    wait_until("all programs to be gone", unmet, seconds=180)
 
 
 def pod_security_complaints(warning: str) -> set[str]:
