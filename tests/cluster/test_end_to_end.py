@@ -301,7 +301,7 @@ def test_two_probes_on_one_pod_cost_one_measurement(
     wait_until(
         "the second probe to be ready",
         lambda: None if is_ready(product.status("second")) else product.logs(),
-        seconds=20,
+        seconds=180,
     )
     assert our_programs(product.agent) == one
     account = send_requests(product, servers)
@@ -310,7 +310,7 @@ def test_two_probes_on_one_pod_cost_one_measurement(
     wait_until(
         "the second",
         lambda: None if counts(product.status("second"), "rx.total") == sent else product.logs(),
-        seconds=10,
+        seconds=180,
     )
     stages = {s["name"] for pod in product.status("second")["pods"] for s in pod["stages"]}
     assert {name.split(".")[0] for name in stages} == {"rx"}

@@ -332,7 +332,7 @@ def test_the_api_server_may_be_away(site: Site) -> None:
     site.wait(
         "the status to catch up",
         lambda: site.status()["lastReportTime"] > before["lastReportTime"],
-        seconds=20,
+        seconds=180,
     )
     (caught_up, *_) = site.status()["pods"]
     assert caught_up["stages"][0]["count"] >= pod["stages"][0]["count"]
