@@ -37,7 +37,10 @@ async def measuring() -> Mapping[str, object]:
 
 def reaching(pid: int, netns: int) -> Mapping[str, bool]:
     """What can be had of a network namespace that a process lives in."""
-    channel = Reader().channel(Namespace(netns, pids=(pid,)))
+    try:
+        channel = Reader().channel(Namespace(netns, pids=(pid,)))
+    except PermissionError:
+        channel = None
     if channel is not None:
         channel.close()
     return {"netns": netns in Processes().netns([pid]).inodes, "socket": channel is not None}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -183,6 +184,52 @@ def test_a_flood_of_silent_connections_leaves_metrics_and_measuring_alone(tmp_pa
             with contextlib.suppress(ConnectionResetError):
                 assert silent.recv(1) == b""
         until(lambda: _descriptors(process.pid) <= before, "the end of the connections")
+
+
+def test_an_agent_without_free_descriptors_keeps_its_targets_and_recovers_by_itself(
+    tmp_path: Path,
+) -> None:
+    path, log = tmp_path / "s" / "agent.sock", tmp_path / "log"
+    with (
+        made_cgroup() as settled,
+        made_cgroup() as late,
+        sleeper(cgroup=settled) as process,
+        sleeper(cgroup=late),
+        _agent("--socket", str(path), log=log) as agent,
+        grpc.insecure_channel(f"unix:{path}") as channel,
+    ):
+        stub = NodeAgentStub(channel)
+        until(lambda: str(process.pid) in (settled / "cgroup.procs").read_text(), "its start")
+        desired = state(probe())
+        desired.probes[0].targets[0].cgroup_path = str(settled)
+        stub.Apply(desired, timeout=patient(120))
+        reports = stub.WatchReports(pb.WatchReportsRequest(), timeout=patient(300))
+        _states_until(reports, {"t": pb.TargetStatus.ATTACHED})
+        _, most = resource.prlimit(agent.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, (3, most))
+        desired.generation += 1
+        desired.probes[0].targets.add(id="late", cgroup_path=str(late))
+        result = stub.Apply(desired, timeout=patient(120))
+        failed = {each.id: each.state for each in result.probes[0].targets}
+        assert failed == {"t": pb.TargetStatus.ATTACHED, "late": pb.TargetStatus.FAILED}
+        assert "Too many open files" in result.probes[0].targets[1].message
+        # The settled one is polled without descriptors, too.
+        until(lambda: log.read_text().count("Too many open files") >= 2, "a poll in vain")
+        _states_until(reports, failed)
+        resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, (most, most))
+        _states_until(reports, dict.fromkeys(failed, pb.TargetStatus.ATTACHED))
+    assert "Traceback" not in log.read_text()
+
+
+def _states_until(reports: Iterator[pb.Report], wanted: Mapping[str, int]) -> None:
+    """Take reports until the targets' states are these."""
+    seen: dict[str, int] = {}
+    for report in reports:
+        for one in report.probes:
+            seen = {each.status.id: each.status.state for each in one.targets}
+        if seen == wanted:
+            return
+    pytest.fail(f"the stream has ended; the last states were {seen}")
 
 
 def _descriptors(pid: int) -> int:

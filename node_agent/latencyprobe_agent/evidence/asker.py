@@ -7,6 +7,7 @@ statistics. So a thread sends the request, and the agent waits for it only brief
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -35,26 +36,39 @@ class Asker:
         if self.is_busy:
             return None
         errand = Errand(question)
-        self._thread = errand.start()
+        try:
+            self._thread = errand.start()
+        except OSError:
+            return None
         self._thread.join(self._patience_s)
         return errand.result
 
 
 class Errand(Generic[_T]):
-    """A call in a thread of its own. `result` is None until it has succeeded."""
+    """A call in a thread of its own. `result` is None until it has succeeded.
+
+    `failure` is the error of the operating system that ended it.
+    """
 
     def __init__(self, act: Callable[[], _T]) -> None:
         self._act = act
         self.result: _T | None = None
+        self.failure: OSError | None = None
 
     def start(self) -> threading.Thread:
-        """Start the thread. It does not keep the process alive."""
+        """Start the thread. It does not keep the process alive.
+
+        Raises OSError without memory for one more thread, or at the limit of their number.
+        """
         thread = threading.Thread(target=self._run, daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, str(error)) from error
         return thread
 
     def _run(self) -> None:
         try:
             self.result = self._act()
-        except OSError:
-            return
+        except OSError as error:
+            self.failure = error

@@ -12,6 +12,8 @@ import socket
 import struct
 from dataclasses import dataclass
 
+from latencyprobe.process.os_errors import is_transient
+
 _SIOCETHTOOL = 0x8946  # include/uapi/linux/sockios.h
 # include/uapi/linux/ethtool.h
 _GDRVINFO = 0x03
@@ -40,6 +42,8 @@ class Driver:
 def driver_of(channel: socket.socket, device: str) -> Driver | None:
     """Return the driver of a device in the socket's network namespace; None without one.
 
+    Raises OSError if the error is transient.
+
     `channel` is any socket: its namespace counts, not the current one of its owner.
     """
     try:
@@ -47,7 +51,9 @@ def driver_of(channel: socket.socket, device: str) -> Driver | None:
         name = info[_DRVINFO_DRIVER].partition(b"\0")[0].decode("ascii", "replace")
         (count,) = struct.unpack_from("=I", info, _DRVINFO_N_STATS)
         return Driver(name, count, _telling(_names(channel, device, count)))
-    except OSError:
+    except OSError as error:
+        if is_transient(error):
+            raise
         return None
 
 

@@ -76,7 +76,7 @@ class Gatherer:
         """Return the growth since the last poll, of the softirqs and the node's devices."""
         texts = self._reader.read(self._host)
         devices = self._devices.counters(self._host, texts.dev) if texts is not None else {}
-        softnet = parse_softnet(read_file(_SOFTNET))
+        softnet = _read_softnet()
         grown = softnet_growth(self._softnet, softnet) if self._softnet else {}
         grown |= growth(self._node or {}, devices)
         self._node, self._softnet = devices or self._node, softnet or self._softnet
@@ -105,6 +105,13 @@ class Gatherer:
             devices = None if is_host else _Devices(self._reader, self._asker, self._clock)
             followed = self._followed[namespace.inode] = _Followed(devices)
         return followed.grown(texts, namespace)
+
+
+def _read_softnet() -> dict[int, dict[str, int]]:
+    try:
+        return parse_softnet(read_file(_SOFTNET))
+    except OSError:
+        return {}
 
 
 class _Parsed(Generic[_T]):
@@ -162,6 +169,7 @@ class _Devices:
         self._drivers: dict[str, Driver | None] = {}
         self._statistics: dict[str, int] = {}
         self._asked_at = -_DRIVERS_EVERY_S
+        self._entered_at = -_DRIVERS_EVERY_S
         self._is_closed = False
         self._kept: socket.socket | None = None
 
@@ -218,18 +226,30 @@ class _Devices:
             for device in (device for device, statistics in answer.items() if not statistics):
                 del self._drivers[device]  # another device has its name: look up its driver again
 
+    def _enter(self, namespace: Namespace) -> socket.socket | None:
+        """Open a socket in the namespace; after a failed attempt only once in a while."""
+        if self._clock() < self._entered_at + _DRIVERS_EVERY_S:
+            return None
+        channel = self._reader.channel(namespace)
+        if channel is None:
+            self._entered_at = self._clock()
+        return channel
+
     def _answer(self, namespace: Namespace, question: Callable[[socket.socket], _T]) -> _T | None:
         """Return the answer from the namespace; None if it cannot be entered, or is too slow."""
         if self._is_closed or self._asker.is_busy:
             return None
-        channel = self._kept or self._reader.channel(namespace)
-        if channel is None:
+        try:
+            channel = self._kept or self._enter(namespace)
+        except PermissionError:
             self._is_closed = True
             if self._is_host:
                 log.warning(
                     "cannot enter the node's network namespace: this needs CAP_SYS_ADMIN. Reports "
                     "omit the counters of the node's devices"
                 )
+            return None
+        if channel is None:
             return None
         if self._is_host:
             self._kept = channel

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from latencyprobe.process.os_errors import is_transient
 from latencyprobe_agent.evidence.asker import Errand
 
 _CLONE_NEWNET = 0x4000_0000
@@ -53,7 +54,13 @@ class Reader:
         self._found: dict[int, int] = {}
 
     def read(self, namespace: Namespace) -> Texts | None:
-        """Read the files of a namespace; return None if it is not accessible (any more)."""
+        """Read the files of a namespace; return None if it is not accessible (any more, or now)."""
+        try:
+            return self._read(namespace)
+        except OSError:
+            return None
+
+    def _read(self, namespace: Namespace) -> Texts | None:
         if namespace.inode == self._own:
             return _texts("/proc/self/net")
         pid = self._process_in(namespace)
@@ -66,7 +73,18 @@ class Reader:
         return None
 
     def channel(self, namespace: Namespace) -> socket.socket | None:
-        """Open a socket in the namespace; return None if that fails (it needs CAP_SYS_ADMIN)."""
+        """Open a socket in the namespace; return None if that fails for now.
+
+        Raises PermissionError without CAP_SYS_ADMIN.
+        """
+        try:
+            return self._channel(namespace)
+        except PermissionError:
+            raise
+        except OSError:
+            return None
+
+    def _channel(self, namespace: Namespace) -> socket.socket | None:
         if namespace.inode == self._own:
             return _channel()
         pid = self._process_in(namespace)
@@ -95,7 +113,10 @@ class Reader:
 
 
 def inside(path: str, act: Callable[[], _T]) -> _T | None:
-    """Return the result of `act` inside this network namespace; None if it cannot be entered."""
+    """Return the result of `act` inside this network namespace.
+
+    Raises OSError if it cannot be entered, PermissionError without CAP_SYS_ADMIN.
+    """
 
     def visit() -> _T:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -110,6 +131,8 @@ def inside(path: str, act: Callable[[], _T]) -> _T | None:
 
     errand = Errand(visit)
     errand.start().join()
+    if errand.failure is not None:
+        raise errand.failure
     return errand.result
 
 
@@ -129,17 +152,24 @@ def _texts(directory: str) -> Texts:
 
 
 def read_file(path: str) -> str:
-    """Read a whole file below /proc; return an empty text if that fails."""
+    """Read a whole file below /proc; return an empty text if this kernel has none.
+
+    Raises OSError if the error is transient: an empty text would lose the growth until then.
+    """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+        return _content(path).decode("ascii", "replace")
+    except OSError as error:
+        if is_transient(error):
+            raise
         return ""
+
+
+def _content(path: str) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         parts = []
         while part := os.read(descriptor, 1 << 16):
             parts.append(part)
-        return b"".join(parts).decode("ascii", "replace")
-    except OSError:
-        return ""
+        return b"".join(parts)
     finally:
         os.close(descriptor)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latencyprobe.domain.targets import TargetState
+from latencyprobe.process.os_errors import is_gone
 from latencyprobe_agent.targets.facts import TargetFacts, failed
 from latencyprobe_agent.targets.processes import Processes, refusal_message
 
@@ -119,33 +120,33 @@ class Hierarchy:
                 # The link count of a kernfs directory is 2 and one for each directory in it.
                 if status.st_nlink > 2:
                     unvisited.extend(subdirectories(current))
-            except FileNotFoundError:
+            except OSError as error:
+                if not is_gone(error):
+                    raise
                 continue
             yield current, status
 
     def pids(self, directory: str) -> list[int]:
         """Return the processes in one cgroup. 0 is a process outside our PID namespace."""
         try:
-            descriptor = os.open(f"{directory}/cgroup.procs", os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return []
-        try:
-            return [int(line) for line in _read_all(descriptor).split()]
+            return [int(line) for line in _read_all(f"{directory}/cgroup.procs").split()]
         except OSError as error:
-            # In a threaded subtree the processes are listed in its domain (EOPNOTSUPP);
-            # ENODEV: removed while we read.
-            if error.errno in (errno.EOPNOTSUPP, errno.ENODEV):
+            # In a threaded subtree the processes are listed in its domain (EOPNOTSUPP). ENODEV: the
+            # cgroup was removed before or after cgroup_file_open(), kernel/cgroup/cgroup.c.
+            if error.errno == errno.EOPNOTSUPP or is_gone(error):
                 return []
             raise
-        finally:
-            os.close(descriptor)
 
 
-def _read_all(descriptor: int) -> bytes:
-    chunks = []
-    while chunk := os.read(descriptor, 1 << 16):
-        chunks.append(chunk)
-    return b"".join(chunks)
+def _read_all(path: str) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        chunks = []
+        while chunk := os.read(descriptor, 1 << 16):
+            chunks.append(chunk)
+        return b"".join(chunks)
+    finally:
+        os.close(descriptor)
 
 
 def subdirectories(directory: str) -> list[str]:
@@ -153,7 +154,9 @@ def subdirectories(directory: str) -> list[str]:
     try:
         with os.scandir(directory) as entries:
             return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as error:
+        if not is_gone(error):
+            raise
         return []
 
 
@@ -188,7 +191,9 @@ class SubtreeTracker:
         for directory, known in self._directories.items():
             try:
                 now = os.stat(directory)
-            except FileNotFoundError:
+            except OSError as error:
+                if not is_gone(error):
+                    raise
                 return True
             if (now.st_ino, now.st_nlink) != (known.st_ino, known.st_nlink):
                 return True

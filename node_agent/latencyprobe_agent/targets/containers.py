@@ -108,11 +108,13 @@ class ContainerFinder:
 
     def _survey(self) -> None:
         """Find the directories that hold pods, without searching inside pods."""
-        self._surveyed_at = self._clock()
+        # Should it fail, the next search surveys again.
+        self._surveyed_at = None
         self._pod_parents, self._joined_parents = [], []
         level = [self._hierarchy.root]
         for _ in range(_MAX_DEPTH):
             level = [path for directory in level for path in self._survey_one(directory)]
+        self._surveyed_at = self._clock()
 
     def _survey_one(self, directory: str) -> Iterator[str]:
         """Store the pod parents in a directory; yield the other directories in it."""

@@ -8,6 +8,7 @@ import os
 import stat
 
 from latencyprobe.domain.targets import TargetState
+from latencyprobe.process.os_errors import is_transient
 from latencyprobe_agent.targets.facts import TargetFacts, failed
 
 _NS_GET_NSTYPE = 0xB703  # include/uapi/linux/nsfs.h
@@ -62,6 +63,8 @@ class NetnsTracker:
         except NotANetworkNamespaceError as error:
             return self._lost(str(error))
         except OSError as error:
+            if is_transient(error):
+                raise
             return self._lost(f"{self._path}: {error.strerror}")
         wide = frozenset({inode})
         self._seen = TargetFacts(TargetState.ATTACHED, netns=wide, netns_wide=wide)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latencyprobe.domain.targets import TargetState
+from latencyprobe.process.os_errors import is_gone
 from latencyprobe_agent.targets.facts import TargetFacts, failed
 
 _PF_KTHREAD = 0x0020_0000  # include/linux/sched.h
@@ -69,7 +70,9 @@ class Processes:
         """Return True if our process ids are the kernel's own."""
         try:
             return os.stat(f"{self._root}/self/ns/pid").st_ino == _PROC_PID_INIT_INO
-        except OSError:
+        except OSError as error:
+            if not is_gone(error):
+                raise
             return False
 
     def stat(self, pid: int) -> ProcessStat | None:
@@ -88,7 +91,9 @@ class Processes:
         """Yield the processes that the threads of a process have forked and that still exist."""
         try:
             threads = os.listdir(f"{self._root}/{pid}/task")
-        except (FileNotFoundError, ProcessLookupError):
+        except OSError as error:
+            if not is_gone(error):
+                raise
             return
         for thread in threads:
             yield from map(int, self._read(pid, f"task/{thread}/children").split())
@@ -99,24 +104,25 @@ class Processes:
         for pid in pids:
             try:
                 inodes.add(os.stat(f"{self._root}/{pid}/ns/net").st_ino)
-            except (FileNotFoundError, ProcessLookupError):
-                continue
             except PermissionError:
                 refused.append(pid)
+            except OSError as error:
+                if not is_gone(error):
+                    raise
         return NetworkNamespaces(frozenset(inodes), tuple(refused))
 
     def _read(self, pid: int, name: str) -> str:
         """Return the file's text; empty if the process is gone."""
         try:
             descriptor = os.open(f"{self._root}/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-        except (FileNotFoundError, ProcessLookupError):
+            try:
+                return os.read(descriptor, 1 << 16).decode("utf-8", "replace")
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            if not is_gone(error):
+                raise
             return ""
-        try:
-            return os.read(descriptor, 1 << 16).decode("utf-8", "replace")
-        except ProcessLookupError:
-            return ""
-        finally:
-            os.close(descriptor)
 
 
 def refusal_message(refused: tuple[int, ...]) -> str:
@@ -131,25 +137,29 @@ def refusal_message(refused: tuple[int, ...]) -> str:
 
 
 class ProcessTracker:
-    """A tracker of a process and its descendants, orphaned ones too."""
+    """A tracker of a process and its descendants, orphaned ones too.
+
+    A process id without a measurable process is not looked up again. The next process with this id
+    is another one, which the client has not named.
+    """
 
     def __init__(self, processes: Processes, pid: int) -> None:
         self._processes = processes
         self._pid = pid
         self._known: dict[int, int] = {}
-        self._facts: TargetFacts | None = None
+        self._end: TargetFacts | None = None
 
     def look(self) -> TargetFacts:
         """Return the current facts of the processes."""
-        if self._facts is None:
-            refused = self._refuse()
-            if refused is not None:
-                return refused
-        elif self._facts.state is TargetState.GONE:
-            return self._facts
+        if self._end is None and not self._known:
+            self._end = self._refuse()
+        if self._end is not None:
+            return self._end
         self._follow()
-        self._facts = self._describe()
-        return self._facts
+        facts = self._describe()
+        if facts.state is TargetState.GONE:
+            self._end = facts
+        return facts
 
     def _refuse(self) -> TargetFacts | None:
         """Return the refusal of an unmeasurable process; else remember it and return None."""

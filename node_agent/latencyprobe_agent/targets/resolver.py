@@ -2,6 +2,9 @@
 
 The pace of polling depends on the target: one that is pending or new is polled often, a settled one
 seldom. The kernel side follows forks by itself, so a settled target loses nothing in between.
+
+A target that has failed is polled again with back-off: the cause may pass. A poll that failed for
+lack of descriptors or memory says nothing of its target, which keeps the facts of before.
 """
 
 from __future__ import annotations
@@ -9,10 +12,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from latencyprobe.domain.targets import TargetState
+from latencyprobe.process.backoff import Backoff
+from latencyprobe.process.os_errors import is_transient
 from latencyprobe_agent.desired import (
     CgroupSelector,
     ContainerSelector,
@@ -38,21 +43,26 @@ _NEW_FOR_S = 3.0
 _PACE_NEW_S = 0.25
 _PACE_PENDING_S = 0.5
 _PACE_SETTLED_S = 3.0
-# A target that is gone or has failed stays so until the client names it again.
+_FIRST_RETRY_S = 1.0
+_LONGEST_RETRY_S = 60.0
+# A target that is gone stays so until the client names it again.
 _PACE: Mapping[TargetState, float | None] = {
     TargetState.PENDING: _PACE_PENDING_S,
     TargetState.ATTACHED: _PACE_SETTLED_S,
     TargetState.GONE: None,
-    TargetState.FAILED: None,
 }
 
 
 @dataclass(slots=True)
 class _Tracked:
+    """A target. `problem`: the message of the failed last poll; empty if it succeeded."""
+
     tracker: Tracker
     since: float
     facts: TargetFacts
     look_at: float | None = None
+    problem: str = ""
+    backoff: Backoff = field(default_factory=lambda: Backoff(_FIRST_RETRY_S, _LONGEST_RETRY_S))
 
 
 class Resolver:
@@ -102,7 +112,8 @@ class Resolver:
         for selector, tracked in self._tracked.items():
             if tracked.look_at is None or tracked.look_at > now:
                 continue
-            before, tracked.facts = tracked.facts, _look(tracked.tracker)
+            before = tracked.facts
+            _look(selector, tracked)
             tracked.look_at = self._next_look(tracked, now)
             if tracked.facts != before:
                 changed = True
@@ -127,12 +138,15 @@ class Resolver:
 
     def _begin(self, selector: Selector) -> _Tracked:
         now = self._clock()
-        tracker = self._tracker_of(selector)
-        tracked = _Tracked(tracker, since=now, facts=_look(tracker))
+        tracked = _Tracked(self._tracker_of(selector), since=now, facts=failed("not polled yet"))
+        _look(selector, tracked)
         tracked.look_at = self._next_look(tracked, now)
         return tracked
 
     def _next_look(self, tracked: _Tracked, now: float) -> float | None:
+        if tracked.problem or tracked.facts.state is TargetState.FAILED:
+            return now + tracked.backoff.next()
+        tracked.backoff.reset()
         pace = _PACE[tracked.facts.state]
         if pace is None:
             return None
@@ -151,13 +165,21 @@ class Resolver:
                 return NetnsTracker(path)
 
 
-def _look(tracker: Tracker) -> TargetFacts:
-    """Poll the tracker; an error of the file system is that target's failure alone."""
+def _look(selector: Selector, tracked: _Tracked) -> None:
+    """Poll the tracker; an error of the file system is that target's failure alone.
+
+    A transient error leaves the facts of a target that was resolved before.
+    """
+    before, tracked.problem = tracked.problem, ""
     try:
-        return tracker.look()
+        tracked.facts = tracked.tracker.look()
     except (OSError, ValueError) as error:
-        log.warning("cannot resolve a target", exc_info=True)
-        return failed(f"cannot resolve the target: {error}")
+        tracked.problem = f"cannot resolve the target: {error}"
+        if tracked.problem != before:
+            log.warning("%s: %s; it is tried again", selector, tracked.problem)
+        is_resolved = tracked.facts.state is not TargetState.FAILED
+        if not (is_resolved and isinstance(error, OSError) and is_transient(error)):
+            tracked.facts = failed(tracked.problem)
 
 
 def _log_change(selector: Selector, before: TargetFacts, after: TargetFacts) -> None:

@@ -34,3 +34,16 @@ async def test_nobody_waits_for_a_driver_that_hangs_and_it_is_asked_nothing_more
     answered.set()
     await until(lambda: not asker.is_busy, "the late answer")
     assert Asker(patience_s=10).ask(lambda: "again") == "again"
+
+
+def test_without_room_for_one_more_thread_there_is_no_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    asker = Asker(patience_s=10)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        assert asker.ask(lambda: 1) is None
+    assert asker.ask(lambda: 2) == 2

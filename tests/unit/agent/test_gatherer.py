@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from latencyprobe_agent.evidence import ethtool
+from latencyprobe_agent.evidence import gatherer as gathering
+from latencyprobe_agent.evidence.ethtool import Driver
 from latencyprobe_agent.evidence.gatherer import MAX_GROWN, Gatherer
-from latencyprobe_agent.evidence.namespaces import Namespace
+from latencyprobe_agent.evidence.namespaces import Namespace, Reader
 from tests.unit.agent.scripted import Clock
 
 NOWHERE = Namespace(1)
@@ -137,3 +142,57 @@ def test_a_namespace_with_many_devices_has_bounded_counters(
 
 def test_the_nodes_counters_of_before_are_nobodys_either(gatherer: Gatherer) -> None:
     assert gatherer.of_node() == {}
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO])
+def test_growth_while_a_file_cannot_be_read_is_reported_later(
+    gatherer: Gatherer, process: Process, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    namespace = Namespace(process.inode, (42,))
+    gatherer.of_namespaces([namespace])
+    process.counts(4)
+    unhindered = os.open
+
+    def fails(path: str, flags: int) -> int:
+        if path.endswith("/snmp"):
+            raise OSError(code, os.strerror(code), path)
+        return unhindered(path, flags)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", fails)
+        assert gatherer.of_namespaces([namespace]) == {}
+    grown = gatherer.of_namespaces([namespace])[process.inode]
+    assert (grown["TcpExtListenDrops"], grown["UdpRcvbufErrors"]) == (4, 40)
+
+
+def test_drivers_are_read_again_once_there_are_descriptors(
+    tmp_path: Path, process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    gatherer = Gatherer(NOWHERE, proc_root=tmp_path, clock=clock)
+    namespace = Namespace(process.inode, (42,))
+    attempts: list[int] = []
+
+    def channel(reader: Reader, asked: Namespace) -> socket.socket | None:
+        attempts.append(asked.inode)
+        return None if len(attempts) == 1 else socket.socket()
+
+    monkeypatch.setattr(Reader, "channel", channel)
+    monkeypatch.setattr(gathering, "driver_of", lambda *_: Driver("nic", 1, (("drops", 0),)))
+    monkeypatch.setattr(gathering, "statistics_of", lambda *_: {"drops": len(attempts)})
+    gatherer.of_namespaces([namespace])
+    gatherer.of_namespaces([namespace])
+    assert len(attempts) == 1
+    clock.now += 2
+    gatherer.of_namespaces([namespace])
+    clock.now += 2
+    assert gatherer.of_namespaces([namespace])[process.inode]["eth0:drops"] > 0
+
+
+def test_a_driver_that_cannot_be_asked_now_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> bytes:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(ethtool, "_ask", fails)
+    with socket.socket() as channel, pytest.raises(OSError, match="Cannot allocate memory"):
+        ethtool.driver_of(channel, "eth0")

@@ -10,6 +10,7 @@ import asyncio
 import os
 import time
 
+from latencyprobe.process.os_errors import is_transient
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.contract import Overhead
 from latencyprobe_agent.kernel.runtime.loaded import LoadedObject
@@ -48,8 +49,10 @@ class OverheadClock:
         assert self._object is not None
         try:
             self._statistics_fd = libbpf.enable_run_time_statistics()
-        except libbpf.KernelRefusedError:
-            return  # not known on this kernel: `overhead` says so
+        except libbpf.KernelRefusedError as error:
+            if is_transient(error):
+                self._look_later()
+            return  # else not known on this kernel: `overhead` says so
         self._began = time.monotonic()
         self._run_time_ns = self._object.run_time_ns()
         self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._end_look)
@@ -60,6 +63,9 @@ class OverheadClock:
         elapsed_ns = (time.monotonic() - self._began) * 1e9
         self.overhead = Overhead(100 * busy_ns / elapsed_ns, self.overhead.figure + 1)
         self._close_statistics()
+        self._look_later()
+
+    def _look_later(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(REST_SECONDS, self._look)
 
     def _close_statistics(self) -> None:
