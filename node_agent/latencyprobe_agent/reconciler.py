@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.targets import TargetState
+from latencyprobe.process.backoff import Backoff
 from latencyprobe_agent.assigner import SlotAssigner
 from latencyprobe_agent.desired import NOTHING_DESIRED, Desired, DesiredProbe, DesiredTarget
 from latencyprobe_agent.instruments import Instruments
@@ -21,7 +22,8 @@ from latencyprobe_agent.tracing import Trace, TraceBusyError, TraceWish, check_w
 
 log = logging.getLogger(__name__)
 
-_RETRY_ENGINE_S = 5.0
+_FIRST_RETRY_S = 5.0
+_LONGEST_RETRY_S = 300.0
 
 
 class Reconciler:
@@ -49,6 +51,9 @@ class Reconciler:
         # The modules, and True if single packets are reported; None: unknown.
         self._loaded: tuple[frozenset[Module], bool] | None = (frozenset(), False)
         self._retry_at: float | None = None
+        self._backoff = Backoff(_FIRST_RETRY_S, _LONGEST_RETRY_S)
+        # The engine's message, while it refuses the state in force.
+        self._refusal = ""
 
     @property
     def desired(self) -> Desired:
@@ -61,9 +66,13 @@ class Reconciler:
         return self._trace
 
     def standing(self, probe: DesiredProbe, target: DesiredTarget) -> TargetFacts:
-        """Return the facts of a probe's target, or a failure if it got no slot."""
-        refusal = self._slots.refusal(SlotKey(target.selector, probe.socket_filter))
-        return failed(refusal) if refusal else self._resolver.facts_of(target.selector)
+        """Return the facts of a probe's target, or a failure if it has no slot."""
+        key = SlotKey(target.selector, probe.socket_filter)
+        if refusal := self._slots.refusal(key):
+            return failed(refusal)
+        facts = self._resolver.facts_of(target.selector)
+        is_measured = facts.state is not TargetState.ATTACHED or key in self._slots.numbers
+        return facts if is_measured or not self._refusal else failed(self._refusal)
 
     # Requests of a client
 
@@ -121,7 +130,8 @@ class Reconciler:
 
     async def attend(self) -> None:
         """Follow targets that come and go, and retry after failures."""
-        if self._resolver.refresh() or self._is_retry_due() or self._is_trace_over():
+        has_changed = self._resolver.refresh() or self._is_trace_over()
+        if self._is_retry_due() or (has_changed and not self._is_load_due_later()):
             await self._try(self._realise(self._desired))
 
     async def let_go(self) -> None:
@@ -130,6 +140,11 @@ class Reconciler:
 
     def _is_retry_due(self) -> bool:
         return self._retry_at is not None and self._clock() >= self._retry_at
+
+    def _is_load_due_later(self) -> bool:
+        """Whether loading has failed: each change of a target would be an attempt of its own."""
+        wanted = wanted_modules(self._desired, self._resolver.facts)
+        return self._retry_at is not None and self._loaded is None and bool(wanted)
 
     def _is_trace_over(self) -> bool:
         """Return True if the programs still report packets, but no trace runs."""
@@ -140,8 +155,9 @@ class Reconciler:
         try:
             await change
         except EngineError as error:
-            log.warning("%s; next attempt in %g s", error, _RETRY_ENGINE_S)
-            self._retry_later()
+            delay_s = self._retry_later(error)
+            log.warning("%s; next attempt in %.0f s", error, delay_s)
+            self._show_targets()
         except Exception:
             self._retry_later()
             raise
@@ -165,13 +181,17 @@ class Reconciler:
             await self._realise(before)
         except EngineError as error:
             log.warning("cannot restore the previous state: %s", error)
-            self._retry_later()
+            self._retry_later(error)
         except Exception:
             log.exception("cannot restore the previous state: unexpected error")
             self._retry_later()
 
-    def _retry_later(self) -> None:
-        self._retry_at = self._clock() + _RETRY_ENGINE_S
+    def _retry_later(self, refusal: EngineError | None = None) -> float:
+        """Have `attend` try again; return in how many seconds."""
+        self._refusal = str(refusal or "")
+        delay_s = self._backoff.next()
+        self._retry_at = self._clock() + delay_s
+        return delay_s
 
     async def _realise(self, desired: Desired) -> None:
         """Make the engine equal to the state and the facts; the order loses no figures.
@@ -195,6 +215,8 @@ class Reconciler:
         self._readings.follow(desired, asked, owners(desired, numbers))
         self._desired = desired
         self._retry_at = None
+        self._refusal = ""
+        self._backoff.reset()
         self._show_targets()
 
     async def _load_for(self, trace: Trace | None, modules: frozenset[Module]) -> Trace | None:

@@ -11,8 +11,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from latencyprobe.process.mounts import read_mounts
 from latencyprobe_agent.desired import Selector
-from latencyprobe_agent.targets.cgroups import find_hierarchy, read_mounts
+from latencyprobe_agent.targets.cgroups import find_hierarchy
 from latencyprobe_agent.targets.facts import TargetFacts
 from latencyprobe_agent.targets.resolver import Resolver
 

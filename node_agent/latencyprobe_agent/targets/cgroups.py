@@ -10,58 +10,15 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 from latencyprobe.domain.targets import TargetState
+from latencyprobe.process.mounts import Mount, is_below
 from latencyprobe.process.os_errors import is_gone
 from latencyprobe_agent.targets.facts import TargetFacts, failed
 from latencyprobe_agent.targets.processes import Processes, refusal_message
 
 # Polls between two walks of a whole subtree; in between a directory's link count shows changes.
 _LOOKS_PER_WALK = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """A line of /proc/self/mountinfo: the part `root` of a file system, mounted at `point`."""
-
-    point: str
-    root: str
-    fstype: str
-    options: frozenset[str]
-
-    @property
-    def is_whole(self) -> bool:
-        """True if the whole hierarchy is visible.
-
-        Inside a cgroup namespace, `/..` stands for each level above it.
-        """
-        return not self.root.strip("/.")
-
-
-def parse_mountinfo(text: str) -> tuple[Mount, ...]:
-    """Parse the mounts, in the file's order: a later one covers an earlier one at its place."""
-    return tuple(_parse_mount(line) for line in text.splitlines() if " - " in line)
-
-
-def _parse_mount(line: str) -> Mount:
-    before, after = line.split(" - ", 1)
-    root, point = before.split(" ")[3:5]
-    fstype, _, options = after.split(" ", 2)
-    return Mount(_unescape(point), _unescape(root), fstype, frozenset(options.split(",")))
-
-
-def _unescape(text: str) -> str:
-    """Decode space, tab, newline and backslash from octal (seq_path(), fs/seq_file.c)."""
-    for octal, character in (("040", " "), ("011", "\t"), ("012", "\n"), ("134", "\\")):
-        text = text.replace("\\" + octal, character)
-    return text
-
-
-def read_mounts() -> tuple[Mount, ...]:
-    """Read the mounts that are visible to this process."""
-    return parse_mountinfo(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
 
 
 def cgroup_version(mounts: tuple[Mount, ...]) -> str:
@@ -80,22 +37,18 @@ def find_hierarchy(mounts: tuple[Mount, ...], cgroup_root: str | None = None) ->
     """
     candidates = [mount for mount in mounts if mount.fstype == "cgroup2"]
     if cgroup_root is not None:
-        candidates = [mount for mount in candidates if _is_below(mount.point, cgroup_root)]
+        candidates = [mount for mount in candidates if is_below(mount.point, cgroup_root)]
     if not candidates:
         return None
     # `/../..` includes levels above our own cgroup namespace, hence more than `/`.
     return min(candidates, key=lambda m: (not m.is_whole, -m.root.count(".."), len(m.root))).point
 
 
-def _is_below(path: str, directory: str) -> bool:
-    return path == directory or path.startswith(directory.rstrip("/") + "/")
-
-
 def mount_of(path: str, mounts: tuple[Mount, ...]) -> Mount | None:
     """Return the mount of an absolute path without symbolic links."""
     best = None
     for mount in mounts:
-        if _is_below(path, mount.point) and (best is None or len(mount.point) >= len(best.point)):
+        if is_below(path, mount.point) and (best is None or len(mount.point) >= len(best.point)):
             best = mount
     return best
 

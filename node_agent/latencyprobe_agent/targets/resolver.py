@@ -17,6 +17,7 @@ from pathlib import Path
 
 from latencyprobe.domain.targets import TargetState
 from latencyprobe.process.backoff import Backoff
+from latencyprobe.process.mounts import read_mounts
 from latencyprobe.process.os_errors import is_transient
 from latencyprobe_agent.desired import (
     CgroupSelector,
@@ -30,7 +31,6 @@ from latencyprobe_agent.targets.cgroups import (
     Hierarchy,
     cgroup_version,
     find_hierarchy,
-    read_mounts,
 )
 from latencyprobe_agent.targets.containers import ContainerFinder, ContainerTracker
 from latencyprobe_agent.targets.facts import TargetFacts, Tracker, failed

@@ -415,10 +415,16 @@ async def test_a_cancelled_apply_leaves_the_state_before(
     assert again.probes[0].targets[0].state == pb.TargetStatus.ATTACHED
 
 
+@pytest.fixture
+def soon_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries without a wait; to be made before the agent."""
+    monkeypatch.setattr(reconciler, "_FIRST_RETRY_S", 0.05)
+
+
+@pytest.mark.usefixtures("soon_retried")
 async def test_a_bug_in_an_apply_leaves_the_state_before(
-    running: Running, processes: list[int], monkeypatch: pytest.MonkeyPatch
+    running: Running, processes: list[int]
 ) -> None:
-    monkeypatch.setattr(reconciler, "_RETRY_ENGINE_S", 0.05)
     await running.stub.Apply(state(probe("p", pid=processes[0])))
     measured = [*running.engine.slots.values()]
     running.engine.bug = KeyError("slot")
@@ -430,10 +436,10 @@ async def test_a_bug_in_an_apply_leaves_the_state_before(
     assert running.agent.generation == 1
 
 
+@pytest.mark.usefixtures("soon_retried")
 async def test_a_change_of_targets_that_meets_a_bug_is_followed_later(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reconciler, "_RETRY_ENGINE_S", 0.05)
     process = await asyncio.create_subprocess_exec("sleep", "60")
     await running.stub.Apply(state(probe(pid=process.pid)))
     met = asyncio.Event()

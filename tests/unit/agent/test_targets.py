@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from latencyprobe.domain.targets import TargetState
+from latencyprobe.process.mounts import parse_mountinfo
 from latencyprobe_agent.desired import ContainerSelector
 from latencyprobe_agent.targets.cgroups import (
     CgroupTracker,
@@ -14,7 +15,6 @@ from latencyprobe_agent.targets.cgroups import (
     cgroup_version,
     find_hierarchy,
     mount_of,
-    parse_mountinfo,
 )
 from latencyprobe_agent.targets.containers import ContainerFinder, ContainerTracker
 from latencyprobe_agent.targets.netns import NetnsTracker

@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
 from dataclasses import asdict, dataclass
 from tempfile import TemporaryDirectory
 
 from latencyprobe.process import interpreter
+from latencyprobe.process.memory_cgroup import MemoryCgroup
+from latencyprobe.process.printable import printable
 from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.kernel.request import MESSAGE_BYTES, Answer, Request
 
@@ -18,6 +21,9 @@ COMPILER_MODULE = "latencyprobe_agent.kernel.build.compiler"
 # A second or two with BTF; kernel headers on a slow, loaded machine take a minute.
 _COMPILE_TIMEOUT_SECONDS = 180
 _MAX_DESCRIPTORS = 128
+_MEBIBYTE = 1 << 20
+# The chart's limit: the agent with all its probes, and the compiler process beside it.
+_ENOUGH_MEMORY_MIB = 320
 
 
 @dataclass(slots=True)
@@ -42,6 +48,8 @@ async def request_object(request: Request) -> Handover:
 
     Raises EngineError with its message if it fails or takes too long.
     """
+    memory = MemoryCgroup.of_this_process()
+    kills_before = memory.oom_kills() if memory is not None else None
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     # Its temporary files go with ours: killed, it would leave them.
     with ours, theirs, TemporaryDirectory(prefix="latencyprobe-") as temporary:
@@ -72,7 +80,27 @@ async def request_object(request: Request) -> Handover:
                     f"compiling took longer than {_COMPILE_TIMEOUT_SECONDS} s and was stopped"
                 ) from error
             raise
+        if process.returncode == -signal.SIGKILL:
+            raise EngineError(_killed_message(memory, kills_before))
         return _receive(ours, process.returncode, stderr.decode(errors="replace"))
+
+
+def _killed_message(memory: MemoryCgroup | None, kills_before: int | None) -> str:
+    """Return the message for a compiler process that the kernel, or a person, has killed."""
+    kills = memory.oom_kills() if memory is not None else None
+    counted = kills is not None and kills_before is not None and kills > kills_before
+    cause = "out of memory" if counted else "probably out of memory"
+    message = f"the compiler process was killed (SIGKILL): {cause}"
+    limit = memory.limit() if memory is not None else None
+    if limit is None:
+        return f"{message}, without a limit of its cgroup: free memory on this machine"
+    advice = "raise it"
+    if limit.limit_bytes < _ENOUGH_MEMORY_MIB * _MEBIBYTE:
+        advice += f" to at least {_ENOUGH_MEMORY_MIB} MiB"
+    return (
+        f"{message}, the limit of cgroup {printable(limit.group)} is "
+        f"{limit.limit_bytes / _MEBIBYTE:.0f} MiB: {advice}"
+    )
 
 
 def _receive(channel: socket.socket, status: int | None, stderr: str) -> Handover:
@@ -81,7 +109,7 @@ def _receive(channel: socket.socket, status: int | None, stderr: str) -> Handove
     except (BlockingIOError, ConnectionError):
         message, descriptors = b"", []
     if not message:
-        raise EngineError(f"the compiler process exited with status {status}: {stderr.strip()}")
+        raise EngineError(f"the compiler process {_end(status)}: {stderr.strip()}")
     answer = Answer(**json.loads(message))
     if answer.error:
         raise EngineError(answer.error)
@@ -92,6 +120,12 @@ def _receive(channel: socket.socket, status: int | None, stderr: str) -> Handove
         handover.close()
         raise
     return handover
+
+
+def _end(status: int | None) -> str:
+    if status is not None and status < 0:
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"ended with status {status}"
 
 
 def _check_complete(answer: Answer, descriptors: list[int]) -> None:
