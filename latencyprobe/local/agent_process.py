@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import os
 import sys
-import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
@@ -20,7 +19,9 @@ from typing import NoReturn, TypeVar
 import grpc
 
 from latencyprobe.process import interpreter
+from latencyprobe.process.os_errors import explained
 from latencyprobe.process.tasks import first_to_end
+from latencyprobe.process.temporary import temporary_folder
 from latencyprobe.protocol.measurements import MAX_MESSAGE_BYTES
 
 AGENT_COMMAND = interpreter.python_module("latencyprobe.commands.cli", "agent")
@@ -51,10 +52,13 @@ class AgentError(RuntimeError):
 @contextlib.asynccontextmanager
 async def private_agent(*, show_log: bool = False) -> AsyncIterator[AgentProcess]:
     """Run an agent for the time of the `async with` block; leave nothing behind."""
-    # mkdtemp makes it 0700: no other user connects to an agent that runs as root.
-    with tempfile.TemporaryDirectory(prefix="latencyprobe-run-") as directory:
-        socket = Path(directory) / "agent.sock"
-        agent = await AgentProcess.start(socket, show_log=show_log)
+    with contextlib.ExitStack() as stack:
+        try:
+            # Private: no other user connects to an agent that runs as root.
+            socket = stack.enter_context(temporary_folder("run")) / "agent.sock"
+            agent = await AgentProcess.start(socket, show_log=show_log)
+        except OSError as error:
+            raise AgentError(f"cannot start the agent: {explained(error)}") from None
         try:
             yield agent
         finally:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
+
+from latencyprobe.process import temporary
 
 # No module lies here, even if an option names a relative path.
 DIRECTORY = "/"
@@ -34,4 +35,4 @@ def environment(source: Mapping[str, str] = os.environ, **more: str) -> dict[str
         if name in _KEPT or name.startswith(_KEPT_PREFIX)
     }
     # Absolute, also where $TMPDIR is not.
-    return {**kept, "TMPDIR": tempfile.gettempdir(), **more}
+    return {**kept, "TMPDIR": temporary.directories()[0], **more}

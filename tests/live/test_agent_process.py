@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.request import urlopen
@@ -218,6 +219,42 @@ def test_an_agent_without_free_descriptors_keeps_its_targets_and_recovers_by_its
         _states_until(reports, failed)
         resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, (most, most))
         _states_until(reports, dict.fromkeys(failed, pb.TargetStatus.ATTACHED))
+    assert "Traceback" not in log.read_text()
+
+
+FULL_DISK = """
+for directory in /tmp /var/tmp /usr/tmp; do
+    if [ -d $directory ]; then mount -t tmpfs -o size=4k,nr_inodes=1 none $directory; fi
+done
+exec "$@"
+"""
+
+
+def test_a_full_disk_is_named_and_leaves_the_state_before(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    # Not in one of the directories that are full.
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder, log.open("wb") as stderr:
+        path = Path(folder, "s", "agent.sock")
+        command = ["unshare", "--mount", "sh", "-c", FULL_DISK, "sh", *AGENT, "--socket", str(path)]
+        environment = {key: text for key, text in os.environ.items() if key != "TMPDIR"}
+        with (
+            subprocess.Popen(command, stderr=stderr, env=environment) as process,
+            grpc.insecure_channel(f"unix:{path}") as channel,
+        ):
+            try:
+                until(lambda: "serving on" in log.read_text(), "serving")
+                stub = NodeAgentStub(channel)
+                before = stub.Apply(state(), timeout=patient(60))
+                with pytest.raises(grpc.RpcError) as refused:
+                    stub.Apply(state(probe(), generation=2), timeout=patient(60))
+                message = refused.value.details() or ""
+                assert "/tmp: " in message
+                assert "No space left on device (ENOSPC); the disk is full" in message
+                stream = stub.WatchReports(pb.WatchReportsRequest(), timeout=patient(60))
+                assert next(stream).generation == before.generation
+                stream.cancel()
+            finally:
+                process.kill()
     assert "Traceback" not in log.read_text()
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
 import stat
-import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from latencyprobe.process.listening import listen
+from latencyprobe.process.temporary import temporary_folder
 from latencyprobe.protocol.measurements import MAX_MESSAGE_BYTES
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1 import node_agent_pb2_grpc
@@ -249,7 +250,7 @@ class Server:
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._proxy: TlsProxy | None = None
-        self._directory: tempfile.TemporaryDirectory[str] | None = None
+        self._folder = contextlib.ExitStack()
         self.is_serving = False
 
     async def start(self) -> str:
@@ -278,8 +279,7 @@ class Server:
         await self._server.stop(_GRACE_S)
         if self._proxy is not None:
             await self._proxy.close()
-        if self._directory is not None:
-            self._directory.cleanup()
+        self._folder.close()
         if isinstance(self._address, SocketAddress):
             self._address.path.unlink(missing_ok=True)
 
@@ -292,8 +292,7 @@ class Server:
             reason = error.strerror or str(error)
             raise ListenError(f"cannot listen on {address.address}: {reason}") from None
         try:
-            self._directory = tempfile.TemporaryDirectory(prefix="latencyprobe-agent-")
-            inner = Path(self._directory.name, "grpc")
+            inner = self._folder.enter_context(temporary_folder("agent")) / "grpc"
             self._proxy = TlsProxy(context, inner, self._refusals)
             self._add_service(Caller(address.operator_name, self._proxy, self._refusals))
             _bind_socket(self._server, inner)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import json
 import os
+import socket
+import sys
+import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,9 +18,11 @@ import pytest
 from latencyprobe.process import interpreter
 from latencyprobe.process.memory_cgroup import MemoryCgroup
 from latencyprobe.process.mounts import parse_mountinfo
+from latencyprobe_agent.kernel.build import compiler as compiling
 from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.kernel.load.handover import COMPILER_MODULE, Handover, request_object
-from latencyprobe_agent.kernel.request import Answer, Request
+from latencyprobe_agent.kernel.request import MESSAGE_BYTES, Answer, Request
+from latencyprobe_agent.kernel.runtime.loaded import build
 
 
 def test_the_compiler_process_is_started_with_a_module_that_exists() -> None:
@@ -98,3 +106,49 @@ async def test_a_compiler_that_is_killed_without_a_limit_blames_the_machine(
 async def test_another_signal_is_named(compiler: Callable[[str], None]) -> None:
     compiler("echo words of it >&2; kill -SEGV $$")
     assert await _failure() == "the compiler process was killed by SIGSEGV: words of it"
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            errno.EMFILE,
+            "Too many open files (EMFILE); the limit of open files is too low: raise it (ulimit",
+        ),
+        (errno.ENOMEM, "Cannot allocate memory (ENOMEM); there is no free memory"),
+        (errno.EPERM, "Operation not permitted (EPERM)"),
+    ],
+)
+@pytest.mark.parametrize("call", ["socketpair", "mkdtemp", "create_subprocess_exec"])
+async def test_what_keeps_the_compiler_from_starting_is_an_error_of_the_engine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, call: str, code: int, message: str
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    places = {"socketpair": socket, "mkdtemp": tempfile, "create_subprocess_exec": asyncio}
+    with monkeypatch.context() as patched:
+        patched.setattr(places[call], call, fails)
+        with pytest.raises(EngineError) as failed:
+            await build(REQUEST)
+    assert message in str(failed.value)
+    assert str(failed.value).startswith("cannot build the eBPF programs: ")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_disk_that_is_full_for_the_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(request: Request) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/x/kernel_types.h")
+
+    monkeypatch.setattr(compiling, "build", fails)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        monkeypatch.setattr(sys, "argv", ["compiler", str(os.dup(theirs.fileno()))])
+        ours.send(json.dumps({"modules": ["rx"], "host_netns": 1}).encode())
+        compiling.main()
+        answer = json.loads(ours.recv(MESSAGE_BYTES))
+    assert answer["error"] == (
+        "cannot build the eBPF programs: /tmp/x/kernel_types.h: No space left on device (ENOSPC); "
+        "the disk is full: free space or inodes there"
+    )

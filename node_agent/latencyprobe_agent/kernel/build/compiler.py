@@ -13,13 +13,13 @@ import os
 import platform
 import socket
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from latencyprobe.domain.stages import Module
+from latencyprobe.process.os_errors import explained
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.abi import map_names
 from latencyprobe_agent.kernel.btf import KernelTypes, NoBtfError
@@ -157,7 +157,8 @@ def _map_descriptors(compiled: Any, names: tuple[str, ...]) -> dict[str, int]:
 @contextmanager
 def _captured_stderr() -> Iterator[Any]:
     """Capture the standard error of native code; yield a function that reads it."""
-    with tempfile.TemporaryFile() as sink:
+    # In memory: the disk may be full.
+    with open(os.memfd_create("diagnostics"), "w+b", buffering=0) as sink:
         saved = os.dup(2)
         os.dup2(sink.fileno(), 2)
 
@@ -174,7 +175,11 @@ def _captured_stderr() -> Iterator[Any]:
 
 def main() -> None:
     """Serve one request on the socket whose descriptor is the first argument."""
-    channel = socket.socket(fileno=int(sys.argv[1]))
+    with socket.socket(fileno=int(sys.argv[1])) as channel:
+        _serve(channel)
+
+
+def _serve(channel: socket.socket) -> None:
     request = Request(**json.loads(channel.recv(MESSAGE_BYTES)))
     descriptors: list[int] = []
     try:
@@ -186,6 +191,8 @@ def main() -> None:
         libbpf.LibbpfMissingError,
     ) as error:
         answer = Answer(error=str(error))
+    except OSError as error:
+        answer = Answer(error=f"cannot build the eBPF programs: {explained(error)}")
     except Exception as error:  # noqa: BLE001 - the agent decides how to handle it
         answer = Answer(error=f"{type(error).__name__}: {error}")
     socket.send_fds(channel, [json.dumps(asdict(answer)).encode()], descriptors)

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+from latencyprobe.process.temporary import temporary_folder
 from latencyprobe_agent.kernel.btf import KernelTypes
 from latencyprobe_agent.kernel.typeinfo import installed_headers, missing_types_message
 
@@ -111,9 +111,9 @@ def kernel_source(types: KernelTypes | None) -> Iterator[KernelSource]:
     Raises NoKernelTypesError if the node has neither BTF nor headers.
     """
     if types is not None:
-        with TemporaryDirectory(prefix="latencyprobe-headers-") as folder:
-            _write_tree(Path(folder), types)
-            yield KernelSource("btf", Path(folder))
+        with temporary_folder("headers") as folder:
+            _write_tree(folder, types)
+            yield KernelSource("btf", folder)
         return
     headers = installed_headers()
     if headers is None:

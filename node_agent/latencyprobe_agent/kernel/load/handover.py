@@ -9,11 +9,11 @@ import os
 import signal
 import socket
 from dataclasses import asdict, dataclass
-from tempfile import TemporaryDirectory
 
 from latencyprobe.process import interpreter
 from latencyprobe.process.memory_cgroup import MemoryCgroup
 from latencyprobe.process.printable import printable
+from latencyprobe.process.temporary import temporary_folder
 from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.kernel.request import MESSAGE_BYTES, Answer, Request
 
@@ -46,13 +46,14 @@ class Handover:
 async def request_object(request: Request) -> Handover:
     """Have the compiler process build an object.
 
-    Raises EngineError with its message if it fails or takes too long.
+    Raises EngineError with its message if it fails or takes too long, and OSError if it cannot be
+    started.
     """
     memory = MemoryCgroup.of_this_process()
     kills_before = memory.oom_kills() if memory is not None else None
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     # Its temporary files go with ours: killed, it would leave them.
-    with ours, theirs, TemporaryDirectory(prefix="latencyprobe-") as temporary:
+    with ours, theirs, temporary_folder("build") as temporary:
         ours.setblocking(False)
         process = await asyncio.create_subprocess_exec(
             *interpreter.python_module(COMPILER_MODULE, str(theirs.fileno())),
@@ -60,7 +61,7 @@ async def request_object(request: Request) -> Handover:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
-            env=interpreter.environment(TMPDIR=temporary),
+            env=interpreter.environment(TMPDIR=str(temporary)),
             cwd=interpreter.DIRECTORY,
         )
         theirs.close()

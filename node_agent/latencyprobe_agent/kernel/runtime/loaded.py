@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 
+from latencyprobe.process.os_errors import explained
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.abi import (
     CONFIGURATION,
@@ -36,14 +37,17 @@ _GRACE_SECONDS = 0.002
 async def build(request: Request) -> LoadedObject:
     """Have the compiler process build an object.
 
-    Raises EngineError with its message if it fails or takes too long.
+    Raises EngineError with its message if it fails or takes too long, or cannot be started.
     """
-    handover = await request_object(request)
     try:
-        return LoadedObject(handover)
-    except BaseException:
-        handover.close()
-        raise
+        handover = await request_object(request)
+        try:
+            return LoadedObject(handover)
+        except BaseException:
+            handover.close()
+            raise
+    except OSError as error:
+        raise EngineError(f"cannot build the eBPF programs: {explained(error)}") from error
 
 
 class LoadedObject:
