@@ -22,6 +22,7 @@ from latencyprobe.process.capabilities import (
 )
 from latencyprobe.process.http_server import ServeError, served
 from latencyprobe.process.listening import ListenAddress
+from latencyprobe.process.temporary import remove_leftovers
 from latencyprobe_agent.agent import Agent, NodeDescription
 from latencyprobe_agent.evidence.gatherer import Gatherer
 from latencyprobe_agent.evidence.namespaces import Namespace
@@ -68,6 +69,8 @@ async def run(settings: Settings, make_engine: MakeEngine = KernelEngine) -> Non
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if leftovers := remove_leftovers():
+        log.info("removed %d temporary folders that killed processes had left behind", leftovers)
     try:
         async with _agent(settings, make_engine) as (agent, metrics):
             await _serve(agent, metrics, settings, stop)

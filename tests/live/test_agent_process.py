@@ -222,6 +222,26 @@ def test_an_agent_without_free_descriptors_keeps_its_targets_and_recovers_by_its
     assert "Traceback" not in log.read_text()
 
 
+def test_an_agent_removes_what_a_killed_one_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tls: tuple[str, ...]
+) -> None:
+    log = tmp_path / "log"
+    options = ("--listen", "127.0.0.1:0", *tls)
+    # Short: the path of a socket in it has at most 107 bytes.
+    with tempfile.TemporaryDirectory() as name:
+        temporary = Path(name)
+        monkeypatch.setenv("TMPDIR", name)
+        with _agent(*options, log=log) as killed:
+            (left,) = temporary.iterdir()
+            killed.kill()
+            killed.wait()
+        assert left.exists()
+        with _agent(*options, log=log):
+            assert "temporary folders that killed processes had left behind" in log.read_text()
+            (ours,) = temporary.iterdir()
+            assert ours != left
+
+
 FULL_DISK = """
 for directory in /tmp /var/tmp /usr/tmp; do
     if [ -d $directory ]; then mount -t tmpfs -o size=4k,nr_inodes=1 none $directory; fi
