@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from typing import Any
 
 import click
 
 from latencyprobe import __version__
+from latencyprobe.process.streams import escape_what_cannot_be_encoded
 
 # Name: (module, attribute, one line of help). The line stands here so that `--help` needs none of
 # the modules.
@@ -56,6 +58,11 @@ SUBCOMMANDS: Mapping[str, tuple[str, str, str]] = {
 
 class LazyGroup(click.Group):
     """A group that imports a subcommand's module only to run it or to show its own help."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command line, with streams that take any name."""
+        escape_what_cannot_be_encoded()
+        return super().main(*args, **extra)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order of the table, then the commands that are defined here."""

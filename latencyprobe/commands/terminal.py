@@ -22,6 +22,7 @@ from rich.live import Live
 from latencyprobe.commands.render import render_live, render_report
 from latencyprobe.domain.document import LatencyReport
 from latencyprobe.domain.serialisation import document_of
+from latencyprobe.process.streams import ESCAPE
 
 # Of a report that goes to a file or a pipe.
 WIDTH_OFF_A_TERMINAL = 120
@@ -52,7 +53,7 @@ def write_report(report: LatencyReport, output: OutputFormat, stream: TextIO) ->
 
 def write_report_to(path: Path, report: LatencyReport, output: OutputFormat) -> None:
     """Write the final report as the only content of a file."""
-    with path.open("w", encoding="utf-8") as stream:
+    with path.open("w", encoding="utf-8", errors=ESCAPE) as stream:
         write_report(report, output, stream)
 
 

@@ -7,6 +7,7 @@ presentation of the report.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -286,6 +287,6 @@ def _target(identifier: str, spec: TargetSpec) -> pb.Target:
         case PidTarget(pid=pid):
             return pb.Target(id=identifier, pid=pid)
         case CgroupTarget(path=path):
-            return pb.Target(id=identifier, cgroup_path=path)
+            return pb.Target(id=identifier, cgroup_path=os.fsencode(path))
         case NetnsTarget(path=path):
-            return pb.Target(id=identifier, netns_path=path)
+            return pb.Target(id=identifier, netns_path=os.fsencode(path))

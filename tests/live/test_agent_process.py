@@ -202,14 +202,14 @@ def test_an_agent_without_free_descriptors_keeps_its_targets_and_recovers_by_its
         stub = NodeAgentStub(channel)
         until(lambda: str(process.pid) in (settled / "cgroup.procs").read_text(), "its start")
         desired = state(probe())
-        desired.probes[0].targets[0].cgroup_path = str(settled)
+        desired.probes[0].targets[0].cgroup_path = os.fsencode(settled)
         stub.Apply(desired, timeout=patient(120))
         reports = stub.WatchReports(pb.WatchReportsRequest(), timeout=patient(300))
         _states_until(reports, {"t": pb.TargetStatus.ATTACHED})
         _, most = resource.prlimit(agent.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, (3, most))
         desired.generation += 1
-        desired.probes[0].targets.add(id="late", cgroup_path=str(late))
+        desired.probes[0].targets.add(id="late", cgroup_path=os.fsencode(late))
         result = stub.Apply(desired, timeout=patient(120))
         failed = {each.id: each.state for each in result.probes[0].targets}
         assert failed == {"t": pb.TargetStatus.ATTACHED, "late": pb.TargetStatus.FAILED}

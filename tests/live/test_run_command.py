@@ -16,6 +16,7 @@ import pytest
 
 from tests.live.command import DEADLINE_S, LATENCYPROBE, wait_until_it_measures
 from tests.live.leftovers import Traces
+from tests.live.targets import made_cgroup, sleeper, until
 
 REQUESTS = 150
 # Asks itself over loopback and says nothing else on stdout: REQUESTS each over IPv4 and IPv6.
@@ -80,6 +81,24 @@ def test_a_commands_packets_are_counted_from_the_first(traces: Traces, tmp_path:
     assert seen["tx.total"] == 4 * REQUESTS
     assert seen["tcp.connect"] == seen["tcp.handshake"] == 2
     assert not any(stage["lost"] for stage in target["stages"])
+
+
+def test_a_cgroup_whose_name_is_no_text_is_measured_on_a_terminal_without_our_characters(
+    traces: Traces,
+) -> None:
+    with made_cgroup(os.fsdecode(b"caf\xe9")) as cgroup, sleeper(cgroup=cgroup) as process:
+        until(lambda: str(process.pid) in (cgroup / "cgroup.procs").read_text(), "its start")
+        ended = subprocess.run(
+            [*LATENCYPROBE, "run", "--cgroup", cgroup, "--duration", "1s", "-o", "json"],
+            env={**traces.environment, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"},
+            check=False,
+            capture_output=True,
+            timeout=DEADLINE_S,
+        )
+    assert ended.returncode == 0, ended.stderr
+    (target,) = json.loads(ended.stdout)["targets"]
+    assert target["pids"] == [process.pid]
+    assert target["cgroup"].endswith("/caf\\udce9")
 
 
 def test_the_parts_of_a_total_add_up_to_it(traces: Traces, tmp_path: Path) -> None:

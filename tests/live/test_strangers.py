@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import re
 import socket
 import subprocess
@@ -198,7 +199,7 @@ def probe_of(pod: Pod, name: str = "kept") -> pb.Probe:
         id=name,
         modules=["rx", "tx"],
         interval=seconds(0.2),
-        targets=[pb.Target(id="t", cgroup_path=str(pod.cgroup))],
+        targets=[pb.Target(id="t", cgroup_path=os.fsencode(pod.cgroup))],
     )
 
 

@@ -180,7 +180,7 @@ class ScriptedAgent(rpc.NodeAgentServicer):
         return [self._status(target) for target in probe.targets]
 
     def _status(self, target: pb.Target) -> pb.TargetStatus:
-        if self._scenario == "finds-no-target" or target.cgroup_path == "/no/cgroup":
+        if self._scenario == "finds-no-target" or target.cgroup_path == b"/no/cgroup":
             return pb.TargetStatus(
                 id=target.id, state=pb.TargetStatus.FAILED, message="/no/cgroup is no cgroup"
             )

@@ -12,6 +12,7 @@ from latencyprobe import __version__
 from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.domain.fairness import MAX_TARGETS
 from latencyprobe.domain.measurement import NodeMeasurement, largest_counters
+from latencyprobe.process.printable import printable
 from latencyprobe.protocol.measurements import (
     MAX_OPEN_COUNTERS,
     PROTOCOL_VERSION,
@@ -80,9 +81,9 @@ def status_message(target_id: str, facts: TargetFacts) -> pb.TargetStatus:
     return pb.TargetStatus(
         id=target_id,
         state=target_state_to_proto(facts.state),
-        message=facts.message,
+        message=printable(facts.message),
         pids=facts.pids[:MAX_PIDS_SHOWN],
-        cgroup=facts.cgroup,
+        cgroup=printable(facts.cgroup),
     )
 
 

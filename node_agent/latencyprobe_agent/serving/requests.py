@@ -8,6 +8,7 @@ it. An invalid probe or target of a desired state is refused alone, with a messa
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable
 
@@ -217,11 +218,13 @@ def _parse_selector(message: pb.Target, field: str) -> Selector:
         case "container":
             return _parse_container(message.container, f"{field}.container")
         case "cgroup_path":
-            return CgroupSelector(_parse_path(message.cgroup_path, f"{field}.cgroup_path"))
+            path = os.fsdecode(message.cgroup_path)
+            return CgroupSelector(_parse_path(path, f"{field}.cgroup_path"))
         case "pid":
             return _parse_pid(message.pid, f"{field}.pid")
         case "netns_path":
-            return NetnsSelector(_parse_path(message.netns_path, f"{field}.netns_path"))
+            path = os.fsdecode(message.netns_path)
+            return NetnsSelector(_parse_path(path, f"{field}.netns_path"))
         case _:
             raise InvalidStateError(
                 field, "no selector: give container, cgroup_path, pid or netns_path"

@@ -127,11 +127,11 @@ BROKEN_TARGETS: list[tuple[Callable[[pb.DesiredState], object], str]] = [
     (_set_target(pb.Target(id="a")), "targets[0]: no selector"),
     (_set_target(pb.Target(id="a", pid=0)), "targets[0].pid: 0: must be from 1"),
     (
-        _set_target(pb.Target(id="a", cgroup_path="unified/x")),
+        _set_target(pb.Target(id="a", cgroup_path=b"unified/x")),
         "targets[0].cgroup_path: 'unified/x' is not an absolute path",
     ),
     (
-        _set_target(pb.Target(id="a", netns_path="/a\0b")),
+        _set_target(pb.Target(id="a", netns_path=b"/a\0b")),
         "targets[0].netns_path: is not a path",
     ),
     (_set_target(_container("../..")), "targets[0].container.pod_uid: '../..' is no"),

@@ -144,7 +144,7 @@ async def test_a_target_that_comes_late_is_reported_without_another_apply(
 ) -> None:
     path = tmp_path / "netns"
     desired = state(probe())
-    desired.probes[0].targets[0].netns_path = str(path)
+    desired.probes[0].targets[0].netns_path = os.fsencode(path)
     result = await running.stub.Apply(desired)
     assert result.probes[0].targets[0].state == pb.TargetStatus.FAILED
     path.symlink_to("/proc/self/ns/net")
