@@ -159,7 +159,7 @@ class Session:
         problems = self.problems
         if len(problems) == len(self._targets):
             raise NoTargetError(problems)
-        self._attached_at = self._measured_until = time.time()
+        self._attached_at = self._measured_until = time.monotonic()
 
     async def watch(self, on_report: Callable[[], None]) -> None:
         """Add up what the agent reports until the stream ends; `on_report` after each."""
@@ -175,7 +175,7 @@ class Session:
 
     async def seen_until_now(self) -> None:
         """Wait until everything that happened before this call is added up."""
-        at = time.time()
+        at = time.monotonic()
         async with self._progress:
             await self._progress.wait_for(lambda: self._measured_until >= at)
 
@@ -242,7 +242,8 @@ class Session:
                 target.stages, target.counters, target.netns_counters
             )
         self._node_measurement += node_from_proto(probe.node)
-        self._measured_until = max(self._measured_until, probe.end.ToNanoseconds() / 1e9)
+        end = _monotonic(probe.end.ToNanoseconds())
+        self._measured_until = max(self._measured_until, end)
 
     def _seen(self, target_id: str) -> _Seen:
         try:
@@ -255,6 +256,15 @@ class Session:
         for stage in map(coverage_from_proto, stages):
             if stage.name in self._covered and stage.state is not CoverageState.IDLE:
                 self._coverage[stage.name] = stage
+
+
+def _monotonic(unix_ns: int) -> float:
+    """Return a recent time of the wall clock as that of the monotonic one, which is never set.
+
+    It is never later than now: the wall clock may have been set back since then.
+    """
+    now = time.monotonic()
+    return min(now + (unix_ns - time.time_ns()) / 1e9, now)
 
 
 def _node(info: pb.NodeInfo) -> Node:

@@ -23,7 +23,7 @@ from latencyprobe.protocol.packets import counts_to_proto, packet_to_proto
 from latencyprobe.protocol.states import coverage_to_proto, target_state_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.agent import Agent, Applied
-from latencyprobe_agent.collector import Moment, ProbeFigures
+from latencyprobe_agent.collector import ProbeFigures
 from latencyprobe_agent.desired import Refusals
 from latencyprobe_agent.targets.facts import TargetFacts
 from latencyprobe_agent.tracing import PacketNews
@@ -110,8 +110,8 @@ def probe_report(figures: ProbeFigures, standings: Mapping[str, TargetFacts]) ->
     """Make one probe's report, with all its targets, also those without any figures."""
     return pb.ProbeReport(
         id=figures.probe.id,
-        begin=_timestamp(figures.begin),
-        end=_timestamp(figures.end),
+        begin=_timestamp(_begin_ns(figures)),
+        end=_timestamp(figures.end.unix_ns),
         targets=[
             _target_report(figures, status_message(target_id, facts))
             for target_id, facts in standings.items()
@@ -136,6 +136,12 @@ def _target_report(figures: ProbeFigures, status: pb.TargetStatus) -> pb.TargetR
     )
 
 
-def _timestamp(moment: Moment) -> Timestamp:
-    seconds, nanos = divmod(moment.unix_ns, 1_000_000_000)
+def _begin_ns(figures: ProbeFigures) -> int:
+    """Return the begin by the wall clock as it is now: it may have been set since then."""
+    elapsed_s = figures.end.monotonic - figures.begin.monotonic
+    return figures.end.unix_ns - round(elapsed_s * 1e9)
+
+
+def _timestamp(unix_ns: int) -> Timestamp:
+    seconds, nanos = divmod(unix_ns, 1_000_000_000)
     return Timestamp(seconds=seconds, nanos=nanos)

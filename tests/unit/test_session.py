@@ -1,0 +1,129 @@
+"""A session with an agent of the same machine, whose wall clock is set while it measures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import grpc
+import pytest
+
+from latencyprobe.domain.stages import Module
+from latencyprobe.local import session as sessions
+from latencyprobe.local.session import MeasurementRequest, PidTarget, Session
+from latencyprobe.protocol.measurements import PROTOCOL_VERSION
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe.protocol.v1 import node_agent_pb2_grpc as rpc
+from tests.unit.agent.running import until
+
+HOUR_S = 3600.0
+
+
+@dataclass
+class Machine:
+    """Its clocks, and an agent that reports when the test says so."""
+
+    monotonic_s: float = 5000.0
+    wall_s: float = 1.7e9
+    reports: asyncio.Queue[pb.Report] = field(default_factory=asyncio.Queue)
+
+    def monotonic(self) -> float:
+        return self.monotonic_s
+
+    def time(self) -> float:
+        return self.wall_s
+
+    def time_ns(self) -> int:
+        return round(self.wall_s * 1e9)
+
+    def passes(self, seconds: float) -> None:
+        """Let the time pass, and have the agent read its programs at the end of it."""
+        self.monotonic_s += seconds
+        self.wall_s += seconds
+        report = pb.Report(generation=1, probes=[pb.ProbeReport(id="local")])
+        report.probes[0].begin.FromNanoseconds(self.time_ns() - round(seconds * 1e9))
+        report.probes[0].end.FromNanoseconds(self.time_ns())
+        self.reports.put_nowait(report)
+
+    async def GetNodeInfo(self, *_: object, **__: object) -> pb.NodeInfo:  # noqa: N802
+        return pb.NodeInfo(protocol_version=PROTOCOL_VERSION)
+
+    async def Apply(self, *_: object) -> pb.ApplyResult:  # noqa: N802
+        target = pb.TargetStatus(id="0", state=pb.TargetStatus.ATTACHED)
+        return pb.ApplyResult(probes=[pb.ProbeStatus(id="local", targets=[target])])
+
+    async def WatchReports(self, _: object) -> AsyncIterator[pb.Report]:  # noqa: N802
+        while True:
+            yield await self.reports.get()
+
+
+@dataclass
+class Measuring:
+    """A session that has taken in what was reported so far."""
+
+    machine: Machine
+    session: Session
+    taken: int = 0
+
+    async def second(self) -> None:
+        """Measure for a second, and wait for its report."""
+        before = self.taken
+        self.machine.passes(1)
+        await until(lambda: self.taken > before, "the report")
+
+    @property
+    def duration_s(self) -> float:
+        return self.session.report().duration_seconds
+
+    def count(self) -> None:
+        self.taken += 1
+
+
+@pytest.fixture
+async def measuring(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Measuring]:
+    machine = Machine()
+    monkeypatch.setattr(sessions, "time", machine)
+    monkeypatch.setattr(rpc, "NodeAgentStub", lambda _: machine)
+    async with grpc.aio.insecure_channel("unix:/nowhere") as channel:
+        request = MeasurementRequest((PidTarget("p", 1),), (Module.RX,))
+        measuring = Measuring(machine, Session(channel, request))
+        await measuring.session.attach()
+        watching = asyncio.create_task(measuring.session.watch(measuring.count))
+        yield measuring
+        watching.cancel()
+        await asyncio.wait({watching})
+
+
+@pytest.mark.parametrize("jump_s", [HOUR_S, -HOUR_S])
+async def test_the_duration_is_that_of_the_measurement_whatever_the_clock_shows(
+    measuring: Measuring, jump_s: float
+) -> None:
+    await measuring.second()
+    measuring.machine.wall_s += jump_s
+    await measuring.second()
+    assert measuring.duration_s == pytest.approx(2, abs=1e-3)
+
+
+@pytest.mark.parametrize("jump_s", [HOUR_S, -HOUR_S])
+async def test_the_last_figures_are_waited_for_and_no_longer(
+    measuring: Measuring, jump_s: float
+) -> None:
+    await measuring.second()
+    measuring.machine.monotonic_s += 0.5
+    measuring.machine.wall_s += 0.5 + jump_s
+    waiting = asyncio.create_task(measuring.session.seen_until_now())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    await measuring.second()
+    await asyncio.wait_for(waiting, 10)
+
+
+async def test_a_clock_that_is_set_while_a_report_is_on_its_way_stretches_nothing(
+    measuring: Measuring,
+) -> None:
+    await measuring.second()
+    measuring.machine.passes(1)
+    measuring.machine.wall_s -= HOUR_S
+    await until(lambda: measuring.taken == 2, "the report")
+    assert measuring.duration_s == pytest.approx(2, abs=1e-3)
