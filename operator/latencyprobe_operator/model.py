@@ -7,6 +7,7 @@ that many pods have in common are interned; pods of one ReplicaSet share one map
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,11 @@ from typing import Any
 _ENDED = frozenset({"Succeeded", "Failed"})
 # The API server takes as many as fit into 1.5 MB; all pods' labels stay in memory.
 MAX_LABELS = 128
+# Annotations of a static pod, pkg/kubelet/types/pod_update.go.
+_MIRROR = "kubernetes.io/config.mirror"
+_CONFIG_HASH = "kubernetes.io/config.hash"
+# applyDefaults(), pkg/kubelet/config/common.go: an MD5, unless the file has a UID.
+_KUBELETS_UID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,8 @@ class Pod:
     """Shared between pods: do not change it."""
     running: str
     """A line `NAME ID` for each running container: half of the memory that objects would take."""
+    cgroup_uid: str
+    """The UID in the names of its cgroups: of a static pod that of its file, else `uid`."""
 
     @property
     def containers(self) -> tuple[Container, ...]:
@@ -74,7 +82,10 @@ class AgentPod:
 
 @dataclass(frozen=True, slots=True)
 class ContainerTarget:
-    """One container to measure. `id` is unique, and new when the container is restarted."""
+    """One container to measure. `id` is unique, and new when the container is restarted.
+
+    `pod_uid`: the UID in the names of the pod's cgroups.
+    """
 
     id: str
     pod_uid: str
@@ -94,6 +105,7 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
         phase=sys.intern(status.get("phase") or ""),
         labels=_shared_labels(tuple(labels.items())),
         running=_running_containers(spec, status),
+        cgroup_uid=_static_uid(metadata.get("annotations") or {}) or metadata["uid"],
     )
 
 
@@ -109,6 +121,17 @@ def read_agent(body: Mapping[str, Any]) -> AgentPod:
         created=metadata.get("creationTimestamp") or "",
         deleting=bool(metadata.get("deletionTimestamp")),
     )
+
+
+def _static_uid(annotations: Mapping[str, Any]) -> str | None:
+    """Return the UID that the kubelet has for a static pod; None for any other pod.
+
+    The API server shows a static pod as its mirror, which has a UID of its own.
+    """
+    if _MIRROR not in annotations:
+        return None
+    uid = annotations.get(_CONFIG_HASH)
+    return uid if isinstance(uid, str) and _KUBELETS_UID.fullmatch(uid) else None
 
 
 # The API server lists replicas one after the other, and they start together.
@@ -153,7 +176,7 @@ def targets_of(pod: Pod, names: Collection[str]) -> tuple[ContainerTarget, ...]:
     if not pod.node or pod.ended:
         return ()
     return tuple(
-        ContainerTarget(f"{pod.uid}/{container.id}", pod.uid, container)
+        ContainerTarget(f"{pod.uid}/{container.id}", pod.cgroup_uid, container)
         for container in pod.containers
         if not names or container.name in names
     )

@@ -12,7 +12,10 @@ from latencyprobe_agent.targets.resolver import Resolver
 from tests.live.targets import follow, hierarchy_root, made_cgroup, netns_of, sleeper
 
 UID = "0b7e3f0c-1d2e-4f5a-8b9c-0d1e2f3a4b5c"
+# Of a static pod: the hash of its file.
+STATIC = "8b1c3f9d5e7a4602b9f0c1d2e3f4a5b6"
 CID = "ab" * 32
+BURSTABLE = "kubepods.slice/kubepods-burstable.slice"
 
 
 def test_a_cgroup_is_followed_from_empty_to_gone() -> None:
@@ -70,15 +73,23 @@ def test_the_processes_of_a_cgroup_may_live_in_several_namespaces() -> None:
 
 
 @pytest.mark.parametrize(
-    "layout",
+    ("uid", "layout"),
     [
-        f"kubepods/burstable/pod{UID}/{CID}",
-        f"kubepods.slice/kubepods-pod{UID.replace('-', '_')}.slice/cri-containerd-{CID}.scope",
+        (UID, f"kubepods/burstable/pod{UID}/{CID}"),
+        (
+            UID,
+            f"kubepods.slice/kubepods-pod{UID.replace('-', '_')}.slice/cri-containerd-{CID}.scope",
+        ),
+        (STATIC, f"kubepods/burstable/pod{STATIC}/{CID}"),
+        (
+            STATIC,
+            f"{BURSTABLE}/kubepods-burstable-pod{STATIC}.slice/cri-containerd-{CID}.scope",
+        ),
     ],
 )
-def test_a_container_is_pending_then_attached_then_gone(layout: str) -> None:
+def test_a_container_is_pending_then_attached_then_gone(uid: str, layout: str) -> None:
     resolver = Resolver()
-    target = ContainerSelector(UID, CID)
+    target = ContainerSelector(uid, CID)
     resolver.track([target])
     pending = resolver.facts_of(target)
     assert pending.state is TargetState.PENDING

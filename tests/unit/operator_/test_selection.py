@@ -117,3 +117,58 @@ def test_a_container_whose_name_or_id_hides_another_is_refused(
 
     with pytest.raises(ValueError, match="malformed name"):
         read_pod(body)
+
+
+HASH = "8b1c3f9d5e7a4602b9f0c1d2e3f4a5b6"
+
+
+def _mirror(**annotations: str) -> dict[str, Any]:
+    """A static pod as the API server shows it: the mirror that its kubelet has made."""
+    body = pod_body("kube-proxy-blue", node="blue")
+    body["metadata"] |= {
+        "annotations": {
+            "kubernetes.io/config.hash": HASH,
+            "kubernetes.io/config.mirror": HASH,
+            "kubernetes.io/config.seen": "2026-01-02T03:04:05.678901234Z",
+            "kubernetes.io/config.source": "file",
+            **annotations,
+        },
+        "ownerReferences": [
+            {
+                "apiVersion": "v1",
+                "controller": True,
+                "kind": "Node",
+                "name": "blue",
+                "uid": "3c1b7f0e-9a2d-4c5b-8e6f-7a0b1c2d3e4f",
+            }
+        ],
+    }
+    return body
+
+
+def test_a_static_pod_is_measured_by_its_kubelets_uid_and_reported_by_its_own() -> None:
+    read = read_pod(_mirror())
+
+    (target,) = targets_of(read, ())
+
+    assert target.pod_uid == HASH
+    assert read.uid == _mirror()["metadata"]["uid"]
+    assert target.id.startswith(f"{read.uid}/")
+
+
+def test_a_pod_that_is_no_mirror_has_its_own_uid_whatever_its_annotations_say() -> None:
+    body = _mirror()
+    del body["metadata"]["annotations"]["kubernetes.io/config.mirror"]
+
+    (target,) = targets_of(read_pod(body), ())
+
+    assert target.pod_uid == body["metadata"]["uid"]
+
+
+@pytest.mark.parametrize("hash_", ["", "../../etc", HASH.upper(), HASH + "0"])
+def test_a_hash_that_no_kubelet_makes_is_not_used(hash_: str) -> None:
+    body = _mirror(**{"kubernetes.io/config.hash": hash_})
+
+    (target,) = targets_of(read_pod(body), ())
+
+    assert target.pod_uid == body["metadata"]["uid"]
