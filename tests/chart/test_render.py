@@ -222,7 +222,7 @@ async def test_operator_and_agent_know_each_other_by_what_was_generated(
     await server.start()
     agent = RenewedContext(AgentFiles(*files_of(manifests, "agent", tmp_path)))
     refused: list[str] = []
-    proxy = TlsProxy(agent, inner, RefusalLog(refused.append))
+    proxy = TlsProxy(agent, inner, OPERATOR_NAME, RefusalLog(refused.append))
     listener = listen("127.0.0.1", 0)
     proxy.start(listener)
     port = listener.getsockname()[1]

@@ -161,7 +161,7 @@ def expired(authority: Authority) -> Credential:
             "is not valid for client authentication",
             grpc.StatusCode.UNAVAILABLE,
         ),
-        ("other", "other_name", "for somebody.else, not for", grpc.StatusCode.PERMISSION_DENIED),
+        ("other", "other_name", "for somebody.else, not for", grpc.StatusCode.UNAVAILABLE),
     ],
 )
 def test_a_stranger_is_refused_logged_and_counted(

@@ -53,8 +53,7 @@ class AgentMetrics:
         )
         self._refused = Counter(
             "latencyprobe_refused_connections",
-            "Connections that were refused, and calls by clients with another name than the"
-            " operator's.",
+            "Connections that were refused or ended, by reason.",
             ["reason"],
             registry=self.registry,
         )

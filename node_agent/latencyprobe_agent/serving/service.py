@@ -30,7 +30,7 @@ from latencyprobe_agent.serving.metrics import AgentMetrics
 from latencyprobe_agent.serving.reports import ReportPump
 from latencyprobe_agent.serving.requests import parse_desired, parse_trace
 from latencyprobe_agent.serving.tls import RenewedContext, ServerTlsFiles
-from latencyprobe_agent.serving.tls_proxy import RefusalLog, TlsProxy, TlsRefusal
+from latencyprobe_agent.serving.tls_proxy import RefusalLog, TlsProxy
 from latencyprobe_agent.tracing import TraceBusyError
 
 if TYPE_CHECKING:
@@ -66,33 +66,19 @@ class ListenError(Exception):
 class Caller:
     """Authorisation of callers.
 
-    Over TCP, a caller needs a certificate of our CA, which the TLS handshake has checked, with the
-    operator's name. On a Unix socket, the permission to open it is enough.
+    Over TCP, the TLS proxy has checked certificate and name before any byte reaches gRPC. A call
+    that did not come through the proxy is refused. On a Unix socket, the permission to open it is
+    enough.
     """
 
-    def __init__(
-        self,
-        operator_name: str | None = None,
-        proxy: TlsProxy | None = None,
-        refusals: RefusalLog | None = None,
-    ) -> None:
-        self._operator_name = operator_name
+    def __init__(self, proxy: TlsProxy | None = None) -> None:
         self._proxy = proxy
-        self._refusals = refusals
 
     async def check(self, context: Context) -> None:
         """End the call with PERMISSION_DENIED unless the caller is authorised."""
-        if self._proxy is None or self._refusals is None:
-            return
-        admitted = self._proxy.admitted(context.peer())
-        names = admitted.names if admitted else frozenset()
-        if self._operator_name not in names:
-            shown = ", ".join(sorted(names)) or "no name"
-            detail = f"the certificate is for {shown}, not for {self._operator_name}"
-            self._refusals.refuse(TlsRefusal.NAME, self.describe(context), detail)
+        if self._proxy is not None and self._proxy.admitted(context.peer()) is None:
             await context.abort(
-                grpc.StatusCode.PERMISSION_DENIED,
-                f"only {self._operator_name} may call, but the certificate is for {shown}",
+                grpc.StatusCode.PERMISSION_DENIED, "the call did not come through the TLS port"
             )
 
     def describe(self, context: Context) -> str:
@@ -293,8 +279,8 @@ class Server:
             raise ListenError(f"cannot listen on {address.address}: {reason}") from None
         try:
             inner = self._folder.enter_context(temporary_folder("agent")) / "grpc"
-            self._proxy = TlsProxy(context, inner, self._refusals)
-            self._add_service(Caller(address.operator_name, self._proxy, self._refusals))
+            self._proxy = TlsProxy(context, inner, address.operator_name, self._refusals)
+            self._add_service(Caller(self._proxy))
             _bind_socket(self._server, inner)
             await self._server.start()
         except (OSError, ListenError) as error:

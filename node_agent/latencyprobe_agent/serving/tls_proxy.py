@@ -4,6 +4,9 @@ gRPC could do TLS itself, but it does not report refused clients, and does not l
 gRPC listens on a private Unix socket, and the proxy copies the bytes of each admitted connection to
 it. A connection has a name on that side (`peer` of a call), by which the service identifies it.
 
+A client with another name than the operator's is refused right after its handshake: no byte of it
+reaches gRPC.
+
 The number of connections is bounded, also in a flood. If too many TLS handshakes are pending, the
 oldest one is cancelled: the operator, which completes its handshake quickly, is still admitted.
 """
@@ -96,18 +99,23 @@ class RefusalLog:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """An admitted client: its address, and the names in its certificate."""
+    """An admitted client."""
 
     address: str
-    names: frozenset[str]
 
 
 class TlsProxy:
-    """A listener that forwards clients with a certificate of our CA to the Unix socket `inner`."""
+    """A listener that forwards one client to the Unix socket `inner`.
 
-    def __init__(self, context: RenewedContext, inner: Path, refusals: RefusalLog) -> None:
+    The client needs a certificate of our CA for `client_name`.
+    """
+
+    def __init__(
+        self, context: RenewedContext, inner: Path, client_name: str, refusals: RefusalLog
+    ) -> None:
         self._context = context
         self._inner = inner
+        self._client_name = client_name
         self._refusals = refusals
         self._token = secrets.token_hex(8)  # so that no other process's socket has our names
         self._numbers = itertools.count(1)
@@ -177,11 +185,10 @@ class TlsProxy:
         if outer is None:
             return
         try:
-            if len(self._admitted) < MAX_CONNECTIONS:
-                await self._pass_on(outer, peer)
-            else:
-                detail = f"{MAX_CONNECTIONS} connections are open"
-                self._refusals.refuse(TlsRefusal.CROWDED, peer, detail)
+            if not self._admits(outer, peer):
+                outer.writer.transport.abort()
+                return
+            await self._pass_on(outer, peer)
             outer.writer.close()
             with contextlib.suppress(OSError):  # the client may have disconnected first
                 await outer.writer.wait_closed()
@@ -209,10 +216,23 @@ class TlsProxy:
             return None
         return _ByteStream(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
 
+    def _admits(self, outer: _ByteStream, peer: str) -> bool:
+        """Return True for a client with the right name while there is room; refuse others."""
+        names = names_in(outer.writer.get_extra_info("peercert") or {})
+        if self._client_name not in names:
+            shown = ", ".join(sorted(names)) or "no name"
+            detail = f"the certificate is for {shown}, not for {self._client_name}"
+            self._refusals.refuse(TlsRefusal.NAME, peer, detail)
+            return False
+        if len(self._admitted) >= MAX_CONNECTIONS:
+            detail = f"{MAX_CONNECTIONS} connections are open"
+            self._refusals.refuse(TlsRefusal.CROWDED, peer, detail)
+            return False
+        return True
+
     async def _pass_on(self, outer: _ByteStream, peer: str) -> None:
         name = f"latencyprobe-{self._token}-{next(self._numbers)}"
-        certificate = outer.writer.get_extra_info("peercert") or {}
-        self._admitted[name] = Admitted(peer, names_in(certificate))
+        self._admitted[name] = Admitted(peer)
         try:
             with socket.socket(socket.AF_UNIX) as inside:
                 inside.setblocking(False)
