@@ -43,6 +43,7 @@ class TlsRefusal(StrEnum):
 
     NO_CERTIFICATE = "no_certificate"
     EXPIRED = "expired"
+    NOT_YET_VALID = "not_yet_valid"
     FOREIGN = "foreign_authority"
     PURPOSE = "no_client_certificate"
     NAME = "other_name"
@@ -53,6 +54,7 @@ class TlsRefusal(StrEnum):
 
 # X509_V_ERR_*, include/openssl/x509_vfy.h
 _BY_VERIFY_CODE = {
+    9: TlsRefusal.NOT_YET_VALID,
     10: TlsRefusal.EXPIRED,
     18: TlsRefusal.FOREIGN,
     19: TlsRefusal.FOREIGN,
@@ -268,6 +270,7 @@ async def _wait_for_first_byte(connection: socket.socket) -> None:
 _REASONS = {
     TlsRefusal.NO_CERTIFICATE: "the client sent no certificate",
     TlsRefusal.EXPIRED: "the certificate has expired",
+    TlsRefusal.NOT_YET_VALID: "the certificate is not yet valid: check the clocks of both machines",
     TlsRefusal.FOREIGN: "the certificate is not signed by the configured CA",
     TlsRefusal.PURPOSE: "the certificate is not valid for client authentication",
     TlsRefusal.NO_TLS: "the TLS handshake failed; the client may not trust the agent's certificate",

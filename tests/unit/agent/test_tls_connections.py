@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import pytest
 
 from latencyprobe.protocol.measurements import AGENT_NAME
 from latencyprobe_agent.serving.tls_proxy import TlsRefusal
-from tests.unit.agent.proxied import Proxied, proxied
+from tests.unit.agent.proxied import Proxied, issue_for, proxied
 from tests.unit.agent.running import until
+
+NOW = datetime.datetime.now(datetime.UTC)
+HOUR = datetime.timedelta(hours=1)
 
 
 @pytest.fixture
@@ -37,3 +41,13 @@ async def test_a_client_with_another_name_is_refused_before_a_byte_of_it_is_pass
         assert await client.end() == b""
         await until(lambda: proxy.count(TlsRefusal.NAME) == 1, "the refusal")
     assert proxy.inside == []
+
+
+async def test_a_certificate_of_the_future_is_reported_as_that(
+    proxy: Proxied, caplog: pytest.LogCaptureFixture
+) -> None:
+    early = issue_for(proxy.authority, NOW + HOUR, NOW + 2 * HOUR)
+    async with proxy.client(early) as client:
+        assert await client.end() == b""
+        await until(lambda: proxy.count(TlsRefusal.NOT_YET_VALID) == 1, "the refusal")
+    assert "the certificate is not yet valid: check the clocks" in caplog.text

@@ -43,6 +43,7 @@ def _ssl_error(reason: str) -> ssl.SSLError:
 @pytest.mark.parametrize(
     ("error", "refusal"),
     [
+        (_verification_error(9), TlsRefusal.NOT_YET_VALID),
         (_verification_error(10), TlsRefusal.EXPIRED),
         (_verification_error(19), TlsRefusal.FOREIGN),
         (_verification_error(20), TlsRefusal.FOREIGN),
