@@ -8,18 +8,19 @@ A client with another name than the operator's is refused right after its handsh
 reaches gRPC.
 
 The number of connections is bounded, also in a flood. If too many TLS handshakes are pending, the
-oldest one is cancelled: the operator, which completes its handshake quickly, is still admitted.
+oldest one of the address with the most is cancelled: the operator, which completes its handshake
+quickly, is still admitted.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import secrets
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from enum import StrEnum
@@ -27,13 +28,13 @@ from pathlib import Path
 
 from latencyprobe.process.tasks import first_to_end
 from latencyprobe_agent.serving.tls import RenewedContext, names_in
+from latencyprobe_agent.serving.tls_stream import ByteStream, SocketStream, TlsStream
 
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 32
 MAX_HANDSHAKES = 32
 HANDSHAKE_S = 5.0
-_CHUNK_BYTES = 64 << 10
 # A flood is reported, and does not flood the log.
 _LOG_S = 10.0
 
@@ -72,9 +73,6 @@ def refusal_in(error: Exception) -> TlsRefusal:
         return _BY_VERIFY_CODE.get(error.verify_code, TlsRefusal.FOREIGN)
     if isinstance(error, ssl.SSLError) and error.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
         return TlsRefusal.NO_CERTIFICATE
-    # asyncio has its own error for a handshake that takes too long.
-    if isinstance(error, ConnectionAbortedError) and "handshake is taking longer" in str(error):
-        return TlsRefusal.SLOW
     return TlsRefusal.NO_TLS
 
 
@@ -106,6 +104,18 @@ class Admitted:
     address: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Handshake:
+    """A pending handshake.
+
+    The task must not refer to itself. Otherwise, the exception that cancels it keeps it in memory,
+    with its TLS buffers, until the garbage collector runs.
+    """
+
+    task: asyncio.Task[None]
+    peer: str
+
+
 class TlsProxy:
     """A listener that forwards one client to the Unix socket `inner`.
 
@@ -122,7 +132,7 @@ class TlsProxy:
         self._token = secrets.token_hex(8)  # so that no other process's socket has our names
         self._numbers = itertools.count(1)
         self._admitted: dict[str, Admitted] = {}
-        self._handshakes: dict[asyncio.Task[None], str] = {}
+        self._handshakes: dict[socket.socket, _Handshake] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
 
@@ -139,8 +149,6 @@ class TlsProxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._listener is not None:
             self._listener.close()
-        for _ in range(2):  # a transport closes its socket in the next turn of the loop
-            await asyncio.sleep(0)
 
     def admitted(self, peer: str) -> Admitted | None:
         """Return the client of a connection, by gRPC's name of it."""
@@ -163,64 +171,50 @@ class TlsProxy:
                 continue
             peer = _peer_text(address)
             if len(self._handshakes) >= MAX_HANDSHAKES:
-                self._evict_oldest()
+                self._evict_one()
             task = self._spawn(self._serve(connection, peer))
             # Also if it was evicted before it began. Closing a socket twice does no harm.
             task.add_done_callback(_closing(connection))
-            self._handshakes[task] = peer
+            self._handshakes[connection] = _Handshake(task, peer)
 
-    def _evict_oldest(self) -> None:
-        task = next(iter(self._handshakes))
-        peer = self._handshakes.pop(task)
-        task.cancel()
+    def _evict_one(self) -> None:
+        """Cancel the oldest handshake of the address that has the most."""
+        pending = Counter(_host_of(each.peer) for each in self._handshakes.values())
+        most = max(pending.values())
+        connection, victim = next(
+            (connection, each)
+            for connection, each in self._handshakes.items()
+            if pending[_host_of(each.peer)] == most
+        )
+        del self._handshakes[connection]
+        victim.task.cancel()
         self._refusals.refuse(
-            TlsRefusal.CROWDED, peer, f"{MAX_HANDSHAKES} other TLS handshakes are pending"
+            TlsRefusal.CROWDED, victim.peer, f"{MAX_HANDSHAKES} other TLS handshakes are pending"
         )
 
     async def _serve(self, connection: socket.socket, peer: str) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        try:
-            outer = await self._shake_hands(connection, peer)
-        finally:
-            self._handshakes.pop(task, None)
-        if outer is None:
-            return
-        try:
-            if not self._admits(outer, peer):
-                outer.writer.transport.abort()
-                return
-            await self._pass_on(outer, peer)
-            outer.writer.close()
-            with contextlib.suppress(OSError):  # the client may have disconnected first
-                await outer.writer.wait_closed()
-        except asyncio.CancelledError:
-            outer.writer.transport.abort()
-            raise
+        with connection:
+            try:
+                stream = await self._shake_hands(connection, peer)
+            finally:
+                self._handshakes.pop(connection, None)
+            if stream is not None and self._admits(stream, peer):
+                await self._pass_on(stream, peer)
+                stream.say_goodbye()
 
-    async def _shake_hands(self, connection: socket.socket, peer: str) -> _ByteStream | None:
+    async def _shake_hands(self, connection: socket.socket, peer: str) -> TlsStream | None:
         """Do the TLS handshake; return the stream inside, or None if it fails."""
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(_CHUNK_BYTES, loop)
-        protocol = asyncio.StreamReaderProtocol(reader)
         try:
-            await _wait_for_first_byte(connection)
-            transport, _ = await loop.connect_accepted_socket(
-                lambda: protocol,
-                connection,
-                ssl=self._context.current(),
-                ssl_handshake_timeout=HANDSHAKE_S,
-                ssl_shutdown_timeout=1.0,
-            )
+            async with asyncio.timeout(HANDSHAKE_S):
+                return await TlsStream.accept(connection, self._context.current())
         except (OSError, TimeoutError) as error:  # an ssl.SSLError is an OSError
             refusal = refusal_in(error)
             self._refusals.refuse(refusal, peer, _REASONS[refusal])
             return None
-        return _ByteStream(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
 
-    def _admits(self, outer: _ByteStream, peer: str) -> bool:
+    def _admits(self, stream: TlsStream, peer: str) -> bool:
         """Return True for a client with the right name while there is room; refuse others."""
-        names = names_in(outer.writer.get_extra_info("peercert") or {})
+        names = names_in(stream.certificate)
         if self._client_name not in names:
             shown = ", ".join(sorted(names)) or "no name"
             detail = f"the certificate is for {shown}, not for {self._client_name}"
@@ -232,7 +226,7 @@ class TlsProxy:
             return False
         return True
 
-    async def _pass_on(self, outer: _ByteStream, peer: str) -> None:
+    async def _pass_on(self, outer: TlsStream, peer: str) -> None:
         name = f"latencyprobe-{self._token}-{next(self._numbers)}"
         self._admitted[name] = Admitted(peer)
         try:
@@ -240,9 +234,7 @@ class TlsProxy:
                 inside.setblocking(False)
                 inside.bind(f"\0{name}")
                 await asyncio.get_running_loop().sock_connect(inside, str(self._inner))
-                reader, writer = await asyncio.open_unix_connection(sock=inside)
-                with contextlib.closing(writer):
-                    await _relay(outer, _ByteStream(reader, writer))
+                await _relay(outer, SocketStream(inside))
         except OSError as error:
             log.debug("lost the connection of %s: %s", peer, error)
         finally:
@@ -251,20 +243,6 @@ class TlsProxy:
 
 def _closing(connection: socket.socket) -> Callable[[asyncio.Task[None]], None]:
     return lambda _: connection.close()
-
-
-async def _wait_for_first_byte(connection: socket.socket) -> None:
-    """Wait until the client sends its first byte; raise TimeoutError.
-
-    Until then a client costs only a descriptor, whereas asyncio's TLS allocates 256 KiB at once.
-    """
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(connection, readable.set)
-    try:
-        await asyncio.wait_for(readable.wait(), HANDSHAKE_S)
-    finally:
-        loop.remove_reader(connection)
 
 
 _REASONS = {
@@ -278,22 +256,18 @@ _REASONS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _ByteStream:
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
+async def _relay(one: ByteStream, other: ByteStream) -> None:
+    """Both ways, until either side ends: HTTP/2 has no use for half a connection."""
+    await first_to_end(_copy(one, other), _copy(other, one))
 
 
-async def _relay(one: _ByteStream, other: _ByteStream) -> None:
-    """Copy in both directions until either side ends: HTTP/2 does not use half a connection."""
-    await first_to_end(_copy(one.reader, other.writer), _copy(other.reader, one.writer))
+async def _copy(source: ByteStream, target: ByteStream) -> None:
+    while data := await source.read():
+        await target.write(data)
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Copy until the end. `drain` waits for a slow reader, and so slows its writer down."""
-    while chunk := await reader.read(_CHUNK_BYTES):
-        writer.write(chunk)
-        await writer.drain()
+def _host_of(peer: str) -> str:
+    return peer.rpartition(":")[0]
 
 
 def _peer_text(address: tuple[str, int]) -> str:

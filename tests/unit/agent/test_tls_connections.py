@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import datetime
+import gc
+import socket
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from latencyprobe.protocol.measurements import AGENT_NAME
+from latencyprobe_agent.serving import tls_proxy
 from latencyprobe_agent.serving.tls_proxy import TlsRefusal
+from latencyprobe_agent.serving.tls_stream import TlsStream
 from tests.unit.agent.proxied import Proxied, issue_for, proxied
 from tests.unit.agent.running import until
 
@@ -51,3 +59,64 @@ async def test_a_certificate_of_the_future_is_reported_as_that(
         assert await client.end() == b""
         await until(lambda: proxy.count(TlsRefusal.NOT_YET_VALID) == 1, "the refusal")
     assert "the certificate is not yet valid: check the clocks" in caplog.text
+
+
+HELLO = b"\x16"  # the first byte of a TLS handshake
+
+
+def begin_handshake(stack: contextlib.ExitStack, port: int, source: str) -> socket.socket:
+    """Connect from this address and send the first byte."""
+    connection = stack.enter_context(
+        socket.create_connection(("127.0.0.1", port), timeout=10, source_address=(source, 0))
+    )
+    connection.sendall(HELLO)
+    return connection
+
+
+async def test_a_cancelled_handshake_leaves_nothing_in_memory(
+    proxy: Proxied, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls_proxy, "MAX_HANDSHAKES", 2)
+    streams: weakref.WeakSet[TlsStream] = weakref.WeakSet()
+    begun = asyncio.Semaphore(0)
+    initialise = TlsStream.__init__
+
+    def begin(stream: TlsStream, *arguments: Any) -> None:
+        streams.add(stream)
+        initialise(stream, *arguments)
+        begun.release()
+
+    monkeypatch.setattr(TlsStream, "__init__", begin)
+    gc.disable()
+    try:
+        with contextlib.ExitStack() as stack:
+            for _ in range(10):
+                begin_handshake(stack, proxy.port, "127.0.0.1")
+                async with asyncio.timeout(10):
+                    await begun.acquire()
+            await until(lambda: len(streams) == 2, "the end of the cancelled ones")
+            assert proxy.count(TlsRefusal.CROWDED) == 8
+    finally:
+        gc.enable()
+
+
+async def test_a_flood_from_one_address_cancels_none_but_its_own_handshakes(
+    proxy: Proxied, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls_proxy, "MAX_HANDSHAKES", 4)
+    with contextlib.ExitStack() as stack:
+        quiet = begin_handshake(stack, proxy.port, "127.0.0.2")
+        for _ in range(20):
+            begin_handshake(stack, proxy.port, "127.0.0.1")
+        await until(lambda: proxy.count(TlsRefusal.CROWDED) == 17, "the end of the surplus")
+        quiet.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            quiet.recv(1)
+
+
+async def test_any_amount_of_data_passes_both_ways_at_once(proxy: Proxied) -> None:
+    text = bytes(range(256)) * (1 << 13)
+    async with proxy.client(proxy.operator) as client:
+        client.writer.write(text)
+        async with asyncio.timeout(30):
+            assert await client.reader.readexactly(len(text)) == text

@@ -52,7 +52,6 @@ def _ssl_error(reason: str) -> ssl.SSLError:
         (_ssl_error("PEER_DID_NOT_RETURN_A_CERTIFICATE"), TlsRefusal.NO_CERTIFICATE),
         (_ssl_error("HTTP_REQUEST"), TlsRefusal.NO_TLS),
         (TimeoutError(), TlsRefusal.SLOW),
-        (ConnectionAbortedError("SSL handshake is taking longer than 5 seconds"), TlsRefusal.SLOW),
         (ConnectionResetError(), TlsRefusal.NO_TLS),
     ],
 )
