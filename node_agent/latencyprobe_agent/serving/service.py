@@ -76,15 +76,15 @@ class Caller:
 
     async def check(self, context: Context) -> None:
         """End the call with PERMISSION_DENIED unless the caller is authorised."""
-        if self._proxy is not None and self._proxy.admitted(context.peer()) is None:
+        if self._proxy is not None and self._proxy.connection(context.peer()) is None:
             await context.abort(
                 grpc.StatusCode.PERMISSION_DENIED, "the call did not come through the TLS port"
             )
 
     def describe(self, context: Context) -> str:
         """Return the caller for the log; a Unix socket's client has no address."""
-        admitted = self._proxy.admitted(context.peer()) if self._proxy else None
-        return admitted.address if admitted else "the local client"
+        connection = self._proxy.connection(context.peer()) if self._proxy else None
+        return connection.address if connection else "the local client"
 
 
 class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):

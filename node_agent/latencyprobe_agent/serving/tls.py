@@ -70,6 +70,7 @@ class RenewedContext:
     def __init__(self, files: ServerTlsFiles) -> None:
         self._files = files
         self._stamps = self._stamp()
+        self._warned: tuple[tuple[int, int], ...] | None = self._stamps
         self._context = files.context()
 
     def current(self) -> ssl.SSLContext:
@@ -79,11 +80,17 @@ class RenewedContext:
             try:
                 self._context = self._files.context()
             except TlsFileError as error:
-                log.warning("keeping the old certificates: %s", error)
+                self._warn(stamps, error)
             else:
                 self._stamps = stamps
                 log.info("certificates renewed from %s", self._files.certificate)
         return self._context
+
+    def _warn(self, stamps: tuple[tuple[int, int], ...] | None, error: TlsFileError) -> None:
+        """Log the error once for each change of the files."""
+        if stamps != self._warned:
+            self._warned = stamps
+            log.warning("keeping the old certificates: %s", error)
 
     def _stamp(self) -> tuple[tuple[int, int], ...] | None:
         files = (self._files.ca, self._files.certificate, self._files.key)

@@ -10,6 +10,9 @@ reaches gRPC.
 The number of connections is bounded, also in a flood. If too many TLS handshakes are pending, the
 oldest one of the address with the most is cancelled: the operator, which completes its handshake
 quickly, is still admitted.
+
+A connection ends when its client's certificate ends, and when the agent's TLS files are replaced: a
+key whose authority was removed is useless from then on.
 """
 
 from __future__ import annotations
@@ -20,11 +23,13 @@ import logging
 import secrets
 import socket
 import ssl
+import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from latencyprobe.process.tasks import first_to_end
 from latencyprobe_agent.serving.tls import RenewedContext, names_in
@@ -35,6 +40,7 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 32
 MAX_HANDSHAKES = 32
 HANDSHAKE_S = 5.0
+_CHECK_S = 1.0
 # A flood is reported, and does not flood the log.
 _LOG_S = 10.0
 
@@ -97,11 +103,14 @@ class RefusalLog:
         log.warning("refused %s: %s%s", peer, detail, more)
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """An admitted client."""
+@dataclass(frozen=True, slots=True, eq=False)
+class AdmittedClient:
+    """An admitted client. `expires_at`: the end of its certificate, in seconds since 1970."""
 
     address: str
+    context: ssl.SSLContext
+    expires_at: float
+    is_ending: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +132,22 @@ class TlsProxy:
     """
 
     def __init__(
-        self, context: RenewedContext, inner: Path, client_name: str, refusals: RefusalLog
+        self,
+        context: RenewedContext,
+        inner: Path,
+        client_name: str,
+        refusals: RefusalLog,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._context = context
         self._inner = inner
         self._client_name = client_name
         self._refusals = refusals
+        self._clock = clock
         self._token = secrets.token_hex(8)  # so that no other process's socket has our names
         self._numbers = itertools.count(1)
-        self._admitted: dict[str, Admitted] = {}
+        self._connections: dict[str, AdmittedClient] = {}
         self._handshakes: dict[socket.socket, _Handshake] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
@@ -141,6 +157,7 @@ class TlsProxy:
         listener.setblocking(False)
         self._listener = listener
         self._spawn(self._accept(listener))
+        self._spawn(self._end_invalid())
 
     async def close(self) -> None:
         """Stop accepting, and close all connections."""
@@ -150,9 +167,9 @@ class TlsProxy:
         if self._listener is not None:
             self._listener.close()
 
-    def admitted(self, peer: str) -> Admitted | None:
-        """Return the client of a connection, by gRPC's name of it."""
-        return self._admitted.get(peer.removeprefix("unix-abstract:"))
+    def connection(self, peer: str) -> AdmittedClient | None:
+        """Return a connection by gRPC's name of it."""
+        return self._connections.get(peer.removeprefix("unix-abstract:"))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -193,20 +210,25 @@ class TlsProxy:
         )
 
     async def _serve(self, connection: socket.socket, peer: str) -> None:
+        context = self._context.current()
         with connection:
             try:
-                stream = await self._shake_hands(connection, peer)
+                stream = await self._shake_hands(connection, context, peer)
             finally:
                 self._handshakes.pop(connection, None)
             if stream is not None and self._admits(stream, peer):
-                await self._pass_on(stream, peer)
+                await self._pass_on(
+                    stream, AdmittedClient(peer, context, _end_of(stream.certificate))
+                )
                 stream.say_goodbye()
 
-    async def _shake_hands(self, connection: socket.socket, peer: str) -> TlsStream | None:
+    async def _shake_hands(
+        self, connection: socket.socket, context: ssl.SSLContext, peer: str
+    ) -> TlsStream | None:
         """Do the TLS handshake; return the stream inside, or None if it fails."""
         try:
             async with asyncio.timeout(HANDSHAKE_S):
-                return await TlsStream.accept(connection, self._context.current())
+                return await TlsStream.accept(connection, context)
         except (OSError, TimeoutError) as error:  # an ssl.SSLError is an OSError
             refusal = refusal_in(error)
             self._refusals.refuse(refusal, peer, _REASONS[refusal])
@@ -220,25 +242,45 @@ class TlsProxy:
             detail = f"the certificate is for {shown}, not for {self._client_name}"
             self._refusals.refuse(TlsRefusal.NAME, peer, detail)
             return False
-        if len(self._admitted) >= MAX_CONNECTIONS:
+        if len(self._connections) >= MAX_CONNECTIONS:
             detail = f"{MAX_CONNECTIONS} connections are open"
             self._refusals.refuse(TlsRefusal.CROWDED, peer, detail)
             return False
         return True
 
-    async def _pass_on(self, outer: TlsStream, peer: str) -> None:
+    async def _pass_on(self, outer: TlsStream, connection: AdmittedClient) -> None:
         name = f"latencyprobe-{self._token}-{next(self._numbers)}"
-        self._admitted[name] = Admitted(peer)
+        self._connections[name] = connection
         try:
             with socket.socket(socket.AF_UNIX) as inside:
                 inside.setblocking(False)
                 inside.bind(f"\0{name}")
                 await asyncio.get_running_loop().sock_connect(inside, str(self._inner))
-                await _relay(outer, SocketStream(inside))
+                await _relay(outer, SocketStream(inside), connection.is_ending)
         except OSError as error:
-            log.debug("lost the connection of %s: %s", peer, error)
+            log.debug("lost the connection of %s: %s", connection.address, error)
         finally:
-            del self._admitted[name]
+            del self._connections[name]
+
+    async def _end_invalid(self) -> None:
+        """End connections whose handshake would fail now, until cancelled."""
+        while True:
+            await asyncio.sleep(_CHECK_S)
+            context, now = self._context.current(), self._clock()
+            for connection in self._connections.values():
+                if connection.is_ending.is_set():
+                    continue
+                if now >= connection.expires_at:
+                    refusal, peer = TlsRefusal.EXPIRED, connection.address
+                    self._refusals.refuse(refusal, peer, _REASONS[refusal])
+                elif connection.context is not context:
+                    log.info(
+                        "ended the connection of %s: the certificates were renewed",
+                        connection.address,
+                    )
+                else:
+                    continue
+                connection.is_ending.set()
 
 
 def _closing(connection: socket.socket) -> Callable[[asyncio.Task[None]], None]:
@@ -256,14 +298,22 @@ _REASONS = {
 }
 
 
-async def _relay(one: ByteStream, other: ByteStream) -> None:
+async def _relay(one: ByteStream, other: ByteStream, is_ending: asyncio.Event) -> None:
     """Both ways, until either side ends: HTTP/2 has no use for half a connection."""
-    await first_to_end(_copy(one, other), _copy(other, one))
+    await first_to_end(_copy(one, other), _copy(other, one), _until(is_ending))
+
+
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 async def _copy(source: ByteStream, target: ByteStream) -> None:
     while data := await source.read():
         await target.write(data)
+
+
+def _end_of(certificate: Mapping[str, Any]) -> float:
+    return ssl.cert_time_to_seconds(certificate["notAfter"])
 
 
 def _host_of(peer: str) -> str:

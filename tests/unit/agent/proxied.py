@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import ssl
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -65,16 +66,16 @@ class Client:
 
     async def answer(self, text: bytes = b"hello") -> bytes:
         """Send a text and return what comes back; empty if the connection has ended."""
-        with contextlib.suppress(OSError):
-            self.writer.write(text)
-            async with asyncio.timeout(10):
+        async with asyncio.timeout(10):
+            with contextlib.suppress(OSError):
+                self.writer.write(text)
                 return await self.reader.read(len(text))
         return b""
 
     async def end(self) -> bytes:
         """Wait for the end of the connection; return what was received until then."""
-        with contextlib.suppress(OSError):
-            async with asyncio.timeout(10):
+        async with asyncio.timeout(10):
+            with contextlib.suppress(OSError):
                 return await self.reader.read()
         return b""
 
@@ -88,6 +89,7 @@ class Proxied:
     proxy: TlsProxy
     port: int
     refused: Counter[str]
+    clock: list[float]
     inside: list[asyncio.StreamWriter] = field(default_factory=list)
 
     @property
@@ -125,9 +127,10 @@ async def proxied(directory: Path) -> AsyncIterator[Proxied]:
     inner = directory / "inner"
     context = RenewedContext(write_files(directory, authority))
     refusals = RefusalLog(lambda reason: refused.update([reason]))
-    proxy = TlsProxy(context, inner, OPERATOR_NAME, refusals)
+    clock = [time.time()]
+    proxy = TlsProxy(context, inner, OPERATOR_NAME, refusals, clock=lambda: clock[0])
     listener = listen("127.0.0.1", 0)
-    running = Proxied(directory, authority, proxy, listener.getsockname()[1], refused)
+    running = Proxied(directory, authority, proxy, listener.getsockname()[1], refused, clock)
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         running.inside.append(writer)

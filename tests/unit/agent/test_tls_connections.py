@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import gc
 import socket
+import ssl
 import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,11 +15,13 @@ from typing import Any
 
 import pytest
 
+from latencyprobe.commands.pki import Authority
 from latencyprobe.protocol.measurements import AGENT_NAME
 from latencyprobe_agent.serving import tls_proxy
+from latencyprobe_agent.serving.tls import RenewedContext
 from latencyprobe_agent.serving.tls_proxy import TlsRefusal
 from latencyprobe_agent.serving.tls_stream import TlsStream
-from tests.unit.agent.proxied import Proxied, issue_for, proxied
+from tests.unit.agent.proxied import Proxied, issue_for, proxied, write_files
 from tests.unit.agent.running import until
 
 NOW = datetime.datetime.now(datetime.UTC)
@@ -26,7 +29,8 @@ HOUR = datetime.timedelta(hours=1)
 
 
 @pytest.fixture
-async def proxy(tmp_path: Path) -> AsyncIterator[Proxied]:
+async def proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Proxied]:
+    monkeypatch.setattr(tls_proxy, "_CHECK_S", 0.01)
     async with proxied(tmp_path) as running:
         yield running
 
@@ -120,3 +124,50 @@ async def test_any_amount_of_data_passes_both_ways_at_once(proxy: Proxied) -> No
         client.writer.write(text)
         async with asyncio.timeout(30):
             assert await client.reader.readexactly(len(text)) == text
+
+
+async def test_a_connection_ends_with_its_certificate(
+    proxy: Proxied, caplog: pytest.LogCaptureFixture
+) -> None:
+    ending = issue_for(proxy.authority, NOW - HOUR, NOW + HOUR)
+    async with proxy.client(ending) as client, proxy.client(proxy.operator) as other:
+        assert await client.answer() == b"hello"
+        proxy.clock[0] = (NOW + 2 * HOUR).timestamp()
+        assert await client.end() == b""
+        assert await other.answer() == b"hello"
+    assert proxy.count(TlsRefusal.EXPIRED) == 1
+    assert "the certificate has expired" in caplog.text
+
+
+async def test_connections_end_when_the_authority_is_replaced(proxy: Proxied) -> None:
+    stolen = proxy.operator
+    async with proxy.client(stolen) as client:
+        assert await client.answer() == b"hello"
+        proxy.authority = Authority()
+        write_files(proxy.directory, proxy.authority)
+        assert await client.end() == b""
+    async with proxy.client(proxy.operator) as client:
+        assert await client.answer() == b"hello"
+    async with proxy.client(stolen) as client:
+        assert await client.answer() == b""
+    assert proxy.count(TlsRefusal.FOREIGN) == 1
+
+
+async def test_connections_stay_while_new_files_do_not_match(
+    proxy: Proxied, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = asyncio.Semaphore(0)
+    current = RenewedContext.current
+
+    def check(context: RenewedContext) -> ssl.SSLContext:
+        checks.release()
+        return current(context)
+
+    async with proxy.client(proxy.operator) as client:
+        (proxy.directory / "tls.key").write_bytes(proxy.operator.key_pem)
+        monkeypatch.setattr(RenewedContext, "current", check)
+        async with asyncio.timeout(10):
+            for _ in range(3):
+                await checks.acquire()
+        assert await client.answer() == b"hello"
+    assert caplog.text.count("keeping the old certificates") == 1
