@@ -26,7 +26,7 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -103,14 +103,30 @@ class RefusalLog:
         log.warning("refused %s: %s%s", peer, detail, more)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class AdmittedClient:
     """An admitted client. `expires_at`: the end of its certificate, in seconds since 1970."""
 
-    address: str
-    context: ssl.SSLContext
-    expires_at: float
-    is_ending: asyncio.Event = field(default_factory=asyncio.Event)
+    def __init__(self, address: str, context: ssl.SSLContext, expires_at: float) -> None:
+        self.address = address
+        self.context = context
+        self.expires_at = expires_at
+        self.is_ending = asyncio.Event()
+        self.idle_since = asyncio.get_running_loop().time()
+        self._calls = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """True if no call is in progress."""
+        return self._calls == 0
+
+    def begin_call(self) -> None:
+        """Note the beginning of a call."""
+        self._calls += 1
+
+    def end_call(self) -> None:
+        """Note the end of a call."""
+        self._calls -= 1
+        self.idle_since = asyncio.get_running_loop().time()
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,17 +251,33 @@ class TlsProxy:
             return None
 
     def _admits(self, stream: TlsStream, peer: str) -> bool:
-        """Return True for a client with the right name while there is room; refuse others."""
+        """Return True for a client with the right name if there is room; refuse others."""
         names = names_in(stream.certificate)
         if self._client_name not in names:
             shown = ", ".join(sorted(names)) or "no name"
             detail = f"the certificate is for {shown}, not for {self._client_name}"
             self._refusals.refuse(TlsRefusal.NAME, peer, detail)
             return False
-        if len(self._connections) >= MAX_CONNECTIONS:
-            detail = f"{MAX_CONNECTIONS} connections are open"
-            self._refusals.refuse(TlsRefusal.CROWDED, peer, detail)
+        return self._make_room(peer)
+
+    def _make_room(self, peer: str) -> bool:
+        """End the connection that has been idle longest, if all places are taken.
+
+        Return False, and refuse the new client, if none is idle.
+        """
+        opened = [each for each in self._connections.values() if not each.is_ending.is_set()]
+        if len(opened) < MAX_CONNECTIONS:
+            return True
+        detail = f"{MAX_CONNECTIONS} connections are open"
+        idle = [each for each in opened if each.is_idle]
+        if not idle:
+            self._refusals.refuse(TlsRefusal.CROWDED, peer, f"{detail}, all with calls")
             return False
+        victim = min(idle, key=lambda each: each.idle_since)
+        victim.is_ending.set()
+        self._refusals.refuse(
+            TlsRefusal.CROWDED, victim.address, f"{detail}, and this one has been idle longest"
+        )
         return True
 
     async def _pass_on(self, outer: TlsStream, connection: AdmittedClient) -> None:

@@ -171,3 +171,21 @@ async def test_connections_stay_while_new_files_do_not_match(
                 await checks.acquire()
         assert await client.answer() == b"hello"
     assert caplog.text.count("keeping the old certificates") == 1
+
+
+async def test_without_an_idle_connection_a_new_one_is_refused(
+    proxy: Proxied, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls_proxy, "MAX_CONNECTIONS", 1)
+    async with proxy.client(proxy.operator) as busy:
+        assert await busy.answer() == b"hello"
+        (connection,) = proxy.proxy._connections.values()
+        connection.begin_call()
+        async with proxy.client(proxy.operator) as other:
+            assert await other.end() == b""
+        assert await busy.answer() == b"hello"
+        connection.end_call()
+        async with proxy.client(proxy.operator) as other:
+            assert await other.answer() == b"hello"
+        assert await busy.end() == b""
+    assert proxy.count(TlsRefusal.CROWDED) == 2

@@ -10,6 +10,7 @@ import ssl
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -102,14 +103,21 @@ class Served:
             or 0.0
         )
 
-    async def ask(self) -> str:
-        """The node's name, as the operator."""
+    def channel(self) -> grpc.aio.Channel:
+        """A connection of its own, as the operator."""
         operator = self._authority.issue(OPERATOR_NAME, server=False, client=True, days=1)
         credentials = grpc.ssl_channel_credentials(
             self._authority.credential.certificate_pem, operator.key_pem, operator.certificate_pem
         )
-        options = (("grpc.ssl_target_name_override", AGENT_NAME),)
-        async with grpc.aio.secure_channel(self.address, credentials, options) as channel:
+        options = (
+            ("grpc.ssl_target_name_override", AGENT_NAME),
+            ("grpc.use_local_subchannel_pool", 1),
+        )
+        return grpc.aio.secure_channel(self.address, credentials, options)
+
+    async def ask(self) -> str:
+        """The node's name, as the operator."""
+        async with self.channel() as channel:
             info = await NodeAgentStub(channel).GetNodeInfo(pb.GetNodeInfoRequest(), timeout=10)
         return info.node_name
 
@@ -150,6 +158,23 @@ async def test_who_says_nothing_is_hung_up_on(
     with socket.create_connection(served.host_port, timeout=5) as connection:
         assert await asyncio.to_thread(connection.recv, 1) == b""
     assert served.refused(TlsRefusal.SLOW) == 1
+
+
+async def test_idle_connections_make_room_and_one_with_a_call_stays(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls_proxy, "MAX_CONNECTIONS", 4)
+    async with contextlib.AsyncExitStack() as stack:
+        watching = await stack.enter_async_context(served.channel())
+        call: Any = NodeAgentStub(watching).WatchReports(pb.WatchReportsRequest())
+        assert isinstance(await call.read(), pb.Report)
+        for _ in range(10):
+            idle = await stack.enter_async_context(served.channel())
+            info = await NodeAgentStub(idle).GetNodeInfo(pb.GetNodeInfoRequest(), timeout=10)
+            assert info.node_name == "blue"
+        assert served.refused(TlsRefusal.CROWDED) == 7
+        assert not call.done()
+        call.cancel()
 
 
 async def test_every_reason_is_there_from_the_start(served: Served) -> None:
