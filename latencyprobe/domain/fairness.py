@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 # Limits on the desired state of one agent: room for 37 probes on 110 containers, or 12 on 330. With
@@ -18,6 +18,8 @@ from typing import Generic, TypeVar
 # Probes that share a slot and an interval share this memory.
 MAX_PROBES = 1024
 MAX_TARGETS = 4096
+
+_PIECE_BYTES = 64
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -186,6 +188,42 @@ def surplus_targets(
         f"{share_text(short)}: use fewer probes on this node, or select fewer pods"
         for name, short in refused_claims(claims, sizes).items()
     }
+
+
+def oversize_targets(
+    targets: Iterable[tuple[str, TargetName]],
+    probe_bytes: Mapping[str, int],
+    target_bytes: Mapping[TargetName, int],
+    max_bytes: int,
+    held: Container[TargetName] = (),
+) -> dict[TargetName, str]:
+    """Return the targets beyond the size of a message, each with a message.
+
+    Each target comes with its namespace, and takes its own bytes and once those of its probe. Sizes
+    are rounded up to pieces of some bytes: entries of a table like any other.
+    """
+    pieces_of_probes = {name: _pieces(name, size) for name, size in probe_bytes.items()}
+    claims = (
+        Claim(
+            key=name,
+            namespace=namespace,
+            probe_id=name[0],
+            place=name[1],
+            needs={"bytes": pieces_of_probes[name[0]] | _pieces(name, target_bytes[name])},
+            is_held=name in held,
+        )
+        for namespace, name in targets
+    )
+    return {
+        name: f"a message to an agent has at most {max_bytes} bytes; "
+        f"{share_text(replace(short, share=short.share * _PIECE_BYTES))} bytes: "
+        "use fewer probes on this node, or select fewer pods"
+        for name, short in refused_claims(claims, {"bytes": max_bytes // _PIECE_BYTES}).items()
+    }
+
+
+def _pieces(of: Hashable, size_bytes: int) -> frozenset[Hashable]:
+    return frozenset((of, number) for number in range(-(-size_bytes // _PIECE_BYTES)))
 
 
 def share_text(shortage: Shortage) -> str:

@@ -23,6 +23,9 @@ PROTOCOL_VERSION = 1
 # The names in the certificates, by which each side identifies the other.
 AGENT_NAME = "agent.latencyprobe.io"
 OPERATOR_NAME = "operator.latencyprobe.io"
+# The largest message that an agent takes in: a desired state. Parsing multiplies its size.
+MAX_REQUEST_BYTES = 1 << 20
+# The largest message that a client takes in: a report, or the answer to a desired state.
 MAX_MESSAGE_BYTES = 16 << 20
 # For a namespace's or a node's counters, which have the names of the kernel and the drivers.
 MAX_OPEN_COUNTERS = 256

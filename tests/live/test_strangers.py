@@ -26,7 +26,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from latencyprobe.commands.pki import Authority, Credential
 from latencyprobe.domain.fairness import MAX_TARGETS
-from latencyprobe.protocol.measurements import AGENT_NAME, MAX_MESSAGE_BYTES, OPERATOR_NAME
+from latencyprobe.protocol.measurements import AGENT_NAME, MAX_REQUEST_BYTES, OPERATOR_NAME
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_agent.serving.tls_proxy import MAX_CONNECTIONS, MAX_HANDSHAKES
@@ -320,14 +320,14 @@ def test_oversized_and_malformed_messages_are_errors_and_measurement_goes_on(
         for _ in range(5):
             apply: Any = channel.unary_unary("/latencyprobe.v1.NodeAgent/Apply")
             with pytest.raises(grpc.RpcError) as refused:
-                apply(bytes(MAX_MESSAGE_BYTES + 1), timeout=30)
+                apply(bytes(MAX_REQUEST_BYTES + 1), timeout=30)
             assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
             with pytest.raises(grpc.RpcError) as refused:
                 apply(b"\xff" * 1000, timeout=30)
             assert refused.value.code() == grpc.StatusCode.UNKNOWN
             assert "Wire format was corrupt" in (refused.value.details() or "")
         # A receive buffer's worth for what was under way.
-        assert served.rss_bytes() <= memory + GROWTH_BYTES + MAX_MESSAGE_BYTES
+        assert served.rss_bytes() <= memory + GROWTH_BYTES + MAX_REQUEST_BYTES
         exchange(pair)
         wait_for_count(measured)
 

@@ -17,8 +17,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from latencyprobe.process.listening import listen
+from latencyprobe.protocol.measurements import MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES
 from latencyprobe.process.temporary import temporary_folder
-from latencyprobe.protocol.measurements import MAX_MESSAGE_BYTES
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1 import node_agent_pb2_grpc
 from latencyprobe_agent.agent import Agent, ShuttingDownError, StaleGenerationError
@@ -44,7 +44,7 @@ _MAX_RPCS = 64
 _MAX_SOCKET_PATH = 107  # sun_path, include/uapi/linux/un.h, and its NUL
 
 _OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_concurrent_streams", _MAX_RPCS),
     # A client that vanished without closing (its node died) is detected within 30 s.

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 
 from latencyprobe.domain.coverage import StageCoverage
-from latencyprobe.domain.fairness import TargetName, surplus_targets
+from latencyprobe.domain.fairness import TargetName, oversize_targets, surplus_targets
 from latencyprobe.domain.stages import BY_NAME
 from latencyprobe.domain.targets import TargetState
 from latencyprobe.protocol.measurements import (
     CorruptMessageError,
+    MAX_REQUEST_BYTES,
     measurement_from_proto,
     node_from_proto,
 )
@@ -24,10 +25,12 @@ from latencyprobe_operator.desired_state import DesiredNodeState, ProbeOnNode
 from latencyprobe_operator.model import ContainerTarget
 from latencyprobe_operator.observed_state import ReportedProbe, ReportedTarget, TargetStatus
 
-# As many probes and targets of these sizes as an agent takes are below the protocol's
-# MAX_MESSAGE_BYTES.
 _LARGEST_PROBE_BYTES = 4096
 _LARGEST_TARGET_BYTES = 1024
+# Around a probe's or target's own bytes: tag and length.
+_FRAME_BYTES = 4
+# For the fields of a state beside its probes.
+_STATE_BYTES = 64
 _NOT_ENCODABLE = (ValueError, TypeError, OverflowError)
 
 
@@ -66,14 +69,15 @@ def outgoing_state(
         encoded[probe.key.uid] = each = _encode(probe)
         for target_id, reason in each.failures.items():
             left_out[probe.key.uid][target_id] = TargetStatus(TargetState.FAILED, reason)
-    names = (
-        (probe.key.namespace, (probe.key.uid, target_id))
-        for probe in state
-        for target_id in encoded[probe.key.uid].targets
-    )
-    for (probe_uid, target_id), reason in surplus_targets(names, held).items():
-        left_out[probe_uid][target_id] = TargetStatus(TargetState.FAILED, reason)
-        del encoded[probe_uid].targets[target_id]
+    for surplus in (surplus_targets, _oversize(encoded)):
+        names = [
+            (probe.key.namespace, (probe.key.uid, target_id))
+            for probe in state
+            for target_id in encoded[probe.key.uid].targets
+        ]
+        for (probe_uid, target_id), reason in surplus(names, held).items():
+            left_out[probe_uid][target_id] = TargetStatus(TargetState.FAILED, reason)
+            del encoded[probe_uid].targets[target_id]
     message = pb.DesiredState(generation=generation, lease=Duration(seconds=lease_s))
     for each in encoded.values():
         if each.targets:
@@ -89,6 +93,35 @@ class _Encoded:
     probe: pb.Probe
     targets: dict[str, pb.Target]
     failures: dict[str, str]
+
+
+_Surplus = Callable[
+    [Iterable[tuple[str, TargetName]], Container[TargetName]], dict[TargetName, str]
+]
+
+
+def _oversize(encoded: Mapping[str, _Encoded]) -> _Surplus:
+    """Return a function that finds the targets that do not fit into one message."""
+
+    def surplus(
+        targets: Iterable[tuple[str, TargetName]], held: Container[TargetName]
+    ) -> dict[TargetName, str]:
+        probe_bytes = {
+            uid: each.probe.ByteSize() + _FRAME_BYTES
+            for uid, each in encoded.items()
+            if each.targets
+        }
+        target_bytes = {
+            (uid, target_id): target.ByteSize() + _FRAME_BYTES
+            for uid, each in encoded.items()
+            for target_id, target in each.targets.items()
+        }
+        room = MAX_REQUEST_BYTES - _STATE_BYTES
+        if sum(probe_bytes.values()) + sum(target_bytes.values()) <= room:
+            return {}
+        return oversize_targets(targets, probe_bytes, target_bytes, room, held)
+
+    return surplus
 
 
 def _encode(probe: ProbeOnNode) -> _Encoded:

@@ -10,9 +10,9 @@ import pytest
 
 from latencyprobe.domain.fairness import MAX_PROBES, MAX_TARGETS, TargetName
 from latencyprobe.domain.targets import TargetState
-from latencyprobe.protocol.measurements import MAX_MESSAGE_BYTES, measurement_to_proto
-from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents.messages import Outgoing, outgoing_state, reported_probe
+from latencyprobe.protocol.measurements import MAX_REQUEST_BYTES, measurement_to_proto
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.api.spec import ProbeKey
 from latencyprobe_operator.desired_state import DesiredNodeState, DesiredStates, ProbeOnNode
 from latencyprobe_operator.model import Container, ContainerTarget, Pod
@@ -80,7 +80,7 @@ def test_a_namespace_that_was_first_yields_what_is_above_its_share() -> None:
     assert send(first, both).targets >= {name for name in both if "first" in name[0]}
 
 
-def test_the_largest_state_can_be_sent() -> None:
+def test_a_state_too_large_for_a_message_is_trimmed_fairly() -> None:
     long = "x" * 700
     targets = tuple(
         ContainerTarget(f"{number:04}{long[:100]}", "u" * 100, Container("c", long))
@@ -98,9 +98,34 @@ def test_the_largest_state_can_be_sent() -> None:
         )
         for number in range(MAX_PROBES + 10)
     )
+    outgoing = send(state + node_state("bank", 3, some_pods(5, "b")))
+    size = outgoing.message.ByteSize()
+    assert 0.9 * MAX_REQUEST_BYTES < size <= MAX_REQUEST_BYTES
+    assert sum(name[0].startswith("uid-bank") for name in outgoing.targets) == 15
+    statuses = [status for each in outgoing.left_out.values() for status in each.values()]
+    assert len(statuses) + len(outgoing.targets) == 5 * len(state) + 15
+    texts = {status.message for status in statuses if "bytes" in status.message}
+    assert len(texts) == 1
+    assert next(iter(texts)).startswith("a message to an agent has at most 1048512 bytes; the sha")
+    assert send(state, outgoing.targets).targets >= {
+        name for name in outgoing.targets if not name[0].startswith("uid-bank")
+    }
+
+
+def test_as_many_usual_targets_as_an_agent_measures_fit_into_a_message() -> None:
+    uid, container_id = "0b8f7c34-5a3c-4a57-8a6e-0f6f1d5f6d1c", "containerd://" + "ab" * 32
+    targets = tuple(
+        ContainerTarget(f"{number:08}{uid[8:]}/{container_id}", uid, Container("c", container_id))
+        for number in range(MAX_TARGETS // 16)
+    )
+    state = tuple(
+        replace(BROKEN, key=ProbeKey(f"{number:08}{uid[8:]}", "shop", "checkout"), targets=targets)
+        for number in range(16)
+    )
     outgoing = send(state)
     assert len(outgoing.targets) == MAX_TARGETS
-    assert outgoing.message.ByteSize() < MAX_MESSAGE_BYTES
+    assert outgoing.left_out == {}
+    assert outgoing.message.ByteSize() <= MAX_REQUEST_BYTES
 
 
 SOUND = node_state("bank", 1, some_pods(1, "b"))
