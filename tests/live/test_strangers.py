@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
 import re
+import secrets
 import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -31,7 +32,8 @@ from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_agent.serving.tls_proxy import MAX_CONNECTIONS, MAX_HANDSHAKES
 from tests.live.pods import Pod
-from tests.live.targets import until
+from tests.live.targets import made_cgroup, until
+from tests.patience import patient
 from tests.unit.agent.states import seconds
 
 AGENT = (sys.executable, "-P", "-m", "latencyprobe.commands.cli", "agent")
@@ -194,12 +196,24 @@ def test_who_speaks_no_tls_is_refused_and_counted(served: Served) -> None:
     assert served.refused("no_tls") == before + 1
 
 
+@pytest.fixture
+def pair(pair: tuple[Pod, Pod]) -> Iterator[tuple[Pod, Pod]]:
+    """The second pod is a container of Kubernetes: over TLS, an agent measures nothing else."""
+    client, server = pair
+    with made_cgroup(f"kubepods/pod{uuid.uuid4()}/{secrets.token_hex(32)}") as cgroup:
+        yield client, replace(server, cgroup=cgroup)
+
+
 def probe_of(pod: Pod, name: str = "kept") -> pb.Probe:
+    container = pb.Container(
+        pod_uid=pod.cgroup.parent.name.removeprefix("pod"),
+        container_id=f"containerd://{pod.cgroup.name}",
+    )
     return pb.Probe(
         id=name,
         modules=["rx", "tx"],
         interval=seconds(0.2),
-        targets=[pb.Target(id="t", cgroup_path=os.fsencode(pod.cgroup))],
+        targets=[pb.Target(id="t", container=container)],
     )
 
 
@@ -211,6 +225,17 @@ def inhabited(pod: Pod) -> Iterator[None]:
         yield
     finally:
         resident.stop()
+
+
+def attach(stub: NodeAgentStub, state: pb.DesiredState) -> None:
+    """Apply until the first target is attached: an agent looks for new pods every few seconds."""
+
+    def is_attached() -> bool:
+        state.generation = time.time_ns()
+        target = stub.Apply(state, timeout=60).probes[0].targets[0]
+        return bool(target.state == pb.TargetStatus.ATTACHED)
+
+    until(is_attached, "the container to be found", seconds=patient(60))
 
 
 class Measured:
@@ -231,8 +256,7 @@ class Measured:
                 state = pb.DesiredState(
                     generation=time.time_ns(), probes=[probe_of(self._pod)], lease=seconds(60)
                 )
-                result = stub.Apply(state, timeout=60)
-                assert result.probes[0].targets[0].state == pb.TargetStatus.ATTACHED
+                attach(stub, state)
                 try:
                     yield self
                 finally:
@@ -349,7 +373,13 @@ def test_what_can_not_be_meant_or_is_too_much_is_refused_alone_and_measurement_g
         id="many",
         modules=["rx"],
         interval=seconds(1),
-        targets=[pb.Target(id=str(n), pid=4_100_000 + n) for n in range(10_000)],
+        targets=[
+            pb.Target(
+                id=str(n),
+                container=pb.Container(pod_uid="0" * 32, container_id=f"containerd://{n:064x}"),
+            )
+            for n in range(MAX_TARGETS + 900)
+        ],
     )
     twice = pb.DesiredState(probes=[path, path])
     with measured.running(), served.channel(served.operator) as channel:
@@ -380,8 +410,7 @@ def test_a_slow_reader_of_reports_costs_no_memory_and_loses_nothing(
     with inhabited(pair[1]), served.channel(served.operator) as channel:
         stub = NodeAgentStub(channel)
         stream = stub.WatchReports(pb.WatchReportsRequest(), timeout=60)
-        state = pb.DesiredState(generation=time.time_ns(), probes=probes, lease=seconds(60))
-        stub.Apply(state, timeout=60)
+        attach(stub, pb.DesiredState(probes=probes, lease=seconds(60)))
         memory = served.rss_bytes()
         exchange(pair, gap_ms=20)  # some 30 intervals, of 200 probes each, that nobody reads
         assert served.rss_bytes() <= memory + GROWTH_BYTES

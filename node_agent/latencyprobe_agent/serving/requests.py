@@ -47,8 +47,11 @@ _CONTAINER_ID = re.compile(r"(?P<runtime>[a-z-]+)://(?P<id>[0-9a-f]{64})")
 _PACKET_STAGES = tuple(stage.name for stage in PACKET_STAGES)
 
 
-def parse_desired(message: pb.DesiredState) -> Desired:
-    """Decode a desired state; raise InvalidStateError. Limits on its size are not checked."""
+def parse_desired(message: pb.DesiredState, *, only_containers: bool = False) -> Desired:
+    """Decode a desired state; raise InvalidStateError. Limits on its size are not checked.
+
+    `only_containers`: targets of other kinds are refused one by one.
+    """
     lease_s = _seconds(message.lease.seconds, message.lease.nanos)
     if not 0 <= lease_s <= MAX_LEASE_S:
         raise InvalidStateError("lease", f"{lease_s:g} s: must be from 0 to {MAX_LEASE_S:g} s")
@@ -59,7 +62,7 @@ def parse_desired(message: pb.DesiredState) -> Desired:
     refused: dict[str, dict[str, str]] = {}
     for each in message.probes:
         try:
-            probe, invalid = _parse_probe(each)
+            probe, invalid = _parse_probe(each, only_containers=only_containers)
         except InvalidStateError as error:
             refused[each.id] = {target.id: str(error) for target in each.targets}
             continue
@@ -100,7 +103,9 @@ def _check_limit(limit: pb.StageLimit, field: str) -> None:
         )
 
 
-def _parse_probe(message: pb.Probe) -> tuple[DesiredProbe, dict[str, str]]:
+def _parse_probe(
+    message: pb.Probe, *, only_containers: bool
+) -> tuple[DesiredProbe, dict[str, str]]:
     """Return the probe with its valid targets, and the messages on the others by their ids."""
     _check_unique((target.id for target in message.targets), "targets")
     targets, invalid = [], {}
@@ -108,6 +113,8 @@ def _parse_probe(message: pb.Probe) -> tuple[DesiredProbe, dict[str, str]]:
         if not each.id:
             raise InvalidStateError(f"targets[{index}].id", "is empty")
         try:
+            if only_containers:
+                _check_is_container(each, f"targets[{index}]")
             targets.append(_parse_target(each, f"targets[{index}]"))
         except InvalidStateError as error:
             invalid[each.id] = str(error)
@@ -207,6 +214,16 @@ def _parse_budget(percent: float, field: str) -> float:
     if not math.isfinite(percent) or percent < 0:
         raise InvalidStateError(field, f"{percent}: must be 0 (no limit) or above")
     return percent
+
+
+def _check_is_container(message: pb.Target, field: str) -> None:
+    kind = message.WhichOneof("selector")
+    if kind not in (None, "container"):
+        raise InvalidStateError(
+            f"{field}.{kind}",
+            "over TLS an agent measures containers only; for processes, cgroups and network "
+            "namespaces use `latencyprobe run` on the node",
+        )
 
 
 def _parse_target(message: pb.Target, field: str) -> DesiredTarget:

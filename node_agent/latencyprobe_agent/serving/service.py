@@ -17,8 +17,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from latencyprobe.process.listening import listen
-from latencyprobe.protocol.measurements import MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES
 from latencyprobe.process.temporary import temporary_folder
+from latencyprobe.protocol.measurements import MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1 import node_agent_pb2_grpc
 from latencyprobe_agent.agent import Agent, ShuttingDownError, StaleGenerationError
@@ -74,6 +74,11 @@ class Caller:
     def __init__(self, proxy: TlsProxy | None = None) -> None:
         self._proxy = proxy
 
+    @property
+    def is_local(self) -> bool:
+        """True for callers on a Unix socket, who may measure anything on this machine."""
+        return self._proxy is None
+
     async def check(self, context: Context) -> None:
         """End the call with PERMISSION_DENIED unless the caller is authorised."""
         if self._proxy is None:
@@ -123,7 +128,8 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
         await self._caller.check(context)
 
         async def answer() -> pb.ApplyResult:
-            return apply_result(await self._agent.apply(parse_desired(request)))
+            desired = parse_desired(request, only_containers=not self._caller.is_local)
+            return apply_result(await self._agent.apply(desired))
 
         return await self._guard(answer, context)
 

@@ -14,8 +14,8 @@ from latencyprobe.domain.fairness import TargetName, oversize_targets, surplus_t
 from latencyprobe.domain.stages import BY_NAME
 from latencyprobe.domain.targets import TargetState
 from latencyprobe.protocol.measurements import (
-    CorruptMessageError,
     MAX_REQUEST_BYTES,
+    CorruptMessageError,
     measurement_from_proto,
     node_from_proto,
 )

@@ -61,6 +61,20 @@ def test_a_state_becomes_values() -> None:
     assert [t.selector for t in probe.targets] == [ContainerSelector(UID, CID), PidSelector(4242)]
 
 
+def test_over_tls_targets_that_are_no_containers_are_refused_one_by_one() -> None:
+    state = _state()
+    state.probes[0].targets.add(id="c", cgroup_path="/sys/fs/cgroup")
+    state.probes[0].targets.add(id="n", netns_path="/proc/1/ns/net")
+    desired = parse_desired(state, only_containers=True)
+    assert [t.selector for t in desired.probes[0].targets] == [ContainerSelector(UID, CID)]
+    reason = "over TLS an agent measures containers only"
+    assert {name: text.partition(";")[0] for name, text in desired.refused["p"].items()} == {
+        "b": f"targets[1].pid: {reason}",
+        "c": f"targets[2].cgroup_path: {reason}",
+        "n": f"targets[3].netns_path: {reason}",
+    }
+
+
 def test_both_protocols_are_the_same_filter_as_none() -> None:
     state = _state()
     state.probes[0].filter.protocols[:] = ["UDP", "TCP"]

@@ -27,6 +27,8 @@ from latencyprobe_agent.serving.service import Server, TcpAddress
 from latencyprobe_agent.serving.tls import ServerTlsFiles
 from latencyprobe_agent.serving.tls_proxy import RefusalLog, TlsRefusal, refusal_in
 from tests.unit.agent.running import until
+from tests.unit.agent.scripted import ScriptedEngine
+from tests.unit.agent.states import probe, state
 
 
 def _verification_error(code: int) -> ssl.SSLCertVerificationError:
@@ -174,6 +176,33 @@ async def test_idle_connections_make_room_and_one_with_a_call_stays(
             assert info.node_name == "blue"
         assert served.refused(TlsRefusal.CROWDED) == 7
         assert not call.done()
+        call.cancel()
+
+
+async def test_over_tls_only_containers_are_measured_and_traced(
+    served: Served, engine: ScriptedEngine
+) -> None:
+    by_container, by_pid = probe("by-container"), probe("by-pid")
+    by_container.targets.add(
+        id="c", container=pb.Container(pod_uid="0" * 32, container_id=f"containerd://{'0' * 64}")
+    )
+    limits = [pb.StageLimit(stage="rx.total", min_ns=1)]
+    async with served.channel() as channel:
+        stub = NodeAgentStub(channel)
+        result = await stub.Apply(state(by_container, by_pid), timeout=10)
+        assert {
+            (each.id, target.id): target.state for each in result.probes for target in each.targets
+        } == {
+            ("by-container", "c"): pb.TargetStatus.PENDING,
+            ("by-container", "t"): pb.TargetStatus.FAILED,
+            ("by-pid", "t"): pb.TargetStatus.FAILED,
+        }
+        assert engine.slots == {}
+        call: Any = stub.Trace(pb.TraceRequest(probe_id="by-container", limits=limits))
+        assert isinstance(await call.read(), pb.TraceEvents)
+        await until(lambda: engine.trace_spec is not None, "the trace")
+        assert engine.trace_spec is not None
+        assert engine.trace_spec.slots == frozenset()
         call.cancel()
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from latencyprobe.domain.fairness import MAX_PROBES, MAX_TARGETS, TargetName
 from latencyprobe.domain.targets import TargetState
-from latencyprobe_operator.agents.messages import Outgoing, outgoing_state, reported_probe
 from latencyprobe.protocol.measurements import MAX_REQUEST_BYTES, measurement_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe_operator.agents.messages import Outgoing, outgoing_state, reported_probe
 from latencyprobe_operator.api.spec import ProbeKey
 from latencyprobe_operator.desired_state import DesiredNodeState, DesiredStates, ProbeOnNode
 from latencyprobe_operator.model import Container, ContainerTarget, Pod
