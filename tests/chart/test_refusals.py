@@ -37,6 +37,14 @@ OWN_NAMESPACE = ("agent.namespace.create=false", f"agent.namespace.name={NAMESPA
             ],
             "leave it empty",
         ),
+        (
+            [
+                "tls.source=certManager",
+                "tls.certManager.issuerRef.name=ca",
+                "tls.generated.revocation=now",
+            ],
+            "leave it empty, and replace the authority at its source",
+        ),
         (["tls.source=certManager"], "needs tls.certManager.issuerRef.name"),
         (
             [
