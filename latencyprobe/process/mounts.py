@@ -27,7 +27,7 @@ class Mount:
 
 def parse_mountinfo(text: str) -> tuple[Mount, ...]:
     """Parse the mounts, in the file's order: a later one covers an earlier one at its place."""
-    return tuple(_parse_mount(line) for line in text.splitlines() if " - " in line)
+    return tuple(_parse_mount(line) for line in text.split("\n") if " - " in line)
 
 
 def _parse_mount(line: str) -> Mount:

@@ -95,7 +95,7 @@ def parse_tables(text: str) -> dict[str, int]:
     """Parse /proc/net/netstat or /proc/net/snmp: a line of names, then a line of their values."""
     counters: dict[str, int] = {}
     names = ""
-    for line in text.splitlines():
+    for line in text.split("\n"):
         places = _places(names, line.partition(":")[0])
         if places is None:
             names = line
@@ -118,7 +118,7 @@ def _places(names: str, table: str) -> tuple[tuple[str, int], ...] | None:
 
 def parse_list(text: str) -> dict[str, int]:
     """Parse /proc/net/snmp6: a name and its value on each line."""
-    lines = (line.split() for line in text.splitlines())
+    lines = (line.split() for line in text.split("\n"))
     return _numbers(
         (fields[0], fields[1])
         for fields in lines
@@ -129,7 +129,7 @@ def parse_list(text: str) -> dict[str, int]:
 def parse_devices(text: str) -> dict[str, dict[str, int]]:
     """Parse /proc/net/dev: the counters of each device."""
     devices = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):
         device, colon, rest = line.partition(":")
         fields = rest.split()
         if colon and len(fields) > max(_DEVICE_COLUMNS):
@@ -152,7 +152,7 @@ def of_devices(devices: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
 def parse_softnet(text: str) -> dict[int, dict[str, int]]:
     """Parse /proc/net/softnet_stat: the counters of each CPU, with 32 bits."""
     cpus = {}
-    for number, line in enumerate(text.splitlines()):
+    for number, line in enumerate(text.split("\n")):
         if not _SOFTNET_LINE.fullmatch(line):
             continue
         fields = [int(field, 16) for field in line.split()]

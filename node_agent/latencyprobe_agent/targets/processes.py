@@ -82,7 +82,7 @@ class Processes:
 
     def tgid(self, pid: int) -> int | None:
         """Return the process of a thread; None if it does not exist."""
-        for line in self._read(pid, "status").splitlines():
+        for line in self._read(pid, "status").split("\n"):
             if line.startswith("Tgid:"):
                 return int(line.split()[1])
         return None

@@ -130,6 +130,10 @@ def test_a_devices_columns_have_the_names_of_its_statistics() -> None:
         "tx_carrier_errors": 11,
     }
     assert parse_devices(DEV).keys() == {"lo", "eth0"}
+    odd = "eth\x1c\x1d\x1e0"
+    assert parse_devices(DEV.replace("eth0", odd)) == {
+        name.replace("eth0", odd): counters for name, counters in parse_devices(DEV).items()
+    }
     assert of_devices({"a": {"x": 1}, "b": {"x": 2}}) == {"a:x": 1, "b:x": 2}
 
 

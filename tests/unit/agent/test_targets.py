@@ -66,6 +66,22 @@ def test_a_mount_point_may_have_any_character_in_it() -> None:
     assert mount.point == r"/a b\040c"
 
 
+@pytest.mark.parametrize("separator", list("\v\f\r\x1c\x1d\x1e\x85\xa0\u2003\u2028"))
+def test_a_mount_point_forges_no_mount(separator: str) -> None:
+    """The kernel escapes space, tab and line feed only."""
+    forged = f"/a{separator}1 2 0:3 / /forged rw - cgroup2 none rw"
+    (mount,) = parse_mountinfo(f"1 2 0:3 / {forged.replace(' ', chr(92) + '040')} rw - ext4 x rw\n")
+    assert (mount.point, mount.fstype) == (forged, "ext4")
+
+
+@pytest.mark.parametrize("separator", list("\v\f\r\x1c\x1d\x1e\x85\u2028"))
+def test_the_name_of_a_process_forges_no_line_of_its_status(tmp_path: Path, separator: str) -> None:
+    (tmp_path / "7").mkdir()
+    status = f"Name:\tx{separator}Tgid:\t1\nUmask:\t0022\nTgid:\t7\n"
+    (tmp_path / "7/status").write_bytes(status.encode())
+    assert Processes(tmp_path).tgid(7) == 7
+
+
 def test_a_path_lies_in_the_nearest_mount() -> None:
     mounts = parse_mountinfo(HYBRID)
     nearest = mount_of("/sys/fs/cgroup/unified/a", mounts)
