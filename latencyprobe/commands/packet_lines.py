@@ -15,7 +15,7 @@ import click
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.packets import Endpoint, TracedPacket, parts_of_packet
 from latencyprobe.domain.serialisation import document_of, written
-from latencyprobe.process.printable import printable
+from latencyprobe.printable import printable
 
 _ARROWS = {"rx.total": "<-", "tx.total": "->"}
 _UNKNOWN = "-"
@@ -103,7 +103,7 @@ class PacketDocument:
     time: str
     pid: int | None = field(metadata=_NULL_IF_UNKNOWN)
     thread_id: int | None = field(metadata=_NULL_IF_UNKNOWN)
-    command: str | None = field(metadata=_NULL_IF_UNKNOWN)
+    command: str | None = field(metadata=written(null_if_none=True, exact=True))
     cpu: int
     protocol: str
     local_address: str | None = field(metadata=_NULL_IF_UNKNOWN)
@@ -116,7 +116,7 @@ class PacketDocument:
 
 
 def json_line(packet: TracedPacket) -> str:
-    """Return one packet as a document in one line."""
+    """Return one packet as a document in one line; escapes stand for what is not ASCII."""
     user, local, remote = packet.user, packet.local, packet.remote
     document = PacketDocument(
         time_unix_ns=packet.ended_unix_ns,
@@ -136,7 +136,7 @@ def json_line(packet: TracedPacket) -> str:
             stage.name: packet.stages_ns.get(stage.name) for stage in parts_of_packet(packet.total)
         },
     )
-    return json.dumps(document_of(document), ensure_ascii=False)
+    return json.dumps(document_of(document))
 
 
 def _timestamp(unix_ns: int) -> str:

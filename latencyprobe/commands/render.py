@@ -235,7 +235,7 @@ def _node_table(stages: Sequence[StageReport]) -> Table:
         details = [stage for stage in stages if stage.name == name]
         for stage in details[:SHOWN_DETAILS]:
             figures = (_figure(stage, column) for column in columns)
-            table.add_row(name, stage.detail, f"{stage.count:,}", *figures)
+            table.add_row(name, Text(stage.detail), f"{stage.count:,}", *figures)
         if len(details) > SHOWN_DETAILS:
             table.add_row(name, f"and {len(details) - SHOWN_DETAILS} more")
     return table
@@ -250,5 +250,5 @@ def _render_coverage(coverage: Iterable[StageCoverage]) -> Iterator[RenderableTy
     table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=True)
     for stage in stages:
         style = "yellow" if stage.state is CoverageState.PARTIAL else "red"
-        table.add_row(stage.name, Text(stage.state.lower(), style=style), Text(stage.reason))
+        table.add_row(Text(stage.name), Text(stage.state.lower(), style=style), Text(stage.reason))
     yield table

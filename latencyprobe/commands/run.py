@@ -20,6 +20,7 @@ from latencyprobe.commands.parameters import (
     PID,
     PORT,
     PROTOCOL,
+    TARGET_PATH,
     WritableFileType,
 )
 from latencyprobe.commands.terminal import (
@@ -43,6 +44,7 @@ from latencyprobe.local.session import (
     ProtocolVersionError,
     TargetSpec,
 )
+from latencyprobe.printable import printable
 from latencyprobe.process.capabilities import MissingCapabilityError, require_capabilities
 
 RUNTIME_FAILURE = 1
@@ -126,7 +128,7 @@ target_options = _together(
     click.option(
         "--cgroup",
         "cgroups",
-        type=str,
+        type=TARGET_PATH,
         metavar="PATH",
         multiple=True,
         help="Measure the cgroup of this directory and all cgroups below it.",
@@ -134,7 +136,7 @@ target_options = _together(
     click.option(
         "--netns",
         "netnses",
-        type=str,
+        type=TARGET_PATH,
         metavar="PATH",
         multiple=True,
         help="Measure every socket of this network namespace.",
@@ -251,7 +253,8 @@ def _run(
 
 def target_of(command: StoppedCommand) -> PidTarget:
     """Return the command as a target."""
-    return PidTarget(f"{Path(command.argv[0]).name}[{command.pid}]", command.pid)
+    name = printable(Path(command.argv[0]).name)
+    return PidTarget(f"{name}[{command.pid}]", command.pid)
 
 
 async def _measure(
@@ -310,8 +313,8 @@ def targets_of(
         )
     return (
         *(PidTarget(_process_name(pid), pid) for pid in dict.fromkeys(pids)),
-        *(CgroupTarget(path, _absolute(path)) for path in dict.fromkeys(cgroups)),
-        *(NetnsTarget(path, _absolute(path)) for path in dict.fromkeys(netnses)),
+        *(CgroupTarget(printable(path), _absolute(path)) for path in dict.fromkeys(cgroups)),
+        *(NetnsTarget(printable(path), _absolute(path)) for path in dict.fromkeys(netnses)),
     )
 
 
@@ -322,8 +325,9 @@ def _absolute(path: str) -> str:
 
 def _process_name(pid: int) -> str:
     try:
-        comm = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+        # Not as text, which would turn a carriage return into the end of a line.
+        comm = Path(f"/proc/{pid}/comm").read_bytes().removesuffix(b"\n")
     except OSError:
         # The agent reports the problem with this process.
         return f"pid {pid}"
-    return f"{comm}[{pid}]"
+    return f"{printable(comm.decode(errors='replace'))}[{pid}]"

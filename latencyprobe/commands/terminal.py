@@ -22,6 +22,7 @@ from rich.live import Live
 from latencyprobe.commands.render import render_live, render_report
 from latencyprobe.domain.document import LatencyReport
 from latencyprobe.domain.serialisation import document_of
+from latencyprobe.printable import printable_lines
 from latencyprobe.process.streams import ESCAPE
 
 # Of a report that goes to a file or a pipe.
@@ -36,14 +37,14 @@ class OutputFormat(StrEnum):
 
 
 def say(text: str) -> None:
-    """Write a line of progress or a warning to standard error."""
-    click.echo(f"latencyprobe: {text}", err=True)
+    """Write progress, a warning or an error to standard error, printable."""
+    click.echo("\n".join(printable_lines(f"latencyprobe: {text}")), err=True)
 
 
 def write_report(report: LatencyReport, output: OutputFormat, stream: TextIO) -> None:
     """Write the whole final report."""
     if output is OutputFormat.JSON:
-        json.dump(document_of(report), stream, indent=2, ensure_ascii=False)
+        json.dump(document_of(report), stream, indent=2)
         stream.write("\n")
     else:
         width = None if stream.isatty() else WIDTH_OFF_A_TERMINAL

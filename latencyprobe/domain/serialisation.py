@@ -1,8 +1,8 @@
 """Documents of the API from dataclasses: `-o json` of a run and of a trace, and a probe's status.
 
 A field is written in camelCase with its unit: `p99_ns` as `p99Ns`, `share_percent` as
-`sharePercent`. A field without a value (None) is absent. A field with another rule has it in its
-definition, as metadata made by `written()`.
+`sharePercent`. A field without a value (None) is absent. Texts are printable: readers show them in
+terminals. A field with another rule has it in its definition, as metadata made by `written()`.
 
 msgspec renames the fields of its own classes only; cattrs would need a hook for each class with
 inlined fields. Either takes the operator 2 to 3 MB (RSS).
@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from latencyprobe.printable import printable
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -34,6 +36,8 @@ class FieldRule:
     null_if_none: bool = False
     digits: int | None = None
     """Decimal places to round to; None: not rounded."""
+    exact: bool = False
+    """A text with all its characters, for writers that escape the others."""
 
 
 _PLAIN = FieldRule()
@@ -45,9 +49,10 @@ def written(
     absent_if_empty: bool = False,
     null_if_none: bool = False,
     digits: int | None = None,
+    exact: bool = False,
 ) -> Mapping[str, FieldRule]:
     """Return the metadata of a field with these exceptions; see `FieldRule`."""
-    return {_METADATA: FieldRule(inlined, absent_if_empty, null_if_none, digits)}
+    return {_METADATA: FieldRule(inlined, absent_if_empty, null_if_none, digits, exact)}
 
 
 def document_of(value: DataclassInstance) -> dict[str, Any]:
@@ -63,6 +68,8 @@ def document_of(value: DataclassInstance) -> dict[str, Any]:
             document |= document_of(content)
         elif rule.digits is not None:
             document[key] = round(content, rule.digits)
+        elif rule.exact:
+            document[key] = content
         else:
             document[key] = _plain(content)
     return document
@@ -84,8 +91,10 @@ def _camel_case(name: str) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, str):
+        return printable(value)
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
+        return {_plain(key): _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -18,6 +18,7 @@ from typing import NoReturn, TypeVar
 
 import grpc
 
+from latencyprobe.printable import printable
 from latencyprobe.process import interpreter
 from latencyprobe.process.os_errors import explained
 from latencyprobe.process.tasks import first_to_end
@@ -122,7 +123,7 @@ class AgentProcess:
     async def _read_log(self, *, show_log: bool) -> None:
         assert self._process.stdout is not None
         async for line in self._process.stdout:
-            text = line.decode(errors="replace").rstrip()
+            text = printable(line.decode(errors="replace").rstrip().expandtabs())
             self._log.append(text)
             if show_log:
                 sys.stderr.write(text + "\n")
@@ -136,7 +137,8 @@ class AgentProcess:
             await asyncio.wait_for(self._process.wait(), TIME_TO_DIE_S)
         except TimeoutError:
             code = error.code().name
-            return AgentError(f"the agent returned {code}: {error.details()}", self._log)
+            details = printable(error.details() or "no details")
+            return AgentError(f"the agent returned {code}: {details}", self._log)
         return await self._obituary()
 
     async def _obituary(self) -> AgentError:

@@ -21,6 +21,7 @@ from latencyprobe.domain.measurement import NOTHING, NOTHING_OF_THE_NODE, Measur
 from latencyprobe.domain.report import report_on, report_on_node
 from latencyprobe.domain.stages import Module, counters_of, stages_of
 from latencyprobe.domain.targets import TargetState
+from latencyprobe.printable import printable
 from latencyprobe.protocol.measurements import (
     PROTOCOL_VERSION,
     CorruptMessageError,
@@ -110,9 +111,9 @@ class _Seen:
 
     def take_status(self, status: pb.TargetStatus) -> None:
         self.state = target_state_from_proto(status.state)
-        self.message = status.message
+        self.message = printable(status.message)
         self.pids.update(status.pids)
-        self.cgroup = status.cgroup or self.cgroup
+        self.cgroup = printable(status.cgroup) or self.cgroup
 
     @property
     def problem(self) -> str:
@@ -149,7 +150,7 @@ class Session:
         """
         info = await self._stub.GetNodeInfo(pb.GetNodeInfoRequest(), wait_for_ready=True)
         if info.protocol_version != PROTOCOL_VERSION:
-            raise ProtocolVersionError(info.protocol_version, info.agent_version)
+            raise ProtocolVersionError(info.protocol_version, printable(info.agent_version))
         self._node = _node(info)
         result = await self._stub.Apply(_desired_state(self._request))
         self._take_coverage(result.coverage)
@@ -269,12 +270,12 @@ def _monotonic(unix_ns: int) -> float:
 
 def _node(info: pb.NodeInfo) -> Node:
     return Node(
-        name=info.node_name,
-        kernel=info.kernel_release,
-        architecture=info.architecture,
-        kernel_types=info.kernel_types,
-        cgroup_version=info.cgroup_version,
-        agent_version=info.agent_version,
+        name=printable(info.node_name),
+        kernel=printable(info.kernel_release),
+        architecture=printable(info.architecture),
+        kernel_types=printable(info.kernel_types),
+        cgroup_version=printable(info.cgroup_version),
+        agent_version=printable(info.agent_version),
     )
 
 

@@ -12,7 +12,7 @@ import logging
 import sys
 from datetime import UTC, datetime
 
-from latencyprobe.process.printable import printable
+from latencyprobe.printable import printable, printable_lines
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
@@ -28,7 +28,7 @@ class TextFormatter(logging.Formatter):
         return "\n".join([head, *(_INDENT + line for line in self._exception_lines(record))])
 
     def _exception_lines(self, record: logging.LogRecord) -> list[str]:
-        return _lines(self.formatException(record.exc_info)) if record.exc_info else []
+        return printable_lines(self.formatException(record.exc_info)) if record.exc_info else []
 
 
 class JsonFormatter(logging.Formatter):
@@ -43,7 +43,7 @@ class JsonFormatter(logging.Formatter):
             "message": _message(record),
         }
         if record.exc_info:
-            fields["exception"] = "\n".join(_lines(self.formatException(record.exc_info)))
+            fields["exception"] = "\n".join(printable_lines(self.formatException(record.exc_info)))
         return json.dumps(fields, ensure_ascii=False)
 
 
@@ -63,7 +63,3 @@ def _time(record: logging.LogRecord) -> str:
 
 def _message(record: logging.LogRecord) -> str:
     return printable(record.getMessage())
-
-
-def _lines(text: str) -> list[str]:
-    return [printable(line) for line in text.split("\n")]

@@ -1,7 +1,7 @@
 """Measurements as the protocol carries them: between the domain's values and protobuf's messages.
 
 Agent, operator and local command share these conversions. A received message is checked here, once:
-an inconsistent one raises CorruptMessageError, which names the field.
+an inconsistent one raises CorruptMessageError, which names the field. Names in it become printable.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from latencyprobe.domain.measurement import (
     StageMeasurement,
 )
 from latencyprobe.domain.stages import BY_NAME, counter_module
+from latencyprobe.printable import printable
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 
 PROTOCOL_VERSION = 1
@@ -87,12 +88,12 @@ def node_from_proto(message: pb.NodeContext) -> NodeMeasurement:
     measured: dict[NodeStage, StageMeasurement] = {}
     for index, delta in enumerate(message.stages):
         field = f"node.stages[{index}]"
-        key = NodeStage(delta.name, delta.detail)
+        key = NodeStage(delta.name, printable(delta.detail))
         if not key.name:
             raise CorruptMessageError(f"{field}.name", "is empty")
         if key in measured:
             raise CorruptMessageError(field, f"{key.name!r} with {key.detail!r} is repeated")
-        if len(key.detail) > MAX_NAME_LENGTH:
+        if len(delta.detail) > MAX_NAME_LENGTH:
             raise CorruptMessageError(
                 f"{field}.detail", f"is longer than {MAX_NAME_LENGTH} characters"
             )
@@ -102,9 +103,15 @@ def node_from_proto(message: pb.NodeContext) -> NodeMeasurement:
 
 
 def _open_counters(counters: Mapping[str, int], field: str) -> dict[str, int]:
-    """Check and return counters with open names (of devices and kernels), within bounds."""
+    """Return counters with open names (of devices and kernels), checked and printable.
+
+    Names with the same printable form are one counter.
+    """
     _check_names(counters, field)
-    return dict(counters)
+    shown: dict[str, int] = {}
+    for name, count in counters.items():
+        shown[printable(name)] = shown.get(printable(name), 0) + count
+    return shown
 
 
 def _check_names(counters: Mapping[str, int], field: str) -> None:

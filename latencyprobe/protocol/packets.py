@@ -1,4 +1,7 @@
-"""Traced packets as the protocol carries them; `measurements` explains the checks."""
+"""Traced packets as the protocol carries them; `measurements` explains the checks.
+
+The command of a packet stays exact: programs compare it with /proc. Its writers make it printable.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import Literal
 
 from latencyprobe.domain.packets import Endpoint, TraceCounts, TracedPacket, User
 from latencyprobe.domain.stages import PACKET_STAGES
+from latencyprobe.printable import printable
 from latencyprobe.protocol.measurements import CorruptMessageError
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 
@@ -41,7 +45,7 @@ def packet_from_proto(message: pb.TracedPacket) -> TracedPacket:
         ended_unix_ns=message.ended_unix_ns,
         user=User(message.pid, message.thread_id, message.command) if message.pid else None,
         cpu=message.cpu,
-        protocol=message.protocol,
+        protocol=printable(message.protocol),
         local=_endpoint_from_proto(message, "local"),
         remote=_endpoint_from_proto(message, "remote"),
         stages_ns={s.name: stages_ns[s.name] for s in PACKET_STAGES if s.name in stages_ns},

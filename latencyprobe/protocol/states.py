@@ -1,4 +1,7 @@
-"""States and coverage as the protocol carries them; a state of a newer agent has a fallback."""
+"""States and coverage as the protocol carries them; a state of a newer agent has a fallback.
+
+Names and messages of a peer become printable here.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Mapping
 
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.targets import TargetState
+from latencyprobe.printable import printable
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 
 _COVERAGE_STATES: Mapping[CoverageState, pb.StageCoverage.State] = {
@@ -37,7 +41,9 @@ def coverage_to_proto(stage: StageCoverage) -> pb.StageCoverage:
 def coverage_from_proto(message: pb.StageCoverage) -> StageCoverage:
     """Read the coverage from a message; an unknown state counts as unavailable."""
     state = _COVERAGE_STATES_BY_CODE.get(message.state, CoverageState.UNAVAILABLE)
-    return StageCoverage(message.name, state, message.hook, message.reason)
+    return StageCoverage(
+        printable(message.name), state, printable(message.hook), printable(message.reason)
+    )
 
 
 def target_state_to_proto(state: TargetState) -> pb.TargetStatus.State:

@@ -1,6 +1,7 @@
-"""An agent that plays a scenario over the real protocol: scripted_agent.py SCENARIO --socket PATH.
+"""An agent that plays a scenario over the real protocol: [hostile:]SCENARIO --socket PATH.
 
-Stands in for `latencyprobe agent` where the command line is tested without a kernel's help.
+Stands in for `latencyprobe agent` where the command line is tested without a kernel's help. A
+hostile agent plays the scenario with texts that attack their reader.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator
+from typing import NoReturn, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import (
@@ -24,7 +27,9 @@ from latencyprobe.domain.measurement import (
 from latencyprobe.protocol.measurements import PROTOCOL_VERSION, measurement_to_proto, node_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1 import node_agent_pb2_grpc as rpc
+from tests.unit.hostile_text import HOSTILE, HOSTILE_COMM, make_hostile
 
+_Message = TypeVar("_Message", bound=Message)
 Context = grpc.aio.ServicerContext[object, object]
 SCENARIOS = (
     "measures",
@@ -40,6 +45,7 @@ SCENARIOS = (
     "cannot-trace",
     "samples",
 )
+HOSTILE_PREFIX = "hostile:"
 PACKETS_PER_REPORT = 200
 INTERVAL_S = 0.1
 COVERAGE = [
@@ -105,12 +111,12 @@ class ScriptedAgent(rpc.NodeAgentServicer):
     ) -> pb.ApplyResult:
         match self._scenario:
             case "dies-while-attaching":
-                die("the kernel said no")
+                self._die("the kernel said no")
             case "attaches-slowly":
                 print("attaching slowly", file=sys.stderr, flush=True)
                 await asyncio.sleep(60)
             case "refuses":
-                await context.abort(grpc.StatusCode.INTERNAL, "kernel types: install BTF")
+                await self._refuse(context, "kernel types: install BTF")
         self._desired = request
         self._applied.set()
         return pb.ApplyResult(
@@ -123,7 +129,7 @@ class ScriptedAgent(rpc.NodeAgentServicer):
         self, request: pb.TraceRequest, context: Context
     ) -> AsyncIterator[pb.TraceEvents]:
         if self._scenario == "cannot-trace":
-            await context.abort(grpc.StatusCode.INTERNAL, "no BPF ring buffer")
+            await self._refuse(context, "no BPF ring buffer")
         counts = pb.TraceCounts(sampling_ratio=0.25 if self._scenario == "samples" else 1)
         yield pb.TraceEvents(counts=counts)
         await self._applied.wait()
@@ -133,7 +139,7 @@ class ScriptedAgent(rpc.NodeAgentServicer):
             yield pb.TraceEvents(packets=SLOW_PACKETS, counts=counts)
             await asyncio.sleep(INTERVAL_S / 4)
             if self._scenario == "dies-while-measuring":
-                die("out of memory")
+                self._die("out of memory")
         counts.lost += 7
         yield pb.TraceEvents(counts=counts)
 
@@ -148,7 +154,7 @@ class ScriptedAgent(rpc.NodeAgentServicer):
                 sequence, [self._probe_report(p, begin) for p in self._desired.probes]
             )
             if self._scenario == "dies-while-measuring":
-                die("out of memory")
+                self._die("out of memory")
 
     def _report(self, sequence: int, probes: list[pb.ProbeReport]) -> pb.Report:
         return pb.Report(
@@ -176,6 +182,12 @@ class ScriptedAgent(rpc.NodeAgentServicer):
         report.node.CopyFrom(node_to_proto(BUSY_NODE))
         return report
 
+    async def _refuse(self, context: Context, reason: str) -> NoReturn:
+        await context.abort(grpc.StatusCode.INTERNAL, reason)
+
+    def _die(self, last_words: str) -> NoReturn:
+        die(last_words)
+
     def _statuses(self, probe: pb.Probe) -> list[pb.TargetStatus]:
         return [self._status(target) for target in probe.targets]
 
@@ -192,7 +204,48 @@ class ScriptedAgent(rpc.NodeAgentServicer):
         )
 
 
-def die(last_words: str) -> None:
+class HostileAgent(ScriptedAgent):
+    """Plays a scenario with texts that attack their reader."""
+
+    async def GetNodeInfo(  # noqa: N802
+        self, request: pb.GetNodeInfoRequest, context: Context
+    ) -> pb.NodeInfo:
+        return hostile(await super().GetNodeInfo(request, context))
+
+    async def Apply(  # noqa: N802
+        self, request: pb.DesiredState, context: Context
+    ) -> pb.ApplyResult:
+        return hostile(await super().Apply(request, context))
+
+    async def Trace(  # noqa: N802
+        self, request: pb.TraceRequest, context: Context
+    ) -> AsyncIterator[pb.TraceEvents]:
+        async for events in super().Trace(request, context):
+            yield hostile(events)
+
+    async def WatchReports(  # noqa: N802
+        self, request: pb.WatchReportsRequest, context: Context
+    ) -> AsyncIterator[pb.Report]:
+        async for report in super().WatchReports(request, context):
+            yield hostile(report)
+
+    async def _refuse(self, context: Context, reason: str) -> NoReturn:
+        await super()._refuse(context, reason + HOSTILE)
+
+    def _die(self, last_words: str) -> NoReturn:
+        sys.stderr.buffer.write(HOSTILE_COMM)
+        super()._die(last_words)
+
+
+def hostile(message: _Message) -> _Message:
+    """Return the message with texts that attack their reader."""
+    copy = type(message)()
+    copy.CopyFrom(message)
+    make_hostile(copy)
+    return copy
+
+
+def die(last_words: str) -> NoReturn:
     """End as a crash would."""
     print(last_words, file=sys.stderr, flush=True)
 
@@ -202,7 +255,8 @@ def die(last_words: str) -> None:
 async def serve(scenario: str, socket: str) -> None:
     """Serve until SIGTERM."""
     server = grpc.aio.server()
-    rpc.add_NodeAgentServicer_to_server(ScriptedAgent(scenario), server)
+    play = HostileAgent if scenario.startswith(HOSTILE_PREFIX) else ScriptedAgent
+    rpc.add_NodeAgentServicer_to_server(play(scenario.removeprefix(HOSTILE_PREFIX)), server)
     server.add_insecure_port(f"unix:{socket}")
     await server.start()
     await server.wait_for_termination()
@@ -211,7 +265,9 @@ async def serve(scenario: str, socket: str) -> None:
 def main() -> None:
     """Play the scenario."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("scenario", choices=SCENARIOS)
+    parser.add_argument(
+        "scenario", choices=[*SCENARIOS, *(HOSTILE_PREFIX + each for each in SCENARIOS)]
+    )
     parser.add_argument("--socket", required=True)
     parser.add_argument("--exit-with-parent", type=int)
     arguments = parser.parse_args()

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latencyprobe.printable import printable
 from latencyprobe.process.logs import JsonFormatter, TextFormatter
-from latencyprobe.process.printable import printable
 
 FORGED = "ok\n2026-01-01T00:00:00.000Z INFO    x: forged"
 HOSTILE = "a\x1b[2J\x07\x7f\x85\x9b31m\u202e\u2066\ud800\udc80\u2028\r\t"

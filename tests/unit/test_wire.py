@@ -42,12 +42,14 @@ measurements = st.builds(
     st.dictionaries(st.sampled_from([counter.name for counter in COUNTERS]), counts),
     st.dictionaries(st.text("abc", min_size=1, max_size=9), counts, max_size=9),
 )
+# Others arrive as escapes.
+printable_names = st.text(
+    st.characters(exclude_categories=("C", "Z"), include_characters=" "), max_size=20
+)
 node_measurements = st.builds(
     NodeMeasurement,
     st.dictionaries(
-        st.builds(
-            NodeStage, st.sampled_from([stage.name for stage in STAGES]), st.text(max_size=20)
-        ),
+        st.builds(NodeStage, st.sampled_from([stage.name for stage in STAGES]), printable_names),
         stage_measurements,
         max_size=5,
     ),

@@ -2,6 +2,9 @@
 
 Names of processes, cgroups, devices and pods and the messages of peers may hold any character. One
 that steers a terminal, ends a line or reorders what stands beside it is shown as its escape.
+
+Each text becomes printable where it enters: `protocol` does it for messages, `commands.run` for the
+names of local targets. The writers of documents, logs and progress make it printable again.
 """
 
 from __future__ import annotations
@@ -19,3 +22,8 @@ def printable(text: str) -> str:
         each if each.isprintable() else each.encode("unicode_escape").decode("ascii")
         for each in text
     )
+
+
+def printable_lines(text: str) -> list[str]:
+    """Return the lines of the text, each printable. Only a line feed ends a line."""
+    return [printable(line) for line in text.split("\n")]
