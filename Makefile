@@ -119,11 +119,12 @@ stubs: $(VENV)/.packages ## Generate the gRPC stubs again
 
 .PHONY: lock
 lock: $(VENV)/.venv ## Pin the newest packages that pyproject.toml allows
-	$(BIN)/pip install --quiet uv
+	$(BIN)/pip install --quiet --require-hashes -r requirements-uv.lock
 	@lock() { $(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --custom-compile-command 'make lock' "$$@"; } && \
 	lock --universal --group dev pyproject.toml -o requirements.lock && \
 	lock --universal --no-deps --group cluster -o requirements-cluster.lock && \
+	lock --universal --no-deps --group lock -o requirements-uv.lock && \
 	lock --universal --constraint requirements.lock --group build -o requirements-build.lock && \
 	lock --universal --constraint requirements.lock --group operator-image \
 		-o operator/requirements.lock && \

@@ -145,6 +145,17 @@ def test_images_come_from_where_they_are_said_to(
     assert container(agents["spec"]["template"])["image"] == image
 
 
+@pytest.mark.parametrize(
+    ("kind", "component"), [("Deployment", "operator"), ("DaemonSet", "agent")]
+)
+def test_both_images_are_taken_by_their_digest(helm: Helm, kind: str, component: str) -> None:
+    digest = f"sha256:{'1' * 64}"
+    workload = only(helm.manifests(f"{component}.image.digest={digest}"), kind)
+
+    image = container(workload["spec"]["template"])["image"]
+    assert image == f"latencyprobe-{component}@{digest}"
+
+
 def test_an_uninstall_keeps_the_crd_unless_told_otherwise(helm: Helm) -> None:
     keep = {"helm.sh/resource-policy": "keep"}
 

@@ -22,6 +22,7 @@ LOCKS = (
     "requirements.lock",
     "requirements-build.lock",
     "requirements-cluster.lock",
+    "requirements-uv.lock",
     "operator/requirements.lock",
     "node_agent/requirements.lock",
 )
@@ -81,6 +82,17 @@ def test_generated_code_runs_on_the_oldest_grpc_that_is_allowed(project: dict[st
         for bound in requirement.specifier
     )
     assert oldest == generated_for
+
+
+@pytest.mark.parametrize(
+    "script", ["Makefile", "tools/setup-go", "operator/Containerfile", "node_agent/Containerfile"]
+)
+def test_packages_are_installed_by_hash_alone(script: str) -> None:
+    """The project itself has none, and brings no dependency with it."""
+    installs = re.findall(r"pip\"? install (.*)", (ROOT / script).read_text())
+    assert installs
+    unpinned = [each for each in installs if "--require-hashes" not in each]
+    assert all("--no-deps" in each and "--editable ." in each for each in unpinned), unpinned
 
 
 @pytest.mark.parametrize("lock", LOCKS)
