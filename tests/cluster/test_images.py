@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import grpc
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from packaging.utils import canonicalize_name
 
 from devcluster import programs
 from devcluster.waiting import wait_until
@@ -19,7 +23,7 @@ from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from tests.cluster.containers import Mount, Privileges, UnpackedImage
 from tests.unit.agent.states import probe, state
-from tools.images import build
+from tools.images import build, sbom
 from tools.images.components import COMPONENTS, ROOT, SITE_PACKAGES, own_architecture
 from tools.progress import say_on_stderr
 
@@ -65,6 +69,21 @@ def is_elf(path: Path) -> bool:
         return file.read(4) == b"\x7fELF"
 
 
+def test_an_image_carries_its_bill_of_materials(
+    built: dict[str, build.Built], images: dict[str, UnpackedImage], component: str
+) -> None:
+    beside = built[component].sbom.read_text()
+    inside = images[component].root / sbom.FOLDER / f"latencyprobe-{component}{sbom.SUFFIX}"
+    assert inside.read_text() == beside
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(beside) is None
+    names = {each["name"] for each in json.loads(beside)["components"]}
+    installed = {
+        canonicalize_name(folder.name.split("-")[0])
+        for folder in (images[component].root / SITE_PACKAGES).glob("*.dist-info")
+    }
+    assert names == {*COMPONENTS[component].debian_packages, *installed, "debian"}
+
+
 def test_two_builds_from_nothing_give_the_same_archives(
     built: dict[str, build.Built], tmp_path: Path
 ) -> None:
@@ -78,6 +97,7 @@ def test_two_builds_from_nothing_give_the_same_archives(
     assert [image.digest for image in again] == [image.digest for image in built.values()]
     for image, first in zip(again, built.values(), strict=True):
         assert image.path.read_bytes() == first.path.read_bytes()
+        assert image.sbom.read_bytes() == first.sbom.read_bytes()
 
 
 def test_an_image_says_what_it_is(component: str, images: dict[str, UnpackedImage]) -> None:

@@ -25,7 +25,8 @@ def _build(arguments: argparse.Namespace) -> None:
         print(
             f"{image.path}\n  {image.reference}  {image.digest}\n"
             f"  {_megabytes(image.compressed_bytes)} to download, "
-            f"{_megabytes(image.uncompressed_bytes)} unpacked"
+            f"{_megabytes(image.uncompressed_bytes)} unpacked\n"
+            f"  {image.sbom}"
         )
     _say_on_stderr(f"built in {time.monotonic() - started:.0f} s")
 

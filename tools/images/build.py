@@ -10,12 +10,12 @@ import hashlib
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tools.cache import cache_directory, one_at_a_time
-from tools.images import archive, components, containerfile, layers, source
+from tools.images import archive, components, containerfile, layers, sbom, source
 from tools.images.components import COMPONENTS, Component
 from tools.progress import Say
 
@@ -26,10 +26,11 @@ _NO_REGISTRY = "docker.io/library"
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """An image that was built."""
+    """An image that was built. `sbom`: its bill of materials, beside the archive."""
 
     reference: str
     path: Path
+    sbom: Path
     digest: str
     compressed_bytes: int
     uncompressed_bytes: int
@@ -43,6 +44,11 @@ def reference(component: Component, version: str) -> str:
 def archive_name(component: Component, architecture: str) -> str:
     """Return the file name of the archive."""
     return f"latencyprobe-{component.name}-{architecture}.tar"
+
+
+def sbom_name(component: Component, architecture: str) -> str:
+    """Return the file name of the bill of materials beside the archive."""
+    return f"latencyprobe-{component.name}-{architecture}{sbom.SUFFIX}"
 
 
 def build(
@@ -86,21 +92,48 @@ class _Builder:
                 "CREATED": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
             },
         )
-        tars = [self._layer(name, component, wheel) for name in config.layers]
+        tars = {name: self._layer(name, component, wheel) for name in config.layers}
+        path = destination / archive_name(component, self._architecture)
+        bill = destination / sbom_name(component, self._architecture)
+        bill.write_text(self._bill_of_materials(component, tars, wheel))
+        tars["sbom"] = self._layer_of_bill(component, bill)
         image = archive.Image(
             reference=reference(component, self._source.version),
             architecture=self._architecture,
             created=created,
-            layers=tars,
+            layers=list(tars.values()),
             entrypoint=config.entrypoint,
             user=config.user,
             environment=config.environment,
             labels=config.labels,
         )
-        path = destination / archive_name(component, self._architecture)
         written = archive.write_archive(image, path)
-        uncompressed = sum(tar.stat().st_size for tar in tars)
-        return Built(image.reference, path, written.digest, written.layer_bytes, uncompressed)
+        uncompressed = sum(tar.stat().st_size for tar in tars.values())
+        return Built(image.reference, path, bill, written.digest, written.layer_bytes, uncompressed)
+
+    def _bill_of_materials(
+        self, component: Component, tars: Mapping[str, Path], wheel: Path
+    ) -> str:
+        return sbom.bill_of_materials(
+            sbom.Contents(
+                name=f"latencyprobe-{component.name}",
+                version=self._source.version,
+                created=self._source.created,
+                layers=tars,
+                lock=component.requirements,
+                wheel=wheel,
+            )
+        )
+
+    def _layer_of_bill(self, component: Component, bill: Path) -> Path:
+        """Return a layer with this file alone."""
+        root = self._scratch / component.name / "sbom"
+        (root / sbom.FOLDER).mkdir(parents=True)
+        shutil.copyfile(bill, root / sbom.FOLDER / f"latencyprobe-{component.name}{sbom.SUFFIX}")
+        layers.settle(root)
+        tar = self._scratch / component.name / "sbom.tar"
+        archive.write_tar(root, tar)
+        return tar
 
     def _layer(self, name: str, component: Component, wheel: Path) -> Path:
         """Return the layer's tar file from the cache; make it if it is missing."""
