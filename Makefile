@@ -87,6 +87,10 @@ images: setup ## Build the images as OCI archives in dist/, without a registry: 
 	@tools/setup-system images
 	@$(BIN)/python -m tools.images build $(if $(ARCHITECTURE),--architecture $(ARCHITECTURE)) $(ARGS)
 
+.PHONY: sign
+sign: setup ## Sign the images in dist/ with cosign: KEY=file BUILDER=uri
+	@tools/sign-release "$(KEY)" "$(BUILDER)" dist $(ARGS)
+
 .PHONY: manifests
 manifests: setup-go ## Render manifests/ and the chart's README from charts/latencyprobe
 	@$(CLUSTER_PATH) $(BIN)/python -m tools.manifests

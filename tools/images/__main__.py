@@ -1,8 +1,9 @@
-"""`python -m tools.images`: the command for `make images` and the Containerfiles."""
+"""`python -m tools.images`: for `make images`, tools/sign-release and the Containerfiles."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Iterable
@@ -29,6 +30,14 @@ def _build(arguments: argparse.Namespace) -> None:
             f"  {image.sbom}"
         )
     _say_on_stderr(f"built in {time.monotonic() - started:.0f} s")
+
+
+def _provenance(arguments: argparse.Namespace) -> None:
+    # As above.
+    from tools.images import provenance  # noqa: PLC0415
+
+    statement = provenance.statement(arguments.folder, arguments.builder)
+    print(json.dumps(statement, indent=1))
 
 
 def _lay(arguments: argparse.Namespace) -> None:
@@ -59,6 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--into", type=Path, default=Path("dist"), metavar="FOLDER")
     build.add_argument("components", nargs="*", type=_component, help=f"{_names(COMPONENTS)}; all")
     build.set_defaults(run=_build)
+
+    states = commands.add_parser("provenance", help="print the provenance of archives")
+    states.add_argument("--builder", required=True, metavar="URI")
+    states.add_argument("folder", type=Path)
+    states.set_defaults(run=_provenance)
 
     lays = commands.add_parser("lay", help="fill the layers' folders (in a Containerfile)")
     lays.add_argument("component", type=_component)

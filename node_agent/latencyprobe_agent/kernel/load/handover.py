@@ -10,9 +10,9 @@ import signal
 import socket
 from dataclasses import asdict, dataclass
 
+from latencyprobe.domain.printable import printable
 from latencyprobe.process import interpreter
 from latencyprobe.process.memory_cgroup import MemoryCgroup
-from latencyprobe.process.printable import printable
 from latencyprobe.process.temporary import temporary_folder
 from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.kernel.request import MESSAGE_BYTES, Answer, Request
