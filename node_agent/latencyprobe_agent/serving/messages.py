@@ -12,7 +12,7 @@ from latencyprobe import __version__
 from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.domain.fairness import MAX_TARGETS
 from latencyprobe.domain.measurement import NodeMeasurement, largest_counters
-from latencyprobe.domain.printable import printable
+from latencyprobe.printable import printable
 from latencyprobe.protocol.measurements import (
     MAX_OPEN_COUNTERS,
     PROTOCOL_VERSION,

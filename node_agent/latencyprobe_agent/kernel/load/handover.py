@@ -10,7 +10,7 @@ import signal
 import socket
 from dataclasses import asdict, dataclass
 
-from latencyprobe.domain.printable import printable
+from latencyprobe.printable import printable
 from latencyprobe.process import interpreter
 from latencyprobe.process.memory_cgroup import MemoryCgroup
 from latencyprobe.process.temporary import temporary_folder
