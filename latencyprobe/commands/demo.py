@@ -160,7 +160,8 @@ class _Peer:
     async def says(self, word: str) -> None:
         """Wait until it reports this state; raise DemoError after another one, or a timeout."""
         try:
-            line = await asyncio.wait_for(self._stdout.readline(), TIME_TO_START_S)
+            async with asyncio.timeout(TIME_TO_START_S):
+                line = await self._stdout.readline()
         except TimeoutError:
             raise DemoError(
                 f"the demo's {self.role} did not report {word!r} within {TIME_TO_START_S:g} s"
@@ -227,7 +228,8 @@ class _Workload:
     async def _play(self) -> Sent:
         self._client.start()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._over.wait(), self._duration_s)
+            async with asyncio.timeout(self._duration_s):
+                await self._over.wait()
         _ready, sent = await self._client.finish()
         await self._server.finish()
         return Sent(**json.loads(sent))

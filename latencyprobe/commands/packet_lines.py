@@ -116,7 +116,7 @@ class PacketDocument:
 
 
 def json_line(packet: TracedPacket) -> str:
-    """Return one packet as a document in one line; escapes stand for what is not ASCII."""
+    """Return one packet as a document in one line; all but ASCII is escaped."""
     user, local, remote = packet.user, packet.local, packet.remote
     document = PacketDocument(
         time_unix_ns=packet.ended_unix_ns,

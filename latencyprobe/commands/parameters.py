@@ -72,28 +72,10 @@ class WritableFileType(click.ParamType[Path]):
         return path
 
 
-class TargetPathType(click.ParamType[str]):
-    """The path of a target. The protocol's texts are UTF-8; a path need not be."""
-
-    name = "path"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> str:
-        """Return the path; click adds the option's name to an error."""
-        path = str(value)
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            self.fail(f"{path!r} is not UTF-8; select its processes with --pid", param, ctx)
-        return path
-
-
 DURATION = DurationType(shortest_ns=100_000_000)
 # As the agent accepts.
 INTERVAL = DurationType(shortest_ns=100_000_000, longest_ns=600_000_000_000)
 MODULES = ModulesType()
-TARGET_PATH = TargetPathType()
 PORT = click.IntRange(1, 65535)
 PID = click.IntRange(1, 1 << 22)
 PROTOCOL = click.Choice(["TCP", "UDP"], case_sensitive=False)

@@ -20,7 +20,6 @@ from latencyprobe.commands.parameters import (
     PID,
     PORT,
     PROTOCOL,
-    TARGET_PATH,
     WritableFileType,
 )
 from latencyprobe.commands.terminal import (
@@ -128,7 +127,6 @@ target_options = _together(
     click.option(
         "--cgroup",
         "cgroups",
-        type=TARGET_PATH,
         metavar="PATH",
         multiple=True,
         help="Measure the cgroup of this directory and all cgroups below it.",
@@ -136,7 +134,6 @@ target_options = _together(
     click.option(
         "--netns",
         "netnses",
-        type=TARGET_PATH,
         metavar="PATH",
         multiple=True,
         help="Measure every socket of this network namespace.",

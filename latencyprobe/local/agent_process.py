@@ -113,7 +113,8 @@ class AgentProcess:
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()
         try:
-            await asyncio.wait_for(self._process.wait(), TIME_TO_END_S)
+            async with asyncio.timeout(TIME_TO_END_S):
+                await self._process.wait()
         except TimeoutError:
             self._process.kill()
             await self._process.wait()
@@ -134,7 +135,8 @@ class AgentProcess:
     async def _explain(self, error: grpc.aio.AioRpcError) -> AgentError:
         """Return the error of a failed call: either the agent exited, or it refused the call."""
         try:
-            await asyncio.wait_for(self._process.wait(), TIME_TO_DIE_S)
+            async with asyncio.timeout(TIME_TO_DIE_S):
+                await self._process.wait()
         except TimeoutError:
             code = error.code().name
             details = printable(error.details() or "no details")

@@ -99,7 +99,8 @@ class StoppedCommand:
         """End it with SIGTERM, then with SIGKILL; return its exit status."""
         self.send(signal.SIGTERM)
         try:
-            return await asyncio.wait_for(self.wait(), TIME_TO_END_S)
+            async with asyncio.timeout(TIME_TO_END_S):
+                return await self.wait()
         except TimeoutError:
             self.send(signal.SIGKILL)
             return await self.wait()

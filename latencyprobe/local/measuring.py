@@ -177,7 +177,8 @@ class _Run:
             return await self._command.wait()
         if self._signals.first.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._command.wait(), TIME_FOR_THE_COMMAND_S)
+                async with asyncio.timeout(TIME_FOR_THE_COMMAND_S):
+                    await self._command.wait()
         status = self._command.poll()
         if status is None:
             await self._command.end()

@@ -220,7 +220,9 @@ class Agent:
         times = [t for t in self._appointments() if t is not None]
         timeout = max(min(times) - self._clock(), 0) if times else None
         try:
-            await asyncio.wait_for(self._wake.wait(), timeout)
+            # Not asyncio.wait_for(): it loses a cancellation at the end of the wait (Python 3.11).
+            async with asyncio.timeout(timeout):
+                await self._wake.wait()
         except TimeoutError:
             return
         self._wake.clear()

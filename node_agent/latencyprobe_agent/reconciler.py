@@ -142,7 +142,7 @@ class Reconciler:
         return self._retry_at is not None and self._clock() >= self._retry_at
 
     def _is_load_due_later(self) -> bool:
-        """Whether loading has failed: each change of a target would be an attempt of its own."""
+        """Return True after a failed load: each change of a target would be another attempt."""
         wanted = wanted_modules(self._desired, self._resolver.facts)
         return self._retry_at is not None and self._loaded is None and bool(wanted)
 

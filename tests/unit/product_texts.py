@@ -99,9 +99,12 @@ def docstrings_in(module: str) -> Iterator[Text]:
         yield Text(kind, module, node.lineno, text)
 
 
-def help_texts(command: click.Command, path: str) -> Iterator[Text]:
+def help_texts(
+    command: click.Command, path: str, parent: click.Context | None = None
+) -> Iterator[Text]:
     """Yield the texts in the `--help` of a command, its options and its subcommands."""
-    context = click.Context(command, info_name=path)
+    # With the settings of its parents: click keeps the help option that it makes first.
+    context = click.Context(command, parent, info_name=path, **command.context_settings)
     for text in (command.help, command.epilog, command.short_help):
         if text:
             yield Text(Kind.OTHER, path, 0, text)
@@ -112,7 +115,7 @@ def help_texts(command: click.Command, path: str) -> Iterator[Text]:
         for name in command.list_commands(context):
             subcommand = command.get_command(context, name)
             assert subcommand is not None
-            yield from help_texts(subcommand, f"{path} {name}")
+            yield from help_texts(subcommand, f"{path} {name}", context)
 
 
 def _sites(tree: ast.Module) -> Iterator[tuple[Kind, list[ast.expr]]]:

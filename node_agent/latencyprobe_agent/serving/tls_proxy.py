@@ -8,11 +8,11 @@ A client with another name than the operator's is refused right after its handsh
 reaches gRPC.
 
 The number of connections is bounded, also in a flood. If too many TLS handshakes are pending, the
-oldest one of the address with the most is cancelled: the operator, which completes its handshake
+oldest one of the address with the most is cancelled. So the operator, which completes its handshake
 quickly, is still admitted.
 
-A connection ends when its client's certificate ends, and when the agent's TLS files are replaced: a
-key whose authority was removed is useless from then on.
+A connection ends when its client's certificate ends, and when the agent's TLS files are replaced.
+So a key whose authority was removed is useless from then on.
 """
 
 from __future__ import annotations
@@ -263,7 +263,7 @@ class TlsProxy:
     def _make_room(self, peer: str) -> bool:
         """End the connection that has been idle longest, if all places are taken.
 
-        Return False, and refuse the new client, if none is idle.
+        Return False, and refuse the new client, if all are busy.
         """
         opened = [each for each in self._connections.values() if not each.is_ending.is_set()]
         if len(opened) < MAX_CONNECTIONS:
@@ -331,7 +331,7 @@ _REASONS = {
 
 
 async def _relay(one: ByteStream, other: ByteStream, is_ending: asyncio.Event) -> None:
-    """Both ways, until either side ends: HTTP/2 has no use for half a connection."""
+    """Copy in both directions until either side ends: HTTP/2 does not use half a connection."""
     await first_to_end(_copy(one, other), _copy(other, one), _until(is_ending))
 
 

@@ -159,7 +159,8 @@ class AgentSession:
         self._on_state(NodeState.REJECTED, message)
         if self._sync.desired == state:
             try:
-                await asyncio.wait_for(self._sync.wait_changed(), self._backoff.next())
+                async with asyncio.timeout(self._backoff.next()):
+                    await self._sync.wait_changed()
             except TimeoutError:
                 return
 

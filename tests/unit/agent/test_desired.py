@@ -63,8 +63,8 @@ def test_a_state_becomes_values() -> None:
 
 def test_over_tls_targets_that_are_no_containers_are_refused_one_by_one() -> None:
     state = _state()
-    state.probes[0].targets.add(id="c", cgroup_path="/sys/fs/cgroup")
-    state.probes[0].targets.add(id="n", netns_path="/proc/1/ns/net")
+    state.probes[0].targets.add(id="c", cgroup_path=b"/sys/fs/cgroup")
+    state.probes[0].targets.add(id="n", netns_path=b"/proc/1/ns/net")
     desired = parse_desired(state, only_containers=True)
     assert [t.selector for t in desired.probes[0].targets] == [ContainerSelector(UID, CID)]
     reason = "over TLS an agent measures containers only"
