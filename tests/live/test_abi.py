@@ -29,7 +29,7 @@ SUM, MAX = "\tu64 sum;\n", "\tu64 max;\n"
         ("\tu64 owners; /* of every", "\tu32 owners; /* of every", "struct netns_entry: owners is"),
         ("\tu16 protocols;", "\tu8 protocols;", "struct slot_filter: protocols is not the 2 bytes"),
         ("char text[HANDLER_NAME_BYTES]", "char text[40]", "struct handler_name is not 32 bytes"),
-        ("\tu16 family; /* 0", "\tu32 family; /* 0", "struct endpoints: family is not the 2 bytes"),
+        ("\tu16 family;", "\tu32 family;", "struct endpoints: family is not the 2 bytes"),
         ("\tu64 told;\n", "\tu64 told, retold;\n", "struct trace_control: limited is not"),
         ("{ LOST, UNMATCHED,", "{ UNMATCHED, LOST,", "enum missing: LOST is not 0"),
         ("(cgroups, u64, owners_t", "(cgroups, u32, owners_t", "map cgroups: its key is not 8"),

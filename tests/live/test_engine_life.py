@@ -144,5 +144,5 @@ async def test_more_slots_than_there_are_is_an_error(start_engine: Start) -> Non
 async def test_five_filters_on_one_target_are_an_error(start_engine: Start) -> None:
     engine = start_engine()
     await engine.use(frozenset({Module.TCP}))
-    with pytest.raises(EngineError, match="share one target"):
+    with pytest.raises(EngineError, match="for more than 4 probes with different filters"):
         engine.assign({slot: SlotSpec(cgroup_ids=frozenset({1})) for slot in range(5)})

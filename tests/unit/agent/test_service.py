@@ -613,20 +613,3 @@ async def test_without_a_budget_every_packet_is_measured(running: Running) -> No
     await running.stub.Apply(state(probe()))
     await next_reading(running.engine)
     assert running.engine.sample_shift == 0
-
-
-@pytest.mark.parametrize("steps", range(6))
-async def test_a_keeper_that_is_woken_and_cancelled_at_once_ends(
-    running: Running, steps: int
-) -> None:
-    keeper = asyncio.create_task(running.agent.keep())
-    await asyncio.sleep(0)
-    await running.agent.close()
-    await asyncio.sleep(0)
-    running.agent._wake.set()
-    for _ in range(steps):
-        await asyncio.sleep(0)
-    keeper.cancel()
-    _, pending = await asyncio.wait({keeper}, timeout=10)
-    keeper.cancel()
-    assert not pending
