@@ -27,3 +27,8 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> list[str]:
     """Return the lines of the text, each printable. Only a line feed ends a line."""
     return [printable(line) for line in text.split("\n")]
+
+
+def bounded(text: str, most: int) -> str:
+    """Return at most this number of characters of the text, all of them printable."""
+    return printable(text[:most])[:most]

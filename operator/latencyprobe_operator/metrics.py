@@ -31,7 +31,7 @@ class OperatorMetrics:
         )
         self.corrupt_reports = Counter(
             "latencyprobe_operator_corrupt_reports",
-            "Reports on one target that are inconsistent and were discarded.",
+            "Parts of agents' reports that are corrupt or were not asked for, and were discarded.",
             registry=self.registry,
         )
         self.status_writes = Counter(

@@ -61,6 +61,8 @@ class ReportedProbe:
 
     probe_uid: str
     targets: tuple[ReportedTarget, ...] = ()
+    unasked: int = 0
+    """The number of targets that the agent was not asked for, and that were left out."""
     node: NodeMeasurement = NOTHING_OF_THE_NODE
     """The measurement of the node as a whole; empty if it is corrupt."""
     node_corruption: str | None = None

@@ -10,7 +10,7 @@ from latencyprobe_agent.agent import Agent
 from latencyprobe_agent.collector import ProbeFigures
 from latencyprobe_agent.serving.messages import coverage_messages, probe_report
 
-# Well below the maximum of a client (MAX_MESSAGE_BYTES), with room for one more probe.
+# A report is of this size, or of one probe. The operator takes four times as much.
 _REPORT_BYTES = 1 << 20
 
 Send = Callable[[pb.Report], Awaitable[None]]
@@ -53,10 +53,11 @@ class ReportPump:
         probes: list[pb.ProbeReport] = []
         size = 0
         for one in figures:
-            if size >= _REPORT_BYTES:
+            probe = probe_report(one, self._agent.standings(one.probe))
+            size += probe.ByteSize()
+            if probes and size > _REPORT_BYTES:
                 break
-            probes.append(probe_report(one, self._agent.standings(one.probe)))
-            size += probes[-1].ByteSize()
+            probes.append(probe)
         return probes
 
     def _report(self, probes: list[pb.ProbeReport]) -> pb.Report:

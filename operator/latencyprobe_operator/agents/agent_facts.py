@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 
 from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.domain.targets import TargetState
+from latencyprobe_operator.agents.misreports import Misreports
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.observed_state import AgentView, ReportedProbe, TargetStatus
-
-log = logging.getLogger(__name__)
 
 TargetsByProbe = dict[str, dict[str, TargetStatus]]
 
@@ -18,11 +16,11 @@ TargetsByProbe = dict[str, dict[str, TargetStatus]]
 class AgentFacts:
     """The facts that an agent's answers and reports have stated last, over all its sessions."""
 
-    def __init__(self, node: str) -> None:
+    def __init__(self, misreports: Misreports) -> None:
         self.instance_id = ""
         self.coverage: Mapping[str, StageCoverage] = {}
         self.cpu_percent: float | None = None
-        self._node = node
+        self._misreports = misreports
         self._targets: TargetsByProbe = {}
 
     def begin_instance(self, instance_id: str) -> None:
@@ -50,7 +48,7 @@ class AgentFacts:
                 known[target.id] = now
                 changed = True
                 if now.state is TargetState.FAILED:
-                    log.warning("node %s: %s: %s", self._node, target.id, now.message)
+                    self._misreports.note_failed(target.id, now.message)
         return changed
 
     def view(self, state: NodeState, message: str) -> AgentView:

@@ -23,6 +23,7 @@ from latencyprobe_operator.agents.generations import (
     IMPLAUSIBLE_RETRY_S,
     ImplausibleGenerationError,
 )
+from latencyprobe_operator.agents.misreports import Misreports
 from latencyprobe_operator.agents.renewal import Renewal
 from latencyprobe_operator.agents.session import (
     AgentSession,
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SKEW_RETRY_S = 30.0
+# An agent's reports are of 1 MiB, or of one probe: 4 KiB a target, for a thousand containers.
+MAX_INCOMING_BYTES = 4 << 20
 
 _CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.ssl_target_name_override", AGENT_NAME),
@@ -57,7 +60,7 @@ _CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.http2.bdp_probe", 0),
     ("grpc.enable_retries", 0),
     ("grpc.enable_channelz", 0),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_INCOMING_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # An agent is reached directly, whatever proxy leads out of the cluster.
     ("grpc.enable_http_proxy", 0),
@@ -100,12 +103,14 @@ class AgentLink:
         self._renewal = renewal
         self._on_change = on_change
         self._sync = StateSync(desired)
-        self._facts = AgentFacts(node)
+        misreports = Misreports(node, metrics)
+        self._facts = AgentFacts(misreports)
         self._backoff = Backoff(0.25, 15)
         self._session = AgentSession(
             node,
             sync=self._sync,
             facts=self._facts,
+            misreports=misreports,
             clock_ns=clock_ns,
             backoff=self._backoff,
             metrics=metrics,

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 
 from latencyprobe.domain.coverage import StageCoverage
-from latencyprobe.domain.fairness import TargetName, oversize_targets, surplus_targets
-from latencyprobe.domain.stages import BY_NAME
+from latencyprobe.domain.fairness import (
+    MAX_PROBES,
+    MAX_TARGETS,
+    TargetName,
+    oversize_targets,
+    surplus_targets,
+)
+from latencyprobe.domain.measurement import Measurement, NodeMeasurement, NodeStage, joint_counters
+from latencyprobe.domain.stages import BY_NAME, Module, counters_of
 from latencyprobe.domain.targets import TargetState
+from latencyprobe.process.printable import bounded
+from latencyprobe.protocol.limits import MAX_STAGES, check_node, check_target
 from latencyprobe.protocol.measurements import (
+    MAX_NAME_LENGTH,
     MAX_REQUEST_BYTES,
     CorruptMessageError,
     measurement_from_proto,
@@ -31,6 +41,9 @@ _LARGEST_TARGET_BYTES = 1024
 _FRAME_BYTES = 4
 # For the fields of a state beside its probes.
 _STATE_BYTES = 64
+# Of an agent's message, hook or reason.
+MAX_TEXT_LENGTH = 400
+_COVERED = frozenset({*BY_NAME, *counters_of(Module)})
 _NOT_ENCODABLE = (ValueError, TypeError, OverflowError)
 
 
@@ -168,45 +181,139 @@ def _target_message(target: ContainerTarget) -> pb.Target:
     return pb.Target(id=target.id, container=container)
 
 
-def coverage_of(messages: Iterable[pb.StageCoverage]) -> dict[str, StageCoverage]:
-    """Decode the coverage of a node's stages, by their names."""
-    return {message.name: coverage_from_proto(message) for message in messages}
+def instance_of(message: pb.NodeInfo | pb.Report) -> str:
+    """Return the instance of the agent that sent this message."""
+    return _name(message.instance_id)
 
 
-def targets_by_probe(result: pb.ApplyResult) -> dict[str, dict[str, TargetStatus]]:
-    """Decode the states of the targets in an answer to Apply, by probe and target id."""
+def coverage_of(messages: Sequence[pb.StageCoverage]) -> dict[str, StageCoverage]:
+    """Decode the coverage of a node's stages and counters, by their names.
+
+    Unknown names are left out. Raises CorruptMessageError for more than an agent can have.
+    """
+    if len(messages) > MAX_STAGES:
+        raise CorruptMessageError(
+            "coverage", f"{len(messages)} stages, but at most {MAX_STAGES} are allowed"
+        )
     return {
-        probe.id: {target.id: _target_status(target) for target in probe.targets}
+        message.name: replace(stage, hook=_text(stage.hook), reason=_text(stage.reason))
+        for message in messages
+        if message.name in _COVERED
+        for stage in [coverage_from_proto(message)]
+    }
+
+
+def targets_by_probe(
+    result: pb.ApplyResult, asked: Container[TargetName]
+) -> dict[str, dict[str, TargetStatus]]:
+    """Decode the states of the targets in an answer to Apply, by probe and target id.
+
+    Targets that were not asked for are left out.
+    """
+    return {
+        probe.id: {
+            target.id: _target_status(target)
+            for target in probe.targets
+            if (probe.id, target.id) in asked
+        }
         for probe in result.probes
     }
 
 
-def reported_probe(message: pb.ProbeReport) -> ReportedProbe:
-    """Decode a report on one probe; a corrupt part is left out, with the reason."""
-    targets = tuple(map(_reported_target, message.targets))
+def check_size(report: pb.Report) -> None:
+    """Raise CorruptMessageError if a report has more parts than an agent has probes or targets."""
+    targets = 0
+    if len(report.probes) > MAX_PROBES:
+        raise CorruptMessageError(
+            "probes", f"{len(report.probes)} probes, but at most {MAX_PROBES} are allowed"
+        )
+    for probe in report.probes:
+        targets += len(probe.targets)
+    if targets > MAX_TARGETS:
+        raise CorruptMessageError(
+            "targets", f"{targets} targets, but at most {MAX_TARGETS} are allowed"
+        )
+
+
+def reported_probe(
+    message: pb.ProbeReport, asked: Container[TargetName] | None = None
+) -> ReportedProbe:
+    """Decode a report on one probe; a corrupt part is left out, with the reason.
+
+    Targets that were not asked for are left out, and counted. None: all were.
+    """
+    ours = [
+        target
+        for target in message.targets
+        if asked is None or (message.id, target.status.id) in asked
+    ]
+    targets = tuple(map(_reported_target, ours))
+    unasked = len(message.targets) - len(ours)
     try:
-        node = node_from_proto(message.node)
+        check_node(message.node)
+        node = _printable_node(node_from_proto(message.node))
     except CorruptMessageError as error:
-        return ReportedProbe(probe_uid=message.id, targets=targets, node_corruption=str(error))
-    return ReportedProbe(probe_uid=message.id, targets=targets, node=node)
+        return ReportedProbe(
+            probe_uid=message.id,
+            targets=targets,
+            unasked=unasked,
+            node_corruption=_text(str(error)),
+        )
+    return ReportedProbe(probe_uid=message.id, targets=targets, unasked=unasked, node=node)
 
 
 def _reported_target(message: pb.TargetReport) -> ReportedTarget:
     target_id, status = message.status.id, _target_status(message.status)
     try:
+        check_target(message)
         measurement = measurement_from_proto(
             message.stages, message.counters, message.netns_counters
         )
     except CorruptMessageError as error:
-        return ReportedTarget(id=target_id, status=status, corruption=str(error))
+        return ReportedTarget(id=target_id, status=status, corruption=_text(str(error)))
     return ReportedTarget(
         id=target_id,
         status=status,
-        measurement=measurement,
-        unknown_stages=tuple(s.name for s in message.stages if s.name not in BY_NAME),
+        measurement=_printable_measurement(measurement),
+        unknown_stages=tuple(_name(s.name) for s in message.stages if s.name not in BY_NAME),
     )
 
 
 def _target_status(message: pb.TargetStatus) -> TargetStatus:
     """Decode the state of a target; an unknown state of a newer agent counts as pending."""
-    return TargetStatus(target_state_from_proto(message.state), message.message)
+    return TargetStatus(target_state_from_proto(message.state), _text(message.message))
+
+
+def _printable_measurement(measurement: Measurement) -> Measurement:
+    """Return the measurement with printable names: kernels and devices have any."""
+    return replace(
+        measurement,
+        counters=_printable_names(measurement.counters),
+        netns_counters=_printable_names(measurement.netns_counters),
+    )
+
+
+def _printable_node(node: NodeMeasurement) -> NodeMeasurement:
+    result = NodeMeasurement(counters=_printable_names(node.counters))
+    if all(stage.detail.isprintable() for stage in node.stages):
+        return replace(result, stages=node.stages)
+    for stage, measured in node.stages.items():
+        result += NodeMeasurement({NodeStage(stage.name, _name(stage.detail)): measured})
+    return result
+
+
+def _printable_names(counters: Mapping[str, int]) -> Mapping[str, int]:
+    if all(map(str.isprintable, counters)):
+        return counters
+    result: dict[str, int] = {}
+    for name, count in counters.items():
+        result = joint_counters(result, {_name(name): count})
+    return result
+
+
+def _text(text: str) -> str:
+    return bounded(text, MAX_TEXT_LENGTH)
+
+
+def _name(name: str) -> str:
+    return bounded(name, MAX_NAME_LENGTH)

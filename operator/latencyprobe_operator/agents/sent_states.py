@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from dataclasses import dataclass
 
 from latencyprobe.domain.fairness import TargetName
 from latencyprobe_operator.agents.generations import LEASE_S, Generations, MeasuredSince
 from latencyprobe_operator.agents.messages import Outgoing, outgoing_state
 from latencyprobe_operator.desired_state import DesiredNodeState
+
+
+@dataclass(frozen=True, slots=True)
+class _AnyOf:
+    """The union of some sets, which are too large to copy for every report."""
+
+    sets: tuple[frozenset[TargetName], ...]
+
+    def __contains__(self, name: object) -> bool:
+        return any(name in each for each in self.sets)
 
 
 class SentStates:
@@ -17,17 +28,28 @@ class SentStates:
         self._generations = Generations(clock_ns)
         self._since = MeasuredSince()
         self._targets: frozenset[TargetName] = frozenset()
+        self._before: frozenset[TargetName] = frozenset()
+        self._pending: frozenset[TargetName] = frozenset()
 
     def encode(self, state: DesiredNodeState) -> Outgoing:
         """Return this state as the next message. Targets that the agent has keep their places."""
         generation = self._generations.next()
         outgoing = outgoing_state(state, generation=generation, lease_s=LEASE_S, held=self._targets)
         self._since.apply(state, generation)
+        self._pending = outgoing.targets
         return outgoing
 
     def mark_applied(self, outgoing: Outgoing) -> None:
         """Note that the agent has applied this message."""
-        self._targets = outgoing.targets
+        self._before, self._targets = self._targets, outgoing.targets
+
+    def asked(self) -> Container[TargetName]:
+        """Return the targets that a report may be on.
+
+        They are those of the state in force, of the one being sent, and of the one before: its
+        last report may still arrive.
+        """
+        return _AnyOf((self._targets, self._pending, self._before))
 
     def observe(self, generation: int) -> None:
         """Go beyond the generation of a report; raises ImplausibleGenerationError."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 import grpc
@@ -17,15 +17,25 @@ from grpc import aio
 
 from latencyprobe import __version__
 from latencyprobe.process.backoff import Backoff
+from latencyprobe.process.printable import bounded
 from latencyprobe.process.tasks import first_to_end
-from latencyprobe.protocol.measurements import PROTOCOL_VERSION
+from latencyprobe.protocol.limits import check_cpu_percent
+from latencyprobe.protocol.measurements import (
+    MAX_NAME_LENGTH,
+    PROTOCOL_VERSION,
+    CorruptMessageError,
+)
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents.agent_facts import AgentFacts
 from latencyprobe_operator.agents.messages import (
+    MAX_TEXT_LENGTH,
+    check_size,
     coverage_of,
+    instance_of,
     reported_probe,
     targets_by_probe,
 )
+from latencyprobe_operator.agents.misreports import Misreports
 from latencyprobe_operator.agents.sent_states import SentStates
 from latencyprobe_operator.agents.state_sync import StateSync
 from latencyprobe_operator.api.status_fields import NodeState
@@ -53,8 +63,9 @@ class VersionSkewError(Exception):
     """An agent that speaks another protocol than this operator."""
 
     def __init__(self, info: pb.NodeInfo) -> None:
+        version = bounded(info.agent_version, MAX_NAME_LENGTH) or "of unknown version"
         super().__init__(
-            f"agent {info.agent_version or 'of unknown version'} speaks protocol "
+            f"agent {version} speaks protocol "
             f"{info.protocol_version}, operator {__version__} speaks protocol {PROTOCOL_VERSION}: "
             "bring both to one version"
         )
@@ -73,6 +84,7 @@ class AgentSession:
         *,
         sync: StateSync,
         facts: AgentFacts,
+        misreports: Misreports,
         clock_ns: Callable[[], int],
         backoff: Backoff,
         metrics: OperatorMetrics,
@@ -88,6 +100,7 @@ class AgentSession:
         self._node = node
         self._sync = sync
         self._facts = facts
+        self._misreports = misreports
         self._sent = SentStates(clock_ns)
         self._backoff = backoff
         self._metrics = metrics
@@ -110,16 +123,16 @@ class AgentSession:
         info = await stub.GetNodeInfo(pb.GetNodeInfoRequest(), timeout=CONNECT_S)
         if info.protocol_version != PROTOCOL_VERSION:
             raise VersionSkewError(info)
-        if info.instance_id != self._facts.instance_id:
+        if instance_of(info) != self._facts.instance_id:
             log.info(
                 "agent on node %s: version %s, kernel %s, instance %s",
                 self._node,
-                info.agent_version,
-                info.kernel_release,
-                info.instance_id,
+                bounded(info.agent_version, MAX_NAME_LENGTH),
+                bounded(info.kernel_release, MAX_NAME_LENGTH),
+                instance_of(info),
             )
-            self._facts.begin_instance(info.instance_id)
-        self._facts.coverage = coverage_of(info.coverage)
+            self._facts.begin_instance(instance_of(info))
+        self._take_coverage(info.coverage)
 
     # ------------------------------------------------------------------ desired state
 
@@ -146,9 +159,8 @@ class AgentSession:
         log.debug("agent on node %s applied generation %d", self._node, outgoing.message.generation)
         self._sent.mark_applied(outgoing)
         self._backoff.reset()
-        self._facts.set_targets(targets_by_probe(result), outgoing.left_out)
-        if result.coverage:
-            self._facts.coverage = coverage_of(result.coverage)
+        self._facts.set_targets(targets_by_probe(result, outgoing.targets), outgoing.left_out)
+        self._take_coverage(result.coverage)
         self._sync.mark_applied(state)
         self._on_state(NodeState.READY, "")
 
@@ -167,29 +179,75 @@ class AgentSession:
     # ------------------------------------------------------------------------ reports
 
     async def _listen(self, stream: aio.UnaryStreamCall[pb.WatchReportsRequest, pb.Report]) -> None:
-        async for report in stream:
-            if report.instance_id != self._facts.instance_id:
+        async for report in self._received(stream):
+            if instance_of(report) != self._facts.instance_id:
                 raise LinkBrokenError("another instance of the agent answers")
             self._sent.observe(report.generation)
             self._metrics.reports.inc()
             self._take(report)
         raise LinkBrokenError("the agent ended the stream of reports")
 
+    async def _received(
+        self, stream: aio.UnaryStreamCall[pb.WatchReportsRequest, pb.Report]
+    ) -> AsyncIterator[pb.Report]:
+        """Yield the reports; count a message that is too large, which ends the stream."""
+        try:
+            async for report in stream:
+                yield report
+        except aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                self._misreports.note_corrupt(describe(error))
+            raise
+
     def _take(self, report: pb.Report) -> None:
-        if report.coverage:
-            self._facts.coverage = coverage_of(report.coverage)
-        if report.overhead.measured:
-            self._facts.cpu_percent = report.overhead.cpu_percent
-        changed = bool(report.coverage)
+        try:
+            check_size(report)
+        except CorruptMessageError as error:
+            self._misreports.note_corrupt(str(error))
+            return
+        self._take_overhead(report.overhead)
+        changed = self._take_coverage(report.coverage)
         for message in report.probes:
             if self._sent.covers(message.id, report.generation):
-                probe = reported_probe(message)
-                changed |= self._facts.take_targets(probe)
-                self._on_report(self._node, probe)
+                changed |= self._take_probe(message)
         if changed:
             self._on_news()
+
+    def _take_probe(self, message: pb.ProbeReport) -> bool:
+        """Take in a report on one probe; return whether a target's state has changed."""
+        try:
+            probe = reported_probe(message, self._sent.asked())
+            self._misreports.note_probe(probe)
+            changed = self._facts.take_targets(probe)
+            self._on_report(self._node, probe)
+        except Exception as error:  # noqa: BLE001
+            # Whatever an agent sent to cause this, it costs that report alone.
+            self._misreports.note_unexpected(error)
+            return False
+        return changed
+
+    def _take_overhead(self, overhead: pb.Overhead) -> None:
+        try:
+            check_cpu_percent(overhead.cpu_percent)
+        except CorruptMessageError as error:
+            self._misreports.note_corrupt(str(error))
+            return
+        if overhead.measured:
+            self._facts.cpu_percent = overhead.cpu_percent
+
+    def _take_coverage(self, messages: Sequence[pb.StageCoverage]) -> bool:
+        """Take in the coverage, if the message has one; return whether it had."""
+        if not messages:
+            return False
+        try:
+            self._facts.coverage = coverage_of(messages)
+        except CorruptMessageError as error:
+            self._misreports.note_corrupt(str(error))
+            return False
+        return True
 
 
 def describe(error: aio.AioRpcError) -> str:
     """Return a gRPC error in one line."""
-    return f"{error.code().name}: {error.details() or 'no details'}"
+    details = bounded(error.details() or "no details", MAX_TEXT_LENGTH)
+    return f"{error.code().name}: {details}"

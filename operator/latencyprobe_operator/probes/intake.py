@@ -2,61 +2,45 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection
+from collections.abc import Mapping
 
 from latencyprobe.domain.measurement import NOTHING, Measurement
-from latencyprobe_operator.api.spec import ProbeKey, ProbeSpec
+from latencyprobe_operator.api.spec import ProbeSpec
 from latencyprobe_operator.api.timestamps import timestamp
-from latencyprobe_operator.metrics import OperatorMetrics
-from latencyprobe_operator.observed_state import ReportedProbe, ReportedTarget
+from latencyprobe_operator.desired_state import PlacedPod
+from latencyprobe_operator.observed_state import ReportedProbe
 from latencyprobe_operator.probes.staleness import ReportTimes
 from latencyprobe_operator.probes.windows import ProbeWindows, of_one_pod
-
-log = logging.getLogger(__name__)
 
 
 class ReportIntake:
     """The measurements that agents have reported of one probe."""
 
-    def __init__(
-        self, key: ProbeKey, *, metrics: OperatorMetrics, last_report_time: str | None
-    ) -> None:
+    def __init__(self, *, last_report_time: str | None) -> None:
         self.windows = ProbeWindows(1, 1)
         self.report_times = ReportTimes()
         self.reported = False
         """An agent has reported since measuring began."""
         self.last_report_time = last_report_time
-        self._key = key
-        self._metrics = metrics
-        self._unknown_stages: set[str] = set()
 
     def take(
         self,
         node: str,
         report: ReportedProbe,
-        pod_uids: Collection[str],
+        placed: Mapping[str, PlacedPod],
         *,
         at: float,
         wall: float,
     ) -> None:
-        """Take in a report on these pods of a node; `wall` is the time since the epoch."""
+        """Take in the report of a node on its own pods among these; `wall` is since the epoch."""
         pods: dict[str, Measurement] = {}
         for target in report.targets:
             pod_uid = target.id.partition("/")[0]
-            if pod_uid in pod_uids:
-                self._log_left_out(node, target)
+            pod = placed.get(pod_uid)
+            if pod and pod.pod.node == node:
                 pods[pod_uid] = of_one_pod(pods.get(pod_uid, NOTHING), target.measurement)
         for pod_uid, measurement in pods.items():
             self.windows.add(pod_uid, measurement, at=at)
-        if report.node_corruption:
-            self._metrics.corrupt_reports.inc()
-            log.warning(
-                "%s: corrupt report of node %s on itself left out: %s",
-                self._key,
-                node,
-                report.node_corruption,
-            )
         self.windows.add_node(node, report.node, at=at)
         self.reported = True
         self.last_report_time = timestamp(wall)
@@ -72,26 +56,6 @@ class ReportIntake:
         """Begin another measurement."""
         self.windows.clear()
         self.reported = False
-
-    def _log_left_out(self, node: str, target: ReportedTarget) -> None:
-        if target.corruption:
-            self._metrics.corrupt_reports.inc()
-            log.warning(
-                "%s: corrupt report from node %s on %s left out: %s",
-                self._key,
-                node,
-                target.id,
-                target.corruption,
-            )
-        for stage in target.unknown_stages:
-            if stage not in self._unknown_stages:
-                self._unknown_stages.add(stage)
-                log.warning(
-                    "%s: stage %r from node %s is unknown to this operator and left out",
-                    self._key,
-                    stage,
-                    node,
-                )
 
 
 def _measured(spec: ProbeSpec) -> tuple[object, ...]:

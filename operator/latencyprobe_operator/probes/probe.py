@@ -58,9 +58,7 @@ class Probe:
         self._current = CurrentSpec(self.key, previous.get("startTime"))
         self._idle_phase: Phase | None = None
         self._schedule = StatusSchedule()
-        self._intake = ReportIntake(
-            self.key, metrics=metrics, last_report_time=previous.get("lastReportTime")
-        )
+        self._intake = ReportIntake(last_report_time=previous.get("lastReportTime"))
         self._pods = SelectedPods(
             self.key,
             desired=desired,

@@ -512,6 +512,21 @@ async def test_a_reader_that_stands_still_stops_the_sending_and_loses_nothing(
     assert received.stage("rx.total").histogram.count == sent
 
 
+async def test_a_report_is_within_its_size_or_of_one_probe(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latencyprobe_agent.serving.reports._REPORT_BYTES", 1000)
+    await running.stub.Apply(state(*(probe(f"p{n}") for n in range(10))))
+    stream = watch(running)
+    await next_report(stream)
+    running.engine.measure(samples(*range(64, 1 << 14, 1 << 9)))
+    reported: set[str] = set()
+    while len(reported) < 10:
+        probes = (await next_report(stream)).probes
+        reported |= {each.id for each in probes}
+        assert len(probes) < 2 or sum(each.ByteSize() for each in probes) <= 1000
+
+
 async def test_more_targets_than_slots_are_failed_with_a_message(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -259,7 +259,7 @@ async def test_an_implausible_generation_disables_only_the_agent_that_reports_it
 
 
 async def test_a_link_survives_an_answer_that_breaks_its_reader(
-    fleet: Fleet, agent: FakeAgent, ears: Ears, monkeypatch: pytest.MonkeyPatch
+    fleet: Fleet, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await connect(fleet, agent, state_of("a"))
 
@@ -267,8 +267,8 @@ async def test_a_link_survives_an_answer_that_breaks_its_reader(
         raise ZeroDivisionError
 
     with monkeypatch.context() as broken:
-        broken.setattr(ears, "on_report", fail)
-        agent.report(UID, {target_id("a"): measurement(1)})
+        broken.setattr(session, "targets_by_probe", fail)
+        fleet.want("node-a", state_of("a", "b"))
         await until(
             lambda: "ZeroDivisionError" in fleet.view("node-a").message,
             what=lambda: fleet.view("node-a"),
@@ -278,32 +278,6 @@ async def test_a_link_survives_an_answer_that_breaks_its_reader(
         lambda: fleet.view("node-a").state is State.READY and agent.listeners == 1,
         what=lambda: fleet.view("node-a"),
     )
-    agent.report(UID, {target_id("a"): measurement(1)})
-    await until(lambda: ears.reports, what=lambda: ears.reports)
-
-
-async def test_a_link_survives_a_report_that_breaks_its_decoder(
-    fleet: Fleet, agent: FakeAgent, ears: Ears, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await connect(fleet, agent, state_of("a"))
-
-    def fail(_: pb.ProbeReport) -> None:
-        raise ZeroDivisionError
-
-    with monkeypatch.context() as broken:
-        broken.setattr(session, "reported_probe", fail)
-        agent.report(UID, {target_id("a"): measurement(1)})
-        await until(
-            lambda: "ZeroDivisionError" in fleet.view("node-a").message,
-            what=lambda: fleet.view("node-a"),
-        )
-
-    await until(
-        lambda: fleet.view("node-a").state is State.READY and agent.listeners == 1,
-        what=lambda: fleet.view("node-a"),
-    )
-    agent.report(UID, {target_id("a"): measurement(1)})
-    await until(lambda: ears.reports, what=lambda: ears.reports)
 
 
 async def test_an_agent_of_another_protocol_is_left_alone(fleet: Fleet, agent: FakeAgent) -> None:

@@ -1,0 +1,68 @@
+"""The faults in one agent's reports: each is counted, and a few of them are logged."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from latencyprobe_operator.metrics import OperatorMetrics
+from latencyprobe_operator.observed_state import ReportedProbe
+
+log = logging.getLogger(__name__)
+
+# An agent can send faults by the million: one line of each kind in this time.
+LOG_INTERVAL_S = 60.0
+
+
+class Misreports:
+    """A record of the faults in the reports of one agent. `clock`: seconds of a monotonic clock."""
+
+    def __init__(
+        self, node: str, metrics: OperatorMetrics, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._node = node
+        self._metrics = metrics
+        self._clock = clock
+        self._next_line: dict[str, float] = {}
+        self._omitted: Counter[str] = Counter()
+
+    def note_corrupt(self, problem: str) -> None:
+        """Count a part of a report that is corrupt and left out."""
+        self._metrics.corrupt_reports.inc()
+        self._warn("corrupt", f"corrupt report left out: {problem}")
+
+    def note_probe(self, report: ReportedProbe) -> None:
+        """Count the parts of this report that are corrupt and left out."""
+        for target in report.targets:
+            if target.corruption:
+                self.note_corrupt(f"target {target.id}: {target.corruption}")
+            for stage in target.unknown_stages:
+                self._warn("unknown", f"stage {stage!r} is unknown to this operator and left out")
+        if report.unasked:
+            self.note_corrupt(
+                f"{report.unasked} targets of probe {report.probe_uid} that it was not asked for"
+            )
+        if report.node_corruption:
+            self.note_corrupt(report.node_corruption)
+
+    def note_unexpected(self, error: Exception) -> None:
+        """Count a part of a report that the operator failed on: a fault of its own too."""
+        self._metrics.corrupt_reports.inc()
+        self._warn("unexpected", f"report left out: unexpected {error!r}", error)
+
+    def note_failed(self, target_id: str, message: str) -> None:
+        """Log a target that cannot be measured any more."""
+        self._warn("failed", f"{target_id}: {message}")
+
+    def _warn(self, kind: str, text: str, error: Exception | None = None) -> None:
+        now = self._clock()
+        if now < self._next_line.get(kind, -math.inf):
+            self._omitted[kind] += 1
+            return
+        self._next_line[kind] = now + LOG_INTERVAL_S
+        more = self._omitted.pop(kind, 0)
+        suffix = f" ({more} similar ones before it were not logged)" if more else ""
+        log.warning("agent on node %s: %s%s", self._node, text, suffix, exc_info=error)
