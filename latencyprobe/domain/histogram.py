@@ -22,6 +22,10 @@ LAST_OCTAVE = 36
 UNDERFLOW = 0
 OVERFLOW = (LAST_OCTAVE - FIRST_OCTAVE) * BUCKETS_PER_OCTAVE + 1
 POSITIONS = OVERFLOW + 1
+# Sums end here, so that any number of reports add up to a signed 64-bit number: of durations or
+# events, and of the samples in one bucket of a histogram.
+LARGEST_SUM = 2**63 - 1
+LARGEST_BUCKET = 2**55 - 1
 LOWEST_NS = 1 << FIRST_OCTAVE
 HIGHEST_NS = 1 << LAST_OCTAVE
 
@@ -102,10 +106,10 @@ class Histogram:
             return self
         buckets = dict(self.buckets)
         for position, count in other.buckets.items():
-            buckets[position] = buckets.get(position, 0) + count
+            buckets[position] = min(buckets.get(position, 0) + count, LARGEST_BUCKET)
         return Histogram(
             buckets,
-            self.sum_ns + other.sum_ns,
+            min(self.sum_ns + other.sum_ns, LARGEST_SUM),
             min(self.min_ns, other.min_ns),
             max(self.max_ns, other.max_ns),
         )

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
-from latencyprobe.domain.histogram import EMPTY, Histogram
+from latencyprobe.domain.histogram import EMPTY, LARGEST_SUM, Histogram
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,9 @@ class StageMeasurement:
     def __add__(self, other: StageMeasurement) -> StageMeasurement:
         return StageMeasurement(
             self.histogram + other.histogram,
-            self.lost + other.lost,
-            self.unmatched + other.unmatched,
-            self.clamped + other.clamped,
+            min(self.lost + other.lost, LARGEST_SUM),
+            min(self.unmatched + other.unmatched, LARGEST_SUM),
+            min(self.clamped + other.clamped, LARGEST_SUM),
             _joint_ratio(self, other),
         )
 
@@ -76,16 +76,21 @@ def joint_counters(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str
     """Add up two sets of counters by name."""
     counters = dict(one)
     for name, count in other.items():
-        counters[name] = counters.get(name, 0) + count
+        counters[name] = min(counters.get(name, 0) + count, LARGEST_SUM)
     return counters
 
 
 def largest_counters(counters: Mapping[str, int], most: int) -> dict[str, int]:
-    """Return at most this number of counters, the largest; one of them counts the omitted ones."""
+    """Return at most this number of counters, the largest; one of them counts the omitted ones.
+
+    It adds to those that were omitted before.
+    """
     if len(counters) <= most:
         return dict(counters)
-    ordered = sorted(counters.items(), key=lambda each: (-each[1], each[0]))
-    return {**dict(ordered[: most - 1]), COUNTERS_OMITTED: len(ordered) - (most - 1)}
+    named = ((name, count) for name, count in counters.items() if name != COUNTERS_OMITTED)
+    ordered = sorted(named, key=lambda each: (-each[1], each[0]))
+    omitted = counters.get(COUNTERS_OMITTED, 0) + len(ordered) - (most - 1)
+    return {**dict(ordered[: most - 1]), COUNTERS_OMITTED: min(omitted, LARGEST_SUM)}
 
 
 @dataclass(frozen=True, slots=True)

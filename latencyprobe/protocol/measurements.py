@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import (
+    COUNTERS_OMITTED,
     Measurement,
     NodeMeasurement,
     NodeStage,
@@ -65,7 +66,11 @@ def measurement_from_proto(
             raise CorruptMessageError(f"stages[{index}].name", f"{delta.name!r} is repeated")
         if delta.name in BY_NAME:
             measured[delta.name] = _stage_from_proto(delta, f"stages[{index}]")
-    known = {name: count for name, count in counters.items() if counter_module(name) is not None}
+    known = {
+        name: count
+        for name, count in counters.items()
+        if name == COUNTERS_OMITTED or counter_module(name) is not None
+    }
     _check_names(known, "counters")
     return Measurement(measured, known, _open_counters(netns_counters, "netns_counters"))
 

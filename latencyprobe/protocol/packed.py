@@ -1,10 +1,12 @@
 """Measurements packed into bytes, for a receiver that keeps many of them in memory.
 
-A packed measurement is a compressed message, a fraction of the size of its Python objects.
+A packed measurement is a compressed message, a fraction of the size of its Python objects. A sum of
+measurements may have more counters and stages than a message: the largest are kept.
 """
 
 from __future__ import annotations
 
+import heapq
 import zlib
 from collections.abc import Collection, Mapping
 
@@ -13,8 +15,11 @@ from latencyprobe.domain.measurement import (
     NodeMeasurement,
     NodeStage,
     StageMeasurement,
+    largest_counters,
 )
+from latencyprobe.protocol.limits import MAX_NODE_STAGES
 from latencyprobe.protocol.measurements import (
+    MAX_OPEN_COUNTERS,
     measurement_from_proto,
     measurement_to_proto,
     node_from_proto,
@@ -30,7 +35,9 @@ def pack(measurement: Measurement) -> bytes:
     """Pack the measurement of a target."""
     stages, counters = measurement_to_proto(measurement)
     message = pb.TargetReport(
-        stages=stages, counters=counters, netns_counters=measurement.netns_counters
+        stages=stages,
+        counters=largest_counters(counters, MAX_OPEN_COUNTERS),
+        netns_counters=largest_counters(measurement.netns_counters, MAX_OPEN_COUNTERS),
     )
     return zlib.compress(message.SerializeToString(), level=_LEVEL)
 
@@ -51,6 +58,10 @@ def pack_node(stages: Mapping[NodeStage, StageMeasurement]) -> bytes:
     """Pack the stages of a node; no stages take no bytes."""
     if not stages:
         return b""
+    if len(stages) > MAX_NODE_STAGES:
+        stages = dict(
+            heapq.nlargest(MAX_NODE_STAGES, stages.items(), key=lambda s: s[1].histogram.count)
+        )
     message = node_to_proto(NodeMeasurement(stages)).SerializeToString()
     return zlib.compress(message, level=_LEVEL)
 

@@ -13,12 +13,13 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from latencyprobe.domain.histogram import EMPTY, Histogram
+from latencyprobe.domain.histogram import EMPTY, LARGEST_BUCKET, LARGEST_SUM, Histogram
 from latencyprobe.domain.measurement import (
     Measurement,
     NodeMeasurement,
     StageMeasurement,
     joint_counters,
+    largest_counters,
     total,
 )
 from latencyprobe.protocol.packed import pack, pack_node, unpack, unpack_node, unpack_stages
@@ -28,6 +29,8 @@ SLOTS = 12
 # beginning belongs to the next slot.
 _SLOT_FILLED = 0.75
 TOTALS = ("rx.total", "tx.total")
+# Of one window. An agent's message holds as many, but agents may report other names each time.
+MAX_COUNTERS = 256
 
 
 def slot_s(interval_s: float, window_s: float) -> float:
@@ -64,7 +67,7 @@ class PodWindow:
     def measurement(self, *, window: float, at: float) -> Measurement:
         """Return the sum of the entries in the window."""
         _forget(self._entries, at - window)
-        return total(unpack(entry.packed) for entry in self._entries)
+        return _bounded(total(unpack(entry.packed) for entry in self._entries))
 
     def severity(self, *, window: float, slot: float, at: float) -> tuple[int, int]:
         """Return the sort key of pods: the p99 of rx.total, or tx.total, and its samples.
@@ -109,7 +112,7 @@ class NodeWindow:
             self._entries.append(_NodeEntry(at, at, counters, slowest_ns, stages))
             return
         last.ended = at
-        last.counters = joint_counters(last.counters, counters)
+        last.counters = largest_counters(joint_counters(last.counters, counters), MAX_COUNTERS)
         last.slowest_ns = max(last.slowest_ns, slowest_ns)
         if measurement.stages:
             both = NodeMeasurement(unpack_node(last.stages)) + NodeMeasurement(measurement.stages)
@@ -121,7 +124,7 @@ class NodeWindow:
         result: dict[str, int] = {}
         for entry in self._entries:
             result = joint_counters(result, entry.counters)
-        return result
+        return largest_counters(result, MAX_COUNTERS)
 
     def rank(self, *, window: float, at: float) -> tuple[int, int]:
         """Return the sort key of nodes: the number of failures, then the slowest p99."""
@@ -143,6 +146,15 @@ def _open_entry(entries: deque[_AnyEntry], *, slot: float, at: float) -> _AnyEnt
     """Return the entry that a measurement of now belongs to; None: it begins a new one."""
     last = entries[-1] if entries else None
     return last if last and at - last.began < slot * _SLOT_FILLED else None
+
+
+def _bounded(measurement: Measurement) -> Measurement:
+    """Return the measurement with its largest counters."""
+    return replace(
+        measurement,
+        counters=largest_counters(measurement.counters, MAX_COUNTERS),
+        netns_counters=largest_counters(measurement.netns_counters, MAX_COUNTERS),
+    )
 
 
 def _forget(entries: deque[_AnyEntry], before: float) -> None:
@@ -210,8 +222,13 @@ class _StageSum:
 
     def value(self) -> StageMeasurement:
         ratio = min(self.samples / self.packets, 1.0) if self.samples else self.lowest_ratio
-        histogram = Histogram(dict(self.buckets), self.sum_ns, self.min_ns or 0, self.max_ns)
-        return StageMeasurement(histogram, self.lost, self.unmatched, self.clamped, ratio)
+        buckets = {where: min(count, LARGEST_BUCKET) for where, count in self.buckets.items()}
+        sum_ns = min(self.sum_ns, LARGEST_SUM)
+        histogram = Histogram(buckets, sum_ns, self.min_ns or 0, self.max_ns)
+        lost, unmatched, clamped = (
+            min(count, LARGEST_SUM) for count in (self.lost, self.unmatched, self.clamped)
+        )
+        return StageMeasurement(histogram, lost, unmatched, clamped, ratio)
 
 
 class _Slot:
@@ -235,10 +252,13 @@ class _Slot:
             self._stages[name].add(measured)
         for name, count in measurement.counters.items():
             self._counters[name] = self._counters.get(name, 0) + count
+        if len(self._counters) > 2 * MAX_COUNTERS:
+            self._counters = largest_counters(self._counters, MAX_COUNTERS)
 
     def value(self) -> Measurement:
         stages = {name: each.value() for name, each in self._stages.items()}
-        return Measurement(stages, dict(self._counters))
+        counters = {name: min(count, LARGEST_SUM) for name, count in self._counters.items()}
+        return Measurement(stages, counters)
 
 
 class ProbeWindows:
@@ -286,7 +306,7 @@ class ProbeWindows:
         """Return the sum over all pods, over the window."""
         while self._slots and self._slots[0].ended <= at - self._window:
             self._slots.popleft()
-        return total(slot.value() for slot in self._slots)
+        return _bounded(total(slot.value() for slot in self._slots))
 
     def of_pod(self, pod_uid: str, *, at: float) -> Measurement:
         """Return the measurement of one pod over the window."""

@@ -169,6 +169,11 @@ def test_of_too_many_counters_the_largest_are_kept_and_the_rest_is_counted() -> 
     many = {f"c{n}": n for n in range(10)}
     assert largest_counters(many, 10) == many
     assert largest_counters(many, 3) == {"c9": 9, "c8": 8, COUNTERS_OMITTED: 8}
+    assert largest_counters({**many, COUNTERS_OMITTED: 5}, 3) == {
+        "c9": 9,
+        "c8": 8,
+        COUNTERS_OMITTED: 13,
+    }
 
 
 garbage = st.one_of(

@@ -367,6 +367,19 @@ async def test_a_corrupt_word_on_a_node_costs_only_that(world: World) -> None:
         assert "nodeContext" not in world.status
 
 
+async def test_reports_of_ever_new_counters_do_not_end_a_probe(world: World) -> None:
+    async with running(world, probe_body(interval="1s")) as probe:
+        world.show(pod("a"))
+        for number in range(4):
+            counters = {f"drops.R{number}-{each}": number + 1 for each in range(250)}
+            take(probe, "node-a", report({target_id("a"): Measurement(counters=counters)}))
+        take(probe, "node-a", report({target_id("a"): measurement(*[10**6] * 200)}))
+        await until(lambda: "p99" in world.status.get("summary", {}), what=lambda: world.status)
+
+        (listed,) = world.status["pods"]
+        assert listed["counters"]["drops.R3-249"] == 4
+
+
 async def test_a_node_cannot_report_on_another_nodes_pods(world: World) -> None:
     async with running(world, probe_body(interval="1s")) as probe:
         world.show(pod("a"), pod("b", node="node-b"))

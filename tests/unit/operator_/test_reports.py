@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.histogram import LARGEST_BUCKET, LARGEST_SUM, Histogram
 from latencyprobe.domain.measurement import (
+    COUNTERS_OMITTED,
     NOTHING_OF_THE_NODE,
     Measurement,
     NodeMeasurement,
@@ -17,7 +18,8 @@ from latencyprobe.domain.measurement import (
     StageMeasurement,
     total,
 )
-from latencyprobe_operator.probes.windows import SLOTS, ProbeWindows, of_one_pod
+from latencyprobe.protocol.limits import MAX_NODE_STAGES
+from latencyprobe_operator.probes.windows import MAX_COUNTERS, SLOTS, ProbeWindows, of_one_pod
 from tools.fakes.agent import measurement
 
 stage_measurements = st.builds(
@@ -245,6 +247,68 @@ def test_the_sum_over_all_pods_is_the_domains_sum(
         assert ours.histogram == stage.histogram
         assert (ours.lost, ours.unmatched) == (stage.lost, stage.unmatched)
         assert ours.sampling_ratio == pytest.approx(stage.sampling_ratio)
+
+
+def test_more_counters_than_a_message_holds_keep_the_largest() -> None:
+    windows = ProbeWindows(10, 60)
+    for report in range(8):
+        names = [f"{report}-{number}" for number in range(250)]
+        drops = {f"drops.{name}": 1 + report for name in names}
+        windows.add("a", Measurement(counters=drops, netns_counters=drops), at=report)
+        windows.add_node("n", NodeMeasurement(counters=drops), at=report)
+
+    merged, ours = windows.merged(at=8), windows.of_pod("a", at=8)
+    (node,) = windows.of_nodes(most=1, at=8).values()
+    for counters in (merged.counters, ours.counters, ours.netns_counters, node.counters):
+        assert len(counters) == MAX_COUNTERS
+        assert all(counters[f"drops.7-{number}"] == 8 for number in range(250))
+        assert counters[COUNTERS_OMITTED] >= 250
+
+
+def test_two_containers_with_different_counters_are_one_pod() -> None:
+    one, other = (
+        Measurement(counters={f"drops.{each}{number}": 1 for number in range(250)}) for each in "ab"
+    )
+    windows = ProbeWindows(10, 60)
+    windows.add("a", of_one_pod(one, other), at=0)
+
+    assert len(windows.of_pod("a", at=1).counters) == MAX_COUNTERS
+
+
+def test_a_node_with_ever_new_stages_keeps_those_with_the_most_samples() -> None:
+    windows = ProbeWindows(10, 60)
+    for report, samples in enumerate((1, 3, 2)):
+        stage = measurement(*[1000] * samples).stage("rx.total")
+        stages = {NodeStage("rx.total", f"{report}-{n}"): stage for n in range(MAX_NODE_STAGES)}
+        windows.add_node("n", NodeMeasurement(stages), at=report)
+
+    (node,) = windows.of_nodes(most=1, at=3).values()
+    assert {stage.detail.partition("-")[0] for stage in node.stages} == {"1"}
+
+
+def test_sums_of_the_largest_reports_fit_into_the_status() -> None:
+    largest = 2**53 - 1
+    histogram = Histogram({5: largest, 6: largest}, largest, 1, largest)
+    stage = StageMeasurement(histogram, largest, largest, largest, 2.0**-16)
+    report = Measurement({"rx.total": stage}, {"retransmits": largest}, {"X": largest})
+    windows = ProbeWindows(10, 60)
+    for at in range(3000):
+        windows.add("a", report, at=at / 100)
+        windows.add_node(
+            "n", NodeMeasurement({NodeStage("rx.total"): stage}, {"softnetDropped": largest}), at=at
+        )
+
+    (node,) = windows.of_nodes(most=1, at=30).values()
+    ours = windows.of_pod("a", at=30)
+    for summed in (windows.merged(at=30), ours):
+        whole = summed.stage("rx.total")
+        assert summed.counters == {"retransmits": LARGEST_SUM}
+        numbers = (whole.lost, whole.unmatched, whole.clamped, whole.histogram.sum_ns)
+        assert numbers == (LARGEST_SUM,) * 4
+        assert whole.histogram.count == 2 * LARGEST_BUCKET
+        assert whole.sampling_ratio > 0
+    assert ours.netns_counters == {"X": LARGEST_SUM}
+    assert node.counters["softnetDropped"] <= LARGEST_SUM
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), measurements), max_size=20))
