@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.domain.packets import TracedPacket
+from latencyprobe_agent.budget import NO_CEILINGS, Ceilings
 from latencyprobe_agent.desired import Desired, DesiredProbe, Refusals, admit
 from latencyprobe_agent.evidence.source import EvidenceSource
 from latencyprobe_agent.instruments import Instruments
@@ -85,10 +86,11 @@ class Agent:
         evidence: EvidenceSource,
         *,
         clock: Callable[[], float] = time.monotonic,
+        ceilings: Ceilings = NO_CEILINGS,
     ) -> None:
         self.instance_id = str(uuid.uuid4())
         self.node = node
-        self.readings = Readings(engine, evidence, instruments, clock)
+        self.readings = Readings(engine, evidence, instruments, clock, ceilings)
         self._reconciler = Reconciler(engine, resolver, self.readings, instruments, clock)
         self._engine = engine
         self._instruments = instruments

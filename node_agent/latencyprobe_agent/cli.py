@@ -13,6 +13,11 @@ from latencyprobe import __version__
 from latencyprobe.process import logs
 from latencyprobe.process.listening import ListenAddress, ListenAddressType
 from latencyprobe.protocol.measurements import OPERATOR_NAME
+from latencyprobe_agent.budget import (
+    DEFAULT_MAX_CPU_PERCENT,
+    LOWEST_SAMPLING_RATIO,
+    Ceilings,
+)
 from latencyprobe_agent.main import (
     Settings,
     StartError,
@@ -89,6 +94,21 @@ _FILE = click.Path(path_type=Path)
     help="Serve /metrics, /healthz and /readyz over HTTP.",
 )
 @click.option(
+    "--max-cpu-percent",
+    type=click.FloatRange(min=0, min_open=True, max=10_000),
+    show_default=f"{DEFAULT_MAX_CPU_PERCENT:g} with --listen, no limit with --socket",
+    show_envvar=True,
+    help="Budget of all eBPF programs on this node, in percent of one core. No probe exceeds it.",
+)
+@click.option(
+    "--min-sampling-ratio",
+    type=click.FloatRange(min=LOWEST_SAMPLING_RATIO, max=1),
+    default=LOWEST_SAMPLING_RATIO,
+    show_default=True,
+    show_envvar=True,
+    help="Smallest share of packets that is measured to keep a budget.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(logs.LEVELS),
     default="info",
@@ -125,6 +145,8 @@ def agent_command(
     proc_root: Path,
     cgroup_root: Path | None,
     metrics_address: ListenAddress | None,
+    max_cpu_percent: float | None,
+    min_sampling_ratio: float,
     log_level: str,
     log_format: str,
     exit_with_parent: int | None,
@@ -141,9 +163,22 @@ def agent_command(
         proc_root=proc_root,
         cgroup_root=os.path.realpath(cgroup_root) if cgroup_root is not None else None,
         metrics_address=metrics_address,
+        ceilings=_ceilings(max_cpu_percent, min_sampling_ratio, is_local=listen is None),
     )
     logs.configure(form=log_format, level=log_level)
     _start(settings, parent=exit_with_parent)
+
+
+def _ceilings(
+    max_cpu_percent: float | None, min_sampling_ratio: float, *, is_local: bool
+) -> Ceilings:
+    """Return the ceilings; a local client has by default no budget but its own."""
+    if max_cpu_percent is None:
+        max_cpu_percent = 0.0 if is_local else DEFAULT_MAX_CPU_PERCENT
+    try:
+        return Ceilings(max_cpu_percent, min_sampling_ratio)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _start(settings: Settings, *, parent: int | None) -> None:

@@ -24,6 +24,7 @@ from latencyprobe.process.http_server import ServeError, served
 from latencyprobe.process.listening import ListenAddress
 from latencyprobe.process.temporary import remove_leftovers
 from latencyprobe_agent.agent import Agent, NodeDescription
+from latencyprobe_agent.budget import NO_CEILINGS, Ceilings
 from latencyprobe_agent.evidence.gatherer import Gatherer
 from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.kernel.contract import Engine, EngineError
@@ -61,6 +62,7 @@ class Settings:
     proc_root: Path = Path("/proc")
     cgroup_root: str | None = None
     metrics_address: ListenAddress | None = None
+    ceilings: Ceilings = NO_CEILINGS
 
 
 async def run(settings: Settings, make_engine: MakeEngine = KernelEngine) -> None:
@@ -117,7 +119,8 @@ async def _agent(
         raise StartError(str(error)) from None
     metrics = AgentMetrics()
     evidence = Gatherer(_host_namespace(settings, host_inode), proc_root=settings.proc_root)
-    agent = Agent(engine, resolver, _node_facts(settings, resolver), metrics, evidence)
+    node = _node_facts(settings, resolver)
+    agent = Agent(engine, resolver, node, metrics, evidence, ceilings=settings.ceilings)
     try:
         yield agent, metrics
     finally:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from latencyprobe.domain.measurement import NodeMeasurement
+from latencyprobe_agent.budget import NO_CEILINGS, Ceilings, budget_in_force
 from latencyprobe_agent.collector import Collector, Moment, OverheadMeter, ProbeFigures
 from latencyprobe_agent.desired import Desired
 from latencyprobe_agent.evidence.namespaces import Namespace
@@ -14,7 +15,7 @@ from latencyprobe_agent.evidence.source import EvidenceSource
 from latencyprobe_agent.instruments import Instruments
 from latencyprobe_agent.kernel.contract import Engine
 from latencyprobe_agent.plan import TargetKey
-from latencyprobe_agent.sampling import Governor, strictest
+from latencyprobe_agent.sampling import Governor
 
 _LONGEST_READING_S = 10.0
 
@@ -31,6 +32,7 @@ class Readings:
         evidence: EvidenceSource,
         instruments: Instruments,
         clock: Callable[[], float],
+        ceilings: Ceilings = NO_CEILINGS,
     ) -> None:
         self._engine = engine
         self._evidence = evidence
@@ -39,6 +41,7 @@ class Readings:
         self._collector = Collector()
         self._overhead = OverheadMeter()
         self._governor = Governor()
+        self._ceilings = ceilings
         self._namespaces: Mapping[int, Namespace] = {}
         self._last = self.now()
         self._were_taken = asyncio.Event()
@@ -55,7 +58,7 @@ class Readings:
         """Keep accounts for these probes; a new account begins when it was requested."""
         self._collector.follow(desired, asked)
         self._collector.own(owners)
-        self._governor.keep_to(strictest(probe.max_cpu_percent for probe in desired.probes))
+        self._governor.keep_to(budget_in_force(desired.probes, self._ceilings))
 
     def move(
         self, homes: Mapping[TargetKey, frozenset[int]], found: Mapping[int, Namespace]

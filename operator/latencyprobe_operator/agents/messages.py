@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ from latencyprobe.domain.fairness import (
 from latencyprobe.domain.measurement import Measurement, NodeMeasurement, NodeStage, joint_counters
 from latencyprobe.domain.stages import BY_NAME, Module, counters_of
 from latencyprobe.domain.targets import TargetState
-from latencyprobe.process.printable import bounded
+from latencyprobe.printable import bounded
 from latencyprobe.protocol.limits import MAX_STAGES, check_node, check_target
 from latencyprobe.protocol.measurements import (
     MAX_NAME_LENGTH,

@@ -16,8 +16,8 @@ import grpc
 from grpc import aio
 
 from latencyprobe import __version__
+from latencyprobe.printable import bounded
 from latencyprobe.process.backoff import Backoff
-from latencyprobe.process.printable import bounded
 from latencyprobe.process.tasks import first_to_end
 from latencyprobe.protocol.limits import check_cpu_percent
 from latencyprobe.protocol.measurements import (

@@ -167,7 +167,10 @@ def _overhead(facts: ProbeFacts) -> Finding:
             f"at most {budget:g} % of one core on every node",
         )
     return Finding(
-        ConditionStatus.FALSE, OverheadReason.OVER_BUDGET, f"{figures}, {budget:g} % are allowed"
+        ConditionStatus.FALSE,
+        OverheadReason.OVER_BUDGET,
+        f"{figures}, {budget:g} % are allowed; probes of a namespace with a larger budget share "
+        "these programs, or sampling is at its limit",
     )
 
 

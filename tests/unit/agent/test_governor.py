@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latencyprobe_agent.sampling import MAX_SHIFT, PATIENCE, Sampling, strictest
+from latencyprobe_agent.budget import MAX_SHIFT, strictest
+from latencyprobe_agent.sampling import PATIENCE, Sampling
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,11 @@ def test_the_strictest_budget_holds_and_0_is_no_budget(
 )
 def test_up_at_once_and_down_by_one(shift: int, cpu_percent: float, expected: int) -> None:
     assert Sampling(shift).after(cpu_percent, 1.0).shift == expected
+
+
+@pytest.mark.parametrize(("shift", "expected"), [(0, 2), (2, 2), (5, 2)])
+def test_sampling_never_goes_below_the_floor(shift: int, expected: int) -> None:
+    assert Sampling(shift).after(1000.0, 1.0, max_shift=2).shift == expected
 
 
 def test_without_a_budget_every_packet_counts() -> None:

@@ -623,6 +623,18 @@ async def test_programs_over_their_budget_look_at_fewer_packets(running: Running
     await until(lambda: running.engine.sample_shift == 1, "1 packet in 2 to be measured")
 
 
+async def test_the_budget_of_one_namespace_does_not_lower_the_sampling_of_another(
+    running: Running,
+) -> None:
+    desired = state(probe("victim"), probe("greedy"))
+    for one, namespace, budget in zip(desired.probes, ("a", "b"), (1, 0.001), strict=True):
+        one.namespace, one.max_cpu_percent = namespace, budget
+    running.engine.cpu_percent, running.engine.figure = 0.9, 1
+    await running.stub.Apply(desired)
+    await next_reading(running.engine)
+    assert running.engine.sample_shift == 0
+
+
 async def test_without_a_budget_every_packet_is_measured(running: Running) -> None:
     running.engine.cpu_percent, running.engine.figure = 99.0, 1
     await running.stub.Apply(state(probe()))
