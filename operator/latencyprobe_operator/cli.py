@@ -9,10 +9,12 @@ import click
 from kubernetes.aio.config import ConfigException
 
 from latencyprobe import __version__
+from latencyprobe.domain.durations import DurationError, parse_s
 from latencyprobe.process.http_server import ServeError
 from latencyprobe.process.listening import ListenAddress, ListenAddressType
 from latencyprobe.process.logs import FORMATS, LEVELS
 from latencyprobe_operator import logs
+from latencyprobe_operator.admission import DEFAULT_MAX_PROBES_PER_NAMESPACE, AdminLimits
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from latencyprobe_operator.main import Options, run
 
@@ -30,6 +32,13 @@ def _read_agents(
             raise click.BadParameter(f"{value!r} is not NODE=HOST:PORT")
         agents[node] = address
     return agents
+
+
+def _read_interval(_context: click.Context, _parameter: click.Parameter, value: str) -> float:
+    try:
+        return parse_s(value)
+    except DurationError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.command("operator", context_settings={"auto_envvar_prefix": "LATENCYPROBE"})
@@ -81,6 +90,20 @@ def _read_agents(
     help="Serve only the LatencyProbes of this namespace; repeatable. Default: all.",
 )
 @click.option(
+    "--min-interval",
+    default="1s",
+    show_default=True,
+    callback=_read_interval,
+    help="Shortest spec.interval that is served.",
+)
+@click.option(
+    "--max-probes-per-namespace",
+    type=click.IntRange(min=1),
+    default=DEFAULT_MAX_PROBES_PER_NAMESPACE,
+    show_default=True,
+    help="LatencyProbes of a namespace that are served: the oldest ones.",
+)
+@click.option(
     "--metrics-address", type=ListenAddressType(), help="Serve /metrics for Prometheus over HTTP."
 )
 @click.option(
@@ -111,6 +134,8 @@ def operator_command(
     cert_file: Path,
     key_file: Path,
     watch_namespaces: tuple[str, ...],
+    min_interval: float,
+    max_probes_per_namespace: int,
     metrics_address: ListenAddress | None,
     health_address: ListenAddress | None,
     log_format: str,
@@ -131,6 +156,7 @@ def operator_command(
         watch_namespaces=watch_namespaces,
         metrics_address=metrics_address,
         health_address=health_address,
+        limits=AdminLimits(min_interval, max_probes_per_namespace),
     )
     try:
         run(options)

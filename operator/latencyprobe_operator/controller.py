@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from latencyprobe.process.backoff import Backoff
+from latencyprobe_operator.admission import NO_LIMITS, AdminLimits, Applicant, surplus_probes
 from latencyprobe_operator.agents.credentials import Credentials
 from latencyprobe_operator.agents.fleet import Fleet
 from latencyprobe_operator.agents.source import AgentSource
@@ -42,12 +43,14 @@ class Controller:
         agents: AgentSource,
         metrics: OperatorMetrics,
         namespaces: Sequence[str] = (),
+        limits: AdminLimits = NO_LIMITS,
     ) -> None:
         self.desired = DesiredStates()
         self.metrics = metrics
         self._cluster = cluster
         self._agents = agents
         self._namespaces = namespaces
+        self._limits = limits
         self._watches = PodWatches(cluster, clusterwide=not namespaces)
         self._fleet = Fleet(
             credentials=credentials,
@@ -56,6 +59,7 @@ class Controller:
             metrics=metrics,
         )
         self._probes: dict[str, Probe] = {}
+        self._applicants: dict[str, Applicant] = {}
         self._touched: set[str] = set()
         self._flush: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -92,8 +96,12 @@ class Controller:
             touch=self._touch,
             agent=self._fleet.view,
             patch_status=self._cluster.patch_status,
+            min_interval_s=self._limits.min_interval_s,
         )
         self._probes[probe.key.uid] = probe
+        created = body["metadata"].get("creationTimestamp", "")
+        self._applicants[probe.key.uid] = Applicant(probe.key.namespace, created, probe.key.uid)
+        self._admit(probe.key.namespace)
         log.info("%s: generation %s", probe.key, body["metadata"].get("generation"))
         return probe
 
@@ -106,12 +114,15 @@ class Controller:
         """Stop measuring for a LatencyProbe that was deleted without waiting for its finalizer."""
         if probe := self._probes.get(probe_key(body).uid):
             probe.leave()
+            self._applicants.pop(probe.key.uid, None)
+            self._admit(probe.key.namespace)
 
     async def remove(self, probe: Probe) -> None:
         """Stop measuring for a LatencyProbe, and wait until the connected agents have detached."""
         nodes = {placed.pod.node for placed in self.desired.pods_of(probe.key.uid).values()}
         probe.leave()
-        self._probes.pop(probe.key.uid, None)
+        self._forget(probe)
+        self._admit(probe.key.namespace)
         self._flush_now()
         if await self._fleet.settle(nodes, timeout_s=_DETACH_S):
             log.info("%s: detached", probe.key)
@@ -121,7 +132,23 @@ class Controller:
     def abandon(self, probe: Probe) -> None:
         """Stop serving a LatencyProbe without detaching: the operator ends, or starts it again."""
         probe.pause()
+        self._forget(probe)
+
+    def _forget(self, probe: Probe) -> None:
         self._probes.pop(probe.key.uid, None)
+        self._applicants.pop(probe.key.uid, None)
+
+    def _admit(self, namespace: str) -> None:
+        """Serve as many probes of this namespace as the administrator allows."""
+        own = [each for each in self._applicants.values() if each.namespace == namespace]
+        surplus = surplus_probes(own, self._limits)
+        message = (
+            f"namespace {namespace} has {len(own)} LatencyProbes; the administrator allows "
+            f"{self._limits.max_probes_per_namespace}, the oldest ones"
+        )
+        for applicant in own:
+            probe = self._probes[applicant.uid]
+            probe.refuse(message if applicant.uid in surplus else None)
 
     def _touch(self, nodes: set[str]) -> None:
         """Send the desired states of these nodes to their agents, together with other changes."""

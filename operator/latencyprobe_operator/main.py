@@ -11,6 +11,7 @@ import kopf
 
 from latencyprobe.process.http_server import health_page, metrics_page, served
 from latencyprobe.process.listening import ListenAddress
+from latencyprobe_operator.admission import NO_LIMITS, AdminLimits
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from latencyprobe_operator.agents.source import AgentSource
 from latencyprobe_operator.controller import Controller
@@ -33,6 +34,7 @@ class Options:
     watch_namespaces: tuple[str, ...] = ()
     metrics_address: ListenAddress | None = None
     health_address: ListenAddress | None = None
+    limits: AdminLimits = NO_LIMITS
 
 
 def run(options: Options) -> None:
@@ -60,6 +62,7 @@ async def _serve_probes(options: Options, cluster: Cluster, metrics: OperatorMet
         ),
         metrics=metrics,
         namespaces=options.watch_namespaces,
+        limits=options.limits,
     )
     scan = not options.watch_namespaces
     # Served by the event loop that does the work: it is healthy as long as it responds.

@@ -48,6 +48,8 @@ class ReadyReason(StrEnum):
     """The API server refuses the selector."""
     INVALID_SPEC = "InvalidSpec"
     """The spec cannot be carried out."""
+    ABOVE_LIMIT = "AboveLimit"
+    """The spec, or the number of probes, exceeds a limit of the administrator."""
     PODS_UNAVAILABLE = "PodsUnavailable"
     """The operator may not list the pods."""
     NO_AGENT = "NoAgent"

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from latencyprobe_operator.api.conditions import ReadyReason
 from latencyprobe_operator.api.spec import (
     ProbeKey,
     ProbeSpec,
@@ -25,14 +26,27 @@ _WITHOUT_SPEC_INTERVAL_S = 60.0
 class CurrentSpec:
     """The spec of a probe as it is now. Times are seconds since the epoch."""
 
-    def __init__(self, key: ProbeKey, start_time: str | None) -> None:
+    def __init__(
+        self, key: ProbeKey, start_time: str | None, *, min_interval_s: float = 0.0
+    ) -> None:
         self.generation = -1
-        self.spec: ProbeSpec | None = None
-        self.problem: Problem | None = None
-        """The reason why the object has no valid spec."""
         self.start_time = start_time
         """The API's timestamp of the begin of measuring."""
         self._key = key
+        self._min_interval_s = min_interval_s
+        self._spec: ProbeSpec | None = None
+        self._problem: Problem | None = None
+        self._refusal: Problem | None = None
+
+    @property
+    def spec(self) -> ProbeSpec | None:
+        """Return the spec to carry out; None if there is a problem."""
+        return None if self.problem else self._spec
+
+    @property
+    def problem(self) -> Problem | None:
+        """Return the reason why no spec is carried out."""
+        return self._problem or self._refusal
 
     @property
     def interval_s(self) -> float:
@@ -46,11 +60,30 @@ class CurrentSpec:
             return False
         self.generation = generation
         try:
-            self.spec, self.problem = read_probe(body), None
+            self._spec, self._problem = self._read(body), None
         except SpecError as error:
-            self.spec, self.problem = None, Problem(error.reason, str(error))
+            self._spec, self._problem = None, Problem(error.reason, str(error))
             log.warning("%s: %s", self._key, error)
         return True
+
+    def _read(self, body: Mapping[str, Any]) -> ProbeSpec:
+        spec = read_probe(body)
+        if spec.interval_s < self._min_interval_s:
+            raise SpecError(
+                ReadyReason.ABOVE_LIMIT,
+                f"spec.interval is {spec.interval_s:g} s; the administrator's minimum is "
+                f"{self._min_interval_s:g} s",
+            )
+        return spec
+
+    def refuse(self, message: str | None) -> bool:
+        """Set the reason why the administrator's limits exclude this probe; None: they do not.
+
+        Returns whether that has changed.
+        """
+        before = self._refusal
+        self._refusal = Problem(ReadyReason.ABOVE_LIMIT, message) if message else None
+        return self._refusal != before
 
     def begin(self, now: float) -> None:
         """Note that measuring has begun, unless it had before."""

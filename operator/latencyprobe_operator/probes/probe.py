@@ -44,6 +44,7 @@ class Probe:
         agent: Callable[[str], AgentView],
         patch_status: PatchStatus,
         wall_clock: Callable[[], float] = time.time,
+        min_interval_s: float = 0.0,
     ) -> None:
         """Follow the pods of this object at once.
 
@@ -55,7 +56,9 @@ class Probe:
         self.stopped = asyncio.Event()
         self._wall_clock = wall_clock
         self._poked = asyncio.Event()
-        self._current = CurrentSpec(self.key, previous.get("startTime"))
+        self._current = CurrentSpec(
+            self.key, previous.get("startTime"), min_interval_s=min_interval_s
+        )
         self._idle_phase: Phase | None = None
         self._schedule = StatusSchedule()
         self._intake = ReportIntake(last_report_time=previous.get("lastReportTime"))
@@ -93,6 +96,14 @@ class Probe:
         if self._current.read(body):
             if spec := self._current.spec:
                 self._intake.adopt(spec, before)
+            self._decide()
+            self._poked.set()
+
+    def refuse(self, message: str | None) -> None:
+        """Set the reason why the administrator's limits exclude this probe; None: they do not."""
+        if self._current.refuse(message):
+            if spec := self._current.spec:
+                self._intake.adopt(spec, None)
             self._decide()
             self._poked.set()
 

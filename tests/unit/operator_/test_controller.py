@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from latencyprobe_operator.admission import NO_LIMITS, AdminLimits
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from latencyprobe_operator.agents.source import AgentSource
 from latencyprobe_operator.controller import Controller
@@ -32,6 +33,7 @@ async def controlling(
     *,
     namespaces: Sequence[str] = (),
     agents: Mapping[str, str] = AGENTS,
+    limits: AdminLimits = NO_LIMITS,
 ) -> AsyncIterator[Controller]:
     """A controller that runs."""
     controller = Controller(
@@ -40,6 +42,7 @@ async def controlling(
         agents=AgentSource(AGENT_NAMESPACE, "app=agent", 9345, agents),
         metrics=OperatorMetrics(),
         namespaces=namespaces,
+        limits=limits,
     )
     await controller.start()
     try:
@@ -130,6 +133,55 @@ async def test_a_namespace_without_permission_is_told_in_the_status_of_its_probe
             what=lambda: api.statuses,
         )
         assert ready(api, "refused")["message"] == "pods is forbidden in cart"
+
+
+def reasons(api: FakeApi) -> dict[str, str]:
+    """The reason of Ready of each probe that has one."""
+    return {name: ready(api, name)["reason"] for name in sorted(api.statuses)}
+
+
+async def test_the_oldest_probes_of_a_namespace_are_served_up_to_the_limit(
+    operator_tls: ClientTlsFiles,
+) -> None:
+    api = FakeApi()
+    bodies = [probe_in("shop", name) for name in ("young", "old", "older")]
+    for day, body in zip((3, 2, 1), bodies, strict=True):
+        body["metadata"]["creationTimestamp"] = f"2026-01-0{day}T00:00:00Z"
+    bodies.append(probe_in("bank", "other"))
+    async with (
+        api.serve() as cluster,
+        controlling(cluster, operator_tls, limits=AdminLimits(0, 2)) as controller,
+        running(controller, bodies),
+    ):
+        served, refused = "NoMatchingPods", "AboveLimit"
+        await until(
+            lambda: (
+                reasons(api) == {"old": served, "older": served, "other": served, "young": refused}
+            ),
+            what=lambda: reasons(api),
+        )
+        assert ready(api, "young")["message"] == (
+            "namespace shop has 3 LatencyProbes; the administrator allows 2, the oldest ones"
+        )
+        await controller.remove(controller._probes["uid-older"])
+        await until(lambda: reasons(api)["young"] == served, what=lambda: reasons(api))
+
+
+async def test_a_probe_with_a_shorter_interval_than_allowed_is_not_served(
+    operator_tls: ClientTlsFiles,
+) -> None:
+    api = FakeApi()
+    body = probe_in("shop", "fast")
+    body["spec"]["interval"] = "1s"
+    async with (
+        api.serve() as cluster,
+        controlling(cluster, operator_tls, limits=AdminLimits(5.0)) as controller,
+        running(controller, [body]),
+    ):
+        await until(lambda: api.statuses, what=lambda: api.statuses)
+        condition = ready(api, "fast")
+        assert condition["reason"] == "AboveLimit"
+        assert condition["message"] == ("spec.interval is 1 s; the administrator's minimum is 5 s")
 
 
 def ready(api: FakeApi, name: str) -> Json:

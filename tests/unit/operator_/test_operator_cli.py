@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from latencyprobe_operator import cli, logs
+from latencyprobe_operator.admission import AdminLimits
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from latencyprobe_operator.main import Options
 
@@ -41,6 +42,20 @@ def test_the_defaults_are_for_agents_beside_the_operator(
     assert options.namespace == "latencyprobe-system"
     assert options.agent_selector == "app.kubernetes.io/name=latencyprobe-agent"
     assert (options.agent_port, options.watch_namespaces, options.agents) == (9345, (), {})
+
+
+def test_the_limits_are_options(started: list[Options], tls: list[str]) -> None:
+    for arguments in ([], ["--min-interval=5s", "--max-probes-per-namespace=3"]):
+        result = CliRunner().invoke(cli.operator_command, [*tls, *arguments])
+        assert result.exit_code == 0, result.output
+
+    assert [options.limits for options in started] == [AdminLimits(1.0, 100), AdminLimits(5.0, 3)]
+
+
+@pytest.mark.parametrize("argument", ["--min-interval=soon", "--max-probes-per-namespace=0"])
+def test_invalid_limits_are_refused(started: list[Options], tls: list[str], argument: str) -> None:
+    assert CliRunner().invoke(cli.operator_command, [*tls, argument]).exit_code == 2
+    assert not started
 
 
 def test_options_come_from_the_environment_too(
