@@ -97,7 +97,10 @@ _NULL_IF_UNKNOWN = written(null_if_none=True)
 
 @dataclass(frozen=True, slots=True)
 class PacketDocument:
-    """One packet for programs. Unknown fields, and stages that it did not pass, are null."""
+    """One packet for programs. Unknown fields, and stages that it did not pass, are null.
+
+    Large, because each field is one of the API's.
+    """
 
     time_unix_ns: int
     time: str

@@ -35,7 +35,7 @@ class StageReport:
     """The figures of one stage. Times are nanoseconds.
 
     `detail`: the interrupt handler or softirq vector of a node's stage. `share_percent`: None if
-    the stage is not part of a total.
+    the stage is not part of a total. Large, because each field is one of the API's.
     """
 
     name: str

@@ -29,7 +29,8 @@ _LONGEST_RETRY_S = 300.0
 class Reconciler:
     """The state in force, and the part of it that the engine has.
 
-    The caller's lock orders `attend` and all other coroutines.
+    The caller's lock orders `attend` and all other coroutines. Large, because each step that makes
+    the engine follow has a step back for its failure.
     """
 
     def __init__(

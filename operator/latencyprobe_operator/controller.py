@@ -33,7 +33,10 @@ _GAUGES_S = 5.0
 
 
 class Controller:
-    """All probes and all agents. kopf's handlers call it, and agents report to it."""
+    """All probes and all agents. kopf's handlers call it, and agents report to it.
+
+    Large, because it puts all parts of the operator together: each is an attribute.
+    """
 
     def __init__(
         self,

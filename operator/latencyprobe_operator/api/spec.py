@@ -49,7 +49,7 @@ class ProbeKey:
 
 @dataclass(frozen=True, slots=True)
 class ProbeSpec:
-    """A LatencyProbe's spec, with its defaults filled in: a field for each of the API's."""
+    """A LatencyProbe's spec, with its defaults filled in. Large: each field is one of the API's."""
 
     key: ProbeKey
     generation: int

@@ -69,7 +69,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class ProbeFacts:
-    """All facts that one status is built from: a field for each part of the status.
+    """All facts that one status is built from. Large, because each part of a status is a field.
 
     `pods` are in order, the slowest first.
     """

@@ -30,7 +30,10 @@ from latencyprobe_operator.probes.writer import PatchStatus, StatusWriter
 
 
 class Probe:
-    """One LatencyProbe. `run` is its task; `update` and `take_report` feed it."""
+    """One LatencyProbe. `run` is its task; `update` and `take_report` feed it.
+
+    Large, because each part of a probe's life is handed over by name, and wired to the others here.
+    """
 
     def __init__(
         self,

@@ -51,7 +51,8 @@ class KernelEngine:
 
     `host_netns`: inode number of the node's own network namespace, which pods' packets pass. For
     tests of the alternatives: `typed`: False omits programs typed by BTF; `without`: hooks to
-    exclude, by their names in `coverage`.
+    exclude, by their names in `coverage`. Large, because it is the whole of the contract, whose
+    calls share the loaded object.
     """
 
     def __init__(

@@ -51,7 +51,10 @@ async def build(request: Request) -> LoadedObject:
 
 
 class LoadedObject:
-    """Programs, links and maps in the kernel, by their descriptors."""
+    """Programs, links and maps in the kernel, by their descriptors.
+
+    Large, because each memory that is shared with the kernel is an attribute.
+    """
 
     def __init__(self, handover: Handover) -> None:
         answer, descriptors = handover.answer, handover.descriptors
