@@ -1,8 +1,9 @@
-"""The test modules are leaves: what several of them need has a module with a name of its own."""
+"""Test modules are leaves, with a named module for what several need; packages have contracts."""
 
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,3 +58,20 @@ def test_no_module_imports_a_test_module() -> None:
     }
 
     assert importing == {}, "move what they share into a module of its own"
+
+
+def test_every_package_has_an_exhaustive_contract() -> None:
+    """A module that no layer lists fails import-linter in a package that has one."""
+    configuration = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    exhaustive = {
+        container
+        for contract in configuration["tool"]["importlinter"]["contracts"]
+        if contract.get("exhaustive")
+        for container in contract["containers"]
+    }
+    packages = {
+        ".".join(marker.parent.relative_to(root).parts)
+        for root in (ROOT, ROOT / "node_agent", ROOT / "operator")
+        for marker in root.glob("latencyprobe*/**/__init__.py")
+    }
+    assert packages - exhaustive == {"latencyprobe.protocol.v1"}  # generated
