@@ -23,6 +23,8 @@ from tools.helm.chart import CHART, NAMESPACE, RELEASE
 AGENT_NAMESPACE = "latencyprobe-agents"
 NAMESPACES = {"operator": NAMESPACE, "agent": AGENT_NAMESPACE}
 AGENT_PORT = 9345
+# Counts are compared exactly: no budget lowers the sampling, however busy the machine is.
+EVERY_PACKET = "agent.maxCPUPercent=10000"
 AGENTS = "app.kubernetes.io/name=latencyprobe-agent"
 OPERATOR = "app.kubernetes.io/name=latencyprobe-operator"
 CRD = "crd/latencyprobes.latencyprobe.io"
@@ -52,7 +54,7 @@ class Release:
         """What Helm tells then."""
         return self._helm(
             *("install", RELEASE, str(CHART), "--wait", "--timeout=120s"),
-            *(f"--set={setting}" for setting in settings),
+            *(f"--set={setting}" for setting in (EVERY_PACKET, *settings)),
         )
 
     def upgrade(self, *settings: str, chart: Path = CHART) -> str:

@@ -143,6 +143,7 @@ def product(
             *(PROGRAM, "agent", f"--listen={cluster.node_ip}:{AGENT_PORT}"),
             f"--node-name={cluster.node_name}",
             "--host-netns=/proc/self/ns/net",
+            "--max-cpu-percent=10000",  # every packet is counted
             f"--ca-file={certificates / 'ca.crt'}",
             f"--cert-file={certificates / 'agent.crt'}",
             f"--key-file={certificates / 'agent.key'}",

@@ -106,6 +106,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "key": agent.key_pem,
     }
     options = ["--listen=127.0.0.1:0", "--metrics-address=127.0.0.1:0", "--node-name=blue"]
+    options.append("--max-cpu-percent=10000")  # every packet is counted
     for name, text in files.items():
         (folder / name).write_bytes(text)
         options.append(f"--{name}-file={folder / name}")
