@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from latencyprobe.process import clocks
 from latencyprobe_operator.api.spec import probe_key
 from latencyprobe_operator.api.status_fields import Phase
 from latencyprobe_operator.api.timestamps import timestamp
@@ -47,6 +48,7 @@ class Probe:
         agent: Callable[[str], AgentView],
         patch_status: PatchStatus,
         wall_clock: Callable[[], float] = time.time,
+        steady_clock: Callable[[], float] | None = None,
         min_interval_s: float = 0.0,
     ) -> None:
         """Follow the pods of this object at once.
@@ -58,6 +60,8 @@ class Probe:
         self.key = probe_key(body)
         self.stopped = asyncio.Event()
         self._wall_clock = wall_clock
+        # Setting the wall clock neither ends nor stretches spec.duration.
+        self._steady_clock = steady_clock or clocks.steady_clock()
         self._poked = asyncio.Event()
         self._current = CurrentSpec(
             self.key, previous.get("startTime"), min_interval_s=min_interval_s
@@ -135,7 +139,7 @@ class Probe:
 
     def _decide(self) -> None:
         """Measure, or be idle: from the spec and the time."""
-        spec, idle_phase = self._current.spec, self._current.idle_phase(self._wall_clock())
+        spec, idle_phase = self._current.spec, self._current.idle_phase(self._steady_clock())
         stops = idle_phase is not None and self._idle_phase is None
         if stops and self._pods.followed and self._intake.reported:
             # The last figures are kept as they were a moment ago.
@@ -155,7 +159,7 @@ class Probe:
         while True:
             await self._wait()
             self._poked.clear()
-            if self._idle_phase is not self._current.idle_phase(self._wall_clock()):
+            if self._idle_phase is not self._current.idle_phase(self._steady_clock()):
                 self._decide()
             await self._update_status()
 
@@ -166,7 +170,9 @@ class Probe:
             self._current.interval_s,
             idle=self._figures_stand,
             reported=self._intake.reported,
-            remaining_s=None if self._idle_phase else self._current.remaining_s(self._wall_clock()),
+            remaining_s=None
+            if self._idle_phase
+            else self._current.remaining_s(self._steady_clock()),
         )
         try:
             async with asyncio.timeout_at(deadline):
@@ -216,7 +222,7 @@ class Probe:
         facts = self._gatherer.with_nodes(facts, current.spec, at=now)
         self._schedule.nodes = len(facts.nodes)
         if any(node.attached for node in facts.nodes):
-            current.begin(self._wall_clock())
+            current.begin(self._steady_clock())
         return dataclasses.replace(facts, start_time=current.start_time)
 
     def _with_figures(self, facts: ProbeFacts, now: float) -> ProbeFacts:

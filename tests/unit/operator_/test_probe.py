@@ -434,7 +434,7 @@ async def test_suspend_detaches_keeps_the_figures_and_resumes(world: World) -> N
 async def test_after_its_duration_it_is_completed_and_stays_so(world: World) -> None:
     now = [1_000_000.0]
     body = probe_body(interval="1s", duration="2s")
-    async with running(world, body, wall_clock=lambda: now[0]):
+    async with running(world, body, steady_clock=lambda: now[0]):
         world.show(pod("a"))
         await ready(world, "Measuring")
         now[0] += 2
@@ -443,16 +443,34 @@ async def test_after_its_duration_it_is_completed_and_stays_so(world: World) -> 
     begun = world.status["startTime"]
 
     restarted = probe_body(interval="1s", duration="2s")
-    async with running(world, {**restarted, "status": world.status}, wall_clock=lambda: now[0]):
+    async with running(world, {**restarted, "status": world.status}, steady_clock=lambda: now[0]):
         await asyncio.sleep(0.3)
         assert world.condition() == ("False", "Completed")
         assert world.status["startTime"] == begun
         assert not world.desired.of_node("node-a")
 
 
+@pytest.mark.parametrize("jump_s", [-86_400, 86_400])
+async def test_a_wall_clock_that_is_set_neither_ends_nor_stretches_a_probe(
+    world: World, jump_s: float
+) -> None:
+    wall, steady = [1_000_000.0], [1_000_000.0]
+    clocks = {"wall_clock": lambda: wall[0], "steady_clock": lambda: steady[0]}
+    async with running(world, probe_body(interval="1s", duration="1h"), **clocks) as probe:
+        world.show(pod("a"))
+        await ready(world, "Measuring")
+        wall[0] += jump_s
+        probe.poke()
+        await asyncio.sleep(5)
+        assert world.condition() == ("True", "Measuring")
+        steady[0] += 3600
+        probe.poke()
+        await ready(world, "Completed")
+
+
 async def test_a_longer_duration_goes_on(world: World) -> None:
     now = [1_000_000.0]
-    async with running(world, probe_body(duration="2s"), wall_clock=lambda: now[0]) as probe:
+    async with running(world, probe_body(duration="2s"), steady_clock=lambda: now[0]) as probe:
         world.show(pod("a"))
         await ready(world, "Measuring")
         now[0] += 3
