@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,3 +76,14 @@ def test_every_package_has_an_exhaustive_contract() -> None:
         for marker in root.glob("latencyprobe*/**/__init__.py")
     }
     assert packages - exhaustive == {"latencyprobe.protocol.v1"}  # generated
+
+
+def test_no_tracked_file_is_one_that_git_ignores() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert not listed.stdout
