@@ -28,7 +28,9 @@ def _shared_host() -> Iterator[SharedHost]:
 
 
 @pytest.fixture(autouse=True)
-def _shared(request: pytest.FixtureRequest, _tools: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def _compile_once(
+    request: pytest.FixtureRequest, _tools: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Engines of one source load it after a single compilation, but for tests of an own build.
 
     Guests share more than this: tests/kernels/inside/shared.py.
