@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from latencyprobe.process.kernel_files import read_kernel_file
 from latencyprobe.process.os_errors import is_transient
 from latencyprobe_agent.evidence.asker import Errand
 
@@ -157,19 +158,8 @@ def read_file(path: str) -> str:
     Raises OSError if the error is transient: an empty text would lose the growth until then.
     """
     try:
-        return _content(path).decode("ascii", "replace")
+        return read_kernel_file(path).decode("ascii", "replace")
     except OSError as error:
         if is_transient(error):
             raise
         return ""
-
-
-def _content(path: str) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        parts = []
-        while part := os.read(descriptor, 1 << 16):
-            parts.append(part)
-        return b"".join(parts)
-    finally:
-        os.close(descriptor)

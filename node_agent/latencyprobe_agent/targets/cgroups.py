@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 
 from latencyprobe.domain.targets import TargetState
+from latencyprobe.process.kernel_files import read_kernel_file
 from latencyprobe.process.mounts import Mount, is_below
 from latencyprobe.process.os_errors import is_gone
 from latencyprobe_agent.targets.facts import TargetFacts, failed
@@ -82,24 +83,13 @@ class Hierarchy:
     def pids(self, directory: str) -> list[int]:
         """Return the processes in one cgroup. 0 is a process outside our PID namespace."""
         try:
-            return [int(line) for line in _read_all(f"{directory}/cgroup.procs").split()]
+            return [int(line) for line in read_kernel_file(f"{directory}/cgroup.procs").split()]
         except OSError as error:
             # In a threaded subtree the processes are listed in its domain (EOPNOTSUPP). ENODEV: the
             # cgroup was removed before or after cgroup_file_open(), kernel/cgroup/cgroup.c.
             if error.errno == errno.EOPNOTSUPP or is_gone(error):
                 return []
             raise
-
-
-def _read_all(path: str) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        chunks = []
-        while chunk := os.read(descriptor, 1 << 16):
-            chunks.append(chunk)
-        return b"".join(chunks)
-    finally:
-        os.close(descriptor)
 
 
 def subdirectories(directory: str) -> list[str]:
