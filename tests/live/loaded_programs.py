@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from tests.patience import patient
 
 
 def programs_of(pid: int) -> set[int]:
@@ -35,7 +36,7 @@ def existing_programs() -> set[int]:
 
 def wait_until_gone(programs: set[int]) -> None:
     """The kernel frees programs a grace period after the last descriptor is closed."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + patient(30)
     while left := programs & existing_programs():
         assert time.monotonic() < deadline, f"still there: {left}"
         time.sleep(0.05)
@@ -44,14 +45,18 @@ def wait_until_gone(programs: set[int]) -> None:
 AGENT = """
 import asyncio, json
 from latencyprobe.domain.stages import Module
+from latencyprobe_agent.kernel.load import handover
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.patience import patient
+
+handover._COMPILE_TIMEOUT_SECONDS = patient(handover._COMPILE_TIMEOUT_SECONDS)
 
 async def main():
     engine = KernelEngine(host_netns=1)
     await engine.use(frozenset(Module))
     coverage = [(stage.name, stage.state, stage.hook, stage.reason) for stage in engine.coverage]
     print(json.dumps(coverage), flush=True)
-    await asyncio.sleep(60)
+    await asyncio.sleep(600)
 
 asyncio.run(main())
 """
