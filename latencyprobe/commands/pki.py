@@ -1,8 +1,9 @@
 """Certificates for operator and agents, for clusters without cert-manager: `latencyprobe pki`.
 
-One authority signs two certificates with different DNS names and purposes. The agents' is valid
-only as a server, the operator's only as a client. An agent's key lies on every node; because of
-these purposes it does not open a connection to other agents.
+Two authorities sign one certificate each. The agents trust only the authority of clients, which
+signs the operator's certificate. The operator trusts only the authority of servers, which signs the
+agents'. Each certificate also has the usage of its side alone. An agent's key lies on every node;
+it does not open a connection to other agents.
 """
 
 from __future__ import annotations
@@ -133,30 +134,42 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """All that the two sides need."""
+    """The certificates of both sides.
 
-    authority: Credential
+    `client_authority` signed the operator's; `server_authority` the agents'.
+    """
+
+    client_authority: Credential
+    server_authority: Credential
     agent: Credential
     operator: Credential
 
 
 def make_certificates(*, days: int) -> Certificates:
-    """Make a new authority, and sign certificates for operator and agents."""
-    authority = Authority()
+    """Make new authorities, and sign certificates for operator and agents."""
+    clients, servers = Authority("latencyprobe client CA"), Authority("latencyprobe server CA")
     return Certificates(
-        authority.credential,
-        agent=authority.issue(AGENT_NAME, server=True, client=False, days=days),
-        operator=authority.issue(OPERATOR_NAME, server=False, client=True, days=days),
+        client_authority=clients.credential,
+        server_authority=servers.credential,
+        agent=servers.issue(AGENT_NAME, server=True, client=False, days=days),
+        operator=clients.issue(OPERATOR_NAME, server=False, client=True, days=days),
     )
 
 
 def initialise(directory: Path, *, days: int) -> list[Path]:
-    """Write a new authority, and its certificates for operator and agents; return their files.
+    """Write new authorities, and certificates for operator and agents; return their files.
 
     Raise FilesExistError before writing if any of the files exists.
     """
     made = make_certificates(days=days)
-    texts = _files({"ca": made.authority, "agent": made.agent, "operator": made.operator})
+    texts = _files(
+        {
+            "client-ca": made.client_authority,
+            "server-ca": made.server_authority,
+            "agent": made.agent,
+            "operator": made.operator,
+        }
+    )
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     paths = {directory / name: text for name, text in texts.items()}
     existing = [path for path in paths if path.exists()]
@@ -183,14 +196,16 @@ def _write_new(path: Path, text: bytes, *, mode: int) -> None:
 
 
 def secrets(made: Certificates, *, operator_namespace: str, agent_namespace: str) -> list[Secret]:
-    """Return the Secrets that operator and agents mount. Neither holds the authority's key."""
+    """Return the Secrets that operator and agents mount. Neither holds an authority's key."""
     return [
-        _secret("latencyprobe-agent-tls", agent_namespace, made.authority, made.agent),
-        _secret("latencyprobe-operator-tls", operator_namespace, made.authority, made.operator),
+        _secret("latencyprobe-agent-tls", agent_namespace, made.client_authority, made.agent),
+        _secret(
+            "latencyprobe-operator-tls", operator_namespace, made.server_authority, made.operator
+        ),
     ]
 
 
-def _secret(name: str, namespace: str, authority: Credential, credential: Credential) -> Secret:
+def _secret(name: str, namespace: str, trusted: Credential, credential: Credential) -> Secret:
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -201,7 +216,7 @@ def _secret(name: str, namespace: str, authority: Credential, credential: Creden
         },
         "type": "kubernetes.io/tls",
         "stringData": {
-            "ca.crt": authority.certificate_pem.decode(),
+            "ca.crt": trusted.certificate_pem.decode(),
             "tls.crt": credential.certificate_pem.decode(),
             "tls.key": credential.key_pem.decode(),
         },
@@ -226,9 +241,11 @@ def pki_command() -> None:
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @_DAYS
 def init_command(directory: Path, days: int) -> None:
-    """Write ca, agent and operator (.crt and .key each) into DIRECTORY.
+    """Write client-ca, server-ca, agent and operator (.crt and .key each) into DIRECTORY.
 
-    No existing file is replaced. Keep ca.key off the cluster: its holder can control every agent.
+    Give client-ca.crt to the agents as --ca-file, and server-ca.crt to the operator. No existing
+    file is replaced. Keep client-ca.key off the cluster: its holder can control every agent. The
+    holder of server-ca.key can pretend to be one.
     """
     try:
         written = initialise(directory, days=days)
@@ -260,9 +277,9 @@ def init_command(directory: Path, days: int) -> None:
 def secrets_command(operator_namespace: str, agent_namespace: str, days: int) -> None:
     """Print the Secrets of operator and agents, with new certificates.
 
-    Pipe them to `kubectl apply --server-side -f -`. Each call makes a new authority and discards
-    its key. Applying the Secrets again replaces the old ones without a restart. Operator and agents
-    cannot connect until the kubelets have updated the files on both sides, a minute or two.
+    Pipe them to `kubectl apply --server-side -f -`. Each call makes new authorities and discards
+    their keys. Applying the Secrets again replaces the old ones without a restart. Operator and
+    agents cannot connect until the kubelets have updated the files on both sides, a minute or two.
     """
     made = make_certificates(days=days)
     items = secrets(made, operator_namespace=operator_namespace, agent_namespace=agent_namespace)

@@ -6,18 +6,14 @@ import base64
 import datetime
 from pathlib import Path
 
-import grpc
 import pytest
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from latencyprobe.process.listening import listen
 from latencyprobe.protocol.measurements import AGENT_NAME, OPERATOR_NAME
 from latencyprobe_agent.cli import agent_command
-from latencyprobe_agent.serving.tls import RenewedContext
 from latencyprobe_agent.serving.tls import ServerTlsFiles as AgentFiles
-from latencyprobe_agent.serving.tls_proxy import RefusalLog, TlsProxy
 from latencyprobe_operator.agents.credentials import ClientTlsFiles as OperatorFiles
 from latencyprobe_operator.cli import operator_command
 from tests.chart.helm import (
@@ -198,13 +194,17 @@ def files_of(manifests: Manifests, component: str, directory: Path) -> tuple[Pat
     return ca, certificate, private_key
 
 
-def test_generated_certificates_fit_their_keys_and_their_authority(
+def test_generated_certificates_fit_the_authority_that_the_other_side_trusts(
     helm: Helm, tmp_path: Path
 ) -> None:
     manifests = helm.manifests("tls.generated.days=30")
     authorities = set()
-    for component, name in (("agent", AGENT_NAME), ("operator", OPERATOR_NAME)):
-        ca_path, certificate_path, _ = files_of(manifests, component, tmp_path)
+    for component, name, peer in (
+        ("agent", AGENT_NAME, "operator"),
+        ("operator", OPERATOR_NAME, "agent"),
+    ):
+        _, certificate_path, _ = files_of(manifests, component, tmp_path)
+        ca_path, _, _ = files_of(manifests, peer, tmp_path)
         ca = x509.load_pem_x509_certificate(ca_path.read_bytes())
         certificate = x509.load_pem_x509_certificate(certificate_path.read_bytes())
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
@@ -213,7 +213,7 @@ def test_generated_certificates_fit_their_keys_and_their_authority(
         lifetime = certificate.not_valid_after_utc - certificate.not_valid_before_utc
         assert lifetime == datetime.timedelta(days=30)
         authorities.add(ca.fingerprint(ca.signature_hash_algorithm))  # type: ignore[arg-type]
-    assert len(authorities) == 1
+    assert len(authorities) == 2
 
 
 def test_both_sides_can_read_what_was_generated(helm: Helm, tmp_path: Path) -> None:
@@ -223,42 +223,14 @@ def test_both_sides_can_read_what_was_generated(helm: Helm, tmp_path: Path) -> N
     OperatorFiles(*files_of(manifests, "operator", tmp_path)).credentials()
 
 
-async def test_operator_and_agent_know_each_other_by_what_was_generated(
-    helm: Helm, tmp_path: Path
-) -> None:
-    manifests = helm.manifests()
-    server = grpc.aio.server()
-    inner = tmp_path / "grpc"
-    server.add_insecure_port(f"unix:{inner}")
-    await server.start()
-    agent = RenewedContext(AgentFiles(*files_of(manifests, "agent", tmp_path)))
-    refused: list[str] = []
-    proxy = TlsProxy(agent, inner, OPERATOR_NAME, RefusalLog(refused.append))
-    listener = listen("127.0.0.1", 0)
-    proxy.start(listener)
-    port = listener.getsockname()[1]
-    operator = OperatorFiles(*files_of(manifests, "operator", tmp_path)).credentials()
-
-    names = (("grpc.ssl_target_name_override", AGENT_NAME),)
-    async with grpc.aio.secure_channel(f"127.0.0.1:{port}", operator, options=names) as channel:
-        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/nobody/Knows")
-        with pytest.raises(grpc.aio.AioRpcError) as answer:
-            await call(b"", timeout=10)
-
-    # From behind the handshake: without it the code would be UNAVAILABLE.
-    assert answer.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert refused == []
-    await server.stop(None)
-    await proxy.close()
-
-
 def test_the_authoritys_key_is_kept_nowhere(helm: Helm, tmp_path: Path) -> None:
     manifests = helm.manifests()
 
-    for component in ("agent", "operator"):
-        ca, _, key = files_of(manifests, component, tmp_path)
-        public = x509.load_pem_x509_certificate(ca.read_bytes()).public_key()
-        assert load_pem_private_key(key.read_bytes(), password=None).public_key() != public
+    files = [files_of(manifests, component, tmp_path) for component in ("agent", "operator")]
+    authorities = [x509.load_pem_x509_certificate(ca.read_bytes()) for ca, _, _ in files]
+    for _, _, key in files:
+        public = load_pem_private_key(key.read_bytes(), password=None).public_key()
+        assert public not in [authority.public_key() for authority in authorities]
     assert {key for s in manifests.of_kind("Secret") for key in s["data"]} == {
         *("ca.crt", "tls.crt", "tls.key")
     }

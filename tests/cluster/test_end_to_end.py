@@ -144,14 +144,14 @@ def product(
             f"--node-name={cluster.node_name}",
             "--host-netns=/proc/self/ns/net",
             "--max-cpu-percent=10000",  # every packet is counted
-            f"--ca-file={certificates / 'ca.crt'}",
+            f"--ca-file={certificates / 'client-ca.crt'}",
             f"--cert-file={certificates / 'agent.crt'}",
             f"--key-file={certificates / 'agent.key'}",
         ],
         tmp_path / "agent.log",
     )
     tls = ClientTlsFiles(
-        certificates / "ca.crt", certificates / "operator.crt", certificates / "operator.key"
+        certificates / "server-ca.crt", certificates / "operator.crt", certificates / "operator.key"
     )
     operator = Process(operator_arguments(kubeconfig, tls), tmp_path / "operator.log")
     with agent.running(), operator.running():

@@ -20,6 +20,7 @@ from tools.helm.chart import RELEASE
 DAY = timedelta(days=1)  # the shortest lifetime that the chart gives
 IN_ITS_SECOND_THIRD = timedelta(hours=15)
 IN_ITS_LAST_THIRD = timedelta(hours=17)
+PEERS = {"operator": "agent", "agent": "operator"}
 PURPOSES = {"operator": ExtendedKeyUsageOID.CLIENT_AUTH, "agent": ExtendedKeyUsageOID.SERVER_AUTH}
 
 Secrets = dict[str, dict[str, bytes]]
@@ -74,7 +75,7 @@ def _wait_until_taken_in(release: Release, *, renewed_from: Secrets) -> None:
     new = _secrets(release)
     for component, secret in new.items():
         assert secret["tls.crt"] != renewed_from[component]["tls.crt"]
-        authority, before = x509.load_pem_x509_certificates(secret["ca.crt"])
+        authority, before = x509.load_pem_x509_certificates(new[PEERS[component]]["ca.crt"])
         _certificate(secret).verify_directly_issued_by(authority)
         _certificate(renewed_from[component]).verify_directly_issued_by(before)
     expected = _certificate(new["agent"])
@@ -86,13 +87,14 @@ def _wait_until_taken_in(release: Release, *, renewed_from: Secrets) -> None:
 
 def _put_certificates_of_age(release: Release, age: timedelta) -> Secrets:
     """Have the Secrets be as an install with `tls.generated.days=1` left them that long ago."""
-    authority = Authority()
+    authorities = {component: Authority() for component in NAMESPACES}
     issued = datetime.now(UTC) - age
-    for component in NAMESPACES:
+    for component, authority in authorities.items():
         made = _issue(component, authority.credential, issued)
+        trusted = authorities[PEERS[component]].credential
         trusted_before = release.secret(component)["ca.crt"]
         texts = {
-            "ca.crt": authority.credential.certificate_pem + _first(trusted_before),
+            "ca.crt": trusted.certificate_pem + _first(trusted_before),
             "tls.crt": made.certificate_pem,
             "tls.key": made.key_pem,
         }

@@ -61,7 +61,11 @@ def _refusal(*options: str, prefix: Sequence[str] = ()) -> str:
 def tls(tmp_path: Path) -> tuple[str, ...]:
     directory = tmp_path / "pki"
     initialise(directory, days=1)
-    names = (("--ca-file", "ca.crt"), ("--cert-file", "agent.crt"), ("--key-file", "agent.key"))
+    names = (
+        ("--ca-file", "client-ca.crt"),
+        ("--cert-file", "agent.crt"),
+        ("--key-file", "agent.key"),
+    )
     return tuple(text for option, name in names for text in (option, str(directory / name)))
 
 
@@ -147,7 +151,10 @@ def test_over_tls_it_also_serves_metrics_and_health(tmp_path: Path, tls: tuple[s
             assert answer.status == 200
         pki = tmp_path / "pki"
         credentials = grpc.ssl_channel_credentials(
-            *((pki / name).read_bytes() for name in ("ca.crt", "operator.key", "operator.crt"))
+            *(
+                (pki / name).read_bytes()
+                for name in ("server-ca.crt", "operator.key", "operator.crt")
+            )
         )
         target = (("grpc.ssl_target_name_override", AGENT_NAME),)
         with grpc.secure_channel(address, credentials, target) as channel:

@@ -15,6 +15,9 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from latencyprobe.commands.pki import FilesExistError, initialise, pki_command
 from latencyprobe.protocol.measurements import AGENT_NAME, OPERATOR_NAME
 
+AUTHORITIES = {"client-ca", "server-ca"}
+SIDES = {"agent", "operator"}
+
 
 def _names(path: Path) -> list[str]:
     certificate = x509.load_pem_x509_certificate(path.read_bytes())
@@ -26,7 +29,7 @@ def test_init_writes_what_both_sides_need(tmp_path: Path) -> None:
     result = CliRunner().invoke(pki_command, ["init", str(tmp_path / "pki")])
     assert result.exit_code == 0, result.output
     written = {path.name for path in (tmp_path / "pki").iterdir()}
-    assert written == {f"{n}.{s}" for n in ("ca", "agent", "operator") for s in ("crt", "key")}
+    assert written == {f"{n}.{s}" for n in AUTHORITIES | SIDES for s in ("crt", "key")}
     assert _names(tmp_path / "pki/agent.crt") == [AGENT_NAME]
     assert _names(tmp_path / "pki/operator.crt") == [OPERATOR_NAME]
 
@@ -47,14 +50,14 @@ def test_nothing_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "purpose", "other"),
+    ("name", "authority", "purpose", "other"),
     [
-        ("agent", ssl.Purpose.SERVER_AUTH, ssl.Purpose.CLIENT_AUTH),
-        ("operator", ssl.Purpose.CLIENT_AUTH, ssl.Purpose.SERVER_AUTH),
+        ("agent", "server-ca", ssl.Purpose.SERVER_AUTH, ssl.Purpose.CLIENT_AUTH),
+        ("operator", "client-ca", ssl.Purpose.CLIENT_AUTH, ssl.Purpose.SERVER_AUTH),
     ],
 )
 def test_a_certificate_is_good_for_its_side_alone(
-    tmp_path: Path, name: str, purpose: ssl.Purpose, other: ssl.Purpose
+    tmp_path: Path, name: str, authority: str, purpose: ssl.Purpose, other: ssl.Purpose
 ) -> None:
     initialise(tmp_path, days=1)
     certificate = x509.load_pem_x509_certificate((tmp_path / f"{name}.crt").read_bytes())
@@ -62,8 +65,13 @@ def test_a_certificate_is_good_for_its_side_alone(
     oids = {oid.dotted_string for oid in usage}
     assert purpose.oid in oids
     assert other.oid not in oids
-    issuer = x509.load_pem_x509_certificate((tmp_path / "ca.crt").read_bytes())
-    certificate.verify_directly_issued_by(issuer)
+    for each in AUTHORITIES:
+        issuer = x509.load_pem_x509_certificate((tmp_path / f"{each}.crt").read_bytes())
+        if each == authority:
+            certificate.verify_directly_issued_by(issuer)
+        else:
+            with pytest.raises(ValueError, match="does not match"):
+                certificate.verify_directly_issued_by(issuer)
 
 
 def test_secrets_are_what_the_pods_mount() -> None:
@@ -72,12 +80,24 @@ def test_secrets_are_what_the_pods_mount() -> None:
     places = [(item["metadata"]["namespace"], item["metadata"]["name"]) for item in items]
     assert places == [("theirs", "latencyprobe-agent-tls"), ("ours", "latencyprobe-operator-tls")]
     assert {tuple(item["stringData"]) for item in items} == {("ca.crt", "tls.crt", "tls.key")}
-    assert len({item["stringData"]["ca.crt"] for item in items}) == 1
+
+
+def test_each_secret_holds_the_authority_of_the_other_side() -> None:
+    items = json.loads(CliRunner().invoke(pki_command, ["secrets"]).stdout)["items"]
+    texts = [
+        [x509.load_pem_x509_certificate(item["stringData"][key].encode()) for item in items]
+        for key in ("ca.crt", "tls.crt")
+    ]
+    trusted, own = texts
+    for certificate, authority in zip(own, reversed(trusted), strict=True):
+        certificate.verify_directly_issued_by(authority)
+    assert trusted[0] != trusted[1]
 
 
 def test_the_key_of_the_authority_is_in_no_secret() -> None:
     items = json.loads(CliRunner().invoke(pki_command, ["secrets"]).stdout)["items"]
-    for item in items:
-        ca = x509.load_pem_x509_certificate(item["stringData"]["ca.crt"].encode())
-        key = load_pem_private_key(item["stringData"]["tls.key"].encode(), password=None)
-        assert key.public_key() != ca.public_key()
+    texts = [item["stringData"] for item in items]
+    authorities = [x509.load_pem_x509_certificate(each["ca.crt"].encode()) for each in texts]
+    for each in texts:
+        key = load_pem_private_key(each["tls.key"].encode(), password=None)
+        assert key.public_key() not in [authority.public_key() for authority in authorities]
