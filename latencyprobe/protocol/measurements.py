@@ -93,15 +93,15 @@ def node_from_proto(message: pb.NodeContext) -> NodeMeasurement:
     measured: dict[NodeStage, StageMeasurement] = {}
     for index, delta in enumerate(message.stages):
         field = f"node.stages[{index}]"
+        if len(delta.detail) > MAX_NAME_LENGTH:
+            raise CorruptMessageError(
+                f"{field}.detail", f"is longer than {MAX_NAME_LENGTH} characters"
+            )
         key = NodeStage(delta.name, printable(delta.detail))
         if not key.name:
             raise CorruptMessageError(f"{field}.name", "is empty")
         if key in measured:
             raise CorruptMessageError(field, f"{key.name!r} with {key.detail!r} is repeated")
-        if len(delta.detail) > MAX_NAME_LENGTH:
-            raise CorruptMessageError(
-                f"{field}.detail", f"is longer than {MAX_NAME_LENGTH} characters"
-            )
         if key.name in BY_NAME:
             measured[key] = _stage_from_proto(delta, field)
     return NodeMeasurement(measured, _open_counters(message.counters, "node.counters"))

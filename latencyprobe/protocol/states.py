@@ -40,10 +40,17 @@ def coverage_to_proto(stage: StageCoverage) -> pb.StageCoverage:
 
 def coverage_from_proto(message: pb.StageCoverage) -> StageCoverage:
     """Read the coverage from a message; an unknown state counts as unavailable."""
-    state = _COVERAGE_STATES_BY_CODE.get(message.state, CoverageState.UNAVAILABLE)
     return StageCoverage(
-        printable(message.name), state, printable(message.hook), printable(message.reason)
+        printable(message.name),
+        coverage_state_from_proto(message.state),
+        printable(message.hook),
+        printable(message.reason),
     )
+
+
+def coverage_state_from_proto(code: pb.StageCoverage.State) -> CoverageState:
+    """Read the field of a StageCoverage; an unknown state counts as unavailable."""
+    return _COVERAGE_STATES_BY_CODE.get(code, CoverageState.UNAVAILABLE)
 
 
 def target_state_to_proto(state: TargetState) -> pb.TargetStatus.State:

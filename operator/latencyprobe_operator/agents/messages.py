@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -29,7 +29,7 @@ from latencyprobe.protocol.measurements import (
     measurement_from_proto,
     node_from_proto,
 )
-from latencyprobe.protocol.states import coverage_from_proto, target_state_from_proto
+from latencyprobe.protocol.states import coverage_state_from_proto, target_state_from_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.desired_state import DesiredNodeState, ProbeOnNode
 from latencyprobe_operator.model import ContainerTarget
@@ -195,21 +195,28 @@ def coverage_of(messages: Sequence[pb.StageCoverage]) -> dict[str, StageCoverage
         raise CorruptMessageError(
             "coverage", f"{len(messages)} stages, but at most {MAX_STAGES} are allowed"
         )
+    # The texts are cut before they are made printable: an escape for each of a million characters
+    # would block the operator for seconds.
     return {
-        message.name: replace(stage, hook=_text(stage.hook), reason=_text(stage.reason))
+        message.name: StageCoverage(
+            message.name,
+            coverage_state_from_proto(message.state),
+            _text(message.hook),
+            _text(message.reason),
+        )
         for message in messages
         if message.name in _COVERED
-        for stage in [coverage_from_proto(message)]
     }
 
 
 def targets_by_probe(
-    result: pb.ApplyResult, asked: Container[TargetName]
+    result: pb.ApplyResult, asked: Collection[TargetName]
 ) -> dict[str, dict[str, TargetStatus]]:
     """Decode the states of the targets in an answer to Apply, by probe and target id.
 
-    Targets that were not asked for are left out.
+    Probes and targets that were not asked for are left out.
     """
+    probe_uids = {probe_uid for probe_uid, _ in asked}
     return {
         probe.id: {
             target.id: _target_status(target)
@@ -217,6 +224,7 @@ def targets_by_probe(
             if (probe.id, target.id) in asked
         }
         for probe in result.probes
+        if probe.id in probe_uids
     }
 
 
