@@ -87,11 +87,23 @@ class Agent:
         *,
         clock: Callable[[], float] = time.monotonic,
         ceilings: Ceilings = NO_CEILINGS,
+        change_interval_s: float = 0.0,
     ) -> None:
+        """Measure nothing yet.
+
+        `change_interval_s`: the time between two changes of the loaded programs; 0: no limit.
+        """
         self.instance_id = str(uuid.uuid4())
         self.node = node
         self.readings = Readings(engine, evidence, instruments, clock, ceilings)
-        self._reconciler = Reconciler(engine, resolver, self.readings, instruments, clock)
+        self._reconciler = Reconciler(
+            engine,
+            resolver,
+            self.readings,
+            instruments,
+            clock,
+            change_interval_s=change_interval_s,
+        )
         self._engine = engine
         self._instruments = instruments
         self._clock = clock
@@ -110,7 +122,7 @@ class Agent:
     @property
     def coverage(self) -> tuple[StageCoverage, ...]:
         """Every stage, with its state."""
-        return self._engine.coverage
+        return self._reconciler.coverage
 
     def standings(self, probe: DesiredProbe) -> Mapping[str, TargetFacts]:
         """Return the facts of a probe's targets, by their ids."""

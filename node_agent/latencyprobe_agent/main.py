@@ -31,6 +31,7 @@ from latencyprobe_agent.kernel.contract import Engine, EngineError
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from latencyprobe_agent.kernel.typeinfo import kernel_types_kind
 from latencyprobe_agent.node import HostNetnsError, host_netns_inode
+from latencyprobe_agent.pacing import CHANGE_INTERVAL_S
 from latencyprobe_agent.serving.metrics import AgentMetrics, pages
 from latencyprobe_agent.serving.service import ListenError, Server, SocketAddress, TcpAddress
 from latencyprobe_agent.serving.tls import TlsFileError
@@ -120,11 +121,24 @@ async def _agent(
     metrics = AgentMetrics()
     evidence = Gatherer(_host_namespace(settings, host_inode), proc_root=settings.proc_root)
     node = _node_facts(settings, resolver)
-    agent = Agent(engine, resolver, node, metrics, evidence, ceilings=settings.ceilings)
+    agent = Agent(
+        engine,
+        resolver,
+        node,
+        metrics,
+        evidence,
+        ceilings=settings.ceilings,
+        change_interval_s=_change_interval_s(settings),
+    )
     try:
         yield agent, metrics
     finally:
         await agent.close()
+
+
+def _change_interval_s(settings: Settings) -> float:
+    """Return the pace of loading. A local client shares the node with no other: it has no limit."""
+    return CHANGE_INTERVAL_S if isinstance(settings.address, TcpAddress) else 0.0
 
 
 def _host_namespace(settings: Settings, inode: int) -> Namespace:

@@ -5,20 +5,31 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import replace
 
+from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.targets import TargetState
 from latencyprobe.process.backoff import Backoff
 from latencyprobe_agent.assigner import SlotAssigner
-from latencyprobe_agent.desired import NOTHING_DESIRED, Desired, DesiredProbe, DesiredTarget
+from latencyprobe_agent.collector import Moment
+from latencyprobe_agent.desired import (
+    NOTHING_DESIRED,
+    Desired,
+    DesiredProbe,
+    DesiredTarget,
+    Selector,
+)
 from latencyprobe_agent.instruments import Instruments
 from latencyprobe_agent.kernel.contract import Engine, EngineError
+from latencyprobe_agent.pacing import Pacer, Programs
 from latencyprobe_agent.plan import SlotKey, homes, namespaces, owners, wanted_modules
 from latencyprobe_agent.readings import Readings
-from latencyprobe_agent.targets.facts import TargetFacts, failed
+from latencyprobe_agent.targets.facts import TargetFacts, failed, pending
 from latencyprobe_agent.targets.resolver import Resolver
 from latencyprobe_agent.tracing import Trace, TraceBusyError, TraceWish, check_wish
+from latencyprobe_agent.waiting import WaitingModules
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +51,8 @@ class Reconciler:
         readings: Readings,
         instruments: Instruments,
         clock: Callable[[], float],
+        *,
+        change_interval_s: float = 0.0,
     ) -> None:
         self._engine = engine
         self._resolver = resolver
@@ -49,8 +62,12 @@ class Reconciler:
         self._desired = NOTHING_DESIRED
         self._trace: Trace | None = None
         self._slots = SlotAssigner(engine)
-        # The modules, and True if single packets are reported; None: unknown.
-        self._loaded: tuple[frozenset[Module], bool] | None = (frozenset(), False)
+        self._change_interval_s = change_interval_s
+        self._pacer = Pacer(change_interval_s)
+        self._is_loaded = True  # What the pacer has as loaded; False: unknown.
+        self._waiting: WaitingModules | None = None
+        self._change_at: float | None = None
+        self._reports_packets = False
         self._retry_at: float | None = None
         self._backoff = Backoff(_FIRST_RETRY_S, _LONGEST_RETRY_S)
         # The engine's message, while it refuses the state in force.
@@ -66,14 +83,27 @@ class Reconciler:
         """The trace that runs, or waits for its probe."""
         return self._trace
 
+    @property
+    def coverage(self) -> tuple[StageCoverage, ...]:
+        """Every stage, with its state."""
+        coverage = self._engine.coverage
+        return coverage if self._waiting is None else self._waiting.within(coverage)
+
     def standing(self, probe: DesiredProbe, target: DesiredTarget) -> TargetFacts:
         """Return the facts of a probe's target, or a failure if it has no slot."""
         key = SlotKey(target.selector, probe.socket_filter)
         if refusal := self._slots.refusal(key):
             return failed(refusal)
         facts = self._resolver.facts_of(target.selector)
+        if facts.state is TargetState.ATTACHED and (reason := self._waits_for(probe)):
+            return failed(self._refusal) if self._refusal else pending(reason)
         is_measured = facts.state is not TargetState.ATTACHED or key in self._slots.numbers
         return facts if is_measured or not self._refusal else failed(self._refusal)
+
+    def _waits_for(self, probe: DesiredProbe) -> str:
+        """Return why no module of a probe is loaded; empty if one is."""
+        waiting = self._waiting
+        return waiting.reason if waiting and not probe.modules & waiting.loaded else ""
 
     # Requests of a client
 
@@ -126,30 +156,31 @@ class Reconciler:
     @property
     def next_at(self) -> float | None:
         """The time when `attend` has something to do."""
-        times = [t for t in (self._resolver.next_look, self._retry_at) if t is not None]
-        return min(times, default=None)
+        times = (self._resolver.next_look, self._retry_at, self._change_at)
+        return min((time for time in times if time is not None), default=None)
 
     async def attend(self) -> None:
-        """Follow targets that come and go, and retry after failures."""
+        """Follow targets that come and go, load what is due, and retry after failures."""
         has_changed = self._resolver.refresh() or self._is_trace_over()
-        if self._is_retry_due() or (has_changed and not self._is_load_due_later()):
+        is_due = self._is_due(self._retry_at) or self._is_due(self._change_at)
+        if is_due or (has_changed and not self._is_load_due_later()):
             await self._try(self._realise(self._desired))
 
     async def let_go(self) -> None:
         """Put the empty state in force; log errors, since no client is connected."""
         await self._try(self.adopt(NOTHING_DESIRED))
 
-    def _is_retry_due(self) -> bool:
-        return self._retry_at is not None and self._clock() >= self._retry_at
+    def _is_due(self, time: float | None) -> bool:
+        return time is not None and self._clock() >= time
 
     def _is_load_due_later(self) -> bool:
         """Return True after a failed load: each change of a target would be another attempt."""
         wanted = wanted_modules(self._desired, self._resolver.facts)
-        return self._retry_at is not None and self._loaded is None and bool(wanted)
+        return self._retry_at is not None and not self._is_loaded and bool(wanted)
 
     def _is_trace_over(self) -> bool:
         """Return True if the programs still report packets, but no trace runs."""
-        return self._loaded is not None and self._loaded[1] and self._trace is None
+        return self._reports_packets and self._trace is None
 
     async def _try(self, change: Awaitable[None]) -> None:
         """Await the change; if it fails, retry later. A refusal of the engine is logged."""
@@ -176,7 +207,7 @@ class Reconciler:
                 raise
 
     async def _restore(self, before: Desired) -> None:
-        self._loaded = None
+        self._is_loaded = False
         self._resolver.track(before.selectors)
         try:
             await self._realise(before)
@@ -192,6 +223,7 @@ class Reconciler:
         self._refusal = str(refusal or "")
         delay_s = self._backoff.next()
         self._retry_at = self._clock() + delay_s
+        self._pacer.hold(self._retry_at)
         return delay_s
 
     async def _realise(self, desired: Desired) -> None:
@@ -204,42 +236,85 @@ class Reconciler:
         facts = self._resolver.facts
         trace = self._trace if self._trace is not None and self._trace.goes_on(desired) else None
         if trace is None:
-            self._engine.trace(None)
-        trace = await self._load_for(trace, wanted_modules(desired, facts))
+            self._report_no_packets()
+        trace = await self._load_for(trace, desired, facts)
         self._readings.read()
         self._slots.assign(desired, facts, self._readings.read)
         numbers = self._slots.numbers
         self._readings.move(homes(desired, facts, numbers), namespaces(facts))
         if trace is not None:
+            self._reports_packets = True
             self._engine.trace(trace.spec(desired, numbers))
             trace.has_begun.set()
         self._readings.follow(desired, asked, owners(desired, numbers))
         self._desired = desired
         self._retry_at = None
-        self._refusal = ""
-        self._backoff.reset()
+        if self._waiting is None:
+            self._refusal = ""
+            self._backoff.reset()
         self._show_targets()
 
-    async def _load_for(self, trace: Trace | None, modules: frozenset[Module]) -> Trace | None:
-        """Load with tracing; if the kernel refuses only that, end the trace."""
+    async def _load_for(
+        self, trace: Trace | None, desired: Desired, facts: Mapping[Selector, TargetFacts]
+    ) -> Trace | None:
+        """Load with tracing; return the trace if its packets can be reported now.
+
+        If the kernel refuses only tracing, end the trace.
+        """
+        wanted = Programs(wanted_modules(desired, facts))
+        linger = bool(desired.probes)
         if trace is not None:
             try:
-                await self._load(modules, tracing=True)
+                await self._load(replace(wanted, tracing=bool(wanted.modules)), linger=linger)
             except EngineError as error:
                 trace.end(error)
-                self._engine.trace(None)
+                self._report_no_packets()
             else:
-                return trace
-        await self._load(modules, tracing=False)
+                is_loaded = self._pacer.loaded.tracing or not wanted.modules
+                return trace if is_loaded or trace.has_begun.is_set() else None
+        await self._load(wanted, linger=linger)
         return None
 
-    async def _load(self, modules: frozenset[Module], *, tracing: bool) -> None:
-        if (modules, tracing) == self._loaded:
+    async def _load(self, wanted: Programs, *, linger: bool) -> None:
+        """Load what is wanted now, as far as the pace allows."""
+        self._change_at = None
+        now = self._readings.now()
+        decision = self._pacer.decide(now.monotonic, wanted, linger=linger)
+        await self._use(decision.programs)
+        self._change_at = decision.next_at
+        self._wait_for(wanted.modules - decision.programs.modules, now)
+
+    def _wait_for(self, missing: frozenset[Module], now: Moment) -> None:
+        """Report these modules as waiting for the next change."""
+        due_at, before = self._change_at, self._waiting
+        if not missing or due_at is None:
+            self._waiting = None
             return
-        self._loaded = None
-        await self._engine.use(modules, tracing=tracing)
-        self._loaded = (modules, tracing)
-        self._instruments.show_modules(modules)
+        waiting = WaitingModules(
+            missing,
+            self._pacer.loaded.modules,
+            self._change_interval_s,
+            due_at,
+            now.unix_ns + round((due_at - now.monotonic) * 1e9),
+            self._refusal,
+        )
+        # The same text for the same time: a report has the coverage if that has changed.
+        self._waiting = before if before == waiting else waiting
+
+    async def _use(self, programs: Programs) -> None:
+        if self._is_loaded and programs == self._pacer.loaded:
+            return
+        self._is_loaded = False
+        if programs.modules:
+            self._pacer.begin(self._clock())
+        await self._engine.use(programs.modules, tracing=programs.tracing)
+        self._pacer.finish(programs)
+        self._is_loaded = True
+        self._instruments.show_modules(programs.modules)
+
+    def _report_no_packets(self) -> None:
+        self._reports_packets = False
+        self._engine.trace(None)
 
     def _show_targets(self) -> None:
         self._instruments.show_targets(

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 
+from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe.domain.stages import Module
 from latencyprobe.domain.targets import TargetState
 from latencyprobe_agent.kernel.contract import EngineError
+from latencyprobe_agent.pacing import RESERVED_STARTS
 from latencyprobe_agent.readings import Readings
 from latencyprobe_agent.reconciler import Reconciler
 from latencyprobe_agent.serving.metrics import AgentMetrics
 from latencyprobe_agent.serving.requests import parse_desired
 from latencyprobe_agent.targets.facts import TargetFacts, failed
 from latencyprobe_agent.targets.resolver import Resolver
-from tests.unit.agent.scripted import Clock, ScriptedEngine, ScriptedEvidence
+from latencyprobe_agent.tracing import TraceWish
+from tests.unit.agent.scripted import Clock, ScriptedEngine, ScriptedEvidence, samples
 from tests.unit.agent.states import probe, state
 
 KILLED = "the compiler process was killed (SIGKILL): probably out of memory"
@@ -26,22 +31,37 @@ class _Engine(ScriptedEngine):
     def __init__(self) -> None:
         super().__init__()
         self.attempts = 0
+        self.refused = 0
+        self.kept: frozenset[Module] | None = None
 
     async def use(self, *args: object, **options: object) -> None:
         self.attempts += 1
-        await super().use(*args, **options)  # type: ignore[arg-type]
+        if args[0] == self.kept:
+            return
+        try:
+            await super().use(*args, **options)  # type: ignore[arg-type]
+        except EngineError:
+            self.refused += 1
+            raise
 
 
 class Reconciled:
     """A reconciler with one target, which is there once `netns` is set."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, change_interval_s: float = 0) -> None:
         self.clock = Clock()
         self.engine = _Engine()
         metrics = AgentMetrics()
         resolver = Resolver(clock=self.clock)
         readings = Readings(self.engine, ScriptedEvidence(), metrics, self.clock)
-        self.reconciler = Reconciler(self.engine, resolver, readings, metrics, self.clock)
+        self.reconciler = Reconciler(
+            self.engine,
+            resolver,
+            readings,
+            metrics,
+            self.clock,
+            change_interval_s=change_interval_s,
+        )
         self.netns: frozenset[int] = frozenset()
         monkeypatch.setattr(resolver, "_tracker_of", lambda _: self)
 
@@ -55,6 +75,14 @@ class Reconciled:
     def standing(self) -> TargetFacts:
         (desired,) = self.reconciler.desired.probes
         return self.reconciler.standing(desired, desired.targets[0])
+
+    async def pass_time(self, seconds: float) -> None:
+        """Let the time pass, and the reconciler attend whenever it wants to."""
+        end = self.clock.now + seconds
+        while (at := self.reconciler.next_at) is not None and at <= end:
+            self.clock.now = max(self.clock.now, at)
+            await self.reconciler.attend()
+        self.clock.now = end
 
     async def attempts(self, most: int) -> list[float]:
         """Let the time pass; return the delays between so many attempts to load."""
@@ -129,3 +157,200 @@ async def test_when_no_target_is_left_nothing_is_waited_for(waiting: Reconciled)
     await asyncio.wait_for(waiting.reconciler.attend(), 10)
     assert waiting.standing.message == "not there yet"
     assert waiting.engine.modules == frozenset()
+
+
+# A pace for the changes of modules
+
+RX, BOTH = {Module.RX}, {Module.RX, Module.IRQ}
+
+
+@pytest.fixture
+def paced(monkeypatch: pytest.MonkeyPatch) -> Reconciled:
+    """Changes its programs at most once in 60 s; its target is there."""
+    reconciled = Reconciled(monkeypatch, change_interval_s=60)
+    reconciled.netns = frozenset({7})
+    return reconciled
+
+
+async def adopt(paced: Reconciled, *modules: str) -> None:
+    """Put a state with one probe in force, or the empty state."""
+    probes = [probe(modules=modules)] if modules else []
+    await paced.reconciler.adopt(parse_desired(state(*probes)))
+
+
+def state_of(paced: Reconciled) -> TargetState:
+    return paced.standing.state
+
+
+def is_reporting(paced: Reconciled) -> bool:
+    return paced.engine.trace_spec is not None
+
+
+def has_tracing(paced: Reconciled) -> bool:
+    return paced.engine.tracing
+
+
+def coverage_of(paced: Reconciled, name: str) -> StageCoverage | None:
+    return next((stage for stage in paced.reconciler.coverage if stage.name == name), None)
+
+
+async def test_a_module_that_waits_is_reported_and_loaded_without_a_request(
+    paced: Reconciled,
+) -> None:
+    await adopt(paced, "rx")
+    assert coverage_of(paced, "irq.hard") == StageCoverage("irq.hard", CoverageState.IDLE)
+    await paced.pass_time(10)
+    await adopt(paced, "rx", "irq", "tcp")
+    assert paced.engine.modules == RX
+    for name in ("irq.hard", "tcp.rtt", "retransmits", "drops"):
+        waiting = coverage_of(paced, name)
+        assert waiting is not None
+        assert waiting.state is CoverageState.UNAVAILABLE
+        assert waiting.reason.startswith("modules tcp, irq not loaded yet: ")
+        assert "at most once per 60 s; due at " in waiting.reason
+    assert coverage_of(paced, "rx.total") == StageCoverage(
+        "rx.total", CoverageState.ACTIVE, "scripted"
+    )
+    assert coverage_of(paced, "sched.runqueue") == StageCoverage(
+        "sched.runqueue", CoverageState.IDLE
+    )
+    assert state_of(paced) is TargetState.ATTACHED
+    await paced.pass_time(49)
+    assert paced.engine.modules == RX
+    await paced.pass_time(1)
+    assert paced.engine.modules == {Module.RX, Module.IRQ, Module.TCP}
+    assert coverage_of(paced, "retransmits") is None
+    assert all(stage.state is not CoverageState.UNAVAILABLE for stage in paced.reconciler.coverage)
+
+
+async def test_the_reason_for_waiting_stays_the_same_while_targets_change(
+    paced: Reconciled,
+) -> None:
+    await adopt(paced, "rx")
+    await adopt(paced, "rx", "irq")
+    before = coverage_of(paced, "irq.hard")
+    for inode in range(100, 110):
+        paced.netns = frozenset({inode})
+        await paced.pass_time(1)
+    assert coverage_of(paced, "irq.hard") == before
+
+
+async def test_a_module_without_a_probe_is_dropped_without_a_request(paced: Reconciled) -> None:
+    await adopt(paced, "rx", "irq")
+    await paced.pass_time(100)
+    await adopt(paced, "rx")
+    assert paced.engine.modules == BOTH
+    await paced.pass_time(59)
+    assert paced.engine.modules == BOTH
+    await paced.pass_time(1)
+    assert paced.engine.modules == RX
+
+
+async def test_a_target_that_comes_and_goes_costs_one_attempt(paced: Reconciled) -> None:
+    await adopt(paced, "rx")
+    for inode in range(100, 120):
+        paced.netns = frozenset()
+        await paced.pass_time(5)
+        assert state_of(paced) is TargetState.FAILED
+        paced.netns = frozenset({inode})
+        await paced.pass_time(25)
+        assert state_of(paced) is TargetState.ATTACHED
+    assert paced.engine.attempts == 1
+    paced.netns = frozenset()
+    await paced.pass_time(80)
+    assert paced.engine.modules == set()
+
+
+async def test_the_empty_state_detaches_at_once_though_programs_lingered(
+    paced: Reconciled,
+) -> None:
+    await adopt(paced, "rx", "irq")
+    await adopt(paced, "rx")
+    await adopt(paced)
+    assert paced.engine.modules == set()
+    await adopt(paced, "rx")
+    await paced.reconciler.let_go()
+    assert paced.engine.modules == set()
+
+
+async def test_a_probe_without_any_loaded_module_is_pending_until_a_start_is_allowed(
+    paced: Reconciled,
+) -> None:
+    for _ in range(RESERVED_STARTS):
+        await adopt(paced, "rx")
+        assert state_of(paced) is TargetState.ATTACHED
+        await adopt(paced)
+    await adopt(paced, "rx")
+    assert state_of(paced) is TargetState.PENDING
+    assert paced.standing.message.startswith("module rx not loaded yet: ")
+    assert paced.engine.modules == set()
+    await paced.pass_time(60)
+    assert state_of(paced) is TargetState.ATTACHED
+    assert paced.engine.modules == RX
+
+
+async def test_what_fails_when_it_is_due_is_tried_ever_more_seldom_and_the_rest_goes_on(
+    paced: Reconciled,
+) -> None:
+    await adopt(paced, "rx")
+    await adopt(paced, "rx", "irq")
+    paced.engine.refusal = KILLED
+    # The scripted engine refuses what is loaded already too; a kernel has that still.
+    paced.engine.kept = frozenset(RX)
+    failures: list[float] = []
+    while len(failures) < 12:
+        before = paced.engine.refused
+        assert paced.reconciler.next_at is not None
+        await paced.pass_time(max(paced.reconciler.next_at - paced.clock.now, 0))
+        if paced.engine.refused > before:
+            failures.append(paced.clock.now)
+        else:
+            await adopt(paced, "rx", "irq")  # a client that insists changes nothing
+    delays = [later - earlier for earlier, later in itertools.pairwise(failures)]
+    assert min(delays) >= 60
+    assert all(delay >= 150 for delay in delays[-3:])
+    assert paced.engine.modules == RX
+    assert state_of(paced) is TargetState.ATTACHED
+    await paced.pass_time(5)
+    stage = coverage_of(paced, "irq.hard")
+    assert stage is not None
+    assert stage.reason.startswith(f"cannot load module irq: {KILLED}; next attempt at ")
+    paced.engine.refusal = None
+    await paced.pass_time(300)
+    assert paced.engine.modules == BOTH
+
+
+async def test_a_trace_that_has_to_compile_waits_its_turn(paced: Reconciled) -> None:
+    await adopt(paced, "rx")
+    trace = await paced.reconciler.begin_trace(TraceWish("p", {"rx.total": 1}, 0))
+    assert not trace.has_begun.is_set()
+    assert not is_reporting(paced)
+    await paced.pass_time(60)
+    assert trace.has_begun.is_set()
+    assert has_tracing(paced)
+    assert is_reporting(paced)
+    paced.reconciler.end_trace()
+    await paced.reconciler.attend()
+    assert not is_reporting(paced)
+    again = await paced.reconciler.begin_trace(TraceWish("p", {"rx.total": 1}, 0))
+    assert again.has_begun.is_set()
+    paced.reconciler.end_trace()
+    await paced.reconciler.attend()
+    await paced.pass_time(60)
+    assert not has_tracing(paced)
+    assert paced.engine.modules == RX
+
+
+async def test_figures_go_on_while_modules_flip(paced: Reconciled) -> None:
+    await adopt(paced, "rx")
+    slots = paced.engine.slots
+    for _ in range(50):
+        for modules in (("rx", "irq"), ("rx", "sched", "tcp"), ("rx",)):
+            await adopt(paced, *modules)
+            await paced.pass_time(0.1)
+    assert paced.engine.slots == slots
+    assert len(paced.engine.assignments) == 1
+    assert paced.engine.attempts == 1
+    paced.engine.measure(samples(5))
+    await paced.pass_time(120)
+    assert paced.engine.modules == RX
