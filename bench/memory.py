@@ -178,6 +178,7 @@ async def _apply(stub: NodeAgentAsyncStub, generation: int, pids: list[int]) -> 
         modules=[str(module) for module in DEFAULT_MODULES],
         interval=Duration(seconds=INTERVAL_SECONDS),
         targets=[pb.Target(id=str(pid), pid=pid) for pid in pids],
+        node_figures=True,
     )
     state = pb.DesiredState(generation=generation, probes=[probe] if pids else [])
     result = await stub.Apply(state)

@@ -100,15 +100,15 @@ def report_on_node(measurement: NodeMeasurement, modules: Iterable[Module]) -> N
 def report_on(
     measurement: Measurement,
     modules: Iterable[Module],
-    node: NodeMeasurement = NOTHING_OF_THE_NODE,
+    node: NodeMeasurement | None = NOTHING_OF_THE_NODE,
     *,
     uncounted: Container[str] = (),
 ) -> TargetReport:
     """Return the report on one target, with the stages of these modules that have samples.
 
     Modules of other probes on the same target are ignored, also by the verdict. `node`: the
-    measurement of the target's node in the same window, as evidence. `uncounted`: counters that the
-    node cannot count; they are absent instead of 0.
+    measurement of the target's node in the same window, as evidence; None: readers may not see it.
+    `uncounted`: counters that the node cannot count; they are absent instead of 0.
     """
     wanted = set(modules)
     seen = Measurement(

@@ -68,6 +68,10 @@ class _Cause:
 _CHECK_THE_DATA_PATH = (
     "Check the CNI's data path on the node: number of netfilter rules, bridge, encapsulation."
 )
+_ASK_FOR_NODE_FIGURES = (
+    "The node's softnet counters are not shown here; the administrator can add this namespace to "
+    "operator.nodeFiguresNamespaces."
+)
 _FAST_ENOUGH = f"Nothing to do: 99 % of the packets take under {format_ns(NOTEWORTHY_NS)}."
 _CAUSES: Mapping[str, _Cause] = {
     "rx.socket": _Cause(
@@ -164,13 +168,15 @@ _WITNESSES: Mapping[Bottleneck, tuple[str, ...]] = {
 }
 
 
-def judge(measurement: Measurement, node: NodeMeasurement = NOTHING_OF_THE_NODE) -> Verdict:
+def judge(measurement: Measurement, node: NodeMeasurement | None = NOTHING_OF_THE_NODE) -> Verdict:
     """Return the verdict on one target's measurement over a window.
 
     Counts of its network namespace and its node are added to the evidence. They decide nothing,
-    since other pods may have caused them.
+    since other pods may have caused them. `node`: None if the reader may not see its figures.
     """
     verdict = _judge(measurement)
+    if node is None:
+        verdict, node = _without_node(verdict), NOTHING_OF_THE_NODE
     names = (*_DROPS, *_WITNESSES.get(verdict.bottleneck, ()))
     counted = (
         *_counted("at its own sockets", measurement.counters, names),
@@ -178,6 +184,13 @@ def judge(measurement: Measurement, node: NodeMeasurement = NOTHING_OF_THE_NODE)
         *_counted("on its node", node.counters, names),
     )
     return replace(verdict, evidence=(*verdict.evidence, *counted))
+
+
+def _without_node(verdict: Verdict) -> Verdict:
+    """Return the verdict with a hint where counters of the node would be evidence."""
+    if verdict.bottleneck is not Bottleneck.SOFTIRQ_BACKLOG:
+        return verdict
+    return replace(verdict, next_step=f"{verdict.next_step} {_ASK_FOR_NODE_FIGURES}")
 
 
 def _counted(where: str, counters: Mapping[str, int], names: Iterable[str]) -> Iterator[str]:

@@ -289,6 +289,7 @@ def _desired_state(request: MeasurementRequest) -> pb.DesiredState:
         filter=pb.SocketFilter(ports=request.ports, protocols=request.protocols),
         interval=interval,
         targets=[_target(str(index), spec) for index, spec in enumerate(request.targets)],
+        node_figures=True,
     )
     return pb.DesiredState(generation=GENERATION, probes=[probe])
 

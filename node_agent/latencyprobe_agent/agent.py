@@ -62,6 +62,8 @@ class NodeDescription:
     architecture: str
     kernel_types: str
     cgroup_version: str
+    host_netns: int
+    """The inode number of the node's own network namespace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,7 @@ class Agent:
             instruments,
             clock,
             change_interval_s=change_interval_s,
+            host_netns=node.host_netns,
         )
         self._engine = engine
         self._instruments = instruments

@@ -37,7 +37,8 @@ class Moment:
 class ProbeFigures:
     """The measurements for one probe between two moments, by the client's target ids.
 
-    `node`: the measurement of the node between them, for all modules.
+    `node`: the measurement of the node between them, for all modules; empty for a probe without
+    node figures.
     """
 
     probe: DesiredProbe
@@ -160,10 +161,11 @@ class Collector:
                     account.add(owner.target_id, addend)
 
     def add_node(self, delta: NodeMeasurement) -> None:
-        """Add a measurement of the node, for every probe."""
+        """Add a measurement of the node, for every probe that has node figures."""
         addend = _Addend(delta)
         for account in self._accounts.values():
-            account.node = addend.added_to(account.node)
+            if account.probe.node_figures:
+                account.node = addend.added_to(account.node)
 
     @property
     def next_due(self) -> float | None:
@@ -194,7 +196,8 @@ class Collector:
             if account is None:
                 continue
             account.begin = taken.begin
-            account.node = taken.node + account.node
+            if account.probe.node_figures:
+                account.node = taken.node + account.node
             kept = _still_meant(taken.measurements, taken.probe, account.probe)
             for target_id, measurement in kept.items():
                 later = account.measurements.get(target_id, NOTHING)
@@ -203,14 +206,15 @@ class Collector:
 
 def _carry_over(account: _Account, probe: DesiredProbe) -> _Account:
     kept = _still_meant(account.measurements, account.probe, probe)
-    return _Account(probe, account.begin, kept, account.node)
+    node = account.node if probe.node_figures else NOTHING_OF_THE_NODE
+    return _Account(probe, account.begin, kept, node)
 
 
 def _still_meant(
     measurements: Mapping[str, Measurement], before: DesiredProbe, after: DesiredProbe
 ) -> dict[str, Measurement]:
     """Return the figures of the targets that both versions of a probe measure alike."""
-    if before.socket_filter != after.socket_filter:
+    if (before.socket_filter, before.node_figures) != (after.socket_filter, after.node_figures):
         return {}
     selectors = {target.id: target.selector for target in before.targets}
     same = {t.id for t in after.targets if selectors.get(t.id) == t.selector}

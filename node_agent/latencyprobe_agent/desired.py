@@ -64,7 +64,10 @@ class DesiredTarget:
 
 @dataclass(frozen=True, slots=True)
 class DesiredProbe:
-    """One set of targets that is measured and reported alike."""
+    """One set of targets that is measured and reported alike.
+
+    `node_figures`: figures of the node as a whole are reported too.
+    """
 
     id: str
     name: str
@@ -74,6 +77,12 @@ class DesiredProbe:
     max_cpu_percent: float
     targets: tuple[DesiredTarget, ...]
     namespace: str = ""
+    node_figures: bool = False
+
+    @property
+    def measured_modules(self) -> frozenset[Module]:
+        """The modules that may be measured: `irq` has figures of the node alone."""
+        return self.modules if self.node_figures else self.modules - {Module.IRQ}
 
 
 Refusals = Mapping[str, Mapping[str, str]]

@@ -120,7 +120,7 @@ async def _agent(
         raise StartError(str(error)) from None
     metrics = AgentMetrics()
     evidence = Gatherer(_host_namespace(settings, host_inode), proc_root=settings.proc_root)
-    node = _node_facts(settings, resolver)
+    node = _node_facts(settings, resolver, host_inode)
     agent = Agent(
         engine,
         resolver,
@@ -147,13 +147,14 @@ def _host_namespace(settings: Settings, inode: int) -> Namespace:
     return Namespace(inode, pids=(1,), path=path)
 
 
-def _node_facts(settings: Settings, resolver: Resolver) -> NodeDescription:
+def _node_facts(settings: Settings, resolver: Resolver, host_netns: int) -> NodeDescription:
     return NodeDescription(
         node_name=settings.node_name,
         kernel_release=platform.release(),
         architecture=platform.machine(),
         kernel_types=kernel_types_kind(),
         cgroup_version=resolver.cgroup_version,
+        host_netns=host_netns,
     )
 
 

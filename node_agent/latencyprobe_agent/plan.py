@@ -73,7 +73,7 @@ def wanted_modules(desired: Desired, facts: Mapping[Selector, TargetFacts]) -> f
         module
         for probe in desired.probes
         if any(facts[target.selector].state in _WORTH_LOADING_FOR for target in probe.targets)
-        for module in probe.modules
+        for module in probe.measured_modules
     )
 
 
@@ -158,11 +158,19 @@ def owners(desired: Desired, numbers: Mapping[SlotKey, int]) -> Mapping[int, tup
 
 
 def homes(
-    desired: Desired, facts: Mapping[Selector, TargetFacts], numbers: Mapping[SlotKey, int]
+    desired: Desired,
+    facts: Mapping[Selector, TargetFacts],
+    numbers: Mapping[SlotKey, int],
+    host_netns: int,
 ) -> Mapping[TargetKey, frozenset[int]]:
-    """Return the network namespaces of the targets that are measured."""
+    """Return the network namespaces whose counters the measured targets report.
+
+    The node's own is omitted for probes without node figures: all host processes share it.
+    """
+    hidden = frozenset({host_netns})
     return {
         TargetKey(probe.id, target.id): facts[target.selector].netns
+        - (frozenset() if probe.node_figures else hidden)
         for probe in desired.probes
         for target in probe.targets
         if SlotKey(target.selector, probe.socket_filter) in numbers

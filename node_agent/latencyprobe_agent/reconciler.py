@@ -52,6 +52,7 @@ class Reconciler:
         instruments: Instruments,
         clock: Callable[[], float],
         *,
+        host_netns: int,
         change_interval_s: float = 0.0,
     ) -> None:
         self._engine = engine
@@ -59,6 +60,7 @@ class Reconciler:
         self._readings = readings
         self._instruments = instruments
         self._clock = clock
+        self._host_netns = host_netns
         self._desired = NOTHING_DESIRED
         self._trace: Trace | None = None
         self._slots = SlotAssigner(engine)
@@ -241,7 +243,7 @@ class Reconciler:
         self._readings.read()
         self._slots.assign(desired, facts, self._readings.read)
         numbers = self._slots.numbers
-        self._readings.move(homes(desired, facts, numbers), namespaces(facts))
+        self._readings.move(homes(desired, facts, numbers, self._host_netns), namespaces(facts))
         if trace is not None:
             self._reports_packets = True
             self._engine.trace(trace.spec(desired, numbers))

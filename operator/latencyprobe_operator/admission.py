@@ -1,4 +1,4 @@
-"""The administrator's limits on the LatencyProbes of each namespace."""
+"""The administrator's limits: on the LatencyProbes of each namespace, and on figures of nodes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 DEFAULT_MAX_PROBES_PER_NAMESPACE = 100
+ALL_NAMESPACES = "*"
 
 
 @dataclass(frozen=True, slots=True)
 class AdminLimits:
-    """The limits. `max_probes_per_namespace`: None means no limit."""
+    """The limits. `max_probes_per_namespace`: None means no limit.
+
+    `node_figures_namespaces`: their probes get figures of whole nodes, which show what other
+    tenants do. ALL_NAMESPACES stands for all of them.
+    """
 
     min_interval_s: float = 0.0
     max_probes_per_namespace: int | None = None
+    node_figures_namespaces: frozenset[str] = frozenset()
+
+    def allow_node_figures(self, namespace: str) -> bool:
+        """Decide whether the probes of this namespace get figures of whole nodes."""
+        return not self.node_figures_namespaces.isdisjoint({ALL_NAMESPACES, namespace})
 
 
 NO_LIMITS = AdminLimits()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -14,12 +15,18 @@ from latencyprobe.process.http_server import ServeError
 from latencyprobe.process.listening import ListenAddress, ListenAddressType
 from latencyprobe.process.logs import FORMATS, LEVELS
 from latencyprobe_operator import logs
-from latencyprobe_operator.admission import DEFAULT_MAX_PROBES_PER_NAMESPACE, AdminLimits
+from latencyprobe_operator.admission import (
+    ALL_NAMESPACES,
+    DEFAULT_MAX_PROBES_PER_NAMESPACE,
+    AdminLimits,
+)
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from latencyprobe_operator.main import Options, run
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _PORT = click.IntRange(1, 65535)
+# IsDNS1123Label(), k8s.io/apimachinery/pkg/util/validation.
+_NAMESPACE = re.compile(r"(?=.{1,63}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 
 
 def _read_agents(
@@ -39,6 +46,18 @@ def _read_interval(_context: click.Context, _parameter: click.Parameter, value: 
         return parse_s(value)
     except DurationError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def _read_namespaces(
+    _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
+) -> frozenset[str]:
+    for value in values:
+        if value != ALL_NAMESPACES and not _NAMESPACE.fullmatch(value):
+            raise click.BadParameter(
+                f"{value!r} is not the name of a namespace; give one name for each option, or "
+                f"{ALL_NAMESPACES!r} for all namespaces"
+            )
+    return frozenset(values)
 
 
 @click.command("operator", context_settings={"auto_envvar_prefix": "LATENCYPROBE"})
@@ -104,6 +123,15 @@ def _read_interval(_context: click.Context, _parameter: click.Parameter, value: 
     help="LatencyProbes of a namespace that are served: the oldest ones.",
 )
 @click.option(
+    "--node-figures-namespace",
+    "node_figures_namespaces",
+    multiple=True,
+    envvar="LATENCYPROBE_NODE_FIGURES_NAMESPACE",
+    callback=_read_namespaces,
+    help="Show the LatencyProbes of this namespace figures of whole nodes: module irq, devices and "
+    "softirqs, of all tenants together; repeatable. '*': all namespaces. Default: none.",
+)
+@click.option(
     "--metrics-address", type=ListenAddressType(), help="Serve /metrics for Prometheus over HTTP."
 )
 @click.option(
@@ -136,6 +164,7 @@ def operator_command(
     watch_namespaces: tuple[str, ...],
     min_interval: float,
     max_probes_per_namespace: int,
+    node_figures_namespaces: frozenset[str],
     metrics_address: ListenAddress | None,
     health_address: ListenAddress | None,
     log_format: str,
@@ -156,7 +185,7 @@ def operator_command(
         watch_namespaces=watch_namespaces,
         metrics_address=metrics_address,
         health_address=health_address,
-        limits=AdminLimits(min_interval, max_probes_per_namespace),
+        limits=AdminLimits(min_interval, max_probes_per_namespace, node_figures_namespaces),
     )
     try:
         run(options)

@@ -90,6 +90,7 @@ class Controller:
 
     def add(self, body: Mapping[str, Any]) -> Probe:
         """Begin to measure for a LatencyProbe."""
+        namespace = probe_key(body).namespace
         probe = Probe(
             body,
             desired=self.desired,
@@ -100,6 +101,7 @@ class Controller:
             agent=self._fleet.view,
             patch_status=self._cluster.patch_status,
             min_interval_s=self._limits.min_interval_s,
+            node_figures=self._limits.allow_node_figures(namespace),
         )
         self._probes[probe.key.uid] = probe
         created = body["metadata"].get("creationTimestamp", "")

@@ -25,6 +25,8 @@ class ProbeOnNode:
     interval_s: float
     max_cpu_percent: float
     targets: tuple[ContainerTarget, ...]
+    node_figures: bool = False
+    """The agent is asked for figures of the node as a whole."""
 
 
 DesiredNodeState = tuple[ProbeOnNode, ...]
@@ -116,7 +118,7 @@ class DesiredStates:
     def _probe_on_node(spec: ProbeSpec, pods: dict[str, PlacedPod]) -> ProbeOnNode:
         return ProbeOnNode(
             key=spec.key,
-            modules=spec.modules,
+            modules=spec.measured_modules,
             ports=spec.ports,
             protocols=spec.protocols,
             interval_s=spec.interval_s,
@@ -124,4 +126,5 @@ class DesiredStates:
             targets=tuple(
                 target for _, placed in sorted(pods.items()) for target in placed.targets
             ),
+            node_figures=spec.node_figures,
         )

@@ -45,6 +45,8 @@ class Pod:
     """A line `NAME ID` for each running container: half of the memory that objects would take."""
     cgroup_uid: str
     """The UID in the names of its cgroups: of a static pod that of its file, else `uid`."""
+    host_network: bool = False
+    """It shares the network namespace of its node."""
 
     @property
     def containers(self) -> tuple[Container, ...]:
@@ -106,6 +108,7 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
         labels=_shared_labels(tuple(labels.items())),
         running=_running_containers(spec, status),
         cgroup_uid=_static_uid(metadata.get("annotations") or {}) or metadata["uid"],
+        host_network=bool(spec.get("hostNetwork")),
     )
 
 

@@ -101,6 +101,10 @@ def test_contradictory_values_are_refused(helm: Helm, settings: list[str], advic
         ("operator.image.digest=latest", "at '/operator/image/digest': 'latest' does not match"),
         ("agent.hostNetns=netns", "at '/agent/hostNetns': 'netns' does not match pattern"),
         ("operator.watchNamespaces={A_B}", "at '/operator/watchNamespaces/0': 'A_B' does not"),
+        (
+            "operator.nodeFiguresNamespaces={a*}",
+            "at '/operator/nodeFiguresNamespaces/0': 'a*' does not",
+        ),
     ],
 )
 def test_the_schema_names_what_is_wrong(helm: Helm, setting: str, complaint: str) -> None:

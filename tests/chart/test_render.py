@@ -50,6 +50,20 @@ def test_the_processes_know_the_options_that_they_are_given(rendered: Manifests)
         assert {f"--{name}" for name in given} <= known
 
 
+def test_figures_of_nodes_are_for_nobody_but_the_named_namespaces(helm: Helm) -> None:
+    def named(*settings: str) -> list[str]:
+        (pod,) = (
+            each["spec"]["template"] for each in helm.manifests(*settings).of_kind("Deployment")
+        )
+        prefix = "--node-figures-namespace="
+        given: list[str] = container(pod)["args"]
+        return [each.removeprefix(prefix) for each in given if each.startswith(prefix)]
+
+    assert named() == []
+    assert named("operator.nodeFiguresNamespaces={shop,cart}") == ["shop", "cart"]
+    assert named("operator.nodeFiguresNamespaces={*}") == ["*"]
+
+
 def test_the_operator_looks_where_the_agents_are(rendered: Manifests) -> None:
     agents = only(rendered, "DaemonSet")
     operator = options(only(rendered, "Deployment")["spec"]["template"])

@@ -154,6 +154,7 @@ def test_whatever_a_probe_says_it_measures_pods_of_its_namespace(tenant: Tenant)
         assert status["targets"]["containers"] == len(expected)
         assert "treasure" not in json.dumps(status)
         assert tenant.victim not in json.dumps(status)
+        assert "nodeContext" not in status
 
 
 @pytest.mark.parametrize(

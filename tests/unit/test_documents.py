@@ -10,6 +10,7 @@ import io
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def facts(**parts: Any) -> ProbeFacts:
         StageCoverage("rx.host", CoverageState.UNAVAILABLE, "", "no such tracepoint"),
     )
     whole: dict[str, Any] = {
-        "spec": read_probe(PROBE),
+        "spec": replace(read_probe(PROBE), node_figures=True),
         "generation": 3,
         "matched_pods": 3,
         "containers": 4,

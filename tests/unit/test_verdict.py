@@ -428,3 +428,13 @@ def test_acks_that_ride_on_a_late_answer_do_not_hide_the_peer() -> None:
 def test_a_few_answers_are_no_verdict() -> None:
     packets = measured(1000, rx_socket=20 * US, tx_stack=10 * US)
     assert judge(packets + measured(99, app_response=50 * MS)).bottleneck is Bottleneck.NONE
+
+
+def test_readers_who_may_not_see_the_node_are_told_where_its_counters_would_help() -> None:
+    backlog, reader = measured(rx_softirq=9 * MS), measured(rx_socket=9 * MS)
+    hint = "operator.nodeFiguresNamespaces"
+
+    assert hint in judge(backlog, None).next_step
+    assert judge(reader, None) == judge(reader)
+    assert hint not in judge(backlog).next_step
+    assert judge(backlog, None).evidence == judge(backlog).evidence

@@ -49,6 +49,7 @@ def pod_body(
     run: int = 1,
     labels: dict[str, str] | None = None,
     namespace: str = "shop",
+    host_network: bool = False,
 ) -> Json:
     """Return a running pod as the API server shows it. `run` counts its containers' starts."""
     return {
@@ -59,7 +60,11 @@ def pod_body(
             "labels": labels or {},
             "creationTimestamp": "2026-01-01T00:00:00Z",
         },
-        "spec": {"nodeName": node, "containers": [{"name": c} for c in containers]},
+        "spec": {
+            "nodeName": node,
+            "containers": [{"name": c} for c in containers],
+            **({"hostNetwork": True} if host_network else {}),
+        },
         "status": {
             "phase": "Running",
             "podIP": "10.0.0.1",

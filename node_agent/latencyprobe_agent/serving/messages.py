@@ -116,7 +116,7 @@ def probe_report(figures: ProbeFigures, standings: Mapping[str, TargetFacts]) ->
             _target_report(figures, status_message(target_id, facts))
             for target_id, facts in standings.items()
         ],
-        node=node_to_proto(_bounded(figures.of_node())),
+        node=node_to_proto(_bounded(figures.of_node())) if figures.probe.node_figures else None,
     )
 
 

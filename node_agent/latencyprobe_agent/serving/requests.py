@@ -127,6 +127,7 @@ def _parse_probe(
         max_cpu_percent=_parse_budget(message.max_cpu_percent, "max_cpu_percent"),
         targets=tuple(targets),
         namespace=_parse_namespace(message),
+        node_figures=message.node_figures,
     )
     return probe, invalid
 

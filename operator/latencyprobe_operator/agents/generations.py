@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from latencyprobe_operator.desired_state import DesiredNodeState
+from latencyprobe_operator.desired_state import DesiredNodeState, ProbeOnNode
 
 LEASE_S = 300
 # An agent forgets its generation when no client has connected for a lease.
@@ -63,7 +63,7 @@ class MeasuredSince:
 
     def apply(self, state: DesiredNodeState, generation: int) -> None:
         """Note a state that is about to be applied under this generation."""
-        now = {probe.key.uid: (probe.modules, probe.ports, probe.protocols) for probe in state}
+        now = {probe.key.uid: _measured(probe) for probe in state}
         self._since = {
             uid: before
             if (before := self._since.get(uid, ((), 0)))[0] == measured
@@ -75,3 +75,8 @@ class MeasuredSince:
         """Decide whether a report of this generation is one on the probe as it is now."""
         since = self._since.get(probe_uid)
         return since is not None and generation >= since[1]
+
+
+def _measured(probe: ProbeOnNode) -> tuple[object, ...]:
+    """Return the parts of a probe that change what its figures mean."""
+    return (probe.modules, probe.ports, probe.protocols, probe.node_figures)

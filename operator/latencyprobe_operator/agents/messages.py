@@ -173,6 +173,7 @@ def _probe_message(probe: ProbeOnNode) -> pb.Probe:
         filter=pb.SocketFilter(ports=probe.ports, protocols=probe.protocols),
         interval=Duration(seconds=interval_ns // 10**9, nanos=interval_ns % 10**9),
         max_cpu_percent=probe.max_cpu_percent,
+        node_figures=probe.node_figures,
     )
 
 

@@ -50,6 +50,8 @@ class ReadyReason(StrEnum):
     """The spec cannot be carried out."""
     ABOVE_LIMIT = "AboveLimit"
     """The spec, or the number of probes, exceeds a limit of the administrator."""
+    NODE_FIGURES_NOT_ALLOWED = "NodeFiguresNotAllowed"
+    """The spec asks for figures of whole nodes alone; the administrator does not allow them."""
     PODS_UNAVAILABLE = "PodsUnavailable"
     """The operator may not list the pods."""
     NO_AGENT = "NoAgent"
@@ -77,6 +79,8 @@ class CoveredReason(StrEnum):
     """Every stage is measured for every target."""
     STAGES_NOT_COVERED = "StagesNotCovered"
     """Every target is measured, but not every stage."""
+    NODE_FIGURES_NOT_ALLOWED = "NodeFiguresNotAllowed"
+    """The module `irq` is left out: the administrator does not allow figures of whole nodes."""
     NODES_NOT_COVERED = "NodesNotCovered"
     """Some nodes do not measure their targets."""
     NO_TARGETS = "NoTargets"
@@ -139,3 +143,12 @@ class Condition:
     message: str
     last_transition_time: str
     observed_generation: int
+
+
+def node_figures_refusal(namespace: str) -> str:
+    """Return the message on a module that would show a namespace what other tenants do."""
+    return (
+        "module irq measures whole nodes, all tenants together; the administrator has not allowed "
+        f"that in namespace {namespace}. Leave irq out of spec.modules, or have the administrator "
+        f"add {namespace} to operator.nodeFiguresNamespaces"
+    )

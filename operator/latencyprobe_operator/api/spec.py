@@ -49,7 +49,10 @@ class ProbeKey:
 
 @dataclass(frozen=True, slots=True)
 class ProbeSpec:
-    """A LatencyProbe's spec, with its defaults filled in. Large: each field is one of the API's."""
+    """A LatencyProbe's spec, with its defaults filled in. Large: each field is one of the API's.
+
+    Except `node_figures`: the administrator shows the probe's namespace figures of whole nodes.
+    """
 
     key: ProbeKey
     generation: int
@@ -66,6 +69,12 @@ class ProbeSpec:
     max_cpu_percent: float
     objectives: tuple[Objective, ...]
     max_pods: int
+    node_figures: bool = False
+
+    @property
+    def measured_modules(self) -> tuple[Module, ...]:
+        """The modules that agents are asked for: `irq` has figures of whole nodes alone."""
+        return tuple(each for each in self.modules if self.node_figures or each is not Module.IRQ)
 
 
 def probe_key(body: Mapping[str, Any]) -> ProbeKey:

@@ -14,6 +14,7 @@ from latencyprobe_operator.api.conditions import (
     OverheadReason,
     ReadyReason,
     Reason,
+    node_figures_refusal,
 )
 from latencyprobe_operator.api.status_fields import NodeState, Phase
 from latencyprobe_operator.probes.document import shorten
@@ -123,13 +124,20 @@ def _covered(facts: ProbeFacts) -> Finding:
             ConditionStatus.UNKNOWN, CoveredReason.NO_TARGETS, "there is nothing to cover"
         )
     uncovered = [node for node in facts.nodes if node.state is not NodeState.READY]
+    lacking = [node for node in uncovered if node.state not in MEASURING]
+    spec = facts.spec
+    if not lacking and spec and spec.measured_modules != spec.modules:
+        return Finding(
+            ConditionStatus.FALSE,
+            CoveredReason.NODE_FIGURES_NOT_ALLOWED,
+            node_figures_refusal(spec.key.namespace),
+        )
     if not uncovered:
         return Finding(
             ConditionStatus.TRUE,
             CoveredReason.FULLY_COVERED,
             "every stage is measured for every target",
         )
-    lacking = [node for node in uncovered if node.state not in MEASURING]
     first = (lacking or uncovered)[0]
     more = f" (and {len(uncovered) - 1} more nodes)" if len(uncovered) > 1 else ""
     if lacking:
@@ -153,11 +161,15 @@ def _overhead(facts: ProbeFacts) -> Finding:
     budget = facts.spec.max_cpu_percent
     cpu_percent, name = max(known)
     figures = f"{cpu_percent:.1f} % of one core on node {name}"
+    if not facts.spec.node_figures:
+        # It grows with the traffic of all tenants of the node.
+        figures = f"more than {budget:g} % of one core on node {name}"
     if not budget:
         return Finding(
             ConditionStatus.TRUE,
             OverheadReason.NO_BUDGET,
-            f"spec.overhead sets no limit; at most {figures}",
+            "spec.overhead sets no limit"
+            + (f"; at most {figures}" if facts.spec.node_figures else ""),
         )
     # Two digits of a fluctuating figure would change the message with each report.
     if cpu_percent <= budget:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from latencyprobe_operator.api.conditions import ReadyReason
+from latencyprobe_operator.api.conditions import ReadyReason, node_figures_refusal
 from latencyprobe_operator.api.spec import (
     ProbeKey,
     ProbeSpec,
@@ -27,13 +28,19 @@ class CurrentSpec:
     """The spec of a probe as it is now. Times are seconds since the epoch."""
 
     def __init__(
-        self, key: ProbeKey, start_time: str | None, *, min_interval_s: float = 0.0
+        self,
+        key: ProbeKey,
+        start_time: str | None,
+        *,
+        min_interval_s: float = 0.0,
+        node_figures: bool = False,
     ) -> None:
         self.generation = -1
         self.start_time = start_time
         """The API's timestamp of the begin of measuring."""
         self._key = key
         self._min_interval_s = min_interval_s
+        self._node_figures = node_figures
         self._spec: ProbeSpec | None = None
         self._problem: Problem | None = None
         self._refusal: Problem | None = None
@@ -67,12 +74,17 @@ class CurrentSpec:
         return True
 
     def _read(self, body: Mapping[str, Any]) -> ProbeSpec:
-        spec = read_probe(body)
+        spec = replace(read_probe(body), node_figures=self._node_figures)
         if spec.interval_s < self._min_interval_s:
             raise SpecError(
                 ReadyReason.ABOVE_LIMIT,
                 f"spec.interval is {spec.interval_s:g} s; the administrator's minimum is "
                 f"{self._min_interval_s:g} s",
+            )
+        if not spec.measured_modules:
+            raise SpecError(
+                ReadyReason.NODE_FIGURES_NOT_ALLOWED,
+                node_figures_refusal(self._key.namespace),
             )
         return spec
 

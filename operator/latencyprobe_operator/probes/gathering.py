@@ -80,7 +80,7 @@ class FactsGatherer:
             agent,
             self._key.uid,
             targets,
-            spec.modules,
+            spec.measured_modules,
             staleness=self._intake.report_times.staleness(node, is_due=is_due, at=at),
             patience_s=patience_s(spec.interval_s),
         )

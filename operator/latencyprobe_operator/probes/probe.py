@@ -50,11 +50,12 @@ class Probe:
         wall_clock: Callable[[], float] = time.time,
         steady_clock: Callable[[], float] | None = None,
         min_interval_s: float = 0.0,
+        node_figures: bool = False,
     ) -> None:
         """Follow the pods of this object at once.
 
         `touch`: the desired states of these nodes have changed. `agent` returns the view of the
-        agent of a node.
+        agent of a node. `node_figures`: the probe gets figures of whole nodes.
         """
         previous: Document = dict(body.get("status") or {})
         self.key = probe_key(body)
@@ -64,11 +65,16 @@ class Probe:
         self._steady_clock = steady_clock or clocks.steady_clock()
         self._poked = asyncio.Event()
         self._current = CurrentSpec(
-            self.key, previous.get("startTime"), min_interval_s=min_interval_s
+            self.key,
+            previous.get("startTime"),
+            min_interval_s=min_interval_s,
+            node_figures=node_figures,
         )
         self._idle_phase: Phase | None = None
         self._schedule = StatusSchedule()
-        self._intake = ReportIntake(last_report_time=previous.get("lastReportTime"))
+        self._intake = ReportIntake(
+            last_report_time=previous.get("lastReportTime"), node_figures=node_figures
+        )
         self._pods = SelectedPods(
             self.key,
             desired=desired,

@@ -90,7 +90,9 @@ def build(facts: ProbeFacts, *, now: str) -> Document:
 
 def _idle(facts: ProbeFacts, phase: Phase, *, now: str) -> Document:
     """Build the status of a suspended or completed probe: the last figures stay as they were."""
-    kept = ("summary", "pods", "omittedPods", "nodeContext", "lastReportTime")
+    kept = ["summary", "pods", "omittedPods", "nodeContext", "lastReportTime"]
+    if not facts.spec or not facts.spec.node_figures:
+        kept.remove("nodeContext")
     status = ProbeStatus(
         observed_generation=facts.generation,
         phase=phase,
@@ -119,7 +121,8 @@ def _targets(facts: ProbeFacts) -> TargetCounts:
 def _summary(facts: ProbeFacts, ready: Finding) -> Summary:
     if not facts.spec or not facts.matched_pods:
         return Summary(message=shorten(ready.message))
-    report = report_on(facts.merged, facts.spec.modules, _counters_of_all(facts.node_context))
+    node = _counters_of_all(facts.node_context) if facts.spec.node_figures else None
+    report = report_on(facts.merged, facts.spec.modules, node)
     verdict = report.verdict
     received, sent = (facts.merged.stage(name).histogram for name in ("rx.total", "tx.total"))
     whole = headline(received, sent)
@@ -141,7 +144,9 @@ def _counters_of_all(nodes: Mapping[str, NodeMeasurement]) -> NodeMeasurement:
 
 
 def _pod(pod: PodFacts, facts: ProbeFacts, spec: ProbeSpec) -> PodStatus:
-    node = facts.node_context.get(pod.node, NOTHING_OF_THE_NODE)
+    node = None
+    if spec.node_figures:
+        node = facts.node_context.get(pod.node, NOTHING_OF_THE_NODE)
     report = report_on(pod.measurement, spec.modules, node, uncounted=pod.uncounted)
     return PodStatus(
         name=pod.name,
@@ -156,7 +161,7 @@ def _pod(pod: PodFacts, facts: ProbeFacts, spec: ProbeSpec) -> PodStatus:
 
 def _node_context(facts: ProbeFacts) -> tuple[NodeContext, ...]:
     """Return the nodes with something to report, the worst first: by drops, then by stages."""
-    if not facts.spec:
+    if not facts.spec or not facts.spec.node_figures:
         return ()
     reports = {
         name: report_on_node(measurement, facts.spec.modules)

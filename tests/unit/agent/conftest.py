@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,7 +20,10 @@ from tests.unit.agent.fake_kernel import Kernel
 from tests.unit.agent.running import Running
 from tests.unit.agent.scripted import ScriptedEngine, ScriptedEvidence
 
-NODE = NodeDescription("blue", "6.18.0", "x86_64", "btf", "hybrid")
+# Processes of the tests are in the node's own network namespace.
+NODE = NodeDescription(
+    "blue", "6.18.0", "x86_64", "btf", "hybrid", os.stat("/proc/self/ns/net").st_ino
+)
 
 
 @pytest.fixture

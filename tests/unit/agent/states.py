@@ -21,6 +21,7 @@ def probe(
     interval_s: float = 0.1,
     modules: tuple[str, ...] = ("rx", "tx", "tcp"),
     ports: tuple[int, ...] = (),
+    node_figures: bool = True,
 ) -> pb.Probe:
     """A probe on one process."""
     return pb.Probe(
@@ -29,6 +30,7 @@ def probe(
         interval=seconds(interval_s),
         filter=pb.SocketFilter(ports=ports),
         targets=[pb.Target(id="t", pid=pid or os.getpid())],
+        node_figures=node_figures,
     )
 
 

@@ -34,9 +34,12 @@ def _probe(
     modules: frozenset[Module] = frozenset(Module),
     socket_filter: SocketFilter = EVERYTHING,
     pid: int = 1,
+    node_figures: bool = True,
 ) -> DesiredProbe:
     targets = (DesiredTarget("t", PidSelector(pid)),)
-    return DesiredProbe(name, name, modules, socket_filter, interval_s, 0.0, targets)
+    return DesiredProbe(
+        name, name, modules, socket_filter, interval_s, 0.0, targets, node_figures=node_figures
+    )
 
 
 def _collector(*probes: DesiredProbe) -> Collector:
@@ -119,6 +122,21 @@ def test_a_new_filter_does_not_cost_the_nodes_figures() -> None:
     collector.follow(Desired(2, (_probe(socket_filter=https),)), _at(0.5))
     (taken,) = collector.take(_at(1))
     assert taken.of_node() == _squeezed(1)
+
+
+def test_a_probe_that_loses_its_node_figures_keeps_none_of_before() -> None:
+    collector = _collector(_probe())
+    collector.own({0: (TargetKey("a", "t"),)})
+    collector.add_node(_squeezed(1))
+    collector.add({0: Measurement(netns_counters={"TcpExtListenDrops": 1})})
+    early = collector.take(_at(1))
+    collector.add_node(_squeezed(2))
+    collector.follow(Desired(2, (_probe(node_figures=False),)), _at(1.5))
+    collector.add_node(_squeezed(3))
+    collector.put_back(early)
+    (taken,) = collector.take(_at(2))
+    assert taken.of_node() == NodeMeasurement()
+    assert taken.of("t") == Measurement()
 
 
 def test_only_the_nodes_stages_of_a_module_and_all_its_counters_are_kept() -> None:

@@ -25,6 +25,7 @@ from latencyprobe_agent.plan import (
     SlotTable,
     TargetKey,
     assignment,
+    homes,
     overcommitted,
     owners,
     wanted_modules,
@@ -42,9 +43,12 @@ def _probe(
     socket_filter: SocketFilter = EVERYTHING,
     modules: frozenset[Module] = frozenset({Module.RX}),
     namespace: str = "",
+    node_figures: bool = False,
 ) -> DesiredProbe:
     targets = tuple(DesiredTarget(f"t{n}", selector) for n, selector in enumerate(selectors))
-    return DesiredProbe(name, name, modules, socket_filter, 1.0, 0.0, targets, namespace)
+    return DesiredProbe(
+        name, name, modules, socket_filter, 1.0, 0.0, targets, namespace, node_figures
+    )
 
 
 def _attached(selector: Selector) -> TargetFacts:
@@ -103,6 +107,24 @@ def test_modules_are_wanted_for_targets_that_are_there_or_may_come() -> None:
         ),
     )
     assert wanted_modules(desired, facts) == {Module.RX, Module.TX}
+
+
+def test_only_probes_with_node_figures_have_those_of_interrupts_and_of_the_nodes_namespace() -> (
+    None
+):
+    pid, both = PidSelector(1), frozenset({Module.RX, Module.IRQ})
+    hidden = Desired(1, (_probe("a", pid, modules=both),))
+    shown = Desired(1, (_probe("a", pid, modules=both, node_figures=True),))
+    facts: dict[Selector, TargetFacts] = {
+        pid: TargetFacts(TargetState.ATTACHED, netns=frozenset({8, 9}))
+    }
+    numbers = {SlotKey(pid, EVERYTHING): 0}
+    key = TargetKey("a", "t0")
+
+    assert wanted_modules(hidden, facts) == {Module.RX}
+    assert wanted_modules(shown, facts) == both
+    assert homes(hidden, facts, numbers, 9) == {key: frozenset({8})}
+    assert homes(shown, facts, numbers, 9) == {key: frozenset({8, 9})}
 
 
 def test_each_kind_of_target_is_told_by_what_the_kernel_knows_of_it() -> None:

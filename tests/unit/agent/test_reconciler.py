@@ -61,6 +61,7 @@ class Reconciled:
             metrics,
             self.clock,
             change_interval_s=change_interval_s,
+            host_netns=1,
         )
         self.netns: frozenset[int] = frozenset()
         monkeypatch.setattr(resolver, "_tracker_of", lambda _: self)

@@ -178,6 +178,37 @@ async def test_evidence_is_gathered_for_the_time_of_each_report(running: Running
     assert os.getpid() in running.evidence.read[0].pids
 
 
+async def test_a_probe_without_node_figures_gets_nothing_of_the_node_or_its_namespace(
+    running: Running,
+) -> None:
+    inode = os.stat("/proc/self/ns/net").st_ino
+    modules = ("rx", "irq")
+    hidden = probe("hidden", modules=modules, node_figures=False)
+    await running.stub.Apply(state(hidden))
+    assert running.engine.modules == {Module.RX}
+    running.evidence.counters[inode] = {"TcpExtListenDrops": 100}
+    await running.stub.Apply(state(hidden, probe("shown", modules=modules), generation=2))
+    assert running.engine.modules == {Module.RX, Module.IRQ}
+    stream = watch(running)
+    stage = NodeMeasurement({NodeStage("irq.hard", "eth0"): samples(7).stage("rx.total")})
+    running.engine.node = stage
+    running.evidence.node = {"softnetDropped": 5}
+    running.evidence.counters[inode] = {"TcpExtListenDrops": 103}
+    seen: dict[str, pb.ProbeReport] = {name: pb.ProbeReport() for name in ("hidden", "shown")}
+    ends = 0
+    async for report in reports(stream):
+        for one in report.probes:
+            seen[one.id].MergeFrom(one)
+            ends += one.id == "hidden"
+        shown = seen["shown"]
+        if ends >= 3 and shown.node.stages and shown.targets[-1].status.id:
+            break
+    assert any(each.netns_counters for each in seen["shown"].targets)
+    assert seen["shown"].node.counters["softnetDropped"] == 5
+    assert not seen["hidden"].HasField("node")
+    assert not any(each.netns_counters for each in seen["hidden"].targets)
+
+
 async def test_evidence_from_before_a_probe_came_is_not_its_own(running: Running) -> None:
     inode = os.stat("/proc/self/ns/net").st_ino
     await running.stub.Apply(state(probe("p", interval_s=60)))

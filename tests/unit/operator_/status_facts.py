@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from latencyprobe.domain.histogram import Histogram
@@ -11,7 +12,7 @@ from latencyprobe_operator.probes.facts import NodeFacts, ProbeFacts
 from tools.fakes.samples import probe_spec
 
 NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z"
-SPEC = probe_spec()
+SPEC = replace(probe_spec(), node_figures=True)
 READY = NodeFacts("node-a", NodeState.READY, attached=2)
 SLOW_READER = Measurement(
     {

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latencyprobe.domain.stages import Module
 from latencyprobe_operator.api.spec import ProbeSpec
 from latencyprobe_operator.desired_state import NO_STATE, DesiredStates
 from latencyprobe_operator.model import Pod
@@ -113,3 +116,15 @@ def test_following_changes_ends_where_starting_anew_begins(
         anew.set_probe(spec, now[spec.key.uid].values())
     for node in ("node-a", "node-b"):
         assert states.of_node(node) == anew.of_node(node)
+
+
+def test_agents_are_asked_for_figures_of_the_node_only_where_they_are_allowed() -> None:
+    states = DesiredStates()
+    everything = probe_spec("checkout", modules=["rx", "irq"])
+    states.set_probe(everything, [pod("a")])
+    (asked,) = states.of_node("node-a")
+    assert (asked.modules, asked.node_figures) == ((Module.RX,), False)
+
+    states.set_probe(replace(everything, node_figures=True), [pod("a")])
+    (asked,) = states.of_node("node-a")
+    assert (asked.modules, asked.node_figures) == ((Module.RX, Module.IRQ), True)

@@ -58,6 +58,36 @@ def test_invalid_limits_are_refused(started: list[Options], tls: list[str], argu
     assert not started
 
 
+@pytest.mark.parametrize(
+    ("arguments", "allowed"),
+    [
+        ([], {"shop": False, "cart": False}),
+        (["shop"], {"shop": True, "cart": False}),
+        (["shop", "cart"], {"shop": True, "cart": True}),
+        (["*"], {"shop": True, "cart": True}),
+    ],
+)
+def test_node_figures_are_for_the_named_namespaces(
+    started: list[Options], tls: list[str], arguments: list[str], allowed: dict[str, bool]
+) -> None:
+    named = [f"--node-figures-namespace={name}" for name in arguments]
+    result = CliRunner().invoke(cli.operator_command, [*tls, *named])
+
+    assert result.exit_code == 0, result.output
+    assert {name: started[0].limits.allow_node_figures(name) for name in allowed} == allowed
+
+
+@pytest.mark.parametrize("name", ["", "A_B", "a,b", "**", "team-*", "-a", "a" * 64])
+def test_what_is_no_namespace_is_refused_with_advice(
+    started: list[Options], tls: list[str], name: str
+) -> None:
+    result = CliRunner().invoke(cli.operator_command, [*tls, f"--node-figures-namespace={name}"])
+
+    assert result.exit_code == 2
+    assert f"{name!r} is not the name of a namespace" in " ".join(result.output.split())
+    assert not started
+
+
 def test_options_come_from_the_environment_too(
     started: list[Options], operator_tls: ClientTlsFiles
 ) -> None:
@@ -66,12 +96,14 @@ def test_options_come_from_the_environment_too(
         "LATENCYPROBE_CERT_FILE": str(operator_tls.certificate),
         "LATENCYPROBE_KEY_FILE": str(operator_tls.key),
         "LATENCYPROBE_WATCH_NAMESPACE": "shop cart",
+        "LATENCYPROBE_NODE_FIGURES_NAMESPACE": "shop cart",
         "LATENCYPROBE_METRICS_ADDRESS": ":9090",
     }
     result = CliRunner().invoke(cli.operator_command, env=environment)
 
     assert result.exit_code == 0, result.output
     assert started[0].watch_namespaces == ("shop", "cart")
+    assert started[0].limits.node_figures_namespaces == {"shop", "cart"}
     assert started[0].metrics_address == ("", 9090)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -307,7 +308,7 @@ async def test_containers_of_a_pod_tell_of_one_network_namespace(world: World) -
 
 
 async def test_a_nodes_troubles_add_up_over_the_reports_of_each_node(world: World) -> None:
-    async with running(world, probe_body(interval="1s")) as probe:
+    async with running(world, probe_body(interval="1s"), node_figures=True) as probe:
         world.show(pod("a"), pod("b", node="node-b"), pod("c", node="node-c"))
         for node, name in (("node-a", "a"), ("node-b", "b"), ("node-b", "b"), ("node-c", "c")):
             message = report({target_id(name): Measurement()})
@@ -357,7 +358,7 @@ async def test_nodes_that_stay_silent_cost_few_writes(world: World) -> None:
 
 
 async def test_a_corrupt_word_on_a_node_costs_only_that(world: World) -> None:
-    async with running(world, probe_body(interval="1s")) as probe:
+    async with running(world, probe_body(interval="1s"), node_figures=True) as probe:
         world.show(pod("a"))
         message = report({target_id("a"): measurement(*[10**6] * 100)})
         message.node.stages.add(detail="eth0")
@@ -573,3 +574,52 @@ async def test_an_objective_that_is_missed_is_a_condition(world: World) -> None:
 def test_timestamps_are_the_apis() -> None:
     assert timestamp(0) == "1970-01-01T00:00:00Z"
     assert epoch_s("1970-01-01T00:01:00Z") == 60
+
+
+HIDDEN = "5550001"
+
+
+async def test_figures_of_the_node_that_nobody_allowed_are_dropped_on_arrival(world: World) -> None:
+    body = probe_body(interval="1s", modules=["rx", "irq"], overhead={"maxCPUPercent": 0})
+    async with running(world, body) as probe:
+        world.show(pod("a"), pod("host", host_network=True))
+        figures = {
+            target_id("a"): Measurement(netns_counters={"TcpExtListenDrops": 3}),
+            target_id("host"): Measurement(netns_counters={"TcpExtListenDrops": int(HIDDEN)}),
+        }
+        message = report(figures)
+        message.node.counters["softnetDropped"] = int(HIDDEN)
+        message.node.stages.add(name="irq.hard", detail=HIDDEN, sampling_ratio=1)
+        take(probe, "node-a", message)
+        await until(lambda: "lastReportTime" in world.status, what=lambda: world.status)
+
+        assert HIDDEN not in json.dumps(world.status)
+        named = {each["name"]: each.get("netnsCounters") for each in world.status["pods"]}
+        assert named == {"a": {"TcpExtListenDrops": 3}, "host": None}
+        assert world.condition("Covered") == ("False", "NodeFiguresNotAllowed")
+        assert world.status["nodes"] == []
+        assert " % of one core" not in json.dumps(world.status["conditions"])
+        (asked,) = world.desired.of_node("node-a")
+        assert asked.modules == ("rx",)
+
+
+async def test_a_probe_of_interrupts_alone_is_refused_where_they_are_not_allowed(
+    world: World,
+) -> None:
+    body = probe_body(modules=["irq"])
+    async with running(world, body):
+        await ready(world, "NodeFiguresNotAllowed")
+        assert "add shop to operator.nodeFiguresNamespaces" in json.dumps(world.status)
+    async with running(world, body, node_figures=True):
+        world.show(pod("a"))
+        await ready(world, "Measuring")
+
+
+async def test_figures_of_nodes_go_when_the_administrator_withdraws_them(world: World) -> None:
+    body = probe_body(suspend=True)
+    body["status"] = {"nodeContext": [{"node": "node-a"}], "omittedPods": 7}
+    world.status = dict(body["status"])
+    async with running(world, body):
+        await ready(world, "Suspended")
+        assert "nodeContext" not in world.status
+        assert world.status["omittedPods"] == 7

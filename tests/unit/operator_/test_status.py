@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ from latencyprobe_operator.probes.document import (
 )
 from latencyprobe_operator.probes.facts import NodeFacts, PodFacts, Problem
 from latencyprobe_operator.probes.objectives import Judgement, ObjectiveOutcome
-from tests.unit.operator_.status_facts import LATER, NOW, READY, SLOW_READER, facts
+from tests.unit.operator_.status_facts import LATER, NOW, READY, SLOW_READER, SPEC, facts
 from tools.fakes.api import apply_merge_patch
 from tools.fakes.samples import probe_spec
 
@@ -328,3 +329,33 @@ def test_a_merge_patch_leads_from_one_document_to_the_other(
 
     assert apply_merge_patch(before, patch) == after
     assert bool(patch) == (before != after)
+
+
+@pytest.mark.parametrize(
+    ("budget", "cpu_percent", "within"),
+    [(0, 1.3, "NoBudget"), (1, 0.7, "WithinBudget"), (1, 1.3, "OverBudget")],
+)
+def test_the_cost_of_a_nodes_programs_is_a_figure_of_the_node(
+    budget: float, cpu_percent: float, within: str
+) -> None:
+    nodes = [dataclasses.replace(READY, cpu_percent=cpu_percent)]
+    spec = dataclasses.replace(SPEC, node_figures=False, max_cpu_percent=budget)
+    document = status.build(facts(spec=spec, nodes=nodes), now=NOW)
+
+    assert condition(document, "WithinOverhead")[1] == within
+    assert str(cpu_percent) not in json.dumps(document)
+
+
+def test_without_node_figures_no_part_of_a_status_has_them() -> None:
+    """The status has a filter of its own: whatever the facts hold."""
+    spec = dataclasses.replace(SPEC, node_figures=False)
+    context = {"node-a": NodeMeasurement(counters={"softnetDropped": 5550001})}
+    pods = [PodFacts("a", "node-a", ("server",), SLOW_READER)]
+    whole = facts(spec=spec, node_context=context, pods=pods, merged=SLOW_READER)
+
+    text = json.dumps(status.build(whole, now=NOW))
+
+    assert "5550001" not in text
+    assert "5,550,001" not in text
+    shown = dataclasses.replace(whole, spec=SPEC)
+    assert "5,550,001" in json.dumps(status.build(shown, now=NOW))
