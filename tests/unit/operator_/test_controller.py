@@ -2,65 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-
 import pytest
 
-from latencyprobe_operator.admission import NO_LIMITS, AdminLimits
+from latencyprobe_operator.admission import AdminLimits
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
-from latencyprobe_operator.agents.source import AgentSource
-from latencyprobe_operator.controller import Controller
-from latencyprobe_operator.kube.cluster import Cluster
-from latencyprobe_operator.metrics import OperatorMetrics
+from tests.unit.operator_.controlled import AGENT_NAMESPACE, controlling, running
 from tests.unit.operator_.waiting import until
 from tools.fakes.api import FakeApi
 from tools.fakes.samples import Json, pod_body, probe_body
 
 # More than aiohttp's, and so kubernetes.aio's, pool of connections has.
 MANY = 150
-
-# An agent that nobody answers for.
-AGENTS = {"node-a": "127.0.0.1:1"}
-AGENT_NAMESPACE = "latencyprobe-system"
-
-
-@asynccontextmanager
-async def controlling(
-    cluster: Cluster,
-    tls: ClientTlsFiles,
-    *,
-    namespaces: Sequence[str] = (),
-    agents: Mapping[str, str] = AGENTS,
-    limits: AdminLimits = NO_LIMITS,
-) -> AsyncIterator[Controller]:
-    """A controller that runs."""
-    controller = Controller(
-        cluster,
-        credentials=tls.credentials,
-        agents=AgentSource(AGENT_NAMESPACE, "app=agent", 9345, agents),
-        metrics=OperatorMetrics(),
-        namespaces=namespaces,
-        limits=limits,
-    )
-    await controller.start()
-    try:
-        yield controller
-    finally:
-        await controller.close()
-
-
-@asynccontextmanager
-async def running(controller: Controller, probes: Sequence[Json]) -> AsyncIterator[None]:
-    """The tasks of these probes."""
-    tasks = [asyncio.create_task(controller.add(body).run()) for body in probes]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
 
 
 def probe_in(namespace: str, name: str) -> Json:
