@@ -18,9 +18,15 @@ from latencyprobe.domain.measurement import (
     StageMeasurement,
     total,
 )
+from latencyprobe.domain.targets import TargetState
 from latencyprobe.protocol.limits import MAX_NODE_STAGES
+from latencyprobe_operator.desired_state import PlacedPod
+from latencyprobe_operator.observed_state import ReportedProbe, ReportedTarget, TargetStatus
+from latencyprobe_operator.probes.intake import ReportIntake
 from latencyprobe_operator.probes.windows import MAX_COUNTERS, SLOTS, ProbeWindows, of_one_pod
 from tools.fakes.agent import measurement
+from tools.fakes.samples import pod as sample_pod
+from tools.fakes.samples import probe_spec, target_id
 
 stage_measurements = st.builds(
     StageMeasurement,
@@ -324,3 +330,31 @@ def test_the_order_is_by_p99(reports: list[tuple[str, Measurement]]) -> None:
         for pod in order
     ]
     assert all(one >= other for one, other in pairwise(p99s))
+
+
+@pytest.mark.parametrize("node_figures", [False, True])
+@pytest.mark.parametrize("host_network", [False, True])
+def test_figures_of_the_node_are_kept_only_where_they_are_allowed(
+    *, node_figures: bool, host_network: bool
+) -> None:
+    intake = ReportIntake(last_report_time=None, node_figures=node_figures)
+    intake.adopt(probe_spec(), None)
+    netns = Measurement(netns_counters={"TcpExtListenDrops": 3})
+    report = ReportedProbe(
+        probe_uid="uid-checkout",
+        targets=(
+            ReportedTarget(
+                id=target_id("a"),
+                status=TargetStatus(TargetState.ATTACHED, ""),
+                measurement=netns + measurement(1000),
+            ),
+        ),
+        node=NodeMeasurement(counters={"softnetDropped": 5}),
+    )
+    placed = {"uid-a": PlacedPod(sample_pod("a", host_network=host_network), ())}
+    intake.take("node-a", report, placed, at=1.0, wall=1.0)
+
+    kept = intake.windows.of_pod("uid-a", at=1.0)
+    assert kept.stage("rx.total") == measurement(1000).stage("rx.total")
+    assert bool(kept.netns_counters) == (node_figures or not host_network)
+    assert bool(intake.windows.of_nodes(most=8, at=1.0)) == node_figures
