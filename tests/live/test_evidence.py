@@ -27,26 +27,11 @@ from latencyprobe_agent.evidence.counters import (
 from latencyprobe_agent.evidence.gatherer import Gatherer
 from latencyprobe_agent.evidence.namespaces import Namespace as Place
 from latencyprobe_agent.evidence.namespaces import Reader, inside
+from tests.live.overflows import OVERFLOW_ACCEPT_QUEUE
 from tests.live.pods import Namespace, Pod, namespace
 from tests.live.targets import until
 from tests.unit.agent.states import probe, state
 
-# A listener of backlog 1 that never accepts, and clients that give up after a moment; says how many
-# of them got through their handshake.
-OVERFLOW_ACCEPT_QUEUE = """
-import select, socket, struct
-listener = socket.socket()
-listener.bind(("127.0.0.1", 0))
-listener.listen(1)
-clients = [socket.socket() for _ in range(40)]
-for client in clients:
-    client.setblocking(False)
-    client.connect_ex(listener.getsockname())
-print(len(select.select([], clients, [], 1)[1]))
-for each in clients:  # a reset, so that nothing is sent again later
-    each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    each.close()
-"""
 # Sends more datagrams than the receiver's buffer holds; says how many were lost.
 OVERFLOW_RECEIVE_BUFFER = """
 import socket, sys

@@ -23,10 +23,10 @@ from latencyprobe.commands.pki import initialise
 from latencyprobe_operator.admission import NO_LIMITS, AdminLimits
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from latencyprobe_operator.controller import Controller
+from tests.live.command import LATENCYPROBE
+from tests.live.overflows import OVERFLOW_ACCEPT_QUEUE
 from tests.live.pods import TRAFFIC, Namespace, Traffic, namespace, run
 from tests.live.targets import made_cgroup, until
-from tests.live.test_agent_process import AGENT
-from tests.live.test_evidence import OVERFLOW_ACCEPT_QUEUE
 from tests.patience import patient
 from tests.unit.agent.running import until as wait_until
 from tests.unit.operator_.controlled import controlling, running
@@ -233,7 +233,8 @@ def _agent(host: Namespace, pki: Path, log: Path) -> Iterator[str]:
         *("--host-netns", str(host.path), "--ca-file", str(pki / "ca.crt")),
         *("--cert-file", str(pki / "agent.crt"), "--key-file", str(pki / "agent.key")),
     )
-    with log.open("wb") as stderr, subprocess.Popen([*AGENT, *options], stderr=stderr) as process:
+    command = [*LATENCYPROBE, "agent", *options]
+    with log.open("wb") as stderr, subprocess.Popen(command, stderr=stderr) as process:
         try:
             until(lambda: "serving on" in log.read_text(), "the agent", seconds=patient(60))
             yield log.read_text().split("serving on ")[1].split(" ")[0]
