@@ -80,7 +80,8 @@ def _target_line(target: TargetResult) -> Text:
     details = []
     if target.pids:
         shown = ", ".join(map(str, target.pids[:SHOWN_PIDS]))
-        more = f" and {len(target.pids) - SHOWN_PIDS} more" if target.pids[SHOWN_PIDS:] else ""
+        others = len(target.pids[SHOWN_PIDS:]) + target.omitted_pids
+        more = f" and {others} more" if others else ""
         details.append(f"{'pid' if len(target.pids) == 1 else 'pids'} {shown}{more}")
     if target.cgroup:
         details.append(f"cgroup {target.cgroup}")

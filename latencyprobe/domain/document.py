@@ -31,8 +31,9 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class TargetResult:
-    """The measurement of one target. `pids`: every process that belonged to it at some time.
+    """The measurement of one target. `pids`: the processes that belonged to it at some time.
 
+    `omitted_pids`: the largest number of others at a time; the agent reports the 64 smallest ids.
     `message`: the agent's message on a problem with the target; empty without a problem.
     """
 
@@ -41,6 +42,7 @@ class TargetResult:
     cgroup: str
     report: TargetReport = field(metadata=written(inlined=True))
     message: str = field(default="", metadata=written(absent_if_empty=True))
+    omitted_pids: int = field(default=0, metadata=written(absent_if_empty=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,7 @@ class _Seen:
     spec: TargetSpec
     measurement: Measurement = NOTHING
     pids: set[int] = field(default_factory=set)
+    omitted_pids: int = 0
     cgroup: str = ""
     state: TargetState = TargetState.PENDING
     message: str = ""
@@ -113,6 +114,7 @@ class _Seen:
         self.state = target_state_from_proto(status.state)
         self.message = printable(status.message)
         self.pids.update(status.pids)
+        self.omitted_pids = max(self.omitted_pids, status.omitted_pids)
         self.cgroup = printable(status.cgroup) or self.cgroup
 
     @property
@@ -221,6 +223,7 @@ class Session:
         return TargetResult(
             name=seen.spec.name,
             pids=tuple(sorted(seen.pids)),
+            omitted_pids=seen.omitted_pids,
             cgroup=seen.cgroup,
             report=report_on(
                 seen.measurement,
@@ -243,8 +246,9 @@ class Session:
                 target.stages, target.counters, target.netns_counters
             )
         self._node_measurement += node_from_proto(probe.node)
-        end = _monotonic(probe.end.ToNanoseconds())
-        self._measured_until = max(self._measured_until, end)
+        if not probe.more:
+            end = _monotonic(probe.end.ToNanoseconds())
+            self._measured_until = max(self._measured_until, end)
 
     def _seen(self, target_id: str) -> _Seen:
         try:

@@ -67,3 +67,5 @@ class ReportedProbe:
     """The measurement of the node as a whole; empty if it is corrupt."""
     node_corruption: str | None = None
     """The contradiction in that measurement; None: it is sound."""
+    is_complete: bool = True
+    """No other part of the report follows."""

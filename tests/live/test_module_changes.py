@@ -22,7 +22,7 @@ from latencyprobe_agent.targets.resolver import Resolver
 from tests.unit.agent.scripted import Clock, ScriptedEvidence
 from tests.unit.agent.states import probe, state
 
-NODE = NodeDescription("here", "", "", "btf", "v2")
+NODE = NodeDescription("here", "", "", "btf", "v2", host_netns=1)
 STEADY = tuple(map(str, DEFAULT_MODULES))
 FLIPS = 100
 

@@ -37,11 +37,14 @@ class Machine:
     def time_ns(self) -> int:
         return round(self.wall_s * 1e9)
 
-    def passes(self, seconds: float) -> None:
-        """Let the time pass, and have the agent read its programs at the end of it."""
+    def passes(self, seconds: float, *, more: bool = False) -> None:
+        """Let the time pass, and have the agent read its programs at the end of it.
+
+        `more`: the report has another part.
+        """
         self.monotonic_s += seconds
         self.wall_s += seconds
-        report = pb.Report(generation=1, probes=[pb.ProbeReport(id="local")])
+        report = pb.Report(generation=1, probes=[pb.ProbeReport(id="local", more=more)])
         report.probes[0].begin.FromNanoseconds(self.time_ns() - round(seconds * 1e9))
         report.probes[0].end.FromNanoseconds(self.time_ns())
         self.reports.put_nowait(report)
@@ -127,3 +130,19 @@ async def test_a_clock_that_is_set_while_a_report_is_on_its_way_stretches_nothin
     measuring.machine.wall_s -= HOUR_S
     await until(lambda: measuring.taken == 2, "the report")
     assert measuring.duration_s == pytest.approx(2, abs=1e-3)
+
+
+async def test_the_last_figures_are_there_with_the_last_part_of_their_report(
+    measuring: Measuring,
+) -> None:
+    measuring.machine.monotonic_s += 1
+    measuring.machine.wall_s += 1
+    waiting = asyncio.create_task(measuring.session.seen_until_now())
+    await asyncio.sleep(0)
+    measuring.machine.passes(0, more=True)
+    await until(lambda: measuring.taken == 1, "the first part")
+    assert not waiting.done()
+    assert measuring.duration_s == 0
+    measuring.machine.passes(0)
+    await asyncio.wait_for(waiting, 10)
+    assert measuring.duration_s == pytest.approx(1, abs=1e-3)

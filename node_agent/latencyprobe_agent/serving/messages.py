@@ -12,7 +12,7 @@ from latencyprobe import __version__
 from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.domain.fairness import MAX_TARGETS
 from latencyprobe.domain.measurement import NodeMeasurement, largest_counters
-from latencyprobe.printable import printable
+from latencyprobe.printable import bounded
 from latencyprobe.protocol.measurements import (
     MAX_OPEN_COUNTERS,
     PROTOCOL_VERSION,
@@ -29,8 +29,11 @@ from latencyprobe_agent.targets.facts import TargetFacts
 from latencyprobe_agent.tracing import PacketNews
 
 # A status is for people, who do not read ten thousand process ids.
-MAX_PIDS_SHOWN = 256
-_LONGEST_REFUSAL = 300
+MAX_PIDS_SHOWN = 64
+_LONGEST_MESSAGE = 300
+_LONGEST_CGROUP = 1024
+# Beyond this size, an answer to Apply leaves out what the first report has as well.
+_LARGEST_ANSWER_BYTES = 1 << 20
 
 
 def coverage_messages(coverage: Iterable[StageCoverage]) -> list[pb.StageCoverage]:
@@ -61,11 +64,16 @@ def apply_result(applied: Applied) -> pb.ApplyResult:
     }
     for probe_id, refused in refused_statuses(applied.refused).items():
         statuses.setdefault(probe_id, []).extend(refused)
-    return pb.ApplyResult(
+    result = pb.ApplyResult(
         generation=applied.generation,
         probes=[pb.ProbeStatus(id=name, targets=each) for name, each in statuses.items()],
         coverage=coverage_messages(applied.coverage),
     )
+    if result.ByteSize() > _LARGEST_ANSWER_BYTES:
+        for status in (status for probe in result.probes for status in probe.targets):
+            for name in ("pids", "omitted_pids", "cgroup"):
+                status.ClearField(name)
+    return result
 
 
 def trace_events(news: PacketNews) -> pb.TraceEvents:
@@ -81,9 +89,10 @@ def status_message(target_id: str, facts: TargetFacts) -> pb.TargetStatus:
     return pb.TargetStatus(
         id=target_id,
         state=target_state_to_proto(facts.state),
-        message=printable(facts.message),
+        message=bounded(facts.message, _LONGEST_MESSAGE),
         pids=facts.pids[:MAX_PIDS_SHOWN],
-        cgroup=printable(facts.cgroup),
+        omitted_pids=len(facts.pids[MAX_PIDS_SHOWN:]),
+        cgroup=bounded(facts.cgroup, _LONGEST_CGROUP),
     )
 
 
@@ -100,40 +109,38 @@ def refused_statuses(refused: Refusals) -> Mapping[str, list[pb.TargetStatus]]:
     statuses: dict[str, list[pb.TargetStatus]] = defaultdict(list)
     for _, probe_id, target_id, message in heapq.nsmallest(MAX_TARGETS, turns):
         status = pb.TargetStatus(
-            id=target_id, state=pb.TargetStatus.FAILED, message=message[:_LONGEST_REFUSAL]
+            id=target_id, state=pb.TargetStatus.FAILED, message=message[:_LONGEST_MESSAGE]
         )
         statuses[probe_id].append(status)
     return statuses
 
 
-def probe_report(figures: ProbeFigures, standings: Mapping[str, TargetFacts]) -> pb.ProbeReport:
-    """Make one probe's report, with all its targets, also those without any figures."""
+def report_frame(figures: ProbeFigures) -> pb.ProbeReport:
+    """Begin a part of one probe's report: the probe and the times, without any figures."""
     return pb.ProbeReport(
         id=figures.probe.id,
         begin=_timestamp(_begin_ns(figures)),
         end=_timestamp(figures.end.unix_ns),
-        targets=[
-            _target_report(figures, status_message(target_id, facts))
-            for target_id, facts in standings.items()
-        ],
-        node=node_to_proto(_bounded(figures.of_node())) if figures.probe.node_figures else None,
     )
 
 
-def _bounded(measurement: NodeMeasurement) -> NodeMeasurement:
-    counters = largest_counters(measurement.counters, MAX_OPEN_COUNTERS)
-    return NodeMeasurement(measurement.stages, counters)
-
-
-def _target_report(figures: ProbeFigures, status: pb.TargetStatus) -> pb.TargetReport:
-    measurement = figures.of(status.id)
+def target_report(figures: ProbeFigures, target_id: str, facts: TargetFacts) -> pb.TargetReport:
+    """Make the report on one target, which may have no figures."""
+    measurement = figures.of(target_id)
     stages, counters = measurement_to_proto(measurement)
     return pb.TargetReport(
-        status=status,
+        status=status_message(target_id, facts),
         stages=stages,
         counters=counters,
         netns_counters=largest_counters(measurement.netns_counters, MAX_OPEN_COUNTERS),
     )
+
+
+def node_context(figures: ProbeFigures) -> pb.NodeContext:
+    """Make the report on the node as a whole."""
+    node = figures.of_node()
+    counters = largest_counters(node.counters, MAX_OPEN_COUNTERS)
+    return node_to_proto(NodeMeasurement(node.stages, counters))
 
 
 def _begin_ns(figures: ProbeFigures) -> int:

@@ -1,4 +1,4 @@
-"""The reports of one stream; each is encoded once, when it is sent."""
+"""The reports of one stream; each is encoded when it is sent."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.agent import Agent
 from latencyprobe_agent.collector import ProbeFigures
-from latencyprobe_agent.serving.messages import coverage_messages, probe_report
-
-# A report is of this size, or of one probe. The operator takes four times as much.
-_REPORT_BYTES = 1 << 20
+from latencyprobe_agent.serving.messages import coverage_messages
+from latencyprobe_agent.serving.parts import messages, without
 
 Send = Callable[[pb.Report], Awaitable[None]]
 
@@ -30,35 +28,22 @@ class ReportPump:
         """Send a report with the coverage at once, then all due figures, until cancelled."""
         await self._send(self._report([]))
         while True:
-            figures = await self._agent.readings.due_figures()
-            while figures:
-                figures = await self._send_some(figures)
+            await self._send_all(await self._agent.readings.due_figures())
 
-    async def _send_some(self, figures: list[ProbeFigures]) -> list[ProbeFigures]:
-        """Send as many figures as make up one report, and return the rest.
-
-        If sending fails, all of them are put back.
-        """
+    async def _send_all(self, due: list[ProbeFigures]) -> None:
+        """Send these figures; if that fails, put back those that no sent message holds."""
+        unsent = {figures.probe.id: figures for figures in due}
         try:
-            probes = self._encoded(figures)
-            await self._send(self._report(probes))
+            for parts in messages(due, self._agent.standings):
+                await self._send(self._report(parts))
+                self._count()
+                for part in parts:
+                    figures = unsent.pop(part.id)
+                    if part.more:
+                        unsent[part.id] = without(figures, part)
         except BaseException:
-            self._agent.readings.put_back(figures)
+            self._agent.readings.put_back(list(unsent.values()))
             raise
-        self._count()
-        return figures[len(probes) :]
-
-    def _encoded(self, figures: list[ProbeFigures]) -> list[pb.ProbeReport]:
-        """Return messages of the first figures, as many as make up one report."""
-        probes: list[pb.ProbeReport] = []
-        size = 0
-        for one in figures:
-            probe = probe_report(one, self._agent.standings(one.probe))
-            size += probe.ByteSize()
-            if probes and size > _REPORT_BYTES:
-                break
-            probes.append(probe)
-        return probes
 
     def _report(self, probes: list[pb.ProbeReport]) -> pb.Report:
         """Return the next report; it has the coverage if that has changed."""

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SKEW_RETRY_S = 30.0
-# An agent's reports are of 1 MiB, or of one probe: 4 KiB a target, for a thousand containers.
+# An agent's messages are of half a MiB. Older agents send a probe's report in one.
 MAX_INCOMING_BYTES = 4 << 20
 
 _CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (

@@ -257,18 +257,17 @@ def reported_probe(
         if asked is None or (message.id, target.status.id) in asked
     ]
     targets = tuple(map(_reported_target, ours))
-    unasked = len(message.targets) - len(ours)
+    report = ReportedProbe(
+        probe_uid=message.id,
+        targets=targets,
+        unasked=len(message.targets) - len(ours),
+        is_complete=not message.more,
+    )
     try:
         check_node(message.node)
-        node = _printable_node(node_from_proto(message.node))
+        return replace(report, node=_printable_node(node_from_proto(message.node)))
     except CorruptMessageError as error:
-        return ReportedProbe(
-            probe_uid=message.id,
-            targets=targets,
-            unasked=unasked,
-            node_corruption=_text(str(error)),
-        )
-    return ReportedProbe(probe_uid=message.id, targets=targets, unasked=unasked, node=node)
+        return replace(report, node_corruption=_text(str(error)))
 
 
 def _reported_target(message: pb.TargetReport) -> ReportedTarget:

@@ -39,6 +39,7 @@ class ReportIntake:
         """Take in the report of a node on its own pods among these; `wall` is since the epoch.
 
         Figures of the whole node that are not allowed are dropped: older agents send them always.
+        A part of a report counts as a report with the last one.
         """
         pods: dict[str, Measurement] = {}
         for target in report.targets:
@@ -51,6 +52,8 @@ class ReportIntake:
             self.windows.add(pod_uid, measurement, at=at)
         if self._node_figures:
             self.windows.add_node(node, report.node, at=at)
+        if not report.is_complete:
+            return
         self.reported = True
         self.last_report_time = timestamp(wall)
         self.report_times.note(node, at=at, wall=wall)

@@ -126,7 +126,7 @@ class Probe:
             return
         now = self._now()
         self._intake.take(node, report, self._pods.placed, at=now, wall=self._wall_clock())
-        if self._schedule.take_report(node, now):
+        if report.is_complete and self._schedule.take_report(node, now):
             self._poked.set()
 
     def poke(self) -> None:

@@ -19,7 +19,7 @@ from tests.unit.agent.running import Running, until
 from tests.unit.agent.scripted import ScriptedEngine, ScriptedEvidence, samples
 from tests.unit.agent.states import probe, state
 
-NODE = NodeDescription("blue", "6.18.0", "x86_64", "btf", "hybrid")
+NODE = NodeDescription("blue", "6.18.0", "x86_64", "btf", "hybrid", host_netns=1)
 ALL = tuple(map(str, Module))
 BUSY = (("rx", "irq"), ("rx", "sched"), ("tcp",), ALL)
 

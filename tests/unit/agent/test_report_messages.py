@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from latencyprobe_agent.collector import Moment, ProbeFigures
-from latencyprobe_agent.serving.messages import probe_report
+from latencyprobe_agent.serving.messages import report_frame
 from latencyprobe_agent.serving.requests import parse_desired
 from tests.unit.agent.states import probe, state
 
@@ -18,6 +18,6 @@ def test_a_clock_that_is_set_neither_stretches_nor_reverses_a_report(jump_ns: in
     (desired,) = parse_desired(state(probe())).probes
     begin = Moment(100.0, NOON_NS)
     end = Moment(102.5, NOON_NS + 2_500_000_000 + jump_ns)
-    report = probe_report(ProbeFigures(desired, begin, end, {}), {})
+    report = report_frame(ProbeFigures(desired, begin, end, {}))
     assert report.end.ToNanoseconds() == end.unix_ns
     assert report.end.ToNanoseconds() - report.begin.ToNanoseconds() == 2_500_000_000

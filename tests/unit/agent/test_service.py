@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import subprocess
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -33,6 +35,7 @@ from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent import agent, plan, reconciler
 from latencyprobe_agent.serving.reports import ReportPump
 from latencyprobe_agent.serving.requests import parse_desired
+from tests.patience import patient
 from tests.unit.agent.running import Running, next_reading, until
 from tests.unit.agent.scripted import samples
 from tests.unit.agent.states import probe, seconds, state
@@ -546,7 +549,7 @@ async def test_a_reader_that_stands_still_stops_the_sending_and_loses_nothing(
 async def test_a_report_is_within_its_size_or_of_one_probe(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("latencyprobe_agent.serving.reports._REPORT_BYTES", 1000)
+    monkeypatch.setattr("latencyprobe_agent.serving.parts.MESSAGE_BYTES", 1000)
     await running.stub.Apply(state(*(probe(f"p{n}") for n in range(10))))
     stream = watch(running)
     await next_report(stream)
@@ -556,6 +559,43 @@ async def test_a_report_is_within_its_size_or_of_one_probe(
         probes = (await next_report(stream)).probes
         reported |= {each.id for each in probes}
         assert len(probes) < 2 or sum(each.ByteSize() for each in probes) <= 1000
+
+
+async def test_parts_that_were_not_sent_are_in_the_next_report_and_no_other_is(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latencyprobe_agent.serving.parts.MESSAGE_BYTES", 1000)
+    desired = state(probe())
+    desired.probes[0].targets.extend(pb.Target(id=f"t{n}", pid=os.getpid()) for n in range(40))
+    await running.stub.Apply(desired)
+    running.engine.measure(samples(*range(64, 1 << 14, 1 << 9)))
+    await next_reading(running.engine)
+    received: Counter[str] = Counter()
+
+    def pump(*, most: float) -> asyncio.Task[None]:
+        sent = 0
+
+        async def send(report: pb.Report) -> None:
+            nonlocal sent
+            sent += 1
+            if sent > most:
+                raise ConnectionResetError
+            for target in (target for each in report.probes for target in each.targets):
+                received[target.status.id] += sum(map(_count, target.stages))
+
+        def _count(stage: pb.StageDelta) -> int:
+            return sum(stage.histogram.counts)
+
+        return asyncio.create_task(ReportPump(running.agent, lambda: None, send).run())
+
+    with pytest.raises(ConnectionResetError):
+        await asyncio.wait_for(pump(most=3), patient(10))
+    assert 0 < len(received) < 41
+    again = pump(most=math.inf)
+    await until(lambda: len(received) == 41, "all targets")
+    again.cancel()
+    await asyncio.wait({again})
+    assert set(received.values()) == {len(range(64, 1 << 14, 1 << 9))}
 
 
 async def test_more_targets_than_slots_are_failed_with_a_message(

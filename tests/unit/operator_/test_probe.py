@@ -368,6 +368,24 @@ async def test_a_corrupt_word_on_a_node_costs_only_that(world: World) -> None:
         assert "nodeContext" not in world.status
 
 
+async def test_a_part_of_a_report_adds_figures_and_counts_as_a_report_with_the_last(
+    world: World,
+) -> None:
+    async with running(world, probe_body(interval="1s")) as probe:
+        world.show(pod("a"), pod("b"))
+        part = report({target_id("a"): measurement(*[1000] * 200)})
+        part.more = True
+        take(probe, "node-a", part)
+        counted = [probe._intake.reported]
+        take(probe, "node-a", report({target_id("b"): measurement(*[1000] * 300)}))
+        counted.append(probe._intake.reported)
+        assert counted == [False, True]
+        await until(lambda: "p99" in world.status.get("summary", {}), what=lambda: world.status)
+
+        counts = {each["name"]: each["stages"][0]["count"] for each in world.status["pods"]}
+        assert sorted(counts.values()) == [200, 300]
+
+
 async def test_reports_of_ever_new_counters_do_not_end_a_probe(world: World) -> None:
     async with running(world, probe_body(interval="1s")) as probe:
         world.show(pod("a"))

@@ -1,0 +1,112 @@
+"""Parts: the reports on probes, packed into messages of a bounded size.
+
+A report that does not fit into one message goes in several parts. The containers of a pod share a
+network namespace, whose counters must not be added up. So a pod's targets stay in one part, unless
+they are too large for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from latencyprobe.domain.measurement import NodeMeasurement
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe_agent.collector import ProbeFigures
+from latencyprobe_agent.desired import ContainerSelector, DesiredProbe, DesiredTarget
+from latencyprobe_agent.serving.messages import node_context, report_frame, target_report
+from latencyprobe_agent.targets.facts import TargetFacts
+
+# The operator takes four times as much. The largest piece is a target: less than 200 KB.
+MESSAGE_BYTES = 1 << 19
+
+Standings = Mapping[str, TargetFacts]
+
+
+def messages(
+    due: Iterable[ProbeFigures], standings: Callable[[DesiredProbe], Standings]
+) -> Iterator[list[pb.ProbeReport]]:
+    """Pack these figures, with all targets; encode each message when it is asked for."""
+    packed: list[pb.ProbeReport] = []
+    size = 0
+    for figures in due:
+        part, is_begun = report_frame(figures), False
+        if packed and size + _framed(part) > MESSAGE_BYTES:
+            yield packed
+            packed, size = [], 0
+        size += _framed(part)
+        for piece in _pieces(figures, standings(figures.probe)):
+            more = piece.ByteSize()
+            if size + more > MESSAGE_BYTES and (packed or is_begun):
+                if is_begun:
+                    part.more = True
+                    packed.append(part)
+                yield packed
+                packed, part, is_begun = [], report_frame(figures), False
+                size = _framed(part)
+            part.MergeFrom(piece)
+            size += more
+            is_begun = True
+        packed.append(part)
+    if packed:
+        yield packed
+
+
+def without(figures: ProbeFigures, part: pb.ProbeReport) -> ProbeFigures:
+    """Return the figures that the parts after this one hold."""
+    told = {target.status.id for target in part.targets}
+    stages = {(stage.name, stage.detail) for stage in part.node.stages}
+    return replace(
+        figures,
+        measurements={
+            target_id: measurement
+            for target_id, measurement in figures.measurements.items()
+            if target_id not in told
+        },
+        # The first part has all counters.
+        node=NodeMeasurement(
+            {
+                stage: measured
+                for stage, measured in figures.node.stages.items()
+                if (stage.name, stage.detail) not in stages
+            }
+        ),
+    )
+
+
+def _pieces(figures: ProbeFigures, standings: Standings) -> Iterator[pb.ProbeReport]:
+    """Encode what parts are made of, without their frame; the counters of the node come first."""
+    if figures.probe.node_figures:
+        yield from _node_pieces(figures)
+    for pod in _pods(figures.probe.targets):
+        targets = [target_report(figures, each, standings[each]) for each in pod]
+        together = pb.ProbeReport(targets=targets)
+        if together.ByteSize() <= MESSAGE_BYTES // 2:
+            yield together
+        else:
+            yield from (pb.ProbeReport(targets=[target]) for target in targets)
+
+
+def _node_pieces(figures: ProbeFigures) -> Iterator[pb.ProbeReport]:
+    context = node_context(figures)
+    if context.counters:
+        yield pb.ProbeReport(node=pb.NodeContext(counters=context.counters))
+    for stage in context.stages:
+        yield pb.ProbeReport(node=pb.NodeContext(stages=[stage]))
+
+
+def _pods(targets: Iterable[DesiredTarget]) -> Iterable[list[str]]:
+    """Return the ids of these targets, those of one pod together."""
+    pods: dict[object, list[str]] = {}
+    for target in targets:
+        match target.selector:
+            case ContainerSelector(pod_uid=pod_uid):
+                pods.setdefault(pod_uid, []).append(target.id)
+            case _:
+                pods[target] = [target.id]
+    return pods.values()
+
+
+def _framed(part: pb.ProbeReport) -> int:
+    """Return the size of an empty part within its message: its tag and length are 8 at most."""
+    return part.ByteSize() + 8
