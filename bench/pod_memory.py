@@ -2,7 +2,7 @@
 
 A second process serves PODS pods (by default 100,000) of 8 KB of JSON each, in pages of 500, over
 real HTTP. One set of ten of them is selected. Prints the seconds of the first list, the
-longest time for which the event loop was blocked, and RSS before and after it and two more lists.
+longest time for which the event loop was blocked, and RSS before and after it and three more lists.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from latencyprobe_operator.kube.selector import read_selector
 from tools.fakes.samples import pod_texts
 
 PAGE = 500
+LISTS = 4
 
 
 def main() -> None:
@@ -99,7 +100,7 @@ async def follow(host: str, pods: int) -> None:
             watches.subscribe("shop", selector, listen)
         seconds = await listed.get() - began
         print(f"{Scope(None)}: list {number} after {seconds:.1f} s, RSS {rss_mib():.0f} MiB")
-        if number == 3:
+        if number == LISTS:
             break
     print(f"event loop blocked for at most {_blocked[0]:.3f} s; {pods} pods")
     blocked.cancel()

@@ -34,6 +34,11 @@ class OperatorMetrics:
             "Parts of agents' reports that are corrupt or were not asked for, and were discarded.",
             registry=self.registry,
         )
+        self.excessive_streams = Counter(
+            "latencyprobe_operator_excessive_streams",
+            "Streams of reports that were ended because the agent sent too many.",
+            registry=self.registry,
+        )
         self.status_writes = Counter(
             "latencyprobe_operator_status_writes",
             "Statuses written to the API server.",

@@ -17,6 +17,8 @@ MAX_AHEAD_S = 3600
 class ImplausibleGenerationError(Exception):
     """An agent's generation that no operator with a sound clock has applied."""
 
+    retry_s = IMPLAUSIBLE_RETRY_S
+
     def __init__(self, generation: int) -> None:
         self.generation = generation
         super().__init__(

@@ -19,12 +19,10 @@ from latencyprobe.protocol.measurements import AGENT_NAME, MAX_MESSAGE_BYTES
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_operator.agents.agent_facts import AgentFacts
 from latencyprobe_operator.agents.credentials import Credentials, CredentialsError
-from latencyprobe_operator.agents.generations import (
-    IMPLAUSIBLE_RETRY_S,
-    ImplausibleGenerationError,
-)
+from latencyprobe_operator.agents.generations import ImplausibleGenerationError
 from latencyprobe_operator.agents.misreports import Misreports
 from latencyprobe_operator.agents.renewal import Renewal
+from latencyprobe_operator.agents.report_rate import ExcessiveReportsError
 from latencyprobe_operator.agents.session import (
     AgentSession,
     LinkBrokenError,
@@ -43,6 +41,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SKEW_RETRY_S = 30.0
+# A session that lasted this long worked. One that an agent ends sooner, time and again, must cost
+# little, whatever it did until then.
+_LIVED_S = 30.0
 # An agent's messages are of half a MiB. Older agents send a probe's report in one.
 MAX_INCOMING_BYTES = 4 << 20
 
@@ -112,7 +113,6 @@ class AgentLink:
             facts=self._facts,
             misreports=misreports,
             clock_ns=clock_ns,
-            backoff=self._backoff,
             metrics=metrics,
             on_state=self._take_state,
             on_news=lambda: on_change(node),
@@ -157,6 +157,7 @@ class AgentLink:
     async def _attempt(self) -> float:
         """Run one session to its end; return the seconds to wait then."""
         address = self.endpoint.address
+        began = asyncio.get_running_loop().time()
         try:
             await self._run_session()
         except CertificatesRenewedError:
@@ -168,9 +169,9 @@ class AgentLink:
             self._fail(NodeState.UNREACHABLE, f"{address}: {describe(error)}")
         except LinkBrokenError as error:
             self._fail(NodeState.CONNECTING, f"{address}: {error}")
-        except ImplausibleGenerationError as error:
+        except (ImplausibleGenerationError, ExcessiveReportsError) as error:
             self._fail(NodeState.UNREACHABLE, f"{address}: {error}")
-            return IMPLAUSIBLE_RETRY_S
+            return error.retry_s
         except CredentialsError as error:
             self._fail(NodeState.UNREACHABLE, str(error))
         except Exception as error:
@@ -179,6 +180,8 @@ class AgentLink:
             self._fail(NodeState.UNREACHABLE, f"{address}: unexpected {type(error).__name__}")
         else:
             return 0.0
+        if asyncio.get_running_loop().time() - began >= _LIVED_S:
+            self._backoff.reset()
         return self._backoff.next()
 
     async def _run_session(self) -> None:

@@ -34,6 +34,11 @@ class Misreports:
         self._metrics.corrupt_reports.inc()
         self._warn("corrupt", f"corrupt report left out: {problem}")
 
+    def note_excess(self, problem: str) -> None:
+        """Count a stream of reports that is ended because it has too many."""
+        self._metrics.excessive_streams.inc()
+        self._warn("excess", f"its stream of reports is ended: {problem}")
+
     def note_probe(self, report: ReportedProbe) -> None:
         """Count the parts of this report that are corrupt and left out."""
         for target in report.targets:

@@ -33,9 +33,12 @@ from latencyprobe_operator.agents.messages import (
     coverage_of,
     instance_of,
     reported_probe,
+    slices,
     targets_by_probe,
 )
 from latencyprobe_operator.agents.misreports import Misreports
+from latencyprobe_operator.agents.news import PacedNews
+from latencyprobe_operator.agents.report_rate import ExcessiveReportsError, ReportRate
 from latencyprobe_operator.agents.sent_states import SentStates
 from latencyprobe_operator.agents.state_sync import StateSync
 from latencyprobe_operator.api.status_fields import NodeState
@@ -86,7 +89,6 @@ class AgentSession:
         facts: AgentFacts,
         misreports: Misreports,
         clock_ns: Callable[[], int],
-        backoff: Backoff,
         metrics: OperatorMetrics,
         on_state: Callable[[NodeState, str], None],
         on_news: Callable[[], None],
@@ -102,22 +104,27 @@ class AgentSession:
         self._facts = facts
         self._misreports = misreports
         self._sent = SentStates(clock_ns)
-        self._backoff = backoff
+        self._rate = ReportRate()
+        self._backoff = Backoff(0.25, 15)
         self._metrics = metrics
         self._on_state = on_state
-        self._on_news = on_news
+        self._news = PacedNews(on_news)
         self._on_report = on_report
 
     async def run(self, stub: NodeAgentAsyncStub, until: Callable[[], Awaitable[None]]) -> None:
         """Serve one connection until `until` ends it.
 
         Returns only when there is nothing to measure, and the agent knows it. Raises
-        VersionSkewError, LinkBrokenError, ImplausibleGenerationError and gRPC's errors.
+        VersionSkewError, LinkBrokenError, ImplausibleGenerationError, ExcessiveReportsError and
+        gRPC's errors.
         """
         await self._greet(stub)
         # The stream is there before the state, so that no report is missed.
         stream = stub.WatchReports(pb.WatchReportsRequest())
-        await first_to_end(self._listen(stream), self._keep_applied(stub), until())
+        try:
+            await first_to_end(self._listen(stream), self._keep_applied(stub), until())
+        finally:
+            self._news.cancel()
 
     async def _greet(self, stub: NodeAgentAsyncStub) -> None:
         info = await stub.GetNodeInfo(pb.GetNodeInfoRequest(), timeout=CONNECT_S)
@@ -147,6 +154,7 @@ class AgentSession:
 
     async def _apply(self, stub: NodeAgentAsyncStub, state: DesiredNodeState) -> None:
         outgoing = self._sent.encode(state)
+        self._rate.expect(outgoing.message.probes)
         began = time.monotonic()
         try:
             result = await stub.Apply(outgoing.message, timeout=APPLY_S)
@@ -158,6 +166,7 @@ class AgentSession:
         self._metrics.apply_seconds.observe(time.monotonic() - began)
         log.debug("agent on node %s applied generation %d", self._node, outgoing.message.generation)
         self._sent.mark_applied(outgoing)
+        self._rate.mark_applied(outgoing.message.probes)
         self._backoff.reset()
         self._facts.set_targets(targets_by_probe(result, outgoing.targets), outgoing.left_out)
         self._take_coverage(result.coverage)
@@ -184,7 +193,8 @@ class AgentSession:
                 raise LinkBrokenError("another instance of the agent answers")
             self._sent.observe(report.generation)
             self._metrics.reports.inc()
-            self._take(report)
+            self._count(report)
+            await self._take(report)
         raise LinkBrokenError("the agent ended the stream of reports")
 
     async def _received(
@@ -199,7 +209,14 @@ class AgentSession:
                 self._misreports.note_corrupt(describe(error))
             raise
 
-    def _take(self, report: pb.Report) -> None:
+    def _count(self, report: pb.Report) -> None:
+        try:
+            self._rate.take(report.ByteSize())
+        except ExcessiveReportsError as error:
+            self._misreports.note_excess(str(error))
+            raise
+
+    async def _take(self, report: pb.Report) -> None:
         try:
             check_size(report)
         except CorruptMessageError as error:
@@ -209,12 +226,25 @@ class AgentSession:
         changed = self._take_coverage(report.coverage)
         for message in report.probes:
             if self._sent.covers(message.id, report.generation):
-                changed |= self._take_probe(message)
+                changed |= await self._take_probe(message, report.generation)
         if changed:
-            self._on_news()
+            self._news.note()
 
-    def _take_probe(self, message: pb.ProbeReport) -> bool:
-        """Take in a report on one probe; return whether a target's state has changed."""
+    async def _take_probe(self, message: pb.ProbeReport, generation: int) -> bool:
+        """Take in a report on one probe; return whether a target's state has changed.
+
+        A large report is taken in slices, so that other agents do not wait for it.
+        """
+        changed = False
+        for part in slices(message):
+            # The state may have become another one meanwhile.
+            if self._sent.covers(part.id, generation):
+                changed |= self._take_part(part)
+            if part.more:
+                await asyncio.sleep(0)
+        return changed
+
+    def _take_part(self, message: pb.ProbeReport) -> bool:
         try:
             probe = reported_probe(message, self._sent.asked())
             self._misreports.note_probe(probe)
@@ -236,15 +266,16 @@ class AgentSession:
             self._facts.cpu_percent = overhead.cpu_percent
 
     def _take_coverage(self, messages: Sequence[pb.StageCoverage]) -> bool:
-        """Take in the coverage, if the message has one; return whether it had."""
+        """Take in the coverage, if the message has one; return whether it has changed."""
         if not messages:
             return False
         try:
-            self._facts.coverage = coverage_of(messages)
+            coverage = coverage_of(messages)
         except CorruptMessageError as error:
             self._misreports.note_corrupt(str(error))
             return False
-        return True
+        before, self._facts.coverage = self._facts.coverage, coverage
+        return coverage != before
 
 
 def describe(error: aio.AioRpcError) -> str:

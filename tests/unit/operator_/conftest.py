@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
-from tools.fakes.agent import AGENT_NAME, OPERATOR_NAME, Authority
+from tests.unit.operator_.listening import Listening
+from tools.fakes.agent import AGENT_NAME, OPERATOR_NAME, Authority, FakeAgent
 
 
 def pytest_asyncio_loop_factories(
@@ -44,3 +45,17 @@ def foreign_tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("foreign")
     Authority.make(folder).issue(OPERATOR_NAME)
     return folder
+
+
+@pytest.fixture
+async def listening(
+    agent_tls: ClientTlsFiles, operator_tls: ClientTlsFiles
+) -> AsyncIterator[Listening]:
+    """A fleet with one agent."""
+    agent = FakeAgent(agent_tls)
+    await agent.start()
+    listening = Listening(operator_tls, agent)
+    await listening.connect()
+    yield listening
+    await listening.fleet.close()
+    await agent.stop()

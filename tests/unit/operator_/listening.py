@@ -1,4 +1,4 @@
-"""A fleet that listens to one agent, and what has arrived from that."""
+"""A fleet that listens to one agent, which may be faulty or hostile."""
 
 from __future__ import annotations
 
@@ -25,14 +25,18 @@ class Listening:
     def __init__(self, tls: ClientTlsFiles, agent: FakeAgent) -> None:
         self.agent = agent
         self.reports: list[ReportedProbe] = []
+        self.changes = 0
         self.metrics = OperatorMetrics()
         self.failure: Exception | None = None
         self.fleet = Fleet(
             credentials=tls.credentials,
             on_report=self.take,
-            on_change=lambda _: None,
+            on_change=self.note_change,
             metrics=self.metrics,
         )
+
+    def note_change(self, _: str) -> None:
+        self.changes += 1
 
     def take(self, _: str, report: ReportedProbe) -> None:
         if self.failure:

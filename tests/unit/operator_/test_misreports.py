@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import pytest
 
@@ -14,7 +14,6 @@ from latencyprobe.domain.targets import TargetState
 from latencyprobe.protocol.limits import LARGEST_NUMBER
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents import session
-from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from latencyprobe_operator.agents.link import MAX_INCOMING_BYTES
 from latencyprobe_operator.agents.messages import MAX_TEXT_LENGTH
 from latencyprobe_operator.agents.misreports import LOG_INTERVAL_S, Misreports
@@ -22,22 +21,7 @@ from latencyprobe_operator.desired_state import DesiredStates
 from latencyprobe_operator.metrics import OperatorMetrics
 from tests.unit.operator_.listening import NODE, SOUND, UID, Listening
 from tests.unit.operator_.waiting import until
-from tools.fakes.agent import FakeAgent
 from tools.fakes.samples import pod, probe_spec, target_id
-
-
-@pytest.fixture
-async def listening(
-    agent_tls: ClientTlsFiles, operator_tls: ClientTlsFiles
-) -> AsyncIterator[Listening]:
-    """A fleet with one agent."""
-    agent = FakeAgent(agent_tls)
-    await agent.start()
-    listening = Listening(operator_tls, agent)
-    await listening.connect()
-    yield listening
-    await listening.fleet.close()
-    await agent.stop()
 
 
 def stage(**parts: object) -> pb.TargetReport:
