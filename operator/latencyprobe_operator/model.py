@@ -59,6 +59,11 @@ class Pod:
         """Return whether its containers will never run again."""
         return self.phase in _ENDED
 
+    def sharing_with(self, before: Pod) -> Pod:
+        """Return an equal pod that shares what it can with its earlier self."""
+        labels = before.labels if before.labels == self.labels else self.labels
+        return replace(self, uid=before.uid, name=before.name, labels=labels)
+
     def measured_like(self, other: Pod) -> bool:
         """Decide whether the two are equal but for their labels."""
         return self == other or self == replace(other, labels=self.labels)
@@ -80,6 +85,10 @@ class AgentPod:
     def ended(self) -> bool:
         """Return whether the agent will never run again."""
         return self.phase in _ENDED
+
+    def sharing_with(self, _: AgentPod) -> AgentPod:
+        """Return this pod: one on each node shares nothing."""
+        return self
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, Self, TypeVar, cast
 
 from latencyprobe.process.backoff import Backoff
+from latencyprobe_operator.kube import heap
 from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, ExpiredError, Json, WatchEvent
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,9 @@ class Kept(Protocol):
     def uid(self) -> str:
         """The pod's UID."""
 
+    def sharing_with(self, before: Self) -> Self:
+        """Return an equal pod that shares what it can with its earlier self."""
+
 
 P = TypeVar("P", bound=Kept)
 
@@ -114,6 +118,8 @@ class Informer(Generic[P]):
         self._read = read
         self._audience = audience
         self._pods: dict[str, dict[str, P]] = {}
+        self._unreported: dict[str, set[str]] = {}
+        """The UIDs of pods that a broken list has changed, by namespace."""
         self._unreadable: set[str] = set()
         self._version: str | None = None
         """The version from which the next watch goes on; None: list first."""
@@ -132,6 +138,7 @@ class Informer(Generic[P]):
             try:
                 if self._version is None:
                     self._version = await self._list()
+                    heap.give_back()
                 await self._watch(self._version)
             except ExpiredError:
                 self._version = None
@@ -160,24 +167,42 @@ class Informer(Generic[P]):
     # --------------------------------------------------------------------- list, watch
 
     async def _list(self) -> str:
-        """List the pods, and report the differences to the known ones; return the version."""
-        found: dict[str, dict[str, P]] = {}
+        """List the pods, and report the differences to the known ones; return the version.
+
+        The known pods are updated in place: a second store beside the first is the largest part of
+        an operator's memory. If a list breaks, the next one reports its changes too.
+        """
+        pods = self._pods if self.listed else {}
+        seen: set[str] = set()
 
         def take(body: Json) -> None:
             if (pod := self._read_body(body)) is not None:
                 namespace = body["metadata"]["namespace"]
-                known = self.pods_in(namespace).get(pod.uid)
+                known = pods.get(namespace, {}).get(pod.uid)
+                if known != pod:
+                    known = pod if known is None else pod.sharing_with(known)
+                    pods.setdefault(namespace, {})[known.uid] = known
+                    self._unreported.setdefault(namespace, set()).add(known.uid)
                 # The equal one that is there already costs no memory.
-                found.setdefault(namespace, {})[pod.uid] = known if known == pod else pod
+                seen.add(known.uid)
 
         self._unreadable.clear()
         version = await self._source.list_pods(self.scope.namespace, self.scope.selector, take)
-        before, self._pods = self._pods, found
+        changed, self._unreported = self._unreported, {}
+        removed = _remove_unseen(pods, seen)
+        self._pods = pods
         self.listed, self.refusal = True, None
         self._audience.on_list(
             {
-                namespace: _difference(before.get(namespace, {}), found.get(namespace, {}))
-                for namespace in before.keys() | found.keys()
+                namespace: Change(
+                    changed=[
+                        pods[namespace][uid]
+                        for uid in changed.get(namespace, ())
+                        if uid in pods.get(namespace, {})
+                    ],
+                    removed=removed.get(namespace, ()),
+                )
+                for namespace in changed.keys() | removed.keys()
             }
         )
         return version
@@ -205,7 +230,9 @@ class Informer(Generic[P]):
 
     def _set(self, namespace: str, pod: P) -> None:
         pods = self._pods.setdefault(namespace, {})
-        if pods.get(pod.uid) != pod:
+        known = pods.get(pod.uid)
+        if known != pod:
+            pod = pod if known is None else pod.sharing_with(known)
             pods[pod.uid] = pod
             self._audience.on_change(namespace, Change(changed=[pod]))
 
@@ -261,8 +288,14 @@ class Informer(Generic[P]):
         log.log(level, "%s: %s; next attempt in %.1f s", self.scope, reason, seconds)
 
 
-def _difference(before: Mapping[str, P], found: Mapping[str, P]) -> Change[P]:
-    return Change(
-        changed=[pod for uid, pod in found.items() if before.get(uid) is not pod],
-        removed=[uid for uid in before if uid not in found],
-    )
+def _remove_unseen(pods: dict[str, dict[str, P]], seen: Container[str]) -> dict[str, Sequence[str]]:
+    """Remove the pods that a list lacks; return their UIDs by namespace."""
+    removed: dict[str, Sequence[str]] = {}
+    for namespace, of_namespace in list(pods.items()):
+        if gone := [uid for uid in of_namespace if uid not in seen]:
+            removed[namespace] = gone
+            for uid in gone:
+                del of_namespace[uid]
+            if not of_namespace:
+                del pods[namespace]
+    return removed
