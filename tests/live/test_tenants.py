@@ -230,13 +230,18 @@ def _agent(host: Namespace, pki: Path, log: Path) -> Iterator[str]:
     """An agent whose node is this namespace; yields its address."""
     options = (
         *("--listen", "127.0.0.1:0", "--node-name", NODE, "--max-cpu-percent", "10000"),
-        *("--host-netns", str(host.path), "--ca-file", str(pki / "ca.crt")),
+        *("--host-netns", str(host.path), "--ca-file", str(pki / "client-ca.crt")),
         *("--cert-file", str(pki / "agent.crt"), "--key-file", str(pki / "agent.key")),
     )
     command = [*LATENCYPROBE, "agent", *options]
     with log.open("wb") as stderr, subprocess.Popen(command, stderr=stderr) as process:
+
+        def serves() -> bool:
+            assert process.poll() is None, log.read_text()
+            return "serving on" in log.read_text()
+
         try:
-            until(lambda: "serving on" in log.read_text(), "the agent", seconds=patient(60))
+            until(serves, "the agent", seconds=patient(60))
             yield log.read_text().split("serving on ")[1].split(" ")[0]
         finally:
             process.terminate()
@@ -248,7 +253,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     folder = tmp_path_factory.mktemp("tenants")
     pki = folder / "pki"
     initialise(pki, days=1)
-    tls = ClientTlsFiles(pki / "ca.crt", pki / "operator.crt", pki / "operator.key")
+    tls = ClientTlsFiles(pki / "server-ca.crt", pki / "operator.crt", pki / "operator.key")
     command = folder / "trovecommand"  # the name of the busy tenant's processes
     command.symlink_to(shutil.which("python3", path="/usr/bin") or "python3")
     with (
