@@ -157,7 +157,7 @@ async def _wait_until_served(stub: NodeAgentAsyncStub) -> None:
 @asynccontextmanager
 async def _reports(stub: NodeAgentAsyncStub) -> AsyncIterator[None]:
     """Read a stream of reports like an operator, and drop them."""
-    stream = stub.WatchReports(pb.WatchReportsRequest())
+    stream = stub.WatchReports(iter([pb.WatchReportsRequest()]))
 
     async def forget() -> None:
         async for _ in stream:

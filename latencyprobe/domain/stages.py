@@ -255,7 +255,7 @@ PACKET_STAGES: tuple[Stage, ...] = tuple(
 
 # Packets that a target's sockets lost, counted by the kernel's reasons: `drops.SOCKET_RCVBUFF`.
 DROPS = "drops"
-_DROPS = f"{DROPS}."
+DROP_PREFIX = f"{DROPS}."
 _COUNTER_MODULES = {counter.name: counter.module for counter in COUNTERS}
 
 BY_NAME: dict[str, Stage] = {stage.name: stage for stage in STAGES}
@@ -325,11 +325,11 @@ def parts_of(total: str) -> tuple[Stage, ...]:
 
 def drop_counter(reason: str) -> str:
     """Return the name of the counter of packets dropped for this reason of the kernel."""
-    return _DROPS + reason
+    return DROP_PREFIX + reason
 
 
 def counter_module(name: str) -> Module | None:
     """Return the module of a counter; None for an unknown name."""
-    if name.startswith(_DROPS) and name != _DROPS:
+    if name.startswith(DROP_PREFIX) and name != DROP_PREFIX:
         return Module.TCP
     return _COUNTER_MODULES.get(name)

@@ -166,7 +166,9 @@ class Session:
 
     async def watch(self, on_report: Callable[[], None]) -> None:
         """Add up what the agent reports until the stream ends; `on_report` after each."""
-        async for message in self._stub.WatchReports(pb.WatchReportsRequest()):
+        # It acknowledges none, since it never reconnects.
+        opened = self._stub.WatchReports(iter([pb.WatchReportsRequest()]))
+        async for message in opened:
             if message.generation != GENERATION:
                 continue
             self._take_coverage(message.coverage)

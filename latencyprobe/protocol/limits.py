@@ -22,17 +22,17 @@ MAX_NODE_STAGES = 4096
 
 def check_target(message: pb.TargetReport) -> None:
     """Raise CorruptMessageError if the report on a target exceeds the limits."""
-    _check_length("stages", len(message.stages), MAX_STAGES)
-    _check_stages(message.stages, "stages")
-    _check_counters(message.counters, "counters")
-    _check_counters(message.netns_counters, "netns_counters")
+    check_length("stages", len(message.stages), MAX_STAGES)
+    check_stages(message.stages, "stages")
+    check_counters(message.counters, "counters")
+    check_counters(message.netns_counters, "netns_counters")
 
 
 def check_node(message: pb.NodeContext) -> None:
     """Raise CorruptMessageError if the report on a node exceeds the limits."""
-    _check_length("node.stages", len(message.stages), MAX_NODE_STAGES)
-    _check_stages(message.stages, "node.stages")
-    _check_counters(message.counters, "node.counters")
+    check_length("node.stages", len(message.stages), MAX_NODE_STAGES)
+    check_stages(message.stages, "node.stages")
+    check_counters(message.counters, "node.counters")
 
 
 def check_cpu_percent(cpu_percent: float) -> None:
@@ -41,33 +41,52 @@ def check_cpu_percent(cpu_percent: float) -> None:
         raise CorruptMessageError("overhead.cpu_percent", f"invalid number {cpu_percent}")
 
 
-def _check_stages(stages: Iterable[pb.StageDelta], field: str) -> None:
+def check_sampling_ratio(ratio: float, field: str) -> None:
+    """Raise CorruptMessageError if no agent samples this share of the packets."""
+    if not LOWEST_SAMPLING_RATIO <= ratio <= 1:
+        raise CorruptMessageError(
+            field,
+            f"sampling ratio {ratio} is not between {LOWEST_SAMPLING_RATIO:g} and 1",
+        )
+
+
+def check_percent(percent: float, field: str) -> None:
+    """Raise CorruptMessageError if this is no share of a whole; its parts may exceed it a little.
+
+    Parts of a total may have samples whose total was lost.
+    """
+    if not 0 <= percent <= LARGEST_NUMBER:
+        raise CorruptMessageError(field, f"invalid share {percent}")
+
+
+def check_stages(stages: Iterable[pb.StageDelta], field: str) -> None:
+    """Raise CorruptMessageError if the figures of a stage exceed the limits."""
     for index, stage in enumerate(stages):
         where, histogram = f"{field}[{index}]", stage.histogram
-        _check_length(f"{where}.histogram.positions", len(histogram.positions), POSITIONS)
-        _check_length(f"{where}.histogram.counts", len(histogram.counts), POSITIONS)
-        _check_numbers((stage.lost, stage.unmatched, stage.clamped), where)
-        _check_numbers((histogram.sum_ns, histogram.min_ns, histogram.max_ns), f"{where}.histogram")
-        _check_numbers(histogram.counts, f"{where}.histogram.counts")
+        check_length(f"{where}.histogram.positions", len(histogram.positions), POSITIONS)
+        check_length(f"{where}.histogram.counts", len(histogram.counts), POSITIONS)
+        check_numbers((stage.lost, stage.unmatched, stage.clamped), where)
+        check_numbers((histogram.sum_ns, histogram.min_ns, histogram.max_ns), f"{where}.histogram")
+        check_numbers(histogram.counts, f"{where}.histogram.counts")
         # 0 is the value of stages that a newer agent reports, and of absent ones.
-        if 0 < stage.sampling_ratio < LOWEST_SAMPLING_RATIO:
-            raise CorruptMessageError(
-                where,
-                f"sampling ratio {stage.sampling_ratio} is below {LOWEST_SAMPLING_RATIO:g}",
-            )
+        if stage.sampling_ratio:
+            check_sampling_ratio(stage.sampling_ratio, where)
 
 
-def _check_counters(counters: Mapping[str, int], field: str) -> None:
-    _check_length(field, len(counters), MAX_OPEN_COUNTERS, "counters")
-    _check_numbers(counters.values(), field)
+def check_counters(counters: Mapping[str, int], field: str) -> None:
+    """Raise CorruptMessageError for too many counters, or too large ones."""
+    check_length(field, len(counters), MAX_OPEN_COUNTERS, "counters")
+    check_numbers(counters.values(), field)
 
 
-def _check_length(field: str, length: int, most: int, noun: str = "entries") -> None:
+def check_length(field: str, length: int, most: int, noun: str = "entries") -> None:
+    """Raise CorruptMessageError if a list is longer than this."""
     if length > most:
         raise CorruptMessageError(field, f"{length} {noun}, but at most {most} are allowed")
 
 
-def _check_numbers(numbers: Iterable[int], field: str) -> None:
+def check_numbers(numbers: Iterable[int], field: str) -> None:
+    """Raise CorruptMessageError if a number is not below 2^53."""
     largest = max(numbers, default=0)
     if largest > LARGEST_NUMBER:
         raise CorruptMessageError(field, f"{largest} is too large: it must be below 2^53")

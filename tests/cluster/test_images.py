@@ -240,7 +240,7 @@ def test_the_agent_compiles_and_attaches_its_programs_in_its_image(agent_socket:
         stub = NodeAgentStub(channel)
         result = stub.Apply(state(probe(pid=os.getpid())), timeout=60)
         assert result.probes[0].targets[0].state == pb.TargetStatus.ATTACHED
-        stream = stub.WatchReports(pb.WatchReportsRequest(), timeout=30)
+        stream = stub.WatchReports(iter([pb.WatchReportsRequest()]), timeout=30)
         assert next(stream).sequence == 1
         node = stub.GetNodeInfo(pb.GetNodeInfoRequest(), timeout=20)
         covered = {stage.name for stage in node.coverage if stage.state == pb.StageCoverage.ACTIVE}

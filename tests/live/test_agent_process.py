@@ -81,7 +81,7 @@ def test_the_agent_serves_and_ends_in_order(tmp_path: Path, number: signal.Signa
             )
             result = stub.Apply(state(probe(pid=os.getpid())), timeout=patient(120))
             assert result.probes[0].targets[0].state == pb.TargetStatus.ATTACHED
-            stream = stub.WatchReports(pb.WatchReportsRequest(), timeout=patient(120))
+            stream = stub.WatchReports(iter([pb.WatchReportsRequest()]), timeout=patient(120))
             assert next(stream).sequence == 1
             process.send_signal(number)
             with pytest.raises(grpc.RpcError) as ended:
@@ -116,7 +116,7 @@ def test_a_container_that_dies_while_its_programs_are_attached_is_gone_and_no_er
         result = applying.result()
         assert result.probes[0].targets[0].state == pb.TargetStatus.ATTACHED
         dying = pb.TargetStatus(id="dying", state=result.probes[0].targets[1].state)
-        for report in stub.WatchReports(pb.WatchReportsRequest(), timeout=patient(120)):
+        for report in stub.WatchReports(iter([pb.WatchReportsRequest()]), timeout=patient(120)):
             for target in (t for one in report.probes for t in one.targets):
                 if target.status.id == "dying":
                     dying = target.status
@@ -183,7 +183,7 @@ def test_a_flood_of_silent_connections_leaves_metrics_and_measuring_alone(tmp_pa
                 with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=patient(30)) as answer:
                     assert b"latencyprobe_targets" in answer.read()
                 most = max(most, _descriptors(process.pid))
-        stream = stub.WatchReports(pb.WatchReportsRequest(), timeout=patient(60))
+        stream = stub.WatchReports(iter([pb.WatchReportsRequest()]), timeout=patient(60))
         target = next(each for report in stream for one in report.probes for each in one.targets)
         assert target.status.state == pb.TargetStatus.ATTACHED
         stream.cancel()
@@ -211,7 +211,7 @@ def test_an_agent_without_free_descriptors_keeps_its_targets_and_recovers_by_its
         desired = state(probe())
         desired.probes[0].targets[0].cgroup_path = os.fsencode(settled)
         stub.Apply(desired, timeout=patient(120))
-        reports = stub.WatchReports(pb.WatchReportsRequest(), timeout=patient(300))
+        reports = stub.WatchReports(iter([pb.WatchReportsRequest()]), timeout=patient(300))
         _states_until(reports, {"t": pb.TargetStatus.ATTACHED})
         _, most = resource.prlimit(agent.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, (3, most))
@@ -277,7 +277,7 @@ def test_a_full_disk_is_named_and_leaves_the_state_before(tmp_path: Path) -> Non
                 message = refused.value.details() or ""
                 assert "/tmp: " in message
                 assert "No space left on device (ENOSPC); the disk is full" in message
-                stream = stub.WatchReports(pb.WatchReportsRequest(), timeout=patient(60))
+                stream = stub.WatchReports(iter([pb.WatchReportsRequest()]), timeout=patient(60))
                 assert next(stream).generation == before.generation
                 stream.cancel()
             finally:

@@ -194,7 +194,7 @@ def test_an_agent_in_a_namespace_of_its_own_tells_of_the_nodes_and_the_pods(
                 result = stub.Apply(state(probe(pid=pid)), timeout=60)
                 assert result.probes[0].targets[0].state == pb.TargetStatus.ATTACHED
                 before = _dropped(host, "br0"), _dropped(server.namespace)
-                stream = stub.WatchReports(pb.WatchReportsRequest(), timeout=30)
+                stream = stub.WatchReports(iter([pb.WatchReportsRequest()]), timeout=30)
                 python_in(client.namespace, SEND_STRANGE_FRAMES)
                 node, pod = _dropped_as_reported(stream, at_least=30)
         finally:

@@ -251,7 +251,7 @@ class Measured:
     def running(self) -> Iterator[Measured]:
         with inhabited(self._pod), self._served.channel(self._served.operator) as channel:
             stub = NodeAgentStub(channel)
-            stream = stub.WatchReports(pb.WatchReportsRequest())
+            stream = stub.WatchReports(iter([pb.WatchReportsRequest()]))
             with ThreadPoolExecutor(1) as listener:
                 heard = listener.submit(self._listen, stream)
                 state = pb.DesiredState(
@@ -410,7 +410,7 @@ def test_a_slow_reader_of_reports_costs_no_memory_and_loses_nothing(
     probes = [probe_of(pair[1], f"p{n}") for n in range(200)]
     with inhabited(pair[1]), served.channel(served.operator) as channel:
         stub = NodeAgentStub(channel)
-        stream = stub.WatchReports(pb.WatchReportsRequest(), timeout=60)
+        stream = stub.WatchReports(iter([pb.WatchReportsRequest()]), timeout=60)
         attach(stub, pb.DesiredState(probes=probes, lease=seconds(60)))
         memory = served.rss_bytes()
         exchange(pair, gap_ms=20)  # some 30 intervals, of 200 probes each, that nobody reads

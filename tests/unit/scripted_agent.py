@@ -144,7 +144,7 @@ class ScriptedAgent(rpc.NodeAgentServicer):
         yield pb.TraceEvents(counts=counts)
 
     async def WatchReports(  # noqa: N802
-        self, request: pb.WatchReportsRequest, context: Context
+        self, requests: AsyncIterator[pb.WatchReportsRequest], context: Context
     ) -> AsyncIterator[pb.Report]:
         yield self._report(1, [])
         for sequence in range(2, 1000):
@@ -224,9 +224,9 @@ class HostileAgent(ScriptedAgent):
             yield hostile(events)
 
     async def WatchReports(  # noqa: N802
-        self, request: pb.WatchReportsRequest, context: Context
+        self, requests: AsyncIterator[pb.WatchReportsRequest], context: Context
     ) -> AsyncIterator[pb.Report]:
-        async for report in super().WatchReports(request, context):
+        async for report in super().WatchReports(requests, context):
             yield hostile(report)
 
     async def _refuse(self, context: Context, reason: str) -> NoReturn:

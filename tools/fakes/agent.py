@@ -196,7 +196,7 @@ class FakeAgent(rpc.NodeAgentServicer):
         )
 
     async def WatchReports(  # noqa: N802
-        self, request: pb.WatchReportsRequest, context: Context
+        self, requests: AsyncIterator[pb.WatchReportsRequest], context: Context
     ) -> AsyncIterator[pb.Report]:
         """Yield the reports of `report` and `send`."""
         queue: asyncio.Queue[pb.Report] = asyncio.Queue()

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -135,7 +135,7 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
 
     async def WatchReports(  # type: ignore[override]  # noqa: N802  (writes, yields nothing)
         self,
-        request: pb.WatchReportsRequest,  # noqa: ARG002
+        request_iterator: AsyncIterator[pb.WatchReportsRequest],  # noqa: ARG002
         context: Context,
     ) -> None:
         """Report until the client disconnects. `write` waits while the client is slow."""

@@ -120,7 +120,7 @@ class AgentSession:
         """
         await self._greet(stub)
         # The stream is there before the state, so that no report is missed.
-        stream = stub.WatchReports(pb.WatchReportsRequest())
+        stream = stub.WatchReports(iter([pb.WatchReportsRequest()]))
         try:
             await first_to_end(self._listen(stream), self._keep_applied(stub), until())
         finally:
@@ -187,7 +187,9 @@ class AgentSession:
 
     # ------------------------------------------------------------------------ reports
 
-    async def _listen(self, stream: aio.UnaryStreamCall[pb.WatchReportsRequest, pb.Report]) -> None:
+    async def _listen(
+        self, stream: aio.StreamStreamCall[pb.WatchReportsRequest, pb.Report]
+    ) -> None:
         async for report in self._received(stream):
             if instance_of(report) != self._facts.instance_id:
                 raise LinkBrokenError("another instance of the agent answers")
@@ -198,7 +200,7 @@ class AgentSession:
         raise LinkBrokenError("the agent ended the stream of reports")
 
     async def _received(
-        self, stream: aio.UnaryStreamCall[pb.WatchReportsRequest, pb.Report]
+        self, stream: aio.StreamStreamCall[pb.WatchReportsRequest, pb.Report]
     ) -> AsyncIterator[pb.Report]:
         """Yield the reports; count a message that is too large, which ends the stream."""
         try:

@@ -104,7 +104,7 @@ async def test_what_waits_is_loaded_when_it_is_due_and_the_stream_reports_it(
     assert waiting(result.coverage)["irq.hard"].startswith(
         "modules tx, tcp, irq, sched not loaded yet: a node changes its modules at most once per"
     )
-    call = running.stub.WatchReports(pb.WatchReportsRequest())
+    call = running.stub.WatchReports(iter([pb.WatchReportsRequest()]))
     first = await call.read()
     assert isinstance(first, pb.Report)
     assert "irq.hard" in waiting(first.coverage)

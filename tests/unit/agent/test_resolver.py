@@ -148,7 +148,9 @@ async def test_a_target_that_comes_late_is_reported_without_another_apply(
     result = await running.stub.Apply(desired)
     assert result.probes[0].targets[0].state == pb.TargetStatus.FAILED
     path.symlink_to("/proc/self/ns/net")
-    async for report in running.stub.WatchReports(pb.WatchReportsRequest(), timeout=patient(60)):
+    async for report in running.stub.WatchReports(
+        iter([pb.WatchReportsRequest()]), timeout=patient(60)
+    ):
         states = {t.status.state for one in report.probes for t in one.targets}
         if states == {pb.TargetStatus.ATTACHED}:
             break

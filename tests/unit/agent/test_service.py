@@ -41,7 +41,7 @@ from tests.unit.agent.scripted import samples
 from tests.unit.agent.states import probe, seconds, state
 
 if TYPE_CHECKING:
-    Stream = grpc.aio.UnaryStreamCall[pb.WatchReportsRequest, pb.Report]
+    Stream = grpc.aio.StreamStreamCall[pb.WatchReportsRequest, pb.Report]
 
 
 def measured(report: pb.ProbeReport) -> Measurement:
@@ -52,7 +52,7 @@ def measured(report: pb.ProbeReport) -> Measurement:
 
 def watch(running: Running) -> Stream:
     """Open a stream of reports."""
-    call: Any = running.stub.WatchReports(pb.WatchReportsRequest())
+    call: Any = running.stub.WatchReports(iter([pb.WatchReportsRequest()]))
     return cast("Stream", call)
 
 

@@ -168,7 +168,7 @@ async def test_idle_connections_make_room_and_one_with_a_call_stays(
     monkeypatch.setattr(tls_proxy, "MAX_CONNECTIONS", 4)
     async with contextlib.AsyncExitStack() as stack:
         watching = await stack.enter_async_context(served.channel())
-        call: Any = NodeAgentStub(watching).WatchReports(pb.WatchReportsRequest())
+        call: Any = NodeAgentStub(watching).WatchReports(iter([pb.WatchReportsRequest()]))
         assert isinstance(await call.read(), pb.Report)
         for _ in range(10):
             idle = await stack.enter_async_context(served.channel())

@@ -1,0 +1,225 @@
+"""Summaries as the protocol carries them: between the domain's values and protobuf's messages.
+
+As in `measurements`: a received message is checked here, once, and names and texts in it become
+printable. An unknown cause or stage of a newer agent is no error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from google.protobuf.duration_pb2 import Duration
+
+from latencyprobe.domain.report import StageReport, TargetReport
+from latencyprobe.domain.stages import BY_NAME
+from latencyprobe.domain.summary import PodChoice, PodReport, PodScore, ProbeSummary
+from latencyprobe.domain.verdict import Bottleneck, Verdict
+from latencyprobe.printable import bounded
+from latencyprobe.protocol.limits import (
+    MAX_STAGES,
+    check_counters,
+    check_length,
+    check_numbers,
+    check_percent,
+    check_sampling_ratio,
+    check_stages,
+)
+from latencyprobe.protocol.measurements import (
+    MAX_NAME_LENGTH,
+    CorruptMessageError,
+    measurement_from_proto,
+    measurement_to_proto,
+)
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+
+# Of one probe's summary or answer. The CR's `report.maxPods` is at most 100.
+MAX_PODS = 256
+MAX_CONTAINERS = 128
+# A name of a pod or container in Kubernetes.
+MAX_POD_NAME_LENGTH = 253
+MAX_CAUSES = 64
+_MAX_EVIDENCE = 32
+# Of one sentence.
+_MAX_TEXT_LENGTH = 400
+
+
+def choice_to_proto(choice: PodChoice) -> pb.PodChoice:
+    """Encode the choice of the pods that are reported in full."""
+    return pb.PodChoice(most=choice.most, min_score=choice.min_score)
+
+
+def choice_from_proto(message: pb.PodChoice) -> PodChoice:
+    """Decode the choice of the pods that are reported in full."""
+    return PodChoice(min(message.most, MAX_PODS), message.min_score)
+
+
+def summary_to_proto(summary: ProbeSummary) -> pb.ProbeSummary:
+    """Encode a summary; its pods in full have a field beside it."""
+    stages, counters = measurement_to_proto(summary.merged)
+    return pb.ProbeSummary(
+        score_version=summary.score_version,
+        stages=stages,
+        counters=counters,
+        verdicts=summary.verdicts,
+        waiting_ns=summary.waiting_ns,
+        scores=[pb.PodScore(pod_uid=each.pod_uid, score=each.score) for each in summary.scores],
+        unobserved=_duration(summary.unobserved_ns),
+    )
+
+
+def summary_from_proto(message: pb.ProbeSummary) -> ProbeSummary:
+    """Decode and check a summary; raise CorruptMessageError."""
+    check_length("summary.stages", len(message.stages), MAX_STAGES)
+    check_stages(message.stages, "summary.stages")
+    check_counters(message.counters, "summary.counters")
+    check_length("summary.scores", len(message.scores), MAX_PODS)
+    check_numbers((each.score for each in message.scores), "summary.scores")
+    scores = tuple(PodScore(each.score, each.pod_uid) for each in message.scores)
+    if len({each.pod_uid for each in scores}) < len(scores):
+        raise CorruptMessageError("summary.scores", "a pod is repeated")
+    return ProbeSummary(
+        merged=measurement_from_proto(message.stages, message.counters),
+        verdicts=_causes(message.verdicts, "summary.verdicts"),
+        waiting_ns=_causes(message.waiting_ns, "summary.waiting_ns"),
+        scores=scores,
+        score_version=message.score_version,
+        unobserved_ns=_nanoseconds(message.unobserved, "summary.unobserved"),
+    )
+
+
+def pod_to_proto(pod: PodReport) -> pb.PodReport:
+    """Encode one pod in full."""
+    return pb.PodReport(
+        pod_uid=pod.pod_uid,
+        score=pod.score,
+        name=pod.name,
+        containers=pod.containers,
+        ended=pod.ended,
+        verdict=_verdict_to_proto(pod.report.verdict),
+        stages=map(_stage_to_proto, pod.report.stages),
+        counters=pod.report.counters,
+        netns_counters=pod.report.netns_counters,
+    )
+
+
+def pod_from_proto(message: pb.PodReport) -> PodReport:
+    """Decode and check one pod in full; raise CorruptMessageError."""
+    check_length("pod.stages", len(message.stages), MAX_STAGES)
+    check_length("pod.containers", len(message.containers), MAX_CONTAINERS)
+    check_numbers((message.score,), "pod.score")
+    # Also sorts out what it does not know, and makes names printable.
+    counted = measurement_from_proto((), message.counters, message.netns_counters)
+    check_numbers(message.counters.values(), "pod.counters")
+    check_numbers(message.netns_counters.values(), "pod.netns_counters")
+    stages = tuple(
+        _stage_from_proto(stage, f"pod.stages[{index}]")
+        for index, stage in enumerate(message.stages)
+        if stage.name in BY_NAME
+    )
+    if len({stage.name for stage in stages}) < len(stages):
+        raise CorruptMessageError("pod.stages", "a stage is repeated")
+    return PodReport(
+        pod_uid=message.pod_uid,
+        name=bounded(message.name, MAX_POD_NAME_LENGTH),
+        containers=tuple(bounded(each, MAX_POD_NAME_LENGTH) for each in message.containers),
+        score=message.score,
+        report=TargetReport(
+            stages,
+            counted.counters,
+            counted.netns_counters,
+            _verdict_from_proto(message.verdict),
+        ),
+        ended=message.ended,
+    )
+
+
+def _verdict_to_proto(verdict: Verdict) -> pb.Verdict:
+    return pb.Verdict(
+        bottleneck=verdict.bottleneck,
+        share_percent=verdict.share_percent,
+        evidence=[pb.Evidence(text=text) for text in verdict.evidence],
+        next_step=verdict.next_step,
+        stage=verdict.stage or "",
+    )
+
+
+def _verdict_from_proto(message: pb.Verdict) -> Verdict:
+    check_length("verdict.evidence", len(message.evidence), _MAX_EVIDENCE)
+    check_percent(message.share_percent, "verdict.share_percent")
+    evidence = tuple(bounded(each.text, _MAX_TEXT_LENGTH) for each in message.evidence)
+    next_step = bounded(message.next_step, _MAX_TEXT_LENGTH)
+    try:
+        bottleneck = Bottleneck(message.bottleneck)
+    except ValueError:
+        bottleneck = Bottleneck.INSUFFICIENT_DATA
+        name = bounded(message.bottleneck, MAX_NAME_LENGTH)
+        evidence = (f"the agent's verdict is {name!r}, unknown to this version", *evidence)
+    stage = message.stage if message.stage in BY_NAME else None
+    return Verdict(bottleneck, round(message.share_percent), evidence, next_step, stage)
+
+
+def _stage_to_proto(stage: StageReport) -> pb.StageFigures:
+    return pb.StageFigures(
+        name=stage.name,
+        count=stage.count,
+        mean_ns=stage.mean_ns,
+        p50_ns=stage.p50_ns,
+        p90_ns=stage.p90_ns,
+        p99_ns=stage.p99_ns,
+        max_ns=stage.max_ns,
+        share_percent=stage.share_percent,
+        lost=stage.lost,
+        unmatched=stage.unmatched,
+        clamped=stage.clamped,
+        sampling_ratio=stage.sampling_ratio,
+    )
+
+
+def _stage_from_proto(message: pb.StageFigures, field: str) -> StageReport:
+    times = (message.mean_ns, message.p50_ns, message.p90_ns, message.p99_ns, message.max_ns)
+    losses = (message.lost, message.unmatched, message.clamped)
+    check_numbers((message.count, *times, *losses), field)
+    check_sampling_ratio(message.sampling_ratio, field)
+    share = message.share_percent if message.HasField("share_percent") else None
+    if share is not None:
+        check_percent(share, f"{field}.share_percent")
+    return StageReport(
+        name=message.name,
+        count=message.count,
+        mean_ns=message.mean_ns,
+        p50_ns=message.p50_ns,
+        p90_ns=message.p90_ns,
+        p99_ns=message.p99_ns,
+        max_ns=message.max_ns,
+        share_percent=share,
+        lost=message.lost,
+        unmatched=message.unmatched,
+        clamped=message.clamped,
+        sampling_ratio=message.sampling_ratio,
+    )
+
+
+def _causes(figures: Mapping[str, int], field: str) -> dict[str, int]:
+    """Return figures by cause, checked and with printable names."""
+    check_length(field, len(figures), MAX_CAUSES)
+    check_numbers(figures.values(), field)
+    return _joint((bounded(name, MAX_NAME_LENGTH), figure) for name, figure in figures.items())
+
+
+def _joint(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
+    figures: dict[str, int] = {}
+    for name, figure in pairs:
+        figures[name] = figures.get(name, 0) + figure
+    return figures
+
+
+def _duration(nanoseconds: int) -> Duration:
+    seconds, nanos = divmod(nanoseconds, 10**9)
+    return Duration(seconds=seconds, nanos=nanos)
+
+
+def _nanoseconds(message: Duration, field: str) -> int:
+    if message.seconds < 0 or not 0 <= message.nanos < 10**9:
+        raise CorruptMessageError(field, "is negative or out of range")
+    check_numbers((message.seconds,), field)
+    return message.seconds * 10**9 + message.nanos

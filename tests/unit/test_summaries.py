@@ -1,0 +1,210 @@
+"""Summaries arrive as they were sent, and what contradicts itself is refused by field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.measurement import Measurement, StageMeasurement
+from latencyprobe.domain.report import StageReport, TargetReport
+from latencyprobe.domain.stages import COUNTERS, STAGES
+from latencyprobe.domain.summary import PodChoice, PodReport, PodScore, ProbeSummary, worst_first
+from latencyprobe.domain.verdict import Bottleneck, Verdict
+from latencyprobe.protocol.measurements import CorruptMessageError
+from latencyprobe.protocol.summaries import (
+    MAX_PODS,
+    choice_from_proto,
+    choice_to_proto,
+    pod_from_proto,
+    pod_to_proto,
+    summary_from_proto,
+    summary_to_proto,
+)
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+
+NUMBERS = st.integers(0, 2**53 - 1)
+STAGE_NAMES = [stage.name for stage in STAGES]
+COUNTER_NAMES = [counter.name for counter in COUNTERS]
+TEXTS = st.text("abcxyz 0189", max_size=30)
+
+scores = st.lists(
+    st.builds(PodScore, NUMBERS, TEXTS), max_size=20, unique_by=lambda each: each.pod_uid
+)
+summaries = st.builds(
+    ProbeSummary,
+    merged=st.builds(
+        Measurement,
+        st.dictionaries(
+            st.sampled_from(STAGE_NAMES),
+            st.builds(
+                StageMeasurement, st.lists(st.integers(0, 2**37), max_size=9).map(Histogram.of)
+            ),
+        ),
+        st.dictionaries(st.sampled_from(COUNTER_NAMES), NUMBERS),
+    ),
+    verdicts=st.dictionaries(
+        st.sampled_from([str(each) for each in Bottleneck]), st.integers(0, 2**32 - 1)
+    ),
+    waiting_ns=st.dictionaries(st.sampled_from([str(each) for each in Bottleneck]), NUMBERS),
+    scores=scores.map(lambda each: worst_first(each, MAX_PODS)),
+    unobserved_ns=st.integers(0, 10**14),
+)
+figures = st.builds(
+    StageReport,
+    name=st.sampled_from(STAGE_NAMES),
+    detail=st.just(""),
+    count=NUMBERS,
+    mean_ns=NUMBERS,
+    p50_ns=NUMBERS,
+    p90_ns=NUMBERS,
+    p99_ns=NUMBERS,
+    max_ns=NUMBERS,
+    share_percent=st.none() | st.floats(0, 100),
+    lost=NUMBERS,
+    unmatched=NUMBERS,
+    clamped=NUMBERS,
+    sampling_ratio=st.sampled_from([1.0, 0.5, 2.0**-16]),
+)
+verdicts = st.builds(
+    Verdict,
+    st.sampled_from(Bottleneck),
+    st.integers(0, 100),
+    st.lists(TEXTS, max_size=5).map(tuple),
+    TEXTS,
+    st.none() | st.sampled_from(STAGE_NAMES),
+)
+pods = st.builds(
+    PodReport,
+    pod_uid=TEXTS,
+    name=TEXTS,
+    containers=st.lists(TEXTS, max_size=4).map(tuple),
+    score=NUMBERS,
+    report=st.builds(
+        TargetReport,
+        st.lists(figures, max_size=6, unique_by=lambda each: each.name).map(tuple),
+        st.dictionaries(st.sampled_from(COUNTER_NAMES), NUMBERS),
+        st.dictionaries(st.text("abc", min_size=1, max_size=9), NUMBERS, max_size=9),
+        verdicts,
+    ),
+    ended=st.booleans(),
+)
+
+
+@given(summaries)
+def test_a_summary_arrives_as_it_was_sent(summary: ProbeSummary) -> None:
+    message = pb.ProbeSummary.FromString(summary_to_proto(summary).SerializeToString())
+    assert summary_from_proto(message) == summary
+
+
+@given(pods)
+def test_a_pod_in_full_arrives_as_it_was_sent(pod: PodReport) -> None:
+    message = pb.PodReport.FromString(pod_to_proto(pod).SerializeToString())
+    assert pod_from_proto(message) == pod
+
+
+@given(st.builds(PodChoice, st.integers(0, MAX_PODS), NUMBERS))
+def test_a_choice_arrives_as_it_was_sent(choice: PodChoice) -> None:
+    assert choice_from_proto(choice_to_proto(choice)) == choice
+
+
+def test_a_choice_of_more_pods_than_a_report_may_have_is_limited() -> None:
+    assert choice_from_proto(pb.PodChoice(most=2**32 - 1)).most == MAX_PODS
+
+
+def test_an_unknown_verdict_of_a_newer_agent_is_shown_as_evidence() -> None:
+    verdict = pb.Verdict(bottleneck="Gremlins\x1b", next_step="Feed them.")
+    report = pod_from_proto(pb.PodReport(pod_uid="uid", verdict=verdict)).report
+
+    assert report.verdict.bottleneck is Bottleneck.INSUFFICIENT_DATA
+    assert report.verdict.evidence == (
+        r"the agent's verdict is 'Gremlins\\x1b', unknown to this version",
+    )
+    assert report.verdict.next_step == "Feed them."
+
+
+def test_an_unknown_stage_of_a_newer_agent_is_left_out() -> None:
+    stages = [
+        pb.StageFigures(name="rx.total", count=3, sampling_ratio=1),
+        pb.StageFigures(name="rx.teleport", count=3),
+    ]
+    report = pod_from_proto(
+        pb.PodReport(pod_uid="uid", stages=stages, verdict=pb.Verdict(bottleneck="None"))
+    ).report
+    assert [stage.name for stage in report.stages] == ["rx.total"]
+
+
+def _a_summary(spoil: Callable[[pb.ProbeSummary], object]) -> Callable[[], object]:
+    message = pb.ProbeSummary(stages=[pb.StageDelta(name="rx.total", sampling_ratio=1)])
+    spoil(message)
+    return lambda: summary_from_proto(message)
+
+
+def _a_pod(spoil: Callable[[pb.PodReport], object]) -> Callable[[], object]:
+    stage = pb.StageFigures(name="rx.total", sampling_ratio=1)
+    message = pb.PodReport(
+        pod_uid="uid", stages=[stage], verdict=pb.Verdict(bottleneck="None", evidence=[])
+    )
+    spoil(message)
+    return lambda: pod_from_proto(message)
+
+
+def _repeat(name: str, count: int) -> Callable[[pb.ProbeSummary], object]:
+    return lambda m: m.scores.extend(
+        [pb.PodScore(pod_uid=f"{name}{index // 2}") for index in range(count)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("decode", "field"),
+    [
+        (_a_summary(lambda m: m.stages.add(name="")), "stages[1].name"),
+        (_a_summary(lambda m: m.stages.add(name="rx.total", sampling_ratio=1)), "stages[1].name"),
+        (_a_summary(lambda m: m.scores.add(pod_uid="a", score=2**53)), "summary.scores"),
+        (_a_summary(_repeat("a", 2)), "summary.scores"),
+        (_a_summary(_repeat("a", MAX_PODS + 1)), "summary.scores"),
+        (_a_summary(lambda m: m.waiting_ns.update({"Peer": 2**53})), "summary.waiting_ns"),
+        (
+            _a_summary(lambda m: m.waiting_ns.update({str(each): 1 for each in range(65)})),
+            "summary.waiting_ns",
+        ),
+        (_a_summary(lambda m: m.counters.update({"rtos": 2**64 - 1})), "summary.counters"),
+        (_a_summary(lambda m: setattr(m.unobserved, "seconds", -1)), "summary.unobserved"),
+        (_a_pod(lambda m: setattr(m, "score", 2**53)), "pod.score"),
+        (_a_pod(lambda m: setattr(m.stages[0], "p99_ns", 2**53)), "pod.stages[0]"),
+        (_a_pod(lambda m: setattr(m.stages[0], "sampling_ratio", 5e-324)), "pod.stages[0]"),
+        (_a_pod(lambda m: setattr(m.stages[0], "sampling_ratio", 1.5)), "pod.stages[0]"),
+        (
+            _a_pod(lambda m: setattr(m.stages[0], "share_percent", float("nan"))),
+            "pod.stages[0].share_percent",
+        ),
+        (_a_pod(lambda m: m.stages.append(m.stages[0])), "pod.stages"),
+        (_a_pod(lambda m: m.counters.update({"rtos": 2**53})), "pod.counters"),
+        (_a_pod(lambda m: m.containers.extend(["a"] * 129)), "pod.containers"),
+        (
+            _a_pod(lambda m: setattr(m.verdict, "share_percent", float("inf"))),
+            "verdict.share_percent",
+        ),
+        (
+            _a_pod(lambda m: m.verdict.evidence.extend([pb.Evidence(text="x")] * 33)),
+            "verdict.evidence",
+        ),
+    ],
+)
+def test_a_contradiction_is_refused_by_its_field(decode: Callable[[], object], field: str) -> None:
+    with pytest.raises(CorruptMessageError) as refused:
+        decode()
+    assert refused.value.field == field
+
+
+@given(scores, st.integers(0, 30), NUMBERS)
+def test_a_choice_takes_of_the_worst_those_of_its_score(
+    given_scores: list[PodScore], most: int, limit: int
+) -> None:
+    ordered = worst_first(given_scores, MAX_PODS)
+    chosen = PodChoice(most, limit).of(ordered)
+    assert len(chosen) <= most
+    assert list(chosen) == [each for each in ordered if each.score >= limit][:most]
