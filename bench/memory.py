@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 DEFAULT_ROUNDS = 3
 PODS = 110
 INTERVAL_SECONDS = 10
+WINDOW_SECONDS = 60
+MAX_PODS = 20
 WATCHED_SECONDS = 20.0
 READY_SECONDS = 30.0
 _MIB = 1 << 20
@@ -56,7 +58,7 @@ class Figure:
 FIGURES = (
     Figure("agent, no probe: resident", "MiB"),
     Figure("agent, no probe: CPU", "% of a core", 0.2),
-    Figure(f"agent, {PODS} targets: resident", "MiB", 60),
+    Figure(f"agent, {PODS} targets: resident", "MiB", 64),
     Figure(f"agent, {PODS} targets, no traffic: CPU", "% of a core"),
     Figure("agent, after the probe: resident", "MiB"),
     Figure(f"maps for {PODS} targets", "MiB", 16),
@@ -177,6 +179,9 @@ async def _apply(stub: NodeAgentAsyncStub, generation: int, pids: list[int]) -> 
         name="bench",
         modules=[str(module) for module in DEFAULT_MODULES],
         interval=Duration(seconds=INTERVAL_SECONDS),
+        window=Duration(seconds=WINDOW_SECONDS),
+        max_pods=MAX_PODS,
+        pods_in_full=pb.PodChoice(most=MAX_PODS),
         targets=[pb.Target(id=str(pid), pid=pid) for pid in pids],
         node_figures=True,
     )

@@ -103,12 +103,14 @@ def report_on(
     node: NodeMeasurement | None = NOTHING_OF_THE_NODE,
     *,
     uncounted: Container[str] = (),
+    only_stages: Container[str] | None = None,
 ) -> TargetReport:
     """Return the report on one target, with the stages of these modules that have samples.
 
     Modules of other probes on the same target are ignored, also by the verdict. `node`: the
     measurement of the target's node in the same window, as evidence; None: readers may not see it.
-    `uncounted`: counters that the node cannot count; they are absent instead of 0.
+    `uncounted`: counters that the node cannot count; they are absent instead of 0. `only_stages`:
+    the stages with figures; the verdict is of all.
     """
     wanted = set(modules)
     seen = Measurement(
@@ -125,7 +127,11 @@ def report_on(
         | _drops(measurement, wanted),
         {name: n for name, n in sorted(measurement.netns_counters.items()) if n},
     )
-    stages = tuple(_report_stage(BY_NAME[name], seen) for name in seen.stages)
+    stages = tuple(
+        _report_stage(BY_NAME[name], seen)
+        for name in seen.stages
+        if only_stages is None or name in only_stages
+    )
     return TargetReport(stages, seen.counters, seen.netns_counters, judge(seen, node))
 
 
@@ -148,14 +154,15 @@ def _figures(
     name: str, measured: StageMeasurement, *, share: float | None = None, detail: str = ""
 ) -> StageReport:
     histogram = measured.histogram
+    p50_ns, p90_ns, p99_ns = histogram.percentiles(50, 90, 99)
     return StageReport(
         name=name,
         detail=detail,
         count=histogram.count,
         mean_ns=histogram.mean_ns,
-        p50_ns=histogram.percentile(50),
-        p90_ns=histogram.percentile(90),
-        p99_ns=histogram.percentile(99),
+        p50_ns=p50_ns,
+        p90_ns=p90_ns,
+        p99_ns=p99_ns,
         max_ns=histogram.max_ns,
         share_percent=share,
         lost=measured.lost,

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from latencyprobe.domain.coverage import StageCoverage
+from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.packets import TracedPacket
 from latencyprobe_agent.budget import NO_CEILINGS, Ceilings
 from latencyprobe_agent.desired import Desired, DesiredProbe, Refusals, admit
@@ -27,6 +27,7 @@ from latencyprobe_agent.reconciler import Reconciler
 from latencyprobe_agent.targets.facts import TargetFacts
 from latencyprobe_agent.targets.resolver import Resolver
 from latencyprobe_agent.tracing import PacketNews, Trace, TraceWish
+from latencyprobe_agent.windows.probe_window import WindowReport
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +127,13 @@ class Agent:
     def coverage(self) -> tuple[StageCoverage, ...]:
         """Every stage, with its state."""
         return self._reconciler.coverage
+
+    def take_window_report(self, probe_id: str) -> WindowReport | None:
+        """Return the report over a probe's window; None if the probe does not exist any more."""
+        uncounted = frozenset(
+            stage.name for stage in self.coverage if stage.state is CoverageState.UNAVAILABLE
+        )
+        return self.readings.windows.take(probe_id, uncounted)
 
     def standings(self, probe: DesiredProbe) -> Mapping[str, TargetFacts]:
         """Return the facts of a probe's targets, by their ids."""

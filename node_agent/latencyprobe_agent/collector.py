@@ -18,7 +18,7 @@ from latencyprobe.domain.measurement import (
     NodeMeasurement,
 )
 from latencyprobe.domain.stages import Module, counter_module, stages_of
-from latencyprobe_agent.desired import Desired, DesiredProbe
+from latencyprobe_agent.desired import Desired, DesiredProbe, DesiredTarget
 from latencyprobe_agent.plan import TargetKey
 
 # A probe may be this part of its interval early, so that probes of one interval share a reading.
@@ -38,7 +38,8 @@ class ProbeFigures:
     """The measurements for one probe between two moments, by the client's target ids.
 
     `node`: the measurement of the node between them, for all modules; empty for a probe without
-    node figures.
+    node figures. `departed`: the figures of targets that were measured, and have left a probe with
+    a window.
     """
 
     probe: DesiredProbe
@@ -46,6 +47,7 @@ class ProbeFigures:
     end: Moment
     measurements: Mapping[str, Measurement]
     node: NodeMeasurement = NOTHING_OF_THE_NODE
+    departed: Mapping[DesiredTarget, Measurement] = field(default_factory=dict)
 
     def of(self, target_id: str) -> Measurement:
         """Return one target's figures, of the probe's modules."""
@@ -83,6 +85,7 @@ class _Account:
     begin: Moment
     measurements: dict[str, Measurement] = field(default_factory=dict)
     node: NodeMeasurement = NOTHING_OF_THE_NODE
+    departed: dict[DesiredTarget, Measurement] = field(default_factory=dict)
 
     @property
     def due_at(self) -> float:
@@ -94,6 +97,14 @@ class _Account:
 
     def is_due(self, now: Moment) -> bool:
         return now.monotonic >= self.due_at - _EARLY * self.probe.interval_s
+
+    def take(self, now: Moment) -> ProbeFigures:
+        """Return the figures, and begin again."""
+        taken = ProbeFigures(
+            self.probe, self.begin, now, self.measurements, self.node, self.departed
+        )
+        self.begin, self.measurements, self.node, self.departed = now, {}, NOTHING_OF_THE_NODE, {}
+        return taken
 
 
 class Collector:
@@ -178,16 +189,30 @@ class Collector:
         return min((a.probe.interval_s for a in self._accounts.values()), default=None)
 
     def is_due(self, now: Moment) -> bool:
-        """Return True if a probe is due."""
-        return any(account.is_due(now) for account in self._accounts.values())
+        """Return True if a probe without a window is due."""
+        return any(
+            account.probe.window is None and account.is_due(now)
+            for account in self._accounts.values()
+        )
 
     def take(self, now: Moment) -> list[ProbeFigures]:
-        """Return the figures of the probes that are due, and reset their accounts."""
-        due = [account for account in self._accounts.values() if account.is_due(now)]
-        taken = [ProbeFigures(a.probe, a.begin, now, a.measurements, a.node) for a in due]
-        for account in due:
-            account.begin, account.measurements, account.node = now, {}, NOTHING_OF_THE_NODE
-        return taken
+        """Return the figures of the probes without a window that are due; reset their accounts."""
+        return [
+            account.take(now)
+            for account in self._accounts.values()
+            if account.probe.window is None and account.is_due(now)
+        ]
+
+    def take_for_windows(self, now: Moment, *, early: bool = False) -> list[ProbeFigures]:
+        """Return the figures of the probes with a window that are due; reset their accounts.
+
+        `early`: also of those that are not due yet.
+        """
+        return [
+            account.take(now)
+            for account in self._accounts.values()
+            if account.probe.window is not None and (early or account.is_due(now))
+        ]
 
     def put_back(self, figures: Sequence[ProbeFigures]) -> None:
         """Undo `take` for figures that were not delivered; the next report includes them."""
@@ -207,18 +232,36 @@ class Collector:
 def _carry_over(account: _Account, probe: DesiredProbe) -> _Account:
     kept = _still_meant(account.measurements, account.probe, probe)
     node = account.node if probe.node_figures else NOTHING_OF_THE_NODE
-    return _Account(probe, account.begin, kept, node)
+    return _Account(probe, account.begin, kept, node, _departed(account, probe))
+
+
+def _departed(account: _Account, after: DesiredProbe) -> dict[DesiredTarget, Measurement]:
+    """Return the figures of targets that have left a probe whose window keeps them."""
+    before = account.probe
+    if after.window is None or not _are_alike(before, after):
+        return {}
+    selectors = {target.id: target.selector for target in after.targets}
+    departed = dict(account.departed)
+    for target in before.targets:
+        if selectors.get(target.id) != target.selector and target.id in account.measurements:
+            measurement = account.measurements[target.id]
+            departed[target] = departed.get(target, NOTHING) + measurement
+    return departed
 
 
 def _still_meant(
     measurements: Mapping[str, Measurement], before: DesiredProbe, after: DesiredProbe
 ) -> dict[str, Measurement]:
     """Return the figures of the targets that both versions of a probe measure alike."""
-    if (before.socket_filter, before.node_figures) != (after.socket_filter, after.node_figures):
+    if not _are_alike(before, after):
         return {}
     selectors = {target.id: target.selector for target in before.targets}
     same = {t.id for t in after.targets if selectors.get(t.id) == t.selector}
     return {target_id: m for target_id, m in measurements.items() if target_id in same}
+
+
+def _are_alike(before: DesiredProbe, after: DesiredProbe) -> bool:
+    return (before.socket_filter, before.node_figures) == (after.socket_filter, after.node_figures)
 
 
 def only(measurement: Measurement, modules: frozenset[Module]) -> Measurement:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from latencyprobe.domain.fairness import TargetName, surplus_targets
 from latencyprobe.domain.stages import Module
+from latencyprobe.domain.summary import PodChoice
 from latencyprobe_agent.kernel.contract import SocketFilter
 
 
@@ -56,17 +57,32 @@ Selector = ContainerSelector | CgroupSelector | PidSelector | NetnsSelector
 
 @dataclass(frozen=True, slots=True)
 class DesiredTarget:
-    """One thing that a probe measures; `id` is the client's."""
+    """One thing that a probe measures; `id` is the client's. The names are for reports."""
 
     id: str
     selector: Selector
+    pod_name: str = ""
+    container_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredWindow:
+    """The window that the agent keeps of a probe's pods.
+
+    `max_pods`: the number of pods with a score. `pods_in_full`: until a client chooses others.
+    """
+
+    length_s: float
+    max_pods: int
+    pods_in_full: PodChoice
 
 
 @dataclass(frozen=True, slots=True)
 class DesiredProbe:
     """One set of targets that is measured and reported alike.
 
-    `node_figures`: figures of the node as a whole are reported too.
+    `node_figures`: figures of the node as a whole are reported too. `window`: None if the client
+    keeps the windows itself.
     """
 
     id: str
@@ -78,6 +94,7 @@ class DesiredProbe:
     targets: tuple[DesiredTarget, ...]
     namespace: str = ""
     node_figures: bool = False
+    window: DesiredWindow | None = None
 
     @property
     def measured_modules(self) -> frozenset[Module]:

@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from latencyprobe.domain.fairness import Claim, Shortage, refused_claims, share_text
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.targets import TargetState
-from latencyprobe_agent.desired import Desired, NetnsSelector, Selector
+from latencyprobe_agent.desired import (
+    ContainerSelector,
+    Desired,
+    DesiredTarget,
+    NetnsSelector,
+    Selector,
+)
 from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.kernel.contract import (
     MAX_CGROUPS,
@@ -155,6 +161,55 @@ def owners(desired: Desired, numbers: Mapping[SlotKey, int]) -> Mapping[int, tup
             if number is not None:
                 result[number] = (*result.get(number, ()), TargetKey(probe.id, target.id))
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class PodTargets:
+    """The targets of one probe that are containers of one pod.
+
+    `is_measured`: at least one has a slot. `has_ended`: none can be measured any more.
+    """
+
+    uid: str
+    name: str = ""
+    containers: tuple[str, ...] = ()
+    is_measured: bool = False
+    has_ended: bool = True
+
+
+def pod_uid(target: DesiredTarget) -> str:
+    """Return the UID of the target's pod; other targets stand for themselves."""
+    match target.selector:
+        case ContainerSelector(pod_uid=uid):
+            return uid
+        case _:
+            return target.id
+
+
+def pods(
+    desired: Desired, facts: Mapping[Selector, TargetFacts], numbers: Mapping[SlotKey, int]
+) -> Mapping[str, tuple[PodTargets, ...]]:
+    """Return the pods of the probes that have a window, by the ids of the probes."""
+    found: dict[str, tuple[PodTargets, ...]] = {}
+    for probe in desired.probes:
+        if probe.window is None:
+            continue
+        together: dict[str, list[DesiredTarget]] = {}
+        for target in probe.targets:
+            together.setdefault(pod_uid(target), []).append(target)
+        found[probe.id] = tuple(
+            PodTargets(
+                uid,
+                targets[0].pod_name,
+                tuple(
+                    dict.fromkeys(each.container_name for each in targets if each.container_name)
+                ),
+                any(SlotKey(each.selector, probe.socket_filter) in numbers for each in targets),
+                all(facts[each.selector].state is TargetState.GONE for each in targets),
+            )
+            for uid, targets in together.items()
+        )
+    return found
 
 
 def homes(

@@ -6,7 +6,9 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.measurement import NodeMeasurement
+from latencyprobe.domain.stages import BY_NAME
 from latencyprobe_agent.budget import NO_CEILINGS, Ceilings, budget_in_force
 from latencyprobe_agent.collector import Collector, Moment, OverheadMeter, ProbeFigures
 from latencyprobe_agent.desired import Desired
@@ -14,10 +16,12 @@ from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.evidence.source import EvidenceSource
 from latencyprobe_agent.instruments import Instruments
 from latencyprobe_agent.kernel.contract import Engine
-from latencyprobe_agent.plan import TargetKey
+from latencyprobe_agent.plan import PodTargets, TargetKey
 from latencyprobe_agent.sampling import Governor
+from latencyprobe_agent.windows.by_probe import Windows
 
 _LONGEST_READING_S = 10.0
+_MEASURING = frozenset({CoverageState.ACTIVE, CoverageState.PARTIAL})
 
 
 class Readings:
@@ -38,6 +42,7 @@ class Readings:
         self._evidence = evidence
         self._instruments = instruments
         self._clock = clock
+        self.windows = Windows()
         self._collector = Collector()
         self._overhead = OverheadMeter()
         self._governor = Governor()
@@ -53,12 +58,38 @@ class Readings:
     # Probes and targets
 
     def follow(
-        self, desired: Desired, asked: Moment, owners: Mapping[int, Sequence[TargetKey]]
+        self,
+        desired: Desired,
+        asked: Moment,
+        owners: Mapping[int, Sequence[TargetKey]],
+        pods: Mapping[str, Sequence[PodTargets]],
     ) -> None:
-        """Keep accounts for these probes; a new account begins when it was requested."""
+        """Keep accounts for these probes; a new account begins when it was requested.
+
+        `pods`: those of the probes with windows.
+        """
+        self._follow_windows(desired, asked, pods)
         self._collector.follow(desired, asked)
         self._collector.own(owners)
         self._governor.keep_to(budget_in_force(desired.probes, self._ceilings))
+
+    def suspend(self) -> None:
+        """Keep the windows while the next state is in force: the lease has ended."""
+        self.windows.is_suspending = True
+
+    def _follow_windows(
+        self, desired: Desired, asked: Moment, pods: Mapping[str, Sequence[PodTargets]]
+    ) -> None:
+        now = self.now()
+        if self.windows.is_suspending:
+            self.windows.add(self._collector.take_for_windows(now, early=True))
+            self.windows.suspend(now)
+        active = {
+            BY_NAME[stage.name].module
+            for stage in self._engine.coverage
+            if stage.state in _MEASURING and stage.name in BY_NAME
+        }
+        self.windows.follow(desired, pods, active, asked=asked, now=now)
 
     def move(
         self, homes: Mapping[TargetKey, frozenset[int]], found: Mapping[int, Namespace]
@@ -95,6 +126,7 @@ class Readings:
         overhead = self._engine.overhead()
         self._overhead.note(overhead.cpu_percent, self._last.monotonic - before.monotonic)
         self._instruments.note_reading(overhead.cpu_percent)
+        self.windows.add(self._collector.take_for_windows(self._last))
         self._were_taken.set()
         shift = self._governor.judge(overhead)
         if shift is not None:
@@ -116,15 +148,18 @@ class Readings:
 
     # For reports
 
-    async def due_figures(self) -> list[ProbeFigures]:
-        """Wait until a probe is due, and take the figures of all that are."""
-        while not self._collector.is_due(self._last):
+    async def until_due(self) -> None:
+        """Wait until a probe is due."""
+        while not self._collector.is_due(self._last) and not self.windows.due:
             self._were_taken.clear()
             await self._were_taken.wait()
+
+    def take_figures(self) -> list[ProbeFigures]:
+        """Take the figures of all probes without a window that are due."""
         return self._collector.take(self._last)
 
     def put_back(self, figures: Sequence[ProbeFigures]) -> None:
-        """Undo `due_figures` for figures that were not delivered."""
+        """Undo `take_figures` for figures that were not delivered."""
         self._collector.put_back(figures)
 
     def take_cpu_percent(self) -> float | None:

@@ -24,7 +24,7 @@ from latencyprobe_agent.desired import (
 from latencyprobe_agent.instruments import Instruments
 from latencyprobe_agent.kernel.contract import Engine, EngineError
 from latencyprobe_agent.pacing import Pacer, Programs
-from latencyprobe_agent.plan import SlotKey, homes, namespaces, owners, wanted_modules
+from latencyprobe_agent.plan import SlotKey, homes, namespaces, owners, pods, wanted_modules
 from latencyprobe_agent.readings import Readings
 from latencyprobe_agent.targets.facts import TargetFacts, failed, pending
 from latencyprobe_agent.targets.resolver import Resolver
@@ -169,7 +169,11 @@ class Reconciler:
             await self._try(self._realise(self._desired))
 
     async def let_go(self) -> None:
-        """Put the empty state in force; log errors, since no client is connected."""
+        """Put the empty state in force; log errors, since no client is connected.
+
+        The windows stay, for a client that comes back.
+        """
+        self._readings.suspend()
         await self._try(self.adopt(NOTHING_DESIRED))
 
     def _is_due(self, time: float | None) -> bool:
@@ -248,7 +252,9 @@ class Reconciler:
             self._reports_packets = True
             self._engine.trace(trace.spec(desired, numbers))
             trace.has_begun.set()
-        self._readings.follow(desired, asked, owners(desired, numbers))
+        self._readings.follow(
+            desired, asked, owners(desired, numbers), pods(desired, facts, numbers)
+        )
         self._desired = desired
         self._retry_at = None
         if self._waiting is None:

@@ -87,7 +87,8 @@ async def test_flipping_modules_starts_one_compiler_and_loses_no_packet(
         coverage = {stage.name: stage for stage in agent.coverage}
         assert Module.SCHED in requests[-1].modules
         assert "not loaded yet" not in coverage["sched.runqueue"].reason
-        figures = {f.probe.id: f for f in await agent.readings.due_figures()}
+        await agent.readings.until_due()
+        figures = {f.probe.id: f for f in agent.readings.take_figures()}
         measured = figures["steady"].of("t").stage("rx.total")
         assert measured.histogram.count == FLIPS
         assert measured.lost == measured.unmatched == 0

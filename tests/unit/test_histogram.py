@@ -113,6 +113,14 @@ def test_a_percentile_lies_in_the_bucket_of_numpys(values: list[int], per_mille:
     assert min(values) <= ours <= max(values)
 
 
+@given(histograms, st.lists(st.floats(0, 100), max_size=5))
+def test_percentiles_in_one_pass_are_those_of_each(
+    histogram: Histogram, percents: list[float]
+) -> None:
+    each = [histogram.percentile(percent) for percent in percents]
+    assert histogram.percentiles(*percents) == each
+
+
 @given(histograms, st.floats(0, 100), st.floats(0, 100))
 def test_percentiles_never_fall_as_the_percent_rises(
     histogram: Histogram, one: float, other: float

@@ -93,6 +93,14 @@ def test_shares_of_a_total_add_up_and_a_total_has_none() -> None:
     assert "sharePercent" not in document_of(total)
 
 
+def test_a_verdict_is_of_all_stages_though_only_some_have_figures() -> None:
+    packets = {"rx.total": of(*[5_000_000] * 100), "rx.socket": of(*[4_000_000] * 100)}
+    whole = report_on(Measurement(packets), DEFAULT_MODULES)
+    brief = report_on(Measurement(packets), DEFAULT_MODULES, only_stages={"rx.total"})
+    assert brief.stages == (whole.stage("rx.total"),)
+    assert brief.verdict == whole.verdict
+
+
 def test_counters_that_saw_nothing_are_0_not_absent() -> None:
     report = report_on(NOTHING, [Module.TCP])
     assert report.stages == ()

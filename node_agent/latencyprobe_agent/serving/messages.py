@@ -23,7 +23,7 @@ from latencyprobe.protocol.packets import counts_to_proto, packet_to_proto
 from latencyprobe.protocol.states import coverage_to_proto, target_state_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.agent import Agent, Applied
-from latencyprobe_agent.collector import ProbeFigures
+from latencyprobe_agent.collector import Moment, ProbeFigures
 from latencyprobe_agent.desired import Refusals
 from latencyprobe_agent.targets.facts import TargetFacts
 from latencyprobe_agent.tracing import PacketNews
@@ -119,8 +119,8 @@ def report_frame(figures: ProbeFigures) -> pb.ProbeReport:
     """Begin a part of one probe's report: the probe and the times, without any figures."""
     return pb.ProbeReport(
         id=figures.probe.id,
-        begin=_timestamp(_begin_ns(figures)),
-        end=_timestamp(figures.end.unix_ns),
+        begin=timestamp(begin_ns(figures.begin, figures.end)),
+        end=timestamp(figures.end.unix_ns),
     )
 
 
@@ -143,12 +143,12 @@ def node_context(figures: ProbeFigures) -> pb.NodeContext:
     return node_to_proto(NodeMeasurement(node.stages, counters))
 
 
-def _begin_ns(figures: ProbeFigures) -> int:
+def begin_ns(begin: Moment, end: Moment) -> int:
     """Return the begin by the wall clock as it is now: it may have been set since then."""
-    elapsed_s = figures.end.monotonic - figures.begin.monotonic
-    return figures.end.unix_ns - round(elapsed_s * 1e9)
+    return end.unix_ns - round((end.monotonic - begin.monotonic) * 1e9)
 
 
-def _timestamp(unix_ns: int) -> Timestamp:
+def timestamp(unix_ns: int) -> Timestamp:
+    """Convert nanoseconds since 1970."""
     seconds, nanos = divmod(unix_ns, 1_000_000_000)
     return Timestamp(seconds=seconds, nanos=nanos)

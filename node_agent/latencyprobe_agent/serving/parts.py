@@ -52,6 +52,28 @@ def messages(
         yield packed
 
 
+def within(figures: ProbeFigures, part: pb.ProbeReport) -> ProbeFigures:
+    """Return the figures that this part holds."""
+    told = {target.status.id for target in part.targets}
+    stages = {(stage.name, stage.detail) for stage in part.node.stages}
+    return replace(
+        figures,
+        measurements={
+            target_id: measurement
+            for target_id, measurement in figures.measurements.items()
+            if target_id in told
+        },
+        node=NodeMeasurement(
+            {
+                stage: measured
+                for stage, measured in figures.node.stages.items()
+                if (stage.name, stage.detail) in stages
+            },
+            figures.node.counters if part.node.counters else {},
+        ),
+    )
+
+
 def without(figures: ProbeFigures, part: pb.ProbeReport) -> ProbeFigures:
     """Return the figures that the parts after this one hold."""
     told = {target.status.id for target in part.targets}

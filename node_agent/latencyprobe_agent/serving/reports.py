@@ -2,33 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
 
 from latencyprobe.domain.coverage import StageCoverage
+from latencyprobe.domain.summary import PodChoice, PodReport
+from latencyprobe.process.tasks import first_to_end
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.agent import Agent
 from latencyprobe_agent.collector import ProbeFigures
 from latencyprobe_agent.serving.messages import coverage_messages
-from latencyprobe_agent.serving.parts import messages, without
+from latencyprobe_agent.serving.parts import MESSAGE_BYTES, messages, within, without
+from latencyprobe_agent.serving.summary_messages import (
+    StatusChanges,
+    frame,
+    summary_report,
+    with_pods,
+)
+from latencyprobe_agent.serving.unacknowledged import Unacknowledged
+from latencyprobe_agent.serving.wishes import Requests, Wishes
+from latencyprobe_agent.windows.probe_window import WindowReport
 
 Send = Callable[[pb.Report], Awaitable[None]]
+
+
+async def _no_requests() -> Requests:
+    return
+    yield
+
+
+@dataclass(slots=True)
+class _Sent:
+    """The newest report over a window that was sent, and the pods that were sent in full."""
+
+    report: WindowReport
+    in_full: set[str] = field(default_factory=set)
 
 
 class ReportPump:
     """The sender of due figures to one client. `count`: called for each report with figures."""
 
-    def __init__(self, agent: Agent, count: Callable[[], None], send: Send) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        count: Callable[[], None],
+        send: Send,
+        requests: Requests | None = None,
+    ) -> None:
         self._agent = agent
         self._count = count
         self._send = send
+        self._requests = requests if requests is not None else _no_requests()
         self._sequence = 0
         self._coverage: tuple[StageCoverage, ...] | None = None
+        self._unacknowledged = Unacknowledged()
+        self._wishes = Wishes(
+            self._unacknowledged.acknowledge, lambda name: name in agent.readings.windows.probe_ids
+        )
+        self._statuses = StatusChanges()
+        self._sent: dict[str, _Sent] = {}
 
     async def run(self) -> None:
         """Send a report with the coverage at once, then all due figures, until cancelled."""
+        try:
+            await first_to_end(self._send_reports(), self._wishes.read(self._requests))
+        finally:
+            self._agent.readings.put_back(self._unacknowledged.rest())
+
+    async def _send_reports(self) -> None:
+        readings = self._agent.readings
         await self._send(self._report([]))
+        self._unacknowledged.note(self._sequence, ())
+        readings.windows.take_again()
         while True:
-            await self._send_all(await self._agent.readings.due_figures())
+            await first_to_end(readings.until_due(), self._wishes.until_changed())
+            await self._send_all(readings.take_figures())
+            self._forget_removed_probes()
+            for probe_id in readings.windows.due:
+                await self._send_summary(probe_id)
+            for probe_id in self._wishes.take_changed():
+                await self._send_wanted(probe_id)
+
+    # Figures of an interval
 
     async def _send_all(self, due: list[ProbeFigures]) -> None:
         """Send these figures; if that fails, put back those that no sent message holds."""
@@ -37,6 +93,8 @@ class ReportPump:
             for parts in messages(due, self._agent.standings):
                 await self._send(self._report(parts))
                 self._count()
+                held = [within(unsent[part.id], part) for part in parts]
+                self._unacknowledged.note(self._sequence, held)
                 for part in parts:
                     figures = unsent.pop(part.id)
                     if part.more:
@@ -44,6 +102,52 @@ class ReportPump:
         except BaseException:
             self._agent.readings.put_back(list(unsent.values()))
             raise
+
+    # Summaries of a window
+
+    async def _send_summary(self, probe_id: str) -> None:
+        """Send a probe's newest summary, with the pods that the client wants in full."""
+        report = self._agent.take_window_report(probe_id)
+        if report is None or report.probe.window is None:
+            return
+        sent = self._sent[probe_id] = _Sent(report)
+        statuses = self._statuses.take(probe_id, self._agent.standings(report.probe))
+        default = report.probe.window.pods_in_full
+        chosen = self._chosen(sent, self._wishes.choice_of(probe_id, default))
+        begun = summary_report(report, statuses)
+        await self._send_parts(with_pods(begun, chosen, partial(frame, report), MESSAGE_BYTES))
+
+    async def _send_wanted(self, probe_id: str) -> None:
+        """Send the pods that the client wants now, and the newest summary lacks."""
+        sent = self._sent.get(probe_id)
+        if sent is None or sent.report.probe.window is None:
+            return
+        default = sent.report.probe.window.pods_in_full
+        missing = self._chosen(sent, self._wishes.choice_of(probe_id, default))
+        if missing:
+            begun = frame(sent.report)
+            parts = with_pods(begun, missing, partial(frame, sent.report), MESSAGE_BYTES)
+            await self._send_parts(parts)
+
+    def _chosen(self, sent: _Sent, choice: PodChoice) -> list[PodReport]:
+        """Return the pods of this choice that were not sent yet, and note them as sent."""
+        uids = {score.pod_uid for score in choice.of(sent.report.summary.scores)} - sent.in_full
+        sent.in_full |= uids
+        return [pod for pod in sent.report.pods if pod.pod_uid in uids]
+
+    async def _send_parts(self, parts: Iterable[pb.ProbeReport]) -> None:
+        for part in parts:
+            await self._send(self._report([part]))
+            self._count()
+            self._unacknowledged.note(self._sequence, ())
+
+    def _forget_removed_probes(self) -> None:
+        kept = self._agent.readings.windows.probe_ids
+        self._wishes.keep(kept)
+        self._statuses.keep(kept)
+        self._sent = {name: sent for name, sent in self._sent.items() if name in kept}
+
+    # Both
 
     def _report(self, probes: list[pb.ProbeReport]) -> pb.Report:
         """Return the next report; it has the coverage if that has changed."""

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 from latencyprobe.domain.packets import LONGEST_NS
 from latencyprobe.domain.stages import PACKET_STAGES, Module
+from latencyprobe.protocol.summaries import MAX_POD_NAME_LENGTH, MAX_PODS, choice_from_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.desired import (
     CgroupSelector,
@@ -21,6 +22,7 @@ from latencyprobe_agent.desired import (
     Desired,
     DesiredProbe,
     DesiredTarget,
+    DesiredWindow,
     InvalidStateError,
     NetnsSelector,
     PidSelector,
@@ -36,6 +38,7 @@ MAX_PATH_LENGTH = 4095
 MAX_PID = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
 MIN_INTERVAL_S = 0.1
 MAX_INTERVAL_S = 600.0
+MAX_WINDOW_S = 3600.0
 MAX_LEASE_S = 86_400.0
 PROTOCOLS = frozenset({"TCP", "UDP"})
 RUNTIMES = ("containerd", "cri-o", "docker")
@@ -118,16 +121,18 @@ def _parse_probe(
             targets.append(_parse_target(each, f"targets[{index}]"))
         except InvalidStateError as error:
             invalid[each.id] = str(error)
+    interval_s = _parse_interval(message, "interval")
     probe = DesiredProbe(
         id=message.id,
         name=_parse_name(message.name, "name", MAX_NAME_LENGTH),
         modules=_parse_modules(message.modules, "modules"),
         socket_filter=_parse_filter(message.filter, "filter"),
-        interval_s=_parse_interval(message, "interval"),
+        interval_s=interval_s,
         max_cpu_percent=_parse_budget(message.max_cpu_percent, "max_cpu_percent"),
         targets=tuple(targets),
         namespace=_parse_namespace(message),
         node_figures=message.node_figures,
+        window=_parse_window(message, interval_s),
     )
     return probe, invalid
 
@@ -207,6 +212,21 @@ def _parse_interval(message: pb.Probe, field: str) -> float:
     return interval_s
 
 
+def _parse_window(message: pb.Probe, interval_s: float) -> DesiredWindow | None:
+    """Return the window; None for 0, with which a client keeps the windows itself."""
+    window_s = _seconds(message.window.seconds, message.window.nanos)
+    if not window_s:
+        return None
+    if not interval_s <= window_s <= MAX_WINDOW_S:
+        raise InvalidStateError(
+            "window",
+            f"{window_s:g} s: must be from the interval, {interval_s:g} s, to {MAX_WINDOW_S:g} s",
+        )
+    if message.max_pods > MAX_PODS:
+        raise InvalidStateError("max_pods", f"{message.max_pods}: must be at most {MAX_PODS}")
+    return DesiredWindow(window_s, message.max_pods, choice_from_proto(message.pods_in_full))
+
+
 def _seconds(seconds: int, nanos: int) -> float:
     return seconds + nanos / 1e9
 
@@ -228,7 +248,13 @@ def _check_is_container(message: pb.Target, field: str) -> None:
 
 
 def _parse_target(message: pb.Target, field: str) -> DesiredTarget:
-    return DesiredTarget(_parse_id(message.id, f"{field}.id"), _parse_selector(message, field))
+    names = message.container
+    return DesiredTarget(
+        _parse_id(message.id, f"{field}.id"),
+        _parse_selector(message, field),
+        _parse_name(names.pod_name, f"{field}.container.pod_name", MAX_POD_NAME_LENGTH),
+        _parse_name(names.container_name, f"{field}.container.container_name", MAX_POD_NAME_LENGTH),
+    )
 
 
 def _parse_selector(message: pb.Target, field: str) -> Selector:

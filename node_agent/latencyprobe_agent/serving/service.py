@@ -135,7 +135,7 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
 
     async def WatchReports(  # type: ignore[override]  # noqa: N802  (writes, yields nothing)
         self,
-        request_iterator: AsyncIterator[pb.WatchReportsRequest],  # noqa: ARG002
+        request_iterator: AsyncIterator[pb.WatchReportsRequest],
         context: Context,
     ) -> None:
         """Report until the client disconnects. `write` waits while the client is slow."""
@@ -143,7 +143,8 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
         log.info("%s streams reports", self._caller.describe(context))
 
         async def pump(send: Callable[[pb.Report], Awaitable[None]]) -> None:
-            await self._agent.watch(ReportPump(self._agent, self._metrics.reports.inc, send).run)
+            count = self._metrics.reports.inc
+            await self._agent.watch(ReportPump(self._agent, count, send, request_iterator).run)
 
         await self._guard(lambda: _stream(pump, context), context)
 

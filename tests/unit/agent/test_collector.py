@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from latencyprobe.domain.measurement import Measurement, NodeMeasurement, NodeStage
 from latencyprobe.domain.stages import Module
+from latencyprobe.domain.summary import NO_PODS
 from latencyprobe_agent.collector import (
     Collector,
     Moment,
@@ -15,7 +18,13 @@ from latencyprobe_agent.collector import (
     only,
     only_node,
 )
-from latencyprobe_agent.desired import Desired, DesiredProbe, DesiredTarget, PidSelector
+from latencyprobe_agent.desired import (
+    Desired,
+    DesiredProbe,
+    DesiredTarget,
+    DesiredWindow,
+    PidSelector,
+)
 from latencyprobe_agent.kernel.contract import SocketFilter
 from latencyprobe_agent.plan import TargetKey
 from tests.unit.agent.scripted import samples
@@ -231,3 +240,49 @@ def test_overhead_is_the_mean_over_the_time_since_the_last_report() -> None:
     meter.note(None, 10)
     assert meter.take() == 2.0
     assert meter.take() is None
+
+
+def _windowed(*pids: int, socket_filter: SocketFilter = EVERYTHING) -> DesiredProbe:
+    targets = tuple(DesiredTarget(f"t{pid}", PidSelector(pid)) for pid in pids)
+    window = DesiredWindow(60, 20, NO_PODS)
+    return replace(_probe(socket_filter=socket_filter), targets=targets, window=window)
+
+
+def test_a_window_gets_its_figures_without_a_client_and_a_client_gets_none_of_them() -> None:
+    collector = Collector()
+    collector.follow(Desired(1, (_windowed(1), _probe("plain"))), _at(0))
+    collector.own({0: [TargetKey("a", "t1"), TargetKey("plain", "t")]})
+    collector.add({0: samples(100)})
+    assert [taken.probe.id for taken in collector.take(_at(1))] == ["plain"]
+    (taken,) = collector.take_for_windows(_at(1))
+    assert taken.of("t1") == samples(100)
+    assert not collector.take_for_windows(_at(1))
+    assert not collector.is_due(_at(1.5))
+    (rest,) = collector.take_for_windows(_at(1.5), early=True)
+    assert (rest.begin, rest.end) == (_at(1), _at(1.5))
+
+
+def test_the_window_gets_the_figures_of_targets_that_have_left() -> None:
+    collector = Collector()
+    before, after = _windowed(1, 2), _windowed(2)
+    collector.follow(Desired(1, (before,)), _at(0))
+    collector.own({0: [TargetKey("a", "t1")], 1: [TargetKey("a", "t2")]})
+    for _ in range(2):
+        collector.add({0: samples(100), 1: samples(200)})
+        collector.follow(Desired(2, (after,)), _at(0.5))
+        collector.follow(Desired(2, (before,)), _at(0.5))
+    (taken,) = collector.take_for_windows(_at(1))
+    assert taken.measurements == {"t2": samples(200, 200)}
+    assert taken.departed == {before.targets[0]: samples(100, 100)}
+    assert not collector.take_for_windows(_at(2))[0].departed
+
+
+def test_targets_that_left_another_measurement_are_forgotten() -> None:
+    collector = Collector()
+    collector.follow(Desired(1, (_windowed(1),)), _at(0))
+    collector.own({0: [TargetKey("a", "t1")]})
+    collector.add({0: samples(100)})
+    changed = _windowed(2, socket_filter=SocketFilter(frozenset({443})))
+    collector.follow(Desired(2, (changed,)), _at(0.5))
+    (taken,) = collector.take_for_windows(_at(1))
+    assert not taken.departed

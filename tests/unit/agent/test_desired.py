@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -12,10 +13,12 @@ from hypothesis import strategies as st
 
 from latencyprobe.domain.fairness import MAX_PROBES, MAX_TARGETS
 from latencyprobe.domain.stages import Module
+from latencyprobe.domain.summary import PodChoice
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.desired import (
     ContainerSelector,
     Desired,
+    DesiredWindow,
     InvalidStateError,
     PidSelector,
     admit,
@@ -312,3 +315,57 @@ def test_a_static_pods_hash_is_a_pod_uid() -> None:
     state.probes[0].targets[0].CopyFrom(_container("0123456789abcdef" * 2))
     target = parse_desired(state).probes[0].targets[0]
     assert target.selector == ContainerSelector("0123456789abcdef" * 2, CID)
+
+
+def _with_window(seconds: int, **more: Any) -> pb.DesiredState:
+    state = _state()
+    (probe,) = state.probes
+    probe.MergeFrom(pb.Probe(window=Duration(seconds=seconds), **more))
+    return state
+
+
+def test_a_window_becomes_values() -> None:
+    choice = pb.PodChoice(most=9, min_score=3)
+    (probe,) = parse_desired(_with_window(60, max_pods=20, pods_in_full=choice)).probes
+    assert probe.window == DesiredWindow(60, 20, PodChoice(9, 3))
+
+
+@pytest.mark.parametrize("state", [_state(), _with_window(0, max_pods=10**6)])
+def test_without_a_length_there_is_no_window(state: pb.DesiredState) -> None:
+    assert parse_desired(state).probes[0].window is None
+
+
+@pytest.mark.parametrize(
+    ("state", "problem"),
+    [
+        (_with_window(1), "window: 1 s: must be from the interval, 1.5 s, to 3600 s"),
+        (_with_window(3601), "window: 3601 s: must be from the interval, 1.5 s, to 3600 s"),
+        (_with_window(-1), "window: -1 s: must be from the interval, 1.5 s, to 3600 s"),
+        (_with_window(60, max_pods=257), "max_pods: 257: must be at most 256"),
+    ],
+)
+def test_a_probe_with_an_invalid_window_is_refused_alone(
+    state: pb.DesiredState, problem: str
+) -> None:
+    state.probes.append(pb.Probe(id="sound", modules=["rx"], interval=Duration(seconds=1)))
+    desired = parse_desired(state)
+    assert [probe.id for probe in desired.probes] == ["sound"]
+    assert set(desired.refused["p"].values()) == {problem}
+
+
+def test_a_container_has_names_for_reports() -> None:
+    state = _state()
+    names = pb.Container(pod_name="cart-7d", container_name="server")
+    state.probes[0].targets[0].container.MergeFrom(names)
+    target = parse_desired(state).probes[0].targets[0]
+    assert (target.pod_name, target.container_name) == ("cart-7d", "server")
+
+
+@pytest.mark.parametrize("field", ["pod_name", "container_name"])
+@pytest.mark.parametrize("text", ["a\x1b[31m", "a" * 254])
+def test_a_container_with_an_invalid_name_is_refused_alone(field: str, text: str) -> None:
+    state = _state()
+    setattr(state.probes[0].targets[0].container, field, text)
+    desired = parse_desired(state)
+    assert [target.id for target in desired.probes[0].targets] == ["b"]
+    assert f"targets[0].container.{field}: " in desired.refused["p"]["a"]

@@ -92,7 +92,8 @@ async def test_a_probe_that_flips_its_modules_costs_one_load_and_the_others_no_f
     assert engine.loads == [{Module.RX}]
     assert set(engine.slots) == {slot}
     running.agent.readings.read()
-    (figures,) = (f for f in await running.agent.readings.due_figures() if f.probe.id == "steady")
+    await running.agent.readings.until_due()
+    (figures,) = (f for f in running.agent.readings.take_figures() if f.probe.id == "steady")
     assert figures.of("t").stage("rx.total").histogram.count == 100
 
 
@@ -128,7 +129,8 @@ async def test_what_no_probe_wants_is_dropped_and_not_reported_to_the_others(
     assert engine.modules == {Module.RX, Module.TCP}
     engine.measure(samples(100) + samples(100, stage="tcp.rtt"))
     running.agent.readings.read()
-    (figures,) = await running.agent.readings.due_figures()
+    await running.agent.readings.until_due()
+    (figures,) = running.agent.readings.take_figures()
     assert set(figures.of("t").stages) == {"rx.total"}
     clock.ahead_s = 3600
     await until(lambda: engine.modules == {Module.RX}, "the dropping of tcp")

@@ -16,6 +16,7 @@ SLOT_BYTES = SLOT_STATS.size
 _STAGE_HEADER = STAGE_STATS.part("sum", "missing")
 _COUNTS = STAGE_STATS.part("counts")
 _COUNTS_OFFSET = STAGE_STATS.offset("counts")
+_COUNT_BYTES = 4
 _COUNTERS = SLOT_STATS.part("counters")
 _COUNTERS_OFFSET = SLOT_STATS.offset("counters")
 _STAGES_OFFSET = SLOT_STATS.offset("stages")
@@ -105,8 +106,7 @@ def decode_stage(content: bytes, offset: int, ratio: float) -> StageMeasurement:
     """Decode one `struct stage_stats`."""
     total, longest, not_min, lost, unmatched, clamped = _STAGE_HEADER.unpack_from(content, offset)
     first = offset + _COUNTS_OFFSET
-    row = memoryview(content)[first : first + _COUNTS.size].cast("I")
-    buckets = {position: count for position, count in enumerate(row) if count}
+    buckets = _decode_counts(content[first : first + _COUNTS.size])
     if not buckets:
         return StageMeasurement(
             lost=lost, unmatched=unmatched, clamped=clamped, sampling_ratio=ratio
@@ -114,3 +114,12 @@ def decode_stage(content: bytes, offset: int, ratio: float) -> StageMeasurement:
     shortest = min(_U64_MAX - not_min, longest)
     histogram = Histogram(buckets, total, shortest, longest)
     return StageMeasurement(histogram, lost, unmatched, clamped, ratio)
+
+
+def _decode_counts(row: bytes) -> dict[int, int]:
+    """Return the counts by position. Most positions are empty: only the span in use is read."""
+    used = row.rstrip(b"\0")
+    begin = (len(used) - len(used.lstrip(b"\0"))) // _COUNT_BYTES
+    end = -(-len(used) // _COUNT_BYTES)
+    span = memoryview(row)[begin * _COUNT_BYTES : end * _COUNT_BYTES].cast("I").tolist()
+    return {position: count for position, count in enumerate(span, begin) if count}

@@ -1,0 +1,1 @@
+"""Windows: the figures of the pods of a probe over the newest minutes."""

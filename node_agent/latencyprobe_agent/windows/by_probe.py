@@ -1,0 +1,115 @@
+"""The windows of all probes of a node that have one."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from latencyprobe.domain.stages import Module
+from latencyprobe_agent.collector import Moment, ProbeFigures
+from latencyprobe_agent.desired import Desired, DesiredProbe
+from latencyprobe_agent.plan import PodTargets
+from latencyprobe_agent.windows.probe_window import ProbeWindow, WindowReport
+
+
+class Windows:
+    """The windows, and the newest report of each that was taken.
+
+    `is_suspending`: the next `suspend` is due, since the lease has ended.
+    """
+
+    def __init__(self) -> None:
+        self.is_suspending = False
+        self._windows: dict[str, ProbeWindow] = {}
+        # Without a lease nothing is measured; a client that comes back finds them again.
+        self._suspended: dict[str, ProbeWindow] = {}
+        self._taken: dict[str, float] = {}
+
+    @property
+    def probe_ids(self) -> Container[str]:
+        """The ids of the probes that have a window."""
+        return self._windows.keys()
+
+    def follow(
+        self,
+        desired: Desired,
+        pods: Mapping[str, Sequence[PodTargets]],
+        active: Container[Module],
+        *,
+        asked: Moment,
+        now: Moment,
+    ) -> None:
+        """Keep windows for these probes; figures that no longer mean the same are dropped.
+
+        `active`: the modules with attached programs. `asked`: when this change began.
+        """
+        before, self._windows = {**self._suspended, **self._windows}, {}
+        for probe in desired.probes:
+            if probe.window is None:
+                continue
+            known = before.get(probe.id)
+            if known is None or not _measures_alike(known.probe, probe):
+                known = ProbeWindow(probe, probe.window, asked)
+                self._taken.pop(probe.id, None)
+            known.follow(
+                probe,
+                probe.window,
+                pods.get(probe.id, ()),
+                is_active=_is_active(probe, active),
+                asked=asked,
+                now=now,
+            )
+            self._windows[probe.id] = known
+        if desired.probes:
+            self._suspended = {}
+        self._taken = {name: end for name, end in self._taken.items() if name in self._windows}
+
+    def suspend(self, now: Moment) -> None:
+        """Keep the windows for a client that comes back after its lease has ended."""
+        self.is_suspending = False
+        for window in self._windows.values():
+            window.suspend(now)
+        self._suspended, self._windows = {**self._suspended, **self._windows}, {}
+
+    def add(self, figures: Iterable[ProbeFigures]) -> None:
+        """Add the figures of the newest intervals."""
+        for each in figures:
+            if (window := self._windows.get(each.probe.id)) is not None:
+                window.add(each)
+
+    @property
+    def due(self) -> list[str]:
+        """The ids of the probes with an interval that no report was taken of."""
+        return [
+            probe_id
+            for probe_id, window in self._windows.items()
+            if window.end is not None and window.end.monotonic != self._taken.get(probe_id)
+        ]
+
+    def take(self, probe_id: str, uncounted: Container[str]) -> WindowReport | None:
+        """Return the report on a probe's newest interval; None if there is none any more."""
+        window = self._windows.get(probe_id)
+        report = window.report(uncounted) if window is not None else None
+        if window is None or report is None:
+            return None
+        self._taken[probe_id] = report.end.monotonic
+        # A report that is taken again may be from before the probe's last change.
+        return replace(report, probe=window.probe)
+
+    def take_again(self) -> None:
+        """Make all newest reports due, for a new client."""
+        self._taken.clear()
+
+
+def _measures_alike(before: DesiredProbe, after: DesiredProbe) -> bool:
+    return _meaning(before) == _meaning(after)
+
+
+def _meaning(probe: DesiredProbe) -> tuple[object, ...]:
+    return probe.socket_filter, probe.modules, probe.node_figures
+
+
+def _is_active(probe: DesiredProbe, active: Container[Module]) -> bool:
+    """Return True if programs of the probe are attached, or it needs none."""
+    modules = probe.measured_modules
+    return not modules or any(module in active for module in modules)

@@ -1,0 +1,274 @@
+"""The window of one probe: of each of its pods, of all of them together, and of the node.
+
+Time is divided into slots, at most SLOTS in a window; all pods of a probe share them. So the sum
+over all pods is always the sum of the pods' windows. Times are seconds of the monotonic clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+
+from latencyprobe.domain.measurement import (
+    NOTHING,
+    Measurement,
+    NodeMeasurement,
+)
+from latencyprobe.domain.report import report_on
+from latencyprobe.domain.score import score_of
+from latencyprobe.domain.summary import (
+    PodReport,
+    ProbeSummary,
+    verdict_counts,
+    waiting_by_cause,
+    worst_first,
+)
+from latencyprobe.domain.verdict import TOTALS
+from latencyprobe_agent.collector import Moment, ProbeFigures, only
+from latencyprobe_agent.desired import DesiredProbe, DesiredWindow
+from latencyprobe_agent.plan import PodTargets, pod_uid
+from latencyprobe_agent.windows.gaps import Gaps
+from latencyprobe_agent.windows.merging import merged
+from latencyprobe_agent.windows.node_window import WindowOfNode
+from latencyprobe_agent.windows.running import RunningWindow
+
+SLOTS = 12
+# Of one probe: four times as many as a report can have in full.
+MAX_ENDED_PODS = 1024
+# Readings come an interval apart, give or take this part of it.
+_JITTER = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class WindowReport:
+    """One probe's report over the window that ends at `end`.
+
+    `begin`: the beginning of the newest interval. `pods`: those with a score, worst first.
+    """
+
+    probe: DesiredProbe
+    begin: Moment
+    end: Moment
+    summary: ProbeSummary
+    pods: tuple[PodReport, ...]
+    node: NodeMeasurement
+
+
+@dataclass(slots=True)
+class _TimeSlot:
+    number: int
+    began: float
+    ended: float
+
+
+class _PodWindow:
+    """One pod, its measurements, and when it was measured last."""
+
+    __slots__ = ("last_measured", "pod", "sums")
+
+    def __init__(self, pod: PodTargets) -> None:
+        self.pod = pod
+        self.sums = RunningWindow()
+        self.last_measured = math.inf
+
+    def become(self, pod: PodTargets, now: float) -> None:
+        """Take the pod's state of now."""
+        if pod.is_measured:
+            self.last_measured = math.inf
+        elif self.pod.is_measured:
+            self.last_measured = now
+        self.pod = pod
+
+    def is_over(self, before: float) -> bool:
+        """Return True if it was not measured since this time."""
+        return self.sums.is_empty and self.last_measured <= before
+
+
+class ProbeWindow:
+    """The figures of one probe over its window."""
+
+    def __init__(self, probe: DesiredProbe, window: DesiredWindow, asked: Moment) -> None:
+        self.probe = probe
+        self._window = window
+        self._applied_at = asked.monotonic
+        self._interval: tuple[Moment, Moment] | None = None
+        self._newest: WindowReport | None = None
+        self._slots: deque[_TimeSlot] = deque()
+        self._pods: dict[str, _PodWindow] = {}
+        self._merged = RunningWindow()
+        self._node = WindowOfNode()
+        self._gaps = Gaps()
+        self._is_active = self._has_pods = False
+
+    @property
+    def end(self) -> Moment | None:
+        """The end of the newest interval; None before the first."""
+        return self._interval[1] if self._interval else None
+
+    def follow(
+        self,
+        probe: DesiredProbe,
+        window: DesiredWindow,
+        pods: Sequence[PodTargets],
+        *,
+        is_active: bool,
+        asked: Moment,
+        now: Moment,
+    ) -> None:
+        """Follow the probe and its pods.
+
+        `is_active`: programs of its modules are attached. `asked`: when this change began.
+        """
+        self.probe, self._window = probe, window
+        self._follow_pods({pod.uid: pod for pod in pods}, now.monotonic)
+        had_pods, has_pods = self._has_pods, any(pod.is_measured for pod in pods)
+        if has_pods and not (had_pods and self._is_active):
+            self._gaps.begin(asked.monotonic)
+        if has_pods and not is_active:
+            self._gaps.begin(now.monotonic)
+        else:
+            self._gaps.end(now.monotonic)
+        self._is_active, self._has_pods = is_active, has_pods
+
+    def suspend(self, now: Moment) -> None:
+        """Begin a gap: nothing is measured until the next `follow`."""
+        self._follow_pods({}, now.monotonic)
+        self._gaps.begin(now.monotonic)
+        self._is_active = self._has_pods = False
+        self._interval = self._newest = None
+
+    def add(self, figures: ProbeFigures) -> None:
+        """Add the figures of one interval."""
+        slot, oldest = self._slot_at(figures.end.monotonic)
+        deltas = self._by_pod(figures)
+        for uid, delta in deltas.items():
+            if uid not in self._pods and delta:
+                self._pods[uid] = _PodWindow(PodTargets(uid))
+                self._pods[uid].last_measured = figures.end.monotonic
+        for uid, known in self._pods.items():
+            known.sums.advance(deltas.get(uid, NOTHING), slot=slot, oldest=oldest)
+        together = merged(replace(delta, netns_counters={}) for delta in deltas.values())
+        self._merged.advance(together, slot=slot, oldest=oldest)
+        self._node.advance(figures.of_node(), slot=slot, oldest=oldest)
+        self._interval, self._newest = (figures.begin, figures.end), None
+        self._forget(figures.end.monotonic - self._window.length_s)
+
+    def report(self, uncounted: Container[str]) -> WindowReport | None:
+        """Return the report on the newest interval; None before the first.
+
+        `uncounted`: counters that this node cannot count.
+        """
+        if self._newest is None and self._interval is not None:
+            self._newest = self._report(*self._interval, uncounted)
+        return self._newest
+
+    # The pods
+
+    def _follow_pods(self, current: Mapping[str, PodTargets], now: float) -> None:
+        for uid, known in self._pods.items():
+            pod = current.get(uid, replace(known.pod, is_measured=False, has_ended=True))
+            known.become(pod, now)
+        for uid, pod in current.items():
+            if pod.is_measured and uid not in self._pods:
+                self._pods[uid] = _PodWindow(pod)
+
+    def _by_pod(self, figures: ProbeFigures) -> dict[str, Measurement]:
+        """Return the figures by pod, those of targets that have left included."""
+        modules = figures.probe.modules
+        of_targets = chain(
+            ((pod_uid(target), figures.of(target.id)) for target in figures.probe.targets),
+            ((pod_uid(target), only(each, modules)) for target, each in figures.departed.items()),
+        )
+        found: dict[str, Measurement] = {}
+        for uid, measurement in of_targets:
+            found[uid] = of_one_pod(found[uid], measurement) if uid in found else measurement
+        return found
+
+    def _forget(self, before: float) -> None:
+        over = [uid for uid, known in self._pods.items() if known.is_over(before)]
+        ended = [uid for uid, known in self._pods.items() if known.pod.has_ended]
+        ended.sort(key=lambda uid: (self._pods[uid].last_measured, uid), reverse=True)
+        for uid in {*over, *ended[MAX_ENDED_PODS:]}:
+            del self._pods[uid]
+        self._gaps.forget(before)
+
+    # The slots
+
+    def _slot_at(self, at: float) -> tuple[int, int]:
+        """Return the numbers of the newest and of the oldest slot."""
+        interval_s, jitter_s = self.probe.interval_s, self.probe.interval_s * _JITTER
+        length_s = math.ceil(self._window.length_s / SLOTS / interval_s) * interval_s
+        if not self._slots or at > self._slots[-1].began + length_s + jitter_s:
+            number = self._slots[-1].number + 1 if self._slots else 0
+            self._slots.append(_TimeSlot(number, at - interval_s, at))
+        self._slots[-1].ended = at
+        before = at - self._window.length_s + jitter_s
+        while self._slots[0].ended <= before:
+            self._slots.popleft()
+        return self._slots[-1].number, self._slots[0].number
+
+    # The report
+
+    def _report(self, begin: Moment, end: Moment, uncounted: Container[str]) -> WindowReport:
+        node = self._node.value()
+        seen = node if self.probe.node_figures else None
+        judged = partial(_pod_report, probe=self.probe, node=seen, uncounted=uncounted)
+        # A pod in full takes several times as long as its score.
+        is_each_shown = len(self._pods) <= self._window.max_pods
+        figures_of = None if is_each_shown else TOTALS
+        waiting: Counter[str] = Counter()
+        reports: dict[str, PodReport] = {}
+        for uid, known in self._pods.items():
+            measurement = known.sums.value()
+            reports[uid] = judged(known.pod, measurement, only_stages=figures_of)
+            waiting.update(waiting_by_cause(reports[uid].report.verdict, measurement))
+        scores = worst_first((pod.place for pod in reports.values()), self._window.max_pods)
+        summary = ProbeSummary(
+            merged=self._merged.value(),
+            verdicts=verdict_counts(reports.values()),
+            waiting_ns=waiting,
+            scores=scores,
+            unobserved_ns=self._unobserved_ns(end.monotonic),
+        )
+        shown = (self._pods[score.pod_uid] for score in scores)
+        in_full = (
+            reports[known.pod.uid] if is_each_shown else judged(known.pod, known.sums.value())
+            for known in shown
+        )
+        return WindowReport(self.probe, begin, end, summary, tuple(in_full), node)
+
+    def _unobserved_ns(self, end: float) -> int:
+        begin = max(end - self._window.length_s, self._applied_at)
+        return round(self._gaps.within(begin, end) * 1e9)
+
+
+def of_one_pod(one: Measurement, other: Measurement) -> Measurement:
+    """Add up the measurements of two containers of a pod in the same time.
+
+    They share a network namespace: both have counted the same events there. A container that
+    started later has counted fewer.
+    """
+    mine, theirs = one.netns_counters, other.netns_counters
+    netns = {name: max(mine.get(name, 0), theirs.get(name, 0)) for name in (*mine, *theirs)}
+    return replace(one + other, netns_counters=netns)
+
+
+def _pod_report(
+    pod: PodTargets,
+    measurement: Measurement,
+    *,
+    probe: DesiredProbe,
+    node: NodeMeasurement | None,
+    uncounted: Container[str],
+    only_stages: Container[str] | None = None,
+) -> PodReport:
+    report = report_on(
+        measurement, probe.modules, node, uncounted=uncounted, only_stages=only_stages
+    )
+    return PodReport(
+        pod.uid, pod.name, pod.containers, score_of(report), report, ended=pod.has_ended
+    )

@@ -1,0 +1,550 @@
+"""Windows hold what was measured in their time: no more, no less, and at any time exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.measurement import (
+    NOTHING,
+    Measurement,
+    NodeMeasurement,
+    NodeStage,
+    StageMeasurement,
+    total,
+)
+from latencyprobe.domain.stages import Module
+from latencyprobe.domain.summary import PodChoice, PodReport
+from latencyprobe_agent.collector import Moment, ProbeFigures
+from latencyprobe_agent.desired import (
+    ContainerSelector,
+    Desired,
+    DesiredProbe,
+    DesiredTarget,
+    DesiredWindow,
+    PidSelector,
+)
+from latencyprobe_agent.kernel.contract import SocketFilter
+from latencyprobe_agent.plan import PodTargets
+from latencyprobe_agent.windows import probe_window, running
+from latencyprobe_agent.windows.by_probe import Windows
+from latencyprobe_agent.windows.probe_window import WindowReport
+from latencyprobe_agent.windows.running import RunningWindow
+from tests.unit.agent.scripted import samples
+
+EVERYTHING = SocketFilter()
+ALL_MODULES = frozenset(Module)
+SMALL = st.integers(0, 9)
+
+stage_measurements = st.builds(
+    StageMeasurement,
+    st.lists(st.integers(0, 2**37), max_size=6).map(Histogram.of),
+    SMALL,
+    SMALL,
+    SMALL,
+    st.sampled_from([1.0, 0.5, 0.3]),
+)
+measurements = st.builds(
+    Measurement,
+    st.dictionaries(st.sampled_from(["rx.total", "tx.total", "tcp.rtt"]), stage_measurements),
+    st.dictionaries(st.sampled_from(["rtos", "retransmits", "drops.X"]), SMALL),
+    st.dictionaries(st.sampled_from(["TcpExtListenDrops", "UdpInErrors"]), SMALL),
+)
+
+
+def _is_same(one: Measurement, other: Measurement) -> bool:
+    """Compare exactly, apart from counters of 0, and the rounding of sampling ratios."""
+    assert one.stages.keys() == other.stages.keys()
+    for name, measured in one.stages.items():
+        ratio = other.stages[name].sampling_ratio
+        assert measured.sampling_ratio == pytest.approx(ratio)
+        assert replace(measured, sampling_ratio=ratio) == other.stages[name]
+    for mine, others in (
+        (one.counters, other.counters),
+        (one.netns_counters, other.netns_counters),
+    ):
+        counted = [{name: n for name, n in each.items() if n} for each in (mine, others)]
+        assert counted[0] == counted[1]
+    return True
+
+
+@given(st.lists(st.tuples(st.booleans(), measurements), max_size=12), st.integers(1, 4))
+def test_a_running_sum_is_always_the_sum_of_the_entries_in_the_window(
+    steps: list[tuple[bool, Measurement]], slots: int
+) -> None:
+    window, held, slot = RunningWindow(), list[tuple[int, Measurement]](), 0
+    for is_next, measurement in steps:
+        slot += is_next
+        window.advance(measurement, slot=slot, oldest=slot - slots + 1)
+        held = [each for each in (*held, (slot, measurement)) if each[0] > slot - slots]
+        assert _is_same(window.value(), total(each for _, each in held))
+    window.advance(NOTHING, slot=slot + slots, oldest=slot + 1)
+    assert window.is_empty
+    assert window.value() == NOTHING
+
+
+def test_a_running_sum_keeps_the_largest_counters_and_forgets_exactly_those(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(running, "MAX_COUNTERS", 3)
+    window = RunningWindow()
+    many = Measurement(counters={"rtos": 9, "retransmits": 8, "drops.A": 2, "drops.B": 1})
+    window.advance(many, slot=0, oldest=0)
+    window.advance(Measurement(counters={"drops.C": 7}), slot=0, oldest=0)
+    window.advance(Measurement(counters={"rtos": 1}), slot=1, oldest=0)
+    assert window.value().counters["rtos"] == 10
+    window.advance(NOTHING, slot=2, oldest=1)
+    assert window.value().counters == {"rtos": 1}
+
+
+# One probe
+
+
+def _at(seconds: float) -> Moment:
+    return Moment(seconds, round(seconds * 1e9))
+
+
+def _probe(
+    *uids: str,
+    interval_s: float = 10,
+    window_s: float = 60,
+    max_pods: int = 20,
+    modules: frozenset[Module] = ALL_MODULES,
+    socket_filter: SocketFilter = EVERYTHING,
+) -> DesiredProbe:
+    return DesiredProbe(
+        "p",
+        "shop/p",
+        modules,
+        socket_filter,
+        interval_s,
+        0.0,
+        tuple(DesiredTarget(f"{uid}/c", ContainerSelector(uid, "c"), uid) for uid in uids),
+        node_figures=True,
+        window=DesiredWindow(window_s, max_pods, PodChoice(max_pods)),
+    )
+
+
+class Measured:
+    """The windows of one agent with one probe, on a clock that the test turns."""
+
+    def __init__(self, probe: DesiredProbe, at: float = 0) -> None:
+        self.windows = Windows()
+        self.probe = probe
+        self.now = at
+        self._since = at
+        self.follow(probe)
+
+    def follow(
+        self,
+        *probes: DesiredProbe,
+        active: frozenset[Module] = ALL_MODULES,
+        asked: float | None = None,
+        pods: Sequence[PodTargets] | None = None,
+    ) -> None:
+        """Put these probes in force, with all their pods measured."""
+        for probe in probes:
+            self.probe = probe
+        found = pods
+        if found is None:
+            uids = dict.fromkeys(
+                target.selector.pod_uid
+                for target in self.probe.targets
+                if isinstance(target.selector, ContainerSelector)
+            )
+            found = [PodTargets(uid, f"pod-{uid}", ("c",), True, False) for uid in uids]
+        self.windows.follow(
+            Desired(1, probes),
+            {probe.id: found for probe in probes},
+            active,
+            asked=_at(self.now if asked is None else asked),
+            now=_at(self.now),
+        )
+
+    def interval(
+        self,
+        figures: Mapping[str, Measurement] | None = None,
+        *,
+        node: NodeMeasurement | None = None,
+        departed: Mapping[DesiredTarget, Measurement] | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """Let an interval pass, with these figures by pod."""
+        begin, self.now = self._since, self.now + (seconds or self.probe.interval_s)
+        self._since = self.now
+        taken = ProbeFigures(
+            self.probe,
+            _at(begin),
+            _at(self.now),
+            {f"{uid}/c": measurement for uid, measurement in (figures or {}).items()},
+            node or NodeMeasurement(),
+            departed or {},
+        )
+        self.windows.add([taken])
+
+    @property
+    def report(self) -> WindowReport:
+        report = self.windows.take("p", ())
+        assert report is not None
+        return report
+
+    @property
+    def pods(self) -> dict[str, PodReport]:
+        return {pod.pod_uid: pod for pod in self.report.pods}
+
+    @property
+    def samples(self) -> int:
+        """The number of packets in the merged window."""
+        return self.report.summary.merged.stage("rx.total").histogram.count
+
+
+def test_a_summary_has_the_whole_window_and_the_newest_interval() -> None:
+    measured = Measured(_probe("a", "b"))
+    for number in range(1, 9):
+        measured.interval({"a": samples(*[100] * number), "b": samples(200)})
+    report = measured.report
+    assert (report.begin, report.end) == (_at(70), _at(80))
+    assert measured.pods["a"].report.stages[0].count == 3 + 4 + 5 + 6 + 7 + 8
+    assert measured.samples == 3 + 4 + 5 + 6 + 7 + 8 + 6
+    assert report.summary.verdicts == {"InsufficientData": 2}
+    assert report.summary.pods == 2
+
+
+def test_an_interval_that_is_a_little_late_does_not_lengthen_the_window() -> None:
+    measured = Measured(_probe("a"))
+    for seconds in (10, 10, 10.02, 10, 10, 10, 9.99, 10):
+        measured.interval({"a": samples(100)}, seconds=seconds)
+    assert measured.samples == 6
+
+
+def test_a_long_window_has_a_bounded_number_of_slots() -> None:
+    measured = Measured(_probe("a", interval_s=1, window_s=60))
+    for _ in range(300):
+        measured.interval({"a": samples(100)})
+    window = measured.windows._windows["p"]
+    assert len(window._slots) <= probe_window.SLOTS + 1
+    assert len(window._pods["a"].sums._entries) <= probe_window.SLOTS + 1
+    assert 56 <= measured.samples <= 60
+
+
+_script = st.lists(
+    st.tuples(
+        st.dictionaries(st.sampled_from("abc"), measurements), st.sets(st.sampled_from("abc"))
+    ),
+    max_size=9,
+)
+
+
+@given(_script, st.sampled_from([3.0, 10.0]))
+def test_the_sum_over_all_pods_is_that_of_their_windows(
+    script: list[tuple[dict[str, Measurement], set[str]]], interval_s: float
+) -> None:
+    measured = Measured(_probe("a", "b", "c", interval_s=interval_s, window_s=30))
+    for figures, present in script:
+        measured.interval(figures)
+        measured.follow(_probe(*sorted(present), interval_s=interval_s, window_s=30))
+        measured.probe = _probe("a", "b", "c", interval_s=interval_s, window_s=30)
+        window = measured.windows._windows["p"]
+        pods = total(replace(pod.sums.value(), netns_counters={}) for pod in window._pods.values())
+        assert _is_same(measured.report.summary.merged, pods)
+
+
+def test_two_containers_of_a_pod_are_one_pod_and_count_their_namespace_once() -> None:
+    probe = _probe("a")
+    sidecar = DesiredTarget("a/s", ContainerSelector("a", "s"), "a", "sidecar")
+    measured = Measured(replace(probe, targets=(*probe.targets, sidecar)))
+    drops = Measurement(netns_counters={"TcpExtListenDrops": 3})
+    taken = {"a/c": samples(100) + drops, "a/s": samples(200, 300) + drops}
+    measured.windows.add([ProbeFigures(measured.probe, _at(0), _at(10), taken)])
+    (pod,) = measured.report.pods
+    assert pod.report.stages[0].count == 3
+    assert pod.report.netns_counters == {"TcpExtListenDrops": 3}
+    assert not measured.report.summary.merged.netns_counters
+
+
+def test_pods_are_sorted_by_score_and_equal_ones_by_uid() -> None:
+    measured = Measured(_probe("a", "b", "c", "d", max_pods=3))
+    figures = {"a": samples(10**6), "b": samples(10**6), "c": samples(10**7), "d": samples(10)}
+    measured.interval(figures)
+    report = measured.report
+    assert [score.pod_uid for score in report.summary.scores] == ["c", "b", "a"]
+    assert [pod.pod_uid for pod in report.pods] == ["c", "b", "a"]
+    assert [pod.score for pod in report.pods] == [score.score for score in report.summary.scores]
+    assert report.summary.pods == 4
+    assert all(pod.report.stage("rx.total") for pod in report.pods)
+
+
+def test_the_worst_pod_moves_with_its_figures() -> None:
+    measured = Measured(_probe("a", "b", max_pods=1))
+    measured.interval({"a": samples(10**7), "b": samples(10**6)})
+    assert [*measured.pods] == ["a"]
+    for _ in range(6):
+        measured.interval({"a": samples(10**3), "b": samples(10**6)})
+    assert [*measured.pods] == ["b"]
+
+
+def test_pods_in_full_have_all_stages_though_only_some_are_shown() -> None:
+    figures = samples(100) + samples(5, stage="tcp.rtt")
+    for max_pods in (1, 2):
+        measured = Measured(_probe("a", "b", max_pods=max_pods))
+        measured.interval({"a": figures, "b": figures})
+        assert [stage.name for stage in measured.report.pods[0].report.stages] == [
+            "rx.total",
+            "tcp.rtt",
+        ]
+
+
+def test_without_pods_a_summary_is_empty() -> None:
+    measured = Measured(_probe())
+    measured.interval()
+    report = measured.report
+    assert (report.pods, report.summary.scores, report.summary.pods) == ((), (), 0)
+    assert not report.summary.merged
+    assert not report.summary.unobserved_ns
+
+
+def test_waiting_is_the_time_in_the_stage_that_a_verdict_blames() -> None:
+    measured = Measured(_probe("a", "b", "c"))
+    late = [5_000_000] * 200
+    slow = samples(*late) + samples(*late, stage="rx.socket")
+    measured.interval({"a": slow, "b": slow, "c": samples(*[100] * 200)})
+    summary = measured.report.summary
+    assert summary.verdicts == {"SlowReader": 2, "None": 1}
+    assert summary.waiting_ns == {"SlowReader": 2 * sum(late)}
+
+
+def test_the_nodes_figures_are_those_of_the_window_and_of_the_modules() -> None:
+    measured = Measured(_probe("a", modules=frozenset({Module.RX})))
+    stage = samples(7).stage("rx.total")
+    node = NodeMeasurement(
+        {NodeStage("rx.total", "eth0"): stage, NodeStage("irq.hard", "eth0"): stage},
+        {"softnetDropped": 1},
+    )
+    for _ in range(8):
+        measured.interval({"a": samples(100)}, node=node)
+    found = measured.report.node
+    assert found.counters == {"softnetDropped": 6}
+    assert found.stages.keys() == {NodeStage("rx.total", "eth0")}
+    assert found.stages[NodeStage("rx.total", "eth0")].histogram.count == 6
+
+
+def test_a_probe_with_figures_of_the_node_alone_and_none_of_them_misses_nothing() -> None:
+    irq = replace(_probe("a", modules=frozenset({Module.IRQ})), node_figures=False)
+    measured = Measured(irq)
+    measured.follow(irq, active=frozenset())
+    measured.interval()
+    assert _unobserved_s(measured) == 0
+
+
+# Pods that end
+
+
+def test_a_pod_that_has_ended_stays_until_the_window_has_passed() -> None:
+    measured = Measured(_probe("a", "b"))
+    measured.interval({"a": samples(100), "b": samples(200)})
+    measured.follow(_probe("b"))
+    for _ in range(5):
+        measured.interval({"b": samples(200)})
+        assert measured.pods["a"].ended
+        assert measured.pods["a"].name == "pod-a"
+        assert measured.report.summary.pods == 2
+    measured.interval({"b": samples(200)})
+    assert [*measured.pods] == ["b"]
+    assert measured.samples == 6
+
+
+def test_a_pod_without_packets_that_has_ended_stays_as_long() -> None:
+    measured = Measured(_probe("a"))
+    measured.interval()
+    measured.follow(_probe())
+    for _ in range(5):
+        measured.interval()
+        assert measured.pods["a"].ended
+    measured.interval()
+    assert not measured.pods
+
+
+def test_figures_of_a_target_that_left_before_the_interval_ended_are_its_pods() -> None:
+    measured = Measured(_probe("a"))
+    (target,) = measured.probe.targets
+    measured.follow(_probe())
+    measured.interval(departed={target: samples(100)})
+    assert measured.pods["a"].ended
+    assert measured.samples == 1
+
+
+def test_a_pod_that_is_not_attached_yet_is_not_measured_and_has_not_ended() -> None:
+    measured = Measured(_probe("a"))
+    measured.follow(
+        _probe("a", "b"),
+        pods=[PodTargets("a", "", (), True, False), PodTargets("b", "", (), False)],
+    )
+    measured.interval()
+    assert [*measured.pods] == ["a"]
+    measured.follow(_probe("a"), pods=[PodTargets("a", "", (), False, False)])
+    measured.interval()
+    assert not measured.pods["a"].ended
+
+
+def test_a_pod_that_comes_back_has_not_ended() -> None:
+    measured = Measured(_probe("a"))
+    measured.interval({"a": samples(100)})
+    measured.follow(_probe())
+    measured.follow(_probe("a"))
+    measured.interval()
+    assert not measured.pods["a"].ended
+    assert measured.samples == 1
+
+
+def test_of_many_ended_pods_the_newest_are_kept_and_the_sum_has_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(probe_window, "MAX_ENDED_PODS", 2)
+    measured = Measured(_probe("a"))
+    for uid in "abcd":
+        measured.follow(_probe(uid))
+        measured.interval({uid: samples(100)})
+    measured.follow(_probe())
+    measured.interval()
+    assert sorted(measured.pods) == ["c", "d"]
+    assert measured.samples == 4
+
+
+# Changes of the probe
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        _probe("a", socket_filter=SocketFilter(frozenset({443}))),
+        _probe("a", modules=frozenset({Module.RX})),
+        replace(_probe("a"), node_figures=False),
+    ],
+)
+def test_another_measurement_clears_the_window(changed: DesiredProbe) -> None:
+    measured = Measured(_probe("a"))
+    measured.interval({"a": samples(100)})
+    measured.follow(changed)
+    assert not measured.windows.due
+    measured.interval({"a": samples(100)})
+    assert measured.samples == 1
+
+
+def test_another_interval_or_window_only_resizes() -> None:
+    measured = Measured(_probe("a"))
+    for _ in range(6):
+        measured.interval({"a": samples(100)})
+    measured.follow(_probe("a", interval_s=5, window_s=120))
+    measured.interval({"a": samples(100)})
+    assert measured.samples == 7
+    measured.follow(_probe("a", interval_s=5, window_s=20))
+    measured.interval({"a": samples(100)})
+    assert measured.samples == 3
+
+
+def test_a_probe_that_is_removed_leaves_nothing() -> None:
+    measured = Measured(_probe("a"))
+    measured.interval({"a": samples(100)})
+    measured.follow()
+    assert not measured.windows.due
+    assert measured.windows.take("p", ()) is None
+    measured.follow(_probe("a"))
+    measured.interval()
+    assert measured.samples == 0
+
+
+# Time without a measurement
+
+
+def _unobserved_s(measured: Measured) -> float:
+    return measured.report.summary.unobserved_ns / 1e9
+
+
+def test_the_time_until_the_programs_were_attached_is_unobserved() -> None:
+    measured = Measured(_probe())
+    measured.now = 3
+    measured.follow(_probe("a"), asked=1)
+    measured.interval(seconds=7)
+    assert _unobserved_s(measured) == 2
+    for _ in range(5):
+        measured.interval()
+        assert _unobserved_s(measured) == 2
+    for _ in range(2):
+        measured.interval()
+    assert _unobserved_s(measured) == 0
+
+
+def test_time_before_the_probe_was_applied_is_not_missed() -> None:
+    measured = Measured(_probe("a"), at=1000)
+    measured.interval()
+    assert _unobserved_s(measured) == 0
+
+
+def test_time_without_programs_is_unobserved_while_it_lasts_and_afterwards() -> None:
+    measured = Measured(_probe("a"))
+    measured.interval()
+    measured.follow(_probe("a"), active=frozenset())
+    measured.interval()
+    measured.interval()
+    assert _unobserved_s(measured) == 20
+    measured.follow(_probe("a"))
+    measured.interval()
+    assert _unobserved_s(measured) == 20
+
+
+def test_without_a_pod_nothing_is_missed() -> None:
+    measured = Measured(_probe("a"))
+    measured.interval()
+    measured.follow(_probe(), active=frozenset())
+    measured.interval()
+    assert _unobserved_s(measured) == 0
+
+
+def test_the_time_without_a_lease_is_unobserved_and_the_window_goes_on() -> None:
+    measured = Measured(_probe("a"))
+    measured.interval({"a": samples(100)})
+    measured.windows.suspend(_at(measured.now))
+    measured.follow()
+    measured.now += 20
+    measured.follow(_probe("a"))
+    assert not measured.windows.due
+    measured.interval({"a": samples(100)})
+    assert _unobserved_s(measured) == 20
+    assert measured.samples == 2
+    assert not measured.pods["a"].ended
+
+
+# Reports
+
+
+def test_each_interval_is_due_once_and_all_are_due_again_for_a_new_client() -> None:
+    measured = Measured(_probe("a"))
+    assert not measured.windows.due
+    measured.interval({"a": samples(100)})
+    assert measured.windows.due == ["p"]
+    first = measured.report
+    assert not measured.windows.due
+    measured.windows.take_again()
+    assert measured.windows.due == ["p"]
+    measured.follow(_probe("a", "b"))
+    assert measured.report == replace(first, probe=_probe("a", "b"))
+
+
+def test_counters_that_the_node_cannot_count_are_absent() -> None:
+    measured = Measured(_probe("a"))
+    measured.interval({"a": samples(100)})
+    report = measured.windows.take("p", {"rtos"})
+    assert report is not None
+    assert "rtos" not in report.pods[0].report.counters
+    assert "retransmits" in report.pods[0].report.counters
+
+
+def test_a_target_that_is_no_container_stands_for_itself() -> None:
+    measured = Measured(replace(_probe(), targets=(DesiredTarget("t", PidSelector(1)),)))
+    measured.windows.add([ProbeFigures(measured.probe, _at(0), _at(10), {"t": samples(100)})])
+    assert [*measured.pods] == ["t"]
