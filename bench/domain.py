@@ -1,7 +1,7 @@
-"""The operator's arithmetic over 10,000 pods with 12 stages each, on one core.
+"""The arithmetic over 1,000 nodes' summaries of 12 stages each, on one core.
 
-In every interval each pod's report is decoded and added to windows, and the shown pods are reported
-on. The rates give the share of a core for that.
+In every interval each node's summary is decoded, and all of them are added up. The rates give the
+share of a core for that.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from rich.table import Table
 from bench.outcome import Outcome
 from bench.ratio import Spread, verdict
 from latencyprobe.domain.histogram import Histogram
-from latencyprobe.domain.measurement import Measurement, StageMeasurement, total
+from latencyprobe.domain.measurement import Measurement, StageMeasurement
 from latencyprobe.domain.report import report_on
 from latencyprobe.domain.stages import COUNTERS, DEFAULT_MODULES, STAGES
-from latencyprobe.protocol.measurements import measurement_from_proto, measurement_to_proto
+from latencyprobe.domain.summary import PodScore, ProbeSummary
+from latencyprobe.protocol.summaries import summary_from_proto, summary_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
-from latencyprobe_operator.probes.windows import ProbeWindows
+from latencyprobe_operator.observed_state import ReportedProbe
+from latencyprobe_operator.probes.summaries import NodeSummaries
+from latencyprobe_operator.probes.sums import RunningSum, packed
 
 DEFAULT_ROUNDS = 5
-PODS = 10_000
+NODES, PODS = 1_000, 10_000
 INTERVAL_SECONDS = 10.0
 WINDOW_SECONDS = 60.0
-SHOWN_PODS = 20
 _DIFFERENT_PODS = 250
 _SAMPLES_OF_A_STAGE = 400
 _SLICE = 1000  # operations timed together; a round does each task once, in turns
@@ -78,13 +80,10 @@ def _pod(chance: random.Random) -> Measurement:
 
 def _tasks(pods: Sequence[Measurement]) -> tuple[Task, ...]:
     histograms = [measured.histogram for pod in pods for measured in pod.stages.values()]
-    messages = [_packed(pod) for pod in pods]
-    windows = ProbeWindows(INTERVAL_SECONDS, WINDOW_SECONDS)
-    entries = round(WINDOW_SECONDS / INTERVAL_SECONDS)
-    clock = _Clock()
-    for _ in range(entries + 1):  # the cost of a full window counts
-        for index in range(_SLICE):
-            windows.add(f"pod {index}", pods[index % len(pods)], at=clock.of(index))
+    messages = [_summary(pod).SerializeToString() for pod in pods]
+    reports = [_report(pod) for pod in pods]
+    stored = [packed(pod) for pod in pods]
+    summaries, running = NodeSummaries(), RunningSum()
 
     def histogram(index: int) -> Histogram:
         return histograms[index % len(histograms)]
@@ -92,45 +91,32 @@ def _tasks(pods: Sequence[Measurement]) -> tuple[Task, ...]:
     def pod(index: int) -> Measurement:
         return pods[index % len(pods)]
 
-    def unpack(index: int) -> Measurement:
-        message = pb.TargetReport.FromString(messages[index % len(messages)])
-        return measurement_from_proto(message.stages, message.counters)
+    def decode(index: int) -> ProbeSummary:
+        return summary_from_proto(pb.ProbeSummary.FromString(messages[index % len(messages)]))
+
+    def take(index: int) -> None:
+        report = reports[index % len(reports)]
+        assert report.summary
+        summaries.take(f"node {index}", report, report.summary, at=0.0, window_s=WINDOW_SECONDS)
 
     return (
         Task("add two histograms", lambda i: histogram(i) + histogram(i + 1), None, 20 * _SLICE),
         Task("percentile of a histogram", lambda i: histogram(i).percentile(99), None, 20 * _SLICE),
         Task("add two pods", lambda i: pod(i) + pod(i + 1)),
-        Task("report on a pod", lambda i: report_on(pod(i), DEFAULT_MODULES), SHOWN_PODS),
-        Task(
-            f"window of a pod: add {entries} intervals",
-            lambda i: total(pod(i + n) for n in range(entries)),
-            SHOWN_PODS,
-            _SLICE // 4,
-        ),
-        Task("unpack a pod's message", unpack, PODS),
-        Task(
-            "take a pod's report into its windows",
-            lambda i: windows.add(f"pod {i}", pod(i), at=clock.of(i)),
-            PODS,
-        ),
+        Task("report on a pod", lambda i: report_on(pod(i), DEFAULT_MODULES)),
+        Task("decode a node's summary", decode, NODES),
+        Task("take a node's summary in", take, NODES),
+        Task("add a node's summary", lambda i: running.add(stored[i % len(stored)]), NODES),
     )
 
 
-class _Clock:
-    """The windows over many intervals: each pass over the pods is one."""
-
-    def __init__(self) -> None:
-        self._now = 0.0
-
-    def of(self, index: int) -> float:
-        if index % _SLICE == 0:
-            self._now += INTERVAL_SECONDS
-        return self._now
+def _report(pod: Measurement) -> ReportedProbe:
+    return ReportedProbe(probe_uid="probe", summary=ProbeSummary(merged=pod))
 
 
-def _packed(pod: Measurement) -> bytes:
-    stages, counters = measurement_to_proto(pod)
-    return pb.TargetReport(stages=stages, counters=counters).SerializeToString()
+def _summary(pod: Measurement) -> pb.ProbeSummary:
+    scores = tuple(PodScore(number, f"{number:036}") for number in range(PODS // NODES))
+    return summary_to_proto(ProbeSummary(merged=pod, scores=scores))
 
 
 def _rate(task: Task) -> float:
@@ -141,7 +127,7 @@ def _rate(task: Task) -> float:
 
 
 def _outcome(tasks: Sequence[Task], rates: dict[str, Spread]) -> Outcome:
-    table = Table(title=f"{PODS:,} pods x {len(STAGES)} stages every {INTERVAL_SECONDS:.0f} s")
+    table = Table(title=f"{NODES:,} nodes x {len(STAGES)} stages every {INTERVAL_SECONDS:.0f} s")
     table.add_column("task")
     for heading in ("a second: median (least to most)", "times an interval", "% of a core"):
         table.add_column(heading, justify="right")
@@ -167,7 +153,7 @@ def _outcome(tasks: Sequence[Task], rates: dict[str, Spread]) -> Outcome:
             + verdict(met=whole < 100),
         ),
         {
-            "pods": PODS,
+            "nodes": NODES,
             "stages": len(STAGES),
             "per_second": {name: rate.document() for name, rate in rates.items()},
             "percent_of_a_core": {name: round(value, 2) for name, value in percents.items()},

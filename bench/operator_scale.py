@@ -2,8 +2,9 @@
 
 One probe over PODS pods on NODES nodes (by default 10,000 on 1,000), an interval of 10 s and a
 window of 60 s. A second process simulates the API server and the agents, over real HTTP and real
-gRPC with TLS. Every agent reports twelve stages of each pod each interval. The whole operator runs,
-except kopf. Prints CPU (percent of one core) and RSS, minute by minute.
+gRPC with TLS. Every agent sends a summary of all stages each interval, and the pods in full that
+the operator wants. The whole operator runs, except kopf. Prints CPU (percent of one core) and RSS,
+minute by minute.
 """
 
 from __future__ import annotations
@@ -23,8 +24,6 @@ from kubernetes.aio.client.configuration import Configuration
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement, StageMeasurement
 from latencyprobe.domain.stages import STAGES
-from latencyprobe.protocol.measurements import measurement_to_proto
-from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from latencyprobe_operator.agents.source import AgentSource
 from latencyprobe_operator.controller import Controller
@@ -78,38 +77,28 @@ async def _simulate(parent: Connection, tls: ClientTlsFiles, nodes: int, pods: i
         await asyncio.gather(*(_report(agent, figures) for agent in agents.values()))
 
 
-async def _report(
-    agent: FakeAgent, figures: list[tuple[list[pb.StageDelta], dict[str, int]]]
-) -> None:
+async def _report(agent: FakeAgent, figures: list[Measurement]) -> None:
     await asyncio.sleep(random.uniform(0, INTERVAL_SECONDS))
     while True:
         if agent.listeners and agent.applied:
-            report = pb.Report(
-                instance_id=agent.instance_id, generation=agent.applied[-1].generation
-            )
             for probe in agent.applied[-1].probes:
-                told = report.probes.add(id=probe.id)
-                for target in probe.targets:
-                    stages, counters = random.choice(figures)
-                    status = pb.TargetStatus(id=target.id, state=pb.TargetStatus.ATTACHED)
-                    told.targets.add(status=status, stages=stages, counters=counters)
-            agent.send(report)
+                measured = {target.id: random.choice(figures) for target in probe.targets}
+                agent.windows.forget_figures(probe.id)
+                agent.report(probe.id, measured)
         await asyncio.sleep(INTERVAL_SECONDS)
 
 
-def _figures() -> tuple[list[pb.StageDelta], dict[str, int]]:
+def _figures() -> Measurement:
     """Return a thousand packets, log-normal, which fill some thirty buckets of each stage."""
     scale = random.uniform(9, 12)
-    return measurement_to_proto(
-        Measurement(
-            {
-                stage.name: StageMeasurement(
-                    Histogram.of([round(random.lognormvariate(scale, 0.5)) for _ in range(1000)])
-                )
-                for stage in STAGES
-            },
-            {"retransmits": 3},
-        )
+    return Measurement(
+        {
+            stage.name: StageMeasurement(
+                Histogram.of([round(random.lognormvariate(scale, 0.5)) for _ in range(1000)])
+            )
+            for stage in STAGES
+        },
+        {"retransmits": 3},
     )
 
 

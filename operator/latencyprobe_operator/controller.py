@@ -99,6 +99,7 @@ class Controller:
             unsubscribe=self._watches.unsubscribe,
             touch=self._touch,
             agent=self._fleet.view,
+            want_in_full=self._fleet.want_in_full,
             patch_status=self._cluster.patch_status,
             min_interval_s=self._limits.min_interval_s,
             node_figures=self._limits.allow_node_figures(namespace),

@@ -6,10 +6,12 @@ number of pods. Generations, connections and messages belong to other modules.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 from latencyprobe.domain.stages import Module
+from latencyprobe.domain.summary import NO_PODS, PodChoice
 from latencyprobe_operator.api.spec import ProbeKey, ProbeSpec
 from latencyprobe_operator.model import ContainerTarget, Pod, targets_of
 
@@ -27,7 +29,14 @@ class ProbeOnNode:
     targets: tuple[ContainerTarget, ...]
     node_figures: bool = False
     """The agent is asked for figures of the node as a whole."""
+    window_s: float = 0.0
+    max_pods: int = 0
+    pods_in_full: PodChoice = field(default=NO_PODS, compare=False)
+    """The choice that the agent begins with. Later ones come with acknowledgements."""
 
+
+ChoosePods = Callable[[str], PodChoice]
+"""Returns the choice of the pods that the agent of a node reports in full."""
 
 DesiredNodeState = tuple[ProbeOnNode, ...]
 """One agent's desired state: equal states are equal values."""
@@ -49,13 +58,18 @@ class DesiredStates:
     def __init__(self) -> None:
         self._specs: dict[str, ProbeSpec] = {}
         self._pods: dict[str, dict[str, PlacedPod]] = {}
+        self._choices: dict[str, ChoosePods] = {}
+        self._node_counts: Counter[str] = Counter()
         # node -> probe's UID -> pod's UID
         self._by_node: dict[str, dict[str, dict[str, PlacedPod]]] = {}
 
-    def set_probe(self, spec: ProbeSpec, pods: Iterable[Pod]) -> set[str]:
+    def set_probe(
+        self, spec: ProbeSpec, pods: Iterable[Pod], choose: ChoosePods = lambda _: NO_PODS
+    ) -> set[str]:
         """Take in a probe, or its new spec, with all its pods; return the touched nodes."""
         touched = self.remove_probe(spec.key.uid)
         self._specs[spec.key.uid] = spec
+        self._choices[spec.key.uid] = choose
         self._pods[spec.key.uid] = {}
         for pod in pods:
             touched |= self.set_pod(spec.key.uid, pod)
@@ -68,6 +82,7 @@ class DesiredStates:
             touched |= self.remove_pod(probe_uid, pod_uid)
         self._pods.pop(probe_uid, None)
         self._specs.pop(probe_uid, None)
+        self._choices.pop(probe_uid, None)
         return touched
 
     def set_pod(self, probe_uid: str, pod: Pod) -> set[str]:
@@ -81,7 +96,10 @@ class DesiredStates:
         touched = self.remove_pod(probe_uid, pod.uid)
         if targets:
             placed = pods[pod.uid] = PlacedPod(pod, targets)
-            self._by_node.setdefault(pod.node, {}).setdefault(probe_uid, {})[pod.uid] = placed
+            on_node = self._by_node.setdefault(pod.node, {})
+            if probe_uid not in on_node:
+                self._node_counts[probe_uid] += 1
+            on_node.setdefault(probe_uid, {})[pod.uid] = placed
             touched.add(pod.node)
         return touched
 
@@ -95,6 +113,9 @@ class DesiredStates:
         del on_node[probe_uid][pod_uid]
         if not on_node[probe_uid]:
             del on_node[probe_uid]
+            self._node_counts[probe_uid] -= 1
+            if not self._node_counts[probe_uid]:
+                del self._node_counts[probe_uid]
         if not on_node:
             del self._by_node[node]
         return {node}
@@ -102,7 +123,7 @@ class DesiredStates:
     def of_node(self, node: str) -> DesiredNodeState:
         """Return the desired state of this node's agent."""
         return tuple(
-            self._probe_on_node(self._specs[probe_uid], pods)
+            self._probe_on_node(self._specs[probe_uid], pods, self._choices[probe_uid](node))
             for probe_uid, pods in sorted(self._by_node.get(node, {}).items())
         )
 
@@ -110,12 +131,18 @@ class DesiredStates:
         """Return the pods of a probe that have something to measure, by UID. Do not change them."""
         return self._pods.get(probe_uid, {})
 
+    def nodes_of(self, probe_uid: str) -> int:
+        """Count the nodes that run pods of a probe."""
+        return self._node_counts[probe_uid]
+
     def probes_on(self, node: str) -> list[str]:
         """Return the UIDs of the probes with anything to measure on this node."""
         return list(self._by_node.get(node, ()))
 
     @staticmethod
-    def _probe_on_node(spec: ProbeSpec, pods: dict[str, PlacedPod]) -> ProbeOnNode:
+    def _probe_on_node(
+        spec: ProbeSpec, pods: dict[str, PlacedPod], choice: PodChoice
+    ) -> ProbeOnNode:
         return ProbeOnNode(
             key=spec.key,
             modules=spec.measured_modules,
@@ -127,4 +154,7 @@ class DesiredStates:
                 target for _, placed in sorted(pods.items()) for target in placed.targets
             ),
             node_figures=spec.node_figures,
+            window_s=spec.window_s,
+            max_pods=spec.max_pods,
+            pods_in_full=choice,
         )

@@ -101,6 +101,12 @@ class ContainerTarget:
     id: str
     pod_uid: str
     container: Container
+    pod_name: str = ""
+
+    @property
+    def api_uid(self) -> str:
+        """The pod's UID in the API server: another than `pod_uid` for a static pod."""
+        return self.id.partition("/")[0]
 
 
 def read_pod(body: Mapping[str, Any]) -> Pod:
@@ -188,7 +194,7 @@ def targets_of(pod: Pod, names: Collection[str]) -> tuple[ContainerTarget, ...]:
     if not pod.node or pod.ended:
         return ()
     return tuple(
-        ContainerTarget(f"{pod.uid}/{container.id}", pod.cgroup_uid, container)
+        ContainerTarget(f"{pod.uid}/{container.id}", pod.cgroup_uid, container, pod.name)
         for container in pod.containers
         if not names or container.name in names
     )

@@ -15,6 +15,7 @@ from latencyprobe.domain.measurement import (
     Measurement,
     NodeMeasurement,
 )
+from latencyprobe.domain.summary import PodReport, ProbeSummary
 from latencyprobe.domain.targets import TargetState
 from latencyprobe_operator.api.status_fields import NodeState
 
@@ -39,6 +40,8 @@ class AgentView:
     coverage: Mapping[str, StageCoverage] = field(default_factory=dict)
     targets: Mapping[str, Mapping[str, TargetStatus]] = field(default_factory=dict)
     cpu_percent: float | None = None
+    version: str = ""
+    """The agent's version, as it states it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +58,29 @@ class ReportedTarget:
     """The contradiction in the measurement; None: it is sound."""
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The newest interval of a report, in seconds since the epoch by the agent's clock."""
+
+    begin: float = 0.0
+    end: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReportSource:
+    """The instance of the agent that sent a report, and the stream that brought it."""
+
+    instance_id: str = ""
+    stream: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportedProbe:
-    """One agent's report on one probe, decoded and checked."""
+    """One agent's report on one probe, decoded and checked.
+
+    With a summary: all pods over the window. With pods alone: pods in full that belong to the
+    summary before. With neither: the targets of one interval, from an older agent.
+    """
 
     probe_uid: str
     targets: tuple[ReportedTarget, ...] = ()
@@ -69,3 +92,10 @@ class ReportedProbe:
     """The contradiction in that measurement; None: it is sound."""
     is_complete: bool = True
     """No other part of the report follows."""
+    summary: ProbeSummary | None = None
+    pods: tuple[PodReport, ...] = ()
+    """Pods in full."""
+    corruption: str | None = None
+    """The contradiction in the summary or the pods, which are left out; None: they are sound."""
+    span: Span = Span()
+    source: ReportSource = ReportSource()

@@ -136,8 +136,13 @@ def facts(**parts: Any) -> ProbeFacts:
             NodeFacts("c", NodeState.STALE, "does not report", last_report=1_700_000_000.0),
         ],
         "pods": [
-            PodFacts("checkout-1", "a", ("server", "sidecar"), SLOW, frozenset({"rtos"})),
-            PodFacts("checkout-2", "b", ("server",), NOTHING),
+            PodFacts(
+                "checkout-1",
+                "a",
+                ("server", "sidecar"),
+                report_on(SLOW, DEFAULT_MODULES, NODE, uncounted={"rtos"}),
+            ),
+            PodFacts("checkout-2", "b", ("server",), report_on(NOTHING, DEFAULT_MODULES)),
         ],
         "omitted_pods": 1,
         "merged": SLOW,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import itertools
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from latencyprobe.protocol.measurements import PROTOCOL_VERSION, measurement_to_
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1 import node_agent_pb2_grpc as rpc
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
+from tools.fakes.windows import AgentWindows
 
 Context = grpc.aio.ServicerContext[object, object]
 
@@ -105,6 +107,9 @@ class FakeAgent(rpc.NodeAgentServicer):
         self.listeners = 0
         self.clients: list[bytes] = []
         """The certificate of each connection that called GetNodeInfo."""
+        self.heard: list[pb.WatchReportsRequest] = []
+        """The messages of all streams of reports."""
+        self.windows = AgentWindows()
         self._tls = tls
         self._queues: set[asyncio.Queue[pb.Report]] = set()
         self._server: grpc.aio.Server | None = None
@@ -146,17 +151,30 @@ class FakeAgent(rpc.NodeAgentServicer):
         generation: int | None = None,
         spoil: Callable[[pb.TargetReport], None] = lambda _: None,
     ) -> None:
-        """Report these figures of a probe's targets to all clients."""
+        """Report the window of a probe's targets to all clients, with these figures added."""
+        deltas = _deltas(probe_id, figures, spoil)
+        asked = {probe.id: probe for probe in self.applied[-1].probes}
+        probe = self.windows.summarised(deltas, probe=asked.get(probe_id))
+        self.send(self._message(probe, generation))
+
+    def report_deltas(
+        self,
+        probe_id: str,
+        figures: dict[str, Measurement],
+        *,
+        generation: int | None = None,
+        spoil: Callable[[pb.TargetReport], None] = lambda _: None,
+    ) -> None:
+        """Report these figures of a probe's targets to all clients, as an older agent."""
+        self.send(self._message(_deltas(probe_id, figures, spoil), generation))
+
+    def _message(self, probe: pb.ProbeReport, generation: int | None) -> pb.Report:
         last = self.applied[-1].generation
-        report = pb.Report(
-            instance_id=self.instance_id, generation=last if generation is None else generation
+        return pb.Report(
+            instance_id=self.instance_id,
+            generation=last if generation is None else generation,
+            probes=[probe],
         )
-        probe = report.probes.add(id=probe_id)
-        for target_id, measured in figures.items():
-            stages, counters = measurement_to_proto(measured)
-            status = pb.TargetStatus(id=target_id, state=pb.TargetStatus.ATTACHED)
-            spoil(probe.targets.add(status=status, stages=stages, counters=counters))
-        self.send(report)
 
     def send(self, report: pb.Report) -> None:
         """Send this report to all clients."""
@@ -198,22 +216,49 @@ class FakeAgent(rpc.NodeAgentServicer):
     async def WatchReports(  # noqa: N802
         self, requests: AsyncIterator[pb.WatchReportsRequest], context: Context
     ) -> AsyncIterator[pb.Report]:
-        """Yield the reports of `report` and `send`."""
+        """Yield the reports of `report` and `send`, and the pods that the client wants."""
         queue: asyncio.Queue[pb.Report] = asyncio.Queue()
         self._queues.add(queue)
         self.listeners += 1
+        listening = asyncio.create_task(self._hear(requests, queue))
         try:
-            while True:
-                yield await queue.get()
+            for sequence in itertools.count(1):
+                report = pb.Report()
+                report.CopyFrom(await queue.get())
+                report.sequence = sequence
+                yield report
         finally:
+            listening.cancel()
             self.listeners -= 1
             self._queues.discard(queue)
+
+    async def _hear(
+        self, requests: AsyncIterator[pb.WatchReportsRequest], queue: asyncio.Queue[pb.Report]
+    ) -> None:
+        async for request in requests:
+            self.heard.append(request)
+            answers = [self.windows.answer(wanted) for wanted in request.wanted]
+            for answer in filter(None, answers):
+                queue.put_nowait(self._message(answer, None))
 
     def Trace(  # noqa: N802
         self, request: pb.TraceRequest, context: Context
     ) -> AsyncIterator[pb.TraceEvents]:
         """Refuse; the operator does not call it."""
         raise NotImplementedError
+
+
+def _deltas(
+    probe_id: str,
+    figures: dict[str, Measurement],
+    spoil: Callable[[pb.TargetReport], None],
+) -> pb.ProbeReport:
+    probe = pb.ProbeReport(id=probe_id)
+    for target_id, measured in figures.items():
+        stages, counters = measurement_to_proto(measured)
+        status = pb.TargetStatus(id=target_id, state=pb.TargetStatus.ATTACHED)
+        spoil(probe.targets.add(status=status, stages=stages, counters=counters))
+    return probe
 
 
 def _attached(target: pb.Target) -> pb.TargetStatus:

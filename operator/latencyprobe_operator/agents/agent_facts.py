@@ -18,6 +18,7 @@ class AgentFacts:
 
     def __init__(self, misreports: Misreports) -> None:
         self.instance_id = ""
+        self.version = ""
         self.coverage: Mapping[str, StageCoverage] = {}
         self.cpu_percent: float | None = None
         self._misreports = misreports
@@ -53,4 +54,6 @@ class AgentFacts:
 
     def view(self, state: NodeState, message: str) -> AgentView:
         """Return the facts together with the state of the connection."""
-        return AgentView(state, message, self.coverage, self._targets, self.cpu_percent)
+        return AgentView(
+            state, message, self.coverage, self._targets, self.cpu_percent, self.version
+        )

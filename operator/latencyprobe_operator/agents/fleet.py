@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 
+from latencyprobe.domain.summary import PodChoice
 from latencyprobe_operator.agents.credentials import Credentials
 from latencyprobe_operator.agents.link import AgentEndpoint, AgentLink
 from latencyprobe_operator.agents.renewal import Renewal
@@ -76,6 +77,11 @@ class Fleet:
             self._desired[node] = state
         if link := self._links.get(node):
             link.want(state)
+
+    def want_in_full(self, node: str, probe_uid: str, choice: PodChoice) -> None:
+        """Have this node's agent, if there is one, report these pods of a probe in full."""
+        if link := self._links.get(node):
+            link.want_in_full(probe_uid, choice)
 
     def view(self, node: str) -> AgentView:
         """Return this node's agent as it is known at this moment."""

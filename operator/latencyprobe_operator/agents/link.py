@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from grpc import aio
 
+from latencyprobe.domain.summary import PodChoice
 from latencyprobe.process.backoff import Backoff
 from latencyprobe.protocol.measurements import AGENT_NAME, MAX_MESSAGE_BYTES
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
@@ -133,6 +134,10 @@ class AgentLink:
     def want(self, state: DesiredNodeState) -> None:
         """Make this the agent's desired state, now or when it can be reached."""
         self._sync.want(state)
+
+    def want_in_full(self, probe_uid: str, choice: PodChoice) -> None:
+        """Have the agent report these pods of a probe in full, from now on."""
+        self._session.want_in_full(probe_uid, choice)
 
     async def wait_settled(self) -> None:
         """Return once the agent has applied its desired state."""

@@ -30,6 +30,7 @@ from latencyprobe.protocol.measurements import (
     node_from_proto,
 )
 from latencyprobe.protocol.states import coverage_state_from_proto, target_state_from_proto
+from latencyprobe.protocol.summaries import choice_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.desired_state import DesiredNodeState, ProbeOnNode
 from latencyprobe_operator.model import ContainerTarget
@@ -166,22 +167,34 @@ def _within(message: _Message, largest_bytes: int) -> _Message:
 
 
 def _probe_message(probe: ProbeOnNode) -> pb.Probe:
-    interval_ns = round(probe.interval_s * 1e9)
     return pb.Probe(
         id=probe.key.uid,
         name=str(probe.key),
         namespace=probe.key.namespace,
         modules=[str(module) for module in probe.modules],
         filter=pb.SocketFilter(ports=probe.ports, protocols=probe.protocols),
-        interval=Duration(seconds=interval_ns // 10**9, nanos=interval_ns % 10**9),
+        interval=_duration(probe.interval_s),
         max_cpu_percent=probe.max_cpu_percent,
         node_figures=probe.node_figures,
+        window=_duration(probe.window_s),
+        max_pods=probe.max_pods,
+        pods_in_full=choice_to_proto(probe.pods_in_full),
     )
 
 
 def _target_message(target: ContainerTarget) -> pb.Target:
-    container = pb.Container(pod_uid=target.pod_uid, container_id=target.container.id)
+    container = pb.Container(
+        pod_uid=target.pod_uid,
+        container_id=target.container.id,
+        pod_name=target.pod_name,
+        container_name=target.container.name,
+    )
     return pb.Target(id=target.id, container=container)
+
+
+def _duration(seconds: float) -> Duration:
+    nanoseconds = round(seconds * 1e9)
+    return Duration(seconds=nanoseconds // 10**9, nanos=nanoseconds % 10**9)
 
 
 def instance_of(message: pb.NodeInfo | pb.Report) -> str:
@@ -204,8 +217,8 @@ def coverage_of(messages: Sequence[pb.StageCoverage]) -> dict[str, StageCoverage
         message.name: StageCoverage(
             message.name,
             coverage_state_from_proto(message.state),
-            _text(message.hook),
-            _text(message.reason),
+            text_of(message.hook),
+            text_of(message.reason),
         )
         for message in messages
         if message.name in _COVERED
@@ -222,7 +235,7 @@ def targets_by_probe(
     probe_uids = {probe_uid for probe_uid, _ in asked}
     return {
         probe.id: {
-            target.id: _target_status(target)
+            target.id: target_status(target)
             for target in probe.targets
             if (probe.id, target.id) in asked
         }
@@ -239,7 +252,7 @@ def check_size(report: pb.Report) -> None:
             "probes", f"{len(report.probes)} probes, but at most {MAX_PROBES} are allowed"
         )
     for probe in report.probes:
-        targets += len(probe.targets)
+        targets += max(len(probe.targets), len(probe.summary.statuses), len(probe.pods))
     if targets > MAX_TARGETS:
         raise CorruptMessageError(
             "targets", f"{targets} targets, but at most {MAX_TARGETS} are allowed"
@@ -279,22 +292,27 @@ def reported_probe(
         unasked=len(message.targets) - len(ours),
         is_complete=not message.more,
     )
+    return with_node(report, message.node)
+
+
+def with_node(report: ReportedProbe, message: pb.NodeContext) -> ReportedProbe:
+    """Add the measurement of the node as a whole, or its contradiction."""
     try:
-        check_node(message.node)
-        return replace(report, node=_printable_node(node_from_proto(message.node)))
+        check_node(message)
+        return replace(report, node=_printable_node(node_from_proto(message)))
     except CorruptMessageError as error:
-        return replace(report, node_corruption=_text(str(error)))
+        return replace(report, node_corruption=text_of(str(error)))
 
 
 def _reported_target(message: pb.TargetReport) -> ReportedTarget:
-    target_id, status = message.status.id, _target_status(message.status)
+    target_id, status = message.status.id, target_status(message.status)
     try:
         check_target(message)
         measurement = measurement_from_proto(
             message.stages, message.counters, message.netns_counters
         )
     except CorruptMessageError as error:
-        return ReportedTarget(id=target_id, status=status, corruption=_text(str(error)))
+        return ReportedTarget(id=target_id, status=status, corruption=text_of(str(error)))
     return ReportedTarget(
         id=target_id,
         status=status,
@@ -303,9 +321,9 @@ def _reported_target(message: pb.TargetReport) -> ReportedTarget:
     )
 
 
-def _target_status(message: pb.TargetStatus) -> TargetStatus:
+def target_status(message: pb.TargetStatus) -> TargetStatus:
     """Decode the state of a target; an unknown state of a newer agent counts as pending."""
-    return TargetStatus(target_state_from_proto(message.state), _text(message.message))
+    return TargetStatus(target_state_from_proto(message.state), text_of(message.message))
 
 
 def _printable_measurement(measurement: Measurement) -> Measurement:
@@ -335,7 +353,8 @@ def _printable_names(counters: Mapping[str, int]) -> Mapping[str, int]:
     return result
 
 
-def _text(text: str) -> str:
+def text_of(text: str) -> str:
+    """Return a text of an agent, printable and not too long."""
     return bounded(text, MAX_TEXT_LENGTH)
 
 

@@ -48,8 +48,11 @@ class Misreports:
                 self._warn("unknown", f"stage {stage!r} is unknown to this operator and left out")
         if report.unasked:
             self.note_corrupt(
-                f"{report.unasked} targets of probe {report.probe_uid} that it was not asked for"
+                f"{report.unasked} targets or pods of probe {report.probe_uid} that it was not "
+                "asked for"
             )
+        if report.corruption:
+            self.note_corrupt(f"probe {report.probe_uid}: {report.corruption}")
         if report.node_corruption:
             self.note_corrupt(report.node_corruption)
 

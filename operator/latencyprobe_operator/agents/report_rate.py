@@ -19,6 +19,8 @@ _TARGET_BYTES = 16 << 10
 _PROBE_BYTES = 64 << 10
 # Agents send messages of up to twice this size.
 _MESSAGE_BYTES = 256 << 10
+# Of one interval: the summary, the pods that an acknowledgement chooses, and more of either.
+_MESSAGES = 4
 # The agent's shortest interval.
 _SHORTEST_INTERVAL_S = 0.1
 # At once: what buffers hold after a pause, and what an earlier operator asked for.
@@ -62,7 +64,7 @@ def allowance_of(probes: Iterable[pb.Probe]) -> Allowance:
     for probe in probes:
         interval_s = max(probe.interval.ToNanoseconds() / 1e9, _SHORTEST_INTERVAL_S)
         size = _PROBE_BYTES + _TARGET_BYTES * len(probe.targets)
-        messages_per_s += (1 + size / _MESSAGE_BYTES) / interval_s
+        messages_per_s += (_MESSAGES + size / _MESSAGE_BYTES) / interval_s
         bytes_per_s += size / interval_s
         report_bytes += size
     return Allowance(messages_per_s, bytes_per_s, report_bytes)

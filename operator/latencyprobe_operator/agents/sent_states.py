@@ -6,6 +6,7 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 from latencyprobe.domain.fairness import TargetName
+from latencyprobe_operator.agents.asked_pods import AskedPods
 from latencyprobe_operator.agents.generations import LEASE_S, Generations, MeasuredSince
 from latencyprobe_operator.agents.messages import Outgoing, outgoing_state
 from latencyprobe_operator.desired_state import DesiredNodeState
@@ -25,6 +26,7 @@ class SentStates:
     """Encodes the states of one agent, and remembers what the agent's reports refer to."""
 
     def __init__(self, clock_ns: Callable[[], int]) -> None:
+        self.pods = AskedPods()
         self._generations = Generations(clock_ns)
         self._since = MeasuredSince()
         self._targets: frozenset[TargetName] = frozenset()
@@ -36,6 +38,7 @@ class SentStates:
         generation = self._generations.next()
         outgoing = outgoing_state(state, generation=generation, lease_s=LEASE_S, held=self._targets)
         self._since.apply(state, generation)
+        self.pods.ask(state)
         self._pending = outgoing.targets
         return outgoing
 

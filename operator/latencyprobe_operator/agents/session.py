@@ -10,12 +10,14 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import grpc
 from grpc import aio
 
 from latencyprobe import __version__
+from latencyprobe.domain.summary import PodChoice
 from latencyprobe.printable import bounded
 from latencyprobe.process.backoff import Backoff
 from latencyprobe.process.tasks import first_to_end
@@ -26,6 +28,7 @@ from latencyprobe.protocol.measurements import (
     CorruptMessageError,
 )
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe_operator.agents.acknowledgements import Acknowledgements
 from latencyprobe_operator.agents.agent_facts import AgentFacts
 from latencyprobe_operator.agents.messages import (
     MAX_TEXT_LENGTH,
@@ -39,12 +42,13 @@ from latencyprobe_operator.agents.messages import (
 from latencyprobe_operator.agents.misreports import Misreports
 from latencyprobe_operator.agents.news import PacedNews
 from latencyprobe_operator.agents.report_rate import ExcessiveReportsError, ReportRate
+from latencyprobe_operator.agents.reported_summaries import is_summary, reported_summary
 from latencyprobe_operator.agents.sent_states import SentStates
 from latencyprobe_operator.agents.state_sync import StateSync
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.desired_state import NO_STATE, DesiredNodeState
 from latencyprobe_operator.metrics import OperatorMetrics
-from latencyprobe_operator.observed_state import ReportedProbe
+from latencyprobe_operator.observed_state import ReportedProbe, ReportSource
 
 if TYPE_CHECKING:
     from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentAsyncStub
@@ -79,7 +83,10 @@ class LinkBrokenError(Exception):
 
 
 class AgentSession:
-    """Sessions with one agent, one after the other."""
+    """Sessions with one agent, one after the other.
+
+    Large, because it puts the states, the reports and their limits of one link together.
+    """
 
     def __init__(
         self,
@@ -106,6 +113,7 @@ class AgentSession:
         self._sent = SentStates(clock_ns)
         self._rate = ReportRate()
         self._backoff = Backoff(0.25, 15)
+        self._acknowledgements = Acknowledgements()
         self._metrics = metrics
         self._on_state = on_state
         self._news = PacedNews(on_news)
@@ -120,11 +128,15 @@ class AgentSession:
         """
         await self._greet(stub)
         # The stream is there before the state, so that no report is missed.
-        stream = stub.WatchReports(iter([pb.WatchReportsRequest()]))
+        stream = stub.WatchReports(self._acknowledgements.open_stream())
         try:
             await first_to_end(self._listen(stream), self._keep_applied(stub), until())
         finally:
             self._news.cancel()
+
+    def want_in_full(self, probe_uid: str, choice: PodChoice) -> None:
+        """Have the agent report these pods of a probe in full, from now on."""
+        self._acknowledgements.want(probe_uid, choice)
 
     async def _greet(self, stub: NodeAgentAsyncStub) -> None:
         info = await stub.GetNodeInfo(pb.GetNodeInfoRequest(), timeout=CONNECT_S)
@@ -139,6 +151,7 @@ class AgentSession:
                 instance_of(info),
             )
             self._facts.begin_instance(instance_of(info))
+        self._facts.version = bounded(info.agent_version, MAX_NAME_LENGTH)
         self._take_coverage(info.coverage)
 
     # ------------------------------------------------------------------ desired state
@@ -167,6 +180,7 @@ class AgentSession:
         log.debug("agent on node %s applied generation %d", self._node, outgoing.message.generation)
         self._sent.mark_applied(outgoing)
         self._rate.mark_applied(outgoing.message.probes)
+        self._acknowledgements.keep([probe.key.uid for probe in state])
         self._backoff.reset()
         self._facts.set_targets(targets_by_probe(result, outgoing.targets), outgoing.left_out)
         self._take_coverage(result.coverage)
@@ -197,6 +211,8 @@ class AgentSession:
             self._metrics.reports.inc()
             self._count(report)
             await self._take(report)
+            covered = [p.id for p in report.probes if self._sent.covers(p.id, report.generation)]
+            self._acknowledgements.acknowledge(report.sequence, covered)
         raise LinkBrokenError("the agent ended the stream of reports")
 
     async def _received(
@@ -238,7 +254,7 @@ class AgentSession:
         A large report is taken in slices, so that other agents do not wait for it.
         """
         changed = False
-        for part in slices(message):
+        for part in [message] if is_summary(message) else slices(message):
             # The state may have become another one meanwhile.
             if self._sent.covers(part.id, generation):
                 changed |= self._take_part(part)
@@ -248,8 +264,10 @@ class AgentSession:
 
     def _take_part(self, message: pb.ProbeReport) -> bool:
         try:
-            probe = reported_probe(message, self._sent.asked())
+            probe = self._decode(message)
             self._misreports.note_probe(probe)
+            if probe.corruption:
+                return False
             changed = self._facts.take_targets(probe)
             self._on_report(self._node, probe)
         except Exception as error:  # noqa: BLE001
@@ -257,6 +275,14 @@ class AgentSession:
             self._misreports.note_unexpected(error)
             return False
         return changed
+
+    def _decode(self, message: pb.ProbeReport) -> ReportedProbe:
+        source = ReportSource(self._facts.instance_id, self._acknowledgements.streams)
+        if is_summary(message):
+            probe = reported_summary(message, self._sent.asked(), self._sent.pods)
+        else:
+            probe = reported_probe(message, self._sent.asked())
+        return replace(probe, source=source)
 
     def _take_overhead(self, overhead: pb.Overhead) -> None:
         try:

@@ -58,16 +58,19 @@ class Summary:
     bottleneck: Bottleneck | None = None
     p50: str | None = None
     p99: str | None = None
+    unobserved_seconds: int | None = None
+    """The longest part of the window that a node did not observe; absent if all is observed."""
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PodStatus:
     """One pod over the window."""
 
     name: str
     node: str
     containers: tuple[str, ...]
+    ended: bool = field(default=False, metadata=written(absent_if_empty=True))
     verdict: Verdict
     stages: tuple[StageReport, ...]
     counters: Mapping[str, int]
@@ -113,6 +116,10 @@ class ProbeStatus:
     summary: Summary | None = None
     pods: tuple[PodStatus, ...] | None = None
     omitted_pods: int | None = None
+    omitted_for_size: Mapping[str, int] = field(
+        default_factory=dict, metadata=written(absent_if_empty=True)
+    )
+    """Numbers of rows that the status has no room for, by kind."""
     nodes: tuple[NodeStatus, ...] = ()
     omitted_nodes: int = 0
     node_context: tuple[NodeContext, ...] = field(

@@ -123,7 +123,8 @@ def _covered(facts: ProbeFacts) -> Finding:
         return Finding(
             ConditionStatus.UNKNOWN, CoveredReason.NO_TARGETS, "there is nothing to cover"
         )
-    uncovered = [node for node in facts.nodes if node.state is not NodeState.READY]
+    # Without gaps, a node measures every stage; its message has what else is missing.
+    uncovered = [node for node in facts.nodes if node.state not in MEASURING or node.gaps]
     lacking = [node for node in uncovered if node.state not in MEASURING]
     spec = facts.spec
     if not lacking and spec and spec.measured_modules != spec.modules:

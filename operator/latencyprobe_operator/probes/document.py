@@ -1,4 +1,4 @@
-"""The status as a document: its size, and its differences to the one in the API server."""
+"""The status as a document: its size, and the patch to the one in the API server."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from latencyprobe_operator.api.conditions import ConditionType
 # The API server takes 1.5 MiB at most, and every reader of the list gets all of it.
 MAX_BYTES = 240 * 1024
 _LONGEST_MESSAGE = 400
-_VOLATILE = ("lastReportTime",)
-
 Document = dict[str, Any]
 
 
@@ -24,16 +22,6 @@ def shorten(text: str) -> str:
 def size_bytes(document: Mapping[str, Any]) -> int:
     """Return the length of the document as the API server's JSON."""
     return len(json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode())
-
-
-def fit(document: Document) -> Document:
-    """Leave out as many pods, then nodes, as it takes to stay within MAX_BYTES."""
-    for rows, omitted in (("pods", "omittedPods"), ("nodes", "omittedNodes")):
-        while len(document[rows]) > 1 and size_bytes(document) > MAX_BYTES:
-            keep = len(document[rows]) * 3 // 4
-            document[omitted] += len(document[rows]) - keep
-            document[rows] = document[rows][:keep]
-    return document
 
 
 def merge_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> Document:
@@ -50,15 +38,6 @@ def merge_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> Document
         elif key not in before or old != value:
             patch[key] = value
     return patch
-
-
-def differs(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Decide whether more has changed than the time of the last report."""
-    return bool(merge_patch(_lasting(before), _lasting(after)))
-
-
-def _lasting(document: Mapping[str, Any]) -> Document:
-    return {key: value for key, value in document.items() if key not in _VOLATILE}
 
 
 def turning_points(document: Mapping[str, Any]) -> Document:

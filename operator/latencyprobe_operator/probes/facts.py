@@ -8,6 +8,7 @@ from typing import Any
 
 from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.domain.measurement import NOTHING, Measurement, NodeMeasurement
+from latencyprobe.domain.report import TargetReport
 from latencyprobe_operator.api.conditions import ReadyReason
 from latencyprobe_operator.api.spec import ProbeSpec
 from latencyprobe_operator.api.status_fields import NodeState, Phase
@@ -49,14 +50,13 @@ class NodeFacts:
 
 @dataclass(frozen=True, slots=True)
 class PodFacts:
-    """One pod that is listed."""
+    """One pod that is listed. `ended`: it was measured, and is no target any more."""
 
     name: str
     node: str
     containers: tuple[str, ...]
-    measurement: Measurement
-    uncounted: frozenset[str] = frozenset()
-    """Counters that its node cannot count."""
+    report: TargetReport
+    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Problem:
 class ProbeFacts:
     """All facts that one status is built from. Large, because each part of a status is a field.
 
-    `pods` are in order, the slowest first.
+    `pods` are in order, the worst first.
     """
 
     spec: ProbeSpec | None
@@ -88,6 +88,8 @@ class ProbeFacts:
     node_context: Mapping[str, NodeMeasurement] = field(default_factory=dict)
     """The measurements of nodes as a whole, by their names."""
     objectives: Sequence[Judgement] = ()
+    unobserved_s: int = 0
+    """The longest unobserved part of a node's window."""
     start_time: str | None = None
     last_report_time: str | None = None
     previous: Mapping[str, Any] = field(default_factory=dict)

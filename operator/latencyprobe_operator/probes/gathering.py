@@ -1,23 +1,31 @@
-"""Gathering: the facts of one moment, from a probe's pods, their agents and the windows."""
+"""Gathering: the facts of one moment, from a probe's pods, their agents and the summaries."""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import heapq
 from collections.abc import Callable
 
+from latencyprobe.domain.measurement import Measurement
 from latencyprobe_operator.api.spec import ProbeKey, ProbeSpec
 from latencyprobe_operator.api.status_fields import NodeState
-from latencyprobe_operator.desired_state import PlacedPod
 from latencyprobe_operator.model import ContainerTarget
 from latencyprobe_operator.observed_state import AgentView
-from latencyprobe_operator.probes.facts import NodeFacts, PodFacts, ProbeFacts
+from latencyprobe_operator.probes.facts import MEASURING, NodeFacts, PodFacts, ProbeFacts
 from latencyprobe_operator.probes.intake import ReportIntake
-from latencyprobe_operator.probes.nodes import node_facts, not_covered
+from latencyprobe_operator.probes.nodes import node_facts
 from latencyprobe_operator.probes.objectives import ObjectivesWatch
 from latencyprobe_operator.probes.selected_pods import SelectedPods
 from latencyprobe_operator.probes.staleness import patience_s
 from latencyprobe_operator.probes.status import MAX_CONTEXTS
-from latencyprobe_operator.probes.windows import TOTALS, headline
+from latencyprobe_operator.probes.summaries import NodePod
+from latencyprobe_operator.probes.sums import RunningSum
+from latencyprobe_operator.probes.worst_pods import WorstPods
+
+# The wait for pods in full, before a status.
+_LONGEST_FETCH_S = 1.0
+_FETCH_INTERVALS = 0.25
 
 
 class FactsGatherer:
@@ -29,12 +37,14 @@ class FactsGatherer:
         *,
         pods: SelectedPods,
         intake: ReportIntake,
+        worst: WorstPods,
         agent: Callable[[str], AgentView],
     ) -> None:
         """Gather nothing yet. `agent` returns the view of the agent of a node."""
         self._key = key
         self._pods = pods
         self._intake = intake
+        self._worst = worst
         self._agent = agent
         self._objectives = ObjectivesWatch()
 
@@ -43,10 +53,12 @@ class FactsGatherer:
         by_node: dict[str, list[ContainerTarget]] = {}
         for placed in self._pods.placed.values():
             by_node.setdefault(placed.pod.node, []).extend(placed.targets)
+        self._intake.summaries.forget(
+            by_node, at=at, window_s=spec.window_s, patience_s=patience_s(spec.interval_s)
+        )
         nodes = [
             self._node_facts(node, targets, spec, at) for node, targets in sorted(by_node.items())
         ]
-        self._intake.windows.keep_nodes(by_node)
         self._intake.report_times.keep(by_node)
         return dataclasses.replace(
             facts,
@@ -55,27 +67,44 @@ class FactsGatherer:
             nodes=nodes,
         )
 
-    def with_figures(self, facts: ProbeFacts, spec: ProbeSpec, *, at: float) -> ProbeFacts:
-        """Add the windows' figures, of as many pods as the status lists."""
-        windows, placed = self._intake.windows, self._pods.placed
-        ordered = windows.worst_first(placed, at=at)
-        listed = [self._pod_facts(placed[uid], at) for uid in ordered[: spec.max_pods]]
-        merged = windows.merged(at=at)
+    async def fetch_worst(self, spec: ProbeSpec) -> None:
+        """Choose the pods to list, and have their agents report the missing ones in full."""
+        nodes = {placed.pod.node for placed in self._pods.placed.values()}
+        self._worst.choose(self._intake.summaries, nodes)
+        timeout_s = min(_LONGEST_FETCH_S, spec.interval_s * _FETCH_INTERVALS)
+        await self._worst.fetch(self._intake.summaries, self._intake.arrived, timeout_s=timeout_s)
+
+    async def with_figures(self, facts: ProbeFacts, spec: ProbeSpec, *, at: float) -> ProbeFacts:
+        """Add the figures over the window, with as many pods as the status lists."""
+        summaries = self._intake.summaries
+        merged = await self._merged()
+        listed = heapq.nlargest(spec.max_pods, summaries.in_full(), key=lambda each: each.pod.place)
         return dataclasses.replace(
             facts,
-            pods=sorted(listed, key=_p99_ns, reverse=True),
-            omitted_pods=len(ordered) - len(listed),
+            pods=[self._pod_facts(each) for each in listed],
+            omitted_pods=max(summaries.measured - len(listed), 0),
             merged=merged,
-            node_context=windows.of_nodes(most=MAX_CONTEXTS, at=at),
+            node_context=summaries.of_nodes(most=MAX_CONTEXTS),
             objectives=self._objectives.judge(spec.objectives, merged, at=at),
+            unobserved_s=max(
+                (summaries.unobserved(node.name, spec.window_s).seconds for node in facts.nodes),
+                default=0,
+            ),
         )
+
+    async def _merged(self) -> Measurement:
+        """Return the sum over all nodes; other tasks go on between its steps."""
+        total = RunningSum()
+        for _ in self._intake.summaries.adding_up(total):
+            await asyncio.sleep(0)
+        return total.value()
 
     def _node_facts(
         self, node: str, targets: list[ContainerTarget], spec: ProbeSpec, at: float
     ) -> NodeFacts:
         agent = self._agent(node)
         is_due = agent.state is NodeState.READY
-        return node_facts(
+        facts = node_facts(
             node,
             agent,
             self._key.uid,
@@ -84,17 +113,30 @@ class FactsGatherer:
             staleness=self._intake.report_times.staleness(node, is_due=is_due, at=at),
             patience_s=patience_s(spec.interval_s),
         )
+        lacking = self._lacking(node, agent, spec)
+        if facts.state not in MEASURING or not lacking:
+            return facts
+        message = "; ".join(filter(None, (facts.message, lacking)))
+        return dataclasses.replace(facts, state=NodeState.PARTIAL, message=message)
 
-    def _pod_facts(self, placed: PlacedPod, at: float) -> PodFacts:
-        return PodFacts(
-            name=placed.pod.name,
-            node=placed.pod.node,
-            containers=tuple(target.container.name for target in placed.targets),
-            measurement=self._intake.windows.of_pod(placed.pod.uid, at=at),
-            uncounted=not_covered(self._agent(placed.pod.node)),
-        )
+    def _lacking(self, node: str, agent: AgentView, spec: ProbeSpec) -> str:
+        """Describe the part of a node's figures that is missing; empty if it is none."""
+        summaries = self._intake.summaries
+        name = f"agent {agent.version or 'of unknown version'}"
+        if not summaries.keeps_window(node):
+            return (
+                f"{name} keeps no window: its figures cover one interval of "
+                f"{spec.interval_s:g} s; upgrade it"
+            )
+        if skew := summaries.skew_of(node):
+            return f"{name} {skew}"
+        unobserved = summaries.unobserved(node, spec.window_s)
+        return str(unobserved) if unobserved else ""
 
-
-def _p99_ns(pod: PodFacts) -> int:
-    received, sent = (pod.measurement.stage(name).histogram for name in TOTALS)
-    return headline(received, sent).percentile(99)
+    def _pod_facts(self, listed: NodePod) -> PodFacts:
+        node, pod = listed
+        placed = self._pods.placed.get(pod.pod_uid)
+        if placed is None:
+            return PodFacts(pod.name, node, pod.containers, pod.report, ended=True)
+        containers = tuple(target.container.name for target in placed.targets)
+        return PodFacts(placed.pod.name, node, containers, pod.report)

@@ -1,79 +1,168 @@
-"""The intake of agents' reports on one probe: into its windows, and its record of staleness."""
+"""The intake of agents' reports on one probe: its summaries, and its record of staleness."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from latencyprobe.domain.measurement import NOTHING, Measurement
+from latencyprobe.domain.measurement import NOTHING_OF_THE_NODE
 from latencyprobe_operator.api.spec import ProbeSpec
 from latencyprobe_operator.api.timestamps import timestamp
-from latencyprobe_operator.desired_state import PlacedPod
-from latencyprobe_operator.model import Pod
-from latencyprobe_operator.observed_state import ReportedProbe
+from latencyprobe_operator.desired_state import ChoosePods, PlacedPod
+from latencyprobe_operator.observed_state import AgentView, ReportedProbe
+from latencyprobe_operator.probes.deltas import summarised
+from latencyprobe_operator.probes.nodes import not_covered
 from latencyprobe_operator.probes.staleness import ReportTimes
-from latencyprobe_operator.probes.windows import ProbeWindows, of_one_pod
+from latencyprobe_operator.probes.summaries import NodeSummaries
 
 
 class ReportIntake:
-    """The measurements that agents have reported of one probe."""
+    """The figures that agents have reported of one probe."""
 
-    def __init__(self, *, last_report_time: str | None, node_figures: bool = False) -> None:
-        """Take in nothing yet. `node_figures`: figures of whole nodes are kept."""
+    def __init__(
+        self,
+        *,
+        last_report_time: str | None,
+        agent: Callable[[str], AgentView],
+        choose: ChoosePods,
+        node_figures: bool = False,
+    ) -> None:
+        """Take in nothing yet. `agent` returns the view of the agent of a node.
+
+        `node_figures`: figures of whole nodes are kept.
+        """
         self._node_figures = node_figures
-        self.windows = ProbeWindows(1, 1)
+        # Of older agents: the parts of reports that are not complete, by node.
+        self._parts: dict[str, ReportedProbe] = {}
+        self.summaries = NodeSummaries()
         self.report_times = ReportTimes()
         self.reported = False
         """An agent has reported since measuring began."""
         self.last_report_time = last_report_time
+        self.arrived = asyncio.Event()
+        """Set with each report; a reader clears it."""
+        self._agent = agent
+        self._choose = choose
 
     def take(
         self,
         node: str,
         report: ReportedProbe,
         placed: Mapping[str, PlacedPod],
+        spec: ProbeSpec,
         *,
         at: float,
         wall: float,
-    ) -> None:
-        """Take in the report of a node on its own pods among these; `wall` is since the epoch.
+    ) -> bool:
+        """Take in the report of a node; pods of other nodes among these are left out.
 
         Figures of the whole node that are not allowed are dropped: older agents send them always.
-        A part of a report counts as a report with the last one.
+        Returns False for a part that is not the last, and if it brings pods in full alone. `wall`
+        is since the epoch.
         """
-        pods: dict[str, Measurement] = {}
-        for target in report.targets:
-            pod_uid = target.id.partition("/")[0]
-            pod = placed.get(pod_uid)
-            if pod and pod.pod.node == node:
-                measurement = self._allowed(pod.pod, target.measurement)
-                pods[pod_uid] = of_one_pod(pods.get(pod_uid, NOTHING), measurement)
-        for pod_uid, measurement in pods.items():
-            self.windows.add(pod_uid, measurement, at=at)
-        if self._node_figures:
-            self.windows.add_node(node, report.node, at=at)
-        if not report.is_complete:
-            return
+        self.arrived.set()
+        report = self._allowed(report, placed)
+        if report.pods and report.summary is None:
+            self.summaries.take_more(node, _of_node(report, node, placed, spec.max_pods))
+            return False
+        keeps_window = report.summary is not None
+        if keeps_window:
+            report = _of_node(report, node, placed, spec.max_pods)
+        else:
+            report = self._joined(node, report)
+            if not report.is_complete:
+                return False
+            report = self._summarised(report, node, placed, spec)
+        if report.summary is not None:
+            self.summaries.take(
+                node,
+                report,
+                report.summary,
+                at=at,
+                window_s=spec.window_s,
+                keeps_window=keeps_window,
+            )
         self.reported = True
         self.last_report_time = timestamp(wall)
         self.report_times.note(node, at=at, wall=wall)
+        return True
 
-    def _allowed(self, pod: Pod, measurement: Measurement) -> Measurement:
-        """Return the part of a pod's measurement that its tenant may see."""
-        if self._node_figures or not pod.host_network:
-            return measurement
-        return replace(measurement, netns_counters={})
+    def _joined(self, node: str, report: ReportedProbe) -> ReportedProbe:
+        """Return the report with the parts before it; keep it for the parts after it."""
+        before = self._parts.pop(node, None)
+        if before:
+            targets, of_node = (*before.targets, *report.targets), before.node + report.node
+            report = replace(report, targets=targets, node=of_node)
+        if not report.is_complete:
+            self._parts[node] = report
+        return report
+
+    def _allowed(self, report: ReportedProbe, placed: Mapping[str, PlacedPod]) -> ReportedProbe:
+        """Return the part of a report that the probe's tenant may see."""
+        if self._node_figures:
+            return report
+
+        def of_host(pod_uid: str) -> bool:
+            pod = placed.get(pod_uid)
+            return pod is None or pod.pod.host_network
+
+        pods = tuple(
+            replace(each, report=replace(each.report, netns_counters={}))
+            if of_host(each.pod_uid)
+            else each
+            for each in report.pods
+        )
+        targets = tuple(
+            replace(each, measurement=replace(each.measurement, netns_counters={}))
+            if of_host(each.id.partition("/")[0])
+            else each
+            for each in report.targets
+        )
+        return replace(report, node=NOTHING_OF_THE_NODE, pods=pods, targets=targets)
+
+    def _summarised(
+        self, report: ReportedProbe, node: str, placed: Mapping[str, PlacedPod], spec: ProbeSpec
+    ) -> ReportedProbe:
+        uids = {target.id.partition("/")[0] for target in report.targets}
+        return summarised(
+            report,
+            {uid: placed[uid] for uid in uids if uid in placed and placed[uid].pod.node == node},
+            spec.modules,
+            sees_node=self._node_figures,
+            uncounted=not_covered(self._agent(node)),
+            max_pods=spec.max_pods,
+            choice=self._choose(node),
+        )
 
     def adopt(self, spec: ProbeSpec, before: ProbeSpec | None) -> None:
-        """Fit the windows to a new spec; clear them if it measures something else."""
-        self.windows.resize(spec.interval_s, spec.window_s)
+        """Drop all figures if a new spec measures something else."""
         if before and _measured(before) != _measured(spec):
             self.clear()
 
     def clear(self) -> None:
         """Begin another measurement."""
-        self.windows.clear()
+        self.summaries.clear()
+        self._parts.clear()
         self.reported = False
+
+
+def _of_node(
+    report: ReportedProbe, node: str, placed: Mapping[str, PlacedPod], most: int
+) -> ReportedProbe:
+    """Return the report without pods that run on other nodes, and at most this number of pods."""
+
+    def runs_elsewhere(pod_uid: str) -> bool:
+        pod = placed.get(pod_uid)
+        return pod is not None and pod.pod.node != node
+
+    pods = tuple(each for each in report.pods[:most] if not runs_elsewhere(each.pod_uid))
+    if report.summary is None:
+        return replace(report, pods=pods)
+    scores = tuple(
+        each for each in report.summary.scores[:most] if not runs_elsewhere(each.pod_uid)
+    )
+    return replace(report, pods=pods, summary=replace(report.summary, scores=scores))
 
 
 def _measured(spec: ProbeSpec) -> tuple[object, ...]:

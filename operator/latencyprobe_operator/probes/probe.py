@@ -1,7 +1,7 @@
 """One LatencyProbe's life in the operator: its spec, its pods, its figures, and its status.
 
-Spec and pods flow down into the desired states; reports flow up into the windows. One task builds
-the status from them and writes it: no other part waits for the API server.
+Spec and pods flow down into the desired states; reports flow up into the summaries. One task
+builds the status from them and writes it: no other part waits for the API server.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from latencyprobe.process import clocks
-from latencyprobe_operator.api.spec import probe_key
+from latencyprobe_operator.api.spec import ProbeSpec, probe_key
 from latencyprobe_operator.api.status_fields import Phase
 from latencyprobe_operator.api.timestamps import timestamp
 from latencyprobe_operator.desired_state import DesiredStates
@@ -26,7 +26,8 @@ from latencyprobe_operator.probes.gathering import FactsGatherer
 from latencyprobe_operator.probes.intake import ReportIntake
 from latencyprobe_operator.probes.schedule import StatusSchedule, pause_s
 from latencyprobe_operator.probes.selected_pods import SelectedPods, Subscribe, Unsubscribe
-from latencyprobe_operator.probes.status import build
+from latencyprobe_operator.probes.status import FIGURES, build
+from latencyprobe_operator.probes.worst_pods import WantInFull, WorstPods
 from latencyprobe_operator.probes.writer import PatchStatus, StatusWriter
 
 
@@ -46,6 +47,7 @@ class Probe:
         unsubscribe: Unsubscribe,
         touch: Callable[[set[str]], None],
         agent: Callable[[str], AgentView],
+        want_in_full: WantInFull,
         patch_status: PatchStatus,
         wall_clock: Callable[[], float] = time.time,
         steady_clock: Callable[[], float] | None = None,
@@ -72,9 +74,20 @@ class Probe:
         )
         self._idle_phase: Phase | None = None
         self._schedule = StatusSchedule()
-        self._intake = ReportIntake(
-            last_report_time=previous.get("lastReportTime"), node_figures=node_figures
+        self._worst = WorstPods(
+            self.key.uid,
+            desired=desired,
+            want_in_full=want_in_full,
+            rows=previous.get("pods") or (),
         )
+        self._intake = ReportIntake(
+            last_report_time=previous.get("lastReportTime"),
+            node_figures=node_figures,
+            agent=agent,
+            choose=self._worst.choice,
+        )
+        self._figures: Document = {}
+        """The newest figures, and after the measurement its last ones."""
         self._pods = SelectedPods(
             self.key,
             desired=desired,
@@ -82,9 +95,11 @@ class Probe:
             unsubscribe=unsubscribe,
             touch=touch,
             on_change=self._poked.set,
-            on_removed=self._intake.windows.forget,
+            choose=self._worst.choice,
         )
-        self._gatherer = FactsGatherer(self.key, pods=self._pods, intake=self._intake, agent=agent)
+        self._gatherer = FactsGatherer(
+            self.key, pods=self._pods, intake=self._intake, worst=self._worst, agent=agent
+        )
         self._writer = StatusWriter(self.key, previous, patch_status=patch_status, metrics=metrics)
         self.update(body)
         stands = self._writer.describes(self._current.generation)
@@ -108,7 +123,7 @@ class Probe:
         before = self._current.spec
         if self._current.read(body):
             if spec := self._current.spec:
-                self._intake.adopt(spec, before)
+                self._adopt(spec, before)
             self._decide()
             self._poked.set()
 
@@ -116,17 +131,22 @@ class Probe:
         """Set the reason why the administrator's limits exclude this probe; None: they do not."""
         if self._current.refuse(message):
             if spec := self._current.spec:
-                self._intake.adopt(spec, None)
+                self._adopt(spec, None)
             self._decide()
             self._poked.set()
 
+    def _adopt(self, spec: ProbeSpec, before: ProbeSpec | None) -> None:
+        self._worst.max_pods = spec.max_pods
+        self._intake.adopt(spec, before)
+
     def take_report(self, node: str, report: ReportedProbe) -> None:
         """Take in an agent's report."""
-        if not self._pods.followed:
+        spec = self._current.spec
+        if not self._pods.followed or not spec:
             return
-        now = self._now()
-        self._intake.take(node, report, self._pods.placed, at=now, wall=self._wall_clock())
-        if report.is_complete and self._schedule.take_report(node, now):
+        now, wall = self._now(), self._wall_clock()
+        is_whole = self._intake.take(node, report, self._pods.placed, spec, at=now, wall=wall)
+        if is_whole and self._schedule.take_report(node, now):
             self._poked.set()
 
     def poke(self) -> None:
@@ -146,11 +166,9 @@ class Probe:
     def _decide(self) -> None:
         """Measure, or be idle: from the spec and the time."""
         spec, idle_phase = self._current.spec, self._current.idle_phase(self._steady_clock())
-        stops = idle_phase is not None and self._idle_phase is None
-        if stops and self._pods.followed and self._intake.reported:
-            # The last figures are kept as they were a moment ago.
-            self._writer.previous = {**self._writer.previous, **self._figures()}
         self._idle_phase = idle_phase
+        if idle_phase is None:
+            self._figures = {}
         if spec is None or idle_phase:
             self._pods.leave()
             self._intake.clear()
@@ -201,11 +219,20 @@ class Probe:
         turns = self._writer.turns(self._build(facts))
         if not turns and not due:
             return
-        document = self._build(self._with_figures(facts, now))
+        if due and self._pods.followed and self._current.spec:
+            await self._gatherer.fetch_worst(self._current.spec)
+            facts = self._facts(self._now())
+        document = self._build(await self._with_figures(facts, now))
+        if facts.generation != self._current.generation or facts.phase is not self._idle_phase:
+            return  # it has changed meanwhile, and is checked again
+        if self.stopped.is_set():
+            return
+        if self._pods.followed:
+            self._figures = {key: document[key] for key in FIGURES if key in document}
         if due:
             self._schedule.mark_figures(now)
-        if turns or self._writer.is_news(document):
-            delay_s = await self._writer.write(document)
+        if part := self._writer.worth_writing(document):
+            delay_s = await self._writer.write(part)
             if delay_s is not None:
                 self._schedule.mark_failed(self._now())
                 await asyncio.sleep(delay_s)
@@ -221,7 +248,8 @@ class Probe:
             problem=current.problem or self._pods.problem(),
             start_time=current.start_time,
             last_report_time=self._intake.last_report_time,
-            previous=self._writer.previous,
+            # When it ends, the last figures are written though they had no news.
+            previous={**self._writer.previous, **(self._figures if self._idle_phase else {})},
         )
         if not self._pods.followed or not current.spec:
             return facts
@@ -231,18 +259,10 @@ class Probe:
             current.begin(self._steady_clock())
         return dataclasses.replace(facts, start_time=current.start_time)
 
-    def _with_figures(self, facts: ProbeFacts, now: float) -> ProbeFacts:
+    async def _with_figures(self, facts: ProbeFacts, now: float) -> ProbeFacts:
         if not self._current.spec or not self._pods.followed:
             return facts
-        return self._gatherer.with_figures(facts, self._current.spec, at=now)
-
-    def _figures(self) -> Document:
-        """Return the parts of a status that stay when the measurement ends."""
-        now = self._now()
-        facts = dataclasses.replace(self._with_figures(self._facts(now), now), phase=None)
-        document = self._build(facts)
-        kept = ("targets", "summary", "pods", "omittedPods", "nodeContext", "lastReportTime")
-        return {key: document[key] for key in kept if key in document}
+        return await self._gatherer.with_figures(facts, self._current.spec, at=now)
 
     def _build(self, facts: ProbeFacts) -> Document:
         return build(facts, now=timestamp(self._wall_clock()))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from latencyprobe_operator.api.conditions import ReadyReason
 from latencyprobe_operator.api.spec import ProbeKey, ProbeSpec
-from latencyprobe_operator.desired_state import DesiredStates, PlacedPod
+from latencyprobe_operator.desired_state import ChoosePods, DesiredStates, PlacedPod
 from latencyprobe_operator.kube.pods import PodsChange, PodSet, PodsListener
 from latencyprobe_operator.kube.selector import LabelSelector
 from latencyprobe_operator.probes.facts import Problem
@@ -32,20 +32,16 @@ class SelectedPods:
         unsubscribe: Unsubscribe,
         touch: Callable[[set[str]], None],
         on_change: Callable[[], None],
-        on_removed: Callable[[str], None],
+        choose: ChoosePods,
     ) -> None:
-        """Follow no pods yet.
-
-        `touch`: the desired states of these nodes have changed. `on_removed`: the probe does not
-        measure the pod of this UID any more.
-        """
+        """Follow no pods yet. `touch`: the desired states of these nodes have changed."""
         self._key = key
         self._desired = desired
         self._subscribe = subscribe
         self._unsubscribe = unsubscribe
         self._touch = touch
         self._on_change = on_change
-        self._on_removed = on_removed
+        self._choose = choose
         self._spec: ProbeSpec | None = None
         self._pods: PodSet | None = None
         self._joined = False
@@ -119,11 +115,9 @@ class SelectedPods:
     def _join(self) -> None:
         if not self._pods or not self._spec or not self._pods.listed:
             return
-        before = set(self.placed)
         self._joined = True
-        self._touch(self._desired.set_probe(self._spec, self._pods.pods.values()))
-        for pod_uid in before.difference(self.placed):
-            self._on_removed(pod_uid)
+        pods = self._pods.pods.values()
+        self._touch(self._desired.set_probe(self._spec, pods, self._choose))
 
     def _update(self, change: PodsChange) -> None:
         touched: set[str] = set()
@@ -131,5 +125,4 @@ class SelectedPods:
             touched |= self._desired.set_pod(self._key.uid, pod)
         for pod_uid in change.removed:
             touched |= self._desired.remove_pod(self._key.uid, pod_uid)
-            self._on_removed(pod_uid)
         self._touch(touched)

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from latencyprobe.domain.durations import format_ns
+from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import (
-    NOTHING_OF_THE_NODE,
     NodeMeasurement,
     joint_counters,
     largest_counters,
@@ -20,7 +20,6 @@ from latencyprobe.domain.report import NodeReport, report_on, report_on_node
 from latencyprobe.domain.serialisation import document_of
 from latencyprobe.domain.verdict import Bottleneck
 from latencyprobe_operator.api.conditions import ConditionStatus, ConditionType
-from latencyprobe_operator.api.spec import ProbeSpec
 from latencyprobe_operator.api.status_fields import (
     NodeContext,
     NodeState,
@@ -39,7 +38,7 @@ from latencyprobe_operator.probes.conditions import (
     findings_of,
     idle_findings,
 )
-from latencyprobe_operator.probes.document import Document, fit, shorten
+from latencyprobe_operator.probes.document import Document, shorten
 from latencyprobe_operator.probes.facts import (
     LACKING,
     MEASURING,
@@ -47,7 +46,7 @@ from latencyprobe_operator.probes.facts import (
     PodFacts,
     ProbeFacts,
 )
-from latencyprobe_operator.probes.windows import headline
+from latencyprobe_operator.probes.fitting import fit
 
 MAX_NODES = 50
 # Of the measurements of nodes as a whole: so many nodes, and of each so many stages and counters;
@@ -55,6 +54,16 @@ MAX_NODES = 50
 MAX_CONTEXTS = 8
 MAX_CONTEXT_STAGES = 12
 MAX_CONTEXT_COUNTERS = 24
+# The parts that stay when the measurement ends.
+FIGURES = (
+    "targets",
+    "summary",
+    "pods",
+    "omittedPods",
+    "omittedForSize",
+    "nodeContext",
+    "lastReportTime",
+)
 
 
 def build(facts: ProbeFacts, *, now: str) -> Document:
@@ -77,7 +86,7 @@ def build(facts: ProbeFacts, *, now: str) -> Document:
             conditions=conditions_of(findings, facts, now),
             targets=_targets(facts),
             summary=_summary(facts, ready),
-            pods=tuple(_pod(pod, facts, facts.spec) for pod in facts.pods) if facts.spec else (),
+            pods=tuple(map(_pod, facts.pods)) if facts.spec else (),
             omitted_pods=facts.omitted_pods,
             nodes=tuple(map(_node, listed)),
             omitted_nodes=len(uncovered) - len(listed),
@@ -90,9 +99,6 @@ def build(facts: ProbeFacts, *, now: str) -> Document:
 
 def _idle(facts: ProbeFacts, phase: Phase, *, now: str) -> Document:
     """Build the status of a suspended or completed probe: the last figures stay as they were."""
-    kept = ["summary", "pods", "omittedPods", "nodeContext", "lastReportTime"]
-    if not facts.spec or not facts.spec.node_figures:
-        kept.remove("nodeContext")
     status = ProbeStatus(
         observed_generation=facts.generation,
         phase=phase,
@@ -101,7 +107,10 @@ def _idle(facts: ProbeFacts, phase: Phase, *, now: str) -> Document:
     )
     document = document_of(status)
     document["targets"] |= {**facts.previous.get("targets", {}), "readyNodes": 0}
-    document |= {key: facts.previous[key] for key in kept if key in facts.previous}
+    kept = {key: facts.previous[key] for key in FIGURES if key in facts.previous}
+    if not facts.spec or not facts.spec.node_figures:
+        kept.pop("nodeContext", None)
+    document |= {**kept, "targets": document["targets"]}
     return document | document_of(_times(facts))
 
 
@@ -119,19 +128,20 @@ def _targets(facts: ProbeFacts) -> TargetCounts:
 
 
 def _summary(facts: ProbeFacts, ready: Finding) -> Summary:
-    if not facts.spec or not facts.matched_pods:
+    if not facts.spec or not (facts.matched_pods or facts.pods):
         return Summary(message=shorten(ready.message))
     node = _counters_of_all(facts.node_context) if facts.spec.node_figures else None
     report = report_on(facts.merged, facts.spec.modules, node)
     verdict = report.verdict
     received, sent = (facts.merged.stage(name).histogram for name in ("rx.total", "tx.total"))
-    whole = headline(received, sent)
+    whole = _headline(received, sent)
     insufficient = verdict.bottleneck is Bottleneck.INSUFFICIENT_DATA
     use_ready = insufficient and ready.status is not ConditionStatus.TRUE
     return Summary(
         bottleneck=verdict.bottleneck,
         p50=format_ns(whole.percentile(50)) if whole.count else None,
         p99=format_ns(whole.percentile(99)) if whole.count else None,
+        unobserved_seconds=facts.unobserved_s or None,
         message=shorten(ready.message if use_ready else "; ".join(verdict.evidence)),
     )
 
@@ -143,15 +153,18 @@ def _counters_of_all(nodes: Mapping[str, NodeMeasurement]) -> NodeMeasurement:
     return NodeMeasurement({}, counters)
 
 
-def _pod(pod: PodFacts, facts: ProbeFacts, spec: ProbeSpec) -> PodStatus:
-    node = None
-    if spec.node_figures:
-        node = facts.node_context.get(pod.node, NOTHING_OF_THE_NODE)
-    report = report_on(pod.measurement, spec.modules, node, uncounted=pod.uncounted)
+def _headline(received: Histogram, sent: Histogram) -> Histogram:
+    """Return the total that stands for all: rx.total, or tx.total if nothing was received."""
+    return received if received.count else sent
+
+
+def _pod(pod: PodFacts) -> PodStatus:
+    report = pod.report
     return PodStatus(
         name=pod.name,
         node=pod.node,
         containers=pod.containers,
+        ended=pod.ended,
         verdict=report.verdict,
         stages=report.stages,
         counters=report.counters,

@@ -13,7 +13,9 @@ from latencyprobe_operator.api.status_fields import Phase
 from latencyprobe_operator.api.timestamps import epoch_s
 from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError
 from latencyprobe_operator.metrics import OperatorMetrics
-from latencyprobe_operator.probes.document import Document, differs, merge_patch, turning_points
+from latencyprobe_operator.probes.byte_budget import ByteBudget
+from latencyprobe_operator.probes.document import Document, merge_patch, size_bytes, turning_points
+from latencyprobe_operator.probes.status_news import differs, light
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class StatusWriter:
         self._patch_status = patch_status
         self._metrics = metrics
         self._backoff = Backoff(0.5, 10)
+        self._budget = ByteBudget(lambda: asyncio.get_running_loop().time())
 
     def describes(self, generation: int) -> bool:
         """Decide whether the status has the figures of this generation, while it is measured."""
@@ -55,9 +58,19 @@ class StatusWriter:
         """Decide whether people wait for this change."""
         return turning_points(document) != turning_points(self.previous)
 
-    def is_news(self, document: Document) -> bool:
-        """Decide whether the document is worth a write."""
-        return differs(self.previous, document) or self._is_stale(document)
+    def worth_writing(self, document: Document) -> Document | None:
+        """Return the part of the document that is worth a write now; None without such a part.
+
+        Beyond the budget, and if there is no news, the pods stay as they were written.
+        """
+        turns = self.turns(document)
+        differing = turns or differs(self.previous, document)
+        if differing and self._budget.has(size_bytes(merge_patch(self.previous, document))):
+            return document
+        part = light(self.previous, document)
+        if turns or self._is_stale(document) or (differing and differs(self.previous, part)):
+            return part
+        return None
 
     def _is_stale(self, document: Document) -> bool:
         written, known = self.previous.get("lastReportTime"), document.get("lastReportTime")
@@ -68,6 +81,7 @@ class StatusWriter:
     async def write(self, document: Document) -> float | None:
         """Write the document; return the seconds until another attempt, or None without one."""
         patch = merge_patch(self.previous, document)
+        self._budget.take(size_bytes(patch))
         # With the UID the API server refuses the write to a later object of the same name.
         body = {"metadata": {"uid": self._key.uid}, "status": patch}
         try:

@@ -81,7 +81,7 @@ class Listening:
     async def goes_on(self) -> None:
         """Check that the link is as it was, and takes a sound report."""
         count = len(self.reports) + 1
-        self.agent.report(UID, {target_id("a"): SOUND})
+        self.agent.report_deltas(UID, {target_id("a"): SOUND})
         report = await self.heard(count)
         assert [target.measurement for target in report.targets] == [SOUND]
         assert self.fleet.view(NODE).state is NodeState.READY

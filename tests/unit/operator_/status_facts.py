@@ -6,9 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 from latencyprobe.domain.histogram import Histogram
-from latencyprobe.domain.measurement import Measurement, StageMeasurement
+from latencyprobe.domain.measurement import (
+    NOTHING_OF_THE_NODE,
+    Measurement,
+    NodeMeasurement,
+    StageMeasurement,
+)
+from latencyprobe.domain.report import report_on
 from latencyprobe_operator.api.status_fields import NodeState
-from latencyprobe_operator.probes.facts import NodeFacts, ProbeFacts
+from latencyprobe_operator.probes.facts import NodeFacts, PodFacts, ProbeFacts
 from tools.fakes.samples import probe_spec
 
 NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z"
@@ -35,3 +41,15 @@ def facts(**parts: Any) -> ProbeFacts:
         **parts,
     }
     return ProbeFacts(**whole)
+
+
+def listed(
+    name: str,
+    node: str,
+    containers: tuple[str, ...],
+    measurement: Measurement,
+    *,
+    of_node: NodeMeasurement = NOTHING_OF_THE_NODE,
+) -> PodFacts:
+    """A pod whose agent has reported on this measurement."""
+    return PodFacts(name, node, containers, report_on(measurement, SPEC.modules, of_node))

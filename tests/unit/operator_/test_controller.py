@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from latencyprobe_operator.admission import AdminLimits
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from tests.unit.operator_.controlled import AGENT_NAMESPACE, controlling, running
 from tests.unit.operator_.waiting import until
+from tools.fakes.agent import FakeAgent, measurement
 from tools.fakes.api import FakeApi
-from tools.fakes.samples import Json, pod_body, probe_body
+from tools.fakes.samples import Json, pod_body, probe_body, target_id
 
 # More than aiohttp's, and so kubernetes.aio's, pool of connections has.
 MANY = 150
@@ -141,3 +144,49 @@ def ready(api: FakeApi, name: str) -> Json:
     conditions: list[Json] = api.statuses[name]["conditions"]
     (condition,) = (each for each in conditions if each["type"] == "Ready")
     return condition
+
+
+async def test_the_worst_of_many_pods_is_found_over_the_real_protocol(
+    agent_tls: ClientTlsFiles, operator_tls: ClientTlsFiles
+) -> None:
+    api = FakeApi()
+    agents = {f"node-{number}": FakeAgent(agent_tls) for number in range(6)}
+    for node, agent in agents.items():
+        await agent.start()
+        for number in range(2):
+            api.set(pod_body(f"{node}-{number}", node=node, labels={"app": "checkout"}))
+    addresses = {node: agent.address for node, agent in agents.items()}
+    body = probe_body(interval="1s", report={"maxPods": 2})
+
+    async def report() -> None:
+        while True:
+            for node, agent in agents.items():
+                if agent.listeners and agent.target_ids:
+                    slow = {target_id("node-4-1"): measurement(*[9 * 10**6] * 200)}
+                    quick = {
+                        target_id(f"{node}-{number}"): measurement(*[10**6] * 200)
+                        for number in range(2)
+                    }
+                    agent.windows.forget_figures("uid-checkout")
+                    agent.report("uid-checkout", quick | (slow if node == "node-4" else {}))
+            await asyncio.sleep(0.5)
+
+    def listed() -> list[str]:
+        return [row["name"] for row in api.statuses.get("checkout", {}).get("pods", ())]
+
+    async with (
+        api.serve() as cluster,
+        controlling(cluster, operator_tls, agents=addresses) as controller,
+        running(controller, [body]),
+    ):
+        await until(lambda: all(agent.applied for agent in agents.values()), what=listed)
+        reporting = asyncio.create_task(report())
+        await until(lambda: listed()[:1] == ["node-4-1"], what=lambda: api.statuses)
+        assert len(listed()) == 2
+        assert api.statuses["checkout"]["omittedPods"] == 10
+        assert api.statuses["checkout"]["nodes"] == []
+        await until(lambda: agents["node-4"].heard[-1].acknowledged, what=listed)
+        reporting.cancel()
+        await asyncio.wait([reporting])
+    for agent in agents.values():
+        await agent.stop()

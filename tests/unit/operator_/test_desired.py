@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latencyprobe.domain.stages import Module
+from latencyprobe.domain.summary import PodChoice
 from latencyprobe_operator.api.spec import ProbeSpec
 from latencyprobe_operator.desired_state import NO_STATE, DesiredStates
 from latencyprobe_operator.model import Pod
@@ -128,3 +129,29 @@ def test_agents_are_asked_for_figures_of_the_node_only_where_they_are_allowed() 
     states.set_probe(replace(everything, node_figures=True), [pod("a")])
     (asked,) = states.of_node("node-a")
     assert (asked.modules, asked.node_figures) == ((Module.RX, Module.IRQ), True)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(["", "n", "m", "o"]))))
+def test_the_nodes_of_a_probe_are_counted(changes: list[tuple[str, str]]) -> None:
+    states, uid = DesiredStates(), CHECKOUT.key.uid
+    states.set_probe(CHECKOUT, [pod("first", node="n")])
+    for name, node in changes:
+        if node:
+            states.set_pod(uid, pod(name, node=node))
+        else:
+            states.remove_pod(uid, f"uid-{name}")
+
+        nodes = {placed.pod.node for placed in states.pods_of(uid).values()}
+        assert states.nodes_of(uid) == len(nodes)
+    states.remove_probe(uid)
+    assert states.nodes_of(uid) == 0
+
+
+def test_the_choice_of_pods_is_no_part_of_a_state() -> None:
+    states = DesiredStates()
+    choices = iter((PodChoice(1), PodChoice(2, 7)))
+    states.set_probe(CHECKOUT, [pod("a")], lambda _: next(choices))
+    first, second = (states.of_node("node-a") for _ in range(2))
+
+    assert [first[0].pods_in_full, second[0].pods_in_full] == [PodChoice(1), PodChoice(2, 7)]
+    assert first == second

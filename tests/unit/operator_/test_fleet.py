@@ -146,7 +146,7 @@ async def test_an_equal_state_is_not_applied_again(fleet: Fleet, agent: FakeAgen
 
 async def test_reports_arrive(fleet: Fleet, agent: FakeAgent, ears: Ears) -> None:
     await connect(fleet, agent, state_of("a"))
-    agent.report(UID, {target_id("a"): measurement(1000)})
+    agent.report_deltas(UID, {target_id("a"): measurement(1000)})
 
     await until(lambda: ears.reports, what=lambda: agent.listeners)
     (target,) = ears.reports[0].targets

@@ -56,10 +56,13 @@ def spoiled(message: Sent, path: Path, text: str) -> Sent:
         value = getattr(parent, name)
         parent = value if isinstance(value, Message) else value[0] if value else value.add()
     *_, last = path
-    if isinstance(getattr(parent, last), str):
+    field = parent.DESCRIPTOR.fields_by_name[last]
+    if field.type != FieldDescriptor.TYPE_STRING:
+        getattr(parent, last)[text] = 1
+    elif isinstance(getattr(parent, last), str):
         setattr(parent, last, text)
     else:
-        getattr(parent, last)[text] = 1
+        getattr(parent, last).append(text)
     return copy
 
 
@@ -163,7 +166,7 @@ async def test_a_reports_text_is_short_and_printable(
     if path == ("instance_id",):
         await until(lambda: len(hostile.agent.applied) == 2, what=lambda: hostile.fleet.view(NODE))
         await hostile.ready()
-    hostile.agent.report(UID, {target_id("a"): SOUND})
+    hostile.agent.report_deltas(UID, {target_id("a"): SOUND})
     await until(
         lambda: any(
             target.measurement == SOUND for each in hostile.reports for target in each.targets

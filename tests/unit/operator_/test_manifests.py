@@ -15,8 +15,8 @@ from latencyprobe.domain.stages import DEFAULT_MODULES, TARGET_STAGES, Module
 from latencyprobe_operator.api.spec import read_probe
 from latencyprobe_operator.api.status_fields import NodeState, Phase
 from latencyprobe_operator.probes import status
-from latencyprobe_operator.probes.facts import NodeFacts, PodFacts
-from tests.unit.operator_.status_facts import NOW, SLOW_READER, facts
+from latencyprobe_operator.probes.facts import NodeFacts
+from tests.unit.operator_.status_facts import NOW, SLOW_READER, facts, listed
 from tools.fakes.samples import probe_body
 
 MANIFESTS = Path(__file__).parents[3] / "manifests"
@@ -111,7 +111,7 @@ def test_the_schema_knows_all_that_a_status_says(schema: Schema, phase: Phase | 
     whole = facts(
         phase=phase,
         nodes=[NodeFacts("a", NodeState.STALE, "m", (gap,), 1, cpu_percent=0.1, last_report=1)],
-        pods=[PodFacts("p", "a", ("server",), SLOW_READER + netns)],
+        pods=[listed("p", "a", ("server",), SLOW_READER + netns)],
         node_context={"a": NodeMeasurement({NodeStage("rx.total", "d"): stage}, {"c": 1})},
         merged=SLOW_READER,
         last_report_time=NOW,

@@ -277,7 +277,7 @@ async def test_a_report_that_breaks_its_decoder_costs_that_report_alone(
 
     with monkeypatch.context() as broken:
         broken.setattr(session, "reported_probe", fail)
-        listening.agent.report(UID, {target_id("a"): SOUND})
+        listening.agent.report_deltas(UID, {target_id("a"): SOUND})
         await until(lambda: listening.corrupt, what=lambda: listening.fleet.view(NODE))
 
     await listening.goes_on()
@@ -297,7 +297,7 @@ async def test_a_flood_of_invented_stages_is_one_line(
     listening: Listening, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(300):
-        listening.agent.report(UID, {target_id("a"): SOUND}, spoil=unknown_stage(number))
+        listening.agent.report_deltas(UID, {target_id("a"): SOUND}, spoil=unknown_stage(number))
     await listening.heard(300)
 
     lines = [record for record in caplog.records if "bogus" in record.getMessage()]

@@ -4,148 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 
 from latencyprobe.domain.fairness import MAX_PROBES
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.targets import TargetState
-from latencyprobe.protocol.measurements import measurement_to_proto
-from latencyprobe.protocol.v1 import node_agent_pb2 as pb
-from latencyprobe_operator.agents.messages import outgoing_state, reported_probe
+from latencyprobe_operator.agents.messages import outgoing_state
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.api.timestamps import epoch_s, timestamp
-from latencyprobe_operator.desired_state import DesiredStates
 from latencyprobe_operator.kube.cluster import ApiError
 from latencyprobe_operator.kube.informer import PodsRefusal
-from latencyprobe_operator.kube.pods import PodsChange, PodSet, PodsListener
-from latencyprobe_operator.kube.selector import LabelSelector
-from latencyprobe_operator.metrics import OperatorMetrics
-from latencyprobe_operator.model import Pod
+from latencyprobe_operator.kube.pods import PodsChange
 from latencyprobe_operator.observed_state import AgentView, TargetStatus
-from latencyprobe_operator.probes.probe import Probe
+from tests.unit.operator_.probe_world import World, clock, report, running, take, take_deltas
 from tests.unit.operator_.virtual_time import VirtualTimeLoop
 from tests.unit.operator_.waiting import until
 from tools.fakes.agent import measurement
-from tools.fakes.api import apply_merge_patch
 from tools.fakes.samples import pod, probe_body, probe_spec, target_id
 
 LOOP = VirtualTimeLoop
-
-
-def clock() -> float:
-    """The loop's time."""
-    return asyncio.get_running_loop().time()
-
-
-class World:
-    """The rest of the operator, and the API server."""
-
-    def __init__(self) -> None:
-        self.desired = DesiredStates()
-        self.metrics = OperatorMetrics()
-        self.sets: dict[str, PodSet] = {}
-        self.touched: set[str] = set()
-        self.agent_state = NodeState.READY
-        self.status: dict[str, Any] = {}
-        self.writes: list[float] = []
-        self.failures: list[Exception] = []
-
-    def watch(self, namespace: str, selector: LabelSelector, listener: PodsListener) -> PodSet:
-        pods = self.sets.setdefault(str(selector), PodSet(namespace, selector))
-        pods.listeners.append(listener)
-        return pods
-
-    def unwatch(self, pods: PodSet, listener: PodsListener) -> None:
-        pods.listeners.remove(listener)
-
-    def touch(self, nodes: set[str]) -> None:
-        self.touched |= nodes
-
-    def agent(self, node: str) -> AgentView:
-        words = {
-            probe.key.uid: {
-                target.id: TargetStatus(TargetState.ATTACHED, "") for target in probe.targets
-            }
-            for probe in self.desired.of_node(node)
-        }
-        return AgentView(self.agent_state, "as told", targets=words, cpu_percent=0.1)
-
-    async def patch_status(
-        self, namespace: str, name: str, patch: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        if self.failures:
-            raise self.failures.pop(0)
-        assert patch["metadata"] == {"uid": f"uid-{name}"}
-        self.writes.append(clock())
-        self.status = apply_merge_patch(self.status, patch["status"])
-        return {"status": self.status}
-
-    def show(self, *pods: Pod, selector: str = "app=checkout") -> None:
-        """The API server lists these pods, and no others."""
-        shown = self.sets[selector]
-        removed = [uid for uid in shown.pods if uid not in {pod.uid for pod in pods}]
-        shown.pods = {pod.uid: pod for pod in pods}
-        shown.listed = True
-        shown.notify(PodsChange(pods, removed))
-
-    def condition(self, name: str = "Ready") -> tuple[str, str]:
-        """(status, reason) of a condition as written."""
-        for each in self.status.get("conditions", ()):
-            if each["type"] == name:
-                return each["status"], each["reason"]
-        return "", ""
 
 
 @pytest.fixture
 def world() -> World:
     """A world without pods."""
     return World()
-
-
-@asynccontextmanager
-async def running(world: World, body: Mapping[str, Any], **options: Any) -> AsyncIterator[Probe]:
-    """A probe whose task runs."""
-    probe = Probe(
-        body,
-        desired=world.desired,
-        metrics=world.metrics,
-        subscribe=world.watch,
-        unsubscribe=world.unwatch,
-        touch=world.touch,
-        agent=world.agent,
-        patch_status=world.patch_status,
-        **options,
-    )
-    task = asyncio.create_task(probe.run())
-    try:
-        yield probe
-    finally:
-        task.cancel()
-        done, _ = await asyncio.wait([task])
-        assert all(each.cancelled() for each in done), task.exception()
-
-
-def report(figures: dict[str, Measurement]) -> pb.ProbeReport:
-    """An agent's report on these targets."""
-    message = pb.ProbeReport(id="uid-checkout")
-    for identity, measured in figures.items():
-        stages, counters = measurement_to_proto(measured)
-        message.targets.add(
-            status=pb.TargetStatus(id=identity, state=pb.TargetStatus.ATTACHED),
-            stages=stages,
-            counters=counters,
-            netns_counters=measured.netns_counters,
-        )
-    return message
-
-
-def take(probe: Probe, node: str, message: pb.ProbeReport) -> None:
-    """Give a probe this report of an agent."""
-    probe.take_report(node, reported_probe(message))
 
 
 async def ready(world: World, reason: str) -> None:
@@ -279,7 +163,7 @@ async def test_a_corrupt_report_is_left_out_alone(world: World) -> None:
             {target_id("a"): measurement(1000), target_id("b"): measurement(*[2000] * 100)}
         )
         corrupt.targets[0].stages[0].histogram.positions.append(9999)
-        take(probe, "node-a", corrupt)
+        take_deltas(probe, "node-a", corrupt)
         await until(
             lambda: any(each["stages"] for each in world.status.get("pods", ())),
             what=lambda: world.status,
@@ -375,9 +259,9 @@ async def test_a_part_of_a_report_adds_figures_and_counts_as_a_report_with_the_l
         world.show(pod("a"), pod("b"))
         part = report({target_id("a"): measurement(*[1000] * 200)})
         part.more = True
-        take(probe, "node-a", part)
+        take_deltas(probe, "node-a", part)
         counted = [probe._intake.reported]
-        take(probe, "node-a", report({target_id("b"): measurement(*[1000] * 300)}))
+        take_deltas(probe, "node-a", report({target_id("b"): measurement(*[1000] * 300)}))
         counted.append(probe._intake.reported)
         assert counted == [False, True]
         await until(lambda: "p99" in world.status.get("summary", {}), what=lambda: world.status)
@@ -403,7 +287,7 @@ async def test_a_node_cannot_report_on_another_nodes_pods(world: World) -> None:
     async with running(world, probe_body(interval="1s")) as probe:
         world.show(pod("a"), pod("b", node="node-b"))
         take(probe, "node-a", report({target_id("a"): measurement(*[1000] * 200)}))
-        take(probe, "node-b", report({target_id("a"): measurement(*[10**9] * 100_000)}))
+        take_deltas(probe, "node-b", report({target_id("a"): measurement(*[10**9] * 100_000)}))
         await until(lambda: "p99" in world.status.get("summary", {}), what=lambda: world.status)
 
         assert world.status["summary"]["p99"] == "1us"
@@ -412,7 +296,7 @@ async def test_a_node_cannot_report_on_another_nodes_pods(world: World) -> None:
 async def test_a_report_on_a_pod_that_is_gone_is_left_out(world: World) -> None:
     async with running(world, probe_body(interval="1s")) as probe:
         world.show(pod("a"))
-        take(probe, "node-a", report({target_id("gone"): measurement(*[1000] * 200)}))
+        take_deltas(probe, "node-a", report({target_id("gone"): measurement(*[1000] * 200)}))
         await until(lambda: world.status.get("lastReportTime"), what=lambda: world.status)
 
         assert "p99" not in world.status["summary"]
@@ -641,3 +525,60 @@ async def test_figures_of_nodes_go_when_the_administrator_withdraws_them(world: 
         await ready(world, "Suspended")
         assert "nodeContext" not in world.status
         assert world.status["omittedPods"] == 7
+
+
+async def test_an_older_agents_figures_are_of_one_interval_and_its_node_says_so(
+    world: World,
+) -> None:
+    async with running(world, probe_body()) as probe:
+        world.show(pod("a"), pod("b", node="node-b"))
+        for durations in ([10**6] * 200, [2000] * 300):
+            take_deltas(probe, "node-a", report({target_id("a"): measurement(*durations)}))
+            take(probe, "node-b", report({target_id("b"): measurement(*[2000] * 200)}))
+            await asyncio.sleep(10)
+
+        counts = {each["name"]: each["stages"][0]["count"] for each in world.status["pods"]}
+        assert counts == {"a": 300, "b": 400}
+        (node,) = world.status["nodes"]
+        assert (node["name"], node["state"]) == ("node-a", "Partial")
+        assert node["message"] == (
+            "agent of unknown version keeps no window: its figures cover one interval of 10 s; "
+            "upgrade it"
+        )
+        assert world.status["targets"]["readyNodes"] == 2
+        assert world.condition("Covered") == ("True", "FullyCovered")
+
+
+async def test_the_last_figures_are_written_though_they_were_no_news(world: World) -> None:
+    now = [1_000_000.0]
+    body = probe_body(interval="1s", duration="1h")
+    async with running(world, body, steady_clock=lambda: now[0]) as probe:
+        world.show(pod("a"))
+        for samples in (200, 10):
+            take(probe, "node-a", report({target_id("a"): measurement(*[10**6] * samples)}))
+            await asyncio.sleep(2)
+        (row,) = world.status["pods"]
+        assert row["stages"][0]["count"] == 200
+        now[0] += 3600
+        probe.poke()
+        await ready(world, "Completed")
+        (row,) = world.status["pods"]
+        assert row["stages"][0]["count"] == 210
+
+
+async def test_a_pod_that_returns_to_a_node_leaves_no_unobserved_time(world: World) -> None:
+    async with running(world, probe_body(interval="1s")) as probe:
+        world.show(pod("a"))
+        take(probe, "node-a", report({target_id("a"): measurement(1000)}))
+        await asyncio.sleep(2)
+        world.show()
+        await asyncio.sleep(2)
+        world.show(pod("a"))
+        late = report({target_id("a"): measurement(1000)})
+        take(probe, "node-a", late, late_s=20)
+        await asyncio.sleep(2)
+        assert world.status["nodes"] == []
+        await asyncio.sleep(20)
+        take(probe, "node-a", late, late_s=20)
+        await asyncio.sleep(2)
+        assert world.status["summary"]["unobservedSeconds"] == 20

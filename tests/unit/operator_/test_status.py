@@ -25,14 +25,14 @@ from latencyprobe_operator.probes import status
 from latencyprobe_operator.probes.document import (
     MAX_BYTES,
     Document,
-    differs,
     merge_patch,
     size_bytes,
     turning_points,
 )
-from latencyprobe_operator.probes.facts import NodeFacts, PodFacts, Problem
+from latencyprobe_operator.probes.facts import NodeFacts, Problem
 from latencyprobe_operator.probes.objectives import Judgement, ObjectiveOutcome
-from tests.unit.operator_.status_facts import LATER, NOW, READY, SLOW_READER, SPEC, facts
+from latencyprobe_operator.probes.status_news import differs
+from tests.unit.operator_.status_facts import LATER, NOW, READY, SLOW_READER, SPEC, facts, listed
 from tools.fakes.api import apply_merge_patch
 from tools.fakes.samples import probe_spec
 
@@ -182,7 +182,7 @@ def test_a_transition_time_moves_only_with_its_status() -> None:
 
 
 def test_summary_and_pods_carry_figures_and_verdict() -> None:
-    pods = [PodFacts("checkout-1", "node-a", ("server",), SLOW_READER)]
+    pods = [listed("checkout-1", "node-a", ("server",), SLOW_READER)]
     document = status.build(facts(pods=pods, merged=SLOW_READER, omitted_pods=1), now=NOW)
 
     assert document["summary"]["bottleneck"] == "SlowReader"
@@ -201,7 +201,7 @@ def test_summary_and_pods_carry_figures_and_verdict() -> None:
 
 def test_nodes_that_had_trouble_are_told_of_the_worst_first() -> None:
     few, many = (NodeMeasurement(counters={"softnetDropped": n}) for n in (1, 5))
-    pods = [PodFacts("checkout-1", "node-a", ("server",), SLOW_READER)]
+    pods = [listed("checkout-1", "node-a", ("server",), SLOW_READER, of_node=few)]
     context = {"node-a": few, "node-b": NodeMeasurement(counters={"x": 0}), "node-c": many}
 
     document = status.build(facts(node_context=context, pods=pods, merged=SLOW_READER), now=NOW)
@@ -238,9 +238,9 @@ def test_what_a_pods_namespace_counted_stands_apart() -> None:
     netns = Measurement(netns_counters={"TcpExtListenDrops": 2, "UdpRcvbufErrors": 0})
     many = {f"eth0:rx{n}_drops": n for n in range(100)}
     pods = [
-        PodFacts("a", "node-a", ("server",), SLOW_READER + netns),
-        PodFacts("b", "node-a", ("server",), SLOW_READER),
-        PodFacts("c", "node-a", ("server",), Measurement(netns_counters=many)),
+        listed("a", "node-a", ("server",), SLOW_READER + netns),
+        listed("b", "node-a", ("server",), SLOW_READER),
+        listed("c", "node-a", ("server",), Measurement(netns_counters=many)),
     ]
 
     a, b, c = status.build(facts(pods=pods), now=NOW)["pods"]
@@ -251,7 +251,7 @@ def test_what_a_pods_namespace_counted_stands_apart() -> None:
 
 
 def test_at_rest_the_last_figures_stay() -> None:
-    pods = [PodFacts("checkout-1", "node-a", ("server",), SLOW_READER)]
+    pods = [listed("checkout-1", "node-a", ("server",), SLOW_READER)]
     context = {"node-a": NodeMeasurement(counters={"softnetDropped": 1})}
     running = status.build(
         facts(pods=pods, merged=SLOW_READER, last_report_time=NOW, node_context=context), now=NOW
@@ -289,7 +289,7 @@ def test_a_huge_cluster_fits() -> None:
                 NodeFacts(f"node-{n}", NodeState.PARTIAL, "m" * 9999, gaps) for n in range(1000)
             ],
             pods=[
-                PodFacts(f"pod-{n}" * 20, "node-x", tuple("c" * 63 for _ in range(20)), everything)
+                listed(f"pod-{n}" * 20, "node-x", tuple("c" * 63 for _ in range(20)), everything)
                 for n in range(100)
             ],
             omitted_pods=9900,
@@ -350,7 +350,7 @@ def test_without_node_figures_no_part_of_a_status_has_them() -> None:
     """The status has a filter of its own: whatever the facts hold."""
     spec = dataclasses.replace(SPEC, node_figures=False)
     context = {"node-a": NodeMeasurement(counters={"softnetDropped": 5550001})}
-    pods = [PodFacts("a", "node-a", ("server",), SLOW_READER)]
+    pods = [listed("a", "node-a", ("server",), SLOW_READER)]
     whole = facts(spec=spec, node_context=context, pods=pods, merged=SLOW_READER)
 
     text = json.dumps(status.build(whole, now=NOW))

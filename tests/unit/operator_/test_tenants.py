@@ -11,6 +11,7 @@ from collections.abc import Collection
 
 import pytest
 
+from latencyprobe.protocol.measurements import measurement_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.admission import AdminLimits
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
@@ -66,6 +67,9 @@ def report_of(agent: FakeAgent, tenant: str) -> pb.ProbeReport:
         target.status.state = pb.TargetStatus.ATTACHED
         counted = COUNT if name.endswith("host") else 1
         target.netns_counters["TcpExtListenDrops"] = counted
+        if name == "amber-pod":
+            stages, _ = measurement_to_proto(measurement(*[2_000_000] * 1000))
+            target.stages.extend(stages)
     probe.node.counters[f"{DEVICE}:rx_dropped"] = COUNT
     probe.node.counters["softnetDropped"] = COUNT
     probe.node.stages.add(name="irq.hard", detail=HANDLER, sampling_ratio=1)
@@ -92,7 +96,6 @@ async def test_statuses_show_the_node_only_where_it_is_allowed_and_never_the_oth
     for tenant in TENANTS:
         show_pods(api, tenant)
     limits = AdminLimits(node_figures_namespaces=frozenset(namespaces))
-    busy = target_id("amber-pod", "amber-box")
 
     def is_complete() -> bool:
         return all(
@@ -119,7 +122,6 @@ async def test_statuses_show_the_node_only_where_it_is_allowed_and_never_the_oth
                 overhead=pb.Overhead(cpu_percent=31.4, measured=True),
             )
             agent.send(report)
-            agent.report("uid-amber-probe", {busy: measurement(*[2_000_000] * 1000)})
             await until(is_complete, what=lambda: api.statuses)
     finally:
         await agent.stop()

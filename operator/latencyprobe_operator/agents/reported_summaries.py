@@ -1,0 +1,98 @@
+"""Summaries in agents' reports: decoded and checked on arrival, once.
+
+A corrupt summary costs the report on that probe. Pods that the agent was not asked for are left
+out, with their scores, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import replace
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from latencyprobe.domain.fairness import MAX_TARGETS, TargetName
+from latencyprobe.domain.summary import PodReport, PodScore, ProbeSummary
+from latencyprobe.protocol.limits import check_length
+from latencyprobe.protocol.measurements import CorruptMessageError
+from latencyprobe.protocol.summaries import MAX_PODS, pod_from_proto, summary_from_proto
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe_operator.agents.asked_pods import AskedPods
+from latencyprobe_operator.agents.messages import target_status, text_of, with_node
+from latencyprobe_operator.observed_state import ReportedProbe, ReportedTarget, Span
+
+
+def is_summary(message: pb.ProbeReport) -> bool:
+    """Decide whether a report is of an agent that keeps windows."""
+    return message.HasField("summary") or bool(message.pods)
+
+
+def reported_summary(
+    message: pb.ProbeReport, asked: Container[TargetName], pods: AskedPods
+) -> ReportedProbe:
+    """Decode a report of a summary and pods in full, or of some more pods in full alone."""
+    report = ReportedProbe(probe_uid=message.id, span=_span(message))
+    try:
+        check_length("pods", len(message.pods), MAX_PODS)
+        summary = _summary(message)
+        received = [pod_from_proto(pod) for pod in message.pods]
+    except CorruptMessageError as error:
+        return replace(report, corruption=text_of(str(error)))
+    in_full = tuple(_asked_for(received, message.id, pods))
+    unasked = len(received) - len(in_full)
+    if summary is None:
+        return replace(report, pods=in_full, unasked=unasked)
+    scores = tuple(_scores(summary.scores, message.id, pods))
+    statuses = message.summary.statuses
+    targets = tuple(
+        ReportedTarget(id=status.id, status=target_status(status))
+        for status in statuses
+        if (message.id, status.id) in asked
+    )
+    unasked += len(summary.scores) - len(scores) + len(statuses) - len(targets)
+    report = replace(
+        report,
+        summary=replace(summary, scores=scores),
+        pods=in_full,
+        targets=targets,
+        unasked=unasked,
+    )
+    return with_node(report, message.node)
+
+
+def _summary(message: pb.ProbeReport) -> ProbeSummary | None:
+    if not message.HasField("summary"):
+        return None
+    summary = summary_from_proto(message.summary)
+    if summary.pods > MAX_TARGETS:
+        raise CorruptMessageError(
+            "summary.verdicts", f"{summary.pods} pods, but at most {MAX_TARGETS} are allowed"
+        )
+    return summary
+
+
+def _asked_for(
+    received: Iterable[PodReport], probe_uid: str, pods: AskedPods
+) -> Iterator[PodReport]:
+    """Yield the pods that the agent was asked for, by the operator's UIDs and names."""
+    for pod in received:
+        known = pods.find(probe_uid, pod.pod_uid)
+        if known is None and pod.ended:
+            known = pods.admit(probe_uid, pod.pod_uid, pod.name)
+        if known:
+            yield replace(pod, pod_uid=known.uid, name=known.name)
+
+
+def _scores(received: Iterable[PodScore], probe_uid: str, pods: AskedPods) -> Iterator[PodScore]:
+    for each in received:
+        known = pods.find(probe_uid, each.pod_uid)
+        if known:
+            yield each if known.uid == each.pod_uid else PodScore(each.score, known.uid)
+
+
+def _span(message: pb.ProbeReport) -> Span:
+    return Span(_seconds(message.begin), _seconds(message.end))
+
+
+def _seconds(moment: Timestamp) -> float:
+    return moment.seconds + moment.nanos / 1e9

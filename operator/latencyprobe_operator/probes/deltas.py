@@ -1,0 +1,96 @@
+"""Reports of older agents, which keep no windows: a report's targets become a summary.
+
+It is of one interval alone, made by the functions that agents use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+
+from latencyprobe.domain.histogram import LARGEST_SUM
+from latencyprobe.domain.measurement import NOTHING, Measurement, NodeMeasurement, total
+from latencyprobe.domain.report import report_on
+from latencyprobe.domain.score import score_of
+from latencyprobe.domain.stages import Module
+from latencyprobe.domain.summary import (
+    PodChoice,
+    PodReport,
+    ProbeSummary,
+    verdict_counts,
+    worst_first,
+)
+from latencyprobe_operator.desired_state import PlacedPod
+from latencyprobe_operator.observed_state import ReportedProbe
+
+
+def summarised(
+    report: ReportedProbe,
+    placed: Mapping[str, PlacedPod],
+    modules: Iterable[Module],
+    *,
+    sees_node: bool,
+    uncounted: Collection[str],
+    max_pods: int,
+    choice: PodChoice,
+) -> ReportedProbe:
+    """Return the report with a summary of these pods, and the chosen ones in full.
+
+    `sees_node`: readers may see figures of the whole node. `uncounted`: counters that the node
+    cannot count.
+    """
+    modules = tuple(modules)
+    node = report.node if sees_node else None
+    measurements = _by_pod(report, placed)
+    pods = [
+        _pod(placed[uid], measurement, modules, node, uncounted)
+        for uid, measurement in measurements.items()
+    ]
+    merged = total(replace(each, netns_counters={}) for each in measurements.values())
+    summary = ProbeSummary(
+        merged=merged,
+        verdicts=verdict_counts(pods),
+        scores=worst_first((pod.place for pod in pods), max_pods),
+    )
+    chosen = set(choice.of(summary.scores))
+    return replace(report, summary=summary, pods=tuple(pod for pod in pods if pod.place in chosen))
+
+
+def _by_pod(report: ReportedProbe, placed: Mapping[str, PlacedPod]) -> dict[str, Measurement]:
+    pods: dict[str, Measurement] = {}
+    for target in report.targets:
+        pod_uid = target.id.partition("/")[0]
+        if pod_uid in placed:
+            pods[pod_uid] = of_one_pod(pods.get(pod_uid, NOTHING), target.measurement)
+    return pods
+
+
+def _pod(
+    placed: PlacedPod,
+    measurement: Measurement,
+    modules: Iterable[Module],
+    node: NodeMeasurement | None,
+    uncounted: Collection[str],
+) -> PodReport:
+    report = report_on(measurement, modules, node, uncounted=uncounted)
+    return PodReport(
+        pod_uid=placed.pod.uid,
+        name=placed.pod.name,
+        containers=tuple(target.container.name for target in placed.targets),
+        score=score_of(report),
+        report=report,
+    )
+
+
+def of_one_pod(one: Measurement, other: Measurement) -> Measurement:
+    """Add up the measurements of two containers of a pod in the same time.
+
+    They share a network namespace: both have counted the same events there. A container that
+    started later has counted fewer.
+    """
+    mine, theirs = one.netns_counters, other.netns_counters
+    netns = {
+        name: min(max(mine.get(name, 0), theirs.get(name, 0)), LARGEST_SUM)
+        for name in (*mine, *theirs)
+    }
+    return replace(one + other, netns_counters=netns)

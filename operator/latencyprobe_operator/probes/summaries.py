@@ -1,0 +1,209 @@
+"""The newest summary of each node of one probe, and their sum.
+
+The operator keeps no windows: an agent's summary is of its whole window, so one report of each node
+is the whole picture. Times are seconds of one monotonic clock.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from latencyprobe.domain.measurement import Measurement, NodeMeasurement, largest_counters
+from latencyprobe.domain.score import SCORE_VERSION
+from latencyprobe.domain.summary import PodReport, PodScore, ProbeSummary
+from latencyprobe.protocol.packed import pack_node, unpack_node
+from latencyprobe_operator.observed_state import ReportedProbe
+from latencyprobe_operator.probes.sums import MAX_COUNTERS, PackedMeasurement, RunningSum, packed
+from latencyprobe_operator.probes.unobserved import ALL_OBSERVED, ObservedTime, Unobserved
+
+# Adding up this many takes some 10 ms.
+_NODES_OF_A_STEP = 50
+
+
+class NodePod(NamedTuple):
+    """A pod in full, and its node."""
+
+    node: str
+    pod: PodReport
+
+
+class NodeScore(NamedTuple):
+    """The score of a pod, and its node. Sorts the worst pod last."""
+
+    place: PodScore
+    node: str
+
+
+@dataclass(slots=True)
+class _NodeFigures:
+    """The figures of one node. `at`: the time when its newest summary arrived."""
+
+    at: float = 0.0
+    end: float = 0.0
+    merged: PackedMeasurement = field(default_factory=PackedMeasurement)
+    measured: int = 0
+    scores: tuple[PodScore, ...] = ()
+    in_full: dict[str, PodReport] = field(default_factory=dict)
+    skew: str = ""
+    keeps_window: bool = True
+    observed: ObservedTime = field(default_factory=ObservedTime)
+    counters: Mapping[str, int] = field(default_factory=dict)
+    slowest_ns: int = 0
+    node_stages: bytes = b""
+
+    def rank(self) -> tuple[int, int]:
+        """Return the sort key of nodes: the number of failures, then the slowest p99."""
+        return sum(self.counters.values()), self.slowest_ns
+
+
+class NodeSummaries:
+    """The figures of one probe: those of each of its nodes, and of all together."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, _NodeFigures] = {}
+
+    def take(
+        self,
+        node: str,
+        report: ReportedProbe,
+        summary: ProbeSummary,
+        *,
+        at: float,
+        window_s: float,
+        keeps_window: bool = True,
+    ) -> None:
+        """Take in a node's summary in place of the one before.
+
+        `keeps_window`: it is of the whole window, and its agent answers a choice of pods.
+        """
+        figures = self._nodes.setdefault(node, _NodeFigures())
+        figures.at, figures.end = at, report.span.end
+        figures.merged = packed(summary.merged)
+        figures.measured = summary.pods
+        figures.keeps_window = keeps_window
+        comparable = summary.score_version == SCORE_VERSION
+        figures.skew = "" if comparable else _skew(summary.score_version)
+        figures.scores = summary.scores if comparable else ()
+        figures.in_full = {pod.pod_uid: pod for pod in report.pods} if comparable else {}
+        if keeps_window:
+            stated_s = summary.unobserved_ns / 1e9
+            figures.observed.note(
+                report.span, report.source, stated_s=stated_s, window_s=window_s, at=at
+            )
+        _take_node(figures, report.node)
+
+    def take_more(self, node: str, report: ReportedProbe) -> None:
+        """Take in some more pods in full of a node's newest summary."""
+        figures = self._nodes.get(node)
+        if not figures or figures.skew or report.span.end != figures.end:
+            return
+        scored = {each.pod_uid for each in figures.scores}
+        figures.in_full.update((pod.pod_uid, pod) for pod in report.pods if pod.pod_uid in scored)
+
+    def clear(self) -> None:
+        """Drop everything: another measurement begins."""
+        self._nodes.clear()
+
+    def forget(
+        self, current: Collection[str], *, at: float, window_s: float, patience_s: float
+    ) -> None:
+        """Drop the nodes that do not report any more.
+
+        `current`: the nodes that run pods of the probe. Those of others stay for the window.
+        """
+        for node, figures in list(self._nodes.items()):
+            kept_s = window_s
+            if node in current:
+                kept_s += patience_s
+            else:
+                # There is nothing to observe, until another pod comes.
+                figures.observed = ObservedTime()
+            if figures.at < at - kept_s:
+                del self._nodes[node]
+
+    @property
+    def measured(self) -> int:
+        """The number of pods that were measured in the window."""
+        return sum(figures.measured for figures in self._nodes.values())
+
+    def scores(self) -> Iterator[NodeScore]:
+        """Yield the scores that can be compared."""
+        for node, figures in self._nodes.items():
+            for place in figures.scores:
+                yield NodeScore(place, node)
+
+    def in_full(self) -> Iterator[NodePod]:
+        """Yield the pods in full that can be compared."""
+        for node, figures in self._nodes.items():
+            for pod in figures.in_full.values():
+                yield NodePod(node, pod)
+
+    def lacks(self, node: str, pod_uid: str) -> bool:
+        """Decide whether the report on this pod is missing and its agent may still send it."""
+        figures = self._nodes.get(node)
+        if figures is None or not figures.keeps_window:
+            return False
+        return pod_uid not in figures.in_full
+
+    def adding_up(self, total: RunningSum) -> Iterator[None]:
+        """Add all summaries to this sum, in steps that take little time each."""
+        for index, figures in enumerate(list(self._nodes.values())):
+            if index and index % _NODES_OF_A_STEP == 0:
+                yield
+            total.add(figures.merged)
+
+    def merged(self) -> Measurement:
+        """Return the sum over all nodes at once."""
+        total = RunningSum()
+        for _ in self.adding_up(total):
+            pass
+        return total.value()
+
+    def skew_of(self, node: str) -> str:
+        """Return the reason why the scores of this node cannot be compared; empty if they can."""
+        figures = self._nodes.get(node)
+        return figures.skew if figures else ""
+
+    def keeps_window(self, node: str) -> bool:
+        """Return False if the node's agent is an older one, without windows."""
+        figures = self._nodes.get(node)
+        return figures is None or figures.keeps_window
+
+    def unobserved(self, node: str, window_s: float) -> Unobserved:
+        """Return the part of a node's window that was not observed."""
+        figures = self._nodes.get(node)
+        return figures.observed.unobserved(window_s) if figures else ALL_OBSERVED
+
+    def of_nodes(self, *, most: int) -> dict[str, NodeMeasurement]:
+        """Return the measurements of the nodes as a whole: their counters, if there are any.
+
+        As many nodes as are shown, the worst first, have their stages too. Unpacking those of a
+        thousand nodes would take longer than their next reports.
+        """
+        worst = heapq.nlargest(most, self._nodes, key=lambda node: self._nodes[node].rank())
+        found = {
+            name: NodeMeasurement(counters=figures.counters)
+            for name, figures in self._nodes.items()
+        }
+        for name in worst:
+            figures = self._nodes[name]
+            found[name] = NodeMeasurement(unpack_node(figures.node_stages), figures.counters)
+        return {name: measurement for name, measurement in found.items() if measurement}
+
+
+def _take_node(figures: _NodeFigures, node: NodeMeasurement) -> None:
+    figures.counters = largest_counters(node.counters, MAX_COUNTERS)
+    figures.slowest_ns = max(
+        (stage.histogram.percentile(99) for stage in node.stages.values()), default=0
+    )
+    figures.node_stages = pack_node(node.stages)
+
+
+def _skew(version: int) -> str:
+    return (
+        f"makes scores of version {version}, this operator compares those of version "
+        f"{SCORE_VERSION}: its pods are not listed; bring both to one version"
+    )

@@ -1,0 +1,90 @@
+"""Unobserved time: the parts of a node's window that no report covers.
+
+An agent states the part of a window in which it did not measure. Other gaps show in the reports
+themselves: each begins where the one before ended. This is not so if reports of a stream are
+missing, or the agent was restarted. An agent's clock may be set: so a gap is no longer than the
+operator has waited.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from latencyprobe_operator.observed_state import ReportSource, Span
+
+# Clocks and rounding; also the shortest time that is worth a person's attention.
+_SHORTEST_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Unobserved:
+    """A part of a node's window that was not observed, and the reason."""
+
+    seconds: int = 0
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return self.seconds > 0
+
+    def __str__(self) -> str:
+        return f"{self.seconds}s of the window were not observed: {self.reason}"
+
+
+ALL_OBSERVED = Unobserved()
+
+
+@dataclass(frozen=True, slots=True)
+class _Gap:
+    begin: float
+    end: float
+    reason: str
+
+
+class ObservedTime:
+    """The spans of one node's reports on one probe, by the agent's clock."""
+
+    __slots__ = ("_at", "_gaps", "_source", "_span", "_stated_s")
+
+    def __init__(self) -> None:
+        self._at = 0.0
+        self._span: Span | None = None
+        self._source = ReportSource()
+        self._gaps: tuple[_Gap, ...] = ()
+        self._stated_s = 0.0
+
+    def note(
+        self, span: Span, source: ReportSource, *, stated_s: float, window_s: float, at: float
+    ) -> None:
+        """Note a report that arrived `at` this time of a monotonic clock.
+
+        `stated_s`: the unobserved part of the window by the agent itself.
+        """
+        reason = ""
+        if source.instance_id != self._source.instance_id:
+            reason = "the agent was restarted"
+        elif source.stream == self._source.stream:
+            reason = "no report covers them"
+        # On another stream of one instance, the summary still has what it measured in between.
+        if self._span and reason:
+            longest_s = at - self._at - (span.end - span.begin)
+            gap_s = min(span.begin - self._span.end, longest_s)
+            if gap_s >= _SHORTEST_S:
+                self._gaps = (*self._gaps, _Gap(span.begin - gap_s, span.begin, reason))
+        self._span, self._source, self._stated_s, self._at = span, source, stated_s, at
+        self._gaps = tuple(gap for gap in self._gaps if gap.end > span.end - window_s)
+
+    def unobserved(self, window_s: float) -> Unobserved:
+        """Return the unobserved part of the window that ends with the newest report."""
+        if self._span is None:
+            return ALL_OBSERVED
+        begin = self._span.end - window_s
+        inside = [(gap.end - max(gap.begin, begin), gap.reason) for gap in self._gaps]
+        found_s = sum(seconds for seconds, _ in inside)
+        # An agent that was late knows of the same gap.
+        seconds = min(max(found_s, self._stated_s), window_s)
+        if seconds < _SHORTEST_S:
+            return ALL_OBSERVED
+        _, reason = max(inside, default=(0.0, ""))
+        if self._stated_s > found_s:
+            reason = "the agent did not measure"
+        return Unobserved(max(round(seconds), 1), reason)

@@ -1,0 +1,75 @@
+"""The worst pods of one probe: chosen by the scores of all nodes, and fetched from their agents."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from latencyprobe.domain.summary import PodChoice
+from latencyprobe_operator.desired_state import DesiredStates
+from latencyprobe_operator.probes.choices import Top, choice_of, top_of, top_of_rows
+from latencyprobe_operator.probes.summaries import NodeSummaries
+
+WantInFull = Callable[[str, str, PodChoice], None]
+"""As `Fleet.want_in_full`: the node, the probe's UID and the choice."""
+
+
+class WorstPods:
+    """The pods that a status should list, and the choices that bring them in full."""
+
+    def __init__(
+        self,
+        probe_uid: str,
+        *,
+        desired: DesiredStates,
+        want_in_full: WantInFull,
+        rows: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Choose by the rows of an earlier operator's status, as long as no score is known."""
+        self.max_pods = 0
+        self._probe_uid = probe_uid
+        self._desired = desired
+        self._want_in_full = want_in_full
+        self._top: Top | None = top_of_rows(rows)
+        self._measured = 0
+        self._nodes: frozenset[str] = frozenset()
+
+    def choice(self, node: str) -> PodChoice:
+        """Return the pods that this node is to report in full, as of now."""
+        placed = len(self._desired.pods_of(self._probe_uid))
+        return choice_of(
+            node,
+            self._top,
+            pods=max(placed, self._measured),
+            nodes=self._desired.nodes_of(self._probe_uid),
+            max_pods=self.max_pods,
+        )
+
+    def choose(self, summaries: NodeSummaries, nodes: Collection[str]) -> None:
+        """Choose by the newest scores, and have these nodes report accordingly."""
+        self._top = top_of(summaries.scores(), self.max_pods)
+        self._measured = summaries.measured
+        self._nodes = frozenset(nodes)
+        for node in nodes:
+            self._want_in_full(node, self._probe_uid, self.choice(node))
+
+    async def fetch(
+        self, summaries: NodeSummaries, arrived: asyncio.Event, *, timeout_s: float
+    ) -> None:
+        """Wait until the chosen pods are there in full, but no longer than this."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._lacks(summaries):
+                    arrived.clear()
+                    await arrived.wait()
+        except TimeoutError:
+            return
+
+    def _lacks(self, summaries: NodeSummaries) -> bool:
+        chosen = self._top.pods if self._top else ()
+        return any(
+            summaries.lacks(each.node, each.place.pod_uid)
+            for each in chosen
+            if each.node in self._nodes  # others have nothing to measure, and do not answer
+        )

@@ -1,0 +1,90 @@
+"""Acknowledgements: one message for any number of reports and choices."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from latencyprobe.domain.summary import PodChoice
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe_operator.agents.acknowledgements import Acknowledgements
+
+
+def wanted(message: pb.WatchReportsRequest) -> dict[str, tuple[int, int]]:
+    """(most, min_score) of each probe in a message."""
+    return {each.probe_id: (each.choice.most, each.choice.min_score) for each in message.wanted}
+
+
+async def test_the_first_message_opens_the_stream_with_nothing() -> None:
+    acknowledgements = Acknowledgements()
+    acknowledgements.want("p", PodChoice(1))
+
+    opening = await anext(acknowledgements.open_stream())
+    assert opening == pb.WatchReportsRequest()
+
+
+async def test_a_slow_agent_gets_the_newest_of_all_in_one_message() -> None:
+    acknowledgements = Acknowledgements()
+    messages = acknowledgements.open_stream()
+    await anext(messages)
+    for sequence in range(1, 1000):
+        acknowledgements.acknowledge(sequence, ["p", "q"])
+        acknowledgements.want("p", PodChoice(sequence % 7, sequence))
+        acknowledgements.want("q", PodChoice(3))
+
+    message = await anext(messages)
+    assert message.acknowledged == 999
+    assert wanted(message) == {"p": (999 % 7, 999), "q": (3, 0)}
+    acknowledgements.acknowledge(1000)
+    message = await anext(messages)
+    assert (message.acknowledged, wanted(message)) == (1000, {})
+
+
+async def test_a_choice_goes_out_with_the_acknowledgement_of_a_report_on_its_probe() -> None:
+    acknowledgements = Acknowledgements()
+    messages = acknowledgements.open_stream()
+    await anext(messages)
+    acknowledgements.want("p", PodChoice(2))
+    waiting = asyncio.ensure_future(anext(messages))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    acknowledgements.acknowledge(1, ["another"])
+
+    assert wanted(await waiting) == {}
+    acknowledgements.acknowledge(2, ["p"])
+    assert wanted(await anext(messages)) == {"p": (2, 0)}
+    acknowledgements.want("p", PodChoice(4))
+    message = await anext(messages)
+    assert (message.acknowledged, wanted(message)) == (2, {"p": (4, 0)})
+
+
+async def test_a_new_stream_gets_the_choices_again_and_those_of_gone_probes_never() -> None:
+    acknowledgements = Acknowledgements()
+    messages = acknowledgements.open_stream()
+    await anext(messages)
+    acknowledgements.acknowledge(7, ["p", "gone"])
+    acknowledgements.want("p", PodChoice(2))
+    acknowledgements.want("gone", PodChoice(2))
+    await anext(messages)
+    acknowledgements.keep(["p"])
+
+    again = acknowledgements.open_stream()
+    await anext(again)
+    acknowledgements.acknowledge(1, ["p"])
+    message = await anext(again)
+    assert (message.acknowledged, wanted(message)) == (1, {"p": (2, 0)})
+
+
+async def test_an_equal_choice_is_not_sent_again() -> None:
+    acknowledgements = Acknowledgements()
+    messages = acknowledgements.open_stream()
+    await anext(messages)
+    acknowledgements.acknowledge(1, ["p"])
+    acknowledgements.want("p", PodChoice(2))
+    await anext(messages)
+    acknowledgements.want("p", PodChoice(2))
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0):
+            await anext(messages)

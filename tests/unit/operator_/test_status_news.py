@@ -1,0 +1,256 @@
+"""What is worth a write of the status: news, and little more than a sign of life without."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.measurement import Measurement, StageMeasurement
+from latencyprobe.domain.stages import DEFAULT_MODULES, stages_of
+from latencyprobe_operator.probes import status
+from latencyprobe_operator.probes.byte_budget import BURST_BYTES, BYTES_PER_MINUTE, ByteBudget
+from latencyprobe_operator.probes.document import MAX_BYTES, Document, size_bytes
+from latencyprobe_operator.probes.fitting import fit
+from latencyprobe_operator.probes.status_news import differs, light
+from tests.unit.operator_.probe_world import World, report, running, take
+from tests.unit.operator_.status_facts import NOW, SLOW_READER, facts, listed
+from tests.unit.operator_.virtual_time import VirtualTimeLoop
+from tools.fakes.samples import pod, probe_body, target_id
+
+LOOP = VirtualTimeLoop
+# Of one bucket, and above it.
+WITHIN, BEYOND = 1.09, 1.0906
+TIMES = ("meanNs", "p50Ns", "p90Ns", "p99Ns", "maxNs")
+
+
+def document() -> Document:
+    """A status with two pods and a node's figures."""
+    pods = [
+        listed("a", "node-a", ("server",), SLOW_READER),
+        listed("b", "node-b", ("server",), SLOW_READER),
+    ]
+    return status.build(facts(pods=pods, merged=SLOW_READER, last_report_time=NOW), now=NOW)
+
+
+@given(
+    st.integers(0, 1),
+    st.integers(0, 2),
+    st.sampled_from([*TIMES, "count"]),
+    st.floats(1, WITHIN),
+    st.booleans(),
+)
+def test_a_figure_within_a_bucket_is_no_news_and_beyond_it_is(
+    row: int, stage: int, figure: str, factor: float, up: bool
+) -> None:
+    before, near, far = (document() for _ in range(3))
+    value = before["pods"][row]["stages"][stage][figure]
+    for after, by in ((near, factor), (far, BEYOND)):
+        after["pods"][row]["stages"][stage][figure] = value * by if up else value / by
+
+    assert not differs(before, near)
+    assert not differs(near, before)
+    assert differs(before, far)
+    assert differs(far, before)
+
+
+@given(st.permutations([0, 1]))
+def test_the_order_of_pods_is_no_news(order: list[int]) -> None:
+    before, after = document(), document()
+    after["pods"] = [after["pods"][index] for index in order]
+    after["lastReportTime"] = "later"
+
+    assert not differs(before, after)
+
+
+def _set(*path: Any) -> Callable[[Document], None]:
+    *places, key, value = path
+
+    def change(changed: Document) -> None:
+        part: Any = changed
+        for place in places:
+            part = part[place]
+        if value is None:
+            del part[key]
+        else:
+            part[key] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "news"),
+    [
+        (_set("pods", 0, "verdict", "bottleneck", "None"), True),
+        (_set("pods", 0, "name", "c"), True),
+        (_set("pods", 1, None), True),
+        (_set("pods", 0, "ended", True), True),
+        (_set("pods", 0, "counters", "retransmits", 1), True),
+        (_set("pods", 0, "stages", 0, None), True),
+        (_set("omittedPods", 1), True),
+        (_set("targets", "pods", 3), True),
+        (_set("phase", "Degraded"), True),
+        (_set("conditions", 0, "status", "False"), True),
+        (_set("conditions", 0, "reason", "NoAgent"), True),
+        (_set("conditions", 0, "message", "another text"), True),
+        (_set("summary", "p99", "2ms"), True),
+        (_set("summary", "bottleneck", "Peer"), True),
+        (_set("summary", "unobservedSeconds", 12), True),
+        (_set("nodes", [{"name": "a", "state": "Partial", "message": "12s of"}]), True),
+        (_set("nodeContext", [{"node": "a", "counters": {"x": 1}, "stages": []}]), True),
+        (_set("summary", "p99", "1.05ms"), False),
+        (_set("pods", 0, "stages", 0, "sharePercent", 10.9), False),
+        (_set("pods", 0, "counters", "rtos", None), False),
+        (_set("pods", 0, "verdict", "evidence", 0, "x"), True),
+    ],
+)
+def test_news_are_verdicts_conditions_members_and_large_changes(
+    change: Callable[[Document], None], news: bool
+) -> None:
+    before, after = document(), document()
+    change(after)
+
+    assert differs(before, after) is news
+    assert differs(after, before) is news
+
+
+def test_figures_within_a_sentence_are_no_news() -> None:
+    before, after = document(), document()
+    before["summary"]["message"] = "rx.socket of pod-7 holds 90% of 1.2ms, 3,400 packets"
+    after["summary"]["message"] = "rx.socket of pod-7 holds 91% of 1.3ms, 3,402 packets"
+    assert not differs(before, after)
+    after["summary"]["message"] = "rx.socket of pod-8 holds 90% of 1.2ms, 3,400 packets"
+    assert differs(before, after)
+
+
+def test_a_light_document_has_the_pods_of_before() -> None:
+    before, after = document(), document()
+    after["pods"][0]["name"], after["summary"]["p99"] = "c", "9ms"
+
+    part = light(before, after)
+    assert part["pods"] == before["pods"]
+    assert part["summary"]["p99"] == "9ms"
+    assert light({}, after).keys() == after.keys() - {"pods", "omittedPods"}
+
+
+def test_the_budget_holds_over_an_hour_from_any_moment() -> None:
+    now = [0.0]
+    budget = ByteBudget(lambda: now[0])
+    written = []
+    for _ in range(2 * 3600):
+        now[0] += 1
+        if budget.has(50_000):
+            budget.take(50_000)
+            written.append(now[0])
+
+    for begin in written:
+        taken = sum(50_000 for at in written if begin <= at < begin + 3600)
+        assert taken <= 64 * 1024 * 60
+    assert BURST_BYTES + 60 * BYTES_PER_MINUTE <= 64 * 1024 * 60
+    assert BURST_BYTES > MAX_BYTES
+
+
+CHANCE = random.Random(7)
+
+
+def noisy(spread: float) -> Measurement:
+    """The figures of an interval, of all stages, that differ from the last by about this."""
+    scale = 10**6 * CHANCE.lognormvariate(0, spread)
+    histogram = Histogram.of([round(scale * (1 + n / 50)) for n in range(20)])
+    stages = {stage.name: StageMeasurement(histogram) for stage in stages_of(DEFAULT_MODULES)}
+    return Measurement(stages, {"retransmits": CHANCE.randrange(100)})
+
+
+async def test_noisy_figures_take_64_kib_a_minute_at_most(world: World) -> None:
+    names = [f"pod-{number}" for number in range(20)]
+    async with running(world, probe_body()) as probe:
+        world.show(*map(pod, names))
+        for _ in range(360):
+            windows = {target_id(name): noisy(0.5) for name in names}
+            take(probe, "node-a", report(windows), fresh=True)
+            await asyncio.sleep(10)
+
+        assert world.written_bytes <= 60 * 64 * 1024
+        assert 60 <= len(world.writes) <= 362
+        sizes = size_bytes(world.status)
+        # Each write of all figures would have taken ten times as much.
+        assert sizes * 360 > 5 * world.written_bytes
+
+
+async def test_quiet_figures_cost_a_sign_of_life_a_minute(world: World) -> None:
+    figures = noisy(0)
+    async with running(world, probe_body()) as probe:
+        world.show(pod("a"))
+        writes, size = 0, 0
+        for interval in range(360):
+            take(probe, "node-a", report({target_id("a"): figures}), fresh=True)
+            await asyncio.sleep(10)
+            if interval == 1:
+                writes, size = len(world.writes), world.written_bytes
+
+        assert len(world.writes) - writes <= 60
+        assert world.written_bytes - size < 60 * 1024
+
+
+@pytest.fixture
+def world() -> World:
+    """A world without pods."""
+    return World()
+
+
+def large(pods: int, nodes: int, *, stages: int = 20, peers: int = 0) -> Document:
+    """A status of this many pods and nodes, of rows of 200 bytes."""
+    row: dict[str, Any] = {"text": "x" * 180}
+    plain = [{"name": f"tcp.{n}", **row} for n in range(stages)]
+    parts = [{"name": "rx.total", **row}, {"name": "rx.stack", "sharePercent": 1, **row}]
+    return {
+        "pods": [
+            {
+                "name": f"{n}",
+                "stages": [*parts, *plain],
+                **({"peers": [row] * peers} if peers else {}),
+            }
+            for n in range(pods)
+        ],
+        "omittedPods": 5,
+        "nodes": [{"name": f"{n}", "stages": plain, **row} for n in range(nodes)],
+        "omittedNodes": 0,
+        "nodeContext": [{"node": "a", "stages": plain}],
+    }
+
+
+def test_a_status_that_fits_stays_as_it_is() -> None:
+    small = large(3, 3)
+    assert fit(copy.deepcopy(small)) == small
+
+
+@given(st.integers(1, 100), st.integers(1, 50), st.integers(0, 30), st.integers(0, 20))
+def test_every_status_fits_and_says_what_it_lacks(
+    pods: int, nodes: int, stages: int, peers: int
+) -> None:
+    whole = large(pods, nodes, stages=stages, peers=peers)
+    before = size_bytes(whole)
+    fitted = fit(copy.deepcopy(whole))
+
+    assert size_bytes(fitted) <= MAX_BYTES
+    omitted = fitted.get("omittedForSize", {})
+    assert (before <= MAX_BYTES) is (fitted == whole)
+    kept_peers = sum(len(row.get("peers", ())) for row in fitted["pods"])
+    assert fitted["omittedPods"] - 5 == pods - len(fitted["pods"])
+    if len(fitted["pods"]) == pods:
+        assert kept_peers + omitted.get("peers", 0) == pods * peers
+    # In this order: the next kind goes only if all of the ones before went.
+    if "stages" in omitted:
+        assert all(len(row.get("peers", ())) <= 2 for row in fitted["pods"])
+    if "nodeStages" in omitted:
+        assert all(len(row["stages"]) == 2 for row in fitted["pods"])
+    if len(fitted["pods"]) < pods:
+        assert all(not row["stages"] for row in fitted["nodes"])
+        assert [row["name"] for row in fitted["pods"][:1]] == ["0"]

@@ -1,0 +1,274 @@
+"""The nodes' newest summaries of one probe: their sum, their pods, and how long they are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latencyprobe.domain.histogram import LARGEST_BUCKET, LARGEST_SUM, Histogram
+from latencyprobe.domain.measurement import (
+    COUNTERS_OMITTED,
+    NOTHING,
+    NOTHING_OF_THE_NODE,
+    Measurement,
+    NodeMeasurement,
+    NodeStage,
+    StageMeasurement,
+    total,
+)
+from latencyprobe.domain.report import report_on
+from latencyprobe.domain.score import SCORE_VERSION
+from latencyprobe.domain.stages import DEFAULT_MODULES
+from latencyprobe.domain.summary import PodReport, PodScore, ProbeSummary
+from latencyprobe.protocol.limits import MAX_NODE_STAGES
+from latencyprobe_operator.observed_state import ReportedProbe, ReportSource, Span
+from latencyprobe_operator.probes.deltas import of_one_pod
+from latencyprobe_operator.probes.summaries import NodeSummaries
+from latencyprobe_operator.probes.sums import MAX_COUNTERS, RunningSum
+from tools.fakes.agent import measurement
+
+stage_measurements = st.builds(
+    StageMeasurement,
+    st.lists(st.integers(0, 2**37), max_size=10).map(Histogram.of),
+    st.integers(0, 9),
+    st.integers(0, 9),
+    st.integers(0, 9),
+    st.sampled_from([1.0, 0.5, 0.25]),
+)
+measurements = st.builds(
+    Measurement,
+    st.dictionaries(st.sampled_from(["rx.total", "rx.socket", "tcp.rtt"]), stage_measurements),
+    st.dictionaries(st.sampled_from(["retransmits"]), st.integers(0, 9)),
+    st.dictionaries(st.sampled_from(["TcpExtListenDrops", "UdpInErrors"]), st.integers(0, 9)),
+)
+WINDOW_S, PATIENCE_S = 60.0, 30.0
+INTERVAL = Span(0, 10)
+
+
+def take(
+    summaries: NodeSummaries,
+    node: str,
+    merged: Measurement = NOTHING,
+    *,
+    at: float = 0.0,
+    of_node: NodeMeasurement = NOTHING_OF_THE_NODE,
+    span: Span = INTERVAL,
+    pods: Sequence[PodReport] = (),
+    **parts: Any,
+) -> None:
+    """Take in a summary of a node, with these parts."""
+    summary = ProbeSummary(merged=merged, **parts)
+    report = ReportedProbe(
+        probe_uid="p",
+        summary=summary,
+        node=of_node,
+        pods=tuple(pods),
+        span=span,
+        source=ReportSource("i", 1),
+    )
+    summaries.take(node, report, summary, at=at, window_s=WINDOW_S)
+
+
+def pod(uid: str, score: int = 0) -> PodReport:
+    """A pod in full."""
+    return PodReport(uid, uid, (), score, report_on(Measurement(), DEFAULT_MODULES))
+
+
+def forget(summaries: NodeSummaries, *current: str, at: float) -> None:
+    """Forget what is over at this time; these nodes run pods of the probe."""
+    summaries.forget(current, at=at, window_s=WINDOW_S, patience_s=PATIENCE_S)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), measurements)))
+def test_the_sum_is_the_domains_sum_of_the_newest_summary_of_each_node(
+    reports: list[tuple[str, Measurement]],
+) -> None:
+    summaries = NodeSummaries()
+    for node, measured in reports:
+        take(summaries, node, measured)
+
+    expected, merged = total(dict(reports).values()), summaries.merged()
+
+    assert merged.counters == expected.counters
+    assert merged.stages.keys() == expected.stages.keys()
+    for name, stage in expected.stages.items():
+        ours = merged.stages[name]
+        assert ours.histogram == stage.histogram
+        assert (ours.lost, ours.unmatched, ours.clamped) == (
+            stage.lost,
+            stage.unmatched,
+            stage.clamped,
+        )
+        assert ours.sampling_ratio == pytest.approx(stage.sampling_ratio)
+
+
+def test_network_namespaces_of_several_nodes_are_not_added_up() -> None:
+    summaries = NodeSummaries()
+    for node in "ab":
+        take(summaries, node, Measurement(netns_counters={"TcpExtListenDrops": 1}))
+
+    assert not summaries.merged().netns_counters
+
+
+def test_a_node_that_is_late_counts_for_a_window_and_the_patience() -> None:
+    summaries = NodeSummaries()
+    take(summaries, "late", measurement(1000), at=0)
+    forget(summaries, "late", at=WINDOW_S + PATIENCE_S)
+    assert summaries.merged()
+
+    forget(summaries, "late", at=WINDOW_S + PATIENCE_S + 1)
+    assert not summaries.merged()
+
+
+def test_a_node_that_no_pod_runs_on_counts_until_its_last_window_has_passed() -> None:
+    summaries = NodeSummaries()
+    take(summaries, "left", measurement(1000), at=0, verdicts={"None": 3}, pods=[pod("a")])
+    forget(summaries, "other", at=WINDOW_S)
+    assert summaries.merged()
+    assert [each.pod.pod_uid for each in summaries.in_full()] == ["a"]
+    assert summaries.measured == 3
+
+    forget(summaries, "other", at=WINDOW_S + 1)
+    assert not summaries.merged()
+    assert list(summaries.in_full()) == []
+    assert summaries.measured == 0
+
+
+def test_a_summary_replaces_the_pods_of_the_one_before() -> None:
+    summaries = NodeSummaries()
+    take(summaries, "n", pods=[pod("a"), pod("b")], verdicts={"None": 2})
+    take(summaries, "n", pods=[pod("b")], verdicts={"None": 1})
+
+    assert [each.pod.pod_uid for each in summaries.in_full()] == ["b"]
+    assert summaries.lacks("n", "a")
+    assert not summaries.lacks("n", "b")
+    assert not summaries.lacks("elsewhere", "a")
+
+
+def test_more_pods_belong_to_the_summary_of_their_time() -> None:
+    summaries = NodeSummaries()
+    scores = tuple(PodScore(1, uid) for uid in ("a", "b", "old"))
+    take(summaries, "n", pods=[pod("a")], scores=scores, span=Span(10, 20))
+    parts = (("b", Span(10, 20)), ("old", Span(0, 10)), ("without score", Span(10, 20)))
+    for uid, span in parts:
+        summaries.take_more("n", ReportedProbe(probe_uid="p", pods=(pod(uid),), span=span))
+    summaries.take_more("unknown", ReportedProbe(probe_uid="p", pods=(pod("a"),)))
+
+    assert [each.pod.pod_uid for each in summaries.in_full()] == ["a", "b"]
+
+
+def test_scores_of_another_version_are_not_compared_and_the_sum_is_kept() -> None:
+    summaries = NodeSummaries()
+    take(
+        summaries,
+        "n",
+        measurement(1000),
+        scores=(PodScore(9, "a"),),
+        pods=[pod("a", 9)],
+        score_version=SCORE_VERSION + 1,
+    )
+
+    assert list(summaries.scores()) == []
+    assert list(summaries.in_full()) == []
+    assert summaries.merged().stage("rx.total").histogram.count == 1
+    assert f"scores of version {SCORE_VERSION + 1}" in summaries.skew_of("n")
+    take(summaries, "n", scores=(PodScore(9, "a"),))
+    assert summaries.skew_of("n") == ""
+    assert [each.place.pod_uid for each in summaries.scores()] == ["a"]
+
+
+def test_only_the_worst_nodes_stages_are_unpacked_and_all_counters_are_told() -> None:
+    summaries = NodeSummaries()
+    for name, drops, slowest_ns in (("quiet", 0, 1), ("slow", 0, 9000), ("drops", 3, 1)):
+        stage = measurement(slowest_ns).stage("rx.total")
+        node = NodeMeasurement({NodeStage("rx.total"): stage}, {"softnetDropped": drops})
+        take(summaries, name, of_node=node)
+    take(summaries, "dropped a little", of_node=NodeMeasurement(counters={"softnetDropped": 1}))
+
+    nodes = summaries.of_nodes(most=3)
+
+    assert {name: node.counters["softnetDropped"] for name, node in nodes.items()} == {
+        "quiet": 0,
+        "slow": 0,
+        "drops": 3,
+        "dropped a little": 1,
+    }
+    assert {name for name, node in nodes.items() if node.stages} == {"drops", "slow"}
+    take(summaries, "drops")
+    assert "drops" not in summaries.of_nodes(most=3)
+
+
+def test_a_node_with_too_many_stages_keeps_those_with_the_most_samples() -> None:
+    summaries = NodeSummaries()
+    few, many = (measurement(*[1000] * n).stage("rx.total") for n in (1, 2))
+    stages = {NodeStage("rx.total", f"few-{n}"): few for n in range(9)}
+    stages |= {NodeStage("rx.total", f"many-{n}"): many for n in range(MAX_NODE_STAGES)}
+    take(summaries, "n", of_node=NodeMeasurement(stages))
+
+    (node,) = summaries.of_nodes(most=1).values()
+    assert len(node.stages) == MAX_NODE_STAGES
+    assert {stage.detail.partition("-")[0] for stage in node.stages} == {"many"}
+
+
+def test_more_counters_than_a_message_holds_keep_the_largest() -> None:
+    summaries = NodeSummaries()
+    for report in range(8):
+        names = [f"{report}-{number}" for number in range(250)]
+        drops = {f"drops.{name}": 1 + report for name in names}
+        node = NodeMeasurement(counters=drops)
+        take(summaries, f"node-{report}", Measurement(counters=drops), of_node=node)
+
+    merged = summaries.merged()
+    assert len(merged.counters) == MAX_COUNTERS
+    assert all(merged.counters[f"drops.7-{number}"] == 8 for number in range(250))
+    assert merged.counters[COUNTERS_OMITTED] >= 250
+
+
+def test_sums_of_the_largest_reports_fit_into_the_status() -> None:
+    largest = 2**53 - 1
+    histogram = Histogram({5: largest, 6: largest}, largest, 1, largest)
+    stage = StageMeasurement(histogram, largest, largest, largest, 2.0**-16)
+    summaries = NodeSummaries()
+    for node in range(3000):
+        take(summaries, str(node), Measurement({"rx.total": stage}, {"retransmits": largest}))
+
+    merged = summaries.merged()
+    whole = merged.stage("rx.total")
+    assert merged.counters == {"retransmits": LARGEST_SUM}
+    numbers = (whole.lost, whole.unmatched, whole.clamped, whole.histogram.sum_ns)
+    assert numbers == (LARGEST_SUM,) * 4
+    assert whole.histogram.count == 2 * LARGEST_BUCKET
+    assert whole.sampling_ratio > 0
+
+
+@given(measurements, measurements, measurements)
+def test_containers_of_a_pod_are_added_up_in_any_order(
+    a: Measurement, b: Measurement, c: Measurement
+) -> None:
+    for one, other in (
+        (of_one_pod(a, b), of_one_pod(b, a)),
+        (of_one_pod(of_one_pod(a, b), c), of_one_pod(a, of_one_pod(b, c))),
+    ):
+        assert (one.counters, one.netns_counters) == (other.counters, other.netns_counters)
+        assert one.stages.keys() == other.stages.keys()
+        for name, stage in one.stages.items():
+            assert stage.histogram == other.stages[name].histogram
+    assert of_one_pod(a, a).netns_counters == a.netns_counters
+
+
+def test_adding_up_many_nodes_is_done_in_steps() -> None:
+    summaries = NodeSummaries()
+    for node in range(200):
+        take(summaries, str(node), measurement(1000))
+    running = RunningSum()
+    counts = [
+        running.value().stage("rx.total").histogram.count for _ in summaries.adding_up(running)
+    ]
+
+    assert counts == sorted(counts)
+    assert max(b - a for a, b in pairwise([0, *counts, 200])) <= 50

@@ -1,0 +1,296 @@
+"""Summaries over the real protocol: taken in, acknowledged, and refused by their parts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import pytest
+
+from latencyprobe.domain.fairness import MAX_TARGETS
+from latencyprobe.domain.summary import PodChoice
+from latencyprobe.domain.targets import TargetState
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe.protocol.v1 import node_agent_pb2_grpc as rpc
+from latencyprobe_operator.agents.asked_pods import MOST_ENDED, AskedPods, is_pod_name
+from latencyprobe_operator.agents.credentials import ClientTlsFiles
+from latencyprobe_operator.agents.messages import outgoing_state
+from latencyprobe_operator.agents.reported_summaries import reported_summary
+from latencyprobe_operator.api.status_fields import NodeState
+from latencyprobe_operator.desired_state import DesiredNodeState, DesiredStates
+from latencyprobe_operator.model import Pod
+from tests.unit.operator_.listening import NODE, SOUND, UID, Listening
+from tests.unit.operator_.waiting import until
+from tools.fakes.agent import Context, FakeAgent
+from tools.fakes.samples import pod, probe_spec, target_id
+
+
+@pytest.fixture
+async def listening(
+    agent_tls: ClientTlsFiles, operator_tls: ClientTlsFiles
+) -> AsyncIterator[Listening]:
+    """A fleet with one agent."""
+    agent = FakeAgent(agent_tls)
+    await agent.start()
+    listening = Listening(operator_tls, agent)
+    await listening.connect()
+    yield listening
+    await listening.fleet.close()
+    await agent.stop()
+
+
+def state_of(*pods: Pod, choice: PodChoice | None = None) -> DesiredNodeState:
+    """The desired state of a node with these pods."""
+    states = DesiredStates()
+    states.set_probe(probe_spec(), pods, lambda _: choice or PodChoice(20))
+    return states.of_node(NODE)
+
+
+def summary() -> pb.ProbeReport:
+    """A sound summary of pod a."""
+    agent_report = pb.ProbeReport(id=UID)
+    agent_report.summary.score_version = 1
+    agent_report.summary.stages.add(name="rx.total", sampling_ratio=1)
+    agent_report.summary.scores.add(pod_uid="uid-a", score=7)
+    agent_report.summary.verdicts["None"] = 1
+    row = agent_report.pods.add(pod_uid="uid-a", name="a", score=7)
+    row.stages.add(name="rx.total", sampling_ratio=1)
+    row.verdict.bottleneck = "None"
+    return agent_report
+
+
+async def test_a_summary_is_taken_in_and_acknowledged(listening: Listening) -> None:
+    for _ in range(3):
+        listening.agent.report(UID, {target_id("a"): SOUND})
+    report = await listening.heard(3)
+
+    assert report.summary
+    assert report.summary.merged.stage("rx.total").histogram.count == 3
+    assert [each.pod_uid for each in report.summary.scores] == ["uid-a"]
+    assert report.pods == ()
+    assert report.span.end - report.span.begin == 10
+    assert report.source.instance_id == listening.agent.instance_id
+    assert listening.corrupt == 0
+    await until(
+        lambda: listening.agent.heard[-1].acknowledged == 3, what=lambda: listening.agent.heard
+    )
+    assert listening.agent.heard[0] == pb.WatchReportsRequest()
+
+
+async def test_pods_that_are_wanted_follow_in_a_report_of_their_own(listening: Listening) -> None:
+    listening.fleet.want_in_full(NODE, UID, PodChoice(0))
+    listening.agent.report(UID, {target_id("a"): SOUND})
+    await listening.heard()
+    await until(lambda: listening.agent.heard[-1].wanted, what=lambda: listening.agent.heard)
+    listening.agent.report(UID, {target_id("a"): SOUND})
+    assert (await listening.heard(2)).pods == ()
+    listening.fleet.want_in_full(NODE, UID, PodChoice(5))
+
+    report = await listening.heard(3)
+    assert report.summary is None
+    assert [each.pod_uid for each in report.pods] == ["uid-a"]
+    assert report.span == listening.reports[1].span
+    listening.fleet.want_in_full("unknown", UID, PodChoice(5))
+
+
+async def test_the_state_of_a_target_comes_with_a_summary(listening: Listening) -> None:
+    message = summary()
+    for target in (target_id("a"), target_id("of another")):
+        message.summary.statuses.add(id=target, state=pb.TargetStatus.GONE)
+    listening.send(pb.Report(probes=[message]))
+
+    report = await listening.heard()
+    assert report.unasked == 1
+    known = listening.fleet.view(NODE).targets[UID]
+    assert {name: status.state for name, status in known.items()} == {
+        target_id("a"): TargetState.GONE
+    }
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda m: setattr(m.summary.stages[0], "sampling_ratio", math.nan),
+        lambda m: setattr(m.summary.stages[0], "lost", 2**64 - 1),
+        lambda m: setattr(m.summary.scores[0], "score", 2**64 - 1),
+        lambda m: m.summary.verdicts.update({"None": MAX_TARGETS + 1}),
+        lambda m: m.summary.unobserved.FromSeconds(-5),
+        lambda m: setattr(m.pods[0].stages[0], "p99_ns", 2**60),
+        lambda m: setattr(m.pods[0].stages[0], "share_percent", math.inf),
+        lambda m: setattr(m.pods[0].verdict, "share_percent", math.nan),
+        lambda m: m.pods.extend([m.pods[0]] * 300),
+    ],
+)
+async def test_a_corrupt_summary_costs_the_report_on_that_probe(
+    listening: Listening, spoil: Callable[[pb.ProbeReport], object]
+) -> None:
+    corrupt = summary()
+    spoil(corrupt)
+    listening.send(pb.Report(probes=[corrupt]))
+
+    await listening.goes_on()
+    assert listening.corrupt == 1
+    assert len(listening.reports) == 1
+
+
+async def test_pods_that_were_not_asked_for_are_left_out_and_counted(
+    listening: Listening,
+) -> None:
+    message = summary()
+    message.summary.scores.add(pod_uid="uid-of-another", score=2**40)
+    message.pods.add(pod_uid="uid-of-another", name="other").verdict.bottleneck = "None"
+    message.pods[0].name = "renamed\x1b"
+    listening.send(pb.Report(probes=[message]))
+
+    report = await listening.heard()
+    assert report.summary
+    assert [each.pod_uid for each in report.summary.scores] == ["uid-a"]
+    assert [(each.pod_uid, each.name) for each in report.pods] == [("uid-a", "a")]
+    assert report.unasked == 2
+    assert listening.corrupt == 1
+
+
+class OlderAgent(FakeAgent):
+    """An agent from before there were windows: it reads one message, and no acknowledgement."""
+
+    async def start(self, *, host: str = "127.0.0.1", port: int = 0) -> None:
+        def add(servicer: Any, server: Any) -> None:
+            handlers: dict[str, Any] = {
+                "GetNodeInfo": grpc.unary_unary_rpc_method_handler(
+                    servicer.GetNodeInfo,
+                    pb.GetNodeInfoRequest.FromString,
+                    pb.NodeInfo.SerializeToString,
+                ),
+                "Apply": grpc.unary_unary_rpc_method_handler(
+                    servicer.Apply, pb.DesiredState.FromString, pb.ApplyResult.SerializeToString
+                ),
+                "WatchReports": grpc.unary_stream_rpc_method_handler(
+                    servicer.watch_older,
+                    pb.WatchReportsRequest.FromString,
+                    pb.Report.SerializeToString,
+                ),
+            }
+            server.add_generic_rpc_handlers(
+                (grpc.method_handlers_generic_handler("latencyprobe.v1.NodeAgent", handlers),)
+            )
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(rpc, "add_NodeAgentServicer_to_server", add)
+            await super().start(host=host, port=port)
+
+    async def watch_older(
+        self, request: pb.WatchReportsRequest, context: Context
+    ) -> AsyncIterator[pb.Report]:
+        """Yield reports to a client that sends one message."""
+
+        async def one() -> AsyncIterator[pb.WatchReportsRequest]:
+            yield request
+
+        async for report in self.WatchReports(one(), context):
+            yield report
+
+
+async def test_an_older_agent_is_understood_though_it_reads_no_acknowledgement(
+    agent_tls: ClientTlsFiles, operator_tls: ClientTlsFiles
+) -> None:
+    agent = OlderAgent(agent_tls)
+    await agent.start()
+    listening = Listening(operator_tls, agent)
+    await listening.connect()
+    for number in range(300):
+        agent.report_deltas(UID, {target_id("a"): SOUND})
+        await listening.heard(number + 1)
+
+    report = listening.reports[-1]
+    assert report.summary is None
+    assert report.pods == ()
+    assert [target.measurement for target in report.targets] == [SOUND]
+    assert listening.fleet.view(NODE).version == "0.1.0"
+    assert listening.fleet.view(NODE).state is NodeState.READY
+    await listening.fleet.close()
+    await agent.stop()
+
+
+async def test_another_choice_alone_applies_nothing(listening: Listening) -> None:
+    states = len(listening.agent.applied)
+    listening.fleet.want(NODE, state_of(pod("a"), choice=PodChoice(1, 5)))
+    assert await listening.fleet.settle([NODE], timeout_s=50)
+    assert len(listening.agent.applied) == states
+
+    listening.fleet.want(NODE, state_of(pod("a"), pod("b"), choice=PodChoice(2, 5)))
+    assert await listening.fleet.settle([NODE], timeout_s=50)
+    (probe,) = listening.agent.applied[-1].probes
+    assert (probe.pods_in_full.most, probe.pods_in_full.min_score) == (2, 5)
+
+
+def test_a_state_has_the_window_and_the_names_of_its_pods() -> None:
+    (probe,) = outgoing_state(
+        state_of(pod("a", containers=("server",))), generation=1, lease_s=300
+    ).message.probes
+
+    assert (probe.window.ToSeconds(), probe.max_pods) == (60, 20)
+    assert probe.pods_in_full == pb.PodChoice(most=20)
+    container = probe.targets[0].container
+    assert (container.pod_name, container.container_name) == ("a", "server")
+
+
+def test_a_static_pod_is_known_by_the_uid_of_its_cgroups() -> None:
+    asked = AskedPods()
+    asked.ask(state_of(replace(pod("a"), cgroup_uid="0123456789abcdef0123456789abcdef")))
+    message = summary()
+    for part in (message.summary.scores[0], message.pods[0]):
+        part.pod_uid = "0123456789abcdef0123456789abcdef"
+    report = reported_summary(message, set(), asked)
+
+    assert report.summary
+    assert [each.pod_uid for each in report.summary.scores] == ["uid-a"]
+    assert [each.pod_uid for each in report.pods] == ["uid-a"]
+
+
+def test_pods_that_this_operator_asked_for_earlier_are_known() -> None:
+    asked = AskedPods()
+    asked.ask(state_of(pod("a"), pod("b")))
+    asked.ask(state_of(pod("b")))
+    assert asked.find(UID, "uid-a") == ("uid-a", "a")
+    asked.ask(())
+    assert asked.find(UID, "uid-b") == ("uid-b", "b")
+    for number in range(MOST_ENDED + 1):
+        asked.ask(state_of(pod(f"next-{number}")))
+    assert asked.find(UID, "uid-a") is None
+
+
+def test_a_node_has_as_many_strangers_as_a_status_lists_pods() -> None:
+    asked = AskedPods()
+    assert asked.admit(UID, "early", "early") is None
+    asked.ask(state_of(pod("a")))
+    for number in range(30):
+        assert asked.admit(UID, f"uid-{number}", f"job-{number}")
+    known = [number for number in range(30) if asked.find(UID, f"uid-{number}")]
+    assert known == list(range(10, 30))
+    for uid, name in (("", "job"), ("x" * 129, "job"), ("\x1b", "job"), ("uid", "J")):
+        assert asked.admit(UID, uid, name) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "sound"),
+    [
+        ("a", True),
+        ("checkout-7d4b9c6f5-x2x4z", True),
+        ("a.b-c.9", True),
+        ("a" * 253, True),
+        ("a" * 254, False),
+        ("", False),
+        ("-a", False),
+        ("a-", False),
+        ("a..b", False),
+        ("A", False),
+        ("a\n", False),
+        ("a b", False),
+        ("ä", False),
+    ],
+)
+def test_only_names_of_pods_are_names_of_strangers(name: str, sound: bool) -> None:
+    assert is_pod_name(name) is sound

@@ -1,0 +1,415 @@
+"""The worst pods of a cluster are in the status, and cost few reports in full."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latencyprobe.domain.measurement import NOTHING, Measurement
+from latencyprobe.domain.report import report_on
+from latencyprobe.domain.score import SCORE_VERSION, TROUBLED, score_of
+from latencyprobe.domain.serialisation import document_of
+from latencyprobe.domain.stages import DEFAULT_MODULES
+from latencyprobe.domain.summary import NO_PODS, PodChoice, PodScore
+from latencyprobe.protocol.summaries import choice_to_proto
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe_operator.agents.asked_pods import AskedPods
+from latencyprobe_operator.agents.reported_summaries import reported_summary
+from latencyprobe_operator.api.status_fields import PodStatus
+from latencyprobe_operator.observed_state import ReportedProbe, ReportSource
+from latencyprobe_operator.probes.choices import Top, choice_of, top_of, top_of_rows
+from latencyprobe_operator.probes.probe import Probe
+from latencyprobe_operator.probes.summaries import NodeScore
+from tests.unit.operator_.probe_world import World, report, running
+from tests.unit.operator_.status_facts import SLOW_READER
+from tests.unit.operator_.virtual_time import VirtualTimeLoop
+from tools.fakes.agent import measurement
+from tools.fakes.samples import pod, probe_body, target_id
+from tools.fakes.windows import AgentWindows
+
+LOOP = VirtualTimeLoop
+UID = "uid-checkout"
+INTERVAL_S = 10
+MAX_PODS = 5
+
+
+class Cluster(World):
+    """Nodes whose agents keep windows, and answer choices at once."""
+
+    def __init__(self, nodes: int, pods_of_a_node: int = 3) -> None:
+        super().__init__()
+        self.pods = {
+            f"node-{node:03}": [f"pod-{node:03}-{number}" for number in range(pods_of_a_node)]
+            for node in range(nodes)
+        }
+        self.windows = {node: AgentWindows() for node in self.pods}
+        self.asked = {node: AskedPods() for node in self.pods}
+        self.slow: dict[str, Measurement] = {}
+        self.ended: set[str] = set()
+        self.mute: set[str] = set()
+        """The nodes whose agents do not answer a choice."""
+        self.full_reports = 0
+        self.probe: Probe | None = None
+
+    @asynccontextmanager
+    async def running(self, **body: Any) -> AsyncIterator[None]:
+        """Run the probe over all pods."""
+        whole = probe_body(interval=f"{INTERVAL_S}s", report={"maxPods": MAX_PODS})
+        async with running(self, {**whole, **body}) as self.probe:
+            self.show_all()
+            yield
+
+    def show_all(self) -> None:
+        """List all pods that have not ended."""
+        self.show(
+            *(
+                pod(name, node=node)
+                for node, names in self.pods.items()
+                for name in names
+                if name not in self.ended
+            )
+        )
+
+    def want_in_full(self, node: str, probe_uid: str, choice: PodChoice) -> None:
+        super().want_in_full(node, probe_uid, choice)
+        wanted = pb.WantedPods(probe_id=probe_uid, choice=choice_to_proto(choice))
+        answer = self.windows[node].answer(wanted)
+        if answer and node not in self.mute:
+            asyncio.get_running_loop().call_later(0.05, self.deliver, node, answer)
+
+    def decoded(self, node: str, message: pb.ProbeReport) -> ReportedProbe:
+        asked, state = self.asked[node], self.desired.of_node(node)
+        asked.ask(state)
+        names = {(probe.key.uid, target.id) for probe in state for target in probe.targets}
+        return reported_summary(message, names, asked)
+
+    def deliver(self, node: str, message: pb.ProbeReport) -> None:
+        assert self.probe
+        self.full_reports += len(message.pods)
+        self.probe.take_report(node, self.decoded(node, message))
+
+    def summarised(self, node: str) -> pb.ProbeReport:
+        """The report of a node: each of its pods took 1 us, or what `slow` has."""
+        windows = self.windows[node]
+        windows.forget_figures(UID)
+        figures = {
+            target_id(name): self.slow.get(name, measurement(*[1000] * 200))
+            for name in self.pods[node]
+        }
+        (asked,) = self.desired.of_node(node) or (None,)
+        probe = pb.Probe(pods_in_full=choice_to_proto(asked.pods_in_full)) if asked else None
+        return windows.summarised(
+            report(figures), probe=probe, ended={f"uid-{name}" for name in self.ended}
+        )
+
+    async def interval(self) -> None:
+        """Let all agents report, and the status be written."""
+        for node in self.pods:
+            self.deliver(node, self.summarised(node))
+        await asyncio.sleep(INTERVAL_S)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all pods."""
+        return [name for names in self.pods.values() for name in names]
+
+    @property
+    def listed(self) -> list[str]:
+        """The names of the listed pods."""
+        return [row["name"] for row in self.status.get("pods", ())]
+
+
+async def test_the_worst_pod_is_found_wherever_it_goes() -> None:
+    cluster = Cluster(nodes=20)
+    async with cluster.running():
+        await cluster.interval()
+        for node in (3, 17, 4, 0, 19):
+            worst = f"pod-{node:03}-1"
+            cluster.slow = {worst: measurement(*[9 * 10**6] * 200)}
+            for _ in range(2):
+                await cluster.interval()
+            assert cluster.listed[0] == worst
+            assert len(cluster.listed) == MAX_PODS
+            assert cluster.status["omittedPods"] == 60 - MAX_PODS
+
+
+async def test_every_pod_of_a_large_cluster_turns_bad_at_once() -> None:
+    cluster = Cluster(nodes=300)
+    async with cluster.running():
+        for _ in range(3):
+            await cluster.interval()
+        cluster.slow = dict.fromkeys(cluster.names, SLOW_READER)
+        for _ in range(3):
+            before = cluster.full_reports
+            await cluster.interval()
+            assert cluster.full_reports - before <= 3 * MAX_PODS
+        assert len(cluster.listed) == MAX_PODS
+        assert {row["verdict"]["bottleneck"] for row in cluster.status["pods"]} == {"SlowReader"}
+
+
+async def test_all_pods_are_in_full_while_they_fit() -> None:
+    cluster = Cluster(nodes=5, pods_of_a_node=1)
+    async with cluster.running():
+        await cluster.interval()
+        assert cluster.full_reports == 5
+        assert sorted(cluster.listed) == sorted(cluster.names)
+        assert cluster.status["omittedPods"] == 0
+        assert set(cluster.choices.values()) == {PodChoice(MAX_PODS)}
+
+
+async def test_equal_scores_are_ordered_by_uid_and_the_order_stays() -> None:
+    cluster = Cluster(nodes=20)
+    async with cluster.running():
+        await cluster.interval()
+        first = cluster.listed
+        assert first == sorted(cluster.names, reverse=True)[:MAX_PODS]
+        for _ in range(3):
+            await cluster.interval()
+            assert cluster.listed == first
+
+
+async def test_a_new_leader_has_the_whole_picture_after_one_report_of_each_node() -> None:
+    cluster = Cluster(nodes=20)
+    cluster.slow = {"pod-007-2": measurement(*[9 * 10**6] * 200)}
+    async with cluster.running():
+        await cluster.interval()
+    status, cluster.windows = cluster.status, {node: AgentWindows() for node in cluster.pods}
+    for known in ({}, {"status": status}):
+        cluster.status, cluster.full_reports = dict(known.get("status", {})), 0
+        async with cluster.running(**known):
+            (state,) = cluster.desired.of_node("node-007")
+            assert bool(state.pods_in_full.most) is bool(known)
+            await cluster.interval()
+            assert cluster.listed[0] == "pod-007-2"
+            assert len(cluster.listed) == MAX_PODS
+            assert cluster.full_reports <= 3 * MAX_PODS
+        cluster.windows = {node: AgentWindows() for node in cluster.pods}
+
+
+async def test_pods_that_an_agent_does_not_send_are_omitted_and_waited_for_briefly() -> None:
+    cluster = Cluster(nodes=20)
+    async with cluster.running():
+        cluster.mute.add("node-019")
+        await cluster.interval()
+        assert len(cluster.listed) == MAX_PODS - 3
+        assert cluster.status["omittedPods"] == 60 - len(cluster.listed)
+
+
+async def test_ended_pods_are_listed_until_their_window_has_passed() -> None:
+    cluster = Cluster(nodes=2, pods_of_a_node=2)
+    async with cluster.running():
+        await cluster.interval()
+        # One is alone on its node then, and the other node has none left.
+        cluster.ended = {"pod-000-0", "pod-001-0", "pod-001-1"}
+        cluster.show_all()
+        cluster.deliver("node-000", cluster.summarised("node-000"))
+        await asyncio.sleep(INTERVAL_S)
+        rows = {row["name"]: row.get("ended", False) for row in cluster.status["pods"]}
+        assert rows == {
+            "pod-000-0": True,
+            "pod-000-1": False,
+            "pod-001-0": True,
+            "pod-001-1": True,
+        }
+        cluster.pods["node-000"] = ["pod-000-1"]
+        for _ in range(7):
+            cluster.deliver("node-000", cluster.summarised("node-000"))
+            await asyncio.sleep(INTERVAL_S)
+        assert cluster.listed == ["pod-000-1"]
+
+
+async def test_a_probe_whose_pods_have_all_ended_keeps_its_figures_for_the_window() -> None:
+    cluster = Cluster(nodes=1, pods_of_a_node=1)
+    async with cluster.running():
+        await cluster.interval()
+        cluster.ended = {"pod-000-0"}
+        cluster.show()
+        await asyncio.sleep(20)
+        assert cluster.status["targets"]["pods"] == 0
+        assert [row.get("ended") for row in cluster.status["pods"]] == [True]
+        assert "p99" in cluster.status["summary"]
+        await asyncio.sleep(60)
+        assert cluster.status["pods"] == []
+        assert "p99" not in cluster.status["summary"]
+
+
+async def test_a_pod_that_has_ended_before_a_new_leader_came_is_listed_by_its_name() -> None:
+    cluster = Cluster(nodes=1, pods_of_a_node=1)
+    async with cluster.running():
+        message = cluster.summarised("node-000")
+        for uid, name, ended in (
+            ("uid-job", "job-x7", True),
+            ("uid-lie", "Not A Name", True),
+            ("uid-live", "alive", False),
+        ):
+            message.pods.add().CopyFrom(message.pods[0])
+            message.pods[-1].pod_uid, message.pods[-1].name = uid, name
+            message.pods[-1].ended = ended
+            message.summary.scores.add(pod_uid=uid, score=5)
+        reported = cluster.decoded("node-000", message)
+        assert reported.unasked == 4
+        cluster.deliver("node-000", message)
+        await asyncio.sleep(INTERVAL_S)
+        assert sorted(cluster.listed) == ["job-x7", "pod-000-0"]
+
+
+async def test_a_node_that_scores_pods_of_others_costs_itself_alone() -> None:
+    cluster = Cluster(nodes=20)
+    async with cluster.running():
+        await cluster.interval()
+        honest = cluster.listed
+        lie = cluster.summarised("node-001")
+        del lie.summary.scores[:]
+        for number in range(100):
+            uid = f"uid-pod-{number % 20:03}-{number // 20}"
+            lie.summary.scores.add(pod_uid=uid, score=2**53 - 1 - number)
+        reported = cluster.decoded("node-001", lie)
+        assert reported.summary
+        assert {each.pod_uid for each in reported.summary.scores} == {
+            f"uid-pod-001-{number}" for number in range(3)
+        }
+        assert reported.unasked == 97
+        cluster.deliver("node-001", lie)
+        await cluster.interval()
+        assert cluster.listed == honest
+
+
+async def test_scores_of_another_version_are_named_as_version_skew() -> None:
+    cluster = Cluster(nodes=2)
+    async with cluster.running():
+        message = cluster.summarised("node-001")
+        message.summary.score_version = SCORE_VERSION + 1
+        cluster.deliver("node-000", cluster.summarised("node-000"))
+        cluster.deliver("node-001", message)
+        await asyncio.sleep(INTERVAL_S)
+        (node,) = cluster.status["nodes"]
+        assert (node["name"], node["state"]) == ("node-001", "Partial")
+        assert f"scores of version {SCORE_VERSION + 1}" in node["message"]
+        assert all(name.startswith("pod-000") for name in cluster.listed)
+        assert cluster.status["omittedPods"] == 3
+        assert cluster.condition("Covered") == ("True", "FullyCovered")
+        await cluster.interval()
+        assert cluster.status["nodes"] == []
+
+
+async def test_a_gap_between_a_nodes_reports_is_unobserved_until_it_leaves_the_window() -> None:
+    cluster = Cluster(nodes=2)
+    async with cluster.running():
+        await cluster.interval()
+        for node, late_s in (("node-000", 0), ("node-001", 12)):
+            message = cluster.summarised(node)
+            message.begin.seconds += late_s
+            reported = cluster.decoded(node, message)
+            assert cluster.probe
+            cluster.probe.take_report(node, reported)
+        await asyncio.sleep(INTERVAL_S)
+        assert cluster.status["summary"]["unobservedSeconds"] == 12
+        (node,) = cluster.status["nodes"]
+        assert (node["name"], node["state"]) == ("node-001", "Partial")
+        assert node["message"].startswith("12s of the window were not observed: ")
+        for _ in range(8):
+            await cluster.interval()
+        assert cluster.status["nodes"] == []
+        assert "unobservedSeconds" not in cluster.status["summary"]
+
+
+async def test_a_restarted_agent_leaves_unobserved_time() -> None:
+    cluster = Cluster(nodes=1)
+    async with cluster.running():
+        assert cluster.probe
+        for instance, late_s in (("first", 0), ("second", 5)):
+            message = cluster.summarised("node-000")
+            message.begin.seconds += late_s
+            reported = cluster.decoded("node-000", message)
+            source = ReportSource(instance, 1)
+            cluster.probe.take_report(
+                "node-000",
+                ReportedProbe(
+                    probe_uid=UID,
+                    summary=reported.summary,
+                    pods=reported.pods,
+                    span=reported.span,
+                    source=source,
+                ),
+            )
+            await asyncio.sleep(INTERVAL_S)
+        assert cluster.status["nodes"][0]["message"] == (
+            "5s of the window were not observed: the agent was restarted"
+        )
+
+
+node_scores = st.lists(
+    st.builds(
+        NodeScore,
+        st.builds(PodScore, st.integers(0, 3), st.uuids().map(str)),
+        st.sampled_from("abcdefgh"),
+    ),
+    max_size=40,
+    unique_by=lambda each: each.place.pod_uid,
+)
+
+
+@given(node_scores, st.integers(1, 10))
+def test_the_choices_bring_the_worst_pods_and_few_others(
+    scores: list[NodeScore], max_pods: int
+) -> None:
+    nodes = sorted({each.node for each in scores})
+    top = top_of(scores, max_pods)
+    expected = sorted(scores, reverse=True)[:max_pods]
+    assert list(top.pods) == expected
+
+    chosen: list[PodScore] = []
+    for node in nodes:
+        choice = choice_of(node, top, pods=len(scores), nodes=len(nodes), max_pods=max_pods)
+        own = sorted((each.place for each in scores if each.node == node), reverse=True)
+        chosen += choice.of(own)
+    assert {each.place for each in expected} <= set(chosen)
+    assert len(chosen) <= 3 * max_pods
+
+
+def test_without_scores_a_large_cluster_sends_no_pod_in_full() -> None:
+    assert choice_of("n", None, pods=1000, nodes=100, max_pods=20) == NO_PODS
+    assert choice_of("n", None, pods=20, nodes=20, max_pods=20) == PodChoice(20)
+    assert choice_of("n", None, pods=1000, nodes=3, max_pods=20) == PodChoice(20)
+
+
+def row(name: str, node: str, measured: Measurement) -> Mapping[str, Any]:
+    """A pod's row in a status."""
+    found = report_on(measured, DEFAULT_MODULES)
+    return document_of(
+        PodStatus(
+            name=name,
+            node=node,
+            containers=(),
+            verdict=found.verdict,
+            stages=found.stages,
+            counters=found.counters,
+            netns_counters={},
+        )
+    )
+
+
+@pytest.mark.parametrize("measured", [NOTHING, measurement(*[1000] * 200), SLOW_READER])
+def test_an_earlier_status_has_the_scores_of_its_pods(measured: Measurement) -> None:
+    top = top_of_rows([row("a", "n", SLOW_READER), row("b", "m", measured)])
+    assert top
+    assert top.threshold == score_of(report_on(measured, DEFAULT_MODULES))
+    assert top.by_node == {"n": 1, "m": 1}
+    assert top.threshold < TROUBLED or measured is SLOW_READER
+
+
+@pytest.mark.parametrize(
+    "rows", [[], [{}], [{"name": "a", "node": "n", "stages": 7}], ["a"], [None]]
+)
+def test_an_earlier_status_without_scores_says_nothing(rows: list[Any]) -> None:
+    assert top_of_rows(rows) is None
+
+
+def test_a_top_of_no_pods_asks_for_none() -> None:
+    assert top_of([], 20) == Top(0, {}, ())
