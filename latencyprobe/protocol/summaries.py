@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from google.protobuf.duration_pb2 import Duration
 
+from latencyprobe.domain.measurement import largest_counters
 from latencyprobe.domain.report import StageReport, TargetReport
 from latencyprobe.domain.stages import BY_NAME
 from latencyprobe.domain.summary import PodChoice, PodReport, PodScore, ProbeSummary
@@ -26,6 +27,7 @@ from latencyprobe.protocol.limits import (
 )
 from latencyprobe.protocol.measurements import (
     MAX_NAME_LENGTH,
+    MAX_OPEN_COUNTERS,
     CorruptMessageError,
     measurement_from_proto,
     measurement_to_proto,
@@ -59,7 +61,7 @@ def summary_to_proto(summary: ProbeSummary) -> pb.ProbeSummary:
     return pb.ProbeSummary(
         score_version=summary.score_version,
         stages=stages,
-        counters=counters,
+        counters=largest_counters(counters, MAX_OPEN_COUNTERS),
         verdicts=summary.verdicts,
         waiting_ns=summary.waiting_ns,
         scores=[pb.PodScore(pod_uid=each.pod_uid, score=each.score) for each in summary.scores],
@@ -97,8 +99,8 @@ def pod_to_proto(pod: PodReport) -> pb.PodReport:
         ended=pod.ended,
         verdict=_verdict_to_proto(pod.report.verdict),
         stages=map(_stage_to_proto, pod.report.stages),
-        counters=pod.report.counters,
-        netns_counters=pod.report.netns_counters,
+        counters=largest_counters(pod.report.counters, MAX_OPEN_COUNTERS),
+        netns_counters=largest_counters(pod.report.netns_counters, MAX_OPEN_COUNTERS),
     )
 
 

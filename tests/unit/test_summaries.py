@@ -14,7 +14,7 @@ from latencyprobe.domain.report import StageReport, TargetReport
 from latencyprobe.domain.stages import COUNTERS, STAGES
 from latencyprobe.domain.summary import PodChoice, PodReport, PodScore, ProbeSummary, worst_first
 from latencyprobe.domain.verdict import Bottleneck, Verdict
-from latencyprobe.protocol.measurements import CorruptMessageError
+from latencyprobe.protocol.measurements import MAX_OPEN_COUNTERS, CorruptMessageError
 from latencyprobe.protocol.summaries import (
     MAX_PODS,
     choice_from_proto,
@@ -113,6 +113,21 @@ def test_a_choice_arrives_as_it_was_sent(choice: PodChoice) -> None:
 
 def test_a_choice_of_more_pods_than_a_report_may_have_is_limited() -> None:
     assert choice_from_proto(pb.PodChoice(most=2**32 - 1)).most == MAX_PODS
+
+
+def test_the_largest_counters_of_a_pod_are_sent_and_the_others_counted() -> None:
+    counters = {f"drops.R{each}": each for each in range(300)}
+    verdict = Verdict(Bottleneck.NONE, 0, (), "")
+    pod = PodReport("uid", "a", (), 0, TargetReport((), counters, counters, verdict))
+
+    received = pod_from_proto(pod_to_proto(pod)).report
+
+    for kept in (received.counters, received.netns_counters):
+        assert len(kept) == MAX_OPEN_COUNTERS
+        assert kept["drops.R299"] == 299
+        assert kept["countersOmitted"] == 300 - (MAX_OPEN_COUNTERS - 1)
+    merged = ProbeSummary(merged=Measurement({}, counters))
+    assert len(summary_from_proto(summary_to_proto(merged)).merged.counters) == MAX_OPEN_COUNTERS
 
 
 def test_an_unknown_verdict_of_a_newer_agent_is_shown_as_evidence() -> None:
