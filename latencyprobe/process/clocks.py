@@ -6,6 +6,11 @@ import time
 from collections.abc import Callable
 
 
+def boot_clock() -> float:
+    """Return seconds since the boot, those in which the machine was suspended included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def steady_clock() -> Callable[[], float]:
     """Return a clock of seconds since the epoch that passes evenly from now on.
 

@@ -78,7 +78,10 @@ class Applied:
 
 
 class Agent:
-    """The calls of a client, and the agent's work between them."""
+    """The calls of a client, and the agent's work between them.
+
+    Large, because one lock orders both, and each part of the agent is an attribute.
+    """
 
     def __init__(
         self,
@@ -124,6 +127,11 @@ class Agent:
         return self._reconciler.desired.generation
 
     @property
+    def term(self) -> int:
+        """The term of the state in force."""
+        return self._reconciler.desired.term
+
+    @property
     def coverage(self) -> tuple[StageCoverage, ...]:
         """Every stage, with its state."""
         return self._reconciler.coverage
@@ -144,12 +152,14 @@ class Agent:
     async def apply(self, desired: Desired) -> Applied:
         """Put this state in force, and return the facts of its targets.
 
-        Raises StaleGenerationError or EngineError: then the previous state is still in force.
+        Raises StaleTermError, StaleGenerationError or EngineError: then the previous state is still
+        in force.
         """
         async with self._lock:
             self._refuse_if_closed()
             before = self._reconciler.desired
-            if desired.generation < before.generation:
+            self._lease.enter(desired.term, before.lease_s)
+            if desired.term == before.term and desired.generation < before.generation:
                 raise StaleGenerationError(desired.generation, before.generation)
             admitted = admit(desired, before.names)
             try:
@@ -160,12 +170,13 @@ class Agent:
             self._lease.renew()
             return self._applied()
 
-    async def watch(self, pump: Pump) -> None:
+    async def watch(self, term: int, pump: Pump) -> None:
         """Pump reports until the client disconnects; end a stream that was open before.
 
-        Raises StreamEndedError where the agent ends it.
+        Raises StaleTermError, and StreamEndedError where the agent ends it.
         """
         self._refuse_if_closed()
+        self._lease.enter(term, self._reconciler.desired.lease_s)
         try:
             await self._lease.hold(pump)
         finally:
@@ -260,6 +271,7 @@ class Agent:
         if end is not None and self._clock() >= end:
             lease_s = self._reconciler.desired.lease_s
             log.warning("no client has read reports for %g s (the lease); detaching", lease_s)
+            self._lease.forget_term()
             await self._reconciler.let_go()
         else:
             await self._reconciler.attend()

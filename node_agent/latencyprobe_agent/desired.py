@@ -108,13 +108,17 @@ Refusals = Mapping[str, Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """The desired state of this node. `lease_s`: 0 means that it never expires."""
+    """The desired state of this node. `lease_s`: 0 means that it never expires.
+
+    `term`: the client's time as the leader, which counts before the generation.
+    """
 
     generation: int = 0
     probes: tuple[DesiredProbe, ...] = ()
     lease_s: float = 0.0
     refused: Refusals = field(default_factory=dict)
     """Invalid or surplus targets, which `probes` omits."""
+    term: int = 0
 
     @property
     def targets(self) -> tuple[tuple[DesiredProbe, DesiredTarget], ...]:

@@ -21,7 +21,8 @@ from latencyprobe_operator.admission import (
     AdminLimits,
 )
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
-from latencyprobe_operator.main import Options, run
+from latencyprobe_operator.leadership import LeadershipLostError, LeaseTiming, TimingError
+from latencyprobe_operator.main import ElectionOptions, Options, run
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _PORT = click.IntRange(1, 65535)
@@ -58,6 +59,15 @@ def _read_namespaces(
                 f"{ALL_NAMESPACES!r} for all namespaces"
             )
     return frozenset(values)
+
+
+def _timing(duration_s: float, renew_deadline_s: float, retry_s: float) -> LeaseTiming:
+    if not duration_s.is_integer():
+        raise click.UsageError(f"--lease-duration is {duration_s:g} s; the API has whole seconds")
+    try:
+        return LeaseTiming(int(duration_s), renew_deadline_s, retry_s)
+    except TimingError as error:
+        raise click.UsageError(str(error)) from None
 
 
 @click.command("operator", context_settings={"auto_envvar_prefix": "LATENCYPROBE"})
@@ -132,6 +142,42 @@ def _read_namespaces(
     "softirqs, of all tenants together; repeatable. '*': all namespaces. Default: none.",
 )
 @click.option(
+    "--leader-elect/--no-leader-elect",
+    default=False,
+    show_default=True,
+    help="Serve probes only while holding a Lease, so that several operators can run.",
+)
+@click.option(
+    "--lease-namespace",
+    default="latencyprobe-system",
+    show_default=True,
+    help="Namespace of the Lease.",
+)
+@click.option(
+    "--lease-name", default="latencyprobe-operator", show_default=True, help="Name of the Lease."
+)
+@click.option(
+    "--lease-duration",
+    default="15s",
+    show_default=True,
+    callback=_read_interval,
+    help="Time after which another operator takes a Lease that is not renewed; whole seconds.",
+)
+@click.option(
+    "--lease-renew-deadline",
+    default="10s",
+    show_default=True,
+    callback=_read_interval,
+    help="Time after which an operator that cannot renew the Lease writes no more.",
+)
+@click.option(
+    "--lease-retry-period",
+    default="2s",
+    show_default=True,
+    callback=_read_interval,
+    help="Time between two attempts to take or renew the Lease.",
+)
+@click.option(
     "--metrics-address", type=ListenAddressType(), help="Serve /metrics for Prometheus over HTTP."
 )
 @click.option(
@@ -165,6 +211,12 @@ def operator_command(
     min_interval: float,
     max_probes_per_namespace: int,
     node_figures_namespaces: frozenset[str],
+    leader_elect: bool,
+    lease_namespace: str,
+    lease_name: str,
+    lease_duration: float,
+    lease_renew_deadline: float,
+    lease_retry_period: float,
     metrics_address: ListenAddress | None,
     health_address: ListenAddress | None,
     log_format: str,
@@ -175,6 +227,7 @@ def operator_command(
     Every option can be set in the environment, for example --agent-port as LATENCYPROBE_AGENT_PORT.
     """
     logs.configure(form=log_format, level=log_level)
+    timing = _timing(lease_duration, lease_renew_deadline, lease_retry_period)
     options = Options(
         tls=ClientTlsFiles(ca_file, cert_file, key_file),
         kubeconfig=kubeconfig,
@@ -186,6 +239,9 @@ def operator_command(
         metrics_address=metrics_address,
         health_address=health_address,
         limits=AdminLimits(min_interval, max_probes_per_namespace, node_figures_namespaces),
+        election=ElectionOptions(namespace=lease_namespace, name=lease_name, timing=timing)
+        if leader_elect
+        else None,
     )
     try:
         run(options)
@@ -193,6 +249,8 @@ def operator_command(
         raise click.ClickException(f"cannot find a cluster: {error}") from error
     except ServeError as error:
         raise click.ClickException(str(error)) from error
+    except LeadershipLostError as error:
+        raise click.ClickException(f"{error}; start again to be a standby") from error
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from latencyprobe_operator.api.spec import probe_key
 from latencyprobe_operator.desired_state import DesiredStates
 from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, Cluster
 from latencyprobe_operator.kube.pods import PodWatches
+from latencyprobe_operator.kube.statuses import Statuses
+from latencyprobe_operator.leadership import Leadership
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.observed_state import ReportedProbe
 from latencyprobe_operator.probes.probe import Probe
@@ -47,10 +49,15 @@ class Controller:
         metrics: OperatorMetrics,
         namespaces: Sequence[str] = (),
         limits: AdminLimits = NO_LIMITS,
+        leadership: Leadership | None = None,
     ) -> None:
+        """Serve no probe yet. `leadership`: None if there is no other operator."""
         self.desired = DesiredStates()
         self.metrics = metrics
         self._cluster = cluster
+        self._statuses = (
+            Statuses(cluster, leadership.remaining_s) if leadership else Statuses(cluster)
+        )
         self._agents = agents
         self._namespaces = namespaces
         self._limits = limits
@@ -60,6 +67,7 @@ class Controller:
             on_report=self._take_report,
             on_change=self._take_agent_change,
             metrics=metrics,
+            term=leadership.term if leadership else 0,
         )
         self._probes: dict[str, Probe] = {}
         self._applicants: dict[str, Applicant] = {}
@@ -100,7 +108,7 @@ class Controller:
             touch=self._touch,
             agent=self._fleet.view,
             want_in_full=self._fleet.want_in_full,
-            patch_status=self._cluster.patch_status,
+            patch_status=self._statuses.patch,
             min_interval_s=self._limits.min_interval_s,
             node_figures=self._limits.allow_node_figures(namespace),
         )

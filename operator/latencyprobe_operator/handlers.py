@@ -2,6 +2,10 @@
 
 kopf stores nothing of ours: no handler returns a value, and there are no change handlers, which
 would write annotations. The little that kopf may store goes into annotations with our prefix.
+
+kopf runs only in the leader. One that is deposed may still send a patch of a finalizer. That does
+no harm: the patch tests the resourceVersion, and the new leader wants the same. If a finalizer is
+removed too early, the new leader sees the deletion, and has the agents detach.
 """
 
 from __future__ import annotations

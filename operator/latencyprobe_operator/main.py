@@ -1,23 +1,50 @@
-"""The operator's process: builds the parts, and runs kopf until a signal ends it."""
+"""The operator's process: builds the parts, and runs kopf until a signal ends it.
+
+With an election, kopf runs and agents are connected to only while this process leads. One that has
+lost the Lease ends, and starts again as a standby: so nothing of its time as the leader is left.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import signal
+import socket
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import kopf
 
 from latencyprobe.process.http_server import health_page, metrics_page, served
 from latencyprobe.process.listening import ListenAddress
+from latencyprobe.process.tasks import first_to_end
 from latencyprobe_operator.admission import NO_LIMITS, AdminLimits
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from latencyprobe_operator.agents.source import AgentSource
 from latencyprobe_operator.controller import Controller
+from latencyprobe_operator.election import Election
 from latencyprobe_operator.handlers import build_registry
 from latencyprobe_operator.kube.cluster import Cluster
+from latencyprobe_operator.kube.lease import ClusterLease
+from latencyprobe_operator.leadership import Leadership, LeadershipLostError, LeaseTiming
 from latencyprobe_operator.metrics import OperatorMetrics
+
+log = logging.getLogger(__name__)
+
+# More than kopf needs. The process ends then, whatever is left.
+_KOPF_ENDS_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ElectionOptions:
+    """The Lease by which one of several operators leads."""
+
+    namespace: str
+    name: str
+    timing: LeaseTiming = field(default_factory=LeaseTiming)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +62,8 @@ class Options:
     metrics_address: ListenAddress | None = None
     health_address: ListenAddress | None = None
     limits: AdminLimits = NO_LIMITS
+    election: ElectionOptions | None = None
+    """None: no other operator serves the same probes."""
 
 
 def run(options: Options) -> None:
@@ -43,18 +72,92 @@ def run(options: Options) -> None:
 
 
 async def operate(options: Options) -> None:
-    """Run the operator in a running event loop."""
+    """Run the operator in a running event loop.
+
+    Raises LeadershipLostError once another operator leads.
+    """
     metrics = OperatorMetrics()
     async with served(options.metrics_address, {"/metrics": metrics_page(metrics.registry)}):
         cluster = await Cluster.connect(options.kubeconfig)
         try:
-            await _serve_probes(options, cluster, metrics)
+            # Served by the event loop that does the work: it is healthy as long as it responds.
+            async with served(options.health_address, {"/healthz": health_page()}):
+                await _take_part(options, cluster, metrics)
         finally:
             await cluster.close()
 
 
-async def _serve_probes(options: Options, cluster: Cluster, metrics: OperatorMetrics) -> None:
-    controller = Controller(
+async def _take_part(options: Options, cluster: Cluster, metrics: OperatorMetrics) -> None:
+    if options.election is None:
+        metrics.leader.set(1)
+        await _run_kopf(options, cluster, _controller(options, cluster, metrics))
+        return
+    # As a container, started again, it is another candidate: the one before may not have ended.
+    identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
+    leadership = Leadership(identity, options.election.timing)
+    metrics.leader.set_function(lambda: leadership.remaining_s() > 0)
+    lease = ClusterLease(cluster, options.election.namespace, options.election.name)
+    election = Election(lease, leadership)
+    stopped = _stopped_by_signal()
+    try:
+        await first_to_end(election.win(), _wait(stopped))
+        if not stopped.is_set():
+            controller = _controller(options, cluster, metrics, leadership)
+            await _lead(options, cluster, controller, election, stopped)
+    finally:
+        await election.release()
+
+
+async def _lead(
+    options: Options,
+    cluster: Cluster,
+    controller: Controller,
+    election: Election,
+    stopped: asyncio.Event,
+) -> None:
+    """Run kopf until a signal comes, or the Lease is lost.
+
+    Then disconnect from the agents and release the Lease, without waiting for kopf's end. Agents go
+    on: they are the next leader's.
+    """
+    serving = asyncio.create_task(_run_kopf(options, cluster, controller, stopped), name="kopf")
+    try:
+        await first_to_end(election.keep(), _wait(stopped), _end_of(serving))
+    except LeadershipLostError as error:
+        log.warning("%s; this operator ends, to start again as a standby", error)
+        raise
+    finally:
+        stopped.set()
+        await controller.close()
+        await election.release()
+        await asyncio.wait({serving}, timeout=_KOPF_ENDS_S)
+    if serving.done():
+        serving.result()
+
+
+def _stopped_by_signal() -> asyncio.Event:
+    """Return an event that SIGTERM and SIGINT set, until kopf takes them."""
+    stopped = asyncio.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(each, stopped.set)
+    return stopped
+
+
+async def _wait(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+async def _end_of(task: asyncio.Task[None]) -> None:
+    await asyncio.wait({task})
+
+
+def _controller(
+    options: Options,
+    cluster: Cluster,
+    metrics: OperatorMetrics,
+    leadership: Leadership | None = None,
+) -> Controller:
+    return Controller(
         cluster,
         credentials=options.tls.credentials,
         agents=AgentSource(
@@ -63,13 +166,30 @@ async def _serve_probes(options: Options, cluster: Cluster, metrics: OperatorMet
         metrics=metrics,
         namespaces=options.watch_namespaces,
         limits=options.limits,
+        leadership=leadership,
     )
+
+
+async def _run_kopf(
+    options: Options,
+    cluster: Cluster,
+    controller: Controller,
+    stopped: asyncio.Event | None = None,
+) -> None:
+    """Run kopf until a signal comes, or the event is set. At the latest kopf's end sets it."""
     scan = not options.watch_namespaces
-    # Served by the event loop that does the work: it is healthy as long as it responds.
-    async with served(options.health_address, {"/healthz": health_page()}):
-        await kopf.operator(
-            registry=build_registry(controller, cluster, scan=scan),
-            clusterwide=scan,
-            namespaces=options.watch_namespaces,
-            standalone=True,
-        )
+    registry = build_registry(controller, cluster, scan=scan)
+    if stopped:
+        # kopf takes the signals for itself. And its task that waits for the flag would delay its
+        # end by 5 s.
+        @kopf.on.cleanup(id="set the flag", registry=registry)
+        async def set_flag(**_: Any) -> None:
+            stopped.set()
+
+    await kopf.operator(
+        registry=registry,
+        clusterwide=scan,
+        namespaces=options.watch_namespaces,
+        standalone=True,
+        stop_flag=stopped,
+    )

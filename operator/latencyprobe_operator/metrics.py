@@ -12,6 +12,11 @@ class OperatorMetrics:
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
+        self.leader = Gauge(
+            "latencyprobe_operator_leader",
+            "1 for the operator that serves the LatencyProbes, 0 for a standby.",
+            registry=self.registry,
+        )
         self.probes = Gauge(
             "latencyprobe_operator_probes",
             "LatencyProbes by phase.",

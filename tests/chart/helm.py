@@ -66,6 +66,7 @@ def container(template: Manifest) -> Manifest:
 
 
 def options(template: Manifest) -> dict[str, str]:
-    """The options that its container is started with, by name."""
+    """The options that its container is started with, by name; a flag's value is empty."""
     arguments: Sequence[str] = container(template)["args"]
-    return dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
+    parts = (argument.removeprefix("--").partition("=") for argument in arguments)
+    return {name: value for name, _, value in parts}

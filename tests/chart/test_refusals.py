@@ -45,6 +45,14 @@ OWN_NAMESPACE = ("agent.namespace.create=false", f"agent.namespace.name={NAMESPA
             ],
             "leave it empty, and replace the authority at its source",
         ),
+        (
+            ["operator.leaderElection.leaseDurationSeconds=10"],
+            "must be above renewDeadlineSeconds (10)",
+        ),
+        (
+            ["operator.leaderElection.renewDeadlineSeconds=2"],
+            "above retryPeriodSeconds (2): raise the first, or lower the others",
+        ),
         (["tls.source=certManager"], "needs tls.certManager.issuerRef.name"),
         (
             [

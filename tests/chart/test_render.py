@@ -120,10 +120,41 @@ def test_the_notes_tell_commands_that_name_what_is_there(helm: Helm, values: Pat
     assert f"--namespace {probe['metadata']['namespace']} get latencyprobe everything" in notes
 
 
-def test_there_is_one_operator_at_a_time(helm: Helm) -> None:
+def test_there_are_two_operators_on_different_nodes_where_there_is_room(helm: Helm) -> None:
     spec = only(helm.manifests(), "Deployment")["spec"]
+    (spread,) = spec["template"]["spec"]["topologySpreadConstraints"]
 
-    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+    assert spec["replicas"] == 2
+    assert spread["topologyKey"] == "kubernetes.io/hostname"
+    assert spread["whenUnsatisfiable"] == "ScheduleAnyway"
+    assert spread["labelSelector"] == spec["selector"]
+
+
+def test_an_operator_goes_once_its_successor_is_ready(helm: Helm) -> None:
+    spec = only(helm.manifests("operator.replicas=1"), "Deployment")["spec"]
+
+    assert spec["replicas"] == 1
+    assert spec["strategy"] == {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
+    }
+
+
+def test_the_operators_lease_is_the_one_that_they_may_hold(rendered: Manifests) -> None:
+    operator = options(only(rendered, "Deployment")["spec"]["template"])
+    role = rendered.one("Role", f"{operator['lease-name']}-lease")
+
+    assert role["metadata"]["namespace"] == operator["lease-namespace"] == NAMESPACE
+    assert role["rules"][0]["resourceNames"] == [operator["lease-name"]]
+
+
+def test_the_times_of_the_lease_are_values(helm: Helm) -> None:
+    settings = ("leaseDurationSeconds=60", "renewDeadlineSeconds=40", "retryPeriodSeconds=5")
+    manifests = helm.manifests(*(f"operator.leaderElection.{each}" for each in settings))
+    given = options(only(manifests, "Deployment")["spec"]["template"])
+
+    times = [given[f"lease-{each}"] for each in ("duration", "renew-deadline", "retry-period")]
+    assert times == ["60s", "40s", "5s"]
 
 
 def test_agents_are_on_every_node_of_linux(helm: Helm) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.chart.helm import VALUES_FILES, Helm, Manifest, Manifests, container
 from tests.chart.pod_security import beyond_baseline, beyond_restricted
+from tools.helm.chart import NAMESPACE
 
 AGENT = "latencyprobe-agent"
 OPERATOR = "latencyprobe-operator"
@@ -117,6 +118,7 @@ def test_the_operator_may_do_what_it_does_and_no_more(defaults: Manifests) -> No
         ("", "pods", "watch"),
         ("apiextensions.k8s.io", "customresourcedefinitions", "list"),
         ("apiextensions.k8s.io", "customresourcedefinitions", "watch"),
+        ("latencyprobe.io", "latencyprobes", "get"),
         ("latencyprobe.io", "latencyprobes", "list"),
         ("latencyprobe.io", "latencyprobes", "patch"),
         ("latencyprobe.io", "latencyprobes", "watch"),
@@ -132,7 +134,19 @@ def test_with_namespaces_the_operator_may_do_nothing_elsewhere(helm: Helm) -> No
     assert {r["metadata"]["name"] for r in manifests.of_kind("ClusterRole")} == of_people
     assert manifests.of_kind("ClusterRoleBinding") == []
     assert roles["latencyprobe-agents"] == [("", "pods", "list"), ("", "pods", "watch")]
-    assert roles.keys() == {"shop", "cart", "latencyprobe-agents"}
+    assert roles.keys() == {"shop", "cart", "latencyprobe-agents", NAMESPACE}
+    assert {resource for _, resource, _ in roles[NAMESPACE]} == {"leases"}
+
+
+def test_the_operator_may_hold_its_own_lease_and_no_other(defaults: Manifests) -> None:
+    (role,) = defaults.of_kind("Role")
+    (binding,) = defaults.of_kind("RoleBinding")
+
+    assert role["metadata"]["namespace"] == binding["metadata"]["namespace"] == NAMESPACE
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    named, making = role["rules"]
+    assert (named["resourceNames"], named["verbs"]) == ([OPERATOR], ["get", "update"])
+    assert (making["resources"], making["verbs"]) == (["leases"], ["create"])
 
 
 def test_people_see_and_write_the_probes_of_their_namespaces(defaults: Manifests) -> None:

@@ -27,6 +27,8 @@ AGENT_PORT = 9345
 EVERY_PACKET = "agent.maxCPUPercent=10000"
 AGENTS = "app.kubernetes.io/name=latencyprobe-agent"
 OPERATOR = "app.kubernetes.io/name=latencyprobe-operator"
+OPERATORS = 2
+LEASE = f"{RELEASE}-operator"
 CRD = "crd/latencyprobes.latencyprobe.io"
 RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
 
@@ -87,15 +89,31 @@ class Release:
         pods = self.cluster.wait_for_pods(AGENT_NAMESPACE, AGENTS, count=count)
         return {pod["spec"]["nodeName"]: pod for pod in pods}
 
-    def operator(self) -> Json:
-        """The ready operator's pod."""
-        found: Json
-        (found,) = self.cluster.wait_for_pods(NAMESPACE, OPERATOR, count=1)
-        return found
+    def operators(self) -> dict[str, Json]:
+        """The ready operators' pods by name."""
+        pods = self.cluster.wait_for_pods(NAMESPACE, OPERATOR, count=OPERATORS)
+        return {pod["metadata"]["name"]: pod for pod in pods}
+
+    def holder(self) -> str:
+        """The identity that the Lease names: of one process."""
+        lease = self.cluster.get("lease", LEASE, f"--namespace={NAMESPACE}")
+        holder: str = lease["spec"].get("holderIdentity", "")
+        return holder
+
+    def leader(self) -> Json:
+        """The pod of the operator that leads."""
+        operators = self.operators()
+
+        def unmet() -> str | None:
+            holder = self.holder()
+            return None if pod_of(holder) in operators else f"{holder!r} holds the Lease"
+
+        wait_until("an operator to lead", unmet, seconds=200)
+        return operators[pod_of(self.holder())]
 
     def restarts(self) -> dict[str, int]:
         """How often the containers of operator and agents were restarted, by pod."""
-        pods = (self.operator(), *self.agents().values())
+        pods = (*self.operators().values(), *self.agents().values())
         return {
             pod["metadata"]["name"]: pod["status"]["containerStatuses"][0]["restartCount"]
             for pod in pods
@@ -103,7 +121,11 @@ class Release:
 
     def agent_pids(self, node: NodeLayout) -> list[int]:
         """The processes of the agent's container, as this machine numbers them."""
-        pod = self.agents()[node.name]
+        return self.pids_of(self.agents()[node.name])
+
+    def pids_of(self, pod: Json) -> list[int]:
+        """The processes of a pod's container, as this machine numbers them."""
+        (node,) = (each for each in self.cluster.nodes if each.name == pod["spec"]["nodeName"])
         container = pod["status"]["containerStatuses"][0]["containerID"].removeprefix(
             "containerd://"
         )
@@ -139,6 +161,11 @@ class Release:
     def _helm(self, *arguments: str) -> str:
         kubeconfig = f"--kubeconfig={self.cluster.kubeconfig}"
         return self.helm.run(*arguments, f"--namespace={NAMESPACE}", kubeconfig)
+
+
+def pod_of(holder: str) -> str:
+    """The pod that an identity in the Lease names."""
+    return holder.rpartition("_")[0]
 
 
 def secrets_of(cluster: Cluster) -> Secrets:

@@ -1,4 +1,4 @@
-"""An API server of pods and LatencyProbes, with the requests that the operator's client makes."""
+"""An API server of pods, LatencyProbes and Leases, with the requests of the operator's client."""
 
 from __future__ import annotations
 
@@ -35,6 +35,10 @@ class FakeApi:
     patches: list[Json] = field(default_factory=list)
     statuses: dict[str, Json] = field(default_factory=dict)
     """By the probe's name."""
+    status_versions: dict[str, str] = field(default_factory=dict)
+    """The resourceVersions of probes whose status was written."""
+    leases: dict[str, Json] = field(default_factory=dict)
+    """By name."""
     probes: list[Json] = field(default_factory=list)
     conflicts: int = 0
     """The number of patches of a probe that will fail with a conflict."""
@@ -76,6 +80,11 @@ class FakeApi:
         }
         self.send({"type": "ERROR", "object": status})
 
+    def change_status(self, name: str, status: Json) -> None:
+        """Replace a status, as another operator would."""
+        self.version += 1
+        self.statuses[name], self.status_versions[name] = status, str(self.version)
+
     @property
     def watching(self) -> int:
         """The number of open watches."""
@@ -94,7 +103,12 @@ class FakeApi:
         probes = "/apis/latencyprobe.io/v1alpha1/namespaces/{namespace}/latencyprobes"
         application.router.add_get("/apis/latencyprobe.io/v1alpha1/latencyprobes", self._probes)
         application.router.add_get(probes, self._probes)
+        application.router.add_get(f"{probes}/{{name}}", self._probe)
         application.router.add_patch(f"{probes}/{{name}}", self._patch_probe)
+        leases = "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
+        application.router.add_post(leases, self._create_lease)
+        application.router.add_get(f"{leases}/{{name}}", self._read_lease)
+        application.router.add_put(f"{leases}/{{name}}", self._replace_lease)
         runner = web.AppRunner(application, shutdown_timeout=0.1, handler_cancellation=True)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -179,8 +193,60 @@ class FakeApi:
         body = await request.json()
         self.patches.append(body)
         name = request.match_info["name"]
-        status = self.statuses[name] = apply_merge_patch(self.statuses.get(name), body["status"])
-        return web.json_response({"metadata": {}, "status": status})
+        version = body.get("metadata", {}).get("resourceVersion")
+        if version and version != self.status_versions.get(name, version):
+            return _status(409, f"{name}: the object has been modified")
+        self.change_status(name, apply_merge_patch(self.statuses.get(name), body["status"]))
+        return web.json_response(self._stored(name))
+
+    async def _probe(self, request: web.Request) -> web.Response:
+        if self.refuse:
+            return self._refusal()
+        name = request.match_info["name"]
+        if name not in self.statuses:
+            return _status(404, f"{name} not found")
+        return web.json_response(self._stored(name))
+
+    def _stored(self, name: str) -> Json:
+        metadata = {"uid": f"uid-{name}", "resourceVersion": self.status_versions[name]}
+        return {"metadata": metadata, "status": self.statuses[name]}
+
+    async def _read_lease(self, request: web.Request) -> web.Response:
+        if self.refuse:
+            return self._refusal()
+        name = request.match_info["name"]
+        if name not in self.leases:
+            return _status(404, f"leases {name} not found")
+        return web.json_response(self.leases[name])
+
+    async def _create_lease(self, request: web.Request) -> web.Response:
+        assert request.content_type == "application/json"
+        body = await request.json()
+        name = body["metadata"]["name"]
+        if name in self.leases:
+            return _status(409, f"leases {name} already exists")
+        return self._store_lease(name, body)
+
+    async def _replace_lease(self, request: web.Request) -> web.Response:
+        if self.refuse:
+            return self._refusal()
+        assert request.content_type == "application/json"
+        body, name = await request.json(), request.match_info["name"]
+        if name not in self.leases:
+            return _status(404, f"leases {name} not found")
+        if body["metadata"]["resourceVersion"] != self.leases[name]["metadata"]["resourceVersion"]:
+            return _status(409, f"leases {name}: the object has been modified")
+        return self._store_lease(name, body)
+
+    def _store_lease(self, name: str, body: Json) -> web.Response:
+        self.version += 1
+        body["metadata"]["resourceVersion"] = str(self.version)
+        self.leases[name] = body
+        return web.json_response(body)
+
+
+def _status(code: int, message: str) -> web.Response:
+    return web.json_response({"kind": "Status", "message": message}, status=code)
 
 
 def apply_merge_patch(target: Any, patch: Any) -> Any:

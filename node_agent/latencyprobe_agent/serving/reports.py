@@ -158,6 +158,7 @@ class ReportPump:
             instance_id=self._agent.instance_id,
             generation=self._agent.generation,
             sequence=self._sequence,
+            term=self._agent.term,
             probes=probes,
             coverage=coverage_messages(self._coverage) if self._coverage != before else (),
             overhead=pb.Overhead(cpu_percent=cpu_percent or 0, measured=cpu_percent is not None),

@@ -73,7 +73,7 @@ def parse_desired(message: pb.DesiredState, *, only_containers: bool = False) ->
             refused[each.id] = invalid
         if probe.targets or not invalid:
             probes.append(probe)
-    return Desired(message.generation, tuple(probes), lease_s, refused)
+    return Desired(message.generation, tuple(probes), lease_s, refused, message.term)
 
 
 def parse_trace(message: pb.TraceRequest) -> TraceWish:

@@ -24,7 +24,7 @@ from latencyprobe.protocol.v1 import node_agent_pb2_grpc
 from latencyprobe_agent.agent import Agent, ShuttingDownError, StaleGenerationError
 from latencyprobe_agent.desired import InvalidStateError
 from latencyprobe_agent.kernel.contract import EngineError
-from latencyprobe_agent.lease import StreamEndedError
+from latencyprobe_agent.lease import StaleTermError, StreamEndedError
 from latencyprobe_agent.serving.messages import apply_result, node_info, trace_events
 from latencyprobe_agent.serving.metrics import AgentMetrics
 from latencyprobe_agent.serving.reports import ReportPump
@@ -143,8 +143,10 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
         log.info("%s streams reports", self._caller.describe(context))
 
         async def pump(send: Callable[[pb.Report], Awaitable[None]]) -> None:
+            opening = await anext(request_iterator, pb.WatchReportsRequest())
             count = self._metrics.reports.inc
-            await self._agent.watch(ReportPump(self._agent, count, send, request_iterator).run)
+            reports = ReportPump(self._agent, count, send, request_iterator)
+            await self._agent.watch(opening.term, reports.run)
 
         await self._guard(lambda: _stream(pump, context), context)
 
@@ -171,6 +173,9 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
             return await answer()
         except InvalidStateError as error:
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except StaleTermError as error:
+            log.warning("%s: %s", self._caller.describe(context), error)
+            await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
         except StaleGenerationError as error:
             await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
         except TraceBusyError as error:

@@ -27,13 +27,13 @@ class Acknowledgements:
         self._acknowledged = 0
         self._news = asyncio.Event()
 
-    def open_stream(self) -> AsyncIterator[pb.WatchReportsRequest]:
-        """Begin a stream; return its messages. Those of the stream before end."""
+    def open_stream(self, term: int = 0) -> AsyncIterator[pb.WatchReportsRequest]:
+        """Begin a stream of this term; return its messages. Those of the stream before end."""
         self.streams += 1
         self._acknowledged = 0
         self._unsent, self._reported = set(self._choices), set()
         self._news = asyncio.Event()
-        return self._messages(self._news)
+        return self._messages(self._news, term)
 
     def acknowledge(self, sequence: int, probe_uids: Iterable[str] = ()) -> None:
         """Note that the report of this number, on these probes, and all before were taken in."""
@@ -57,8 +57,10 @@ class Acknowledgements:
             del self._choices[gone]
             self._unsent.discard(gone)
 
-    async def _messages(self, news: asyncio.Event) -> AsyncIterator[pb.WatchReportsRequest]:
-        yield pb.WatchReportsRequest()
+    async def _messages(
+        self, news: asyncio.Event, term: int
+    ) -> AsyncIterator[pb.WatchReportsRequest]:
+        yield pb.WatchReportsRequest(term=term)
         while True:
             await news.wait()
             news.clear()

@@ -28,12 +28,13 @@ class Fleet:
         on_change: Callable[[str], None],
         metrics: OperatorMetrics,
         clock_ns: Callable[[], int] = time.time_ns,
+        term: int = 0,
         renewal: Renewal | None = None,
     ) -> None:
         """Connect to no agent before `open`.
 
         `on_report`: the agent of a node has reported on one probe. `on_change`: the view of a node
-        has changed.
+        has changed. `term`: this operator's time as the leader; 0: it has no rival.
         """
         self._credentials = credentials
         self._renewal = renewal or Renewal(credentials)
@@ -41,6 +42,7 @@ class Fleet:
         self._on_change = on_change
         self._metrics = metrics
         self._clock_ns = clock_ns
+        self._term = term
         self._opened = asyncio.Event()
         self._links: dict[str, AgentLink] = {}
         self._absent: dict[str, str] = {}
@@ -131,6 +133,7 @@ class Fleet:
             credentials=self._credentials,
             renewal=self._renewal,
             clock_ns=self._clock_ns,
+            term=self._term,
             on_report=self._on_report,
             on_change=self._on_change,
             metrics=self._metrics,

@@ -1,4 +1,8 @@
-"""Generations: the numbers of the states that one agent is sent."""
+"""Generations: the numbers of the states that one agent is sent.
+
+A term is the time of one operator as the leader. It counts before the generation, so that a leader
+need not know the numbers of the one before.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,18 @@ class ImplausibleGenerationError(Exception):
             f"the agent reports generation {generation}, over {MAX_AHEAD_S} s ahead of the "
             "operator's clock. Check the clocks of both nodes, or restart the agent. The next "
             f"attempt is in {IMPLAUSIBLE_RETRY_S:g} s, after the agent's lease"
+        )
+
+
+class NewerTermError(Exception):
+    """An agent that follows an operator of a newer term, or says so."""
+
+    def __init__(self, theirs: int, ours: int) -> None:
+        self.theirs, self.ours = theirs, ours
+        super().__init__(
+            f"the agent follows an operator of term {theirs}; this operator's is {ours}. Another "
+            "operator leads, or the Lease has been restored to an older state: the agent then "
+            f"forgets its term {LEASE_S} s after its last client"
         )
 
 
@@ -57,10 +73,11 @@ class Generations:
 class MeasuredSince:
     """The first generation in which each probe has its present modules and filter.
 
-    A report on an older generation was measured with others.
+    A report on an older generation, or of an older term, was measured with others.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, term: int = 0) -> None:
+        self._term = term
         self._since: dict[str, tuple[tuple[object, ...], int]] = {}
 
     def apply(self, state: DesiredNodeState, generation: int) -> None:
@@ -73,10 +90,13 @@ class MeasuredSince:
             for uid, measured in now.items()
         }
 
-    def covers(self, probe_uid: str, generation: int) -> bool:
-        """Decide whether a report of this generation is one on the probe as it is now."""
+    def covers(self, probe_uid: str, generation: int, term: int = 0) -> bool:
+        """Decide whether a report of this generation is one on the probe as it is now.
+
+        An agent without terms, in reports of term 0, is believed by the generation alone.
+        """
         since = self._since.get(probe_uid)
-        return since is not None and generation >= since[1]
+        return since is not None and term in (0, self._term) and generation >= since[1]
 
 
 def _measured(probe: ProbeOnNode) -> tuple[object, ...]:

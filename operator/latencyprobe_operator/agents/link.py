@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import grpc
 from grpc import aio
 
 from latencyprobe.domain.summary import PodChoice
@@ -20,7 +21,7 @@ from latencyprobe.protocol.measurements import AGENT_NAME, MAX_MESSAGE_BYTES
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_operator.agents.agent_facts import AgentFacts
 from latencyprobe_operator.agents.credentials import Credentials, CredentialsError
-from latencyprobe_operator.agents.generations import ImplausibleGenerationError
+from latencyprobe_operator.agents.generations import ImplausibleGenerationError, NewerTermError
 from latencyprobe_operator.agents.misreports import Misreports
 from latencyprobe_operator.agents.renewal import Renewal
 from latencyprobe_operator.agents.report_rate import ExcessiveReportsError
@@ -92,6 +93,7 @@ class AgentLink:
         credentials: Credentials,
         renewal: Renewal,
         clock_ns: Callable[[], int],
+        term: int = 0,
         on_report: Callable[[str, ReportedProbe], None],
         on_change: Callable[[str], None],
         metrics: OperatorMetrics,
@@ -114,6 +116,7 @@ class AgentLink:
             facts=self._facts,
             misreports=misreports,
             clock_ns=clock_ns,
+            term=term,
             metrics=metrics,
             on_state=self._take_state,
             on_news=lambda: on_change(node),
@@ -171,9 +174,9 @@ class AgentLink:
             self._fail(NodeState.VERSION_SKEW, str(error))
             return SKEW_RETRY_S
         except aio.AioRpcError as error:
-            self._fail(NodeState.UNREACHABLE, f"{address}: {describe(error)}")
-        except LinkBrokenError as error:
-            self._fail(NodeState.CONNECTING, f"{address}: {error}")
+            self._fail(_state_after(error), f"{address}: {describe(error)}")
+        except (NewerTermError, LinkBrokenError) as error:
+            self._fail(_state_after(error), f"{address}: {error}")
         except (ImplausibleGenerationError, ExcessiveReportsError) as error:
             self._fail(NodeState.UNREACHABLE, f"{address}: {error}")
             return error.retry_s
@@ -215,3 +218,14 @@ class AgentLink:
         if changed:
             log.warning("agent on node %s: %s: %s", self._node, state, message)
             self._on_change(self._node)
+
+
+def _state_after(error: Exception) -> NodeState:
+    """Return the state of a link whose session has ended so."""
+    if isinstance(error, LinkBrokenError):
+        return NodeState.CONNECTING
+    if isinstance(error, aio.AioRpcError):
+        # A stream of reports is refused to an operator whose term has ended.
+        refused = error.code() is grpc.StatusCode.FAILED_PRECONDITION
+        return NodeState.REJECTED if refused else NodeState.UNREACHABLE
+    return NodeState.REJECTED

@@ -73,6 +73,7 @@ def outgoing_state(
     *,
     generation: int,
     lease_s: int,
+    term: int = 0,
     held: Container[TargetName] = (),
 ) -> Outgoing:
     """Return the desired state as the protocol carries it, within the limits of an agent.
@@ -94,7 +95,7 @@ def outgoing_state(
         for (probe_uid, target_id), reason in surplus(names, held).items():
             left_out[probe_uid][target_id] = TargetStatus(TargetState.FAILED, reason)
             del encoded[probe_uid].targets[target_id]
-    message = pb.DesiredState(generation=generation, lease=Duration(seconds=lease_s))
+    message = pb.DesiredState(generation=generation, lease=Duration(seconds=lease_s), term=term)
     for each in encoded.values():
         if each.targets:
             message.probes.append(each.probe)

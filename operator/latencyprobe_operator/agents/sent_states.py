@@ -7,7 +7,12 @@ from dataclasses import dataclass
 
 from latencyprobe.domain.fairness import TargetName
 from latencyprobe_operator.agents.asked_pods import AskedPods
-from latencyprobe_operator.agents.generations import LEASE_S, Generations, MeasuredSince
+from latencyprobe_operator.agents.generations import (
+    LEASE_S,
+    Generations,
+    MeasuredSince,
+    NewerTermError,
+)
 from latencyprobe_operator.agents.messages import Outgoing, outgoing_state
 from latencyprobe_operator.desired_state import DesiredNodeState
 
@@ -25,10 +30,11 @@ class _AnyOf:
 class SentStates:
     """Encodes the states of one agent, and remembers what the agent's reports refer to."""
 
-    def __init__(self, clock_ns: Callable[[], int]) -> None:
+    def __init__(self, clock_ns: Callable[[], int], term: int = 0) -> None:
+        self.term = term
         self.pods = AskedPods()
         self._generations = Generations(clock_ns)
-        self._since = MeasuredSince()
+        self._since = MeasuredSince(term)
         self._targets: frozenset[TargetName] = frozenset()
         self._before: frozenset[TargetName] = frozenset()
         self._pending: frozenset[TargetName] = frozenset()
@@ -36,7 +42,13 @@ class SentStates:
     def encode(self, state: DesiredNodeState) -> Outgoing:
         """Return this state as the next message. Targets that the agent has keep their places."""
         generation = self._generations.next()
-        outgoing = outgoing_state(state, generation=generation, lease_s=LEASE_S, held=self._targets)
+        outgoing = outgoing_state(
+            state,
+            generation=generation,
+            lease_s=LEASE_S,
+            term=self.term,
+            held=self._targets,
+        )
         self._since.apply(state, generation)
         self.pods.ask(state)
         self._pending = outgoing.targets
@@ -54,10 +66,17 @@ class SentStates:
         """
         return _AnyOf((self._targets, self._pending, self._before))
 
-    def observe(self, generation: int) -> None:
-        """Go beyond the generation of a report; raises ImplausibleGenerationError."""
-        self._generations.observe(generation)
+    def observe(self, term: int, generation: int) -> None:
+        """Go beyond the generation of a report of our term, or of an agent without terms.
 
-    def covers(self, probe_uid: str, generation: int) -> bool:
+        Raises ImplausibleGenerationError, and NewerTermError for a term above ours. Such an agent
+        loses its own link alone.
+        """
+        if term > self.term:
+            raise NewerTermError(term, self.term)
+        if term in (0, self.term):
+            self._generations.observe(generation)
+
+    def covers(self, probe_uid: str, term: int, generation: int) -> bool:
         """Decide whether a report of this generation is one on the probe as it is now."""
-        return self._since.covers(probe_uid, generation)
+        return self._since.covers(probe_uid, generation, term)

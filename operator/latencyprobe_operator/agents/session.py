@@ -96,6 +96,7 @@ class AgentSession:
         facts: AgentFacts,
         misreports: Misreports,
         clock_ns: Callable[[], int],
+        term: int,
         metrics: OperatorMetrics,
         on_state: Callable[[NodeState, str], None],
         on_news: Callable[[], None],
@@ -110,7 +111,7 @@ class AgentSession:
         self._sync = sync
         self._facts = facts
         self._misreports = misreports
-        self._sent = SentStates(clock_ns)
+        self._sent = SentStates(clock_ns, term)
         self._rate = ReportRate()
         self._backoff = Backoff(0.25, 15)
         self._acknowledgements = Acknowledgements()
@@ -123,12 +124,12 @@ class AgentSession:
         """Serve one connection until `until` ends it.
 
         Returns only when there is nothing to measure, and the agent knows it. Raises
-        VersionSkewError, LinkBrokenError, ImplausibleGenerationError, ExcessiveReportsError and
-        gRPC's errors.
+        VersionSkewError, LinkBrokenError, ImplausibleGenerationError, NewerTermError,
+        ExcessiveReportsError and gRPC's errors.
         """
         await self._greet(stub)
         # The stream is there before the state, so that no report is missed.
-        stream = stub.WatchReports(self._acknowledgements.open_stream())
+        stream = stub.WatchReports(self._acknowledgements.open_stream(self._sent.term))
         try:
             await first_to_end(self._listen(stream), self._keep_applied(stub), until())
         finally:
@@ -207,11 +208,11 @@ class AgentSession:
         async for report in self._received(stream):
             if instance_of(report) != self._facts.instance_id:
                 raise LinkBrokenError("another instance of the agent answers")
-            self._sent.observe(report.generation)
+            self._sent.observe(report.term, report.generation)
             self._metrics.reports.inc()
             self._count(report)
             await self._take(report)
-            covered = [p.id for p in report.probes if self._sent.covers(p.id, report.generation)]
+            covered = [p.id for p in report.probes if self._covers(p, report)]
             self._acknowledgements.acknowledge(report.sequence, covered)
         raise LinkBrokenError("the agent ended the stream of reports")
 
@@ -243,12 +244,16 @@ class AgentSession:
         self._take_overhead(report.overhead)
         changed = self._take_coverage(report.coverage)
         for message in report.probes:
-            if self._sent.covers(message.id, report.generation):
-                changed |= await self._take_probe(message, report.generation)
+            if self._covers(message, report):
+                changed |= await self._take_probe(message, report)
         if changed:
             self._news.note()
 
-    async def _take_probe(self, message: pb.ProbeReport, generation: int) -> bool:
+    def _covers(self, probe: pb.ProbeReport, report: pb.Report) -> bool:
+        """Decide whether a report is one on the probe as it is now."""
+        return self._sent.covers(probe.id, report.term, report.generation)
+
+    async def _take_probe(self, message: pb.ProbeReport, report: pb.Report) -> bool:
         """Take in a report on one probe; return whether a target's state has changed.
 
         A large report is taken in slices, so that other agents do not wait for it.
@@ -256,7 +261,7 @@ class AgentSession:
         changed = False
         for part in [message] if is_summary(message) else slices(message):
             # The state may have become another one meanwhile.
-            if self._sent.covers(part.id, generation):
+            if self._covers(part, report):
                 changed |= self._take_part(part)
             if part.more:
                 await asyncio.sleep(0)

@@ -1,10 +1,11 @@
-"""The API server: list and watch pods, write statuses.
+"""The API server: list and watch pods, write statuses, read and write a Lease.
 
 A thin layer over kubernetes.aio that returns the API's JSON. Its typed models would cost the watch
 of a large cluster more time and memory than the rest of the operator.
 
 Watches have connections of their own. A watch holds its connection for minutes: in a pool with a
-limit, a hundred of them would leave no connection for requests.
+limit, a hundred of them would leave no connection for requests. Leases have one too: they are
+renewed in time, however many statuses wait to be written.
 """
 
 from __future__ import annotations
@@ -87,8 +88,9 @@ class Cluster:
     def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration
         self._requests, self._watches = ApiClient(configuration), ApiClient(configuration)
+        self._leases = ApiClient(configuration)
         self._watches.rest_client.maxsize = _WITHOUT_LIMIT
-        for client in (self._requests, self._watches):
+        for client in (self._requests, self._watches, self._leases):
             client.user_agent = "latencyprobe-operator"
 
     @classmethod
@@ -112,6 +114,7 @@ class Cluster:
         """Close all connections."""
         await self._requests.close()  # type: ignore[no-untyped-call]
         await self._watches.close()  # type: ignore[no-untyped-call]
+        await self._leases.close()  # type: ignore[no-untyped-call]
 
     async def connection(self) -> Connection:
         """Return the address and the present credentials of the API server."""
@@ -134,6 +137,12 @@ class Cluster:
         answer = await self._get(f"/apis/{GROUP}/{VERSION}{where}/{PLURAL}", {})
         return cast(list[Json], answer["items"])
 
+    async def read_probe(self, namespace: str, name: str) -> Json:
+        """Read a LatencyProbe."""
+        return await self._get(
+            f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}/{name}", {}
+        )
+
     async def patch_status(self, namespace: str, name: str, patch: Mapping[str, Any]) -> Json:
         """Merge this into the status of a LatencyProbe; return the object as it is then."""
         path = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}/{name}/status"
@@ -143,6 +152,20 @@ class Cluster:
             {"fieldManager": "latencyprobe-operator"},
             timeout=_REQUEST,
             body=dict(patch),
+        )
+        async with response:
+            return cast(Json, await _read(response))
+
+    async def call_leases(self, method: str, path: str, body: Json | None = None) -> Json:
+        """Send a request about Leases; return the object. `path` begins with the namespace."""
+        response = await self._request(
+            method,
+            f"/apis/coordination.k8s.io/v1/namespaces/{path}",
+            {},
+            timeout=_REQUEST,
+            body=body,
+            content_type="application/json",
+            client=self._leases,
         )
         async with response:
             return cast(Json, await _read(response))
@@ -208,12 +231,13 @@ class Cluster:
         *,
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's, not ours
         body: Json | None = None,
+        content_type: str = "application/merge-patch+json",
         client: ApiClient | None = None,
     ) -> aiohttp.ClientResponse:
         client = client or self._requests
         headers = {"Accept": "application/json"}
         if body is not None:
-            headers["Content-Type"] = "application/merge-patch+json"
+            headers["Content-Type"] = content_type
         _, url, headers, _, _ = await client.param_serialize(
             method,
             path,

@@ -100,7 +100,7 @@ class Probe:
         self._gatherer = FactsGatherer(
             self.key, pods=self._pods, intake=self._intake, worst=self._worst, agent=agent
         )
-        self._writer = StatusWriter(self.key, previous, patch_status=patch_status, metrics=metrics)
+        self._writer = StatusWriter(self.key, body, patch_status=patch_status, metrics=metrics)
         self.update(body)
         stands = self._writer.describes(self._current.generation)
         if stands and self._current.spec and not self._idle_phase:
@@ -120,6 +120,7 @@ class Probe:
 
     def update(self, body: Mapping[str, Any]) -> None:
         """Take in the object as it is now. Only a new generation, hence a new spec, counts."""
+        self._writer.see(body)
         before = self._current.spec
         if self._current.read(body):
             if spec := self._current.spec:

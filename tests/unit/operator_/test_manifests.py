@@ -162,6 +162,7 @@ def test_the_operator_may_read_no_secret_and_change_no_pod() -> None:
     }
 
     assert allowed == {
+        ("latencyprobes", "get"),
         ("latencyprobes", "list"),
         ("latencyprobes", "watch"),
         ("latencyprobes", "patch"),

@@ -10,7 +10,9 @@ from click.testing import CliRunner
 from latencyprobe_operator import cli, logs
 from latencyprobe_operator.admission import AdminLimits
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
-from latencyprobe_operator.main import Options
+from latencyprobe_operator.kube.lease import LeaseRecord
+from latencyprobe_operator.leadership import LeadershipLostError, LeaseTiming
+from latencyprobe_operator.main import ElectionOptions, Options
 
 
 @pytest.fixture
@@ -86,6 +88,60 @@ def test_what_is_no_namespace_is_refused_with_advice(
     assert result.exit_code == 2
     assert f"{name!r} is not the name of a namespace" in " ".join(result.output.split())
     assert not started
+
+
+def test_without_an_election_it_serves_at_once(started: list[Options], tls: list[str]) -> None:
+    for arguments in ([], ["--no-leader-elect"], ["--lease-duration=60s"]):
+        assert CliRunner().invoke(cli.operator_command, [*tls, *arguments]).exit_code == 0
+    assert [options.election for options in started] == [None] * 3
+
+
+def test_the_lease_of_the_election_is_named_by_options(
+    started: list[Options], tls: list[str]
+) -> None:
+    arguments = [
+        *("--leader-elect", "--lease-namespace=ops", "--lease-name=lp"),
+        *("--lease-duration=1m", "--lease-renew-deadline=40s", "--lease-retry-period=500ms"),
+    ]
+    for each in (["--leader-elect"], arguments):
+        assert CliRunner().invoke(cli.operator_command, [*tls, *each]).exit_code == 0
+    assert [options.election for options in started] == [
+        ElectionOptions(namespace="latencyprobe-system", name="latencyprobe-operator"),
+        ElectionOptions(namespace="ops", name="lp", timing=LeaseTiming(60, 40.0, 0.5)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--lease-duration=10s", "must be longer than the renew deadline (10 s)"),
+        ("--lease-renew-deadline=2s", "longer than the retry period (2 s)"),
+        ("--lease-retry-period=0s", "above 0"),
+        ("--lease-duration=15500ms", "the API has whole seconds"),
+    ],
+)
+def test_times_of_the_lease_that_contradict_each_other_are_refused(
+    started: list[Options], tls: list[str], argument: str, message: str
+) -> None:
+    result = CliRunner().invoke(cli.operator_command, [*tls, "--leader-elect", argument])
+
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert started == []
+
+
+def test_a_lost_lease_ends_the_process_with_a_message(
+    tls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(_: Options) -> None:
+        raise LeadershipLostError("ops/lp", LeaseRecord("two", 15, 7))
+
+    monkeypatch.setattr(cli, "run", lose)
+    monkeypatch.setattr(logs, "configure", lambda **_: None)
+    result = CliRunner().invoke(cli.operator_command, tls)
+
+    assert result.exit_code == 1
+    assert "lost the Lease ops/lp: two holds it" in result.output
 
 
 def test_options_come_from_the_environment_too(

@@ -1,0 +1,167 @@
+"""Statuses are written by the leader alone, and to the version that they were made from."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+
+import pytest
+from aiohttp import web
+
+from latencyprobe_operator.api.spec import ProbeKey
+from latencyprobe_operator.kube.statuses import (
+    NotLeadingError,
+    StatusConflictError,
+    Statuses,
+)
+from latencyprobe_operator.leadership import Leadership, LeaseTiming
+from latencyprobe_operator.metrics import OperatorMetrics
+from latencyprobe_operator.probes.writer import StatusWriter
+from tests.unit.operator_.shared_lease import SetClock, taken_by
+from tools.fakes.api import FakeApi
+
+TIMING = LeaseTiming()
+KEY = ProbeKey(uid="uid-checkout", namespace="shop", name="checkout")
+
+
+def leader(clock: SetClock) -> Leadership:
+    """An operator that has just taken the Lease."""
+    leadership = Leadership("a", TIMING, clock)
+    leadership.hold(taken_by("a"), sent_at=clock.now)
+    return leadership
+
+
+def writer_of(
+    statuses: Statuses, version: str = "7", metrics: OperatorMetrics | None = None
+) -> StatusWriter:
+    """The writer of a probe of this version."""
+    body = {"metadata": {"uid": KEY.uid, "resourceVersion": version}, "status": {"phase": "Old"}}
+    return StatusWriter(
+        KEY, body, patch_status=statuses.patch, metrics=metrics or OperatorMetrics()
+    )
+
+
+async def test_a_leader_that_was_frozen_between_decision_and_write_writes_nothing() -> None:
+    api, clock = FakeApi(), SetClock()
+    async with api.serve() as cluster:
+        leadership = leader(clock)
+        writer = writer_of(Statuses(cluster, leadership.remaining_s))
+        document = {"phase": "Running"}
+        assert writer.turns(document), "decided to write"
+        assert leadership.remaining_s() > 0
+
+        clock.now += TIMING.duration_s  # frozen here
+        delay_s = await writer.write(document)
+
+        assert api.patches == []
+        assert delay_s, "it tries again: the Lease may still be its own"
+
+
+class Unanswering(FakeApi):
+    """An API server that answers no patch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked_to_patch = asyncio.Event()
+
+    async def _patch(self, request: web.Request) -> web.Response:
+        self.asked_to_patch.set()
+        await asyncio.Event().wait()
+        raise AssertionError(request)
+
+
+async def test_a_request_is_abandoned_when_the_lease_ends() -> None:
+    api = Unanswering()
+    async with api.serve() as cluster:
+        statuses = Statuses(cluster, lambda: 0.2)
+        writing = asyncio.create_task(statuses.patch("shop", "checkout", {"status": {}}))
+        await api.asked_to_patch.wait()
+
+        await asyncio.wait({writing}, timeout=10)
+
+        assert isinstance(writing.exception(), TimeoutError)
+
+
+@pytest.mark.parametrize(
+    ("deposed", "why"),
+    [
+        (lambda leadership, _: leadership.lose(), "lost"),
+        (lambda _, clock: setattr(clock, "now", clock.now + 10), "past the renew deadline"),
+        (lambda _, clock: setattr(clock, "now", clock.now + 3600), "thawed after an hour"),
+    ],
+)
+async def test_no_request_begins_without_the_lease(
+    deposed: Callable[[Leadership, SetClock], None], why: str
+) -> None:
+    api, clock = FakeApi(), SetClock()
+    async with api.serve() as cluster:
+        leadership = leader(clock)
+        deposed(leadership, clock)
+
+        with pytest.raises(NotLeadingError):
+            await Statuses(cluster, leadership.remaining_s).patch("shop", "checkout", {})
+        assert api.patches == [], why
+
+
+async def test_a_thawed_leader_meets_the_version_that_the_next_one_has_written() -> None:
+    api = FakeApi()
+    async with api.serve() as cluster:
+        old = writer_of(Statuses(cluster, lambda: math.inf))
+        assert await old.write({"phase": "Running"}) is None
+        api.change_status("checkout", {"phase": "Degraded", "by": "the next leader"})
+
+        assert await old.write({"phase": "Pending"}), "it decides again"
+
+        assert api.statuses["checkout"] == {"phase": "Degraded", "by": "the next leader"}
+        assert old.previous == {"phase": "Degraded", "by": "the next leader"}
+
+
+async def test_after_a_conflict_the_next_patch_is_made_from_what_there_is() -> None:
+    api, metrics = FakeApi(), OperatorMetrics()
+    async with api.serve() as cluster:
+        writer = writer_of(Statuses(cluster), metrics=metrics)
+        await writer.write({"phase": "Running", "summary": {"p99": "1ms"}})
+        api.change_status("checkout", {"phase": "Pending"})
+        document = {"phase": "Running", "summary": {"p99": "2ms"}}
+        assert await writer.write(document)
+
+        assert await writer.write(document) is None
+
+        assert api.statuses["checkout"] == document
+        assert api.patches[-1]["metadata"] == {
+            "uid": KEY.uid,
+            "resourceVersion": str(api.version - 1),
+        }
+    failures = "latencyprobe_operator_status_write_failures_total"
+    assert metrics.registry.get_sample_value(failures) == 0
+
+
+async def test_an_event_of_the_watch_saves_the_conflict() -> None:
+    api = FakeApi()
+    async with api.serve() as cluster:
+        writer = writer_of(Statuses(cluster))
+        await writer.write({"phase": "Running"})
+        api.change_status("checkout", dict(api.statuses["checkout"]))
+        metadata = {"resourceVersion": api.status_versions["checkout"]}
+
+        writer.see({"metadata": metadata, "status": api.statuses["checkout"]})
+        writer.see({"metadata": {"resourceVersion": "2"}, "status": {"phase": "Old"}})
+
+        assert await writer.write({"phase": "Degraded"}) is None
+
+
+async def test_a_deleted_probe_is_left() -> None:
+    api = FakeApi()
+    async with api.serve() as cluster:
+        statuses = Statuses(cluster)
+        await writer_of(statuses).write({"phase": "Running"})
+        writer = writer_of(statuses, version="1")
+        api.change_status("checkout", {})
+
+        with pytest.raises(StatusConflictError):
+            await statuses.patch(
+                "shop", "checkout", {"metadata": {"resourceVersion": "1"}, "status": {}}
+            )
+        del api.statuses["checkout"]
+        assert await writer.write({"phase": "Running"}) is None
