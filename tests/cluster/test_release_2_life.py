@@ -120,6 +120,11 @@ def _probe_of_everything(namespace: str) -> dict[str, Any]:
     }
 
 
+def _running(status: dict[str, Any]) -> set[str]:
+    """The nodes of the listed pods that have not ended."""
+    return {pod["node"] for pod in status.get("pods", ()) if not pod.get("ended")}
+
+
 def _is_ready(status: dict[str, Any]) -> bool:
     return any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", ()))
 
@@ -177,7 +182,12 @@ def test_a_drained_node_leaves_the_report_and_comes_back(shop: Shop, namespace: 
     cluster.apply(deployment, _probe_of_everything(namespace))
     probed = Shop(shop.release, namespace)
     both = {"pods": 2, "containers": 2, "nodes": 2, "readyNodes": 2}
-    probed.wait("both nodes", lambda status: status.get("targets") == both)
+    probed.wait(
+        "rows of both nodes",
+        lambda status: (
+            status.get("targets") == both and _running(status) == {first.name, second.name}
+        ),
+    )
 
     cluster.kubectl(
         *("drain", second.name, "--ignore-daemonsets", "--delete-emptydir-data", "--force"),
@@ -185,8 +195,12 @@ def test_a_drained_node_leaves_the_report_and_comes_back(shop: Shop, namespace: 
     )
 
     one = both | {"nodes": 1, "readyNodes": 1}
-    status = probed.wait("the other node alone", lambda status: status.get("targets") == one)
-    assert {pod["node"] for pod in status["pods"]} == {first.name}
+    status = probed.wait(
+        "the other node alone",
+        lambda status: status.get("targets") == one and _running(status) == {first.name},
+    )
+    # The evicted pod stays for the window.
+    assert {pod["node"] for pod in status["pods"] if pod.get("ended")} == {second.name}
     operators = shop.release.operators().values()
     assert {pod["spec"]["nodeName"] for pod in operators} == {first.name}
     assert set(shop.release.agents()) == {first.name, second.name}

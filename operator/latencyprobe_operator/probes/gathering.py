@@ -54,7 +54,7 @@ class FactsGatherer:
         for placed in self._pods.placed.values():
             by_node.setdefault(placed.pod.node, []).extend(placed.targets)
         self._intake.summaries.forget(
-            by_node, at=at, window_s=spec.window_s, patience_s=patience_s(spec.interval_s)
+            by_node, at=at, window_s=spec.window_s, interval_s=spec.interval_s
         )
         nodes = [
             self._node_facts(node, targets, spec, at) for node, targets in sorted(by_node.items())

@@ -21,6 +21,7 @@ from latencyprobe_operator.probes.unobserved import ALL_OBSERVED, ObservedTime, 
 
 # Adding up this many takes some 10 ms.
 _NODES_OF_A_STEP = 50
+_LATE_INTERVALS = 2.5
 
 
 class NodePod(NamedTuple):
@@ -108,16 +109,17 @@ class NodeSummaries:
         self._nodes.clear()
 
     def forget(
-        self, current: Collection[str], *, at: float, window_s: float, patience_s: float
+        self, current: Collection[str], *, at: float, window_s: float, interval_s: float
     ) -> None:
-        """Drop the nodes that do not report any more.
+        """Drop the summaries of windows that have passed.
 
-        `current`: the nodes that run pods of the probe. Those of others stay for the window.
+        `current`: the nodes that run pods of the probe. Two intervals pass between two of their
+        reports if one is lost.
         """
         for node, figures in list(self._nodes.items()):
             kept_s = window_s
             if node in current:
-                kept_s += patience_s
+                kept_s = max(window_s, _LATE_INTERVALS * interval_s)
             else:
                 # There is nothing to observe, until another pod comes.
                 figures.observed = ObservedTime()

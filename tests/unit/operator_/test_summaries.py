@@ -46,7 +46,7 @@ measurements = st.builds(
     st.dictionaries(st.sampled_from(["retransmits"]), st.integers(0, 9)),
     st.dictionaries(st.sampled_from(["TcpExtListenDrops", "UdpInErrors"]), st.integers(0, 9)),
 )
-WINDOW_S, PATIENCE_S = 60.0, 30.0
+WINDOW_S, INTERVAL_S = 60.0, 10.0
 INTERVAL = Span(0, 10)
 
 
@@ -79,9 +79,11 @@ def pod(uid: str, score: int = 0) -> PodReport:
     return PodReport(uid, uid, (), score, report_on(Measurement(), DEFAULT_MODULES))
 
 
-def forget(summaries: NodeSummaries, *current: str, at: float) -> None:
+def forget(
+    summaries: NodeSummaries, *current: str, at: float, interval_s: float = INTERVAL_S
+) -> None:
     """Forget what is over at this time; these nodes run pods of the probe."""
-    summaries.forget(current, at=at, window_s=WINDOW_S, patience_s=PATIENCE_S)
+    summaries.forget(current, at=at, window_s=WINDOW_S, interval_s=interval_s)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), measurements)))
@@ -115,13 +117,17 @@ def test_network_namespaces_of_several_nodes_are_not_added_up() -> None:
     assert not summaries.merged().netns_counters
 
 
-def test_a_node_that_is_late_counts_for_a_window_and_the_patience() -> None:
+@pytest.mark.parametrize(("interval_s", "counts_s"), [(10.0, WINDOW_S), (60.0, 150.0)])
+def test_a_node_without_reports_counts_until_its_last_window_has_passed(
+    interval_s: float, counts_s: float
+) -> None:
+    """But with a window of one interval, until a report is lost and the next one is late."""
     summaries = NodeSummaries()
     take(summaries, "late", measurement(1000), at=0)
-    forget(summaries, "late", at=WINDOW_S + PATIENCE_S)
+    forget(summaries, "late", at=counts_s, interval_s=interval_s)
     assert summaries.merged()
 
-    forget(summaries, "late", at=WINDOW_S + PATIENCE_S + 1)
+    forget(summaries, "late", at=counts_s + 1, interval_s=interval_s)
     assert not summaries.merged()
 
 
