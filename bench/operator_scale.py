@@ -1,140 +1,329 @@
-"""What the operator costs in a large cluster: python -m bench.operator_scale [NODES] [PODS].
+"""What the operator costs in a large cluster: python -m bench.operator_scale [CLUSTER]... [--help].
 
-One probe over PODS pods on NODES nodes (by default 10,000 on 1,000), an interval of 10 s and a
-window of 60 s. A second process simulates the API server and the agents, over real HTTP and real
-gRPC with TLS. Every agent sends a summary of all stages each interval, and the pods in full that
-the operator wants. The whole operator runs, except kopf. Prints CPU (percent of one core) and RSS,
-minute by minute.
+The operator's controller runs in this process. A second process simulates the agents and the API
+server (`bench.simulated_agents`), over real gRPC with mutual TLS and real HTTP. The whole operator
+runs, except kopf, which is imported for its memory. Each agent sends a summary of all stages of
+each of its probes each interval, and the pods in full that the operator wants.
+
+A machine may be too small for both processes. With a longer --interval, everything is slower than
+real time. CPU is the operator's own time of one interval, as a part of 10 s.
 """
 
 from __future__ import annotations
 
 import asyncio
+import cProfile
+import json
 import multiprocessing
-import random
+import os
 import resource
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
+from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 
+import click
+from grpc import aio
 from kubernetes.aio.client.configuration import Configuration
+from rich.console import Console
+from rich.table import Table
 
-from latencyprobe.domain.histogram import Histogram
-from latencyprobe.domain.measurement import Measurement, StageMeasurement
-from latencyprobe.domain.stages import STAGES
+from bench.outcome import CannotMeasureError
+from bench.simulated_agents import Counts, Scenario, node_name, simulate
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
+from latencyprobe_operator import main as _with_kopf  # noqa: F401 - its memory counts
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
+from latencyprobe_operator.agents.link import _CHANNEL_OPTIONS
 from latencyprobe_operator.agents.source import AgentSource
 from latencyprobe_operator.controller import Controller
 from latencyprobe_operator.kube.cluster import Cluster
 from latencyprobe_operator.metrics import OperatorMetrics
-from latencyprobe_operator.probes.document import size_bytes
-from tools.fakes.agent import AGENT_NAME, OPERATOR_NAME, Authority, FakeAgent
-from tools.fakes.api import FakeApi
-from tools.fakes.samples import Json, pod_body, probe_body
+from tools.fakes.agent import AGENT_NAME, OPERATOR_NAME, Authority
 
-INTERVAL_SECONDS = 10
-MINUTES = 2
+USUAL_INTERVAL_S = 10
+MAX_PODS = 20
+# Until then, the first reports of all agents have arrived, and their choices have gone out.
+_SETTLE_INTERVALS = 2
+_TICK_S = 0.01
+_ATTACH_S = 900.0
+_CHANNELS_AT_ONCE = 50
+# Each of these parts of an interval is counted on its own.
+_PARTS_OF_AN_INTERVAL = 10
 
 
-def main() -> None:
-    """Run the simulation beside the operator, and print the operator's cost."""
-    nodes, pods = (int(each) for each in (sys.argv[1:] + ["1000", "10000"][len(sys.argv) - 1 :]))
-    with tempfile.TemporaryDirectory() as folder:
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The largest figures of the design."""
+
+    cpu_percent: float
+    rss_mib: float
+    blocked_ms: float = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A cluster, and what its operator may cost."""
+
+    scenario: Scenario
+    target: Target
+
+
+SETTINGS: Mapping[str, Setting] = {
+    "one-probe": Setting(Scenario(1000, 1, 1000), Target(25, 256)),
+    "many-probes": Setting(Scenario(1000, 50, 20), Target(25, 256)),
+    "large": Setting(Scenario(5000, 200, 50), Target(100, 512)),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """The cost of one operator. Counts and bytes are of one interval, times of the operator."""
+
+    cluster: str
+    nodes: int
+    probes: int
+    pods: int
+    interval_s: float
+    load: float
+    """The machine's load average: other processes share its CPUs."""
+    attached_s: float
+    attaching_cpu_s: float
+    attaching_blocked_cpu_ms: float
+    cpu_ms: float
+    cpu_percent: float
+    rss_mib: float
+    peakrss_mib: float
+    blocked_ms: float
+    blocked_cpu_ms: float
+    status_writes: float
+    status_kib: float
+    reports: float
+    reports_kib: float
+    pods_in_full: float
+    all_bad_pods_in_full: int
+    """The most in any interval, when every pod turns bad in one."""
+    idle_channels_mib: float = 0.0
+
+
+@click.command()
+@click.argument("clusters", nargs=-1, metavar="[CLUSTER]...", type=click.Choice(list(SETTINGS)))
+@click.option("--nodes", type=click.IntRange(min=1), help="A smaller cluster: so many nodes.")
+@click.option("--interval", type=click.IntRange(min=1), default=USUAL_INTERVAL_S, show_default=True)
+@click.option("--intervals", type=click.IntRange(min=1), default=12, show_default=True)
+@click.option("--idle-channels", is_flag=True, help="Measure as many idle gRPC channels first.")
+@click.option("--profile", type=click.Path(path_type=Path), help="Write cProfile's figures here.")
+@click.option("--json", "as_json", is_flag=True, help="Print a document, not tables.")
+def main(
+    *,
+    clusters: tuple[str, ...],
+    nodes: int | None,
+    interval: int,
+    intervals: int,
+    idle_channels: bool,
+    profile: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure the operator in these clusters; all of them unless some are named."""
+    if len(names := clusters or tuple(SETTINGS)) > 1:
+        # Each has a process of its own: memory of one would count for the next.
+        for name in names:
+            others = [each for each in sys.argv[1:] if each not in SETTINGS]
+            command = [sys.executable, "-m", "bench.operator_scale", name, *others]
+            subprocess.run(command, check=True)
+        return
+    (name,) = names
+    scenario = SETTINGS[name].scenario
+    if nodes:
+        scenario = scenario.with_nodes(nodes)
+    scenario = replace(scenario, interval_s=interval)
+    figures = measure(name, scenario, intervals, profile=profile, idle_channels=idle_channels)
+    if as_json:
+        click.echo(json.dumps(asdict(figures), indent=2))
+    else:
+        Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(
+            _table(figures, SETTINGS[name].target)
+        )
+
+
+def measure(
+    name: str,
+    scenario: Scenario,
+    intervals: int,
+    *,
+    profile: Path | None = None,
+    idle_channels: bool = False,
+) -> Figures:
+    """Run the simulation beside the operator; return the operator's cost."""
+    with tempfile.TemporaryDirectory(prefix="latencyprobe-bench-") as folder:
         authority = Authority.make(Path(folder))
         agent_tls, operator_tls = authority.issue(AGENT_NAME), authority.issue(OPERATOR_NAME)
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        simulation = context.Process(target=simulate, args=(theirs, agent_tls, nodes, pods))
-        simulation.start()
-        try:
-            asyncio.run(operate(ours.recv(), operator_tls))
-        finally:
-            simulation.terminate()
-            simulation.join()
+        idle_mib = 0.0
+        if idle_channels:
+            with _simulation(agent_tls, scenario) as simulated:
+                idle_mib = _in_process(simulated.address, operator_tls, scenario.nodes)
+        with _simulation(agent_tls, scenario) as simulated:
+            run = _Run(name, scenario, simulated, intervals, profile)
+            return asyncio.run(run.figures(operator_tls, idle_mib))
 
 
-# --------------------------------------------------------------------------- simulation
+@dataclass(frozen=True, slots=True)
+class _Simulated:
+    host: str
+    address: str
+    counts: Counts
 
 
-def simulate(parent: Connection, tls: ClientTlsFiles, nodes: int, pods: int) -> None:
-    """Run the cluster and its agents."""
-    asyncio.run(_simulate(parent, tls, nodes, pods))
-
-
-async def _simulate(parent: Connection, tls: ClientTlsFiles, nodes: int, pods: int) -> None:
-    api = FakeApi()
-    for index in range(pods):
-        api.set(pod_body(f"checkout-{index:05}", node=f"node-{index % nodes:04}"), quietly=True)
-    agents = {f"node-{index:04}": FakeAgent(tls) for index in range(nodes)}
-    for agent in agents.values():
-        await agent.start()
-    async with api.serve() as client:
-        host = client._configuration.host
-        parent.send((host, {node: agent.address for node, agent in agents.items()}))
-        figures = [_figures() for _ in range(20)]
-        await asyncio.gather(*(_report(agent, figures) for agent in agents.values()))
-
-
-async def _report(agent: FakeAgent, figures: list[Measurement]) -> None:
-    await asyncio.sleep(random.uniform(0, INTERVAL_SECONDS))
-    while True:
-        if agent.listeners and agent.applied:
-            for probe in agent.applied[-1].probes:
-                measured = {target.id: random.choice(figures) for target in probe.targets}
-                agent.windows.forget_figures(probe.id)
-                agent.report(probe.id, measured)
-        await asyncio.sleep(INTERVAL_SECONDS)
-
-
-def _figures() -> Measurement:
-    """Return a thousand packets, log-normal, which fill some thirty buckets of each stage."""
-    scale = random.uniform(9, 12)
-    return Measurement(
-        {
-            stage.name: StageMeasurement(
-                Histogram.of([round(random.lognormvariate(scale, 0.5)) for _ in range(1000)])
-            )
-            for stage in STAGES
-        },
-        {"retransmits": 3},
-    )
+@contextmanager
+def _simulation(tls: ClientTlsFiles, scenario: Scenario) -> Iterator[_Simulated]:
+    context = multiprocessing.get_context("spawn")
+    counts = RawValue(Counts)
+    ours, theirs = context.Pipe()
+    process = context.Process(target=simulate, args=(theirs, tls, scenario, counts))
+    process.start()
+    try:
+        theirs.close()
+        host, address = ours.recv()
+        yield _Simulated(host, address, counts)
+    except EOFError:
+        raise CannotMeasureError("the simulation has ended") from None
+    finally:
+        process.terminate()
+        process.join()
 
 
 # ------------------------------------------------------------------------------ operator
 
 
-async def operate(simulated: tuple[str, dict[str, str]], tls: ClientTlsFiles) -> None:
-    """Run the operator's controller with one probe."""
-    host, addresses = simulated
-    cluster = _client(host)
-    controller = Controller(
-        cluster,
-        credentials=tls.credentials,
-        agents=AgentSource("", "", 0, addresses),
-        metrics=OperatorMetrics(),
-    )
-    print(f"before any agent: RSS {rss_mib():.0f} MiB")
-    await controller.start()
-    began = time.monotonic()
-    body = probe_body(interval=f"{INTERVAL_SECONDS}s", selector={})
-    probe = controller.add(body)
-    running = asyncio.create_task(probe.run())
-    while controller._fleet.states().get("Ready", 0) < len(addresses):
-        await asyncio.sleep(0.1)
-    seconds = time.monotonic() - began
-    print(f"all {len(addresses)} agents attached after {seconds:.1f} s, RSS {rss_mib():.0f} MiB")
-    lag = asyncio.create_task(_longest_block())
-    for minute in range(1, MINUTES + 1):
-        cpu, wall = time.process_time(), time.monotonic()
-        await asyncio.sleep(60)
-        percent = 100 * (time.process_time() - cpu) / (time.monotonic() - wall)
-        print(f"minute {minute}: {percent:.0f} % of one core, RSS {rss_mib():.0f} MiB", flush=True)
-    _tell(probe._writer.previous, lag)
-    running.cancel()
-    await controller.close()
-    await cluster.close()
+class _Run:
+    """One operator in one simulated cluster."""
+
+    def __init__(
+        self,
+        name: str,
+        scenario: Scenario,
+        simulated: _Simulated,
+        intervals: int,
+        profile: Path | None,
+    ) -> None:
+        self._name = name
+        self._scenario = scenario
+        self._simulated = simulated
+        self._intervals = intervals
+        self._profile = profile
+
+    async def figures(self, tls: ClientTlsFiles, idle_mib: float) -> Figures:
+        """Run the operator, and return its cost."""
+        scenario, counts = self._scenario, self._simulated.counts
+        async with self._operator(tls) as controller:
+            began, cpu = time.monotonic(), time.process_time()
+            with _watched() as attaching:
+                await self._attached(controller)
+            attached_s, attaching_cpu_s = time.monotonic() - began, time.process_time() - cpu
+            await asyncio.sleep(_SETTLE_INTERVALS * scenario.interval_s)
+            before, cpu = _copy(counts), time.process_time()
+            with _watched() as blocked, self._profiled():
+                await asyncio.sleep(self._intervals * scenario.interval_s)
+            cpu_ms = 1000 * (time.process_time() - cpu) / self._intervals
+            after, rss_after_mib = _copy(counts), rss_mib()
+            return Figures(
+                cluster=self._name,
+                nodes=scenario.nodes,
+                probes=scenario.probes,
+                pods=scenario.pods,
+                interval_s=scenario.interval_s,
+                load=os.getloadavg()[0],
+                attached_s=attached_s,
+                attaching_cpu_s=attaching_cpu_s,
+                attaching_blocked_cpu_ms=attaching.cpu_ms,
+                cpu_ms=cpu_ms,
+                cpu_percent=cpu_ms / USUAL_INTERVAL_S / 10,
+                rss_mib=rss_after_mib,
+                blocked_ms=blocked.wall_ms,
+                blocked_cpu_ms=blocked.cpu_ms,
+                **{
+                    key: (after[field] - before[field]) / self._intervals / divisor
+                    for key, field, divisor in _COUNTED
+                },
+                all_bad_pods_in_full=await self._turn_bad(),
+                peakrss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+                idle_channels_mib=idle_mib,
+            )
+
+    @asynccontextmanager
+    async def _operator(self, tls: ClientTlsFiles) -> AsyncIterator[Controller]:
+        nodes = map(node_name, range(self._scenario.nodes))
+        cluster = _client(self._simulated.host)
+        controller = Controller(
+            cluster,
+            credentials=tls.credentials,
+            agents=AgentSource("", "", 0, dict.fromkeys(nodes, self._simulated.address)),
+            metrics=OperatorMetrics(),
+        )
+        await controller.start()
+        running = [
+            asyncio.create_task(controller.add(body).run())
+            for body in self._scenario.probe_bodies()
+        ]
+        try:
+            yield controller
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+            await controller.close()
+            await cluster.close()
+
+    async def _attached(self, controller: Controller) -> None:
+        async with asyncio.timeout(_ATTACH_S):
+            while controller._fleet.states().get("Ready", 0) < self._scenario.nodes:
+                await asyncio.sleep(0.5)
+
+    async def _turn_bad(self) -> int:
+        """Have every pod turn bad; return the most pods in full in any interval."""
+        counts = self._simulated.counts
+        counts.all_bad = 1
+        seen: list[int] = [counts.pods_in_full]
+        for _ in range(3 * _PARTS_OF_AN_INTERVAL):
+            await asyncio.sleep(self._scenario.interval_s / _PARTS_OF_AN_INTERVAL)
+            seen.append(counts.pods_in_full)
+        return max(
+            later - earlier
+            for earlier, later in zip(seen, seen[_PARTS_OF_AN_INTERVAL:], strict=False)
+        )
+
+    @contextmanager
+    def _profiled(self) -> Iterator[None]:
+        if self._profile is None:
+            yield
+            return
+        profiler = cProfile.Profile(time.thread_time)
+        profiler.enable()
+        try:
+            yield
+        finally:
+            profiler.disable()
+            profiler.dump_stats(self._profile)
+
+
+# Of the fields of Figures: the counter, and the divisor.
+_COUNTED = (
+    ("status_writes", "status_writes", 1),
+    ("status_kib", "status_bytes", 1024),
+    ("reports", "reports", 1),
+    ("reports_kib", "report_bytes", 1024),
+    ("pods_in_full", "pods_in_full", 1),
+)
+
+
+def _copy(counts: Counts) -> dict[str, int]:
+    return {name: getattr(counts, name) for name, _ in Counts._fields_}
 
 
 def _client(host: str) -> Cluster:
@@ -143,27 +332,115 @@ def _client(host: str) -> Cluster:
     return Cluster(configuration)
 
 
-_blocked = [0.0]
+@dataclass(slots=True)
+class _Blocked:
+    """The longest time without a turn of a timer: of the clock, and of the loop's thread."""
+
+    wall_ms: float = 0.0
+    cpu_ms: float = 0.0
 
 
-async def _longest_block() -> None:
+@contextmanager
+def _watched() -> Iterator[_Blocked]:
+    """Watch the event loop."""
+    blocked = _Blocked()
+    task = asyncio.create_task(_watch(blocked))
+    try:
+        yield blocked
+    finally:
+        task.cancel()
+
+
+async def _watch(blocked: _Blocked) -> None:
     while True:
-        began = time.monotonic()
-        await asyncio.sleep(0.01)
-        _blocked[0] = max(_blocked[0], time.monotonic() - began - 0.01)
-
-
-def _tell(status: Json, lag: asyncio.Task[None]) -> None:
-    lag.cancel()
-    print(f"status: {size_bytes(status)} bytes, {status['targets']}, {status['summary']}")
-    print(f"event loop blocked for at most {_blocked[0]:.2f} s")
-    print(f"peak RSS {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+        wall, cpu = time.monotonic(), time.thread_time()
+        await asyncio.sleep(_TICK_S)
+        late_s = time.monotonic() - wall - _TICK_S
+        blocked.wall_ms = max(blocked.wall_ms, 1000 * late_s)
+        blocked.cpu_ms = max(blocked.cpu_ms, 1000 * (time.thread_time() - cpu))
 
 
 def rss_mib() -> float:
     """Return the resident memory of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
+
+
+# -------------------------------------------------------------------------- idle channels
+
+
+def _in_process(address: str, tls: ClientTlsFiles, channels: int) -> float:
+    """Return the memory of idle channels, and of the process, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_keep_idle, args=(theirs, address, tls, channels))
+    process.start()
+    theirs.close()
+    try:
+        return float(ours.recv())
+    finally:
+        process.join()
+
+
+def _keep_idle(parent: Connection, address: str, tls: ClientTlsFiles, channels: int) -> None:
+    asyncio.run(_open_channels(address, tls, channels))
+    parent.send(rss_mib())
+
+
+async def _open_channels(address: str, tls: ClientTlsFiles, channels: int) -> None:
+    """Open channels as links do, with a stream of reports each."""
+    credentials = tls.credentials()
+    kept = []
+
+    async def opened() -> None:
+        channel = aio.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
+        stub = NodeAgentStub(channel)
+        await stub.GetNodeInfo(pb.GetNodeInfoRequest(), timeout=60)
+        call = stub.WatchReports()
+        await call.write(pb.WatchReportsRequest())
+        kept.append((channel, call))
+
+    for begin in range(0, channels, _CHANNELS_AT_ONCE):
+        await asyncio.gather(*(opened() for _ in range(min(_CHANNELS_AT_ONCE, channels - begin))))
+
+
+# --------------------------------------------------------------------------------- table
+
+
+def _table(figures: Figures, target: Target) -> Table:
+    table = Table(
+        title=f"{figures.cluster}: {figures.nodes} nodes, {figures.pods} pods, "
+        f"{figures.probes} probes; an interval of 10 s, simulated in {figures.interval_s} s; "
+        f"load average {figures.load:.1f}"
+    )
+    for heading in ("figure", "measured", "wanted"):
+        table.add_column(heading, justify="left" if heading == "figure" else "right")
+    f = figures
+    rows = [
+        ("CPU, of one core", f"{f.cpu_percent:.1f} %", f"{target.cpu_percent:g} %"),
+        ("CPU of an interval", f"{f.cpu_ms:.0f} ms", ""),
+        ("RSS", f"{f.rss_mib:.0f} MiB", f"{target.rss_mib:g} MiB"),
+        ("largest RSS", f"{f.peakrss_mib:.0f} MiB", ""),
+        ("idle channels, with the process", f"{f.idle_channels_mib:.0f} MiB", ""),
+        ("loop blocked, CPU time", f"{f.blocked_cpu_ms:.0f} ms", f"{target.blocked_ms:g} ms"),
+        ("loop blocked, clock", f"{f.blocked_ms:.0f} ms", ""),
+        ("status writes", f"{f.status_writes:.1f}", ""),
+        ("status bytes", f"{f.status_kib:.1f} KiB", ""),
+        ("reports", f"{f.reports:.0f}", ""),
+        ("report bytes", f"{f.reports_kib:.0f} KiB", ""),
+        ("pods in full", f"{f.pods_in_full:.1f}", ""),
+        (
+            "pods in full if all turn bad",
+            f"{f.all_bad_pods_in_full}",
+            f"{3 * MAX_PODS * f.probes}",
+        ),
+        ("attached after", f"{f.attached_s:.1f} s", ""),
+        ("CPU until then", f"{f.attaching_cpu_s:.1f} s", ""),
+        ("loop blocked until then, CPU time", f"{f.attaching_blocked_cpu_ms:.0f} ms", ""),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 if __name__ == "__main__":
