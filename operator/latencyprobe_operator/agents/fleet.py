@@ -16,6 +16,10 @@ from latencyprobe_operator.desired_state import NO_STATE, DesiredNodeState
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.observed_state import AgentView, ReportedProbe
 
+# A TLS handshake takes some milliseconds of CPU. With those of a large cluster all at once, none
+# would end within its time limit.
+_GREETINGS_AT_ONCE = 64
+
 
 class Fleet:
     """All agents, by node."""
@@ -30,8 +34,9 @@ class Fleet:
         clock_ns: Callable[[], int] = time.time_ns,
         term: int = 0,
         renewal: Renewal | None = None,
+        greetings_at_once: int = _GREETINGS_AT_ONCE,
     ) -> None:
-        """Connect to no agent before `open`.
+        """Connect to no agent before `open`, and to this number of agents at the same time.
 
         `on_report`: the agent of a node has reported on one probe. `on_change`: the view of a node
         has changed. `term`: this operator's time as the leader; 0: it has no rival.
@@ -44,6 +49,7 @@ class Fleet:
         self._clock_ns = clock_ns
         self._term = term
         self._opened = asyncio.Event()
+        self._greetings = asyncio.Semaphore(greetings_at_once)
         self._links: dict[str, AgentLink] = {}
         self._absent: dict[str, str] = {}
         self._desired: dict[str, DesiredNodeState] = {}
@@ -132,6 +138,7 @@ class Fleet:
             endpoint,
             credentials=self._credentials,
             renewal=self._renewal,
+            greetings=self._greetings,
             clock_ns=self._clock_ns,
             term=self._term,
             on_report=self._on_report,

@@ -95,6 +95,7 @@ class AgentSession:
         sync: StateSync,
         facts: AgentFacts,
         misreports: Misreports,
+        greetings: asyncio.Semaphore,
         clock_ns: Callable[[], int],
         term: int,
         metrics: OperatorMetrics,
@@ -104,6 +105,7 @@ class AgentSession:
     ) -> None:
         """Begin no session yet.
 
+        `greetings` limits the number of agents that are connected to at the same time.
         `on_state`: the agent has applied or refused a state. `on_news`: its targets or stages have
         changed.
         """
@@ -111,6 +113,7 @@ class AgentSession:
         self._sync = sync
         self._facts = facts
         self._misreports = misreports
+        self._greetings = greetings
         self._sent = SentStates(clock_ns, term)
         self._rate = ReportRate()
         self._backoff = Backoff(0.25, 15)
@@ -140,7 +143,8 @@ class AgentSession:
         self._acknowledgements.want(probe_uid, choice)
 
     async def _greet(self, stub: NodeAgentAsyncStub) -> None:
-        info = await stub.GetNodeInfo(pb.GetNodeInfoRequest(), timeout=CONNECT_S)
+        async with self._greetings:
+            info = await stub.GetNodeInfo(pb.GetNodeInfoRequest(), timeout=CONNECT_S)
         if info.protocol_version != PROTOCOL_VERSION:
             raise VersionSkewError(info)
         if instance_of(info) != self._facts.instance_id:
