@@ -9,6 +9,7 @@ here needs no second list.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -307,8 +308,12 @@ def stage(name: str) -> Stage:
 
 def stages_of(modules: Iterable[Module]) -> tuple[Stage, ...]:
     """Return the stages that these modules measure, in the table's order."""
-    wanted = set(modules)
-    return tuple(stage for stage in STAGES if stage.is_measured_by(wanted))
+    return _stages_of(frozenset(modules))
+
+
+@functools.cache
+def _stages_of(modules: frozenset[Module]) -> tuple[Stage, ...]:
+    return tuple(stage for stage in STAGES if stage.is_measured_by(modules))
 
 
 def counters_of(modules: Iterable[Module]) -> tuple[str, ...]:

@@ -62,15 +62,38 @@ def check_percent(percent: float, field: str) -> None:
 def check_stages(stages: Iterable[pb.StageDelta], field: str) -> None:
     """Raise CorruptMessageError if the figures of a stage exceed the limits."""
     for index, stage in enumerate(stages):
-        where, histogram = f"{field}[{index}]", stage.histogram
-        check_length(f"{where}.histogram.positions", len(histogram.positions), POSITIONS)
-        check_length(f"{where}.histogram.counts", len(histogram.counts), POSITIONS)
-        check_numbers((stage.lost, stage.unmatched, stage.clamped), where)
-        check_numbers((histogram.sum_ns, histogram.min_ns, histogram.max_ns), f"{where}.histogram")
-        check_numbers(histogram.counts, f"{where}.histogram.counts")
-        # 0 is the value of stages that a newer agent reports, and of absent ones.
-        if stage.sampling_ratio:
-            check_sampling_ratio(stage.sampling_ratio, where)
+        if not _is_within_limits(stage):
+            _check_stage(stage, f"{field}[{index}]")
+
+
+def _is_within_limits(stage: pb.StageDelta) -> bool:
+    """Decide with few calls: an operator takes in 19,000 stages a second."""
+    histogram = stage.histogram
+    counts = histogram.counts
+    if len(counts) > POSITIONS or len(histogram.positions) > POSITIONS:
+        return False
+    largest = max(
+        stage.lost,
+        stage.unmatched,
+        stage.clamped,
+        histogram.sum_ns,
+        histogram.min_ns,
+        histogram.max_ns,
+        *counts,
+    )
+    return largest <= LARGEST_NUMBER and stage.sampling_ratio in (0, 1)
+
+
+def _check_stage(stage: pb.StageDelta, where: str) -> None:
+    histogram = stage.histogram
+    check_length(f"{where}.histogram.positions", len(histogram.positions), POSITIONS)
+    check_length(f"{where}.histogram.counts", len(histogram.counts), POSITIONS)
+    check_numbers((stage.lost, stage.unmatched, stage.clamped), where)
+    check_numbers((histogram.sum_ns, histogram.min_ns, histogram.max_ns), f"{where}.histogram")
+    check_numbers(histogram.counts, f"{where}.histogram.counts")
+    # 0 is the value of stages that a newer agent reports, and of absent ones.
+    if stage.sampling_ratio:
+        check_sampling_ratio(stage.sampling_ratio, where)
 
 
 def check_counters(counters: Mapping[str, int], field: str) -> None:
