@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import cProfile
+import gc
 import json
 import multiprocessing
 import os
@@ -99,9 +100,10 @@ class Figures:
     cpu_ms: float
     cpu_percent: float
     rss_mib: float
-    peakrss_mib: float
+    peak_rss_mib: float
     blocked_ms: float
     blocked_cpu_ms: float
+    collecting_ms: float
     status_writes: float
     status_kib: float
     reports: float
@@ -247,12 +249,13 @@ class _Run:
                 rss_mib=rss_after_mib,
                 blocked_ms=blocked.wall_ms,
                 blocked_cpu_ms=blocked.cpu_ms,
+                collecting_ms=blocked.collecting_ms,
                 **{
                     key: (after[field] - before[field]) / self._intervals / divisor
                     for key, field, divisor in _COUNTED
                 },
                 all_bad_pods_in_full=await self._turn_bad(),
-                peakrss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+                peak_rss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
                 idle_channels_mib=idle_mib,
             )
 
@@ -334,10 +337,23 @@ def _client(host: str) -> Cluster:
 
 @dataclass(slots=True)
 class _Blocked:
-    """The longest time without a turn of a timer: of the clock, and of the loop's thread."""
+    """The longest time without a turn of a timer: of the clock, and of the loop's thread.
+
+    `collecting_ms`: the longest garbage collection.
+    """
 
     wall_ms: float = 0.0
     cpu_ms: float = 0.0
+    collecting_ms: float = 0.0
+    _began: float = 0.0
+
+    def on_collection(self, phase: str, _info: object) -> None:
+        """Take the time of a garbage collection, as one of `gc.callbacks`."""
+        now = time.thread_time()
+        if phase == "start":
+            self._began = now
+        else:
+            self.collecting_ms = max(self.collecting_ms, 1000 * (now - self._began))
 
 
 @contextmanager
@@ -345,9 +361,11 @@ def _watched() -> Iterator[_Blocked]:
     """Watch the event loop."""
     blocked = _Blocked()
     task = asyncio.create_task(_watch(blocked))
+    gc.callbacks.append(blocked.on_collection)
     try:
         yield blocked
     finally:
+        gc.callbacks.remove(blocked.on_collection)
         task.cancel()
 
 
@@ -420,10 +438,11 @@ def _table(figures: Figures, target: Target) -> Table:
         ("CPU, of one core", f"{f.cpu_percent:.1f} %", f"{target.cpu_percent:g} %"),
         ("CPU of an interval", f"{f.cpu_ms:.0f} ms", ""),
         ("RSS", f"{f.rss_mib:.0f} MiB", f"{target.rss_mib:g} MiB"),
-        ("largest RSS", f"{f.peakrss_mib:.0f} MiB", ""),
+        ("largest RSS", f"{f.peak_rss_mib:.0f} MiB", ""),
         ("idle channels, with the process", f"{f.idle_channels_mib:.0f} MiB", ""),
         ("loop blocked, CPU time", f"{f.blocked_cpu_ms:.0f} ms", f"{target.blocked_ms:g} ms"),
         ("loop blocked, clock", f"{f.blocked_ms:.0f} ms", ""),
+        ("longest garbage collection", f"{f.collecting_ms:.0f} ms", ""),
         ("status writes", f"{f.status_writes:.1f}", ""),
         ("status bytes", f"{f.status_kib:.1f} KiB", ""),
         ("reports", f"{f.reports:.0f}", ""),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import BENCHMARKS
+from bench.operator_scale import MAX_PODS, SETTINGS
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,3 +31,23 @@ def test_a_benchmark_measures_what_it_is_for(name: str, capfd: pytest.CaptureFix
     assert json.loads(ended.stdout)
     with capfd.disabled():
         print(f"\n{name}: {ended.stdout}")
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("cluster", SETTINGS)
+def test_a_small_cluster_reports_to_the_operator_in_full(cluster: str) -> None:
+    command = [sys.executable, "-m", "bench.operator_scale", cluster, "--json"]
+    ended = subprocess.run(
+        [*command, "--nodes", "6", "--interval", "1", "--intervals", "3"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+
+    figures = json.loads(ended.stdout)
+    assert figures["nodes"] == 6
+    assert figures["reports"] > 0
+    assert figures["status_writes"] > 0
+    assert 0 < figures["all_bad_pods_in_full"] <= 3 * MAX_PODS * figures["probes"]
