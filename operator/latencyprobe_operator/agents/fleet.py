@@ -18,7 +18,7 @@ from latencyprobe_operator.observed_state import AgentView, ReportedProbe
 
 # A TLS handshake takes some milliseconds of CPU. With those of a large cluster all at once, none
 # would end within its time limit.
-_GREETINGS_AT_ONCE = 64
+_GREETINGS_AT_ONCE = 256
 
 
 class Fleet:

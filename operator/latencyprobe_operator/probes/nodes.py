@@ -15,6 +15,8 @@ from latencyprobe_operator.observed_state import AgentView, TargetStatus
 from latencyprobe_operator.probes.facts import ABSENT, MEASURING, NodeFacts
 from latencyprobe_operator.probes.staleness import NO_STALENESS, Staleness, age_text
 
+# A tuple compares by identity; a set would hash.
+_GAPS = tuple(COVERAGE_GAPS)
 _UNKNOWN_TARGET = TargetStatus(TargetState.PENDING, "")
 
 
@@ -33,13 +35,16 @@ def node_facts(
     An agent that has not reported for more than `patience_s` is stale.
     """
     known = agent.targets.get(probe_uid, {})
-    statuses = [(target, known.get(target.id, _UNKNOWN_TARGET)) for target in targets]
-    counts = Counter(status.state for _, status in statuses)
-    attached = counts[TargetState.ATTACHED]
+    statuses = [known.get(target.id, _UNKNOWN_TARGET) for target in targets]
+    # A count in a list compares by identity. Hashes of enums would take most of this function's
+    # time, and it runs for each probe and node of a cluster.
+    attached = [status.state for status in statuses].count(TargetState.ATTACHED)
     state, message = agent.state, agent.message
     gaps: tuple[StageCoverage, ...] = ()
     if state is NodeState.READY:
-        state, message = _of_targets(statuses, counts)
+        message = ""
+        if attached < len(targets) or not targets:
+            state, message = _of_targets(list(zip(targets, statuses, strict=True)))
         gaps = gaps_in(agent.coverage, modules)
         if state is NodeState.READY and gaps:
             state = NodeState.PARTIAL
@@ -76,17 +81,18 @@ def gaps_in(
     return tuple(
         coverage[stage.name]
         for stage in stages_of(modules)
-        if stage.name in coverage and coverage[stage.name].state in COVERAGE_GAPS
+        if stage.name in coverage and coverage[stage.name].state in _GAPS
     )
 
 
 def _of_targets(
-    statuses: Sequence[tuple[ContainerTarget, TargetStatus]], counts: Mapping[TargetState, int]
+    statuses: Sequence[tuple[ContainerTarget, TargetStatus]],
 ) -> tuple[NodeState, str]:
     """Return the state of an agent that has applied everything.
 
     A target that is gone does not count: its pod leaves the desired state soon.
     """
+    counts = Counter(status.state for _, status in statuses)
     if counts[TargetState.FAILED]:
         return NodeState.FAILED, _describe(statuses, TargetState.FAILED, "cannot be measured")
     if counts[TargetState.PENDING]:
