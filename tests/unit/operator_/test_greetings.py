@@ -45,6 +45,7 @@ def session_of(node: str, greetings: asyncio.Semaphore) -> AgentSession:
         misreports=misreports,
         greetings=greetings,
         clock_ns=time.time_ns,
+        term=0,
         metrics=metrics,
         on_state=lambda state, message: None,
         on_news=lambda: None,
