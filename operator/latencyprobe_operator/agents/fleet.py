@@ -22,7 +22,10 @@ _GREETINGS_AT_ONCE = 256
 
 
 class Fleet:
-    """All agents, by node."""
+    """All agents, by node.
+
+    Large, because each link gets all that it needs from here.
+    """
 
     def __init__(
         self,
