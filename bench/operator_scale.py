@@ -39,12 +39,12 @@ from bench.outcome import CannotMeasureError
 from bench.simulated_agents import Counts, Scenario, node_name, simulate
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
-from latencyprobe_operator import main as _with_kopf  # noqa: F401 - its memory counts
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from latencyprobe_operator.agents.link import _CHANNEL_OPTIONS
 from latencyprobe_operator.agents.source import AgentSource
 from latencyprobe_operator.controller import Controller
 from latencyprobe_operator.kube.cluster import Cluster
+from latencyprobe_operator.main import make_collections_rare  # kopf is imported, for its memory
 from latencyprobe_operator.metrics import OperatorMetrics
 from tools.fakes.agent import AGENT_NAME, OPERATOR_NAME, Authority
 
@@ -261,6 +261,7 @@ class _Run:
 
     @asynccontextmanager
     async def _operator(self, tls: ClientTlsFiles) -> AsyncIterator[Controller]:
+        make_collections_rare()
         nodes = map(node_name, range(self._scenario.nodes))
         cluster = _client(self._simulated.host)
         controller = Controller(

@@ -7,6 +7,7 @@ lost the Lease ends, and starts again as a standby: so nothing of its time as th
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -66,8 +67,19 @@ class Options:
     """None: no other operator serves the same probes."""
 
 
+# A full garbage collection blocks the event loop for 400 ms with 1,000 agents and 20,000 pods. Most
+# garbage is freed without one, so they are a hundred times rarer than by default.
+_COLLECTION_THRESHOLDS = (5_000, 20, 1_000)
+
+
+def make_collections_rare() -> None:
+    """Have Python look for garbage among long-lived objects seldom."""
+    gc.set_threshold(*_COLLECTION_THRESHOLDS)
+
+
 def run(options: Options) -> None:
     """Run the operator until SIGTERM or SIGINT."""
+    make_collections_rare()
     asyncio.run(operate(options))
 
 
