@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -134,6 +135,8 @@ def main(
     as_json: bool,
 ) -> None:
     """Measure the operator in these clusters; all of them unless some are named."""
+    # as an exception, so that the simulation is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if len(names := clusters or tuple(SETTINGS)) > 1:
         # Each has a process of its own: memory of one would count for the next.
         for name in names:
