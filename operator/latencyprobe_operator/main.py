@@ -73,7 +73,7 @@ _COLLECTION_THRESHOLDS = (5_000, 20, 1_000)
 
 
 def make_collections_rare() -> None:
-    """Have Python look for garbage among long-lived objects seldom."""
+    """Make collections of long-lived garbage a hundred times rarer than by default."""
     gc.set_threshold(*_COLLECTION_THRESHOLDS)
 
 
