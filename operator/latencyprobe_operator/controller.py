@@ -70,6 +70,7 @@ class Controller:
             term=leadership.term if leadership else 0,
         )
         self._probes: dict[str, Probe] = {}
+        self._building = asyncio.Lock()
         self._applicants: dict[str, Applicant] = {}
         self._touched: set[str] = set()
         self._flush: asyncio.TimerHandle | None = None
@@ -109,6 +110,7 @@ class Controller:
             agent=self._fleet.view,
             want_in_full=self._fleet.want_in_full,
             patch_status=self._statuses.patch,
+            building=self._building,
             min_interval_s=self._limits.min_interval_s,
             node_figures=self._limits.allow_node_figures(namespace),
         )

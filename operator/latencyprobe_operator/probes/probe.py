@@ -49,6 +49,7 @@ class Probe:
         agent: Callable[[str], AgentView],
         want_in_full: WantInFull,
         patch_status: PatchStatus,
+        building: asyncio.Lock | None = None,
         wall_clock: Callable[[], float] = time.time,
         steady_clock: Callable[[], float] | None = None,
         min_interval_s: float = 0.0,
@@ -66,6 +67,7 @@ class Probe:
         # Setting the wall clock neither ends nor stretches spec.duration.
         self._steady_clock = steady_clock or clocks.steady_clock()
         self._poked = asyncio.Event()
+        self._building = building or asyncio.Lock()
         self._current = CurrentSpec(
             self.key,
             previous.get("startTime"),
@@ -216,18 +218,17 @@ class Probe:
         if self._schedule.in_grace(now) and not self._intake.reported and not self._idle_phase:
             return
         due = now >= self._schedule.figures_due(self._current.interval_s, idle=self._figures_stand)
-        facts = self._facts(now)
         # With a thousand nodes, each of these steps takes some 30 ms.
-        await asyncio.sleep(0)
-        turns = self._writer.turns(self._build(facts))
+        async with self._building:
+            facts = self._facts(now)
+            await asyncio.sleep(0)
+            turns = self._writer.turns(self._build(facts))
         if not turns and not due:
             return
         if due and self._pods.followed and self._current.spec:
             await self._gatherer.fetch_worst(self._current.spec)
-            await asyncio.sleep(0)
-            facts = self._facts(self._now())
-            await asyncio.sleep(0)
-        document = self._build(await self._with_figures(facts, now))
+            facts = await self._newer_facts()
+        document = await self._document(facts, now)
         if facts.generation != self._current.generation or facts.phase is not self._idle_phase:
             return  # it has changed meanwhile, and is checked again
         if self.stopped.is_set():
@@ -242,6 +243,14 @@ class Probe:
                 self._schedule.mark_failed(self._now())
                 await asyncio.sleep(delay_s)
                 self._poked.set()
+
+    async def _newer_facts(self) -> ProbeFacts:
+        async with self._building:
+            return self._facts(self._now())
+
+    async def _document(self, facts: ProbeFacts, now: float) -> Document:
+        async with self._building:
+            return self._build(await self._with_figures(facts, now))
 
     def _facts(self, now: float) -> ProbeFacts:
         """Return the facts without the figures."""

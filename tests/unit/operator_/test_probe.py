@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -17,6 +18,9 @@ from latencyprobe_operator.kube.cluster import ApiError
 from latencyprobe_operator.kube.informer import PodsRefusal
 from latencyprobe_operator.kube.pods import PodsChange
 from latencyprobe_operator.observed_state import AgentView, TargetStatus
+from latencyprobe_operator.probes.document import Document
+from latencyprobe_operator.probes.facts import ProbeFacts
+from latencyprobe_operator.probes.status import build
 from tests.unit.operator_.probe_world import World, clock, report, running, take, take_deltas
 from tests.unit.operator_.virtual_time import VirtualTimeLoop
 from tests.unit.operator_.waiting import until
@@ -582,3 +586,32 @@ async def test_a_pod_that_returns_to_a_node_leaves_no_unobserved_time(world: Wor
         take(probe, "node-a", late, late_s=20)
         await asyncio.sleep(2)
         assert world.status["summary"]["unobservedSeconds"] == 20
+
+
+async def test_the_statuses_of_many_probes_are_built_in_turns_of_their_own(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that reports and other tasks wait for one of them at most."""
+    built: list[str] = []
+    of_this_turn: set[str] = set()
+
+    def note(facts: ProbeFacts, *, now: str) -> Document:
+        assert facts.spec
+        if not of_this_turn:
+            asyncio.get_running_loop().call_soon(of_this_turn.clear)
+        of_this_turn.add(facts.spec.key.name)
+        assert len(of_this_turn) == 1
+        built.append(facts.spec.key.name)
+        return build(facts, now=now)
+
+    monkeypatch.setattr("latencyprobe_operator.probes.probe.build", note)
+    names = [f"probe-{number}" for number in range(20)]
+    building = asyncio.Lock()
+    async with AsyncExitStack() as stack:
+        for name in names:
+            await stack.enter_async_context(running(world, probe_body(name), building=building))
+        for selector in list(world.sets):
+            world.show(selector=selector)
+        await asyncio.sleep(20)
+
+    assert set(built) == set(names)
