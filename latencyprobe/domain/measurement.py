@@ -8,7 +8,7 @@ windows. Nothing here depends on the source of the figures.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
 from latencyprobe.domain.histogram import EMPTY, LARGEST_SUM, Histogram
@@ -134,6 +134,20 @@ def total(measurements: Iterable[Measurement]) -> Measurement:
     for measurement in measurements:
         result += measurement
     return result
+
+
+def of_one_pod(one: Measurement, other: Measurement) -> Measurement:
+    """Add up the measurements of two containers of a pod in the same time.
+
+    They share a network namespace: both have counted the same events there. A container that
+    started later has counted fewer.
+    """
+    mine, theirs = one.netns_counters, other.netns_counters
+    netns = {
+        name: min(max(mine.get(name, 0), theirs.get(name, 0)), LARGEST_SUM)
+        for name in (*mine, *theirs)
+    }
+    return replace(one + other, netns_counters=netns)
 
 
 class NodeStage(NamedTuple):

@@ -10,6 +10,7 @@ from latencyprobe.domain.measurement import (
     NOTHING_OF_THE_NODE,
     Measurement,
     largest_counters,
+    of_one_pod,
     total,
 )
 from latencyprobe.domain.report import report_on
@@ -31,7 +32,6 @@ from latencyprobe.protocol.measurements import (
 )
 from latencyprobe.protocol.summaries import choice_from_proto, pod_to_proto, summary_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
-from latencyprobe_operator.probes.deltas import of_one_pod
 
 _INTERVAL_S = 10
 _EVERY_POD = PodChoice(100)

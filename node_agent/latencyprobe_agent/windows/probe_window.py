@@ -17,6 +17,7 @@ from latencyprobe.domain.measurement import (
     NOTHING,
     Measurement,
     NodeMeasurement,
+    of_one_pod,
 )
 from latencyprobe.domain.report import report_on
 from latencyprobe.domain.score import score_of
@@ -244,17 +245,6 @@ class ProbeWindow:
     def _unobserved_ns(self, end: float) -> int:
         begin = max(end - self._window.length_s, self._applied_at)
         return round(self._gaps.within(begin, end) * 1e9)
-
-
-def of_one_pod(one: Measurement, other: Measurement) -> Measurement:
-    """Add up the measurements of two containers of a pod in the same time.
-
-    They share a network namespace: both have counted the same events there. A container that
-    started later has counted fewer.
-    """
-    mine, theirs = one.netns_counters, other.netns_counters
-    netns = {name: max(mine.get(name, 0), theirs.get(name, 0)) for name in (*mine, *theirs)}
-    return replace(one + other, netns_counters=netns)
 
 
 def _pod_report(

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
-from latencyprobe.domain.histogram import LARGEST_SUM
-from latencyprobe.domain.measurement import NOTHING, Measurement, NodeMeasurement, total
+from latencyprobe.domain.measurement import NOTHING, Measurement, NodeMeasurement, of_one_pod, total
 from latencyprobe.domain.report import report_on
 from latencyprobe.domain.score import score_of
 from latencyprobe.domain.stages import Module
@@ -80,17 +79,3 @@ def _pod(
         score=score_of(report),
         report=report,
     )
-
-
-def of_one_pod(one: Measurement, other: Measurement) -> Measurement:
-    """Add up the measurements of two containers of a pod in the same time.
-
-    They share a network namespace: both have counted the same events there. A container that
-    started later has counted fewer.
-    """
-    mine, theirs = one.netns_counters, other.netns_counters
-    netns = {
-        name: min(max(mine.get(name, 0), theirs.get(name, 0)), LARGEST_SUM)
-        for name in (*mine, *theirs)
-    }
-    return replace(one + other, netns_counters=netns)

@@ -19,6 +19,7 @@ from latencyprobe.domain.measurement import (
     NodeMeasurement,
     NodeStage,
     StageMeasurement,
+    of_one_pod,
     total,
 )
 from latencyprobe.domain.report import report_on
@@ -27,7 +28,6 @@ from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe.domain.summary import PodReport, PodScore, ProbeSummary
 from latencyprobe.protocol.limits import MAX_NODE_STAGES
 from latencyprobe_operator.observed_state import ReportedProbe, ReportSource, Span
-from latencyprobe_operator.probes.deltas import of_one_pod
 from latencyprobe_operator.probes.summaries import NodeSummaries
 from latencyprobe_operator.probes.sums import MAX_COUNTERS, RunningSum
 from tools.fakes.agent import measurement

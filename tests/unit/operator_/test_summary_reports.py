@@ -28,20 +28,6 @@ from tools.fakes.agent import Context, FakeAgent
 from tools.fakes.samples import pod, probe_spec, target_id
 
 
-@pytest.fixture
-async def listening(
-    agent_tls: ClientTlsFiles, operator_tls: ClientTlsFiles
-) -> AsyncIterator[Listening]:
-    """A fleet with one agent."""
-    agent = FakeAgent(agent_tls)
-    await agent.start()
-    listening = Listening(operator_tls, agent)
-    await listening.connect()
-    yield listening
-    await listening.fleet.close()
-    await agent.stop()
-
-
 def state_of(*pods: Pod, choice: PodChoice | None = None) -> DesiredNodeState:
     """The desired state of a node with these pods."""
     states = DesiredStates()
