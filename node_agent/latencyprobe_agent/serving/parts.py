@@ -7,10 +7,11 @@ they are too large for that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
-from latencyprobe.domain.measurement import NodeMeasurement
+from latencyprobe.domain.measurement import NodeMeasurement, NodeStage
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.collector import ProbeFigures
 from latencyprobe_agent.desired import ContainerSelector, DesiredProbe, DesiredTarget
@@ -19,6 +20,9 @@ from latencyprobe_agent.targets.facts import TargetFacts
 
 # The operator takes four times as much. The largest piece is a target: less than 200 KB.
 MESSAGE_BYTES = 1 << 19
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 Standings = Mapping[str, TargetFacts]
 
@@ -52,48 +56,29 @@ def messages(
         yield packed
 
 
-def within(figures: ProbeFigures, part: pb.ProbeReport) -> ProbeFigures:
-    """Return the figures that this part holds."""
-    told = {target.status.id for target in part.targets}
-    stages = {(stage.name, stage.detail) for stage in part.node.stages}
-    return replace(
-        figures,
-        measurements={
-            target_id: measurement
-            for target_id, measurement in figures.measurements.items()
-            if target_id in told
-        },
-        node=NodeMeasurement(
-            {
-                stage: measured
-                for stage, measured in figures.node.stages.items()
-                if (stage.name, stage.detail) in stages
-            },
-            figures.node.counters if part.node.counters else {},
-        ),
+def divided(figures: ProbeFigures, part: pb.ProbeReport) -> tuple[ProbeFigures, ProbeFigures]:
+    """Return the figures that this part holds, and those of the parts after it."""
+    targets = {target.status.id for target in part.targets}
+    stages = {NodeStage(stage.name, stage.detail) for stage in part.node.stages}
+    held, later = _split(figures.measurements, targets)
+    node_held, node_later = _split(figures.node.stages, stages)
+    # The first part has all counters.
+    counters = figures.node.counters if part.node.counters else {}
+    return (
+        replace(figures, measurements=held, node=NodeMeasurement(node_held, counters)),
+        replace(figures, measurements=later, node=NodeMeasurement(node_later)),
     )
 
 
-def without(figures: ProbeFigures, part: pb.ProbeReport) -> ProbeFigures:
-    """Return the figures that the parts after this one hold."""
-    told = {target.status.id for target in part.targets}
-    stages = {(stage.name, stage.detail) for stage in part.node.stages}
-    return replace(
-        figures,
-        measurements={
-            target_id: measurement
-            for target_id, measurement in figures.measurements.items()
-            if target_id not in told
-        },
-        # The first part has all counters.
-        node=NodeMeasurement(
-            {
-                stage: measured
-                for stage, measured in figures.node.stages.items()
-                if (stage.name, stage.detail) not in stages
-            }
-        ),
-    )
+def _split(
+    figures: Mapping[_Key, _Value], keys: Container[_Key]
+) -> tuple[dict[_Key, _Value], dict[_Key, _Value]]:
+    """Return the figures of these keys, and all others."""
+    held: dict[_Key, _Value] = {}
+    later: dict[_Key, _Value] = {}
+    for key, value in figures.items():
+        (held if key in keys else later)[key] = value
+    return held, later
 
 
 def _pieces(figures: ProbeFigures, standings: Standings) -> Iterator[pb.ProbeReport]:

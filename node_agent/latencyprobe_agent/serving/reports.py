@@ -13,7 +13,7 @@ from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.agent import Agent
 from latencyprobe_agent.collector import ProbeFigures
 from latencyprobe_agent.serving.messages import coverage_messages
-from latencyprobe_agent.serving.parts import MESSAGE_BYTES, messages, within, without
+from latencyprobe_agent.serving.parts import MESSAGE_BYTES, divided, messages
 from latencyprobe_agent.serving.summary_messages import (
     StatusChanges,
     frame,
@@ -93,12 +93,7 @@ class ReportPump:
             for parts in messages(due, self._agent.standings):
                 await self._send(self._report(parts))
                 self._count()
-                held = [within(unsent[part.id], part) for part in parts]
-                self._unacknowledged.note(self._sequence, held)
-                for part in parts:
-                    figures = unsent.pop(part.id)
-                    if part.more:
-                        unsent[part.id] = without(figures, part)
+                self._unacknowledged.note(self._sequence, _taken(unsent, parts))
         except BaseException:
             self._agent.readings.put_back(list(unsent.values()))
             raise
@@ -163,3 +158,14 @@ class ReportPump:
             coverage=coverage_messages(self._coverage) if self._coverage != before else (),
             overhead=pb.Overhead(cpu_percent=cpu_percent or 0, measured=cpu_percent is not None),
         )
+
+
+def _taken(unsent: dict[str, ProbeFigures], parts: Iterable[pb.ProbeReport]) -> list[ProbeFigures]:
+    """Take the figures of these parts out of those that are not sent yet."""
+    taken = []
+    for part in parts:
+        figures = unsent.pop(part.id)
+        if part.more:
+            figures, unsent[part.id] = divided(figures, part)
+        taken.append(figures)
+    return taken

@@ -30,7 +30,7 @@ from latencyprobe_agent.collector import Moment, ProbeFigures
 from latencyprobe_agent.desired import ContainerSelector, DesiredTarget, PidSelector
 from latencyprobe_agent.serving import parts
 from latencyprobe_agent.serving.messages import MAX_PIDS_SHOWN, apply_result, status_message
-from latencyprobe_agent.serving.parts import MESSAGE_BYTES, messages, within, without
+from latencyprobe_agent.serving.parts import MESSAGE_BYTES, divided, messages
 from latencyprobe_agent.serving.requests import parse_desired
 from latencyprobe_agent.targets.facts import TargetFacts
 from tests.unit.agent.scripted import samples
@@ -151,7 +151,7 @@ def test_what_was_sent_and_what_is_left_after_any_message_are_the_whole(
         ]
     left = whole
     for part in delivered:
-        before, held, left = left, within(left, part), without(left, part)
+        before, (held, left) = left, divided(left, part)
         for target in whole.probe.targets:
             assert held.of(target.id) + left.of(target.id) == before.of(target.id)
         assert held.of_node() + left.of_node() == before.of_node()
