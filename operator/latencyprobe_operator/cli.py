@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
@@ -21,13 +20,13 @@ from latencyprobe_operator.admission import (
     AdminLimits,
 )
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
+from latencyprobe_operator.dns_names import is_label
 from latencyprobe_operator.leadership import LeadershipLostError, LeaseTiming, TimingError
 from latencyprobe_operator.main import ElectionOptions, Options, run
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _PORT = click.IntRange(1, 65535)
 # IsDNS1123Label(), k8s.io/apimachinery/pkg/util/validation.
-_NAMESPACE = re.compile(r"(?=.{1,63}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 
 
 def _read_agents(
@@ -53,7 +52,7 @@ def _read_namespaces(
     _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
 ) -> frozenset[str]:
     for value in values:
-        if value != ALL_NAMESPACES and not _NAMESPACE.fullmatch(value):
+        if value != ALL_NAMESPACES and not is_label(value):
             raise click.BadParameter(
                 f"{value!r} is not the name of a namespace; give one name for each option, or "
                 f"{ALL_NAMESPACES!r} for all namespaces"

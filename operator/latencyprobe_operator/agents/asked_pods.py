@@ -5,20 +5,16 @@ An agent names a pod by the UID in its cgroups' names. The operator knows it by 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from latencyprobe_operator.desired_state import DesiredNodeState
+from latencyprobe_operator.dns_names import is_subdomain
 from latencyprobe_operator.model import ContainerTarget
 
 # Per agent. A pod is in reports for a window after its end.
 MOST_ENDED = 1024
-_LONGEST_NAME = 253
 _LONGEST_UID = 128
-_LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-# DNS-1123, apimachinery/pkg/util/validation: a name of a pod.
-_SUBDOMAIN = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 
 
 class AskedPod(NamedTuple):
@@ -71,7 +67,7 @@ class AskedPods:
         Returns None if its name is no pod's.
         """
         most = self._most_strangers.get(probe_uid, 0)
-        if not most or not is_pod_name(name) or not 0 < len(pod_uid) <= _LONGEST_UID:
+        if not most or not is_subdomain(name) or not 0 < len(pod_uid) <= _LONGEST_UID:
             return None
         if not pod_uid.isprintable():
             return None
@@ -80,8 +76,3 @@ class AskedPods:
             del strangers[next(iter(strangers))]
         strangers[pod_uid] = stranger = AskedPod(pod_uid, name)
         return stranger
-
-
-def is_pod_name(name: str) -> bool:
-    """Decide whether Kubernetes takes this as the name of a pod."""
-    return len(name) <= _LONGEST_NAME and _SUBDOMAIN.fullmatch(name) is not None

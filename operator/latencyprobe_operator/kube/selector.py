@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from latencyprobe_operator.dns_names import LONGEST_SUBDOMAIN, is_subdomain
+
 _PLAIN = re.compile(r"[A-Za-z0-9._/-]*")
 _NAME = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]")
-_DNS_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-_PREFIX = re.compile(rf"{_DNS_LABEL}(\.{_DNS_LABEL})*")
 _LONGEST_NAME = _LONGEST_VALUE = 63
-_LONGEST_PREFIX = 253
 
 
 class InvalidSelectorError(ValueError):
@@ -132,12 +131,12 @@ def _key(key: str) -> str:
         raise InvalidSelectorError(
             f"label key {key!r}: the name must begin and end with a letter or digit"
         )
-    if len(prefix) > _LONGEST_PREFIX:
+    if len(prefix) > LONGEST_SUBDOMAIN:
         raise InvalidSelectorError(
             f"label key {key!r}: the prefix has {len(prefix)} characters; "
-            f"at most {_LONGEST_PREFIX} are allowed"
+            f"at most {LONGEST_SUBDOMAIN} are allowed"
         )
-    if slash and not _PREFIX.fullmatch(prefix):
+    if slash and not is_subdomain(prefix):
         raise InvalidSelectorError(
             f"label key {key!r}: the prefix must be a DNS name of lowercase letters, digits, "
             "'-' and '.'"

@@ -15,12 +15,13 @@ from latencyprobe.domain.summary import PodChoice
 from latencyprobe.domain.targets import TargetState
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1 import node_agent_pb2_grpc as rpc
-from latencyprobe_operator.agents.asked_pods import MOST_ENDED, AskedPods, is_pod_name
+from latencyprobe_operator.agents.asked_pods import MOST_ENDED, AskedPods
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from latencyprobe_operator.agents.messages import outgoing_state
 from latencyprobe_operator.agents.reported_summaries import reported_summary
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.desired_state import DesiredNodeState, DesiredStates
+from latencyprobe_operator.dns_names import is_subdomain
 from latencyprobe_operator.model import Pod
 from tests.unit.operator_.listening import NODE, SOUND, UID, Listening
 from tests.unit.operator_.waiting import until
@@ -279,4 +280,4 @@ def test_a_node_has_as_many_strangers_as_a_status_lists_pods() -> None:
     ],
 )
 def test_only_names_of_pods_are_names_of_strangers(name: str, sound: bool) -> None:
-    assert is_pod_name(name) is sound
+    assert is_subdomain(name) is sound
