@@ -90,7 +90,7 @@ class MeasuredSince:
             for uid, measured in now.items()
         }
 
-    def covers(self, probe_uid: str, generation: int, term: int = 0) -> bool:
+    def covers(self, probe_uid: str, term: int, generation: int) -> bool:
         """Decide whether a report of this generation is one on the probe as it is now.
 
         An agent without terms, in reports of term 0, is believed by the generation alone.

@@ -261,7 +261,13 @@ def check_size(report: pb.Report) -> None:
 
 
 def slices(message: pb.ProbeReport) -> Iterator[pb.ProbeReport]:
-    """Yield a report as parts that each take little time; the targets of a pod stay together."""
+    """Yield a report as parts that each take little time; the targets of a pod stay together.
+
+    A report on few targets, or on none as those with a summary, is its only part.
+    """
+    if len(message.targets) <= _SLICE_TARGETS:
+        yield message
+        return
     begun: list[pb.TargetReport] = []
     pod_uid = ""
     for target in message.targets:

@@ -79,4 +79,4 @@ class SentStates:
 
     def covers(self, probe_uid: str, term: int, generation: int) -> bool:
         """Decide whether a report of this generation is one on the probe as it is now."""
-        return self._since.covers(probe_uid, generation, term)
+        return self._since.covers(probe_uid, term, generation)

@@ -263,7 +263,7 @@ class AgentSession:
         A large report is taken in slices, so that other agents do not wait for it.
         """
         changed = False
-        for part in [message] if is_summary(message) else slices(message):
+        for part in slices(message):
             # The state may have become another one meanwhile.
             if self._covers(part, report):
                 changed |= self._take_part(part)
