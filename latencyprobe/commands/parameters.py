@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
@@ -55,6 +56,24 @@ class ModulesType(click.ParamType[tuple[Module, ...]]):
             self.fail(str(error), param, ctx)
 
 
+class CpuPercentType(click.ParamType[float]):
+    """A budget in percent of one core; 0 means no limit."""
+
+    name = "percent"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the percentage; click adds the option's name to an error."""
+        try:
+            percent = float(str(value).removesuffix("%"))
+        except ValueError:
+            percent = math.nan
+        if not 0 <= percent < math.inf:
+            self.fail(f"{value!r} is not a number of 0 or more, such as 1 or 0.5", param, ctx)
+        return percent
+
+
 class WritableFileType(click.ParamType[Path]):
     """A file that can be written; its present content stays until there is a new one."""
 
@@ -76,6 +95,7 @@ DURATION = DurationType(shortest_ns=100_000_000)
 # As the agent accepts.
 INTERVAL = DurationType(shortest_ns=100_000_000, longest_ns=600_000_000_000)
 MODULES = ModulesType()
+CPU_PERCENT = CpuPercentType()
 PORT = click.IntRange(1, 65535)
 PID = click.IntRange(1, 1 << 22)
 PROTOCOL = click.Choice(["TCP", "UDP"], case_sensitive=False)

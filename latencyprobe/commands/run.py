@@ -13,6 +13,7 @@ from typing import TypeVar
 import click
 
 from latencyprobe.commands.parameters import (
+    CPU_PERCENT,
     DEFAULT_MODULES_TEXT,
     DURATION,
     INTERVAL,
@@ -171,6 +172,14 @@ command_argument = click.argument(
     "--duration", type=DURATION, help="Duration of the measurement.  [default: until Ctrl-C]"
 )
 @interval_option
+@click.option(
+    "--max-cpu-percent",
+    type=CPU_PERCENT,
+    default=0.0,
+    metavar="N",
+    help="Budget of the eBPF programs, in percent of one core: sample packets to keep it.  "
+    "[default: no limit]",
+)
 @output_option
 @click.option(
     "--output-file",
@@ -190,6 +199,7 @@ def run_command(
     protocols: tuple[str, ...],
     duration: int | None,
     interval: int,
+    max_cpu_percent: float,
     output: str,
     output_file: Path | None,
     quiet: bool,
@@ -213,7 +223,7 @@ def run_command(
         verbose=verbose,
         live=output == OutputFormat.TABLE and not (quiet or verbose or command) and can_show_live(),
     )
-    request = MeasurementRequest(targets, modules, ports, protocols, interval)
+    request = MeasurementRequest(targets, modules, ports, protocols, interval, max_cpu_percent)
     sys.exit(exit_status_of(lambda: _run(request, presentation, duration, command)))
 
 

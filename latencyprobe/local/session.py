@@ -68,13 +68,17 @@ TargetSpec = PidTarget | CgroupTarget | NetnsTarget
 
 @dataclass(frozen=True, slots=True)
 class MeasurementRequest:
-    """The targets and settings of a run."""
+    """The targets and settings of a run.
+
+    `max_cpu_percent`: budget of the eBPF programs, in percent of one core; 0 means no limit.
+    """
 
     targets: tuple[TargetSpec, ...]
     modules: tuple[Module, ...]
     ports: tuple[int, ...] = ()
     protocols: tuple[str, ...] = ()
     interval_ns: int = LONGEST_INTERVAL_NS
+    max_cpu_percent: float = 0.0
 
 
 class ProtocolVersionError(RuntimeError):
@@ -125,6 +129,11 @@ class _Seen:
         if self.state is TargetState.GONE and self.measurement:
             return ""
         return self.message or self.state.lower()
+
+    def named(self, message: str) -> str:
+        """Return a message with the target's name, unless it begins with it: that of a path."""
+        name = self.spec.name
+        return message if message.startswith((f"{name} ", f"{name}:")) else f"{name}: {message}"
 
 
 class Session:
@@ -195,15 +204,13 @@ class Session:
     @property
     def problems(self) -> tuple[str, ...]:
         """The name of each target that is not measured, and the reason."""
-        return tuple(
-            f"{seen.spec.name}: {seen.problem}" for seen in self._targets.values() if seen.problem
-        )
+        return tuple(seen.named(seen.problem) for seen in self._targets.values() if seen.problem)
 
     @property
     def farewells(self) -> tuple[str, ...]:
         """The name of each target that has ended, and its message."""
         return tuple(
-            f"{seen.spec.name}: {seen.message or 'is gone'}"
+            seen.named(seen.message or "is gone")
             for seen in self._targets.values()
             if seen.state is TargetState.GONE
         )
@@ -294,6 +301,7 @@ def _desired_state(request: MeasurementRequest) -> pb.DesiredState:
         modules=list(request.modules),
         filter=pb.SocketFilter(ports=request.ports, protocols=request.protocols),
         interval=interval,
+        max_cpu_percent=request.max_cpu_percent,
         targets=[_target(str(index), spec) for index, spec in enumerate(request.targets)],
         node_figures=True,
     )

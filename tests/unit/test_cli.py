@@ -35,6 +35,8 @@ def invoke(*arguments: str) -> Result:
         (["--pid", "1", "--duration", "-1s"], "'--duration': '-1s' is not a duration"),
         (["--pid", "1", "--duration", "1ms"], "1ms is too short: the minimum is 100ms"),
         (["--pid", "1", "--interval", "1h"], "1h is too long: the maximum is 600s"),
+        (["--pid", "1", "--max-cpu-percent", "-1"], "'-1' is not a number of 0 or more, such as 1"),
+        (["--pid", "1", "--max-cpu-percent", "nan"], "'nan' is not a number of 0 or more"),
         (["--pid", "1", "--protocol", "icmp"], "'icmp' is not one of 'tcp', 'udp'"),
         (
             ["--pid", "1", "--protocol", "udp", "--modules", "tcp"],

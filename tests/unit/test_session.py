@@ -11,10 +11,17 @@ import pytest
 
 from latencyprobe.domain.stages import Module
 from latencyprobe.local import session as sessions
-from latencyprobe.local.session import MeasurementRequest, PidTarget, Session
+from latencyprobe.local.session import (
+    CgroupTarget,
+    MeasurementRequest,
+    NoTargetError,
+    PidTarget,
+    Session,
+)
 from latencyprobe.protocol.measurements import PROTOCOL_VERSION
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1 import node_agent_pb2_grpc as rpc
+from latencyprobe_agent.serving.requests import parse_desired
 from tests.unit.agent.running import until
 
 HOUR_S = 3600.0
@@ -27,6 +34,10 @@ class Machine:
     monotonic_s: float = 5000.0
     wall_s: float = 1.7e9
     reports: asyncio.Queue[pb.Report] = field(default_factory=asyncio.Queue)
+    desired: pb.DesiredState = field(default_factory=pb.DesiredState)
+    target: pb.TargetStatus = field(
+        default_factory=lambda: pb.TargetStatus(id="0", state=pb.TargetStatus.ATTACHED)
+    )
 
     def monotonic(self) -> float:
         return self.monotonic_s
@@ -52,9 +63,9 @@ class Machine:
     async def GetNodeInfo(self, *_: object, **__: object) -> pb.NodeInfo:  # noqa: N802
         return pb.NodeInfo(protocol_version=PROTOCOL_VERSION)
 
-    async def Apply(self, *_: object) -> pb.ApplyResult:  # noqa: N802
-        target = pb.TargetStatus(id="0", state=pb.TargetStatus.ATTACHED)
-        return pb.ApplyResult(probes=[pb.ProbeStatus(id="local", targets=[target])])
+    async def Apply(self, desired: pb.DesiredState) -> pb.ApplyResult:  # noqa: N802
+        self.desired = desired
+        return pb.ApplyResult(probes=[pb.ProbeStatus(id="local", targets=[self.target])])
 
     async def WatchReports(self, _: object) -> AsyncIterator[pb.Report]:  # noqa: N802
         while True:
@@ -89,13 +100,40 @@ async def measuring(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Measuring]
     monkeypatch.setattr(sessions, "time", machine)
     monkeypatch.setattr(rpc, "NodeAgentStub", lambda _: machine)
     async with grpc.aio.insecure_channel("unix:/nowhere") as channel:
-        request = MeasurementRequest((PidTarget("p", 1),), (Module.RX,))
+        request = MeasurementRequest((PidTarget("p", 1),), (Module.RX,), max_cpu_percent=0.5)
         measuring = Measuring(machine, Session(channel, request))
         await measuring.session.attach()
         watching = asyncio.create_task(measuring.session.watch(measuring.count))
         yield measuring
         watching.cancel()
         await asyncio.wait({watching})
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "told"),
+    [
+        ("/cg/x", "/cg/x does not exist; cgroups are below /cg", "/cg/x does not exist; cgroups"),
+        ("/run/n", "/run/n: Permission denied", "/run/n: Permission denied"),
+        ("x", "/cg/x does not exist", "x: /cg/x does not exist"),
+        ("nginx[4]", "there is no process 4", "nginx[4]: there is no process 4"),
+    ],
+)
+async def test_a_target_that_cannot_be_measured_is_named_once(
+    monkeypatch: pytest.MonkeyPatch, name: str, message: str, told: str
+) -> None:
+    failed = pb.TargetStatus(id="0", state=pb.TargetStatus.FAILED, message=message)
+    monkeypatch.setattr(rpc, "NodeAgentStub", lambda _: Machine(target=failed))
+    async with grpc.aio.insecure_channel("unix:/nowhere") as channel:
+        session = Session(channel, MeasurementRequest((CgroupTarget(name, "/p"),), (Module.RX,)))
+        with pytest.raises(NoTargetError) as raised:
+            await session.attach()
+    (problem,) = raised.value.problems
+    assert problem.startswith(told)
+
+
+async def test_the_agent_is_told_the_budget(measuring: Measuring) -> None:
+    (probe,) = parse_desired(measuring.machine.desired).probes
+    assert probe.max_cpu_percent == 0.5
 
 
 @pytest.mark.parametrize("jump_s", [HOUR_S, -HOUR_S])
