@@ -6,8 +6,9 @@ The kubelet cannot present a client certificate, so it uses these pages instead 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -36,7 +37,7 @@ class AgentMetrics:
         )
         self._program_cpu = Gauge(
             "latencyprobe_program_cpu_ratio",
-            "Run time of the eBPF programs in cores; 0 until the first figure.",
+            "Run time of the eBPF programs in cores; 0 while there is no figure.",
             registry=self.registry,
         )
         self.reports = Counter(
@@ -65,6 +66,8 @@ class AgentMetrics:
     def show_modules(self, loaded: Iterable[Module]) -> None:
         """Show the loaded modules."""
         modules = set(loaded)
+        if not modules:
+            self._program_cpu.set(0)
         for module in Module:
             self._modules.labels(module).set(module in modules)
 
@@ -77,15 +80,17 @@ class AgentMetrics:
         """Count a refused client."""
         self._refused.labels(reason).inc()
 
-    def time_apply(self) -> AbstractContextManager[object]:
-        """Time the adoption of a desired state, which runs inside."""
-        return self._apply_seconds.time()
+    @contextmanager
+    def time_apply(self) -> Iterator[None]:
+        """Time the adoption of a desired state, which runs inside; not if it fails."""
+        began = time.perf_counter()
+        yield
+        self._apply_seconds.observe(time.perf_counter() - began)
 
     def note_reading(self, cpu_percent: float | None) -> None:
         """Count a reading of the engine, and show the CPU time of the programs."""
         self._reads.inc()
-        if cpu_percent is not None:
-            self._program_cpu.set(cpu_percent / 100)
+        self._program_cpu.set((cpu_percent or 0) / 100)
 
 
 def pages(metrics: AgentMetrics, is_ready: Callable[[], bool]) -> dict[str, Page]:
