@@ -107,15 +107,19 @@ def _ready(facts: ProbeFacts) -> Finding:
             "the matching pods run no container to measure yet",
         )
     if any(node.attached for node in facts.nodes):
-        measuring = sum(node.state in MEASURING for node in facts.nodes)
-        return Finding(
-            ConditionStatus.TRUE,
-            ReadyReason.MEASURING,
-            f"{measuring} of {len(facts.nodes)} nodes measure every target",
-        )
+        return Finding(ConditionStatus.TRUE, ReadyReason.MEASURING, _measuring(facts.nodes))
     worst = max(facts.nodes, key=lambda node: (node.state in ABSENT, node.name))
     reason = _READY_REASONS.get(worst.state, ReadyReason.ATTACHING)
     return Finding(ConditionStatus.FALSE, reason, _about(worst))
+
+
+def _measuring(nodes: Sequence[NodeFacts]) -> str:
+    """Say how many nodes measure, and how many of them all that they should."""
+    some = sum(node.attached > 0 for node in nodes)
+    every = sum(node.attached > 0 and node.state in MEASURING for node in nodes)
+    if some == every:
+        return f"{every} of {len(nodes)} nodes measure every target"
+    return f"{some} of {len(nodes)} nodes measure, {every} of them every target"
 
 
 def _covered(facts: ProbeFacts) -> Finding:

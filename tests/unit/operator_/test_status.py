@@ -94,6 +94,32 @@ def test_phase_and_readiness_follow_the_facts(
 
 
 @pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ([READY, READY], "2 of 2 nodes measure every target"),
+        ([READY, NO_AGENT], "1 of 2 nodes measure every target"),
+        (
+            [NodeFacts("c", NodeState.ATTACHING, attached=1), READY, NO_AGENT],
+            "2 of 3 nodes measure, 1 of them every target",
+        ),
+        (
+            [NodeFacts("c", NodeState.FAILED, attached=1)],
+            "1 of 1 nodes measure, 0 of them every target",
+        ),
+    ],
+)
+def test_readiness_says_how_many_nodes_measure_and_how_many_all_of_it(
+    nodes: list[NodeFacts], message: str
+) -> None:
+    (ready,) = (
+        each
+        for each in status.build(facts(nodes=nodes), now=NOW)["conditions"]
+        if each["type"] == "Ready"
+    )
+    assert ready["message"] == message
+
+
+@pytest.mark.parametrize(
     ("nodes", "covered"),
     [
         ([READY], ("True", "FullyCovered")),
