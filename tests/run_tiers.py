@@ -2,23 +2,28 @@
 
     python -m tests.run_tiers [--all] [TIER...]
 
-A tier is a folder of tests with the same needs. Every tier runs, also after one that failed. A tier
-that this machine cannot run has failed, and so has one in which no test passed. What is left out is
-reported at the end: tiers (LATENCYPROBE_SKIP=cluster,live) and, without --all, `thorough` tests.
+A tier is a folder of tests with the same needs. Every tier runs, also after one that failed. The
+guests of `kernels` run aside, on the core that the first tiers leave free. A tier that this machine
+cannot run has failed, and so has one in which no test passed. What is left out is reported at the
+end: tiers (LATENCYPROBE_SKIP=cluster,live) and, without --all, `thorough` tests.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import IO
 
 from tests import needs
 from tests.counting import Counts, counts_in
@@ -27,14 +32,22 @@ ROOT = Path(__file__).parent.parent
 SKIP_VARIABLE = "LATENCYPROBE_SKIP"
 NO_TESTS = Counts()
 WITHOUT_THOROUGH = ("-m", "not thorough")
+# What to look at first when a tier takes too long.
+SLOWEST = ("--durations=12", "--durations-min=5")
 
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """A folder of tests, and what they need of the machine."""
+    """A folder of tests, and what they need of the machine.
+
+    `is_aside`: it takes one core at the lowest priority; its output is shown when it has ended.
+    `is_alone`: nothing runs aside.
+    """
 
     folder: Path
     needs: tuple[needs.Need, ...] = ()
+    is_aside: bool = False
+    is_alone: bool = False
 
     @property
     def name(self) -> str:
@@ -47,9 +60,13 @@ TIERS = (  # from the cheapest to the dearest
     Tier(ROOT / "tests" / "lint"),
     Tier(ROOT / "tests" / "unit"),
     Tier(ROOT / "tests" / "chart"),
-    Tier(ROOT / "tests" / "live", (*_EBPF, needs.programs("ip", "tc"))),
-    Tier(ROOT / "tests" / "cluster", (*_EBPF, needs.programs("ip", "nft", "unshare"))),
-    Tier(ROOT / "tests" / "kernels", (needs.bcc, _QEMU)),
+    Tier(ROOT / "tests" / "live", (*_EBPF, needs.programs("ip", "tc")), is_alone=True),
+    Tier(
+        ROOT / "tests" / "cluster",
+        (*_EBPF, needs.programs("ip", "nft", "unshare")),
+        is_alone=True,
+    ),
+    Tier(ROOT / "tests" / "kernels", (needs.bcc, _QEMU), is_aside=True),
 )
 
 
@@ -72,19 +89,27 @@ class Result:
     seconds: float = 0.0
 
 
-def run_tier(tier: Tier, arguments: Sequence[str] = ()) -> Result:
-    """Run a tier's tests, with their output where ours goes."""
+def run_tier(tier: Tier, arguments: Sequence[str] = (), output: IO[bytes] | None = None) -> Result:
+    """Run a tier's tests, with their output where ours goes or in the file `output`."""
     missing = [problem for need in tier.needs if (problem := need()) is not None]
     if missing:
         return Result(tier.name, Outcome.FAILED, f"cannot run here: {'; '.join(missing)}")
-    print(f"\n===== {tier.name} =====", flush=True)
+    if output is None:
+        _announce(tier)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "counts.json")
         plugin = ("-p", "tests.counting", f"--counts-file={file}")
-        command = [sys.executable, "-m", "pytest", str(tier.folder), *plugin, *arguments]
+        command = [sys.executable, "-m", "pytest", str(tier.folder), *plugin, *SLOWEST, *arguments]
         try:
-            ran = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=False)
+            ran = subprocess.run(
+                command,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output and subprocess.STDOUT,
+                check=False,
+            )
         except KeyboardInterrupt:
             seconds = time.monotonic() - started
             return Result(tier.name, Outcome.FAILED, "interrupted", seconds=seconds)
@@ -104,18 +129,67 @@ def judge(exit_code: int, counts: Counts) -> tuple[Outcome, str]:
     return Outcome.FAILED, f"{problem}{shown}, pytest exited with {exit_code}"
 
 
+def _announce(tier: Tier) -> None:
+    print(f"\n===== {tier.name} =====", flush=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Aside:
+    """A tier that runs while others do, and the file of its output."""
+
+    tier: Tier
+    output: IO[bytes]
+    running: Future[Result]
+
+    def result(self) -> Result:
+        """Wait for its end, and show what it printed."""
+        result = self.running.result()
+        _announce(self.tier)
+        self.output.seek(0)
+        shutil.copyfileobj(self.output, sys.stdout.buffer)
+        sys.stdout.flush()
+        return result
+
+
 def run_tiers(
     tiers: Iterable[Tier], left_out: Collection[str] = (), arguments: Sequence[str] = ()
 ) -> list[Result]:
-    """Run them one after the other; an interruption (Ctrl-C) ends the last one."""
-    results: list[Result] = []
-    for tier in tiers:
-        if tier.name in left_out:
-            results.append(Result(tier.name, Outcome.LEFT_OUT, f"by {SKIP_VARIABLE}"))
-            continue
-        results.append(run_tier(tier, arguments))
-        if results[-1].detail == "interrupted":
-            break
+    """Run them one after the other, but for those aside; return the results in this order.
+
+    An interruption (Ctrl-C) ends the last one.
+    """
+    chosen = list(tiers)
+    results: dict[str, Result] = {
+        tier.name: Result(tier.name, Outcome.LEFT_OUT, f"by {SKIP_VARIABLE}")
+        for tier in chosen
+        if tier.name in left_out
+    }
+    with ThreadPoolExecutor() as pool, contextlib.ExitStack() as files:
+        aside: dict[str, _Aside] = {}
+        for tier in chosen:
+            if tier.is_aside and tier.name not in results:
+                output = files.enter_context(tempfile.TemporaryFile())
+                aside[tier.name] = _Aside(
+                    tier, output, pool.submit(run_tier, tier, arguments, output)
+                )
+        for tier in chosen:
+            if tier.name in results or tier.is_aside:
+                continue
+            if tier.is_alone:
+                results |= _ended(aside)
+            results[tier.name] = run_tier(tier, arguments)
+            if results[tier.name].detail == "interrupted":
+                break
+        results |= _ended(aside)
+    return [results[tier.name] for tier in chosen if tier.name in results]
+
+
+def _ended(aside: dict[str, _Aside]) -> dict[str, Result]:
+    """Return the results of all that run aside, once they have ended."""
+    results = {}
+    while aside:
+        name, running = aside.popitem()
+        results[name] = running.result()
     return results
 
 

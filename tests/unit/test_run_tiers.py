@@ -35,13 +35,13 @@ THOROUGH = "import pytest\n\n@pytest.mark.thorough\ndef test_c(): pass\n"
 def make_tier(tmp_path: Path) -> MakeTier:
     """Makes a folder of tests with a configuration of its own, away from this project's."""
 
-    def make(name: str, *modules: str, needs: tuple[needs.Need, ...] = ()) -> Tier:
+    def make(name: str, *modules: str, needs: tuple[needs.Need, ...] = (), **how: bool) -> Tier:
         folder = tmp_path / name
         folder.mkdir()
         (folder / "pytest.ini").write_text("[pytest]\nmarkers = thorough\n")
         for number, module in enumerate(modules):
             (folder / f"test_{name}_{number}.py").write_text(module)
-        return Tier(folder, needs)
+        return Tier(folder, needs, **how)
 
     return make
 
@@ -59,6 +59,65 @@ def test_every_tier_runs_even_after_a_failure(make_tier: MakeTier) -> None:
     results = run_tiers.run_tiers([make_tier("first", FAILS), make_tier("second", PASSES)])
     assert [result.outcome for result in results] == [Outcome.FAILED, Outcome.PASSED]
     assert not succeeded(results)
+
+
+# Each waits for the file of the other.
+MEETS = """
+import pathlib, time
+def test_meets():
+    here, there = pathlib.Path({here!r}), pathlib.Path({there!r})
+    here.touch()
+    deadline = time.monotonic() + 50
+    while not there.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+"""
+ALONE = """
+import pathlib
+def test_alone():
+    assert pathlib.Path({ended!r}).exists()
+"""
+
+
+def test_a_tier_aside_runs_while_others_do_and_has_ended_before_one_that_runs_alone(
+    make_tier: MakeTier, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    one, other, ended = (str(tmp_path / name) for name in ("one", "other", "ended"))
+    aside = MEETS.format(here=one, there=other) + f"    pathlib.Path({ended!r}).touch()\n"
+    tiers = [
+        make_tier("unit", MEETS.format(here=other, there=one)),
+        make_tier("live", ALONE.format(ended=ended), is_alone=True),
+        make_tier("kernels", aside, is_aside=True),
+    ]
+    results = run_tiers.run_tiers(tiers)
+    shown = capfd.readouterr().out
+    assert [result.name for result in results] == ["unit", "live", "kernels"]
+    assert succeeded(results)
+    assert shown.index("===== unit") < shown.index("===== kernels") < shown.index("===== live")
+    assert shown.index("test_unit_0.py") < shown.index("test_kernels_0.py")
+
+
+def test_a_tier_aside_that_fails_or_cannot_run_fails_the_whole(make_tier: MakeTier) -> None:
+    wanted = (lambda: "no emulator",)
+    tiers = [
+        make_tier("unit", PASSES),
+        make_tier("kernels", FAILS, is_aside=True),
+        make_tier("others", PASSES, needs=wanted, is_aside=True),
+        make_tier("none", SKIPPED, is_aside=True),
+    ]
+    results = run_tiers.run_tiers(tiers)
+    assert [result.outcome for result in results] == [
+        Outcome.PASSED,
+        Outcome.FAILED,
+        Outcome.FAILED,
+        Outcome.FAILED,
+    ]
+    assert not succeeded(results)
+
+
+def test_a_tier_aside_that_is_left_out_does_not_run(make_tier: MakeTier) -> None:
+    tiers = [make_tier("unit", PASSES), make_tier("kernels", FAILS, is_aside=True)]
+    assert succeeded(run_tiers.run_tiers(tiers, left_out=["kernels"]))
 
 
 def test_a_tier_that_cannot_run_here_fails_and_says_what_is_missing(make_tier: MakeTier) -> None:
