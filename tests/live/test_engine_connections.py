@@ -13,6 +13,7 @@ from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe.domain.verdict import Bottleneck, judge
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.hidden_events import counts_of
 from tests.live.measuring import CLIENT, SERVER, both, count, measure
 from tests.live.netfilter import load_rules
 from tests.live.pods import Namespace, Pod
@@ -162,9 +163,9 @@ async def test_segments_sent_again_are_counted(start_engine: Start, pair: tuple[
     engine = await both(start_engine, client, server)
     load_rules(server, DROP_EVERY_TENTH_REQUEST)
     measured, _ = await measure(engine, client, server, 40)
-    assert measured[CLIENT].counters["retransmits"] >= 4
-    sent = count(measured[CLIENT], "tx.total")
-    assert sent == 40 + measured[CLIENT].counters["retransmits"]
+    retransmits = measured[CLIENT].counters["retransmits"]
+    assert retransmits >= min(counts_of(4))
+    assert retransmits in counts_of(count(measured[CLIENT], "tx.total") - 40)
     assert count(measured[SERVER], "rx.total") == 40
 
 
@@ -201,4 +202,4 @@ async def test_what_still_waits_in_a_queue_of_ours_is_not_sent_again(
         read_all(ends.server, 5000)
     truth = tcp_figures(client.namespace)
     assert truth["TCPSpuriousRtxHostQueues"] > 0
-    assert engine.read()[CLIENT].counters["retransmits"] == truth["RetransSegs"]
+    assert engine.read()[CLIENT].counters["retransmits"] in counts_of(truth["RetransSegs"])
