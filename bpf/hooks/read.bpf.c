@@ -1,37 +1,45 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The hook that the modules rx and tcp share: TCP copies received bytes to the application.
+ * The hook that the modules rx and tcp share: bytes leave a TCP socket's queue for their reader.
  */
 
-/* skb_copy_datagram_iter(), net/core/datagram.c; from tcp_recvmsg() under the socket's lock */
-int on_skb_copy_datagram(u64 *ctx)
+/*
+ * tcp_rcv_space_adjust(), net/ipv4/tcp_input.c, 4.18+, at its entry. All that moves copied_seq calls
+ * it afterwards: tcp_recvmsg_locked() for each piece, with MSG_TRUNC too; tcp_read_sock() for
+ * splice() and for parsers of messages (kTLS, strparser); tcp_zerocopy_receive(). A peek calls it
+ * without a move. A parser may call it in a softirq: then the current process is not the reader.
+ */
+int on_tcp_rcv_space_adjust(u64 *ctx)
 {
-	struct sk_buff *skb = (struct sk_buff *)ctx[0];
-	struct sock *sk = READ(skb, sk);
+	struct sock *sk = (struct sock *)ctx[0];
 	struct config *config = get_config();
 	struct socket_state *state;
-	struct tcp_skb_cb *cb;
-	u32 start, length = ctx[1];
+	struct tcp_sock *tp;
+	u32 start, end;
+	bool is_own;
 	u64 now;
 
-	if (!sk || !config || protocol_of(sk) != PROTOCOL_TCP)
+	if (!config)
 		return 0;
-	state = get_own_state(sk, config);
+	is_own = is_locked_by_process(sk);
+	state = get_used_state(sk, config, is_own);
 	if (!state)
 		return 0;
+	tp = get_tcp_sock(sk);
+	if (!tp)
+		return 0;
+	end = read_end(sk, tp);
+	start = note_read_end(state, tp, end);
+	if (start == end || !state->owners)
+		return 0;
 	now = bpf_ktime_get_ns();
-	cb = (struct tcp_skb_cb *)skb->cb;
-	start = READ(cb, seq);
-	if (length != READ(cb, end_seq) - start) /* not the whole skb (or with a FIN) */
-		/* tcp_recvmsg_locked() advances it after each copy */
-		bpf_probe_read_kernel(&start, sizeof(start), &((struct tcp_sock *)sk)->copied_seq);
 #ifdef MODULE_TCP
-	note_read(state, start, start + length, now);
-	note_read_window(config, state, sk);
+	note_read(state, start, end, now);
+	note_read_window(config, state, tp);
 #endif
 #ifdef MODULE_RX
-	read_segments(config, sk, state, start, start + length, now);
-	check_read(config, state, start, start + length);
+	read_segments(config, sk, state, start, end, now, is_own);
+	check_read(config, state, start, end);
 #endif
 	return 0;
 }

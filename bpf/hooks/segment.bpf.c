@@ -22,8 +22,10 @@ int on_tcp_probe(u64 *ctx)
 	tp = get_tcp_sock(sk);
 	if (!tp)
 		return 0;
-	if (READ(cb, seq) != READ(cb, end_seq)) /* a pure ACK needs no time */
+	if (READ(cb, seq) != READ(cb, end_seq)) { /* a pure ACK needs no time */
 		now = bpf_ktime_get_ns();
+		note_read_end(state, tp, read_end(sk, tp));
+	}
 #ifdef MODULE_TCP
 	sample_rtt(config, state, tp, skb);
 	note_arrival(config, state, sk, tp, skb, now);

@@ -46,11 +46,14 @@
 #define EHOSTUNREACH 113
 
 #define RCV_SHUTDOWN 1	 /* include/net/sock.h */
+#define SOCK_DONE 1	 /* enum sock_flags, the same file */
 #define IFF_LOOPBACK 0x8 /* include/uapi/linux/if.h */
 
 #define NET_RX_SOFTIRQ 3 /* include/linux/interrupt.h */
 
-#define TASK_DEAD 0x80 /* include/linux/sched.h */
+/* include/linux/sched.h */
+#define TASK_DEAD 0x80
+#define PF_KTHREAD 0x00200000
 
 #else
 

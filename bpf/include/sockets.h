@@ -72,6 +72,10 @@ struct socket_state {
 	u32 is_seq_known;	 /* known_seq is set */
 	u64 connect_ns;		 /* SYN sent; 0 when no connect is pending */
 	u64 handshake_ns;	 /* duration measured before the owner was known */
+#if defined(MODULE_RX) || defined(MODULE_TCP)
+	u32 read_seq; /* end of the bytes that were read, when it was last seen */
+	u32 is_read_seq_known;
+#endif
 #if TRACE
 	struct user user; /* the last that used it */
 #endif
@@ -90,7 +94,7 @@ struct socket_state {
 	u32 head; /* next to read, next to fill: free-running */
 	u32 tail;
 	u32 known_seq; /* end of the bytes that are accounted for, as lost or unmatched too */
-	u32 skipped;   /* segments that left the queue without a copy */
+	u32 skipped;   /* segments that left the queue unseen */
 	u32 reader;    /* the thread that read last */
 	u32 reserved;
 	struct segment segments[SEGMENTS];
@@ -202,6 +206,16 @@ static __always_inline owners_t look_up_owners(struct sock *sk, struct netns_ent
 	return by_cgroup ? add_owners(owners, *by_cgroup, protocol, local, remote) : owners;
 }
 
+/* A kernel thread may use a socket for a process: a parser of messages does, strp_work(). */
+static __always_inline bool is_kernel_thread(void)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	u32 flags = 0;
+
+	bpf_probe_read_kernel(&flags, sizeof(flags), &task->flags);
+	return flags & PF_KTHREAD;
+}
+
 /* In the context of the process that reads, writes or connects: is the socket a target's? */
 static __always_inline void claim(struct sock *sk, struct socket_state *state,
 				  struct config *config)
@@ -209,6 +223,8 @@ static __always_inline void claim(struct sock *sk, struct socket_state *state,
 	u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	owners_t *owners = processes.lookup(&tgid);
 
+	if (is_kernel_thread())
+		return;
 	state->is_candidate = 0;
 	if (!owners)
 		return;
@@ -243,12 +259,15 @@ static __always_inline struct socket_state *resolve_state(struct sock *sk,
 		if (!state)
 			return 0;
 	}
-#ifdef MODULE_TCP
 	if (!state->owners && !state->is_candidate) { /* its events were not seen */
+#if defined(MODULE_RX) || defined(MODULE_TCP)
+		state->is_read_seq_known = 0;
+#endif
+#ifdef MODULE_TCP
 		state->turns.is_known = 0;
 		state->turns.request_ns = 0;
-	}
 #endif
+	}
 	if (state->generation != config->generation) {
 		state->generation = config->generation;
 		state->process_owners = 0;
@@ -294,3 +313,47 @@ static __always_inline struct socket_state *get_own_state(struct sock *sk, struc
 {
 	return get_used_state(sk, config, true);
 }
+
+/*
+ * True in the context that holds a TCP socket's lock, lock_sock(): a process, or a kernel thread. A
+ * softirq takes the spinlock alone and leaves the owner as it is, which is nobody.
+ */
+static __always_inline bool is_locked_by_process(struct sock *sk)
+{
+	return READ(sk, sk_lock.owned);
+}
+
+#if defined(MODULE_RX) || defined(MODULE_TCP)
+
+/*
+ * The end of the bytes that were read. The peer's FIN counts as one, in rcv_nxt once it is in order,
+ * tcp_fin(), which sets SOCK_DONE, and in copied_seq once it was read.
+ */
+static __always_inline u32 read_end(struct sock *sk, struct tcp_sock *tp)
+{
+	u32 copied_seq = READ(tp, copied_seq);
+	bool is_end_read = copied_seq == READ(tp, rcv_nxt) &&
+			   READ(sk, __sk_common.skc_flags) & (1UL << SOCK_DONE);
+
+	return is_end_read ? copied_seq - 1 : copied_seq;
+}
+
+/*
+ * Note how far the application has read, and return how far it had. What it read before we watched
+ * is unknown: then it was the last byte, unless it is the connection's first one that is unread.
+ */
+static __always_inline u32 note_read_end(struct socket_state *state, struct tcp_sock *tp, u32 end)
+{
+	u32 before = state->read_seq;
+
+	if (!state->is_read_seq_known) {
+		u32 first = READ(tp, rcv_nxt) - (u32)READ(tp, bytes_received);
+
+		state->is_read_seq_known = 1;
+		before = end == first ? end : end - 1;
+	}
+	state->read_seq = end;
+	return before;
+}
+
+#endif

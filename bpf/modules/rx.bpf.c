@@ -4,7 +4,7 @@
  *
  *   irq_handler_entry --irq--> softirq_entry --softirq--> netif_receive_skb
  *     --host--> netif_receive_skb in the pod --stack--> tcp_probe
- *     --socket--> skb_copy_datagram_iovec
+ *     --socket--> tcp_rcv_space_adjust
  *
  * From netif_receive_skb to the socket a packet is identified by the address of its skb, in
  * `received`. From there on TCP's segments are identified by their sequence numbers, in the
@@ -17,7 +17,7 @@ static __always_inline void note_last_reader(struct segment *segment, u32 tid)
 {
 }
 
-static __always_inline u32 note_reader(void)
+static __always_inline u32 note_reader(bool is_known)
 {
 	return 0;
 }
@@ -213,8 +213,8 @@ static __always_inline void account_for(struct config *config, struct socket_sta
 }
 
 /*
- * Drop segments that TCP's own numbers contradict: a first segment that was read without a copy
- * (splice, MSG_TRUNC), a last one that TCP dropped after tcp_probe and that now comes again.
+ * Drop segments that TCP's own numbers contradict: a first segment whose reading was not seen
+ * (sockmap), a last one that TCP dropped after tcp_probe and that now comes again.
  */
 static __always_inline void correct_queue(struct config *config, struct socket_state *state,
 					  u32 unread, u32 expected)
@@ -323,18 +323,21 @@ static __always_inline void record_packet(struct config *config, u32 slot_number
 }
 
 /*
- * Report the packet that was just recorded, if it was slow; in the context of its reader. Without
- * `sk` a datagram's ends are those of its headers, or unknown.
+ * Report the packet that was just recorded, if it was slow; `is_own`: in the context of its reader.
+ * Without `sk` a datagram's ends are those of its headers, or unknown.
  */
 static __always_inline void trace_received(struct sock *sk, u32 protocol, owners_t owners,
-					   volatile struct segment *segment)
+					   volatile struct segment *segment, bool is_own)
 {
 #if TRACE
 	struct trace_event *event = get_event(EVENT_RECEIVED);
 
 	if (!event || !is_to_be_told(event, owners))
 		return;
-	note_user(&event->user);
+	if (is_own)
+		note_user(&event->user);
+	else
+		__builtin_memset(&event->user, 0, sizeof(event->user));
 	if (protocol == PROTOCOL_UDP)
 		event->endpoints = ((struct segment *)segment)->endpoints;
 	if (sk && (protocol == PROTOCOL_TCP || !event->endpoints.family))
@@ -345,17 +348,18 @@ static __always_inline void trace_received(struct sock *sk, u32 protocol, owners
 
 /*
  * The bytes from `start` to `end` go to the application: so do the segments that begin there.
- * Those wholly before `start` were taken without a copy (splice, MSG_TRUNC).
+ * Those wholly before `start` were taken unseen.
  * A round records one segment in one slot: a single flat loop is what the verifier can follow.
  */
 static __always_inline void read_segments(struct config *config, struct sock *sk,
-					  struct socket_state *state, u32 start, u32 end, u64 now)
+					  struct socket_state *state, u32 start, u32 end, u64 now,
+					  bool is_own)
 {
 	volatile owners_t *all = &state->owners;
 	owners_t owners = *all;
 	int i;
 
-	state->reader = note_reader();
+	state->reader = note_reader(is_own);
 	for (i = 0; i < READ_ROUNDS; i++) {
 		volatile struct segment *segment = &state->segments[state->head & (SEGMENTS - 1)];
 
@@ -367,7 +371,7 @@ static __always_inline void read_segments(struct config *config, struct sock *sk
 			if (owners)
 				continue;
 			owners = *all;
-			trace_received(sk, PROTOCOL_TCP, owners, segment);
+			trace_received(sk, PROTOCOL_TCP, owners, segment, is_own);
 		} else {
 			state->skipped++;
 		}
@@ -493,10 +497,10 @@ static __always_inline void read_datagram(struct config *config, struct sock *sk
 	} else if (segment->queued_ns == PLACE_UNMATCHED) {
 		unmatched_for(config, owners, STAGE_RX_STACK, 1);
 	} else if (segment->queued_ns != PLACE_UNSAMPLED) {
-		state->reader = note_reader();
+		state->reader = note_reader(true);
 		for (; owners; owners >>= OWNER_BITS)
 			record_packet(config, first_slot(owners), segment, now);
-		trace_received(sk, PROTOCOL_UDP, state->owners, segment);
+		trace_received(sk, PROTOCOL_UDP, state->owners, segment, true);
 	}
 	segment->queued_ns = PLACE_EMPTY;
 }
@@ -599,7 +603,7 @@ int on_consume_skb(u64 *ctx)
 	segment->queued_ns = packet->device_ns;
 	fill_segment(segment, packet, 0, false);
 	note_last_reader(segment, 0);
-	note_reader();
+	note_reader(true);
 	/*
 	 * Unrolled: before 6.7 the verifier regards a loop whose variable is on the stack as
 	 * endless, states_maybe_looping(), kernel/bpf/verifier.c.
@@ -610,7 +614,7 @@ int on_consume_skb(u64 *ctx)
 			record_packet(config, first_slot(owners >> shift), segment,
 				      bpf_ktime_get_ns());
 	if (owners)
-		trace_received(0, PROTOCOL_UDP, owners, segment);
+		trace_received(0, PROTOCOL_UDP, owners, segment, true);
 	return 0;
 }
 

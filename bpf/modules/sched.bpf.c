@@ -288,12 +288,12 @@ static __always_inline void note_last_reader(struct segment *segment, u32 tid)
 		segment->reader_waited_ns += bpf_ktime_get_ns() - waiting_since;
 }
 
-/* The history of the thread that reads now: a copy, while the program runs. */
+/* The history of the thread that reads now: a copy, while the program runs. No thread has id 0. */
 BPF_PERCPU_ARRAY(readers, struct history, 1);
 
-static __always_inline u32 note_reader(void)
+static __always_inline u32 note_reader(bool is_known)
 {
-	u32 tid = bpf_get_current_pid_tgid(), zero = 0;
+	u32 tid = is_known ? bpf_get_current_pid_tgid() : 0, zero = 0;
 	struct history *reader = readers.lookup(&zero);
 	struct thread *thread = threads.lookup(&tid);
 

@@ -251,14 +251,10 @@ static __always_inline void note_own_window(struct config *config, struct socket
 
 /* It opens only when the application reads, so a read sees it closed. */
 static __always_inline void note_read_window(struct config *config, struct socket_state *state,
-					     struct sock *sk)
+					     struct tcp_sock *tp)
 {
-	u32 window = 1;
-
-	if (!state->is_window_low)
-		return;
-	bpf_probe_read_kernel(&window, sizeof(window), &((struct tcp_sock *)sk)->rcv_wnd);
-	set_own_window(config, state, window);
+	if (state->is_window_low)
+		set_own_window(config, state, READ(tp, rcv_wnd));
 }
 
 /* The peer's closes and opens with a segment of its own; the one that opens it sees it closed. */

@@ -109,7 +109,7 @@ EVENTS: tuple[Event, ...] = (
     _event("softirq exit", (RX, TX, IRQ), ("on_softirq_exit", "softirq_exit")),
     _event("receive", (RX,), ("on_netif_receive_skb", "netif_receive_skb")),
     _event("segment", (RX, TCP), ("on_tcp_probe", "tcp_probe")),
-    _event("TCP read", (RX, TCP), ("on_skb_copy_datagram", "skb_copy_datagram_iovec")),
+    _event("TCP read", (RX, TCP), ("on_tcp_rcv_space_adjust", "tcp_rcv_space_adjust")),
     _event(
         "UDP read",
         (RX,),
