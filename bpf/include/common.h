@@ -93,12 +93,14 @@ static __always_inline u32 place_of(u64 identity, u32 bits)
  * `hard_irq_ns` and `raised_ns` with interrupts disabled, the others in softirqs.
  */
 struct cpu_context {
-	u64 net_rx_ns;	 /* entry of the NET_RX softirq that runs now; 0 outside of it */
+	u64 net_rx_ns;	 /* entry of the last softirq if that was NET_RX; see net_rx_entry() */
 	u64 received_id; /* identity of the skb last received where targets live */
 	u64 hard_irq_ns; /* entry of the hard IRQ handler that runs now; 0 outside of one */
 	u64 raised_ns;	 /* of the hard IRQ that raised NET_RX, until the softirq's entry */
+	u64 run_queue;	 /* address of `runqueues`; 0: not known yet */
 	u32 irq_ns;	 /* of the running NET_RX: how long from that hard IRQ on; 0: from none */
-	u32 in_softirq;
+	u16 in_softirq;	 /* where the kernel's own count cannot be read */
+	u16 was_pending; /* NET_RX, when that hard IRQ handler began */
 };
 BPF_PERCPU_ARRAY(cpu_contexts, struct cpu_context, 1);
 
@@ -107,6 +109,57 @@ static __always_inline struct cpu_context *get_cpu_context(void)
 	u32 zero = 0;
 
 	return cpu_contexts.lookup(&zero);
+}
+
+#if defined(WITH_PREEMPT_COUNT) || defined(WITH_SOFTIRQ_PENDING)
+
+/*
+ * The kernel's own variables of this CPU are in one area, at distances that BTF has. Its place is
+ * known by one of them, the run queue, to which the current task leads: set_task_rq(),
+ * kernel/sched/sched.h. (By its name a program may only reach a variable with CONFIG_KALLSYMS_ALL.)
+ */
+#define READ_PERCPU(run_queue, variable)                                              \
+	({                                                                            \
+		variable##_TYPE _value = 0;                                           \
+		bpf_probe_read_kernel(&_value, sizeof(_value),                        \
+				      (void *)((run_queue) + (variable##_DISTANCE))); \
+		_value;                                                               \
+	})
+
+static __always_inline u64 find_run_queue(struct cpu_context *cpu)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct cfs_rq *cfs_rq = 0;
+	u64 run_queue = 0;
+
+	bpf_probe_read_kernel(&cfs_rq, sizeof(cfs_rq), &task->se.cfs_rq);
+	bpf_probe_read_kernel(&run_queue, sizeof(run_queue), &cfs_rq->rq);
+	if (READ_PERCPU(run_queue, CPU_NUMBER) == bpf_get_smp_processor_id())
+		cpu->run_queue = run_queue;
+	return cpu->run_queue;
+}
+
+static __always_inline u64 run_queue_of(struct cpu_context *cpu)
+{
+	return cpu->run_queue ? cpu->run_queue : find_run_queue(cpu);
+}
+
+#endif
+
+/* in_serving_softirq(), include/linux/preempt.h: `current` is the process that was interrupted. */
+static __always_inline bool is_serving_softirq(struct cpu_context *cpu)
+{
+#ifdef WITH_PREEMPT_COUNT
+	return READ_PERCPU(run_queue_of(cpu), PREEMPT_COUNT) & SOFTIRQ_OFFSET;
+#else
+	return cpu->in_softirq;
+#endif
+}
+
+/* The entry of the NET_RX softirq that runs now; 0 outside of it. */
+static __always_inline u64 net_rx_entry(struct cpu_context *cpu)
+{
+	return cpu->net_rx_ns && is_serving_softirq(cpu) ? cpu->net_rx_ns : 0;
 }
 
 #ifndef offsetof

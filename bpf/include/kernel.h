@@ -49,7 +49,8 @@
 #define SOCK_DONE 1	 /* enum sock_flags, the same file */
 #define IFF_LOOPBACK 0x8 /* include/uapi/linux/if.h */
 
-#define NET_RX_SOFTIRQ 3 /* include/linux/interrupt.h */
+#define NET_RX_SOFTIRQ 3     /* include/linux/interrupt.h */
+#define SOFTIRQ_OFFSET 0x100 /* include/linux/preempt.h */
 
 /* include/linux/sched.h */
 #define TASK_DEAD 0x80

@@ -113,7 +113,7 @@ static __always_inline void note_datagram(struct received *packet, struct sk_buf
 }
 
 /*
- * The time from the hard IRQ to the NET_RX softirq that received this packet. The softirq may serve
+ * The time from the hard IRQ to the NET_RX softirq that receives this packet now. It may serve
  * NICs together with virtual devices, which have no interrupt. Virtual devices have rtnl_link_ops,
  * except the loopback device.
  */
@@ -121,7 +121,7 @@ static __always_inline u32 irq_ns_of(struct cpu_context *cpu, struct sk_buff *sk
 {
 	struct net_device *dev;
 
-	if (!cpu->net_rx_ns || !cpu->irq_ns)
+	if (!cpu->irq_ns)
 		return 0;
 	dev = READ(skb, dev);
 	return READ(dev, rtnl_link_ops) || READ(dev, flags) & IFF_LOOPBACK ? 0 : cpu->irq_ns;
@@ -153,10 +153,11 @@ int on_netif_receive_skb(u64 *ctx)
 	now = bpf_ktime_get_ns();
 	if (inum == HOST_NETNS || !came_through_host(packet, identity, skb)) {
 		struct sock *sk = READ(skb, sk);
+		u64 entered_ns = net_rx_entry(cpu);
 
 		packet->first_ns = is_sampled(config) ? now : 0;
-		packet->softirq_ns = cpu->net_rx_ns ? saturate(now - cpu->net_rx_ns) : ABSENT;
-		packet->irq_ns = irq_ns_of(cpu, skb);
+		packet->softirq_ns = entered_ns ? saturate(now - entered_ns) : ABSENT;
+		packet->irq_ns = entered_ns ? irq_ns_of(cpu, skb) : 0;
 		packet->sk = (u64)sk;
 		if (sk && inum == HOST_NETNS)
 			packet->sk_netns = netns_of_socket(sk);
@@ -581,7 +582,7 @@ int on_consume_skb(u64 *ctx)
 	u32 zero = 0;
 	int shift;
 
-	if (!config || !cpu || cpu->in_softirq)
+	if (!config || !cpu || is_serving_softirq(cpu))
 		return 0;
 	identity = identity_of(skb, config);
 	packet = get_received(identity);

@@ -201,7 +201,7 @@ static __always_inline void queue_own(struct config *config, struct sk_buff *skb
 	protocol = protocol_of(sk);
 	if (!protocol)
 		return;
-	state = get_used_state(sk, config, !cpu->in_softirq);
+	state = get_used_state(sk, config, !is_serving_softirq(cpu));
 	if (!state || !state->owners || !is_sampled(config))
 		return;
 	if (protocol == PROTOCOL_TCP) {

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES, parts_of
 from latencyprobe_agent.kernel.contract import SlotSpec
+from latencyprobe_agent.kernel.hooks import EVENTS, HookKind
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Namespace, Pod
 from tests.live.sockets import everything_in
@@ -15,6 +16,12 @@ Start = Callable[..., KernelEngine]
 CLIENT, SERVER = 0, 1
 RX_PARTS = ("rx.softirq", "rx.host", "rx.stack", "rx.socket")
 TX_OF_A_PAIR = ("tx.socket", "tx.stack", "tx.qdisc", "tx.total")
+# The kernel's variables that programs read, as `without` names them; other programs replace them.
+NO_VARIABLES = tuple(
+    hook.name(typed=True)
+    for hook in (hook for event in EVENTS for hook in event.hooks)
+    if hook.kind is HookKind.VARIABLE
+)
 TX_PARTS = ("tx.socket", "tx.stack", "tx.host", "tx.qdisc", "tx.driver")
 
 

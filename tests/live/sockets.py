@@ -148,11 +148,16 @@ class Connection:
 
 @contextmanager
 def connection(
-    client: Namespace, server: Namespace, address: str, *, connect_to: str | None = None
+    client: Namespace,
+    server: Namespace,
+    address: str,
+    *,
+    connect_to: str | None = None,
+    port: int = PORT,
 ) -> Iterator[Connection]:
     """A connection from `client` to `address` in `server`."""
-    with listen(server, address) as listener:
-        asking = connect(client, connect_to or address)
+    with listen(server, address, port) as listener:
+        asking = connect(client, connect_to or address, port)
         with asking:
             answering, _ = listener.accept()
             with answering:

@@ -15,10 +15,22 @@ from contextlib import contextmanager, suppress
 from fcntl import ioctl
 from pathlib import Path
 
+import pytest
+
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
-from tests.live.measuring import CLIENT, SERVER, account_for, assert_parts_add_up, count, watch
+from tests.live.measuring import (
+    CLIENT,
+    NO_VARIABLES,
+    SERVER,
+    account_for,
+    assert_parts_add_up,
+    count,
+    watch,
+    watch_namespace,
+)
 from tests.live.pods import Pod, namespace
 from tests.live.sockets import PORT, connection, inside, read_all, udp_socket
+from tests.live.tuns import FarWire, tun
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
@@ -153,6 +165,33 @@ async def test_a_thread_of_napi_has_no_softirq_to_wait_for(start_engine: Start, 
     # At a load of ten, up to 12 of 2,000 were polled within a microsecond of a softirq's entry.
     assert count(received, "rx.softirq") <= REQUESTS // 50
     assert account_for(received, "rx.total") == (REQUESTS, 0)
+    assert_parts_add_up(received, "rx")
+
+
+@pytest.mark.every_kernel
+@pytest.mark.parametrize("without", [(), NO_VARIABLES], ids=["variables", "programs"])
+async def test_what_a_process_receives_itself_has_no_softirq_to_wait_for(
+    start_engine: Start, without: tuple[str, ...]
+) -> None:
+    """Who writes to a tun device receives the packet in its own call: tun_rx_batched()."""
+    with (
+        tun("near", "192.0.2.1", "192.0.2.2") as near,
+        tun("far", "192.0.2.2", "192.0.2.1") as far,
+        FarWire(near, far).up(),
+    ):
+        engine = await watch_namespace(start_engine, near.namespace, without=without)
+        with (
+            connection(near.namespace, far.namespace, far.address) as both,
+            connection(far.namespace, far.namespace, far.address, port=PORT + 1) as elsewhere,
+        ):
+            for _ in range(FEW):
+                elsewhere.client.sendall(b"q")  # through the loopback, by a softirq
+                read_all(elsewhere.server, 1)
+                both.server.sendall(b"r")
+                read_all(both.client, 1)
+    received = engine.read()[CLIENT]
+    assert account_for(received, "rx.total") == (FEW, 0)
+    assert not {"rx.softirq", "rx.irq"} & received.stages.keys()
     assert_parts_add_up(received, "rx")
 
 

@@ -11,7 +11,8 @@ import ctypes
 import itertools
 import re
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from latencyprobe_agent.kernel.libbpf import library
@@ -22,12 +23,25 @@ _KIND_STRUCT = 4
 _KIND_ENUM = 6
 _KIND_TYPEDEF = 8
 _KIND_FUNC = 12
+_KIND_VAR = 14
+_KIND_DATASEC = 15
+_MODIFIERS = frozenset({_KIND_TYPEDEF, 9, 10})  # volatile, const
 _TYPE_HEADER = struct.Struct("=III")
 _MEMBER = struct.Struct("=III")
 _ENUMERATOR = struct.Struct("=Ii")
+_PLACE = struct.Struct("=III")
+_PER_CPU_SECTION = ".data..percpu"
 _EMIT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 _LINE_BYTES = 1 << 16
 _PADDING = re.compile(r"^(\t+)long: 64;\n(?:\t+long: 64;\n)*", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class PerCpuVariable:
+    """A variable of each CPU: its place in the area of all variables, and its size, in bytes."""
+
+    place: int
+    size: int
 
 
 class NoBtfError(RuntimeError):
@@ -66,7 +80,7 @@ class KernelTypes:
     def has_field(self, struct_name: str, field: str) -> bool:
         """Return True if the struct has the field, directly or in an anonymous member."""
         id_ = self._find(struct_name, _KIND_STRUCT)
-        return id_ is not None and self._has_member(id_, field)
+        return id_ is not None and self._find_member(id_, field) is not None
 
     def tracepoint_id(self, tracepoint: str) -> int | None:
         """Return the id that binds a program to a tracepoint's typed arguments, or None."""
@@ -78,6 +92,21 @@ class KernelTypes:
         Only functions of vmlinux have one, those of kernel modules do not.
         """
         return self._find(function, _KIND_FUNC)
+
+    def per_cpu_variable(self, name: str) -> PerCpuVariable | None:
+        """Return the variable of this name, or its member (`structure.member`), or None."""
+        variable, _, field = name.partition(".")
+        id_ = self._find(variable, _KIND_VAR)
+        place = self._per_cpu_places().get(id_ or 0)
+        if id_ is None or place is None:
+            return None
+        type_id = self._unmodified(self._header(id_)[2])
+        if field:
+            member = self._find_member(type_id, field)
+            if member is None:
+                return None
+            place, type_id = place + member[0], self._unmodified(member[1])
+        return PerCpuVariable(place, self._header(type_id)[2])
 
     def argument_count(self, tracepoint: str) -> int:
         """Return the number of arguments of a tracepoint; 0 if this kernel does not have it."""
@@ -102,18 +131,45 @@ class KernelTypes:
         id_: int = self._library.btf__find_by_name_kind(self._btf, name.encode(), kind)
         return id_ if id_ > 0 else None
 
-    def _has_member(self, type_id: int, field: str) -> bool:
+    def _find_member(self, type_id: int, field: str) -> tuple[int, int] | None:
+        """Return a member's offset in bytes and its type; members without a name count as theirs.
+
+        Bit-fields have the offset of their first byte.
+        """
+        for name, bits, member_type in self._members(type_id):
+            if name == field:
+                return bits // 8, member_type
+            inner = self._find_member(member_type, field) if not name else None
+            if inner is not None:
+                return bits // 8 + inner[0], inner[1]
+        return None
+
+    def _members(self, type_id: int) -> Iterator[tuple[str, int, int]]:
+        """Yield the name, the offset in bits and the type of each member of a struct or union."""
         address = self._library.btf__type_by_id(self._btf, type_id)
         _, info, _ = self._header(type_id)
-        count = info & 0xFFFF
-        raw = ctypes.string_at(address + _TYPE_HEADER.size, count * _MEMBER.size)
-        for name_offset, member_type, _ in _MEMBER.iter_unpack(raw):
-            if name_offset == 0:
-                if self._has_member(member_type, field):
-                    return True
-            elif self._name(name_offset) == field:
-                return True
-        return False
+        raw = ctypes.string_at(address + _TYPE_HEADER.size, (info & 0xFFFF) * _MEMBER.size)
+        has_sizes = info >> 31  # then the upper byte of an offset is a bit-field's size
+        for name_offset, member_type, offset in _MEMBER.iter_unpack(raw):
+            name = self._name(name_offset) if name_offset else ""
+            yield name, offset & 0xFFFFFF if has_sizes else offset, member_type
+
+    def _per_cpu_places(self) -> dict[int, int]:
+        """Return the places of the variables of each CPU by their ids."""
+        section = self._find(_PER_CPU_SECTION, _KIND_DATASEC)
+        if section is None:
+            return {}
+        address = self._library.btf__type_by_id(self._btf, section) + _TYPE_HEADER.size
+        raw = ctypes.string_at(address, (self._header(section)[1] & 0xFFFF) * _PLACE.size)
+        return {id_: place for id_, place, _ in _PLACE.iter_unpack(raw)}
+
+    def _unmodified(self, type_id: int) -> int:
+        """Return the type behind typedefs and qualifiers."""
+        while True:
+            _, info, behind = self._header(type_id)
+            if info >> 24 & 0x1F not in _MODIFIERS:
+                return type_id
+            type_id = behind
 
     def _header(self, type_id: int) -> tuple[int, int, int]:
         """Return (name's offset, kind and number of members, size or type) of a type."""

@@ -11,7 +11,7 @@ below. If no existing event serves, add an event too.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
@@ -26,6 +26,7 @@ class HookKind(StrEnum):
     A tracepoint is typed by BTF (tp_btf) or plain (raw_tp). The entry or the end of a kernel
     function is hooked by its BTF (fentry, fexit) or by a breakpoint (kprobe, kretprobe). With BTF,
     arguments are read as those of a tracepoint. A breakpoint's program gets `struct pt_regs *`.
+    A variable of each CPU (percpu) runs no program: other programs read it.
     """
 
     TRACEPOINT = "tracepoint"
@@ -33,12 +34,14 @@ class HookKind(StrEnum):
     FEXIT = "fexit"
     KPROBE = "kprobe"
     KRETPROBE = "kretprobe"
+    VARIABLE = "percpu"
 
 
 @dataclass(frozen=True, slots=True)
 class Hook:
     """A program (a C function in `bpf/`), and the tracepoint or kernel function that runs it.
 
+    A variable has its name in `bpf/` instead of a program, and its own: `structure.member`.
     `also`: hooks that it requires; they are attached and detached together. `reads`: a requirement
     that not every kernel with the event meets; on the others the program is not compiled.
     """
@@ -95,6 +98,9 @@ def _event(
     return Event(name, frozenset(modules), tuple(made), beside)
 
 
+_SOFTIRQ_RAISE = Hook("on_softirq_raise", "softirq_raise")
+_SOFTIRQ_ENTRY = Hook("on_softirq_entry", "softirq_entry")
+_SOFTIRQ_EXIT = Hook("on_softirq_exit", "softirq_exit")
 _KFREE_SKB = Hook(
     "on_kfree_skb", "kfree_skb", reads="requires the receiving socket, added in Linux 6.11"
 )
@@ -104,9 +110,24 @@ EVENTS: tuple[Event, ...] = (
     _event("exit", Module, ("on_process_exit", "sched_process_exit")),
     _event("interrupt", (RX, IRQ), ("on_irq_handler_entry", "irq_handler_entry")),
     _event("interrupt end", (RX, IRQ), ("on_irq_handler_exit", "irq_handler_exit")),
-    _event("softirq raise", (RX, IRQ), ("on_softirq_raise", "softirq_raise")),
-    _event("softirq entry", (RX, TX, IRQ), ("on_softirq_entry", "softirq_entry")),
-    _event("softirq exit", (RX, TX, IRQ), ("on_softirq_exit", "softirq_exit")),
+    _event("softirq raise", (IRQ,), _SOFTIRQ_RAISE),
+    _event(
+        "NET_RX raise",
+        (RX,),
+        ("softirq_pending", "__softirq_pending", HookKind.VARIABLE),
+        ("softirq_pending", "pcpu_hot.softirq_pending", HookKind.VARIABLE),  # 6.2 to 6.14
+        ("softirq_pending", "irq_stat.__softirq_pending", HookKind.VARIABLE),  # before 6.2
+        _SOFTIRQ_RAISE,
+    ),
+    _event("softirq entry", (RX, IRQ), _SOFTIRQ_ENTRY),
+    _event("softirq exit", (IRQ,), _SOFTIRQ_EXIT),
+    _event(
+        "softirq context",
+        (RX, TX),
+        ("preempt_count", "__preempt_count", HookKind.VARIABLE),
+        ("preempt_count", "pcpu_hot.preempt_count", HookKind.VARIABLE),  # 6.2 to 6.14
+        replace(_SOFTIRQ_EXIT, also=(_SOFTIRQ_ENTRY,)),
+    ),
     _event("receive", (RX,), ("on_netif_receive_skb", "netif_receive_skb")),
     _event("segment", (RX, TCP), ("on_tcp_probe", "tcp_probe")),
     _event("TCP read", (RX, TCP), ("on_tcp_rcv_space_adjust", "tcp_rcv_space_adjust")),
@@ -168,7 +189,7 @@ _READS = {
 }
 _PROCESSES = {
     "fork": "children started later are not followed",
-    "softirq entry": "a socket may be attributed to the process that a softirq interrupted",
+    "softirq context": "a socket may be attributed to the process that a softirq interrupted",
 }
 _THREADS = {
     "fork": "children started later are not followed",
@@ -177,12 +198,12 @@ _THREADS = {
 STAGE_NEEDS: Mapping[str, StageNeeds] = {
     "rx.irq": StageNeeds(
         (
-            *("interrupt", "interrupt end", "softirq raise", "softirq entry", "softirq exit"),
+            *("interrupt", "interrupt end", "NET_RX raise", "softirq entry", "softirq context"),
             *("receive", "segment"),
         ),
         _READS,
     ),
-    "rx.softirq": StageNeeds(("softirq entry", "softirq exit", "receive", "segment"), _READS),
+    "rx.softirq": StageNeeds(("softirq entry", "softirq context", "receive", "segment"), _READS),
     "rx.host": StageNeeds(("receive", "segment"), _READS),
     "rx.stack": StageNeeds(
         ("receive", "segment"),

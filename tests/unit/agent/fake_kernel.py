@@ -6,7 +6,7 @@ import os
 
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.btf import KernelTypes
+from latencyprobe_agent.kernel.btf import KernelTypes, PerCpuVariable
 from latencyprobe_agent.kernel.hooks import Event, Hook, HookKind
 
 TRACEPOINT = Hook("on_send", "tcp_sendmsg_locked")
@@ -17,16 +17,38 @@ SEND = Event("send", frozenset(Module), (TRACEPOINT, FENTRY, KPROBE, LENGTH))
 
 
 class Types(KernelTypes):
-    """A kernel that has these tracepoints and functions."""
+    """A kernel that has these tracepoints, functions and variables, and lacks a field."""
 
-    def __init__(self, tracepoints: tuple[str, ...] = (), functions: tuple[str, ...] = ()) -> None:
+    RUN_QUEUE, CPU_NUMBER = 4096, 128
+
+    def __init__(
+        self,
+        tracepoints: tuple[str, ...] = (),
+        functions: tuple[str, ...] = (),
+        variables: tuple[str, ...] = (),
+        *,
+        has_run_queues: bool = True,
+        is_realtime: bool = False,
+        lacks: tuple[str, str] = ("", ""),
+    ) -> None:
         self._ids = {f"btf_trace_{name}": 7 for name in tracepoints} | dict.fromkeys(functions, 8)
+        self._variables = {name: PerCpuVariable(16, 4) for name in variables}
+        if has_run_queues:
+            self._variables["runqueues"] = PerCpuVariable(self.RUN_QUEUE, 3584)
+            self._variables["cpu_number"] = PerCpuVariable(self.CPU_NUMBER, 4)
+        self._lacks = {lacks} if is_realtime else {lacks, ("task_struct", "softirq_disable_cnt")}
 
     def tracepoint_id(self, tracepoint: str) -> int | None:
         return self._ids.get(f"btf_trace_{tracepoint}")
 
     def function_id(self, function: str) -> int | None:
         return self._ids.get(function)
+
+    def per_cpu_variable(self, name: str) -> PerCpuVariable | None:
+        return self._variables.get(name)
+
+    def has_field(self, struct_name: str, field: str) -> bool:
+        return (struct_name, field) not in self._lacks
 
 
 class Kernel:

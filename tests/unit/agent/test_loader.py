@@ -108,6 +108,28 @@ def test_hooks_that_belong_together_come_together_or_not_at_all(kernel: Kernel) 
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_a_program_that_is_attached_serves_a_hook_that_requires_it_too(kernel: Kernel) -> None:
+    both = replace(TRACEPOINT, also=(LENGTH,))
+    loader = Loader(CODE, Types(("tcp_sendmsg_locked", "sock_send_length")), config=FULL_CONFIG)
+    for event in (
+        Event("length", frozenset(Module), (LENGTH,)),
+        Event("send", frozenset(Module), (both,)),
+    ):
+        loader.attach(event)
+    for descriptor in (*loader.programs.values(), *loader.links):
+        os.close(descriptor)
+    assert list(loader.programs) == ["on_length", "on_send"]
+    assert len(loader.links) == 2
+
+
+def test_a_variable_is_in_use_without_a_program(kernel: Kernel) -> None:
+    variable = Hook("preempt_count", "__preempt_count", HookKind.VARIABLE)
+    event = Event("context", frozenset(Module), (variable, TRACEPOINT))
+    loader = load(Types(("tcp_sendmsg_locked",), variables=("__preempt_count",)), event=event)
+    assert loader.attached == {"context": "percpu/__preempt_count"}
+    assert (loader.programs, loader.links) == ({}, [])
+
+
 def test_reasons_quote_the_kernel_hook_by_hook(kernel: Kernel) -> None:
     kernel.refuses["on_fentry_send"] = errno.EPERM
     loader = load(Types(functions=("tcp_sendmsg_locked",)))

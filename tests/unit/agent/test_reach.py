@@ -8,7 +8,7 @@ import os
 import pytest
 
 from latencyprobe.domain.stages import Module
-from latencyprobe_agent.kernel.btf import KernelTypes
+from latencyprobe_agent.kernel.btf import KernelTypes, PerCpuVariable
 from latencyprobe_agent.kernel.build import compiler
 from latencyprobe_agent.kernel.hooks import EVENTS, Event, Hook, HookKind, events_of
 from latencyprobe_agent.kernel.load.reach import Reach
@@ -60,6 +60,42 @@ def test_what_belongs_to_a_hook_is_compiled_with_it() -> None:
 def test_a_tracepoint_that_tells_too_little_on_some_kernels_has_its_next_one_beside_it() -> None:
     drop = next(event for event in EVENTS if event.name == "drop")
     assert functions(Types(("kfree_skb",)), event=drop) == {"on_kfree_skb", "on_kfree_sent"}
+
+
+CONTEXT = next(event for event in EVENTS if event.name == "softirq context")
+SOFTIRQS = ("softirq_entry", "softirq_exit")
+
+
+def test_behind_a_variable_that_programs_may_read_nothing_is_compiled(kernel: Kernel) -> None:
+    for symbol in ("__preempt_count", "pcpu_hot.preempt_count"):
+        types = Types(SOFTIRQS, variables=(symbol,))
+        assert functions(types, event=CONTEXT) == {"preempt_count"}
+        assert Reach(types).variables() == {"preempt_count": PerCpuVariable(16, 4)}
+
+
+@pytest.mark.parametrize(
+    ("types", "without"),
+    [
+        pytest.param(Types(SOFTIRQS), (), id="there is none"),
+        pytest.param(
+            Types(SOFTIRQS, variables=("__preempt_count",)),
+            ("percpu/__preempt_count",),
+            id="excluded",
+        ),
+        pytest.param(
+            Types(SOFTIRQS, variables=("__preempt_count",), is_realtime=True), (), id="PREEMPT_RT"
+        ),
+        pytest.param(None, (), id="no BTF"),
+    ],
+)
+def test_without_the_variable_programs_note_it(
+    kernel: Kernel, types: KernelTypes | None, without: tuple[str, ...]
+) -> None:
+    assert functions(types, event=CONTEXT, without=without) == {
+        "on_softirq_entry",
+        "on_softirq_exit",
+    }
+    assert Reach(types, without).variables() == {}
 
 
 def test_if_the_kernel_refuses_what_it_seemed_to_have_the_rest_is_compiled(

@@ -34,6 +34,7 @@ from latencyprobe_agent.kernel.build.source import compose
 from latencyprobe_agent.kernel.hooks import events_of
 from latencyprobe_agent.kernel.load.loader import Loader
 from latencyprobe_agent.kernel.load.reach import Reach
+from latencyprobe_agent.kernel.load.variables import macros
 from latencyprobe_agent.kernel.request import MESSAGE_BYTES, Answer, Request
 from latencyprobe_agent.kernel.typeinfo import installed_includes
 
@@ -106,7 +107,7 @@ def _load(
             typed=typed,
             functions=functions,
             trace=request.trace,
-            drops=drop_macros(reasons),
+            facts={**drop_macros(reasons), **macros(reach.variables(), reach.types)},
         )
         compiled = _compile(source, sorted(functions), map_names(modules, trace=request.trace))
         loader = Loader(compiled.code, reach.types, without=request.without)

@@ -35,6 +35,7 @@ STRUCTS = (
     "msghdr",
     "irqaction",
     "css_set",
+    "cfs_rq",
     "nsproxy",
     "pt_regs",  # what a kprobe's program gets
 )

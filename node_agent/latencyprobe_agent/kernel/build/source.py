@@ -28,14 +28,14 @@ def compose(
     typed: bool,
     functions: Iterable[str] = (),
     trace: bool = False,
-    drops: Mapping[str, str] = MappingProxyType({}),
+    facts: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """Return the C source of these modules.
 
     `from_btf`: types come from BTF, else from the kernel's headers (include/kernel.h).
     `typed`: programs are typed by BTF (include/common.h). `functions`: the selected programs among
-    alternatives. `trace`: report single packets (include/trace.h). `drops`: the kernel's numbers of
-    drop reasons, by macro.
+    alternatives. `trace`: report single packets (include/trace.h). `facts`: numbers of the running
+    kernel, by macro: of its drop reasons, and of the variables that programs read.
     """
     wanted = frozenset(modules)
     macros = {
@@ -45,7 +45,7 @@ def compose(
         "HOST_NETNS": f"{host_netns}U",
         **MACROS,
         **{f"MODULE_{module.name}": 1 for module in wanted},
-        **drops,
+        **facts,
         **{f"WITH_{function.upper()}": 1 for function in sorted(functions)},
     }
     lines = [f"#define {name} {value}" for name, value in macros.items()]

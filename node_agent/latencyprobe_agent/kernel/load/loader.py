@@ -81,6 +81,8 @@ class Loader:
         """Attach the hook and those that it requires; attach nothing if one is refused."""
         attached: list[Hook] = []
         for each in (hook, *hook.also):
+            if each.function in self.programs:
+                continue
             try:
                 self._attach_hook(each)
             except (libbpf.KernelRefusedError, LookupError) as error:
@@ -104,6 +106,8 @@ class Loader:
 
     def _attach_hook(self, hook: Hook) -> None:
         self._reach.check(hook)
+        if hook.kind is HookKind.VARIABLE:
+            return
         code = self._code.get(hook.function)
         if code is None:
             raise LookupError(

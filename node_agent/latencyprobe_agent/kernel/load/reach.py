@@ -6,10 +6,13 @@ Compiling is most of the time that a probe takes to start, and it grows with the
 from __future__ import annotations
 
 import platform
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from latencyprobe_agent.kernel.btf import KernelTypes
-from latencyprobe_agent.kernel.hooks import Event, Hook, HookKind
+from latencyprobe_agent.kernel.btf import KernelTypes, PerCpuVariable
+from latencyprobe_agent.kernel.hooks import EVENTS, Event, Hook, HookKind
+from latencyprobe_agent.kernel.load.variables import find_variable
+
+_TYPED_KINDS = frozenset({HookKind.FENTRY, HookKind.FEXIT, HookKind.VARIABLE})
 
 
 class Reach:
@@ -35,12 +38,29 @@ class Reach:
             raise LookupError(
                 "kprobes cannot access per-socket storage when programs are BTF-typed"
             )
-        if hook.kind in (HookKind.FENTRY, HookKind.FEXIT) and self.types is None:
+        if hook.kind in _TYPED_KINDS and self.types is None:
             raise LookupError(
                 f"requires BTF and Linux 5.11 or newer (this kernel: {platform.release()})"
             )
-        if self.types is not None:
+        if self.types is None:
+            return
+        if hook.kind is HookKind.VARIABLE:
+            find_variable(hook.symbol, self.types)
+        else:
             type_id(hook, self.types)
+
+    def variables(self) -> Mapping[str, PerCpuVariable]:
+        """Return the variables that programs may read, by their names in `bpf/`."""
+        hooks = (hook for event in EVENTS for hook in event.hooks)
+        found: dict[str, PerCpuVariable] = {}
+        for hook in (hook for hook in hooks if hook.kind is HookKind.VARIABLE):
+            try:
+                self.check(hook)
+            except LookupError:
+                continue
+            if self.types is not None:
+                found[hook.function] = find_variable(hook.symbol, self.types)
+        return found
 
     def functions(self, events: Iterable[Event], *, first_only: bool) -> frozenset[str]:
         """Return the C functions of the hooks that may be used.
@@ -63,6 +83,8 @@ class Reach:
 
     def _is_there(self, hook: Hook) -> bool:
         """Return True for a tracepoint in BTF. Functions may be inlined, or refused by config."""
+        if hook.kind is HookKind.VARIABLE:
+            return True
         return self.types is not None and hook.kind is HookKind.TRACEPOINT and not hook.reads
 
 
