@@ -222,7 +222,13 @@ class BusyEngine:
         self._modules: frozenset[Module] = frozenset()
         self._contents = [_busy_slot() for _ in range(40)]
 
-    async def use(self, modules: frozenset[Module], *, tracing: bool = False) -> None:  # noqa: ARG002
+    async def use(
+        self,
+        modules: frozenset[Module],
+        *,
+        tracing: bool = False,  # noqa: ARG002
+        udp: bool = True,  # noqa: ARG002
+    ) -> None:
         """Load nothing."""
         self._modules = modules
 

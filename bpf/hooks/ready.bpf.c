@@ -3,6 +3,13 @@
  * The hook that the modules rx and tcp share: a socket has something for its reader.
  */
 
+#ifdef WITH_ON_SK_DATA_READY
+
+/* Only on_sock_recv_length() empties the ring of datagrams. */
+#if defined(MODULE_RX) && defined(WITH_ON_SOCK_RECV_LENGTH) && defined(HAVE_sock_recv_length_sk)
+#define WITH_DATAGRAMS 1
+#endif
+
 /*
  * sock_def_readable(), net/core/sock.c, 6.2+. From __udp_enqueue_schedule_skb() once per datagram;
  * from tcp_child_process() for the listener of a new connection.
@@ -22,7 +29,7 @@ int on_sk_data_ready(u64 *ctx)
 	if (protocol == PROTOCOL_TCP)
 		is_wanted = is_listener(sk);
 #endif
-#if defined(MODULE_RX) && defined(HAVE_sock_recv_length_sk) /* only that hook empties the ring */
+#ifdef WITH_DATAGRAMS
 	if (protocol == PROTOCOL_UDP)
 		is_wanted = true;
 #endif
@@ -33,9 +40,11 @@ int on_sk_data_ready(u64 *ctx)
 	if (protocol == PROTOCOL_TCP)
 		look_at_listener(config, sk, state);
 #endif
-#if defined(MODULE_RX) && defined(HAVE_sock_recv_length_sk)
+#ifdef WITH_DATAGRAMS
 	if (protocol == PROTOCOL_UDP)
 		queue_datagram(config, sk, state);
 #endif
 	return 0;
 }
+
+#endif

@@ -16,6 +16,9 @@ class CoverageState(StrEnum):
     """No probe asks for it."""
 
 
+NO_DATAGRAMS = "no probe asks for UDP"
+"""The reason of a stage that is measured for TCP alone, since that is all that probes ask for."""
+
 COVERAGE_GAPS = frozenset({CoverageState.PARTIAL, CoverageState.UNAVAILABLE})
 """States in which figures are missing from a stage that a probe asks for."""
 

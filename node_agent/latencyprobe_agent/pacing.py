@@ -10,8 +10,9 @@ belongs to the node:
 - On a node without any, programs are loaded at once while a reserve of starts lasts. The reserve
   grows by one start per interval. So a crash loop's back-off does not exhaust it.
 
-Only the modules and the reporting of single packets are compiled in. Targets, filters, sampling and
-the limits of a trace are entries of tables, and need no pace.
+Only the modules, UDP and the reporting of single packets are compiled in. Targets, filters,
+sampling and the limits of a trace are entries of tables, and need no pace. UDP is both: filters
+select it, and its programs are loaded only if a filter does.
 """
 
 from __future__ import annotations
@@ -24,30 +25,33 @@ from latencyprobe.domain.stages import Module
 CHANGE_INTERVAL_S = 60.0
 RESERVED_STARTS = 5
 
-_TRACING = "tracing"
+_TRACING, _UDP = "tracing", "UDP"
 
 
 @dataclass(frozen=True, slots=True)
 class Programs:
     """The inputs of a compilation that a client can change.
 
-    `tracing`: with the reporting of single packets.
+    `tracing`: with the reporting of single packets. `udp`: with the programs for datagrams.
     """
 
     modules: frozenset[Module] = frozenset()
     tracing: bool = False
+    udp: bool = False
 
     @property
     def parts(self) -> frozenset[str]:
-        """The names of the modules, and of tracing."""
-        return frozenset(self.modules) | (frozenset({_TRACING}) if self.tracing else frozenset())
+        """The names of the modules, of tracing and of UDP."""
+        extras = {_TRACING: self.tracing, _UDP: self.udp}
+        return frozenset(self.modules) | {name for name, is_there in extras.items() if is_there}
 
 
 NO_PROGRAMS = Programs()
 
 
 def _programs(parts: frozenset[str]) -> Programs:
-    return Programs(frozenset(module for module in Module if module in parts), _TRACING in parts)
+    modules = frozenset(module for module in Module if module in parts)
+    return Programs(modules, _TRACING in parts, _UDP in parts)
 
 
 @dataclass(frozen=True, slots=True)

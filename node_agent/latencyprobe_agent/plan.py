@@ -28,6 +28,7 @@ from latencyprobe_agent.kernel.contract import (
     MAX_PROCESSES,
     MAX_SHARING,
     MAX_SLOTS,
+    UDP,
     SlotSpec,
     SocketFilter,
 )
@@ -80,6 +81,15 @@ def wanted_modules(desired: Desired, facts: Mapping[Selector, TargetFacts]) -> f
         for probe in desired.probes
         if any(facts[target.selector].state in _WORTH_LOADING_FOR for target in probe.targets)
         for module in probe.measured_modules
+    )
+
+
+def is_udp_wanted(desired: Desired, facts: Mapping[Selector, TargetFacts]) -> bool:
+    """Return True if one of these probes measures the datagrams that its targets receive."""
+    return any(
+        Module.RX in probe.measured_modules and probe.socket_filter.admits(UDP)
+        for probe in desired.probes
+        if any(facts[target.selector].state in _WORTH_LOADING_FOR for target in probe.targets)
     )
 
 

@@ -24,7 +24,15 @@ from latencyprobe_agent.desired import (
 from latencyprobe_agent.instruments import Instruments
 from latencyprobe_agent.kernel.contract import Engine, EngineError
 from latencyprobe_agent.pacing import Pacer, Programs
-from latencyprobe_agent.plan import SlotKey, homes, namespaces, owners, pods, wanted_modules
+from latencyprobe_agent.plan import (
+    SlotKey,
+    homes,
+    is_udp_wanted,
+    namespaces,
+    owners,
+    pods,
+    wanted_modules,
+)
 from latencyprobe_agent.readings import Readings
 from latencyprobe_agent.targets.facts import TargetFacts, failed, pending
 from latencyprobe_agent.targets.resolver import Resolver
@@ -269,7 +277,7 @@ class Reconciler:
 
         If the kernel refuses only tracing, end the trace.
         """
-        wanted = Programs(wanted_modules(desired, facts))
+        wanted = Programs(wanted_modules(desired, facts), udp=is_udp_wanted(desired, facts))
         linger = bool(desired.probes)
         if trace is not None:
             try:
@@ -290,12 +298,14 @@ class Reconciler:
         decision = self._pacer.decide(now.monotonic, wanted, linger=linger)
         await self._use(decision.programs)
         self._change_at = decision.next_at
-        self._wait_for(wanted.modules - decision.programs.modules, now)
+        programs = decision.programs
+        lacks_udp = wanted.udp and not programs.udp and Module.RX in programs.modules
+        self._wait_for(wanted.modules - programs.modules, now, udp=lacks_udp)
 
-    def _wait_for(self, missing: frozenset[Module], now: Moment) -> None:
-        """Report these modules as waiting for the next change."""
+    def _wait_for(self, missing: frozenset[Module], now: Moment, *, udp: bool) -> None:
+        """Report these modules, and UDP, as waiting for the next change."""
         due_at, before = self._change_at, self._waiting
-        if not missing or due_at is None:
+        if not (missing or udp) or due_at is None:
             self._waiting = None
             return
         waiting = WaitingModules(
@@ -305,6 +315,7 @@ class Reconciler:
             due_at,
             now.unix_ns + round((due_at - now.monotonic) * 1e9),
             self._refusal,
+            udp,
         )
         # The same text for the same time: a report has the coverage if that has changed.
         self._waiting = before if before == waiting else waiting
@@ -315,7 +326,7 @@ class Reconciler:
         self._is_loaded = False
         if programs.modules:
             self._pacer.begin(self._clock())
-        await self._engine.use(programs.modules, tracing=programs.tracing)
+        await self._engine.use(programs.modules, tracing=programs.tracing, udp=programs.udp)
         self._pacer.finish(programs)
         self._is_loaded = True
         self._instruments.show_modules(programs.modules)

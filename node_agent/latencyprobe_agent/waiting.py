@@ -1,11 +1,11 @@
-"""The modules that probes want and that are not loaded yet, as the coverage reports them."""
+"""Modules, and UDP, that probes want and that are not loaded yet, as the coverage reports them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe.domain.coverage import NO_DATAGRAMS, CoverageState, StageCoverage
 from latencyprobe.domain.stages import BY_NAME, Module, counters_of
 
 
@@ -15,6 +15,7 @@ class WaitingModules:
 
     `due_at`: when they will be loaded, by the monotonic clock. `due_unix_ns`: the same for people;
     it does not count for equality. `failure`: the engine's message, if the last attempt failed.
+    `udp`: the programs for datagrams wait, beside a loaded module that uses them.
     """
 
     modules: frozenset[Module]
@@ -23,12 +24,15 @@ class WaitingModules:
     due_at: float
     due_unix_ns: int = field(compare=False)
     failure: str = ""
+    udp: bool = False
 
     @property
     def reason(self) -> str:
         """Why they are not loaded, and when they will be."""
         names = ", ".join(module for module in Module if module in self.modules)
         what = f"modules {names}" if len(self.modules) > 1 else f"module {names}"
+        if self.udp:
+            what = f"{what} and UDP" if self.modules else "UDP"
         due = f"{datetime.fromtimestamp(round(self.due_unix_ns / 1e9), UTC):%H:%M:%S} UTC"
         if self.failure:
             return f"cannot load {what}: {self.failure}; next attempt at {due}"
@@ -43,7 +47,7 @@ class WaitingModules:
         stages = (
             StageCoverage(stage.name, CoverageState.UNAVAILABLE, reason=reason)
             if stage.state is CoverageState.IDLE and BY_NAME[stage.name].is_measured_by(wanted)
-            else stage
+            else self._with_udp(stage)
             for stage in coverage
         )
         known = {stage.name for stage in coverage}
@@ -53,3 +57,10 @@ class WaitingModules:
             if name not in known
         )
         return (*stages, *counters)
+
+    def _with_udp(self, stage: StageCoverage) -> StageCoverage:
+        """Return a stage that is measured for TCP alone with the reason why UDP is missing."""
+        if not self.udp or NO_DATAGRAMS not in stage.reason:
+            return stage
+        reason = stage.reason.replace(NO_DATAGRAMS, f"UDP is not measured: {self.reason}")
+        return replace(stage, state=CoverageState.PARTIAL, reason=reason)

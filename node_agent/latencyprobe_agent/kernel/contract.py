@@ -25,6 +25,8 @@ MAX_CGROUPS = abi.MAX_CGROUPS
 MAX_PROCESSES = abi.MAX_PROCESSES // 2
 MAX_NAMESPACES = abi.MAX_NETNS - 2
 MAX_FILTER_PORTS = abi.MAX_FILTER_PORTS
+# A protocol that filters name, and that has programs of its own.
+UDP = "UDP"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,10 @@ class SocketFilter:
 
     ports: frozenset[int] = frozenset()
     protocols: frozenset[str] = frozenset()
+
+    def admits(self, protocol: str) -> bool:
+        """Return True if sockets of this protocol may pass."""
+        return not self.protocols or protocol in self.protocols
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +87,13 @@ class TraceSpec:
 class Engine(Protocol):
     """The kernel side, for the rest of the agent. All methods run in one event loop."""
 
-    async def use(self, modules: frozenset[Module], *, tracing: bool = False) -> None:
+    async def use(
+        self, modules: frozenset[Module], *, tracing: bool = False, udp: bool = True
+    ) -> None:
         """Attach just these modules: compile, attach, swap or detach as needed.
 
         `tracing`: attach the reporting of single packets too, which adds a cost to every packet.
+        `udp`: measure datagrams too, which adds a cost to every packet and UNIX message.
 
         Raises EngineError if no module can be attached. A missing stage is no error; `coverage`
         reports it. With the empty set nothing of ours remains in the kernel.

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe.domain.coverage import NO_DATAGRAMS, CoverageState, StageCoverage
 from latencyprobe.domain.stages import BY_NAME, DROPS, STAGES, Module, counters_of
 
 RX, TX, TCP, IRQ, SCHED = Module.RX, Module.TX, Module.TCP, Module.IRQ, Module.SCHED
@@ -68,13 +68,15 @@ class Hook:
 class Event:
     """Something that happens in the kernel, with the hooks that report it, best first.
 
-    `beside`: another program that this event requires.
+    `beside`: another program that this event requires. `is_udp`: only datagrams have it, so it is
+    hooked only if a probe asks for UDP.
     """
 
     name: str
     modules: frozenset[Module]
     hooks: tuple[Hook, ...]
     beside: str = ""
+    is_udp: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +95,10 @@ def _event(
     modules: Iterable[Module],
     *hooks: Hook | tuple[str, str] | tuple[str, str, HookKind],
     beside: str = "",
+    is_udp: bool = False,
 ) -> Event:
     made = (hook if isinstance(hook, Hook) else Hook(*hook) for hook in hooks)
-    return Event(name, frozenset(modules), tuple(made), beside)
+    return Event(name, frozenset(modules), tuple(made), beside, is_udp)
 
 
 _SOFTIRQ_RAISE = Hook("on_softirq_raise", "softirq_raise")
@@ -136,8 +139,15 @@ EVENTS: tuple[Event, ...] = (
         (RX,),
         ("on_sock_recv_length", "sock_recv_length"),
         ("on_consume_skb", "consume_skb"),
+        is_udp=True,
     ),
-    _event("UDP queue", (RX,), ("on_sk_data_ready", "sk_data_ready"), beside="on_sock_recv_length"),
+    _event(
+        "UDP queue",
+        (RX,),
+        ("on_sk_data_ready", "sk_data_ready"),
+        beside="on_sock_recv_length",
+        is_udp=True,
+    ),
     _event(
         "send",
         (TX, TCP),
@@ -258,27 +268,37 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
 }
 
 
-def events_of(modules: Iterable[Module]) -> tuple[Event, ...]:
-    """Return the events that these modules use."""
+_UDP_EVENTS = frozenset(event.name for event in EVENTS if event.is_udp)
+
+
+def events_of(modules: Iterable[Module], *, udp: bool = True) -> tuple[Event, ...]:
+    """Return the events that these modules use, with or without those of datagrams."""
     wanted = set(modules)
-    return tuple(event for event in EVENTS if event.modules & wanted)
+    return tuple(event for event in EVENTS if event.modules & wanted and (udp or not event.is_udp))
 
 
 def coverage_of(
-    modules: frozenset[Module], attached: Mapping[str, str], refused: Mapping[str, str]
+    modules: frozenset[Module],
+    attached: Mapping[str, str],
+    refused: Mapping[str, str],
+    *,
+    udp: bool = True,
 ) -> tuple[StageCoverage, ...]:
     """Return the coverage of every stage, and of the modules' counters that are not complete.
 
-    `attached`: event to the hook in use; `refused`: event to the kernel's answer.
+    `attached`: event to the hook in use; `refused`: event to the kernel's answer. `udp`: a probe
+    asks for UDP.
     """
+    unwanted = frozenset() if udp else _UDP_EVENTS
     stages = (
-        _cover(stage.name, STAGE_NEEDS[stage.name], attached, refused)
+        _cover(stage.name, STAGE_NEEDS[stage.name], attached, refused, unwanted)
         if stage.is_measured_by(modules)
         else StageCoverage(stage.name, CoverageState.IDLE, reason="no probe asks for its module")
         for stage in STAGES
     )
     counters = (
-        _cover(name, COUNTER_NEEDS[name], attached, refused) for name in counters_of(modules)
+        _cover(name, COUNTER_NEEDS[name], attached, refused, unwanted)
+        for name in counters_of(modules)
     )
     lacking = (counter for counter in counters if counter.state is not CoverageState.ACTIVE)
     return (*stages, *lacking)
@@ -290,7 +310,11 @@ def unavailable(reason: str) -> tuple[StageCoverage, ...]:
 
 
 def _cover(
-    name: str, needs: StageNeeds, attached: Mapping[str, str], refused: Mapping[str, str]
+    name: str,
+    needs: StageNeeds,
+    attached: Mapping[str, str],
+    refused: Mapping[str, str],
+    unwanted: frozenset[str],
 ) -> StageCoverage:
     wanted = (*needs.requires, *needs.profits)
     hooks = ", ".join(dict.fromkeys(attached[event] for event in wanted if event in attached))
@@ -301,7 +325,8 @@ def _cover(
     lacks = [
         f"{lack}: {refused.get(event, 'no hook')}"
         for event, lack in needs.profits.items()
-        if event not in attached
+        if event not in attached and event not in unwanted
     ]
     state = CoverageState.PARTIAL if lacks else CoverageState.ACTIVE
-    return StageCoverage(name, state, hooks, "; ".join(lacks))
+    notes = [NO_DATAGRAMS] if unwanted & needs.profits.keys() else []
+    return StageCoverage(name, state, hooks, "; ".join([*lacks, *notes]))

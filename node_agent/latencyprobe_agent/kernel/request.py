@@ -12,7 +12,8 @@ class Request:
     """The object to build. `typed`: type programs by BTF if the kernel can (bpf/include/common.h).
 
     `without`: hooks to exclude, by their names in the coverage; for tests of the others.
-    `trace`: include the reporting of single packets; see bpf/include/trace.h.
+    `trace`: include the reporting of single packets; see bpf/include/trace.h. `udp`: include the
+    programs that only datagrams need.
     """
 
     modules: tuple[str, ...]
@@ -20,6 +21,7 @@ class Request:
     typed: bool = True
     without: tuple[str, ...] = ()
     trace: bool = False
+    udp: bool = True
 
 
 @dataclass(slots=True)

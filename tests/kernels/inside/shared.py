@@ -40,7 +40,7 @@ class _Pool:
         self._unused: tuple[Request, LoadedObject] | None = None
 
     async def build(self, request: Request) -> LoadedObject:
-        wanted = replace(request, modules=_modules_for(request))
+        wanted = replace(request, modules=_modules_for(request), udp=True)
         if self._unused is None or self._unused[0] != wanted:
             self.close()
             built = await compiled_once().build(wanted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 
-from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe.domain.coverage import NO_DATAGRAMS, CoverageState, StageCoverage
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import (
     NOTHING,
@@ -45,13 +45,16 @@ class ScriptedEngine:
         self.figure = 0
         self.sample_shift = 0
         self.tracing = False
+        self.udp = False
         self.trace_refusal: str | None = None
         self.trace_spec: TraceSpec | None = None
         self.trace_counts = TraceCounts()
         self._packets: list[TracedPacket] = []
         self._packets_due = asyncio.Event()
 
-    async def use(self, modules: frozenset[Module], *, tracing: bool = False) -> None:
+    async def use(
+        self, modules: frozenset[Module], *, tracing: bool = False, udp: bool = True
+    ) -> None:
         """Load, or refuse where the test wants it; a stall holds it up until it is set."""
         if self.stall is not None and not self.stall.is_set():
             self.stalled += 1
@@ -60,7 +63,7 @@ class ScriptedEngine:
             raise EngineError(self.refusal)
         if self.trace_refusal is not None and tracing:
             raise EngineError(self.trace_refusal)
-        self.modules, self.tracing = modules, tracing
+        self.modules, self.tracing, self.udp = modules, tracing, udp
 
     def assign(self, slots: Mapping[int, SlotSpec]) -> None:
         """Note the slots; a new number starts from zero."""
@@ -84,9 +87,14 @@ class ScriptedEngine:
 
     @property
     def coverage(self) -> tuple[StageCoverage, ...]:
-        """Stages of loaded modules are active."""
+        """Stages of loaded modules are active; those of received packets say it without UDP."""
         return tuple(
-            StageCoverage(stage.name, CoverageState.ACTIVE, "scripted")
+            StageCoverage(
+                stage.name,
+                CoverageState.ACTIVE,
+                "scripted",
+                NO_DATAGRAMS if stage.module is Module.RX and not self.udp else "",
+            )
             if stage.module in self.modules
             else StageCoverage(stage.name, CoverageState.IDLE)
             for stage in STAGES

@@ -21,6 +21,7 @@ def probe(
     interval_s: float = 0.1,
     modules: tuple[str, ...] = ("rx", "tx", "tcp"),
     ports: tuple[int, ...] = (),
+    protocols: tuple[str, ...] = (),
     node_figures: bool = True,
 ) -> pb.Probe:
     """A probe on one process."""
@@ -28,7 +29,7 @@ def probe(
         id=name,
         modules=modules,
         interval=seconds(interval_s),
-        filter=pb.SocketFilter(ports=ports),
+        filter=pb.SocketFilter(ports=ports, protocols=protocols),
         targets=[pb.Target(id="t", pid=pid or os.getpid())],
         node_figures=node_figures,
     )

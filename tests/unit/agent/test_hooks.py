@@ -23,6 +23,18 @@ def test_a_node_that_lacks_nothing_has_no_word_on_counters() -> None:
     assert {row.state for row in covered} == {CoverageState.ACTIVE}
 
 
+def test_a_node_without_a_probe_for_udp_lacks_nothing_and_says_so() -> None:
+    attached = {name: hook for name, hook in ALL.items() if not name.startswith("UDP ")}
+    covered = {row.name: row for row in coverage_of(MODULES, attached, {}, udp=False)}
+    assert {row.state for row in covered.values()} == {CoverageState.ACTIVE}
+    noted = {name for name, row in covered.items() if row.reason}
+    assert noted == {name for name in BY_NAME if name.startswith("rx.")}
+    assert {covered[name].reason for name in noted} == {"no probe asks for UDP"}
+    refused = {"UDP read": "no hook", "UDP queue": "no hook"}
+    wanted = {row.name: row for row in coverage_of(MODULES, attached, refused)}
+    assert {wanted[name].state for name in noted} == {CoverageState.PARTIAL}
+
+
 def test_a_counter_that_lacks_its_event_says_why() -> None:
     attached = {
         name: hook for name, hook in ALL.items() if name not in ("listener", "receive drop")

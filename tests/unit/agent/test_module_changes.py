@@ -31,9 +31,11 @@ class Engine(ScriptedEngine):
         super().__init__()
         self.loads: list[frozenset[Module]] = []
 
-    async def use(self, modules: frozenset[Module], *, tracing: bool = False) -> None:
+    async def use(
+        self, modules: frozenset[Module], *, tracing: bool = False, udp: bool = True
+    ) -> None:
         self.loads.append(modules)
-        await super().use(modules, tracing=tracing)
+        await super().use(modules, tracing=tracing, udp=udp)
 
 
 class MovedClock:

@@ -168,9 +168,20 @@ def test_tracing_is_paced_as_modules_are(node: Node) -> None:
     assert node.pass_time(INTERVAL_S) == RX
 
 
+def test_udp_is_paced_as_modules_are(node: Node) -> None:
+    with_udp = Programs(RX.modules, udp=True)
+    node.want(RX)
+    node.now += 1
+    assert node.want(with_udp) == RX
+    assert node.pass_time(INTERVAL_S) == with_udp
+    assert node.want(RX) == with_udp
+    assert node.pass_time(INTERVAL_S) == RX
+
+
 def test_without_an_interval_every_change_is_at_once() -> None:
     node = Node(Pacer(0))
-    for wanted in (RX, BOTH, NO_PROGRAMS, IRQ, Programs(RX.modules, tracing=True), RX) * 10:
+    extras = (Programs(RX.modules, tracing=True), Programs(RX.modules, udp=True))
+    for wanted in (RX, BOTH, NO_PROGRAMS, IRQ, *extras, RX) * 10:
         assert node.want(wanted) == wanted
         assert node.next_at is None
 
@@ -185,8 +196,11 @@ def test_after_a_failure_nothing_changes_before_the_time_of_the_next_attempt(nod
 
 
 WISHES = st.builds(
-    lambda modules, tracing: Programs(frozenset(modules), bool(modules) and tracing),
+    lambda modules, tracing, udp: Programs(
+        frozenset(modules), bool(modules) and tracing, bool(modules) and udp
+    ),
     st.sets(st.sampled_from(tuple(Module))),
+    st.booleans(),
     st.booleans(),
 )
 LIVES = st.lists(st.tuples(st.integers(0, 150), WISHES, st.booleans()), max_size=60)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +27,7 @@ from latencyprobe_agent.plan import (
     TargetKey,
     assignment,
     homes,
+    is_udp_wanted,
     overcommitted,
     owners,
     wanted_modules,
@@ -107,6 +109,34 @@ def test_modules_are_wanted_for_targets_that_are_there_or_may_come() -> None:
         ),
     )
     assert wanted_modules(desired, facts) == {Module.RX, Module.TX}
+
+
+@pytest.mark.parametrize(
+    ("protocols", "module", "is_there", "is_wanted"),
+    [
+        ((), Module.RX, True, True),
+        (("UDP",), Module.RX, True, True),
+        (("TCP", "UDP"), Module.RX, True, True),
+        (("TCP",), Module.RX, True, False),
+        ((), Module.TX, True, False),
+        ((), Module.RX, False, False),
+    ],
+)
+def test_udp_is_wanted_if_a_filter_lets_it_pass_to_a_module_that_has_programs_for_it(
+    protocols: tuple[str, ...], module: Module, is_there: bool, is_wanted: bool
+) -> None:
+    pid, other = PidSelector(1), PidSelector(2)
+    facts: dict[Selector, TargetFacts] = {
+        pid: _attached(pid) if is_there else TargetFacts(TargetState.GONE),
+        other: _attached(other),
+    }
+    only_tcp = SocketFilter(protocols=frozenset({"TCP"}))
+    asked = SocketFilter(protocols=frozenset(protocols))
+    probes = (
+        _probe("a", other, socket_filter=only_tcp, modules=frozenset(Module)),
+        _probe("b", pid, socket_filter=asked, modules=frozenset({module})),
+    )
+    assert is_udp_wanted(Desired(1, probes), facts) is is_wanted
 
 
 def test_only_probes_with_node_figures_have_those_of_interrupts_and_of_the_nodes_namespace() -> (

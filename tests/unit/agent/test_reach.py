@@ -98,6 +98,15 @@ def test_without_the_variable_programs_note_it(
     assert Reach(types, without).variables() == {}
 
 
+def test_without_a_probe_for_udp_its_programs_are_not_compiled(kernel: Kernel) -> None:
+    udp = {"on_sock_recv_length", "on_consume_skb", "on_sk_data_ready"}
+    reach = Reach(MODERN)
+    with_udp = reach.functions(events_of({Module.RX}), first_only=False)
+    without_udp = reach.functions(events_of({Module.RX}, udp=False), first_only=False)
+    assert with_udp - without_udp == udp
+    assert without_udp < with_udp
+
+
 def test_if_the_kernel_refuses_what_it_seemed_to_have_the_rest_is_compiled(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

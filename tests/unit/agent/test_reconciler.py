@@ -173,9 +173,9 @@ def paced(monkeypatch: pytest.MonkeyPatch) -> Reconciled:
     return reconciled
 
 
-async def adopt(paced: Reconciled, *modules: str) -> None:
+async def adopt(paced: Reconciled, *modules: str, protocols: tuple[str, ...] = ()) -> None:
     """Put a state with one probe in force, or the empty state."""
-    probes = [probe(modules=modules)] if modules else []
+    probes = [probe(modules=modules, protocols=protocols)] if modules else []
     await paced.reconciler.adopt(parse_desired(state(*probes)))
 
 
@@ -189,6 +189,10 @@ def is_reporting(paced: Reconciled) -> bool:
 
 def has_tracing(paced: Reconciled) -> bool:
     return paced.engine.tracing
+
+
+def has_udp(paced: Reconciled) -> bool:
+    return paced.engine.udp
 
 
 def coverage_of(paced: Reconciled, name: str) -> StageCoverage | None:
@@ -222,6 +226,51 @@ async def test_a_module_that_waits_is_reported_and_loaded_without_a_request(
     assert paced.engine.modules == {Module.RX, Module.IRQ, Module.TCP}
     assert coverage_of(paced, "retransmits") is None
     assert all(stage.state is not CoverageState.UNAVAILABLE for stage in paced.reconciler.coverage)
+
+
+async def test_a_probe_that_newly_wants_udp_waits_for_it_and_gets_it(paced: Reconciled) -> None:
+    await adopt(paced, "rx", "tx", protocols=("TCP",))
+    assert not has_udp(paced)
+    assert coverage_of(paced, "rx.total") == StageCoverage(
+        "rx.total", CoverageState.ACTIVE, "scripted", "no probe asks for UDP"
+    )
+    await paced.pass_time(10)
+    await adopt(paced, "rx", "tx")
+    waiting, unconcerned = coverage_of(paced, "rx.total"), coverage_of(paced, "tx.total")
+    assert waiting is not None
+    assert waiting.state is CoverageState.PARTIAL
+    assert waiting.reason.startswith("UDP is not measured: UDP not loaded yet: a node changes ")
+    assert unconcerned == StageCoverage("tx.total", CoverageState.ACTIVE, "scripted")
+    assert state_of(paced) is TargetState.ATTACHED
+    await paced.pass_time(49)
+    assert not has_udp(paced)
+    await paced.pass_time(1)
+    assert has_udp(paced)
+    assert coverage_of(paced, "rx.total") == StageCoverage(
+        "rx.total", CoverageState.ACTIVE, "scripted"
+    )
+
+
+async def test_modules_and_udp_that_wait_are_named_together(paced: Reconciled) -> None:
+    await adopt(paced, "rx", protocols=("TCP",))
+    await paced.pass_time(10)
+    await adopt(paced, "rx", "irq")
+    for name in ("irq.hard", "rx.total"):
+        waiting = coverage_of(paced, name)
+        assert waiting is not None
+        assert "module irq and UDP not loaded yet: " in waiting.reason
+
+
+async def test_the_programs_for_udp_go_an_interval_after_the_last_probe_for_it(
+    paced: Reconciled,
+) -> None:
+    await adopt(paced, "rx")
+    await paced.pass_time(100)
+    await adopt(paced, "rx", protocols=("TCP",))
+    assert has_udp(paced)
+    await paced.pass_time(60)
+    assert not has_udp(paced)
+    assert paced.engine.modules == RX
 
 
 async def test_the_reason_for_waiting_stays_the_same_while_targets_change(

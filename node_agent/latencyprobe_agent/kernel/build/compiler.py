@@ -95,7 +95,7 @@ def _load(
     """Compile and attach the first choices; if one is refused, compile the alternatives too."""
     typed = types is not None and request.typed and version_code() >= TYPED_SINCE
     modules = tuple(Module(name) for name in request.modules)
-    events = events_of(modules)
+    events = events_of(modules, udp=request.udp)
     reach = Reach(types if typed else None, request.without)
     everything = reach.functions(events, first_only=False)
     functions = reach.functions(events, first_only=True)

@@ -70,6 +70,7 @@ class KernelEngine:
         self._object: LoadedObject | None = None
         self._modules: frozenset[Module] = frozenset()
         self._tracing = False
+        self._udp = False
         self._tracer = Tracer()
         self._slots: dict[int, SlotSpec] = {}
         self._carry: dict[int, Measurement] = {}
@@ -80,23 +81,25 @@ class KernelEngine:
         self._sample_shift = 0
         self._changing = asyncio.Lock()
 
-    async def use(self, modules: frozenset[Module], *, tracing: bool = False) -> None:
+    async def use(
+        self, modules: frozenset[Module], *, tracing: bool = False, udp: bool = True
+    ) -> None:
         """See `contract.Engine.use`. Calls at the same time take effect in their order."""
         async with self._changing:
-            await self._change(modules, tracing=tracing)
+            await self._change(modules, tracing=tracing, udp=udp and Module.RX in modules)
 
-    async def _change(self, modules: frozenset[Module], *, tracing: bool) -> None:
-        if (modules, tracing) == (self._modules, self._tracing):
+    async def _change(self, modules: frozenset[Module], *, tracing: bool, udp: bool) -> None:
+        if (modules, tracing, udp) == (self._modules, self._tracing, self._udp):
             return
-        replacement = await self._build(modules, tracing=tracing) if modules else None
+        replacement = await self._build(modules, tracing=tracing, udp=udp) if modules else None
         self._retire()
         self._object = replacement
         self._report_change(modules)
-        self._modules, self._tracing = modules, tracing
+        self._modules, self._tracing, self._udp = modules, tracing, udp
         if replacement is None:
             self._coverage = self._idle_coverage()
             return
-        self._coverage = coverage_of(modules, replacement.attached, replacement.refused)
+        self._coverage = coverage_of(modules, replacement.attached, replacement.refused, udp=udp)
         replacement.sample(self._sample_shift)
         self._clock.follow(replacement)
         self._write_targets()
@@ -171,13 +174,14 @@ class KernelEngine:
         self.trace(None)
         await self.use(frozenset())
 
-    async def _build(self, modules: frozenset[Module], *, tracing: bool) -> LoadedObject:
+    async def _build(self, modules: frozenset[Module], *, tracing: bool, udp: bool) -> LoadedObject:
         request = Request(
             tuple(str(module) for module in Module if module in modules),
             self._host_netns,
             self._typed,
             without=self._without,
             trace=tracing,
+            udp=udp,
         )
         began = time.monotonic()
         built = await build(request)
@@ -190,7 +194,7 @@ class KernelEngine:
             self._log.warning("no hook for %s: %s", event, reason)
         if built.diagnostics and built.refused:
             self._log.debug("messages of the kernel and the compiler:\n%s", built.diagnostics)
-        coverage = coverage_of(modules, built.attached, built.refused)
+        coverage = coverage_of(modules, built.attached, built.refused, udp=udp)
         if not any(stage.state in _COVERED for stage in coverage):
             built.close()
             raise EngineError(
