@@ -36,7 +36,7 @@ from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_agent.agent import Agent, NodeDescription
 from latencyprobe_agent.desired import ContainerSelector, Selector
 from latencyprobe_agent.evidence.namespaces import Namespace
-from latencyprobe_agent.kernel.abi import SLOT_STATS, STAGE_STATS
+from latencyprobe_agent.kernel.abi import SLOT_STATS, STAGE_STATS, TOP_NS
 from latencyprobe_agent.kernel.contract import Overhead, SlotSpec, TraceSpec
 from latencyprobe_agent.kernel.runtime.statistics import decode_slot
 from latencyprobe_agent.serving.metrics import AgentMetrics
@@ -51,7 +51,6 @@ MEASURED_INTERVALS = 10
 USUAL_INTERVAL_SECONDS = 10
 MOST_PERCENT = 1.5
 PACKETS = 2000
-_U64_MAX = 2**64 - 1
 
 
 def main() -> None:
@@ -288,8 +287,8 @@ def _busy_slot() -> bytes:
         durations = [round(random.lognormvariate(scale, 0.7)) for _ in range(PACKETS)]
         histogram = Histogram.of(durations)
         at = SLOT_STATS.offset("stages") + index * STAGE_STATS.size
-        not_min = _U64_MAX - histogram.min_ns
-        header.pack_into(content, at, histogram.sum_ns, histogram.max_ns, not_min, 0, 0, 0)
+        extremes = (histogram.max_ns, TOP_NS - histogram.min_ns, 0, 0)
+        header.pack_into(content, at, histogram.sum_ns, *extremes, 0, 0, 0)
         row = [0] * (counts.size // 4)
         for position, count in histogram.buckets.items():
             row[position] = count

@@ -57,9 +57,10 @@ def own_netns() -> int:
 
 
 @contextmanager
-def network() -> Iterator[Network]:
-    """Make the namespaces for the time of the `with` block."""
-    names = [Namespace(f"lpbench{os.getpid()}{end}") for end in ("client", "server", "apart")]
+def network(name: str = "") -> Iterator[Network]:
+    """Make the namespaces for the time of the `with` block; `name`: one of several at once."""
+    begin = f"lpbench{os.getpid()}{name}"
+    names = [Namespace(f"{begin}{end}") for end in ("client", "server", "apart")]
     made: list[Namespace] = []
     try:
         for namespace in names:
@@ -141,10 +142,15 @@ def compiled_traffic() -> Iterator[Path]:
 
 @contextmanager
 def traffic(
-    program: Path, client: Namespace, server: Namespace, address: str = SERVER_ADDRESS
+    program: Path,
+    client: Namespace,
+    server: Namespace,
+    address: str = SERVER_ADDRESS,
+    cpu: int | None = None,
 ) -> Iterator[Traffic]:
-    """Run client and server in their namespaces, both on our last CPU."""
-    cpu = max(os.sched_getaffinity(0))
+    """Run client and server in their namespaces, both on one CPU: our last one by default."""
+    if cpu is None:
+        cpu = max(os.sched_getaffinity(0))
     process = subprocess.Popen(
         [program, client.path, server.path, address, str(cpu), str(MESSAGE_BYTES)],
         stdin=subprocess.PIPE,

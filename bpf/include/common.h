@@ -45,6 +45,15 @@ struct netns_entry {
 };
 
 /*
+ * The elements of a slot in one half of `stats`: that of a CPU follows from the low bits of its
+ * number.
+ */
+struct shards {
+	u16 first; /* beyond all elements: the slot is not in use */
+	u16 mask;
+};
+
+/*
  * Written by the agent, read by every program. Mapped into the agent's memory.
  *
  * The network namespaces are looked up for every packet of the node, so they are an array that
@@ -56,7 +65,15 @@ struct config {
 	u32 generation;	 /* changes with the targets: sockets look up their slots again */
 	u32 sample_mask; /* a packet counts if (random & mask) == 0 */
 	u32 reserved;
-	u16 netns_first[NETNS_FIRST];	     /* by low bits: number of an entry; 0: none */
+	/*
+	 * The bounds between an octave's positions, by the leading bits of a mantissa below its
+	 * highest: so few numbers begin alike that at most one bound is among them. The lowest byte is
+	 * the number of bounds below them all. Written before the first slot is assigned.
+	 */
+	u64 bucket_bounds[1 << BOUND_BITS];
+	struct shards
+		shards[2 * MAX_SLOTS]; /* of each half: written before it is made the present */
+	u16 netns_first[NETNS_FIRST];  /* by low bits: number of an entry; 0: none */
 	struct netns_entry netns[MAX_NETNS]; /* [0] is not used */
 };
 BYTES_OF(config);

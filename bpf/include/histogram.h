@@ -2,13 +2,15 @@
 /*
  * Histograms: base-2 exponential, schema 3, the positions of latencyprobe/domain/histogram.py.
  *
- * One array element per slot and epoch holds all stages and counters of a target, so that a packet
- * costs one lookup however many stages it has. The agent flips the epoch, waits until no program
- * uses the old half any more, and reads and zeroes it at leisure through its own mapping.
+ * An element of one array holds all stages and counters of a target, so that a packet costs one
+ * lookup however many stages it has. The agent flips the epoch, waits until no program uses the old
+ * half any more, and reads and zeroes it at leisure through its own mapping.
  *
- * One array for all CPUs, with atomic additions: a per-CPU array would multiply megabytes by the
- * CPU count. Minimum and maximum are plain compare-and-store; a lost race between two CPUs costs
- * the smaller of two simultaneous extremes at most.
+ * Elements that no slot needs are given to those in use as *shards*, so that CPUs that count for
+ * one target do not write the same cache lines: struct shards, common.h. A per-CPU array would
+ * multiply megabytes by the CPU count instead. CPUs may have to share a shard, and a softirq may
+ * interrupt a process that counts in it, so additions are atomic. Minimum and maximum are plain
+ * compare-and-store; a lost race costs the smaller of two simultaneous extremes at most.
  */
 
 #define ABOVE_ALL ((1ULL << LAST_OCTAVE) + 1)
@@ -16,14 +18,22 @@
 /* Why a sample is missing from a stage; latencyprobe/domain/measurement.py explains each. */
 enum missing { LOST, UNMATCHED, CLAMPED, NR_MISSING };
 
+/* The minimum as TOP_NS less it, so that zeroed memory is neutral. Durations are below TOP_NS. */
+enum extreme { MAX, TOP_LESS_MIN, UNUSED_EXTREME, NO_EXTREME };
+
 struct stage_stats {
 	u64 sum;
-	u64 max;
-	u64 not_min; /* ~min, so that zeroed memory is its neutral element */
+	u64 extremes[NO_EXTREME + 1]; /* the last one is not read: see keep_greater() */
 	u32 missing[NR_MISSING];
 	u32 counts[POSITIONS];
 	u32 pad; /* keeps the next stage's u64 aligned */
 };
+
+/*
+ * An index is bounded by a mask. No position reaches the places beyond POSITIONS, which belong to
+ * what follows in the element: even those of the last stage are within it.
+ */
+#define PLACES 256
 
 struct slot_stats {
 	u64 touched;
@@ -31,6 +41,7 @@ struct slot_stats {
 	struct stage_stats stages[NR_STAGES];
 	u32 drops[NR_DROP_REASONS]; /* by enum skb_drop_reason; the last: all reasons beyond it */
 };
+_Static_assert(PLACES >= POSITIONS && PLACES - POSITIONS <= NR_DROP_REASONS, "see PLACES");
 BYTES_OF(slot_stats);
 BPF_F_TABLE("array", u32, struct slot_stats_bytes, stats, 2 * MAX_SLOTS, BPF_F_MMAPABLE);
 
@@ -59,14 +70,17 @@ static __always_inline u64 is_above(u64 mantissa, u64 threshold)
 	return difference >> 63;
 }
 
-/* Position of the highest set bit, by halving, without a branch. (LLVM 14 fails on clz for BPF.) */
+/*
+ * Position of the highest set bit of a number below 2**32, by halving, without a branch. (LLVM 14
+ * fails on clz for BPF.)
+ */
 static __always_inline u32 log2_of(u64 value)
 {
 	u32 log2 = 0, half;
 	int bits;
 
 #pragma unroll
-	for (bits = 32; bits; bits /= 2) {
+	for (bits = 16; bits; bits /= 2) {
 		u64 difference = ((1ULL << bits) - 1) - value;
 
 		asm volatile("" : "+r"(difference));
@@ -87,56 +101,68 @@ static __always_inline u64 at_least_0(u64 ns)
 }
 
 /* A value below the first bound, or above the last, is counted as that bound. */
-static __always_inline u32 position_of(u64 ns)
+static __always_inline u32 position_of(u64 ns, u64 *bucket_bounds)
 {
-	u64 mantissa;
-	u32 octave, position;
+	u32 octave, leading;
+	u64 mantissa, bound;
 
 	ns = ns << 1 >> 1 | ns >> 63 << (LAST_OCTAVE + 1); /* never negative as a signed number */
 	ns = (1ULL << FIRST_OCTAVE) + at_least_0(ns - (1ULL << FIRST_OCTAVE));
 	ns = ABOVE_ALL - at_least_0(ABOVE_ALL - ns);
-	octave = log2_of(ns);
+	octave = FIRST_OCTAVE + log2_of(ns >> FIRST_OCTAVE);
 	mantissa = (ns << (63 - octave)) >> 8;
-	position = (octave - FIRST_OCTAVE) * 8;
-	position += is_above(mantissa, THRESHOLD_0) + is_above(mantissa, THRESHOLD_1);
-	position += is_above(mantissa, THRESHOLD_2) + is_above(mantissa, THRESHOLD_3);
-	position += is_above(mantissa, THRESHOLD_4) + is_above(mantissa, THRESHOLD_5);
-	position += is_above(mantissa, THRESHOLD_6) + is_above(mantissa, THRESHOLD_7);
-	return position;
+	leading = (mantissa >> (55 - BOUND_BITS)) & ((1 << BOUND_BITS) - 1);
+	bound = bucket_bounds[leading];
+	return (octave - FIRST_OCTAVE) * 8 + (bound & 0xff) + is_above(mantissa, bound);
 }
 
+/* NULL for a slot that is not in use any more. */
 static __always_inline struct slot_stats *get_stats(struct config *config, u32 slot)
 {
-	u32 index = (config->epoch & 1) * MAX_SLOTS + slot;
+	u32 half = (config->epoch & 1) * MAX_SLOTS;
+	struct shards *shards = &config->shards[half + (slot & (MAX_SLOTS - 1))];
+	u32 index = half + shards->first + (bpf_get_smp_processor_id() & shards->mask);
 	struct slot_stats *slot_stats = (struct slot_stats *)stats.lookup(&index);
 
-	if (slot_stats)
+	if (slot_stats && !slot_stats->touched) /* another CPU may read this line */
 		slot_stats->touched = 1;
 	return slot_stats;
 }
 
-static __always_inline void record_checked(struct stage_stats *stage, u64 ns)
+/*
+ * The greater of two numbers below 2**63 in `places[which]`. Where it is there already, the store goes
+ * elsewhere: without a branch, and without writing over what another CPU has stored meanwhile.
+ */
+static __always_inline void keep_greater(struct stage_stats *stage, enum extreme which, u64 value)
 {
-	u64 position = position_of(ns);
+	u64 is_greater = (stage->extremes[which] - value) >> 63, place;
 
-	/* keep the compiler from testing another register than the one that it indexes with */
-	asm volatile("" : "+r"(position));
-	if (position >= POSITIONS)
-		return;
-	__sync_fetch_and_add(&stage->sum, ns);
-	__sync_fetch_and_add(&stage->counts[position], 1);
-	if (ns > stage->max)
-		stage->max = ns;
-	if (~ns > stage->not_min)
-		stage->not_min = ~ns;
+	asm volatile("" : "+r"(is_greater));
+	place = NO_EXTREME - is_greater * (NO_EXTREME - which);
+	asm volatile("" : "+r"(place));
+	stage->extremes[place & NO_EXTREME] = value;
 }
 
-static __always_inline void record(struct stage_stats *stage, u64 ns)
+/* Without a branch: in a loop over packets the verifier would follow each way of each round. */
+static __always_inline void record_checked(struct config *config, struct stage_stats *stage, u64 ns)
+{
+	u64 position = position_of(ns, config->bucket_bounds);
+
+	/* keep the compiler from indexing with another register than the one that is bounded */
+	asm volatile("" : "+r"(position));
+	position &= PLACES - 1;
+	__sync_fetch_and_add(&stage->sum, ns);
+	__sync_fetch_and_add(&stage->counts[position], 1);
+	keep_greater(stage, MAX, ns);
+	keep_greater(stage, TOP_LESS_MIN, TOP_NS - ns);
+}
+
+static __always_inline void record(struct config *config, struct stage_stats *stage, u64 ns)
 {
 	if (ns > TOO_LONG_NS)
 		__sync_fetch_and_add(&stage->missing[UNMATCHED], 1);
 	else
-		record_checked(stage, ns);
+		record_checked(config, stage, ns);
 }
 
 static __always_inline void record_for(struct config *config, owners_t owners, u32 stage, u64 ns)
@@ -145,7 +171,7 @@ static __always_inline void record_for(struct config *config, owners_t owners, u
 		struct slot_stats *slot = get_stats(config, first_slot(owners));
 
 		if (slot)
-			record(&slot->stages[stage], ns);
+			record(config, &slot->stages[stage], ns);
 	}
 }
 

@@ -97,6 +97,7 @@ struct socket_state {
 	u32 skipped;   /* segments that left the queue unseen */
 	u32 reader;    /* the thread that read last */
 	u32 reserved;
+	owners_t owners_left; /* see read_segments() */
 	struct segment segments[SEGMENTS];
 #endif
 #ifdef MODULE_TX
@@ -316,11 +317,16 @@ static __always_inline struct socket_state *get_own_state(struct sock *sk, struc
 
 /*
  * True in the context that holds a TCP socket's lock, lock_sock(): a process, or a kernel thread. A
- * softirq takes the spinlock alone and leaves the owner as it is, which is nobody.
+ * softirq takes the spinlock alone and leaves the owner as it is, which is nobody. (Volatile: two calls
+ * give the verifier two unknown values, where one would have it follow both answers to the end.)
  */
 static __always_inline bool is_locked_by_process(struct sock *sk)
 {
+#if TYPED
+	return ((volatile struct sock *)sk)->sk_lock.owned;
+#else
 	return READ(sk, sk_lock.owned);
+#endif
 }
 
 #if defined(MODULE_RX) || defined(MODULE_TCP)

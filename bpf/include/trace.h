@@ -226,10 +226,10 @@ static __always_inline struct trace_event *begin_event(enum event_kind kind)
 }
 
 /* Count a stage of a packet whose total is plausible, and note it for the packet's event. */
-static __always_inline void record_part(struct slot_stats *slot, struct trace_event *event,
-					u32 stage, u64 ns)
+static __always_inline void record_part(struct config *config, struct slot_stats *slot,
+					struct trace_event *event, u32 stage, u64 ns)
 {
-	record_checked(&slot->stages[stage], ns);
+	record_checked(config, &slot->stages[stage], ns);
 #if TRACE
 	if (event)
 		event->stages[stage] = ns + 1;

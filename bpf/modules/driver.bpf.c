@@ -54,8 +54,8 @@ struct way {
 	u32 stack_ns;
 };
 
-static __always_inline void record_way(struct slot_stats *slot, struct trace_event *event,
-				       struct way *way)
+static __always_inline void record_way(struct config *config, struct slot_stats *slot,
+				       struct trace_event *event, struct way *way)
 {
 	u64 last_queue_ns = way->last_queue_ns ? way->last_queue_ns : way->queue_ns;
 	u64 end_ns = way->end_ns ? way->end_ns : way->xmit_ns;
@@ -67,16 +67,16 @@ static __always_inline void record_way(struct slot_stats *slot, struct trace_eve
 	}
 	if (way->stack_ns != ABSENT) {
 		stamp_ns -= way->stack_ns;
-		record_part(slot, event, STAGE_TX_STACK, way->stack_ns);
+		record_part(config, slot, event, STAGE_TX_STACK, way->stack_ns);
 	}
 	if (stamp_ns != way->start_ns)
-		record_part(slot, event, STAGE_TX_SOCKET, stamp_ns - way->start_ns);
+		record_part(config, slot, event, STAGE_TX_SOCKET, stamp_ns - way->start_ns);
 	if (way->last_queue_ns)
-		record_part(slot, event, STAGE_TX_HOST, last_queue_ns - way->queue_ns);
-	record_part(slot, event, STAGE_TX_QDISC, way->xmit_ns - last_queue_ns);
+		record_part(config, slot, event, STAGE_TX_HOST, last_queue_ns - way->queue_ns);
+	record_part(config, slot, event, STAGE_TX_QDISC, way->xmit_ns - last_queue_ns);
 	if (way->end_ns)
-		record_part(slot, event, STAGE_TX_DRIVER, end_ns - way->xmit_ns);
-	record_part(slot, event, STAGE_TX_TOTAL, end_ns - way->start_ns);
+		record_part(config, slot, event, STAGE_TX_DRIVER, end_ns - way->xmit_ns);
+	record_part(config, slot, event, STAGE_TX_TOTAL, end_ns - way->start_ns);
 }
 
 static __always_inline void record_in_all(struct config *config, owners_t owners,
@@ -86,7 +86,7 @@ static __always_inline void record_in_all(struct config *config, owners_t owners
 		struct slot_stats *slot = get_stats(config, first_slot(owners));
 
 		if (slot)
-			record_way(slot, event, way);
+			record_way(config, slot, event, way);
 	}
 }
 

@@ -10,8 +10,12 @@
  * and zeroes the inactive one.
  */
 
-BYTES_OF(stage_stats);
-BPF_F_TABLE("array", u32, struct stage_stats_bytes, node_stats, 2 * NODE_ROWS, BPF_F_MMAPABLE);
+struct node_row {
+	struct stage_stats stats;
+	u32 beyond[PLACES - POSITIONS]; /* see PLACES */
+};
+BYTES_OF(node_row);
+BPF_F_TABLE("array", u32, struct node_row_bytes, node_stats, 2 * NODE_ROWS, BPF_F_MMAPABLE);
 
 struct handler_name {
 	char text[HANDLER_NAME_BYTES];
@@ -64,6 +68,14 @@ static __always_inline void raise_vector(u32 vector)
 	}
 }
 
+static __always_inline void record_in(struct stage_stats *row, u64 ns)
+{
+	struct config *config = get_config();
+
+	if (config)
+		record(config, row, ns);
+}
+
 /*
  * A raise while the vector is pending changes nothing, with one exception. After handle_softirqs()
  * took the pending vectors and before this vector's turn, a raise makes it run twice: then the
@@ -89,7 +101,7 @@ static __always_inline void enter_vector(u32 vector)
 	if (!row)
 		return;
 	if (raised_ns)
-		record(row, times->entered_ns - raised_ns);
+		record_in(row, times->entered_ns - raised_ns);
 	else
 		__sync_fetch_and_add(&row->missing[UNMATCHED], 1);
 }
@@ -106,7 +118,7 @@ static __always_inline void exit_vector(u32 vector)
 	times->entered_ns = 0;
 	row = get_row(ROW_SOFTRUN + vector);
 	if (row)
-		record(row, bpf_ktime_get_ns() - entered_ns);
+		record_in(row, bpf_ktime_get_ns() - entered_ns);
 }
 
 /* A row for a handler that was not seen before; the last row if no other is free. */
@@ -136,7 +148,7 @@ static __always_inline void record_handler(u32 irq, struct irqaction *action, u6
 	if (!row)
 		return;
 	if (number < MAX_HANDLERS)
-		record(row, ns);
+		record_in(row, ns);
 	else
 		__sync_fetch_and_add(&row->missing[LOST], 1);
 }

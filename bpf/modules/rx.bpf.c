@@ -285,13 +285,14 @@ static __always_inline void receive_segment(struct config *config, struct socket
 }
 
 /* The part of the packet's time in the socket in which its reader was runnable, but others ran. */
-static __always_inline void record_wakeup(struct slot_stats *slot, struct trace_event *event,
+static __always_inline void record_wakeup(struct config *config, struct slot_stats *slot,
+					  struct trace_event *event,
 					  volatile struct segment *segment, u64 wait_ns)
 {
 	u64 ns = reader_waited(segment, wait_ns);
 
 	if (ns)
-		record_part(slot, event, STAGE_RX_WAKEUP, ns);
+		record_part(config, slot, event, STAGE_RX_WAKEUP, ns);
 }
 
 /*
@@ -311,16 +312,16 @@ static __always_inline void record_packet(struct config *config, u32 slot_number
 		return;
 	}
 	if (segment->irq_ns)
-		record_part(slot, event, STAGE_RX_IRQ, segment->irq_ns);
+		record_part(config, slot, event, STAGE_RX_IRQ, segment->irq_ns);
 	if (segment->softirq_ns != ABSENT)
-		record_part(slot, event, STAGE_RX_SOFTIRQ, segment->softirq_ns);
+		record_part(config, slot, event, STAGE_RX_SOFTIRQ, segment->softirq_ns);
 	if (segment->host_ns != ABSENT)
-		record_part(slot, event, STAGE_RX_HOST, segment->host_ns);
+		record_part(config, slot, event, STAGE_RX_HOST, segment->host_ns);
 	if (segment->stack_ns != ABSENT)
-		record_part(slot, event, STAGE_RX_STACK, segment->stack_ns);
-	record_part(slot, event, STAGE_RX_SOCKET, wait_ns);
-	record_part(slot, event, STAGE_RX_TOTAL, wait_ns + segment->before_ns);
-	record_wakeup(slot, event, segment, wait_ns);
+		record_part(config, slot, event, STAGE_RX_STACK, segment->stack_ns);
+	record_part(config, slot, event, STAGE_RX_SOCKET, wait_ns);
+	record_part(config, slot, event, STAGE_RX_TOTAL, wait_ns + segment->before_ns);
+	record_wakeup(config, slot, event, segment, wait_ns);
 }
 
 /*
@@ -356,10 +357,11 @@ static __always_inline void read_segments(struct config *config, struct sock *sk
 					  struct socket_state *state, u32 start, u32 end, u64 now,
 					  bool is_own)
 {
-	volatile owners_t *all = &state->owners;
-	owners_t owners = *all;
+	volatile owners_t *all = &state->owners, *left = &state->owners_left;
+	owners_t owners;
 	int i;
 
+	*left = *all;
 	state->reader = note_reader(is_own);
 	for (i = 0; i < READ_ROUNDS; i++) {
 		volatile struct segment *segment = &state->segments[state->head & (SEGMENTS - 1)];
@@ -367,12 +369,13 @@ static __always_inline void read_segments(struct config *config, struct sock *sk
 		if (state->head == state->tail || !is_after(end, segment->seq))
 			break;
 		if (is_after(segment->end_seq, start)) {
+			owners = *left;
 			record_packet(config, first_slot(owners), segment, now);
-			owners >>= OWNER_BITS;
-			if (owners)
+			*left = owners >> OWNER_BITS;
+			if (*left)
 				continue;
-			owners = *all;
-			trace_received(sk, PROTOCOL_TCP, owners, segment, is_own);
+			*left = *all;
+			trace_received(sk, PROTOCOL_TCP, *all, segment, is_locked_by_process(sk));
 		} else {
 			state->skipped++;
 		}

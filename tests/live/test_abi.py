@@ -16,13 +16,11 @@ from latencyprobe_agent.kernel.build.compiler import CompileError
 from latencyprobe_agent.kernel.build.source import source_folder
 from latencyprobe_agent.kernel.request import Request
 
-SUM, MAX = "\tu64 sum;\n", "\tu64 max;\n"
-
 
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        (SUM + MAX, MAX + SUM, "struct stage_stats: sum is not the 8 bytes at 0"),
+        ("\tu64 sum;\n", "\tu32 sum, added;\n", "struct stage_stats: sum is not the 8 bytes at 0"),
         ("\tu64 touched;\n", "\tu32 touched;\n", "struct slot_stats: touched is not the 8 bytes"),
         ("\tu64 touched;\n", "\tu64 touched, untouched;\n", "struct slot_stats is not"),
         ("\tu32 sample_mask;", "\tu32 added, sample_mask;", "struct config: sample_mask is not"),

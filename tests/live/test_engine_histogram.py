@@ -15,7 +15,7 @@ from latencyprobe.domain.histogram import LAST_OCTAVE, MANTISSA_THRESHOLDS, POSI
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.abi import MACROS
+from latencyprobe_agent.kernel.abi import CONFIG, MACROS, bucket_bounds
 from latencyprobe_agent.kernel.btf import KernelTypes
 from latencyprobe_agent.kernel.build.headers import kernel_source, point_bcc_at
 from latencyprobe_agent.kernel.build.source import source_folder
@@ -27,9 +27,17 @@ from tests.live.sockets import connection, everything_in, read_all
 Start = Callable[..., KernelEngine]
 READINGS = 200
 PROGRAM = """
+struct bounds {
+	u64 of[1 << BOUND_BITS];
+};
+BPF_ARRAY(tables, struct bounds, 1);
+
 int on_position(u64 *ctx)
 {
-	return position_of(ctx[0]);
+	u32 zero = 0;
+	struct bounds *bounds = tables.lookup(&zero);
+
+	return bounds ? position_of(ctx[0], bounds->of) : POSITIONS;
 }
 """
 
@@ -84,6 +92,8 @@ def compiled_position() -> Iterator[PositionProgram]:
         from bcc import BPF  # noqa: PLC0415 - brings LLVM
 
         compiled = BPF(text=position_source().encode())
+    bounds = CONFIG.part("bucket_bounds").pack(*bucket_bounds())
+    libbpf.update(compiled[b"tables"].map_fd, bytes(4), bounds)
     program = libbpf.load_program(
         "on_position",
         compiled.dump_func(b"on_position"),
@@ -101,7 +111,7 @@ def position_source() -> str:
     header = (source_folder() / "include" / "histogram.h").read_text()
     limits = header[header.index("#define ABOVE_ALL") : header.index("struct stage_stats")]
     begin = header.index("static __always_inline u64 is_above")
-    end = header.index("static __always_inline struct slot_stats *get_stats")
+    end = header.index("/* NULL for a slot that is not in use")
     constants = "".join(f"#define {name} {value}\n" for name, value in MACROS.items())
     inline = "#define __always_inline inline __attribute__((always_inline))\n"
     return constants + inline + limits + header[begin:end] + PROGRAM

@@ -39,6 +39,12 @@ NR_DROP_REASONS = 192
 # An event has room for all stages up to a packet's last one, by their own indices.
 NR_PACKET_STAGES = 1 + max(INDEX[stage.name] for stage in PACKET_STAGES)
 
+# Longer than all durations that count: the minimum is kept as this less it.
+TOP_NS = 1 << 62
+# A mantissa's leading bits, below its highest one: at most one bound is among the numbers that
+# begin alike.
+BOUND_BITS = 4
+
 # softirq_to_name[], kernel/softirq.c: the same ten since 4.18
 VECTORS = (
     *("HI", "TIMER", "NET_TX", "NET_RX", "BLOCK", "IRQ_POLL", "TASKLET", "SCHED", "HRTIMER", "RCU"),
@@ -79,11 +85,12 @@ MACROS: Mapping[str, int | str] = {
     "FIRST_OCTAVE": FIRST_OCTAVE,
     "LAST_OCTAVE": LAST_OCTAVE,
     "POSITIONS": POSITIONS,
+    "TOP_NS": f"{TOP_NS}ULL",
     "TOO_LONG_NS": f"{LONGEST_NS}ULL",
     "LONG_WAIT_NS": NOTEWORTHY_NS,
     **{stage.macro: index for index, stage in enumerate(STAGES)},
     **{counter.macro: index for index, counter in enumerate(COUNTERS)},
-    **{f"THRESHOLD_{j}": f"{value}ULL" for j, value in enumerate(MANTISSA_THRESHOLDS)},
+    "BOUND_BITS": BOUND_BITS,
 }
 
 
@@ -144,6 +151,8 @@ class Map:
             )
 
 
+SHARDS = Layout("shards", first="H", mask="H")
+NO_SHARDS = (0xFFFF, 0)
 NETNS_ENTRY = Layout("netns_entry", inum="I", flags="H", next="H", owners="Q")
 CONFIG = Layout(
     "config",
@@ -151,18 +160,22 @@ CONFIG = Layout(
     generation="I",
     sample_mask="I",
     reserved="I",
+    bucket_bounds=f"{1 << BOUND_BITS}Q",
+    shards=f"{2 * MAX_SLOTS * SHARDS.size}s",
     netns_first=f"{NETNS_FIRST}H",
     netns=f"{MAX_NETNS * NETNS_ENTRY.size}s",
 )
 STAGE_STATS = Layout(
     "stage_stats",
     sum="Q",
-    max="Q",
-    not_min="Q",
+    extremes="4Q",
     missing=f"{len(MISSING)}I",
     counts=f"{POSITIONS}I",
     pad="I",
 )
+# A position is bounded by a mask of that size.
+PLACES = 256
+NODE_ROW = Layout("node_row", stats=STAGE_STATS, beyond=f"{PLACES - POSITIONS}I")
 SLOT_STATS = Layout(
     "slot_stats",
     touched="Q",
@@ -202,6 +215,8 @@ TRACE_CONTROL = Layout(
     lost="Q",
 )
 
+_ABOVE_ALL_MANTISSAS = 2**64 - 1
+
 U8, U32, U64 = struct.Struct("=B"), struct.Struct("=I"), struct.Struct("=Q")
 CONFIGURATION = Map("configuration", U32, CONFIG.packing)
 STATS = Map("stats", U32, SLOT_STATS.packing)
@@ -209,18 +224,36 @@ CGROUPS = Map("cgroups", U64, U64)
 PROCESSES = Map("processes", U32, U64)
 FILTERS = Map("filters", U32, SLOT_FILTER.packing)
 FILTER_PORTS = Map("filter_ports", U32, U8)
-NODE_STATS = Map("node_stats", U32, STAGE_STATS.packing)
+NODE_STATS = Map("node_stats", U32, NODE_ROW.packing)
 HANDLER_NAMES = Map("handler_names", U32, HANDLER_NAME.packing)
 TRACE_CONTROLS = Map("trace_control", U32, TRACE_CONTROL.packing)
 # A ring buffer has neither keys nor values; its elements are `struct trace_event`.
 TRACE_RING = "trace_ring"
 
 _MAPS = (CONFIGURATION, STATS, CGROUPS, PROCESSES, FILTERS, FILTER_PORTS)
-_LAYOUTS = (NETNS_ENTRY, CONFIG, STAGE_STATS, SLOT_STATS, SLOT_FILTER)
+_LAYOUTS = (SHARDS, NETNS_ENTRY, CONFIG, STAGE_STATS, SLOT_STATS, SLOT_FILTER)
 # There with the module irq; while packets are traced.
-_IRQ_MAPS, _IRQ_LAYOUTS = (NODE_STATS, HANDLER_NAMES), (HANDLER_NAME,)
+_IRQ_MAPS, _IRQ_LAYOUTS = (NODE_STATS, HANDLER_NAMES), (HANDLER_NAME, NODE_ROW)
 _TRACE_MAPS = (TRACE_CONTROLS,)
 _TRACE_LAYOUTS = (USER, ENDPOINTS, TRACE_EVENT, TRACE_CONTROL)
+
+
+def bucket_bounds() -> tuple[int, ...]:
+    """Return `bucket_bounds` of the configuration, see bpf/include/common.h.
+
+    Raises ValueError if BOUND_BITS are too few for one bound each.
+    """
+    table = []
+    for leading in range(1 << BOUND_BITS):
+        first = (1 << 63) + (leading << (63 - BOUND_BITS))
+        end = first + (1 << (63 - BOUND_BITS))
+        below = [bound for bound in MANTISSA_THRESHOLDS if bound < first]
+        among = [bound for bound in MANTISSA_THRESHOLDS if first <= bound < end]
+        if len(among) > 1:
+            raise ValueError(f"{len(among)} bounds begin alike: {BOUND_BITS} bits are too few")
+        bound = among[0] if among else _ABOVE_ALL_MANTISSAS
+        table.append(bound & ~0xFF | len(below))
+    return tuple(table)
 
 
 def map_names(modules: Iterable[Module], *, trace: bool) -> tuple[str, ...]:

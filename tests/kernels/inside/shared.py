@@ -92,11 +92,12 @@ def _empty(built: LoadedObject) -> None:
     for name, key_bytes in _KEY_BYTES.items():
         built.erase(name, built.keys(name, key_bytes))
     built.bump_generation()
-    for slot in range(MAX_SLOTS):
-        built.statistics.clear(slot)
-    if built.node_statistics is not None:
-        for _ in range(2):
-            built.node_statistics.take(built.flip_epoch())
+    for _ in range(2):
+        inactive = built.flip_epoch({})
+        for element in range(MAX_SLOTS):
+            built.statistics._take_element(inactive.epoch * MAX_SLOTS + element)
+        if built.node_statistics is not None:
+            built.node_statistics.take(inactive.epoch)
     if built.ring is not None:
         counts = slice(ring._COUNTS_OFFSET, ring._COUNTS_OFFSET + ring._COUNTS.size)
         built.ring._control[counts] = bytes(ring._COUNTS.size)

@@ -38,12 +38,12 @@ def descriptor() -> Iterator[int]:
 
 def find(content: bytes, inum: int) -> NamespaceConfiguration | None:
     """find_netns() of bpf/include/common.h."""
-    (number,) = struct.unpack_from("=H", content, 16 + 2 * (inum & 4095))
+    (number,) = struct.unpack_from("=H", content, 2192 + 2 * (inum & 4095))
     for _ in range(4):
         if not number:
             break
         found, flags, following, owners = struct.unpack_from(
-            "=IHHQ", content, 16 + 8192 + 16 * number
+            "=IHHQ", content, 2192 + 8192 + 16 * number
         )
         if found == inum:
             return NamespaceConfiguration(flags, owners)

@@ -1,6 +1,7 @@
 """The programs' configuration: `struct config` of bpf/include/common.h, mapped into this process.
 
-Besides a few integers it holds the table of network namespaces. `netns_first` maps the low bits of
+Besides a few integers it holds the bounds of buckets, the elements that each slot counts in, and
+the table of network namespaces. `netns_first` maps the low bits of
 an inode number to an entry. Entries with the same low bits are chained.
 """
 
@@ -11,8 +12,19 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from latencyprobe_agent.kernel.abi import CONFIG, MAX_NETNS, NETNS_ENTRY, NETNS_FIRST, NETNS_HOPS
+from latencyprobe_agent.kernel.abi import (
+    CONFIG,
+    MAX_NETNS,
+    MAX_SLOTS,
+    NETNS_ENTRY,
+    NETNS_FIRST,
+    NETNS_HOPS,
+    NO_SHARDS,
+    SHARDS,
+    bucket_bounds,
+)
 from latencyprobe_agent.kernel.contract import EngineError
+from latencyprobe_agent.kernel.runtime.shards import Shards
 
 MAX_NAMESPACES = MAX_NETNS - 1  # entry 0 stands for "none"
 CONFIG_BYTES = CONFIG.size
@@ -20,6 +32,10 @@ _INTEGERS = CONFIG.part("epoch", "reserved")
 _ENTRY = NETNS_ENTRY.packing
 _FIRST_OFFSET = CONFIG.offset("netns_first")
 _ENTRIES_OFFSET = CONFIG.offset("netns")
+_BOUNDS = CONFIG.part("bucket_bounds")
+_BOUNDS_OFFSET = CONFIG.offset("bucket_bounds")
+_SHARDS_OFFSET = CONFIG.offset("shards")
+_HALF_BYTES = MAX_SLOTS * SHARDS.size
 
 
 class NamespaceConfiguration(NamedTuple):
@@ -34,11 +50,21 @@ class ConfigMemory:
 
     def __init__(self, map_fd: int) -> None:
         self._memory = mmap.mmap(map_fd, CONFIG_BYTES)
+        bounds = _BOUNDS.pack(*bucket_bounds())
+        self._memory[_BOUNDS_OFFSET : _BOUNDS_OFFSET + len(bounds)] = bounds
         self._numbers: dict[int, int] = {}
 
     def write_words(self, *, epoch: int, generation: int, sample_mask: int) -> None:
         """Set the integers. Programs read each one separately, and each is written at once."""
         self._memory[: _INTEGERS.size] = _INTEGERS.pack(epoch, generation, sample_mask, 0)
+
+    def write_shards(self, epoch: int, shards: Mapping[int, Shards]) -> None:
+        """Set the elements of all slots in one half; call this only for the inactive half."""
+        table = bytearray(SHARDS.packing.pack(*NO_SHARDS) * MAX_SLOTS)
+        for slot, places in shards.items():
+            SHARDS.packing.pack_into(table, slot * SHARDS.size, places.first, places.count - 1)
+        begin = _SHARDS_OFFSET + epoch * _HALF_BYTES
+        self._memory[begin : begin + _HALF_BYTES] = bytes(table)
 
     def write_namespaces(self, wanted: Mapping[int, NamespaceConfiguration]) -> None:
         """Replace the table. A namespace that stays keeps its entry, so that no reader misses it.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
@@ -37,6 +38,7 @@ from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.configuration import NamespaceConfiguration
 from latencyprobe_agent.kernel.runtime.loaded import LoadedObject, build
 from latencyprobe_agent.kernel.runtime.overhead import OverheadClock
+from latencyprobe_agent.kernel.runtime.shards import Shards, share_out
 from latencyprobe_agent.kernel.runtime.tracer import Tracer
 from latencyprobe_agent.kernel.typeinfo import kernel_types_kind, missing_types_message
 
@@ -102,6 +104,7 @@ class KernelEngine:
         self._coverage = coverage_of(modules, replacement.attached, replacement.refused, udp=udp)
         replacement.sample(self._sample_shift)
         self._clock.follow(replacement)
+        replacement.begin(_shards(self._slots))
         self._write_targets()
         if replacement.ring is not None:
             self._tracer.follow(replacement.ring)
@@ -111,12 +114,10 @@ class KernelEngine:
         if any(not 0 <= slot < MAX_SLOTS for slot in slots):
             raise EngineError(f"slots are numbered 0 to {MAX_SLOTS - 1}")
         dropped = self._slots.keys() - slots.keys()
-        if self._object is not None:
-            for slot in slots.keys() - self._slots.keys():
-                self._object.statistics.clear(slot)
-            if dropped:
-                self._keep(self._object)
-        forget_children = any(self._slots[slot].tgids for slot in dropped)
+        before = self._slots
+        forget_children = any(before[slot].tgids for slot in dropped)
+        if self._object is not None and slots.keys() != before.keys():
+            self._keep(self._object, before, slots)
         self._slots = dict(slots)
         if self._object is not None:
             self._write_targets()
@@ -128,7 +129,7 @@ class KernelEngine:
         news, self._carry = self._carry, {}
         if self._object is None:
             return news
-        for slot, measurement in self._take(self._object).items():
+        for slot, measurement in self._take(self._object, self._slots, self._slots).items():
             news[slot] = news.get(slot, NOTHING) + measurement
         return news
 
@@ -151,7 +152,7 @@ class KernelEngine:
         if shift == self._sample_shift:
             return
         if self._object is not None:
-            self._keep(self._object)  # measured with the previous ratio
+            self._keep(self._object, self._slots, self._slots)  # with the previous ratio
             self._object.sample(shift)
             self._clock.follow(self._object)
         self._sample_shift = shift
@@ -206,23 +207,30 @@ class KernelEngine:
         """Close the present object; keep its measurements for the next reading."""
         if self._object is None:
             return
-        self._keep(self._object)
+        self._keep(self._object, self._slots, self._slots)
         self._tracer.leave()
         self._clock.stop()
         self._object.close()
         self._object = None
         self._written = {}
 
-    def _keep(self, loaded: LoadedObject) -> None:
-        """Keep the measurements until now for the next reading."""
-        for slot, measurement in self._take(loaded).items():
+    def _keep(
+        self, loaded: LoadedObject, slots: Collection[int], following: Collection[int]
+    ) -> None:
+        """Keep the measurements of `slots` until now for the next reading."""
+        for slot, measurement in self._take(loaded, slots, following).items():
             self._carry[slot] = self._carry.get(slot, NOTHING) + measurement
 
-    def _take(self, loaded: LoadedObject) -> Mapping[int, Measurement]:
-        """Return the measurements since the last call, of covered stages only."""
-        inactive = loaded.flip_epoch()
+    def _take(
+        self, loaded: LoadedObject, slots: Collection[int], following: Collection[int]
+    ) -> Mapping[int, Measurement]:
+        """Return what `slots` measured since the last call, of covered stages only.
+
+        `following`: the slots that are measured from now on.
+        """
+        inactive = loaded.flip_epoch(_shards(following))
         if loaded.node_statistics is not None:
-            self._node_carry += loaded.node_statistics.take(inactive)
+            self._node_carry += loaded.node_statistics.take(inactive.epoch)
         ratio = 2.0**-self._sample_shift
         covered = {stage.name for stage in self._coverage if stage.state in _COVERED}
         return {
@@ -230,7 +238,7 @@ class KernelEngine:
                 measurement,
                 stages={name: of for name, of in measurement.stages.items() if name in covered},
             )
-            for slot, measurement in loaded.statistics.take(inactive, self._slots, ratio).items()
+            for slot, measurement in loaded.statistics.take(*inactive, slots, ratio).items()
         }
 
     def _report_change(self, modules: frozenset[Module]) -> None:
@@ -274,6 +282,10 @@ class KernelEngine:
             StageCoverage(stage.name, CoverageState.IDLE, reason="no probe asks for its module")
             for stage in STAGES
         )
+
+
+def _shards(slots: Collection[int]) -> Mapping[int, Shards]:
+    return share_out(slots, os.cpu_count() or 1)
 
 
 def _namespaces(

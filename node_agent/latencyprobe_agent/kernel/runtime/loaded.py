@@ -10,6 +10,7 @@ import ctypes
 import os
 import time
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from latencyprobe.process.os_errors import explained
 from latencyprobe_agent.kernel import libbpf
@@ -27,6 +28,7 @@ from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.configuration import ConfigMemory
 from latencyprobe_agent.kernel.runtime.node_statistics import NodeStatisticsMemory
 from latencyprobe_agent.kernel.runtime.ring import PacketRing
+from latencyprobe_agent.kernel.runtime.shards import Shards
 from latencyprobe_agent.kernel.runtime.statistics import StatisticsMemory
 
 _SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
@@ -48,6 +50,13 @@ async def build(request: Request) -> LoadedObject:
             raise
     except OSError as error:
         raise EngineError(f"cannot build the eBPF programs: {explained(error)}") from error
+
+
+class InactiveHalf(NamedTuple):
+    """The half of the measurements that no program writes, and the shards of its slots."""
+
+    epoch: int
+    shards: Mapping[int, Shards]
 
 
 class LoadedObject:
@@ -78,8 +87,11 @@ class LoadedObject:
             else None
         )
         self._epoch = 0
+        self._shards: list[Mapping[int, Shards]] = [{}, {}]  # of each half
         self._generation = 0
         self._sample_mask = 0
+        for epoch in (0, 1):
+            self.configuration.write_shards(epoch, {})
 
     def map_fd(self, name: str) -> int:
         """Return the descriptor of a map."""
@@ -95,13 +107,19 @@ class LoadedObject:
         self._sample_mask = (1 << shift) - 1
         self._write_config()
 
-    def flip_epoch(self) -> int:
-        """Make programs write the other half; return the half that is now inactive."""
+    def begin(self, shards: Mapping[int, Shards]) -> None:
+        """Set the shards of an object without any slot: no program counts yet."""
+        self._shards[self._epoch] = shards
+        self.configuration.write_shards(self._epoch, shards)
+
+    def flip_epoch(self, shards: Mapping[int, Shards]) -> InactiveHalf:
+        """Make programs write the other half, with these shards; return the inactive half."""
         inactive = self._epoch
         self._epoch = 1 - self._epoch
+        self.begin(shards)
         self._write_config()
         wait_for_running_programs()
-        return inactive
+        return InactiveHalf(inactive, self._shards[inactive])
 
     def _write_config(self) -> None:
         self.configuration.write_words(

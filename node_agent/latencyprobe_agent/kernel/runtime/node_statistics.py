@@ -13,6 +13,7 @@ from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.abi import (
     HANDLER_NAMES,
     MAX_HANDLERS,
+    NODE_ROW,
     NODE_ROWS,
     ROW_HANDLERS,
     VECTORS,
@@ -31,7 +32,7 @@ class NodeStatisticsMemory:
     """The two halves of `node_stats`, mapped into this process, and the handlers' names."""
 
     def __init__(self, map_fd: int, names_fd: int) -> None:
-        self._memory = mmap.mmap(map_fd, 2 * NODE_ROWS * STAGE_BYTES)
+        self._memory = mmap.mmap(map_fd, 2 * NODE_ROWS * NODE_ROW.size)
         self._names_fd = names_fd
         self._names: dict[int, str] = {}
         self._zeroes = bytes(STAGE_BYTES)
@@ -43,7 +44,7 @@ class NodeStatisticsMemory:
         """
         stages: dict[NodeStage, StageMeasurement] = {}
         for row in range(NODE_ROWS):
-            offset = (epoch * NODE_ROWS + row) * STAGE_BYTES
+            offset = (epoch * NODE_ROWS + row) * NODE_ROW.size
             if is_empty(self._memory, offset):
                 continue
             content = self._memory[offset : offset + STAGE_BYTES]

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement, StageMeasurement
 from latencyprobe.domain.stages import COUNTERS, TARGET_STAGES, Module, drop_counter
-from latencyprobe_agent.kernel.abi import MAX_SLOTS, NR_DROP_REASONS, SLOT_STATS, STAGE_STATS
+from latencyprobe_agent.kernel.abi import (
+    MAX_SLOTS,
+    NR_DROP_REASONS,
+    SLOT_STATS,
+    STAGE_STATS,
+    TOP_NS,
+)
+from latencyprobe_agent.kernel.runtime.shards import Shards
 
-_U64_MAX = 2**64 - 1
 STAGE_BYTES = STAGE_STATS.size
 SLOT_BYTES = SLOT_STATS.size
 _STAGE_HEADER = STAGE_STATS.part("sum", "missing")
@@ -24,6 +30,12 @@ _DROPS_OFFSET = SLOT_STATS.offset("drops")
 _DROPS_BYTES = SLOT_STATS.part("drops").size
 _NO_DROPS = bytes(_DROPS_BYTES)
 _NO_STAGE = bytes(_STAGE_HEADER.size)
+_EXTREMES = STAGE_STATS.part("extremes")
+_NO_EXTREMES = bytes(_EXTREMES.size)
+_EXTREMES_OFFSETS = tuple(
+    _STAGES_OFFSET + index * STAGE_BYTES + STAGE_STATS.offset("extremes")
+    for index in range(len(TARGET_STAGES))
+)
 # Sampling applies only to these modules, whose programs run for every packet.
 _SAMPLED_MODULES = frozenset({Module.RX, Module.TX})
 
@@ -37,31 +49,62 @@ class StatisticsMemory:
         self._zeroes = bytes(SLOT_BYTES)
 
     def take(
-        self, epoch: int, slots: Iterable[int], sampling_ratio: float
+        self,
+        epoch: int,
+        shards: Mapping[int, Shards],
+        slots: Collection[int],
+        sampling_ratio: float,
     ) -> Mapping[int, Measurement]:
-        """Return the measurements of these slots in one half, and zero them.
+        """Return the measurements of these slots in one half, and zero all of it.
 
-        Call this only for the inactive half, which no program writes.
+        `shards`: of this half, by slot. Call this only for the inactive half, which no program
+        writes.
         """
         taken: dict[int, Measurement] = {}
-        for slot in slots:
-            offset = (epoch * MAX_SLOTS + slot) * SLOT_BYTES
-            if self._memory[offset] == 0:
-                continue
-            content = self._memory[offset : offset + SLOT_BYTES]
-            self._memory[offset : offset + SLOT_BYTES] = self._zeroes
-            taken[slot] = decode_slot(content, sampling_ratio, self._drop_reasons)
+        for slot, places in shards.items():
+            contents = [
+                content
+                for place in places.elements()
+                if (content := self._take_element(epoch * MAX_SLOTS + place)) is not None
+            ]
+            if contents and slot in slots:
+                content = contents[0] if len(contents) == 1 else merge_shards(contents)
+                taken[slot] = decode_slot(content, sampling_ratio, self._drop_reasons)
         return taken
 
-    def clear(self, slot: int) -> None:
-        """Zero a slot in both halves."""
-        for epoch in (0, 1):
-            offset = (epoch * MAX_SLOTS + slot) * SLOT_BYTES
-            self._memory[offset : offset + SLOT_BYTES] = self._zeroes
+    def _take_element(self, index: int) -> bytes | None:
+        """Return an element, and zero it; None if nothing was counted."""
+        offset = index * SLOT_BYTES
+        if self._memory[offset] == 0:
+            return None
+        content = self._memory[offset : offset + SLOT_BYTES]
+        self._memory[offset : offset + SLOT_BYTES] = self._zeroes
+        return content
 
     def close(self) -> None:
         """Unmap; the map itself lives as long as its descriptors."""
         self._memory.close()
+
+
+def merge_shards(contents: Sequence[bytes]) -> bytes:
+    """Add elements of `stats` as if one CPU had counted all.
+
+    All members but the extremes are added, as one number: no member overflows into the next, since
+    each would need more packets than an interval can have.
+    """
+    total = 0
+    extremes = [_EXTREMES.unpack(_NO_EXTREMES)] * len(_EXTREMES_OFFSETS)
+    for content in contents:
+        counted = bytearray(content)
+        for stage, offset in enumerate(_EXTREMES_OFFSETS):
+            found = _EXTREMES.unpack_from(counted, offset)
+            extremes[stage] = tuple(map(max, extremes[stage], found))
+            counted[offset : offset + _EXTREMES.size] = _NO_EXTREMES
+        total += int.from_bytes(counted, "little")
+    merged = bytearray(total.to_bytes(SLOT_BYTES, "little"))
+    for stage, offset in enumerate(_EXTREMES_OFFSETS):
+        _EXTREMES.pack_into(merged, offset, *extremes[stage])
+    return bytes(merged)
 
 
 def decode_slot(content: bytes, sampling_ratio: float, drop_reasons: list[str]) -> Measurement:
@@ -104,14 +147,16 @@ def is_empty(content: bytes | mmap.mmap, offset: int) -> bool:
 
 def decode_stage(content: bytes, offset: int, ratio: float) -> StageMeasurement:
     """Decode one `struct stage_stats`."""
-    total, longest, not_min, lost, unmatched, clamped = _STAGE_HEADER.unpack_from(content, offset)
+    total, longest, top_less_min, _, _, lost, unmatched, clamped = _STAGE_HEADER.unpack_from(
+        content, offset
+    )
     first = offset + _COUNTS_OFFSET
     buckets = _decode_counts(content[first : first + _COUNTS.size])
     if not buckets:
         return StageMeasurement(
             lost=lost, unmatched=unmatched, clamped=clamped, sampling_ratio=ratio
         )
-    shortest = min(_U64_MAX - not_min, longest)
+    shortest = min(TOP_NS - top_less_min, longest)
     histogram = Histogram(buckets, total, shortest, longest)
     return StageMeasurement(histogram, lost, unmatched, clamped, ratio)
 
