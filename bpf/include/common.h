@@ -23,6 +23,14 @@
 	})
 #endif
 
+/* A field of an object whose type the verifier does not know, such as skb->sk. */
+#define PEEK(pointer, field)                                                       \
+	({                                                                         \
+		typeof((pointer)->field) _value = 0;                               \
+		bpf_probe_read_kernel(&_value, sizeof(_value), &(pointer)->field); \
+		_value;                                                            \
+	})
+
 /*
  * A map's value as bytes. bcc compiles functions that print and scan a map's values, member by
  * member and each element of an array (BPFModule::annotate()). For large values this is a quarter
@@ -118,6 +126,9 @@ struct cpu_context {
 	u32 irq_ns;	 /* of the running NET_RX: how long from that hard IRQ on; 0: from none */
 	u16 in_softirq;	 /* where the kernel's own count cannot be read */
 	u16 was_pending; /* NET_RX, when that hard IRQ handler began */
+	u64 device;	 /* for which `leads_to_host` is: see begins_in_host() */
+	u32 leads_to_host;
+	u32 reserved;
 };
 BPF_PERCPU_ARRAY(cpu_contexts, struct cpu_context, 1);
 

@@ -15,6 +15,7 @@
 #define AF_INET6 10
 /* include/uapi/linux/if_ether.h */
 #define ETH_P_IP 0x0800
+#define ETH_P_8021Q 0x8100
 #define ETH_P_IPV6 0x86DD
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17

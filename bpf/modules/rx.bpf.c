@@ -33,22 +33,22 @@ static __always_inline u64 reader_waited(volatile struct segment *segment, u64 w
 /*
  * Direct-mapped by the skb's address: one element is one cache line, a collision overwrites. `tag`
  * is the address mixed with the times, so neither another skb nor a torn element passes as ours.
+ * Addresses are reused: an element is a packet's only if it has the same content, too.
  */
 struct received {
 	u64 tag;
 	u64 first_ns;	/* first netif_receive_skb; 0: not sampled */
 	u64 device_ns;	/* netif_receive_skb where the socket lives */
 	u64 sk;		/* the sender's socket if it is on this node: skb->sk survives a veth */
+	u64 content;	/* content_of() */
+	u64 head;	/* skb->head, as a number: the buffer, which clones share */
 	u32 softirq_ns; /* wait before first_ns; ABSENT outside of NET_RX */
 	u32 netns;	/* of the last netif_receive_skb */
-	u32 sk_netns;	/* of `sk`, at the host's pass */
 	u32 irq_ns;	/* from the NIC's interrupt to the softirq; 0: none */
+	u32 is_lost;	/* it came through the host, but its time there is not known */
 #if TRACE
 	struct endpoints endpoints; /* of a datagram */
-#else
-	u32 pad[3];
 #endif
-	u32 cpu; /* that it was received on */
 };
 BPF_ARRAY(received, struct received, 1 << RECEIVED_BITS);
 
@@ -69,39 +69,234 @@ static __always_inline bool is_of(struct received *packet, u64 identity)
 	return packet->tag == received_tag(identity, packet->first_ns, packet->device_ns);
 }
 
-/*
- * True for a clone of skb_clone(), as a bridge makes for each port of a multicast. TCP sends clones
- * too, but of skbuff_fclone_cache. (The first bits of this byte are cloned, nohdr and two of
- * fclone: CLONED_MASK, include/linux/skbuff.h; SKB_FCLONE_UNAVAILABLE is 0.)
- */
-static __always_inline bool is_copy(struct sk_buff *skb)
-{
-	u8 bits = 0;
+/* Where a packet's network header is, and how many bytes are in one piece from there. */
+struct header_place {
+	unsigned char *header;
+	u32 linear;
+	u16 protocol; /* skb->protocol */
+};
 
-	bpf_probe_read_kernel(&bits, sizeof(bits), skb->__cloned_offset);
-	return (bits & 0xd) == 1;
+/* The beginning of an IPv4 header without options, and what follows it; the same of IPv6. */
+struct ipv4_packet {
+	u8 version_length;
+	u8 service;
+	u16 length;
+	u16 id;
+	u16 fragment;
+	u8 ttl;
+	u8 protocol;
+	u16 checksum;
+	u32 addresses[2];
+	u32 transport[3];
+};
+
+struct ipv6_packet {
+	u32 before[1];
+	u16 length;
+	u8 protocol;
+	u8 hop_limit;
+	u32 addresses[8];
+	u32 transport[3];
+};
+
+#define CONTENT_IS_SHARED 1  /* other packets may have it, too */
+#define CONTENT_IS_KNOWN 2   /* so it is never 0 */
+#define CONTENT_IS_SEGMENT 4 /* the upper half is the sequence number, as on the wire */
+#define CONTENT_BITS 7ULL
+
+static __always_inline u64 mix(u64 content, u64 value)
+{
+	return (content ^ value) * 0x9e3779b97f4a7c15ULL;
+}
+
+/* Both numbers as they are on the wire. */
+static __always_inline u64 segment_content(u32 seq, u32 ack_seq)
+{
+	return (((u64)seq << 32 | ack_seq) & ~CONTENT_BITS) | CONTENT_IS_KNOWN | CONTENT_IS_SEGMENT;
+}
+
+/* A datagram's length and up to 16 bytes of its payload, as far as they are in one piece. */
+static __always_inline u64 datagram_content(unsigned char *payload, u32 linear, u32 length)
+{
+	u64 bytes[2] = {}, content = mix(IPPROTO_UDP, length);
+
+	length = (length < linear ? length : linear) - 8;
+	if (length >= 16)
+		bpf_probe_read_kernel(bytes, 16, payload);
+	else if (length >= 8)
+		bpf_probe_read_kernel(bytes, 8, payload);
+	else if (length >= 4)
+		bpf_probe_read_kernel(bytes, 4, payload);
+	return mix(mix(content, bytes[0]), bytes[1]);
+}
+
+static __always_inline u64 ipv4_content(struct header_place *place)
+{
+	struct ipv4_packet packet;
+	u64 content;
+	u32 id;
+
+	if (place->linear < sizeof(packet))
+		return 0;
+	bpf_probe_read_kernel(&packet, sizeof(packet), place->header);
+	if (packet.version_length == 0x45 && !(packet.fragment & bpf_htons(0x3fff))) {
+		if (packet.protocol == IPPROTO_TCP)
+			return segment_content(packet.transport[1], packet.transport[2]);
+	}
+	/* of a fragment its place, too; "don't fragment" may change */
+	id = packet.id | (u32)(packet.fragment & bpf_htons(0xbfff)) << 16;
+	content = mix(packet.protocol, id);
+	if (packet.version_length == 0x45 && packet.protocol == IPPROTO_UDP && !(id >> 16))
+		content = mix(content, datagram_content(place->header + 28, place->linear - 20,
+							bpf_ntohs(packet.transport[1])));
+	return (content & ~CONTENT_BITS) | CONTENT_IS_KNOWN | (packet.id ? 0 : CONTENT_IS_SHARED);
+}
+
+static __always_inline u64 ipv6_content(struct header_place *place)
+{
+	struct ipv6_packet packet;
+	u64 content;
+
+	if (place->linear < sizeof(packet))
+		return 0;
+	bpf_probe_read_kernel(&packet, sizeof(packet), place->header);
+	if (packet.protocol == IPPROTO_TCP)
+		return segment_content(packet.transport[1], packet.transport[2]);
+	content = mix(packet.protocol, packet.length);
+	if (packet.protocol == IPPROTO_UDP)
+		content = mix(content, datagram_content(place->header + 48, place->linear - 40,
+							bpf_ntohs(packet.transport[1])));
+	return (content & ~CONTENT_BITS) | CONTENT_IS_KNOWN | CONTENT_IS_SHARED;
 }
 
 /*
- * A packet that was bridged or routed here came through the host. One that a process of the host
- * sent did not, and its skb still carries that process's socket. Addresses are reused, of sockets
- * too, so the socket is identified by its namespace as well: from one namespace there is one path.
- * A copy has no socket, and was not seen on the host. Neither were packets of the loopback device,
- * which removes the socket, loopback_xmit(), nor of hardware inside the pod: both are without
- * rtnl_link_ops. An element at the address of these skbs is of an earlier packet.
+ * Of a packet, what stays on its path: of TCP the sequence numbers, of others the IP id, and of a
+ * datagram its length and the beginning of its payload, too. Address translation changes addresses, ports and
+ * checksums, forwarding the TTL; GRO and a socket's backlog append to a segment. Datagrams with
+ * equal payloads are equal where they have no IP id: IPv6, and sockets that are not connected,
+ * ip_select_ident_segs(), include/net/ip.h. 0: the headers are in several pieces.
  */
-static __always_inline bool came_through_host(struct received *packet, u64 identity,
-					      struct sk_buff *skb)
+static __always_inline u64 content_of(struct header_place *place)
+{
+	if (place->protocol == bpf_htons(ETH_P_8021Q)) { /* not yet removed, skb_vlan_untag() */
+		bpf_probe_read_kernel(&place->protocol, sizeof(place->protocol), place->header + 2);
+		place->header += 4;
+		place->linear -= 4;
+	}
+	if (place->protocol == bpf_htons(ETH_P_IP))
+		return ipv4_content(place);
+	if (place->protocol == bpf_htons(ETH_P_IPV6))
+		return ipv6_content(place);
+	return (u64)place->protocol << 32 | CONTENT_IS_KNOWN | CONTENT_IS_SHARED;
+}
+
+/*
+ * True if the element is of this skb, and the skb still the packet that it was. One whose headers
+ * were in pieces when it was received is known by its address alone.
+ */
+static __always_inline bool is_received(struct received *packet, u64 identity, struct sk_buff *skb)
+{
+	struct header_place place;
+	u16 network_header;
+
+	if (!is_of(packet, identity))
+		return false;
+	if (!packet->content)
+		return true;
+	/* in the stack, where skb->data moves from header to header */
+	network_header = PEEK(skb, network_header);
+	place.header = PEEK(skb, head) + network_header;
+	place.linear = (u32)PEEK(skb, tail) - network_header;
+	place.protocol = PEEK(skb, protocol);
+	return packet->content == content_of(&place);
+}
+
+/* The same of a segment; its ACK may be of a later one, which the backlog added to it. */
+static __always_inline bool is_received_segment(struct received *packet, u64 identity, u32 seq)
+{
+	return is_of(packet, identity) &&
+	       (!(packet->content & CONTENT_IS_SEGMENT) || packet->content >> 32 == bpf_htonl(seq));
+}
+
+/* PACKET_BROADCAST or PACKET_MULTICAST: a bridge copies it for each port, and keeps the original. */
+static __always_inline bool is_for_many(struct sk_buff *skb)
+{
+	u8 bits = 0;
+
+	bpf_probe_read_kernel(&bits, sizeof(bits), skb->__pkt_type_offset);
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+	bits >>= 5;
+#endif
+	return (bits & 7) == 1 || (bits & 7) == 2;
+}
+
+static __always_inline bool is_unique(u64 content)
+{
+	return content && !(content & CONTENT_IS_SHARED);
+}
+
+/*
+ * How long a packet may be on its way through the host. If its content is not its own, an equal
+ * packet may have had the skb before, on a path that copies (XDP on a veth): unless the buffer is
+ * the same, too, only as long as a hand-over without a queue takes.
+ */
+#define HANDOVER_NS 10000000
+
+static __always_inline bool is_same_packet(struct received *packet, u64 content, u64 head, u64 now)
+{
+	u64 age = now - packet->device_ns;
+
+	if (packet->content == content && (is_unique(content) || packet->head == head))
+		return age < TOO_LONG_NS;
+	return age < HANDOVER_NS &&
+	       (packet->content ? packet->content == content : packet->head == head);
+}
+
+/* Whether the other end of this device is in the host's namespace; remembered for the last device. */
+static __always_inline bool begins_in_host(struct config *config, struct cpu_context *cpu,
+					   struct net_device *dev)
+{
+	u64 device = identity_of(dev, config) ^ (u64)READ(dev, ifindex) << 48 ^
+		     (u64)config->generation << 32;
+
+	if (cpu->device != device) {
+		cpu->device = device;
+		cpu->leads_to_host = is_pair(kind_of(dev)) && leads_to_host(dev);
+	}
+	return cpu->leads_to_host;
+}
+
+enum passage {
+	BESIDE_HOST,  /* the packet did not come through the host */
+	THROUGH_HOST, /* it did, and the element has its time there */
+	LOST_IN_HOST, /* it did, and that is all that is known */
+};
+
+/*
+ * What was bridged or routed here came through the host. What a process of the host sent did not,
+ * and its skb still has that process's socket. Neither did packets of the loopback device, nor of
+ * hardware inside the pod: both are without rtnl_link_ops. Behind a device that does not lead to the
+ * host (a router's namespace between, tun) only a content of its own shows that a packet did.
+ */
+static __always_inline enum passage passage_of(struct config *config, struct cpu_context *cpu,
+					       struct received *packet, u64 identity,
+					       struct sk_buff *skb, u64 content, u64 head, u64 now)
 {
 	struct sock *sk = READ(skb, sk);
-	struct net_device *dev;
+	struct net_device *dev = READ(skb, dev);
+	bool from_host;
 
-	if (packet->netns != HOST_NETNS || !is_of(packet, identity))
-		return false;
-	if (sk ? (u64)sk != packet->sk || netns_of_socket(sk) != packet->sk_netns : is_copy(skb))
-		return false;
-	dev = READ(skb, dev);
-	return READ(dev, rtnl_link_ops);
+	if (!READ(dev, rtnl_link_ops))
+		return BESIDE_HOST;
+	if (sk && netns_of_socket(sk) == HOST_NETNS)
+		return BESIDE_HOST;
+	from_host = begins_in_host(config, cpu, dev);
+	if (!is_unique(content) && (!from_host || is_for_many(skb)))
+		return BESIDE_HOST;
+	if (packet->netns == HOST_NETNS && is_of(packet, identity) &&
+	    (!sk || (u64)sk == packet->sk) && is_same_packet(packet, content, head, now))
+		return THROUGH_HOST;
+	return from_host && !is_for_many(skb) ? LOST_IN_HOST : BESIDE_HOST;
 }
 
 /* Where the hook is, skb->data points at the network header, __netif_receive_skb_core(). */
@@ -133,9 +328,11 @@ int on_netif_receive_skb(u64 *ctx)
 	struct sk_buff *skb = (struct sk_buff *)ctx[0];
 	u32 inum = netns_of(READ(skb, dev));
 	struct config *config = get_config();
+	struct header_place place;
 	struct cpu_context *cpu;
 	struct received *packet;
-	u64 identity, now;
+	u64 identity, now, content, head;
+	enum passage passage = BESIDE_HOST;
 
 	if (!config || !find_netns(config, inum))
 		return 0;
@@ -151,19 +348,25 @@ int on_netif_receive_skb(u64 *ctx)
 	if (!packet || !cpu)
 		return 0;
 	now = bpf_ktime_get_ns();
-	if (inum == HOST_NETNS || !came_through_host(packet, identity, skb)) {
-		struct sock *sk = READ(skb, sk);
+	head = (u64)READ(skb, head);
+	place.header = READ(skb, data);
+	place.linear = READ(skb, len) - READ(skb, data_len);
+	place.protocol = READ(skb, protocol);
+	content = content_of(&place);
+	if (inum != HOST_NETNS)
+		passage = passage_of(config, cpu, packet, identity, skb, content, head, now);
+	if (passage != THROUGH_HOST) {
 		u64 entered_ns = net_rx_entry(cpu);
 
 		packet->first_ns = is_sampled(config) ? now : 0;
 		packet->softirq_ns = entered_ns ? saturate(now - entered_ns) : ABSENT;
 		packet->irq_ns = entered_ns ? irq_ns_of(cpu, skb) : 0;
-		packet->sk = (u64)sk;
-		if (sk && inum == HOST_NETNS)
-			packet->sk_netns = netns_of_socket(sk);
+		packet->sk = (u64)READ(skb, sk);
 	}
 	packet->netns = inum;
-	packet->cpu = bpf_get_smp_processor_id();
+	packet->is_lost = passage == LOST_IN_HOST;
+	packet->content = content;
+	packet->head = head;
 	packet->device_ns = now;
 	note_datagram(packet, skb);
 	packet->tag = received_tag(identity, packet->first_ns, now);
@@ -190,6 +393,13 @@ static __always_inline void fill_segment(struct segment *segment, struct receive
 #if TRACE
 	segment->endpoints = packet->endpoints;
 #endif
+}
+
+/* A packet without its time on the host has no total, and so no stage at all. */
+static __always_inline void lose_in_host(struct config *config, struct socket_state *state)
+{
+	lost_for(config, state->owners, STAGE_RX_HOST);
+	lost_for(config, state->owners, STAGE_RX_TOTAL);
 }
 
 /*
@@ -239,19 +449,24 @@ static __always_inline void correct_queue(struct config *config, struct socket_s
 static __always_inline void queue_segment(struct config *config, struct socket_state *state,
 					  struct sk_buff *skb, u32 seq, u32 end_seq, u64 now)
 {
+	struct tcp_skb_cb *cb = (struct tcp_skb_cb *)skb->cb;
 	u64 identity = identity_of(skb, config);
 	struct received *packet = get_received(identity);
 	struct segment *segment;
 
 	if (!packet)
 		return;
-	if (!is_of(packet, identity)) {
+	if (!is_received_segment(packet, identity, READ(cb, seq))) {
 		unmatched_for(config, state->owners, STAGE_RX_STACK, 1);
 		return;
 	}
 	packet->tag = 0;
 	if (!packet->first_ns)
 		return;
+	if (packet->is_lost) {
+		lose_in_host(config, state);
+		return;
+	}
 	if (state->tail - state->head >= SEGMENTS) {
 		lost_for(config, state->owners, STAGE_RX_SOCKET);
 		return;
@@ -415,17 +630,12 @@ static __always_inline void check_read(struct config *config, struct socket_stat
 #define PLACE_UNSAMPLED 1 /* of one that does not count */
 #define PLACE_UNMATCHED 2 /* of one whose path to the socket was not seen */
 
-/*
- * A datagram that another CPU has received and this one queues was received just now. Otherwise the
- * skb was made after that, as the segments of a UDP_SEGMENT burst are, udp_queue_rcv_skb(),
- * net/ipv4/udp.c, and the element at its address is of an earlier packet.
- */
-#define ON_ITS_WAY_NS 10000000
-
-static __always_inline bool is_on_its_way(struct received *packet, u64 identity)
+static __always_inline struct received *find_received(struct sk_buff *skb, struct config *config)
 {
-	return is_of(packet, identity) && packet->cpu != bpf_get_smp_processor_id() &&
-	       bpf_ktime_get_ns() - packet->device_ns < ON_ITS_WAY_NS;
+	u64 identity = identity_of(skb, config);
+	struct received *packet = get_received(identity);
+
+	return packet && is_received(packet, identity, skb) ? packet : 0;
 }
 
 /*
@@ -436,16 +646,13 @@ static __always_inline struct received *find_queued(struct sock *sk, struct conf
 {
 	struct cpu_context *cpu = get_cpu_context();
 	struct received *packet;
-	u64 identity;
 
 	if (!cpu)
 		return 0;
 	packet = get_received(cpu->received_id);
 	if (packet && is_of(packet, cpu->received_id))
 		return packet;
-	identity = identity_of(READ(sk, sk_receive_queue.prev), config);
-	packet = get_received(identity);
-	return packet && is_on_its_way(packet, identity) ? packet : 0;
+	return find_received(READ(sk, sk_receive_queue.prev), config);
 }
 
 /* A datagram is in its socket's queue. */
@@ -459,8 +666,11 @@ static __always_inline void queue_datagram(struct config *config, struct sock *s
 	segment = &state->segments[state->tail & (SEGMENTS - 1)];
 	if (packet) {
 		packet->tag = 0;
-		queued_ns = packet->first_ns ? bpf_ktime_get_ns() : PLACE_UNSAMPLED;
-		if (packet->first_ns) {
+		queued_ns = PLACE_UNSAMPLED;
+		if (packet->first_ns && packet->is_lost) {
+			lose_in_host(config, state);
+		} else if (packet->first_ns) {
+			queued_ns = bpf_ktime_get_ns();
 			fill_segment(segment, packet, queued_ns - packet->device_ns, true);
 			note_last_reader(segment, state->reader);
 		}
@@ -589,7 +799,7 @@ int on_consume_skb(u64 *ctx)
 		return 0;
 	identity = identity_of(skb, config);
 	packet = get_received(identity);
-	if (!packet || !is_of(packet, identity) || !is_udp(skb))
+	if (!packet || !is_received(packet, identity, skb) || !is_udp(skb))
 		return 0;
 	/*
 	 * Never received: an outgoing datagram, at an address known from an earlier packet. Copies

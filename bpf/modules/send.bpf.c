@@ -124,14 +124,6 @@ static __always_inline void give_up_rest(struct socket_state *state, struct tcp_
 		last_handoff(state)->end = seq;
 }
 
-/* A field of a socket that the verifier knows as a plain one: skb->sk is no argument. */
-#define PEEK(tp, field)                                                       \
-	({                                                                    \
-		typeof((tp)->field) _value = 0;                               \
-		bpf_probe_read_kernel(&_value, sizeof(_value), &(tp)->field); \
-		_value;                                                       \
-	})
-
 /* Count the obstacle of a segment that waited long, as it was when its first byte came. */
 static __always_inline void count_wait(struct config *config, struct socket_state *state,
 				       struct handoff *handoff, struct tcp_sock *tp, u32 seq,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import pytest
 
@@ -13,14 +14,23 @@ from latencyprobe.domain.verdict import Bottleneck, judge
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.measuring import CLIENT, RX_PARTS, SERVER, TX_PARTS, account_for, watch_on_host
 from tests.live.pods import Namespace, Pod, pods_on_bridge, pods_on_routes
-from tests.live.sockets import PORT, udp_socket
+from tests.live.sockets import PORT, Connection, connection, udp_socket, wait_for_bytes
+from tests.live.taps import on_the_servers_device, tap, with_a_ring
 from tests.live.targets import until
 from tests.live.traffic import SO_TIMESTAMPING, SOF_RX_SOFTWARE, SOF_SOFTWARE, stamps
 from tests.live.truth import Durations, Moment
 
 Start = Callable[..., KernelEngine]
 SOF_TX_SOFTWARE, SOF_OPT_TSONLY = 1 << 1, 1 << 11  # include/uapi/linux/net_tstamp.h
+RECEIVE_STAMPS = SOF_RX_SOFTWARE | SOF_SOFTWARE
+SEND_STAMPS = SOF_TX_SOFTWARE | SOF_SOFTWARE | SOF_OPT_TSONLY
 DATAGRAMS = 110
+SEGMENTS, SEGMENT_BYTES = 40, 1000
+# A segment takes 4 ms, and what is saved up lasts for one.
+SLOW_LAST_DEVICE = (
+    *("tc", "qdisc", "add", "dev", "veth1", "root", "tbf"),
+    *("rate", "2mbit", "burst", "1600", "limit", "100000"),
+)
 RULES, TIMES = 100_000, 10
 MILLISECOND_NS = 1_000_000
 # What is for the server is compared with all of the rules, and with all of them again.
@@ -92,9 +102,8 @@ def stamped(client: Pod, server: Pod) -> Iterator[Stamped]:
         udp_socket(server.namespace, server.address, PORT) as reading,
         udp_socket(client.namespace) as sending,
     ):
-        reading.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, SOF_RX_SOFTWARE | SOF_SOFTWARE)
-        reports = SOF_TX_SOFTWARE | SOF_SOFTWARE | SOF_OPT_TSONLY
-        sending.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, reports)
+        reading.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, RECEIVE_STAMPS)
+        sending.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, SEND_STAMPS)
         made = Stamped(sending, reading, server.address)
         made.send()
         until(lambda: bool(made.send()[1]), "stamps of what arrives")
@@ -110,13 +119,18 @@ def assert_is_there_alone(measured: Measurement, stage: str, parts: tuple[str, .
 
 
 Way = Callable[[], AbstractContextManager[tuple[Namespace, Pod, Pod]]]
+Tap = Callable[[Namespace], AbstractContextManager[object]]
 
 
 async def measure_a_long_chain(
-    start: Start, way: Way
+    start: Start, way: Way, watched_by: Tap = nullcontext
 ) -> tuple[Mapping[int, Measurement], Durations]:
     """What both ends measured, and how long the kernel had the datagrams."""
-    with way() as (host, client, server), stamped(client, server) as datagrams:
+    with (
+        way() as (host, client, server),
+        stamped(client, server) as datagrams,
+        watched_by(host),
+    ):
         lengthen(host, server.address)
         engine = await watch_on_host(start, host, client, server)
         took = datagrams.send_one_by_one()
@@ -133,6 +147,57 @@ async def test_a_long_netfilter_chain_is_found_on_the_hosts_side_and_nowhere_els
         assert account_for(measured[slot], stage) == (DATAGRAMS, 0)
         took.assert_are_in(measured[slot].stage(stage).histogram)
         assert_is_there_alone(measured[slot], stage, parts)
+
+
+@pytest.mark.parametrize(
+    ("way", "watched_by"),
+    [
+        pytest.param(routed, tap, id="routed, any device"),
+        pytest.param(filtering_bridge, partial(tap, prepare=with_a_ring), id="bridged, a ring"),
+        pytest.param(
+            filtering_bridge, partial(tap, prepare=on_the_servers_device), id="bridged, one device"
+        ),
+    ],
+)
+async def test_a_tap_on_the_host_takes_nothing_from_the_hosts_part(
+    start_engine: Start, way: Way, watched_by: Tap
+) -> None:
+    measured, took = await measure_a_long_chain(start_engine, way, watched_by)
+    assert account_for(measured[SERVER], "rx.host") == (DATAGRAMS, 0)
+    took.assert_are_in(measured[SERVER].stage("rx.host").histogram)
+    assert measured[SERVER].stage("rx.host").histogram.min_ns > MILLISECOND_NS
+
+
+def send_stamped(both: Connection) -> tuple[list[int], list[int]]:
+    """A segment, until it is read: when it left by its driver, and when it arrived."""
+    both.client.send(b"s" * SEGMENT_BYTES)
+    wait_for_bytes(both.server, SEGMENT_BYTES)
+    _, arrived, *_ = both.server.recvmsg(SEGMENT_BYTES, 512)
+    _, left, *_ = both.client.recvmsg(64, 512, socket.MSG_ERRQUEUE)
+    return stamps(left), stamps(arrived)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+async def test_segments_that_a_tap_has_seen_keep_their_time_on_the_host(
+    start_engine: Start, version: int
+) -> None:
+    took = Durations()
+    with filtering_bridge() as (host, client, server):
+        host.execute("sysctl", "-qw", "net.bridge.bridge-nf-call-ip6tables=1")
+        address = server.address if version == 4 else server.address6
+        with connection(client.namespace, server.namespace, address) as both, tap(host):
+            both.server.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, RECEIVE_STAMPS)
+            both.client.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, SEND_STAMPS)
+            until(lambda: bool(send_stamped(both)[1]), "stamps of what arrives")
+            host.execute(*SLOW_LAST_DEVICE)
+            engine = await watch_on_host(start_engine, host, client, server)
+            for _ in range(SEGMENTS):
+                (left_ns,), (arrived_ns,) = send_stamped(both)
+                took.add(Moment(left_ns, left_ns), Moment(arrived_ns, arrived_ns))
+        received = engine.read()[SERVER]
+    assert account_for(received, "rx.host") == (SEGMENTS, 0)
+    took.assert_are_in(received.stage("rx.host").histogram)
+    assert received.stage("rx.host").histogram.percentile(50) > MILLISECOND_NS
 
 
 @pytest.mark.thorough

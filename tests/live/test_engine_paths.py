@@ -12,6 +12,7 @@ import pytest
 from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES
+from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.measuring import (
     CLIENT,
@@ -23,7 +24,7 @@ from tests.live.measuring import (
     measure,
     watch_on_host,
 )
-from tests.live.pods import Namespace, Pod, pods_on_bridge, pods_on_routes
+from tests.live.pods import Namespace, Pod, namespace, pods_on_bridge, pods_on_routes
 from tests.live.sockets import (
     PORT,
     Connection,
@@ -34,9 +35,19 @@ from tests.live.sockets import (
     read_all,
     udp_socket,
 )
+from tests.live.tuns import tun
 
 Start = Callable[..., KernelEngine]
 HOST_ADDRESS = "198.51.100.254"
+MANY = 400
+CHANGE_THE_PAYLOAD = """
+table ip mangling {
+  chain forward {
+    type filter hook forward priority 0;
+    udp dport 7000 @th,64,32 set 0x78787878
+  }
+}
+"""
 MILLISECOND_NS = 1_000_000
 
 
@@ -308,6 +319,74 @@ async def test_addresses_that_come_again_bring_no_times_of_packets_of_the_host(
     for measured in engine.read().values():
         assert account_for(measured, "rx.total") == (500, 0)
         assert "rx.host" not in measured.stages
+
+
+@pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
+async def test_a_pod_behind_a_router_of_its_own_gets_no_times_of_packets_of_the_host(
+    start_engine: Start, typed: bool
+) -> None:
+    with namespace("node") as node, pods_on_routes(2) as (_, (client, server)):
+        engine = start_engine(host_netns=node.inode, typed=typed)
+        engine.assign({SERVER: everything_in(server)})
+        await engine.use(frozenset(DEFAULT_MODULES))
+        with (
+            on_one_cpu(),
+            udp_socket(node, "127.0.0.1", PORT) as on_node,
+            udp_socket(server.namespace, server.address, PORT) as reading,
+            udp_socket(client.namespace) as sending,
+        ):
+            for number in range(MANY):
+                # every second one as the other is: no datagram has anything of its own
+                on_node.sendto(b"d" * (200 + number % 2), on_node.getsockname())
+                on_node.recv(1024)
+                sending.sendto(b"d" * 200, reading.getsockname())
+                reading.recv(1024)
+        received = take(engine, SERVER)
+    assert account_for(received, "rx.total") == (MANY, 0)
+    assert "rx.host" not in received.stages
+
+
+async def test_what_comes_out_of_a_tun_device_gets_no_times_of_packets_of_the_host(
+    start_engine: Start,
+) -> None:
+    with namespace("node") as node, tun("pod", "192.0.2.1", "192.0.2.2") as pod:
+        engine = start_engine(host_netns=node.inode)
+        inode = frozenset({pod.namespace.inode})
+        engine.assign({SERVER: SlotSpec(netns_wide=inode, netns=inode)})
+        await engine.use(frozenset(DEFAULT_MODULES))
+        with (
+            on_one_cpu(),
+            udp_socket(node, "127.0.0.1", PORT) as on_node,
+            udp_socket(pod.namespace, pod.address, PORT) as reading,
+            udp_socket(pod.namespace) as sending,
+        ):
+            # what leaves the device is sent back to it, with its ends exchanged
+            for _ in range(MANY):
+                on_node.sendto(b"d" * 200, on_node.getsockname())
+                on_node.recv(1024)
+                sending.sendto(b"d" * 200, (pod.beyond, PORT))
+                os.write(pod.descriptor, with_ends_exchanged(pod.take()))
+                reading.recv(1024)
+        received = take(engine, SERVER)
+    assert account_for(received, "rx.total") == (MANY, 0)
+    assert "rx.host" not in received.stages
+
+
+def with_ends_exchanged(packet: bytes) -> bytes:
+    """An IPv4 packet as its receiver would send it; no checksum changes."""
+    return packet[:12] + packet[16:20] + packet[12:16] + packet[20:]
+
+
+async def test_a_packet_that_the_host_changes_is_lost_and_has_no_total(
+    start_engine: Start,
+) -> None:
+    with pods_on_routes(2) as (host, (client, server)):
+        host.load_rules(CHANGE_THE_PAYLOAD)
+        engine = await watch_on_host(start_engine, host, client, server)
+        send_datagrams(client.namespace, server.namespace, server.address, 50)
+        received = take(engine, SERVER)
+    assert account_for(received, "rx.host") == account_for(received, "rx.total") == (0, 50)
+    assert not {"rx.stack", "rx.socket"} & received.stages.keys()
 
 
 async def test_copies_of_a_multicast_have_no_host_stage(

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What kind of device a network device is, and whether it leads to the host.
+ */
+
+/* The first four letters of rtnl_link_ops->kind, as the kernel's memory holds them. */
+#define KIND(a, b, c, d) ((u32)(a) | (u32)(b) << 8 | (u32)(c) << 16 | (u32)(d) << 24)
+
+static __always_inline u32 kind_of(struct net_device *dev)
+{
+	const struct rtnl_link_ops *operations = READ(dev, rtnl_link_ops);
+	const char *name;
+	u32 kind = 0;
+
+	if (!operations)
+		return 0; /* a hardware driver, or the loopback device */
+	name = READ(operations, kind);
+	bpf_probe_read_kernel(&kind, sizeof(kind), name);
+	return kind;
+}
+
+/* veth, netkit: two devices, each of which receives what the other one sends. */
+static __always_inline bool is_pair(u32 kind)
+{
+	return kind == KIND('v', 'e', 't', 'h') || kind == KIND('n', 'e', 't', 'k');
+}
+
+/* Whether a pair's other end is in the host's namespace. netdev_priv(), include/linux/netdevice.h */
+static __always_inline bool leads_to_host(struct net_device *dev)
+{
+#ifdef HAVE_net_device_priv
+	u64 private = (u64)dev + offsetof(struct net_device, priv);
+#else
+	u64 private = (u64)dev + ((sizeof(struct net_device) + 31) & ~31UL);
+#endif
+	/* the first member of struct veth_priv and struct netkit, drivers/net/ */
+	struct net_device *peer = 0;
+	struct net *net = 0;
+	u32 inum = 0;
+
+	bpf_probe_read_kernel(&peer, sizeof(peer), (void *)private);
+	if (!peer)
+		return false;
+	bpf_probe_read_kernel(&net, sizeof(net), &peer->nd_net.net);
+	bpf_probe_read_kernel(&inum, sizeof(inum), &net->ns.inum);
+	return inum == HOST_NETNS;
+}
