@@ -639,20 +639,32 @@ static __always_inline struct received *find_received(struct sk_buff *skb, struc
 }
 
 /*
- * The datagram that was just queued: the one that this CPU received last. If another CPU's datagram
- * was queued on its behalf (6.18+): the last of the queue, unless a reader has taken it already.
+ * The datagram that was just queued: the last of the socket's queue. Several may be queued before
+ * the first event, if another CPU left them to this one (6.18+): so the last one that was not yet
+ * taken from the table. The CPU's last one, if a reader was faster, or if the skb was made after that
+ * one, as the segments of a UDP_SEGMENT burst are, udp_queue_rcv_skb(), net/ipv4/udp.c. (Not at
+ * first: NAPI delivers lists, netif_receive_skb_list(), and receives several before it delivers one.)
  */
+#define QUEUED_AT_ONCE 4
+
 static __always_inline struct received *find_queued(struct sock *sk, struct config *config)
 {
+	struct sk_buff *end = (struct sk_buff *)&sk->sk_receive_queue;
+	struct sk_buff *skb = READ(sk, sk_receive_queue.prev);
 	struct cpu_context *cpu = get_cpu_context();
 	struct received *packet;
+	int i;
 
 	if (!cpu)
 		return 0;
+	for (i = 0; i < QUEUED_AT_ONCE && skb != end; i++) {
+		packet = find_received(skb, config);
+		if (packet)
+			return packet;
+		skb = READ(skb, prev);
+	}
 	packet = get_received(cpu->received_id);
-	if (packet && is_of(packet, cpu->received_id))
-		return packet;
-	return find_received(READ(sk, sk_receive_queue.prev), config);
+	return packet && is_of(packet, cpu->received_id) ? packet : 0;
 }
 
 /* A datagram is in its socket's queue. */

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import asyncio
 import json
 import os
 import socket
@@ -29,16 +30,20 @@ from tests.live.measuring import (
     watch_namespace,
 )
 from tests.live.pods import Pod, namespace
-from tests.live.sockets import PORT, connection, inside, read_all, udp_socket
+from tests.live.sockets import PORT, connection, inside, read_all, udp_socket, wait_for_bytes
+from tests.live.truth import Durations, Moment
 from tests.live.tuns import FarWire, tun
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
 SIOCETHTOOL = 0x8946
-ETHTOOL_STSO, ETHTOOL_SGRO = 0x1F, 0x2C  # linux/ethtool.h
+# linux/ethtool.h
+ETHTOOL_GSTRINGS, ETHTOOL_STSO, ETHTOOL_SGRO = 0x1B, 0x1F, 0x2C
+ETHTOOL_GSSET_INFO, ETHTOOL_SFEATURES = 0x37, 0x3B
+ETH_SS_FEATURES, ETH_GSTRING_LEN = 4, 32
 UDP_SEGMENT = 103  # linux/udp.h
 SEGMENT_BYTES = 1448
-WRITES = 50
+WRITES, BURST = 50, 20
 WRITE_BYTES = 20 * SEGMENT_BYTES
 REQUESTS, FEW = 2000, 100
 
@@ -51,10 +56,39 @@ def receive_by_napi(client: Pod, server: Pod) -> None:
 
 def set_offload(pod: Pod, command: int, *, on: bool) -> None:
     """What `ethtool -K eth0` does."""
-    value = array.array("B", struct.pack("=II", command, on))
-    request = struct.pack("16sP16x", b"eth0", value.buffer_info()[0])
     with inside(pod.namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as channel:
-        ioctl(channel, SIOCETHTOOL, request)
+        ask(channel, struct.pack("=II", command, on))
+
+
+def split_bursts(pod: Pod) -> None:
+    """What `ethtool -K eth0 tx-udp-segmentation off` does, to the bursts of UDP_SEGMENT."""
+    with inside(pod.namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as channel:
+        number = feature_names(channel).index("tx-udp-segmentation")
+        blocks = [[0, 0] for _ in range(number // 32 + 1)]
+        blocks[-1][0] = 1 << number % 32  # to be changed, to 0
+        words = (word for block in blocks for word in block)
+        ask(channel, struct.pack(f"=II{2 * len(blocks)}I", ETHTOOL_SFEATURES, len(blocks), *words))
+
+
+def feature_names(channel: socket.socket) -> list[str]:
+    """The kernel's names of a device's features, each at its bit."""
+    mask = 1 << ETH_SS_FEATURES
+    count = struct.unpack_from(
+        "=I", ask(channel, struct.pack("=IIQI", ETHTOOL_GSSET_INFO, 0, mask, 0)), 16
+    )[0]
+    request = struct.pack("=III", ETHTOOL_GSTRINGS, ETH_SS_FEATURES, count)
+    names = ask(channel, request + bytes(count * ETH_GSTRING_LEN))[len(request) :]
+    return [
+        names[at : at + ETH_GSTRING_LEN].rstrip(b"\0").decode()
+        for at in range(0, len(names), ETH_GSTRING_LEN)
+    ]
+
+
+def ask(channel: socket.socket, command: bytes) -> bytes:
+    """An ethtool command about eth0, and what it is when the kernel has answered."""
+    value = array.array("B", command)
+    ioctl(channel, SIOCETHTOOL, struct.pack("16sP16x", b"eth0", value.buffer_info()[0]))
+    return value.tobytes()
 
 
 @contextmanager
@@ -149,6 +183,35 @@ async def test_datagrams_that_came_as_one_skb_have_one_sample_and_the_rest_unmat
     samples, lost = account_for(received, "rx.socket")
     unmatched = received.stage("rx.stack").unmatched
     assert (samples + lost, unmatched) == (WRITES, WRITES * 19)
+    assert_parts_add_up(received, "rx")
+
+
+async def test_datagrams_that_napi_receives_as_a_list_are_each_measured(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    receive_by_napi(client, server)
+    split_bursts(client)
+    engine = await watch(start_engine, client, server)
+    waits = Durations()
+    with (
+        udp_socket(server.namespace, server.address, PORT) as reading,
+        udp_socket(client.namespace, family=socket.AF_INET) as sending,
+    ):
+        sending.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 100)
+        for _ in range(WRITES):
+            sent = Moment.of(
+                lambda: sending.sendto(bytes(BURST * 100), (server.address, PORT)),
+                lambda: wait_for_bytes(reading, 100),
+            )
+            for _ in range(BURST):
+                await asyncio.sleep(0.0005)
+                read = Moment.of(lambda: reading.recv(1000))
+                waits.add(sent, read)
+    received = engine.read()[SERVER]
+    for stage in ("rx.stack", "rx.socket", "rx.total"):
+        assert account_for(received, stage) == (WRITES * BURST, 0), stage
+    waits.assert_are_in(received.stage("rx.socket").histogram)
     assert_parts_add_up(received, "rx")
 
 
