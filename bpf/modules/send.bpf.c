@@ -43,8 +43,56 @@ static __always_inline struct handoff *last_handoff(struct socket_state *state)
 }
 
 /*
- * `length` bytes are about to be copied to the end of the send queue. A ring that is full ends with
- * a hand-off of unknown time, until there is room again: what begins there is lost, the rest exact.
+ * Make room in a full ring: hand-offs that follow each other become one, with the older time, if
+ * this makes the later bytes older by at most a twelfth of the time that the ring spans. Of three
+ * neighbours two are further apart than that, so at least five places become free. Without a branch
+ * in the loop: the verifier would follow them all.
+ */
+#define MERGED_PARTS 12
+
+static __always_inline void keep_handoff(struct handoff *into, struct handoff *from, u64 keep)
+{
+	u64 *to = (u64 *)into, *of = (u64 *)from, mask = -keep;
+	u32 end = from->end, i;
+
+#pragma unroll
+	for (i = 0; i < sizeof(*into) / sizeof(u64); i++)
+		to[i] = (of[i] & mask) | (to[i] & ~mask);
+	into->end = end;
+}
+
+static __always_inline void merge_handoffs(struct socket_state *state, u64 now)
+{
+	u32 into = state->handed_head, from = into, i;
+	u64 oldest_ns = state->handed[into & (HANDOFFS - 1)].handed_ns;
+	u64 most = (now - oldest_ns) / MERGED_PARTS, is_apart;
+	struct handoff *last, *handoff, *next;
+
+	if (!oldest_ns) /* not known */
+		return;
+	for (i = 0; i < HANDOFFS - 3; i++) {
+		from++;
+		last = &state->handed[into & (HANDOFFS - 1)];
+		handoff = &state->handed[from & (HANDOFFS - 1)];
+		next = &state->handed[(from + 1) & (HANDOFFS - 1)];
+		/* too long, of unknown time, or behind bytes that came unseen */
+		is_apart = (most - (next->handed_ns - last->handed_ns)) >> 63 |
+			   (handoff->handed_ns - 1) >> 63 | (next->handed_ns - 1) >> 63 |
+			   (last->end - handoff->seq) >> 31;
+		asm volatile("" : "+r"(is_apart));
+		into += is_apart;
+		keep_handoff(&state->handed[into & (HANDOFFS - 1)], handoff, is_apart);
+	}
+	into++;
+	keep_handoff(&state->handed[into & (HANDOFFS - 1)],
+		     &state->handed[(from + 1) & (HANDOFFS - 1)], 1);
+	state->handed_tail = into + 1;
+}
+
+/*
+ * `length` bytes are about to be copied to the end of the send queue. If the ring stays full, since
+ * bytes between the hand-offs came unseen, it ends with one of unknown time until there is room
+ * again: what begins there is lost, the rest exact.
  */
 static __always_inline void note_handoff(struct socket_state *state, struct tcp_sock *tp, u32 seq,
 					 u32 end, u64 now)
@@ -56,6 +104,8 @@ static __always_inline void note_handoff(struct socket_state *state, struct tcp_
 		state->handed_head = state->handed_tail;
 	if (state->handed_tail - state->handed_head >= HANDOFFS - 1)
 		forget_sent(state, READ(tp, snd_nxt));
+	if (state->handed_tail - state->handed_head == HANDOFFS - 1)
+		merge_handoffs(state, now);
 	used = state->handed_tail - state->handed_head;
 	if (used >= HANDOFFS)
 		return;
@@ -141,8 +191,16 @@ static __always_inline void count_wait(struct config *config, struct socket_stat
 	count_for(config, state->owners, counter);
 }
 
+/* A segment of which it is not known when it was handed over: no tx.socket, and no total. */
+static __always_inline void miss_handoff(struct config *config, struct socket_state *state,
+					 enum missing missing)
+{
+	miss_for(config, state->owners, STAGE_TX_SOCKET, missing, 1);
+	miss_for(config, state->owners, STAGE_TX_TOTAL, missing, 1);
+}
+
 /*
- * When the first byte of this segment was handed over; `sent_ns` if it is sent again, or if that is
+ * When the first byte of this segment was handed over; `sent_ns` if it is sent again; 0 if that is
  * not known. With a hand-off it is earlier than `sent_ns`, if by a nanosecond only.
  */
 static __always_inline u64 find_handoff(struct config *config, struct socket_state *state,
@@ -155,18 +213,15 @@ static __always_inline u64 find_handoff(struct config *config, struct socket_sta
 		return sent_ns;
 	forget_sent(state, seq);
 	handoff = &state->handed[state->handed_head & (HANDOFFS - 1)];
-	if (state->handed_head == state->handed_tail || is_after(handoff->seq, seq)) {
-		unmatched_for(config, state->owners, STAGE_TX_SOCKET, 1);
-		return sent_ns;
-	}
 	handed_ns = handoff->handed_ns;
-	if (!handed_ns) {
-		lost_for(config, state->owners, STAGE_TX_SOCKET);
-		return sent_ns;
+	if (state->handed_head == state->handed_tail || is_after(handoff->seq, seq) ||
+	    (handed_ns && (!is_after(handoff->end, seq) || sent_ns > handed_ns + TOO_LONG_NS))) {
+		miss_handoff(config, state, UNMATCHED);
+		return 0;
 	}
-	if (!is_after(handoff->end, seq) || sent_ns > handed_ns + TOO_LONG_NS) {
-		unmatched_for(config, state->owners, STAGE_TX_SOCKET, 1);
-		return sent_ns;
+	if (!handed_ns) {
+		miss_handoff(config, state, LOST);
+		return 0;
 	}
 	if (sent_ns > handed_ns + LONG_WAIT_NS)
 		count_wait(config, state, handoff, tp, seq, length);

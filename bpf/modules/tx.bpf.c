@@ -22,7 +22,7 @@ struct sent {
 	u64 start_ns;	   /* handed to TCP; its stamp, or queue_ns, where that is not known */
 	u64 queue_ns;	   /* net_dev_queue where the socket lives */
 	u64 last_queue_ns; /* net_dev_queue on the host's side; 0 before it */
-	owners_t owners;
+	owners_t owners;   /* 0: its first part is missing, so it has no total, and no other part */
 	u64 sk;
 	u32 netns;
 	u32 device;   /* ifindex of that of queue_ns; skb_iif at last_queue_ns once that is set */
@@ -144,22 +144,33 @@ static __always_inline void note_sender(struct sent *packet, struct socket_state
 #endif
 }
 
-/* The time before net_dev_queue: the stack's part, and the wait in the socket. */
-static __always_inline void begin_at_socket(struct config *config, struct sk_buff *skb,
+/*
+ * The time before net_dev_queue: the stack's part, and the wait in the socket. False if the latter
+ * is not known.
+ */
+static __always_inline bool begin_at_socket(struct config *config, struct sk_buff *skb,
 					    struct sent *packet, struct socket_state *state,
 					    struct tcp_segment segment)
 {
 	u64 stamp = READ(skb, tstamp), now = packet->queue_ns;
+	/* from the map: the verifier has it as a pointer that may be NULL, else */
+	u64 sk = *(volatile u64 *)&packet->sk;
+	bool is_clamped = stamp > now;
 
-	/* The stamp is an earliest departure time: with pacing it may lie ahead. */
-	if (stamp > now)
-		miss_for(config, state->owners, STAGE_TX_STACK, CLAMPED, 1);
 	if (stamp && stamp < now)
 		packet->stack_ns = saturate(now - stamp);
 	else
 		stamp = now;
-	packet->start_ns = find_handoff(config, state, (struct tcp_sock *)packet->sk, segment.seq,
+	packet->start_ns = find_handoff(config, state, (struct tcp_sock *)sk, segment.seq,
 					segment.length, stamp);
+	if (!packet->start_ns) {
+		packet->start_ns = stamp;
+		return false;
+	}
+	/* The stamp is an earliest departure time: with pacing it may lie ahead. */
+	if (is_clamped)
+		miss_for(config, state->owners, STAGE_TX_STACK, CLAMPED, 1);
+	return true;
 }
 
 /* `segment`: of length 0 for a datagram. */
@@ -181,8 +192,8 @@ static __always_inline void begin_packet(struct config *config, struct sk_buff *
 	packet->device = READ(dev, ifindex);
 	packet->stack_ns = ABSENT;
 	packet->mark = segment.length ? 0 : datagram_mark(skb);
-	if (segment.length)
-		begin_at_socket(config, skb, packet, state, segment);
+	if (segment.length && !begin_at_socket(config, skb, packet, state, segment))
+		packet->owners = 0;
 	note_sender(packet, state, skb, segment.length ? PROTOCOL_TCP : PROTOCOL_UDP);
 	packet->tag = sent_tag(identity_of(skb, config), packet);
 }
