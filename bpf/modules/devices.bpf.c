@@ -12,7 +12,9 @@ static __always_inline bool passes_on(u32 kind)
 	case KIND('b', 'o', 'n', 'd'):
 	case KIND('t', 'e', 'a', 'm'):
 	case KIND('m', 'a', 'c', 'v'): /* macvlan, macvtap */
-	case KIND('i', 'p', 'v', 'l'): /* ipvlan, ipvtap */
+	case KIND('i', 'p', 'v', 'l'): /* ipvlan */
+	case KIND('i', 'p', 'v', 't'): /* ipvtap */
+	case KIND('i', 'f', 'b', 0):   /* gives it back where it was redirected to it */
 	case KIND('v', 'x', 'l', 'a'): /* vxlan */
 	case KIND('g', 'e', 'n', 'e'): /* geneve */
 	case KIND('i', 'p', 'i', 'p'):

@@ -224,8 +224,9 @@ static __always_inline void queue_own(struct config *config, struct sk_buff *skb
 }
 
 /*
- * True if the host forwards `packet`: received there before, which sets skb_iif, or wrapped by a
- * tunnel of the host's, which clears it, iptunnel_xmit(), net/ipv4/ip_tunnel_core.c.
+ * True if the host forwards `packet`: received there before, which sets skb_iif; or sent by a device
+ * of the pod to one of the host's under it (macvlan, ipvlan), which keeps the socket; or wrapped by
+ * a tunnel of the host's, which clears skb_iif, iptunnel_xmit(), net/ipv4/ip_tunnel_core.c.
  */
 static __always_inline bool is_forwarded(struct sent *packet, struct sk_buff *skb, u32 inum)
 {
@@ -235,7 +236,9 @@ static __always_inline bool is_forwarded(struct sent *packet, struct sk_buff *sk
 		return false;
 	if (packet->last_queue_ns)
 		return !iif || iif == packet->device;
-	return iif && (READ(skb, sk) || !packet->mark || packet->mark == datagram_mark(skb));
+	if (READ(skb, sk)) /* the sender's: see is_foreign() */
+		return true;
+	return iif && (!packet->mark || packet->mark == datagram_mark(skb));
 }
 
 /* From a bridge or VLAN device to the device under it: the path begins at the last of them. */
