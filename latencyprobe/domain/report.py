@@ -6,7 +6,7 @@ status and `-o json` have the same fields, and other programs read them.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from latencyprobe.domain.measurement import (
@@ -60,7 +60,7 @@ class TargetReport:
     `netns_counters`: events in its network namespaces, of the target or of others; no zeroes.
     """
 
-    stages: tuple[StageReport, ...]
+    stages: Sequence[StageReport]
     counters: Mapping[str, int]
     netns_counters: Mapping[str, int]
     verdict: Verdict

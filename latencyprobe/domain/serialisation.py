@@ -41,6 +41,7 @@ class FieldRule:
 
 
 _PLAIN = FieldRule()
+_NUMBERS = frozenset({int, float, bool})
 
 
 def written(
@@ -89,6 +90,11 @@ def _camel_case(name: str) -> str:
 
 
 def _plain(value: Any) -> Any:
+    # Most values of a status are numbers.
+    return value if type(value) in _NUMBERS else _converted(value)
+
+
+def _converted(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, str):

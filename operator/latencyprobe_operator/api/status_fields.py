@@ -5,7 +5,7 @@ The operator writes a `ProbeStatus` by the rules of `latencyprobe.domain.seriali
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -72,7 +72,7 @@ class PodStatus:
     containers: tuple[str, ...]
     ended: bool = field(default=False, metadata=written(absent_if_empty=True))
     verdict: Verdict
-    stages: tuple[StageReport, ...]
+    stages: Sequence[StageReport]
     counters: Mapping[str, int]
     netns_counters: Mapping[str, int] = field(metadata=written(absent_if_empty=True))
 

@@ -38,9 +38,14 @@ class Top:
 
 def top_of(scores: Iterable[NodeScore], most: int) -> Top:
     """Return the worst of these, at most this number; equal scores by UID."""
-    worst = tuple(heapq.nlargest(most, scores))
+    worst = tuple(heapq.nlargest(most, scores, key=_order))
     threshold = worst[-1].place.score if worst and len(worst) == most else 0
     return Top(threshold, Counter(each.node for each in worst), worst)
+
+
+def _order(each: NodeScore) -> tuple[int, str, str]:
+    """Return the sort key: tuples are compared several times as fast as scores."""
+    return each.place.score, each.place.pod_uid, each.node
 
 
 def top_of_rows(rows: Sequence[Mapping[str, Any]]) -> Top | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import marshal
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,32 @@ from latencyprobe_operator.api.conditions import ConditionType
 MAX_BYTES = 240 * 1024
 _LONGEST_MESSAGE = 400
 Document = dict[str, Any]
+
+
+# The parts that grow with the cluster, and that few readers need.
+_BULKY = ("pods", "nodes", "nodeContext")
+
+
+class KeptDocument:
+    """A status document for a long time: the rows of its pods and nodes as one string of bytes.
+
+    The rows of 20 pods take 400 KB as Python objects, and 50 KB as bytes. marshal reads and writes
+    them several times as fast as json; the bytes never leave this process.
+    """
+
+    __slots__ = ("_bulk", "outline")
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self.outline: Document = {
+            key: value for key, value in document.items() if key not in _BULKY
+        }
+        """The document without those rows."""
+        self._bulk = marshal.dumps({key: document[key] for key in _BULKY if key in document})
+
+    def whole(self) -> Document:
+        """Return the document as it was."""
+        rows: Document = marshal.loads(self._bulk)  # noqa: S302 - our own
+        return {**self.outline, **rows}
 
 
 def shorten(text: str) -> str:

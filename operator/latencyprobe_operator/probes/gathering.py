@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe_operator.api.spec import ProbeKey, ProbeSpec
@@ -53,9 +53,7 @@ class FactsGatherer:
         by_node: dict[str, list[ContainerTarget]] = {}
         for placed in self._pods.placed.values():
             by_node.setdefault(placed.pod.node, []).extend(placed.targets)
-        self._intake.summaries.forget(
-            by_node, at=at, window_s=spec.window_s, interval_s=spec.interval_s
-        )
+        self._forget_all_but(by_node, spec, at)
         nodes = [
             self._node_facts(node, targets, spec, at) for node, targets in sorted(by_node.items())
         ]
@@ -67,9 +65,15 @@ class FactsGatherer:
             nodes=nodes,
         )
 
-    async def fetch_worst(self, spec: ProbeSpec) -> None:
+    def _forget_all_but(self, nodes: Collection[str], spec: ProbeSpec, at: float) -> None:
+        self._intake.summaries.forget(
+            nodes, at=at, window_s=spec.window_s, interval_s=spec.interval_s
+        )
+
+    async def fetch_worst(self, spec: ProbeSpec, *, at: float) -> None:
         """Choose the pods to list, and have their agents report the missing ones in full."""
         nodes = {placed.pod.node for placed in self._pods.placed.values()}
+        self._forget_all_but(nodes, spec, at)
         self._worst.choose(self._intake.summaries, nodes)
         timeout_s = min(_LONGEST_FETCH_S, spec.interval_s * _FETCH_INTERVALS)
         await self._worst.fetch(self._intake.summaries, self._intake.arrived, timeout_s=timeout_s)

@@ -92,8 +92,14 @@ class StatusSchedule:
         self._first_report = None
 
 
-def pause_s(now: float, last_write: float | None) -> float:
-    """Return the pause before a write: two writes are not close together."""
-    if last_write is None:
-        return _GATHER_S
-    return max(last_write + _SHORTEST_PAUSE_S - now, _GATHER_S)
+def pause_s(
+    now: float, last_write: float | None, *, last_check: float = _NEVER, due: float = _NEVER
+) -> float:
+    """Return the pause before a check: two writes, and two checks, are not close together.
+
+    While a thousand agents attach, each change of one is a reason for a check. `due`: the time when
+    figures are due; no check waits longer because of the one before.
+    """
+    after_write = _NEVER if last_write is None else last_write + _SHORTEST_PAUSE_S
+    after_check = min(last_check + _SHORTEST_PAUSE_S, due)
+    return max(after_write - now, after_check - now, _GATHER_S)

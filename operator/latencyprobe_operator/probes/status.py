@@ -72,11 +72,7 @@ def build(facts: ProbeFacts, *, now: str) -> Document:
         return _idle(facts, facts.phase, now=now)
     findings = findings_of(facts)
     ready = findings[ConditionType.READY]
-    degraded = any(node.state in LACKING for node in facts.nodes)
-    if degraded and facts.start_time:
-        phase = Phase.DEGRADED
-    else:
-        phase = Phase.RUNNING if ready.status is ConditionStatus.TRUE else Phase.PENDING
+    phase = _phase(facts, ready)
     uncovered = [node for node in facts.nodes if node.state is not NodeState.READY]
     listed = uncovered[:MAX_NODES]
     document = document_of(
@@ -95,6 +91,24 @@ def build(facts: ProbeFacts, *, now: str) -> Document:
         )
     )
     return fit(document)
+
+
+def outline(facts: ProbeFacts, *, now: str) -> Document:
+    """Build the parts that people wait for alone; see `turning_points`."""
+    findings = findings_of(facts) if facts.phase is None else idle_findings(facts, facts.phase)
+    phase = facts.phase or _phase(facts, findings[ConditionType.READY])
+    return {
+        "observedGeneration": facts.generation,
+        "phase": str(phase),
+        "conditions": [document_of(each) for each in conditions_of(findings, facts, now)],
+    }
+
+
+def _phase(facts: ProbeFacts, ready: Finding) -> Phase:
+    degraded = any(node.state in LACKING for node in facts.nodes)
+    if degraded and facts.start_time:
+        return Phase.DEGRADED
+    return Phase.RUNNING if ready.status is ConditionStatus.TRUE else Phase.PENDING
 
 
 def _idle(facts: ProbeFacts, phase: Phase, *, now: str) -> Document:
@@ -166,7 +180,7 @@ def _pod(pod: PodFacts) -> PodStatus:
         containers=pod.containers,
         ended=pod.ended,
         verdict=report.verdict,
-        stages=report.stages,
+        stages=tuple(report.stages),
         counters=report.counters,
         netns_counters=_bounded(report.netns_counters),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from latencyprobe.process.backoff import Backoff
 from latencyprobe_operator.api.spec import ProbeKey
@@ -15,7 +15,13 @@ from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError
 from latencyprobe_operator.kube.statuses import NotLeadingError, StatusConflictError
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.probes.byte_budget import ByteBudget
-from latencyprobe_operator.probes.document import Document, merge_patch, size_bytes, turning_points
+from latencyprobe_operator.probes.document import (
+    Document,
+    KeptDocument,
+    merge_patch,
+    size_bytes,
+    turning_points,
+)
 from latencyprobe_operator.probes.status_news import differs, light
 
 log = logging.getLogger(__name__)
@@ -25,6 +31,14 @@ _STALE_S = 60.0
 
 PatchStatus = Callable[[str, str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
 """As `Statuses.patch`: merges into the status of a LatencyProbe; returns the object."""
+
+
+class _Patch(NamedTuple):
+    """The patch from the status in the API server to a document, and its size in bytes."""
+
+    document: Document
+    content: Document
+    size: int
 
 
 class StatusWriter:
@@ -38,9 +52,8 @@ class StatusWriter:
         patch_status: PatchStatus,
         metrics: OperatorMetrics,
     ) -> None:
-        self.previous: Document = dict(body.get("status") or {})
-        """The status as it stands in the API server."""
-        self._stored = self.previous
+        self._kept = KeptDocument(body.get("status") or {})
+        self._patch: _Patch | None = None
         self._version: str | None = body["metadata"].get("resourceVersion")
         self.phase = str(Phase.PENDING)
         """The phase that was written last."""
@@ -52,6 +65,16 @@ class StatusWriter:
         self._backoff = Backoff(0.5, 10)
         self._budget = ByteBudget(lambda: asyncio.get_running_loop().time())
 
+    @property
+    def previous(self) -> Document:
+        """The status as it stands in the API server."""
+        return self._kept.whole()
+
+    @property
+    def outline(self) -> Document:
+        """The same without its rows of pods and nodes."""
+        return self._kept.outline
+
     def see(self, body: Mapping[str, Any]) -> None:
         """Take in the object as the API server has it, unless it is older than the known one."""
         version = body["metadata"].get("resourceVersion")
@@ -60,49 +83,56 @@ class StatusWriter:
 
     def _take(self, body: Mapping[str, Any]) -> None:
         self._version = body.get("metadata", {}).get("resourceVersion", self._version)
-        stored: Document = dict(body.get("status") or {})
-        if stored != self._stored:
-            self.previous = self._stored = stored
+        self._kept = KeptDocument(body.get("status") or {})
+        self._patch = None
 
     def describes(self, generation: int) -> bool:
         """Decide whether the status has the figures of this generation, while it is measured."""
-        measures = self.previous.get("phase") in (Phase.RUNNING, Phase.DEGRADED)
-        return measures and self.previous.get("observedGeneration") == generation
+        measures = self.outline.get("phase") in (Phase.RUNNING, Phase.DEGRADED)
+        return measures and self.outline.get("observedGeneration") == generation
 
     def turns(self, document: Document) -> bool:
-        """Decide whether people wait for this change."""
-        return turning_points(document) != turning_points(self.previous)
+        """Decide whether people wait for this change; an outline of the document is enough."""
+        return turning_points(document) != turning_points(self.outline)
 
     def worth_writing(self, document: Document) -> Document | None:
         """Return the part of the document that is worth a write now; None without such a part.
 
         Beyond the budget, and if there is no news, the pods stay as they were written.
         """
-        turns = self.turns(document)
-        differing = turns or differs(self.previous, document)
-        if differing and self._budget.has(size_bytes(merge_patch(self.previous, document))):
+        turns, previous = self.turns(document), self.previous
+        differing = turns or differs(previous, document)
+        if differing and self._budget.has(self._patch_to(document, previous).size):
             return document
-        part = light(self.previous, document)
-        if turns or self._is_stale(document) or (differing and differs(self.previous, part)):
+        self._patch = None
+        part = light(previous, document)
+        if turns or self._is_stale(document) or (differing and differs(previous, part)):
             return part
         return None
 
+    def _patch_to(self, document: Document, previous: Document | None = None) -> _Patch:
+        """Return the patch to this document: made once for the decision and the write."""
+        if self._patch is None or self._patch.document is not document:
+            content = merge_patch(self.previous if previous is None else previous, document)
+            self._patch = _Patch(document, content, size_bytes(content))
+        return self._patch
+
     def _is_stale(self, document: Document) -> bool:
-        written, known = self.previous.get("lastReportTime"), document.get("lastReportTime")
+        written, known = self.outline.get("lastReportTime"), document.get("lastReportTime")
         if not known or known == written:
             return False
         return not written or epoch_s(known) - epoch_s(written) >= _STALE_S
 
     async def write(self, document: Document) -> float | None:
         """Write the document; return the seconds until another attempt, or None without one."""
-        patch = merge_patch(self.previous, document)
-        self._budget.take(size_bytes(patch))
+        patch, self._patch = self._patch_to(document), None
+        self._budget.take(patch.size)
         # The API server refuses the write to a later object of the same name, by the UID, and to
         # one that another operator has written meanwhile, by the version.
         metadata = {"uid": self._key.uid}
         if self._version:
             metadata["resourceVersion"] = self._version
-        body = {"metadata": metadata, "status": patch}
+        body = {"metadata": metadata, "status": patch.content}
         try:
             answer = await self._patch_status(self._key.namespace, self._key.name, body)
         except StatusConflictError as error:
@@ -118,9 +148,8 @@ class StatusWriter:
         self._metrics.status_writes.inc()
         self._backoff.reset()
         self._take(answer)
-        self.previous = self._stored
         self.last_write = asyncio.get_running_loop().time()
-        self.phase = str(self.previous.get("phase"))
+        self.phase = str(self.outline.get("phase"))
         return None
 
     def _decide_again(self, current: Mapping[str, Any] | None) -> float | None:

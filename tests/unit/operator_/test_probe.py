@@ -99,6 +99,43 @@ async def test_only_a_probe_that_is_left_out_of_a_crowded_node_tells_of_it(
         assert ("the share of namespace flood is" in str(shown)) is (name == "flood-z")
 
 
+class Busy(World):
+    """Counts how often the agents are looked at."""
+
+    views = 0
+
+    def agent(self, node: str) -> AgentView:
+        self.views += 1
+        return super().agent(node)
+
+
+async def test_a_thousand_changes_of_agents_within_a_second_are_checked_a_few_times() -> None:
+    world = Busy()
+    async with running(world, probe_body(interval="60s")) as probe:
+        world.show(pod("a"))
+        await ready(world, "Measuring")
+        await asyncio.sleep(5)
+        views = world.views
+        for _ in range(1000):
+            probe.poke()
+            await asyncio.sleep(0.01)
+
+        assert world.views - views <= 12
+
+
+async def test_a_change_of_an_agent_after_a_calm_time_is_written_at_once(world: World) -> None:
+    async with running(world, probe_body(interval="60s")) as probe:
+        world.show(pod("a"))
+        await ready(world, "Measuring")
+        await asyncio.sleep(5)
+        world.agent_state = NodeState.UNREACHABLE
+        probe.poke()
+        began = clock()
+        await ready(world, "AgentUnreachable")
+
+        assert clock() - began < 0.5
+
+
 async def test_figures_are_written_once_an_interval(world: World) -> None:
     async with running(world, probe_body(interval="2s")) as probe:
         world.show(pod("a"))

@@ -155,6 +155,18 @@ def test_writes_are_a_second_apart(last_write: float | None, pause: float) -> No
     assert pause_s(100, last_write) == pytest.approx(pause)
 
 
+@pytest.mark.parametrize(
+    ("last_check", "due", "pause"),
+    [(99.5, 200, 0.5), (98, 200, 0.1), (99.5, 100.2, 0.2), (99.5, 90, 0.1), (99.5, 100.8, 0.5)],
+)
+def test_checks_are_a_second_apart_until_figures_are_due(
+    last_check: float, due: float, pause: float
+) -> None:
+    assert pause_s(100, 90, last_check=last_check, due=due) == pytest.approx(pause)
+    assert pause_s(100, None, last_check=last_check, due=due) == pytest.approx(pause)
+    assert pause_s(100, 99.9, last_check=last_check, due=due) == pytest.approx(0.9)
+
+
 @given(
     st.integers(1, 4),
     st.lists(st.tuples(st.sampled_from("abcd"), st.floats(0, 100)), max_size=20),

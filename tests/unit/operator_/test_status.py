@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from latencyprobe_operator.probes import status
 from latencyprobe_operator.probes.document import (
     MAX_BYTES,
     Document,
+    KeptDocument,
     merge_patch,
     size_bytes,
     turning_points,
@@ -91,6 +93,8 @@ def test_phase_and_readiness_follow_the_facts(
     assert document["phase"] == phase
     assert condition(document, "Ready") == ready
     assert document["observedGeneration"] == 3
+    outline = status.outline(facts(**parts), now=NOW)
+    assert turning_points(outline) == turning_points(document)
 
 
 @pytest.mark.parametrize(
@@ -355,6 +359,34 @@ def test_a_merge_patch_leads_from_one_document_to_the_other(
 
     assert apply_merge_patch(before, patch) == after
     assert bool(patch) == (before != after)
+
+
+@given(st.dictionaries(st.sampled_from(["phase", "pods", "nodes", "nodeContext"]), documents))
+def test_a_document_that_is_kept_stays_as_it_was(document: dict[str, Any]) -> None:
+    kept = KeptDocument(document)
+
+    assert kept.whole() == document
+    assert kept.outline == {key: document[key] for key in document if key == "phase"}
+
+
+def test_the_rows_of_a_status_are_kept_in_a_third_of_their_memory() -> None:
+    busy = Measurement(
+        {stage.name: StageMeasurement(Histogram.of([10**6] * 200)) for stage in STAGES}
+    )
+    pods = [listed(f"checkout-{n}", "node-a", ("server",), busy) for n in range(20)]
+    document = json.loads(json.dumps(status.build(facts(pods=pods), now=NOW)))
+    tracemalloc.start()
+    try:
+        copy = json.loads(json.dumps(document))
+        as_objects, _ = tracemalloc.get_traced_memory()
+        kept = KeptDocument(copy)
+        del copy
+        as_kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert kept.whole() == document
+    assert as_kept < as_objects / 3
 
 
 @pytest.mark.parametrize(
