@@ -6,6 +6,7 @@ an inconsistent one raises CorruptMessageError, which names the field. Names in 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
@@ -66,8 +67,9 @@ def measurement_from_proto(
             raise CorruptMessageError(f"stages[{index}].name", f"{delta.name!r} is repeated")
         if delta.name in BY_NAME:
             measured[delta.name] = _stage_from_proto(delta, f"stages[{index}]")
+    # Interned, since an operator keeps the same names for each node.
     known = {
-        name: count
+        sys.intern(name): count
         for name, count in counters.items()
         if name == COUNTERS_OMITTED or counter_module(name) is not None
     }

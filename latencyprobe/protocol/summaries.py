@@ -7,12 +7,14 @@ printable. An unknown cause or stage of a newer agent is no error.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from google.protobuf.duration_pb2 import Duration
 
 from latencyprobe.domain.measurement import largest_counters
+from latencyprobe.domain.packed_figures import PackedFigures, pack_figures
 from latencyprobe.domain.report import StageReport, TargetReport
-from latencyprobe.domain.stages import BY_NAME
+from latencyprobe.domain.stages import BY_NAME, INDEX
 from latencyprobe.domain.summary import PodChoice, PodReport, PodScore, ProbeSummary
 from latencyprobe.domain.verdict import Bottleneck, Verdict
 from latencyprobe.printable import bounded
@@ -23,7 +25,6 @@ from latencyprobe.protocol.limits import (
     check_numbers,
     check_percent,
     check_sampling_ratio,
-    check_stages,
 )
 from latencyprobe.protocol.measurements import (
     MAX_NAME_LENGTH,
@@ -32,6 +33,7 @@ from latencyprobe.protocol.measurements import (
     measurement_from_proto,
     measurement_to_proto,
 )
+from latencyprobe.protocol.summary_stages import stages_from_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 
 # Of one probe's summary or answer. The CR's `report.maxPods` is at most 100.
@@ -72,7 +74,7 @@ def summary_to_proto(summary: ProbeSummary) -> pb.ProbeSummary:
 def summary_from_proto(message: pb.ProbeSummary) -> ProbeSummary:
     """Decode and check a summary; raise CorruptMessageError."""
     check_length("summary.stages", len(message.stages), MAX_STAGES)
-    check_stages(message.stages, "summary.stages")
+    stages = stages_from_proto(message.stages, "summary.stages")
     check_counters(message.counters, "summary.counters")
     check_length("summary.scores", len(message.scores), MAX_PODS)
     check_numbers((each.score for each in message.scores), "summary.scores")
@@ -80,7 +82,7 @@ def summary_from_proto(message: pb.ProbeSummary) -> ProbeSummary:
     if len({each.pod_uid for each in scores}) < len(scores):
         raise CorruptMessageError("summary.scores", "a pod is repeated")
     return ProbeSummary(
-        merged=measurement_from_proto(message.stages, message.counters),
+        merged=replace(measurement_from_proto((), message.counters), stages=stages),
         verdicts=_causes(message.verdicts, "summary.verdicts"),
         waiting_ns=_causes(message.waiting_ns, "summary.waiting_ns"),
         scores=scores,
@@ -113,12 +115,12 @@ def pod_from_proto(message: pb.PodReport) -> PodReport:
     counted = measurement_from_proto((), message.counters, message.netns_counters)
     check_numbers(message.counters.values(), "pod.counters")
     check_numbers(message.netns_counters.values(), "pod.netns_counters")
-    stages = tuple(
-        _stage_from_proto(stage, f"pod.stages[{index}]")
+    stages = {
+        known: _packed(known, stage, f"pod.stages[{index}]")
         for index, stage in enumerate(message.stages)
-        if stage.name in BY_NAME
-    )
-    if len({stage.name for stage in stages}) < len(stages):
+        if (known := INDEX.get(stage.name)) is not None
+    }
+    if len(stages) < sum(stage.name in INDEX for stage in message.stages):
         raise CorruptMessageError("pod.stages", "a stage is repeated")
     return PodReport(
         pod_uid=message.pod_uid,
@@ -126,7 +128,7 @@ def pod_from_proto(message: pb.PodReport) -> PodReport:
         containers=tuple(bounded(each, MAX_POD_NAME_LENGTH) for each in message.containers),
         score=message.score,
         report=TargetReport(
-            stages,
+            PackedFigures(stages.values()),
             counted.counters,
             counted.netns_counters,
             _verdict_from_proto(message.verdict),
@@ -177,28 +179,24 @@ def _stage_to_proto(stage: StageReport) -> pb.StageFigures:
     )
 
 
-def _stage_from_proto(message: pb.StageFigures, field: str) -> StageReport:
-    times = (message.mean_ns, message.p50_ns, message.p90_ns, message.p99_ns, message.max_ns)
-    losses = (message.lost, message.unmatched, message.clamped)
-    check_numbers((message.count, *times, *losses), field)
+def _packed(stage: int, message: pb.StageFigures, field: str) -> bytes:
+    figures = (
+        message.count,
+        message.mean_ns,
+        message.p50_ns,
+        message.p90_ns,
+        message.p99_ns,
+        message.max_ns,
+        message.lost,
+        message.unmatched,
+        message.clamped,
+    )
+    check_numbers(figures, field)
     check_sampling_ratio(message.sampling_ratio, field)
     share = message.share_percent if message.HasField("share_percent") else None
     if share is not None:
         check_percent(share, f"{field}.share_percent")
-    return StageReport(
-        name=message.name,
-        count=message.count,
-        mean_ns=message.mean_ns,
-        p50_ns=message.p50_ns,
-        p90_ns=message.p90_ns,
-        p99_ns=message.p99_ns,
-        max_ns=message.max_ns,
-        share_percent=share,
-        lost=message.lost,
-        unmatched=message.unmatched,
-        clamped=message.clamped,
-        sampling_ratio=message.sampling_ratio,
-    )
+    return pack_figures(stage, figures, share, message.sampling_ratio)
 
 
 def _causes(figures: Mapping[str, int], field: str) -> dict[str, int]:

@@ -1,93 +1,74 @@
-"""Sums of many nodes' measurements, kept in little memory and added up in short steps.
+"""Sums of many nodes' measurements, added up in short steps.
 
-A thousand nodes' histograms as Python objects would take 70 MB: each is kept as one large number.
-Each bucket has a *lane* of 64 bits in it. An addition of two such numbers adds all their buckets.
+The histograms of a node are rows of lanes (`latencyprobe.domain.packed_stages`): two rows of lanes
+of one width are added up as two numbers.
 """
 
 from __future__ import annotations
 
 import operator
-import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from latencyprobe.domain.histogram import LARGEST_BUCKET, LARGEST_SUM, POSITIONS, Histogram
 from latencyprobe.domain.measurement import Measurement, StageMeasurement, largest_counters
+from latencyprobe.domain.packed_stages import (
+    LANE_FORMATS,
+    PackedStages,
+    StageRow,
+    lanes_of,
+    pack,
+)
+from latencyprobe.domain.stages import STAGES
 
 # Of one sum. An agent's message holds as many, but agents may report other names each time.
 MAX_COUNTERS = 256
-_LANE_BYTES = 8
-_LANE_BITS = 8 * _LANE_BYTES
-_LARGEST_LANE = (1 << _LANE_BITS) - 1
-
-
-class _PackedStage(NamedTuple):
-    """A stage's figures. `row` has a lane for each bucket, `first` is the position of its lowest.
-
-    `packets`: the number of packets that the samples represent.
-    """
-
-    name: str
-    first: int
-    row: int
-    sum_ns: int
-    min_ns: int
-    max_ns: int
-    samples: int
-    packets: float
-    lost: int
-    unmatched: int
-    clamped: int
-    sampling_ratio: float
 
 
 @dataclass(frozen=True, slots=True)
 class PackedMeasurement:
-    """A measurement whose histograms are rows of lanes."""
+    """A measurement whose stages take little memory."""
 
-    stages: tuple[_PackedStage, ...] = ()
+    stages: PackedStages = field(default_factory=PackedStages)
     counters: Mapping[str, int] = field(default_factory=dict)
 
 
 def packed(measurement: Measurement) -> PackedMeasurement:
     """Pack a measurement; the counters of network namespaces are left out."""
     return PackedMeasurement(
-        tuple(_pack(name, measured) for name, measured in measurement.stages.items()),
-        largest_counters(measurement.counters, MAX_COUNTERS),
+        pack(measurement.stages), largest_counters(measurement.counters, MAX_COUNTERS)
     )
 
 
-def _pack(name: str, measured: StageMeasurement) -> _PackedStage:
-    histogram = measured.histogram
-    first, row = _row_of(histogram.buckets)
-    return _PackedStage(
-        name,
-        first,
-        row,
-        histogram.sum_ns,
-        histogram.min_ns,
-        histogram.max_ns,
-        histogram.count,
-        histogram.count / measured.sampling_ratio,
-        measured.lost,
-        measured.unmatched,
-        measured.clamped,
-        measured.sampling_ratio,
-    )
+class _RowSum:
+    """A sum of rows whose lanes have one width. Mutable, as the sum of a stage."""
 
+    __slots__ = ("_bits", "_largest", "_limit", "_sum", "_width")
 
-def _row_of(buckets: Mapping[int, int]) -> tuple[int, int]:
-    """Return the lowest position, and a lane for each position from there on."""
-    if not buckets:
-        return 0, 0
-    first, last = min(buckets), max(buckets)
-    counts: Iterable[int]
-    if last - first + 1 == len(buckets):
-        counts = map(buckets.__getitem__, range(first, last + 1))
-    else:
-        counts = (buckets.get(each, 0) for each in range(first, last + 1))
-    return first, int.from_bytes(struct.pack(f"<{last - first + 1}Q", *counts), "little")
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._bits = 8 * width
+        self._limit = (1 << self._bits) - 1
+        self._sum = 0
+        self._largest = 0
+        """No lane of the sum has more."""
+
+    def add(self, row: StageRow) -> bool:
+        """Add a row, unless a lane might overflow; return whether it was added."""
+        largest = self._largest + row.largest
+        if largest > self._limit:
+            return False
+        self._largest = largest
+        self._sum += row.lanes << row.first * self._bits
+        return True
+
+    def take(self) -> tuple[int, ...]:
+        """Return the sums of all positions, and begin again at 0."""
+        counts: tuple[int, ...] = lanes_of(self._width, POSITIONS).unpack(
+            self._sum.to_bytes(POSITIONS * self._width, "little")
+        )
+        self._sum = self._largest = 0
+        return counts
 
 
 class _StageSum:
@@ -95,13 +76,12 @@ class _StageSum:
 
     __slots__ = (
         "_clamped",
-        "_in_row",
         "_lost",
         "_max_ns",
         "_min_ns",
         "_packets",
         "_ratio",
-        "_row",
+        "_rows",
         "_samples",
         "_sum_ns",
         "_unmatched",
@@ -109,9 +89,7 @@ class _StageSum:
     )
 
     def __init__(self) -> None:
-        self._row = 0
-        self._in_row = 0
-        """The number of samples in the row: no lane has more."""
+        self._rows = {width: _RowSum(width) for width in LANE_FORMATS}
         self._whole = [0] * POSITIONS
         """The counts of rows before, for sums beyond a lane."""
         self._min_ns: int | None = None
@@ -120,30 +98,29 @@ class _StageSum:
         self._packets = 0.0
         self._ratio = 1.0
 
-    def add(self, stage: _PackedStage) -> None:
-        (_, first, row, sum_ns, min_ns, max_ns, samples, packets, *losses, ratio) = stage
-        lost, unmatched, clamped = losses
-        self._lost += lost
-        self._unmatched += unmatched
-        self._clamped += clamped
+    def add(self, row: StageRow) -> None:
+        self._lost += row.lost
+        self._unmatched += row.unmatched
+        self._clamped += row.clamped
+        ratio, samples = row.sampling_ratio, row.samples
         if ratio < self._ratio and not self._samples:
             self._ratio = ratio
         if not samples:
             return
-        self._in_row += samples
-        if self._in_row > _LARGEST_LANE:
-            self._empty_row()
-            self._in_row = samples
-        self._row += row << first * _LANE_BITS
-        self._sum_ns += sum_ns
-        if self._min_ns is None or min_ns < self._min_ns:
-            self._min_ns = min_ns
-        self._max_ns = max(self._max_ns, max_ns)
+        rows = self._rows[row.width]
+        if not rows.add(row):
+            self._empty(rows)
+            rows.add(row)
+        self._sum_ns += row.sum_ns
+        if self._min_ns is None or row.min_ns < self._min_ns:
+            self._min_ns = row.min_ns
+        self._max_ns = max(self._max_ns, row.max_ns)
         self._samples += samples
-        self._packets += packets
+        self._packets += samples / ratio
 
     def value(self) -> StageMeasurement:
-        self._empty_row()
+        for rows in self._rows.values():
+            self._empty(rows)
         ratio = min(self._samples / self._packets, 1.0) if self._samples else self._ratio
         buckets = {
             position: min(count, LARGEST_BUCKET)
@@ -161,12 +138,8 @@ class _StageSum:
             ratio,
         )
 
-    def _empty_row(self) -> None:
-        lanes = struct.unpack(
-            f"<{POSITIONS}Q", self._row.to_bytes(POSITIONS * _LANE_BYTES, "little")
-        )
-        self._whole = list(map(operator.add, self._whole, lanes))
-        self._row = self._in_row = 0
+    def _empty(self, rows: _RowSum) -> None:
+        self._whole = list(map(operator.add, self._whole, rows.take()))
 
 
 class RunningSum:
@@ -176,15 +149,15 @@ class RunningSum:
     """
 
     def __init__(self) -> None:
-        self._stages: dict[str, _StageSum] = {}
+        self._stages: dict[int, _StageSum] = {}
         self._counters: dict[str, int] = {}
 
     def add(self, measurement: PackedMeasurement) -> None:
         """Add the measurement of one node."""
-        for stage in measurement.stages:
-            if stage.name not in self._stages:
-                self._stages[stage.name] = _StageSum()
-            self._stages[stage.name].add(stage)
+        for row in measurement.stages.rows():
+            if row.stage not in self._stages:
+                self._stages[row.stage] = _StageSum()
+            self._stages[row.stage].add(row)
         for name, count in measurement.counters.items():
             self._counters[name] = self._counters.get(name, 0) + count
         if len(self._counters) > 2 * MAX_COUNTERS:
@@ -194,6 +167,6 @@ class RunningSum:
         """Return the sum so far."""
         counters = {name: min(count, LARGEST_SUM) for name, count in self._counters.items()}
         return Measurement(
-            {name: each.value() for name, each in self._stages.items()},
+            {STAGES[index].name: each.value() for index, each in self._stages.items()},
             largest_counters(counters, MAX_COUNTERS),
         )
