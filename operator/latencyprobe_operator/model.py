@@ -106,7 +106,9 @@ class ContainerTarget:
     @property
     def api_uid(self) -> str:
         """The pod's UID in the API server: another than `pod_uid` for a static pod."""
-        return self.id.partition("/")[0]
+        uid = self.id.partition("/")[0]
+        # One string for all, instead of one for each caller that keeps it.
+        return self.pod_uid if uid == self.pod_uid else uid
 
 
 def read_pod(body: Mapping[str, Any]) -> Pod:

@@ -74,6 +74,9 @@ class ReportSource:
     stream: int = 0
 
 
+UNKNOWN_SOURCE = ReportSource()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportedProbe:
     """One agent's report on one probe, decoded and checked.
@@ -98,4 +101,4 @@ class ReportedProbe:
     corruption: str | None = None
     """The contradiction in the summary or the pods, which are left out; None: they are sound."""
     span: Span = Span()
-    source: ReportSource = ReportSource()
+    source: ReportSource = UNKNOWN_SOURCE

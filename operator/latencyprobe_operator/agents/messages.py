@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -48,6 +49,14 @@ _COVERED = frozenset({*BY_NAME, *counters_of(Module)})
 # Taking this many in takes some 20 ms; then other agents have their turn.
 _SLICE_TARGETS = 16
 _NOT_ENCODABLE = (ValueError, TypeError, OverflowError)
+# Most targets of a cluster share one of these.
+_WITHOUT_MESSAGE = {state: TargetStatus(state, "") for state in TargetState}
+# The nodes of a cluster have a few kinds of kernels.
+_KINDS_OF_COVERAGE = 64
+
+
+SentTargets = Mapping[str, frozenset[str]]
+"""The ids of the targets in a message, by probe: the strings of the desired state itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +68,13 @@ class Outgoing:
 
     message: pb.DesiredState
     left_out: Mapping[str, Mapping[str, TargetStatus]]
+    sent: SentTargets
 
     @property
     def targets(self) -> frozenset[TargetName]:
         """The targets that the message holds."""
         return frozenset(
-            (probe.id, target.id) for probe in self.message.probes for target in probe.targets
+            (probe_uid, target_id) for probe_uid, ids in self.sent.items() for target_id in ids
         )
 
 
@@ -96,11 +106,13 @@ def outgoing_state(
             left_out[probe_uid][target_id] = TargetStatus(TargetState.FAILED, reason)
             del encoded[probe_uid].targets[target_id]
     message = pb.DesiredState(generation=generation, lease=Duration(seconds=lease_s), term=term)
-    for each in encoded.values():
+    sent: dict[str, frozenset[str]] = {}
+    for probe_uid, each in encoded.items():
         if each.targets:
             message.probes.append(each.probe)
             message.probes[-1].targets.extend(each.targets.values())
-    return Outgoing(message, left_out)
+            sent[probe_uid] = frozenset(each.targets)
+    return Outgoing(message, left_out, sent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +215,7 @@ def instance_of(message: pb.NodeInfo | pb.Report) -> str:
     return _name(message.instance_id)
 
 
-def coverage_of(messages: Sequence[pb.StageCoverage]) -> dict[str, StageCoverage]:
+def coverage_of(messages: Sequence[pb.StageCoverage]) -> Mapping[str, StageCoverage]:
     """Decode the coverage of a node's stages and counters, by their names.
 
     Unknown names are left out. Raises CorruptMessageError for more than an agent can have.
@@ -214,35 +226,44 @@ def coverage_of(messages: Sequence[pb.StageCoverage]) -> dict[str, StageCoverage
         )
     # The texts are cut before they are made printable: an escape for each of a million characters
     # would block the operator for seconds.
-    return {
-        message.name: StageCoverage(
-            message.name,
-            coverage_state_from_proto(message.state),
-            text_of(message.hook),
-            text_of(message.reason),
+    return _shared_coverage(
+        tuple(
+            StageCoverage(
+                message.name,
+                coverage_state_from_proto(message.state),
+                text_of(message.hook),
+                text_of(message.reason),
+            )
+            for message in messages
+            if message.name in _COVERED
         )
-        for message in messages
-        if message.name in _COVERED
-    }
+    )
+
+
+@functools.lru_cache(maxsize=_KINDS_OF_COVERAGE)
+def _shared_coverage(stages: tuple[StageCoverage, ...]) -> Mapping[str, StageCoverage]:
+    """Return one mapping for all nodes with the same coverage: it takes 5 KB."""
+    return {stage.name: stage for stage in stages}
 
 
 def targets_by_probe(
-    result: pb.ApplyResult, asked: Collection[TargetName]
+    result: pb.ApplyResult, sent: SentTargets
 ) -> dict[str, dict[str, TargetStatus]]:
     """Decode the states of the targets in an answer to Apply, by probe and target id.
 
-    Probes and targets that were not asked for are left out.
+    Probes and targets that were not sent are left out. The ids are those that were sent: copies of
+    them would double an operator's memory for its targets.
     """
-    probe_uids = {probe_uid for probe_uid, _ in asked}
-    return {
-        probe.id: {
-            target.id: target_status(target)
-            for target in probe.targets
-            if (probe.id, target.id) in asked
-        }
-        for probe in result.probes
-        if probe.id in probe_uids
-    }
+    states: dict[str, dict[str, TargetStatus]] = {}
+    for probe in result.probes:
+        ours = {target_id: target_id for target_id in sent.get(probe.id, ())}
+        if ours:
+            states[probe.id] = {
+                ours[target.id]: target_status(target)
+                for target in probe.targets
+                if target.id in ours
+            }
+    return states
 
 
 def check_size(report: pb.Report) -> None:
@@ -330,7 +351,10 @@ def _reported_target(message: pb.TargetReport) -> ReportedTarget:
 
 def target_status(message: pb.TargetStatus) -> TargetStatus:
     """Decode the state of a target; an unknown state of a newer agent counts as pending."""
-    return TargetStatus(target_state_from_proto(message.state), text_of(message.message))
+    state = target_state_from_proto(message.state)
+    if not message.message:
+        return _WITHOUT_MESSAGE[state]
+    return TargetStatus(state, text_of(message.message))
 
 
 def _printable_measurement(measurement: Measurement) -> Measurement:

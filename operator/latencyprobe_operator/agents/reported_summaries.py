@@ -19,7 +19,13 @@ from latencyprobe.protocol.summaries import MAX_PODS, pod_from_proto, summary_fr
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents.asked_pods import AskedPods
 from latencyprobe_operator.agents.messages import target_status, text_of, with_node
-from latencyprobe_operator.observed_state import ReportedProbe, ReportedTarget, Span
+from latencyprobe_operator.observed_state import (
+    UNKNOWN_SOURCE,
+    ReportedProbe,
+    ReportedTarget,
+    ReportSource,
+    Span,
+)
 
 
 def is_summary(message: pb.ProbeReport) -> bool:
@@ -28,35 +34,46 @@ def is_summary(message: pb.ProbeReport) -> bool:
 
 
 def reported_summary(
-    message: pb.ProbeReport, asked: Container[TargetName], pods: AskedPods
+    message: pb.ProbeReport,
+    asked: Container[TargetName],
+    pods: AskedPods,
+    source: ReportSource = UNKNOWN_SOURCE,
 ) -> ReportedProbe:
     """Decode a report of a summary and pods in full, or of some more pods in full alone."""
-    report = ReportedProbe(probe_uid=message.id, span=_span(message))
     try:
         check_length("pods", len(message.pods), MAX_PODS)
         summary = _summary(message)
         received = [pod_from_proto(pod) for pod in message.pods]
     except CorruptMessageError as error:
-        return replace(report, corruption=text_of(str(error)))
+        return ReportedProbe(
+            probe_uid=message.id,
+            span=_span(message),
+            source=source,
+            corruption=text_of(str(error)),
+        )
     in_full = tuple(_asked_for(received, message.id, pods))
     unasked = len(received) - len(in_full)
-    if summary is None:
-        return replace(report, pods=in_full, unasked=unasked)
-    scores = tuple(_scores(summary.scores, message.id, pods))
-    statuses = message.summary.statuses
-    targets = tuple(
-        ReportedTarget(id=status.id, status=target_status(status))
-        for status in statuses
-        if (message.id, status.id) in asked
-    )
-    unasked += len(summary.scores) - len(scores) + len(statuses) - len(targets)
-    report = replace(
-        report,
-        summary=replace(summary, scores=scores),
+    targets: tuple[ReportedTarget, ...] = ()
+    if summary is not None:
+        statuses, scores = message.summary.statuses, summary.scores
+        summary = replace(summary, scores=tuple(_scores(scores, message.id, pods)))
+        targets = tuple(
+            ReportedTarget(id=status.id, status=target_status(status))
+            for status in statuses
+            if (message.id, status.id) in asked
+        )
+        unasked += len(scores) - len(summary.scores) + len(statuses) - len(targets)
+    report = ReportedProbe(
+        probe_uid=message.id,
+        span=_span(message),
+        source=source,
+        summary=summary,
         pods=in_full,
         targets=targets,
         unasked=unasked,
     )
+    if summary is None or not message.HasField("node"):
+        return report
     return with_node(report, message.node)
 
 
@@ -87,7 +104,7 @@ def _scores(received: Iterable[PodScore], probe_uid: str, pods: AskedPods) -> It
     for each in received:
         known = pods.find(probe_uid, each.pod_uid)
         if known:
-            yield each if known.uid == each.pod_uid else PodScore(each.score, known.uid)
+            yield PodScore(each.score, known.uid)
 
 
 def _span(message: pb.ProbeReport) -> Span:

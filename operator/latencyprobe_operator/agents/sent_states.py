@@ -13,18 +13,21 @@ from latencyprobe_operator.agents.generations import (
     MeasuredSince,
     NewerTermError,
 )
-from latencyprobe_operator.agents.messages import Outgoing, outgoing_state
+from latencyprobe_operator.agents.messages import Outgoing, SentTargets, outgoing_state
 from latencyprobe_operator.desired_state import DesiredNodeState
 
 
 @dataclass(frozen=True, slots=True)
 class _AnyOf:
-    """The union of some sets, which are too large to copy for every report."""
+    """The targets of some states, which are too many to copy for every report."""
 
-    sets: tuple[frozenset[TargetName], ...]
+    states: tuple[SentTargets, ...]
 
     def __contains__(self, name: object) -> bool:
-        return any(name in each for each in self.sets)
+        if not isinstance(name, tuple):
+            return False
+        probe_uid, target_id = name
+        return any(target_id in each.get(probe_uid, ()) for each in self.states)
 
 
 class SentStates:
@@ -35,9 +38,9 @@ class SentStates:
         self.pods = AskedPods()
         self._generations = Generations(clock_ns)
         self._since = MeasuredSince(term)
-        self._targets: frozenset[TargetName] = frozenset()
-        self._before: frozenset[TargetName] = frozenset()
-        self._pending: frozenset[TargetName] = frozenset()
+        self._targets: SentTargets = {}
+        self._before: SentTargets = {}
+        self._pending: SentTargets = {}
 
     def encode(self, state: DesiredNodeState) -> Outgoing:
         """Return this state as the next message. Targets that the agent has keep their places."""
@@ -47,16 +50,16 @@ class SentStates:
             generation=generation,
             lease_s=LEASE_S,
             term=self.term,
-            held=self._targets,
+            held=_AnyOf((self._targets,)),
         )
         self._since.apply(state, generation)
         self.pods.ask(state)
-        self._pending = outgoing.targets
+        self._pending = outgoing.sent
         return outgoing
 
     def mark_applied(self, outgoing: Outgoing) -> None:
         """Note that the agent has applied this message."""
-        self._before, self._targets = self._targets, outgoing.targets
+        self._before, self._targets = self._targets, outgoing.sent
 
     def asked(self) -> Container[TargetName]:
         """Return the targets that a report may be on.

@@ -187,7 +187,7 @@ class AgentSession:
         self._rate.mark_applied(outgoing.message.probes)
         self._acknowledgements.keep([probe.key.uid for probe in state])
         self._backoff.reset()
-        self._facts.set_targets(targets_by_probe(result, outgoing.targets), outgoing.left_out)
+        self._facts.set_targets(targets_by_probe(result, outgoing.sent), outgoing.left_out)
         self._take_coverage(result.coverage)
         self._sync.mark_applied(state)
         self._on_state(NodeState.READY, "")
@@ -288,10 +288,8 @@ class AgentSession:
     def _decode(self, message: pb.ProbeReport) -> ReportedProbe:
         source = ReportSource(self._facts.instance_id, self._acknowledgements.streams)
         if is_summary(message):
-            probe = reported_summary(message, self._sent.asked(), self._sent.pods)
-        else:
-            probe = reported_probe(message, self._sent.asked())
-        return replace(probe, source=source)
+            return reported_summary(message, self._sent.asked(), self._sent.pods, source)
+        return replace(reported_probe(message, self._sent.asked()), source=source)
 
     def _take_overhead(self, overhead: pb.Overhead) -> None:
         try:

@@ -107,6 +107,12 @@ class ReportIntake:
             pod = placed.get(pod_uid)
             return pod is None or pod.pod.host_network
 
+        if (
+            not report.node
+            and not report.targets
+            and not any(of_host(each.pod_uid) for each in report.pods)
+        ):
+            return report
         pods = tuple(
             replace(each, report=replace(each.report, netns_counters={}))
             if of_host(each.pod_uid)
@@ -157,12 +163,14 @@ def _of_node(
         return pod is not None and pod.pod.node != node
 
     pods = tuple(each for each in report.pods[:most] if not runs_elsewhere(each.pod_uid))
-    if report.summary is None:
-        return replace(report, pods=pods)
-    scores = tuple(
-        each for each in report.summary.scores[:most] if not runs_elsewhere(each.pod_uid)
-    )
-    return replace(report, pods=pods, summary=replace(report.summary, scores=scores))
+    summary = report.summary
+    if summary is not None:
+        scores = tuple(each for each in summary.scores[:most] if not runs_elsewhere(each.pod_uid))
+        if len(scores) < len(summary.scores):
+            summary = replace(summary, scores=scores)
+    if len(pods) == len(report.pods) and summary is report.summary:
+        return report
+    return replace(report, pods=pods, summary=summary)
 
 
 def _measured(spec: ProbeSpec) -> tuple[object, ...]:

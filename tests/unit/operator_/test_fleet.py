@@ -123,6 +123,33 @@ async def test_the_state_is_applied_and_its_targets_are_known(
     assert {status.state for status in known.values()} == {TargetState.ATTACHED}
 
 
+async def test_targets_and_coverage_of_many_agents_are_kept_once(
+    fleet: Fleet, agent: FakeAgent, agent_tls: ClientTlsFiles
+) -> None:
+    second = FakeAgent(agent_tls)
+    await second.start()
+    state = state_of("a", "b")
+    for node, each in (("node-a", agent), ("node-b", second)):
+        each.coverage = [
+            pb.StageCoverage(
+                name="rx.total", state=pb.StageCoverage.ACTIVE, hook="tp_btf/tcp_probe"
+            )
+        ]
+        fleet.want(node, state)
+        fleet.set_agent(node, AgentEndpoint(each.address))
+    await until(lambda: fleet.states()[State.READY] == 2, what=fleet.states)
+    one, other = fleet.view("node-a"), fleet.view("node-b")
+    await second.stop()
+
+    assert one.coverage is other.coverage
+    assert [stage.hook for stage in one.coverage.values()] == ["tp_btf/tcp_probe"]
+    asked = {id(target.id) for probe in state for target in probe.targets}
+    assert {id(target) for target in one.targets[UID]} == asked
+    statuses = [*one.targets[UID].values(), *other.targets[UID].values()]
+    assert len(statuses) == 4
+    assert len(set(map(id, statuses))) == 1
+
+
 async def test_a_change_is_applied_whole_under_a_higher_generation(
     fleet: Fleet, agent: FakeAgent
 ) -> None:
