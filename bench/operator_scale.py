@@ -31,6 +31,7 @@ from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 
 import click
+import kopf  # noqa: F401 - for its memory
 from grpc import aio
 from kubernetes.aio.client.configuration import Configuration
 from rich.console import Console
@@ -44,8 +45,8 @@ from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from latencyprobe_operator.agents.link import _CHANNEL_OPTIONS
 from latencyprobe_operator.agents.source import AgentSource
 from latencyprobe_operator.controller import Controller
+from latencyprobe_operator.garbage import leave_out_present_objects, make_collections_rare
 from latencyprobe_operator.kube.cluster import Cluster
-from latencyprobe_operator.main import make_collections_rare  # kopf is imported, for its memory
 from latencyprobe_operator.metrics import OperatorMetrics
 from tools.fakes.agent import AGENT_NAME, OPERATOR_NAME, Authority
 
@@ -274,6 +275,7 @@ class _Run:
             credentials=tls.credentials,
             agents=AgentSource("", "", 0, dict.fromkeys(nodes, self._simulated.address)),
             metrics=OperatorMetrics(),
+            on_attached=leave_out_present_objects,
         )
         await controller.start()
         running = [

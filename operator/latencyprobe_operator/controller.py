@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from latencyprobe.process.backoff import Backoff
@@ -14,6 +14,7 @@ from latencyprobe_operator.agents.credentials import Credentials
 from latencyprobe_operator.agents.fleet import Fleet
 from latencyprobe_operator.agents.source import AgentSource
 from latencyprobe_operator.api.spec import probe_key
+from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.desired_state import DesiredStates
 from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, Cluster
 from latencyprobe_operator.kube.pods import PodWatches
@@ -27,11 +28,16 @@ log = logging.getLogger(__name__)
 
 # Pods come and go in bursts: a node's changes within this time are one state.
 _FLUSH_S = 0.05
+# Their states take some 10 ms.
+_NODES_OF_A_STEP = 100
 # A deletion waits this long for its agents to detach; an absent one detaches when it returns.
 _DETACH_S = 3.0
 # After a start, no agent is sent a state before all probes and their pods are known, or this long.
 _WARM_UP_S = 20.0
 _GAUGES_S = 5.0
+# Agents that have not attached by then are few, or absent.
+_ATTACH_S = 600.0
+_UNSETTLED = (str(NodeState.CONNECTING), str(NodeState.ATTACHING))
 
 
 class Controller:
@@ -50,8 +56,13 @@ class Controller:
         namespaces: Sequence[str] = (),
         limits: AdminLimits = NO_LIMITS,
         leadership: Leadership | None = None,
+        on_attached: Callable[[], None] = lambda: None,
     ) -> None:
-        """Serve no probe yet. `leadership`: None if there is no other operator."""
+        """Serve no probe yet. `leadership`: None if there is no other operator.
+
+        `on_attached`: most of what lives as long as the operator is there.
+        """
+        self._on_attached = on_attached
         self.desired = DesiredStates()
         self.metrics = metrics
         self._cluster = cluster
@@ -139,7 +150,7 @@ class Controller:
         probe.leave()
         self._forget(probe)
         self._admit(probe.key.namespace)
-        self._flush_now()
+        await self._flush_all()
         if await self._fleet.settle(nodes, timeout_s=_DETACH_S):
             log.info("%s: detached", probe.key)
         else:
@@ -170,15 +181,23 @@ class Controller:
         """Send the desired states of these nodes to their agents, together with other changes."""
         self._touched |= nodes
         if self._touched and not self._flush:
-            self._flush = asyncio.get_running_loop().call_later(_FLUSH_S, self._flush_now)
+            self._flush = asyncio.get_running_loop().call_later(_FLUSH_S, self._flush_some)
 
-    def _flush_now(self) -> None:
-        if self._flush:
-            self._flush.cancel()
-            self._flush = None
-        for node in self._touched:
+    def _flush_some(self) -> None:
+        """Send the states of some touched nodes; those of the others after other callbacks."""
+        self._flush = None
+        for _ in range(min(len(self._touched), _NODES_OF_A_STEP)):
+            node = self._touched.pop()
             self._fleet.want(node, self.desired.of_node(node))
-        self._touched.clear()
+        if self._touched:
+            self._flush = asyncio.get_running_loop().call_later(0, self._flush_some)
+
+    async def _flush_all(self) -> None:
+        while self._touched:
+            if self._flush:
+                self._flush.cancel()
+            self._flush_some()
+            await asyncio.sleep(0)
 
     # ------------------------------------------------------------------------ agents
 
@@ -211,8 +230,18 @@ class Controller:
                 "connecting to the agents without the pods of %d probes: they are not known yet",
                 missing,
             )
-        self._flush_now()
+        await self._flush_all()
         self._fleet.open()
+        await self._wait_attached()
+        self._on_attached()
+
+    async def _wait_attached(self) -> None:
+        deadline = asyncio.get_running_loop().time() + _ATTACH_S
+        while asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(_GAUGES_S)
+            states = self._fleet.states()
+            if not any(states[state] for state in _UNSETTLED):
+                return
 
     def _is_known(self, probe_uid: str) -> bool:
         probe = self._probes.get(probe_uid)

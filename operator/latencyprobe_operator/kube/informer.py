@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar, cast
@@ -94,8 +94,12 @@ class Change(Generic[P]):
 class Audience(Protocol[P]):
     """The listener of an informer, called after the informer's own state has changed."""
 
-    def on_list(self, changes: Mapping[str, Change[P]]) -> None:
-        """Take in a list of all pods: changes since the last list and its watch, by namespace."""
+    def on_list(self, changes: Mapping[str, Change[P]]) -> Iterable[None] | None:
+        """Take in a list of all pods: changes since the last list and its watch, by namespace.
+
+        It may be taken in by an iteration over what this returns. Other tasks go on between its
+        steps, and the informer takes nothing else in before its end.
+        """
 
     def on_change(self, namespace: str, change: Change[P]) -> None:
         """Take in a pod that is new, changed or gone."""
@@ -192,7 +196,7 @@ class Informer(Generic[P]):
         removed = _remove_unseen(pods, seen)
         self._pods = pods
         self.listed, self.refusal = True, None
-        self._audience.on_list(
+        steps = self._audience.on_list(
             {
                 namespace: Change(
                     changed=[
@@ -205,6 +209,8 @@ class Informer(Generic[P]):
                 for namespace in changed.keys() | removed.keys()
             }
         )
+        for _ in steps or ():
+            await asyncio.sleep(0)
         return version
 
     async def _watch(self, since: str) -> None:

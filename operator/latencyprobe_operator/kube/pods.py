@@ -151,11 +151,15 @@ class _FollowedScope:
             if not sets:
                 del self._sets[pods.namespace]
 
-    def on_list(self, changes: Mapping[str, Change[Pod]]) -> None:
-        """Mark every set as known, and pass on its changes."""
-        for pods in self._all_sets():
+    def on_list(self, changes: Mapping[str, Change[Pod]]) -> Iterator[None]:
+        """Mark every set as known, and pass on its changes, set by set.
+
+        A set that is made meanwhile has the list's pods from the beginning.
+        """
+        for pods in list(self._all_sets()):
             pods.listed, pods.refusal = True, None
             pods.notify(pods.take(changes.get(pods.namespace, Change())))
+            yield
 
     def on_change(self, namespace: str, change: Change[Pod]) -> None:
         """Pass a change to the sets of this namespace that it concerns."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from latencyprobe_operator.admission import NO_LIMITS, AdminLimits
@@ -27,6 +27,7 @@ async def controlling(
     namespaces: Sequence[str] = (),
     agents: Mapping[str, str] = AGENTS,
     limits: AdminLimits = NO_LIMITS,
+    on_attached: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Controller]:
     """A controller that runs."""
     controller = Controller(
@@ -36,6 +37,7 @@ async def controlling(
         metrics=OperatorMetrics(),
         namespaces=namespaces,
         limits=limits,
+        on_attached=on_attached,
     )
     await controller.start()
     try:

@@ -190,3 +190,28 @@ async def test_the_worst_of_many_pods_is_found_over_the_real_protocol(
         await asyncio.wait([reporting])
     for agent in agents.values():
         await agent.stop()
+
+
+async def test_the_end_of_attaching_is_reported_once(
+    agent_tls: ClientTlsFiles, operator_tls: ClientTlsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latencyprobe_operator.controller._GAUGES_S", 0.01)
+    api, agent, attached = FakeApi(), FakeAgent(agent_tls), list[str]()
+    await agent.start()
+    api.set(pod_body("a", labels={"app": "checkout"}))
+    api.probes = [probe_body()]
+
+    def note() -> None:
+        attached.append(controller._fleet.view("node-a").state)
+
+    async with (
+        api.serve() as cluster,
+        controlling(
+            cluster, operator_tls, agents={"node-a": agent.address}, on_attached=note
+        ) as controller,
+        running(controller, [probe_body()]),
+    ):
+        await until(lambda: attached, what=controller._fleet.states)
+        await asyncio.sleep(0.1)
+        assert attached == ["Ready"]
+    await agent.stop()
