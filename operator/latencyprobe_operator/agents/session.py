@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -52,6 +52,8 @@ from latencyprobe_operator.observed_state import ReportedProbe, ReportSource
 
 if TYPE_CHECKING:
     from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentAsyncStub
+
+    Reports = aio.StreamStreamCall[pb.WatchReportsRequest, pb.Report]
 
 log = logging.getLogger(__name__)
 
@@ -206,31 +208,39 @@ class AgentSession:
 
     # ------------------------------------------------------------------------ reports
 
-    async def _listen(
-        self, stream: aio.StreamStreamCall[pb.WatchReportsRequest, pb.Report]
-    ) -> None:
-        async for report in self._received(stream):
-            if instance_of(report) != self._facts.instance_id:
-                raise LinkBrokenError("another instance of the agent answers")
-            self._sent.observe(report.term, report.generation)
-            self._metrics.reports.inc()
-            self._count(report)
-            await self._take(report)
-            covered = [p.id for p in report.probes if self._covers(p, report)]
-            self._acknowledgements.acknowledge(report.sequence, covered)
+    async def _listen(self, stream: Reports) -> None:
+        while await self._take_next(stream):
+            pass
         raise LinkBrokenError("the agent ended the stream of reports")
 
-    async def _received(
-        self, stream: aio.StreamStreamCall[pb.WatchReportsRequest, pb.Report]
-    ) -> AsyncIterator[pb.Report]:
-        """Yield the reports; count a message that is too large, which ends the stream."""
+    async def _take_next(self, stream: Reports) -> bool:
+        """Take in the next report; return False at the end of the stream.
+
+        Nothing keeps a report while the next one is waited for. It takes 10 to 20 KB, and an
+        iterator over the stream would keep one of each agent.
+        """
+        report = await self._received(stream)
+        if report is None:
+            return False
+        if instance_of(report) != self._facts.instance_id:
+            raise LinkBrokenError("another instance of the agent answers")
+        self._sent.observe(report.term, report.generation)
+        self._metrics.reports.inc()
+        self._count(report)
+        await self._take(report)
+        covered = [p.id for p in report.probes if self._covers(p, report)]
+        self._acknowledgements.acknowledge(report.sequence, covered)
+        return True
+
+    async def _received(self, stream: Reports) -> pb.Report | None:
+        """Return the next report; count a message that is too large, which ends the stream."""
         try:
-            async for report in stream:
-                yield report
+            report = await stream.read()
         except aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
                 self._misreports.note_corrupt(describe(error))
             raise
+        return report if isinstance(report, pb.Report) else None  # aio.EOF
 
     def _count(self, report: pb.Report) -> None:
         try:
