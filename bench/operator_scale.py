@@ -38,7 +38,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.outcome import CannotMeasureError
-from bench.simulated_agents import Counts, Scenario, node_name, simulate
+from bench.simulated_cluster import Counts, Scenario, node_name
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
@@ -48,7 +48,6 @@ from latencyprobe_operator.controller import Controller
 from latencyprobe_operator.garbage import leave_out_present_objects, make_collections_rare
 from latencyprobe_operator.kube.cluster import Cluster
 from latencyprobe_operator.metrics import OperatorMetrics
-from tools.fakes.agent import AGENT_NAME, OPERATOR_NAME, Authority
 
 USUAL_INTERVAL_S = 10
 MAX_PODS = 20
@@ -168,41 +167,51 @@ def measure(
     idle_channels: bool = False,
 ) -> Figures:
     """Run the simulation beside the operator; return the operator's cost."""
-    with tempfile.TemporaryDirectory(prefix="latencyprobe-bench-") as folder:
-        authority = Authority.make(Path(folder))
-        agent_tls, operator_tls = authority.issue(AGENT_NAME), authority.issue(OPERATOR_NAME)
-        idle_mib = 0.0
-        if idle_channels:
-            with _simulation(agent_tls, scenario) as simulated:
-                idle_mib = _in_process(simulated.address, operator_tls, scenario.nodes)
-        with _simulation(agent_tls, scenario) as simulated:
-            run = _Run(name, scenario, simulated, intervals, profile)
-            return asyncio.run(run.figures(operator_tls, idle_mib))
+    idle_mib = 0.0
+    if idle_channels:
+        with _simulation(scenario) as simulated:
+            idle_mib = _in_process(simulated.address, simulated.tls, scenario.nodes)
+    with _simulation(scenario) as simulated:
+        run = _Run(name, scenario, simulated, intervals, profile)
+        return asyncio.run(run.figures(simulated.tls, idle_mib))
 
 
 @dataclass(frozen=True, slots=True)
 class _Simulated:
     host: str
     address: str
+    tls: ClientTlsFiles
     counts: Counts
 
 
 @contextmanager
-def _simulation(tls: ClientTlsFiles, scenario: Scenario) -> Iterator[_Simulated]:
+def _simulation(scenario: Scenario) -> Iterator[_Simulated]:
+    with tempfile.TemporaryDirectory(prefix="latencyprobe-bench-") as folder:
+        yield from _simulated_in(Path(folder), scenario)
+
+
+def _simulated_in(folder: Path, scenario: Scenario) -> Iterator[_Simulated]:
     context = multiprocessing.get_context("spawn")
     counts = RawValue(Counts)
     ours, theirs = context.Pipe()
-    process = context.Process(target=simulate, args=(theirs, tls, scenario, counts))
+    process = context.Process(target=_simulate, args=(theirs, folder, scenario, counts))
     process.start()
     try:
         theirs.close()
-        host, address = ours.recv()
-        yield _Simulated(host, address, counts)
+        host, address, tls = ours.recv()
+        yield _Simulated(host, address, tls, counts)
     except EOFError:
         raise CannotMeasureError("the simulation has ended") from None
     finally:
         process.terminate()
         process.join()
+
+
+def _simulate(parent: Connection, folder: Path, scenario: Scenario, counts: Counts) -> None:
+    # Its imports would count as the operator's memory.
+    from bench.simulated_agents import simulate  # noqa: PLC0415
+
+    simulate(parent, folder, scenario, counts)
 
 
 # ------------------------------------------------------------------------------ operator

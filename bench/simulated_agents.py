@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import itertools
 import math
 import random
 import time
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import grpc
 from aiohttp import web
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from bench.simulated_cluster import Counts, Scenario
 from latencyprobe.domain.histogram import POSITIONS, Histogram, bounds_of
 from latencyprobe.domain.measurement import NOTHING_OF_THE_NODE, Measurement, StageMeasurement
 from latencyprobe.domain.report import report_on
@@ -34,9 +35,8 @@ from latencyprobe.protocol.measurements import MAX_REQUEST_BYTES, PROTOCOL_VERSI
 from latencyprobe.protocol.summaries import choice_from_proto, pod_to_proto, summary_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
-from tools.fakes.agent import LOOPBACK, Context
+from tools.fakes.agent import AGENT_NAME, LOOPBACK, OPERATOR_NAME, Authority, Context
 from tools.fakes.api import FakeApi
-from tools.fakes.samples import Json, pod_body, probe_body
 
 _STAGES = [stage.name for stage in stages_of(DEFAULT_MODULES)]
 _TEMPLATES = 40
@@ -45,7 +45,6 @@ _SAMPLES_OF_A_STAGE = 20_000
 # The field numbers of ProbeReport in Report, and of `summary` and `pods` in ProbeReport.
 _PROBES, _SUMMARY, _PODS = 4, 7, 8
 _LENGTH_DELIMITED = 2
-_PROBES_OF_A_NAMESPACE = 10
 # What an agent accepts; see `serving/service.py`.
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
@@ -55,111 +54,34 @@ _OPTIONS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    """The size of a cluster: each probe has pods on some of its nodes."""
-
-    nodes: int
-    probes: int
-    nodes_of_a_probe: int
-    pods_of_a_node: int = 10
-    """Of one probe."""
-    interval_s: int = 10
-
-    @property
-    def pods(self) -> int:
-        """The number of pods in the cluster."""
-        return self.probes * self.nodes_of_a_probe * self.pods_of_a_node
-
-    def with_nodes(self, nodes: int) -> Scenario:
-        """Return the same cluster with another number of nodes, and as many probes on each."""
-        of_a_probe = min(self.nodes_of_a_probe, nodes) if self.probes > 1 else nodes
-        on_each = self.probes * self.nodes_of_a_probe / self.nodes
-        probes = max(round(nodes * on_each / of_a_probe), 1)
-        return Scenario(nodes, probes, of_a_probe, self.pods_of_a_node, self.interval_s)
-
-    def probe_bodies(self) -> list[Json]:
-        """Return the LatencyProbes."""
-        return [
-            probe_body(
-                f"probe-{number:03}",
-                namespace=_namespace(number),
-                interval=f"{self.interval_s}s",
-                window=f"{6 * self.interval_s}s",
-            )
-            for number in range(self.probes)
-        ]
-
-    def pod_bodies(self) -> Iterator[Json]:
-        """Yield the pods."""
-        numbers = itertools.count()
-        for probe in range(self.probes):
-            for index in range(self.nodes_of_a_probe):
-                node = node_name((probe * self.nodes_of_a_probe + index) % self.nodes)
-                for _ in range(self.pods_of_a_node):
-                    yield _pod(probe, node, next(numbers))
-
-
-def node_name(number: int) -> str:
-    """Return the name of a node, as long as those of clouds."""
-    return f"ip-10-{number // 250}-{number % 250}-17.eu-central-1.compute.internal"
-
-
-def _namespace(probe: int) -> str:
-    return f"shop-{probe // _PROBES_OF_A_NAMESPACE:02}"
-
-
-def _pod(probe: int, node: str, number: int) -> Json:
-    app = f"probe-{probe:03}"
-    labels = {
-        "app": app,
-        "app.kubernetes.io/instance": app,
-        "app.kubernetes.io/version": "1.27.3",
-        "pod-template-hash": f"7d4b9c{probe:04x}",
-    }
-    name = f"{app}-7d4b9c6f5-{number:06x}"
-    body = pod_body(name, node=node, namespace=_namespace(probe), labels=labels)
-    body["metadata"]["uid"] = f"0e7c1b1e-8f43-4a5c-9d1f-{number:012x}"
-    for status in body["status"]["containerStatuses"]:
-        status["containerID"] = f"containerd://{number:064x}"
-    return body
-
-
-class Counts(ctypes.Structure):
-    """The figures that both processes see. The operator's process sets `all_bad`."""
-
-    _fields_ = (
-        ("reports", ctypes.c_uint64),
-        ("report_bytes", ctypes.c_uint64),
-        ("pods_in_full", ctypes.c_uint64),
-        ("requests", ctypes.c_uint64),
-        ("status_writes", ctypes.c_uint64),
-        ("status_bytes", ctypes.c_uint64),
-        ("connections", ctypes.c_uint64),
-        ("all_bad", ctypes.c_uint64),
-    )
-
-
 # ------------------------------------------------------------------------------- process
 
 
-def simulate(parent: Connection, tls: ClientTlsFiles, scenario: Scenario, counts: Counts) -> None:
-    """Serve until the process is ended. Sends the API server's URL and the agents' address."""
+def simulate(parent: Connection, folder: Path, scenario: Scenario, counts: Counts) -> None:
+    """Serve until the process is ended.
+
+    Sends the API server's URL, the agents' address and the operator's certificate in this folder.
+    """
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_simulate(parent, tls, scenario, counts))
+        asyncio.run(_simulate(parent, folder, scenario, counts))
 
 
-async def _simulate(
-    parent: Connection, tls: ClientTlsFiles, scenario: Scenario, counts: Counts
-) -> None:
+async def _simulate(parent: Connection, folder: Path, scenario: Scenario, counts: Counts) -> None:
+    authority = Authority.make(folder)
     api = CountingApi(counts)
     api.probes = scenario.probe_bodies()
     for body in scenario.pod_bodies():
         api.set(body, quietly=True)
     agents = Agents(scenario.interval_s, counts)
-    port = await agents.start(tls)
+    port = await agents.start(authority.issue(AGENT_NAME))
     async with api.serve() as client:
-        parent.send((client._configuration.host, f"{LOOPBACK}:{port}"))
+        parent.send(
+            (
+                client._configuration.host,
+                f"{LOOPBACK}:{port}",
+                authority.issue(OPERATOR_NAME),
+            )
+        )
         await asyncio.Event().wait()
 
 
