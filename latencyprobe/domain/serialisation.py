@@ -61,19 +61,29 @@ def document_of(value: DataclassInstance) -> dict[str, Any]:
     document: dict[str, Any] = {}
     for name, key, rule in _fields(type(value)):
         content = getattr(value, name)
-        if content is None and not rule.null_if_none:
-            continue
-        if rule.absent_if_empty and not content:
-            continue
-        if rule.inlined:
-            document |= document_of(content)
-        elif rule.digits is not None:
-            document[key] = round(content, rule.digits)
-        elif rule.exact:
-            document[key] = content
-        else:
-            document[key] = _plain(content)
+        if rule is _PLAIN:
+            if content is not None:
+                document[key] = content if type(content) in _NUMBERS else _plain(content)
+        elif not _is_absent(content, rule):
+            _write_by(rule, document, key, content)
     return document
+
+
+def _is_absent(content: Any, rule: FieldRule) -> bool:
+    if content is None and not rule.null_if_none:
+        return True
+    return rule.absent_if_empty and not content
+
+
+def _write_by(rule: FieldRule, document: dict[str, Any], key: str, content: Any) -> None:
+    if rule.inlined:
+        document |= document_of(content)
+    elif rule.digits is not None:
+        document[key] = round(content, rule.digits)
+    elif rule.exact:
+        document[key] = content
+    else:
+        document[key] = _plain(content)
 
 
 @cache
@@ -90,8 +100,13 @@ def _camel_case(name: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    # Most values of a status are numbers.
-    return value if type(value) in _NUMBERS else _converted(value)
+    # Most values of a status are numbers, and most others are texts.
+    kind = type(value)
+    if kind in _NUMBERS:
+        return value
+    if kind is str:
+        return printable(value)
+    return _converted(value)
 
 
 def _converted(value: Any) -> Any:

