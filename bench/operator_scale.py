@@ -46,6 +46,7 @@ from latencyprobe_operator.agents.link import _CHANNEL_OPTIONS
 from latencyprobe_operator.agents.source import AgentSource
 from latencyprobe_operator.controller import Controller
 from latencyprobe_operator.garbage import leave_out_present_objects, make_collections_rare
+from latencyprobe_operator.kube import heap
 from latencyprobe_operator.kube.cluster import Cluster
 from latencyprobe_operator.metrics import OperatorMetrics
 
@@ -276,6 +277,7 @@ class _Run:
 
     @asynccontextmanager
     async def _operator(self, tls: ClientTlsFiles) -> AsyncIterator[Controller]:
+        heap.share_one_arena()
         make_collections_rare()
         nodes = map(node_name, range(self._scenario.nodes))
         cluster = _client(self._simulated.host)

@@ -60,7 +60,7 @@ class Controller:
     ) -> None:
         """Serve no probe yet. `leadership`: None if there is no other operator.
 
-        `on_attached`: most of what lives as long as the operator is there.
+        `on_attached`: the agents have attached, so most of the long-lived objects are there.
         """
         self._on_attached = on_attached
         self.desired = DesiredStates()

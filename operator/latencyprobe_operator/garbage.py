@@ -23,7 +23,7 @@ def leave_out_present_objects() -> None:
     """Leave all objects of this moment out of later collections.
 
     They are freed as before when the last reference goes. One that later becomes part of a cycle
-    of garbage stays: so this is done once, and at most the memory of this moment is lost.
+    of garbage stays. So this is done once: at most the memory of this moment is lost.
     """
     gc.collect(_YOUNG)
     gc.freeze()

@@ -28,6 +28,7 @@ from latencyprobe_operator.controller import Controller
 from latencyprobe_operator.election import Election
 from latencyprobe_operator.garbage import leave_out_present_objects, make_collections_rare
 from latencyprobe_operator.handlers import build_registry
+from latencyprobe_operator.kube import heap
 from latencyprobe_operator.kube.cluster import Cluster
 from latencyprobe_operator.kube.lease import ClusterLease
 from latencyprobe_operator.leadership import Leadership, LeadershipLostError, LeaseTiming
@@ -69,6 +70,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Run the operator until SIGTERM or SIGINT."""
+    heap.share_one_arena()
     make_collections_rare()
     asyncio.run(operate(options))
 

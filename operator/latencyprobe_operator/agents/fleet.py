@@ -19,6 +19,9 @@ from latencyprobe_operator.observed_state import AgentView, ReportedProbe
 # A TLS handshake takes some milliseconds of CPU. With those of a large cluster all at once, none
 # would end within its time limit.
 _GREETINGS_AT_ONCE = 256
+# Taking this many in takes some 10 ms. After a pause of the process, those of thousands of agents
+# may have arrived; then other tasks have their turns in between.
+_REPORTS_OF_A_TURN = 20
 
 
 class Fleet:
@@ -53,6 +56,7 @@ class Fleet:
         self._term = term
         self._opened = asyncio.Event()
         self._greetings = asyncio.Semaphore(greetings_at_once)
+        self._reports_of_a_turn = asyncio.Semaphore(_REPORTS_OF_A_TURN)
         self._links: dict[str, AgentLink] = {}
         self._absent: dict[str, str] = {}
         self._desired: dict[str, DesiredNodeState] = {}
@@ -142,6 +146,7 @@ class Fleet:
             credentials=self._credentials,
             renewal=self._renewal,
             greetings=self._greetings,
+            reports_of_a_turn=self._reports_of_a_turn,
             clock_ns=self._clock_ns,
             term=self._term,
             on_report=self._on_report,

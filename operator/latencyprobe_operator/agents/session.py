@@ -98,6 +98,7 @@ class AgentSession:
         facts: AgentFacts,
         misreports: Misreports,
         greetings: asyncio.Semaphore,
+        reports_of_a_turn: asyncio.Semaphore | None = None,
         clock_ns: Callable[[], int],
         term: int,
         metrics: OperatorMetrics,
@@ -108,6 +109,7 @@ class AgentSession:
         """Begin no session yet.
 
         `greetings` limits the number of agents that are connected to at the same time.
+        `reports_of_a_turn` limits the reports that one turn of the event loop takes in.
         `on_state`: the agent has applied or refused a state. `on_news`: its targets or stages have
         changed.
         """
@@ -116,6 +118,7 @@ class AgentSession:
         self._facts = facts
         self._misreports = misreports
         self._greetings = greetings
+        self._reports_of_a_turn = reports_of_a_turn
         self._sent = SentStates(clock_ns, term)
         self._rate = ReportRate()
         self._backoff = Backoff(0.25, 15)
@@ -222,6 +225,9 @@ class AgentSession:
         report = await self._received(stream)
         if report is None:
             return False
+        if self._reports_of_a_turn:
+            await self._reports_of_a_turn.acquire()
+            asyncio.get_running_loop().call_soon(self._reports_of_a_turn.release)
         if instance_of(report) != self._facts.instance_id:
             raise LinkBrokenError("another instance of the agent answers")
         self._sent.observe(report.term, report.generation)

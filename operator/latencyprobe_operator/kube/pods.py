@@ -154,7 +154,7 @@ class _FollowedScope:
     def on_list(self, changes: Mapping[str, Change[Pod]]) -> Iterator[None]:
         """Mark every set as known, and pass on its changes, set by set.
 
-        A set that is made meanwhile has the list's pods from the beginning.
+        A set that is made between two steps has the list's pods from the beginning.
         """
         for pods in list(self._all_sets()):
             pods.listed, pods.refusal = True, None

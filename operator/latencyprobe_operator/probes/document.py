@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import marshal
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,12 +18,14 @@ Document = dict[str, Any]
 
 # The parts that grow with the cluster, and that few readers need.
 _BULKY = ("pods", "nodes", "nodeContext")
+# A quarter of the size, in 0.2 ms.
+_LEVEL = 1
 
 
 class KeptDocument:
     """A status document for a long time: the rows of its pods and nodes as one string of bytes.
 
-    The rows of 20 pods take 400 KB as Python objects, and 50 KB as bytes. marshal reads and writes
+    The rows of 20 pods take 400 KB as Python objects, and 14 KB as bytes. marshal reads and writes
     them several times as fast as json; the bytes never leave this process.
     """
 
@@ -33,11 +36,12 @@ class KeptDocument:
             key: value for key, value in document.items() if key not in _BULKY
         }
         """The document without those rows."""
-        self._bulk = marshal.dumps({key: document[key] for key in _BULKY if key in document})
+        rows = {key: document[key] for key in _BULKY if key in document}
+        self._bulk = zlib.compress(marshal.dumps(rows), level=_LEVEL)
 
     def whole(self) -> Document:
         """Return the document as it was."""
-        rows: Document = marshal.loads(self._bulk)  # noqa: S302 - our own
+        rows: Document = marshal.loads(zlib.decompress(self._bulk))  # noqa: S302 - our own
         return {**self.outline, **rows}
 
 

@@ -1,10 +1,13 @@
-"""Greetings: few agents at the same time, so that each TLS handshake ends within its limit."""
+"""Few agents at the same time: so TLS handshakes end within their limit, and the loop has turns."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from itertools import pairwise
 from typing import Any, cast
+
+from grpc import aio
 
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents.agent_facts import AgentFacts
@@ -34,9 +37,15 @@ class SlowAgents:
         return pb.NodeInfo(protocol_version=99)
 
 
-def session_of(node: str, greetings: asyncio.Semaphore) -> AgentSession:
+def session_of(
+    node: str,
+    greetings: asyncio.Semaphore,
+    *,
+    reports_of_a_turn: asyncio.Semaphore | None = None,
+    metrics: OperatorMetrics | None = None,
+) -> AgentSession:
     """A session of this node."""
-    metrics = OperatorMetrics()
+    metrics = metrics or OperatorMetrics()
     misreports = Misreports(node, metrics)
     return AgentSession(
         node,
@@ -44,6 +53,7 @@ def session_of(node: str, greetings: asyncio.Semaphore) -> AgentSession:
         facts=AgentFacts(misreports),
         misreports=misreports,
         greetings=greetings,
+        reports_of_a_turn=reports_of_a_turn,
         clock_ns=time.time_ns,
         term=0,
         metrics=metrics,
@@ -79,3 +89,39 @@ async def test_agents_are_greeted_a_few_at_a_time_and_all_in_the_end() -> None:
         await everyone_has_had_a_turn()
         assert agents.greeted == min(AT_ONCE + answered, AGENTS)
     await asyncio.gather(*running, return_exceptions=True)
+
+
+class Backlog:
+    """A stream whose reports have all arrived."""
+
+    def __init__(self, reports: int) -> None:
+        self.reports = reports
+
+    async def read(self) -> object:
+        """Return the next report at once."""
+        self.reports -= 1
+        return pb.Report() if self.reports >= 0 else aio.EOF
+
+
+async def test_a_backlog_of_many_agents_is_taken_in_over_many_turns() -> None:
+    metrics, a_few, seen = OperatorMetrics(), asyncio.Semaphore(AT_ONCE), [0.0]
+    streams = [Backlog(3) for _ in range(20 * AGENTS)]
+    sessions = [
+        session_of(f"node-{n}", asyncio.Semaphore(), reports_of_a_turn=a_few, metrics=metrics)
+        for n in range(len(streams))
+    ]
+    listening = [
+        asyncio.create_task(session._listen(cast(Any, stream)))
+        for session, stream in zip(sessions, streams, strict=True)
+    ]
+
+    while not all(task.done() for task in listening):
+        await asyncio.sleep(0)
+        taken = metrics.registry.get_sample_value("latencyprobe_operator_reports_total")
+        seen.append(taken or 0)
+
+    assert seen[-1] == 3 * len(streams)
+    assert max(later - earlier for earlier, later in pairwise(seen)) <= AT_ONCE
+    assert {str(task.exception()) for task in listening} == {
+        "the agent ended the stream of reports"
+    }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 
 import pytest
@@ -145,5 +147,24 @@ def test_a_c_library_without_trimming_is_no_failure(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
     try:
         heap.give_back()
+        heap.share_one_arena()
     finally:
         heap._trim.cache_clear()
+
+
+def test_threads_share_one_heap() -> None:
+    """In a process of its own, since it holds for the whole process."""
+    code = (
+        "import ctypes, threading\n"
+        "from latencyprobe_operator.kube import heap\n"
+        "heap.share_one_arena()\n"
+        "libc = ctypes.CDLL(None)\n"
+        "threads = [threading.Thread(target=libc.malloc, args=(100_000,)) for _ in range(4)]\n"
+        "for thread in threads: thread.start()\n"
+        "for thread in threads: thread.join()\n"
+        "libc.malloc_stats()\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert shown.stderr.count("Arena ") == 1
