@@ -11,6 +11,7 @@ from latencyprobe.domain.summary import PodChoice
 from latencyprobe_operator.agents.credentials import Credentials
 from latencyprobe_operator.agents.link import AgentEndpoint, AgentLink
 from latencyprobe_operator.agents.renewal import Renewal
+from latencyprobe_operator.agents.turns import Turns
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.desired_state import NO_STATE, DesiredNodeState
 from latencyprobe_operator.metrics import OperatorMetrics
@@ -19,9 +20,8 @@ from latencyprobe_operator.observed_state import AgentView, ReportedProbe
 # A TLS handshake takes some milliseconds of CPU. With those of a large cluster all at once, none
 # would end within its time limit.
 _GREETINGS_AT_ONCE = 256
-# Taking this many in takes some 10 ms. After a pause of the process, those of thousands of agents
-# may have arrived; then other tasks have their turns in between.
-_REPORTS_OF_A_TURN = 20
+# To make a channel, to send a state or to take in a report: these take some 10 ms.
+_STEPS_OF_A_TURN = 20
 
 
 class Fleet:
@@ -56,7 +56,7 @@ class Fleet:
         self._term = term
         self._opened = asyncio.Event()
         self._greetings = asyncio.Semaphore(greetings_at_once)
-        self._reports_of_a_turn = asyncio.Semaphore(_REPORTS_OF_A_TURN)
+        self._turns = Turns(_STEPS_OF_A_TURN)
         self._links: dict[str, AgentLink] = {}
         self._absent: dict[str, str] = {}
         self._desired: dict[str, DesiredNodeState] = {}
@@ -146,7 +146,7 @@ class Fleet:
             credentials=self._credentials,
             renewal=self._renewal,
             greetings=self._greetings,
-            reports_of_a_turn=self._reports_of_a_turn,
+            turns=self._turns,
             clock_ns=self._clock_ns,
             term=self._term,
             on_report=self._on_report,

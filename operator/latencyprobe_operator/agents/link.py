@@ -32,6 +32,7 @@ from latencyprobe_operator.agents.session import (
     describe,
 )
 from latencyprobe_operator.agents.state_sync import StateSync
+from latencyprobe_operator.agents.turns import Turns
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.desired_state import DesiredNodeState
 from latencyprobe_operator.metrics import OperatorMetrics
@@ -87,7 +88,10 @@ class CertificatesRenewedError(Exception):
 
 
 class AgentLink:
-    """The connection to one agent. Runs as a task from `start` to `close`."""
+    """The connection to one agent. Runs as a task from `start` to `close`.
+
+    Large, because it gets all that its sessions need, and makes their parts.
+    """
 
     def __init__(
         self,
@@ -97,7 +101,7 @@ class AgentLink:
         credentials: Credentials,
         renewal: Renewal,
         greetings: asyncio.Semaphore,
-        reports_of_a_turn: asyncio.Semaphore,
+        turns: Turns,
         clock_ns: Callable[[], int],
         term: int = 0,
         on_report: Callable[[str, ReportedProbe], None],
@@ -112,6 +116,7 @@ class AgentLink:
         self._credentials = credentials
         self._renewal = renewal
         self._on_change = on_change
+        self._turns = turns
         self._sync = StateSync(desired)
         misreports = Misreports(node, metrics)
         self._facts = AgentFacts(misreports)
@@ -122,7 +127,7 @@ class AgentLink:
             facts=self._facts,
             misreports=misreports,
             greetings=greetings,
-            reports_of_a_turn=reports_of_a_turn,
+            turns=turns,
             clock_ns=clock_ns,
             term=term,
             metrics=metrics,
@@ -202,6 +207,7 @@ class AgentLink:
 
     async def _run_session(self) -> None:
         self._sync.begin()
+        await self._turns.take()
         try:
             credentials = self._credentials()
         except (OSError, ValueError) as error:

@@ -45,6 +45,7 @@ from latencyprobe_operator.agents.report_rate import ExcessiveReportsError, Repo
 from latencyprobe_operator.agents.reported_summaries import is_summary, reported_summary
 from latencyprobe_operator.agents.sent_states import SentStates
 from latencyprobe_operator.agents.state_sync import StateSync
+from latencyprobe_operator.agents.turns import Turns
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.desired_state import NO_STATE, DesiredNodeState
 from latencyprobe_operator.metrics import OperatorMetrics
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONNECT_S = 5.0
+# Without a limit of the fleet, as in tests.
+_STEPS_OF_A_TURN = 20
 APPLY_S = 60.0
 _REFUSALS = frozenset(
     {
@@ -98,7 +101,7 @@ class AgentSession:
         facts: AgentFacts,
         misreports: Misreports,
         greetings: asyncio.Semaphore,
-        reports_of_a_turn: asyncio.Semaphore | None = None,
+        turns: Turns | None = None,
         clock_ns: Callable[[], int],
         term: int,
         metrics: OperatorMetrics,
@@ -109,7 +112,7 @@ class AgentSession:
         """Begin no session yet.
 
         `greetings` limits the number of agents that are connected to at the same time.
-        `reports_of_a_turn` limits the reports that one turn of the event loop takes in.
+        `turns` limits the reports and states that one turn of the event loop takes in and sends.
         `on_state`: the agent has applied or refused a state. `on_news`: its targets or stages have
         changed.
         """
@@ -118,7 +121,7 @@ class AgentSession:
         self._facts = facts
         self._misreports = misreports
         self._greetings = greetings
-        self._reports_of_a_turn = reports_of_a_turn
+        self._turns = turns or Turns(_STEPS_OF_A_TURN)
         self._sent = SentStates(clock_ns, term)
         self._rate = ReportRate()
         self._backoff = Backoff(0.25, 15)
@@ -176,6 +179,7 @@ class AgentSession:
                 await self._sync.wait_changed()
 
     async def _apply(self, stub: NodeAgentAsyncStub, state: DesiredNodeState) -> None:
+        await self._turns.take()
         outgoing = self._sent.encode(state)
         self._rate.expect(outgoing.message.probes)
         began = time.monotonic()
@@ -187,6 +191,7 @@ class AgentSession:
             await self._take_refusal(error, state)
             return
         self._metrics.apply_seconds.observe(time.monotonic() - began)
+        await self._turns.take()
         log.debug("agent on node %s applied generation %d", self._node, outgoing.message.generation)
         self._sent.mark_applied(outgoing)
         self._rate.mark_applied(outgoing.message.probes)
@@ -225,9 +230,7 @@ class AgentSession:
         report = await self._received(stream)
         if report is None:
             return False
-        if self._reports_of_a_turn:
-            await self._reports_of_a_turn.acquire()
-            asyncio.get_running_loop().call_soon(self._reports_of_a_turn.release)
+        await self._turns.take()
         if instance_of(report) != self._facts.instance_id:
             raise LinkBrokenError("another instance of the agent answers")
         self._sent.observe(report.term, report.generation)

@@ -39,11 +39,17 @@ class ReportIntake:
         self.report_times = ReportTimes()
         self.reported = False
         """An agent has reported since measuring began."""
-        self.last_report_time = last_report_time
+        self._last_report_time = last_report_time
+        self._last_report: float | None = None
         self.arrived = asyncio.Event()
         """Set with each report; a reader clears it."""
         self._agent = agent
         self._choose = choose
+
+    @property
+    def last_report_time(self) -> str | None:
+        """Return the API's timestamp of the last report."""
+        return self._last_report_time if self._last_report is None else timestamp(self._last_report)
 
     def take(
         self,
@@ -84,7 +90,7 @@ class ReportIntake:
                 keeps_window=keeps_window,
             )
         self.reported = True
-        self.last_report_time = timestamp(wall)
+        self._last_report = wall
         self.report_times.note(node, at=at, wall=wall)
         return True
 

@@ -14,6 +14,7 @@ from latencyprobe_operator.agents.agent_facts import AgentFacts
 from latencyprobe_operator.agents.misreports import Misreports
 from latencyprobe_operator.agents.session import AgentSession
 from latencyprobe_operator.agents.state_sync import StateSync
+from latencyprobe_operator.agents.turns import Turns
 from latencyprobe_operator.desired_state import NO_STATE
 from latencyprobe_operator.metrics import OperatorMetrics
 
@@ -41,7 +42,7 @@ def session_of(
     node: str,
     greetings: asyncio.Semaphore,
     *,
-    reports_of_a_turn: asyncio.Semaphore | None = None,
+    turns: Turns | None = None,
     metrics: OperatorMetrics | None = None,
 ) -> AgentSession:
     """A session of this node."""
@@ -53,7 +54,7 @@ def session_of(
         facts=AgentFacts(misreports),
         misreports=misreports,
         greetings=greetings,
-        reports_of_a_turn=reports_of_a_turn,
+        turns=turns,
         clock_ns=time.time_ns,
         term=0,
         metrics=metrics,
@@ -104,10 +105,10 @@ class Backlog:
 
 
 async def test_a_backlog_of_many_agents_is_taken_in_over_many_turns() -> None:
-    metrics, a_few, seen = OperatorMetrics(), asyncio.Semaphore(AT_ONCE), [0.0]
+    metrics, a_few, seen = OperatorMetrics(), Turns(AT_ONCE), [0.0]
     streams = [Backlog(3) for _ in range(20 * AGENTS)]
     sessions = [
-        session_of(f"node-{n}", asyncio.Semaphore(), reports_of_a_turn=a_few, metrics=metrics)
+        session_of(f"node-{n}", asyncio.Semaphore(), turns=a_few, metrics=metrics)
         for n in range(len(streams))
     ]
     listening = [
