@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from latencyprobe.process.backoff import Backoff
@@ -16,6 +16,7 @@ from latencyprobe_operator.agents.source import AgentSource
 from latencyprobe_operator.api.spec import probe_key
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.desired_state import DesiredStates
+from latencyprobe_operator.garbage import Collector
 from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, Cluster
 from latencyprobe_operator.kube.pods import PodWatches
 from latencyprobe_operator.kube.statuses import Statuses
@@ -56,13 +57,13 @@ class Controller:
         namespaces: Sequence[str] = (),
         limits: AdminLimits = NO_LIMITS,
         leadership: Leadership | None = None,
-        on_attached: Callable[[], None] = lambda: None,
+        collector: Collector | None = None,
     ) -> None:
         """Serve no probe yet. `leadership`: None if there is no other operator.
 
-        `on_attached`: the agents have attached, so most of the long-lived objects are there.
+        `collector`: None leaves all garbage collections to the interpreter.
         """
-        self._on_attached = on_attached
+        self._collector = collector
         self.desired = DesiredStates()
         self.metrics = metrics
         self._cluster = cluster
@@ -204,6 +205,8 @@ class Controller:
     def _take_report(self, node: str, report: ReportedProbe) -> None:
         if probe := self._probes.get(report.probe_uid):
             probe.take_report(node, report)
+        if self._collector:
+            self._collector.note_report()
 
     def _take_agent_change(self, node: str) -> None:
         for probe_uid in self.desired.probes_on(node):
@@ -233,7 +236,8 @@ class Controller:
         await self._flush_all()
         self._fleet.open()
         await self._wait_attached()
-        self._on_attached()
+        if self._collector:
+            self._collector.note_attached()
 
     async def _wait_attached(self) -> None:
         deadline = asyncio.get_running_loop().time() + _ATTACH_S

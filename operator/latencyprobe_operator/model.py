@@ -52,7 +52,7 @@ class Pod:
     def containers(self) -> tuple[Container, ...]:
         """The running containers, sidecars included, in the order of their names."""
         lines = (line.partition(" ") for line in self.running.splitlines())
-        return tuple(Container(name, container_id) for name, _, container_id in lines)
+        return tuple(Container(sys.intern(name), container_id) for name, _, container_id in lines)
 
     @property
     def ended(self) -> bool:

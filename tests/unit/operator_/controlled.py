@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from latencyprobe_operator.admission import NO_LIMITS, AdminLimits
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from latencyprobe_operator.agents.source import AgentSource
 from latencyprobe_operator.controller import Controller
+from latencyprobe_operator.garbage import Collector
 from latencyprobe_operator.kube.cluster import Cluster
 from latencyprobe_operator.metrics import OperatorMetrics
 from tools.fakes.samples import Json
@@ -27,7 +28,7 @@ async def controlling(
     namespaces: Sequence[str] = (),
     agents: Mapping[str, str] = AGENTS,
     limits: AdminLimits = NO_LIMITS,
-    on_attached: Callable[[], None] = lambda: None,
+    collector: Collector | None = None,
 ) -> AsyncIterator[Controller]:
     """A controller that runs."""
     controller = Controller(
@@ -37,7 +38,7 @@ async def controlling(
         metrics=OperatorMetrics(),
         namespaces=namespaces,
         limits=limits,
-        on_attached=on_attached,
+        collector=collector,
     )
     await controller.start()
     try:

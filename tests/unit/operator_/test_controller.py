@@ -8,6 +8,7 @@ import pytest
 
 from latencyprobe_operator.admission import AdminLimits
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
+from latencyprobe_operator.garbage import Collector
 from tests.unit.operator_.controlled import AGENT_NAMESPACE, controlling, running
 from tests.unit.operator_.waiting import until
 from tools.fakes.agent import FakeAgent, measurement
@@ -192,26 +193,40 @@ async def test_the_worst_of_many_pods_is_found_over_the_real_protocol(
         await agent.stop()
 
 
-async def test_the_end_of_attaching_is_reported_once(
+class NotingCollector(Collector):
+    """Collects nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attached: list[int] = []
+        self.reports = 0
+
+    def note_report(self) -> None:
+        self.reports += 1
+
+    def note_attached(self) -> None:
+        self.attached.append(self.reports)
+
+
+async def test_the_collector_hears_of_each_report_and_once_of_attached_agents(
     agent_tls: ClientTlsFiles, operator_tls: ClientTlsFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("latencyprobe_operator.controller._GAUGES_S", 0.01)
-    api, agent, attached = FakeApi(), FakeAgent(agent_tls), list[str]()
+    api, agent, collector = FakeApi(), FakeAgent(agent_tls), NotingCollector()
     await agent.start()
     api.set(pod_body("a", labels={"app": "checkout"}))
     api.probes = [probe_body()]
-
-    def note() -> None:
-        attached.append(controller._fleet.view("node-a").state)
-
     async with (
         api.serve() as cluster,
         controlling(
-            cluster, operator_tls, agents={"node-a": agent.address}, on_attached=note
+            cluster, operator_tls, agents={"node-a": agent.address}, collector=collector
         ) as controller,
         running(controller, [probe_body()]),
     ):
-        await until(lambda: attached, what=controller._fleet.states)
-        await asyncio.sleep(0.1)
-        assert attached == ["Ready"]
+        await until(lambda: collector.attached and agent.listeners, what=controller._fleet.states)
+        for _ in range(3):
+            agent.report("uid-checkout", {target_id("a"): measurement(1000)})
+        await until(lambda: collector.reports == 3, what=lambda: collector.reports)
+        assert len(collector.attached) == 1
+        assert controller._fleet.view("node-a").state == "Ready"
     await agent.stop()
