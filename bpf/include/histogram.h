@@ -30,10 +30,9 @@ struct stage_stats {
 };
 
 /*
- * An index is bounded by a mask. No position reaches the places beyond POSITIONS, which belong to
- * what follows in the element: even those of the last stage are within it.
+ * An index is bounded by a mask, of PLACES. No position reaches the places beyond POSITIONS, which
+ * belong to what follows in the element: even those of the last stage are within it.
  */
-#define PLACES 256
 
 struct slot_stats {
 	u64 touched;
@@ -41,7 +40,6 @@ struct slot_stats {
 	struct stage_stats stages[NR_STAGES];
 	u32 drops[NR_DROP_REASONS]; /* by enum skb_drop_reason; the last: all reasons beyond it */
 };
-_Static_assert(PLACES >= POSITIONS && PLACES - POSITIONS <= NR_DROP_REASONS, "see PLACES");
 BYTES_OF(slot_stats);
 BPF_F_TABLE("array", u32, struct slot_stats_bytes, stats, 2 * MAX_SLOTS, BPF_F_MMAPABLE);
 

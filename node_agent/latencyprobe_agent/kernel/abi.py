@@ -39,6 +39,8 @@ NR_DROP_REASONS = 192
 # An event has room for all stages up to a packet's last one, by their own indices.
 NR_PACKET_STAGES = 1 + max(INDEX[stage.name] for stage in PACKET_STAGES)
 
+# A position is bounded by a mask of that size: bpf/include/histogram.h.
+PLACES = 256
 # Longer than all durations that count: the minimum is kept as this less it.
 TOP_NS = 1 << 62
 # A mantissa's leading bits, below its highest one: at most one bound is among the numbers that
@@ -90,6 +92,7 @@ MACROS: Mapping[str, int | str] = {
     "LONG_WAIT_NS": NOTEWORTHY_NS,
     **{stage.macro: index for index, stage in enumerate(STAGES)},
     **{counter.macro: index for index, counter in enumerate(COUNTERS)},
+    "PLACES": PLACES,
     "BOUND_BITS": BOUND_BITS,
 }
 
@@ -173,8 +176,6 @@ STAGE_STATS = Layout(
     counts=f"{POSITIONS}I",
     pad="I",
 )
-# A position is bounded by a mask of that size.
-PLACES = 256
 NODE_ROW = Layout("node_row", stats=STAGE_STATS, beyond=f"{PLACES - POSITIONS}I")
 SLOT_STATS = Layout(
     "slot_stats",

@@ -14,6 +14,7 @@ from latencyprobe.domain.histogram import (
     FIRST_OCTAVE,
     HIGHEST_NS,
     LOWEST_NS,
+    POSITIONS,
     position_of,
 )
 from latencyprobe.domain.measurement import NOTHING
@@ -22,6 +23,8 @@ from latencyprobe_agent.kernel.abi import (
     CONFIG,
     MAX_SLOTS,
     NO_SHARDS,
+    NR_DROP_REASONS,
+    PLACES,
     SHARDS,
     SLOT_STATS,
     STAGE_STATS,
@@ -138,6 +141,11 @@ def test_the_shards_of_one_half_leave_the_other_as_it_is() -> None:
     assert written(1, 5) == (8, 7)
     memory.close()
     os.close(file)
+
+
+def test_no_place_of_a_position_is_outside_of_its_element() -> None:
+    assert PLACES & (PLACES - 1) == 0
+    assert POSITIONS <= PLACES <= POSITIONS + NR_DROP_REASONS
 
 
 def position_by_table(duration_ns: int) -> int:

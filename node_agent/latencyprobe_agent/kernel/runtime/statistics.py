@@ -89,8 +89,8 @@ class StatisticsMemory:
 def merge_shards(contents: Sequence[bytes]) -> bytes:
     """Add elements of `stats` as if one CPU had counted all.
 
-    All members but the extremes are added, as one number: no member overflows into the next, since
-    each would need more packets than an interval can have.
+    All members but the extremes are added, as one number. No member overflows into the next: that
+    would take more packets than an interval can have.
     """
     total = 0
     extremes = [_EXTREMES.unpack(_NO_EXTREMES)] * len(_EXTREMES_OFFSETS)
