@@ -15,7 +15,6 @@ int on_tcp_rcv_space_adjust(u64 *ctx)
 	struct config *config = get_config();
 	struct socket_state *state;
 	struct tcp_sock *tp;
-	u32 start, end;
 	bool is_own;
 	u64 now;
 
@@ -28,18 +27,16 @@ int on_tcp_rcv_space_adjust(u64 *ctx)
 	tp = get_tcp_sock(sk);
 	if (!tp)
 		return 0;
-	end = read_end(sk, tp);
-	start = note_read_end(state, tp, end);
-	if (start == end || !state->owners)
+	if (!note_read_end(state, sk, tp) || !state->owners)
 		return 0;
 	now = bpf_ktime_get_ns();
 #ifdef MODULE_TCP
-	note_read(state, start, end, now);
+	note_read(state, now);
 	note_read_window(config, state, tp);
 #endif
 #ifdef MODULE_RX
-	read_segments(config, sk, state, start, end, now, is_own);
-	check_read(config, state, start, end);
+	read_segments(config, sk, state, now, is_own);
+	check_read(config, state);
 #endif
 	return 0;
 }

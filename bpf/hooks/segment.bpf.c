@@ -24,7 +24,7 @@ int on_tcp_probe(u64 *ctx)
 		return 0;
 	if (READ(cb, seq) != READ(cb, end_seq)) { /* a pure ACK needs no time */
 		now = bpf_ktime_get_ns();
-		note_read_end(state, tp, read_end(sk, tp));
+		note_read_end(state, sk, tp);
 	}
 #ifdef MODULE_TCP
 	sample_rtt(config, state, tp, skb);

@@ -73,8 +73,10 @@ struct socket_state {
 	u64 connect_ns;		 /* SYN sent; 0 when no connect is pending */
 	u64 handshake_ns;	 /* duration measured before the owner was known */
 #if defined(MODULE_RX) || defined(MODULE_TCP)
-	u32 read_seq; /* end of the bytes that were read, when it was last seen */
+	u32 read_seq;  /* end of the bytes that were read, when it was last seen */
+	u32 read_from; /* and when it was seen before */
 	u32 is_read_seq_known;
+	u32 unused;
 #endif
 #if TRACE
 	struct user user; /* the last that used it */
@@ -95,9 +97,9 @@ struct socket_state {
 	u32 tail;
 	u32 known_seq; /* end of the bytes that are accounted for, as lost or unmatched too */
 	u32 skipped;   /* segments that left the queue unseen */
-	u32 reader;    /* the thread that read last */
+	u32 reader;    /* the thread that read last; 0: not known */
 	u32 reserved;
-	owners_t owners_left; /* see read_segments() */
+	owners_t owners_left; /* of the segment that is recorded now */
 	struct segment segments[SEGMENTS];
 #endif
 #ifdef MODULE_TX
@@ -317,16 +319,11 @@ static __always_inline struct socket_state *get_own_state(struct sock *sk, struc
 
 /*
  * True in the context that holds a TCP socket's lock, lock_sock(): a process, or a kernel thread. A
- * softirq takes the spinlock alone and leaves the owner as it is, which is nobody. (Volatile: two calls
- * give the verifier two unknown values, where one would have it follow both answers to the end.)
+ * softirq takes the spinlock alone and leaves the owner as it is, which is nobody.
  */
 static __always_inline bool is_locked_by_process(struct sock *sk)
 {
-#if TYPED
-	return ((volatile struct sock *)sk)->sk_lock.owned;
-#else
 	return READ(sk, sk_lock.owned);
-#endif
 }
 
 #if defined(MODULE_RX) || defined(MODULE_TCP)
@@ -345,21 +342,23 @@ static __always_inline u32 read_end(struct sock *sk, struct tcp_sock *tp)
 }
 
 /*
- * Note how far the application has read, and return how far it had. What it read before we watched
- * is unknown: then it was the last byte, unless it is the connection's first one that is unread.
+ * Note how far the application has read: true if it is further than before. What it read before we
+ * watched is unknown: then it was the last byte, unless the connection's first one is unread.
  */
-static __always_inline u32 note_read_end(struct socket_state *state, struct tcp_sock *tp, u32 end)
+static __always_inline bool note_read_end(struct socket_state *state, struct sock *sk,
+					  struct tcp_sock *tp)
 {
-	u32 before = state->read_seq;
+	u32 end = read_end(sk, tp);
 
+	state->read_from = state->read_seq;
 	if (!state->is_read_seq_known) {
 		u32 first = READ(tp, rcv_nxt) - (u32)READ(tp, bytes_received);
 
 		state->is_read_seq_known = 1;
-		before = end == first ? end : end - 1;
+		state->read_from = end == first ? end : end - 1;
 	}
 	state->read_seq = end;
-	return before;
+	return state->read_from != end;
 }
 
 #endif

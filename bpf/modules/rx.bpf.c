@@ -17,9 +17,8 @@ static __always_inline void note_last_reader(struct segment *segment, u32 tid)
 {
 }
 
-static __always_inline u32 note_reader(bool is_known)
+static __always_inline void note_reader(u32 tid)
 {
-	return 0;
 }
 
 static __always_inline u64 reader_waited(volatile struct segment *segment, u64 wait_ns)
@@ -540,18 +539,18 @@ static __always_inline void record_packet(struct config *config, u32 slot_number
 }
 
 /*
- * Report the packet that was just recorded, if it was slow; `is_own`: in the context of its reader.
- * Without `sk` a datagram's ends are those of its headers, or unknown.
+ * Report the packet that was just recorded, if it was slow. Without `sk` a datagram's ends are those
+ * of its headers, or unknown. Without a `reader` this is not the reader's own context.
  */
 static __always_inline void trace_received(struct sock *sk, u32 protocol, owners_t owners,
-					   volatile struct segment *segment, bool is_own)
+					   volatile struct segment *segment, u32 reader)
 {
 #if TRACE
 	struct trace_event *event = get_event(EVENT_RECEIVED);
 
 	if (!event || !is_to_be_told(event, owners))
 		return;
-	if (is_own)
+	if (reader)
 		note_user(&event->user);
 	else
 		__builtin_memset(&event->user, 0, sizeof(event->user));
@@ -564,33 +563,33 @@ static __always_inline void trace_received(struct sock *sk, u32 protocol, owners
 }
 
 /*
- * The bytes from `start` to `end` go to the application: so do the segments that begin there.
- * Those wholly before `start` were taken unseen.
- * A round records one segment in one slot: a single flat loop is what the verifier can follow.
+ * The bytes from `read_from` to `read_seq` go to the application: so do the segments that begin
+ * there. Those wholly before were taken unseen.
+ * A round records one segment in one slot: a single flat loop is what the verifier can follow. What
+ * a round needs it reads from the socket's state. There it is unknown to the verifier, which would
+ * follow each path to the loop, and each number of slots left, through all rounds.
  */
 static __always_inline void read_segments(struct config *config, struct sock *sk,
-					  struct socket_state *state, u32 start, u32 end, u64 now,
-					  bool is_own)
+					  struct socket_state *state, u64 now, bool is_own)
 {
-	volatile owners_t *all = &state->owners, *left = &state->owners_left;
-	owners_t owners;
+	volatile struct socket_state *in_map = state;
 	int i;
 
-	*left = *all;
-	state->reader = note_reader(is_own);
+	in_map->owners_left = in_map->owners;
+	in_map->reader = is_own ? bpf_get_current_pid_tgid() : 0;
+	note_reader(in_map->reader);
 	for (i = 0; i < READ_ROUNDS; i++) {
 		volatile struct segment *segment = &state->segments[state->head & (SEGMENTS - 1)];
 
-		if (state->head == state->tail || !is_after(end, segment->seq))
+		if (state->head == state->tail || !is_after(in_map->read_seq, segment->seq))
 			break;
-		if (is_after(segment->end_seq, start)) {
-			owners = *left;
-			record_packet(config, first_slot(owners), segment, now);
-			*left = owners >> OWNER_BITS;
-			if (*left)
+		if (is_after(segment->end_seq, in_map->read_from)) {
+			record_packet(config, first_slot(in_map->owners_left), segment, now);
+			in_map->owners_left >>= OWNER_BITS;
+			if (in_map->owners_left)
 				continue;
-			*left = *all;
-			trace_received(sk, PROTOCOL_TCP, *all, segment, is_locked_by_process(sk));
+			in_map->owners_left = in_map->owners;
+			trace_received(sk, PROTOCOL_TCP, in_map->owners, segment, in_map->reader);
 		} else {
 			state->skipped++;
 		}
@@ -599,18 +598,17 @@ static __always_inline void read_segments(struct config *config, struct sock *sk
 }
 
 /* A read that no segment accounts for: see account_for(). */
-static __always_inline void check_read(struct config *config, struct socket_state *state, u32 start,
-				       u32 end)
+static __always_inline void check_read(struct config *config, struct socket_state *state)
 {
 	u32 unmatched = state->skipped;
 
 	state->skipped = 0;
 	if (!state->is_seq_known) {
 		state->is_seq_known = 1;
-		state->known_seq = start;
+		state->known_seq = state->read_from;
 	}
-	if (is_after(end, state->known_seq)) {
-		state->known_seq = end;
+	if (is_after(state->read_seq, state->known_seq)) {
+		state->known_seq = state->read_seq;
 		unmatched++;
 	}
 	if (unmatched && !config->sample_mask)
@@ -723,10 +721,11 @@ static __always_inline void read_datagram(struct config *config, struct sock *sk
 	} else if (segment->queued_ns == PLACE_UNMATCHED) {
 		unmatched_for(config, owners, STAGE_RX_STACK, 1);
 	} else if (segment->queued_ns != PLACE_UNSAMPLED) {
-		state->reader = note_reader(true);
+		state->reader = bpf_get_current_pid_tgid();
+		note_reader(state->reader);
 		for (; owners; owners >>= OWNER_BITS)
 			record_packet(config, first_slot(owners), segment, now);
-		trace_received(sk, PROTOCOL_UDP, state->owners, segment, true);
+		trace_received(sk, PROTOCOL_UDP, state->owners, segment, state->reader);
 	}
 	segment->queued_ns = PLACE_EMPTY;
 }
@@ -829,7 +828,7 @@ int on_consume_skb(u64 *ctx)
 	segment->queued_ns = packet->device_ns;
 	fill_segment(segment, packet, 0, false);
 	note_last_reader(segment, 0);
-	note_reader(true);
+	note_reader(bpf_get_current_pid_tgid());
 	/*
 	 * Unrolled: before 6.7 the verifier regards a loop whose variable is on the stack as
 	 * endless, states_maybe_looping(), kernel/bpf/verifier.c.
@@ -840,7 +839,7 @@ int on_consume_skb(u64 *ctx)
 			record_packet(config, first_slot(owners >> shift), segment,
 				      bpf_ktime_get_ns());
 	if (owners)
-		trace_received(0, PROTOCOL_UDP, owners, segment, true);
+		trace_received(0, PROTOCOL_UDP, owners, segment, bpf_get_current_pid_tgid());
 	return 0;
 }
 

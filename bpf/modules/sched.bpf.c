@@ -291,9 +291,9 @@ static __always_inline void note_last_reader(struct segment *segment, u32 tid)
 /* The history of the thread that reads now: a copy, while the program runs. No thread has id 0. */
 BPF_PERCPU_ARRAY(readers, struct history, 1);
 
-static __always_inline u32 note_reader(bool is_known)
+static __always_inline void note_reader(u32 tid)
 {
-	u32 tid = is_known ? bpf_get_current_pid_tgid() : 0, zero = 0;
+	u32 zero = 0;
 	struct history *reader = readers.lookup(&zero);
 	struct thread *thread = threads.lookup(&tid);
 
@@ -301,7 +301,6 @@ static __always_inline u32 note_reader(bool is_known)
 		*reader = thread->history;
 	else if (reader)
 		__builtin_memset(reader, 0, sizeof(*reader));
-	return tid;
 }
 
 /* The reader's last few waits, as far as after `queued_ns`: exact unless it waited more often. */

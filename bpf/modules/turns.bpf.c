@@ -65,17 +65,17 @@ static __always_inline u32 unread_bytes(struct sock *sk, struct tcp_sock *tp)
 	return unread && READ(sk, sk_shutdown) & RCV_SHUTDOWN ? unread - 1 : unread;
 }
 
-/* The application gets the bytes up to `end`. */
-static __always_inline void note_read(struct socket_state *state, u32 start, u32 end, u64 now)
+/* The application gets the bytes from `read_from` to `read_seq`. */
+static __always_inline void note_read(struct socket_state *state, u64 now)
 {
 	struct turns *turns = &state->turns;
 
 	if (!turns->is_known) {
 		turns->is_known = 1;
-		turns->turn_seq = start;
+		turns->turn_seq = state->read_from;
 	}
 	turns->read_ns = now;
-	turns->read_seq = end;
+	turns->read_seq = state->read_seq;
 }
 
 /*
