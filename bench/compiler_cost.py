@@ -1,4 +1,4 @@
-"""What the compiler process takes, as a program of its own: `python -m bench.compiler_cost`.
+"""What loading takes, compiled and cached: `python -m bench.compiler_cost`.
 
 It is a program of its own, since the kernel counts the peak of all children together. The peak of a
 new child is that of its parent, and this parent is small and has no other child.
@@ -9,25 +9,37 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import tempfile
 import time
+from pathlib import Path
 
 from bench.network import own_netns
 from latencyprobe.domain.stages import DEFAULT_MODULES
+from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 
 
 async def measure() -> dict[str, float]:
-    """Print the seconds until attached, and the compiler's peak."""
-    engine = KernelEngine(host_netns=own_netns())
+    """Return the seconds until attached, compiled and then from the cache, and peaks of memory."""
+    with tempfile.TemporaryDirectory(prefix="latencyprobe-bench-") as folder:
+        engine = KernelEngine(host_netns=own_netns(), cache=ObjectCache(Path(folder, "objects")))
+        seconds = await _attach(engine)
+        cached_seconds = await _attach(engine)
+    return {
+        "seconds": seconds,
+        "cached_seconds": cached_seconds,
+        "peak_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+        "parent_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+async def _attach(engine: KernelEngine) -> float:
+    """Attach and detach; return the seconds until attached."""
     began = time.monotonic()
     await engine.use(frozenset(DEFAULT_MODULES))
     seconds = time.monotonic() - began
     await engine.close()
-    return {
-        "seconds": seconds,
-        "peak_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
-        "parent_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
+    return seconds
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from latencyprobe_agent.serving.service import SocketAddress, TcpAddress
 from latencyprobe_agent.serving.tls import ServerTlsFiles
 
 _FILE = click.Path(path_type=Path)
+_NO_CACHE = "none"
 
 
 @click.command("agent", context_settings={"auto_envvar_prefix": "LATENCYPROBE"})
@@ -88,6 +89,15 @@ _FILE = click.Path(path_type=Path)
     help="Mount point of the host's cgroup v2 hierarchy, or a directory above it.",
 )
 @click.option(
+    "--object-cache",
+    metavar="PATH",
+    default="/var/cache/latencyprobe",
+    show_default=True,
+    show_envvar=True,
+    help="Folder that keeps compiled eBPF programs; `none`: compile them at each start. It is made "
+    "with mode 0700.",
+)
+@click.option(
     "--metrics-address",
     type=ListenAddressType(),
     show_envvar=True,
@@ -144,6 +154,7 @@ def agent_command(
     host_netns: Path | None,
     proc_root: Path,
     cgroup_root: Path | None,
+    object_cache: str,
     metrics_address: ListenAddress | None,
     max_cpu_percent: float | None,
     min_sampling_ratio: float,
@@ -163,6 +174,7 @@ def agent_command(
         proc_root=proc_root,
         cgroup_root=os.path.realpath(cgroup_root) if cgroup_root is not None else None,
         metrics_address=metrics_address,
+        object_cache=Path(object_cache) if object_cache != _NO_CACHE else None,
         ceilings=_ceilings(max_cpu_percent, min_sampling_ratio, is_local=listen is None),
     )
     logs.configure(form=log_format, level=log_level)

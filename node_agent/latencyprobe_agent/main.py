@@ -11,6 +11,7 @@ import platform
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -28,6 +29,7 @@ from latencyprobe_agent.budget import NO_CEILINGS, Ceilings
 from latencyprobe_agent.evidence.gatherer import Gatherer
 from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.kernel.contract import Engine, EngineError
+from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from latencyprobe_agent.kernel.typeinfo import kernel_types_kind
 from latencyprobe_agent.node import HostNetnsError, host_netns_inode
@@ -64,10 +66,14 @@ class Settings:
     cgroup_root: str | None = None
     metrics_address: ListenAddress | None = None
     ceilings: Ceilings = NO_CEILINGS
+    object_cache: Path | None = None
 
 
-async def run(settings: Settings, make_engine: MakeEngine = KernelEngine) -> None:
-    """Serve until SIGTERM or SIGINT; raise StartError if that fails."""
+async def run(settings: Settings, make_engine: MakeEngine | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; raise StartError if that fails.
+
+    `make_engine`: None for the engine of the running kernel.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -109,13 +115,13 @@ def exit_with_parent(parent: int | None) -> None:
 
 @contextlib.asynccontextmanager
 async def _agent(
-    settings: Settings, make_engine: MakeEngine
+    settings: Settings, make_engine: MakeEngine | None
 ) -> AsyncIterator[tuple[Agent, AgentMetrics]]:
     """Run the agent with its engine; always detach it at the end."""
     try:
         resolver = Resolver(proc_root=settings.proc_root, cgroup_root=settings.cgroup_root)
         host_inode = host_netns_inode(settings.host_netns)
-        engine = make_engine(host_netns=host_inode)
+        engine = (make_engine or _kernel_engine(settings))(host_netns=host_inode)
     except (OSError, EngineError, HostNetnsError) as error:
         raise StartError(str(error)) from None
     metrics = AgentMetrics()
@@ -134,6 +140,11 @@ async def _agent(
         yield agent, metrics
     finally:
         await agent.close()
+
+
+def _kernel_engine(settings: Settings) -> MakeEngine:
+    folder = settings.object_cache
+    return partial(KernelEngine, cache=ObjectCache(folder) if folder is not None else None)
 
 
 def _change_interval_s(settings: Settings) -> float:

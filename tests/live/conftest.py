@@ -21,6 +21,14 @@ def _tools() -> None:
     require_tools()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_object_cache() -> Iterator[None]:
+    """Agents that are processes of their own compile, unless a test gives them a cache."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("LATENCYPROBE_OBJECT_CACHE", "none")
+        yield
+
+
 @pytest.fixture(scope="session")
 def _shared_host() -> Iterator[SharedHost]:
     with namespace("host") as shared:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Namespace, Pod, pods_back_to_back, pods_on_bridge
 
@@ -18,10 +19,14 @@ async def start_engine() -> AsyncIterator[Callable[..., KernelEngine]]:
     async with AsyncExitStack() as stack:
 
         def start(
-            *, host_netns: int | None = None, typed: bool = True, without: Iterable[str] = ()
+            *,
+            host_netns: int | None = None,
+            typed: bool = True,
+            without: Iterable[str] = (),
+            cache: ObjectCache | None = None,
         ) -> KernelEngine:
             inode = host_netns or Path("/proc/self/ns/net").stat().st_ino
-            engine = KernelEngine(host_netns=inode, typed=typed, without=without)
+            engine = KernelEngine(host_netns=inode, cache=cache, typed=typed, without=without)
             stack.push_async_callback(engine.close)
             return engine
 

@@ -1,7 +1,6 @@
 """A host for one test after another.
 
-The number of the host's network namespace is a constant in the programs: with a new host they would
-be compiled again.
+Making a namespace and the settings in it takes longer than clearing one.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ import pytest
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.build import compiler, source
 from latencyprobe_agent.kernel.build.compiler import CompileError
-from latencyprobe_agent.kernel.build.source import source_folder
 from latencyprobe_agent.kernel.request import Request
+from latencyprobe_agent.kernel.sources import source_folder
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.abi import CONFIG, MACROS, bucket_bounds
 from latencyprobe_agent.kernel.btf import KernelTypes
 from latencyprobe_agent.kernel.build.headers import kernel_source, point_bcc_at
-from latencyprobe_agent.kernel.build.source import source_folder
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from latencyprobe_agent.kernel.sources import source_folder
 from tests.live.measuring import CLIENT, SERVER, account_for
 from tests.live.pods import Pod
 from tests.live.sockets import connection, everything_in, read_all

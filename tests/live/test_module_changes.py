@@ -12,6 +12,7 @@ import pytest
 from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
 from latencyprobe_agent.agent import Agent, NodeDescription
+from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime import engine as runtime
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
@@ -32,9 +33,9 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     """The requests to the compiler process, as they come."""
     seen: list[Request] = []
 
-    async def counted(request: Request) -> LoadedObject:
+    async def counted(request: Request, cache: ObjectCache | None) -> LoadedObject:
         seen.append(request)
-        return await build(request)
+        return await build(request, cache)
 
     monkeypatch.setattr(runtime, "build", counted)
     return seen

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 
 from latencyprobe.domain.histogram import FIRST_OCTAVE, LAST_OCTAVE, MANTISSA_THRESHOLDS, POSITIONS
 from latencyprobe.domain.packets import LONGEST_NS
@@ -59,6 +60,26 @@ ROW_SOFTRUN = len(VECTORS)
 ROW_HANDLERS = 2 * len(VECTORS)
 NODE_ROWS = ROW_HANDLERS + MAX_HANDLERS + 1
 
+# The source register of an instruction that loads a constant of `LoadConstant`. The kernel knows no
+# such register, so it refuses a program whose constants were not put in.
+CONSTANT_REGISTER = 15
+
+
+class LoadConstant(IntEnum):
+    """The constants whose values are known only when programs are loaded.
+
+    They change from boot to boot, or from agent to agent, and a compiled object outlives both.
+    """
+
+    HOST_NETNS = 1
+    """The inode number of the node's own network namespace."""
+
+
+def _loaded(constant: LoadConstant) -> str:
+    # llvm.bpf.pseudo, of bcc's helpers.h: the instruction that loads 64 bits, with this register.
+    return f"bpf_pseudo_fd({CONSTANT_REGISTER}, {constant:d})"
+
+
 MACROS: Mapping[str, int | str] = {
     "MAX_SLOTS": MAX_SLOTS,
     "OWNER_BITS": OWNER_BITS,
@@ -94,6 +115,7 @@ MACROS: Mapping[str, int | str] = {
     **{counter.macro: index for index, counter in enumerate(COUNTERS)},
     "PLACES": PLACES,
     "BOUND_BITS": BOUND_BITS,
+    **{constant.name: _loaded(constant) for constant in LoadConstant},
 }
 
 

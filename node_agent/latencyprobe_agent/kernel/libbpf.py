@@ -11,6 +11,7 @@ import ctypes.util
 import errno
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 PROG_TYPE_KPROBE = 2
 PROG_TYPE_RAW_TRACEPOINT = 17
@@ -18,7 +19,9 @@ PROG_TYPE_TRACING = 26
 ATTACH_TYPE_TRACE_RAW_TP = 23
 ATTACH_TYPE_TRACE_FENTRY = 24
 ATTACH_TYPE_TRACE_FEXIT = 25
+MAP_TYPE_SK_STORAGE = 24
 _MAP_TYPE_RINGBUF = 27
+_NAME_BYTES = 15  # BPF_OBJ_NAME_LEN less the NUL
 _STATS_RUN_TIME = 0
 _VERIFIER_LOG_BYTES = 1 << 20
 
@@ -70,6 +73,43 @@ class _ProgLoadOptions(ctypes.Structure):
         ("log_size", ctypes.c_uint32),
         ("log_buf", ctypes.c_void_p),
     )
+
+
+class _MapCreateOptions(ctypes.Structure):
+    # struct bpf_map_create_opts, bpf.h of libbpf 1.0
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("btf_fd", ctypes.c_uint32),
+        ("btf_key_type_id", ctypes.c_uint32),
+        ("btf_value_type_id", ctypes.c_uint32),
+        ("btf_vmlinux_value_type_id", ctypes.c_uint32),
+        ("inner_map_fd", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
+        ("map_extra", ctypes.c_uint64),
+        ("numa_node", ctypes.c_uint32),
+        ("map_ifindex", ctypes.c_uint32),
+    )
+
+
+class MapInfo(ctypes.Structure):
+    """struct bpf_map_info, include/uapi/linux/bpf.h, up to the flags."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("key_size", ctypes.c_uint32),
+        ("value_size", ctypes.c_uint32),
+        ("max_entries", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
+    )
+
+
+class MapTypes(NamedTuple):
+    """The types of a map's keys and values: ids in a BTF that is loaded."""
+
+    btf_fd: int
+    key_id: int
+    value_id: int
 
 
 class ProgramInfo(ctypes.Structure):
@@ -161,7 +201,13 @@ def load_program(
         expected_attach_type=attach_type,
         attach_btf_id=attach_btf_id,
     )
-    arguments = (program_type, name.encode()[:15], b"GPL", instructions, len(instructions) // 8)
+    arguments = (
+        program_type,
+        name.encode()[:_NAME_BYTES],
+        b"GPL",
+        instructions,
+        len(instructions) // 8,
+    )
     result = library().bpf_prog_load(*arguments, ctypes.byref(options))
     if result >= 0:
         return int(result)
@@ -175,6 +221,45 @@ def load_program(
 
 def _tail(log: bytes, lines: int = 12) -> str:
     return "\n".join(log.decode(errors="replace").strip().splitlines()[-lines:])
+
+
+def create_map(
+    name: str,
+    *,
+    map_type: int,
+    key_bytes: int,
+    value_bytes: int,
+    max_entries: int,
+    flags: int,
+    types: MapTypes | None = None,
+) -> int:
+    """Create a map and return its file descriptor. Raises KernelRefusedError."""
+    options = _MapCreateOptions(sz=ctypes.sizeof(_MapCreateOptions), map_flags=flags)
+    if types is not None:
+        options.btf_fd, options.btf_key_type_id, options.btf_value_type_id = types
+    result = library().bpf_map_create(
+        map_type,
+        name.encode()[:_NAME_BYTES],
+        key_bytes,
+        value_bytes,
+        max_entries,
+        ctypes.byref(options),
+    )
+    return _check(result, f"create map {name}")
+
+
+def map_info(map_fd: int) -> MapInfo:
+    """Return the kernel's description of a map."""
+    info = MapInfo()
+    length = ctypes.c_uint32(ctypes.sizeof(info))
+    result = library().bpf_obj_get_info_by_fd(map_fd, ctypes.byref(info), ctypes.byref(length))
+    _check(result, "read the description of a map")
+    return info
+
+
+def load_btf(content: bytes) -> int:
+    """Load types and return the file descriptor. Raises KernelRefusedError."""
+    return _check(library().bpf_btf_load(content, len(content), None), "load types of maps")
 
 
 def attach_raw_tracepoint(program_fd: int, tracepoint: str | None) -> int:

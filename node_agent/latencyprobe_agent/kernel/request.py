@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 MESSAGE_BYTES = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The object to build. `typed`: type programs by BTF if the kernel can (bpf/include/common.h).
+    """The programs to have. `typed`: type programs by BTF if the kernel can (bpf/include/common.h).
 
+    `host_netns`: inode number of the node's own network namespace, which matters for loading only.
     `without`: hooks to exclude, by their names in the coverage; for tests of the others.
     `trace`: include the reporting of single packets; see bpf/include/trace.h. `udp`: include the
-    programs that only datagrams need.
+    programs that only datagrams need. `complete`: compile the alternatives to hooks that this
+    kernel has, too: it has refused one of those hooks.
     """
 
     modules: tuple[str, ...]
@@ -22,20 +24,11 @@ class Request:
     without: tuple[str, ...] = ()
     trace: bool = False
     udp: bool = True
+    complete: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """The description of an object that was built, or the error.
+    """The message beside the encoded object. `error`: why there is none."""
 
-    `maps` and `programs` name the descriptors, in this order: all maps, all programs, all links.
-    `attached`: event to hook in use; `refused`: event to the kernel's answer.
-    `drop_reasons`: the names of the kernel's drop reasons, by their numbers.
-    """
-
-    maps: list[str] = field(default_factory=list)
-    programs: list[str] = field(default_factory=list)
-    attached: dict[str, str] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
-    drop_reasons: list[str] = field(default_factory=list)
     error: str = ""

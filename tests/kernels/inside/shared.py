@@ -4,7 +4,7 @@ Compiling takes half a minute in a guest, so engines get programs of the same co
 the default modules if they do for what is asked, else with all. What an engine closes is kept,
 empty, for the next that asks for the same. Tests of loading and unloading are marked `own_build`:
 theirs are loaded anew. The host of pods is the guest itself, whose namespace is a constant in the
-programs.
+loaded programs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pytest
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
 from latencyprobe_agent.kernel.contract import MAX_SLOTS
 from latencyprobe_agent.kernel.load import handover
+from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime import engine, ring
 from latencyprobe_agent.kernel.runtime.loaded import LoadedObject
@@ -31,15 +32,12 @@ _KEY_BYTES = {"cgroups": 8, "processes": 4, "filter_ports": 4}
 
 
 class _Pool:
-    """The loaded object that was used last, if nobody uses it now.
-
-    No more than one: objects of one source have maps in common.
-    """
+    """The loaded object that was used last, if nobody uses it now."""
 
     def __init__(self) -> None:
         self._unused: tuple[Request, LoadedObject] | None = None
 
-    async def build(self, request: Request) -> LoadedObject:
+    async def build(self, request: Request, cache: ObjectCache | None = None) -> LoadedObject:
         wanted = replace(request, modules=_modules_for(request), udp=True)
         if self._unused is None or self._unused[0] != wanted:
             self.close()
@@ -83,10 +81,7 @@ class _Lent:
 
 
 def _empty(built: LoadedObject) -> None:
-    """As it was when it was new, but for what is known of packets that are gone.
-
-    The maps of an object that was loaded anew may be those of one before it.
-    """
+    """As it was when it was new, but for what is known of packets that are gone."""
     built.sample(0)
     built.configuration.write_namespaces({})
     for name, key_bytes in _KEY_BYTES.items():

@@ -76,6 +76,7 @@ async def running(
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     """A kernel that takes everything unless it is told to refuse."""
     kernel = Kernel()
+    monkeypatch.setattr(libbpf, "create_map", kernel.create_map)
     monkeypatch.setattr(libbpf, "load_program", kernel.load_program)
     monkeypatch.setattr(libbpf, "attach_raw_tracepoint", kernel.attach_raw_tracepoint)
     monkeypatch.setattr(perf, "attach_kprobe", kernel.attach_kprobe)

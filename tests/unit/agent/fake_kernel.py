@@ -1,4 +1,4 @@
-"""A kernel that records what it is asked to load and attach."""
+"""A kernel that records what it is asked to create, load and attach."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.btf import KernelTypes, PerCpuVariable
+from latencyprobe_agent.kernel.build.variables import fault_of
 from latencyprobe_agent.kernel.hooks import Event, Hook, HookKind
 
 TRACEPOINT = Hook("on_send", "tcp_sendmsg_locked")
@@ -47,17 +48,27 @@ class Types(KernelTypes):
     def per_cpu_variable(self, name: str) -> PerCpuVariable | None:
         return self._variables.get(name)
 
+    def variable_fault(self, variable: str) -> str | None:
+        return fault_of(variable, self)
+
     def has_field(self, struct_name: str, field: str) -> bool:
         return (struct_name, field) not in self._lacks
 
 
 class Kernel:
-    """What it was asked to load and attach; `refuses` says which attach types and what attaches."""
+    """What it was asked for; `refuses` says which maps, programs and attach types."""
 
     def __init__(self) -> None:
         self.loaded: list[tuple[str, int, int, int]] = []
         self.attached: list[tuple[str, str | None]] = []
+        self.maps: list[str] = []
         self.refuses: dict[str, int] = {}
+
+    def create_map(self, name: str, **_: object) -> int:
+        if name in self.refuses:
+            raise libbpf.KernelRefusedError(self.refuses[name], f"create map {name}")
+        self.maps.append(name)
+        return os.open(os.devnull, os.O_RDONLY)
 
     def load_program(
         self,

@@ -9,7 +9,7 @@ import pytest
 
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.abi import MACROS, Layout, assertions
-from latencyprobe_agent.kernel.build.source import source_folder
+from latencyprobe_agent.kernel.sources import source_folder
 
 INNER = Layout("inner", number="I", text="4s")
 OUTER = Layout("outer", first="Q", inner=INNER, rest="3H", pad="H")

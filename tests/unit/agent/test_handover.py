@@ -20,8 +20,9 @@ from latencyprobe.process.memory_cgroup import MemoryCgroup
 from latencyprobe.process.mounts import parse_mountinfo
 from latencyprobe_agent.kernel.build import compiler as compiling
 from latencyprobe_agent.kernel.contract import EngineError
-from latencyprobe_agent.kernel.load.handover import COMPILER_MODULE, Handover, request_object
-from latencyprobe_agent.kernel.request import MESSAGE_BYTES, Answer, Request
+from latencyprobe_agent.kernel.load.handover import COMPILER_MODULE, request_object
+from latencyprobe_agent.kernel.load.loading import LoadedPrograms
+from latencyprobe_agent.kernel.request import MESSAGE_BYTES, Request
 from latencyprobe_agent.kernel.runtime.loaded import build
 
 
@@ -29,13 +30,13 @@ def test_the_compiler_process_is_started_with_a_module_that_exists() -> None:
     assert find_spec(COMPILER_MODULE) is not None
 
 
-def test_a_closed_hand_over_has_no_descriptors_and_may_be_closed_again() -> None:
-    ends = os.pipe()
-    handover = Handover(Answer(), list(ends), "")
-    handover.close()
-    handover.close()
-    assert handover.descriptors == []
-    assert not any(os.path.exists(f"/proc/self/fd/{descriptor}") for descriptor in ends)
+def test_closed_programs_have_no_descriptors_and_may_be_closed_again() -> None:
+    ends, link = os.pipe(), os.dup(0)
+    programs = LoadedPrograms({"map": ends[0]}, {"program": ends[1]}, [link], {}, {})
+    programs.close()
+    programs.close()
+    assert (programs.maps, programs.programs, programs.links) == ({}, {}, [])
+    assert not any(os.path.exists(f"/proc/self/fd/{descriptor}") for descriptor in (*ends, link))
 
 
 REQUEST = Request(("rx",), 1)

@@ -10,10 +10,10 @@ from dataclasses import replace
 from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.btf import KernelTypes
 from latencyprobe_agent.kernel.hooks import EVENTS, Event, Hook, HookKind, coverage_of
 from latencyprobe_agent.kernel.load.kconfig import KernelConfig
 from latencyprobe_agent.kernel.load.loader import Loader
+from latencyprobe_agent.kernel.load.reach import TypeIds
 from tests.unit.agent.fake_kernel import FENTRY, LENGTH, SEND, TRACEPOINT, Kernel, Types
 
 CODE = {hook.function: b"\0" * 8 for hook in SEND.hooks}
@@ -31,7 +31,7 @@ FULL_CONFIG = KernelConfig(
 
 
 def load(
-    types: KernelTypes | None,
+    types: TypeIds | None,
     *,
     event: Event = SEND,
     without: tuple[str, ...] = (),

@@ -1,26 +1,22 @@
-"""Only what a kernel can use is compiled; what stands behind a hook that it has, if need be."""
+"""Only what a kernel can use is compiled."""
 
 from __future__ import annotations
-
-import errno
-import os
 
 import pytest
 
 from latencyprobe.domain.stages import Module
-from latencyprobe_agent.kernel.btf import KernelTypes, PerCpuVariable
-from latencyprobe_agent.kernel.build import compiler
 from latencyprobe_agent.kernel.hooks import EVENTS, Event, Hook, HookKind, events_of
-from latencyprobe_agent.kernel.load.reach import Reach
-from latencyprobe_agent.kernel.request import Request
-from tests.unit.agent.fake_kernel import SEND, Kernel, Types
+from latencyprobe_agent.kernel.load.reach import Reach, TypeIds
+from tests.unit.agent.fake_kernel import SEND, Types
 
 TRACEPOINTS = tuple({hook.symbol for event in EVENTS for hook in event.hooks})
 MODERN = Types(TRACEPOINTS, TRACEPOINTS)
+CONTEXT = next(event for event in EVENTS if event.name == "softirq context")
+SOFTIRQS = ("softirq_entry", "softirq_exit")
 
 
 def functions(
-    types: KernelTypes | None,
+    types: TypeIds | None,
     *,
     event: Event = SEND,
     without: tuple[str, ...] = (),
@@ -62,15 +58,18 @@ def test_a_tracepoint_that_tells_too_little_on_some_kernels_has_its_next_one_bes
     assert functions(Types(("kfree_skb",)), event=drop) == {"on_kfree_skb", "on_kfree_sent"}
 
 
-CONTEXT = next(event for event in EVENTS if event.name == "softirq context")
-SOFTIRQS = ("softirq_entry", "softirq_exit")
-
-
-def test_behind_a_variable_that_programs_may_read_nothing_is_compiled(kernel: Kernel) -> None:
+def test_behind_a_variable_that_programs_may_read_nothing_is_compiled() -> None:
     for symbol in ("__preempt_count", "pcpu_hot.preempt_count"):
         types = Types(SOFTIRQS, variables=(symbol,))
         assert functions(types, event=CONTEXT) == {"preempt_count"}
-        assert Reach(types).variables() == {"preempt_count": PerCpuVariable(16, 4)}
+        assert Reach(types).variables((CONTEXT,)) == {"preempt_count": symbol}
+
+
+def test_of_two_variables_that_programs_may_read_they_read_the_one_that_is_reported() -> None:
+    symbols = ("irq_stat.__softirq_pending", "__softirq_pending")
+    raised = next(event for event in EVENTS if event.name == "NET_RX raise")
+    reach = Reach(Types(variables=symbols))
+    assert reach.variables((raised,)) == {"softirq_pending": "__softirq_pending"}
 
 
 @pytest.mark.parametrize(
@@ -89,51 +88,19 @@ def test_behind_a_variable_that_programs_may_read_nothing_is_compiled(kernel: Ke
     ],
 )
 def test_without_the_variable_programs_note_it(
-    kernel: Kernel, types: KernelTypes | None, without: tuple[str, ...]
+    types: TypeIds | None, without: tuple[str, ...]
 ) -> None:
     assert functions(types, event=CONTEXT, without=without) == {
         "on_softirq_entry",
         "on_softirq_exit",
     }
-    assert Reach(types, without).variables() == {}
+    assert Reach(types, without).variables((CONTEXT,)) == {}
 
 
-def test_without_a_probe_for_udp_its_programs_are_not_compiled(kernel: Kernel) -> None:
+def test_without_a_probe_for_udp_its_programs_are_not_compiled() -> None:
     udp = {"on_sock_recv_length", "on_consume_skb", "on_sk_data_ready"}
     reach = Reach(MODERN)
     with_udp = reach.functions(events_of({Module.RX}), first_only=False)
     without_udp = reach.functions(events_of({Module.RX}, udp=False), first_only=False)
     assert with_udp - without_udp == udp
     assert without_udp < with_udp
-
-
-def test_if_the_kernel_refuses_what_it_seemed_to_have_the_rest_is_compiled(
-    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compiled: list[set[str]] = []
-
-    def compile_(source: str, wanted: list[str], maps: tuple[str, ...]) -> compiler._Object:
-        assert f"WITH_{wanted[0].upper()}" in source
-        compiled.append(set(wanted))
-        return compiler._Object(dict.fromkeys(wanted, b"\0" * 8), {}, None)
-
-    monkeypatch.setattr(compiler, "_compile", compile_)
-    monkeypatch.setattr(compiler, "version_code", lambda: 7 << 16)
-    request = Request(("rx",), 1)
-    open_before = len(os.listdir("/proc/self/fd"))
-
-    _, loader = compiler._load(request, MODERN, [])
-    assert loader.attached["UDP read"] == "tp_btf/sock_recv_length"
-    assert [functions - {"on_consume_skb"} for functions in compiled] == compiled
-    loader.detach()
-
-    compiled.clear()
-    kernel.refuses["on_sock_recv_length"] = errno.EACCES
-    _, loader = compiler._load(request, MODERN, [])
-    assert loader.attached["UDP read"] == "tp_btf/consume_skb"
-    assert [functions & {"on_consume_skb"} for functions in compiled] == [set(), {"on_consume_skb"}]
-    assert loader.attached.keys() == {
-        event.name for event in events_of({Module.RX}) if event.name != "UDP queue"
-    }
-    loader.detach()
-    assert len(os.listdir("/proc/self/fd")) == open_before

@@ -51,6 +51,6 @@ def test_every_stage_of_a_packet_has_room_in_its_event() -> None:
 
 
 def test_the_source_has_the_rings_maps_only_with_tracing() -> None:
-    options = {"host_netns": 1, "from_btf": True, "typed": True}
+    options = {"from_btf": True, "typed": True}
     assert "#define TRACE 0\n" in compose((), **options)  # type: ignore[arg-type]
     assert "#define TRACE 1\n" in compose((), **options, trace=True)  # type: ignore[arg-type]

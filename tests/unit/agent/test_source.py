@@ -8,11 +8,12 @@ import pytest
 
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.build import source
-from latencyprobe_agent.kernel.build.source import compose, source_folder
+from latencyprobe_agent.kernel.build.source import compose
+from latencyprobe_agent.kernel.sources import source_folder
 
 
 def composed() -> str:
-    return compose((Module.TCP,), host_netns=1, from_btf=True, typed=True)
+    return compose((Module.TCP,), from_btf=True, typed=True)
 
 
 def test_every_c_file_is_in_the_unit_once() -> None:

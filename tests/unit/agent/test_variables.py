@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from latencyprobe_agent.kernel.btf import KernelTypes, NoBtfError, PerCpuVariable
-from latencyprobe_agent.kernel.load.variables import find_variable, macros
+from latencyprobe_agent.kernel.build.variables import fault_of, find_variable, macros
 from tests.unit.agent.fake_kernel import Types
 
 COUNT = "__preempt_count"
@@ -39,6 +39,8 @@ def test_programs_know_the_distance_from_the_run_queue_and_the_type() -> None:
 def test_a_variable_that_programs_cannot_find_says_why(types: Types, reason: str) -> None:
     with pytest.raises(LookupError, match=reason):
         find_variable(COUNT, types)
+    assert reason in str(fault_of(COUNT, types))
+    assert fault_of(COUNT, Types(variables=(COUNT,))) is None
 
 
 def test_the_running_kernels_variables_are_integers_in_one_area() -> None:

@@ -1,19 +1,20 @@
-"""The compiler process: compiles, loads and attaches, hands the descriptors over, and exits.
+"""The compiler process: compiles one object, hands it over, and exits.
 
 bcc holds LLVM (100 MB resident once it has compiled). That memory goes with this short-lived
-process; the agent keeps the descriptors, which is all that keeps programs and maps alive.
-`python -m latencyprobe_agent.kernel.build.compiler FD`, with a SOCK_SEQPACKET socket as FD: one
-JSON request in, one JSON answer out, the descriptors beside it (SCM_RIGHTS).
+process. `python -m latencyprobe_agent.kernel.build.compiler FD`, with a SOCK_SEQPACKET socket as
+FD: one JSON request in, one JSON answer out, and beside it (SCM_RIGHTS) a file in memory with the
+encoded object.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,7 +22,6 @@ from typing import Any
 from latencyprobe.domain.stages import Module
 from latencyprobe.process.os_errors import explained
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.abi import map_names
 from latencyprobe_agent.kernel.btf import KernelTypes, NoBtfError
 from latencyprobe_agent.kernel.build.drops import drop_macros, drop_reasons
 from latencyprobe_agent.kernel.build.headers import (
@@ -30,11 +30,13 @@ from latencyprobe_agent.kernel.build.headers import (
     point_bcc_at,
     version_code,
 )
+from latencyprobe_agent.kernel.build.references import UnknownReferenceError, symbolic
 from latencyprobe_agent.kernel.build.source import compose
-from latencyprobe_agent.kernel.hooks import events_of
-from latencyprobe_agent.kernel.load.loader import Loader
+from latencyprobe_agent.kernel.build.variables import fault_of, find_variable, macros
+from latencyprobe_agent.kernel.compiled import CompiledObject, MapDefinition, Program, TypeNumbers
+from latencyprobe_agent.kernel.hooks import Event, Hook, HookKind, events_of
+from latencyprobe_agent.kernel.load.object_file import encode
 from latencyprobe_agent.kernel.load.reach import Reach
-from latencyprobe_agent.kernel.load.variables import macros
 from latencyprobe_agent.kernel.request import MESSAGE_BYTES, Answer, Request
 from latencyprobe_agent.kernel.typeinfo import installed_includes
 
@@ -61,63 +63,72 @@ class NoRingBufferError(RuntimeError):
         )
 
 
-@dataclass(slots=True)
-class _Object:
-    """A compiled source: its code by function, and its maps."""
+@dataclass(frozen=True, slots=True)
+class _Code:
+    """A compiled source: its programs by function, and its maps."""
 
-    code: Mapping[str, bytes]
-    maps: Mapping[str, int]
-    owner: Any  # the bcc object: its end would close the maps
+    programs: Mapping[str, Program]
+    maps: tuple[MapDefinition, ...]
 
 
-def build(request: Request) -> tuple[Answer, list[int]]:
-    """Compile, load and attach; return the answer and its descriptors."""
+def build(request: Request) -> CompiledObject:
+    """Compile the programs of a request for the running kernel."""
     if request.trace and not libbpf.has_ring_buffers():
         raise NoRingBufferError
     types = _kernel_types()
     reasons = drop_reasons(types, installed_includes())
     with kernel_source(types) as tree:
         point_bcc_at(tree)
-        compiled, loader = _load(request, types, reasons)
-    answer = Answer(
-        maps=list(compiled.maps),
-        programs=list(loader.programs),
-        attached=loader.attached,
-        refused=loader.refused,
-        drop_reasons=reasons,
-    )
-    return answer, [*compiled.maps.values(), *loader.programs.values(), *loader.links]
+        return _build(request, types, reasons)
 
 
-def _load(
-    request: Request, types: KernelTypes | None, reasons: list[str]
-) -> tuple[_Object, Loader]:
-    """Compile and attach the first choices; if one is refused, compile the alternatives too."""
+def _build(request: Request, types: KernelTypes | None, reasons: list[str]) -> CompiledObject:
     typed = types is not None and request.typed and version_code() >= TYPED_SINCE
     modules = tuple(Module(name) for name in request.modules)
     events = events_of(modules, udp=request.udp)
-    reach = Reach(types if typed else None, request.without)
-    everything = reach.functions(events, first_only=False)
-    functions = reach.functions(events, first_only=True)
-    while True:
-        source = compose(
-            modules,
-            host_netns=request.host_netns,
-            from_btf=types is not None,
-            typed=typed,
-            functions=functions,
-            trace=request.trace,
-            facts={**drop_macros(reasons), **macros(reach.variables(), reach.types)},
-        )
-        compiled = _compile(source, sorted(functions), map_names(modules, trace=request.trace))
-        loader = Loader(compiled.code, reach.types, without=request.without)
-        for event in events:
-            loader.attach(event)
-        refused = [event for event in events if event.name in loader.refused]
-        if reach.functions(refused, first_only=False) <= functions:
-            return compiled, loader
-        loader.detach()
-        functions = everything
+    numbers = _type_numbers(events, types) if types is not None and typed else None
+    reach = Reach(numbers, request.without)
+    functions = reach.functions(events, first_only=not request.complete)
+    source = compose(
+        modules,
+        from_btf=types is not None,
+        typed=typed,
+        functions=functions,
+        trace=request.trace,
+        facts={**drop_macros(reasons), **_variable_macros(reach.variables(events), types)},
+    )
+    code = _compile(source, sorted(functions))
+    return CompiledObject(code.programs, code.maps, functions, numbers, tuple(reasons))
+
+
+def _variable_macros(names: Mapping[str, str], types: KernelTypes | None) -> Mapping[str, str]:
+    if types is None:
+        return {}
+    return macros({name: find_variable(symbol, types) for name, symbol in names.items()}, types)
+
+
+def _type_numbers(events: Iterable[Event], types: KernelTypes) -> TypeNumbers:
+    """Return what the kernel's types say of all hooks of these events."""
+    tracepoints: dict[str, int] = {}
+    functions: dict[str, int] = {}
+    variables: dict[str, str | None] = {}
+    for hook in _hooks_of(events):
+        if hook.kind is HookKind.VARIABLE:
+            variables[hook.symbol] = fault_of(hook.symbol, types)
+            continue
+        if hook.kind is HookKind.TRACEPOINT:
+            found, numbers = types.tracepoint_id(hook.symbol), tracepoints
+        else:
+            found, numbers = types.function_id(hook.symbol), functions
+        if found is not None:
+            numbers[hook.symbol] = found
+    return TypeNumbers(tracepoints, functions, variables)
+
+
+def _hooks_of(events: Iterable[Event]) -> Iterator[Hook]:
+    for event in events:
+        for hook in event.hooks:
+            yield from (hook, *hook.also)
 
 
 def _kernel_types() -> KernelTypes | None:
@@ -127,7 +138,7 @@ def _kernel_types() -> KernelTypes | None:
         return None
 
 
-def _compile(source: str, functions: list[str], maps: tuple[str, ...]) -> _Object:
+def _compile(source: str, functions: list[str]) -> _Code:
     with _captured_stderr() as diagnostics:
         from bcc import BPF  # noqa: PLC0415 - LLVM's memory belongs to this call's process alone
 
@@ -136,9 +147,22 @@ def _compile(source: str, functions: list[str], maps: tuple[str, ...]) -> _Objec
         except Exception as error:  # bcc raises bare Exception
             tail = "\n".join(diagnostics().strip().splitlines()[-_DIAGNOSTIC_LINES:])
             raise CompileError(f"{error}\n{tail}") from error
+    try:
+        return _code_of(compiled, functions)
+    finally:
+        compiled.cleanup()  # closes the maps
+
+
+def _code_of(compiled: Any, functions: list[str]) -> _Code:
+    maps = _maps_of(compiled)
+    places = {descriptor: place for place, descriptor in enumerate(maps)}
     there = _compiled_functions(compiled)
-    code = {name: compiled.dump_func(name) for name in functions if name in there}
-    return _Object(code, _map_descriptors(compiled, maps), compiled)
+    programs = {
+        name: symbolic(name, compiled.dump_func(name), places)
+        for name in functions
+        if name in there
+    }
+    return _Code(programs, tuple(maps.values()))
 
 
 def _compiled_functions(compiled: Any) -> set[str]:
@@ -149,10 +173,25 @@ def _compiled_functions(compiled: Any) -> set[str]:
     return {lib.bpf_function_name(compiled.module, index).decode() for index in range(count)}
 
 
-def _map_descriptors(compiled: Any, names: tuple[str, ...]) -> dict[str, int]:
+def _maps_of(compiled: Any) -> dict[int, MapDefinition]:
+    """Return the definitions of bcc's maps by their descriptors, as the kernel describes them."""
     from bcc.libbcc import lib  # noqa: PLC0415 - see _compile
 
-    return {name: lib.bpf_table_fd(compiled.module, name.encode()) for name in names}
+    module = ctypes.c_void_p(compiled.module)
+    lib.bpf_table_name.restype = ctypes.c_char_p
+    found: dict[int, MapDefinition] = {}
+    for index in map(ctypes.c_size_t, range(lib.bpf_num_tables(module))):
+        descriptor = lib.bpf_table_fd_id(module, index)
+        info = libbpf.map_info(descriptor)
+        found[descriptor] = MapDefinition(
+            name=lib.bpf_table_name(module, index).decode(),
+            type=info.type,
+            key_bytes=info.key_size,
+            value_bytes=info.value_size,
+            max_entries=info.max_entries,
+            flags=info.map_flags,
+        )
+    return found
 
 
 @contextmanager
@@ -182,12 +221,14 @@ def main() -> None:
 
 def _serve(channel: socket.socket) -> None:
     request = Request(**json.loads(channel.recv(MESSAGE_BYTES)))
-    descriptors: list[int] = []
+    content = b""
+    answer = Answer()
     try:
-        answer, descriptors = build(request)
+        content = encode(build(request))
     except (
         NoKernelTypesError,
         CompileError,
+        UnknownReferenceError,
         NoRingBufferError,
         libbpf.LibbpfMissingError,
     ) as error:
@@ -196,7 +237,10 @@ def _serve(channel: socket.socket) -> None:
         answer = Answer(error=f"cannot build the eBPF programs: {explained(error)}")
     except Exception as error:  # noqa: BLE001 - the agent decides how to handle it
         answer = Answer(error=f"{type(error).__name__}: {error}")
-    socket.send_fds(channel, [json.dumps(asdict(answer)).encode()], descriptors)
+    with open(os.memfd_create("object"), "w+b") as file:
+        file.write(content)
+        file.flush()
+        socket.send_fds(channel, [json.dumps(asdict(answer)).encode()], [file.fileno()])
 
 
 if __name__ == "__main__":

@@ -9,21 +9,15 @@ from types import MappingProxyType
 
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.abi import MACROS, assertions
+from latencyprobe_agent.kernel.sources import source_folder
 
 _UNIT = "latencyprobe.bpf.c"
 _INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
 
 
-def source_folder() -> Path:
-    """Return the folder of the C files: in the installed package, or `bpf/` of a checkout."""
-    installed = Path(__file__).parents[2] / "bpf"
-    return installed if installed.is_dir() else Path(__file__).parents[4] / "bpf"
-
-
 def compose(
     modules: Iterable[Module],
     *,
-    host_netns: int,
     from_btf: bool,
     typed: bool,
     functions: Iterable[str] = (),
@@ -42,7 +36,6 @@ def compose(
         "FROM_BTF": int(from_btf),
         "TYPED": int(typed),
         "TRACE": int(trace),
-        "HOST_NETNS": f"{host_netns}U",
         **MACROS,
         **{f"MODULE_{module.name}": 1 for module in wanted},
         **facts,

@@ -1,11 +1,10 @@
-"""The hand-over: the compiler process builds an object, this process gets its descriptors."""
+"""The hand-over: the compiler process builds an object, this process gets its encoding."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import socket
 from dataclasses import asdict, dataclass
@@ -20,27 +19,20 @@ from latencyprobe_agent.kernel.request import MESSAGE_BYTES, Answer, Request
 COMPILER_MODULE = "latencyprobe_agent.kernel.build.compiler"
 # A second or two with BTF; kernel headers on a slow, loaded machine take a minute.
 _COMPILE_TIMEOUT_SECONDS = 180
-_MAX_DESCRIPTORS = 128
 _MEBIBYTE = 1 << 20
 # The chart's limit: the agent with all its probes, and the compiler process beside it.
 _ENOUGH_MEMORY_MIB = 320
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Handover:
-    """The object that the compiler process built; the receiver closes the descriptors.
+    """The object that the compiler process built, as object_file.py encodes it.
 
     `diagnostics`: the standard error of the process.
     """
 
-    answer: Answer
-    descriptors: list[int]
+    content: bytes
     diagnostics: str
-
-    def close(self) -> None:
-        """Close the descriptors, links first: the kernel then frees everything. Idempotent."""
-        while self.descriptors:
-            os.close(self.descriptors.pop())
 
 
 async def request_object(request: Request) -> Handover:
@@ -106,34 +98,30 @@ def _killed_message(memory: MemoryCgroup | None, kills_before: int | None) -> st
 
 def _receive(channel: socket.socket, status: int | None, stderr: str) -> Handover:
     try:
-        message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, _MAX_DESCRIPTORS)
+        message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, 1)
     except (BlockingIOError, ConnectionError):
         message, descriptors = b"", []
     if not message:
         raise EngineError(f"the compiler process {_end(status)}: {stderr.strip()}")
+    content = b"".join(map(_content, descriptors))
     answer = Answer(**json.loads(message))
     if answer.error:
         raise EngineError(answer.error)
-    handover = Handover(answer, descriptors, stderr)
-    try:
-        _check_complete(answer, descriptors)
-    except EngineError:
-        handover.close()
-        raise
-    return handover
+    if not descriptors:  # the kernel drops it without an error
+        raise EngineError(
+            "received no file from the compiler process: the limit of open files is too low; raise "
+            "it (ulimit -n)"
+        )
+    return Handover(content, stderr)
+
+
+def _content(descriptor: int) -> bytes:
+    with open(descriptor, "rb") as file:
+        file.seek(0)
+        return file.read()
 
 
 def _end(status: int | None) -> str:
     if status is not None and status < 0:
         return f"was killed by {signal.Signals(-status).name}"
     return f"ended with status {status}"
-
-
-def _check_complete(answer: Answer, descriptors: list[int]) -> None:
-    """Raise EngineError if descriptors are missing: the kernel drops them without an error."""
-    expected = len(answer.maps) + 2 * len(answer.programs)  # a link for each program
-    if len(descriptors) != expected:
-        raise EngineError(
-            f"received only {len(descriptors)} of {expected} descriptors from the compiler "
-            "process: the limit of open files is too low; raise it (ulimit -n)"
-        )

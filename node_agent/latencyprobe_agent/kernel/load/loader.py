@@ -5,17 +5,17 @@ If the kernel refuses all hooks of an event, the event is missing. The reasons q
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
-import sys
 from collections.abc import Collection, Mapping
+from functools import cached_property
 
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.btf import KernelTypes
 from latencyprobe_agent.kernel.hooks import Event, Hook, HookKind
 from latencyprobe_agent.kernel.load import perf
 from latencyprobe_agent.kernel.load.kconfig import KernelConfig
-from latencyprobe_agent.kernel.load.reach import Reach, type_id
+from latencyprobe_agent.kernel.load.reach import Reach, TypeIds, type_id
 
 _TRACING_ATTACH_TYPES: Mapping[HookKind, int] = {
     HookKind.TRACEPOINT: libbpf.ATTACH_TYPE_TRACE_RAW_TP,
@@ -30,19 +30,21 @@ _OPTIONS: Mapping[HookKind, tuple[str, ...]] = {
     HookKind.KPROBE: ("CONFIG_KPROBES", "CONFIG_KPROBE_EVENTS", "CONFIG_BPF_EVENTS"),
     HookKind.KRETPROBE: ("CONFIG_KRETPROBES", "CONFIG_KPROBE_EVENTS", "CONFIG_BPF_EVENTS"),
 }
+_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class Loader:
     """The programs and links of one object, attached event by event.
 
-    `code`: compiled programs by their function. `types`: for programs typed by BTF, None for
-    others. `without`: hooks to exclude, by name (`kprobe/tcp_sendmsg`).
+    `code`: linked programs by their function. `types`: for programs typed by BTF, None for others.
+    `without`: hooks to exclude, by name (`kprobe/tcp_sendmsg`). `messages`: the kernel's answers
+    with the verifier's last lines.
     """
 
     def __init__(
         self,
         code: Mapping[str, bytes],
-        types: KernelTypes | None,
+        types: TypeIds | None,
         *,
         without: Collection[str] = (),
         config: KernelConfig | None = None,
@@ -50,15 +52,19 @@ class Loader:
         self._code = code
         self._types = types
         self._reach = Reach(types, without)
-        self._config = config if config is not None else KernelConfig.of_running_kernel()
+        self._given_config = config
         self.programs: dict[str, int] = {}
         self.links: list[int] = []
         self.attached: dict[str, str] = {}
         self.refused: dict[str, str] = {}
+        self.messages: list[str] = []
         self._failures: dict[str, str] = {}  # by function: its hook, and why that failed
 
     def attach(self, event: Event) -> None:
-        """Use the first of the event's hooks that the kernel accepts."""
+        """Use the first of the event's hooks that the kernel accepts.
+
+        Raises KernelRefusedError if there is no memory, or no descriptor.
+        """
         if event.beside and event.beside not in self.programs:
             missing = self._failures.get(event.beside, event.beside)
             self.refused[event.name] = f"requires {missing}"
@@ -86,16 +92,24 @@ class Loader:
             try:
                 self._attach_hook(each)
             except (libbpf.KernelRefusedError, LookupError) as error:
+                if is_shortage(error):
+                    raise
                 name, reason = self._reach.name(each), self._reason(each, error)
                 self._failures[hook.function] = _failure(name, reason)
                 reasons.append(f"{name}: {reason}")
-                _complain(f"{each.function}: {error}")
+                self.messages.append(f"{each.function}: {error}")
                 for undone in reversed(attached):
                     os.close(self.links.pop())
                     os.close(self.programs.pop(undone.function))
                 return False
             attached.append(each)
         return True
+
+    @cached_property
+    def _config(self) -> KernelConfig:
+        """The kernel's configuration, read only where something was refused."""
+        given = self._given_config
+        return given if given is not None else KernelConfig.of_running_kernel()
 
     def _reason(self, hook: Hook, error: Exception) -> str:
         """Return the kernel's answer, with the options that are not set and may explain it."""
@@ -145,12 +159,12 @@ class Loader:
         return libbpf.attach_raw_tracepoint(program, None if self._types else hook.symbol)
 
 
+def is_shortage(error: Exception) -> bool:
+    """Return True if the kernel lacked memory or descriptors, which says nothing of a hook."""
+    return isinstance(error, libbpf.KernelRefusedError) and error.errno in _SHORTAGES
+
+
 def _failure(hook: str, reason: str) -> str:
     """Return the hook with its reason; the relative clause is for "cannot attach: …"."""
     action = reason.removeprefix("cannot ")
     return f"{hook}, which failed to {action}" if action != reason else f"{hook}: {reason}"
-
-
-def _complain(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()

@@ -7,12 +7,24 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Protocol
 
-from latencyprobe_agent.kernel.btf import KernelTypes, PerCpuVariable
-from latencyprobe_agent.kernel.hooks import EVENTS, Event, Hook, HookKind
-from latencyprobe_agent.kernel.load.variables import find_variable
+from latencyprobe_agent.kernel.hooks import Event, Hook, HookKind
 
 _TYPED_KINDS = frozenset({HookKind.FENTRY, HookKind.FEXIT, HookKind.VARIABLE})
+
+
+class TypeIds(Protocol):
+    """The BTF ids of a kernel, and its variables of each CPU, by name."""
+
+    def tracepoint_id(self, tracepoint: str) -> int | None:
+        """Return the id of a tracepoint; None if the kernel does not have it."""
+
+    def function_id(self, function: str) -> int | None:
+        """Return the id of a function; None if the kernel does not have it."""
+
+    def variable_fault(self, variable: str) -> str | None:
+        """Return the reason why programs cannot read a variable; None if they can."""
 
 
 class Reach:
@@ -22,7 +34,7 @@ class Reach:
     (`kprobe/tcp_sendmsg`).
     """
 
-    def __init__(self, types: KernelTypes | None, without: Collection[str] = ()) -> None:
+    def __init__(self, types: TypeIds | None, without: Collection[str] = ()) -> None:
         self.types = types
         self._without = frozenset(without)
 
@@ -45,21 +57,19 @@ class Reach:
         if self.types is None:
             return
         if hook.kind is HookKind.VARIABLE:
-            find_variable(hook.symbol, self.types)
+            fault = self.types.variable_fault(hook.symbol)
+            if fault is not None:
+                raise LookupError(fault)
         else:
             type_id(hook, self.types)
 
-    def variables(self) -> Mapping[str, PerCpuVariable]:
-        """Return the variables that programs may read, by their names in `bpf/`."""
-        hooks = (hook for event in EVENTS for hook in event.hooks)
-        found: dict[str, PerCpuVariable] = {}
-        for hook in (hook for hook in hooks if hook.kind is HookKind.VARIABLE):
-            try:
-                self.check(hook)
-            except LookupError:
-                continue
-            if self.types is not None:
-                found[hook.function] = find_variable(hook.symbol, self.types)
+    def variables(self, events: Iterable[Event]) -> Mapping[str, str]:
+        """Return the kernel's names of the variables that programs read, by those in `bpf/`."""
+        found: dict[str, str] = {}
+        for event in events:
+            for hook in self._hooks(event, first_only=False):
+                if hook.kind is HookKind.VARIABLE:
+                    found.setdefault(hook.function, hook.symbol)
         return found
 
     def functions(self, events: Iterable[Event], *, first_only: bool) -> frozenset[str]:
@@ -88,7 +98,7 @@ class Reach:
         return self.types is not None and hook.kind is HookKind.TRACEPOINT and not hook.reads
 
 
-def type_id(hook: Hook, types: KernelTypes) -> int:
+def type_id(hook: Hook, types: TypeIds) -> int:
     """Return the BTF id of a hook's tracepoint or function. Raises LookupError without one."""
     is_tracepoint = hook.kind is HookKind.TRACEPOINT
     find = types.tracepoint_id if is_tracepoint else types.function_id

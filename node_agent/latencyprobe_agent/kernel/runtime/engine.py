@@ -34,6 +34,7 @@ from latencyprobe_agent.kernel.abi import (
 )
 from latencyprobe_agent.kernel.contract import EngineError, Overhead, SlotSpec, TraceSpec
 from latencyprobe_agent.kernel.hooks import coverage_of, unavailable
+from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.configuration import NamespaceConfiguration
 from latencyprobe_agent.kernel.runtime.loaded import LoadedObject, build
@@ -51,10 +52,10 @@ _UNCERTAIN = b""  # no entry has this value
 class KernelEngine:
     """The `contract.Engine` of the running kernel.
 
-    `host_netns`: inode number of the node's own network namespace, which pods' packets pass. For
-    tests of the alternatives: `typed`: False omits programs typed by BTF; `without`: hooks to
-    exclude, by their names in `coverage`. Large, because it is the whole of the contract, whose
-    calls share the loaded object.
+    `host_netns`: inode number of the node's own network namespace, which pods' packets pass.
+    `cache`: the cache of compiled objects; None for none. For tests of the alternatives: `typed`:
+    False omits programs typed by BTF; `without`: hooks to exclude, by their names in `coverage`.
+    Large, because it is the whole of the contract, whose calls share the loaded object.
     """
 
     def __init__(
@@ -62,12 +63,14 @@ class KernelEngine:
         *,
         host_netns: int,
         log: logging.Logger | None = None,
+        cache: ObjectCache | None = None,
         typed: bool = True,
         without: Iterable[str] = (),
     ) -> None:
         self._host_netns = host_netns
         self._typed = typed
         self._without = tuple(without)
+        self._cache = cache
         self._log = log or logging.getLogger(__name__)
         self._object: LoadedObject | None = None
         self._modules: frozenset[Module] = frozenset()
@@ -95,19 +98,12 @@ class KernelEngine:
             return
         replacement = await self._build(modules, tracing=tracing, udp=udp) if modules else None
         self._retire()
-        self._object = replacement
         self._report_change(modules)
         self._modules, self._tracing, self._udp = modules, tracing, udp
         if replacement is None:
             self._coverage = self._idle_coverage()
-            return
-        self._coverage = coverage_of(modules, replacement.attached, replacement.refused, udp=udp)
-        replacement.sample(self._sample_shift)
-        self._clock.follow(replacement)
-        replacement.begin(_shards(self._slots))
-        self._write_targets()
-        if replacement.ring is not None:
-            self._tracer.follow(replacement.ring)
+        else:
+            self._follow(replacement)
 
     def assign(self, slots: Mapping[int, SlotSpec]) -> None:
         """See `contract.Engine.assign`. Raises EngineError for a full map or too many filters."""
@@ -185,23 +181,30 @@ class KernelEngine:
             udp=udp,
         )
         began = time.monotonic()
-        built = await build(request)
+        built = await build(request, self._cache)
         self._log.info(
-            "compiled and attached in %.2f s: %s",
+            "attached in %.2f s, programs %s: %s",
             time.monotonic() - began,
+            built.origin,
             ", ".join(built.attached.values()),
         )
         for event, reason in built.refused.items():
             self._log.warning("no hook for %s: %s", event, reason)
         if built.diagnostics and built.refused:
             self._log.debug("messages of the kernel and the compiler:\n%s", built.diagnostics)
-        coverage = coverage_of(modules, built.attached, built.refused, udp=udp)
-        if not any(stage.state in _COVERED for stage in coverage):
-            built.close()
-            raise EngineError(
-                "the kernel refused every hook: " + "; ".join(dict.fromkeys(built.refused.values()))
-            )
+        _check_coverage(modules, built, udp=udp)
         return built
+
+    def _follow(self, loaded: LoadedObject) -> None:
+        """Measure with this object from now on."""
+        self._object = loaded
+        self._coverage = coverage_of(self._modules, loaded.attached, loaded.refused, udp=self._udp)
+        loaded.sample(self._sample_shift)
+        self._clock.follow(loaded)
+        loaded.begin(_shards(self._slots))
+        self._write_targets()
+        if loaded.ring is not None:
+            self._tracer.follow(loaded.ring)
 
     def _retire(self) -> None:
         """Close the present object; keep its measurements for the next reading."""
@@ -286,6 +289,16 @@ class KernelEngine:
 
 def _shards(slots: Collection[int]) -> Mapping[int, Shards]:
     return share_out(slots, os.cpu_count() or 1)
+
+
+def _check_coverage(modules: frozenset[Module], loaded: LoadedObject, *, udp: bool) -> None:
+    """Close it and raise EngineError if no stage can be measured with it."""
+    coverage = coverage_of(modules, loaded.attached, loaded.refused, udp=udp)
+    if not any(stage.state in _COVERED for stage in coverage):
+        loaded.close()
+        raise EngineError(
+            "the kernel refused every hook: " + "; ".join(dict.fromkeys(loaded.refused.values()))
+        )
 
 
 def _namespaces(

@@ -1,4 +1,4 @@
-"""A loaded object: the descriptors from the compiler process, and their use.
+"""A loaded object: the descriptors of its programs, links and maps, and their use.
 
 As long as the descriptors are open the programs run; when they close, by `close` or with the
 process, the kernel detaches and frees everything.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from latencyprobe.process.os_errors import explained
@@ -23,7 +23,9 @@ from latencyprobe_agent.kernel.abi import (
     TRACE_RING,
 )
 from latencyprobe_agent.kernel.contract import EngineError
-from latencyprobe_agent.kernel.load.handover import Handover, request_object
+from latencyprobe_agent.kernel.load.cache import ObjectCache
+from latencyprobe_agent.kernel.load.handover import request_object
+from latencyprobe_agent.kernel.load.provision import Provided, provide
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.configuration import ConfigMemory
 from latencyprobe_agent.kernel.runtime.node_statistics import NodeStatisticsMemory
@@ -36,18 +38,13 @@ _MEMBARRIER_CMD_GLOBAL = 1
 _GRACE_SECONDS = 0.002
 
 
-async def build(request: Request) -> LoadedObject:
-    """Have the compiler process build an object.
+async def build(request: Request, cache: ObjectCache | None = None) -> LoadedObject:
+    """Have programs loaded and attached, from the cache or compiled.
 
-    Raises EngineError with its message if it fails or takes too long, or cannot be started.
+    Raises EngineError with its message if that fails or takes too long.
     """
     try:
-        handover = await request_object(request)
-        try:
-            return LoadedObject(handover)
-        except BaseException:
-            handover.close()
-            raise
+        return LoadedObject(await provide(request, request_object, cache))
     except OSError as error:
         raise EngineError(f"cannot build the eBPF programs: {explained(error)}") from error
 
@@ -65,16 +62,27 @@ class LoadedObject:
     Large, because each memory that is shared with the kernel is an attribute.
     """
 
-    def __init__(self, handover: Handover) -> None:
-        answer, descriptors = handover.answer, handover.descriptors
-        self.attached: Mapping[str, str] = answer.attached
-        self.refused: Mapping[str, str] = answer.refused
-        self.diagnostics = handover.diagnostics
-        self._handover = handover
-        self._maps = dict(zip(answer.maps, descriptors, strict=False))
-        first_program = len(answer.maps)
-        self._programs = descriptors[first_program : first_program + len(answer.programs)]
-        self.statistics = StatisticsMemory(self._maps[STATS.name], answer.drop_reasons)
+    def __init__(self, provided: Provided) -> None:
+        """Use these programs; close them if their maps cannot be mapped."""
+        self._owned = provided.programs
+        self._maps = dict(self._owned.maps)
+        self._programs = tuple(self._owned.programs.values())
+        self.attached: Mapping[str, str] = self._owned.attached
+        self.refused: Mapping[str, str] = self._owned.refused
+        self.origin = provided.origin
+        self.diagnostics = provided.diagnostics
+        self._epoch = 0
+        self._shards: list[Mapping[int, Shards]] = [{}, {}]  # of each half
+        self._generation = 0
+        self._sample_mask = 0
+        try:
+            self._map(provided.drop_reasons)
+        except BaseException:
+            self._owned.close()
+            raise
+
+    def _map(self, drop_reasons: Sequence[str]) -> None:
+        self.statistics = StatisticsMemory(self._maps[STATS.name], list(drop_reasons))
         self.configuration = ConfigMemory(self._maps[CONFIGURATION.name])
         self.ring = (
             PacketRing(self._maps[TRACE_CONTROLS.name], self._maps[TRACE_RING])
@@ -86,10 +94,6 @@ class LoadedObject:
             if NODE_STATS.name in self._maps
             else None
         )
-        self._epoch = 0
-        self._shards: list[Mapping[int, Shards]] = [{}, {}]  # of each half
-        self._generation = 0
-        self._sample_mask = 0
         for epoch in (0, 1):
             self.configuration.write_shards(epoch, {})
 
@@ -149,7 +153,7 @@ class LoadedObject:
 
     def close(self) -> None:
         """Detach and free everything. Idempotent."""
-        if not self._handover.descriptors:
+        if not self._owned.maps:
             return
         self.statistics.close()
         if self.node_statistics is not None:
@@ -157,7 +161,7 @@ class LoadedObject:
         self.configuration.close()
         if self.ring is not None:
             self.ring.close()
-        self._handover.close()
+        self._owned.close()
 
 
 def wait_for_running_programs() -> None:

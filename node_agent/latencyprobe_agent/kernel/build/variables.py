@@ -31,6 +31,15 @@ def find_variable(name: str, types: KernelTypes) -> PerCpuVariable:
     return variable
 
 
+def fault_of(name: str, types: KernelTypes) -> str | None:
+    """Return the reason why programs cannot find a variable; None if they can."""
+    try:
+        find_variable(name, types)
+    except LookupError as error:
+        return str(error)
+    return None
+
+
 def macros(variables: Mapping[str, PerCpuVariable], types: KernelTypes | None) -> dict[str, str]:
     """Return what programs need to read them: the distances from the run queue, and the types."""
     anchor = types.per_cpu_variable(ANCHOR) if types is not None else None

@@ -1,0 +1,101 @@
+"""Programs that run, from a cached object or from one that is compiled now.
+
+A cached object is used if it is attached as it was at first. If the kernel answers otherwise, the
+object is dropped and compiled again, once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from latencyprobe_agent.kernel.libbpf import KernelRefusedError
+from latencyprobe_agent.kernel.load.cache import CachedObject, CacheFolder, ObjectCache
+from latencyprobe_agent.kernel.load.handover import Handover
+from latencyprobe_agent.kernel.load.key import object_key
+from latencyprobe_agent.kernel.load.loader import is_shortage
+from latencyprobe_agent.kernel.load.loading import LoadedPrograms, lacks_alternatives, load
+from latencyprobe_agent.kernel.load.object_file import CorruptObjectError, decode
+from latencyprobe_agent.kernel.request import Request
+
+log = logging.getLogger(__name__)
+
+Compile = Callable[[Request], Awaitable[Handover]]
+
+
+class Origin(StrEnum):
+    """The origin of an object, as the log has it."""
+
+    CACHE = "cached"
+    COMPILER = "compiled"
+
+
+@dataclass(frozen=True, slots=True)
+class Provided:
+    """Programs that are attached, with the encoded object that they were loaded from.
+
+    `diagnostics`: the messages of compiler and kernel.
+    """
+
+    programs: LoadedPrograms
+    drop_reasons: tuple[str, ...]
+    content: bytes
+    origin: Origin
+    diagnostics: str = ""
+
+
+async def provide(request: Request, compile_: Compile, cache: ObjectCache | None) -> Provided:
+    """Return programs that are attached. Raises EngineError and OSError, as `compile_` does."""
+    if cache is None:
+        return await _compiled(request, compile_)
+    with cache.opened() as folder:
+        if folder is None:
+            return await _compiled(request, compile_)
+        key = object_key(request)
+        if (provided := _cached(request, folder, key)) is not None:
+            return provided
+        provided = await _compiled(request, compile_)
+        folder.write(key, CachedObject(provided.content, provided.programs.attached))
+        return provided
+
+
+def _cached(request: Request, folder: CacheFolder, key: str) -> Provided | None:
+    cached = folder.read(key)
+    if cached is None:
+        return None
+    try:
+        provided = _loaded(request, cached.content, Origin.CACHE)
+    except (CorruptObjectError, LookupError, KernelRefusedError) as error:
+        if is_shortage(error):
+            raise
+        log.warning("cannot load a cached object: %s; compiling it again", error)
+        folder.drop(key)
+        return None
+    if provided.programs.attached == cached.attached:
+        return provided
+    provided.programs.close()
+    changed = sorted(cached.attached.items() ^ provided.programs.attached.items())
+    log.warning("the kernel attaches a cached object otherwise; compiling it again: %s", changed)
+    folder.drop(key)
+    return None
+
+
+async def _compiled(request: Request, compile_: Compile) -> Provided:
+    """Compile the first choices; if the kernel refuses one, compile the alternatives too."""
+    built = await compile_(request)
+    provided = _loaded(request, built.content, Origin.COMPILER, built.diagnostics)
+    refused = provided.programs.refused
+    if not lacks_alternatives(decode(built.content), request, refused):
+        return provided
+    provided.programs.close()
+    built = await compile_(replace(request, complete=True))
+    return _loaded(request, built.content, Origin.COMPILER, built.diagnostics)
+
+
+def _loaded(request: Request, content: bytes, origin: Origin, diagnostics: str = "") -> Provided:
+    compiled = decode(content)
+    programs = load(compiled, request)
+    said = "\n".join(filter(None, (diagnostics, *programs.messages)))
+    return Provided(programs, compiled.drop_reasons, content, origin, said)
