@@ -108,6 +108,10 @@ def test_contradictory_values_are_refused(helm: Helm, settings: list[str], advic
         ("agent.extraCapabilities={CAP_SYS_RESOURCE}", "at '/agent/extraCapabilities/0': 'not'"),
         ("operator.image.digest=latest", "at '/operator/image/digest': 'latest' does not match"),
         ("agent.hostNetns=netns", "at '/agent/hostNetns': 'netns' does not match pattern"),
+        (
+            "agent.objectCache.hostPath=cache",
+            "at '/agent/objectCache/hostPath': 'cache' does not match pattern",
+        ),
         ("operator.watchNamespaces={A_B}", "at '/operator/watchNamespaces/0': 'A_B' does not"),
         (
             "operator.nodeFiguresNamespaces={a*}",

@@ -98,6 +98,30 @@ def test_the_agent_cannot_write_to_the_host(rendered: Manifests) -> None:
     assert all(mount["readOnly"] for mount in mounts)
 
 
+def test_the_object_cache_is_the_only_folder_of_the_host_that_it_may_write_to(helm: Helm) -> None:
+    kept = agent_pod(helm.manifests("agent.objectCache.hostPath=/var/cache/latencyprobe"))
+    volumes = {volume["name"]: volume for volume in kept["spec"]["volumes"]}
+    writable = {
+        mount["name"]: mount["mountPath"]
+        for mount in container(kept)["volumeMounts"]
+        if not mount.get("readOnly") and "hostPath" in volumes[mount["name"]]
+    }
+    assert writable == {"objects": "/var/cache/latencyprobe"}
+    assert volumes["objects"]["hostPath"] == {
+        "path": "/var/cache/latencyprobe",
+        "type": "DirectoryOrCreate",
+    }
+
+
+def test_the_agent_keeps_objects_in_a_folder_of_its_own_below_the_volume(
+    rendered: Manifests,
+) -> None:
+    pod = container(agent_pod(rendered))
+    (mount,) = (mount for mount in pod["volumeMounts"] if mount["name"] == "objects")
+    (option,) = (each for each in pod["args"] if each.startswith("--object-cache="))
+    assert option == f"--object-cache={mount['mountPath']}/objects"
+
+
 def test_the_agent_has_no_token_and_no_role(rendered: Manifests) -> None:
     pod = agent_pod(rendered)["spec"]
     account = rendered.one("ServiceAccount", pod["serviceAccountName"])
