@@ -47,6 +47,10 @@ class SlotAssigner:
         self._refused = refused
         self._assign(facts)
 
+    def assign_again(self) -> None:
+        """Have the next `assign` reach the engine even if no slot has changed."""
+        self._assigned = None
+
     def _assign(self, facts: Mapping[Selector, TargetFacts]) -> None:
         slots = assignment(self._table.numbers, facts)
         if slots != self._assigned:

@@ -329,6 +329,8 @@ class Reconciler:
         await self._engine.use(programs.modules, tracing=programs.tracing, udp=programs.udp)
         self._pacer.finish(programs)
         self._is_loaded = True
+        # Without any slot the programs are not to stay attached.
+        self._slots.assign_again()
         self._instruments.show_modules(programs.modules)
 
     def _report_no_packets(self) -> None:

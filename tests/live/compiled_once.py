@@ -23,7 +23,7 @@ class CompiledOnce:
 
     async def build(self, request: Request, cache: ObjectCache | None = None) -> LoadedObject:
         """As `loaded.build` does, with a cache of its own."""
-        return LoadedObject(await provide(request, self._compile, None))
+        return LoadedObject(request, await provide(request, self._compile, None))
 
     async def _compile(self, request: Request) -> Handover:
         wanted = replace(request, host_netns=0)  # which matters for loading only

@@ -16,11 +16,20 @@ from tests.patience import patient
 
 def programs_of(pid: int) -> set[int]:
     """The ids of the eBPF programs whose descriptors a process holds."""
+    return _ids_of(pid, "prog_id:")
+
+
+def links_of(pid: int) -> set[int]:
+    """The ids of the links by which a process's programs are attached."""
+    return _ids_of(pid, "link_id:")
+
+
+def _ids_of(pid: int, field: str) -> set[int]:
     found = set()
     for entry in os.listdir(f"/proc/{pid}/fdinfo"):
         try:
             with open(f"/proc/{pid}/fdinfo/{entry}") as lines:
-                found |= {int(line.split()[1]) for line in lines if line.startswith("prog_id:")}
+                found |= {int(line.split()[1]) for line in lines if line.startswith(field)}
         except FileNotFoundError:
             continue
     return found

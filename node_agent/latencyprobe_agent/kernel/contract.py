@@ -90,7 +90,9 @@ class Engine(Protocol):
     async def use(
         self, modules: frozenset[Module], *, tracing: bool = False, udp: bool = True
     ) -> None:
-        """Attach just these modules: compile, attach, swap or detach as needed.
+        """Attach just these modules: compile, load, swap or detach as needed.
+
+        They stay attached until the next `assign` without any slot.
 
         `tracing`: attach the reporting of single packets too, which adds a cost to every packet.
         `udp`: measure datagrams too, which adds a cost to every packet and UNIX message.
@@ -105,6 +107,9 @@ class Engine(Protocol):
         A slot with a new spec starts from zero only if its number was not assigned before. The next
         reading includes the measurement of a dropped slot. Remembered over `use`, so that a change
         of modules keeps the slots.
+
+        Without any slot nothing is attached, and with the first one the modules are attached again.
+        Raises EngineError if that fails, or if the slots do not fit.
         """
 
     def read(self) -> Mapping[int, Measurement]:

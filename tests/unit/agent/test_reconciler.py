@@ -16,7 +16,7 @@ from latencyprobe_agent.readings import Readings
 from latencyprobe_agent.reconciler import Reconciler
 from latencyprobe_agent.serving.metrics import AgentMetrics
 from latencyprobe_agent.serving.requests import parse_desired
-from latencyprobe_agent.targets.facts import TargetFacts, failed
+from latencyprobe_agent.targets.facts import TargetFacts, failed, pending
 from latencyprobe_agent.targets.resolver import Resolver
 from latencyprobe_agent.tracing import TraceWish
 from tests.unit.agent.scripted import Clock, ScriptedEngine, ScriptedEvidence, samples
@@ -158,6 +158,16 @@ async def test_when_no_target_is_left_nothing_is_waited_for(waiting: Reconciled)
     await asyncio.wait_for(waiting.reconciler.attend(), 10)
     assert waiting.standing.message == "not there yet"
     assert waiting.engine.modules == frozenset()
+
+
+async def test_programs_for_a_target_that_is_still_to_come_are_not_to_stay_attached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    starting = Reconciled(monkeypatch)
+    monkeypatch.setattr(starting, "look", lambda: pending("starting"))
+    await starting.reconciler.adopt(parse_desired(state(probe())))
+    assert starting.engine.modules
+    assert starting.engine.assignments == [{}]
 
 
 # A pace for the changes of modules

@@ -54,6 +54,7 @@ class Loader:
         self._reach = Reach(types, without)
         self._given_config = config
         self.programs: dict[str, int] = {}
+        self.hooks: dict[str, Hook] = {}  # by function, of `programs`
         self.links: list[int] = []
         self.attached: dict[str, str] = {}
         self.refused: dict[str, str] = {}
@@ -81,7 +82,7 @@ class Loader:
         """Detach all programs."""
         for descriptor in (*self.links, *self.programs.values()):
             os.close(descriptor)
-        self.links, self.programs = [], {}
+        self.links, self.programs, self.hooks = [], {}, {}
 
     def _attach_with_others(self, hook: Hook, reasons: list[str]) -> bool:
         """Attach the hook and those that it requires; attach nothing if one is refused."""
@@ -101,6 +102,7 @@ class Loader:
                 for undone in reversed(attached):
                     os.close(self.links.pop())
                     os.close(self.programs.pop(undone.function))
+                    del self.hooks[undone.function]
                 return False
             attached.append(each)
         return True
@@ -131,11 +133,16 @@ class Loader:
             )
         program = self._load(hook, code)
         try:
-            self.links.append(self._link(hook, program))
+            self.links.append(link(hook, program, typed=self._types is not None))
         except libbpf.KernelRefusedError:
             os.close(program)
             raise
-        self.programs[hook.function] = program
+        self.programs[hook.function], self.hooks[hook.function] = program, hook
+
+    def load(self, hook: Hook) -> None:
+        """Load the program of a hook without attaching it. Raises KernelRefusedError."""
+        program = self._load(hook, self._code[hook.function])
+        self.programs[hook.function], self.hooks[hook.function] = program, hook
 
     def _load(self, hook: Hook, code: bytes) -> int:
         if hook.is_kprobe:
@@ -152,11 +159,16 @@ class Loader:
             hook.function, code, program_type=libbpf.PROG_TYPE_RAW_TRACEPOINT
         )
 
-    def _link(self, hook: Hook, program: int) -> int:
-        if hook.is_kprobe:
-            returning = hook.kind is HookKind.KRETPROBE
-            return perf.attach_kprobe(program, hook.symbol, returning=returning)
-        return libbpf.attach_raw_tracepoint(program, None if self._types else hook.symbol)
+
+def link(hook: Hook, program: int, *, typed: bool) -> int:
+    """Attach a loaded program; return the descriptor that keeps it attached.
+
+    `typed`: it is typed by BTF. Raises KernelRefusedError.
+    """
+    if hook.is_kprobe:
+        returning = hook.kind is HookKind.KRETPROBE
+        return perf.attach_kprobe(program, hook.symbol, returning=returning)
+    return libbpf.attach_raw_tracepoint(program, None if typed else hook.symbol)
 
 
 def is_shortage(error: Exception) -> bool:

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.abi import LoadConstant, map_names
 from latencyprobe_agent.kernel.compiled import CompiledObject
-from latencyprobe_agent.kernel.hooks import Event, events_of
-from latencyprobe_agent.kernel.load.loader import Loader
+from latencyprobe_agent.kernel.hooks import Event, Hook, events_of
+from latencyprobe_agent.kernel.load.loader import Loader, link
 from latencyprobe_agent.kernel.load.maps import create_maps
 from latencyprobe_agent.kernel.load.reach import Reach
 from latencyprobe_agent.kernel.request import Request
 
 
+class Closable(Protocol):
+    """Something loaded that its owner closes."""
+
+    def close(self) -> None:
+        """Free it."""
+
+
+_T = TypeVar("_T", bound=Closable)
+
+
 @dataclass(slots=True)
 class LoadedPrograms:
-    """Programs that are attached, and the maps that the agent uses. The owner closes them.
+    """Programs in the kernel, and the maps that the agent uses. The owner closes them.
 
-    `attached`: event to the hook in use; `refused`: event to the kernel's answer. `messages`: the
-    kernel's answers in full.
+    `hooks`: those of `programs`; `typed`: they are typed by BTF. `links`: empty if they are not
+    attached. `attached`: event to the hook in use; `refused`: event to the kernel's answer.
+    `messages`: the kernel's answers in full.
     """
 
     maps: dict[str, int]
@@ -29,14 +43,25 @@ class LoadedPrograms:
     links: list[int]
     attached: Mapping[str, str]
     refused: Mapping[str, str]
+    hooks: Mapping[str, Hook] = field(default_factory=dict)
+    typed: bool = True
     messages: tuple[str, ...] = ()
+
+    def attach(self) -> None:
+        """Attach all programs; raise KernelRefusedError and attach none if one is refused."""
+        try:
+            for function, hook in self.hooks.items():
+                self.links.append(link(hook, self.programs[function], typed=self.typed))
+        except BaseException:
+            links, self.links = self.links, []
+            _close(links)
+            raise
 
     def close(self) -> None:
         """Detach and free everything, links first. Idempotent."""
         descriptors = [*self.links, *self.programs.values(), *self.maps.values()]
         self.links, self.programs, self.maps = [], {}, {}
-        for descriptor in descriptors:
-            os.close(descriptor)
+        _close(descriptors)
 
 
 def load(compiled: CompiledObject, request: Request) -> LoadedPrograms:
@@ -45,13 +70,74 @@ def load(compiled: CompiledObject, request: Request) -> LoadedPrograms:
     A hook that the kernel refuses is no error. Raises KernelRefusedError if a map is refused, or if
     there is no memory or no descriptor; then nothing is left.
     """
+
+    def attach_events(loader: Loader) -> None:
+        for event in _events_of(request):
+            loader.attach(event)
+
+    return _load(compiled, request, attach_events)
+
+
+def load_spare(compiled: CompiledObject, request: Request, like: LoadedPrograms) -> LoadedPrograms:
+    """Load the programs that others of this object use, with maps of their own; attach none.
+
+    Raises KernelRefusedError; then nothing is left.
+    """
+
+    def load_hooks(loader: Loader) -> None:
+        for hook in like.hooks.values():
+            loader.load(hook)
+
+    spare = _load(compiled, request, load_hooks)
+    spare.attached, spare.refused = like.attached, like.refused
+    return spare
+
+
+async def in_thread(work: Callable[[], LoadedPrograms]) -> LoadedPrograms:
+    """Load in a thread, since the verifier takes half a second and the event loop has other work.
+
+    What was loaded for a caller that is cancelled is closed.
+    """
+    loading = begin(work)
+    try:
+        return await asyncio.wrap_future(loading)
+    except asyncio.CancelledError:
+        close_when_loaded(loading)
+        raise
+
+
+def begin(work: Callable[[], _T]) -> Future[_T]:
+    """Begin to load in a thread of its own."""
+    executor = ThreadPoolExecutor(1, "latencyprobe-load")
+    loading = executor.submit(work)
+    executor.shutdown(wait=False)
+    return loading
+
+
+def close_when_loaded(loading: Future[_T]) -> None:
+    """Have the result closed, also if no event loop runs any more when it is there."""
+
+    def close(ended: Future[_T]) -> None:
+        if not ended.cancelled() and ended.exception() is None:
+            ended.result().close()
+
+    loading.add_done_callback(close)
+
+
+def _load(
+    compiled: CompiledObject, request: Request, fill: Callable[[Loader], None]
+) -> LoadedPrograms:
     modules = tuple(Module(name) for name in request.modules)
     places = {each.name: place for place, each in enumerate(compiled.maps)}
     used = {name: places[name] for name in map_names(modules, trace=request.trace)}
     maps = create_maps(compiled.maps)
+    constants: dict[int, int] = {LoadConstant.HOST_NETNS: request.host_netns}
+    code = {name: each.linked(maps, constants) for name, each in compiled.programs.items()}
+    loader = Loader(code, compiled.types, without=request.without)
     try:
-        loader = _attached(compiled, request, maps)
+        fill(loader)
     except BaseException:
+        loader.detach()
         _close(maps)
         raise
     # Programs keep the maps that only they use.
@@ -62,6 +148,8 @@ def load(compiled: CompiledObject, request: Request) -> LoadedPrograms:
         loader.links,
         loader.attached,
         loader.refused,
+        loader.hooks,
+        compiled.types is not None,
         tuple(loader.messages),
     )
 
@@ -74,19 +162,6 @@ def lacks_alternatives(
     reach = Reach(compiled.types, request.without)
     lacking = [event for event in events if event.name in refused]
     return not reach.functions(lacking, first_only=False) <= compiled.wanted
-
-
-def _attached(compiled: CompiledObject, request: Request, maps: list[int]) -> Loader:
-    constants: dict[int, int] = {LoadConstant.HOST_NETNS: request.host_netns}
-    code = {name: each.linked(maps, constants) for name, each in compiled.programs.items()}
-    loader = Loader(code, compiled.types, without=request.without)
-    try:
-        for event in _events_of(request):
-            loader.attach(event)
-    except BaseException:
-        loader.detach()
-        raise
-    return loader
 
 
 def _events_of(request: Request) -> tuple[Event, ...]:

@@ -16,7 +16,13 @@ from latencyprobe_agent.kernel.load.cache import CachedObject, CacheFolder, Obje
 from latencyprobe_agent.kernel.load.handover import Handover
 from latencyprobe_agent.kernel.load.key import object_key
 from latencyprobe_agent.kernel.load.loader import is_shortage
-from latencyprobe_agent.kernel.load.loading import LoadedPrograms, lacks_alternatives, load
+from latencyprobe_agent.kernel.load.loading import (
+    LoadedPrograms,
+    in_thread,
+    lacks_alternatives,
+    load,
+    load_spare,
+)
 from latencyprobe_agent.kernel.load.object_file import CorruptObjectError, decode
 from latencyprobe_agent.kernel.request import Request
 
@@ -54,19 +60,25 @@ async def provide(request: Request, compile_: Compile, cache: ObjectCache | None
         if folder is None:
             return await _compiled(request, compile_)
         key = object_key(request)
-        if (provided := _cached(request, folder, key)) is not None:
+        if (provided := await _cached(request, folder, key)) is not None:
             return provided
         provided = await _compiled(request, compile_)
         folder.write(key, CachedObject(provided.content, provided.programs.attached))
         return provided
 
 
-def _cached(request: Request, folder: CacheFolder, key: str) -> Provided | None:
+def provide_spare(request: Request, provided: Provided) -> Provided:
+    """Load the same programs once more, and do not attach them. Raises KernelRefusedError."""
+    spare = load_spare(decode(provided.content), request, provided.programs)
+    return replace(provided, programs=spare)
+
+
+async def _cached(request: Request, folder: CacheFolder, key: str) -> Provided | None:
     cached = folder.read(key)
     if cached is None:
         return None
     try:
-        provided = _loaded(request, cached.content, Origin.CACHE)
+        provided = await _loaded(request, cached.content, Origin.CACHE)
     except (CorruptObjectError, LookupError, KernelRefusedError) as error:
         if is_shortage(error):
             raise
@@ -85,17 +97,19 @@ def _cached(request: Request, folder: CacheFolder, key: str) -> Provided | None:
 async def _compiled(request: Request, compile_: Compile) -> Provided:
     """Compile the first choices; if the kernel refuses one, compile the alternatives too."""
     built = await compile_(request)
-    provided = _loaded(request, built.content, Origin.COMPILER, built.diagnostics)
+    provided = await _loaded(request, built.content, Origin.COMPILER, built.diagnostics)
     refused = provided.programs.refused
     if not lacks_alternatives(decode(built.content), request, refused):
         return provided
     provided.programs.close()
     built = await compile_(replace(request, complete=True))
-    return _loaded(request, built.content, Origin.COMPILER, built.diagnostics)
+    return await _loaded(request, built.content, Origin.COMPILER, built.diagnostics)
 
 
-def _loaded(request: Request, content: bytes, origin: Origin, diagnostics: str = "") -> Provided:
+async def _loaded(
+    request: Request, content: bytes, origin: Origin, diagnostics: str = ""
+) -> Provided:
     compiled = decode(content)
-    programs = load(compiled, request)
+    programs = await in_thread(lambda: load(compiled, request))
     said = "\n".join(filter(None, (diagnostics, *programs.messages)))
     return Provided(programs, compiled.drop_reasons, content, origin, said)

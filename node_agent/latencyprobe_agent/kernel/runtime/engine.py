@@ -39,6 +39,7 @@ from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.configuration import NamespaceConfiguration
 from latencyprobe_agent.kernel.runtime.loaded import LoadedObject, build
 from latencyprobe_agent.kernel.runtime.overhead import OverheadClock
+from latencyprobe_agent.kernel.runtime.rest import Rest
 from latencyprobe_agent.kernel.runtime.shards import Shards, share_out
 from latencyprobe_agent.kernel.runtime.tracer import Tracer
 from latencyprobe_agent.kernel.typeinfo import kernel_types_kind, missing_types_message
@@ -73,6 +74,7 @@ class KernelEngine:
         self._cache = cache
         self._log = log or logging.getLogger(__name__)
         self._object: LoadedObject | None = None
+        self._rest: Rest | None = None
         self._modules: frozenset[Module] = frozenset()
         self._tracing = False
         self._udp = False
@@ -98,12 +100,15 @@ class KernelEngine:
             return
         replacement = await self._build(modules, tracing=tracing, udp=udp) if modules else None
         self._retire()
+        rest, self._rest = self._rest, None
         self._report_change(modules)
         self._modules, self._tracing, self._udp = modules, tracing, udp
         if replacement is None:
             self._coverage = self._idle_coverage()
         else:
             self._follow(replacement)
+        if rest is not None:
+            await rest.end()
 
     def assign(self, slots: Mapping[int, SlotSpec]) -> None:
         """See `contract.Engine.assign`. Raises EngineError for a full map or too many filters."""
@@ -115,7 +120,11 @@ class KernelEngine:
         if self._object is not None and slots.keys() != before.keys():
             self._keep(self._object, before, slots)
         self._slots = dict(slots)
-        if self._object is not None:
+        if not slots:
+            self._detach()
+        elif self._rest is not None:
+            self._resume(self._rest)
+        elif self._object is not None:
             self._write_targets()
             if forget_children:
                 self._forget_children(self._object)
@@ -205,6 +214,21 @@ class KernelEngine:
         self._write_targets()
         if loaded.ring is not None:
             self._tracer.follow(loaded.ring)
+
+    def _detach(self) -> None:
+        """Detach the present object while there is nothing to measure."""
+        if self._object is not None:
+            self._rest = Rest(self._object, self._log)
+            self._retire()
+            self._log.info("detached: there is no target")
+
+    def _resume(self, rest: Rest) -> None:
+        """Attach again. The maps are new: no time in them is from before."""
+        began = time.monotonic()
+        loaded = rest.attached()
+        self._rest = None
+        self._follow(loaded)
+        self._log.info("attached again in %.2f s", time.monotonic() - began)
 
     def _retire(self) -> None:
         """Close the present object; keep its measurements for the next reading."""

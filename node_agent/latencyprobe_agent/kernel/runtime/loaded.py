@@ -25,7 +25,7 @@ from latencyprobe_agent.kernel.abi import (
 from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.load.handover import request_object
-from latencyprobe_agent.kernel.load.provision import Provided, provide
+from latencyprobe_agent.kernel.load.provision import Provided, provide, provide_spare
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.configuration import ConfigMemory
 from latencyprobe_agent.kernel.runtime.node_statistics import NodeStatisticsMemory
@@ -44,7 +44,7 @@ async def build(request: Request, cache: ObjectCache | None = None) -> LoadedObj
     Raises EngineError with its message if that fails or takes too long.
     """
     try:
-        return LoadedObject(await provide(request, request_object, cache))
+        return LoadedObject(request, await provide(request, request_object, cache))
     except OSError as error:
         raise EngineError(f"cannot build the eBPF programs: {explained(error)}") from error
 
@@ -62,8 +62,10 @@ class LoadedObject:
     Large, because each memory that is shared with the kernel is an attribute.
     """
 
-    def __init__(self, provided: Provided) -> None:
+    def __init__(self, request: Request, provided: Provided) -> None:
         """Use these programs; close them if their maps cannot be mapped."""
+        self._request = request
+        self._provided = provided
         self._owned = provided.programs
         self._maps = dict(self._owned.maps)
         self._programs = tuple(self._owned.programs.values())
@@ -96,6 +98,23 @@ class LoadedObject:
         )
         for epoch in (0, 1):
             self.configuration.write_shards(epoch, {})
+
+    def spare(self) -> LoadedObject:
+        """Load the same programs once more, with new maps, and do not attach them.
+
+        Takes as long as the verifier, half a second. Raises EngineError.
+        """
+        try:
+            return LoadedObject(self._request, provide_spare(self._request, self._provided))
+        except OSError as error:
+            raise EngineError(f"cannot load the eBPF programs: {explained(error)}") from error
+
+    def attach(self) -> None:
+        """Attach the programs of a spare object, or none: then raise EngineError."""
+        try:
+            self._owned.attach()
+        except OSError as error:
+            raise EngineError(f"cannot attach the eBPF programs: {explained(error)}") from error
 
     def map_fd(self, name: str) -> int:
         """Return the descriptor of a map."""

@@ -1,0 +1,57 @@
+"""The time in which modules are in use and no target exists: programs are loaded, not attached.
+
+What was attached is closed, since times in its maps would be paired with packets of much later. The
+verifier takes half a second for all programs. So the next object is loaded at once, in a thread,
+and attached with the next target.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import Future
+
+from latencyprobe_agent.kernel.contract import EngineError
+from latencyprobe_agent.kernel.load.loading import begin, close_when_loaded
+from latencyprobe_agent.kernel.runtime.loaded import LoadedObject
+
+
+class Rest:
+    """One such time, from the making to `attached` or `end`."""
+
+    def __init__(self, before: LoadedObject, log: logging.Logger) -> None:
+        """Begin to load the successor of an object."""
+        self._before = before
+        self._log = log
+        self._loading: Future[LoadedObject] | None = begin(before.spare)
+
+    def attached(self) -> LoadedObject:
+        """End the rest: attach the loaded programs. Raises EngineError; then the rest goes on.
+
+        Waits for the programs, if they are not loaded yet: the targets wait, too.
+        """
+        spare = self._take()
+        try:
+            spare.attach()
+        except EngineError:
+            spare.close()
+            raise
+        return spare
+
+    async def end(self) -> None:
+        """End the rest without an object; return when the kernel has none."""
+        loading, self._loading = self._loading, None
+        if loading is not None:
+            close_when_loaded(loading)
+            wrapped = asyncio.wrap_future(loading)
+            await asyncio.wait({wrapped})
+            wrapped.exception()  # is of no interest
+
+    def _take(self) -> LoadedObject:
+        loading, self._loading = self._loading, None
+        if loading is not None:
+            try:
+                return loading.result()
+            except EngineError as error:
+                self._log.warning("cannot load programs ahead: %s; trying again", error)
+        return self._before.spare()
