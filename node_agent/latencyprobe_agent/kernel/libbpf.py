@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import errno
+import mmap
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -212,11 +213,15 @@ def load_program(
     if result >= 0:
         return int(result)
     # Only now with the log: writing it makes the verifier ten times slower.
-    log = ctypes.create_string_buffer(_VERIFIER_LOG_BYTES)
-    options.log_level, options.log_size = 1, len(log)
-    options.log_buf = ctypes.cast(log, ctypes.c_void_p)
-    result = library().bpf_prog_load(*arguments, ctypes.byref(options))
-    return _check(result, f"load {name}", _tail(log.value))
+    # In a mapping of its own, which goes back to the kernel.
+    with mmap.mmap(-1, _VERIFIER_LOG_BYTES) as log:
+        buffer = ctypes.c_char.from_buffer(log)
+        options.log_level, options.log_size = 1, _VERIFIER_LOG_BYTES
+        options.log_buf = ctypes.addressof(buffer)
+        result = library().bpf_prog_load(*arguments, ctypes.byref(options))
+        said = _tail(log[: log.find(b"\0")])
+        del buffer  # else the mapping cannot be closed
+    return _check(result, f"load {name}", said)
 
 
 def _tail(log: bytes, lines: int = 12) -> str:

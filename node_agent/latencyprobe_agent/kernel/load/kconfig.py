@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,9 +35,10 @@ class KernelConfig:
         return self._options is not None and option not in self._options
 
 
-def _lines(path: Path) -> Iterable[str]:
-    content = path.read_bytes()
-    return (gzip.decompress(content) if path.suffix == ".gz" else content).decode().splitlines()
+def _lines(path: Path) -> Iterator[str]:
+    """Yield the lines one by one: the agent keeps what memory it has once had."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        yield from (line.decode() for line in file)
 
 
 def _set_options(lines: Iterable[str]) -> frozenset[str]:

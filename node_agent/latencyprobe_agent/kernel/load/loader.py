@@ -8,7 +8,9 @@ from __future__ import annotations
 import errno
 import os
 import platform
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future
+from contextlib import suppress
 from functools import cached_property
 
 from latencyprobe_agent.kernel import libbpf
@@ -60,6 +62,33 @@ class Loader:
         self.refused: dict[str, str] = {}
         self.messages: list[str] = []
         self._failures: dict[str, str] = {}  # by function: its hook, and why that failed
+        self._ahead: dict[str, Future[int]] = {}  # by function: its program, or the refusal
+
+    def load_ahead(self, events: Iterable[Event], executor: Executor) -> None:
+        """Begin to load the first choices of these events side by side; `discard` those unused.
+
+        The verifier takes nearly all of the time to load, and lets several CPUs in at once:
+        bpf_check(), kernel/bpf/verifier.c, where CAP_BPF is there.
+        """
+        hooks = {
+            each.function: each
+            for event in events
+            for hook in self._first_choice(event)
+            for each in (hook, *hook.also)
+            if each.function in self._code
+        }
+        # The longest first: no CPU waits long for another.
+        for function in sorted(hooks, key=lambda name: len(self._code[name]), reverse=True):
+            self._ahead[function] = executor.submit(
+                self._load_now, hooks[function], self._code[function]
+            )
+
+    def discard(self) -> None:
+        """Close the programs that were loaded ahead and are not used."""
+        ahead, self._ahead = self._ahead, {}
+        for loading in ahead.values():
+            if loading.exception() is None:
+                os.close(loading.result())
 
     def attach(self, event: Event) -> None:
         """Use the first of the event's hooks that the kernel accepts.
@@ -79,7 +108,8 @@ class Loader:
         self.refused[event.name] = "; ".join(reasons)
 
     def detach(self) -> None:
-        """Detach all programs."""
+        """Detach all programs, and discard the others."""
+        self.discard()
         for descriptor in (*self.links, *self.programs.values()):
             os.close(descriptor)
         self.links, self.programs, self.hooks = [], {}, {}
@@ -144,7 +174,19 @@ class Loader:
         program = self._load(hook, self._code[hook.function])
         self.programs[hook.function], self.hooks[hook.function] = program, hook
 
+    def _first_choice(self, event: Event) -> Iterator[Hook]:
+        """Yield the first hook of an event that may be there, if any."""
+        for hook in event.hooks:
+            with suppress(LookupError):
+                self._reach.check(hook)
+                yield hook
+                return
+
     def _load(self, hook: Hook, code: bytes) -> int:
+        ahead = self._ahead.pop(hook.function, None)
+        return ahead.result() if ahead is not None else self._load_now(hook, code)
+
+    def _load_now(self, hook: Hook, code: bytes) -> int:
         if hook.is_kprobe:
             return libbpf.load_program(hook.function, code, program_type=libbpf.PROG_TYPE_KPROBE)
         if self._types is not None:

@@ -26,6 +26,10 @@ class Closable(Protocol):
         """Free it."""
 
 
+# Their threads are kept: a new one may get a heap of its own from libc, which stays. At most two
+# objects are loaded at once, for a change of modules and for the next target.
+_LOADERS = ThreadPoolExecutor(2, "latencyprobe-load")
+_VERIFIERS = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "latencyprobe-verify")
 _T = TypeVar("_T", bound=Closable)
 
 
@@ -72,8 +76,11 @@ def load(compiled: CompiledObject, request: Request) -> LoadedPrograms:
     """
 
     def attach_events(loader: Loader) -> None:
-        for event in _events_of(request):
+        events = _events_of(request)
+        loader.load_ahead(events, _VERIFIERS)
+        for event in events:
             loader.attach(event)
+        loader.discard()
 
     return _load(compiled, request, attach_events)
 
@@ -107,11 +114,8 @@ async def in_thread(work: Callable[[], LoadedPrograms]) -> LoadedPrograms:
 
 
 def begin(work: Callable[[], _T]) -> Future[_T]:
-    """Begin to load in a thread of its own."""
-    executor = ThreadPoolExecutor(1, "latencyprobe-load")
-    loading = executor.submit(work)
-    executor.shutdown(wait=False)
-    return loading
+    """Begin to load in a thread."""
+    return _LOADERS.submit(work)
 
 
 def close_when_loaded(loading: Future[_T]) -> None:
