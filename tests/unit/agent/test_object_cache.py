@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from latencyprobe_agent import cli
 from latencyprobe_agent.kernel.load import cache as caching
 from latencyprobe_agent.kernel.load.cache import (
     KEPT_OBJECTS,
@@ -19,6 +21,7 @@ from latencyprobe_agent.kernel.load.cache import (
     CacheFolder,
     ObjectCache,
 )
+from latencyprobe_agent.main import Settings
 
 KEY, OTHER_KEY = "a" * 64, "b" * 64
 CACHED = CachedObject(b"instructions and maps", {"send": "tp_btf/tcp_sendmsg_locked"})
@@ -296,3 +299,25 @@ def test_a_file_holds_nothing_that_would_be_executed_by_reading_it(path: Path) -
     content = object_of(path).read_bytes()
     header = json.loads(content[48 : content.index(CACHED.content)])
     assert header == {"key": KEY, "attached": dict(CACHED.attached)}
+
+
+# The option
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), Path("/var/cache/latencyprobe")),
+        (("--object-cache=/elsewhere/objects",), Path("/elsewhere/objects")),
+        (("--object-cache=none",), None),
+    ],
+)
+def test_the_folder_is_an_option_of_the_agent(
+    arguments: tuple[str, ...], expected: Path | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LATENCYPROBE_OBJECT_CACHE", raising=False)
+    started: list[Settings] = []
+    monkeypatch.setattr(cli, "_start", lambda settings, **_: started.append(settings))
+    result = CliRunner().invoke(cli.agent_command, ["--socket=/s", *arguments])
+    assert result.exit_code == 0, result.output
+    assert [settings.object_cache for settings in started] == [expected]
