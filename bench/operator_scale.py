@@ -45,7 +45,7 @@ from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from latencyprobe_operator.agents.link import _CHANNEL_OPTIONS
 from latencyprobe_operator.agents.source import AgentSource
 from latencyprobe_operator.controller import Controller
-from latencyprobe_operator.garbage import Collector, make_collections_rare
+from latencyprobe_operator.garbage import GarbageCollector, make_collections_rare
 from latencyprobe_operator.kube import heap
 from latencyprobe_operator.kube.cluster import Cluster
 from latencyprobe_operator.metrics import OperatorMetrics
@@ -286,7 +286,7 @@ class _Run:
             credentials=tls.credentials,
             agents=AgentSource("", "", 0, dict.fromkeys(nodes, self._simulated.address)),
             metrics=OperatorMetrics(),
-            collector=Collector(),
+            collector=GarbageCollector(),
         )
         await controller.start()
         running = [

@@ -16,7 +16,7 @@ from latencyprobe_operator.agents.source import AgentSource
 from latencyprobe_operator.api.spec import probe_key
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.desired_state import DesiredStates
-from latencyprobe_operator.garbage import Collector
+from latencyprobe_operator.garbage import GarbageCollector
 from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, Cluster
 from latencyprobe_operator.kube.pods import PodWatches
 from latencyprobe_operator.kube.statuses import Statuses
@@ -57,7 +57,7 @@ class Controller:
         namespaces: Sequence[str] = (),
         limits: AdminLimits = NO_LIMITS,
         leadership: Leadership | None = None,
-        collector: Collector | None = None,
+        collector: GarbageCollector | None = None,
     ) -> None:
         """Serve no probe yet. `leadership`: None if there is no other operator.
 

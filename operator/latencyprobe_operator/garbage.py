@@ -21,7 +21,7 @@ def make_collections_rare() -> None:
     gc.set_threshold(*_THRESHOLDS)
 
 
-class Collector:
+class GarbageCollector:
     """Collections of the objects of an operator that has many agents.
 
     Each report's figures replace those of the one before. So the number of objects does not grow,

@@ -26,7 +26,7 @@ from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from latencyprobe_operator.agents.source import AgentSource
 from latencyprobe_operator.controller import Controller
 from latencyprobe_operator.election import Election
-from latencyprobe_operator.garbage import Collector, make_collections_rare
+from latencyprobe_operator.garbage import GarbageCollector, make_collections_rare
 from latencyprobe_operator.handlers import build_registry
 from latencyprobe_operator.kube import heap
 from latencyprobe_operator.kube.cluster import Cluster
@@ -171,7 +171,7 @@ def _controller(
         namespaces=options.watch_namespaces,
         limits=options.limits,
         leadership=leadership,
-        collector=Collector(),
+        collector=GarbageCollector(),
     )
 
 

@@ -10,7 +10,7 @@ from latencyprobe_operator.admission import NO_LIMITS, AdminLimits
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from latencyprobe_operator.agents.source import AgentSource
 from latencyprobe_operator.controller import Controller
-from latencyprobe_operator.garbage import Collector
+from latencyprobe_operator.garbage import GarbageCollector
 from latencyprobe_operator.kube.cluster import Cluster
 from latencyprobe_operator.metrics import OperatorMetrics
 from tools.fakes.samples import Json
@@ -28,7 +28,7 @@ async def controlling(
     namespaces: Sequence[str] = (),
     agents: Mapping[str, str] = AGENTS,
     limits: AdminLimits = NO_LIMITS,
-    collector: Collector | None = None,
+    collector: GarbageCollector | None = None,
 ) -> AsyncIterator[Controller]:
     """A controller that runs."""
     controller = Controller(

@@ -8,7 +8,7 @@ import pytest
 
 from latencyprobe_operator.admission import AdminLimits
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
-from latencyprobe_operator.garbage import Collector
+from latencyprobe_operator.garbage import GarbageCollector
 from tests.unit.operator_.controlled import AGENT_NAMESPACE, controlling, running
 from tests.unit.operator_.waiting import until
 from tools.fakes.agent import FakeAgent, measurement
@@ -193,7 +193,7 @@ async def test_the_worst_of_many_pods_is_found_over_the_real_protocol(
         await agent.stop()
 
 
-class NotingCollector(Collector):
+class NotingCollector(GarbageCollector):
     """Collects nothing."""
 
     def __init__(self) -> None:

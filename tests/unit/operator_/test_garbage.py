@@ -7,10 +7,10 @@ import sys
 
 REPLACED = """
 import gc
-from latencyprobe_operator.garbage import Collector, make_collections_rare
+from latencyprobe_operator.garbage import GarbageCollector, make_collections_rare
 
 make_collections_rare()
-collector, figures, largest = Collector(), {}, 0
+collector, figures, largest = GarbageCollector(), {}, 0
 for report in range(30_000):
     figures[report % 10_000] = [[number] for number in range(20)]
     collector.note_report()
@@ -19,10 +19,10 @@ print(largest)
 """
 FROZEN = """
 import gc
-from latencyprobe_operator.garbage import Collector
+from latencyprobe_operator.garbage import GarbageCollector
 
 kept = [[number] for number in range(100_000)]
-Collector().note_attached()
+GarbageCollector().note_attached()
 print(len(gc.get_objects()))
 del kept
 print(gc.get_freeze_count())
