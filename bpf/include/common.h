@@ -72,7 +72,7 @@ struct config {
 	u32 epoch;	 /* 0 or 1: which half of `stats` is written now */
 	u32 generation;	 /* changes with the targets: sockets look up their slots again */
 	u32 sample_mask; /* a packet counts if (random & mask) == 0 */
-	u32 reserved;
+	u32 sees_sends;	 /* a hook of tcp_sendmsg_locked() is attached */
 	/*
 	 * The bounds between an octave's positions, by the leading bits of a mantissa below its
 	 * highest: so few numbers begin alike that at most one bound is among them. The lowest byte is

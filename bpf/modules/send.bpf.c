@@ -200,8 +200,8 @@ static __always_inline void miss_handoff(struct config *config, struct socket_st
 }
 
 /*
- * When the first byte of this segment was handed over; `sent_ns` if it is sent again; 0 if that is
- * not known. With a hand-off it is earlier than `sent_ns`, if by a nanosecond only.
+ * When the first byte of this segment was handed over; `sent_ns` if it is sent again, or without a
+ * hook; 0 if that is not known. With a hand-off it is earlier than `sent_ns`, if by a nanosecond only.
  */
 static __always_inline u64 find_handoff(struct config *config, struct socket_state *state,
 					struct tcp_sock *tp, u32 seq, u32 length, u64 sent_ns)
@@ -209,7 +209,7 @@ static __always_inline u64 find_handoff(struct config *config, struct socket_sta
 	struct handoff *handoff;
 	u64 handed_ns;
 
-	if (seq != PEEK(tp, snd_nxt))
+	if (!config->sees_sends || seq != PEEK(tp, snd_nxt))
 		return sent_ns;
 	forget_sent(state, seq);
 	handoff = &state->handed[state->handed_head & (HANDOFFS - 1)];

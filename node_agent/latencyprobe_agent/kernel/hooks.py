@@ -108,6 +108,9 @@ _KFREE_SKB = Hook(
     "on_kfree_skb", "kfree_skb", reads="requires the receiving socket, added in Linux 6.11"
 )
 
+# Without this event, segments have no tx.socket, and the others of their stages none the less.
+SEND = "send"
+
 EVENTS: tuple[Event, ...] = (
     _event("fork", Module, ("on_process_fork", "sched_process_fork")),
     _event("exit", Module, ("on_process_exit", "sched_process_exit")),
@@ -149,7 +152,7 @@ EVENTS: tuple[Event, ...] = (
         is_udp=True,
     ),
     _event(
-        "send",
+        SEND,
         (TX, TCP),
         ("on_tcp_sendmsg_locked", "tcp_sendmsg_locked"),
         Hook(

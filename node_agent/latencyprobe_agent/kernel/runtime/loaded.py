@@ -23,6 +23,7 @@ from latencyprobe_agent.kernel.abi import (
     TRACE_RING,
 )
 from latencyprobe_agent.kernel.contract import EngineError
+from latencyprobe_agent.kernel.hooks import SEND
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.load.handover import request_object
 from latencyprobe_agent.kernel.load.provision import Provided, provide, provide_spare
@@ -146,7 +147,10 @@ class LoadedObject:
 
     def _write_config(self) -> None:
         self.configuration.write_words(
-            epoch=self._epoch, generation=self._generation, sample_mask=self._sample_mask
+            epoch=self._epoch,
+            generation=self._generation,
+            sample_mask=self._sample_mask,
+            sees_sends=SEND in self.attached,
         )
 
     def write(self, name: str, entries: Mapping[bytes, bytes]) -> None:
