@@ -40,13 +40,19 @@ class NodeScore(NamedTuple):
 
 @dataclass(slots=True)
 class _NodeFigures:
-    """The figures of one node. `at`: the time when its newest summary arrived."""
+    """The figures of one node. `at`: the time when its newest summary arrived.
+
+    Large, because each part of a summary is a field.
+    """
 
     at: float = 0.0
     end: float = 0.0
     merged: PackedMeasurement = field(default_factory=PackedMeasurement)
     measured: int = 0
-    scores: tuple[PodScore, ...] = ()
+    scores: tuple[int, ...] = ()
+    scored: tuple[str, ...] = ()
+    """The UIDs of the pods with these scores. Tuples of plain values are no work for collections
+    of garbage, and a cluster may have 100,000 scores."""
     in_full: dict[str, PodReport] = field(default_factory=dict)
     skew: str = ""
     keeps_window: bool = True
@@ -87,7 +93,9 @@ class NodeSummaries:
         figures.keeps_window = keeps_window
         comparable = summary.score_version == SCORE_VERSION
         figures.skew = "" if comparable else _skew(summary.score_version)
-        figures.scores = summary.scores if comparable else ()
+        scores = summary.scores if comparable else ()
+        figures.scores = tuple(each.score for each in scores)
+        figures.scored = tuple(each.pod_uid for each in scores)
         figures.in_full = {pod.pod_uid: pod for pod in report.pods} if comparable else {}
         if keeps_window:
             stated_s = summary.unobserved_ns / 1e9
@@ -101,8 +109,9 @@ class NodeSummaries:
         figures = self._nodes.get(node)
         if not figures or figures.skew or report.span.end != figures.end:
             return
-        scored = {each.pod_uid for each in figures.scores}
-        figures.in_full.update((pod.pod_uid, pod) for pod in report.pods if pod.pod_uid in scored)
+        figures.in_full.update(
+            (pod.pod_uid, pod) for pod in report.pods if pod.pod_uid in figures.scored
+        )
 
     def clear(self) -> None:
         """Drop everything: another measurement begins."""
@@ -134,8 +143,8 @@ class NodeSummaries:
     def scores(self) -> Iterator[NodeScore]:
         """Yield the scores that can be compared."""
         for node, figures in self._nodes.items():
-            for place in figures.scores:
-                yield NodeScore(place, node)
+            for score, pod_uid in zip(figures.scores, figures.scored, strict=True):
+                yield NodeScore(PodScore(score, pod_uid), node)
 
     def in_full(self) -> Iterator[NodePod]:
         """Yield the pods in full that can be compared."""

@@ -27,6 +27,24 @@ print(len(gc.get_objects()))
 del kept
 print(gc.get_freeze_count())
 """
+OLD = """
+import gc
+from latencyprobe_operator.garbage import GarbageCollector, make_collections_rare
+
+make_collections_rare()
+now = [0.0]
+collector = GarbageCollector(lambda: now[0])
+gone = [[] for _ in range(50_000)]
+for each in gone:
+    each.append(each)
+gc.collect(1)
+before = len(gc.get_objects())
+del gone, each
+for now[0] in (3500, 3601):
+    for _ in range(500):
+        collector.note_report()
+    print(before - len(gc.get_objects()))
+"""
 
 
 def printed_by(code: str) -> list[int]:
@@ -48,3 +66,10 @@ def test_objects_of_attached_agents_are_left_out_and_still_freed() -> None:
 
     assert tracked < 10_000
     assert frozen < 90_000
+
+
+def test_old_garbage_is_collected_once_an_hour() -> None:
+    early, late = printed_by(OLD)
+
+    assert early < 100
+    assert late >= 50_000
