@@ -65,7 +65,7 @@ _CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.enable_retries", 0),
     ("grpc.enable_channelz", 0),
     # Each channel keeps a buffer for the largest TLS record that it writes (16 KiB by default), and
-    # one for what it may read next (64 KiB, once messages exceed 12 KiB). Ours are of some KiB.
+    # one for the next read: 8 KiB, and 64 KiB once reads have exceeded gRPC's estimate.
     ("grpc.tsi.max_frame_size", 1024),
     ("grpc.experimental.tcp_max_read_chunk_size", 4096),
     ("grpc.max_receive_message_length", MAX_INCOMING_BYTES),
