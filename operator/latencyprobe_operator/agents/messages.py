@@ -242,7 +242,7 @@ def coverage_of(messages: Sequence[pb.StageCoverage]) -> Mapping[str, StageCover
 
 @functools.lru_cache(maxsize=_KINDS_OF_COVERAGE)
 def _shared_coverage(stages: tuple[StageCoverage, ...]) -> Mapping[str, StageCoverage]:
-    """Return one mapping for all nodes with the same coverage: it takes 5 KB."""
+    """Return one mapping for all nodes with the same coverage: it takes 13 KB."""
     return {stage.name: stage for stage in stages}
 
 
