@@ -20,6 +20,8 @@ MAX_PROBES = 1024
 MAX_TARGETS = 4096
 
 _PIECE_BYTES = 64
+# Two are nearly always enough.
+_MOST_ROUNDS = 8
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -58,7 +60,25 @@ def refused_claims(
     entries go to the namespace that uses the smallest part so far, one claim at a time. No claim is
     refused while there are entries for it. Within a namespace, held claims come first, and probes
     take turns. The order of the claims has no influence.
+
+    What is admitted stays so while nothing changes. Held claims come first, which may change the
+    choice once more, so the choice is repeated with what it admits until it is the same.
     """
+    asked = list(claims)
+    refused = _refused_once(asked, sizes)
+    for _ in range(_MOST_ROUNDS):
+        if not refused:
+            break
+        asked = [replace(claim, is_held=claim.key not in refused) for claim in asked]
+        before, refused = refused, _refused_once(asked, sizes)
+        if refused.keys() == before.keys():
+            break
+    return refused
+
+
+def _refused_once(
+    claims: Iterable[Claim[Key]], sizes: Mapping[Hashable, int]
+) -> dict[Key, Shortage]:
     by_namespace: dict[str, list[Claim[Key]]] = defaultdict(list)
     for claim in claims:
         by_namespace[claim.namespace].append(claim)

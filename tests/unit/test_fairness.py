@@ -139,6 +139,26 @@ def test_what_is_admitted_stays_so_while_nothing_changes(claims: Claims) -> None
     assert {each.key for each in admitted_of(again)} == admitted
 
 
+def test_a_choice_that_its_own_result_would_change_is_not_made() -> None:
+    claims = [
+        claim(0, "a"),
+        claim(1, "b"),
+        claim(2, "b", "q"),
+        claim(3, "a", cgroups=[13]),
+        claim(4, "a", cgroups=[20, 25]),
+        claim(5, "b", cgroups=[11, 12]),
+        claim(6, "a", cgroups=[6, 22, 31]),
+        claim(7, "b", cgroups=[6, 8, 24, 44]),
+        claim(8, "a", cgroups=[4, 7, 15, 16, 19, 33, 46]),
+        claim(9, "b", "q", cgroups=[0, 1, 2, 3, 4, 10, 18, 26, 29, 39, 40]),
+        claim(10, "c", cgroups=[0, 1, 2, 5, 9, 17, 19, 21, 27, 28, 29, 30, 37, 40]),
+        claim(11, "b", "q"),
+    ]
+    admitted = {each.key for each in admitted_of(claims)}
+    again = {each.key for each in admitted_of(holding(claims, admitted))}
+    assert again == admitted
+
+
 @given(mixed_claims())
 def test_whatever_was_held_the_choice_settles(claims: Claims) -> None:
     for _ in range(8):
