@@ -206,7 +206,7 @@ async def test_segments_that_a_tap_has_seen_keep_their_time_on_the_host(
     # what a softirq receives that interrupts a thread hidden from tracers, is hidden as well
     assert SEGMENTS * 0.9 <= held.count <= SEGMENTS
     assert 0.8 * sum(took_ns) < held.sum_ns < sum(took_ns) * BUCKET
-    assert held.percentile(50) > MILLISECOND_NS
+    assert held.max_ns > MILLISECOND_NS
 
 
 @pytest.mark.thorough
