@@ -61,8 +61,8 @@ def refused_claims(
     refused while there are entries for it. Within a namespace, held claims come first, and probes
     take turns. The order of the claims has no influence.
 
-    What is admitted stays so while nothing changes. Held claims come first, which may change the
-    choice once more, so the choice is repeated with what it admits until it is the same.
+    Admitted claims stay so while nothing changes. Held claims come first, which may change the
+    choice once more. So the choice is repeated, with its own result as held, until it is the same.
     """
     asked = list(claims)
     refused = _refused_once(asked, sizes)
