@@ -35,7 +35,6 @@ struct stage_stats {
  */
 
 struct slot_stats {
-	u64 touched;
 	u64 counters[NR_COUNTERS];
 	struct stage_stats stages[NR_STAGES];
 	u32 drops[NR_DROP_REASONS]; /* by enum skb_drop_reason; the last: all reasons beyond it */
@@ -117,18 +116,18 @@ static __always_inline u32 position_of(u64 ns, u64 *bucket_bounds)
 /* NULL for a slot that is not in use any more. */
 static __always_inline struct slot_stats *get_stats(struct config *config, u32 slot)
 {
-	u32 half = (config->epoch & 1) * MAX_SLOTS;
-	struct shards *shards = &config->shards[half + (slot & (MAX_SLOTS - 1))];
-	u32 index = half + shards->first + (bpf_get_smp_processor_id() & shards->mask);
-	struct slot_stats *slot_stats = (struct slot_stats *)stats.lookup(&index);
+	u32 half = (config->epoch & 1) * MAX_SLOTS, place = half + (slot & (MAX_SLOTS - 1)), index;
+	struct shards *shards;
 
-	if (slot_stats && !slot_stats->touched) /* another CPU may read this line */
-		slot_stats->touched = 1;
-	return slot_stats;
+	/* bounded once more: of a sum that is made by OR, older verifiers know no bound */
+	asm volatile("" : "+r"(place));
+	shards = &config->shards[place & (2 * MAX_SLOTS - 1)];
+	index = half + shards->first + (bpf_get_smp_processor_id() & shards->mask);
+	return (struct slot_stats *)stats.lookup(&index);
 }
 
 /*
- * The greater of two numbers below 2**63 in `places[which]`. Where it is there already, the store goes
+ * The greater of two numbers below 2**63 in `extremes[which]`. Where it is there already, the store goes
  * elsewhere: without a branch, and without writing over what another CPU has stored meanwhile.
  */
 static __always_inline void keep_greater(struct stage_stats *stage, enum extreme which, u64 value)
@@ -163,10 +162,22 @@ static __always_inline void record(struct config *config, struct stage_stats *st
 		record_checked(config, stage, ns);
 }
 
+/*
+ * The functions for all owners are unrolled: before 6.7 the verifier regards a loop whose variable is
+ * on the stack as endless, states_maybe_looping(), kernel/bpf/verifier.c.
+ */
+static __always_inline struct slot_stats *stats_of_first(struct config *config, owners_t owners)
+{
+	return owners ? get_stats(config, first_slot(owners)) : 0;
+}
+
 static __always_inline void record_for(struct config *config, owners_t owners, u32 stage, u64 ns)
 {
-	for (; owners; owners >>= OWNER_BITS) {
-		struct slot_stats *slot = get_stats(config, first_slot(owners));
+	int i;
+
+#pragma unroll
+	for (i = 0; i < MAX_OWNERS; i++, owners >>= OWNER_BITS) {
+		struct slot_stats *slot = stats_of_first(config, owners);
 
 		if (slot)
 			record(config, &slot->stages[stage], ns);
@@ -175,8 +186,11 @@ static __always_inline void record_for(struct config *config, owners_t owners, u
 
 static __always_inline void add_for(struct config *config, owners_t owners, u32 counter, u32 count)
 {
-	for (; owners; owners >>= OWNER_BITS) {
-		struct slot_stats *slot = get_stats(config, first_slot(owners));
+	int i;
+
+#pragma unroll
+	for (i = 0; i < MAX_OWNERS; i++, owners >>= OWNER_BITS) {
+		struct slot_stats *slot = stats_of_first(config, owners);
 
 		if (slot)
 			__sync_fetch_and_add(&slot->counters[counter], count);
@@ -191,8 +205,11 @@ static __always_inline void count_for(struct config *config, owners_t owners, u3
 static __always_inline void miss_for(struct config *config, owners_t owners, u32 stage,
 				     enum missing missing, u32 count)
 {
-	for (; owners; owners >>= OWNER_BITS) {
-		struct slot_stats *slot = get_stats(config, first_slot(owners));
+	int i;
+
+#pragma unroll
+	for (i = 0; i < MAX_OWNERS; i++, owners >>= OWNER_BITS) {
+		struct slot_stats *slot = stats_of_first(config, owners);
 
 		if (slot)
 			__sync_fetch_and_add(&slot->stages[stage].missing[missing], count);

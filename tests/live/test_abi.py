@@ -16,13 +16,15 @@ from latencyprobe_agent.kernel.build.compiler import CompileError
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.sources import source_folder
 
+COUNTERS = "\tu64 counters[NR_COUNTERS];\n"
+
 
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
         ("\tu64 sum;\n", "\tu32 sum, added;\n", "struct stage_stats: sum is not the 8 bytes at 0"),
-        ("\tu64 touched;\n", "\tu32 touched;\n", "struct slot_stats: touched is not the 8 bytes"),
-        ("\tu64 touched;\n", "\tu64 touched, untouched;\n", "struct slot_stats is not"),
+        (COUNTERS, COUNTERS.replace("u64", "u32"), "struct slot_stats: counters is not the"),
+        (COUNTERS, f"{COUNTERS}\tu64 added;\n", "struct slot_stats is not"),
         ("\tu32 sample_mask;", "\tu32 added, sample_mask;", "struct config: sample_mask is not"),
         ("\tu64 owners; /* of every", "\tu32 owners; /* of every", "struct netns_entry: owners is"),
         ("\tu16 protocols;", "\tu8 protocols;", "struct slot_filter: protocols is not the 2 bytes"),

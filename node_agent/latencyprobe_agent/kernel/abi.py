@@ -201,7 +201,6 @@ STAGE_STATS = Layout(
 NODE_ROW = Layout("node_row", stats=STAGE_STATS, beyond=f"{PLACES - POSITIONS}I")
 SLOT_STATS = Layout(
     "slot_stats",
-    touched="Q",
     counters=f"{len(COUNTERS)}Q",
     stages=f"{len(TARGET_STAGES) * STAGE_STATS.size}s",
     drops=f"{NR_DROP_REASONS}I",

@@ -50,7 +50,6 @@ _COUNTERS = SLOT_STATS.part("counters")
 def counted(durations_ns: list[int], counters: int) -> bytes:
     """An element as a CPU leaves it: the durations in every stage, the number in each counter."""
     content = bytearray(SLOT_BYTES)
-    content[0] = 1
     size = len(_COUNTERS.unpack_from(content, SLOT_STATS.offset("counters")))
     _COUNTERS.pack_into(content, SLOT_STATS.offset("counters"), *[counters] * size)
     for index in range(len(TARGET_STAGES) if durations_ns else 0):

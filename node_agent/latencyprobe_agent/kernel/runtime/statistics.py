@@ -75,9 +75,9 @@ class StatisticsMemory:
     def _take_element(self, index: int) -> bytes | None:
         """Return an element, and zero it; None if nothing was counted."""
         offset = index * SLOT_BYTES
-        if self._memory[offset] == 0:
-            return None
         content = self._memory[offset : offset + SLOT_BYTES]
+        if content == self._zeroes:
+            return None
         self._memory[offset : offset + SLOT_BYTES] = self._zeroes
         return content
 
