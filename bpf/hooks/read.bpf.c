@@ -6,7 +6,7 @@
 /*
  * tcp_rcv_space_adjust(), net/ipv4/tcp_input.c, 4.18+, at its entry. All that moves copied_seq calls
  * it afterwards: tcp_recvmsg_locked() for each piece, with MSG_TRUNC too; tcp_read_sock() for
- * splice() and for parsers of messages (kTLS, strparser); tcp_zerocopy_receive(). A peek calls it
+ * splice() and for parsers of messages (strparser); tcp_zerocopy_receive(). A peek calls it
  * without a move. A parser may call it in a softirq: then the current process is not the reader.
  */
 int on_tcp_rcv_space_adjust(u64 *ctx)
