@@ -117,12 +117,14 @@ class KernelEngine:
         dropped = self._slots.keys() - slots.keys()
         before = self._slots
         forget_children = any(before[slot].tgids for slot in dropped)
-        if self._object is not None and slots.keys() != before.keys():
+        if not slots:
+            self._detach()
+        elif self._object is not None and slots.keys() != before.keys():
             self._keep(self._object, before, slots)
         self._slots = dict(slots)
         if not slots:
-            self._detach()
-        elif self._rest is not None:
+            return
+        if self._rest is not None:
             self._resume(self._rest)
         elif self._object is not None:
             self._write_targets()
