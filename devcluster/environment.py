@@ -216,6 +216,18 @@ class Cluster:
             self._wait_for_node(worker)
 
     @contextmanager
+    def drained(self, node: NodeLayout) -> Iterator[None]:
+        """The node has no pods but those of DaemonSets inside the context, and takes none."""
+        try:
+            self.kubectl(
+                *("drain", node.name, "--ignore-daemonsets", "--delete-emptydir-data", "--force"),
+                *("--grace-period=2", "--timeout=60s"),
+            )
+            yield
+        finally:
+            self.kubectl("uncordon", node.name)
+
+    @contextmanager
     def pause_api_server(self) -> Iterator[None]:
         """The API server is away inside the context; after it, it and those it serves are ready.
 

@@ -2,6 +2,9 @@
 
 Every change returns the nodes that it touches, so that a new pod costs the work of one pod at any
 number of pods. Generations, connections and messages belong to other modules.
+
+A node that a probe's last pod has *left* is still asked for the probe, without targets. Its agent
+has the pod's last interval and window. `release` ends that.
 """
 
 from __future__ import annotations
@@ -60,19 +63,33 @@ class DesiredStates:
         self._pods: dict[str, dict[str, PlacedPod]] = {}
         self._choices: dict[str, ChoosePods] = {}
         self._node_counts: Counter[str] = Counter()
-        # node -> probe's UID -> pod's UID
+        self._left: dict[str, set[str]] = {}
+        # node -> probe's UID -> pod's UID; no pods on a node that they have left
         self._by_node: dict[str, dict[str, dict[str, PlacedPod]]] = {}
 
     def set_probe(
-        self, spec: ProbeSpec, pods: Iterable[Pod], choose: ChoosePods = lambda _: NO_PODS
+        self,
+        spec: ProbeSpec,
+        pods: Iterable[Pod],
+        choose: ChoosePods = lambda _: NO_PODS,
+        left: Iterable[str] = (),
     ) -> set[str]:
-        """Take in a probe, or its new spec, with all its pods; return the touched nodes."""
-        touched = self.remove_probe(spec.key.uid)
-        self._specs[spec.key.uid] = spec
-        self._choices[spec.key.uid] = choose
-        self._pods[spec.key.uid] = {}
+        """Take in a probe, or its new spec, with all its pods; return the touched nodes.
+
+        `left`: nodes that its last pods had left before it was known here.
+        """
+        uid = spec.key.uid
+        left = {*left, *self.left_by(uid)}
+        touched = self.remove_probe(uid)
+        self._specs[uid] = spec
+        self._choices[uid] = choose
+        self._pods[uid] = {}
         for pod in pods:
-            touched |= self.set_pod(spec.key.uid, pod)
+            touched |= self.set_pod(uid, pod)
+        for node in left:
+            if not self._by_node.get(node, {}).get(uid):
+                self._leave(uid, node)
+                touched.add(node)
         return touched
 
     def remove_probe(self, probe_uid: str) -> set[str]:
@@ -80,6 +97,8 @@ class DesiredStates:
         touched: set[str] = set()
         for pod_uid in list(self._pods.get(probe_uid, ())):
             touched |= self.remove_pod(probe_uid, pod_uid)
+        for node in self.left_by(probe_uid):
+            touched |= self.release(probe_uid, node)
         self._pods.pop(probe_uid, None)
         self._specs.pop(probe_uid, None)
         self._choices.pop(probe_uid, None)
@@ -96,10 +115,11 @@ class DesiredStates:
         touched = self.remove_pod(probe_uid, pod.uid)
         if targets:
             placed = pods[pod.uid] = PlacedPod(pod, targets)
-            on_node = self._by_node.setdefault(pod.node, {})
-            if probe_uid not in on_node:
+            on_node = self._by_node.setdefault(pod.node, {}).setdefault(probe_uid, {})
+            if not on_node:
                 self._node_counts[probe_uid] += 1
-            on_node.setdefault(probe_uid, {})[pod.uid] = placed
+                self._left.get(probe_uid, set()).discard(pod.node)
+            on_node[pod.uid] = placed
             touched.add(pod.node)
         return touched
 
@@ -109,14 +129,33 @@ class DesiredStates:
         if placed is None:
             return set()
         node = placed.pod.node
-        on_node = self._by_node[node]
-        del on_node[probe_uid][pod_uid]
-        if not on_node[probe_uid]:
-            del on_node[probe_uid]
+        on_node = self._by_node[node][probe_uid]
+        del on_node[pod_uid]
+        if not on_node:
             self._node_counts[probe_uid] -= 1
             if not self._node_counts[probe_uid]:
                 del self._node_counts[probe_uid]
-        if not on_node:
+            self._leave(probe_uid, node)
+        return {node}
+
+    def _leave(self, probe_uid: str, node: str) -> None:
+        self._left.setdefault(probe_uid, set()).add(node)
+        self._by_node.setdefault(node, {}).setdefault(probe_uid, {})
+
+    def left_by(self, probe_uid: str) -> frozenset[str]:
+        """Return the nodes that the last pod of a probe has left, and that were not released."""
+        return frozenset(self._left.get(probe_uid, ()))
+
+    def release(self, probe_uid: str, node: str) -> set[str]:
+        """Ask a node that the pods of a probe have left for nothing more; return it if it was."""
+        left = self._left.get(probe_uid, set())
+        if node not in left:
+            return set()
+        left.remove(node)
+        if not left:
+            del self._left[probe_uid]
+        del self._by_node[node][probe_uid]
+        if not self._by_node[node]:
             del self._by_node[node]
         return {node}
 
@@ -137,7 +176,7 @@ class DesiredStates:
 
     def probes_on(self, node: str) -> list[str]:
         """Return the UIDs of the probes with anything to measure on this node."""
-        return list(self._by_node.get(node, ()))
+        return [probe_uid for probe_uid, pods in self._by_node.get(node, {}).items() if pods]
 
     @staticmethod
     def _probe_on_node(

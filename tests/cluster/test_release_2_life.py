@@ -125,6 +125,11 @@ def _running(status: dict[str, Any]) -> set[str]:
     return {pod["node"] for pod in status.get("pods", ()) if not pod.get("ended")}
 
 
+def _ended(status: dict[str, Any]) -> set[str]:
+    """The nodes of the listed pods that have ended."""
+    return {pod["node"] for pod in status.get("pods", ()) if pod.get("ended")}
+
+
 def _is_ready(status: dict[str, Any]) -> bool:
     return any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", ()))
 
@@ -189,23 +194,22 @@ def test_a_drained_node_leaves_the_report_and_comes_back(shop: Shop, namespace: 
         ),
     )
 
-    cluster.kubectl(
-        *("drain", second.name, "--ignore-daemonsets", "--delete-emptydir-data", "--force"),
-        *("--grace-period=2", "--timeout=60s"),
-    )
+    with cluster.drained(second):
+        one = both | {"nodes": 1, "readyNodes": 1}
+        status = probed.wait(
+            "the other node alone",
+            lambda status: (
+                status.get("targets") == one
+                and _running(status) == {first.name}
+                # The evicted pod stays for the window, also if the leader was evicted with it.
+                and _ended(status) == {second.name}
+            ),
+        )
+        assert status["phase"] == "Running"
+        operators = shop.release.operators().values()
+        assert {pod["spec"]["nodeName"] for pod in operators} == {first.name}
+        assert set(shop.release.agents()) == {first.name, second.name}
 
-    one = both | {"nodes": 1, "readyNodes": 1}
-    status = probed.wait(
-        "the other node alone",
-        lambda status: status.get("targets") == one and _running(status) == {first.name},
-    )
-    # The evicted pod stays for the window.
-    assert {pod["node"] for pod in status["pods"] if pod.get("ended")} == {second.name}
-    operators = shop.release.operators().values()
-    assert {pod["spec"]["nodeName"] for pod in operators} == {first.name}
-    assert set(shop.release.agents()) == {first.name, second.name}
-
-    cluster.kubectl("uncordon", second.name)
     probed.kubectl("delete", "pods", "--selector=app=cart", "--grace-period=1")
     probed.wait("both nodes again", lambda status: status.get("targets") == both)
     probed.kubectl("delete", "latencyprobe", LIVE, "--timeout=20s")

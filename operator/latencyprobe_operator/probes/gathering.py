@@ -14,6 +14,7 @@ from latencyprobe_operator.model import ContainerTarget
 from latencyprobe_operator.observed_state import AgentView
 from latencyprobe_operator.probes.facts import MEASURING, NodeFacts, PodFacts, ProbeFacts
 from latencyprobe_operator.probes.intake import ReportIntake
+from latencyprobe_operator.probes.left_nodes import LeftNodes
 from latencyprobe_operator.probes.nodes import node_facts
 from latencyprobe_operator.probes.objectives import ObjectivesWatch
 from latencyprobe_operator.probes.selected_pods import SelectedPods
@@ -47,6 +48,7 @@ class FactsGatherer:
         self._worst = worst
         self._agent = agent
         self._objectives = ObjectivesWatch()
+        self._left = LeftNodes()
 
     def with_nodes(self, facts: ProbeFacts, spec: ProbeSpec, *, at: float) -> ProbeFacts:
         """Add the nodes that run pods of the probe, and forget all others."""
@@ -66,15 +68,18 @@ class FactsGatherer:
         )
 
     def _forget_all_but(self, nodes: Collection[str], spec: ProbeSpec, at: float) -> None:
-        self._intake.summaries.forget(
-            nodes, at=at, window_s=spec.window_s, interval_s=spec.interval_s
+        summaries, window_s, interval_s = self._intake.summaries, spec.window_s, spec.interval_s
+        over = self._left.over(
+            self._pods.left, summaries, at=at, window_s=window_s, interval_s=interval_s
         )
+        self._pods.release(over)
+        summaries.forget(nodes, at=at, window_s=window_s, interval_s=interval_s)
 
     async def fetch_worst(self, spec: ProbeSpec, *, at: float) -> None:
         """Choose the pods to list, and have their agents report the missing ones in full."""
         nodes = {placed.pod.node for placed in self._pods.placed.values()}
         self._forget_all_but(nodes, spec, at)
-        self._worst.choose(self._intake.summaries, nodes)
+        self._worst.choose(self._intake.summaries, nodes | self._pods.left)
         timeout_s = min(_LONGEST_FETCH_S, spec.interval_s * _FETCH_INTERVALS)
         await self._worst.fetch(self._intake.summaries, self._intake.arrived, timeout_s=timeout_s)
 

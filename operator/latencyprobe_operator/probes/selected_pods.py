@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from latencyprobe_operator.api.conditions import ReadyReason
 from latencyprobe_operator.api.spec import ProbeKey, ProbeSpec
@@ -33,8 +33,12 @@ class SelectedPods:
         touch: Callable[[set[str]], None],
         on_change: Callable[[], None],
         choose: ChoosePods,
+        reported_by: Iterable[str] = (),
     ) -> None:
-        """Follow no pods yet. `touch`: the desired states of these nodes have changed."""
+        """Follow no pods yet. `touch`: the desired states of these nodes have changed.
+
+        `reported_by`: the nodes of the pods in the status of an earlier operator.
+        """
         self._key = key
         self._desired = desired
         self._subscribe = subscribe
@@ -42,6 +46,7 @@ class SelectedPods:
         self._touch = touch
         self._on_change = on_change
         self._choose = choose
+        self._reported_by = frozenset(reported_by)
         self._spec: ProbeSpec | None = None
         self._pods: PodSet | None = None
         self._joined = False
@@ -65,6 +70,16 @@ class SelectedPods:
     def placed(self) -> Mapping[str, PlacedPod]:
         """Return the pods that have something to measure, by UID."""
         return self._desired.pods_of(self._key.uid)
+
+    @property
+    def left(self) -> frozenset[str]:
+        """Return the nodes without pods whose agents still report on the window."""
+        return self._desired.left_by(self._key.uid)
+
+    def release(self, nodes: Iterable[str]) -> None:
+        """Ask these nodes, which the pods have left, for nothing more."""
+        for node in nodes:
+            self._touch(self._desired.release(self._key.uid, node))
 
     def problem(self) -> Problem | None:
         """Return the reason why the pods are not known; None if they are."""
@@ -116,8 +131,9 @@ class SelectedPods:
         if not self._pods or not self._spec or not self._pods.listed:
             return
         self._joined = True
-        pods = self._pods.pods.values()
-        self._touch(self._desired.set_probe(self._spec, pods, self._choose))
+        pods, left = self._pods.pods.values(), self._reported_by
+        self._reported_by = frozenset()
+        self._touch(self._desired.set_probe(self._spec, pods, self._choose, left))
 
     def _update(self, change: PodsChange) -> None:
         touched: set[str] = set()

@@ -122,18 +122,21 @@ class NodeSummaries:
     ) -> None:
         """Drop the summaries of windows that have passed.
 
-        `current`: the nodes that run pods of the probe. Two intervals pass between two of their
-        reports if one is lost.
+        `current`: the nodes that run pods of the probe. Two intervals pass between two reports of
+        a node if one is lost.
         """
+        kept_s = max(window_s, _LATE_INTERVALS * interval_s)
         for node, figures in list(self._nodes.items()):
-            kept_s = window_s
-            if node in current:
-                kept_s = max(window_s, _LATE_INTERVALS * interval_s)
-            else:
+            if node not in current:
                 # There is nothing to observe, until another pod comes.
                 figures.observed = ObservedTime()
             if figures.at < at - kept_s:
                 del self._nodes[node]
+
+    def is_empty_since(self, node: str, since: float) -> bool:
+        """Return True if a summary of this node has arrived since, and has no pods."""
+        figures = self._nodes.get(node)
+        return figures is not None and figures.at > since and not figures.measured
 
     @property
     def measured(self) -> int:

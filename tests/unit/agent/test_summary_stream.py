@@ -228,6 +228,23 @@ async def test_a_pod_that_has_ended_stays_in_the_window(running: Running) -> Non
     assert [pod.name for pod in report.pods if pod.ended] == ["pod-0"]
 
 
+async def test_the_last_pod_of_a_node_has_its_last_interval_in_the_window(
+    running: Running,
+) -> None:
+    await running.stub.Apply(state(windowed(container(A))))
+    async with client(running) as stream:
+        await measured(running, samples(100))
+        await stream.until(lambda each: packets(each) == 1)
+        running.engine.measure(samples(300), slot=0)
+        await running.stub.Apply(state(windowed(), generation=2))
+        report = await stream.until(lambda each: packets(each) == 2)
+        (pod,) = map(pod_from_proto, report.pods)
+        assert (pod.name, pod.ended) == ("pod-0", True)
+        # Nothing is measured any more, and the window goes on.
+        last = report.end.ToNanoseconds()
+        await stream.until(lambda each: packets(each) == 2 and each.end.ToNanoseconds() > last)
+
+
 async def test_a_pod_whose_containers_are_gone_has_ended(
     running: Running, containers: Containers
 ) -> None:

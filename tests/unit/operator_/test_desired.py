@@ -115,6 +115,8 @@ def test_following_changes_ends_where_starting_anew_begins(
     anew = DesiredStates()
     for spec in (CHECKOUT, CART):
         anew.set_probe(spec, now[spec.key.uid].values())
+        for node in states.left_by(spec.key.uid):
+            states.release(spec.key.uid, node)
     for node in ("node-a", "node-b"):
         assert states.of_node(node) == anew.of_node(node)
 
@@ -155,3 +157,42 @@ def test_the_choice_of_pods_is_no_part_of_a_state() -> None:
 
     assert [first[0].pods_in_full, second[0].pods_in_full] == [PodChoice(1), PodChoice(2, 7)]
     assert first == second
+
+
+def test_a_node_that_the_last_pod_has_left_is_asked_on_until_it_is_released() -> None:
+    states, uid = DesiredStates(), CHECKOUT.key.uid
+    states.set_probe(CHECKOUT, [pod("a"), pod("b", node="node-b")])
+
+    assert states.remove_pod(uid, "uid-b") == {"node-b"}
+    assert ids(states, "node-b") == {"checkout": []}
+    assert states.left_by(uid) == {"node-b"}
+    assert (states.probes_on("node-b"), states.nodes_of(uid)) == ([], 1)
+    assert states.release(uid, "node-a") == set()
+    assert states.release(uid, "node-b") == {"node-b"}
+    assert states.release(uid, "node-b") == set()
+    assert states.of_node("node-b") == NO_STATE
+
+
+def test_a_pod_that_comes_back_ends_the_leaving() -> None:
+    states, uid = DesiredStates(), CHECKOUT.key.uid
+    states.set_probe(CHECKOUT, [pod("a")])
+    states.remove_pod(uid, "uid-a")
+
+    states.set_pod(uid, pod("c"))
+
+    assert states.left_by(uid) == set()
+    assert states.release(uid, "node-a") == set()
+    assert ids(states, "node-a") == {"checkout": ["uid-c"]}
+
+
+def test_a_new_spec_keeps_asking_the_nodes_that_were_left() -> None:
+    states, uid = DesiredStates(), CHECKOUT.key.uid
+    states.set_probe(CHECKOUT, [pod("a"), pod("b", node="node-b")], left=["node-a", "node-c"])
+    states.remove_pod(uid, "uid-b")
+
+    touched = states.set_probe(CHECKOUT, [pod("c", node="node-c")])
+
+    assert touched == {"node-a", "node-b", "node-c"}
+    assert states.left_by(uid) == {"node-b"}
+    assert states.remove_probe(uid) == {"node-b", "node-c"}
+    assert all(states.of_node(f"node-{each}") == NO_STATE for each in "abc")

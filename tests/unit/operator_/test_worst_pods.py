@@ -239,6 +239,53 @@ async def test_a_probe_whose_pods_have_all_ended_keeps_its_figures_for_the_windo
         assert "p99" not in cluster.status["summary"]
 
 
+async def test_the_last_interval_of_a_nodes_last_pod_is_reported() -> None:
+    cluster = Cluster(nodes=2, pods_of_a_node=1)
+    async with cluster.running():
+        await cluster.interval()
+        cluster.ended = {"pod-001-0"}
+        cluster.slow = {"pod-001-0": measurement(*[5 * 10**6] * 300)}
+        cluster.show_all()
+        await cluster.interval()
+        (row,) = (row for row in cluster.status["pods"] if row.get("ended"))
+        assert row["name"] == "pod-001-0"
+        assert {stage["count"] for stage in row["stages"]} == {300}
+        assert cluster.status["targets"]["nodes"] == 1
+        assert cluster.desired.left_by(UID) == {"node-001"}
+
+        cluster.pods["node-001"] = []
+        await cluster.interval()
+        await cluster.interval()
+        assert cluster.desired.left_by(UID) == set()
+        assert cluster.listed == ["pod-000-0"]
+
+
+async def test_an_agent_that_does_not_answer_is_asked_for_a_window_and_no_longer() -> None:
+    cluster = Cluster(nodes=1, pods_of_a_node=1)
+    async with cluster.running():
+        await cluster.interval()
+        cluster.ended = {"pod-000-0"}
+        cluster.show()
+        await asyncio.sleep(60)
+        assert cluster.desired.left_by(UID) == {"node-000"}
+        await asyncio.sleep(60)
+        assert cluster.desired.left_by(UID) == set()
+
+
+async def test_a_new_leader_asks_nodes_that_the_pods_of_the_status_have_left() -> None:
+    before = Cluster(nodes=2, pods_of_a_node=1)
+    async with before.running():
+        await before.interval()
+    cluster = Cluster(nodes=2, pods_of_a_node=1)
+    cluster.ended = {"pod-001-0"}
+    rows = [*before.status["pods"], "no row", {"node": "No Name"}, {"node": 7}]
+    async with cluster.running(status={**before.status, "pods": rows}):
+        assert cluster.desired.left_by(UID) == {"node-001"}
+        await cluster.interval()
+        ended = {row["name"]: row.get("ended", False) for row in cluster.status["pods"]}
+        assert ended == {"pod-000-0": False, "pod-001-0": True}
+
+
 async def test_a_pod_that_has_ended_before_a_new_leader_came_is_listed_by_its_name() -> None:
     cluster = Cluster(nodes=1, pods_of_a_node=1)
     async with cluster.running():
