@@ -232,14 +232,14 @@ class Agents:
         self, requests: AsyncIterator[pb.WatchReportsRequest], context: Context
     ) -> AsyncIterator[bytes]:
         agent = self._of(context)
-        queue: asyncio.Queue[bytes] = asyncio.Queue()
+        queue: asyncio.Queue[list[bytes]] = asyncio.Queue()
         tasks = [
             asyncio.create_task(self._hear(agent, requests, queue)),
             asyncio.create_task(self._report(agent, queue)),
         ]
         try:
             for sequence in itertools.count(1):
-                probe = await queue.get()
+                probes = await queue.get()
                 report = pb.Report(
                     instance_id=agent.instance_id,
                     generation=agent.generation,
@@ -247,8 +247,8 @@ class Agents:
                     coverage=_COVERAGE if sequence == 1 else (),
                     overhead=pb.Overhead(cpu_percent=random.uniform(0.1, 0.5), measured=True),
                 )
-                message = report.SerializeToString() + _part(_PROBES, probe)
-                self._counts.reports += 1
+                message = report.SerializeToString() + b"".join(probes)
+                self._counts.reports += len(probes)
                 self._counts.report_bytes += len(message)
                 yield message
         finally:
@@ -259,24 +259,25 @@ class Agents:
         self,
         agent: _Agent,
         requests: AsyncIterator[pb.WatchReportsRequest],
-        queue: asyncio.Queue[bytes],
+        queue: asyncio.Queue[list[bytes]],
     ) -> None:
         async for request in requests:
             for wanted in request.wanted:
                 if window := agent.windows.get(wanted.probe_id):
                     window.choice = choice_from_proto(wanted.choice)
                     if more := self._chosen(window):
-                        queue.put_nowait(_probe_report(window) + more)
+                        queue.put_nowait([_part(_PROBES, _probe_report(window) + more)])
 
-    async def _report(self, agent: _Agent, queue: asyncio.Queue[bytes]) -> None:
+    async def _report(self, agent: _Agent, queue: asyncio.Queue[list[bytes]]) -> None:
         await agent.applied.wait()
         at = time.monotonic() + random.uniform(0, self._interval_s)
-        for number in itertools.count():
-            windows = list(agent.windows.values())
+        while True:
             await asyncio.sleep(at - time.monotonic())
-            if windows:
-                queue.put_nowait(self._summarised(windows[number % len(windows)]))
-            at += self._interval_s / max(len(windows), 1)
+            # Probes of one interval share a reading, and a message.
+            probes = [_part(_PROBES, self._summarised(each)) for each in agent.windows.values()]
+            if probes:
+                queue.put_nowait(probes)
+            at += self._interval_s
 
     def _summarised(self, window: _Window) -> bytes:
         now = time.time()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
+from latencyprobe.domain.fairness import MAX_PROBES, MAX_TARGETS
 from latencyprobe.domain.measurement import NodeMeasurement, NodeStage
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.collector import ProbeFigures
@@ -54,6 +55,23 @@ def messages(
         packed.append(part)
     if packed:
         yield packed
+
+
+def bundles(parts: Iterable[pb.ProbeReport]) -> Iterator[list[pb.ProbeReport]]:
+    """Put summaries together in their order, as many in a message as the operator takes."""
+    together: list[pb.ProbeReport] = []
+    size = targets = 0
+    for part in parts:
+        more_bytes, more_targets = _framed(part), max(len(part.summary.statuses), len(part.pods))
+        is_full = size + more_bytes > MESSAGE_BYTES or targets + more_targets > MAX_TARGETS
+        if together and (is_full or len(together) == MAX_PROBES):
+            yield together
+            together, size, targets = [], 0, 0
+        together.append(part)
+        size += more_bytes
+        targets += more_targets
+    if together:
+        yield together
 
 
 def divided(figures: ProbeFigures, part: pb.ProbeReport) -> tuple[ProbeFigures, ProbeFigures]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.domain.summary import PodChoice, PodReport
@@ -13,7 +14,7 @@ from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.agent import Agent
 from latencyprobe_agent.collector import ProbeFigures
 from latencyprobe_agent.serving.messages import coverage_messages
-from latencyprobe_agent.serving.parts import MESSAGE_BYTES, divided, messages
+from latencyprobe_agent.serving.parts import MESSAGE_BYTES, bundles, divided, messages
 from latencyprobe_agent.serving.summary_messages import (
     StatusChanges,
     frame,
@@ -79,10 +80,8 @@ class ReportPump:
             await first_to_end(readings.until_due(), self._wishes.until_changed())
             await self._send_all(readings.take_figures())
             self._forget_removed_probes()
-            for probe_id in readings.windows.due:
-                await self._send_summary(probe_id)
-            for probe_id in self._wishes.take_changed():
-                await self._send_wanted(probe_id)
+            await self._send_parts(map(self._summary_parts, readings.windows.due))
+            await self._send_parts(map(self._wanted_parts, self._wishes.take_changed()))
 
     # Figures of an interval
 
@@ -100,29 +99,29 @@ class ReportPump:
 
     # Summaries of a window
 
-    async def _send_summary(self, probe_id: str) -> None:
-        """Send a probe's newest summary, with the pods that the client wants in full."""
+    def _summary_parts(self, probe_id: str) -> Iterable[pb.ProbeReport]:
+        """Make a probe's newest summary, with the pods that the client wants in full."""
         report = self._agent.take_window_report(probe_id)
         if report is None or report.probe.window is None:
-            return
+            return ()
         sent = self._sent[probe_id] = _Sent(report)
         statuses = self._statuses.take(probe_id, self._agent.standings(report.probe))
         default = report.probe.window.pods_in_full
         chosen = self._chosen(sent, self._wishes.choice_of(probe_id, default))
         begun = summary_report(report, statuses)
-        await self._send_parts(with_pods(begun, chosen, partial(frame, report), MESSAGE_BYTES))
+        return with_pods(begun, chosen, partial(frame, report), MESSAGE_BYTES)
 
-    async def _send_wanted(self, probe_id: str) -> None:
-        """Send the pods that the client wants now, and the newest summary lacks."""
+    def _wanted_parts(self, probe_id: str) -> Iterable[pb.ProbeReport]:
+        """Make the pods that the client wants now, and the newest summary lacks."""
         sent = self._sent.get(probe_id)
         if sent is None or sent.report.probe.window is None:
-            return
+            return ()
         default = sent.report.probe.window.pods_in_full
         missing = self._chosen(sent, self._wishes.choice_of(probe_id, default))
-        if missing:
-            begun = frame(sent.report)
-            parts = with_pods(begun, missing, partial(frame, sent.report), MESSAGE_BYTES)
-            await self._send_parts(parts)
+        if not missing:
+            return ()
+        begun = frame(sent.report)
+        return with_pods(begun, missing, partial(frame, sent.report), MESSAGE_BYTES)
 
     def _chosen(self, sent: _Sent, choice: PodChoice) -> list[PodReport]:
         """Return the pods of this choice that were not sent yet, and note them as sent."""
@@ -130,9 +129,13 @@ class ReportPump:
         sent.in_full |= uids
         return [pod for pod in sent.report.pods if pod.pod_uid in uids]
 
-    async def _send_parts(self, parts: Iterable[pb.ProbeReport]) -> None:
-        for part in parts:
-            await self._send(self._report([part]))
+    async def _send_parts(self, of_probes: Iterable[Iterable[pb.ProbeReport]]) -> None:
+        """Send these; each is made when the message before it is sent.
+
+        A message has a cost of its own at the client, so probes share it.
+        """
+        for together in bundles(chain.from_iterable(of_probes)):
+            await self._send(self._report(together))
             self._count()
             self._unacknowledged.note(self._sequence, ())
 

@@ -266,7 +266,9 @@ class AgentSession:
             return
         self._take_overhead(report.overhead)
         changed = self._take_coverage(report.coverage)
-        for message in report.probes:
+        for index, message in enumerate(report.probes):
+            if index:
+                await self._turns.take()
             if self._covers(message, report):
                 changed |= await self._take_probe(message, report)
         if changed:

@@ -30,7 +30,7 @@ from latencyprobe_agent.collector import Moment, ProbeFigures
 from latencyprobe_agent.desired import ContainerSelector, DesiredTarget, PidSelector
 from latencyprobe_agent.serving import parts
 from latencyprobe_agent.serving.messages import MAX_PIDS_SHOWN, apply_result, status_message
-from latencyprobe_agent.serving.parts import MESSAGE_BYTES, divided, messages
+from latencyprobe_agent.serving.parts import MESSAGE_BYTES, bundles, divided, messages
 from latencyprobe_agent.serving.requests import parse_desired
 from latencyprobe_agent.targets.facts import TargetFacts
 from tests.unit.agent.scripted import samples
@@ -173,6 +173,40 @@ def test_the_containers_of_a_pod_stay_in_one_part() -> None:
             homes.setdefault(pod, set()).add(number)
     assert len(sent) > 2
     assert all(len(home) == 1 for pod, home in homes.items() if int(pod) % 2 == 0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 90)), max_size=30))
+def test_summaries_share_messages_within_the_operators_limits(
+    sizes: list[tuple[int, int]],
+) -> None:
+    reports = [
+        pb.ProbeReport(
+            id=str(number),
+            summary=pb.ProbeSummary(statuses=[pb.TargetStatus(id="t")] * statuses),
+            pods=[pb.PodReport(pod_uid="p" * 10)] * in_full,
+        )
+        for number, (statuses, in_full) in enumerate(sizes)
+    ]
+    with (
+        patch.object(parts, "MESSAGE_BYTES", SMALL),
+        patch.object(parts, "MAX_TARGETS", 100),
+        patch.object(parts, "MAX_PROBES", 5),
+    ):
+        together = list(bundles(reports))
+
+    assert [each.id for bundle in together for each in bundle] == [each.id for each in reports]
+    for bundle in together:
+        assert 1 <= len(bundle) <= 5
+        message = pb.Report(probes=bundle)
+        assert len(bundle) == 1 or message.ByteSize() <= SMALL
+        assert sum(max(len(e.summary.statuses), len(e.pods)) for e in bundle) <= 100
+    for before, after in itertools.pairwise(together):
+        overfull = [*before, after[0]]
+        assert (
+            len(overfull) > 5
+            or pb.Report(probes=overfull).ByteSize() > SMALL - 8 * len(overfull)
+            or sum(max(len(e.summary.statuses), len(e.pods)) for e in overfull) > 100
+        )
 
 
 def test_as_many_busy_targets_as_there_can_be_fit_into_small_messages() -> None:

@@ -198,6 +198,17 @@ async def test_a_probe_without_a_window_is_reported_beside_it_as_before(running:
     assert not delta.HasField("summary")
 
 
+async def test_probes_of_one_interval_share_a_message(running: Running) -> None:
+    probes = [windowed(container(A), name=f"p{number}") for number in range(5)]
+    await running.stub.Apply(state(*probes))
+    async with client(running) as stream:
+        async with asyncio.timeout(patient(20)):
+            while len(together := (await stream.report()).probes) < 5:
+                pass
+    assert [each.id for each in together] == [each.id for each in probes]
+    assert all(each.HasField("summary") for each in together)
+
+
 async def test_a_summary_without_pods_says_so(running: Running) -> None:
     await running.stub.Apply(state(windowed()))
     async with client(running) as stream:
@@ -362,7 +373,8 @@ async def test_equal_scores_are_ordered_by_uid_and_limited(running: Running) -> 
 async def test_pods_that_exceed_a_message_follow_in_others(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("latencyprobe_agent.serving.reports.MESSAGE_BYTES", 1500)
+    for module in ("reports", "parts"):
+        monkeypatch.setattr(f"latencyprobe_agent.serving.{module}.MESSAGE_BYTES", 1500)
     await running.stub.Apply(state(windowed(*map(container, UIDS))))
     async with client(running) as stream:
         report = await stream.summary()
