@@ -19,8 +19,11 @@ class Instruments(Protocol):
     def show_targets(self, counts: Mapping[TargetState, int]) -> None:
         """Report the number of targets by state."""
 
-    def note_reading(self, cpu_percent: float | None) -> None:
-        """Count a reading of the engine; report the programs' CPU time, None if unknown."""
+    def note_reading(self, cpu_percent: float | None, missed_runs: int) -> None:
+        """Count a reading of the engine; report the programs' CPU time, None if unknown.
+
+        `missed_runs`: those of the programs since the start.
+        """
 
     def time_apply(self) -> AbstractContextManager[object]:
         """Time the adoption of a desired state, which runs inside."""

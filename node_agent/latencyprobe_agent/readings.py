@@ -125,7 +125,7 @@ class Readings:
         self._gather(self._collector.due_namespaces(self._last))
         overhead = self._engine.overhead()
         self._overhead.note(overhead.cpu_percent, self._last.monotonic - before.monotonic)
-        self._instruments.note_reading(overhead.cpu_percent)
+        self._instruments.note_reading(overhead.cpu_percent, overhead.missed_runs)
         self.windows.add(self._collector.take_for_windows(self._last))
         self._were_taken.set()
         shift = self._governor.judge(overhead)

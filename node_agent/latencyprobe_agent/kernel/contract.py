@@ -64,11 +64,13 @@ class Overhead:
     """Run time of our eBPF programs.
 
     `cpu_percent`: percent of one core; None if it is not known (yet). `figure`: a number that
-    changes with each new figure, since one may be read many times.
+    changes with each new figure, since one may be read many times. `missed_runs`: events since the
+    start that the kernel kept from our programs, since one of them was running on that CPU.
     """
 
     cpu_percent: float | None
     figure: int = 0
+    missed_runs: int = 0
 
 
 @dataclass(frozen=True, slots=True)

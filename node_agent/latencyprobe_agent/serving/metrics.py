@@ -40,6 +40,12 @@ class AgentMetrics:
             "Run time of the eBPF programs in cores; 0 while there is no figure.",
             registry=self.registry,
         )
+        self._missed_runs = Counter(
+            "latencyprobe_missed_program_runs",
+            "Events that the kernel kept from an eBPF program that was running on that CPU.",
+            registry=self.registry,
+        )
+        self._known_missed_runs = 0
         self.reports = Counter(
             "latencyprobe_reports_sent", "Reports sent to the client.", registry=self.registry
         )
@@ -87,9 +93,11 @@ class AgentMetrics:
         yield
         self._apply_seconds.observe(time.perf_counter() - began)
 
-    def note_reading(self, cpu_percent: float | None) -> None:
-        """Count a reading of the engine, and show the CPU time of the programs."""
+    def note_reading(self, cpu_percent: float | None, missed_runs: int) -> None:
+        """Count a reading of the engine; show the CPU time and the missed runs of the programs."""
         self._reads.inc()
+        self._missed_runs.inc(missed_runs - self._known_missed_runs)
+        self._known_missed_runs = missed_runs
         self._program_cpu.set((cpu_percent or 0) / 100)
 
 

@@ -16,7 +16,7 @@ def value(metrics: AgentMetrics, name: str) -> float:
 
 def test_the_run_time_of_programs_that_are_gone_is_not_shown() -> None:
     metrics = AgentMetrics()
-    metrics.note_reading(3.0)
+    metrics.note_reading(3.0, 0)
     assert value(metrics, "latencyprobe_program_cpu_ratio") == 0.03
 
     metrics.show_modules([Module.RX])
@@ -27,9 +27,16 @@ def test_the_run_time_of_programs_that_are_gone_is_not_shown() -> None:
 
 def test_run_time_that_is_not_known_any_more_is_not_shown() -> None:
     metrics = AgentMetrics()
-    metrics.note_reading(3.0)
-    metrics.note_reading(None)
+    metrics.note_reading(3.0, 0)
+    metrics.note_reading(None, 0)
     assert value(metrics, "latencyprobe_program_cpu_ratio") == 0
+
+
+def test_missed_runs_are_those_since_the_start() -> None:
+    metrics = AgentMetrics()
+    for missed_runs in (0, 3, 3, 10):
+        metrics.note_reading(None, missed_runs)
+    assert value(metrics, "latencyprobe_missed_program_runs_total") == 10
 
 
 def test_only_a_state_that_is_in_force_counts_as_applied() -> None:

@@ -8,6 +8,7 @@ import os
 import pytest
 
 from latencyprobe_agent.kernel import libbpf
+from latencyprobe_agent.kernel.contract import Overhead
 from latencyprobe_agent.kernel.runtime import overhead
 from latencyprobe_agent.kernel.runtime.overhead import OverheadClock
 from tests.unit.agent.running import until
@@ -16,12 +17,16 @@ from tests.unit.agent.running import until
 class Programs:
     """Programs that have run for a while, each time that they are read."""
 
-    def __init__(self) -> None:
+    def __init__(self, missed_runs: int = 0) -> None:
         self._run_time_ns = 0
+        self.missed = missed_runs
 
     def run_time_ns(self) -> int:
         self._run_time_ns += 1000
         return self._run_time_ns
+
+    def missed_runs(self) -> int:
+        return self.missed
 
 
 async def test_statistics_that_lack_a_descriptor_are_tried_again(
@@ -40,5 +45,18 @@ async def test_statistics_that_lack_a_descriptor_are_tried_again(
     monkeypatch.setattr(overhead, "LOOK_SECONDS", 0.01)
     clock = OverheadClock()
     clock.follow(Programs())  # type: ignore[arg-type]
-    await until(lambda: clock.overhead.cpu_percent is not None, "a figure")
+    await until(lambda: clock.overhead().cpu_percent is not None, "a figure")
     clock.stop()
+
+
+async def test_missed_runs_are_kept_when_other_programs_are_loaded() -> None:
+    clock, first, second = OverheadClock(), Programs(missed_runs=2), Programs(missed_runs=5)
+    assert clock.overhead().missed_runs == 0
+    clock.follow(first)  # type: ignore[arg-type]
+    first.missed = 4
+    assert clock.overhead().missed_runs == 4
+    clock.follow(second)  # type: ignore[arg-type]
+    assert clock.overhead().missed_runs == 9
+    clock.stop()
+    clock.stop()
+    assert clock.overhead() == Overhead(None, missed_runs=9)

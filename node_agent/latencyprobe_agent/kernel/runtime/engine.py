@@ -152,7 +152,7 @@ class KernelEngine:
 
     def overhead(self) -> Overhead:
         """See `contract.Engine.overhead`."""
-        return self._clock.overhead
+        return self._clock.overhead()
 
     def sample(self, shift: int) -> None:
         """See `contract.Engine.sample`."""

@@ -174,6 +174,14 @@ class LoadedObject:
         """Return the run time of all programs; it does not grow while the statistics are off."""
         return sum(libbpf.program_info(program).run_time_ns for program in self._programs)
 
+    def missed_runs(self) -> int:
+        """Return the number of runs that the kernel left out, of all programs.
+
+        A program does not run while it already runs on that CPU. The kernel counts that in
+        `recursion_misses` of struct bpf_prog_info, since 5.12.
+        """
+        return sum(libbpf.program_info(program).recursion_misses for program in self._programs)
+
     def close(self) -> None:
         """Detach and free everything. Idempotent."""
         if not self._owned.maps:

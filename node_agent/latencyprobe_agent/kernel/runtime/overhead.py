@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from dataclasses import replace
 
 from latencyprobe.process.os_errors import is_transient
 from latencyprobe_agent.kernel import libbpf
@@ -23,12 +24,18 @@ class OverheadClock:
     """The sampling of one object's programs, from `follow` to `stop`."""
 
     def __init__(self) -> None:
-        self.overhead = Overhead(None)
+        self._figure = Overhead(None)
+        self._missed_before = 0
         self._object: LoadedObject | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._statistics_fd: int | None = None
         self._began = 0.0
         self._run_time_ns = 0
+
+    def overhead(self) -> Overhead:
+        """Return the newest figure, and the missed runs of all objects until now."""
+        missed = self._object.missed_runs() if self._object is not None else 0
+        return replace(self._figure, missed_runs=self._missed_before + missed)
 
     def follow(self, loaded: LoadedObject) -> None:
         """Sample these programs from now on; the first figure comes after a second."""
@@ -42,8 +49,9 @@ class OverheadClock:
             self._timer.cancel()
             self._timer = None
         self._close_statistics()
+        self._missed_before = self.overhead().missed_runs
         self._object = None
-        self.overhead = Overhead(None, self.overhead.figure)
+        self._figure = Overhead(None, self._figure.figure)
 
     def _look(self) -> None:
         assert self._object is not None
@@ -52,7 +60,7 @@ class OverheadClock:
         except libbpf.KernelRefusedError as error:
             if is_transient(error):
                 self._look_later()
-            return  # else not known on this kernel: `overhead` says so
+            return  # else not known on this kernel: the figure says so
         self._began = time.monotonic()
         self._run_time_ns = self._object.run_time_ns()
         self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._end_look)
@@ -61,7 +69,7 @@ class OverheadClock:
         assert self._object is not None
         busy_ns = self._object.run_time_ns() - self._run_time_ns
         elapsed_ns = (time.monotonic() - self._began) * 1e9
-        self.overhead = Overhead(100 * busy_ns / elapsed_ns, self.overhead.figure + 1)
+        self._figure = Overhead(100 * busy_ns / elapsed_ns, self._figure.figure + 1)
         self._close_statistics()
         self._look_later()
 
