@@ -40,7 +40,7 @@ def certified(shop: Shop) -> Iterator[Release]:
     cert_manager.install(release.cluster, release.helm, obtain(say_on_stderr))
     cert_manager.apply(release.cluster, _issuer_of_the_readme())
     release.install(*SETTINGS)
-    shop.open()
+    shop.reopen()
     yield release
     release.uninstall()
     cert_manager.uninstall(release.cluster, release.helm)

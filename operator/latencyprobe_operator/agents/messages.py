@@ -112,7 +112,22 @@ def outgoing_state(
             message.probes.append(each.probe)
             message.probes[-1].targets.extend(each.targets.values())
             sent[probe_uid] = frozenset(each.targets)
+    left = (encoded[probe.key.uid].probe for probe in state if not probe.targets)
+    for each_left in _fitting(left, message):
+        message.probes.append(each_left)
+        sent[each_left.id] = frozenset()
     return Outgoing(message, left_out, sent)
+
+
+def _fitting(left: Iterable[pb.Probe], message: pb.DesiredState) -> Iterator[pb.Probe]:
+    """Yield the probes without targets that fit beside those with some, which come first."""
+    room = MAX_REQUEST_BYTES - _STATE_BYTES - message.ByteSize()
+    places = MAX_PROBES - len(message.probes)
+    for probe in left:
+        room -= probe.ByteSize() + _FRAME_BYTES
+        places -= 1
+        if probe.id and room >= 0 and places >= 0:
+            yield probe
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,22 @@ def test_what_an_agent_does_not_take_is_left_out_of_its_namespace_alone() -> Non
     assert f"the share of namespace flood is {MAX_PROBES - 2}" in statuses[0].message
 
 
+def test_a_probe_without_targets_is_sent_as_long_as_there_is_room() -> None:
+    left = tuple(replace(each, targets=()) for each in node_state("left", 900, some_pods(1)))
+    outgoing = send(left[:2] + node_state("bank", 1, some_pods(1)))
+    assert {probe.namespace for probe in outgoing.message.probes} == {"left", "bank"}
+    assert len(outgoing.message.probes) == 3
+    assert outgoing.sent[left[0].key.uid] == frozenset()
+
+    full = send(left + node_state("flood", MAX_PROBES - 10, some_pods(1)))
+    assert len(full.message.probes) == MAX_PROBES
+    assert namespaces_of(full.targets) == {"flood": MAX_PROBES - 10}
+
+    wide = tuple(replace(each, ports=tuple(range(60_000, 61_000))) for each in left)
+    assert 100 < len(send(wide).message.probes) < 900
+    assert send(wide).message.ByteSize() <= MAX_REQUEST_BYTES
+
+
 def test_a_namespace_that_was_first_yields_what_is_above_its_share() -> None:
     first = node_state("first", 20, some_pods(300))
     before = send(first).targets
