@@ -2,7 +2,8 @@
 
 One message carries the newest acknowledgement and all choices since the last one. So an agent that
 reads slowly makes no queue grow. An agent ignores choices for probes that it does not have yet. So
-a choice goes out once the agent has reported on the probe in this stream.
+a choice goes out once the agent has reported on the probe in this stream. It goes with the next
+acknowledgement, since a message of its own costs as much: unless a status waits for the pods.
 """
 
 from __future__ import annotations
@@ -41,13 +42,15 @@ class Acknowledgements:
         self._reported.update(probe_uids)
         self._news.set()
 
-    def want(self, probe_uid: str, choice: PodChoice) -> None:
-        """Note the pods of a probe that are wanted in full from now on."""
-        if self._choices.get(probe_uid) == choice:
-            return
-        self._choices[probe_uid] = choice
-        self._unsent.add(probe_uid)
-        if probe_uid in self._reported:
+    def want(self, probe_uid: str, choice: PodChoice, *, at_once: bool = False) -> None:
+        """Note the pods of a probe that are wanted in full from now on.
+
+        `at_once`: without waiting for the next acknowledgement.
+        """
+        if self._choices.get(probe_uid) != choice:
+            self._choices[probe_uid] = choice
+            self._unsent.add(probe_uid)
+        if at_once and probe_uid in self._unsent & self._reported:
             self._news.set()
 
     def keep(self, probe_uids: Collection[str]) -> None:

@@ -93,10 +93,15 @@ class Fleet:
         if link := self._links.get(node):
             link.want(state)
 
-    def want_in_full(self, node: str, probe_uid: str, choice: PodChoice) -> None:
-        """Have this node's agent, if there is one, report these pods of a probe in full."""
+    def want_in_full(
+        self, node: str, probe_uid: str, choice: PodChoice, at_once: bool = False
+    ) -> None:
+        """Have this node's agent, if there is one, report these pods of a probe in full.
+
+        `at_once`: a status waits for them; else from the report after the next one on.
+        """
         if link := self._links.get(node):
-            link.want_in_full(probe_uid, choice)
+            link.want_in_full(probe_uid, choice, at_once=at_once)
 
     def view(self, node: str) -> AgentView:
         """Return this node's agent as it is known at this moment."""

@@ -151,9 +151,9 @@ class AgentLink:
         """Make this the agent's desired state, now or when it can be reached."""
         self._sync.want(state)
 
-    def want_in_full(self, probe_uid: str, choice: PodChoice) -> None:
+    def want_in_full(self, probe_uid: str, choice: PodChoice, *, at_once: bool) -> None:
         """Have the agent report these pods of a probe in full, from now on."""
-        self._session.want_in_full(probe_uid, choice)
+        self._session.want_in_full(probe_uid, choice, at_once=at_once)
 
     async def wait_settled(self) -> None:
         """Return once the agent has applied its desired state."""

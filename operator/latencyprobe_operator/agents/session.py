@@ -146,9 +146,9 @@ class AgentSession:
         finally:
             self._news.cancel()
 
-    def want_in_full(self, probe_uid: str, choice: PodChoice) -> None:
-        """Have the agent report these pods of a probe in full, from now on."""
-        self._acknowledgements.want(probe_uid, choice)
+    def want_in_full(self, probe_uid: str, choice: PodChoice, *, at_once: bool) -> None:
+        """Have the agent report these pods of a probe in full, from its next report on or now."""
+        self._acknowledgements.want(probe_uid, choice, at_once=at_once)
 
     async def _greet(self, stub: NodeAgentAsyncStub) -> None:
         async with self._greetings:

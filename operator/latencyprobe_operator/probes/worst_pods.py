@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from latencyprobe.domain.summary import PodChoice
@@ -11,8 +11,8 @@ from latencyprobe_operator.desired_state import DesiredStates
 from latencyprobe_operator.probes.choices import Top, choice_of, top_of, top_of_rows
 from latencyprobe_operator.probes.summaries import NodeSummaries
 
-WantInFull = Callable[[str, str, PodChoice], None]
-"""As `Fleet.want_in_full`: the node, the probe's UID and the choice."""
+WantInFull = Callable[[str, str, PodChoice, bool], None]
+"""As `Fleet.want_in_full`: the node, the probe's UID, the choice, and if it is sent at once."""
 
 
 class WorstPods:
@@ -51,8 +51,9 @@ class WorstPods:
         self._top = top_of(summaries.scores(), self.max_pods)
         self._measured = summaries.measured
         self._nodes = frozenset(nodes)
+        lacking = set(self._lacking(summaries))
         for node in nodes:
-            self._want_in_full(node, self._probe_uid, self.choice(node))
+            self._want_in_full(node, self._probe_uid, self.choice(node), node in lacking)
 
     async def fetch(
         self, summaries: NodeSummaries, arrived: asyncio.Event, *, timeout_s: float
@@ -60,16 +61,16 @@ class WorstPods:
         """Wait until the chosen pods are there in full, but no longer than this."""
         try:
             async with asyncio.timeout(timeout_s):
-                while self._lacks(summaries):
+                while any(self._lacking(summaries)):
                     arrived.clear()
                     await arrived.wait()
         except TimeoutError:
             return
 
-    def _lacks(self, summaries: NodeSummaries) -> bool:
+    def _lacking(self, summaries: NodeSummaries) -> Iterator[str]:
+        """Yield the nodes whose chosen pods are not all there in full."""
         chosen = self._top.pods if self._top else ()
-        return any(
-            summaries.lacks(each.node, each.place.pod_uid)
-            for each in chosen
-            if each.node in self._nodes  # others have nothing to measure, and do not answer
-        )
+        for each in chosen:
+            # Others have nothing to measure, and do not answer.
+            if each.node in self._nodes and summaries.lacks(each.node, each.place.pod_uid):
+                yield each.node

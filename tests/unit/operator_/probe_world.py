@@ -69,7 +69,7 @@ class World:
         }
         return AgentView(self.agent_state, "as told", targets=words, cpu_percent=0.1)
 
-    def want_in_full(self, node: str, probe_uid: str, choice: PodChoice) -> None:
+    def want_in_full(self, node: str, probe_uid: str, choice: PodChoice, at_once: bool) -> None:
         self.choices[node] = choice
 
     async def patch_status(

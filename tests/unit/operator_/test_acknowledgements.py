@@ -55,8 +55,29 @@ async def test_a_choice_goes_out_with_the_acknowledgement_of_a_report_on_its_pro
     acknowledgements.acknowledge(2, ["p"])
     assert wanted(await anext(messages)) == {"p": (2, 0)}
     acknowledgements.want("p", PodChoice(4))
+    waiting = asyncio.ensure_future(anext(messages))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    acknowledgements.acknowledge(3, ["p"])
+    message = await waiting
+    assert (message.acknowledged, wanted(message)) == (3, {"p": (4, 0)})
+
+
+async def test_a_choice_that_a_status_waits_for_goes_out_at_once() -> None:
+    acknowledgements = Acknowledgements()
+    messages = acknowledgements.open_stream()
+    await anext(messages)
+    acknowledgements.want("p", PodChoice(2), at_once=True)
+    waiting = asyncio.ensure_future(anext(messages))
+    await asyncio.sleep(0)
+    assert not waiting.done(), "the agent does not know the probe yet"
+    acknowledgements.acknowledge(1, ["p"])
+    await waiting
+    acknowledgements.want("p", PodChoice(4))
+    acknowledgements.want("p", PodChoice(4), at_once=True)
+
     message = await anext(messages)
-    assert (message.acknowledged, wanted(message)) == (2, {"p": (4, 0)})
+    assert (message.acknowledged, wanted(message)) == (1, {"p": (4, 0)})
 
 
 async def test_a_new_stream_gets_the_choices_again_and_those_of_gone_probes_never() -> None:
@@ -65,7 +86,7 @@ async def test_a_new_stream_gets_the_choices_again_and_those_of_gone_probes_neve
     await anext(messages)
     acknowledgements.acknowledge(7, ["p", "gone"])
     acknowledgements.want("p", PodChoice(2))
-    acknowledgements.want("gone", PodChoice(2))
+    acknowledgements.want("gone", PodChoice(2), at_once=True)
     await anext(messages)
     acknowledgements.keep(["p"])
 
@@ -81,9 +102,9 @@ async def test_an_equal_choice_is_not_sent_again() -> None:
     messages = acknowledgements.open_stream()
     await anext(messages)
     acknowledgements.acknowledge(1, ["p"])
-    acknowledgements.want("p", PodChoice(2))
+    acknowledgements.want("p", PodChoice(2), at_once=True)
     await anext(messages)
-    acknowledgements.want("p", PodChoice(2))
+    acknowledgements.want("p", PodChoice(2), at_once=True)
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0):

@@ -74,7 +74,7 @@ async def test_pods_that_are_wanted_follow_in_a_report_of_their_own(listening: L
     await until(lambda: listening.agent.heard[-1].wanted, what=lambda: listening.agent.heard)
     listening.agent.report(UID, {target_id("a"): SOUND})
     assert (await listening.heard(2)).pods == ()
-    listening.fleet.want_in_full(NODE, UID, PodChoice(5))
+    listening.fleet.want_in_full(NODE, UID, PodChoice(5), at_once=True)
 
     report = await listening.heard(3)
     assert report.summary is None

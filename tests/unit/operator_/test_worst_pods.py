@@ -54,6 +54,8 @@ class Cluster(World):
         self.ended: set[str] = set()
         self.mute: set[str] = set()
         """The nodes whose agents do not answer a choice."""
+        self.later: dict[str, pb.WantedPods] = {}
+        """Choices that go with the acknowledgement of a node's next report."""
         self.full_reports = 0
         self.probe: Probe | None = None
 
@@ -76,10 +78,17 @@ class Cluster(World):
             )
         )
 
-    def want_in_full(self, node: str, probe_uid: str, choice: PodChoice) -> None:
-        super().want_in_full(node, probe_uid, choice)
+    def want_in_full(self, node: str, probe_uid: str, choice: PodChoice, at_once: bool) -> None:
+        super().want_in_full(node, probe_uid, choice, at_once)
         wanted = pb.WantedPods(probe_id=probe_uid, choice=choice_to_proto(choice))
-        answer = self.windows[node].answer(wanted)
+        self.later[node] = wanted
+        if at_once:
+            self.hear(node)
+
+    def hear(self, node: str) -> None:
+        """Let the agent of a node hear the newest choice, and answer."""
+        wanted = self.later.pop(node, None)
+        answer = self.windows[node].answer(wanted) if wanted else None
         if answer and node not in self.mute:
             asyncio.get_running_loop().call_later(0.05, self.deliver, node, answer)
 
@@ -112,6 +121,7 @@ class Cluster(World):
         """Let all agents report, and the status be written."""
         for node in self.pods:
             self.deliver(node, self.summarised(node))
+            self.hear(node)
         await asyncio.sleep(INTERVAL_S)
 
     @property
