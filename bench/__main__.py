@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import contention, domain, hooks, memory, throughput
+from bench import contention, domain, hooks, memory, neighbours, throughput
 from bench.outcome import CannotMeasureError, Outcome
 from latencyprobe_agent.kernel.contract import EngineError
 
@@ -34,6 +34,11 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     ),
     "throughput": Benchmark(
         throughput.run, throughput.DEFAULT_ROUNDS, "TCP requests and responses, probed : unprobed"
+    ),
+    "neighbours": Benchmark(
+        neighbours.run,
+        neighbours.DEFAULT_ROUNDS,
+        "real programs as strangers and as targets, probed : unprobed",
     ),
     "contention": Benchmark(
         contention.run, contention.DEFAULT_ROUNDS, "two CPUs that count for one target"

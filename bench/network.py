@@ -64,29 +64,30 @@ def network(name: str = "") -> Iterator[Network]:
     made: list[Namespace] = []
     try:
         for namespace in names:
-            _ip("netns", "add", namespace.name)
+            ip("netns", "add", namespace.name)
             made.append(namespace)
-            _ip("-n", namespace.name, "link", "set", "lo", "up")
+            ip("-n", namespace.name, "link", "set", "lo", "up")
         net = Network(*names)
         _join(net)
         yield net
     finally:
         for namespace in made:
-            _ip("netns", "delete", namespace.name)
+            ip("netns", "delete", namespace.name)
 
 
 def _join(net: Network) -> None:
     client, server = net.client.name, net.server.name
     ends = ("name", "veth0", "netns", client), ("name", "veth0", "netns", server)
-    _ip("link", "add", *ends[0], "type", "veth", "peer", *ends[1])
+    ip("link", "add", *ends[0], "type", "veth", "peer", *ends[1])
     for name, address in ((client, CLIENT_ADDRESS), (server, SERVER_ADDRESS)):
         # no address resolution and no IPv6 housekeeping between our packets
-        _ip("-n", name, "link", "set", "veth0", "addrgenmode", "none")
-        _ip("-n", name, "address", "add", f"{address}/30", "dev", "veth0")
-        _ip("-n", name, "link", "set", "veth0", "up")
+        ip("-n", name, "link", "set", "veth0", "addrgenmode", "none")
+        ip("-n", name, "address", "add", f"{address}/30", "dev", "veth0")
+        ip("-n", name, "link", "set", "veth0", "up")
 
 
-def _ip(*arguments: str) -> None:
+def ip(*arguments: str) -> None:
+    """Run `ip`; raise CannotMeasureError with its answer if it fails."""
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise CannotMeasureError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
