@@ -35,8 +35,7 @@ int on_tcp_rcv_space_adjust(u64 *ctx)
 	note_read_window(config, state, tp);
 #endif
 #ifdef MODULE_RX
-	read_segments(config, sk, state, now, is_own);
-	check_read(config, state);
+	take_segments(config, sk, state, now, is_own);
 #endif
 	return 0;
 }

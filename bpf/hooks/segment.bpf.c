@@ -33,7 +33,7 @@ int on_tcp_probe(u64 *ctx)
 	note_peer_window(config, state, tp);
 #endif
 #ifdef MODULE_RX
-	receive_segment(config, state, tp, skb, now);
+	receive_segment(config, sk, state, tp, skb, now);
 #endif
 	return 0;
 }

@@ -28,7 +28,7 @@ int on_tcp_sendmsg_locked(u64 *ctx)
 		return 0;
 	now = bpf_ktime_get_ns();
 #ifdef MODULE_TX
-	note_piece(state, tp, (struct msghdr *)ctx[1], (struct sk_buff *)ctx[2], ctx[3], now);
+	note_piece(state, sk, tp, (struct msghdr *)ctx[1], (struct sk_buff *)ctx[2], ctx[3], now);
 #endif
 #ifdef MODULE_TCP
 	note_write(config, state, sk, tp, now);
@@ -74,9 +74,9 @@ static __always_inline int handle_wait(struct sock *sk, bool is_over)
 		return 0;
 #ifdef MODULE_TX
 	if (is_over)
-		note_rest(state, tp);
+		note_rest(sk, tp);
 	else
-		give_up_rest(state, tp);
+		give_up_rest(sk, tp);
 #endif
 	return 0;
 }

@@ -1,19 +1,24 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * The state per socket of a target: its owners, the segments that wait in its queue, and the bytes
- * that wait to be sent.
+ * that wait to be sent. In parts, since most sockets need little of it:
+ *
+ *   socket_states   with the first event: whose it is, and how far it is
+ *   socket_queues   with the first data: the few segments and hand-offs that mostly wait at once
+ *   segment_rings, handoff_rings   when more wait
  *
  * TCP's paths that touch it (tcp_rcv_established, tcp_recvmsg, tcp_sendmsg_locked, tcp_write_xmit,
  * state changes) hold the socket's lock, so it needs none of its own. It dies with the socket.
  */
 
-#define SEGMENTS 64 /* must be a power of two */
+#define FEW_SEGMENTS 4 /* in a queue; these must be powers of two */
+#define SEGMENTS 64    /* in a ring */
 #define READ_ROUNDS 64
 
 /* A received segment between tcp_probe and the application. Durations saturate at 4.2 s. */
 struct segment {
 	u64 queued_ns; /* when it reached the socket */
-	u32 seq;
+	u32 seq;       /* of a datagram: its position in the queue */
 	u32 end_seq;
 	u32 softirq_ns; /* durations of the stages before; ABSENT where there was none */
 	u32 host_ns;
@@ -35,7 +40,8 @@ static __always_inline u32 saturate(u64 ns)
 	return ns < ABSENT ? ns : ABSENT - 1;
 }
 
-#define HANDOFFS 32 /* must be a power of two */
+#define FEW_HANDOFFS 4 /* in a queue; these must be powers of two */
+#define HANDOFFS 32    /* in a ring */
 
 /* Bytes that an application handed to TCP; see send.bpf.c. */
 struct handoff {
@@ -68,15 +74,15 @@ struct socket_state {
 	u32 port_pair;	/* and the ports: both change when a socket is bound or connected */
 	owners_t owners;
 	owners_t process_owners; /* of the process that claimed it, before the filters */
-	u32 is_candidate;	 /* perhaps a target process's; known once it touches the socket */
-	u32 is_seq_known;	 /* known_seq is set */
 	u64 connect_ns;		 /* SYN sent; 0 when no connect is pending */
-	u64 handshake_ns;	 /* duration measured before the owner was known */
+	u32 handshake_ns;	 /* duration measured before the owner was known */
+	u8 is_candidate;	 /* perhaps a target process's; known once it touches the socket */
+	u8 is_seq_known;	 /* known_seq is set */
+	u8 is_read_seq_known;
+	u8 is_queue_refused; /* there was no memory for its queue */
 #if defined(MODULE_RX) || defined(MODULE_TCP)
 	u32 read_seq;  /* end of the bytes that were read, when it was last seen */
 	u32 read_from; /* and when it was seen before */
-	u32 is_read_seq_known;
-	u32 unused;
 #endif
 #if TRACE
 	struct user user; /* the last that used it */
@@ -93,51 +99,135 @@ struct socket_state {
 	u8 is_window_low; /* ours may have closed since */
 #endif
 #ifdef MODULE_RX
+	u32 known_seq; /* end of the bytes that are accounted for, as lost or unmatched too */
+#endif
+};
+
+struct socket_queue {
+#ifdef MODULE_RX
 	u32 head; /* next to read, next to fill: free-running */
 	u32 tail;
-	u32 known_seq; /* end of the bytes that are accounted for, as lost or unmatched too */
-	u32 skipped;   /* segments that left the queue unseen */
-	u32 reader;    /* the thread that read last; 0: not known */
-	u32 reserved;
-	owners_t owners_left; /* of the segment that is recorded now */
-	struct segment segments[SEGMENTS];
+	u32 skipped; /* segments that left the queue unseen */
+	u32 reader;  /* the thread that read last; 0: not known */
 #endif
 #ifdef MODULE_TX
 	u32 handed_head; /* oldest, next to fill: free-running */
 	u32 handed_tail;
-	struct handoff handed[HANDOFFS];
+#endif
+	u32 has_segment_ring; /* the segments are there, and not here; so it stays */
+	u32 has_handoff_ring;
+#ifdef MODULE_RX
+	owners_t owners_left;	/* of the segment that is recorded now */
+	struct segment present; /* a copy of it */
+	struct segment segments[FEW_SEGMENTS];
+#endif
+#ifdef MODULE_TX
+	struct handoff handed[FEW_HANDOFFS];
 #endif
 };
 
-BYTES_OF(socket_state);
-#if TYPED
-BPF_SK_STORAGE(socket_states, struct socket_state_bytes);
-#else
-/* The address of a freed socket may be reused: states end in on_state_change() and by LRU. */
-BPF_TABLE("lru_hash", u64, struct socket_state_bytes, socket_states, TRACE ? 4096 : 8192);
-BPF_PERCPU_ARRAY(empty_states, struct socket_state_bytes, 1);
+struct segment_ring {
+	struct segment segments[SEGMENTS];
+};
+
+struct handoff_ring {
+	struct handoff handed[HANDOFFS];
+};
+
+/*
+ * The kernel adds 72 bytes to each (struct bpf_local_storage_elem) and allocates 192 and 512, with
+ * another 192 for a socket's first one (struct bpf_local_storage).
+ */
+#if !TRACE
+_Static_assert(sizeof(struct socket_state) <= 120, "struct socket_state: above 120 bytes");
+_Static_assert(sizeof(struct socket_queue) <= 440, "struct socket_queue: above 440 bytes");
 #endif
 
-static __always_inline struct socket_state *find_state(struct sock *sk)
-{
+/*
+ * Each part is a storage of its sockets, which ends with them. Without BTF it is a hash by address.
+ * The address of a freed socket may be reused: there, states end in on_inet_sock_set_state() and by
+ * LRU.
+ */
+
 #if TYPED
-	/* Most sockets are no target's and have no storage: then one load suffices. */
-	if (!READ(sk, sk_bpf_storage))
-		return 0;
+
+BYTES_OF(socket_state);
+BPF_SK_STORAGE(socket_states, struct socket_state_bytes);
+
+static __always_inline struct socket_state *look_up_socket_state(struct sock *sk)
+{
 	return (struct socket_state *)socket_states.sk_storage_get(sk, 0, 0);
+}
+
+static __always_inline struct socket_state *create_socket_state(struct sock *sk)
+{
+	return (struct socket_state *)socket_states.sk_storage_get(sk, 0,
+								   BPF_SK_STORAGE_GET_F_CREATE);
+}
+
+#if defined(MODULE_RX) || defined(MODULE_TX)
+BYTES_OF(socket_queue);
+BPF_SK_STORAGE(socket_queues, struct socket_queue_bytes);
+
+static __always_inline struct socket_queue *look_up_socket_queue(struct sock *sk)
+{
+	return (struct socket_queue *)socket_queues.sk_storage_get(sk, 0, 0);
+}
+
+static __always_inline struct socket_queue *create_socket_queue(struct sock *sk)
+{
+	return (struct socket_queue *)socket_queues.sk_storage_get(sk, 0,
+								   BPF_SK_STORAGE_GET_F_CREATE);
+}
+#endif
+
+#ifdef MODULE_RX
+BYTES_OF(segment_ring);
+BPF_SK_STORAGE(segment_rings, struct segment_ring_bytes);
+
+static __always_inline struct segment_ring *look_up_segment_ring(struct sock *sk)
+{
+	return (struct segment_ring *)segment_rings.sk_storage_get(sk, 0, 0);
+}
+
+static __always_inline struct segment_ring *create_segment_ring(struct sock *sk)
+{
+	return (struct segment_ring *)segment_rings.sk_storage_get(sk, 0,
+								   BPF_SK_STORAGE_GET_F_CREATE);
+}
+#endif
+
+#ifdef MODULE_TX
+BYTES_OF(handoff_ring);
+BPF_SK_STORAGE(handoff_rings, struct handoff_ring_bytes);
+
+static __always_inline struct handoff_ring *look_up_handoff_ring(struct sock *sk)
+{
+	return (struct handoff_ring *)handoff_rings.sk_storage_get(sk, 0, 0);
+}
+
+static __always_inline struct handoff_ring *create_handoff_ring(struct sock *sk)
+{
+	return (struct handoff_ring *)handoff_rings.sk_storage_get(sk, 0,
+								   BPF_SK_STORAGE_GET_F_CREATE);
+}
+#endif
+
 #else
+
+BYTES_OF(socket_state);
+BPF_TABLE("lru_hash", u64, struct socket_state_bytes, socket_states, 8192);
+BPF_ARRAY(empty_states, struct socket_state_bytes, 1);
+
+static __always_inline struct socket_state *look_up_socket_state(struct sock *sk)
+{
 	u64 key = (u64)sk;
 
 	return (struct socket_state *)socket_states.lookup(&key);
-#endif
 }
 
-static __always_inline struct socket_state *create_state(struct sock *sk)
+static __always_inline struct socket_state *create_socket_state(struct sock *sk)
 {
-#if TYPED
-	return (struct socket_state *)socket_states.sk_storage_get(sk, 0,
-								   BPF_SK_STORAGE_GET_F_CREATE);
-#else
 	u64 key = (u64)sk;
 	u32 zero = 0;
 	struct socket_state_bytes *empty = empty_states.lookup(&zero);
@@ -146,8 +236,245 @@ static __always_inline struct socket_state *create_state(struct sock *sk)
 		return 0;
 	socket_states.update(&key, empty);
 	return (struct socket_state *)socket_states.lookup(&key);
+}
+
+#if defined(MODULE_RX) || defined(MODULE_TX)
+BYTES_OF(socket_queue);
+BPF_TABLE("lru_hash", u64, struct socket_queue_bytes, socket_queues, 8192);
+BPF_ARRAY(empty_queues, struct socket_queue_bytes, 1);
+
+static __always_inline struct socket_queue *look_up_socket_queue(struct sock *sk)
+{
+	u64 key = (u64)sk;
+
+	return (struct socket_queue *)socket_queues.lookup(&key);
+}
+
+static __always_inline struct socket_queue *create_socket_queue(struct sock *sk)
+{
+	u64 key = (u64)sk;
+	u32 zero = 0;
+	struct socket_queue_bytes *empty = empty_queues.lookup(&zero);
+
+	if (!empty)
+		return 0;
+	socket_queues.update(&key, empty);
+	return (struct socket_queue *)socket_queues.lookup(&key);
+}
+#endif
+
+#ifdef MODULE_RX
+BYTES_OF(segment_ring);
+BPF_TABLE("lru_hash", u64, struct segment_ring_bytes, segment_rings, 1024);
+BPF_ARRAY(empty_segments, struct segment_ring_bytes, 1);
+
+static __always_inline struct segment_ring *look_up_segment_ring(struct sock *sk)
+{
+	u64 key = (u64)sk;
+
+	return (struct segment_ring *)segment_rings.lookup(&key);
+}
+
+static __always_inline struct segment_ring *create_segment_ring(struct sock *sk)
+{
+	u64 key = (u64)sk;
+	u32 zero = 0;
+	struct segment_ring_bytes *empty = empty_segments.lookup(&zero);
+
+	if (!empty)
+		return 0;
+	segment_rings.update(&key, empty);
+	return (struct segment_ring *)segment_rings.lookup(&key);
+}
+#endif
+
+#ifdef MODULE_TX
+BYTES_OF(handoff_ring);
+BPF_TABLE("lru_hash", u64, struct handoff_ring_bytes, handoff_rings, 1024);
+BPF_ARRAY(empty_handoffs, struct handoff_ring_bytes, 1);
+
+static __always_inline struct handoff_ring *look_up_handoff_ring(struct sock *sk)
+{
+	u64 key = (u64)sk;
+
+	return (struct handoff_ring *)handoff_rings.lookup(&key);
+}
+
+static __always_inline struct handoff_ring *create_handoff_ring(struct sock *sk)
+{
+	u64 key = (u64)sk;
+	u32 zero = 0;
+	struct handoff_ring_bytes *empty = empty_handoffs.lookup(&zero);
+
+	if (!empty)
+		return 0;
+	handoff_rings.update(&key, empty);
+	return (struct handoff_ring *)handoff_rings.lookup(&key);
+}
+#endif
+
+/* The socket is closed: its address may be another's next. */
+static __always_inline void forget_socket(struct sock *sk)
+{
+	u64 key = (u64)sk;
+
+	socket_states.delete(&key);
+#if defined(MODULE_RX) || defined(MODULE_TX)
+	socket_queues.delete(&key);
+#endif
+#ifdef MODULE_RX
+	segment_rings.delete(&key);
+#endif
+#ifdef MODULE_TX
+	handoff_rings.delete(&key);
 #endif
 }
+
+#endif
+
+static __always_inline struct socket_state *find_state(struct sock *sk)
+{
+#if TYPED
+	/* Most sockets are no target's and have no storage: then one load suffices. */
+	if (!READ(sk, sk_bpf_storage))
+		return 0;
+#endif
+	return look_up_socket_state(sk);
+}
+
+#if defined(MODULE_RX) || defined(MODULE_TX)
+
+/* The queue of a socket that has, or had, data. */
+static __always_inline struct socket_queue *get_queue(struct sock *sk, struct socket_state *state)
+{
+	struct socket_queue *queue = look_up_socket_queue(sk);
+
+	if (queue)
+		return queue;
+	queue = create_socket_queue(sk);
+	if (!queue)
+		state->is_queue_refused = 1;
+	return queue;
+}
+
+#endif
+
+#ifdef MODULE_RX
+
+/* NULL if the queue has none. (By LRU, a ring may end before its socket: then all in it is lost.) */
+static __always_inline struct segment_ring *find_segment_ring(struct config *config,
+							      struct sock *sk,
+							      struct socket_state *state,
+							      struct socket_queue *queue)
+{
+	struct segment_ring *ring;
+
+	if (!queue->has_segment_ring)
+		return 0;
+	ring = look_up_segment_ring(sk);
+#if !TYPED
+	if (!ring) {
+		miss_for(config, state->owners, STAGE_RX_SOCKET, LOST, queue->tail - queue->head);
+		queue->head = queue->tail;
+		queue->has_segment_ring = 0;
+	}
+#endif
+	return ring;
+}
+
+/* A place among the segments; `ring`: that of the queue, if it has one. */
+static __always_inline struct segment *segment_at(struct socket_queue *queue,
+						  struct segment_ring *ring, u32 position)
+{
+	return ring ? &ring->segments[position & (SEGMENTS - 1)] :
+		      &queue->segments[position & (FEW_SEGMENTS - 1)];
+}
+
+static __always_inline void copy_segment(volatile struct segment *into,
+					 volatile struct segment *from)
+{
+	volatile u64 *to = (volatile u64 *)into, *of = (volatile u64 *)from;
+	u32 i;
+
+#pragma unroll
+	for (i = 0; i < sizeof(*into) / sizeof(u64); i++)
+		to[i] = of[i];
+}
+
+/* More segments wait than a queue has room for; NULL: there is no memory. */
+static __always_inline struct segment_ring *widen_segments(struct sock *sk,
+							   struct socket_queue *queue)
+{
+	struct segment_ring *ring = create_segment_ring(sk);
+	u32 i;
+
+	if (!ring)
+		return 0;
+#pragma unroll
+	for (i = 1; i <= FEW_SEGMENTS; i++)
+		copy_segment(segment_at(queue, ring, queue->tail - i),
+			     segment_at(queue, 0, queue->tail - i));
+	queue->has_segment_ring = 1;
+	return ring;
+}
+
+#endif
+
+#ifdef MODULE_TX
+
+/* The same of hand-offs: what is sent next is unmatched. */
+static __always_inline struct handoff_ring *find_handoff_ring(struct sock *sk,
+							      struct socket_queue *queue)
+{
+	struct handoff_ring *ring;
+
+	if (!queue->has_handoff_ring)
+		return 0;
+	ring = look_up_handoff_ring(sk);
+#if !TYPED
+	if (!ring) {
+		queue->handed_head = queue->handed_tail;
+		queue->has_handoff_ring = 0;
+	}
+#endif
+	return ring;
+}
+
+static __always_inline struct handoff *handoff_at(struct socket_queue *queue,
+						  struct handoff_ring *ring, u32 position)
+{
+	return ring ? &ring->handed[position & (HANDOFFS - 1)] :
+		      &queue->handed[position & (FEW_HANDOFFS - 1)];
+}
+
+static __always_inline void copy_handoff(volatile struct handoff *into,
+					 volatile struct handoff *from)
+{
+	volatile u64 *to = (volatile u64 *)into, *of = (volatile u64 *)from;
+	u32 i;
+
+#pragma unroll
+	for (i = 0; i < sizeof(*into) / sizeof(u64); i++)
+		to[i] = of[i];
+}
+
+static __always_inline struct handoff_ring *widen_handoffs(struct sock *sk,
+							   struct socket_queue *queue)
+{
+	struct handoff_ring *ring = create_handoff_ring(sk);
+	u32 i;
+
+	if (!ring)
+		return 0;
+#pragma unroll
+	for (i = 1; i <= FEW_HANDOFFS; i++)
+		copy_handoff(handoff_at(queue, ring, queue->handed_tail - i),
+			     handoff_at(queue, 0, queue->handed_tail - i));
+	queue->has_handoff_ring = 1;
+	return ring;
+}
+
+#endif
 
 /* The wider type of a TCP socket that is a program's argument; NULL for any other. */
 static __always_inline struct tcp_sock *get_tcp_sock(struct sock *sk)
@@ -258,14 +585,12 @@ static __always_inline struct socket_state *resolve_state(struct sock *sk,
 	if (!state) {
 		if (!owners && !is_candidate)
 			return 0;
-		state = create_state(sk);
+		state = create_socket_state(sk);
 		if (!state)
 			return 0;
 	}
 	if (!state->owners && !state->is_candidate) { /* its events were not seen */
-#if defined(MODULE_RX) || defined(MODULE_TCP)
 		state->is_read_seq_known = 0;
-#endif
 #ifdef MODULE_TCP
 		state->turns.is_known = 0;
 		state->turns.request_ns = 0;

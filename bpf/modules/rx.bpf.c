@@ -427,26 +427,45 @@ static __always_inline void account_for(struct config *config, struct socket_sta
  * (sockmap), a last one that TCP dropped after tcp_probe and that now comes again.
  */
 static __always_inline void correct_queue(struct config *config, struct socket_state *state,
+					  struct socket_queue *queue, struct segment_ring *ring,
 					  u32 unread, u32 expected)
 {
-	struct segment *segment;
-
-	if (state->head == state->tail)
+	if (queue->head == queue->tail)
 		return;
-	segment = &state->segments[(state->tail - 1) & (SEGMENTS - 1)];
-	if (is_after(segment->end_seq, expected)) {
-		state->tail--;
+	if (is_after(segment_at(queue, ring, queue->tail - 1)->end_seq, expected)) {
+		queue->tail--;
 		return;
 	}
-	segment = &state->segments[state->head & (SEGMENTS - 1)];
-	if (is_after(segment->end_seq, unread))
+	if (is_after(segment_at(queue, ring, queue->head)->end_seq, unread))
 		return;
-	state->head++;
+	queue->head++;
 	unmatched_for(config, state->owners, STAGE_RX_SOCKET, 1);
 }
 
-static __always_inline void queue_segment(struct config *config, struct socket_state *state,
-					  struct sk_buff *skb, u32 seq, u32 end_seq, u64 now)
+/*
+ * Where the next segment will be; NULL for want of memory. Of a queue that is full, in its own ring:
+ * with a larger one if it had none.
+ */
+static __always_inline struct segment *next_segment(struct sock *sk, struct socket_queue *queue,
+						    struct segment_ring *ring)
+{
+	u32 waiting;
+
+	if (!queue)
+		return 0;
+	waiting = queue->tail - queue->head;
+	if (waiting >= FEW_SEGMENTS && !ring)
+		ring = widen_segments(sk, queue);
+	if (waiting >= (ring ? SEGMENTS : FEW_SEGMENTS))
+		return 0;
+	return segment_at(queue, ring, queue->tail);
+}
+
+/* `queue`: NULL for want of memory. */
+static __always_inline void queue_segment(struct config *config, struct sock *sk,
+					  struct socket_state *state, struct socket_queue *queue,
+					  struct segment_ring *ring, struct sk_buff *skb, u32 seq,
+					  u32 end_seq, u64 now)
 {
 	struct tcp_skb_cb *cb = (struct tcp_skb_cb *)skb->cb;
 	u64 identity = identity_of(skb, config);
@@ -466,23 +485,26 @@ static __always_inline void queue_segment(struct config *config, struct socket_s
 		lose_in_host(config, state);
 		return;
 	}
-	if (state->tail - state->head >= SEGMENTS) {
+	segment = next_segment(sk, queue, ring);
+	if (!segment || !queue) {
 		lost_for(config, state->owners, STAGE_RX_SOCKET);
 		return;
 	}
-	segment = &state->segments[state->tail & (SEGMENTS - 1)];
 	segment->queued_ns = now;
 	segment->seq = seq;
 	segment->end_seq = end_seq;
 	fill_segment(segment, packet, now - packet->device_ns, true);
-	note_last_reader(segment, state->reader);
-	state->tail++;
+	note_last_reader(segment, queue->reader);
+	queue->tail++;
 }
 
-static __always_inline void receive_segment(struct config *config, struct socket_state *state,
-					    struct tcp_sock *tp, struct sk_buff *skb, u64 now)
+static __always_inline void receive_segment(struct config *config, struct sock *sk,
+					    struct socket_state *state, struct tcp_sock *tp,
+					    struct sk_buff *skb, u64 now)
 {
 	struct tcp_skb_cb *cb = (struct tcp_skb_cb *)skb->cb;
+	struct segment_ring *ring = 0;
+	struct socket_queue *queue;
 	u32 seq = READ(cb, seq), end_seq = READ(cb, end_seq), expected = READ(tp, rcv_nxt);
 
 	if (READ(cb, tcp_flags) & TCPHDR_FIN)
@@ -494,8 +516,12 @@ static __always_inline void receive_segment(struct config *config, struct socket
 		count_for(config, state->owners, COUNTER_HEAD_OF_LINE_SEGMENTS);
 		return;
 	}
-	correct_queue(config, state, READ(tp, copied_seq), expected);
-	queue_segment(config, state, skb, expected, end_seq, now);
+	queue = get_queue(sk, state);
+	if (queue) {
+		ring = find_segment_ring(config, sk, state, queue);
+		correct_queue(config, state, queue, ring, READ(tp, copied_seq), expected);
+	}
+	queue_segment(config, sk, state, queue, ring, skb, expected, end_seq, now);
 }
 
 /* The part of the packet's time in the socket in which its reader was runnable, but others ran. */
@@ -570,39 +596,43 @@ static __always_inline void trace_received(struct sock *sk, u32 protocol, owners
  * follow each path to the loop, and each number of slots left, through all rounds.
  */
 static __always_inline void read_segments(struct config *config, struct sock *sk,
-					  struct socket_state *state, u64 now, bool is_own)
+					  struct socket_state *state, struct socket_queue *queue,
+					  u64 now, bool is_own)
 {
 	volatile struct socket_state *in_map = state;
+	volatile struct socket_queue *waiting = queue;
+	volatile struct segment *segment = &queue->present;
 	int i;
 
-	in_map->owners_left = in_map->owners;
-	in_map->reader = is_own ? bpf_get_current_pid_tgid() : 0;
-	note_reader(in_map->reader);
+	waiting->owners_left = in_map->owners;
+	waiting->reader = is_own ? bpf_get_current_pid_tgid() : 0;
+	note_reader(waiting->reader);
 	for (i = 0; i < READ_ROUNDS; i++) {
-		volatile struct segment *segment = &state->segments[state->head & (SEGMENTS - 1)];
-
-		if (state->head == state->tail || !is_after(in_map->read_seq, segment->seq))
+		if (waiting->head == waiting->tail)
+			break;
+		/* a copy, wherever it is: or the verifier would follow all that comes for each place */
+		copy_segment(segment, segment_at(queue, find_segment_ring(config, sk, state, queue),
+						 waiting->head));
+		if (!is_after(in_map->read_seq, segment->seq))
 			break;
 		if (is_after(segment->end_seq, in_map->read_from)) {
-			record_packet(config, first_slot(in_map->owners_left), segment, now);
-			in_map->owners_left >>= OWNER_BITS;
-			if (in_map->owners_left)
+			record_packet(config, first_slot(waiting->owners_left), segment, now);
+			waiting->owners_left >>= OWNER_BITS;
+			if (waiting->owners_left)
 				continue;
-			in_map->owners_left = in_map->owners;
-			trace_received(sk, PROTOCOL_TCP, in_map->owners, segment, in_map->reader);
+			waiting->owners_left = in_map->owners;
+			trace_received(sk, PROTOCOL_TCP, in_map->owners, segment, waiting->reader);
 		} else {
-			state->skipped++;
+			waiting->skipped++;
 		}
-		state->head++;
+		waiting->head++;
 	}
 }
 
 /* A read that no segment accounts for: see account_for(). */
-static __always_inline void check_read(struct config *config, struct socket_state *state)
+static __always_inline void check_read(struct config *config, struct socket_state *state,
+				       u32 unmatched)
 {
-	u32 unmatched = state->skipped;
-
-	state->skipped = 0;
 	if (!state->is_seq_known) {
 		state->is_seq_known = 1;
 		state->known_seq = state->read_from;
@@ -613,6 +643,21 @@ static __always_inline void check_read(struct config *config, struct socket_stat
 	}
 	if (unmatched && !config->sample_mask)
 		unmatched_for(config, state->owners, STAGE_RX_SOCKET, unmatched);
+}
+
+/* The application has read from a TCP socket. */
+static __always_inline void take_segments(struct config *config, struct sock *sk,
+					  struct socket_state *state, u64 now, bool is_own)
+{
+	struct socket_queue *queue = get_queue(sk, state);
+	u32 skipped = 0;
+
+	if (queue) {
+		read_segments(config, sk, state, queue, now, is_own);
+		skipped = queue->skipped;
+		queue->skipped = 0;
+	}
+	check_read(config, state, skipped);
 }
 
 /*
@@ -670,10 +715,20 @@ static __always_inline void queue_datagram(struct config *config, struct sock *s
 					   struct socket_state *state)
 {
 	struct received *packet = find_queued(sk, config);
+	struct socket_queue *queue = get_queue(sk, state);
 	u64 queued_ns = PLACE_UNMATCHED;
+	struct segment_ring *ring;
 	struct segment *segment;
 
-	segment = &state->segments[state->tail & (SEGMENTS - 1)];
+	if (!queue) {
+		if (is_sampled(config))
+			lost_for(config, state->owners, STAGE_RX_SOCKET);
+		return;
+	}
+	ring = find_segment_ring(config, sk, state, queue);
+	if (!ring && queue->tail - queue->head >= FEW_SEGMENTS - 1)
+		ring = widen_segments(sk, queue);
+	segment = segment_at(queue, ring, queue->tail);
 	if (packet) {
 		packet->tag = 0;
 		queued_ns = PLACE_UNSAMPLED;
@@ -682,11 +737,12 @@ static __always_inline void queue_datagram(struct config *config, struct sock *s
 		} else if (packet->first_ns) {
 			queued_ns = bpf_ktime_get_ns();
 			fill_segment(segment, packet, queued_ns - packet->device_ns, true);
-			note_last_reader(segment, state->reader);
+			note_last_reader(segment, queue->reader);
 		}
 	}
 	segment->queued_ns = queued_ns;
-	state->tail++;
+	segment->seq = queue->tail;
+	queue->tail++;
 }
 
 static __always_inline u32 remaining_datagrams(struct sock *sk)
@@ -701,31 +757,41 @@ static __always_inline u32 remaining_datagrams(struct sock *sk)
 static __always_inline void read_datagram(struct config *config, struct sock *sk,
 					  struct socket_state *state, u32 remaining)
 {
-	u32 position = state->tail - remaining - 1;
+	struct socket_queue *queue = look_up_socket_queue(sk);
 	owners_t owners = state->owners;
-	struct segment *segment;
 	u64 now = bpf_ktime_get_ns();
+	struct segment_ring *ring;
+	struct segment *segment;
+	u32 position;
 
-	if (is_after(state->head, position)) { /* it was queued before we watched */
+	if (!queue) {
+		if (!state->is_queue_refused) /* it was queued before we watched */
+			unmatched_for(config, owners, STAGE_RX_SOCKET, 1);
+		return;
+	}
+	position = queue->tail - remaining - 1;
+	if (is_after(queue->head, position)) {
 		unmatched_for(config, owners, STAGE_RX_SOCKET, 1);
 		return;
 	}
-	state->head = position + 1;
-	if (remaining >= SEGMENTS - 1) { /* a datagram that comes now overwrites the oldest */
+	queue->head = position + 1;
+	ring = find_segment_ring(config, sk, state, queue);
+	/* a datagram that comes now overwrites the oldest */
+	if (remaining >= (ring ? SEGMENTS : FEW_SEGMENTS) - 1) {
 		lost_for(config, owners, STAGE_RX_SOCKET);
 		return;
 	}
-	segment = &state->segments[position & (SEGMENTS - 1)];
-	if (segment->queued_ns == PLACE_EMPTY) {
+	segment = segment_at(queue, ring, position);
+	if (segment->queued_ns == PLACE_EMPTY || segment->seq != position) {
 		unmatched_for(config, owners, STAGE_RX_SOCKET, 1);
 	} else if (segment->queued_ns == PLACE_UNMATCHED) {
 		unmatched_for(config, owners, STAGE_RX_STACK, 1);
 	} else if (segment->queued_ns != PLACE_UNSAMPLED) {
-		state->reader = bpf_get_current_pid_tgid();
-		note_reader(state->reader);
+		queue->reader = bpf_get_current_pid_tgid();
+		note_reader(queue->reader);
 		for (; owners; owners >>= OWNER_BITS)
 			record_packet(config, first_slot(owners), segment, now);
-		trace_received(sk, PROTOCOL_UDP, state->owners, segment, state->reader);
+		trace_received(sk, PROTOCOL_UDP, state->owners, segment, queue->reader);
 	}
 	segment->queued_ns = PLACE_EMPTY;
 }

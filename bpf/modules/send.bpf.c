@@ -23,23 +23,18 @@ static __always_inline void note_limit(struct handoff *handoff, struct tcp_sock 
 	handoff->is_behind = handoff->seq != READ(tp, snd_nxt) || READ(tp, tcp_wstamp_ns) > now;
 }
 
-/* Forget hand-offs that were sent wholly. */
-static __always_inline void forget_sent(struct socket_state *state, u32 sent)
+/* Forget hand-offs that were sent wholly, of as many as there is room for. */
+static __always_inline void forget_sent(struct socket_queue *queue, struct handoff_ring *ring,
+					u32 sent)
 {
 	int i;
 
 	for (i = 0; i < HANDOFFS; i++) {
-		struct handoff *next = &state->handed[(state->handed_head + 1) & (HANDOFFS - 1)];
-
-		if (state->handed_tail - state->handed_head < 2 || is_after(next->seq, sent))
+		if (queue->handed_tail - queue->handed_head < 2 ||
+		    is_after(handoff_at(queue, ring, queue->handed_head + 1)->seq, sent))
 			break;
-		state->handed_head++;
+		queue->handed_head++;
 	}
-}
-
-static __always_inline struct handoff *last_handoff(struct socket_state *state)
-{
-	return &state->handed[(state->handed_tail - 1) & (HANDOFFS - 1)];
 }
 
 /*
@@ -61,10 +56,11 @@ static __always_inline void keep_handoff(struct handoff *into, struct handoff *f
 	into->end = end;
 }
 
-static __always_inline void merge_handoffs(struct socket_state *state, u64 now)
+static __always_inline void merge_handoffs(struct socket_queue *queue, struct handoff_ring *ring,
+					   u64 now)
 {
-	u32 into = state->handed_head, from = into, i;
-	u64 oldest_ns = state->handed[into & (HANDOFFS - 1)].handed_ns;
+	u32 into = queue->handed_head, from = into, i;
+	u64 oldest_ns = ring->handed[into & (HANDOFFS - 1)].handed_ns;
 	u64 most = (now - oldest_ns) / MERGED_PARTS, is_apart;
 	struct handoff *last, *handoff, *next;
 
@@ -72,21 +68,21 @@ static __always_inline void merge_handoffs(struct socket_state *state, u64 now)
 		return;
 	for (i = 0; i < HANDOFFS - 3; i++) {
 		from++;
-		last = &state->handed[into & (HANDOFFS - 1)];
-		handoff = &state->handed[from & (HANDOFFS - 1)];
-		next = &state->handed[(from + 1) & (HANDOFFS - 1)];
+		last = &ring->handed[into & (HANDOFFS - 1)];
+		handoff = &ring->handed[from & (HANDOFFS - 1)];
+		next = &ring->handed[(from + 1) & (HANDOFFS - 1)];
 		/* too long, of unknown time, or behind bytes that came unseen */
 		is_apart = (most - (next->handed_ns - last->handed_ns)) >> 63 |
 			   (handoff->handed_ns - 1) >> 63 | (next->handed_ns - 1) >> 63 |
 			   (last->end - handoff->seq) >> 31;
 		asm volatile("" : "+r"(is_apart));
 		into += is_apart;
-		keep_handoff(&state->handed[into & (HANDOFFS - 1)], handoff, is_apart);
+		keep_handoff(&ring->handed[into & (HANDOFFS - 1)], handoff, is_apart);
 	}
 	into++;
-	keep_handoff(&state->handed[into & (HANDOFFS - 1)],
-		     &state->handed[(from + 1) & (HANDOFFS - 1)], 1);
-	state->handed_tail = into + 1;
+	keep_handoff(&ring->handed[into & (HANDOFFS - 1)],
+		     &ring->handed[(from + 1) & (HANDOFFS - 1)], 1);
+	queue->handed_tail = into + 1;
 }
 
 /*
@@ -94,36 +90,47 @@ static __always_inline void merge_handoffs(struct socket_state *state, u64 now)
  * bytes between the hand-offs came unseen, it ends with one of unknown time until there is room
  * again: what begins there is lost, the rest exact.
  */
-static __always_inline void note_handoff(struct socket_state *state, struct tcp_sock *tp, u32 seq,
-					 u32 end, u64 now)
+static __always_inline void note_handoff(struct sock *sk, struct socket_queue *queue,
+					 struct tcp_sock *tp, u32 seq, u32 end, u64 now)
 {
+	struct handoff_ring *ring = find_handoff_ring(sk, queue);
+	u32 room = ring ? HANDOFFS : FEW_HANDOFFS, used;
 	struct handoff *handoff;
-	u32 used;
 
 	if (!is_after(seq, READ(tp, snd_nxt))) /* nothing waits */
-		state->handed_head = state->handed_tail;
-	if (state->handed_tail - state->handed_head >= HANDOFFS - 1)
-		forget_sent(state, READ(tp, snd_nxt));
-	if (state->handed_tail - state->handed_head == HANDOFFS - 1)
-		merge_handoffs(state, now);
-	used = state->handed_tail - state->handed_head;
-	if (used >= HANDOFFS)
+		queue->handed_head = queue->handed_tail;
+	if (queue->handed_tail - queue->handed_head >= room - 1)
+		forget_sent(queue, ring, READ(tp, snd_nxt));
+	if (queue->handed_tail - queue->handed_head == room - 1) {
+		if (ring)
+			merge_handoffs(queue, ring, now);
+		else
+			ring = widen_handoffs(sk, queue);
+		room = ring ? HANDOFFS : FEW_HANDOFFS;
+	}
+	used = queue->handed_tail - queue->handed_head;
+	if (used >= room)
 		return;
-	handoff = &state->handed[state->handed_tail & (HANDOFFS - 1)];
+	handoff = handoff_at(queue, ring, queue->handed_tail);
 	handoff->seq = seq;
 	handoff->end = end;
-	handoff->handed_ns = used == HANDOFFS - 1 ? 0 : now;
+	handoff->handed_ns = used == room - 1 ? 0 : now;
 	note_limit(handoff, tp, now);
-	state->handed_tail++;
+	queue->handed_tail++;
+}
+
+static __always_inline struct handoff *last_handoff(struct sock *sk, struct socket_queue *queue)
+{
+	return handoff_at(queue, find_handoff_ring(sk, queue), queue->handed_tail - 1);
 }
 
 /* True if these bytes follow unsent ones of the same message: it ends where that one would. */
-static __always_inline bool continues(struct socket_state *state, struct tcp_sock *tp, u32 seq,
-				      u32 end)
+static __always_inline bool continues(struct sock *sk, struct socket_queue *queue,
+				      struct tcp_sock *tp, u32 seq, u32 end)
 {
-	struct handoff *last = last_handoff(state);
+	struct handoff *last = last_handoff(sk, queue);
 
-	return state->handed_head != state->handed_tail && last->end == end &&
+	return queue->handed_head != queue->handed_tail && last->end == end &&
 	       is_after(seq, last->seq) && is_after(seq, READ(tp, snd_nxt));
 }
 
@@ -131,15 +138,18 @@ static __always_inline bool continues(struct socket_state *state, struct tcp_soc
  * A piece of `msg` is about to be copied, into `skb` if there is room in it. A piece for the same skb
  * as the one before it came with it: no wait is between them.
  */
-static __always_inline void note_piece(struct socket_state *state, struct tcp_sock *tp,
-				       struct msghdr *msg, struct sk_buff *skb, u32 size_goal,
-				       u64 now)
+static __always_inline void note_piece(struct socket_state *state, struct sock *sk,
+				       struct tcp_sock *tp, struct msghdr *msg, struct sk_buff *skb,
+				       u32 size_goal, u64 now)
 {
+	struct socket_queue *queue = get_queue(sk, state);
 	u32 seq = READ(tp, write_seq);
 	u32 end = seq + (u32)READ(msg, msg_iter.count);
 
-	if (!skb || READ(skb, len) >= size_goal || !continues(state, tp, seq, end))
-		note_handoff(state, tp, seq, end, now);
+	if (!queue)
+		return;
+	if (!skb || READ(skb, len) >= size_goal || !continues(sk, queue, tp, seq, end))
+		note_handoff(sk, queue, tp, seq, end, now);
 }
 
 /*
@@ -151,27 +161,40 @@ static __always_inline void note_message(struct socket_state *state, struct sock
 {
 	u8 tcp_state = READ(sk, __sk_common.skc_state);
 	u32 seq = READ(tp, write_seq);
+	struct socket_queue *queue;
 
-	if (tcp_state == TCP_ESTABLISHED || tcp_state == TCP_CLOSE_WAIT)
-		note_handoff(state, tp, seq, seq + length, now);
+	if (tcp_state != TCP_ESTABLISHED && tcp_state != TCP_CLOSE_WAIT)
+		return;
+	queue = get_queue(sk, state);
+	if (queue)
+		note_handoff(sk, queue, tp, seq, seq + length, now);
 }
 
 /* The send buffer was full and has room again: the rest of the message is handed over only now. */
-static __always_inline void note_rest(struct socket_state *state, struct tcp_sock *tp)
+static __always_inline void note_rest(struct sock *sk, struct tcp_sock *tp)
 {
-	u32 seq = READ(tp, write_seq), end = last_handoff(state)->end;
+	struct socket_queue *queue = look_up_socket_queue(sk);
+	u32 seq = READ(tp, write_seq), end;
 
+	if (!queue)
+		return;
+	end = last_handoff(sk, queue)->end;
 	if (is_after(end, seq))
-		note_handoff(state, tp, seq, end, bpf_ktime_get_ns());
+		note_handoff(sk, queue, tp, seq, end, bpf_ktime_get_ns());
 }
 
 /* The same where only the beginning of that wait is seen: the rest will be unmatched. */
-static __always_inline void give_up_rest(struct socket_state *state, struct tcp_sock *tp)
+static __always_inline void give_up_rest(struct sock *sk, struct tcp_sock *tp)
 {
+	struct socket_queue *queue = look_up_socket_queue(sk);
 	u32 seq = READ(tp, write_seq);
+	struct handoff *last;
 
-	if (is_after(last_handoff(state)->end, seq))
-		last_handoff(state)->end = seq;
+	if (!queue)
+		return;
+	last = last_handoff(sk, queue);
+	if (is_after(last->end, seq))
+		last->end = seq;
 }
 
 /* Count the obstacle of a segment that waited long, as it was when its first byte came. */
@@ -203,19 +226,28 @@ static __always_inline void miss_handoff(struct config *config, struct socket_st
  * When the first byte of this segment was handed over; `sent_ns` if it is sent again, or without a
  * hook; 0 if that is not known. With a hand-off it is earlier than `sent_ns`, if by a nanosecond only.
  */
-static __always_inline u64 find_handoff(struct config *config, struct socket_state *state,
-					struct tcp_sock *tp, u32 seq, u32 length, u64 sent_ns)
+static __always_inline u64 find_handoff(struct config *config, struct sock *sk, struct tcp_sock *tp,
+					struct socket_state *state, u32 seq, u32 length,
+					u64 sent_ns)
 {
-	struct handoff *handoff;
+	struct handoff_ring *ring;
+	struct socket_queue *queue;
+	struct handoff handoff;
 	u64 handed_ns;
 
 	if (!config->sees_sends || seq != PEEK(tp, snd_nxt))
 		return sent_ns;
-	forget_sent(state, seq);
-	handoff = &state->handed[state->handed_head & (HANDOFFS - 1)];
-	handed_ns = handoff->handed_ns;
-	if (state->handed_head == state->handed_tail || is_after(handoff->seq, seq) ||
-	    (handed_ns && (!is_after(handoff->end, seq) || sent_ns > handed_ns + TOO_LONG_NS))) {
+	queue = look_up_socket_queue(sk);
+	if (!queue) {
+		miss_handoff(config, state, state->is_queue_refused ? LOST : UNMATCHED);
+		return 0;
+	}
+	ring = find_handoff_ring(sk, queue);
+	forget_sent(queue, ring, seq);
+	copy_handoff(&handoff, handoff_at(queue, ring, queue->handed_head));
+	handed_ns = handoff.handed_ns;
+	if (queue->handed_head == queue->handed_tail || is_after(handoff.seq, seq) ||
+	    (handed_ns && (!is_after(handoff.end, seq) || sent_ns > handed_ns + TOO_LONG_NS))) {
 		miss_handoff(config, state, UNMATCHED);
 		return 0;
 	}
@@ -224,6 +256,6 @@ static __always_inline u64 find_handoff(struct config *config, struct socket_sta
 		return 0;
 	}
 	if (sent_ns > handed_ns + LONG_WAIT_NS)
-		count_wait(config, state, handoff, tp, seq, length);
+		count_wait(config, state, &handoff, tp, seq, length);
 	return handed_ns < sent_ns ? handed_ns : sent_ns - 1;
 }

@@ -57,7 +57,7 @@ static __always_inline void end_handshake(struct config *config, struct sock *sk
 	if (!ns)
 		count_for(config, state->owners, COUNTER_HANDSHAKE_RETRANSMITS);
 	else if (state->is_candidate)
-		state->handshake_ns = ns;
+		state->handshake_ns = saturate(ns);
 	else
 		record_for(config, state->owners, STAGE_TCP_HANDSHAKE, ns);
 }
@@ -141,11 +141,8 @@ int on_inet_sock_set_state(u64 *ctx)
 			note_change(config, sk, state, old_state, new_state);
 	}
 #if !TYPED
-	if (new_state == TCP_CLOSE) {
-		u64 key = (u64)sk;
-
-		socket_states.delete(&key);
-	}
+	if (new_state == TCP_CLOSE)
+		forget_socket(sk);
 #endif
 	return 0;
 }

@@ -149,19 +149,19 @@ static __always_inline void note_sender(struct sent *packet, struct socket_state
  * is not known.
  */
 static __always_inline bool begin_at_socket(struct config *config, struct sk_buff *skb,
-					    struct sent *packet, struct socket_state *state,
-					    struct tcp_segment segment)
+					    struct sock *sk, struct sent *packet,
+					    struct socket_state *state, struct tcp_segment segment)
 {
 	u64 stamp = READ(skb, tstamp), now = packet->queue_ns;
 	/* from the map: the verifier has it as a pointer that may be NULL, else */
-	u64 sk = *(volatile u64 *)&packet->sk;
+	u64 tp = *(volatile u64 *)&packet->sk;
 	bool is_clamped = stamp > now;
 
 	if (stamp && stamp < now)
 		packet->stack_ns = saturate(now - stamp);
 	else
 		stamp = now;
-	packet->start_ns = find_handoff(config, state, (struct tcp_sock *)sk, segment.seq,
+	packet->start_ns = find_handoff(config, sk, (struct tcp_sock *)tp, state, segment.seq,
 					segment.length, stamp);
 	if (!packet->start_ns) {
 		packet->start_ns = stamp;
@@ -175,8 +175,9 @@ static __always_inline bool begin_at_socket(struct config *config, struct sk_buf
 
 /* `segment`: of length 0 for a datagram. */
 static __always_inline void begin_packet(struct config *config, struct sk_buff *skb,
-					 struct sent *packet, struct socket_state *state,
-					 struct tcp_segment segment, u32 inum)
+					 struct sock *sk, struct sent *packet,
+					 struct socket_state *state, struct tcp_segment segment,
+					 u32 inum)
 {
 	struct net_device *dev = READ(skb, dev);
 	u64 now = bpf_ktime_get_ns();
@@ -192,7 +193,7 @@ static __always_inline void begin_packet(struct config *config, struct sk_buff *
 	packet->device = READ(dev, ifindex);
 	packet->stack_ns = ABSENT;
 	packet->mark = segment.length ? 0 : datagram_mark(skb);
-	if (segment.length && !begin_at_socket(config, skb, packet, state, segment))
+	if (segment.length && !begin_at_socket(config, skb, sk, packet, state, segment))
 		packet->owners = 0;
 	note_sender(packet, state, skb, segment.length ? PROTOCOL_TCP : PROTOCOL_UDP);
 	packet->tag = sent_tag(identity_of(skb, config), packet);
@@ -220,7 +221,7 @@ static __always_inline void queue_own(struct config *config, struct sk_buff *skb
 		if (!segment.length)
 			return;
 	}
-	begin_packet(config, skb, packet, state, segment, inum);
+	begin_packet(config, skb, sk, packet, state, segment, inum);
 }
 
 /*

@@ -362,6 +362,33 @@ async def test_more_messages_than_we_remember_keep_their_waits_within_a_bucket(
     assert_waited_in_the_socket_alone(measured)
 
 
+@pytest.mark.every_kernel
+@pytest.mark.parametrize("messages", [1, 2, 3, 4, 5, 9])
+async def test_a_few_messages_that_wait_have_their_own_times(
+    start_engine: Start, pair: Pair, messages: int
+) -> None:
+    """As many as a queue holds, and some more: FEW_HANDOFFS, bpf/include/sockets.h."""
+    client, server = pair
+    engine = await watch(start_engine, client)
+    waits = Durations()
+    with ExitStack() as stack:
+        (both,) = small_window(client, server, stack, 1)
+        handed = fill_windows([both])
+        send_a_segment(both.client)  # it ends the one that waits
+        for _ in range(messages):
+            await asyncio.sleep(0.01)
+            handed.append(send_a_segment(both.client))
+        taken(engine)
+        leave = Moment.of(lambda: both.server.recv(1 << 16), lambda: empty(both))
+        for began in handed:
+            waits.add(began, leave)
+    measured = taken(engine)
+    waited = measured.stage("tx.socket")
+    assert account_for(measured, "tx.total") == (len(handed), 0)
+    assert (waited.lost, waited.unmatched) == (0, 0)
+    waits.assert_are_in(waited.histogram)
+
+
 def send_a_segment(end: socket.socket) -> Moment:
     """One that no other one is merged with."""
     return Moment.of(lambda: end.send(b"m" * 100, socket.MSG_EOR))
