@@ -43,6 +43,7 @@
 #include "modules/driver.bpf.c"
 #endif
 #ifdef MODULE_TCP
+#include "modules/listeners.bpf.c"
 #include "modules/turns.bpf.c"
 #include "modules/tcp.bpf.c"
 #include "modules/drops.bpf.c"

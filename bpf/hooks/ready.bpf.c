@@ -12,7 +12,7 @@
 
 /*
  * sock_def_readable(), net/core/sock.c, 6.2+. From __udp_enqueue_schedule_skb() once per datagram;
- * from tcp_child_process() for the listener of a new connection.
+ * from tcp_child_process() for the listener of a new connection, where nothing else reads it.
  */
 int on_sk_data_ready(u64 *ctx)
 {
@@ -27,7 +27,7 @@ int on_sk_data_ready(u64 *ctx)
 	protocol = protocol_of(sk);
 #ifdef MODULE_TCP
 	if (protocol == PROTOCOL_TCP)
-		is_wanted = is_listener(sk);
+		is_wanted = !config->reads_listeners && is_listener(sk);
 #endif
 #ifdef WITH_DATAGRAMS
 	if (protocol == PROTOCOL_UDP)
@@ -38,7 +38,7 @@ int on_sk_data_ready(u64 *ctx)
 		return 0;
 #ifdef MODULE_TCP
 	if (protocol == PROTOCOL_TCP)
-		look_at_listener(config, sk, state);
+		note_listener_drops(config, sk, state);
 #endif
 #ifdef WITH_DATAGRAMS
 	if (protocol == PROTOCOL_UDP)

@@ -89,9 +89,10 @@ struct socket_state {
 #endif
 #ifdef MODULE_TCP
 	struct turns turns;
-	u64 established_ns; /* of a passive open, until accept() returns it */
-	u32 listener_drops; /* of a listener, when it was last read */
-	u32 timeout_seq;    /* snd_una and icsk_retransmits at the last time-out */
+	u64 established_ns;  /* of a passive open, until accept() returns it */
+	u32 listener_drops;  /* of a listener, when it was last read */
+	u32 netns_overflows; /* of its namespace, at the same time */
+	u32 timeout_seq;     /* snd_una and icsk_retransmits at the last time-out */
 	u8 timeout_number;
 	u8 is_listener_known; /* listener_drops is set */
 	u8 is_window_closed;  /* ours; the peer's */
@@ -546,15 +547,12 @@ static __always_inline bool is_kernel_thread(void)
 	return flags & PF_KTHREAD;
 }
 
-/* In the context of the process that reads, writes or connects: is the socket a target's? */
+/* A process reads, writes, connects, listens or has it open: is the socket a target's? */
 static __always_inline void claim(struct sock *sk, struct socket_state *state,
-				  struct config *config)
+				  struct config *config, u32 tgid)
 {
-	u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	owners_t *owners = processes.lookup(&tgid);
 
-	if (is_kernel_thread())
-		return;
 	state->is_candidate = 0;
 	if (!owners)
 		return;
@@ -592,6 +590,7 @@ static __always_inline struct socket_state *resolve_state(struct sock *sk,
 	if (!state->owners && !state->is_candidate) { /* its events were not seen */
 		state->is_read_seq_known = 0;
 #ifdef MODULE_TCP
+		state->is_listener_known = 0;
 		state->turns.is_known = 0;
 		state->turns.request_ns = 0;
 #endif
@@ -629,8 +628,8 @@ static __always_inline struct socket_state *get_used_state(struct sock *sk, stru
 
 	if (!state || !is_own)
 		return state;
-	if (state->is_candidate)
-		claim(sk, state, config);
+	if (state->is_candidate && !is_kernel_thread())
+		claim(sk, state, config, bpf_get_current_pid_tgid() >> 32);
 #if TRACE
 	note_user(&state->user);
 #endif

@@ -3,29 +3,6 @@
  * Module tcp: packets that the targets' sockets lose, and the reasons.
  */
 
-static __always_inline bool is_listener(struct sock *sk)
-{
-	return READ(sk, __sk_common.skc_state) == TCP_LISTEN;
-}
-
-/*
- * tcp_listendrop(), include/net/tcp.h, counts in the listener what it could not take: a SYN or a
- * handshake's last ACK that finds the accept queue full. No event reports the SYN,
- * tcp_conn_request() frees it as if it were used up; so the socket's count is read when something
- * else happens to it.
- */
-static __always_inline void look_at_listener(struct config *config, struct sock *sk,
-					     struct socket_state *state)
-{
-	u32 drops = READ(sk, sk_drops.counter);
-
-	if (state->is_listener_known && drops != state->listener_drops)
-		add_for(config, state->owners, COUNTER_ACCEPT_QUEUE_OVERFLOWS,
-			drops - state->listener_drops);
-	state->is_listener_known = 1;
-	state->listener_drops = drops;
-}
-
 #ifdef HAVE_kfree_skb_reason
 
 /* Because the socket's own queue or the protocol's memory is full. */
@@ -85,8 +62,8 @@ int on_kfree_skb(u64 *ctx)
 	drop_for(config, state->owners, reason);
 	if (is_queue_overflow(reason))
 		count_for(config, state->owners, COUNTER_RECEIVE_QUEUE_OVERFLOWS);
-	if (is_listener(sk))
-		look_at_listener(config, sk, state);
+	if (!config->reads_listeners && is_listener(sk))
+		note_listener_drops(config, sk, state);
 	return 0;
 }
 

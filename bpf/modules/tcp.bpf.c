@@ -122,21 +122,30 @@ static __always_inline void note_change(struct config *config, struct sock *sk,
 		give_request_up(config, state, sk);
 }
 
-/* inet_sk_set_state(), net/ipv4/af_inet.c, 4.16+ */
-int on_inet_sock_set_state(u64 *ctx)
+static __always_inline int change_state(u64 *ctx, bool sees_listeners)
 {
 	struct sock *sk = (struct sock *)ctx[0];
 	u32 old_state = ctx[1], new_state = ctx[2];
 	struct config *config = get_config();
 	struct socket_state *state;
+	bool is_listening;
 
 	if (!config || protocol_of(sk) != PROTOCOL_TCP)
 		return 0;
-	if (new_state == TCP_SYN_SENT || old_state == TCP_SYN_SENT ||
+	is_listening = sees_listeners && config->reads_listeners &&
+		       (new_state == TCP_LISTEN || old_state == TCP_LISTEN);
+	if (is_listening || new_state == TCP_SYN_SENT || old_state == TCP_SYN_SENT ||
 	    (old_state == TCP_SYN_RECV && new_state == TCP_ESTABLISHED) ||
 	    (old_state == TCP_ESTABLISHED && new_state == TCP_FIN_WAIT1)) {
-		/* SYN_SENT is set in connect() */
-		state = get_used_state(sk, config, new_state == TCP_SYN_SENT);
+		/* SYN_SENT is set in connect(), LISTEN in listen() */
+		state = get_used_state(sk, config,
+				       new_state == TCP_SYN_SENT || new_state == TCP_LISTEN);
+#ifdef WITH_LISTEN_OVERFLOWS
+		if (state && is_listening) {
+			look_at_listener(config, sk, state);
+			return 0;
+		}
+#endif
 		if (state)
 			note_change(config, sk, state, old_state, new_state);
 	}
@@ -146,6 +155,27 @@ int on_inet_sock_set_state(u64 *ctx)
 #endif
 	return 0;
 }
+
+/* inet_sk_set_state(), net/ipv4/af_inet.c, 4.16+ */
+
+#ifdef WITH_ON_INET_SOCK_SET_STATE
+
+int on_inet_sock_set_state(u64 *ctx)
+{
+	return change_state(ctx, false);
+}
+
+#endif
+
+#ifdef WITH_ON_STATE_OF_ANY_SOCKET
+
+/* Of listeners, too: counting begins in listen() and ends with close(). */
+int on_state_of_any_socket(u64 *ctx)
+{
+	return change_state(ctx, true);
+}
+
+#endif
 
 /*
  * The retransmission timer has expired: tcp_update_rto_stats(), net/ipv4/tcp_timer.c, counts in

@@ -215,8 +215,7 @@ COUNTERS: tuple[Counter, ...] = (
     Counter(
         "acceptQueueOverflows",
         Module.TCP,
-        "SYNs and handshakes that a listening socket dropped, usually because its accept queue was "
-        "full",
+        "SYNs and handshakes that found a listening socket's accept queue full",
     ),
     Counter(
         "receiveQueueOverflows",

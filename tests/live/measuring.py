@@ -69,6 +69,12 @@ def are_bound_by_btf(engine: KernelEngine) -> bool:
     return any(stage.hook.startswith("tp_btf/") for stage in engine.coverage)
 
 
+def read_listeners_at_once(engine: KernelEngine) -> None:
+    """Have the next reading include the listeners, without the pause after the last one."""
+    assert engine._object is not None
+    engine._object.listeners.due_ns = 0
+
+
 def count(measurement: Measurement, stage: str) -> int:
     return measurement.stage(stage).histogram.count
 

@@ -17,7 +17,7 @@ from latencyprobe.domain.measurement import NOTHING
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.hidden_events import counts_of
-from tests.live.measuring import CLIENT, SERVER, watch
+from tests.live.measuring import CLIENT, SERVER, read_listeners_at_once, watch
 from tests.live.netfilter import load_rules, send_what_netfilter_drops
 from tests.live.pods import Namespace, Pod
 from tests.live.sockets import (
@@ -206,6 +206,7 @@ async def test_connections_that_a_full_accept_queue_turns_away_are_counted(
         # a connection that finds room tells of those before it
         connect(client.namespace, server.address).close()
         kernel = kernel_counts(server.namespace)
+        read_listeners_at_once(engine)
         _, answering = counters(engine)
     if gap(engine, "acceptQueueOverflows") is CoverageState.UNAVAILABLE:
         assert "acceptQueueOverflows" not in answering

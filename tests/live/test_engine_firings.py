@@ -56,7 +56,7 @@ def counting() -> Iterator[None]:
 async def use(start: Start, modules: frozenset[Module], without: tuple[str, ...] = ()) -> set[str]:
     """An engine for TCP that waits for targets in a namespace where there is nothing.
 
-    Returns the tracepoint that listeners need on kernels without a better hook.
+    Returns the tracepoint that listeners need on kernels whose counts cannot be read.
     """
     engine = start(without=without)
     engine.assign({0: SlotSpec(netns_wide=frozenset({1}), netns=frozenset({1}))})

@@ -63,6 +63,10 @@ NODE_ROWS = ROW_HANDLERS + MAX_HANDLERS + 1
 # The source register of an instruction that loads a constant of `LoadConstant`. The kernel knows no
 # such register, so it refuses a program whose constants were not put in.
 CONSTANT_REGISTER = 15
+# That of one that loads the address of a map: a number of `ADDRESSED_MAPS`. bcc has no expression
+# for it.
+MAP_REGISTER = 14
+ADDRESSED_MAPS = ("cpu_contexts",)
 
 
 class LoadConstant(IntEnum):
@@ -78,6 +82,10 @@ class LoadConstant(IntEnum):
 def _loaded(constant: LoadConstant) -> str:
     # llvm.bpf.pseudo, of bcc's helpers.h: the instruction that loads 64 bits, with this register.
     return f"bpf_pseudo_fd({CONSTANT_REGISTER}, {constant:d})"
+
+
+def _map_address(number: int) -> str:
+    return f"bpf_pseudo_fd({MAP_REGISTER}, {number})"
 
 
 MACROS: Mapping[str, int | str] = {
@@ -116,6 +124,7 @@ MACROS: Mapping[str, int | str] = {
     "PLACES": PLACES,
     "BOUND_BITS": BOUND_BITS,
     **{constant.name: _loaded(constant) for constant in LoadConstant},
+    **{f"{name.upper()}_MAP": _map_address(number) for number, name in enumerate(ADDRESSED_MAPS)},
 }
 
 
@@ -184,7 +193,8 @@ CONFIG = Layout(
     epoch="I",
     generation="I",
     sample_mask="I",
-    sees_sends="I",
+    sees_sends="H",
+    reads_listeners="H",
     bucket_bounds=f"{1 << BOUND_BITS}Q",
     shards=f"{2 * MAX_SLOTS * SHARDS.size}s",
     netns_first=f"{NETNS_FIRST}H",

@@ -11,6 +11,7 @@ import ctypes
 import itertools
 import re
 import struct
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ _TYPE_HEADER = struct.Struct("=III")
 _MEMBER = struct.Struct("=III")
 _ENUMERATOR = struct.Struct("=Ii")
 _PLACE = struct.Struct("=III")
+# struct btf_header, include/uapi/linux/btf.h
+_BTF_HEADER = struct.Struct("=HBB5I")
 _PER_CPU_SECTION = ".data..percpu"
 _EMIT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 _LINE_BYTES = 1 << 16
@@ -82,6 +85,12 @@ class KernelTypes:
         id_ = self._find(struct_name, _KIND_STRUCT)
         return id_ is not None and self._find_member(id_, field) is not None
 
+    def field_offset(self, struct_name: str, field: str) -> int | None:
+        """Return the offset of a field in bytes, also of an anonymous member; or None."""
+        id_ = self._find(struct_name, _KIND_STRUCT)
+        found = None if id_ is None else self._find_member(id_, field)
+        return None if found is None else found[0]
+
     def tracepoint_id(self, tracepoint: str) -> int | None:
         """Return the id that binds a program to a tracepoint's typed arguments, or None."""
         return self._find(f"btf_trace_{tracepoint}", _KIND_TYPEDEF)
@@ -126,6 +135,13 @@ class KernelTypes:
         address = self._library.btf__type_by_id(self._btf, id_) + _TYPE_HEADER.size
         raw = ctypes.string_at(address, (self._header(id_)[1] & 0xFFFF) * _ENUMERATOR.size)
         return {self._name(name): value for name, value in _ENUMERATOR.iter_unpack(raw)}
+
+    def unnamed_enumerator(self, name: str) -> int | None:
+        """Return the value of an enumerator of an enum without a name, or None.
+
+        No index has it. So its name's offset is searched for, between neighbours that count on.
+        """
+        return find_enumerator(VMLINUX.read_bytes(), name)
 
     def _find(self, name: str, kind: int) -> int | None:
         id_: int = self._library.btf__find_by_name_kind(self._btf, name.encode(), kind)
@@ -180,6 +196,25 @@ class KernelTypes:
     def _name(self, offset: int) -> str:
         address = self._library.btf__name_by_offset(self._btf, offset)
         return (ctypes.string_at(address) if address else b"").decode()
+
+
+def find_enumerator(btf: bytes, name: str) -> int | None:
+    """Return the value of an enumerator whose neighbours have the numbers before and after it."""
+    *_, header, types_at, types_size, names_at, _ = _BTF_HEADER.unpack_from(btf)
+    types = btf[header + types_at : header + types_at + types_size]
+    found = btf.find(b"\0" + name.encode() + b"\0", header + names_at)
+    if found < 0:
+        return None
+    key = (found + 1 - header - names_at).to_bytes(4, sys.byteorder)
+    at = types.find(key)
+    while at >= 0:
+        if at % 4 == 0 and _ENUMERATOR.size <= at <= len(types) - 2 * _ENUMERATOR.size:
+            window = types[at - _ENUMERATOR.size : at + 2 * _ENUMERATOR.size]
+            before, value, after = (int(number) for _, number in _ENUMERATOR.iter_unpack(window))
+            if before + 1 == value == after - 1:
+                return value
+        at = types.find(key, at + 1)
+    return None
 
 
 def as_arrays(declarations: str) -> str:

@@ -59,7 +59,7 @@ class Program:
         for offset, number in self.maps:
             _IMMEDIATE.pack_into(code, offset + _IMMEDIATE_OFFSET, maps[number])
         for offset, number in self.constants:
-            code[offset + 1] &= _DESTINATION_MASK
+            code[offset + 1] = with_source(code[offset + 1], 0)
             _IMMEDIATE.pack_into(code, offset + _IMMEDIATE_OFFSET, constants[number])
         return bytes(code)
 
@@ -69,12 +69,17 @@ def source_of(registers: int) -> int:
     return registers >> _SOURCE_SHIFT
 
 
+def with_source(registers: int, source: int) -> int:
+    """Return an instruction's two registers with another source register."""
+    return registers & _DESTINATION_MASK | source << _SOURCE_SHIFT
+
+
 @dataclass(frozen=True, slots=True)
 class TypeNumbers:
     """The BTF ids of the tracepoints and functions that programs are bound to, by name.
 
     `variables`: those of each CPU that programs were to read, with the reason why they cannot; None
-    if they can. All of it holds for one build of the kernel.
+    if they can. Counts of a namespace are among them. All of it holds for one build of the kernel.
     """
 
     tracepoints: Mapping[str, int] = field(default_factory=dict)

@@ -26,7 +26,9 @@ class HookKind(StrEnum):
     A tracepoint is typed by BTF (tp_btf) or plain (raw_tp). The entry or the end of a kernel
     function is hooked by its BTF (fentry, fexit) or by a breakpoint (kprobe, kretprobe). With BTF,
     arguments are read as those of a tracepoint. A breakpoint's program gets `struct pt_regs *`.
-    A variable of each CPU (percpu) runs no program: other programs read it.
+    A program at an iterator (iter) runs for each object of a kind, when the agent reads the
+    iterator. A variable of each CPU (percpu) and a count of a network namespace (mib) run no
+    program: other programs read them.
     """
 
     TRACEPOINT = "tracepoint"
@@ -34,14 +36,17 @@ class HookKind(StrEnum):
     FEXIT = "fexit"
     KPROBE = "kprobe"
     KRETPROBE = "kretprobe"
+    ITERATOR = "iter"
     VARIABLE = "percpu"
+    COUNT = "mib"
 
 
 @dataclass(frozen=True, slots=True)
 class Hook:
     """A program (a C function in `bpf/`), and the tracepoint or kernel function that runs it.
 
-    A variable has its name in `bpf/` instead of a program, and its own: `structure.member`.
+    A variable has its name in `bpf/` instead of a program, and its own: `structure.member`. So has
+    a count, and its own is that of its enumerator.
     `also`: hooks that it requires; they are attached and detached together. `reads`: a requirement
     that not every kernel with the event meets; on the others the program is not compiled.
     """
@@ -56,6 +61,16 @@ class Hook:
     def is_kprobe(self) -> bool:
         """True if the program gets registers instead of arguments."""
         return self.kind in (HookKind.KPROBE, HookKind.KRETPROBE)
+
+    @property
+    def is_read(self) -> bool:
+        """True if it runs no program, but other programs read it."""
+        return self.kind in (HookKind.VARIABLE, HookKind.COUNT)
+
+    @property
+    def typed_function(self) -> str:
+        """The kernel function whose BTF has the arguments: DEFINE_BPF_ITER_FUNC() for iterators."""
+        return f"bpf_iter_{self.symbol}" if self.kind is HookKind.ITERATOR else self.symbol
 
     def name(self, *, typed: bool) -> str:
         """Return the name in the coverage; `typed`: programs are typed by BTF."""
@@ -106,6 +121,19 @@ _SOFTIRQ_ENTRY = Hook("on_softirq_entry", "softirq_entry")
 _SOFTIRQ_EXIT = Hook("on_softirq_exit", "softirq_exit")
 _KFREE_SKB = Hook(
     "on_kfree_skb", "kfree_skb", reads="requires the receiving socket, added in Linux 6.11"
+)
+
+# The program that the agent runs by reading: for each open file of the node.
+READ_LISTENERS = "on_listener"
+_LISTEN_OVERFLOWS = Hook("listen_overflows", "LINUX_MIB_LISTENOVERFLOWS", HookKind.COUNT)
+_STATE_OF_ANY_SOCKET = Hook(
+    "on_state_of_any_socket", "inet_sock_set_state", also=(_LISTEN_OVERFLOWS,)
+)
+_LISTENERS = Hook(
+    READ_LISTENERS,
+    "task_file",
+    HookKind.ITERATOR,
+    also=(_LISTEN_OVERFLOWS, _STATE_OF_ANY_SOCKET),
 )
 
 # Without this event, segments have no tx.socket, and the others of their stages none the less.
@@ -172,7 +200,12 @@ EVENTS: tuple[Event, ...] = (
     _event("transmit", (TX,), ("on_net_dev_start_xmit", "net_dev_start_xmit")),
     _event("driver drop", (TX,), ("on_drop_sent", "kfree_skb")),
     _event("driver free", (TX,), ("on_consume_sent", "consume_skb"), beside="on_drop_sent"),
-    _event("state change", (TCP,), ("on_inet_sock_set_state", "inet_sock_set_state")),
+    _event(
+        "state change",
+        (TCP,),
+        _STATE_OF_ANY_SOCKET,
+        ("on_inet_sock_set_state", "inet_sock_set_state"),
+    ),
     _event(
         "accept",
         (TCP,),
@@ -190,7 +223,8 @@ EVENTS: tuple[Event, ...] = (
     ),
     _event("receive drop", (TCP,), _KFREE_SKB),
     _event("queue overflow", (TCP,), _KFREE_SKB, ("on_udp_fail_queue", "udp_fail_queue_rcv_skb")),
-    _event("listener", (TCP,), ("on_sk_data_ready", "sk_data_ready")),
+    _event("listener", (TCP,), _LISTENERS, ("on_sk_data_ready", "sk_data_ready")),
+    _event("listener reading", (TCP,), _LISTENERS),
     _event("wake-up", (SCHED,), ("on_sched_wakeup", "sched_wakeup")),
     _event("first wake-up", (SCHED,), ("on_sched_wakeup_new", "sched_wakeup_new")),
     _event("switch", (SCHED,), ("on_sched_switch", "sched_switch")),
@@ -255,7 +289,11 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
     "zeroWindowsSent": StageNeeds(("segment",)),
     "zeroWindowsReceived": StageNeeds(("segment",)),
     "acceptQueueOverflows": StageNeeds(
-        ("listener",), {"receive drop": "counted late, when the next connection arrives"}
+        ("listener",),
+        {
+            "listener reading": "counted when the next connection arrives, with other packets that "
+            "the listener dropped"
+        },
     ),
     "receiveQueueOverflows": StageNeeds(
         ("queue overflow",), {"receive drop": "only datagrams are counted"}

@@ -20,11 +20,13 @@ PROG_TYPE_TRACING = 26
 ATTACH_TYPE_TRACE_RAW_TP = 23
 ATTACH_TYPE_TRACE_FENTRY = 24
 ATTACH_TYPE_TRACE_FEXIT = 25
+ATTACH_TYPE_TRACE_ITER = 28
 MAP_TYPE_SK_STORAGE = 24
 _MAP_TYPE_RINGBUF = 27
 _NAME_BYTES = 15  # BPF_OBJ_NAME_LEN less the NUL
 _STATS_RUN_TIME = 0
 _VERIFIER_LOG_BYTES = 1 << 20
+_READ_BYTES = 4096
 
 
 class LibbpfMissingError(RuntimeError):
@@ -271,6 +273,29 @@ def attach_raw_tracepoint(program_fd: int, tracepoint: str | None) -> int:
     """Attach and return the link's descriptor; `tracepoint` is None for programs typed by BTF."""
     name = tracepoint.encode() if tracepoint is not None else None
     return _check(library().bpf_raw_tracepoint_open(name, program_fd), "attach")
+
+
+def attach_iterator(program_fd: int) -> int:
+    """Attach an iterator's program and return the link's descriptor."""
+    return _check(library().bpf_link_create(program_fd, 0, ATTACH_TYPE_TRACE_ITER, None), "attach")
+
+
+def run_iterator(link_fd: int) -> None:
+    """Run an iterator's program for each object. Raises OSError."""
+    iteration = _check(library().bpf_iter_create(link_fd), "create an iterator")
+    try:
+        _read_to_end(iteration)
+    finally:
+        os.close(iteration)
+
+
+def _read_to_end(iteration: int) -> None:
+    while True:
+        try:
+            if not os.read(iteration, _READ_BYTES):
+                return
+        except BlockingIOError:  # after a million objects: bpf_seq_read(), kernel/bpf/bpf_iter.c
+            continue
 
 
 def program_info(program_fd: int) -> ProgramInfo:

@@ -79,6 +79,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     monkeypatch.setattr(libbpf, "create_map", kernel.create_map)
     monkeypatch.setattr(libbpf, "load_program", kernel.load_program)
     monkeypatch.setattr(libbpf, "attach_raw_tracepoint", kernel.attach_raw_tracepoint)
+    monkeypatch.setattr(libbpf, "attach_iterator", kernel.attach_iterator)
     monkeypatch.setattr(perf, "attach_kprobe", kernel.attach_kprobe)
     monkeypatch.setattr("platform.release", lambda: "6.1.0-13-amd64")
     return kernel

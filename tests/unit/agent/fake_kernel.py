@@ -7,6 +7,7 @@ import os
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.btf import KernelTypes, PerCpuVariable
+from latencyprobe_agent.kernel.build import counts
 from latencyprobe_agent.kernel.build.variables import fault_of
 from latencyprobe_agent.kernel.hooks import Event, Hook, HookKind
 
@@ -18,7 +19,7 @@ SEND = Event("send", frozenset(Module), (TRACEPOINT, FENTRY, KPROBE, LENGTH))
 
 
 class Types(KernelTypes):
-    """A kernel that has these tracepoints, functions and variables, and lacks a field."""
+    """A kernel that has these tracepoints, functions, variables and counts, and lacks a field."""
 
     RUN_QUEUE, CPU_NUMBER = 4096, 128
 
@@ -28,6 +29,8 @@ class Types(KernelTypes):
         functions: tuple[str, ...] = (),
         variables: tuple[str, ...] = (),
         *,
+        counts: tuple[str, ...] = (),
+        helpers: tuple[str, ...] = ("BPF_FUNC_map_lookup_percpu_elem",),
         has_run_queues: bool = True,
         is_realtime: bool = False,
         lacks: tuple[str, str] = ("", ""),
@@ -37,6 +40,8 @@ class Types(KernelTypes):
         if has_run_queues:
             self._variables["runqueues"] = PerCpuVariable(self.RUN_QUEUE, 3584)
             self._variables["cpu_number"] = PerCpuVariable(self.CPU_NUMBER, 4)
+        self._counts = dict.fromkeys(counts, 23)
+        self._helpers = dict.fromkeys(helpers, 195)
         self._lacks = {lacks} if is_realtime else {lacks, ("task_struct", "softirq_disable_cnt")}
 
     def tracepoint_id(self, tracepoint: str) -> int | None:
@@ -49,7 +54,18 @@ class Types(KernelTypes):
         return self._variables.get(name)
 
     def variable_fault(self, variable: str) -> str | None:
+        if variable in self._counts:
+            return counts.fault_of(variable, self)
         return fault_of(variable, self)
+
+    def enumerators(self, enum: str) -> dict[str, int]:
+        return self._helpers if enum == "bpf_func_id" else {}
+
+    def field_offset(self, struct_name: str, field: str) -> int | None:
+        return 312 if self.has_field(struct_name, field) else None
+
+    def unnamed_enumerator(self, name: str) -> int | None:
+        return self._counts.get(name)
 
     def has_field(self, struct_name: str, field: str) -> bool:
         return (struct_name, field) not in self._lacks
@@ -86,6 +102,9 @@ class Kernel:
 
     def attach_raw_tracepoint(self, program_fd: int, tracepoint: str | None) -> int:
         return self._attach("raw_tracepoint", tracepoint)
+
+    def attach_iterator(self, program_fd: int) -> int:
+        return self._attach("iterator", None)
 
     def attach_kprobe(self, program_fd: int, function: str, *, returning: bool) -> int:
         return self._attach("kretprobe" if returning else "kprobe", function)

@@ -12,7 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latencyprobe_agent.kernel.abi import CONSTANT_REGISTER, LoadConstant
+from latencyprobe_agent.kernel.abi import (
+    ADDRESSED_MAPS,
+    CONSTANT_REGISTER,
+    MAP_REGISTER,
+    LoadConstant,
+)
 from latencyprobe_agent.kernel.build.references import UnknownReferenceError, symbolic
 from latencyprobe_agent.kernel.compiled import (
     CompiledObject,
@@ -48,6 +53,14 @@ def test_a_constant_is_put_in_as_a_plain_number_of_32_bits() -> None:
     assert program.constants == ((0, LoadConstant.HOST_NETNS),)
     linked = program.linked([], {LoadConstant.HOST_NETNS: inode})
     assert linked == load_64(0, struct.unpack("<i", struct.pack("<I", inode))[0]) + EXIT
+
+
+@pytest.mark.parametrize("number", range(len(ADDRESSED_MAPS)))
+def test_the_address_of_a_map_is_a_reference_to_it(number: int) -> None:
+    code = load_64(MAP_REGISTER, number) + EXIT + load_64(MAP, 17)
+    program = symbolic("on_x", code, {17: 0, 5: 1}, {ADDRESSED_MAPS[number]: 1})
+    assert program.maps == ((0, 1), (24, 0))
+    assert program.linked([70, 71], {}) == load_64(MAP, 71) + EXIT + load_64(MAP, 70)
 
 
 def test_numbers_that_look_like_an_instruction_are_left_alone() -> None:

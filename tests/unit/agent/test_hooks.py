@@ -49,6 +49,18 @@ def test_a_counter_that_lacks_its_event_says_why() -> None:
     assert (drops.name, drops.state) == ("drops", CoverageState.PARTIAL)
 
 
+def test_a_kernel_whose_listeners_are_not_read_says_what_else_it_counts() -> None:
+    attached = {name: hook for name, hook in ALL.items() if name != "listener reading"}
+    attached["listener"] = "raw_tp/sk_data_ready"
+    covered = coverage_of(MODULES, attached, {"listener reading": "iter/task_file: refused"})
+    (gap,) = (row for row in covered if row.state is not CoverageState.ACTIVE)
+    assert (gap.name, gap.state) == ("acceptQueueOverflows", CoverageState.PARTIAL)
+    assert gap.reason == (
+        "counted when the next connection arrives, with other packets that the listener dropped: "
+        "iter/task_file: refused"
+    )
+
+
 def test_counters_of_a_module_that_nobody_asks_for_are_not_told_of() -> None:
     covered = coverage_of(frozenset({Module.RX}), {}, {})
     assert "drops" not in {row.name for row in covered}

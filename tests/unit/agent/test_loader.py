@@ -89,6 +89,51 @@ def test_the_end_of_a_function_is_hooked_by_fexit_or_kretprobe(kernel: Kernel) -
     assert kernel.attached[-1] == ("kretprobe", "inet_csk_accept")
 
 
+def test_an_iterator_is_bound_by_the_function_that_has_its_arguments(kernel: Kernel) -> None:
+    hook = Hook("on_file", "task_file", HookKind.ITERATOR)
+    files = Event("files", frozenset(Module), (hook,))
+    types = Types(functions=("bpf_iter_task_file",))
+    loader = load(types, event=files, code={hook.function: b"\0" * 8})
+    assert loader.attached == {"files": "iter/task_file"}
+    assert kernel.attached == [("iterator", None)]
+    assert kernel.loaded == [
+        ("on_file", libbpf.PROG_TYPE_TRACING, libbpf.ATTACH_TYPE_TRACE_ITER, 8)
+    ]
+
+
+def test_an_iterator_needs_btf(kernel: Kernel) -> None:
+    hook = Hook("on_file", "task_file", HookKind.ITERATOR)
+    files = Event("files", frozenset(Module), (hook,))
+    refused = load(None, event=files).refused["files"]
+    assert refused.startswith("iter/task_file: requires BTF and Linux 5.11")
+    refused = load(Types(), event=files).refused["files"]
+    assert refused == "iter/task_file: Linux 6.1.0-13-amd64 has no such iterator"
+    assert kernel.loaded == []
+
+
+def test_a_program_that_reads_a_count_is_not_there_without_it(kernel: Kernel) -> None:
+    name = "LINUX_MIB_LISTENOVERFLOWS"
+    count = Hook("overflows", name, HookKind.COUNT)
+    files = Event(
+        "files",
+        frozenset(Module),
+        (Hook("on_file", "task_file", HookKind.ITERATOR, also=(count,)), TRACEPOINT),
+    )
+    has = ("bpf_iter_task_file",), ("tcp_sendmsg_locked",)
+    code = {**CODE, "on_file": b"\0" * 8}
+    whole = load(Types(has[1], has[0], counts=(name,)), event=files, code=code)
+    assert whole.attached == {"files": "iter/task_file"}
+    old = Types(has[1], has[0], counts=(name,), helpers=())
+    assert load(old, event=files).attached == {"files": "tp_btf/tcp_sendmsg_locked"}
+    kernel.refuses["on_file"] = errno.E2BIG
+    refused = load(Types(has[1], has[0], counts=(name,)), event=files, code=code)
+    assert refused.attached == {"files": "tp_btf/tcp_sendmsg_locked"}
+    alone = replace(files, hooks=files.hooks[:1])
+    assert load(old, event=alone).refused == {
+        "files": f"mib/{name}: requires bpf_map_lookup_percpu_elem(), added in Linux 5.19"
+    }
+
+
 def test_hooks_that_belong_together_come_together_or_not_at_all(kernel: Kernel) -> None:
     wait = Hook("on_fexit_wait", "sk_stream_wait_memory", HookKind.FEXIT)
     first = replace(FENTRY, also=(wait,))
@@ -106,6 +151,16 @@ def test_hooks_that_belong_together_come_together_or_not_at_all(kernel: Kernel) 
     assert list(halved.programs) == ["on_send"]
     assert len(halved.links) == 1
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_required_function_that_the_kernel_lacks_is_the_reason(kernel: Kernel) -> None:
+    wait = Hook("on_fexit_wait", "sk_stream_wait_memory", HookKind.FEXIT)
+    send = Event("send", frozenset(Module), (replace(FENTRY, also=(wait,)),))
+    refused = load(Types(functions=("tcp_sendmsg_locked",)), event=send, code={}).refused
+    assert refused == {
+        "send": "fexit/sk_stream_wait_memory: Linux 6.1.0-13-amd64 has no such function"
+    }
+    assert kernel.loaded == []
 
 
 def test_a_program_that_is_attached_serves_a_hook_that_requires_it_too(kernel: Kernel) -> None:

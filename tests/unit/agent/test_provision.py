@@ -170,6 +170,26 @@ async def test_alternatives_that_were_needed_are_in_the_cached_object(
     assert len(compiling.compiled) == 2
 
 
+@pytest.mark.parametrize("refused", ["on_listener", "on_state_of_any_socket"])
+async def test_a_kernel_that_refuses_to_read_listeners_shows_them_by_an_event(
+    kernel: Kernel, compiling: Compiler, refused: str
+) -> None:
+    functions = (*TRACEPOINTS, "bpf_iter_task_file")
+    compiling.types = Types(TRACEPOINTS, functions, counts=("LINUX_MIB_LISTENOVERFLOWS",))
+    request = Request(("tcp",), 1)
+    whole = closed(await provide(request, compiling.compile, None)).programs
+    assert whole.attached["listener"] == "iter/task_file"
+    assert "on_sk_data_ready" not in compiling.compiled[0]
+    assert "listener reading" not in whole.refused
+    kernel.refuses[refused] = errno.E2BIG
+    kernel.loaded.clear()
+    programs = closed(await provide(request, compiling.compile, None)).programs
+    assert programs.attached["listener"] == "tp_btf/sk_data_ready"
+    assert programs.attached["state change"] == "tp_btf/inet_sock_set_state"
+    assert f"cannot load {refused}" in programs.refused["listener reading"]
+    assert ("on_inet_sock_set_state" in programs.hooks) is (refused != "on_listener")
+
+
 async def test_an_object_that_the_verifier_refuses_is_compiled_once_more(
     kernel: Kernel, compiling: Compiler, cache: ObjectCache, caplog: pytest.LogCaptureFixture
 ) -> None:

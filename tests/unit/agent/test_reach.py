@@ -11,6 +11,9 @@ from tests.unit.agent.fake_kernel import SEND, Types
 
 TRACEPOINTS = tuple({hook.symbol for event in EVENTS for hook in event.hooks})
 MODERN = Types(TRACEPOINTS, TRACEPOINTS)
+ITERATOR = "bpf_iter_task_file"
+COUNTS = ("LINUX_MIB_LISTENOVERFLOWS",)
+WITH_COUNT = Types(TRACEPOINTS, (*TRACEPOINTS, ITERATOR), counts=COUNTS)
 CONTEXT = next(event for event in EVENTS if event.name == "softirq context")
 SOFTIRQS = ("softirq_entry", "softirq_exit")
 
@@ -62,14 +65,14 @@ def test_behind_a_variable_that_programs_may_read_nothing_is_compiled() -> None:
     for symbol in ("__preempt_count", "pcpu_hot.preempt_count"):
         types = Types(SOFTIRQS, variables=(symbol,))
         assert functions(types, event=CONTEXT) == {"preempt_count"}
-        assert Reach(types).variables((CONTEXT,)) == {"preempt_count": symbol}
+        assert Reach(types).reads((CONTEXT,), HookKind.VARIABLE) == {"preempt_count": symbol}
 
 
 def test_of_two_variables_that_programs_may_read_they_read_the_one_that_is_reported() -> None:
     symbols = ("irq_stat.__softirq_pending", "__softirq_pending")
     raised = next(event for event in EVENTS if event.name == "NET_RX raise")
     reach = Reach(Types(variables=symbols))
-    assert reach.variables((raised,)) == {"softirq_pending": "__softirq_pending"}
+    assert reach.reads((raised,), HookKind.VARIABLE) == {"softirq_pending": "__softirq_pending"}
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,40 @@ def test_without_the_variable_programs_note_it(
         "on_softirq_entry",
         "on_softirq_exit",
     }
-    assert Reach(types, without).variables((CONTEXT,)) == {}
+    assert Reach(types, without).reads((CONTEXT,), HookKind.VARIABLE) == {}
+
+
+@pytest.mark.parametrize(
+    ("types", "without", "expected"),
+    [
+        pytest.param(WITH_COUNT, (), {"on_listener", "on_state_of_any_socket"}, id="counts"),
+        pytest.param(MODERN, (), {"on_sk_data_ready", "on_inet_sock_set_state"}, id="no count"),
+        pytest.param(
+            Types(TRACEPOINTS, (*TRACEPOINTS, ITERATOR), counts=COUNTS, helpers=()),
+            (),
+            {"on_sk_data_ready", "on_inet_sock_set_state"},
+            id="before 5.19",
+        ),
+        pytest.param(
+            WITH_COUNT,
+            ("iter/task_file",),
+            {"on_sk_data_ready", "on_state_of_any_socket"},
+            id="excluded",
+        ),
+        pytest.param(None, (), {"on_sk_data_ready", "on_inet_sock_set_state"}, id="no BTF"),
+    ],
+)
+def test_listeners_are_read_where_the_kernels_count_can_be_found(
+    types: TypeIds | None, without: tuple[str, ...], expected: set[str]
+) -> None:
+    events = [event for event in EVENTS if event.name in ("listener", "state change")]
+    reach = Reach(types, without)
+    programs = reach.functions(events, first_only=True) - {"listen_overflows"}
+    assert programs == expected
+    is_counted = types is WITH_COUNT
+    assert reach.reads(events, HookKind.COUNT) == (
+        {"listen_overflows": COUNTS[0]} if is_counted else {}
+    )
 
 
 def test_without_a_probe_for_udp_its_programs_are_not_compiled() -> None:

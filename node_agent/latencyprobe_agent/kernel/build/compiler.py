@@ -22,7 +22,9 @@ from typing import Any
 from latencyprobe.domain.stages import Module
 from latencyprobe.process.os_errors import explained
 from latencyprobe_agent.kernel import libbpf
+from latencyprobe_agent.kernel.abi import ADDRESSED_MAPS
 from latencyprobe_agent.kernel.btf import KernelTypes, NoBtfError
+from latencyprobe_agent.kernel.build import counts, variables
 from latencyprobe_agent.kernel.build.drops import drop_macros, drop_reasons
 from latencyprobe_agent.kernel.build.headers import (
     NoKernelTypesError,
@@ -32,7 +34,6 @@ from latencyprobe_agent.kernel.build.headers import (
 )
 from latencyprobe_agent.kernel.build.references import UnknownReferenceError, symbolic
 from latencyprobe_agent.kernel.build.source import compose
-from latencyprobe_agent.kernel.build.variables import fault_of, find_variable, macros
 from latencyprobe_agent.kernel.compiled import CompiledObject, MapDefinition, Program, TypeNumbers
 from latencyprobe_agent.kernel.hooks import Event, Hook, HookKind, events_of
 from latencyprobe_agent.kernel.load.object_file import encode
@@ -95,34 +96,47 @@ def _build(request: Request, types: KernelTypes | None, reasons: list[str]) -> C
         typed=typed,
         functions=functions,
         trace=request.trace,
-        facts={**drop_macros(reasons), **_variable_macros(reach.variables(events), types)},
+        facts={**drop_macros(reasons), **_read_macros(reach, events, types)},
     )
     code = _compile(source, sorted(functions))
     return CompiledObject(code.programs, code.maps, functions, numbers, tuple(reasons))
 
 
-def _variable_macros(names: Mapping[str, str], types: KernelTypes | None) -> Mapping[str, str]:
+def _read_macros(
+    reach: Reach, events: Iterable[Event], types: KernelTypes | None
+) -> Mapping[str, str]:
+    """Return what programs need to read the variables and counts of these events."""
     if types is None:
         return {}
-    return macros({name: find_variable(symbol, types) for name, symbol in names.items()}, types)
+    read = {
+        name: variables.find_variable(symbol, types)
+        for name, symbol in reach.reads(events, HookKind.VARIABLE).items()
+    }
+    counted = {
+        name: counts.find_count(symbol, types)
+        for name, symbol in reach.reads(events, HookKind.COUNT).items()
+    }
+    return {**variables.macros(read, types), **counts.macros(counted)}
 
 
 def _type_numbers(events: Iterable[Event], types: KernelTypes) -> TypeNumbers:
     """Return what the kernel's types say of all hooks of these events."""
     tracepoints: dict[str, int] = {}
     functions: dict[str, int] = {}
-    variables: dict[str, str | None] = {}
+    faults: dict[str, str | None] = {}
     for hook in _hooks_of(events):
-        if hook.kind is HookKind.VARIABLE:
-            variables[hook.symbol] = fault_of(hook.symbol, types)
+        if hook.is_read:
+            is_count = hook.kind is HookKind.COUNT
+            fault_of = counts.fault_of if is_count else variables.fault_of
+            faults[hook.symbol] = fault_of(hook.symbol, types)
             continue
         if hook.kind is HookKind.TRACEPOINT:
             found, numbers = types.tracepoint_id(hook.symbol), tracepoints
         else:
-            found, numbers = types.function_id(hook.symbol), functions
+            found, numbers = types.function_id(hook.typed_function), functions
         if found is not None:
-            numbers[hook.symbol] = found
-    return TypeNumbers(tracepoints, functions, variables)
+            numbers[hook.typed_function] = found
+    return TypeNumbers(tracepoints, functions, faults)
 
 
 def _hooks_of(events: Iterable[Event]) -> Iterator[Hook]:
@@ -156,9 +170,12 @@ def _compile(source: str, functions: list[str]) -> _Code:
 def _code_of(compiled: Any, functions: list[str]) -> _Code:
     maps = _maps_of(compiled)
     places = {descriptor: place for place, descriptor in enumerate(maps)}
+    addressed = {
+        each.name: place for place, each in enumerate(maps.values()) if each.name in ADDRESSED_MAPS
+    }
     there = _compiled_functions(compiled)
     programs = {
-        name: symbolic(name, compiled.dump_func(name), places)
+        name: symbolic(name, compiled.dump_func(name), places, addressed)
         for name in functions
         if name in there
     }

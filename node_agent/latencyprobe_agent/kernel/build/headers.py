@@ -34,6 +34,7 @@ STRUCTS = (
     "signal_struct",
     "msghdr",
     "irqaction",
+    "socket",
     "css_set",
     "cfs_rq",
     "nsproxy",

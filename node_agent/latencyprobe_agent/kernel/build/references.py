@@ -6,8 +6,9 @@ bcc creates the maps while it compiles, and writes their descriptors into the in
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
-from latencyprobe_agent.kernel.abi import CONSTANT_REGISTER
+from latencyprobe_agent.kernel.abi import ADDRESSED_MAPS, CONSTANT_REGISTER, MAP_REGISTER
 from latencyprobe_agent.kernel.compiled import (
     INSTRUCTION,
     LOAD_IMMEDIATE,
@@ -15,6 +16,7 @@ from latencyprobe_agent.kernel.compiled import (
     Program,
     Reference,
     source_of,
+    with_source,
 )
 
 
@@ -28,10 +30,16 @@ class UnknownReferenceError(RuntimeError):
         )
 
 
-def symbolic(function: str, code: bytes, maps: Mapping[int, int]) -> Program:
+def symbolic(
+    function: str,
+    code: bytes,
+    maps: Mapping[int, int],
+    addressed: Mapping[str, int] = MappingProxyType({}),
+) -> Program:
     """Return a function's instructions with symbolic references.
 
-    `maps`: descriptor of bcc's map to the map's place in the object.
+    `maps`: descriptor of bcc's map to the map's place in the object. `addressed`: the places of
+    those in `abi.ADDRESSED_MAPS`, by name.
     """
     cleared = bytearray(code)
     map_references: list[Reference] = []
@@ -47,6 +55,9 @@ def symbolic(function: str, code: bytes, maps: Mapping[int, int]) -> Program:
             if immediate not in maps:
                 raise UnknownReferenceError(function, offset, f"descriptor {immediate}")
             map_references.append((offset, maps[immediate]))
+        elif source == MAP_REGISTER:
+            map_references.append((offset, addressed[ADDRESSED_MAPS[immediate]]))
+            registers = with_source(registers, PSEUDO_MAP)
         elif source == CONSTANT_REGISTER:
             constants.append((offset, immediate))
         elif source:

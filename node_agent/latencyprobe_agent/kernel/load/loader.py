@@ -23,6 +23,7 @@ _TRACING_ATTACH_TYPES: Mapping[HookKind, int] = {
     HookKind.TRACEPOINT: libbpf.ATTACH_TYPE_TRACE_RAW_TP,
     HookKind.FENTRY: libbpf.ATTACH_TYPE_TRACE_FENTRY,
     HookKind.FEXIT: libbpf.ATTACH_TYPE_TRACE_FEXIT,
+    HookKind.ITERATOR: libbpf.ATTACH_TYPE_TRACE_ITER,
 }
 # The options that a hook of this kind requires; a refusal names those that are not set.
 _OPTIONS: Mapping[HookKind, tuple[str, ...]] = {
@@ -31,6 +32,7 @@ _OPTIONS: Mapping[HookKind, tuple[str, ...]] = {
     HookKind.FEXIT: ("CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS", "CONFIG_BPF_JIT"),
     HookKind.KPROBE: ("CONFIG_KPROBES", "CONFIG_KPROBE_EVENTS", "CONFIG_BPF_EVENTS"),
     HookKind.KRETPROBE: ("CONFIG_KRETPROBES", "CONFIG_KPROBE_EVENTS", "CONFIG_BPF_EVENTS"),
+    HookKind.ITERATOR: ("CONFIG_BPF_EVENTS",),
 }
 _SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
@@ -116,25 +118,28 @@ class Loader:
 
     def _attach_with_others(self, hook: Hook, reasons: list[str]) -> bool:
         """Attach the hook and those that it requires; attach nothing if one is refused."""
+        wanted = [each for each in (hook, *hook.also) if each.function not in self.programs]
         attached: list[Hook] = []
-        for each in (hook, *hook.also):
-            if each.function in self.programs:
-                continue
-            try:
-                self._attach_hook(each)
-            except (libbpf.KernelRefusedError, LookupError) as error:
-                if is_shortage(error):
-                    raise
-                name, reason = self._reach.name(each), self._reason(each, error)
-                self._failures[hook.function] = _failure(name, reason)
-                reasons.append(f"{name}: {reason}")
-                self.messages.append(f"{each.function}: {error}")
-                for undone in reversed(attached):
-                    os.close(self.links.pop())
-                    os.close(self.programs.pop(undone.function))
-                    del self.hooks[undone.function]
-                return False
-            attached.append(each)
+        each = hook
+        try:
+            for each in wanted:
+                self._reach.check(each)
+            for each in wanted:
+                if not each.is_read:
+                    self._attach_hook(each)
+                    attached.append(each)
+        except (libbpf.KernelRefusedError, LookupError) as error:
+            if is_shortage(error):
+                raise
+            name, reason = self._reach.name(each), self._reason(each, error)
+            self._failures[hook.function] = _failure(name, reason)
+            reasons.append(f"{name}: {reason}")
+            self.messages.append(f"{each.function}: {error}")
+            for undone in reversed(attached):
+                os.close(self.links.pop())
+                os.close(self.programs.pop(undone.function))
+                del self.hooks[undone.function]
+            return False
         return True
 
     @cached_property
@@ -151,9 +156,6 @@ class Loader:
         return str(error.args[0])
 
     def _attach_hook(self, hook: Hook) -> None:
-        self._reach.check(hook)
-        if hook.kind is HookKind.VARIABLE:
-            return
         code = self._code.get(hook.function)
         if code is None:
             raise LookupError(
@@ -178,7 +180,7 @@ class Loader:
         """Yield the first hook of an event that may be there, if any."""
         for hook in event.hooks:
             with suppress(LookupError):
-                self._reach.check(hook)
+                self._reach.check_all(hook)
                 yield hook
                 return
 
@@ -210,6 +212,8 @@ def link(hook: Hook, program: int, *, typed: bool) -> int:
     if hook.is_kprobe:
         returning = hook.kind is HookKind.KRETPROBE
         return perf.attach_kprobe(program, hook.symbol, returning=returning)
+    if hook.kind is HookKind.ITERATOR:
+        return libbpf.attach_iterator(program)
     return libbpf.attach_raw_tracepoint(program, None if typed else hook.symbol)
 
 

@@ -37,9 +37,9 @@ _T = TypeVar("_T", bound=Closable)
 class LoadedPrograms:
     """Programs in the kernel, and the maps that the agent uses. The owner closes them.
 
-    `hooks`: those of `programs`; `typed`: they are typed by BTF. `links`: empty if they are not
-    attached. `attached`: event to the hook in use; `refused`: event to the kernel's answer.
-    `messages`: the kernel's answers in full.
+    `hooks`: those of `programs`; `typed`: they are typed by BTF. `links`: in the same order, empty
+    if they are not attached. `attached`: event to the hook in use; `refused`: event to the kernel's
+    answer. `messages`: the kernel's answers in full.
     """
 
     maps: dict[str, int]
@@ -60,6 +60,10 @@ class LoadedPrograms:
             links, self.links = self.links, []
             _close(links)
             raise
+
+    def link(self, function: str) -> int | None:
+        """Return the link of an attached program; None if there is none."""
+        return dict(zip(self.hooks, self.links, strict=False)).get(function)
 
     def close(self) -> None:
         """Detach and free everything, links first. Idempotent."""

@@ -11,11 +11,14 @@ from typing import Protocol
 
 from latencyprobe_agent.kernel.hooks import Event, Hook, HookKind
 
-_TYPED_KINDS = frozenset({HookKind.FENTRY, HookKind.FEXIT, HookKind.VARIABLE})
+_TYPED_KINDS = frozenset(
+    {HookKind.FENTRY, HookKind.FEXIT, HookKind.ITERATOR, HookKind.VARIABLE, HookKind.COUNT}
+)
+_NOUNS = {HookKind.TRACEPOINT: "tracepoint", HookKind.ITERATOR: "iterator"}
 
 
 class TypeIds(Protocol):
-    """The BTF ids of a kernel, and its variables of each CPU, by name."""
+    """The BTF ids of a kernel, and its variables and counts of each CPU, by name."""
 
     def tracepoint_id(self, tracepoint: str) -> int | None:
         """Return the id of a tracepoint; None if the kernel does not have it."""
@@ -24,7 +27,7 @@ class TypeIds(Protocol):
         """Return the id of a function; None if the kernel does not have it."""
 
     def variable_fault(self, variable: str) -> str | None:
-        """Return the reason why programs cannot read a variable; None if they can."""
+        """Return the reason why programs cannot read a variable or count; None if they can."""
 
 
 class Reach:
@@ -56,20 +59,26 @@ class Reach:
             )
         if self.types is None:
             return
-        if hook.kind is HookKind.VARIABLE:
+        if hook.is_read:
             fault = self.types.variable_fault(hook.symbol)
             if fault is not None:
                 raise LookupError(fault)
         else:
             type_id(hook, self.types)
 
-    def variables(self, events: Iterable[Event]) -> Mapping[str, str]:
-        """Return the kernel's names of the variables that programs read, by those in `bpf/`."""
+    def check_all(self, hook: Hook) -> None:
+        """Raise LookupError if a hook, or one that it requires, is known to be unusable."""
+        for each in (hook, *hook.also):
+            self.check(each)
+
+    def reads(self, events: Iterable[Event], kind: HookKind) -> Mapping[str, str]:
+        """Return the kernel's names of variables or counts, by their names in `bpf/`."""
         found: dict[str, str] = {}
         for event in events:
-            for hook in self._hooks(event, first_only=False):
-                if hook.kind is HookKind.VARIABLE:
-                    found.setdefault(hook.function, hook.symbol)
+            for main in self._hooks(event, first_only=False):
+                for hook in (main, *main.also):
+                    if hook.kind is kind:
+                        found.setdefault(hook.function, hook.symbol)
         return found
 
     def functions(self, events: Iterable[Event], *, first_only: bool) -> frozenset[str]:
@@ -84,7 +93,7 @@ class Reach:
     def _hooks(self, event: Event, *, first_only: bool) -> Iterator[Hook]:
         for hook in event.hooks:
             try:
-                self.check(hook)
+                self.check_all(hook)
             except LookupError:
                 continue
             yield hook
@@ -92,18 +101,21 @@ class Reach:
                 return
 
     def _is_there(self, hook: Hook) -> bool:
-        """Return True for a tracepoint in BTF. Functions may be inlined, or refused by config."""
-        if hook.kind is HookKind.VARIABLE:
+        """Return True for a hook that is in BTF. Functions may be inlined, or refused by config."""
+        if hook.is_read or hook.kind is HookKind.ITERATOR:
             return True
         return self.types is not None and hook.kind is HookKind.TRACEPOINT and not hook.reads
 
 
 def type_id(hook: Hook, types: TypeIds) -> int:
-    """Return the BTF id of a hook's tracepoint or function. Raises LookupError without one."""
+    """Return the BTF id of a hook's tracepoint, iterator or function.
+
+    Raises LookupError without one.
+    """
     is_tracepoint = hook.kind is HookKind.TRACEPOINT
     find = types.tracepoint_id if is_tracepoint else types.function_id
-    found = find(hook.symbol)
+    found = find(hook.typed_function)
     if found is None:
-        what = "tracepoint" if is_tracepoint else "function"
+        what = _NOUNS.get(hook.kind, "function")
         raise LookupError(f"Linux {platform.release()} has no such {what}")
     return found

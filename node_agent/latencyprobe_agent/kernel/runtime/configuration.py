@@ -28,7 +28,7 @@ from latencyprobe_agent.kernel.runtime.shards import Shards
 
 MAX_NAMESPACES = MAX_NETNS - 1  # entry 0 stands for "none"
 CONFIG_BYTES = CONFIG.size
-_INTEGERS = CONFIG.part("epoch", "sees_sends")
+_INTEGERS = CONFIG.part("epoch", "reads_listeners")
 _ENTRY = NETNS_ENTRY.packing
 _FIRST_OFFSET = CONFIG.offset("netns_first")
 _ENTRIES_OFFSET = CONFIG.offset("netns")
@@ -55,10 +55,18 @@ class ConfigMemory:
         self._numbers: dict[int, int] = {}
 
     def write_words(
-        self, *, epoch: int, generation: int, sample_mask: int, sees_sends: bool = False
+        self,
+        *,
+        epoch: int,
+        generation: int,
+        sample_mask: int,
+        sees_sends: bool = False,
+        reads_listeners: bool = False,
     ) -> None:
         """Set the integers. Programs read each one separately, and each is written at once."""
-        self._memory[: _INTEGERS.size] = _INTEGERS.pack(epoch, generation, sample_mask, sees_sends)
+        self._memory[: _INTEGERS.size] = _INTEGERS.pack(
+            epoch, generation, sample_mask, sees_sends, reads_listeners
+        )
 
     def write_shards(self, epoch: int, shards: Mapping[int, Shards]) -> None:
         """Set the elements of all slots in one half; call this only for the inactive half."""

@@ -236,6 +236,7 @@ class KernelEngine:
         """Close the present object; keep its measurements for the next reading."""
         if self._object is None:
             return
+        self._object.read_listeners(at_once=True)
         self._keep(self._object, self._slots, self._slots)
         self._tracer.leave()
         self._clock.stop()
@@ -257,6 +258,7 @@ class KernelEngine:
 
         `following`: the slots that are measured from now on.
         """
+        loaded.read_listeners()
         inactive = loaded.flip_epoch(_shards(following))
         if loaded.node_statistics is not None:
             self._node_carry += loaded.node_statistics.take(inactive.epoch)
@@ -294,6 +296,7 @@ class KernelEngine:
         loaded.configuration.write_namespaces(_namespaces(self._slots, self._host_netns))
         self._written = wanted
         loaded.bump_generation()
+        loaded.read_listeners()
 
     def _forget_children(self, loaded: LoadedObject) -> None:
         """Erase processes that the kernel followed by itself.

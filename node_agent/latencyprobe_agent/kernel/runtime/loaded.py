@@ -23,12 +23,13 @@ from latencyprobe_agent.kernel.abi import (
     TRACE_RING,
 )
 from latencyprobe_agent.kernel.contract import EngineError
-from latencyprobe_agent.kernel.hooks import SEND
+from latencyprobe_agent.kernel.hooks import READ_LISTENERS, SEND
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.load.handover import request_object
 from latencyprobe_agent.kernel.load.provision import Provided, provide, provide_spare
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.configuration import ConfigMemory
+from latencyprobe_agent.kernel.runtime.listeners import ListenerReadings
 from latencyprobe_agent.kernel.runtime.node_statistics import NodeStatisticsMemory
 from latencyprobe_agent.kernel.runtime.ring import PacketRing
 from latencyprobe_agent.kernel.runtime.shards import Shards
@@ -78,6 +79,7 @@ class LoadedObject:
         self._shards: list[Mapping[int, Shards]] = [{}, {}]  # of each half
         self._generation = 0
         self._sample_mask = 0
+        self.listeners = ListenerReadings()
         try:
             self._map(provided.drop_reasons)
         except BaseException:
@@ -121,6 +123,15 @@ class LoadedObject:
         """Return the descriptor of a map."""
         return self._maps[name]
 
+    def read_listeners(self, *, at_once: bool = False) -> None:
+        """Have connections counted that listeners turned away, unless that was done just before.
+
+        `at_once`: in any case. Where the kernel allows no reading, events show these connections.
+        """
+        link = self._owned.link(READ_LISTENERS)
+        if link is not None:
+            self.listeners.read(link, at_once=at_once)
+
     def bump_generation(self) -> None:
         """Have every socket look up its slots again."""
         self._generation += 1
@@ -151,6 +162,7 @@ class LoadedObject:
             generation=self._generation,
             sample_mask=self._sample_mask,
             sees_sends=SEND in self.attached,
+            reads_listeners=READ_LISTENERS in self._owned.hooks,
         )
 
     def write(self, name: str, entries: Mapping[bytes, bytes]) -> None:
