@@ -33,7 +33,7 @@ def test_constants_come_before_the_unit_and_assertions_after_it() -> None:
     unit = composed()
     first, last = unit.index("struct config {"), unit.rindex("int on_")
     assert unit.index("#define MAX_SLOTS ") < first
-    assert unit.index("kernel/abi.py\");") > last
+    assert unit.index('kernel/abi.py");') > last
 
 
 def test_an_included_file_may_include_others_from_its_own_folder(
