@@ -97,7 +97,8 @@ struct socket_state {
 	u8 is_listener_known; /* listener_drops is set */
 	u8 is_window_closed;  /* ours; the peer's */
 	u8 is_peer_window_closed;
-	u8 is_window_low; /* ours may have closed since */
+	u8 is_window_low;  /* ours may have closed since */
+	u8 is_established; /* of a passive open: its handshake was counted */
 #endif
 #ifdef MODULE_RX
 	u32 known_seq; /* end of the bytes that are accounted for, as lost or unmatched too */

@@ -49,8 +49,9 @@ static __always_inline void end_handshake(struct config *config, struct sock *sk
 	struct tcp_sock *tp = get_tcp_sock(sk);
 	u64 ns;
 
-	if (!tp)
+	if (!tp || state->is_established)
 		return;
+	state->is_established = 1;
 	begin_turns(&state->turns, tp, ROLE_SERVER);
 	state->established_ns = bpf_ktime_get_ns();
 	ns = (u64)(READ(tp, srtt_us) >> 3) * 1000;
@@ -112,9 +113,10 @@ int on_kretprobe_accept(struct pt_regs *ctx)
 static __always_inline void note_change(struct config *config, struct sock *sk,
 					struct socket_state *state, u32 old_state, u32 new_state)
 {
-	if (new_state == TCP_SYN_SENT)
+	if (new_state == TCP_SYN_SENT) {
 		state->connect_ns = bpf_ktime_get_ns();
-	else if (old_state == TCP_SYN_SENT)
+		state->is_established = 0; /* it may have been another connection */
+	} else if (old_state == TCP_SYN_SENT)
 		end_connect(config, sk, state, new_state);
 	else if (new_state == TCP_ESTABLISHED)
 		end_handshake(config, sk, state);
@@ -122,33 +124,46 @@ static __always_inline void note_change(struct config *config, struct sock *sk,
 		give_request_up(config, state, sk);
 }
 
-static __always_inline int change_state(u64 *ctx, bool sees_listeners)
+static __always_inline bool is_followed(u32 old_state, u32 new_state)
+{
+	return new_state == TCP_SYN_SENT || old_state == TCP_SYN_SENT ||
+	       (old_state == TCP_SYN_RECV && new_state == TCP_ESTABLISHED) ||
+	       (old_state == TCP_ESTABLISHED && new_state == TCP_FIN_WAIT1);
+}
+
+/* `sees_listeners`: their counting begins in listen() and ends with close(). */
+static __always_inline void change_state(struct config *config, struct sock *sk, u32 old_state,
+					 u32 new_state, bool is_own, bool sees_listeners)
+{
+	bool is_listening = sees_listeners && config->reads_listeners &&
+			    (new_state == TCP_LISTEN || old_state == TCP_LISTEN);
+	struct socket_state *state;
+
+	if (!is_listening && !is_followed(old_state, new_state))
+		return;
+	state = get_used_state(sk, config, is_own);
+	if (!state)
+		return;
+#ifdef WITH_LISTEN_OVERFLOWS
+	if (is_listening) {
+		look_at_listener(config, sk, state);
+		return;
+	}
+#endif
+	note_change(config, sk, state, old_state, new_state);
+}
+
+static __always_inline int change_any_state(u64 *ctx, bool sees_listeners)
 {
 	struct sock *sk = (struct sock *)ctx[0];
 	u32 old_state = ctx[1], new_state = ctx[2];
 	struct config *config = get_config();
-	struct socket_state *state;
-	bool is_listening;
 
 	if (!config || protocol_of(sk) != PROTOCOL_TCP)
 		return 0;
-	is_listening = sees_listeners && config->reads_listeners &&
-		       (new_state == TCP_LISTEN || old_state == TCP_LISTEN);
-	if (is_listening || new_state == TCP_SYN_SENT || old_state == TCP_SYN_SENT ||
-	    (old_state == TCP_SYN_RECV && new_state == TCP_ESTABLISHED) ||
-	    (old_state == TCP_ESTABLISHED && new_state == TCP_FIN_WAIT1)) {
-		/* SYN_SENT is set in connect(), LISTEN in listen() */
-		state = get_used_state(sk, config,
-				       new_state == TCP_SYN_SENT || new_state == TCP_LISTEN);
-#ifdef WITH_LISTEN_OVERFLOWS
-		if (state && is_listening) {
-			look_at_listener(config, sk, state);
-			return 0;
-		}
-#endif
-		if (state)
-			note_change(config, sk, state, old_state, new_state);
-	}
+	/* SYN_SENT is set in connect(), LISTEN in listen() */
+	change_state(config, sk, old_state, new_state,
+		     new_state == TCP_SYN_SENT || new_state == TCP_LISTEN, sees_listeners);
 #if !TYPED
 	if (new_state == TCP_CLOSE)
 		forget_socket(sk);
@@ -162,17 +177,73 @@ static __always_inline int change_state(u64 *ctx, bool sees_listeners)
 
 int on_inet_sock_set_state(u64 *ctx)
 {
-	return change_state(ctx, false);
+	return change_any_state(ctx, false);
 }
 
 #endif
 
 #ifdef WITH_ON_STATE_OF_ANY_SOCKET
 
-/* Of listeners, too: counting begins in listen() and ends with close(). */
 int on_state_of_any_socket(u64 *ctx)
 {
-	return change_state(ctx, true);
+	return change_any_state(ctx, true);
+}
+
+#endif
+
+#ifdef WITH_ON_SOCK_OPS
+
+/*
+ * The same changes by tcp_call_bpf(), include/net/tcp.h, for the sockets of a target's cgroup.
+ * inet_listen(), tcp_connect() and tcp_init_transfer() call it for every socket, tcp_set_state() only
+ * for one with the flag: so not for a listener that is older than the program. Another program may clear
+ * the flag; which another's program may clear. So an end is taken from either, and counts once. Of a
+ * child of TCP Fast Open, tcp_init_transfer() comes with the SYN: its handshake is not over.
+ */
+static __always_inline void call_sock_ops(struct bpf_sock_ops *ops, struct config *config,
+					  struct sock *sk, struct tcp_sock *tp)
+{
+	u32 op = ops->op, old_state = TCP_CLOSE, new_state = TCP_SYN_SENT;
+
+	if (op == BPF_SOCK_OPS_STATE_CB) {
+		old_state = ops->args[0];
+		new_state = ops->args[1];
+	} else
+		bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags |
+						       BPF_SOCK_OPS_STATE_CB_FLAG);
+	if (op == BPF_SOCK_OPS_TCP_LISTEN_CB)
+		new_state = TCP_LISTEN;
+	else if (op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB) {
+		old_state = TCP_SYN_SENT;
+		new_state = TCP_ESTABLISHED;
+	} else if (op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB) {
+		if (READ(tp, fastopen_rsk))
+			return;
+		old_state = TCP_SYN_RECV;
+		new_state = TCP_ESTABLISHED;
+	}
+	change_state(config, sk, old_state, new_state, false, true);
+}
+
+int on_sock_ops(struct bpf_sock_ops *ops)
+{
+	struct config *config = get_config();
+	struct bpf_sock *found;
+	struct tcp_sock *tp;
+	u32 op = ops->op;
+
+	if (!config ||
+	    (op != BPF_SOCK_OPS_STATE_CB && op != BPF_SOCK_OPS_TCP_CONNECT_CB &&
+	     op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB &&
+	     op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB && op != BPF_SOCK_OPS_TCP_LISTEN_CB))
+		return 1;
+	found = ops->sk;
+	if (!found)
+		return 1;
+	tp = bpf_skc_to_tcp_sock(found);
+	if (tp)
+		call_sock_ops(ops, config, (struct sock *)tp, tp);
+	return 1;
 }
 
 #endif

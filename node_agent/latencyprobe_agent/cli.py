@@ -98,6 +98,15 @@ _NO_CACHE = "none"
     "with mode 0700.",
 )
 @click.option(
+    "--hooks",
+    type=click.Choice(["best", "tracepoints"]),
+    default="best",
+    show_default=True,
+    show_envvar=True,
+    help="best: attach programs to the targets' cgroups where the kernel can. tracepoints: attach "
+    "none there.",
+)
+@click.option(
     "--metrics-address",
     type=ListenAddressType(),
     show_envvar=True,
@@ -155,6 +164,7 @@ def agent_command(
     proc_root: Path,
     cgroup_root: Path | None,
     object_cache: str,
+    hooks: str,
     metrics_address: ListenAddress | None,
     max_cpu_percent: float | None,
     min_sampling_ratio: float,
@@ -175,6 +185,7 @@ def agent_command(
         cgroup_root=os.path.realpath(cgroup_root) if cgroup_root is not None else None,
         metrics_address=metrics_address,
         object_cache=Path(object_cache) if object_cache != _NO_CACHE else None,
+        uses_cgroup_hooks=hooks == "best",
         ceilings=_ceilings(max_cpu_percent, min_sampling_ratio, is_local=listen is None),
     )
     logs.configure(form=log_format, level=log_level)

@@ -29,6 +29,7 @@ from latencyprobe_agent.budget import NO_CEILINGS, Ceilings
 from latencyprobe_agent.evidence.gatherer import Gatherer
 from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.kernel.contract import Engine, EngineError
+from latencyprobe_agent.kernel.hooks import SCOPED_HOOKS
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from latencyprobe_agent.kernel.typeinfo import kernel_types_kind
@@ -67,6 +68,7 @@ class Settings:
     metrics_address: ListenAddress | None = None
     ceilings: Ceilings = NO_CEILINGS
     object_cache: Path | None = None
+    uses_cgroup_hooks: bool = True
 
 
 async def run(settings: Settings, make_engine: MakeEngine | None = None) -> None:
@@ -144,7 +146,11 @@ async def _agent(
 
 def _kernel_engine(settings: Settings) -> MakeEngine:
     folder = settings.object_cache
-    return partial(KernelEngine, cache=ObjectCache(folder) if folder is not None else None)
+    return partial(
+        KernelEngine,
+        cache=ObjectCache(folder) if folder is not None else None,
+        without=() if settings.uses_cgroup_hooks else SCOPED_HOOKS,
+    )
 
 
 def _change_interval_s(settings: Settings) -> float:

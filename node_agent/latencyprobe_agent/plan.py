@@ -264,6 +264,7 @@ def spec_of(key: SlotKey, facts: TargetFacts) -> SlotSpec:
     """Return the spec by which the kernel identifies the sockets of one slot."""
     return SlotSpec(
         cgroup_ids=facts.cgroup_ids,
+        cgroup_directories=facts.cgroup_directories,
         tgids=facts.tgids,
         netns_wide=facts.netns_wide,
         netns=facts.netns,

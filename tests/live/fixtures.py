@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
+from latencyprobe_agent.kernel.hooks import SCOPED_HOOKS
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Namespace, Pod, pods_back_to_back, pods_on_bridge
@@ -25,6 +27,8 @@ async def start_engine() -> AsyncIterator[Callable[..., KernelEngine]]:
             without: Iterable[str] = (),
             cache: ObjectCache | None = None,
         ) -> KernelEngine:
+            if os.environ.get("LATENCYPROBE_HOOKS") == "tracepoints":
+                without = (*without, *SCOPED_HOOKS)
             inode = host_netns or Path("/proc/self/ns/net").stat().st_ino
             engine = KernelEngine(host_netns=inode, cache=cache, typed=typed, without=without)
             stack.push_async_callback(engine.close)

@@ -83,6 +83,7 @@ class Pod:
         """Its sockets, told by cgroup."""
         return SlotSpec(
             cgroup_ids=frozenset({self.cgroup.stat().st_ino}),
+            cgroup_directories=frozenset({str(self.cgroup)}),
             netns=frozenset({self.namespace.inode}),
             socket_filter=socket_filter or SocketFilter(),
         )

@@ -103,8 +103,7 @@ async def test_a_cached_object_needs_no_process_and_measures(
     start_engine: Start, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = ObjectCache(tmp_path / "objects")
-    compiled = start_engine(cache=cache)
-    await compiled.use(ALL)
+    compiled = await both(start_engine, *pair, cache=cache)
     coverage = compiled.coverage
     await compiled.close()
 

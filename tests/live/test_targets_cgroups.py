@@ -33,6 +33,7 @@ def test_a_cgroup_is_followed_from_empty_to_gone() -> None:
             assert facts.state is TargetState.ATTACHED
             assert facts.pids == (process.pid,)
             assert facts.cgroup_ids == {cgroup.stat().st_ino}
+            assert facts.cgroup_directories == {str(cgroup)}
             assert facts.cgroup == "/" + str(cgroup.relative_to(hierarchy_root()))
             assert facts.netns == {netns_of(process.pid)}
         facts = follow(resolver, target, lambda f: not f.pids, "no process")

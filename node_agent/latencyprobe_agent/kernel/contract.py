@@ -49,10 +49,12 @@ class SlotSpec:
     descendants too). `tgids`: process ids in the initial PID namespace; the kernel side follows
     their forks by itself. `netns_wide`: inode numbers of network namespaces every socket of which
     is a target. `netns`: inode numbers of all network namespaces of the target's sockets, those of
-    `netns_wide` included. The first test skips packets in other namespaces.
+    `netns_wide` included. The first test skips packets in other namespaces. `cgroup_directories`:
+    those of all `cgroup_ids`, or none if they are not known.
     """
 
     cgroup_ids: frozenset[int] = frozenset()
+    cgroup_directories: frozenset[str] = frozenset()
     tgids: frozenset[int] = frozenset()
     netns_wide: frozenset[int] = frozenset()
     netns: frozenset[int] = frozenset()

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from types import MappingProxyType
 
 from latencyprobe.domain.coverage import NO_DATAGRAMS, CoverageState, StageCoverage
 from latencyprobe.domain.stages import BY_NAME, DROPS, STAGES, Module, counters_of
@@ -28,7 +29,8 @@ class HookKind(StrEnum):
     arguments are read as those of a tracepoint. A breakpoint's program gets `struct pt_regs *`.
     A program at an iterator (iter) runs for each object of a kind, when the agent reads the
     iterator. A variable of each CPU (percpu) and a count of a network namespace (mib) run no
-    program: other programs read them.
+    program: other programs read them. What TCP does with a socket (sock_ops) runs the programs on
+    the socket's cgroup, so that other sockets run none.
     """
 
     TRACEPOINT = "tracepoint"
@@ -39,6 +41,7 @@ class HookKind(StrEnum):
     ITERATOR = "iter"
     VARIABLE = "percpu"
     COUNT = "mib"
+    SOCK_OPS = "sock_ops"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,8 @@ class Event:
     """Something that happens in the kernel, with the hooks that report it, best first.
 
     `beside`: another program that this event requires. `is_udp`: only datagrams have it, so it is
-    hooked only if a probe asks for UDP.
+    hooked only if a probe asks for UDP. `scoped`: a hook on the targets' cgroups. Where it serves
+    all targets, the hook in use is detached, which may serve no other event.
     """
 
     name: str
@@ -92,6 +96,7 @@ class Event:
     hooks: tuple[Hook, ...]
     beside: str = ""
     is_udp: bool = False
+    scoped: Hook | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +116,10 @@ def _event(
     *hooks: Hook | tuple[str, str] | tuple[str, str, HookKind],
     beside: str = "",
     is_udp: bool = False,
+    scoped: Hook | None = None,
 ) -> Event:
     made = (hook if isinstance(hook, Hook) else Hook(*hook) for hook in hooks)
-    return Event(name, frozenset(modules), tuple(made), beside, is_udp)
+    return Event(name, frozenset(modules), tuple(made), beside, is_udp, scoped)
 
 
 _SOFTIRQ_RAISE = Hook("on_softirq_raise", "softirq_raise")
@@ -205,6 +211,7 @@ EVENTS: tuple[Event, ...] = (
         (TCP,),
         _STATE_OF_ANY_SOCKET,
         ("on_inet_sock_set_state", "inet_sock_set_state"),
+        scoped=Hook("on_sock_ops", "tcp_set_state", HookKind.SOCK_OPS),
     ),
     _event(
         "accept",
@@ -309,6 +316,8 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
 }
 
 
+# The hooks on the targets' cgroups, by their names in the coverage.
+SCOPED_HOOKS = tuple(event.scoped.name(typed=True) for event in EVENTS if event.scoped is not None)
 _UDP_EVENTS = frozenset(event.name for event in EVENTS if event.is_udp)
 
 
@@ -324,23 +333,22 @@ def coverage_of(
     refused: Mapping[str, str],
     *,
     udp: bool = True,
+    remarks: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[StageCoverage, ...]:
     """Return the coverage of every stage, and of the modules' counters that are not complete.
 
     `attached`: event to the hook in use; `refused`: event to the kernel's answer. `udp`: a probe
-    asks for UDP.
+    asks for UDP. `remarks`: event to the reason why a better hook is not in use.
     """
     unwanted = frozenset() if udp else _UDP_EVENTS
+    gaps = _Gaps(refused, unwanted, remarks)
     stages = (
-        _cover(stage.name, STAGE_NEEDS[stage.name], attached, refused, unwanted)
+        _cover(stage.name, STAGE_NEEDS[stage.name], attached, gaps)
         if stage.is_measured_by(modules)
         else StageCoverage(stage.name, CoverageState.IDLE, reason="no probe asks for its module")
         for stage in STAGES
     )
-    counters = (
-        _cover(name, COUNTER_NEEDS[name], attached, refused, unwanted)
-        for name in counters_of(modules)
-    )
+    counters = (_cover(name, COUNTER_NEEDS[name], attached, gaps) for name in counters_of(modules))
     lacking = (counter for counter in counters if counter.state is not CoverageState.ACTIVE)
     return (*stages, *lacking)
 
@@ -350,24 +358,28 @@ def unavailable(reason: str) -> tuple[StageCoverage, ...]:
     return tuple(StageCoverage(name, CoverageState.UNAVAILABLE, reason=reason) for name in BY_NAME)
 
 
-def _cover(
-    name: str,
-    needs: StageNeeds,
-    attached: Mapping[str, str],
-    refused: Mapping[str, str],
-    unwanted: frozenset[str],
-) -> StageCoverage:
+@dataclass(frozen=True, slots=True)
+class _Gaps:
+    """What is not attached, and why: see `coverage_of`. `unwanted`: events of no probe."""
+
+    refused: Mapping[str, str]
+    unwanted: frozenset[str]
+    remarks: Mapping[str, str]
+
+
+def _cover(name: str, needs: StageNeeds, attached: Mapping[str, str], gaps: _Gaps) -> StageCoverage:
     wanted = (*needs.requires, *needs.profits)
     hooks = ", ".join(dict.fromkeys(attached[event] for event in wanted if event in attached))
     missing = [event for event in needs.requires if event not in attached]
     if missing:
-        reason = "; ".join(refused.get(event, f"no hook for {event}") for event in missing)
+        reason = "; ".join(gaps.refused.get(event, f"no hook for {event}") for event in missing)
         return StageCoverage(name, CoverageState.UNAVAILABLE, reason=reason)
     lacks = [
-        f"{lack}: {refused.get(event, 'no hook')}"
+        f"{lack}: {gaps.refused.get(event, 'no hook')}"
         for event, lack in needs.profits.items()
-        if event not in attached and event not in unwanted
+        if event not in attached and event not in gaps.unwanted
     ]
     state = CoverageState.PARTIAL if lacks else CoverageState.ACTIVE
-    notes = [NO_DATAGRAMS] if unwanted & needs.profits.keys() else []
+    notes = [gaps.remarks[event] for event in wanted if event in gaps.remarks]
+    notes += [NO_DATAGRAMS] if gaps.unwanted & needs.profits.keys() else []
     return StageCoverage(name, state, hooks, "; ".join([*lacks, *notes]))

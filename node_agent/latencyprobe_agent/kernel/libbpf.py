@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 PROG_TYPE_KPROBE = 2
+PROG_TYPE_SOCK_OPS = 13
 PROG_TYPE_RAW_TRACEPOINT = 17
 PROG_TYPE_TRACING = 26
+ATTACH_TYPE_SOCK_OPS = 3
 ATTACH_TYPE_TRACE_RAW_TP = 23
 ATTACH_TYPE_TRACE_FENTRY = 24
 ATTACH_TYPE_TRACE_FEXIT = 25
@@ -25,6 +27,9 @@ MAP_TYPE_SK_STORAGE = 24
 _MAP_TYPE_RINGBUF = 27
 _NAME_BYTES = 15  # BPF_OBJ_NAME_LEN less the NUL
 _STATS_RUN_TIME = 0
+_ALLOW_MULTI = 2  # BPF_F_ALLOW_MULTI
+_QUERY_EFFECTIVE = 1  # BPF_F_QUERY_EFFECTIVE
+_MOST_ON_CGROUP = 1024  # ten times what the kernel attaches to one level, BPF_CGROUP_MAX_PROGS
 _VERIFIER_LOG_BYTES = 1 << 20
 _READ_BYTES = 4096
 
@@ -113,6 +118,16 @@ class MapTypes(NamedTuple):
     btf_fd: int
     key_id: int
     value_id: int
+
+
+class OnCgroup(NamedTuple):
+    """The programs of one kind on a cgroup, by the kernel's ids.
+
+    `is_shared`: they allow other programs on the cgroup and below it (BPF_F_ALLOW_MULTI).
+    """
+
+    numbers: tuple[int, ...]
+    is_shared: bool
 
 
 class ProgramInfo(ctypes.Structure):
@@ -296,6 +311,28 @@ def _read_to_end(iteration: int) -> None:
                 return
         except BlockingIOError:  # after a million objects: bpf_seq_read(), kernel/bpf/bpf_iter.c
             continue
+
+
+def create_link(program_fd: int, target_fd: int, attach_type: int) -> int:
+    """Attach a program to a cgroup (5.7+); return the descriptor that keeps it attached."""
+    return _check(library().bpf_link_create(program_fd, target_fd, attach_type, None), "attach")
+
+
+def programs_on_cgroup(cgroup_fd: int, attach_type: int, *, effective: bool = False) -> OnCgroup:
+    """Return the programs on a cgroup; `effective`: all that run for it, its ancestors' too."""
+    numbers = (ctypes.c_uint32 * _MOST_ON_CGROUP)()
+    count = ctypes.c_uint32(_MOST_ON_CGROUP)
+    flags = ctypes.c_uint32()
+    result = library().bpf_prog_query(
+        cgroup_fd,
+        attach_type,
+        _QUERY_EFFECTIVE if effective else 0,
+        ctypes.byref(flags),
+        numbers,
+        ctypes.byref(count),
+    )
+    _check(result, "query the programs of a cgroup")
+    return OnCgroup(tuple(numbers[: count.value]), bool(flags.value & _ALLOW_MULTI))
 
 
 def program_info(program_fd: int) -> ProgramInfo:

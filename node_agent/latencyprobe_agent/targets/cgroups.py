@@ -155,6 +155,7 @@ class SubtreeTracker:
             cgroup=self._hierarchy.relative(self._directory),
             pids=pids,
             cgroup_ids=frozenset(status.st_ino for status in self._directories.values()),
+            cgroup_directories=frozenset(self._directories),
             netns=self._netns,
         )
 

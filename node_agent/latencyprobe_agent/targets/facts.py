@@ -15,6 +15,7 @@ class TargetFacts:
     `cgroup` is the path below the mount of the v2 hierarchy. `pids` are the processes of the target
     for people; `tgids` are those that the kernel matches. `netns` are the inode numbers of the
     namespaces of the target's processes; `netns_wide` those of namespaces that are whole targets.
+    `cgroup_directories` are those of `cgroup_ids`.
     """
 
     state: TargetState
@@ -22,6 +23,7 @@ class TargetFacts:
     cgroup: str = ""
     pids: tuple[int, ...] = ()
     cgroup_ids: frozenset[int] = frozenset()
+    cgroup_directories: frozenset[str] = frozenset()
     tgids: frozenset[int] = frozenset()
     netns: frozenset[int] = frozenset()
     netns_wide: frozenset[int] = frozenset()

@@ -15,6 +15,7 @@ TRACEPOINT = Hook("on_send", "tcp_sendmsg_locked")
 FENTRY = Hook("on_fentry_send", "tcp_sendmsg_locked", HookKind.FENTRY)
 KPROBE = Hook("on_kprobe_send", "tcp_sendmsg_locked", HookKind.KPROBE)
 LENGTH = Hook("on_length", "sock_send_length")
+SOCK_OPS = Hook("on_sock_ops", "tcp_set_state", HookKind.SOCK_OPS)
 SEND = Event("send", frozenset(Module), (TRACEPOINT, FENTRY, KPROBE, LENGTH))
 
 

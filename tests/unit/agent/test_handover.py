@@ -32,10 +32,10 @@ def test_the_compiler_process_is_started_with_a_module_that_exists() -> None:
 
 def test_closed_programs_have_no_descriptors_and_may_be_closed_again() -> None:
     ends, link = os.pipe(), os.dup(0)
-    programs = LoadedPrograms({"map": ends[0]}, {"program": ends[1]}, [link], {}, {})
+    programs = LoadedPrograms({"map": ends[0]}, {"program": ends[1]}, {"program": link}, {}, {})
     programs.close()
     programs.close()
-    assert (programs.maps, programs.programs, programs.links) == ({}, {}, [])
+    assert (programs.maps, programs.programs, programs.links) == ({}, {}, {})
     assert not any(os.path.exists(f"/proc/self/fd/{descriptor}") for descriptor in (*ends, link))
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+from click.testing import CliRunner
+
 from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.stages import BY_NAME, Module, counters_of
+from latencyprobe_agent import cli
 from latencyprobe_agent.kernel.hooks import COUNTER_NEEDS, EVENTS, STAGE_NEEDS, coverage_of
+from latencyprobe_agent.main import Settings
 
 MODULES = frozenset(Module)
 ALL = {event.name: f"tp_btf/{event.hooks[0].symbol}" for event in EVENTS}
@@ -65,3 +70,40 @@ def test_counters_of_a_module_that_nobody_asks_for_are_not_told_of() -> None:
     covered = coverage_of(frozenset({Module.RX}), {}, {})
     assert "drops" not in {row.name for row in covered}
     assert "headOfLineSegments" in {row.name for row in covered}
+
+
+def test_a_better_hook_that_is_not_in_use_is_explained_and_the_stage_lacks_nothing() -> None:
+    remarks = {"state change": "sock_ops/tcp_set_state is not used: why"}
+    covered = {row.name: row for row in coverage_of(MODULES, ALL, {}, remarks=remarks)}
+    assert {row.state for row in covered.values()} == {CoverageState.ACTIVE}
+    noted = {name for name, row in covered.items() if row.reason}
+    assert noted == {
+        *("tcp.connect", "tcp.handshake", "tcp.accept"),
+        *("app.response", "peer.response"),
+    }
+    assert {covered[name].reason for name in noted} == set(remarks.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable", "expected"),
+    [
+        ((), None, True),
+        (("--hooks=tracepoints",), None, False),
+        ((), "tracepoints", False),
+        (("--hooks=best",), "tracepoints", True),
+    ],
+)
+def test_hooks_on_cgroups_are_an_option_of_the_agent(
+    arguments: tuple[str, ...],
+    variable: str | None,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("LATENCYPROBE_HOOKS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("LATENCYPROBE_HOOKS", variable)
+    started: list[Settings] = []
+    monkeypatch.setattr(cli, "_start", lambda settings, **_: started.append(settings))
+    result = CliRunner().invoke(cli.agent_command, ["--socket=/s", *arguments])
+    assert result.exit_code == 0, result.output
+    assert [settings.uses_cgroup_hooks for settings in started] == [expected]

@@ -14,7 +14,7 @@ from latencyprobe_agent.kernel.hooks import EVENTS, Event, Hook, HookKind, cover
 from latencyprobe_agent.kernel.load.kconfig import KernelConfig
 from latencyprobe_agent.kernel.load.loader import Loader
 from latencyprobe_agent.kernel.load.reach import TypeIds
-from tests.unit.agent.fake_kernel import FENTRY, LENGTH, SEND, TRACEPOINT, Kernel, Types
+from tests.unit.agent.fake_kernel import FENTRY, LENGTH, SEND, SOCK_OPS, TRACEPOINT, Kernel, Types
 
 CODE = {hook.function: b"\0" * 8 for hook in SEND.hooks}
 FULL_CONFIG = KernelConfig(
@@ -41,7 +41,8 @@ def load(
     """What came of one event; its descriptors are closed."""
     loader = Loader(code, types, without=without, config=config)
     loader.attach(event)
-    for descriptor in (*loader.programs.values(), *loader.links):
+    programs = (*loader.programs.values(), *loader.cgroup_programs.values())
+    for descriptor in (*programs, *loader.links):
         os.close(descriptor)
     return loader
 
@@ -281,3 +282,45 @@ def test_a_refused_event_costs_its_stages_alone(kernel: Kernel) -> None:
         "tp_btf/net_dev_start_xmit: Linux 6.1.0-13-amd64 has no such tracepoint"
     )
     assert coverage["rx.total"].state is coverage["tcp.rtt"].state is CoverageState.ACTIVE
+
+
+SCOPED = replace(SEND, scoped=SOCK_OPS)
+SCOPED_CODE = {**CODE, SOCK_OPS.function: b"\0" * 8}
+
+
+def test_a_program_for_cgroups_is_loaded_beside_the_hook_in_use_and_not_attached(
+    kernel: Kernel,
+) -> None:
+    loader = load(Types(("tcp_sendmsg_locked",)), event=SCOPED, code=SCOPED_CODE)
+    assert loader.attached == {"send": "tp_btf/tcp_sendmsg_locked"}
+    assert ("on_sock_ops", libbpf.PROG_TYPE_SOCK_OPS, 0, 0) in kernel.loaded
+    assert kernel.attached == [("raw_tracepoint", None)]
+    assert list(loader.cgroup_programs) == ["on_sock_ops"]
+    assert loader.scoped["send"].instead_of == "on_send"
+
+
+def test_a_refused_program_for_cgroups_costs_nothing_and_is_explained(kernel: Kernel) -> None:
+    kernel.refuses["on_sock_ops"] = errno.EPERM
+    loader = load(Types(("tcp_sendmsg_locked",)), event=SCOPED, code=SCOPED_CODE)
+    assert loader.attached == {"send": "tp_btf/tcp_sendmsg_locked"}
+    assert (loader.scoped, loader.cgroup_programs, loader.refused) == ({}, {}, {})
+    assert loader.remarks == {
+        "send": "sock_ops/tcp_set_state is not used: cannot load on_sock_ops: Operation not "
+        "permitted (EPERM)"
+    }
+
+
+def test_programs_without_types_and_those_left_out_on_request_are_not_loaded_for_cgroups(
+    kernel: Kernel,
+) -> None:
+    for loader in (
+        load(None, event=SCOPED, code=SCOPED_CODE),
+        load(
+            Types(("tcp_sendmsg_locked",)),
+            event=SCOPED,
+            code=SCOPED_CODE,
+            without=("sock_ops/tcp_set_state",),
+        ),
+    ):
+        assert (loader.scoped, loader.remarks) == ({}, {})
+    assert "on_sock_ops" not in {name for name, *_ in kernel.loaded}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.hooks import EVENTS, Event, Hook, HookKind, events_of
 from latencyprobe_agent.kernel.load.reach import Reach, TypeIds
-from tests.unit.agent.fake_kernel import SEND, Types
+from tests.unit.agent.fake_kernel import SEND, SOCK_OPS, Types
 
 TRACEPOINTS = tuple({hook.symbol for event in EVENTS for hook in event.hooks})
 MODERN = Types(TRACEPOINTS, TRACEPOINTS)
@@ -140,3 +142,11 @@ def test_without_a_probe_for_udp_its_programs_are_not_compiled() -> None:
     without_udp = reach.functions(events_of({Module.RX}, udp=False), first_only=False)
     assert with_udp - without_udp == udp
     assert without_udp < with_udp
+
+
+def test_a_program_for_cgroups_is_compiled_beside_the_first_choice() -> None:
+    event = replace(SEND, scoped=SOCK_OPS)
+    types = Types(("tcp_sendmsg_locked",))
+    assert functions(types, event=event) == {"on_send", "on_sock_ops"}
+    assert functions(types, event=event, without=("sock_ops/tcp_set_state",)) == {"on_send"}
+    assert "on_sock_ops" not in functions(None, event=event)

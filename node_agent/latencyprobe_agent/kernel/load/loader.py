@@ -11,6 +11,7 @@ import platform
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 
 from latencyprobe_agent.kernel import libbpf
@@ -37,6 +38,14 @@ _OPTIONS: Mapping[HookKind, tuple[str, ...]] = {
 _SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
+@dataclass(frozen=True, slots=True)
+class ScopedHook:
+    """An event's hook on cgroups. `instead_of`: the function of the event's other hook."""
+
+    hook: Hook
+    instead_of: str
+
+
 class Loader:
     """The programs and links of one object, attached event by event.
 
@@ -60,6 +69,9 @@ class Loader:
         self.programs: dict[str, int] = {}
         self.hooks: dict[str, Hook] = {}  # by function, of `programs`
         self.links: list[int] = []
+        self.scoped: dict[str, ScopedHook] = {}  # by event
+        self.cgroup_programs: dict[str, int] = {}  # of `scoped`, by function; not attached
+        self.remarks: dict[str, str] = {}  # event to the reason why it is not in `scoped`
         self.attached: dict[str, str] = {}
         self.refused: dict[str, str] = {}
         self.messages: list[str] = []
@@ -75,7 +87,7 @@ class Loader:
         hooks = {
             each.function: each
             for event in events
-            for hook in self._first_choice(event)
+            for hook in (*self._first_choice(event), *self._reach.scoped(event))
             for each in (hook, *hook.also)
             if each.function in self._code
         }
@@ -106,15 +118,18 @@ class Loader:
             # an attached program may serve another event too
             if hook.function in self.programs or self._attach_with_others(hook, reasons):
                 self.attached[event.name] = self._reach.name(hook)
+                self._load_scoped(event, hook)
                 return
         self.refused[event.name] = "; ".join(reasons)
 
     def detach(self) -> None:
         """Detach all programs, and discard the others."""
         self.discard()
-        for descriptor in (*self.links, *self.programs.values()):
+        programs = (*self.programs.values(), *self.cgroup_programs.values())
+        for descriptor in (*self.links, *programs):
             os.close(descriptor)
         self.links, self.programs, self.hooks = [], {}, {}
+        self.scoped, self.cgroup_programs = {}, {}
 
     def _attach_with_others(self, hook: Hook, reasons: list[str]) -> bool:
         """Attach the hook and those that it requires; attach nothing if one is refused."""
@@ -171,6 +186,25 @@ class Loader:
             raise
         self.programs[hook.function], self.hooks[hook.function] = program, hook
 
+    def _load_scoped(self, event: Event, other: Hook) -> None:
+        """Load the event's program for cgroups beside the hook in use. A refusal is no error."""
+        for hook in self._reach.scoped(event):
+            try:
+                self.load_scoped(event.name, ScopedHook(hook, other.function))
+            except (libbpf.KernelRefusedError, LookupError) as error:
+                if is_shortage(error):
+                    raise
+                reason = error.answer if isinstance(error, libbpf.KernelRefusedError) else ""
+                if reason:
+                    self.remarks[event.name] = f"{self._reach.name(hook)} is not used: {reason}"
+                self.messages.append(f"{hook.function}: {error}")
+
+    def load_scoped(self, event: str, scoped: ScopedHook) -> None:
+        """Load a program for cgroups. Raises KernelRefusedError and LookupError."""
+        function = scoped.hook.function
+        self.cgroup_programs[function] = self._load(scoped.hook, self._code[function])
+        self.scoped[event] = scoped
+
     def load(self, hook: Hook) -> None:
         """Load the program of a hook without attaching it. Raises KernelRefusedError."""
         program = self._load(hook, self._code[hook.function])
@@ -191,6 +225,8 @@ class Loader:
     def _load_now(self, hook: Hook, code: bytes) -> int:
         if hook.is_kprobe:
             return libbpf.load_program(hook.function, code, program_type=libbpf.PROG_TYPE_KPROBE)
+        if hook.kind is HookKind.SOCK_OPS:
+            return libbpf.load_program(hook.function, code, program_type=libbpf.PROG_TYPE_SOCK_OPS)
         if self._types is not None:
             return libbpf.load_program(
                 hook.function,

@@ -13,7 +13,7 @@ from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.abi import LoadConstant, map_names
 from latencyprobe_agent.kernel.compiled import CompiledObject
 from latencyprobe_agent.kernel.hooks import Event, Hook, events_of
-from latencyprobe_agent.kernel.load.loader import Loader, link
+from latencyprobe_agent.kernel.load.loader import Loader, ScopedHook, link
 from latencyprobe_agent.kernel.load.maps import create_maps
 from latencyprobe_agent.kernel.load.reach import Reach
 from latencyprobe_agent.kernel.request import Request
@@ -37,38 +37,54 @@ _T = TypeVar("_T", bound=Closable)
 class LoadedPrograms:
     """Programs in the kernel, and the maps that the agent uses. The owner closes them.
 
-    `hooks`: those of `programs`; `typed`: they are typed by BTF. `links`: in the same order, empty
-    if they are not attached. `attached`: event to the hook in use; `refused`: event to the kernel's
-    answer. `messages`: the kernel's answers in full.
+    `hooks`: those of `programs`; `typed`: they are typed by BTF. `links`: by function; empty if
+    they are not attached. `attached`: event to the hook in use; `refused`: event to the kernel's
+    answer. `scoped`: event to its hook on cgroups, to which the owner attaches `cgroup_programs`.
+    `remarks`: event to the reason why it has none. `messages`: the kernel's answers in full.
     """
 
     maps: dict[str, int]
     programs: dict[str, int]
-    links: list[int]
+    links: dict[str, int]
     attached: Mapping[str, str]
     refused: Mapping[str, str]
     hooks: Mapping[str, Hook] = field(default_factory=dict)
     typed: bool = True
+    scoped: Mapping[str, ScopedHook] = field(default_factory=dict)
+    cgroup_programs: dict[str, int] = field(default_factory=dict)
+    remarks: Mapping[str, str] = field(default_factory=dict)
     messages: tuple[str, ...] = ()
 
     def attach(self) -> None:
         """Attach all programs; raise KernelRefusedError and attach none if one is refused."""
         try:
-            for function, hook in self.hooks.items():
-                self.links.append(link(hook, self.programs[function], typed=self.typed))
+            for function in self.hooks:
+                self.attach_one(function)
         except BaseException:
-            links, self.links = self.links, []
-            _close(links)
+            links, self.links = self.links, {}
+            _close(links.values())
             raise
 
     def link(self, function: str) -> int | None:
         """Return the link of an attached program; None if there is none."""
-        return dict(zip(self.hooks, self.links, strict=False)).get(function)
+        return self.links.get(function)
+
+    def attach_one(self, function: str) -> None:
+        """Attach a program, if it is not. Raises KernelRefusedError."""
+        if function not in self.links:
+            hook = self.hooks[function]
+            self.links[function] = link(hook, self.programs[function], typed=self.typed)
+
+    def detach_one(self, function: str) -> None:
+        """Detach a program, and keep it loaded. Idempotent."""
+        if function in self.links:
+            os.close(self.links.pop(function))
 
     def close(self) -> None:
         """Detach and free everything, links first. Idempotent."""
-        descriptors = [*self.links, *self.programs.values(), *self.maps.values()]
-        self.links, self.programs, self.maps = [], {}, {}
+        programs = [*self.programs.values(), *self.cgroup_programs.values()]
+        descriptors = [*self.links.values(), *programs, *self.maps.values()]
+        self.links, self.programs, self.cgroup_programs, self.maps = {}, {}, {}, {}
         _close(descriptors)
 
 
@@ -98,9 +114,12 @@ def load_spare(compiled: CompiledObject, request: Request, like: LoadedPrograms)
     def load_hooks(loader: Loader) -> None:
         for hook in like.hooks.values():
             loader.load(hook)
+        for event, scoped in like.scoped.items():
+            loader.load_scoped(event, scoped)
 
     spare = _load(compiled, request, load_hooks)
     spare.attached, spare.refused = like.attached, like.refused
+    spare.remarks = like.remarks
     return spare
 
 
@@ -153,11 +172,14 @@ def _load(
     return LoadedPrograms(
         {name: maps[place] for name, place in used.items()},
         loader.programs,
-        loader.links,
+        dict(zip(loader.programs, loader.links, strict=False)),  # a spare object has no links
         loader.attached,
         loader.refused,
         loader.hooks,
         compiled.types is not None,
+        loader.scoped,
+        loader.cgroup_programs,
+        loader.remarks,
         tuple(loader.messages),
     )
 

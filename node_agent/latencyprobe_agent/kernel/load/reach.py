@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Protocol
 
 from latencyprobe_agent.kernel.hooks import Event, Hook, HookKind
 
 _TYPED_KINDS = frozenset(
-    {HookKind.FENTRY, HookKind.FEXIT, HookKind.ITERATOR, HookKind.VARIABLE, HookKind.COUNT}
+    {
+        *(HookKind.FENTRY, HookKind.FEXIT, HookKind.ITERATOR),
+        *(HookKind.VARIABLE, HookKind.COUNT, HookKind.SOCK_OPS),
+    }
 )
 _NOUNS = {HookKind.TRACEPOINT: "tracepoint", HookKind.ITERATOR: "iterator"}
 
@@ -63,7 +67,7 @@ class Reach:
             fault = self.types.variable_fault(hook.symbol)
             if fault is not None:
                 raise LookupError(fault)
-        else:
+        elif hook.kind is not HookKind.SOCK_OPS:
             type_id(hook, self.types)
 
     def check_all(self, hook: Hook) -> None:
@@ -87,8 +91,17 @@ class Reach:
         `first_only`: omit alternatives to a hook that this kernel is known to have. They are needed
         only if the kernel refuses that hook.
         """
+        events = tuple(events)
         mains = [hook for event in events for hook in self._hooks(event, first_only=first_only)]
-        return frozenset(hook.function for main in mains for hook in (main, *main.also))
+        scoped = [hook for event in events for hook in self.scoped(event)]
+        return frozenset(hook.function for main in mains + scoped for hook in (main, *main.also))
+
+    def scoped(self, event: Event) -> Iterator[Hook]:
+        """Yield an event's hook on cgroups, if it may be used."""
+        if event.scoped is not None:
+            with suppress(LookupError):
+                self.check(event.scoped)
+                yield event.scoped
 
     def _hooks(self, event: Event, *, first_only: bool) -> Iterator[Hook]:
         for hook in event.hooks:

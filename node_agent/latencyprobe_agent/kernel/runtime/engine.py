@@ -47,6 +47,8 @@ from latencyprobe_agent.kernel.typeinfo import kernel_types_kind, missing_types_
 # `filters` is an array: its elements are only ever overwritten.
 _HASHES = (FILTER_PORTS.name, CGROUPS.name, PROCESSES.name)
 _COVERED = (CoverageState.ACTIVE, CoverageState.PARTIAL)
+# Between two checks that no program of another came to a target's cgroup, or above it.
+_CGROUPS_SECONDS = 10.0
 _UNCERTAIN = b""  # no entry has this value
 
 
@@ -86,6 +88,7 @@ class KernelEngine:
         self._coverage = self._idle_coverage()
         self._clock = OverheadClock()
         self._sample_shift = 0
+        self._cgroups_checked = 0.0
         self._changing = asyncio.Lock()
 
     async def use(
@@ -136,6 +139,8 @@ class KernelEngine:
         news, self._carry = self._carry, {}
         if self._object is None:
             return news
+        if time.monotonic() - self._cgroups_checked >= _CGROUPS_SECONDS:
+            self._check_cgroups(self._object)
         for slot, measurement in self._take(self._object, self._slots, self._slots).items():
             news[slot] = news.get(slot, NOTHING) + measurement
         return news
@@ -209,7 +214,7 @@ class KernelEngine:
     def _follow(self, loaded: LoadedObject) -> None:
         """Measure with this object from now on."""
         self._object = loaded
-        self._coverage = coverage_of(self._modules, loaded.attached, loaded.refused, udp=self._udp)
+        self._coverage = self._coverage_of(loaded)
         loaded.sample(self._sample_shift)
         self._clock.follow(loaded)
         loaded.begin(_shards(self._slots))
@@ -285,6 +290,8 @@ class KernelEngine:
         if loaded is None:
             return
         wanted = _tables(self._slots)
+        # First: a program has to see a connection that it measures from the beginning.
+        self._follow_cgroups(loaded)
         for name, entries in wanted.items():
             before = self._written.setdefault(name, {})
             changed = {key: value for key, value in entries.items() if before.get(key) != value}
@@ -297,6 +304,26 @@ class KernelEngine:
         self._written = wanted
         loaded.bump_generation()
         loaded.read_listeners()
+
+    def _follow_cgroups(self, loaded: LoadedObject) -> None:
+        """Attach programs to the targets' cgroups, or check those that are attached."""
+        if not self._slots:
+            return
+        self._cgroups_checked = time.monotonic()
+        loaded.follow_cgroups(_cgroup_directories(self._slots))
+        self._coverage = self._coverage_of(loaded)
+
+    def _check_cgroups(self, loaded: LoadedObject) -> None:
+        """Make room for programs of others that came since the last check."""
+        try:
+            self._follow_cgroups(loaded)
+        except EngineError as error:
+            self._log.warning("%s; trying again in %.0f s", error, _CGROUPS_SECONDS)
+
+    def _coverage_of(self, loaded: LoadedObject) -> tuple[StageCoverage, ...]:
+        return coverage_of(
+            self._modules, loaded.attached, loaded.refused, udp=self._udp, remarks=loaded.remarks
+        )
 
     def _forget_children(self, loaded: LoadedObject) -> None:
         """Erase processes that the kernel followed by itself.
@@ -328,6 +355,17 @@ def _check_coverage(modules: frozenset[Module], loaded: LoadedObject, *, udp: bo
         raise EngineError(
             "the kernel refused every hook: " + "; ".join(dict.fromkeys(loaded.refused.values()))
         )
+
+
+def _cgroup_directories(slots: Mapping[int, SlotSpec]) -> frozenset[str] | None:
+    """Return the directories of all targets; None if some target is more than cgroups."""
+    specs = slots.values()
+    if any(
+        spec.tgids or spec.netns_wide or len(spec.cgroup_directories) != len(spec.cgroup_ids)
+        for spec in specs
+    ):
+        return None
+    return frozenset().union(*(spec.cgroup_directories for spec in specs))
 
 
 def _namespaces(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from latencyprobe.process.os_errors import explained
@@ -28,6 +28,7 @@ from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.load.handover import request_object
 from latencyprobe_agent.kernel.load.provision import Provided, provide, provide_spare
 from latencyprobe_agent.kernel.request import Request
+from latencyprobe_agent.kernel.runtime.cgroup_links import CgroupLinks, CgroupProgram
 from latencyprobe_agent.kernel.runtime.configuration import ConfigMemory
 from latencyprobe_agent.kernel.runtime.listeners import ListenerReadings
 from latencyprobe_agent.kernel.runtime.node_statistics import NodeStatisticsMemory
@@ -70,8 +71,18 @@ class LoadedObject:
         self._provided = provided
         self._owned = provided.programs
         self._maps = dict(self._owned.maps)
-        self._programs = tuple(self._owned.programs.values())
-        self.attached: Mapping[str, str] = self._owned.attached
+        self._programs = (
+            *self._owned.programs.values(),
+            *self._owned.cgroup_programs.values(),
+        )
+        self._cgroups = CgroupLinks(
+            [
+                CgroupProgram(program, libbpf.ATTACH_TYPE_SOCK_OPS)
+                for program in self._owned.cgroup_programs.values()
+            ]
+        )
+        self._is_scoped = False
+        self._is_scope_lost = False
         self.refused: Mapping[str, str] = self._owned.refused
         self.origin = provided.origin
         self.diagnostics = provided.diagnostics
@@ -116,6 +127,52 @@ class LoadedObject:
         """Attach the programs of a spare object, or none: then raise EngineError."""
         try:
             self._owned.attach()
+        except OSError as error:
+            raise EngineError(f"cannot attach the eBPF programs: {explained(error)}") from error
+
+    @property
+    def attached(self) -> Mapping[str, str]:
+        """Event to the hook in use."""
+        scoped = self._owned.scoped if self._is_scoped else {}
+        names = {event: each.hook.name(typed=True) for event, each in scoped.items()}
+        return {**self._owned.attached, **names}
+
+    @property
+    def remarks(self) -> Mapping[str, str]:
+        """Event to the reason why its program for cgroups is not in use."""
+        reason = next(iter(self._cgroups.refused.values()), None)
+        if reason is None:
+            return self._owned.remarks
+        refused = {
+            event: f"{each.hook.name(typed=True)} is not used on a target's cgroup: {reason}"
+            for event, each in self._owned.scoped.items()
+        }
+        return {**self._owned.remarks, **refused}
+
+    def follow_cgroups(self, directories: Collection[str] | None) -> None:
+        """Have programs run for these cgroups only, where there are such programs.
+
+        None: some targets are no cgroups. Then, and where a cgroup is refused, the programs for all
+        sockets are attached. They stay: a socket that they saw first has no flag for the others.
+        Raises EngineError if they cannot be attached again; the cgroups then keep their programs.
+        """
+        if not self._owned.scoped or self._is_scope_lost:
+            return
+        if directories is not None:
+            self._cgroups.follow(directories)
+        if directories is None or self._cgroups.refused:
+            self._attach_for_all()
+            self._is_scoped, self._is_scope_lost = False, True
+            self._cgroups.close()
+            return
+        for each in self._owned.scoped.values():
+            self._owned.detach_one(each.instead_of)
+        self._is_scoped = True
+
+    def _attach_for_all(self) -> None:
+        try:
+            for each in self._owned.scoped.values():
+                self._owned.attach_one(each.instead_of)
         except OSError as error:
             raise EngineError(f"cannot attach the eBPF programs: {explained(error)}") from error
 
@@ -198,6 +255,7 @@ class LoadedObject:
         """Detach and free everything. Idempotent."""
         if not self._owned.maps:
             return
+        self._cgroups.close()
         self.statistics.close()
         if self.node_statistics is not None:
             self.node_statistics.close()

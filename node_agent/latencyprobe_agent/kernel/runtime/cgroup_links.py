@@ -1,0 +1,187 @@
+"""Programs on the targets' cgroups, beside those of others.
+
+A program on a cgroup runs for the sockets of that cgroup and of all below it. The kernel lets one
+program silence another: with a program on a cgroup, those of its ancestors run only if they were
+attached with BPF_F_ALLOW_MULTI (compute_effective_progs(), kernel/bpf/cgroup.c). A link of ours
+would so silence a program above it that was attached without that flag, and one that comes later
+would never run for our cgroup. So all ancestors are queried: before a link is made, after that, and
+at each `follow`. Where ours would silence another's program it is not attached, or detached.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from latencyprobe.process.os_errors import explained, is_gone
+from latencyprobe_agent.kernel import libbpf
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupProgram:
+    """A loaded program and the kind of event that runs it: enum bpf_attach_type."""
+
+    descriptor: int
+    attach_type: int
+
+    @property
+    def number(self) -> int:
+        """The kernel's id of the program."""
+        return int(libbpf.program_info(self.descriptor).id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Attached:
+    """The links on one directory, and the directory's inode number."""
+
+    inode: int
+    links: list[int] = field(default_factory=list)
+
+    def close(self) -> None:
+        for descriptor in self.links:
+            os.close(descriptor)
+        self.links.clear()
+
+
+class CgroupLinks:
+    """The links of some programs on cgroups. The owner closes it; the programs stay open.
+
+    `refused`: directory to the reason why nothing is attached to it.
+    """
+
+    def __init__(self, programs: Sequence[CgroupProgram]) -> None:
+        self._programs = tuple(programs)
+        self._own = frozenset(program.number for program in programs)
+        self._attached: dict[str, _Attached] = {}
+        self.refused: Mapping[str, str] = {}
+
+    @property
+    def attached(self) -> frozenset[str]:
+        """The directories that have our programs."""
+        return frozenset(self._attached)
+
+    def follow(self, directories: Collection[str]) -> None:
+        """Attach the programs to these directories of the v2 hierarchy, and to no other.
+
+        A directory below another one has the programs already. One that does not exist is ignored.
+        What was attached before is checked again, and what was refused is tried again.
+        """
+        wanted = topmost(directories)
+        refused: dict[str, str] = {}
+        for directory in sorted(wanted):
+            try:
+                self._keep(directory)
+            except _ConflictError as conflict:
+                refused[directory] = str(conflict)
+                self._detach(directory)
+            except OSError as error:
+                if not is_gone(error):
+                    refused[directory] = _explained(error)
+                self._detach(directory)
+        for directory in self._attached.keys() - wanted:
+            self._detach(directory)
+        self.refused = refused
+
+    def close(self) -> None:
+        """Detach everything. Idempotent."""
+        for directory in list(self._attached):
+            self._detach(directory)
+
+    def _keep(self, directory: str) -> None:
+        """Attach all programs to a directory, if they are not, unless that silences another's."""
+        with _opened(directory) as descriptor:
+            inode = os.fstat(descriptor).st_ino
+            before = self._attached.get(directory)
+            if before is not None and before.inode != inode:  # removed, and made again
+                self._detach(directory)
+                before = None
+            self._check(directory)
+            if before is not None:
+                return
+            made = self._attached[directory] = _Attached(inode)
+            try:
+                for program in self._programs:
+                    made.links.append(
+                        libbpf.create_link(program.descriptor, descriptor, program.attach_type)
+                    )
+                self._check(directory)
+            except BaseException:
+                self._detach(directory)
+                raise
+
+    def _check(self, directory: str) -> None:
+        """Raise _ConflictError if ours silences another's program, or is silenced by one."""
+        levels = tuple(_levels(directory))
+        if len(levels) == 1:
+            raise _ConflictError("it is the root of the hierarchy, which has all processes")
+        for program in self._programs:
+            seen: set[int] = set()
+            for level in levels:
+                found = _programs_on(level, program.attach_type)
+                others = set(found.numbers) - self._own
+                if others and not found.is_shared:
+                    raise _ConflictError(
+                        f"program {min(others)} on {'it' if level == directory else 'its parent'} "
+                        "was attached without BPF_F_ALLOW_MULTI"
+                    )
+                seen |= others
+            effective = _programs_on(directory, program.attach_type, effective=True)
+            hidden = set(effective.numbers) - self._own - seen
+            if hidden:
+                raise _ConflictError(f"program {min(hidden)} is on a cgroup that cannot be read")
+
+    def _detach(self, directory: str) -> None:
+        attached = self._attached.pop(directory, None)
+        if attached is not None:
+            attached.close()
+
+
+class _ConflictError(Exception):
+    """A program of another that ours must not stand beside. The message is the reason."""
+
+
+def topmost(directories: Collection[str]) -> frozenset[str]:
+    """Return the directories that are below none of the others."""
+    found: set[str] = set()
+    for directory in sorted(directories, key=len):
+        if not any(above in found for above in _above(directory)):
+            found.add(directory)
+    return frozenset(found)
+
+
+def _above(directory: str) -> Iterator[str]:
+    while (parent := os.path.dirname(directory)) != directory:
+        yield parent
+        directory = parent
+
+
+def _levels(directory: str) -> Iterator[str]:
+    """Yield a directory and its ancestors, up to the mount of the hierarchy."""
+    device = os.stat(directory).st_dev
+    yield directory
+    for above in _above(directory):
+        if os.stat(above).st_dev != device:
+            return
+        yield above
+
+
+def _programs_on(directory: str, attach_type: int, *, effective: bool = False) -> libbpf.OnCgroup:
+    with _opened(directory) as descriptor:
+        return libbpf.programs_on_cgroup(descriptor, attach_type, effective=effective)
+
+
+@contextmanager
+def _opened(directory: str) -> Iterator[int]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _explained(error: OSError) -> str:
+    if isinstance(error, libbpf.KernelRefusedError):
+        return error.answer
+    return explained(error)
