@@ -196,9 +196,9 @@ int on_state_of_any_socket(u64 *ctx)
 /*
  * The same changes by tcp_call_bpf(), include/net/tcp.h, for the sockets of a target's cgroup.
  * inet_listen(), tcp_connect() and tcp_init_transfer() call it for every socket, tcp_set_state() only
- * for one with the flag: so not for a listener that is older than the program. Another program may clear
- * the flag; which another's program may clear. So an end is taken from either, and counts once. Of a
- * child of TCP Fast Open, tcp_init_transfer() comes with the SYN: its handshake is not over.
+ * for one with the flag. A listener that is older than the program has none, and another's program
+ * may clear it. So an end is taken from either, and counts once. Of a child of TCP Fast Open,
+ * tcp_init_transfer() comes with the SYN: its handshake is not over.
  */
 static __always_inline void call_sock_ops(struct bpf_sock_ops *ops, struct config *config,
 					  struct sock *sk, struct tcp_sock *tp)
@@ -209,8 +209,8 @@ static __always_inline void call_sock_ops(struct bpf_sock_ops *ops, struct confi
 		old_state = ops->args[0];
 		new_state = ops->args[1];
 	} else
-		bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags |
-						       BPF_SOCK_OPS_STATE_CB_FLAG);
+		bpf_sock_ops_cb_flags_set(ops,
+					  ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 	if (op == BPF_SOCK_OPS_TCP_LISTEN_CB)
 		new_state = TCP_LISTEN;
 	else if (op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB) {
