@@ -103,8 +103,7 @@ _NO_CACHE = "none"
     default="best",
     show_default=True,
     show_envvar=True,
-    help="best: attach programs to the targets' cgroups where the kernel can. tracepoints: attach "
-    "none there.",
+    help="Use the best hooks of this kernel, or attach no program to the targets' cgroups.",
 )
 @click.option(
     "--metrics-address",

@@ -360,7 +360,10 @@ def unavailable(reason: str) -> tuple[StageCoverage, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Gaps:
-    """What is not attached, and why: see `coverage_of`. `unwanted`: events of no probe."""
+    """The reasons why events have no hook, or no better one: see `coverage_of`.
+
+    `unwanted`: events that no probe asks for.
+    """
 
     refused: Mapping[str, str]
     unwanted: frozenset[str]

@@ -1,11 +1,11 @@
 """Programs on the targets' cgroups, beside those of others.
 
-A program on a cgroup runs for the sockets of that cgroup and of all below it. The kernel lets one
-program silence another: with a program on a cgroup, those of its ancestors run only if they were
-attached with BPF_F_ALLOW_MULTI (compute_effective_progs(), kernel/bpf/cgroup.c). A link of ours
-would so silence a program above it that was attached without that flag, and one that comes later
-would never run for our cgroup. So all ancestors are queried: before a link is made, after that, and
-at each `follow`. Where ours would silence another's program it is not attached, or detached.
+A program on a cgroup runs for the sockets of that cgroup and of all below it. With a program on a
+cgroup, those on its ancestors run only if they were attached with BPF_F_ALLOW_MULTI
+(compute_effective_progs(), kernel/bpf/cgroup.c). So a link of ours would stop a program above it
+that was attached without that flag. One that comes later would never run for our cgroup. So all
+ancestors are queried: before a link is made, after that, and at each `follow`. Where ours would
+stop another's program it is not attached, or detached.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class CgroupLinks:
         """Attach the programs to these directories of the v2 hierarchy, and to no other.
 
         A directory below another one has the programs already. One that does not exist is ignored.
-        What was attached before is checked again, and what was refused is tried again.
+        Attached directories are checked again, and refused ones are tried again.
         """
         wanted = topmost(directories)
         refused: dict[str, str] = {}
@@ -90,7 +90,7 @@ class CgroupLinks:
             self._detach(directory)
 
     def _keep(self, directory: str) -> None:
-        """Attach all programs to a directory, if they are not, unless that silences another's."""
+        """Attach all programs to a directory, if they are not, unless that stops another's."""
         with _opened(directory) as descriptor:
             inode = os.fstat(descriptor).st_ino
             before = self._attached.get(directory)
@@ -112,7 +112,7 @@ class CgroupLinks:
                 raise
 
     def _check(self, directory: str) -> None:
-        """Raise _ConflictError if ours silences another's program, or is silenced by one."""
+        """Raise _ConflictError if another's program does not run beside ours."""
         levels = tuple(_levels(directory))
         if len(levels) == 1:
             raise _ConflictError("it is the root of the hierarchy, which has all processes")
