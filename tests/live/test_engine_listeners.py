@@ -15,9 +15,17 @@ import pytest
 from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.measurement import NOTHING
 from latencyprobe.domain.stages import Module
+from latencyprobe_agent.kernel.btf import KernelTypes
+from latencyprobe_agent.kernel.build.counts import fault_of
 from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
-from tests.live.measuring import CLIENT, SERVER, read_listeners_at_once, watch
+from tests.live.measuring import (
+    CLIENT,
+    SERVER,
+    are_bound_by_btf,
+    read_listeners_at_once,
+    watch,
+)
 from tests.live.netfilter import load_rules
 from tests.live.pods import Namespace, Pod
 from tests.live.sockets import (
@@ -104,6 +112,20 @@ def send_syn(sending: socket.socket, source: str, target: str, port: int) -> Non
     total = (total & 0xFFFF) + (total >> 16)
     checksum = ~(total + (total >> 16)) & 0xFFFF
     sending.sendto(header[:16] + struct.pack("!H", checksum) + header[18:], (target, 0))
+
+
+@pytest.mark.every_kernel
+async def test_listeners_are_read_on_every_kernel_whose_count_programs_can_find(
+    start_engine: Start,
+) -> None:
+    engine = start_engine()
+    await engine.use(frozenset({Module.TCP}), udp=False)
+    assert engine._object is not None
+    can_be_found = are_bound_by_btf(engine) and not fault_of(
+        "LINUX_MIB_LISTENOVERFLOWS", KernelTypes()
+    )
+    assert is_exact(engine) is can_be_found
+    assert (engine._object.attached.get("listener") == "iter/task_file") is can_be_found
 
 
 @pytest.mark.every_kernel
