@@ -30,8 +30,6 @@ static __always_inline void note_listener_drops(struct config *config, struct so
 
 #ifdef WITH_LISTEN_OVERFLOWS
 
-#define MAX_CPUS 1024
-
 /* Its own address, as a number: that of another pointer is a difference from it. */
 BPF_ARRAY(addresses, u64, 1);
 
@@ -56,7 +54,7 @@ static __always_inline u32 listen_overflows(struct sock *sk, u64 *address)
 	bpf_probe_read_kernel(&relative, sizeof(relative), (void *)(at + PERCPU_ADDRESSES));
 	bpf_probe_read_kernel(&counts, sizeof(counts), &net->mib.net_statistics);
 	counts += LISTEN_OVERFLOWS_NUMBER * sizeof(count);
-	for (cpu = 0; cpu < MAX_CPUS; cpu++) {
+	for (cpu = 0; cpu < CPU_NUMBERS; cpu++) { /* a constant: the verifier follows no more */
 		here = bpf_map_lookup_percpu_elem((void *)map, &zero, cpu); /* 5.19+ */
 		if (!here)
 			break;

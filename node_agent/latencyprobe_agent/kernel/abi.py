@@ -77,6 +77,8 @@ class LoadConstant(IntEnum):
 
     HOST_NETNS = 1
     """The inode number of the node's own network namespace."""
+    CPU_NUMBERS = 2
+    """The highest number of a CPU that may be there, plus one: the kernel's nr_cpu_ids."""
 
 
 def _loaded(constant: LoadConstant) -> str:

@@ -13,6 +13,7 @@ from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.abi import LoadConstant, map_names
 from latencyprobe_agent.kernel.compiled import CompiledObject
 from latencyprobe_agent.kernel.hooks import Event, Hook, events_of
+from latencyprobe_agent.kernel.load.cpus import cpu_numbers
 from latencyprobe_agent.kernel.load.loader import Loader, ScopedHook, link
 from latencyprobe_agent.kernel.load.maps import create_maps
 from latencyprobe_agent.kernel.load.reach import Reach
@@ -158,7 +159,10 @@ def _load(
     places = {each.name: place for place, each in enumerate(compiled.maps)}
     used = {name: places[name] for name in map_names(modules, trace=request.trace)}
     maps = create_maps(compiled.maps)
-    constants: dict[int, int] = {LoadConstant.HOST_NETNS: request.host_netns}
+    constants: dict[int, int] = {
+        LoadConstant.HOST_NETNS: request.host_netns,
+        LoadConstant.CPU_NUMBERS: cpu_numbers(),
+    }
     code = {name: each.linked(maps, constants) for name, each in compiled.programs.items()}
     loader = Loader(code, compiled.types, without=request.without)
     try:
