@@ -14,6 +14,7 @@ int on_tcp_rcv_space_adjust(u64 *ctx)
 	struct sock *sk = (struct sock *)ctx[0];
 	struct config *config = get_config();
 	struct socket_state *state;
+	struct turned_away away;
 	struct tcp_sock *tp;
 	bool is_own;
 	u64 now;
@@ -21,9 +22,13 @@ int on_tcp_rcv_space_adjust(u64 *ctx)
 	if (!config)
 		return 0;
 	is_own = is_locked_by_process(sk);
-	state = get_used_state(sk, config, is_own);
-	if (!state)
+	state = get_used_state(sk, config, is_own, &away);
+	if (!state) {
+#ifdef MODULE_RX
+		lose_received(config, away.users); /* the others' were counted when they came */
+#endif
 		return 0;
+	}
 	tp = get_tcp_sock(sk);
 	if (!tp)
 		return 0;

@@ -19,6 +19,7 @@ int on_sk_data_ready(u64 *ctx)
 	struct sock *sk = (struct sock *)ctx[0];
 	struct config *config = get_config();
 	struct socket_state *state;
+	struct turned_away away = {};
 	bool is_wanted = false;
 	u32 protocol;
 
@@ -33,9 +34,14 @@ int on_sk_data_ready(u64 *ctx)
 	if (protocol == PROTOCOL_UDP)
 		is_wanted = true;
 #endif
-	state = is_wanted ? get_state(sk, config) : 0;
-	if (!state)
+	state = is_wanted ? get_state(sk, config, &away) : 0;
+	if (!state) {
+#ifdef WITH_DATAGRAMS
+		if (protocol == PROTOCOL_UDP)
+			lose_received(config, away.owners);
+#endif
 		return 0;
+	}
 #ifdef MODULE_TCP
 	if (protocol == PROTOCOL_TCP)
 		note_listener_drops(config, sk, state);

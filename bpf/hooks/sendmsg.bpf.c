@@ -5,9 +5,36 @@
  * Under the socket's lock, ahead of the copy: tp->write_seq is the first byte's sequence number.
  */
 
+/*
+ * A write to a socket without room for its state: perhaps an answer, or a request. The pieces that
+ * follow one that waits are its continuation.
+ */
+static __always_inline void lose_write(struct config *config, owners_t owners, struct sock *sk)
+{
+#ifdef MODULE_TCP
+	struct tcp_sock *tp = get_tcp_sock(sk);
+	struct turns turns = {};
+
+	if (!tp || READ(tp, write_seq) != READ(tp, snd_nxt))
+		return;
+	if (role_of(sk, &turns) == ROLE_SERVER)
+		lost_for(config, owners, STAGE_APP_RESPONSE);
+	else
+		lost_for(config, owners, STAGE_PEER_RESPONSE);
+#endif
+}
+
 static __always_inline struct socket_state *get_writer(struct sock *sk, struct config *config)
 {
-	return config ? get_own_state(sk, config) : 0;
+	struct socket_state *state;
+	struct turned_away away;
+
+	if (!config)
+		return 0;
+	state = get_own_state(sk, config, &away);
+	if (!state && away.owners)
+		lose_write(config, away.owners, sk);
+	return state;
 }
 
 #ifdef WITH_ON_TCP_SENDMSG_LOCKED
@@ -64,17 +91,22 @@ static __always_inline int handle_sendmsg(struct sock *sk, u32 length)
 /* sk_stream_wait_memory(), net/core/stream.c; not only for TCP */
 static __always_inline int handle_wait(struct sock *sk, bool is_over)
 {
-	struct socket_state *state = get_writer(sk, get_config());
+	struct config *config = get_config();
+	struct socket_state *state;
+	struct turned_away away;
 	struct tcp_sock *tp;
 
-	if (!state || protocol_of(sk) != PROTOCOL_TCP)
+	if (!config || protocol_of(sk) != PROTOCOL_TCP)
+		return 0;
+	state = get_own_state(sk, config, &away);
+	if (!state)
 		return 0;
 	tp = get_tcp_sock(sk);
 	if (!tp)
 		return 0;
 #ifdef MODULE_TX
 	if (is_over)
-		note_rest(sk, tp);
+		note_rest(sk, state, tp);
 	else
 		give_up_rest(sk, tp);
 #endif

@@ -77,9 +77,10 @@ struct socket_state {
 	u64 connect_ns;		 /* SYN sent; 0 when no connect is pending */
 	u32 handshake_ns;	 /* duration measured before the owner was known */
 	u8 is_candidate;	 /* perhaps a target process's; known once it touches the socket */
-	u8 is_seq_known;	 /* known_seq is set */
+	u8 is_seq_known : 1;	 /* known_seq is set */
+	u8 is_queue_refused : 1; /* there was no memory for its queue */
 	u8 is_read_seq_known;
-	u8 is_queue_refused; /* there was no memory for its queue */
+	u8 counted_in; /* the last count of on_socket_file() that saw it */
 #if defined(MODULE_RX) || defined(MODULE_TCP)
 	u32 read_seq;  /* end of the bytes that were read, when it was last seen */
 	u32 read_from; /* and when it was seen before */
@@ -100,6 +101,8 @@ struct socket_state {
 	u8 is_window_low;  /* ours may have closed since */
 	u8 is_established; /* of a passive open: its handshake was counted */
 #endif
+	u8 tenant;   /* of the slot that `charged` is for */
+	u16 charged; /* 1 + the element of socket_memory that its memory is in; 0: none */
 #ifdef MODULE_RX
 	u32 known_seq; /* end of the bytes that are accounted for, as lost or unmatched too */
 #endif
@@ -137,18 +140,11 @@ struct handoff_ring {
 };
 
 /*
- * The kernel adds 72 bytes to each (struct bpf_local_storage_elem) and allocates 192 and 512, with
- * another 192 for a socket's first one (struct bpf_local_storage).
- */
-#if !TRACE
-_Static_assert(sizeof(struct socket_state) <= 120, "struct socket_state: above 120 bytes");
-_Static_assert(sizeof(struct socket_queue) <= 440, "struct socket_queue: above 440 bytes");
-#endif
-
-/*
- * Each part is a storage of its sockets, which ends with them. Without BTF it is a hash by address.
- * The address of a freed socket may be reused: there, states end in on_inet_sock_set_state() and by
- * LRU.
+ * Each part is a storage of its sockets, which ends with them. The kernel adds 72 bytes to a part
+ * (struct bpf_local_storage_elem), and another 192 to the first (struct bpf_local_storage): see
+ * MOST_BYTES, kernel/abi.py. Without BTF it is a hash by address.
+ * The address of a freed socket may be reused: there, states end in on_inet_sock_set_state(),
+ * on_tcp_destroy_sock() and by LRU.
  */
 
 #if TYPED
@@ -334,6 +330,248 @@ static __always_inline void forget_socket(struct sock *sk)
 
 #endif
 
+/*
+ * How much memory the parts of sockets take, in KiB: in the element of a slot that of its sockets, in
+ * the last one that of the node's. Beyond `most_kib` a socket gets no part, and what would have
+ * been measured is lost. Sockets of TCP give it back when they end, on_tcp_destroy_sock(). No event
+ * reports the end of others, so the agent has them counted, on_socket_file(), and corrects the sums.
+ * A new target of a slot is a new tenant: what the sockets of the one before give back is not its.
+ *
+ * Without BTF the parts are in maps of a fixed size, and nothing of this is used.
+ */
+struct socket_memory {
+	s32 kib;
+	s32 most_kib;
+	s32 unreported_kib; /* a part of it: of sockets whose end nothing reports */
+	s32 counted_kib;    /* of such sockets, that the present count has seen */
+	u32 tenant;	    /* of the node: the number of the present count */
+	u32 refused;	    /* how often there was no room */
+};
+BPF_ARRAY(socket_memory, struct socket_memory, MAX_SLOTS + 1);
+
+#define OF_NODE MAX_SLOTS
+#define SOCKET_KIB 1 /* its state and its queue */
+#define SEGMENT_RING_KIB 4
+#define HANDOFF_RING_KIB 1
+
+#if TYPED
+
+static __always_inline bool is_end_reported(struct sock *sk)
+{
+	return READ(sk, sk_protocol) != IPPROTO_UDP;
+}
+
+/* `spare`: 1 if half of it is to stay free, 0 if none. */
+static __always_inline bool has_room(struct socket_memory *memory, s32 kib, u32 spare)
+{
+	if (memory->kib + kib <= memory->most_kib >> spare)
+		return true;
+	__sync_fetch_and_add(&memory->refused, 1);
+	return false;
+}
+
+static __always_inline void add_kib(struct socket_memory *memory, struct sock *sk, s32 kib)
+{
+	__sync_fetch_and_add(&memory->kib, kib);
+	if (!is_end_reported(sk))
+		__sync_fetch_and_add(&memory->unreported_kib, kib);
+}
+
+static __always_inline struct socket_memory *memory_of_node(void)
+{
+	u32 node = OF_NODE;
+
+	return socket_memory.lookup(&node);
+}
+
+/* The element of a slot; NULL for sockets that are of none yet. */
+static __always_inline struct socket_memory *memory_of(u32 slot)
+{
+	return slot < OF_NODE ? socket_memory.lookup(&slot) : 0;
+}
+
+static __always_inline u8 tenant_of(u32 slot)
+{
+	struct socket_memory *of_slot = memory_of(slot);
+
+	return of_slot ? of_slot->tenant : 0;
+}
+
+static __always_inline bool charge(struct sock *sk, u32 slot, s32 kib, u32 spare)
+{
+	struct socket_memory *of_node = memory_of_node(), *of_slot = memory_of(slot);
+
+	if (!of_node || !has_room(of_node, kib, spare))
+		return false;
+	if (of_slot && !has_room(of_slot, kib, spare))
+		return false;
+	add_kib(of_node, sk, kib);
+	if (of_slot)
+		add_kib(of_slot, sk, kib);
+	return true;
+}
+
+/* A socket has `kib` less. */
+static __always_inline void discharge(struct sock *sk, u32 slot, u8 tenant, s32 kib)
+{
+	struct socket_memory *of_node = memory_of_node(), *of_slot = memory_of(slot);
+
+	if (of_node)
+		add_kib(of_node, sk, -kib);
+	if (of_slot && (u8)of_slot->tenant == tenant)
+		add_kib(of_slot, sk, -kib);
+}
+
+static __always_inline s32 memory_of_parts(struct sock *sk)
+{
+	s32 kib = SOCKET_KIB;
+#if defined(MODULE_RX) || defined(MODULE_TX)
+	struct socket_queue *queue = look_up_socket_queue(sk);
+
+	if (queue && queue->has_segment_ring)
+		kib += SEGMENT_RING_KIB;
+	if (queue && queue->has_handoff_ring)
+		kib += HANDOFF_RING_KIB;
+#endif
+	return kib;
+}
+
+static __always_inline void settle(struct socket_state *state, u32 slot)
+{
+	state->charged = slot + 1;
+	state->tenant = tenant_of(slot);
+}
+
+/* The state of a socket that has none; NULL if there is no room. `owners`: those that are known. */
+static __always_inline struct socket_state *admit(struct sock *sk, owners_t owners)
+{
+	u32 slot = owners ? first_slot(owners) & (MAX_SLOTS - 1) : OF_NODE;
+	struct socket_state *state;
+
+	if (!charge(sk, slot, SOCKET_KIB, 0))
+		return 0;
+	state = create_socket_state(sk);
+	if (state)
+		settle(state, slot);
+	else
+		discharge(sk, slot, tenant_of(slot), SOCKET_KIB);
+	return state;
+}
+
+/* A socket that has its state already turns out to be of `owners`. */
+static __always_inline void charge_owner(struct sock *sk, struct socket_state *state,
+					 owners_t owners)
+{
+	u32 slot = first_slot(owners) & (MAX_SLOTS - 1);
+	struct socket_memory *of_slot = memory_of(slot);
+
+	if (state->charged != OF_NODE + 1 || !owners || !of_slot)
+		return;
+	add_kib(of_slot, sk, memory_of_parts(sk));
+	settle(state, slot);
+}
+
+/* Half of the memory is for sockets that have no ring. */
+static __always_inline bool charge_ring(struct sock *sk, struct socket_state *state, s32 kib)
+{
+	return state->charged && charge(sk, state->charged - 1, kib, 1);
+}
+
+static __always_inline void discharge_ring(struct sock *sk, struct socket_state *state, s32 kib)
+{
+	discharge(sk, state->charged - 1, state->tenant, kib);
+}
+
+static __always_inline void end_socket(struct sock *sk)
+{
+	struct socket_state *state;
+	u32 charged;
+
+	if (!READ(sk, sk_bpf_storage))
+		return;
+	state = look_up_socket_state(sk);
+	if (!state || !state->charged)
+		return;
+	charged = state->charged;
+	state->charged = 0;
+	discharge(sk, charged - 1, state->tenant, memory_of_parts(sk));
+}
+
+#ifdef WITH_ON_SOCKET_FILE
+
+/*
+ * bpf_iter__task_file, kernel/bpf/task_iter.c, 5.8+: each open file, when the agent has them counted.
+ * Processes may share a socket, so it is counted once only. (An iterator over the sockets of UDP
+ * would see one namespace alone, one over a map's entries is not to be had everywhere.)
+ */
+int on_socket_file(u64 *ctx)
+{
+	struct file *file = (struct file *)ctx[3];
+	struct socket_memory *of_node = memory_of_node(), *of_slot;
+	struct socket_state *state;
+	struct socket *socket;
+	struct sock *sk;
+	u8 count;
+	s32 kib;
+
+	if (!file || !of_node)
+		return 0;
+	socket = bpf_sock_from_file(file); /* 5.11+ */
+	if (!socket)
+		return 0;
+	sk = READ(socket, sk);
+	if (!sk || !READ(sk, sk_bpf_storage) || is_end_reported(sk))
+		return 0;
+	state = look_up_socket_state(sk);
+	count = of_node->tenant;
+	if (!state || !state->charged || state->counted_in == count)
+		return 0;
+	state->counted_in = count;
+	kib = memory_of_parts(sk);
+	of_slot = memory_of(state->charged - 1);
+	__sync_fetch_and_add(&of_node->counted_kib, kib);
+	if (of_slot && (u8)of_slot->tenant == state->tenant)
+		__sync_fetch_and_add(&of_slot->counted_kib, kib);
+	return 0;
+}
+
+#endif
+
+#else
+
+static __always_inline struct socket_state *admit(struct sock *sk, owners_t owners)
+{
+	return create_socket_state(sk);
+}
+
+static __always_inline void charge_owner(struct sock *sk, struct socket_state *state,
+					 owners_t owners)
+{
+}
+
+static __always_inline bool charge_ring(struct sock *sk, struct socket_state *state, s32 kib)
+{
+	return true;
+}
+
+static __always_inline void discharge_ring(struct sock *sk, struct socket_state *state, s32 kib)
+{
+}
+
+static __always_inline void end_socket(struct sock *sk)
+{
+	forget_socket(sk);
+}
+
+#endif
+
+/* tcp_v4_destroy_sock(), net/ipv4/tcp_ipv4.c, 4.16+: the end of every socket of TCP, also of IPv6 */
+int on_tcp_destroy_sock(u64 *ctx)
+{
+	end_socket((struct sock *)ctx[0]);
+	return 0;
+}
+
 static __always_inline struct socket_state *find_state(struct sock *sk)
 {
 #if TYPED
@@ -405,13 +643,19 @@ static __always_inline void copy_segment(volatile struct segment *into,
 
 /* More segments wait than a queue has room for; NULL: there is no memory. */
 static __always_inline struct segment_ring *widen_segments(struct sock *sk,
+							   struct socket_state *state,
 							   struct socket_queue *queue)
 {
-	struct segment_ring *ring = create_segment_ring(sk);
+	struct segment_ring *ring;
 	u32 i;
 
-	if (!ring)
+	if (!charge_ring(sk, state, SEGMENT_RING_KIB))
 		return 0;
+	ring = create_segment_ring(sk);
+	if (!ring) {
+		discharge_ring(sk, state, SEGMENT_RING_KIB);
+		return 0;
+	}
 #pragma unroll
 	for (i = 1; i <= FEW_SEGMENTS; i++)
 		copy_segment(segment_at(queue, ring, queue->tail - i),
@@ -461,13 +705,19 @@ static __always_inline void copy_handoff(volatile struct handoff *into,
 }
 
 static __always_inline struct handoff_ring *widen_handoffs(struct sock *sk,
+							   struct socket_state *state,
 							   struct socket_queue *queue)
 {
-	struct handoff_ring *ring = create_handoff_ring(sk);
+	struct handoff_ring *ring;
 	u32 i;
 
-	if (!ring)
+	if (!charge_ring(sk, state, HANDOFF_RING_KIB))
 		return 0;
+	ring = create_handoff_ring(sk);
+	if (!ring) {
+		discharge_ring(sk, state, HANDOFF_RING_KIB);
+		return 0;
+	}
 #pragma unroll
 	for (i = 1; i <= FEW_HANDOFFS; i++)
 		copy_handoff(handoff_at(queue, ring, queue->handed_tail - i),
@@ -548,6 +798,18 @@ static __always_inline bool is_kernel_thread(void)
 	return flags & PF_KTHREAD;
 }
 
+/* `owners`, and those of the process that uses the socket now. */
+static __always_inline owners_t add_user(owners_t owners, struct sock *sk)
+{
+	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	owners_t *others = processes.lookup(&tgid);
+
+	if (!others || is_kernel_thread())
+		return owners;
+	return add_owners(owners, *others, protocol_of(sk), READ(sk, __sk_common.skc_num),
+			  bpf_ntohs(READ(sk, __sk_common.skc_dport)));
+}
+
 /* A process reads, writes, connects, listens or has it open: is the socket a target's? */
 static __always_inline void claim(struct sock *sk, struct socket_state *state,
 				  struct config *config, u32 tgid)
@@ -561,6 +823,7 @@ static __always_inline void claim(struct sock *sk, struct socket_state *state,
 	state->owners = add_owners(state->owners, *owners, protocol_of(sk),
 				   READ(sk, __sk_common.skc_num),
 				   bpf_ntohs(READ(sk, __sk_common.skc_dport)));
+	charge_owner(sk, state, state->owners);
 #ifdef MODULE_TCP
 	if (state->handshake_ns) {
 		record_for(config, state->owners, STAGE_TCP_HANDSHAKE, state->handshake_ns);
@@ -569,9 +832,19 @@ static __always_inline void claim(struct sock *sk, struct socket_state *state,
 #endif
 }
 
+/*
+ * The owners of a socket that has no state, because there is no room. `users`: those of them that are
+ * known only where their process uses the socket.
+ */
+struct turned_away {
+	owners_t owners;
+	owners_t users;
+};
+
 static __always_inline struct socket_state *resolve_state(struct sock *sk,
 							  struct socket_state *state,
-							  struct config *config, u32 port_pair)
+							  struct config *config, u32 port_pair,
+							  bool is_own, struct turned_away *away)
 {
 	struct netns_entry *netns = find_netns(config, netns_of_socket(sk));
 	owners_t owners = 0;
@@ -582,11 +855,18 @@ static __always_inline struct socket_state *resolve_state(struct sock *sk,
 		is_candidate = netns->flags & NETNS_PROCESSES;
 	}
 	if (!state) {
+		owners_t known = owners;
+
 		if (!owners && !is_candidate)
 			return 0;
-		state = create_socket_state(sk);
-		if (!state)
+		if (is_own && is_candidate)
+			known = add_user(owners, sk);
+		state = admit(sk, known);
+		if (!state) {
+			away->owners = known;
+			away->users = owners ? 0 : known;
 			return 0;
+		}
 	}
 	if (!state->owners && !state->is_candidate) { /* its events were not seen */
 		state->is_read_seq_known = 0;
@@ -610,22 +890,33 @@ static __always_inline struct socket_state *resolve_state(struct sock *sk,
 	return owners || state->is_candidate ? state : 0;
 }
 
-/* The state of a socket that is, or may be, a target's; NULL for all others. */
-static __always_inline struct socket_state *get_state(struct sock *sk, struct config *config)
+static __always_inline struct socket_state *look_up_state(struct sock *sk, struct config *config,
+							  bool is_own, struct turned_away *away)
 {
 	struct socket_state *state = find_state(sk);
 	u32 port_pair = READ(sk, __sk_common.skc_portpair);
 
+	away->owners = away->users = 0;
 	if (state && state->generation == config->generation && state->port_pair == port_pair)
 		return state->owners || state->is_candidate ? state : 0;
-	return resolve_state(sk, state, config, port_pair);
+	return resolve_state(sk, state, config, port_pair, is_own, away);
+}
+
+/*
+ * The state of a socket that is, or may be, a target's; NULL for all others, and `away` for those
+ * without room.
+ */
+static __always_inline struct socket_state *get_state(struct sock *sk, struct config *config,
+						      struct turned_away *away)
+{
+	return look_up_state(sk, config, false, away);
 }
 
 /* The same; `is_own`: in the application's own context, where its process is known too. */
 static __always_inline struct socket_state *get_used_state(struct sock *sk, struct config *config,
-							   bool is_own)
+							   bool is_own, struct turned_away *away)
 {
-	struct socket_state *state = get_state(sk, config);
+	struct socket_state *state = look_up_state(sk, config, is_own, away);
 
 	if (!state || !is_own)
 		return state;
@@ -637,9 +928,19 @@ static __always_inline struct socket_state *get_used_state(struct sock *sk, stru
 	return state->owners ? state : 0;
 }
 
-static __always_inline struct socket_state *get_own_state(struct sock *sk, struct config *config)
+static __always_inline struct socket_state *get_own_state(struct sock *sk, struct config *config,
+							  struct turned_away *away)
 {
-	return get_used_state(sk, config, true);
+	return get_used_state(sk, config, true, away);
+}
+
+/* The owners of a socket, with or without room for its state. */
+static __always_inline owners_t get_owners(struct sock *sk, struct config *config)
+{
+	struct turned_away away;
+	struct socket_state *state = get_state(sk, config, &away);
+
+	return state ? state->owners : away.owners;
 }
 
 /*

@@ -46,6 +46,8 @@ int on_kfree_skb(u64 *ctx)
 	struct sock *sk = (struct sock *)ctx[3];
 	struct config *config;
 	struct socket_state *state;
+	struct turned_away away;
+	owners_t owners;
 
 	if (!is_drop(reason))
 		return 0;
@@ -54,15 +56,16 @@ int on_kfree_skb(u64 *ctx)
 	config = get_config();
 	if (!sk || !config || !is_full(sk) || !protocol_of(sk))
 		return 0;
-	state = get_state(sk, config);
-	if (!state)
+	state = get_state(sk, config, &away);
+	owners = state ? state->owners : away.owners;
+	if (!owners && !state)
 		return 0;
 	/* read again: the verifier would follow all above for each reason that was distinguished */
 	reason = *(volatile u64 *)&ctx[2];
-	drop_for(config, state->owners, reason);
+	drop_for(config, owners, reason);
 	if (is_queue_overflow(reason))
-		count_for(config, state->owners, COUNTER_RECEIVE_QUEUE_OVERFLOWS);
-	if (!config->reads_listeners && is_listener(sk))
+		count_for(config, owners, COUNTER_RECEIVE_QUEUE_OVERFLOWS);
+	if (state && !config->reads_listeners && is_listener(sk))
 		note_listener_drops(config, sk, state);
 	return 0;
 }
@@ -76,13 +79,9 @@ int on_kfree_sent(u64 *ctx)
 	struct sk_buff *skb = (struct sk_buff *)ctx[0];
 	struct sock *sk = is_drop(reason) ? READ(skb, sk) : 0;
 	struct config *config = get_config();
-	struct socket_state *state;
 
-	if (!sk || !config || !is_full(sk) || !protocol_of(sk))
-		return 0;
-	state = get_state(sk, config);
-	if (state)
-		drop_for(config, state->owners, reason);
+	if (sk && config && is_full(sk) && protocol_of(sk))
+		drop_for(config, get_owners(sk, config), reason);
 	return 0;
 }
 
@@ -97,13 +96,9 @@ int on_udp_fail_queue(u64 *ctx)
 {
 	struct sock *sk = (struct sock *)ctx[1];
 	struct config *config = get_config();
-	struct socket_state *state;
 
-	if (!config)
-		return 0;
-	state = get_state(sk, config);
-	if (state)
-		count_for(config, state->owners, COUNTER_RECEIVE_QUEUE_OVERFLOWS);
+	if (config)
+		count_for(config, get_owners(sk, config), COUNTER_RECEIVE_QUEUE_OVERFLOWS);
 	return 0;
 }
 

@@ -105,6 +105,7 @@ int on_listener(u64 *ctx)
 	struct file *file = (struct file *)ctx[3];
 	struct config *config = get_config();
 	struct socket_state *state;
+	struct turned_away away;
 	struct socket *socket;
 	struct sock *sk;
 	u32 tgid;
@@ -117,7 +118,7 @@ int on_listener(u64 *ctx)
 	sk = READ(socket, sk);
 	if (!sk || !is_listener(sk) || protocol_of(sk) != PROTOCOL_TCP)
 		return 0;
-	state = get_state(sk, config);
+	state = get_state(sk, config, &away);
 	if (!state)
 		return 0;
 	tgid = READ(task, tgid);

@@ -401,6 +401,13 @@ static __always_inline void lose_in_host(struct config *config, struct socket_st
 	lost_for(config, state->owners, STAGE_RX_TOTAL);
 }
 
+/* A packet of a socket without room for its state. */
+static __always_inline void lose_received(struct config *config, owners_t owners)
+{
+	if (owners && is_sampled(config))
+		lost_for(config, owners, STAGE_RX_SOCKET);
+}
+
 /*
  * The bytes from `unread` to `known_seq` are accounted for. Bytes that did not come by
  * tcp_rcv_established() are not: with the handshake's last ACK, after our own FIN, or before we
@@ -446,7 +453,8 @@ static __always_inline void correct_queue(struct config *config, struct socket_s
  * Where the next segment will be; NULL for want of memory. Of a queue that is full, in its own ring:
  * with a larger one if it had none.
  */
-static __always_inline struct segment *next_segment(struct sock *sk, struct socket_queue *queue,
+static __always_inline struct segment *next_segment(struct sock *sk, struct socket_state *state,
+						    struct socket_queue *queue,
 						    struct segment_ring *ring)
 {
 	u32 waiting;
@@ -455,7 +463,7 @@ static __always_inline struct segment *next_segment(struct sock *sk, struct sock
 		return 0;
 	waiting = queue->tail - queue->head;
 	if (waiting >= FEW_SEGMENTS && !ring)
-		ring = widen_segments(sk, queue);
+		ring = widen_segments(sk, state, queue);
 	if (waiting >= (ring ? SEGMENTS : FEW_SEGMENTS))
 		return 0;
 	return segment_at(queue, ring, queue->tail);
@@ -485,7 +493,7 @@ static __always_inline void queue_segment(struct config *config, struct sock *sk
 		lose_in_host(config, state);
 		return;
 	}
-	segment = next_segment(sk, queue, ring);
+	segment = next_segment(sk, state, queue, ring);
 	if (!segment || !queue) {
 		lost_for(config, state->owners, STAGE_RX_SOCKET);
 		return;
@@ -721,13 +729,12 @@ static __always_inline void queue_datagram(struct config *config, struct sock *s
 	struct segment *segment;
 
 	if (!queue) {
-		if (is_sampled(config))
-			lost_for(config, state->owners, STAGE_RX_SOCKET);
+		lose_received(config, state->owners);
 		return;
 	}
 	ring = find_segment_ring(config, sk, state, queue);
 	if (!ring && queue->tail - queue->head >= FEW_SEGMENTS - 1)
-		ring = widen_segments(sk, queue);
+		ring = widen_segments(sk, state, queue);
 	segment = segment_at(queue, ring, queue->tail);
 	if (packet) {
 		packet->tag = 0;
@@ -804,14 +811,17 @@ int on_sock_recv_length(u64 *ctx)
 	struct sock *sk = (struct sock *)ctx[0];
 	struct config *config = get_config();
 	struct socket_state *state;
+	struct turned_away away;
 
 	if (!config || protocol_of(sk) != PROTOCOL_UDP)
 		return 0;
 	if ((int)ctx[1] < 0 || (u32)ctx[2] & (MSG_PEEK | MSG_ERRQUEUE))
 		return 0;
-	state = get_own_state(sk, config);
+	state = get_own_state(sk, config, &away);
 	if (state)
 		read_datagram(config, sk, state, remaining_datagrams(sk));
+	else
+		lose_received(config, away.users); /* the others' were counted when they came */
 	return 0;
 }
 

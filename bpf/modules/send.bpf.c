@@ -90,8 +90,9 @@ static __always_inline void merge_handoffs(struct socket_queue *queue, struct ha
  * bytes between the hand-offs came unseen, it ends with one of unknown time until there is room
  * again: what begins there is lost, the rest exact.
  */
-static __always_inline void note_handoff(struct sock *sk, struct socket_queue *queue,
-					 struct tcp_sock *tp, u32 seq, u32 end, u64 now)
+static __always_inline void note_handoff(struct sock *sk, struct socket_state *state,
+					 struct socket_queue *queue, struct tcp_sock *tp, u32 seq,
+					 u32 end, u64 now)
 {
 	struct handoff_ring *ring = find_handoff_ring(sk, queue);
 	u32 room = ring ? HANDOFFS : FEW_HANDOFFS, used;
@@ -105,7 +106,7 @@ static __always_inline void note_handoff(struct sock *sk, struct socket_queue *q
 		if (ring)
 			merge_handoffs(queue, ring, now);
 		else
-			ring = widen_handoffs(sk, queue);
+			ring = widen_handoffs(sk, state, queue);
 		room = ring ? HANDOFFS : FEW_HANDOFFS;
 	}
 	used = queue->handed_tail - queue->handed_head;
@@ -149,7 +150,7 @@ static __always_inline void note_piece(struct socket_state *state, struct sock *
 	if (!queue)
 		return;
 	if (!skb || READ(skb, len) >= size_goal || !continues(sk, queue, tp, seq, end))
-		note_handoff(sk, queue, tp, seq, end, now);
+		note_handoff(sk, state, queue, tp, seq, end, now);
 }
 
 /*
@@ -167,11 +168,12 @@ static __always_inline void note_message(struct socket_state *state, struct sock
 		return;
 	queue = get_queue(sk, state);
 	if (queue)
-		note_handoff(sk, queue, tp, seq, seq + length, now);
+		note_handoff(sk, state, queue, tp, seq, seq + length, now);
 }
 
 /* The send buffer was full and has room again: the rest of the message is handed over only now. */
-static __always_inline void note_rest(struct sock *sk, struct tcp_sock *tp)
+static __always_inline void note_rest(struct sock *sk, struct socket_state *state,
+				      struct tcp_sock *tp)
 {
 	struct socket_queue *queue = look_up_socket_queue(sk);
 	u32 seq = READ(tp, write_seq), end;
@@ -180,7 +182,7 @@ static __always_inline void note_rest(struct sock *sk, struct tcp_sock *tp)
 		return;
 	end = last_handoff(sk, queue)->end;
 	if (is_after(end, seq))
-		note_handoff(sk, queue, tp, seq, end, bpf_ktime_get_ns());
+		note_handoff(sk, state, queue, tp, seq, end, bpf_ktime_get_ns());
 }
 
 /* The same where only the beginning of that wait is seen: the rest will be unmatched. */

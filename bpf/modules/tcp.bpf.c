@@ -72,12 +72,15 @@ static __always_inline int end_accept(struct sock *sk)
 {
 	struct config *config = get_config();
 	struct socket_state *state;
+	struct turned_away away;
 
 	if (!config || !sk)
 		return 0;
-	state = get_own_state(sk, config);
-	if (!state)
+	state = get_own_state(sk, config, &away);
+	if (!state) {
+		lost_for(config, away.owners, STAGE_TCP_ACCEPT);
 		return 0;
+	}
 	if (state->established_ns)
 		record_for(config, state->owners, STAGE_TCP_ACCEPT,
 			   bpf_ktime_get_ns() - state->established_ns);
@@ -138,19 +141,24 @@ static __always_inline void change_state(struct config *config, struct sock *sk,
 	bool is_listening = sees_listeners && config->reads_listeners &&
 			    (new_state == TCP_LISTEN || old_state == TCP_LISTEN);
 	struct socket_state *state;
+	struct turned_away away;
 
 	if (!is_listening && !is_followed(old_state, new_state))
 		return;
-	state = get_used_state(sk, config, is_own);
-	if (!state)
-		return;
+	state = get_used_state(sk, config, is_own, &away);
 #ifdef WITH_LISTEN_OVERFLOWS
 	if (is_listening) {
-		look_at_listener(config, sk, state);
+		if (state)
+			look_at_listener(config, sk, state);
 		return;
 	}
 #endif
-	note_change(config, sk, state, old_state, new_state);
+	if (state)
+		note_change(config, sk, state, old_state, new_state);
+	else if (new_state == TCP_SYN_SENT)
+		lost_for(config, away.owners, STAGE_TCP_CONNECT);
+	else if (old_state == TCP_SYN_RECV)
+		lost_for(config, away.owners, STAGE_TCP_HANDSHAKE);
 }
 
 static __always_inline int change_any_state(u64 *ctx, bool sees_listeners)
@@ -275,34 +283,29 @@ int on_tcp_retransmit_skb(u64 *ctx)
 	struct sock *sk = (struct sock *)ctx[0];
 	struct config *config = get_config();
 	struct socket_state *state;
+	struct turned_away away;
 	struct tcp_sock *tp;
 
 	if (!config || !is_full(sk))
 		return 0;
-	state = get_state(sk, config);
-	if (!state)
-		return 0;
-	tp = get_tcp_sock(sk);
+	state = get_state(sk, config, &away);
+	tp = state ? get_tcp_sock(sk) : 0;
 	if (tp)
 		note_timeout(config, state, tp);
 #ifdef HAVE_tcp_retransmit_skb_err
 	if ((int)ctx[2])
 		return 0;
 #endif
-	count_for(config, state->owners, COUNTER_RETRANSMITS);
+	count_for(config, state ? state->owners : away.owners, COUNTER_RETRANSMITS);
 	return 0;
 }
 
 static __always_inline void count_reset(struct sock *sk, u32 counter)
 {
 	struct config *config = get_config();
-	struct socket_state *state;
 
-	if (!config || !sk || !is_full(sk))
-		return;
-	state = get_state(sk, config);
-	if (state)
-		count_for(config, state->owners, counter);
+	if (config && sk && is_full(sk))
+		count_for(config, get_owners(sk, config), counter);
 }
 
 /*

@@ -206,6 +206,7 @@ static __always_inline void queue_own(struct config *config, struct sk_buff *skb
 	struct sock *sk = READ(skb, sk);
 	struct tcp_segment segment = {};
 	struct socket_state *state;
+	struct turned_away away;
 	u32 protocol;
 
 	if (!sk || !cpu || !is_full(sk))
@@ -213,13 +214,19 @@ static __always_inline void queue_own(struct config *config, struct sk_buff *skb
 	protocol = protocol_of(sk);
 	if (!protocol)
 		return;
-	state = get_used_state(sk, config, !is_serving_softirq(cpu));
-	if (!state || !state->owners || !is_sampled(config))
+	state = get_used_state(sk, config, !is_serving_softirq(cpu), &away);
+	if (!(state ? state->owners : away.owners) || !is_sampled(config))
 		return;
 	if (protocol == PROTOCOL_TCP) {
 		segment = parse_segment(skb);
 		if (!segment.length)
 			return;
+	}
+	if (!state) {
+		if (segment.length)
+			lost_for(config, away.owners, STAGE_TX_SOCKET);
+		lost_for(config, away.owners, STAGE_TX_TOTAL);
+		return;
 	}
 	begin_packet(config, skb, sk, packet, state, segment, inum);
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from latencyprobe_agent.kernel.contract import SocketMemoryLimits
 from latencyprobe_agent.kernel.hooks import SCOPED_HOOKS
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
@@ -26,11 +27,18 @@ async def start_engine() -> AsyncIterator[Callable[..., KernelEngine]]:
             typed: bool = True,
             without: Iterable[str] = (),
             cache: ObjectCache | None = None,
+            socket_memory: SocketMemoryLimits | None = None,
         ) -> KernelEngine:
             if os.environ.get("LATENCYPROBE_HOOKS") == "tracepoints":
                 without = (*without, *SCOPED_HOOKS)
             inode = host_netns or Path("/proc/self/ns/net").stat().st_ino
-            engine = KernelEngine(host_netns=inode, cache=cache, typed=typed, without=without)
+            engine = KernelEngine(
+                host_netns=inode,
+                cache=cache,
+                typed=typed,
+                without=without,
+                socket_memory=socket_memory,
+            )
             stack.push_async_callback(engine.close)
             return engine
 

@@ -26,6 +26,15 @@ PROTOCOLS: Mapping[str, int] = {"TCP": 1, "UDP": 2}
 MAX_CGROUPS = 4096
 MAX_PROCESSES = 16384
 MAX_FILTER_PORTS = 4096
+# What a part of a socket's state may take: with 72 bytes of the kernel's, these fill the sizes that
+# it allocates, 192 and 512 bytes. While packets are traced, they take more.
+MOST_BYTES: Mapping[str, tuple[int, frozenset[Module]]] = {
+    "socket_state": (120, frozenset(Module)),
+    "socket_queue": (440, frozenset({Module.RX, Module.TX})),
+}
+# The memory of the states of sockets: of a target and of a node. A socket takes 1 KiB.
+SOCKET_KIB_OF_TARGET = 16 << 10
+SOCKET_KIB_OF_NODE = 64 << 10
 # The table of network namespaces: entry 0 is not used, no chain is longer than NETNS_HOPS.
 MAX_NETNS = 1024
 NETNS_FIRST = 4096  # a power of two
@@ -217,6 +226,15 @@ SLOT_STATS = Layout(
     stages=f"{len(TARGET_STAGES) * STAGE_STATS.size}s",
     drops=f"{NR_DROP_REASONS}I",
 )
+SOCKET_MEMORY = Layout(
+    "socket_memory",
+    kib="i",
+    most_kib="i",
+    unreported_kib="i",
+    counted_kib="i",
+    tenant="I",
+    refused="I",
+)
 SLOT_FILTER = Layout("slot_filter", protocols="H", has_ports="H")
 HANDLER_NAME = Layout("handler_name", text=f"{HANDLER_NAME_BYTES}s")
 USER = Layout("user", tgid="I", pid="I", comm="16s")
@@ -258,14 +276,15 @@ CGROUPS = Map("cgroups", U64, U64)
 PROCESSES = Map("processes", U32, U64)
 FILTERS = Map("filters", U32, SLOT_FILTER.packing)
 FILTER_PORTS = Map("filter_ports", U32, U8)
+SOCKET_MEMORIES = Map("socket_memory", U32, SOCKET_MEMORY.packing)
 NODE_STATS = Map("node_stats", U32, NODE_ROW.packing)
 HANDLER_NAMES = Map("handler_names", U32, HANDLER_NAME.packing)
 TRACE_CONTROLS = Map("trace_control", U32, TRACE_CONTROL.packing)
 # A ring buffer has neither keys nor values; its elements are `struct trace_event`.
 TRACE_RING = "trace_ring"
 
-_MAPS = (CONFIGURATION, STATS, CGROUPS, PROCESSES, FILTERS, FILTER_PORTS)
-_LAYOUTS = (SHARDS, NETNS_ENTRY, CONFIG, STAGE_STATS, SLOT_STATS, SLOT_FILTER)
+_MAPS = (CONFIGURATION, STATS, CGROUPS, PROCESSES, FILTERS, FILTER_PORTS, SOCKET_MEMORIES)
+_LAYOUTS = (SHARDS, NETNS_ENTRY, CONFIG, STAGE_STATS, SLOT_STATS, SLOT_FILTER, SOCKET_MEMORY)
 # There with the module irq; while packets are traced.
 _IRQ_MAPS, _IRQ_LAYOUTS = (NODE_STATS, HANDLER_NAMES), (HANDLER_NAME, NODE_ROW)
 _TRACE_MAPS = (TRACE_CONTROLS,)
@@ -306,6 +325,12 @@ def assertions(modules: Iterable[Module], *, trace: bool) -> Iterator[str]:
     )
     for number, name in enumerate(MISSING):
         yield _assertion(f"{name} == {number}", f"enum missing: {name} is not {number}")
+    if not trace:
+        for name, (most, modules_of_part) in MOST_BYTES.items():
+            if wanted & modules_of_part:
+                yield _assertion(
+                    f"sizeof(struct {name}) <= {most}", f"{name} is above {most} bytes"
+                )
     for checked in (*layouts, *_maps(wanted, trace=trace)):
         yield from checked.assertions()
 

@@ -25,6 +25,9 @@ MAX_CGROUPS = abi.MAX_CGROUPS
 MAX_PROCESSES = abi.MAX_PROCESSES // 2
 MAX_NAMESPACES = abi.MAX_NETNS - 2
 MAX_FILTER_PORTS = abi.MAX_FILTER_PORTS
+# The memory of the states of sockets, of a target and of a node; a socket takes 1 KiB.
+SOCKET_KIB_OF_TARGET = abi.SOCKET_KIB_OF_TARGET
+SOCKET_KIB_OF_NODE = abi.SOCKET_KIB_OF_NODE
 # A protocol that filters name, and that has programs of its own.
 UDP = "UDP"
 
@@ -59,6 +62,17 @@ class SlotSpec:
     netns_wide: frozenset[int] = frozenset()
     netns: frozenset[int] = frozenset()
     socket_filter: SocketFilter = SocketFilter()
+
+
+@dataclass(frozen=True, slots=True)
+class SocketMemoryLimits:
+    """The most memory that the states of sockets take, in KiB.
+
+    Beyond it what sockets would have measured is counted as lost.
+    """
+
+    of_target: int = SOCKET_KIB_OF_TARGET
+    of_node: int = SOCKET_KIB_OF_NODE
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,6 +142,8 @@ _LISTENERS = Hook(
     also=(_LISTEN_OVERFLOWS, _STATE_OF_ANY_SOCKET),
 )
 
+# Another one, which counts the sockets of targets.
+COUNT_SOCKETS = "on_socket_file"
 # Without this event, segments have no tx.socket, and the others of their stages none the less.
 SEND = "send"
 
@@ -202,6 +204,12 @@ EVENTS: tuple[Event, ...] = (
             also=(Hook("on_kprobe_stream_wait", "sk_stream_wait_memory", HookKind.KPROBE),),
         ),
     ),
+    _event(
+        "socket count",
+        (RX, TX, TCP),
+        (COUNT_SOCKETS, "task_file", HookKind.ITERATOR),
+    ),
+    _event("socket end", (RX, TX, TCP), ("on_tcp_destroy_sock", "tcp_destroy_sock")),
     _event("queue", (TX,), ("on_net_dev_queue", "net_dev_queue")),
     _event("transmit", (TX,), ("on_net_dev_start_xmit", "net_dev_start_xmit")),
     _event("driver drop", (TX,), ("on_drop_sent", "kfree_skb")),

@@ -30,6 +30,9 @@ FULL_CONFIG = KernelConfig(
 )
 
 
+FILES = Event("files", frozenset(Module), (Hook("on_file", "task_file", HookKind.ITERATOR),))
+
+
 def load(
     types: TypeIds | None,
     *,
@@ -324,3 +327,19 @@ def test_programs_without_types_and_those_left_out_on_request_are_not_loaded_for
     ):
         assert (loader.scoped, loader.remarks) == ({}, {})
     assert "on_sock_ops" not in {name for name, *_ in kernel.loaded}
+
+
+def test_an_iterator_is_bound_to_the_function_that_has_its_arguments(kernel: Kernel) -> None:
+    types = Types(functions=("bpf_iter_task_file",))
+    loader = load(types, event=FILES, code={"on_file": b"\0" * 8})
+    assert loader.attached == {"files": "iter/task_file"}
+    assert kernel.attached == [("iterator", None)]
+    assert kernel.loaded == [
+        ("on_file", libbpf.PROG_TYPE_TRACING, libbpf.ATTACH_TYPE_TRACE_ITER, 8)
+    ]
+
+
+def test_an_iterator_requires_btf(kernel: Kernel) -> None:
+    refused = load(None, event=FILES).refused["files"]
+    assert refused.startswith("iter/task_file: requires BTF and Linux 5.11")
+    assert kernel.loaded == []

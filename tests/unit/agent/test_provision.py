@@ -26,7 +26,7 @@ from latencyprobe_agent.kernel.request import Request
 from tests.unit.agent.fake_kernel import Kernel, Types
 
 TRACEPOINTS = tuple({hook.symbol for event in EVENTS for hook in event.hooks})
-MODERN = Types(TRACEPOINTS, TRACEPOINTS)
+MODERN = Types(TRACEPOINTS, (*TRACEPOINTS, "bpf_iter_task_file"))
 REQUEST = Request(("rx",), 1)
 MAPS = (*map_names((Module.RX,), trace=False), "received")
 COUNT, PENDING = "__preempt_count", "pcpu_hot.softirq_pending"

@@ -32,7 +32,13 @@ from latencyprobe_agent.kernel.abi import (
     PROTOCOLS,
     Map,
 )
-from latencyprobe_agent.kernel.contract import EngineError, Overhead, SlotSpec, TraceSpec
+from latencyprobe_agent.kernel.contract import (
+    EngineError,
+    Overhead,
+    SlotSpec,
+    SocketMemoryLimits,
+    TraceSpec,
+)
 from latencyprobe_agent.kernel.hooks import coverage_of, unavailable
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.request import Request
@@ -41,6 +47,7 @@ from latencyprobe_agent.kernel.runtime.loaded import LoadedObject, build
 from latencyprobe_agent.kernel.runtime.overhead import OverheadClock
 from latencyprobe_agent.kernel.runtime.rest import Rest
 from latencyprobe_agent.kernel.runtime.shards import Shards, share_out
+from latencyprobe_agent.kernel.runtime.socket_memory import SocketMemory, full
 from latencyprobe_agent.kernel.runtime.tracer import Tracer
 from latencyprobe_agent.kernel.typeinfo import kernel_types_kind, missing_types_message
 
@@ -56,8 +63,9 @@ class KernelEngine:
     """The `contract.Engine` of the running kernel.
 
     `host_netns`: inode number of the node's own network namespace, which pods' packets pass.
-    `cache`: the cache of compiled objects; None for none. For tests of the alternatives: `typed`:
-    False omits programs typed by BTF; `without`: hooks to exclude, by their names in `coverage`.
+    `cache`: the cache of compiled objects; None for none. `socket_memory`: the bounds for the
+    states of sockets. For tests of the alternatives: `typed`: False omits programs typed by BTF;
+    `without`: hooks to exclude, by their names in `coverage`.
     Large, because it is the whole of the contract, whose calls share the loaded object.
     """
 
@@ -69,11 +77,14 @@ class KernelEngine:
         cache: ObjectCache | None = None,
         typed: bool = True,
         without: Iterable[str] = (),
+        socket_memory: SocketMemoryLimits | None = None,
     ) -> None:
         self._host_netns = host_netns
         self._typed = typed
         self._without = tuple(without)
         self._cache = cache
+        self._socket_memory_limits = socket_memory or SocketMemoryLimits()
+        self._socket_memory: SocketMemory | None = None
         self._log = log or logging.getLogger(__name__)
         self._object: LoadedObject | None = None
         self._rest: Rest | None = None
@@ -130,6 +141,8 @@ class KernelEngine:
         if self._rest is not None:
             self._resume(self._rest)
         elif self._object is not None:
+            if self._socket_memory is not None:
+                self._socket_memory.admit(slots.keys() - before.keys())
             self._write_targets()
             if forget_children:
                 self._forget_children(self._object)
@@ -143,6 +156,8 @@ class KernelEngine:
             self._check_cgroups(self._object)
         for slot, measurement in self._take(self._object, self._slots, self._slots).items():
             news[slot] = news.get(slot, NOTHING) + measurement
+        if self._socket_memory is not None:
+            self._socket_memory.read(self._slots)
         return news
 
     def read_node(self) -> NodeMeasurement:
@@ -153,7 +168,9 @@ class KernelEngine:
     @property
     def coverage(self) -> tuple[StageCoverage, ...]:
         """See `contract.Engine.coverage`."""
-        return self._coverage
+        if self._socket_memory is None or not self._socket_memory.is_full:
+            return self._coverage
+        return full(self._coverage, self._socket_memory_limits)
 
     def overhead(self) -> Overhead:
         """See `contract.Engine.overhead`."""
@@ -218,6 +235,8 @@ class KernelEngine:
         loaded.sample(self._sample_shift)
         self._clock.follow(loaded)
         loaded.begin(_shards(self._slots))
+        self._socket_memory = SocketMemory(loaded, self._socket_memory_limits, self._log)
+        self._socket_memory.admit(self._slots)
         self._write_targets()
         if loaded.ring is not None:
             self._tracer.follow(loaded.ring)
@@ -245,6 +264,7 @@ class KernelEngine:
         self._keep(self._object, self._slots, self._slots)
         self._tracer.leave()
         self._clock.stop()
+        self._socket_memory = None
         self._object.close()
         self._object = None
         self._written = {}

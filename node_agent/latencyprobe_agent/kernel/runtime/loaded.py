@@ -230,6 +230,21 @@ class LoadedObject:
             except libbpf.KernelRefusedError as error:
                 raise EngineError(f"map {name} with {len(entries)} new entries: {error}") from error
 
+    def look_up(self, name: str, key: bytes, value_bytes: int) -> bytes | None:
+        """Return the value of one entry; None if it does not exist."""
+        return libbpf.look_up(self._maps[name], key, value_bytes)
+
+    def iterate(self, function: str) -> bool:
+        """Run an iterator's program for each object; return False if it is not attached.
+
+        Raises OSError.
+        """
+        link = self._owned.link(function)
+        if link is None:
+            return False
+        libbpf.run_iterator(link)
+        return True
+
     def erase(self, name: str, keys: Iterable[bytes]) -> None:
         """Delete the entries of a map that exist."""
         for key in keys:

@@ -1,0 +1,190 @@
+"""The bound of the memory that sockets take: what is beyond it is lost, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+import pytest
+
+from latencyprobe.domain.coverage import CoverageState
+from latencyprobe.domain.measurement import NOTHING, Measurement, StageMeasurement
+from latencyprobe.domain.stages import DEFAULT_MODULES
+from latencyprobe_agent.kernel.contract import SocketFilter, SocketMemoryLimits
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.measuring import SERVER, account_for, are_bound_by_btf
+from tests.live.pods import Pod
+from tests.live.sockets import (
+    PORT,
+    Connection,
+    connection,
+    everything_in,
+    read_all,
+    send_unread,
+    udp_socket,
+    wait_for_bytes,
+)
+
+Start = Callable[..., KernelEngine]
+Pair = tuple[Pod, Pod]
+CROWDED, OTHER = 3, 4
+SOCKETS = 30
+MOST = 10
+
+
+async def watch_server(start: Start, server: Pod, limits: SocketMemoryLimits) -> KernelEngine:
+    engine = start(socket_memory=limits)
+    engine.assign({SERVER: everything_in(server)})
+    await engine.use(frozenset(DEFAULT_MODULES))
+    if not are_bound_by_btf(engine):
+        pytest.skip("without BTF, tables of a fixed size are the bound")
+    return engine
+
+
+@contextmanager
+def connections(client: Pod, server: Pod, number: int, port: int = PORT) -> Iterator[None]:
+    """As many at once, each with one request and its answer."""
+    with ExitStack() as stack:
+        made = [
+            stack.enter_context(
+                connection(client.namespace, server.namespace, server.address, port=port + place)
+            )
+            for place in range(number)
+        ]
+        for both in made:
+            ask(both)
+        yield
+
+
+def ask(both: Connection) -> None:
+    both.client.sendall(b"q" * 100)
+    read_all(both.server, 100)
+    both.server.sendall(b"r" * 100)
+    read_all(both.client, 100)
+
+
+def taken(engine: KernelEngine, slot: int = SERVER) -> Measurement:
+    return engine.read().get(slot, NOTHING)
+
+
+@pytest.mark.every_kernel
+@pytest.mark.parametrize(
+    "limits", [SocketMemoryLimits(MOST, 1000), SocketMemoryLimits(1000, MOST)], ids=["own", "node"]
+)
+async def test_sockets_beyond_the_bound_are_lost_until_others_are_closed(
+    start_engine: Start, pair: Pair, limits: SocketMemoryLimits
+) -> None:
+    client, server = pair
+    engine = await watch_server(start_engine, server, limits)
+    for _ in range(3):
+        with connections(client, server, SOCKETS):
+            measured = taken(engine)
+            stages = {stage.name: stage for stage in engine.coverage}
+            assert stages["rx.total"].state is CoverageState.PARTIAL
+            assert "memory for sockets is full" in stages["rx.total"].reason
+            for name in ("rx.socket", "tx.total", "tcp.handshake", "app.response"):
+                stage = measured.stage(name)
+                assert 0 < stage.histogram.count <= MOST, name
+                assert stage.histogram.count + stage.lost == SOCKETS, name
+                assert stage.unmatched == 0, name
+    with connections(client, server, MOST // 2 - 1):  # each has a listener beside it
+        measured = taken(engine)
+    for name in ("rx.socket", "tx.total", "tcp.handshake", "app.response"):
+        assert account_for(measured, name) == (MOST // 2 - 1, 0), name
+    taken(engine)
+    reasons = {stage.reason for stage in engine.coverage}
+    assert not [reason for reason in reasons if "memory" in reason]
+
+
+@pytest.mark.every_kernel
+async def test_a_target_beyond_its_bound_costs_no_other_one_its_figures(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = start_engine(socket_memory=SocketMemoryLimits(MOST, 1000))
+    crowded = frozenset(range(PORT, PORT + SOCKETS))
+    engine.assign(
+        {
+            CROWDED: replace(everything_in(server), socket_filter=SocketFilter(ports=crowded)),
+            OTHER: replace(
+                everything_in(server), socket_filter=SocketFilter(ports=frozenset({PORT + SOCKETS}))
+            ),
+        }
+    )
+    await engine.use(frozenset(DEFAULT_MODULES))
+    if not are_bound_by_btf(engine):
+        pytest.skip("without BTF, tables of a fixed size are the bound")
+    with (
+        connections(client, server, SOCKETS),
+        connections(client, server, 1, PORT + SOCKETS),
+    ):
+        measured = engine.read()
+    assert measured[CROWDED].stage("rx.socket").lost > 0
+    for name in ("rx.socket", "tx.total", "tcp.handshake"):
+        assert account_for(measured[OTHER], name) == (1, 0), name
+
+
+@pytest.mark.every_kernel
+async def test_a_new_target_of_a_slot_does_not_pay_for_the_sockets_of_the_one_before(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch_server(start_engine, server, SocketMemoryLimits(MOST, 1000))
+    with connections(client, server, SOCKETS):
+        engine.assign({OTHER: everything_in(client)})
+        engine.assign({OTHER: everything_in(client), SERVER: everything_in(server)})
+        engine.read()
+        with connections(client, server, MOST // 2 - 1, PORT + SOCKETS):
+            measured = taken(engine)
+    assert account_for(measured, "rx.socket") == (MOST // 2 - 1, 0)
+
+
+@pytest.mark.every_kernel
+async def test_without_room_for_a_ring_the_first_segments_are_samples(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch_server(start_engine, server, SocketMemoryLimits(4, 1000))
+    with connection(client.namespace, server.namespace, server.address) as both:
+        for sent in range(1, 21):
+            both.client.sendall(b"q" * 100)
+            wait_for_bytes(both.server, 100 * sent)
+        read_all(both.server, 20 * 100)
+        stage = taken(engine).stage("rx.socket")
+    assert (stage.histogram.count, stage.lost, stage.unmatched) == (4, 16, 0)
+
+
+@pytest.mark.every_kernel
+async def test_datagram_sockets_that_were_closed_make_room(start_engine: Start, pair: Pair) -> None:
+    """Nothing reports their end: they are counted again with a reading, once half is in use."""
+    client, server = pair
+    engine = await watch_server(start_engine, server, SocketMemoryLimits(MOST, 1000))
+    with udp_socket(client.namespace) as sending:
+        for _ in range(5):
+            for _ in range(MOST):
+                with udp_socket(server.namespace, server.address, PORT) as reading:
+                    send_unread(sending, reading, b"d", 1)
+                    reading.recv(16)
+            stage = taken(engine).stage("rx.socket")
+            assert (stage.histogram.count, stage.lost, stage.unmatched) == (MOST, 0, 0)
+
+
+async def test_datagram_sockets_that_are_open_take_their_room(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch_server(start_engine, server, SocketMemoryLimits(MOST, 1000))
+    with udp_socket(client.namespace) as sending, ExitStack() as stack:
+
+        def receive_at(ports: range) -> StageMeasurement:
+            for port in ports:
+                reading = stack.enter_context(udp_socket(server.namespace, server.address, port))
+                send_unread(sending, reading, b"d", 1)
+                reading.recv(16)
+            return taken(engine).stage("rx.socket")
+
+        stage = receive_at(range(PORT, PORT + MOST)) + receive_at(
+            range(PORT + MOST, PORT + SOCKETS)
+        )
+    assert (stage.histogram.count, stage.lost, stage.unmatched) == (MOST, SOCKETS - MOST, 0)
