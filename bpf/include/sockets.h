@@ -90,11 +90,13 @@ struct socket_state {
 #endif
 #ifdef MODULE_TCP
 	struct turns turns;
-	u64 established_ns;  /* of a passive open, until accept() returns it */
-	u32 listener_drops;  /* of a listener, when it was last read */
-	u32 netns_overflows; /* of its namespace, at the same time */
-	u32 timeout_seq;     /* snd_una and icsk_retransmits at the last time-out */
-	u8 timeout_number;
+	u64 established_ns; /* of a passive open, until accept() returns it */
+	u32 listener_drops; /* of a listener, when it was last read */
+	union {
+		u32 netns_overflows; /* of its namespace, at the same time */
+		u32 timeout_seq;     /* of others: snd_una at the last time-out */
+	};
+	u8 timeout_number;    /* and icsk_retransmits */
 	u8 is_listener_known; /* listener_drops is set */
 	u8 is_window_closed;  /* ours; the peer's */
 	u8 is_peer_window_closed;
