@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from latencyprobe_agent.kernel import libbpf
+from latencyprobe_agent.kernel.runtime import cgroup_links
 from latencyprobe_agent.kernel.runtime.cgroup_links import CgroupLinks, CgroupProgram, topmost
 from tests.live.foreign_programs import Flags, Foreign, connect_once, foreign, on_cgroup
 from tests.live.loaded_programs import wait_until_gone
@@ -145,10 +146,23 @@ def test_a_refusal_names_the_program_in_the_way(scene: Scene) -> None:
     scene.theirs.attach(scene.parent, Flags.OVERRIDE)
     scene.follow()
     assert scene.links.refused == {
-        str(scene.directory): f"program {scene.theirs.number} on its parent was attached without "
+        str(scene.directory): f"program {scene.theirs.number} above it was attached without "
         "BPF_F_ALLOW_MULTI"
     }
     assert scene.links.attached == frozenset()
+
+
+def test_a_program_on_a_cgroup_that_cannot_be_read_is_left_alone(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.theirs.attach(scene.parent, Flags.MULTI)
+    monkeypatch.setattr(cgroup_links, "_levels", lambda directory: (directory, directory))
+    scene.follow()
+    assert scene.links.refused == {
+        str(scene.directory): f"program {scene.theirs.number} is on a cgroup that cannot be read"
+    }
+    ours, theirs = scene.runs()
+    assert theirs > ours == 0
 
 
 def test_a_cgroup_below_another_has_the_programs_once(scene: Scene) -> None:
@@ -195,6 +209,7 @@ def test_the_root_of_the_hierarchy_gets_no_program(scene: Scene) -> None:
 KILLED = """
 import sys, time
 from latencyprobe_agent.kernel import libbpf
+from latencyprobe_agent.kernel.runtime import cgroup_links
 from latencyprobe_agent.kernel.runtime.cgroup_links import CgroupLinks, CgroupProgram
 from tests.live.foreign_programs import Foreign
 program = Foreign()

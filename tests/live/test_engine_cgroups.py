@@ -283,8 +283,8 @@ async def test_where_ours_would_silence_another_program_the_tracepoint_serves_an
         assert stage.state is CoverageState.ACTIVE
         assert stage.hook.endswith("/inet_sock_set_state")
         assert stage.reason == (
-            f"sock_ops/tcp_set_state is not used on a target's cgroup: program {theirs.number} on "
-            "its parent was attached without BPF_F_ALLOW_MULTI"
+            f"sock_ops/tcp_set_state is not used on a target's cgroup: program {theirs.number} "
+            "above it was attached without BPF_F_ALLOW_MULTI"
         )
         assert not is_on_cgroup(engine, inner)
         with connected(inner, server):

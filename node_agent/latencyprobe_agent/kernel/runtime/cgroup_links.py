@@ -11,12 +11,15 @@ stop another's program it is not attached, or detached.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 
 from latencyprobe.process.os_errors import explained, is_gone
 from latencyprobe_agent.kernel import libbpf
+
+_Query = Callable[[str, int], libbpf.OnCgroup]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +37,10 @@ class CgroupProgram:
 
 @dataclass(frozen=True, slots=True)
 class _Attached:
-    """The links on one directory, and the directory's inode number."""
+    """The links on one directory, with the directory's inode number, and its ancestors."""
 
     inode: int
+    levels: tuple[str, ...]
     links: list[int] = field(default_factory=list)
 
     def close(self) -> None:
@@ -70,9 +74,13 @@ class CgroupLinks:
         """
         wanted = topmost(directories)
         refused: dict[str, str] = {}
+        query = cache(_programs_on)  # of the cgroups above many targets too
         for directory in sorted(wanted):
             try:
-                self._keep(directory)
+                if self._is_attached(directory):
+                    self._check(self._attached[directory].levels, query)
+                else:
+                    self._attach(directory)
             except _ConflictError as conflict:
                 refused[directory] = str(conflict)
                 self._detach(directory)
@@ -89,48 +97,56 @@ class CgroupLinks:
         for directory in list(self._attached):
             self._detach(directory)
 
-    def _keep(self, directory: str) -> None:
-        """Attach all programs to a directory, if they are not, unless that stops another's."""
-        with _opened(directory) as descriptor:
-            inode = os.fstat(descriptor).st_ino
-            before = self._attached.get(directory)
-            if before is not None and before.inode != inode:  # removed, and made again
-                self._detach(directory)
-                before = None
-            self._check(directory)
-            if before is not None:
-                return
-            made = self._attached[directory] = _Attached(inode)
-            try:
-                for program in self._programs:
-                    made.links.append(
-                        libbpf.create_link(program.descriptor, descriptor, program.attach_type)
-                    )
-                self._check(directory)
-            except BaseException:
-                self._detach(directory)
-                raise
+    def _is_attached(self, directory: str) -> bool:
+        """Return True if a directory has the programs; it may have been removed and made again."""
+        before = self._attached.get(directory)
+        return before is not None and before.inode == os.stat(directory).st_ino
 
-    def _check(self, directory: str) -> None:
-        """Raise _ConflictError if another's program does not run beside ours."""
+    def _attach(self, directory: str) -> None:
+        """Attach all programs to a directory, unless that stops another's."""
+        self._detach(directory)
         levels = tuple(_levels(directory))
         if len(levels) == 1:
             raise _ConflictError("it is the root of the hierarchy, which has all processes")
+        self._check_all(levels)
+        with _opened(directory) as descriptor:
+            made = self._attached[directory] = _Attached(os.fstat(descriptor).st_ino, levels)
+            for program in self._programs:
+                made.links.append(
+                    libbpf.create_link(program.descriptor, descriptor, program.attach_type)
+                )
+        self._check_all(levels)
+
+    def _check_all(self, levels: Sequence[str]) -> None:
+        """Raise _ConflictError as `_check` does, and for programs on cgroups that are not visible.
+
+        Those have no flags here. Once ours are attached, such a program that is stopped by them
+        cannot be seen.
+        """
+        seen = self._check(levels, _programs_on)
         for program in self._programs:
-            seen: set[int] = set()
-            for level in levels:
-                found = _programs_on(level, program.attach_type)
-                others = set(found.numbers) - self._own
-                if others and not found.is_shared:
-                    raise _ConflictError(
-                        f"program {min(others)} on {'it' if level == directory else 'its parent'} "
-                        "was attached without BPF_F_ALLOW_MULTI"
-                    )
-                seen |= others
-            effective = _programs_on(directory, program.attach_type, effective=True)
+            effective = _programs_on(levels[0], program.attach_type, effective=True)
             hidden = set(effective.numbers) - self._own - seen
             if hidden:
                 raise _ConflictError(f"program {min(hidden)} is on a cgroup that cannot be read")
+
+    def _check(self, levels: Sequence[str], query: _Query) -> frozenset[int]:
+        """Raise _ConflictError if a program of another does not run beside ours.
+
+        Return all programs of others on these cgroups.
+        """
+        seen: set[int] = set()
+        for program in self._programs:
+            for level in levels:
+                found = query(level, program.attach_type)
+                others = set(found.numbers) - self._own
+                if others and not found.is_shared:
+                    place = "on it" if level == levels[0] else "above it"
+                    raise _ConflictError(
+                        f"program {min(others)} {place} was attached without BPF_F_ALLOW_MULTI"
+                    )
+                seen |= others
+        return frozenset(seen)
 
     def _detach(self, directory: str) -> None:
         attached = self._attached.pop(directory, None)

@@ -54,8 +54,9 @@ from latencyprobe_agent.kernel.typeinfo import kernel_types_kind, missing_types_
 # `filters` is an array: its elements are only ever overwritten.
 _HASHES = (FILTER_PORTS.name, CGROUPS.name, PROCESSES.name)
 _COVERED = (CoverageState.ACTIVE, CoverageState.PARTIAL)
-# Between two checks that no program of another came to a target's cgroup, or above it.
-_CGROUPS_SECONDS = 10.0
+# At least this is between two checks that no program of another came to a target's cgroup, or above
+# it. Readings are at most 10 s apart.
+_CGROUPS_SECONDS = 5.0
 _UNCERTAIN = b""  # no entry has this value
 
 
