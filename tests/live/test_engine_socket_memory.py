@@ -37,8 +37,6 @@ async def watch_server(start: Start, server: Pod, limits: SocketMemoryLimits) ->
     engine = start(socket_memory=limits)
     engine.assign({SERVER: everything_in(server)})
     await engine.use(frozenset(DEFAULT_MODULES))
-    if not are_bound_by_btf(engine):
-        pytest.skip("without BTF, tables of a fixed size are the bound")
     return engine
 
 
@@ -68,7 +66,6 @@ def taken(engine: KernelEngine, slot: int = SERVER) -> Measurement:
     return engine.read().get(slot, NOTHING)
 
 
-@pytest.mark.every_kernel
 @pytest.mark.parametrize(
     "limits", [SocketMemoryLimits(MOST, 1000), SocketMemoryLimits(1000, MOST)], ids=["own", "node"]
 )
@@ -98,6 +95,20 @@ async def test_sockets_beyond_the_bound_are_lost_until_others_are_closed(
 
 
 @pytest.mark.every_kernel
+async def test_sockets_are_bounded_by_their_memory_or_without_btf_by_tables_of_a_fixed_size(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch_server(start_engine, server, SocketMemoryLimits(MOST, 1000))
+    with connections(client, server, SOCKETS):
+        stage = taken(engine).stage("rx.socket")
+    if are_bound_by_btf(engine):
+        assert 0 < stage.histogram.count <= MOST
+    else:
+        assert stage.histogram.count == SOCKETS
+    assert stage.histogram.count + stage.lost == SOCKETS
+
+
 async def test_a_target_beyond_its_bound_costs_no_other_one_its_figures(
     start_engine: Start, pair: Pair
 ) -> None:
@@ -113,8 +124,6 @@ async def test_a_target_beyond_its_bound_costs_no_other_one_its_figures(
         }
     )
     await engine.use(frozenset(DEFAULT_MODULES))
-    if not are_bound_by_btf(engine):
-        pytest.skip("without BTF, tables of a fixed size are the bound")
     with (
         connections(client, server, SOCKETS),
         connections(client, server, 1, PORT + SOCKETS),
@@ -125,7 +134,6 @@ async def test_a_target_beyond_its_bound_costs_no_other_one_its_figures(
         assert account_for(measured[OTHER], name) == (1, 0), name
 
 
-@pytest.mark.every_kernel
 async def test_a_new_target_of_a_slot_does_not_pay_for_the_sockets_of_the_one_before(
     start_engine: Start, pair: Pair
 ) -> None:
@@ -140,7 +148,6 @@ async def test_a_new_target_of_a_slot_does_not_pay_for_the_sockets_of_the_one_be
     assert account_for(measured, "rx.socket") == (MOST // 2 - 1, 0)
 
 
-@pytest.mark.every_kernel
 async def test_without_room_for_a_ring_the_first_segments_are_samples(
     start_engine: Start, pair: Pair
 ) -> None:
@@ -155,7 +162,6 @@ async def test_without_room_for_a_ring_the_first_segments_are_samples(
     assert (stage.histogram.count, stage.lost, stage.unmatched) == (4, 16, 0)
 
 
-@pytest.mark.every_kernel
 async def test_datagram_sockets_that_were_closed_make_room(start_engine: Start, pair: Pair) -> None:
     """Nothing reports their end: they are counted again with a reading, once half is in use."""
     client, server = pair
