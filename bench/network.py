@@ -57,22 +57,28 @@ def own_netns() -> int:
 
 
 @contextmanager
-def network(name: str = "") -> Iterator[Network]:
-    """Make the namespaces for the time of the `with` block; `name`: one of several at once."""
-    begin = f"lpbench{os.getpid()}{name}"
-    names = [Namespace(f"{begin}{end}") for end in ("client", "server", "apart")]
+def namespaces(*ends: str) -> Iterator[list[Namespace]]:
+    """Make namespaces for the time of the `with` block; their names end so."""
     made: list[Namespace] = []
     try:
-        for namespace in names:
+        for end in ends:
+            namespace = Namespace(f"lpbench{os.getpid()}{end}")
             ip("netns", "add", namespace.name)
             made.append(namespace)
             ip("-n", namespace.name, "link", "set", "lo", "up")
-        net = Network(*names)
-        _join(net)
-        yield net
+        yield made
     finally:
         for namespace in made:
             ip("netns", "delete", namespace.name)
+
+
+@contextmanager
+def network(name: str = "") -> Iterator[Network]:
+    """Make the namespaces for the time of the `with` block; `name`: one of several at once."""
+    with namespaces(*(f"{name}{end}" for end in ("client", "server", "apart"))) as made:
+        net = Network(*made)
+        _join(net)
+        yield net
 
 
 def _join(net: Network) -> None:

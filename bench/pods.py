@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from bench.network import Namespace, ip
+from bench.network import Namespace, ip, namespaces
 
 # For benchmarks of network devices, RFC 2544; it is used inside our namespaces alone.
 CLIENT_ADDRESS = "198.18.0.2"
@@ -33,20 +32,10 @@ class Node:
 @contextmanager
 def node() -> Iterator[Node]:
     """Make a node with its pods for the time of the `with` block."""
-    begin = f"lppods{os.getpid()}"
-    names = [Namespace(f"{begin}{end}") for end in ("host", "client", "server", "idle")]
-    made: list[Namespace] = []
-    try:
-        for namespace in names:
-            ip("netns", "add", namespace.name)
-            made.append(namespace)
-            ip("-n", namespace.name, "link", "set", "lo", "up")
-        found = Node(*names)
+    with namespaces("host", "clientpod", "serverpod", "idlepod") as made:
+        found = Node(*made)
         _join(found)
         yield found
-    finally:
-        for namespace in made:
-            ip("netns", "delete", namespace.name)
 
 
 def _join(found: Node) -> None:

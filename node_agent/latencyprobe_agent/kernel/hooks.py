@@ -88,7 +88,7 @@ class Event:
 
     `beside`: another program that this event requires. `is_udp`: only datagrams have it, so it is
     hooked only if a probe asks for UDP. `scoped`: a hook on the targets' cgroups. Where it serves
-    all targets, the hook in use is detached, which may serve no other event.
+    all targets, the hook in use is detached. So it has to serve all events of that one.
     """
 
     name: str

@@ -6,10 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from latencyprobe_operator.dns_names import is_subdomain
-from latencyprobe_operator.probes.summaries import NodeSummaries
-
-# One report may be lost, and the next is late.
-_LATE_INTERVALS = 2.5
+from latencyprobe_operator.probes.summaries import LATE_INTERVALS, NodeSummaries
 
 
 def nodes_of_rows(rows: Sequence[Any]) -> set[str]:
@@ -38,7 +35,7 @@ class LeftNodes:
         The window of the pods has passed, as a summary that came later says; or no agent answers.
         """
         self._since = {node: self._since.get(node, at) for node in left}
-        longest_s = window_s + _LATE_INTERVALS * interval_s
+        longest_s = window_s + LATE_INTERVALS * interval_s
         return {
             node
             for node, since in self._since.items()

@@ -21,7 +21,8 @@ from latencyprobe_operator.probes.unobserved import ALL_OBSERVED, ObservedTime, 
 
 # Adding up this many takes some 10 ms.
 _NODES_OF_A_STEP = 50
-_LATE_INTERVALS = 2.5
+# Between two reports of a node: one may be lost, and the next is late.
+LATE_INTERVALS = 2.5
 
 
 class NodePod(NamedTuple):
@@ -125,7 +126,7 @@ class NodeSummaries:
         `current`: the nodes that run pods of the probe. Two intervals pass between two reports of
         a node if one is lost.
         """
-        kept_s = max(window_s, _LATE_INTERVALS * interval_s)
+        kept_s = max(window_s, LATE_INTERVALS * interval_s)
         for node, figures in list(self._nodes.items()):
             if node not in current:
                 # There is nothing to observe, until another pod comes.
