@@ -7,8 +7,10 @@ with the mean of those before and after it. The kernel's run-time statistics are
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.progress import Progress
 from rich.table import Table
@@ -20,6 +22,7 @@ from bench.ratio import Spread, verdict
 from bench.real_programs import PROGRAMS, Load, serving
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel.contract import SlotSpec
+from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 
 DEFAULT_ROUNDS = 15
@@ -42,9 +45,10 @@ async def run(rounds: int, progress: Progress) -> Outcome:
     unprobed: dict[str, list[float]] = {}
     for program in PROGRAMS:
         program.require()
-    with node() as pods:
+    with node() as pods, tempfile.TemporaryDirectory(prefix="latencyprobe-bench-") as objects:
         parts = _parts(pods)
-        engine = KernelEngine(host_netns=pods.host.inode)
+        # Without a cache each slice with our programs would begin with a compilation.
+        engine = KernelEngine(host_netns=pods.host.inode, cache=ObjectCache(Path(objects)))
         try:
             for program in PROGRAMS:
                 with serving(program, pods.server, pods.client) as load:

@@ -23,6 +23,9 @@ SECONDS = 2
 """The length of a slice: wrk and pgbench take whole seconds."""
 _START_S = 60
 _END_S = 20
+_LONGEST_S = 10
+# Of an output without a rate, the last characters.
+_SAID = 500
 _PORT = "7000"
 _REDIS_REQUESTS = "40000"
 """As many as take a second or two: redis-benchmark cannot be given a time."""
@@ -60,9 +63,14 @@ class Inside:
 
     def output(self, arguments: Sequence[str | Path]) -> str:
         """Return what a program prints; raise CannotMeasureError if it fails."""
-        done = subprocess.run(
-            [*self._prefix, *arguments], capture_output=True, text=True, check=False
-        )
+        command = [*self._prefix, *arguments]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=_LONGEST_S
+            )
+        except subprocess.TimeoutExpired:
+            # As redis-benchmark, which asks for ever while no server listens.
+            raise CannotMeasureError(f"{arguments[0]} has not ended in {_LONGEST_S} s") from None
         if done.returncode:
             said = (done.stderr or done.stdout).strip()
             raise CannotMeasureError(f"{arguments[0]} ended with status {done.returncode}: {said}")
@@ -101,7 +109,13 @@ class Load:
 
     def measured(self) -> float:
         """Return the rate of one slice of time."""
-        return self._program.rate(self._client.output(self._program.client(self._folder)))
+        output = self._client.output(self._program.client(self._folder))
+        try:
+            return self._program.rate(output)
+        except (LookupError, ValueError):
+            # As iperf3, whose document has an error then, and whose status is 0.
+            said = output.strip()[-_SAID:]
+            raise CannotMeasureError(f"{self._program.name} has no rate: {said}") from None
 
 
 @contextmanager
