@@ -130,6 +130,7 @@ struct cpu_context {
 	u64 device;	 /* for which `leads_to_host` is: see begins_in_host() */
 	u32 leads_to_host;
 	u32 reserved;
+	u64 config; /* the configuration's address, see number_of_config() */
 };
 BPF_PERCPU_ARRAY(cpu_contexts, struct cpu_context, 1);
 
@@ -138,6 +139,20 @@ static __always_inline struct cpu_context *get_cpu_context(void)
 	u32 zero = 0;
 
 	return cpu_contexts.lookup(&zero);
+}
+
+/*
+ * What identity_of() subtracts, for pointers that were read with PEEK(): to the verifier they are
+ * numbers, from which no pointer may be subtracted. What was in a map is a number, too.
+ */
+static __always_inline u64 number_of_config(struct cpu_context *cpu, struct config *config)
+{
+#if TYPED
+	*(volatile u64 *)&cpu->config = (u64)config;
+	return *(volatile u64 *)&cpu->config;
+#else
+	return 0;
+#endif
 }
 
 #if defined(WITH_PREEMPT_COUNT) || defined(WITH_SOFTIRQ_PENDING)

@@ -30,9 +30,10 @@ static __always_inline u64 reader_waited(volatile struct segment *segment, u64 w
 #define RECEIVED_BITS 12
 
 /*
- * Direct-mapped by the skb's address: one element is one cache line, a collision overwrites. `tag`
- * is the address mixed with the times, so neither another skb nor a torn element passes as ours.
- * Addresses are reused: an element is a packet's only if it has the same content, too.
+ * By the skb's address, which leads to two elements, each a cache line. The older one gives way: a list
+ * of NAPI's has up to 64 packets, of which some have one place. `tag` is the address mixed with the
+ * times, so neither another skb nor a torn element passes as ours. Addresses are reused: an element is
+ * a packet's only if it has the same content, too.
  */
 struct received {
 	u64 tag;
@@ -51,9 +52,9 @@ struct received {
 };
 BPF_ARRAY(received, struct received, 1 << RECEIVED_BITS);
 
-static __always_inline struct received *get_received(u64 identity)
+static __always_inline struct received *received_at(u64 identity, u32 way)
 {
-	u32 index = place_of(identity, RECEIVED_BITS);
+	u32 index = place_of(identity, RECEIVED_BITS) ^ way;
 
 	return received.lookup(&index);
 }
@@ -66,6 +67,31 @@ static __always_inline u64 received_tag(u64 identity, u64 first_ns, u64 device_n
 static __always_inline bool is_of(struct received *packet, u64 identity)
 {
 	return packet->tag == received_tag(identity, packet->first_ns, packet->device_ns);
+}
+
+/* NULL if the skb has none. */
+static __always_inline struct received *get_received(u64 identity)
+{
+	struct received *packet = received_at(identity, 0);
+
+	if (packet && is_of(packet, identity))
+		return packet;
+	packet = received_at(identity, 1);
+	return packet && is_of(packet, identity) ? packet : 0;
+}
+
+/* The skb's element, or the one that it may have: of a packet that was taken, or the older one. */
+static __always_inline struct received *place_received(u64 identity)
+{
+	struct received *first = received_at(identity, 0), *second = received_at(identity, 1);
+
+	if (!first || !second)
+		return 0;
+	if (is_of(first, identity))
+		return first;
+	if (is_of(second, identity) || !second->tag)
+		return second;
+	return !first->tag || first->device_ns < second->device_ns ? first : second;
 }
 
 /* Where a packet's network header is, and how many bytes are in one piece from there. */
@@ -193,13 +219,11 @@ static __always_inline u64 content_of(struct header_place *place)
  * True if the element is of this skb, and the skb still the packet that it was. One whose headers
  * were in pieces when it was received is known by its address alone.
  */
-static __always_inline bool is_received(struct received *packet, u64 identity, struct sk_buff *skb)
+static __always_inline bool is_received(struct received *packet, struct sk_buff *skb)
 {
 	struct header_place place;
 	u16 network_header;
 
-	if (!is_of(packet, identity))
-		return false;
 	if (!packet->content)
 		return true;
 	/* in the stack, where skb->data moves from header to header */
@@ -211,10 +235,9 @@ static __always_inline bool is_received(struct received *packet, u64 identity, s
 }
 
 /* The same of a segment; its ACK may be of a later one, which the backlog added to it. */
-static __always_inline bool is_received_segment(struct received *packet, u64 identity, u32 seq)
+static __always_inline bool is_received_segment(struct received *packet, u32 seq)
 {
-	return is_of(packet, identity) &&
-	       (!(packet->content & CONTENT_IS_SEGMENT) || packet->content >> 32 == bpf_htonl(seq));
+	return !(packet->content & CONTENT_IS_SEGMENT) || packet->content >> 32 == bpf_htonl(seq);
 }
 
 /* PACKET_BROADCAST or PACKET_MULTICAST: a bridge copies it for each port, and keeps the original. */
@@ -342,7 +365,7 @@ int on_netif_receive_skb(u64 *ctx)
 	if (READ(skb, skb_iif))
 		return 0;
 	identity = identity_of(skb, config);
-	packet = get_received(identity);
+	packet = place_received(identity);
 	cpu = get_cpu_context();
 	if (!packet || !cpu)
 		return 0;
@@ -476,13 +499,10 @@ static __always_inline void queue_segment(struct config *config, struct sock *sk
 					  u32 end_seq, u64 now)
 {
 	struct tcp_skb_cb *cb = (struct tcp_skb_cb *)skb->cb;
-	u64 identity = identity_of(skb, config);
-	struct received *packet = get_received(identity);
+	struct received *packet = get_received(identity_of(skb, config));
 	struct segment *segment;
 
-	if (!packet)
-		return;
-	if (!is_received_segment(packet, identity, READ(cb, seq))) {
+	if (!packet || !is_received_segment(packet, READ(cb, seq))) {
 		unmatched_for(config, state->owners, STAGE_RX_STACK, 1);
 		return;
 	}
@@ -681,14 +701,6 @@ static __always_inline void take_segments(struct config *config, struct sock *sk
 #define PLACE_UNSAMPLED 1 /* of one that does not count */
 #define PLACE_UNMATCHED 2 /* of one whose path to the socket was not seen */
 
-static __always_inline struct received *find_received(struct sk_buff *skb, struct config *config)
-{
-	u64 identity = identity_of(skb, config);
-	struct received *packet = get_received(identity);
-
-	return packet && is_received(packet, identity, skb) ? packet : 0;
-}
-
 /*
  * The datagram that was just queued: the last of the socket's queue. Several may be queued before
  * the first event, if another CPU left them to this one (6.18+): so the last one that was not yet
@@ -698,24 +710,39 @@ static __always_inline struct received *find_received(struct sk_buff *skb, struc
  */
 #define QUEUED_AT_ONCE 4
 
+/*
+ * The last of a queue's datagrams that was not yet taken from the table; NULL: none of the last few.
+ * `config`: its address as a number, since `queue` may lie outside of the socket's known type.
+ */
+static __always_inline struct received *find_last(struct sk_buff_head *queue, u64 config)
+{
+	struct sk_buff *end = (struct sk_buff *)queue;
+	struct sk_buff *skb = PEEK(queue, prev);
+	int i;
+
+	for (i = 0; i < QUEUED_AT_ONCE && skb && skb != end; i++) {
+		struct received *packet = get_received((u64)skb - config);
+
+		if (packet && is_received(packet, skb))
+			return packet;
+		skb = PEEK(skb, prev);
+	}
+	return 0;
+}
+
 static __always_inline struct received *find_queued(struct sock *sk, struct config *config)
 {
-	struct sk_buff *end = (struct sk_buff *)&sk->sk_receive_queue;
-	struct sk_buff *skb = READ(sk, sk_receive_queue.prev);
 	struct cpu_context *cpu = get_cpu_context();
 	struct received *packet;
-	int i;
+	u64 base;
 
 	if (!cpu)
 		return 0;
-	for (i = 0; i < QUEUED_AT_ONCE && skb != end; i++) {
-		packet = find_received(skb, config);
-		if (packet)
-			return packet;
-		skb = READ(skb, prev);
-	}
-	packet = get_received(cpu->received_id);
-	return packet && is_of(packet, cpu->received_id) ? packet : 0;
+	base = number_of_config(cpu, config);
+	packet = find_last(&sk->sk_receive_queue, base);
+	if (!packet) /* recv(), poll() and FIONREAD move all there, first_packet_length() */
+		packet = find_last(&((struct udp_sock *)sk)->reader_queue, base);
+	return packet ? packet : get_received(cpu->received_id);
 }
 
 /* A datagram is in its socket's queue. */
@@ -877,16 +904,14 @@ int on_consume_skb(u64 *ctx)
 	struct segment *segment;
 	unsigned char *header;
 	owners_t owners;
-	u64 identity;
 	u16 ports[2];
 	u32 zero = 0;
 	int shift;
 
 	if (!config || !cpu || is_serving_softirq(cpu))
 		return 0;
-	identity = identity_of(skb, config);
-	packet = get_received(identity);
-	if (!packet || !is_received(packet, identity, skb) || !is_udp(skb))
+	packet = get_received(identity_of(skb, config));
+	if (!packet || !is_received(packet, skb) || !is_udp(skb))
 		return 0;
 	/*
 	 * Never received: an outgoing datagram, at an address known from an earlier packet. Copies

@@ -181,6 +181,26 @@ def wait_for_bytes(end: socket.socket, amount: int) -> None:
         os.sched_yield()
 
 
+SO_PEEK_OFF = 42  # asm-generic/socket.h
+
+
+def wait_for_byte(end: socket.socket, place: int) -> None:
+    """Return when the byte at this place is there to read, in whichever datagram.
+
+    The amount that there is to read is that of the first datagram alone.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    end.setblocking(False)
+    while True:
+        end.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, place)
+        with suppress(BlockingIOError):
+            end.recv(1, socket.MSG_PEEK)
+            break
+        assert time.monotonic() < deadline, f"byte {place} did not come"
+        os.sched_yield()
+    end.settimeout(PATIENCE_SECONDS)
+
+
 def read_all(end: socket.socket, amount: int, piece: int = 1 << 16) -> int:
     """Read as much in pieces; returns how many reads it took."""
     reads = 0

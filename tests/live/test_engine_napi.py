@@ -10,8 +10,11 @@ import socket
 import struct
 import subprocess
 import sys
+import termios
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from fcntl import ioctl
 from pathlib import Path
@@ -30,7 +33,7 @@ from tests.live.measuring import (
     watch_namespace,
 )
 from tests.live.pods import Pod, namespace
-from tests.live.sockets import PORT, connection, inside, read_all, udp_socket, wait_for_bytes
+from tests.live.sockets import PORT, connection, inside, read_all, udp_socket, wait_for_byte
 from tests.live.truth import Durations, Moment
 from tests.live.tuns import FarWire, tun
 
@@ -112,6 +115,25 @@ def counted_data(pod: Pod) -> Iterator[Callable[[], int]]:
         return int(counter["packets"])
 
     yield packets
+
+
+@contextmanager
+def asked_for_bytes(reading: socket.socket) -> Iterator[None]:
+    """FIONREAD without end: each moves the queue to the reader's, first_packet_length()."""
+    is_over = threading.Event()
+
+    def ask_for_bytes() -> None:
+        waiting = array.array("i", [0])
+        while not is_over.is_set():
+            ioctl(reading, termios.FIONREAD, waiting)
+
+    with ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(ask_for_bytes)
+        try:
+            yield
+        finally:
+            is_over.set()
+            asked.result()
 
 
 @contextmanager
@@ -202,7 +224,7 @@ async def test_datagrams_that_napi_receives_as_a_list_are_each_measured(
         for _ in range(WRITES):
             sent = Moment.of(
                 lambda: sending.sendto(bytes(BURST * 100), (server.address, PORT)),
-                lambda: wait_for_bytes(reading, 100),
+                lambda: wait_for_byte(reading, BURST * 100 - 1),
             )
             for _ in range(BURST):
                 await asyncio.sleep(0.0005)
@@ -213,6 +235,29 @@ async def test_datagrams_that_napi_receives_as_a_list_are_each_measured(
         assert account_for(received, stage) == (WRITES * BURST, 0), stage
     waits.assert_are_in(received.stage("rx.socket").histogram)
     assert_parts_add_up(received, "rx")
+
+
+async def test_a_list_is_measured_while_its_reader_asks_how_much_there_is(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    receive_by_napi(client, server)
+    split_bursts(client)
+    engine = await watch(start_engine, client, server)
+    with (
+        udp_socket(server.namespace, server.address, PORT) as reading,
+        udp_socket(client.namespace, family=socket.AF_INET) as sending,
+        asked_for_bytes(reading),
+    ):
+        sending.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 100)
+        for _ in range(2 * WRITES):
+            sending.sendto(bytes(BURST * 100), (server.address, PORT))
+            wait_for_byte(reading, BURST * 100 - 1)
+            for _ in range(BURST):
+                reading.recv(1000)
+    received = engine.read()[SERVER]
+    for stage in ("rx.stack", "rx.socket", "rx.total"):
+        assert account_for(received, stage) == (2 * WRITES * BURST, 0), stage
 
 
 async def test_a_thread_of_napi_has_no_softirq_to_wait_for(start_engine: Start, pair: Pair) -> None:
