@@ -56,17 +56,13 @@ class Tier:
 
 _EBPF = (needs.root, needs.bcc, needs.kernel_types)
 _QEMU = needs.programs("qemu-system-x86_64", "apt-get", "depmod", "busybox", "file")
-TIERS = (  # from the cheapest to the dearest
+TIERS = (  # from the cheapest to the dearest, but the one last that waits for the guests
     Tier(ROOT / "tests" / "lint"),
     Tier(ROOT / "tests" / "unit"),
     Tier(ROOT / "tests" / "chart"),
-    Tier(ROOT / "tests" / "live", (*_EBPF, needs.programs("ip", "tc")), is_alone=True),
-    Tier(
-        ROOT / "tests" / "cluster",
-        (*_EBPF, needs.programs("ip", "nft", "unshare")),
-        is_alone=True,
-    ),
+    Tier(ROOT / "tests" / "cluster", (*_EBPF, needs.programs("ip", "nft", "unshare"))),
     Tier(ROOT / "tests" / "kernels", (needs.bcc, _QEMU), is_aside=True),
+    Tier(ROOT / "tests" / "live", (*_EBPF, needs.programs("ip", "tc")), is_alone=True),
 )
 
 

@@ -46,8 +46,10 @@ def make_tier(tmp_path: Path) -> MakeTier:
     return make
 
 
-def test_tiers_run_from_the_cheapest_to_the_dearest() -> None:
-    assert [tier.name for tier in TIERS] == ["lint", "unit", "chart", "live", "cluster", "kernels"]
+def test_the_cheapest_tier_runs_first_and_the_one_that_waits_for_guests_last() -> None:
+    assert [tier.name for tier in TIERS] == ["lint", "unit", "chart", "cluster", "kernels", "live"]
+    assert [tier.name for tier in TIERS if tier.is_aside] == ["kernels"]
+    assert [tier.name for tier in TIERS if tier.is_alone] == ["live"]
 
 
 def test_every_folder_of_tests_is_a_tier() -> None:
