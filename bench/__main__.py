@@ -30,7 +30,7 @@ class Benchmark:
 
 BENCHMARKS: Mapping[str, Benchmark] = {
     "hooks": Benchmark(
-        hooks.run, hooks.DEFAULT_ROUNDS, "what each program costs a packet, in empty programs"
+        hooks.run, hooks.DEFAULT_ROUNDS, "the cost of each program for a packet, in empty programs"
     ),
     "throughput": Benchmark(
         throughput.run, throughput.DEFAULT_ROUNDS, "TCP requests and responses, probed : unprobed"
@@ -57,7 +57,7 @@ _LIST = "\b\nBenchmarks:\n" + "\n".join(
 
 @click.command(epilog=_LIST, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("names", nargs=-1, metavar="[NAME]...", type=click.Choice(list(BENCHMARKS)))
-@click.option("--rounds", type=click.IntRange(min=1), help="How often each thing is measured.")
+@click.option("--rounds", type=click.IntRange(min=1), help="Number of measurements of each thing.")
 @click.option("--json", "as_json", is_flag=True, help="Print a document, not tables.")
 def main(*, names: tuple[str, ...], rounds: int | None, as_json: bool) -> None:
     """Measure the cost of measuring (needs root), with all benchmarks unless some are named.

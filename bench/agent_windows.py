@@ -1,9 +1,9 @@
-"""What windows and reports cost an agent: python -m bench.agent_windows [PODS] [MAX_PODS].
+"""The cost of windows and reports for an agent: python -m bench.agent_windows [PODS] [MAX_PODS].
 
 One probe has PODS pods (by default 110) with packets in every stage of rx, tx and tcp. The agent is
 the real one, over real gRPC without TLS. Only the kernel is simulated: each reading decodes the
-bytes of as many busy slots. A second process reads the reports, and acknowledges them. Intervals
-are 2 s and the window is of six of them, so that each costs as much as one of 10 s of a window of
+bytes of as many busy slots. A second process reads the reports, and acknowledges them. An
+interval has 2 s, and the window six of them. So each costs as much as one of 10 s of a window of
 60 s. Prints the CPU time of an interval, as a part of 10 s, and RSS.
 """
 
@@ -155,7 +155,7 @@ def _print_figures(pods: int, interval_s: float, decoding_s: float) -> None:
 
     print(
         f"{pods} busy pods: {1000 * interval_s:.0f} ms of CPU an interval, of these "
-        f"{1000 * decoding_s:.0f} ms for reading the maps; of {USUAL_INTERVAL_SECONDS} s that is "
+        f"{1000 * decoding_s:.0f} ms for reading the maps. Of {USUAL_INTERVAL_SECONDS} s that is "
         f"{percent(interval_s):.2f} % of a core (at most {MOST_PERCENT:g} % wanted)"
     )
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

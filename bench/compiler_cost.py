@@ -1,4 +1,4 @@
-"""What loading takes, compiled and cached: `python -m bench.compiler_cost`.
+"""Time and memory that loading takes, compiled and cached: `python -m bench.compiler_cost`.
 
 It is a program of its own, since the kernel counts the peak of all children together. The peak of a
 new child is that of its parent, and this parent is small and has no other child.

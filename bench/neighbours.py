@@ -1,4 +1,4 @@
-"""What programs that people run keep of their rate: beside a target, and as targets.
+"""The rate that programs in wide use keep: beside a target, and as targets.
 
 A server and its client are pods behind a bridge. Either a third pod, which is idle, is the target,
 so that both are strangers; or both are targets. Each slice of time with our programs is compared
@@ -30,7 +30,7 @@ DEFAULT_ROUNDS = 15
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What the programs are to the probe. `least`: the target ratio."""
+    """The part of the programs in the probe. `least`: the target ratio."""
 
     name: str
     least: float
@@ -93,7 +93,7 @@ def _outcome(
     unprobed: Mapping[str, Sequence[float]],
     foreign: int,
 ) -> Outcome:
-    table = Table(title="What programs keep of their rate, probed : unprobed")
+    table = Table(title="The rate that programs keep, probed : unprobed")
     for heading in ("program", "as", "ratio: median (least to most)", "target", ""):
         table.add_column(heading, justify="right" if heading.startswith("ratio") else "left")
     found = []

@@ -131,10 +131,12 @@ class Traffic:
             self._process.stdin.write(f"{round(seconds * 1000)}\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise CannotMeasureError("the traffic program has ended: see its words above") from None
+            raise CannotMeasureError(
+                "the traffic program has ended: its error is printed above"
+            ) from None
         words = self._process.stdout.readline().split()
         if len(words) != 2:
-            raise CannotMeasureError("the traffic program has ended: see its words above")
+            raise CannotMeasureError("the traffic program has ended: its error is printed above")
         return Exchanged(int(words[0]), int(words[1]) / 1e9)
 
 

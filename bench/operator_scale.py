@@ -1,4 +1,4 @@
-"""What the operator costs in a large cluster: python -m bench.operator_scale [CLUSTER]... [--help].
+"""The operator's cost in a large cluster: python -m bench.operator_scale [CLUSTER]... [--help].
 
 The operator's controller runs in this process. A second process simulates the agents and the API
 server (`bench.simulated_agents`), over real gRPC with mutual TLS and real HTTP. The whole operator
@@ -72,7 +72,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A cluster, and what its operator may cost."""
+    """A cluster, and the most that its operator may cost."""
 
     scenario: Scenario
     target: Target

@@ -1,8 +1,9 @@
-"""What following a cluster's pods costs the operator: python -m bench.pod_memory [PODS].
+"""The cost of following a cluster's pods for the operator: python -m bench.pod_memory [PODS].
 
 A second process serves PODS pods (by default 100,000) of 8 KB of JSON each, in pages of 500, over
-real HTTP. One set of ten of them is selected. Prints the seconds of the first list, the
-longest time for which the event loop was blocked, and RSS before and after it and three more lists.
+real HTTP. One set of ten of them is selected. Prints the seconds of the first list and the
+longest time for which the event loop was blocked. Prints RSS before and after it, and after three
+more lists.
 """
 
 from __future__ import annotations

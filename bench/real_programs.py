@@ -150,7 +150,7 @@ def _wait_until_it_answers(load: Load, process: subprocess.Popen[bytes], name: s
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the program with what it has started: all are in one session of their own."""
+    """End the program and its children: all are in one session of their own."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     try:

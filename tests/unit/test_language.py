@@ -12,6 +12,7 @@ from latencyprobe.commands.cli import main
 from tests.unit.plain_english import breaches, sentences
 from tests.unit.product_texts import (
     BENCH,
+    DEVCLUSTER,
     PRODUCT,
     Kind,
     Text,
@@ -22,9 +23,11 @@ from tests.unit.product_texts import (
     modules,
 )
 
-# Texts for machines: networks for `ip -batch`, C for the compiler, accounts for /etc/passwd.
+# Texts for machines: networks for `ip -batch`, C for the compiler, accounts for /etc/passwd, and
+# the configuration of containerd.
 NOT_PROSE = frozenset(
     {
+        ("devcluster/node_components.py", "version = 2"),
         ("latencyprobe/commands/demo.py", "link set lo up"),
         ("node_agent/latencyprobe_agent/kernel/build/headers.py", "#pragma once"),
         ("tools/images/layers.py", "root:x:0:"),
@@ -46,7 +49,7 @@ def _is_for_machines(text: Text) -> bool:
     return any(text.module == path and text.text.startswith(begin) for path, begin in NOT_PROSE)
 
 
-@pytest.mark.parametrize("module", modules(*PRODUCT))
+@pytest.mark.parametrize("module", modules(*PRODUCT, *BENCH, *DEVCLUSTER))
 def test_messages_are_plain_english(module: str) -> None:
     assert not (complaints := _complaints(messages_in(module))), complaints
 
@@ -62,6 +65,12 @@ def test_help_is_plain_english() -> None:
         text.module for text in texts
     }
     assert not (complaints := _complaints(texts)), complaints
+
+
+@pytest.mark.parametrize("place", ["moved", "latencyprobe/moved.py", "tests/unit/golden"])
+def test_a_place_without_modules_is_refused(place: str) -> None:
+    with pytest.raises(AssertionError, match=f"no modules at {place}"):
+        modules("latencyprobe", place)
 
 
 def test_many_messages_are_collected() -> None:
