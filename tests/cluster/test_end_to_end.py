@@ -214,7 +214,7 @@ def test_a_probe_is_applied_attached_measured_and_read(
     product.wait_for_status(
         "reports of every request",
         lambda status: counts(status, "rx.total") == counts(status, "tx.total") == sent,
-        seconds=INTERVAL_SECONDS + 5,
+        seconds=10 * INTERVAL_SECONDS,
     )
     report_seconds = time.monotonic() - finished
     print(f"attached after {attached_seconds:.1f} s, reported {report_seconds:.1f} s after the end")
@@ -222,7 +222,7 @@ def test_a_probe_is_applied_attached_measured_and_read(
     status = product.wait_for_status(
         "the round trip of every answer",
         lambda status: min(counts(status, "tcp.rtt").values()) >= REQUESTS,
-        seconds=INTERVAL_SECONDS + 5,
+        seconds=10 * INTERVAL_SECONDS,
     )
     print(yaml.safe_dump(status, sort_keys=False))
 

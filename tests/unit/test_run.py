@@ -30,11 +30,13 @@ def run(temporary: Path, scenario: str, *arguments: str) -> subprocess.Completed
 
 
 def test_standard_output_holds_the_document_alone(temporary: Path) -> None:
+    began = time.monotonic()
     ended = run(temporary, "measures", "--pid", OWN_PID, "--duration", "500ms", "-o", "json")
+    took_s = time.monotonic() - began
     assert ended.returncode == 0, ended.stderr
     document = json.loads(ended.stdout)
     assert document["kind"] == "LatencyReport"
-    assert 0.4 < document["durationSeconds"] < 5
+    assert 0.4 < document["durationSeconds"] < took_s
     (target,) = document["targets"]
     assert target["pids"] == [os.getpid()]
     counts = {stage["name"]: stage["count"] for stage in target["stages"]}
@@ -171,10 +173,9 @@ def test_a_command_outlives_a_failed_measurement(temporary: Path) -> None:
 
 
 def test_a_command_is_ended_with_the_duration(temporary: Path) -> None:
-    began = time.monotonic()
-    ended = run(temporary, "measures", "--duration", "300ms", "--", "sleep", "60")
+    # `run` returns once every process has closed its end of the pipe: the command, too.
+    ended = run(temporary, "measures", "--duration", "300ms", "--", "sleep", "3600")
     assert ended.returncode == 0
-    assert time.monotonic() - began < DEADLINE_S / 2
 
 
 def test_sigterm_is_passed_on_to_the_command(temporary: Path) -> None:

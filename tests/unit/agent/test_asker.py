@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 
@@ -26,10 +25,8 @@ def test_a_question_that_fails_has_no_answer() -> None:
 async def test_nobody_waits_for_a_driver_that_hangs_and_it_is_asked_nothing_more() -> None:
     answered = threading.Event()
     asker = Asker(patience_s=0.05)
-    began = time.monotonic()
-    assert asker.ask(lambda: answered.wait(30)) is None
-    assert time.monotonic() - began < 5
-    assert asker.is_busy
+    assert asker.ask(lambda: answered.wait(60)) is None
+    assert asker.is_busy  # so there was no answer yet
     assert asker.ask(lambda: pytest.fail("asked beside the other")) is None
     answered.set()
     await until(lambda: not asker.is_busy, "the late answer")
