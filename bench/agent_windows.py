@@ -44,11 +44,11 @@ from latencyprobe_agent.serving.service import Server, SocketAddress
 from latencyprobe_agent.targets.facts import TargetFacts, Tracker
 from latencyprobe_agent.targets.resolver import Resolver
 
-INTERVAL_SECONDS = 2
+INTERVAL_S = 2
 INTERVALS_OF_A_WINDOW = 6
 MEASURED_INTERVALS = 10
 # The interval and the largest part of a core of the design.
-USUAL_INTERVAL_SECONDS = 10
+USUAL_INTERVAL_S = 10
 MOST_PERCENT = 1.5
 PACKETS = 2000
 
@@ -98,8 +98,8 @@ def _state(pods: int, max_pods: int) -> pb.DesiredState:
         id="bench",
         name="bench",
         modules=[str(module) for module in DEFAULT_MODULES],
-        interval=Duration(seconds=INTERVAL_SECONDS),
-        window=Duration(seconds=INTERVAL_SECONDS * INTERVALS_OF_A_WINDOW),
+        interval=Duration(seconds=INTERVAL_S),
+        window=Duration(seconds=INTERVAL_S * INTERVALS_OF_A_WINDOW),
         max_pods=max_pods,
         pods_in_full=pb.PodChoice(most=max_pods),
         targets=[
@@ -142,20 +142,20 @@ async def _serve(address: Path, pods: int) -> None:
 
 
 async def _until(engine: BusyEngine, reads: int) -> None:
-    async with asyncio.timeout(20 * INTERVAL_SECONDS * MEASURED_INTERVALS):
+    async with asyncio.timeout(20 * INTERVAL_S * MEASURED_INTERVALS):
         while engine.reads < reads:
-            await asyncio.sleep(INTERVAL_SECONDS / 2)
+            await asyncio.sleep(INTERVAL_S / 2)
     if not engine.slots:
         raise CannotMeasureError("the probe was not applied")
 
 
 def _print_figures(pods: int, interval_s: float, decoding_s: float) -> None:
     def percent(seconds: float) -> float:
-        return 100 * seconds / USUAL_INTERVAL_SECONDS
+        return 100 * seconds / USUAL_INTERVAL_S
 
     print(
         f"{pods} busy pods: {1000 * interval_s:.0f} ms of CPU an interval, of these "
-        f"{1000 * decoding_s:.0f} ms for reading the maps. Of {USUAL_INTERVAL_SECONDS} s that is "
+        f"{1000 * decoding_s:.0f} ms for reading the maps. Of {USUAL_INTERVAL_S} s that is "
         f"{percent(interval_s):.2f} % of a core (at most {MOST_PERCENT:g} % wanted)"
     )
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

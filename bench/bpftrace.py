@@ -14,7 +14,7 @@ from pathlib import Path
 from bench.outcome import CannotMeasureError
 
 _SCRIPT = Path(__file__).with_name("latency.bt")
-_ATTACH_SECONDS = 20
+_ATTACH_S = 20
 # bpftrace finds tracepoints in tracefs; without a mount of it, bpftrace sees it and we do not
 _MOUNT = (
     "mount -t debugfs nodev /sys/kernel/debug 2>/dev/null;"
@@ -54,7 +54,7 @@ def bpftrace() -> Iterator[None]:
 def _wait_until_attached(process: subprocess.Popen[bytes]) -> None:
     """Wait until it holds a link or perf event for each of its probes."""
     wanted = sum(line.startswith("tracepoint:") for line in _SCRIPT.read_text().splitlines())
-    deadline = time.monotonic() + _ATTACH_SECONDS
+    deadline = time.monotonic() + _ATTACH_S
     held = 0
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -63,9 +63,7 @@ def _wait_until_attached(process: subprocess.Popen[bytes]) -> None:
         if held >= wanted:
             return
         time.sleep(0.05)
-    raise CannotMeasureError(
-        f"bpftrace attached {held} of {wanted} probes within {_ATTACH_SECONDS} s"
-    )
+    raise CannotMeasureError(f"bpftrace attached {held} of {wanted} probes within {_ATTACH_S} s")
 
 
 def _perf_events(pid: int) -> int:

@@ -25,12 +25,12 @@ async def measure() -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="latencyprobe-bench-") as folder:
         engine = KernelEngine(host_netns=own_netns(), cache=ObjectCache(Path(folder, "objects")))
         seconds = await _attach(engine)
-        cached_seconds = await _attach(engine)
-        again_seconds = await _attach_again(engine)
+        cached_s = await _attach(engine)
+        again_s = await _attach_again(engine)
     return {
         "seconds": seconds,
-        "cached_seconds": cached_seconds,
-        "again_seconds": again_seconds,
+        "cached_s": cached_s,
+        "again_s": again_s,
         "peak_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
         "parent_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }

@@ -29,8 +29,8 @@ from latencyprobe_operator.probes.sums import RunningSum, packed
 
 DEFAULT_ROUNDS = 5
 NODES, PODS = 1_000, 10_000
-INTERVAL_SECONDS = 10.0
-WINDOW_SECONDS = 60.0
+INTERVAL_S = 10.0
+WINDOW_S = 60.0
 _DIFFERENT_PODS = 250
 _SAMPLES_OF_A_STAGE = 400
 _SLICE = 1000  # operations timed together; a round does each task once, in turns
@@ -97,7 +97,7 @@ def _tasks(pods: Sequence[Measurement]) -> tuple[Task, ...]:
     def take(index: int) -> None:
         report = reports[index % len(reports)]
         assert report.summary
-        summaries.take(f"node {index}", report, report.summary, at=0.0, window_s=WINDOW_SECONDS)
+        summaries.take(f"node {index}", report, report.summary, at=0.0, window_s=WINDOW_S)
 
     return (
         Task("add two histograms", lambda i: histogram(i) + histogram(i + 1), None, 20 * _SLICE),
@@ -127,12 +127,12 @@ def _rate(task: Task) -> float:
 
 
 def _outcome(tasks: Sequence[Task], rates: dict[str, Spread]) -> Outcome:
-    table = Table(title=f"{NODES:,} nodes x {len(STAGES)} stages every {INTERVAL_SECONDS:.0f} s")
+    table = Table(title=f"{NODES:,} nodes x {len(STAGES)} stages every {INTERVAL_S:.0f} s")
     table.add_column("task")
     for heading in ("a second: median (least to most)", "times an interval", "% of a core"):
         table.add_column(heading, justify="right")
     percents = {
-        task.name: 100 * task.times / rates[task.name].median / INTERVAL_SECONDS
+        task.name: 100 * task.times / rates[task.name].median / INTERVAL_S
         for task in tasks
         if task.times is not None
     }

@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 DEFAULT_ROUNDS = 3
 PODS = 110
-INTERVAL_SECONDS = 10
-WINDOW_SECONDS = 60
+INTERVAL_S = 10
+WINDOW_S = 60
 MAX_PODS = 20
-WATCHED_SECONDS = 20.0
-READY_SECONDS = 30.0
+WATCHED_S = 20.0
+READY_S = 30.0
 _MIB = 1 << 20
 
 
@@ -96,8 +96,8 @@ def _compiler_figures() -> dict[str, float]:
     return {
         "compiler process: peak": found["peak_mib"],
         "compiler process: time to attached": found["seconds"],
-        "cached object: time to attached": found["cached_seconds"],
-        "first target after none: time to attached": found["again_seconds"],
+        "cached object: time to attached": found["cached_s"],
+        "first target after none: time to attached": found["again_s"],
     }
 
 
@@ -106,13 +106,13 @@ async def _agent_figures() -> dict[str, float]:
         idle_cpu = await _cpu_percent(pid)
         idle_mib = _resident_mib(pid)
         with _sleepers() as pids:
-            cold_seconds = await _apply(stub, 1, pids)
-            await asyncio.sleep(INTERVAL_SECONDS + 1)  # at least one report has been made
+            cold_s = await _apply(stub, 1, pids)
+            await asyncio.sleep(INTERVAL_S + 1)  # at least one report has been made
             steady_cpu = await _cpu_percent(pid)
             steady_mib = _resident_mib(pid)
             kernel = kernel_memory(pid)
             await _apply(stub, 2, [])
-            warm_seconds = await _apply(stub, 3, pids)
+            warm_s = await _apply(stub, 3, pids)
             await _apply(stub, 4, [])
         return {
             "agent, no probe: resident": idle_mib,
@@ -123,8 +123,8 @@ async def _agent_figures() -> dict[str, float]:
             f"maps for {PODS} targets": kernel.maps_bytes / _MIB,
             "programs": kernel.programs_bytes / _MIB,
             "state of a target's socket": kernel.socket_bytes / 1024,
-            "apply to attached, compiled": cold_seconds,
-            "apply to attached, cached": warm_seconds,
+            "apply to attached, compiled": cold_s,
+            "apply to attached, cached": warm_s,
         }
 
 
@@ -160,7 +160,7 @@ async def _agent() -> AsyncIterator[tuple[int, NodeAgentAsyncStub]]:
 
 
 async def _wait_until_served(stub: NodeAgentAsyncStub) -> None:
-    await stub.GetNodeInfo(pb.GetNodeInfoRequest(), wait_for_ready=True, timeout=READY_SECONDS)
+    await stub.GetNodeInfo(pb.GetNodeInfoRequest(), wait_for_ready=True, timeout=READY_S)
 
 
 @asynccontextmanager
@@ -186,8 +186,8 @@ async def _apply(stub: NodeAgentAsyncStub, generation: int, pids: list[int]) -> 
         id="bench",
         name="bench",
         modules=[str(module) for module in DEFAULT_MODULES],
-        interval=Duration(seconds=INTERVAL_SECONDS),
-        window=Duration(seconds=WINDOW_SECONDS),
+        interval=Duration(seconds=INTERVAL_S),
+        window=Duration(seconds=WINDOW_S),
         max_pods=MAX_PODS,
         pods_in_full=pb.PodChoice(most=MAX_PODS),
         targets=[pb.Target(id=str(pid), pid=pid) for pid in pids],
@@ -209,7 +209,7 @@ def _sleepers() -> Iterator[list[int]]:
     command = ["unshare", "--net", "sleep", "infinity"]
     processes = [subprocess.Popen(command) for _ in range(PODS)]
     try:
-        deadline = time.monotonic() + READY_SECONDS
+        deadline = time.monotonic() + READY_S
         while any(_netns(process.pid) == _netns("self") for process in processes):
             if time.monotonic() > deadline:
                 raise CannotMeasureError("unshare made no network namespaces")
@@ -228,7 +228,7 @@ def _netns(process: int | str) -> int:
 
 async def _cpu_percent(pid: int) -> float:
     before, began = _cpu_ns(pid), time.monotonic()
-    await asyncio.sleep(WATCHED_SECONDS)
+    await asyncio.sleep(WATCHED_S)
     return 100 * (_cpu_ns(pid) - before) / 1e9 / (time.monotonic() - began)
 
 

@@ -144,4 +144,4 @@ def _remove(cgroup: Path) -> None:
             return str(error)
         return None
 
-    wait_until(f"removal of {cgroup}", unmet, seconds=10, interval_seconds=0.02)
+    wait_until(f"removal of {cgroup}", unmet, seconds=10, interval_s=0.02)

@@ -83,7 +83,7 @@ class Node:
         namespaces = ["unshare", "--net", "--mount", "--pid", "--cgroup", "--fork"]
         command = [*namespaces, "--propagation", "private", "sh", "-e", str(script)]
         self._processes.start(self.holder, command, environment, cgroup=self.layout.cgroup)
-        wait_until("the node's namespaces", self._unmet_ready, seconds=10, interval_seconds=0.02)
+        wait_until("the node's namespaces", self._unmet_ready, seconds=10, interval_s=0.02)
         # And in v2 what is above the pods' cgroups must hold no process.
         cgroups.move(self._processes.require_running(self.holder), self.layout.components_cgroup)
         self._link()

@@ -21,7 +21,7 @@ from .waiting import NotInTimeError, Unmet, wait_until
 LOG_TAIL_LINES = 25
 
 # Generous: on two cores that others use too, a start that takes 10 s may take a minute.
-START_SECONDS = 120
+START_S = 120
 
 # A process enters its cgroup, in every hierarchy, before it becomes the program: so all that it
 # ever starts is in it. The arguments: how many hierarchies, their directories, the program.
@@ -116,7 +116,7 @@ class ProcessTable:
             found[:] = map(int, children.split())
             return None if found else "it is being started"
 
-        wait_until(f"the start of {name}", unmet, seconds=10, interval_seconds=0.01)
+        wait_until(f"the start of {name}", unmet, seconds=10, interval_s=0.01)
         return found[0]
 
     def log(self, name: str) -> Path:
@@ -143,16 +143,16 @@ class ProcessTable:
             return unmet()
 
         try:
-            wait_until(what, unmet_while_running, seconds=START_SECONDS)
+            wait_until(what, unmet_while_running, seconds=START_S)
         except NotInTimeError as error:
             raise ClusterStartError(error, name, self.log(name)) from error
 
-    def terminate(self, name: str, *, grace_seconds: float = 5) -> None:
+    def terminate(self, name: str, *, grace_s: float = 5) -> None:
         """Asks it to end, and kills it if it has not within its time."""
         if (pid := self.pid(name)) is not None:
             os.kill(pid, signal.SIGTERM)
             try:
-                self._wait_for_end(name, grace_seconds)
+                self._wait_for_end(name, grace_s)
             except NotInTimeError:
                 self.kill(name)
         self._forget(name)
@@ -178,7 +178,7 @@ class ProcessTable:
         def unmet() -> str | None:
             return None if (pid := self.pid(name)) is None else f"PID {pid} runs"
 
-        wait_until(f"the end of {name}", unmet, seconds=seconds, interval_seconds=0.05)
+        wait_until(f"the end of {name}", unmet, seconds=seconds, interval_s=0.05)
 
     def _forget(self, name: str) -> None:
         if child := self._children.pop(name, None):

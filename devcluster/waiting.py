@@ -19,10 +19,10 @@ class NotInTimeError(ClusterError):
         self.last_state = last_state
 
 
-def wait_until(what: str, unmet: Unmet, *, seconds: float, interval_seconds: float = 0.2) -> None:
+def wait_until(what: str, unmet: Unmet, *, seconds: float, interval_s: float = 0.2) -> None:
     """Asks until nothing is missing. An exception that `unmet` raises ends the wait."""
     deadline = time.monotonic() + seconds
     while (last_state := unmet()) is not None:
         if time.monotonic() >= deadline:
             raise NotInTimeError(what, seconds, last_state)
-        time.sleep(interval_seconds)
+        time.sleep(interval_s)

@@ -20,7 +20,7 @@ _KEYRINGS = (
     Path("/usr/share/keyrings/debian-archive-keyring.gpg"),
     Path("/usr/share/keyrings/debian-archive-keyring.pgp"),
 )
-_DOWNLOAD_SECONDS = 1200
+_DOWNLOAD_S = 1200
 
 
 class DebianError(Exception):
@@ -100,7 +100,7 @@ class Apt:
             cwd=self._downloads,
             capture_output=True,
             text=True,
-            timeout=_DOWNLOAD_SECONDS,
+            timeout=_DOWNLOAD_S,
             check=False,
             env={**os.environ, "LC_ALL": "C"},
         )

@@ -19,7 +19,7 @@ from tools import cache
 from tools.cache import cache_directory
 from tools.progress import Say
 
-PROGRESS_SECONDS = 15
+PROGRESS_S = 15
 
 
 class MissingProgramsError(Exception):
@@ -113,7 +113,7 @@ class GoModule:
 
 def _has_ended(build: subprocess.Popen[bytes]) -> bool:
     try:
-        build.wait(timeout=PROGRESS_SECONDS)
+        build.wait(timeout=PROGRESS_S)
     except subprocess.TimeoutExpired:
         return False
     return True

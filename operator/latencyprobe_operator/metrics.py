@@ -54,7 +54,7 @@ class OperatorMetrics:
             "Writes of a status that failed; each is retried.",
             registry=self.registry,
         )
-        self.apply_seconds = Histogram(
+        self.apply_times = Histogram(
             "latencyprobe_operator_apply_seconds",
             "Time from sending a desired state to the agent's answer.",
             buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30),

@@ -27,7 +27,7 @@ def wait_until_served(
             return None
         return f"the agent of {node} serves {served.serial_number:x}"
 
-    wait_until("the new certificate", unmet, seconds=120, interval_seconds=1)
+    wait_until("the new certificate", unmet, seconds=120, interval_s=1)
 
 
 def node_name(address: str, operator: dict[str, bytes]) -> str:

@@ -107,7 +107,7 @@ class Site:
                 return None
             return f"status {self.status_or_error()}\nagent: {self.told()}\n{self.operator.tail()}"
 
-        wait_until(what, unmet, seconds=seconds, interval_seconds=0.1)
+        wait_until(what, unmet, seconds=seconds, interval_s=0.1)
 
     def status_or_error(self) -> str:
         """The status, or why there is none."""

@@ -116,7 +116,7 @@ class Failover:
             seen = (*self.statuses.lines[-3:], *self.leases.lines[-3:])
             return None if found[0] else f"{seen}\n{self.release.logs()}"
 
-        wait_until(what, unmet, seconds=DEADLINE_S, interval_seconds=0.1)
+        wait_until(what, unmet, seconds=DEADLINE_S, interval_s=0.1)
         return found[0]
 
     def _log(self, pod: str, *options: str) -> str:

@@ -17,7 +17,7 @@ from latencyprobe.domain.stages import Module
 from latencyprobe_agent.evidence.namespaces import Namespace, Reader
 from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
-from latencyprobe_agent.kernel.runtime.overhead import LOOK_SECONDS
+from latencyprobe_agent.kernel.runtime.overhead import SAMPLE_S
 from latencyprobe_agent.targets.processes import Processes
 
 
@@ -26,7 +26,7 @@ async def measuring() -> Mapping[str, object]:
     engine = KernelEngine(host_netns=os.stat("/proc/self/ns/net").st_ino)
     try:
         await engine.use(frozenset({Module.SCHED}))
-        await asyncio.sleep(1.5 * LOOK_SECONDS)
+        await asyncio.sleep(1.5 * SAMPLE_S)
         attached = any(stage.state is CoverageState.ACTIVE for stage in engine.coverage)
         return {"attached": attached, "run_time": engine.overhead().cpu_percent is not None}
     except EngineError as error:

@@ -58,7 +58,7 @@ from latencyprobe_agent.kernel.load import handover
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.patience import patient
 
-handover._COMPILE_TIMEOUT_SECONDS = patient(handover._COMPILE_TIMEOUT_SECONDS)
+handover._COMPILE_TIMEOUT_S = patient(handover._COMPILE_TIMEOUT_S)
 
 async def main():
     engine = KernelEngine(host_netns=1)

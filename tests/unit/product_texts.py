@@ -136,7 +136,7 @@ def _sites(tree: ast.Module) -> Iterator[tuple[Kind, list[ast.expr]]]:
                     yield Kind.ERROR, _arguments(call)
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             owner = ast.unparse(node.func.value)
-            if owner in _LOGGERS and node.func.attr in _LOG_METHODS:
+            if owner.rpartition(".")[2] in _LOGGERS and node.func.attr in _LOG_METHODS:
                 yield Kind.LOG, node.args[:1]
             elif owner == "self" and node.func.attr == "fail":  # of a click.ParamType
                 yield Kind.ERROR, node.args[:1]

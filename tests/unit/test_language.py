@@ -90,6 +90,7 @@ def _collected(source: str) -> list[tuple[Kind, str]]:
     ("source", "texts"),
     [
         ('raise ValueError("a" f"{b} c")', [(Kind.ERROR, "aX c")]),
+        ('self._log.info("no %s", a)', [(Kind.LOG, "no X")]),
         ('raise Other(field, f"{x}: {y!r}")', [(Kind.ERROR, "X: X")]),
         (
             'raise ValueError("a " + f"{b}" + "; ".join(c))',

@@ -52,7 +52,7 @@ class AgentMetrics:
         self._reads = Counter(
             "latencyprobe_engine_reads", "Readings of the kernel's maps.", registry=self.registry
         )
-        self._apply_seconds = Histogram(
+        self._apply_times = Histogram(
             "latencyprobe_apply_seconds",
             "Time to put a desired state in force, compiling included.",
             buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10),
@@ -91,7 +91,7 @@ class AgentMetrics:
         """Time the adoption of a desired state, which runs inside; not if it fails."""
         began = time.perf_counter()
         yield
-        self._apply_seconds.observe(time.perf_counter() - began)
+        self._apply_times.observe(time.perf_counter() - began)
 
     def note_reading(self, cpu_percent: float | None, missed_runs: int) -> None:
         """Count a reading of the engine; show the CPU time and the missed runs of the programs."""

@@ -55,7 +55,7 @@ def parse_desired(message: pb.DesiredState, *, only_containers: bool = False) ->
 
     `only_containers`: targets of other kinds are refused one by one.
     """
-    lease_s = _seconds(message.lease.seconds, message.lease.nanos)
+    lease_s = _duration_s(message.lease.seconds, message.lease.nanos)
     if not 0 <= lease_s <= MAX_LEASE_S:
         raise InvalidStateError("lease", f"{lease_s:g} s: must be from 0 to {MAX_LEASE_S:g} s")
     for index, each in enumerate(message.probes):
@@ -204,7 +204,7 @@ def _parse_filter(message: pb.SocketFilter, field: str) -> SocketFilter:
 def _parse_interval(message: pb.Probe, field: str) -> float:
     if not message.HasField("interval"):
         raise InvalidStateError(field, "is not set")
-    interval_s = _seconds(message.interval.seconds, message.interval.nanos)
+    interval_s = _duration_s(message.interval.seconds, message.interval.nanos)
     if not MIN_INTERVAL_S <= interval_s <= MAX_INTERVAL_S:
         raise InvalidStateError(
             field, f"{interval_s:g} s: must be from {MIN_INTERVAL_S:g} s to {MAX_INTERVAL_S:g} s"
@@ -214,7 +214,7 @@ def _parse_interval(message: pb.Probe, field: str) -> float:
 
 def _parse_window(message: pb.Probe, interval_s: float) -> DesiredWindow | None:
     """Return the window; None for 0, with which a client keeps the windows itself."""
-    window_s = _seconds(message.window.seconds, message.window.nanos)
+    window_s = _duration_s(message.window.seconds, message.window.nanos)
     if not window_s:
         return None
     if not interval_s <= window_s <= MAX_WINDOW_S:
@@ -227,7 +227,7 @@ def _parse_window(message: pb.Probe, interval_s: float) -> DesiredWindow | None:
     return DesiredWindow(window_s, message.max_pods, choice_from_proto(message.pods_in_full))
 
 
-def _seconds(seconds: int, nanos: int) -> float:
+def _duration_s(seconds: int, nanos: int) -> float:
     return seconds + nanos / 1e9
 
 

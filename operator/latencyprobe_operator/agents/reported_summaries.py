@@ -108,8 +108,8 @@ def _scores(received: Iterable[PodScore], probe_uid: str, pods: AskedPods) -> It
 
 
 def _span(message: pb.ProbeReport) -> Span:
-    return Span(_seconds(message.begin), _seconds(message.end))
+    return Span(_time_s(message.begin), _time_s(message.end))
 
 
-def _seconds(moment: Timestamp) -> float:
+def _time_s(moment: Timestamp) -> float:
     return moment.seconds + moment.nanos / 1e9

@@ -190,7 +190,7 @@ class AgentSession:
                 raise
             await self._take_refusal(error, state)
             return
-        self._metrics.apply_seconds.observe(time.monotonic() - began)
+        self._metrics.apply_times.observe(time.monotonic() - began)
         await self._turns.take()
         log.debug("agent on node %s applied generation %d", self._node, outgoing.message.generation)
         self._sent.mark_applied(outgoing)

@@ -138,8 +138,8 @@ def _pool() -> Iterator[_Pool]:
 
 @pytest.fixture(autouse=True)
 def _shared(request: pytest.FixtureRequest, _pool: _Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = patient(handover._COMPILE_TIMEOUT_SECONDS)
-    monkeypatch.setattr(handover, "_COMPILE_TIMEOUT_SECONDS", limit)
+    limit = patient(handover._COMPILE_TIMEOUT_S)
+    monkeypatch.setattr(handover, "_COMPILE_TIMEOUT_S", limit)
     monkeypatch.setattr(pods, "host_namespace", _guest_as_host)
     if request.node.get_closest_marker("no_types") is not None:
         return  # what the compiler's process says

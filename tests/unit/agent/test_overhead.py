@@ -41,8 +41,8 @@ async def test_statistics_that_lack_a_descriptor_are_tried_again(
         return os.open(os.devnull, os.O_RDONLY)
 
     monkeypatch.setattr(libbpf, "enable_run_time_statistics", enable)
-    monkeypatch.setattr(overhead, "REST_SECONDS", 0.01)
-    monkeypatch.setattr(overhead, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(overhead, "PAUSE_S", 0.01)
+    monkeypatch.setattr(overhead, "SAMPLE_S", 0.01)
     clock = OverheadClock()
     clock.follow(Programs())  # type: ignore[arg-type]
     await until(lambda: clock.overhead().cpu_percent is not None, "a figure")

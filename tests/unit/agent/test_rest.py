@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections.abc import Iterator
 
@@ -12,8 +11,6 @@ import pytest
 from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.kernel.runtime.rest import Rest
 from tests.patience import patient
-
-LOG = logging.getLogger(__name__)
 
 
 class Spare:
@@ -59,7 +56,7 @@ def before() -> Iterator[Before]:
 
 
 def rest_of(before: Before) -> Rest:
-    return Rest(before, LOG)  # type: ignore[arg-type]
+    return Rest(before)  # type: ignore[arg-type]
 
 
 def attached(rest: Rest) -> Spare:

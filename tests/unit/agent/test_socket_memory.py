@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 
@@ -58,7 +57,7 @@ def maps() -> Maps:
 
 @pytest.fixture
 def memory(maps: Maps) -> SocketMemory:
-    made = SocketMemory(maps, LIMITS, logging.getLogger(__name__))
+    made = SocketMemory(maps, LIMITS)
     made.admit([SLOT])
     return made
 

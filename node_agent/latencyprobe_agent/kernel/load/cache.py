@@ -36,7 +36,7 @@ _MOST_BYTES = 8 << 20
 _SUFFIX = ".object"
 _TEMPORARY_SUFFIX = ".tmp"
 # Longer than any writing: the file of an agent that was killed.
-_LEFT_BEHIND_SECONDS = 600
+_LEFT_BEHIND_S = 600
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Without O_NONBLOCK a FIFO would be waited for.
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -167,7 +167,7 @@ class CacheFolder:
         left_behind = (
             name
             for name, age in ages.items()
-            if name.endswith(_TEMPORARY_SUFFIX) and age > _LEFT_BEHIND_SECONDS
+            if name.endswith(_TEMPORARY_SUFFIX) and age > _LEFT_BEHIND_S
         )
         for name in (*objects[KEPT_OBJECTS:], *left_behind):
             with suppress(FileNotFoundError):

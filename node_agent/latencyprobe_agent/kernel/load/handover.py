@@ -18,7 +18,7 @@ from latencyprobe_agent.kernel.request import MESSAGE_BYTES, Answer, Request
 
 COMPILER_MODULE = "latencyprobe_agent.kernel.build.compiler"
 # A second or two with BTF; kernel headers on a slow, loaded machine take a minute.
-_COMPILE_TIMEOUT_SECONDS = 180
+_COMPILE_TIMEOUT_S = 180
 _MEBIBYTE = 1 << 20
 # The chart's limit: the agent with all its probes, and the compiler process beside it.
 _ENOUGH_MEMORY_MIB = 320
@@ -58,7 +58,7 @@ async def request_object(request: Request) -> Handover:
         )
         theirs.close()
         try:
-            async with asyncio.timeout(_COMPILE_TIMEOUT_SECONDS):
+            async with asyncio.timeout(_COMPILE_TIMEOUT_S):
                 with contextlib.suppress(ConnectionError):  # it has ended: its status says more
                     await asyncio.get_running_loop().sock_sendall(
                         ours, json.dumps(asdict(request)).encode()
@@ -70,7 +70,7 @@ async def request_object(request: Request) -> Handover:
             await process.wait()
             if isinstance(error, TimeoutError):
                 raise EngineError(
-                    f"compiling took longer than {_COMPILE_TIMEOUT_SECONDS} s and was stopped"
+                    f"compiling took longer than {_COMPILE_TIMEOUT_S} s and was stopped"
                 ) from error
             raise
         if process.returncode == -signal.SIGKILL:

@@ -51,12 +51,14 @@ from latencyprobe_agent.kernel.runtime.socket_memory import SocketMemory, full
 from latencyprobe_agent.kernel.runtime.tracer import Tracer
 from latencyprobe_agent.kernel.typeinfo import kernel_types_kind, missing_types_message
 
+log = logging.getLogger(__name__)
+
 # `filters` is an array: its elements are only ever overwritten.
 _HASHES = (FILTER_PORTS.name, CGROUPS.name, PROCESSES.name)
 _COVERED = (CoverageState.ACTIVE, CoverageState.PARTIAL)
 # At least this is between two checks that no program of another came to a target's cgroup, or above
 # it. Readings are at most 10 s apart.
-_CGROUPS_SECONDS = 5.0
+_CGROUPS_S = 5.0
 _UNCERTAIN = b""  # no entry has this value
 
 
@@ -74,7 +76,6 @@ class KernelEngine:
         self,
         *,
         host_netns: int,
-        log: logging.Logger | None = None,
         cache: ObjectCache | None = None,
         typed: bool = True,
         without: Iterable[str] = (),
@@ -86,7 +87,6 @@ class KernelEngine:
         self._cache = cache
         self._socket_memory_limits = socket_memory or SocketMemoryLimits()
         self._socket_memory: SocketMemory | None = None
-        self._log = log or logging.getLogger(__name__)
         self._object: LoadedObject | None = None
         self._rest: Rest | None = None
         self._modules: frozenset[Module] = frozenset()
@@ -153,7 +153,7 @@ class KernelEngine:
         news, self._carry = self._carry, {}
         if self._object is None:
             return news
-        if time.monotonic() - self._cgroups_checked >= _CGROUPS_SECONDS:
+        if time.monotonic() - self._cgroups_checked >= _CGROUPS_S:
             self._check_cgroups(self._object)
         for slot, measurement in self._take(self._object, self._slots, self._slots).items():
             news[slot] = news.get(slot, NOTHING) + measurement
@@ -216,16 +216,16 @@ class KernelEngine:
         )
         began = time.monotonic()
         built = await build(request, self._cache)
-        self._log.info(
+        log.info(
             "attached in %.2f s, programs %s: %s",
             time.monotonic() - began,
             built.origin,
             ", ".join(built.attached.values()),
         )
         for event, reason in built.refused.items():
-            self._log.warning("no hook for %s: %s", event, reason)
+            log.warning("no hook for %s: %s", event, reason)
         if built.diagnostics and built.refused:
-            self._log.debug("messages of the kernel and the compiler:\n%s", built.diagnostics)
+            log.debug("messages of the kernel and the compiler:\n%s", built.diagnostics)
         _check_coverage(modules, built, udp=udp)
         return built
 
@@ -236,7 +236,7 @@ class KernelEngine:
         loaded.sample(self._sample_shift)
         self._clock.follow(loaded)
         loaded.begin(_shards(self._slots))
-        self._socket_memory = SocketMemory(loaded, self._socket_memory_limits, self._log)
+        self._socket_memory = SocketMemory(loaded, self._socket_memory_limits)
         self._socket_memory.admit(self._slots)
         self._write_targets()
         if loaded.ring is not None:
@@ -245,9 +245,9 @@ class KernelEngine:
     def _detach(self) -> None:
         """Detach the present object while there is nothing to measure."""
         if self._object is not None:
-            self._rest = Rest(self._object, self._log)
+            self._rest = Rest(self._object)
             self._retire()
-            self._log.info("detached: there is no target")
+            log.info("detached: there is no target")
 
     def _resume(self, rest: Rest) -> None:
         """Attach again. The maps are new: no time in them is from before."""
@@ -255,7 +255,7 @@ class KernelEngine:
         loaded = rest.attached()
         self._rest = None
         self._follow(loaded)
-        self._log.info("attached again in %.2f s", time.monotonic() - began)
+        log.info("attached again in %.2f s", time.monotonic() - began)
 
     def _retire(self) -> None:
         """Close the present object; keep its measurements for the next reading."""
@@ -301,9 +301,9 @@ class KernelEngine:
     def _report_change(self, modules: frozenset[Module]) -> None:
         for module in Module:
             if module in modules - self._modules:
-                self._log.info("module %s loaded", module)
+                log.info("module %s loaded", module)
             elif module in self._modules - modules:
-                self._log.info("module %s unloaded", module)
+                log.info("module %s unloaded", module)
 
     def _write_targets(self) -> None:
         """Make the kernel's tables equal to `_slots`: write new entries, then erase old ones."""
@@ -339,7 +339,7 @@ class KernelEngine:
         try:
             self._follow_cgroups(loaded)
         except EngineError as error:
-            self._log.warning("%s; trying again in %.0f s", error, _CGROUPS_SECONDS)
+            log.warning("%s; trying again in %.0f s", error, _CGROUPS_S)
 
     def _coverage_of(self, loaded: LoadedObject) -> tuple[StageCoverage, ...]:
         return coverage_of(

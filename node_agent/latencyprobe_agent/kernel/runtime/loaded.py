@@ -38,7 +38,7 @@ from latencyprobe_agent.kernel.runtime.statistics import StatisticsMemory
 
 _SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
 _MEMBARRIER_CMD_GLOBAL = 1
-_GRACE_SECONDS = 0.002
+_GRACE_S = 0.002
 
 
 async def build(request: Request, cache: ObjectCache | None = None) -> LoadedObject:
@@ -290,4 +290,4 @@ def wait_for_running_programs() -> None:
     number = _SYS_MEMBARRIER.get(os.uname().machine)
     libc = ctypes.CDLL(None, use_errno=True)
     if number is None or libc.syscall(number, _MEMBARRIER_CMD_GLOBAL, 0, 0) != 0:
-        time.sleep(_GRACE_SECONDS)
+        time.sleep(_GRACE_S)

@@ -16,8 +16,8 @@ from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.contract import Overhead
 from latencyprobe_agent.kernel.runtime.loaded import LoadedObject
 
-LOOK_SECONDS = 1.0
-REST_SECONDS = 9.0
+SAMPLE_S = 1.0
+PAUSE_S = 9.0
 
 
 class OverheadClock:
@@ -41,7 +41,7 @@ class OverheadClock:
         """Sample these programs from now on; the first figure comes after a second."""
         self.stop()
         self._object = loaded
-        self._look()
+        self._sample()
 
     def stop(self) -> None:
         """Stop sampling. Idempotent; call it before the object is closed."""
@@ -53,28 +53,28 @@ class OverheadClock:
         self._object = None
         self._figure = Overhead(None, self._figure.figure)
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         assert self._object is not None
         try:
             self._statistics_fd = libbpf.enable_run_time_statistics()
         except libbpf.KernelRefusedError as error:
             if is_transient(error):
-                self._look_later()
+                self._sample_later()
             return  # else not known on this kernel: the figure says so
         self._began = time.monotonic()
         self._run_time_ns = self._object.run_time_ns()
-        self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._end_look)
+        self._timer = asyncio.get_running_loop().call_later(SAMPLE_S, self._end_sample)
 
-    def _end_look(self) -> None:
+    def _end_sample(self) -> None:
         assert self._object is not None
         busy_ns = self._object.run_time_ns() - self._run_time_ns
         elapsed_ns = (time.monotonic() - self._began) * 1e9
         self._figure = Overhead(100 * busy_ns / elapsed_ns, self._figure.figure + 1)
         self._close_statistics()
-        self._look_later()
+        self._sample_later()
 
-    def _look_later(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(REST_SECONDS, self._look)
+    def _sample_later(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(PAUSE_S, self._sample)
 
     def _close_statistics(self) -> None:
         if self._statistics_fd is not None:

@@ -15,14 +15,15 @@ from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.kernel.load.loading import begin, close_when_loaded
 from latencyprobe_agent.kernel.runtime.loaded import LoadedObject
 
+log = logging.getLogger(__name__)
+
 
 class Rest:
     """One such time, from the making to `attached` or `end`."""
 
-    def __init__(self, before: LoadedObject, log: logging.Logger) -> None:
+    def __init__(self, before: LoadedObject) -> None:
         """Begin to load the successor of an object."""
         self._before = before
-        self._log = log
         self._loading: Future[LoadedObject] | None = begin(before.spare)
 
     def attached(self) -> LoadedObject:
@@ -53,5 +54,5 @@ class Rest:
             try:
                 return loading.result()
             except EngineError as error:
-                self._log.warning("cannot load programs ahead: %s; trying again", error)
+                log.warning("cannot load programs ahead: %s; trying again", error)
         return self._before.spare()

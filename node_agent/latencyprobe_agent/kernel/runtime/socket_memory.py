@@ -16,6 +16,8 @@ from latencyprobe_agent.kernel.abi import MAX_SLOTS, SOCKET_MEMORIES
 from latencyprobe_agent.kernel.contract import SocketMemoryLimits
 from latencyprobe_agent.kernel.hooks import COUNT_SOCKETS
 
+log = logging.getLogger(__name__)
+
 _OF_NODE = MAX_SLOTS
 _SOCKET_MODULES = frozenset({Module.RX, Module.TX, Module.TCP})
 
@@ -47,10 +49,9 @@ class _Entry(NamedTuple):
 class SocketMemory:
     """The bounds of one loaded object. Its maps are new, and so are all sockets' states."""
 
-    def __init__(self, maps: MapAccess, limits: SocketMemoryLimits, log: logging.Logger) -> None:
+    def __init__(self, maps: MapAccess, limits: SocketMemoryLimits) -> None:
         self._maps = maps
         self._limits = limits
-        self._log = log
         self._refused: dict[int, int] = {}
         self._number = 0
         self.is_full = False
@@ -76,7 +77,7 @@ class SocketMemory:
         if any(entry.unreported_kib and 2 * entry.kib > entry.most_kib for entry in used.values()):
             self._count(used)
         if self.is_full and not was_full:
-            self._log.warning("%s", _reason(self._limits))
+            log.warning("%s", _reason(self._limits))
 
     def _count(self, before: Mapping[int, _Entry]) -> None:
         """Have the kernel count the sockets whose end nothing reports, and correct the sums.
@@ -91,7 +92,7 @@ class SocketMemory:
             if not self._maps.iterate(COUNT_SOCKETS):
                 return
         except OSError as error:
-            self._log.warning("cannot count the sockets that are measured: %s", error)
+            log.warning("cannot count the sockets that are measured: %s", error)
             return
         for place, entry in before.items():
             after = self._read(place)

@@ -1,0 +1,93 @@
+"""Names that the code has alike: seconds are `_s`, and a module's logger is `log`."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.unit.product_texts import BENCH, DEVCLUSTER, PRODUCT, ROOT, modules
+
+MODULES = modules(*PRODUCT, *BENCH, *DEVCLUSTER)
+# Fields that `-o json` and a status show by these names, and a function of the standard library.
+PUBLISHED = frozenset({"duration_seconds", "unobserved_seconds", "cert_time_to_seconds"})
+LOGGER_NAMES = frozenset({"_log", "logger", "_logger", "LOG", "LOGGER"})
+LOG_CALLS = frozenset({"debug", "info", "warning", "error", "exception", "critical", "log"})
+
+
+def names_in(source: str) -> Iterator[tuple[int, str]]:
+    """Every name that code uses or gives, with its line. Strings have their own rules."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Name(id=name) | ast.Attribute(attr=name):
+                yield node.lineno, name
+            case ast.arg(arg=name) | ast.keyword(arg=str(name)):
+                yield node.lineno, name
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                yield node.lineno, name
+
+
+def loggers_in(source: str) -> Iterator[tuple[int, str]]:
+    """What a logger of a module is assigned to, unless it is `log`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Assign) and "getLogger" in ast.unparse(node.value):
+            yield from (
+                (node.lineno, name) for name in map(ast.unparse, node.targets) if name != "log"
+            )
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner = ast.unparse(node.func.value)
+            if owner.rpartition(".")[2] in LOGGER_NAMES and node.func.attr in LOG_CALLS:
+                yield node.lineno, owner
+
+
+def is_in_seconds(name: str) -> bool:
+    return re.search(r"_seconds$", name, re.IGNORECASE) is not None and name not in PUBLISHED
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_name_of_seconds_ends_in_s(module: str) -> None:
+    named = names_in((ROOT / module).read_text(encoding="utf-8"))
+
+    assert [f"{module}:{line}: {name}" for line, name in named if is_in_seconds(name)] == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_logger_is_called_log(module: str) -> None:
+    # The root of all loggers, which is set up, is none of a module.
+    found = loggers_in((ROOT / module).read_text(encoding="utf-8"))
+
+    assert [f"{module}:{line}: {name}" for line, name in found if name != "root"] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "_WAIT_SECONDS = 3",
+        "x.wait_seconds",
+        "f(wait_seconds=1)",
+        "def f(*, wait_seconds): pass",
+        "def _seconds(): pass",
+    ],
+)
+def test_a_name_in_seconds_is_found(line: str) -> None:
+    assert any(is_in_seconds(name) for _, name in names_in(line))
+
+
+def test_the_name_of_a_published_metric_or_field_is_kept() -> None:
+    source = 'Histogram("latencyprobe_apply_seconds")\nreport.duration_seconds'
+
+    assert not any(is_in_seconds(name) for _, name in names_in(source))
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["logger = logging.getLogger(__name__)", "self._log.info('no')", "_logger.error('no')"],
+)
+def test_another_name_of_a_logger_is_found(line: str) -> None:
+    assert list(loggers_in(line))
+
+
+def test_a_buffer_of_lines_is_no_logger() -> None:
+    assert not list(loggers_in("self._log.append(text)\nlog = logging.getLogger(__name__)"))
