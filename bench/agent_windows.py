@@ -258,6 +258,11 @@ class BusyEngine:
             for stage in STAGES
         )
 
+    @property
+    def shortages(self) -> Mapping[int, str]:
+        """Return nothing."""
+        return {}
+
     def overhead(self) -> Overhead:
         """Return a figure."""
         return Overhead(0.1, self.reads)

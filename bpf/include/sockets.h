@@ -105,6 +105,7 @@ struct socket_state {
 #endif
 	u8 tenant;   /* of the slot that `charged` is for */
 	u16 charged; /* 1 + the element of socket_memory that its memory is in; 0: none */
+	u16 share;   /* the element of the share of the node's memory that it is in, too */
 #ifdef MODULE_RX
 	u32 known_seq; /* end of the bytes that are accounted for, as lost or unmatched too */
 #endif
@@ -333,11 +334,13 @@ static __always_inline void forget_socket(struct sock *sk)
 #endif
 
 /*
- * How much memory the parts of sockets take, in KiB: in the element of a slot that of its sockets, in
- * the last one that of the node's. Beyond `most_kib` a socket gets no part, and what would have
- * been measured is lost. Sockets of TCP give it back when they end, on_tcp_destroy_sock(). No event
- * reports the end of others, so the agent has them counted, on_socket_file(), and corrects the sums.
- * A new target of a slot is a new tenant: what the sockets of the one before give back is not its.
+ * How much memory the parts of sockets take, in KiB. The elements are those of the slots, one of the
+ * node, and shares of the node's memory: one for each namespace (of Kubernetes), and one for all, which
+ * serves where a namespace's own is full. Beyond `most_kib` of any of them a socket gets no part, and
+ * what would have been measured is lost. Sockets of TCP give it back when they end,
+ * on_tcp_destroy_sock(). No event reports the end of others, so the agent has them counted,
+ * on_socket_file(), and corrects the sums. A new target of a slot is a new tenant: what the sockets
+ * of the one before give back is not its.
  *
  * Without BTF the parts are in maps of a fixed size, and nothing of this is used.
  */
@@ -347,11 +350,11 @@ struct socket_memory {
 	s32 unreported_kib; /* a part of it: of sockets whose end nothing reports */
 	s32 counted_kib;    /* of such sockets, that the present count has seen */
 	u32 tenant;	    /* of the node: the number of the present count */
-	u32 refused;	    /* how often there was no room */
+	u32 refused;	    /* of a slot, and of the node for sockets of none: how often */
+	u32 share;	    /* of a slot: the element of its namespace */
 };
-BPF_ARRAY(socket_memory, struct socket_memory, MAX_SLOTS + 1);
+BPF_ARRAY(socket_memory, struct socket_memory, SOCKET_MEMORY_PLACES);
 
-#define OF_NODE MAX_SLOTS
 #define SOCKET_KIB 1 /* its state and its queue */
 #define SEGMENT_RING_KIB 4
 #define HANDOFF_RING_KIB 1
@@ -366,10 +369,7 @@ static __always_inline bool is_end_reported(struct sock *sk)
 /* `spare`: 1 if half of it is to stay free, 0 if none. */
 static __always_inline bool has_room(struct socket_memory *memory, s32 kib, u32 spare)
 {
-	if (memory->kib + kib <= memory->most_kib >> spare)
-		return true;
-	__sync_fetch_and_add(&memory->refused, 1);
-	return false;
+	return memory->kib + kib <= memory->most_kib >> spare;
 }
 
 static __always_inline void add_kib(struct socket_memory *memory, struct sock *sk, s32 kib)
@@ -379,17 +379,15 @@ static __always_inline void add_kib(struct socket_memory *memory, struct sock *s
 		__sync_fetch_and_add(&memory->unreported_kib, kib);
 }
 
-static __always_inline struct socket_memory *memory_of_node(void)
+static __always_inline struct socket_memory *memory_at(u32 place)
 {
-	u32 node = OF_NODE;
-
-	return socket_memory.lookup(&node);
+	return socket_memory.lookup(&place);
 }
 
 /* The element of a slot; NULL for sockets that are of none yet. */
 static __always_inline struct socket_memory *memory_of(u32 slot)
 {
-	return slot < OF_NODE ? socket_memory.lookup(&slot) : 0;
+	return slot < MEMORY_OF_NODE ? memory_at(slot) : 0;
 }
 
 static __always_inline u8 tenant_of(u32 slot)
@@ -399,27 +397,47 @@ static __always_inline u8 tenant_of(u32 slot)
 	return of_slot ? of_slot->tenant : 0;
 }
 
-static __always_inline bool charge(struct sock *sk, u32 slot, s32 kib, u32 spare)
+/* The share for a new socket of a slot, or of none: that of its namespace, if there is room. */
+static __always_inline u32 share_for(u32 slot)
 {
-	struct socket_memory *of_node = memory_of_node(), *of_slot = memory_of(slot);
+	struct socket_memory *of_slot = memory_of(slot), *of_namespace;
 
-	if (!of_node || !has_room(of_node, kib, spare))
+	if (!of_slot)
+		return MEMORY_FOR_ALL;
+	of_namespace = memory_at(of_slot->share);
+	return of_namespace && has_room(of_namespace, SOCKET_KIB, 0) ? of_slot->share :
+								       MEMORY_FOR_ALL;
+}
+
+static __always_inline bool charge(struct sock *sk, u32 slot, u32 share, s32 kib, u32 spare)
+{
+	struct socket_memory *of_node = memory_at(MEMORY_OF_NODE), *of_share = memory_at(share);
+	struct socket_memory *of_slot = memory_of(slot);
+
+	if (!of_node || !of_share)
 		return false;
-	if (of_slot && !has_room(of_slot, kib, spare))
+	if (!has_room(of_node, kib, spare) || !has_room(of_share, kib, spare) ||
+	    (of_slot && !has_room(of_slot, kib, spare))) {
+		__sync_fetch_and_add(&(of_slot ? of_slot : of_node)->refused, 1);
 		return false;
+	}
 	add_kib(of_node, sk, kib);
+	add_kib(of_share, sk, kib);
 	if (of_slot)
 		add_kib(of_slot, sk, kib);
 	return true;
 }
 
 /* A socket has `kib` less. */
-static __always_inline void discharge(struct sock *sk, u32 slot, u8 tenant, s32 kib)
+static __always_inline void discharge(struct sock *sk, u32 slot, u8 tenant, u32 share, s32 kib)
 {
-	struct socket_memory *of_node = memory_of_node(), *of_slot = memory_of(slot);
+	struct socket_memory *of_node = memory_at(MEMORY_OF_NODE), *of_share = memory_at(share);
+	struct socket_memory *of_slot = memory_of(slot);
 
 	if (of_node)
 		add_kib(of_node, sk, -kib);
+	if (of_share)
+		add_kib(of_share, sk, -kib);
 	if (of_slot && (u8)of_slot->tenant == tenant)
 		add_kib(of_slot, sk, -kib);
 }
@@ -438,50 +456,52 @@ static __always_inline s32 memory_of_parts(struct sock *sk)
 	return kib;
 }
 
-static __always_inline void settle(struct socket_state *state, u32 slot)
+static __always_inline void settle(struct socket_state *state, u32 slot, u32 share)
 {
 	state->charged = slot + 1;
 	state->tenant = tenant_of(slot);
+	state->share = share;
 }
 
 /* The state of a socket that has none; NULL if there is no room. `owners`: those that are known. */
 static __always_inline struct socket_state *admit(struct sock *sk, owners_t owners)
 {
-	u32 slot = owners ? first_slot(owners) & (MAX_SLOTS - 1) : OF_NODE;
+	u32 slot = owners ? first_slot(owners) & (MAX_SLOTS - 1) : MEMORY_OF_NODE;
+	u32 share = share_for(slot);
 	struct socket_state *state;
 
-	if (!charge(sk, slot, SOCKET_KIB, 0))
+	if (!charge(sk, slot, share, SOCKET_KIB, 0))
 		return 0;
 	state = create_socket_state(sk);
 	if (state)
-		settle(state, slot);
+		settle(state, slot, share);
 	else
-		discharge(sk, slot, tenant_of(slot), SOCKET_KIB);
+		discharge(sk, slot, tenant_of(slot), share, SOCKET_KIB);
 	return state;
 }
 
-/* A socket that has its state already turns out to be of `owners`. */
+/* A socket that has its state already turns out to be of `owners`. Its share stays as it was. */
 static __always_inline void charge_owner(struct sock *sk, struct socket_state *state,
 					 owners_t owners)
 {
 	u32 slot = first_slot(owners) & (MAX_SLOTS - 1);
 	struct socket_memory *of_slot = memory_of(slot);
 
-	if (state->charged != OF_NODE + 1 || !owners || !of_slot)
+	if (state->charged != MEMORY_OF_NODE + 1 || !owners || !of_slot)
 		return;
 	add_kib(of_slot, sk, memory_of_parts(sk));
-	settle(state, slot);
+	settle(state, slot, state->share);
 }
 
 /* Half of the memory is for sockets that have no ring. */
 static __always_inline bool charge_ring(struct sock *sk, struct socket_state *state, s32 kib)
 {
-	return state->charged && charge(sk, state->charged - 1, kib, 1);
+	return state->charged && charge(sk, state->charged - 1, state->share, kib, 1);
 }
 
 static __always_inline void discharge_ring(struct sock *sk, struct socket_state *state, s32 kib)
 {
-	discharge(sk, state->charged - 1, state->tenant, kib);
+	discharge(sk, state->charged - 1, state->tenant, state->share, kib);
 }
 
 static __always_inline void end_socket(struct sock *sk)
@@ -496,7 +516,7 @@ static __always_inline void end_socket(struct sock *sk)
 		return;
 	charged = state->charged;
 	state->charged = 0;
-	discharge(sk, charged - 1, state->tenant, memory_of_parts(sk));
+	discharge(sk, charged - 1, state->tenant, state->share, memory_of_parts(sk));
 }
 
 #ifdef WITH_ON_SOCKET_FILE
@@ -509,7 +529,7 @@ static __always_inline void end_socket(struct sock *sk)
 int on_socket_file(u64 *ctx)
 {
 	struct file *file = (struct file *)ctx[3];
-	struct socket_memory *of_node = memory_of_node(), *of_slot;
+	struct socket_memory *of_node = memory_at(MEMORY_OF_NODE), *of_slot, *of_share;
 	struct socket_state *state;
 	struct socket *socket;
 	struct sock *sk;
@@ -531,7 +551,10 @@ int on_socket_file(u64 *ctx)
 	state->counted_in = count;
 	kib = memory_of_parts(sk);
 	of_slot = memory_of(state->charged - 1);
+	of_share = memory_at(state->share);
 	__sync_fetch_and_add(&of_node->counted_kib, kib);
+	if (of_share)
+		__sync_fetch_and_add(&of_share->counted_kib, kib);
 	if (of_slot && (u8)of_slot->tenant == state->tenant)
 		__sync_fetch_and_add(&of_slot->counted_kib, kib);
 	return 0;

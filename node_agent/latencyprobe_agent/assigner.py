@@ -6,7 +6,14 @@ from collections.abc import Callable, Mapping
 
 from latencyprobe_agent.desired import Desired, Selector
 from latencyprobe_agent.kernel.contract import Engine, SlotSpec
-from latencyprobe_agent.plan import SlotKey, SlotTable, assignment, overcommitted, wanted_slots
+from latencyprobe_agent.plan import (
+    SlotKey,
+    SlotTable,
+    assignment,
+    overcommitted,
+    tenants_of,
+    wanted_slots,
+)
 from latencyprobe_agent.targets.facts import TargetFacts
 
 
@@ -38,21 +45,24 @@ class SlotAssigner:
         """
         refused = overcommitted(desired, facts, self._table.numbers, self._table.size)
         wanted = tuple(key for key in wanted_slots(desired, facts) if key not in refused)
+        tenants = tenants_of(desired)
         self._table.release_all_but(wanted)
         if self._table.draining:
-            self._assign(facts)
+            self._assign(facts, tenants)
             read()
             self._table.drained()
         self._table.allot(wanted)
         self._refused = refused
-        self._assign(facts)
+        self._assign(facts, tenants)
 
     def assign_again(self) -> None:
         """Have the next `assign` reach the engine even if no slot has changed."""
         self._assigned = None
 
-    def _assign(self, facts: Mapping[Selector, TargetFacts]) -> None:
-        slots = assignment(self._table.numbers, facts)
+    def _assign(
+        self, facts: Mapping[Selector, TargetFacts], tenants: Mapping[SlotKey, str]
+    ) -> None:
+        slots = assignment(self._table.numbers, facts, tenants)
         if slots != self._assigned:
             self._assigned = None
             self._engine.assign(slots)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from latencyprobe.domain.fairness import Claim, Shortage, refused_claims, share_text
 from latencyprobe.domain.stages import Module
@@ -253,14 +254,28 @@ def namespaces(facts: Mapping[Selector, TargetFacts]) -> Mapping[int, Namespace]
     return found
 
 
+def tenants_of(desired: Desired) -> Mapping[SlotKey, str]:
+    """Return the namespace of each slot; of several, the first by name."""
+    tenants: dict[SlotKey, str] = {}
+    for probe, target in desired.targets:
+        key = SlotKey(target.selector, probe.socket_filter)
+        tenants[key] = min(tenants.get(key, probe.namespace), probe.namespace)
+    return tenants
+
+
 def assignment(
-    numbers: Mapping[SlotKey, int], facts: Mapping[Selector, TargetFacts]
+    numbers: Mapping[SlotKey, int],
+    facts: Mapping[Selector, TargetFacts],
+    tenants: Mapping[SlotKey, str] = MappingProxyType({}),
 ) -> Mapping[int, SlotSpec]:
     """Return the spec of each slot, for the engine."""
-    return {number: spec_of(key, facts[key.selector]) for key, number in numbers.items()}
+    return {
+        number: spec_of(key, facts[key.selector], tenants.get(key, ""))
+        for key, number in numbers.items()
+    }
 
 
-def spec_of(key: SlotKey, facts: TargetFacts) -> SlotSpec:
+def spec_of(key: SlotKey, facts: TargetFacts, tenant: str = "") -> SlotSpec:
     """Return the spec by which the kernel identifies the sockets of one slot."""
     return SlotSpec(
         cgroup_ids=facts.cgroup_ids,
@@ -269,6 +284,7 @@ def spec_of(key: SlotKey, facts: TargetFacts) -> SlotSpec:
         netns_wide=facts.netns_wide,
         netns=facts.netns,
         socket_filter=key.socket_filter,
+        tenant=tenant,
     )
 
 

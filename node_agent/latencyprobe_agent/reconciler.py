@@ -107,8 +107,13 @@ class Reconciler:
         facts = self._resolver.facts_of(target.selector)
         if facts.state is TargetState.ATTACHED and (reason := self._waits_for(probe)):
             return failed(self._refusal) if self._refusal else pending(reason)
-        is_measured = facts.state is not TargetState.ATTACHED or key in self._slots.numbers
-        return facts if is_measured or not self._refusal else failed(self._refusal)
+        if facts.state is not TargetState.ATTACHED:
+            return facts
+        number = self._slots.numbers.get(key)
+        if number is None:
+            return failed(self._refusal) if self._refusal else facts
+        shortage = self._engine.shortages.get(number)
+        return facts.partial(shortage) if shortage else facts
 
     def _waits_for(self, probe: DesiredProbe) -> str:
         """Return why no module of a probe is loaded; empty if one is."""

@@ -22,10 +22,15 @@ from latencyprobe_operator.api.status_fields import NodeState
 
 @dataclass(frozen=True, slots=True)
 class TargetStatus:
-    """The state of one target at its agent; `message` has the reason if it is not attached."""
+    """The state of one target at its agent.
+
+    `is_partial`: a part of its packets is lost. `message` has the reason for that, or for not being
+    attached.
+    """
 
     state: TargetState
     message: str
+    is_partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)

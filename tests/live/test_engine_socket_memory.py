@@ -78,8 +78,8 @@ async def test_sockets_beyond_the_bound_are_lost_until_others_are_closed(
         with connections(client, server, SOCKETS):
             measured = taken(engine)
             stages = {stage.name: stage for stage in engine.coverage}
-            assert stages["rx.total"].state is CoverageState.PARTIAL
-            assert "memory for sockets is full" in stages["rx.total"].reason
+            assert stages["rx.total"].state is CoverageState.ACTIVE
+            assert "memory for sockets is full" in engine.shortages[SERVER]
             for name in ("rx.socket", "tx.total", "tcp.handshake", "app.response"):
                 stage = measured.stage(name)
                 assert 0 < stage.histogram.count <= MOST, name
@@ -90,8 +90,7 @@ async def test_sockets_beyond_the_bound_are_lost_until_others_are_closed(
     for name in ("rx.socket", "tx.total", "tcp.handshake", "app.response"):
         assert account_for(measured, name) == (MOST // 2 - 1, 0), name
     taken(engine)
-    reasons = {stage.reason for stage in engine.coverage}
-    assert not [reason for reason in reasons if "memory" in reason]
+    assert not engine.shortages
 
 
 @pytest.mark.every_kernel
@@ -129,9 +128,35 @@ async def test_a_target_beyond_its_bound_costs_no_other_one_its_figures(
         connections(client, server, 1, PORT + SOCKETS),
     ):
         measured = engine.read()
+    assert engine.shortages.keys() == {CROWDED}
     assert measured[CROWDED].stage("rx.socket").lost > 0
     for name in ("rx.socket", "tx.total", "tcp.handshake"):
         assert account_for(measured[OTHER], name) == (1, 0), name
+
+
+async def test_a_tenant_that_fills_the_nodes_memory_leaves_another_ones_share(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    share = 12  # of 72: half is divided by two tenants and one to come
+    engine = start_engine(socket_memory=SocketMemoryLimits(1000, 6 * share))
+    slots = {}
+    for slot, tenant, first in ((CROWDED, "crowd", PORT), (OTHER, "other", PORT + 3 * SOCKETS)):
+        ports = frozenset(range(first, first + 3 * SOCKETS))
+        watched = replace(everything_in(server), socket_filter=SocketFilter(ports=ports))
+        slots[slot] = replace(watched, tenant=tenant)
+    engine.assign(slots)
+    await engine.use(frozenset(DEFAULT_MODULES))
+    few = share // 2  # each has a listener beside it
+    with (
+        connections(client, server, 3 * SOCKETS),
+        connections(client, server, few, PORT + 3 * SOCKETS),
+    ):
+        measured = engine.read()
+    assert engine.shortages.keys() == {CROWDED}
+    assert measured[CROWDED].stage("rx.socket").lost > 0
+    for name in ("rx.socket", "tx.total", "tcp.handshake"):
+        assert account_for(measured[OTHER], name) == (few, 0), name
 
 
 async def test_a_new_target_of_a_slot_does_not_pay_for_the_sockets_of_the_one_before(

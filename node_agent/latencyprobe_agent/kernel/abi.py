@@ -35,6 +35,10 @@ MOST_BYTES: Mapping[str, tuple[int, frozenset[Module]]] = {
 # The memory of the states of sockets: of a target and of a node. A socket takes 1 KiB.
 SOCKET_KIB_OF_TARGET = 16 << 10
 SOCKET_KIB_OF_NODE = 64 << 10
+# Its table: the slots, the node, the share for all, and the shares of tenants.
+MEMORY_OF_NODE = MAX_SLOTS
+MEMORY_FOR_ALL = MAX_SLOTS + 1
+SOCKET_MEMORY_PLACES = 2 * MAX_SLOTS + 2
 # The table of network namespaces: entry 0 is not used, no chain is longer than NETNS_HOPS.
 MAX_NETNS = 1024
 NETNS_FIRST = 4096  # a power of two
@@ -107,6 +111,9 @@ MACROS: Mapping[str, int | str] = {
     "MAX_CGROUPS": MAX_CGROUPS,
     "MAX_PROCESSES": MAX_PROCESSES,
     "MAX_FILTER_PORTS": MAX_FILTER_PORTS,
+    "MEMORY_OF_NODE": MEMORY_OF_NODE,
+    "MEMORY_FOR_ALL": MEMORY_FOR_ALL,
+    "SOCKET_MEMORY_PLACES": SOCKET_MEMORY_PLACES,
     "MAX_NETNS": MAX_NETNS,
     "NETNS_FIRST": NETNS_FIRST,
     "NETNS_HOPS": NETNS_HOPS,
@@ -234,6 +241,7 @@ SOCKET_MEMORY = Layout(
     counted_kib="i",
     tenant="I",
     refused="I",
+    share="I",
 )
 SLOT_FILTER = Layout("slot_filter", protocols="H", has_ports="H")
 HANDLER_NAME = Layout("handler_name", text=f"{HANDLER_NAME_BYTES}s")

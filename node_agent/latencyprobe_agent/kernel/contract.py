@@ -53,7 +53,8 @@ class SlotSpec:
     their forks by itself. `netns_wide`: inode numbers of network namespaces every socket of which
     is a target. `netns`: inode numbers of all network namespaces of the target's sockets, those of
     `netns_wide` included. The first test skips packets in other namespaces. `cgroup_directories`:
-    those of all `cgroup_ids`, or none if they are not known.
+    those of all `cgroup_ids`, or none if they are not known. `tenant`: slots of one tenant have one
+    share of the node's memory for sockets; "": tenants are not told apart.
     """
 
     cgroup_ids: frozenset[int] = frozenset()
@@ -62,13 +63,15 @@ class SlotSpec:
     netns_wide: frozenset[int] = frozenset()
     netns: frozenset[int] = frozenset()
     socket_filter: SocketFilter = SocketFilter()
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class SocketMemoryLimits:
     """The most memory that the states of sockets take, in KiB.
 
-    Beyond it what sockets would have measured is counted as lost.
+    Beyond it what sockets would have measured is counted as lost. Half of the node's is divided
+    equally between the tenants, and the other half is free for all.
     """
 
     of_target: int = SOCKET_KIB_OF_TARGET
@@ -139,6 +142,10 @@ class Engine(Protocol):
     @property
     def coverage(self) -> tuple[StageCoverage, ...]:
         """Every stage of the vocabulary, in its order."""
+
+    @property
+    def shortages(self) -> Mapping[int, str]:
+        """The slots of which a part was lost in the last reading, because memory was full: why."""
 
     def overhead(self) -> Overhead:
         """Return the CPU time of our programs, as last measured."""

@@ -92,6 +92,7 @@ def status_message(target_id: str, facts: TargetFacts) -> pb.TargetStatus:
         message=bounded(facts.message, _LONGEST_MESSAGE),
         pids=facts.pids[:MAX_PIDS_SHOWN],
         omitted_pids=len(facts.pids[MAX_PIDS_SHOWN:]),
+        partial=facts.is_partial,
         cgroup=bounded(facts.cgroup, _LONGEST_CGROUP),
     )
 

@@ -99,6 +99,7 @@ def _status(target_id: str, facts: TargetFacts) -> pb.TargetStatus:
         id=target_id,
         state=target_state_to_proto(facts.state),
         message=bounded(facts.message, _LONGEST_MESSAGE),
+        partial=facts.is_partial,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from latencyprobe.domain.targets import TargetState
@@ -15,7 +15,8 @@ class TargetFacts:
     `cgroup` is the path below the mount of the v2 hierarchy. `pids` are the processes of the target
     for people; `tgids` are those that the kernel matches. `netns` are the inode numbers of the
     namespaces of the target's processes; `netns_wide` those of namespaces that are whole targets.
-    `cgroup_directories` are those of `cgroup_ids`.
+    `cgroup_directories` are those of `cgroup_ids`. `is_partial`: a part of its packets is lost, for
+    the reason in `message`.
     """
 
     state: TargetState
@@ -27,6 +28,12 @@ class TargetFacts:
     tgids: frozenset[int] = frozenset()
     netns: frozenset[int] = frozenset()
     netns_wide: frozenset[int] = frozenset()
+    is_partial: bool = False
+
+    def partial(self, reason: str) -> TargetFacts:
+        """Return the facts of the target while a part of its packets is lost."""
+        message = f"{self.message}; {reason}" if self.message else reason
+        return replace(self, message=message, is_partial=True)
 
     def gone(self, message: str) -> TargetFacts:
         """Return the facts of the target after its end: no processes, nothing to match."""

@@ -369,7 +369,8 @@ def target_status(message: pb.TargetStatus) -> TargetStatus:
     state = target_state_from_proto(message.state)
     if not message.message:
         return _WITHOUT_MESSAGE[state]
-    return TargetStatus(state, text_of(message.message))
+    is_partial = message.partial and state is TargetState.ATTACHED
+    return TargetStatus(state, text_of(message.message), is_partial)
 
 
 def _printable_measurement(measurement: Measurement) -> Measurement:

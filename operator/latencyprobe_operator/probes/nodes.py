@@ -48,6 +48,8 @@ def node_facts(
         gaps = gaps_in(agent.coverage, modules)
         if state is NodeState.READY and gaps:
             state = NodeState.PARTIAL
+        if state in MEASURING and any(status.is_partial for status in statuses):
+            state, message = NodeState.PARTIAL, _partial(list(zip(targets, statuses, strict=True)))
     if state in MEASURING and staleness.due_s > patience_s:
         state, message = NodeState.STALE, "its agent is connected, but does not report"
     last_report = None
@@ -102,10 +104,17 @@ def _of_targets(
     return NodeState.READY, ""
 
 
+def _partial(statuses: Sequence[tuple[ContainerTarget, TargetStatus]]) -> str:
+    return _first_of([each for each in statuses if each[1].is_partial], "measured in part")
+
+
 def _describe(
     statuses: Sequence[tuple[ContainerTarget, TargetStatus]], state: TargetState, otherwise: str
 ) -> str:
-    concerned = [(target, status) for target, status in statuses if status.state is state]
+    return _first_of([each for each in statuses if each[1].state is state], otherwise)
+
+
+def _first_of(concerned: Sequence[tuple[ContainerTarget, TargetStatus]], otherwise: str) -> str:
     target, status = concerned[0]
     more = f" (and {len(concerned) - 1} more)" if len(concerned) > 1 else ""
     return f"container {target.container.name}: {status.message or otherwise}{more}"

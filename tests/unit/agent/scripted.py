@@ -43,6 +43,7 @@ class ScriptedEngine:
         self.is_closed = False
         self.cpu_percent: float | None = 0.5
         self.figure = 0
+        self.lacking: dict[int, str] = {}
         self.sample_shift = 0
         self.tracing = False
         self.udp = False
@@ -99,6 +100,11 @@ class ScriptedEngine:
             else StageCoverage(stage.name, CoverageState.IDLE)
             for stage in STAGES
         )
+
+    @property
+    def shortages(self) -> Mapping[int, str]:
+        """What the test says."""
+        return self.lacking
 
     def overhead(self) -> Overhead:
         """What the test says."""

@@ -30,6 +30,7 @@ from latencyprobe_agent.plan import (
     is_udp_wanted,
     overcommitted,
     owners,
+    tenants_of,
     wanted_modules,
     wanted_slots,
 )
@@ -169,6 +170,24 @@ def test_each_kind_of_target_is_told_by_what_the_kernel_knows_of_it() -> None:
         1: SlotSpec(cgroup_ids=frozenset({5, 6}), netns=inodes, socket_filter=HTTPS),
         2: SlotSpec(netns_wide=inodes, netns=inodes, socket_filter=HTTPS),
     }
+
+
+def test_slots_have_the_tenant_whose_probe_asks_for_them() -> None:
+    shared, own = PidSelector(1), PidSelector(2)
+    probes = (
+        _probe("p", shared, namespace="shop"),
+        _probe("q", shared, own, namespace="bank"),
+        _probe("r", own, socket_filter=HTTPS, namespace="shop"),
+    )
+    tenants = tenants_of(Desired(1, probes))
+    assert tenants == {
+        SlotKey(shared, EVERYTHING): "bank",
+        SlotKey(own, EVERYTHING): "bank",
+        SlotKey(own, HTTPS): "shop",
+    }
+    numbers = {SlotKey(own, HTTPS): 5}
+    slots = assignment(numbers, {own: _attached(own)}, tenants)
+    assert slots[5].tenant == "shop"
 
 
 def test_a_target_that_too_many_filters_share_fails_alone() -> None:

@@ -14,6 +14,7 @@ from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.pacing import RESERVED_STARTS
 from latencyprobe_agent.readings import Readings
 from latencyprobe_agent.reconciler import Reconciler
+from latencyprobe_agent.serving.messages import status_message
 from latencyprobe_agent.serving.metrics import AgentMetrics
 from latencyprobe_agent.serving.requests import parse_desired
 from latencyprobe_agent.targets.facts import TargetFacts, failed, pending
@@ -107,6 +108,22 @@ async def waiting(monkeypatch: pytest.MonkeyPatch) -> Reconciled:
     reconciled.engine.refusal = KILLED
     reconciled.netns = frozenset({7})
     return reconciled
+
+
+async def test_a_target_whose_packets_are_lost_says_so_until_they_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reconciled = Reconciled(monkeypatch)
+    reconciled.netns = frozenset({7})
+    await reconciled.reconciler.adopt(parse_desired(state(probe())))
+    (slot,) = reconciled.engine.slots
+    partial = []
+    for lacking in ({}, {slot: "memory is full"}, {slot + 1: "memory is full"}):
+        reconciled.engine.lacking = lacking
+        standing = reconciled.standing
+        assert status_message("t", standing).partial is standing.is_partial
+        partial.append((standing.is_partial, standing.message))
+    assert partial == [(False, ""), (True, "memory is full"), (False, "")]
 
 
 async def test_what_can_not_be_loaded_is_tried_ever_more_seldom(waiting: Reconciled) -> None:

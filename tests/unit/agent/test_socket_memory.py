@@ -9,14 +9,19 @@ from itertools import pairwise
 import pytest
 
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
-from latencyprobe_agent.kernel.abi import MAX_SLOTS, SOCKET_MEMORIES, SOCKET_MEMORY
+from latencyprobe_agent.kernel.abi import (
+    MEMORY_FOR_ALL,
+    MEMORY_OF_NODE,
+    SOCKET_MEMORIES,
+    SOCKET_MEMORY,
+)
 from latencyprobe_agent.kernel.contract import SocketMemoryLimits
-from latencyprobe_agent.kernel.runtime.socket_memory import SocketMemory, full
+from latencyprobe_agent.kernel.runtime.socket_memory import SocketMemory, full, shares_kib
 
 LIMITS = SocketMemoryLimits(of_target=1024, of_node=4096)
-NODE = MAX_SLOTS
+NODE = MEMORY_OF_NODE
 SLOT = 7
-MEMBERS = ("kib", "most_kib", "unreported_kib", "counted_kib", "tenant", "refused")
+MEMBERS = ("kib", "most_kib", "unreported_kib", "counted_kib", "tenant", "refused", "share")
 
 
 class Maps:
@@ -58,7 +63,7 @@ def maps() -> Maps:
 @pytest.fixture
 def memory(maps: Maps) -> SocketMemory:
     made = SocketMemory(maps, LIMITS)
-    made.admit([SLOT])
+    made.admit([SLOT], {SLOT: ""})
     return made
 
 
@@ -69,7 +74,7 @@ def test_a_slot_begins_empty_and_with_another_tenant_each_time(
     first = maps.get(SLOT)
     assert (first["kib"], first["most_kib"]) == (0, LIMITS.of_target)
     maps.set(SLOT, kib=900, refused=3)
-    memory.admit([SLOT])
+    memory.admit([SLOT], {SLOT: ""})
     again = maps.get(SLOT)
     assert (again["kib"], again["refused"]) == (0, 0)
     assert again["tenant"] != first["tenant"]
@@ -78,15 +83,17 @@ def test_a_slot_begins_empty_and_with_another_tenant_each_time(
 def test_memory_is_full_for_a_reading_if_a_socket_was_refused_since_the_last(
     maps: Maps, memory: SocketMemory, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def is_full() -> bool:
+    def found() -> tuple[bool, frozenset[int]]:
         memory.read([SLOT])
-        return memory.is_full
+        return memory.is_full, memory.full_slots
 
-    assert not is_full()
-    for place in (SLOT, NODE):
-        maps.set(place, refused=1)
-        assert is_full()
-        assert not is_full()
+    assert found() == (False, frozenset())
+    maps.set(SLOT, refused=1)
+    assert found() == (False, frozenset({SLOT}))
+    assert found() == (False, frozenset())
+    maps.set(NODE, refused=1)
+    assert found() == (True, frozenset())
+    assert found() == (False, frozenset())
     assert "1 MiB a target, 4 MiB a node" in caplog.text
 
 
@@ -153,3 +160,57 @@ def test_full_memory_makes_the_stages_of_sockets_partial_and_no_others() -> None
     assert received.reason.startswith("some packets are counted as lost")
     assert sent.reason.startswith("no hook; some packets are counted as lost")
     assert (accept, irq) == coverage[2:]
+
+
+@pytest.mark.parametrize(
+    ("tenants", "own", "for_all"),
+    [({""}, 4096, 4096), ({"a"}, 1024, 2048), ({"a", "b"}, 682, 2048), ({"", "a", "b"}, 512, 2048)],
+)
+def test_half_of_a_nodes_memory_is_the_tenants_own(
+    tenants: set[str], own: int, for_all: int
+) -> None:
+    assert shares_kib(4096, tenants) == (own, for_all)
+
+
+def test_slots_of_a_tenant_have_one_share_and_others_have_theirs(
+    maps: Maps, memory: SocketMemory
+) -> None:
+    memory.admit([1, 2, 3], {1: "shop", 2: "shop", 3: "bank"})
+    shop, bank = maps.get(1)["share"], maps.get(3)["share"]
+    assert maps.get(2)["share"] == shop != bank
+    assert [maps.get(place)["most_kib"] for place in (shop, bank)] == [682, 682]
+    assert maps.get(MEMORY_FOR_ALL)["most_kib"] == 2048
+
+
+def test_a_share_that_is_in_use_is_never_another_tenants(maps: Maps, memory: SocketMemory) -> None:
+    memory.admit([1], {1: "shop"})
+    shop = maps.get(1)["share"]
+    maps.set(shop, kib=5)
+    memory.admit([2], {2: "bank"})
+    assert maps.get(2)["share"] != shop
+    assert (maps.get(shop)["kib"], maps.get(shop)["most_kib"]) == (5, 0)
+    memory.admit([3], {2: "bank", 3: "shop"})
+    assert maps.get(3)["share"] == shop
+    assert maps.get(shop)["most_kib"] == 682
+    maps.set(shop, kib=0)
+    memory.admit([], {2: "bank", 3: "bank"})
+    assert maps.get(3)["share"] == maps.get(2)["share"]
+    memory.admit([4], {2: "bank", 4: "farm"})
+    assert maps.get(4)["share"] == shop
+
+
+def test_sums_of_shares_are_corrected_with_those_of_their_slots(
+    maps: Maps, memory: SocketMemory
+) -> None:
+    share = maps.get(SLOT)["share"]
+
+    def count() -> bool:
+        for place in (SLOT, NODE, share):
+            maps.set(place, counted_kib=100)
+        return True
+
+    maps.count = count
+    for place in (SLOT, NODE, share):
+        maps.set(place, kib=800, unreported_kib=500)
+    memory.read([SLOT])
+    assert [maps.get(place)["kib"] for place in (SLOT, NODE, share)] == [400, 400, 400]

@@ -94,6 +94,22 @@ def test_a_stage_that_is_not_measured_makes_the_node_partial() -> None:
     assert node_facts("n", agent, "uid", TARGETS, [Module.TCP]).state is NodeState.READY
 
 
+def test_a_node_is_partial_for_the_probe_alone_whose_target_loses_packets() -> None:
+    partial = TargetStatus(TargetState.ATTACHED, "the memory for sockets is full", is_partial=True)
+    agent = AgentView(
+        NodeState.READY,
+        targets={
+            "uid": {target_id("a"): ATTACHED, target_id("b"): partial},
+            "other": {target_id("a"): ATTACHED, target_id("b"): ATTACHED},
+        },
+    )
+
+    concerned = node_facts("n", agent, "uid", TARGETS, DEFAULT_MODULES)
+    assert (concerned.state, concerned.attached) == (NodeState.PARTIAL, 2)
+    assert concerned.message == "container server: the memory for sockets is full"
+    assert node_facts("n", agent, "other", TARGETS, DEFAULT_MODULES).state is NodeState.READY
+
+
 NOON = 1_800_000_000.0
 
 

@@ -47,7 +47,7 @@ from latencyprobe_agent.kernel.runtime.loaded import LoadedObject, build
 from latencyprobe_agent.kernel.runtime.overhead import OverheadClock
 from latencyprobe_agent.kernel.runtime.rest import Rest
 from latencyprobe_agent.kernel.runtime.shards import Shards, share_out
-from latencyprobe_agent.kernel.runtime.socket_memory import SocketMemory, full
+from latencyprobe_agent.kernel.runtime.socket_memory import SocketMemory, full, shortage
 from latencyprobe_agent.kernel.runtime.tracer import Tracer
 from latencyprobe_agent.kernel.typeinfo import kernel_types_kind, missing_types_message
 
@@ -143,7 +143,7 @@ class KernelEngine:
             self._resume(self._rest)
         elif self._object is not None:
             if self._socket_memory is not None:
-                self._socket_memory.admit(slots.keys() - before.keys())
+                self._socket_memory.admit(slots.keys() - before.keys(), _tenants(slots))
             self._write_targets()
             if forget_children:
                 self._forget_children(self._object)
@@ -172,6 +172,13 @@ class KernelEngine:
         if self._socket_memory is None or not self._socket_memory.is_full:
             return self._coverage
         return full(self._coverage, self._socket_memory_limits)
+
+    @property
+    def shortages(self) -> Mapping[int, str]:
+        """See `contract.Engine.shortages`."""
+        if self._socket_memory is None:
+            return {}
+        return dict.fromkeys(self._socket_memory.full_slots, shortage(self._socket_memory_limits))
 
     def overhead(self) -> Overhead:
         """See `contract.Engine.overhead`."""
@@ -237,7 +244,7 @@ class KernelEngine:
         self._clock.follow(loaded)
         loaded.begin(_shards(self._slots))
         self._socket_memory = SocketMemory(loaded, self._socket_memory_limits)
-        self._socket_memory.admit(self._slots)
+        self._socket_memory.admit(self._slots.keys(), _tenants(self._slots))
         self._write_targets()
         if loaded.ring is not None:
             self._tracer.follow(loaded.ring)
@@ -362,6 +369,10 @@ class KernelEngine:
             StageCoverage(stage.name, CoverageState.IDLE, reason="no probe asks for its module")
             for stage in STAGES
         )
+
+
+def _tenants(slots: Mapping[int, SlotSpec]) -> Mapping[int, str]:
+    return {slot: spec.tenant for slot, spec in slots.items()}
 
 
 def _shards(slots: Collection[int]) -> Mapping[int, Shards]:

@@ -1,24 +1,31 @@
 """The bound of the memory that the states of sockets take: bpf/include/sockets.h.
 
-The programs charge each socket to its slot and to the node, and refuse what does not fit.
+The programs charge each socket to its slot, to the node, and to a *share* of the node's memory.
+They refuse what does not fit. Each tenant has a share that no other one can use. A socket that does
+not fit there takes its memory from the share for all.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.stages import BY_NAME, Module
-from latencyprobe_agent.kernel.abi import MAX_SLOTS, SOCKET_MEMORIES
+from latencyprobe_agent.kernel.abi import (
+    MEMORY_FOR_ALL,
+    MEMORY_OF_NODE,
+    SOCKET_MEMORIES,
+    SOCKET_MEMORY_PLACES,
+)
 from latencyprobe_agent.kernel.contract import SocketMemoryLimits
 from latencyprobe_agent.kernel.hooks import COUNT_SOCKETS
 
 log = logging.getLogger(__name__)
 
-_OF_NODE = MAX_SLOTS
+_OF_TENANTS = range(MEMORY_FOR_ALL + 1, SOCKET_MEMORY_PLACES)
 _SOCKET_MODULES = frozenset({Module.RX, Module.TX, Module.TCP})
 
 
@@ -44,40 +51,85 @@ class _Entry(NamedTuple):
     counted_kib: int = 0
     tenant: int = 0
     refused: int = 0
+    share: int = 0
 
 
 class SocketMemory:
-    """The bounds of one loaded object. Its maps are new, and so are all sockets' states."""
+    """The bounds of one loaded object. Its maps are new, and so are all sockets' states.
+
+    `is_full`: a socket of no known target was refused. `full_slots`: those with a refused socket.
+    """
 
     def __init__(self, maps: MapAccess, limits: SocketMemoryLimits) -> None:
         self._maps = maps
         self._limits = limits
         self._refused: dict[int, int] = {}
+        self._shares: dict[str, int] = {}
         self._number = 0
         self.is_full = False
-        self._write(_OF_NODE, _Entry(most_kib=limits.of_node))
+        self.full_slots: frozenset[int] = frozenset()
+        self._write(MEMORY_OF_NODE, _Entry(most_kib=limits.of_node))
+        self._write(MEMORY_FOR_ALL, _Entry(most_kib=limits.of_node))
 
-    def admit(self, slots: Iterable[int]) -> None:
-        """Give these slots their bound, each to a new target: of the one before nothing counts."""
-        for slot in slots:
-            tenant = self._read(slot).tenant + 1
-            self._write(slot, _Entry(most_kib=self._limits.of_target, tenant=tenant & 0xFF))
-            self._refused.pop(slot, None)
+    def admit(self, slots: Collection[int], tenants: Mapping[int, str]) -> None:
+        """Give these slots their bound, each to a new target: of the one before nothing counts.
+
+        `tenants`: those of all slots.
+        """
+        self._share_out(frozenset(tenants.values()))
+        for slot, tenant in tenants.items():
+            before, share = self._read(slot), self._shares.get(tenant, MEMORY_FOR_ALL)
+            if slot in slots:
+                number = (before.tenant + 1) & 0xFF
+                self._write(
+                    slot, _Entry(most_kib=self._limits.of_target, tenant=number, share=share)
+                )
+                self._refused.pop(slot, None)
+            elif before.share != share:
+                self._write(slot, before._replace(share=share))
+
+    def _share_out(self, tenants: frozenset[str]) -> None:
+        """Set the shares of these tenants. One that has left keeps its place while it is in use."""
+        for gone in self._shares.keys() - tenants:
+            if self._read(self._shares[gone]).kib <= 0:
+                del self._shares[gone]
+        for new in sorted(tenants - self._shares.keys()):
+            free = (place for place in _OF_TENANTS if place not in self._shares.values())
+            place = next(free, None)
+            if place is None:
+                break
+            self._shares[new] = place
+            self._write(place, _Entry())
+        own, for_all = shares_kib(self._limits.of_node, tenants)
+        self._bound(MEMORY_FOR_ALL, for_all)
+        for tenant, place in self._shares.items():
+            self._bound(place, own if tenant in tenants else 0)
+
+    def _bound(self, place: int, most_kib: int) -> None:
+        """Set a bound; what programs charge at this very moment may be missed."""
+        entry = self._read(place)
+        if entry.most_kib != most_kib:
+            self._write(place, entry._replace(most_kib=most_kib))
 
     def read(self, slots: Collection[int]) -> None:
-        """Find out if a socket of these slots, or of the node, was refused since the last call.
+        """Find out if a socket of these slots, or of none, was refused since the last call.
 
         Where half of the memory is in use, count the sockets whose end nothing reports.
         """
-        was_full, self.is_full = self.is_full, False
-        used = {place: self._read(place) for place in (*slots, _OF_NODE)}
-        for place, entry in used.items():
-            self.is_full |= entry.refused != self._refused.get(place, 0)
-            self._refused[place] = entry.refused
+        had_room = not (self.is_full or self.full_slots)
+        places = (*slots, MEMORY_OF_NODE, MEMORY_FOR_ALL, *self._shares.values())
+        used = {place: self._read(place) for place in places}
+        refusing = {place for place, entry in used.items() if self._has_refused(place, entry)}
+        self.is_full = MEMORY_OF_NODE in refusing
+        self.full_slots = frozenset(refusing.intersection(slots))
         if any(entry.unreported_kib and 2 * entry.kib > entry.most_kib for entry in used.values()):
             self._count(used)
-        if self.is_full and not was_full:
-            log.warning("%s", _reason(self._limits))
+        if had_room and refusing:
+            log.warning("%s", shortage(self._limits))
+
+    def _has_refused(self, place: int, entry: _Entry) -> bool:
+        before, self._refused[place] = self._refused.get(place, 0), entry.refused
+        return before != entry.refused
 
     def _count(self, before: Mapping[int, _Entry]) -> None:
         """Have the kernel count the sockets whose end nothing reports, and correct the sums.
@@ -86,7 +138,7 @@ class SocketMemory:
         """
         self._number = self._number % 0xFF + 1  # 0: of sockets that no count has seen
         for place, entry in before.items():
-            tenant = self._number if place == _OF_NODE else entry.tenant
+            tenant = self._number if place == MEMORY_OF_NODE else entry.tenant
             self._write(place, entry._replace(counted_kib=0, tenant=tenant))
         try:
             if not self._maps.iterate(COUNT_SOCKETS):
@@ -104,7 +156,7 @@ class SocketMemory:
 
     def used_kib(self, slot: int | None = None) -> int:
         """Return what the sockets of a slot take, or those of the node."""
-        return self._read(_OF_NODE if slot is None else slot).kib
+        return self._read(MEMORY_OF_NODE if slot is None else slot).kib
 
     def _read(self, place: int) -> _Entry:
         key = SOCKET_MEMORIES.key.pack(place)
@@ -116,11 +168,22 @@ class SocketMemory:
         self._maps.write(SOCKET_MEMORIES.name, {SOCKET_MEMORIES.key.pack(place): packed})
 
 
+def shares_kib(of_node: int, tenants: Collection[str]) -> tuple[int, int]:
+    """Return the share of each tenant, and the one for all, of a node's memory.
+
+    One more tenant may come: its share is left free.
+    """
+    if not any(tenants):
+        return of_node, of_node
+    half = of_node // 2
+    return half // (len(tenants) + 1), half
+
+
 def full(
     coverage: tuple[StageCoverage, ...], limits: SocketMemoryLimits
 ) -> tuple[StageCoverage, ...]:
     """Return the coverage of a node with more sockets than it has memory for."""
-    return tuple(_partial(stage, _reason(limits)) for stage in coverage)
+    return tuple(_partial(stage, shortage(limits)) for stage in coverage)
 
 
 def _partial(stage: StageCoverage, reason: str) -> StageCoverage:
@@ -132,8 +195,10 @@ def _partial(stage: StageCoverage, reason: str) -> StageCoverage:
     return replace(stage, state=CoverageState.PARTIAL, reason="; ".join(reasons))
 
 
-def _reason(limits: SocketMemoryLimits) -> str:
+def shortage(limits: SocketMemoryLimits) -> str:
+    """Return the reason why packets are lost."""
     return (
         "some packets are counted as lost because the memory for sockets is full: "
-        f"{limits.of_target / 1024:g} MiB a target, {limits.of_node / 1024:g} MiB a node"
+        f"{limits.of_target / 1024:g} MiB a target, {limits.of_node / 1024:g} MiB a node, "
+        "in shares of its namespaces"
     )
