@@ -16,7 +16,7 @@ from rich.table import Table
 from bench.network import Network, Traffic, compiled_traffic, network, own_netns, traffic
 from bench.outcome import CannotMeasureError, Outcome
 from bench.programs import foreign_programs
-from bench.ratio import Spread, verdict
+from bench.ratio import MEDIAN, Spread, verdict
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
@@ -73,7 +73,7 @@ def _rate(pool: ThreadPoolExecutor, sources: list[Traffic]) -> float:
 
 def _outcome(ratio: Spread, foreign: int) -> Outcome:
     table = Table(title="Time of a request and its response, one slot : a slot for each CPU")
-    for heading in ("CPUs", "ratio: median (least to most)", "target", ""):
+    for heading in ("CPUs", f"ratio: {MEDIAN}", "target", ""):
         table.add_column(heading)
     table.add_row(str(CPUS), str(ratio), f"<= {MOST}", verdict(met=ratio.median <= MOST))
     remarks = (

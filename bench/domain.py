@@ -15,7 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bench.outcome import Outcome
-from bench.ratio import Spread, verdict
+from bench.ratio import MEDIAN, Spread, verdict
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement, StageMeasurement
 from latencyprobe.domain.report import report_on
@@ -129,7 +129,7 @@ def _rate(task: Task) -> float:
 def _outcome(tasks: Sequence[Task], rates: dict[str, Spread]) -> Outcome:
     table = Table(title=f"{NODES:,} nodes x {len(STAGES)} stages every {INTERVAL_S:.0f} s")
     table.add_column("task")
-    for heading in ("a second: median (least to most)", "times an interval", "% of a core"):
+    for heading in (f"a second: {MEDIAN}", "times an interval", "% of a core"):
         table.add_column(heading, justify="right")
     percents = {
         task.name: 100 * task.times / rates[task.name].median / INTERVAL_S
@@ -140,7 +140,7 @@ def _outcome(tasks: Sequence[Task], rates: dict[str, Spread]) -> Outcome:
         rate = rates[task.name]
         table.add_row(
             task.name,
-            f"{rate.median:,.0f}  ({rate.least:,.0f} to {rate.most:,.0f})",
+            f"{rate.median:,.0f}  ({rate.lower:,.0f} to {rate.upper:,.0f})",
             "" if task.times is None else f"{task.times:,}",
             "" if task.times is None else f"{percents[task.name]:.1f}",
         )

@@ -35,7 +35,7 @@ from bench.programs import (
     run_times,
     unit_program,
 )
-from bench.ratio import Spread, verdict
+from bench.ratio import MEDIAN, Spread, verdict
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
 from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.hooks import EVENTS
@@ -235,9 +235,7 @@ def _limit(scenario: Scenario) -> int:
 
 
 def _sums_table(scenarios: Sequence[Scenario], found: Mapping[str, Sequence[Costs]]) -> Table:
-    table = Table(
-        title="Hooks a packet, all programs of rx+tx+tcp: median (least to most of the rounds)"
-    )
+    table = Table(title=f"Hooks a packet, all programs of rx+tx+tcp: {MEDIAN} of the rounds")
     for heading in ("packet of", "received", "sent", "both", "beyond empty", "target", ""):
         table.add_column(heading, justify="left" if heading in {"packet of", ""} else "right")
     for scenario in scenarios:

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from bench.outcome import CannotMeasureError, Outcome
 from bench.programs import kernel_memory
-from bench.ratio import Spread, verdict
+from bench.ratio import MEDIAN, Spread, verdict
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
@@ -249,7 +249,7 @@ def _resident_mib(pid: int) -> float:
 
 
 def _outcome(spreads: dict[str, Spread]) -> Outcome:
-    table = Table(title="Memory and idle CPU: median (least to most of the rounds)")
+    table = Table(title=f"Memory and idle CPU: {MEDIAN} of the rounds")
     for heading in ("what", "figure", "unit", "target", ""):
         table.add_column(heading, justify="right" if heading == "figure" else "left")
     for figure in FIGURES:

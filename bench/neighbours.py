@@ -1,8 +1,7 @@
 """The rate that programs in wide use keep: beside a target, and as targets.
 
 A server and its client are pods behind a bridge. Either a third pod, which is idle, is the target,
-so that both are strangers; or both are targets. Each slice of time with our programs is compared
-with the mean of those before and after it. The kernel's run-time statistics are off.
+so that both are strangers; or both are targets. The kernel's run-time statistics are off.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.progress import Progress
@@ -17,13 +17,11 @@ from rich.table import Table
 
 from bench.outcome import Outcome
 from bench.pods import Node, node
+from bench.probing import engine_with_cache, measuring
 from bench.programs import foreign_programs
-from bench.ratio import Spread, verdict
-from bench.real_programs import PROGRAMS, Load, serving
-from latencyprobe.domain.stages import DEFAULT_MODULES
+from bench.ratio import MEDIAN, Spread, paired, verdict
+from bench.real_programs import PROGRAMS, serving
 from latencyprobe_agent.kernel.contract import SlotSpec
-from latencyprobe_agent.kernel.load.cache import ObjectCache
-from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 
 DEFAULT_ROUNDS = 15
 
@@ -40,28 +38,23 @@ class Part:
 async def run(rounds: int, progress: Progress) -> Outcome:
     """Measure all programs, one after the other."""
     foreign = foreign_programs()
-    bar = progress.add_task("neighbours", total=rounds * len(PROGRAMS))
-    ratios: dict[tuple[str, str], list[float]] = {}
-    unprobed: dict[str, list[float]] = {}
+    bar = progress.add_task("neighbours", total=rounds * 2 * len(PROGRAMS))
+    ratios: dict[tuple[str, str], Sequence[float]] = {}
+    unprobed: dict[str, Sequence[float]] = {}
     for program in PROGRAMS:
         program.require()
     with node() as pods, tempfile.TemporaryDirectory(prefix="latencyprobe-bench-") as objects:
         parts = _parts(pods)
-        # Without a cache each slice with our programs would begin with a compilation.
-        engine = KernelEngine(host_netns=pods.host.inode, cache=ObjectCache(Path(objects)))
-        try:
+        async with engine_with_cache(pods.host.inode, Path(objects)) as engine:
+            arms = {part.name: partial(measuring, engine, part.slots) for part in parts}
             for program in PROGRAMS:
                 with serving(program, pods.server, pods.client) as load:
-                    rates = unprobed[program.name] = [load.measured()]
-                    for _ in range(rounds):
-                        for part in parts:
-                            probed = await _probed(engine, part, load)
-                            rates.append(load.measured())
-                            ratio = 2 * probed / (rates[-2] + rates[-1])
-                            ratios.setdefault((program.name, part.name), []).append(ratio)
-                        progress.advance(bar)
-        finally:
-            await engine.close()
+                    advance = partial(progress.advance, bar)
+                    found = await paired(arms, load.measured, rounds, advance)
+                unprobed[program.name] = found.unprobed
+                ratios.update(
+                    {(program.name, name): values for name, values in found.ratios.items()}
+                )
     return _outcome(parts, ratios, unprobed, foreign)
 
 
@@ -77,16 +70,6 @@ def _parts(pods: Node) -> tuple[Part, ...]:
     )
 
 
-async def _probed(engine: KernelEngine, part: Part, load: Load) -> float:
-    engine.assign(part.slots)
-    await engine.use(frozenset(DEFAULT_MODULES))
-    engine._clock.stop()
-    try:
-        return load.measured()
-    finally:
-        await engine.use(frozenset())
-
-
 def _outcome(
     parts: Sequence[Part],
     ratios: Mapping[tuple[str, str], Sequence[float]],
@@ -94,7 +77,7 @@ def _outcome(
     foreign: int,
 ) -> Outcome:
     table = Table(title="The rate that programs keep, probed : unprobed")
-    for heading in ("program", "as", "ratio: median (least to most)", "target", ""):
+    for heading in ("program", "as", f"ratio: {MEDIAN}", "target", ""):
         table.add_column(heading, justify="right" if heading.startswith("ratio") else "left")
     found = []
     for (program, name), values in ratios.items():

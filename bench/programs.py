@@ -42,7 +42,7 @@ class RunTime:
 
 
 def descriptors(pid: int) -> list[Mapping[str, str]]:
-    """Yield the fields of each descriptor of a process that is a program, a link or a map."""
+    """Return the fields of each descriptor of a process that is a program, a link or a map."""
     found: list[Mapping[str, str]] = []
     for path in Path(f"/proc/{pid}/fdinfo").iterdir():
         try:
@@ -53,6 +53,11 @@ def descriptors(pid: int) -> list[Mapping[str, str]]:
         if fields.keys() & {"prog_id", "map_id"}:
             found.append(fields)
     return found
+
+
+def links(pid: int) -> int:
+    """Return the number of a process's links: of the places where its programs are attached."""
+    return sum("link_id" in fields for fields in descriptors(pid))
 
 
 def run_times(*, without: Sequence[UnitProgram]) -> Mapping[str, RunTime]:

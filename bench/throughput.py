@@ -1,8 +1,8 @@
 """TCP requests and responses on a veth pair: the rate with our programs and without.
 
-Each arm is measured between two unprobed slices and compared with their mean, which removes the
-drift of the machine. Client and server share one CPU (request_response.c), which shows the whole
-cost: on a real network, the latency of the wire hides most of it.
+Each arm is measured between two unprobed slices. Client and server share one CPU
+(request_response.c), which shows the whole cost: on a real network, the latency of the wire hides
+most of it.
 
 The agent enables the kernel's run-time statistics only for a small part of the time. So they are
 off here, except in the arms that name them.
@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from rich.progress import Progress
 from rich.table import Table
@@ -23,7 +24,7 @@ from bench.bpftrace import bpftrace, is_installed
 from bench.network import Network, Traffic, compiled_traffic, network, own_netns, traffic
 from bench.outcome import Outcome
 from bench.programs import foreign_programs
-from bench.ratio import Spread, verdict
+from bench.ratio import MEDIAN, Spread, paired, verdict
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.contract import SlotSpec, TraceSpec
@@ -68,22 +69,16 @@ async def run(rounds: int, progress: Progress) -> Outcome:
         arms = _arms(net)
         bar = progress.add_task("throughput", total=rounds * len(arms))
         engine = KernelEngine(host_netns=own_netns())
-        ratios: dict[str, list[float]] = {arm.name: [] for arm in arms}
-        unprobed: list[float] = []
         try:
-            for _ in range(rounds):
-                before = _rate(source)
-                for arm in arms:
-                    async with _probed(arm, engine):
-                        probed = _rate(source)
-                    after = _rate(source)
-                    ratios[arm.name].append(2 * probed / (before + after))
-                    unprobed.append(after)
-                    before = after
-                    progress.advance(bar)
+            found = await paired(
+                {arm.name: partial(_probed, arm, engine) for arm in arms},
+                partial(_rate, source),
+                rounds,
+                partial(progress.advance, bar),
+            )
         finally:
             await engine.close()
-    return _outcome(arms, ratios, Spread.of(unprobed), foreign)
+    return _outcome(arms, found.ratios, Spread.of(found.unprobed), foreign)
 
 
 def _arms(net: Network) -> tuple[Arm, ...]:
@@ -147,7 +142,7 @@ def _outcome(
     arms: Sequence[Arm], ratios: Mapping[str, Sequence[float]], unprobed: Spread, foreign: int
 ) -> Outcome:
     table = Table(title="Rate of TCP requests and responses, probed : unprobed")
-    for heading in ("probed", "ratio: median (least to most)", "target", ""):
+    for heading in ("probed", f"ratio: {MEDIAN}", "target", ""):
         table.add_column(heading, justify="right" if heading.startswith("ratio") else "left")
     spreads = {arm.name: Spread.of(ratios[arm.name]) for arm in arms}
     for arm in arms:
@@ -160,7 +155,7 @@ def _outcome(
         )
     rate = (
         f"Unprobed: {unprobed.median:,.0f} a second "
-        f"({unprobed.least:,.0f} to {unprobed.most:,.0f}), client and server on one CPU."
+        f"({unprobed.lower:,.0f} to {unprobed.upper:,.0f}), client and server on one CPU."
     )
     remarks = [rate]
     if not is_installed():

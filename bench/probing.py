@@ -1,0 +1,84 @@
+"""Our programs for a slice of time: attached for targets, or loaded and waiting for one.
+
+The kernel's run-time statistics are off meanwhile: the agent has them on for a small part of the
+time only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from bench.outcome import CannotMeasureError
+from bench.programs import links
+from latencyprobe.domain.stages import DEFAULT_MODULES, Module
+from latencyprobe.domain.targets import TargetState
+from latencyprobe_agent.desired import Selector
+from latencyprobe_agent.kernel.contract import SlotSpec, SocketFilter
+from latencyprobe_agent.kernel.load.cache import ObjectCache
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from latencyprobe_agent.plan import SlotKey, spec_of
+from latencyprobe_agent.targets.resolver import Resolver
+
+MODULES = frozenset(DEFAULT_MODULES)
+# Else each slice says again which hooks this kernel has not.
+_quiet = logging.getLogger(__name__)
+_quiet.setLevel(logging.ERROR)
+
+
+@asynccontextmanager
+async def engine_with_cache(host_netns: int, objects: Path) -> AsyncIterator[KernelEngine]:
+    """Make an engine. Without a cache each slice would begin with a compilation."""
+    engine = KernelEngine(host_netns=host_netns, cache=ObjectCache(objects), log=_quiet)
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+def slots_of(*selectors: Selector) -> Mapping[int, SlotSpec]:
+    """Return a slot for each target, as the agent makes them from what it finds out."""
+    resolver = Resolver()
+    resolver.track(selectors)
+    found = {}
+    for slot, selector in enumerate(selectors):
+        facts = resolver.facts_of(selector)
+        if facts.state is not TargetState.ATTACHED:
+            raise CannotMeasureError(f"{selector} is {facts.state}: {facts.message}")
+        found[slot] = spec_of(SlotKey(selector, SocketFilter()), facts)
+    return found
+
+
+@asynccontextmanager
+async def measuring(
+    engine: KernelEngine,
+    slots: Mapping[int, SlotSpec],
+    *,
+    modules: frozenset[Module] = MODULES,
+    udp: bool = True,
+) -> AsyncIterator[None]:
+    """Measure these slots, for the time of the `with` block."""
+    engine.assign(slots)
+    await engine.use(modules, udp=udp)
+    engine._clock.stop()
+    try:
+        yield
+    finally:
+        await engine.use(frozenset())
+
+
+@asynccontextmanager
+async def without_target(engine: KernelEngine) -> AsyncIterator[None]:
+    """Have the modules in use, and no target. Raise CannotMeasureError if anything is attached."""
+    async with measuring(engine, {}):
+        engine.assign({})
+        assert engine._rest is not None
+        if (loading := engine._rest._loading) is not None:
+            await asyncio.wrap_future(loading)
+        if attached := links(os.getpid()):
+            raise CannotMeasureError(f"{attached} programs are attached, and there is no target")
+        yield
