@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import contention, domain, hooks, memory, neighbours, throughput
+from bench import contention, domain, hooks, memory, neighbours, paths, throughput
 from bench.outcome import CannotMeasureError, Outcome
 from latencyprobe_agent.kernel.contract import EngineError
 
@@ -39,6 +39,9 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         neighbours.run,
         neighbours.DEFAULT_ROUNDS,
         "real programs as strangers and as targets, probed : unprobed",
+    ),
+    "paths": Benchmark(
+        paths.run, paths.DEFAULT_ROUNDS, "TCP requests and responses of pods, by bridge and NIC"
     ),
     "contention": Benchmark(
         contention.run, contention.DEFAULT_ROUNDS, "two CPUs that count for one target"

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.network import Namespace
+from bench.network import FIRST, Namespace, last_cpu
 from bench.outcome import CannotMeasureError
 from bench.pods import SERVER_ADDRESS
 
@@ -48,8 +48,9 @@ class Inside:
     """Runs commands in a network namespace, all on one CPU: the whole cost shows in the rate."""
 
     def __init__(self, namespace: Namespace) -> None:
-        cpu = max(os.sched_getaffinity(0))
-        self._prefix = ["nsenter", f"--net={namespace.path}", "taskset", "--cpu-list", str(cpu)]
+        cpu = last_cpu()
+        inside = ("nsenter", f"--net={namespace.path}", "taskset", "--cpu-list", str(cpu))
+        self._prefix = [*FIRST, *inside]
 
     def start(self, arguments: Sequence[str | Path]) -> subprocess.Popen[bytes]:
         """Start a program that goes on."""

@@ -8,6 +8,8 @@
  * exchanges for so long, and prints "TRANSACTIONS NANOSECONDS", both without a warm-up of 200
  * transactions. Ends with its input.
  *
+ * Without a server ("-" for its namespace), port 7 of the address answers, far_end.c for one.
+ *
  * Client and server share one CPU: a transaction then costs the CPU time that it costs, without the
  * wake-up of an idle CPU, which on virtual machines takes longer than everything else.
  */
@@ -28,6 +30,7 @@
 
 #define MOST_BYTES 65536
 #define WARM_UP_TRANSACTIONS 200
+#define ECHO_PORT 7
 
 static char buffer[MOST_BYTES];
 
@@ -142,14 +145,32 @@ static void measure(const struct sockaddr_in *server, size_t bytes, unsigned lon
 	fflush(stdout);
 }
 
+/* A process that answers on a port of its own, which goes into the address. */
+static void start_server(const char *netns, struct sockaddr_in *address, size_t bytes)
+{
+	socklen_t length = sizeof(*address);
+	pid_t parent = getpid();
+	int listener;
+
+	enter(netns);
+	listener = open_socket();
+	if (bind(listener, (struct sockaddr *)address, length) || listen(listener, 8) ||
+	    getsockname(listener, (struct sockaddr *)address, &length))
+		die("listen");
+	if (fork() == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if (getppid() == parent)
+			serve(listener, bytes);
+		exit(0);
+	}
+	close(listener);
+}
+
 int main(int argc, char **argv)
 {
 	struct sockaddr_in server = { .sin_family = AF_INET };
-	socklen_t length = sizeof(server);
-	pid_t parent = getpid();
 	size_t bytes;
 	char line[64];
-	int listener;
 
 	if (argc != 6)
 		return 2;
@@ -157,18 +178,10 @@ int main(int argc, char **argv)
 	if (!bytes || bytes > MOST_BYTES || inet_pton(AF_INET, argv[3], &server.sin_addr) != 1)
 		return 2;
 	pin(atoi(argv[4]));
-	enter(argv[2]);
-	listener = open_socket();
-	if (bind(listener, (struct sockaddr *)&server, length) || listen(listener, 8) ||
-	    getsockname(listener, (struct sockaddr *)&server, &length))
-		die("listen");
-	if (fork() == 0) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		if (getppid() == parent)
-			serve(listener, bytes);
-		return 0;
-	}
-	close(listener);
+	if (strcmp(argv[2], "-"))
+		start_server(argv[2], &server, bytes);
+	else
+		server.sin_port = htons(ECHO_PORT);
 	enter(argv[1]);
 	while (fgets(line, sizeof(line), stdin))
 		measure(&server, bytes, atoll(line) * 1000000ULL);
