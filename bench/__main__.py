@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import contention, domain, hooks, memory, neighbours, paths, throughput
+from bench import contention, domain, hooks, memory, neighbours, paths, runs, throughput
 from bench.outcome import CannotMeasureError, Outcome
 from latencyprobe_agent.kernel.contract import EngineError
 
@@ -42,6 +42,9 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     ),
     "paths": Benchmark(
         paths.run, paths.DEFAULT_ROUNDS, "TCP requests and responses of pods, by bridge and NIC"
+    ),
+    "runs": Benchmark(
+        runs.run, runs.DEFAULT_ROUNDS, "how many programs run for a packet or message of a stranger"
     ),
     "contention": Benchmark(
         contention.run, contention.DEFAULT_ROUNDS, "two CPUs that count for one target"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +77,29 @@ def run_times(*, without: Sequence[UnitProgram]) -> Mapping[str, RunTime]:
         if "tp_name" in fields and fields["prog_id"] in times:
             tracepoint = fields["tp_name"].strip()
             found[tracepoint] = found.get(tracepoint, RunTime(0, 0)) + times[fields["prog_id"]]
+    return found
+
+
+def runs() -> Mapping[str, int]:
+    """Return the runs of all of this process's programs, of any kind, while the kernel counts.
+
+    A program at a tracepoint goes by that name, another by its own. Several of one are added up.
+    """
+    ours = descriptors(os.getpid())
+    names = {str(program["id"]): program.get("name", "") for program in _bpftool("prog")}
+    names |= {each["prog_id"]: each["tp_name"].strip() for each in ours if "tp_name" in each}
+    return added_runs(ours, names)
+
+
+def added_runs(
+    described: Iterable[Mapping[str, str]], names: Mapping[str, str]
+) -> Mapping[str, int]:
+    """Return the runs by name; `described`: the fields of descriptors, each program's at once."""
+    counts = {each["prog_id"]: int(each["run_cnt"]) for each in described if "run_cnt" in each}
+    found: dict[str, int] = {}
+    for number, count in counts.items():
+        name = names.get(number) or f"program {number}"
+        found[name] = found.get(name, 0) + count
     return found
 
 
