@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import contention, domain, hooks, memory, neighbours, paths, runs, throughput
+from bench import contention, domain, hooks, maps, memory, neighbours, paths, runs, throughput
 from bench.outcome import CannotMeasureError, Outcome
 from latencyprobe_agent.kernel.contract import EngineError
 
@@ -51,6 +51,9 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     ),
     "memory": Benchmark(
         memory.run, memory.DEFAULT_ROUNDS, "memory and idle CPU of the agent, its compiler, maps"
+    ),
+    "maps": Benchmark(
+        maps.run, maps.DEFAULT_ROUNDS, "bytes of all maps, with BTF and without, on 96 CPUs too"
     ),
     "domain": Benchmark(
         domain.run, domain.DEFAULT_ROUNDS, "merging and reporting 10,000 pods, as the operator does"

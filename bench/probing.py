@@ -26,14 +26,14 @@ from latencyprobe_agent.targets.resolver import Resolver
 
 MODULES = frozenset(DEFAULT_MODULES)
 # Else each slice says again which hooks this kernel has not.
-_quiet = logging.getLogger(__name__)
-_quiet.setLevel(logging.ERROR)
+quiet = logging.getLogger(__name__)
+quiet.setLevel(logging.ERROR)
 
 
 @asynccontextmanager
 async def engine_with_cache(host_netns: int, objects: Path) -> AsyncIterator[KernelEngine]:
     """Make an engine. Without a cache each slice would begin with a compilation."""
-    engine = KernelEngine(host_netns=host_netns, cache=ObjectCache(objects), log=_quiet)
+    engine = KernelEngine(host_netns=host_netns, cache=ObjectCache(objects), log=quiet)
     try:
         yield engine
     finally:

@@ -152,16 +152,51 @@ class KernelMemory:
     socket_bytes: int  # of the state of one socket, if there is any; it comes with sockets
 
 
+@dataclass(frozen=True, slots=True)
+class MapMemory:
+    """A map as the kernel describes it. `bytes`: what it takes, by the kernel's own account."""
+
+    name: str
+    type: str
+    flags: int
+    key_bytes: int
+    value_bytes: int
+    max_entries: int
+    bytes: int
+
+
+def maps_of(pid: int) -> tuple[MapMemory, ...]:
+    """Return the maps of a process's programs, with those that it handed over."""
+    ids = _program_ids(pid)
+    map_ids = {
+        map_id
+        for program in _bpftool("prog")
+        if program["id"] in ids
+        for map_id in program.get("map_ids", ())
+    }
+    return tuple(
+        MapMemory(
+            each.get("name", ""),
+            each["type"],
+            each["flags"],
+            each["bytes_key"],
+            each["bytes_value"],
+            each["max_entries"],
+            each["bytes_memlock"],
+        )
+        for each in _bpftool("map")
+        if each["id"] in map_ids
+    )
+
+
 def kernel_memory(pid: int) -> KernelMemory:
     """Return the memory of a process's programs."""
     ids = _program_ids(pid)
-    programs = [program for program in _bpftool("prog") if program["id"] in ids]
-    map_ids = {map_id for program in programs for map_id in program.get("map_ids", ())}
-    maps = [each for each in _bpftool("map") if each["id"] in map_ids]
+    maps = maps_of(pid)
     return KernelMemory(
-        sum(program["bytes_memlock"] for program in programs),
-        sum(each["bytes_memlock"] for each in maps),
-        sum(each["bytes_value"] for each in maps if each["type"] == "sk_storage"),
+        sum(program["bytes_memlock"] for program in _bpftool("prog") if program["id"] in ids),
+        sum(each.bytes for each in maps),
+        sum(each.value_bytes for each in maps if each.type == "sk_storage"),
     )
 
 
