@@ -258,8 +258,11 @@ class Reconciler:
             self._report_no_packets()
         trace = await self._load_for(trace, desired, facts)
         self._readings.read()
+        before = self._slots.numbers
         self._slots.assign(desired, facts, self._readings.read)
         numbers = self._slots.numbers
+        # Children from between the poll and the assignment, which the kernel did not follow yet.
+        self._resolver.look_again({key.selector for key in numbers.keys() - before.keys()})
         self._readings.move(homes(desired, facts, numbers, self._host_netns), namespaces(facts))
         if trace is not None:
             self._reports_packets = True

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from bench.programs import run_times
+from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.measurement import NOTHING
 from latencyprobe.domain.stages import DEFAULT_MODULES
+from latencyprobe_agent.kernel.abi import PROCESSES
 from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
-from tests.live.measuring import SERVER, count
+from tests.live.measuring import CLIENT, SERVER, count
 from tests.live.pods import Pod, cgroup, unified_cgroup_root
 from tests.live.sockets import connect, inside, listen, read_all
 
@@ -22,6 +25,7 @@ Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
 MESSAGES = 20
 ATTEMPTS = 20
+OF_PROCESSES = {"sched_process_fork", "sched_process_exit"}
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")  # the next process has the next free id
 
 
@@ -103,6 +107,58 @@ async def test_a_process_is_followed_through_its_forks(start_engine: Start, pair
         serve_by_a_grandchild(listener)
         be_answered(client, listener)
     assert received(engine) == MESSAGES
+
+
+@pytest.mark.every_kernel
+async def test_forks_run_a_program_only_while_a_target_is_chosen_by_process(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = start_engine()
+    by_cgroup = {CLIENT: client.spec()}
+    by_process = SlotSpec(tgids=frozenset({os.getpid()}), netns=server.spec().netns)
+    engine.assign(by_cgroup)
+    await engine.use(frozenset(DEFAULT_MODULES))
+    with listen(server.namespace, server.address) as listener:
+        for _ in range(2):
+            assert not attached() & OF_PROCESSES
+            assert sent_packets(engine).state is CoverageState.ACTIVE
+            engine.assign({**by_cgroup, SERVER: by_process})
+            serve_by_a_grandchild(listener)
+            assert attached() >= OF_PROCESSES
+            assert "/sched_process_fork" in sent_packets(engine).hook
+            be_answered(client, listener)
+            assert received(engine) == MESSAGES
+            engine.assign(by_cgroup)
+            assert engine._object is not None
+            assert engine._object.keys(PROCESSES.name, PROCESSES.key.size) == set()
+
+
+async def test_the_next_first_target_decides_anew_whether_forks_run_a_program(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = start_engine()
+    engine.assign({CLIENT: client.spec()})
+    await engine.use(frozenset(DEFAULT_MODULES))
+    for netns in (server.spec().netns, client.spec().netns):
+        engine.assign({})
+        engine.assign({SERVER: SlotSpec(tgids=frozenset({os.getpid()}), netns=netns)})
+        assert attached() >= OF_PROCESSES
+        engine.assign({})
+        engine.assign({CLIENT: client.spec()})
+        assert not attached() & OF_PROCESSES
+
+
+def attached() -> set[str]:
+    """The tracepoints and functions of this process's programs."""
+    return set(run_times(without=()))
+
+
+def sent_packets(engine: KernelEngine) -> StageCoverage:
+    """The coverage of a stage that forks matter to."""
+    (stage,) = (stage for stage in engine.coverage if stage.name == "tx.total")
+    return stage
 
 
 def serve_by_a_grandchild(listener: socket.socket) -> None:

@@ -87,8 +87,10 @@ class Event:
     """Something that happens in the kernel, with the hooks that report it, best first.
 
     `beside`: another program that this event requires. `is_udp`: only datagrams have it, so it is
-    hooked only if a probe asks for UDP. `scoped`: a hook on the targets' cgroups. Where it serves
-    all targets, the hook in use is detached. So it has to serve all events of that one.
+    hooked only if a probe asks for UDP. `is_of_processes`: it matters only to targets that are
+    chosen by process, so it is attached only while there is one. `scoped`: a hook on the targets'
+    cgroups. Where it serves all targets, the hook in use is detached. So it has to serve all events
+    of that one.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Event:
     hooks: tuple[Hook, ...]
     beside: str = ""
     is_udp: bool = False
+    is_of_processes: bool = False
     scoped: Hook | None = None
 
 
@@ -116,10 +119,11 @@ def _event(
     *hooks: Hook | tuple[str, str] | tuple[str, str, HookKind],
     beside: str = "",
     is_udp: bool = False,
+    is_of_processes: bool = False,
     scoped: Hook | None = None,
 ) -> Event:
     made = (hook if isinstance(hook, Hook) else Hook(*hook) for hook in hooks)
-    return Event(name, frozenset(modules), tuple(made), beside, is_udp, scoped)
+    return Event(name, frozenset(modules), tuple(made), beside, is_udp, is_of_processes, scoped)
 
 
 _SOFTIRQ_RAISE = Hook("on_softirq_raise", "softirq_raise")
@@ -148,8 +152,8 @@ COUNT_SOCKETS = "on_socket_file"
 SEND = "send"
 
 EVENTS: tuple[Event, ...] = (
-    _event("fork", Module, ("on_process_fork", "sched_process_fork")),
-    _event("exit", Module, ("on_process_exit", "sched_process_exit")),
+    _event("fork", Module, ("on_process_fork", "sched_process_fork"), is_of_processes=True),
+    _event("exit", Module, ("on_process_exit", "sched_process_exit"), is_of_processes=True),
     _event("interrupt", (RX, IRQ), ("on_irq_handler_entry", "irq_handler_entry")),
     _event("interrupt end", (RX, IRQ), ("on_irq_handler_exit", "irq_handler_exit")),
     _event("softirq raise", (IRQ,), _SOFTIRQ_RAISE),
@@ -327,6 +331,10 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
 # The hooks on the targets' cgroups, by their names in the coverage.
 SCOPED_HOOKS = tuple(event.scoped.name(typed=True) for event in EVENTS if event.scoped is not None)
 _UDP_EVENTS = frozenset(event.name for event in EVENTS if event.is_udp)
+_PROCESS_EVENTS = tuple(event for event in EVENTS if event.is_of_processes)
+# The programs that follow the processes of targets, and the events that they serve.
+PROCESS_FUNCTIONS = tuple(hook.function for event in _PROCESS_EVENTS for hook in event.hooks)
+PROCESS_EVENTS = frozenset(event.name for event in _PROCESS_EVENTS)
 
 
 def events_of(modules: Iterable[Module], *, udp: bool = True) -> tuple[Event, ...]:
@@ -341,14 +349,17 @@ def coverage_of(
     refused: Mapping[str, str],
     *,
     udp: bool = True,
+    processes: bool = True,
     remarks: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[StageCoverage, ...]:
     """Return the coverage of every stage, and of the modules' counters that are not complete.
 
     `attached`: event to the hook in use; `refused`: event to the kernel's answer. `udp`: a probe
-    asks for UDP. `remarks`: event to the reason why a better hook is not in use.
+    asks for UDP. `processes`: a target is chosen by process. `remarks`: event to the reason why a
+    better hook is not in use.
     """
     unwanted = frozenset() if udp else _UDP_EVENTS
+    unwanted |= frozenset() if processes else PROCESS_EVENTS
     gaps = _Gaps(refused, unwanted, remarks)
     stages = (
         _cover(stage.name, STAGE_NEEDS[stage.name], attached, gaps)
@@ -370,7 +381,7 @@ def unavailable(reason: str) -> tuple[StageCoverage, ...]:
 class _Gaps:
     """The reasons why events have no hook, or no better one: see `coverage_of`.
 
-    `unwanted`: events that no probe asks for.
+    `unwanted`: events that no probe, or no target, asks for.
     """
 
     refused: Mapping[str, str]
@@ -392,5 +403,5 @@ def _cover(name: str, needs: StageNeeds, attached: Mapping[str, str], gaps: _Gap
     ]
     state = CoverageState.PARTIAL if lacks else CoverageState.ACTIVE
     notes = [gaps.remarks[event] for event in wanted if event in gaps.remarks]
-    notes += [NO_DATAGRAMS] if gaps.unwanted & needs.profits.keys() else []
+    notes += [NO_DATAGRAMS] if gaps.unwanted & _UDP_EVENTS & needs.profits.keys() else []
     return StageCoverage(name, state, hooks, "; ".join([*lacks, *notes]))

@@ -40,6 +40,16 @@ def test_a_node_without_a_probe_for_udp_lacks_nothing_and_says_so() -> None:
     assert {wanted[name].state for name in noted} == {CoverageState.PARTIAL}
 
 
+def test_a_node_whose_targets_are_no_processes_lacks_nothing_without_their_forks() -> None:
+    attached = {name: hook for name, hook in ALL.items() if name not in ("fork", "exit")}
+    refused = {"fork": "refused", "exit": "refused"}
+    covered = coverage_of(MODULES, attached, refused, processes=False)
+    assert {(row.state, row.reason) for row in covered} == {(CoverageState.ACTIVE, "")}
+    with_processes = {row.name: row for row in coverage_of(MODULES, attached, refused)}
+    assert with_processes["tx.total"].state is CoverageState.PARTIAL
+    assert with_processes["tx.total"].reason.endswith("are not followed: refused")
+
+
 def test_a_counter_that_lacks_its_event_says_why() -> None:
     attached = {
         name: hook for name, hook in ALL.items() if name not in ("listener", "receive drop")

@@ -133,6 +133,21 @@ async def test_what_can_not_be_loaded_is_tried_ever_more_seldom(waiting: Reconci
     assert all(150 <= delay <= 303 for delay in delays[-3:])
 
 
+async def test_a_target_that_is_measured_now_is_polled_again_at_once(
+    waiting: Reconciled,
+) -> None:
+    """What its processes forked before the kernel followed them is found by the next poll."""
+    waiting.engine.refusal = None
+    await waiting.attempts(1)
+    assert waiting.standing.state is TargetState.ATTACHED
+    assert waiting.reconciler.next_at == waiting.clock.now
+    waiting.netns = frozenset({7, 8})
+    await waiting.reconciler.attend()
+    assert waiting.engine.slots[0].netns == {7, 8}
+    assert waiting.reconciler.next_at is not None
+    assert waiting.reconciler.next_at > waiting.clock.now
+
+
 async def test_targets_that_change_all_the_time_make_no_attempts_of_their_own(
     waiting: Reconciled,
 ) -> None:

@@ -132,6 +132,7 @@ class KernelEngine:
         dropped = self._slots.keys() - slots.keys()
         before = self._slots
         forget_children = any(before[slot].tgids for slot in dropped)
+        forget_children |= _by_process(before) and not _by_process(slots)
         if not slots:
             self._detach()
         elif self._object is not None and slots.keys() != before.keys():
@@ -318,7 +319,10 @@ class KernelEngine:
         if loaded is None:
             return
         wanted = _tables(self._slots)
-        # First: a program has to see a connection that it measures from the beginning.
+        # First: a program has to see a connection that it measures from the beginning, and each
+        # fork of a process from the moment when the table has it.
+        if _by_process(self._slots):
+            loaded.follow_processes(True)
         self._follow_cgroups(loaded)
         for name, entries in wanted.items():
             before = self._written.setdefault(name, {})
@@ -329,6 +333,9 @@ class KernelEngine:
         for name in _HASHES:
             loaded.erase(name, set(self._written.get(name, {})) - set(wanted[name]))
         loaded.configuration.write_namespaces(_namespaces(self._slots, self._host_netns))
+        if self._slots and not _by_process(self._slots):
+            loaded.follow_processes(False)
+            self._coverage = self._coverage_of(loaded)
         self._written = wanted
         loaded.bump_generation()
         loaded.read_listeners()
@@ -350,7 +357,12 @@ class KernelEngine:
 
     def _coverage_of(self, loaded: LoadedObject) -> tuple[StageCoverage, ...]:
         return coverage_of(
-            self._modules, loaded.attached, loaded.refused, udp=self._udp, remarks=loaded.remarks
+            self._modules,
+            loaded.attached,
+            loaded.refused,
+            udp=self._udp,
+            processes=loaded.follows_processes,
+            remarks=loaded.remarks,
         )
 
     def _forget_children(self, loaded: LoadedObject) -> None:
@@ -387,6 +399,11 @@ def _check_coverage(modules: frozenset[Module], loaded: LoadedObject, *, udp: bo
         raise EngineError(
             "the kernel refused every hook: " + "; ".join(dict.fromkeys(loaded.refused.values()))
         )
+
+
+def _by_process(slots: Mapping[int, SlotSpec]) -> bool:
+    """Return True if some target is chosen by process."""
+    return any(spec.tgids for spec in slots.values())
 
 
 def _cgroup_directories(slots: Mapping[int, SlotSpec]) -> frozenset[str] | None:

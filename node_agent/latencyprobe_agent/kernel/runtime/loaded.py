@@ -23,7 +23,12 @@ from latencyprobe_agent.kernel.abi import (
     TRACE_RING,
 )
 from latencyprobe_agent.kernel.contract import EngineError
-from latencyprobe_agent.kernel.hooks import READ_LISTENERS, SEND
+from latencyprobe_agent.kernel.hooks import (
+    PROCESS_EVENTS,
+    PROCESS_FUNCTIONS,
+    READ_LISTENERS,
+    SEND,
+)
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.load.handover import request_object
 from latencyprobe_agent.kernel.load.provision import Provided, provide, provide_spare
@@ -83,6 +88,7 @@ class LoadedObject:
         )
         self._is_scoped = False
         self._is_scope_lost = False
+        self.follows_processes = True
         self.refused: Mapping[str, str] = self._owned.refused
         self.origin = provided.origin
         self.diagnostics = provided.diagnostics
@@ -135,7 +141,9 @@ class LoadedObject:
         """Event to the hook in use."""
         scoped = self._owned.scoped if self._is_scoped else {}
         names = {event: each.hook.name(typed=True) for event, each in scoped.items()}
-        return {**self._owned.attached, **names}
+        unused = frozenset() if self.follows_processes else PROCESS_EVENTS
+        attached = {**self._owned.attached, **names}
+        return {event: hook for event, hook in attached.items() if event not in unused}
 
     @property
     def remarks(self) -> Mapping[str, str]:
@@ -148,6 +156,27 @@ class LoadedObject:
             for event, each in self._owned.scoped.items()
         }
         return {**self._owned.remarks, **refused}
+
+    def follow_processes(self, wanted: bool) -> None:
+        """Have the kernel follow the forks and exits of targets' processes, or spare it that.
+
+        Returns once no program follows any more. Raises EngineError if a program cannot be attached
+        again.
+        """
+        if wanted == self.follows_processes:
+            return
+        functions = [name for name in PROCESS_FUNCTIONS if name in self._owned.hooks]
+        if wanted:
+            try:
+                for function in functions:
+                    self._owned.attach_one(function)
+            except OSError as error:
+                raise EngineError(f"cannot attach the eBPF programs: {explained(error)}") from error
+        else:
+            for function in functions:
+                self._owned.detach_one(function)
+            wait_for_running_programs()
+        self.follows_processes = wanted
 
     def follow_cgroups(self, directories: Collection[str] | None) -> None:
         """Have programs run for these cgroups only, where there are such programs.
