@@ -21,7 +21,8 @@ from latencyprobe.domain.measurement import StageMeasurement
 from latencyprobe.domain.stages import INDEX, STAGES
 
 # In the order of the fields of StageRow, without its lanes.
-_HEADER = struct.Struct("<BBBBQQQQQQQQd")
+_HEADER_FORMAT = "<BBBBQQQQQQQQd"
+_HEADER = struct.Struct(_HEADER_FORMAT)
 LANE_FORMATS: Mapping[int, str] = {2: "H", 4: "I", 8: "Q"}
 """By the width of a lane in bytes, as in `struct`."""
 
@@ -123,19 +124,42 @@ def pack_stage(
     if not positions:
         return _HEADER.pack(stage, 0, 0, 2, 0, 0, *figures, sampling_ratio)
     first, last = positions[0], positions[-1]
-    buckets, samples, largest = last - first + 1, sum(counts), max(counts)
-    if buckets > len(counts):
+    if last - first + 1 > len(counts):
         of_position = dict(zip(positions, counts, strict=True))
         counts = list(map(of_position.get, range(first, last + 1), repeat(0)))
+    return pack_row(stage, first, counts, figures, sampling_ratio, largest=max(counts))
+
+
+def pack_row(
+    stage: int,
+    first: int,
+    counts: Sequence[int],
+    figures: tuple[int, int, int, int, int, int],
+    sampling_ratio: float,
+    *,
+    largest: int,
+) -> bytes:
+    """Pack one stage whose buckets have these counts, without a gap from the position `first` on.
+
+    `largest`: the largest of the counts.
+    """
+    buckets = len(counts)
     width = 2 if largest < 1 << 16 else 4 if largest < 1 << 32 else 8
-    header = _HEADER.pack(stage, first, buckets, width, largest, samples, *figures, sampling_ratio)
-    return header + lanes_of(width, buckets).pack(*counts)
+    return _row_of(width, buckets).pack(
+        stage, first, buckets, width, largest, sum(counts), *figures, sampling_ratio, *counts
+    )
 
 
 @functools.cache
 def lanes_of(width: int, buckets: int) -> struct.Struct:
     """Return the structure of a row of this many lanes."""
     return struct.Struct(f"<{buckets}{LANE_FORMATS[width]}")
+
+
+@functools.cache
+def _row_of(width: int, buckets: int) -> struct.Struct:
+    """Return the structure of a header and a row of this many lanes."""
+    return struct.Struct(f"{_HEADER_FORMAT}{buckets}{LANE_FORMATS[width]}")
 
 
 def _measurement(row: StageRow) -> StageMeasurement:

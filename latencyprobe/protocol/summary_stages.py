@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from latencyprobe.domain.histogram import POSITIONS
-from latencyprobe.domain.packed_stages import PackedStages, pack, pack_stage
+from latencyprobe.domain.packed_stages import PackedStages, pack, pack_row, pack_stage
 from latencyprobe.domain.stages import INDEX
 from latencyprobe.protocol.limits import (
     LARGEST_NUMBER,
@@ -53,16 +53,15 @@ def _packed(stage: int, delta: pb.StageDelta) -> bytes | None:
         or not LOWEST_SAMPLING_RATIO <= ratio <= 1
     ):
         return None
-    if counts and not (
-        _are_ascending(positions) and min(counts) > 0 and max(counts) <= LARGEST_NUMBER
-    ):
+    if not counts:
+        return pack_stage(stage, positions, counts, figures, ratio)
+    largest = max(counts)
+    if largest > LARGEST_NUMBER or 0 in counts:
         return None
-    return pack_stage(stage, positions, counts, figures, ratio)
-
-
-def _are_ascending(positions: Sequence[int]) -> bool:
-    """Decide whether these are positions of a histogram, in order and each once."""
     first = positions[0]
+    # Busy stages have no gaps.
     if positions == _POSITIONS[first : first + len(positions)]:
-        return True
-    return positions[-1] < POSITIONS and positions == sorted(set(positions))
+        return pack_row(stage, first, counts, figures, ratio, largest=largest)
+    if positions[-1] < POSITIONS and positions == sorted(set(positions)):
+        return pack_stage(stage, positions, counts, figures, ratio)
+    return None

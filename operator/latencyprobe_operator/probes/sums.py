@@ -7,7 +7,7 @@ of one width are added up as two numbers.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from latencyprobe.domain.histogram import LARGEST_BUCKET, LARGEST_SUM, POSITIONS, Histogram
@@ -63,7 +63,9 @@ class _RowSum:
         return True
 
     def take(self) -> tuple[int, ...]:
-        """Return the sums of all positions, and begin again at 0."""
+        """Return the sums of all positions, and begin again at 0; empty if they are all 0."""
+        if not self._largest:
+            return ()
         counts: tuple[int, ...] = lanes_of(self._width, POSITIONS).unpack(
             self._sum.to_bytes(POSITIONS * self._width, "little")
         )
@@ -90,8 +92,8 @@ class _StageSum:
 
     def __init__(self) -> None:
         self._rows = {width: _RowSum(width) for width in LANE_FORMATS}
-        self._whole = [0] * POSITIONS
-        """The counts of rows before, for sums beyond a lane."""
+        self._whole: Sequence[int] = ()
+        """The counts of rows before, for sums beyond a lane; empty if there are none."""
         self._min_ns: int | None = None
         self._max_ns = self._sum_ns = self._samples = 0
         self._lost = self._unmatched = self._clamped = 0
@@ -99,22 +101,23 @@ class _StageSum:
         self._ratio = 1.0
 
     def add(self, row: StageRow) -> None:
-        self._lost += row.lost
-        self._unmatched += row.unmatched
-        self._clamped += row.clamped
-        ratio, samples = row.sampling_ratio, row.samples
+        # Unpacked at once: some 100,000 rows are added in an interval of a large cluster.
+        _, _, _, width, _, samples, sum_ns, min_ns, max_ns, lost, unmatched, clamped, ratio, _ = row
+        self._lost += lost
+        self._unmatched += unmatched
+        self._clamped += clamped
         if ratio < self._ratio and not self._samples:
             self._ratio = ratio
         if not samples:
             return
-        rows = self._rows[row.width]
+        rows = self._rows[width]
         if not rows.add(row):
             self._empty(rows)
             rows.add(row)
-        self._sum_ns += row.sum_ns
-        if self._min_ns is None or row.min_ns < self._min_ns:
-            self._min_ns = row.min_ns
-        self._max_ns = max(self._max_ns, row.max_ns)
+        self._sum_ns += sum_ns
+        if self._min_ns is None or min_ns < self._min_ns:
+            self._min_ns = min_ns
+        self._max_ns = max(self._max_ns, max_ns)
         self._samples += samples
         self._packets += samples / ratio
 
@@ -122,11 +125,9 @@ class _StageSum:
         for rows in self._rows.values():
             self._empty(rows)
         ratio = min(self._samples / self._packets, 1.0) if self._samples else self._ratio
-        buckets = {
-            position: min(count, LARGEST_BUCKET)
-            for position, count in enumerate(self._whole)
-            if count
-        }
+        buckets = {position: count for position, count in enumerate(self._whole) if count}
+        if buckets and max(buckets.values()) > LARGEST_BUCKET:
+            buckets = {each: min(count, LARGEST_BUCKET) for each, count in buckets.items()}
         histogram = Histogram(
             buckets, min(self._sum_ns, LARGEST_SUM), self._min_ns or 0, self._max_ns
         )
@@ -139,7 +140,10 @@ class _StageSum:
         )
 
     def _empty(self, rows: _RowSum) -> None:
-        self._whole = list(map(operator.add, self._whole, rows.take()))
+        counts = rows.take()
+        if counts and self._whole:
+            counts = tuple(map(operator.add, self._whole, counts))
+        self._whole = counts or self._whole
 
 
 class RunningSum:
