@@ -4,6 +4,9 @@ One message carries the newest acknowledgement and all choices since the last on
 reads slowly makes no queue grow. An agent ignores choices for probes that it does not have yet. So
 a choice goes out once the agent has reported on the probe in this stream. It goes with the next
 acknowledgement, since a message of its own costs as much: unless a status waits for the pods.
+
+An agent keeps nothing of a report of summaries alone, so that its acknowledgement *can wait* for
+the next message. Every second one that can wait does.
 """
 
 from __future__ import annotations
@@ -26,21 +29,27 @@ class Acknowledgements:
         self._unsent: set[str] = set()
         self._reported: set[str] = set()
         self._acknowledged = 0
+        self._waits = True
+        """The last acknowledgement that could wait did, so the next one does not."""
         self._news = asyncio.Event()
 
     def open_stream(self, term: int = 0) -> AsyncIterator[pb.WatchReportsRequest]:
         """Begin a stream of this term; return its messages. Those of the stream before end."""
         self.streams += 1
-        self._acknowledged = 0
+        self._acknowledged, self._waits = 0, True
         self._unsent, self._reported = set(self._choices), set()
         self._news = asyncio.Event()
         return self._messages(self._news, term)
 
-    def acknowledge(self, sequence: int, probe_uids: Iterable[str] = ()) -> None:
+    def acknowledge(
+        self, sequence: int, probe_uids: Iterable[str] = (), *, can_wait: bool = False
+    ) -> None:
         """Note that the report of this number, on these probes, and all before were taken in."""
         self._acknowledged = sequence
         self._reported.update(probe_uids)
-        self._news.set()
+        self._waits = can_wait and not self._waits and self._unsent.isdisjoint(self._reported)
+        if not self._waits:
+            self._news.set()
 
     def want(self, probe_uid: str, choice: PodChoice, *, at_once: bool = False) -> None:
         """Note the pods of a probe that are wanted in full from now on.

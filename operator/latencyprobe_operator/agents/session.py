@@ -238,7 +238,9 @@ class AgentSession:
         self._count(report)
         await self._take(report)
         covered = [p.id for p in report.probes if self._covers(p, report)]
-        self._acknowledgements.acknowledge(report.sequence, covered)
+        self._acknowledgements.acknowledge(
+            report.sequence, covered, can_wait=all(map(is_summary, report.probes))
+        )
         return True
 
     async def _received(self, stream: Reports) -> pb.Report | None:

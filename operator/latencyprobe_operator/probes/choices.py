@@ -22,25 +22,40 @@ from latencyprobe_operator.probes.summaries import NodeScore
 # So many times the pods of a status may arrive in an interval.
 _MOST_TIMES = 3
 _NODES_TO_SPARE = 2
+# A new score is a message to each node with a chosen pod. Scores vary by about a bucket of a
+# histogram from one interval to the next.
+_SCORE_RATIO = 1.1
 
 
 @dataclass(frozen=True, slots=True)
 class Top:
     """The worst pods of a cluster. `threshold`: the score of the last of them.
 
-    It is 0 while the cluster has no more pods than that.
+    It is 0 while the cluster has no more pods than that. `min_score`: the score that nodes are
+    asked for, a little below the threshold.
     """
 
     threshold: int
     by_node: Mapping[str, int]
     pods: tuple[NodeScore, ...] = ()
+    min_score: int = 0
 
 
-def top_of(scores: Iterable[NodeScore], most: int) -> Top:
-    """Return the worst of these, at most this number; equal scores by UID."""
+def top_of(scores: Iterable[NodeScore], most: int, before: Top | None = None) -> Top:
+    """Return the worst of these, at most this number; equal scores by UID.
+
+    Nodes are asked for the same score as before, while it is a little below the threshold.
+    """
     worst = tuple(heapq.nlargest(most, scores, key=_order))
     threshold = worst[-1].place.score if worst and len(worst) == most else 0
-    return Top(threshold, Counter(each.node for each in worst), worst)
+    min_score = _min_score(threshold, before.min_score if before else 0)
+    return Top(threshold, Counter(each.node for each in worst), worst, min_score)
+
+
+def _min_score(threshold: int, before: int) -> int:
+    if before <= threshold <= before * _SCORE_RATIO**2:
+        return before
+    return int(threshold / _SCORE_RATIO)
 
 
 def _order(each: NodeScore) -> tuple[int, str, str]:
@@ -55,7 +70,7 @@ def top_of_rows(rows: Sequence[Mapping[str, Any]]) -> Top | None:
         nodes = Counter(str(row["node"]) for row in rows)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
-    return Top(min(scores), nodes) if scores else None
+    return Top(min(scores), nodes, min_score=min(scores)) if scores else None
 
 
 def choice_of(node: str, top: Top | None, *, pods: int, nodes: int, max_pods: int) -> PodChoice:
@@ -69,7 +84,7 @@ def choice_of(node: str, top: Top | None, *, pods: int, nodes: int, max_pods: in
         return NO_PODS
     spare = 1 if nodes <= _NODES_TO_SPARE * max_pods else 0
     most = top.by_node.get(node, 0) + spare
-    return PodChoice(most, top.threshold) if most else NO_PODS
+    return PodChoice(most, top.min_score) if most else NO_PODS
 
 
 def _score(row: Mapping[str, Any]) -> int:

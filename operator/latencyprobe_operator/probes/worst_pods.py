@@ -48,7 +48,7 @@ class WorstPods:
 
     def choose(self, summaries: NodeSummaries, nodes: Collection[str]) -> None:
         """Choose by the newest scores, and have these nodes report accordingly."""
-        self._top = top_of(summaries.scores(), self.max_pods)
+        self._top = top_of(summaries.scores(), self.max_pods, self._top)
         self._measured = summaries.measured
         self._nodes = frozenset(nodes)
         lacking = set(self._lacking(summaries))

@@ -109,3 +109,44 @@ async def test_an_equal_choice_is_not_sent_again() -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0):
             await anext(messages)
+
+
+async def test_every_second_acknowledgement_that_can_wait_goes_with_the_next_message() -> None:
+    acknowledgements = Acknowledgements()
+    for _ in range(2):
+        stream = acknowledgements.open_stream()
+        await anext(stream)
+        sent = []
+        waiting = asyncio.ensure_future(anext(stream))
+        for sequence in range(1, 8):
+            acknowledgements.acknowledge(sequence, ["p"], can_wait=True)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            if waiting.done():
+                sent.append(waiting.result().acknowledged)
+                waiting = asyncio.ensure_future(anext(stream))
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert sent == [1, 3, 5, 7]
+
+
+async def test_an_acknowledgement_with_a_choice_or_of_figures_does_not_wait() -> None:
+    acknowledgements = Acknowledgements()
+    messages = acknowledgements.open_stream()
+    await anext(messages)
+    acknowledgements.acknowledge(1, ["p"], can_wait=True)
+    await anext(messages)
+    acknowledgements.want("p", PodChoice(2))
+    acknowledgements.acknowledge(2, ["p"], can_wait=True)
+    message = await anext(messages)
+    assert (message.acknowledged, wanted(message)) == (2, {"p": (2, 0)})
+
+    acknowledgements.acknowledge(3, ["p"])
+    assert (await anext(messages)).acknowledged == 3
+    acknowledgements.acknowledge(4, ["p"], can_wait=True)
+    waiting = asyncio.ensure_future(anext(messages))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    acknowledgements.want("p", PodChoice(3), at_once=True)
+    message = await waiting
+    assert (message.acknowledged, wanted(message)) == (4, {"p": (3, 0)})

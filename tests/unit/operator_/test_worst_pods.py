@@ -430,6 +430,24 @@ def test_the_choices_bring_the_worst_pods_and_few_others(
     assert len(chosen) <= 3 * max_pods
 
 
+def test_scores_that_vary_a_little_make_no_new_choice() -> None:
+    def top(score: int, before: Top | None = None) -> Top:
+        return top_of([NodeScore(PodScore(score, "pod"), "n")], 1, before)
+
+    def choice(found: Top) -> PodChoice:
+        return choice_of("n", found, pods=1000, nodes=100, max_pods=1)
+
+    first = top(10_000)
+    assert first.min_score < 10_000
+    for score in (9_500, 10_400, 9_900):
+        again = top(score, first)
+        assert (again.threshold, choice(again)) == (score, choice(first))
+    for score in (8_000, 13_000, 0):
+        another = top(score, first)
+        assert choice(another) != choice(first)
+        assert another.min_score <= score
+
+
 def test_without_scores_a_large_cluster_sends_no_pod_in_full() -> None:
     assert choice_of("n", None, pods=1000, nodes=100, max_pods=20) == NO_PODS
     assert choice_of("n", None, pods=20, nodes=20, max_pods=20) == PodChoice(20)
