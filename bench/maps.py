@@ -27,7 +27,6 @@ from rich.table import Table
 from bench.memory import PODS
 from bench.network import own_netns
 from bench.outcome import Outcome
-from bench.probing import quiet
 from bench.programs import MapMemory, maps_of
 from bench.ratio import Spread, verdict
 from latencyprobe.domain.stages import Module
@@ -96,7 +95,7 @@ async def run(rounds: int, progress: Progress) -> Outcome:
 
 async def _sizes(name: str, objects: Path) -> Sizes:
     engine = KernelEngine(
-        host_netns=own_netns(), cache=ObjectCache(objects), typed=name == WITH_BTF, log=quiet
+        host_netns=own_netns(), cache=ObjectCache(objects), typed=name == WITH_BTF
     )
     try:
         engine.assign(_targets())

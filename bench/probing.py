@@ -25,15 +25,14 @@ from latencyprobe_agent.plan import SlotKey, spec_of
 from latencyprobe_agent.targets.resolver import Resolver
 
 MODULES = frozenset(DEFAULT_MODULES)
-# Else each slice says again which hooks this kernel has not.
-quiet = logging.getLogger(__name__)
-quiet.setLevel(logging.ERROR)
+# Else each slice reports again which hooks this kernel does not have.
+logging.getLogger(KernelEngine.__module__).setLevel(logging.ERROR)
 
 
 @asynccontextmanager
 async def engine_with_cache(host_netns: int, objects: Path) -> AsyncIterator[KernelEngine]:
     """Make an engine. Without a cache each slice would begin with a compilation."""
-    engine = KernelEngine(host_netns=host_netns, cache=ObjectCache(objects), log=quiet)
+    engine = KernelEngine(host_netns=host_netns, cache=ObjectCache(objects))
     try:
         yield engine
     finally:
