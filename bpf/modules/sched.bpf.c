@@ -10,6 +10,7 @@
  */
 
 #define THREADS 8192
+#define THREADS_OF_TARGET (THREADS / 4)
 #define STRANGER_BITS 14
 #define WAITS 4 /* must be a power of two */
 
@@ -30,14 +31,33 @@ struct thread {
 	owners_t owners;
 	u64 waiting_since; /* 0: it runs or sleeps */
 	u64 waits_seen;	   /* free-running: the number of the next place in `history` */
+	u64 slot;	   /* that it counts for, in `thread_counts` */
 	struct history history;
 };
 
 /*
  * The targets' threads, by their id. Deleted when a thread leaves its CPU for the last time; if the
- * map is full, threads are lost.
+ * map is full, threads are lost. So are those of a slot beyond THREADS_OF_TARGET: one target must
+ * not take the room of the others.
  */
 BPF_HASH(threads, u32, struct thread, THREADS);
+BPF_ARRAY(thread_counts, u32, MAX_SLOTS);
+
+static __always_inline u32 *count_of_threads(u64 slot)
+{
+	u32 index = slot;
+
+	return thread_counts.lookup(&index);
+}
+
+static __always_inline void forget_thread(struct thread *thread, u32 tid)
+{
+	u32 *count = count_of_threads(thread->slot);
+
+	if (count)
+		__sync_fetch_and_add(count, -1);
+	threads.delete(&tid);
+}
 
 /*
  * The descriptions of threads of no target, direct-mapped by their id: most threads of a node, for
@@ -96,12 +116,19 @@ static __always_inline owners_t look_up_thread(struct config *config, struct tas
 static __always_inline struct thread *create_thread(struct config *config, owners_t owners, u32 tid,
 						    u64 description)
 {
-	struct thread made = { .description = description, .owners = owners }, *thread;
+	struct thread made = { .description = description, .owners = owners }, *thread = 0;
+	u32 *count;
 
+	made.slot = first_slot(owners);
 	made.history.tid = tid;
-	threads.update(&tid, &made);
-	thread = threads.lookup(&tid);
-	if (!thread)
+	count = count_of_threads(made.slot);
+	if (count && *count < THREADS_OF_TARGET) {
+		threads.update(&tid, &made);
+		thread = threads.lookup(&tid);
+	}
+	if (thread && count)
+		__sync_fetch_and_add(count, 1);
+	else
 		lost_for(config, owners, STAGE_SCHED_RUNQUEUE);
 	return thread;
 }
@@ -122,7 +149,7 @@ static __always_inline struct thread *meet_thread(struct config *config, struct 
 	if (owners)
 		return create_thread(config, owners, tid, description);
 	if (thread)
-		threads.delete(&tid);
+		forget_thread(thread, tid);
 	if (stranger)
 		*stranger = description;
 	return 0;
@@ -208,7 +235,9 @@ int on_sched_wakeup_new(u64 *ctx)
 
 	if (!config)
 		return 0;
-	threads.delete(&tid);
+	thread = threads.lookup(&tid);
+	if (thread)
+		forget_thread(thread, tid);
 	thread = meet_thread(config, task, 0, tid, describe_thread(config, task, tid));
 	if (thread)
 		begin_wait(thread, task);
@@ -243,7 +272,7 @@ static __always_inline void switch_away(struct config *config, struct thread *th
 	if (thread->waiting_since) /* how it came to run was not seen */
 		unmatched_for(config, thread->owners, STAGE_SCHED_RUNQUEUE, 1);
 	if (state & TASK_DEAD)
-		threads.delete(&tid);
+		forget_thread(thread, tid);
 	else
 		thread->waiting_since = preempted || !state ? bpf_ktime_get_ns() : 0;
 }

@@ -21,7 +21,7 @@ from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.hidden_events import counts_of
 from tests.live.loaded_programs import programs_of
-from tests.live.measuring import SERVER, count, measure
+from tests.live.measuring import CLIENT, SERVER, count, measure
 from tests.live.pods import Pod
 from tests.live.sockets import udp_socket
 from tests.live.targets import python, until
@@ -63,6 +63,25 @@ sys.stdin.readline()
 for _ in range(2000):
     thread = threading.Thread(target=int)
     thread.start()
+    thread.join()
+print("done", flush=True)
+sys.stdin.readline()
+"""
+# More threads at once than a target may have: a quarter of the table.
+MANY_THREADS = """
+import sys, threading
+
+threading.stack_size(1 << 16)
+print("ready", flush=True)
+sys.stdin.readline()
+ends = threading.Event()
+threads = [threading.Thread(target=ends.wait) for _ in range(2500)]
+for thread in threads:
+    thread.start()
+print("done", flush=True)
+sys.stdin.readline()
+ends.set()
+for thread in threads:
     thread.join()
 print("done", flush=True)
 sys.stdin.readline()
@@ -405,6 +424,30 @@ async def test_a_thread_is_forgotten_when_it_ends(
     assert measured.histogram.count > 4000
     assert measured.lost == 0
     until(lambda: entries("threads") == 0, "no thread is remembered")
+
+
+async def test_a_target_with_very_many_threads_loses_some_and_another_one_none(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    crowded, other = pair
+    engine = start_engine()
+    engine.assign({CLIENT: crowded.spec(), SERVER: other.spec()})
+    await engine.use(frozenset({Module.SCHED}))
+    with worker(MANY_THREADS, crowded) as crowd:
+        crowd.work()
+        with worker(WORKER, other) as program:
+            program.work()
+        measured = engine.read()
+        crowd.work()
+    lost = {slot: measured[slot].stage("sched.runqueue").lost for slot in (CLIENT, SERVER)}
+    assert lost[CLIENT] >= 2500 - 2048
+    assert lost[SERVER] == 0
+    assert count(measured[SERVER], "sched.runqueue") > 600
+    until(lambda: entries("threads") == 0, "no thread is remembered")
+    engine.read()
+    with worker(SHORT_THREADS, crowded) as program:  # their room is free again
+        program.work()
+        assert engine.read()[CLIENT].stage("sched.runqueue").lost == 0
 
 
 async def test_modules_load_alone_and_together(start_engine: Start, pair: tuple[Pod, Pod]) -> None:
