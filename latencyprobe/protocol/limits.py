@@ -18,6 +18,7 @@ LOWEST_SAMPLING_RATIO = 2.0**-16
 MAX_STAGES = 256
 # One for each interrupt handler of a node.
 MAX_NODE_STAGES = 4096
+_WHOLE_PERCENT = 100
 
 
 def check_target(message: pb.TargetReport) -> None:
@@ -51,12 +52,20 @@ def check_sampling_ratio(ratio: float, field: str) -> None:
 
 
 def check_percent(percent: float, field: str) -> None:
-    """Raise CorruptMessageError if this is no share of a whole; its parts may exceed it a little.
+    """Raise CorruptMessageError if this is no part of a total; parts may exceed it.
 
-    Parts of a total may have samples whose total was lost.
+    They may have samples whose total was lost.
     """
     if not 0 <= percent <= LARGEST_NUMBER:
         raise CorruptMessageError(field, f"invalid share {percent}")
+
+
+def check_whole_percent(percent: float, field: str) -> None:
+    """Raise CorruptMessageError if this is no share of a whole."""
+    if not 0 <= percent <= _WHOLE_PERCENT:
+        raise CorruptMessageError(
+            field, f"invalid share {percent}: it must be between 0 and {_WHOLE_PERCENT}"
+        )
 
 
 def check_stages(stages: Iterable[pb.StageDelta], field: str) -> None:

@@ -17,9 +17,10 @@ from latencyprobe.domain.measurement import (
     NodeMeasurement,
     NodeStage,
     StageMeasurement,
+    joint_counters,
 )
 from latencyprobe.domain.stages import BY_NAME, counter_module
-from latencyprobe.printable import printable
+from latencyprobe.printable import bounded, printable
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 
 PROTOCOL_VERSION = 1
@@ -119,6 +120,25 @@ def _open_counters(counters: Mapping[str, int], field: str) -> dict[str, int]:
     for name, count in counters.items():
         shown[printable(name)] = shown.get(printable(name), 0) + count
     return shown
+
+
+def with_short_names(counters: Mapping[str, int]) -> Mapping[str, int]:
+    """Return counters by names that a reader is shown: printable, and no longer than a name.
+
+    The printable form of a name may be ten times as long. Names with the same short form are one
+    counter.
+    """
+    if all(map(is_short_name, counters)):
+        return counters
+    short: dict[str, int] = {}
+    for name, count in counters.items():
+        short = joint_counters(short, {bounded(name, MAX_NAME_LENGTH): count})
+    return short
+
+
+def is_short_name(name: str) -> bool:
+    """Decide whether a name is printable, and no longer than a name may be."""
+    return len(name) <= MAX_NAME_LENGTH and name.isprintable()
 
 
 def _check_names(counters: Mapping[str, int], field: str) -> None:

@@ -27,6 +27,7 @@ from latencyprobe.protocol.limits import (
     check_numbers,
     check_percent,
     check_sampling_ratio,
+    check_whole_percent,
 )
 from latencyprobe.protocol.measurements import (
     MAX_NAME_LENGTH,
@@ -34,6 +35,7 @@ from latencyprobe.protocol.measurements import (
     CorruptMessageError,
     measurement_from_proto,
     measurement_to_proto,
+    with_short_names,
 )
 from latencyprobe.protocol.summary_stages import stages_from_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
@@ -41,8 +43,9 @@ from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 # Of one probe's summary or answer. The CR's `report.maxPods` is at most 100.
 MAX_PODS = 256
 MAX_CONTAINERS = 128
-# A name of a pod or container in Kubernetes.
+# Names of pods and containers in Kubernetes.
 MAX_POD_NAME_LENGTH = 253
+MAX_CONTAINER_NAME_LENGTH = 63
 MAX_CAUSES = 64
 _MAX_EVIDENCE = 32
 # Of one sentence.
@@ -113,7 +116,7 @@ def pod_from_proto(message: pb.PodReport) -> PodReport:
     check_length("pod.stages", len(message.stages), MAX_STAGES)
     check_length("pod.containers", len(message.containers), MAX_CONTAINERS)
     check_numbers((message.score,), "pod.score")
-    # Also sorts out what it does not know, and makes names printable.
+    # Also leaves out what it does not know.
     counted = measurement_from_proto((), message.counters, message.netns_counters)
     check_numbers(message.counters.values(), "pod.counters")
     check_numbers(message.netns_counters.values(), "pod.netns_counters")
@@ -127,12 +130,12 @@ def pod_from_proto(message: pb.PodReport) -> PodReport:
     return PodReport(
         pod_uid=message.pod_uid,
         name=bounded(message.name, MAX_POD_NAME_LENGTH),
-        containers=tuple(bounded(each, MAX_POD_NAME_LENGTH) for each in message.containers),
+        containers=tuple(bounded(each, MAX_CONTAINER_NAME_LENGTH) for each in message.containers),
         score=message.score,
         report=TargetReport(
             PackedFigures(stages.values()),
-            counted.counters,
-            counted.netns_counters,
+            with_short_names(counted.counters),
+            with_short_names(counted.netns_counters),
             _verdict_from_proto(message.verdict),
         ),
         ended=message.ended,
@@ -151,7 +154,7 @@ def _verdict_to_proto(verdict: Verdict) -> pb.Verdict:
 
 def _verdict_from_proto(message: pb.Verdict) -> Verdict:
     check_length("verdict.evidence", len(message.evidence), _MAX_EVIDENCE)
-    check_percent(message.share_percent, "verdict.share_percent")
+    check_whole_percent(message.share_percent, "verdict.share_percent")
     evidence = tuple(bounded(each.text, _MAX_TEXT_LENGTH) for each in message.evidence)
     next_step = bounded(message.next_step, _MAX_TEXT_LENGTH)
     try:

@@ -18,7 +18,12 @@ from latencyprobe.domain.fairness import (
     oversize_targets,
     surplus_targets,
 )
-from latencyprobe.domain.measurement import Measurement, NodeMeasurement, NodeStage, joint_counters
+from latencyprobe.domain.measurement import (
+    Measurement,
+    NodeMeasurement,
+    NodeStage,
+    StageMeasurement,
+)
 from latencyprobe.domain.stages import BY_NAME, Module, counters_of
 from latencyprobe.domain.targets import TargetState
 from latencyprobe.printable import bounded
@@ -27,8 +32,10 @@ from latencyprobe.protocol.measurements import (
     MAX_NAME_LENGTH,
     MAX_REQUEST_BYTES,
     CorruptMessageError,
+    is_short_name,
     measurement_from_proto,
     node_from_proto,
+    with_short_names,
 )
 from latencyprobe.protocol.states import coverage_state_from_proto, target_state_from_proto
 from latencyprobe.protocol.summaries import choice_to_proto
@@ -377,27 +384,20 @@ def _printable_measurement(measurement: Measurement) -> Measurement:
     """Return the measurement with printable names: kernels and devices have any."""
     return replace(
         measurement,
-        counters=_printable_names(measurement.counters),
-        netns_counters=_printable_names(measurement.netns_counters),
+        counters=with_short_names(measurement.counters),
+        netns_counters=with_short_names(measurement.netns_counters),
     )
 
 
 def _printable_node(node: NodeMeasurement) -> NodeMeasurement:
-    result = NodeMeasurement(counters=_printable_names(node.counters))
-    if all(stage.detail.isprintable() for stage in node.stages):
-        return replace(result, stages=node.stages)
+    counters = with_short_names(node.counters)
+    if all(is_short_name(stage.detail) for stage in node.stages):
+        return NodeMeasurement(node.stages, counters)
+    stages: dict[NodeStage, StageMeasurement] = {}
     for stage, measured in node.stages.items():
-        result += NodeMeasurement({NodeStage(stage.name, _name(stage.detail)): measured})
-    return result
-
-
-def _printable_names(counters: Mapping[str, int]) -> Mapping[str, int]:
-    if all(map(str.isprintable, counters)):
-        return counters
-    result: dict[str, int] = {}
-    for name, count in counters.items():
-        result = joint_counters(result, {_name(name): count})
-    return result
+        short = NodeStage(stage.name, _name(stage.detail))
+        stages[short] = stages[short] + measured if short in stages else measured
+    return NodeMeasurement(stages, counters)
 
 
 def text_of(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,20 +15,15 @@ from latencyprobe_operator.api.spec import read_probe
 from latencyprobe_operator.api.status_fields import NodeState, Phase
 from latencyprobe_operator.probes import status
 from latencyprobe_operator.probes.facts import NodeFacts
+from tests.unit.operator_.crd_schema import MANIFESTS, Schema, misfits, read_schema
 from tests.unit.operator_.status_facts import NOW, SLOW_READER, facts, listed
 from tools.fakes.samples import probe_body
-
-MANIFESTS = Path(__file__).parents[3] / "manifests"
-Schema = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def schema() -> Schema:
     """The schema of v1alpha1."""
-    crd = yaml.safe_load((MANIFESTS / "crd.yaml").read_text())
-    (version,) = crd["spec"]["versions"]
-    found: Schema = version["schema"]["openAPIV3Schema"]
-    return found
+    return read_schema()
 
 
 def fields(schema: Schema, path: str = "") -> Iterator[tuple[str, Schema]]:
@@ -119,36 +113,7 @@ def test_the_schema_knows_all_that_a_status_says(schema: Schema, phase: Phase | 
 
     document = status.build(whole, now=NOW)
 
-    assert list(unknown(document, schema["properties"]["status"])) == []
-
-
-def unknown(value: Any, schema: Schema, path: str = "status") -> Iterator[str]:
-    """Where a value does not fit a schema."""
-    kinds: dict[str, type | tuple[type, ...]] = {
-        "object": dict,
-        "array": list,
-        "string": str,
-        "boolean": bool,
-        "integer": int,
-        "number": (int, float),
-    }
-    if not isinstance(value, kinds[schema["type"]]):
-        yield f"{path}: {value!r} is no {schema['type']}"
-    elif isinstance(value, dict):
-        yield from (f"{path} lacks {key}" for key in schema.get("required", ()) if key not in value)
-        for key, inner in value.items():
-            known = schema.get("properties", {}).get(key) or schema.get("additionalProperties")
-            if known is None:
-                yield f"{path}.{key}"
-            else:
-                yield from unknown(inner, known, f"{path}.{key}")
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from unknown(inner, schema["items"], f"{path}[{index}]")
-    elif "enum" in schema and value not in schema["enum"]:
-        yield f"{path}: {value!r} is none of {schema['enum']}"
-    elif not schema.get("minimum", value) <= value <= schema.get("maximum", value):
-        yield f"{path}: {value!r} is out of range"
+    assert list(misfits(document, schema["properties"]["status"])) == []
 
 
 def test_the_operator_may_read_no_secret_and_change_no_pod() -> None:

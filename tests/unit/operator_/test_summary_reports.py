@@ -108,6 +108,8 @@ async def test_the_state_of_a_target_comes_with_a_summary(listening: Listening) 
         lambda m: setattr(m.pods[0].stages[0], "p99_ns", 2**60),
         lambda m: setattr(m.pods[0].stages[0], "share_percent", math.inf),
         lambda m: setattr(m.pods[0].verdict, "share_percent", math.nan),
+        lambda m: setattr(m.pods[0].verdict, "share_percent", 100.6),
+        lambda m: setattr(m.pods[0].verdict, "share_percent", 1e15),
         lambda m: m.pods.extend([m.pods[0]] * 300),
     ],
 )
