@@ -24,7 +24,7 @@ REPLACED_WORDS = {
     r"silen(?:ce|t|tly)": "staleness, stale",
     r"meanwhile": "during the window, since then",
     r"nobody|no one|none (?:is|are|of (?:a|them|us|it))": "no X",
-    r"somebody|anybody|everybody|anyone's|whoever|whatever": "the noun",
+    r"somebody|anybody|everybody|anyone's|whoever|whomever|whatever": "the noun",
     r"(?:for )?want of": "because X is full",
     r"(?:be|are|is|been) had": "is missing, is not available",
     r"of no use": "requires",
@@ -96,7 +96,7 @@ _NO_VERBS = frozenset(
 
 def breaches(text: Text) -> Iterator[str]:
     """Yield one line for each rule that the text breaks."""
-    yield from _replaced_words(text.text)
+    yield from replaced_words(text.text)
     yield from _long_sentences(text.text)
     yield from _headless_clauses(text)
     yield from _form(text)
@@ -122,7 +122,8 @@ def _split(paragraph: str) -> list[str]:
     return [part.strip() for part in _SENTENCE_END.split(paragraph) if part.strip()]
 
 
-def _replaced_words(text: str) -> Iterator[str]:
+def replaced_words(text: str) -> Iterator[str]:
+    """Yield one line for each replaced word outside of code."""
     text = _CODE.sub("", text)
     for pattern, instead in _REPLACED.items():
         for match in pattern.finditer(text):

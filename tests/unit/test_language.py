@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import click
 import pytest
 
 from latencyprobe.commands.cli import main
+from tests.unit import chart_texts
 from tests.unit.plain_english import breaches, sentences
 from tests.unit.product_texts import (
     BENCH,
@@ -57,6 +58,22 @@ def test_messages_are_plain_english(module: str) -> None:
 @pytest.mark.parametrize("module", modules(*PRODUCT, *BENCH))
 def test_docstrings_are_plain_english(module: str) -> None:
     assert not (complaints := _complaints(docstrings_in(module))), complaints
+
+
+@pytest.mark.parametrize(
+    ("texts", "least"),
+    [
+        (chart_texts.refusals(), 15),
+        (chart_texts.notes(), 8),
+        (chart_texts.comments(chart_texts.VALUES), 80),
+        (chart_texts.descriptions(), 100),
+    ],
+    ids=["refusals", "notes", "values", "fields"],
+)
+def test_the_chart_is_in_plain_english(texts: Iterator[Text], least: int) -> None:
+    found = list(texts)
+    assert len(found) >= least
+    assert not (complaints := _complaints(found)), complaints
 
 
 def test_help_is_plain_english() -> None:
