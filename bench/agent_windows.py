@@ -187,7 +187,7 @@ class _Running:
             TargetState.ATTACHED, cgroup_ids=frozenset({cgroup_id}), netns=frozenset({cgroup_id})
         )
 
-    def look(self) -> TargetFacts:
+    def poll(self) -> TargetFacts:
         return self._facts
 
 

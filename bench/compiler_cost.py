@@ -51,10 +51,10 @@ async def _attach_again(engine: KernelEngine) -> float:
     engine.assign(target)
     await engine.use(frozenset(DEFAULT_MODULES))
     engine.assign({})
-    rest = engine._rest
-    assert rest is not None
-    assert rest._loading is not None
-    await asyncio.wrap_future(rest._loading)
+    preload = engine._preload
+    assert preload is not None
+    assert preload._loading is not None
+    await asyncio.wrap_future(preload._loading)
     began = time.monotonic()
     engine.assign(target)
     seconds = time.monotonic() - began

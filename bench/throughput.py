@@ -37,7 +37,7 @@ LEAST_SAMPLED = 0.95
 SAMPLING_SHIFT = 6
 TRACED_PER_SECOND = 1000  # as latencyprobe trace does
 _ALL = frozenset(DEFAULT_MODULES)
-_NOBODY = SlotSpec()
+_NO_TARGET = SlotSpec()
 _NO_CGROUP = 1 << 40  # a cgroup id that no cgroup has
 
 
@@ -50,7 +50,7 @@ class Arm:
 
     name: str
     modules: frozenset[Module] = _ALL
-    spec: SlotSpec = _NOBODY
+    spec: SlotSpec = _NO_TARGET
     least: float | None = None
     statistics: bool = False
     sampling_shift: int = 0

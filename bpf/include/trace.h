@@ -50,7 +50,7 @@ struct trace_control {
 	u64 per_second;		      /* the maximum that is reported */
 	u64 second;		      /* the one that `this_second` counts in */
 	u64 this_second;
-	u64 told;
+	u64 reported;
 	u64 limited; /* not reported: more than per_second */
 	u64 lost;    /* not reported: the ring was full */
 };
@@ -152,7 +152,7 @@ static __always_inline bool is_slow(struct trace_control *control, struct trace_
  * Reserve an event if this packet is to be reported; the caller fills in the rest and submits it.
  * Two CPUs at the turn of a second, or at the last place in it, may report one packet too many.
  */
-static __always_inline bool is_to_be_told(struct trace_event *event, owners_t owners)
+static __always_inline bool is_to_be_reported(struct trace_event *event, owners_t owners)
 {
 	u32 zero = 0;
 	struct trace_control *control = (struct trace_control *)trace_control.lookup(&zero);
@@ -185,7 +185,7 @@ static __always_inline void submit_event(struct trace_event *event)
 	if (trace_ring.ringbuf_output(event, sizeof(*event), 0))
 		__sync_fetch_and_add(&control->lost, 1);
 	else
-		__sync_fetch_and_add(&control->told, 1);
+		__sync_fetch_and_add(&control->reported, 1);
 }
 
 #endif /* TRACE */

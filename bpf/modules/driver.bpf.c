@@ -94,7 +94,7 @@ static __always_inline void record_in_all(struct config *config, owners_t owners
 static __always_inline void tell(struct trace_event *event, owners_t owners, struct user *user,
 				 struct endpoints *endpoints)
 {
-	if (!event || !is_to_be_told(event, owners))
+	if (!event || !is_to_be_reported(event, owners))
 		return;
 	event->user = *user;
 	event->endpoints = *endpoints;

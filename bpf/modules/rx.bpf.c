@@ -602,7 +602,7 @@ static __always_inline void trace_received(struct sock *sk, u32 protocol, owners
 #if TRACE
 	struct trace_event *event = get_event(EVENT_RECEIVED);
 
-	if (!event || !is_to_be_told(event, owners))
+	if (!event || !is_to_be_reported(event, owners))
 		return;
 	if (reader)
 		note_user(&event->user);

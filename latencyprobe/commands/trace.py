@@ -295,7 +295,7 @@ class _Trace:
             f"{counts.seen:,} packets of {format_ns(min(limits_ns.values()))} or more in "
             f"{' or '.join(limits_ns)}: {self._printed:,} printed, "
             f"{counts.limited:,} over the rate limit, {counts.lost:,} lost"
-            + _more(counts.told - self._printed, ", {} not printed")
+            + _more(counts.reported - self._printed, ", {} not printed")
         )
         if self._session.sampling_ratio < 1:
             yield f"only {self._session.sampling_ratio:.1%} of the packets were sampled"

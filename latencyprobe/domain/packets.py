@@ -75,27 +75,28 @@ class TracedPacket:
 class TraceCounts:
     """The counts of the packets that reached the limit.
 
-    `told`: reported. `limited`: over the rate limit. `lost`: dropped because the ring was full.
+    `reported`: sent to the client. `limited`: over the rate limit. `lost`: dropped because the ring
+    was full.
     """
 
-    told: int = 0
+    reported: int = 0
     limited: int = 0
     lost: int = 0
 
     def __add__(self, other: TraceCounts) -> TraceCounts:
         return TraceCounts(
-            self.told + other.told, self.limited + other.limited, self.lost + other.lost
+            self.reported + other.reported, self.limited + other.limited, self.lost + other.lost
         )
 
     def __sub__(self, other: TraceCounts) -> TraceCounts:
         return TraceCounts(
-            self.told - other.told, self.limited - other.limited, self.lost - other.lost
+            self.reported - other.reported, self.limited - other.limited, self.lost - other.lost
         )
 
     @property
     def seen(self) -> int:
         """The sum of all counts."""
-        return self.told + self.limited + self.lost
+        return self.reported + self.limited + self.lost
 
 
 def parts_of_packet(total: str) -> tuple[Stage, ...]:

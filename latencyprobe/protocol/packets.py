@@ -55,7 +55,7 @@ def packet_from_proto(message: pb.TracedPacket) -> TracedPacket:
 def counts_to_proto(counts: TraceCounts, sampling_ratio: float) -> pb.TraceCounts:
     """Encode the counts as a message."""
     return pb.TraceCounts(
-        told=counts.told,
+        reported=counts.reported,
         rate_limited=counts.limited,
         lost=counts.lost,
         sampling_ratio=sampling_ratio,
@@ -64,7 +64,7 @@ def counts_to_proto(counts: TraceCounts, sampling_ratio: float) -> pb.TraceCount
 
 def counts_from_proto(message: pb.TraceCounts) -> TraceCounts:
     """Decode the counts in a message."""
-    return TraceCounts(message.told, message.rate_limited, message.lost)
+    return TraceCounts(message.reported, message.rate_limited, message.lost)
 
 
 def _endpoint_to_proto(endpoint: Endpoint | None) -> pb.Endpoint | None:

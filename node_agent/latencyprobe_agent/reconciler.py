@@ -171,7 +171,7 @@ class Reconciler:
     @property
     def next_at(self) -> float | None:
         """The time when `attend` has something to do."""
-        times = (self._resolver.next_look, self._retry_at, self._change_at)
+        times = (self._resolver.next_poll, self._retry_at, self._change_at)
         return min((time for time in times if time is not None), default=None)
 
     async def attend(self) -> None:

@@ -30,7 +30,7 @@ COUNTERS = "\tu64 counters[NR_COUNTERS];\n"
         ("\tu16 protocols;", "\tu8 protocols;", "struct slot_filter: protocols is not the 2 bytes"),
         ("char text[HANDLER_NAME_BYTES]", "char text[40]", "struct handler_name is not 32 bytes"),
         ("\tu16 family;", "\tu32 family;", "struct endpoints: family is not the 2 bytes"),
-        ("\tu64 told;\n", "\tu64 told, retold;\n", "struct trace_control: limited is not"),
+        ("\tu64 reported;\n", "\tu64 reported, again;\n", "struct trace_control: limited is not"),
         ("{ LOST, UNMATCHED,", "{ UNMATCHED, LOST,", "enum missing: LOST is not 0"),
         ("(cgroups, u64, owners_t", "(cgroups, u32, owners_t", "map cgroups: its key is not 8"),
         (

@@ -78,7 +78,7 @@ async def test_every_packet_that_a_sleeping_reader_kept_waiting_is_told_of(
     _, account = await measure(engine, client, server, 50, *options, address=address)
     everything = await end(engine)
     assert_parts_add_up(everything)
-    assert engine.trace_counts == TraceCounts(told=len(everything))
+    assert engine.trace_counts == TraceCounts(reported=len(everything))
     told = received(everything)  # a client that is held up is told of as well
     # The reader's own account begins a little earlier, and ends a little later. A client that is
     # held up itself asks while the reader already sleeps. The first packet may come before the
@@ -220,9 +220,9 @@ async def test_a_flood_is_limited_and_every_packet_accounted_for(
     measured, _ = await measure(engine, client, server, 3000)
     told = await end(engine)
     counts = engine.trace_counts
-    assert counts.told == len(told)
+    assert counts.reported == len(told)
     # A run of so many packets lasts a few seconds at most; two CPUs may tell of one too many.
-    assert 100 <= counts.told < 2000
+    assert 100 <= counts.reported < 2000
     assert counts.limited > 0
     assert counts.lost == 0
     assert (
@@ -238,7 +238,7 @@ async def test_a_ring_that_nobody_reads_loses_and_counts(start_engine: Start, pa
     await measure(engine, client, server, 4000)
     told = await end(engine)
     counts = engine.trace_counts
-    assert counts.told == len(told) > 1000
+    assert counts.reported == len(told) > 1000
     assert counts.lost > 0
     assert counts.seen == 4 * 4000
     assert_parts_add_up(told)
@@ -262,7 +262,7 @@ async def test_a_trace_goes_on_over_a_change_of_modules_and_ends_with_its_object
     engine.trace(None)
     told = await asyncio.wait_for(waiting, PATIENCE_SECONDS)
     assert [p.total for p in told] == ["tx.total", "rx.total", "rx.total"]
-    assert engine.trace_counts == TraceCounts(told=3)
+    assert engine.trace_counts == TraceCounts(reported=3)
     measured = engine.read()
     assert measured[SERVER].stage("rx.total").histogram.count == 3
 

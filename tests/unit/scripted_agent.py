@@ -134,7 +134,7 @@ class ScriptedAgent(rpc.NodeAgentServicer):
         yield pb.TraceEvents(counts=counts)
         await self._applied.wait()
         while self._desired.probes:
-            counts.told += len(SLOW_PACKETS)
+            counts.reported += len(SLOW_PACKETS)
             counts.rate_limited += 1
             yield pb.TraceEvents(packets=SLOW_PACKETS, counts=counts)
             await asyncio.sleep(INTERVAL_S / 4)

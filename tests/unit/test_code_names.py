@@ -1,18 +1,22 @@
-"""Names that the code has alike: seconds are `_s`, and a module's logger is `log`."""
+"""Names that the code has alike: `_s`, `log`, and no word that texts have replaced."""
 
 from __future__ import annotations
 
 import ast
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.unit.plain_english import replaced_words
 from tests.unit.product_texts import BENCH, DEVCLUSTER, PRODUCT, ROOT, modules
 
 MODULES = modules(*PRODUCT, *BENCH, *DEVCLUSTER)
 # Fields that `-o json` and a status show by these names, and a function of the standard library.
 PUBLISHED = frozenset({"duration_seconds", "unobserved_seconds", "cert_time_to_seconds"})
+# A condition's reason that users know, and words of a text or of 64 bits.
+KEPT = frozenset({"AGENT_SILENT", "word", "words", "write_words"})
 LOGGER_NAMES = frozenset({"_log", "logger", "_logger", "LOG", "LOGGER"})
 LOG_CALLS = frozenset({"debug", "info", "warning", "error", "exception", "critical", "log"})
 
@@ -26,6 +30,8 @@ def names_in(source: str) -> Iterator[tuple[int, str]]:
             case ast.arg(arg=name) | ast.keyword(arg=str(name)):
                 yield node.lineno, name
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                yield node.lineno, name
+            case ast.ClassDef(name=name):
                 yield node.lineno, name
 
 
@@ -59,6 +65,29 @@ def test_a_logger_is_called_log(module: str) -> None:
     found = loggers_in((ROOT / module).read_text(encoding="utf-8"))
 
     assert [f"{module}:{line}: {name}" for line, name in found if name != "root"] == []
+
+
+def as_text(name: str) -> str:
+    """The words of a name."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).replace("_", " ").strip()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_name_has_no_replaced_word(module: str) -> None:
+    named = {name for _, name in names_in((ROOT / module).read_text(encoding="utf-8"))} - KEPT
+    found = {name: list(replaced_words(as_text(name))) for name in (*named, Path(module).stem)}
+
+    assert {name: words for name, words in found.items() if words} == {}
+
+
+@pytest.mark.parametrize("name", ["next_look", "LookLater", "_telling", "told", "at_rest"])
+def test_a_replaced_word_in_a_name_is_found(name: str) -> None:
+    assert list(replaced_words(as_text(name)))
+
+
+@pytest.mark.parametrize("name", ["look_up", "LookUp", "toldo", "_gateway", "restored"])
+def test_a_name_that_only_resembles_a_replaced_word_passes(name: str) -> None:
+    assert not list(replaced_words(as_text(name)))
 
 
 @pytest.mark.parametrize(

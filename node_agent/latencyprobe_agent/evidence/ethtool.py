@@ -27,7 +27,7 @@ _DRVINFO_N_STATS = 180
 _IFREQ = struct.Struct("=16sQ16x")
 # A NIC with a hundred queues has some thousand statistics.
 _MOST = 16384
-_TELLING = re.compile(r"drop|err|discard|miss|no_?buf|timeout|fifo", re.IGNORECASE)
+_ERROR_NAME = re.compile(r"drop|err|discard|miss|no_?buf|timeout|fifo", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def driver_of(channel: socket.socket, device: str) -> Driver | None:
         info = _ask(channel, device, struct.pack("=I", _GDRVINFO), _DRVINFO_BYTES)
         name = info[_DRVINFO_DRIVER].partition(b"\0")[0].decode("ascii", "replace")
         (count,) = struct.unpack_from("=I", info, _DRVINFO_N_STATS)
-        return Driver(name, count, _telling(_names(channel, device, count)))
+        return Driver(name, count, _error_places(_names(channel, device, count)))
     except OSError as error:
         if is_transient(error):
             raise
@@ -86,8 +86,8 @@ def _names(channel: socket.socket, device: str, count: int) -> list[str]:
     return [each.partition(b"\0")[0].decode("ascii", "replace") for each in strings]
 
 
-def _telling(names: list[str]) -> tuple[tuple[str, int], ...]:
-    return tuple((name, place) for place, name in enumerate(names) if _TELLING.search(name))
+def _error_places(names: list[str]) -> tuple[tuple[str, int], ...]:
+    return tuple((name, place) for place, name in enumerate(names) if _ERROR_NAME.search(name))
 
 
 def _room(count: int) -> int:

@@ -177,7 +177,7 @@ class _Devices:
         """Return the total counters of the devices, by device and name."""
         devices = self._file.of(text)
         if devices.keys() != self._drivers.keys():
-            self._look(namespace, frozenset(devices))
+            self._find_drivers(namespace, frozenset(devices))
         if self._is_host:
             devices = {name: each for name, each in devices.items() if self._is_nodes(name)}
         if self._clock() >= self._asked_at + _DRIVERS_EVERY_S:
@@ -196,7 +196,7 @@ class _Devices:
         driver = self._drivers[device]
         return driver is None or driver.name not in _POD_LINKS
 
-    def _look(self, namespace: Namespace, devices: frozenset[str]) -> None:
+    def _find_drivers(self, namespace: Namespace, devices: frozenset[str]) -> None:
         """Find the drivers of new devices."""
         known = {name: driver for name, driver in self._drivers.items() if name in devices}
         new = devices - known.keys()
@@ -207,18 +207,19 @@ class _Devices:
 
     def _ask(self, namespace: Namespace) -> None:
         """Read the drivers' statistics; keep the old ones if the answer is late."""
-        telling = {
+        counting = {
             device: driver
             for device, driver in self._drivers.items()
             if driver is not None and driver.places and driver.name not in _POD_LINKS
         }
-        if not telling:
+        if not counting:
             self._statistics = {}
             return
         answer = self._answer(
             namespace,
             lambda channel: {
-                device: statistics_of(channel, device, driver) for device, driver in telling.items()
+                device: statistics_of(channel, device, driver)
+                for device, driver in counting.items()
             },
         )
         if answer is not None:

@@ -270,7 +270,7 @@ TRACE_CONTROL = Layout(
     per_second="Q",
     second="Q",
     this_second="Q",
-    told="Q",
+    reported="Q",
     limited="Q",
     lost="Q",
 )

@@ -19,7 +19,7 @@ from latencyprobe_agent.targets.facts import TargetFacts, failed
 from latencyprobe_agent.targets.processes import Processes, refusal_message
 
 # Polls between two walks of a whole subtree; in between a directory's link count shows changes.
-_LOOKS_PER_WALK = 5
+_POLLS_PER_WALK = 5
 
 
 def cgroup_version(mounts: tuple[Mount, ...]) -> str:
@@ -113,13 +113,13 @@ class SubtreeTracker:
         self._inode: int | None = None
         self._directories: dict[str, os.stat_result] = {}
         self._netns: frozenset[int] = frozenset()
-        self._looks = 0
+        self._polls = 0
 
-    def look(self) -> TargetFacts:
+    def poll(self) -> TargetFacts:
         """Return the current facts of the cgroup; GONE once its directory is removed."""
-        if self._looks % _LOOKS_PER_WALK == 0 or self._has_changed():
+        if self._polls % _POLLS_PER_WALK == 0 or self._has_changed():
             self._directories = dict(self._hierarchy.walk(self._directory))
-        self._looks += 1
+        self._polls += 1
         here = self._directories.get(self._directory)
         if here is None or (self._inode is not None and here.st_ino != self._inode):
             return TargetFacts(
@@ -195,7 +195,7 @@ class CgroupTracker:
         self._path = path
         self._subtree: SubtreeTracker | None = None
 
-    def look(self) -> TargetFacts:
+    def poll(self) -> TargetFacts:
         """Return the current facts of the cgroup."""
         if self._subtree is None:
             directory = os.path.realpath(self._path)
@@ -205,7 +205,7 @@ class CgroupTracker:
             mount = mount_of(directory, self._mounts)
             assert mount is not None
             self._subtree = SubtreeTracker(Hierarchy(mount.point), self._processes, directory)
-        return self._subtree.look()
+        return self._subtree.poll()
 
     def _refuse(self, directory: str) -> str | None:
         """Return the reason why the directory is not a measurable cgroup; None if it is one."""

@@ -150,7 +150,7 @@ class ContainerTracker:
         self._target = target
         self._subtree: SubtreeTracker | None = None
 
-    def look(self) -> TargetFacts:
+    def poll(self) -> TargetFacts:
         """Return the current facts of the container. GONE is final, since its ID is unique."""
         if self._finder is None or self._hierarchy is None:
             return failed(
@@ -164,4 +164,4 @@ class ContainerTracker:
                     f"the container's cgroup does not exist yet ({self._finder.describe()})"
                 )
             self._subtree = SubtreeTracker(self._hierarchy, self._processes, directory)
-        return self._subtree.look()
+        return self._subtree.poll()

@@ -53,5 +53,5 @@ def failed(message: str) -> TargetFacts:
 class Tracker(Protocol):
     """A tracker of one target. A poll is cheap if nothing changed."""
 
-    def look(self) -> TargetFacts:
+    def poll(self) -> TargetFacts:
         """Return the current facts of the target."""

@@ -56,7 +56,7 @@ class NetnsTracker:
         self._path = path
         self._seen: TargetFacts | None = None
 
-    def look(self) -> TargetFacts:
+    def poll(self) -> TargetFacts:
         """Return the current facts of the namespace."""
         try:
             inode = inode_of(self._path)

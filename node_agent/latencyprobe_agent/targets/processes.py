@@ -149,7 +149,7 @@ class ProcessTracker:
         self._known: dict[int, int] = {}
         self._end: TargetFacts | None = None
 
-    def look(self) -> TargetFacts:
+    def poll(self) -> TargetFacts:
         """Return the current facts of the processes."""
         if self._end is None and not self._known:
             self._end = self._refuse()

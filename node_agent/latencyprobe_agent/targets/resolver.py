@@ -60,7 +60,7 @@ class _Tracked:
     tracker: Tracker
     since: float
     facts: TargetFacts
-    look_at: float | None = None
+    poll_at: float | None = None
     problem: str = ""
     backoff: Backoff = field(default_factory=lambda: Backoff(_FIRST_RETRY_S, _LONGEST_RETRY_S))
 
@@ -110,11 +110,11 @@ class Resolver:
         now = self._clock()
         changed = False
         for selector, tracked in self._tracked.items():
-            if tracked.look_at is None or tracked.look_at > now:
+            if tracked.poll_at is None or tracked.poll_at > now:
                 continue
             before = tracked.facts
-            _look(selector, tracked)
-            tracked.look_at = self._next_look(tracked, now)
+            _poll(selector, tracked)
+            tracked.poll_at = self._next_poll(tracked, now)
             if tracked.facts != before:
                 changed = True
                 _log_change(selector, before, tracked.facts)
@@ -139,19 +139,19 @@ class Resolver:
         return tracked.facts if tracked else failed("is no longer a target")
 
     @property
-    def next_look(self) -> float | None:
+    def next_poll(self) -> float | None:
         """The clock's time of the next `refresh`; None if nothing can change."""
-        times = [t.look_at for t in self._tracked.values() if t.look_at is not None]
+        times = [t.poll_at for t in self._tracked.values() if t.poll_at is not None]
         return min(times, default=None)
 
     def _begin(self, selector: Selector) -> _Tracked:
         now = self._clock()
         tracked = _Tracked(self._tracker_of(selector), since=now, facts=failed("not polled yet"))
-        _look(selector, tracked)
-        tracked.look_at = self._next_look(tracked, now)
+        _poll(selector, tracked)
+        tracked.poll_at = self._next_poll(tracked, now)
         return tracked
 
-    def _next_look(self, tracked: _Tracked, now: float) -> float | None:
+    def _next_poll(self, tracked: _Tracked, now: float) -> float | None:
         if tracked.problem or tracked.facts.state is TargetState.FAILED:
             return now + tracked.backoff.next()
         tracked.backoff.reset()
@@ -173,14 +173,14 @@ class Resolver:
                 return NetnsTracker(path)
 
 
-def _look(selector: Selector, tracked: _Tracked) -> None:
+def _poll(selector: Selector, tracked: _Tracked) -> None:
     """Poll the tracker; an error of the file system is that target's failure alone.
 
     A transient error leaves the facts of a target that was resolved before.
     """
     before, tracked.problem = tracked.problem, ""
     try:
-        tracked.facts = tracked.tracker.look()
+        tracked.facts = tracked.tracker.poll()
     except (OSError, ValueError) as error:
         tracked.problem = f"cannot resolve the target: {error}"
         if tracked.problem != before:

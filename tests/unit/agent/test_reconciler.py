@@ -67,7 +67,7 @@ class Reconciled:
         self.netns: frozenset[int] = frozenset()
         monkeypatch.setattr(resolver, "_tracker_of", lambda _: self)
 
-    def look(self) -> TargetFacts:
+    def poll(self) -> TargetFacts:
         """Be its tracker."""
         if not self.netns:
             return failed("not there yet")
@@ -196,7 +196,7 @@ async def test_programs_for_a_target_that_is_still_to_come_are_not_to_stay_attac
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     starting = Reconciled(monkeypatch)
-    monkeypatch.setattr(starting, "look", lambda: pending("starting"))
+    monkeypatch.setattr(starting, "poll", lambda: pending("starting"))
     await starting.reconciler.adopt(parse_desired(state(probe())))
     assert starting.engine.modules
     assert starting.engine.assignments == [{}]

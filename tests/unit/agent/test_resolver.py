@@ -35,7 +35,7 @@ class ScriptedTracker:
     def __init__(self, *steps: Step) -> None:
         self._steps = list(steps)
 
-    def look(self) -> TargetFacts:
+    def poll(self) -> TargetFacts:
         step = self._steps.pop(0) if len(self._steps) > 1 else self._steps[0]
         if isinstance(step, int):
             raise OSError(step, os.strerror(step), "cgroup.procs")
@@ -58,8 +58,8 @@ class Tracked:
 
     def wait(self) -> float:
         """Let the time pass until the next poll; return how long that was."""
-        assert self.resolver.next_look is not None
-        delay_s = self.resolver.next_look - self.clock.now
+        assert self.resolver.next_poll is not None
+        delay_s = self.resolver.next_poll - self.clock.now
         self.clock.now += delay_s
         self.resolver.refresh()
         return delay_s
@@ -132,11 +132,11 @@ def test_an_outage_is_logged_once(
 
 def test_a_process_that_gets_the_number_of_a_refused_one_is_not_measured(tmp_path: Path) -> None:
     tracker = ProcessTracker(Processes(tmp_path), 42)
-    assert tracker.look().message == "no such process: 42"
+    assert tracker.poll().message == "no such process: 42"
     (tmp_path / "42/task").mkdir(parents=True)
     (tmp_path / "42/status").write_text("Tgid:\t42\n")
     (tmp_path / "42/stat").write_text("42 (b) S 1" + " 0" * 4 + " 0" + " 0" * 12 + " 777 0 0")
-    assert tracker.look().message == "no such process: 42"
+    assert tracker.poll().message == "no such process: 42"
 
 
 async def test_a_target_that_comes_late_is_reported_without_another_apply(
@@ -178,10 +178,10 @@ def test_a_nested_cgroup_that_is_removed_during_a_poll_is_no_error(
     for directory in (tmp_path / "a", nested):
         (directory / "cgroup.procs").write_text("")
     tracker = SubtreeTracker(Hierarchy(str(tmp_path)), Processes(), str(tmp_path / "a"))
-    tracker.look()
+    tracker.poll()
     ending = "nested/cgroup.procs" if call == "open" else "nested"
     monkeypatch.setattr(os, call, _failing(getattr(os, call), code, ending))
-    assert tracker.look().state is TargetState.PENDING
+    assert tracker.poll().state is TargetState.PENDING
 
 
 def test_a_cgroup_that_ends_between_opening_and_reading_has_no_processes(
@@ -204,11 +204,11 @@ def test_a_process_that_exits_during_a_poll_is_gone(
     monkeypatch: pytest.MonkeyPatch, call: str, code: int
 ) -> None:
     tracker = ProcessTracker(Processes(), os.getpid())
-    assert tracker.look().state is TargetState.ATTACHED
+    assert tracker.poll().state is TargetState.ATTACHED
     with monkeypatch.context() as patched:
         ending = {"open": "/stat", "listdir": "/task", "stat": "/ns/net"}[call]
         patched.setattr(os, call, _failing(getattr(os, call), code, ending))
-        found = tracker.look().state
+        found = tracker.poll().state
     assert found is (TargetState.ATTACHED if call == "listdir" else TargetState.GONE)
 
 
@@ -246,17 +246,17 @@ def test_the_agents_own_namespace_that_cannot_be_read_now_is_no_final_refusal(
     with monkeypatch.context() as patched:
         patched.setattr(os, "stat", _failing(os.stat, errno.ENOMEM, "/self/ns/pid"))
         with pytest.raises(OSError, match="Cannot allocate memory"):
-            tracker.look()
-    assert tracker.look().state is TargetState.ATTACHED
+            tracker.poll()
+    assert tracker.poll().state is TargetState.ATTACHED
 
 
 def test_a_namespace_whose_file_is_removed_is_gone(tmp_path: Path) -> None:
     path = tmp_path / "netns"
     path.symlink_to("/proc/self/ns/net")
     tracker = NetnsTracker(str(path))
-    tracker.look()
+    tracker.poll()
     path.unlink()
-    assert tracker.look().state is TargetState.GONE
+    assert tracker.poll().state is TargetState.GONE
 
 
 def test_a_survey_that_failed_half_way_is_made_again(

@@ -44,7 +44,7 @@ class _Tracker:
     def __init__(self, containers: Containers, selector: Selector) -> None:
         self._containers, self._selector = containers, selector
 
-    def look(self) -> TargetFacts:
+    def poll(self) -> TargetFacts:
         assert isinstance(self._selector, ContainerSelector)
         number = int(self._selector.container_id, 16)
         facts = TargetFacts(TargetState.ATTACHED, pids=(number,), cgroup_ids=frozenset({number}))

@@ -177,7 +177,7 @@ def test_a_container_is_told_by_its_cgroups_and_namespaces(tmp_path: Path) -> No
     _fake_container(container / "nested", 12)
     _fake_process(tmp_path, 11, tmp_path / "netns-a")
     _fake_process(tmp_path, 12, tmp_path / "netns-b")
-    facts = _track(tmp_path).look()
+    facts = _track(tmp_path).poll()
     assert facts.state is TargetState.ATTACHED, facts.message
     assert facts.pids == (11, 12)
     assert facts.cgroup == f"/kubepods/pod{UID}/{CID}"
@@ -187,14 +187,14 @@ def test_a_container_is_told_by_its_cgroups_and_namespaces(tmp_path: Path) -> No
 
 def test_processes_outside_of_our_pid_namespace_ask_for_host_pid(tmp_path: Path) -> None:
     _fake_container(tmp_path / f"cgroup/kubepods/pod{UID}/{CID}", 0, 0)
-    facts = _track(tmp_path).look()
+    facts = _track(tmp_path).poll()
     assert facts.state is TargetState.FAILED
     assert "hostPID: true" in facts.message
 
 
 def test_without_a_v2_hierarchy_containers_fail_with_a_reason() -> None:
     tracker = ContainerTracker(None, None, Processes(), ContainerSelector(UID, CID))
-    facts = tracker.look()
+    facts = tracker.poll()
     assert facts.state is TargetState.FAILED
     assert "no cgroup v2 hierarchy" in facts.message
 
@@ -203,7 +203,7 @@ def _cgroup_failure(path: Path | str, mountinfo: str = HYBRID) -> str:
     mounts = parse_mountinfo(mountinfo)
     root = find_hierarchy(mounts)
     hierarchy = Hierarchy(root) if root else None
-    facts = CgroupTracker(hierarchy, mounts, Processes(), str(path)).look()
+    facts = CgroupTracker(hierarchy, mounts, Processes(), str(path)).poll()
     assert facts.state is TargetState.FAILED
     return facts.message
 
@@ -238,14 +238,14 @@ def test_a_file_that_is_no_namespace_is_refused(tmp_path: Path) -> None:
         (tmp_path / "missing", "No such file or directory"),
         (Path("/proc/self/ns/uts"), "is a namespace of another type, not a network namespace"),
     ):
-        facts = NetnsTracker(str(path)).look()
+        facts = NetnsTracker(str(path)).poll()
         assert facts.state is TargetState.FAILED
         assert message in facts.message
 
 
 def test_a_namespace_is_a_target_as_a_whole() -> None:
     inode = Path("/proc/self/ns/net").stat().st_ino
-    facts = NetnsTracker("/proc/self/ns/net").look()
+    facts = NetnsTracker("/proc/self/ns/net").poll()
     assert facts.state is TargetState.ATTACHED
     assert facts.netns == facts.netns_wide == {inode}
 

@@ -84,7 +84,7 @@ async def test_packets_come_as_they_are_told_of_and_the_last_counts_are_exact(
         seen += map(packet_from_proto, message.packets)
         counts = message.counts
     assert seen == [SENT]
-    assert (counts.told, counts.rate_limited, counts.lost) == (3, 3, 4)
+    assert (counts.reported, counts.rate_limited, counts.lost) == (3, 3, 4)
     assert counts.sampling_ratio == 1
     assert await stream.code() == grpc.StatusCode.OK
     assert not running.engine.tracing

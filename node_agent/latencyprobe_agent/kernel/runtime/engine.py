@@ -45,7 +45,7 @@ from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.configuration import NamespaceConfiguration
 from latencyprobe_agent.kernel.runtime.loaded import LoadedObject, build
 from latencyprobe_agent.kernel.runtime.overhead import OverheadClock
-from latencyprobe_agent.kernel.runtime.rest import Rest
+from latencyprobe_agent.kernel.runtime.preload import Preload
 from latencyprobe_agent.kernel.runtime.shards import Shards, share_out
 from latencyprobe_agent.kernel.runtime.socket_memory import SocketMemory, full, shortage
 from latencyprobe_agent.kernel.runtime.tracer import Tracer
@@ -88,7 +88,7 @@ class KernelEngine:
         self._socket_memory_limits = socket_memory or SocketMemoryLimits()
         self._socket_memory: SocketMemory | None = None
         self._object: LoadedObject | None = None
-        self._rest: Rest | None = None
+        self._preload: Preload | None = None
         self._modules: frozenset[Module] = frozenset()
         self._tracing = False
         self._udp = False
@@ -115,15 +115,15 @@ class KernelEngine:
             return
         replacement = await self._build(modules, tracing=tracing, udp=udp) if modules else None
         self._retire()
-        rest, self._rest = self._rest, None
+        preload, self._preload = self._preload, None
         self._report_change(modules)
         self._modules, self._tracing, self._udp = modules, tracing, udp
         if replacement is None:
             self._coverage = self._idle_coverage()
         else:
             self._follow(replacement)
-        if rest is not None:
-            await rest.end()
+        if preload is not None:
+            await preload.end()
 
     def assign(self, slots: Mapping[int, SlotSpec]) -> None:
         """See `contract.Engine.assign`. Raises EngineError for a full map or too many filters."""
@@ -140,8 +140,8 @@ class KernelEngine:
         self._slots = dict(slots)
         if not slots:
             return
-        if self._rest is not None:
-            self._resume(self._rest)
+        if self._preload is not None:
+            self._resume(self._preload)
         elif self._object is not None:
             if self._socket_memory is not None:
                 self._socket_memory.admit(slots.keys() - before.keys(), _tenants(slots))
@@ -253,15 +253,15 @@ class KernelEngine:
     def _detach(self) -> None:
         """Detach the present object while there is nothing to measure."""
         if self._object is not None:
-            self._rest = Rest(self._object)
+            self._preload = Preload(self._object)
             self._retire()
             log.info("detached: there is no target")
 
-    def _resume(self, rest: Rest) -> None:
+    def _resume(self, preload: Preload) -> None:
         """Attach again. The maps are new: no time in them is from before."""
         began = time.monotonic()
-        loaded = rest.attached()
-        self._rest = None
+        loaded = preload.attached()
+        self._preload = None
         self._follow(loaded)
         log.info("attached again in %.2f s", time.monotonic() - began)
 

@@ -22,8 +22,8 @@ _HEADER = TRACE_EVENT.part("ended_ns", "cpu")
 _STAGES = TRACE_EVENT.part("stages")
 _STAGES_OFFSET = TRACE_EVENT.offset("stages")
 _SETTINGS = TRACE_CONTROL.part("limits", "per_second")
-_COUNTS = TRACE_CONTROL.part("told", "lost")
-_COUNTS_OFFSET = TRACE_CONTROL.offset("told")
+_COUNTS = TRACE_CONTROL.part("reported", "lost")
+_COUNTS_OFFSET = TRACE_CONTROL.offset("reported")
 # No duration reaches it, and the kernel side may subtract.
 _NO_LIMIT = (1 << 63) - 1
 _NO_RATE = (1 << 64) - 1

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from latencyprobe_agent.kernel.contract import EngineError
-from latencyprobe_agent.kernel.runtime.rest import Rest
+from latencyprobe_agent.kernel.runtime.preload import Preload
 from tests.patience import patient
 
 
@@ -55,42 +55,42 @@ def before() -> Iterator[Before]:
     made.may_load.set()
 
 
-def rest_of(before: Before) -> Rest:
-    return Rest(before)  # type: ignore[arg-type]
+def preload_of(before: Before) -> Preload:
+    return Preload(before)  # type: ignore[arg-type]
 
 
-def attached(rest: Rest) -> Spare:
-    found = rest.attached()
+def attached(preload: Preload) -> Spare:
+    found = preload.attached()
     assert isinstance(found, Spare)
     assert found.is_attached
     return found
 
 
 async def test_what_was_loaded_meanwhile_is_attached(before: Before) -> None:
-    rest = rest_of(before)
+    preload = preload_of(before)
     before.may_load.set()
-    assert attached(rest) is before.spares[0]
+    assert attached(preload) is before.spares[0]
     assert len(before.spares) == 1
 
 
 async def test_a_target_that_is_early_gets_the_object_that_is_being_loaded(before: Before) -> None:
-    rest = rest_of(before)
+    preload = preload_of(before)
     threading.Timer(0.05, before.may_load.set).start()
-    assert attached(rest) is before.spares[0]
+    assert attached(preload) is before.spares[0]
     assert [spare.is_closed for spare in before.spares] == [False]
 
 
 async def test_an_end_leaves_nothing_loaded(before: Before) -> None:
     before.may_load.set()
-    rest = rest_of(before)
-    await rest.end()
-    await rest.end()
+    preload = preload_of(before)
+    await preload.end()
+    await preload.end()
     assert [spare.is_closed for spare in before.spares] == [True]
 
 
 async def test_an_end_waits_for_what_is_being_loaded(before: Before) -> None:
-    rest = rest_of(before)
-    ending = asyncio.create_task(rest.end())
+    preload = preload_of(before)
+    ending = asyncio.create_task(preload.end())
     await asyncio.sleep(0)
     assert not ending.done()
     before.may_load.set()
@@ -99,10 +99,10 @@ async def test_an_end_waits_for_what_is_being_loaded(before: Before) -> None:
 
 
 async def test_an_end_that_is_cancelled_leaves_nothing_loaded(before: Before) -> None:
-    rest = rest_of(before)
-    loading = rest._loading
+    preload = preload_of(before)
+    loading = preload._loading
     assert loading is not None
-    ending = asyncio.create_task(rest.end())
+    ending = asyncio.create_task(preload.end())
     await asyncio.sleep(0)
     ending.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -119,22 +119,22 @@ async def test_a_failure_to_load_ahead_is_logged_and_the_target_tries_again(
 ) -> None:
     before.failures = ["no memory"]
     before.may_load.set()
-    attached(rest_of(before))
+    attached(preload_of(before))
     assert "cannot load programs ahead: no memory; trying again" in caplog.text
 
 
 async def test_an_end_after_a_failure_to_load_is_no_error(before: Before) -> None:
     before.failures = ["no memory"]
     before.may_load.set()
-    await rest_of(before).end()
+    await preload_of(before).end()
     assert before.spares == []
 
 
 async def test_after_a_refused_attachment_the_next_attempt_loads_again(before: Before) -> None:
     before.refusals = ["refused"]
     before.may_load.set()
-    rest = rest_of(before)
+    preload = preload_of(before)
     with pytest.raises(EngineError, match="refused"):
-        rest.attached()
+        preload.attached()
     assert before.spares[0].is_closed
-    assert attached(rest) is before.spares[1]
+    assert attached(preload) is before.spares[1]

@@ -1,4 +1,4 @@
-"""The time in which modules are in use and no target exists: programs are loaded, not attached.
+"""Programs that are loaded ahead, while modules are in use and no target exists.
 
 What was attached is closed, since times in its maps would be paired with packets of much later. The
 verifier takes half a second for all programs. So the next object is loaded at once, in a thread,
@@ -18,8 +18,8 @@ from latencyprobe_agent.kernel.runtime.loaded import LoadedObject
 log = logging.getLogger(__name__)
 
 
-class Rest:
-    """One such time, from the making to `attached` or `end`."""
+class Preload:
+    """The successor of one object, from the making to `attached` or `end`."""
 
     def __init__(self, before: LoadedObject) -> None:
         """Begin to load the successor of an object."""
@@ -27,7 +27,7 @@ class Rest:
         self._loading: Future[LoadedObject] | None = begin(before.spare)
 
     def attached(self) -> LoadedObject:
-        """End the rest: attach the loaded programs. Raises EngineError; then the rest goes on.
+        """Attach the loaded programs, and end. Raises EngineError; call it again then, or `end`.
 
         Waits for the programs, if they are not loaded yet: the targets wait, too.
         """
@@ -40,7 +40,7 @@ class Rest:
         return spare
 
     async def end(self) -> None:
-        """End the rest without an object; return when the kernel has none."""
+        """End without an object; return when the kernel has none."""
         loading, self._loading = self._loading, None
         if loading is not None:
             close_when_loaded(loading)
