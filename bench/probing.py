@@ -75,8 +75,8 @@ async def without_target(engine: KernelEngine) -> AsyncIterator[None]:
     """Have the modules in use, and no target. Raise CannotMeasureError if anything is attached."""
     async with measuring(engine, {}):
         engine.assign({})
-        assert engine._rest is not None
-        if (loading := engine._rest._loading) is not None:
+        assert engine._preload is not None
+        if (loading := engine._preload._loading) is not None:
             await asyncio.wrap_future(loading)
         if attached := links(os.getpid()):
             raise CannotMeasureError(f"{attached} programs are attached, and there is no target")

@@ -262,7 +262,7 @@ class Reconciler:
         self._slots.assign(desired, facts, self._readings.read)
         numbers = self._slots.numbers
         # Children from between the poll and the assignment, which the kernel did not follow yet.
-        self._resolver.look_again({key.selector for key in numbers.keys() - before.keys()})
+        self._resolver.poll_again({key.selector for key in numbers.keys() - before.keys()})
         self._readings.move(homes(desired, facts, numbers, self._host_netns), namespaces(facts))
         if trace is not None:
             self._reports_packets = True

@@ -120,13 +120,13 @@ class Resolver:
                 _log_change(selector, before, tracked.facts)
         return changed
 
-    def look_again(self, selectors: Iterable[Selector]) -> None:
+    def poll_again(self, selectors: Iterable[Selector]) -> None:
         """Have the next `refresh` poll these targets, if they can change."""
         now = self._clock()
         for selector in selectors:
             tracked = self._tracked.get(selector)
-            if tracked is not None and tracked.look_at is not None:
-                tracked.look_at = min(tracked.look_at, now)
+            if tracked is not None and tracked.poll_at is not None:
+                tracked.poll_at = min(tracked.poll_at, now)
 
     @property
     def facts(self) -> Mapping[Selector, TargetFacts]:

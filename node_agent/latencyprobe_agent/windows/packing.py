@@ -1,8 +1,7 @@
 """Measurements packed into bytes, a fraction of the size of their Python objects.
 
-An agent packs and unpacks each pod once per interval. So the form is one that costs little time:
-`latencyprobe.protocol.packed` is for many more pods, and takes four times as long. The bytes never
-leave the process that packed them.
+An agent packs and unpacks each pod once per interval. So the form is one that costs little time.
+The bytes never leave the process that packed them.
 """
 
 from __future__ import annotations

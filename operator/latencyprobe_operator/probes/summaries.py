@@ -11,14 +11,21 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from latencyprobe.domain.measurement import Measurement, NodeMeasurement, largest_counters
+from latencyprobe.domain.measurement import (
+    Measurement,
+    NodeMeasurement,
+    NodeStage,
+    largest_counters,
+)
+from latencyprobe.domain.packed_stages import PackedStages, pack
 from latencyprobe.domain.score import SCORE_VERSION
 from latencyprobe.domain.summary import PodReport, PodScore, ProbeSummary
-from latencyprobe.protocol.packed import pack_node, unpack_node
 from latencyprobe_operator.observed_state import ReportedProbe
 from latencyprobe_operator.probes.sums import MAX_COUNTERS, PackedMeasurement, RunningSum, packed
 from latencyprobe_operator.probes.unobserved import ALL_OBSERVED, ObservedTime, Unobserved
 
+# The parts of a report may have more together than a message may.
+MAX_NODE_STAGES = 4096
 # Adding up this many takes some 10 ms.
 _NODES_OF_A_STEP = 50
 # Between two reports of a node: one may be lost, and the next is late.
@@ -60,7 +67,7 @@ class _NodeFigures:
     observed: ObservedTime = field(default_factory=ObservedTime)
     counters: Mapping[str, int] = field(default_factory=dict)
     slowest_ns: int = 0
-    node_stages: bytes = b""
+    node_stages: Mapping[NodeStage, PackedStages] = field(default_factory=dict)
 
     def rank(self) -> tuple[int, int]:
         """Return the sort key of nodes: the number of failures, then the slowest p99."""
@@ -205,7 +212,8 @@ class NodeSummaries:
         }
         for name in worst:
             figures = self._nodes[name]
-            found[name] = NodeMeasurement(unpack_node(figures.node_stages), figures.counters)
+            stages = {stage: each[stage.name] for stage, each in figures.node_stages.items()}
+            found[name] = NodeMeasurement(stages, figures.counters)
         return {name: measurement for name, measurement in found.items() if measurement}
 
 
@@ -214,7 +222,10 @@ def _take_node(figures: _NodeFigures, node: NodeMeasurement) -> None:
     figures.slowest_ns = max(
         (stage.histogram.percentile(99) for stage in node.stages.values()), default=0
     )
-    figures.node_stages = pack_node(node.stages)
+    most = heapq.nlargest(
+        MAX_NODE_STAGES, node.stages.items(), key=lambda stage: stage[1].histogram.count
+    )
+    figures.node_stages = {stage: pack({stage.name: measured}) for stage, measured in most}
 
 
 def _skew(version: int) -> str:
