@@ -44,7 +44,9 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         paths.run, paths.DEFAULT_ROUNDS, "TCP requests and responses of pods, by bridge and NIC"
     ),
     "runs": Benchmark(
-        runs.run, runs.DEFAULT_ROUNDS, "how many programs run for a packet or message of a stranger"
+        runs.run,
+        runs.DEFAULT_ROUNDS,
+        "programs that run for a packet or message of a stranger",
     ),
     "contention": Benchmark(
         contention.run, contention.DEFAULT_ROUNDS, "two CPUs that count for one target"

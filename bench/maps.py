@@ -8,8 +8,8 @@ in kernel/bpf/arraymap.c, htab_map_mem_usage() in kernel/bpf/hashtab.c):
     bytes on N CPUs = bytes here + (N - CPUs here) x bytes a CPU
 
 A CPU has a value of its own for each entry of a percpu array or hash, rounded up to 8 bytes. A hash
-with room made ahead has one spare element for each CPU, with a pointer to it: 48 bytes of header,
-key and value rounded up to 8 each, and 8 for the pointer. Other maps are the same on any number.
+with room made ahead has one spare element for each CPU: 48 bytes of header, key and value rounded
+up to 8 each. A pointer to it takes 8 more. Other maps are the same on any number.
 The states of sockets with BTF are not in it: they come and go with the sockets, see `memory`.
 """
 
@@ -52,14 +52,14 @@ _NOTABLE_BYTES = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """The maps of one way to load the programs."""
+    """The maps of one variant of the programs."""
 
     name: str
     maps: tuple[MapMemory, ...]
 
     @property
     def bytes(self) -> int:
-        """What they take here."""
+        """The bytes that they take here."""
         return sum(each.bytes for each in self.maps)
 
     def bytes_on(self, cpus: int, here: int) -> int:
@@ -82,7 +82,7 @@ def _rounded(size: int) -> int:
 
 
 async def run(rounds: int, progress: Progress) -> Outcome:
-    """Load the programs in either way; the bytes are the same in all rounds, or their median."""
+    """Load both variants of the programs; the bytes are the same in all rounds, or their median."""
     bar = progress.add_task("maps", total=rounds * len(MOST_MIB))
     found: dict[str, list[Sizes]] = {name: [] for name in MOST_MIB}
     with tempfile.TemporaryDirectory(prefix="latencyprobe-bench-") as objects:

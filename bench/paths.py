@@ -1,9 +1,9 @@
 """TCP requests and responses of pods, on one CPU: behind a bridge, and to beyond a NIC.
 
-The probe measures a target of the agent's own making: an idle pod's cgroup, so that the traffic is
-a stranger's; the cgroup of the traffic itself; or an idle process in the root cgroup, as `--pid`
-has it, which shares the node's network namespace with the traffic's other end. Or the modules are
-in use without a target: then nothing is attached. See `paired` and `measuring`.
+With an idle pod's cgroup as target, the traffic is a stranger's. Or the target is the cgroup of the
+traffic itself. Or it is an idle process in the root cgroup, as with `--pid`, which shares the
+node's network namespace with the traffic's other end. Or the modules are in use without a target:
+then nothing is attached. See `paired` and `measuring`.
 """
 
 from __future__ import annotations

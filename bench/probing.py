@@ -1,7 +1,7 @@
 """Our programs for a slice of time: attached for targets, or loaded and waiting for one.
 
-The kernel's run-time statistics are off meanwhile: the agent has them on for a small part of the
-time only.
+The kernel's run-time statistics are off during a slice: the agent has them on for a small part of
+the time only.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ async def engine_with_cache(host_netns: int, objects: Path) -> AsyncIterator[Ker
 
 
 def slots_of(*selectors: Selector) -> Mapping[int, SlotSpec]:
-    """Return a slot for each target, as the agent makes them from what it finds out."""
+    """Return a slot for each target, with the facts that the agent finds out."""
     resolver = Resolver()
     resolver.track(selectors)
     found = {}

@@ -154,7 +154,7 @@ class KernelMemory:
 
 @dataclass(frozen=True, slots=True)
 class MapMemory:
-    """A map as the kernel describes it. `bytes`: what it takes, by the kernel's own account."""
+    """A map as the kernel describes it. `bytes`: its memory, by the kernel's own account."""
 
     name: str
     type: str

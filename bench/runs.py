@@ -1,4 +1,4 @@
-"""How many of our programs run for what strangers send: counts by the kernel, never times.
+"""Our programs that run for the traffic of strangers: counts by the kernel, never times.
 
 The target is an idle pod. The kernel counts the runs for the traffic of the whole machine. So each
 slice with traffic follows one without, whose runs are subtracted.
@@ -32,7 +32,7 @@ SECONDS = 0.3
 UNIX = "message of a UNIX socket"
 MOST: Mapping[str, int] = {BRIDGE: 3, NIC: 4, UNIX: 0}
 PROBES: Mapping[str, bool] = {"TCP alone": False, "TCP and UDP": True}
-"""What probes ask for; True with datagrams, which have programs of their own."""
+"""The protocols that probes ask for; True with datagrams, which have programs of their own."""
 _UNIX_MESSAGES = 20_000
 # Connections begin and end too, some for each slice.
 _SELDOM = 0.02
