@@ -47,10 +47,15 @@ UNAVAILABLE = (aiohttp.ClientError, TimeoutError, OSError)
 
 
 class ApiError(Exception):
-    """The API server's refusal: its HTTP status, its reason and its message."""
+    """The API server's refusal: its HTTP status, its reason and its message.
 
-    def __init__(self, status: int, reason: str, message: str) -> None:
-        self.status, self.reason = status, reason
+    `fields`: the paths of the fields that an object must not have so, as `status.pods[0].name`.
+    """
+
+    def __init__(
+        self, status: int, reason: str, message: str, fields: tuple[str, ...] = ()
+    ) -> None:
+        self.status, self.reason, self.fields = status, reason, fields
         super().__init__(message)
 
 
@@ -298,4 +303,6 @@ async def _text(response: aiohttp.ClientResponse) -> bytes:
 def _error(status: int, body: Mapping[str, Any]) -> ApiError:
     message = body.get("message") or f"HTTP status {status}"
     kind = ExpiredError if status == 410 else ApiError
-    return kind(status, body.get("reason") or "", message)
+    causes = (body.get("details") or {}).get("causes") or ()
+    fields = tuple(str(cause.get("field") or "") for cause in causes)
+    return kind(status, body.get("reason") or "", message, fields)

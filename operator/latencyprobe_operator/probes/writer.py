@@ -1,13 +1,19 @@
-"""Writes of a probe's status: only the differences to one version, and with back-off."""
+"""Writes of a probe's status: only the differences to one version, and with back-off.
+
+Rows that the API server refuses are left out, so that one row never holds up the others.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
 from typing import Any, NamedTuple
 
+from latencyprobe.printable import bounded
 from latencyprobe.process.backoff import Backoff
+from latencyprobe.process.repeated_warnings import RepeatedWarnings
 from latencyprobe_operator.api.spec import ProbeKey
 from latencyprobe_operator.api.status_fields import Phase
 from latencyprobe_operator.api.timestamps import epoch_s
@@ -22,12 +28,17 @@ from latencyprobe_operator.probes.document import (
     size_bytes,
     turning_points,
 )
+from latencyprobe_operator.probes.refused_rows import without_refused, without_rows
 from latencyprobe_operator.probes.status_news import differs, light
 
 log = logging.getLogger(__name__)
 
 # The greatest age of lastReportTime while nothing else changes.
 _STALE_S = 60.0
+# A status that is refused is followed by others like it.
+_REFUSAL_LOG_S = 60.0
+# The API server names each value that it refuses, and quotes it.
+_LONGEST_REFUSAL = 1000
 
 PatchStatus = Callable[[str, str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
 """As `Statuses.patch`: merges into the status of a LatencyProbe; returns the object."""
@@ -63,6 +74,7 @@ class StatusWriter:
         self._patch_status = patch_status
         self._metrics = metrics
         self._backoff = Backoff(0.5, 10)
+        self._refusals = RepeatedWarnings(log)
         self._budget = ByteBudget(lambda: asyncio.get_running_loop().time())
 
     @property
@@ -124,7 +136,35 @@ class StatusWriter:
         return not written or epoch_s(known) - epoch_s(written) >= _STALE_S
 
     async def write(self, document: Document) -> float | None:
-        """Write the document; return the seconds until another attempt, or None without one."""
+        """Write the document; return the seconds until another attempt, or None without one.
+
+        Rows that the API server refuses are left out. If it refuses the rest too, this document is
+        given up: the next one may be another.
+        """
+        try:
+            await self._write_accepted(document)
+        except StatusConflictError as error:
+            return self._decide_again(error.current)
+        except NotLeadingError as error:
+            return self._fail(error, transient=True)
+        except ApiError as error:
+            return self._take_refusal(error)
+        except UNAVAILABLE as error:
+            return self._fail(error, transient=True)
+        return None
+
+    async def _write_accepted(self, document: Document) -> None:
+        for without in (without_refused, without_rows):
+            try:
+                return await self._write(document)
+            except ApiError as error:
+                if error.status != HTTPStatus.UNPROCESSABLE_ENTITY:
+                    raise
+                self._note_refusal(error)
+                document = without(document, error.fields)
+        return await self._write(document)
+
+    async def _write(self, document: Document) -> None:
         patch, self._patch = self._patch_to(document), None
         self._budget.take(patch.size)
         # The API server refuses the write to a later object of the same name, by the UID, and to
@@ -133,24 +173,32 @@ class StatusWriter:
         if self._version:
             metadata["resourceVersion"] = self._version
         body = {"metadata": metadata, "status": patch.content}
-        try:
-            answer = await self._patch_status(self._key.namespace, self._key.name, body)
-        except StatusConflictError as error:
-            return self._decide_again(error.current)
-        except NotLeadingError as error:
-            return self._fail(error, transient=True)
-        except ApiError as error:
-            if error.status == 404:
-                return None  # deleted; the watch reports it soon
-            return self._fail(error, transient=error.status == 429 or error.status >= 500)
-        except UNAVAILABLE as error:
-            return self._fail(error, transient=True)
+        answer = await self._patch_status(self._key.namespace, self._key.name, body)
         self._metrics.status_writes.inc()
         self._backoff.reset()
         self._take(answer)
         self.last_write = asyncio.get_running_loop().time()
         self.phase = str(self.outline.get("phase"))
-        return None
+
+    def _take_refusal(self, error: ApiError) -> float | None:
+        """Return the seconds until another attempt, or None without one."""
+        if error.status == HTTPStatus.NOT_FOUND:
+            return None  # deleted; the watch reports it soon
+        if error.status == HTTPStatus.UNPROCESSABLE_ENTITY:
+            self._note_refusal(error)
+            self.last_write = asyncio.get_running_loop().time()
+            return None
+        busy = error.status == HTTPStatus.TOO_MANY_REQUESTS
+        return self._fail(error, transient=busy or error.status >= 500)
+
+    def _note_refusal(self, error: ApiError) -> None:
+        self._metrics.status_write_failures.inc()
+        self._refusals.warn(
+            "refused",
+            f"{self._key}: the API server refuses a part of the status, which is left out: "
+            f"{bounded(str(error), _LONGEST_REFUSAL)}. Check that the CRD is of this version",
+            interval_s=_REFUSAL_LOG_S,
+        )
 
     def _decide_again(self, current: Mapping[str, Any] | None) -> float | None:
         """Take in the object as it was changed; return the seconds until the next write."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -18,8 +20,9 @@ from latencyprobe_operator.kube.statuses import (
 from latencyprobe_operator.leadership import Leadership, LeaseTiming
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.probes.writer import StatusWriter
+from tests.unit.operator_.crd_schema import misfits, read_schema
 from tests.unit.operator_.shared_lease import SetClock, taken_by
-from tools.fakes.api import FakeApi
+from tools.fakes.api import FakeApi, apply_merge_patch
 
 TIMING = LeaseTiming()
 KEY = ProbeKey(uid="uid-checkout", namespace="shop", name="checkout")
@@ -165,3 +168,93 @@ async def test_a_deleted_probe_is_left() -> None:
             )
         del api.statuses["checkout"]
         assert await writer.write({"phase": "Running"}) is None
+
+
+class StrictApi(FakeApi):
+    """An API server that holds statuses to the CRD, and names the fields that it refuses."""
+
+    def __init__(self, spelled: Callable[[str], str] = str) -> None:
+        super().__init__()
+        self._spelled = spelled
+
+    async def _patch(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        before = self.statuses.get(request.match_info["name"], {})
+        found = list(misfits(apply_merge_patch(before, body["status"]), SCHEMA))
+        if not found:
+            return await super()._patch(request)
+        self.patches.append(body)
+        causes = [{"field": self._spelled(each.partition(":")[0])} for each in found]
+        status = {"message": f"invalid: {found[0]}", "reason": "Invalid"}
+        return web.json_response({**status, "details": {"causes": causes}}, status=422)
+
+
+SCHEMA = read_schema()["properties"]["status"]
+REFUSED = "latencyprobe_operator_status_write_failures_total"
+
+
+def row(name: str, share: int = 50) -> dict[str, Any]:
+    """A pod in a status, with this share in its verdict."""
+    return {"name": name, "verdict": {"sharePercent": share}}
+
+
+def status(*pods: dict[str, Any], **parts: Any) -> dict[str, Any]:
+    """A status with these pods."""
+    return {
+        "phase": "Running",
+        "pods": list(pods),
+        "omittedPods": 0,
+        "nodes": [{"name": "node-a"}],
+        "omittedNodes": 0,
+        **parts,
+    }
+
+
+@pytest.mark.parametrize(
+    "spelled", [str, lambda field: field.replace("[", ".").replace("]", "")], ids=["[0]", ".0"]
+)
+async def test_a_row_that_the_api_server_refuses_holds_up_no_other(
+    caplog: pytest.LogCaptureFixture, spelled: Callable[[str], str]
+) -> None:
+    api, metrics = StrictApi(spelled), OperatorMetrics()
+    async with api.serve() as cluster:
+        writer = writer_of(Statuses(cluster), metrics=metrics)
+        with caplog.at_level(logging.WARNING):
+            for share in (101, 102, 103):
+                document = status(row("bad", share), row("b", share - 100), row("worse", 2**31))
+                assert await writer.write(document) is None, "it does not try the same again"
+
+                assert api.statuses["checkout"] == status(row("b", share - 100), omittedPods=2)
+
+    assert writer.last_write
+    assert metrics.registry.get_sample_value(REFUSED) == 3
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert "shop/checkout" in line
+    assert "status.pods" in line
+    assert "sharePercent" in line
+
+
+async def test_rows_are_left_out_if_the_api_server_does_not_say_which_it_refuses() -> None:
+    api = StrictApi(lambda _: "")
+    async with api.serve() as cluster:
+        writer = writer_of(Statuses(cluster))
+        assert await writer.write(status(row("bad", 101), row("b"))) is None
+
+        assert api.statuses["checkout"] == status(omittedPods=2, omittedNodes=1, nodes=[])
+
+
+async def test_a_status_that_is_refused_as_a_whole_is_followed_by_the_next(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    api = StrictApi()
+    async with api.serve() as cluster:
+        writer = writer_of(Statuses(cluster))
+        with caplog.at_level(logging.WARNING):
+            assert await writer.write(status(summary={"p50": 1})) is None
+            assert await writer.write(status(summary={"p50": 2})) is None
+            assert "checkout" not in api.statuses
+            assert await writer.write(status(summary={"p50": "1ms"})) is None
+
+        assert api.statuses["checkout"] == status(summary={"p50": "1ms"})
+    assert len(caplog.records) == 1
+    assert "summary.p50" in caplog.text

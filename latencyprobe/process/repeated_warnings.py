@@ -1,0 +1,45 @@
+"""Warnings that a peer, or a lack of resources, may cause again and again.
+
+Of each kind, one line is logged in an interval. The next one has the number of those in between.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+
+INTERVAL_S = 10.0
+
+
+class RepeatedWarnings:
+    """A rate limit for warnings. `clock`: seconds of a monotonic clock.
+
+    Its kinds are few, and never made of a peer's text.
+    """
+
+    def __init__(self, log: logging.Logger, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._log = log
+        self._clock = clock
+        self._logged: dict[str, float] = {}
+        self._omitted: Counter[str] = Counter()
+
+    def warn(
+        self,
+        kind: str,
+        text: str,
+        *,
+        interval_s: float = INTERVAL_S,
+        error: BaseException | None = None,
+    ) -> None:
+        """Log the text, and the traceback of `error`, unless one of its kind was just logged."""
+        now = self._clock()
+        if now - self._logged.get(kind, -math.inf) < interval_s:
+            self._omitted[kind] += 1
+            return
+        self._logged[kind] = now
+        others = self._omitted.pop(kind, 0)
+        more = f" (and {others} more since the last message)" if others else ""
+        self._log.warning("%s%s", text, more, exc_info=error)
