@@ -10,12 +10,14 @@ has the pod's last interval and window. `release` ends that.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.summary import NO_PODS, PodChoice
 from latencyprobe_operator.api.spec import ProbeKey, ProbeSpec
+from latencyprobe_operator.earlier_pods import EarlierPods, KnownPods
 from latencyprobe_operator.model import ContainerTarget, Pod, targets_of
 
 
@@ -36,6 +38,8 @@ class ProbeOnNode:
     max_pods: int = 0
     pods_in_full: PodChoice = field(default=NO_PODS, compare=False)
     """The choice that the agent begins with. Later ones come with acknowledgements."""
+    earlier: EarlierPods = field(default_factory=EarlierPods, compare=False)
+    """The pods that the agent may report on without being asked for."""
 
 
 ChoosePods = Callable[[str], PodChoice]
@@ -64,6 +68,9 @@ class DesiredStates:
         self._choices: dict[str, ChoosePods] = {}
         self._node_counts: Counter[str] = Counter()
         self._left: dict[str, set[str]] = {}
+        # probe's UID -> node
+        self._earlier: dict[str, dict[str, EarlierPods]] = {}
+        self._known: dict[str, KnownPods] = {}
         # node -> probe's UID -> pod's UID; no pods on a node that they have left
         self._by_node: dict[str, dict[str, dict[str, PlacedPod]]] = {}
 
@@ -73,14 +80,23 @@ class DesiredStates:
         pods: Iterable[Pod],
         choose: ChoosePods = lambda _: NO_PODS,
         left: Iterable[str] = (),
+        *,
+        earlier: Mapping[str, Collection[str]] = MappingProxyType({}),
+        exists: Callable[[str, str, str], bool] = lambda _node, _uid, _name: False,
     ) -> set[str]:
         """Take in a probe, or its new spec, with all its pods; return the touched nodes.
 
-        `left`: nodes that its last pods had left before it was known here.
+        `left`: nodes that its last pods had left before it was known here. `earlier`: the names of
+        pods on each node that an operator before this one has listed. `exists`: see `KnownPods`.
         """
         uid = spec.key.uid
-        left = {*left, *self.left_by(uid)}
+        left = {*left, *earlier, *self.left_by(uid)}
+        on_nodes = dict(self._earlier.get(uid, {}))
         touched = self.remove_probe(uid)
+        self._known[uid] = KnownPods(exists, lambda name: self._is_placed(uid, name))
+        self._earlier[uid] = on_nodes
+        for node, names in earlier.items():
+            on_nodes[node] = EarlierPods(names, self._known[uid], node)
         self._specs[uid] = spec
         self._choices[uid] = choose
         self._pods[uid] = {}
@@ -102,6 +118,8 @@ class DesiredStates:
         self._pods.pop(probe_uid, None)
         self._specs.pop(probe_uid, None)
         self._choices.pop(probe_uid, None)
+        self._known.pop(probe_uid, None)
+        self._earlier.pop(probe_uid, None)
         return touched
 
     def set_pod(self, probe_uid: str, pod: Pod) -> set[str]:
@@ -155,6 +173,7 @@ class DesiredStates:
         if not left:
             del self._left[probe_uid]
         del self._by_node[node][probe_uid]
+        self._earlier[probe_uid].pop(node, None)
         if not self._by_node[node]:
             del self._by_node[node]
         return {node}
@@ -162,9 +181,23 @@ class DesiredStates:
     def of_node(self, node: str) -> DesiredNodeState:
         """Return the desired state of this node's agent."""
         return tuple(
-            self._probe_on_node(self._specs[probe_uid], pods, self._choices[probe_uid](node))
+            self._probe_on_node(
+                self._specs[probe_uid],
+                pods,
+                self._choices[probe_uid](node),
+                self._earlier_on(probe_uid, node),
+            )
             for probe_uid, pods in sorted(self._by_node.get(node, {}).items())
         )
+
+    def _earlier_on(self, probe_uid: str, node: str) -> EarlierPods:
+        on_nodes = self._earlier[probe_uid]
+        if node not in on_nodes:
+            on_nodes[node] = EarlierPods((), self._known[probe_uid], node)
+        return on_nodes[node]
+
+    def _is_placed(self, probe_uid: str, name: str) -> bool:
+        return any(each.pod.name == name for each in self.pods_of(probe_uid).values())
 
     def pods_of(self, probe_uid: str) -> dict[str, PlacedPod]:
         """Return the pods of a probe that have something to measure, by UID. Do not change them."""
@@ -180,7 +213,7 @@ class DesiredStates:
 
     @staticmethod
     def _probe_on_node(
-        spec: ProbeSpec, pods: dict[str, PlacedPod], choice: PodChoice
+        spec: ProbeSpec, pods: dict[str, PlacedPod], choice: PodChoice, earlier: EarlierPods
     ) -> ProbeOnNode:
         return ProbeOnNode(
             key=spec.key,
@@ -196,4 +229,5 @@ class DesiredStates:
             window_s=spec.window_s,
             max_pods=spec.max_pods,
             pods_in_full=choice,
+            earlier=earlier,
         )

@@ -5,16 +5,16 @@ An agent names a pod by the UID in its cgroups' names. The operator knows it by 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from latencyprobe_operator.desired_state import DesiredNodeState
-from latencyprobe_operator.dns_names import is_subdomain
+from latencyprobe_operator.earlier_pods import EarlierPods
 from latencyprobe_operator.model import ContainerTarget
 
 # Per agent. A pod is in reports for a window after its end.
 MOST_ENDED = 1024
-_LONGEST_UID = 128
 
 
 class AskedPod(NamedTuple):
@@ -27,14 +27,16 @@ class AskedPod(NamedTuple):
 class AskedPods:
     """The pods that this operator has sent to one agent, over all its sessions.
 
-    A *stranger* is a pod that an operator before this one has sent, and that has ended.
+    An *earlier* pod is one that an operator before this one has sent, and that has ended.
+    `clock`: seconds of a monotonic clock.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._now: Mapping[str, Mapping[str, ContainerTarget]] = {}
         self._ended: dict[tuple[str, str], AskedPod] = {}
-        self._strangers: dict[str, dict[str, AskedPod]] = {}
-        self._most_strangers: Mapping[str, int] = {}
+        self._earlier: Mapping[str, EarlierPods] = {}
+        self._admitted: dict[str, dict[str, AskedPod]] = {}
 
     def ask(self, state: DesiredNodeState) -> None:
         """Note a state that is about to be sent."""
@@ -50,29 +52,28 @@ class AskedPods:
         while len(self._ended) > MOST_ENDED:
             del self._ended[next(iter(self._ended))]
         self._now = now
-        self._most_strangers = {probe.key.uid: probe.max_pods for probe in state}
-        for gone in self._strangers.keys() - now.keys():
-            del self._strangers[gone]
+        self._earlier = {probe.key.uid: probe.earlier for probe in state}
+        for gone in self._admitted.keys() - now.keys():
+            del self._admitted[gone]
+        for probe in state:
+            # A pod stays for the window after the interval in which it has ended.
+            probe.earlier.open(self._clock(), span_s=probe.window_s + probe.interval_s)
 
     def find(self, probe_uid: str, pod_uid: str) -> AskedPod | None:
         """Return the pod of this UID in an agent's report; None if it was not asked for."""
         if target := self._now.get(probe_uid, {}).get(pod_uid):
             return AskedPod(target.api_uid, target.pod_name)
-        known = self._ended.get((probe_uid, pod_uid))
-        return known or self._strangers.get(probe_uid, {}).get(pod_uid)
+        if known := self._ended.get((probe_uid, pod_uid)):
+            return known
+        earlier = self._earlier.get(probe_uid)
+        if earlier is None or not earlier.is_open(self._clock()):
+            return None
+        return self._admitted.get(probe_uid, {}).get(pod_uid)
 
     def admit(self, probe_uid: str, pod_uid: str, name: str) -> AskedPod | None:
-        """Take in a stranger, in place of the oldest one if there are as many as may be.
-
-        Returns None if its name is no pod's.
-        """
-        most = self._most_strangers.get(probe_uid, 0)
-        if not most or not is_subdomain(name) or not 0 < len(pod_uid) <= _LONGEST_UID:
+        """Take in an earlier pod; None if the agent may not report on it."""
+        earlier = self._earlier.get(probe_uid)
+        if earlier is None or not earlier.admits(pod_uid, name, at=self._clock()):
             return None
-        if not pod_uid.isprintable():
-            return None
-        strangers = self._strangers.setdefault(probe_uid, {})
-        if len(strangers) >= most:
-            del strangers[next(iter(strangers))]
-        strangers[pod_uid] = stranger = AskedPod(pod_uid, name)
-        return stranger
+        admitted = self._admitted.setdefault(probe_uid, {})
+        return admitted.setdefault(pod_uid, AskedPod(pod_uid, name))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from latencyprobe_operator.dns_names import is_subdomain
 from latencyprobe_operator.probes.summaries import LATE_INTERVALS, NodeSummaries
 
 
-def nodes_of_rows(rows: Sequence[Any]) -> set[str]:
-    """Return the nodes of the pods in a status that an earlier operator wrote."""
-    nodes = (row.get("node") for row in rows if isinstance(row, dict))
-    return {node for node in nodes if isinstance(node, str) and is_subdomain(node)}
+def pods_of_rows(rows: Sequence[Any]) -> Mapping[str, Collection[str]]:
+    """Return the names of the pods in a status that an earlier operator wrote, by their nodes."""
+    pods: dict[str, set[str]] = {}
+    for row in rows:
+        node, name = (row.get("node"), row.get("name")) if isinstance(row, dict) else (None, None)
+        if isinstance(node, str) and is_subdomain(node):
+            pods.setdefault(node, set()).update([name] if isinstance(name, str) else [])
+    return pods
 
 
 class LeftNodes:

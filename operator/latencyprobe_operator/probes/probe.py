@@ -25,7 +25,7 @@ from latencyprobe_operator.probes.document import Document, KeptDocument
 from latencyprobe_operator.probes.facts import ProbeFacts
 from latencyprobe_operator.probes.gathering import FactsGatherer
 from latencyprobe_operator.probes.intake import ReportIntake
-from latencyprobe_operator.probes.left_nodes import nodes_of_rows
+from latencyprobe_operator.probes.left_nodes import pods_of_rows
 from latencyprobe_operator.probes.schedule import StatusSchedule, pause_s
 from latencyprobe_operator.probes.selected_pods import SelectedPods, Subscribe, Unsubscribe
 from latencyprobe_operator.probes.status import FIGURES, build, outline
@@ -101,7 +101,7 @@ class Probe:
             touch=touch,
             on_change=self._poked.set,
             choose=self._worst.choice,
-            reported_by=nodes_of_rows(previous.get("pods") or ()),
+            reported=pods_of_rows(previous.get("pods") or ()),
         )
         self._gatherer = FactsGatherer(
             self.key, pods=self._pods, intake=self._intake, worst=self._worst, agent=agent

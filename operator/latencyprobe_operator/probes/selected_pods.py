@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from types import MappingProxyType
 
 from latencyprobe_operator.api.conditions import ReadyReason
 from latencyprobe_operator.api.spec import ProbeKey, ProbeSpec
@@ -33,11 +34,11 @@ class SelectedPods:
         touch: Callable[[set[str]], None],
         on_change: Callable[[], None],
         choose: ChoosePods,
-        reported_by: Iterable[str] = (),
+        reported: Mapping[str, Collection[str]] = MappingProxyType({}),
     ) -> None:
         """Follow no pods yet. `touch`: the desired states of these nodes have changed.
 
-        `reported_by`: the nodes of the pods in the status of an earlier operator.
+        `reported`: the names of the pods in the status of an earlier operator, by their nodes.
         """
         self._key = key
         self._desired = desired
@@ -46,7 +47,7 @@ class SelectedPods:
         self._touch = touch
         self._on_change = on_change
         self._choose = choose
-        self._reported_by = frozenset(reported_by)
+        self._reported = reported
         self._spec: ProbeSpec | None = None
         self._pods: PodSet | None = None
         self._joined = False
@@ -131,9 +132,18 @@ class SelectedPods:
         if not self._pods or not self._spec or not self._pods.listed:
             return
         self._joined = True
-        pods, left = self._pods.pods.values(), self._reported_by
-        self._reported_by = frozenset()
-        self._touch(self._desired.set_probe(self._spec, pods, self._choose, left))
+        pods, reported = self._pods.pods.values(), self._reported
+        self._reported = {}
+        self._touch(
+            self._desired.set_probe(
+                self._spec, pods, self._choose, earlier=reported, exists=self._has_pod
+            )
+        )
+
+    def _has_pod(self, node: str, pod_uid: str, name: str) -> bool:
+        """Decide whether the API server has such a pod, which may have ended."""
+        pod = self._pods.pods.get(pod_uid) if self._pods else None
+        return pod is not None and (pod.node, pod.name) == (node, name)
 
     def _update(self, change: PodsChange) -> None:
         touched: set[str] = set()

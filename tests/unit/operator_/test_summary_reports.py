@@ -251,16 +251,102 @@ def test_pods_that_this_operator_asked_for_earlier_are_known() -> None:
     assert asked.find(UID, "uid-a") is None
 
 
-def test_a_node_has_as_many_strangers_as_a_status_lists_pods() -> None:
-    asked = AskedPods()
-    assert asked.admit(UID, "early", "early") is None
-    asked.ask(state_of(pod("a")))
-    for number in range(30):
-        assert asked.admit(UID, f"uid-{number}", f"job-{number}")
-    known = [number for number in range(30) if asked.find(UID, f"uid-{number}")]
-    assert known == list(range(10, 30))
+class Leader:
+    """A new leader: the API server has pod a, and an ended pod; its status lists some more."""
+
+    def __init__(self, *listed: str, node: str = NODE) -> None:
+        self.now = 1000.0
+        self.states = DesiredStates()
+        self.states.set_probe(
+            probe_spec(), [pod("a")], earlier={node: listed}, exists=self.has_in_the_api
+        )
+        self.asked = AskedPods(lambda: self.now)
+
+    @staticmethod
+    def has_in_the_api(node: str, pod_uid: str, name: str) -> bool:
+        return (node, pod_uid, name) == (NODE, "uid-ended", "ended")
+
+    def ask(self) -> None:
+        """Send the agent its state."""
+        self.asked.ask(self.states.of_node(NODE))
+
+    def takes(self, pod_uid: str, name: str) -> bool:
+        """Whether the agent may report that this pod has ended."""
+        message = summary()
+        message.pods.add(pod_uid=pod_uid, name=name, ended=True).verdict.bottleneck = "None"
+        message.summary.scores.add(pod_uid=pod_uid, score=2**52)
+        report = reported_summary(message, set(), self.asked)
+        taken = (pod_uid, name) in [(each.pod_uid, each.name) for each in report.pods]
+        assert report.summary
+        assert taken is (pod_uid in [each.pod_uid for each in report.summary.scores])
+        assert report.unasked == (0 if taken else 2)
+        return taken
+
+
+@pytest.mark.parametrize("listed", [(), ("job-1",)])
+def test_an_agent_invents_no_pods(listed: tuple[str, ...]) -> None:
+    leader = Leader(*listed)
+    leader.ask()
+    invented = [f"victim-of-another-node-{number}" for number in range(10)]
+
+    assert [name for name in invented if leader.takes(f"uid-{name}", name)] == []
+
+
+def test_a_pod_that_the_found_status_lists_is_known_for_a_window() -> None:
+    leader = Leader("job-1", "job-2")
+    assert leader.asked.admit(UID, "uid-1", "job-1") is None, "no state was sent yet"
+    leader.ask()
+    assert leader.takes("uid-1", "job-1")
+    assert leader.takes("uid-1", "job-1"), "in each report"
+    assert not leader.takes("uid-another", "job-1"), "one pod by one name"
+    leader.now += 65
+    leader.ask()
+    assert leader.takes("uid-2", "job-2"), "it has ended within the last interval"
+    leader.now += 10
+    leader.ask()
+    assert not leader.takes("uid-1", "job-1")
+    assert not leader.takes("uid-2", "job-2")
+    leader.asked = AskedPods(lambda: leader.now)
+    leader.ask()
+    assert not leader.takes("uid-1", "job-1"), "nor over another connection"
+
+
+def test_a_pod_that_the_api_server_has_on_that_node_is_known_for_a_window() -> None:
+    leader = Leader()
+    leader.ask()
+    assert not leader.takes("uid-another", "ended")
+    assert leader.takes("uid-ended", "ended")
+    leader.now += 75
+    assert not leader.takes("uid-ended", "ended")
+
+
+def test_names_of_other_nodes_and_of_pods_that_are_measured_are_refused() -> None:
+    leader = Leader("a", "job-1")
+    leader.ask()
+    assert not leader.takes("uid-another", "a")
+    leader = Leader("job-1", node="node-b")
+    leader.ask()
+    assert not leader.takes("uid-1", "job-1")
+
+
+def test_only_uids_and_names_of_pods_are_known() -> None:
+    leader = Leader("job", "J")
+    leader.ask()
     for uid, name in (("", "job"), ("x" * 129, "job"), ("\x1b", "job"), ("uid", "J")):
-        assert asked.admit(UID, uid, name) is None
+        assert not leader.takes(uid, name)
+    assert leader.takes("uid", "job")
+
+
+def test_a_new_spec_within_the_window_changes_nothing() -> None:
+    leader = Leader("job-1", "job-2")
+    leader.ask()
+    assert leader.takes("uid-1", "job-1")
+    leader.states.set_probe(probe_spec(interval="5s"), [pod("a")])
+    leader.ask()
+    assert leader.takes("uid-1", "job-1")
+    assert leader.takes("uid-2", "job-2")
+    leader.now += 75
+    assert not leader.takes("uid-1", "job-1")
 
 
 @pytest.mark.parametrize(
@@ -281,5 +367,5 @@ def test_a_node_has_as_many_strangers_as_a_status_lists_pods() -> None:
         ("ä", False),
     ],
 )
-def test_only_names_of_pods_are_names_of_strangers(name: str, sound: bool) -> None:
+def test_only_names_of_pods_are_names_of_earlier_pods(name: str, sound: bool) -> None:
     assert is_subdomain(name) is sound

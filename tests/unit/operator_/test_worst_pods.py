@@ -22,6 +22,7 @@ from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents.asked_pods import AskedPods
 from latencyprobe_operator.agents.reported_summaries import reported_summary
 from latencyprobe_operator.api.status_fields import PodStatus
+from latencyprobe_operator.model import Pod, read_pod
 from latencyprobe_operator.observed_state import ReportedProbe, ReportSource
 from latencyprobe_operator.probes.choices import Top, choice_of, top_of, top_of_rows
 from latencyprobe_operator.probes.probe import Probe
@@ -30,7 +31,7 @@ from tests.unit.operator_.probe_world import World, report, running
 from tests.unit.operator_.status_facts import SLOW_READER
 from tests.unit.operator_.virtual_time import VirtualTimeLoop
 from tools.fakes.agent import measurement
-from tools.fakes.samples import pod, probe_body, target_id
+from tools.fakes.samples import pod, pod_body, probe_body, target_id
 from tools.fakes.windows import AgentWindows
 
 LOOP = VirtualTimeLoop
@@ -69,14 +70,16 @@ class Cluster(World):
 
     def show_all(self) -> None:
         """List all pods that have not ended."""
-        self.show(
-            *(
-                pod(name, node=node)
-                for node, names in self.pods.items()
-                for name in names
-                if name not in self.ended
-            )
-        )
+        self.show(*self.running_pods())
+
+    def running_pods(self) -> list[Pod]:
+        """Return all pods that have not ended."""
+        return [
+            pod(name, node=node)
+            for node, names in self.pods.items()
+            for name in names
+            if name not in self.ended
+        ]
 
     def want_in_full(self, node: str, probe_uid: str, choice: PodChoice, at_once: bool) -> None:
         super().want_in_full(node, probe_uid, choice, at_once)
@@ -298,7 +301,8 @@ async def test_a_new_leader_asks_nodes_that_the_pods_of_the_status_have_left() -
 
 async def test_a_pod_that_has_ended_before_a_new_leader_came_is_listed_by_its_name() -> None:
     cluster = Cluster(nodes=1, pods_of_a_node=1)
-    async with cluster.running():
+    rows = [{"name": name, "node": "node-000"} for name in ("job-x7", "Not A Name", "alive")]
+    async with cluster.running(status={"pods": rows}):
         message = cluster.summarised("node-000")
         for uid, name, ended in (
             ("uid-job", "job-x7", True),
@@ -314,6 +318,25 @@ async def test_a_pod_that_has_ended_before_a_new_leader_came_is_listed_by_its_na
         cluster.deliver("node-000", message)
         await asyncio.sleep(INTERVAL_S)
         assert sorted(cluster.listed) == ["job-x7", "pod-000-0"]
+
+
+async def test_a_job_that_has_ended_before_a_new_leader_came_is_listed() -> None:
+    cluster = Cluster(nodes=2, pods_of_a_node=1)
+    async with cluster.running():
+        body = pod_body("job-x7", node="node-000")
+        body["status"]["phase"] = "Succeeded"
+        cluster.show(*cluster.running_pods(), read_pod(body))
+        for node in ("node-000", "node-001"):
+            message = cluster.summarised(node)
+            message.pods.add().CopyFrom(message.pods[0])
+            message.pods[-1].pod_uid, message.pods[-1].name = "uid-job-x7", "job-x7"
+            message.pods[-1].ended = True
+            message.summary.scores.add(pod_uid="uid-job-x7", score=5)
+            reported = cluster.decoded(node, message)
+            assert reported.unasked == (0 if node == "node-000" else 2)
+            cluster.deliver(node, message)
+        await asyncio.sleep(INTERVAL_S)
+        assert sorted(cluster.listed) == ["job-x7", "pod-000-0", "pod-001-0"]
 
 
 async def test_a_node_that_scores_pods_of_others_costs_itself_alone() -> None:
