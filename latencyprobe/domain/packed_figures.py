@@ -51,6 +51,11 @@ class PackedFigures(Sequence[StageReport]):
 
     __hash__ = None  # type: ignore[assignment]
 
+    @property
+    def fingerprint(self) -> int:
+        """A number that differs between different figures, but for rare cases."""
+        return hash(self._packed)
+
 
 def pack_figures(
     stage: int, figures: Figures, share_percent: float | None, sampling_ratio: float

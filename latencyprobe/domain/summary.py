@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.report import TargetReport
@@ -17,8 +18,7 @@ from latencyprobe.domain.score import SCORE_VERSION
 from latencyprobe.domain.verdict import Verdict
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class PodScore:
+class PodScore(NamedTuple):
     """The score of one pod. Sorts the worst pod last; equal scores by UID."""
 
     score: int

@@ -18,7 +18,7 @@ class ByteBudget:
         self._at: float | None = None
         self._left = float(BURST_BYTES)
 
-    def has(self, size: int) -> bool:
+    def has(self, size: float) -> bool:
         """Decide whether a write of this size is within the budget."""
         self._refill()
         return self._left >= size

@@ -46,7 +46,7 @@ def top_of(scores: Iterable[NodeScore], most: int, before: Top | None = None) ->
 
     Nodes are asked for the same score as before, while it is a little below the threshold.
     """
-    worst = tuple(heapq.nlargest(most, scores, key=_order))
+    worst = tuple(heapq.nlargest(most, scores))
     threshold = worst[-1].place.score if worst and len(worst) == most else 0
     min_score = _min_score(threshold, before.min_score if before else 0)
     return Top(threshold, Counter(each.node for each in worst), worst, min_score)
@@ -56,11 +56,6 @@ def _min_score(threshold: int, before: int) -> int:
     if before <= threshold <= before * _SCORE_RATIO**2:
         return before
     return int(threshold / _SCORE_RATIO)
-
-
-def _order(each: NodeScore) -> tuple[int, str, str]:
-    """Return the sort key: tuples are compared several times as fast as scores."""
-    return each.place.score, each.place.pod_uid, each.node
 
 
 def top_of_rows(rows: Sequence[Mapping[str, Any]]) -> Top | None:

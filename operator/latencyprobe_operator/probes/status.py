@@ -38,7 +38,7 @@ from latencyprobe_operator.probes.conditions import (
     findings_of,
     idle_findings,
 )
-from latencyprobe_operator.probes.document import Document, shorten
+from latencyprobe_operator.probes.document import HEAVY, Document, shorten
 from latencyprobe_operator.probes.facts import (
     LACKING,
     MEASURING,
@@ -70,19 +70,37 @@ def build(facts: ProbeFacts, *, now: str) -> Document:
     """Build the status document of these facts."""
     if facts.phase is not None:
         return _idle(facts, facts.phase, now=now)
+    return fit(_document(facts, now=now))
+
+
+def build_without_pods(facts: ProbeFacts, *, now: str) -> Document:
+    """Build a part of the status document, without pods and figures of nodes: see `HEAVY`."""
+    document = _document(facts, now=now, has_pods=False)
+    return {key: value for key, value in document.items() if key not in HEAVY}
+
+
+def pod_rows(facts: ProbeFacts) -> Document:
+    """Build the part of a document that `build_without_pods` leaves out."""
+    return {
+        "pods": [document_of(_pod(each)) for each in facts.pods],
+        "omittedPods": facts.omitted_pods,
+    }
+
+
+def _document(facts: ProbeFacts, *, now: str, has_pods: bool = True) -> Document:
     findings = findings_of(facts)
     ready = findings[ConditionType.READY]
     phase = _phase(facts, ready)
     uncovered = [node for node in facts.nodes if node.state is not NodeState.READY]
     listed = uncovered[:MAX_NODES]
-    document = document_of(
+    return document_of(
         ProbeStatus(
             observed_generation=facts.generation,
             phase=phase,
             conditions=conditions_of(findings, facts, now),
             targets=_targets(facts),
             summary=_summary(facts, ready),
-            pods=tuple(map(_pod, facts.pods)) if facts.spec else (),
+            pods=tuple(map(_pod, facts.pods)) if facts.spec and has_pods else (),
             omitted_pods=facts.omitted_pods,
             nodes=tuple(map(_node, listed)),
             omitted_nodes=len(uncovered) - len(listed),
@@ -90,7 +108,6 @@ def build(facts: ProbeFacts, *, now: str) -> Document:
             times=_times(facts),
         )
     )
-    return fit(document)
 
 
 def outline(facts: ProbeFacts, *, now: str) -> Document:

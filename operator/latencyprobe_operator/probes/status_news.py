@@ -11,10 +11,9 @@ from typing import Any
 
 from latencyprobe.domain.durations import parse_ns
 from latencyprobe.domain.histogram import BUCKETS_PER_OCTAVE
-from latencyprobe_operator.probes.document import Document
+from latencyprobe_operator.probes.document import HEAVY, Document
 
 _VOLATILE = ("lastReportTime",)
-_HEAVY = ("pods", "omittedPods", "omittedForSize", "nodeContext")
 _BUCKET_RATIO: float = 2.0 ** (1 / BUCKETS_PER_OCTAVE)
 # Of a share in percent: parts of a total have noise in common.
 _SHARE_STEP = 1.0
@@ -38,8 +37,8 @@ def differs(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
 
 def light(before: Mapping[str, Any], after: Document) -> Document:
     """Return the document with the pods and nodes' figures of before: those take most bytes."""
-    kept = {key: before[key] for key in _HEAVY if key in before}
-    return {key: value for key, value in after.items() if key not in _HEAVY} | kept
+    kept = {key: before[key] for key in HEAVY if key in before}
+    return {key: value for key, value in after.items() if key not in HEAVY} | kept
 
 
 def _lasting(document: Mapping[str, Any]) -> Document:

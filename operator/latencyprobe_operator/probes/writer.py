@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
@@ -22,13 +22,16 @@ from latencyprobe_operator.kube.statuses import NotLeadingError, StatusConflictE
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.probes.byte_budget import ByteBudget
 from latencyprobe_operator.probes.document import (
+    HEAVY,
     Document,
     KeptDocument,
     merge_patch,
     size_bytes,
     turning_points,
 )
+from latencyprobe_operator.probes.facts import PodFacts
 from latencyprobe_operator.probes.refused_rows import without_refused, without_rows
+from latencyprobe_operator.probes.row_bytes import RowBytes
 from latencyprobe_operator.probes.status_news import differs, light
 
 log = logging.getLogger(__name__)
@@ -76,6 +79,7 @@ class StatusWriter:
         self._backoff = Backoff(0.5, 10)
         self._refusals = RepeatedWarnings(log)
         self._budget = ByteBudget(lambda: asyncio.get_running_loop().time())
+        self._rows = RowBytes()
 
     @property
     def previous(self) -> Document:
@@ -92,6 +96,7 @@ class StatusWriter:
         version = body["metadata"].get("resourceVersion")
         if _is_newer(version, self._version):
             self._take(body)
+            self._rows.forget()
 
     def _take(self, body: Mapping[str, Any]) -> None:
         self._version = body.get("metadata", {}).get("resourceVersion", self._version)
@@ -106,6 +111,29 @@ class StatusWriter:
     def turns(self, document: Document) -> bool:
         """Decide whether people wait for this change; an outline of the document is enough."""
         return turning_points(document) != turning_points(self.outline)
+
+    def can_hold(self, pods: Sequence[PodFacts]) -> bool:
+        """Decide whether rows of these pods may be written now.
+
+        Returns False only if they are others than those that were written, and beyond the budget.
+        """
+        if self._rows.are_written(pods):
+            return True
+        least = self._rows.least_bytes(pods)
+        return not least or self._budget.has(least)
+
+    def worth_writing_without_pods(self, document: Document) -> Document | None:
+        """Return a document that lacks its `HEAVY` parts if it is worth a write now.
+
+        Those parts stay as they were written.
+        """
+        previous = self._kept.without_pods()
+        kept = {key: previous[key] for key in HEAVY if key in previous}
+        part = {**document, **kept}
+        if self.turns(document) or self._is_stale(document) or differs(previous, part):
+            self._patch_to(part, previous)
+            return part
+        return None
 
     def worth_writing(self, document: Document) -> Document | None:
         """Return the part of the document that is worth a write now; None without such a part.
@@ -127,6 +155,7 @@ class StatusWriter:
         if self._patch is None or self._patch.document is not document:
             content = merge_patch(self.previous if previous is None else previous, document)
             self._patch = _Patch(document, content, size_bytes(content))
+            self._rows.weigh(content, self._patch.size)
         return self._patch
 
     def _is_stale(self, document: Document) -> bool:
@@ -166,6 +195,7 @@ class StatusWriter:
 
     async def _write(self, document: Document) -> None:
         patch, self._patch = self._patch_to(document), None
+        rows = self._rows.written
         self._budget.take(patch.size)
         # The API server refuses the write to a later object of the same name, by the UID, and to
         # one that another operator has written meanwhile, by the version.
@@ -177,6 +207,7 @@ class StatusWriter:
         self._metrics.status_writes.inc()
         self._backoff.reset()
         self._take(answer)
+        self._rows.mark_written(patch.content, rows)
         self.last_write = asyncio.get_running_loop().time()
         self.phase = str(self.outline.get("phase"))
 
@@ -205,6 +236,7 @@ class StatusWriter:
         if current is None or current["metadata"].get("uid") != self._key.uid:
             return None  # deleted; the watch reports it soon
         self._take(current)
+        self._rows.forget()
         return self._backoff.next()
 
     def _fail(self, error: Exception, *, transient: bool) -> float:

@@ -367,6 +367,8 @@ def test_a_document_that_is_kept_stays_as_it_was(document: dict[str, Any]) -> No
 
     assert kept.whole() == document
     assert kept.outline == {key: document[key] for key in document if key == "phase"}
+    light = {key: document[key] for key in document if key in {"phase", "nodes"}}
+    assert kept.without_pods() == light
 
 
 def test_the_rows_of_a_status_are_kept_in_a_third_of_their_memory() -> None:

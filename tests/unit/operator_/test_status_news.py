@@ -18,7 +18,7 @@ from latencyprobe.domain.stages import DEFAULT_MODULES, stages_of
 from latencyprobe_operator.probes import status
 from latencyprobe_operator.probes.byte_budget import BURST_BYTES, BYTES_PER_MINUTE, ByteBudget
 from latencyprobe_operator.probes.document import MAX_BYTES, Document, size_bytes
-from latencyprobe_operator.probes.fitting import fit
+from latencyprobe_operator.probes.fitting import _fits, fit
 from latencyprobe_operator.probes.status_news import differs, light
 from tests.unit.operator_.probe_world import World, report, running, take
 from tests.unit.operator_.status_facts import NOW, SLOW_READER, facts, listed
@@ -224,6 +224,20 @@ def large(pods: int, nodes: int, *, stages: int = 20, peers: int = 0) -> Documen
         "omittedNodes": 0,
         "nodeContext": [{"node": "a", "stages": plain}],
     }
+
+
+@given(
+    st.integers(0, 2**63), st.text(max_size=60), st.sampled_from(["a", 'say "no"', "\\x1b", "é"])
+)
+def test_a_small_status_fits_without_its_json(number: int, text: str, name: str) -> None:
+    stage = {"name": name, **dict.fromkeys((*TIMES, "lost"), number), "sharePercent": number / 7}
+    row = {"name": text, "ended": True, "stages": [stage] * 20, "counters": {name: number}}
+    for pods in range(1, 120):
+        document = {"pods": [row] * pods, "omittedPods": number, "nodes": [], "omittedNodes": 0}
+        if not _fits(document):
+            break
+        assert size_bytes(document) <= MAX_BYTES
+    assert pods > 10
 
 
 def test_a_status_that_fits_stays_as_it_is() -> None:
