@@ -167,11 +167,3 @@ class Histogram:
 
 
 EMPTY = Histogram()
-
-
-def merge(histograms: Iterable[Histogram]) -> Histogram:
-    """Return the sum of any number of histograms."""
-    total = EMPTY
-    for histogram in histograms:
-        total += histogram
-    return total

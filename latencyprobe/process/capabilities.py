@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # Bits of include/uapi/linux/capability.h.
-CAP_NET_ADMIN = 12
 CAP_SYS_PTRACE = 19
 CAP_SYS_ADMIN = 21
 CAP_PERFMON = 38

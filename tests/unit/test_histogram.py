@@ -18,7 +18,6 @@ from latencyprobe.domain.histogram import (
     UNDERFLOW,
     Histogram,
     bounds_of,
-    merge,
     position_of,
 )
 
@@ -97,7 +96,7 @@ def test_each_bucket_holds_as_many_as_numpy_finds_between_its_bounds(values: lis
 def test_percentiles_of_what_was_merged_lie_in_the_bucket_of_numpys(
     groups: list[list[int]],
 ) -> None:
-    merged = merge(map(Histogram.of, groups))
+    merged = sum(map(Histogram.of, groups), EMPTY)
     values = np.array([value for group in groups for value in group])
     for percent in (50, 90, 99):
         truth = int(np.percentile(values, percent, method="inverted_cdf"))
@@ -145,7 +144,7 @@ def test_merging_is_associative_and_commutative(a: Histogram, b: Histogram, c: H
 @given(st.lists(st.lists(durations, max_size=20), max_size=5))
 def test_merged_histograms_are_the_histogram_of_all_values(groups: list[list[int]]) -> None:
     values = [value for group in groups for value in group]
-    assert merge(map(Histogram.of, groups)) == Histogram.of(values)
+    assert sum(map(Histogram.of, groups), EMPTY) == Histogram.of(values)
 
 
 @given(st.lists(durations, min_size=1))

@@ -88,11 +88,6 @@ class Resolver:
         """The mounted cgroup version: "v1", "v2" or "hybrid"."""
         return cgroup_version(self._mounts)
 
-    @property
-    def hierarchy_root(self) -> str | None:
-        """The mount point of the v2 hierarchy."""
-        return self._hierarchy.root if self._hierarchy else None
-
     def track(self, selectors: Iterable[Selector]) -> None:
         """Track just these targets from now on. Resolve new ones, and those that failed."""
         wanted = dict.fromkeys(selectors)

@@ -205,10 +205,6 @@ class LoadedObject:
         except OSError as error:
             raise EngineError(f"cannot attach the eBPF programs: {explained(error)}") from error
 
-    def map_fd(self, name: str) -> int:
-        """Return the descriptor of a map."""
-        return self._maps[name]
-
     def read_listeners(self, *, at_once: bool = False) -> None:
         """Have connections counted that listeners turned away, unless that was done just before.
 

@@ -154,10 +154,6 @@ class SocketMemory:
                 after._replace(kib=after.kib - gone, unreported_kib=after.unreported_kib - gone),
             )
 
-    def used_kib(self, slot: int | None = None) -> int:
-        """Return what the sockets of a slot take, or those of the node."""
-        return self._read(MEMORY_OF_NODE if slot is None else slot).kib
-
     def _read(self, place: int) -> _Entry:
         key = SOCKET_MEMORIES.key.pack(place)
         value = self._maps.look_up(SOCKET_MEMORIES.name, key, SOCKET_MEMORIES.value.size)
