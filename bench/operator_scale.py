@@ -87,7 +87,10 @@ SETTINGS: Mapping[str, Setting] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """The cost of one operator. Counts and bytes are of one interval, times of the operator."""
+    """The cost of one operator. Counts and bytes are of one interval, times of the operator.
+
+    Large, because each figure that is printed is a field.
+    """
 
     cluster: str
     nodes: int

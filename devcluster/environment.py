@@ -1,13 +1,11 @@
 """The cluster: start it, stop it, and what tests and people do with it."""
 
-import base64
 import fcntl
 import json
 import os
 import shutil
-import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from ipaddress import IPv4Address
@@ -16,18 +14,15 @@ from typing import IO, Any
 
 from tools.progress import Say, say_on_stderr
 
-from . import components, kubeconfig, programs
+from . import components
+from .client import Client, KubectlError
 from .components import Components
 from .errors import ClusterError
 from .images import build_test_images
 from .layout import Layout, NodeLayout
 from .network import Network
 from .processes import ProcessTable
-from .programs import Programs
 from .worker import Worker
-
-# Variables that would lead our clients past the cluster: to a proxy or to another cluster.
-MISLEADING = ("http_proxy", "https_proxy", "all_proxy", "kubeconfig")
 
 
 class ClusterInUseError(ClusterError):
@@ -54,26 +49,16 @@ class NoSuchNodeError(ClusterError):
         super().__init__(f"{asked} nodes: a cluster has from 1 to {len(layout.nodes)}")
 
 
-class KubectlError(ClusterError):
-    """kubectl failed."""
-
-    def __init__(self, arguments: Sequence[str], exit_code: int, stderr: str) -> None:
-        super().__init__(f"kubectl {' '.join(arguments)}: exit code {exit_code}\n{stderr.strip()}")
-        self.arguments = arguments
-        self.exit_code = exit_code
-        self.stderr = stderr
-
-
-class Cluster:
+class Cluster(Client):
     """A Kubernetes of one node or, once another has joined, of two.
 
     Not for two threads at once. One process at a time may start or stop a cluster; any may use a
-    running one.
+    running one. Large, because starting, pausing and stopping take the same components through the
+    same waits, each in its order.
     """
 
     def __init__(self, layout: Layout, say: Say = say_on_stderr) -> None:
-        self.layout = layout
-        self._say = say
+        super().__init__(layout, say)
         self._lock: IO[str] | None = None
         self._processes = ProcessTable(
             pids=layout.pids_directory, logs=layout.logs_directory, cgroup=layout.cgroup
@@ -81,11 +66,6 @@ class Cluster:
         self._network = Network(layout)
 
     # --- What is where ---
-
-    @property
-    def kubeconfig(self) -> Path:
-        """Of a user who may do everything."""
-        return self.layout.admin_kubeconfig
 
     @property
     def nodes(self) -> list[NodeLayout]:
@@ -111,10 +91,6 @@ class Cluster:
     def logs_directory(self) -> Path:
         return self.layout.logs_directory
 
-    @property
-    def kubectl_path(self) -> Path:
-        return self._programs.paths["kubectl"]
-
     def node_exec_prefix(self) -> list[str]:
         """The start of a command that runs in the first node's network namespace, and only in that.
 
@@ -122,16 +98,6 @@ class Cluster:
         and cgroups. It must have ended before the cluster stops: it holds the namespace open.
         """
         return self._first.node.enter_network()
-
-    def environment(self) -> dict[str, str]:
-        """For the clients of this cluster: kubectl, KUBECONFIG, and no proxy in between."""
-        kept = {k: v for k, v in os.environ.items() if k.lower() not in MISLEADING}
-        return {
-            **kept,
-            "PATH": f"{self.kubectl_path.parent}:{os.environ.get('PATH', os.defpath)}",
-            "KUBECONFIG": str(self.kubeconfig),
-            "KUBECACHEDIR": str(self.layout.state_directory / "kubectl-cache"),
-        }
 
     def process_ids(self) -> dict[str, int]:
         """The running components, and what holds each node's namespaces."""
@@ -244,43 +210,6 @@ class Cluster:
 
     # --- Use ---
 
-    def kubectl(self, *arguments: str, stdin: str | None = None, seconds: float = 120) -> str:
-        """What kubectl prints, as the user who may do everything."""
-        return self._run_kubectl(arguments, stdin, seconds).stdout
-
-    def warnings(self, *arguments: str, stdin: str | None = None) -> str:
-        """What the API server warned of on the way, when kubectl succeeded."""
-        return self._run_kubectl(arguments, stdin, 120).stderr
-
-    def _run_kubectl(
-        self, arguments: Sequence[str], stdin: str | None, seconds: float
-    ) -> subprocess.CompletedProcess[str]:
-        answer = subprocess.run(
-            [self._programs["kubectl"], *arguments],
-            input=stdin if stdin is not None else "",
-            capture_output=True,
-            text=True,
-            env=self.environment(),
-            timeout=seconds,
-            check=False,
-        )
-        if answer.returncode:
-            raise KubectlError(arguments, answer.returncode, answer.stderr)
-        return answer
-
-    def get(self, *arguments: str) -> Any:
-        """What `kubectl get ... --output=json` gives."""
-        return json.loads(self.kubectl("get", *arguments, "--output=json"))
-
-    def secret(self, namespace: str, name: str) -> dict[str, bytes]:
-        """What a Secret holds."""
-        data = self.get("secret", name, f"--namespace={namespace}")["data"]
-        return {key: base64.b64decode(value) for key, value in data.items()}
-
-    def apply(self, *manifests: Mapping[str, Any]) -> None:
-        listing = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
-        self.kubectl("apply", "--filename=-", stdin=json.dumps(listing))
-
     def create_namespace(self, name: str) -> None:
         """With its default ServiceAccount: before that exists the API server rejects pods."""
         self.kubectl("create", "namespace", name)
@@ -303,37 +232,13 @@ class Cluster:
         self._processes.wait_for(what, self._first.kubelet, unmet)
         return found
 
-    def last_report(self, namespace: str, pod: str) -> Any:
-        """The totals that the workload in this pod printed last; {} if it has not yet."""
-        printed = self.kubectl("logs", pod, f"--namespace={namespace}", "--tail=1")
-        return json.loads(printed) if printed else {}
-
     def load_image(self, archive: Path | bytes) -> None:
         """Gives every node that has joined an image: an OCI archive, or its content."""
         content = archive if isinstance(archive, bytes) else archive.read_bytes()
         for worker in self._joined:
             worker.load_image(content)
 
-    def service_account_kubeconfig(self, namespace: str, name: str) -> Path:
-        """A kubeconfig of the ServiceAccount, whose token is valid for a day."""
-        token = self.kubectl(
-            "create", "token", name, f"--namespace={namespace}", "--duration=24h"
-        ).strip()
-        path = self.layout.state_directory / f"{namespace}.{name}.kubeconfig"
-        kubeconfig.write(
-            path,
-            url=self.layout.api_url,
-            authority=self.layout.certificates_directory / "ca.crt",
-            user=kubeconfig.token_user(token),
-            namespace=namespace,
-        )
-        return path
-
     # --- Bring-up ---
-
-    @cached_property
-    def _programs(self) -> Programs:
-        return programs.obtain(self._say)
 
     @property
     def _components(self) -> Components:

@@ -80,7 +80,8 @@ class Applied:
 class Agent:
     """The calls of a client, and the agent's work between them.
 
-    Large, because one lock orders both, and each part of the agent is an attribute.
+    Large, because one lock orders all calls that change desired states or read measurements: a part
+    of its own could not hold it.
     """
 
     def __init__(

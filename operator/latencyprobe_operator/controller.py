@@ -44,7 +44,8 @@ _UNSETTLED = (str(NodeState.CONNECTING), str(NodeState.ATTACHING))
 class Controller:
     """All probes and all agents. kopf's handlers call it, and agents report to it.
 
-    Large, because it puts all parts of the operator together: each is an attribute.
+    Large, because a change of a pod, a node or a probe concerns several parts in a fixed order. No
+    other place knows all of them.
     """
 
     def __init__(

@@ -10,7 +10,8 @@ from shutil import copy
 from typing import Any
 
 from devcluster.cert_manager_programs import CERT_MANAGER, write_chart
-from devcluster.environment import Cluster, KubectlError
+from devcluster.client import KubectlError
+from devcluster.environment import Cluster
 from devcluster.images import pack_image
 from devcluster.waiting import wait_until
 from tests.chart.helm import Helm

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from devcluster import cgroups
-from devcluster.environment import Cluster, KubectlError
+from devcluster.client import KubectlError
+from devcluster.environment import Cluster
 from devcluster.layout import NodeLayout
 from devcluster.waiting import wait_until
 from tests.chart.helm import Helm

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from devcluster import cgroups
-from devcluster.environment import Cluster, KubectlError
+from devcluster.client import KubectlError
+from devcluster.environment import Cluster
 from devcluster.waiting import wait_until
 from tests.cluster import manifests
 

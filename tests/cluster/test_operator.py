@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from devcluster.environment import Cluster, KubectlError
+from devcluster.client import KubectlError
+from devcluster.environment import Cluster
 from devcluster.waiting import wait_until
 from tests.cluster import manifests
 from tests.cluster.operator_process import Process, install, operator_arguments

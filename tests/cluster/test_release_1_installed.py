@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from devcluster.cert_manager_programs import current_crd
-from devcluster.environment import Cluster, KubectlError
+from devcluster.client import KubectlError
+from devcluster.environment import Cluster
 from tests.chart.helm import VALUES_FILES, Helm
 from tests.cluster.release import AGENT_NAMESPACE, CRD, Release, pod_security_complaints
 from tests.cluster.shop import SAMPLE, Shop, counts

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from devcluster.environment import KubectlError
+from devcluster.client import KubectlError
 from devcluster.waiting import wait_until
 from tests.cluster.release import LEASE, Release, pod_of
 from tests.cluster.shop import LIVE, Shop

@@ -16,7 +16,8 @@ from uuid import uuid4
 
 import pytest
 
-from devcluster.environment import Cluster, KubectlError
+from devcluster.client import KubectlError
+from devcluster.environment import Cluster
 from devcluster.waiting import wait_until
 from tests.cluster import manifests
 from tests.cluster.release import Release

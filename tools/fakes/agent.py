@@ -95,7 +95,10 @@ def measurement(*durations_ns: int, stage: str = "rx.total") -> Measurement:
 
 
 class FakeAgent(rpc.NodeAgentServicer):
-    """An agent that remembers its desired states, and reports the figures of a test."""
+    """An agent that remembers its desired states, and reports the figures of a test.
+
+    Large, because a test sets each answer, and reads each request, by an attribute.
+    """
 
     def __init__(self, tls: ClientTlsFiles, *, instance_id: str = "first") -> None:
         self.instance_id = instance_id

@@ -19,7 +19,11 @@ Json = dict[str, Any]
 
 @dataclass
 class FakeApi:
-    """An API server that holds pods, counts requests, and fails on demand."""
+    """An API server that holds pods, counts requests, and fails on demand.
+
+    Large, because a test sets each resource and each failure, and reads each request, by an
+    attribute, and all resources have one version.
+    """
 
     pods: dict[str, Json] = field(default_factory=dict)
     version: int = 100

@@ -27,7 +27,8 @@ _STEPS_OF_A_TURN = 20
 class Fleet:
     """All agents, by node.
 
-    Large, because each link gets all that it needs from here.
+    Large, because all links share a limit of greetings, turns, credentials and a term. A link is
+    replaced with its endpoint, so the desired states are kept here, too.
     """
 
     def __init__(

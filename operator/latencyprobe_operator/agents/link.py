@@ -90,7 +90,8 @@ class CertificatesRenewedError(Exception):
 class AgentLink:
     """The connection to one agent. Runs as a task from `start` to `close`.
 
-    Large, because it gets all that its sessions need, and makes their parts.
+    Large, because its state outlives each session: sent states, the agent's facts, the back-off.
+    Between two sessions, others read the view of the node here.
     """
 
     def __init__(

@@ -90,7 +90,7 @@ class LinkBrokenError(Exception):
 class AgentSession:
     """Sessions with one agent, one after the other.
 
-    Large, because it puts the states, the reports and their limits of one link together.
+    Large, because states, reports and wishes share one connection: a failure of one ends all.
     """
 
     def __init__(

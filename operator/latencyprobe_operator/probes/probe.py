@@ -38,7 +38,8 @@ from latencyprobe_operator.probes.writer import PatchStatus, StatusWriter
 class Probe:
     """One LatencyProbe. `run` is its task; `update` and `take_report` feed it.
 
-    Large, because each part of a probe's life is handed over by name, and wired to the others here.
+    Large, because its parts know nothing of each other: each event goes to several of them in an
+    order that is decided here.
     """
 
     def __init__(
