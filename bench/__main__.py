@@ -14,7 +14,18 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import contention, domain, hooks, maps, memory, neighbours, paths, runs, throughput
+from bench import (
+    apply,
+    contention,
+    domain,
+    hooks,
+    maps,
+    memory,
+    neighbours,
+    paths,
+    runs,
+    throughput,
+)
 from bench.outcome import CannotMeasureError, Outcome
 from latencyprobe_agent.kernel.contract import EngineError
 
@@ -50,6 +61,9 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     ),
     "contention": Benchmark(
         contention.run, contention.DEFAULT_ROUNDS, "two CPUs that count for one target"
+    ),
+    "apply": Benchmark(
+        apply.run, apply.DEFAULT_ROUNDS, "Apply to attached, warm and cold, also with busy CPUs"
     ),
     "memory": Benchmark(
         memory.run, memory.DEFAULT_ROUNDS, "memory and idle CPU of the agent, its compiler, maps"

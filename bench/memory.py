@@ -13,36 +13,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import grpc.aio
-from google.protobuf.duration_pb2 import Duration
 from rich.progress import Progress
 from rich.table import Table
 
+from bench.agent_process import INTERVAL_S, agent, sleepers
 from bench.outcome import CannotMeasureError, Outcome
 from bench.programs import kernel_memory
 from bench.ratio import MEDIAN, Spread, verdict
-from latencyprobe.domain.stages import DEFAULT_MODULES
-from latencyprobe.protocol.v1 import node_agent_pb2 as pb
-from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
-
-if TYPE_CHECKING:
-    from latencyprobe.protocol.v1.node_agent_pb2_grpc import (
-        NodeAgentAsyncStub,  # in the stubs alone
-    )
 
 DEFAULT_ROUNDS = 3
 PODS = 110
-INTERVAL_S = 10
-WINDOW_S = 60
-MAX_PODS = 20
 WATCHED_S = 20.0
-READY_S = 30.0
 _MIB = 1 << 20
 
 
@@ -96,24 +80,30 @@ def _compiler_figures() -> dict[str, float]:
     return {
         "compiler process: peak": found["peak_mib"],
         "compiler process: time to attached": found["seconds"],
-        "cached object: time to attached": found["cached_s"],
-        "first target after none: time to attached": found["again_s"],
+        "cached object: time to attached": found["cached_seconds"],
+        "first target after none: time to attached": found["again_seconds"],
     }
 
 
 async def _agent_figures() -> dict[str, float]:
-    async with _agent() as (pid, stub), _reports(stub):
+    with tempfile.TemporaryDirectory(prefix="latencyprobe-bench-") as folder:
+        return await _figures_of_an_agent(Path(folder) / "objects")
+
+
+async def _figures_of_an_agent(objects: Path) -> dict[str, float]:
+    async with agent(objects) as running, running.reports():
+        pid = running.pid
         idle_cpu = await _cpu_percent(pid)
         idle_mib = _resident_mib(pid)
-        with _sleepers() as pids:
-            cold_s = await _apply(stub, 1, pids)
+        with sleepers(PODS) as pids:
+            cold_s = await running.apply(pids)
             await asyncio.sleep(INTERVAL_S + 1)  # at least one report has been made
             steady_cpu = await _cpu_percent(pid)
             steady_mib = _resident_mib(pid)
             kernel = kernel_memory(pid)
-            await _apply(stub, 2, [])
-            warm_s = await _apply(stub, 3, pids)
-            await _apply(stub, 4, [])
+            await running.apply([])
+            warm_s = await running.apply(pids)
+            await running.apply([])
         return {
             "agent, no probe: resident": idle_mib,
             "agent, no probe: CPU": idle_cpu,
@@ -126,104 +116,6 @@ async def _agent_figures() -> dict[str, float]:
             "apply to attached, compiled": cold_s,
             "apply to attached, cached": warm_s,
         }
-
-
-@asynccontextmanager
-async def _agent() -> AsyncIterator[tuple[int, NodeAgentAsyncStub]]:
-    """Run an agent; yield its process id, and a stub of it."""
-    with tempfile.TemporaryDirectory(prefix="latencyprobe-bench-") as folder:
-        address = Path(folder) / "agent.sock"
-        with tempfile.TemporaryFile("w+") as log:
-            process = subprocess.Popen(  # noqa: ASYNC220 - nothing else runs meanwhile
-                [
-                    *(sys.executable, "-P", "-m", "latencyprobe.commands.cli", "agent"),
-                    *("--socket", address, "--exit-with-parent"),
-                    *("--object-cache", str(Path(folder) / "objects")),
-                ],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-            try:
-                async with grpc.aio.insecure_channel(f"unix:{address}") as channel:
-                    stub: NodeAgentAsyncStub = NodeAgentStub(channel)
-                    await _wait_until_served(stub)
-                    yield process.pid, stub
-            except grpc.aio.AioRpcError as error:
-                log.seek(0)
-                raise CannotMeasureError(f"{error.details()}\n{log.read()[-2000:]}") from None
-            finally:
-                process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(10)
-                process.kill()
-                process.wait()
-
-
-async def _wait_until_served(stub: NodeAgentAsyncStub) -> None:
-    await stub.GetNodeInfo(pb.GetNodeInfoRequest(), wait_for_ready=True, timeout=READY_S)
-
-
-@asynccontextmanager
-async def _reports(stub: NodeAgentAsyncStub) -> AsyncIterator[None]:
-    """Read a stream of reports like an operator, and drop them."""
-    stream = stub.WatchReports(iter([pb.WatchReportsRequest()]))
-
-    async def forget() -> None:
-        async for _ in stream:
-            pass
-
-    task = asyncio.create_task(forget())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-async def _apply(stub: NodeAgentAsyncStub, generation: int, pids: list[int]) -> float:
-    """Apply a state with these targets; return the seconds that the agent took."""
-    probe = pb.Probe(
-        id="bench",
-        name="bench",
-        modules=[str(module) for module in DEFAULT_MODULES],
-        interval=Duration(seconds=INTERVAL_S),
-        window=Duration(seconds=WINDOW_S),
-        max_pods=MAX_PODS,
-        pods_in_full=pb.PodChoice(most=MAX_PODS),
-        targets=[pb.Target(id=str(pid), pid=pid) for pid in pids],
-        node_figures=True,
-    )
-    state = pb.DesiredState(generation=generation, probes=[probe] if pids else [])
-    began = time.monotonic()
-    result = await stub.Apply(state)
-    seconds = time.monotonic() - began
-    states = {target.state for status in result.probes for target in status.targets}
-    if states - {pb.TargetStatus.ATTACHED}:
-        raise CannotMeasureError(f"not every target was attached: {result.probes}")
-    return seconds
-
-
-@contextmanager
-def _sleepers() -> Iterator[list[int]]:
-    """Run processes that do nothing, each in its own network namespace; yield their ids."""
-    command = ["unshare", "--net", "sleep", "infinity"]
-    processes = [subprocess.Popen(command) for _ in range(PODS)]
-    try:
-        deadline = time.monotonic() + READY_S
-        while any(_netns(process.pid) == _netns("self") for process in processes):
-            if time.monotonic() > deadline:
-                raise CannotMeasureError("unshare made no network namespaces")
-            time.sleep(0.05)
-        yield [process.pid for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-        for process in processes:
-            process.wait()
-
-
-def _netns(process: int | str) -> int:
-    return Path(f"/proc/{process}/ns/net").stat().st_ino
 
 
 async def _cpu_percent(pid: int) -> float:

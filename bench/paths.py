@@ -21,14 +21,13 @@ from rich.table import Table
 
 from bench.network import Traffic, compiled_traffic, traffic
 from bench.outcome import Outcome
-from bench.pods import SERVER_ADDRESS, Node, cgroup, nic, node, sleeper
+from bench.pods import SERVER_ADDRESS, Node, cgroup, nic, node, root_cgroup, sleeper
 from bench.probing import engine_with_cache, measuring, slots_of, without_target
 from bench.programs import foreign_programs
 from bench.ratio import MEDIAN, Paired, Spread, paired, verdict
 from latencyprobe_agent.desired import CgroupSelector, PidSelector
 from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
-from latencyprobe_agent.targets.resolver import Resolver
 
 DEFAULT_ROUNDS = 15
 SECONDS = 0.6
@@ -84,9 +83,7 @@ def _idle_pod(stack: ExitStack, pods: Node, directory: Path) -> CgroupSelector:
 
 
 def _root_process(stack: ExitStack, pods: Node) -> PidSelector:
-    root = Resolver().hierarchy_root
-    assert root is not None  # cgroup() found it
-    return PidSelector(stack.enter_context(sleeper(pods.host, Path(root))))
+    return PidSelector(stack.enter_context(sleeper(pods.host, root_cgroup())))
 
 
 def rate(source: Traffic) -> float:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from bench.network import FIRST, Namespace, compiled, in_cgroup, ip, last_cpu, namespaces
 from bench.outcome import CannotMeasureError
-from latencyprobe_agent.targets.resolver import Resolver
+from latencyprobe.process.mounts import read_mounts
+from latencyprobe_agent.targets.cgroups import find_hierarchy
 
 # For benchmarks of network devices, RFC 2544; it is used inside our namespaces alone.
 BRIDGE_ADDRESS = "198.18.0.1"
@@ -97,13 +98,18 @@ def nic(found: Node) -> Iterator[str]:
             far_end.communicate()
 
 
+def root_cgroup() -> Path:
+    """Return the root of the cgroup v2 hierarchy."""
+    root = find_hierarchy(read_mounts())
+    if root is None:
+        raise CannotMeasureError("no cgroup v2 hierarchy is mounted")
+    return Path(root)
+
+
 @contextmanager
 def cgroup(role: str) -> Iterator[Path]:
     """Make a cgroup for a pod's processes; remove it when they have ended."""
-    root = Resolver().hierarchy_root
-    if root is None:
-        raise CannotMeasureError("no cgroup v2 hierarchy is mounted")
-    made = Path(root) / f"lpbench{os.getpid()}{role}"
+    made = root_cgroup() / f"lpbench{os.getpid()}{role}"
     made.mkdir()
     try:
         yield made

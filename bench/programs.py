@@ -60,6 +60,11 @@ def links(pid: int) -> int:
     return sum("link_id" in fields for fields in descriptors(pid))
 
 
+def programs(pid: int) -> int:
+    """Return the number of programs that a process has, attached or not."""
+    return len(_program_ids(pid))
+
+
 def run_times(*, without: Sequence[UnitProgram]) -> Mapping[str, RunTime]:
     """Return the run time of this process's programs by tracepoint, without the units of cost.
 
