@@ -6,7 +6,7 @@ a choice goes out once the agent has reported on the probe in this stream. It go
 acknowledgement, since a message of its own costs as much: unless a status waits for the pods.
 
 An agent keeps nothing of a report of summaries alone, so that its acknowledgement *can wait* for
-the next message. Every second one that can wait does.
+the next message. Of three in a row, two wait.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from collections.abc import AsyncIterator, Collection, Iterable
 from latencyprobe.domain.summary import PodChoice
 from latencyprobe.protocol.summaries import choice_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+
+# An agent of an earlier version keeps eight reports that are not acknowledged.
+_MOST_WAITING = 2
 
 
 class Acknowledgements:
@@ -29,14 +32,14 @@ class Acknowledgements:
         self._unsent: set[str] = set()
         self._reported: set[str] = set()
         self._acknowledged = 0
-        self._waits = True
-        """The last acknowledgement that could wait did, so the next one does not."""
+        self._waiting = 0
+        """The number of acknowledgements that wait."""
         self._news = asyncio.Event()
 
     def open_stream(self, term: int = 0) -> AsyncIterator[pb.WatchReportsRequest]:
         """Begin a stream of this term; return its messages. Those of the stream before end."""
         self.streams += 1
-        self._acknowledged, self._waits = 0, True
+        self._acknowledged = self._waiting = 0
         self._unsent, self._reported = set(self._choices), set()
         self._news = asyncio.Event()
         return self._messages(self._news, term)
@@ -47,9 +50,11 @@ class Acknowledgements:
         """Note that the report of this number, on these probes, and all before were taken in."""
         self._acknowledged = sequence
         self._reported.update(probe_uids)
-        self._waits = can_wait and not self._waits and self._unsent.isdisjoint(self._reported)
-        if not self._waits:
-            self._news.set()
+        self._waiting += 1
+        if can_wait and self._waiting <= _MOST_WAITING and not self._unsent & self._reported:
+            return
+        self._waiting = 0
+        self._news.set()
 
     def want(self, probe_uid: str, choice: PodChoice, *, at_once: bool = False) -> None:
         """Note the pods of a probe that are wanted in full from now on.

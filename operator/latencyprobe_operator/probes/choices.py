@@ -1,16 +1,16 @@
 """The choice of the pods that agents report in full: about as many as a status lists.
 
 Each node is asked for as many pods as it has among the cluster's worst, and one to spare while
-there are few nodes. So an interval brings at most three times as many as are listed, also if every
-pod of the cluster turns bad in it.
+there are few nodes. A node that had more of them before is still asked for as many. So an interval
+brings at most three times as many as are listed, also if every pod of the cluster turns bad in it.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from latencyprobe.domain.report import StageReport, TargetReport
@@ -22,7 +22,7 @@ from latencyprobe_operator.probes.summaries import NodeScore
 # So many times the pods of a status may arrive in an interval.
 _MOST_TIMES = 3
 _NODES_TO_SPARE = 2
-# A new score is a message to each node with a chosen pod. Scores vary by about a bucket of a
+# A new limit is a message to each node with a chosen pod. Scores vary by about a bucket of a
 # histogram from one interval to the next.
 _SCORE_RATIO = 1.1
 
@@ -32,24 +32,55 @@ class Top:
     """The worst pods of a cluster. `threshold`: the score of the last of them.
 
     It is 0 while the cluster has no more pods than that. `min_score`: the score that nodes are
-    asked for, a little below the threshold.
+    asked for, a little below the threshold. `asked`: the numbers of pods that nodes are asked for.
     """
 
     threshold: int
     by_node: Mapping[str, int]
     pods: tuple[NodeScore, ...] = ()
     min_score: int = 0
+    asked: Mapping[str, int] = field(default_factory=dict)
 
 
-def top_of(scores: Iterable[NodeScore], most: int, before: Top | None = None) -> Top:
+NO_TOP = Top(0, {})
+
+
+def top_of(
+    scores: Iterable[NodeScore],
+    most: int,
+    before: Top = NO_TOP,
+    nodes: Collection[str] = (),
+    *,
+    with_pods: int | None = None,
+) -> Top:
     """Return the worst of these, at most this number; equal scores by UID.
 
-    Nodes are asked for the same score as before, while it is a little below the threshold.
+    A new choice is a message to a node. So these nodes are asked for as much as before, if it is a
+    little more than they have. `with_pods`: the number of those that pods run on; None: all.
     """
     worst = tuple(heapq.nlargest(most, scores))
     threshold = worst[-1].place.score if worst and len(worst) == most else 0
-    min_score = _min_score(threshold, before.min_score if before else 0)
-    return Top(threshold, Counter(each.node for each in worst), worst, min_score)
+    by_node = Counter(each.node for each in worst)
+    number = len(nodes) if with_pods is None else with_pods
+    room = _MOST_TIMES * most - len(worst) - _spare(number, most) * len(nodes)
+    asked = _asked(by_node, {node: before.asked.get(node, 0) for node in nodes}, room)
+    return Top(threshold, by_node, worst, _min_score(threshold, before.min_score), asked)
+
+
+def _asked(by_node: Mapping[str, int], before: Mapping[str, int], room: int) -> Mapping[str, int]:
+    """Return the numbers before where they are larger, as long as there is room for the rest."""
+    asked = dict(by_node)
+    for node, number in before.items():
+        more = number - by_node.get(node, 0)
+        if 0 < more <= room:
+            asked[node] = number
+            room -= more
+    return asked
+
+
+def _spare(nodes: int, max_pods: int) -> int:
+    """Return the number of pods to spare of each of these nodes."""
+    return 1 if nodes <= _NODES_TO_SPARE * max_pods else 0
 
 
 def _min_score(threshold: int, before: int) -> int:
@@ -65,7 +96,7 @@ def top_of_rows(rows: Sequence[Mapping[str, Any]]) -> Top | None:
         nodes = Counter(str(row["node"]) for row in rows)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
-    return Top(min(scores), nodes, min_score=min(scores)) if scores else None
+    return Top(min(scores), nodes, min_score=min(scores), asked=nodes) if scores else None
 
 
 def choice_of(node: str, top: Top | None, *, pods: int, nodes: int, max_pods: int) -> PodChoice:
@@ -77,8 +108,7 @@ def choice_of(node: str, top: Top | None, *, pods: int, nodes: int, max_pods: in
         return PodChoice(max_pods)
     if top is None:
         return NO_PODS
-    spare = 1 if nodes <= _NODES_TO_SPARE * max_pods else 0
-    most = top.by_node.get(node, 0) + spare
+    most = top.asked.get(node, 0) + _spare(nodes, max_pods)
     return PodChoice(most, top.min_score) if most else NO_PODS
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from latencyprobe.domain.summary import PodChoice
 from latencyprobe_operator.desired_state import DesiredStates
-from latencyprobe_operator.probes.choices import Top, choice_of, top_of, top_of_rows
+from latencyprobe_operator.probes.choices import NO_TOP, Top, choice_of, top_of, top_of_rows
 from latencyprobe_operator.probes.summaries import NodeSummaries
 
 WantInFull = Callable[[str, str, PodChoice, bool], None]
@@ -48,7 +48,9 @@ class WorstPods:
 
     def choose(self, summaries: NodeSummaries, nodes: Collection[str]) -> None:
         """Choose by the newest scores, and have these nodes report accordingly."""
-        self._top = top_of(summaries.scores(), self.max_pods, self._top)
+        before = self._top or NO_TOP
+        with_pods = self._desired.nodes_of(self._probe_uid)
+        self._top = top_of(summaries.scores(), self.max_pods, before, nodes, with_pods=with_pods)
         self._measured = summaries.measured
         self._nodes = frozenset(nodes)
         lacking = set(self._lacking(summaries))

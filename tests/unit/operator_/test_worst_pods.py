@@ -24,7 +24,7 @@ from latencyprobe_operator.agents.reported_summaries import reported_summary
 from latencyprobe_operator.api.status_fields import PodStatus
 from latencyprobe_operator.model import Pod, read_pod
 from latencyprobe_operator.observed_state import ReportedProbe, ReportSource
-from latencyprobe_operator.probes.choices import Top, choice_of, top_of, top_of_rows
+from latencyprobe_operator.probes.choices import NO_TOP, Top, choice_of, top_of, top_of_rows
 from latencyprobe_operator.probes.probe import Probe
 from latencyprobe_operator.probes.summaries import NodeScore
 from tests.unit.operator_.probe_world import World, report, running
@@ -435,12 +435,13 @@ node_scores = st.lists(
 )
 
 
-@given(node_scores, st.integers(1, 10))
+@given(node_scores, node_scores, st.integers(1, 10))
 def test_the_choices_bring_the_worst_pods_and_few_others(
-    scores: list[NodeScore], max_pods: int
+    earlier: list[NodeScore], scores: list[NodeScore], max_pods: int
 ) -> None:
     nodes = sorted({each.node for each in scores})
-    top = top_of(scores, max_pods)
+    before = top_of(earlier, max_pods, NO_TOP, nodes)
+    top = top_of(scores, max_pods, before, nodes)
     expected = sorted(scores, reverse=True)[:max_pods]
     assert list(top.pods) == expected
 
@@ -454,7 +455,7 @@ def test_the_choices_bring_the_worst_pods_and_few_others(
 
 
 def test_scores_that_vary_a_little_make_no_new_choice() -> None:
-    def top(score: int, before: Top | None = None) -> Top:
+    def top(score: int, before: Top = NO_TOP) -> Top:
         return top_of([NodeScore(PodScore(score, "pod"), "n")], 1, before)
 
     def choice(found: Top) -> PodChoice:
@@ -469,6 +470,29 @@ def test_scores_that_vary_a_little_make_no_new_choice() -> None:
         another = top(score, first)
         assert choice(another) != choice(first)
         assert another.min_score <= score
+
+
+def test_a_node_whose_pods_come_and_go_among_the_worst_is_told_once() -> None:
+    nodes = [f"n{number}" for number in range(100)]
+    top, choices = NO_TOP, set()
+    for interval in range(10):
+        scores = [
+            NodeScore(
+                PodScore(1000 if index % 2 == interval % 2 else 10, f"p{index}"), nodes[index]
+            )
+            for index in range(8)
+        ]
+        top = top_of(scores, 4, top, nodes)
+        if interval:
+            choices.add(tuple(choice_of(n, top, pods=800, nodes=100, max_pods=4) for n in nodes))
+    assert len(choices) == 1
+    assert sum(each.most for each in choices.pop()) == 8
+
+    other = [NodeScore(PodScore(1000, f"q{index}"), nodes[50 + index]) for index in range(4)]
+    top = top_of(other, 4, top, nodes)
+    assert {top.asked[node] for node in nodes[50:54]} == {1}
+    assert sum(top.asked.values()) == 12
+    assert top_of(other, 4, top, nodes[50:]).asked == top.by_node
 
 
 def test_without_scores_a_large_cluster_sends_no_pod_in_full() -> None:
