@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from latencyprobe.process.listening import ListenAddress, listen
+from latencyprobe.process.repeated_lines import RepeatedLines
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ class HttpServer:
         self._exchange_s = exchange_s
         self._exchanges: dict[asyncio.Task[None], socket.socket] = {}  # oldest first
         self._accepting: asyncio.Task[None] | None = None
+        self._lines = RepeatedLines(log)
 
     async def start(self, address: ListenAddress) -> ListenAddress:
         """Listen, and return the address, whose port the kernel chooses for 0. Raises OSError."""
@@ -127,7 +129,7 @@ class HttpServer:
             try:
                 connection, _ = await loop.sock_accept(listener)
             except OSError as error:  # out of descriptors, or aborted by the client
-                log.warning("cannot accept an HTTP connection: %s", error)
+                self._lines.note("accept", f"cannot accept an HTTP connection: {error}")
                 await asyncio.sleep(_ACCEPT_RETRY_S)
                 continue
             # Begun before the wait below, so that a cancellation there closes the connection.
@@ -184,8 +186,9 @@ class HttpServer:
         headers = {name.decode(): value.decode("latin-1") for name, value in request.headers}
         try:
             return page(headers)
-        except Exception:
-            log.exception("cannot make the page %s", path)
+        except Exception as error:  # noqa: BLE001 - logged
+            text = f"cannot make the page {path}"
+            self._lines.note("page", text, level=logging.ERROR, error=error)
             return Response(b"see the log\n", HTTPStatus.INTERNAL_SERVER_ERROR)
 
 

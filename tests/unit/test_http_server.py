@@ -24,6 +24,7 @@ from latencyprobe.process.http_server import (
 )
 from latencyprobe.process.listening import ListenAddress
 from tests.patience import patient
+from tests.unit.failing_accept import REASON, fail_to_accept
 
 DEADLINE_S = patient(30)
 # Never reached: what ends such a connection is not the time.
@@ -262,3 +263,29 @@ async def test_an_address_that_is_taken_is_said_with_what_it_was_for() -> None:
         with pytest.raises(ServeError, match=message):
             async with served(ListenAddress("127.0.0.1", port), PAGES):
                 pass
+
+
+async def test_a_lack_of_descriptors_is_logged_once_and_then_over(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "_ACCEPT_RETRY_S", 0.0)
+    failures = fail_to_accept(monkeypatch, times=100)
+    async with serving() as port:
+        assert (await get(port, "/healthz"))[1] == b"ok\n"
+
+    assert failures == []
+    assert [record.getMessage() for record in caplog.records] == [
+        f"cannot accept an HTTP connection: {REASON}"
+    ]
+
+
+async def test_a_page_that_fails_for_each_client_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with serving() as port:
+        for _ in range(20):
+            assert (await get(port, "/broken"))[1] == b"see the log\n"
+
+    (record,) = caplog.records
+    assert (record.levelname, record.getMessage()) == ("ERROR", "cannot make the page /broken")
+    assert "ValueError: secret" in caplog.text

@@ -17,6 +17,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from latencyprobe.process.listening import listen
+from latencyprobe.process.repeated_lines import RepeatedLines
 from latencyprobe.process.temporary import temporary_folder
 from latencyprobe.protocol.measurements import MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
@@ -107,6 +108,7 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
         self._agent = agent
         self._caller = caller
         self._metrics = metrics
+        self._lines = RepeatedLines(log)
 
     async def GetNodeInfo(  # noqa: N802  (the protocol's name)
         self,
@@ -140,7 +142,7 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
     ) -> None:
         """Report until the client disconnects. `write` waits while the client is slow."""
         await self._caller.check(context)
-        log.info("%s streams reports", self._caller.describe(context))
+        self._note_call(context, "streams reports")
 
         async def pump(send: Callable[[pb.Report], Awaitable[None]]) -> None:
             opening = await anext(request_iterator, pb.WatchReportsRequest())
@@ -155,7 +157,7 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
     ) -> None:
         """Report packets until the probe ends or the client disconnects."""
         await self._caller.check(context)
-        log.info("%s traces packets", self._caller.describe(context))
+        self._note_call(context, "traces packets")
 
         async def answer() -> None:
             wish = parse_trace(request)
@@ -167,6 +169,11 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
 
         await self._guard(answer, context)
 
+    def _note_call(self, context: Context, action: str) -> None:
+        """Log the call of a client; it may repeat it in a loop."""
+        text = f"{self._caller.describe(context)} {action}"
+        self._lines.note(action, text, level=logging.INFO)
+
     async def _guard(self, answer: Callable[[], Awaitable[_Answer]], context: Context) -> _Answer:
         """Return the answer, or end the call with the status of its error."""
         try:
@@ -174,7 +181,7 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
         except InvalidStateError as error:
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except StaleTermError as error:
-            log.warning("%s: %s", self._caller.describe(context), error)
+            self._lines.note("term", f"{self._caller.describe(context)}: {error}")
             await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
         except StaleGenerationError as error:
             await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
@@ -186,12 +193,13 @@ class NodeAgentService(node_agent_pb2_grpc.NodeAgentServicer):
             code = grpc.StatusCode.ABORTED if error.superseded else grpc.StatusCode.UNAVAILABLE
             await _abort(context, code, str(error))
         except EngineError as error:
-            log.warning("%s", error)
+            self._lines.note("engine", str(error))
             await _abort(context, grpc.StatusCode.INTERNAL, str(error))
         except grpc.aio.BaseError:
             raise
-        except Exception as error:
-            log.exception("unexpected error in a call of %s", self._caller.describe(context))
+        except Exception as error:  # noqa: BLE001 - logged
+            text = f"unexpected error in a call of {self._caller.describe(context)}"
+            self._lines.note("unexpected", text, level=logging.ERROR, error=error)
             await _abort(
                 context,
                 grpc.StatusCode.INTERNAL,

@@ -31,6 +31,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from latencyprobe.process.repeated_lines import RepeatedLines
 from latencyprobe.process.tasks import first_to_end
 from latencyprobe_agent.serving.tls import RenewedContext, names_in
 from latencyprobe_agent.serving.tls_stream import ByteStream, SocketStream, TlsStream
@@ -41,6 +42,7 @@ MAX_CONNECTIONS = 32
 MAX_HANDSHAKES = 32
 HANDSHAKE_S = 5.0
 _CHECK_S = 1.0
+_ACCEPT_RETRY_S = 0.1
 # A flood is reported, and does not flood the log.
 _LOG_S = 10.0
 
@@ -87,20 +89,12 @@ class RefusalLog:
 
     def __init__(self, count: Callable[[str], None]) -> None:
         self._count = count
-        self._logged: dict[TlsRefusal, float] = {}
-        self._suppressed: dict[TlsRefusal, int] = {}
+        self._lines = RepeatedLines(log)
 
     def refuse(self, refusal: TlsRefusal, peer: str, detail: str) -> None:
         """Count and log a refusal. Of client data, `detail` holds only names that our CA signed."""
         self._count(refusal)
-        now = asyncio.get_running_loop().time()
-        if now - self._logged.get(refusal, -_LOG_S) < _LOG_S:
-            self._suppressed[refusal] = self._suppressed.get(refusal, 0) + 1
-            return
-        self._logged[refusal] = now
-        others = self._suppressed.pop(refusal, 0)
-        more = f" (and {others} more since the last message)" if others else ""
-        log.warning("refused %s: %s%s", peer, detail, more)
+        self._lines.note(refusal, f"refused {peer}: {detail}", interval_s=_LOG_S)
 
 
 class AdmittedClient:
@@ -167,6 +161,7 @@ class TlsProxy:
         self._handshakes: dict[socket.socket, _Handshake] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
+        self._lines = RepeatedLines(log)
 
     def start(self, listener: socket.socket) -> None:
         """Accept connections on this listening socket from now on."""
@@ -199,8 +194,8 @@ class TlsProxy:
             try:
                 connection, address = await loop.sock_accept(listener)
             except OSError as error:  # out of descriptors, or aborted by the client
-                log.warning("cannot accept a connection: %s", error)
-                await asyncio.sleep(0.1)
+                self._lines.note("accept", f"cannot accept a connection: {error}")
+                await asyncio.sleep(_ACCEPT_RETRY_S)
                 continue
             peer = _peer_text(address)
             if len(self._handshakes) >= MAX_HANDSHAKES:

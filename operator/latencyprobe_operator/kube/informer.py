@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar, cast
 
 from latencyprobe.process.backoff import Backoff
+from latencyprobe.process.repeated_lines import RepeatedLines
 from latencyprobe_operator.kube import heap
 from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, ExpiredError, Json, WatchEvent
 
@@ -108,6 +109,33 @@ class Audience(Protocol[P]):
         """Note that the API server does not show the pods, for the reason in `refusal`."""
 
 
+class _UnreadablePods:
+    """The pods that are left out: each is logged once, and not too many at once."""
+
+    def __init__(self) -> None:
+        self._uids: set[str] = set()
+        self._lines = RepeatedLines(log)
+
+    def note(self, metadata: Json, error: Exception) -> None:
+        """Log the pod, unless it was logged before."""
+        if metadata["uid"] in self._uids:
+            return
+        self._uids.add(metadata["uid"])
+        self._lines.note(
+            "unreadable",
+            f"pod {metadata['namespace']}/{metadata['name']} is left out, since it cannot be read: "
+            f"{error}",
+        )
+
+    def discard(self, uid: str) -> None:
+        """Forget a pod that is gone."""
+        self._uids.discard(uid)
+
+    def clear(self) -> None:
+        """Forget all of them: they are listed again."""
+        self._uids.clear()
+
+
 class Informer(Generic[P]):
     """The pods of one scope, kept current while `run` runs."""
 
@@ -124,7 +152,7 @@ class Informer(Generic[P]):
         self._pods: dict[str, dict[str, P]] = {}
         self._unreported: dict[str, set[str]] = {}
         """The UIDs of pods that a broken list has changed, by namespace."""
-        self._unreadable: set[str] = set()
+        self._unreadable = _UnreadablePods()
         self._version: str | None = None
         """The version from which the next watch goes on; None: list first."""
         self._watching_since: float | None = None
@@ -255,15 +283,7 @@ class Informer(Generic[P]):
         try:
             return self._read(body)
         except _UNREADABLE as error:
-            metadata = body["metadata"]
-            if metadata["uid"] not in self._unreadable:
-                self._unreadable.add(metadata["uid"])
-                log.warning(
-                    "pod %s/%s is left out, since it cannot be read: %s",
-                    metadata["namespace"],
-                    metadata["name"],
-                    error,
-                )
+            self._unreadable.note(body["metadata"], error)
             return None
 
     # ------------------------------------------------------------------------ failures

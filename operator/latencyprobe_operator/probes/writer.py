@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from latencyprobe.printable import bounded
 from latencyprobe.process.backoff import Backoff
-from latencyprobe.process.repeated_warnings import RepeatedWarnings
+from latencyprobe.process.repeated_lines import RepeatedLines
 from latencyprobe_operator.api.spec import ProbeKey
 from latencyprobe_operator.api.status_fields import Phase
 from latencyprobe_operator.api.timestamps import epoch_s
@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 
 # The greatest age of lastReportTime while nothing else changes.
 _STALE_S = 60.0
-# A status that is refused is followed by others like it.
-_REFUSAL_LOG_S = 60.0
+# A status that is refused, or cannot be sent, is followed by others like it.
+_FAILURE_LOG_S = 60.0
 # The API server names each value that it refuses, and quotes it.
 _LONGEST_REFUSAL = 1000
 
@@ -77,7 +77,7 @@ class StatusWriter:
         self._patch_status = patch_status
         self._metrics = metrics
         self._backoff = Backoff(0.5, 10)
-        self._refusals = RepeatedWarnings(log)
+        self._failures = RepeatedLines(log)
         self._budget = ByteBudget(lambda: asyncio.get_running_loop().time())
         self._rows = RowBytes()
 
@@ -224,11 +224,11 @@ class StatusWriter:
 
     def _note_refusal(self, error: ApiError) -> None:
         self._metrics.status_write_failures.inc()
-        self._refusals.warn(
+        self._failures.note(
             "refused",
             f"{self._key}: the API server refuses a part of the status, which is left out: "
             f"{bounded(str(error), _LONGEST_REFUSAL)}. Check that the CRD is of this version",
-            interval_s=_REFUSAL_LOG_S,
+            interval_s=_FAILURE_LOG_S,
         )
 
     def _decide_again(self, current: Mapping[str, Any] | None) -> float | None:
@@ -242,12 +242,12 @@ class StatusWriter:
     def _fail(self, error: Exception, *, transient: bool) -> float:
         self._metrics.status_write_failures.inc()
         delay_s = self._backoff.next()
-        log.log(
-            logging.WARNING if transient else logging.ERROR,
-            "%s: cannot write the status: %s; next attempt in %.1f s",
-            self._key,
-            str(error) or type(error).__name__,
-            delay_s,
+        self._failures.note(
+            "failed",
+            f"{self._key}: cannot write the status: {str(error) or type(error).__name__}; next "
+            f"attempt in {delay_s:.1f} s",
+            level=logging.WARNING if transient else logging.ERROR,
+            interval_s=_FAILURE_LOG_S,
         )
         return delay_s
 

@@ -23,6 +23,7 @@ from latencyprobe_agent.serving.tls_proxy import TlsRefusal
 from latencyprobe_agent.serving.tls_stream import TlsStream
 from tests.unit.agent.proxied import Proxied, issue_for, proxied, write_files
 from tests.unit.agent.running import until
+from tests.unit.failing_accept import REASON, fail_to_accept
 
 NOW = datetime.datetime.now(datetime.UTC)
 HOUR = datetime.timedelta(hours=1)
@@ -189,3 +190,17 @@ async def test_without_an_idle_connection_a_new_one_is_refused(
             assert await other.answer() == b"hello"
         assert await busy.end() == b""
     assert proxy.count(TlsRefusal.CROWDED) == 2
+
+
+async def test_a_lack_of_descriptors_is_logged_once_and_then_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls_proxy, "_ACCEPT_RETRY_S", 0.0)
+    failures = fail_to_accept(monkeypatch, times=100)
+    async with proxied(tmp_path) as running, running.client(running.operator) as client:
+        assert await client.answer() == b"hello"
+
+    assert failures == []
+    assert [record.getMessage() for record in caplog.records] == [
+        f"cannot accept a connection: {REASON}"
+    ]

@@ -316,6 +316,21 @@ async def test_a_pod_that_cannot_be_read_hinders_no_other(
     assert ears.removed == ["uid-a"]
 
 
+async def test_pods_that_cannot_be_read_do_not_flood_the_log(
+    api: FakeApi, watches: PodWatches, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = {str(number): "" for number in range(1000)}
+    for number in range(100):
+        api.set(pod_body(f"broken-{number}", labels=labels))
+    api.set(selected("a"))
+    ears = Ears()
+    await watched(watches, api, ears)
+    await until(lambda: "a" in ears.changed, what=lambda: ears.__dict__)
+
+    (record,) = (each for each in caplog.records if "broken-" in each.getMessage())
+    assert "pod shop/broken-0 is left out" in record.getMessage()
+
+
 async def test_a_watch_goes_on_for_a_while_after_its_last_set(
     api: FakeApi, cluster: Cluster
 ) -> None:

@@ -170,6 +170,21 @@ async def test_a_deleted_probe_is_left() -> None:
         assert await writer.write({"phase": "Running"}) is None
 
 
+async def test_an_api_server_that_is_away_costs_a_probe_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def fail(*_: object) -> dict[str, Any]:
+        raise OSError("refused")
+
+    body = {"metadata": {"uid": KEY.uid}}
+    writer = StatusWriter(KEY, body, patch_status=fail, metrics=OperatorMetrics())
+    for _ in range(20):
+        assert await writer.write({"phase": "Running"}), "it tries again"
+
+    (record,) = caplog.records
+    assert "cannot write the status: refused; next attempt in" in record.getMessage()
+
+
 class StrictApi(FakeApi):
     """An API server that holds statuses to the CRD, and names the fields that it refuses."""
 

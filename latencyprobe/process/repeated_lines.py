@@ -1,4 +1,4 @@
-"""Warnings that a peer, or a lack of resources, may cause again and again.
+"""Log lines that a peer, or a lack of resources, may cause again and again.
 
 Of each kind, one line is logged in an interval. The next one has the number of those in between.
 """
@@ -14,8 +14,8 @@ from collections.abc import Callable
 INTERVAL_S = 10.0
 
 
-class RepeatedWarnings:
-    """A rate limit for warnings. `clock`: seconds of a monotonic clock.
+class RepeatedLines:
+    """A rate limit for lines of a log. `clock`: seconds of a monotonic clock.
 
     Its kinds are few, and never made of a peer's text.
     """
@@ -26,11 +26,12 @@ class RepeatedWarnings:
         self._logged: dict[str, float] = {}
         self._omitted: Counter[str] = Counter()
 
-    def warn(
+    def note(
         self,
         kind: str,
         text: str,
         *,
+        level: int = logging.WARNING,
         interval_s: float = INTERVAL_S,
         error: BaseException | None = None,
     ) -> None:
@@ -42,4 +43,4 @@ class RepeatedWarnings:
         self._logged[kind] = now
         others = self._omitted.pop(kind, 0)
         more = f" (and {others} more since the last message)" if others else ""
-        self._log.warning("%s%s", text, more, exc_info=error)
+        self._log.log(level, "%s%s", text, more, exc_info=error)
