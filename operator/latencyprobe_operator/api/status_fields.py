@@ -99,9 +99,11 @@ class NodeContext:
 
 @dataclass(frozen=True, slots=True)
 class StatusTimes:
-    """The times of the begin of measuring and of the last report."""
+    """The times of the begin of measuring and of the last report, and the time between."""
 
     start_time: str | None = None
+    measured_seconds: int | None = None
+    """The part of spec.duration that has passed."""
     last_report_time: str | None = None
 
 

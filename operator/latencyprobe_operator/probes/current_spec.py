@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -107,6 +108,14 @@ class CurrentSpec:
         if not self.spec or self.spec.duration_s is None or not self.start_time:
             return None
         return epoch_s(self.start_time) + self.spec.duration_s - now
+
+    def measured_s(self, now: float) -> int | None:
+        """Return the part of spec.duration that has passed; None without, and while suspended."""
+        remaining_s = self.remaining_s(now)
+        if remaining_s is None or not self.spec or self.spec.suspend:
+            return None
+        duration_s = self.spec.duration_s or 0.0
+        return math.ceil(min(max(duration_s - remaining_s, 0.0), duration_s))
 
     def idle_phase(self, now: float) -> Phase | None:
         """Return SUSPENDED or COMPLETED if nothing is to be measured."""

@@ -91,6 +91,8 @@ class ProbeFacts:
     unobserved_s: int = 0
     """The longest unobserved part of a node's window."""
     start_time: str | None = None
+    measured_s: int | None = None
+    """The part of spec.duration that has passed."""
     last_report_time: str | None = None
     previous: Mapping[str, Any] = field(default_factory=dict)
     """The status as it stands in the API server."""

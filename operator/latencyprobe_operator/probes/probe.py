@@ -28,6 +28,7 @@ from latencyprobe_operator.probes.gathering import FactsGatherer
 from latencyprobe_operator.probes.intake import ReportIntake
 from latencyprobe_operator.probes.last_figures import LastFigures
 from latencyprobe_operator.probes.left_nodes import pods_of_rows
+from latencyprobe_operator.probes.measured_time import begin_of
 from latencyprobe_operator.probes.schedule import StatusSchedule, pause_s
 from latencyprobe_operator.probes.selected_pods import SelectedPods, Subscribe, Unsubscribe
 from latencyprobe_operator.probes.status import build, outline
@@ -75,7 +76,7 @@ class Probe:
         self._building = building or asyncio.Lock()
         self._current = CurrentSpec(
             self.key,
-            previous.get("startTime"),
+            begin_of(previous, self._steady_clock()),
             min_interval_s=min_interval_s,
             node_figures=node_figures,
         )
@@ -282,6 +283,7 @@ class Probe:
             phase=self._idle_phase,
             problem=current.problem or self._pods.problem(),
             start_time=current.start_time,
+            measured_s=current.measured_s(self._steady_clock()),
             last_report_time=self._intake.last_report_time,
             previous=self._previous(),
         )

@@ -146,7 +146,11 @@ def _idle(facts: ProbeFacts, phase: Phase, *, now: str) -> Document:
 
 
 def _times(facts: ProbeFacts) -> StatusTimes:
-    return StatusTimes(facts.start_time or None, facts.last_report_time or None)
+    return StatusTimes(
+        start_time=facts.start_time or None,
+        measured_seconds=facts.measured_s,
+        last_report_time=facts.last_report_time or None,
+    )
 
 
 def _targets(facts: ProbeFacts) -> TargetCounts:

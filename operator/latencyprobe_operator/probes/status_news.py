@@ -13,7 +13,7 @@ from latencyprobe.domain.durations import parse_ns
 from latencyprobe.domain.histogram import BUCKETS_PER_OCTAVE
 from latencyprobe_operator.probes.document import HEAVY, Document
 
-_VOLATILE = ("lastReportTime",)
+_VOLATILE = ("lastReportTime", "measuredSeconds")
 _BUCKET_RATIO: float = 2.0 ** (1 / BUCKETS_PER_OCTAVE)
 # Of a share in percent: parts of a total have noise in common.
 _SHARE_STEP = 1.0

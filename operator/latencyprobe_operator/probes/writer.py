@@ -36,7 +36,7 @@ from latencyprobe_operator.probes.status_news import differs, light
 
 log = logging.getLogger(__name__)
 
-# The greatest age of lastReportTime while nothing else changes.
+# The greatest age of lastReportTime and measuredSeconds while nothing else changes.
 _STALE_S = 60.0
 # A status that is refused, or cannot be sent, is followed by others like it.
 _FAILURE_LOG_S = 60.0
@@ -159,6 +159,9 @@ class StatusWriter:
         return self._patch
 
     def _is_stale(self, document: Document) -> bool:
+        measured_s = document.get("measuredSeconds", 0) - self.outline.get("measuredSeconds", 0)
+        if measured_s >= _STALE_S:
+            return True
         written, known = self.outline.get("lastReportTime"), document.get("lastReportTime")
         if not known or known == written:
             return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import AsyncExitStack
+from functools import partial
 
 import pytest
 
@@ -410,6 +411,85 @@ async def test_a_wall_clock_that_is_set_neither_ends_nor_stretches_a_probe(
         steady[0] += 3600
         probe.poke()
         await ready(world, "Completed")
+
+
+@pytest.mark.parametrize("jump_s", [-86_400, 0, 86_400])
+async def test_a_clock_that_is_set_between_two_operators_neither_ends_nor_stretches_a_probe(
+    world: World, jump_s: float
+) -> None:
+    now = [1_000_000.0]
+    body = probe_body(interval="1s", duration="1h")
+    async with running(world, body, steady_clock=lambda: now[0]) as probe:
+        world.show(pod("a"))
+        await ready(world, "Measuring")
+        now[0] += 1000
+        probe.poke()
+        await until(lambda: world.status.get("measuredSeconds") == 1000, what=lambda: world.status)
+    now[0] += 20 + jump_s
+
+    def has_measured(world: World, seconds: int) -> bool:
+        return bool(world.status["measuredSeconds"] >= seconds)
+
+    # Twice: the one after that has the same clock again.
+    for passed_s in (1000, 2000):
+        found = {**body, "status": world.status}
+        async with running(world, found, steady_clock=lambda: now[0]) as probe:
+            world.show(pod("a"))
+            now[0] += 1000
+            probe.poke()
+            await until(
+                partial(has_measured, world, passed_s + 1000),
+                what=lambda: world.status,
+            )
+            assert world.status["measuredSeconds"] <= passed_s + 1320
+            assert world.condition() == ("True", "Measuring")
+    async with running(
+        world, {**body, "status": world.status}, steady_clock=lambda: now[0]
+    ) as probe:
+        world.show(pod("a"))
+        now[0] += 601
+        probe.poke()
+        await ready(world, "Completed")
+        assert world.status["measuredSeconds"] == 3600
+
+
+@pytest.mark.parametrize("jump_s", [-86_400, 86_400])
+async def test_a_completed_probe_stays_so_whatever_the_next_operators_clock(
+    world: World, jump_s: float
+) -> None:
+    now = [1_000_000.0]
+    body = probe_body(interval="1s", duration="2s")
+    async with running(world, body, steady_clock=lambda: now[0]):
+        world.show(pod("a"))
+        await ready(world, "Measuring")
+        now[0] += 2
+        await ready(world, "Completed")
+    now[0] += jump_s
+    async with running(world, {**body, "status": world.status}, steady_clock=lambda: now[0]):
+        await asyncio.sleep(5)
+        assert world.condition() == ("False", "Completed")
+        assert not world.desired.of_node("node-a")
+
+
+async def test_the_time_so_far_is_written_once_a_minute_and_with_a_duration_alone(
+    world: World,
+) -> None:
+    def loop_clock() -> float:
+        return 1_000_000.0 + clock()
+
+    async with running(world, probe_body(duration="1h"), steady_clock=loop_clock) as probe:
+        world.show(pod("a"))
+        await ready(world, "Measuring")
+        await asyncio.sleep(600)
+        assert 530 <= world.status["measuredSeconds"] <= 600
+        assert len(world.writes) <= 12
+        probe.update(probe_body(duration="1h", suspend=True, generation=2))
+        await ready(world, "Suspended")
+        assert "measuredSeconds" not in world.status
+        probe.update(probe_body(generation=3))
+        await asyncio.sleep(120)
+        assert world.status["observedGeneration"] == 3
+        assert "measuredSeconds" not in world.status
 
 
 async def test_a_longer_duration_goes_on(world: World) -> None:
