@@ -68,6 +68,15 @@ def measurement_from_proto(
             raise CorruptMessageError(f"stages[{index}].name", f"{delta.name!r} is repeated")
         if delta.name in BY_NAME:
             measured[delta.name] = _stage_from_proto(delta, f"stages[{index}]")
+    return Measurement(
+        measured,
+        counters_from_proto(counters),
+        _open_counters(netns_counters, "netns_counters"),
+    )
+
+
+def counters_from_proto(counters: Mapping[str, int]) -> dict[str, int]:
+    """Decode the known counters in a message; raise CorruptMessageError."""
     # Interned, since an operator keeps the same names for each node.
     known = {
         sys.intern(name): count
@@ -75,7 +84,7 @@ def measurement_from_proto(
         if name == COUNTERS_OMITTED or counter_module(name) is not None
     }
     _check_names(known, "counters")
-    return Measurement(measured, known, _open_counters(netns_counters, "netns_counters"))
+    return known
 
 
 def node_to_proto(measurement: NodeMeasurement) -> pb.NodeContext:

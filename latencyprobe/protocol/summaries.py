@@ -7,11 +7,10 @@ printable. An unknown cause or stage of a newer agent is no error.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 
 from google.protobuf.duration_pb2 import Duration
 
-from latencyprobe.domain.measurement import largest_counters
+from latencyprobe.domain.measurement import Measurement, largest_counters
 from latencyprobe.domain.packed_figures import PackedFigures, pack_figures
 from latencyprobe.domain.report import StageReport, TargetReport
 from latencyprobe.domain.stages import BY_NAME, INDEX
@@ -33,6 +32,7 @@ from latencyprobe.protocol.measurements import (
     MAX_NAME_LENGTH,
     MAX_OPEN_COUNTERS,
     CorruptMessageError,
+    counters_from_proto,
     measurement_from_proto,
     measurement_to_proto,
     with_short_names,
@@ -82,12 +82,12 @@ def summary_from_proto(message: pb.ProbeSummary) -> ProbeSummary:
     stages = stages_from_proto(message.stages, "summary.stages")
     check_counters(message.counters, "summary.counters")
     check_length("summary.scores", len(message.scores), MAX_PODS)
-    check_numbers((each.score for each in message.scores), "summary.scores")
-    scores = tuple(PodScore(each.score, each.pod_uid) for each in message.scores)
-    if len({each.pod_uid for each in scores}) < len(scores):
+    scores = tuple([PodScore(each.score, each.pod_uid) for each in message.scores])
+    check_numbers(max(scores, default=())[:1], "summary.scores")
+    if len({pod_uid for _, pod_uid in scores}) < len(scores):
         raise CorruptMessageError("summary.scores", "a pod is repeated")
     return ProbeSummary(
-        merged=replace(measurement_from_proto((), message.counters), stages=stages),
+        merged=Measurement(stages, counters_from_proto(message.counters)),
         verdicts=_causes(message.verdicts, "summary.verdicts"),
         waiting_ns=_causes(message.waiting_ns, "summary.waiting_ns"),
         scores=scores,
@@ -209,6 +209,8 @@ def _packed(stage: int, message: pb.StageFigures, field: str) -> bytes:
 
 def _causes(figures: Mapping[str, int], field: str) -> dict[str, int]:
     """Return figures by cause, checked and with printable names."""
+    if not figures:
+        return {}
     check_length(field, len(figures), MAX_CAUSES)
     check_numbers(figures.values(), field)
     return _joint((bounded(name, MAX_NAME_LENGTH), figure) for name, figure in figures.items())

@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import grpc
 from grpc import aio
@@ -18,8 +17,8 @@ from grpc import aio
 from latencyprobe.domain.summary import PodChoice
 from latencyprobe.process.backoff import Backoff
 from latencyprobe.protocol.measurements import AGENT_NAME, MAX_MESSAGE_BYTES
-from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_operator.agents.agent_facts import AgentFacts
+from latencyprobe_operator.agents.calls import AgentCalls
 from latencyprobe_operator.agents.credentials import Credentials, CredentialsError
 from latencyprobe_operator.agents.generations import ImplausibleGenerationError, NewerTermError
 from latencyprobe_operator.agents.misreports import Misreports
@@ -37,9 +36,6 @@ from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.desired_state import DesiredNodeState
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.observed_state import AgentView, ReportedProbe
-
-if TYPE_CHECKING:
-    from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentAsyncStub
 
 log = logging.getLogger(__name__)
 
@@ -215,8 +211,7 @@ class AgentLink:
             raise CredentialsError(f"cannot read the operator's certificate: {error}") from error
         channel = aio.secure_channel(self.endpoint.address, credentials, options=_CHANNEL_OPTIONS)
         async with channel:
-            stub: NodeAgentAsyncStub = NodeAgentStub(channel)
-            await self._session.run(stub, self._until_renewal)
+            await self._session.run(AgentCalls(channel), self._until_renewal)
 
     async def _until_renewal(self) -> None:
         await self._renewal.wait()

@@ -101,10 +101,10 @@ def _asked_for(
 
 
 def _scores(received: Iterable[PodScore], probe_uid: str, pods: AskedPods) -> Iterator[PodScore]:
-    for each in received:
-        known = pods.find(probe_uid, each.pod_uid)
+    for score, pod_uid in received:
+        known = pods.find(probe_uid, pod_uid)
         if known:
-            yield PodScore(each.score, known.uid)
+            yield PodScore(score, known.uid)
 
 
 def _span(message: pb.ProbeReport) -> Span:

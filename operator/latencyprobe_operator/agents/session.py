@@ -30,6 +30,7 @@ from latencyprobe.protocol.measurements import (
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents.acknowledgements import Acknowledgements
 from latencyprobe_operator.agents.agent_facts import AgentFacts
+from latencyprobe_operator.agents.calls import AgentCalls, SizedReport
 from latencyprobe_operator.agents.messages import (
     MAX_TEXT_LENGTH,
     check_size,
@@ -52,9 +53,7 @@ from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.observed_state import ReportedProbe, ReportSource
 
 if TYPE_CHECKING:
-    from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentAsyncStub
-
-    Reports = aio.StreamStreamCall[pb.WatchReportsRequest, pb.Report]
+    Reports = aio.StreamStreamCall[pb.WatchReportsRequest, SizedReport]
 
 log = logging.getLogger(__name__)
 
@@ -131,18 +130,18 @@ class AgentSession:
         self._news = PacedNews(on_news)
         self._on_report = on_report
 
-    async def run(self, stub: NodeAgentAsyncStub, until: Callable[[], Awaitable[None]]) -> None:
+    async def run(self, calls: AgentCalls, until: Callable[[], Awaitable[None]]) -> None:
         """Serve one connection until `until` ends it.
 
         Returns only when there is nothing to measure, and the agent knows it. Raises
         VersionSkewError, LinkBrokenError, ImplausibleGenerationError, NewerTermError,
         ExcessiveReportsError and gRPC's errors.
         """
-        await self._greet(stub)
+        await self._greet(calls)
         # The stream is there before the state, so that no report is missed.
-        stream = stub.WatchReports(self._acknowledgements.open_stream(self._sent.term))
+        stream = calls.WatchReports(self._acknowledgements.open_stream(self._sent.term))
         try:
-            await first_to_end(self._listen(stream), self._keep_applied(stub), until())
+            await first_to_end(self._listen(stream), self._keep_applied(calls), until())
         finally:
             self._news.cancel()
 
@@ -150,9 +149,9 @@ class AgentSession:
         """Have the agent report these pods of a probe in full, from its next report on or now."""
         self._acknowledgements.want(probe_uid, choice, at_once=at_once)
 
-    async def _greet(self, stub: NodeAgentAsyncStub) -> None:
+    async def _greet(self, calls: AgentCalls) -> None:
         async with self._greetings:
-            info = await stub.GetNodeInfo(pb.GetNodeInfoRequest(), timeout=CONNECT_S)
+            info = await calls.GetNodeInfo(pb.GetNodeInfoRequest(), timeout=CONNECT_S)
         if info.protocol_version != PROTOCOL_VERSION:
             raise VersionSkewError(info)
         if instance_of(info) != self._facts.instance_id:
@@ -169,22 +168,22 @@ class AgentSession:
 
     # ------------------------------------------------------------------ desired state
 
-    async def _keep_applied(self, stub: NodeAgentAsyncStub) -> None:
+    async def _keep_applied(self, calls: AgentCalls) -> None:
         while True:
             if not self._sync.applied:
-                await self._apply(stub, self._sync.desired)
+                await self._apply(calls, self._sync.desired)
             elif self._sync.desired == NO_STATE:
                 return
             else:
                 await self._sync.wait_changed()
 
-    async def _apply(self, stub: NodeAgentAsyncStub, state: DesiredNodeState) -> None:
+    async def _apply(self, calls: AgentCalls, state: DesiredNodeState) -> None:
         await self._turns.take()
         outgoing = self._sent.encode(state)
         self._rate.expect(outgoing.message.probes)
         began = time.monotonic()
         try:
-            result = await stub.Apply(outgoing.message, timeout=APPLY_S)
+            result = await calls.Apply(outgoing.message, timeout=APPLY_S)
         except aio.AioRpcError as error:
             if error.code() not in _REFUSALS:
                 raise
@@ -227,15 +226,16 @@ class AgentSession:
         Nothing keeps a report while the next one is waited for. It takes 10 to 20 KB, and an
         iterator over the stream would keep one of each agent.
         """
-        report = await self._received(stream)
-        if report is None:
+        received = await self._received(stream)
+        if received is None:
             return False
+        report = received.message
         await self._turns.take()
         if instance_of(report) != self._facts.instance_id:
             raise LinkBrokenError("another instance of the agent answers")
         self._sent.observe(report.term, report.generation)
         self._metrics.reports.inc()
-        self._count(report)
+        self._count(received.size)
         await self._take(report)
         covered = [p.id for p in report.probes if self._covers(p, report)]
         self._acknowledgements.acknowledge(
@@ -243,19 +243,19 @@ class AgentSession:
         )
         return True
 
-    async def _received(self, stream: Reports) -> pb.Report | None:
+    async def _received(self, stream: Reports) -> SizedReport | None:
         """Return the next report; count a message that is too large, which ends the stream."""
         try:
-            report = await stream.read()
+            received = await stream.read()
         except aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
                 self._misreports.note_corrupt(describe(error))
             raise
-        return report if isinstance(report, pb.Report) else None  # aio.EOF
+        return received if isinstance(received, SizedReport) else None  # aio.EOF
 
-    def _count(self, report: pb.Report) -> None:
+    def _count(self, size: int) -> None:
         try:
-            self._rate.take(report.ByteSize())
+            self._rate.take(size)
         except ExcessiveReportsError as error:
             self._misreports.note_excess(str(error))
             raise

@@ -73,6 +73,8 @@ class Probe:
         # Setting the wall clock neither ends nor stretches spec.duration.
         self._steady_clock = steady_clock or clocks.steady_clock()
         self._poked = asyncio.Event()
+        self._has_news = False
+        """Something else than a report has happened since the last check."""
         self._building = building or asyncio.Lock()
         self._current = CurrentSpec(
             self.key,
@@ -102,7 +104,7 @@ class Probe:
             subscribe=subscribe,
             unsubscribe=unsubscribe,
             touch=touch,
-            on_change=self._poked.set,
+            on_change=self.poke,
             choose=self._worst.choice,
             reported=pods_of_rows(previous.get("pods") or ()),
         )
@@ -135,7 +137,7 @@ class Probe:
             if spec := self._current.spec:
                 self._adopt(spec, before)
             self._decide()
-            self._poked.set()
+            self.poke()
 
     def refuse(self, message: str | None) -> None:
         """Set the reason why the administrator's limits exclude this probe; None: they do not."""
@@ -143,7 +145,7 @@ class Probe:
             if spec := self._current.spec:
                 self._adopt(spec, None)
             self._decide()
-            self._poked.set()
+            self.poke()
 
     def _adopt(self, spec: ProbeSpec, before: ProbeSpec | None) -> None:
         self._worst.max_pods = spec.max_pods
@@ -161,6 +163,7 @@ class Probe:
 
     def poke(self) -> None:
         """Check the status soon: the views of agents may have changed."""
+        self._has_news = True
         self._poked.set()
 
     def leave(self) -> None:
@@ -193,9 +196,13 @@ class Probe:
         while True:
             await self._wait()
             self._poked.clear()
+            has_news, self._has_news = self._has_news, False
             if self._idle_phase is not self._current.idle_phase(self._steady_clock()):
                 self._decide()
-            await self._update_status()
+                has_news = True
+            # A report brings no other news to a probe that runs than its figures.
+            if has_news or self._writer.phase != Phase.RUNNING or self._is_due(self._now()):
+                await self._update_status()
 
     async def _wait(self) -> None:
         """Wait until figures are due, or something has happened."""
@@ -203,7 +210,7 @@ class Probe:
             async with asyncio.timeout_at(self._next_check()):
                 await self._poked.wait()
         except TimeoutError:
-            pass
+            self._has_news = True
         pause = pause_s(
             self._now(),
             self._writer.last_write,
@@ -227,12 +234,16 @@ class Probe:
     def _figures_stand(self) -> bool:
         return self._idle_phase is not None or self._current.problem is not None
 
+    def _is_due(self, now: float) -> bool:
+        due = self._schedule.figures_due(self._current.interval_s, idle=self._figures_stand)
+        return now >= due
+
     async def _update_status(self) -> None:
         """Write the status, if it is due or people wait for the change."""
         self._last_check = now = self._now()
         if self._schedule.in_grace(now) and not self._intake.reported and not self._idle_phase:
             return
-        due = now >= self._schedule.figures_due(self._current.interval_s, idle=self._figures_stand)
+        due = self._is_due(now)
         if due and self._pods.followed and self._current.spec:
             await self._gatherer.fetch_worst(self._current.spec, at=now)
         facts = await self._facts_in_turn()
@@ -252,7 +263,7 @@ class Probe:
             if delay_s is not None:
                 self._schedule.mark_failed(self._now())
                 await asyncio.sleep(delay_s)
-                self._poked.set()
+                self.poke()
 
     async def _facts_in_turn(self) -> ProbeFacts:
         """Return the facts, while no other probe takes such a step in this turn of the loop.

@@ -11,6 +11,7 @@ from grpc import aio
 
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents.agent_facts import AgentFacts
+from latencyprobe_operator.agents.calls import SizedReport
 from latencyprobe_operator.agents.misreports import Misreports
 from latencyprobe_operator.agents.session import AgentSession
 from latencyprobe_operator.agents.state_sync import StateSync
@@ -101,7 +102,7 @@ class Backlog:
     async def read(self) -> object:
         """Return the next report at once."""
         self.reports -= 1
-        return pb.Report() if self.reports >= 0 else aio.EOF
+        return SizedReport(pb.Report(), 0) if self.reports >= 0 else aio.EOF
 
 
 async def test_a_backlog_of_many_agents_is_taken_in_over_many_turns() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from contextlib import AsyncExitStack
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ from latencyprobe_operator.kube.pods import PodsChange
 from latencyprobe_operator.observed_state import AgentView, TargetStatus
 from latencyprobe_operator.probes.document import Document
 from latencyprobe_operator.probes.facts import ProbeFacts
+from latencyprobe_operator.probes.gathering import FactsGatherer
 from latencyprobe_operator.probes.status import build
 from tests.unit.operator_.probe_world import World, clock, report, running, take, take_deltas
 from tests.unit.operator_.virtual_time import VirtualTimeLoop
@@ -732,3 +734,32 @@ async def test_the_statuses_of_many_probes_are_built_in_turns_of_their_own(
         await asyncio.sleep(20)
 
     assert set(built) == set(names)
+
+
+async def test_reports_between_two_statuses_of_a_running_probe_are_no_reason_for_a_check(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks: list[float] = []
+
+    def note(gatherer: FactsGatherer, facts: ProbeFacts, *args: Any, **times: Any) -> ProbeFacts:
+        checks.append(asyncio.get_running_loop().time())
+        return with_nodes(gatherer, facts, *args, **times)
+
+    with_nodes = FactsGatherer.with_nodes
+    monkeypatch.setattr(FactsGatherer, "with_nodes", note)
+    async with running(world, probe_body(interval="10s")) as probe:
+        world.show(pod("a"), pod("b", node="node-b"))
+        take(probe, "node-a", report({target_id("a"): measurement(1000)}))
+        take(probe, "node-b", report({target_id("b"): measurement(1000)}))
+        await ready(world, "Measuring")
+        await asyncio.sleep(1)
+        checks.clear()
+        for _ in range(5):
+            await asyncio.sleep(3)
+            take(probe, "node-a", report({target_id("a"): measurement(1000)}))
+            await asyncio.sleep(7)
+            take(probe, "node-b", report({target_id("b"): measurement(1000)}))
+        assert 4 <= len(checks) <= 6
+        world.agent_state = NodeState.UNREACHABLE
+        probe.poke()
+        await ready(world, "AgentUnreachable")
