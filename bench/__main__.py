@@ -22,6 +22,7 @@ from bench import (
     maps,
     memory,
     neighbours,
+    other_tools,
     paths,
     runs,
     throughput,
@@ -58,6 +59,11 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         runs.run,
         runs.DEFAULT_ROUNDS,
         "programs that run for a packet or message of a stranger",
+    ),
+    "tools": Benchmark(
+        other_tools.run,
+        other_tools.DEFAULT_ROUNDS,
+        "bpftrace and tools of bcc beside ours, on the same traffic",
     ),
     "contention": Benchmark(
         contention.run, contention.DEFAULT_ROUNDS, "two CPUs that count for one target"

@@ -44,7 +44,7 @@ TOLERANCE = 0.005
 class Scene:
     """Traffic on each path, and the slots of each part that the traffic may have."""
 
-    host_netns: int
+    pods: Node
     sources: Mapping[str, Traffic]
     slots: Mapping[str, Mapping[int, SlotSpec]]
 
@@ -64,7 +64,7 @@ def scene() -> Iterator[Scene]:
             NODE: (pods.host, server, SERVER_ADDRESS),
         }
         yield Scene(
-            pods.host.inode,
+            pods,
             {
                 name: stack.enter_context(traffic(program, *of, cgroup=busy))
                 for name, of in ends.items()
@@ -98,7 +98,7 @@ async def run(rounds: int, progress: Progress) -> Outcome:
     found: dict[str, Paired] = {}
     with scene() as made, tempfile.TemporaryDirectory(prefix="latencyprobe-bench-") as objects:
         bar = progress.add_task("paths", total=rounds * sum(map(len, map(_parts, made.sources))))
-        async with engine_with_cache(made.host_netns, Path(objects)) as engine:
+        async with engine_with_cache(made.pods.host.inode, Path(objects)) as engine:
             for path, source in made.sources.items():
                 found[path] = await paired(
                     {part: _arm(engine, made, part) for part in _parts(path)},

@@ -68,7 +68,7 @@ async def run(rounds: int, progress: Progress) -> Outcome:
         }
         senders[UNIX] = _unix_messages
         bar = progress.add_task("runs", total=rounds * len(PROBES) * len(senders))
-        async with engine_with_cache(made.host_netns, Path(objects)) as engine:
+        async with engine_with_cache(made.pods.host.inode, Path(objects)) as engine:
             for probe, udp in PROBES.items():
                 async with measuring(engine, made.slots[STRANGERS], udp=udp):
                     with _counting():

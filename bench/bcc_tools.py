@@ -1,0 +1,155 @@
+"""bcc's tools (Debian's bpfcc-tools) that measure something near to a stage of ours.
+
+They are C that bcc compiles against a kernel's headers. Where there are none, they get the tree
+that our own programs are compiled against, with what these tools need beside it. What a tool says
+when it cannot run is in the error.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO
+
+from bench.outcome import CannotMeasureError
+from latencyprobe_agent.kernel.btf import KernelTypes, NoBtfError
+from latencyprobe_agent.kernel.build.headers import kernel_source, version_code
+
+_ATTACH_SECONDS = 60
+_END_SECONDS = 10
+_MOST_SAID = 400
+# The tools find tracepoints by tracefs, through debugfs.
+_MOUNT = (
+    "mount -t debugfs nodev /sys/kernel/debug 2>/dev/null;"
+    "mount -t tracefs nodev /sys/kernel/debug/tracing 2>/dev/null;"
+    'exec "$@"'
+)
+# What they include, and what they use of it: macros of the kernel, which BTF has not.
+_INCLUDED = (
+    *("uapi/linux/ptrace.h", "linux/tcp.h", "net/sock.h", "net/inet_sock.h", "net/tcp_states.h"),
+    *("uapi/linux/if_ether.h", "uapi/linux/if_arp.h"),
+)
+_HEADER = """\
+#pragma once
+#include <linux/types.h>
+#include <latencyprobe/kernel_types.h>
+#define AF_INET 2
+#define AF_INET6 10
+#define IPPROTO_TCP 6
+#define TASK_COMM_LEN 16
+#define TCP_ESTABLISHED 1
+#define TCP_SYN_SENT 2
+#define TCP_FIN_WAIT1 4
+#define TCP_CLOSE 7
+#define TCP_CLOSE_WAIT 8
+#define TCP_LAST_ACK 9
+#define ntohs bpf_ntohs
+#define inet_daddr sk.__sk_common.skc_daddr
+#define inet_dport sk.__sk_common.skc_dport
+#define tcp_sk(sk) ((struct tcp_sock *)(sk))
+#define inet_sk(sk) ((struct inet_sock *)(sk))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class BccTool:
+    """A tool. `ready`: the beginning of the line that it prints once it is attached."""
+
+    name: str
+    nearest: str
+    ready: str
+
+    @property
+    def program(self) -> str:
+        """Debian's name of it."""
+        return f"{self.name}-bpfcc"
+
+
+BCC_TOOLS = (
+    BccTool("tcplife", "tcp.connect: a line for each connection", "PID "),
+    BccTool("tcprtt", "tcp.rtt", "Tracing TCP RTT"),
+    BccTool("tcpconnlat", "tcp.connect", "PID "),
+    BccTool("softirqs", "irq.softrun", "Tracing soft irq"),
+)
+
+
+@contextmanager
+def headers() -> Iterator[Mapping[str, str]]:
+    """Provide headers for the tools; yield the environment by which bcc finds them."""
+    try:
+        types = KernelTypes()
+    except NoBtfError:
+        yield {}  # bcc looks for installed ones by itself
+        return
+    with kernel_source(types) as source:
+        for name in _INCLUDED:
+            path = source.path / "include" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(_HEADER)
+        yield {
+            "BCC_KERNEL_SOURCE": str(source.path),
+            "BCC_LINUX_VERSION_CODE": str(version_code()),
+        }
+
+
+@contextmanager
+def running(tool: BccTool, environment: Mapping[str, str]) -> Iterator[None]:
+    """Run a tool, attached, for the time of the `with` block.
+
+    Raises CannotMeasureError with the tool's own message.
+    """
+    program = shutil.which(tool.program, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if program is None:
+        raise CannotMeasureError(f"{tool.program} is not installed: install bpfcc-tools")
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            ["unshare", "--mount", "--propagation", "private", "sh", "-c", _MOUNT, "sh", program],
+            env={**os.environ, **environment, "PYTHONUNBUFFERED": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            _wait_until_ready(process, tool, output)
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], tool: BccTool, output: IO[str]) -> None:
+    deadline = time.monotonic() + _ATTACH_SECONDS
+    while True:
+        has_ended = process.poll() is not None
+        said = _said(output)
+        if any(line.startswith(tool.ready) for line in said.splitlines()):
+            return
+        if has_ended:
+            raise CannotMeasureError(message_in(said))
+        if time.monotonic() > deadline:
+            raise CannotMeasureError(f"not attached in {_ATTACH_SECONDS} s: {message_in(said)}")
+        time.sleep(0.05)
+
+
+def _said(output: IO[str]) -> str:
+    # Not by the position that the tool writes at: the descriptor is shared.
+    return os.pread(output.fileno(), 1 << 16, 0).decode(errors="replace")
+
+
+def message_in(output: str) -> str:
+    """Return what a tool says of its failure, in one line: no warnings, no lines of its code."""
+    told = [
+        line.strip()
+        for line in output.splitlines()
+        if line.strip() and not line.startswith((" ", "WARNING", "Traceback"))
+    ]
+    return "; ".join(told)[:_MOST_SAID] or "it ended without a message"
