@@ -1,8 +1,8 @@
 """bcc's tools (Debian's bpfcc-tools) that measure something near to a stage of ours.
 
 They are C that bcc compiles against a kernel's headers. Where there are none, they get the tree
-that our own programs are compiled against, with what these tools need beside it. What a tool says
-when it cannot run is in the error.
+that our own programs are compiled against, and some macros beside it. The error has the output of a
+tool that cannot run.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 from bench.outcome import CannotMeasureError
 from latencyprobe_agent.kernel.btf import KernelTypes, NoBtfError
 from latencyprobe_agent.kernel.build.headers import kernel_source, version_code
 
-_ATTACH_SECONDS = 60
-_END_SECONDS = 10
+_ATTACH_S = 60
+_END_S = 10
 _MOST_SAID = 400
 # The tools find tracepoints by tracefs, through debugfs.
 _MOUNT = (
@@ -30,31 +31,12 @@ _MOUNT = (
     "mount -t tracefs nodev /sys/kernel/debug/tracing 2>/dev/null;"
     'exec "$@"'
 )
-# What they include, and what they use of it: macros of the kernel, which BTF has not.
+# The headers that they include.
 _INCLUDED = (
     *("uapi/linux/ptrace.h", "linux/tcp.h", "net/sock.h", "net/inet_sock.h", "net/tcp_states.h"),
     *("uapi/linux/if_ether.h", "uapi/linux/if_arp.h"),
 )
-_HEADER = """\
-#pragma once
-#include <linux/types.h>
-#include <latencyprobe/kernel_types.h>
-#define AF_INET 2
-#define AF_INET6 10
-#define IPPROTO_TCP 6
-#define TASK_COMM_LEN 16
-#define TCP_ESTABLISHED 1
-#define TCP_SYN_SENT 2
-#define TCP_FIN_WAIT1 4
-#define TCP_CLOSE 7
-#define TCP_CLOSE_WAIT 8
-#define TCP_LAST_ACK 9
-#define ntohs bpf_ntohs
-#define inet_daddr sk.__sk_common.skc_daddr
-#define inet_dport sk.__sk_common.skc_dport
-#define tcp_sk(sk) ((struct tcp_sock *)(sk))
-#define inet_sk(sk) ((struct inet_sock *)(sk))
-"""
+_HEADER = Path(__file__).with_name("bcc_tools.h")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +73,7 @@ def headers() -> Iterator[Mapping[str, str]]:
         for name in _INCLUDED:
             path = source.path / "include" / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(_HEADER)
+            path.write_text(_HEADER.read_text())
         yield {
             "BCC_KERNEL_SOURCE": str(source.path),
             "BCC_LINUX_VERSION_CODE": str(version_code()),
@@ -120,14 +102,14 @@ def running(tool: BccTool, environment: Mapping[str, str]) -> Iterator[None]:
         finally:
             process.terminate()
             try:
-                process.wait(_END_SECONDS)
+                process.wait(_END_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], tool: BccTool, output: IO[str]) -> None:
-    deadline = time.monotonic() + _ATTACH_SECONDS
+    deadline = time.monotonic() + _ATTACH_S
     while True:
         has_ended = process.poll() is not None
         said = _said(output)
@@ -136,7 +118,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], tool: BccTool, output: I
         if has_ended:
             raise CannotMeasureError(message_in(said))
         if time.monotonic() > deadline:
-            raise CannotMeasureError(f"not attached in {_ATTACH_SECONDS} s: {message_in(said)}")
+            raise CannotMeasureError(f"not attached in {_ATTACH_S} s: {message_in(said)}")
         time.sleep(0.05)
 
 
@@ -147,9 +129,9 @@ def _said(output: IO[str]) -> str:
 
 def message_in(output: str) -> str:
     """Return what a tool says of its failure, in one line: no warnings, no lines of its code."""
-    told = [
+    said = [
         line.strip()
         for line in output.splitlines()
         if line.strip() and not line.startswith((" ", "WARNING", "Traceback"))
     ]
-    return "; ".join(told)[:_MOST_SAID] or "it ended without a message"
+    return "; ".join(said)[:_MOST_SAID] or "it ended without a message"

@@ -1,9 +1,9 @@
 """Two CPUs that count for one target, against two that count for a target each.
 
 On either CPU, a client and a server of their own exchange requests and responses. Only the slots
-differ: one for both, or one for each. A slice without our programs tells what they cost: the time
-of a request and its response beyond that of such a slice. The ratio of these costs is that of
-counting in the same place.
+differ: one for both, or one for each. Their cost is the time of a request and its response beyond
+that of a slice without our programs. The ratio of these costs is that of counting in the same
+place.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ MANY_CPUS = 96
 WITH_BTF, WITHOUT_BTF = "with BTF", "without BTF"
 MOST_MIB: Mapping[str, float] = {WITH_BTF: 16, WITHOUT_BTF: 24}
 _MIB = 1 << 20
-_WORD = 8
+_ALIGNED = 8
 _ELEMENT = 48  # struct htab_elem, kernel/bpf/hashtab.c
 _NO_PREALLOC = 1  # BPF_F_NO_PREALLOC, include/uapi/linux/bpf.h
 _PERCPU = frozenset({"percpu_array", "percpu_hash", "lru_percpu_hash"})
@@ -73,12 +73,12 @@ def bytes_a_cpu(described: MapMemory) -> int:
     if described.type in _PERCPU:
         return described.max_entries * value
     if described.type == "hash" and not described.flags & _NO_PREALLOC:
-        return _ELEMENT + key + value + _WORD
+        return _ELEMENT + key + value + _ALIGNED
     return 0
 
 
 def _rounded(size: int) -> int:
-    return -(-size // _WORD) * _WORD
+    return -(-size // _ALIGNED) * _ALIGNED
 
 
 async def run(rounds: int, progress: Progress) -> Outcome:

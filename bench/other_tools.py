@@ -33,7 +33,7 @@ Run = Callable[[], AbstractContextManager[None]]
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """Another tool. `nearest`: the stages of ours that are nearest to what it measures."""
+    """Another tool. `nearest`: the stages of ours that are nearest to its figures."""
 
     name: str
     nearest: str

@@ -21,7 +21,7 @@ class RepeatedLines:
     """
 
     def __init__(self, log: logging.Logger, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._log = log
+        self.log = log
         self._clock = clock
         self._logged: dict[str, float] = {}
         self._omitted: Counter[str] = Counter()
@@ -43,4 +43,4 @@ class RepeatedLines:
         self._logged[kind] = now
         others = self._omitted.pop(kind, 0)
         more = f" (and {others} more since the last message)" if others else ""
-        self._log.log(level, "%s%s", text, more, exc_info=error)
+        self.log.log(level, "%s%s", text, more, exc_info=error)

@@ -14,7 +14,9 @@ from tests.unit.product_texts import BENCH, DEVCLUSTER, PRODUCT, ROOT, modules
 
 MODULES = modules(*PRODUCT, *BENCH, *DEVCLUSTER)
 # Fields that `-o json` and a status show by these names, and a function of the standard library.
-PUBLISHED = frozenset({"duration_seconds", "unobserved_seconds", "cert_time_to_seconds"})
+PUBLISHED = frozenset(
+    {"duration_seconds", "measured_seconds", "unobserved_seconds", "cert_time_to_seconds"}
+)
 # A condition's reason that users know, and words of a text or of 64 bits.
 KEPT = frozenset({"AGENT_SILENT", "word", "words", "write_words"})
 LOGGER_NAMES = frozenset({"_log", "logger", "_logger", "LOG", "LOGGER"})

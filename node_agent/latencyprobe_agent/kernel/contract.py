@@ -54,7 +54,7 @@ class SlotSpec:
     is a target. `netns`: inode numbers of all network namespaces of the target's sockets, those of
     `netns_wide` included. The first test skips packets in other namespaces. `cgroup_directories`:
     those of all `cgroup_ids`, or none if they are not known. `tenant`: slots of one tenant have one
-    share of the node's memory for sockets; "": tenants are not told apart.
+    share of the node's memory for sockets; "" if there are no tenants.
     """
 
     cgroup_ids: frozenset[int] = frozenset()

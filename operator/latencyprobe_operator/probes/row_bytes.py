@@ -40,7 +40,7 @@ class RowBytes:
 
     def weigh(self, patch: Mapping[str, Any], size: int) -> None:
         """Take the size of a patch, if it has rows."""
-        stages = sum(len(each["stages"]) for each in patch.get("pods") or ())
+        stages = sum(len(each.get("stages", ())) for each in patch.get("pods") or ())
         if stages:
             self._of_stage = size / stages
 

@@ -106,7 +106,7 @@ class SocketMemory:
             self._bound(place, own if tenant in tenants else 0)
 
     def _bound(self, place: int, most_kib: int) -> None:
-        """Set a bound; what programs charge at this very moment may be missed."""
+        """Set a bound. A charge of a program at this very moment may be missed."""
         entry = self._read(place)
         if entry.most_kib != most_kib:
             self._write(place, entry._replace(most_kib=most_kib))
@@ -196,5 +196,5 @@ def shortage(limits: SocketMemoryLimits) -> str:
     return (
         "some packets are counted as lost because the memory for sockets is full: "
         f"{limits.of_target / 1024:g} MiB a target, {limits.of_node / 1024:g} MiB a node, "
-        "in shares of its namespaces"
+        "shared by namespaces"
     )
