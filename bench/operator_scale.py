@@ -53,7 +53,7 @@ from latencyprobe_operator.metrics import OperatorMetrics
 USUAL_INTERVAL_S = 10
 MAX_PODS = 20
 # Until then, the first reports of all agents have arrived, and their choices have gone out.
-_SETTLE_INTERVALS = 2
+SETTLE_INTERVALS = 2
 _TICK_S = 0.01
 _ATTACH_S = 900.0
 _CHANNELS_AT_ONCE = 50
@@ -125,6 +125,13 @@ class Figures:
 @click.option("--nodes", type=click.IntRange(min=1), help="A smaller cluster: so many nodes.")
 @click.option("--interval", type=click.IntRange(min=1), default=USUAL_INTERVAL_S, show_default=True)
 @click.option("--intervals", type=click.IntRange(min=1), default=12, show_default=True)
+@click.option(
+    "--settle",
+    type=click.IntRange(min=1),
+    default=SETTLE_INTERVALS,
+    show_default=True,
+    help="Intervals before the measured ones. From about the 8th on, most statuses have no rows.",
+)
 @click.option("--idle-channels", is_flag=True, help="Measure as many idle gRPC channels first.")
 @click.option("--profile", type=click.Path(path_type=Path), help="Write cProfile's figures here.")
 @click.option("--json", "as_json", is_flag=True, help="Print a document, not tables.")
@@ -134,6 +141,7 @@ def main(
     nodes: int | None,
     interval: int,
     intervals: int,
+    settle: int,
     idle_channels: bool,
     profile: Path | None,
     as_json: bool,
@@ -153,7 +161,9 @@ def main(
     if nodes:
         scenario = scenario.with_nodes(nodes)
     scenario = replace(scenario, interval_s=interval)
-    figures = measure(name, scenario, intervals, profile=profile, idle_channels=idle_channels)
+    figures = measure(
+        name, scenario, intervals, settle=settle, profile=profile, idle_channels=idle_channels
+    )
     if as_json:
         click.echo(json.dumps(asdict(figures), indent=2))
     else:
@@ -167,6 +177,7 @@ def measure(
     scenario: Scenario,
     intervals: int,
     *,
+    settle: int = SETTLE_INTERVALS,
     profile: Path | None = None,
     idle_channels: bool = False,
 ) -> Figures:
@@ -176,7 +187,7 @@ def measure(
         with _simulation(scenario) as simulated:
             idle_mib = _in_process(simulated.address, simulated.tls, scenario.nodes)
     with _simulation(scenario) as simulated:
-        run = _Run(name, scenario, simulated, intervals, profile)
+        run = _Run(name, scenario, simulated, intervals, settle=settle, profile=profile)
         return asyncio.run(run.figures(simulated.tls, idle_mib))
 
 
@@ -230,12 +241,15 @@ class _Run:
         scenario: Scenario,
         simulated: _Simulated,
         intervals: int,
+        *,
+        settle: int,
         profile: Path | None,
     ) -> None:
         self._name = name
         self._scenario = scenario
         self._simulated = simulated
         self._intervals = intervals
+        self._settle = settle
         self._profile = profile
 
     async def figures(self, tls: ClientTlsFiles, idle_mib: float) -> Figures:
@@ -246,7 +260,7 @@ class _Run:
             with _watched() as attaching:
                 await self._attached(controller)
             attached_s, attaching_cpu_s = time.monotonic() - began, time.process_time() - cpu
-            await asyncio.sleep(_SETTLE_INTERVALS * scenario.interval_s)
+            await asyncio.sleep(self._settle * scenario.interval_s)
             before, cpu = _copy(counts), time.process_time()
             with _watched() as blocked, self._profiled():
                 await asyncio.sleep(self._intervals * scenario.interval_s)
@@ -281,6 +295,7 @@ class _Run:
     @asynccontextmanager
     async def _operator(self, tls: ClientTlsFiles) -> AsyncIterator[Controller]:
         heap.share_one_arena()
+        heap.map_read_blocks()
         make_collections_rare()
         nodes = map(node_name, range(self._scenario.nodes))
         cluster = _client(self._simulated.host)

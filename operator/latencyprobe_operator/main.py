@@ -71,6 +71,7 @@ class Options:
 def run(options: Options) -> None:
     """Run the operator until SIGTERM or SIGINT."""
     heap.share_one_arena()
+    heap.map_read_blocks()
     make_collections_rare()
     asyncio.run(operate(options))
 

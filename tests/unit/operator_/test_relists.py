@@ -148,23 +148,43 @@ def test_a_c_library_without_trimming_is_no_failure(monkeypatch: pytest.MonkeyPa
     try:
         heap.give_back()
         heap.share_one_arena()
+        heap.map_read_blocks()
     finally:
         heap._trim.cache_clear()
 
 
-def test_threads_share_one_heap() -> None:
-    """In a process of its own, since it holds for the whole process."""
+def shown_by_the_heap(code: str) -> str:
+    """The statistics of a process of its own after this code, which holds for the whole process."""
     code = (
         "import ctypes, threading\n"
         "from latencyprobe_operator.kube import heap\n"
-        "heap.share_one_arena()\n"
         "libc = ctypes.CDLL(None)\n"
-        "threads = [threading.Thread(target=libc.malloc, args=(100_000,)) for _ in range(4)]\n"
-        "for thread in threads: thread.start()\n"
-        "for thread in threads: thread.join()\n"
+        f"{code}"
         "libc.malloc_stats()\n"
     )
     shown = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
     )
-    assert shown.stderr.count("Arena ") == 1
+    return shown.stderr
+
+
+def test_a_block_that_grpc_reads_into_is_no_part_of_the_heap() -> None:
+    mapped = {
+        setting: int(
+            shown_by_the_heap(f"{setting}\nfor _ in range(100): libc.malloc(64 * 1024 + 32)\n")
+            .split("max mmap regions =")[1]
+            .split()[0]
+        )
+        for setting in ("pass", "heap.map_read_blocks()")
+    }
+    assert mapped["pass"] < 100 <= mapped["heap.map_read_blocks()"]
+
+
+def test_threads_share_one_heap() -> None:
+    shown = shown_by_the_heap(
+        "heap.share_one_arena()\n"
+        "threads = [threading.Thread(target=libc.malloc, args=(100_000,)) for _ in range(4)]\n"
+        "for thread in threads: thread.start()\n"
+        "for thread in threads: thread.join()\n"
+    )
+    assert shown.count("Arena ") == 1
