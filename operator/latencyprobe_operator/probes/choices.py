@@ -63,14 +63,15 @@ def top_of(
     by_node = Counter(each.node for each in worst)
     number = len(nodes) if with_pods is None else with_pods
     room = _MOST_TIMES * most - len(worst) - _spare(number, most) * len(nodes)
-    asked = _asked(by_node, {node: before.asked.get(node, 0) for node in nodes}, room)
+    asked_before = {node: before.asked[node] for node in nodes if node in before.asked}
+    asked = _asked(by_node, asked_before, room)
     return Top(threshold, by_node, worst, _min_score(threshold, before.min_score), asked)
 
 
 def _asked(by_node: Mapping[str, int], before: Mapping[str, int], room: int) -> Mapping[str, int]:
     """Return the numbers before where they are larger, as long as there is room for the rest."""
     asked = dict(by_node)
-    for node, number in before.items():
+    for node, number in sorted(before.items()):
         more = number - by_node.get(node, 0)
         if 0 < more <= room:
             asked[node] = number
