@@ -76,7 +76,7 @@ def comments(text: str) -> Iterator[tuple[str, str]]:
             comment = []
 
 
-def test_the_schema_describes_each_value_in_the_words_of_its_comment() -> None:
+def test_the_schema_describes_each_value_as_its_comment_does() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
 
     described = {path: field["description"] for path, field in schema_fields(schema)}

@@ -50,7 +50,7 @@ def test_the_processes_know_the_options_that_they_are_given(rendered: Manifests)
         assert {f"--{name}" for name in given} <= known
 
 
-def test_figures_of_nodes_are_for_nobody_but_the_named_namespaces(helm: Helm) -> None:
+def test_figures_of_nodes_are_for_the_named_namespaces_alone(helm: Helm) -> None:
     def named(*settings: str) -> list[str]:
         (pod,) = (
             each["spec"]["template"] for each in helm.manifests(*settings).of_kind("Deployment")
@@ -64,7 +64,7 @@ def test_figures_of_nodes_are_for_nobody_but_the_named_namespaces(helm: Helm) ->
     assert named("operator.nodeFiguresNamespaces={*}") == ["*"]
 
 
-def test_the_operator_looks_where_the_agents_are(rendered: Manifests) -> None:
+def test_the_operator_looks_up_agents_in_their_namespace(rendered: Manifests) -> None:
     agents = only(rendered, "DaemonSet")
     operator = options(only(rendered, "Deployment")["spec"]["template"])
     agent = options(agents["spec"]["template"])
@@ -109,7 +109,7 @@ def test_everything_is_named_and_labelled_as_one_release(rendered: Manifests) ->
 
 
 @pytest.mark.parametrize("values", VALUES_FILES, ids=lambda path: path.stem)
-def test_the_notes_tell_commands_that_name_what_is_there(helm: Helm, values: Path) -> None:
+def test_the_notes_have_commands_that_name_the_rendered_objects(helm: Helm, values: Path) -> None:
     notes = helm.notes(values)
     agents = only(helm.manifests(values=values), "DaemonSet")["metadata"]
     probe = yaml.safe_load(notes.partition("<<EOF\n")[2].partition("EOF\n")[0])
@@ -197,7 +197,7 @@ def test_both_images_are_taken_by_their_digest(helm: Helm, kind: str, component:
     assert image == f"latencyprobe-{component}@{digest}"
 
 
-def test_an_uninstall_keeps_the_crd_unless_told_otherwise(helm: Helm) -> None:
+def test_an_uninstall_keeps_the_crd_unless_a_value_says_otherwise(helm: Helm) -> None:
     keep = {"helm.sh/resource-policy": "keep"}
 
     crd = only(helm.manifests(), "CustomResourceDefinition")
@@ -207,7 +207,7 @@ def test_an_uninstall_keeps_the_crd_unless_told_otherwise(helm: Helm) -> None:
     assert helm.manifests("crds.install=false").of_kind("CustomResourceDefinition") == []
 
 
-def test_what_runs_after_an_uninstall_is_a_hook_and_goes_again(helm: Helm) -> None:
+def test_all_that_runs_after_an_uninstall_is_a_hook_that_is_deleted(helm: Helm) -> None:
     name = "latencyprobe-release"
     hooks = [item for item in helm.manifests() if item["metadata"]["name"] == name]
 

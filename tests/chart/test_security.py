@@ -61,7 +61,7 @@ def test_no_pod_writes_to_its_root_file_system(rendered: Manifests) -> None:
     assert all(context["allowPrivilegeEscalation"] is False for context in contexts)
 
 
-def test_what_the_agent_needs_beyond_baseline(defaults: Manifests) -> None:
+def test_the_agent_needs_a_known_list_beyond_baseline(defaults: Manifests) -> None:
     assert beyond_baseline(agent_pod(defaults)) == [
         "appArmorProfile Unconfined",
         "capability BPF",
@@ -73,7 +73,7 @@ def test_what_the_agent_needs_beyond_baseline(defaults: Manifests) -> None:
     ]
 
 
-def test_what_the_agent_needs_can_be_less(helm: Helm) -> None:
+def test_values_reduce_the_needs_of_the_agent(helm: Helm) -> None:
     manifests = helm.manifests(
         "agent.measureOverhead=false",
         "agent.appArmorProfile.type=Localhost",
@@ -200,11 +200,11 @@ def test_only_the_operator_reaches_the_agents(defaults: Manifests) -> None:
     assert (spec["policyTypes"], spec["egress"]) == (["Ingress", "Egress"], [])
 
 
-def test_nobody_reaches_the_operator(defaults: Manifests) -> None:
+def test_no_pod_reaches_the_operator(defaults: Manifests) -> None:
     assert defaults.one("NetworkPolicy", OPERATOR)["spec"]["ingress"] == []
 
 
-def test_the_operators_way_out_can_be_closed(helm: Helm) -> None:
+def test_the_operators_egress_can_be_closed(helm: Helm) -> None:
     manifests = helm.manifests("networkPolicy.apiServer[0].ipBlock.cidr=10.0.0.1/32")
     spec = manifests.one("NetworkPolicy", OPERATOR)["spec"]
     agents, api_server = spec["egress"]

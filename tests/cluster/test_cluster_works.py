@@ -101,9 +101,7 @@ def test_requests_between_pods_are_counted_alike_by_both_ends(
         wait_until(f"all requests to be counted by {name}", unmet_equal, seconds=100)
 
 
-def test_a_running_client_takes_on_servers_that_it_is_told_of(
-    cluster: Cluster, namespace: str
-) -> None:
+def test_a_running_client_takes_on_servers_from_its_list(cluster: Cluster, namespace: str) -> None:
     cluster.apply(
         manifests.server_deployment("server", namespace=namespace, replicas=1),
         manifests.client_pod(

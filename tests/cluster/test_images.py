@@ -136,7 +136,7 @@ def test_no_file_gives_its_user_more_than_he_has(
         assert path.is_symlink() or not path.stat().st_mode & 0o6022, path
 
 
-def test_nothing_tells_where_the_images_were_built(
+def test_nothing_in_an_image_shows_where_it_was_built(
     component: str, images: dict[str, UnpackedImage]
 ) -> None:
     modules = images[component].root / SITE_PACKAGES
@@ -186,7 +186,7 @@ def test_its_command_answers_on_a_root_that_is_read_only(
     assert expected[option] in answer.stdout
 
 
-def test_what_the_other_side_is_for_is_refused_with_what_is_missing(
+def test_a_command_of_the_other_image_is_refused_with_the_missing_module(
     component: str, images: dict[str, UnpackedImage]
 ) -> None:
     (other,) = COMPONENTS.keys() - {component}

@@ -246,7 +246,7 @@ def test_two_probes_on_the_same_pods_both_report(site: Site) -> None:
     assert site.targets("two")
 
 
-def test_an_agent_that_dies_is_told_again_when_it_returns(site: Site) -> None:
+def test_an_agent_that_dies_gets_its_state_again_when_it_returns(site: Site) -> None:
     site.apply()
     site.wait("targets", lambda: len(site.targets()) == 2)
     first = site.told()
@@ -262,7 +262,7 @@ def test_an_agent_that_dies_is_told_again_when_it_returns(site: Site) -> None:
     site.wait("readiness", lambda: site.condition() == ("True", "Measuring"))
 
 
-def test_an_agent_that_stands_still_is_told_to_be_stale_until_it_goes_on(site: Site) -> None:
+def test_an_agent_that_stands_still_is_stale_until_it_goes_on(site: Site) -> None:
     site.apply()
     site.wait("figures", lambda: site.status().get("summary", {}).get("p99"))
     assert site.agent.pid
@@ -387,7 +387,7 @@ def test_a_bad_probe_is_refused_by_the_api_server_with_a_reason(
     assert message in str(caught.value)
 
 
-def test_a_selector_that_the_schema_cannot_judge_is_told(site: Site) -> None:
+def test_a_selector_that_the_schema_cannot_judge_is_reported(site: Site) -> None:
     site.apply(selector={"matchLabels": {"k" * 70: "v"}})
 
     site.wait("InvalidSelector", lambda: site.condition() == ("False", "InvalidSelector"))

@@ -77,9 +77,7 @@ def test_the_operators_namespace_takes_nothing_that_is_not_restricted(release: R
         _create_dry(release.cluster, pod)
 
 
-def test_what_the_agent_needs_beyond_baseline_is_this_and_no_more(
-    release: Release, namespace: str
-) -> None:
+def test_the_agent_needs_this_beyond_baseline_and_no_more(release: Release, namespace: str) -> None:
     release.cluster.kubectl(
         *("label", "namespace", namespace, "pod-security.kubernetes.io/warn=baseline")
     )

@@ -45,7 +45,7 @@ def test_measurement_outlives_the_operators_pods(shop: Shop) -> None:
     assert shop.release.program_ids() == attached
 
 
-def test_a_node_without_kubelet_is_measured_and_without_agent_is_told_to_be_stale(
+def test_a_node_without_kubelet_is_measured_and_without_agent_is_stale(
     shop: Shop,
 ) -> None:
     shop.wait_until_both_nodes_report()

@@ -132,7 +132,7 @@ TAKEN: dict[str, tuple[dict[str, Any], set[str]]] = {
 }
 
 
-def test_whatever_a_probe_says_it_measures_pods_of_its_namespace(tenant: Tenant) -> None:
+def test_a_probe_measures_pods_of_its_namespace_alone(tenant: Tenant) -> None:
     for name, (spec, _) in TAKEN.items():
         tenant.apply(name, json.loads(json.dumps(spec).replace("VICTIM", tenant.victim)))
 
@@ -189,7 +189,7 @@ def test_whatever_a_probe_says_it_measures_pods_of_its_namespace(tenant: Tenant)
         ({"selector": {}, "containers": ["/sys/fs/cgroup"]}, "containers"),
     ],
 )
-def test_what_tries_to_be_more_than_a_label_or_a_name_is_refused(
+def test_text_that_is_more_than_a_label_or_a_name_is_refused(
     tenant: Tenant, spec: dict[str, Any], told: str
 ) -> None:
     words = json.loads(json.dumps(spec).replace("VICTIM", tenant.victim))
@@ -198,7 +198,7 @@ def test_what_tries_to_be_more_than_a_label_or_a_name_is_refused(
         tenant.apply("refused", words)
 
 
-def test_fields_that_there_are_not_are_dropped_where_nobody_validates(tenant: Tenant) -> None:
+def test_unknown_fields_are_dropped_without_validation(tenant: Tenant) -> None:
     spec = {"selector": {**LABELS, "namespaceSelector": {}}, "namespaces": [tenant.victim]}
     tenant.apply("unvalidated", spec, validate=False)
 
@@ -207,7 +207,7 @@ def test_fields_that_there_are_not_are_dropped_where_nobody_validates(tenant: Te
     assert "namespaces" not in probe["spec"]
 
 
-def test_the_user_neither_writes_nor_reads_probes_next_door(tenant: Tenant) -> None:
+def test_the_user_neither_writes_nor_reads_probes_of_other_namespaces(tenant: Tenant) -> None:
     with pytest.raises(KubectlError, match="forbidden"):
         tenant.apply("there", {"selector": {}}, namespace=tenant.victim)
     with pytest.raises(KubectlError, match="forbidden"):

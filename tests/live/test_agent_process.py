@@ -164,7 +164,7 @@ def test_over_tls_it_also_serves_metrics_and_health(tmp_path: Path, tls: tuple[s
         assert process.wait(timeout=patient(60)) == 0
 
 
-def test_a_flood_of_silent_connections_leaves_metrics_and_measuring_alone(tmp_path: Path) -> None:
+def test_a_flood_of_idle_connections_leaves_metrics_and_measuring_alone(tmp_path: Path) -> None:
     path, log = tmp_path / "s" / "agent.sock", tmp_path / "log"
     options = ("--socket", str(path), "--metrics-address", "127.0.0.1:0")
     with contextlib.ExitStack() as stack:
@@ -346,7 +346,7 @@ def _has_exited(pid: int) -> bool:
         (("--log-level", "loud"), "Invalid value for '--log-level'"),
     ],
 )
-def test_what_can_not_be_meant_is_refused(options: tuple[str, ...], message: str) -> None:
+def test_invalid_options_are_refused(options: tuple[str, ...], message: str) -> None:
     assert message in _refusal(*options)
 
 

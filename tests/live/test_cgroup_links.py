@@ -90,7 +90,9 @@ def test_a_program_runs_for_its_cgroup_and_those_below_it_and_for_no_other(scene
 
 @pytest.mark.parametrize("place", ["parent", "itself"])
 @pytest.mark.parametrize("flags", list(Flags))
-def test_what_others_attached_before_runs_as_before(scene: Scene, place: str, flags: Flags) -> None:
+def test_programs_that_others_attached_before_run_as_before(
+    scene: Scene, place: str, flags: Flags
+) -> None:
     scene.theirs.attach(scene.place(place), flags)
     _, before = scene.runs()
     assert before > 0
@@ -102,7 +104,7 @@ def test_what_others_attached_before_runs_as_before(scene: Scene, place: str, fl
 
 
 @pytest.mark.parametrize("flags", list(Flags))
-def test_what_others_attach_later_above_ours_runs_from_the_next_check_on(
+def test_programs_that_others_attach_above_ours_run_from_the_next_check_on(
     scene: Scene, flags: Flags
 ) -> None:
     scene.follow()
@@ -142,7 +144,7 @@ def test_when_others_detach_ours_runs(scene: Scene, place: str, flags: Flags) ->
     assert scene.links.refused == {}
 
 
-def test_a_refusal_names_the_program_in_the_way(scene: Scene) -> None:
+def test_a_refusal_names_the_program_that_prevents_ours(scene: Scene) -> None:
     scene.theirs.attach(scene.parent, Flags.OVERRIDE)
     scene.follow()
     assert scene.links.refused == {
@@ -176,7 +178,7 @@ def test_a_cgroup_below_another_has_the_programs_once(scene: Scene) -> None:
     assert scene.runs() == (once, 0)
 
 
-def test_what_is_no_longer_wanted_is_detached(scene: Scene) -> None:
+def test_links_that_are_no_longer_wanted_are_detached(scene: Scene) -> None:
     scene.follow()
     scene.links.follow([])
     assert not scene.is_attached

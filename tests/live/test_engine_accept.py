@@ -69,7 +69,7 @@ async def test_a_busy_accept_loop_is_found_in_tcp_accept(
 
 
 @pytest.mark.every_kernel
-async def test_who_waits_in_accept_gets_a_connection_at_once(
+async def test_a_thread_that_waits_in_accept_gets_a_connection_at_once(
     start_engine: Start, pair: Pair
 ) -> None:
     client, server = pair

@@ -80,7 +80,7 @@ async def test_parts_add_up_to_their_total(
             assert sum(measurement.stage(part).histogram.sum_ns for part in parts) == whole > 0
 
 
-async def test_shows_the_way_through_the_host(
+async def test_stages_show_the_path_through_the_host(
     start_engine: Start, bridged: tuple[Namespace, Pod, Pod]
 ) -> None:
     host, client, server = bridged

@@ -117,7 +117,7 @@ async def test_each_connection_counts_once_at_both_ends(
 
 
 @HOOKS
-async def test_a_request_that_nobody_answers_before_the_end_is_unmatched(
+async def test_a_request_without_an_answer_before_the_end_is_unmatched(
     start_engine: Start, pair: Pair, without: tuple[str, ...]
 ) -> None:
     client, server = pair
@@ -223,7 +223,7 @@ async def test_a_target_that_is_no_cgroup_brings_the_tracepoint_for_all(
 
 
 @pytest.mark.parametrize("is_changed", [False, True], ids=["cgroup", "tracepoint later"])
-async def test_a_connect_under_way_ends_whatever_hook_sees_its_end(
+async def test_a_connect_in_progress_ends_with_each_hook_that_sees_its_end(
     start_engine: Start, pair: Pair, is_changed: bool
 ) -> None:
     client, server = pair
@@ -263,7 +263,7 @@ async def test_new_targets_get_programs_and_dropped_ones_lose_them(
 
 @pytest.mark.parametrize("flags", [Flags.NONE, Flags.OVERRIDE])
 @pytest.mark.parametrize("is_later", [False, True], ids=["before ours", "after ours"])
-async def test_where_ours_would_silence_another_program_the_tracepoint_serves_and_coverage_says_so(
+async def test_where_ours_would_disable_another_program_the_tracepoint_serves(
     start_engine: Start, pair: Pair, flags: Flags, is_later: bool
 ) -> None:
     client, server = pair

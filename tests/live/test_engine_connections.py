@@ -128,7 +128,7 @@ async def test_a_refused_connect_is_a_count_and_no_sample(
     assert "tcp.connect" not in measured.stages
 
 
-async def test_a_connect_that_nobody_answers_is_counted_by_cause(
+async def test_a_connect_without_an_answer_is_counted_by_cause(
     start_engine: Start, pair: tuple[Pod, Pod]
 ) -> None:
     client, server = pair
@@ -169,7 +169,7 @@ async def test_segments_sent_again_are_counted(start_engine: Start, pair: tuple[
     assert count(measured[SERVER], "rx.total") == 40
 
 
-async def test_acks_that_the_peer_holds_back_are_told_and_the_network_is_not_blamed(
+async def test_acks_that_the_peer_holds_back_are_reported_and_not_as_the_networks(
     start_engine: Start, pair: tuple[Pod, Pod]
 ) -> None:
     """The client reads an answer late, so that its ACK rides on the next request."""
@@ -184,7 +184,7 @@ async def test_acks_that_the_peer_holds_back_are_told_and_the_network_is_not_bla
 
 
 @pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
-async def test_what_still_waits_in_a_queue_of_ours_is_not_sent_again(
+async def test_a_segment_that_still_waits_in_our_queue_is_not_sent_again(
     start_engine: Start, pair: tuple[Pod, Pod], typed: bool
 ) -> None:
     client, server = pair

@@ -237,7 +237,7 @@ async def test_datagrams_that_find_no_room_are_counted_by_reason(
 
 
 @pytest.mark.every_kernel
-async def test_what_a_firewall_drops_on_its_way_out_is_counted_by_reason(
+async def test_packets_that_a_firewall_drops_on_output_are_counted_by_reason(
     start_engine: Start, pair: Pair
 ) -> None:
     client, server = pair

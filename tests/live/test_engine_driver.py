@@ -123,7 +123,7 @@ async def test_segments_of_tcp_are_followed_to_the_driver_though_they_are_clones
 
 
 @pytest.mark.every_kernel
-async def test_what_the_driver_drops_is_unmatched_and_lends_its_times_to_no_other(
+async def test_packets_that_the_driver_drops_are_unmatched_and_lend_no_times(
     start_engine: Start,
 ) -> None:
     with tun("short", "192.0.2.1", "192.0.2.2", queue_length=4) as device:

@@ -21,7 +21,7 @@ def stages(engine: KernelEngine) -> dict[str, StageCoverage]:
 
 @pytest.mark.every_kernel
 @pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
-async def test_when_each_hook_of_a_stage_is_refused_every_answer_is_told(
+async def test_when_each_hook_of_a_stage_is_refused_every_answer_is_reported(
     start_engine: Start, pair: tuple[Pod, Pod], typed: bool
 ) -> None:
     """The first is left out on request, the others as this kernel has it."""
@@ -61,7 +61,9 @@ async def test_a_stage_without_any_hook_is_unavailable_and_the_others_work_on(
         assert not any(name.startswith("tx.") for name in measured[slot].stages)
 
 
-async def test_a_counter_without_its_hook_is_told_of_beside_the_stages(start_engine: Start) -> None:
+async def test_a_counter_without_its_hook_is_reported_beside_the_stages(
+    start_engine: Start,
+) -> None:
     engine = start_engine(without=["tp_btf/tcp_send_reset"])
     await engine.use(frozenset({Module.TCP}))
     reset = stages(engine)["resetsSent"]

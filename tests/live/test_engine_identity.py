@@ -134,7 +134,7 @@ async def test_forks_run_a_program_only_while_a_target_is_chosen_by_process(
             assert engine._object.keys(PROCESSES.name, PROCESSES.key.size) == set()
 
 
-async def test_the_next_first_target_decides_anew_whether_forks_run_a_program(
+async def test_the_next_first_target_decides_again_whether_forks_run_a_program(
     start_engine: Start, pair: Pair
 ) -> None:
     client, server = pair

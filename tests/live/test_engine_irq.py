@@ -102,7 +102,7 @@ def write_to_disk(folder: Path) -> None:
 
 
 @pytest.mark.every_kernel
-async def test_what_was_raised_ran(start_engine: Start, pair: tuple[Pod, Pod]) -> None:
+async def test_every_raised_softirq_ran(start_engine: Start, pair: tuple[Pod, Pod]) -> None:
     client, server = pair
     engine = start_engine()
     await engine.use(frozenset({Module.IRQ}))

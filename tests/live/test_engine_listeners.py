@@ -240,7 +240,7 @@ async def test_without_btf_the_coverage_says_that_other_drops_are_counted(
 
 
 @pytest.mark.every_kernel
-async def test_what_a_listener_turned_away_is_counted_when_it_closes(
+async def test_connections_that_a_listener_refused_are_counted_when_it_closes(
     start_engine: Start, pair: Pair
 ) -> None:
     client, server = pair
@@ -254,7 +254,7 @@ async def test_what_a_listener_turned_away_is_counted_when_it_closes(
         assert engine.read()[SERVER].counters[COUNTER] == turned_away
 
 
-async def test_what_a_listener_turned_away_while_it_was_no_target_is_not_counted(
+async def test_connections_that_were_refused_before_it_was_a_target_are_not_counted(
     start_engine: Start, pair: Pair
 ) -> None:
     client, server = pair

@@ -278,7 +278,7 @@ async def test_a_thread_of_napi_has_no_softirq_to_wait_for(start_engine: Start, 
 
 @pytest.mark.every_kernel
 @pytest.mark.parametrize("without", [(), NO_VARIABLES], ids=["variables", "programs"])
-async def test_what_a_process_receives_itself_has_no_softirq_to_wait_for(
+async def test_packets_that_a_process_receives_itself_wait_for_no_softirq(
     start_engine: Start, without: tuple[str, ...]
 ) -> None:
     """Who writes to a tun device receives the packet in its own call: tun_rx_batched()."""

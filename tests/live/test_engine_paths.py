@@ -99,7 +99,7 @@ def take(engine: KernelEngine, slot: int) -> Measurement:
     return engine.read().get(slot, NOTHING)
 
 
-async def test_what_goes_to_a_process_of_the_node_is_unmatched_and_never_a_sample(
+async def test_packets_to_a_process_of_the_node_are_unmatched_and_never_samples(
     start_engine: Start, three: tuple[Namespace, list[Pod]]
 ) -> None:
     host, (client, server, other) = three
@@ -346,7 +346,7 @@ async def test_a_pod_behind_a_router_of_its_own_gets_no_times_of_packets_of_the_
     assert "rx.host" not in received.stages
 
 
-async def test_what_comes_out_of_a_tun_device_gets_no_times_of_packets_of_the_host(
+async def test_packets_of_a_tun_device_get_no_times_of_packets_of_the_host(
     start_engine: Start,
 ) -> None:
     with namespace("node") as node, tun("pod", "192.0.2.1", "192.0.2.2") as pod:

@@ -110,7 +110,7 @@ async def test_a_proxy_that_splices_late_is_a_late_reader(
 
 
 @pytest.mark.every_kernel
-async def test_a_look_ahead_leaves_the_wait_to_the_read(start_engine: Start, pair: Pair) -> None:
+async def test_a_peek_leaves_the_wait_to_the_read(start_engine: Start, pair: Pair) -> None:
     client, server = pair
     engine = await watch(start_engine, client, server)
     waits_ns: list[int] = []

@@ -212,7 +212,7 @@ async def test_a_greeting_is_nobodys_response(start_engine: Start, pair: Pair) -
         assert measured[slot].stage(stage).histogram.max_ns < 10 * MS
 
 
-async def test_what_the_server_sent_before_it_knew_of_the_request_is_no_reply(
+async def test_bytes_sent_before_the_request_was_known_are_no_reply(
     start_engine: Start, pair: Pair
 ) -> None:
     client, server = pair
@@ -298,7 +298,7 @@ async def test_a_request_whose_end_is_read_without_a_copy_is_measured(
     assert app(engine.read()[SERVER]) == (40, 0)
 
 
-async def test_a_look_ahead_is_no_reading(start_engine: Start, pair: Pair) -> None:
+async def test_a_peek_is_no_reading(start_engine: Start, pair: Pair) -> None:
     client, server = pair
     engine = await watch(start_engine, client, server)
     with open_between(client, server) as both:

@@ -249,7 +249,7 @@ async def test_pacing_is_found_in_tx_socket(
 
 @pytest.mark.every_kernel
 @pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
-async def test_bulk_is_told_segment_by_segment(
+async def test_bulk_is_measured_segment_by_segment(
     start_engine: Start, pair: Pair, both: Connection, typed: bool
 ) -> None:
     engine = await watch(start_engine, pair[0], typed=typed)
@@ -267,7 +267,7 @@ async def test_bulk_is_told_segment_by_segment(
 
 
 @pytest.mark.every_kernel
-async def test_ways_to_send_that_copy_nothing_are_measured(
+async def test_zero_copy_sends_are_measured(
     start_engine: Start, pair: Pair, both: Connection
 ) -> None:
     engine = await watch(start_engine, pair[0])

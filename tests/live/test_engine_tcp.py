@@ -111,7 +111,7 @@ async def test_a_segment_read_in_pieces_counts_once(start_engine: Start, pair: P
 
 
 @pytest.mark.every_kernel
-async def test_a_look_ahead_is_no_read_and_counts_nothing(start_engine: Start, pair: Pair) -> None:
+async def test_a_peek_is_no_read_and_counts_nothing(start_engine: Start, pair: Pair) -> None:
     client, server = pair
     engine = await watch(start_engine, client, server)
     with open_between(client, server) as both:

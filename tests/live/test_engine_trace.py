@@ -67,7 +67,7 @@ def assert_parts_add_up(packets: Iterable[TracedPacket]) -> None:
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 @pytest.mark.parametrize("family", ["IPv4", "IPv6"])
 @pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
-async def test_every_packet_that_a_sleeping_reader_kept_waiting_is_told_of(
+async def test_every_packet_that_a_sleeping_reader_kept_waiting_is_reported(
     start_engine: Start, pair: Pair, protocol: str, family: str, typed: bool
 ) -> None:
     client, server = pair
@@ -100,7 +100,7 @@ async def test_every_packet_that_a_sleeping_reader_kept_waiting_is_told_of(
 
 
 @pytest.mark.every_kernel
-async def test_every_packet_of_both_ends_is_told_of_when_the_limit_is_zero(
+async def test_every_packet_of_both_ends_is_reported_when_the_limit_is_zero(
     start_engine: Start, bridged: tuple[Namespace, Pod, Pod]
 ) -> None:
     host, client, server = bridged
@@ -116,7 +116,7 @@ async def test_every_packet_of_both_ends_is_told_of_when_the_limit_is_zero(
 
 
 @pytest.mark.every_kernel
-async def test_a_packet_is_told_of_with_the_process_that_read_or_sent_it(
+async def test_a_packet_is_reported_with_the_process_that_read_or_sent_it(
     start_engine: Start, pair: Pair
 ) -> None:
     client, server = pair
@@ -176,7 +176,9 @@ async def test_a_datagrams_ends_are_its_own_not_its_sockets(
     assert (str(read.local), str(read.remote)) == (far, near)
 
 
-async def test_only_packets_that_reach_a_limit_are_told_of(start_engine: Start, pair: Pair) -> None:
+async def test_only_packets_that_reach_a_limit_are_reported(
+    start_engine: Start, pair: Pair
+) -> None:
     client, server = pair
     engine = await tracing(start_engine, client, server, {"rx.total": 3 * MS, "tx.total": 3 * MS})
     await measure(engine, client, server, 40, "--read-delay-ms", "5")
@@ -186,7 +188,7 @@ async def test_only_packets_that_reach_a_limit_are_told_of(start_engine: Start, 
     assert all(packet.stages_ns[packet.total] >= 3 * MS for packet in told)
 
 
-async def test_only_the_slots_that_are_traced_are_told_of(start_engine: Start, pair: Pair) -> None:
+async def test_only_the_slots_that_are_traced_are_reported(start_engine: Start, pair: Pair) -> None:
     client, server = pair
     engine = await tracing(start_engine, client, server, EVERYTHING, slots=frozenset({SERVER}))
     measured, _ = await measure(engine, client, server, 30)
@@ -196,7 +198,7 @@ async def test_only_the_slots_that_are_traced_are_told_of(start_engine: Start, p
     assert measured[CLIENT].stage("rx.total").histogram.count == 30
 
 
-async def test_a_packet_of_several_slots_is_told_of_once(start_engine: Start, pair: Pair) -> None:
+async def test_a_packet_of_several_slots_is_reported_once(start_engine: Start, pair: Pair) -> None:
     client, server = pair
     engine = start_engine()
     inodes = everything_in(server).netns
@@ -232,7 +234,7 @@ async def test_a_flood_is_limited_and_every_packet_accounted_for(
     )
 
 
-async def test_a_ring_that_nobody_reads_loses_and_counts(start_engine: Start, pair: Pair) -> None:
+async def test_a_ring_without_a_reader_loses_and_counts(start_engine: Start, pair: Pair) -> None:
     client, server = pair
     engine = await tracing(start_engine, client, server, EVERYTHING)
     await measure(engine, client, server, 4000)
@@ -274,7 +276,9 @@ async def _all(engine: KernelEngine) -> list[TracedPacket]:
     return told
 
 
-async def test_who_waits_for_packets_is_woken_by_the_first(start_engine: Start, pair: Pair) -> None:
+async def test_a_reader_that_waits_for_packets_is_woken_by_the_first(
+    start_engine: Start, pair: Pair
+) -> None:
     client, server = pair
     engine = await tracing(start_engine, client, server, EVERYTHING)
     waiting = asyncio.create_task(engine.traced())

@@ -43,7 +43,7 @@ async def test_a_burst_longer_than_our_memory_is_lost_but_for_its_end(
 
 
 @pytest.mark.every_kernel
-async def test_what_the_kernel_drops_for_want_of_room_is_not_ours_to_count(
+async def test_datagrams_that_the_kernel_drops_because_of_a_full_buffer_are_not_counted(
     start_engine: Start, pair: Pair
 ) -> None:
     client, server = pair

@@ -156,7 +156,7 @@ def test_packets_that_a_device_drops_are_counted_where_it_is(
     assert "eth0:rx_dropped" not in grown.get(client.namespace.inode, {})
 
 
-def test_a_nodes_devices_are_told_of_without_the_ends_of_its_pods_links(
+def test_a_nodes_devices_are_reported_without_the_ends_of_its_pods_links(
     bridged: tuple[Namespace, Pod, Pod],
 ) -> None:
     """As an agent in a namespace of its own reads the node's: the frames end at the bridge."""
@@ -171,7 +171,7 @@ def test_a_nodes_devices_are_told_of_without_the_ends_of_its_pods_links(
     assert {name: n for name, n in grown.items() if ":" in name} == {"br0:rx_dropped": dropped}
 
 
-def test_an_agent_in_a_namespace_of_its_own_tells_of_the_nodes_and_the_pods(
+def test_an_agent_in_a_namespace_of_its_own_reports_the_nodes_and_the_pods(
     bridged: tuple[Namespace, Pod, Pod], netns: Namespace, tmp_path: Path
 ) -> None:
     """As in a DaemonSet with hostPID. The frames reach the node's bridge and the other pod."""
@@ -281,7 +281,7 @@ def test_a_drivers_statistics_are_read_in_the_devices_own_namespace(
         assert ethtool.statistics_of(channel, "no-such", peer) == {}
 
 
-def test_nobody_but_the_visiting_thread_enters_a_namespace(netns: Namespace) -> None:
+def test_only_the_visiting_thread_enters_a_namespace(netns: Namespace) -> None:
     ours = os.stat("/proc/self/ns/net").st_ino
 
     def look() -> int:
@@ -314,7 +314,7 @@ def _inode_behind(path: Path) -> int | None:
         return None
 
 
-def test_the_report_of_a_run_tells_of_the_namespace_apart(netns: Namespace, tmp_path: Path) -> None:
+def test_the_report_of_a_run_has_the_namespace_apart(netns: Namespace, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     before = nstat(netns)
     subprocess.run(

@@ -53,7 +53,7 @@ async def test_nothing_is_attached_before_the_first_slot_and_after_the_last(
         assert links()
 
 
-async def test_what_was_measured_until_the_last_slot_left_is_read_later(
+async def test_measurements_until_the_last_slot_left_are_read_later(
     start_engine: Start, pair: Pair
 ) -> None:
     client, server = pair

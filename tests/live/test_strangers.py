@@ -189,7 +189,7 @@ def test_a_stranger_is_refused_logged_and_counted(
     assert re.search(r"refused 127\.0\.0\.1:\d+: ", line)
 
 
-def test_who_speaks_no_tls_is_refused_and_counted(served: Served) -> None:
+def test_a_client_without_tls_is_refused_and_counted(served: Served) -> None:
     before = served.refused("no_tls")
     with socket.create_connection(served.host_port, timeout=10) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
@@ -324,7 +324,7 @@ def test_a_flood_of_connections_is_bounded_and_measurement_goes_on(
     assert len(warnings) < 10
 
 
-def test_idle_connections_are_bounded_and_lock_nobody_out(served: Served) -> None:
+def test_idle_connections_are_bounded_and_lock_no_client_out(served: Served) -> None:
     crowded = served.refused("crowded")
     descriptors = served.descriptors()
     with contextlib.ExitStack() as stack:
@@ -357,7 +357,7 @@ def test_oversized_and_malformed_messages_are_errors_and_measurement_goes_on(
         wait_for_count(measured)
 
 
-def test_what_can_not_be_meant_or_is_too_much_is_refused_alone_and_measurement_goes_on(
+def test_an_invalid_or_too_large_state_is_refused_alone_and_measurement_goes_on(
     served: Served, pair: tuple[Pod, Pod]
 ) -> None:
     measured = Measured(served, pair[1])

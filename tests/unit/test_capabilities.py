@@ -30,7 +30,7 @@ def mask(*bits: int) -> int:
         ((1 << 41) - 1, ()),
     ],
 )
-def test_what_is_missing(effective: int, missing: tuple[int, ...]) -> None:
+def test_missing_capabilities_are_found(effective: int, missing: tuple[int, ...]) -> None:
     assert missing_capabilities(effective) == missing
 
 

@@ -47,7 +47,7 @@ def invoke(*arguments: str) -> Result:
         (["--pod", "x"], "No such option"),
     ],
 )
-def test_wrong_usage_is_told_with_what_would_be_right(arguments: list[str], message: str) -> None:
+def test_wrong_usage_is_reported_with_the_right_usage(arguments: list[str], message: str) -> None:
     result = invoke("run", *arguments)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
@@ -62,7 +62,7 @@ def test_help_has_examples(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["version"], ["--version"]])
-def test_the_version_is_said_both_ways(arguments: list[str]) -> None:
+def test_an_option_and_a_command_print_the_version(arguments: list[str]) -> None:
     assert invoke(*arguments).stdout == f"latencyprobe, version {__version__}\n"
 
 

@@ -75,7 +75,7 @@ def as_text(name: str) -> str:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_name_has_no_replaced_word(module: str) -> None:
+def test_a_name_is_in_plain_english(module: str) -> None:
     named = {name for _, name in names_in((ROOT / module).read_text(encoding="utf-8"))} - KEPT
     found = {name: list(replaced_words(as_text(name))) for name in (*named, Path(module).stem)}
 
@@ -83,12 +83,12 @@ def test_a_name_has_no_replaced_word(module: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["next_look", "LookLater", "_telling", "told", "at_rest"])
-def test_a_replaced_word_in_a_name_is_found(name: str) -> None:
+def test_a_breach_in_a_name_is_found(name: str) -> None:
     assert list(replaced_words(as_text(name)))
 
 
 @pytest.mark.parametrize("name", ["look_up", "LookUp", "toldo", "_gateway", "restored"])
-def test_a_name_that_only_resembles_a_replaced_word_passes(name: str) -> None:
+def test_a_name_that_only_resembles_a_breach_passes(name: str) -> None:
     assert not list(replaced_words(as_text(name)))
 
 

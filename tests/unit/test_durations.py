@@ -54,7 +54,7 @@ def test_a_duration_string_is_its_nanoseconds(text: str, ns: int) -> None:
         "\n",
     ],
 )
-def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
+def test_an_invalid_duration_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(DurationError, match="for example 500ms, 10s or 1m30s") as refused:
         parse_ns(text)
     assert refused.value.text == text

@@ -133,7 +133,7 @@ def holding(claims: Claims, held: Container[int]) -> Claims:
 
 
 @given(slot_claims() | mixed_claims().map(lambda claims: holding(claims, ())))
-def test_what_is_admitted_stays_so_while_nothing_changes(claims: Claims) -> None:
+def test_admitted_claims_stay_so_while_nothing_changes(claims: Claims) -> None:
     admitted = {each.key for each in admitted_of(claims)}
     again = holding(claims, admitted)
     assert {each.key for each in admitted_of(again)} == admitted
@@ -160,7 +160,7 @@ def test_a_choice_that_its_own_result_would_change_is_not_made() -> None:
 
 
 @given(mixed_claims())
-def test_whatever_was_held_the_choice_settles(claims: Claims) -> None:
+def test_the_choice_settles_from_any_state(claims: Claims) -> None:
     for _ in range(8):
         claims = holding(claims, {each.key for each in admitted_of(claims)})
     assert {each.key for each in admitted_of(claims)} == {c.key for c in claims if c.is_held}

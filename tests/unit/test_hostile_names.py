@@ -95,7 +95,7 @@ def test_a_report_shows_hostile_names_as_text(tmp_path: Path, pid: str, output: 
         assert name in unfolded
 
 
-def test_json_is_valid_whatever_the_names(tmp_path: Path, pid: str) -> None:
+def test_json_is_valid_with_hostile_names(tmp_path: Path, pid: str) -> None:
     file = tmp_path / "report.json"
     outputs(
         tmp_path,

@@ -205,7 +205,7 @@ async def test_beyond_the_most_connections_the_oldest_ends() -> None:
                 assert (await reader.read()).endswith(b"ok\n")
 
 
-async def test_a_scrape_is_answered_while_silent_connections_come() -> None:
+async def test_a_scrape_is_answered_while_idle_connections_come() -> None:
     async with contextlib.AsyncExitStack() as stack:
         port = await stack.enter_async_context(serving())
         for _ in range(10):

@@ -100,7 +100,7 @@ def test_the_last_stage_is_what_counts(tmp_path: Path) -> None:
         (("/layers/debian /", "/etc /etc"), "write COPY --from=build /layers/NAME /"),
     ],
 )
-def test_what_make_images_would_leave_out_is_refused(
+def test_an_instruction_that_make_images_would_leave_out_is_refused(
     tmp_path: Path, change: tuple[str, str], complaint: str
 ) -> None:
     with pytest.raises(containerfile.ContainerfileError, match=complaint) as refused:
@@ -129,7 +129,7 @@ def test_an_image_is_called_as_the_chart_calls_it(component: Component) -> None:
 # --- Layers ---
 
 
-def test_a_layer_does_not_tell_when_in_what_order_or_under_which_umask_it_was_made(
+def test_a_layer_does_not_depend_on_time_order_and_umask(
     tmp_path: Path,
 ) -> None:
     tars = []
@@ -222,7 +222,7 @@ def test_there_are_images_for_what_grpc_has_wheels_for() -> None:
         ([], "arguments are required"),
     ],
 )
-def test_what_there_is_no_image_of_is_refused_with_what_there_is(
+def test_an_unknown_image_is_refused_with_the_known_ones(
     arguments: list[str], complaint: str
 ) -> None:
     command = [sys.executable, "-m", "tools.images", *arguments]

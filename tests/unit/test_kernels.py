@@ -45,7 +45,7 @@ def test_an_unknown_kernel_is_refused_and_the_known_ones_are_named() -> None:
         wanted_releases("6.1,4.4")
 
 
-def test_whatever_is_no_pass_inside_is_a_failure_outside(tmp_path: Path) -> None:
+def test_a_result_inside_that_is_no_pass_is_a_failure_outside(tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
     report.write_text(JUNIT)
     good, bad, not_set_up, left_out = cases_in(report)
@@ -82,7 +82,7 @@ def rows_of(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
 
 
-def test_the_matrix_has_a_row_a_stage_and_tells_each_reason_once() -> None:
+def test_the_matrix_has_a_row_a_stage_and_states_each_reason_once() -> None:
     reason = "tp_btf/x: Linux 5.10.0 has none"
     missing = {
         name: StageCoverage(name, CoverageState.UNAVAILABLE, reason=reason) for name in BY_NAME
@@ -108,7 +108,7 @@ def test_the_matrix_has_a_row_a_stage_and_tells_each_reason_once() -> None:
     assert cells["5.10, neither"]["`rx.total`"] == "no (tp_btf/x: Linux 5.10 has none)"
 
 
-def test_what_kernels_have_in_common_stands_once_and_the_exceptions_apart() -> None:
+def test_common_facts_of_kernels_stand_once_and_the_exceptions_apart() -> None:
     def measured(hooks: str, **others: StageCoverage) -> dict[str, StageCoverage]:
         whole = {name: StageCoverage(name, CoverageState.ACTIVE, hooks) for name in BY_NAME}
         return {**whole, **others}
@@ -166,7 +166,7 @@ def test_a_document_without_a_place_for_the_matrix_is_refused(tmp_path: Path) ->
         write([], document)
 
 
-def test_a_second_run_of_guests_is_told_who_has_them(
+def test_a_second_run_of_guests_is_refused_with_the_first_ones_pid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LATENCYPROBE_CACHE", str(tmp_path))

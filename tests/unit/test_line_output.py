@@ -12,7 +12,7 @@ import pytest
 from latencyprobe.commands.line_output import LineOutput
 
 
-async def test_what_is_written_arrives(tmp_path: Path) -> None:
+async def test_all_written_lines_arrive(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     with path.open("wb") as file:
         async with LineOutput(file.fileno()) as output:

@@ -96,7 +96,7 @@ def test_control_characters_are_visible(form: Callable[[str, Exception], str]) -
         ("\u2028\ufeff\U000e0001", r"\u2028\ufeff\U000e0001"),
     ],
 )
-def test_what_is_not_printable_is_shown_as_its_escape(text: str, shown: str) -> None:
+def test_an_unprintable_character_is_shown_as_its_escape(text: str, shown: str) -> None:
     assert printable(text) == shown
 
 

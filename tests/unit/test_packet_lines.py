@@ -32,7 +32,7 @@ def test_a_line_says_when_who_where_and_how_long() -> None:
         assert text in line
 
 
-def test_what_is_not_known_is_a_dash() -> None:
+def test_an_unknown_field_is_a_dash() -> None:
     line = table().line(SENT)
     assert "      -  -                 12  UDP    -                    -> -" in line
     assert "stack      -" in line
@@ -126,5 +126,7 @@ def test_every_stage_that_a_packet_had_is_in_both_lines(
         (ip_address("::").packed, "[::]:80"),
     ],
 )
-def test_an_ipv4_address_is_shown_as_one_whatever_socket_uses_it(packed: bytes, shown: str) -> None:
+def test_an_ipv4_address_is_shown_as_one_with_each_kind_of_socket(
+    packed: bytes, shown: str
+) -> None:
     assert str(Endpoint.of(packed, 80)) == shown

@@ -160,7 +160,7 @@ def test_the_table_shows_each_total_above_its_indented_parts() -> None:
     assert names[:4] == ["rx.total", "  rx.stack", "  rx.socket", "tcp.rtt"]
 
 
-def test_what_is_within_a_part_stands_below_it_and_begins_where_it_does() -> None:
+def test_a_stage_within_a_part_stands_below_it_and_begins_where_it_does() -> None:
     starved = SLOW + Measurement({"rx.wakeup": of(2_500_000)})
     text = table(report(starved, modules=tuple(Module)))
     names = re.findall(r"^ ( *[rt][a-z]+\.[a-z]+) ", text, re.MULTILINE)

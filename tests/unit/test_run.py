@@ -91,7 +91,7 @@ def test_without_any_measurement_there_is_an_error_and_no_report(
         ("sends-nonsense", "ended early: the agent sent an invalid report: stages[0]"),
     ],
 )
-def test_what_was_seen_before_a_failure_is_reported(
+def test_figures_from_before_a_failure_are_reported(
     temporary: Path, scenario: str, message: str
 ) -> None:
     ended = run(temporary, scenario, "--pid", OWN_PID, "--duration", "5s", "-o", "json")

@@ -131,13 +131,13 @@ async def test_a_target_that_cannot_be_measured_is_named_once(
     assert problem.startswith(told)
 
 
-async def test_the_agent_is_told_the_budget(measuring: Measuring) -> None:
+async def test_the_agent_gets_the_budget(measuring: Measuring) -> None:
     (probe,) = parse_desired(measuring.machine.desired).probes
     assert probe.max_cpu_percent == 0.5
 
 
 @pytest.mark.parametrize("jump_s", [HOUR_S, -HOUR_S])
-async def test_the_duration_is_that_of_the_measurement_whatever_the_clock_shows(
+async def test_the_duration_is_that_of_the_measurement_and_not_of_the_wall_clock(
     measuring: Measuring, jump_s: float
 ) -> None:
     await measuring.second()
@@ -160,7 +160,7 @@ async def test_the_last_figures_are_waited_for_and_no_longer(
     await asyncio.wait_for(waiting, 10)
 
 
-async def test_a_clock_that_is_set_while_a_report_is_on_its_way_stretches_nothing(
+async def test_a_clock_that_is_set_before_a_report_arrives_stretches_nothing(
     measuring: Measuring,
 ) -> None:
     await measuring.second()

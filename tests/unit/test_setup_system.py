@@ -41,7 +41,7 @@ def test_a_machine_that_lacks_nothing_hears_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "probe", ["command:no-such", "file:/no/such", "python:no_such", "library:libno-such.so.1"]
 )
-def test_what_is_missing_is_named_with_its_reason(tmp_path: Path, probe: str) -> None:
+def test_a_missing_package_is_named_with_its_reason(tmp_path: Path, probe: str) -> None:
     answer = check(tmp_path, f"run {probe} such|other-such makes such things\n", "run")
     assert answer.returncode == 1
     assert "such|other-such: makes such things" in answer.stderr

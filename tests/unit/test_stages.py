@@ -87,7 +87,7 @@ def test_connections_of_a_protocol_without_any_are_refused() -> None:
         check_filter([Module.TCP], ["UDP"])
 
 
-def test_what_is_within_a_part_is_no_part_of_its_total() -> None:
+def test_a_stage_within_a_part_is_no_part_of_its_total() -> None:
     within = stage("rx.wakeup")
     assert within not in parts_of("rx.total")
     assert within.whole == "rx.total"

@@ -43,7 +43,7 @@ def _run(
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 @pytest.mark.parametrize("output", ["table", "json"])
-def test_the_report_is_written_whatever_the_terminal_can_show(
+def test_the_report_is_written_in_each_encoding_of_the_terminal(
     tmp_path: Path, environment: dict[str, str], output: str
 ) -> None:
     ended = _run(tmp_path, environment, "--pid", OWN_PID, "--cgroup", NOT_UTF8, "-o", output)

@@ -225,7 +225,7 @@ def test_root_leaves_the_folder_of_another_user_alone(two: tuple[Path, Path]) ->
         "systemd-private-abcdefgh.tmp",
     ],
 )
-def test_another_name_is_somebody_elses(two: tuple[Path, Path], name: str) -> None:
+def test_a_folder_with_another_name_is_left_alone(two: tuple[Path, Path], name: str) -> None:
     folder = _left_behind(two[0], name)
     assert remove_leftovers() == 0
     assert folder.exists()

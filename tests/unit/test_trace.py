@@ -153,12 +153,12 @@ def test_a_full_disk_ends_the_trace_with_an_error(temporary: Path) -> None:
     assert closing(ended.stderr)["printed"] == 0
 
 
-def test_sampling_is_told(temporary: Path) -> None:
+def test_sampling_is_reported(temporary: Path) -> None:
     ended = trace(temporary, "samples", "--pid", OWN_PID, "--count", "1")
     assert "only 25.0% of the packets were sampled" in ended.stderr
 
 
-def test_packets_that_could_not_be_timed_are_told(temporary: Path) -> None:
+def test_packets_that_could_not_be_timed_are_reported(temporary: Path) -> None:
     ended = trace(temporary, "measures", "--pid", OWN_PID, "--duration", "400ms")
     assert re.search(r"\d+ more packets could not be timed", ended.stderr), ended.stderr
 
@@ -172,7 +172,7 @@ def test_packets_that_could_not_be_timed_are_told(temporary: Path) -> None:
         ("dies-while-measuring", "error: the trace ended early: the agent exited with status 3"),
     ],
 )
-def test_a_failure_is_told_in_the_agents_words(
+def test_a_failure_is_reported_with_the_agents_message(
     temporary: Path, scenario: str, message: str
 ) -> None:
     ended = trace(temporary, scenario, "--pid", OWN_PID)
@@ -207,7 +207,7 @@ def test_a_stage_that_this_machine_can_not_measure_is_an_error(temporary: Path) 
         (("--pid", "1", "--count", "0"), "0 is not in the range"),
     ],
 )
-def test_what_can_not_be_meant_is_refused_with_what_would_be_right(
+def test_an_invalid_option_is_refused_with_the_valid_ones(
     temporary: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     ended = trace(temporary, "measures", *arguments)

@@ -76,7 +76,7 @@ def test_the_largest_part_of_the_larger_total_is_the_bottleneck(
         (0, 20, 80, Bottleneck.APPLICATION),
     ],
 )
-def test_what_held_most_segments_back_is_the_cause_of_waiting_to_be_sent(
+def test_the_limit_that_held_most_segments_back_is_the_cause_of_waiting_to_be_sent(
     window: int, congestion: int, held_back: int, bottleneck: Bottleneck
 ) -> None:
     counters = {
@@ -234,7 +234,7 @@ def test_a_few_packets_that_wait_very_long_are_not_outvoted_by_the_many() -> Non
     assert judge(quick + slow).bottleneck is Bottleneck.SLOW_READER
 
 
-def test_nobody_is_paged_for_a_wake_up_on_an_idle_machine() -> None:
+def test_a_slow_wake_up_on_an_idle_machine_is_no_bottleneck() -> None:
     verdict = judge(measured(rx_stack=US, rx_socket=80 * US, tx_stack=US, tcp_rtt=900 * US))
     assert verdict.bottleneck is Bottleneck.NONE
     assert verdict.evidence[0] == "rx.socket holds 99% of rx.total"
@@ -262,7 +262,7 @@ def test_one_slow_packet_in_fifty_is_worth_a_verdict() -> None:
         (Measurement(), {"softnetDropped": 5}, "during the window on its node: softnetDropped 5"),
     ],
 )
-def test_what_the_node_dropped_is_told_and_its_squeezes_where_they_matter(
+def test_drops_of_the_node_are_reported_and_its_squeezes_where_they_matter(
     measurement: Measurement, counters: dict[str, int], told: str
 ) -> None:
     alone = judge(measurement)
@@ -297,7 +297,7 @@ def test_what_the_node_dropped_is_told_and_its_squeezes_where_they_matter(
         ),
     ],
 )
-def test_what_the_network_namespace_counted_is_told_where_it_bears_witness(
+def test_counts_of_the_network_namespace_are_reported_where_they_are_evidence(
     stages: Measurement, counters: dict[str, int], told: str
 ) -> None:
     verdict = judge(stages + Measurement(netns_counters=counters))
@@ -326,7 +326,7 @@ def test_what_the_network_namespace_counted_is_told_where_it_bears_witness(
         ),
     ],
 )
-def test_what_its_own_sockets_counted_is_told_before_what_others_may_have_caused(
+def test_counts_of_own_sockets_are_reported_before_those_of_others(
     measurement: Measurement, told: str
 ) -> None:
     netns = Measurement(netns_counters={"TcpExtListenDrops": 9})
@@ -430,7 +430,7 @@ def test_a_few_answers_are_no_verdict() -> None:
     assert judge(packets + measured(99, app_response=50 * MS)).bottleneck is Bottleneck.NONE
 
 
-def test_readers_who_may_not_see_the_node_are_told_where_its_counters_would_help() -> None:
+def test_readers_without_node_figures_learn_where_those_would_help() -> None:
     backlog, reader = measured(rx_softirq=9 * MS), measured(rx_socket=9 * MS)
     hint = "operator.nodeFiguresNamespaces"
 

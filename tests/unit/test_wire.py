@@ -71,7 +71,7 @@ def test_a_measurement_survives_the_wire(measurement: Measurement) -> None:
 
 
 @given(node_measurements)
-def test_what_was_measured_of_a_node_survives_the_wire(measurement: NodeMeasurement) -> None:
+def test_measurements_of_a_node_survive_the_wire(measurement: NodeMeasurement) -> None:
     sent = pb.ProbeReport(node=node_to_proto(measurement)).SerializeToString()
     assert node_from_proto(pb.ProbeReport.FromString(sent).node) == measurement
 
@@ -112,7 +112,7 @@ def test_an_agent_that_says_nothing_of_its_node_measured_nothing_of_it() -> None
         ),
     ],
 )
-def test_a_corrupt_word_on_the_node_is_refused_by_field(
+def test_a_corrupt_field_of_the_node_is_refused_by_its_name(
     context: pb.NodeContext, complaint: str
 ) -> None:
     with pytest.raises(CorruptMessageError) as refused:
@@ -127,7 +127,7 @@ def test_namespaces_have_no_endless_counters() -> None:
         measurement_from_proto([], {}, {f"n{n}": 1 for n in range(257)})
 
 
-def test_what_a_newer_agent_measures_of_its_node_is_left_out() -> None:
+def test_stages_of_the_node_that_only_a_newer_agent_knows_are_left_out() -> None:
     stages = [
         pb.StageDelta(name="irq.new", detail="eth0"),
         pb.StageDelta(name="rx.total", detail="eth0", sampling_ratio=1),
@@ -177,7 +177,7 @@ def test_a_stage_that_comes_twice_or_without_a_name_is_refused() -> None:
         measurement_from_proto([pb.StageDelta(sampling_ratio=1)], {})
 
 
-def test_what_a_newer_agent_adds_is_left_out() -> None:
+def test_stages_that_only_a_newer_agent_knows_are_left_out() -> None:
     stages = [pb.StageDelta(name="rx.new"), pb.StageDelta(name="rx.total", sampling_ratio=1)]
     received = measurement_from_proto(stages, {"newCounter": 3, "retransmits": 1})
     assert received == Measurement({"rx.total": StageMeasurement()}, {"retransmits": 1})

@@ -82,7 +82,7 @@ async def test_packets_of_a_network_device_are_counted_once_at_each_stage(
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-async def test_what_uses_the_nodes_own_network_is_measured_without_a_way_through_the_host(
+async def test_hostnetwork_is_measured_without_a_path_through_the_host(
     start_engine: Start, node_and_beyond: Pair, protocol: str
 ) -> None:
     client, server = node_and_beyond

@@ -38,7 +38,7 @@ async def test_headers_serve_where_there_is_no_btf(
 
 
 @pytest.mark.headers_alone
-async def test_headers_tell_why_packets_are_dropped(
+async def test_headers_have_the_reasons_of_drops(
     start_engine: Start, pair: tuple[Pod, Pod]
 ) -> None:
     client, server = pair

@@ -22,7 +22,7 @@ def test_a_question_that_fails_has_no_answer() -> None:
     assert Asker(patience_s=10).ask(refuse) is None
 
 
-async def test_nobody_waits_for_a_driver_that_hangs_and_it_is_asked_nothing_more() -> None:
+async def test_a_driver_that_hangs_is_not_waited_for_and_asked_nothing_more() -> None:
     answered = threading.Event()
     asker = Asker(patience_s=0.05)
     assert asker.ask(lambda: answered.wait(60)) is None

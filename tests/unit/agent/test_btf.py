@@ -7,7 +7,7 @@ import struct
 from latencyprobe_agent.kernel.btf import as_arrays, find_enumerator
 
 
-def test_words_of_padding_are_members_and_parts_of_words_stay_bit_fields() -> None:
+def test_integers_of_padding_are_members_and_parts_of_integers_stay_bit_fields() -> None:
     printed = (
         "struct s {\n\tint a: 3;\n\tlong: 28;\n\tlong: 64;\n\tlong: 64;\n\tint b;\n"
         "\tlong: 64;\n};\n"

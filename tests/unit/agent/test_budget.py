@@ -154,6 +154,8 @@ def test_the_ceilings_are_options_of_the_agent(
         "--min-sampling-ratio=nan",
     ],
 )
-def test_ceilings_that_are_none_are_refused(argument: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_with_invalid_ceilings_are_refused(
+    argument: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cli, "_start", lambda *_, **__: pytest.fail("it has started"))
     assert CliRunner().invoke(cli.agent_command, [*OVER_TCP, argument]).exit_code == 2

@@ -166,7 +166,7 @@ def test_modules_that_a_probe_did_not_ask_for_are_not_reported_to_it() -> None:
     assert _figures(collector, 1) == {"a": samples(100) + netns, "b": both + netns}
 
 
-def test_figures_of_a_slot_that_nobody_owns_are_dropped() -> None:
+def test_figures_of_a_slot_without_an_owner_are_dropped() -> None:
     collector = _collector(_probe())
     collector.add({5: samples(100)})
     assert _figures(collector, 1) == {"a": Measurement()}
@@ -181,7 +181,7 @@ def test_a_new_state_keeps_what_still_means_the_same() -> None:
     assert _figures(collector, 2) == {"a": samples(100), "b": Measurement(), "c": Measurement()}
 
 
-def test_what_could_not_be_delivered_comes_with_the_next_report() -> None:
+def test_undelivered_figures_come_with_the_next_report() -> None:
     collector = _collector(_probe())
     collector.add({0: samples(100)})
     taken = collector.take(_at(1))
@@ -192,7 +192,7 @@ def test_what_could_not_be_delivered_comes_with_the_next_report() -> None:
     assert again.of("t") == samples(100, 200)
 
 
-def test_what_could_not_be_delivered_of_a_probe_that_is_gone_is_dropped() -> None:
+def test_undelivered_figures_of_a_probe_that_is_gone_are_dropped() -> None:
     collector = _collector(_probe())
     taken = collector.take(_at(1))
     collector.follow(Desired(2), _at(1))
@@ -209,7 +209,7 @@ def test_what_could_not_be_delivered_of_a_probe_that_is_gone_is_dropped() -> Non
         max_size=40,
     )
 )
-def test_nothing_is_lost_or_doubled_whatever_fails(steps: list[tuple[str, int]]) -> None:
+def test_nothing_is_lost_or_doubled_by_any_failure(steps: list[tuple[str, int]]) -> None:
     collector = _collector(_probe())
     measured: list[int] = []
     delivered = Measurement()
@@ -248,7 +248,7 @@ def _windowed(*pids: int, socket_filter: SocketFilter = EVERYTHING) -> DesiredPr
     return replace(_probe(socket_filter=socket_filter), targets=targets, window=window)
 
 
-def test_a_window_gets_its_figures_without_a_client_and_a_client_gets_none_of_them() -> None:
+def test_a_window_gets_its_figures_without_a_client_and_a_client_does_not_get_them() -> None:
     collector = Collector()
     collector.follow(Desired(1, (_windowed(1), _probe("plain"))), _at(0))
     collector.own({0: [TargetKey("a", "t1"), TargetKey("plain", "t")]})

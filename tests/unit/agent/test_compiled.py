@@ -63,7 +63,7 @@ def test_the_address_of_a_map_is_a_reference_to_it(number: int) -> None:
     assert program.linked([70, 71], {}) == load_64(MAP, 71) + EXIT + load_64(MAP, 70)
 
 
-def test_numbers_that_look_like_an_instruction_are_left_alone() -> None:
+def test_numbers_that_resemble_an_instruction_are_left_alone() -> None:
     upper = int.from_bytes(bytes([LOAD_64, MAP << 4, 0, 0]), "little")
     code = load_64(0, 17, upper=upper) + EXIT
     assert symbolic("on_x", code, {17: 0}) == Program(code)

@@ -71,7 +71,7 @@ def test_programs_find_what_was_written_last_and_nothing_else(
         os.close(descriptor)
 
 
-def test_words_are_where_the_programs_read_them(descriptor: int) -> None:
+def test_values_are_where_the_programs_read_them(descriptor: int) -> None:
     memory = ConfigMemory(descriptor)
     memory.write_words(epoch=1, generation=7, sample_mask=15)
     assert struct.unpack("=IIII", os.pread(descriptor, 16, 0)) == (1, 7, 15, 0)

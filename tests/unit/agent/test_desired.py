@@ -272,7 +272,7 @@ def test_as_many_probes_as_an_honest_node_has_are_all_admitted(probes: int, targ
 
 
 @pytest.mark.parametrize(("probes", "targets"), [(MAX_PROBES + 1, 1), (100, 100)])
-def test_what_is_too_much_is_refused_to_its_namespace_alone(probes: int, targets: int) -> None:
+def test_excess_is_refused_to_its_namespace_alone(probes: int, targets: int) -> None:
     victims = _flood("victim", 2, 3)
     state = pb.DesiredState(probes=[*_flood("flood", probes, targets), *victims])
     desired = admit(parse_desired(state))

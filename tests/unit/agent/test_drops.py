@@ -74,7 +74,7 @@ enum skb_drop_reason {
 
 
 @pytest.mark.parametrize("header", ["net/dropreason-core.h", "net/dropreason.h", "linux/skbuff.h"])
-def test_without_btf_the_kernels_headers_tell_the_reasons(tmp_path: Path, header: str) -> None:
+def test_without_btf_the_kernels_headers_have_the_reasons(tmp_path: Path, header: str) -> None:
     build, source = tmp_path / "build", tmp_path / "source"  # as Debian splits them
     build.mkdir()
     (source / header).parent.mkdir(parents=True)
@@ -84,7 +84,7 @@ def test_without_btf_the_kernels_headers_tell_the_reasons(tmp_path: Path, header
     assert reasons[3:] == [*[""] * 4, "QUEUE_PURGE", "TCP_CSUM", "MAX"]
 
 
-def test_headers_of_a_kernel_that_tells_no_reasons_have_none(tmp_path: Path) -> None:
+def test_headers_of_a_kernel_without_reasons_have_no_reasons(tmp_path: Path) -> None:
     (tmp_path / "linux").mkdir()
     (tmp_path / "linux" / "skbuff.h").write_text("struct sk_buff;\n")
     assert drop_reasons(None, (tmp_path,)) == []

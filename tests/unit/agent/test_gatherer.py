@@ -62,7 +62,7 @@ def process(tmp_path: Path) -> Process:
     return Process.make(tmp_path, 42)
 
 
-def test_what_was_counted_before_the_first_look_is_nobodys(
+def test_counts_before_the_first_reading_belong_to_no_target(
     gatherer: Gatherer, process: Process
 ) -> None:
     process.counts(3)
@@ -120,7 +120,7 @@ def test_files_of_another_format_are_no_error(gatherer: Gatherer, process: Proce
     assert gatherer.of_namespaces([namespace]) == {}  # unknown in between: nothing is guessed
 
 
-def test_a_namespace_that_is_no_longer_followed_begins_anew(
+def test_a_namespace_that_is_no_longer_followed_begins_again(
     gatherer: Gatherer, process: Process
 ) -> None:
     namespace = Namespace(process.inode, (42,))

@@ -121,7 +121,7 @@ async def test_another_signal_is_named(compiler: Callable[[str], None]) -> None:
     ],
 )
 @pytest.mark.parametrize("call", ["socketpair", "mkdtemp", "create_subprocess_exec"])
-async def test_what_keeps_the_compiler_from_starting_is_an_error_of_the_engine(
+async def test_a_compiler_that_cannot_start_is_an_error_of_the_engine(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, call: str, code: int, message: str
 ) -> None:
     def fails(*_: object, **__: object) -> None:

@@ -55,7 +55,7 @@ def test_without_btf_installed_headers_are_used(
 @pytest.mark.parametrize(
     ("kind", "expected"), [("btf", "/tree"), ("headers", None)], ids=["made", "installed"]
 )
-def test_bcc_is_told_of_a_made_tree_and_finds_an_installed_one_itself(
+def test_bcc_gets_the_path_of_a_made_tree_and_finds_an_installed_one_itself(
     monkeypatch: pytest.MonkeyPatch, kind: str, expected: str | None
 ) -> None:
     monkeypatch.delenv("BCC_KERNEL_SOURCE", raising=False)

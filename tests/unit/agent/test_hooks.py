@@ -22,7 +22,7 @@ def test_every_stage_and_counter_stands_on_events_that_its_modules_have() -> Non
         assert {*needs.requires, *needs.profits} <= ALL.keys()
 
 
-def test_a_node_that_lacks_nothing_has_no_word_on_counters() -> None:
+def test_a_node_that_lacks_nothing_has_no_remark_on_counters() -> None:
     covered = coverage_of(MODULES, ALL, {})
     assert [row.name for row in covered] == list(BY_NAME)
     assert {row.state for row in covered} == {CoverageState.ACTIVE}
@@ -76,7 +76,7 @@ def test_a_kernel_whose_listeners_are_not_read_says_what_else_it_counts() -> Non
     )
 
 
-def test_counters_of_a_module_that_nobody_asks_for_are_not_told_of() -> None:
+def test_counters_of_a_module_that_no_probe_asks_for_are_not_reported() -> None:
     covered = coverage_of(frozenset({Module.RX}), {}, {})
     assert "drops" not in {row.name for row in covered}
     assert "headOfLineSegments" in {row.name for row in covered}

@@ -29,7 +29,7 @@ def test_an_option_that_is_not_set_is_known_to_be_missing(
 
 
 @pytest.mark.parametrize("content", [None, b"\x1f\x8b not gzip after all", b"\x1f\x8b"])
-def test_a_node_that_does_not_tell_blames_no_option(
+def test_a_node_without_its_configuration_blames_no_option(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None
 ) -> None:
     path = tmp_path / "config.gz"

@@ -204,7 +204,7 @@ def test_reasons_quote_the_kernel_hook_by_hook(kernel: Kernel) -> None:
     ]
 
 
-def test_an_event_of_no_use_without_another_says_why_that_one_is_not_there(
+def test_an_event_that_requires_another_says_why_that_one_is_missing(
     kernel: Kernel,
 ) -> None:
     read = Event("read", frozenset(Module), (LENGTH, TRACEPOINT))

@@ -99,7 +99,7 @@ async def test_a_probe_that_flips_its_modules_costs_one_load_and_the_others_no_f
     assert figures.of("t").stage("rx.total").histogram.count == 100
 
 
-async def test_what_waits_is_loaded_when_it_is_due_and_the_stream_reports_it(
+async def test_a_waiting_change_is_loaded_when_it_is_due_and_the_stream_reports_it(
     running: Running, engine: Engine, clock: MovedClock
 ) -> None:
     await running.stub.Apply(state(probe(modules=("rx",))))
@@ -123,7 +123,7 @@ async def test_what_waits_is_loaded_when_it_is_due_and_the_stream_reports_it(
     call.cancel()
 
 
-async def test_what_no_probe_wants_is_dropped_and_not_reported_to_the_others(
+async def test_a_module_that_no_probe_wants_is_dropped_and_not_reported_to_others(
     running: Running, engine: Engine, clock: MovedClock
 ) -> None:
     await running.stub.Apply(state(probe(modules=("rx", "tcp"))))

@@ -54,7 +54,7 @@ def object_of(path: Path, key: str = KEY) -> Path:
     return path / f"{key}.object"
 
 
-def test_what_was_written_is_read_and_nobody_else_can_reach_it(
+def test_a_written_object_is_read_and_only_its_owner_can_reach_it(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert read(path) is None
@@ -261,7 +261,7 @@ def test_the_objects_that_were_used_last_are_kept(path: Path) -> None:
     assert kept == {object_of(path, key).name for key in (*keys[3:], keys[1])}
 
 
-def test_what_a_killed_agent_was_writing_is_removed_later(path: Path) -> None:
+def test_files_that_a_killed_agent_was_writing_are_removed_later(path: Path) -> None:
     write(path)
     for name, seconds in (("old.tmp", 3600), ("new.tmp", 0)):
         (path / name).write_text("")

@@ -31,7 +31,7 @@ REQUEST = Request(("rx", "tx"), 4026531840)
         replace(REQUEST, without=("kprobe/tcp_sendmsg",)),
     ],
 )
-def test_what_is_asked_for_is_part_of_it(other: Request) -> None:
+def test_the_request_is_part_of_the_key(other: Request) -> None:
     assert object_key(other) != object_key(REQUEST)
 
 
@@ -43,7 +43,7 @@ def test_what_is_asked_for_is_part_of_it(other: Request) -> None:
         replace(REQUEST, modules=("tx", "rx")),
     ],
 )
-def test_what_matters_for_loading_only_is_not(other: Request) -> None:
+def test_settings_of_loading_alone_are_no_part_of_the_key(other: Request) -> None:
     assert object_key(other) == object_key(REQUEST)
 
 
@@ -114,7 +114,7 @@ def test_another_build_of_the_same_kernel_version_has_another_key(notes: Path, b
 
 
 @pytest.mark.parametrize("content", [None, b"no build id"])
-def test_without_a_build_id_the_types_tell_builds_apart(
+def test_without_a_build_id_the_types_distinguish_builds(
     notes: Path, btf: Path, content: bytes | None
 ) -> None:
     notes.unlink() if content is None else notes.write_bytes(content)

@@ -124,7 +124,7 @@ def test_without_a_target_everything_stays_for_an_interval_and_is_not_compiled_a
     assert node.all_compiled_at == [START_S]
 
 
-def test_what_a_client_wants_detached_is_detached_at_once(node: Node) -> None:
+def test_targets_that_a_client_wants_detached_are_detached_at_once(node: Node) -> None:
     node.want(BOTH)
     assert node.want(NO_PROGRAMS, linger=False) == NO_PROGRAMS
     assert node.next_at is None

@@ -140,7 +140,7 @@ def test_every_message_is_small_and_the_parts_are_the_whole(
 
 
 @given(few_measurements, pods, nodes, st.integers(0, 20))
-def test_what_was_sent_and_what_is_left_after_any_message_are_the_whole(
+def test_the_sent_and_the_left_parts_are_the_whole_after_any_message(
     measured: list[Measurement], containers: list[int], node: NodeMeasurement, sent: int
 ) -> None:
     each = itertools.cycle(measured)

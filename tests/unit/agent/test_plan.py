@@ -158,7 +158,7 @@ def test_only_probes_with_node_figures_have_those_of_interrupts_and_of_the_nodes
     assert homes(shown, facts, numbers, 9) == {key: frozenset({8, 9})}
 
 
-def test_each_kind_of_target_is_told_by_what_the_kernel_knows_of_it() -> None:
+def test_each_kind_of_target_is_recognised_by_facts_of_the_kernel() -> None:
     pid, cgroup, netns = PidSelector(7), CgroupSelector("/c"), NetnsSelector("/n")
     facts: dict[Selector, TargetFacts] = {
         selector: _attached(selector) for selector in (pid, cgroup, netns)
@@ -279,7 +279,7 @@ def _key(pid: int) -> SlotKey:
     return SlotKey(PidSelector(pid), EVERYTHING)
 
 
-def test_what_there_is_no_slot_for_is_refused_and_gets_the_next_that_is_drained() -> None:
+def test_a_target_without_a_slot_is_refused_and_gets_the_next_drained_one() -> None:
     table = SlotTable(size=2)
     assert table.allot([_key(1), _key(2), _key(3)]) == {_key(3)}
     table.release_all_but([_key(2), _key(3)])

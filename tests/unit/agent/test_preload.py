@@ -66,7 +66,7 @@ def attached(preload: Preload) -> Spare:
     return found
 
 
-async def test_what_was_loaded_meanwhile_is_attached(before: Before) -> None:
+async def test_the_preloaded_object_is_attached(before: Before) -> None:
     preload = preload_of(before)
     before.may_load.set()
     assert attached(preload) is before.spares[0]

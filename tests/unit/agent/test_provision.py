@@ -104,7 +104,7 @@ async def test_the_agent_keeps_its_own_maps_and_no_other(
     closed(provided)
 
 
-async def test_what_was_compiled_once_is_loaded_from_the_cache(
+async def test_an_object_that_was_compiled_once_is_loaded_from_the_cache(
     kernel: Kernel, compiling: Compiler, cache: ObjectCache
 ) -> None:
     first = closed(await provide(REQUEST, compiling.compile, cache))

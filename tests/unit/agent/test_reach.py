@@ -46,11 +46,11 @@ def test_a_hook_left_out_on_request_is_not_compiled() -> None:
     assert functions(types, without=("tp_btf/tcp_sendmsg_locked",)) == {"on_fentry_send"}
 
 
-def test_without_btf_nobody_knows_and_all_is_compiled_that_needs_none() -> None:
+def test_without_btf_everything_that_needs_no_types_is_compiled() -> None:
     assert functions(None) == {"on_send", "on_kprobe_send", "on_length"}
 
 
-def test_what_belongs_to_a_hook_is_compiled_with_it() -> None:
+def test_code_that_belongs_to_a_hook_is_compiled_with_it() -> None:
     wait = Hook("on_wait", "sk_stream_wait_memory", HookKind.FEXIT)
     send = Hook("on_fentry_send", "tcp_sendmsg_locked", HookKind.FENTRY, also=(wait,))
     event = Event("send", frozenset(Module), (send,))
@@ -58,7 +58,7 @@ def test_what_belongs_to_a_hook_is_compiled_with_it() -> None:
     assert functions(types, event=event) == {"on_fentry_send", "on_wait"}
 
 
-def test_a_tracepoint_that_tells_too_little_on_some_kernels_has_its_next_one_beside_it() -> None:
+def test_a_tracepoint_with_too_few_fields_on_some_kernels_has_its_next_one_beside_it() -> None:
     drop = next(event for event in EVENTS if event.name == "drop")
     assert functions(Types(("kfree_skb",)), event=drop) == {"on_kfree_skb", "on_kfree_sent"}
 

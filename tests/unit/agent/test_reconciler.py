@@ -126,7 +126,9 @@ async def test_a_target_whose_packets_are_lost_says_so_until_they_are_not(
     assert partial == [(False, ""), (True, "memory is full"), (False, "")]
 
 
-async def test_what_can_not_be_loaded_is_tried_ever_more_seldom(waiting: Reconciled) -> None:
+async def test_modules_that_cannot_be_loaded_are_tried_ever_more_seldom(
+    waiting: Reconciled,
+) -> None:
     first, *delays = await waiting.attempts(12)
     assert first <= 1
     assert delays[0] <= 5
@@ -381,7 +383,7 @@ async def test_a_probe_without_any_loaded_module_is_pending_until_a_start_is_all
     assert paced.engine.modules == RX
 
 
-async def test_what_fails_when_it_is_due_is_tried_ever_more_seldom_and_the_rest_goes_on(
+async def test_a_due_change_that_fails_is_tried_ever_more_seldom_and_the_rest_goes_on(
     paced: Reconciled,
 ) -> None:
     await adopt(paced, "rx")

@@ -259,7 +259,7 @@ def test_a_namespace_whose_file_is_removed_is_gone(tmp_path: Path) -> None:
     assert tracker.poll().state is TargetState.GONE
 
 
-def test_a_survey_that_failed_half_way_is_made_again(
+def test_a_survey_that_failed_in_the_middle_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "kubepods/besteffort").mkdir(parents=True)

@@ -36,12 +36,12 @@ def test_an_event_is_a_packet_with_the_wall_clocks_time() -> None:
     assert packet.stages_ns == {PACKET_STAGES[0].name: 0, PACKET_STAGES[1].name: 7}
 
 
-def test_what_the_kernel_side_could_not_know_is_none() -> None:
+def test_fields_that_the_kernel_side_could_not_know_are_none() -> None:
     packet = decode_event(event(1, tgid=0, family=0), offset_ns=0)
     assert (packet.user, packet.local, packet.remote) == (None, None, None)
 
 
-def test_an_ipv4_address_is_its_first_four_bytes_whatever_stands_behind() -> None:
+def test_an_ipv4_address_is_its_first_four_bytes_alone() -> None:
     packet = decode_event(event(1, family=2, local=bytes([198, 51, 100, 1])), offset_ns=0)
     assert str(packet.local) == "198.51.100.1:7000"
 

@@ -133,7 +133,7 @@ async def test_two_probes_on_a_process_cost_one_slot_and_both_report(running: Ru
     assert seen == {"p": samples(100) + samples(5, stage="tcp.rtt"), "q": samples(100)}
 
 
-async def test_what_was_measured_of_the_node_and_its_namespaces_comes_along(
+async def test_figures_of_the_node_and_its_namespaces_come_along(
     running: Running,
 ) -> None:
     await running.stub.Apply(state(probe("p"), probe("q", modules=("rx",))))
@@ -398,7 +398,7 @@ async def test_a_namespace_that_comes_later_gets_its_share_of_the_slots_and_give
     assert both["first-0"] < again
 
 
-async def test_what_the_kernel_refuses_is_said_and_the_state_before_stays(
+async def test_a_refusal_of_the_kernel_is_reported_and_the_state_before_stays(
     running: Running,
 ) -> None:
     await running.stub.Apply(state(probe(modules=("rx",))))
@@ -498,7 +498,7 @@ async def test_corrupt_bytes_are_an_error_and_the_agent_lives(running: Running) 
     assert (await running.stub.GetNodeInfo(pb.GetNodeInfoRequest())).node_name == "blue"
 
 
-async def test_with_nobody_listening_the_lease_ends_and_everything_is_detached(
+async def test_without_a_client_the_lease_ends_and_everything_is_detached(
     running: Running,
 ) -> None:
     stream = watch(running)
@@ -612,7 +612,7 @@ async def test_more_targets_than_slots_are_failed_with_a_message(
     assert [one.targets[0].state for one in result.probes] == [attached, attached]
 
 
-async def test_a_slot_is_drained_for_its_owner_before_anybody_else_gets_it(
+async def test_a_slot_is_drained_for_its_owner_before_another_target_gets_it(
     running: Running,
 ) -> None:
     running.agent._reconciler._slots._table = plan.SlotTable(size=1)
@@ -664,7 +664,7 @@ async def test_closing_ends_the_stream_and_detaches(running: Running) -> None:
     assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
-async def test_a_stream_is_ended_also_while_its_first_report_is_on_its_way(
+async def test_a_stream_is_ended_also_while_its_first_report_is_being_sent(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_report = ReportPump._report
@@ -682,7 +682,7 @@ async def test_a_stream_is_ended_also_while_its_first_report_is_on_its_way(
     await asyncio.gather(*closing)
 
 
-async def test_programs_over_their_budget_look_at_fewer_packets(running: Running) -> None:
+async def test_programs_over_their_budget_measure_fewer_packets(running: Running) -> None:
     desired = state(probe())
     desired.probes[0].max_cpu_percent = 1
     running.engine.cpu_percent, running.engine.figure = 3.5, 1

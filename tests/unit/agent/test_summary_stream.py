@@ -444,7 +444,7 @@ async def test_a_client_that_acknowledges_nothing_gets_all(running: Running) -> 
             await stream.until(lambda each, number=number: packets(each) == number)  # type: ignore[misc]
 
 
-async def test_what_was_never_sent_is_not_acknowledged(running: Running) -> None:
+async def test_a_report_that_was_never_sent_is_not_acknowledged(running: Running) -> None:
     await running.stub.Apply(state(windowed(container(A))))
     async with client(running) as stream:
         await stream.acknowledge(2**64 - 1)

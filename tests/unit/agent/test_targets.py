@@ -171,7 +171,7 @@ def _fake_process(tmp_path: Path, pid: int, netns: Path) -> None:
     (directory / "net").hardlink_to(netns)
 
 
-def test_a_container_is_told_by_its_cgroups_and_namespaces(tmp_path: Path) -> None:
+def test_a_container_is_recognised_by_its_cgroups_and_namespaces(tmp_path: Path) -> None:
     container = tmp_path / f"cgroup/kubepods/pod{UID}/{CID}"
     _fake_container(container, 11)
     _fake_container(container / "nested", 12)

@@ -62,7 +62,7 @@ async def refusal_of(running: Running, desired: pb.DesiredState) -> str:
     return refused.value.details() or ""
 
 
-async def test_a_state_of_an_older_term_is_refused_whatever_its_generation(
+async def test_a_state_of_an_older_term_is_refused_with_any_generation(
     running: Running,
 ) -> None:
     await running.stub.Apply(state(term=8, generation=1))

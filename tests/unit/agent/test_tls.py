@@ -77,7 +77,9 @@ async def test_the_operator_gets_in(address: str, authority: Authority) -> None:
     assert await _node_name(address, authority, _issue(authority, OPERATOR_NAME)) == "blue"
 
 
-async def test_without_a_certificate_nobody_gets_in(address: str, authority: Authority) -> None:
+async def test_a_client_without_a_certificate_is_refused(
+    address: str, authority: Authority
+) -> None:
     async with _refused() as refused:
         await _node_name(address, authority, None)
     assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
@@ -103,7 +105,7 @@ async def test_an_agents_own_certificate_is_no_clients(address: str, authority: 
     assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
-async def test_without_tls_nobody_gets_in(address: str) -> None:
+async def test_a_client_that_speaks_no_tls_is_refused(address: str) -> None:
     async with _refused() as refused, grpc.aio.insecure_channel(address) as channel:
         await NodeAgentStub(channel).GetNodeInfo(pb.GetNodeInfoRequest(), timeout=10)
     assert refused.value.code() == grpc.StatusCode.UNAVAILABLE

@@ -119,7 +119,7 @@ async def test_a_flood_from_one_address_cancels_none_but_its_own_handshakes(
             quiet.recv(1)
 
 
-async def test_any_amount_of_data_passes_both_ways_at_once(proxy: Proxied) -> None:
+async def test_any_amount_of_data_passes_in_both_directions_at_once(proxy: Proxied) -> None:
     text = bytes(range(256)) * (1 << 13)
     async with proxy.client(proxy.operator) as client:
         client.writer.write(text)

@@ -138,7 +138,7 @@ async def served(agent: Agent, tmp_path: Path) -> AsyncIterator[Served]:
     await server.stop()
 
 
-async def test_who_says_nothing_loses_the_place_to_who_comes_later(
+async def test_an_idle_connection_loses_its_place_to_a_later_one(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tls_proxy, "MAX_HANDSHAKES", 4)
@@ -153,7 +153,7 @@ async def test_who_says_nothing_loses_the_place_to_who_comes_later(
             assert await asyncio.to_thread(connection.recv, 1) == b""
 
 
-async def test_who_says_nothing_is_hung_up_on(
+async def test_an_idle_connection_is_closed(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tls_proxy, "HANDSHAKE_S", 0.05)

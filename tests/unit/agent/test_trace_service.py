@@ -64,7 +64,7 @@ async def code_of(stream: Stream) -> tuple[grpc.StatusCode, str]:
     return refused.value.code(), refused.value.details() or ""
 
 
-async def test_packets_come_as_they_are_told_of_and_the_last_counts_are_exact(
+async def test_packets_come_as_they_are_reported_and_the_last_counts_are_exact(
     running: Running,
 ) -> None:
     await running.stub.Apply(state(probe()))
@@ -187,7 +187,7 @@ async def test_a_trace_that_waits_ends_with_the_agent(running: Running) -> None:
     assert code == grpc.StatusCode.UNAVAILABLE
 
 
-async def test_the_sampling_of_the_worst_moment_is_told(running: Running) -> None:
+async def test_the_sampling_of_the_worst_moment_is_reported(running: Running) -> None:
     running.engine.cpu_percent = 50
     running.engine.figure = 1
     message = state(probe())
@@ -229,7 +229,7 @@ async def test_an_agent_that_goes_says_so(running: Running) -> None:
         ),
     ],
 )
-async def test_what_can_not_be_meant_is_refused_by_its_field(
+async def test_an_invalid_request_is_refused_by_its_field(
     running: Running, probe_id: str, limits_ns: dict[str, int], message: str
 ) -> None:
     await running.stub.Apply(state(probe(modules=("rx",))))

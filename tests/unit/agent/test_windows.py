@@ -333,7 +333,7 @@ def test_the_nodes_figures_are_those_of_the_window_and_of_the_modules() -> None:
     assert found.stages[NodeStage("rx.total", "eth0")].histogram.count == 6
 
 
-def test_a_probe_with_figures_of_the_node_alone_and_none_of_them_misses_nothing() -> None:
+def test_a_probe_of_the_node_alone_without_figures_misses_nothing() -> None:
     irq = replace(_probe("a", modules=frozenset({Module.IRQ})), node_figures=False)
     measured = Measured(irq)
     measured.follow(irq, active=frozenset())

@@ -9,7 +9,7 @@ from bench.programs import added_runs
 from bench.runs import UNIX, Slice, _outcome, per_packet
 
 
-def test_what_others_cause_is_subtracted_for_as_long_as_the_traffic_took() -> None:
+def test_the_load_of_others_is_subtracted_for_as_long_as_the_traffic_took() -> None:
     idle = Slice({"receive": 30, "rare": 9}, seconds=0.3, sent=0)
     busy = Slice({"receive": 260, "rare": 1, "new": 200}, seconds=0.6, sent=100)
     assert per_packet(idle, busy) == pytest.approx({"receive": 2.0, "rare": 0.0, "new": 2.0})

@@ -69,7 +69,7 @@ async def test_agents_are_found_with_a_watch_of_their_namespace_alone(
         await until(lambda: not sum(controller._fleet.states().values()), what=lambda: api.asked)
 
 
-async def test_a_namespace_without_permission_is_told_in_the_status_of_its_probes(
+async def test_a_namespace_without_permission_is_reported_in_the_status_of_its_probes(
     operator_tls: ClientTlsFiles,
 ) -> None:
     api = FakeApi(refuse_in={"cart": (403, "pods is forbidden in cart")})

@@ -93,7 +93,7 @@ steps = st.lists(st.tuples(st.sampled_from([CHECKOUT, CART]), pods | st.sampled_
 
 
 @given(steps)
-def test_following_changes_ends_where_starting_anew_begins(
+def test_following_changes_ends_where_starting_again_begins(
     steps: list[tuple[ProbeSpec, Pod | str]],
 ) -> None:
     states = DesiredStates()

@@ -85,7 +85,7 @@ async def test_another_takes_the_lease_of_one_that_has_died(lease: SharedLease) 
     assert after > before
 
 
-async def test_a_released_lease_is_taken_at_the_next_look(lease: SharedLease) -> None:
+async def test_a_released_lease_is_taken_at_the_next_poll(lease: SharedLease) -> None:
     one, two = candidate("one", lease), candidate("two", lease)
     async with running(one) as (ending,):
         await leads(one)
@@ -255,7 +255,7 @@ _CLOCKS = st.tuples(st.floats(-1e6, 1e6), st.sampled_from([0.95, 1.0, 1.05]), st
 
 @given(paths=_PATHS, clocks=st.lists(_CLOCKS, min_size=3, max_size=3))
 @settings(deadline=None, max_examples=150)
-def test_two_never_lead_at_once_whatever_is_late_lost_or_frozen(
+def test_two_never_lead_at_once_even_if_requests_or_processes_are_late_lost_or_frozen(
     paths: list[list[Trip]], clocks: list[tuple[float, float, float]]
 ) -> None:
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:

@@ -319,7 +319,7 @@ async def test_an_agent_of_another_protocol_is_left_alone(fleet: Fleet, agent: F
     assert not agent.applied
 
 
-async def test_a_refusal_is_told_and_the_next_state_is_tried_at_once(
+async def test_a_refusal_is_reported_and_the_next_state_is_tried_at_once(
     fleet: Fleet, agent: FakeAgent
 ) -> None:
     agent.refuse = (grpc.StatusCode.INVALID_ARGUMENT, "two targets of one id")
@@ -366,7 +366,9 @@ async def test_any_number_of_probes_of_a_namespace_leaves_the_others_as_they_are
     assert "uid-victim" in [probe.id for probe in agent.applied[-1].probes]
 
 
-async def test_what_was_left_out_is_sent_once_there_is_room(fleet: Fleet, agent: FakeAgent) -> None:
+async def test_targets_that_were_left_out_are_sent_once_there_is_room(
+    fleet: Fleet, agent: FakeAgent
+) -> None:
     await connect(fleet, agent, crowded(MAX_PROBES))
     sent = {probe.id for probe in agent.applied[-1].probes}
     last = f"uid-flood-{MAX_PROBES - 1:04}"
@@ -397,7 +399,7 @@ async def test_a_probe_that_cannot_be_encoded_keeps_no_other_from_its_agent(
     assert "cannot send this probe" in refused.message
 
 
-async def test_a_foreign_certificate_is_refused_with_words(
+async def test_a_foreign_certificate_is_refused_with_a_message(
     agent: FakeAgent, ears: Ears, foreign_tls: Path, operator_tls: ClientTlsFiles
 ) -> None:
     foreign = ClientTlsFiles(
@@ -416,7 +418,7 @@ async def test_a_foreign_certificate_is_refused_with_words(
     await fleet.close()
 
 
-async def test_a_missing_certificate_is_told_and_read_when_it_is_there(
+async def test_a_missing_certificate_is_reported_and_read_when_it_is_there(
     agent: FakeAgent, ears: Ears, operator_tls: ClientTlsFiles, tmp_path: Path
 ) -> None:
     late = ClientTlsFiles(operator_tls.ca, tmp_path / "tls.crt", operator_tls.key)
@@ -465,7 +467,7 @@ async def test_a_renewed_certificate_replaces_the_one_of_an_open_connection(
     await agent.stop()
 
 
-async def test_without_anything_to_measure_the_agent_is_told_so_and_left(
+async def test_without_anything_to_measure_the_agent_gets_an_empty_state_and_is_left(
     fleet: Fleet, agent: FakeAgent
 ) -> None:
     fleet.set_agent("node-a", AgentEndpoint(agent.address))
@@ -494,7 +496,7 @@ async def test_nothing_is_applied_before_the_fleet_is_open(
     await fleet.close()
 
 
-async def test_nobody_waits_for_an_agent_that_is_away(fleet: Fleet) -> None:
+async def test_an_agent_that_is_away_is_not_waited_for(fleet: Fleet) -> None:
     fleet.want("node-a", state_of("a"))
     fleet.set_agent("node-a", AgentEndpoint("127.0.0.1:1"))
 
@@ -508,7 +510,7 @@ async def test_a_node_without_an_agent_says_why(fleet: Fleet) -> None:
     assert fleet.view("node-a").message == "agent pod x is Pending"
 
 
-async def test_what_becomes_of_targets_is_heard(fleet: Fleet, agent: FakeAgent, ears: Ears) -> None:
+async def test_changes_of_targets_are_heard(fleet: Fleet, agent: FakeAgent, ears: Ears) -> None:
     agent.coverage = [
         pb.StageCoverage(name="rx.host", state=pb.StageCoverage.UNAVAILABLE, reason="no hook")
     ]

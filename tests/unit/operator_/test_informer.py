@@ -190,7 +190,7 @@ async def test_only_what_may_have_lost_events_is_followed_by_a_list(
     assert len(api.watches) == 2
 
 
-async def test_a_version_that_is_forgotten_within_a_list_begins_it_anew() -> None:
+async def test_a_version_that_is_forgotten_within_a_list_begins_it_again() -> None:
     api = Api()
     api.list_errors.append(ExpiredError(410, "Expired", "the continue parameter is too old"))
     audience = Silent()
@@ -201,7 +201,7 @@ async def test_a_version_that_is_forgotten_within_a_list_begins_it_anew() -> Non
     assert audience.refusals == 0
 
 
-async def test_an_invalid_selector_is_told_in_the_servers_words() -> None:
+async def test_an_invalid_selector_is_reported_with_the_servers_message() -> None:
     api = Api()
     api.list_errors.extend([ApiError(400, "BadRequest", "unable to parse requirement")] * 10_000)
     audience = Silent()

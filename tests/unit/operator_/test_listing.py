@@ -42,6 +42,6 @@ def test_a_list_may_be_empty(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "[]", "{", '{"items": [', '{"items": [1 2]}', '{"items": [1]', '{"items" 1}']
 )
-def test_what_is_cut_off_is_no_list(text: str) -> None:
+def test_a_list_that_is_cut_off_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"Expecting"):
         list(ListReader(text))

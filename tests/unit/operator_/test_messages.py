@@ -59,7 +59,7 @@ def test_an_honest_state_is_sent_whole(probes: int, containers: int) -> None:
     assert {probe.namespace for probe in outgoing.message.probes} == {"shop"}
 
 
-def test_what_an_agent_does_not_take_is_left_out_of_its_namespace_alone() -> None:
+def test_excess_for_an_agent_is_left_out_of_its_namespace_alone() -> None:
     flood = node_state("flood", MAX_PROBES + 20, some_pods(1))
     outgoing = send(flood + node_state("bank", 2, some_pods(3, "b")))
     assert namespaces_of(outgoing.targets) == {"bank": 6, "flood": MAX_PROBES - 2}

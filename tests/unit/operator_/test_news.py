@@ -31,7 +31,7 @@ async def test_a_burst_is_heard_at_once_and_the_rest_together() -> None:
     assert heard.times[-1] - heard.times[0] >= PACE_S
 
 
-async def test_what_flaps_for_an_hour_is_heard_at_a_steady_pace() -> None:
+async def test_news_that_flaps_for_an_hour_is_heard_at_a_steady_pace() -> None:
     heard = Heard()
     for _ in range(7200):
         heard.news.note()
@@ -49,7 +49,7 @@ async def test_after_quiet_times_news_are_heard_at_once_again() -> None:
     assert len(heard.times) == before + 1
 
 
-async def test_what_is_cancelled_is_not_heard() -> None:
+async def test_cancelled_news_is_not_heard() -> None:
     heard = Heard()
     for _ in range(10 * BURST):
         heard.news.note()

@@ -63,7 +63,7 @@ def test_an_agent_that_is_away_measures_nothing(state: NodeState) -> None:
     assert (facts.state, facts.message, facts.attached) == (state, "why", 0)
 
 
-def test_what_a_node_cannot_tell_of_is_known_by_name() -> None:
+def test_gaps_of_a_node_are_known_by_name() -> None:
     gaps = (
         StageCoverage("rx.host", CoverageState.PARTIAL, "tp_btf/x", "some are missing"),
         StageCoverage("acceptQueueOverflows", CoverageState.UNAVAILABLE, "", "no such tracepoint"),
@@ -143,7 +143,7 @@ NOON = 1_800_000_000.0
         (NodeState.NO_AGENT, Staleness(), NodeState.NO_AGENT, "why", None),
     ],
 )
-def test_a_node_that_is_silent_is_told_with_the_age_of_what_it_said_last(
+def test_a_stale_node_is_reported_with_the_age_of_its_last_report(
     state: NodeState,
     staleness: Staleness,
     expected: NodeState,

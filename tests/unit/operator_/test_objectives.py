@@ -28,7 +28,7 @@ def test_it_is_missed_after_its_time_and_met_again_at_once() -> None:
     ]
 
 
-def test_the_message_tells_the_figures() -> None:
+def test_the_message_has_the_figures() -> None:
     (judgement,) = ObjectivesWatch().judge([READS], SLOW, at=0)
 
     assert judgement.message == (

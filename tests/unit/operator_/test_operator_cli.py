@@ -80,7 +80,7 @@ def test_node_figures_are_for_the_named_namespaces(
 
 
 @pytest.mark.parametrize("name", ["", "A_B", "a,b", "**", "team-*", "-a", "a" * 64])
-def test_what_is_no_namespace_is_refused_with_advice(
+def test_an_invalid_namespace_is_refused_with_advice(
     started: list[Options], tls: list[str], name: str
 ) -> None:
     result = CliRunner().invoke(cli.operator_command, [*tls, f"--node-figures-namespace={name}"])

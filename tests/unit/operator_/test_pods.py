@@ -93,7 +93,7 @@ async def test_pods_are_listed_and_then_followed(api: FakeApi, watches: PodWatch
     assert api.watches[0][0] == ""
 
 
-async def test_a_change_that_is_none_of_ours_is_not_told(api: FakeApi, watches: PodWatches) -> None:
+async def test_a_change_of_another_set_is_not_reported(api: FakeApi, watches: PodWatches) -> None:
     ears = Ears()
     await watched(watches, api, ears)
     api.set({**selected("a"), "other": "x"})
@@ -132,7 +132,9 @@ async def test_a_watch_that_ends_goes_on_where_it_was(api: FakeApi, watches: Pod
     assert api.lists == 1
 
 
-async def test_what_was_missed_is_told_after_a_new_list(api: FakeApi, watches: PodWatches) -> None:
+async def test_missed_changes_are_reported_after_a_new_list(
+    api: FakeApi, watches: PodWatches
+) -> None:
     ears = Ears()
     pods = await watched(watches, api, ears)
     api.set(selected("b"), quietly=True)
@@ -236,9 +238,7 @@ async def test_labels_that_changed_unseen_are_found_by_a_new_list(
     assert not pods.pods
 
 
-async def test_pods_of_other_namespaces_are_none_of_a_sets(
-    api: FakeApi, watches: PodWatches
-) -> None:
+async def test_pods_of_other_namespaces_belong_to_no_set(api: FakeApi, watches: PodWatches) -> None:
     ears = Ears()
     pods = await watched(watches, api, ears)
     api.set(pod_body("next-door", labels={"app": "a"}, namespace="other"))

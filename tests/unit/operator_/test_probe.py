@@ -85,7 +85,7 @@ class Crowded(World):
         ("flood-z", ("False", "TargetsFailed"), ("False", "NodesNotCovered")),
     ],
 )
-async def test_only_a_probe_that_is_left_out_of_a_crowded_node_tells_of_it(
+async def test_only_a_probe_that_is_left_out_of_a_crowded_node_reports_it(
     name: str, ready: tuple[str, str], covered: tuple[str, str]
 ) -> None:
     world = Crowded()
@@ -217,7 +217,7 @@ async def test_a_corrupt_report_is_left_out_alone(world: World) -> None:
         assert stages == {"a": 0, "b": 1}
 
 
-async def test_containers_of_a_pod_tell_of_one_network_namespace(world: World) -> None:
+async def test_containers_of_a_pod_report_one_network_namespace(world: World) -> None:
     async with running(world, probe_body(interval="1s")) as probe:
         world.show(pod("a", containers=("old", "new")))
         for _ in range(2):
@@ -249,7 +249,7 @@ async def test_a_nodes_troubles_add_up_over_the_reports_of_each_node(world: Worl
         assert told == {"node-b": {"softnetDropped": 4}, "node-a": {"softnetDropped": 2}}
 
 
-async def test_a_node_that_stops_reporting_is_told_with_the_age_of_its_last_report(
+async def test_a_node_that_stops_reporting_is_shown_with_the_age_of_its_last_report(
     world: World,
 ) -> None:
     async with running(world, probe_body(), wall_clock=clock) as probe:
@@ -273,7 +273,7 @@ async def test_a_node_that_stops_reporting_is_told_with_the_age_of_its_last_repo
         assert len(world.writes) > writes
 
 
-async def test_nodes_that_stay_silent_cost_few_writes(world: World) -> None:
+async def test_nodes_that_stay_stale_cost_few_writes(world: World) -> None:
     async with running(world, probe_body(), wall_clock=clock) as probe:
         world.show(pod("a"))
         take(probe, "node-a", report({target_id("a"): measurement(1000)}))
@@ -285,7 +285,7 @@ async def test_nodes_that_stay_silent_cost_few_writes(world: World) -> None:
         assert len(world.writes) - writes <= 6
 
 
-async def test_a_corrupt_word_on_a_node_costs_only_that(world: World) -> None:
+async def test_a_corrupt_field_of_a_node_costs_only_that(world: World) -> None:
     async with running(world, probe_body(interval="1s"), node_figures=True) as probe:
         world.show(pod("a"))
         message = report({target_id("a"): measurement(*[10**6] * 100)})
@@ -456,7 +456,7 @@ async def test_a_clock_that_is_set_between_two_operators_neither_ends_nor_stretc
 
 
 @pytest.mark.parametrize("jump_s", [-86_400, 86_400])
-async def test_a_completed_probe_stays_so_whatever_the_next_operators_clock(
+async def test_a_completed_probe_stays_completed_with_any_clock_of_the_next_operator(
     world: World, jump_s: float
 ) -> None:
     now = [1_000_000.0]
@@ -507,7 +507,7 @@ async def test_a_longer_duration_goes_on(world: World) -> None:
         await ready(world, "Measuring")
 
 
-async def test_an_invalid_selector_is_told_and_an_edit_mends_it(world: World) -> None:
+async def test_an_invalid_selector_is_reported_and_an_edit_mends_it(world: World) -> None:
     async with running(world, probe_body()) as probe:
         pods = world.sets["app=checkout"]
         pods.refusal = PodsRefusal(invalid=True, message="unable to parse requirement")
@@ -520,7 +520,7 @@ async def test_an_invalid_selector_is_told_and_an_edit_mends_it(world: World) ->
         await ready(world, "Measuring")
 
 
-async def test_a_spec_that_cannot_be_read_is_told(world: World) -> None:
+async def test_a_spec_that_cannot_be_read_is_reported(world: World) -> None:
     async with running(world, probe_body(modules=["dns"])):
         await ready(world, "InvalidSpec")
         (condition, *_) = world.status["conditions"]
@@ -604,7 +604,7 @@ def test_timestamps_are_the_apis() -> None:
 HIDDEN = "5550001"
 
 
-async def test_figures_of_the_node_that_nobody_allowed_are_dropped_on_arrival(world: World) -> None:
+async def test_figures_of_the_node_without_permission_are_dropped_on_arrival(world: World) -> None:
     body = probe_body(interval="1s", modules=["rx", "irq"], overhead={"maxCPUPercent": 0})
     async with running(world, body) as probe:
         world.show(pod("a"), pod("host", host_network=True))

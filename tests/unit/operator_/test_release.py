@@ -39,7 +39,7 @@ async def test_only_our_finalizer_is_taken_off() -> None:
     assert api.probes == [probe("checkout", OTHERS), probe("cart", OTHERS), probe("x")]
 
 
-async def test_only_the_namespaces_that_were_named_are_looked_at() -> None:
+async def test_only_the_namespaces_that_were_named_are_read() -> None:
     api = FakeApi(probes=[probe("a", FINALIZER), probe("b", FINALIZER, namespace="other")])
 
     async with api.serve() as cluster:
@@ -48,7 +48,7 @@ async def test_only_the_namespaces_that_were_named_are_looked_at() -> None:
     assert [body["metadata"].get("finalizers") for body in api.probes] == [None, [FINALIZER]]
 
 
-async def test_a_probe_that_changed_meanwhile_is_looked_at_again() -> None:
+async def test_a_probe_that_changed_since_its_reading_is_read_again() -> None:
     api = FakeApi(probes=[probe("checkout", FINALIZER)], conflicts=2)
 
     async with api.serve() as cluster:
@@ -57,7 +57,7 @@ async def test_a_probe_that_changed_meanwhile_is_looked_at_again() -> None:
     assert api.probes == [probe("checkout")]
 
 
-async def test_an_operator_that_still_runs_is_told_of() -> None:
+async def test_an_operator_that_still_runs_is_reported() -> None:
     api = FakeApi(probes=[probe("checkout", FINALIZER)], conflicts=1000)
 
     async with api.serve() as cluster:

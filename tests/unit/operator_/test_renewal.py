@@ -72,7 +72,7 @@ async def test_anything_else_is_none(contents: tuple[str | None, ...]) -> None:
         assert not waiter.done()
 
 
-async def test_each_renewal_is_told_once() -> None:
+async def test_each_renewal_is_reported_once() -> None:
     files = Files("old", "new")
     renewal = Renewal(files.read, poll_s=0.005, patience_s=0, spread_s=0)
     renewal.start()

@@ -61,7 +61,7 @@ def test_a_restarted_container_is_another_target() -> None:
     ],
     ids=["new", "pending", "waiting", "terminated", "failed"],
 )
-def test_what_does_not_run_is_no_target(status: dict[str, Any]) -> None:
+def test_a_pod_that_does_not_run_is_no_target(status: dict[str, Any]) -> None:
     body = {**pod_body("a"), "status": status}
 
     assert targets_of(read_pod(body), ()) == ()
@@ -156,7 +156,7 @@ def test_a_static_pod_is_measured_by_its_kubelets_uid_and_reported_by_its_own() 
     assert target.id.startswith(f"{read.uid}/")
 
 
-def test_a_pod_that_is_no_mirror_has_its_own_uid_whatever_its_annotations_say() -> None:
+def test_a_pod_that_is_no_mirror_has_its_own_uid_with_any_annotations() -> None:
     body = _mirror()
     del body["metadata"]["annotations"]["kubernetes.io/config.mirror"]
 

@@ -74,7 +74,7 @@ def test_every_form_of_selector_has_its_text(selector: dict[str, Any], text: str
         ({"matchLabels": {"a": "v\n"}}, "is neither"),
     ],
 )
-def test_what_is_no_selector_is_refused_with_its_fault(
+def test_an_invalid_selector_is_refused_with_its_fault(
     selector: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InvalidSelectorError, match=message.replace("(", r"\(")):

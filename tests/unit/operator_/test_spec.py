@@ -95,7 +95,7 @@ def test_all_fields_are_read() -> None:
         ({"selector": None}, "InvalidSpec", "cannot be read"),
     ],
 )
-def test_what_a_schema_let_through_is_refused_with_a_reason(
+def test_an_invalid_spec_that_a_schema_passed_is_refused_with_a_reason(
     spec: dict[str, Any], reason: str, message: str
 ) -> None:
     with pytest.raises(SpecError, match=message) as caught:

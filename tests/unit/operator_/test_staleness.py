@@ -14,11 +14,11 @@ from latencyprobe_operator.probes.staleness import ReportTimes, Staleness, age_t
         *[(660, "10m"), (3599, "50m"), (3600, "1h"), (90_000, "25h")],
     ],
 )
-def test_an_age_is_told_anew_ever_more_seldom(seconds: float, text: str) -> None:
+def test_an_age_is_reported_again_ever_more_seldom(seconds: float, text: str) -> None:
     assert age_text(seconds) == text
 
 
-def test_silence_counts_from_the_last_report() -> None:
+def test_staleness_counts_from_the_last_report() -> None:
     report_times = ReportTimes()
     report_times.staleness("a", is_due=True, at=100)
     report_times.note("a", at=110, wall=1000)
@@ -26,14 +26,14 @@ def test_silence_counts_from_the_last_report() -> None:
     assert report_times.staleness("a", is_due=True, at=125) == Staleness(15, 1000, 15)
 
 
-def test_silence_of_who_never_reported_counts_from_when_it_was_to() -> None:
+def test_staleness_without_any_report_counts_from_the_time_of_the_first() -> None:
     report_times = ReportTimes()
     report_times.staleness("a", is_due=True, at=100)
 
     assert report_times.staleness("a", is_due=True, at=125) == Staleness(25, None, 0)
 
 
-def test_an_agent_that_was_away_is_due_anew_when_it_returns() -> None:
+def test_an_agent_that_was_away_is_due_again_when_it_returns() -> None:
     report_times = ReportTimes()
     report_times.note("a", at=0, wall=1000)
     assert report_times.staleness("a", is_due=False, at=200) == Staleness(0, 1000, 200)

@@ -141,9 +141,7 @@ def test_readiness_says_how_many_nodes_measure_and_how_many_all_of_it(
         ([], ("Unknown", "NoTargets")),
     ],
 )
-def test_covered_tells_of_nodes_and_stages(
-    nodes: list[NodeFacts], covered: tuple[str, str]
-) -> None:
+def test_covered_names_nodes_and_stages(nodes: list[NodeFacts], covered: tuple[str, str]) -> None:
     document = status.build(facts(nodes=nodes), now=NOW)
 
     assert condition(document, "Covered") == covered
@@ -229,7 +227,7 @@ def test_summary_and_pods_carry_figures_and_verdict() -> None:
     assert document["omittedPods"] == 1
 
 
-def test_nodes_that_had_trouble_are_told_of_the_worst_first() -> None:
+def test_nodes_that_had_trouble_are_listed_the_worst_first() -> None:
     few, many = (NodeMeasurement(counters={"softnetDropped": n}) for n in (1, 5))
     pods = [listed("checkout-1", "node-a", ("server",), SLOW_READER, of_node=few)]
     context = {"node-a": few, "node-b": NodeMeasurement(counters={"x": 0}), "node-c": many}
@@ -264,7 +262,7 @@ def test_a_nodes_stages_of_the_probes_modules_are_shown_the_costliest_of_many() 
     assert node["counters"]["countersOmitted"] == 40 - (status.MAX_CONTEXT_COUNTERS - 1)
 
 
-def test_what_a_pods_namespace_counted_stands_apart() -> None:
+def test_counts_of_a_pods_namespace_stand_apart() -> None:
     netns = Measurement(netns_counters={"TcpExtListenDrops": 2, "UdpRcvbufErrors": 0})
     many = {f"eth0:rx{n}_drops": n for n in range(100)}
     pods = [
@@ -280,7 +278,7 @@ def test_what_a_pods_namespace_counted_stands_apart() -> None:
     assert len(c["netnsCounters"]) == status.MAX_CONTEXT_COUNTERS
 
 
-def test_at_rest_the_last_figures_stay() -> None:
+def test_the_last_figures_stay_while_inactive() -> None:
     pods = [listed("checkout-1", "node-a", ("server",), SLOW_READER)]
     context = {"node-a": NodeMeasurement(counters={"softnetDropped": 1})}
     running = status.build(

@@ -188,7 +188,7 @@ def test_scores_of_another_version_are_not_compared_and_the_sum_is_kept() -> Non
     assert [each.place.pod_uid for each in summaries.scores()] == ["a"]
 
 
-def test_only_the_worst_nodes_stages_are_unpacked_and_all_counters_are_told() -> None:
+def test_only_the_worst_nodes_stages_are_unpacked_and_all_counters_are_reported() -> None:
     summaries = NodeSummaries()
     for name, drops, slowest_ns in (("quiet", 0, 1), ("slow", 0, 9000), ("drops", 3, 1)):
         stage = measurement(slowest_ns).stage("rx.total")

@@ -65,7 +65,7 @@ def test_a_lost_connection_alone_is_no_gap() -> None:
     assert not note(observed, 40, 50, stream=2)
 
 
-def test_what_the_agent_states_counts_and_not_twice() -> None:
+def test_a_gap_that_the_agent_states_counts_and_not_twice() -> None:
     observed = ObservedTime()
     assert note(observed, 0, 10, stated_s=5).seconds == 5
     assert note(observed, 16, 26, stated_s=6).seconds == 6
@@ -73,7 +73,7 @@ def test_what_the_agent_states_counts_and_not_twice() -> None:
     assert found == Unobserved(20, "the agent did not measure")
 
 
-def test_nothing_exceeds_the_window_whatever_a_node_reports() -> None:
+def test_nothing_exceeds_the_window_even_if_a_node_reports_more() -> None:
     observed = ObservedTime()
     note(observed, 0, 10)
     assert note(observed, 1e15, 1e15 + 1).seconds <= WINDOW_S

@@ -472,7 +472,7 @@ def test_scores_that_vary_a_little_make_no_new_choice() -> None:
         assert another.min_score <= score
 
 
-def test_a_node_whose_pods_come_and_go_among_the_worst_is_told_once() -> None:
+def test_a_node_whose_pods_come_and_go_among_the_worst_is_asked_once() -> None:
     nodes = [f"n{number}" for number in range(100)]
     top, choices = NO_TOP, set()
     for interval in range(10):
