@@ -88,6 +88,13 @@ static __always_inline u32 log2_of(u64 value)
 	return log2;
 }
 
+/* Without a branch, as is_above() and for the same reason. */
+static __always_inline u64 is_negative(u64 number)
+{
+	asm volatile("" : "+r"(number));
+	return number >> 63;
+}
+
 /* `ns`, or 0 where it is negative. Without a branch, as is_above() and for the same reason. */
 static __always_inline u64 at_least_0(u64 ns)
 {
@@ -97,20 +104,26 @@ static __always_inline u64 at_least_0(u64 ns)
 	return ns & (is_negative - 1);
 }
 
-/* A value below the first bound, or above the last, is counted as that bound. */
-static __always_inline u32 position_of(u64 ns, u64 *bucket_bounds)
+/* A value below the first bound is counted as that bound. It is not above the last one. */
+static __always_inline u32 position_below_last(u64 ns, u64 *bucket_bounds)
 {
 	u32 octave, leading;
 	u64 mantissa, bound;
 
-	ns = ns << 1 >> 1 | ns >> 63 << (LAST_OCTAVE + 1); /* never negative as a signed number */
 	ns = (1ULL << FIRST_OCTAVE) + at_least_0(ns - (1ULL << FIRST_OCTAVE));
-	ns = ABOVE_ALL - at_least_0(ABOVE_ALL - ns);
 	octave = FIRST_OCTAVE + log2_of(ns >> FIRST_OCTAVE);
 	mantissa = (ns << (63 - octave)) >> 8;
 	leading = (mantissa >> (55 - BOUND_BITS)) & ((1 << BOUND_BITS) - 1);
 	bound = bucket_bounds[leading];
 	return (octave - FIRST_OCTAVE) * 8 + (bound & 0xff) + is_above(mantissa, bound);
+}
+
+/* The same of any value: one above the last bound is counted as that. */
+static __always_inline u32 position_of(u64 ns, u64 *bucket_bounds)
+{
+	ns = ns << 1 >> 1 | ns >> 63 << (LAST_OCTAVE + 1); /* never negative as a signed number */
+	ns = ABOVE_ALL - at_least_0(ABOVE_ALL - ns);
+	return position_below_last(ns, bucket_bounds);
 }
 
 /* NULL for a slot that is not in use any more. */
@@ -140,11 +153,8 @@ static __always_inline void keep_greater(struct stage_stats *stage, enum extreme
 	stage->extremes[place & NO_EXTREME] = value;
 }
 
-/* Without a branch: in a loop over packets the verifier would follow each way of each round. */
-static __always_inline void record_checked(struct config *config, struct stage_stats *stage, u64 ns)
+static __always_inline void record_at(struct stage_stats *stage, u64 position, u64 ns)
 {
-	u64 position = position_of(ns, config->bucket_bounds);
-
 	/* keep the compiler from indexing with another register than the one that is bounded */
 	asm volatile("" : "+r"(position));
 	position &= PLACES - 1;
@@ -152,6 +162,19 @@ static __always_inline void record_checked(struct config *config, struct stage_s
 	__sync_fetch_and_add(&stage->counts[position], 1);
 	keep_greater(stage, MAX, ns);
 	keep_greater(stage, TOP_LESS_MIN, TOP_NS - ns);
+}
+
+/* Without a branch: in a loop over packets the verifier would follow each way of each round. */
+static __always_inline void record_checked(struct config *config, struct stage_stats *stage, u64 ns)
+{
+	record_at(stage, position_of(ns, config->bucket_bounds), ns);
+}
+
+/* The same of a duration that saturates(): the fewer instructions, the fewer to verify. */
+static __always_inline void record_saturated(struct config *config, struct stage_stats *stage,
+					     u32 ns)
+{
+	record_at(stage, position_below_last(ns, config->bucket_bounds), ns);
 }
 
 static __always_inline void record(struct config *config, struct stage_stats *stage, u64 ns)

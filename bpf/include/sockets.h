@@ -13,7 +13,8 @@
 
 #define FEW_SEGMENTS 4 /* in a queue; these must be powers of two */
 #define SEGMENTS 64    /* in a ring */
-#define READ_ROUNDS 64
+/* Of one read, segments times slots; fewer while a trace runs, since they verify longer. */
+#define READ_ROUNDS (TRACE ? 56 : 64)
 
 /* A received segment between tcp_probe and the application. Durations saturate at 4.2 s. */
 struct segment {
@@ -115,8 +116,9 @@ struct socket_queue {
 #ifdef MODULE_RX
 	u32 head; /* next to read, next to fill: free-running */
 	u32 tail;
-	u32 skipped; /* segments that left the queue unseen */
-	u32 reader;  /* the thread that read last; 0: not known */
+	u16 skipped;  /* segments that left the queue unseen */
+	u16 outdated; /* and those that waited too long */
+	u32 reader;   /* the thread that read last; 0: not known */
 #endif
 #ifdef MODULE_TX
 	u32 handed_head; /* oldest, next to fill: free-running */

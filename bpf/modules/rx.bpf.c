@@ -563,6 +563,45 @@ static __always_inline void record_wakeup(struct config *config, struct slot_sta
 		record_part(config, slot, event, STAGE_RX_WAKEUP, ns);
 }
 
+/* The parts of a packet for its event, all at once: the verifier follows each question for an event. */
+static __always_inline void note_parts(struct trace_event *event, volatile struct segment *segment,
+				       u64 wait_ns)
+{
+#if TRACE
+	u64 irq_ns = segment->irq_ns;
+
+	if (!event)
+		return;
+	event->stages[STAGE_RX_IRQ] = irq_ns + is_negative(0 - irq_ns);
+	event->stages[STAGE_RX_SOFTIRQ] = (u32)(segment->softirq_ns + 1); /* 0 of ABSENT */
+	event->stages[STAGE_RX_HOST] = (u32)(segment->host_ns + 1);
+	event->stages[STAGE_RX_STACK] = (u32)(segment->stack_ns + 1);
+	event->stages[STAGE_RX_SOCKET] = wait_ns + 1;
+	event->stages[STAGE_RX_TOTAL] = wait_ns + segment->before_ns + 1;
+#endif
+}
+
+/* The stages of a packet; `wait_ns` in the socket, plausible. */
+static __always_inline void record_parts(struct config *config, struct slot_stats *slot,
+					 struct trace_event *event,
+					 volatile struct segment *segment, u64 wait_ns)
+{
+	struct stage_stats *stages = slot->stages;
+
+	note_parts(event, segment, wait_ns);
+	record_checked(config, &stages[STAGE_RX_SOCKET], wait_ns);
+	record_checked(config, &stages[STAGE_RX_TOTAL], wait_ns + segment->before_ns);
+	if (segment->irq_ns)
+		record_saturated(config, &stages[STAGE_RX_IRQ], segment->irq_ns);
+	if (segment->softirq_ns != ABSENT)
+		record_saturated(config, &stages[STAGE_RX_SOFTIRQ], segment->softirq_ns);
+	if (segment->host_ns != ABSENT)
+		record_saturated(config, &stages[STAGE_RX_HOST], segment->host_ns);
+	if (segment->stack_ns != ABSENT)
+		record_saturated(config, &stages[STAGE_RX_STACK], segment->stack_ns);
+	record_wakeup(config, slot, event, segment, wait_ns);
+}
+
 /*
  * `segment` must be in a map: values from there are unknown to the verifier, which bounds its work.
  */
@@ -575,21 +614,10 @@ static __always_inline void record_packet(struct config *config, u32 slot_number
 
 	if (!slot)
 		return;
-	if (wait_ns > TOO_LONG_NS) { /* no part without the others */
+	if (wait_ns > TOO_LONG_NS) /* no part without the others */
 		__sync_fetch_and_add(&slot->stages[STAGE_RX_SOCKET].missing[UNMATCHED], 1);
-		return;
-	}
-	if (segment->irq_ns)
-		record_part(config, slot, event, STAGE_RX_IRQ, segment->irq_ns);
-	if (segment->softirq_ns != ABSENT)
-		record_part(config, slot, event, STAGE_RX_SOFTIRQ, segment->softirq_ns);
-	if (segment->host_ns != ABSENT)
-		record_part(config, slot, event, STAGE_RX_HOST, segment->host_ns);
-	if (segment->stack_ns != ABSENT)
-		record_part(config, slot, event, STAGE_RX_STACK, segment->stack_ns);
-	record_part(config, slot, event, STAGE_RX_SOCKET, wait_ns);
-	record_part(config, slot, event, STAGE_RX_TOTAL, wait_ns + segment->before_ns);
-	record_wakeup(config, slot, event, segment, wait_ns);
+	else
+		record_parts(config, slot, event, segment, wait_ns);
 }
 
 /*
@@ -616,60 +644,107 @@ static __always_inline void trace_received(struct sock *sk, u32 protocol, owners
 #endif
 }
 
+/* The segment at the beginning of the queue. NULL: its ring is gone, see find_segment_ring(). */
+static __always_inline volatile struct segment *first_segment(struct sock *sk,
+							      volatile struct socket_queue *queue)
+{
+	struct segment_ring *ring;
+
+	if (!queue->has_segment_ring)
+		return &queue->segments[queue->head & (FEW_SEGMENTS - 1)];
+	ring = look_up_segment_ring(sk);
+	return ring ? &ring->segments[queue->head & (SEGMENTS - 1)] : 0;
+}
+
+/*
+ * Drop segments from the beginning of the queue that are no samples: those before `read_from`, which
+ * were taken unseen, and those that waited too long. Neither is behind a segment that is a sample.
+ * They are in `segments`, a table of `size`.
+ */
+static __always_inline void drop_segments(struct socket_state *state, struct socket_queue *queue,
+					  struct segment *segments, u32 size, u64 now)
+{
+	volatile struct socket_queue *waiting = queue;
+	struct segment *first;
+	u64 wait_ns, is_unseen, is_old;
+	u32 i;
+
+	for (i = 0; i < size; i++) {
+		if (waiting->head == waiting->tail)
+			break;
+		first = &segments[waiting->head & (size - 1)];
+		wait_ns = now - first->queued_ns;
+		is_unseen = is_negative((s64)(s32)(first->end_seq - state->read_from) - 1);
+		is_old = is_negative(TOO_LONG_NS - wait_ns) | is_negative(wait_ns);
+		is_old &= is_negative(-(s64)(s32)(state->read_seq - first->seq));
+		if (!(is_unseen | is_old))
+			break;
+		waiting->skipped += is_unseen;
+		waiting->outdated += is_old & ~is_unseen;
+		waiting->head++;
+	}
+}
+
 /*
  * The bytes from `read_from` to `read_seq` go to the application: so do the segments that begin
- * there. Those wholly before were taken unseen.
+ * there.
  * A round records one segment in one slot: a single flat loop is what the verifier can follow. What
  * a round needs it reads from the socket's state. There it is unknown to the verifier, which would
  * follow each path to the loop, and each number of slots left, through all rounds.
  */
 static __always_inline void read_segments(struct config *config, struct sock *sk,
 					  struct socket_state *state, struct socket_queue *queue,
-					  u64 now, bool is_own)
+					  u64 now)
 {
 	volatile struct socket_state *in_map = state;
 	volatile struct socket_queue *waiting = queue;
-	volatile struct segment *segment = &queue->present;
+	volatile struct segment *segment = &queue->present, *first;
+	struct slot_stats *slot;
 	int i;
 
 	waiting->owners_left = in_map->owners;
-	waiting->reader = is_own ? bpf_get_current_pid_tgid() : 0;
 	note_reader(waiting->reader);
 	for (i = 0; i < READ_ROUNDS; i++) {
 		if (waiting->head == waiting->tail)
 			break;
+		first = first_segment(sk, queue);
+		if (!first)
+			break;
 		/* a copy, wherever it is: or the verifier would follow all that comes for each place */
-		copy_segment(segment, segment_at(queue, find_segment_ring(config, sk, state, queue),
-						 waiting->head));
+		copy_segment(segment, first);
 		if (!is_after(in_map->read_seq, segment->seq))
 			break;
-		if (is_after(segment->end_seq, in_map->read_from)) {
-			record_packet(config, first_slot(waiting->owners_left), segment, now);
-			waiting->owners_left >>= OWNER_BITS;
-			if (waiting->owners_left)
-				continue;
-			waiting->owners_left = in_map->owners;
+		slot = get_stats(config, first_slot(waiting->owners_left));
+		if (slot)
+			record_parts(config, slot, begin_event(EVENT_RECEIVED), segment,
+				     now - segment->queued_ns);
+		waiting->owners_left >>= OWNER_BITS;
+		if (waiting->owners_left)
+			continue;
+		waiting->owners_left = in_map->owners;
+		if (slot) /* else the event is of another packet */
 			trace_received(sk, PROTOCOL_TCP, in_map->owners, segment, waiting->reader);
-		} else {
-			waiting->skipped++;
-		}
 		waiting->head++;
 	}
 }
 
-/* A read that no segment accounts for: see account_for(). */
+/* A read that no segment accounts for: see account_for(). `outdated` of the segments were sampled. */
 static __always_inline void check_read(struct config *config, struct socket_state *state,
-				       u32 unmatched)
+				       u32 skipped, u32 outdated)
 {
+	u32 unmatched = outdated;
+
 	if (!state->is_seq_known) {
 		state->is_seq_known = 1;
 		state->known_seq = state->read_from;
 	}
 	if (is_after(state->read_seq, state->known_seq)) {
 		state->known_seq = state->read_seq;
-		unmatched++;
+		skipped++;
 	}
-	if (unmatched && !config->sample_mask)
+	if (!config->sample_mask)
+		unmatched += skipped;
+	if (unmatched)
 		unmatched_for(config, state->owners, STAGE_RX_SOCKET, unmatched);
 }
 
@@ -678,14 +753,22 @@ static __always_inline void take_segments(struct config *config, struct sock *sk
 					  struct socket_state *state, u64 now, bool is_own)
 {
 	struct socket_queue *queue = get_queue(sk, state);
-	u32 skipped = 0;
+	u32 skipped = 0, outdated = 0;
+	struct segment_ring *ring;
 
 	if (queue) {
-		read_segments(config, sk, state, queue, now, is_own);
+		queue->reader = is_own ? bpf_get_current_pid_tgid() : 0;
+		ring = find_segment_ring(config, sk, state, queue);
+		if (ring)
+			drop_segments(state, queue, ring->segments, SEGMENTS, now);
+		else
+			drop_segments(state, queue, queue->segments, FEW_SEGMENTS, now);
+		read_segments(config, sk, state, queue, now);
 		skipped = queue->skipped;
-		queue->skipped = 0;
+		outdated = queue->outdated;
+		queue->skipped = queue->outdated = 0;
 	}
-	check_read(config, state, skipped);
+	check_read(config, state, skipped, outdated);
 }
 
 /*

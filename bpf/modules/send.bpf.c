@@ -23,18 +23,30 @@ static __always_inline void note_limit(struct handoff *handoff, struct tcp_sock 
 	handoff->is_behind = handoff->seq != READ(tp, snd_nxt) || READ(tp, tcp_wstamp_ns) > now;
 }
 
-/* Forget hand-offs that were sent wholly, of as many as there is room for. */
-static __always_inline void forget_sent(struct socket_queue *queue, struct handoff_ring *ring,
-					u32 sent)
+static __always_inline void forget_sent_of(volatile struct socket_queue *queue,
+					   struct handoff *handed, u32 size, u32 sent)
 {
-	int i;
+	u32 i;
 
-	for (i = 0; i < HANDOFFS; i++) {
+	for (i = 0; i < size; i++) {
 		if (queue->handed_tail - queue->handed_head < 2 ||
-		    is_after(handoff_at(queue, ring, queue->handed_head + 1)->seq, sent))
+		    is_after(handed[(queue->handed_head + 1) & (size - 1)].seq, sent))
 			break;
 		queue->handed_head++;
 	}
+}
+
+/*
+ * Forget hand-offs that were sent wholly, of as many as there is room for. A loop for each table: in
+ * one for both the verifier would follow both in each round.
+ */
+static __always_inline void forget_sent(struct socket_queue *queue, struct handoff_ring *ring,
+					u32 sent)
+{
+	if (ring)
+		forget_sent_of(queue, ring->handed, HANDOFFS, sent);
+	else
+		forget_sent_of(queue, queue->handed, FEW_HANDOFFS, sent);
 }
 
 /*
@@ -56,8 +68,8 @@ static __always_inline void keep_handoff(struct handoff *into, struct handoff *f
 	into->end = end;
 }
 
-static __always_inline void merge_handoffs(struct socket_queue *queue, struct handoff_ring *ring,
-					   u64 now)
+static __always_inline void merge_handoffs(volatile struct socket_queue *queue,
+					   struct handoff_ring *ring, u64 now)
 {
 	u32 into = queue->handed_head, from = into, i;
 	u64 oldest_ns = ring->handed[into & (HANDOFFS - 1)].handed_ns;

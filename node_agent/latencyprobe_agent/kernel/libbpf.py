@@ -131,7 +131,7 @@ class OnCgroup(NamedTuple):
 
 
 class ProgramInfo(ctypes.Structure):
-    """struct bpf_prog_info, include/uapi/linux/bpf.h, up to `recursion_misses` (5.12+)."""
+    """struct bpf_prog_info, include/uapi/linux/bpf.h, up to `verified_insns` (5.16+)."""
 
     _fields_ = (
         ("type", ctypes.c_uint32),
@@ -169,6 +169,7 @@ class ProgramInfo(ctypes.Structure):
         ("run_time_ns", ctypes.c_uint64),
         ("run_cnt", ctypes.c_uint64),
         ("recursion_misses", ctypes.c_uint64),
+        ("verified_instructions", ctypes.c_uint32),
     )
 
 

@@ -1,0 +1,36 @@
+"""A bound for the work of the verifier, which grows faster than the code does.
+
+A kernel refuses a program of more than a million verified instructions. How many there are depends
+on its verifier, so some room is left for those of other kernels.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from latencyprobe.domain.stages import DEFAULT_MODULES, Module
+from latencyprobe_agent.kernel import libbpf
+from latencyprobe_agent.kernel.request import Request
+from tests.live.compiled_once import compiled_once
+
+MOST_INSTRUCTIONS = 200_000
+
+
+@pytest.mark.parametrize("trace", [False, True], ids=["measuring", "tracing"])
+@pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
+@pytest.mark.parametrize("modules", [DEFAULT_MODULES, tuple(Module)], ids=["default", "all"])
+async def test_no_program_takes_the_verifier_more_instructions(
+    modules: tuple[Module, ...], typed: bool, trace: bool
+) -> None:
+    request = Request(tuple(map(str, modules)), host_netns=1, typed=typed, trace=trace)
+    built = await compiled_once().build(request)
+    try:
+        owned = built._owned
+        verified = {
+            function: int(libbpf.program_info(descriptor).verified_instructions)
+            for function, descriptor in {**owned.programs, **owned.cgroup_programs}.items()
+        }
+    finally:
+        built.close()
+    assert min(verified.values()) > 0
+    assert {name: count for name, count in verified.items() if count > MOST_INSTRUCTIONS} == {}
