@@ -12,6 +12,12 @@
 #define __always_inline inline __attribute__((always_inline))
 #endif
 
+/*
+ * The helper itself, 5.5+. Where addresses in /proc/kallsyms are hidden, as from an agent without
+ * CAP_SYSLOG, bcc takes bpf_probe_read() for it. Programs on cgroups may not call that one.
+ */
+#define bpf_probe_read_kernel ((long (*)(void *, u32, const void *))BPF_FUNC_probe_read_kernel)
+
 #if TYPED
 #define READ(pointer, field) ((pointer)->field)
 #else

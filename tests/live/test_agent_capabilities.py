@@ -14,10 +14,26 @@ from typing import Any
 
 import pytest
 
-from tests.live.targets import until
+from tests.live.targets import made_cgroup, until
+from tests.patience import patient
 
 NOBODY = ("--reuid=65534", "--regid=65534", "--clear-groups")
-EVERYTHING = {"attached": True, "run_time": True, "netns": True, "socket": True}
+EVERYTHING = {
+    "attached": True,
+    "run_time": True,
+    "netns": True,
+    "socket": True,
+    "on_cgroup": True,
+    "lost": "",
+    "connects": 1,
+}
+WITHOUT_SYS_ADMIN = {"run_time": False, "socket": False}
+WITHOUT_BOTH = {
+    **WITHOUT_SYS_ADMIN,
+    "on_cgroup": False,
+    "lost": "sock_ops/tcp_set_state is not used: cannot load on_sock_ops: "
+    "Operation not permitted (EPERM)",
+}
 
 
 @pytest.fixture
@@ -37,31 +53,39 @@ def under(capabilities: str, stranger: int) -> dict[str, Any]:
     """What works for root with these capabilities alone, which is what a container's root has."""
     names = ",".join(f"+{name.lower()}" for name in capabilities.split())
     netns = Path(f"/proc/{stranger}/ns/net").stat().st_ino
-    done = subprocess.run(
-        [
-            *("setpriv", f"--bounding-set=-all,{names}", "--inh-caps=-all", "--no-new-privs"),
-            *(sys.executable, "-m", "tests.live.confined", str(stranger), str(netns)),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    with made_cgroup() as group:
+        done = subprocess.run(
+            [
+                *("sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group)),
+                *("setpriv", f"--bounding-set=-all,{names}", "--inh-caps=-all", "--no-new-privs"),
+                *(sys.executable, "-m", "tests.live.confined"),
+                *(str(stranger), str(netns), str(group)),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=patient(60),
+            check=False,
+        )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
-def test_four_capabilities_are_enough(stranger: int) -> None:
-    assert under("BPF PERFMON SYS_PTRACE SYS_ADMIN", stranger) == EVERYTHING
-
-
-def test_without_sys_admin_only_run_time_and_other_namespaces_devices_are_missing(
-    stranger: int,
+@pytest.mark.parametrize(
+    ("more", "lacking"),
+    [
+        ("NET_ADMIN SYS_ADMIN", {}),
+        ("SYS_ADMIN", {}),
+        ("NET_ADMIN", WITHOUT_SYS_ADMIN),
+        ("", WITHOUT_BOTH),
+    ],
+    ids=["both", "without NET_ADMIN", "without SYS_ADMIN", "without both"],
+)
+def test_each_choice_of_the_chart_measures_and_says_what_it_lost(
+    stranger: int, more: str, lacking: dict[str, object]
 ) -> None:
-    lacking = {"run_time": False, "socket": False}
-
-    assert under("BPF PERFMON SYS_PTRACE", stranger) == EVERYTHING | lacking
+    """Without SYS_ADMIN, run time and other namespaces' devices are missing; see EVERYTHING."""
+    assert under(f"BPF PERFMON SYS_PTRACE {more}", stranger) == EVERYTHING | lacking
 
 
 def test_without_bpf_there_is_no_map(stranger: int) -> None:
@@ -81,6 +105,4 @@ def test_without_perfmon_no_program_traces(stranger: int) -> None:
 
 
 def test_without_sys_ptrace_no_containers_namespace_is_found(stranger: int) -> None:
-    lacking = {"netns": False, "run_time": False, "socket": False}
-
-    assert under("BPF PERFMON", stranger) == EVERYTHING | lacking
+    assert under("BPF PERFMON", stranger) == EVERYTHING | WITHOUT_BOTH | {"netns": False}
