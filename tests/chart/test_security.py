@@ -89,6 +89,25 @@ def test_values_reduce_the_needs_of_the_agent(helm: Helm) -> None:
     ]
 
 
+@pytest.mark.parametrize("net_admin", [True, False])
+@pytest.mark.parametrize("sys_admin", [True, False])
+def test_the_agent_has_the_capabilities_that_are_chosen(
+    helm: Helm, net_admin: bool, sys_admin: bool
+) -> None:
+    chosen = helm.manifests(
+        f"agent.netAdmin={str(net_admin).lower()}",
+        f"agent.measureOverhead={str(sys_admin).lower()}",
+    )
+    capabilities = container(agent_pod(chosen))["securityContext"]["capabilities"]
+
+    assert capabilities["drop"] == ["ALL"]
+    assert capabilities["add"] == [
+        *("BPF", "PERFMON", "SYS_PTRACE"),
+        *(["SYS_ADMIN"] if sys_admin else []),
+        *(["NET_ADMIN"] if net_admin else []),
+    ]
+
+
 def test_the_agent_cannot_write_to_the_host(rendered: Manifests) -> None:
     pod = agent_pod(rendered)
     from_host = {volume["name"] for volume in pod["spec"]["volumes"] if "hostPath" in volume}
