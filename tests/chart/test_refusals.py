@@ -75,7 +75,7 @@ OWN_NAMESPACE = ("agent.namespace.create=false", f"agent.namespace.name={NAMESPA
             ["agent.priorityClass.name=system-node-critical"],
             "set agent.priorityClass.create=false to use it",
         ),
-        (["podMonitor.enabled=true"], "name it in networkPolicy.metricsFrom"),
+        (["podMonitor.enabled=true"], "name Prometheus in networkPolicy.metricsFrom"),
         (["agent.metricsPort=9345"], "agent.port and agent.metricsPort are the same port, 9345"),
         (["operator.healthPort=9347"], "operator.metricsPort and operator.healthPort are the same"),
         (["rbac.create=false"], "set rbac.aggregate=false too"),
