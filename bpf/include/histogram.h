@@ -89,7 +89,7 @@ static __always_inline u32 log2_of(u64 value)
 }
 
 /* Without a branch, as is_above() and for the same reason. */
-static __always_inline u64 is_negative(u64 number)
+static __always_inline u64 is_below_0(u64 number)
 {
 	asm volatile("" : "+r"(number));
 	return number >> 63;

@@ -572,7 +572,7 @@ static __always_inline void note_parts(struct trace_event *event, volatile struc
 
 	if (!event)
 		return;
-	event->stages[STAGE_RX_IRQ] = irq_ns + is_negative(0 - irq_ns);
+	event->stages[STAGE_RX_IRQ] = irq_ns + is_below_0(0 - irq_ns);
 	event->stages[STAGE_RX_SOFTIRQ] = (u32)(segment->softirq_ns + 1); /* 0 of ABSENT */
 	event->stages[STAGE_RX_HOST] = (u32)(segment->host_ns + 1);
 	event->stages[STAGE_RX_STACK] = (u32)(segment->stack_ns + 1);
@@ -674,9 +674,9 @@ static __always_inline void drop_segments(struct socket_state *state, struct soc
 			break;
 		first = &segments[waiting->head & (size - 1)];
 		wait_ns = now - first->queued_ns;
-		is_unseen = is_negative((s64)(s32)(first->end_seq - state->read_from) - 1);
-		is_old = is_negative(TOO_LONG_NS - wait_ns) | is_negative(wait_ns);
-		is_old &= is_negative(-(s64)(s32)(state->read_seq - first->seq));
+		is_unseen = is_below_0((s64)(s32)(first->end_seq - state->read_from) - 1);
+		is_old = is_below_0(TOO_LONG_NS - wait_ns) | is_below_0(wait_ns);
+		is_old &= is_below_0(-(s64)(s32)(state->read_seq - first->seq));
 		if (!(is_unseen | is_old))
 			break;
 		waiting->skipped += is_unseen;

@@ -18,10 +18,13 @@ class ByteBudget:
         self._at: float | None = None
         self._left = float(BURST_BYTES)
 
-    def has(self, size: float) -> bool:
-        """Decide whether a write of this size is within the budget."""
+    def has(self, size: float, *, in_advance: bool = False) -> bool:
+        """Decide whether a write of this size is within the budget.
+
+        `in_advance`: it may take the bytes of a burst that are due later.
+        """
         self._refill()
-        return self._left >= size
+        return self._left + (BURST_BYTES if in_advance else 0) >= size
 
     def take(self, size: int) -> None:
         """Count a write. One beyond the budget delays those after it."""

@@ -20,7 +20,7 @@ from latencyprobe_operator.api.timestamps import epoch_s
 from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError
 from latencyprobe_operator.kube.statuses import NotLeadingError, StatusConflictError
 from latencyprobe_operator.metrics import OperatorMetrics
-from latencyprobe_operator.probes.byte_budget import BURST_BYTES, ByteBudget
+from latencyprobe_operator.probes.byte_budget import ByteBudget
 from latencyprobe_operator.probes.document import (
     HEAVY,
     Document,
@@ -144,21 +144,14 @@ class StatusWriter:
         """
         turns, previous = self.turns(document), self.previous
         differing = turns or differs(previous, document)
-        if differing and self._allows(document, self._patch_to(document, previous).size):
+        size = self._patch_to(document, previous).size if differing else 0
+        if differing and self._budget.has(size, in_advance=_ends(self.outline, document)):
             return document
         self._patch = None
         part = light(previous, document)
         if turns or self._is_stale(document) or (differing and differs(previous, part)):
             return part
         return None
-
-    def _allows(self, document: Document, size: int) -> bool:
-        """Decide whether a write of this size is within the budget.
-
-        The last figures of a probe stay for long, so these may take what is due later.
-        """
-        ends = document.get("phase") in _IDLE and self.outline.get("phase") not in _IDLE
-        return self._budget.has(size - BURST_BYTES if ends else size)
 
     def _patch_to(self, document: Document, previous: Document | None = None) -> _Patch:
         """Return the patch to this document: made once for the decision and the write."""
@@ -263,6 +256,11 @@ class StatusWriter:
             interval_s=_FAILURE_LOG_S,
         )
         return delay_s
+
+
+def _ends(before: Document, after: Document) -> bool:
+    """Decide whether a probe becomes idle. Its last figures stay for long."""
+    return after.get("phase") in _IDLE and before.get("phase") not in _IDLE
 
 
 def _is_newer(version: str | None, known: str | None) -> bool:
