@@ -50,13 +50,13 @@ static __always_inline u32 *count_of_threads(u64 slot)
 	return thread_counts.lookup(&index);
 }
 
+/* The agent forgets those of slots that nobody has any more: they may sleep for ever. */
 static __always_inline void forget_thread(struct thread *thread, u32 tid)
 {
 	u32 *count = count_of_threads(thread->slot);
 
-	if (count)
+	if (!threads.delete(&tid) && count)
 		__sync_fetch_and_add(count, -1);
-	threads.delete(&tid);
 }
 
 /*
@@ -122,7 +122,8 @@ static __always_inline struct thread *create_thread(struct config *config, owner
 	made.slot = first_slot(owners);
 	made.history.tid = tid;
 	count = count_of_threads(made.slot);
-	if (count && *count < THREADS_OF_TARGET) {
+	/* Signed: the agent may have set it to 0 between the end of a thread and its count. */
+	if (count && (s32)*count < THREADS_OF_TARGET) {
 		threads.update(&tid, &made);
 		thread = threads.lookup(&tid);
 	}

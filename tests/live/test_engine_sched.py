@@ -450,6 +450,27 @@ async def test_a_target_with_very_many_threads_loses_some_and_another_one_none(
         assert engine.read()[CLIENT].stage("sched.runqueue").lost == 0
 
 
+async def test_sleeping_threads_of_a_target_that_is_gone_take_no_room_of_the_next_one(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    crowded, other = pair
+    engine = start_engine()
+    engine.assign({CLIENT: crowded.spec(), SERVER: other.spec()})
+    await engine.use(frozenset({Module.SCHED}))
+    with worker(MANY_THREADS, crowded) as crowd:
+        crowd.work()
+        assert entries("threads") >= 2048
+        engine.assign({SERVER: other.spec()})
+        assert entries("threads") < 2048
+        engine.assign({CLIENT: other.spec()})
+        engine.read()
+        with worker(WORKER, other) as program:
+            program.work()
+            measured = engine.read()[CLIENT].stage("sched.runqueue")
+    assert measured.lost == 0
+    assert measured.histogram.count > 600
+
+
 async def test_modules_load_alone_and_together(start_engine: Start, pair: tuple[Pod, Pod]) -> None:
     client, server = pair
     engine = start_engine()

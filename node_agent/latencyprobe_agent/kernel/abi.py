@@ -233,6 +233,15 @@ SLOT_STATS = Layout(
     stages=f"{len(TARGET_STAGES) * STAGE_STATS.size}s",
     drops=f"{NR_DROP_REASONS}I",
 )
+THREAD = Layout(
+    "thread",
+    description="Q",
+    owners="Q",
+    waiting_since="Q",
+    waits_seen="Q",
+    slot="Q",
+    history="80s",
+)
 SOCKET_MEMORY = Layout(
     "socket_memory",
     kib="i",
@@ -285,6 +294,8 @@ PROCESSES = Map("processes", U32, U64)
 FILTERS = Map("filters", U32, SLOT_FILTER.packing)
 FILTER_PORTS = Map("filter_ports", U32, U8)
 SOCKET_MEMORIES = Map("socket_memory", U32, SOCKET_MEMORY.packing)
+THREADS = Map("threads", U32, THREAD.packing)
+THREAD_COUNTS = Map("thread_counts", U32, U32)
 NODE_STATS = Map("node_stats", U32, NODE_ROW.packing)
 HANDLER_NAMES = Map("handler_names", U32, HANDLER_NAME.packing)
 TRACE_CONTROLS = Map("trace_control", U32, TRACE_CONTROL.packing)
@@ -293,7 +304,8 @@ TRACE_RING = "trace_ring"
 
 _MAPS = (CONFIGURATION, STATS, CGROUPS, PROCESSES, FILTERS, FILTER_PORTS, SOCKET_MEMORIES)
 _LAYOUTS = (SHARDS, NETNS_ENTRY, CONFIG, STAGE_STATS, SLOT_STATS, SLOT_FILTER, SOCKET_MEMORY)
-# There with the module irq; while packets are traced.
+# There with the modules sched and irq; while packets are traced.
+_SCHED_MAPS, _SCHED_LAYOUTS = (THREADS, THREAD_COUNTS), (THREAD,)
 _IRQ_MAPS, _IRQ_LAYOUTS = (NODE_STATS, HANDLER_NAMES), (HANDLER_NAME, NODE_ROW)
 _TRACE_MAPS = (TRACE_CONTROLS,)
 _TRACE_LAYOUTS = (USER, ENDPOINTS, TRACE_EVENT, TRACE_CONTROL)
@@ -328,6 +340,7 @@ def assertions(modules: Iterable[Module], *, trace: bool) -> Iterator[str]:
     wanted = frozenset(modules)
     layouts = (
         *_LAYOUTS,
+        *(_SCHED_LAYOUTS if Module.SCHED in wanted else ()),
         *(_IRQ_LAYOUTS if Module.IRQ in wanted else ()),
         *(_TRACE_LAYOUTS if trace else ()),
     )
@@ -346,6 +359,7 @@ def assertions(modules: Iterable[Module], *, trace: bool) -> Iterator[str]:
 def _maps(modules: Iterable[Module], *, trace: bool) -> tuple[Map, ...]:
     return (
         *_MAPS,
+        *(_SCHED_MAPS if Module.SCHED in frozenset(modules) else ()),
         *(_IRQ_MAPS if Module.IRQ in frozenset(modules) else ()),
         *(_TRACE_MAPS if trace else ()),
     )

@@ -48,6 +48,7 @@ from latencyprobe_agent.kernel.runtime.overhead import OverheadClock
 from latencyprobe_agent.kernel.runtime.preload import Preload
 from latencyprobe_agent.kernel.runtime.shards import Shards, share_out
 from latencyprobe_agent.kernel.runtime.socket_memory import SocketMemory, full, shortage
+from latencyprobe_agent.kernel.runtime.threads import forget_threads
 from latencyprobe_agent.kernel.runtime.tracer import Tracer
 from latencyprobe_agent.kernel.typeinfo import kernel_types_kind, missing_types_message
 
@@ -146,6 +147,8 @@ class KernelEngine:
             if self._socket_memory is not None:
                 self._socket_memory.admit(slots.keys() - before.keys(), _tenants(slots))
             self._write_targets()
+            if dropped and Module.SCHED in self._modules:
+                forget_threads(self._object, dropped)
             if forget_children:
                 self._forget_children(self._object)
 
