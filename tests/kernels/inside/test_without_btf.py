@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
 
 from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.stages import Module
-from latencyprobe_agent.kernel.contract import EngineError
+from latencyprobe_agent.kernel.contract import EngineError, SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from latencyprobe_agent.kernel.typeinfo import kernel_types_kind
 from tests.kernels.inside.results import write_coverage
@@ -18,6 +19,7 @@ from tests.live.pods import Pod
 from tests.live.sockets import everything_in
 
 Start = Callable[..., KernelEngine]
+PROCESS = 7
 
 
 @pytest.mark.headers_alone
@@ -28,7 +30,11 @@ async def test_headers_serve_where_there_is_no_btf(
     assert kernel_types_kind() == "headers"
     client, server = pair
     engine = start_engine()
-    engine.assign({CLIENT: client.spec(), SERVER: server.spec()})
+    # Only a target that is a process needs the hooks of fork and exit.
+    process = SlotSpec(
+        tgids=frozenset({os.getpid()}), netns=frozenset({os.stat("/proc/self/ns/net").st_ino})
+    )
+    engine.assign({CLIENT: client.spec(), SERVER: server.spec(), PROCESS: process})
     await engine.use(frozenset(Module))
     write_coverage("headers", engine.coverage)
     measured, _ = await measure(engine, client, server, 100, "--protocol", protocol)
