@@ -15,7 +15,7 @@ _SLOT = THREAD.part("slot")
 _SLOT_OFFSET = THREAD.offset("slot")
 
 
-class MapAccess(Protocol):
+class ThreadMaps(Protocol):
     """The maps of a loaded object."""
 
     def write(self, name: str, entries: Mapping[bytes, bytes]) -> None:
@@ -31,7 +31,7 @@ class MapAccess(Protocol):
         """Return the present keys of a map."""
 
 
-def forget_threads(maps: MapAccess, slots: Collection[int]) -> None:
+def forget_threads(maps: ThreadMaps, slots: Collection[int]) -> None:
     """Forget the threads of these slots. One that still has an owner is met again as it runs."""
 
     def is_of_these(key: bytes) -> bool:
