@@ -14,6 +14,8 @@ from latencyprobe_operator.observed_state import ReportSource, Span
 
 # Clocks and rounding; also the shortest time that is worth a person's attention.
 _SHORTEST_S = 0.5
+# Of one node. The times in its reports may be any, so that its gaps may never leave the window.
+_MOST_GAPS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class ObservedTime:
             if gap_s >= _SHORTEST_S:
                 self._gaps = (*self._gaps, _Gap(span.begin - gap_s, span.begin, reason))
         self._span, self._source, self._stated_s, self._at = span, source, stated_s, at
-        self._gaps = tuple(gap for gap in self._gaps if gap.end > span.end - window_s)
+        self._gaps = _joined(tuple(gap for gap in self._gaps if gap.end > span.end - window_s))
 
     def unobserved(self, window_s: float) -> Unobserved:
         """Return the unobserved part of the window that ends with the newest report."""
@@ -88,3 +90,12 @@ class ObservedTime:
         if self._stated_s > found_s:
             reason = "the agent did not measure"
         return Unobserved(max(round(seconds), 1), reason)
+
+
+def _joined(gaps: tuple[_Gap, ...]) -> tuple[_Gap, ...]:
+    """Return the gaps, with the first two as one of their length if there are too many."""
+    if len(gaps) <= _MOST_GAPS:
+        return gaps
+    first, second, *others = gaps
+    length_s = first.end - first.begin + second.end - second.begin
+    return (_Gap(second.end - length_s, second.end, second.reason), *others)

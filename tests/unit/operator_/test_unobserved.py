@@ -92,3 +92,27 @@ def test_a_gap_is_no_longer_than_the_operator_has_waited() -> None:
     observed = ObservedTime()
     note(observed, 0, 10)
     assert note(observed, 3610, 3620, at=35).seconds == 15
+
+
+def test_gaps_between_contradictory_times_take_a_bounded_memory() -> None:
+    observed = ObservedTime()
+    for number in range(10_000):
+        # It begins after its end, so that it never leaves the window.
+        note(observed, 1e9, 0, at=float(number))
+
+    assert len(observed._gaps) <= 64
+    assert observed.unobserved(WINDOW_S).seconds <= WINDOW_S
+
+
+def test_many_gaps_within_a_long_window_keep_their_sum() -> None:
+    observed = ObservedTime()
+    for number in range(200):
+        observed.note(
+            Span(number * 2 + 1, number * 2 + 2),
+            ReportSource("first", 1),
+            stated_s=0,
+            window_s=3600,
+            at=number * 2 + 2,
+        )
+
+    assert observed.unobserved(3600).seconds == 199
