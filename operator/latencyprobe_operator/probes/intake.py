@@ -14,7 +14,7 @@ from latencyprobe_operator.observed_state import AgentView, ReportedProbe
 from latencyprobe_operator.probes.deltas import summarised
 from latencyprobe_operator.probes.nodes import not_covered
 from latencyprobe_operator.probes.staleness import ReportTimes
-from latencyprobe_operator.probes.summaries import NodeSummaries
+from latencyprobe_operator.probes.summaries import NodeSummaries, within_limits
 
 
 class ReportIntake:
@@ -95,11 +95,16 @@ class ReportIntake:
         return True
 
     def _joined(self, node: str, report: ReportedProbe) -> ReportedProbe:
-        """Return the report with the parts before it; keep it for the parts after it."""
+        """Return the report with the parts before it; keep it for the parts after it.
+
+        A report has each target once. One that comes again replaces the one before, so that parts
+        without an end take no more memory than the targets of the node.
+        """
         before = self._parts.pop(node, None)
         if before:
-            targets, of_node = (*before.targets, *report.targets), before.node + report.node
-            report = replace(report, targets=targets, node=of_node)
+            targets = {each.id: each for each in (*before.targets, *report.targets)}
+            of_node = within_limits(before.node + report.node)
+            report = replace(report, targets=tuple(targets.values()), node=of_node)
         if not report.is_complete:
             self._parts[node] = report
         return report

@@ -217,15 +217,21 @@ class NodeSummaries:
         return {name: measurement for name, measurement in found.items() if measurement}
 
 
-def _take_node(figures: _NodeFigures, node: NodeMeasurement) -> None:
-    figures.counters = largest_counters(node.counters, MAX_COUNTERS)
-    figures.slowest_ns = max(
-        (stage.histogram.percentile(99) for stage in node.stages.values()), default=0
-    )
+def within_limits(node: NodeMeasurement) -> NodeMeasurement:
+    """Return the stages with the most samples, and the largest counters, of a node."""
     most = heapq.nlargest(
         MAX_NODE_STAGES, node.stages.items(), key=lambda stage: stage[1].histogram.count
     )
-    figures.node_stages = {stage: pack({stage.name: measured}) for stage, measured in most}
+    return NodeMeasurement(dict(most), largest_counters(node.counters, MAX_COUNTERS))
+
+
+def _take_node(figures: _NodeFigures, node: NodeMeasurement) -> None:
+    figures.slowest_ns = max(
+        (stage.histogram.percentile(99) for stage in node.stages.values()), default=0
+    )
+    most = within_limits(node)
+    figures.counters = most.counters
+    figures.node_stages = {stage: pack({stage.name: each}) for stage, each in most.stages.items()}
 
 
 def _skew(version: int) -> str:

@@ -24,6 +24,8 @@ from latencyprobe_operator.probes.document import Document
 from latencyprobe_operator.probes.facts import ProbeFacts
 from latencyprobe_operator.probes.gathering import FactsGatherer
 from latencyprobe_operator.probes.status import build
+from latencyprobe_operator.probes.summaries import MAX_NODE_STAGES
+from latencyprobe_operator.probes.sums import MAX_COUNTERS
 from tests.unit.operator_.probe_world import World, clock, report, running, take, take_deltas
 from tests.unit.operator_.virtual_time import VirtualTimeLoop
 from tests.unit.operator_.waiting import until
@@ -312,6 +314,26 @@ async def test_a_part_of_a_report_adds_figures_and_counts_as_a_report_with_the_l
 
         counts = {each["name"]: each["stages"][0]["count"] for each in world.status["pods"]}
         assert sorted(counts.values()) == [200, 300]
+
+
+async def test_parts_without_an_end_take_no_more_memory_than_the_targets_and_a_few_stages(
+    world: World,
+) -> None:
+    async with running(world, probe_body(), node_figures=True) as probe:
+        world.show(pod("a"), pod("b"))
+        for number in range(50):
+            part = report({target_id("a"): measurement(1000), target_id("b"): measurement(1000)})
+            part.more = True
+            for each in range(100):
+                stage = part.node.stages.add(name="irq.hard", detail=f"{number}-{each}")
+                stage.sampling_ratio, stage.lost = 1, 1
+                part.node.counters[f"eth{number}-{each}:rx_dropped"] = 1
+            take_deltas(probe, "node-a", part)
+
+        (kept,) = probe._intake._parts.values()
+        assert sorted(each.id for each in kept.targets) == [target_id("a"), target_id("b")]
+        assert len(kept.node.stages) <= MAX_NODE_STAGES
+        assert len(kept.node.counters) <= MAX_COUNTERS
 
 
 async def test_reports_of_ever_new_counters_do_not_end_a_probe(world: World) -> None:
