@@ -6,14 +6,15 @@ An agent names a pod by the UID in its cgroups' names. The operator knows it by 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from latencyprobe_operator.desired_state import DesiredNodeState
 from latencyprobe_operator.earlier_pods import EarlierPods
 from latencyprobe_operator.model import ContainerTarget
 
-# Per agent. A pod is in reports for a window after its end.
+# Per agent, shared by namespaces. A pod is in reports for a window after its end.
 MOST_ENDED = 1024
 
 
@@ -49,8 +50,9 @@ class AskedPods:
             for pod_uid, target in pods_before.items():
                 if pod_uid not in now.get(probe_uid, {}):
                     self._ended[probe_uid, pod_uid] = AskedPod(target.api_uid, target.pod_name)
-        while len(self._ended) > MOST_ENDED:
-            del self._ended[next(iter(self._ended))]
+        namespaces = {probe.key.uid: probe.key.namespace for probe in state}
+        for name in _surplus(self._ended, namespaces):
+            del self._ended[name]
         self._now = now
         self._earlier = {probe.key.uid: probe.earlier for probe in state}
         for gone in self._admitted.keys() - now.keys():
@@ -77,3 +79,21 @@ class AskedPods:
             return None
         admitted = self._admitted.setdefault(probe_uid, {})
         return admitted.setdefault(pod_uid, AskedPod(pod_uid, name))
+
+
+def _surplus(
+    ended: Collection[tuple[str, str]], namespaces: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    """Yield those of these pods, by their probes, that are beyond MOST_ENDED.
+
+    First those of probes that are gone, then those of the namespace with the most; always the
+    oldest. `ended`: the oldest first.
+    """
+    number = len(ended) - MOST_ENDED
+    if number <= 0:
+        return
+    by_namespace: dict[str, deque[tuple[str, str]]] = defaultdict(deque)
+    for name in ended:
+        by_namespace[namespaces.get(name[0], "")].append(name)
+    for _ in range(number):
+        yield (by_namespace.get("") or max(by_namespace.values(), key=len)).popleft()

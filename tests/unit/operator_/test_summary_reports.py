@@ -251,6 +251,32 @@ def test_pods_that_this_operator_asked_for_earlier_are_known() -> None:
     assert asked.find(UID, "uid-a") is None
 
 
+def test_another_tenants_ended_pods_do_not_displace_a_namespaces_own() -> None:
+    asked, states = AskedPods(), DesiredStates()
+
+    def ask() -> None:
+        asked.ask(states.of_node(NODE))
+
+    states.set_probe(probe_spec("bank", namespace="bank"), [pod("mine"), pod("stays")])
+    ask()
+    states.set_probe(probe_spec("bank", namespace="bank"), [pod("stays")])
+    ask()
+    # Probes that come and go, and pods that do.
+    for number in range(20):
+        flood = probe_spec(f"flood-{number}", namespace="flood")
+        states.set_probe(flood, [pod(f"pod-{each}") for each in range(100)])
+        ask()
+        states.remove_probe(flood.key.uid)
+        ask()
+    for number in range(20):
+        pods = [pod(f"pod-{number}-{each}") for each in range(100)]
+        states.set_probe(probe_spec("flood", namespace="flood"), pods)
+        ask()
+
+    assert asked.find(probe_spec("bank", namespace="bank").key.uid, "uid-mine")
+    assert len(asked._ended) == MOST_ENDED
+
+
 class Leader:
     """A new leader: the API server has pod a, and an ended pod; its status lists some more."""
 
