@@ -6,13 +6,14 @@ Measured figures change with each report. A change within a bucket of a histogra
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from latencyprobe.domain.durations import parse_ns
 from latencyprobe.domain.histogram import BUCKETS_PER_OCTAVE
 from latencyprobe_operator.probes.document import HEAVY, Document
 
+_ROWS_OF_NODES = ("nodes", "omittedNodes")
 _VOLATILE = ("lastReportTime", "measuredSeconds")
 _BUCKET_RATIO: float = 2.0 ** (1 / BUCKETS_PER_OCTAVE)
 # Of a share in percent: parts of a total have noise in common.
@@ -37,8 +38,17 @@ def differs(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
 
 def light(before: Mapping[str, Any], after: Document) -> Document:
     """Return the document with the pods and nodes' figures of before: those take most bytes."""
-    kept = {key: before[key] for key in HEAVY if key in before}
-    return {key: value for key, value in after.items() if key not in HEAVY} | kept
+    return _with_parts_of(before, after, HEAVY)
+
+
+def without_nodes(before: Mapping[str, Any], after: Document) -> Document:
+    """Return the document with the rows of nodes of before."""
+    return _with_parts_of(before, after, _ROWS_OF_NODES)
+
+
+def _with_parts_of(before: Mapping[str, Any], after: Document, keys: Collection[str]) -> Document:
+    kept = {key: before[key] for key in keys if key in before}
+    return {key: value for key, value in after.items() if key not in keys} | kept
 
 
 def _lasting(document: Mapping[str, Any]) -> Document:

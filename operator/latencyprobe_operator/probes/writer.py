@@ -20,9 +20,14 @@ from latencyprobe_operator.api.timestamps import epoch_s
 from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError
 from latencyprobe_operator.kube.statuses import NotLeadingError, StatusConflictError
 from latencyprobe_operator.metrics import OperatorMetrics
-from latencyprobe_operator.probes.byte_budget import ByteBudget
+from latencyprobe_operator.probes.byte_budget import (
+    LIGHT_BURST_BYTES,
+    LIGHT_BYTES_PER_MINUTE,
+    ByteBudget,
+)
 from latencyprobe_operator.probes.document import (
     HEAVY,
+    MAX_BYTES,
     Document,
     KeptDocument,
     merge_patch,
@@ -32,7 +37,7 @@ from latencyprobe_operator.probes.document import (
 from latencyprobe_operator.probes.facts import PodFacts
 from latencyprobe_operator.probes.refused_rows import without_refused, without_rows
 from latencyprobe_operator.probes.row_bytes import RowBytes
-from latencyprobe_operator.probes.status_news import differs, light
+from latencyprobe_operator.probes.status_news import differs, light, without_nodes
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +85,10 @@ class StatusWriter:
         self._metrics = metrics
         self._backoff = Backoff(0.5, 10)
         self._failures = RepeatedLines(log)
-        self._budget = ByteBudget(lambda: asyncio.get_running_loop().time())
+        self._budget = ByteBudget(_clock)
+        self._light_budget = ByteBudget(
+            _clock, per_minute=LIGHT_BYTES_PER_MINUTE, burst=LIGHT_BURST_BYTES, debt=0
+        )
         self._rows = RowBytes()
 
     @property
@@ -130,12 +138,7 @@ class StatusWriter:
         Those parts stay as they were written.
         """
         previous = self._kept.without_pods()
-        kept = {key: previous[key] for key in HEAVY if key in previous}
-        part = {**document, **kept}
-        if self.turns(document) or self._is_stale(document) or differs(previous, part):
-            self._patch_to(part, previous)
-            return part
-        return None
+        return self._light_part(previous, light(previous, document), differing=True)
 
     def worth_writing(self, document: Document) -> Document | None:
         """Return the part of the document that is worth a write now; None without such a part.
@@ -144,14 +147,39 @@ class StatusWriter:
         """
         turns, previous = self.turns(document), self.previous
         differing = turns or differs(previous, document)
-        size = self._patch_to(document, previous).size if differing else 0
-        if differing and self._budget.has(size, in_advance=_ends(self.outline, document)):
-            return document
-        self._patch = None
-        part = light(previous, document)
-        if turns or self._is_stale(document) or (differing and differs(previous, part)):
+        if differing:
+            patch, ends = self._patch_to(document, previous), _ends(self.outline, document)
+            if self._has_room(patch) or (ends and self._budget.has(patch.size, in_advance=True)):
+                return document
+        return self._light_part(previous, light(previous, document), differing=differing)
+
+    def _light_part(
+        self, previous: Document, document: Document, *, differing: bool
+    ) -> Document | None:
+        """Return the part of a document without `HEAVY` news that is worth a write now.
+
+        Without room, the rows of nodes stay as they were written, too. Then only what people wait
+        for, and the sign of life, is written in any case.
+        """
+        urgent = self.turns(document) or self._is_stale(document)
+        for part in (document, without_nodes(previous, document)):
+            is_news = urgent or (differing and differs(previous, part))
+            if is_news and self._has_room(self._patch_to(part, previous)):
+                return part
+        if urgent:
             return part
+        self._patch = None
         return None
+
+    def _has_room(self, patch: _Patch) -> bool:
+        """Decide whether a patch is within the budget.
+
+        What one agent says of its node must not take the bytes that other nodes' pods need. So a
+        patch without rows of pods leaves room for those, or is within a part of the budget.
+        """
+        if patch.content.keys() & set(HEAVY):
+            return self._budget.has(patch.size)
+        return self._light_budget.has(patch.size) or self._budget.has(patch.size + MAX_BYTES)
 
     def _patch_to(self, document: Document, previous: Document | None = None) -> _Patch:
         """Return the patch to this document: made once for the decision and the write."""
@@ -202,13 +230,16 @@ class StatusWriter:
     async def _write(self, document: Document) -> None:
         patch, self._patch = self._patch_to(document), None
         rows = self._rows.written
-        self._budget.take(patch.size)
         # The API server refuses the write to a later object of the same name, by the UID, and to
         # one that another operator has written meanwhile, by the version.
         metadata = {"uid": self._key.uid}
         if self._version:
             metadata["resourceVersion"] = self._version
         body = {"metadata": metadata, "status": patch.content}
+        size = patch.size + size_bytes({**body, "status": {}})
+        self._budget.take(size)
+        if not patch.content.keys() & set(HEAVY):
+            self._light_budget.take(size)
         answer = await self._patch_status(self._key.namespace, self._key.name, body)
         self._metrics.status_writes.inc()
         self._backoff.reset()
@@ -256,6 +287,10 @@ class StatusWriter:
             interval_s=_FAILURE_LOG_S,
         )
         return delay_s
+
+
+def _clock() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _ends(before: Document, after: Document) -> bool:

@@ -5,18 +5,26 @@ from __future__ import annotations
 import asyncio
 import copy
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement, StageMeasurement
 from latencyprobe.domain.stages import DEFAULT_MODULES, stages_of
+from latencyprobe_operator.observed_state import AgentView
 from latencyprobe_operator.probes import status
-from latencyprobe_operator.probes.byte_budget import BURST_BYTES, BYTES_PER_MINUTE, ByteBudget
+from latencyprobe_operator.probes.byte_budget import (
+    BURST_BYTES,
+    BYTES_PER_MINUTE,
+    LIGHT_BURST_BYTES,
+    ByteBudget,
+)
 from latencyprobe_operator.probes.document import MAX_BYTES, Document, size_bytes
 from latencyprobe_operator.probes.fitting import _fits, fit
 from latencyprobe_operator.probes.status_news import differs, light
@@ -182,6 +190,50 @@ async def test_noisy_figures_take_64_kib_a_minute_at_most(world: World) -> None:
         sizes = size_bytes(world.status)
         # Each write of all figures would have taken ten times as much.
         assert sizes * 360 > 5 * world.written_bytes
+
+
+class Flapping(World):
+    """The agent of node-b states another reason for each of its stages each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.views = 0
+        self.rows = 0
+
+    def agent(self, node: str) -> AgentView:
+        view = super().agent(node)
+        if node != "node-b":
+            return view
+        self.views += 1
+        letters = "".join(chr(0x4E00 + int(digit)) for digit in str(self.views))
+        coverage = {
+            stage.name: StageCoverage(stage.name, CoverageState.PARTIAL, "hook", letters * 60)
+            for stage in stages_of(DEFAULT_MODULES)
+        }
+        return replace(view, coverage=coverage)
+
+    async def patch_status(
+        self, namespace: str, name: str, patch: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        self.rows += "pods" in patch["status"]
+        return await super().patch_status(namespace, name, patch)
+
+
+async def test_an_agent_that_flaps_takes_neither_bytes_nor_other_nodes_rows() -> None:
+    world = Flapping()
+    names = [f"pod-{number}" for number in range(3)]
+    windows = [{target_id(name): noisy(0.5) for name in names} for _ in range(5)]
+    async with running(world, probe_body(interval="1s")) as probe:
+        world.show(*map(pod, names), pod("evil", node="node-b"))
+        rows = []
+        for number in range(600):
+            take(probe, "node-a", report(windows[number % 5]), fresh=True)
+            await asyncio.sleep(1)
+            rows.append(world.rows)
+
+        assert world.written_bytes <= BURST_BYTES + LIGHT_BURST_BYTES + 10 * BYTES_PER_MINUTE
+        # Also once the burst is used up.
+        assert rows[-1] - rows[300] >= 3
 
 
 async def test_quiet_figures_cost_a_sign_of_life_a_minute(world: World) -> None:
