@@ -214,3 +214,33 @@ def test_sums_of_shares_are_corrected_with_those_of_their_slots(
         maps.set(place, kib=800, unreported_kib=500)
     memory.read([SLOT])
     assert [maps.get(place)["kib"] for place in (SLOT, NODE, share)] == [400, 400, 400]
+
+
+def test_sockets_that_a_tenant_without_targets_keeps_open_are_not_counted_for_ever(
+    maps: Maps, memory: SocketMemory
+) -> None:
+    memory.admit([1], {1: "shop"})
+    maps.set(maps.get(1)["share"], kib=5, unreported_kib=5)
+    memory.admit([2], {2: "bank"})
+    for _ in range(3):
+        memory.read([2])
+
+    assert maps.counts == 0
+
+
+def test_counts_that_take_long_are_far_apart(maps: Maps) -> None:
+    now = [0.0]
+    memory = SocketMemory(maps, LIMITS, clock=lambda: now[0])
+    memory.admit([SLOT], {SLOT: ""})
+
+    def count() -> bool:
+        now[0] += 0.2
+        return False
+
+    maps.count = count
+    for _ in range(100):
+        maps.set(SLOT, kib=800, unreported_kib=500)
+        memory.read([SLOT])
+        now[0] += 1
+
+    assert 5 <= maps.counts <= 11

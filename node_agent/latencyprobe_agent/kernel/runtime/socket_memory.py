@@ -8,7 +8,9 @@ not fit there takes its memory from the share for all.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+import math
+import time
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -26,6 +28,9 @@ from latencyprobe_agent.kernel.hooks import COUNT_SOCKETS
 log = logging.getLogger(__name__)
 
 _OF_TENANTS = range(MEMORY_FOR_ALL + 1, SOCKET_MEMORY_PLACES)
+# A count looks at each open file of the node. Long ones take at most this part of a core.
+_LONG_COUNT_S = 0.01
+_PAUSE_FACTOR = 50
 _SOCKET_MODULES = frozenset({Module.RX, Module.TX, Module.TCP})
 
 
@@ -60,8 +65,16 @@ class SocketMemory:
     `is_full`: a socket of no known target was refused. `full_slots`: those with a refused socket.
     """
 
-    def __init__(self, maps: MapAccess, limits: SocketMemoryLimits) -> None:
+    def __init__(
+        self,
+        maps: MapAccess,
+        limits: SocketMemoryLimits,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._maps = maps
+        self._clock = clock
+        self._next_count = -math.inf
         self._limits = limits
         self._refused: dict[int, int] = {}
         self._shares: dict[str, int] = {}
@@ -122,7 +135,7 @@ class SocketMemory:
         refusing = {place for place, entry in used.items() if self._has_refused(place, entry)}
         self.is_full = MEMORY_OF_NODE in refusing
         self.full_slots = frozenset(refusing.intersection(slots))
-        if any(entry.unreported_kib and 2 * entry.kib > entry.most_kib for entry in used.values()):
+        if any(map(_is_to_be_counted, used.values())) and self._clock() >= self._next_count:
             self._count(used)
         if had_room and refusing:
             log.warning("%s", shortage(self._limits))
@@ -140,12 +153,17 @@ class SocketMemory:
         for place, entry in before.items():
             tenant = self._number if place == MEMORY_OF_NODE else entry.tenant
             self._write(place, entry._replace(counted_kib=0, tenant=tenant))
+        began = self._clock()
         try:
             if not self._maps.iterate(COUNT_SOCKETS):
                 return
         except OSError as error:
             log.warning("cannot count the sockets that are measured: %s", error)
             return
+        finally:
+            took_s = self._clock() - began
+            if took_s >= _LONG_COUNT_S:
+                self._next_count = began + _PAUSE_FACTOR * took_s
         for place, entry in before.items():
             after = self._read(place)
             gone = entry.unreported_kib - after.counted_kib
@@ -162,6 +180,14 @@ class SocketMemory:
     def _write(self, place: int, entry: _Entry) -> None:
         packed = SOCKET_MEMORIES.value.pack(*entry)
         self._maps.write(SOCKET_MEMORIES.name, {SOCKET_MEMORIES.key.pack(place): packed})
+
+
+def _is_to_be_counted(entry: _Entry) -> bool:
+    """Decide whether room is needed. A tenant without targets has a share of none, and needs none.
+
+    Its sockets may stay open for ever.
+    """
+    return entry.unreported_kib > 0 and 0 < entry.most_kib < 2 * entry.kib
 
 
 def shares_kib(of_node: int, tenants: Collection[str]) -> tuple[int, int]:
