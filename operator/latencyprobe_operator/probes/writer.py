@@ -63,7 +63,10 @@ class _Patch(NamedTuple):
 
 
 class StatusWriter:
-    """The status of one probe in the API server, and the writes to it."""
+    """The status of one probe in the API server, and the writes to it.
+
+    Large, because the decision on a write needs the version, the patch and both budgets.
+    """
 
     def __init__(
         self,
