@@ -17,11 +17,19 @@ INTERVAL_S = 10.0
 class RepeatedLines:
     """A rate limit for lines of a log. `clock`: seconds of a monotonic clock.
 
+    `more`: the end of a line before which others were omitted, with a place for their number.
     Its kinds are few, and never made of a peer's text.
     """
 
-    def __init__(self, log: logging.Logger, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        log: logging.Logger,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        more: str = "and {} more since the last message",
+    ) -> None:
         self.log = log
+        self._more = more
         self._clock = clock
         self._logged: dict[str, float] = {}
         self._omitted: Counter[str] = Counter()
@@ -42,5 +50,5 @@ class RepeatedLines:
             return
         self._logged[kind] = now
         others = self._omitted.pop(kind, 0)
-        more = f" (and {others} more since the last message)" if others else ""
+        more = f" ({self._more.format(others)})" if others else ""
         self.log.log(level, "%s%s", text, more, exc_info=error)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections import Counter
 from collections.abc import Callable
 
+from latencyprobe.process.repeated_lines import RepeatedLines
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.observed_state import ReportedProbe
 
@@ -25,9 +24,9 @@ class Misreports:
     ) -> None:
         self._node = node
         self._metrics = metrics
-        self._clock = clock
-        self._next_line: dict[str, float] = {}
-        self._omitted: Counter[str] = Counter()
+        self._lines = RepeatedLines(
+            log, clock=clock, more="{} similar ones before it were not logged"
+        )
 
     def note_corrupt(self, problem: str) -> None:
         """Count a part of a report that is corrupt and left out."""
@@ -66,11 +65,6 @@ class Misreports:
         self._warn("failed", f"{target_id}: {message}")
 
     def _warn(self, kind: str, text: str, error: Exception | None = None) -> None:
-        now = self._clock()
-        if now < self._next_line.get(kind, -math.inf):
-            self._omitted[kind] += 1
-            return
-        self._next_line[kind] = now + LOG_INTERVAL_S
-        more = self._omitted.pop(kind, 0)
-        suffix = f" ({more} similar ones before it were not logged)" if more else ""
-        log.warning("agent on node %s: %s%s", self._node, text, suffix, exc_info=error)
+        self._lines.note(
+            kind, f"agent on node {self._node}: {text}", interval_s=LOG_INTERVAL_S, error=error
+        )

@@ -23,17 +23,14 @@ def without_refused(document: Document, fields: Collection[str]) -> Document:
     Without all rows, if it has named none.
     """
     refused = set(_rows_of(fields))
-    if not refused:
-        return without_rows(document, fields)
-    return _without(
-        document, {(name, index) for name in _LISTS for index in _indices(document, name)} & refused
-    )
+    return _without(document, refused) if refused else without_rows(document)
 
 
 def without_rows(document: Document, _: Collection[str] = ()) -> Document:
     """Return the document without all rows."""
     return _without(
-        document, {(name, index) for name in _LISTS for index in _indices(document, name)}
+        document,
+        {(name, index) for name in _LISTS for index in range(len(document.get(name) or ()))},
     )
 
 
@@ -41,10 +38,6 @@ def _rows_of(fields: Collection[str]) -> Iterator[tuple[str, int]]:
     for field in fields:
         if found := _ROW.match(field):
             yield found[1], int(found[2] or found[3])
-
-
-def _indices(document: Document, name: str) -> range:
-    return range(len(document.get(name) or ()))
 
 
 def _without(document: Document, refused: Collection[tuple[str, int]]) -> Document:

@@ -180,8 +180,8 @@ class KernelEngine:
     @property
     def shortages(self) -> Mapping[int, str]:
         """See `contract.Engine.shortages`."""
-        if self._socket_memory is None:
-            return {}
+        if self._socket_memory is None or not self._socket_memory.full_slots:
+            return {}  # asked for each target, so without making the text
         return dict.fromkeys(self._socket_memory.full_slots, shortage(self._socket_memory_limits))
 
     def overhead(self) -> Overhead:
