@@ -426,13 +426,19 @@ async def test_a_thread_is_forgotten_when_it_ends(
     until(lambda: entries("threads") == 0, "no thread is remembered")
 
 
+async def start_both(start_engine: Start, crowded: Pod, other: Pod) -> KernelEngine:
+    """An engine with the module sched on both pods."""
+    engine = start_engine()
+    engine.assign({CLIENT: crowded.spec(), SERVER: other.spec()})
+    await engine.use(frozenset({Module.SCHED}))
+    return engine
+
+
 async def test_a_target_with_very_many_threads_loses_some_and_another_one_none(
     start_engine: Start, pair: tuple[Pod, Pod]
 ) -> None:
     crowded, other = pair
-    engine = start_engine()
-    engine.assign({CLIENT: crowded.spec(), SERVER: other.spec()})
-    await engine.use(frozenset({Module.SCHED}))
+    engine = await start_both(start_engine, crowded, other)
     with worker(MANY_THREADS, crowded) as crowd:
         crowd.work()
         with worker(WORKER, other) as program:
@@ -454,9 +460,7 @@ async def test_sleeping_threads_of_a_target_that_is_gone_take_no_room_of_the_nex
     start_engine: Start, pair: tuple[Pod, Pod]
 ) -> None:
     crowded, other = pair
-    engine = start_engine()
-    engine.assign({CLIENT: crowded.spec(), SERVER: other.spec()})
-    await engine.use(frozenset({Module.SCHED}))
+    engine = await start_both(start_engine, crowded, other)
     with worker(MANY_THREADS, crowded) as crowd:
         crowd.work()
         assert entries("threads") >= 2048
