@@ -786,30 +786,26 @@ static __always_inline bool is_full(struct sock *sk)
 	return state != TCP_NEW_SYN_RECV && state != TCP_TIME_WAIT;
 }
 
-static __always_inline u64 cgroup_id_of(struct sock *sk)
+static __always_inline struct cgroup *cgroup_of(struct sock *sk)
 {
 #ifdef HAVE_sock_cgroup_data_cgroup
-	struct cgroup *cgroup = READ(sk, sk_cgrp_data.cgroup);
+	return READ(sk, sk_cgrp_data.cgroup);
 #else
 	/* before 5.16: a pointer unless bit 0 marks it as net_cls data, sock_cgroup_ptr() */
 	u64 value = READ(sk, sk_cgrp_data.val);
-	struct cgroup *cgroup = value & 1 ? 0 : (struct cgroup *)value;
-#endif
-	struct kernfs_node *node;
 
-	if (!cgroup)
-		return 0;
-	node = READ(cgroup, kn);
-	return READ(node, id);
+	return value & 1 ? 0 : (struct cgroup *)value;
+#endif
 }
 
-static __always_inline owners_t look_up_owners(struct sock *sk, struct netns_entry *netns)
+static __always_inline owners_t look_up_owners(struct config *config, struct sock *sk,
+					       struct netns_entry *netns)
 {
 	u32 protocol = protocol_of(sk);
 	u16 local = READ(sk, __sk_common.skc_num);
 	u16 remote = bpf_ntohs(READ(sk, __sk_common.skc_dport));
-	u64 id = cgroup_id_of(sk);
-	owners_t *by_cgroup = cgroups.lookup(&id);
+	struct cgroup *cgroup = cgroup_of(sk);
+	owners_t *by_cgroup = cgroup ? find_owners_of_cgroup(config, cgroup) : 0;
 	owners_t owners = add_owners(0, netns->owners, protocol, local, remote);
 
 	return by_cgroup ? add_owners(owners, *by_cgroup, protocol, local, remote) : owners;
@@ -878,7 +874,7 @@ static __always_inline struct socket_state *resolve_state(struct sock *sk,
 	bool is_candidate = false;
 
 	if (netns && netns->flags & NETNS_WATCHED) {
-		owners = look_up_owners(sk, netns);
+		owners = look_up_owners(config, sk, netns);
 		is_candidate = netns->flags & NETNS_PROCESSES;
 	}
 	if (!state) {

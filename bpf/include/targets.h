@@ -9,6 +9,58 @@
 BPF_HASH(cgroups, u64, owners_t, MAX_CGROUPS);
 BPF_HASH(processes, u32, owners_t, MAX_PROCESSES);
 
+/*
+ * A cgroup below a target's belongs to the target from its mkdir() on: the agent lists it later. So
+ * the levels above are looked up, this many. Containers are one level below their pods; those in a
+ * container are two to five levels further down.
+ */
+#define CGROUP_LEVELS 6
+#define STRANGER_CGROUP_BITS 10
+
+/*
+ * The descriptions of cgroups of no target, direct-mapped by their id: a stranger's packet, where
+ * targets live, pays one load.
+ */
+BPF_ARRAY(stranger_cgroups, u64, 1 << STRANGER_CGROUP_BITS);
+
+static __always_inline u64 id_of_cgroup(struct cgroup *cgroup)
+{
+	struct kernfs_node *node = READ(cgroup, kn);
+
+	return READ(node, id);
+}
+
+/*
+ * The owners of a cgroup, or of the nearest one above it that has some. The agent writes those of a
+ * target above another one to both. NULL: it is no target's.
+ */
+static __always_inline owners_t *find_owners_of_cgroup(struct config *config, struct cgroup *cgroup)
+{
+	u64 id = id_of_cgroup(cgroup), mixed = id * 0x9e3779b97f4a7c15ULL;
+	/* The table's changes end with a new generation. */
+	u64 description = mixed ^ config->generation;
+	u32 index = mixed >> (64 - STRANGER_CGROUP_BITS);
+	u64 *stranger = stranger_cgroups.lookup(&index);
+	owners_t *owners;
+	int level;
+
+	if (!stranger || *stranger == description)
+		return 0;
+	for (level = 0; level <= CGROUP_LEVELS; level++) {
+		struct cgroup_subsys_state *above = READ(cgroup, self.parent);
+
+		owners = cgroups.lookup(&id);
+		if (owners)
+			return owners;
+		if (!above)
+			break;
+		cgroup = READ(above, cgroup);
+		id = id_of_cgroup(cgroup);
+	}
+	*stranger = description;
+	return 0;
+}
+
 struct slot_filter {
 	u16 protocols; /* 0: every one */
 	u16 has_ports; /* 0: every port */

@@ -94,11 +94,9 @@ static __always_inline owners_t look_up_thread(struct config *config, struct tas
 {
 	struct css_set *set = READ(task, cgroups);
 	struct cgroup *cgroup = READ(set, dfl_cgrp);
-	struct kernfs_node *node = READ(cgroup, kn);
-	u64 id = READ(node, id);
 	u32 tgid = READ(task, tgid);
 	struct nsproxy *namespaces = READ(task, nsproxy); /* NULL once it exits */
-	owners_t *by_cgroup = cgroups.lookup(&id);
+	owners_t *by_cgroup = find_owners_of_cgroup(config, cgroup);
 	owners_t *by_process = processes.lookup(&tgid);
 	owners_t owners = by_cgroup ? *by_cgroup : 0;
 	struct netns_entry *by_netns = 0;

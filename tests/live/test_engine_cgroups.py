@@ -342,3 +342,59 @@ async def test_on_request_no_program_is_on_a_cgroup(
     assert on_cgroup(client.cgroup) == ()
     with open_between(client, server):
         pass
+
+
+@contextmanager
+def below(directory: Path, *names: str) -> Iterator[Path]:
+    """A new cgroup below another, each of these names a level."""
+    made: list[Path] = []
+    try:
+        for name in names:
+            made.append((made[-1] if made else directory) / name)
+            made[-1].mkdir()
+        yield made[-1]
+    finally:
+        for path in reversed(made):
+            path.rmdir()
+
+
+@pytest.mark.every_kernel
+@HOOKS
+@pytest.mark.parametrize("levels", [1, 6])
+async def test_a_cgroup_made_below_a_target_is_measured_before_the_agent_lists_it(
+    start_engine: Start, pair: Pair, without: tuple[str, ...], levels: int
+) -> None:
+    client, server = pair
+    engine = await both(start_engine, client, server, without=without)
+    with below(client.cgroup, *(f"level{number}" for number in range(levels))) as nested:
+        with listen_in(server) as listener:
+            with inside_cgroup(nested):
+                asking = connect(client.namespace, server.address)
+            answering, _ = listener.accept()
+        with asking, answering:
+            asking.sendall(b"q")
+            read_all(answering, 1)
+            answering.sendall(b"r")
+            read_all(asking, 1)
+    measured = engine.read()[CLIENT]
+    assert account_for(measured, "tcp.connect") == (1, 0)
+    assert account_for(measured, "rx.socket") == (1, 0)
+
+
+@pytest.mark.every_kernel
+async def test_a_cgroup_beside_a_target_stays_a_strangers_until_it_is_a_target(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await both(start_engine, client, server)
+    stranger = cgroup(f"{client.cgroup.name}-beside")
+    with stranger as beside, listen_in(server) as listener:
+        for _ in range(2):
+            with inside_cgroup(beside), connect(client.namespace, server.address):
+                listener.accept()[0].close()
+        assert CLIENT not in engine.read()
+        at_once = replace(client.spec(), cgroup_ids=frozenset({beside.stat().st_ino}))
+        engine.assign({CLIENT: replace(at_once, cgroup_directories=frozenset({str(beside)}))})
+        with inside_cgroup(beside), connect(client.namespace, server.address):
+            listener.accept()[0].close()
+    assert account_for(engine.read()[CLIENT], "tcp.connect") == (1, 0)
