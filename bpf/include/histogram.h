@@ -49,11 +49,6 @@ BPF_F_TABLE("array", u32, struct slot_stats_bytes, stats, 2 * MAX_SLOTS, BPF_F_M
 typedef u64 owners_t;
 #define first_slot(owners) (((u32)(owners) & ((1U << OWNER_BITS) - 1)) - 1)
 
-static __always_inline owners_t add_owner(owners_t owners, u32 slot)
-{
-	return owners >> (64 - OWNER_BITS) ? owners : owners << OWNER_BITS | (slot + 1);
-}
-
 /*
  * A duration at or under 2**36 ns has 37 significant bits, so the mantissa's low 8 bits are zero and
  * "above the bound" is exact on the upper 56 bits. As a subtraction it costs no branch, neither at
@@ -95,13 +90,29 @@ static __always_inline u64 is_below_0(u64 number)
 	return number >> 63;
 }
 
+/*
+ * `owners` and one more, unless there is no room. Without a branch: the verifier knows how many there
+ * are at most, follows what it knows, and would verify all that follows for each number of them.
+ */
+static __always_inline owners_t add_owner(owners_t owners, u32 slot)
+{
+	owners_t last = owners >> (64 - OWNER_BITS), more = owners << OWNER_BITS | (slot + 1);
+	u64 is_full = -is_below_0(-last);
+
+	asm volatile("" : "+r"(is_full));
+	return more ^ ((more ^ owners) & is_full);
+}
+
+/* 1 or 0: two numbers below 2**63 are equal. Without a branch, as is_above() and for the same reason. */
+static __always_inline u64 is_equal(u64 one, u64 other)
+{
+	return is_below_0((one ^ other) - 1);
+}
+
 /* `ns`, or 0 where it is negative. Without a branch, as is_above() and for the same reason. */
 static __always_inline u64 at_least_0(u64 ns)
 {
-	u64 is_negative = ns >> 63;
-
-	asm volatile("" : "+r"(is_negative));
-	return ns & (is_negative - 1);
+	return ns & (is_below_0(ns) - 1);
 }
 
 /* A value below the first bound is counted as that bound. It is not above the last one. */

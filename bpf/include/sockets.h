@@ -767,15 +767,11 @@ static __always_inline struct tcp_sock *get_tcp_sock(struct sock *sk)
 
 static __always_inline u32 protocol_of(struct sock *sk)
 {
-	u16 family = READ(sk, __sk_common.skc_family);
-	u32 protocol;
+	u64 family = READ(sk, __sk_common.skc_family), protocol = READ(sk, sk_protocol);
+	u64 is_inet = is_equal(family, AF_INET) | is_equal(family, AF_INET6);
 
-	if (family != AF_INET && family != AF_INET6)
-		return 0;
-	protocol = READ(sk, sk_protocol);
-	if (protocol == IPPROTO_TCP)
-		return PROTOCOL_TCP;
-	return protocol == IPPROTO_UDP ? PROTOCOL_UDP : 0;
+	return is_inet * (is_equal(protocol, IPPROTO_TCP) * PROTOCOL_TCP |
+			  is_equal(protocol, IPPROTO_UDP) * PROTOCOL_UDP);
 }
 
 /* Request and time-wait sockets are shorter structs: only their common part may be read. */
@@ -786,10 +782,14 @@ static __always_inline bool is_full(struct sock *sk)
 	return state != TCP_NEW_SYN_RECV && state != TCP_TIME_WAIT;
 }
 
+/*
+ * By the helper, since it is rarely needed: where a pointer is read from a program's argument, the
+ * verifier searches all names of the kernel's types, btf_nested_type_is_trusted(), kernel/bpf/btf.c.
+ */
 static __always_inline struct cgroup *cgroup_of(struct sock *sk)
 {
 #ifdef HAVE_sock_cgroup_data_cgroup
-	return READ(sk, sk_cgrp_data.cgroup);
+	return PEEK(sk, sk_cgrp_data.cgroup);
 #else
 	/* before 5.16: a pointer unless bit 0 marks it as net_cls data, sock_cgroup_ptr() */
 	u64 value = READ(sk, sk_cgrp_data.val);
@@ -869,7 +869,8 @@ static __always_inline struct socket_state *resolve_state(struct sock *sk,
 							  struct config *config, u32 port_pair,
 							  bool is_own, struct turned_away *away)
 {
-	struct netns_entry *netns = find_netns(config, netns_of_socket(sk));
+	struct net *net = PEEK(sk, __sk_common.skc_net.net);
+	struct netns_entry *netns = find_netns(config, PEEK(net, ns.inum));
 	owners_t owners = 0;
 	bool is_candidate = false;
 

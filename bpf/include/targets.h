@@ -25,9 +25,9 @@ BPF_ARRAY(stranger_cgroups, u64, 1 << STRANGER_CGROUP_BITS);
 
 static __always_inline u64 id_of_cgroup(struct cgroup *cgroup)
 {
-	struct kernfs_node *node = READ(cgroup, kn);
+	struct kernfs_node *node = PEEK(cgroup, kn);
 
-	return READ(node, id);
+	return PEEK(node, id);
 }
 
 /*
@@ -47,14 +47,14 @@ static __always_inline owners_t *find_owners_of_cgroup(struct config *config, st
 	if (!stranger || *stranger == description)
 		return 0;
 	for (level = 0; level <= CGROUP_LEVELS; level++) {
-		struct cgroup_subsys_state *above = READ(cgroup, self.parent);
+		struct cgroup_subsys_state *above = PEEK(cgroup, self.parent);
 
 		owners = cgroups.lookup(&id);
 		if (owners)
 			return owners;
 		if (!above)
 			break;
-		cgroup = READ(above, cgroup);
+		cgroup = PEEK(above, cgroup);
 		id = id_of_cgroup(cgroup);
 	}
 	*stranger = description;

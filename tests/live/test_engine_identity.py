@@ -14,7 +14,7 @@ from bench.programs import run_times
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.measurement import NOTHING
 from latencyprobe.domain.stages import DEFAULT_MODULES
-from latencyprobe_agent.kernel.abi import PROCESSES
+from latencyprobe_agent.kernel.abi import MAX_OWNERS, PROCESSES
 from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.measuring import CLIENT, SERVER, count
@@ -95,6 +95,24 @@ async def test_sockets_of_a_cgroup_outlive_its_directory(start_engine: Start, pa
     with listener:
         send_some(client, server, listener)
     assert received(engine) == MESSAGES
+
+
+@pytest.mark.every_kernel
+async def test_a_socket_of_more_probes_than_have_room_counts_for_the_first_ones(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = start_engine()
+    spec = server.spec()
+    by_namespace = {slot: SlotSpec(netns_wide=spec.netns, netns=spec.netns) for slot in range(3)}
+    by_cgroup = dict.fromkeys(range(3, 6), spec)
+    engine.assign({**by_namespace, **by_cgroup})
+    await engine.use(frozenset(DEFAULT_MODULES))
+    with member_of(server.cgroup), listen(server.namespace, server.address) as listener:
+        send_some(client, server, listener)
+    counts = {slot: count(of, "rx.total") for slot, of in engine.read().items()}
+    assert counts.keys() > by_namespace.keys()
+    assert list(counts.values()) == [MESSAGES] * MAX_OWNERS
 
 
 @pytest.mark.every_kernel

@@ -1,7 +1,8 @@
-"""A bound for the work of the verifier, which grows faster than the code does.
+"""Bounds for the work of the verifier, which grows faster than the code does.
 
 A kernel refuses a program of more than a million verified instructions. How many there are depends
-on its verifier, so some room is left for those of other kernels.
+on its verifier, so some room is left for those of other kernels. A node without a compiler spends
+most of the time from Apply to attached on the instructions of all programs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from latencyprobe_agent.kernel.request import Request
 from tests.live.compiled_once import compiled_once
 
 MOST_INSTRUCTIONS = 200_000
+MOST_OF_ALL = 450_000
 
 
 @pytest.mark.parametrize("trace", [False, True], ids=["measuring", "tracing"])
@@ -33,4 +35,5 @@ async def test_no_program_takes_the_verifier_more_instructions(
     finally:
         built.close()
     assert min(verified.values()) > 0
+    assert sum(verified.values()) <= MOST_OF_ALL
     assert {name: count for name, count in verified.items() if count > MOST_INSTRUCTIONS} == {}
