@@ -232,6 +232,8 @@ class Agents:
         self, requests: AsyncIterator[pb.WatchReportsRequest], context: Context
     ) -> AsyncIterator[bytes]:
         agent = self._of(context)
+        # As agents do; see `serving/service.py`.
+        context.set_compression(grpc.Compression.Gzip)
         queue: asyncio.Queue[list[bytes]] = asyncio.Queue()
         tasks = [
             asyncio.create_task(self._hear(agent, requests, queue)),

@@ -107,6 +107,8 @@ class FakeAgent(rpc.NodeAgentServicer):
         self.refuse: tuple[grpc.StatusCode, str] | None = None
         self.status: Callable[[pb.Target], pb.TargetStatus] = _attached
         self.coverage: list[pb.StageCoverage] = []
+        self.compression = grpc.Compression.Gzip
+        """Of its reports. Agents of earlier versions do not compress them."""
         self.listeners = 0
         self.clients: list[bytes] = []
         """The certificate of each connection that called GetNodeInfo."""
@@ -220,6 +222,7 @@ class FakeAgent(rpc.NodeAgentServicer):
         self, requests: AsyncIterator[pb.WatchReportsRequest], context: Context
     ) -> AsyncIterator[pb.Report]:
         """Yield the reports of `report` and `send`, and the pods that the client wants."""
+        context.set_compression(self.compression)
         queue: asyncio.Queue[pb.Report] = asyncio.Queue()
         self._queues.add(queue)
         self.listeners += 1

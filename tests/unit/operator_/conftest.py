@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
+import grpc
 import pytest
 
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
@@ -48,12 +49,19 @@ def foreign_tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def compression() -> grpc.Compression:
+    """Of the reports of `listening`'s agent."""
+    return grpc.Compression.Gzip
+
+
+@pytest.fixture
 async def listening(
-    agent_tls: ClientTlsFiles, operator_tls: ClientTlsFiles
+    agent_tls: ClientTlsFiles, operator_tls: ClientTlsFiles, compression: grpc.Compression
 ) -> AsyncIterator[Listening]:
     """A fleet with one agent."""
     agent = FakeAgent(agent_tls)
     await agent.start()
+    agent.compression = compression
     listening = Listening(operator_tls, agent)
     await listening.connect()
     yield listening

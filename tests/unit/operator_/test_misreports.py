@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 
+import grpc
 import pytest
 
 from latencyprobe.domain.fairness import MAX_PROBES, MAX_TARGETS
@@ -241,6 +242,9 @@ async def test_a_report_of_more_parts_than_there_can_be_is_left_out_whole(
     assert not listening.fleet.view(NODE).coverage
 
 
+@pytest.mark.parametrize(
+    "compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip], ids=["plain", "gzip"]
+)
 async def test_a_message_beyond_the_limit_ends_the_session_and_the_next_works(
     listening: Listening,
 ) -> None:
@@ -255,6 +259,14 @@ async def test_a_message_beyond_the_limit_ends_the_session_and_the_next_works(
     await listening.goes_on()
     assert listening.corrupt == 1
     assert MAX_INCOMING_BYTES == 4 << 20
+
+
+@pytest.mark.parametrize(
+    "compression", list(grpc.Compression), ids=[each.name for each in grpc.Compression]
+)
+async def test_reports_are_taken_in_however_they_are_compressed(listening: Listening) -> None:
+    await listening.goes_on()
+    assert not listening.corrupt
 
 
 async def test_a_report_that_breaks_its_reader_costs_that_report_alone(
