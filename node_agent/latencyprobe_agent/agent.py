@@ -24,6 +24,7 @@ from latencyprobe_agent.kernel.contract import Engine
 from latencyprobe_agent.lease import Lease, Pump
 from latencyprobe_agent.readings import Readings
 from latencyprobe_agent.reconciler import Reconciler
+from latencyprobe_agent.target_events import TargetEvents
 from latencyprobe_agent.targets.facts import TargetFacts
 from latencyprobe_agent.targets.resolver import Resolver
 from latencyprobe_agent.tracing import PacketNews, Trace, TraceWish
@@ -113,6 +114,7 @@ class Agent:
             host_netns=node.host_netns,
         )
         self._engine = engine
+        self._resolver = resolver
         self._instruments = instruments
         self._clock = clock
         self._lease = Lease(clock)
@@ -145,8 +147,9 @@ class Agent:
         return self.readings.windows.take(probe_id, uncounted)
 
     def standings(self, probe: DesiredProbe) -> Mapping[str, TargetFacts]:
-        """Return the facts of a probe's targets, by their ids."""
-        return {target.id: self._reconciler.standing(probe, target) for target in probe.targets}
+        """Return the facts of a probe's targets and of their parts, by their ids."""
+        facts = {target.id: self._reconciler.standing(probe, target) for target in probe.targets}
+        return {**facts, **{part: facts[whole] for part, whole in probe.parts.items()}}
 
     # Calls of the service
 
@@ -201,7 +204,15 @@ class Agent:
 
     async def keep(self) -> None:
         """Follow the targets, read the engine and watch the lease, until cancelled."""
+        try:
+            with TargetEvents(self._resolver, self._wake) as events:
+                await self._keep(events)
+        finally:
+            self._resolver.close()
+
+    async def _keep(self, events: TargetEvents) -> None:
         while True:
+            events.listen()
             await self._sleep()
             try:
                 async with self._lock:

@@ -32,6 +32,13 @@ class ContainerSelector:
 
 
 @dataclass(frozen=True, slots=True)
+class PodSelector:
+    """All containers of a pod, those that do not exist yet included."""
+
+    pod_uid: str
+
+
+@dataclass(frozen=True, slots=True)
 class CgroupSelector:
     """A cgroup's directory, with all cgroups below it."""
 
@@ -52,7 +59,7 @@ class NetnsSelector:
     path: str
 
 
-Selector = ContainerSelector | CgroupSelector | PidSelector | NetnsSelector
+Selector = ContainerSelector | PodSelector | CgroupSelector | PidSelector | NetnsSelector
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,8 @@ class DesiredTarget:
     selector: Selector
     pod_name: str = ""
     container_name: str = ""
+    containers: tuple[str, ...] = ()
+    """The names of a pod's containers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +91,8 @@ class DesiredProbe:
     """One set of targets that is measured and reported alike.
 
     `node_figures`: figures of the node as a whole are reported too. `window`: None if the client
-    keeps the windows itself.
+    keeps the windows itself. `parts`: targets that are measured as a part of another one, with the
+    id of that one.
     """
 
     id: str
@@ -95,6 +105,7 @@ class DesiredProbe:
     namespace: str = ""
     node_figures: bool = False
     window: DesiredWindow | None = None
+    parts: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def measured_modules(self) -> frozenset[Module]:
@@ -155,6 +166,10 @@ def admit(desired: Desired, held: Container[TargetName] = ()) -> Desired:
     refused = {probe_id: dict(messages) for probe_id, messages in desired.refused.items()}
     for (probe_id, target_id), text in surplus.items():
         refused.setdefault(probe_id, {})[target_id] = text
+    for probe in desired.probes:
+        for part, whole in probe.parts.items():
+            if (probe.id, whole) in surplus:
+                refused.setdefault(probe.id, {})[part] = surplus[probe.id, whole]
     probes = (_without(probe, surplus) for probe in desired.probes)
     return replace(
         desired, probes=tuple(probe for probe in probes if probe is not None), refused=refused
@@ -164,4 +179,7 @@ def admit(desired: Desired, held: Container[TargetName] = ()) -> Desired:
 def _without(probe: DesiredProbe, surplus: Container[TargetName]) -> DesiredProbe | None:
     """Return the probe without these targets, or None if it loses all of them."""
     targets = tuple(target for target in probe.targets if (probe.id, target.id) not in surplus)
-    return replace(probe, targets=targets) if targets or not probe.targets else None
+    parts = {part: whole for part, whole in probe.parts.items() if (probe.id, whole) not in surplus}
+    if not targets and probe.targets:
+        return None
+    return replace(probe, targets=targets, parts=parts)

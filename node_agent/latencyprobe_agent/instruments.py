@@ -19,6 +19,9 @@ class Instruments(Protocol):
     def show_targets(self, counts: Mapping[TargetState, int]) -> None:
         """Report the number of targets by state."""
 
+    def show_missed_pods(self, number: int) -> None:
+        """Report the number of pods since the start that ended before they could be measured."""
+
     def note_reading(self, cpu_percent: float | None, missed_runs: int) -> None:
         """Count a reading of the engine; report the programs' CPU time, None if unknown.
 

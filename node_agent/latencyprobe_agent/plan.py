@@ -19,6 +19,7 @@ from latencyprobe_agent.desired import (
     Desired,
     DesiredTarget,
     NetnsSelector,
+    PodSelector,
     Selector,
 )
 from latencyprobe_agent.evidence.namespaces import Namespace
@@ -43,7 +44,6 @@ _TABLE_SIZES: Mapping[str, tuple[int, str]] = {
 }
 _SLOTS = "slots"
 
-_MATCHABLE = frozenset({TargetState.ATTACHED})
 _WORTH_LOADING_FOR = frozenset({TargetState.ATTACHED, TargetState.PENDING})
 
 
@@ -70,9 +70,16 @@ def wanted_slots(desired: Desired, facts: Mapping[Selector, TargetFacts]) -> tup
             SlotKey(target.selector, probe.socket_filter)
             for probe in desired.probes
             for target in probe.targets
-            if facts[target.selector].state in _MATCHABLE
+            if is_matchable(facts[target.selector])
         )
     )
+
+
+def is_matchable(facts: TargetFacts) -> bool:
+    """Return True if the kernel can identify sockets of the target, now or from its start on."""
+    if facts.state is TargetState.PENDING:
+        return bool(facts.cgroup_ids)
+    return facts.state is TargetState.ATTACHED
 
 
 def wanted_modules(desired: Desired, facts: Mapping[Selector, TargetFacts]) -> frozenset[Module]:
@@ -176,9 +183,10 @@ def owners(desired: Desired, numbers: Mapping[SlotKey, int]) -> Mapping[int, tup
 
 @dataclass(frozen=True, slots=True)
 class PodTargets:
-    """The targets of one probe that are containers of one pod.
+    """The targets of one probe that are one pod, or containers of it.
 
-    `is_measured`: at least one has a slot. `has_ended`: none can be measured any more.
+    `is_measured`: at least one is attached, and has a slot. `has_ended`: none can be measured any
+    more.
     """
 
     uid: str
@@ -191,10 +199,16 @@ class PodTargets:
 def pod_uid(target: DesiredTarget) -> str:
     """Return the UID of the target's pod; other targets stand for themselves."""
     match target.selector:
-        case ContainerSelector(pod_uid=uid):
+        case ContainerSelector(pod_uid=uid) | PodSelector(pod_uid=uid):
             return uid
         case _:
             return target.id
+
+
+def _container_names(target: DesiredTarget) -> Iterator[str]:
+    if target.container_name:
+        yield target.container_name
+    yield from target.containers
 
 
 def pods(
@@ -212,10 +226,12 @@ def pods(
             PodTargets(
                 uid,
                 targets[0].pod_name,
-                tuple(
-                    dict.fromkeys(each.container_name for each in targets if each.container_name)
+                tuple(dict.fromkeys(name for each in targets for name in _container_names(each))),
+                any(
+                    SlotKey(each.selector, probe.socket_filter) in numbers
+                    and facts[each.selector].state is TargetState.ATTACHED
+                    for each in targets
                 ),
-                any(SlotKey(each.selector, probe.socket_filter) in numbers for each in targets),
                 all(facts[each.selector].state is TargetState.GONE for each in targets),
             )
             for uid, targets in together.items()

@@ -19,6 +19,7 @@ from latencyprobe_agent.desired import (
     Desired,
     DesiredProbe,
     DesiredTarget,
+    PodSelector,
     Selector,
 )
 from latencyprobe_agent.instruments import Instruments
@@ -109,6 +110,8 @@ class Reconciler:
             return failed(self._refusal) if self._refusal else pending(reason)
         if facts.state is not TargetState.ATTACHED:
             return facts
+        if isinstance(target.selector, PodSelector) and (problem := self._resolver.watch_problem):
+            facts = facts.partial(f"the first packets of new pods may be missing: {problem}")
         number = self._slots.numbers.get(key)
         if number is None:
             return failed(self._refusal) if self._refusal else facts
@@ -177,6 +180,7 @@ class Reconciler:
     async def attend(self) -> None:
         """Follow targets that come and go, load what is due, and retry after failures."""
         has_changed = self._resolver.refresh() or self._is_trace_over()
+        self._instruments.show_missed_pods(self._resolver.missed_pods)
         is_due = self._is_due(self._retry_at) or self._is_due(self._change_at)
         if is_due or (has_changed and not self._is_load_due_later()):
             await self._try(self._realise(self._desired))

@@ -46,6 +46,12 @@ class AgentMetrics:
             registry=self.registry,
         )
         self._known_missed_runs = 0
+        self._missed_pods = Counter(
+            "latencyprobe_missed_pods",
+            "Pods whose cgroup was removed before it could be measured.",
+            registry=self.registry,
+        )
+        self._known_missed_pods = 0
         self.reports = Counter(
             "latencyprobe_reports_sent", "Reports sent to the client.", registry=self.registry
         )
@@ -81,6 +87,11 @@ class AgentMetrics:
         """Show the number of targets by state."""
         for state in TargetState:
             self._targets.labels(state.lower()).set(counts.get(state, 0))
+
+    def show_missed_pods(self, number: int) -> None:
+        """Show the number of pods since the start that ended before they could be measured."""
+        self._missed_pods.inc(number - self._known_missed_pods)
+        self._known_missed_pods = number
 
     def count_refusal(self, reason: str) -> None:
         """Count a refused client."""

@@ -15,7 +15,12 @@ from latencyprobe.domain.fairness import MAX_PROBES, MAX_TARGETS
 from latencyprobe.domain.measurement import NodeMeasurement, NodeStage
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.collector import ProbeFigures
-from latencyprobe_agent.desired import ContainerSelector, DesiredProbe, DesiredTarget
+from latencyprobe_agent.desired import (
+    ContainerSelector,
+    DesiredProbe,
+    DesiredTarget,
+    PodSelector,
+)
 from latencyprobe_agent.serving.messages import node_context, report_frame, target_report
 from latencyprobe_agent.targets.facts import TargetFacts
 
@@ -125,7 +130,7 @@ def _pods(targets: Iterable[DesiredTarget]) -> Iterable[list[str]]:
     pods: dict[object, list[str]] = {}
     for target in targets:
         match target.selector:
-            case ContainerSelector(pod_uid=pod_uid):
+            case ContainerSelector(pod_uid=pod_uid) | PodSelector(pod_uid=pod_uid):
                 pods.setdefault(pod_uid, []).append(target.id)
             case _:
                 pods[target] = [target.id]

@@ -10,11 +10,16 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from latencyprobe.domain.packets import LONGEST_NS
 from latencyprobe.domain.stages import PACKET_STAGES, Module
-from latencyprobe.protocol.summaries import MAX_POD_NAME_LENGTH, MAX_PODS, choice_from_proto
+from latencyprobe.protocol.summaries import (
+    MAX_CONTAINERS,
+    MAX_POD_NAME_LENGTH,
+    MAX_PODS,
+    choice_from_proto,
+)
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.desired import (
     CgroupSelector,
@@ -26,6 +31,7 @@ from latencyprobe_agent.desired import (
     InvalidStateError,
     NetnsSelector,
     PidSelector,
+    PodSelector,
     Selector,
 )
 from latencyprobe_agent.kernel.contract import SocketFilter
@@ -67,7 +73,7 @@ def parse_desired(message: pb.DesiredState, *, only_containers: bool = False) ->
         try:
             probe, invalid = _parse_probe(each, only_containers=only_containers)
         except InvalidStateError as error:
-            refused[each.id] = {target.id: str(error) for target in each.targets}
+            refused[each.id] = dict.fromkeys(_ids(each), str(error))
             continue
         if invalid:
             refused[each.id] = invalid
@@ -111,16 +117,26 @@ def _parse_probe(
 ) -> tuple[DesiredProbe, dict[str, str]]:
     """Return the probe with its valid targets, and the messages on the others by their ids."""
     _check_unique((target.id for target in message.targets), "targets")
-    targets, invalid = [], {}
+    _check_unique((pod.uid for pod in message.pods), "pods")
+    _check_unique(_ids(message), "targets")
+    pods, invalid = _parse_pods(message.pods)
+    targets: list[DesiredTarget] = []
+    parts: dict[str, str] = {}
     for index, each in enumerate(message.targets):
         if not each.id:
             raise InvalidStateError(f"targets[{index}].id", "is empty")
         try:
             if only_containers:
                 _check_is_container(each, f"targets[{index}]")
-            targets.append(_parse_target(each, f"targets[{index}]"))
+            target = _parse_target(each, f"targets[{index}]")
         except InvalidStateError as error:
             invalid[each.id] = str(error)
+            continue
+        whole = _whole_of(target, pods)
+        if whole is None:
+            targets.append(target)
+        else:
+            parts[target.id] = whole
     interval_s = _parse_interval(message, "interval")
     probe = DesiredProbe(
         id=message.id,
@@ -129,12 +145,55 @@ def _parse_probe(
         socket_filter=_parse_filter(message.filter, "filter"),
         interval_s=interval_s,
         max_cpu_percent=_parse_budget(message.max_cpu_percent, "max_cpu_percent"),
-        targets=tuple(targets),
+        targets=(*pods.values(), *targets),
         namespace=_parse_namespace(message),
         node_figures=message.node_figures,
         window=_parse_window(message, interval_s),
+        parts=parts,
     )
     return probe, invalid
+
+
+def _ids(message: pb.Probe) -> Iterable[str]:
+    """Return the ids of a probe's targets: a pod's is its UID."""
+    return (*(target.id for target in message.targets), *(pod.uid for pod in message.pods))
+
+
+def _parse_pods(
+    messages: Iterable[pb.Pod],
+) -> tuple[dict[str, DesiredTarget], dict[str, str]]:
+    """Return the valid pods by their UIDs, and the messages on the others."""
+    pods: dict[str, DesiredTarget] = {}
+    invalid: dict[str, str] = {}
+    for index, each in enumerate(messages):
+        if not each.uid:
+            raise InvalidStateError(f"pods[{index}].uid", "is empty")
+        try:
+            pods[each.uid] = _parse_pod(each, f"pods[{index}]")
+        except InvalidStateError as error:
+            invalid[each.uid] = str(error)
+    return pods, invalid
+
+
+def _parse_pod(message: pb.Pod, field: str) -> DesiredTarget:
+    return DesiredTarget(
+        message.uid,
+        PodSelector(_parse_pod_uid(message.uid, f"{field}.uid")),
+        _parse_name(message.name, f"{field}.name", MAX_POD_NAME_LENGTH),
+        containers=tuple(
+            _parse_name(name, f"{field}.containers", MAX_POD_NAME_LENGTH)
+            for name in message.containers[:MAX_CONTAINERS]
+        ),
+    )
+
+
+def _whole_of(target: DesiredTarget, pods: Mapping[str, DesiredTarget]) -> str | None:
+    """Return the id of the pod that a container is measured with; None if it has none."""
+    match target.selector:
+        case ContainerSelector(pod_uid=pod_uid) if pod_uid in pods:
+            return pod_uid
+        case _:
+            return None
 
 
 def _parse_namespace(message: pb.Probe) -> str:
@@ -276,11 +335,7 @@ def _parse_selector(message: pb.Target, field: str) -> Selector:
 
 
 def _parse_container(message: pb.Container, field: str) -> ContainerSelector:
-    if not _POD_UID.fullmatch(message.pod_uid):
-        raise InvalidStateError(
-            f"{field}.pod_uid",
-            f"{message.pod_uid[:80]!r} is not a pod UID (a UUID, or 32 hexadecimal digits)",
-        )
+    pod_uid = _parse_pod_uid(message.pod_uid, f"{field}.pod_uid")
     parts = _CONTAINER_ID.fullmatch(message.container_id)
     if parts is None:
         raise InvalidStateError(
@@ -293,7 +348,15 @@ def _parse_container(message: pb.Container, field: str) -> ContainerSelector:
             f"{field}.container_id",
             f"unknown runtime {parts['runtime']!r}; choose one of {', '.join(RUNTIMES)}",
         )
-    return ContainerSelector(message.pod_uid, parts["id"])
+    return ContainerSelector(pod_uid, parts["id"])
+
+
+def _parse_pod_uid(text: str, field: str) -> str:
+    if not _POD_UID.fullmatch(text):
+        raise InvalidStateError(
+            field, f"{text[:80]!r} is not a pod UID (a UUID, or 32 hexadecimal digits)"
+        )
+    return text
 
 
 def _parse_path(text: str, field: str) -> str:

@@ -8,7 +8,9 @@ number of the cgroup's directory. Nothing here ever mounts, unmounts, makes or r
 from __future__ import annotations
 
 import errno
+import itertools
 import os
+from collections import deque
 from collections.abc import Iterator
 
 from latencyprobe.domain.targets import TargetState
@@ -64,16 +66,21 @@ class Hierarchy:
         """Return the cgroup's path below the mount, as in /proc/PID/cgroup."""
         return "/" + os.path.relpath(directory, self.root) if directory != self.root else "/"
 
-    def walk(self, directory: str) -> Iterator[tuple[str, os.stat_result]]:
-        """Yield a cgroup and all below it, except those that vanish during the walk."""
-        unvisited = [directory]
-        while unvisited:
-            current = unvisited.pop()
+    def walk(self, directory: str, most: int | None = None) -> Iterator[tuple[str, os.stat_result]]:
+        """Yield a cgroup and all below it, except those that vanish during the walk.
+
+        `most`: the largest number of them. Then the upper levels come first.
+        """
+        unvisited = deque([directory])
+        for _ in itertools.count() if most is None else range(most):
+            if not unvisited:
+                return
+            current = unvisited.popleft()
             try:
                 status = os.stat(current)
                 # The link count of a kernfs directory is 2 and one for each directory in it.
                 if status.st_nlink > 2:
-                    unvisited.extend(subdirectories(current))
+                    unvisited.extend(subdirectories(current, most))
             except OSError as error:
                 if not is_gone(error):
                     raise
@@ -92,11 +99,12 @@ class Hierarchy:
             raise
 
 
-def subdirectories(directory: str) -> list[str]:
-    """Return the directories in a directory; none if it is gone."""
+def subdirectories(directory: str, most: int | None = None) -> list[str]:
+    """Return the directories in a directory, `most` at most; none if it is gone."""
     try:
         with os.scandir(directory) as entries:
-            return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+            found = (entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
+            return list(itertools.islice(found, most))
     except OSError as error:
         if not is_gone(error):
             raise
@@ -104,12 +112,23 @@ def subdirectories(directory: str) -> list[str]:
 
 
 class SubtreeTracker:
-    """A tracker of an existing cgroup, with its nested cgroups and its processes."""
+    """A tracker of an existing cgroup, with its nested cgroups and its processes.
 
-    def __init__(self, hierarchy: Hierarchy, processes: Processes, directory: str) -> None:
+    `most_cgroups`: the largest number of them, itself included; None: all.
+    """
+
+    def __init__(
+        self,
+        hierarchy: Hierarchy,
+        processes: Processes,
+        directory: str,
+        *,
+        most_cgroups: int | None = None,
+    ) -> None:
         self._hierarchy = hierarchy
         self._processes = processes
         self._directory = directory
+        self._most_cgroups = most_cgroups
         self._inode: int | None = None
         self._directories: dict[str, os.stat_result] = {}
         self._netns: frozenset[int] = frozenset()
@@ -118,7 +137,7 @@ class SubtreeTracker:
     def poll(self) -> TargetFacts:
         """Return the current facts of the cgroup; GONE once its directory is removed."""
         if self._polls % _POLLS_PER_WALK == 0 or self._has_changed():
-            self._directories = dict(self._hierarchy.walk(self._directory))
+            self._directories = dict(self._hierarchy.walk(self._directory, self._most_cgroups))
         self._polls += 1
         here = self._directories.get(self._directory)
         if here is None or (self._inode is not None and here.st_ino != self._inode):
@@ -146,6 +165,10 @@ class SubtreeTracker:
         listed = [pid for path in self._directories for pid in self._hierarchy.pids(path)]
         pids = tuple(sorted({pid for pid in listed if pid}))
         namespaces = self._processes.netns(pids)
+        if namespaces.inodes - self._netns:
+            # A runtime joins the container's cgroup before its network namespace.
+            pids = tuple(pid for pid in pids if not self._processes.is_runtime(pid))
+            namespaces = self._processes.netns(pids)
         if namespaces.inodes:
             self._netns = namespaces.inodes
         state, message = self._judge(pids, hidden=0 in listed, refused=namespaces.refused)

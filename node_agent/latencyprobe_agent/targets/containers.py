@@ -31,6 +31,10 @@ _EMPTY_SURVEY_AGE_S = 1.0
 _KUBEPODS = re.compile(r"(?:.+-)?kubepods(?:\.slice)?")
 _QOS = re.compile(r"(?:.+-)?(?:burstable|besteffort)(?:\.slice)?")
 _JOINED_NAME = re.compile(r".*kubepods.*\.slice:[^:]+:[0-9a-f]{64}")
+_POD_NAME = re.compile(
+    r"(?:.+-)?pod(?P<uid>[0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})"
+    r"(?:\.slice(?::[^:]+:[0-9a-f]{64})?)?"
+)
 _RUNTIME_PREFIXES = ("cri-containerd", "crio", "docker", "libpod")
 _QOS_INFIXES = ("", "-burstable", "-besteffort")
 
@@ -57,6 +61,17 @@ def joined_names(pod_uid: str, container_id: str) -> Iterator[str]:
             yield f"kubepods{infix}-pod{_with_underscores(pod_uid)}.slice:{prefix}:{container_id}"
 
 
+def pod_uid_of(name: str) -> str | None:
+    """Return the UID of the pod in a directory's name; None for any other name."""
+    found = _POD_NAME.fullmatch(name)
+    return found["uid"].replace("_", "-") if found else None
+
+
+def holds_pods(name: str) -> bool:
+    """Return True if a directory of this name may hold pods."""
+    return bool(_KUBEPODS.fullmatch(name) or _QOS.fullmatch(name))
+
+
 def _with_underscores(pod_uid: str) -> str:
     """Replace dashes: in a slice's name a dash is a level of the tree."""
     return pod_uid.replace("-", "_")
@@ -80,6 +95,30 @@ class ContainerFinder:
             self._survey()
         return next((path for path in self._candidates(target) if os.path.isdir(path)), None)
 
+    def find_pod(self, pod_uid: str) -> list[str]:
+        """Return the pod's directory; several where each container has one of its own."""
+        if self._is_survey_due():
+            self._survey()
+        found = [path for path in self._pod_directories(pod_uid) if os.path.isdir(path)]
+        if self._joined_parents:
+            joined = re.compile(rf".*-pod{_with_underscores(pod_uid)}\.slice:[^:]+:[0-9a-f]{{64}}")
+            found += [
+                path
+                for parent in self._joined_parents
+                for path in subdirectories(parent)
+                if joined.fullmatch(os.path.basename(path))
+            ]
+        return found
+
+    def survey_again(self) -> None:
+        """Have the next search survey the hierarchy."""
+        self._surveyed_at = None
+
+    @property
+    def pod_parents(self) -> tuple[str, ...]:
+        """The directories in which pods, or their containers, are made."""
+        return (*self._pod_parents, *self._joined_parents)
+
     def describe(self) -> str:
         """Describe the searched directories for people."""
         parents = [self._hierarchy.relative(path) for path in self._pod_parents]
@@ -89,14 +128,18 @@ class ContainerFinder:
         return "searched in " + ", ".join(parents[:4]) + (" …" if len(parents) > 4 else "")
 
     def _candidates(self, target: ContainerSelector) -> Iterator[str]:
-        for parent in self._pod_parents:
-            for pod in pod_names(os.path.basename(parent), target.pod_uid):
-                if not os.path.isdir(f"{parent}/{pod}"):
-                    continue
-                for name in container_names(target.container_id):
-                    yield f"{parent}/{pod}/{name}"
+        for pod in self._pod_directories(target.pod_uid):
+            if not os.path.isdir(pod):
+                continue
+            for name in container_names(target.container_id):
+                yield f"{pod}/{name}"
         for parent in self._joined_parents:
             for name in joined_names(target.pod_uid, target.container_id):
+                yield f"{parent}/{name}"
+
+    def _pod_directories(self, pod_uid: str) -> Iterator[str]:
+        for parent in self._pod_parents:
+            for name in pod_names(os.path.basename(parent), pod_uid):
                 yield f"{parent}/{name}"
 
     def _is_survey_due(self) -> bool:

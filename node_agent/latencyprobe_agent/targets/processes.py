@@ -8,6 +8,7 @@ remembered is remembered with its start time.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from latencyprobe.process.os_errors import is_gone
 from latencyprobe_agent.targets.facts import TargetFacts, failed
 
 _PF_KTHREAD = 0x0020_0000  # include/linux/sched.h
+# The names of runc and crun until they execute the container's program: `runc:[2:INIT]`.
+_RUNTIME = re.compile(r"(?:runc|crun|youki)\b")
 _PROC_PID_INIT_INO = 0xEFFFFFFC  # include/linux/proc_ns.h: the initial PID namespace
 
 
@@ -86,6 +89,10 @@ class Processes:
             if line.startswith("Tgid:"):
                 return int(line.split()[1])
         return None
+
+    def is_runtime(self, pid: int) -> bool:
+        """Return True if it is a container's runtime, which is about to become the container."""
+        return _RUNTIME.match(self._read(pid, "comm")) is not None
 
     def children(self, pid: int) -> Iterator[int]:
         """Yield the processes that the threads of a process have forked and that still exist."""

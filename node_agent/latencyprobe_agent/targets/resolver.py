@@ -1,7 +1,10 @@
 """All targets of this node, and the time of their next poll.
 
 The pace of polling depends on the target: one that is pending or new is polled often, a settled one
-seldom. The kernel side follows forks by itself, so a settled target loses nothing in between.
+seldom. The kernel side follows forks and new cgroups by itself, so a settled target loses nothing
+in between. The beginning of a target does not wait for a poll. The directories in which cgroups are
+made are watched, and each cgroup for its first process. After such a change a target is polled
+every few milliseconds, until its processes and their network namespace are known.
 
 A target that has failed is polled again with back-off: the cause may pass. A poll that failed for
 lack of descriptors or memory says nothing of its target, which keeps the facts of before.
@@ -10,8 +13,10 @@ lack of descriptors or memory says nothing of its target, which keeps the facts 
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +29,7 @@ from latencyprobe_agent.desired import (
     ContainerSelector,
     NetnsSelector,
     PidSelector,
+    PodSelector,
     Selector,
 )
 from latencyprobe_agent.targets.cgroups import (
@@ -32,10 +38,18 @@ from latencyprobe_agent.targets.cgroups import (
     cgroup_version,
     find_hierarchy,
 )
-from latencyprobe_agent.targets.containers import ContainerFinder, ContainerTracker
+from latencyprobe_agent.targets.containers import (
+    ContainerFinder,
+    ContainerTracker,
+    holds_pods,
+    pod_uid_of,
+)
 from latencyprobe_agent.targets.facts import TargetFacts, Tracker, failed
+from latencyprobe_agent.targets.inotify import IN_CREATE, IN_DELETE, IN_MODIFY
 from latencyprobe_agent.targets.netns import NetnsTracker
+from latencyprobe_agent.targets.pods import PodTracker
 from latencyprobe_agent.targets.processes import Processes, ProcessTracker
+from latencyprobe_agent.targets.watches import Change, Watches
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +57,14 @@ _NEW_FOR_S = 3.0
 _PACE_NEW_S = 0.25
 _PACE_PENDING_S = 0.5
 _PACE_SETTLED_S = 3.0
+# After a change that a watch has reported, while the target is not attached: for so long, and so
+# many targets at this pace. More of them share it.
+_BEGINS_FOR_S = 1.0
+_PACE_BEGINNING_S = 0.005
+_BEGINNING_AT_FULL_PACE = 4
 _FIRST_RETRY_S = 1.0
 _LONGEST_RETRY_S = 60.0
-# A target that is gone stays so until the client names it again.
+# A target that is gone stays so until the client names it again, or a watch reports it.
 _PACE: Mapping[TargetState, float | None] = {
     TargetState.PENDING: _PACE_PENDING_S,
     TargetState.ATTACHED: _PACE_SETTLED_S,
@@ -55,13 +74,21 @@ _PACE: Mapping[TargetState, float | None] = {
 
 @dataclass(slots=True)
 class _Tracked:
-    """A target. `problem`: the message of the failed last poll; empty if it succeeded."""
+    """A target.
+
+    `problem`: the message of the failed last poll; empty if it succeeded. `begins_until`: it is
+    polled often until then, since a watch has reported a change. `is_announced`: its cgroup was
+    made since the last poll.
+    """
 
     tracker: Tracker
     since: float
     facts: TargetFacts
+    polled_at: float = 0.0
     poll_at: float | None = None
     problem: str = ""
+    begins_until: float = 0.0
+    is_announced: bool = False
     backoff: Backoff = field(default_factory=lambda: Backoff(_FIRST_RETRY_S, _LONGEST_RETRY_S))
 
 
@@ -74,6 +101,7 @@ class Resolver:
         proc_root: Path = Path("/proc"),
         cgroup_root: str | None = None,
         clock: Callable[[], float] = time.monotonic,
+        watches: Watches | None = None,
     ) -> None:
         self._clock = clock
         self._processes = Processes(proc_root)
@@ -82,6 +110,13 @@ class Resolver:
         self._hierarchy = Hierarchy(root) if root is not None else None
         self._finder = ContainerFinder(self._hierarchy, clock=clock) if self._hierarchy else None
         self._tracked: dict[Selector, _Tracked] = {}
+        self._watches = watches or Watches()
+        self._watched_by: dict[str, list[Selector]] = {}
+        self._by_pod: dict[str, list[Selector]] = {}
+        self._pod_parents: tuple[str, ...] = ()
+        self._beginning = 0
+        self.missed_pods = 0
+        """Pods whose cgroup was made and removed before it could be measured, since the start."""
 
     @property
     def cgroup_version(self) -> str:
@@ -99,21 +134,135 @@ class Resolver:
         for selector in wanted:
             if selector not in self._tracked:
                 self._tracked[selector] = self._begin(selector)
+        self._by_pod = defaultdict(list)
+        for selector in self._tracked:
+            if isinstance(selector, PodSelector | ContainerSelector):
+                self._by_pod[selector.pod_uid].append(selector)
+        self._watch()
 
     def refresh(self) -> bool:
         """Poll the targets that are due; return True if anything changed."""
         now = self._clock()
         changed = False
+        self._beginning = sum(_begins(tracked, now) for tracked in self._tracked.values())
         for selector, tracked in self._tracked.items():
             if tracked.poll_at is None or tracked.poll_at > now:
                 continue
             before = tracked.facts
             _poll(selector, tracked)
+            self._note_missed(selector, tracked)
+            tracked.polled_at = now
             tracked.poll_at = self._next_poll(tracked, now)
             if tracked.facts != before:
                 changed = True
                 _log_change(selector, before, tracked.facts)
+        if changed or self._watches.problem or self._parents() != self._pod_parents:
+            self._watch()
         return changed
+
+    def close(self) -> None:
+        """End all watches. Idempotent."""
+        self._watches.close()
+
+    # Watches
+
+    def fileno(self) -> int | None:
+        """Return a descriptor that is readable while changes of targets wait; None without one."""
+        return self._watches.fileno()
+
+    @property
+    def watch_problem(self) -> str:
+        """The reason why new targets are found by polling alone; empty if they are watched."""
+        return self._watches.problem
+
+    def take_changes(self) -> bool:
+        """Take in the reports of the watches; return True if a target is to be polled now."""
+        taken = self._watches.take()
+        if taken.is_incomplete:
+            log.warning("the kernel has dropped changes of cgroups; polling all targets")
+            self._survey_again()
+            self.poll_again(self._tracked)
+            return True
+        is_due = [self._take(change) for change in taken.changes]
+        return any(is_due)
+
+    def _take(self, change: Change) -> bool:
+        if self._finder is not None and holds_pods(change.name):
+            self._survey_again()
+            return True
+        concerned = [each for each in self._concerned(change) if each in self._tracked]
+        now = self._clock()
+        for selector in concerned:
+            tracked = self._tracked[selector]
+            # One that is there and stays so: its processes come and go.
+            is_settled = tracked.facts.state is TargetState.ATTACHED and bool(tracked.facts.pids)
+            tracked.poll_at = max(now, tracked.polled_at + _PACE_NEW_S) if is_settled else now
+            tracked.begins_until = now + _BEGINS_FOR_S
+            tracked.is_announced |= change.is_new and isinstance(selector, PodSelector)
+        return bool(concerned)
+
+    def _concerned(self, change: Change) -> Iterable[Selector]:
+        if not change.name:
+            return self._watched_by.get(change.path, ())
+        if pod_uid := pod_uid_of(change.name):
+            return self._by_pod.get(pod_uid, ())
+        return (NetnsSelector(os.path.join(change.path, change.name)),)
+
+    def _survey_again(self) -> None:
+        """Search the hierarchy again for directories that hold pods, for all that wait."""
+        if self._finder is not None:
+            self._finder.survey_again()
+        self.poll_again(
+            selector
+            for selector, tracked in self._tracked.items()
+            if tracked.facts.state is not TargetState.ATTACHED
+        )
+
+    def _watch(self) -> None:
+        """Watch what the present targets appear in; poll again where a watch is new."""
+        self._pod_parents = self._parents()
+        wanted: dict[str, int] = {}
+        watched_by: dict[str, list[Selector]] = defaultdict(list)
+        for selector, tracked in self._tracked.items():
+            for path, mask in self._watched(selector, tracked.facts):
+                wanted[path] = wanted.get(path, 0) | mask
+                watched_by[path].append(selector)
+        self._watched_by = watched_by
+        if self._watches.follow(wanted):
+            self.poll_again(
+                selector
+                for selector, tracked in self._tracked.items()
+                if tracked.facts.state is not TargetState.ATTACHED
+            )
+
+    def _watched(self, selector: Selector, facts: TargetFacts) -> Iterator[tuple[str, int]]:
+        """Yield the paths whose changes concern a target, with the kinds of changes."""
+        match selector:
+            case NetnsSelector(path):
+                yield os.path.dirname(path), IN_CREATE
+            case PodSelector() | ContainerSelector():
+                if self._finder is None or self._hierarchy is None:
+                    return
+                yield self._hierarchy.root, IN_CREATE
+                for parent in self._pod_parents:
+                    yield parent, IN_CREATE | IN_DELETE
+            case PidSelector():
+                return
+        if facts.cgroup_directories:
+            topmost = min(facts.cgroup_directories, key=len)
+            yield f"{topmost}/cgroup.events", IN_MODIFY
+
+    def _parents(self) -> tuple[str, ...]:
+        return self._finder.pod_parents if self._finder is not None else ()
+
+    def _note_missed(self, selector: Selector, tracked: _Tracked) -> None:
+        """Count a pod whose cgroup was reported as made, and is not there."""
+        if tracked.is_announced and not tracked.facts.cgroup_ids:
+            self.missed_pods += 1
+            log.warning("%s: its cgroup was removed before it could be measured", selector)
+        tracked.is_announced = False
+
+    # Polls
 
     def poll_again(self, selectors: Iterable[Selector]) -> None:
         """Have the next `refresh` poll these targets, if they can change."""
@@ -150,6 +299,9 @@ class Resolver:
         if tracked.problem or tracked.facts.state is TargetState.FAILED:
             return now + tracked.backoff.next()
         tracked.backoff.reset()
+        if _begins(tracked, now):
+            share = max(1.0, self._beginning / _BEGINNING_AT_FULL_PACE)
+            return now + _PACE_BEGINNING_S * share
         pace = _PACE[tracked.facts.state]
         if pace is None:
             return None
@@ -158,6 +310,8 @@ class Resolver:
 
     def _tracker_of(self, selector: Selector) -> Tracker:
         match selector:
+            case PodSelector():
+                return PodTracker(self._finder, self._hierarchy, self._processes, selector)
             case ContainerSelector():
                 return ContainerTracker(self._finder, self._hierarchy, self._processes, selector)
             case CgroupSelector(path):
@@ -166,6 +320,14 @@ class Resolver:
                 return ProcessTracker(self._processes, pid)
             case NetnsSelector(path):
                 return NetnsTracker(path)
+
+
+def _begins(tracked: _Tracked, now: float) -> bool:
+    """Return True if it was reported, and its processes are not known yet."""
+    is_known = tracked.facts.state is TargetState.ATTACHED and (
+        tracked.facts.pids or tracked.facts.netns_wide
+    )
+    return tracked.begins_until > now and not is_known
 
 
 def _poll(selector: Selector, tracked: _Tracked) -> None:

@@ -1,0 +1,237 @@
+"""Pods are measured from their first packet: the agent knows them before they have a container."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from latencyprobe.domain.targets import TargetState
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe_agent.agent import Agent, NodeDescription
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from latencyprobe_agent.serving.metrics import AgentMetrics
+from latencyprobe_agent.serving.requests import parse_desired
+from latencyprobe_agent.targets.resolver import Resolver
+from latencyprobe_agent.windows.probe_window import WindowReport
+from tests.live.pods import Namespace, Pod
+from tests.live.sockets import listen
+from tests.live.targets import made_cgroup, sleeper
+from tests.patience import patient
+from tests.unit.agent.scripted import ScriptedEvidence
+from tests.unit.agent.states import seconds, state
+
+Start = Callable[..., KernelEngine]
+Pair = tuple[Pod, Pod]
+NODE = NodeDescription("here", "", "", "btf", "v2", host_netns=1)
+UID = "7d1f6c0a-93b2-4e58-a1c4-2f0e5b8d9a37"
+REQUESTS = 50
+# A container's program: it connects in its first instant, asks, and ends.
+JOB = """
+import socket, sys
+with socket.create_connection((sys.argv[1], 7000)) as asking:
+    for _ in range(int(sys.argv[2])):
+        asking.sendall(b"q" * 64)
+        left = 128
+        while left:
+            left -= len(asking.recv(left))
+"""
+
+
+@pytest.fixture
+async def agent(start_engine: Start) -> AsyncIterator[Agent]:
+    """An agent that attends by itself, as the process does."""
+    made = Agent(
+        start_engine(host_netns=os.stat("/proc/self/ns/net").st_ino),
+        Resolver(),
+        NODE,
+        AgentMetrics(),
+        ScriptedEvidence(),
+    )
+    keeping = asyncio.create_task(made.keep())
+    yield made
+    await made.close()
+    keeping.cancel()
+    await asyncio.wait({keeping})
+
+
+def one_pod(generation: int = 1) -> pb.DesiredState:
+    """The pod, before any container of it is known."""
+    probe = pb.Probe(
+        id="p",
+        modules=["rx", "tx", "tcp"],
+        interval=seconds(0.2),
+        window=seconds(60),
+        max_pods=5,
+        pods=[pb.Pod(uid=UID, name="job-x", containers=["main"])],
+    )
+    return state(probe, generation=generation)
+
+
+async def until_state(agent: Agent, wanted: TargetState) -> None:
+    deadline = time.monotonic() + patient(20)
+    while (seen := standing(agent)) is not wanted:
+        assert time.monotonic() < deadline, f"it is {seen}"
+        await asyncio.sleep(0.005)
+
+
+def standing(agent: Agent) -> TargetState:
+    (desired,) = agent._reconciler.desired.probes
+    return agent.standings(desired)[UID].state
+
+
+async def until_reported(
+    agent: Agent, condition: Callable[[WindowReport], object], what: str
+) -> WindowReport:
+    deadline = time.monotonic() + patient(20)
+    while True:
+        report = agent.take_window_report("p")
+        if report is not None and condition(report):
+            return report
+        assert time.monotonic() < deadline, f"{what}: last seen {report}"
+        await asyncio.sleep(0.05)
+
+
+def samples(report: WindowReport, stage: str) -> tuple[int, int]:
+    """(measured, known to be missing)"""
+    measured = report.summary.merged.stage(stage)
+    return measured.histogram.count, measured.lost + measured.unmatched
+
+
+@contextlib.contextmanager
+def sandbox(pod: Pod, directory: Path) -> Iterator[Path]:
+    """A pod's cgroup, and in it a process that holds the network namespace."""
+    pause = directory / "pause"
+    pause.mkdir()
+    with sleeper("ip", "netns", "exec", pod.namespace.name, "sleep", "300", cgroup=pause):
+        yield directory
+
+
+async def run_job(pod: Pod, directory: Path, server: Pod, requests: int = REQUESTS) -> None:
+    """A container, from its cgroup to its end."""
+    with listen(server.namespace, server.address) as listener:
+        job = await asyncio.to_thread(_start, pod.namespace, directory, server.address, requests)
+        await asyncio.to_thread(_answer, listener, requests)
+        assert await asyncio.to_thread(job.wait, patient(60)) == 0
+
+
+def _start(
+    namespace: Namespace, directory: Path, address: str, requests: int
+) -> subprocess.Popen[bytes]:
+    """Join the cgroup and the namespace as a runtime does, then run the program."""
+    directory.mkdir(exist_ok=True)
+    join = f"echo $$ > {directory}/cgroup.procs && exec ip netns exec {namespace.name}"
+    program = [sys.executable, "-ISc", JOB, address, str(requests)]
+    return subprocess.Popen(["sh", "-c", f'{join} "$@"', "sh", *program])
+
+
+def _answer(listener: socket.socket, requests: int) -> None:
+    answering, _ = listener.accept()
+    with answering:
+        for _ in range(requests):
+            left = 64
+            while left:
+                left -= len(answering.recv(left))
+            answering.sendall(b"r" * 128)
+        answering.recv(1)
+
+
+@pytest.mark.every_kernel
+async def test_a_pod_that_was_named_before_its_cgroup_has_its_first_packet(
+    agent: Agent, pair: Pair
+) -> None:
+    client, server = pair
+    await agent.apply(parse_desired(one_pod()))
+    assert standing(agent) is TargetState.PENDING
+    with made_cgroup(f"kubepods/besteffort/pod{UID}") as directory, sandbox(client, directory):
+        await until_state(agent, TargetState.ATTACHED)
+        await run_job(client, directory / "main", server)
+        report = await until_reported(
+            agent, lambda each: samples(each, "tcp.connect")[0], "the connect"
+        )
+        assert samples(report, "tcp.connect") == (1, 0)
+        report = await until_reported(
+            agent, lambda each: samples(each, "rx.total")[0] >= REQUESTS, "all replies"
+        )
+        assert samples(report, "rx.total") == samples(report, "tx.total") == (REQUESTS, 0)
+        (pod,) = report.pods
+        assert (pod.name, pod.containers, pod.ended) == ("job-x", ("main",), False)
+    await until_state(agent, TargetState.GONE)
+    report = await until_reported(agent, lambda each: each.pods[0].ended, "its end")
+    assert samples(report, "rx.total") == (REQUESTS, 0)
+
+
+async def test_a_container_that_starts_again_has_its_first_packet(agent: Agent, pair: Pair) -> None:
+    client, server = pair
+    with made_cgroup(f"kubepods/pod{UID}") as directory, sandbox(client, directory):
+        await agent.apply(parse_desired(one_pod()))
+        await until_state(agent, TargetState.ATTACHED)
+        for number in range(3):
+            await run_job(client, directory / f"main-{number}", server)
+        report = await until_reported(
+            agent, lambda each: samples(each, "rx.total")[0] >= 3 * REQUESTS, "all replies"
+        )
+        assert samples(report, "tcp.connect") == (3, 0)
+        assert samples(report, "rx.total") == (3 * REQUESTS, 0)
+
+
+async def test_an_agent_that_starts_under_a_running_pod_measures_the_rest(
+    agent: Agent, pair: Pair
+) -> None:
+    client, server = pair
+    with (
+        made_cgroup(f"kubepods/pod{UID}") as directory,
+        sandbox(client, directory),
+        listen(server.namespace, server.address) as listener,
+    ):
+        (directory / "main").mkdir()
+        job = _start(client.namespace, directory / "main", server.address, 2)
+        answering, _ = listener.accept()
+        with answering:
+            answering.recv(64)
+            await agent.apply(parse_desired(one_pod()))
+            await until_state(agent, TargetState.ATTACHED)
+            answering.sendall(b"r" * 128)
+            answering.recv(64)
+            answering.sendall(b"r" * 128)
+            answering.recv(1)
+        assert await asyncio.to_thread(job.wait, patient(60)) == 0
+        report = await until_reported(
+            agent, lambda each: samples(each, "rx.total")[0] >= 2, "both replies"
+        )
+        assert samples(report, "rx.total") == (2, 0)
+        assert report.summary.merged.stage("rx.socket").lost == 0
+        assert "tcp.connect" not in report.summary.merged.stages
+
+
+async def test_another_sandbox_of_a_pod_has_its_first_packet(
+    agent: Agent, pair: Pair, bridged: tuple[Namespace, Pod, Pod]
+) -> None:
+    client, server = pair
+    _, other, answering = bridged
+    with made_cgroup(f"kubepods/pod{UID}") as directory:
+        await agent.apply(parse_desired(one_pod()))
+        with sandbox(client, directory):
+            await until_state(agent, TargetState.ATTACHED)
+            await run_job(client, directory / "main-0", server)
+        (directory / "pause").rmdir()
+        with sandbox(other, directory):
+            deadline = time.monotonic() + patient(20)
+            inode = other.namespace.inode
+            while all(inode not in spec.netns for spec in agent._engine._slots.values()):  # type: ignore[attr-defined]
+                assert time.monotonic() < deadline, "the other namespace is not measured"
+                await asyncio.sleep(0.005)
+            await run_job(other, directory / "main-1", answering)
+        report = await until_reported(
+            agent, lambda each: samples(each, "rx.total")[0] >= 2 * REQUESTS, "all replies"
+        )
+        assert samples(report, "tcp.connect") == (2, 0)
+        assert samples(report, "rx.total") == (2 * REQUESTS, 0)
