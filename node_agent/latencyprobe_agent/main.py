@@ -121,8 +121,12 @@ async def _agent(
 ) -> AsyncIterator[tuple[Agent, AgentMetrics]]:
     """Run the agent with its engine; always detach it at the end."""
     try:
-        resolver = Resolver(proc_root=settings.proc_root, cgroup_root=settings.cgroup_root)
         host_inode = host_netns_inode(settings.host_netns)
+        resolver = Resolver(
+            proc_root=settings.proc_root,
+            cgroup_root=settings.cgroup_root,
+            host_netns=host_inode,
+        )
         engine = (make_engine or _kernel_engine(settings))(host_netns=host_inode)
     except (OSError, EngineError, HostNetnsError) as error:
         raise StartError(str(error)) from None

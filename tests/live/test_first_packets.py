@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import subprocess
 import sys
@@ -31,7 +30,8 @@ from tests.unit.agent.states import seconds, state
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
-NODE = NodeDescription("here", "", "", "btf", "v2", host_netns=1)
+HOST_NETNS = Path("/proc/self/ns/net").stat().st_ino
+NODE = NodeDescription("here", "", "", "btf", "v2", host_netns=HOST_NETNS)
 UID = "7d1f6c0a-93b2-4e58-a1c4-2f0e5b8d9a37"
 REQUESTS = 50
 # A container's program: it connects in its first instant, asks, and ends.
@@ -50,8 +50,8 @@ with socket.create_connection((sys.argv[1], 7000)) as asking:
 async def agent(start_engine: Start) -> AsyncIterator[Agent]:
     """An agent that attends by itself, as the process does."""
     made = Agent(
-        start_engine(host_netns=os.stat("/proc/self/ns/net").st_ino),
-        Resolver(),
+        start_engine(host_netns=HOST_NETNS),
+        Resolver(host_netns=HOST_NETNS),
         NODE,
         AgentMetrics(),
         ScriptedEvidence(),
@@ -111,7 +111,8 @@ def sandbox(pod: Pod, directory: Path) -> Iterator[Path]:
     """A pod's cgroup, and in it a process that holds the network namespace."""
     pause = directory / "pause"
     pause.mkdir()
-    with sleeper("ip", "netns", "exec", pod.namespace.name, "sleep", "300", cgroup=pause):
+    join = f"echo $$ > {pause}/cgroup.procs && exec sleep 300"
+    with sleeper("nsenter", f"--net={pod.namespace.path}", "sh", "-c", join):
         yield directory
 
 

@@ -102,7 +102,10 @@ class Resolver:
         cgroup_root: str | None = None,
         clock: Callable[[], float] = time.monotonic,
         watches: Watches | None = None,
+        host_netns: int = 0,
     ) -> None:
+        """Track nothing yet. `host_netns`: the node's own network namespace; 0: unknown."""
+        self._host_netns = frozenset({host_netns})
         self._clock = clock
         self._processes = Processes(proc_root)
         self._mounts = read_mounts()
@@ -144,7 +147,7 @@ class Resolver:
         """Poll the targets that are due; return True if anything changed."""
         now = self._clock()
         changed = False
-        self._beginning = sum(_begins(tracked, now) for tracked in self._tracked.values())
+        self._beginning = sum(self._begins(tracked, now) for tracked in self._tracked.values())
         for selector, tracked in self._tracked.items():
             if tracked.poll_at is None or tracked.poll_at > now:
                 continue
@@ -194,9 +197,9 @@ class Resolver:
         now = self._clock()
         for selector in concerned:
             tracked = self._tracked[selector]
-            # One that is there and stays so: its processes come and go.
-            is_settled = tracked.facts.state is TargetState.ATTACHED and bool(tracked.facts.pids)
-            tracked.poll_at = max(now, tracked.polled_at + _PACE_NEW_S) if is_settled else now
+            # The processes of one that is known may come and go at any rate.
+            is_known = self._is_known(tracked.facts)
+            tracked.poll_at = max(now, tracked.polled_at + _PACE_NEW_S) if is_known else now
             tracked.begins_until = now + _BEGINS_FOR_S
             tracked.is_announced |= change.is_new and isinstance(selector, PodSelector)
         return bool(concerned)
@@ -299,7 +302,7 @@ class Resolver:
         if tracked.problem or tracked.facts.state is TargetState.FAILED:
             return now + tracked.backoff.next()
         tracked.backoff.reset()
-        if _begins(tracked, now):
+        if self._begins(tracked, now):
             share = max(1.0, self._beginning / _BEGINNING_AT_FULL_PACE)
             return now + _PACE_BEGINNING_S * share
         pace = _PACE[tracked.facts.state]
@@ -307,6 +310,19 @@ class Resolver:
             return None
         is_new = now - tracked.since < _NEW_FOR_S
         return now + (_PACE_NEW_S if is_new else pace)
+
+    def _begins(self, tracked: _Tracked, now: float) -> bool:
+        """Return True if a change was reported, and the target is not known yet."""
+        return tracked.begins_until > now and not self._is_known(tracked.facts)
+
+    def _is_known(self, facts: TargetFacts) -> bool:
+        """Return True for an attached target with processes in a network namespace of its own.
+
+        In the node's they may be those of a container's runtime.
+        """
+        has_processes = bool(facts.pids or facts.netns_wide)
+        is_in_host = facts.netns == self._host_netns and not facts.netns_wide
+        return facts.state is TargetState.ATTACHED and has_processes and not is_in_host
 
     def _tracker_of(self, selector: Selector) -> Tracker:
         match selector:
@@ -320,14 +336,6 @@ class Resolver:
                 return ProcessTracker(self._processes, pid)
             case NetnsSelector(path):
                 return NetnsTracker(path)
-
-
-def _begins(tracked: _Tracked, now: float) -> bool:
-    """Return True if it was reported, and its processes are not known yet."""
-    is_known = tracked.facts.state is TargetState.ATTACHED and (
-        tracked.facts.pids or tracked.facts.netns_wide
-    )
-    return tracked.begins_until > now and not is_known
 
 
 def _poll(selector: Selector, tracked: _Tracked) -> None:

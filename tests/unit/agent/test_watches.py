@@ -142,10 +142,12 @@ class ScriptedWatches(Watches):
 class Watched:
     """A resolver with these targets, whose facts and watches the test sets."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *selectors: Selector) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, *selectors: Selector, host_netns: int = 0
+    ) -> None:
         self.clock = Clock()
         self.watches = ScriptedWatches()
-        self.resolver = Resolver(clock=self.clock, watches=self.watches)
+        self.resolver = Resolver(clock=self.clock, watches=self.watches, host_netns=host_netns)
         self.found: dict[Selector, TargetFacts] = {}
         self.polls: list[Selector] = []
         monkeypatch.setattr(self.resolver, "_tracker_of", self._tracker)
@@ -298,3 +300,15 @@ def test_a_namespace_that_is_made_again_at_its_path_is_polled(
     assert watched.report(Change("/run/netns", "blue", True))
     watched.resolver.refresh()
     assert watched.polls == [blue]
+
+
+def test_a_pod_that_seems_to_be_in_the_nodes_namespace_is_polled_often_at_its_beginning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A runtime joins the cgroup first. A pod with hostNetwork stays there."""
+    watched = Watched(monkeypatch, POD, host_netns=9)
+    watched.found[POD] = ATTACHED
+    watched.report(Change("/kubepods", f"pod{UID}", True))
+    assert watched.pace() <= 0.01
+    watched.clock.now += 5
+    assert watched.pace() >= 1
