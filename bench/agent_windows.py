@@ -37,7 +37,7 @@ from latencyprobe_agent.agent import Agent, NodeDescription
 from latencyprobe_agent.desired import ContainerSelector, Selector
 from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.kernel.abi import SLOT_STATS, STAGE_STATS, TOP_NS
-from latencyprobe_agent.kernel.contract import Overhead, SlotSpec, TraceSpec
+from latencyprobe_agent.kernel.contract import LostPart, Overhead, SlotSpec, TraceSpec
 from latencyprobe_agent.kernel.runtime.statistics import decode_slot
 from latencyprobe_agent.serving.metrics import AgentMetrics
 from latencyprobe_agent.serving.service import Server, SocketAddress
@@ -259,7 +259,7 @@ class BusyEngine:
         )
 
     @property
-    def shortages(self) -> Mapping[int, str]:
+    def lost_parts(self) -> Mapping[int, Sequence[LostPart]]:
         """Return nothing."""
         return {}
 

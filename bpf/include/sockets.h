@@ -80,6 +80,10 @@ struct socket_state {
 	u8 is_candidate;	 /* perhaps a target process's; known once it touches the socket */
 	u8 is_seq_known : 1;	 /* known_seq is set */
 	u8 is_queue_refused : 1; /* there was no memory for its queue */
+#ifdef MODULE_TCP
+	u8 is_listener_known : 1; /* listener_drops is set */
+	u8 is_established : 1;	  /* of a passive open: its handshake was counted */
+#endif
 	u8 is_read_seq_known;
 	u8 counted_in; /* the last count of on_socket_file() that saw it */
 #if defined(MODULE_RX) || defined(MODULE_TCP)
@@ -97,16 +101,14 @@ struct socket_state {
 		u32 netns_overflows; /* of its namespace, at the same time */
 		u32 timeout_seq;     /* of others: snd_una at the last time-out */
 	};
-	u8 timeout_number;    /* and icsk_retransmits */
-	u8 is_listener_known; /* listener_drops is set */
-	u8 is_window_closed;  /* ours; the peer's */
+	u8 timeout_number;   /* and icsk_retransmits */
+	u8 is_window_closed; /* ours; the peer's */
 	u8 is_peer_window_closed;
-	u8 is_window_low;  /* ours may have closed since */
-	u8 is_established; /* of a passive open: its handshake was counted */
+	u8 is_window_low; /* ours may have closed since */
 #endif
-	u8 tenant;   /* of the slot that `charged` is for */
-	u16 charged; /* 1 + the element of socket_memory that its memory is in; 0: none */
-	u16 share;   /* the element of the share of the node's memory that it is in, too */
+	u16 charged;  /* 1 + the element of socket_memory that its memory is in; 0: none */
+	u16 share;    /* the element of the share of the node's memory that it is in, too */
+	u32 admitted; /* to both: the number of the last change of targets before */
 #ifdef MODULE_RX
 	u32 known_seq; /* end of the bytes that are accounted for, as lost or unmatched too */
 #endif
@@ -341,21 +343,29 @@ static __always_inline void forget_socket(struct sock *sk)
  * serves where a namespace's own is full. Beyond `most_kib` of any of them a socket gets no part, and
  * what would have been measured is lost. Sockets of TCP give it back when they end,
  * on_tcp_destroy_sock(). No event reports the end of others, so the agent has them counted,
- * on_socket_file(), and corrects the sums. A new target of a slot is a new tenant: what the sockets
- * of the one before give back is not its.
+ * on_socket_file(), and corrects the sums. Each member has one side alone that writes it; so no
+ * update is lost.
+ *
+ * An element gets another user: a slot another target, a share another namespace. Sockets that were
+ * charged to the user before count for the node alone: see memory_for().
  *
  * Without BTF the parts are in maps of a fixed size, and nothing of this is used.
  */
 struct socket_memory {
-	s32 kib;
-	s32 most_kib;
-	s32 unreported_kib; /* a part of it: of sockets whose end nothing reports */
-	s32 counted_kib;    /* of such sockets, that the present count has seen */
-	u32 tenant;	    /* of the node: the number of the present count */
+	/* by programs; the sums never return to 0 */
+	u32 kib;
+	u32 unreported_kib; /* a part of it: of sockets whose end nothing reports */
+	u32 counted_kib;    /* of such sockets, that counts have seen */
 	u32 refused;	    /* of a slot, and of the node for sockets of none: how often */
-	u32 share;	    /* of a slot: the element of its namespace */
+	/* by the agent */
+	u32 most_kib;
+	u32 gone_kib; /* a part of `kib`: of users before, and what a count did not see */
+	u32 since; /* the number of the change of targets that brought its user; of the node: the last */
+	u32 share; /* of a slot: the element of its namespace */
+	u32 count; /* of the node: the number of the present count */
 };
-BPF_ARRAY(socket_memory, struct socket_memory, SOCKET_MEMORY_PLACES);
+BPF_F_TABLE("array", u32, struct socket_memory, socket_memory, SOCKET_MEMORY_PLACES,
+	    BPF_F_MMAPABLE);
 
 #define SOCKET_KIB 1 /* its state and its queue */
 #define SEGMENT_RING_KIB 4
@@ -371,7 +381,7 @@ static __always_inline bool is_end_reported(struct sock *sk)
 /* `spare`: 1 if half of it is to stay free, 0 if none. */
 static __always_inline bool has_room(struct socket_memory *memory, s32 kib, u32 spare)
 {
-	return memory->kib + kib <= memory->most_kib >> spare;
+	return (s32)(memory->kib - memory->gone_kib) + kib <= (s32)memory->most_kib >> spare;
 }
 
 static __always_inline void add_kib(struct socket_memory *memory, struct sock *sk, s32 kib)
@@ -392,11 +402,17 @@ static __always_inline struct socket_memory *memory_of(u32 slot)
 	return slot < MEMORY_OF_NODE ? memory_at(slot) : 0;
 }
 
-static __always_inline u8 tenant_of(u32 slot)
-{
-	struct socket_memory *of_slot = memory_of(slot);
+/* What a socket was charged to. */
+struct charged_to {
+	u32 slot;
+	u32 share;
+	u32 admitted;
+};
 
-	return of_slot ? of_slot->tenant : 0;
+/* An element for what was charged to it so long ago; NULL if it was another user's then. */
+static __always_inline struct socket_memory *memory_for(struct socket_memory *memory, u32 admitted)
+{
+	return memory && memory->since <= admitted ? memory : 0;
 }
 
 /* The share for a new socket of a slot, or of none: that of its namespace, if there is room. */
@@ -411,36 +427,51 @@ static __always_inline u32 share_for(u32 slot)
 								       MEMORY_FOR_ALL;
 }
 
-static __always_inline bool charge(struct sock *sk, u32 slot, u32 share, s32 kib, u32 spare)
+static __always_inline bool charge(struct sock *sk, struct charged_to *to, s32 kib, u32 spare)
 {
-	struct socket_memory *of_node = memory_at(MEMORY_OF_NODE), *of_share = memory_at(share);
-	struct socket_memory *of_slot = memory_of(slot);
+	struct socket_memory *of_node = memory_at(MEMORY_OF_NODE);
+	struct socket_memory *of_share = memory_for(memory_at(to->share), to->admitted);
+	struct socket_memory *of_slot = memory_for(memory_of(to->slot), to->admitted);
 
-	if (!of_node || !of_share)
+	if (!of_node)
 		return false;
-	if (!has_room(of_node, kib, spare) || !has_room(of_share, kib, spare) ||
-	    (of_slot && !has_room(of_slot, kib, spare))) {
-		__sync_fetch_and_add(&(of_slot ? of_slot : of_node)->refused, 1);
+	if (!has_room(of_node, kib, spare) || (of_share && !has_room(of_share, kib, spare)) ||
+	    (of_slot && !has_room(of_slot, kib, spare)))
 		return false;
-	}
 	add_kib(of_node, sk, kib);
-	add_kib(of_share, sk, kib);
+	if (of_share)
+		add_kib(of_share, sk, kib);
 	if (of_slot)
 		add_kib(of_slot, sk, kib);
 	return true;
 }
 
-/* A socket has `kib` less. */
-static __always_inline void discharge(struct sock *sk, u32 slot, u8 tenant, u32 share, s32 kib)
+/* The element of the slot that loses by a refusal; the node's for sockets of none. */
+static __always_inline u32 place_of_owners(owners_t owners)
 {
-	struct socket_memory *of_node = memory_at(MEMORY_OF_NODE), *of_share = memory_at(share);
-	struct socket_memory *of_slot = memory_of(slot);
+	return owners ? first_slot(owners) & (MAX_SLOTS - 1) : MEMORY_OF_NODE;
+}
+
+static __always_inline void note_refusal(u32 place)
+{
+	struct socket_memory *memory = memory_at(place);
+
+	if (memory)
+		__sync_fetch_and_add(&memory->refused, 1);
+}
+
+/* A socket has `kib` less. */
+static __always_inline void discharge(struct sock *sk, struct charged_to *to, s32 kib)
+{
+	struct socket_memory *of_node = memory_at(MEMORY_OF_NODE);
+	struct socket_memory *of_share = memory_for(memory_at(to->share), to->admitted);
+	struct socket_memory *of_slot = memory_for(memory_of(to->slot), to->admitted);
 
 	if (of_node)
 		add_kib(of_node, sk, -kib);
 	if (of_share)
 		add_kib(of_share, sk, -kib);
-	if (of_slot && (u8)of_slot->tenant == tenant)
+	if (of_slot)
 		add_kib(of_slot, sk, -kib);
 }
 
@@ -458,67 +489,90 @@ static __always_inline s32 memory_of_parts(struct sock *sk)
 	return kib;
 }
 
-static __always_inline void settle(struct socket_state *state, u32 slot, u32 share)
+static __always_inline struct charged_to charged_to(struct socket_state *state)
 {
-	state->charged = slot + 1;
-	state->tenant = tenant_of(slot);
-	state->share = share;
+	struct charged_to to = { state->charged - 1, state->share, state->admitted };
+
+	return to;
 }
 
 /* The state of a socket that has none; NULL if there is no room. `owners`: those that are known. */
 static __always_inline struct socket_state *admit(struct sock *sk, owners_t owners)
 {
-	u32 slot = owners ? first_slot(owners) & (MAX_SLOTS - 1) : MEMORY_OF_NODE;
-	u32 share = share_for(slot);
+	u32 slot = place_of_owners(owners);
+	struct socket_memory *of_node = memory_at(MEMORY_OF_NODE);
+	struct charged_to to = { .slot = slot };
 	struct socket_state *state;
 
-	if (!charge(sk, slot, share, SOCKET_KIB, 0))
+	if (!of_node)
 		return 0;
+	to.admitted = of_node->since; /* before all that is read of the others */
+	to.share = share_for(slot);
+	if (!charge(sk, &to, SOCKET_KIB, 0)) {
+		note_refusal(slot);
+		return 0;
+	}
 	state = create_socket_state(sk);
-	if (state)
-		settle(state, slot, share);
-	else
-		discharge(sk, slot, tenant_of(slot), share, SOCKET_KIB);
+	if (!state) {
+		discharge(sk, &to, SOCKET_KIB);
+		return 0;
+	}
+	state->charged = slot + 1;
+	state->share = to.share;
+	state->admitted = to.admitted;
+	state->counted_in = of_node->count; /* which began without it */
 	return state;
 }
 
-/* A socket that has its state already turns out to be of `owners`. Its share stays as it was. */
+/*
+ * A socket that has its state already turns out to be of `owners`. Its share stays as it was: the one
+ * for all, which is always the same user's.
+ */
 static __always_inline void charge_owner(struct sock *sk, struct socket_state *state,
 					 owners_t owners)
 {
 	u32 slot = first_slot(owners) & (MAX_SLOTS - 1);
-	struct socket_memory *of_slot = memory_of(slot);
+	struct socket_memory *of_node = memory_at(MEMORY_OF_NODE), *of_slot = memory_of(slot);
 
-	if (state->charged != MEMORY_OF_NODE + 1 || !owners || !of_slot)
+	if (state->charged != MEMORY_OF_NODE + 1 || !owners || !of_slot || !of_node)
 		return;
-	add_kib(of_slot, sk, memory_of_parts(sk));
-	settle(state, slot, state->share);
+	state->admitted = of_node->since;
+	state->charged = slot + 1;
+	if (of_slot->since <= state->admitted)
+		add_kib(of_slot, sk, memory_of_parts(sk));
 }
 
 /* Half of the memory is for sockets that have no ring. */
 static __always_inline bool charge_ring(struct sock *sk, struct socket_state *state, s32 kib)
 {
-	return state->charged && charge(sk, state->charged - 1, state->share, kib, 1);
+	struct charged_to to = charged_to(state);
+
+	if (state->charged && charge(sk, &to, kib, 1))
+		return true;
+	note_refusal(place_of_owners(state->owners));
+	return false;
 }
 
 static __always_inline void discharge_ring(struct sock *sk, struct socket_state *state, s32 kib)
 {
-	discharge(sk, state->charged - 1, state->tenant, state->share, kib);
+	struct charged_to to = charged_to(state);
+
+	discharge(sk, &to, kib);
 }
 
 static __always_inline void end_socket(struct sock *sk)
 {
 	struct socket_state *state;
-	u32 charged;
+	struct charged_to to;
 
 	if (!READ(sk, sk_bpf_storage))
 		return;
 	state = look_up_socket_state(sk);
 	if (!state || !state->charged)
 		return;
-	charged = state->charged;
+	to = charged_to(state);
 	state->charged = 0;
-	discharge(sk, charged - 1, state->tenant, state->share, memory_of_parts(sk));
+	discharge(sk, &to, memory_of_parts(sk));
 }
 
 #ifdef WITH_ON_SOCKET_FILE
@@ -533,6 +587,7 @@ int on_socket_file(u64 *ctx)
 	struct file *file = (struct file *)ctx[3];
 	struct socket_memory *of_node = memory_at(MEMORY_OF_NODE), *of_slot, *of_share;
 	struct socket_state *state;
+	struct charged_to to;
 	struct socket *socket;
 	struct sock *sk;
 	u8 count;
@@ -547,17 +602,18 @@ int on_socket_file(u64 *ctx)
 	if (!sk || !READ(sk, sk_bpf_storage) || is_end_reported(sk))
 		return 0;
 	state = look_up_socket_state(sk);
-	count = of_node->tenant;
+	count = of_node->count;
 	if (!state || !state->charged || state->counted_in == count)
 		return 0;
 	state->counted_in = count;
 	kib = memory_of_parts(sk);
-	of_slot = memory_of(state->charged - 1);
-	of_share = memory_at(state->share);
+	to = charged_to(state);
+	of_slot = memory_for(memory_of(to.slot), to.admitted);
+	of_share = memory_for(memory_at(to.share), to.admitted);
 	__sync_fetch_and_add(&of_node->counted_kib, kib);
 	if (of_share)
 		__sync_fetch_and_add(&of_share->counted_kib, kib);
-	if (of_slot && (u8)of_slot->tenant == state->tenant)
+	if (of_slot)
 		__sync_fetch_and_add(&of_slot->counted_kib, kib);
 	return 0;
 }

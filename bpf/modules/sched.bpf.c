@@ -9,8 +9,6 @@
  * allocator may have to wake a thread), hence a preallocated hash, not task storage.
  */
 
-#define THREADS 8192
-#define THREADS_OF_TARGET (THREADS / 4)
 #define STRANGER_BITS 14
 #define WAITS 4 /* must be a power of two */
 
@@ -31,32 +29,54 @@ struct thread {
 	owners_t owners;
 	u64 waiting_since; /* 0: it runs or sleeps */
 	u64 waits_seen;	   /* free-running: the number of the next place in `history` */
-	u64 slot;	   /* that it counts for, in `thread_counts` */
+	u32 slot;	   /* that it counts for, and the share that it is in: of `thread_shares` */
+	u32 share;
 	struct history history;
 };
 
+/* The targets' threads, by their id. Deleted when a thread leaves its CPU for the last time. */
+BPF_HASH(threads, u32, struct thread, MAX_THREADS);
+
 /*
- * The targets' threads, by their id. Deleted when a thread leaves its CPU for the last time; if the
- * map is full, threads are lost. So are those of a slot beyond THREADS_OF_TARGET: one target must
- * not take the room of the others.
+ * How many of `threads` are taken. The elements are those of the slots, one for all, and one of each
+ * namespace (of Kubernetes): its share of the table, which no other one can take. Threads beyond that
+ * are in the share for all. Those that find no place, or are more than a target may have, are lost.
+ *
+ * Each member has one side alone that writes it; so no update is lost. For the agent deletes
+ * threads, too: they may sleep for ever, when their slot is another target's already.
  */
-BPF_HASH(threads, u32, struct thread, THREADS);
-BPF_ARRAY(thread_counts, u32, MAX_SLOTS);
+struct thread_share {
+	/* by programs */
+	u32 threads; /* and those that the agent has deleted */
+	u32 refused; /* of a slot: how often */
+	/* by the agent */
+	u32 most;
+	u32 forgotten; /* how many it has deleted */
+	u32 share;     /* of a slot: the element of its namespace */
+};
+BPF_F_TABLE("array", u32, struct thread_share, thread_shares, THREAD_SHARE_PLACES, BPF_F_MMAPABLE);
 
-static __always_inline u32 *count_of_threads(u64 slot)
+static __always_inline struct thread_share *thread_share_at(u32 place)
 {
-	u32 index = slot;
-
-	return thread_counts.lookup(&index);
+	return thread_shares.lookup(&place);
 }
 
-/* The agent forgets those of slots that nobody has any more: they may sleep for ever. */
+static __always_inline bool has_place(struct thread_share *share)
+{
+	return share && (s32)(share->threads - share->forgotten) < (s32)share->most;
+}
+
 static __always_inline void forget_thread(struct thread *thread, u32 tid)
 {
-	u32 *count = count_of_threads(thread->slot);
+	struct thread_share *of_slot = thread_share_at(thread->slot);
+	struct thread_share *share = thread_share_at(thread->share);
 
-	if (!threads.delete(&tid) && count)
-		__sync_fetch_and_add(count, -1);
+	if (threads.delete(&tid)) /* the agent was faster */
+		return;
+	if (of_slot)
+		__sync_fetch_and_add(&of_slot->threads, -1);
+	if (share)
+		__sync_fetch_and_add(&share->threads, -1);
 }
 
 /*
@@ -114,22 +134,32 @@ static __always_inline owners_t look_up_thread(struct config *config, struct tas
 static __always_inline struct thread *create_thread(struct config *config, owners_t owners, u32 tid,
 						    u64 description)
 {
-	struct thread made = { .description = description, .owners = owners }, *thread = 0;
-	u32 *count;
+	struct thread made = { .description = description, .owners = owners };
+	struct thread_share *of_slot, *share;
 
 	made.slot = first_slot(owners);
 	made.history.tid = tid;
-	count = count_of_threads(made.slot);
-	/* Signed: the agent may have set it to 0 between the end of a thread and its count. */
-	if (count && (s32)*count < THREADS_OF_TARGET) {
-		threads.update(&tid, &made);
-		thread = threads.lookup(&tid);
+	of_slot = thread_share_at(made.slot);
+	if (!of_slot)
+		return 0;
+	made.share = of_slot->share;
+	share = thread_share_at(made.share);
+	if (!has_place(share)) {
+		made.share = THREADS_FOR_ALL;
+		share = thread_share_at(made.share);
 	}
-	if (thread && count)
-		__sync_fetch_and_add(count, 1);
-	else
-		lost_for(config, owners, STAGE_SCHED_RUNQUEUE);
-	return thread;
+	if (has_place(of_slot) && has_place(share)) {
+		/* First: as soon as the thread is there, the agent may delete it. */
+		__sync_fetch_and_add(&of_slot->threads, 1);
+		__sync_fetch_and_add(&share->threads, 1);
+		if (!threads.update(&tid, &made))
+			return threads.lookup(&tid);
+		__sync_fetch_and_add(&of_slot->threads, -1);
+		__sync_fetch_and_add(&share->threads, -1);
+	}
+	__sync_fetch_and_add(&of_slot->refused, 1);
+	lost_for(config, owners, STAGE_SCHED_RUNQUEUE);
+	return 0;
 }
 
 /* A thread that is unknown, or whose owners (`thread`) may have changed. */

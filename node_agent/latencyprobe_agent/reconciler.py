@@ -115,8 +115,10 @@ class Reconciler:
         number = self._slots.numbers.get(key)
         if number is None:
             return failed(self._refusal) if self._refusal else facts
-        shortage = self._engine.shortages.get(number)
-        return facts.partial(shortage) if shortage else facts
+        for lost in self._engine.lost_parts.get(number, ()):
+            if lost.modules & probe.modules:
+                facts = facts.partial(lost.reason)
+        return facts
 
     def _waits_for(self, probe: DesiredProbe) -> str:
         """Return why no module of a probe is loaded; empty if one is."""

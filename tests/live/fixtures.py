@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from latencyprobe_agent.kernel.contract import SocketMemoryLimits
+from latencyprobe_agent.kernel.contract import SocketMemoryLimits, ThreadLimits
 from latencyprobe_agent.kernel.hooks import SCOPED_HOOKS
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
@@ -28,6 +28,7 @@ async def start_engine() -> AsyncIterator[Callable[..., KernelEngine]]:
             without: Iterable[str] = (),
             cache: ObjectCache | None = None,
             socket_memory: SocketMemoryLimits | None = None,
+            threads: ThreadLimits | None = None,
         ) -> KernelEngine:
             if os.environ.get("LATENCYPROBE_HOOKS") == "tracepoints":
                 without = (*without, *SCOPED_HOOKS)
@@ -38,6 +39,7 @@ async def start_engine() -> AsyncIterator[Callable[..., KernelEngine]]:
                 typed=typed,
                 without=without,
                 socket_memory=socket_memory,
+                threads=threads,
             )
             stack.push_async_callback(engine.close)
             return engine

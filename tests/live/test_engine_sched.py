@@ -7,7 +7,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.stages import STAGES, Module
-from latencyprobe_agent.kernel.contract import SlotSpec
+from latencyprobe_agent.kernel.contract import SlotSpec, ThreadLimits
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.hidden_events import counts_of
 from tests.live.loaded_programs import programs_of
 from tests.live.measuring import CLIENT, SERVER, count, measure
-from tests.live.pods import Pod
+from tests.live.pods import Pod, cgroup
 from tests.live.sockets import udp_socket
 from tests.live.targets import python, until
 
@@ -86,6 +86,9 @@ for thread in threads:
 print("done", flush=True)
 sys.stdin.readline()
 """
+
+
+THOUSAND_THREADS = MANY_THREADS.replace("2500", "1000")
 
 
 @dataclass(frozen=True, slots=True)
@@ -454,6 +457,65 @@ async def test_a_target_with_very_many_threads_loses_some_and_another_one_none(
     with worker(SHORT_THREADS, crowded) as program:  # their room is free again
         program.work()
         assert engine.read()[CLIENT].stage("sched.runqueue").lost == 0
+
+
+@contextmanager
+def pods_beside(pod: Pod, number: int) -> Iterator[list[Pod]]:
+    """More pods in the network namespace of this one."""
+    with ExitStack() as stack:
+        yield [
+            replace(pod, cgroup=stack.enter_context(cgroup(f"{pod.cgroup.name}-{index}")))
+            for index in range(number)
+        ]
+
+
+async def test_a_tenant_with_very_many_threads_loses_some_and_another_tenant_none(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    crowded, other = pair
+    engine = start_engine()
+    with pods_beside(crowded, 4) as pods, ExitStack() as stack:
+        slots = {
+            slot: replace(pod.spec(), tenant="crowd") for slot, pod in enumerate(pods, SERVER + 1)
+        }
+        engine.assign({**slots, SERVER: replace(other.spec(), tenant="other")})
+        await engine.use(frozenset({Module.SCHED}))
+        for pod in pods:
+            stack.enter_context(worker(MANY_THREADS, pod)).work()
+        engine.read()
+        assert engine.lost_parts.keys() == slots.keys()
+        with worker(THOUSAND_THREADS, other) as program:
+            program.work()
+            measured = engine.read()[SERVER].stage("sched.runqueue")
+            assert SERVER not in engine.lost_parts
+            program.work()
+    assert measured.lost == 0
+    assert measured.histogram.count > 1000
+
+
+@pytest.mark.every_kernel
+async def test_a_tenant_that_comes_has_its_share_of_threads(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    crowded, other = pair
+    engine = start_engine(threads=ThreadLimits(of_target=1000, of_node=60))
+    slots = {CLIENT: replace(crowded.spec(), tenant="crowd")}
+    engine.assign(slots)
+    await engine.use(frozenset({Module.SCHED}))
+    with worker(THOUSAND_THREADS, crowded) as crowd:
+        crowd.work()
+        assert entries("threads") == 15 + 30
+        slots[SERVER] = replace(other.spec(), tenant="other")
+        engine.assign(slots)
+        assert entries("threads") == 10 + 30
+        engine.read()
+        with worker(WORKER, other) as program:  # of five threads
+            program.work()
+            measured = engine.read()[SERVER].stage("sched.runqueue")
+            assert SERVER not in engine.lost_parts
+        crowd.work()
+    assert measured.lost == 0
+    assert measured.histogram.count > 600
 
 
 async def test_sleeping_threads_of_a_target_that_is_gone_take_no_room_of_the_next_one(

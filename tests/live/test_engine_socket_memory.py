@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -12,10 +14,12 @@ from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.measurement import NOTHING, Measurement, StageMeasurement
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel.contract import SocketFilter, SocketMemoryLimits
+from latencyprobe_agent.kernel.runtime import socket_memory
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.measuring import SERVER, account_for, are_bound_by_btf
 from tests.live.pods import Pod
 from tests.live.sockets import (
+    PATIENCE_SECONDS,
     PORT,
     Connection,
     connection,
@@ -25,12 +29,33 @@ from tests.live.sockets import (
     udp_socket,
     wait_for_bytes,
 )
+from tests.live.targets import python
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
 CROWDED, OTHER = 3, 4
 SOCKETS = 30
 MOST = 10
+COUNTS = 400
+# Ends by resets, so that no connection waits for the last packets of the peer.
+CHURN = """
+import select, socket, struct, sys
+
+listener = socket.create_server(("127.0.0.1", 0))
+reset = struct.pack("ii", 1, 0)
+made = 0
+while not select.select([sys.stdin], [], [], 0)[0]:
+    with socket.create_connection(listener.getsockname()) as client, listener.accept()[0] as server:
+        client.sendall(b"q")
+        server.recv(1)
+        server.sendall(b"r")
+        client.recv(1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+    if not made:
+        print("ready", flush=True)
+    made += 1
+print(made)
+"""
 
 
 async def watch_server(start: Start, server: Pod, limits: SocketMemoryLimits) -> KernelEngine:
@@ -79,7 +104,8 @@ async def test_sockets_beyond_the_bound_are_lost_until_others_are_closed(
             measured = taken(engine)
             stages = {stage.name: stage for stage in engine.coverage}
             assert stages["rx.total"].state is CoverageState.ACTIVE
-            assert "memory for sockets is full" in engine.shortages[SERVER]
+            (lost,) = engine.lost_parts[SERVER]
+            assert "memory for sockets is full" in lost.reason
             for name in ("rx.socket", "tx.total", "tcp.handshake", "app.response"):
                 stage = measured.stage(name)
                 assert 0 < stage.histogram.count <= MOST, name
@@ -90,7 +116,7 @@ async def test_sockets_beyond_the_bound_are_lost_until_others_are_closed(
     for name in ("rx.socket", "tx.total", "tcp.handshake", "app.response"):
         assert account_for(measured, name) == (MOST // 2 - 1, 0), name
     taken(engine)
-    assert not engine.shortages
+    assert not engine.lost_parts
 
 
 @pytest.mark.every_kernel
@@ -128,7 +154,7 @@ async def test_a_target_beyond_its_bound_costs_no_other_one_its_figures(
         connections(client, server, 1, PORT + SOCKETS),
     ):
         measured = engine.read()
-    assert engine.shortages.keys() == {CROWDED}
+    assert engine.lost_parts.keys() == {CROWDED}
     assert measured[CROWDED].stage("rx.socket").lost > 0
     for name in ("rx.socket", "tx.total", "tcp.handshake"):
         assert account_for(measured[OTHER], name) == (1, 0), name
@@ -153,7 +179,7 @@ async def test_a_tenant_that_fills_the_nodes_memory_leaves_another_ones_share(
         connections(client, server, few, PORT + 3 * SOCKETS),
     ):
         measured = engine.read()
-    assert engine.shortages.keys() == {CROWDED}
+    assert engine.lost_parts.keys() == {CROWDED}
     assert measured[CROWDED].stage("rx.socket").lost > 0
     for name in ("rx.socket", "tx.total", "tcp.handshake"):
         assert account_for(measured[OTHER], name) == (few, 0), name
@@ -171,6 +197,66 @@ async def test_a_new_target_of_a_slot_does_not_pay_for_the_sockets_of_the_one_be
         with connections(client, server, MOST // 2 - 1, PORT + SOCKETS):
             measured = taken(engine)
     assert account_for(measured, "rx.socket") == (MOST // 2 - 1, 0)
+
+
+async def test_sockets_of_a_target_that_has_another_slot_take_no_room_of_its_first_ones_new_target(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    first, second = (
+        replace(everything_in(server), socket_filter=SocketFilter(ports=frozenset(ports)))
+        for ports in ({PORT}, range(PORT + 1, PORT + SOCKETS))
+    )
+    engine = start_engine(socket_memory=SocketMemoryLimits(MOST, 1000))
+    engine.assign({SERVER: first})
+    await engine.use(frozenset(DEFAULT_MODULES))
+    with connection(client.namespace, server.namespace, server.address) as both:
+        ask(both)
+        engine.assign({OTHER: first})
+        engine.assign({OTHER: first, SERVER: second})
+        for sent in range(1, 21):  # they need a ring
+            both.client.sendall(b"q" * 100)
+            wait_for_bytes(both.server, 100 * sent)
+        engine.read()
+        with connections(client, server, MOST // 2 - 1, PORT + 1):
+            measured = taken(engine)
+    assert not engine.lost_parts
+    assert account_for(measured, "rx.socket") == (MOST // 2 - 1, 0)
+
+
+async def test_no_socket_that_comes_or_goes_during_a_count_is_charged_for_ever(
+    start_engine: Start, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, server = pair
+    monkeypatch.setattr(socket_memory, "_LONG_COUNT_S", math.inf)
+    most = 6 * SOCKETS
+    engine = await watch_server(start_engine, server, SocketMemoryLimits(most, 1000))
+    with udp_socket(client.namespace) as sending, ExitStack() as stack:
+        for port in range(PORT, PORT + most // 2 + SOCKETS):  # each reading counts
+            reading = stack.enter_context(udp_socket(server.namespace, server.address, port))
+            send_unread(sending, reading, b"d", 1)
+        with churn(server):
+            for _ in range(COUNTS):
+                engine.read()
+    engine.read()
+    for number, has_room in ((most // 2, True), (most // 2 + 1, False)):  # with a listener each
+        with connections(client, server, number):
+            taken(engine)
+            assert (SERVER not in engine.lost_parts) == has_room
+
+
+@contextmanager
+def churn(pod: Pod) -> Iterator[None]:
+    """Connections within a pod, one after another."""
+    join = ["ip", "netns", "exec", pod.namespace.name]
+    with subprocess.Popen(
+        [*join, *python(CHURN)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield
+        output, _ = process.communicate("\n", timeout=PATIENCE_SECONDS)
+        assert int(output) > COUNTS
 
 
 async def test_without_room_for_a_ring_the_first_segments_are_samples(

@@ -35,10 +35,17 @@ MOST_BYTES: Mapping[str, tuple[int, frozenset[Module]]] = {
 # The memory of the states of sockets: of a target and of a node. A socket takes 1 KiB.
 SOCKET_KIB_OF_TARGET = 16 << 10
 SOCKET_KIB_OF_NODE = 64 << 10
-# Its table: the slots, the node, the share for all, and the shares of tenants.
+# Its table: the slots, the node, the share for all, and the shares of tenants. No more tenants than
+# slots are there at once, and as many may have just left.
 MEMORY_OF_NODE = MAX_SLOTS
 MEMORY_FOR_ALL = MAX_SLOTS + 1
-SOCKET_MEMORY_PLACES = 2 * MAX_SLOTS + 2
+SOCKET_MEMORY_PLACES = 3 * MAX_SLOTS + 2
+# The threads that are followed, of a target and of a node. The table of their shares is the same,
+# without the node.
+THREADS_OF_TARGET = 2048
+MAX_THREADS = 8192
+THREADS_FOR_ALL = MAX_SLOTS
+THREAD_SHARE_PLACES = 3 * MAX_SLOTS + 1
 # The table of network namespaces: entry 0 is not used, no chain is longer than NETNS_HOPS.
 MAX_NETNS = 1024
 NETNS_FIRST = 4096  # a power of two
@@ -114,6 +121,9 @@ MACROS: Mapping[str, int | str] = {
     "MEMORY_OF_NODE": MEMORY_OF_NODE,
     "MEMORY_FOR_ALL": MEMORY_FOR_ALL,
     "SOCKET_MEMORY_PLACES": SOCKET_MEMORY_PLACES,
+    "MAX_THREADS": MAX_THREADS,
+    "THREADS_FOR_ALL": THREADS_FOR_ALL,
+    "THREAD_SHARE_PLACES": THREAD_SHARE_PLACES,
     "MAX_NETNS": MAX_NETNS,
     "NETNS_FIRST": NETNS_FIRST,
     "NETNS_HOPS": NETNS_HOPS,
@@ -161,6 +171,11 @@ class Layout:
         self.format: str = "".join(self._formats.values())
         self.packing: struct.Struct = struct.Struct(f"={self.format}")
         self.size: int = self.packing.size
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The names of the members, in their order."""
+        return tuple(self._formats)
 
     def offset(self, member: str) -> int:
         """Return the offset of a member in bytes."""
@@ -239,18 +254,29 @@ THREAD = Layout(
     owners="Q",
     waiting_since="Q",
     waits_seen="Q",
-    slot="Q",
+    slot="I",
+    share="I",
     history="80s",
+)
+THREAD_SHARE = Layout(
+    "thread_share",
+    threads="I",
+    refused="I",
+    most="I",
+    forgotten="I",
+    share="I",
 )
 SOCKET_MEMORY = Layout(
     "socket_memory",
-    kib="i",
-    most_kib="i",
-    unreported_kib="i",
-    counted_kib="i",
-    tenant="I",
+    kib="I",
+    unreported_kib="I",
+    counted_kib="I",
     refused="I",
+    most_kib="I",
+    gone_kib="I",
+    since="I",
     share="I",
+    count="I",
 )
 SLOT_FILTER = Layout("slot_filter", protocols="H", has_ports="H")
 HANDLER_NAME = Layout("handler_name", text=f"{HANDLER_NAME_BYTES}s")
@@ -295,7 +321,7 @@ FILTERS = Map("filters", U32, SLOT_FILTER.packing)
 FILTER_PORTS = Map("filter_ports", U32, U8)
 SOCKET_MEMORIES = Map("socket_memory", U32, SOCKET_MEMORY.packing)
 THREADS = Map("threads", U32, THREAD.packing)
-THREAD_COUNTS = Map("thread_counts", U32, U32)
+THREAD_SHARES = Map("thread_shares", U32, THREAD_SHARE.packing)
 NODE_STATS = Map("node_stats", U32, NODE_ROW.packing)
 HANDLER_NAMES = Map("handler_names", U32, HANDLER_NAME.packing)
 TRACE_CONTROLS = Map("trace_control", U32, TRACE_CONTROL.packing)
@@ -305,7 +331,7 @@ TRACE_RING = "trace_ring"
 _MAPS = (CONFIGURATION, STATS, CGROUPS, PROCESSES, FILTERS, FILTER_PORTS, SOCKET_MEMORIES)
 _LAYOUTS = (SHARDS, NETNS_ENTRY, CONFIG, STAGE_STATS, SLOT_STATS, SLOT_FILTER, SOCKET_MEMORY)
 # There with the modules sched and irq; while packets are traced.
-_SCHED_MAPS, _SCHED_LAYOUTS = (THREADS, THREAD_COUNTS), (THREAD,)
+_SCHED_MAPS, _SCHED_LAYOUTS = (THREADS, THREAD_SHARES), (THREAD, THREAD_SHARE)
 _IRQ_MAPS, _IRQ_LAYOUTS = (NODE_STATS, HANDLER_NAMES), (HANDLER_NAME, NODE_ROW)
 _TRACE_MAPS = (TRACE_CONTROLS,)
 _TRACE_LAYOUTS = (USER, ENDPOINTS, TRACE_EVENT, TRACE_CONTROL)

@@ -28,6 +28,9 @@ MAX_FILTER_PORTS = abi.MAX_FILTER_PORTS
 # The memory of the states of sockets, of a target and of a node; a socket takes 1 KiB.
 SOCKET_KIB_OF_TARGET = abi.SOCKET_KIB_OF_TARGET
 SOCKET_KIB_OF_NODE = abi.SOCKET_KIB_OF_NODE
+# The threads that are followed, of a target and of a node.
+THREADS_OF_TARGET = abi.THREADS_OF_TARGET
+THREADS_OF_NODE = abi.MAX_THREADS
 # A protocol that filters name, and that has programs of its own.
 UDP = "UDP"
 
@@ -54,7 +57,7 @@ class SlotSpec:
     is a target. `netns`: inode numbers of all network namespaces of the target's sockets, those of
     `netns_wide` included. The first test skips packets in other namespaces. `cgroup_directories`:
     those of all `cgroup_ids`, or none if they are not known. `tenant`: slots of one tenant have one
-    share of the node's memory for sockets; "" if there are no tenants.
+    share of the node's memory for sockets, and one of its threads; "" if there are no tenants.
     """
 
     cgroup_ids: frozenset[int] = frozenset()
@@ -76,6 +79,29 @@ class SocketMemoryLimits:
 
     of_target: int = SOCKET_KIB_OF_TARGET
     of_node: int = SOCKET_KIB_OF_NODE
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadLimits:
+    """The most threads that are followed, with the module sched.
+
+    What others wait is counted as lost. Half of the node's are divided equally between the tenants,
+    and the other half is free for all. `of_node`: at most THREADS_OF_NODE.
+    """
+
+    of_target: int = THREADS_OF_TARGET
+    of_node: int = THREADS_OF_NODE
+
+
+@dataclass(frozen=True, slots=True)
+class LostPart:
+    """A part of a slot's measurement that was lost, because memory was full.
+
+    `modules`: those that it is missing from.
+    """
+
+    modules: frozenset[Module]
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +170,8 @@ class Engine(Protocol):
         """Every stage of the vocabulary, in its order."""
 
     @property
-    def shortages(self) -> Mapping[int, str]:
-        """The slots of which a part was lost in the last reading, because memory was full: why."""
+    def lost_parts(self) -> Mapping[int, Sequence[LostPart]]:
+        """The parts of slots that were lost in the last reading, by slot."""
 
     def overhead(self) -> Overhead:
         """Return the CPU time of our programs, as last measured."""

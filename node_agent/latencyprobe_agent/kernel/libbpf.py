@@ -360,10 +360,13 @@ def update(map_fd: int, key: bytes, value: bytes) -> None:
     _check(library().bpf_map_update_elem(map_fd, key, value, ctypes.c_uint64(0)), "set an entry")
 
 
-def delete(map_fd: int, key: bytes) -> None:
-    """Delete one entry; no error if it does not exist."""
-    if library().bpf_map_delete_elem(map_fd, key) < 0 and ctypes.get_errno() != errno.ENOENT:
+def delete(map_fd: int, key: bytes) -> bool:
+    """Delete one entry; return False if it does not exist."""
+    if library().bpf_map_delete_elem(map_fd, key) >= 0:
+        return True
+    if ctypes.get_errno() != errno.ENOENT:
         raise KernelRefusedError(ctypes.get_errno(), "delete an entry")
+    return False
 
 
 def look_up(map_fd: int, key: bytes, value_bytes: int) -> bytes | None:

@@ -18,7 +18,7 @@ from latencyprobe.domain.packets import TraceCounts, TracedPacket
 from latencyprobe.domain.stages import STAGES, Module
 from latencyprobe_agent.evidence.counters import growth
 from latencyprobe_agent.evidence.namespaces import Namespace
-from latencyprobe_agent.kernel.contract import EngineError, Overhead, SlotSpec, TraceSpec
+from latencyprobe_agent.kernel.contract import EngineError, LostPart, Overhead, SlotSpec, TraceSpec
 
 
 def samples(*durations_ns: int, stage: str = "rx.total") -> Measurement:
@@ -43,7 +43,7 @@ class ScriptedEngine:
         self.is_closed = False
         self.cpu_percent: float | None = 0.5
         self.figure = 0
-        self.lacking: dict[int, str] = {}
+        self.lacking: dict[int, list[LostPart]] = {}
         self.sample_shift = 0
         self.tracing = False
         self.udp = False
@@ -102,7 +102,7 @@ class ScriptedEngine:
         )
 
     @property
-    def shortages(self) -> Mapping[int, str]:
+    def lost_parts(self) -> Mapping[int, Sequence[LostPart]]:
         """What the test says."""
         return self.lacking
 

@@ -10,7 +10,7 @@ import pytest
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.targets import TargetState
-from latencyprobe_agent.kernel.contract import EngineError
+from latencyprobe_agent.kernel.contract import EngineError, LostPart
 from latencyprobe_agent.pacing import RESERVED_STARTS
 from latencyprobe_agent.readings import Readings
 from latencyprobe_agent.reconciler import Reconciler
@@ -118,12 +118,14 @@ async def test_a_target_whose_packets_are_lost_says_so_until_they_are_not(
     await reconciled.reconciler.adopt(parse_desired(state(probe())))
     (slot,) = reconciled.engine.slots
     partial = []
-    for lacking in ({}, {slot: "memory is full"}, {slot + 1: "memory is full"}):
+    full = LostPart(frozenset({Module.RX, Module.TX}), "memory is full")
+    of_others = LostPart(frozenset({Module.SCHED}), "too many threads")
+    for lacking in ({}, {slot: [of_others, full]}, {slot + 1: [full]}, {slot: [of_others]}):
         reconciled.engine.lacking = lacking
         standing = reconciled.standing
         assert status_message("t", standing).partial is standing.is_partial
         partial.append((standing.is_partial, standing.message))
-    assert partial == [(False, ""), (True, "memory is full"), (False, "")]
+    assert partial == [(False, ""), (True, "memory is full"), (False, ""), (False, "")]
 
 
 async def test_modules_that_cannot_be_loaded_are_tried_ever_more_seldom(

@@ -34,21 +34,27 @@ from latencyprobe_agent.kernel.abi import (
 )
 from latencyprobe_agent.kernel.contract import (
     EngineError,
+    LostPart,
     Overhead,
     SlotSpec,
     SocketMemoryLimits,
+    ThreadLimits,
     TraceSpec,
 )
 from latencyprobe_agent.kernel.hooks import coverage_of, unavailable
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.configuration import NamespaceConfiguration
-from latencyprobe_agent.kernel.runtime.loaded import LoadedObject, build
+from latencyprobe_agent.kernel.runtime.loaded import (
+    LoadedObject,
+    build,
+    wait_for_running_programs,
+)
 from latencyprobe_agent.kernel.runtime.overhead import OverheadClock
 from latencyprobe_agent.kernel.runtime.preload import Preload
 from latencyprobe_agent.kernel.runtime.shards import Shards, share_out
-from latencyprobe_agent.kernel.runtime.socket_memory import SocketMemory, full, shortage
-from latencyprobe_agent.kernel.runtime.threads import forget_threads
+from latencyprobe_agent.kernel.runtime.socket_memory import SocketMemory, full, lost_packets
+from latencyprobe_agent.kernel.runtime.threads import Threads, lost_waits
 from latencyprobe_agent.kernel.runtime.tracer import Tracer
 from latencyprobe_agent.kernel.typeinfo import kernel_types_kind, missing_types_message
 
@@ -68,8 +74,9 @@ class KernelEngine:
 
     `host_netns`: inode number of the node's own network namespace, which pods' packets pass.
     `cache`: the cache of compiled objects; None for none. `socket_memory`: the bounds for the
-    states of sockets. For tests of the alternatives: `typed`: False omits programs typed by BTF;
-    `without`: hooks to exclude, by their names in `coverage`.
+    states of sockets. `threads`: those of followed threads. For tests of the alternatives:
+    `typed`: False omits programs typed by BTF; `without`: hooks to exclude, by their names in
+    `coverage`.
     Large, because it is the whole of the contract, whose calls share the loaded object.
     """
 
@@ -81,6 +88,7 @@ class KernelEngine:
         typed: bool = True,
         without: Iterable[str] = (),
         socket_memory: SocketMemoryLimits | None = None,
+        threads: ThreadLimits | None = None,
     ) -> None:
         self._host_netns = host_netns
         self._typed = typed
@@ -88,6 +96,9 @@ class KernelEngine:
         self._cache = cache
         self._socket_memory_limits = socket_memory or SocketMemoryLimits()
         self._socket_memory: SocketMemory | None = None
+        self._thread_limits = threads or ThreadLimits()
+        self._threads: Threads | None = None
+        self._lost_parts: Mapping[int, Sequence[LostPart]] = {}
         self._object: LoadedObject | None = None
         self._preload: Preload | None = None
         self._modules: frozenset[Module] = frozenset()
@@ -144,11 +155,10 @@ class KernelEngine:
         if self._preload is not None:
             self._resume(self._preload)
         elif self._object is not None:
-            if self._socket_memory is not None:
-                self._socket_memory.admit(slots.keys() - before.keys(), _tenants(slots))
+            self._admit(slots.keys() - before.keys())
             self._write_targets()
-            if dropped and Module.SCHED in self._modules:
-                forget_threads(self._object, dropped)
+            if self._threads is not None:
+                self._forget_threads(self._threads)
             if forget_children:
                 self._forget_children(self._object)
 
@@ -163,6 +173,9 @@ class KernelEngine:
             news[slot] = news.get(slot, NOTHING) + measurement
         if self._socket_memory is not None:
             self._socket_memory.read(self._slots)
+        if self._threads is not None:
+            self._threads.read(self._slots)
+        self._lost_parts = self._find_lost_parts()
         return news
 
     def read_node(self) -> NodeMeasurement:
@@ -178,11 +191,9 @@ class KernelEngine:
         return full(self._coverage, self._socket_memory_limits)
 
     @property
-    def shortages(self) -> Mapping[int, str]:
-        """See `contract.Engine.shortages`."""
-        if self._socket_memory is None or not self._socket_memory.full_slots:
-            return {}  # asked for each target, so without making the text
-        return dict.fromkeys(self._socket_memory.full_slots, shortage(self._socket_memory_limits))
+    def lost_parts(self) -> Mapping[int, Sequence[LostPart]]:
+        """See `contract.Engine.lost_parts`."""
+        return self._lost_parts
 
     def overhead(self) -> Overhead:
         """See `contract.Engine.overhead`."""
@@ -247,8 +258,12 @@ class KernelEngine:
         loaded.sample(self._sample_shift)
         self._clock.follow(loaded)
         loaded.begin(_shards(self._slots))
-        self._socket_memory = SocketMemory(loaded, self._socket_memory_limits)
-        self._socket_memory.admit(self._slots.keys(), _tenants(self._slots))
+        self._socket_memory = SocketMemory(
+            loaded.socket_memory, loaded.count_sockets, self._socket_memory_limits
+        )
+        if loaded.thread_shares is not None:
+            self._threads = Threads(loaded, loaded.thread_shares, self._thread_limits)
+        self._admit(self._slots.keys())
         self._write_targets()
         if loaded.ring is not None:
             self._tracer.follow(loaded.ring)
@@ -276,7 +291,8 @@ class KernelEngine:
         self._keep(self._object, self._slots, self._slots)
         self._tracer.leave()
         self._clock.stop()
-        self._socket_memory = None
+        self._socket_memory = self._threads = None
+        self._lost_parts = {}
         self._object.close()
         self._object = None
         self._written = {}
@@ -308,6 +324,30 @@ class KernelEngine:
             )
             for slot, measurement in loaded.statistics.take(*inactive, slots, ratio).items()
         }
+
+    def _admit(self, new: Collection[int]) -> None:
+        """Have each tenant's share ready before a program counts for one of its slots."""
+        tenants = {slot: spec.tenant for slot, spec in self._slots.items()}
+        if self._socket_memory is not None:
+            self._socket_memory.admit(new, tenants)
+        if self._threads is not None:
+            self._threads.admit(new, tenants)
+
+    def _forget_threads(self, threads: Threads) -> None:
+        """Forget the threads of slots that are gone, once no program counts for them any more."""
+        if threads.gone_slots:
+            wait_for_running_programs()
+            threads.forget_gone()
+
+    def _find_lost_parts(self) -> Mapping[int, Sequence[LostPart]]:
+        lost: dict[int, list[LostPart]] = {}
+        if self._socket_memory is not None:
+            for slot in self._socket_memory.full_slots:
+                lost.setdefault(slot, []).append(lost_packets(self._socket_memory_limits))
+        if self._threads is not None:
+            for slot in self._threads.full_slots:
+                lost.setdefault(slot, []).append(lost_waits(self._thread_limits))
+        return lost
 
     def _report_change(self, modules: frozenset[Module]) -> None:
         for module in Module:
@@ -384,10 +424,6 @@ class KernelEngine:
             StageCoverage(stage.name, CoverageState.IDLE, reason="no probe asks for its module")
             for stage in STAGES
         )
-
-
-def _tenants(slots: Mapping[int, SlotSpec]) -> Mapping[int, str]:
-    return {slot: spec.tenant for slot, spec in slots.items()}
 
 
 def _shards(slots: Collection[int]) -> Mapping[int, Shards]:

@@ -18,12 +18,19 @@ from latencyprobe_agent.kernel.abi import (
     CONFIGURATION,
     HANDLER_NAMES,
     NODE_STATS,
+    SOCKET_MEMORIES,
+    SOCKET_MEMORY,
+    SOCKET_MEMORY_PLACES,
     STATS,
+    THREAD_SHARE,
+    THREAD_SHARE_PLACES,
+    THREAD_SHARES,
     TRACE_CONTROLS,
     TRACE_RING,
 )
 from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.kernel.hooks import (
+    COUNT_SOCKETS,
     PROCESS_EVENTS,
     PROCESS_FUNCTIONS,
     READ_LISTENERS,
@@ -36,6 +43,7 @@ from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.cgroup_links import CgroupLinks, CgroupProgram
 from latencyprobe_agent.kernel.runtime.configuration import ConfigMemory
 from latencyprobe_agent.kernel.runtime.listeners import ListenerReadings
+from latencyprobe_agent.kernel.runtime.mapped_array import MappedArray
 from latencyprobe_agent.kernel.runtime.node_statistics import NodeStatisticsMemory
 from latencyprobe_agent.kernel.runtime.ring import PacketRing
 from latencyprobe_agent.kernel.runtime.shards import Shards
@@ -114,6 +122,14 @@ class LoadedObject:
         self.node_statistics = (
             NodeStatisticsMemory(self._maps[NODE_STATS.name], self._maps[HANDLER_NAMES.name])
             if NODE_STATS.name in self._maps
+            else None
+        )
+        self.socket_memory = MappedArray.of_map(
+            self._maps[SOCKET_MEMORIES.name], SOCKET_MEMORY, SOCKET_MEMORY_PLACES
+        )
+        self.thread_shares = (
+            MappedArray.of_map(self._maps[THREAD_SHARES.name], THREAD_SHARE, THREAD_SHARE_PLACES)
+            if THREAD_SHARES.name in self._maps
             else None
         )
         for epoch in (0, 1):
@@ -259,21 +275,20 @@ class LoadedObject:
         """Return the value of one entry; None if it does not exist."""
         return libbpf.look_up(self._maps[name], key, value_bytes)
 
-    def iterate(self, function: str) -> bool:
-        """Run an iterator's program for each object; return False if it is not attached.
+    def count_sockets(self) -> bool:
+        """Have the sockets counted whose end nothing reports; return False if that is impossible.
 
         Raises OSError.
         """
-        link = self._owned.link(function)
+        link = self._owned.link(COUNT_SOCKETS)
         if link is None:
             return False
         libbpf.run_iterator(link)
         return True
 
-    def erase(self, name: str, keys: Iterable[bytes]) -> None:
-        """Delete the entries of a map that exist."""
-        for key in keys:
-            libbpf.delete(self._maps[name], key)
+    def erase(self, name: str, keys: Iterable[bytes]) -> Collection[bytes]:
+        """Delete entries of a map; return the keys of those that existed."""
+        return [key for key in keys if libbpf.delete(self._maps[name], key)]
 
     def keys(self, name: str, key_bytes: int) -> set[bytes]:
         """Return the present keys of a map."""
@@ -300,6 +315,9 @@ class LoadedObject:
         if self.node_statistics is not None:
             self.node_statistics.close()
         self.configuration.close()
+        self.socket_memory.close()
+        if self.thread_shares is not None:
+            self.thread_shares.close()
         if self.ring is not None:
             self.ring.close()
         self._owned.close()

@@ -1,44 +1,149 @@
 """The threads that the module sched follows: bpf/modules/sched.bpf.c.
 
+The programs count each thread for its slot, and for a *share* of the table. Each tenant has a share
+that no other one can use. A thread that does not fit there takes a place of the share for all.
+
 A program forgets a thread of no target when it next runs. Threads that sleep for ever would keep
-their places, and count for the next target of their slot. So they are forgotten with their slot.
+their places. So they are forgotten with their slot. If a share becomes smaller, since another
+tenant came, as many of its threads are forgotten as it has too many.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from latencyprobe_agent.kernel.abi import THREAD, THREAD_COUNTS, THREADS
+from latencyprobe.domain.stages import Module
+from latencyprobe_agent.kernel.abi import (
+    THREAD,
+    THREAD_SHARE_PLACES,
+    THREADS,
+    THREADS_FOR_ALL,
+)
+from latencyprobe_agent.kernel.contract import LostPart, ThreadLimits
+from latencyprobe_agent.kernel.runtime.mapped_array import MappedArray, signed
+from latencyprobe_agent.kernel.runtime.tenant_shares import TenantPlaces, divide
 
-_SLOT = THREAD.part("slot")
-_SLOT_OFFSET = THREAD.offset("slot")
+log = logging.getLogger(__name__)
+
+_PLACES = THREAD.part("slot", "share")
+_PLACES_OFFSET = THREAD.offset("slot")
 
 
-class ThreadMaps(Protocol):
-    """The maps of a loaded object."""
-
-    def write(self, name: str, entries: Mapping[bytes, bytes]) -> None:
-        """Set entries of a map."""
+class ThreadMap(Protocol):
+    """The map `threads` of a loaded object, among others."""
 
     def look_up(self, name: str, key: bytes, value_bytes: int) -> bytes | None:
         """Return the value of one entry; None if it does not exist."""
 
-    def erase(self, name: str, keys: Iterable[bytes]) -> None:
-        """Delete the entries of a map that exist."""
+    def erase(self, name: str, keys: Iterable[bytes]) -> Collection[bytes]:
+        """Delete entries of a map; return the keys of those that existed."""
 
     def keys(self, name: str, key_bytes: int) -> set[bytes]:
         """Return the present keys of a map."""
 
 
-def forget_threads(maps: ThreadMaps, slots: Collection[int]) -> None:
-    """Forget the threads of these slots. One that still has an owner is met again as it runs."""
+class _Thread(NamedTuple):
+    """An entry, and the places that it counts for."""
 
-    def is_of_these(key: bytes) -> bool:
-        value = maps.look_up(THREADS.name, key, THREADS.value.size)
-        return value is not None and _SLOT.unpack_from(value, _SLOT_OFFSET)[0] in slots
+    key: bytes
+    slot: int
+    share: int
 
-    found = maps.keys(THREADS.name, THREADS.key.size)
-    maps.erase(THREADS.name, [key for key in found if is_of_these(key)])
-    none = THREAD_COUNTS.value.pack(0)
-    maps.write(THREAD_COUNTS.name, {THREAD_COUNTS.key.pack(slot): none for slot in slots})
+
+class Threads:
+    """The threads of one loaded object, whose maps are new.
+
+    `table`: the elements of `thread_shares`. `full_slots`: those of which a thread found no place.
+    `gone_slots`: those whose threads are to be forgotten.
+    """
+
+    def __init__(self, maps: ThreadMap, table: MappedArray, limits: ThreadLimits) -> None:
+        self._maps = maps
+        self._table = table
+        self._limits = limits
+        self._shares = TenantPlaces(range(THREADS_FOR_ALL + 1, THREAD_SHARE_PLACES))
+        self._tenants: Mapping[int, str] = {}
+        self._refused: dict[int, int] = {}
+        self.gone_slots: frozenset[int] = frozenset()
+        self.full_slots: frozenset[int] = frozenset()
+
+    def admit(self, slots: Collection[int], tenants: Mapping[int, str]) -> None:
+        """Give these slots their bound, each to a new target. `tenants`: those of all slots.
+
+        Of those that the new shares have too many of, threads are forgotten.
+        """
+        self.gone_slots |= {
+            slot for slot, tenant in self._tenants.items() if tenants.get(slot) != tenant
+        }
+        self._tenants = dict(tenants)
+        self._shares.follow(frozenset(tenants.values()))
+        for slot in slots:
+            self._refused[slot] = self._table.get(slot, "refused")
+        own, for_all = divide(self._limits.of_node, self._shares.present)
+        bounds = dict.fromkeys(self._shares.present.values(), own)
+        bounds[THREADS_FOR_ALL] = for_all
+        for place in (*slots, *bounds):
+            self._table.set(place, "most", bounds.get(place, self._limits.of_target))
+        for slot, tenant in tenants.items():
+            self._table.set(slot, "share", self._shares.present[tenant])
+        excess = Counter({place: self._taken(place) - most for place, most in bounds.items()})
+        self._forget_excess(+excess)
+
+    def forget_gone(self) -> None:
+        """Forget the threads of `gone_slots`. One that still has an owner is met again as it runs.
+
+        Call it when no program counts for these slots any more.
+        """
+        self._forget(each for each in self._all() if each.slot in self.gone_slots)
+        self.gone_slots = frozenset()
+
+    def read(self, slots: Collection[int]) -> None:
+        """Find out if a thread of these slots found no place since the last call."""
+        had_room = not self.full_slots
+        self.full_slots = frozenset(filter(self._has_refused, slots))
+        if had_room and self.full_slots:
+            log.warning("%s", lost_waits(self._limits).reason)
+
+    def _has_refused(self, slot: int) -> bool:
+        refused = self._table.get(slot, "refused")
+        before, self._refused[slot] = self._refused.get(slot, 0), refused
+        return before != refused
+
+    def _taken(self, place: int) -> int:
+        return signed(self._table.get(place, "threads") - self._table.get(place, "forgotten"))
+
+    def _all(self) -> Iterable[_Thread]:
+        """Yield all threads, as they are at some time during the call."""
+        for key in self._maps.keys(THREADS.name, THREADS.key.size):
+            value = self._maps.look_up(THREADS.name, key, THREADS.value.size)
+            if value is not None:
+                yield _Thread(key, *_PLACES.unpack_from(value, _PLACES_OFFSET))
+
+    def _forget_excess(self, excess: Counter[int]) -> None:
+        """Forget so many threads of these places."""
+        if not excess:
+            return
+
+        def is_too_much(thread: _Thread) -> bool:
+            excess[thread.share] -= 1
+            return excess[thread.share] >= 0
+
+        self._forget(filter(is_too_much, self._all()))
+
+    def _forget(self, threads: Iterable[_Thread]) -> None:
+        by_key = {each.key: each for each in threads}
+        for key in self._maps.erase(THREADS.name, by_key):
+            for place in by_key[key][1:]:
+                self._table.set(place, "forgotten", self._table.get(place, "forgotten") + 1)
+
+
+def lost_waits(limits: ThreadLimits) -> LostPart:
+    """Return the reason why threads are lost."""
+    return LostPart(
+        frozenset({Module.SCHED}),
+        "the waits of some threads are counted as lost because the table of threads is full: "
+        f"{limits.of_target:,} a target, {limits.of_node:,} a node, shared by namespaces",
+    )
