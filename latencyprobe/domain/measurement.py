@@ -13,6 +13,9 @@ from typing import NamedTuple, TypeVar
 
 from latencyprobe.domain.histogram import EMPTY, LARGEST_SUM, Histogram
 
+# Of a node as a whole: one for each interrupt handler. No message has more, nor does a sum of many.
+MAX_NODE_STAGES = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class StageMeasurement:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from latencyprobe.domain.histogram import POSITIONS
+from latencyprobe.domain.measurement import MAX_NODE_STAGES
 from latencyprobe.protocol.measurements import MAX_OPEN_COUNTERS, CorruptMessageError
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 
@@ -16,8 +17,6 @@ LARGEST_NUMBER = 2**53 - 1
 # An agent samples one packet in 2**n, or several such shares after each other in one report.
 LOWEST_SAMPLING_RATIO = 2.0**-16
 MAX_STAGES = 256
-# One for each interrupt handler of a node.
-MAX_NODE_STAGES = 4096
 _WHOLE_PERCENT = 100
 
 

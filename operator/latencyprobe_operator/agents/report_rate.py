@@ -2,6 +2,8 @@
 
 The *allowance* follows from the desired states that the agent was sent. It has room for the largest
 reports in parts, and for repetitions after a broken connection. A new session does not renew it.
+It limits messages, their bytes and their parts. A message may have many parts: each is the report
+on a probe, or a piece of one.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from latencyprobe.domain.fairness import MAX_PROBES
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 
 EXCESS_RETRY_S = 60.0
@@ -19,12 +22,14 @@ _TARGET_BYTES = 16 << 10
 _PROBE_BYTES = 64 << 10
 # Agents send messages of up to twice this size.
 _MESSAGE_BYTES = 256 << 10
-# Of one interval: the summary, the pods that an acknowledgement chooses, and more of either.
+# Of one interval: the summary, the pods that an acknowledgement chooses, and more of either. Each
+# is a part, and may have a message of its own.
 _MESSAGES = 4
 # The agent's shortest interval.
 _SHORTEST_INTERVAL_S = 0.1
 # At once: what buffers hold after a pause, and what an earlier operator asked for.
 EXTRA_MESSAGES = 1000
+EXTRA_PARTS = _MESSAGES * MAX_PROBES
 EXTRA_BYTES = 16 << 20
 _EXTRA_REPORTS = 2
 
@@ -43,7 +48,10 @@ class ExcessiveReportsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """The amount that one agent may send: per second, and in one report of each probe."""
+    """The amount that one agent may send: per second, and in one report of each probe.
+
+    `messages_per_s`: as many parts, too.
+    """
 
     messages_per_s: float = 0.0
     bytes_per_s: float = 0.0
@@ -77,6 +85,7 @@ class ReportRate:
         self._clock = clock or time.monotonic
         self._allowance = self._applied = Allowance()
         self._messages = float(EXTRA_MESSAGES)
+        self._parts = float(EXTRA_PARTS)
         self._bytes = float(EXTRA_BYTES)
         self._at = self._clock()
 
@@ -95,17 +104,30 @@ class ReportRate:
         self._refill()
         self._messages -= 1
         self._bytes -= size
-        if self._messages < 0 or self._bytes < 0:
-            self._messages, self._bytes = max(self._messages, 0), max(self._bytes, 0)
+        self._check()
+
+    def take_parts(self, parts: int) -> None:
+        """Count the parts of a message; raise ExcessiveReportsError if they are beyond the rate."""
+        self._refill()
+        self._parts -= parts
+        self._check()
+
+    def _check(self) -> None:
+        if min(self._messages, self._parts, self._bytes) < 0:
+            self._messages, self._parts = max(self._messages, 0), max(self._parts, 0)
+            self._bytes = max(self._bytes, 0)
             raise ExcessiveReportsError
 
     def _refill(self) -> None:
         """Add what the time since the last call allows; never take back what is there."""
         now, allowance = self._clock(), self._allowance
         passed_s, self._at = now - self._at, now
-        most = EXTRA_MESSAGES
-        self._messages = max(
-            self._messages, min(self._messages + passed_s * allowance.messages_per_s, most)
-        )
-        most = EXTRA_BYTES + _EXTRA_REPORTS * allowance.report_bytes
-        self._bytes = max(self._bytes, min(self._bytes + passed_s * allowance.bytes_per_s, most))
+        messages, most_bytes = passed_s * allowance.messages_per_s, EXTRA_BYTES
+        most_bytes += _EXTRA_REPORTS * allowance.report_bytes
+        self._messages = _refilled(self._messages, messages, EXTRA_MESSAGES)
+        self._parts = _refilled(self._parts, messages, EXTRA_PARTS)
+        self._bytes = _refilled(self._bytes, passed_s * allowance.bytes_per_s, most_bytes)
+
+
+def _refilled(left: float, more: float, most: float) -> float:
+    return max(left, min(left + more, most))

@@ -235,7 +235,7 @@ class AgentSession:
             raise LinkBrokenError("another instance of the agent answers")
         self._sent.observe(report.term, report.generation)
         self._metrics.reports.inc()
-        self._count(received.size)
+        self._count(lambda: self._rate.take(received.size))
         await self._take(report)
         covered = [p.id for p in report.probes if self._covers(p, report)]
         self._acknowledgements.acknowledge(
@@ -253,9 +253,9 @@ class AgentSession:
             raise
         return received if isinstance(received, SizedReport) else None  # aio.EOF
 
-    def _count(self, size: int) -> None:
+    def _count(self, take: Callable[[], None]) -> None:
         try:
-            self._rate.take(size)
+            take()
         except ExcessiveReportsError as error:
             self._misreports.note_excess(str(error))
             raise
@@ -266,6 +266,7 @@ class AgentSession:
         except CorruptMessageError as error:
             self._misreports.note_corrupt(str(error))
             return
+        self._count(lambda: self._rate.take_parts(len(report.probes)))
         self._take_overhead(report.overhead)
         changed = self._take_coverage(report.coverage)
         for index, message in enumerate(report.probes):

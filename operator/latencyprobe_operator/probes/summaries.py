@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from latencyprobe.domain.measurement import (
+    MAX_NODE_STAGES,
     Measurement,
     NodeMeasurement,
     NodeStage,
@@ -24,8 +25,6 @@ from latencyprobe_operator.observed_state import ReportedProbe
 from latencyprobe_operator.probes.sums import MAX_COUNTERS, PackedMeasurement, RunningSum, packed
 from latencyprobe_operator.probes.unobserved import ALL_OBSERVED, ObservedTime, Unobserved
 
-# The parts of a report may have more together than a message may.
-MAX_NODE_STAGES = 4096
 # Adding up this many takes some 10 ms.
 _NODES_OF_A_STEP = 50
 # Between two reports of a node: one may be lost, and the next is late.

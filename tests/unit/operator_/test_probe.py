@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from latencyprobe.domain.fairness import MAX_PROBES
-from latencyprobe.domain.measurement import Measurement
+from latencyprobe.domain.measurement import MAX_NODE_STAGES, Measurement
 from latencyprobe.domain.targets import TargetState
 from latencyprobe_operator.agents.messages import outgoing_state
 from latencyprobe_operator.api.status_fields import NodeState
@@ -24,7 +24,6 @@ from latencyprobe_operator.probes.document import Document
 from latencyprobe_operator.probes.facts import ProbeFacts
 from latencyprobe_operator.probes.gathering import FactsGatherer
 from latencyprobe_operator.probes.status import build
-from latencyprobe_operator.probes.summaries import MAX_NODE_STAGES
 from latencyprobe_operator.probes.sums import MAX_COUNTERS
 from tests.unit.operator_.probe_world import World, clock, report, running, take, take_deltas
 from tests.unit.operator_.virtual_time import VirtualTimeLoop

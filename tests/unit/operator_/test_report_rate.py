@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latencyprobe.domain.coverage import CoverageState
-from latencyprobe.domain.fairness import MAX_TARGETS
+from latencyprobe.domain.fairness import MAX_PROBES, MAX_TARGETS
 from latencyprobe.process.backoff import Backoff
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents import report_rate
@@ -21,6 +21,7 @@ from latencyprobe_operator.agents.report_rate import (
     EXCESS_RETRY_S,
     EXTRA_BYTES,
     EXTRA_MESSAGES,
+    EXTRA_PARTS,
     ExcessiveReportsError,
     ReportRate,
 )
@@ -62,11 +63,12 @@ def asked(*intervals_s: int, targets: int = 1) -> list[pb.Probe]:
     ]
 
 
-def messages_until_excess(rate: ReportRate, size: int) -> int:
+def messages_until_excess(rate: ReportRate, size: int, parts: int = 1) -> int:
     """How many messages of this size are taken at once."""
     for count in range(10**6):
         try:
             rate.take(size)
+            rate.take_parts(parts)
         except ExcessiveReportsError:
             return count
     raise AssertionError("there is no limit")
@@ -77,6 +79,23 @@ def test_small_messages_are_limited_by_their_number_and_large_ones_by_their_byte
 ) -> None:
     assert messages_until_excess(rate, 100) == EXTRA_MESSAGES
     assert messages_until_excess(ReportRate(Clock().monotonic), HALF_MIB) == EXTRA_BYTES // HALF_MIB
+
+
+def test_messages_of_many_parts_are_limited_by_these(rate: ReportRate, clock: Clock) -> None:
+    rate.mark_applied(asked(1))
+    assert messages_until_excess(rate, 100, MAX_PROBES) == EXTRA_PARTS // MAX_PROBES
+    clock.now += EXCESS_RETRY_S
+    assert messages_until_excess(rate, 100, MAX_PROBES) == 0
+
+
+def test_all_probes_of_an_agent_may_share_messages(rate: ReportRate, clock: Clock) -> None:
+    probes = asked(*[1] * MAX_PROBES)
+    rate.mark_applied(probes)
+    for _ in range(100):
+        for _ in range(4):
+            rate.take(HALF_MIB)
+            rate.take_parts(MAX_PROBES)
+        clock.now += 1
 
 
 def test_after_an_excess_an_agent_may_send_what_its_intervals_justify_since(
@@ -127,6 +146,7 @@ def test_an_agent_that_keeps_to_its_intervals_is_never_refused(
                 for _ in range(size // HALF_MIB):
                     rate.take(HALF_MIB)
                 rate.take(size % HALF_MIB)
+                rate.take_parts(1 + size // HALF_MIB)
 
 
 def test_the_largest_report_is_within_the_rate_of_any_interval(
@@ -165,6 +185,17 @@ async def test_a_flood_of_sound_reports_ends_its_stream(
     lines = [r for r in caplog.records if "stream of reports is ended" in r.getMessage()]
     assert [line.levelno for line in lines] == [logging.WARNING]
     assert NODE in lines[0].getMessage()
+
+
+async def test_many_reports_on_one_probe_in_each_message_end_their_stream(
+    timeless: Clock, listening: Listening
+) -> None:
+    probe = pb.ProbeReport(id=UID, summary=pb.ProbeSummary())
+    full = pb.Report(probes=[probe] * MAX_PROBES, overhead=pb.Overhead())
+    for _ in range(20):
+        listening.send(full)
+    await until(lambda: excesses(listening.metrics), what=lambda: len(listening.reports))
+    assert len(listening.reports) == EXTRA_PARTS
 
 
 async def test_a_flood_of_large_reports_ends_its_stream(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from latencyprobe.domain.histogram import LARGEST_BUCKET, LARGEST_SUM, Histogram
 from latencyprobe.domain.measurement import (
     COUNTERS_OMITTED,
+    MAX_NODE_STAGES,
     NOTHING,
     NOTHING_OF_THE_NODE,
     Measurement,
@@ -26,7 +27,6 @@ from latencyprobe.domain.report import report_on
 from latencyprobe.domain.score import SCORE_VERSION
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe.domain.summary import PodReport, PodScore, ProbeSummary
-from latencyprobe.protocol.limits import MAX_NODE_STAGES
 from latencyprobe_operator.observed_state import ReportedProbe, ReportSource, Span
 from latencyprobe_operator.probes.summaries import NodeSummaries
 from latencyprobe_operator.probes.sums import MAX_COUNTERS, RunningSum
