@@ -141,6 +141,20 @@ def test_starts_are_at_once_while_the_reserve_lasts(node: Node) -> None:
     assert node.loaded == RX
 
 
+def test_probes_that_come_and_go_cost_a_start_per_interval_and_another_one_waits_no_longer(
+    node: Node,
+) -> None:
+    hour_s = 3600
+    while node.now < START_S + hour_s:
+        node.want(RX)
+        node.pass_time(1)
+        node.want(NO_PROGRAMS, linger=False)
+        node.pass_time(1)
+    assert len(node.all_compiled_at) <= RESERVED_STARTS + hour_s / INTERVAL_S
+    node.want(IRQ)
+    assert node.pass_time(INTERVAL_S) == IRQ
+
+
 def test_the_back_off_of_a_crash_loop_never_waits(node: Node) -> None:
     back_off_s = (10, 20, 40, 80, 160, *[300] * 20)
     for delay_s in back_off_s:
