@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from typing import overload
+from typing import Any, overload
 
 from latencyprobe.domain.report import StageReport
 from latencyprobe.domain.stages import STAGES
@@ -17,6 +17,11 @@ from latencyprobe.domain.stages import STAGES
 # The index of the stage; count, mean, p50, p90, p99, max, lost, unmatched and clamped; the share,
 # not a number without one; and the sampling ratio.
 _FIGURES = struct.Struct("<BQQQQQQQQQdd")
+_KEYS = (
+    *("count", "meanNs", "p50Ns", "p90Ns", "p99Ns", "maxNs", "lost", "unmatched", "clamped"),
+    *("sharePercent", "samplingRatio"),
+)
+"""Of the document of a `StageReport`, in the order of the figures."""
 Figures = tuple[int, int, int, int, int, int, int, int, int]
 """Count, mean, p50, p90, p99 and maximum; lost, unmatched and clamped samples."""
 
@@ -51,6 +56,10 @@ class PackedFigures(Sequence[StageReport]):
 
     __hash__ = None  # type: ignore[assignment]
 
+    def document(self) -> list[dict[str, Any]]:
+        """Return the documents of the reports, which are not made: see `SelfWritten`."""
+        return [_document(*figures) for figures in _FIGURES.iter_unpack(self._packed)]
+
     @property
     def fingerprint(self) -> int:
         """A number that differs between different figures, but for rare cases."""
@@ -82,3 +91,10 @@ def _report(stage: int, *figures: float) -> StageReport:
         clamped=clamped,
         sampling_ratio=sampling_ratio,
     )
+
+
+def _document(stage: int, *figures: float) -> dict[str, Any]:
+    document = dict(zip(_KEYS, figures, strict=True))
+    if math.isnan(document["sharePercent"]):
+        del document["sharePercent"]
+    return {"name": STAGES[stage].name, **document}

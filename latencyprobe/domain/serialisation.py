@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from latencyprobe.printable import printable
 
@@ -38,6 +38,14 @@ class FieldRule:
     """Decimal places to round to; None: not rounded."""
     exact: bool = False
     """A text with all its characters, for writers that escape the others."""
+
+
+@runtime_checkable
+class SelfWritten(Protocol):
+    """A value that makes its document itself, equal to the one by these rules but sooner."""
+
+    def document(self) -> list[Any]:
+        """Return the document."""
 
 
 _PLAIN = FieldRule()
@@ -120,4 +128,4 @@ def _converted(value: Any) -> Any:
         return [_plain(each) for each in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return document_of(value)
-    return value
+    return value.document() if isinstance(value, SelfWritten) else value

@@ -56,7 +56,7 @@ def _packed(stage: int, delta: pb.StageDelta) -> bytes | None:
     if not counts:
         return pack_stage(stage, positions, counts, figures, ratio)
     largest = max(counts)
-    if largest > LARGEST_NUMBER or 0 in counts:
+    if largest > LARGEST_NUMBER or not all(counts):
         return None
     first = positions[0]
     # Busy stages have no gaps.

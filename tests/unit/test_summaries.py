@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement, StageMeasurement
+from latencyprobe.domain.packed_figures import PackedFigures
 from latencyprobe.domain.report import StageReport, TargetReport
+from latencyprobe.domain.serialisation import document_of
 from latencyprobe.domain.stages import COUNTERS, STAGES
 from latencyprobe.domain.summary import PodChoice, PodReport, PodScore, ProbeSummary, worst_first
 from latencyprobe.domain.verdict import Bottleneck, Verdict
@@ -104,6 +106,13 @@ def test_a_summary_arrives_as_it_was_sent(summary: ProbeSummary) -> None:
 def test_a_pod_in_full_arrives_as_it_was_sent(pod: PodReport) -> None:
     message = pb.PodReport.FromString(pod_to_proto(pod).SerializeToString())
     assert pod_from_proto(message) == pod
+
+
+@given(pods)
+def test_the_figures_of_a_pod_have_the_document_of_their_reports(pod: PodReport) -> None:
+    stages = pod_from_proto(pod_to_proto(pod)).report.stages
+    assert isinstance(stages, PackedFigures)
+    assert stages.document() == [document_of(each) for each in stages]
 
 
 @given(st.builds(PodChoice, st.integers(0, MAX_PODS), NUMBERS))

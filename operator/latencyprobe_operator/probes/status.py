@@ -201,7 +201,7 @@ def _pod(pod: PodFacts) -> PodStatus:
         containers=pod.containers,
         ended=pod.ended,
         verdict=report.verdict,
-        stages=tuple(report.stages),
+        stages=report.stages,
         counters=report.counters,
         netns_counters=_bounded(report.netns_counters),
     )
