@@ -258,7 +258,8 @@ class Probe:
             self._figures.keep(found)
         if due:
             self._schedule.mark_figures(now)
-        if part := self._part_to_write(found):
+        part = self._writer.worth_writing(found.document, is_whole=found.left_out is None)
+        if part:
             delay_s = await self._writer.write(part)
             if delay_s is not None:
                 self._schedule.mark_failed(self._now())
@@ -273,11 +274,6 @@ class Probe:
         async with self._building:
             await asyncio.sleep(0)
             return self._facts(self._now())
-
-    def _part_to_write(self, found: Draft) -> Document | None:
-        if found.left_out:
-            return self._writer.worth_writing_without_pods(found.document)
-        return self._writer.worth_writing(found.document)
 
     async def _draft(self, facts: ProbeFacts, now: float) -> Draft:
         async with self._building:

@@ -135,22 +135,15 @@ class StatusWriter:
         least = self._rows.least_bytes(pods)
         return not least or self._budget.has(least)
 
-    def worth_writing_without_pods(self, document: Document) -> Document | None:
-        """Return a document that lacks its `HEAVY` parts if it is worth a write now.
-
-        Those parts stay as they were written.
-        """
-        previous = self._kept.without_pods()
-        return self._light_part(previous, light(previous, document), differing=True)
-
-    def worth_writing(self, document: Document) -> Document | None:
+    def worth_writing(self, document: Document, *, is_whole: bool = True) -> Document | None:
         """Return the part of the document that is worth a write now; None without such a part.
 
-        Beyond the budget, and if there is no news, the pods stay as they were written.
+        Beyond the budget, and if there is no news, the pods stay as they were written. The same
+        holds for a document that is not whole: it lacks its `HEAVY` parts.
         """
-        turns, previous = self.turns(document), self.previous
-        differing = turns or differs(previous, document)
-        if differing:
+        previous = self.previous if is_whole else self._kept.without_pods()
+        differing = not is_whole or self.turns(document) or differs(previous, document)
+        if is_whole and differing:
             patch, ends = self._patch_to(document, previous), _ends(self.outline, document)
             if self._has_room(patch) or (ends and self._budget.has(patch.size, in_advance=True)):
                 return document
