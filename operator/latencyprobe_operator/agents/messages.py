@@ -220,9 +220,9 @@ def _probe_message(probe: ProbeOnNode) -> pb.Probe:
 def _target_message(target: ContainerTarget) -> pb.Target:
     container = pb.Container(
         pod_uid=target.pod_uid,
-        container_id=target.container.id,
+        container_id=target.container_id,
         pod_name=target.pod_name,
-        container_name=target.container.name,
+        container_name=target.name,
     )
     return pb.Target(id=target.id, container=container)
 

@@ -75,7 +75,7 @@ def _pod(
     return PodReport(
         pod_uid=placed.pod.uid,
         name=placed.pod.name,
-        containers=tuple(target.container.name for target in placed.targets),
+        containers=tuple(target.name for target in placed.targets),
         score=score_of(report),
         report=report,
     )

@@ -147,5 +147,5 @@ class FactsGatherer:
         placed = self._pods.placed.get(pod.pod_uid)
         if placed is None:
             return PodFacts(pod.name, node, pod.containers, pod.report, ended=True)
-        containers = tuple(target.container.name for target in placed.targets)
+        containers = tuple(target.name for target in placed.targets)
         return PodFacts(placed.pod.name, node, containers, pod.report)

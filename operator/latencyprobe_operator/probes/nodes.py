@@ -117,4 +117,4 @@ def _describe(
 def _first_of(concerned: Sequence[tuple[ContainerTarget, TargetStatus]], otherwise: str) -> str:
     target, status = concerned[0]
     more = f" (and {len(concerned) - 1} more)" if len(concerned) > 1 else ""
-    return f"container {target.container.name}: {status.message or otherwise}{more}"
+    return f"container {target.name}: {status.message or otherwise}{more}"

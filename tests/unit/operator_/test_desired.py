@@ -79,7 +79,7 @@ def test_a_new_spec_replaces_the_old_one() -> None:
     states.set_probe(probe_spec(containers=["proxy"], filter={"ports": [443]}), pods)
 
     (probe,) = states.of_node("node-a")
-    assert [target.container.name for target in probe.targets] == ["proxy"]
+    assert [target.name for target in probe.targets] == ["proxy"]
     assert probe.ports == (443,)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from latencyprobe_operator.model import (
     MAX_LABELS,
+    Container,
     newest_by_node,
     read_agent,
     read_pod,
@@ -19,7 +20,7 @@ from tools.fakes.samples import container, pod, pod_body, target_id
 def test_each_running_container_is_a_target() -> None:
     targets = targets_of(pod("a", containers=("server", "proxy")), ())
 
-    assert [target.container for target in targets] == [
+    assert [Container(target.name, target.container_id) for target in targets] == [
         container("a", "proxy"),
         container("a", "server"),
     ]
@@ -28,7 +29,7 @@ def test_each_running_container_is_a_target() -> None:
 def test_only_the_named_containers_are_targets() -> None:
     targets = targets_of(pod("a", containers=("server", "proxy")), {"proxy", "other"})
 
-    assert [target.container.name for target in targets] == ["proxy"]
+    assert [target.name for target in targets] == ["proxy"]
 
 
 def test_a_restarted_container_is_another_target() -> None:
@@ -78,7 +79,7 @@ def test_a_running_sidecar_is_a_target_and_another_init_container_is_not() -> No
         for name in ("mesh", "migrate")
     ]
 
-    names = [target.container.name for target in targets_of(read_pod(body), ())]
+    names = [target.name for target in targets_of(read_pod(body), ())]
 
     assert names == ["mesh", "server"]
 
