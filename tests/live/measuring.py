@@ -72,7 +72,7 @@ def are_bound_by_btf(engine: KernelEngine) -> bool:
 def read_listeners_at_once(engine: KernelEngine) -> None:
     """Have the next reading include the listeners, without the pause after the last one."""
     assert engine._object is not None
-    engine._object.listeners.due_ns = 0
+    engine._object.listeners.forget_last()
 
 
 def count(measurement: Measurement, stage: str) -> int:

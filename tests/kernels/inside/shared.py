@@ -84,6 +84,7 @@ def _empty(built: LoadedObject) -> None:
     """As it was when it was new, but for what is known of packets that are gone."""
     built.sample(0)
     built._is_scope_lost = False
+    built.listeners.forget_last()
     built.configuration.write_namespaces({})
     for name, key_bytes in _KEY_BYTES.items():
         built.erase(name, built.keys(name, key_bytes))

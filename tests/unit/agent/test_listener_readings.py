@@ -50,8 +50,17 @@ def test_the_last_reading_of_an_object_waits_for_nothing(node: Node) -> None:
     listeners = ListenerReadings()
     listeners.read(7)
     listeners.read(7)
-    listeners.read(7, at_once=True)
+    listeners.read_at_once(7)
     assert len(node.readings) == 2
+
+
+def test_listeners_of_new_targets_are_read_a_hundredth_of_the_time(node: Node) -> None:
+    listeners = ListenerReadings()
+    listeners.read(7)
+    for _ in range(100):
+        listeners.read_for_change(7)
+        node.now_ns += 10 * MILLISECOND_NS
+    assert len(node.readings) == 5  # of a second: the first, and one after each 0.2 s
 
 
 def test_a_reading_that_fails_is_made_up_for_later(node: Node) -> None:

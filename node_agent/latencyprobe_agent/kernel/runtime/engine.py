@@ -287,7 +287,7 @@ class KernelEngine:
         """Close the present object; keep its measurements for the next reading."""
         if self._object is None:
             return
-        self._object.read_listeners(at_once=True)
+        self._object.read_listeners_at_last()
         self._keep(self._object, self._slots, self._slots)
         self._tracer.leave()
         self._clock.stop()
@@ -381,7 +381,7 @@ class KernelEngine:
             self._coverage = self._coverage_of(loaded)
         self._written = wanted
         loaded.bump_generation()
-        loaded.read_listeners()
+        loaded.read_new_listeners()
 
     def _follow_cgroups(self, loaded: LoadedObject) -> None:
         """Attach programs to the targets' cgroups, or check those that are attached."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from latencyprobe.process.os_errors import explained
@@ -221,14 +221,25 @@ class LoadedObject:
         except OSError as error:
             raise EngineError(f"cannot attach the eBPF programs: {explained(error)}") from error
 
-    def read_listeners(self, *, at_once: bool = False) -> None:
+    def read_listeners(self) -> None:
         """Have connections counted that listeners turned away, unless that was done just before.
 
-        `at_once`: in any case. Where the kernel allows no reading, events show these connections.
+        Where the kernel allows no reading, events show these connections.
         """
+        self._read_listeners(self.listeners.read)
+
+    def read_new_listeners(self) -> None:
+        """Begin to count for the listeners of new targets, as soon as the cost allows it."""
+        self._read_listeners(self.listeners.read_for_change)
+
+    def read_listeners_at_last(self) -> None:
+        """Count for the last time, in any case."""
+        self._read_listeners(self.listeners.read_at_once)
+
+    def _read_listeners(self, read: Callable[[int], None]) -> None:
         link = self._owned.link(READ_LISTENERS)
         if link is not None:
-            self.listeners.read(link, at_once=at_once)
+            read(link)
 
     def bump_generation(self) -> None:
         """Have every socket look up its slots again."""
