@@ -264,6 +264,23 @@ def test_every_tenant_has_a_share_though_the_sockets_of_all_before_are_open(
         kernel.add(share, udp_kib=3, tcp_kib=2)
 
 
+def test_a_tenant_has_its_share_though_eight_before_it_have_used_up_theirs(
+    kernel: Kernel, memory: SocketMemory
+) -> None:
+    table = kernel.table
+    kernel.add(MEMORY_FOR_ALL, tcp_kib=LIMITS.of_node // 2)
+    kernel.add(NODE, tcp_kib=LIMITS.of_node // 2)
+    tenants: dict[int, str] = {}
+    for slot in range(9):
+        tenants[slot] = f"tenant-{slot}"
+        memory.admit([slot], tenants)
+        share = table.get(slot, "share")
+        own = table.get(share, "most_kib")
+        assert kernel.used(NODE) + own <= table.get(NODE, "most_kib")
+        kernel.add(share, tcp_kib=own)
+        kernel.add(NODE, tcp_kib=own)
+
+
 def test_sums_of_shares_are_corrected_with_those_of_their_slots(
     kernel: Kernel, memory: SocketMemory
 ) -> None:

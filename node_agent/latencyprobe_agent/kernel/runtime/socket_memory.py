@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 # A count looks at each open file of the node. Long ones take at most this part of a core.
 _LONG_COUNT_S = 0.01
 _PAUSE_FACTOR = 50
+# A socket keeps its memory, also if its tenant's share becomes smaller. So there is more for the
+# shares of tenants that come: those of nine, each of which came when all before had used up theirs.
+_WITH_LATER_SHARES = 1.5
 _SOCKET_MODULES = frozenset({Module.RX, Module.TX, Module.TCP})
 
 
@@ -80,6 +83,8 @@ class SocketMemory:
         self._renew((*slots, *taken))
         own, for_all = divide(self._limits.of_node, self._shares.present)
         self._table.set(MEMORY_FOR_ALL, "most_kib", for_all)
+        most = _WITH_LATER_SHARES * self._limits.of_node if any(self._shares.present) else for_all
+        self._table.set(MEMORY_OF_NODE, "most_kib", int(most))
         for place in self._shares.left.values():
             self._table.set(place, "most_kib", 0)
         for place in self._shares.present.values():
