@@ -89,6 +89,7 @@ sys.stdin.readline()
 
 
 THOUSAND_THREADS = MANY_THREADS.replace("2500", "1000")
+HUNDRED_THREADS = MANY_THREADS.replace("2500", "100")
 
 
 @dataclass(frozen=True, slots=True)
@@ -502,7 +503,7 @@ async def test_a_tenant_that_comes_has_its_share_of_threads(
     slots = {CLIENT: replace(crowded.spec(), tenant="crowd")}
     engine.assign(slots)
     await engine.use(frozenset({Module.SCHED}))
-    with worker(THOUSAND_THREADS, crowded) as crowd:
+    with worker(HUNDRED_THREADS, crowded) as crowd:
         crowd.work()
         assert entries("threads") == 15 + 30
         slots[SERVER] = replace(other.spec(), tenant="other")
