@@ -80,8 +80,8 @@ def _compiler_figures() -> dict[str, float]:
     return {
         "compiler process: peak": found["peak_mib"],
         "compiler process: time to attached": found["seconds"],
-        "cached object: time to attached": found["cached_seconds"],
-        "first target after none: time to attached": found["again_seconds"],
+        "cached object: time to attached": found["cached_s"],
+        "first target after none: time to attached": found["again_s"],
     }
 
 

@@ -156,8 +156,26 @@ struct handoff_ring {
 
 #if TYPED
 
+/*
+ * The storage of sockets. To bcc it is a hash of one element: for BPF_SK_STORAGE() it would need the
+ * types of keys and values, which are debug information, a quarter of the time to compile.
+ * kernel/build/compiler.py makes a storage of it again, kernel/load/maps.py its types.
+ */
+#define SOCKET_STORAGE(name, value)                                          \
+	struct name##_table_t {                                              \
+		int key;                                                     \
+		value leaf;                                                  \
+		void *(*sk_storage_get)(void *, void *, int);                \
+		int (*sk_storage_delete)(void *);                            \
+		u32 max_entries;                                             \
+		u32 flags;                                                   \
+	};                                                                   \
+	__attribute__((section("maps/hash"))) struct name##_table_t name = { \
+		.max_entries = 1, .flags = BPF_F_NO_PREALLOC                 \
+	}
+
 BYTES_OF(socket_state);
-BPF_SK_STORAGE(socket_states, struct socket_state_bytes);
+SOCKET_STORAGE(socket_states, struct socket_state_bytes);
 
 static __always_inline struct socket_state *look_up_socket_state(struct sock *sk)
 {
@@ -172,7 +190,7 @@ static __always_inline struct socket_state *create_socket_state(struct sock *sk)
 
 #if defined(MODULE_RX) || defined(MODULE_TX)
 BYTES_OF(socket_queue);
-BPF_SK_STORAGE(socket_queues, struct socket_queue_bytes);
+SOCKET_STORAGE(socket_queues, struct socket_queue_bytes);
 
 static __always_inline struct socket_queue *look_up_socket_queue(struct sock *sk)
 {
@@ -188,7 +206,7 @@ static __always_inline struct socket_queue *create_socket_queue(struct sock *sk)
 
 #ifdef MODULE_RX
 BYTES_OF(segment_ring);
-BPF_SK_STORAGE(segment_rings, struct segment_ring_bytes);
+SOCKET_STORAGE(segment_rings, struct segment_ring_bytes);
 
 static __always_inline struct segment_ring *look_up_segment_ring(struct sock *sk)
 {
@@ -204,7 +222,7 @@ static __always_inline struct segment_ring *create_segment_ring(struct sock *sk)
 
 #ifdef MODULE_TX
 BYTES_OF(handoff_ring);
-BPF_SK_STORAGE(handoff_rings, struct handoff_ring_bytes);
+SOCKET_STORAGE(handoff_rings, struct handoff_ring_bytes);
 
 static __always_inline struct handoff_ring *look_up_handoff_ring(struct sock *sk)
 {

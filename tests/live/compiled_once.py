@@ -23,9 +23,10 @@ class CompiledOnce:
 
     async def build(self, request: Request, cache: ObjectCache | None = None) -> LoadedObject:
         """As `loaded.build` does, with a cache of its own."""
-        return LoadedObject(request, await provide(request, self._compile, None))
+        return LoadedObject(request, await provide(request, self.compile, None))
 
-    async def _compile(self, request: Request) -> Handover:
+    async def compile(self, request: Request) -> Handover:
+        """As the compiler process does, in this one."""
         wanted = replace(request, host_netns=0)  # which matters for loading only
         if wanted not in self._compiled:
             with warnings.catch_warnings():

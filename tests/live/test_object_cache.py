@@ -93,7 +93,7 @@ def node(
 
     async def compile_(request: Request) -> Handover:
         made.compilations.append(request)
-        return await compiled_once()._compile(request)
+        return await compiled_once().compile(request)
 
     monkeypatch.setattr(loaded, "request_object", compile_)
     return made

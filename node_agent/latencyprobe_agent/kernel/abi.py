@@ -87,6 +87,9 @@ CONSTANT_REGISTER = 15
 # for it.
 MAP_REGISTER = 14
 ADDRESSED_MAPS = ("cpu_contexts",)
+# The storages of sockets, for programs typed by BTF. bcc makes a hash of each, see
+# SOCKET_STORAGE in bpf/include/sockets.h.
+SOCKET_STORAGES = frozenset({"socket_states", "socket_queues", "segment_rings", "handoff_rings"})
 
 
 class LoadConstant(IntEnum):

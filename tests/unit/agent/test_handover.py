@@ -139,7 +139,7 @@ async def test_a_compiler_that_cannot_start_is_an_error_of_the_engine(
 
 
 def test_a_disk_that_is_full_for_the_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(request: Request) -> None:
+    def fails(request: Request, *, processes: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/x/kernel_types.h")
 
     monkeypatch.setattr(compiling, "build", fails)

@@ -8,7 +8,7 @@ import pytest
 
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.build import source
-from latencyprobe_agent.kernel.build.source import compose
+from latencyprobe_agent.kernel.build.source import compose, of_programs
 from latencyprobe_agent.kernel.sources import source_folder
 
 
@@ -45,3 +45,14 @@ def test_an_included_file_may_include_others_from_its_own_folder(
     (tmp_path / "inner" / "two.h").write_text("two\n")
     monkeypatch.setattr(source, "source_folder", lambda: tmp_path)
     assert "before\ntwo\n\n#include <linux/types.h>\n\nafter\n" in composed()
+
+
+def test_other_programs_become_functions_without_a_caller() -> None:
+    unit = composed()
+    selected = of_programs(unit, {"on_tcp_probe", "on_sock_ops"})
+    assert "\nint on_tcp_probe(u64 *ctx)\n" in selected
+    assert "\nint on_sock_ops(struct bpf_sock_ops *ops)\n" in selected
+    others = unit.count("\nint on_") - 2
+    assert others > 10
+    assert selected.count("\nstatic inline int on_") == others
+    assert selected.replace("\nstatic inline int on_", "\nint on_") == unit

@@ -4,6 +4,8 @@ bcc holds LLVM (100 MB resident once it has compiled). That memory goes with thi
 process. `python -m latencyprobe_agent.kernel.build.compiler FD`, with a SOCK_SEQPACKET socket as
 FD: one JSON request in, one JSON answer out, and beside it (SCM_RIGHTS) a file in memory with the
 encoded object.
+
+LLVM uses one CPU. So a child of this process compiles half of the programs, where there are two.
 """
 
 from __future__ import annotations
@@ -12,17 +14,20 @@ import ctypes
 import json
 import os
 import platform
+import signal
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from typing import Any
 
 from latencyprobe.domain.stages import Module
 from latencyprobe.process.os_errors import explained
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.abi import ADDRESSED_MAPS
+from latencyprobe_agent.kernel.abi import ADDRESSED_MAPS, SOCKET_STORAGES
 from latencyprobe_agent.kernel.btf import KernelTypes, NoBtfError
 from latencyprobe_agent.kernel.build import counts, variables
 from latencyprobe_agent.kernel.build.drops import drop_macros, drop_reasons
@@ -33,7 +38,7 @@ from latencyprobe_agent.kernel.build.headers import (
     version_code,
 )
 from latencyprobe_agent.kernel.build.references import UnknownReferenceError, symbolic
-from latencyprobe_agent.kernel.build.source import compose
+from latencyprobe_agent.kernel.build.source import compose, of_programs
 from latencyprobe_agent.kernel.compiled import CompiledObject, MapDefinition, Program, TypeNumbers
 from latencyprobe_agent.kernel.hooks import Event, Hook, HookKind, events_of
 from latencyprobe_agent.kernel.load.object_file import encode
@@ -48,6 +53,11 @@ _DIAGNOSTIC_LINES = 80
 # kernels do that are compiled with -fms-extensions: 6.19+, Makefile. Without it such a member is
 # left out, and all that follows has a wrong offset.
 _C_DIALECT = ("-fms-extensions", "-Wno-microsoft-anon-tag")
+# A quarter of the time to compile is for debug information, by default.
+_C_OPTIONS = (*_C_DIALECT, "-g0")
+# Parsing takes half a second, which each half of the programs needs for itself.
+_FEW_PROGRAMS = 8
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 
 class CompileError(RuntimeError):
@@ -72,18 +82,25 @@ class _Code:
     maps: tuple[MapDefinition, ...]
 
 
-def build(request: Request) -> CompiledObject:
-    """Compile the programs of a request for the running kernel."""
+def build(request: Request, *, processes: int = 1) -> CompiledObject:
+    """Compile the programs of a request for the running kernel.
+
+    `processes`: 2 to compile half of them in a child of this process, which must have one thread.
+    """
     if request.trace and not libbpf.has_ring_buffers():
         raise NoRingBufferError
+    if processes > 1:
+        import bcc  # noqa: F401, PLC0415 - the child shares its pages; see _compile
     types = _kernel_types()
     reasons = drop_reasons(types, installed_includes())
     with kernel_source(types) as tree:
         point_bcc_at(tree)
-        return _build(request, types, reasons)
+        return _build(request, types, reasons, processes)
 
 
-def _build(request: Request, types: KernelTypes | None, reasons: list[str]) -> CompiledObject:
+def _build(
+    request: Request, types: KernelTypes | None, reasons: list[str], processes: int = 1
+) -> CompiledObject:
     typed = types is not None and request.typed and version_code() >= TYPED_SINCE
     modules = tuple(Module(name) for name in request.modules)
     events = events_of(modules, udp=request.udp)
@@ -98,8 +115,17 @@ def _build(request: Request, types: KernelTypes | None, reasons: list[str]) -> C
         trace=request.trace,
         facts={**drop_macros(reasons), **_read_macros(reach, events, types)},
     )
-    code = _compile(source, sorted(functions))
-    return CompiledObject(code.programs, code.maps, functions, numbers, tuple(reasons))
+    compile_ = _compile_by_two if processes > 1 and len(functions) > _FEW_PROGRAMS else _compile
+    code = compile_(source, sorted(functions))
+    maps = tuple(map(_as_storage, code.maps)) if typed else code.maps
+    return CompiledObject(code.programs, maps, functions, numbers, tuple(reasons))
+
+
+def _as_storage(bcc_map: MapDefinition) -> MapDefinition:
+    """Return the map of SOCKET_STORAGE (bpf/include/sockets.h), of which bcc makes a hash."""
+    if bcc_map.name not in SOCKET_STORAGES:
+        return bcc_map
+    return replace(bcc_map, type=libbpf.MAP_TYPE_SK_STORAGE, max_entries=0)
 
 
 def _read_macros(
@@ -152,12 +178,47 @@ def _kernel_types() -> KernelTypes | None:
         return None
 
 
-def _compile(source: str, functions: list[str]) -> _Code:
+def _compile_by_two(source: str, functions: Sequence[str]) -> _Code:
+    """Compile these programs of a source, half of them in a child process."""
+    # Neighbours in the order of names are often alike, so each half gets one of them.
+    ours, theirs = functions[::2], functions[1::2]
+    forking = get_context("fork")
+    receiver, sender = forking.Pipe(duplex=False)
+    child = forking.Process(target=_compile_in_child, args=(sender, source, theirs, os.getpid()))
+    with receiver:
+        child.start()
+        sender.close()
+        try:
+            code = _compile(source, ours)
+            try:
+                other = receiver.recv()
+            except EOFError:  # it failed: as this does, unless it had no memory
+                other = _compile(source, theirs)
+        finally:
+            child.kill()
+            child.join()
+    if other.maps != code.maps:
+        raise CompileError("the two halves of the programs have different maps")
+    return _Code({**code.programs, **other.programs}, code.maps)
+
+
+def _compile_in_child(
+    sender: Connection, source: str, functions: Sequence[str], parent: int
+) -> None:
+    """Send the compiled programs to the parent process, or nothing if that fails."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() == parent:
+        with suppress(CompileError, UnknownReferenceError):
+            sender.send(_compile(source, functions))
+
+
+def _compile(source: str, functions: Sequence[str]) -> _Code:
+    """Compile these programs of a source, and no other."""
     with _captured_stderr() as diagnostics:
         from bcc import BPF  # noqa: PLC0415 - LLVM's memory belongs to this call's process alone
 
         try:
-            compiled = BPF(text=source, cflags=list(_C_DIALECT))
+            compiled = BPF(text=of_programs(source, functions), cflags=list(_C_OPTIONS))
         except Exception as error:  # bcc raises bare Exception
             tail = "\n".join(diagnostics().strip().splitlines()[-_DIAGNOSTIC_LINES:])
             raise CompileError(f"{error}\n{tail}") from error
@@ -167,7 +228,7 @@ def _compile(source: str, functions: list[str]) -> _Code:
         compiled.cleanup()  # closes the maps
 
 
-def _code_of(compiled: Any, functions: list[str]) -> _Code:
+def _code_of(compiled: Any, functions: Sequence[str]) -> _Code:
     maps = _maps_of(compiled)
     places = {descriptor: place for place, descriptor in enumerate(maps)}
     addressed = {
@@ -241,7 +302,7 @@ def _serve(channel: socket.socket) -> None:
     content = b""
     answer = Answer()
     try:
-        content = encode(build(request))
+        content = encode(build(request, processes=min(2, len(os.sched_getaffinity(0)))))
     except (
         NoKernelTypesError,
         CompileError,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,6 +13,7 @@ from latencyprobe_agent.kernel.sources import source_folder
 
 _UNIT = "latencyprobe.bpf.c"
 _INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
+_PROGRAM = re.compile(r"^int (\w+)\((?:u64|struct \w+) \*\w+\)$", re.MULTILINE)
 
 
 def compose(
@@ -44,6 +45,18 @@ def compose(
     lines = [f"#define {name} {value}" for name, value in macros.items()]
     unit = _with_includes(source_folder() / _UNIT)
     return "\n".join([*lines, unit, *assertions(wanted, trace=trace)])
+
+
+def of_programs(source: str, functions: Collection[str]) -> str:
+    """Return a source whose other programs are inline functions without a caller.
+
+    The compiler parses those, and does nothing more with them.
+    """
+
+    def declared(program: re.Match[str]) -> str:
+        return program[0] if program[1] in functions else f"static inline {program[0]}"
+
+    return _PROGRAM.sub(declared, source)
 
 
 def _with_includes(path: Path) -> str:
