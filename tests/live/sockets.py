@@ -236,3 +236,23 @@ def tcp_figures(namespace: Namespace) -> dict[str, int]:
 
 def open_between(client: Pod, server: Pod) -> AbstractContextManager[Connection]:
     return connection(client.namespace, server.namespace, server.address)
+
+
+def exchange(both: Connection, times: int) -> None:
+    """Question and answer, one at a time."""
+    for _ in range(times):
+        both.client.sendall(b"q" * 64)
+        read_all(both.server, 64)
+        both.server.sendall(b"r" * 64)
+        read_all(both.client, 64)
+
+
+def send_datagrams(sender: Namespace, receiver: Namespace, address: str, times: int) -> None:
+    """Datagrams, each read before the next is sent."""
+    with (
+        udp_socket(receiver, address, PORT) as reading,
+        udp_socket(sender, family=family_of(address)) as sending,
+    ):
+        for _ in range(times):
+            sending.sendto(b"d" * 200, (address, PORT))
+            reading.recv(1024)

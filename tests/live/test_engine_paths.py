@@ -27,12 +27,12 @@ from tests.live.measuring import (
 from tests.live.pods import Namespace, Pod, namespace, pods_on_bridge, pods_on_routes
 from tests.live.sockets import (
     PORT,
-    Connection,
     connection,
     everything_in,
-    family_of,
+    exchange,
     group_member,
     read_all,
+    send_datagrams,
     udp_socket,
 )
 from tests.live.tuns import tun
@@ -73,26 +73,6 @@ def three() -> Iterator[tuple[Namespace, list[Pod]]]:
     """A host with a bridge and three pods on it."""
     with pods_on_bridge(3) as (host, pods):
         yield host, pods
-
-
-def exchange(both: Connection, times: int) -> None:
-    """Question and answer, one at a time."""
-    for _ in range(times):
-        both.client.sendall(b"q" * 64)
-        read_all(both.server, 64)
-        both.server.sendall(b"r" * 64)
-        read_all(both.client, 64)
-
-
-def send_datagrams(sender: Namespace, receiver: Namespace, address: str, times: int) -> None:
-    """Datagrams, each read before the next is sent."""
-    with (
-        udp_socket(receiver, address, PORT) as reading,
-        udp_socket(sender, family=family_of(address)) as sending,
-    ):
-        for _ in range(times):
-            sending.sendto(b"d" * 200, (address, PORT))
-            reading.recv(1024)
 
 
 def take(engine: KernelEngine, slot: int) -> Measurement:
