@@ -89,7 +89,7 @@ struct config {
 	struct shards
 		shards[2 * MAX_SLOTS]; /* of each half: written before it is made the present */
 	u16 netns_first[NETNS_FIRST];  /* by low bits: number of an entry; 0: none */
-	struct netns_entry netns[MAX_NETNS]; /* [0] is not used */
+	struct netns_entry netns[MAX_NETNS]; /* [0]: see find_netns() */
 };
 BYTES_OF(config);
 BPF_F_TABLE("array", u32, struct config_bytes, configuration, 1, BPF_F_MMAPABLE);
@@ -221,7 +221,10 @@ static __always_inline bool is_after(u32 one, u32 other)
 	return (s32)(one - other) > 0;
 }
 
-/* NULL for a namespace without anything to measure. */
+/*
+ * NULL for a namespace without anything to measure. The first entry stands for all that have none
+ * of their own, while a target may begin in any of them.
+ */
 static __always_inline struct netns_entry *find_netns(struct config *config, u32 inum)
 {
 	u32 number = config->netns_first[inum & (NETNS_FIRST - 1)];
@@ -234,7 +237,7 @@ static __always_inline struct netns_entry *find_netns(struct config *config, u32
 			return entry;
 		number = entry->next;
 	}
-	return 0;
+	return config->netns[0].flags ? &config->netns[0] : 0;
 }
 
 static __always_inline u32 netns_of(struct net_device *dev)

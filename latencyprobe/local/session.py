@@ -155,7 +155,7 @@ class Session:
         self._progress = asyncio.Condition()
 
     async def attach(self) -> None:
-        """Have the targets measured; return once they are.
+        """Have the targets measured; return once they are, or will be from their first packet.
 
         Raises ProtocolVersionError, and NoTargetError if no target can be measured.
         """
@@ -168,9 +168,9 @@ class Session:
         for probe in result.probes:
             for status in probe.targets:
                 self._seen(status.id).take_status(status)
-        problems = self.problems
-        if len(problems) == len(self._targets):
-            raise NoTargetError(problems)
+        over = {TargetState.GONE, TargetState.FAILED}
+        if all(seen.state in over for seen in self._targets.values()):
+            raise NoTargetError(self.problems)
         self._attached_at = self._measured_until = time.monotonic()
 
     async def watch(self, on_report: Callable[[], None]) -> None:

@@ -15,6 +15,7 @@ from latencyprobe.domain.fairness import Claim, Shortage, refused_claims, share_
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.targets import TargetState
 from latencyprobe_agent.desired import (
+    CgroupSelector,
     ContainerSelector,
     Desired,
     DesiredTarget,
@@ -299,9 +300,18 @@ def spec_of(key: SlotKey, facts: TargetFacts, tenant: str = "") -> SlotSpec:
         tgids=facts.tgids,
         netns_wide=facts.netns_wide,
         netns=facts.netns,
+        any_netns=_may_begin_anywhere(key.selector, facts),
         socket_filter=key.socket_filter,
         tenant=tenant,
     )
+
+
+def _may_begin_anywhere(selector: Selector, facts: TargetFacts) -> bool:
+    """Return True for a cgroup of a person that has no process yet.
+
+    A pod's sandbox holds its namespace before the first container; such a pod may wait for hours.
+    """
+    return isinstance(selector, CgroupSelector) and facts.state is TargetState.PENDING
 
 
 def _identities(spec: SlotSpec) -> Iterator[tuple[str, int]]:

@@ -18,7 +18,7 @@ from latencyprobe.domain.stages import Module
 from latencyprobe.domain.summary import NO_PODS, PodChoice
 from latencyprobe_operator.api.spec import ProbeKey, ProbeSpec
 from latencyprobe_operator.earlier_pods import EarlierPods, KnownPods
-from latencyprobe_operator.model import ContainerTarget, Pod, targets_of
+from latencyprobe_operator.model import ContainerTarget, Pod, PodTarget, targets_of, waiting_pod
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,10 @@ class ProbeOnNode:
     interval_s: float
     max_cpu_percent: float
     targets: tuple[ContainerTarget, ...]
+    waiting: tuple[PodTarget, ...] = ()
+    """The pods without a running container."""
+    whole_pods: bool = True
+    """Every container of the pods is measured, those that start later included."""
     node_figures: bool = False
     """The agent is asked for figures of the node as a whole."""
     window_s: float = 0.0
@@ -53,10 +57,13 @@ NO_STATE: DesiredNodeState = ()
 
 @dataclass(frozen=True, slots=True)
 class PlacedPod:
-    """A pod of a probe that has something to measure, and where it runs."""
+    """A pod of a probe that has, or may soon have, something to measure."""
 
     pod: Pod
     targets: tuple[ContainerTarget, ...]
+    """Its running containers."""
+    waiting: PodTarget | None = None
+    """The pod itself, while it has none."""
 
 
 class DesiredStates:
@@ -125,14 +132,14 @@ class DesiredStates:
     def set_pod(self, probe_uid: str, pod: Pod) -> set[str]:
         """Take in a new or changed pod of a known probe; return the touched nodes."""
         spec, pods = self._specs[probe_uid], self._pods[probe_uid]
-        targets = targets_of(pod, spec.containers)
+        placed = PlacedPod(pod, targets_of(pod, spec.containers), waiting_pod(pod, spec.containers))
         before = pods.get(pod.uid)
-        if before and before.targets == targets and before.pod.node == pod.node:
-            pods[pod.uid] = self._by_node[pod.node][probe_uid][pod.uid] = PlacedPod(pod, targets)
+        if before and _asks_the_same(before, placed):
+            pods[pod.uid] = self._by_node[pod.node][probe_uid][pod.uid] = placed
             return set()
         touched = self.remove_pod(probe_uid, pod.uid)
-        if targets:
-            placed = pods[pod.uid] = PlacedPod(pod, targets)
+        if placed.targets or placed.waiting:
+            pods[pod.uid] = placed
             on_node = self._by_node.setdefault(pod.node, {}).setdefault(probe_uid, {})
             if not on_node:
                 self._node_counts[probe_uid] += 1
@@ -200,7 +207,7 @@ class DesiredStates:
         return any(each.pod.name == name for each in self.pods_of(probe_uid).values())
 
     def pods_of(self, probe_uid: str) -> dict[str, PlacedPod]:
-        """Return the pods of a probe that have something to measure, by UID. Do not change them."""
+        """Return the placed pods of a probe, by UID. Do not change them."""
         return self._pods.get(probe_uid, {})
 
     def nodes_of(self, probe_uid: str) -> int:
@@ -225,9 +232,20 @@ class DesiredStates:
             targets=tuple(
                 target for _, placed in sorted(pods.items()) for target in placed.targets
             ),
+            waiting=tuple(placed.waiting for _, placed in sorted(pods.items()) if placed.waiting),
+            whole_pods=not spec.containers,
             node_figures=spec.node_figures,
             window_s=spec.window_s,
             max_pods=spec.max_pods,
             pods_in_full=choice,
             earlier=earlier,
         )
+
+
+def _asks_the_same(one: PlacedPod, other: PlacedPod) -> bool:
+    """Decide whether an agent is asked for the same of two states of a pod."""
+    return (one.pod.node, one.targets, one.waiting) == (
+        other.pod.node,
+        other.targets,
+        other.waiting,
+    )

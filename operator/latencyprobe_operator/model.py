@@ -45,6 +45,8 @@ class Pod:
     """A line `NAME ID` for each running container: half of the memory that objects would take."""
     cgroup_uid: str
     """The UID in the names of its cgroups: of a static pod that of its file, else `uid`."""
+    declared: str = ""
+    """The names of its containers, sidecars included, one a line. Replicas share it."""
     host_network: bool = False
     """It shares the network namespace of its node."""
 
@@ -53,6 +55,11 @@ class Pod:
         """The running containers, sidecars included, in the order of their names."""
         lines = (line.partition(" ") for line in self.running.splitlines())
         return tuple(Container(sys.intern(name), container_id) for name, _, container_id in lines)
+
+    @property
+    def bound(self) -> bool:
+        """Return whether containers of it may run on its node."""
+        return bool(self.node) and not self.ended
 
     @property
     def ended(self) -> bool:
@@ -118,6 +125,20 @@ class ContainerTarget:
         return self.pod_uid if uid == self.pod_uid else uid
 
 
+@dataclass(frozen=True, slots=True)
+class PodTarget:
+    """One pod to measure as a whole, from its first packet, that has no running container yet.
+
+    `pod_uid`: the UID in the names of its cgroups. `api_uid`: that in the API server.
+    """
+
+    pod_uid: str
+    api_uid: str
+    pod_name: str
+    containers: tuple[str, ...] = ()
+    """The names of its containers."""
+
+
 def read_pod(body: Mapping[str, Any]) -> Pod:
     """Read a pod of the API; raises ValueError if it has too many labels."""
     metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
@@ -132,6 +153,7 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
         labels=_shared_labels(tuple(labels.items())),
         running=_running_containers(spec, status),
         cgroup_uid=_static_uid(metadata.get("annotations") or {}) or metadata["uid"],
+        declared=_declared_containers(spec),
         host_network=bool(spec.get("hostNetwork")),
     )
 
@@ -167,17 +189,26 @@ def _shared_labels(items: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
     return {sys.intern(key): sys.intern(value) for key, value in items}
 
 
-def _running_containers(spec: Mapping[str, Any], status: Mapping[str, Any]) -> str:
-    """Write the running containers, sidecars included, as `Pod.running` has them.
+def _sidecars(spec: Mapping[str, Any]) -> list[str]:
+    """Return the names of the init containers with restartPolicy Always.
 
-    A sidecar is an init container with restartPolicy Always; the other init containers end before
-    the pod does its work.
+    The other init containers end before the pod does its work.
     """
-    sidecars = {
+    return [
         container["name"]
         for container in spec.get("initContainers") or ()
         if container.get("restartPolicy") == "Always"
-    }
+    ]
+
+
+def _declared_containers(spec: Mapping[str, Any]) -> str:
+    names = [container["name"] for container in spec.get("containers") or ()]
+    return sys.intern("\n".join(sorted((*names, *_sidecars(spec)))))
+
+
+def _running_containers(spec: Mapping[str, Any], status: Mapping[str, Any]) -> str:
+    """Write the running containers, sidecars included, as `Pod.running` has them."""
+    sidecars = frozenset(_sidecars(spec))
     statuses = [
         *(status.get("containerStatuses") or ()),
         *(s for s in status.get("initContainerStatuses") or () if s["name"] in sidecars),
@@ -200,13 +231,23 @@ def _line(name: str, container_id: str) -> str:
 
 def targets_of(pod: Pod, names: Collection[str]) -> tuple[ContainerTarget, ...]:
     """Return the pod's containers to measure: those of these names, or all without names."""
-    if not pod.node or pod.ended:
+    if not pod.bound:
         return ()
     return tuple(
         ContainerTarget(f"{pod.uid}/{container.id}", pod.cgroup_uid, container.name, pod.name)
         for container in pod.containers
         if not names or container.name in names
     )
+
+
+def waiting_pod(pod: Pod, names: Collection[str]) -> PodTarget | None:
+    """Return a pod without a running container as a target, once it is bound to a node.
+
+    None if containers of these names are measured alone: their cgroups have no names.
+    """
+    if names or pod.running or not pod.bound:
+        return None
+    return PodTarget(pod.cgroup_uid, pod.uid, pod.name, tuple(pod.declared.splitlines()))
 
 
 def newest_by_node(pods: Iterable[AgentPod]) -> dict[str, AgentPod]:

@@ -10,6 +10,7 @@ from devcluster import cert_manager_programs, programs
 from devcluster.environment import Cluster
 from devcluster.layout import FOR_TESTS
 from tests.chart.helm import Helm
+from tests.cluster.product import Product, make_certificates, running_product
 from tests.cluster.release import Release, secrets_of
 from tests.cluster.shop import Shop
 from tools.helm.programs import obtain_helm
@@ -35,6 +36,21 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
     finally:
         cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Those of the operator and the agent beside the cluster."""
+    return make_certificates(tmp_path_factory.mktemp("pki") / "certificates")
+
+
+@pytest.fixture
+def product(
+    cluster: Cluster, namespace: str, certificates: Path, tmp_path: Path
+) -> Iterator[Product]:
+    """Operator and agent beside the cluster."""
+    with running_product(cluster, namespace, certificates, tmp_path) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

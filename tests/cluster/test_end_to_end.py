@@ -5,76 +5,25 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from devcluster.environment import Cluster
 from devcluster.waiting import wait_until
-from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from tests.cluster import manifests
-from tests.cluster.operator_process import (
-    OPERATOR_NAMESPACE,
-    ROOT,
-    Process,
-    install,
-    operator_arguments,
+from tests.cluster.operator_process import Process
+from tests.cluster.product import (
+    INTERVAL_SECONDS,
+    Product,
+    counts,
+    is_ready,
+    stage,
 )
 from tests.live.leftovers import held_program_ids
 
-PROGRAM = str(Path(sys.executable).with_name("latencyprobe"))
-AGENT_PORT = 9345
 REQUESTS = 400
-INTERVAL_SECONDS = 2
-SAMPLE = ROOT / "manifests" / "samples" / "latencyprobe.yaml"
-
-
-@dataclass
-class Product:
-    """Operator and agent beside the cluster."""
-
-    cluster: Cluster
-    namespace: str
-    agent: Process
-    operator: Process
-
-    def apply_sample(self, name: str = "checkout", **spec: Any) -> None:
-        """Apply the sample probe, with these fields of its spec set."""
-        probe = yaml.safe_load(SAMPLE.read_text())
-        probe["metadata"] |= {"name": name, "namespace": self.namespace}
-        probe["spec"] |= {"interval": f"{INTERVAL_SECONDS}s"} | spec
-        self.cluster.apply(probe)
-
-    def status(self, name: str = "checkout") -> dict[str, Any]:
-        probe = self.cluster.get("latencyprobe", name, f"--namespace={self.namespace}")
-        status: dict[str, Any] = probe.get("status", {})
-        return status
-
-    def wait_for_status(
-        self, what: str, holds: Callable[[dict[str, Any]], bool], *, seconds: float = 180
-    ) -> dict[str, Any]:
-        """Wait until the status is so; returns it."""
-        seen: list[dict[str, Any]] = [{}]
-
-        def unmet() -> str | None:
-            seen[0] = self.status()
-            return None if holds(seen[0]) else f"{json.dumps(seen[0])}\n{self.logs()}"
-
-        wait_until(what, unmet, seconds=seconds)
-        return seen[0]
-
-    def states_applied(self) -> int:
-        """The number of desired states that the agent has put in force."""
-        return self.agent.log.read_text(errors="replace").count(" in force: ")
-
-    def logs(self) -> str:
-        return f"agent:\n{self.agent.tail()}\noperator:\n{self.operator.tail()}"
 
 
 def our_programs(agent: Process) -> set[int]:
@@ -103,63 +52,6 @@ def wait_until_nothing_is_attached(agent: Process, before: set[int]) -> None:
         return f"programs {sorted(left)} are still loaded" if left else None
 
     wait_until("all programs to be gone", unmet, seconds=180)
-
-
-def condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
-    return next((c for c in status.get("conditions", []) if c["type"] == kind), {})
-
-
-def is_ready(status: dict[str, Any]) -> bool:
-    return bool(condition(status, "Ready").get("status") == "True")
-
-
-def stage(pod: dict[str, Any], name: str) -> dict[str, Any]:
-    return next((s for s in pod["stages"] if s["name"] == name), {})
-
-
-def counts(status: dict[str, Any], name: str) -> dict[str, int]:
-    """The stage's count by pod."""
-    return {pod["name"]: stage(pod, name).get("count", 0) for pod in status.get("pods", [])}
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pki") / "certificates"
-    subprocess.run([PROGRAM, "pki", "init", str(folder)], check=True)
-    return folder
-
-
-@pytest.fixture
-def product(
-    cluster: Cluster, namespace: str, certificates: Path, tmp_path: Path
-) -> Iterator[Product]:
-    kubeconfig = install(cluster)
-    labels = {"app.kubernetes.io/name": "latencyprobe-agent"}
-    cluster.apply(manifests.agent_placeholder(labels))
-    cluster.wait_for_pods(OPERATOR_NAMESPACE, "app.kubernetes.io/name=latencyprobe-agent", count=1)
-    agent = Process(
-        [
-            *cluster.node_exec_prefix(),
-            *(PROGRAM, "agent", f"--listen={cluster.node_ip}:{AGENT_PORT}"),
-            f"--node-name={cluster.node_name}",
-            "--host-netns=/proc/self/ns/net",
-            "--max-cpu-percent=10000",  # every packet is counted
-            f"--ca-file={certificates / 'client-ca.crt'}",
-            f"--cert-file={certificates / 'agent.crt'}",
-            f"--key-file={certificates / 'agent.key'}",
-        ],
-        tmp_path / "agent.log",
-    )
-    tls = ClientTlsFiles(
-        certificates / "server-ca.crt", certificates / "operator.crt", certificates / "operator.key"
-    )
-    operator = Process(operator_arguments(kubeconfig, tls), tmp_path / "operator.log")
-    with agent.running(), operator.running():
-        made = Product(cluster, namespace, agent, operator)
-        yield made
-        cluster.kubectl(
-            *("delete", "latencyprobes", "--all", f"--namespace={namespace}", "--timeout=30s")
-        )
 
 
 @pytest.fixture

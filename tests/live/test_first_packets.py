@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,8 @@ from latencyprobe_agent.serving.metrics import AgentMetrics
 from latencyprobe_agent.serving.requests import parse_desired
 from latencyprobe_agent.targets.resolver import Resolver
 from latencyprobe_agent.windows.probe_window import WindowReport
-from tests.live.pods import Namespace, Pod
-from tests.live.sockets import listen
+from tests.live.pods import Namespace, Pod, namespace, run
+from tests.live.sockets import connect, listen
 from tests.live.targets import made_cgroup, sleeper
 from tests.patience import patient
 from tests.unit.agent.scripted import ScriptedEvidence
@@ -63,6 +64,18 @@ async def agent(start_engine: Start) -> AsyncIterator[Agent]:
     await asyncio.wait({keeping})
 
 
+def on_target(*, cgroup_path: bytes | None = None, netns_path: bytes | None = None) -> pb.Probe:
+    """A probe on one target that is not a pod."""
+    return pb.Probe(
+        id="p",
+        modules=["rx", "tx", "tcp"],
+        interval=seconds(0.2),
+        window=seconds(60),
+        max_pods=5,
+        targets=[pb.Target(id="t", cgroup_path=cgroup_path, netns_path=netns_path)],
+    )
+
+
 def one_pod(generation: int = 1) -> pb.DesiredState:
     """The pod, before any container of it is known."""
     probe = pb.Probe(
@@ -83,9 +96,19 @@ async def until_state(agent: Agent, wanted: TargetState) -> None:
         await asyncio.sleep(0.005)
 
 
-def standing(agent: Agent) -> TargetState:
+def standing(agent: Agent, target: str = UID) -> TargetState:
     (desired,) = agent._reconciler.desired.probes
-    return agent.standings(desired)[UID].state
+    return agent.standings(desired)[target].state
+
+
+async def until_measured_in(agent: Agent, inode: int) -> None:
+    """Wait until the kernel measures in this network namespace."""
+    engine = agent._engine
+    assert isinstance(engine, KernelEngine)
+    deadline = time.monotonic() + patient(20)
+    while all(inode not in spec.netns for spec in engine._slots.values()):
+        assert time.monotonic() < deadline, f"it measures {engine._slots}"
+        await asyncio.sleep(0.005)
 
 
 async def until_reported(
@@ -104,6 +127,10 @@ def samples(report: WindowReport, stage: str) -> tuple[int, int]:
     """(measured, known to be missing)"""
     measured = report.summary.merged.stage(stage)
     return measured.histogram.count, measured.lost + measured.unmatched
+
+
+def has_samples(stage: str, number: int, report: WindowReport) -> bool:
+    return samples(report, stage)[0] >= number
 
 
 @contextlib.contextmanager
@@ -225,14 +252,65 @@ async def test_another_sandbox_of_a_pod_has_its_first_packet(
             await run_job(client, directory / "main-0", server)
         (directory / "pause").rmdir()
         with sandbox(other, directory):
-            deadline = time.monotonic() + patient(20)
-            inode = other.namespace.inode
-            while all(inode not in spec.netns for spec in agent._engine._slots.values()):  # type: ignore[attr-defined]
-                assert time.monotonic() < deadline, "the other namespace is not measured"
-                await asyncio.sleep(0.005)
+            await until_measured_in(agent, other.namespace.inode)
             await run_job(other, directory / "main-1", answering)
         report = await until_reported(
             agent, lambda each: samples(each, "rx.total")[0] >= 2 * REQUESTS, "all replies"
         )
         assert samples(report, "tcp.connect") == (2, 0)
         assert samples(report, "rx.total") == (2 * REQUESTS, 0)
+
+
+# A shell connects, asks and reads within a millisecond after it joined the cgroup.
+QUICK = """
+echo $$ > "$0/cgroup.procs"
+exec 3<>"/dev/tcp/$1/7000"
+printf q >&3
+read -r -n 1 reply <&3
+"""
+
+
+def quick_client(namespace: Namespace, cgroup: Path, address: str) -> subprocess.Popen[bytes]:
+    enter = ["nsenter", f"--net={namespace.path}"]
+    return subprocess.Popen([*enter, "bash", "-c", QUICK, str(cgroup), address])
+
+
+@pytest.mark.every_kernel
+async def test_a_process_in_an_empty_cgroup_is_measured_from_its_first_packet(
+    agent: Agent, pair: Pair
+) -> None:
+    client, server = pair
+    with made_cgroup() as cgroup, listen(server.namespace, server.address) as listener:
+        await agent.apply(parse_desired(state(on_target(cgroup_path=bytes(cgroup)))))
+        assert standing(agent, "t") is TargetState.PENDING
+        for number in range(1, 4):
+            asking = quick_client(client.namespace, cgroup, server.address)
+            answering, _ = await asyncio.to_thread(listener.accept)
+            with answering:
+                answering.recv(1)
+                answering.sendall(b"r")
+                assert await asyncio.to_thread(asking.wait, patient(60)) == 0
+            is_counted = partial(has_samples, "rx.total", number)
+            report = await until_reported(agent, is_counted, "the answer")
+            assert samples(report, "tcp.connect") == (number, 0)
+            assert samples(report, "tx.total") == samples(report, "rx.total") == (number, 0)
+
+
+async def test_a_namespace_that_is_made_again_at_its_path_is_measured(agent: Agent) -> None:
+    with namespace("again") as first:
+        path = bytes(first.path)
+        await agent.apply(parse_desired(state(on_target(netns_path=path))))
+        connect_to_itself(first)
+        await until_reported(agent, lambda each: samples(each, "tcp.connect")[0] == 1, "one")
+        run("ip", "netns", "delete", first.name)
+        with namespace("between"):  # so that its number is another one
+            run("ip", "netns", "add", first.name)
+            first.ip("link", "set", "lo", "up")
+            await until_measured_in(agent, first.inode)
+            connect_to_itself(first)
+            await until_reported(agent, lambda each: samples(each, "tcp.connect")[0] == 2, "two")
+
+
+def connect_to_itself(there: Namespace) -> None:
+    with listen(there, "127.0.0.1") as listener, connect(there, "127.0.0.1"):
+        listener.accept()[0].close()

@@ -131,6 +131,17 @@ async def test_a_target_that_cannot_be_measured_is_named_once(
     assert problem.startswith(told)
 
 
+async def test_a_target_that_is_awaited_is_no_reason_to_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits = pb.TargetStatus(id="0", state=pb.TargetStatus.PENDING, message="no processes yet")
+    monkeypatch.setattr(rpc, "NodeAgentStub", lambda _: Machine(target=waits))
+    async with grpc.aio.insecure_channel("unix:/nowhere") as channel:
+        session = Session(channel, MeasurementRequest((CgroupTarget("x", "/p"),), (Module.RX,)))
+        await session.attach()
+    assert session.problems == ("x: no processes yet",)
+
+
 async def test_the_agent_gets_the_budget(measuring: Measuring) -> None:
     (probe,) = parse_desired(measuring.machine.desired).probes
     assert probe.max_cpu_percent == 0.5

@@ -56,8 +56,10 @@ class SlotSpec:
     their forks by itself. `netns_wide`: inode numbers of network namespaces every socket of which
     is a target. `netns`: inode numbers of all network namespaces of the target's sockets, those of
     `netns_wide` included. The first test skips packets in other namespaces. `cgroup_directories`:
-    those of all `cgroup_ids`, or none if they are not known. `tenant`: slots of one tenant have one
-    share of the node's memory for sockets, and one of its threads; "" if there are no tenants.
+    those of all `cgroup_ids`, or none if they are not known. `any_netns`: sockets may be made in
+    any namespace, and those of `netns` are not all. Then packets of all namespaces of the node are
+    looked up. `tenant`: slots of one tenant have one share of the node's memory for sockets, and
+    one of its threads; "" if there are no tenants.
     """
 
     cgroup_ids: frozenset[int] = frozenset()
@@ -65,6 +67,7 @@ class SlotSpec:
     tgids: frozenset[int] = frozenset()
     netns_wide: frozenset[int] = frozenset()
     netns: frozenset[int] = frozenset()
+    any_netns: bool = False
     socket_filter: SocketFilter = SocketFilter()
     tenant: str = ""
 

@@ -105,7 +105,11 @@ class ReportPump:
         if report is None or report.probe.window is None:
             return ()
         sent = self._sent[probe_id] = _Sent(report)
-        statuses = self._statuses.take(probe_id, self._agent.standings(report.probe))
+        wholes = frozenset(report.probe.parts.values())
+        standings = self._agent.standings(report.probe)
+        statuses = self._statuses.take(
+            probe_id, {name: each for name, each in standings.items() if name not in wholes}
+        )
         default = report.probe.window.pods_in_full
         chosen = self._chosen(sent, self._wishes.choice_of(probe_id, default))
         begun = summary_report(report, statuses)

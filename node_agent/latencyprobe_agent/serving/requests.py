@@ -11,6 +11,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from latencyprobe.domain.packets import LONGEST_NS
 from latencyprobe.domain.stages import PACKET_STAGES, Module
@@ -35,6 +36,7 @@ from latencyprobe_agent.desired import (
     Selector,
 )
 from latencyprobe_agent.kernel.contract import SocketFilter
+from latencyprobe_agent.plan import pod_uid
 from latencyprobe_agent.tracing import TraceWish
 
 MAX_PORTS = 64
@@ -132,11 +134,12 @@ def _parse_probe(
         except InvalidStateError as error:
             invalid[each.id] = str(error)
             continue
-        whole = _whole_of(target, pods)
-        if whole is None:
-            targets.append(target)
+        if each.container.whole_pod:
+            pod = pods[pod_uid(target)] = _whole_pod(target, pods)
+            parts[target.id] = pod.id
         else:
-            parts[target.id] = whole
+            targets.append(target)
+    _check_unique((*pods, *(target.id for target in targets), *parts), "targets")
     interval_s = _parse_interval(message, "interval")
     probe = DesiredProbe(
         id=message.id,
@@ -187,13 +190,12 @@ def _parse_pod(message: pb.Pod, field: str) -> DesiredTarget:
     )
 
 
-def _whole_of(target: DesiredTarget, pods: Mapping[str, DesiredTarget]) -> str | None:
-    """Return the id of the pod that a container is measured with; None if it has none."""
-    match target.selector:
-        case ContainerSelector(pod_uid=pod_uid) if pod_uid in pods:
-            return pod_uid
-        case _:
-            return None
+def _whole_pod(container: DesiredTarget, pods: Mapping[str, DesiredTarget]) -> DesiredTarget:
+    """Return the pod of a container, with the container's name."""
+    uid = pod_uid(container)
+    pod = pods.get(uid, DesiredTarget(uid, PodSelector(uid), container.pod_name))
+    names = dict.fromkeys((*pod.containers, container.container_name))
+    return replace(pod, containers=tuple(names)[:MAX_CONTAINERS])
 
 
 def _parse_namespace(message: pb.Probe) -> str:
@@ -335,7 +337,7 @@ def _parse_selector(message: pb.Target, field: str) -> Selector:
 
 
 def _parse_container(message: pb.Container, field: str) -> ContainerSelector:
-    pod_uid = _parse_pod_uid(message.pod_uid, f"{field}.pod_uid")
+    uid = _parse_pod_uid(message.pod_uid, f"{field}.pod_uid")
     parts = _CONTAINER_ID.fullmatch(message.container_id)
     if parts is None:
         raise InvalidStateError(
@@ -348,7 +350,7 @@ def _parse_container(message: pb.Container, field: str) -> ContainerSelector:
             f"{field}.container_id",
             f"unknown runtime {parts['runtime']!r}; choose one of {', '.join(RUNTIMES)}",
         )
-    return ContainerSelector(pod_uid, parts["id"])
+    return ContainerSelector(uid, parts["id"])
 
 
 def _parse_pod_uid(text: str, field: str) -> str:

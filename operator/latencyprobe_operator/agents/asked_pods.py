@@ -12,10 +12,12 @@ from typing import NamedTuple
 
 from latencyprobe_operator.desired_state import DesiredNodeState
 from latencyprobe_operator.earlier_pods import EarlierPods
-from latencyprobe_operator.model import ContainerTarget
+from latencyprobe_operator.model import ContainerTarget, PodTarget
 
 # Per agent, shared by namespaces. A pod is in reports for a window after its end.
 MOST_ENDED = 1024
+
+_Target = ContainerTarget | PodTarget
 
 
 class AskedPod(NamedTuple):
@@ -34,18 +36,19 @@ class AskedPods:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._now: Mapping[str, Mapping[str, ContainerTarget]] = {}
+        self._now: Mapping[str, Mapping[str, _Target]] = {}
         self._ended: dict[tuple[str, str], AskedPod] = {}
         self._earlier: Mapping[str, EarlierPods] = {}
         self._admitted: dict[str, dict[str, AskedPod]] = {}
 
     def ask(self, state: DesiredNodeState) -> None:
         """Note a state that is about to be sent."""
-        now: dict[str, dict[str, ContainerTarget]] = {}
+        now: dict[str, dict[str, _Target]] = {}
         for probe in state:
-            pods = now[probe.key.uid] = {}
-            for target in probe.targets:
-                pods.setdefault(target.pod_uid, target)
+            pods: dict[str, _Target] = {pod.pod_uid: pod for pod in probe.waiting}
+            for container in probe.targets:
+                pods.setdefault(container.pod_uid, container)
+            now[probe.key.uid] = pods
         for probe_uid, pods_before in self._now.items():
             for pod_uid, target in pods_before.items():
                 if pod_uid not in now.get(probe_uid, {}):

@@ -41,7 +41,7 @@ from latencyprobe.protocol.states import coverage_state_from_proto, target_state
 from latencyprobe.protocol.summaries import choice_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.desired_state import DesiredNodeState, ProbeOnNode
-from latencyprobe_operator.model import ContainerTarget
+from latencyprobe_operator.model import ContainerTarget, PodTarget
 from latencyprobe_operator.observed_state import ReportedProbe, ReportedTarget, TargetStatus
 
 _LARGEST_PROBE_BYTES = 4096
@@ -95,7 +95,8 @@ def outgoing_state(
 ) -> Outgoing:
     """Return the desired state as the protocol carries it, within the limits of an agent.
 
-    A target that cannot be encoded is left out alone. `held`: targets that were sent before.
+    A target that cannot be encoded is left out alone. A pod without a running container counts as a
+    target. `held`: targets that were sent before.
     """
     left_out: dict[str, dict[str, TargetStatus]] = defaultdict(dict)
     encoded: dict[str, _Encoded] = {}
@@ -107,19 +108,25 @@ def outgoing_state(
         names = [
             (probe.key.namespace, (probe.key.uid, target_id))
             for probe in state
-            for target_id in encoded[probe.key.uid].targets
+            for target_id in encoded[probe.key.uid].entries
         ]
         for (probe_uid, target_id), reason in surplus(names, held).items():
             left_out[probe_uid][target_id] = TargetStatus(TargetState.FAILED, reason)
-            del encoded[probe_uid].targets[target_id]
+            del encoded[probe_uid].entries[target_id]
     message = pb.DesiredState(generation=generation, lease=Duration(seconds=lease_s), term=term)
     sent: dict[str, frozenset[str]] = {}
     for probe_uid, each in encoded.items():
-        if each.targets:
+        if each.entries:
             message.probes.append(each.probe)
-            message.probes[-1].targets.extend(each.targets.values())
-            sent[probe_uid] = frozenset(each.targets)
-    left = (encoded[probe.key.uid].probe for probe in state if not probe.targets)
+            for entry in each.entries.values():
+                if isinstance(entry, pb.Target):
+                    message.probes[-1].targets.append(entry)
+                else:
+                    message.probes[-1].pods.append(entry)
+            sent[probe_uid] = frozenset(each.entries)
+    left = (
+        encoded[probe.key.uid].probe for probe in state if not probe.targets and not probe.waiting
+    )
     for each_left in _fitting(left, message):
         message.probes.append(each_left)
         sent[each_left.id] = frozenset()
@@ -139,10 +146,13 @@ def _fitting(left: Iterable[pb.Probe], message: pb.DesiredState) -> Iterator[pb.
 
 @dataclass(frozen=True, slots=True)
 class _Encoded:
-    """A probe's message without targets, its targets, and those that cannot be encoded."""
+    """A probe's message without targets, its targets, and those that cannot be encoded.
+
+    `entries`: by their ids, the running containers, and the pods without any.
+    """
 
     probe: pb.Probe
-    targets: dict[str, pb.Target]
+    entries: dict[str, pb.Target | pb.Pod]
     failures: dict[str, str]
 
 
@@ -160,12 +170,12 @@ def _oversize(encoded: Mapping[str, _Encoded]) -> _Surplus:
         probe_bytes = {
             uid: each.probe.ByteSize() + _FRAME_BYTES
             for uid, each in encoded.items()
-            if each.targets
+            if each.entries
         }
         target_bytes = {
-            (uid, target_id): target.ByteSize() + _FRAME_BYTES
+            (uid, target_id): entry.ByteSize() + _FRAME_BYTES
             for uid, each in encoded.items()
-            for target_id, target in each.targets.items()
+            for target_id, entry in each.entries.items()
         }
         room = MAX_REQUEST_BYTES - _STATE_BYTES
         if sum(probe_bytes.values()) + sum(target_bytes.values()) <= room:
@@ -176,7 +186,7 @@ def _oversize(encoded: Mapping[str, _Encoded]) -> _Surplus:
 
 
 def _encode(probe: ProbeOnNode) -> _Encoded:
-    targets: dict[str, pb.Target] = {}
+    entries: dict[str, pb.Target | pb.Pod] = {}
     failures: dict[str, str] = {}
     try:
         message = _within(_probe_message(probe), _LARGEST_PROBE_BYTES)
@@ -185,13 +195,19 @@ def _encode(probe: ProbeOnNode) -> _Encoded:
         return _Encoded(pb.Probe(), {}, {target.id: reason for target in probe.targets})
     for target in probe.targets:
         try:
-            targets[target.id] = _within(_target_message(target), _LARGEST_TARGET_BYTES)
+            message_of_target = _target_message(target, whole_pod=probe.whole_pods)
+            entries[target.id] = _within(message_of_target, _LARGEST_TARGET_BYTES)
         except _NOT_ENCODABLE as error:
             failures[target.id] = f"the operator cannot send this target to an agent: {error}"
-    return _Encoded(message, targets, failures)
+    for pod in probe.waiting:
+        try:
+            entries[pod.pod_uid] = _within(_pod_message(pod), _LARGEST_TARGET_BYTES)
+        except _NOT_ENCODABLE as error:
+            failures[pod.pod_uid] = f"the operator cannot send this pod to an agent: {error}"
+    return _Encoded(message, entries, failures)
 
 
-_Message = TypeVar("_Message", pb.Probe, pb.Target)
+_Message = TypeVar("_Message", pb.Probe, pb.Target, pb.Pod)
 
 
 def _within(message: _Message, largest_bytes: int) -> _Message:
@@ -217,14 +233,22 @@ def _probe_message(probe: ProbeOnNode) -> pb.Probe:
     )
 
 
-def _target_message(target: ContainerTarget) -> pb.Target:
+def _target_message(target: ContainerTarget, *, whole_pod: bool) -> pb.Target:
     container = pb.Container(
         pod_uid=target.pod_uid,
         container_id=target.container_id,
         pod_name=target.pod_name,
         container_name=target.name,
+        whole_pod=whole_pod,
     )
     return pb.Target(id=target.id, container=container)
+
+
+def _pod_message(pod: PodTarget) -> pb.Pod:
+    message = pb.Pod(uid=pod.pod_uid, name=pod.pod_name, containers=pod.containers)
+    if message.ByteSize() > _LARGEST_TARGET_BYTES:
+        message.ClearField("containers")  # it has very many
+    return message
 
 
 def _duration(seconds: float) -> Duration:

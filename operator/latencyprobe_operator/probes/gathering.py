@@ -51,15 +51,17 @@ class FactsGatherer:
         self._left = LeftNodes()
 
     def with_nodes(self, facts: ProbeFacts, spec: ProbeSpec, *, at: float) -> ProbeFacts:
-        """Add the nodes that run pods of the probe, and forget all others."""
+        """Add the nodes that run containers of the probe, and forget those without a pod."""
         by_node: dict[str, list[ContainerTarget]] = {}
         for placed in self._pods.placed.values():
-            by_node.setdefault(placed.pod.node, []).extend(placed.targets)
-        self._forget_all_but(by_node, spec, at)
+            if placed.targets:
+                by_node.setdefault(placed.pod.node, []).extend(placed.targets)
+        placed_on = {placed.pod.node for placed in self._pods.placed.values()}
+        self._forget_all_but(placed_on, spec, at)
         nodes = [
             self._node_facts(node, targets, spec, at) for node, targets in sorted(by_node.items())
         ]
-        self._intake.report_times.keep(by_node)
+        self._intake.report_times.keep(placed_on)
         return dataclasses.replace(
             facts,
             matched_pods=self._pods.matched,
@@ -147,5 +149,5 @@ class FactsGatherer:
         placed = self._pods.placed.get(pod.pod_uid)
         if placed is None:
             return PodFacts(pod.name, node, pod.containers, pod.report, ended=True)
-        containers = tuple(target.name for target in placed.targets)
-        return PodFacts(placed.pod.name, node, containers, pod.report)
+        running = tuple(target.name for target in placed.targets)
+        return PodFacts(placed.pod.name, node, running or pod.containers, pod.report)

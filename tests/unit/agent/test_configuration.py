@@ -48,7 +48,8 @@ def find(content: bytes, inum: int) -> NamespaceConfiguration | None:
         if found == inum:
             return NamespaceConfiguration(flags, owners)
         number = following
-    return None
+    _, flags, _, owners = struct.unpack_from("=IHHQ", content, 2192 + 8192)
+    return NamespaceConfiguration(flags, owners) if flags else None
 
 
 @given(tables=TABLES)
@@ -91,3 +92,14 @@ def test_a_chain_that_programs_would_not_follow_is_refused(descriptor: int) -> N
     memory = ConfigMemory(descriptor)
     with pytest.raises(EngineError, match="equal low bits"):
         memory.write_namespaces({7 + 4096 * n: NamespaceConfiguration(2, 0) for n in range(5)})
+
+
+def test_all_other_namespaces_may_have_flags(descriptor: int) -> None:
+    memory = ConfigMemory(descriptor)
+    known = NamespaceConfiguration(3, 9)
+    memory.write_namespaces({5: known}, others=2)
+    content = os.pread(descriptor, CONFIG_BYTES, 0)
+    assert find(content, 5) == known
+    assert find(content, 6) == NamespaceConfiguration(2, 0)
+    memory.write_namespaces({5: known})
+    assert find(os.pread(descriptor, CONFIG_BYTES, 0), 6) is None

@@ -17,6 +17,7 @@ from latencyprobe_agent.desired import (
     DesiredTarget,
     NetnsSelector,
     PidSelector,
+    PodSelector,
     Selector,
 )
 from latencyprobe_agent.kernel.abi import MAX_OWNERS
@@ -309,3 +310,20 @@ def test_numbers_are_unique_stable_and_never_reused_before_a_reading(
         assert not set(after) & refused
         assert is_read or not draining & set(after.values())
         assert not refused or len(after) + len(table.draining) == 6
+
+
+@pytest.mark.parametrize(
+    ("selector", "state", "expected"),
+    [
+        (CgroupSelector("/cg/x"), TargetState.PENDING, True),
+        (CgroupSelector("/cg/x"), TargetState.ATTACHED, False),
+        (PodSelector("0" * 32), TargetState.PENDING, False),
+    ],
+)
+def test_only_an_empty_cgroup_of_a_person_is_awaited_in_every_namespace(
+    selector: Selector, state: TargetState, expected: bool
+) -> None:
+    facts = TargetFacts(state, cgroup_ids=frozenset({7}))
+    key = SlotKey(selector, EVERYTHING)
+    assert wanted_slots(Desired(probes=(_probe("p", selector),)), {selector: facts}) == (key,)
+    assert assignment({key: 0}, {selector: facts})[0].any_netns is expected

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -37,43 +36,64 @@ CID = "ab" * 32
 POD = PodSelector(UID)
 
 
-def _state(*named: pb.Pod, **more: Any) -> pb.DesiredState:
-    container = pb.Container(pod_uid=UID, container_id=f"containerd://{CID}")
+def _state(*named: pb.Pod, container: pb.Container | None = None) -> pb.DesiredState:
+    running = pb.Container(pod_uid=UID, container_id=f"containerd://{CID}")
+    running.MergeFrom(container or pb.Container())
     probe = pb.Probe(
         id="p",
         modules=["rx"],
         interval=Duration(seconds=1),
         window=Duration(seconds=60),
-        targets=[pb.Target(id="c", container=container)],
+        targets=[pb.Target(id="c", container=running)],
         pods=named,
-        **more,
     )
     return pb.DesiredState(generation=1, probes=[probe])
 
 
+def _running() -> pb.DesiredState:
+    names = pb.Container(pod_name="job-x", container_name="main", whole_pod=True)
+    return _state(container=names)
+
+
 def _named() -> Desired:
-    return parse_desired(_state(pb.Pod(uid=UID, name="job-x", containers=["main", "proxy"])))
+    return parse_desired(_running())
 
 
-def test_a_pod_becomes_a_target_of_its_uid() -> None:
-    (probe,) = _named().probes
+def test_a_pod_without_a_container_is_a_target_of_its_uid() -> None:
+    state = _state(pb.Pod(uid=OTHER, name="job-y", containers=["main", "proxy"]))
+    (probe,) = parse_desired(state).probes
+    target, container = probe.targets
+    assert (target.id, target.selector) == (OTHER, PodSelector(OTHER))
+    assert (target.pod_name, target.containers) == ("job-y", ("main", "proxy"))
+    assert container.selector == ContainerSelector(UID, CID)
+    assert probe.parts == {}
+
+
+def test_the_containers_of_a_whole_pod_are_measured_as_one_target() -> None:
+    state = _running()
+    second = state.probes[0].targets.add()
+    second.CopyFrom(state.probes[0].targets[0])
+    second.id, second.container.container_name = "d", "proxy"
+    (probe,) = parse_desired(state).probes
     (target,) = probe.targets
     assert (target.id, target.selector, target.pod_name) == (UID, POD, "job-x")
     assert target.containers == ("main", "proxy")
+    assert probe.parts == {"c": UID, "d": UID}
 
 
-def test_containers_of_a_named_pod_are_measured_with_it() -> None:
-    (probe,) = _named().probes
-    assert probe.parts == {"c": UID}
+def test_a_pod_is_the_same_target_before_and_after_its_first_container() -> None:
+    waiting = parse_desired(_state(pb.Pod(uid=UID, name="job-x", containers=["main"])))
+    assert waiting.probes[0].targets[0] == _named().probes[0].targets[0]
 
 
-def test_a_container_of_a_pod_that_is_not_named_is_a_target_of_its_own() -> None:
-    (probe,) = parse_desired(_state(pb.Pod(uid=OTHER))).probes
-    assert [target.selector for target in probe.targets] == [
-        PodSelector(OTHER),
-        ContainerSelector(UID, CID),
-    ]
-    assert probe.parts == {}
+def test_an_invalid_container_of_a_whole_pod_is_refused_alone() -> None:
+    state = _running()
+    second = state.probes[0].targets.add()
+    second.CopyFrom(state.probes[0].targets[0])
+    second.id, second.container.container_id = "d", "x"
+    desired = parse_desired(state)
+    assert [target.id for target in desired.probes[0].targets] == [UID]
+    assert set(desired.refused["p"]) == {"d"}
 
 
 @pytest.mark.parametrize(
@@ -84,9 +104,7 @@ def test_a_container_of_a_pod_that_is_not_named_is_a_target_of_its_own() -> None
         (pb.Pod(uid=UID, containers=["a" * 254]), "pods[0].containers: "),
     ],
 )
-def test_an_invalid_pod_is_refused_alone_and_its_containers_are_targets(
-    pod: pb.Pod, problem: str
-) -> None:
+def test_an_invalid_pod_is_refused_alone(pod: pb.Pod, problem: str) -> None:
     desired = parse_desired(_state(pod))
     (probe,) = desired.probes
     assert [target.id for target in probe.targets] == ["c"]
@@ -138,7 +156,7 @@ def test_a_pod_has_a_slot_from_its_cgroup_on_and_a_row_once_it_is_attached() -> 
         "attached": (True, False),
         "gone": (False, True),
     }
-    assert rows["attached"][0].containers == ("main", "proxy")
+    assert rows["attached"][0].containers == ("main",)
 
 
 @pytest.mark.parametrize(

@@ -450,3 +450,20 @@ async def test_figures_go_on_while_modules_flip(paced: Reconciled) -> None:
     paced.engine.measure(samples(5))
     await paced.pass_time(120)
     assert paced.engine.modules == RX
+
+
+async def test_a_pod_is_partial_while_new_pods_are_found_by_polling(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reconciled = Reconciled(monkeypatch)
+    reconciled.netns = frozenset({7})
+    desired = state(probe())
+    del desired.probes[0].targets[:]
+    desired.probes[0].pods.add(uid="0" * 32)
+    await reconciled.reconciler.adopt(parse_desired(desired))
+    before = reconciled.standing
+    resolver = reconciled.reconciler._resolver
+    monkeypatch.setattr(resolver._watches, "problem", "too many watches")
+    after = reconciled.standing
+    assert (before.is_partial, after.is_partial) == (False, True)
+    assert after.message == "the first packets of new pods may be missing: too many watches"

@@ -1,8 +1,8 @@
 """The programs' configuration: `struct config` of bpf/include/common.h, mapped into this process.
 
 Besides a few integers it holds the bounds of buckets, the elements that each slot counts in, and
-the table of network namespaces. `netns_first` maps the low bits of
-an inode number to an entry. Entries with the same low bits are chained.
+the table of network namespaces. `netns_first` maps the low bits of an inode number to an entry.
+Entries with the same low bits are chained. Entry 0 stands for all namespaces without an entry.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from latencyprobe_agent.kernel.abi import (
 from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.kernel.runtime.shards import Shards
 
-MAX_NAMESPACES = MAX_NETNS - 1  # entry 0 stands for "none"
+MAX_NAMESPACES = MAX_NETNS - 1
 CONFIG_BYTES = CONFIG.size
 _INTEGERS = CONFIG.part("epoch", "reads_listeners")
 _ENTRY = NETNS_ENTRY.packing
@@ -76,12 +76,16 @@ class ConfigMemory:
         begin = _SHARDS_OFFSET + epoch * _HALF_BYTES
         self._memory[begin : begin + _HALF_BYTES] = bytes(table)
 
-    def write_namespaces(self, wanted: Mapping[int, NamespaceConfiguration]) -> None:
+    def write_namespaces(
+        self, wanted: Mapping[int, NamespaceConfiguration], *, others: int = 0
+    ) -> None:
         """Replace the table. A namespace that stays keeps its entry, so that no reader misses it.
 
+        `others`: the flags of all other namespaces; 0: they have nothing to measure.
         Raises EngineError if the table is full; the table is then unchanged.
         """
         numbers = self._number(wanted)
+        self._write_entry(0, 0, others, 0, 0)
         chains = _chains(numbers)
         for inum, (flags, owners) in wanted.items():
             chain = chains[inum % NETNS_FIRST]

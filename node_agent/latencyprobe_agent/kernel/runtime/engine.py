@@ -375,7 +375,10 @@ class KernelEngine:
             loaded.write(name, changed)
         for name in _HASHES:
             loaded.erase(name, set(self._written.get(name, {})) - set(wanted[name]))
-        loaded.configuration.write_namespaces(_namespaces(self._slots, self._host_netns))
+        loaded.configuration.write_namespaces(
+            _namespaces(self._slots, self._host_netns),
+            others=NETNS_WATCHED if _begins_anywhere(self._slots) else 0,
+        )
         if self._slots and not _by_process(self._slots):
             loaded.follow_processes(False)
             self._coverage = self._coverage_of(loaded)
@@ -456,12 +459,18 @@ def _cgroup_directories(slots: Mapping[int, SlotSpec]) -> frozenset[str] | None:
     return frozenset().union(*(spec.cgroup_directories for spec in specs))
 
 
+def _begins_anywhere(slots: Mapping[int, SlotSpec]) -> bool:
+    return any(spec.any_netns for spec in slots.values())
+
+
 def _namespaces(
     slots: Mapping[int, SlotSpec], host_netns: int
 ) -> dict[int, NamespaceConfiguration]:
     """Return the configuration of these slots' network namespaces, by inode number."""
     owners = _owners(slots, lambda spec: spec.netns_wide)
     watched = {inum for spec in slots.values() for inum in spec.netns | spec.netns_wide}
+    if _begins_anywhere(slots):
+        watched.add(host_netns)
     with_processes = {inum for spec in slots.values() if spec.tgids for inum in spec.netns}
     namespaces = {}
     for inum in watched | ({host_netns} if slots else set()):
