@@ -75,6 +75,11 @@ def measurement_from_proto(
     )
 
 
+def plain_counters(counters: Mapping[str, int]) -> dict[str, int]:
+    """Copy the counters of a message. To go through its own views takes twice as long."""
+    return {name: counters[name] for name in counters}
+
+
 def counters_from_proto(counters: Mapping[str, int]) -> dict[str, int]:
     """Decode the known counters in a message; raise CorruptMessageError."""
     # Interned, since an operator keeps the same names for each node.

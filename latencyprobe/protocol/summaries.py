@@ -35,6 +35,7 @@ from latencyprobe.protocol.measurements import (
     counters_from_proto,
     measurement_from_proto,
     measurement_to_proto,
+    plain_counters,
     with_short_names,
 )
 from latencyprobe.protocol.summary_stages import stages_from_proto
@@ -80,14 +81,15 @@ def summary_from_proto(message: pb.ProbeSummary) -> ProbeSummary:
     """Decode and check a summary; raise CorruptMessageError."""
     check_length("summary.stages", len(message.stages), MAX_STAGES)
     stages = stages_from_proto(message.stages, "summary.stages")
-    check_counters(message.counters, "summary.counters")
+    counters = plain_counters(message.counters)
+    check_counters(counters, "summary.counters")
     check_length("summary.scores", len(message.scores), MAX_PODS)
     scores = tuple([PodScore(each.score, each.pod_uid) for each in message.scores])
     check_numbers(max(scores, default=())[:1], "summary.scores")
     if len({pod_uid for _, pod_uid in scores}) < len(scores):
         raise CorruptMessageError("summary.scores", "a pod is repeated")
     return ProbeSummary(
-        merged=Measurement(stages, counters_from_proto(message.counters)),
+        merged=Measurement(stages, counters_from_proto(counters)),
         verdicts=_causes(message.verdicts, "summary.verdicts"),
         waiting_ns=_causes(message.waiting_ns, "summary.waiting_ns"),
         scores=scores,
@@ -117,9 +119,11 @@ def pod_from_proto(message: pb.PodReport) -> PodReport:
     check_length("pod.containers", len(message.containers), MAX_CONTAINERS)
     check_numbers((message.score,), "pod.score")
     # Also leaves out what it does not know.
-    counted = measurement_from_proto((), message.counters, message.netns_counters)
-    check_numbers(message.counters.values(), "pod.counters")
-    check_numbers(message.netns_counters.values(), "pod.netns_counters")
+    counters = plain_counters(message.counters)
+    netns_counters = plain_counters(message.netns_counters)
+    counted = measurement_from_proto((), counters, netns_counters)
+    check_numbers(counters.values(), "pod.counters")
+    check_numbers(netns_counters.values(), "pod.netns_counters")
     stages: dict[int, bytes] = {}
     for index, stage in enumerate(message.stages):
         known = INDEX.get(stage.name)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from latencyprobe.domain.measurement import (
     MAX_NODE_STAGES,
@@ -27,6 +28,7 @@ from latencyprobe_operator.probes.unobserved import ALL_OBSERVED, ObservedTime, 
 
 # Adding up this many takes some 10 ms.
 _NODES_OF_A_STEP = 50
+_NOTHING: Mapping[Any, Any] = MappingProxyType({})
 # Between two reports of a node: one may be lost, and the next is late.
 LATE_INTERVALS = 2.5
 
@@ -225,6 +227,10 @@ def within_limits(node: NodeMeasurement) -> NodeMeasurement:
 
 
 def _take_node(figures: _NodeFigures, node: NodeMeasurement) -> None:
+    if not node:
+        # Most probes get none.
+        figures.slowest_ns, figures.counters, figures.node_stages = 0, _NOTHING, _NOTHING
+        return
     figures.slowest_ns = max(
         (stage.histogram.percentile(99) for stage in node.stages.values()), default=0
     )
