@@ -1,8 +1,9 @@
 """The time from Apply to attached, of a real agent with one target.
 
-Cold: a new agent with an empty cache compiles. Warm: a new agent finds the objects in the cache.
-Again: an agent whose last target left, and whose probe waits for the next one, has its programs
-loaded already. Each with the CPUs as they are, and with a busy loop for each of them.
+Cold: a new agent with an empty cache compiles. Warm: a new agent finds the objects in the cache,
+and gets its state at once. Loaded: it gets it when it has loaded the programs, as agents do at
+their start. Again: an agent whose last target left, and whose probe waits for the next one, has its
+programs loaded already. Each with the CPUs as they are, and with a busy loop for each of them.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ from bench.programs import links, programs
 from bench.ratio import MEDIAN, Spread, verdict
 
 DEFAULT_ROUNDS = 5
-COLD, WARM, AGAIN = "cold: compiled", "warm: from the cache", "again: after the last target"
+COLD, WARM = "cold: compiled", "warm: from the cache, at once"
+LOADED, AGAIN = "loaded: soon after the agent's start", "again: after the last target"
 IDLE, BUSY = "as they are", "all busy"
 # The others have no target.
 MOST_MS: Mapping[tuple[str, str], float] = {
     (WARM, IDLE): 100,
+    (LOADED, IDLE): 100,
     (AGAIN, IDLE): 100,
     (COLD, IDLE): 3000,
     (COLD, BUSY): 3000,
@@ -63,6 +66,9 @@ async def _starts(pids: Sequence[int]) -> Mapping[str, float]:
         async with agent(objects) as running:
             seconds[WARM] = await running.apply(pids)
             loaded = programs(running.pid)
+        async with agent(objects) as running:
+            await _until_loaded(running.pid, loaded)
+            seconds[LOADED] = await running.apply(pids)
             if not links(running.pid):
                 raise CannotMeasureError("the agent says attached, and nothing is attached")
             await running.wait_for_a_pod()

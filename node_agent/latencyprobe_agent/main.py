@@ -11,7 +11,6 @@ import platform
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -150,11 +149,17 @@ async def _agent(
 
 def _kernel_engine(settings: Settings) -> MakeEngine:
     folder = settings.object_cache
-    return partial(
-        KernelEngine,
-        cache=ObjectCache(folder) if folder is not None else None,
-        without=() if settings.uses_cgroup_hooks else SCOPED_HOOKS,
-    )
+
+    def make(*, host_netns: int) -> KernelEngine:
+        engine = KernelEngine(
+            host_netns=host_netns,
+            cache=ObjectCache(folder) if folder is not None else None,
+            without=() if settings.uses_cgroup_hooks else SCOPED_HOOKS,
+        )
+        engine.prepare()
+        return engine
+
+    return make
 
 
 def _change_interval_s(settings: Settings) -> float:

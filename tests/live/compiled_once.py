@@ -10,7 +10,7 @@ from latencyprobe_agent.kernel.build import compiler
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.load.handover import Handover
 from latencyprobe_agent.kernel.load.object_file import encode
-from latencyprobe_agent.kernel.load.provision import provide
+from latencyprobe_agent.kernel.load.provision import Prepared, provide
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.loaded import LoadedObject
 
@@ -21,7 +21,12 @@ class CompiledOnce:
     def __init__(self) -> None:
         self._compiled: dict[Request, bytes] = {}
 
-    async def build(self, request: Request, cache: ObjectCache | None = None) -> LoadedObject:
+    async def build(
+        self,
+        request: Request,
+        cache: ObjectCache | None = None,
+        prepared: Prepared | None = None,
+    ) -> LoadedObject:
         """As `loaded.build` does, with a cache of its own."""
         return LoadedObject(request, await provide(request, self.compile, None))
 

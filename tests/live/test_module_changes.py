@@ -13,6 +13,7 @@ from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
 from latencyprobe_agent.agent import Agent, NodeDescription
 from latencyprobe_agent.kernel.load.cache import ObjectCache
+from latencyprobe_agent.kernel.load.provision import Prepared
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime import engine as runtime
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
@@ -33,9 +34,11 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     """The requests to the compiler process, as they come."""
     seen: list[Request] = []
 
-    async def counted(request: Request, cache: ObjectCache | None) -> LoadedObject:
+    async def counted(
+        request: Request, cache: ObjectCache | None, prepared: Prepared | None
+    ) -> LoadedObject:
         seen.append(request)
-        return await build(request, cache)
+        return await build(request, cache, prepared)
 
     monkeypatch.setattr(runtime, "build", counted)
     return seen

@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,8 +26,10 @@ from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime import loaded
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.compiled_once import compiled_once
+from tests.live.loaded_programs import links_of, programs_of, wait_until_gone
 from tests.live.measuring import CLIENT, SERVER, both, count, measure, watch_on_host
 from tests.live.pods import Namespace, Pod, run
+from tests.patience import patient
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
@@ -134,6 +137,41 @@ async def test_an_object_serves_on_another_host_than_it_was_compiled_for(
     assert len(node.compilations) == 1
     for stage in ("rx.host", "tx.host"):
         assert count(measured[SERVER], stage) == 50
+
+
+async def test_an_agent_that_starts_again_has_its_programs_loaded_and_none_attached(
+    node: Node,
+) -> None:
+    await node.fill()
+    engine = await restarted(node)
+    loaded_ahead = programs_of(os.getpid())
+    assert not links_of(os.getpid())
+    client, server = node.pair
+    engine.assign({CLIENT: client.spec(), SERVER: server.spec()})
+    await engine.use(ALL)
+    assert loaded_ahead <= programs_of(os.getpid())
+    await node.assert_measures(engine)
+    assert len(node.compilations) == 1
+
+
+async def test_an_agent_that_starts_again_and_ends_leaves_no_program(node: Node) -> None:
+    await node.fill()
+    engine = await restarted(node)
+    programs = programs_of(os.getpid())
+    await engine.close()
+    wait_until_gone(programs)
+
+
+async def restarted(node: Node) -> KernelEngine:
+    """Start an agent, and wait until it has loaded programs."""
+    before = programs_of(os.getpid())
+    engine = node.start(cache=node.cache)
+    engine.prepare()
+    deadline = time.monotonic() + patient(60)
+    while len(programs_of(os.getpid()) - before) < 20:
+        assert time.monotonic() < deadline, "no programs are loaded"
+        await asyncio.sleep(0.05)
+    return engine
 
 
 async def test_each_set_of_modules_has_an_object_of_its_own(node: Node) -> None:

@@ -37,7 +37,9 @@ class _Pool:
     def __init__(self) -> None:
         self._unused: tuple[Request, LoadedObject] | None = None
 
-    async def build(self, request: Request, cache: ObjectCache | None = None) -> LoadedObject:
+    async def build(
+        self, request: Request, cache: ObjectCache | None = None, prepared: object = None
+    ) -> LoadedObject:
         wanted = replace(request, modules=_modules_for(request), udp=True)
         if self._unused is None or self._unused[0] != wanted:
             self.close()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +23,9 @@ from latencyprobe_agent.kernel.hooks import EVENTS, events_of
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.load.handover import Handover
 from latencyprobe_agent.kernel.load.object_file import encode
-from latencyprobe_agent.kernel.load.provision import Origin, Provided, provide
+from latencyprobe_agent.kernel.load.provision import Origin, Provided, prepare, provide
 from latencyprobe_agent.kernel.request import Request
+from tests.patience import patient
 from tests.unit.agent.fake_kernel import Kernel, Types
 
 TRACEPOINTS = tuple({hook.symbol for event in EVENTS for hook in event.hooks})
@@ -253,3 +256,75 @@ async def test_two_that_miss_at_once_both_compile_and_the_third_loads(
     assert closed(await provide(REQUEST, compile_late, cache)).origin is Origin.COMPILER
     assert len(compiling.compiled) == 2
     assert closed(await provide(REQUEST, compiling.compile, cache)).origin is Origin.CACHE
+
+
+OF_THIS_AGENT = Request((), 1)
+
+
+async def test_prepared_programs_are_loaded_once_and_attached_later(
+    kernel: Kernel, compiling: Compiler, cache: ObjectCache
+) -> None:
+    first = closed(await provide(REQUEST, compiling.compile, cache))
+    kernel.loaded.clear()
+    kernel.attached.clear()
+    prepared = prepare(OF_THIS_AGENT, cache)
+    assert kernel.attached == []
+    second = closed(await provide(REQUEST, compiling.compile, cache, prepared))
+    loaded = [name for name, *_ in kernel.loaded]
+    assert len(loaded) == len(set(loaded)) > 0
+    assert len(kernel.attached) > 0
+    assert second.origin is Origin.CACHE
+    assert second.programs.attached == first.programs.attached
+    assert len(compiling.compiled) == 1
+
+
+async def test_prepared_programs_that_another_request_does_not_want_are_freed(
+    kernel: Kernel, compiling: Compiler, cache: ObjectCache
+) -> None:
+    closed(await provide(REQUEST, compiling.compile, cache))
+    before = open_files()
+    prepared = prepare(OF_THIS_AGENT, cache)
+    other = replace(REQUEST, udp=False)
+    provided = closed(await provide(other, compiling.compile, cache, prepared))
+    assert provided.origin is Origin.COMPILER
+    deadline = time.monotonic() + patient(30)
+    while open_files() > before:
+        assert time.monotonic() < deadline, "the prepared programs are still open"
+        await asyncio.sleep(0.01)
+
+
+async def test_prepared_programs_that_the_kernel_attaches_otherwise_are_compiled_again(
+    kernel: Kernel, compiling: Compiler, cache: ObjectCache
+) -> None:
+    closed(await provide(REQUEST, compiling.compile, cache))
+    kernel.refuses["on_sock_recv_length"] = errno.EACCES
+    prepared = prepare(OF_THIS_AGENT, cache)
+    provided = closed(await provide(REQUEST, compiling.compile, cache, prepared))
+    assert provided.origin is Origin.COMPILER
+    assert provided.programs.attached["UDP read"] == SECOND
+
+
+async def test_objects_are_prepared_for_the_agent_that_uses_them_and_never_for_a_trace(
+    kernel: Kernel, compiling: Compiler, cache: ObjectCache
+) -> None:
+    with pytest.raises(LookupError, match="the cache has no object"):
+        prepare(OF_THIS_AGENT, cache)
+    closed(await provide(REQUEST, compiling.compile, cache))
+    closed(await provide(replace(REQUEST, udp=False), compiling.compile, cache))
+    with pytest.raises(LookupError, match="the cache has no object"):
+        prepare(replace(OF_THIS_AGENT, typed=False), cache)
+    with cache.opened() as folder:
+        assert folder is not None
+        for key, cached in folder.newest():
+            assert cached.request is not None
+            if not cached.request.udp:
+                tracing = replace(cached, request=replace(cached.request, trace=True))
+                folder.write(key, tracing)
+    prepared = prepare(OF_THIS_AGENT, cache)
+    assert prepared.cached.request is not None
+    assert prepared.cached.request.udp
+    prepared.close()
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))

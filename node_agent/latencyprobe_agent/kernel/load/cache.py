@@ -20,8 +20,9 @@ import struct
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 KEPT_OBJECTS = 4
 
@@ -49,11 +50,29 @@ class UntrustedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class CachedRequest:
+    """The part of a `Request` that differs between those of one agent."""
+
+    modules: tuple[str, ...]
+    udp: bool
+    trace: bool
+
+    @classmethod
+    def of(cls, table: Mapping[str, Any]) -> CachedRequest:
+        """Return the request of a table, as JSON has it."""
+        return cls(tuple(table["modules"]), table["udp"], table["trace"])
+
+
+@dataclass(frozen=True, slots=True)
 class CachedObject:
-    """An encoded object, and how it was attached at first: event to hook."""
+    """An encoded object, and how it was attached at first: event to hook.
+
+    `request`: the request that it was compiled for; None if it is not known.
+    """
 
     content: bytes
     attached: Mapping[str, str]
+    request: CachedRequest | None = None
 
 
 class ObjectCache:
@@ -114,6 +133,14 @@ class CacheFolder:
             )
             return None
 
+    def newest(self) -> Iterator[tuple[str, CachedObject]]:
+        """Yield the keys and objects, those first that were used last."""
+        objects = {name: age for name, age in self._ages().items() if name.endswith(_SUFFIX)}
+        for name in sorted(objects, key=objects.__getitem__):
+            key = name.removesuffix(_SUFFIX)
+            if (cached := self.read(key)) is not None:
+                yield key, cached
+
     def write(self, key: str, cached: CachedObject) -> None:
         """Keep an object, and no more than the newest; log an error if that fails."""
         name = key + _SUFFIX
@@ -162,7 +189,7 @@ class CacheFolder:
 
     def _prune(self) -> None:
         """Remove all but the newest objects, and the temporary files of killed agents."""
-        ages = {name: age for name in os.listdir(self._descriptor) if (age := self._age(name))}
+        ages = self._ages()
         objects = sorted((name for name in ages if name.endswith(_SUFFIX)), key=ages.__getitem__)
         left_behind = (
             name
@@ -172,6 +199,10 @@ class CacheFolder:
         for name in (*objects[KEPT_OBJECTS:], *left_behind):
             with suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=self._descriptor)
+
+    def _ages(self) -> dict[str, float]:
+        """Return the seconds since each file's last use."""
+        return {name: age for name in os.listdir(self._descriptor) if (age := self._age(name))}
 
     def _age(self, name: str) -> float | None:
         """Return the seconds since a file's last use; None if it is gone."""
@@ -192,7 +223,10 @@ def _check_owner(status: os.stat_result) -> None:
 
 
 def _sealed(cached: CachedObject, key: str) -> bytes:
-    header = json.dumps({"key": key, "attached": dict(cached.attached)}).encode()
+    table: dict[str, object] = {"key": key, "attached": dict(cached.attached)}
+    if cached.request is not None:
+        table["request"] = asdict(cached.request)
+    header = json.dumps(table).encode()
     rest = _LENGTH.pack(len(header)) + header + cached.content
     return _PREFIX.pack(_MAGIC, _VERSION, hashlib.sha256(rest).digest()) + rest
 
@@ -211,7 +245,10 @@ def _unsealed(whole: bytes, key: str) -> CachedObject:
     header = json.loads(rest[_LENGTH.size : end])
     if header["key"] != key:
         raise UntrustedError("it is for another kernel, or of another source")
-    return CachedObject(rest[end:], header["attached"])
+    request = header.get("request")  # older agents wrote none
+    return CachedObject(
+        rest[end:], header["attached"], CachedRequest.of(request) if request else None
+    )
 
 
 def _reason(error: OSError | UntrustedError) -> str:

@@ -89,21 +89,45 @@ class LoadedPrograms:
         _close(descriptors)
 
 
-def load(compiled: CompiledObject, request: Request) -> LoadedPrograms:
-    """Create the maps, load the programs and attach them.
+class LoadingPrograms:
+    """Programs that the verifier has, or had, and that are not attached yet.
 
-    A hook that the kernel refuses is no error. Raises KernelRefusedError if a map is refused, or if
-    there is no memory or no descriptor; then nothing is left.
+    The owner calls `attach` once, or `close`.
     """
 
-    def attach_events(loader: Loader) -> None:
-        events = _events_of(request)
-        loader.load_ahead(events, _VERIFIERS)
-        for event in events:
-            loader.attach(event)
-        loader.discard()
+    def __init__(self, compiled: CompiledObject, request: Request) -> None:
+        """Create the maps, and begin to load the first choices in other threads.
 
-    return _load(compiled, request, attach_events)
+        Raises KernelRefusedError if a map is refused; then nothing is left.
+        """
+        self._begun = _Begun(compiled, request)
+        self._events = _events_of(request)
+        self._begun.loader.load_ahead(self._events, _VERIFIERS)
+
+    def attach(self) -> LoadedPrograms:
+        """Attach the programs, once all are loaded, and end.
+
+        A hook that the kernel refuses is no error. Raises KernelRefusedError if there is no memory
+        or no descriptor; then nothing is left.
+        """
+        loader = self._begun.loader
+        try:
+            for event in self._events:
+                loader.attach(event)
+            loader.discard()
+        except BaseException:
+            self.close()
+            raise
+        return self._begun.loaded()
+
+    def close(self) -> None:
+        """Free everything, once all programs are loaded. Idempotent."""
+        self._begun.close()
+
+
+def load(compiled: CompiledObject, request: Request) -> LoadedPrograms:
+    """Create the maps, load the programs and attach them: see LoadingPrograms."""
+    return LoadingPrograms(compiled, request).attach()
 
 
 def load_spare(compiled: CompiledObject, request: Request, like: LoadedPrograms) -> LoadedPrograms:
@@ -111,14 +135,16 @@ def load_spare(compiled: CompiledObject, request: Request, like: LoadedPrograms)
 
     Raises KernelRefusedError; then nothing is left.
     """
-
-    def load_hooks(loader: Loader) -> None:
+    begun = _Begun(compiled, request)
+    try:
         for hook in like.hooks.values():
-            loader.load(hook)
+            begun.loader.load(hook)
         for event, scoped in like.scoped.items():
-            loader.load_scoped(event, scoped)
-
-    spare = _load(compiled, request, load_hooks)
+            begun.loader.load_scoped(event, scoped)
+    except BaseException:
+        begun.close()
+        raise
+    spare = begun.loaded()
     spare.attached, spare.refused = like.attached, like.refused
     spare.remarks = like.remarks
     return spare
@@ -142,6 +168,11 @@ def begin(work: Callable[[], _T]) -> Future[_T]:
     return _LOADERS.submit(work)
 
 
+def close_in_thread(loading: Closable) -> None:
+    """Have something closed that may have to wait for the verifier."""
+    _LOADERS.submit(loading.close)
+
+
 def close_when_loaded(loading: Future[_T]) -> None:
     """Have the result closed, also if no event loop runs any more when it is there."""
 
@@ -152,40 +183,50 @@ def close_when_loaded(loading: Future[_T]) -> None:
     loading.add_done_callback(close)
 
 
-def _load(
-    compiled: CompiledObject, request: Request, fill: Callable[[Loader], None]
-) -> LoadedPrograms:
-    modules = tuple(Module(name) for name in request.modules)
-    places = {each.name: place for place, each in enumerate(compiled.maps)}
-    used = {name: places[name] for name in map_names(modules, trace=request.trace)}
-    maps = create_maps(compiled.maps)
-    constants: dict[int, int] = {
-        LoadConstant.HOST_NETNS: request.host_netns,
-        LoadConstant.CPU_NUMBERS: cpu_numbers(),
-    }
-    code = {name: each.linked(maps, constants) for name, each in compiled.programs.items()}
-    loader = Loader(code, compiled.types, without=request.without)
-    try:
-        fill(loader)
-    except BaseException:
-        loader.detach()
+class _Begun:
+    """An object whose maps are there, with the loader of its programs."""
+
+    def __init__(self, compiled: CompiledObject, request: Request) -> None:
+        """Create the maps. Raises KernelRefusedError and LookupError; then nothing is left."""
+        modules = tuple(Module(name) for name in request.modules)
+        places = {each.name: place for place, each in enumerate(compiled.maps)}
+        self._used = {name: places[name] for name in map_names(modules, trace=request.trace)}
+        self._is_typed = compiled.types is not None
+        self._maps = create_maps(compiled.maps)
+        constants: dict[int, int] = {
+            LoadConstant.HOST_NETNS: request.host_netns,
+            LoadConstant.CPU_NUMBERS: cpu_numbers(),
+        }
+        code = {
+            name: each.linked(self._maps, constants) for name, each in compiled.programs.items()
+        }
+        self.loader = Loader(code, compiled.types, without=request.without)
+
+    def close(self) -> None:
+        """Free everything. Idempotent."""
+        self.loader.detach()
+        maps, self._maps = self._maps, []
         _close(maps)
-        raise
-    # Programs keep the maps that only they use.
-    _close(descriptor for place, descriptor in enumerate(maps) if place not in used.values())
-    return LoadedPrograms(
-        {name: maps[place] for name, place in used.items()},
-        loader.programs,
-        dict(zip(loader.programs, loader.links, strict=False)),  # a spare object has no links
-        loader.attached,
-        loader.refused,
-        loader.hooks,
-        compiled.types is not None,
-        loader.scoped,
-        loader.cgroup_programs,
-        loader.remarks,
-        tuple(loader.messages),
-    )
+
+    def loaded(self) -> LoadedPrograms:
+        """Return what is loaded, and end."""
+        maps, self._maps = self._maps, []
+        # Programs keep the maps that only they use.
+        unused = set(range(len(maps))) - set(self._used.values())
+        _close(maps[place] for place in unused)
+        return LoadedPrograms(
+            {name: maps[place] for name, place in self._used.items()},
+            self.loader.programs,
+            dict(zip(self.loader.programs, self.loader.links, strict=False)),  # none, of a spare
+            self.loader.attached,
+            self.loader.refused,
+            self.loader.hooks,
+            self._is_typed,
+            self.loader.scoped,
+            self.loader.cgroup_programs,
+            self.loader.remarks,
+            tuple(self.loader.messages),
+        )
 
 
 def lacks_alternatives(

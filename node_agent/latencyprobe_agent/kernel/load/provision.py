@@ -12,12 +12,19 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from latencyprobe_agent.kernel.libbpf import KernelRefusedError
-from latencyprobe_agent.kernel.load.cache import CachedObject, CacheFolder, ObjectCache
+from latencyprobe_agent.kernel.load.cache import (
+    CachedObject,
+    CachedRequest,
+    CacheFolder,
+    ObjectCache,
+)
 from latencyprobe_agent.kernel.load.handover import Handover
 from latencyprobe_agent.kernel.load.key import object_key
 from latencyprobe_agent.kernel.load.loader import is_shortage
 from latencyprobe_agent.kernel.load.loading import (
     LoadedPrograms,
+    LoadingPrograms,
+    close_in_thread,
     in_thread,
     lacks_alternatives,
     load,
@@ -52,18 +59,65 @@ class Provided:
     diagnostics: str = ""
 
 
-async def provide(request: Request, compile_: Compile, cache: ObjectCache | None) -> Provided:
-    """Return programs that are attached. Raises EngineError and OSError, as `compile_` does."""
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A cached object whose programs are being loaded. The owner provides from it, or closes it."""
+
+    key: str
+    cached: CachedObject
+    drop_reasons: tuple[str, ...]
+    programs: LoadingPrograms
+
+    def close(self) -> None:
+        """Free the programs, once they are loaded."""
+        self.programs.close()
+
+
+def prepare(like: Request, cache: ObjectCache) -> Prepared:
+    """Begin to load the object that was used last, but for objects that trace.
+
+    `like`: a request whose modules and UDP do not matter. Raises LookupError if there is no such
+    object, CorruptObjectError, and KernelRefusedError.
+    """
+    with cache.opened() as folder:
+        for key, cached in folder.newest() if folder is not None else ():
+            wanted = cached.request
+            if wanted is None or wanted.trace:
+                continue
+            request = replace(like, modules=wanted.modules, udp=wanted.udp)
+            if object_key(request) == key:
+                compiled = decode(cached.content)
+                programs = LoadingPrograms(compiled, request)
+                return Prepared(key, cached, compiled.drop_reasons, programs)
+    raise LookupError("the cache has no object of this kernel and these sources")
+
+
+async def provide(
+    request: Request,
+    compile_: Compile,
+    cache: ObjectCache | None,
+    prepared: Prepared | None = None,
+) -> Provided:
+    """Return programs that are attached. Raises EngineError and OSError, as `compile_` does.
+
+    `prepared`: used if it is for this request, else closed.
+    """
+    key = object_key(request) if cache is not None else ""
+    if prepared is not None and prepared.key == key:
+        if (provided := await _attached(prepared)) is not None:
+            return provided
+    elif prepared is not None:
+        close_in_thread(prepared)
     if cache is None:
         return await _compiled(request, compile_)
     with cache.opened() as folder:
         if folder is None:
             return await _compiled(request, compile_)
-        key = object_key(request)
         if (provided := await _cached(request, folder, key)) is not None:
             return provided
         provided = await _compiled(request, compile_)
-        folder.write(key, CachedObject(provided.content, provided.programs.attached))
+        wanted = CachedRequest(request.modules, request.udp, request.trace)
+        folder.write(key, CachedObject(provided.content, provided.programs.attached, wanted))
         return provided
 
 
@@ -71,6 +125,21 @@ def provide_spare(request: Request, provided: Provided) -> Provided:
     """Load the same programs once more, and do not attach them. Raises KernelRefusedError."""
     spare = load_spare(decode(provided.content), request, provided.programs)
     return replace(provided, programs=spare)
+
+
+async def _attached(prepared: Prepared) -> Provided | None:
+    """Attach prepared programs; return None if that is not as it was at first."""
+    try:
+        programs = await in_thread(prepared.programs.attach)
+    except (LookupError, KernelRefusedError) as error:
+        if is_shortage(error):
+            raise
+        return None
+    if programs.attached != prepared.cached.attached:
+        programs.close()
+        return None
+    said = "\n".join(programs.messages)
+    return Provided(programs, prepared.drop_reasons, prepared.cached.content, Origin.CACHE, said)
 
 
 async def _cached(request: Request, folder: CacheFolder, key: str) -> Provided | None:

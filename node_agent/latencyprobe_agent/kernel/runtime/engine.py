@@ -56,6 +56,7 @@ from latencyprobe_agent.kernel.runtime.shards import Shards, share_out
 from latencyprobe_agent.kernel.runtime.socket_memory import SocketMemory, full, lost_packets
 from latencyprobe_agent.kernel.runtime.threads import Threads, lost_waits
 from latencyprobe_agent.kernel.runtime.tracer import Tracer
+from latencyprobe_agent.kernel.runtime.warm_start import WarmStart
 from latencyprobe_agent.kernel.typeinfo import kernel_types_kind, missing_types_message
 
 log = logging.getLogger(__name__)
@@ -101,6 +102,7 @@ class KernelEngine:
         self._lost_parts: Mapping[int, Sequence[LostPart]] = {}
         self._object: LoadedObject | None = None
         self._preload: Preload | None = None
+        self._warm_start: WarmStart | None = None
         self._modules: frozenset[Module] = frozenset()
         self._tracing = False
         self._udp = False
@@ -114,6 +116,11 @@ class KernelEngine:
         self._sample_shift = 0
         self._cgroups_checked = 0.0
         self._changing = asyncio.Lock()
+
+    def prepare(self) -> None:
+        """Begin to load what this node used last, for the first `use`. Needs a running loop."""
+        if self._cache is not None:
+            self._warm_start = WarmStart(self._request((), tracing=False, udp=True), self._cache)
 
     async def use(
         self, modules: frozenset[Module], *, tracing: bool = False, udp: bool = True
@@ -225,19 +232,18 @@ class KernelEngine:
     async def close(self) -> None:
         """See `contract.Engine.close`."""
         self.trace(None)
+        warm_start, self._warm_start = self._warm_start, None
+        if warm_start is not None:
+            warm_start.end()
         await self.use(frozenset())
 
     async def _build(self, modules: frozenset[Module], *, tracing: bool, udp: bool) -> LoadedObject:
-        request = Request(
-            tuple(str(module) for module in Module if module in modules),
-            self._host_netns,
-            self._typed,
-            without=self._without,
-            trace=tracing,
-            udp=udp,
-        )
+        wanted = tuple(str(module) for module in Module if module in modules)
+        request = self._request(wanted, tracing=tracing, udp=udp)
+        warm_start, self._warm_start = self._warm_start, None
         began = time.monotonic()
-        built = await build(request, self._cache)
+        prepared = await warm_start.take() if warm_start is not None else None
+        built = await build(request, self._cache, prepared)
         log.info(
             "attached in %.2f s, programs %s: %s",
             time.monotonic() - began,
@@ -250,6 +256,16 @@ class KernelEngine:
             log.debug("messages of the kernel and the compiler:\n%s", built.diagnostics)
         _check_coverage(modules, built, udp=udp)
         return built
+
+    def _request(self, modules: tuple[str, ...], *, tracing: bool, udp: bool) -> Request:
+        return Request(
+            modules,
+            self._host_netns,
+            self._typed,
+            without=self._without,
+            trace=tracing,
+            udp=udp,
+        )
 
     def _follow(self, loaded: LoadedObject) -> None:
         """Measure with this object from now on."""

@@ -38,7 +38,7 @@ from latencyprobe_agent.kernel.hooks import (
 )
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.load.handover import request_object
-from latencyprobe_agent.kernel.load.provision import Provided, provide, provide_spare
+from latencyprobe_agent.kernel.load.provision import Prepared, Provided, provide, provide_spare
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.cgroup_links import CgroupLinks, CgroupProgram
 from latencyprobe_agent.kernel.runtime.configuration import ConfigMemory
@@ -54,13 +54,15 @@ _MEMBARRIER_CMD_GLOBAL = 1
 _GRACE_S = 0.002
 
 
-async def build(request: Request, cache: ObjectCache | None = None) -> LoadedObject:
-    """Have programs loaded and attached, from the cache or compiled.
+async def build(
+    request: Request, cache: ObjectCache | None = None, prepared: Prepared | None = None
+) -> LoadedObject:
+    """Have programs loaded and attached: prepared ones, or from the cache, or compiled.
 
     Raises EngineError with its message if that fails or takes too long.
     """
     try:
-        return LoadedObject(request, await provide(request, request_object, cache))
+        return LoadedObject(request, await provide(request, request_object, cache, prepared))
     except OSError as error:
         raise EngineError(f"cannot build the eBPF programs: {explained(error)}") from error
 
