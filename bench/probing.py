@@ -32,7 +32,11 @@ logging.getLogger(KernelEngine.__module__).setLevel(logging.ERROR)
 @asynccontextmanager
 async def engine_with_cache(host_netns: int, objects: Path) -> AsyncIterator[KernelEngine]:
     """Make an engine. Without a cache each slice would begin with a compilation."""
-    engine = KernelEngine(host_netns=host_netns, cache=ObjectCache(objects))
+    engine = KernelEngine(
+        host_netns=host_netns,
+        on_devices=os.environ.get("LATENCYPROBE_HOOKS") == "scoped",
+        cache=ObjectCache(objects),
+    )
     try:
         yield engine
     finally:
@@ -63,11 +67,22 @@ async def measuring(
     """Measure these slots, for the time of the `with` block."""
     engine.assign(slots)
     await engine.use(modules, udp=udp)
+    await _settle(engine)
     engine._clock.stop()
     try:
         yield
     finally:
         await engine.use(frozenset())
+
+
+async def _settle(engine: KernelEngine) -> None:
+    """Wait until programs are on all devices, if any are to be."""
+    loaded = engine._object
+    if loaded is None or loaded._devices is None:
+        return
+    while loaded._devices.is_busy:
+        await asyncio.sleep(0.01)
+    engine._check_devices(loaded)
 
 
 @asynccontextmanager

@@ -35,6 +35,7 @@
 #endif
 #ifdef MODULE_RX
 #include "modules/rx.bpf.c"
+#include "modules/arrivals.bpf.c"
 #endif
 #ifdef MODULE_TX
 #include "modules/send.bpf.c"

@@ -75,11 +75,13 @@ struct shards {
  * bits are hardly ever equal.
  */
 struct config {
-	u32 epoch;	     /* 0 or 1: which half of `stats` is written now */
-	u32 generation;	     /* changes with the targets: sockets look up their slots again */
-	u32 sample_mask;     /* a packet counts if (random & mask) == 0 */
-	u16 sees_sends;	     /* a hook of tcp_sendmsg_locked() is attached */
-	u16 reads_listeners; /* on_listener() is: no event of a listener needs to be looked at */
+	u32 epoch;	    /* 0 or 1: which half of `stats` is written now */
+	u32 generation;	    /* changes with the targets: sockets look up their slots again */
+	u32 sample_mask;    /* a packet counts if (random & mask) == 0 */
+	u8 sees_sends;	    /* a hook of tcp_sendmsg_locked() is attached */
+	u8 reads_listeners; /* on_listener() is: no event of a listener needs to be looked at */
+	u8 sees_arrivals; /* programs on devices see what arrives: the tracepoint's does nothing */
+	u8 reserved;
 	/*
 	 * The bounds between an octave's positions, by the leading bits of a mantissa below its
 	 * highest: so few numbers begin alike that at most one bound is among them. The lowest byte is

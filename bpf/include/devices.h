@@ -6,15 +6,16 @@
 /* The first four letters of rtnl_link_ops->kind, as the kernel's memory holds them. */
 #define KIND(a, b, c, d) ((u32)(a) | (u32)(b) << 8 | (u32)(c) << 16 | (u32)(d) << 24)
 
+/* Of any device, whose type the verifier may not know: it is asked for once a device. */
 static __always_inline u32 kind_of(struct net_device *dev)
 {
-	const struct rtnl_link_ops *operations = READ(dev, rtnl_link_ops);
+	struct rtnl_link_ops *operations = (struct rtnl_link_ops *)PEEK(dev, rtnl_link_ops);
 	const char *name;
 	u32 kind = 0;
 
 	if (!operations)
 		return 0; /* a hardware driver, or the loopback device */
-	name = READ(operations, kind);
+	name = PEEK(operations, kind);
 	bpf_probe_read_kernel(&kind, sizeof(kind), name);
 	return kind;
 }

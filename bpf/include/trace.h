@@ -90,12 +90,11 @@ static __always_inline void read_socket_endpoints(struct sock *sk, u32 protocol,
 
 /*
  * A datagram's ends, by its headers, since its socket may not be connected. With extension headers
- * they stay unknown: then the socket must suffice.
+ * they stay unknown: then the socket must suffice. `type`: skb->protocol.
  */
-static __always_inline void read_datagram_endpoints(struct sk_buff *skb, unsigned char *header,
-						    bool is_sent, struct endpoints *ends)
+static __always_inline void read_datagram_endpoints(u16 type, unsigned char *header, bool is_sent,
+						    struct endpoints *ends)
 {
-	u16 type = READ(skb, protocol);
 	u8 *from = is_sent ? ends->local : ends->remote;
 	u8 *to = is_sent ? ends->remote : ends->local;
 	u8 first = 0, protocol = 0;

@@ -216,21 +216,32 @@ static __always_inline u64 content_of(struct header_place *place)
 }
 
 /*
+ * From __netif_receive_skb_core() on, where skb->data moves from header to header. To be called with
+ * an skb of any type.
+ */
+static __always_inline struct header_place place_in_stack(struct sk_buff *skb)
+{
+	u16 network_header = PEEK(skb, network_header);
+	struct header_place place = {
+		.header = PEEK(skb, head) + network_header,
+		.linear = (u32)PEEK(skb, tail) - network_header,
+		.protocol = PEEK(skb, protocol),
+	};
+
+	return place;
+}
+
+/*
  * True if the element is of this skb, and the skb still the packet that it was. One whose headers
  * were in pieces when it was received is known by its address alone.
  */
 static __always_inline bool is_received(struct received *packet, struct sk_buff *skb)
 {
 	struct header_place place;
-	u16 network_header;
 
 	if (!packet->content)
 		return true;
-	/* in the stack, where skb->data moves from header to header */
-	network_header = PEEK(skb, network_header);
-	place.header = PEEK(skb, head) + network_header;
-	place.linear = (u32)PEEK(skb, tail) - network_header;
-	place.protocol = PEEK(skb, protocol);
+	place = place_in_stack(skb);
 	return packet->content == content_of(&place);
 }
 
@@ -274,12 +285,14 @@ static __always_inline bool is_same_packet(struct received *packet, u64 content,
 	       (packet->content ? packet->content == content : packet->head == head);
 }
 
-/* Whether the other end of this device is in the host's namespace; remembered for the last device. */
+/*
+ * Whether the other end of this device is in the host's namespace; remembered for the last device.
+ * `identity`: of the device, see identity_of().
+ */
 static __always_inline bool begins_in_host(struct config *config, struct cpu_context *cpu,
-					   struct net_device *dev)
+					   u64 identity, struct net_device *dev)
 {
-	u64 device = identity_of(dev, config) ^ (u64)READ(dev, ifindex) << 48 ^
-		     (u64)config->generation << 32;
+	u64 device = identity ^ (u64)PEEK(dev, ifindex) << 48 ^ (u64)config->generation << 32;
 
 	if (cpu->device != device) {
 		cpu->device = device;
@@ -294,38 +307,56 @@ enum passage {
 	LOST_IN_HOST, /* it did, and that is all that is known */
 };
 
+/* A packet that arrives where targets live. `sk`: the sender's socket, as a number. */
+struct arrival {
+	u64 identity;
+	u64 content;
+	u64 head;
+	u64 now;
+	u64 sk;
+};
+
+/*
+ * The passage of a packet that is not from a process of the host, by a device with rtnl_link_ops.
+ * Behind a device that does not lead to the host (a router's namespace between, tun) only a content
+ * of its own shows that a packet came through it.
+ */
+static __always_inline enum passage find_passage(struct received *packet, struct arrival *arrival,
+						 struct sk_buff *skb, bool from_host)
+{
+	if (!is_unique(arrival->content) && (!from_host || is_for_many(skb)))
+		return BESIDE_HOST;
+	if (packet->netns == HOST_NETNS && is_of(packet, arrival->identity) &&
+	    (!arrival->sk || arrival->sk == packet->sk) &&
+	    is_same_packet(packet, arrival->content, arrival->head, arrival->now))
+		return THROUGH_HOST;
+	return from_host && !is_for_many(skb) ? LOST_IN_HOST : BESIDE_HOST;
+}
+
 /*
  * What was bridged or routed here came through the host. What a process of the host sent did not,
  * and its skb still has that process's socket. Neither did packets of the loopback device, nor of
- * hardware inside the pod: both are without rtnl_link_ops. Behind a device that does not lead to the
- * host (a router's namespace between, tun) only a content of its own shows that a packet did.
+ * hardware inside the pod: both are without rtnl_link_ops.
  */
 static __always_inline enum passage passage_of(struct config *config, struct cpu_context *cpu,
-					       struct received *packet, u64 identity,
-					       struct sk_buff *skb, u64 content, u64 head, u64 now)
+					       struct received *packet, struct arrival *arrival,
+					       struct sk_buff *skb)
 {
 	struct sock *sk = READ(skb, sk);
 	struct net_device *dev = READ(skb, dev);
-	bool from_host;
 
 	if (!READ(dev, rtnl_link_ops))
 		return BESIDE_HOST;
 	if (sk && netns_of_socket(sk) == HOST_NETNS)
 		return BESIDE_HOST;
-	from_host = begins_in_host(config, cpu, dev);
-	if (!is_unique(content) && (!from_host || is_for_many(skb)))
-		return BESIDE_HOST;
-	if (packet->netns == HOST_NETNS && is_of(packet, identity) &&
-	    (!sk || (u64)sk == packet->sk) && is_same_packet(packet, content, head, now))
-		return THROUGH_HOST;
-	return from_host && !is_for_many(skb) ? LOST_IN_HOST : BESIDE_HOST;
+	return find_passage(packet, arrival, skb,
+			    begins_in_host(config, cpu, identity_of(dev, config), dev));
 }
 
-/* Where the hook is, skb->data points at the network header, __netif_receive_skb_core(). */
-static __always_inline void note_datagram(struct received *packet, struct sk_buff *skb)
+static __always_inline void note_datagram(struct received *packet, struct header_place *place)
 {
 #if TRACE
-	read_datagram_endpoints(skb, READ(skb, data), false, &packet->endpoints);
+	read_datagram_endpoints(place->protocol, place->header, false, &packet->endpoints);
 #endif
 }
 
@@ -344,19 +375,44 @@ static __always_inline u32 irq_ns_of(struct cpu_context *cpu, struct sk_buff *sk
 	return READ(dev, rtnl_link_ops) || READ(dev, flags) & IFF_LOOPBACK ? 0 : cpu->irq_ns;
 }
 
+/* It is seen here first: all times begin now. */
+static __always_inline void begin_received(struct config *config, struct cpu_context *cpu,
+					   struct received *packet, struct arrival *arrival,
+					   u32 irq_ns)
+{
+	u64 entered_ns = net_rx_entry(cpu);
+
+	packet->first_ns = is_sampled(config) ? arrival->now : 0;
+	packet->softirq_ns = entered_ns ? saturate(arrival->now - entered_ns) : ABSENT;
+	packet->irq_ns = entered_ns ? irq_ns : 0;
+	packet->sk = arrival->sk;
+}
+
+static __always_inline void note_received(struct cpu_context *cpu, struct received *packet,
+					  struct arrival *arrival, u32 netns, bool is_lost)
+{
+	packet->netns = netns;
+	packet->is_lost = is_lost;
+	packet->content = arrival->content;
+	packet->head = arrival->head;
+	packet->device_ns = arrival->now;
+	packet->tag = received_tag(arrival->identity, packet->first_ns, arrival->now);
+	cpu->received_id = arrival->identity;
+}
+
 /* __netif_receive_skb_core(), net/core/dev.c */
 int on_netif_receive_skb(u64 *ctx)
 {
 	struct sk_buff *skb = (struct sk_buff *)ctx[0];
 	u32 inum = netns_of(READ(skb, dev));
 	struct config *config = get_config();
+	enum passage passage = BESIDE_HOST;
 	struct header_place place;
 	struct cpu_context *cpu;
 	struct received *packet;
-	u64 identity, now, content, head;
-	enum passage passage = BESIDE_HOST;
+	struct arrival arrival;
 
-	if (!config || !find_netns(config, inum))
+	if (!config || config->sees_arrivals || !find_netns(config, inum))
 		return 0;
 	/*
 	 * Set by the first pass and cleared on entry into another namespace, skb_scrub_packet(): if
@@ -364,35 +420,25 @@ int on_netif_receive_skb(u64 *ctx)
 	 */
 	if (READ(skb, skb_iif))
 		return 0;
-	identity = identity_of(skb, config);
-	packet = place_received(identity);
+	arrival.identity = identity_of(skb, config);
+	packet = place_received(arrival.identity);
 	cpu = get_cpu_context();
 	if (!packet || !cpu)
 		return 0;
-	now = bpf_ktime_get_ns();
-	head = (u64)READ(skb, head);
+	arrival.now = bpf_ktime_get_ns();
+	arrival.head = (u64)READ(skb, head);
+	arrival.sk = (u64)READ(skb, sk);
+	/* the network header, which is noted in the skb only later */
 	place.header = READ(skb, data);
 	place.linear = READ(skb, len) - READ(skb, data_len);
 	place.protocol = READ(skb, protocol);
-	content = content_of(&place);
+	arrival.content = content_of(&place);
 	if (inum != HOST_NETNS)
-		passage = passage_of(config, cpu, packet, identity, skb, content, head, now);
-	if (passage != THROUGH_HOST) {
-		u64 entered_ns = net_rx_entry(cpu);
-
-		packet->first_ns = is_sampled(config) ? now : 0;
-		packet->softirq_ns = entered_ns ? saturate(now - entered_ns) : ABSENT;
-		packet->irq_ns = entered_ns ? irq_ns_of(cpu, skb) : 0;
-		packet->sk = (u64)READ(skb, sk);
-	}
-	packet->netns = inum;
-	packet->is_lost = passage == LOST_IN_HOST;
-	packet->content = content;
-	packet->head = head;
-	packet->device_ns = now;
-	note_datagram(packet, skb);
-	packet->tag = received_tag(identity, packet->first_ns, now);
-	cpu->received_id = identity;
+		passage = passage_of(config, cpu, packet, &arrival, skb);
+	if (passage != THROUGH_HOST)
+		begin_received(config, cpu, packet, &arrival, irq_ns_of(cpu, skb));
+	note_datagram(packet, &place);
+	note_received(cpu, packet, &arrival, inum, passage == LOST_IN_HOST);
 	return 0;
 }
 

@@ -137,7 +137,8 @@ static __always_inline void note_sender(struct sent *packet, struct socket_state
 	packet->user = state->user;
 	packet->endpoints.family = 0;
 	if (protocol == PROTOCOL_UDP)
-		read_datagram_endpoints(skb, READ(skb, head) + READ(skb, network_header), true,
+		read_datagram_endpoints(READ(skb, protocol),
+					READ(skb, head) + READ(skb, network_header), true,
 					&packet->endpoints);
 	if (sk && !packet->endpoints.family)
 		read_socket_endpoints(sk, protocol, &packet->endpoints);

@@ -99,11 +99,12 @@ _NO_CACHE = "none"
 )
 @click.option(
     "--hooks",
-    type=click.Choice(["best", "tracepoints"]),
+    type=click.Choice(["best", "scoped", "tracepoints"]),
     default="best",
     show_default=True,
     show_envvar=True,
-    help="Use the best hooks of this kernel, or attach no program to the targets' cgroups.",
+    help="Use the best hooks of this kernel; use those on the targets' devices too; or attach no "
+    "program to the targets' cgroups.",
 )
 @click.option(
     "--metrics-address",
@@ -184,7 +185,8 @@ def agent_command(
         cgroup_root=os.path.realpath(cgroup_root) if cgroup_root is not None else None,
         metrics_address=metrics_address,
         object_cache=Path(object_cache) if object_cache != _NO_CACHE else None,
-        uses_cgroup_hooks=hooks == "best",
+        uses_cgroup_hooks=hooks != "tracepoints",
+        uses_device_hooks=hooks == "scoped",
         ceilings=_ceilings(max_cpu_percent, min_sampling_ratio, is_local=listen is None),
     )
     logs.configure(form=log_format, level=log_level)

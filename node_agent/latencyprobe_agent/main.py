@@ -68,6 +68,7 @@ class Settings:
     ceilings: Ceilings = NO_CEILINGS
     object_cache: Path | None = None
     uses_cgroup_hooks: bool = True
+    uses_device_hooks: bool = False
 
 
 async def run(settings: Settings, make_engine: MakeEngine | None = None) -> None:
@@ -149,10 +150,13 @@ async def _agent(
 
 def _kernel_engine(settings: Settings) -> MakeEngine:
     folder = settings.object_cache
+    host_path = str(settings.host_netns) if settings.host_netns is not None else None
 
     def make(*, host_netns: int) -> KernelEngine:
         engine = KernelEngine(
             host_netns=host_netns,
+            host_path=host_path,
+            on_devices=settings.uses_device_hooks,
             cache=ObjectCache(folder) if folder is not None else None,
             without=() if settings.uses_cgroup_hooks else SCOPED_HOOKS,
         )

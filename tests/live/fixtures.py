@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
-from latencyprobe_agent.kernel.contract import SocketMemoryLimits, ThreadLimits
+from latencyprobe.domain.stages import Module
+from latencyprobe_agent.kernel.contract import SlotSpec, SocketMemoryLimits, ThreadLimits
 from latencyprobe_agent.kernel.hooks import SCOPED_HOOKS
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Namespace, Pod, pods_back_to_back, pods_on_bridge
+
+
+class SettledEngine(KernelEngine):
+    """An engine that returns only when its programs are on all devices, or on none."""
+
+    async def use(
+        self, modules: frozenset[Module], *, tracing: bool = False, udp: bool = True
+    ) -> None:
+        await super().use(modules, tracing=tracing, udp=udp)
+        self._settle()
+
+    def assign(self, slots: Mapping[int, SlotSpec]) -> None:
+        super().assign(slots)
+        self._settle()
+
+    def _settle(self) -> None:
+        loaded = self._object
+        if loaded is None or loaded._devices is None:
+            return
+        while loaded._devices.is_busy:
+            time.sleep(0.001)
+        self._check_devices(loaded)
 
 
 @pytest.fixture
@@ -24,17 +48,20 @@ async def start_engine() -> AsyncIterator[Callable[..., KernelEngine]]:
         def start(
             *,
             host_netns: int | None = None,
+            on_devices: bool = False,
             typed: bool = True,
             without: Iterable[str] = (),
             cache: ObjectCache | None = None,
             socket_memory: SocketMemoryLimits | None = None,
             threads: ThreadLimits | None = None,
         ) -> KernelEngine:
-            if os.environ.get("LATENCYPROBE_HOOKS") == "tracepoints":
+            hooks = os.environ.get("LATENCYPROBE_HOOKS")
+            if hooks == "tracepoints":
                 without = (*without, *SCOPED_HOOKS)
             inode = host_netns or Path("/proc/self/ns/net").stat().st_ino
-            engine = KernelEngine(
+            engine = SettledEngine(
                 host_netns=inode,
+                on_devices=on_devices or hooks == "scoped",
                 cache=cache,
                 typed=typed,
                 without=without,

@@ -275,20 +275,18 @@ def paced(client: Pod, server: Pod) -> tuple[int, bool, int]:
 
 
 async def without_and_with(
-    start: Start, bridged: Bridged, observe: Callable[[], Seen]
+    start: Start, bridged: Bridged, observe: Callable[[], Seen], *, on_devices: bool = False
 ) -> tuple[Seen, Seen]:
-    """What is observed while nothing is attached, and while both pods and the host are targets."""
+    """What is observed while nothing is attached, and while both pods and the host are targets.
+
+    `on_devices`: the pods alone, by programs on devices.
+    """
     host, client, server = bridged
     before = observe()
-    engine = start(host_netns=host.inode)
+    engine = start(host_netns=host.inode, on_devices=on_devices)
     inode = frozenset({host.inode})
-    engine.assign(
-        {
-            CLIENT: everything_in(client),
-            SERVER: everything_in(server),
-            HOST: SlotSpec(netns_wide=inode, netns=inode),
-        }
-    )
+    pods = {CLIENT: everything_in(client), SERVER: everything_in(server)}
+    engine.assign(pods if on_devices else {**pods, HOST: SlotSpec(netns_wide=inode, netns=inode)})
     await engine.use(frozenset(DEFAULT_MODULES))
     during = observe()
     assert count(engine.read()[SERVER], "rx.total") >= PACKETS, "they measured these packets"
@@ -324,28 +322,63 @@ async def test_the_times_that_applications_ask_for_stay(
     assert during == before
 
 
+@pytest.mark.parametrize(
+    ("observe", "times"),
+    [
+        (stamped_datagrams, ("scheduled", "sent")),
+        (stamped_segments, ("scheduled", "sent", "acknowledged")),
+    ],
+    ids=["UDP", "TCP"],
+)
+async def test_programs_on_devices_leave_the_times_that_applications_ask_for(
+    start_engine: Start,
+    bridged: Bridged,
+    observe: Callable[[Namespace, Pod, int], list[Stamped]],
+    times: tuple[str, ...],
+) -> None:
+    _, client, server = bridged
+    before, during = await without_and_with(
+        start_engine,
+        bridged,
+        lambda: observe(client.namespace, server, len(times)),
+        on_devices=True,
+    )
+    assert during == before == [Stamped(times, is_received=True)] * PACKETS
+
+
+@pytest.mark.parametrize("on_devices", [False, True], ids=["tracepoints", "devices"])
 async def test_tcpdump_sees_the_same_packets_with_a_time_each(
-    start_engine: Start, bridged: Bridged
+    start_engine: Start, bridged: Bridged, *, on_devices: bool
 ) -> None:
     host, client, server = bridged
     before, during = await without_and_with(
-        start_engine, bridged, lambda: tapped(host, client, server)
+        start_engine, bridged, lambda: tapped(host, client, server), on_devices=on_devices
     )
     assert {number for _, _, number, _ in before} == set(range(PACKETS))
     assert all(times == [True] for *_, times in before)
     assert during == before
 
 
-async def test_marks_and_priorities_stay(start_engine: Start, bridged: Bridged) -> None:
+@pytest.mark.parametrize("on_devices", [False, True], ids=["tracepoints", "devices"])
+async def test_marks_and_priorities_stay(
+    start_engine: Start, bridged: Bridged, *, on_devices: bool
+) -> None:
     _, client, server = bridged
     prepare_marks(client, server)
-    before, during = await without_and_with(start_engine, bridged, lambda: marked(client, server))
+    before, during = await without_and_with(
+        start_engine, bridged, lambda: marked(client, server), on_devices=on_devices
+    )
     assert before == Marked(PACKETS, PACKETS, (MARK + 1,) * PACKETS)
     assert during == before
 
 
-async def test_pacing_keeps_its_rate(start_engine: Start, bridged: Bridged) -> None:
+@pytest.mark.parametrize("on_devices", [False, True], ids=["tracepoints", "devices"])
+async def test_pacing_keeps_its_rate(
+    start_engine: Start, bridged: Bridged, *, on_devices: bool
+) -> None:
     _, client, server = bridged
-    before, during = await without_and_with(start_engine, bridged, lambda: paced(client, server))
+    before, during = await without_and_with(
+        start_engine, bridged, lambda: paced(client, server), on_devices=on_devices
+    )
     assert before == (RATE, True, 1 << 20)
     assert during == before

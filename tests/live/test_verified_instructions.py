@@ -30,7 +30,11 @@ async def test_no_program_takes_the_verifier_more_instructions(
         owned = built._owned
         verified = {
             function: int(libbpf.program_info(descriptor).verified_instructions)
-            for function, descriptor in {**owned.programs, **owned.cgroup_programs}.items()
+            for function, descriptor in {
+                **owned.programs,
+                **owned.cgroup_programs,
+                **owned.device_programs,
+            }.items()
         }
     finally:
         built.close()

@@ -26,6 +26,8 @@ PROTOCOLS: Mapping[str, int] = {"TCP": 1, "UDP": 2}
 MAX_CGROUPS = 4096
 MAX_PROCESSES = 16384
 MAX_FILTER_PORTS = 4096
+# Devices of the host by which packets come to it.
+MAX_HOST_DEVICES = 256
 # What a part of a socket's state may take: with 72 bytes of the kernel's, these fill the sizes that
 # it allocates, 192 and 512 bytes. While packets are traced, they take more.
 MOST_BYTES: Mapping[str, tuple[int, frozenset[Module]]] = {
@@ -121,6 +123,7 @@ MACROS: Mapping[str, int | str] = {
     "MAX_CGROUPS": MAX_CGROUPS,
     "MAX_PROCESSES": MAX_PROCESSES,
     "MAX_FILTER_PORTS": MAX_FILTER_PORTS,
+    "MAX_HOST_DEVICES": MAX_HOST_DEVICES,
     "MEMORY_OF_NODE": MEMORY_OF_NODE,
     "MEMORY_FOR_ALL": MEMORY_FOR_ALL,
     "SOCKET_MEMORY_PLACES": SOCKET_MEMORY_PLACES,
@@ -229,8 +232,10 @@ CONFIG = Layout(
     epoch="I",
     generation="I",
     sample_mask="I",
-    sees_sends="H",
-    reads_listeners="H",
+    sees_sends="B",
+    reads_listeners="B",
+    sees_arrivals="B",
+    reserved="B",
     bucket_bounds=f"{1 << BOUND_BITS}Q",
     shards=f"{2 * MAX_SLOTS * SHARDS.size}s",
     netns_first=f"{NETNS_FIRST}H",
@@ -323,6 +328,7 @@ PROCESSES = Map("processes", U32, U64)
 FILTERS = Map("filters", U32, SLOT_FILTER.packing)
 FILTER_PORTS = Map("filter_ports", U32, U8)
 SOCKET_MEMORIES = Map("socket_memory", U32, SOCKET_MEMORY.packing)
+HOST_DEVICES = Map("host_devices", U32, U8)
 THREADS = Map("threads", U32, THREAD.packing)
 THREAD_SHARES = Map("thread_shares", U32, THREAD_SHARE.packing)
 NODE_STATS = Map("node_stats", U32, NODE_ROW.packing)
@@ -333,7 +339,8 @@ TRACE_RING = "trace_ring"
 
 _MAPS = (CONFIGURATION, STATS, CGROUPS, PROCESSES, FILTERS, FILTER_PORTS, SOCKET_MEMORIES)
 _LAYOUTS = (SHARDS, NETNS_ENTRY, CONFIG, STAGE_STATS, SLOT_STATS, SLOT_FILTER, SOCKET_MEMORY)
-# There with the modules sched and irq; while packets are traced.
+# There with the modules rx, sched and irq; while packets are traced.
+_RX_MAPS = (HOST_DEVICES,)
 _SCHED_MAPS, _SCHED_LAYOUTS = (THREADS, THREAD_SHARES), (THREAD, THREAD_SHARE)
 _IRQ_MAPS, _IRQ_LAYOUTS = (NODE_STATS, HANDLER_NAMES), (HANDLER_NAME, NODE_ROW)
 _TRACE_MAPS = (TRACE_CONTROLS,)
@@ -388,6 +395,7 @@ def assertions(modules: Iterable[Module], *, trace: bool) -> Iterator[str]:
 def _maps(modules: Iterable[Module], *, trace: bool) -> tuple[Map, ...]:
     return (
         *_MAPS,
+        *(_RX_MAPS if Module.RX in frozenset(modules) else ()),
         *(_SCHED_MAPS if Module.SCHED in frozenset(modules) else ()),
         *(_IRQ_MAPS if Module.IRQ in frozenset(modules) else ()),
         *(_TRACE_MAPS if trace else ()),

@@ -30,7 +30,8 @@ class HookKind(StrEnum):
     A program at an iterator (iter) runs for each object of a kind, when the agent reads the
     iterator. A variable of each CPU (percpu) and a count of a network namespace (mib) run no
     program: other programs read them. What TCP does with a socket (sock_ops) runs the programs on
-    the socket's cgroup, so that other sockets run none.
+    the socket's cgroup, so that other sockets run none. Packets run the programs of the devices
+    that they pass (tcx).
     """
 
     TRACEPOINT = "tracepoint"
@@ -42,6 +43,7 @@ class HookKind(StrEnum):
     VARIABLE = "percpu"
     COUNT = "mib"
     SOCK_OPS = "sock_ops"
+    DEVICE = "tcx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,13 @@ class Hook:
 
     @property
     def typed_function(self) -> str:
-        """The kernel function whose BTF has the arguments: DEFINE_BPF_ITER_FUNC() for iterators."""
+        """The kernel function that the kernel's BTF has, if it has the hook.
+
+        Its arguments are the program's: DEFINE_BPF_ITER_FUNC() for iterators. Programs on devices
+        have none by BTF; of them it is the function that attaches them (6.6+).
+        """
+        if self.kind is HookKind.DEVICE:
+            return "tcx_link_attach"
         return f"bpf_iter_{self.symbol}" if self.kind is HookKind.ITERATOR else self.symbol
 
     def name(self, *, typed: bool) -> str:
@@ -89,8 +97,8 @@ class Event:
     `beside`: another program that this event requires. `is_udp`: only datagrams have it, so it is
     hooked only if a probe asks for UDP. `is_of_processes`: it matters only to targets that are
     chosen by process, so it is attached only while there is one. `scoped`: a hook on the targets'
-    cgroups. Where it serves all targets, the hook in use is detached. So it has to serve all events
-    of that one.
+    cgroups or devices. Where it serves all targets, the hook in use is detached. So it has to serve
+    all events of that one.
     """
 
     name: str
@@ -148,6 +156,10 @@ _LISTENERS = Hook(
 
 # Another one, which counts the sockets of targets.
 COUNT_SOCKETS = "on_socket_file"
+# The programs on devices: of the targets' namespaces, and of the host's.
+POD_INGRESS, HOST_INGRESS, HOST_EGRESS = "on_pod_ingress", "on_host_ingress", "on_host_egress"
+# The event that all stages of received packets require.
+RECEIVE = "receive"
 # Without this event, segments have no tx.socket, and the others of their stages none the less.
 SEND = "send"
 
@@ -174,7 +186,20 @@ EVENTS: tuple[Event, ...] = (
         ("preempt_count", "pcpu_hot.preempt_count", HookKind.VARIABLE),  # 6.2 to 6.14
         replace(_SOFTIRQ_EXIT, also=(_SOFTIRQ_ENTRY,)),
     ),
-    _event("receive", (RX,), ("on_netif_receive_skb", "netif_receive_skb")),
+    _event(
+        RECEIVE,
+        (RX,),
+        ("on_netif_receive_skb", "netif_receive_skb"),
+        scoped=Hook(
+            POD_INGRESS,
+            "ingress",
+            HookKind.DEVICE,
+            also=(
+                Hook(HOST_INGRESS, "ingress", HookKind.DEVICE),
+                Hook(HOST_EGRESS, "egress", HookKind.DEVICE),
+            ),
+        ),
+    ),
     _event("segment", (RX, TCP), ("on_tcp_probe", "tcp_probe")),
     _event("TCP read", (RX, TCP), ("on_tcp_rcv_space_adjust", "tcp_rcv_space_adjust")),
     _event(
@@ -328,8 +353,18 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
 }
 
 
-# The hooks on the targets' cgroups, by their names in the coverage.
-SCOPED_HOOKS = tuple(event.scoped.name(typed=True) for event in EVENTS if event.scoped is not None)
+# The hooks on the targets' cgroups and devices, by their names in the coverage; those on devices.
+_SCOPED = tuple(event.scoped for event in EVENTS if event.scoped is not None)
+SCOPED_HOOKS = tuple(hook.name(typed=True) for hook in _SCOPED)
+DEVICE_HOOKS = tuple(hook.name(typed=True) for hook in _SCOPED if hook.kind is HookKind.DEVICE)
+# What a stage means with the hooks on devices, where that differs from the others.
+_NOTES_ON_DEVICES: Mapping[str, str] = {
+    "rx.softirq": "absent for packets of this node's pods that are no targets",
+    "rx.host": (
+        "of pods of this node that are no targets: segments count from their transmission, "
+        "datagrams from the host's end of the pod's device"
+    ),
+}
 _UDP_EVENTS = frozenset(event.name for event in EVENTS if event.is_udp)
 _PROCESS_EVENTS = tuple(event for event in EVENTS if event.is_of_processes)
 # The programs that follow the processes of targets, and the events that they serve.
@@ -391,7 +426,7 @@ class _Gaps:
 
 def _cover(name: str, needs: StageNeeds, attached: Mapping[str, str], gaps: _Gaps) -> StageCoverage:
     wanted = (*needs.requires, *needs.profits)
-    hooks = ", ".join(dict.fromkeys(attached[event] for event in wanted if event in attached))
+    in_use = [attached[event] for event in wanted if event in attached]
     missing = [event for event in needs.requires if event not in attached]
     if missing:
         reason = "; ".join(gaps.refused.get(event, f"no hook for {event}") for event in missing)
@@ -402,6 +437,9 @@ def _cover(name: str, needs: StageNeeds, attached: Mapping[str, str], gaps: _Gap
         if event not in attached and event not in gaps.unwanted
     ]
     state = CoverageState.PARTIAL if lacks else CoverageState.ACTIVE
-    notes = [gaps.remarks[event] for event in wanted if event in gaps.remarks]
+    is_on_devices = any(hook in DEVICE_HOOKS for hook in in_use)
+    notes = [_NOTES_ON_DEVICES[name]] if is_on_devices and name in _NOTES_ON_DEVICES else []
+    notes += [gaps.remarks[event] for event in wanted if event in gaps.remarks]
     notes += [NO_DATAGRAMS] if gaps.unwanted & _UDP_EVENTS & needs.profits.keys() else []
+    hooks = ", ".join(dict.fromkeys(in_use))
     return StageCoverage(name, state, hooks, "; ".join([*lacks, *notes]))

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 PROG_TYPE_KPROBE = 2
+PROG_TYPE_SCHED_CLS = 3
 PROG_TYPE_SOCK_OPS = 13
 PROG_TYPE_RAW_TRACEPOINT = 17
 PROG_TYPE_TRACING = 26
@@ -23,12 +24,15 @@ ATTACH_TYPE_TRACE_RAW_TP = 23
 ATTACH_TYPE_TRACE_FENTRY = 24
 ATTACH_TYPE_TRACE_FEXIT = 25
 ATTACH_TYPE_TRACE_ITER = 28
+ATTACH_TYPE_TCX_INGRESS = 46
+ATTACH_TYPE_TCX_EGRESS = 47
 MAP_TYPE_SK_STORAGE = 24
 _MAP_TYPE_RINGBUF = 27
 _NAME_BYTES = 15  # BPF_OBJ_NAME_LEN less the NUL
 _STATS_RUN_TIME = 0
 _ALLOW_MULTI = 2  # BPF_F_ALLOW_MULTI
 _QUERY_EFFECTIVE = 1  # BPF_F_QUERY_EFFECTIVE
+_BEFORE = 1 << 3  # BPF_F_BEFORE
 _MOST_ON_CGROUP = 1024  # ten times what the kernel attaches to one level, BPF_CGROUP_MAX_PROGS
 _VERIFIER_LOG_BYTES = 1 << 20
 _READ_BYTES = 4096
@@ -99,6 +103,11 @@ class _MapCreateOptions(ctypes.Structure):
     )
 
 
+class _LinkCreateOptions(ctypes.Structure):
+    # struct bpf_link_create_opts, bpf.h of libbpf 1.0, up to the flags
+    _fields_ = (("sz", ctypes.c_size_t), ("flags", ctypes.c_uint64))
+
+
 class MapInfo(ctypes.Structure):
     """struct bpf_map_info, include/uapi/linux/bpf.h, up to the flags."""
 
@@ -128,6 +137,18 @@ class OnCgroup(NamedTuple):
 
     numbers: tuple[int, ...]
     is_shared: bool
+
+
+class _DeviceLinkInfo(ctypes.Structure):
+    # struct bpf_link_info of a link to a device, include/uapi/linux/bpf.h
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("prog_id", ctypes.c_uint32),
+        ("padding", ctypes.c_uint32),
+        ("ifindex", ctypes.c_uint32),
+        ("attach_type", ctypes.c_uint32),
+    )
 
 
 class ProgramInfo(ctypes.Structure):
@@ -317,6 +338,28 @@ def _read_to_end(iteration: int) -> None:
 def create_link(program_fd: int, target_fd: int, attach_type: int) -> int:
     """Attach a program to a cgroup (5.7+); return the descriptor that keeps it attached."""
     return _check(library().bpf_link_create(program_fd, target_fd, attach_type, None), "attach")
+
+
+def create_device_link(program_fd: int, ifindex: int, attach_type: int, *, first: bool) -> int:
+    """Attach a program to a device of the thread's network namespace (6.6+).
+
+    Return the descriptor that keeps it attached. `first`: ahead of the programs that are there,
+    else behind them.
+    """
+    options = _LinkCreateOptions(
+        sz=ctypes.sizeof(_LinkCreateOptions), flags=_BEFORE if first else 0
+    )
+    result = library().bpf_link_create(program_fd, ifindex, attach_type, ctypes.byref(options))
+    return _check(result, "attach")
+
+
+def device_of_link(link_fd: int) -> int:
+    """Return the ifindex of a link's device; 0 if the device is gone."""
+    info = _DeviceLinkInfo()
+    length = ctypes.c_uint32(ctypes.sizeof(info))
+    result = library().bpf_obj_get_info_by_fd(link_fd, ctypes.byref(info), ctypes.byref(length))
+    _check(result, "read the description of a link")
+    return int(info.ifindex)
 
 
 def programs_on_cgroup(cgroup_fd: int, attach_type: int, *, effective: bool = False) -> OnCgroup:

@@ -16,6 +16,9 @@ FENTRY = Hook("on_fentry_send", "tcp_sendmsg_locked", HookKind.FENTRY)
 KPROBE = Hook("on_kprobe_send", "tcp_sendmsg_locked", HookKind.KPROBE)
 LENGTH = Hook("on_length", "sock_send_length")
 SOCK_OPS = Hook("on_sock_ops", "tcp_set_state", HookKind.SOCK_OPS)
+ON_DEVICE = Hook(
+    "on_ingress", "ingress", HookKind.DEVICE, also=(Hook("on_egress", "egress", HookKind.DEVICE),)
+)
 SEND = Event("send", frozenset(Module), (TRACEPOINT, FENTRY, KPROBE, LENGTH))
 
 

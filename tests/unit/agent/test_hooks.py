@@ -95,18 +95,21 @@ def test_a_better_hook_that_is_not_in_use_is_explained_and_the_stage_lacks_nothi
 
 
 @pytest.mark.parametrize(
-    ("arguments", "variable", "expected"),
+    ("arguments", "variable", "on_cgroups", "on_devices"),
     [
-        ((), None, True),
-        (("--hooks=tracepoints",), None, False),
-        ((), "tracepoints", False),
-        (("--hooks=best",), "tracepoints", True),
+        ((), None, True, False),
+        (("--hooks=tracepoints",), None, False, False),
+        (("--hooks=scoped",), None, True, True),
+        ((), "tracepoints", False, False),
+        ((), "scoped", True, True),
+        (("--hooks=best",), "tracepoints", True, False),
     ],
 )
-def test_hooks_on_cgroups_are_an_option_of_the_agent(
+def test_hooks_on_cgroups_and_devices_are_an_option_of_the_agent(
     arguments: tuple[str, ...],
     variable: str | None,
-    expected: bool,
+    on_cgroups: bool,
+    on_devices: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("LATENCYPROBE_HOOKS", raising=False)
@@ -116,4 +119,14 @@ def test_hooks_on_cgroups_are_an_option_of_the_agent(
     monkeypatch.setattr(cli, "_start", lambda settings, **_: started.append(settings))
     result = CliRunner().invoke(cli.agent_command, ["--socket=/s", *arguments])
     assert result.exit_code == 0, result.output
-    assert [settings.uses_cgroup_hooks for settings in started] == [expected]
+    (settings,) = started
+    assert (settings.uses_cgroup_hooks, settings.uses_device_hooks) == (on_cgroups, on_devices)
+
+
+def test_coverage_says_how_arrivals_on_devices_differ() -> None:
+    attached = {**ALL, "receive": "tcx/ingress"}
+    covered = {row.name: row for row in coverage_of(MODULES, attached, {})}
+    assert covered["rx.host"].state is CoverageState.ACTIVE
+    assert "segments count from their transmission" in covered["rx.host"].reason
+    assert covered["rx.softirq"].reason.startswith("absent for packets of this node's pods")
+    assert covered["rx.stack"].reason == ""

@@ -14,7 +14,16 @@ from latencyprobe_agent.kernel.hooks import EVENTS, Event, Hook, HookKind, cover
 from latencyprobe_agent.kernel.load.kconfig import KernelConfig
 from latencyprobe_agent.kernel.load.loader import Loader
 from latencyprobe_agent.kernel.load.reach import TypeIds
-from tests.unit.agent.fake_kernel import FENTRY, LENGTH, SEND, SOCK_OPS, TRACEPOINT, Kernel, Types
+from tests.unit.agent.fake_kernel import (
+    FENTRY,
+    LENGTH,
+    ON_DEVICE,
+    SEND,
+    SOCK_OPS,
+    TRACEPOINT,
+    Kernel,
+    Types,
+)
 
 CODE = {hook.function: b"\0" * 8 for hook in SEND.hooks}
 FULL_CONFIG = KernelConfig(
@@ -44,8 +53,8 @@ def load(
     """What came of one event; its descriptors are closed."""
     loader = Loader(code, types, without=without, config=config)
     loader.attach(event)
-    programs = (*loader.programs.values(), *loader.cgroup_programs.values())
-    for descriptor in (*programs, *loader.links):
+    scoped = (*loader.cgroup_programs.values(), *loader.device_programs.values())
+    for descriptor in (*loader.programs.values(), *scoped, *loader.links):
         os.close(descriptor)
     return loader
 
@@ -285,6 +294,36 @@ def test_a_refused_event_costs_its_stages_alone(kernel: Kernel) -> None:
         "tp_btf/net_dev_start_xmit: Linux 6.1.0-13-amd64 has no such tracepoint"
     )
     assert coverage["rx.total"].state is coverage["tcp.rtt"].state is CoverageState.ACTIVE
+
+
+ON_DEVICES = replace(SEND, scoped=ON_DEVICE)
+DEVICE_CODE = {**CODE, "on_ingress": b"\0" * 8, "on_egress": b"\0" * 8}
+DEVICE_TYPES = Types(("tcp_sendmsg_locked",), ("tcx_link_attach",))
+
+
+def test_programs_for_devices_are_loaded_beside_the_hook_in_use_and_not_attached(
+    kernel: Kernel,
+) -> None:
+    loader = load(DEVICE_TYPES, event=ON_DEVICES, code=DEVICE_CODE)
+    assert loader.attached == {"send": "tp_btf/tcp_sendmsg_locked"}
+    assert list(loader.device_programs) == ["on_ingress", "on_egress"]
+    assert ("on_egress", libbpf.PROG_TYPE_SCHED_CLS, 0, 0) in kernel.loaded
+    assert kernel.attached == [("raw_tracepoint", None)]
+
+
+def test_programs_for_devices_are_loaded_all_or_none(kernel: Kernel) -> None:
+    kernel.refuses["on_egress"] = errno.EPERM
+    loader = load(DEVICE_TYPES, event=ON_DEVICES, code=DEVICE_CODE)
+    assert (loader.scoped, loader.device_programs) == ({}, {})
+    assert loader.remarks == {
+        "send": "tcx/ingress is not used: cannot load on_egress: Operation not permitted (EPERM)"
+    }
+
+
+def test_a_kernel_without_links_to_devices_gets_no_program_for_them(kernel: Kernel) -> None:
+    loader = load(Types(("tcp_sendmsg_locked",)), event=ON_DEVICES, code=DEVICE_CODE)
+    assert (loader.scoped, loader.device_programs, loader.remarks) == ({}, {}, {})
+    assert "on_ingress" not in {name for name, *_ in kernel.loaded}
 
 
 SCOPED = replace(SEND, scoped=SOCK_OPS)

@@ -167,7 +167,8 @@ def _type_numbers(events: Iterable[Event], types: KernelTypes) -> TypeNumbers:
 
 def _hooks_of(events: Iterable[Event]) -> Iterator[Hook]:
     for event in events:
-        for hook in event.hooks:
+        scoped = (event.scoped,) if event.scoped is not None else ()
+        for hook in (*event.hooks, *scoped):
             yield from (hook, *hook.also)
 
 

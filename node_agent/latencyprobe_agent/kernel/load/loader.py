@@ -35,12 +35,16 @@ _OPTIONS: Mapping[HookKind, tuple[str, ...]] = {
     HookKind.KRETPROBE: ("CONFIG_KRETPROBES", "CONFIG_KPROBE_EVENTS", "CONFIG_BPF_EVENTS"),
     HookKind.ITERATOR: ("CONFIG_BPF_EVENTS",),
 }
+_SCOPED_TYPES: Mapping[HookKind, int] = {
+    HookKind.SOCK_OPS: libbpf.PROG_TYPE_SOCK_OPS,
+    HookKind.DEVICE: libbpf.PROG_TYPE_SCHED_CLS,
+}
 _SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 @dataclass(frozen=True, slots=True)
 class ScopedHook:
-    """An event's hook on cgroups. `instead_of`: the function of the event's other hook."""
+    """An event's hook on cgroups or devices. `instead_of`: the function of its other hook."""
 
     hook: Hook
     instead_of: str
@@ -71,6 +75,7 @@ class Loader:
         self.links: list[int] = []
         self.scoped: dict[str, ScopedHook] = {}  # by event
         self.cgroup_programs: dict[str, int] = {}  # of `scoped`, by function; not attached
+        self.device_programs: dict[str, int] = {}  # the same
         self.remarks: dict[str, str] = {}  # event to the reason why it is not in `scoped`
         self.attached: dict[str, str] = {}
         self.refused: dict[str, str] = {}
@@ -125,11 +130,11 @@ class Loader:
     def detach(self) -> None:
         """Detach all programs, and discard the others."""
         self.discard()
-        programs = (*self.programs.values(), *self.cgroup_programs.values())
-        for descriptor in (*self.links, *programs):
+        scoped = (*self.cgroup_programs.values(), *self.device_programs.values())
+        for descriptor in (*self.links, *self.programs.values(), *scoped):
             os.close(descriptor)
         self.links, self.programs, self.hooks = [], {}, {}
-        self.scoped, self.cgroup_programs = {}, {}
+        self.scoped, self.cgroup_programs, self.device_programs = {}, {}, {}
 
     def _attach_with_others(self, hook: Hook, reasons: list[str]) -> bool:
         """Attach the hook and those that it requires; attach nothing if one is refused."""
@@ -187,7 +192,7 @@ class Loader:
         self.programs[hook.function], self.hooks[hook.function] = program, hook
 
     def _load_scoped(self, event: Event, other: Hook) -> None:
-        """Load the event's program for cgroups beside the hook in use. A refusal is no error."""
+        """Load the event's scoped programs beside the hook in use. A refusal is no error."""
         for hook in self._reach.scoped(event):
             try:
                 self.load_scoped(event.name, ScopedHook(hook, other.function))
@@ -200,9 +205,18 @@ class Loader:
                 self.messages.append(f"{hook.function}: {error}")
 
     def load_scoped(self, event: str, scoped: ScopedHook) -> None:
-        """Load a program for cgroups. Raises KernelRefusedError and LookupError."""
-        function = scoped.hook.function
-        self.cgroup_programs[function] = self._load(scoped.hook, self._code[function])
+        """Load programs for cgroups or devices. Raises KernelRefusedError and LookupError."""
+        is_of_device = scoped.hook.kind is HookKind.DEVICE
+        programs = self.device_programs if is_of_device else self.cgroup_programs
+        loaded: dict[str, int] = {}
+        try:
+            for hook in (scoped.hook, *scoped.hook.also):
+                loaded[hook.function] = self._load(hook, self._code[hook.function])
+        except BaseException:
+            for descriptor in loaded.values():
+                os.close(descriptor)
+            raise
+        programs.update(loaded)
         self.scoped[event] = scoped
 
     def load(self, hook: Hook) -> None:
@@ -225,8 +239,8 @@ class Loader:
     def _load_now(self, hook: Hook, code: bytes) -> int:
         if hook.is_kprobe:
             return libbpf.load_program(hook.function, code, program_type=libbpf.PROG_TYPE_KPROBE)
-        if hook.kind is HookKind.SOCK_OPS:
-            return libbpf.load_program(hook.function, code, program_type=libbpf.PROG_TYPE_SOCK_OPS)
+        if hook.kind in _SCOPED_TYPES:
+            return libbpf.load_program(hook.function, code, program_type=_SCOPED_TYPES[hook.kind])
         if self._types is not None:
             return libbpf.load_program(
                 hook.function,

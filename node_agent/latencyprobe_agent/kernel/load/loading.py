@@ -40,7 +40,8 @@ class LoadedPrograms:
 
     `hooks`: those of `programs`; `typed`: they are typed by BTF. `links`: by function; empty if
     they are not attached. `attached`: event to the hook in use; `refused`: event to the kernel's
-    answer. `scoped`: event to its hook on cgroups, to which the owner attaches `cgroup_programs`.
+    answer. `scoped`: event to its hook on cgroups or devices, to which the owner attaches
+    `cgroup_programs` and `device_programs`.
     `remarks`: event to the reason why it has none. `messages`: the kernel's answers in full.
     """
 
@@ -55,6 +56,7 @@ class LoadedPrograms:
     cgroup_programs: dict[str, int] = field(default_factory=dict)
     remarks: Mapping[str, str] = field(default_factory=dict)
     messages: tuple[str, ...] = ()
+    device_programs: dict[str, int] = field(default_factory=dict)
 
     def attach(self) -> None:
         """Attach all programs; raise KernelRefusedError and attach none if one is refused."""
@@ -83,9 +85,11 @@ class LoadedPrograms:
 
     def close(self) -> None:
         """Detach and free everything, links first. Idempotent."""
-        programs = [*self.programs.values(), *self.cgroup_programs.values()]
+        scoped = [*self.cgroup_programs.values(), *self.device_programs.values()]
+        programs = [*self.programs.values(), *scoped]
         descriptors = [*self.links.values(), *programs, *self.maps.values()]
-        self.links, self.programs, self.cgroup_programs, self.maps = {}, {}, {}, {}
+        self.links, self.programs, self.maps = {}, {}, {}
+        self.cgroup_programs, self.device_programs = {}, {}
         _close(descriptors)
 
 
@@ -226,6 +230,7 @@ class _Begun:
             self.loader.cgroup_programs,
             self.loader.remarks,
             tuple(self.loader.messages),
+            self.loader.device_programs,
         )
 
 

@@ -15,10 +15,14 @@ from latencyprobe_agent.kernel.hooks import Event, Hook, HookKind
 _TYPED_KINDS = frozenset(
     {
         *(HookKind.FENTRY, HookKind.FEXIT, HookKind.ITERATOR),
-        *(HookKind.VARIABLE, HookKind.COUNT, HookKind.SOCK_OPS),
+        *(HookKind.VARIABLE, HookKind.COUNT, HookKind.SOCK_OPS, HookKind.DEVICE),
     }
 )
-_NOUNS = {HookKind.TRACEPOINT: "tracepoint", HookKind.ITERATOR: "iterator"}
+_NOUNS = {
+    HookKind.TRACEPOINT: "tracepoint",
+    HookKind.ITERATOR: "iterator",
+    HookKind.DEVICE: "link to devices",
+}
 
 
 class TypeIds(Protocol):
@@ -97,7 +101,7 @@ class Reach:
         return frozenset(hook.function for main in mains + scoped for hook in (main, *main.also))
 
     def scoped(self, event: Event) -> Iterator[Hook]:
-        """Yield an event's hook on cgroups, if it may be used."""
+        """Yield an event's hook on cgroups or devices, if it may be used."""
         if event.scoped is not None:
             with suppress(LookupError):
                 self.check(event.scoped)

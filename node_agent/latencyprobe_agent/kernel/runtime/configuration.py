@@ -28,7 +28,7 @@ from latencyprobe_agent.kernel.runtime.shards import Shards
 
 MAX_NAMESPACES = MAX_NETNS - 1
 CONFIG_BYTES = CONFIG.size
-_INTEGERS = CONFIG.part("epoch", "reads_listeners")
+_INTEGERS = CONFIG.part("epoch", "sees_arrivals")
 _ENTRY = NETNS_ENTRY.packing
 _FIRST_OFFSET = CONFIG.offset("netns_first")
 _ENTRIES_OFFSET = CONFIG.offset("netns")
@@ -62,10 +62,11 @@ class ConfigMemory:
         sample_mask: int,
         sees_sends: bool = False,
         reads_listeners: bool = False,
+        sees_arrivals: bool = False,
     ) -> None:
         """Set the integers. Programs read each one separately, and each is written at once."""
         self._memory[: _INTEGERS.size] = _INTEGERS.pack(
-            epoch, generation, sample_mask, sees_sends, reads_listeners
+            epoch, generation, sample_mask, sees_sends, reads_listeners, sees_arrivals
         )
 
     def write_shards(self, epoch: int, shards: Mapping[int, Shards]) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
@@ -41,7 +42,7 @@ from latencyprobe_agent.kernel.contract import (
     ThreadLimits,
     TraceSpec,
 )
-from latencyprobe_agent.kernel.hooks import coverage_of, unavailable
+from latencyprobe_agent.kernel.hooks import DEVICE_HOOKS, RECEIVE, coverage_of, unavailable
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.configuration import NamespaceConfiguration
@@ -50,6 +51,7 @@ from latencyprobe_agent.kernel.runtime.loaded import (
     build,
     wait_for_running_programs,
 )
+from latencyprobe_agent.kernel.runtime.namespace_paths import NamespaceHints
 from latencyprobe_agent.kernel.runtime.overhead import OverheadClock
 from latencyprobe_agent.kernel.runtime.preload import Preload
 from latencyprobe_agent.kernel.runtime.shards import Shards, share_out
@@ -74,10 +76,11 @@ class KernelEngine:
     """The `contract.Engine` of the running kernel.
 
     `host_netns`: inode number of the node's own network namespace, which pods' packets pass.
-    `cache`: the cache of compiled objects; None for none. `socket_memory`: the bounds for the
-    states of sockets. `threads`: those of followed threads. For tests of the alternatives:
-    `typed`: False omits programs typed by BTF; `without`: hooks to exclude, by their names in
-    `coverage`.
+    `host_path`: a path to it, if it is neither the agent's own nor that of PID 1. `on_devices`: see
+    arrivals on devices, where all targets are in namespaces of their own. `cache`: the cache of
+    compiled objects; None for none. `socket_memory`: the bounds for the states of sockets.
+    `threads`: those of followed threads. For tests of the alternatives: `typed`: False omits
+    programs typed by BTF; `without`: hooks to exclude, by their names in `coverage`.
     Large, because it is the whole of the contract, whose calls share the loaded object.
     """
 
@@ -85,6 +88,8 @@ class KernelEngine:
         self,
         *,
         host_netns: int,
+        host_path: str | None = None,
+        on_devices: bool = False,
         cache: ObjectCache | None = None,
         typed: bool = True,
         without: Iterable[str] = (),
@@ -92,8 +97,9 @@ class KernelEngine:
         threads: ThreadLimits | None = None,
     ) -> None:
         self._host_netns = host_netns
+        self._host_path = host_path
         self._typed = typed
-        self._without = tuple(without)
+        self._without = (*without, *(() if on_devices else DEVICE_HOOKS))
         self._cache = cache
         self._socket_memory_limits = socket_memory or SocketMemoryLimits()
         self._socket_memory: SocketMemory | None = None
@@ -115,6 +121,7 @@ class KernelEngine:
         self._clock = OverheadClock()
         self._sample_shift = 0
         self._cgroups_checked = 0.0
+        self._detaching: list[Future[None]] = []
         self._changing = asyncio.Lock()
 
     def prepare(self) -> None:
@@ -139,6 +146,9 @@ class KernelEngine:
         self._modules, self._tracing, self._udp = modules, tracing, udp
         if replacement is None:
             self._coverage = self._idle_coverage()
+            detaching, self._detaching = self._detaching, []
+            for each in detaching:
+                await asyncio.wrap_future(each)
         else:
             self._follow(replacement)
         if preload is not None:
@@ -174,6 +184,7 @@ class KernelEngine:
         news, self._carry = self._carry, {}
         if self._object is None:
             return news
+        self._check_devices(self._object)
         if time.monotonic() - self._cgroups_checked >= _CGROUPS_S:
             self._check_cgroups(self._object)
         for slot, measurement in self._take(self._object, self._slots, self._slots).items():
@@ -310,6 +321,8 @@ class KernelEngine:
         self._socket_memory = self._threads = None
         self._lost_parts = {}
         self._object.close()
+        if self._object.detaching is not None:
+            self._detaching.append(self._object.detaching)
         self._object = None
         self._written = {}
 
@@ -399,6 +412,7 @@ class KernelEngine:
             loaded.follow_processes(False)
             self._coverage = self._coverage_of(loaded)
         self._written = wanted
+        self._follow_devices(loaded)
         loaded.bump_generation()
         loaded.read_new_listeners()
 
@@ -409,6 +423,24 @@ class KernelEngine:
         self._cgroups_checked = time.monotonic()
         loaded.follow_cgroups(_cgroup_directories(self._slots))
         self._coverage = self._coverage_of(loaded)
+
+    def _follow_devices(self, loaded: LoadedObject) -> None:
+        """Begin to attach programs to the targets' devices."""
+        if not self._slots:
+            return
+        loaded.follow_devices(_pod_namespaces(self._slots, self._host_netns), self._host_path)
+        self._coverage = self._coverage_of(loaded)
+
+    def _check_devices(self, loaded: LoadedObject) -> None:
+        """Use the programs on devices if they are all attached by now."""
+        try:
+            has_changed = loaded.check_devices()
+        except EngineError as error:
+            log.warning("%s; trying again with the next reading", error)
+            return
+        if has_changed:
+            log.info("the hook of arrivals is %s", loaded.attached.get(RECEIVE, "none"))
+            self._coverage = self._coverage_of(loaded)
 
     def _check_cgroups(self, loaded: LoadedObject) -> None:
         """Make room for programs of others that came since the last check."""
@@ -477,6 +509,20 @@ def _cgroup_directories(slots: Mapping[int, SlotSpec]) -> frozenset[str] | None:
 
 def _begins_anywhere(slots: Mapping[int, SlotSpec]) -> bool:
     return any(spec.any_netns for spec in slots.values())
+
+
+def _pod_namespaces(
+    slots: Mapping[int, SlotSpec], host_netns: int
+) -> Mapping[int, NamespaceHints] | None:
+    """Return the namespaces of all targets; None if some target is in the host's, or anywhere."""
+    if _begins_anywhere(slots):
+        return None
+    found: dict[int, NamespaceHints] = {}
+    for spec in slots.values():
+        hints = NamespaceHints(spec.cgroup_directories, spec.tgids)
+        for inum in spec.netns | spec.netns_wide:
+            found[inum] = found.get(inum, NamespaceHints()) | hints
+    return None if host_netns in found or not found else found
 
 
 def _namespaces(

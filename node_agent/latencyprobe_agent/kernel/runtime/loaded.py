@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from typing import NamedTuple
 
 from latencyprobe.process.os_errors import explained
@@ -17,6 +18,7 @@ from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.abi import (
     CONFIGURATION,
     HANDLER_NAMES,
+    HOST_DEVICES,
     NODE_STATS,
     SOCKET_MEMORIES,
     SOCKET_MEMORY,
@@ -35,15 +37,19 @@ from latencyprobe_agent.kernel.hooks import (
     PROCESS_FUNCTIONS,
     READ_LISTENERS,
     SEND,
+    HookKind,
 )
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.load.handover import request_object
+from latencyprobe_agent.kernel.load.loader import ScopedHook
 from latencyprobe_agent.kernel.load.provision import Prepared, Provided, provide, provide_spare
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.cgroup_links import CgroupLinks, CgroupProgram
 from latencyprobe_agent.kernel.runtime.configuration import ConfigMemory
+from latencyprobe_agent.kernel.runtime.device_links import DeviceLinks
 from latencyprobe_agent.kernel.runtime.listeners import ListenerReadings
 from latencyprobe_agent.kernel.runtime.mapped_array import MappedArray
+from latencyprobe_agent.kernel.runtime.namespace_paths import NamespaceHints
 from latencyprobe_agent.kernel.runtime.node_statistics import NodeStatisticsMemory
 from latencyprobe_agent.kernel.runtime.ring import PacketRing
 from latencyprobe_agent.kernel.runtime.shards import Shards
@@ -89,6 +95,7 @@ class LoadedObject:
         self._programs = (
             *self._owned.programs.values(),
             *self._owned.cgroup_programs.values(),
+            *self._owned.device_programs.values(),
         )
         self._cgroups = CgroupLinks(
             [
@@ -98,6 +105,10 @@ class LoadedObject:
         )
         self._is_scoped = False
         self._is_scope_lost = False
+        self._devices: DeviceLinks | None = None
+        self._not_on_devices = ""
+        self.detaching: Future[None] | None = None
+        self._is_on_devices = False
         self.follows_processes = True
         self.refused: Mapping[str, str] = self._owned.refused
         self.origin = provided.origin
@@ -157,22 +168,27 @@ class LoadedObject:
     @property
     def attached(self) -> Mapping[str, str]:
         """Event to the hook in use."""
-        scoped = self._owned.scoped if self._is_scoped else {}
-        names = {event: each.hook.name(typed=True) for event, each in scoped.items()}
+        names = {
+            event: each.hook.name(typed=True)
+            for event, each in self._owned.scoped.items()
+            if (self._is_on_devices if _is_of_device(each) else self._is_scoped)
+        }
         unused = frozenset() if self.follows_processes else PROCESS_EVENTS
         attached = {**self._owned.attached, **names}
         return {event: hook for event, hook in attached.items() if event not in unused}
 
     @property
     def remarks(self) -> Mapping[str, str]:
-        """Event to the reason why its program for cgroups is not in use."""
-        reason = next(iter(self._cgroups.refused.values()), None)
-        if reason is None:
-            return self._owned.remarks
-        refused = {
-            event: f"{each.hook.name(typed=True)} is not used on a target's cgroup: {reason}"
-            for event, each in self._owned.scoped.items()
-        }
+        """Event to the reason why its program for cgroups or devices is not in use."""
+        on_cgroup = next(iter(self._cgroups.refused.values()), "")
+        on_device = self._not_on_devices
+        refused = {}
+        for event, each in self._owned.scoped.items():
+            name = each.hook.name(typed=True)
+            if on_cgroup and not _is_of_device(each):
+                refused[event] = f"{name} is not used on a target's cgroup: {on_cgroup}"
+            if on_device and _is_of_device(each):
+                refused[event] = f"{name} is not used: {on_device}"
         return {**self._owned.remarks, **refused}
 
     def follow_processes(self, wanted: bool) -> None:
@@ -203,7 +219,7 @@ class LoadedObject:
         sockets are attached. They stay: a socket that they saw first has no flag for the others.
         Raises EngineError if they cannot be attached again; the cgroups then keep their programs.
         """
-        if not self._owned.scoped or self._is_scope_lost:
+        if not self._owned.cgroup_programs or self._is_scope_lost:
             return
         if directories is not None:
             self._cgroups.follow(directories)
@@ -212,13 +228,84 @@ class LoadedObject:
             self._is_scoped, self._is_scope_lost = False, True
             self._cgroups.close()
             return
-        for each in self._owned.scoped.values():
+        for each in self._scoped(HookKind.SOCK_OPS):
             self._owned.detach_one(each.instead_of)
         self._is_scoped = True
 
+    def follow_devices(
+        self, namespaces: Mapping[int, NamespaceHints] | None, host_path: str | None
+    ) -> None:
+        """Begin to have programs run for the devices of these namespaces and for the host's.
+
+        None: some target is in the host's namespace. Then, and until all devices have theirs, the
+        programs for all packets are attached. Raises EngineError if they cannot be attached again.
+        """
+        if not self._owned.device_programs:
+            return
+        if namespaces is None:
+            self._receive_by_tracepoint()
+            self._end_devices()
+            return
+        if self._devices is None:
+            self._devices = DeviceLinks(
+                self._owned.device_programs, host=self._request.host_netns, host_path=host_path
+            )
+        if self._devices.outcome.wanted != namespaces.keys():
+            self._receive_by_tracepoint()
+        self._devices.follow(namespaces)
+
+    def check_devices(self) -> bool:
+        """Use the programs on devices once all are attached.
+
+        Return True if the hooks have changed, or the reason why these are not in use.
+
+        Raises EngineError if the others cannot be attached again.
+        """
+        if self._devices is None or self._devices.is_busy:
+            return False
+        before = self._is_on_devices, self._not_on_devices
+        outcome = self._devices.outcome
+        if outcome.refused or not outcome.wanted:
+            self._receive_by_tracepoint()
+        else:
+            self._receive_on_devices(outcome.host_devices)
+        self._devices.check()
+        self._not_on_devices = outcome.refused
+        return before != (self._is_on_devices, self._not_on_devices)
+
+    def _receive_on_devices(self, host_devices: Collection[int]) -> None:
+        wanted = {HOST_DEVICES.key.pack(index) for index in host_devices}
+        present = self.keys(HOST_DEVICES.name, HOST_DEVICES.key.size)
+        self.write(HOST_DEVICES.name, dict.fromkeys(wanted - present, HOST_DEVICES.value.pack(1)))
+        self.erase(HOST_DEVICES.name, present - wanted)
+        if self._is_on_devices:
+            return
+        self._is_on_devices = True
+        self._write_config()
+        for each in self._scoped(HookKind.DEVICE):
+            self._owned.detach_one(each.instead_of)
+
+    def _receive_by_tracepoint(self) -> None:
+        if not self._is_on_devices:
+            return
+        self._attach_instead_of(HookKind.DEVICE)
+        self._is_on_devices = False
+        self._write_config()
+
+    def _end_devices(self) -> None:
+        if self._devices is not None:
+            self.detaching = self._devices.end()
+            self._devices, self._not_on_devices = None, ""
+
+    def _scoped(self, kind: HookKind) -> Iterator[ScopedHook]:
+        return (each for each in self._owned.scoped.values() if each.hook.kind is kind)
+
     def _attach_for_all(self) -> None:
+        self._attach_instead_of(HookKind.SOCK_OPS)
+
+    def _attach_instead_of(self, kind: HookKind) -> None:
         try:
-            for each in self._owned.scoped.values():
+            for each in self._scoped(kind):
                 self._owned.attach_one(each.instead_of)
         except OSError as error:
             raise EngineError(f"cannot attach the eBPF programs: {explained(error)}") from error
@@ -274,6 +361,7 @@ class LoadedObject:
             sample_mask=self._sample_mask,
             sees_sends=SEND in self.attached,
             reads_listeners=READ_LISTENERS in self._owned.hooks,
+            sees_arrivals=self._is_on_devices,
         )
 
     def write(self, name: str, entries: Mapping[bytes, bytes]) -> None:
@@ -320,10 +408,14 @@ class LoadedObject:
         return sum(libbpf.program_info(program).recursion_misses for program in self._programs)
 
     def close(self) -> None:
-        """Detach and free everything. Idempotent."""
+        """Detach and free everything. Idempotent.
+
+        Programs on devices are detached later, by a thread: `detaching` is done then.
+        """
         if not self._owned.maps:
             return
         self._cgroups.close()
+        self._end_devices()
         self.statistics.close()
         if self.node_statistics is not None:
             self.node_statistics.close()
@@ -334,6 +426,10 @@ class LoadedObject:
         if self.ring is not None:
             self.ring.close()
         self._owned.close()
+
+
+def _is_of_device(scoped: ScopedHook) -> bool:
+    return scoped.hook.kind is HookKind.DEVICE
 
 
 def wait_for_running_programs() -> None:

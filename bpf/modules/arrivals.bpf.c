@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Module rx, its beginning by programs on devices (tcx, 6.6+) instead of the tracepoint
+ * netif_receive_skb: then no program runs for a packet between strangers. They note the same in
+ * `received`.
+ *
+ * They are attached to: the devices of the targets' namespaces; the host's ends of these; and the
+ * devices by which packets come to the host from elsewhere. All of them let each packet pass, and
+ * leave it as it is.
+ */
+
+/*
+ * The host's devices, by their ifindex, on which on_host_ingress() is: what came by them is known,
+ * or lost. Written by the agent.
+ */
+BPF_HASH(host_devices, u32, u8, MAX_HOST_DEVICES);
+
+#ifdef WITH_ON_POD_INGRESS
+
+#define TCX_NEXT (-1)	       /* include/uapi/linux/bpf.h */
+#define TSTAMP_DELIVERY_MONO 1 /* BPF_SKB_TSTAMP_DELIVERY_MONO, the same file */
+
+/*
+ * The program's argument is the skb, tcx_run(), net/core/dev.c: its type is hidden from the verifier,
+ * so fields are read by PEEK().
+ */
+static __always_inline struct sk_buff *skb_of(struct __sk_buff *ctx)
+{
+	return (struct sk_buff *)ctx;
+}
+
+/* sch_handle_ingress() and sch_handle_egress(): the network header is where the skb says. */
+static __always_inline struct arrival arrival_of(struct config *config, struct sk_buff *skb,
+						 struct header_place *place)
+{
+	struct arrival arrival = {
+		.identity = identity_of(skb, config),
+		.head = (u64)PEEK(skb, head),
+		.sk = (u64)PEEK(skb, sk),
+	};
+
+	*place = place_in_stack(skb);
+	arrival.content = content_of(place);
+	arrival.now = bpf_ktime_get_ns();
+	return arrival;
+}
+
+/* As irq_ns_of(). */
+static __always_inline u32 irq_ns_at(struct cpu_context *cpu, struct net_device *dev)
+{
+	if (!cpu->irq_ns || PEEK(dev, rtnl_link_ops) || PEEK(dev, flags) & IFF_LOOPBACK)
+		return 0;
+	return cpu->irq_ns;
+}
+
+static __always_inline bool is_sent_by_host(u64 sk)
+{
+	struct sock *sender = (struct sock *)sk;
+	struct net *net;
+
+	if (!sk)
+		return false;
+	net = PEEK(sender, __sk_common.skc_net.net);
+	return PEEK(net, ns.inum) == HOST_NETNS;
+}
+
+/*
+ * When TCP sent a segment of this node, __tcp_transmit_skb(), net/ipv4/tcp_output.c: the skb keeps
+ * that time until it is delivered, skb_clear_tstamp(), include/linux/skbuff.h. 0: it came from
+ * elsewhere. The time may lie ahead: it is an earliest departure.
+ */
+static __always_inline u64 local_departure(struct sk_buff *skb, struct arrival *arrival,
+					   u32 tstamp_type)
+{
+	u64 stamp;
+
+	if (!(arrival->content & CONTENT_IS_SEGMENT) || tstamp_type != TSTAMP_DELIVERY_MONO)
+		return 0;
+	stamp = PEEK(skb, tstamp);
+	if (stamp > arrival->now)
+		return arrival->now;
+	return arrival->now - stamp < TOO_LONG_NS ? stamp : 0;
+}
+
+/* A packet comes to the host: from another node, or from a target. */
+int on_host_ingress(struct __sk_buff *ctx)
+{
+	struct sk_buff *skb = skb_of(ctx);
+	struct config *config = get_config();
+	struct header_place place;
+	struct cpu_context *cpu;
+	struct received *packet;
+	struct arrival arrival;
+
+	if (!config || !config->sees_arrivals)
+		return TCX_NEXT;
+	cpu = get_cpu_context();
+	packet = place_received(identity_of(skb, config));
+	if (!packet || !cpu)
+		return TCX_NEXT;
+	arrival = arrival_of(config, skb, &place);
+	begin_received(config, cpu, packet, &arrival, irq_ns_at(cpu, PEEK(skb, dev)));
+	note_received(cpu, packet, &arrival, HOST_NETNS, false);
+	return TCX_NEXT;
+}
+
+/*
+ * A packet leaves the host for a target. What is not known was sent on this node, by a pod that is
+ * no target. TCP's segments carry the time when they were sent. Of datagrams, the path begins here.
+ */
+int on_host_egress(struct __sk_buff *ctx)
+{
+	struct sk_buff *skb = skb_of(ctx);
+	struct config *config = get_config();
+	u32 came_by = PEEK(skb, skb_iif);
+	struct header_place place;
+	struct cpu_context *cpu;
+	struct received *packet;
+	struct arrival arrival;
+
+	if (!config || !config->sees_arrivals)
+		return TCX_NEXT;
+	cpu = get_cpu_context();
+	packet = place_received(identity_of(skb, config));
+	if (!packet || !cpu || host_devices.lookup(&came_by))
+		return TCX_NEXT;
+	arrival = arrival_of(config, skb, &place);
+	if (arrival.content & CONTENT_IS_SEGMENT || is_for_many(skb) || is_sent_by_host(arrival.sk))
+		return TCX_NEXT;
+	begin_received(config, cpu, packet, &arrival, 0);
+	packet->softirq_ns = ABSENT;
+	note_received(cpu, packet, &arrival, HOST_NETNS, false);
+	return TCX_NEXT;
+}
+
+/* As passage_of(), with the departure of a segment that a pod of this node sent. */
+static __always_inline enum passage passage_into_pod(struct config *config, struct cpu_context *cpu,
+						     struct received *packet,
+						     struct arrival *arrival, struct sk_buff *skb)
+{
+	struct net_device *dev = PEEK(skb, dev);
+
+	if (!PEEK(dev, rtnl_link_ops) || is_sent_by_host(arrival->sk))
+		return BESIDE_HOST;
+	return find_passage(
+		packet, arrival, skb,
+		begins_in_host(config, cpu, (u64)dev - number_of_config(cpu, config), dev));
+}
+
+/* A packet comes to a target's namespace. */
+int on_pod_ingress(struct __sk_buff *ctx)
+{
+	u32 tstamp_type = ctx->tstamp_type; /* here, since it takes the argument as it came */
+	struct sk_buff *skb = skb_of(ctx);
+	struct config *config = get_config();
+	struct header_place place;
+	struct cpu_context *cpu;
+	struct received *packet;
+	struct arrival arrival;
+	enum passage passage;
+	u64 departed_ns = 0;
+
+	if (!config || !config->sees_arrivals)
+		return TCX_NEXT;
+	cpu = get_cpu_context();
+	packet = place_received(identity_of(skb, config));
+	if (!packet || !cpu)
+		return TCX_NEXT;
+	arrival = arrival_of(config, skb, &place);
+	passage = passage_into_pod(config, cpu, packet, &arrival, skb);
+	if (passage != THROUGH_HOST)
+		begin_received(config, cpu, packet, &arrival, irq_ns_at(cpu, PEEK(skb, dev)));
+	if (passage == LOST_IN_HOST)
+		departed_ns = local_departure(skb, &arrival, tstamp_type);
+	if (departed_ns) {
+		if (packet->first_ns)
+			packet->first_ns = departed_ns;
+		packet->softirq_ns = ABSENT;
+		packet->irq_ns = 0;
+	}
+	note_datagram(packet, &place);
+	note_received(cpu, packet, &arrival, 0, passage == LOST_IN_HOST && !departed_ns);
+	return TCX_NEXT;
+}
+
+#endif

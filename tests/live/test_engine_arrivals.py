@@ -1,0 +1,523 @@
+"""Arrivals that programs on devices see, in place of the tracepoint that runs for all packets."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from fcntl import ioctl
+from functools import partial
+
+import pytest
+
+from bench.programs import run_times
+from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe.domain.measurement import NOTHING, Measurement
+from latencyprobe.domain.stages import DEFAULT_MODULES, Module
+from latencyprobe_agent.kernel import libbpf
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.loaded_programs import programs_of, wait_until_gone
+from tests.live.measuring import SERVER, account_for, assert_parts_add_up
+from tests.live.pods import (
+    Namespace,
+    Pod,
+    made_pod,
+    namespace,
+    pods_on_bridge,
+    pods_on_routes,
+    run,
+)
+from tests.live.sockets import (
+    PORT,
+    Connection,
+    connection,
+    everything_in,
+    exchange,
+    inside,
+    read_all,
+    send_datagrams,
+    udp_socket,
+)
+from tests.live.taps import on_the_servers_device, tap, with_a_ring
+from tests.live.tuns import IFF_NO_PI, IFF_TUN, TUNSETIFF
+
+Start = Callable[..., KernelEngine]
+Bridged = tuple[Namespace, Pod, Pod]
+RX = frozenset({Module.RX})
+TRACEPOINT, ON_DEVICES = "netif_receive_skb", "tcx/ingress"
+SEGMENTS, MANY = 40, 200
+MILLISECOND_NS = 1_000_000
+NODE_ADDRESS = "198.51.100.254"
+NIC_ADDRESS, FAR_ADDRESS = "192.0.2.1", "192.0.2.2"
+# A segment takes 4 ms, and what is saved up lasts for one.
+SLOW_LAST_DEVICE = (
+    *("tc", "qdisc", "add", "dev", "veth1", "root", "tbf"),
+    *("rate", "2mbit", "burst", "1600", "limit", "100000"),
+)
+# r0 = TCX_NEXT; exit
+_NEXT = bytes.fromhex("b7000000ffffffff9500000000000000")
+CHANGE_THE_PAYLOAD = """
+table ip mangling {
+  chain forward {
+    type filter hook forward priority 0;
+    udp dport 7000 @th,64,32 set 0x78787878
+  }
+}
+"""
+
+
+async def watch_on_devices(
+    start: Start, host: Namespace, *pods: Pod, modules: frozenset[Module] = RX
+) -> KernelEngine:
+    """An engine whose targets are these pods, in slots from SERVER on."""
+    engine = start(host_netns=host.inode, on_devices=True)
+    engine.assign({SERVER + slot: everything_in(pod) for slot, pod in enumerate(pods)})
+    await engine.use(modules)
+    assert hook(engine) == ON_DEVICES, stage(engine)
+    return engine
+
+
+def stage(engine: KernelEngine, name: str = "rx.host") -> StageCoverage:
+    return next(each for each in engine.coverage if each.name == name)
+
+
+def hook(engine: KernelEngine) -> str:
+    """The hook that sees arrivals."""
+    return next(each for each in stage(engine).hook.split(", ") if "tcp_probe" not in each)
+
+
+def has_tracepoint() -> bool:
+    return TRACEPOINT in run_times(without=())
+
+
+def own_runs(engine: KernelEngine) -> dict[str, int]:
+    """How often its programs on devices have run, while the kernel counts."""
+    assert engine._object is not None
+    programs = engine._object._owned.device_programs
+    return {name: int(libbpf.program_info(each).run_cnt) for name, each in programs.items()}
+
+
+def taken(engine: KernelEngine, slot: int = SERVER) -> Measurement:
+    return engine.read().get(slot, NOTHING)
+
+
+@contextmanager
+def counting() -> Iterator[None]:
+    statistics = libbpf.enable_run_time_statistics()
+    try:
+        yield
+    finally:
+        os.close(statistics)
+
+
+async def test_packets_between_strangers_run_no_program_for_their_arrival(
+    start_engine: Start,
+) -> None:
+    with pods_on_bridge(3) as (host, (idle, client, server)):
+        engine = await watch_on_devices(start_engine, host, idle)
+        assert not has_tracepoint()
+        before = own_runs(engine)
+        with (
+            counting(),
+            connection(client.namespace, server.namespace, server.address) as both,
+        ):
+            exchange(both, MANY)
+            send_datagrams(client.namespace, server.namespace, server.address, MANY)
+            after = own_runs(engine)
+    # what a bridge sends to all its ports, such as the question for a neighbour's address
+    assert sum(after.values()) - sum(before.values()) < MANY / 10
+
+
+@contextmanager
+def macvlan_pods() -> Iterator[tuple[Namespace, list[Pod]]]:
+    """A host, and pods with macvlan devices on one device of the host's."""
+    with ExitStack() as stack:
+        host, far = (stack.enter_context(namespace(role)) for role in ("host", "far"))
+        run(
+            *("ip", "-n", host.name, "link", "add", "parent", "type", "veth"),
+            *("peer", "name", "eth0", "netns", far.name),
+        )
+        far.ip("link", "set", "eth0", "up")
+        host.ip("link", "set", "parent", "up")
+        pods = []
+        for index in range(2):
+            inside_pod = stack.enter_context(namespace(f"pod{index}"))
+            child = f"child{index}"
+            host.ip(
+                *("link", "add", "link", "parent", "name", child),
+                *("type", "macvlan", "mode", "bridge"),
+            )
+            host.ip("link", "set", child, "netns", inside_pod.name, "name", "eth0")
+            pods.append(made_pod(stack, inside_pod, index))
+        yield host, pods
+
+
+@contextmanager
+def filtering_bridge() -> Iterator[tuple[Namespace, list[Pod]]]:
+    with pods_on_bridge(2) as (host, pods):
+        host.execute("sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1")
+        yield host, pods
+
+
+def assert_all_are_counted(received: Measurement) -> None:
+    """But for those that a softirq receives which interrupts a thread hidden from tracers."""
+    total, on_host = (account_for(received, name) for name in ("rx.total", "rx.host"))
+    assert total == on_host
+    assert SEGMENTS * 0.9 <= total[0] <= SEGMENTS
+    assert total[1] == 0
+
+
+Way = Callable[[], AbstractContextManager[tuple[Namespace, list[Pod]]]]
+Tap = Callable[[Namespace], AbstractContextManager[object]]
+bridge = partial(pods_on_bridge, 2)
+routes = partial(pods_on_routes, 2)
+
+
+@pytest.mark.parametrize("way", [bridge, filtering_bridge, routes], ids=["bridge", "nf", "routes"])
+@pytest.mark.parametrize(
+    "watched_by",
+    [
+        None,
+        pytest.param(tap, id="any device"),
+        pytest.param(partial(tap, prepare=with_a_ring), id="a ring"),
+        pytest.param(partial(tap, prepare=on_the_servers_device), id="one device"),
+    ],
+)
+async def test_segments_of_another_pod_are_on_the_host_since_their_tcp_sent_them(
+    start_engine: Start, way: Way, watched_by: Tap | None
+) -> None:
+    with way() as (host, (client, server)), ExitStack() as stack:
+        both = stack.enter_context(connection(client.namespace, server.namespace, server.address))
+        if watched_by is not None:
+            stack.enter_context(watched_by(host))
+        host.execute(*SLOW_LAST_DEVICE)
+        engine = await watch_on_devices(start_engine, host, server)
+        for _ in range(SEGMENTS):
+            both.client.sendall(b"s" * 1000)
+            read_all(both.server, 1000)
+        received = taken(engine)
+    assert_all_are_counted(received)
+    assert received.stage("rx.host").histogram.percentile(50) > 3 * MILLISECOND_NS
+    assert received.stage("rx.stack").histogram.min_ns < MILLISECOND_NS
+    assert "rx.softirq" not in received.stages
+    assert_parts_add_up(received, "rx")
+
+
+@pytest.mark.parametrize("way", [bridge, filtering_bridge, routes], ids=["bridge", "nf", "routes"])
+async def test_datagrams_of_another_pod_are_on_the_host_from_its_end_of_the_targets_pair(
+    start_engine: Start, way: Way
+) -> None:
+    with way() as (host, (client, server)):
+        engine = await watch_on_devices(start_engine, host, server)
+        send_datagrams(client.namespace, server.namespace, server.address, MANY)
+        received = taken(engine)
+    assert account_for(received, "rx.total") == (MANY, 0)
+    assert account_for(received, "rx.host") == (MANY, 0)
+    assert_parts_add_up(received, "rx")
+
+
+async def test_between_targets_the_path_begins_on_the_host_as_by_the_tracepoint(
+    start_engine: Start, bridged: Bridged
+) -> None:
+    host, client, server = bridged
+    engine = await watch_on_devices(start_engine, host, server, client)
+    with connection(client.namespace, server.namespace, server.address) as both:
+        exchange(both, MANY)
+    send_datagrams(client.namespace, server.namespace, server.address, MANY)
+    received = taken(engine)
+    for name in ("rx.softirq", "rx.host", "rx.stack", "rx.socket", "rx.total"):
+        assert account_for(received, name) == (2 * MANY, 0), name
+    assert_parts_add_up(received, "rx")
+
+
+async def test_packets_of_the_host_itself_have_no_time_on_the_host(
+    start_engine: Start, bridged: Bridged
+) -> None:
+    host, _, server = bridged
+    engine = await watch_on_devices(start_engine, host, server)
+    with connection(host, server.namespace, server.address) as both:
+        exchange(both, MANY)
+    send_datagrams(host, server.namespace, server.address, MANY)
+    received = taken(engine)
+    assert account_for(received, "rx.total") == (2 * MANY, 0)
+    assert "rx.host" not in received.stages
+
+
+async def test_the_loopback_device_of_a_pod_is_measured(
+    start_engine: Start, bridged: Bridged
+) -> None:
+    host, _, server = bridged
+    engine = await watch_on_devices(start_engine, host, server)
+    with connection(server.namespace, server.namespace, "127.0.0.1") as both:
+        exchange(both, MANY)
+    received = taken(engine)
+    assert account_for(received, "rx.total") == (2 * MANY, 0)
+    assert "rx.host" not in received.stages
+
+
+async def test_packets_between_macvlan_pods_are_measured(start_engine: Start) -> None:
+    with macvlan_pods() as (host, (client, server)):
+        engine = await watch_on_devices(start_engine, host, server)
+        with connection(client.namespace, server.namespace, server.address) as both:
+            exchange(both, MANY)
+        send_datagrams(client.namespace, server.namespace, server.address, MANY)
+        received = taken(engine)
+    assert account_for(received, "rx.total") == (2 * MANY, 0)
+    assert "rx.host" not in received.stages
+
+
+class Nic:
+    """A tun device of a host's: what is written to it comes from another node."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._id = 0
+
+    def send(self, address: str, payload: bytes) -> None:
+        """A datagram to PORT."""
+        self._id += 1
+        datagram = struct.pack(">HHHH", PORT, PORT, 8 + len(payload), 0) + payload
+        header = struct.pack(
+            ">BBHHHBBH4s4s",
+            *(0x45, 0, 20 + len(datagram), self._id, 0, 64, socket.IPPROTO_UDP, 0),
+            *(socket.inet_aton(FAR_ADDRESS), socket.inet_aton(address)),
+        )
+        total = sum(struct.unpack(">10H", header))
+        checksum = ~((total >> 16) + (total & 0xFFFF)) & 0xFFFF
+        os.write(
+            self._descriptor, header[:10] + struct.pack(">H", checksum) + header[12:] + datagram
+        )
+
+
+@contextmanager
+def nic(host: Namespace) -> Iterator[Nic]:
+    with inside(host):
+        descriptor = os.open("/dev/net/tun", os.O_RDWR)
+        ioctl(descriptor, TUNSETIFF, struct.pack("16sH", b"nic0", IFF_TUN | IFF_NO_PI))
+    try:
+        host.ip("link", "set", "nic0", "up")
+        host.ip("address", "add", NIC_ADDRESS, "peer", FAR_ADDRESS, "dev", "nic0")
+        host.execute("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        yield Nic(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("way", [bridge, routes], ids=["bridge", "routes"])
+async def test_packets_of_another_node_are_on_the_host_since_its_nic_had_them(
+    start_engine: Start, way: Way
+) -> None:
+    with way() as (host, (_, server)), nic(host) as device:
+        engine = await watch_on_devices(start_engine, host, server)
+        with udp_socket(server.namespace, server.address, PORT) as reading:
+            device.send(server.address, b"which asks for the neighbour")
+            reading.recv(100)
+            taken(engine)
+            host.execute(*SLOW_LAST_DEVICE)
+            for _ in range(SEGMENTS):
+                device.send(server.address, b"d" * 1000)
+                reading.recv(1024)
+        received = taken(engine)
+    assert_all_are_counted(received)
+    assert received.stage("rx.host").histogram.percentile(50) > 3 * MILLISECOND_NS
+    assert_parts_add_up(received, "rx")
+
+
+async def test_packets_of_a_nic_that_the_host_changes_are_lost(start_engine: Start) -> None:
+    with routes() as (host, (_, server)), nic(host) as device:
+        host.load_rules(CHANGE_THE_PAYLOAD)
+        engine = await watch_on_devices(start_engine, host, server)
+        with udp_socket(server.namespace, server.address, PORT) as reading:
+            for _ in range(SEGMENTS):
+                device.send(server.address, b"d" * 100)
+                reading.recv(1024)
+        received = taken(engine)
+    assert account_for(received, "rx.host") == account_for(received, "rx.total") == (0, SEGMENTS)
+
+
+@contextmanager
+def foreign_on(there: Namespace, device: str, kind: int, *, first: bool) -> Iterator[int]:
+    """A program of another on a device; its descriptor."""
+    program = libbpf.load_program("foreign", _NEXT, program_type=libbpf.PROG_TYPE_SCHED_CLS)
+    try:
+        with inside(there):
+            link = libbpf.create_device_link(
+                program, socket.if_nametoindex(device), kind, first=first
+            )
+        try:
+            yield program
+        finally:
+            os.close(link)
+    finally:
+        os.close(program)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["ahead", "behind"])
+@pytest.mark.parametrize("is_later", [False, True], ids=["before ours", "after ours"])
+async def test_programs_of_others_on_the_same_devices_run_as_before(
+    start_engine: Start, bridged: Bridged, *, first: bool, is_later: bool
+) -> None:
+    host, client, server = bridged
+    ingress, egress = libbpf.ATTACH_TYPE_TCX_INGRESS, libbpf.ATTACH_TYPE_TCX_EGRESS
+    places = [
+        (server.namespace, "eth0", ingress),
+        (host, "veth1", ingress),
+        (host, "veth1", egress),
+    ]
+    with ExitStack() as stack, counting():
+        engine = None if is_later else await watch_on_devices(start_engine, host, server)
+        theirs = [stack.enter_context(foreign_on(*place, first=first)) for place in places]
+        with connection(client.namespace, server.namespace, server.address) as both:
+            exchange(both, 1)  # and the neighbours' addresses are known
+            runs = [runs_for(both, theirs)]
+            if engine is None:
+                engine = await watch_on_devices(start_engine, host, server)
+            else:
+                await engine.use(frozenset())
+            runs.append(runs_for(both, theirs))
+            await engine.use(RX)
+            runs.append(runs_for(both, theirs))
+    # beside these, neighbours ask for addresses now and then
+    assert all(MANY <= each < 1.1 * MANY for counted in runs for each in counted), runs
+
+
+def runs_for(both: Connection, programs: list[int]) -> list[int]:
+    """How often each program runs for requests and responses."""
+    before = [int(libbpf.program_info(each).run_cnt) for each in programs]
+    exchange(both, MANY)
+    after = [int(libbpf.program_info(each).run_cnt) for each in programs]
+    return [late - early for early, late in zip(before, after, strict=True)]
+
+
+async def test_a_target_in_the_hosts_namespace_brings_the_tracepoint_for_all(
+    start_engine: Start, bridged: Bridged
+) -> None:
+    host, client, server = bridged
+    engine = await watch_on_devices(start_engine, host, server)
+    on_host = Pod(host, server.cgroup, NODE_ADDRESS, "")
+    engine.assign({SERVER: everything_in(server), SERVER + 1: everything_in(on_host)})
+    assert hook(engine).endswith(f"/{TRACEPOINT}")
+    assert has_tracepoint()
+    with connection(client.namespace, server.namespace, server.address) as both:
+        exchange(both, MANY)
+    received = taken(engine)
+    assert account_for(received, "rx.host") == account_for(received, "rx.softirq") == (MANY, 0)
+    engine.assign({SERVER: everything_in(server)})
+    assert hook(engine) == ON_DEVICES
+    assert not has_tracepoint()
+
+
+async def test_no_packet_is_missed_while_targets_come_and_go(start_engine: Start) -> None:
+    with pods_on_bridge(3) as (host, (client, server, other)):
+        engine = await watch_on_devices(start_engine, host, server)
+        received = NOTHING
+        with connection(client.namespace, server.namespace, server.address) as both:
+            for _ in range(10):
+                exchange(both, 10)
+                KernelEngine.assign(engine, {SERVER: everything_in(server)})
+                exchange(both, 10)
+                KernelEngine.assign(
+                    engine, {SERVER: everything_in(server), 0: everything_in(other)}
+                )
+                exchange(both, 10)
+                received += taken(engine)
+        received += taken(engine)
+    assert account_for(received, "rx.total") == (300, 0)
+    assert account_for(received, "rx.host") == (300, 0)
+
+
+async def test_a_device_that_is_made_again_is_measured_from_the_next_reading_on(
+    start_engine: Start, bridged: Bridged
+) -> None:
+    host, client, server = bridged
+    engine = await watch_on_devices(start_engine, host, server)
+    server.namespace.ip("link", "delete", "eth0")
+    run(
+        *("ip", "-n", server.namespace.name, "link", "add", "eth0", "type", "veth"),
+        *("peer", "name", "veth1", "netns", host.name),
+    )
+    host.ip("link", "set", "veth1", "master", "br0", "up")
+    server.namespace.ip("address", "add", f"{server.address}/24", "dev", "eth0")
+    server.namespace.ip("link", "set", "eth0", "up")
+    engine.read()
+    engine._settle()  # type: ignore[attr-defined]
+    with connection(client.namespace, server.namespace, server.address) as both:
+        exchange(both, MANY)
+    received = taken(engine)
+    assert account_for(received, "rx.host") == (MANY, 0)
+
+
+async def test_without_a_path_to_the_namespace_the_tracepoint_serves_and_says_why(
+    start_engine: Start, bridged: Bridged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from latencyprobe_agent.kernel.runtime import device_links  # noqa: PLC0415
+
+    host, client, server = bridged
+    monkeypatch.setattr(device_links, "find_path", lambda *_: None)
+    engine = start_engine(host_netns=host.inode, on_devices=True)
+    engine.assign({SERVER: everything_in(server)})
+    await engine.use(RX)
+    covered = stage(engine)
+    assert covered.state is CoverageState.ACTIVE
+    assert covered.hook.startswith(f"tp_btf/{TRACEPOINT}")
+    assert covered.reason == (
+        f"tcx/ingress is not used: no process leads to network namespace {server.namespace.inode}"
+    )
+    with connection(client.namespace, server.namespace, server.address) as both:
+        exchange(both, MANY)
+    assert account_for(taken(engine), "rx.host") == (MANY, 0)
+
+
+AGENT = """
+import asyncio, sys
+from latencyprobe.domain.stages import Module
+from latencyprobe_agent.kernel.contract import SlotSpec
+from latencyprobe_agent.kernel.load import handover
+from tests.live.fixtures import SettledEngine
+from tests.patience import patient
+
+handover._COMPILE_TIMEOUT_S = patient(handover._COMPILE_TIMEOUT_S)
+
+async def main():
+    host, pod = (int(each) for each in sys.argv[1:])
+    engine = SettledEngine(host_netns=host, on_devices=True)
+    inode = frozenset({pod})
+    engine.assign({0: SlotSpec(netns=inode, netns_wide=inode)})
+    await engine.use(frozenset({Module.RX}))
+    print(engine._object.attached["receive"], flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+def test_nothing_stays_on_a_device_after_the_agent_was_killed(bridged: Bridged) -> None:
+    host, _, server = bridged
+    command = [sys.executable, "-c", AGENT, str(host.inode), str(server.namespace.inode)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"{ON_DEVICES}\n"
+        programs = programs_of(process.pid)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    wait_until_gone(programs)
+
+
+async def test_all_modules_measure_a_packet_that_arrives_on_a_device(
+    start_engine: Start, bridged: Bridged
+) -> None:
+    host, client, server = bridged
+    modules = frozenset(DEFAULT_MODULES)
+    engine = await watch_on_devices(start_engine, host, server, client, modules=modules)
+    with connection(client.namespace, server.namespace, server.address) as both:
+        exchange(both, MANY)
+    for measured in engine.read().values():
+        assert account_for(measured, "rx.total") == account_for(measured, "tx.total") == (MANY, 0)
+        assert_parts_add_up(measured, "rx", "tx")
