@@ -531,9 +531,13 @@ static __always_inline struct socket_state *admit(struct sock *sk, owners_t owne
 		return 0;
 	}
 	state = create_socket_state(sk);
-	if (!state) {
+	/*
+	 * Another CPU may be faster: a connection is in the accept queue before its handshake ends,
+	 * tcp_check_req(), net/ipv4/tcp_minisocks.c.
+	 */
+	if (!state || state->charged) {
 		discharge(sk, &to, SOCKET_KIB);
-		return 0;
+		return state;
 	}
 	state->charged = slot + 1;
 	state->share = to.share;

@@ -239,10 +239,16 @@ async def test_no_socket_that_comes_or_goes_during_a_count_is_charged_for_ever(
             for _ in range(COUNTS):
                 engine.read()
     engine.read()
-    for number, has_room in ((most // 2, True), (most // 2 + 1, False)):  # with a listener each
+
+    def fit(number: int) -> bool:
+        """Whether there is room for so many connections, with a listener each."""
         with connections(client, server, number):
             taken(engine)
-            assert (SERVER not in engine.lost_parts) == has_room
+            return SERVER not in engine.lost_parts
+
+    # On a busy machine a handshake may need another socket for a moment.
+    assert any(fit(most // 2) for _ in range(3))
+    assert not fit(most // 2 + 1)
 
 
 @contextmanager
