@@ -6,7 +6,7 @@ a choice goes out once the agent has reported on the probe in this stream. It go
 acknowledgement, since a message of its own costs as much: unless a status waits for the pods.
 
 An agent keeps nothing of a report of summaries alone, so that its acknowledgement *can wait* for
-the next message. Of three in a row, two wait.
+the next message. Of six in a row, five wait.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from latencyprobe.protocol.summaries import choice_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 
 # An agent of an earlier version keeps eight reports that are not acknowledged.
-_MOST_WAITING = 2
+_MOST_WAITING = 5
 
 
 class Acknowledgements:
