@@ -90,19 +90,6 @@ static __always_inline u64 is_below_0(u64 number)
 	return number >> 63;
 }
 
-/*
- * `owners` and one more, unless there is no room. Without a branch: the verifier knows how many there
- * are at most, follows what it knows, and would verify all that follows for each number of them.
- */
-static __always_inline owners_t add_owner(owners_t owners, u32 slot)
-{
-	owners_t last = owners >> (64 - OWNER_BITS), more = owners << OWNER_BITS | (slot + 1);
-	u64 is_full = -is_below_0(-last);
-
-	asm volatile("" : "+r"(is_full));
-	return more ^ ((more ^ owners) & is_full);
-}
-
 /* 1 or 0: two numbers below 2**63 are equal. Without a branch, as is_above() and for the same reason. */
 static __always_inline u64 is_equal(u64 one, u64 other)
 {
@@ -148,6 +135,19 @@ static __always_inline struct slot_stats *get_stats(struct config *config, u32 s
 	shards = &config->shards[place & (2 * MAX_SLOTS - 1)];
 	index = half + shards->first + (bpf_get_smp_processor_id() & shards->mask);
 	return (struct slot_stats *)stats.lookup(&index);
+}
+
+/*
+ * `owners` and one more, unless there is no room. Without a branch: the verifier knows how many there
+ * are at most, follows what it knows, and would verify all that follows for each number of them.
+ */
+static __always_inline owners_t add_owner(owners_t owners, u32 slot)
+{
+	owners_t last = owners >> (64 - OWNER_BITS), more = owners << OWNER_BITS | (slot + 1);
+	u64 is_full = -is_below_0(-last);
+
+	asm volatile("" : "+r"(is_full));
+	return more ^ ((more ^ owners) & is_full);
 }
 
 /*
