@@ -108,6 +108,11 @@ class DesiredProbe:
     parts: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
+    def settings(self) -> DesiredProbe:
+        """The probe without its targets."""
+        return replace(self, targets=(), parts={})
+
+    @property
     def measured_modules(self) -> frozenset[Module]:
         """The modules that may be measured: `irq` has figures of the node alone."""
         return self.modules if self.node_figures else self.modules - {Module.IRQ}

@@ -27,6 +27,7 @@ from latencyprobe_agent.kernel.contract import Engine, EngineError
 from latencyprobe_agent.pacing import Pacer, Programs
 from latencyprobe_agent.plan import (
     SlotKey,
+    TargetKey,
     homes,
     is_udp_wanted,
     namespaces,
@@ -73,6 +74,7 @@ class Reconciler:
         self._desired = NOTHING_DESIRED
         self._trace: Trace | None = None
         self._slots = SlotAssigner(engine)
+        self._owners: Mapping[int, tuple[TargetKey, ...]] = {}
         self._change_interval_s = change_interval_s
         self._pacer = Pacer(change_interval_s)
         self._is_loaded = True  # What the pacer has as loaded; False: unknown.
@@ -254,7 +256,8 @@ class Reconciler:
     async def _realise(self, desired: Desired) -> None:
         """Make the engine equal to the state and the facts; the order loses no figures.
 
-        The measurements until now are read for the previous targets.
+        The measurements until now are read for the previous targets. This is left out if targets
+        are only added: a new pod may send its first packet soon.
         """
         # The first report is due one interval after this moment, even if compiling takes long.
         asked = self._readings.now()
@@ -262,9 +265,11 @@ class Reconciler:
         trace = self._trace if self._trace is not None and self._trace.goes_on(desired) else None
         if trace is None:
             self._report_no_packets()
+        loaded_before = self._pacer.loaded
         trace = await self._load_for(trace, desired, facts)
-        self._readings.read()
         before = self._slots.numbers
+        if loaded_before != self._pacer.loaded or not self._only_adds(desired, before):
+            self._readings.read()
         self._slots.assign(desired, facts, self._readings.read)
         numbers = self._slots.numbers
         # Children from between the poll and the assignment, which the kernel did not follow yet.
@@ -274,15 +279,21 @@ class Reconciler:
             self._reports_packets = True
             self._engine.trace(trace.spec(desired, numbers))
             trace.has_begun.set()
-        self._readings.follow(
-            desired, asked, owners(desired, numbers), pods(desired, facts, numbers)
-        )
+        self._owners = owners(desired, numbers)
+        self._readings.follow(desired, asked, self._owners, pods(desired, facts, numbers))
         self._desired = desired
         self._retry_at = None
         if self._waiting is None:
             self._refusal = ""
             self._backoff.reset()
         self._show_targets()
+
+    def _only_adds(self, desired: Desired, numbers: Mapping[SlotKey, int]) -> bool:
+        """Return True if the slots in use measure the same as before, for the same targets."""
+        before, after = (
+            {probe.id: probe.settings for probe in each.probes} for each in (self._desired, desired)
+        )
+        return before == after and owners(desired, numbers) == self._owners
 
     async def _load_for(
         self, trace: Trace | None, desired: Desired, facts: Mapping[Selector, TargetFacts]

@@ -49,7 +49,7 @@ from latencyprobe_agent.targets.inotify import IN_CREATE, IN_DELETE, IN_MODIFY
 from latencyprobe_agent.targets.netns import NetnsTracker
 from latencyprobe_agent.targets.pods import PodTracker
 from latencyprobe_agent.targets.processes import Processes, ProcessTracker
-from latencyprobe_agent.targets.watches import Change, Watches
+from latencyprobe_agent.targets.watches import PathChange, Watches
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +57,13 @@ _NEW_FOR_S = 3.0
 _PACE_NEW_S = 0.25
 _PACE_PENDING_S = 0.5
 _PACE_SETTLED_S = 3.0
-# After a change that a watch has reported, while the target is not attached: for so long, and so
-# many targets at this pace. More of them share it.
-_BEGINS_FOR_S = 1.0
-_PACE_BEGINNING_S = 0.005
+# After a change that a watch has reported, while the target is not known: at first, and later,
+# since on a busy node the start of a sandbox takes seconds. So many targets have this pace; more of
+# them share it.
+_BEGINS_FOR_S = 30.0
+_PACE_AT_FIRST_S = 0.005
+_AT_FIRST_S = 1.0
+_PACE_BEGINNING_S = 0.03
 _BEGINNING_AT_FULL_PACE = 4
 _FIRST_RETRY_S = 1.0
 _LONGEST_RETRY_S = 60.0
@@ -93,7 +96,10 @@ class _Tracked:
 
 
 class Resolver:
-    """The current facts of a set of targets."""
+    """The current facts of a set of targets.
+
+    Large, because polling and the kernel's watches decide together when which facts are read again.
+    """
 
     def __init__(
         self,
@@ -189,7 +195,7 @@ class Resolver:
         is_due = [self._take(change) for change in taken.changes]
         return any(is_due)
 
-    def _take(self, change: Change) -> bool:
+    def _take(self, change: PathChange) -> bool:
         if self._finder is not None and holds_pods(change.name):
             self._survey_again()
             return True
@@ -204,7 +210,7 @@ class Resolver:
             tracked.is_announced |= change.is_new and isinstance(selector, PodSelector)
         return bool(concerned)
 
-    def _concerned(self, change: Change) -> Iterable[Selector]:
+    def _concerned(self, change: PathChange) -> Iterable[Selector]:
         if not change.name:
             return self._watched_by.get(change.path, ())
         if pod_uid := pod_uid_of(change.name):
@@ -303,8 +309,9 @@ class Resolver:
             return now + tracked.backoff.next()
         tracked.backoff.reset()
         if self._begins(tracked, now):
-            share = max(1.0, self._beginning / _BEGINNING_AT_FULL_PACE)
-            return now + _PACE_BEGINNING_S * share
+            is_first = tracked.begins_until - now > _BEGINS_FOR_S - _AT_FIRST_S
+            pace_s = _PACE_AT_FIRST_S if is_first else _PACE_BEGINNING_S
+            return now + pace_s * max(1.0, self._beginning / _BEGINNING_AT_FULL_PACE)
         pace = _PACE[tracked.facts.state]
         if pace is None:
             return None

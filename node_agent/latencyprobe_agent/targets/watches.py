@@ -29,7 +29,7 @@ _ADVICE: Mapping[int, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class PathChange:
     """A change at a watched path; `name`: the entry of a directory. `is_new`: it was made."""
 
     path: str
@@ -41,7 +41,7 @@ class Change:
 class Changes:
     """The changes since the last call. `is_incomplete`: the kernel has dropped some."""
 
-    changes: tuple[Change, ...] = ()
+    changes: tuple[PathChange, ...] = ()
     is_incomplete: bool = False
 
 
@@ -82,7 +82,7 @@ class Watches:
         """Return the changes since the last call, as many as one read gives."""
         if self._inotify is None:
             return Changes()
-        changes: list[Change] = []
+        changes: list[PathChange] = []
         is_incomplete = False
         for event in self._inotify.read():
             if event.mask & IN_Q_OVERFLOW:
@@ -93,7 +93,7 @@ class Watches:
                 continue
             if event.mask & IN_IGNORED:  # the path is gone, and its watch with it
                 self._forget(path)
-            changes.append(Change(path, event.name, bool(event.mask & IN_CREATE)))
+            changes.append(PathChange(path, event.name, bool(event.mask & IN_CREATE)))
         return Changes(tuple(changes), is_incomplete)
 
     def close(self) -> None:

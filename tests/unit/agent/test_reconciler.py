@@ -10,6 +10,7 @@ import pytest
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.targets import TargetState
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.kernel.contract import EngineError, LostPart
 from latencyprobe_agent.pacing import RESERVED_STARTS
 from latencyprobe_agent.readings import Readings
@@ -467,3 +468,32 @@ async def test_a_pod_is_partial_while_new_pods_are_found_by_polling(
     after = reconciled.standing
     assert (before.is_partial, after.is_partial) == (False, True)
     assert after.message == "the first packets of new pods may be missing: too many watches"
+
+
+def _on_pods(*uids: str, generation: int, interval_s: float = 0.1) -> pb.DesiredState:
+    desired = state(probe(interval_s=interval_s), generation=generation)
+    del desired.probes[0].targets[:]
+    desired.probes[0].pods.extend(pb.Pod(uid=uid * 32) for uid in uids)
+    return desired
+
+
+async def test_a_pod_that_is_added_does_not_wait_for_a_reading(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reconciled = Reconciled(monkeypatch)
+    reconciled.netns = frozenset({7})
+
+    async def readings(desired: pb.DesiredState) -> int:
+        before = reconciled.engine.reads
+        await reconciled.reconciler.adopt(parse_desired(desired))
+        return reconciled.engine.reads - before
+
+    assert await readings(_on_pods("a", generation=1)) == 1
+    assert await readings(_on_pods("a", "b", generation=2)) == 0
+    assert len(reconciled.engine.slots) == 2
+    assert await readings(_on_pods("a", generation=3)) >= 1
+    assert await readings(_on_pods("a", generation=4, interval_s=0.2)) == 1
+    another = _on_pods("a", generation=5, interval_s=0.2)
+    another.probes.add().CopyFrom(another.probes[0])
+    another.probes[1].id = "q"
+    assert await readings(another) == 1

@@ -20,7 +20,7 @@ from latencyprobe_agent.targets.inotify import (
     InotifyEvent,
 )
 from latencyprobe_agent.targets.resolver import Resolver
-from latencyprobe_agent.targets.watches import Change, Changes, Watches
+from latencyprobe_agent.targets.watches import Changes, PathChange, Watches
 from tests.unit.agent.scripted import Clock
 
 UID = "0b7e3f0c-1d2e-4f5a-8b9c-0d1e2f3a4b5c"
@@ -38,7 +38,7 @@ def test_entries_that_are_made_and_removed_in_a_directory_are_reported(tmp_path:
     (tmp_path / "a").mkdir()
     (tmp_path / "a").rmdir()
     here = str(tmp_path)
-    assert watches.take() == Changes((Change(here, "a", True), Change(here, "a")))
+    assert watches.take() == Changes((PathChange(here, "a", True), PathChange(here, "a")))
     assert watches.take() == Changes()
 
 
@@ -49,7 +49,7 @@ def test_a_file_that_changes_is_reported_without_a_name(tmp_path: Path) -> None:
     watches.follow({str(path): IN_MODIFY})
     with path.open("a") as file:
         file.write("populated 1\n")
-    assert watches.take().changes == (Change(str(path)),)
+    assert watches.take().changes == (PathChange(str(path)),)
 
 
 def test_only_the_wanted_paths_are_watched(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ class Watched:
 
         return Tracker()
 
-    def report(self, *changes: Change, is_incomplete: bool = False) -> bool:
+    def report(self, *changes: PathChange, is_incomplete: bool = False) -> bool:
         self.watches.news = Changes(changes, is_incomplete)
         return self.resolver.take_changes()
 
@@ -180,7 +180,7 @@ def test_a_named_pod_is_polled_as_soon_as_its_cgroup_is_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     watched = Watched(monkeypatch, POD, PodSelector(OTHER))
-    assert watched.report(Change("/kubepods", f"pod{UID}", True))
+    assert watched.report(PathChange("/kubepods", f"pod{UID}", True))
     watched.found[POD] = MADE
     assert watched.resolver.refresh()
     assert watched.polls == [POD]
@@ -193,19 +193,32 @@ def test_cgroups_of_pods_that_are_not_named_cost_no_poll(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     watched = Watched(monkeypatch, POD)
-    assert not watched.report(Change("/kubepods", name, True))
+    assert not watched.report(PathChange("/kubepods", name, True))
     watched.resolver.refresh()
     assert watched.polls == []
 
 
-def test_a_pod_that_begins_is_polled_every_few_milliseconds_for_a_second(
+def test_a_pod_that_begins_is_polled_often_until_its_sandbox_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     watched = Watched(monkeypatch, POD)
     watched.found[POD] = MADE
-    watched.report(Change("/kubepods", f"pod{UID}", True))
+    watched.report(PathChange("/kubepods", f"pod{UID}", True))
     assert watched.pace() <= 0.01
-    watched.clock.now += 2
+    watched.clock.now += 5  # a busy node
+    assert watched.pace() <= 0.05
+    watched.found[POD] = ATTACHED
+    watched.clock.now += 5
+    assert watched.pace() >= 1
+
+
+def test_a_pod_whose_sandbox_does_not_start_is_not_polled_often_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watched = Watched(monkeypatch, POD)
+    watched.found[POD] = MADE
+    watched.report(PathChange("/kubepods", f"pod{UID}", True))
+    watched.clock.now += 60
     assert watched.pace() >= 0.2
 
 
@@ -213,7 +226,7 @@ def test_many_pods_that_begin_together_share_the_pace(monkeypatch: pytest.Monkey
     pods = [PodSelector(f"{number:032x}") for number in range(100)]
     watched = Watched(monkeypatch, *pods)
     watched.found = dict.fromkeys(pods, MADE)
-    watched.report(*(Change("/kubepods", f"pod{pod.pod_uid}", True) for pod in pods))
+    watched.report(*(PathChange("/kubepods", f"pod{pod.pod_uid}", True) for pod in pods))
     watched.resolver.refresh()
     watched.polls.clear()
     end = watched.clock.now + 0.5
@@ -226,11 +239,11 @@ def test_many_pods_that_begin_together_share_the_pace(monkeypatch: pytest.Monkey
 def test_an_attached_pod_is_not_polled_with_each_change(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(monkeypatch, POD)
     watched.found[POD] = ATTACHED
-    watched.report(Change("/kubepods", f"pod{UID}", True))
+    watched.report(PathChange("/kubepods", f"pod{UID}", True))
     watched.resolver.refresh()
     watched.polls.clear()
     for _ in range(100):
-        watched.report(Change("/kubepods", f"pod{UID}"))
+        watched.report(PathChange("/kubepods", f"pod{UID}"))
         watched.clock.now += 0.001
         watched.resolver.refresh()
     assert len(watched.polls) <= 1
@@ -245,7 +258,7 @@ def test_a_pod_that_was_gone_is_polled_again_when_its_cgroup_is_made(
     watched.resolver.refresh()
     assert watched.resolver.next_poll is None
     watched.found[POD] = MADE
-    watched.report(Change("/kubepods", f"pod{UID}", True))
+    watched.report(PathChange("/kubepods", f"pod{UID}", True))
     assert watched.resolver.refresh()
 
 
@@ -253,7 +266,7 @@ def test_a_pod_that_comes_and_goes_before_a_poll_is_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     watched = Watched(monkeypatch, POD)
-    made, removed = Change("/kubepods", f"pod{UID}", True), Change("/kubepods", f"pod{UID}")
+    made, removed = PathChange("/kubepods", f"pod{UID}", True), PathChange("/kubepods", f"pod{UID}")
     watched.report(made, removed)
     watched.resolver.refresh()
     assert watched.resolver.missed_pods == 1
@@ -285,7 +298,7 @@ def test_a_containers_pod_that_is_made_has_the_container_polled(
 ) -> None:
     container = ContainerSelector(UID, "ab" * 32)
     watched = Watched(monkeypatch, container)
-    assert watched.report(Change("/kubepods", f"pod{UID}", True))
+    assert watched.report(PathChange("/kubepods", f"pod{UID}", True))
     watched.resolver.refresh()
     assert watched.polls == [container]
 
@@ -296,8 +309,8 @@ def test_a_namespace_that_is_made_again_at_its_path_is_polled(
     blue = NetnsSelector("/run/netns/blue")
     watched = Watched(monkeypatch, blue)
     assert "/run/netns" in watched.watches.followed
-    assert not watched.report(Change("/run/netns", "green", True))
-    assert watched.report(Change("/run/netns", "blue", True))
+    assert not watched.report(PathChange("/run/netns", "green", True))
+    assert watched.report(PathChange("/run/netns", "blue", True))
     watched.resolver.refresh()
     assert watched.polls == [blue]
 
@@ -308,7 +321,7 @@ def test_a_pod_that_seems_to_be_in_the_nodes_namespace_is_polled_often_at_its_be
     """A runtime joins the cgroup first. A pod with hostNetwork stays there."""
     watched = Watched(monkeypatch, POD, host_netns=9)
     watched.found[POD] = ATTACHED
-    watched.report(Change("/kubepods", f"pod{UID}", True))
+    watched.report(PathChange("/kubepods", f"pod{UID}", True))
     assert watched.pace() <= 0.01
-    watched.clock.now += 5
+    watched.clock.now += 60
     assert watched.pace() >= 1

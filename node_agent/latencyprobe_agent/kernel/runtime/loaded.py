@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from functools import cache
 from typing import NamedTuple
 
 from latencyprobe.process.os_errors import explained
@@ -440,6 +441,11 @@ def wait_for_running_programs() -> None:
     thousand times a program's run has to do.
     """
     number = _SYS_MEMBARRIER.get(os.uname().machine)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if number is None or libc.syscall(number, _MEMBARRIER_CMD_GLOBAL, 0, 0) != 0:
+    if number is None or _libc().syscall(number, _MEMBARRIER_CMD_GLOBAL, 0, 0) != 0:
         time.sleep(_GRACE_S)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    """Return the C library. Opening it takes milliseconds each time."""
+    return ctypes.CDLL(None, use_errno=True)
