@@ -23,7 +23,10 @@ from latencyprobe_operator.model import ContainerTarget, Pod, PodTarget, targets
 
 @dataclass(frozen=True, slots=True)
 class ProbeOnNode:
-    """One probe's part of one agent's desired state."""
+    """One probe's part of one agent's desired state.
+
+    Large, because it is compared as a whole: the agent gets a new state when any of it changes.
+    """
 
     key: ProbeKey
     modules: tuple[Module, ...]
