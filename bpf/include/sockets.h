@@ -238,6 +238,9 @@ static __always_inline struct handoff_ring *create_handoff_ring(struct sock *sk)
 
 #else
 
+#define QUEUES (TRACE ? 4096 : 8192) /* a trace makes queues and rings larger */
+#define RINGS (TRACE ? 512 : 1024)
+
 BYTES_OF(socket_state);
 BPF_TABLE("lru_hash", u64, struct socket_state_bytes, socket_states, 8192);
 BPF_ARRAY(empty_states, struct socket_state_bytes, 1);
@@ -263,7 +266,7 @@ static __always_inline struct socket_state *create_socket_state(struct sock *sk)
 
 #if defined(MODULE_RX) || defined(MODULE_TX)
 BYTES_OF(socket_queue);
-BPF_TABLE("lru_hash", u64, struct socket_queue_bytes, socket_queues, 8192);
+BPF_TABLE("lru_hash", u64, struct socket_queue_bytes, socket_queues, QUEUES);
 BPF_ARRAY(empty_queues, struct socket_queue_bytes, 1);
 
 static __always_inline struct socket_queue *look_up_socket_queue(struct sock *sk)
@@ -288,7 +291,7 @@ static __always_inline struct socket_queue *create_socket_queue(struct sock *sk)
 
 #ifdef MODULE_RX
 BYTES_OF(segment_ring);
-BPF_TABLE("lru_hash", u64, struct segment_ring_bytes, segment_rings, 1024);
+BPF_TABLE("lru_hash", u64, struct segment_ring_bytes, segment_rings, RINGS);
 BPF_ARRAY(empty_segments, struct segment_ring_bytes, 1);
 
 static __always_inline struct segment_ring *look_up_segment_ring(struct sock *sk)
@@ -313,7 +316,7 @@ static __always_inline struct segment_ring *create_segment_ring(struct sock *sk)
 
 #ifdef MODULE_TX
 BYTES_OF(handoff_ring);
-BPF_TABLE("lru_hash", u64, struct handoff_ring_bytes, handoff_rings, 1024);
+BPF_TABLE("lru_hash", u64, struct handoff_ring_bytes, handoff_rings, RINGS);
 BPF_ARRAY(empty_handoffs, struct handoff_ring_bytes, 1);
 
 static __always_inline struct handoff_ring *look_up_handoff_ring(struct sock *sk)

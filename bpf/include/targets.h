@@ -3,10 +3,16 @@
  * The targets: from a cgroup or a process to slots. (Network namespaces: struct config.)
  *
  * Hashes, filled by the agent; only `processes` also grows and shrinks in the kernel, with fork and
- * exit. Their sizes limit the agent, which checks them before it writes.
+ * exit: so it has room made ahead. Their sizes limit the agent, which checks them before it writes.
  */
 
-BPF_HASH(cgroups, u64, owners_t, MAX_CGROUPS);
+/*
+ * The others need no room ahead: the agent is told if there is no memory. (Before 6.1 the kernel warns
+ * of such a map in a program at a raw tracepoint: check_map_prog_compatibility(), kernel/bpf/verifier.c.)
+ */
+#define FROM_AGENT (TYPED ? BPF_F_NO_PREALLOC : 0)
+
+BPF_F_TABLE("hash", u64, owners_t, cgroups, MAX_CGROUPS, FROM_AGENT);
 BPF_HASH(processes, u32, owners_t, MAX_PROCESSES);
 
 /*
@@ -70,7 +76,7 @@ BPF_ARRAY(filters, struct slot_filter, MAX_SLOTS);
  * slot << 16 | port: present if the port passes the slot's filter. (A loop costs the verifier
  * more.)
  */
-BPF_HASH(filter_ports, u32, u8, MAX_FILTER_PORTS);
+BPF_F_TABLE("hash", u32, u8, filter_ports, MAX_FILTER_PORTS, FROM_AGENT);
 
 static __always_inline bool passes_filter(u32 slot, u32 protocol, u16 local, u16 remote)
 {

@@ -11,7 +11,7 @@
 
 #if TRACE
 
-#define RING_BYTES (1 << 20) /* some 5,000 packets between two reads of the agent */
+#define RING_BYTES (1 << 19) /* some 2,500 packets between two reads of the agent */
 
 /*
  * The packet's process, from the socket's own context: the caller of recvmsg(), sendmsg(),
