@@ -41,6 +41,7 @@
 #include "modules/send.bpf.c"
 #include "modules/devices.bpf.c"
 #include "modules/tx.bpf.c"
+#include "modules/departures.bpf.c"
 #include "modules/driver.bpf.c"
 #endif
 #ifdef MODULE_TCP

@@ -81,7 +81,7 @@ struct config {
 	u8 sees_sends;	    /* a hook of tcp_sendmsg_locked() is attached */
 	u8 reads_listeners; /* on_listener() is: no event of a listener needs to be looked at */
 	u8 sees_arrivals; /* programs on devices see what arrives: the tracepoint's does nothing */
-	u8 reserved;
+	u8 sees_departures; /* the same of what departs */
 	/*
 	 * The bounds between an octave's positions, by the leading bits of a mantissa below its
 	 * highest: so few numbers begin alike that at most one bound is among them. The lowest byte is

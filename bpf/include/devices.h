@@ -3,6 +3,8 @@
  * What kind of device a network device is, and whether it leads to the host.
  */
 
+#define TCX_NEXT (-1) /* of a program on a device: go on. include/uapi/linux/bpf.h */
+
 /* The first four letters of rtnl_link_ops->kind, as the kernel's memory holds them. */
 #define KIND(a, b, c, d) ((u32)(a) | (u32)(b) << 8 | (u32)(c) << 16 | (u32)(d) << 24)
 

@@ -50,6 +50,8 @@
 #define SOCK_DONE 1	 /* enum sock_flags, the same file */
 #define IFF_LOOPBACK 0x8 /* include/uapi/linux/if.h */
 
+#define TCQ_F_MQROOT 8 /* include/net/sch_generic.h */
+
 #define NET_RX_SOFTIRQ 3     /* include/linux/interrupt.h */
 #define SOFTIRQ_OFFSET 0x100 /* include/linux/preempt.h */
 

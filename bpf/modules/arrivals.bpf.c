@@ -17,8 +17,7 @@ BPF_HASH(host_devices, u32, u8, MAX_HOST_DEVICES);
 
 #ifdef WITH_ON_POD_INGRESS
 
-#define TCX_NEXT (-1)	       /* include/uapi/linux/bpf.h */
-#define TSTAMP_DELIVERY_MONO 1 /* BPF_SKB_TSTAMP_DELIVERY_MONO, the same file */
+#define TSTAMP_DELIVERY_MONO 1 /* BPF_SKB_TSTAMP_DELIVERY_MONO, include/uapi/linux/bpf.h */
 
 /*
  * The program's argument is the skb, tcx_run(), net/core/dev.c: its type is hidden from the verifier,

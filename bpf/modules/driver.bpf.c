@@ -143,6 +143,21 @@ static __always_inline void end_without_driver(struct config *config, struct sen
 #endif
 }
 
+/*
+ * Without net_dev_queue: true if on_queue_egress() has the time when the packet came to this device.
+ * It is only on devices that have a queue. On others packets do not wait.
+ */
+static __always_inline bool is_queued_on_host(struct net_device *dev, struct sent *packet)
+{
+#ifdef WITH_ON_POD_EGRESS
+	struct Qdisc *root = READ(dev, qdisc);
+
+	return packet->last_queue_ns && (READ(root, enqueue) || READ(root, flags) & TCQ_F_MQROOT);
+#else
+	return true;
+#endif
+}
+
 /* xmit_one(), net/core/dev.c */
 int on_net_dev_start_xmit(u64 *ctx)
 {
@@ -160,7 +175,7 @@ int on_net_dev_start_xmit(u64 *ctx)
 	if (!packet || !is_sent(packet, identity))
 		return 0;
 	inum = netns_of(dev);
-	if (is_foreign(packet, skb, inum)) {
+	if (is_foreign(packet, (u64)READ(skb, sk), inum)) {
 		abandon(config, packet);
 		return 0;
 	}
@@ -168,8 +183,17 @@ int on_net_dev_start_xmit(u64 *ctx)
 	fate = device & DEVICE_FATES;
 	if (fate == DEVICE_PASSES_ON)
 		return 0;
-	packet->tag = 0;
 	now = bpf_ktime_get_ns();
+	if (config->sees_departures && inum == HOST_NETNS && !is_queued_on_host(dev, packet)) {
+		struct departure departure = departure_of(config, skb, inum);
+
+		if (!is_forwarded(packet, &departure)) {
+			abandon(config, packet);
+			return 0;
+		}
+		packet->last_queue_ns = now;
+	}
+	packet->tag = 0;
 	if (fate != DEVICE_IS_LAST)
 		give_to_driver(config, packet, identity, device, device_index, now);
 	if (fate != DEVICE_COMPLETES)

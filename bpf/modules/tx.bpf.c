@@ -60,13 +60,53 @@ static __always_inline void abandon(struct config *config, struct sent *packet)
 	unmatched_for(config, packet->owners, STAGE_TX_TOTAL, 1);
 }
 
+/* A packet that a device is given to transmit. `sk`: the sender's socket, as a number. */
+struct departure {
+	u64 identity;
+	u64 sk;
+	u64 tstamp;
+	unsigned char *head;
+	u32 data; /* distances from the head */
+	u32 network;
+	u32 transport;
+	u32 length;
+	u32 truesize;
+	u32 netns;
+	u32 ifindex;
+	u32 came_by; /* skb_iif: the device of this namespace that received it; 0 for none */
+	u16 protocol;
+};
+
+static __always_inline struct departure departure_of(struct config *config, struct sk_buff *skb,
+						     u32 inum)
+{
+	struct net_device *dev = READ(skb, dev);
+	struct departure departure = {
+		.identity = identity_of(skb, config),
+		.sk = (u64)READ(skb, sk),
+		.tstamp = READ(skb, tstamp),
+		.head = READ(skb, head),
+		.data = (u32)(READ(skb, data) - READ(skb, head)),
+		.network = READ(skb, network_header),
+		.transport = READ(skb, transport_header),
+		.length = READ(skb, len),
+		.truesize = READ(skb, truesize),
+		.netns = inum,
+		.ifindex = READ(dev, ifindex),
+		.came_by = READ(skb, skb_iif),
+		.protocol = READ(skb, protocol),
+	};
+
+	return departure;
+}
+
 /*
  * The identity of a datagram when routing or br_netfilter has removed its socket: its length and
  * the beginning of its payload, which address translation does not change. The address alone does
  * not suffice: an skb that a NIC or a bridge (for a copy) gets next may have it. TCP does not need
  * this, since it sends from a slab of its own, skbuff_fclone_cache.
  */
-static __always_inline u32 datagram_mark(struct sk_buff *skb)
+static __always_inline u32 datagram_mark(struct departure *departure)
 {
 	struct {
 		u16 length;
@@ -75,7 +115,7 @@ static __always_inline u32 datagram_mark(struct sk_buff *skb)
 	} from_length = {};
 
 	bpf_probe_read_kernel(&from_length, sizeof(from_length),
-			      READ(skb, head) + READ(skb, transport_header) + 4);
+			      departure->head + departure->transport + 4);
 	if (bpf_ntohs(from_length.length) < 12)
 		from_length.payload = 0;
 	return (from_length.payload ^ (u32)from_length.length << 16) | 1;
@@ -86,10 +126,8 @@ static __always_inline u32 datagram_mark(struct sk_buff *skb)
  * it is NULL once the host routed the packet, ip_rcv_core(), net/ipv4/ip_input.c, or its
  * br_netfilter has processed it.
  */
-static __always_inline bool is_foreign(struct sent *packet, struct sk_buff *skb, u32 inum)
+static __always_inline bool is_foreign(struct sent *packet, u64 sk, u32 inum)
 {
-	u64 sk = (u64)READ(skb, sk);
-
 	return (sk && sk != packet->sk) || (inum != HOST_NETNS && inum != packet->netns);
 }
 
@@ -100,13 +138,10 @@ struct tcp_segment {
 };
 
 /* At net_dev_queue skb->data is at the link-layer header: the data is what lies behind TCP's. */
-static __always_inline struct tcp_segment parse_segment(struct sk_buff *skb)
+static __always_inline struct tcp_segment parse_segment(struct departure *departure)
 {
 	struct tcp_segment segment = {};
-	unsigned char *head = READ(skb, head);
-	u32 offset = READ(skb, transport_header);
-	u32 before = offset - (u32)(READ(skb, data) - head);
-	u32 length = READ(skb, len);
+	u32 before = departure->transport - departure->data;
 	struct {
 		u16 ports[2];
 		u32 seq;
@@ -115,31 +150,28 @@ static __always_inline struct tcp_segment parse_segment(struct sk_buff *skb)
 		u8 flags;
 	} header;
 
-	if (READ(skb, truesize) == 2) /* skb_set_tcp_pure_ack(), include/net/tcp.h */
+	if (departure->truesize == 2) /* skb_set_tcp_pure_ack(), include/net/tcp.h */
 		return segment;
-	if (bpf_probe_read_kernel(&header, sizeof(header), head + offset))
+	if (bpf_probe_read_kernel(&header, sizeof(header), departure->head + departure->transport))
 		return segment;
 	before += (header.header_words >> 4) * 4;
-	if (header.flags & (TCPHDR_SYN | TCPHDR_RST) || length <= before)
+	if (header.flags & (TCPHDR_SYN | TCPHDR_RST) || departure->length <= before)
 		return segment;
 	segment.seq = bpf_ntohl(header.seq);
-	segment.length = length - before;
+	segment.length = departure->length - before;
 	return segment;
 }
 
 /* Sender and endpoints: known here, and not where the packet ends. */
 static __always_inline void note_sender(struct sent *packet, struct socket_state *state,
-					struct sk_buff *skb, u32 protocol)
+					struct departure *departure, struct sock *sk, u32 protocol)
 {
 #if TRACE
-	struct sock *sk = READ(skb, sk);
-
 	packet->user = state->user;
 	packet->endpoints.family = 0;
 	if (protocol == PROTOCOL_UDP)
-		read_datagram_endpoints(READ(skb, protocol),
-					READ(skb, head) + READ(skb, network_header), true,
-					&packet->endpoints);
+		read_datagram_endpoints(departure->protocol, departure->head + departure->network,
+					true, &packet->endpoints);
 	if (sk && !packet->endpoints.family)
 		read_socket_endpoints(sk, protocol, &packet->endpoints);
 #endif
@@ -149,11 +181,11 @@ static __always_inline void note_sender(struct sent *packet, struct socket_state
  * The time before net_dev_queue: the stack's part, and the wait in the socket. False if the latter
  * is not known.
  */
-static __always_inline bool begin_at_socket(struct config *config, struct sk_buff *skb,
+static __always_inline bool begin_at_socket(struct config *config, struct departure *departure,
 					    struct sock *sk, struct sent *packet,
 					    struct socket_state *state, struct tcp_segment segment)
 {
-	u64 stamp = READ(skb, tstamp), now = packet->queue_ns;
+	u64 stamp = departure->tstamp, now = packet->queue_ns;
 	/* from the map: the verifier has it as a pointer that may be NULL, else */
 	u64 tp = *(volatile u64 *)&packet->sk;
 	bool is_clamped = stamp > now;
@@ -174,13 +206,9 @@ static __always_inline bool begin_at_socket(struct config *config, struct sk_buf
 	return true;
 }
 
-/* `segment`: of length 0 for a datagram. */
-static __always_inline void begin_packet(struct config *config, struct sk_buff *skb,
-					 struct sock *sk, struct sent *packet,
-					 struct socket_state *state, struct tcp_segment segment,
-					 u32 inum)
+static __always_inline void begin_packet(struct config *config, struct departure *departure,
+					 struct sent *packet, owners_t owners)
 {
-	struct net_device *dev = READ(skb, dev);
 	u64 now = bpf_ktime_get_ns();
 
 	if (packet->tag)
@@ -188,16 +216,31 @@ static __always_inline void begin_packet(struct config *config, struct sk_buff *
 	packet->start_ns = now;
 	packet->queue_ns = now;
 	packet->last_queue_ns = 0;
-	packet->owners = state->owners;
-	packet->sk = (u64)READ(skb, sk);
-	packet->netns = inum;
-	packet->device = READ(dev, ifindex);
+	packet->owners = owners;
+	packet->sk = departure->sk;
+	packet->netns = departure->netns;
+	packet->device = departure->ifindex;
 	packet->stack_ns = ABSENT;
-	packet->mark = segment.length ? 0 : datagram_mark(skb);
-	if (segment.length && !begin_at_socket(config, skb, sk, packet, state, segment))
+	packet->mark = 0;
+}
+
+static __always_inline void begin_segment(struct config *config, struct departure *departure,
+					  struct sent *packet, struct sock *sk,
+					  struct socket_state *state, struct tcp_segment segment)
+{
+	begin_packet(config, departure, packet, state->owners);
+	if (!begin_at_socket(config, departure, sk, packet, state, segment))
 		packet->owners = 0;
-	note_sender(packet, state, skb, segment.length ? PROTOCOL_TCP : PROTOCOL_UDP);
-	packet->tag = sent_tag(identity_of(skb, config), packet);
+	note_sender(packet, state, departure, sk, PROTOCOL_TCP);
+	packet->tag = sent_tag(departure->identity, packet);
+}
+
+/* A target's packet without room for its socket's state. */
+static __always_inline void lose_sent(struct config *config, owners_t owners, bool is_segment)
+{
+	if (is_segment)
+		lost_for(config, owners, STAGE_TX_SOCKET);
+	lost_for(config, owners, STAGE_TX_TOTAL);
 }
 
 static __always_inline void queue_own(struct config *config, struct sk_buff *skb,
@@ -206,6 +249,7 @@ static __always_inline void queue_own(struct config *config, struct sk_buff *skb
 	struct cpu_context *cpu = get_cpu_context();
 	struct sock *sk = READ(skb, sk);
 	struct tcp_segment segment = {};
+	struct departure departure;
 	struct socket_state *state;
 	struct turned_away away;
 	u32 protocol;
@@ -218,18 +262,22 @@ static __always_inline void queue_own(struct config *config, struct sk_buff *skb
 	state = get_used_state(sk, config, !is_serving_softirq(cpu), &away);
 	if (!(state ? state->owners : away.owners) || !is_sampled(config))
 		return;
+	departure = departure_of(config, skb, inum);
 	if (protocol == PROTOCOL_TCP) {
-		segment = parse_segment(skb);
+		segment = parse_segment(&departure);
 		if (!segment.length)
 			return;
 	}
 	if (!state) {
-		if (segment.length)
-			lost_for(config, away.owners, STAGE_TX_SOCKET);
-		lost_for(config, away.owners, STAGE_TX_TOTAL);
-		return;
+		lose_sent(config, away.owners, segment.length);
+	} else if (segment.length) {
+		begin_segment(config, &departure, packet, sk, state, segment);
+	} else {
+		begin_packet(config, &departure, packet, state->owners);
+		packet->mark = datagram_mark(&departure);
+		note_sender(packet, state, &departure, sk, PROTOCOL_UDP);
+		packet->tag = sent_tag(departure.identity, packet);
 	}
-	begin_packet(config, skb, sk, packet, state, segment, inum);
 }
 
 /*
@@ -237,31 +285,36 @@ static __always_inline void queue_own(struct config *config, struct sk_buff *skb
  * of the pod to one of the host's under it (macvlan, ipvlan), which keeps the socket; or wrapped by
  * a tunnel of the host's, which clears skb_iif, iptunnel_xmit(), net/ipv4/ip_tunnel_core.c.
  */
-static __always_inline bool is_forwarded(struct sent *packet, struct sk_buff *skb, u32 inum)
+static __always_inline bool is_forwarded(struct sent *packet, struct departure *departure)
 {
-	u32 iif = READ(skb, skb_iif);
+	u32 iif = departure->came_by;
 
-	if (inum != HOST_NETNS || packet->netns == HOST_NETNS || is_foreign(packet, skb, inum))
+	if (departure->netns != HOST_NETNS || packet->netns == HOST_NETNS ||
+	    is_foreign(packet, departure->sk, departure->netns))
 		return false;
 	if (packet->last_queue_ns)
 		return !iif || iif == packet->device;
-	if (READ(skb, sk)) /* the sender's: see is_foreign() */
+	if (departure->sk) /* the sender's: see is_foreign() */
 		return true;
-	return iif && (!packet->mark || packet->mark == datagram_mark(skb));
+	return iif && (!packet->mark || packet->mark == datagram_mark(departure));
+}
+
+static __always_inline void queue_on_host(struct sent *packet, struct departure *departure, u64 now)
+{
+	packet->last_queue_ns = now;
+	packet->device = departure->came_by;
+	packet->tag = sent_tag(departure->identity, packet);
 }
 
 /* From a bridge or VLAN device to the device under it: the path begins at the last of them. */
-static __always_inline bool is_passed_down(struct sent *packet, struct sk_buff *skb, u32 inum)
+static __always_inline bool is_passed_down(struct sent *packet, struct departure *departure)
 {
-	struct net_device *dev = READ(skb, dev);
-
-	return packet->netns == inum && packet->sk == (u64)READ(skb, sk) &&
-	       !packet->last_queue_ns && packet->device != READ(dev, ifindex);
+	return packet->netns == departure->netns && packet->sk == departure->sk &&
+	       !packet->last_queue_ns && packet->device != departure->ifindex;
 }
 
-static __always_inline void pass_down(struct sent *packet, struct sk_buff *skb, u64 identity)
+static __always_inline void pass_down(struct sent *packet, struct departure *departure)
 {
-	struct net_device *dev = READ(skb, dev);
 	u64 now = bpf_ktime_get_ns();
 
 	if (packet->start_ns == packet->queue_ns)
@@ -269,8 +322,20 @@ static __always_inline void pass_down(struct sent *packet, struct sk_buff *skb, 
 	else if (packet->stack_ns != ABSENT)
 		packet->stack_ns = saturate(packet->stack_ns + (now - packet->queue_ns));
 	packet->queue_ns = now;
-	packet->device = READ(dev, ifindex);
-	packet->tag = sent_tag(identity, packet);
+	packet->device = departure->ifindex;
+	packet->tag = sent_tag(departure->identity, packet);
+}
+
+/* A packet that is known is given to another device; false: its skb is another packet by now. */
+static __always_inline bool go_on(struct sent *packet, struct departure *departure)
+{
+	if (is_forwarded(packet, departure))
+		queue_on_host(packet, departure, bpf_ktime_get_ns());
+	else if (is_passed_down(packet, departure))
+		pass_down(packet, departure);
+	else
+		return false;
+	return true;
 }
 
 /* __dev_queue_xmit(), net/core/dev.c; under rcu_read_lock_bh(): no softirq comes between */
@@ -283,7 +348,7 @@ int on_net_dev_queue(u64 *ctx)
 	struct sent *packet;
 	u64 identity;
 
-	if (!config)
+	if (!config || config->sees_departures)
 		return 0;
 	netns = find_netns(config, inum);
 	if (!netns)
@@ -293,16 +358,10 @@ int on_net_dev_queue(u64 *ctx)
 	if (!packet)
 		return 0;
 	if (is_sent(packet, identity)) {
-		if (is_forwarded(packet, skb, inum)) {
-			packet->last_queue_ns = bpf_ktime_get_ns();
-			packet->device = READ(skb, skb_iif);
-			packet->tag = sent_tag(identity, packet);
+		struct departure departure = departure_of(config, skb, inum);
+
+		if (go_on(packet, &departure))
 			return 0;
-		}
-		if (is_passed_down(packet, skb, inum)) {
-			pass_down(packet, skb, identity);
-			return 0;
-		}
 		abandon(config, packet);
 	}
 	if (netns->flags & NETNS_WATCHED && !(inum == HOST_NETNS && READ(skb, skb_iif)))

@@ -158,8 +158,9 @@ _LISTENERS = Hook(
 COUNT_SOCKETS = "on_socket_file"
 # The programs on devices: of the targets' namespaces, and of the host's.
 POD_INGRESS, HOST_INGRESS, HOST_EGRESS = "on_pod_ingress", "on_host_ingress", "on_host_egress"
-# The event that all stages of received packets require.
-RECEIVE = "receive"
+POD_EGRESS, QUEUE_EGRESS = "on_pod_egress", "on_queue_egress"
+# The events that all stages of received packets require, and those of sent ones.
+RECEIVE, QUEUE = "receive", "queue"
 # Without this event, segments have no tx.socket, and the others of their stages none the less.
 SEND = "send"
 
@@ -239,7 +240,17 @@ EVENTS: tuple[Event, ...] = (
         (COUNT_SOCKETS, "task_file", HookKind.ITERATOR),
     ),
     _event("socket end", (RX, TX, TCP), ("on_tcp_destroy_sock", "tcp_destroy_sock")),
-    _event("queue", (TX,), ("on_net_dev_queue", "net_dev_queue")),
+    _event(
+        QUEUE,
+        (TX,),
+        ("on_net_dev_queue", "net_dev_queue"),
+        scoped=Hook(
+            POD_EGRESS,
+            "egress",
+            HookKind.DEVICE,
+            also=(Hook(QUEUE_EGRESS, "egress", HookKind.DEVICE),),
+        ),
+    ),
     _event("transmit", (TX,), ("on_net_dev_start_xmit", "net_dev_start_xmit")),
     _event("driver drop", (TX,), ("on_drop_sent", "kfree_skb")),
     _event("driver free", (TX,), ("on_consume_sent", "consume_skb"), beside="on_drop_sent"),

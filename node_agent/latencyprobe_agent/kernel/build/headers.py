@@ -26,6 +26,7 @@ STRUCTS = (
     "tcp_skb_cb",
     "udp_sock",
     "net_device",
+    "Qdisc",
     "net",
     "rtnl_link_ops",
     "cgroup",

@@ -28,7 +28,7 @@ from latencyprobe_agent.kernel.runtime.shards import Shards
 
 MAX_NAMESPACES = MAX_NETNS - 1
 CONFIG_BYTES = CONFIG.size
-_INTEGERS = CONFIG.part("epoch", "sees_arrivals")
+_INTEGERS = CONFIG.part("epoch", "sees_departures")
 _ENTRY = NETNS_ENTRY.packing
 _FIRST_OFFSET = CONFIG.offset("netns_first")
 _ENTRIES_OFFSET = CONFIG.offset("netns")
@@ -63,10 +63,12 @@ class ConfigMemory:
         sees_sends: bool = False,
         reads_listeners: bool = False,
         sees_arrivals: bool = False,
+        sees_departures: bool = False,
     ) -> None:
         """Set the integers. Programs read each one separately, and each is written at once."""
         self._memory[: _INTEGERS.size] = _INTEGERS.pack(
-            epoch, generation, sample_mask, sees_sends, reads_listeners, sees_arrivals
+            *(epoch, generation, sample_mask, sees_sends, reads_listeners),
+            *(sees_arrivals, sees_departures),
         )
 
     def write_shards(self, epoch: int, shards: Mapping[int, Shards]) -> None:

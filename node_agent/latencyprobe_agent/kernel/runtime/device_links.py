@@ -21,8 +21,14 @@ from dataclasses import dataclass
 from latencyprobe.process.os_errors import explained
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.abi import MAX_HOST_DEVICES
-from latencyprobe_agent.kernel.hooks import HOST_EGRESS, HOST_INGRESS, POD_INGRESS
-from latencyprobe_agent.kernel.runtime.namespace_paths import NamespaceHints, find_path, inside
+from latencyprobe_agent.kernel.hooks import (
+    HOST_EGRESS,
+    HOST_INGRESS,
+    POD_EGRESS,
+    POD_INGRESS,
+    QUEUE_EGRESS,
+)
+from latencyprobe_agent.kernel.runtime.namespace_paths import find_path, inside
 from latencyprobe_agent.kernel.runtime.network_devices import (
     Device,
     devices,
@@ -34,7 +40,7 @@ from latencyprobe_agent.kernel.runtime.network_devices import (
 log = logging.getLogger(__name__)
 
 _GONE = frozenset({errno.ENODEV, errno.ENOENT, errno.ESRCH})
-_EGRESS = frozenset({HOST_EGRESS})
+_EGRESS = frozenset({HOST_EGRESS, POD_EGRESS, QUEUE_EGRESS})
 # More than that in one namespace are no target's, but a router's.
 _MOST_DEVICES = 64
 
@@ -81,7 +87,7 @@ class DeviceLinks:
         self._links: dict[_Place, int] = {}
         self._changes: socket.socket | None = None
         self._thread = ThreadPoolExecutor(1, "latencyprobe-devices")
-        self._wanted: Mapping[int, NamespaceHints] = {}
+        self._wanted: Mapping[int, frozenset[str]] = {}
         self._round: Future[None] | None = None
         self._is_ending = False
         self.outcome = Outcome()
@@ -91,7 +97,7 @@ class DeviceLinks:
         """True while a round is going on."""
         return self._round is not None and not self._round.done()
 
-    def follow(self, wanted: Mapping[int, NamespaceHints]) -> None:
+    def follow(self, wanted: Mapping[int, frozenset[str]]) -> None:
         """Begin to attach the programs for these namespaces, and to detach them from others.
 
         `outcome` has the result, some time later.
@@ -134,7 +140,7 @@ class DeviceLinks:
             log.warning("no programs on devices: %s", outcome.refused)
         self.outcome = outcome
 
-    def _attach_all(self, wanted: Mapping[int, NamespaceHints]) -> frozenset[int]:
+    def _attach_all(self, wanted: Mapping[int, frozenset[str]]) -> frozenset[int]:
         """Attach what is missing and detach what is not wanted; return the host's devices.
 
         Raises _RefusedError and OSError.
@@ -142,8 +148,8 @@ class DeviceLinks:
         self._forget_gone()
         places: set[_Place] = set()
         ends: dict[int, int] = {}  # of pairs: the host's end to the other
-        for netns, hints in wanted.items():
-            for device in self._attach_in_pod(netns, hints, places):
+        for netns, cgroups in wanted.items():
+            for device in self._attach_in_pod(netns, cgroups, places):
                 if device.is_pair and device.is_across:
                     ends[device.lower] = device.index
         on_host = self._attach_on_host(ends, places) if wanted else frozenset()
@@ -152,39 +158,47 @@ class DeviceLinks:
         return on_host
 
     def _attach_in_pod(
-        self, netns: int, hints: NamespaceHints, places: set[_Place]
+        self, netns: int, cgroups: frozenset[str], places: set[_Place]
     ) -> tuple[Device, ...]:
-        path = find_path(netns, hints)
+        path = find_path(netns, cgroups)
         if path is None:
             raise _RefusedError(f"no process leads to network namespace {netns}")
         with inside(path, netns):
-            found = tuple(device for device in devices() if device.receives_first)
+            found = devices()
             if len(found) > _MOST_DEVICES:
                 raise _RefusedError(f"network namespace {netns} has {len(found)} devices")
             for device in found:
-                self._attach(_Place(netns, device.index, POD_INGRESS), device, places)
+                self._attach(_Place(netns, device.index, POD_EGRESS), device, places)
+                if device.receives_first:
+                    self._attach(_Place(netns, device.index, POD_INGRESS), device, places)
         return found
 
     def _attach_on_host(self, ends: Mapping[int, int], places: set[_Place]) -> frozenset[int]:
-        path = find_path(self._host, NamespaceHints(), self._host_path)
+        path = find_path(self._host, (), self._host_path)
         if path is None:
             raise _RefusedError("no path leads to the host's network namespace")
         with inside(path, self._host):
             if self._changes is None:
                 self._changes = link_changes()
-            found = tuple(_of_host(devices(), ends, devices_with_default_route()))
-            if len(found) > MAX_HOST_DEVICES:
-                raise _RefusedError(f"the host has {len(found)} devices")
+            found = devices()
             for device in found:
+                if device.has_queue:
+                    self._attach(_Place(self._host, device.index, QUEUE_EGRESS), device, places)
+            first = tuple(_of_host(found, ends, devices_with_default_route()))
+            if len(first) > MAX_HOST_DEVICES:
+                raise _RefusedError(f"the host has {len(first)} devices")
+            for device in first:
                 self._attach(_Place(self._host, device.index, HOST_INGRESS), device, places)
                 if ends.get(device.index) == device.lower and device.is_across:
                     self._attach(_Place(self._host, device.index, HOST_EGRESS), device, places)
-        return frozenset(device.index for device in found)
+        return frozenset(device.index for device in first)
 
     def _attach(self, place: _Place, device: Device, places: set[_Place]) -> None:
-        """Attach a program to a device of the namespace in which the thread is, once."""
+        """Attach a program, if it was loaded, to a device of the thread's namespace, once."""
         if self._is_ending:
             raise _RefusedError("the programs are being detached")
+        if place.function not in self._programs:
+            return
         if place not in self._links:
             is_egress = place.function in _EGRESS
             kind = libbpf.ATTACH_TYPE_TCX_EGRESS if is_egress else libbpf.ATTACH_TYPE_TCX_INGRESS

@@ -42,7 +42,7 @@ from latencyprobe_agent.kernel.contract import (
     ThreadLimits,
     TraceSpec,
 )
-from latencyprobe_agent.kernel.hooks import DEVICE_HOOKS, RECEIVE, coverage_of, unavailable
+from latencyprobe_agent.kernel.hooks import DEVICE_HOOKS, QUEUE, RECEIVE, coverage_of, unavailable
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.configuration import NamespaceConfiguration
@@ -51,7 +51,6 @@ from latencyprobe_agent.kernel.runtime.loaded import (
     build,
     wait_for_running_programs,
 )
-from latencyprobe_agent.kernel.runtime.namespace_paths import NamespaceHints
 from latencyprobe_agent.kernel.runtime.overhead import OverheadClock
 from latencyprobe_agent.kernel.runtime.preload import Preload
 from latencyprobe_agent.kernel.runtime.shards import Shards, share_out
@@ -439,7 +438,8 @@ class KernelEngine:
             log.warning("%s; trying again with the next reading", error)
             return
         if has_changed:
-            log.info("the hook of arrivals is %s", loaded.attached.get(RECEIVE, "none"))
+            hooks = [loaded.attached.get(event, "none") for event in (RECEIVE, QUEUE)]
+            log.info("the hooks of arrivals and departures are %s", ", ".join(hooks))
             self._coverage = self._coverage_of(loaded)
 
     def _check_cgroups(self, loaded: LoadedObject) -> None:
@@ -513,16 +513,18 @@ def _begins_anywhere(slots: Mapping[int, SlotSpec]) -> bool:
 
 def _pod_namespaces(
     slots: Mapping[int, SlotSpec], host_netns: int
-) -> Mapping[int, NamespaceHints] | None:
-    """Return the namespaces of all targets; None if some target is in the host's, or anywhere."""
-    if _begins_anywhere(slots):
-        return None
-    found: dict[int, NamespaceHints] = {}
+) -> Mapping[int, frozenset[str]] | None:
+    """Return the namespaces of all targets, with the cgroups of those in it.
+
+    None if some target is chosen by process, or may be in the host's namespace.
+    """
+    found: dict[int, frozenset[str]] = {}
     for spec in slots.values():
-        hints = NamespaceHints(spec.cgroup_directories, spec.tgids)
         for inum in spec.netns | spec.netns_wide:
-            found[inum] = found.get(inum, NamespaceHints()) | hints
-    return None if host_netns in found or not found else found
+            found[inum] = found.get(inum, frozenset()) | spec.cgroup_directories
+    if host_netns in found or _by_process(slots) or _begins_anywhere(slots):
+        return None
+    return found or None
 
 
 def _namespaces(

@@ -36,7 +36,9 @@ from latencyprobe_agent.kernel.hooks import (
     COUNT_SOCKETS,
     PROCESS_EVENTS,
     PROCESS_FUNCTIONS,
+    QUEUE,
     READ_LISTENERS,
+    RECEIVE,
     SEND,
     HookKind,
 )
@@ -50,7 +52,6 @@ from latencyprobe_agent.kernel.runtime.configuration import ConfigMemory
 from latencyprobe_agent.kernel.runtime.device_links import DeviceLinks
 from latencyprobe_agent.kernel.runtime.listeners import ListenerReadings
 from latencyprobe_agent.kernel.runtime.mapped_array import MappedArray
-from latencyprobe_agent.kernel.runtime.namespace_paths import NamespaceHints
 from latencyprobe_agent.kernel.runtime.node_statistics import NodeStatisticsMemory
 from latencyprobe_agent.kernel.runtime.ring import PacketRing
 from latencyprobe_agent.kernel.runtime.shards import Shards
@@ -234,17 +235,18 @@ class LoadedObject:
         self._is_scoped = True
 
     def follow_devices(
-        self, namespaces: Mapping[int, NamespaceHints] | None, host_path: str | None
+        self, namespaces: Mapping[int, frozenset[str]] | None, host_path: str | None
     ) -> None:
         """Begin to have programs run for the devices of these namespaces and for the host's.
 
-        None: some target is in the host's namespace. Then, and until all devices have theirs, the
-        programs for all packets are attached. Raises EngineError if they cannot be attached again.
+        `namespaces`: with the cgroups whose processes lead there. None: programs on devices do not
+        see all targets. Then, and until all devices have theirs, the tracepoints' programs are
+        attached. Raises EngineError if they cannot be attached again.
         """
         if not self._owned.device_programs:
             return
         if namespaces is None:
-            self._receive_by_tracepoint()
+            self._return_to_tracepoints()
             self._end_devices()
             return
         if self._devices is None:
@@ -252,7 +254,7 @@ class LoadedObject:
                 self._owned.device_programs, host=self._request.host_netns, host_path=host_path
             )
         if self._devices.outcome.wanted != namespaces.keys():
-            self._receive_by_tracepoint()
+            self._return_to_tracepoints()
         self._devices.follow(namespaces)
 
     def check_devices(self) -> bool:
@@ -267,18 +269,20 @@ class LoadedObject:
         before = self._is_on_devices, self._not_on_devices
         outcome = self._devices.outcome
         if outcome.refused or not outcome.wanted:
-            self._receive_by_tracepoint()
+            self._return_to_tracepoints()
         else:
-            self._receive_on_devices(outcome.host_devices)
+            self._use_devices(outcome.host_devices)
         self._devices.check()
         self._not_on_devices = outcome.refused
         return before != (self._is_on_devices, self._not_on_devices)
 
-    def _receive_on_devices(self, host_devices: Collection[int]) -> None:
-        wanted = {HOST_DEVICES.key.pack(index) for index in host_devices}
-        present = self.keys(HOST_DEVICES.name, HOST_DEVICES.key.size)
-        self.write(HOST_DEVICES.name, dict.fromkeys(wanted - present, HOST_DEVICES.value.pack(1)))
-        self.erase(HOST_DEVICES.name, present - wanted)
+    def _use_devices(self, host_devices: Collection[int]) -> None:
+        if HOST_DEVICES.name in self._maps:
+            wanted = {HOST_DEVICES.key.pack(index) for index in host_devices}
+            present = self.keys(HOST_DEVICES.name, HOST_DEVICES.key.size)
+            known = HOST_DEVICES.value.pack(1)
+            self.write(HOST_DEVICES.name, dict.fromkeys(wanted - present, known))
+            self.erase(HOST_DEVICES.name, present - wanted)
         if self._is_on_devices:
             return
         self._is_on_devices = True
@@ -286,7 +290,7 @@ class LoadedObject:
         for each in self._scoped(HookKind.DEVICE):
             self._owned.detach_one(each.instead_of)
 
-    def _receive_by_tracepoint(self) -> None:
+    def _return_to_tracepoints(self) -> None:
         if not self._is_on_devices:
             return
         self._attach_instead_of(HookKind.DEVICE)
@@ -362,7 +366,8 @@ class LoadedObject:
             sample_mask=self._sample_mask,
             sees_sends=SEND in self.attached,
             reads_listeners=READ_LISTENERS in self._owned.hooks,
-            sees_arrivals=self._is_on_devices,
+            sees_arrivals=self._is_on_devices and RECEIVE in self._owned.scoped,
+            sees_departures=self._is_on_devices and QUEUE in self._owned.scoped,
         )
 
     def write(self, name: str, entries: Mapping[bytes, bytes]) -> None:

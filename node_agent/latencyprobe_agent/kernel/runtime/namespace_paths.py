@@ -6,7 +6,6 @@ import ctypes
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain
 
 _CLONE_NEWNET = 0x4000_0000
@@ -16,21 +15,13 @@ _NAMED = ("/run/netns", "/run/docker/netns")
 _MOST_ASKED = 64
 
 
-@dataclass(frozen=True, slots=True)
-class NamespaceHints:
-    """The cgroups and processes that lead to a network namespace."""
+def find_path(inode: int, cgroups: Collection[str], first: str | None = None) -> str | None:
+    """Return a path to the namespace; None if no known one leads to it (any more).
 
-    directories: frozenset[str] = frozenset()
-    tgids: frozenset[int] = frozenset()
-
-    def __or__(self, other: NamespaceHints) -> NamespaceHints:
-        return NamespaceHints(self.directories | other.directories, self.tgids | other.tgids)
-
-
-def find_path(inode: int, hints: NamespaceHints, first: str | None = None) -> str | None:
-    """Return a path to the namespace; None if no known one leads to it (any more)."""
+    `cgroups`: directories of cgroups whose processes may be in it. `first`: a path that may be it.
+    """
     known = (first,) if first is not None else ("/proc/self/ns/net", "/proc/1/ns/net")
-    candidates: Iterator[str] = chain(known, _of_processes(hints), _named())
+    candidates: Iterator[str] = chain(known, _of_processes(cgroups), _named())
     return next((path for path in candidates if _inode(path) == inode), None)
 
 
@@ -68,16 +59,9 @@ def _enter(descriptor: int, path: str) -> None:
         raise OSError(code, f"cannot enter a network namespace: {os.strerror(code)}", path)
 
 
-def _of_processes(hints: NamespaceHints) -> Iterator[str]:
-    for tgid in sorted(hints.tgids)[:_MOST_ASKED]:
-        yield f"/proc/{tgid}/ns/net"
-    for pid in _processes_in(hints.directories):
-        yield f"/proc/{pid}/ns/net"
-
-
-def _processes_in(directories: Collection[str]) -> Iterator[str]:
+def _of_processes(cgroups: Collection[str]) -> Iterator[str]:
     asked = 0
-    for directory in sorted(directories):
+    for directory in sorted(cgroups):
         try:
             with open(f"{directory}/cgroup.procs", encoding="ascii") as lines:
                 pids = lines.read().split()
@@ -87,7 +71,7 @@ def _processes_in(directories: Collection[str]) -> Iterator[str]:
             if asked == _MOST_ASKED:
                 return
             asked += 1
-            yield pid
+            yield f"/proc/{pid}/ns/net"
 
 
 def _named() -> Iterator[str]:

@@ -20,12 +20,13 @@ _GET_LINK, _NEW_LINK = 18, 16
 _LINK = struct.Struct("=BxHiII")
 _EXTENSIONS, _WITHOUT_STATISTICS = 29, 1 << 3
 # include/uapi/linux/if_link.h
-_NAME, _LOWER, _LINK_INFO, _LOWER_NETNSID = 3, 5, 18, 37
+_NAME, _LOWER, _QDISC, _LINK_INFO, _LOWER_NETNSID = 3, 5, 6, 18, 37
 _INFO_KIND = 1
 _LOOPBACK = 0x8  # IFF_LOOPBACK, include/uapi/linux/if.h
-_NETLINK_LINKS = 1  # RTMGRP_LINK
+_CHANGES = 1 | 8  # RTMGRP_LINK and RTMGRP_TC, include/uapi/linux/rtnetlink.h
 _UINT = struct.Struct("=I")
 
+_WITHOUT_QUEUE = frozenset({"noqueue", "noop"})
 _PAIRS = frozenset({"veth", "netkit"})
 # What they receive was received before by a device under them; the last two receive nothing.
 _UPPER = frozenset({"bridge", "bond", "team", "vrf", "ifb", "openvswitch", "hsr", "dummy", "nlmon"})
@@ -47,6 +48,12 @@ class Device:
     lower: int = 0
     is_across: bool = False
     is_loopback: bool = False
+    qdisc: str = "noqueue"
+
+    @property
+    def has_queue(self) -> bool:
+        """True if packets may wait for the device."""
+        return self.qdisc not in _WITHOUT_QUEUE
 
     @property
     def is_pair(self) -> bool:
@@ -73,12 +80,12 @@ def devices_with_default_route() -> frozenset[str]:
 
 
 def link_changes() -> socket.socket:
-    """Return a socket that becomes readable when a device of this namespace changes."""
+    """Return a socket that is readable once a device of this namespace, or its queue, changes."""
     channel = socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
     )
     try:
-        channel.bind((0, _NETLINK_LINKS))
+        channel.bind((0, _CHANGES))
     except BaseException:
         channel.close()
         raise
@@ -128,6 +135,7 @@ def _device(message: bytes) -> Device:
         _UINT.unpack(found[_LOWER])[0] if _LOWER in found else 0,
         _LOWER_NETNSID in found,
         bool(flags & _LOOPBACK),
+        _text(found.get(_QDISC, b"noqueue")),
     )
 
 

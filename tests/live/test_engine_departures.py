@@ -1,0 +1,256 @@
+"""Departures that programs on devices see, in place of the tracepoint of all queues."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from bench.programs import run_times
+from latencyprobe.domain.measurement import NOTHING, Measurement
+from latencyprobe.domain.stages import DEFAULT_MODULES, Module
+from latencyprobe_agent.kernel import libbpf
+from latencyprobe_agent.kernel.contract import SlotSpec
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.measuring import CLIENT, SERVER, account_for, assert_parts_add_up, count
+from tests.live.pods import Namespace, Pod, pods_on_bridge, pods_on_routes
+from tests.live.sockets import (
+    PORT,
+    connection,
+    everything_in,
+    exchange,
+    read_all,
+    send_datagrams,
+    udp_socket,
+)
+from tests.live.tuns import Tun, tun
+
+Start = Callable[..., KernelEngine]
+Bridged = tuple[Namespace, Pod, Pod]
+TX = frozenset({Module.TX})
+TRACEPOINT, ON_DEVICES = "net_dev_queue", "tcx/egress"
+SEGMENTS, MANY = 40, 200
+MILLISECOND_NS = 1_000_000
+# A segment takes 4 ms, and what is saved up lasts for one.
+SLOW_LAST_DEVICE = (
+    *("tc", "qdisc", "add", "dev", "veth1", "root", "tbf"),
+    *("rate", "2mbit", "burst", "1600", "limit", "100000"),
+)
+
+
+async def watch_on_devices(
+    start: Start, host: Namespace, *pods: Pod, modules: frozenset[Module] = TX
+) -> KernelEngine:
+    """An engine whose targets are these pods, in slots from CLIENT on."""
+    engine = start(host_netns=host.inode, on_devices=True)
+    engine.assign({CLIENT + slot: everything_in(pod) for slot, pod in enumerate(pods)})
+    await engine.use(modules)
+    assert ON_DEVICES in hooks(engine)
+    return engine
+
+
+def hooks(engine: KernelEngine) -> list[str]:
+    """The hooks of tx.stack."""
+    (stage,) = (each for each in engine.coverage if each.name == "tx.stack")
+    return stage.hook.split(", ")
+
+
+def has_tracepoint() -> bool:
+    return TRACEPOINT in run_times(without=())
+
+
+def own_runs(engine: KernelEngine) -> int:
+    """How often its programs on devices have run, while the kernel counts."""
+    assert engine._object is not None
+    programs = engine._object._owned.device_programs.values()
+    return sum(int(libbpf.program_info(each).run_cnt) for each in programs)
+
+
+def taken(engine: KernelEngine, slot: int = CLIENT) -> Measurement:
+    return engine.read().get(slot, NOTHING)
+
+
+@contextmanager
+def counting() -> Iterator[None]:
+    statistics = libbpf.enable_run_time_statistics()
+    try:
+        yield
+    finally:
+        os.close(statistics)
+
+
+async def test_packets_between_strangers_run_no_program_for_their_queues(
+    start_engine: Start,
+) -> None:
+    with pods_on_bridge(3) as (host, (idle, client, server)):
+        engine = await watch_on_devices(start_engine, host, idle)
+        assert not has_tracepoint()
+        before = own_runs(engine)
+        with (
+            counting(),
+            connection(client.namespace, server.namespace, server.address) as both,
+        ):
+            exchange(both, MANY)
+            send_datagrams(client.namespace, server.namespace, server.address, MANY)
+            after = own_runs(engine)
+    assert after - before < MANY / 10
+
+
+@pytest.mark.parametrize("routed", [False, True], ids=["bridge", "routes"])
+async def test_packets_to_another_pod_have_all_their_stages(
+    start_engine: Start, routed: bool
+) -> None:
+    way = pods_on_routes if routed else pods_on_bridge
+    with way(2) as (host, (client, server)):
+        engine = await watch_on_devices(start_engine, host, client)
+        with connection(client.namespace, server.namespace, server.address) as both:
+            exchange(both, MANY)
+        send_datagrams(client.namespace, server.namespace, server.address, MANY)
+        sent = taken(engine)
+    for stage in ("tx.host", "tx.qdisc", "tx.total"):
+        assert account_for(sent, stage) == (2 * MANY, 0), stage
+    for stage in ("tx.socket", "tx.stack"):
+        assert account_for(sent, stage) == (MANY, 0), stage
+    assert_parts_add_up(sent, "tx")
+
+
+def slow_segments(engine: KernelEngine, client: Pod, server: Pod) -> Measurement:
+    """What is measured of segments that wait for the host's last device."""
+    with connection(client.namespace, server.namespace, server.address) as both:
+        engine.read()
+        for _ in range(SEGMENTS):
+            both.client.sendall(b"s" * 1000)
+            read_all(both.server, 1000)
+        return taken(engine)
+
+
+def assert_are_in_the_queue(sent: Measurement) -> None:
+    """But for those whose timer interrupts a thread that is hidden from tracers."""
+    samples, missing = account_for(sent, "tx.total")
+    assert SEGMENTS * 0.9 <= samples <= SEGMENTS
+    assert missing <= SEGMENTS - samples
+    assert sent.stage("tx.qdisc").histogram.percentile(50) > 3 * MILLISECOND_NS
+    assert sent.stage("tx.host").histogram.percentile(50) < MILLISECOND_NS
+    assert_parts_add_up(sent, "tx")
+
+
+async def test_the_queue_of_the_last_device_is_found_in_tx_qdisc(
+    start_engine: Start, bridged: Bridged
+) -> None:
+    host, client, server = bridged
+    host.execute(*SLOW_LAST_DEVICE)
+    engine = await watch_on_devices(start_engine, host, client)
+    assert_are_in_the_queue(slow_segments(engine, client, server))
+
+
+async def test_a_queue_that_comes_later_is_found_from_the_next_reading_on(
+    start_engine: Start, bridged: Bridged
+) -> None:
+    host, client, server = bridged
+    engine = await watch_on_devices(start_engine, host, client)
+    host.execute(*SLOW_LAST_DEVICE)
+    engine.read()
+    engine._settle()  # type: ignore[attr-defined]
+    assert_are_in_the_queue(slow_segments(engine, client, server))
+
+
+async def test_the_loopback_device_of_a_pod_is_measured(
+    start_engine: Start, bridged: Bridged
+) -> None:
+    host, client, _ = bridged
+    engine = await watch_on_devices(start_engine, host, client)
+    for address in ("127.0.0.1", "::1"):
+        with connection(client.namespace, client.namespace, address) as both:
+            exchange(both, MANY)
+        send_datagrams(client.namespace, client.namespace, address, MANY)
+    sent = taken(engine)
+    assert account_for(sent, "tx.total") == (6 * MANY, 0)
+    assert "tx.host" not in sent.stages
+
+
+async def test_datagrams_over_ipv6_and_filters_by_port_are_measured(
+    start_engine: Start, bridged: Bridged
+) -> None:
+    host, client, server = bridged
+    engine = await watch_on_devices(start_engine, host, client)
+    send_datagrams(client.namespace, server.namespace, server.address6, MANY)
+    assert account_for(taken(engine), "tx.total") == (MANY, 0)
+
+
+async def test_a_cgroup_is_a_target_by_its_datagrams_too(
+    start_engine: Start, bridged: Bridged
+) -> None:
+    host, client, server = bridged
+    engine = start_engine(host_netns=host.inode, on_devices=True)
+    engine.assign({CLIENT: client.spec()})
+    await engine.use(TX)
+    assert ON_DEVICES in hooks(engine)
+    serving = server.start("server", server.address, "7000", str(MANY), "--protocol=udp")
+    asking = client.start("client", server.address, "7000", str(MANY), "--protocol=udp")
+    try:
+        asking.go()
+        assert asking.result()["sent"] == MANY
+        serving.result()
+    finally:
+        asking.stop()
+        serving.stop()
+    assert account_for(taken(engine), "tx.total") == (MANY, 0)
+
+
+async def test_a_driver_inside_the_pod_is_the_end_of_the_path(start_engine: Start) -> None:
+    with tun("pod", "192.0.2.1", "192.0.2.2") as pod, tun("node", "192.0.2.5", "192.0.2.6") as node:
+        engine = start_engine(host_netns=node.namespace.inode, on_devices=True)
+        inode = frozenset({pod.namespace.inode})
+        engine.assign({CLIENT: SlotSpec(netns_wide=inode, netns=inode)})
+        await engine.use(TX)
+        assert ON_DEVICES in hooks(engine)
+        send_by(pod, 1)  # the device is on trial
+        taken(engine)
+        send_by(pod, MANY)
+        sent = taken(engine)
+    for stage in ("tx.qdisc", "tx.driver", "tx.total"):
+        assert account_for(sent, stage) == (MANY, 0), stage
+    assert_parts_add_up(sent, "tx")
+
+
+def send_by(pod: Tun, times: int) -> None:
+    with udp_socket(pod.namespace) as sending:
+        for _ in range(times):
+            sending.sendto(b"d" * 100, (pod.beyond, PORT))
+            pod.take()
+
+
+async def test_targets_that_come_and_go_miss_no_packet(start_engine: Start) -> None:
+    with pods_on_bridge(3) as (host, (client, server, other)), ExitStack() as stack:
+        engine = await watch_on_devices(start_engine, host, client)
+        both = stack.enter_context(connection(client.namespace, server.namespace, server.address))
+        sent = NOTHING
+        for _ in range(10):
+            exchange(both, 10)
+            KernelEngine.assign(engine, {CLIENT: everything_in(client)})
+            exchange(both, 10)
+            KernelEngine.assign(engine, {CLIENT: everything_in(client), 7: everything_in(other)})
+            exchange(both, 10)
+            sent += taken(engine)
+        sent += taken(engine)
+    assert account_for(sent, "tx.total") == (300, 0)
+    assert count(sent, "tx.host") == 300
+
+
+async def test_both_ends_are_measured_by_programs_on_devices_alone(
+    start_engine: Start, bridged: Bridged
+) -> None:
+    host, client, server = bridged
+    modules = frozenset(DEFAULT_MODULES)
+    engine = await watch_on_devices(start_engine, host, client, server, modules=modules)
+    attached = run_times(without=())
+    assert not {TRACEPOINT, "netif_receive_skb"} & attached.keys()
+    with connection(client.namespace, server.namespace, server.address) as both:
+        exchange(both, MANY)
+    measured = engine.read()
+    for slot in (CLIENT, SERVER):
+        assert account_for(measured[slot], "tx.total") == (MANY, 0)
+        assert account_for(measured[slot], "rx.total") == (MANY, 0)
+        assert_parts_add_up(measured[slot], "rx", "tx")
