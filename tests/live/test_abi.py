@@ -32,10 +32,10 @@ COUNTERS = "\tu64 counters[NR_COUNTERS];\n"
         ("\tu16 family;", "\tu32 family;", "struct endpoints: family is not the 2 bytes"),
         ("\tu64 reported;\n", "\tu64 reported, again;\n", "struct trace_control: limited is not"),
         ("{ LOST, UNMATCHED,", "{ UNMATCHED, LOST,", "enum missing: LOST is not 0"),
-        ("(cgroups, u64, owners_t", "(cgroups, u32, owners_t", "map cgroups: its key is not 8"),
+        ("u64, owners_t, cgroups,", "u32, owners_t, cgroups,", "map cgroups: its key is not 8"),
         (
-            "(filter_ports, u32, u8",
-            "(filter_ports, u32, u16",
+            "u32, u8, filter_ports,",
+            "u32, u16, filter_ports,",
             "map filter_ports: its leaf is not 1",
         ),
     ],
