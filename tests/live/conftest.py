@@ -1,4 +1,8 @@
-"""Fixtures of the live tier: engines on the running kernel, and pods to measure."""
+"""Fixtures of the live tier: engines on the running kernel, and pods to measure.
+
+Tests that every kernel passes run twice here: with this kernel's best hooks, and with tracepoints
+in place of scoped ones. The second time they share the loaded programs.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,35 @@ import pytest
 from latencyprobe_agent.kernel.runtime import engine
 from tests.live import pods
 from tests.live.compiled_once import compiled_once
-from tests.live.fixtures import bridged, pair, start_engine
+from tests.live.fixtures import BEST, TRACEPOINTS, bridged, hooks, pair, start_engine
+from tests.live.object_pool import ObjectPool
 from tests.live.pods import namespace, require_tools
 from tests.live.shared_host import SharedHost
 
-__all__ = ["bridged", "pair", "start_engine"]
+__all__ = ["bridged", "hooks", "pair", "start_engine"]
+
+_GUEST_PLUGIN = "tests.kernels.inside.shared"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test for every kernel has a second run, by tracepoints."""
+    if metafunc.config.pluginmanager.has_plugin(_GUEST_PLUGIN):
+        return
+    is_for_all = metafunc.definition.get_closest_marker("every_kernel") is not None
+    if is_for_all and "hooks" in metafunc.fixturenames:
+        metafunc.parametrize("hooks", [BEST, TRACEPOINTS], indirect=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Second runs come last, and only for programs that could use other hooks."""
+    second = [item for item in items if _parameter(item, "hooks") == TRACEPOINTS]
+    first = [item for item in items if item not in second]
+    items[:] = [*first, *(item for item in second if _parameter(item, "typed") is not False)]
+
+
+def _parameter(item: pytest.Item, name: str) -> object:
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get(name) if callspec is not None else None
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,6 +63,13 @@ def _shared_host() -> Iterator[SharedHost]:
         yield SharedHost(shared)
 
 
+@pytest.fixture(scope="session")
+def _pool() -> Iterator[ObjectPool]:
+    pool = ObjectPool()
+    yield pool
+    pool.close()
+
+
 @pytest.fixture(autouse=True)
 def _compile_once(
     request: pytest.FixtureRequest, _tools: None, monkeypatch: pytest.MonkeyPatch
@@ -43,9 +78,15 @@ def _compile_once(
 
     Guests share more than this: tests/kernels/inside/shared.py.
     """
-    if request.config.pluginmanager.has_plugin("tests.kernels.inside.shared"):
+    if request.config.pluginmanager.has_plugin(_GUEST_PLUGIN):
         return
     host: SharedHost = request.getfixturevalue("_shared_host")
     monkeypatch.setattr(pods, "host_namespace", host.lend)
-    if request.node.get_closest_marker("own_build") is None:
+    is_own = request.node.get_closest_marker("own_build") is not None
+    if _parameter(request.node, "hooks") == TRACEPOINTS:
+        pool: ObjectPool = request.getfixturevalue("_pool")
+        if is_own:
+            pool.close()  # it looks for what is left
+        monkeypatch.setattr(engine, "build", compiled_once().build if is_own else pool.build)
+    elif not is_own:
         monkeypatch.setattr(engine, "build", compiled_once().build)

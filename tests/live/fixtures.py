@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.contract import SlotSpec, SocketMemoryLimits, ThreadLimits
 from latencyprobe_agent.kernel.hooks import SCOPED_HOOKS
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Namespace, Pod, pods_back_to_back, pods_on_bridge
+
+BEST, TRACEPOINTS = "best", "tracepoints"
 
 
 class SettledEngine(KernelEngine):
@@ -41,8 +44,16 @@ class SettledEngine(KernelEngine):
 
 
 @pytest.fixture
-async def start_engine() -> AsyncIterator[Callable[..., KernelEngine]]:
+def hooks(request: pytest.FixtureRequest) -> str:
+    """The hooks that engines use: the kernel's best, or tracepoints in place of scoped ones."""
+    chosen: str = getattr(request, "param", BEST)
+    return chosen
+
+
+@pytest.fixture
+async def start_engine(hooks: str) -> AsyncIterator[Callable[..., KernelEngine]]:
     """Makes engines, and closes them at the end."""
+    engines: list[KernelEngine] = []
     async with AsyncExitStack() as stack:
 
         def start(
@@ -55,13 +66,13 @@ async def start_engine() -> AsyncIterator[Callable[..., KernelEngine]]:
             socket_memory: SocketMemoryLimits | None = None,
             threads: ThreadLimits | None = None,
         ) -> KernelEngine:
-            hooks = os.environ.get("LATENCYPROBE_HOOKS")
-            if hooks == "tracepoints":
+            chosen = (hooks, os.environ.get("LATENCYPROBE_HOOKS"))
+            if TRACEPOINTS in chosen:
                 without = (*without, *SCOPED_HOOKS)
             inode = host_netns or Path("/proc/self/ns/net").stat().st_ino
             engine = SettledEngine(
                 host_netns=inode,
-                on_devices=on_devices or hooks == "scoped",
+                on_devices=on_devices or "scoped" in chosen,
                 cache=cache,
                 typed=typed,
                 without=without,
@@ -69,9 +80,18 @@ async def start_engine() -> AsyncIterator[Callable[..., KernelEngine]]:
                 threads=threads,
             )
             stack.push_async_callback(engine.close)
+            engines.append(engine)
             return engine
 
         yield start
+        if hooks == TRACEPOINTS:
+            in_use = {hook for engine in engines for hook in hooks_in(engine.coverage)}
+            assert not in_use & set(SCOPED_HOOKS)
+
+
+def hooks_in(coverage: Iterable[StageCoverage]) -> set[str]:
+    """The hooks of all stages and counters."""
+    return {hook for each in coverage for hook in each.hook.split(", ")}
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import pytest
 
 from tests.kernels.vm import NICS
 from tests.live import pods
-from tests.live.fixtures import bridged, pair, start_engine
+from tests.live.fixtures import bridged, hooks, pair, start_engine
 from tests.live.pods import Pod, made_pod, namespace, run
 from tests.live.sockets import PATIENCE_SECONDS
 from tests.live.targets import until
 
-__all__ = ["bridged", "nics", "pair", "start_engine"]
+__all__ = ["bridged", "hooks", "nics", "pair", "start_engine"]
 
 HERE = Path(__file__).parent
 _ONLY_SOMETIMES = ("headers_alone", "no_types")

@@ -1,0 +1,93 @@
+"""One loaded object that serves engine after engine.
+
+Engines get programs of the same compiled code: with the default modules if they do for what is
+asked, else with all. What an engine closes is kept, empty, for the next that asks for the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from latencyprobe.domain.stages import DEFAULT_MODULES, Module
+from latencyprobe_agent.kernel.contract import MAX_SLOTS
+from latencyprobe_agent.kernel.load.cache import ObjectCache
+from latencyprobe_agent.kernel.request import Request
+from latencyprobe_agent.kernel.runtime import ring
+from latencyprobe_agent.kernel.runtime.listeners import ListenerReadings
+from latencyprobe_agent.kernel.runtime.loaded import LoadedObject
+from tests.live.compiled_once import compiled_once
+
+_KEY_BYTES = {"cgroups": 8, "processes": 4, "filter_ports": 4}
+
+
+class ObjectPool:
+    """The loaded object that was used last, if nobody uses it now."""
+
+    def __init__(self) -> None:
+        self._unused: tuple[Request, LoadedObject] | None = None
+
+    async def build(
+        self, request: Request, cache: ObjectCache | None = None, prepared: object = None
+    ) -> LoadedObject:
+        """As `loaded.build` does, or lend what was used last."""
+        wanted = replace(request, modules=_modules_for(request), udp=True)
+        if self._unused is None or self._unused[0] != wanted:
+            self.close()
+            built = await compiled_once().build(wanted)
+        else:
+            (_, built), self._unused = self._unused, None
+        _empty(built)
+        return _Lent(self, wanted, built)  # type: ignore[return-value]
+
+    def take_back(self, request: Request, built: LoadedObject) -> None:
+        """Keep it, empty, for the next that asks for the same."""
+        self.close()
+        _empty(built)
+        self._unused = request, built
+
+    def close(self) -> None:
+        """Close what is not used now."""
+        if self._unused is not None:
+            self._unused[1].close()
+            self._unused = None
+
+
+def _modules_for(request: Request) -> tuple[str, ...]:
+    does = not request.trace and set(DEFAULT_MODULES).issuperset(map(Module, request.modules))
+    return tuple(str(module) for module in Module if module in DEFAULT_MODULES or not does)
+
+
+class _Lent:
+    """A loaded object whose end is its return to the pool."""
+
+    def __init__(self, pool: ObjectPool, request: Request, built: LoadedObject) -> None:
+        self._pool, self._request, self._built = pool, request, built
+        self._is_lent = True
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._built, name)
+
+    def close(self) -> None:
+        if self._is_lent:
+            self._is_lent = False
+            self._pool.take_back(self._request, self._built)
+
+
+def _empty(built: LoadedObject) -> None:
+    """As it was when it was new, but for what is known of packets that are gone."""
+    built.sample(0)
+    built._is_scope_lost = False
+    built.listeners = ListenerReadings()  # else the first reading may be due much later
+    built.configuration.write_namespaces({})
+    for name, key_bytes in _KEY_BYTES.items():
+        built.erase(name, built.keys(name, key_bytes))
+    built.bump_generation()
+    for _ in range(2):
+        inactive = built.flip_epoch({})
+        for element in range(MAX_SLOTS):
+            built.statistics._take_element(inactive.epoch * MAX_SLOTS + element)
+        if built.node_statistics is not None:
+            built.node_statistics.take(inactive.epoch)
+    if built.ring is not None:
+        counts = slice(ring._COUNTS_OFFSET, ring._COUNTS_OFFSET + ring._COUNTS.size)
+        built.ring._control[counts] = bytes(ring._COUNTS.size)
