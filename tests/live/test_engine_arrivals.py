@@ -271,6 +271,43 @@ async def test_packets_between_macvlan_pods_are_measured(start_engine: Start) ->
     assert "rx.host" not in received.stages
 
 
+@contextmanager
+def tunnel(host: Namespace) -> Iterator[Namespace]:
+    """Another node behind a device of the host's; a VXLAN leads from there to the host's bridge."""
+    with namespace("far") as far:
+        run(
+            *("ip", "-n", host.name, "link", "add", "uplink", "type", "veth"),
+            *("peer", "name", "uplink", "netns", far.name),
+        )
+        for node, address in ((host, NIC_ADDRESS), (far, FAR_ADDRESS)):
+            node.ip("link", "set", "uplink", "up")
+            node.ip("address", "add", f"{address}/24", "dev", "uplink")
+        host.ip("route", "add", "default", "via", FAR_ADDRESS)
+        for node, other in ((host, FAR_ADDRESS), (far, NIC_ADDRESS)):
+            node.ip(
+                *("link", "add", "vxlan0", "type", "vxlan", "id", "7", "dstport", "4789"),
+                *("remote", other, "dev", "uplink"),
+            )
+            node.ip("link", "set", "vxlan0", "up")
+        host.ip("link", "set", "vxlan0", "master", "br0")
+        far.ip("address", "add", "198.51.100.200/24", "dev", "vxlan0")
+        yield far
+
+
+async def test_packets_of_a_tunnel_are_on_the_host_since_its_device_had_them(
+    start_engine: Start,
+) -> None:
+    with pods_on_bridge(2) as (host, (_, server)), tunnel(host) as far:
+        engine = await watch_on_devices(start_engine, host, server)
+        with connection(far, server.namespace, server.address) as both:
+            exchange(both, MANY)
+        send_datagrams(far, server.namespace, server.address, MANY)
+        received = taken(engine)
+    for name in ("rx.softirq", "rx.host", "rx.stack", "rx.total"):
+        assert account_for(received, name) == (2 * MANY, 0), name
+    assert_parts_add_up(received, "rx")
+
+
 class Nic:
     """A tun device of a host's: what is written to it comes from another node."""
 
@@ -488,26 +525,58 @@ async def main():
     engine = SettledEngine(host_netns=host, on_devices=True)
     inode = frozenset({pod})
     engine.assign({0: SlotSpec(netns=inode, netns_wide=inode)})
-    await engine.use(frozenset({Module.RX}))
-    print(engine._object.attached["receive"], flush=True)
+    await engine.use(frozenset({Module.RX, Module.TX}))
+    events = ("receive", "queue")
+    print(*(engine._object.attached[event] for event in events), flush=True)
+    print(*sorted(set(engine._object.remarks.values())), flush=True)
     await asyncio.sleep(600)
 
 asyncio.run(main())
 """
 
 
-def test_nothing_stays_on_a_device_after_the_agent_was_killed(bridged: Bridged) -> None:
+@contextmanager
+def agent(bridged: Bridged, *under: str) -> Iterator[tuple[set[int], str, str]]:
+    """An agent's process: its programs, its hooks and why they are not others. It is killed."""
     host, _, server = bridged
     command = [sys.executable, "-c", AGENT, str(host.inode), str(server.namespace.inode)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*under, *command], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        assert process.stdout.readline() == f"{ON_DEVICES}\n"
-        programs = programs_of(process.pid)
+        hooks, remarks = (process.stdout.readline().strip() for _ in range(2))
+        yield programs_of(process.pid), hooks, remarks
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
+
+
+def test_nothing_stays_on_a_device_after_the_agent_was_killed(bridged: Bridged) -> None:
+    with agent(bridged) as (programs, hooks, _):
+        assert hooks == "tcx/ingress tcx/egress"
     wait_until_gone(programs)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "reason"),
+    [
+        (
+            "bpf,+perfmon,+net_admin,+syslog",
+            "cannot enter a network namespace: Operation not permitted",
+        ),
+        (
+            "bpf,+perfmon,+syslog",
+            "tcx/egress is not used: cannot load on_pod_egress: Operation not permitted",
+        ),
+    ],
+    ids=["without SYS_ADMIN", "without NET_ADMIN too"],
+)
+def test_without_the_capabilities_for_devices_the_tracepoints_serve_and_say_why(
+    bridged: Bridged, capabilities: str, reason: str
+) -> None:
+    bound = f"--bounding-set=-all,+{capabilities}"
+    with agent(bridged, "setpriv", bound, "--inh-caps=-all") as (_, hooks, remarks):
+        assert hooks == "tp_btf/netif_receive_skb tp_btf/net_dev_queue"
+        assert reason in remarks
 
 
 async def test_all_modules_measure_a_packet_that_arrives_on_a_device(

@@ -97,6 +97,12 @@ class DeviceLinks:
         """True while a round is going on."""
         return self._round is not None and not self._round.done()
 
+    @property
+    def is_attached(self) -> bool:
+        """True if the last round attached all programs that are wanted now."""
+        outcome = self.outcome
+        return outcome.wanted == self._wanted.keys() and not outcome.refused
+
     def follow(self, wanted: Mapping[int, frozenset[str]]) -> None:
         """Begin to attach the programs for these namespaces, and to detach them from others.
 

@@ -320,6 +320,7 @@ class KernelEngine:
         self._socket_memory = self._threads = None
         self._lost_parts = {}
         self._object.close()
+        self._detaching = [each for each in self._detaching if not each.done()]
         if self._object.detaching is not None:
             self._detaching.append(self._object.detaching)
         self._object = None

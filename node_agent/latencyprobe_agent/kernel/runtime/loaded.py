@@ -268,10 +268,10 @@ class LoadedObject:
             return False
         before = self._is_on_devices, self._not_on_devices
         outcome = self._devices.outcome
-        if outcome.refused or not outcome.wanted:
-            self._return_to_tracepoints()
-        else:
+        if self._devices.is_attached:
             self._use_devices(outcome.host_devices)
+        else:
+            self._return_to_tracepoints()
         self._devices.check()
         self._not_on_devices = outcome.refused
         return before != (self._is_on_devices, self._not_on_devices)
