@@ -50,19 +50,19 @@ def summary() -> pb.ProbeReport:
 
 
 async def test_a_summary_is_taken_in_and_acknowledged(listening: Listening) -> None:
-    for _ in range(3):
+    for _ in range(6):
         listening.agent.report(UID, {target_id("a"): SOUND})
-    report = await listening.heard(3)
+    report = await listening.heard(6)
 
     assert report.summary
-    assert report.summary.merged.stage("rx.total").histogram.count == 3
+    assert report.summary.merged.stage("rx.total").histogram.count == 6
     assert [each.pod_uid for each in report.summary.scores] == ["uid-a"]
     assert report.pods == ()
     assert report.span.end - report.span.begin == 10
     assert report.source.instance_id == listening.agent.instance_id
     assert listening.corrupt == 0
     await until(
-        lambda: listening.agent.heard[-1].acknowledged == 3, what=lambda: listening.agent.heard
+        lambda: listening.agent.heard[-1].acknowledged == 6, what=lambda: listening.agent.heard
     )
     assert listening.agent.heard[0] == pb.WatchReportsRequest()
 
