@@ -150,9 +150,16 @@ static __always_inline void end_without_driver(struct config *config, struct sen
 static __always_inline bool is_queued_on_host(struct net_device *dev, struct sent *packet)
 {
 #ifdef WITH_ON_POD_EGRESS
-	struct Qdisc *root = READ(dev, qdisc);
+	/* the first members of struct Qdisc, include/net/sch_generic.h */
+	struct {
+		u64 enqueue;
+		u64 dequeue;
+		u32 flags;
+		u32 limit;
+	} root = {};
 
-	return packet->last_queue_ns && (READ(root, enqueue) || READ(root, flags) & TCQ_F_MQROOT);
+	bpf_probe_read_kernel(&root, sizeof(root), READ(dev, qdisc));
+	return packet->last_queue_ns && (root.enqueue || root.flags & TCQ_F_MQROOT);
 #else
 	return true;
 #endif

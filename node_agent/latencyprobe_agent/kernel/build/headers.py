@@ -26,7 +26,6 @@ STRUCTS = (
     "tcp_skb_cb",
     "udp_sock",
     "net_device",
-    "Qdisc",
     "net",
     "rtnl_link_ops",
     "cgroup",
