@@ -230,16 +230,15 @@ static __always_inline bool is_after(u32 one, u32 other)
 static __always_inline struct netns_entry *find_netns(struct config *config, u32 inum)
 {
 	u32 number = config->netns_first[inum & (NETNS_FIRST - 1)];
+	struct netns_entry *entry = &config->netns[number & (MAX_NETNS - 1)];
 	int hop;
 
-	for (hop = 0; hop < NETNS_HOPS && number; hop++) {
-		struct netns_entry *entry = &config->netns[number & (MAX_NETNS - 1)];
-
-		if (entry->inum == inum)
-			return entry;
+	/* A chain ends with the first entry, as it does where nothing has these low bits. */
+	for (hop = 0; hop <= NETNS_HOPS && number && entry->inum != inum; hop++) {
 		number = entry->next;
+		entry = &config->netns[number & (MAX_NETNS - 1)];
 	}
-	return config->netns[0].flags ? &config->netns[0] : 0;
+	return entry->flags ? entry : 0;
 }
 
 static __always_inline u32 netns_of(struct net_device *dev)

@@ -885,11 +885,10 @@ static __always_inline owners_t look_up_owners(struct config *config, struct soc
 	u32 protocol = protocol_of(sk);
 	u16 local = READ(sk, __sk_common.skc_num);
 	u16 remote = bpf_ntohs(READ(sk, __sk_common.skc_dport));
-	struct cgroup *cgroup = cgroup_of(sk);
-	owners_t *by_cgroup = cgroup ? find_owners_of_cgroup(config, cgroup) : 0;
+	owners_t by_cgroup = owners_of_cgroup(config, cgroup_of(sk)); /* NULL has none */
 	owners_t owners = add_owners(0, netns->owners, protocol, local, remote);
 
-	return by_cgroup ? add_owners(owners, *by_cgroup, protocol, local, remote) : owners;
+	return add_owners(owners, by_cgroup, protocol, local, remote);
 }
 
 /* A kernel thread may use a socket for a process: a parser of messages does, strp_work(). */

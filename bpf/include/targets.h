@@ -37,17 +37,17 @@ static __always_inline u64 id_of_cgroup(struct cgroup *cgroup)
 }
 
 /*
- * The owners of a cgroup, or of the nearest one above it that has some. The agent writes those of a
- * target above another one to both. NULL: it is no target's.
+ * The owners of a cgroup, or of the nearest one above it that has some; 0: it is no target's. The agent
+ * writes those of a target above another one to both.
  */
-static __always_inline owners_t *find_owners_of_cgroup(struct config *config, struct cgroup *cgroup)
+static __always_inline owners_t owners_of_cgroup(struct config *config, struct cgroup *cgroup)
 {
 	u64 id = id_of_cgroup(cgroup), mixed = id * 0x9e3779b97f4a7c15ULL;
 	/* The table's changes end with a new generation. */
 	u64 description = mixed ^ config->generation;
 	u32 index = mixed >> (64 - STRANGER_CGROUP_BITS);
 	u64 *stranger = stranger_cgroups.lookup(&index);
-	owners_t *owners;
+	owners_t *owners = 0;
 	int level;
 
 	if (!stranger || *stranger == description)
@@ -57,12 +57,13 @@ static __always_inline owners_t *find_owners_of_cgroup(struct config *config, st
 
 		owners = cgroups.lookup(&id);
 		if (owners)
-			return owners;
-		if (!above)
 			break;
+		/* Above the root, what is read from NULL is 0: a test more costs the verifier more. */
 		cgroup = PEEK(above, cgroup);
 		id = id_of_cgroup(cgroup);
 	}
+	if (owners)
+		return *owners;
 	*stranger = description;
 	return 0;
 }

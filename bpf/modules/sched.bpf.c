@@ -116,9 +116,8 @@ static __always_inline owners_t look_up_thread(struct config *config, struct tas
 	struct cgroup *cgroup = READ(set, dfl_cgrp);
 	u32 tgid = READ(task, tgid);
 	struct nsproxy *namespaces = READ(task, nsproxy); /* NULL once it exits */
-	owners_t *by_cgroup = find_owners_of_cgroup(config, cgroup);
 	owners_t *by_process = processes.lookup(&tgid);
-	owners_t owners = by_cgroup ? *by_cgroup : 0;
+	owners_t owners = owners_of_cgroup(config, cgroup);
 	struct netns_entry *by_netns = 0;
 
 	if (by_process)

@@ -24,10 +24,6 @@ class ListenerReadings:
         self._ended_ns = 0
         self._took_ns = 0
 
-    def forget_last(self) -> None:
-        """Have the next reading wait for no pause."""
-        self._took_ns = 0
-
     def read(self, link_fd: int) -> None:
         """Read by this link of an iterator, unless it is too early."""
         self._read_after(_PAUSE, link_fd)
