@@ -140,7 +140,7 @@ def test_an_agent_may_report_on_a_waiting_pod_and_after_its_end() -> None:
 
 async def test_a_waiting_pod_changes_no_condition_and_is_no_target() -> None:
     world = World()
-    async with running(world, probe_body()):
+    async with running(world, probe_body(interval="1s")):
         world.show(waiting_pod("a"))
         await until(
             lambda: world.condition() == ("False", "NoRunningContainers"), what=lambda: world.status
@@ -154,7 +154,7 @@ async def test_a_waiting_pod_changes_no_condition_and_is_no_target() -> None:
 
 async def test_the_row_of_a_pod_comes_before_the_kubelet_reports_its_container() -> None:
     world = World()
-    async with running(world, probe_body()) as probe:
+    async with running(world, probe_body(interval="1s")) as probe:
         world.show(waiting_pod("a"))
         await until(lambda: world.status, what=lambda: world.status)
         take(probe, NODE, report({target_id("a"): measurement(1000)}))
