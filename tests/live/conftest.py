@@ -64,7 +64,7 @@ def _shared_host() -> Iterator[SharedHost]:
 
 
 @pytest.fixture(scope="session")
-def _pool() -> Iterator[ObjectPool]:
+def _pool_of_second_runs() -> Iterator[ObjectPool]:
     pool = ObjectPool()
     yield pool
     pool.close()
@@ -84,7 +84,7 @@ def _compile_once(
     monkeypatch.setattr(pods, "host_namespace", host.lend)
     is_own = request.node.get_closest_marker("own_build") is not None
     if _parameter(request.node, "hooks") == TRACEPOINTS:
-        pool: ObjectPool = request.getfixturevalue("_pool")
+        pool: ObjectPool = request.getfixturevalue("_pool_of_second_runs")
         if is_own:
             pool.close()  # it looks for what is left
         monkeypatch.setattr(engine, "build", compiled_once().build if is_own else pool.build)
