@@ -7,9 +7,18 @@ from collections.abc import Callable
 import pytest
 
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.hidden_events import MOST_HIDDEN
 from tests.live.measuring import SERVER, account_for, watch
 from tests.live.pods import Pod
-from tests.live.sockets import connection, drain, read_all, send_unread, udp_socket, wait_for_bytes
+from tests.live.sockets import (
+    Connection,
+    connection,
+    drain,
+    read_all,
+    send_unread,
+    udp_socket,
+    wait_for_bytes,
+)
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
@@ -27,11 +36,22 @@ async def test_as_many_unread_segments_as_are_remembered_are_all_samples(
     engine = await watch(start_engine, client, server, typed=typed)
     with connection(client.namespace, server.namespace, server.address) as both:
         for amount in AMOUNTS:
-            for sent in range(1, amount + 1):
-                both.client.sendall(b"q" * 100)
-                wait_for_bytes(both.server, 100 * sent)
-            read_all(both.server, 100 * amount)
-            assert account_for(engine.read()[SERVER], "rx.socket") == (amount, 0)
+            assert any(
+                segments_that_waited(engine, both, amount) == (amount, 0)
+                for _ in range(1 + 2 * MOST_HIDDEN)
+            )
+
+
+def segments_that_waited(engine: KernelEngine, both: Connection, amount: int) -> tuple[int, int]:
+    """(samples, missing) of so many segments that are read at last.
+
+    One that a softirq receives which interrupts a thread hidden from tracers is hidden too.
+    """
+    for sent in range(1, amount + 1):
+        both.client.sendall(b"q" * 100)
+        wait_for_bytes(both.server, 100 * sent)
+    read_all(both.server, 100 * amount)
+    return account_for(engine.read()[SERVER], "rx.socket")
 
 
 @pytest.mark.every_kernel

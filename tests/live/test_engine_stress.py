@@ -147,7 +147,8 @@ async def test_unloading_under_full_traffic_time_and_again_leaves_nothing(
             seen |= programs_of(os.getpid())
             await engine.use(frozenset())
             assert not programs_of(os.getpid())
-            assert len(os.listdir("/proc/self/fd")) == len(descriptors)
+            # Those of earlier tests may still be closing.
+            assert len(os.listdir("/proc/self/fd")) <= len(descriptors)
     assert len(seen) >= 10 * unloads
     wait_until_gone(seen)
     measured = engine.read()

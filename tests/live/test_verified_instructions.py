@@ -20,7 +20,13 @@ MOST_OF_ALL = 550_000
 
 @pytest.mark.parametrize("trace", [False, True], ids=["measuring", "tracing"])
 @pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
-@pytest.mark.parametrize("modules", [DEFAULT_MODULES, tuple(Module)], ids=["default", "all"])
+@pytest.mark.parametrize(
+    "modules",
+    [
+        pytest.param(DEFAULT_MODULES, id="default", marks=pytest.mark.thorough),
+        pytest.param(tuple(Module), id="all"),  # these and more
+    ],
+)
 async def test_no_program_takes_the_verifier_more_instructions(
     modules: tuple[Module, ...], typed: bool, trace: bool
 ) -> None:
