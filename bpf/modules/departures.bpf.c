@@ -62,20 +62,17 @@ static __always_inline void depart_segment(struct config *config, struct bpf_soc
 }
 
 /* No BTF type of a datagram's socket is to be had here. Its owners are all that is needed of it. */
-static __always_inline void depart_datagram(struct config *config, struct __sk_buff *ctx,
-					    struct bpf_sock *found, struct departure *departure,
-					    struct sent *packet)
+static __always_inline void depart_datagram(struct config *config, struct bpf_sock *found,
+					    struct departure *departure, struct sent *packet)
 {
 	struct netns_entry *netns = find_netns(config, departure->netns);
 	u16 local = found->src_port, remote = bpf_ntohs((u16)found->dst_port);
-	u64 id = bpf_skb_cgroup_id(ctx);
-	owners_t *by_cgroup = cgroups.lookup(&id);
+	owners_t by_cgroup = owners_of_cgroup(config, cgroup_of((struct sock *)departure->sk));
 	owners_t owners = 0;
 
 	if (netns)
 		owners = add_owners(0, netns->owners, PROTOCOL_UDP, local, remote);
-	if (by_cgroup)
-		owners = add_owners(owners, *by_cgroup, PROTOCOL_UDP, local, remote);
+	owners = add_owners(owners, by_cgroup, PROTOCOL_UDP, local, remote);
 	if (!owners || !is_sampled(config))
 		return;
 	begin_packet(config, departure, packet, owners);
@@ -112,7 +109,7 @@ int on_pod_egress(struct __sk_buff *ctx)
 	if (found->protocol == IPPROTO_TCP)
 		depart_segment(config, found, &departure, packet);
 	else if (found->protocol == IPPROTO_UDP)
-		depart_datagram(config, ctx, found, &departure, packet);
+		depart_datagram(config, found, &departure, packet);
 	return TCX_NEXT;
 }
 

@@ -171,6 +171,25 @@ def cgroup(name: str) -> Iterator[Path]:
         _remove_when_empty(path)
 
 
+def own_cgroup() -> Path:
+    """This process's directory in the v2 hierarchy."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        if line.startswith("0::"):
+            return unified_cgroup_root() / line.removeprefix("0::").lstrip("/")
+    raise RuntimeError("this process is in no v2 cgroup")
+
+
+@contextmanager
+def inside_cgroup(directory: Path) -> Iterator[None]:
+    """This process is in a cgroup for a while; the sockets that it makes stay there."""
+    home = own_cgroup()
+    (directory / "cgroup.procs").write_text("0")
+    try:
+        yield
+    finally:
+        (home / "cgroup.procs").write_text("0")
+
+
 def _remove_when_empty(path: Path) -> None:
     """rmdir, as soon as the last process is gone for the kernel too."""
     for _ in range(200):

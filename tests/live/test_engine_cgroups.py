@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.foreign_programs import Flags, foreign, on_cgroup
 from tests.live.measuring import CLIENT, SERVER, account_for, both
 from tests.live.netfilter import load_rules
-from tests.live.pods import Pod, cgroup, unified_cgroup_root
+from tests.live.pods import Pod, cgroup, inside_cgroup, unified_cgroup_root
 from tests.live.sockets import (
     Connection,
     connect,
@@ -46,18 +46,6 @@ table inet silent {
 """
 # Without the programs on cgroups, and with them.
 HOOKS = pytest.mark.parametrize("without", [SCOPED_HOOKS, ()], ids=["tracepoint", "cgroup"])
-
-
-@contextmanager
-def inside_cgroup(directory: Path) -> Iterator[None]:
-    """This process is in a cgroup; the sockets that it makes stay there."""
-    lines = Path("/proc/self/cgroup").read_text().splitlines()
-    home = next(line.removeprefix("0::/") for line in lines if line.startswith("0::"))
-    (directory / "cgroup.procs").write_text("0")
-    try:
-        yield
-    finally:
-        (unified_cgroup_root() / home / "cgroup.procs").write_text("0")
 
 
 def listen_in(pod: Pod) -> socket.socket:
@@ -347,15 +335,11 @@ async def test_on_request_no_program_is_on_a_cgroup(
 @contextmanager
 def below(directory: Path, *names: str) -> Iterator[Path]:
     """A new cgroup below another, each of these names a level."""
-    made: list[Path] = []
-    try:
+    with ExitStack() as stack:
         for name in names:
-            made.append((made[-1] if made else directory) / name)
-            made[-1].mkdir()
-        yield made[-1]
-    finally:
-        for path in reversed(made):
-            path.rmdir()
+            path = (directory / name).relative_to(unified_cgroup_root())
+            directory = stack.enter_context(cgroup(str(path)))
+        yield directory
 
 
 @pytest.mark.every_kernel

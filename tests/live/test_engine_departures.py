@@ -15,7 +15,14 @@ from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.measuring import CLIENT, SERVER, account_for, assert_parts_add_up, count
-from tests.live.pods import Namespace, Pod, pods_on_bridge, pods_on_routes
+from tests.live.pods import (
+    Namespace,
+    Pod,
+    cgroup,
+    inside_cgroup,
+    pods_on_bridge,
+    pods_on_routes,
+)
 from tests.live.sockets import (
     PORT,
     connection,
@@ -96,6 +103,19 @@ async def test_packets_between_strangers_run_no_program_for_their_queues(
             send_datagrams(client.namespace, server.namespace, server.address, MANY)
             after = own_runs(engine)
     assert after - before < MANY / 10
+
+
+async def test_datagrams_of_a_cgroup_below_a_target_are_measured(
+    start_engine: Start, bridged: Bridged
+) -> None:
+    host, client, server = bridged
+    engine = start_engine(host_netns=host.inode, on_devices=True)
+    engine.assign({CLIENT: client.spec()})
+    await engine.use(TX)
+    assert ON_DEVICES in hooks(engine)
+    with cgroup(f"{client.cgroup.name}/inner") as inner, inside_cgroup(inner):
+        send_datagrams(client.namespace, server.namespace, server.address, MANY)
+    assert account_for(taken(engine), "tx.total") == (MANY, 0)
 
 
 @pytest.mark.parametrize("routed", [False, True], ids=["bridge", "routes"])

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from latencyprobe_agent.kernel.abi import MAX_OWNERS, PROCESSES
 from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.measuring import CLIENT, SERVER, count
-from tests.live.pods import Pod, cgroup, unified_cgroup_root
+from tests.live.pods import Pod, cgroup, inside_cgroup
 from tests.live.sockets import connect, inside, listen, read_all
 
 Start = Callable[..., KernelEngine]
@@ -27,25 +26,6 @@ MESSAGES = 20
 ATTEMPTS = 20
 OF_PROCESSES = {"sched_process_fork", "sched_process_exit"}
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")  # the next process has the next free id
-
-
-def own_cgroup() -> Path:
-    """This process's directory in the v2 hierarchy."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        if line.startswith("0::"):
-            return unified_cgroup_root() / line.removeprefix("0::").lstrip("/")
-    raise RuntimeError("this process is in no v2 cgroup")
-
-
-@contextmanager
-def member_of(directory: Path) -> Iterator[None]:
-    """This process belongs to the cgroup for a while."""
-    home = own_cgroup()
-    (directory / "cgroup.procs").write_text(str(os.getpid()))
-    try:
-        yield
-    finally:
-        (home / "cgroup.procs").write_text(str(os.getpid()))
 
 
 def send_some(client: Pod, server: Pod, listener: socket.socket) -> None:
@@ -70,10 +50,13 @@ async def test_a_socket_belongs_to_the_cgroup_that_it_was_made_in(
     engine = start_engine()
     engine.assign({SERVER: server.spec()})
     await engine.use(frozenset(DEFAULT_MODULES))
-    with member_of(server.cgroup), listen(server.namespace, server.address, 7001) as made_inside:
+    with (
+        inside_cgroup(server.cgroup),
+        listen(server.namespace, server.address, 7001) as made_inside,
+    ):
         send_some(client, server, made_inside)
         assert received(engine) == MESSAGES
-        with cgroup(f"{server.cgroup.name}-elsewhere") as elsewhere, member_of(elsewhere):
+        with cgroup(f"{server.cgroup.name}-elsewhere") as elsewhere, inside_cgroup(elsewhere):
             # the process has moved: what it had made stays, also for connections accepted later
             send_some(client, server, made_inside)
             assert received(engine) == MESSAGES
@@ -90,7 +73,7 @@ async def test_sockets_of_a_cgroup_outlive_its_directory(start_engine: Start, pa
         identity = frozenset({short.stat().st_ino})
         engine.assign({SERVER: SlotSpec(cgroup_ids=identity, netns=server.spec().netns)})
         await engine.use(frozenset(DEFAULT_MODULES))
-        with member_of(short):
+        with inside_cgroup(short):
             listener = listen(server.namespace, server.address)
     with listener:
         send_some(client, server, listener)
@@ -108,7 +91,7 @@ async def test_a_socket_of_more_probes_than_have_room_counts_for_the_first_ones(
     by_cgroup = dict.fromkeys(range(3, 6), spec)
     engine.assign({**by_namespace, **by_cgroup})
     await engine.use(frozenset(DEFAULT_MODULES))
-    with member_of(server.cgroup), listen(server.namespace, server.address) as listener:
+    with inside_cgroup(server.cgroup), listen(server.namespace, server.address) as listener:
         send_some(client, server, listener)
     counts = {slot: count(of, "rx.total") for slot, of in engine.read().items()}
     assert counts.keys() > by_namespace.keys()
