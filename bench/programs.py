@@ -122,6 +122,16 @@ class UnitProgram:
 
 
 @contextmanager
+def counting_runs() -> Iterator[None]:
+    """Have the kernel count and time the runs of all programs."""
+    statistics = libbpf.enable_run_time_statistics()
+    try:
+        yield
+    finally:
+        os.close(statistics)
+
+
+@contextmanager
 def unit_program(tracepoint: str, *, reads_clock: bool = False) -> Iterator[UnitProgram]:
     """Attach an empty program to a tracepoint, with the kernel's statistics on."""
     code = _READ_CLOCK + _RETURN_0 if reads_clock else _RETURN_0

@@ -6,12 +6,10 @@ slice with traffic follows one without, whose runs are subtracted.
 
 from __future__ import annotations
 
-import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,9 +21,8 @@ from bench.network import MESSAGE_BYTES, Traffic
 from bench.outcome import Outcome
 from bench.paths import BRIDGE, NIC, STRANGERS, scene
 from bench.probing import engine_with_cache, measuring
-from bench.programs import runs
+from bench.programs import counting_runs, runs
 from bench.ratio import MEDIAN, Spread, verdict
-from latencyprobe_agent.kernel import libbpf
 
 DEFAULT_ROUNDS = 7
 SECONDS = 0.3
@@ -71,22 +68,13 @@ async def run(rounds: int, progress: Progress) -> Outcome:
         async with engine_with_cache(made.pods.host.inode, Path(objects)) as engine:
             for probe, udp in PROBES.items():
                 async with measuring(engine, made.slots[STRANGERS], udp=udp):
-                    with _counting():
+                    with counting_runs():
                         for _ in range(rounds):
                             for what, send in senders.items():
                                 counts = per_packet(_slice(_wait), _slice(send))
                                 found.setdefault((what, probe), []).append(counts)
                                 progress.advance(bar)
     return _outcome(found)
-
-
-@contextmanager
-def _counting() -> Iterator[None]:
-    statistics = libbpf.enable_run_time_statistics()
-    try:
-        yield
-    finally:
-        os.close(statistics)
 
 
 def _slice(send: Callable[[], int]) -> Slice:

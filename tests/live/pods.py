@@ -24,6 +24,12 @@ from tests.patience import patient
 TRAFFIC = Path(__file__).with_name("traffic.py")
 FINISH_SECONDS = patient(60)
 _numbers = itertools.count()
+# The device to the server of pods_on_bridge(): a segment takes 4 ms, and what is saved up lasts for
+# one.
+SLOW_LAST_DEVICE = (
+    *("tc", "qdisc", "add", "dev", "veth1", "root", "tbf"),
+    *("rate", "2mbit", "burst", "1600", "limit", "100000"),
+)
 
 
 def run(*command: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.programs import counting_runs
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.runtime import cgroup_links
 from latencyprobe_agent.kernel.runtime.cgroup_links import CgroupLinks, CgroupProgram, topmost
@@ -50,11 +51,8 @@ class Scene:
 
 @pytest.fixture(autouse=True)
 def _counting() -> Iterator[None]:
-    statistics = libbpf.enable_run_time_statistics()
-    try:
+    with counting_runs():
         yield
-    finally:
-        os.close(statistics)
 
 
 @contextmanager

@@ -15,16 +15,18 @@ from functools import partial
 
 import pytest
 
-from bench.programs import run_times
+from bench.programs import counting_runs, run_times
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.hooks import HOST_EGRESS
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.device_programs import own_runs, runs_for_exchanges, use_on_devices
 from tests.live.loaded_programs import programs_of, wait_until_gone
 from tests.live.measuring import SERVER, account_for, assert_parts_add_up
 from tests.live.pods import (
+    SLOW_LAST_DEVICE,
     Namespace,
     Pod,
     made_pod,
@@ -55,11 +57,6 @@ SEGMENTS, MANY = 40, 200
 MILLISECOND_NS = 1_000_000
 NODE_ADDRESS = "198.51.100.254"
 NIC_ADDRESS, FAR_ADDRESS = "192.0.2.1", "192.0.2.2"
-# A segment takes 4 ms, and what is saved up lasts for one.
-SLOW_LAST_DEVICE = (
-    *("tc", "qdisc", "add", "dev", "veth1", "root", "tbf"),
-    *("rate", "2mbit", "burst", "1600", "limit", "100000"),
-)
 # r0 = TCX_NEXT; exit
 _NEXT = bytes.fromhex("b7000000ffffffff9500000000000000")
 _REDIRECT_PEER = 155  # BPF_FUNC_redirect_peer
@@ -77,9 +74,7 @@ async def watch_on_devices(
     start: Start, host: Namespace, *pods: Pod, modules: frozenset[Module] = RX
 ) -> KernelEngine:
     """An engine whose targets are these pods, in slots from SERVER on."""
-    engine = start(host_netns=host.inode, on_devices=True)
-    engine.assign({SERVER + slot: everything_in(pod) for slot, pod in enumerate(pods)})
-    await engine.use(modules)
+    engine = await use_on_devices(start, host, *pods, modules=modules, first_slot=SERVER)
     assert hook(engine) == ON_DEVICES, stage(engine)
     return engine
 
@@ -97,24 +92,8 @@ def has_tracepoint() -> bool:
     return TRACEPOINT in run_times(without=())
 
 
-def own_runs(engine: KernelEngine) -> dict[str, int]:
-    """How often its programs on devices have run, while the kernel counts."""
-    assert engine._object is not None
-    programs = engine._object._owned.device_programs
-    return {name: int(libbpf.program_info(each).run_cnt) for name, each in programs.items()}
-
-
 def taken(engine: KernelEngine, slot: int = SERVER) -> Measurement:
     return engine.read().get(slot, NOTHING)
-
-
-@contextmanager
-def counting() -> Iterator[None]:
-    statistics = libbpf.enable_run_time_statistics()
-    try:
-        yield
-    finally:
-        os.close(statistics)
 
 
 async def test_packets_between_strangers_run_no_program_for_their_arrival(
@@ -123,16 +102,9 @@ async def test_packets_between_strangers_run_no_program_for_their_arrival(
     with pods_on_bridge(3) as (host, (idle, client, server)):
         engine = await watch_on_devices(start_engine, host, idle)
         assert not has_tracepoint()
-        before = own_runs(engine)
-        with (
-            counting(),
-            connection(client.namespace, server.namespace, server.address) as both,
-        ):
-            exchange(both, MANY)
-            send_datagrams(client.namespace, server.namespace, server.address, MANY)
-            after = own_runs(engine)
+        runs = runs_for_exchanges(engine, client, server, MANY)
     # what a bridge sends to all its ports, such as the question for a neighbour's address
-    assert sum(after.values()) - sum(before.values()) < MANY / 10
+    assert runs < MANY / 10
 
 
 @contextmanager
@@ -285,7 +257,7 @@ async def test_segments_that_skip_the_hosts_end_of_the_pair_have_their_time_on_t
     ingress = libbpf.ATTACH_TYPE_TCX_INGRESS
     with connection(client.namespace, server.namespace, server.address) as both:
         engine = await watch_on_devices(start_engine, host, server)
-        with foreign_on(host, "veth0", ingress, first=False, code=code), counting():
+        with foreign_on(host, "veth0", ingress, first=False, code=code), counting_runs():
             before = own_runs(engine)[HOST_EGRESS]
             for _ in range(MANY):
                 both.client.sendall(b"s" * 100)
@@ -446,7 +418,7 @@ async def test_programs_of_others_on_the_same_devices_run_as_before(
         (host, "veth1", ingress),
         (host, "veth1", egress),
     ]
-    with ExitStack() as stack, counting():
+    with ExitStack() as stack, counting_runs():
         engine = None if is_later else await watch_on_devices(start_engine, host, server)
         theirs = [stack.enter_context(foreign_on(*place, first=first)) for place in places]
         with connection(client.namespace, server.namespace, server.address) as both:

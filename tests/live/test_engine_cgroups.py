@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.programs import run_times
+from bench.programs import counting_runs, run_times
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
 from latencyprobe_agent.kernel import libbpf
@@ -153,15 +152,12 @@ async def test_a_tracepoint_runs_for_every_change_of_a_strangers_connection(
     engine = start_engine(without=SCOPED_HOOKS)
     engine.assign({CLIENT: client.spec()})
     await engine.use(frozenset(DEFAULT_MODULES), udp=False)
-    statistics = libbpf.enable_run_time_statistics()
-    try:
+    with counting_runs():
         before = run_times(without=())["inet_sock_set_state"]
         for _ in range(CONNECTIONS):
             with connection(server.namespace, server.namespace, server.address):
                 pass
         after = run_times(without=())["inet_sock_set_state"]
-    finally:
-        os.close(statistics)
     # Each end has five changes at least, and the listener two.
     assert (after - before).runs >= 12 * CONNECTIONS
 
@@ -176,16 +172,13 @@ async def test_connections_of_strangers_run_no_program_for_their_states(
     assert connect_stage(engine).hook == "sock_ops/tcp_set_state"
     assert not has_tracepoint()
     program = own_program(engine)
-    statistics = libbpf.enable_run_time_statistics()
-    try:
+    with counting_runs():
         with connection(server.namespace, server.namespace, server.address):
             pass
         assert libbpf.program_info(program).run_cnt == 0
         with connected(client, server):
             pass
         assert libbpf.program_info(program).run_cnt > 0
-    finally:
-        os.close(statistics)
 
 
 async def test_a_target_that_is_no_cgroup_brings_the_tracepoint_for_all(
@@ -285,39 +278,36 @@ async def test_flags_of_another_program_stay_and_ours_may_be_lost(
 ) -> None:
     """Theirs is above ours, so it runs after it and overwrites what ours has set."""
     client, server = pair
-    statistics = libbpf.enable_run_time_statistics()
-    try:
-        with (
-            cgroup(f"{client.cgroup.name}/inner") as directory,
-            foreign(sets_flag=True) as above,
-            foreign(sets_flag=True) as beside,
-        ):
-            inner = replace(client, cgroup=directory)
-            above.attach(client.cgroup, Flags.MULTI)
-            engine = start_engine()
-            engine.assign({CLIENT: inner.spec(), SERVER: server.spec()})
-            beside.attach(server.cgroup, Flags.MULTI)  # ahead of ours, which keeps its flag
-            await engine.use(TCP)
-            with connected(inner, server) as ends:
-                before = above.runs
-                ends.client.sendall(b"q")
-                read_all(ends.server, 1)
-                ends.server.sendall(b"r")
-                read_all(ends.client, 1)
-                assert above.runs > before
-            with connected(server, inner) as ends:
-                before = beside.runs
-                ends.client.sendall(b"q")
-                read_all(ends.server, 1)
-                ends.server.sendall(b"r")
-                read_all(ends.client, 1)
-                assert beside.runs > before
-            measured = engine.read()
-            for slot in (CLIENT, SERVER):
-                assert account_for(measured[slot], "tcp.connect") == (1, 0)
-                assert account_for(measured[slot], "tcp.handshake") == (1, 0)
-    finally:
-        os.close(statistics)
+    with (
+        counting_runs(),
+        cgroup(f"{client.cgroup.name}/inner") as directory,
+        foreign(sets_flag=True) as above,
+        foreign(sets_flag=True) as beside,
+    ):
+        inner = replace(client, cgroup=directory)
+        above.attach(client.cgroup, Flags.MULTI)
+        engine = start_engine()
+        engine.assign({CLIENT: inner.spec(), SERVER: server.spec()})
+        beside.attach(server.cgroup, Flags.MULTI)  # ahead of ours, which keeps its flag
+        await engine.use(TCP)
+        with connected(inner, server) as ends:
+            before = above.runs
+            ends.client.sendall(b"q")
+            read_all(ends.server, 1)
+            ends.server.sendall(b"r")
+            read_all(ends.client, 1)
+            assert above.runs > before
+        with connected(server, inner) as ends:
+            before = beside.runs
+            ends.client.sendall(b"q")
+            read_all(ends.server, 1)
+            ends.server.sendall(b"r")
+            read_all(ends.client, 1)
+            assert beside.runs > before
+        measured = engine.read()
+        for slot in (CLIENT, SERVER):
+            assert account_for(measured[slot], "tcp.connect") == (1, 0)
+            assert account_for(measured[slot], "tcp.handshake") == (1, 0)
 
 
 async def test_on_request_no_program_is_on_a_cgroup(

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
 
 from bench.programs import run_times
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
-from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.device_programs import runs_for_exchanges, use_on_devices
 from tests.live.measuring import CLIENT, SERVER, account_for, assert_parts_add_up, count
 from tests.live.pods import (
+    SLOW_LAST_DEVICE,
     Namespace,
     Pod,
     cgroup,
@@ -40,20 +40,13 @@ TX = frozenset({Module.TX})
 TRACEPOINT, ON_DEVICES = "net_dev_queue", "tcx/egress"
 SEGMENTS, MANY = 40, 200
 MILLISECOND_NS = 1_000_000
-# A segment takes 4 ms, and what is saved up lasts for one.
-SLOW_LAST_DEVICE = (
-    *("tc", "qdisc", "add", "dev", "veth1", "root", "tbf"),
-    *("rate", "2mbit", "burst", "1600", "limit", "100000"),
-)
 
 
 async def watch_on_devices(
     start: Start, host: Namespace, *pods: Pod, modules: frozenset[Module] = TX
 ) -> KernelEngine:
     """An engine whose targets are these pods, in slots from CLIENT on."""
-    engine = start(host_netns=host.inode, on_devices=True)
-    engine.assign({CLIENT + slot: everything_in(pod) for slot, pod in enumerate(pods)})
-    await engine.use(modules)
+    engine = await use_on_devices(start, host, *pods, modules=modules, first_slot=CLIENT)
     assert ON_DEVICES in hooks(engine)
     return engine
 
@@ -68,24 +61,8 @@ def has_tracepoint() -> bool:
     return TRACEPOINT in run_times(without=())
 
 
-def own_runs(engine: KernelEngine) -> int:
-    """How often its programs on devices have run, while the kernel counts."""
-    assert engine._object is not None
-    programs = engine._object._owned.device_programs.values()
-    return sum(int(libbpf.program_info(each).run_cnt) for each in programs)
-
-
 def taken(engine: KernelEngine, slot: int = CLIENT) -> Measurement:
     return engine.read().get(slot, NOTHING)
-
-
-@contextmanager
-def counting() -> Iterator[None]:
-    statistics = libbpf.enable_run_time_statistics()
-    try:
-        yield
-    finally:
-        os.close(statistics)
 
 
 async def test_packets_between_strangers_run_no_program_for_their_queues(
@@ -94,15 +71,8 @@ async def test_packets_between_strangers_run_no_program_for_their_queues(
     with pods_on_bridge(3) as (host, (idle, client, server)):
         engine = await watch_on_devices(start_engine, host, idle)
         assert not has_tracepoint()
-        before = own_runs(engine)
-        with (
-            counting(),
-            connection(client.namespace, server.namespace, server.address) as both,
-        ):
-            exchange(both, MANY)
-            send_datagrams(client.namespace, server.namespace, server.address, MANY)
-            after = own_runs(engine)
-    assert after - before < MANY / 10
+        runs = runs_for_exchanges(engine, client, server, MANY)
+    assert runs < MANY / 10
 
 
 async def test_datagrams_of_a_cgroup_below_a_target_are_measured(

@@ -6,17 +6,14 @@ upper one is what is attached: every tracepoint stands in one of the sets below.
 
 from __future__ import annotations
 
-import os
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 
-from bench.programs import run_times
+from bench.programs import counting_runs, run_times
 from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
-from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.contract import SlotSpec, SocketFilter
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.measuring import CLIENT, NO_VARIABLES, SERVER, account_for
@@ -41,16 +38,6 @@ RARE = {
     *("kfree_skb", "inet_sock_set_state", "inet_csk_accept", "udp_fail_queue_rcv_skb"),
     *("tcp_retransmit_skb", "tcp_send_reset", "tcp_receive_reset", "tcp_destroy_sock"),
 }
-
-
-@contextmanager
-def counting() -> Iterator[None]:
-    """The kernel counts the runs of programs, of all processes."""
-    statistics = libbpf.enable_run_time_statistics()
-    try:
-        yield
-    finally:
-        os.close(statistics)
 
 
 async def use(start: Start, modules: frozenset[Module], without: tuple[str, ...] = ()) -> set[str]:
@@ -85,7 +72,7 @@ async def test_seven_programs_run_for_a_strangers_segment(
     expected = OF_A_SEGMENT | for_listeners | (OF_A_SOFTIRQ if without else set())
     assert attached() - RARE - OF_A_BUFFER == expected
     client, server = pair
-    with open_between(client, server) as both, counting():
+    with open_between(client, server) as both, counting_runs():
         before = run_times(without=())
         for _ in range(MESSAGES // 2):
             both.client.sendall(b"q" * 64)

@@ -20,7 +20,7 @@ from tests.live.measuring import (
     account_for,
     watch_on_host,
 )
-from tests.live.pods import Namespace, Pod, pods_on_bridge, pods_on_routes
+from tests.live.pods import SLOW_LAST_DEVICE, Namespace, Pod, pods_on_bridge, pods_on_routes
 from tests.live.sockets import PORT, Connection, connection, udp_socket, wait_for_bytes
 from tests.live.taps import on_the_servers_device, tap, with_a_ring
 from tests.live.targets import until
@@ -33,11 +33,6 @@ RECEIVE_STAMPS = SOF_RX_SOFTWARE | SOF_SOFTWARE
 SEND_STAMPS = SOF_TX_SOFTWARE | SOF_SOFTWARE | SOF_OPT_TSONLY
 DATAGRAMS = 110
 SEGMENTS, SEGMENT_BYTES = 40, 1000
-# A segment takes 4 ms, and what is saved up lasts for one.
-SLOW_LAST_DEVICE = (
-    *("tc", "qdisc", "add", "dev", "veth1", "root", "tbf"),
-    *("rate", "2mbit", "burst", "1600", "limit", "100000"),
-)
 RULES, TIMES = 100_000, 10
 MILLISECOND_NS = 1_000_000
 # What is for the server is compared with all of the rules, and with all of them again.
