@@ -8,7 +8,7 @@ import time
 import pytest
 
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.runtime.listeners import ListenerReadings
+from latencyprobe_agent.kernel.runtime.listeners import ListenerReadings, Pause
 
 MILLISECOND_NS = 1_000_000
 SECOND_NS = 1000 * MILLISECOND_NS
@@ -50,7 +50,7 @@ def test_the_last_reading_of_an_object_waits_for_nothing(node: Node) -> None:
     listeners = ListenerReadings()
     listeners.read(7)
     listeners.read(7)
-    listeners.read_at_once(7)
+    listeners.read(7, Pause.NONE)
     assert len(node.readings) == 2
 
 
@@ -58,7 +58,7 @@ def test_listeners_of_new_targets_are_read_a_hundredth_of_the_time(node: Node) -
     listeners = ListenerReadings()
     listeners.read(7)
     for _ in range(100):
-        listeners.read_for_change(7)
+        listeners.read(7, Pause.BEFORE_CHANGE)
         node.now_ns += 10 * MILLISECOND_NS
     assert len(node.readings) == 5  # of a second: the first, and one after each 0.2 s
 

@@ -46,6 +46,7 @@ from latencyprobe_agent.kernel.hooks import DEVICE_HOOKS, QUEUE, RECEIVE, covera
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.configuration import NamespaceConfiguration
+from latencyprobe_agent.kernel.runtime.listeners import Pause
 from latencyprobe_agent.kernel.runtime.loaded import (
     LoadedObject,
     build,
@@ -313,7 +314,7 @@ class KernelEngine:
         """Close the present object; keep its measurements for the next reading."""
         if self._object is None:
             return
-        self._object.read_listeners_at_last()
+        self._object.read_listeners(Pause.NONE)
         self._keep(self._object, self._slots, self._slots)
         self._tracer.leave()
         self._clock.stop()
@@ -414,7 +415,7 @@ class KernelEngine:
         self._written = wanted
         self._follow_devices(loaded)
         loaded.bump_generation()
-        loaded.read_new_listeners()
+        loaded.read_listeners(Pause.BEFORE_CHANGE)
 
     def _follow_cgroups(self, loaded: LoadedObject) -> None:
         """Attach programs to the targets' cgroups, or check those that are attached."""

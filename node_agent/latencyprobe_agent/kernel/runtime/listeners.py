@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from enum import IntEnum
 
 from latencyprobe_agent.kernel import libbpf
 
-# After a reading, times what it took; before that of a change of targets.
-_PAUSE = 1000
-_PAUSE_BEFORE_CHANGE = 100
+
+class Pause(IntEnum):
+    """The pause after a reading, times what that one took."""
+
+    NONE = 0
+    BEFORE_CHANGE = 100
+    USUAL = 1000
 
 
 class ListenerReadings:
@@ -24,19 +29,8 @@ class ListenerReadings:
         self._ended_ns = 0
         self._took_ns = 0
 
-    def read(self, link_fd: int) -> None:
+    def read(self, link_fd: int, pause: Pause = Pause.USUAL) -> None:
         """Read by this link of an iterator, unless it is too early."""
-        self._read_after(_PAUSE, link_fd)
-
-    def read_for_change(self, link_fd: int) -> None:
-        """Read for new targets, unless it is too early even for that."""
-        self._read_after(_PAUSE_BEFORE_CHANGE, link_fd)
-
-    def read_at_once(self, link_fd: int) -> None:
-        """Read, whenever the last reading was."""
-        self._read_after(0, link_fd)
-
-    def _read_after(self, pause: int, link_fd: int) -> None:
         began_ns = time.monotonic_ns()
         if began_ns < self._ended_ns + pause * self._took_ns:
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import cache
 from typing import NamedTuple
@@ -50,7 +50,7 @@ from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.cgroup_links import CgroupLinks, CgroupProgram
 from latencyprobe_agent.kernel.runtime.configuration import ConfigMemory
 from latencyprobe_agent.kernel.runtime.device_links import DeviceLinks
-from latencyprobe_agent.kernel.runtime.listeners import ListenerReadings
+from latencyprobe_agent.kernel.runtime.listeners import ListenerReadings, Pause
 from latencyprobe_agent.kernel.runtime.mapped_array import MappedArray
 from latencyprobe_agent.kernel.runtime.node_statistics import NodeStatisticsMemory
 from latencyprobe_agent.kernel.runtime.ring import PacketRing
@@ -315,25 +315,14 @@ class LoadedObject:
         except OSError as error:
             raise EngineError(f"cannot attach the eBPF programs: {explained(error)}") from error
 
-    def read_listeners(self) -> None:
+    def read_listeners(self, pause: Pause = Pause.USUAL) -> None:
         """Have connections counted that listeners turned away, unless that was done just before.
 
         Where the kernel allows no reading, events show these connections.
         """
-        self._read_listeners(self.listeners.read)
-
-    def read_new_listeners(self) -> None:
-        """Begin to count for the listeners of new targets, as soon as the cost allows it."""
-        self._read_listeners(self.listeners.read_for_change)
-
-    def read_listeners_at_last(self) -> None:
-        """Count for the last time, in any case."""
-        self._read_listeners(self.listeners.read_at_once)
-
-    def _read_listeners(self, read: Callable[[int], None]) -> None:
         link = self._owned.link(READ_LISTENERS)
         if link is not None:
-            read(link)
+            self.listeners.read(link, pause)
 
     def bump_generation(self) -> None:
         """Have every socket look up its slots again."""
