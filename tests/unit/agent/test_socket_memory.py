@@ -41,22 +41,19 @@ class Kernel:
 
     def add(self, place: int, *, udp_kib: int = 0, tcp_kib: int = 0) -> None:
         """Charge sockets, or end some of TCP."""
-        self._increase(place, "kib", tcp_kib + udp_kib)
-        self._increase(place, "unreported_kib", udp_kib)
+        self.table.add(place, "kib", tcp_kib + udp_kib)
+        self.table.add(place, "unreported_kib", udp_kib)
 
     def find(self, place: int, kib: int) -> None:
         """Have the present count see so much."""
-        self._increase(place, "counted_kib", kib)
+        self.table.add(place, "counted_kib", kib)
 
     def refuse(self, place: int) -> None:
-        self._increase(place, "refused", 1)
+        self.table.add(place, "refused", 1)
 
     def used(self, place: int) -> int:
         """What programs take as in use."""
         return signed(self.table.get(place, "kib") - self.table.get(place, "gone_kib"))
-
-    def _increase(self, place: int, member: str, by: int) -> None:
-        self.table.set(place, member, self.table.get(place, member) + by)
 
 
 @pytest.fixture

@@ -54,11 +54,11 @@ class Kernel:
             if not self._has_place(share):
                 share = THREADS_FOR_ALL
             if not (self._has_place(slot) and self._has_place(share)):
-                self._increase(slot, "refused", 1)
+                self.table.add(slot, "refused", 1)
                 lost += 1
                 continue
             for place in (slot, share):
-                self._increase(place, "threads", 1)
+                self.table.add(place, "threads", 1)
             tid = 1 + max((THREADS.key.unpack(key)[0] for key in self.threads), default=0)
             value = THREAD.packing.pack(1, slot + 1, 0, 0, slot, share, bytes(80))
             self.threads[THREADS.key.pack(tid)] = value
@@ -66,9 +66,6 @@ class Kernel:
 
     def _has_place(self, place: int) -> bool:
         return self.taken(place) < self.table.get(place, "most")
-
-    def _increase(self, place: int, member: str, by: int) -> None:
-        self.table.set(place, member, self.table.get(place, member) + by)
 
 
 @pytest.fixture

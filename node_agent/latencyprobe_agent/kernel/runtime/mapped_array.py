@@ -41,6 +41,10 @@ class MappedArray:
         # At once: a program may read it at the same time.
         self._memory[at : at + _U32.size] = _U32.pack(number & _MASK)
 
+    def add(self, place: int, member: str, number: int) -> None:
+        """Add to a member that this side alone writes; it is free-running."""
+        self.set(place, member, self.get(place, member) + number)
+
     def close(self) -> None:
         """Unmap the map."""
         if isinstance(self._memory, mmap):
@@ -48,6 +52,25 @@ class MappedArray:
 
     def _at(self, place: int, member: str) -> int:
         return place * self._distance + self._offsets[member]
+
+
+class Growth:
+    """Whether a counter of the programs' has grown since it was last looked at, by place."""
+
+    def __init__(self, table: MappedArray, member: str) -> None:
+        self._table = table
+        self._member = member
+        self._seen: dict[int, int] = {}
+
+    def begin(self, place: int) -> None:
+        """Count from now on: the place has another user."""
+        self._seen[place] = self._table.get(place, self._member)
+
+    def take(self, place: int) -> bool:
+        """Return True if it has grown since the last call, or since `begin`."""
+        before = self._seen.get(place, 0)
+        self.begin(place)
+        return before != self._seen[place]
 
 
 def distance_of(layout: Layout) -> int:

@@ -22,7 +22,7 @@ from latencyprobe_agent.kernel.abi import (
     SOCKET_MEMORY_PLACES,
 )
 from latencyprobe_agent.kernel.contract import LostPart, SocketMemoryLimits
-from latencyprobe_agent.kernel.runtime.mapped_array import MappedArray, signed
+from latencyprobe_agent.kernel.runtime.mapped_array import Growth, MappedArray, signed
 from latencyprobe_agent.kernel.runtime.tenant_shares import TenantPlaces, divide
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class SocketMemory:
         self._clock = clock
         self._next_count = -math.inf
         self._limits = limits
-        self._refused: dict[int, int] = {}
+        self._refusals = Growth(table, "refused")
         self._gone_unreported: dict[int, int] = {}
         self._shares = TenantPlaces(range(MEMORY_FOR_ALL + 1, SOCKET_MEMORY_PLACES))
         self._changes = 0
@@ -104,7 +104,7 @@ class SocketMemory:
             self._table.set(place, "since", self._changes)
             self._table.set(place, "gone_kib", self._table.get(place, "kib"))
             self._gone_unreported[place] = self._table.get(place, "unreported_kib")
-            self._refused[place] = self._table.get(place, "refused")
+            self._refusals.begin(place)
         self._table.set(MEMORY_OF_NODE, "since", self._changes)
 
     def read(self, slots: Collection[int]) -> None:
@@ -113,7 +113,7 @@ class SocketMemory:
         Where half of the memory is in use, count the sockets whose end nothing reports.
         """
         had_room = not (self.is_full or self.full_slots)
-        refusing = {place for place in (*slots, MEMORY_OF_NODE) if self._has_refused(place)}
+        refusing = {place for place in (*slots, MEMORY_OF_NODE) if self._refusals.take(place)}
         self.is_full = MEMORY_OF_NODE in refusing
         self.full_slots = frozenset(refusing.intersection(slots))
         if any(map(self._is_to_be_counted, self._places(slots))) and (
@@ -126,11 +126,6 @@ class SocketMemory:
     def _places(self, slots: Collection[int]) -> tuple[int, ...]:
         """Return the places in use; a tenant without targets needs no room."""
         return (*slots, MEMORY_OF_NODE, MEMORY_FOR_ALL, *self._shares.present.values())
-
-    def _has_refused(self, place: int) -> bool:
-        refused = self._table.get(place, "refused")
-        before, self._refused[place] = self._refused.get(place, 0), refused
-        return before != refused
 
     def _is_to_be_counted(self, place: int) -> bool:
         """Decide whether room is needed."""
@@ -161,7 +156,7 @@ class SocketMemory:
             counted = signed(self._table.get(place, "counted_kib") - seen[place])
             gone = before[place] - counted
             self._gone_unreported[place] = self._gone_unreported.get(place, 0) + gone
-            self._table.set(place, "gone_kib", self._table.get(place, "gone_kib") + gone)
+            self._table.add(place, "gone_kib", gone)
 
     def _use(self, place: int) -> _Use:
         kib = self._table.get(place, "kib") - self._table.get(place, "gone_kib")

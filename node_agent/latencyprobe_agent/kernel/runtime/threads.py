@@ -23,7 +23,7 @@ from latencyprobe_agent.kernel.abi import (
     THREADS_FOR_ALL,
 )
 from latencyprobe_agent.kernel.contract import LostPart, ThreadLimits
-from latencyprobe_agent.kernel.runtime.mapped_array import MappedArray, signed
+from latencyprobe_agent.kernel.runtime.mapped_array import Growth, MappedArray, signed
 from latencyprobe_agent.kernel.runtime.tenant_shares import TenantPlaces, divide
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Threads:
         self._limits = limits
         self._shares = TenantPlaces(range(THREADS_FOR_ALL + 1, THREAD_SHARE_PLACES))
         self._tenants: Mapping[int, str] = {}
-        self._refused: dict[int, int] = {}
+        self._refusals = Growth(table, "refused")
         self.gone_slots: frozenset[int] = frozenset()
         self.full_slots: frozenset[int] = frozenset()
 
@@ -81,7 +81,7 @@ class Threads:
         self._tenants = dict(tenants)
         self._shares.follow(frozenset(tenants.values()))
         for slot in slots:
-            self._refused[slot] = self._table.get(slot, "refused")
+            self._refusals.begin(slot)
         own, for_all = divide(self._limits.of_node, self._shares.present)
         bounds = dict.fromkeys(self._shares.present.values(), own)
         bounds[THREADS_FOR_ALL] = for_all
@@ -103,14 +103,9 @@ class Threads:
     def read(self, slots: Collection[int]) -> None:
         """Find out if a thread of these slots found no place since the last call."""
         had_room = not self.full_slots
-        self.full_slots = frozenset(filter(self._has_refused, slots))
+        self.full_slots = frozenset(filter(self._refusals.take, slots))
         if had_room and self.full_slots:
             log.warning("%s", lost_waits(self._limits).reason)
-
-    def _has_refused(self, slot: int) -> bool:
-        refused = self._table.get(slot, "refused")
-        before, self._refused[slot] = self._refused.get(slot, 0), refused
-        return before != refused
 
     def _taken(self, place: int) -> int:
         return signed(self._table.get(place, "threads") - self._table.get(place, "forgotten"))
@@ -137,7 +132,7 @@ class Threads:
         by_key = {each.key: each for each in threads}
         for key in self._maps.erase(THREADS.name, by_key):
             for place in by_key[key][1:]:
-                self._table.set(place, "forgotten", self._table.get(place, "forgotten") + 1)
+                self._table.add(place, "forgotten", 1)
 
 
 def lost_waits(limits: ThreadLimits) -> LostPart:
