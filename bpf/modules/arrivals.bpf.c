@@ -28,12 +28,31 @@ static __always_inline struct sk_buff *skb_of(struct __sk_buff *ctx)
 	return (struct sk_buff *)ctx;
 }
 
+/* What is noted of a packet, and where. `packet`: NULL if the programs on devices do not see it. */
+struct seen {
+	struct config *config;
+	struct cpu_context *cpu;
+	struct received *packet;
+	u64 identity;
+};
+
+static __always_inline struct seen see(struct sk_buff *skb)
+{
+	struct seen seen = { .config = get_config(), .cpu = get_cpu_context() };
+
+	if (!seen.config || !seen.cpu || !seen.config->sees_arrivals)
+		return seen;
+	seen.identity = identity_of(skb, seen.config);
+	seen.packet = place_received(seen.identity);
+	return seen;
+}
+
 /* sch_handle_ingress() and sch_handle_egress(): the network header is where the skb says. */
-static __always_inline struct arrival arrival_of(struct config *config, struct sk_buff *skb,
+static __always_inline struct arrival arrival_of(struct seen *seen, struct sk_buff *skb,
 						 struct header_place *place)
 {
 	struct arrival arrival = {
-		.identity = identity_of(skb, config),
+		.identity = seen->identity,
 		.head = (u64)PEEK(skb, head),
 		.sk = (u64)PEEK(skb, sk),
 	};
@@ -85,21 +104,16 @@ static __always_inline u64 local_departure(struct sk_buff *skb, struct arrival *
 int on_host_ingress(struct __sk_buff *ctx)
 {
 	struct sk_buff *skb = skb_of(ctx);
-	struct config *config = get_config();
+	struct seen seen = see(skb);
 	struct header_place place;
-	struct cpu_context *cpu;
-	struct received *packet;
 	struct arrival arrival;
 
-	if (!config || !config->sees_arrivals)
+	if (!seen.packet)
 		return TCX_NEXT;
-	cpu = get_cpu_context();
-	packet = place_received(identity_of(skb, config));
-	if (!packet || !cpu)
-		return TCX_NEXT;
-	arrival = arrival_of(config, skb, &place);
-	begin_received(config, cpu, packet, &arrival, irq_ns_at(cpu, PEEK(skb, dev)));
-	note_received(cpu, packet, &arrival, HOST_NETNS, false);
+	arrival = arrival_of(&seen, skb, &place);
+	begin_received(seen.config, seen.cpu, seen.packet, &arrival,
+		       irq_ns_at(seen.cpu, PEEK(skb, dev)));
+	note_received(seen.cpu, seen.packet, &arrival, HOST_NETNS, false);
 	return TCX_NEXT;
 }
 
@@ -110,40 +124,34 @@ int on_host_ingress(struct __sk_buff *ctx)
 int on_host_egress(struct __sk_buff *ctx)
 {
 	struct sk_buff *skb = skb_of(ctx);
-	struct config *config = get_config();
 	u32 came_by = PEEK(skb, skb_iif);
+	struct seen seen = see(skb);
 	struct header_place place;
-	struct cpu_context *cpu;
-	struct received *packet;
 	struct arrival arrival;
 
-	if (!config || !config->sees_arrivals)
+	if (!seen.packet || host_devices.lookup(&came_by))
 		return TCX_NEXT;
-	cpu = get_cpu_context();
-	packet = place_received(identity_of(skb, config));
-	if (!packet || !cpu || host_devices.lookup(&came_by))
-		return TCX_NEXT;
-	arrival = arrival_of(config, skb, &place);
+	arrival = arrival_of(&seen, skb, &place);
 	if (arrival.content & CONTENT_IS_SEGMENT || is_for_many(skb) || is_sent_by_host(arrival.sk))
 		return TCX_NEXT;
-	begin_received(config, cpu, packet, &arrival, 0);
-	packet->softirq_ns = ABSENT;
-	note_received(cpu, packet, &arrival, HOST_NETNS, false);
+	begin_received(seen.config, seen.cpu, seen.packet, &arrival, 0);
+	seen.packet->softirq_ns = ABSENT;
+	note_received(seen.cpu, seen.packet, &arrival, HOST_NETNS, false);
 	return TCX_NEXT;
 }
 
 /* As passage_of(), with the departure of a segment that a pod of this node sent. */
-static __always_inline enum passage passage_into_pod(struct config *config, struct cpu_context *cpu,
-						     struct received *packet,
-						     struct arrival *arrival, struct sk_buff *skb)
+static __always_inline enum passage passage_into_pod(struct seen *seen, struct arrival *arrival,
+						     struct sk_buff *skb)
 {
 	struct net_device *dev = PEEK(skb, dev);
+	u64 device;
 
 	if (!PEEK(dev, rtnl_link_ops) || is_sent_by_host(arrival->sk))
 		return BESIDE_HOST;
-	return find_passage(
-		packet, arrival, skb,
-		begins_in_host(config, cpu, (u64)dev - number_of_config(cpu, config), dev));
+	device = (u64)dev - number_of_config(seen->cpu, seen->config);
+	return find_passage(seen->packet, arrival, skb,
+			    begins_in_host(seen->config, seen->cpu, device, dev));
 }
 
 /* A packet comes to a target's namespace. */
@@ -151,34 +159,29 @@ int on_pod_ingress(struct __sk_buff *ctx)
 {
 	u32 tstamp_type = ctx->tstamp_type; /* here, since it takes the argument as it came */
 	struct sk_buff *skb = skb_of(ctx);
-	struct config *config = get_config();
+	struct seen seen = see(skb);
 	struct header_place place;
-	struct cpu_context *cpu;
-	struct received *packet;
 	struct arrival arrival;
 	enum passage passage;
 	u64 departed_ns = 0;
 
-	if (!config || !config->sees_arrivals)
+	if (!seen.packet)
 		return TCX_NEXT;
-	cpu = get_cpu_context();
-	packet = place_received(identity_of(skb, config));
-	if (!packet || !cpu)
-		return TCX_NEXT;
-	arrival = arrival_of(config, skb, &place);
-	passage = passage_into_pod(config, cpu, packet, &arrival, skb);
+	arrival = arrival_of(&seen, skb, &place);
+	passage = passage_into_pod(&seen, &arrival, skb);
 	if (passage != THROUGH_HOST)
-		begin_received(config, cpu, packet, &arrival, irq_ns_at(cpu, PEEK(skb, dev)));
+		begin_received(seen.config, seen.cpu, seen.packet, &arrival,
+			       irq_ns_at(seen.cpu, PEEK(skb, dev)));
 	if (passage == LOST_IN_HOST)
 		departed_ns = local_departure(skb, &arrival, tstamp_type);
 	if (departed_ns) {
-		if (packet->first_ns)
-			packet->first_ns = departed_ns;
-		packet->softirq_ns = ABSENT;
-		packet->irq_ns = 0;
+		if (seen.packet->first_ns)
+			seen.packet->first_ns = departed_ns;
+		seen.packet->softirq_ns = ABSENT;
+		seen.packet->irq_ns = 0;
 	}
-	note_datagram(packet, &place);
-	note_received(cpu, packet, &arrival, 0, passage == LOST_IN_HOST && !departed_ns);
+	note_datagram(seen.packet, &place);
+	note_received(seen.cpu, seen.packet, &arrival, 0, passage == LOST_IN_HOST && !departed_ns);
 	return TCX_NEXT;
 }
 

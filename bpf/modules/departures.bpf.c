@@ -20,21 +20,7 @@ static __always_inline struct departure departure_at(struct config *config, stru
 {
 	struct net_device *dev = PEEK(skb, dev);
 	unsigned char *head = PEEK(skb, head);
-	struct departure departure = {
-		.identity = identity_of(skb, config),
-		.sk = (u64)PEEK(skb, sk),
-		.tstamp = PEEK(skb, tstamp),
-		.head = head,
-		.data = (u32)(PEEK(skb, data) - head),
-		.network = PEEK(skb, network_header),
-		.transport = PEEK(skb, transport_header),
-		.length = PEEK(skb, len),
-		.truesize = PEEK(skb, truesize),
-		.netns = inum,
-		.ifindex = PEEK(dev, ifindex),
-		.came_by = PEEK(skb, skb_iif),
-		.protocol = PEEK(skb, protocol),
-	};
+	struct departure departure = DEPARTURE(PEEK, config, skb, head, dev, inum);
 
 	return departure;
 }
@@ -120,11 +106,13 @@ int on_queue_egress(struct __sk_buff *ctx)
 	struct config *config = get_config();
 	struct departure departure;
 	struct sent *packet;
+	u64 identity;
 
 	if (!config || !config->sees_departures)
 		return TCX_NEXT;
-	packet = get_sent(identity_of(skb, config));
-	if (!packet || !is_sent(packet, identity_of(skb, config)))
+	identity = identity_of(skb, config);
+	packet = get_sent(identity);
+	if (!packet || !is_sent(packet, identity))
 		return TCX_NEXT;
 	departure = departure_at(config, skb, HOST_NETNS);
 	if (is_forwarded(packet, &departure))

@@ -77,25 +77,30 @@ struct departure {
 	u16 protocol;
 };
 
+/* `read`: READ, or PEEK where the verifier does not know the type of the skb. */
+#define DEPARTURE(read, config, skb, start, dev, inum)    \
+	{                                                 \
+		.identity = identity_of(skb, config),     \
+		.sk = (u64)read(skb, sk),                 \
+		.tstamp = read(skb, tstamp),              \
+		.head = start,                            \
+		.data = (u32)(read(skb, data) - start),   \
+		.network = read(skb, network_header),     \
+		.transport = read(skb, transport_header), \
+		.length = read(skb, len),                 \
+		.truesize = read(skb, truesize),          \
+		.netns = inum,                            \
+		.ifindex = read(dev, ifindex),            \
+		.came_by = read(skb, skb_iif),            \
+		.protocol = read(skb, protocol),          \
+	}
+
 static __always_inline struct departure departure_of(struct config *config, struct sk_buff *skb,
 						     u32 inum)
 {
 	struct net_device *dev = READ(skb, dev);
-	struct departure departure = {
-		.identity = identity_of(skb, config),
-		.sk = (u64)READ(skb, sk),
-		.tstamp = READ(skb, tstamp),
-		.head = READ(skb, head),
-		.data = (u32)(READ(skb, data) - READ(skb, head)),
-		.network = READ(skb, network_header),
-		.transport = READ(skb, transport_header),
-		.length = READ(skb, len),
-		.truesize = READ(skb, truesize),
-		.netns = inum,
-		.ifindex = READ(dev, ifindex),
-		.came_by = READ(skb, skb_iif),
-		.protocol = READ(skb, protocol),
-	};
+	unsigned char *head = READ(skb, head);
+	struct departure departure = DEPARTURE(READ, config, skb, head, dev, inum);
 
 	return departure;
 }
