@@ -226,7 +226,7 @@ class LoadedObject:
         if directories is not None:
             self._cgroups.follow(directories)
         if directories is None or self._cgroups.refused:
-            self._attach_for_all()
+            self._attach_instead_of(HookKind.SOCK_OPS)
             self._is_scoped, self._is_scope_lost = False, True
             self._cgroups.close()
             return
@@ -304,9 +304,6 @@ class LoadedObject:
 
     def _scoped(self, kind: HookKind) -> Iterator[ScopedHook]:
         return (each for each in self._owned.scoped.values() if each.hook.kind is kind)
-
-    def _attach_for_all(self) -> None:
-        self._attach_instead_of(HookKind.SOCK_OPS)
 
     def _attach_instead_of(self, kind: HookKind) -> None:
         try:

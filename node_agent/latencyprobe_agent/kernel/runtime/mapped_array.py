@@ -42,7 +42,7 @@ class MappedArray:
         self._memory[at : at + _U32.size] = _U32.pack(number & _MASK)
 
     def add(self, place: int, member: str, number: int) -> None:
-        """Add to a member that this side alone writes; it is free-running."""
+        """Add to a member that this side alone writes, modulo 2**32."""
         self.set(place, member, self.get(place, member) + number)
 
     def close(self) -> None:
@@ -55,7 +55,7 @@ class MappedArray:
 
 
 class Growth:
-    """Whether a counter of the programs' has grown since it was last looked at, by place."""
+    """The growth of a counter that programs write, by place."""
 
     def __init__(self, table: MappedArray, member: str) -> None:
         self._table = table
