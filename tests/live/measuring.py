@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from latencyprobe.domain.measurement import Measurement
-from latencyprobe.domain.stages import DEFAULT_MODULES, parts_of
+from latencyprobe.domain.stages import DEFAULT_MODULES, Module, parts_of
 from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.hooks import EVENTS, HookKind
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
@@ -109,10 +109,16 @@ async def watch_on_host(start: Start, host: Namespace, *pods: Pod) -> KernelEngi
     return engine
 
 
-async def watch_namespace(start: Start, there: Namespace, **options: object) -> KernelEngine:
+async def watch_namespace(
+    start: Start,
+    there: Namespace,
+    *,
+    modules: Iterable[Module] = DEFAULT_MODULES,
+    **options: object,
+) -> KernelEngine:
     """An engine on everything in a namespace."""
     engine = start(**options)
     inode = frozenset({there.inode})
     engine.assign({CLIENT: SlotSpec(netns_wide=inode, netns=inode)})
-    await engine.use(frozenset(DEFAULT_MODULES))
+    await engine.use(frozenset(modules))
     return engine

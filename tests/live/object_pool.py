@@ -2,6 +2,7 @@
 
 Engines get programs of the same compiled code: with the default modules if they do for what is
 asked, else with all. What an engine closes is kept, empty, for the next that asks for the same.
+Programs without some hook are one test's alone, and have the modules that it asks for.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import replace
 
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
 from latencyprobe_agent.kernel.contract import MAX_SLOTS
+from latencyprobe_agent.kernel.hooks import SCOPED_HOOKS
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime import ring
@@ -53,6 +55,8 @@ class ObjectPool:
 
 
 def _modules_for(request: Request) -> tuple[str, ...]:
+    if not set(request.without).issubset(SCOPED_HOOKS):
+        return request.modules
     does = not request.trace and set(DEFAULT_MODULES).issuperset(map(Module, request.modules))
     return tuple(str(module) for module in Module if module in DEFAULT_MODULES or not does)
 

@@ -27,7 +27,9 @@ async def test_when_each_hook_of_a_stage_is_refused_every_answer_is_reported(
     """The first is left out on request, the others as this kernel has it."""
     first = f"{'tp_btf' if typed else 'raw_tp'}/tcp_sendmsg_locked"
     client, server = pair
-    engine = await both(start_engine, client, server, typed=typed, without=[first])
+    engine = start_engine(typed=typed, without=[first])
+    engine.assign({CLIENT: client.spec(), SERVER: server.spec()})
+    await engine.use(frozenset({Module.TX}))
     stage = stages(engine)["tx.socket"]
     measured, _ = await measure(engine, client, server, 100)
     for slot in (CLIENT, SERVER):

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.measuring import (
     CLIENT,
@@ -287,7 +288,9 @@ async def test_packets_that_a_process_receives_itself_wait_for_no_softirq(
         tun("far", "192.0.2.2", "192.0.2.1") as far,
         FarWire(near, far).up(),
     ):
-        engine = await watch_namespace(start_engine, near.namespace, without=without)
+        engine = await watch_namespace(
+            start_engine, near.namespace, modules=[Module.RX], without=without
+        )
         with (
             connection(near.namespace, far.namespace, far.address) as both,
             connection(far.namespace, far.namespace, far.address, port=PORT + 1) as elsewhere,
