@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from grpc import aio
 
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
-from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 
-if TYPE_CHECKING:
-    from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentAsyncStub
-
-_WATCH_REPORTS = "/latencyprobe.v1.NodeAgent/WatchReports"
+_SERVICE = "/latencyprobe.v1.NodeAgent"
 
 
 class SizedReport(NamedTuple):
@@ -23,18 +19,47 @@ class SizedReport(NamedTuple):
 
 
 class AgentCalls:
-    """The calls over one channel, by the names of the protocol. Reports arrive as `SizedReport`."""
+    """The calls over one channel, by the names of the protocol. Reports arrive as `SizedReport`.
+
+    A method is made when it is called. A stub keeps all of them: 2 KiB of each agent.
+    """
+
+    __slots__ = ("_channel",)
 
     def __init__(self, channel: aio.Channel) -> None:
-        stub: NodeAgentAsyncStub = NodeAgentStub(channel)
-        self.GetNodeInfo = stub.GetNodeInfo
-        self.Apply = stub.Apply
-        self.WatchReports: aio.StreamStreamMultiCallable[pb.WatchReportsRequest, SizedReport] = (
-            channel.stream_stream(
-                _WATCH_REPORTS,
-                request_serializer=pb.WatchReportsRequest.SerializeToString,
-                response_deserializer=_sized,
-            )
+        self._channel = channel
+
+    @property
+    def GetNodeInfo(  # noqa: N802 - the protocol's name
+        self,
+    ) -> aio.UnaryUnaryMultiCallable[pb.GetNodeInfoRequest, pb.NodeInfo]:
+        """Return the method that describes the agent."""
+        return self._channel.unary_unary(
+            f"{_SERVICE}/GetNodeInfo",
+            request_serializer=pb.GetNodeInfoRequest.SerializeToString,
+            response_deserializer=pb.NodeInfo.FromString,
+        )
+
+    @property
+    def Apply(  # noqa: N802 - the protocol's name
+        self,
+    ) -> aio.UnaryUnaryMultiCallable[pb.DesiredState, pb.ApplyResult]:
+        """Return the method that applies a desired state."""
+        return self._channel.unary_unary(
+            f"{_SERVICE}/Apply",
+            request_serializer=pb.DesiredState.SerializeToString,
+            response_deserializer=pb.ApplyResult.FromString,
+        )
+
+    @property
+    def WatchReports(  # noqa: N802 - the protocol's name
+        self,
+    ) -> aio.StreamStreamMultiCallable[pb.WatchReportsRequest, SizedReport]:
+        """Return the method that streams reports."""
+        return self._channel.stream_stream(
+            f"{_SERVICE}/WatchReports",
+            request_serializer=pb.WatchReportsRequest.SerializeToString,
+            response_deserializer=_sized,
         )
 
 
