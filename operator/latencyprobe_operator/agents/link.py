@@ -62,10 +62,10 @@ _CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.enable_channelz", 0),
     # Each channel keeps a buffer for the largest TLS record that it writes (16 KiB by default).
     ("grpc.tsi.max_frame_size", 1024),
-    # And blocks of 8 KiB for the next read. Once a read exceeds four fifths of this estimate, gRPC
-    # doubles it. From 12 KiB on, the blocks are of 64 KiB: see posix_endpoint.cc.
-    ("grpc.experimental.tcp_read_chunk_size", 12_000),
-    ("grpc.experimental.tcp_max_read_chunk_size", 12_000),
+    # And one block of 8 KiB for the next read. For more, gRPC would keep two; and from 12 KiB on,
+    # blocks of 64 KiB: see posix_endpoint.cc.
+    ("grpc.experimental.tcp_read_chunk_size", 8192),
+    ("grpc.experimental.tcp_max_read_chunk_size", 8192),
     ("grpc.max_receive_message_length", MAX_INCOMING_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # An agent is reached directly, whatever proxy leads out of the cluster.
