@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import pytest
 
-from latencyprobe.process.tasks import all_to_end, first_to_end
+from latencyprobe.process.tasks import all_to_end, first_to_end, unless_ended
 
 
 class Endless:
@@ -123,3 +123,81 @@ async def test_a_task_that_is_only_waited_for_goes_on() -> None:
     assert not task.done()
     task.cancel()
     await asyncio.wait({task})
+
+
+def pending() -> asyncio.Future[str]:
+    return asyncio.get_running_loop().create_future()
+
+
+async def test_work_that_ends_first_gives_its_result_and_the_others_are_cancelled() -> None:
+    other = pending()
+
+    assert await unless_ended(answer("x"), other) == "x"
+    assert other.cancelled()
+
+
+async def test_another_that_ends_ends_the_work_which_has_ended_then() -> None:
+    work, other = Endless(), pending()
+    asyncio.get_running_loop().call_soon(other.set_result, "y")
+
+    assert await unless_ended(work.run(), other, pending()) == "y"
+    assert work.ended
+
+
+async def test_the_failure_of_another_is_raised_and_the_task_goes_on() -> None:
+    work, other = Endless(), pending()
+    asyncio.get_running_loop().call_soon(other.set_exception, OSError("failed"))
+
+    with pytest.raises(OSError, match="failed"):
+        await unless_ended(work.run(), other)
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()
+    await asyncio.sleep(0)
+
+
+async def test_the_failure_of_the_work_is_raised_though_another_ends_at_once() -> None:
+    other = pending()
+    other.set_exception(OSError("another"))
+
+    with pytest.raises(OSError, match="failed"):
+        await unless_ended(fail(), other)
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def test_another_that_ends_after_the_work_cancels_nothing() -> None:
+    other = pending()
+
+    async def work() -> str:
+        other.set_result("y")
+        return "x"
+
+    assert await unless_ended(work(), other) == "x"
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def test_a_caller_that_is_cancelled_with_another_at_its_end_is_cancelled() -> None:
+    work, other = Endless(slow_to_end=True), pending()
+    caller = asyncio.create_task(unless_ended(work.run(), other))
+    await work.started.wait()
+    other.set_result("y")
+    await work.cancelled.wait()
+    caller.cancel()
+    work.release.set()
+
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+
+
+async def test_a_cancelled_caller_ends_its_work() -> None:
+    work, other = Endless(), pending()
+    caller = asyncio.create_task(unless_ended(work.run(), other))
+    await work.started.wait()
+    caller.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert work.ended
+    assert other.cancelled()

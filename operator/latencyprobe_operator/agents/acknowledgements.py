@@ -11,8 +11,7 @@ the next message. Of six in a row, five wait.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from latencyprobe.domain.summary import PodChoice
 from latencyprobe.protocol.summaries import choice_to_proto
@@ -22,39 +21,67 @@ from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 _MOST_WAITING = 5
 
 
+def _ignore() -> None:
+    """Have a message wait until it is taken."""
+
+
 class Acknowledgements:
     """The newest acknowledgement to one agent, and the pods that are wanted in full."""
+
+    __slots__ = (
+        "_acknowledged",
+        "_choices",
+        "_due",
+        "_on_due",
+        "_opening",
+        "_reported",
+        "_unsent",
+        "_waiting",
+        "streams",
+    )
 
     def __init__(self) -> None:
         self.streams = 0
         """The number of streams so far."""
         self._choices: dict[str, PodChoice] = {}
-        self._unsent: set[str] = set()
-        self._reported: set[str] = set()
+        # New sets take the place of these: one that was emptied keeps its memory.
+        self._unsent: frozenset[str] = frozenset()
+        self._reported: frozenset[str] = frozenset()
         self._acknowledged = 0
         self._waiting = 0
         """The number of acknowledgements that wait."""
-        self._news = asyncio.Event()
+        self._due = False
+        self._on_due: Callable[[], None] = _ignore
+        self._opening: pb.WatchReportsRequest | None = None
 
-    def open_stream(self, term: int = 0) -> AsyncIterator[pb.WatchReportsRequest]:
-        """Begin a stream of this term; return its messages. Those of the stream before end."""
+    def open_stream(self, on_due: Callable[[], None] = _ignore, *, term: int = 0) -> None:
+        """Begin a stream of this term in place of the one before.
+
+        `on_due`: there is a message to `take`, the opening one at once.
+        """
         self.streams += 1
         self._acknowledged = self._waiting = 0
-        self._unsent, self._reported = set(self._choices), set()
-        self._news = asyncio.Event()
-        return self._messages(self._news, term)
+        self._unsent, self._reported = frozenset(self._choices), frozenset()
+        self._due, self._on_due = False, on_due
+        self._opening = pb.WatchReportsRequest(term=term)
+        on_due()
+
+    def close_stream(self) -> None:
+        """End the stream: its messages are not sent any more."""
+        self._on_due = _ignore
 
     def acknowledge(
         self, sequence: int, probe_uids: Iterable[str] = (), *, can_wait: bool = False
     ) -> None:
         """Note that the report of this number, on these probes, and all before were taken in."""
         self._acknowledged = sequence
-        self._reported.update(probe_uids)
+        if more := [uid for uid in probe_uids if uid not in self._reported]:
+            self._reported |= frozenset(more)
         self._waiting += 1
         if can_wait and self._waiting <= _MOST_WAITING and not self._unsent & self._reported:
             return
         self._waiting = 0
-        self._news.set()
+        self._mark_due()
 
     def want(self, probe_uid: str, choice: PodChoice, *, at_once: bool = False) -> None:
         """Note the pods of a probe that are wanted in full from now on.
@@ -63,28 +90,33 @@ class Acknowledgements:
         """
         if self._choices.get(probe_uid) != choice:
             self._choices[probe_uid] = choice
-            self._unsent.add(probe_uid)
+            self._unsent |= {probe_uid}
         if at_once and probe_uid in self._unsent & self._reported:
-            self._news.set()
+            self._mark_due()
 
     def keep(self, probe_uids: Collection[str]) -> None:
         """Forget all other probes."""
-        self._reported &= set(probe_uids)
+        self._reported &= frozenset(probe_uids)
         for gone in self._choices.keys() - set(probe_uids):
             del self._choices[gone]
-            self._unsent.discard(gone)
+            self._unsent -= {gone}
 
-    async def _messages(
-        self, news: asyncio.Event, term: int
-    ) -> AsyncIterator[pb.WatchReportsRequest]:
-        yield pb.WatchReportsRequest(term=term)
-        while True:
-            await news.wait()
-            news.clear()
-            sent = self._unsent & self._reported
-            wanted = [
-                pb.WantedPods(probe_id=uid, choice=choice_to_proto(self._choices[uid]))
-                for uid in sorted(sent)
-            ]
-            self._unsent -= sent
-            yield pb.WatchReportsRequest(acknowledged=self._acknowledged, wanted=wanted)
+    def take(self) -> pb.WatchReportsRequest | None:
+        """Return the message that is due, with all news; None if none is."""
+        if self._opening is not None:
+            opening, self._opening = self._opening, None
+            return opening
+        if not self._due:
+            return None
+        self._due = False
+        sent = self._unsent & self._reported
+        wanted = [
+            pb.WantedPods(probe_id=uid, choice=choice_to_proto(self._choices[uid]))
+            for uid in sorted(sent)
+        ]
+        self._unsent -= sent
+        return pb.WatchReportsRequest(acknowledged=self._acknowledged, wanted=wanted)
+
+    def _mark_due(self) -> None:
+        self._due = True
+        self._on_due()

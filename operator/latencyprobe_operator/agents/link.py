@@ -81,16 +81,28 @@ class AgentEndpoint:
     instance: str = ""
 
 
-class CertificatesRenewedError(Exception):
-    """There are newer certificates than the session's: another session begins with them."""
-
-
 class AgentLink:
     """The connection to one agent. Runs as a task from `start` to `close`.
 
     Large, because its state outlives each session: sent states, the agent's facts, the back-off.
     Between two sessions, others read the view of the node here.
     """
+
+    __slots__ = (
+        "_backoff",
+        "_credentials",
+        "_facts",
+        "_message",
+        "_node",
+        "_on_change",
+        "_renewal",
+        "_session",
+        "_sync",
+        "_task",
+        "_turns",
+        "endpoint",
+        "state",
+    )
 
     def __init__(
         self,
@@ -156,7 +168,7 @@ class AgentLink:
 
     async def wait_settled(self) -> None:
         """Return once the agent has applied its desired state."""
-        await self._sync.settled.wait()
+        await self._sync.wait_settled()
 
     def view(self) -> AgentView:
         """Return the agent as it is known at this moment."""
@@ -180,8 +192,6 @@ class AgentLink:
         began = asyncio.get_running_loop().time()
         try:
             await self._run_session()
-        except CertificatesRenewedError:
-            return 0.0
         except VersionSkewError as error:
             self._fail(NodeState.VERSION_SKEW, str(error))
             return SKEW_RETRY_S
@@ -213,11 +223,8 @@ class AgentLink:
             raise CredentialsError(f"cannot read the operator's certificate: {error}") from error
         channel = aio.secure_channel(self.endpoint.address, credentials, options=_CHANNEL_OPTIONS)
         async with channel:
-            await self._session.run(AgentCalls(channel), self._until_renewal)
-
-    async def _until_renewal(self) -> None:
-        await self._renewal.wait()
-        raise CertificatesRenewedError
+            # After a renewal, another session begins with the new certificates.
+            await self._session.run(AgentCalls(channel), self._renewal.wait)
 
     def _take_state(self, state: NodeState, message: str) -> None:
         self.state, self._message = state, message

@@ -39,7 +39,7 @@ class Renewal:
         self._poll_s = poll_s
         self._patience_s = patience_s
         self._spread_s = spread_s
-        self._renewed = asyncio.Event()
+        self._waiters: set[asyncio.Future[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -52,11 +52,15 @@ class Renewal:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def wait(self) -> None:
-        """Return some minutes after the files have changed, for each caller at another time."""
-        await self._renewed.wait()
-        spread_s = random.uniform(0, self._spread_s)  # noqa: S311 - no secret
-        await asyncio.sleep(self._patience_s + spread_s)
+    def wait(self) -> asyncio.Future[None]:
+        """Return a future that is done some minutes after the files have changed.
+
+        That is at another time for each caller. A task for each would take 1.5 KiB of each agent.
+        """
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        waiter.add_done_callback(self._waiters.discard)
+        return waiter
 
     async def _watch(self) -> None:
         known = seen = self._read()
@@ -82,5 +86,11 @@ class Renewal:
             return None
 
     def _wake_waiters(self) -> None:
-        renewed, self._renewed = self._renewed, asyncio.Event()
-        renewed.set()
+        for waiter in self._waiters:
+            spread_s = random.uniform(0, self._spread_s)  # noqa: S311 - no secret
+            asyncio.get_running_loop().call_later(self._patience_s + spread_s, _end, waiter)
+
+
+def _end(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -20,7 +20,8 @@ from latencyprobe import __version__
 from latencyprobe.domain.summary import PodChoice
 from latencyprobe.printable import bounded
 from latencyprobe.process.backoff import Backoff
-from latencyprobe.process.tasks import first_to_end
+from latencyprobe.process.on_demand import OnDemand
+from latencyprobe.process.tasks import unless_ended
 from latencyprobe.protocol.limits import check_cpu_percent
 from latencyprobe.protocol.measurements import (
     MAX_NAME_LENGTH,
@@ -48,7 +49,7 @@ from latencyprobe_operator.agents.sent_states import SentStates
 from latencyprobe_operator.agents.state_sync import StateSync
 from latencyprobe_operator.agents.turns import Turns
 from latencyprobe_operator.api.status_fields import NodeState
-from latencyprobe_operator.desired_state import NO_STATE, DesiredNodeState
+from latencyprobe_operator.desired_state import DesiredNodeState
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.observed_state import ReportedProbe, ReportSource
 
@@ -92,6 +93,23 @@ class AgentSession:
     Large, because states, reports and wishes share one connection: a failure of one ends all.
     """
 
+    __slots__ = (
+        "_acknowledgements",
+        "_backoff",
+        "_facts",
+        "_greetings",
+        "_metrics",
+        "_misreports",
+        "_news",
+        "_node",
+        "_on_report",
+        "_on_state",
+        "_rate",
+        "_sent",
+        "_sync",
+        "_turns",
+    )
+
     def __init__(
         self,
         node: str,
@@ -133,17 +151,27 @@ class AgentSession:
     async def run(self, calls: AgentCalls, until: Callable[[], Awaitable[None]]) -> None:
         """Serve one connection until `until` ends it.
 
-        Returns only when there is nothing to measure, and the agent knows it. Raises
+        Also returns when there is nothing to measure, and the agent knows it. Raises
         VersionSkewError, LinkBrokenError, ImplausibleGenerationError, NewerTermError,
         ExcessiveReportsError and gRPC's errors.
         """
         await self._greet(calls)
         # The stream is there before the state, so that no report is missed.
-        stream = calls.WatchReports(self._acknowledgements.open_stream(self._sent.term))
+        stream = calls.WatchReports()
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        sending = OnDemand(lambda: self._send(stream), ended)
+        applying = OnDemand(lambda: self._apply_newest(calls, ended), ended)
         try:
-            await first_to_end(self._listen(stream), self._keep_applied(calls), until())
+            self._acknowledgements.open_stream(sending.start, term=self._sent.term)
+            self._sync.on_change = applying.start
+            applying.start()
+            await unless_ended(self._listen(stream), ended, asyncio.ensure_future(until()))
         finally:
+            self._sync.on_change = None
+            self._acknowledgements.close_stream()
             self._news.cancel()
+            await sending.close()
+            await applying.close()
 
     def want_in_full(self, probe_uid: str, choice: PodChoice, *, at_once: bool) -> None:
         """Have the agent report these pods of a probe in full, from its next report on or now."""
@@ -168,14 +196,12 @@ class AgentSession:
 
     # ------------------------------------------------------------------ desired state
 
-    async def _keep_applied(self, calls: AgentCalls) -> None:
-        while True:
-            if not self._sync.applied:
-                await self._apply(calls, self._sync.desired)
-            elif self._sync.desired == NO_STATE:
-                return
-            else:
-                await self._sync.wait_changed()
+    async def _apply_newest(self, calls: AgentCalls, ended: asyncio.Future[None]) -> None:
+        """Have the agent apply the desired state; end the session once that is empty."""
+        while not self._sync.applied:
+            await self._apply(calls, self._sync.desired)
+        if self._sync.idle and not ended.done():
+            ended.set_result(None)
 
     async def _apply(self, calls: AgentCalls, state: DesiredNodeState) -> None:
         await self._turns.take()
@@ -214,6 +240,14 @@ class AgentSession:
                 return
 
     # ------------------------------------------------------------------------ reports
+
+    async def _send(self, stream: Reports) -> None:
+        """Send the acknowledgements that are due."""
+        while (message := self._acknowledgements.take()) is not None:
+            try:
+                await stream.write(message)
+            except (aio.AioRpcError, asyncio.InvalidStateError):
+                return  # the stream has ended: its reader gets the reason
 
     async def _listen(self, stream: Reports) -> None:
         while await self._take_next(stream):

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Callable
 
+from latencyprobe.process.notices import Notices
 from latencyprobe_operator.desired_state import NO_STATE, DesiredNodeState
 
 
 class StateSync:
     """The state that one agent should have, and the state that it has applied."""
 
+    __slots__ = ("_applied", "_notices", "_settled", "desired", "on_change")
+
     def __init__(self, desired: DesiredNodeState) -> None:
         self.desired = desired
-        self.settled = asyncio.Event()
-        """Set while the agent has the desired state."""
+        self.on_change: Callable[[], None] | None = None
+        """Called after the desired state has changed."""
+        self._settled = False
+        """The agent had the desired state when the connection was seen last."""
         self._applied: DesiredNodeState | None = None
-        self._changed = asyncio.Event()
+        self._notices = Notices()
 
     @property
     def applied(self) -> bool:
@@ -31,13 +36,21 @@ class StateSync:
         """Make this the desired state."""
         if state != self.desired:
             self.desired = state
-            self.settled.clear()
-            self._changed.set()
+            self._settled = False
+            self._notices.notify()
+            if self.on_change:
+                self.on_change()
 
     async def wait_changed(self) -> None:
-        """Return once the desired state has changed since the last return."""
-        await self._changed.wait()
-        self._changed.clear()
+        """Return once the desired state changes."""
+        desired = self.desired
+        while self.desired is desired:
+            await self._notices.wait()
+
+    async def wait_settled(self) -> None:
+        """Return once the agent has the desired state."""
+        while not self._settled:
+            await self._notices.wait()
 
     def begin(self) -> None:
         """Begin a session: the agent may have lost its state."""
@@ -47,9 +60,10 @@ class StateSync:
         """Note that the agent has applied this state."""
         self._applied = state
         if state == self.desired:
-            self.settled.set()
+            self._settled = True
+            self._notices.notify()
 
     def mark_lost(self) -> None:
         """Note that the connection is lost, and the agent's state with it."""
         self._applied = None
-        self.settled.clear()
+        self._settled = False

@@ -16,17 +16,32 @@ def wanted(message: pb.WatchReportsRequest) -> dict[str, tuple[int, int]]:
     return {each.probe_id: (each.choice.most, each.choice.min_score) for each in message.wanted}
 
 
+class Stream:
+    """The messages of a new stream, taken as a session takes them."""
+
+    def __init__(self, acknowledgements: Acknowledgements) -> None:
+        self._acknowledgements = acknowledgements
+        self._due = asyncio.Event()
+        acknowledgements.open_stream(self._due.set)
+
+    async def __anext__(self) -> pb.WatchReportsRequest:
+        while (message := self._acknowledgements.take()) is None:
+            self._due.clear()
+            await self._due.wait()
+        return message
+
+
 async def test_the_first_message_opens_the_stream_with_nothing() -> None:
     acknowledgements = Acknowledgements()
     acknowledgements.want("p", PodChoice(1))
 
-    opening = await anext(acknowledgements.open_stream())
+    opening = await anext(Stream(acknowledgements))
     assert opening == pb.WatchReportsRequest()
 
 
 async def test_a_slow_agent_gets_the_newest_of_all_in_one_message() -> None:
     acknowledgements = Acknowledgements()
-    messages = acknowledgements.open_stream()
+    messages = Stream(acknowledgements)
     await anext(messages)
     for sequence in range(1, 1000):
         acknowledgements.acknowledge(sequence, ["p", "q"])
@@ -43,7 +58,7 @@ async def test_a_slow_agent_gets_the_newest_of_all_in_one_message() -> None:
 
 async def test_a_choice_goes_out_with_the_acknowledgement_of_a_report_on_its_probe() -> None:
     acknowledgements = Acknowledgements()
-    messages = acknowledgements.open_stream()
+    messages = Stream(acknowledgements)
     await anext(messages)
     acknowledgements.want("p", PodChoice(2))
     waiting = asyncio.ensure_future(anext(messages))
@@ -65,7 +80,7 @@ async def test_a_choice_goes_out_with_the_acknowledgement_of_a_report_on_its_pro
 
 async def test_a_choice_that_a_status_waits_for_goes_out_at_once() -> None:
     acknowledgements = Acknowledgements()
-    messages = acknowledgements.open_stream()
+    messages = Stream(acknowledgements)
     await anext(messages)
     acknowledgements.want("p", PodChoice(2), at_once=True)
     waiting = asyncio.ensure_future(anext(messages))
@@ -82,7 +97,7 @@ async def test_a_choice_that_a_status_waits_for_goes_out_at_once() -> None:
 
 async def test_a_new_stream_gets_the_choices_again_and_those_of_gone_probes_never() -> None:
     acknowledgements = Acknowledgements()
-    messages = acknowledgements.open_stream()
+    messages = Stream(acknowledgements)
     await anext(messages)
     acknowledgements.acknowledge(7, ["p", "gone"])
     acknowledgements.want("p", PodChoice(2))
@@ -90,7 +105,7 @@ async def test_a_new_stream_gets_the_choices_again_and_those_of_gone_probes_neve
     await anext(messages)
     acknowledgements.keep(["p"])
 
-    again = acknowledgements.open_stream()
+    again = Stream(acknowledgements)
     await anext(again)
     acknowledgements.acknowledge(1, ["p"])
     message = await anext(again)
@@ -99,7 +114,7 @@ async def test_a_new_stream_gets_the_choices_again_and_those_of_gone_probes_neve
 
 async def test_an_equal_choice_is_not_sent_again() -> None:
     acknowledgements = Acknowledgements()
-    messages = acknowledgements.open_stream()
+    messages = Stream(acknowledgements)
     await anext(messages)
     acknowledgements.acknowledge(1, ["p"])
     acknowledgements.want("p", PodChoice(2), at_once=True)
@@ -114,7 +129,7 @@ async def test_an_equal_choice_is_not_sent_again() -> None:
 async def test_five_of_six_acknowledgements_that_can_wait_go_with_the_next_message() -> None:
     acknowledgements = Acknowledgements()
     for _ in range(2):
-        stream = acknowledgements.open_stream()
+        stream = Stream(acknowledgements)
         await anext(stream)
         sent = []
         waiting = asyncio.ensure_future(anext(stream))
@@ -132,7 +147,7 @@ async def test_five_of_six_acknowledgements_that_can_wait_go_with_the_next_messa
 
 async def test_an_acknowledgement_with_a_choice_or_of_figures_does_not_wait() -> None:
     acknowledgements = Acknowledgements()
-    messages = acknowledgements.open_stream()
+    messages = Stream(acknowledgements)
     await anext(messages)
     acknowledgements.acknowledge(1, ["p"], can_wait=True)
     acknowledgements.want("p", PodChoice(2))
@@ -149,3 +164,14 @@ async def test_an_acknowledgement_with_a_choice_or_of_figures_does_not_wait() ->
     acknowledgements.want("p", PodChoice(3), at_once=True)
     message = await waiting
     assert (message.acknowledged, wanted(message)) == (4, {"p": (3, 0)})
+
+
+async def test_nothing_is_due_in_a_stream_that_was_closed() -> None:
+    acknowledgements, asked = Acknowledgements(), []
+    acknowledgements.open_stream(lambda: asked.append("opening"))
+    acknowledgements.acknowledge(1, ["p"])
+    before = list(asked)
+    acknowledgements.close_stream()
+    acknowledgements.want("p", PodChoice(2), at_once=True)
+
+    assert asked == before

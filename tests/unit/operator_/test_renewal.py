@@ -31,10 +31,10 @@ class Files:
 
 
 @asynccontextmanager
-async def waiting(files: Files) -> AsyncIterator[asyncio.Task[None]]:
+async def waiting(files: Files) -> AsyncIterator[asyncio.Future[None]]:
     """Somebody who waits for a renewal."""
     renewal = Renewal(files.read, poll_s=0.005, patience_s=0, spread_s=0)
-    waiter = asyncio.create_task(renewal.wait())
+    waiter = asyncio.ensure_future(renewal.wait())
     renewal.start()
     yield waiter
     waiter.cancel()
@@ -77,7 +77,7 @@ async def test_each_renewal_is_reported_once() -> None:
     renewal = Renewal(files.read, poll_s=0.005, patience_s=0, spread_s=0)
     renewal.start()
     await renewal.wait()
-    second = asyncio.create_task(renewal.wait())
+    second = asyncio.ensure_future(renewal.wait())
     looks = files.looks
     await until(lambda: files.looks > looks + 5, what=lambda: files.looks)
     assert not second.done()
