@@ -85,6 +85,12 @@ async def _settle(engine: KernelEngine) -> None:
     engine._check_devices(loaded)
 
 
+def let_drivers_rest(engine: KernelEngine) -> None:
+    """Have it as after half a minute in which no target's packet got to a driver."""
+    assert engine._object is not None
+    engine._object.follow_drivers(False)
+
+
 @asynccontextmanager
 async def without_target(engine: KernelEngine) -> AsyncIterator[None]:
     """Have the modules in use, and no target. Raise CannotMeasureError if anything is attached."""

@@ -1,7 +1,8 @@
 """Our programs that run for the traffic of strangers: counts by the kernel, never times.
 
-The target is an idle pod. The kernel counts the runs for the traffic of the whole machine. So each
-slice with traffic follows one without, whose runs are subtracted.
+The target is an idle pod, so no driver gets a packet of it. The kernel counts the runs for the
+traffic of the whole machine. So each slice with traffic follows one without, whose runs are
+subtracted.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rich.table import Table
 from bench.network import MESSAGE_BYTES, Traffic
 from bench.outcome import Outcome
 from bench.paths import BRIDGE, NIC, STRANGERS, scene
-from bench.probing import engine_with_cache, measuring
+from bench.probing import engine_with_cache, let_drivers_rest, measuring
 from bench.programs import counting_runs, runs
 from bench.ratio import MEDIAN, Spread, verdict
 
@@ -68,6 +69,7 @@ async def run(rounds: int, progress: Progress) -> Outcome:
         async with engine_with_cache(made.pods.host.inode, Path(objects)) as engine:
             for probe, udp in PROBES.items():
                 async with measuring(engine, made.slots[STRANGERS], udp=udp):
+                    let_drivers_rest(engine)
                     with counting_runs():
                         for _ in range(rounds):
                             for what, send in senders.items():

@@ -68,7 +68,7 @@ struct shards {
 };
 
 /*
- * Written by the agent, read by every program. Mapped into the agent's memory.
+ * Written by the agent, but for `is_driver_used`; read by every program. Mapped into the agent's memory.
  *
  * The network namespaces are looked up for every packet of the node, so they are an array that
  * needs one load, instead of a hash: inode numbers are assigned one after another, so their low
@@ -81,7 +81,10 @@ struct config {
 	u8 sees_sends;	    /* a hook of tcp_sendmsg_locked() is attached */
 	u8 reads_listeners; /* on_listener() is: no event of a listener needs to be looked at */
 	u8 sees_arrivals; /* programs on devices see what arrives: the tracepoint's does nothing */
-	u8 sees_departures; /* the same of what departs */
+	u8 sees_departures;  /* the same of what departs */
+	u8 sees_completions; /* programs see drivers free the packets that they sent */
+	u8 is_driver_used;   /* written by programs: a target's packet was given to a driver */
+	u8 reserved[6];
 	/*
 	 * The bounds between an octave's positions, by the leading bits of a mantissa below its
 	 * highest: so few numbers begin alike that at most one bound is among them. The lowest byte is

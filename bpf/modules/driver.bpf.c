@@ -6,7 +6,8 @@
  * A driver frees sent packets by consume_skb() or napi_consume_skb(), dropped ones by kfree_skb():
  * both have tracepoints. Some drivers free all of them by kfree_skb() (dev_kfree_skb_any()). So a
  * device is on trial until one of its packets was seen to end by consume_skb: until then packets
- * end with net_dev_start_xmit.
+ * end with net_dev_start_xmit. So they do while neither event is hooked, since no target's packet got
+ * to a driver for some time.
  */
 
 #define DRIVING_BITS 12
@@ -174,9 +175,11 @@ int on_net_dev_start_xmit(u64 *ctx)
 	struct sent *packet;
 	u64 identity, now, device;
 	u32 inum, device_index, fate;
+	bool sees_completions;
 
 	if (!config)
 		return 0;
+	sees_completions = config->sees_completions;
 	identity = identity_of(skb, config);
 	packet = get_sent(identity);
 	if (!packet || !is_sent(packet, identity))
@@ -201,9 +204,13 @@ int on_net_dev_start_xmit(u64 *ctx)
 		packet->last_queue_ns = now;
 	}
 	packet->tag = 0;
-	if (fate != DEVICE_IS_LAST)
-		give_to_driver(config, packet, identity, device, device_index, now);
-	if (fate != DEVICE_COMPLETES)
+	if (fate != DEVICE_IS_LAST) {
+		if (!config->is_driver_used)
+			config->is_driver_used = 1;
+		if (sees_completions)
+			give_to_driver(config, packet, identity, device, device_index, now);
+	}
+	if (fate != DEVICE_COMPLETES || !sees_completions)
 		end_without_driver(config, packet, now);
 	return 0;
 }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module, parts_of
 from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.hooks import EVENTS, HookKind
+from latencyprobe_agent.kernel.runtime.driver_events import IDLE_S, DriverUse
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Namespace, Pod
 from tests.live.sockets import everything_in
@@ -73,6 +75,13 @@ def read_listeners_at_once(engine: KernelEngine) -> None:
     """Have the next reading include the listeners, without the pause after the last one."""
     assert engine._object is not None
     engine._object.listeners._took_ns = 0
+
+
+def let_drivers_rest(engine: KernelEngine) -> None:
+    """Have its next reading find that no driver got a target's packet for a long time."""
+    now = time.monotonic()
+    times = iter([now - 2 * IDLE_S])
+    engine._driver_use = DriverUse(lambda: next(times, now))
 
 
 def count(measurement: Measurement, stage: str) -> int:

@@ -15,7 +15,14 @@ import pytest
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.verdict import Bottleneck, judge
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
-from tests.live.measuring import CLIENT, TX_PARTS, account_for, count, watch_namespace
+from tests.live.measuring import (
+    CLIENT,
+    TX_PARTS,
+    account_for,
+    count,
+    let_drivers_rest,
+    watch_namespace,
+)
 from tests.live.pods import Pod
 from tests.live.sockets import PORT, connection, read_all, udp_socket
 from tests.live.truth import Durations, Moment
@@ -160,3 +167,34 @@ async def test_devices_that_complete_nothing_have_no_tx_driver(
     measured = taken(engine)
     assert count(measured, "tx.total") == 100
     assert "tx.driver" not in measured.stages
+
+
+def follows_drivers(engine: KernelEngine) -> bool:
+    return engine._object is not None and engine._object.follows_drivers
+
+
+@pytest.mark.every_kernel
+@pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
+async def test_a_driver_that_gets_packets_again_is_followed_from_the_next_reading_on(
+    start_engine: Start, left: Tun, typed: bool
+) -> None:
+    engine = await watch_namespace(start_engine, left.namespace, typed=typed)
+    show_that_it_completes(left)
+    coverage = engine.coverage
+    taken(engine)
+    let_drivers_rest(engine)
+    taken(engine)
+    assert not follows_drivers(engine)
+    assert engine.coverage == coverage
+
+    show_that_it_completes(left)
+    unfollowed = taken(engine)
+    assert account_for(unfollowed, "tx.total") == (1, 0)
+    assert "tx.driver" not in unfollowed.stages
+    assert follows_drivers(engine)
+
+    show_that_it_completes(left)
+    followed = taken(engine)
+    assert account_for(followed, "tx.total") == (1, 0)
+    assert count(followed, "tx.driver") == 1
+    assert_adds_up(followed)

@@ -16,7 +16,7 @@ from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
 from latencyprobe_agent.kernel.contract import SlotSpec, SocketFilter
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
-from tests.live.measuring import CLIENT, NO_VARIABLES, SERVER, account_for
+from tests.live.measuring import CLIENT, NO_VARIABLES, SERVER, account_for, let_drivers_rest
 from tests.live.pods import Pod
 from tests.live.sockets import PORT, open_between, read_all, udp_socket
 
@@ -45,7 +45,11 @@ async def use(start: Start, modules: frozenset[Module], without: tuple[str, ...]
 
     Returns the tracepoint that listeners need on kernels whose counts cannot be read.
     """
-    engine = start(without=without)
+    return await prepare(start(without=without), modules)
+
+
+async def prepare(engine: KernelEngine, modules: frozenset[Module]) -> set[str]:
+    """The same with an engine that the test keeps."""
     engine.assign({0: SlotSpec(netns_wide=frozenset({1}), netns=frozenset({1}))})
     await engine.use(modules, udp=False)
     assert engine._object is not None
@@ -62,6 +66,17 @@ async def test_messages_of_unix_sockets_run_no_program(start_engine: Start) -> N
     for_listeners = await use(start_engine, frozenset({Module.RX, Module.TCP}))
     assert attached() & (OF_A_MESSAGE | OF_A_BUFFER) == for_listeners
     assert attached() <= OF_A_SEGMENT | RARE | for_listeners
+
+
+async def test_messages_of_unix_sockets_run_none_either_once_no_target_uses_a_driver(
+    start_engine: Start,
+) -> None:
+    engine = start_engine()
+    for_listeners = await prepare(engine, frozenset(DEFAULT_MODULES))
+    assert attached() & OF_A_BUFFER
+    let_drivers_rest(engine)
+    engine.read()
+    assert attached() & (OF_A_MESSAGE | OF_A_BUFFER) == for_listeners
 
 
 @pytest.mark.parametrize("without", [(), NO_VARIABLES], ids=["variables", "programs"])

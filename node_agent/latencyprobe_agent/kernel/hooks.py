@@ -161,6 +161,8 @@ POD_INGRESS, HOST_INGRESS, HOST_EGRESS = "on_pod_ingress", "on_host_ingress", "o
 POD_EGRESS, QUEUE_EGRESS = "on_pod_egress", "on_queue_egress"
 # The events that all stages of received packets require, and those of sent ones.
 RECEIVE, QUEUE = "receive", "queue"
+# The events that a packet's end in its driver requires.
+DRIVER_DROP, DRIVER_FREE = "driver drop", "driver free"
 # Without this event, segments have no tx.socket, and the others of their stages none the less.
 SEND = "send"
 
@@ -252,8 +254,8 @@ EVENTS: tuple[Event, ...] = (
         ),
     ),
     _event("transmit", (TX,), ("on_net_dev_start_xmit", "net_dev_start_xmit")),
-    _event("driver drop", (TX,), ("on_drop_sent", "kfree_skb")),
-    _event("driver free", (TX,), ("on_consume_sent", "consume_skb"), beside="on_drop_sent"),
+    _event(DRIVER_DROP, (TX,), ("on_drop_sent", "kfree_skb")),
+    _event(DRIVER_FREE, (TX,), ("on_consume_sent", "consume_skb"), beside="on_drop_sent"),
     _event(
         "state change",
         (TCP,),
@@ -318,7 +320,7 @@ STAGE_NEEDS: Mapping[str, StageNeeds] = {
     "tx.stack": StageNeeds(("queue", "transmit"), _PROCESSES),
     "tx.host": StageNeeds(("queue", "transmit"), _PROCESSES),
     "tx.qdisc": StageNeeds(("queue", "transmit"), _PROCESSES),
-    "tx.driver": StageNeeds(("queue", "transmit", "driver free", "driver drop"), _PROCESSES),
+    "tx.driver": StageNeeds(("queue", "transmit", DRIVER_FREE, DRIVER_DROP), _PROCESSES),
     "tx.total": StageNeeds(("queue", "transmit"), _PROCESSES),
     "tcp.connect": StageNeeds(("state change",)),
     "tcp.handshake": StageNeeds(("state change",)),
@@ -381,6 +383,13 @@ _PROCESS_EVENTS = tuple(event for event in EVENTS if event.is_of_processes)
 # The programs that follow the processes of targets, and the events that they serve.
 PROCESS_FUNCTIONS = tuple(hook.function for event in _PROCESS_EVENTS for hook in event.hooks)
 PROCESS_EVENTS = frozenset(event.name for event in _PROCESS_EVENTS)
+# The programs that see drivers free packets, in the order in which they are attached.
+DRIVER_FUNCTIONS = tuple(
+    hook.function
+    for event in EVENTS
+    if event.name in (DRIVER_DROP, DRIVER_FREE)
+    for hook in event.hooks
+)
 
 
 def events_of(modules: Iterable[Module], *, udp: bool = True) -> tuple[Event, ...]:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latencyprobe_agent.kernel.abi import CONFIG
 from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.kernel.runtime.configuration import (
     CONFIG_BYTES,
@@ -38,17 +39,17 @@ def descriptor() -> Iterator[int]:
 
 def find(content: bytes, inum: int) -> NamespaceConfiguration | None:
     """find_netns() of bpf/include/common.h."""
-    (number,) = struct.unpack_from("=H", content, 2192 + 2 * (inum & 4095))
+    (number,) = struct.unpack_from("=H", content, 2200 + 2 * (inum & 4095))
     for _ in range(4):
         if not number:
             break
         found, flags, following, owners = struct.unpack_from(
-            "=IHHQ", content, 2192 + 8192 + 16 * number
+            "=IHHQ", content, 2200 + 8192 + 16 * number
         )
         if found == inum:
             return NamespaceConfiguration(flags, owners)
         number = following
-    _, flags, _, owners = struct.unpack_from("=IHHQ", content, 2192 + 8192)
+    _, flags, _, owners = struct.unpack_from("=IHHQ", content, 2200 + 8192)
     return NamespaceConfiguration(flags, owners) if flags else None
 
 
@@ -103,3 +104,14 @@ def test_all_other_namespaces_may_have_flags(descriptor: int) -> None:
     assert find(content, 6) == NamespaceConfiguration(2, 0)
     memory.write_namespaces({5: known})
     assert find(os.pread(descriptor, CONFIG_BYTES, 0), 6) is None
+
+
+def test_the_use_of_a_driver_is_reported_once_and_outlives_the_agents_own_changes(
+    descriptor: int,
+) -> None:
+    memory = ConfigMemory(descriptor)
+    assert not memory.take_driver_use()
+    os.pwrite(descriptor, b"\1", CONFIG.offset("is_driver_used"))
+    memory.write_words(epoch=1, generation=7, sample_mask=15, sees_completions=True)
+    assert memory.take_driver_use()
+    assert not memory.take_driver_use()

@@ -28,7 +28,8 @@ from latencyprobe_agent.kernel.runtime.shards import Shards
 
 MAX_NAMESPACES = MAX_NETNS - 1
 CONFIG_BYTES = CONFIG.size
-_INTEGERS = CONFIG.part("epoch", "sees_departures")
+_INTEGERS = CONFIG.part("epoch", "sees_completions")
+_DRIVER_USED_OFFSET = CONFIG.offset("is_driver_used")
 _ENTRY = NETNS_ENTRY.packing
 _FIRST_OFFSET = CONFIG.offset("netns_first")
 _ENTRIES_OFFSET = CONFIG.offset("netns")
@@ -64,12 +65,19 @@ class ConfigMemory:
         reads_listeners: bool = False,
         sees_arrivals: bool = False,
         sees_departures: bool = False,
+        sees_completions: bool = False,
     ) -> None:
         """Set the integers. Programs read each one separately, and each is written at once."""
         self._memory[: _INTEGERS.size] = _INTEGERS.pack(
             *(epoch, generation, sample_mask, sees_sends, reads_listeners),
-            *(sees_arrivals, sees_departures),
+            *(sees_arrivals, sees_departures, sees_completions),
         )
+
+    def take_driver_use(self) -> bool:
+        """Return True if a target's packet was given to a driver since the last call."""
+        used = self._memory[_DRIVER_USED_OFFSET] != 0
+        self._memory[_DRIVER_USED_OFFSET] = 0
+        return used
 
     def write_shards(self, epoch: int, shards: Mapping[int, Shards]) -> None:
         """Set the elements of all slots in one half; call this only for the inactive half."""

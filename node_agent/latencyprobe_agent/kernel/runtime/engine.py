@@ -46,6 +46,7 @@ from latencyprobe_agent.kernel.hooks import DEVICE_HOOKS, QUEUE, RECEIVE, covera
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.configuration import NamespaceConfiguration
+from latencyprobe_agent.kernel.runtime.driver_events import DriverUse
 from latencyprobe_agent.kernel.runtime.listeners import Pause
 from latencyprobe_agent.kernel.runtime.loaded import (
     LoadedObject,
@@ -121,6 +122,7 @@ class KernelEngine:
         self._clock = OverheadClock()
         self._sample_shift = 0
         self._cgroups_checked = 0.0
+        self._driver_use = DriverUse()
         self._detaching: list[Future[None]] = []
         self._changing = asyncio.Lock()
 
@@ -185,6 +187,7 @@ class KernelEngine:
         if self._object is None:
             return news
         self._check_devices(self._object)
+        self._check_drivers(self._object)
         if time.monotonic() - self._cgroups_checked >= _CGROUPS_S:
             self._check_cgroups(self._object)
         for slot, measurement in self._take(self._object, self._slots, self._slots).items():
@@ -285,6 +288,7 @@ class KernelEngine:
         loaded.sample(self._sample_shift)
         self._clock.follow(loaded)
         loaded.begin(_shards(self._slots))
+        self._driver_use = DriverUse()
         self._socket_memory = SocketMemory(
             loaded.socket_memory, loaded.count_sockets, self._socket_memory_limits
         )
@@ -443,6 +447,14 @@ class KernelEngine:
             hooks = [loaded.attached.get(event, "none") for event in (RECEIVE, QUEUE)]
             log.info("the hooks of arrivals and departures are %s", ", ".join(hooks))
             self._coverage = self._coverage_of(loaded)
+
+    def _check_drivers(self, loaded: LoadedObject) -> None:
+        """See drivers free packets only while targets' packets get to a driver."""
+        wanted = self._driver_use.is_recent(loaded.take_driver_use())
+        try:
+            loaded.follow_drivers(wanted)
+        except EngineError as error:
+            log.warning("%s; trying again with the next reading", error)
 
     def _check_cgroups(self, loaded: LoadedObject) -> None:
         """Make room for programs of others that came since the last check."""

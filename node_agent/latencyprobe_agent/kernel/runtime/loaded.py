@@ -34,6 +34,8 @@ from latencyprobe_agent.kernel.abi import (
 from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.kernel.hooks import (
     COUNT_SOCKETS,
+    DRIVER_FREE,
+    DRIVER_FUNCTIONS,
     PROCESS_EVENTS,
     PROCESS_FUNCTIONS,
     QUEUE,
@@ -112,6 +114,7 @@ class LoadedObject:
         self.detaching: Future[None] | None = None
         self._is_on_devices = False
         self.follows_processes = True
+        self.follows_drivers = DRIVER_FREE in self._owned.attached
         self.refused: Mapping[str, str] = self._owned.refused
         self.origin = provided.origin
         self.diagnostics = provided.diagnostics
@@ -203,16 +206,31 @@ class LoadedObject:
             return
         functions = [name for name in PROCESS_FUNCTIONS if name in self._owned.hooks]
         if wanted:
-            try:
-                for function in functions:
-                    self._owned.attach_one(function)
-            except OSError as error:
-                raise EngineError(f"cannot attach the eBPF programs: {explained(error)}") from error
+            self._attach_all(functions)
         else:
             for function in functions:
                 self._owned.detach_one(function)
             wait_for_running_programs()
         self.follows_processes = wanted
+
+    def take_driver_use(self) -> bool:
+        """Return True if a target's packet was given to a driver since the last call."""
+        return self.configuration.take_driver_use()
+
+    def follow_drivers(self, wanted: bool) -> None:
+        """Have programs see drivers free packets, or spare all other buffers that.
+
+        Raises EngineError if a program cannot be attached again.
+        """
+        if wanted == self.follows_drivers or DRIVER_FREE not in self._owned.attached:
+            return
+        if wanted:
+            self._attach_all(DRIVER_FUNCTIONS)
+        self.follows_drivers = wanted
+        self._write_config()
+        if not wanted:
+            for function in DRIVER_FUNCTIONS:
+                self._owned.detach_one(function)
 
     def follow_cgroups(self, directories: Collection[str] | None) -> None:
         """Have programs run for these cgroups only, where there are such programs.
@@ -306,9 +324,12 @@ class LoadedObject:
         return (each for each in self._owned.scoped.values() if each.hook.kind is kind)
 
     def _attach_instead_of(self, kind: HookKind) -> None:
+        self._attach_all(each.instead_of for each in self._scoped(kind))
+
+    def _attach_all(self, functions: Iterable[str]) -> None:
         try:
-            for each in self._scoped(kind):
-                self._owned.attach_one(each.instead_of)
+            for function in functions:
+                self._owned.attach_one(function)
         except OSError as error:
             raise EngineError(f"cannot attach the eBPF programs: {explained(error)}") from error
 
@@ -354,6 +375,7 @@ class LoadedObject:
             reads_listeners=READ_LISTENERS in self._owned.hooks,
             sees_arrivals=self._is_on_devices and RECEIVE in self._owned.scoped,
             sees_departures=self._is_on_devices and QUEUE in self._owned.scoped,
+            sees_completions=self.follows_drivers,
         )
 
     def write(self, name: str, entries: Mapping[bytes, bytes]) -> None:
