@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 from bench.programs import counting_runs
 from latencyprobe.domain.stages import Module
@@ -31,6 +33,19 @@ def own_runs(engine: KernelEngine) -> dict[str, int]:
     assert engine._object is not None
     programs = engine._object._owned.device_programs
     return {name: int(libbpf.program_info(each).run_cnt) for name, each in programs.items()}
+
+
+def links_to_devices(engine: KernelEngine) -> dict[tuple[int, int, str], int]:
+    """The kernel's ids of its links to devices, by namespace, device and program."""
+    assert engine._object is not None
+    assert engine._object._devices is not None
+    found = {}
+    for place, link in engine._object._devices._links.items():
+        (number,) = re.findall(
+            r"^link_id:\s*(\d+)$", Path(f"/proc/self/fdinfo/{link}").read_text(), re.MULTILINE
+        )
+        found[place.netns, place.ifindex, place.function] = int(number)
+    return found
 
 
 def runs_for_exchanges(engine: KernelEngine, client: Pod, server: Pod, times: int) -> int:

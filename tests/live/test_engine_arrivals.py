@@ -20,9 +20,14 @@ from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.hooks import HOST_EGRESS
+from latencyprobe_agent.kernel.hooks import HOST_EGRESS, HOST_INGRESS, POD_INGRESS
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
-from tests.live.device_programs import own_runs, runs_for_exchanges, use_on_devices
+from tests.live.device_programs import (
+    links_to_devices,
+    own_runs,
+    runs_for_exchanges,
+    use_on_devices,
+)
 from tests.live.loaded_programs import programs_of, wait_until_gone
 from tests.live.measuring import SERVER, account_for, assert_parts_add_up
 from tests.live.pods import (
@@ -478,6 +483,25 @@ async def test_no_packet_is_missed_while_targets_come_and_go(start_engine: Start
         received += taken(engine)
     assert account_for(received, "rx.total") == (300, 0)
     assert account_for(received, "rx.host") == (300, 0)
+
+
+async def test_a_change_of_modules_keeps_the_links_to_devices(
+    start_engine: Start, bridged: Bridged
+) -> None:
+    host, client, server = bridged
+    engine = await watch_on_devices(start_engine, host, server)
+    links = links_to_devices(engine)
+    assert {function for *_, function in links} == {POD_INGRESS, HOST_INGRESS, HOST_EGRESS}
+    for modules in (frozenset(DEFAULT_MODULES), frozenset({*DEFAULT_MODULES, Module.SCHED}), RX):
+        await engine.use(modules)
+        kept = links_to_devices(engine)
+        assert kept.keys() >= links.keys()
+        assert {place: kept[place] for place in links} == links
+        engine.read()
+        runs = runs_for_exchanges(engine, client, server, MANY)
+        assert runs >= 2 * MANY
+        assert account_for(taken(engine), "rx.total") == (2 * MANY, 0)
+    assert links_to_devices(engine) == links
 
 
 async def test_a_device_that_is_made_again_is_measured_from_the_next_reading_on(

@@ -353,6 +353,11 @@ def create_device_link(program_fd: int, ifindex: int, attach_type: int, *, first
     return _check(result, "attach")
 
 
+def update_link(link_fd: int, program_fd: int) -> None:
+    """Replace the program of a link to a device, at once. Raises KernelRefusedError."""
+    _check(library().bpf_link_update(link_fd, program_fd, None), "replace a program")
+
+
 def device_of_link(link_fd: int) -> int:
     """Return the ifindex of a link's device; 0 if the device is gone."""
     info = _DeviceLinkInfo()

@@ -3,7 +3,8 @@
 A link to a device is made inside its namespace, and takes 15 ms. The kernel lets no other device
 change in that time: tcx_link_attach(), kernel/bpf/tcx.c, waits for RCU with the RTNL lock held. So
 a thread of its own makes them, one after the other, and another hook serves until they all are
-there. A link ends with its device, or with the process.
+there. Other programs take these links over, by BPF_LINK_UPDATE, which takes microseconds and lets
+other devices change. A link ends with its device, or with the process.
 
 The programs of others on a device stay as they are: ours let each packet pass.
 """
@@ -17,6 +18,7 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 from latencyprobe.process.os_errors import explained
 from latencyprobe_agent.kernel import libbpf
@@ -81,7 +83,8 @@ class DeviceLinks:
     def __init__(
         self, programs: Mapping[str, int], *, host: int, host_path: str | None = None
     ) -> None:
-        self._programs = {name: os.dup(program) for name, program in programs.items()}
+        self._programs = _copied(programs)
+        self._successors: SimpleQueue[dict[str, int]] = SimpleQueue()
         self._host = host
         self._host_path = host_path
         self._links: dict[_Place, int] = {}
@@ -102,6 +105,14 @@ class DeviceLinks:
         """True if the last round attached all programs that are wanted now."""
         outcome = self.outcome
         return outcome.wanted == self._wanted.keys() and not outcome.refused
+
+    def replace_programs(self, programs: Mapping[str, int]) -> None:
+        """Have the next round, see `follow`, put these programs in the places of those before.
+
+        Programs without a successor are detached.
+        """
+        self._successors.put(_copied(programs))
+        self.outcome = Outcome()
 
     def follow(self, wanted: Mapping[int, frozenset[str]]) -> None:
         """Begin to attach the programs for these namespaces, and to detach them from others.
@@ -132,6 +143,7 @@ class DeviceLinks:
         wanted = self._wanted
         if self._is_ending:
             return
+        self._switch()
         try:
             devices_of_host = self._attach_all(wanted)
         except _RefusedError as refusal:
@@ -140,6 +152,16 @@ class DeviceLinks:
             self._publish(Outcome(frozenset(wanted), refused=explained(error)))
         else:
             self._publish(Outcome(frozenset(wanted), devices_of_host))
+
+    def _switch(self) -> None:
+        """Use the last of the next programs, if there are any."""
+        while not self._successors.empty():
+            before, self._programs = self._programs, self._successors.get()
+            for place, link in list(self._links.items()):
+                successor = self._programs.get(place.function)
+                if successor is None or not _is_updated(link, successor):
+                    os.close(self._links.pop(place))
+            _close(before)
 
     def _publish(self, outcome: Outcome) -> None:
         if outcome.refused and outcome.refused != self.outcome.refused:
@@ -228,11 +250,30 @@ class DeviceLinks:
         for link in self._links.values():
             os.close(link)
         self._links.clear()
-        for program in self._programs.values():
-            os.close(program)
+        _close(self._programs)
+        while not self._successors.empty():
+            _close(self._successors.get())
         if self._changes is not None:
             self._changes.close()
         self.outcome = Outcome()
+
+
+def _copied(programs: Mapping[str, int]) -> dict[str, int]:
+    return {name: os.dup(program) for name, program in programs.items()}
+
+
+def _close(programs: Mapping[str, int]) -> None:
+    for program in programs.values():
+        os.close(program)
+
+
+def _is_updated(link: int, program: int) -> bool:
+    """Replace the program of a link; return False if it has to be made again, or is gone."""
+    try:
+        libbpf.update_link(link, program)
+    except libbpf.KernelRefusedError:
+        return False
+    return True
 
 
 def _of_host(

@@ -142,6 +142,8 @@ class KernelEngine:
         if (modules, tracing, udp) == (self._modules, self._tracing, self._udp):
             return
         replacement = await self._build(modules, tracing=tracing, udp=udp) if modules else None
+        if replacement is not None and self._object is not None:
+            replacement.adopt_devices(self._object)
         self._retire()
         preload, self._preload = self._preload, None
         self._report_change(modules)

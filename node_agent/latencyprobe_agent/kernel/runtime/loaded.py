@@ -275,6 +275,16 @@ class LoadedObject:
             self._return_to_tracepoints()
         self._devices.follow(namespaces)
 
+    def adopt_devices(self, other: LoadedObject) -> None:
+        """Take over the links of another object to devices, if this one has such programs.
+
+        The programs in them are replaced with the next `follow_devices`.
+        """
+        if other._devices is None or not self._owned.device_programs:
+            return
+        self._devices, other._devices = other._devices, None
+        self._devices.replace_programs(self._owned.device_programs)
+
     def check_devices(self) -> bool:
         """Use the programs on devices once all are attached.
 
