@@ -28,6 +28,29 @@ static __always_inline bool is_pair(u32 kind)
 	return kind == KIND('v', 'e', 't', 'h') || kind == KIND('n', 'e', 't', 'k');
 }
 
+/* Devices that unwrap packets: what they receive came to the host in another packet. */
+static __always_inline bool is_tunnel(u32 kind)
+{
+	switch (kind) {
+	case KIND('v', 'x', 'l', 'a'): /* vxlan */
+	case KIND('g', 'e', 'n', 'e'): /* geneve */
+	case KIND('i', 'p', 'i', 'p'):
+	case KIND('g', 'r', 'e', 0):
+	case KIND('g', 'r', 'e', 't'): /* gretap */
+	case KIND('e', 'r', 's', 'p'): /* erspan */
+	case KIND('s', 'i', 't', 0):
+	case KIND('i', 'p', '6', 't'): /* ip6tnl */
+	case KIND('i', 'p', '6', 'g'): /* ip6gre, ip6gretap */
+	case KIND('b', 'a', 'r', 'e'): /* bareudp */
+	case KIND('v', 't', 'i', 0):
+	case KIND('v', 't', 'i', '6'):
+	case KIND('x', 'f', 'r', 'm'):
+	case KIND('w', 'i', 'r', 'e'): /* wireguard */
+		return true;
+	}
+	return false;
+}
+
 /* Whether a pair's other end is in the host's namespace. netdev_priv(), include/linux/netdevice.h */
 static __always_inline bool leads_to_host(struct net_device *dev)
 {

@@ -59,6 +59,7 @@ static __always_inline struct arrival arrival_of(struct seen *seen, struct sk_bu
 
 	*place = place_in_stack(skb);
 	arrival.content = content_of(place);
+	arrival.network = (u64)place->header - arrival.head;
 	arrival.now = bpf_ktime_get_ns();
 	return arrival;
 }
@@ -107,13 +108,16 @@ int on_host_ingress(struct __sk_buff *ctx)
 	struct seen seen = see(skb);
 	struct header_place place;
 	struct arrival arrival;
+	enum passage passage;
 
 	if (!seen.packet)
 		return TCX_NEXT;
 	arrival = arrival_of(&seen, skb, &place);
-	begin_received(seen.config, seen.cpu, seen.packet, &arrival,
-		       irq_ns_at(seen.cpu, PEEK(skb, dev)));
-	note_received(seen.cpu, seen.packet, &arrival, HOST_NETNS, false);
+	passage = passage_on_host(seen.packet, &arrival, PEEK(skb, dev), place.linear);
+	if (passage != THROUGH_HOST)
+		begin_received(seen.config, seen.cpu, seen.packet, &arrival,
+			       irq_ns_at(seen.cpu, PEEK(skb, dev)));
+	note_received(seen.cpu, seen.packet, &arrival, HOST_NETNS, passage);
 	return TCX_NEXT;
 }
 
@@ -136,7 +140,7 @@ int on_host_egress(struct __sk_buff *ctx)
 		return TCX_NEXT;
 	begin_received(seen.config, seen.cpu, seen.packet, &arrival, 0);
 	seen.packet->softirq_ns = ABSENT;
-	note_received(seen.cpu, seen.packet, &arrival, HOST_NETNS, false);
+	note_received(seen.cpu, seen.packet, &arrival, HOST_NETNS, BESIDE_HOST);
 	return TCX_NEXT;
 }
 
@@ -179,9 +183,10 @@ int on_pod_ingress(struct __sk_buff *ctx)
 			seen.packet->first_ns = departed_ns;
 		seen.packet->softirq_ns = ABSENT;
 		seen.packet->irq_ns = 0;
+		passage = BESIDE_HOST;
 	}
 	note_datagram(seen.packet, &place);
-	note_received(seen.cpu, seen.packet, &arrival, 0, passage == LOST_IN_HOST && !departed_ns);
+	note_received(seen.cpu, seen.packet, &arrival, 0, passage);
 	return TCX_NEXT;
 }
 

@@ -45,7 +45,8 @@ struct received {
 	u32 softirq_ns; /* wait before first_ns; ABSENT outside of NET_RX */
 	u32 netns;	/* of the last netif_receive_skb */
 	u32 irq_ns;	/* from the NIC's interrupt to the softirq; 0: none */
-	u32 is_lost;	/* it came through the host, but its time there is not known */
+	u16 is_lost;	/* it came through the host, but its time there is not known */
+	u16 network;	/* where its network header is, from skb->head */
 #if TRACE
 	struct endpoints endpoints; /* of a datagram */
 #endif
@@ -307,13 +308,17 @@ enum passage {
 	LOST_IN_HOST, /* it did, and that is all that is known */
 };
 
-/* A packet that arrives where targets live. `sk`: the sender's socket, as a number. */
+/*
+ * A packet that arrives where targets live. `sk`: the sender's socket, as a number; `network`: where
+ * the network header is, from `head`.
+ */
 struct arrival {
 	u64 identity;
 	u64 content;
 	u64 head;
 	u64 now;
 	u64 sk;
+	u32 network;
 };
 
 /*
@@ -353,6 +358,45 @@ static __always_inline enum passage passage_of(struct config *config, struct cpu
 			    begins_in_host(config, cpu, identity_of(dev, config), dev));
 }
 
+/* The most that a tunnel puts between two network headers, the outer one included. */
+#define FARTHEST_OUTER 160
+
+/*
+ * Whether a tunnel's device has unwrapped the packet of this element. It is the same skb, and the
+ * outer header is still in its buffer, ahead of the inner one.
+ */
+static __always_inline bool is_unwrapped(struct received *packet, struct arrival *arrival,
+					 u32 linear)
+{
+	u32 ahead = arrival->network - packet->network;
+	struct header_place outer = {
+		.header = (unsigned char *)arrival->head + packet->network,
+		.linear = linear + ahead,
+	};
+	u8 version = 0;
+
+	if (packet->netns != HOST_NETNS || !is_of(packet, arrival->identity) || !packet->content ||
+	    ahead < sizeof(struct ipv4_packet) - 12 || ahead > FARTHEST_OUTER)
+		return false;
+	bpf_probe_read_kernel(&version, sizeof(version), outer.header);
+	outer.protocol = version >> 4 == 6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
+	return packet->content == content_of(&outer) &&
+	       arrival->now - packet->device_ns < TOO_LONG_NS;
+}
+
+/*
+ * Of a packet that comes to the host: its path began where the outer packet came, if it comes out of
+ * a tunnel. `linear`: how much of it is in one piece.
+ */
+static __always_inline enum passage passage_on_host(struct received *packet,
+						    struct arrival *arrival, struct net_device *dev,
+						    u32 linear)
+{
+	if (!is_tunnel(kind_of(dev)))
+		return BESIDE_HOST;
+	return is_unwrapped(packet, arrival, linear) ? THROUGH_HOST : LOST_IN_HOST;
+}
+
 static __always_inline void note_datagram(struct received *packet, struct header_place *place)
 {
 #if TRACE
@@ -389,10 +433,12 @@ static __always_inline void begin_received(struct config *config, struct cpu_con
 }
 
 static __always_inline void note_received(struct cpu_context *cpu, struct received *packet,
-					  struct arrival *arrival, u32 netns, bool is_lost)
+					  struct arrival *arrival, u32 netns, enum passage passage)
 {
 	packet->netns = netns;
-	packet->is_lost = is_lost;
+	if (passage != THROUGH_HOST)
+		packet->is_lost = passage == LOST_IN_HOST;
+	packet->network = arrival->network;
 	packet->content = arrival->content;
 	packet->head = arrival->head;
 	packet->device_ns = arrival->now;
@@ -433,12 +479,15 @@ int on_netif_receive_skb(u64 *ctx)
 	place.linear = READ(skb, len) - READ(skb, data_len);
 	place.protocol = READ(skb, protocol);
 	arrival.content = content_of(&place);
+	arrival.network = (u64)place.header - arrival.head;
 	if (inum != HOST_NETNS)
 		passage = passage_of(config, cpu, packet, &arrival, skb);
+	else
+		passage = passage_on_host(packet, &arrival, READ(skb, dev), place.linear);
 	if (passage != THROUGH_HOST)
 		begin_received(config, cpu, packet, &arrival, irq_ns_of(cpu, skb));
 	note_datagram(packet, &place);
-	note_received(cpu, packet, &arrival, inum, passage == LOST_IN_HOST);
+	note_received(cpu, packet, &arrival, inum, passage);
 	return 0;
 }
 

@@ -16,6 +16,7 @@ from tests.live.sockets import everything_in
 
 Start = Callable[..., KernelEngine]
 CLIENT, SERVER = 0, 1
+MILLISECOND_NS = 1_000_000
 RX_PARTS = ("rx.softirq", "rx.host", "rx.stack", "rx.socket")
 TX_OF_A_PAIR = ("tx.socket", "tx.stack", "tx.qdisc", "tx.total")
 # The kernel's variables that programs read, as `without` names them; other programs replace them.
@@ -108,6 +109,14 @@ def assert_parts_add_up(measurement: Measurement, *modules: str) -> None:
         whole = measurement.stage(total).histogram.sum_ns
         parts = (measurement.stage(part.name).histogram.sum_ns for part in parts_of(total))
         assert sum(parts) == whole > 0, f"{total}: {measurement}"
+
+
+def assert_is_there_alone(measured: Measurement, stage: str, parts: tuple[str, ...]) -> None:
+    """The packets' time is in this one part, by the shortest times: load has no effect on them."""
+    held_ns = measured.stage(stage).histogram.min_ns
+    assert held_ns > MILLISECOND_NS
+    for part in set(parts) & measured.stages.keys() - {stage}:
+        assert measured.stage(part).histogram.min_ns < held_ns / 10, part
 
 
 async def watch_on_host(start: Start, host: Namespace, *pods: Pod) -> KernelEngine:

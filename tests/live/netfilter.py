@@ -1,10 +1,10 @@
-"""Pods whose netfilter drops packets."""
+"""Netfilter that drops packets, or takes its time for them."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 
-from tests.live.pods import Pod
+from tests.live.pods import Namespace, Pod
 from tests.live.sockets import PORT, udp_socket
 
 
@@ -21,6 +21,28 @@ table inet silent {
   }
 }
 """
+
+
+RULES, TIMES = 100_000, 10
+# What matches is compared with all of the rules, and with all of them again.
+LONG_CHAIN = """
+table ip long {{
+  chain every {{
+    {rules}
+  }}
+  chain {hook} {{
+    type filter hook {hook} priority 0;
+    {jumps}
+  }}
+}}
+"""
+
+
+def take_time(host: Namespace, match: str, hook: str = "forward") -> None:
+    """Have a namespace's netfilter take more than a millisecond for what matches."""
+    rules = "ip saddr 203.0.113.1 drop\n" * RULES
+    jumps = f"{match} jump every\n" * TIMES
+    host.load_rules(LONG_CHAIN.format(hook=hook, rules=rules, jumps=jumps))
 
 
 def send_what_netfilter_drops(client: Pod, server: Pod, count: int) -> None:

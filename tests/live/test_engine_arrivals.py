@@ -52,6 +52,7 @@ from tests.live.sockets import (
     udp_socket,
 )
 from tests.live.taps import on_the_servers_device, tap, with_a_ring
+from tests.live.tunnels import FAR_ADDRESS, NIC_ADDRESS, vxlan
 from tests.live.tuns import IFF_NO_PI, IFF_TUN, TUNSETIFF
 
 Start = Callable[..., KernelEngine]
@@ -61,7 +62,6 @@ TRACEPOINT, ON_DEVICES = "netif_receive_skb", "tcx/ingress"
 SEGMENTS, MANY = 40, 200
 MILLISECOND_NS = 1_000_000
 NODE_ADDRESS = "198.51.100.254"
-NIC_ADDRESS, FAR_ADDRESS = "192.0.2.1", "192.0.2.2"
 # r0 = TCX_NEXT; exit
 _NEXT = bytes.fromhex("b7000000ffffffff9500000000000000")
 _REDIRECT_PEER = 155  # BPF_FUNC_redirect_peer
@@ -284,33 +284,11 @@ async def test_packets_between_macvlan_pods_are_measured(start_engine: Start) ->
     assert "rx.host" not in received.stages
 
 
-@contextmanager
-def tunnel(host: Namespace) -> Iterator[Namespace]:
-    """Another node behind a device of the host's; a VXLAN leads from there to the host's bridge."""
-    with namespace("far") as far:
-        run(
-            *("ip", "-n", host.name, "link", "add", "uplink", "type", "veth"),
-            *("peer", "name", "uplink", "netns", far.name),
-        )
-        for node, address in ((host, NIC_ADDRESS), (far, FAR_ADDRESS)):
-            node.ip("link", "set", "uplink", "up")
-            node.ip("address", "add", f"{address}/24", "dev", "uplink")
-        host.ip("route", "add", "default", "via", FAR_ADDRESS)
-        for node, other in ((host, FAR_ADDRESS), (far, NIC_ADDRESS)):
-            node.ip(
-                *("link", "add", "vxlan0", "type", "vxlan", "id", "7", "dstport", "4789"),
-                *("remote", other, "dev", "uplink"),
-            )
-            node.ip("link", "set", "vxlan0", "up")
-        host.ip("link", "set", "vxlan0", "master", "br0")
-        far.ip("address", "add", "198.51.100.200/24", "dev", "vxlan0")
-        yield far
-
-
 async def test_packets_of_a_tunnel_are_on_the_host_since_its_device_had_them(
     start_engine: Start,
 ) -> None:
-    with pods_on_bridge(2) as (host, (_, server)), tunnel(host) as far:
+    with pods_on_bridge(2) as (host, (_, server)), vxlan(host) as far_pod:
+        far = far_pod.namespace
         engine = await watch_on_devices(start_engine, host, server)
         with connection(far, server.namespace, server.address) as both:
             exchange(both, MANY)

@@ -18,35 +18,21 @@ from tests.live.measuring import (
     SERVER,
     TX_PARTS,
     account_for,
+    assert_is_there_alone,
     watch_on_host,
 )
+from tests.live.netfilter import take_time
 from tests.live.pods import SLOW_LAST_DEVICE, Namespace, Pod, pods_on_bridge, pods_on_routes
-from tests.live.sockets import PORT, Connection, connection, udp_socket, wait_for_bytes
+from tests.live.sockets import Connection, connection, wait_for_bytes
+from tests.live.stamped import DATAGRAMS, RECEIVE_STAMPS, SEND_STAMPS, stamped
 from tests.live.taps import on_the_servers_device, tap, with_a_ring
 from tests.live.targets import until
-from tests.live.traffic import SO_TIMESTAMPING, SOF_RX_SOFTWARE, SOF_SOFTWARE, stamps
-from tests.live.truth import BUCKET, Durations, Moment
+from tests.live.traffic import SO_TIMESTAMPING, stamps
+from tests.live.truth import BUCKET, Durations
 
 Start = Callable[..., KernelEngine]
-SOF_TX_SOFTWARE, SOF_OPT_TSONLY = 1 << 1, 1 << 11  # include/uapi/linux/net_tstamp.h
-RECEIVE_STAMPS = SOF_RX_SOFTWARE | SOF_SOFTWARE
-SEND_STAMPS = SOF_TX_SOFTWARE | SOF_SOFTWARE | SOF_OPT_TSONLY
-DATAGRAMS = 110
 SEGMENTS, SEGMENT_BYTES = 40, 1000
-RULES, TIMES = 100_000, 10
 MILLISECOND_NS = 1_000_000
-# What is for the server is compared with all of the rules, and with all of them again.
-LONG_CHAIN = """
-table ip long {{
-  chain every {{
-    {rules}
-  }}
-  chain forward {{
-    type filter hook forward priority 0;
-    {jumps}
-  }}
-}}
-"""
 
 
 @contextmanager
@@ -64,62 +50,6 @@ def filtering_bridge() -> Iterator[tuple[Namespace, Pod, Pod]]:
         yield host, client, server
 
 
-def lengthen(host: Namespace, address: str) -> None:
-    """Have the host's netfilter take its time for what goes to an address."""
-    rules = "ip saddr 203.0.113.1 drop\n" * RULES
-    jumps = f"ip daddr {address} jump every\n" * TIMES
-    host.load_rules(LONG_CHAIN.format(rules=rules, jumps=jumps))
-
-
-class Stamped:
-    """Datagrams from one pod to another, with the kernel's stamps of both ends."""
-
-    def __init__(self, sending: socket.socket, reading: socket.socket, address: str) -> None:
-        self._sending, self._reading, self._address = sending, reading, address
-
-    def send(self) -> tuple[list[int], list[int]]:
-        """One, until it is read: when it left by its driver, veth_xmit(), and when it arrived."""
-        self._sending.sendto(b"d" * 64, (self._address, PORT))
-        _, arrived, *_ = self._reading.recvmsg(64, 512)
-        _, left, *_ = self._sending.recvmsg(64, 512, socket.MSG_ERRQUEUE)
-        return stamps(left), stamps(arrived)
-
-    def send_one_by_one(self) -> Durations:
-        """How long the kernel had them between the pods."""
-        took = Durations()
-        for _ in range(DATAGRAMS):
-            (left_ns,), (arrived_ns,) = self.send()
-            took.add(Moment(left_ns, left_ns), Moment(arrived_ns, arrived_ns))
-        return took
-
-
-@contextmanager
-def stamped(client: Pod, server: Pod) -> Iterator[Stamped]:
-    """As soon as arrivals are stamped, which net_enable_timestamp() may leave to a worker.
-
-    So the first datagram is past, which is cloned while its neighbour's address is asked for:
-    neigh_probe(), net/core/neighbour.c.
-    """
-    with (
-        udp_socket(server.namespace, server.address, PORT) as reading,
-        udp_socket(client.namespace) as sending,
-    ):
-        reading.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, RECEIVE_STAMPS)
-        sending.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, SEND_STAMPS)
-        made = Stamped(sending, reading, server.address)
-        made.send()
-        until(lambda: bool(made.send()[1]), "stamps of what arrives")
-        yield made
-
-
-def assert_is_there_alone(measured: Measurement, stage: str, parts: tuple[str, ...]) -> None:
-    """The packets' time is in this one part, by the shortest times: load has no effect on them."""
-    held_ns = measured.stage(stage).histogram.min_ns
-    assert held_ns > MILLISECOND_NS
-    for part in set(parts) & measured.stages.keys() - {stage}:
-        assert measured.stage(part).histogram.min_ns < held_ns / 10, part
-
-
 Way = Callable[[], AbstractContextManager[tuple[Namespace, Pod, Pod]]]
 Tap = Callable[[Namespace], AbstractContextManager[object]]
 
@@ -133,7 +63,7 @@ async def measure_a_long_chain(
         stamped(client, server) as datagrams,
         watched_by(host),
     ):
-        lengthen(host, server.address)
+        take_time(host, f"ip daddr {server.address}")
         engine = await watch_on_host(start, host, client, server)
         took = datagrams.send_one_by_one()
         return engine.read(), took
