@@ -95,6 +95,9 @@ struct config {
 		shards[2 * MAX_SLOTS]; /* of each half: written before it is made the present */
 	u16 netns_first[NETNS_FIRST];  /* by low bits: number of an entry; 0: none */
 	struct netns_entry netns[MAX_NETNS]; /* [0]: see find_netns() */
+	u8 obstacles
+		[NR_OBSTACLES]; /* written by programs, see note_obstacle(); erased by the agent */
+	u64 unknown_kind;	/* of a device: as many letters; for OBSTACLE_UNKNOWN_DEVICE */
 };
 BYTES_OF(config);
 BPF_F_TABLE("array", u32, struct config_bytes, configuration, 1, BPF_F_MMAPABLE);
@@ -104,6 +107,22 @@ static __always_inline struct config *get_config(void)
 	u32 zero = 0;
 
 	return (struct config *)configuration.lookup(&zero);
+}
+
+/* Why a part of some packets' path is not measured: the coverage of its stages says so. */
+static __always_inline void note_obstacle(struct config *config, u32 obstacle)
+{
+	if (!config->obstacles[obstacle])
+		config->obstacles[obstacle] = 1;
+}
+
+/* mptcp_recvmsg() and mptcp_sendmsg(), net/mptcp/protocol.c, pass the hooks of TCP by. */
+static __always_inline void note_mptcp(struct config *config, struct tcp_sock *tp)
+{
+#ifdef HAVE_tcp_sock_is_mptcp
+	if (PEEK(tp, is_mptcp))
+		note_obstacle(config, OBSTACLE_MPTCP);
+#endif
 }
 
 /*

@@ -8,18 +8,26 @@
 /* The first four letters of rtnl_link_ops->kind, as the kernel's memory holds them. */
 #define KIND(a, b, c, d) ((u32)(a) | (u32)(b) << 8 | (u32)(c) << 16 | (u32)(d) << 24)
 
-/* Of any device, whose type the verifier may not know: it is asked for once a device. */
-static __always_inline u32 kind_of(struct net_device *dev)
+/* The first eight letters, of any device: the verifier may not know its type. */
+static __always_inline u64 name_of_kind(struct net_device *dev)
 {
 	struct rtnl_link_ops *operations = (struct rtnl_link_ops *)PEEK(dev, rtnl_link_ops);
 	const char *name;
-	u32 kind = 0;
+	u64 letters = 0;
 
 	if (!operations)
 		return 0; /* a hardware driver, or the loopback device */
 	name = PEEK(operations, kind);
-	bpf_probe_read_kernel(&kind, sizeof(kind), name);
-	return kind;
+	bpf_probe_read_kernel(&letters, sizeof(letters), name);
+	return letters;
+}
+
+/* Big-endian machines have the letters at the other end. */
+static __always_inline u32 kind_of(struct net_device *dev)
+{
+	u64 letters = name_of_kind(dev);
+
+	return *(u32 *)&letters;
 }
 
 /* veth, netkit: two devices, each of which receives what the other one sends. */

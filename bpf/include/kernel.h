@@ -19,6 +19,7 @@
 #define ETH_P_IPV6 0x86DD
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
+#define IPPROTO_FRAGMENT 44 /* of IPv6 */
 
 /* include/net/tcp_states.h */
 #define TCP_ESTABLISHED 1
@@ -88,6 +89,12 @@
 #endif
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 10, 0)
 #define HAVE_net_device_priv 1
+#endif
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(5, 9, 0)
+#define HAVE_net_device_xdp_state 1
+#endif
+#ifdef CONFIG_MPTCP
+#define HAVE_tcp_sock_is_mptcp 1
 #endif
 #ifdef CONFIG_SMP
 #define HAVE_task_struct_on_cpu 1

@@ -154,7 +154,7 @@ static __always_inline enum passage passage_into_pod(struct seen *seen, struct a
 	if (!PEEK(dev, rtnl_link_ops) || is_sent_by_host(arrival->sk))
 		return BESIDE_HOST;
 	device = (u64)dev - number_of_config(seen->cpu, seen->config);
-	return find_passage(seen->packet, arrival, skb,
+	return find_passage(seen->config, seen->packet, arrival, skb, dev,
 			    begins_in_host(seen->config, seen->cpu, device, dev));
 }
 

@@ -27,9 +27,22 @@ static __always_inline bool passes_on(u32 kind)
 	case KIND('v', 't', 'i', '6'):
 	case KIND('x', 'f', 'r', 'm'):
 	case KIND('v', 'r', 'f', 0):
+	case KIND('e', 'r', 's', 'p'): /* erspan */
+	case KIND('b', 'a', 'r', 'e'): /* bareudp */
+	case KIND('w', 'i', 'r', 'e'): /* wireguard: what it encrypts goes on in another skb */
+	case KIND('m', 'a', 'c', 's'): /* macsec */
+	case KIND('o', 'p', 'e', 'n'): /* openvswitch: to one of the switch's ports */
+	case KIND('d', 's', 'a', 0):
+	case KIND('h', 's', 'r', 0):
 		return true;
 	}
 	return false;
+}
+
+/* Devices without another one behind them, whatever their packets are carried by. */
+static __always_inline bool is_end(u32 kind)
+{
+	return kind == KIND('d', 'u', 'm', 'm') || kind == KIND('i', 'p', 'o', 'i');
 }
 
 /* The fate of a packet that a device is given to transmit. */
@@ -39,21 +52,43 @@ static __always_inline bool passes_on(u32 kind)
 #define DEVICE_COMPLETES 3    /* its driver was seen to do that */
 #define DEVICE_FATES 3ULL     /* mask */
 
-static __always_inline u32 look_at_device(struct net_device *dev)
+static __always_inline u32 look_at_pair(struct config *config, struct net_device *dev)
+{
+	if (netns_of(dev) == HOST_NETNS)
+		return DEVICE_IS_LAST;
+	if (leads_to_host(dev))
+		return DEVICE_PASSES_ON;
+	note_obstacle(config, OBSTACLE_OTHER_NETNS);
+	return DEVICE_IS_LAST;
+}
+
+/*
+ * Of a kind that is not known, a packet may go on by another device. It is unmatched if it is not
+ * seen again.
+ */
+static __always_inline u32 look_at_device(struct config *config, struct net_device *dev)
 {
 	u32 kind = kind_of(dev);
 
+	if (is_pair(kind))
+		return look_at_pair(config, dev);
 	if (passes_on(kind))
 		return DEVICE_PASSES_ON;
-	if (kind == KIND('v', 'e', 't', 'h'))
-		return netns_of(dev) == HOST_NETNS || !leads_to_host(dev) ? DEVICE_IS_LAST :
-									    DEVICE_PASSES_ON;
-	if (kind == KIND('t', 'u', 'n', 0))
+	if (kind == KIND('t', 'u', 'n', 0)) {
+		if (netns_of(dev) != HOST_NETNS)
+			note_obstacle(config, OBSTACLE_TUN);
 		return DEVICE_MAY_COMPLETE;
-	return kind || READ(dev, flags) & IFF_LOOPBACK ? DEVICE_IS_LAST : DEVICE_MAY_COMPLETE;
+	}
+	if (!kind)
+		return READ(dev, flags) & IFF_LOOPBACK ? DEVICE_IS_LAST : DEVICE_MAY_COMPLETE;
+	if (is_end(kind))
+		return DEVICE_IS_LAST;
+	config->unknown_kind = name_of_kind(dev);
+	note_obstacle(config, OBSTACLE_UNKNOWN_DEVICE);
+	return DEVICE_PASSES_ON;
 }
 
-#define DEVICE_BITS 8
+#define DEVICE_BITS 12
 
 /*
  * Results of look_at_device(), direct-mapped by the device's address. One u64 mixes address,
@@ -79,7 +114,7 @@ static __always_inline u64 recall_device(struct config *config, struct net_devic
 	word = *known;
 	if ((word & ~DEVICE_FATES) == key)
 		return word;
-	word = key | look_at_device(dev);
+	word = key | look_at_device(config, dev);
 	*known = word;
 	return word;
 }

@@ -128,7 +128,8 @@ struct ipv6_packet {
 #define CONTENT_IS_SHARED 1  /* other packets may have it, too */
 #define CONTENT_IS_KNOWN 2   /* so it is never 0 */
 #define CONTENT_IS_SEGMENT 4 /* the upper half is the sequence number, as on the wire */
-#define CONTENT_BITS 7ULL
+#define CONTENT_IS_PIECE 8 /* a fragment: its socket gets another packet, and the last one's skb */
+#define CONTENT_BITS 15ULL
 
 static __always_inline u64 mix(u64 content, u64 value)
 {
@@ -175,7 +176,8 @@ static __always_inline u64 ipv4_content(struct header_place *place)
 	if (packet.version_length == 0x45 && packet.protocol == IPPROTO_UDP && !(id >> 16))
 		content = mix(content, datagram_content(place->header + 28, place->linear - 20,
 							bpf_ntohs(packet.transport[1])));
-	return (content & ~CONTENT_BITS) | CONTENT_IS_KNOWN | (packet.id ? 0 : CONTENT_IS_SHARED);
+	return (content & ~CONTENT_BITS) | CONTENT_IS_KNOWN | (packet.id ? 0 : CONTENT_IS_SHARED) |
+	       (packet.fragment & bpf_htons(0x3fff) ? CONTENT_IS_PIECE : 0);
 }
 
 static __always_inline u64 ipv6_content(struct header_place *place)
@@ -192,7 +194,8 @@ static __always_inline u64 ipv6_content(struct header_place *place)
 	if (packet.protocol == IPPROTO_UDP)
 		content = mix(content, datagram_content(place->header + 48, place->linear - 40,
 							bpf_ntohs(packet.transport[1])));
-	return (content & ~CONTENT_BITS) | CONTENT_IS_KNOWN | CONTENT_IS_SHARED;
+	return (content & ~CONTENT_BITS) | CONTENT_IS_KNOWN | CONTENT_IS_SHARED |
+	       (packet.protocol == IPPROTO_FRAGMENT ? CONTENT_IS_PIECE : 0);
 }
 
 /*
@@ -252,6 +255,15 @@ static __always_inline bool is_received_segment(struct received *packet, u32 seq
 	return !(packet->content & CONTENT_IS_SEGMENT) || packet->content >> 32 == bpf_htonl(seq);
 }
 
+/* Its socket gets the whole packet, which is not known by any of its pieces. */
+static __always_inline bool is_piece(struct config *config, struct received *packet)
+{
+	if (!(packet->content & CONTENT_IS_PIECE))
+		return false;
+	note_obstacle(config, OBSTACLE_FRAGMENTS);
+	return true;
+}
+
 /* PACKET_BROADCAST or PACKET_MULTICAST: a bridge copies it for each port, and keeps the original. */
 static __always_inline bool is_for_many(struct sk_buff *skb)
 {
@@ -296,10 +308,31 @@ static __always_inline bool begins_in_host(struct config *config, struct cpu_con
 	u64 device = identity ^ (u64)PEEK(dev, ifindex) << 48 ^ (u64)config->generation << 32;
 
 	if (cpu->device != device) {
+		u32 kind = kind_of(dev);
+
 		cpu->device = device;
-		cpu->leads_to_host = is_pair(kind_of(dev)) && leads_to_host(dev);
+		cpu->leads_to_host = is_pair(kind) && leads_to_host(dev);
+		if (is_pair(kind) && !cpu->leads_to_host)
+			note_obstacle(config, OBSTACLE_OTHER_NETNS);
+		if (kind == KIND('t', 'u', 'n', 0))
+			note_obstacle(config, OBSTACLE_TUN);
 	}
 	return cpu->leads_to_host;
+}
+
+#define NATIVE_XDP 1 /* XDP_MODE_DRV, include/linux/netdevice.h */
+
+/* A program on the driver of a pair gets copies: veth_xdp_rcv_skb(), drivers/net/veth.c. */
+static __always_inline bool has_xdp(struct net_device *dev)
+{
+#ifdef HAVE_net_device_xdp_state
+	struct bpf_xdp_entity entity = {};
+
+	bpf_probe_read_kernel(&entity, sizeof(entity), &dev->xdp_state[NATIVE_XDP]);
+	return entity.prog || entity.link;
+#else
+	return false;
+#endif
 }
 
 enum passage {
@@ -326,8 +359,9 @@ struct arrival {
  * Behind a device that does not lead to the host (a router's namespace between, tun) only a content
  * of its own shows that a packet came through it.
  */
-static __always_inline enum passage find_passage(struct received *packet, struct arrival *arrival,
-						 struct sk_buff *skb, bool from_host)
+static __always_inline enum passage find_passage(struct config *config, struct received *packet,
+						 struct arrival *arrival, struct sk_buff *skb,
+						 struct net_device *dev, bool from_host)
 {
 	if (!is_unique(arrival->content) && (!from_host || is_for_many(skb)))
 		return BESIDE_HOST;
@@ -335,7 +369,11 @@ static __always_inline enum passage find_passage(struct received *packet, struct
 	    (!arrival->sk || arrival->sk == packet->sk) &&
 	    is_same_packet(packet, arrival->content, arrival->head, arrival->now))
 		return THROUGH_HOST;
-	return from_host && !is_for_many(skb) ? LOST_IN_HOST : BESIDE_HOST;
+	if (!from_host || is_for_many(skb))
+		return BESIDE_HOST;
+	if (has_xdp(dev))
+		note_obstacle(config, OBSTACLE_XDP);
+	return LOST_IN_HOST;
 }
 
 /*
@@ -354,7 +392,7 @@ static __always_inline enum passage passage_of(struct config *config, struct cpu
 		return BESIDE_HOST;
 	if (sk && netns_of_socket(sk) == HOST_NETNS)
 		return BESIDE_HOST;
-	return find_passage(packet, arrival, skb,
+	return find_passage(config, packet, arrival, skb, dev,
 			    begins_in_host(config, cpu, identity_of(dev, config), dev));
 }
 
@@ -597,7 +635,7 @@ static __always_inline void queue_segment(struct config *config, struct sock *sk
 	struct received *packet = get_received(identity_of(skb, config));
 	struct segment *segment;
 
-	if (!packet || !is_received_segment(packet, READ(cb, seq))) {
+	if (!packet || is_piece(config, packet) || !is_received_segment(packet, READ(cb, seq))) {
 		unmatched_for(config, state->owners, STAGE_RX_STACK, 1);
 		return;
 	}
@@ -634,6 +672,7 @@ static __always_inline void receive_segment(struct config *config, struct sock *
 		end_seq--;
 	if (seq == end_seq || !is_after(end_seq, expected))
 		return; /* no data, or data that was received before */
+	note_mptcp(config, tp);
 	account_for(config, state, READ(tp, copied_seq), expected, end_seq);
 	if (is_after(seq, expected)) {
 		count_for(config, state->owners, COUNTER_HEAD_OF_LINE_SEGMENTS);
@@ -920,7 +959,9 @@ static __always_inline struct received *find_queued(struct sock *sk, struct conf
 	packet = find_last(&sk->sk_receive_queue, base);
 	if (!packet) /* recv(), poll() and FIONREAD move all there, first_packet_length() */
 		packet = find_last(&((struct udp_sock *)sk)->reader_queue, base);
-	return packet ? packet : get_received(cpu->received_id);
+	if (!packet)
+		packet = get_received(cpu->received_id);
+	return packet && !is_piece(config, packet) ? packet : 0;
 }
 
 /* A datagram is in its socket's queue. */
@@ -1084,12 +1125,16 @@ int on_consume_skb(u64 *ctx)
 	owners_t owners;
 	u16 ports[2];
 	u32 zero = 0;
+	bool is_whole;
 	int shift;
 
 	if (!config || !cpu || is_serving_softirq(cpu))
 		return 0;
 	packet = get_received(identity_of(skb, config));
-	if (!packet || !is_received(packet, skb) || !is_udp(skb))
+	if (!packet || !is_udp(skb))
+		return 0;
+	is_whole = !is_piece(config, packet);
+	if (is_whole && !is_received(packet, skb))
 		return 0;
 	/*
 	 * Never received: an outgoing datagram, at an address known from an earlier packet. Copies
@@ -1104,6 +1149,10 @@ int on_consume_skb(u64 *ctx)
 	header = READ(skb, head) + READ(skb, transport_header);
 	bpf_probe_read_kernel(ports, sizeof(ports), header);
 	owners = look_up_reader(config, packet->netns, bpf_ntohs(ports[1]), bpf_ntohs(ports[0]));
+	if (!is_whole) {
+		unmatched_for(config, owners, STAGE_RX_SOCKET, 1);
+		return 0;
+	}
 	segment->queued_ns = packet->device_ns;
 	fill_segment(segment, packet, 0, false);
 	note_last_reader(segment, 0);

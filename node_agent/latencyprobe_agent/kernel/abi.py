@@ -54,6 +54,26 @@ NETNS_FIRST = 4096  # a power of two
 NETNS_HOPS = 4
 NETNS_HOST, NETNS_WATCHED, NETNS_PROCESSES = 1, 2, 4
 
+
+class Obstacle(IntEnum):
+    """A reason, noted by programs, why part of some packets' path is not measured."""
+
+    OTHER_NETNS = 0
+    """A pair whose other end is neither in the pod's namespace nor in the node's."""
+    TUN = 1
+    """A tun device in a pod: a process has the packets."""
+    XDP = 2
+    """A program on the driver of a pod's device, which gets copies."""
+    FRAGMENTS = 3
+    """Packets that arrived in fragments."""
+    UNKNOWN_DEVICE = 4
+    """A device of a kind that the programs do not know."""
+    MPTCP = 5
+    """Subflows of MPTCP, whose bytes are read and written elsewhere."""
+
+
+NR_OBSTACLES = 8  # with room for more
+
 # Reasons why a sample is missing from a stage: enum missing.
 MISSING = ("LOST", "UNMATCHED", "CLAMPED")
 # Room in `stats` for the reasons of many kernels to come: 6.18 has 128. The last place is for those
@@ -158,6 +178,8 @@ MACROS: Mapping[str, int | str] = {
     "PLACES": PLACES,
     "BOUND_BITS": BOUND_BITS,
     **{constant.name: _loaded(constant) for constant in LoadConstant},
+    **{f"OBSTACLE_{obstacle.name}": obstacle.value for obstacle in Obstacle},
+    "NR_OBSTACLES": NR_OBSTACLES,
     **{f"{name.upper()}_MAP": _map_address(number) for number, name in enumerate(ADDRESSED_MAPS)},
 }
 
@@ -243,6 +265,8 @@ CONFIG = Layout(
     shards=f"{2 * MAX_SLOTS * SHARDS.size}s",
     netns_first=f"{NETNS_FIRST}H",
     netns=f"{MAX_NETNS * NETNS_ENTRY.size}s",
+    obstacles=f"{NR_OBSTACLES}s",
+    unknown_kind="8s",
 )
 STAGE_STATS = Layout(
     "stage_stats",

@@ -21,6 +21,7 @@ from latencyprobe_agent.kernel.abi import (
     NETNS_HOPS,
     NO_SHARDS,
     SHARDS,
+    Obstacle,
     bucket_bounds,
 )
 from latencyprobe_agent.kernel.contract import EngineError
@@ -36,6 +37,8 @@ _ENTRIES_OFFSET = CONFIG.offset("netns")
 _BOUNDS = CONFIG.part("bucket_bounds")
 _BOUNDS_OFFSET = CONFIG.offset("bucket_bounds")
 _SHARDS_OFFSET = CONFIG.offset("shards")
+_OBSTACLES = CONFIG.part("obstacles", "unknown_kind")
+_OBSTACLES_OFFSET = CONFIG.offset("obstacles")
 _HALF_BYTES = MAX_SLOTS * SHARDS.size
 
 
@@ -110,6 +113,24 @@ class ConfigMemory:
         for inum in self._numbers.keys() - wanted.keys():
             self._write_entry(self._numbers[inum], 0, 0, 0, 0)
         self._numbers = numbers
+
+    def obstacles(self) -> Mapping[Obstacle, str]:
+        """Return what programs have met since the last call of `forget_obstacles`.
+
+        With the kind of the device, if that is the obstacle.
+        """
+        met, kind = _OBSTACLES.unpack_from(self._memory, _OBSTACLES_OFFSET)
+        name = kind.partition(b"\0")[0].decode("ascii", "replace")
+        return {
+            obstacle: name if obstacle is Obstacle.UNKNOWN_DEVICE else ""
+            for obstacle in Obstacle
+            if met[obstacle]
+        }
+
+    def forget_obstacles(self) -> None:
+        """Have programs note what they meet from now on."""
+        end = _OBSTACLES_OFFSET + _OBSTACLES.size
+        self._memory[_OBSTACLES_OFFSET:end] = bytes(_OBSTACLES.size)
 
     def close(self) -> None:
         """Unmap."""

@@ -53,6 +53,7 @@ from latencyprobe_agent.kernel.runtime.loaded import (
     build,
     wait_for_running_programs,
 )
+from latencyprobe_agent.kernel.runtime.obstacles import mention
 from latencyprobe_agent.kernel.runtime.overhead import OverheadClock
 from latencyprobe_agent.kernel.runtime.preload import Preload
 from latencyprobe_agent.kernel.runtime.shards import Shards, share_out
@@ -209,9 +210,12 @@ class KernelEngine:
     @property
     def coverage(self) -> tuple[StageCoverage, ...]:
         """See `contract.Engine.coverage`."""
+        coverage = self._coverage
+        if self._object is not None:
+            coverage = mention(coverage, self._object.configuration.obstacles())
         if self._socket_memory is None or not self._socket_memory.is_full:
-            return self._coverage
-        return full(self._coverage, self._socket_memory_limits)
+            return coverage
+        return full(coverage, self._socket_memory_limits)
 
     @property
     def lost_parts(self) -> Mapping[int, Sequence[LostPart]]:
@@ -420,6 +424,7 @@ class KernelEngine:
             self._coverage = self._coverage_of(loaded)
         self._written = wanted
         self._follow_devices(loaded)
+        loaded.configuration.forget_obstacles()
         loaded.bump_generation()
         loaded.read_listeners(Pause.BEFORE_CHANGE)
 

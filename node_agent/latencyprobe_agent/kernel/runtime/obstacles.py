@@ -1,0 +1,71 @@
+"""The effects of obstacles on the coverage: see `abi.Obstacle`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe_agent.kernel.abi import Obstacle
+
+
+@dataclass(frozen=True, slots=True)
+class _Effect:
+    """The stages that an obstacle takes packets from, and the reason.
+
+    `is_counted`: these packets count as missing. The others have no such stage.
+    """
+
+    stages: Collection[str]
+    reason: str
+    is_counted: bool = True
+
+
+_EFFECTS: Mapping[Obstacle, _Effect] = {
+    Obstacle.OTHER_NETNS: _Effect(
+        ("rx.host", "tx.host"),
+        "absent for packets of a pod's device that leads to a network namespace that is not the "
+        "node's",
+        is_counted=False,
+    ),
+    Obstacle.TUN: _Effect(
+        ("rx.host", "tx.host"),
+        "absent for packets of a tun device in a pod",
+        is_counted=False,
+    ),
+    Obstacle.XDP: _Effect(
+        ("rx.host", "rx.total"),
+        "packets are lost that an XDP program on a pod's device copied",
+    ),
+    Obstacle.FRAGMENTS: _Effect(
+        ("rx.stack", "rx.socket", "rx.total"),
+        "packets that arrived in fragments are unmatched",
+    ),
+    Obstacle.UNKNOWN_DEVICE: _Effect(
+        ("tx.host", "tx.qdisc", "tx.driver", "tx.total"),
+        "packets are unmatched that left by a device of a kind that is not supported",
+    ),
+    Obstacle.MPTCP: _Effect(
+        ("rx.socket", "rx.total", "tx.socket", "tx.total", "app.response", "peer.response"),
+        "packets of MPTCP are unmatched, because no hook shows when applications read and write "
+        "them",
+    ),
+}
+
+
+def mention(
+    coverage: tuple[StageCoverage, ...], obstacles: Mapping[Obstacle, str]
+) -> tuple[StageCoverage, ...]:
+    """Return the coverage with the effects of these obstacles, each with its detail."""
+    for obstacle, detail in obstacles.items():
+        coverage = tuple(_affected(stage, _EFFECTS[obstacle], detail) for stage in coverage)
+    return coverage
+
+
+def _affected(stage: StageCoverage, effect: _Effect, detail: str) -> StageCoverage:
+    is_covered = stage.state in (CoverageState.ACTIVE, CoverageState.PARTIAL)
+    if stage.name not in effect.stages or not is_covered:
+        return stage
+    reason = f"{effect.reason} ({detail})" if detail else effect.reason
+    state = CoverageState.PARTIAL if effect.is_counted else stage.state
+    return replace(stage, state=state, reason="; ".join(filter(None, (stage.reason, reason))))
