@@ -1,27 +1,50 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The one hook that the modules rx and tcp share: a segment reaches an established socket.
+ * The hook that the modules rx and tcp share: a segment reaches an established socket. It is the
+ * tracepoint tcp_probe, or a program on the targets' cgroups: then strangers' segments run none.
+ *
+ * The tracepoint has the socket's lock. The program on cgroups has not: a process may read or write the
+ * socket at the same time, and segments that came before may still wait in its backlog. So it is only
+ * while neither is so that it corrects what a reader also changes.
  */
 
 /* A segment of a socket without room for its state. */
 static __always_inline void lose_segment(struct config *config, owners_t owners, struct sock *sk,
-					 struct sk_buff *skb)
+					 struct incoming *incoming)
 {
-	struct tcp_skb_cb *cb = (struct tcp_skb_cb *)skb->cb;
 	struct tcp_sock *tp = get_tcp_sock(sk);
-	u32 end_seq = READ(cb, end_seq);
 
 	if (!tp)
 		return;
-	if (READ(cb, tcp_flags) & TCPHDR_FIN)
-		end_seq--;
 #ifdef MODULE_TCP
-	if (is_after(READ(cb, ack_seq), READ(tp, snd_una)))
+	if (is_after(incoming->ack_seq, READ(tp, snd_una)))
 		lost_for(config, owners, STAGE_TCP_RTT);
 #endif
 #ifdef MODULE_RX
-	if (READ(cb, seq) != end_seq && is_after(end_seq, READ(tp, rcv_nxt)))
+	if (incoming->seq != incoming->end_seq && is_after(incoming->end_seq, READ(tp, rcv_nxt)))
 		lose_received(config, owners);
+#endif
+}
+
+static __always_inline void note_segment(struct config *config, struct socket_state *state,
+					 struct sock *sk, struct tcp_sock *tp,
+					 struct incoming *incoming)
+{
+	u64 now = 0;
+
+	if (incoming->seq != incoming->end_seq || incoming->is_end) { /* a pure ACK needs no time */
+		now = bpf_ktime_get_ns();
+		if (!incoming->is_beside || !state->is_read_seq_known)
+			note_read_end(state, sk, tp);
+	}
+#ifdef MODULE_TCP
+	sample_rtt(config, state, tp, incoming);
+	note_arrival(config, state, sk, tp, incoming, now);
+	note_own_window(config, state, tp, incoming->size);
+	note_peer_window(config, state, tp);
+#endif
+#ifdef MODULE_RX
+	receive_segment(config, sk, state, tp, incoming, now);
 #endif
 }
 
@@ -32,34 +55,93 @@ int on_tcp_probe(u64 *ctx)
 	struct sk_buff *skb = (struct sk_buff *)ctx[1];
 	struct config *config = get_config();
 	struct tcp_skb_cb *cb = (struct tcp_skb_cb *)skb->cb;
+	struct incoming incoming = {};
 	struct socket_state *state;
 	struct turned_away away;
 	struct tcp_sock *tp;
-	u64 now = 0;
 
-	if (!config)
+	if (!config || config->sees_segments)
 		return 0;
 	state = get_state(sk, config, &away);
+	if (!state && !away.owners)
+		return 0;
+	incoming.identity = identity_of(skb, config);
+	incoming.seq = READ(cb, seq);
+	incoming.end_seq = READ(cb, end_seq);
+	incoming.ack_seq = READ(cb, ack_seq);
+	incoming.size = READ(skb, len);
+	incoming.is_end = READ(cb, tcp_flags) & TCPHDR_FIN;
+	if (incoming.is_end)
+		incoming.end_seq--;
 	if (!state) {
-		if (away.owners)
-			lose_segment(config, away.owners, sk, skb);
+		lose_segment(config, away.owners, sk, &incoming);
 		return 0;
 	}
 	tp = get_tcp_sock(sk);
-	if (!tp)
-		return 0;
-	if (READ(cb, seq) != READ(cb, end_seq)) { /* a pure ACK needs no time */
-		now = bpf_ktime_get_ns();
-		note_read_end(state, sk, tp);
-	}
-#ifdef MODULE_TCP
-	sample_rtt(config, state, tp, skb);
-	note_arrival(config, state, sk, tp, skb, now);
-	note_own_window(config, state, tp, READ(skb, len));
-	note_peer_window(config, state, tp);
-#endif
-#ifdef MODULE_RX
-	receive_segment(config, sk, state, tp, skb, now);
-#endif
+	if (tp)
+		note_segment(config, state, sk, tp, &incoming);
 	return 0;
 }
+
+#ifdef WITH_ON_CGROUP_INGRESS
+
+/* The header at the socket, tcp_filter(), net/ipv4/tcp_ipv4.c; false: it cannot be read. */
+static __always_inline bool read_incoming(struct incoming *incoming, struct sk_buff *skb)
+{
+	u16 network = PEEK(skb, network_header), transport = PEEK(skb, transport_header);
+	unsigned char *head = PEEK(skb, head);
+	struct {
+		u16 ports[2];
+		u32 seq;
+		u32 ack_seq;
+		u8 header_words; /* in the upper half */
+		u8 flags;
+	} header;
+
+	if (bpf_probe_read_kernel(&header, sizeof(header), head + transport))
+		return false;
+	/* the program sees the skb from its network header on, __cgroup_bpf_run_filter_skb() */
+	incoming->size = PEEK(skb, len) - (transport - network);
+	incoming->seq = bpf_ntohl(header.seq);
+	incoming->end_seq = incoming->seq + incoming->size - (header.header_words >> 4) * 4;
+	incoming->ack_seq = bpf_ntohl(header.ack_seq);
+	incoming->is_end = header.flags & TCPHDR_FIN;
+	return !(header.flags & TCPHDR_SYN);
+}
+
+/*
+ * sk_filter_trim_cap(), net/core/filter.c, for a socket of a target's cgroup; before the socket is
+ * locked, or the segment put into its backlog. The result is always 1: it may pass.
+ */
+int on_cgroup_ingress(struct __sk_buff *ctx)
+{
+	struct bpf_sock *found = ctx->sk; /* here, since it takes the argument as it came */
+	struct sk_buff *skb = (struct sk_buff *)ctx;
+	struct config *config = get_config();
+	struct incoming incoming = {};
+	struct socket_state *state;
+	struct turned_away away;
+	struct tcp_sock *tp;
+	struct sock *sk;
+
+	if (!config || !config->sees_segments || !found)
+		return 1;
+	tp = bpf_skc_to_tcp_sock(found);
+	if (!tp)
+		return 1;
+	sk = (struct sock *)tp;
+	if (READ(sk, __sk_common.skc_state) != TCP_ESTABLISHED)
+		return 1;
+	state = get_state(sk, config, &away);
+	if ((!state && !away.owners) || !read_incoming(&incoming, skb))
+		return 1;
+	incoming.identity = identity_of(skb, config);
+	incoming.is_beside = READ(sk, sk_lock.owned) || READ(sk, sk_backlog.len);
+	if (state)
+		note_segment(config, state, sk, tp, &incoming);
+	else
+		lose_segment(config, away.owners, sk, &incoming);
+	return 1;
+}
+
+#endif

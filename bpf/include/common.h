@@ -83,8 +83,9 @@ struct config {
 	u8 sees_arrivals; /* programs on devices see what arrives: the tracepoint's does nothing */
 	u8 sees_departures;  /* the same of what departs */
 	u8 sees_completions; /* programs see drivers free the packets that they sent */
+	u8 sees_segments;    /* programs on cgroups see them: the tracepoint's does nothing */
 	u8 is_driver_used;   /* written by programs: a target's packet was given to a driver */
-	u8 reserved[6];
+	u8 reserved[5];
 	/*
 	 * The bounds between an octave's positions, by the leading bits of a mantissa below its
 	 * highest: so few numbers begin alike that at most one bound is among them. The lowest byte is

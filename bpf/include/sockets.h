@@ -41,6 +41,17 @@ static __always_inline u32 saturate(u64 ns)
 	return ns < ABSENT ? ns : ABSENT - 1;
 }
 
+/* A segment of TCP that reaches its socket. */
+struct incoming {
+	u64 identity; /* of its skb, see identity_of() */
+	u32 seq;
+	u32 end_seq; /* of its data, without a FIN */
+	u32 ack_seq;
+	u32 size;	/* with TCP's header */
+	bool is_end;	/* it has a FIN */
+	bool is_beside; /* a process has the socket, or others wait that came before */
+};
+
 #define FEW_HANDOFFS 4 /* in a queue; these must be powers of two */
 #define HANDOFFS 32    /* in a ring */
 
@@ -118,9 +129,11 @@ struct socket_queue {
 #ifdef MODULE_RX
 	u32 head; /* next to read, next to fill: free-running */
 	u32 tail;
-	u16 skipped;  /* segments that left the queue unseen */
-	u16 outdated; /* and those that waited too long */
-	u32 reader;   /* the thread that read last; 0: not known */
+	u16 skipped;	 /* segments that left the queue unseen */
+	u16 outdated;	 /* and those that waited too long */
+	u32 reader;	 /* the thread that read last; 0: not known */
+	u32 arrived_seq; /* end of what reached the socket in order, while others wait before it */
+	u32 is_arrived_known;
 #endif
 #ifdef MODULE_TX
 	u32 handed_head; /* oldest, next to fill: free-running */

@@ -625,17 +625,16 @@ static __always_inline struct segment *next_segment(struct sock *sk, struct sock
 	return segment_at(queue, ring, queue->tail);
 }
 
-/* `queue`: NULL for want of memory. */
+/* `queue`: NULL for want of memory. `seq`: from there on its data is new. */
 static __always_inline void queue_segment(struct config *config, struct sock *sk,
 					  struct socket_state *state, struct socket_queue *queue,
-					  struct segment_ring *ring, struct sk_buff *skb, u32 seq,
-					  u32 end_seq, u64 now)
+					  struct segment_ring *ring, struct incoming *incoming,
+					  u32 seq, u64 now)
 {
-	struct tcp_skb_cb *cb = (struct tcp_skb_cb *)skb->cb;
-	struct received *packet = get_received(identity_of(skb, config));
+	struct received *packet = get_received(incoming->identity);
 	struct segment *segment;
 
-	if (!packet || is_piece(config, packet) || !is_received_segment(packet, READ(cb, seq))) {
+	if (!packet || is_piece(config, packet) || !is_received_segment(packet, incoming->seq)) {
 		unmatched_for(config, state->owners, STAGE_RX_STACK, 1);
 		return;
 	}
@@ -653,37 +652,55 @@ static __always_inline void queue_segment(struct config *config, struct sock *sk
 	}
 	segment->queued_ns = now;
 	segment->seq = seq;
-	segment->end_seq = end_seq;
+	segment->end_seq = incoming->end_seq;
 	fill_segment(segment, packet, now - packet->device_ns, true);
 	note_last_reader(segment, queue->reader);
 	queue->tail++;
 }
 
+/*
+ * The sequence number that is expected next. TCP's own is behind while earlier segments wait in the
+ * backlog.
+ */
+static __always_inline u32 expected_seq(struct socket_queue *queue, struct tcp_sock *tp,
+					struct incoming *incoming)
+{
+	u32 expected = READ(tp, rcv_nxt);
+
+	if (incoming->is_beside && queue && queue->is_arrived_known &&
+	    is_after(queue->arrived_seq, expected))
+		return queue->arrived_seq;
+	return expected;
+}
+
 static __always_inline void receive_segment(struct config *config, struct sock *sk,
 					    struct socket_state *state, struct tcp_sock *tp,
-					    struct sk_buff *skb, u64 now)
+					    struct incoming *incoming, u64 now)
 {
-	struct tcp_skb_cb *cb = (struct tcp_skb_cb *)skb->cb;
 	struct segment_ring *ring = 0;
 	struct socket_queue *queue;
-	u32 seq = READ(cb, seq), end_seq = READ(cb, end_seq), expected = READ(tp, rcv_nxt);
+	u32 expected;
 
-	if (READ(cb, tcp_flags) & TCPHDR_FIN)
-		end_seq--;
-	if (seq == end_seq || !is_after(end_seq, expected))
-		return; /* no data, or data that was received before */
+	if (incoming->seq == incoming->end_seq)
+		return;
+	queue = get_queue(sk, state);
+	expected = expected_seq(queue, tp, incoming);
+	if (!is_after(incoming->end_seq, expected))
+		return; /* data that was received before */
 	note_mptcp(config, tp);
-	account_for(config, state, READ(tp, copied_seq), expected, end_seq);
-	if (is_after(seq, expected)) {
+	account_for(config, state, READ(tp, copied_seq), expected, incoming->end_seq);
+	if (is_after(incoming->seq, expected)) {
 		count_for(config, state->owners, COUNTER_HEAD_OF_LINE_SEGMENTS);
 		return;
 	}
-	queue = get_queue(sk, state);
 	if (queue) {
+		queue->arrived_seq = incoming->end_seq;
+		queue->is_arrived_known = 1;
 		ring = find_segment_ring(config, sk, state, queue);
-		correct_queue(config, state, queue, ring, READ(tp, copied_seq), expected);
+		if (!incoming->is_beside)
+			correct_queue(config, state, queue, ring, READ(tp, copied_seq), expected);
 	}
-	queue_segment(config, sk, state, queue, ring, skb, expected, end_seq, now);
+	queue_segment(config, sk, state, queue, ring, incoming, expected, now);
 }
 
 /* The part of the packet's time in the socket in which its reader was runnable, but others ran. */

@@ -382,12 +382,11 @@ static __always_inline bool may_be_delayed(struct tcp_sock *tp, u32 srtt_us)
 
 /* The kernel's smoothed round trip, at each ACK of new data. */
 static __always_inline void sample_rtt(struct config *config, struct socket_state *state,
-				       struct tcp_sock *tp, struct sk_buff *skb)
+				       struct tcp_sock *tp, struct incoming *incoming)
 {
-	struct tcp_skb_cb *cb = (struct tcp_skb_cb *)skb->cb;
 	u32 srtt_us = READ(tp, srtt_us) >> 3;
 
-	if (!srtt_us || !is_after(READ(cb, ack_seq), READ(tp, snd_una)))
+	if (!srtt_us || !is_after(incoming->ack_seq, READ(tp, snd_una)))
 		return;
 	record_for(config, state->owners, STAGE_TCP_RTT, (u64)srtt_us * 1000);
 	if (may_be_delayed(tp, srtt_us))

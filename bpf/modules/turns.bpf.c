@@ -125,11 +125,13 @@ static __always_inline void begin_request(struct socket_state *state, struct soc
 
 	if (!turns->is_known || turns->request_ns)
 		return; /* it may have begun before we watched; it goes on */
-	turns->request_ns = now;
 	turns->request_seq = READ(tp, write_seq);
 	turns->is_doubtful = unread_bytes(sk, tp) != 0; /* the reply to another one */
 	if (turns->is_doubtful)
 		note_overlap(turns);
+	/* last: on_cgroup_ingress() may end it at once */
+	asm volatile("" ::: "memory");
+	turns->request_ns = now;
 }
 
 /* The application hands bytes to TCP. */
@@ -187,22 +189,20 @@ static __always_inline void continue_request(struct turns *turns, struct tcp_soc
 
 /* A segment reaches the socket, and has not changed it yet. */
 static __always_inline void note_arrival(struct config *config, struct socket_state *state,
-					 struct sock *sk, struct tcp_sock *tp, struct sk_buff *skb,
-					 u64 now)
+					 struct sock *sk, struct tcp_sock *tp,
+					 struct incoming *incoming, u64 now)
 {
-	struct tcp_skb_cb *cb = (struct tcp_skb_cb *)skb->cb;
-	u32 seq = READ(cb, seq), end_seq = READ(cb, end_seq), expected = READ(tp, rcv_nxt);
+	u32 expected = READ(tp, rcv_nxt);
 
-	if (READ(cb, tcp_flags) & TCPHDR_FIN) {
-		end_seq--;
-		state->turns.is_end_late = end_seq == READ(tp, copied_seq);
-	}
-	if (is_after(seq, expected) || !is_after(end_seq, expected))
+	if (incoming->is_end)
+		state->turns.is_end_late = incoming->end_seq == READ(tp, copied_seq);
+	if ((!incoming->is_beside && is_after(incoming->seq, expected)) ||
+	    !is_after(incoming->end_seq, expected))
 		return; /* no data, data that was received before, or behind a gap */
 	if (role_of(sk, &state->turns) == ROLE_SERVER)
-		continue_request(&state->turns, tp, READ(cb, ack_seq), now);
+		continue_request(&state->turns, tp, incoming->ack_seq, now);
 	else
-		end_request(config, state, tp, READ(cb, ack_seq), now);
+		end_request(config, state, tp, incoming->ack_seq, now);
 }
 
 /* A half-closed client's replies reach it past tcp_probe, tcp_rcv_state_process(). */

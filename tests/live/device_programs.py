@@ -35,6 +35,13 @@ def own_runs(engine: KernelEngine) -> dict[str, int]:
     return {name: int(libbpf.program_info(each).run_cnt) for name, each in programs.items()}
 
 
+def runs_at_sockets(engine: KernelEngine) -> int:
+    """How often its program for what reaches the sockets of cgroups has run."""
+    assert engine._object is not None
+    program = engine._object._owned.cgroup_programs["on_cgroup_ingress"]
+    return int(libbpf.program_info(program).run_cnt)
+
+
 def links_to_devices(engine: KernelEngine) -> dict[tuple[int, int, str], int]:
     """The kernel's ids of its links to devices, by namespace, device and program."""
     assert engine._object is not None

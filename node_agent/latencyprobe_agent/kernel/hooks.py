@@ -30,8 +30,8 @@ class HookKind(StrEnum):
     A program at an iterator (iter) runs for each object of a kind, when the agent reads the
     iterator. A variable of each CPU (percpu) and a count of a network namespace (mib) run no
     program: other programs read them. What TCP does with a socket (sock_ops) runs the programs on
-    the socket's cgroup, so that other sockets run none. Packets run the programs of the devices
-    that they pass (tcx).
+    the socket's cgroup, so that other sockets run none. So do packets that reach a socket
+    (cgroup_skb). Packets run the programs of the devices that they pass (tcx).
     """
 
     TRACEPOINT = "tracepoint"
@@ -43,6 +43,7 @@ class HookKind(StrEnum):
     VARIABLE = "percpu"
     COUNT = "mib"
     SOCK_OPS = "sock_ops"
+    CGROUP_PACKET = "cgroup_skb"
     DEVICE = "tcx"
 
 
@@ -161,6 +162,8 @@ POD_INGRESS, HOST_INGRESS, HOST_EGRESS = "on_pod_ingress", "on_host_ingress", "o
 POD_EGRESS, QUEUE_EGRESS = "on_pod_egress", "on_queue_egress"
 # The events that all stages of received packets require, and those of sent ones.
 RECEIVE, QUEUE = "receive", "queue"
+# A segment of TCP reaches its socket.
+SEGMENT = "segment"
 # The events that a packet's end in its driver requires.
 DRIVER_DROP, DRIVER_FREE = "driver drop", "driver free"
 # Without this event, segments have no tx.socket, and the others of their stages none the less.
@@ -203,7 +206,12 @@ EVENTS: tuple[Event, ...] = (
             ),
         ),
     ),
-    _event("segment", (RX, TCP), ("on_tcp_probe", "tcp_probe")),
+    _event(
+        SEGMENT,
+        (RX, TCP),
+        ("on_tcp_probe", "tcp_probe"),
+        scoped=Hook("on_cgroup_ingress", "ingress", HookKind.CGROUP_PACKET),
+    ),
     _event("TCP read", (RX, TCP), ("on_tcp_rcv_space_adjust", "tcp_rcv_space_adjust")),
     _event(
         "UDP read",
@@ -303,19 +311,19 @@ STAGE_NEEDS: Mapping[str, StageNeeds] = {
     "rx.irq": StageNeeds(
         (
             *("interrupt", "interrupt end", "NET_RX raise", "softirq entry", "softirq context"),
-            *("receive", "segment"),
+            *("receive", SEGMENT),
         ),
         _READS,
     ),
-    "rx.softirq": StageNeeds(("softirq entry", "softirq context", "receive", "segment"), _READS),
-    "rx.host": StageNeeds(("receive", "segment"), _READS),
+    "rx.softirq": StageNeeds(("softirq entry", "softirq context", "receive", SEGMENT), _READS),
+    "rx.host": StageNeeds(("receive", SEGMENT), _READS),
     "rx.stack": StageNeeds(
-        ("receive", "segment"),
+        ("receive", SEGMENT),
         {**_READS, "UDP queue": "for datagrams, this time is counted in rx.socket"},
     ),
-    "rx.socket": StageNeeds(("receive", "segment"), _READS),
-    "rx.wakeup": StageNeeds(("receive", "segment", "wake-up", "switch"), {**_READS, **_THREADS}),
-    "rx.total": StageNeeds(("receive", "segment"), _READS),
+    "rx.socket": StageNeeds(("receive", SEGMENT), _READS),
+    "rx.wakeup": StageNeeds(("receive", SEGMENT, "wake-up", "switch"), {**_READS, **_THREADS}),
+    "rx.total": StageNeeds(("receive", SEGMENT), _READS),
     "tx.socket": StageNeeds(("send", "queue", "transmit"), _PROCESSES),
     "tx.stack": StageNeeds(("queue", "transmit"), _PROCESSES),
     "tx.host": StageNeeds(("queue", "transmit"), _PROCESSES),
@@ -325,9 +333,9 @@ STAGE_NEEDS: Mapping[str, StageNeeds] = {
     "tcp.connect": StageNeeds(("state change",)),
     "tcp.handshake": StageNeeds(("state change",)),
     "tcp.accept": StageNeeds(("state change", "accept")),
-    "tcp.rtt": StageNeeds(("segment",)),
-    "app.response": StageNeeds(("segment", "TCP read", "send", "state change")),
-    "peer.response": StageNeeds(("segment", "send", "state change")),
+    "tcp.rtt": StageNeeds((SEGMENT,)),
+    "app.response": StageNeeds((SEGMENT, "TCP read", "send", "state change")),
+    "peer.response": StageNeeds((SEGMENT, "send", "state change")),
     "sched.runqueue": StageNeeds(("wake-up", "switch"), _THREADS),
     "irq.hard": StageNeeds(("interrupt", "interrupt end")),
     "irq.softwait": StageNeeds(("softirq raise", "softirq entry")),
@@ -335,7 +343,7 @@ STAGE_NEEDS: Mapping[str, StageNeeds] = {
 }
 
 COUNTER_NEEDS: Mapping[str, StageNeeds] = {
-    "headOfLineSegments": StageNeeds(("segment",)),
+    "headOfLineSegments": StageNeeds((SEGMENT,)),
     "sendsBehindWindow": StageNeeds(("send", "queue"), _PROCESSES),
     "sendsBehindCongestion": StageNeeds(("send", "queue"), _PROCESSES),
     "sendsHeldBack": StageNeeds(("send", "queue"), _PROCESSES),
@@ -343,8 +351,8 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
     "rtos": StageNeeds(("retransmit",)),
     "resetsSent": StageNeeds(("reset sent",)),
     "resetsReceived": StageNeeds(("reset received",)),
-    "zeroWindowsSent": StageNeeds(("segment",)),
-    "zeroWindowsReceived": StageNeeds(("segment",)),
+    "zeroWindowsSent": StageNeeds((SEGMENT,)),
+    "zeroWindowsReceived": StageNeeds((SEGMENT,)),
     "acceptQueueOverflows": StageNeeds(
         ("listener",),
         {
@@ -355,7 +363,7 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
     "receiveQueueOverflows": StageNeeds(
         ("queue overflow",), {"receive drop": "only datagrams are counted"}
     ),
-    "delayedAcks": StageNeeds(("segment",)),
+    "delayedAcks": StageNeeds((SEGMENT,)),
     "connectRefused": StageNeeds(("state change",)),
     "connectTimedOut": StageNeeds(("state change",)),
     "connectUnreachable": StageNeeds(("state change",)),
@@ -366,10 +374,16 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
 }
 
 
-# The hooks on the targets' cgroups and devices, by their names in the coverage; those on devices.
+# The kinds of hooks on the targets' cgroups.
+ON_CGROUPS = frozenset({HookKind.SOCK_OPS, HookKind.CGROUP_PACKET})
+# The hooks on the targets' cgroups and devices, by their names in the coverage; those on devices;
+# and those for packets, which are in use only if that is asked for.
 _SCOPED = tuple(event.scoped for event in EVENTS if event.scoped is not None)
 SCOPED_HOOKS = tuple(hook.name(typed=True) for hook in _SCOPED)
 DEVICE_HOOKS = tuple(hook.name(typed=True) for hook in _SCOPED if hook.kind is HookKind.DEVICE)
+PACKET_HOOKS = tuple(
+    hook.name(typed=True) for hook in _SCOPED if hook.kind is not HookKind.SOCK_OPS
+)
 # What a stage means with the hooks on devices, where that differs from the others.
 _NOTES_ON_DEVICES: Mapping[str, str] = {
     "rx.softirq": "absent for packets of this node's pods that are no targets",

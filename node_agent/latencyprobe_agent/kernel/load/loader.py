@@ -37,6 +37,7 @@ _OPTIONS: Mapping[HookKind, tuple[str, ...]] = {
 }
 _SCOPED_TYPES: Mapping[HookKind, int] = {
     HookKind.SOCK_OPS: libbpf.PROG_TYPE_SOCK_OPS,
+    HookKind.CGROUP_PACKET: libbpf.PROG_TYPE_CGROUP_SKB,
     HookKind.DEVICE: libbpf.PROG_TYPE_SCHED_CLS,
 }
 _SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})

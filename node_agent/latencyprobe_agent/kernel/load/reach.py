@@ -10,12 +10,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Protocol
 
-from latencyprobe_agent.kernel.hooks import Event, Hook, HookKind
+from latencyprobe_agent.kernel.hooks import ON_CGROUPS, Event, Hook, HookKind
 
 _TYPED_KINDS = frozenset(
     {
         *(HookKind.FENTRY, HookKind.FEXIT, HookKind.ITERATOR),
-        *(HookKind.VARIABLE, HookKind.COUNT, HookKind.SOCK_OPS, HookKind.DEVICE),
+        *(HookKind.VARIABLE, HookKind.COUNT, HookKind.DEVICE),
+        *ON_CGROUPS,
     }
 )
 _NOUNS = {
@@ -71,7 +72,7 @@ class Reach:
             fault = self.types.variable_fault(hook.symbol)
             if fault is not None:
                 raise LookupError(fault)
-        elif hook.kind is not HookKind.SOCK_OPS:
+        elif hook.kind not in ON_CGROUPS:
             type_id(hook, self.types)
 
     def check_all(self, hook: Hook) -> None:

@@ -29,7 +29,7 @@ from latencyprobe_agent.kernel.runtime.shards import Shards
 
 MAX_NAMESPACES = MAX_NETNS - 1
 CONFIG_BYTES = CONFIG.size
-_INTEGERS = CONFIG.part("epoch", "sees_completions")
+_INTEGERS = CONFIG.part("epoch", "sees_segments")
 _DRIVER_USED_OFFSET = CONFIG.offset("is_driver_used")
 _ENTRY = NETNS_ENTRY.packing
 _FIRST_OFFSET = CONFIG.offset("netns_first")
@@ -69,11 +69,12 @@ class ConfigMemory:
         sees_arrivals: bool = False,
         sees_departures: bool = False,
         sees_completions: bool = False,
+        sees_segments: bool = False,
     ) -> None:
         """Set the integers. Programs read each one separately, and each is written at once."""
         self._memory[: _INTEGERS.size] = _INTEGERS.pack(
             *(epoch, generation, sample_mask, sees_sends, reads_listeners),
-            *(sees_arrivals, sees_departures, sees_completions),
+            *(sees_arrivals, sees_departures, sees_completions, sees_segments),
         )
 
     def take_driver_use(self) -> bool:

@@ -42,7 +42,7 @@ from latencyprobe_agent.kernel.contract import (
     ThreadLimits,
     TraceSpec,
 )
-from latencyprobe_agent.kernel.hooks import DEVICE_HOOKS, QUEUE, RECEIVE, coverage_of, unavailable
+from latencyprobe_agent.kernel.hooks import PACKET_HOOKS, QUEUE, RECEIVE, coverage_of, unavailable
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.configuration import NamespaceConfiguration
@@ -79,10 +79,10 @@ class KernelEngine:
 
     `host_netns`: inode number of the node's own network namespace, which pods' packets pass.
     `host_path`: a path to it, if it is neither the agent's own nor that of PID 1. `on_devices`: see
-    arrivals on devices, where all targets are in namespaces of their own. `cache`: the cache of
-    compiled objects; None for none. `socket_memory`: the bounds for the states of sockets.
-    `threads`: those of followed threads. For tests of the alternatives: `typed`: False omits
-    programs typed by BTF; `without`: hooks to exclude, by their names in `coverage`.
+    packets by programs on the targets' cgroups and devices, where all targets have such. `cache`:
+    the cache of compiled objects; None for none. `socket_memory`: the bounds for the states of
+    sockets. `threads`: those of followed threads. For tests of the alternatives: `typed`: False
+    omits programs typed by BTF; `without`: hooks to exclude, by their names in `coverage`.
     Large, because it is the whole of the contract, whose calls share the loaded object.
     """
 
@@ -101,7 +101,7 @@ class KernelEngine:
         self._host_netns = host_netns
         self._host_path = host_path
         self._typed = typed
-        self._without = (*without, *(() if on_devices else DEVICE_HOOKS))
+        self._without = (*without, *(() if on_devices else PACKET_HOOKS))
         self._cache = cache
         self._socket_memory_limits = socket_memory or SocketMemoryLimits()
         self._socket_memory: SocketMemory | None = None

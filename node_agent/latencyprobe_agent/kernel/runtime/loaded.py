@@ -36,11 +36,13 @@ from latencyprobe_agent.kernel.hooks import (
     COUNT_SOCKETS,
     DRIVER_FREE,
     DRIVER_FUNCTIONS,
+    ON_CGROUPS,
     PROCESS_EVENTS,
     PROCESS_FUNCTIONS,
     QUEUE,
     READ_LISTENERS,
     RECEIVE,
+    SEGMENT,
     SEND,
     HookKind,
 )
@@ -62,6 +64,11 @@ from latencyprobe_agent.kernel.runtime.statistics import StatisticsMemory
 _SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
 _MEMBARRIER_CMD_GLOBAL = 1
 _GRACE_S = 0.002
+_CGROUP_ATTACH_TYPES: Mapping[HookKind, int] = {
+    HookKind.SOCK_OPS: libbpf.ATTACH_TYPE_SOCK_OPS,
+    HookKind.CGROUP_PACKET: libbpf.ATTACH_TYPE_CGROUP_INGRESS,
+}
+_ON_DEVICES = frozenset({HookKind.DEVICE})
 
 
 async def build(
@@ -103,8 +110,11 @@ class LoadedObject:
         )
         self._cgroups = CgroupLinks(
             [
-                CgroupProgram(program, libbpf.ATTACH_TYPE_SOCK_OPS)
-                for program in self._owned.cgroup_programs.values()
+                CgroupProgram(
+                    self._owned.cgroup_programs[each.hook.function],
+                    _CGROUP_ATTACH_TYPES[each.hook.kind],
+                )
+                for each in self._scoped(ON_CGROUPS)
             ]
         )
         self._is_scoped = False
@@ -244,13 +254,16 @@ class LoadedObject:
         if directories is not None:
             self._cgroups.follow(directories)
         if directories is None or self._cgroups.refused:
-            self._attach_instead_of(HookKind.SOCK_OPS)
+            self._attach_instead_of(ON_CGROUPS)
             self._is_scoped, self._is_scope_lost = False, True
+            self._write_config()
             self._cgroups.close()
             return
-        for each in self._scoped(HookKind.SOCK_OPS):
-            self._owned.detach_one(each.instead_of)
-        self._is_scoped = True
+        if not self._is_scoped:
+            self._is_scoped = True
+            self._write_config()
+            for each in self._scoped(ON_CGROUPS):
+                self._owned.detach_one(each.instead_of)
 
     def follow_devices(
         self, namespaces: Mapping[int, frozenset[str]] | None, host_path: str | None
@@ -315,13 +328,13 @@ class LoadedObject:
             return
         self._is_on_devices = True
         self._write_config()
-        for each in self._scoped(HookKind.DEVICE):
+        for each in self._scoped(_ON_DEVICES):
             self._owned.detach_one(each.instead_of)
 
     def _return_to_tracepoints(self) -> None:
         if not self._is_on_devices:
             return
-        self._attach_instead_of(HookKind.DEVICE)
+        self._attach_instead_of(_ON_DEVICES)
         self._is_on_devices = False
         self._write_config()
 
@@ -330,11 +343,11 @@ class LoadedObject:
             self.detaching = self._devices.end()
             self._devices, self._not_on_devices = None, ""
 
-    def _scoped(self, kind: HookKind) -> Iterator[ScopedHook]:
-        return (each for each in self._owned.scoped.values() if each.hook.kind is kind)
+    def _scoped(self, kinds: Collection[HookKind]) -> Iterator[ScopedHook]:
+        return (each for each in self._owned.scoped.values() if each.hook.kind in kinds)
 
-    def _attach_instead_of(self, kind: HookKind) -> None:
-        self._attach_all(each.instead_of for each in self._scoped(kind))
+    def _attach_instead_of(self, kinds: Collection[HookKind]) -> None:
+        self._attach_all(each.instead_of for each in self._scoped(kinds))
 
     def _attach_all(self, functions: Iterable[str]) -> None:
         try:
@@ -386,6 +399,7 @@ class LoadedObject:
             sees_arrivals=self._is_on_devices and RECEIVE in self._owned.scoped,
             sees_departures=self._is_on_devices and QUEUE in self._owned.scoped,
             sees_completions=self.follows_drivers,
+            sees_segments=self._is_scoped and SEGMENT in self._owned.scoped,
         )
 
     def write(self, name: str, entries: Mapping[bytes, bytes]) -> None:
