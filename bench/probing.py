@@ -30,11 +30,18 @@ logging.getLogger(KernelEngine.__module__).setLevel(logging.ERROR)
 
 
 @asynccontextmanager
-async def engine_with_cache(host_netns: int, objects: Path) -> AsyncIterator[KernelEngine]:
-    """Make an engine. Without a cache each slice would begin with a compilation."""
+async def engine_with_cache(
+    host_netns: int, objects: Path, *, scoped: bool | None = None
+) -> AsyncIterator[KernelEngine]:
+    """Make an engine. Without a cache each slice would begin with a compilation.
+
+    `scoped`: with programs for packets on cgroups and devices; None: as the environment has it.
+    """
+    if scoped is None:
+        scoped = os.environ.get("LATENCYPROBE_HOOKS") == "scoped"
     engine = KernelEngine(
         host_netns=host_netns,
-        on_devices=os.environ.get("LATENCYPROBE_HOOKS") == "scoped",
+        on_devices=scoped,
         cache=ObjectCache(objects),
     )
     try:
@@ -86,7 +93,7 @@ async def _settle(engine: KernelEngine) -> None:
 
 
 def let_drivers_rest(engine: KernelEngine) -> None:
-    """Have it as after half a minute in which no target's packet got to a driver."""
+    """Have it as after two minutes in which no target's packet got to a driver."""
     assert engine._object is not None
     engine._object.follow_drivers(False)
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.network import FIRST, Namespace, last_cpu
+from bench.network import FIRST, Namespace, in_cgroup, last_cpu
 from bench.outcome import CannotMeasureError
 from bench.pods import SERVER_ADDRESS
 
@@ -45,12 +45,12 @@ http {{
 
 
 class Inside:
-    """Runs commands in a network namespace, all on one CPU: the whole cost shows in the rate."""
+    """Runs commands in a pod's namespace and cgroup, all on one CPU: so the rate shows all cost."""
 
-    def __init__(self, namespace: Namespace) -> None:
+    def __init__(self, namespace: Namespace, cgroup: Path) -> None:
         cpu = last_cpu()
         inside = ("nsenter", f"--net={namespace.path}", "taskset", "--cpu-list", str(cpu))
-        self._prefix = [*FIRST, *inside]
+        self._prefix = [*in_cgroup(cgroup), *FIRST, *inside]
 
     def start(self, arguments: Sequence[str | Path]) -> subprocess.Popen[bytes]:
         """Start a program that goes on."""
@@ -120,15 +120,15 @@ class Load:
 
 
 @contextmanager
-def serving(program: Program, server: Namespace, client: Namespace) -> Iterator[Load]:
-    """Run a server in its namespace, for the time of the `with` block."""
+def serving(program: Program, server: Inside, client: Inside) -> Iterator[Load]:
+    """Run a server in its pod, for the time of the `with` block."""
     program.require()
     with tempfile.TemporaryDirectory(prefix="latencyprobe-bench-") as name:
         folder = Path(name)
         program.prepare(folder)
-        process = Inside(server).start(program.server(folder))
+        process = server.start(program.server(folder))
         try:
-            load = Load(program, Inside(client), folder)
+            load = Load(program, client, folder)
             _wait_until_it_answers(load, process, program.name)
             yield load
         finally:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-IDLE_S = 30.0
+IDLE_S = 120.0
 
 
 class DriverUse:
