@@ -380,7 +380,19 @@ static __always_inline bool may_be_delayed(struct tcp_sock *tp, u32 srtt_us)
 	return READ(tp, packets_out) == 1 && srtt_us / 2 > READ(tp, rtt_min.s[0].v);
 }
 
-/* The kernel's smoothed round trip, at each ACK of new data. */
+/*
+ * The last round trip, tcp_rack_advance(), net/ipv4/tcp_recovery.c: of the segment sent last among
+ * those that the ACK before acknowledged. Without one it is the handshake's, of which the smoothed one
+ * begins; so is it for all time with a peer that knows no selective ACKs.
+ */
+static __always_inline u32 last_rtt(struct tcp_sock *tp, u32 srtt_us)
+{
+	u32 rtt_us = READ(tp, rack.rtt_us);
+
+	return rtt_us ? rtt_us : srtt_us;
+}
+
+/* At each ACK of new data. */
 static __always_inline void sample_rtt(struct config *config, struct socket_state *state,
 				       struct tcp_sock *tp, struct incoming *incoming)
 {
@@ -388,7 +400,7 @@ static __always_inline void sample_rtt(struct config *config, struct socket_stat
 
 	if (!srtt_us || !is_after(incoming->ack_seq, READ(tp, snd_una)))
 		return;
-	record_for(config, state->owners, STAGE_TCP_RTT, (u64)srtt_us * 1000);
+	record_for(config, state->owners, STAGE_TCP_RTT, (u64)last_rtt(tp, srtt_us) * 1000);
 	if (may_be_delayed(tp, srtt_us))
 		count_for(config, state->owners, COUNTER_DELAYED_ACKS);
 }

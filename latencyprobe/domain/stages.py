@@ -170,7 +170,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("tcp.connect", Module.TCP, "SYN_SENT", "ESTABLISHED"),
     Stage("tcp.handshake", Module.TCP, "SYN-ACK sent", "ESTABLISHED"),
     Stage("tcp.accept", Module.TCP, "ESTABLISHED", "accept() returns the connection"),
-    Stage("tcp.rtt", Module.TCP, "data sent", "its ACK received (smoothed by the kernel)"),
+    Stage("tcp.rtt", Module.TCP, "data sent", "its ACK received (as the kernel times it)"),
     Stage(
         "app.response",
         Module.TCP,

@@ -19,6 +19,41 @@ MS = 1_000_000
 DELAYS_MS = [10] * 60 + [20] * 30 + [80] * 10
 
 
+LATE = 30  # the number of the one round trip that takes long
+FEW_DELAYS_MS = [10] * LATE + [100] + [10] * LATE
+
+
+async def test_a_single_long_round_trip_is_a_sample_of_its_own(start_engine: Start) -> None:
+    with (
+        tun("near", "192.0.2.1", "192.0.2.2") as near,
+        tun("far", "192.0.2.2", "192.0.2.1") as far,
+        FarWire(near, far).up() as wire,
+        listen(far.namespace, far.address) as listener,
+    ):
+        engine = await watch_namespace(start_engine, near.namespace)
+        waits_ns = []
+        with (
+            connect(near.namespace, far.address, PORT) as asking,
+            listener.accept()[0] as answering,
+        ):
+            engine.read()
+            for wire.delay_s in (delay_ms / 1e3 for delay_ms in FEW_DELAYS_MS):
+                began_ns = time.monotonic_ns()
+                asking.sendall(b"q")
+                read_all(answering, 1)
+                answering.sendall(b"r")
+                read_all(asking, 1)
+                waits_ns.append(time.monotonic_ns() - began_ns)
+        rtt = engine.read()[CLIENT].stage("tcp.rtt").histogram
+    assert rtt.count == len(FEW_DELAYS_MS)  # with that of the handshake, without the last
+    least = Histogram.of([delay_ms * MS for delay_ms in FEW_DELAYS_MS])
+    most = Histogram.of(waits_ns)
+    for percent in (50, 90):
+        lower, upper = least.percentile(percent), most.percentile(percent)
+        assert lower / BUCKET < rtt.percentile(percent) < upper * BUCKET
+    assert 100 * MS / BUCKET < rtt.max_ns < most.max_ns * BUCKET
+
+
 async def test_a_slow_network_is_found_where_the_other_side_is_waited_for_and_nowhere_else(
     start_engine: Start,
 ) -> None:
