@@ -703,6 +703,39 @@ static __always_inline void receive_segment(struct config *config, struct sock *
 	queue_segment(config, sk, state, queue, ring, incoming, expected, now);
 }
 
+/*
+ * The last ACK of a handshake may have data: a listener with TCP_DEFER_ACCEPT lets no other in. It
+ * reaches the new socket past tcp_probe, tcp_child_process(), net/ipv4/tcp_minisocks.c. It is the
+ * packet that this CPU received last: or TCP's numbers differ, in a list of NAPI's.
+ */
+static __always_inline void receive_with_handshake(struct config *config, struct sock *sk,
+						   struct socket_state *state, struct tcp_sock *tp,
+						   u64 now)
+{
+	struct cpu_context *cpu = get_cpu_context();
+	u32 expected = READ(tp, rcv_nxt), acknowledged = READ(tp, snd_una);
+	struct received *packet;
+	struct incoming incoming = {};
+	struct tcp_skb_cb *cb;
+
+	if (!cpu)
+		return;
+	incoming.identity = cpu->received_id;
+	packet = get_received(incoming.identity);
+	if (!packet ||
+	    packet->content != segment_content(bpf_htonl(expected), bpf_htonl(acknowledged)))
+		return;
+	cb = (struct tcp_skb_cb *)(incoming.identity + number_of_config(cpu, config) +
+				   offsetof(struct sk_buff, cb));
+	incoming.seq = PEEK(cb, seq);
+	incoming.end_seq = PEEK(cb, end_seq);
+	if (incoming.seq != expected)
+		return;
+	if (PEEK(cb, tcp_flags) & TCPHDR_FIN)
+		incoming.end_seq--;
+	receive_segment(config, sk, state, tp, &incoming, now);
+}
+
 /* The part of the packet's time in the socket in which its reader was runnable, but others ran. */
 static __always_inline void record_wakeup(struct config *config, struct slot_stats *slot,
 					  struct trace_event *event,

@@ -54,6 +54,9 @@ static __always_inline void end_handshake(struct config *config, struct sock *sk
 	state->is_established = 1;
 	begin_turns(&state->turns, tp, ROLE_SERVER);
 	state->established_ns = bpf_ktime_get_ns();
+#ifdef MODULE_RX
+	receive_with_handshake(config, sk, state, tp, state->established_ns);
+#endif
 	ns = (u64)(READ(tp, srtt_us) >> 3) * 1000;
 	if (!ns)
 		count_for(config, state->owners, COUNTER_HANDSHAKE_RETRANSMITS);

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -13,15 +15,22 @@ from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
-from tests.live.measuring import SERVER, account_for, are_bound_by_btf
+from tests.live.measuring import (
+    SERVER,
+    account_for,
+    are_bound_by_btf,
+    assert_parts_add_up,
+    watch,
+)
 from tests.live.pods import Pod
-from tests.live.sockets import connect, everything_in, listen
-from tests.live.truth import BUCKET
+from tests.live.sockets import connect, everything_in, listen, read_all
+from tests.live.truth import BUCKET, Durations, Moment
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
 MS = 1_000_000
 CONNECTIONS = 10
+REQUESTS = 40
 
 
 async def watch_server(start: Start, spec: SlotSpec, *, typed: bool) -> tuple[KernelEngine, bool]:
@@ -93,6 +102,38 @@ async def test_a_thread_that_waits_in_accept_gets_a_connection_at_once(
         assert samples + missing == CONNECTIONS
         assert missing <= 2
         assert measured[SERVER].stage("tcp.accept").histogram.min_ns < 90 * MS
+
+
+@pytest.mark.every_kernel
+@pytest.mark.parametrize(("typed", "version"), [(True, 4), (False, 6)], ids=["tp_btf", "raw_tp"])
+async def test_a_request_that_completes_the_handshake_waits_in_rx_socket(
+    start_engine: Start, pair: Pair, typed: bool, version: int
+) -> None:
+    client, server = pair
+    address = server.address if version == 4 else server.address6
+    engine = await watch(start_engine, client, server, typed=typed)
+    waits = Durations()
+    with listen(server.namespace, address) as listener:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 10)
+        for number in range(REQUESTS):
+            with connect(client.namespace, address) as asking:
+                # listener.accept() returns when the request is in the new socket's queue
+                began_ns = time.monotonic_ns()
+                asking.sendall(b"request")
+                answering, _ = listener.accept()
+                came = Moment(began_ns, time.monotonic_ns())
+                with answering:
+                    delay(3 + number % 8)
+                    waits.add(came, Moment.of(partial(read_all, answering, 7)))
+                    answering.sendall(b"answer")
+                    read_all(asking, 6)
+    measured = engine.read()
+    for stage in ("rx.stack", "rx.socket", "rx.total"):
+        assert account_for(measured[SERVER], stage) == (REQUESTS, 0), stage
+    waits.assert_are_in(measured[SERVER].stage("rx.socket").histogram)
+    assert measured[SERVER].stage("rx.stack").histogram.min_ns < MS
+    assert_parts_add_up(measured[SERVER], "rx")
+    assert account_for(measured[SERVER], "app.response") == (REQUESTS, 0)
 
 
 def delay(milliseconds: float) -> None:
