@@ -282,7 +282,7 @@ def only_node(measurement: NodeMeasurement, modules: frozenset[Module]) -> NodeM
 
 
 class OverheadMeter:
-    """The mean of readings of our programs' CPU time since the last report; None: unknown."""
+    """The mean of readings of our programs' cost since the last report; None: unknown."""
 
     def __init__(self) -> None:
         self._busy = 0.0

@@ -23,7 +23,7 @@ class Instruments(Protocol):
         """Report the number of pods since the start that ended before they could be measured."""
 
     def note_reading(self, cpu_percent: float | None, missed_runs: int) -> None:
-        """Count a reading of the engine; report the programs' CPU time, None if unknown.
+        """Count a reading of the engine; report the programs' cost, None if unknown.
 
         `missed_runs`: those of the programs since the start.
         """

@@ -98,7 +98,7 @@ def check_capabilities() -> None:
     except MissingCapabilityError as error:
         raise StartError(str(error)) from None
     if not effective_capabilities() >> CAP_SYS_ADMIN & 1:
-        log.warning("cannot measure the run time of the eBPF programs: this needs CAP_SYS_ADMIN")
+        log.warning("cannot measure the cost of the eBPF programs: this needs CAP_SYS_ADMIN")
 
 
 def exit_with_parent(parent: int | None) -> None:

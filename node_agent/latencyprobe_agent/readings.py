@@ -163,5 +163,5 @@ class Readings:
         self._collector.put_back(figures)
 
     def take_cpu_percent(self) -> float | None:
-        """Return the programs' mean CPU time since the last call; None: unknown."""
+        """Return the programs' mean cost since the last call; None: unknown."""
         return self._overhead.take()

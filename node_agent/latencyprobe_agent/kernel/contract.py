@@ -107,18 +107,38 @@ class LostPart:
     reason: str
 
 
+# The cost of calling a program where it cannot be measured.
+ASSUMED_DISPATCH_NS = 110.0
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """The cost of calling a program, without its run time.
+
+    `reason`: the reason why it is assumed, not measured; empty if it was measured.
+    """
+
+    ns: float = ASSUMED_DISPATCH_NS
+    reason: str = ""
+
+
+DISPATCH_NOT_MEASURED = Dispatch(reason="it was not measured")
+
+
 @dataclass(frozen=True, slots=True)
 class Overhead:
-    """Run time of our eBPF programs.
+    """The cost of our eBPF programs: run time, plus runs times dispatch.
 
     `cpu_percent`: percent of one core; None if it is not known (yet). `figure`: a number that
     changes with each new figure, since one may be read many times. `missed_runs`: events since the
     start that the kernel kept from our programs, since one of them was running on that CPU.
+    `dispatch`: the one that the figure was made with.
     """
 
     cpu_percent: float | None
     figure: int = 0
     missed_runs: int = 0
+    dispatch: Dispatch = DISPATCH_NOT_MEASURED
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +197,7 @@ class Engine(Protocol):
         """The parts of slots that were lost in the last reading, by slot."""
 
     def overhead(self) -> Overhead:
-        """Return the CPU time of our programs, as last measured."""
+        """Return the cost of our programs, as last measured."""
 
     def sample(self, shift: int) -> None:
         """Measure one packet in 2**shift from now on; remembered over `use`."""

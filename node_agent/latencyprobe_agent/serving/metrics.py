@@ -37,7 +37,7 @@ class AgentMetrics:
         )
         self._program_cpu = Gauge(
             "latencyprobe_program_cpu_ratio",
-            "Run time of the eBPF programs in cores; 0 while there is no figure.",
+            "Cost of the eBPF programs (run time and calls) in cores; 0 while there is no figure.",
             registry=self.registry,
         )
         self._missed_runs = Counter(
@@ -105,7 +105,7 @@ class AgentMetrics:
         self._apply_times.observe(time.perf_counter() - began)
 
     def note_reading(self, cpu_percent: float | None, missed_runs: int) -> None:
-        """Count a reading of the engine; show the CPU time and the missed runs of the programs."""
+        """Count a reading of the engine; show the cost and the missed runs of the programs."""
         self._reads.inc()
         self._missed_runs.inc(missed_runs - self._known_missed_runs)
         self._known_missed_runs = missed_runs

@@ -101,7 +101,7 @@ class OverheadReason(StrEnum):
     OVER_BUDGET = "OverBudget"
     """A node exceeds the budget."""
     NOT_MEASURED = "NotMeasured"
-    """No agent has reported the run time of its programs."""
+    """No agent has reported the cost of its programs."""
     SUSPENDED = "Suspended"
     """The field spec.suspend is true."""
     COMPLETED = "Completed"

@@ -161,7 +161,7 @@ def _overhead(facts: ProbeFacts) -> Finding:
         return Finding(
             ConditionStatus.UNKNOWN,
             OverheadReason.NOT_MEASURED,
-            "no agent has reported the run time of its programs",
+            "no agent has reported the cost of its programs",
         )
     budget = facts.spec.max_cpu_percent
     cpu_percent, name = max(known)

@@ -43,7 +43,7 @@ class NodeFacts:
     attached: int = 0
     """Number of the probe's targets that are measured there."""
     cpu_percent: float | None = None
-    """The run time of the node's programs, in percent of one core; None where it is unknown."""
+    """The cost of the node's programs, in percent of one core; None where it is unknown."""
     last_report: float | None = None
     """Time of its last report on the probe, in seconds since the epoch, if no report is due."""
 

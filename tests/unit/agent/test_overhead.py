@@ -1,4 +1,4 @@
-"""The CPU time of our programs, where the kernel's statistics are not available at first."""
+"""The cost of our programs: their run time and their calls, as far as the kernel reports them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import os
 import pytest
 
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.contract import Overhead
-from latencyprobe_agent.kernel.runtime import overhead
-from latencyprobe_agent.kernel.runtime.overhead import OverheadClock
+from latencyprobe_agent.kernel.contract import ASSUMED_DISPATCH_NS, Dispatch, Overhead
+from latencyprobe_agent.kernel.runtime import dispatch, overhead
+from latencyprobe_agent.kernel.runtime.dispatch import DispatchMeasurement, judge
+from latencyprobe_agent.kernel.runtime.loaded import Runs
+from latencyprobe_agent.kernel.runtime.overhead import OverheadClock, cost_percent
 from tests.unit.agent.running import until
 
 
@@ -18,12 +20,12 @@ class Programs:
     """Programs that have run for a while, each time that they are read."""
 
     def __init__(self, missed_runs: int = 0) -> None:
-        self._run_time_ns = 0
+        self._runs = Runs(0, 0)
         self.missed = missed_runs
 
-    def run_time_ns(self) -> int:
-        self._run_time_ns += 1000
-        return self._run_time_ns
+    def runs(self) -> Runs:
+        self._runs = Runs(self._runs.number + 10_000, self._runs.time_ns + 100_000)
+        return self._runs
 
     def missed_runs(self) -> int:
         return self.missed
@@ -60,3 +62,59 @@ async def test_missed_runs_are_kept_when_other_programs_are_loaded() -> None:
     clock.stop()
     clock.stop()
     assert clock.overhead() == Overhead(None, missed_runs=9)
+
+
+def test_a_packet_pays_for_the_calls_of_programs_too() -> None:
+    runs = Runs(100_000, 5_000_000)
+    assert cost_percent(runs, Dispatch(50.0), 1) == pytest.approx(1)
+    assert cost_percent(runs, Dispatch(150.0), 1) == pytest.approx(2)
+    assert cost_percent(runs, Dispatch(150.0), 2) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("differences", "expected"),
+    [
+        ([90.0, 100.0, 110.0] * 4, 100.0),
+        ([40.0] * 8, 40.0),
+        ([400.0] * 8, 400.0),
+        ([100.0, 100.0, 100.0, 100.0, 100.0, 100.0, 100.0, 9000.0], 100.0),
+    ],
+)
+def test_the_middle_of_the_rounds_is_the_dispatch(
+    differences: list[float], expected: float
+) -> None:
+    assert judge(differences) == Dispatch(expected)
+
+
+@pytest.mark.parametrize(
+    ("differences", "reason"),
+    [
+        ([], "only 0 rounds were measured"),
+        ([100.0] * 7, "only 7 rounds were measured"),
+        ([39.0] * 8, "39 ns were measured, outside 40 to 400 ns"),
+        ([401.0] * 8, "401 ns were measured, outside 40 to 400 ns"),
+        ([-5.0] * 8, "-5 ns were measured, outside 40 to 400 ns"),
+        ([60.0] * 4 + [160.0] * 4, "the measured values spread from 60 to 160 ns"),
+        ([-10.0] * 3 + [100.0] * 6, "the measured values spread from -10 to 100 ns"),
+    ],
+)
+def test_a_dispatch_that_is_noise_is_assumed_and_the_reason_reported(
+    differences: list[float], reason: str
+) -> None:
+    assert judge(differences) == Dispatch(ASSUMED_DISPATCH_NS, reason)
+
+
+async def test_a_refusal_of_the_kernel_is_the_reason_for_an_assumed_dispatch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise libbpf.KernelRefusedError(errno.EPERM, "load dispatch")
+
+    monkeypatch.setattr(libbpf, "load_program", refuse)
+    measurement = DispatchMeasurement()
+    assert measurement.dispatch == Dispatch(reason="it was not measured")
+    measurement.begin()
+    refused = "cannot load dispatch: Operation not permitted"
+    await until(lambda: measurement.dispatch.reason == refused, "the refusal")
+    assert measurement.dispatch.ns == ASSUMED_DISPATCH_NS
+    assert dispatch.measure() == measurement.dispatch

@@ -46,6 +46,7 @@ from latencyprobe_agent.kernel.hooks import PACKET_HOOKS, QUEUE, RECEIVE, covera
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.configuration import NamespaceConfiguration
+from latencyprobe_agent.kernel.runtime.dispatch import DispatchMeasurement
 from latencyprobe_agent.kernel.runtime.driver_events import DriverUse
 from latencyprobe_agent.kernel.runtime.listeners import Pause
 from latencyprobe_agent.kernel.runtime.loaded import (
@@ -120,7 +121,8 @@ class KernelEngine:
         self._node_carry = NOTHING_OF_THE_NODE
         self._written: dict[str, dict[bytes, bytes]] = {}
         self._coverage = self._idle_coverage()
-        self._clock = OverheadClock()
+        self._dispatch = DispatchMeasurement()
+        self._clock = OverheadClock(self._dispatch)
         self._sample_shift = 0
         self._cgroups_checked = 0.0
         self._driver_use = DriverUse()
@@ -128,7 +130,11 @@ class KernelEngine:
         self._changing = asyncio.Lock()
 
     def prepare(self) -> None:
-        """Begin to load what this node used last, for the first `use`. Needs a running loop."""
+        """Begin what takes time, in other threads: needs a running loop.
+
+        That is to load what this node used last, for the first `use`, and to measure the dispatch.
+        """
+        self._dispatch.begin()
         if self._cache is not None:
             self._warm_start = WarmStart(self._request((), tracing=False, udp=True), self._cache)
 

@@ -91,6 +91,17 @@ class InactiveHalf(NamedTuple):
     shards: Mapping[int, Shards]
 
 
+class Runs(NamedTuple):
+    """The runs of programs: their number, and the time of all."""
+
+    number: int
+    time_ns: int
+
+    def __sub__(self, before: Runs) -> Runs:
+        """Return the runs since then."""
+        return Runs(self.number - before.number, self.time_ns - before.time_ns)
+
+
 class LoadedObject:
     """Programs, links and maps in the kernel, by their descriptors.
 
@@ -433,9 +444,10 @@ class LoadedObject:
         """Return the present keys of a map."""
         return set(libbpf.keys(self._maps[name], key_bytes))
 
-    def run_time_ns(self) -> int:
-        """Return the run time of all programs; it does not grow while the statistics are off."""
-        return sum(libbpf.program_info(program).run_time_ns for program in self._programs)
+    def runs(self) -> Runs:
+        """Return the runs of all programs; they do not grow while the statistics are off."""
+        infos = [libbpf.program_info(program) for program in self._programs]
+        return Runs(sum(info.run_cnt for info in infos), sum(info.run_time_ns for info in infos))
 
     def missed_runs(self) -> int:
         """Return the number of runs that the kernel left out, of all programs.
