@@ -11,6 +11,8 @@ class Backoff:
     The jitter keeps a thousand connections that broke together from coming back together.
     """
 
+    __slots__ = ("_first_s", "_longest_s", "_next_s")
+
     def __init__(self, first_s: float, longest_s: float) -> None:
         self._first_s = first_s
         self._longest_s = longest_s

@@ -21,6 +21,8 @@ class RepeatedLines:
     Its kinds are few, and never made of a peer's text.
     """
 
+    __slots__ = ("_clock", "_logged", "_more", "_omitted", "log")
+
     def __init__(
         self,
         log: logging.Logger,

@@ -17,6 +17,7 @@ from latencyprobe_operator.api.spec import probe_key
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.desired_state import DesiredStates
 from latencyprobe_operator.garbage import GarbageCollector
+from latencyprobe_operator.kube import heap
 from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, Cluster
 from latencyprobe_operator.kube.pods import PodWatches
 from latencyprobe_operator.kube.statuses import Statuses
@@ -239,6 +240,7 @@ class Controller:
         await self._wait_attached()
         if self._collector:
             self._collector.note_attached()
+        heap.give_back()
 
     async def _wait_attached(self) -> None:
         deadline = asyncio.get_running_loop().time() + _ATTACH_S

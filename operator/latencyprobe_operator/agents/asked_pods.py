@@ -34,6 +34,8 @@ class AskedPods:
     `clock`: seconds of a monotonic clock.
     """
 
+    __slots__ = ("_admitted", "_clock", "_earlier", "_ended", "_now")
+
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._now: Mapping[str, Mapping[str, _Target]] = {}

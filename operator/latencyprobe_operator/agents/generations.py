@@ -51,6 +51,8 @@ class Generations:
     reports: an agent that lies disables itself.
     """
 
+    __slots__ = ("_clock_ns", "_last")
+
     def __init__(self, clock_ns: Callable[[], int] = time.time_ns) -> None:
         self._clock_ns = clock_ns
         self._last = 0
@@ -75,6 +77,8 @@ class MeasuredSince:
 
     A report on an older generation, or of an older term, was measured with others.
     """
+
+    __slots__ = ("_since", "_term")
 
     def __init__(self, term: int = 0) -> None:
         self._term = term

@@ -19,6 +19,8 @@ LOG_INTERVAL_S = 60.0
 class Misreports:
     """A record of the faults in the reports of one agent. `clock`: seconds of a monotonic clock."""
 
+    __slots__ = ("_lines", "_metrics", "_node")
+
     def __init__(
         self, node: str, metrics: OperatorMetrics, clock: Callable[[], float] = time.monotonic
     ) -> None:

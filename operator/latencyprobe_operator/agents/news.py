@@ -17,6 +17,8 @@ PACE_S = 10.0
 class PacedNews:
     """Calls of `pass_on`, one for each change, or for several changes together."""
 
+    __slots__ = ("_full_at", "_later", "_pass_on")
+
     def __init__(self, pass_on: Callable[[], None]) -> None:
         self._pass_on = pass_on
         self._full_at = 0.0

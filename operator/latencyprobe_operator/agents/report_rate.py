@@ -81,6 +81,8 @@ def allowance_of(probes: Iterable[pb.Probe]) -> Allowance:
 class ReportRate:
     """A meter of one agent's reports. `clock`: seconds of a monotonic clock."""
 
+    __slots__ = ("_allowance", "_applied", "_at", "_bytes", "_clock", "_messages", "_parts")
+
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
         self._clock = clock or time.monotonic
         self._allowance = self._applied = Allowance()

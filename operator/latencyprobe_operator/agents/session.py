@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -191,7 +192,8 @@ class AgentSession:
                 instance_of(info),
             )
             self._facts.begin_instance(instance_of(info))
-        self._facts.version = bounded(info.agent_version, MAX_NAME_LENGTH)
+        # One string for all agents of a version.
+        self._facts.version = sys.intern(bounded(info.agent_version, MAX_NAME_LENGTH))
         self._take_coverage(info.coverage)
 
     # ------------------------------------------------------------------ desired state

@@ -1,4 +1,4 @@
-"""The C library's heap: pages of a list are decoded there, and leave gaps between what is kept."""
+"""The C library's heap: what is decoded there for a moment leaves gaps between what is kept."""
 
 from __future__ import annotations
 

@@ -208,6 +208,22 @@ class NotingCollector(GarbageCollector):
         self.attached.append(self.reports)
 
 
+async def test_memory_of_handshakes_is_given_back_once_agents_have_attached(
+    operator_tls: ClientTlsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latencyprobe_operator.controller._GAUGES_S", 0.01)
+    collector, attached = NotingCollector(), []
+    monkeypatch.setattr(
+        "latencyprobe_operator.controller.heap.give_back",
+        lambda: attached.append(bool(collector.attached)),
+    )
+    async with (
+        FakeApi().serve() as cluster,
+        controlling(cluster, operator_tls, agents={}, collector=collector),
+    ):
+        await until(lambda: True in attached, what=lambda: attached)
+
+
 async def test_the_collector_hears_of_each_report_and_once_of_attached_agents(
     agent_tls: ClientTlsFiles, operator_tls: ClientTlsFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
