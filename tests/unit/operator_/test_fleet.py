@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import time
 from collections.abc import AsyncIterator
@@ -121,6 +122,29 @@ async def test_the_state_is_applied_and_its_targets_are_known(
     assert agent.applied[-1].lease.ToSeconds() == 300
     known = fleet.view("node-a").targets[UID]
     assert {status.state for status in known.values()} == {TargetState.ATTACHED}
+
+
+def operators_tasks() -> list[str]:
+    """The names of the tasks that run code of the operator; gRPC's have no such code."""
+    coroutines = {task.get_name(): task.get_coro() for task in asyncio.all_tasks()}
+    return sorted(
+        name
+        for name, each in coroutines.items()
+        if inspect.iscoroutine(each) and "latencyprobe_operator" in each.cr_code.co_filename
+    )
+
+
+async def test_a_connected_agent_costs_one_task_while_nothing_happens(
+    fleet: Fleet, agent: FakeAgent, ears: Ears
+) -> None:
+    idle = ["agent on node-a", "renewed certificates"]
+    await connect(fleet, agent, state_of("a"))
+    await until(lambda: operators_tasks() == idle, what=operators_tasks)
+
+    agent.report(UID, {target_id("a"): measurement(1000)})
+    fleet.want("node-a", state_of("a", "b"))
+    await until(lambda: ears.reports and len(agent.applied) > 1, what=lambda: agent.applied)
+    await until(lambda: operators_tasks() == idle, what=operators_tasks)
 
 
 async def test_targets_and_coverage_of_many_agents_are_kept_once(
