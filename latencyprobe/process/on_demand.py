@@ -8,9 +8,9 @@ from typing import Any
 
 
 class OnDemand:
-    """Runs `work` when it is asked to, in one task at a time.
+    """A runner of `work` on demand, in one task at a time.
 
-    `work` returns once nothing is left to do. It looks again after each wait: so a demand while it
+    `work` returns once nothing is left to do. It checks that after each wait: so a demand while it
     runs is not lost. Its first failure becomes that of `ended`.
     """
 

@@ -102,7 +102,7 @@ class Acknowledgements:
             self._unsent -= {gone}
 
     def take(self) -> pb.WatchReportsRequest | None:
-        """Return the message that is due, with all news; None if none is."""
+        """Return the message that is due, with all news; None if there is no such message."""
         if self._opening is not None:
             opening, self._opening = self._opening, None
             return opening

@@ -1,4 +1,4 @@
-"""The C library's heap: what is decoded there for a moment leaves gaps between what is kept."""
+"""The C library's heap: messages that are decoded there leave gaps between objects that stay."""
 
 from __future__ import annotations
 
