@@ -72,6 +72,9 @@
 #include <linux/skbuff.h>
 #include <linux/udp.h>
 #include <net/net_namespace.h>
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 6, 0) /* in linux/netdevice.h before */
+#include <net/netdev_rx_queue.h>
+#endif
 #include <net/rtnetlink.h>
 #include <net/sock.h>
 #include <net/tcp.h>
@@ -92,6 +95,9 @@
 #endif
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(5, 9, 0)
 #define HAVE_net_device_xdp_state 1
+#endif
+#ifdef CONFIG_RPS
+#define HAVE_netdev_rx_queue_rps_map 1
 #endif
 #ifdef CONFIG_MPTCP
 #define HAVE_tcp_sock_is_mptcp 1

@@ -457,17 +457,117 @@ static __always_inline u32 irq_ns_of(struct cpu_context *cpu, struct sk_buff *sk
 	return READ(dev, rtnl_link_ops) || READ(dev, flags) & IFF_LOOPBACK ? 0 : cpu->irq_ns;
 }
 
-/* It is seen here first: all times begin now. */
+/* A packet as it came to its first CPU. */
+struct entered {
+	u64 tag; /* the skb's address mixed with the time */
+	u64 entered_ns;
+	u64 content;
+	u32 softirq_ns; /* as in `received`; 0 outside of a softirq */
+	u32 irq_ns;
+};
+BPF_ARRAY(entered, struct entered, 1 << RECEIVED_BITS);
+
+/*
+ * NULL if that was not seen. With RPS a CPU leaves packets to another one, in whose backlog they wait:
+ * netif_receive_skb_internal(), net/core/dev.c. There netif_receive_skb comes only afterwards.
+ */
+static __always_inline struct entered *take_entered(struct config *config, struct arrival *arrival)
+{
+	u32 index = place_of(arrival->identity, RECEIVED_BITS);
+	struct entered *found;
+
+	if (!config->obstacles[OBSTACLE_STEERING])
+		return 0;
+	found = entered.lookup(&index);
+	if (!found || found->tag != (arrival->identity ^ found->entered_ns << 1) ||
+	    found->content != arrival->content || arrival->now - found->entered_ns >= TOO_LONG_NS)
+		return 0;
+	found->tag = 0;
+	return found;
+}
+
+/* It is seen here first: all times begin now, or when its first CPU had it. */
 static __always_inline void begin_received(struct config *config, struct cpu_context *cpu,
 					   struct received *packet, struct arrival *arrival,
 					   u32 irq_ns)
 {
 	u64 entered_ns = net_rx_entry(cpu);
+	struct entered *first = take_entered(config, arrival);
 
 	packet->first_ns = is_sampled(config) ? arrival->now : 0;
 	packet->softirq_ns = entered_ns ? saturate(arrival->now - entered_ns) : ABSENT;
 	packet->irq_ns = entered_ns ? irq_ns : 0;
 	packet->sk = arrival->sk;
+	if (first) {
+		packet->softirq_ns = saturate(first->softirq_ns +
+					      (arrival->now - first->entered_ns));
+		packet->irq_ns = first->irq_ns;
+	}
+}
+
+#ifdef WITH_ON_NETIF_RX_ENTRY
+
+static __always_inline int enter(struct sk_buff *skb)
+{
+	struct cpu_context *cpu = get_cpu_context();
+	struct config *config = get_config();
+	struct header_place place;
+	struct entered *entry;
+	u64 identity, now, softirq_ns;
+	u32 index;
+
+	if (!config || !cpu || !find_netns(config, netns_of(READ(skb, dev))))
+		return 0;
+	identity = identity_of(skb, config);
+	index = place_of(identity, RECEIVED_BITS);
+	entry = entered.lookup(&index);
+	if (!entry)
+		return 0;
+	place.header = READ(skb, data);
+	place.linear = READ(skb, len) - READ(skb, data_len);
+	place.protocol = READ(skb, protocol);
+	now = bpf_ktime_get_ns();
+	softirq_ns = net_rx_entry(cpu);
+	entry->softirq_ns = softirq_ns ? saturate(now - softirq_ns) : 0;
+	entry->irq_ns = softirq_ns ? irq_ns_of(cpu, skb) : 0;
+	entry->entered_ns = now;
+	entry->content = content_of(&place);
+	entry->tag = identity ^ now << 1;
+	return 0;
+}
+
+/* netif_rx(), net/core/dev.c: of veth and other devices without NAPI */
+int on_netif_rx_entry(u64 *ctx)
+{
+	return enter((struct sk_buff *)ctx[0]);
+}
+
+/* netif_receive_skb(): of drivers without GRO */
+int on_netif_receive_skb_entry(u64 *ctx)
+{
+	return enter((struct sk_buff *)ctx[0]);
+}
+
+/* napi_gro_receive(), net/core/gro.c: of the packets that are merged the first one is kept */
+int on_napi_gro_receive_entry(u64 *ctx)
+{
+	return enter((struct sk_buff *)ctx[0]);
+}
+
+#endif
+
+/* Whether the device leaves packets to other CPUs: RPS or RFS, of its first queue. */
+static __always_inline void note_steering(struct config *config, struct net_device *dev)
+{
+#ifdef HAVE_netdev_rx_queue_rps_map
+	struct netdev_rx_queue *queue;
+
+	if (config->obstacles[OBSTACLE_STEERING])
+		return;
+	queue = READ(dev, _rx);
+	if (queue && (READ(queue, rps_map) || READ(queue, rps_flow_table)))
+		note_obstacle(config, OBSTACLE_STEERING);
+#endif
 }
 
 static __always_inline void note_received(struct cpu_context *cpu, struct received *packet,
@@ -522,8 +622,10 @@ int on_netif_receive_skb(u64 *ctx)
 		passage = passage_of(config, cpu, packet, &arrival, skb);
 	else
 		passage = passage_on_host(packet, &arrival, READ(skb, dev), place.linear);
-	if (passage != THROUGH_HOST)
+	if (passage != THROUGH_HOST) {
+		note_steering(config, READ(skb, dev));
 		begin_received(config, cpu, packet, &arrival, irq_ns_of(cpu, skb));
+	}
 	note_datagram(packet, &place);
 	note_received(cpu, packet, &arrival, inum, passage);
 	return 0;

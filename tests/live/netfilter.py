@@ -26,7 +26,7 @@ table inet silent {
 RULES, TIMES = 100_000, 10
 # What matches is compared with all of the rules, and with all of them again.
 LONG_CHAIN = """
-table ip long {{
+table {family} long {{
   chain every {{
     {rules}
   }}
@@ -38,11 +38,11 @@ table ip long {{
 """
 
 
-def take_time(host: Namespace, match: str, hook: str = "forward") -> None:
+def take_time(host: Namespace, match: str, hook: str = "forward", *, family: str = "ip") -> None:
     """Have a namespace's netfilter take more than a millisecond for what matches."""
     rules = "ip saddr 203.0.113.1 drop\n" * RULES
     jumps = f"{match} jump every\n" * TIMES
-    host.load_rules(LONG_CHAIN.format(hook=hook, rules=rules, jumps=jumps))
+    host.load_rules(LONG_CHAIN.format(family=family, hook=hook, rules=rules, jumps=jumps))
 
 
 def send_what_netfilter_drops(client: Pod, server: Pod, count: int) -> None:

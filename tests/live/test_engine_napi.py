@@ -25,6 +25,7 @@ from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.measuring import (
     CLIENT,
+    MILLISECOND_NS,
     NO_VARIABLES,
     SERVER,
     account_for,
@@ -33,8 +34,20 @@ from tests.live.measuring import (
     watch,
     watch_namespace,
 )
+from tests.live.netfilter import take_time
 from tests.live.pods import Pod, namespace
-from tests.live.sockets import PORT, connection, inside, read_all, udp_socket, wait_for_byte
+from tests.live.sockets import (
+    PATIENCE_SECONDS,
+    PORT,
+    connection,
+    inside,
+    read_all,
+    udp_socket,
+    wait_for_byte,
+)
+from tests.live.stamped import RECEIVE_STAMPS
+from tests.live.targets import until
+from tests.live.traffic import SO_TIMESTAMPING, stamps
 from tests.live.truth import Durations, Moment
 from tests.live.tuns import FarWire, tun
 
@@ -49,7 +62,7 @@ UDP_SEGMENT = 103  # linux/udp.h
 SEGMENT_BYTES = 1448
 WRITES, BURST = 50, 20
 WRITE_BYTES = 20 * SEGMENT_BYTES
-REQUESTS, FEW = 2000, 100
+REQUESTS, FEW, STEERED = 2000, 100, 40
 
 
 def receive_by_napi(client: Pod, server: Pod) -> None:
@@ -154,6 +167,65 @@ def storm(cpu: int) -> Iterator[None]:
         ask = "import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b'', ('192.0.2.2', 9))"
         loop.execute("taskset", "--cpu-list", str(cpu), sys.executable, "-c", ask)
         yield
+
+
+def steer(pod: Pod, cpu: int) -> None:
+    """RPS: whoever sends to the pod, this CPU receives."""
+    steering = f"echo {1 << cpu:x} > /sys/class/net/eth0/queues/rx-0/rps_cpus"
+    pod.namespace.execute("sh", "-c", steering)
+
+
+@contextmanager
+def away_from(cpu: int) -> Iterator[None]:
+    """This thread runs on the other CPUs."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, allowed - {cpu})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+SEND_WITHOUT_END = """
+import socket
+sending = socket.socket(type=socket.SOCK_DGRAM)
+while True:
+    sending.sendto(b"d", ("192.0.2.2", 9))
+    print(flush=True)
+"""
+
+
+@contextmanager
+def without_softirqs(cpu: int) -> Iterator[None]:
+    """What waits for a softirq of this CPU waits milliseconds.
+
+    A process sends there by a bridge whose netfilter takes its time: br_dev_xmit() runs with
+    softirqs disabled.
+    """
+    with namespace("slow") as slow:
+        slow.ip("link", "add", "br0", "type", "bridge")
+        slow.ip("address", "add", "192.0.2.1/24", "dev", "br0")
+        slow.ip("link", "add", "port", "type", "veth", "peer", "name", "end")
+        for device in ("port", "end", "br0"):
+            slow.ip("link", "set", device, "up")
+        slow.ip("link", "set", "port", "master", "br0")
+        slow.ip("neigh", "add", "192.0.2.2", "lladdr", "02:00:00:00:00:01", "dev", "br0")
+        take_time(slow, "ip daddr 192.0.2.2", "output", family="bridge")
+        command = ["ip", "netns", "exec", slow.name, "nice", "--adjustment=-20"]
+        command += ["taskset", "--cpu-list", str(cpu)]
+        command += [sys.executable, "-c", SEND_WITHOUT_END]
+        sending = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert sending.stdout is not None
+        try:
+            sending.stdout.readline()
+            yield
+        finally:
+            sending.kill()
+            sending.communicate()
+
+
+def hook_of(engine: KernelEngine, stage: str) -> str:
+    return next(each.hook for each in engine.coverage if each.name == stage)
 
 
 def run_time_ns(thread: str) -> int:
@@ -306,14 +378,62 @@ async def test_packets_that_a_process_receives_itself_wait_for_no_softirq(
     assert_parts_add_up(received, "rx")
 
 
+def read_at_once(reading: socket.socket) -> tuple[Moment, list[int]]:
+    """A datagram as soon as it is there: when it was read, and the kernel's stamp (realtime)."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        before_ns = time.time_ns()
+        with suppress(BlockingIOError):
+            _, ancillary, *_ = reading.recvmsg(16, 512, socket.MSG_DONTWAIT)
+            return Moment(before_ns, time.time_ns()), stamps(ancillary)
+        assert time.monotonic() < deadline, "a datagram did not come"
+
+
+@pytest.mark.thorough
+async def test_the_wait_for_the_cpu_that_a_packet_is_steered_to_is_found_in_rx_softirq(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    cpu, *_ = sorted(os.sched_getaffinity(0))
+    steer(server, cpu)
+    engine = await watch(start_engine, client, server)
+    assert "netif_rx_entry" not in hook_of(engine, "rx.softirq")
+    took = Durations()
+    with (
+        udp_socket(server.namespace, server.address, PORT) as reading,
+        udp_socket(client.namespace, family=socket.AF_INET) as sending,
+    ):
+        reading.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, RECEIVE_STAMPS)
+
+        def send() -> tuple[Moment, list[int]]:
+            sending.sendto(b"d", (server.address, PORT))
+            return read_at_once(reading)
+
+        until(lambda: bool(send()[1]), "stamps of what arrives")
+        engine.read()  # which finds that a device steers
+        assert "netif_rx_entry" in hook_of(engine, "rx.softirq")
+        with without_softirqs(cpu), away_from(cpu):
+            for _ in range(STEERED):
+                await asyncio.sleep(0.003)  # or each would come just when the one before could
+                read, (stamp_ns,) = send()
+                took.add(Moment(stamp_ns, stamp_ns), read)
+    received = engine.read()[SERVER]
+    # What a softirq receives that interrupts a thread hidden from tracers, is hidden as well.
+    samples, _ = account_for(received, "rx.total")
+    assert STEERED * 0.9 <= samples <= STEERED
+    if samples == STEERED:
+        took.assert_are_in(received.stage("rx.total").histogram)
+    waited = received.stage("rx.softirq").histogram
+    assert waited.percentile(90) > MILLISECOND_NS
+    assert_parts_add_up(received, "rx")
+
+
 async def test_packets_that_ksoftirqd_receives_are_measured(
     start_engine: Start, pair: Pair
 ) -> None:
     client, server = pair
     cpu, *_ = sorted(os.sched_getaffinity(0))
-    # RPS: whoever sends, this CPU receives
-    steering = f"echo {1 << cpu:x} > /sys/class/net/eth0/queues/rx-0/rps_cpus"
-    server.namespace.execute("sh", "-c", steering)
+    steer(server, cpu)
     engine = await watch(start_engine, client, server)
     with storm(cpu), connection(client.namespace, server.namespace, server.address) as both:
         began, ran = time.monotonic_ns(), run_time_ns(f"ksoftirqd/{cpu}")

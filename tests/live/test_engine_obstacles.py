@@ -144,6 +144,7 @@ async def test_a_tun_device_of_a_pod_is_named_in_the_coverage(start_engine: Star
     assert "a tun device in a pod" in stage(engine, "tx.host").reason
 
 
+@pytest.mark.thorough
 async def test_a_device_of_an_unknown_kind_is_followed_and_named(
     start_engine: Start, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

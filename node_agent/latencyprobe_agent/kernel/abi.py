@@ -70,6 +70,8 @@ class Obstacle(IntEnum):
     """A device of a kind that the programs do not know."""
     MPTCP = 5
     """Subflows of MPTCP, whose bytes are read and written elsewhere."""
+    STEERING = 6
+    """A device whose packets are left to other CPUs (RPS): see `hooks.STEER`."""
 
 
 NR_OBSTACLES = 8  # with room for more

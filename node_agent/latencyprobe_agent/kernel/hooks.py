@@ -97,9 +97,10 @@ class Event:
 
     `beside`: another program that this event requires. `is_udp`: only datagrams have it, so it is
     hooked only if a probe asks for UDP. `is_of_processes`: it matters only to targets that are
-    chosen by process, so it is attached only while there is one. `scoped`: a hook on the targets'
-    cgroups or devices. Where it serves all targets, the hook in use is detached. So it has to serve
-    all events of that one.
+    chosen by process, so it is attached only while there is one. `is_of_steering`: it matters only
+    to packets that one CPU leaves to another (RPS), so it is attached once a device is seen to do
+    that. `scoped`: a hook on the targets' cgroups or devices. Where it serves all targets, the hook
+    in use is detached. So it has to serve all events of that one.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Event:
     is_udp: bool = False
     is_of_processes: bool = False
     scoped: Hook | None = None
+    is_of_steering: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +132,19 @@ def _event(
     is_udp: bool = False,
     is_of_processes: bool = False,
     scoped: Hook | None = None,
+    is_of_steering: bool = False,
 ) -> Event:
     made = (hook if isinstance(hook, Hook) else Hook(*hook) for hook in hooks)
-    return Event(name, frozenset(modules), tuple(made), beside, is_udp, is_of_processes, scoped)
+    return Event(
+        name,
+        frozenset(modules),
+        tuple(made),
+        beside,
+        is_udp,
+        is_of_processes,
+        scoped,
+        is_of_steering,
+    )
 
 
 _SOFTIRQ_RAISE = Hook("on_softirq_raise", "softirq_raise")
@@ -166,6 +178,8 @@ RECEIVE, QUEUE = "receive", "queue"
 SEGMENT = "segment"
 # The events that a packet's end in its driver requires.
 DRIVER_DROP, DRIVER_FREE = "driver drop", "driver free"
+# The first CPU has a packet that it may leave to another one.
+STEER = "first CPU"
 # Without this event, segments have no tx.socket, and the others of their stages none the less.
 SEND = "send"
 
@@ -205,6 +219,19 @@ EVENTS: tuple[Event, ...] = (
                 Hook(HOST_EGRESS, "egress", HookKind.DEVICE),
             ),
         ),
+    ),
+    _event(
+        STEER,
+        (RX,),
+        Hook(
+            "on_netif_rx_entry",
+            "netif_rx_entry",
+            also=(
+                Hook("on_netif_receive_skb_entry", "netif_receive_skb_entry"),
+                Hook("on_napi_gro_receive_entry", "napi_gro_receive_entry"),
+            ),
+        ),
+        is_of_steering=True,
     ),
     _event(
         SEGMENT,
@@ -299,6 +326,7 @@ _READS = {
     "TCP read": "TCP is not measured",
     "UDP read": "UDP is not measured",
 }
+_STEERED = {STEER: "the time is missing that packets wait for the CPU to which RPS steers them"}
 _PROCESSES = {
     "fork": "children started later are not followed",
     "softirq context": "a socket may be attributed to the process that a softirq interrupted",
@@ -315,7 +343,9 @@ STAGE_NEEDS: Mapping[str, StageNeeds] = {
         ),
         _READS,
     ),
-    "rx.softirq": StageNeeds(("softirq entry", "softirq context", "receive", SEGMENT), _READS),
+    "rx.softirq": StageNeeds(
+        ("softirq entry", "softirq context", "receive", SEGMENT), {**_READS, **_STEERED}
+    ),
     "rx.host": StageNeeds(("receive", SEGMENT), _READS),
     "rx.stack": StageNeeds(
         ("receive", SEGMENT),
@@ -323,7 +353,7 @@ STAGE_NEEDS: Mapping[str, StageNeeds] = {
     ),
     "rx.socket": StageNeeds(("receive", SEGMENT), _READS),
     "rx.wakeup": StageNeeds(("receive", SEGMENT, "wake-up", "switch"), {**_READS, **_THREADS}),
-    "rx.total": StageNeeds(("receive", SEGMENT), _READS),
+    "rx.total": StageNeeds(("receive", SEGMENT), {**_READS, **_STEERED}),
     "tx.socket": StageNeeds(("send", "queue", "transmit"), _PROCESSES),
     "tx.stack": StageNeeds(("queue", "transmit"), _PROCESSES),
     "tx.host": StageNeeds(("queue", "transmit"), _PROCESSES),
@@ -404,6 +434,15 @@ DRIVER_FUNCTIONS = tuple(
     if event.name in (DRIVER_DROP, DRIVER_FREE)
     for hook in event.hooks
 )
+# The same of packets that are steered.
+_STEERING_EVENTS = tuple(event for event in EVENTS if event.is_of_steering)
+STEERING_EVENTS = frozenset(event.name for event in _STEERING_EVENTS)
+STEERING_FUNCTIONS = tuple(
+    each.function
+    for event in _STEERING_EVENTS
+    for hook in event.hooks
+    for each in (hook, *hook.also)
+)
 
 
 def events_of(modules: Iterable[Module], *, udp: bool = True) -> tuple[Event, ...]:
@@ -419,16 +458,18 @@ def coverage_of(
     *,
     udp: bool = True,
     processes: bool = True,
+    steering: bool = True,
     remarks: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[StageCoverage, ...]:
     """Return the coverage of every stage, and of the modules' counters that are not complete.
 
     `attached`: event to the hook in use; `refused`: event to the kernel's answer. `udp`: a probe
-    asks for UDP. `processes`: a target is chosen by process. `remarks`: event to the reason why a
-    better hook is not in use.
+    asks for UDP. `processes`: a target is chosen by process. `steering`: packets are steered to
+    other CPUs. `remarks`: event to the reason why a better hook is not in use.
     """
     unwanted = frozenset() if udp else _UDP_EVENTS
     unwanted |= frozenset() if processes else PROCESS_EVENTS
+    unwanted |= frozenset() if steering else STEERING_EVENTS
     gaps = _Gaps(refused, unwanted, remarks)
     stages = (
         _cover(stage.name, STAGE_NEEDS[stage.name], attached, gaps)

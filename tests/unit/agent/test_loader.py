@@ -278,8 +278,9 @@ def test_a_program_whose_attach_is_refused_is_let_go(kernel: Kernel) -> None:
 
 
 def test_a_refused_event_costs_its_stages_alone(kernel: Kernel) -> None:
-    code = {hook.function: b"\x00" * 8 for event in EVENTS for hook in event.hooks}
-    symbols = {hook.symbol for event in EVENTS for hook in event.hooks} - {"net_dev_start_xmit"}
+    hooks = [each for event in EVENTS for hook in event.hooks for each in (hook, *hook.also)]
+    code = {hook.function: b"\x00" * 8 for hook in hooks}
+    symbols = {hook.symbol for hook in hooks} - {"net_dev_start_xmit"}
     loader = Loader(code, Types(tuple(symbols)), config=FULL_CONFIG)
     for event in EVENTS:
         loader.attach(event)

@@ -28,7 +28,9 @@ from latencyprobe_agent.kernel.request import Request
 from tests.patience import patient
 from tests.unit.agent.fake_kernel import Kernel, Types
 
-TRACEPOINTS = tuple({hook.symbol for event in EVENTS for hook in event.hooks})
+TRACEPOINTS = tuple(
+    {each.symbol for event in EVENTS for hook in event.hooks for each in (hook, *hook.also)}
+)
 MODERN = Types(TRACEPOINTS, (*TRACEPOINTS, "bpf_iter_task_file"))
 REQUEST = Request(("rx",), 1)
 MAPS = (*map_names((Module.RX,), trace=False), "received")

@@ -11,7 +11,9 @@ from latencyprobe_agent.kernel.hooks import EVENTS, Event, Hook, HookKind, event
 from latencyprobe_agent.kernel.load.reach import Reach, TypeIds
 from tests.unit.agent.fake_kernel import SEND, SOCK_OPS, Types
 
-TRACEPOINTS = tuple({hook.symbol for event in EVENTS for hook in event.hooks})
+TRACEPOINTS = tuple(
+    {each.symbol for event in EVENTS for hook in event.hooks for each in (hook, *hook.also)}
+)
 MODERN = Types(TRACEPOINTS, TRACEPOINTS)
 ITERATOR = "bpf_iter_task_file"
 COUNTS = ("LINUX_MIB_LISTENOVERFLOWS",)

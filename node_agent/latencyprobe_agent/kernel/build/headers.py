@@ -26,6 +26,7 @@ STRUCTS = (
     "tcp_skb_cb",
     "udp_sock",
     "net_device",
+    "netdev_rx_queue",
     "net",
     "rtnl_link_ops",
     "cgroup",
@@ -45,6 +46,7 @@ PROBED_FIELDS = (
     ("proto_accept_arg", "is_empty"),  # 6.10+: an argument of accept()
     ("net_device", "priv"),  # 6.10+, netdev_priv() before it: behind the aligned struct
     ("net_device", "xdp_state"),  # 5.9+
+    ("netdev_rx_queue", "rps_map"),  # with CONFIG_RPS
     ("tcp_sock", "is_mptcp"),  # 5.6+, with CONFIG_MPTCP
     ("task_struct", "on_cpu"),  # always from 6.17 on, with CONFIG_SMP before it
     ("task_struct", "__state"),  # 5.14+, `state` before it

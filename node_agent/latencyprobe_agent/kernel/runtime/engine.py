@@ -32,6 +32,7 @@ from latencyprobe_agent.kernel.abi import (
     PROCESSES,
     PROTOCOLS,
     Map,
+    Obstacle,
 )
 from latencyprobe_agent.kernel.contract import (
     EngineError,
@@ -126,6 +127,7 @@ class KernelEngine:
         self._sample_shift = 0
         self._cgroups_checked = 0.0
         self._driver_use = DriverUse()
+        self._is_steered = False
         self._detaching: list[Future[None]] = []
         self._changing = asyncio.Lock()
 
@@ -197,6 +199,7 @@ class KernelEngine:
             return news
         self._check_devices(self._object)
         self._check_drivers(self._object)
+        self._check_steering(self._object)
         if time.monotonic() - self._cgroups_checked >= _CGROUPS_S:
             self._check_cgroups(self._object)
         for slot, measurement in self._take(self._object, self._slots, self._slots).items():
@@ -429,6 +432,8 @@ class KernelEngine:
             loaded.follow_processes(False)
             self._coverage = self._coverage_of(loaded)
         self._written = wanted
+        if not self._is_steered:
+            loaded.see_steering(False)
         self._follow_devices(loaded)
         loaded.configuration.forget_obstacles()
         loaded.bump_generation()
@@ -469,6 +474,17 @@ class KernelEngine:
         except EngineError as error:
             log.warning("%s; trying again with the next reading", error)
 
+    def _check_steering(self, loaded: LoadedObject) -> None:
+        """See packets on their first CPU too, once a device is seen to steer them to another."""
+        if self._is_steered or Obstacle.STEERING not in loaded.configuration.obstacles():
+            return
+        self._is_steered = True
+        try:
+            loaded.see_steering(True)
+        except EngineError as error:
+            log.warning("%s; the wait for the CPU that RPS chooses is not measured", error)
+        self._coverage = self._coverage_of(loaded)
+
     def _check_cgroups(self, loaded: LoadedObject) -> None:
         """Make room for programs of others that came since the last check."""
         try:
@@ -483,6 +499,7 @@ class KernelEngine:
             loaded.refused,
             udp=self._udp,
             processes=loaded.follows_processes,
+            steering=loaded.sees_steering,
             remarks=loaded.remarks,
         )
 

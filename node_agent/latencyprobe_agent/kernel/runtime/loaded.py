@@ -44,6 +44,8 @@ from latencyprobe_agent.kernel.hooks import (
     RECEIVE,
     SEGMENT,
     SEND,
+    STEERING_EVENTS,
+    STEERING_FUNCTIONS,
     HookKind,
 )
 from latencyprobe_agent.kernel.load.cache import ObjectCache
@@ -136,6 +138,7 @@ class LoadedObject:
         self._is_on_devices = False
         self.follows_processes = True
         self.follows_drivers = DRIVER_FREE in self._owned.attached
+        self.sees_steering = True
         self.refused: Mapping[str, str] = self._owned.refused
         self.origin = provided.origin
         self.diagnostics = provided.diagnostics
@@ -200,6 +203,7 @@ class LoadedObject:
             if (self._is_on_devices if _is_of_device(each) else self._is_scoped)
         }
         unused = frozenset() if self.follows_processes else PROCESS_EVENTS
+        unused |= frozenset() if self.sees_steering else STEERING_EVENTS
         attached = {**self._owned.attached, **names}
         return {event: hook for event, hook in attached.items() if event not in unused}
 
@@ -225,14 +229,19 @@ class LoadedObject:
         """
         if wanted == self.follows_processes:
             return
-        functions = [name for name in PROCESS_FUNCTIONS if name in self._owned.hooks]
-        if wanted:
-            self._attach_all(functions)
-        else:
-            for function in functions:
-                self._owned.detach_one(function)
+        self._use_programs(PROCESS_FUNCTIONS, wanted)
+        if not wanted:
             wait_for_running_programs()
         self.follows_processes = wanted
+
+    def see_steering(self, wanted: bool) -> None:
+        """Have programs see packets on their first CPU, or spare them that.
+
+        Raises EngineError if a program cannot be attached again.
+        """
+        if wanted != self.sees_steering:
+            self._use_programs(STEERING_FUNCTIONS, wanted)
+            self.sees_steering = wanted
 
     def take_driver_use(self) -> bool:
         """Return True if a target's packet was given to a driver since the last call."""
@@ -246,12 +255,22 @@ class LoadedObject:
         if wanted == self.follows_drivers or DRIVER_FREE not in self._owned.attached:
             return
         if wanted:
-            self._attach_all(DRIVER_FUNCTIONS)
+            self._use_programs(DRIVER_FUNCTIONS, True)
         self.follows_drivers = wanted
         self._write_config()
         if not wanted:
-            for function in DRIVER_FUNCTIONS:
-                self._owned.detach_one(function)
+            self._use_programs(DRIVER_FUNCTIONS, False)
+
+    def _use_programs(self, functions: Collection[str], wanted: bool) -> None:
+        present = [name for name in functions if name in self._owned.hooks]
+        try:
+            for function in present:
+                if wanted:
+                    self._owned.attach_one(function)
+                else:
+                    self._owned.detach_one(function)
+        except OSError as error:
+            raise EngineError(f"cannot attach the eBPF programs: {explained(error)}") from error
 
     def follow_cgroups(self, directories: Collection[str] | None) -> None:
         """Have programs run for these cgroups only, where there are such programs.
@@ -358,14 +377,7 @@ class LoadedObject:
         return (each for each in self._owned.scoped.values() if each.hook.kind in kinds)
 
     def _attach_instead_of(self, kinds: Collection[HookKind]) -> None:
-        self._attach_all(each.instead_of for each in self._scoped(kinds))
-
-    def _attach_all(self, functions: Iterable[str]) -> None:
-        try:
-            for function in functions:
-                self._owned.attach_one(function)
-        except OSError as error:
-            raise EngineError(f"cannot attach the eBPF programs: {explained(error)}") from error
+        self._use_programs([each.instead_of for each in self._scoped(kinds)], True)
 
     def read_listeners(self, pause: Pause = Pause.USUAL) -> None:
         """Have connections counted that listeners turned away, unless that was done just before.

@@ -58,7 +58,8 @@ def mention(
 ) -> tuple[StageCoverage, ...]:
     """Return the coverage with the effects of these obstacles, each with its detail."""
     for obstacle, detail in obstacles.items():
-        coverage = tuple(_affected(stage, _EFFECTS[obstacle], detail) for stage in coverage)
+        if obstacle in _EFFECTS:
+            coverage = tuple(_affected(stage, _EFFECTS[obstacle], detail) for stage in coverage)
     return coverage
 
 
