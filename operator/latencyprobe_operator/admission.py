@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from latencyprobe_operator.model import STATIC_POD_NAMESPACES
+
 DEFAULT_MAX_PROBES_PER_NAMESPACE = 100
 ALL_NAMESPACES = "*"
 
@@ -15,16 +17,23 @@ class AdminLimits:
     """The limits. `max_probes_per_namespace`: None means no limit.
 
     `node_figures_namespaces`: their probes get figures of whole nodes, which show what other
-    tenants do. ALL_NAMESPACES stands for all of them.
+    tenants do. `static_pod_namespaces`: only their pods are believed to be static. Anyone who may
+    create a pod may give it the annotations of a static one, with the UID of any pod of its node.
+    ALL_NAMESPACES stands for all of them.
     """
 
     min_interval_s: float = 0.0
     max_probes_per_namespace: int | None = None
     node_figures_namespaces: frozenset[str] = frozenset()
+    static_pod_namespaces: frozenset[str] = STATIC_POD_NAMESPACES
 
     def allow_node_figures(self, namespace: str) -> bool:
         """Decide whether the probes of this namespace get figures of whole nodes."""
         return not self.node_figures_namespaces.isdisjoint({ALL_NAMESPACES, namespace})
+
+    def believe_static_pods(self, namespace: str) -> bool:
+        """Decide whether a pod of this namespace may name the UID of its cgroups itself."""
+        return not self.static_pod_namespaces.isdisjoint({ALL_NAMESPACES, namespace})
 
 
 NO_LIMITS = AdminLimits()

@@ -23,6 +23,7 @@ from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from latencyprobe_operator.dns_names import is_label
 from latencyprobe_operator.leadership import LeadershipLostError, LeaseTiming, TimingError
 from latencyprobe_operator.main import ElectionOptions, Options, run
+from latencyprobe_operator.model import STATIC_POD_NAMESPACES
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _PORT = click.IntRange(1, 65535)
@@ -141,6 +142,17 @@ def _timing(duration_s: float, renew_deadline_s: float, retry_s: float) -> Lease
     "softirqs, of all tenants together; repeatable. '*': all namespaces. Default: none.",
 )
 @click.option(
+    "--static-pod-namespace",
+    "static_pod_namespaces",
+    multiple=True,
+    default=sorted(STATIC_POD_NAMESPACES),
+    show_default=True,
+    envvar="LATENCYPROBE_STATIC_POD_NAMESPACE",
+    callback=_read_namespaces,
+    help="Take a pod of this namespace that has a kubelet's annotations for a static one; "
+    "repeatable. Anyone who can create pods there can then measure any pod. '*': all namespaces.",
+)
+@click.option(
     "--leader-elect/--no-leader-elect",
     default=False,
     show_default=True,
@@ -210,6 +222,7 @@ def operator_command(
     min_interval: float,
     max_probes_per_namespace: int,
     node_figures_namespaces: frozenset[str],
+    static_pod_namespaces: frozenset[str],
     leader_elect: bool,
     lease_namespace: str,
     lease_name: str,
@@ -237,7 +250,12 @@ def operator_command(
         watch_namespaces=watch_namespaces,
         metrics_address=metrics_address,
         health_address=health_address,
-        limits=AdminLimits(min_interval, max_probes_per_namespace, node_figures_namespaces),
+        limits=AdminLimits(
+            min_interval,
+            max_probes_per_namespace,
+            node_figures_namespaces,
+            static_pod_namespaces,
+        ),
         election=ElectionOptions(namespace=lease_namespace, name=lease_name, timing=timing)
         if leader_elect
         else None,

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from latencyprobe.process.backoff import Backoff
@@ -23,6 +24,7 @@ from latencyprobe_operator.kube.pods import PodWatches
 from latencyprobe_operator.kube.statuses import Statuses
 from latencyprobe_operator.leadership import Leadership
 from latencyprobe_operator.metrics import OperatorMetrics
+from latencyprobe_operator.model import read_pod
 from latencyprobe_operator.observed_state import ReportedProbe
 from latencyprobe_operator.probes.probe import Probe
 
@@ -75,7 +77,11 @@ class Controller:
         self._agents = agents
         self._namespaces = namespaces
         self._limits = limits
-        self._watches = PodWatches(cluster, clusterwide=not namespaces)
+        self._watches = PodWatches(
+            cluster,
+            clusterwide=not namespaces,
+            read=partial(read_pod, believe_static=limits.believe_static_pods),
+        )
         self._fleet = Fleet(
             credentials=credentials,
             on_report=self._take_report,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,8 @@ _MIRROR = "kubernetes.io/config.mirror"
 _CONFIG_HASH = "kubernetes.io/config.hash"
 # applyDefaults(), pkg/kubelet/config/common.go: an MD5, unless the file has a UID.
 _KUBELETS_UID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+# Those of kubelets: etcd, the API server, kube-proxy. See read_pod().
+STATIC_POD_NAMESPACES = frozenset({"kube-system"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +141,21 @@ class PodTarget:
     """The names of its containers."""
 
 
-def read_pod(body: Mapping[str, Any]) -> Pod:
-    """Read a pod of the API; raises ValueError if it has too many labels."""
+def read_pod(
+    body: Mapping[str, Any],
+    believe_static: Callable[[str], bool] = STATIC_POD_NAMESPACES.__contains__,
+) -> Pod:
+    """Read a pod of the API; raises ValueError if it has too many labels.
+
+    `believe_static`: decides if the annotations of a pod of this namespace are a kubelet's. Anyone
+    who creates a pod may give it these, with the UID of any other pod of its node.
+    """
     metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     labels = metadata.get("labels") or {}
     if len(labels) > MAX_LABELS:
         raise ValueError(f"{len(labels)} labels; at most {MAX_LABELS} are kept of a pod")
+    annotations = metadata.get("annotations") or {}
+    static_uid = _static_uid(annotations) if believe_static(metadata["namespace"]) else None
     return Pod(
         uid=metadata["uid"],
         name=metadata["name"],
@@ -152,7 +163,7 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
         phase=sys.intern(status.get("phase") or ""),
         labels=_shared_labels(tuple(labels.items())),
         running=_running_containers(spec, status),
-        cgroup_uid=_static_uid(metadata.get("annotations") or {}) or metadata["uid"],
+        cgroup_uid=static_uid or metadata["uid"],
         declared=_declared_containers(spec),
         host_network=bool(spec.get("hostNetwork")),
     )

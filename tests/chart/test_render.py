@@ -64,6 +64,19 @@ def test_figures_of_nodes_are_for_the_named_namespaces_alone(helm: Helm) -> None
     assert named("operator.nodeFiguresNamespaces={*}") == ["*"]
 
 
+def test_static_pods_are_those_of_the_system_unless_others_are_named(helm: Helm) -> None:
+    def named(*settings: str) -> list[str]:
+        (pod,) = (
+            each["spec"]["template"] for each in helm.manifests(*settings).of_kind("Deployment")
+        )
+        prefix = "--static-pod-namespace="
+        given: list[str] = container(pod)["args"]
+        return [each.removeprefix(prefix) for each in given if each.startswith(prefix)]
+
+    assert named() == ["kube-system"]
+    assert named("operator.staticPodNamespaces={ops,edge}") == ["ops", "edge"]
+
+
 def test_the_operator_looks_up_agents_in_their_namespace(rendered: Manifests) -> None:
     agents = only(rendered, "DaemonSet")
     operator = options(only(rendered, "Deployment")["spec"]["template"])

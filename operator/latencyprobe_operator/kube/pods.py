@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from latencyprobe_operator.kube.informer import Change, Informer, PodsRefusal, Scope, Source
 from latencyprobe_operator.kube.selector import LabelSelector
@@ -31,6 +32,7 @@ class PodsChange:
 
 
 PodsListener = Callable[[PodsChange], None]
+ReadPod = Callable[[Mapping[str, Any]], Pod]
 
 
 @dataclass(eq=False)
@@ -75,7 +77,12 @@ class PodWatches:
     """All subscribed sets of pods, and the informers that keep them current."""
 
     def __init__(
-        self, source: Source, *, clusterwide: bool = True, linger_s: float = _LINGER_S
+        self,
+        source: Source,
+        *,
+        clusterwide: bool = True,
+        linger_s: float = _LINGER_S,
+        read: ReadPod = read_pod,
     ) -> None:
         """Follow no pods yet.
 
@@ -83,6 +90,7 @@ class PodWatches:
         after its last set has gone.
         """
         self._source = source
+        self._read = read
         self._clusterwide = clusterwide
         self._linger_s = linger_s
         self._followed: dict[str | None, _FollowedScope] = {}
@@ -91,7 +99,7 @@ class PodWatches:
         """Return the set of these pods; the listener gets every change from now on."""
         scope = self._scope_of(namespace)
         if scope not in self._followed:
-            self._followed[scope] = _FollowedScope(self._source, scope)
+            self._followed[scope] = _FollowedScope(self._source, scope, self._read)
         pods = self._followed[scope].set_of(namespace, selector)
         pods.listeners.append(listener)
         return pods
@@ -124,8 +132,8 @@ class PodWatches:
 class _FollowedScope:
     """One informer, and the sets of pods of its scope."""
 
-    def __init__(self, source: Source, namespace: str | None) -> None:
-        self._informer = Informer(source, Scope(namespace), read_pod, self)
+    def __init__(self, source: Source, namespace: str | None, read: ReadPod) -> None:
+        self._informer = Informer(source, Scope(namespace), read, self)
         self._sets: dict[str, dict[LabelSelector, PodSet]] = {}
         self.task = asyncio.create_task(self._informer.run(), name=str(self._informer.scope))
 

@@ -140,6 +140,38 @@ async def test_a_probe_with_a_shorter_interval_than_allowed_is_not_served(
         assert condition["message"] == ("spec.interval is 1 s; the administrator's minimum is 5 s")
 
 
+async def test_pods_are_static_in_the_namespaces_that_the_administrator_names(
+    operator_tls: ClientTlsFiles,
+) -> None:
+    """Elsewhere a pod with another one's UID in its annotations would be measured as that one."""
+    api = FakeApi()
+    other = "3c1b7f0e-9a2d-4c5b-8e6f-7a0b1c2d3e4f"
+    for namespace in ("kube-system", "ops", "shop"):
+        body = pod_body(namespace, namespace=namespace, labels={"app": namespace})
+        body["metadata"]["annotations"] = {
+            "kubernetes.io/config.mirror": other,
+            "kubernetes.io/config.hash": other,
+        }
+        api.set(body)
+    probes = [probe_in(namespace, namespace) for namespace in ("kube-system", "ops", "shop")]
+    limits = AdminLimits(static_pod_namespaces=frozenset({"ops"}))
+    async with (
+        api.serve() as cluster,
+        controlling(cluster, operator_tls, limits=limits) as controller,
+        running(controller, probes),
+    ):
+
+        def asked() -> dict[str, str]:
+            return {
+                probe.key.namespace: target.pod_uid
+                for probe in controller.desired.of_node("node-a")
+                for target in probe.targets
+            }
+
+        expected = {"kube-system": "uid-kube-system", "ops": other, "shop": "uid-shop"}
+        await until(lambda: asked() == expected, what=asked)
+
+
 def ready(api: FakeApi, name: str) -> Json:
     """The condition Ready of a probe."""
     conditions: list[Json] = api.statuses[name]["conditions"]

@@ -153,6 +153,7 @@ def test_options_come_from_the_environment_too(
         "LATENCYPROBE_KEY_FILE": str(operator_tls.key),
         "LATENCYPROBE_WATCH_NAMESPACE": "shop cart",
         "LATENCYPROBE_NODE_FIGURES_NAMESPACE": "shop cart",
+        "LATENCYPROBE_STATIC_POD_NAMESPACE": "kube-system ops",
         "LATENCYPROBE_METRICS_ADDRESS": ":9090",
     }
     result = CliRunner().invoke(cli.operator_command, env=environment)
@@ -160,6 +161,7 @@ def test_options_come_from_the_environment_too(
     assert result.exit_code == 0, result.output
     assert started[0].watch_namespaces == ("shop", "cart")
     assert started[0].limits.node_figures_namespaces == {"shop", "cart"}
+    assert started[0].limits.static_pod_namespaces == {"kube-system", "ops"}
     assert started[0].metrics_address == ("", 9090)
 
 

@@ -125,7 +125,7 @@ HASH = "8b1c3f9d5e7a4602b9f0c1d2e3f4a5b6"
 
 def _mirror(**annotations: str) -> dict[str, Any]:
     """A static pod as the API server shows it: the mirror that its kubelet has made."""
-    body = pod_body("kube-proxy-blue", node="blue")
+    body = pod_body("kube-proxy-blue", node="blue", namespace="kube-system")
     body["metadata"] |= {
         "annotations": {
             "kubernetes.io/config.hash": HASH,
@@ -155,6 +155,17 @@ def test_a_static_pod_is_measured_by_its_kubelets_uid_and_reported_by_its_own() 
     assert target.pod_uid == HASH
     assert read.uid == _mirror()["metadata"]["uid"]
     assert target.id.startswith(f"{read.uid}/")
+
+
+@pytest.mark.parametrize("hash_", [HASH, "3c1b7f0e-9a2d-4c5b-8e6f-7a0b1c2d3e4f"])
+def test_the_creator_of_a_pod_cannot_have_another_one_measured_by_it(hash_: str) -> None:
+    body = _mirror(**{"kubernetes.io/config.hash": hash_})
+    body["metadata"]["namespace"] = "shop"
+
+    read = read_pod(body)
+
+    assert read.cgroup_uid == body["metadata"]["uid"]
+    assert read_pod(body, {"shop"}.__contains__).cgroup_uid == hash_
 
 
 def test_a_pod_that_is_no_mirror_has_its_own_uid_with_any_annotations() -> None:

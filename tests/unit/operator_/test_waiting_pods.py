@@ -82,7 +82,7 @@ def test_a_pod_that_has_ended_is_named_no_more(phase: str) -> None:
 
 
 def test_a_static_pod_is_named_by_the_uid_of_its_cgroups() -> None:
-    body = pod_body("a")
+    body = pod_body("a", namespace="kube-system")
     body["status"] = {"phase": "Pending"}
     body["metadata"]["annotations"] = {
         "kubernetes.io/config.mirror": "x",
