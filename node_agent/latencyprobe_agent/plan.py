@@ -6,7 +6,7 @@ on a pod cost one measurement. All functions are pure: no kernel, no clock.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -25,12 +25,14 @@ from latencyprobe_agent.desired import (
 )
 from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.kernel.contract import (
+    MAX_ALIKE_NAMESPACES,
     MAX_CGROUPS,
     MAX_FILTER_PORTS,
     MAX_NAMESPACES,
     MAX_PROCESSES,
     MAX_SHARING,
     MAX_SLOTS,
+    NAMESPACE_REMAINDERS,
     UDP,
     SlotSpec,
     SocketFilter,
@@ -43,7 +45,10 @@ _TABLE_SIZES: Mapping[str, tuple[int, str]] = {
     "namespaces": (MAX_NAMESPACES, "network namespaces"),
     "filter_ports": (MAX_FILTER_PORTS, "ports in filters"),
 }
+# Each is read with every reading of its target.
+MOST_HOMES = 8
 _SLOTS = "slots"
+_ALIKE = "alike"
 
 _WORTH_LOADING_FOR = frozenset({TargetState.ATTACHED, TargetState.PENDING})
 
@@ -123,7 +128,8 @@ def overcommitted(
     )
     sizes: dict[Hashable, int] = {_SLOTS: slots}
     sizes.update({table: size for table, (size, _) in _TABLE_SIZES.items()})
-    sizes.update({table: MAX_SHARING for need in needs.values() for table in need.keys() - sizes})
+    for table in {table for need in needs.values() for table in need.keys() - sizes}:
+        sizes[table] = MAX_ALIKE_NAMESPACES if _is_of_alike(table) else MAX_SHARING
     refused = refused_claims(claims, sizes)
     return {key: _refusal(shortage, slots) for key, shortage in refused.items()}
 
@@ -133,15 +139,25 @@ def _needs(
 ) -> Mapping[SlotKey, Mapping[Hashable, frozenset[Hashable]]]:
     """Return the entries that each slot takes, by table.
 
-    Each cgroup, process or namespace is a table too: it has room for MAX_SHARING slots.
+    Each cgroup, process or namespace is a table too: it has room for MAX_SHARING slots. So is each
+    remainder of namespaces' numbers: whoever may make namespaces chooses those with the same one.
     """
     sharing = Counter(identity for spec in specs.values() for identity in _identities(spec))
+    alike = Counter(
+        inode % NAMESPACE_REMAINDERS
+        for inode in frozenset().union(*(spec.netns for spec in specs.values()))
+    )
     needs: dict[SlotKey, Mapping[Hashable, frozenset[Hashable]]] = {}
     for number, (key, spec) in enumerate(specs.items()):
         own: frozenset[Hashable] = frozenset({number})
         crowded = (each for each in _identities(spec) if sharing[each] > MAX_SHARING)
         tables: dict[Hashable, frozenset[Hashable]] = {
             **dict.fromkeys(crowded, own),
+            **{
+                (_ALIKE, remainder): inodes
+                for remainder, inodes in _by_remainder(spec.netns).items()
+                if alike[remainder] > MAX_ALIKE_NAMESPACES
+            },
             _SLOTS: own,
             "cgroups": frozenset(spec.cgroup_ids),
             "processes": frozenset(spec.tgids),
@@ -150,6 +166,18 @@ def _needs(
         }
         needs[key] = {table: entries for table, entries in tables.items() if entries}
     return needs
+
+
+def _by_remainder(inodes: frozenset[int]) -> Mapping[int, frozenset[Hashable]]:
+    """Return these namespaces by the remainders of their numbers."""
+    found: defaultdict[int, set[Hashable]] = defaultdict(set)
+    for inode in inodes:
+        found[inode % NAMESPACE_REMAINDERS].add(inode)
+    return {remainder: frozenset(alike) for remainder, alike in found.items()}
+
+
+def _is_of_alike(table: Hashable) -> bool:
+    return isinstance(table, tuple) and table[0] == _ALIKE
 
 
 def _refusal(shortage: Shortage, slots: int) -> str:
@@ -164,6 +192,12 @@ def _refusal(shortage: Shortage, slots: int) -> str:
         return (
             f"together with the other targets it has more than {size} {things}; "
             f"{share_text(shortage)}. Narrow a probe's selector"
+        )
+    if _is_of_alike(shortage.table):
+        return (
+            f"together with the other targets it has more than {MAX_ALIKE_NAMESPACES} network "
+            f"namespaces whose numbers are alike; {share_text(shortage)}. Restart the pod: it then "
+            "has a namespace with another number"
         )
     return (
         f"{MAX_SHARING} probes with different filters already measure it or a part of it, which "
@@ -248,16 +282,22 @@ def homes(
 ) -> Mapping[TargetKey, frozenset[int]]:
     """Return the network namespaces whose counters the measured targets report.
 
-    The node's own is omitted for probes without node figures: all host processes share it.
+    The node's own is omitted for probes without node figures: all host processes share it. Of a
+    target with many namespaces, which it has made itself, MOST_HOMES are reported.
     """
     hidden = frozenset({host_netns})
     return {
-        TargetKey(probe.id, target.id): facts[target.selector].netns
-        - (frozenset() if probe.node_figures else hidden)
+        TargetKey(probe.id, target.id): _homes(
+            facts[target.selector].netns - (frozenset() if probe.node_figures else hidden)
+        )
         for probe in desired.probes
         for target in probe.targets
         if SlotKey(target.selector, probe.socket_filter) in numbers
     }
+
+
+def _homes(inodes: frozenset[int]) -> frozenset[int]:
+    return inodes if len(inodes) <= MOST_HOMES else frozenset(sorted(inodes)[:MOST_HOMES])
 
 
 def namespaces(facts: Mapping[Selector, TargetFacts]) -> Mapping[int, Namespace]:

@@ -24,6 +24,9 @@ MAX_SHARING = abi.MAX_OWNERS
 MAX_CGROUPS = abi.MAX_CGROUPS
 MAX_PROCESSES = abi.MAX_PROCESSES // 2
 MAX_NAMESPACES = abi.MAX_NETNS - 2
+# Network namespaces whose inode numbers leave the same remainder, besides the host's.
+NAMESPACE_REMAINDERS = abi.NETNS_FIRST
+MAX_ALIKE_NAMESPACES = abi.NETNS_HOPS - 1
 MAX_FILTER_PORTS = abi.MAX_FILTER_PORTS
 # The memory of the states of sockets, of a target and of a node; a socket takes 1 KiB.
 SOCKET_KIB_OF_TARGET = abi.SOCKET_KIB_OF_TARGET

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container, Mapping, Sequence
 
 import pytest
@@ -20,9 +21,20 @@ from latencyprobe_agent.desired import (
     PodSelector,
     Selector,
 )
-from latencyprobe_agent.kernel.abi import MAX_OWNERS
-from latencyprobe_agent.kernel.contract import MAX_SHARING, SlotSpec, SocketFilter
+from latencyprobe_agent.kernel.abi import MAX_OWNERS, NETNS_FIRST
+from latencyprobe_agent.kernel.contract import (
+    MAX_ALIKE_NAMESPACES,
+    MAX_SHARING,
+    SlotSpec,
+    SocketFilter,
+)
+from latencyprobe_agent.kernel.runtime.configuration import (
+    CONFIG_BYTES,
+    ConfigMemory,
+    NamespaceConfiguration,
+)
 from latencyprobe_agent.plan import (
+    MOST_HOMES,
     SlotKey,
     SlotTable,
     TargetKey,
@@ -159,6 +171,16 @@ def test_only_probes_with_node_figures_have_those_of_interrupts_and_of_the_nodes
     assert homes(shown, facts, numbers, 9) == {key: frozenset({8, 9})}
 
 
+def test_a_target_with_many_namespaces_reports_the_counters_of_a_few() -> None:
+    cgroup = CgroupSelector("/c")
+    desired = Desired(1, (_probe("a", cgroup),))
+    numbers = {SlotKey(cgroup, EVERYTHING): 0}
+    key = TargetKey("a", "t0")
+    for there in (range(10, 10 + MOST_HOMES), range(10, 900)):
+        facts: dict[Selector, TargetFacts] = {cgroup: _in_namespaces(*there)}
+        assert homes(desired, facts, numbers, 9)[key] == frozenset(range(10, 10 + MOST_HOMES))
+
+
 def test_each_kind_of_target_is_recognised_by_facts_of_the_kernel() -> None:
     pid, cgroup, netns = PidSelector(7), CgroupSelector("/c"), NetnsSelector("/n")
     facts: dict[Selector, TargetFacts] = {
@@ -270,6 +292,48 @@ def test_a_pod_with_thousands_of_cgroups_leaves_other_namespaces_their_share() -
     refused = overcommitted(Desired(1, probes), facts, held={SlotKey(greedy, EVERYTHING)})
     assert list(refused) == [SlotKey(greedy, EVERYTHING)]
     assert "the share of namespace a is 0" in refused[SlotKey(greedy, EVERYTHING)]
+
+
+def _in_namespaces(*inodes: int) -> TargetFacts:
+    return TargetFacts(TargetState.ATTACHED, cgroup_ids=frozenset(inodes), netns=frozenset(inodes))
+
+
+def test_a_target_with_many_namespaces_of_like_numbers_fails_alone() -> None:
+    greedy, modest, unlike = CgroupSelector("/g"), CgroupSelector("/m"), CgroupSelector("/u")
+    alike = range(7, 8 * NETNS_FIRST, NETNS_FIRST)
+    facts: dict[Selector, TargetFacts] = {
+        greedy: _in_namespaces(*alike[1:]),
+        modest: _in_namespaces(alike[0]),
+        unlike: _in_namespaces(8),
+    }
+    probes = (
+        _probe("a", greedy, namespace="a"),
+        _probe("b", modest, unlike, namespace="b"),
+    )
+    refused = overcommitted(Desired(1, probes), facts, held={SlotKey(greedy, EVERYTHING)})
+    assert list(refused) == [SlotKey(greedy, EVERYTHING)]
+    assert "namespaces whose numbers are alike" in refused[SlotKey(greedy, EVERYTHING)]
+
+
+def test_the_namespaces_that_the_plan_admits_fit_into_the_engines_table() -> None:
+    host, *inodes = range(5, 20 * NETNS_FIRST, NETNS_FIRST)
+    facts: dict[Selector, TargetFacts] = {
+        CgroupSelector(f"/{inode}"): _in_namespaces(inode, inode + 1) for inode in inodes
+    }
+    refused = overcommitted(Desired(1, (_probe("a", *facts),)), facts)
+    admitted = [
+        each.netns for target, each in facts.items() if SlotKey(target, EVERYTHING) not in refused
+    ]
+    assert len(admitted) == MAX_ALIKE_NAMESPACES
+    memory = os.memfd_create("configuration")
+    try:
+        os.truncate(memory, CONFIG_BYTES)
+        configuration = ConfigMemory(memory)
+        watched = {host}.union(*admitted)
+        configuration.write_namespaces(dict.fromkeys(watched, NamespaceConfiguration(0, 0)))
+        configuration.close()
+    finally:
+        os.close(memory)
 
 
 def test_the_plan_knows_the_engines_limits() -> None:
