@@ -55,7 +55,7 @@ class Gatherer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._host = host
-        self._reader = Reader(proc_root)
+        self._reader = Reader(proc_root, host=host.inode)
         self._clock = clock
         self._followed: dict[int, _Followed] = {}
         self._node: dict[str, int] | None = None

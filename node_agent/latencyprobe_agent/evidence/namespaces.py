@@ -9,6 +9,7 @@ Nothing here keeps a namespace alive.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import socket
 from collections.abc import Callable, Iterable
@@ -21,7 +22,10 @@ from latencyprobe.process.os_errors import is_transient
 from latencyprobe_agent.evidence.asker import Errand
 
 _CLONE_NEWNET = 0x4000_0000
-_FILES = ("netstat", "snmp", "snmp6", "dev")
+_FILES = ("netstat", "snmp", "snmp6")
+_DEVICES = "dev"
+# Some 500 devices. Who may make network namespaces makes any number of devices in them.
+MOST_DEVICES_BYTES = 1 << 16
 # At most this number of processes are checked for being (still) in a namespace.
 _MOST_ASKED = 64
 _T = TypeVar("_T")
@@ -47,10 +51,14 @@ class Texts:
 
 
 class Reader:
-    """A reader of namespaces. It remembers the process that it found in each."""
+    """A reader of namespaces. It remembers the process that it found in each.
 
-    def __init__(self, proc_root: Path = Path("/proc")) -> None:
+    `host`: the node's own, all devices of which are read. Of others these are the first ones.
+    """
+
+    def __init__(self, proc_root: Path = Path("/proc"), *, host: int = 0) -> None:
         self._root = str(proc_root)
+        self._host = host
         self._own = _inode("/proc/self/ns/net")
         self._found: dict[int, int] = {}
 
@@ -62,15 +70,16 @@ class Reader:
             return None
 
     def _read(self, namespace: Namespace) -> Texts | None:
+        most = math.inf if namespace.inode == self._host else MOST_DEVICES_BYTES
         if namespace.inode == self._own:
-            return _texts("/proc/self/net")
+            return _texts("/proc/self/net", most)
         pid = self._process_in(namespace)
         if pid is not None:
-            texts = _texts(f"{self._root}/{pid}/net")
+            texts = _texts(f"{self._root}/{pid}/net", most)
             # If it has left or exited since the check, these are another namespace's files.
             return texts if self._is_in(pid, namespace.inode) else None
         if namespace.path is not None and _inode(namespace.path) == namespace.inode:
-            return inside(namespace.path, lambda: _texts("/proc/thread-self/net"))
+            return inside(namespace.path, lambda: _texts("/proc/thread-self/net", most))
         return None
 
     def channel(self, namespace: Namespace) -> socket.socket | None:
@@ -148,17 +157,19 @@ def _inode(path: str) -> int | None:
         return None
 
 
-def _texts(directory: str) -> Texts:
-    return Texts(*(read_file(f"{directory}/{name}") for name in _FILES))
+def _texts(directory: str, most_devices_bytes: float) -> Texts:
+    devices, _, _ = read_file(f"{directory}/{_DEVICES}", most_devices_bytes).rpartition("\n")
+    netstat, snmp, snmp6 = (read_file(f"{directory}/{name}") for name in _FILES)
+    return Texts(netstat, snmp, snmp6, devices)
 
 
-def read_file(path: str) -> str:
-    """Read a whole file below /proc; return an empty text if this kernel has none.
+def read_file(path: str, most_bytes: float = math.inf) -> str:
+    """Read a file below /proc, `most_bytes` at most; return an empty text if there is none.
 
     Raises OSError if the error is transient: an empty text would lose the growth until then.
     """
     try:
-        return read_kernel_file(path).decode("ascii", "replace")
+        return read_kernel_file(path, most_bytes).decode("ascii", "replace")
     except OSError as error:
         if is_transient(error):
             raise

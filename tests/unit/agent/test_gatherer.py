@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from latencyprobe_agent.evidence import ethtool
+from latencyprobe_agent.evidence import ethtool, namespaces
 from latencyprobe_agent.evidence import gatherer as gathering
+from latencyprobe_agent.evidence.counters import parse_devices
 from latencyprobe_agent.evidence.ethtool import Driver
 from latencyprobe_agent.evidence.gatherer import MAX_GROWN, Gatherer
 from latencyprobe_agent.evidence.namespaces import Namespace, Reader
@@ -138,6 +139,33 @@ def test_a_namespace_with_many_devices_has_bounded_counters(
     gatherer.of_namespaces([namespace])
     process.counts(1, devices=500)
     assert len(gatherer.of_namespaces([namespace])[process.inode]) == MAX_GROWN
+
+
+def test_of_a_targets_devices_only_as_many_are_read_as_an_honest_one_has(
+    gatherer: Gatherer, process: Process, tmp_path: Path
+) -> None:
+    namespace = Namespace(process.inode, (42,))
+    for drops in (1, 2):
+        process.counts(drops, devices=10_000)
+        gatherer.of_namespaces([namespace])
+    (followed,) = gatherer._followed.values()
+    devices = followed._before.keys() - {"TcpExtListenDrops", "UdpRcvbufErrors"}
+    assert 500 * 8 < len(devices) < 3000 * 8
+    host = Reader(tmp_path, host=process.inode).read(namespace)
+    assert host is not None
+    assert len(host.dev.splitlines()) > 10_000
+
+
+def test_a_line_that_is_cut_is_no_counter(
+    monkeypatch: pytest.MonkeyPatch, process: Process, tmp_path: Path
+) -> None:
+    process.counts(12345)
+    whole = len((process.directory / "net/dev").read_text())
+    for most in range(whole):
+        monkeypatch.setattr(namespaces, "MOST_DEVICES_BYTES", most)
+        texts = Reader(tmp_path).read(Namespace(process.inode, (42,)))
+        assert texts is not None
+        assert parse_devices(texts.dev) == {}
 
 
 def test_the_nodes_counters_of_before_are_nobodys_either(gatherer: Gatherer) -> None:
