@@ -8,6 +8,8 @@ every few milliseconds, until its processes and their network namespace are know
 
 A target that has failed is polled again with back-off: the cause may pass. A poll that failed for
 lack of descriptors or memory says nothing of its target, which keeps the facts of before.
+
+A poll looks at each process of its target. A target with thousands of them is polled less often.
 """
 
 from __future__ import annotations
@@ -65,6 +67,8 @@ _PACE_AT_FIRST_S = 0.005
 _AT_FIRST_S = 1.0
 _PACE_BEGINNING_S = 0.03
 _BEGINNING_AT_FULL_PACE = 4
+# A poll takes some 8 µs a process.
+_PACE_PER_PROCESS_S = 0.0005
 _FIRST_RETRY_S = 1.0
 _LONGEST_RETRY_S = 60.0
 # A target that is gone stays so until the client names it again, or a watch reports it.
@@ -205,7 +209,8 @@ class Resolver:
             tracked = self._tracked[selector]
             # The processes of one that is known may come and go at any rate.
             is_known = self._is_known(tracked.facts)
-            tracked.poll_at = max(now, tracked.polled_at + _PACE_NEW_S) if is_known else now
+            pause_s = max(_PACE_NEW_S, _pause_s(tracked.facts)) if is_known else 0.0
+            tracked.poll_at = max(now, tracked.polled_at + pause_s)
             tracked.begins_until = now + _BEGINS_FOR_S
             tracked.is_announced |= change.is_new and isinstance(selector, PodSelector)
         return bool(concerned)
@@ -316,7 +321,7 @@ class Resolver:
         if pace is None:
             return None
         is_new = now - tracked.since < _NEW_FOR_S
-        return now + (_PACE_NEW_S if is_new else pace)
+        return now + max(_PACE_NEW_S if is_new else pace, _pause_s(tracked.facts))
 
     def _begins(self, tracked: _Tracked, now: float) -> bool:
         """Return True if a change was reported, and the target is not known yet."""
@@ -343,6 +348,11 @@ class Resolver:
                 return ProcessTracker(self._processes, pid)
             case NetnsSelector(path):
                 return NetnsTracker(path)
+
+
+def _pause_s(facts: TargetFacts) -> float:
+    """Return the shortest time between two polls of a target with so many processes."""
+    return _PACE_PER_PROCESS_S * len(facts.pids)
 
 
 def _poll(selector: Selector, tracked: _Tracked) -> None:

@@ -121,6 +121,18 @@ def test_after_a_success_the_attempts_are_frequent_again(monkeypatch: pytest.Mon
     assert tracked.wait() <= 1
 
 
+def test_a_target_with_very_many_processes_is_polled_less_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few, many = (
+        TargetFacts(TargetState.ATTACHED, netns=frozenset({7}), pids=tuple(range(number)))
+        for number in (1000, 30_000)
+    )
+    tracked = Tracked(monkeypatch, few, few, few, few, few, few, many)
+    assert [tracked.wait() for _ in range(4)][-1] <= 1
+    assert max(tracked.wait() for _ in range(4)) >= 10
+
+
 def test_an_outage_is_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
