@@ -47,6 +47,10 @@
 #define ECONNREFUSED 111
 #define EHOSTUNREACH 113
 
+/* include/linux/net.h */
+#define SOCK_STREAM 1
+#define SOCK_DGRAM 2
+
 #define RCV_SHUTDOWN 1	 /* include/net/sock.h */
 #define SOCK_DONE 1	 /* enum sock_flags, the same file */
 #define IFF_LOOPBACK 0x8 /* include/uapi/linux/if.h */

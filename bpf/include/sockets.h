@@ -859,13 +859,20 @@ static __always_inline struct tcp_sock *get_tcp_sock(struct sock *sk)
 #endif
 }
 
+/*
+ * 0 of a raw socket, whatever its protocol: it is no connection, and nothing reports its end. The
+ * kernel itself has one per CPU, from which it answers what belongs to no socket,
+ * ip_send_unicast_reply(), net/ipv4/ip_output.c: it is in the namespace of the present answer.
+ */
 static __always_inline u32 protocol_of(struct sock *sk)
 {
 	u64 family = READ(sk, __sk_common.skc_family), protocol = READ(sk, sk_protocol);
 	u64 is_inet = is_equal(family, AF_INET) | is_equal(family, AF_INET6);
+	u64 type = READ(sk, sk_type);
+	u64 is_tcp = is_equal(protocol, IPPROTO_TCP) & is_equal(type, SOCK_STREAM);
+	u64 is_udp = is_equal(protocol, IPPROTO_UDP) & is_equal(type, SOCK_DGRAM);
 
-	return is_inet * (is_equal(protocol, IPPROTO_TCP) * PROTOCOL_TCP |
-			  is_equal(protocol, IPPROTO_UDP) * PROTOCOL_UDP);
+	return is_inet * (is_tcp * PROTOCOL_TCP | is_udp * PROTOCOL_UDP);
 }
 
 /* Request and time-wait sockets are shorter structs: only their common part may be read. */
@@ -974,7 +981,7 @@ static __always_inline struct socket_state *resolve_state(struct sock *sk,
 	if (!state) {
 		owners_t known = owners;
 
-		if (!owners && !is_candidate)
+		if ((!owners && !is_candidate) || !protocol_of(sk))
 			return 0;
 		if (is_own && is_candidate)
 			known = add_user(owners, sk);

@@ -94,7 +94,7 @@ int on_pod_egress(struct __sk_buff *ctx)
 	}
 	if (found->protocol == IPPROTO_TCP)
 		depart_segment(config, found, &departure, packet);
-	else if (found->protocol == IPPROTO_UDP)
+	else if (found->protocol == IPPROTO_UDP && found->type == SOCK_DGRAM)
 		depart_datagram(config, found, &departure, packet);
 	return TCX_NEXT;
 }

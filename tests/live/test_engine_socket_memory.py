@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,8 +24,10 @@ from tests.live.sockets import (
     PATIENCE_SECONDS,
     PORT,
     Connection,
+    connect,
     connection,
     everything_in,
+    inside,
     read_all,
     send_unread,
     udp_socket,
@@ -269,6 +273,44 @@ def churn(pod: Pod) -> Iterator[None]:
         yield
         output, _ = process.communicate("\n", timeout=PATIENCE_SECONDS)
         assert int(output) > COUNTS
+
+
+def bound_connections(client: Pod, server: Pod, engine: KernelEngine) -> tuple[int, int]:
+    """(samples, packets known to be missing) of as many connections as there is room for."""
+    with connections(client, server, MOST // 2, PORT + SOCKETS):  # each has a listener beside it
+        return account_for(taken(engine), "rx.socket")
+
+
+@pytest.mark.every_kernel
+async def test_raw_sockets_are_no_connections_and_take_no_room(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch_server(start_engine, server, SocketMemoryLimits(MOST, 1000))
+    with inside(server.namespace):
+        for _ in range(SOCKETS):
+            with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw:
+                raw.sendto(bytes(20), (client.address, 0))
+    assert bound_connections(client, server, engine) == (MOST // 2, 0)
+
+
+@pytest.mark.every_kernel
+async def test_the_kernels_own_sockets_for_answers_take_no_room(
+    start_engine: Start, pair: Pair
+) -> None:
+    """It answers from one on each CPU what belongs to no socket, and they never end."""
+    client, server = pair
+    engine = await watch_server(start_engine, server, SocketMemoryLimits(MOST, 1000))
+    allowed = os.sched_getaffinity(0)
+    try:
+        for cpu in allowed:
+            os.sched_setaffinity(0, {cpu})
+            for address in (server.address, server.address6):
+                with pytest.raises(ConnectionRefusedError):
+                    connect(client.namespace, address)
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert bound_connections(client, server, engine) == (MOST // 2, 0)
 
 
 async def test_without_room_for_a_ring_the_first_segments_are_samples(
