@@ -112,11 +112,12 @@ struct socket_state {
 		u32 netns_overflows; /* of its namespace, at the same time */
 		u32 timeout_seq;     /* of others: snd_una at the last time-out */
 	};
-	u8 timeout_number;   /* and icsk_retransmits */
-	u8 is_window_closed; /* ours; the peer's */
-	u8 is_peer_window_closed;
-	u8 is_window_low; /* ours may have closed since */
+	u8 timeout_number;	 /* and icsk_retransmits */
+	u8 is_window_closed : 1; /* ours; the peer's */
+	u8 is_peer_window_closed : 1;
+	u8 is_window_low : 1; /* ours may have closed since */
 #endif
+	u8 maker;     /* see new_states */
 	u16 charged;  /* 1 + the element of socket_memory that its memory is in; 0: none */
 	u16 share;    /* the element of the share of the node's memory that it is in, too */
 	u32 admitted; /* to both: the number of the last change of targets before */
@@ -195,9 +196,22 @@ static __always_inline struct socket_state *look_up_socket_state(struct sock *sk
 	return (struct socket_state *)socket_states.sk_storage_get(sk, 0, 0);
 }
 
-static __always_inline struct socket_state *create_socket_state(struct sock *sk)
+/*
+ * How states begin, by CPU. Two CPUs may make the same one: a connection is in the accept queue before
+ * its handshake ends, tcp_check_req(), net/ipv4/tcp_minisocks.c. The kernel takes one of both, so
+ * `maker` is 1 + the number of that CPU.
+ */
+#define MAKERS 64 /* must be a power of two; higher numbers share a place */
+BPF_ARRAY(new_states, struct socket_state_bytes, MAKERS);
+
+static __always_inline struct socket_state *create_socket_state(struct sock *sk, u32 cpu)
 {
-	return (struct socket_state *)socket_states.sk_storage_get(sk, 0,
+	struct socket_state *new = (struct socket_state *)new_states.lookup(&cpu);
+
+	if (!new)
+		return 0;
+	new->maker = cpu + 1; /* always the same */
+	return (struct socket_state *)socket_states.sk_storage_get(sk, new,
 								   BPF_SK_STORAGE_GET_F_CREATE);
 }
 
@@ -533,7 +547,7 @@ static __always_inline struct charged_to charged_to(struct socket_state *state)
 /* The state of a socket that has none; NULL if there is no room. `owners`: those that are known. */
 static __always_inline struct socket_state *admit(struct sock *sk, owners_t owners)
 {
-	u32 slot = place_of_owners(owners);
+	u32 slot = place_of_owners(owners), cpu = bpf_get_smp_processor_id() & (MAKERS - 1);
 	struct socket_memory *of_node = memory_at(MEMORY_OF_NODE);
 	struct charged_to to = { .slot = slot };
 	struct socket_state *state;
@@ -546,12 +560,8 @@ static __always_inline struct socket_state *admit(struct sock *sk, owners_t owne
 		note_refusal(slot);
 		return 0;
 	}
-	state = create_socket_state(sk);
-	/*
-	 * Another CPU may be faster: a connection is in the accept queue before its handshake ends,
-	 * tcp_check_req(), net/ipv4/tcp_minisocks.c.
-	 */
-	if (!state || state->charged) {
+	state = create_socket_state(sk, cpu);
+	if (!state || state->maker != cpu + 1 || state->charged) { /* or it is another CPU's */
 		discharge(sk, &to, SOCKET_KIB);
 		return state;
 	}
