@@ -96,7 +96,7 @@ struct socket_state {
 	u8 is_established : 1;	  /* of a passive open: its handshake was counted */
 #endif
 	u8 is_read_seq_known;
-	u8 counted_in; /* the last count of on_socket_file() that saw it */
+	u8 counted_in; /* the last count of sockets that saw it */
 #if defined(MODULE_RX) || defined(MODULE_TCP)
 	u32 read_seq;  /* end of the bytes that were read, when it was last seen */
 	u32 read_from; /* and when it was seen before */
@@ -391,7 +391,7 @@ static __always_inline void forget_socket(struct sock *sk)
  * serves where a namespace's own is full. Beyond `most_kib` of any of them a socket gets no part, and
  * what would have been measured is lost. Sockets of TCP give it back when they end,
  * on_tcp_destroy_sock(). No event reports the end of others, so the agent has them counted,
- * on_socket_file(), and corrects the sums. Each member has one side alone that writes it; so no
+ * count_socket(), and corrects the sums. Each member has one side alone that writes it; so no
  * update is lost.
  *
  * An element gets another user: a slot another target, a share another namespace. Sockets that were
@@ -623,36 +623,24 @@ static __always_inline void end_socket(struct sock *sk)
 	discharge(sk, &to, memory_of_parts(sk));
 }
 
-#ifdef WITH_ON_SOCKET_FILE
-
 /*
- * bpf_iter__task_file, kernel/bpf/task_iter.c, 5.8+: each open file, when the agent has them counted.
- * Processes may share a socket, so it is counted once only. (An iterator over the sockets of UDP
- * would see one namespace alone, one over a map's entries is not to be had everywhere.)
+ * The agent has the sockets counted whose end nothing reports. Each is counted once only, however often
+ * it is seen.
  */
-int on_socket_file(u64 *ctx)
+static __always_inline void count_socket(struct sock *sk)
 {
-	struct file *file = (struct file *)ctx[3];
 	struct socket_memory *of_node = memory_at(MEMORY_OF_NODE), *of_slot, *of_share;
 	struct socket_state *state;
 	struct charged_to to;
-	struct socket *socket;
-	struct sock *sk;
 	u8 count;
 	s32 kib;
 
-	if (!file || !of_node)
-		return 0;
-	socket = bpf_sock_from_file(file); /* 5.11+ */
-	if (!socket)
-		return 0;
-	sk = READ(socket, sk);
-	if (!sk || !READ(sk, sk_bpf_storage) || is_end_reported(sk))
-		return 0;
+	if (!of_node || !READ(sk, sk_bpf_storage) || is_end_reported(sk))
+		return;
 	state = look_up_socket_state(sk);
 	count = of_node->count;
 	if (!state || !state->charged || state->counted_in == count)
-		return 0;
+		return;
 	state->counted_in = count;
 	kib = memory_of_parts(sk);
 	to = charged_to(state);
@@ -663,6 +651,45 @@ int on_socket_file(u64 *ctx)
 		__sync_fetch_and_add(&of_share->counted_kib, kib);
 	if (of_slot)
 		__sync_fetch_and_add(&of_slot->counted_kib, kib);
+}
+
+#ifdef WITH_ON_KNOWN_SOCKET
+
+/*
+ * bpf_iter__bpf_sk_storage_map, net/core/bpf_sk_storage.c, 5.9+: each socket with a state. No process
+ * need have it open: a message may hold it, or io_uring.
+ */
+int on_known_socket(u64 *ctx)
+{
+	struct sock *sk = (struct sock *)ctx[2];
+
+	if (sk)
+		count_socket(sk);
+	return 0;
+}
+
+#endif
+
+#ifdef WITH_ON_SOCKET_FILE
+
+/*
+ * bpf_iter__task_file, kernel/bpf/task_iter.c, 5.8+: each open file, where the kernel refuses that one.
+ * (An iterator over the sockets of UDP would see one namespace alone.)
+ */
+int on_socket_file(u64 *ctx)
+{
+	struct file *file = (struct file *)ctx[3];
+	struct socket *socket;
+	struct sock *sk;
+
+	if (!file)
+		return 0;
+	socket = bpf_sock_from_file(file); /* 5.11+ */
+	if (!socket)
+		return 0;
+	sk = READ(socket, sk);
+	if (sk)
+		count_socket(sk);
 	return 0;
 }
 

@@ -359,3 +359,33 @@ async def test_datagram_sockets_that_are_open_take_their_room(
             range(PORT + MOST, PORT + SOCKETS)
         )
     assert (stage.histogram.count, stage.lost, stage.unmatched) == (MOST, SOCKETS - MOST, 0)
+
+
+@pytest.mark.every_kernel
+async def test_datagram_sockets_that_no_process_has_open_take_their_room(
+    start_engine: Start, pair: Pair
+) -> None:
+    """A message that nobody has received holds them."""
+    client, server = pair
+    engine = await watch_server(start_engine, server, SocketMemoryLimits(MOST, 1000))
+    assert engine._object is not None
+    are_all_counted = engine._object.attached.get("socket count") == "iter/bpf_sk_storage_map"
+    lost = SOCKETS - MOST if are_all_counted else SOCKETS - 2 * MOST  # else those of processes
+    holding, message = socket.socketpair()
+    with holding, message, udp_socket(client.namespace) as sending:
+
+        def receive_at(ports: range) -> StageMeasurement:
+            for port in ports:
+                with udp_socket(server.namespace, server.address, port) as reading:
+                    send_unread(sending, reading, b"d", 1)
+                    reading.recv(16)
+                    if not message._closed:  # type: ignore[attr-defined]
+                        socket.send_fds(holding, [b"s"], [reading.fileno()])
+            return taken(engine).stage("rx.socket")
+
+        assert receive_at(range(PORT, PORT + MOST)).lost == 0
+        more = receive_at(range(PORT + MOST, PORT + SOCKETS))
+        assert more.lost == (lost if are_bound_by_btf(engine) else 0)
+        message.close()
+        taken(engine)
+        assert receive_at(range(PORT, PORT + MOST)).histogram.count == MOST

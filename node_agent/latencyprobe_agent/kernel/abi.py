@@ -113,7 +113,8 @@ MAP_REGISTER = 14
 ADDRESSED_MAPS = ("cpu_contexts",)
 # The storages of sockets, for programs typed by BTF. bcc makes a hash of each, see
 # SOCKET_STORAGE in bpf/include/sockets.h.
-SOCKET_STORAGES = frozenset({"socket_states", "socket_queues", "segment_rings", "handoff_rings"})
+SOCKET_STATES = "socket_states"
+SOCKET_STORAGES = frozenset({SOCKET_STATES, "socket_queues", "segment_rings", "handoff_rings"})
 
 
 class LoadConstant(IntEnum):
@@ -397,7 +398,7 @@ def bucket_bounds() -> tuple[int, ...]:
 
 def map_names(modules: Iterable[Module], *, trace: bool) -> tuple[str, ...]:
     """Return the maps of these modules that the agent receives; programs alone use the others."""
-    names = tuple(each.name for each in _maps(modules, trace=trace))
+    names = (*(each.name for each in _maps(modules, trace=trace)), SOCKET_STATES)
     return (*names, TRACE_RING) if trace else names
 
 

@@ -17,6 +17,7 @@ from types import MappingProxyType
 
 from latencyprobe.domain.coverage import NO_DATAGRAMS, CoverageState, StageCoverage
 from latencyprobe.domain.stages import BY_NAME, DROPS, STAGES, Module, counters_of
+from latencyprobe_agent.kernel.abi import SOCKET_STATES
 
 RX, TX, TCP, IRQ, SCHED = Module.RX, Module.TX, Module.TCP, Module.IRQ, Module.SCHED
 
@@ -52,7 +53,7 @@ class Hook:
     """A program (a C function in `bpf/`), and the tracepoint or kernel function that runs it.
 
     A variable has its name in `bpf/` instead of a program, and its own: `structure.member`. So has
-    a count, and its own is that of its enumerator.
+    a count, and its own is that of its enumerator. `over`: the map that an iterator visits.
     `also`: hooks that it requires; they are attached and detached together. `reads`: a requirement
     that not every kernel with the event meets; on the others the program is not compiled.
     """
@@ -62,6 +63,7 @@ class Hook:
     kind: HookKind = HookKind.TRACEPOINT
     also: tuple[Hook, ...] = ()
     reads: str = ""
+    over: str = ""
 
     @property
     def is_kprobe(self) -> bool:
@@ -167,8 +169,8 @@ _LISTENERS = Hook(
     also=(_LISTEN_OVERFLOWS, _STATE_OF_ANY_SOCKET),
 )
 
-# Another one, which counts the sockets of targets.
-COUNT_SOCKETS = "on_socket_file"
+# Others, one of which counts the sockets of targets.
+COUNT_SOCKETS = ("on_known_socket", "on_socket_file")
 # The programs on devices: of the targets' namespaces, and of the host's.
 POD_INGRESS, HOST_INGRESS, HOST_EGRESS = "on_pod_ingress", "on_host_ingress", "on_host_egress"
 POD_EGRESS, QUEUE_EGRESS = "on_pod_egress", "on_queue_egress"
@@ -274,7 +276,8 @@ EVENTS: tuple[Event, ...] = (
     _event(
         "socket count",
         (RX, TX, TCP),
-        (COUNT_SOCKETS, "task_file", HookKind.ITERATOR),
+        Hook(COUNT_SOCKETS[0], "bpf_sk_storage_map", HookKind.ITERATOR, over=SOCKET_STATES),
+        (COUNT_SOCKETS[1], "task_file", HookKind.ITERATOR),
     ),
     _event("socket end", (RX, TX, TCP), ("on_tcp_destroy_sock", "tcp_destroy_sock")),
     _event(

@@ -110,6 +110,17 @@ class _LinkCreateOptions(ctypes.Structure):
     _fields_ = (("sz", ctypes.c_size_t), ("flags", ctypes.c_uint64))
 
 
+class _IteratorOptions(ctypes.Structure):
+    # struct bpf_link_create_opts, bpf.h of libbpf 1.0, up to the target's type
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("flags", ctypes.c_uint32),
+        ("iter_info", ctypes.POINTER(ctypes.c_uint32)),
+        ("iter_info_len", ctypes.c_uint32),
+        ("target_btf_id", ctypes.c_uint32),
+    )
+
+
 class MapInfo(ctypes.Structure):
     """struct bpf_map_info, include/uapi/linux/bpf.h, up to the flags."""
 
@@ -314,9 +325,24 @@ def attach_raw_tracepoint(program_fd: int, tracepoint: str | None) -> int:
     return _check(library().bpf_raw_tracepoint_open(name, program_fd), "attach")
 
 
-def attach_iterator(program_fd: int) -> int:
-    """Attach an iterator's program and return the link's descriptor."""
-    return _check(library().bpf_link_create(program_fd, 0, ATTACH_TYPE_TRACE_ITER, None), "attach")
+def attach_iterator(program_fd: int, map_fd: int | None = None) -> int:
+    """Attach an iterator's program and return the link's descriptor.
+
+    `map_fd`: of an iterator over the elements of a map.
+    """
+    options = None
+    if map_fd is not None:
+        # union bpf_iter_link_info, include/uapi/linux/bpf.h; bpf_link_create() keeps no pointer.
+        over = ctypes.c_uint32(map_fd)
+        options = ctypes.byref(
+            _IteratorOptions(
+                sz=ctypes.sizeof(_IteratorOptions),
+                iter_info=ctypes.pointer(over),
+                iter_info_len=ctypes.sizeof(over),
+            )
+        )
+    result = library().bpf_link_create(program_fd, 0, ATTACH_TYPE_TRACE_ITER, options)
+    return _check(result, "attach")
 
 
 def run_iterator(link_fd: int) -> None:

@@ -107,7 +107,7 @@ class Kernel:
     def attach_raw_tracepoint(self, program_fd: int, tracepoint: str | None) -> int:
         return self._attach("raw_tracepoint", tracepoint)
 
-    def attach_iterator(self, program_fd: int) -> int:
+    def attach_iterator(self, program_fd: int, map_fd: int | None = None) -> int:
         return self._attach("iterator", None)
 
     def attach_kprobe(self, program_fd: int, function: str, *, returning: bool) -> int:

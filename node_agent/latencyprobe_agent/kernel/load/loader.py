@@ -13,6 +13,7 @@ from concurrent.futures import Executor, Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.hooks import Event, Hook, HookKind
@@ -66,8 +67,10 @@ class Loader:
         *,
         without: Collection[str] = (),
         config: KernelConfig | None = None,
+        maps: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self._code = code
+        self._maps = maps
         self._types = types
         self._reach = Reach(types, without)
         self._given_config = config
@@ -186,7 +189,8 @@ class Loader:
             )
         program = self._load(hook, code)
         try:
-            self.links.append(link(hook, program, typed=self._types is not None))
+            typed = self._types is not None
+            self.links.append(link(hook, program, typed=typed, maps=self._maps))
         except libbpf.KernelRefusedError:
             os.close(program)
             raise
@@ -255,16 +259,16 @@ class Loader:
         )
 
 
-def link(hook: Hook, program: int, *, typed: bool) -> int:
+def link(hook: Hook, program: int, *, typed: bool, maps: Mapping[str, int]) -> int:
     """Attach a loaded program; return the descriptor that keeps it attached.
 
-    `typed`: it is typed by BTF. Raises KernelRefusedError.
+    `typed`: it is typed by BTF. `maps`: those that iterators visit. Raises KernelRefusedError.
     """
     if hook.is_kprobe:
         returning = hook.kind is HookKind.KRETPROBE
         return perf.attach_kprobe(program, hook.symbol, returning=returning)
     if hook.kind is HookKind.ITERATOR:
-        return libbpf.attach_iterator(program)
+        return libbpf.attach_iterator(program, maps[hook.over] if hook.over else None)
     return libbpf.attach_raw_tracepoint(program, None if typed else hook.symbol)
 
 

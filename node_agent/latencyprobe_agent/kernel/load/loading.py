@@ -76,7 +76,9 @@ class LoadedPrograms:
         """Attach a program, if it is not. Raises KernelRefusedError."""
         if function not in self.links:
             hook = self.hooks[function]
-            self.links[function] = link(hook, self.programs[function], typed=self.typed)
+            self.links[function] = link(
+                hook, self.programs[function], typed=self.typed, maps=self.maps
+            )
 
     def detach_one(self, function: str) -> None:
         """Detach a program, and keep it loaded. Idempotent."""
@@ -204,7 +206,8 @@ class _Begun:
         code = {
             name: each.linked(self._maps, constants) for name, each in compiled.programs.items()
         }
-        self.loader = Loader(code, compiled.types, without=request.without)
+        used = {name: self._maps[place] for name, place in self._used.items()}
+        self.loader = Loader(code, compiled.types, without=request.without, maps=used)
 
     def close(self) -> None:
         """Free everything. Idempotent."""

@@ -119,9 +119,12 @@ class Reach:
                 return
 
     def _is_there(self, hook: Hook) -> bool:
-        """Return True for a hook that is in BTF. Functions may be inlined, or refused by config."""
+        """Return True for a hook that is in BTF.
+
+        Functions may be inlined, or refused by config. Iterators over maps were seen refused.
+        """
         if hook.is_read or hook.kind is HookKind.ITERATOR:
-            return True
+            return not hook.over
         return self.types is not None and hook.kind is HookKind.TRACEPOINT and not hook.reads
 
 

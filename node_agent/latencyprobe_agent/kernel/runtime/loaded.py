@@ -442,7 +442,8 @@ class LoadedObject:
 
         Raises OSError.
         """
-        link = self._owned.link(COUNT_SOCKETS)
+        links = map(self._owned.link, COUNT_SOCKETS)
+        link = next((link for link in links if link is not None), None)
         if link is None:
             return False
         libbpf.run_iterator(link)
