@@ -38,7 +38,7 @@ from latencyprobe_agent.desired import ContainerSelector, Selector
 from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.kernel.abi import SLOT_STATS, STAGE_STATS, TOP_NS
 from latencyprobe_agent.kernel.contract import LostPart, Overhead, SlotSpec, TraceSpec
-from latencyprobe_agent.kernel.runtime.statistics import decode_slot
+from latencyprobe_agent.kernel.runtime.statistics import SamplingRatios, decode_slot
 from latencyprobe_agent.serving.metrics import AgentMetrics
 from latencyprobe_agent.serving.service import Server, SocketAddress
 from latencyprobe_agent.targets.facts import TargetFacts, Tracker
@@ -238,7 +238,10 @@ class BusyEngine:
     def read(self) -> Mapping[int, Measurement]:
         """Decode what the kernel counted."""
         began = time.process_time()
-        taken = {slot: decode_slot(random.choice(self._contents), 1.0, []) for slot in self.slots}
+        taken = {
+            slot: decode_slot(random.choice(self._contents), SamplingRatios(), [])
+            for slot in self.slots
+        }
         self.decoding_s += time.process_time() - began
         self.reads += bool(taken)
         return taken
@@ -267,7 +270,10 @@ class BusyEngine:
         """Return a figure."""
         return Overhead(0.1, self.reads)
 
-    def sample(self, shift: int) -> None:
+    def sample(self, shift: int, slice_shift: int = 0) -> None:
+        """Do nothing."""
+
+    def stop(self, modules: frozenset[Module]) -> None:
         """Do nothing."""
 
     def trace(self, spec: TraceSpec | None) -> None:

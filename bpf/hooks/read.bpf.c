@@ -36,7 +36,7 @@ int on_tcp_rcv_space_adjust(u64 *ctx)
 		return 0;
 	now = bpf_ktime_get_ns();
 #ifdef MODULE_TCP
-	note_read(state, now);
+	note_read(config, state, now);
 	note_read_window(config, state, tp);
 #endif
 #ifdef MODULE_RX

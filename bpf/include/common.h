@@ -77,15 +77,21 @@ struct shards {
 struct config {
 	u32 epoch;	    /* 0 or 1: which half of `stats` is written now */
 	u32 generation;	    /* changes with the targets: sockets look up their slots again */
-	u32 sample_mask;    /* a packet counts if (random & mask) == 0 */
+	u32 sample_mask;    /* a packet counts if (random & mask) == 0; NO_PACKETS: none counts */
 	u8 sees_sends;	    /* a hook of tcp_sendmsg_locked() is attached */
 	u8 reads_listeners; /* on_listener() is: no event of a listener needs to be looked at */
 	u8 sees_arrivals; /* programs on devices see what arrives: the tracepoint's does nothing */
 	u8 sees_departures;  /* the same of what departs */
 	u8 sees_completions; /* programs see drivers free the packets that they sent */
 	u8 sees_segments;    /* programs on cgroups see them: the tracepoint's does nothing */
-	u8 is_driver_used;   /* written by programs: a target's packet was given to a driver */
-	u8 reserved[5];
+	u8 reserved[6];
+	/*
+	 * The number of the time slice and when it began, if programs that run for each packet are
+	 * attached for parts of the time; 0: always. What they noted in a slice before may have ended
+	 * unseen.
+	 */
+	u64 slice;
+	u64 slice_ns;
 	/*
 	 * The bounds between an octave's positions, by the leading bits of a mantissa below its
 	 * highest: so few numbers begin alike that at most one bound is among them. The lowest byte is
@@ -99,6 +105,7 @@ struct config {
 	u8 obstacles
 		[NR_OBSTACLES]; /* written by programs, see note_obstacle(); erased by the agent */
 	u64 unknown_kind;	/* of a device: as many letters; for OBSTACLE_UNKNOWN_DEVICE */
+	u64 is_driver_used;	/* written by programs: a target's packet was given to a driver */
 };
 BYTES_OF(config);
 BPF_F_TABLE("array", u32, struct config_bytes, configuration, 1, BPF_F_MMAPABLE);
@@ -137,6 +144,12 @@ static __always_inline u64 identity_of(void *pointer, struct config *config)
 #else
 	return (u64)pointer;
 #endif
+}
+
+/* The same of a sent packet, in this time slice: so that nothing from one before is taken for it. */
+static __always_inline u64 sent_identity(void *pointer, struct config *config)
+{
+	return identity_of(pointer, config) ^ config->slice << 48;
 }
 
 /* Where it is in a table of 2**bits elements, direct-mapped by the address; objects are cache lines. */

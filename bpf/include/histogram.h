@@ -266,5 +266,24 @@ static __always_inline bool is_sampled(struct config *config)
 {
 	u32 mask = config->sample_mask;
 
-	return !mask || !(bpf_get_prandom_u32() & mask);
+	return mask != NO_PACKETS && (!mask || !(bpf_get_prandom_u32() & mask));
+}
+
+/* True while what begins is measured: not so at the two ends of a time slice. */
+static __always_inline bool is_open(struct config *config)
+{
+	return config->sample_mask != NO_PACKETS;
+}
+
+/* The other end of something was not seen. */
+static __always_inline void miss_in_slice(struct config *config, owners_t owners, u32 stage)
+{
+	if (is_open(config))
+		unmatched_for(config, owners, stage, 1);
+}
+
+/* True if each packet is seen, so that one that was not is missing. */
+static __always_inline bool sees_all(struct config *config)
+{
+	return !config->sample_mask && !config->slice;
 }

@@ -91,11 +91,13 @@ struct socket_state {
 	u8 is_candidate;	 /* perhaps a target process's; known once it touches the socket */
 	u8 is_seq_known : 1;	 /* known_seq is set */
 	u8 is_queue_refused : 1; /* there was no memory for its queue */
+	u8 is_read_seq_known : 1;
 #ifdef MODULE_TCP
 	u8 is_listener_known : 1; /* listener_drops is set */
 	u8 is_established : 1;	  /* of a passive open: its handshake was counted */
 #endif
 	u8 is_read_seq_known;
+	u8 slice;      /* the low bits of the time slice in which it was last seen */
 	u8 counted_in; /* the last count of sockets that saw it */
 #if defined(MODULE_RX) || defined(MODULE_TCP)
 	u32 read_seq;  /* end of the bytes that were read, when it was last seen */
@@ -1001,6 +1003,16 @@ struct turned_away {
 	owners_t users;
 };
 
+/* What is noted of the socket's bytes is outdated: events of it were not seen. */
+static __always_inline void forget_bytes(struct socket_state *state)
+{
+	state->is_read_seq_known = 0;
+#ifdef MODULE_TCP
+	state->turns.is_known = 0;
+	state->turns.request_ns = 0;
+#endif
+}
+
 static __always_inline struct socket_state *resolve_state(struct sock *sk,
 							  struct socket_state *state,
 							  struct config *config, u32 port_pair,
@@ -1028,13 +1040,12 @@ static __always_inline struct socket_state *resolve_state(struct sock *sk,
 			away->users = owners ? 0 : known;
 			return 0;
 		}
+		state->slice = config->slice;
 	}
 	if (!state->owners && !state->is_candidate) { /* its events were not seen */
-		state->is_read_seq_known = 0;
+		forget_bytes(state);
 #ifdef MODULE_TCP
 		state->is_listener_known = 0;
-		state->turns.is_known = 0;
-		state->turns.request_ns = 0;
 #endif
 	}
 	if (state->generation != config->generation) {
@@ -1058,6 +1069,10 @@ static __always_inline struct socket_state *look_up_state(struct sock *sk, struc
 	u32 port_pair = READ(sk, __sk_common.skc_portpair);
 
 	away->owners = away->users = 0;
+	if (state && state->slice != (u8)config->slice) {
+		state->slice = config->slice;
+		forget_bytes(state);
+	}
 	if (state && state->generation == config->generation && state->port_pair == port_pair)
 		return state->owners || state->is_candidate ? state : 0;
 	return resolve_state(sk, state, config, port_pair, is_own, away);

@@ -83,7 +83,7 @@ int on_pod_egress(struct __sk_buff *ctx)
 	if (!config || !config->sees_departures || !found)
 		return TCX_NEXT;
 	found = bpf_sk_fullsock(found);
-	packet = get_sent(identity_of(skb, config));
+	packet = get_sent(sent_identity(skb, config));
 	if (!found || !packet || (found->family != AF_INET && found->family != AF_INET6))
 		return TCX_NEXT;
 	departure = departure_at(config, skb, netns_at(PEEK(skb, dev)));
@@ -110,7 +110,7 @@ int on_queue_egress(struct __sk_buff *ctx)
 
 	if (!config || !config->sees_departures)
 		return TCX_NEXT;
-	identity = identity_of(skb, config);
+	identity = sent_identity(skb, config);
 	packet = get_sent(identity);
 	if (!packet || !is_sent(packet, identity))
 		return TCX_NEXT;

@@ -180,7 +180,7 @@ int on_net_dev_start_xmit(u64 *ctx)
 	if (!config)
 		return 0;
 	sees_completions = config->sees_completions;
-	identity = identity_of(skb, config);
+	identity = sent_identity(skb, config);
 	packet = get_sent(identity);
 	if (!packet || !is_sent(packet, identity))
 		return 0;
@@ -223,7 +223,7 @@ static __always_inline struct driving *take_from_driver(struct sk_buff *skb, str
 
 	if (!config)
 		return 0;
-	identity = identity_of(skb, config);
+	identity = sent_identity(skb, config);
 	element = get_driving(identity);
 	if (!element || !element->tag || element->tag != driving_tag(identity, element))
 		return 0;

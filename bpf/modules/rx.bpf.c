@@ -680,7 +680,7 @@ static __always_inline void account_for(struct config *config, struct socket_sta
 	}
 	if (is_after(expected, state->known_seq)) {
 		state->known_seq = expected;
-		if (!config->sample_mask)
+		if (sees_all(config))
 			unmatched_for(config, state->owners, STAGE_RX_SOCKET, 1);
 	}
 	if (is_after(end, state->known_seq))
@@ -737,7 +737,7 @@ static __always_inline void queue_segment(struct config *config, struct sock *sk
 	struct segment *segment;
 
 	if (!packet || is_piece(config, packet) || !is_received_segment(packet, incoming->seq)) {
-		unmatched_for(config, state->owners, STAGE_RX_STACK, 1);
+		miss_in_slice(config, state->owners, STAGE_RX_STACK);
 		return;
 	}
 	packet->tag = 0;
@@ -1028,7 +1028,7 @@ static __always_inline void check_read(struct config *config, struct socket_stat
 		state->known_seq = state->read_seq;
 		skipped++;
 	}
-	if (!config->sample_mask)
+	if (sees_all(config))
 		unmatched += skipped;
 	if (unmatched)
 		unmatched_for(config, state->owners, STAGE_RX_SOCKET, unmatched);
@@ -1171,12 +1171,12 @@ static __always_inline void read_datagram(struct config *config, struct sock *sk
 
 	if (!queue) {
 		if (!state->is_queue_refused) /* it was queued before we watched */
-			unmatched_for(config, owners, STAGE_RX_SOCKET, 1);
+			miss_in_slice(config, owners, STAGE_RX_SOCKET);
 		return;
 	}
 	position = queue->tail - remaining - 1;
 	if (is_after(queue->head, position)) {
-		unmatched_for(config, owners, STAGE_RX_SOCKET, 1);
+		miss_in_slice(config, owners, STAGE_RX_SOCKET);
 		return;
 	}
 	queue->head = position + 1;
@@ -1188,9 +1188,11 @@ static __always_inline void read_datagram(struct config *config, struct sock *sk
 	}
 	segment = segment_at(queue, ring, position);
 	if (segment->queued_ns == PLACE_EMPTY || segment->seq != position) {
-		unmatched_for(config, owners, STAGE_RX_SOCKET, 1);
+		miss_in_slice(config, owners, STAGE_RX_SOCKET);
 	} else if (segment->queued_ns == PLACE_UNMATCHED) {
-		unmatched_for(config, owners, STAGE_RX_STACK, 1);
+		miss_in_slice(config, owners, STAGE_RX_STACK);
+	} else if (segment->queued_ns > PLACE_UNMATCHED && segment->queued_ns < config->slice_ns) {
+		miss_in_slice(config, owners, STAGE_RX_SOCKET); /* it was read unseen */
 	} else if (segment->queued_ns != PLACE_UNSAMPLED) {
 		queue->reader = bpf_get_current_pid_tgid();
 		note_reader(queue->reader);

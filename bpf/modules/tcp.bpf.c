@@ -401,7 +401,7 @@ static __always_inline void sample_rtt(struct config *config, struct socket_stat
 {
 	u32 srtt_us = READ(tp, srtt_us) >> 3;
 
-	if (!srtt_us || !is_after(incoming->ack_seq, READ(tp, snd_una)))
+	if (!is_open(config) || !srtt_us || !is_after(incoming->ack_seq, READ(tp, snd_una)))
 		return;
 	record_for(config, state->owners, STAGE_TCP_RTT, (u64)last_rtt(tp, srtt_us) * 1000);
 	if (may_be_delayed(tp, srtt_us))

@@ -66,7 +66,7 @@ static __always_inline u32 unread_bytes(struct sock *sk, struct tcp_sock *tp)
 }
 
 /* The application gets the bytes from `read_from` to `read_seq`. */
-static __always_inline void note_read(struct socket_state *state, u64 now)
+static __always_inline void note_read(struct config *config, struct socket_state *state, u64 now)
 {
 	struct turns *turns = &state->turns;
 
@@ -74,7 +74,7 @@ static __always_inline void note_read(struct socket_state *state, u64 now)
 		turns->is_known = 1;
 		turns->turn_seq = state->read_from;
 	}
-	turns->read_ns = now;
+	turns->read_ns = is_open(config) ? now : 0;
 	turns->read_seq = state->read_seq;
 }
 
@@ -100,7 +100,8 @@ static __always_inline void begin_answer(struct config *config, struct socket_st
 	if (!turns->is_known) {
 		turns->is_known = 1;
 		turns->turn_seq = copied_seq;
-		if (READ(tp, bytes_received)) /* perhaps an answer to what was read before */
+		/* perhaps an answer to what was read before */
+		if (READ(tp, bytes_received) && !config->slice)
 			unmatched_for(config, state->owners, STAGE_APP_RESPONSE, 1);
 		return;
 	}
@@ -112,19 +113,21 @@ static __always_inline void begin_answer(struct config *config, struct socket_st
 		note_overlap(turns);
 		is_certain = false;
 	}
-	end_turn(config, state, STAGE_APP_RESPONSE, is_certain, now - turns->read_ns);
+	if (turns->read_ns) /* else it was read outside of the time slice */
+		end_turn(config, state, STAGE_APP_RESPONSE, is_certain, now - turns->read_ns);
 	turns->is_doubtful = 0;
 	turns->is_answer_sent = 1;
 	turns->answer_seq = READ(tp, write_seq);
 }
 
-static __always_inline void begin_request(struct socket_state *state, struct sock *sk,
-					  struct tcp_sock *tp, u64 now)
+static __always_inline void begin_request(struct config *config, struct socket_state *state,
+					  struct sock *sk, struct tcp_sock *tp, u64 now)
 {
 	struct turns *turns = &state->turns;
 
-	if (!turns->is_known || turns->request_ns)
-		return; /* it may have begun before we watched; it goes on */
+	if (!turns->is_known || turns->request_ns || !is_open(config))
+		return; /* it may have begun before we watched; it goes on; it is not measured */
+	turns->request_ns = now;
 	turns->request_seq = READ(tp, write_seq);
 	turns->is_doubtful = unread_bytes(sk, tp) != 0; /* the reply to another one */
 	if (turns->is_doubtful)
@@ -141,7 +144,7 @@ static __always_inline void note_write(struct config *config, struct socket_stat
 	if (role_of(sk, &state->turns) == ROLE_SERVER)
 		begin_answer(config, state, sk, tp, now);
 	else
-		begin_request(state, sk, tp, now);
+		begin_request(config, state, sk, tp, now);
 }
 
 /* A client's socket gets data. */

@@ -80,7 +80,7 @@ struct departure {
 /* `read`: READ, or PEEK where the verifier does not know the type of the skb. */
 #define DEPARTURE(read, config, skb, start, dev, inum)    \
 	{                                                 \
-		.identity = identity_of(skb, config),     \
+		.identity = sent_identity(skb, config),   \
 		.sk = (u64)read(skb, sk),                 \
 		.tstamp = read(skb, tstamp),              \
 		.head = start,                            \
@@ -358,7 +358,7 @@ int on_net_dev_queue(u64 *ctx)
 	netns = find_netns(config, inum);
 	if (!netns)
 		return 0;
-	identity = identity_of(skb, config);
+	identity = sent_identity(skb, config);
 	packet = get_sent(identity);
 	if (!packet)
 		return 0;

@@ -75,6 +75,8 @@ class Obstacle(IntEnum):
 
 
 NR_OBSTACLES = 8  # with room for more
+# The mask of `is_sampled()` with which no packet counts.
+NO_PACKETS = 0xFFFFFFFF
 
 # Reasons why a sample is missing from a stage: enum missing.
 MISSING = ("LOST", "UNMATCHED", "CLAMPED")
@@ -176,6 +178,7 @@ MACROS: Mapping[str, int | str] = {
     "TOP_NS": f"{TOP_NS}ULL",
     "TOO_LONG_NS": f"{LONGEST_NS}ULL",
     "LONG_WAIT_NS": NOTEWORTHY_NS,
+    "NO_PACKETS": f"{NO_PACKETS}U",
     **{stage.macro: index for index, stage in enumerate(STAGES)},
     **{counter.macro: index for index, counter in enumerate(COUNTERS)},
     "PLACES": PLACES,
@@ -263,14 +266,16 @@ CONFIG = Layout(
     sees_departures="B",
     sees_completions="B",
     sees_segments="B",
-    is_driver_used="B",
-    reserved="5s",
+    reserved="6s",
+    slice="Q",
+    slice_ns="Q",
     bucket_bounds=f"{1 << BOUND_BITS}Q",
     shards=f"{2 * MAX_SLOTS * SHARDS.size}s",
     netns_first=f"{NETNS_FIRST}H",
     netns=f"{MAX_NETNS * NETNS_ENTRY.size}s",
     obstacles=f"{NR_OBSTACLES}s",
     unknown_kind="8s",
+    is_driver_used="Q",
 )
 STAGE_STATS = Layout(
     "stage_stats",

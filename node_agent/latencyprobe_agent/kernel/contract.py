@@ -129,19 +129,40 @@ DISPATCH_NOT_MEASURED = Dispatch(reason="it was not measured")
 
 
 @dataclass(frozen=True, slots=True)
+class HookCost:
+    """The cost of the programs at one hook, in percent of one core.
+
+    `run_percent`: their run time; `call_percent`: runs times dispatch. `is_permanent`: they stay
+    attached while those of packets are attached in time slices only.
+    """
+
+    hook: str
+    run_percent: float
+    call_percent: float
+    is_permanent: bool = False
+
+    @property
+    def cpu_percent(self) -> float:
+        """The sum of both."""
+        return self.run_percent + self.call_percent
+
+
+@dataclass(frozen=True, slots=True)
 class Overhead:
     """The cost of our eBPF programs: run time, plus runs times dispatch.
 
     `cpu_percent`: percent of one core; None if it is not known (yet). `figure`: a number that
     changes with each new figure, since one may be read many times. `missed_runs`: events since the
     start that the kernel kept from our programs, since one of them was running on that CPU.
-    `dispatch`: the one that the figure was made with.
+    `dispatch`: the one that the figure was made with. `hooks`: the parts of `cpu_percent`, the most
+    expensive first.
     """
 
     cpu_percent: float | None
     figure: int = 0
     missed_runs: int = 0
     dispatch: Dispatch = DISPATCH_NOT_MEASURED
+    hooks: tuple[HookCost, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +223,19 @@ class Engine(Protocol):
     def overhead(self) -> Overhead:
         """Return the cost of our programs, as last measured."""
 
-    def sample(self, shift: int) -> None:
-        """Measure one packet in 2**shift from now on; remembered over `use`."""
+    def sample(self, shift: int, slice_shift: int = 0) -> None:
+        """Measure one packet in 2**shift, in one part of the time in 2**slice_shift.
+
+        Remembered over `use`. `shift` holds from now on, `slice_shift` from the end of the present
+        time slice. Programs of packets are attached during time slices only. All figures have the
+        ratio that holds for them.
+        """
+
+    def stop(self, modules: frozenset[Module]) -> None:
+        """Do without these modules, whatever `use` asks for; remembered over `use`.
+
+        Their stages become unavailable. Raises EngineError if programs cannot be attached again.
+        """
 
     def trace(self, spec: TraceSpec | None) -> None:
         """Report these packets from now on, while `use` has tracing; remembered over `use`.

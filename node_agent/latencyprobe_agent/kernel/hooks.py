@@ -10,9 +10,10 @@ below. If no existing event serves, add an event too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import chain
 from types import MappingProxyType
 
 from latencyprobe.domain.coverage import NO_DATAGRAMS, CoverageState, StageCoverage
@@ -325,6 +326,13 @@ EVENTS: tuple[Event, ...] = (
     _event("switch", (SCHED,), ("on_sched_switch", "sched_switch")),
 )
 
+# The events of each packet, in the order in which their programs are detached for a time. An
+# interrupt is noted for the softirq that follows it, so that event is left last.
+EVENTS_OF_PACKETS: tuple[str, ...] = (
+    *("interrupt", "interrupt end", RECEIVE, "segment", "TCP read", "UDP read", "UDP queue"),
+    *(SEND, QUEUE, "transmit", "driver free", "softirq entry"),
+)
+
 _READS = {
     "TCP read": "TCP is not measured",
     "UDP read": "UDP is not measured",
@@ -454,6 +462,56 @@ def events_of(modules: Iterable[Module], *, udp: bool = True) -> tuple[Event, ..
     return tuple(event for event in EVENTS if event.modules & wanted and (udp or not event.is_udp))
 
 
+def functions_of_packets(
+    modules: Iterable[Module], attached: Mapping[str, str], *, typed: bool
+) -> tuple[str, ...]:
+    """Return the programs that only packets of these modules need, in the order to detach them.
+
+    `attached`: event to the hook in use. Not among them are programs for rare events, and those of
+    the module irq, which measures interrupts and softirqs themselves.
+    """
+    wanted = frozenset(modules)
+    by_event = _functions(wanted, attached, typed=typed)
+    kept = {
+        function
+        for event in events_of(wanted)
+        if event.name not in EVENTS_OF_PACKETS or IRQ in event.modules & wanted
+        for function in by_event.get(event.name, ())
+    }
+    found = (f for name in EVENTS_OF_PACKETS for f in by_event.get(name, ()) if f not in kept)
+    return tuple(dict.fromkeys(found))
+
+
+def functions_without(
+    modules: frozenset[Module],
+    stopped: frozenset[Module],
+    attached: Mapping[str, str],
+    *,
+    typed: bool,
+) -> tuple[str, ...]:
+    """Return the programs that only the stopped ones of these modules need."""
+    needed = chain.from_iterable(_functions(modules - stopped, attached, typed=typed).values())
+    all_of_them = chain.from_iterable(_functions(modules, attached, typed=typed).values())
+    kept = frozenset(needed)
+    return tuple(f for f in dict.fromkeys(all_of_them) if f not in kept)
+
+
+def _functions(
+    modules: frozenset[Module], attached: Mapping[str, str], *, typed: bool
+) -> dict[str, tuple[str, ...]]:
+    """Return the programs of the hooks in use, by event."""
+    return {
+        event.name: tuple(
+            each.function
+            for hook in event.hooks
+            if hook.name(typed=typed) == attached[event.name]
+            for each in (hook, *hook.also)
+        )
+        for event in events_of(modules)
+        if event.name in attached
+    }
+
+
 def coverage_of(
     modules: frozenset[Module],
     attached: Mapping[str, str],
@@ -463,26 +521,47 @@ def coverage_of(
     processes: bool = True,
     steering: bool = True,
     remarks: Mapping[str, str] = MappingProxyType({}),
+    stopped: frozenset[Module] = frozenset(),
 ) -> tuple[StageCoverage, ...]:
     """Return the coverage of every stage, and of the modules' counters that are not complete.
 
     `attached`: event to the hook in use; `refused`: event to the kernel's answer. `udp`: a probe
     asks for UDP. `processes`: a target is chosen by process. `steering`: packets are steered to
-    other CPUs. `remarks`: event to the reason why a better hook is not in use.
+    other CPUs. `remarks`: event to the reason why a better hook is not in use. `stopped`: the
+    modules that the budget leaves no room for.
     """
     unwanted = frozenset() if udp else _UDP_EVENTS
     unwanted |= frozenset() if processes else PROCESS_EVENTS
     unwanted |= frozenset() if steering else STEERING_EVENTS
     gaps = _Gaps(refused, unwanted, remarks)
     stages = (
-        _cover(stage.name, STAGE_NEEDS[stage.name], attached, gaps)
+        _stopped(stage.name, set(stage.modules) & stopped)
+        or _cover(stage.name, STAGE_NEEDS[stage.name], attached, gaps)
         if stage.is_measured_by(modules)
         else StageCoverage(stage.name, CoverageState.IDLE, reason="no probe asks for its module")
         for stage in STAGES
     )
-    counters = (_cover(name, COUNTER_NEEDS[name], attached, gaps) for name in counters_of(modules))
-    lacking = (counter for counter in counters if counter.state is not CoverageState.ACTIVE)
+    counters = (
+        *(_stopped(name, stopped) for name in counters_of(modules & stopped)),
+        *(
+            _cover(name, COUNTER_NEEDS[name], attached, gaps)
+            for name in counters_of(modules - stopped)
+        ),
+    )
+    lacking = (c for c in counters if c is not None and c.state is not CoverageState.ACTIVE)
     return (*stages, *lacking)
+
+
+def _stopped(name: str, modules: Collection[Module]) -> StageCoverage | None:
+    """Return the coverage of a stage of stopped modules; None if none of its modules is."""
+    if not modules:
+        return None
+    names = ", ".join(module for module in Module if module in modules)
+    return StageCoverage(
+        name,
+        CoverageState.UNAVAILABLE,
+        reason=f"module {names} is stopped: the eBPF programs would exceed their budget",
+    )
 
 
 def unavailable(reason: str) -> tuple[StageCoverage, ...]:

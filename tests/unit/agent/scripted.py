@@ -45,6 +45,8 @@ class ScriptedEngine:
         self.figure = 0
         self.lacking: dict[int, list[LostPart]] = {}
         self.sample_shift = 0
+        self.slice_shift = 0
+        self.stopped: frozenset[Module] = frozenset()
         self.tracing = False
         self.udp = False
         self.trace_refusal: str | None = None
@@ -110,9 +112,13 @@ class ScriptedEngine:
         """What the test says."""
         return Overhead(self.cpu_percent, self.figure)
 
-    def sample(self, shift: int) -> None:
+    def sample(self, shift: int, slice_shift: int = 0) -> None:
         """Note it."""
-        self.sample_shift = shift
+        self.sample_shift, self.slice_shift = shift, slice_shift
+
+    def stop(self, modules: frozenset[Module]) -> None:
+        """Note it."""
+        self.stopped = modules
 
     def trace(self, spec: TraceSpec | None) -> None:
         """Note it; a new trace counts anew."""

@@ -39,17 +39,17 @@ def descriptor() -> Iterator[int]:
 
 def find(content: bytes, inum: int) -> NamespaceConfiguration | None:
     """find_netns() of bpf/include/common.h."""
-    (number,) = struct.unpack_from("=H", content, 2200 + 2 * (inum & 4095))
+    (number,) = struct.unpack_from("=H", content, 2216 + 2 * (inum & 4095))
     for _ in range(4):
         if not number:
             break
         found, flags, following, owners = struct.unpack_from(
-            "=IHHQ", content, 2200 + 8192 + 16 * number
+            "=IHHQ", content, 2216 + 8192 + 16 * number
         )
         if found == inum:
             return NamespaceConfiguration(flags, owners)
         number = following
-    _, flags, _, owners = struct.unpack_from("=IHHQ", content, 2200 + 8192)
+    _, flags, _, owners = struct.unpack_from("=IHHQ", content, 2216 + 8192)
     return NamespaceConfiguration(flags, owners) if flags else None
 
 

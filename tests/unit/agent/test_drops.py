@@ -18,7 +18,7 @@ from latencyprobe.protocol.measurements import (
 from latencyprobe_agent.kernel.abi import NR_DROP_REASONS
 from latencyprobe_agent.kernel.btf import KernelTypes
 from latencyprobe_agent.kernel.build.drops import drop_macros, drop_reasons
-from latencyprobe_agent.kernel.runtime.statistics import SLOT_BYTES, decode_slot
+from latencyprobe_agent.kernel.runtime.statistics import SLOT_BYTES, SamplingRatios, decode_slot
 
 
 class Enumerated(KernelTypes):
@@ -105,7 +105,7 @@ def test_drops_are_counted_by_name_and_those_without_one_together() -> None:
     for number, count in ((2, 5), (3, 1), (NR_DROP_REASONS - 1, 4)):
         offset = SLOT_BYTES - 4 * (NR_DROP_REASONS - number)
         struct.pack_into("=I", content, offset, count)
-    measurement = decode_slot(bytes(content), 1.0, ["", "", "TCP_CSUM"])
+    measurement = decode_slot(bytes(content), SamplingRatios(), ["", "", "TCP_CSUM"])
     assert measurement.counters == {"drops.TCP_CSUM": 5, "drops.OTHER": 5}
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
 
 import pytest
 
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.contract import ASSUMED_DISPATCH_NS, Dispatch, Overhead
+from latencyprobe_agent.kernel.contract import ASSUMED_DISPATCH_NS, Dispatch, HookCost, Overhead
 from latencyprobe_agent.kernel.runtime import dispatch, overhead
 from latencyprobe_agent.kernel.runtime.dispatch import DispatchMeasurement, judge
 from latencyprobe_agent.kernel.runtime.loaded import Runs
-from latencyprobe_agent.kernel.runtime.overhead import OverheadClock, cost_percent
+from latencyprobe_agent.kernel.runtime.overhead import OverheadClock, costs_of_hooks
 from tests.unit.agent.running import until
 
 
@@ -23,9 +24,14 @@ class Programs:
         self._runs = Runs(0, 0)
         self.missed = missed_runs
 
-    def runs(self) -> Runs:
+    functions_of_packets = ("on_send",)
+
+    def runs(self) -> Mapping[str, Runs]:
         self._runs = Runs(self._runs.number + 10_000, self._runs.time_ns + 100_000)
-        return self._runs
+        return {"on_send": self._runs, "on_reset": self._runs}
+
+    def hook_of(self, function: str) -> str:
+        return f"tp_btf/{function}"
 
     def missed_runs(self) -> int:
         return self.missed
@@ -46,7 +52,7 @@ async def test_statistics_that_lack_a_descriptor_are_tried_again(
     monkeypatch.setattr(overhead, "PAUSE_S", 0.01)
     monkeypatch.setattr(overhead, "SAMPLE_S", 0.01)
     clock = OverheadClock()
-    clock.follow(Programs())  # type: ignore[arg-type]
+    clock.follow(Programs())
     await until(lambda: clock.overhead().cpu_percent is not None, "a figure")
     clock.stop()
 
@@ -54,21 +60,77 @@ async def test_statistics_that_lack_a_descriptor_are_tried_again(
 async def test_missed_runs_are_kept_when_other_programs_are_loaded() -> None:
     clock, first, second = OverheadClock(), Programs(missed_runs=2), Programs(missed_runs=5)
     assert clock.overhead().missed_runs == 0
-    clock.follow(first)  # type: ignore[arg-type]
+    clock.follow(first)
     first.missed = 4
     assert clock.overhead().missed_runs == 4
-    clock.follow(second)  # type: ignore[arg-type]
+    clock.follow(second)
     assert clock.overhead().missed_runs == 9
     clock.stop()
     clock.stop()
     assert clock.overhead() == Overhead(None, missed_runs=9)
 
 
+def cost(runs: Runs, dispatch_ns: float, seconds: float, *, of_packets: bool = True) -> HookCost:
+    """What packets paid at a hook with one program."""
+    (found,) = costs_of_hooks(
+        {"on_send": runs},
+        {"on_send": "tp_btf/send"},
+        {"on_send": seconds},
+        {"on_send"} if of_packets else (),
+        Dispatch(dispatch_ns),
+    )
+    return found
+
+
 def test_a_packet_pays_for_the_calls_of_programs_too() -> None:
     runs = Runs(100_000, 5_000_000)
-    assert cost_percent(runs, Dispatch(50.0), 1) == pytest.approx(1)
-    assert cost_percent(runs, Dispatch(150.0), 1) == pytest.approx(2)
-    assert cost_percent(runs, Dispatch(150.0), 2) == pytest.approx(1)
+    assert cost(runs, 50.0, 1).cpu_percent == pytest.approx(1)
+    assert cost(runs, 150.0, 1).cpu_percent == pytest.approx(2)
+    assert cost(runs, 150.0, 2).cpu_percent == pytest.approx(1)
+    assert cost(runs, 150.0, 1).run_percent == pytest.approx(0.5)
+    assert cost(runs, 150.0, 1).call_percent == pytest.approx(1.5)
+
+
+def test_programs_that_stay_attached_are_named_apart_and_the_most_expensive_first() -> None:
+    names = ("on_read", "on_send", "on_sent", "on_reset")
+    hooks = ("tp_btf/read", "tp_btf/send", "tp_btf/send", "tp_btf/send")
+    costs = costs_of_hooks(
+        {name: Runs(1000, 1_000_000) for name in names},
+        dict(zip(names, hooks, strict=True)),
+        dict.fromkeys(names, 1.0),
+        {"on_read", "on_send", "on_sent"},
+        Dispatch(1000.0),
+    )
+    assert [(each.hook, each.is_permanent) for each in costs] == [
+        ("tp_btf/send", False),
+        ("tp_btf/read", False),
+        ("tp_btf/send", True),
+    ]
+    assert costs[0].cpu_percent == pytest.approx(0.4)
+    assert not cost(Runs(1, 1), 1.0, 1).is_permanent
+    assert cost(Runs(1, 1), 1.0, 1, of_packets=False).is_permanent
+
+
+async def test_a_time_slice_has_the_cost_of_its_period(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        libbpf, "enable_run_time_statistics", lambda: os.open(os.devnull, os.O_RDONLY)
+    )
+    clock, programs = OverheadClock(), Programs()
+    clock.follow(programs, in_slices=True)
+    assert clock.overhead().cpu_percent is None
+    clock.end(1.0)
+    assert clock.overhead().figure == 0
+    clock.begin()
+    clock.end(100.0)
+    figure = clock.overhead()
+    # 10,000 calls and 100 µs in 100 s, by programs of packets; the others were called as often in
+    # a moment
+    of_packets, permanent = sorted(figure.hooks, key=lambda each: each.is_permanent)
+    assert of_packets.cpu_percent == pytest.approx((10_000 * ASSUMED_DISPATCH_NS + 1e5) / 1e9)
+    assert permanent.cpu_percent > of_packets.cpu_percent
+    assert figure.cpu_percent == of_packets.cpu_percent + permanent.cpu_percent
+    assert figure.figure == 1
+    clock.stop()
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from latencyprobe_agent.kernel.runtime.configuration import CONFIG_BYTES, Config
 from latencyprobe_agent.kernel.runtime.shards import Shards, share_out
 from latencyprobe_agent.kernel.runtime.statistics import (
     SLOT_BYTES,
+    SamplingRatios,
     StatisticsMemory,
     decode_slot,
     merge_shards,
@@ -98,8 +99,10 @@ def test_shards_add_up_to_what_one_cpu_would_have_counted(
     parts: list[tuple[list[int], int]],
 ) -> None:
     contents = [counted(*part) for part in parts]
-    merged = decode_slot(merge_shards(contents), 1.0, [])
-    assert merged == sum((decode_slot(each, 1.0, []) for each in contents), start=NOTHING)
+    merged = decode_slot(merge_shards(contents), SamplingRatios(), [])
+    assert merged == sum(
+        (decode_slot(each, SamplingRatios(), []) for each in contents), start=NOTHING
+    )
 
 
 def test_a_reading_takes_every_shard_once_and_slots_that_are_gone_leave_nothing_behind() -> None:
@@ -110,8 +113,8 @@ def test_a_reading_takes_every_shard_once_and_slots_that_are_gone_leave_nothing_
         os.pwrite(file, counted([100 * element], 0), (MAX_SLOTS + element) * SLOT_BYTES)
     shards = {7: Shards(2, 2), 9: Shards(4, 2)}
 
-    taken = memory.take(1, shards, [7], 1.0)
-    again = memory.take(1, shards, [7, 9], 1.0)
+    taken = memory.take(1, shards, [7], SamplingRatios())
+    again = memory.take(1, shards, [7, 9], SamplingRatios())
 
     histogram = taken[7].stage("rx.total").histogram
     assert taken.keys() == {7}

@@ -29,7 +29,7 @@ from latencyprobe_agent.kernel.runtime.shards import Shards
 
 MAX_NAMESPACES = MAX_NETNS - 1
 CONFIG_BYTES = CONFIG.size
-_INTEGERS = CONFIG.part("epoch", "sees_segments")
+_INTEGERS = CONFIG.part("epoch", "slice_ns")
 _DRIVER_USED_OFFSET = CONFIG.offset("is_driver_used")
 _ENTRY = NETNS_ENTRY.packing
 _FIRST_OFFSET = CONFIG.offset("netns_first")
@@ -70,11 +70,14 @@ class ConfigMemory:
         sees_departures: bool = False,
         sees_completions: bool = False,
         sees_segments: bool = False,
+        slice_number: int = 0,
+        slice_ns: int = 0,
     ) -> None:
         """Set the integers. Programs read each one separately, and each is written at once."""
         self._memory[: _INTEGERS.size] = _INTEGERS.pack(
             *(epoch, generation, sample_mask, sees_sends, reads_listeners),
-            *(sees_arrivals, sees_departures, sees_completions, sees_segments),
+            *(sees_arrivals, sees_departures, sees_completions, sees_segments, b""),
+            *(slice_number, slice_ns),
         )
 
     def take_driver_use(self) -> bool:

@@ -59,7 +59,9 @@ from latencyprobe_agent.kernel.runtime.obstacles import mention
 from latencyprobe_agent.kernel.runtime.overhead import OverheadClock
 from latencyprobe_agent.kernel.runtime.preload import Preload
 from latencyprobe_agent.kernel.runtime.shards import Shards, share_out
+from latencyprobe_agent.kernel.runtime.slices import TimeSlices
 from latencyprobe_agent.kernel.runtime.socket_memory import SocketMemory, full, lost_packets
+from latencyprobe_agent.kernel.runtime.statistics import SamplingRatios
 from latencyprobe_agent.kernel.runtime.threads import Threads, lost_waits
 from latencyprobe_agent.kernel.runtime.tracer import Tracer
 from latencyprobe_agent.kernel.runtime.warm_start import WarmStart
@@ -125,6 +127,10 @@ class KernelEngine:
         self._dispatch = DispatchMeasurement()
         self._clock = OverheadClock(self._dispatch)
         self._sample_shift = 0
+        self._slice_shift = 0
+        self._wanted_slice_shift = 0
+        self._slices: TimeSlices | None = None
+        self._stopped: frozenset[Module] = frozenset()
         self._cgroups_checked = 0.0
         self._driver_use = DriverUse()
         self._is_steered = False
@@ -235,15 +241,51 @@ class KernelEngine:
         """See `contract.Engine.overhead`."""
         return self._clock.overhead()
 
-    def sample(self, shift: int) -> None:
+    def sample(self, shift: int, slice_shift: int = 0) -> None:
         """See `contract.Engine.sample`."""
-        if shift == self._sample_shift:
-            return
+        self._wanted_slice_shift = slice_shift
         if self._object is not None:
-            self._keep(self._object, self._slots, self._slots)  # with the previous ratio
-            self._object.sample(shift)
-            self._clock.follow(self._object)
+            if shift != self._sample_shift:
+                self._keep(self._object, self._slots, self._slots)  # with the previous ratio
+                self._object.sample(shift)
+                if self._slices is None:
+                    self._clock.follow(self._object)
+            if self._slices is None and slice_shift:
+                self._keep(self._object, self._slots, self._slots)
+                self._begin_slices(self._object)
         self._sample_shift = shift
+
+    def _begin_slices(self, loaded: LoadedObject) -> None:
+        self._slice_shift = self._wanted_slice_shift
+        self._clock.follow(loaded, in_slices=True)
+        self._slices = TimeSlices(loaded, self._clock, self._begin_period)
+        self._slices.start(self._slice_shift)
+
+    def _begin_period(self) -> int:
+        """Use the ratio that is wanted now, and return its shift."""
+        loaded = self._object
+        if loaded is None or self._wanted_slice_shift == self._slice_shift:
+            return self._slice_shift
+        self._keep(loaded, self._slots, self._slots)
+        self._slice_shift = self._wanted_slice_shift
+        if not self._slice_shift:
+            self._slices = None
+            try:
+                loaded.end_slices()
+            except EngineError as error:
+                log.warning("%s; trying again with the next change of modules", error)
+            self._clock.follow(loaded)
+        return self._slice_shift
+
+    def stop(self, modules: frozenset[Module]) -> None:
+        """See `contract.Engine.stop`."""
+        if modules == self._stopped:
+            return
+        self._stopped = modules
+        if self._object is not None:
+            self._keep(self._object, self._slots, self._slots)
+            self._object.stop(modules)
+            self._coverage = self._coverage_of(self._object)
 
     def trace(self, spec: TraceSpec | None) -> None:
         """See `contract.Engine.trace`."""
@@ -301,9 +343,13 @@ class KernelEngine:
         self._object = loaded
         self._coverage = self._coverage_of(loaded)
         loaded.sample(self._sample_shift)
-        self._clock.follow(loaded)
+        loaded.stop(self._stopped)
         loaded.begin(_shards(self._slots))
         self._driver_use = DriverUse()
+        if self._wanted_slice_shift:
+            self._begin_slices(loaded)
+        else:
+            self._clock.follow(loaded)
         self._socket_memory = SocketMemory(
             loaded.socket_memory, loaded.count_sockets, self._socket_memory_limits
         )
@@ -336,6 +382,10 @@ class KernelEngine:
         self._object.read_listeners(Pause.NONE)
         self._keep(self._object, self._slots, self._slots)
         self._tracer.leave()
+        if self._slices is not None:
+            self._slices.stop()
+            self._slices = None
+        self._slice_shift = 0
         self._clock.stop()
         self._socket_memory = self._threads = None
         self._lost_parts = {}
@@ -364,14 +414,14 @@ class KernelEngine:
         inactive = loaded.flip_epoch(_shards(following))
         if loaded.node_statistics is not None:
             self._node_carry += loaded.node_statistics.take(inactive.epoch)
-        ratio = 2.0**-self._sample_shift
+        ratios = SamplingRatios(2.0**-self._sample_shift, 2.0**-self._slice_shift)
         covered = {stage.name for stage in self._coverage if stage.state in _COVERED}
         return {
             slot: replace(
                 measurement,
                 stages={name: of for name, of in measurement.stages.items() if name in covered},
             )
-            for slot, measurement in loaded.statistics.take(*inactive, slots, ratio).items()
+            for slot, measurement in loaded.statistics.take(*inactive, slots, ratios).items()
         }
 
     def _admit(self, new: Collection[int]) -> None:
@@ -501,6 +551,7 @@ class KernelEngine:
             processes=loaded.follows_processes,
             steering=loaded.sees_steering,
             remarks=loaded.remarks,
+            stopped=self._stopped,
         )
 
     def _forget_children(self, loaded: LoadedObject) -> None:

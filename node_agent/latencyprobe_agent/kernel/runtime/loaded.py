@@ -14,12 +14,14 @@ from concurrent.futures import Future
 from functools import cache
 from typing import NamedTuple
 
+from latencyprobe.domain.stages import Module
 from latencyprobe.process.os_errors import explained
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.abi import (
     CONFIGURATION,
     HANDLER_NAMES,
     HOST_DEVICES,
+    NO_PACKETS,
     NODE_STATS,
     SOCKET_MEMORIES,
     SOCKET_MEMORY,
@@ -47,12 +49,15 @@ from latencyprobe_agent.kernel.hooks import (
     STEERING_EVENTS,
     STEERING_FUNCTIONS,
     HookKind,
+    functions_of_packets,
+    functions_without,
 )
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.load.handover import request_object
 from latencyprobe_agent.kernel.load.loader import ScopedHook
 from latencyprobe_agent.kernel.load.provision import Prepared, Provided, provide, provide_spare
 from latencyprobe_agent.kernel.request import Request
+from latencyprobe_agent.kernel.runtime.attachments import Attachments, Reason
 from latencyprobe_agent.kernel.runtime.cgroup_links import CgroupLinks, CgroupProgram
 from latencyprobe_agent.kernel.runtime.configuration import ConfigMemory
 from latencyprobe_agent.kernel.runtime.device_links import DeviceLinks
@@ -116,11 +121,16 @@ class LoadedObject:
         self._provided = provided
         self._owned = provided.programs
         self._maps = dict(self._owned.maps)
-        self._programs = (
-            *self._owned.programs.values(),
-            *self._owned.cgroup_programs.values(),
-            *self._owned.device_programs.values(),
-        )
+        self._programs = {
+            **self._owned.programs,
+            **self._owned.cgroup_programs,
+            **self._owned.device_programs,
+        }
+        self._scoped_names = {
+            hook.function: hook.name(typed=True)
+            for each in self._owned.scoped.values()
+            for hook in (each.hook, *each.hook.also)
+        }
         self._cgroups = CgroupLinks(
             [
                 CgroupProgram(
@@ -130,6 +140,7 @@ class LoadedObject:
                 for each in self._scoped(ON_CGROUPS)
             ]
         )
+        self._attachments = Attachments(self._owned)
         self._is_scoped = False
         self._is_scope_lost = False
         self._devices: DeviceLinks | None = None
@@ -146,6 +157,9 @@ class LoadedObject:
         self._shards: list[Mapping[int, Shards]] = [{}, {}]  # of each half
         self._generation = 0
         self._sample_mask = 0
+        self._slice, self._slice_ns, self._is_open = 0, 0, True
+        self._is_resting = False
+        self._stopped: frozenset[Module] = frozenset()
         self.listeners = ListenerReadings()
         try:
             self._map(provided.drop_reasons)
@@ -229,7 +243,7 @@ class LoadedObject:
         """
         if wanted == self.follows_processes:
             return
-        self._use_programs(PROCESS_FUNCTIONS, wanted)
+        self._keep_off(Reason.NO_PROCESSES, () if wanted else self._loaded(PROCESS_FUNCTIONS))
         if not wanted:
             wait_for_running_programs()
         self.follows_processes = wanted
@@ -240,7 +254,7 @@ class LoadedObject:
         Raises EngineError if a program cannot be attached again.
         """
         if wanted != self.sees_steering:
-            self._use_programs(STEERING_FUNCTIONS, wanted)
+            self._keep_off(Reason.NO_STEERING, () if wanted else self._loaded(STEERING_FUNCTIONS))
             self.sees_steering = wanted
 
     def take_driver_use(self) -> bool:
@@ -255,22 +269,11 @@ class LoadedObject:
         if wanted == self.follows_drivers or DRIVER_FREE not in self._owned.attached:
             return
         if wanted:
-            self._use_programs(DRIVER_FUNCTIONS, True)
+            self._keep_off(Reason.NO_DRIVERS, ())
         self.follows_drivers = wanted
         self._write_config()
         if not wanted:
-            self._use_programs(DRIVER_FUNCTIONS, False)
-
-    def _use_programs(self, functions: Collection[str], wanted: bool) -> None:
-        present = [name for name in functions if name in self._owned.hooks]
-        try:
-            for function in present:
-                if wanted:
-                    self._owned.attach_one(function)
-                else:
-                    self._owned.detach_one(function)
-        except OSError as error:
-            raise EngineError(f"cannot attach the eBPF programs: {explained(error)}") from error
+            self._keep_off(Reason.NO_DRIVERS, self._loaded(DRIVER_FUNCTIONS))
 
     def follow_cgroups(self, directories: Collection[str] | None) -> None:
         """Have programs run for these cgroups only, where there are such programs.
@@ -284,7 +287,7 @@ class LoadedObject:
         if directories is not None:
             self._cgroups.follow(directories)
         if directories is None or self._cgroups.refused:
-            self._attach_instead_of(ON_CGROUPS)
+            self._keep_off(Reason.ON_CGROUPS, ())
             self._is_scoped, self._is_scope_lost = False, True
             self._write_config()
             self._cgroups.close()
@@ -292,8 +295,7 @@ class LoadedObject:
         if not self._is_scoped:
             self._is_scoped = True
             self._write_config()
-            for each in self._scoped(ON_CGROUPS):
-                self._owned.detach_one(each.instead_of)
+            self._keep_off(Reason.ON_CGROUPS, self._instead_of(ON_CGROUPS))
 
     def follow_devices(
         self, namespaces: Mapping[int, frozenset[str]] | None, host_path: str | None
@@ -358,13 +360,12 @@ class LoadedObject:
             return
         self._is_on_devices = True
         self._write_config()
-        for each in self._scoped(_ON_DEVICES):
-            self._owned.detach_one(each.instead_of)
+        self._keep_off(Reason.ON_DEVICES, self._instead_of(_ON_DEVICES))
 
     def _return_to_tracepoints(self) -> None:
         if not self._is_on_devices:
             return
-        self._attach_instead_of(_ON_DEVICES)
+        self._keep_off(Reason.ON_DEVICES, ())
         self._is_on_devices = False
         self._write_config()
 
@@ -376,8 +377,69 @@ class LoadedObject:
     def _scoped(self, kinds: Collection[HookKind]) -> Iterator[ScopedHook]:
         return (each for each in self._owned.scoped.values() if each.hook.kind in kinds)
 
-    def _attach_instead_of(self, kinds: Collection[HookKind]) -> None:
-        self._use_programs([each.instead_of for each in self._scoped(kinds)], True)
+    def _instead_of(self, kinds: Collection[HookKind]) -> tuple[str, ...]:
+        return tuple(each.instead_of for each in self._scoped(kinds))
+
+    def _keep_off(self, reason: Reason, functions: Iterable[str]) -> None:
+        try:
+            self._attachments.keep_off(reason, functions)
+        except OSError as error:
+            raise EngineError(f"cannot attach the eBPF programs: {explained(error)}") from error
+
+    def stop(self, modules: frozenset[Module]) -> None:
+        """Detach what only these modules need, and attach what else was detached for that.
+
+        Raises EngineError.
+        """
+        functions = functions_without(
+            self._modules, modules, self._owned.attached, typed=self._owned.typed
+        )
+        self._keep_off(Reason.STOPPED, self._loaded(functions))
+        self._stopped = modules
+
+    def _loaded(self, functions: Iterable[str]) -> tuple[str, ...]:
+        """Return those of these that are programs here, not variables of the kernel."""
+        return tuple(function for function in functions if function in self._owned.hooks)
+
+    @property
+    def _modules(self) -> frozenset[Module]:
+        return frozenset(Module(name) for name in self._request.modules)
+
+    @property
+    def functions_of_packets(self) -> tuple[str, ...]:
+        """The programs that are attached in time slices only, if there are any."""
+        modules = self._modules - self._stopped
+        found = functions_of_packets(modules, self._owned.attached, typed=self._owned.typed)
+        return self._loaded(found)
+
+    def begin_slice(self) -> None:
+        """Attach the programs of packets for another time slice; measure none yet.
+
+        Raises EngineError; the programs may then be attached in part.
+        """
+        self._slice += 1
+        self._slice_ns = time.monotonic_ns()
+        self._is_resting = False
+        self.measure_packets(False)
+        self._keep_off(Reason.BETWEEN_SLICES, ())
+
+    def measure_packets(self, wanted: bool) -> None:
+        """Measure packets that begin from now on, or only those that have begun."""
+        self._is_open = wanted
+        self._write_config()
+
+    def end_slice(self) -> None:
+        """Detach the programs of packets. Those on devices stay, and do nothing."""
+        self._keep_off(Reason.BETWEEN_SLICES, self.functions_of_packets)
+        self._is_resting = True
+        self._write_config()
+
+    def end_slices(self) -> None:
+        """Measure packets all the time again. Raises EngineError."""
+        self._keep_off(Reason.BETWEEN_SLICES, ())
+        self._slice = self._slice_ns = 0
+        self._is_resting = False
+        self.measure_packets(True)
 
     def read_listeners(self, pause: Pause = Pause.USUAL) -> None:
         """Have connections counted that listeners turned away, unless that was done just before.
@@ -413,16 +475,20 @@ class LoadedObject:
         return InactiveHalf(inactive, self._shards[inactive])
 
     def _write_config(self) -> None:
+        uses_devices = self._is_on_devices and not self._is_resting
+        uses_cgroups = self._is_scoped and not self._is_resting
         self.configuration.write_words(
             epoch=self._epoch,
             generation=self._generation,
-            sample_mask=self._sample_mask,
+            sample_mask=self._sample_mask if self._is_open else NO_PACKETS,
             sees_sends=SEND in self.attached,
             reads_listeners=READ_LISTENERS in self._owned.hooks,
-            sees_arrivals=self._is_on_devices and RECEIVE in self._owned.scoped,
-            sees_departures=self._is_on_devices and QUEUE in self._owned.scoped,
-            sees_completions=self.follows_drivers,
-            sees_segments=self._is_scoped and SEGMENT in self._owned.scoped,
+            sees_arrivals=uses_devices and RECEIVE in self._owned.scoped,
+            sees_departures=uses_devices and QUEUE in self._owned.scoped,
+            sees_completions=self.follows_drivers and not self._is_resting,
+            sees_segments=uses_cgroups and SEGMENT in self._owned.scoped,
+            slice_number=self._slice,
+            slice_ns=self._slice_ns,
         )
 
     def write(self, name: str, entries: Mapping[bytes, bytes]) -> None:
@@ -457,10 +523,17 @@ class LoadedObject:
         """Return the present keys of a map."""
         return set(libbpf.keys(self._maps[name], key_bytes))
 
-    def runs(self) -> Runs:
-        """Return the runs of all programs; they do not grow while the statistics are off."""
-        infos = [libbpf.program_info(program) for program in self._programs]
-        return Runs(sum(info.run_cnt for info in infos), sum(info.run_time_ns for info in infos))
+    def runs(self) -> Mapping[str, Runs]:
+        """Return the runs of the programs, by function; they do not grow without the statistics."""
+        infos = {name: libbpf.program_info(program) for name, program in self._programs.items()}
+        return {name: Runs(info.run_cnt, info.run_time_ns) for name, info in infos.items()}
+
+    def hook_of(self, function: str) -> str:
+        """Return the name of a program's hook."""
+        hook = self._owned.hooks.get(function)
+        return (
+            hook.name(typed=self._owned.typed) if hook is not None else self._scoped_names[function]
+        )
 
     def missed_runs(self) -> int:
         """Return the number of runs that the kernel left out, of all programs.
@@ -468,7 +541,8 @@ class LoadedObject:
         A program does not run while it already runs on that CPU. The kernel counts that in
         `recursion_misses` of struct bpf_prog_info, since 5.12.
         """
-        return sum(libbpf.program_info(program).recursion_misses for program in self._programs)
+        infos = map(libbpf.program_info, self._programs.values())
+        return sum(info.recursion_misses for info in infos)
 
     def close(self) -> None:
         """Detach and free everything. Idempotent.

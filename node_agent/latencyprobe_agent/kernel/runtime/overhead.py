@@ -3,8 +3,9 @@
 The statistics have the run time of a program and the number of its runs, but not the time of the
 calls: see dispatch.py.
 
-They (BPF_ENABLE_STATS, 5.8+) read the clock twice for each run of each program, which
-costs as much as a small program itself. So they are on for a second of every ten.
+They (BPF_ENABLE_STATS, 5.8+) read the clock twice for each run of each program, which costs as much
+as a small program itself. So they are on for an eighth of the time, or while the programs of
+packets are attached for a time slice.
 """
 
 from __future__ import annotations
@@ -12,16 +13,37 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import Protocol
 
 from latencyprobe.process.os_errors import is_transient
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.contract import Dispatch, Overhead
+from latencyprobe_agent.kernel.contract import Dispatch, HookCost, Overhead
 from latencyprobe_agent.kernel.runtime.dispatch import DispatchMeasurement
-from latencyprobe_agent.kernel.runtime.loaded import LoadedObject, Runs
+from latencyprobe_agent.kernel.runtime.loaded import Runs
 
-SAMPLE_S = 1.0
-PAUSE_S = 9.0
+SAMPLE_S = 0.25
+PAUSE_S = 1.75
+_NO_RUNS = Runs(0, 0)
+
+
+class RunningPrograms(Protocol):
+    """Programs whose runs the kernel counts."""
+
+    def runs(self) -> Mapping[str, Runs]:
+        """Return the runs of the programs, by function; they do not grow without the statistics."""
+
+    def missed_runs(self) -> int:
+        """Return the number of runs that the kernel left out, of all programs."""
+
+    def hook_of(self, function: str) -> str:
+        """Return the name of a program's hook."""
+
+    @property
+    def functions_of_packets(self) -> tuple[str, ...]:
+        """The programs that are attached in time slices only, if there are any."""
 
 
 class OverheadClock:
@@ -31,11 +53,11 @@ class OverheadClock:
         self._dispatch = dispatch or DispatchMeasurement()
         self._figure = Overhead(None)
         self._missed_before = 0
-        self._object: LoadedObject | None = None
+        self._object: RunningPrograms | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._statistics_fd: int | None = None
         self._began = 0.0
-        self._runs = Runs(0, 0)
+        self._runs: Mapping[str, Runs] = {}
 
     def overhead(self) -> Overhead:
         """Return the newest figure, and the missed runs of all objects until now."""
@@ -46,11 +68,15 @@ class OverheadClock:
             dispatch=self._dispatch.dispatch,
         )
 
-    def follow(self, loaded: LoadedObject) -> None:
-        """Sample these programs from now on; the first figure comes after a second."""
+    def follow(self, programs: RunningPrograms, *, in_slices: bool = False) -> None:
+        """Sample these programs from now on; the first figure comes after a quarter of a second.
+
+        `in_slices`: in time slices of the caller's, from `begin` to `end`.
+        """
         self.stop()
-        self._object = loaded
-        self._sample()
+        self._object = programs
+        if not in_slices:
+            self._sample()
 
     def stop(self) -> None:
         """Stop sampling. Idempotent; call it before the object is closed."""
@@ -62,25 +88,47 @@ class OverheadClock:
         self._object = None
         self._figure = Overhead(None, self._figure.figure)
 
-    def _sample(self) -> None:
+    def begin(self) -> None:
+        """Begin a sample; without the statistics there is none. Raises KernelRefusedError."""
         assert self._object is not None
+        self._close_statistics()
+        self._statistics_fd = libbpf.enable_run_time_statistics()
+        self._began = time.monotonic()
+        self._runs = self._object.runs()
+
+    def end(self, period_s: float | None = None) -> None:
+        """End a sample, which makes a new figure.
+
+        `period_s`: the time from one time slice to the next. The programs of packets have cost no
+        more in it than in this sample, and the others as much all the time.
+        """
+        if self._object is None or self._statistics_fd is None:
+            return
+        elapsed_s = time.monotonic() - self._began
+        now = self._object.runs()
+        runs = {name: each - self._runs.get(name, _NO_RUNS) for name, each in now.items()}
+        of_packets = frozenset(self._object.functions_of_packets)
+        hooks = {name: self._object.hook_of(name) for name in runs}
+        seconds = {
+            name: max(period_s or 0, elapsed_s) if name in of_packets else elapsed_s
+            for name in runs
+        }
+        costs = costs_of_hooks(runs, hooks, seconds, of_packets, self._dispatch.dispatch)
+        total = sum(each.cpu_percent for each in costs)
+        self._figure = Overhead(total, self._figure.figure + 1, hooks=costs)
+        self._close_statistics()
+
+    def _sample(self) -> None:
         try:
-            self._statistics_fd = libbpf.enable_run_time_statistics()
+            self.begin()
         except libbpf.KernelRefusedError as error:
             if is_transient(error):
                 self._sample_later()
             return  # else not known on this kernel: the figure says so
-        self._began = time.monotonic()
-        self._runs = self._object.runs()
         self._timer = asyncio.get_running_loop().call_later(SAMPLE_S, self._end_sample)
 
     def _end_sample(self) -> None:
-        assert self._object is not None
-        runs = self._object.runs() - self._runs
-        elapsed_s = time.monotonic() - self._began
-        percent = cost_percent(runs, self._dispatch.dispatch, elapsed_s)
-        self._figure = Overhead(percent, self._figure.figure + 1)
-        self._close_statistics()
+        self.end()
         self._sample_later()
 
     def _sample_later(self) -> None:
@@ -92,6 +140,25 @@ class OverheadClock:
             self._statistics_fd = None
 
 
-def cost_percent(runs: Runs, dispatch: Dispatch, elapsed_s: float) -> float:
-    """Return what packets paid for these runs, in percent of one core."""
-    return 100 * (runs.time_ns + runs.number * dispatch.ns) / (elapsed_s * 1e9)
+def costs_of_hooks(
+    runs: Mapping[str, Runs],
+    hooks: Mapping[str, str],
+    seconds: Mapping[str, float],
+    of_packets: Collection[str],
+    dispatch: Dispatch,
+) -> tuple[HookCost, ...]:
+    """Return what packets paid at each hook, the most expensive one first.
+
+    All by function: the runs, the name of the hook, and the time in which that was paid.
+    """
+    sums: defaultdict[tuple[str, bool], tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+    for name, each in runs.items():
+        key = hooks[name], name not in of_packets
+        run_percent, call_percent = sums[key]
+        percent_of_ns = 100 / (seconds[name] * 1e9)
+        sums[key] = (
+            run_percent + each.time_ns * percent_of_ns,
+            call_percent + each.number * dispatch.ns * percent_of_ns,
+        )
+    costs = (HookCost(hook, *paid, is_permanent) for (hook, is_permanent), paid in sums.items())
+    return tuple(sorted(costs, key=lambda cost: (-cost.cpu_percent, cost.hook)))

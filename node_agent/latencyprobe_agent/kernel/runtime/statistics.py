@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement, StageMeasurement
-from latencyprobe.domain.stages import COUNTERS, TARGET_STAGES, Module, drop_counter
+from latencyprobe.domain.stages import COUNTERS, TARGET_STAGES, Module, Stage, drop_counter
 from latencyprobe_agent.kernel.abi import (
     MAX_SLOTS,
     NR_DROP_REASONS,
@@ -36,8 +37,23 @@ _EXTREMES_OFFSETS = tuple(
     _STAGES_OFFSET + index * STAGE_BYTES + STAGE_STATS.offset("extremes")
     for index in range(len(TARGET_STAGES))
 )
-# Sampling applies only to these modules, whose programs run for every packet.
+# Sampling by packets applies only to these modules. Time slices apply to all that programs of
+# packets measure.
 _SAMPLED_MODULES = frozenset({Module.RX, Module.TX})
+_SLICED_STAGES = frozenset({"tcp.rtt", "app.response", "peer.response"})
+
+
+class SamplingRatios(NamedTuple):
+    """The parts of the packets, and of the time, that are measured."""
+
+    of_packets: float = 1.0
+    of_time: float = 1.0
+
+    def of_stage(self, stage: Stage) -> float:
+        """Return the part of a stage's events that is measured."""
+        if stage.module in _SAMPLED_MODULES:
+            return self.of_packets * self.of_time
+        return self.of_time if stage.name in _SLICED_STAGES else 1.0
 
 
 class StatisticsMemory:
@@ -53,7 +69,7 @@ class StatisticsMemory:
         epoch: int,
         shards: Mapping[int, Shards],
         slots: Collection[int],
-        sampling_ratio: float,
+        ratios: SamplingRatios,
     ) -> Mapping[int, Measurement]:
         """Return the measurements of these slots in one half, and zero all of it.
 
@@ -69,7 +85,7 @@ class StatisticsMemory:
             ]
             if contents and slot in slots:
                 content = contents[0] if len(contents) == 1 else merge_shards(contents)
-                taken[slot] = decode_slot(content, sampling_ratio, self._drop_reasons)
+                taken[slot] = decode_slot(content, ratios, self._drop_reasons)
         return taken
 
     def _take_element(self, index: int) -> bytes | None:
@@ -107,7 +123,7 @@ def merge_shards(contents: Sequence[bytes]) -> bytes:
     return bytes(merged)
 
 
-def decode_slot(content: bytes, sampling_ratio: float, drop_reasons: list[str]) -> Measurement:
+def decode_slot(content: bytes, ratios: SamplingRatios, drop_reasons: list[str]) -> Measurement:
     """Decode one element of `stats`."""
     counts = _COUNTERS.unpack_from(content, _COUNTERS_OFFSET)
     counters = {
@@ -118,8 +134,7 @@ def decode_slot(content: bytes, sampling_ratio: float, drop_reasons: list[str]) 
     for index, stage in enumerate(TARGET_STAGES):
         offset = _STAGES_OFFSET + index * STAGE_BYTES
         if not is_empty(content, offset):
-            ratio = sampling_ratio if stage.module in _SAMPLED_MODULES else 1.0
-            stages[stage.name] = decode_stage(content, offset, ratio)
+            stages[stage.name] = decode_stage(content, offset, ratios.of_stage(stage))
     return Measurement(stages, counters)
 
 

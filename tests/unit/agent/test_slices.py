@@ -1,0 +1,299 @@
+"""Time slices: the programs of packets are attached for their part of the time."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latencyprobe.domain.stages import BY_NAME, STAGES, Module
+from latencyprobe_agent.kernel.contract import EngineError
+from latencyprobe_agent.kernel.hooks import (
+    EVENTS,
+    EVENTS_OF_PACKETS,
+    functions_of_packets,
+    functions_without,
+)
+from latencyprobe_agent.kernel.runtime.attachments import Attachments, Reason
+from latencyprobe_agent.kernel.runtime.slices import TimeSlices, slice_s
+from latencyprobe_agent.kernel.runtime.statistics import SamplingRatios
+
+ALL = frozenset(Module)
+
+
+@dataclass
+class Timer:
+    """A call of the scripted loop."""
+
+    call: Callable[[], None]
+    is_cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+@dataclass
+class Loop:
+    """An event loop whose timers are late by as much as the test says."""
+
+    late: Callable[[], float] = lambda: 0.0
+    now: float = 100.0
+    calls: list[tuple[float, int, Timer]] = field(default_factory=list)
+    numbers: count[int] = field(default_factory=count)
+
+    def time(self) -> float:
+        return self.now
+
+    def call_at(self, when: float, call: Callable[[], None]) -> Timer:
+        timer = Timer(call)
+        heapq.heappush(self.calls, (max(when, self.now) + self.late(), next(self.numbers), timer))
+        return timer
+
+    def call_later(self, delay: float, call: Callable[[], None]) -> Timer:
+        return self.call_at(self.now + delay, call)
+
+    def run(self, until: float) -> None:
+        while self.calls and self.calls[0][0] <= until:
+            when, _, timer = heapq.heappop(self.calls)
+            self.now = max(self.now, when)
+            if not timer.is_cancelled:
+                timer.call()
+        self.now = until
+
+
+@dataclass
+class Programs:
+    """Programs that note when they were attached and measured."""
+
+    loop: Loop
+    fails: bool = False
+    is_attached: bool = True
+    measured_s: float = 0.0
+    attached_s: float = 0.0
+    _since: float = 0.0
+    _attached_at: float = 0.0
+
+    def begin_slice(self) -> None:
+        if self.fails:
+            raise EngineError("cannot attach the eBPF programs: no memory")
+        self.is_attached = True
+        self._attached_at = self.loop.now
+
+    def measure_packets(self, wanted: bool) -> None:
+        assert self.is_attached or self.fails
+        if wanted:
+            self._since = self.loop.now
+        else:
+            self.measured_s += self.loop.now - self._since
+
+    def end_slice(self) -> None:
+        self.is_attached = False
+        self.attached_s += self.loop.now - self._attached_at
+
+    def end_slices(self) -> None:
+        self.is_attached = True
+
+
+@dataclass
+class Clock:
+    """Samples of the cost, by the length of their periods."""
+
+    periods: list[float] = field(default_factory=list)
+
+    def begin(self) -> None:
+        return
+
+    def end(self, period_s: float) -> None:
+        self.periods.append(period_s)
+
+
+@pytest.fixture
+def loop(monkeypatch: pytest.MonkeyPatch) -> Loop:
+    made = Loop()
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: made)
+    return made
+
+
+def started(
+    loop: Loop, programs: Programs, shift: int, wanted: Callable[[], int] | None = None
+) -> tuple[TimeSlices, Clock]:
+    clock = Clock()
+    made = TimeSlices(programs, clock, wanted or (lambda: shift))  # type: ignore[arg-type]
+    made.start(shift)
+    return made, clock
+
+
+@pytest.mark.parametrize("shift", range(1, 6))
+def test_packets_are_measured_for_one_part_of_the_time_in_two_to_the_shift(
+    loop: Loop, shift: int
+) -> None:
+    programs = Programs(loop)
+    made, clock = started(loop, programs, shift)
+    loop.run(loop.now + 10 * made.period_s - 0.001)
+    assert programs.measured_s == pytest.approx(10 * made.period_s / 2**shift)
+    assert programs.attached_s < programs.measured_s + 10 * 0.061
+    assert clock.periods == [made.period_s] * 10
+
+
+@given(st.lists(st.floats(0, 0.2), min_size=7, max_size=7), st.integers(1, 5))
+def test_late_timers_do_not_change_the_ratio(delays: list[float], shift: int) -> None:
+    turn = count()
+    loop = Loop(lambda: delays[next(turn) % len(delays)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio, "get_running_loop", lambda: loop)
+        programs = Programs(loop)
+        made, _ = started(loop, programs, shift)
+        began, rounds = loop.now, 40
+        loop.run(began + rounds * (made.period_s + 1))
+    # The last slice may be as much too long as all delays of a period.
+    assert programs.measured_s == pytest.approx(
+        (loop.now - began) / 2**shift, abs=1 + made.period_s / 2**shift
+    )
+
+
+def test_another_ratio_holds_from_the_next_period(loop: Loop) -> None:
+    programs, wanted = Programs(loop), [1]
+    made, clock = started(loop, programs, 1, lambda: wanted[0])
+    loop.run(loop.now + 0.5)
+    wanted[0] = 3
+    loop.run(loop.now + 1.4)
+    assert programs.measured_s == pytest.approx(slice_s(1))
+    loop.run(loop.now + 2)
+    assert clock.periods == [slice_s(1) * 2, slice_s(3) * 8]
+    assert programs.measured_s == pytest.approx(slice_s(1) + slice_s(3))
+    wanted[0] = 0
+    loop.run(loop.now + 10)
+    assert len(clock.periods) == 2
+    assert not loop.calls
+    made.stop()
+
+
+def test_no_phase_begins_after_the_stop(loop: Loop) -> None:
+    programs = Programs(loop)
+    made, clock = started(loop, programs, 2)
+    made.stop()
+    made.stop()
+    loop.run(loop.now + 100)
+    assert programs.measured_s == 0
+    assert not clock.periods
+
+
+def test_programs_that_cannot_be_attached_are_tried_again_in_the_next_period(
+    loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
+    programs = Programs(loop, fails=True)
+    _, clock = started(loop, programs, 1)
+    loop.run(loop.now + 1.9)
+    assert "no memory; trying again with the next time slice" in caplog.text
+    programs.fails = False
+    loop.run(loop.now + 2)
+    assert len(clock.periods) == 2
+    assert programs.attached_s > 0
+
+
+# The programs
+
+
+def first_hooks(modules: frozenset[Module]) -> Mapping[str, str]:
+    """Each event of these modules with its first hook."""
+    return {
+        event.name: event.hooks[0].name(typed=True) for event in EVENTS if event.modules & modules
+    }
+
+
+def test_programs_of_packets_are_those_that_no_rare_event_needs() -> None:
+    modules = frozenset({Module.RX, Module.TX, Module.TCP})
+    functions = functions_of_packets(modules, first_hooks(modules), typed=True)
+    assert {"on_tcp_probe", "on_tcp_sendmsg_locked", "on_net_dev_queue"} <= set(functions)
+    rare = {"on_inet_sock_set_state", "on_tcp_retransmit_skb", "on_kfree_skb", "on_drop_sent"}
+    assert not rare & set(functions)
+    assert not [f for f in functions if "sched" in f or "destroy" in f or "process" in f]
+
+
+def test_the_softirq_is_seen_after_its_interrupt_was_seen_for_the_last_time() -> None:
+    modules = frozenset({Module.RX})
+    functions = functions_of_packets(modules, first_hooks(modules), typed=True)
+    assert functions[0] == "on_irq_handler_entry"
+    assert functions[-1] == "on_softirq_entry"
+
+
+def test_the_module_irq_keeps_its_programs() -> None:
+    functions = functions_of_packets(ALL, first_hooks(ALL), typed=True)
+    assert not [f for f in functions if "irq" in f]
+    assert "on_netif_receive_skb" in functions
+
+
+def test_each_event_of_packets_exists() -> None:
+    assert set(EVENTS_OF_PACKETS) <= {event.name for event in EVENTS}
+
+
+@pytest.mark.parametrize("module", Module)
+def test_programs_of_other_modules_stay_attached_without_a_module(module: Module) -> None:
+    hooks = first_hooks(ALL)
+    gone = functions_without(ALL, frozenset({module}), hooks, typed=True)
+    assert gone
+    rest = ALL - {module}
+    assert not set(gone) & set(functions_of_packets(rest, hooks, typed=True))
+    assert functions_without(ALL, frozenset(), hooks, typed=True) == ()
+
+
+# Ratios
+
+
+def test_stages_of_packets_have_the_ratio_of_the_time_slices() -> None:
+    ratios = SamplingRatios(1 / 8, 1 / 4)
+    found = {stage.name: ratios.of_stage(stage) for stage in STAGES}
+    assert found["rx.total"] == found["tx.qdisc"] == 1 / 32
+    assert found["tcp.rtt"] == found["app.response"] == found["peer.response"] == 1 / 4
+    for name in ("tcp.connect", "tcp.handshake", "tcp.accept", "sched.runqueue"):
+        assert found[name] == 1
+    assert SamplingRatios().of_stage(BY_NAME["rx.total"]) == 1
+
+
+# What keeps programs off
+
+
+@dataclass
+class Attached:
+    """Programs that are attached one by one."""
+
+    functions: set[str]
+    refused: str = ""
+
+    def attach_one(self, function: str) -> None:
+        if function == self.refused:
+            raise OSError("no memory")
+        self.functions.add(function)
+
+    def detach_one(self, function: str) -> None:
+        self.functions.discard(function)
+
+
+def test_a_program_is_attached_again_with_its_last_reason() -> None:
+    programs = Attached({"a", "b", "c"})
+    attachments = Attachments(programs)
+    attachments.keep_off(Reason.BETWEEN_SLICES, ["a", "b"])
+    attachments.keep_off(Reason.ON_DEVICES, ["b"])
+    assert programs.functions == {"c"}
+    attachments.keep_off(Reason.BETWEEN_SLICES, [])
+    assert programs.functions == {"a", "c"}
+    attachments.keep_off(Reason.ON_DEVICES, [])
+    assert programs.functions == {"a", "b", "c"}
+
+
+def test_a_reason_whose_programs_are_refused_stays() -> None:
+    programs = Attached({"a", "b"})
+    attachments = Attachments(programs)
+    attachments.keep_off(Reason.STOPPED, ["a", "b"])
+    programs.refused = "b"
+    with pytest.raises(OSError, match="no memory"):
+        attachments.keep_off(Reason.STOPPED, [])
+    programs.refused = ""
+    attachments.keep_off(Reason.STOPPED, [])
+    assert programs.functions == {"a", "b"}
