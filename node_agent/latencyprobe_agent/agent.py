@@ -22,6 +22,7 @@ from latencyprobe_agent.evidence.source import EvidenceSource
 from latencyprobe_agent.instruments import Instruments
 from latencyprobe_agent.kernel.contract import Engine
 from latencyprobe_agent.lease import Lease, Pump
+from latencyprobe_agent.pressure import no_pressure
 from latencyprobe_agent.readings import Readings
 from latencyprobe_agent.reconciler import Reconciler
 from latencyprobe_agent.target_events import TargetEvents
@@ -95,15 +96,19 @@ class Agent:
         *,
         clock: Callable[[], float] = time.monotonic,
         ceilings: Ceilings = NO_CEILINGS,
+        pressure: Callable[[], float] = no_pressure,
         change_interval_s: float = 0.0,
     ) -> None:
         """Measure nothing yet.
 
-        `change_interval_s`: the time between two changes of the loaded programs; 0: no limit.
+        `pressure`: the node's CPU pressure in percent. `change_interval_s`: the time between two
+        changes of the loaded programs; 0: no limit.
         """
         self.instance_id = str(uuid.uuid4())
         self.node = node
-        self.readings = Readings(engine, evidence, instruments, clock, ceilings)
+        self.readings = Readings(
+            engine, evidence, instruments, clock, ceilings=ceilings, pressure=pressure
+        )
         self._reconciler = Reconciler(
             engine,
             resolver,
@@ -213,11 +218,11 @@ class Agent:
     async def _keep(self, events: TargetEvents) -> None:
         while True:
             events.listen()
-            await self._sleep()
+            is_woken = await self._sleep()
             try:
                 async with self._lock:
                     if not self._is_closed:
-                        await self._attend()
+                        await self._attend(is_woken=is_woken)
             except Exception:
                 log.exception("unexpected error; next attempt in %g s", _RETRY_UNEXPECTED_S)
                 await asyncio.sleep(_RETRY_UNEXPECTED_S)
@@ -263,22 +268,31 @@ class Agent:
 
     # Between the calls
 
-    async def _sleep(self) -> None:
-        """Wait until the next appointment, or until a call wakes the agent."""
-        times = [t for t in self._appointments() if t is not None]
+    async def _sleep(self) -> bool:
+        """Wait until the next appointment, or until a call wakes the agent: then return True."""
+        times = [t for t in (*self._appointments(), self.readings.next_control_at) if t is not None]
         timeout = max(min(times) - self._clock(), 0) if times else None
         try:
             # Not asyncio.wait_for(): it loses a cancellation at the end of the wait (Python 3.11).
             async with asyncio.timeout(timeout):
                 await self._wake.wait()
         except TimeoutError:
-            return
+            return False
         self._wake.clear()
+        return True
 
     def _appointments(self) -> tuple[float | None, ...]:
         return (self._reconciler.next_at, self.readings.next_at, self._lease_ends_at())
 
-    async def _attend(self) -> None:
+    async def _attend(self, *, is_woken: bool = True) -> None:
+        control = self.readings.next_control_at
+        if control is not None and self._clock() >= control:
+            self.readings.control()
+        # Following the targets costs much more than the control, which comes more often.
+        if is_woken or any(t is not None and self._clock() >= t for t in self._appointments()):
+            await self._follow()
+
+    async def _follow(self) -> None:
         end = self._lease_ends_at()
         if end is not None and self._clock() >= end:
             lease_s = self._reconciler.desired.lease_s

@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from latencyprobe_agent.desired import DesiredProbe
 
 DEFAULT_MAX_CPU_PERCENT = 5.0
-MAX_SHIFT = 6
+# Of the sampling by packets and by time slices: see sampling.py.
+MAX_PACKET_SHIFT = 6
+MAX_SLICE_SHIFT = 7
+MAX_SHIFT = MAX_PACKET_SHIFT + MAX_SLICE_SHIFT
 LOWEST_SAMPLING_RATIO = 2.0**-MAX_SHIFT
 
 

@@ -11,6 +11,7 @@ import platform
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -34,6 +35,7 @@ from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from latencyprobe_agent.kernel.typeinfo import kernel_types_kind
 from latencyprobe_agent.node import HostNetnsError, host_netns_inode
 from latencyprobe_agent.pacing import CHANGE_INTERVAL_S
+from latencyprobe_agent.pressure import cpu_pressure_percent
 from latencyprobe_agent.serving.metrics import AgentMetrics, pages
 from latencyprobe_agent.serving.service import ListenError, Server, SocketAddress, TcpAddress
 from latencyprobe_agent.serving.tls import TlsFileError
@@ -140,6 +142,7 @@ async def _agent(
         metrics,
         evidence,
         ceilings=settings.ceilings,
+        pressure=partial(cpu_pressure_percent, settings.proc_root),
         change_interval_s=_change_interval_s(settings),
     )
     try:

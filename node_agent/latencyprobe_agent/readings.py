@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -15,12 +16,17 @@ from latencyprobe_agent.desired import Desired
 from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.evidence.source import EvidenceSource
 from latencyprobe_agent.instruments import Instruments
-from latencyprobe_agent.kernel.contract import Engine
+from latencyprobe_agent.kernel.contract import Engine, EngineError, Overhead
 from latencyprobe_agent.plan import PodTargets, TargetKey
+from latencyprobe_agent.pressure import no_pressure
 from latencyprobe_agent.sampling import Governor
 from latencyprobe_agent.windows.by_probe import Windows
 
+log = logging.getLogger(__name__)
+
 _LONGEST_READING_S = 10.0
+# A new figure of the cost is judged within this time.
+CONTROL_S = 1.0
 _MEASURING = frozenset({CoverageState.ACTIVE, CoverageState.PARTIAL})
 
 
@@ -36,7 +42,9 @@ class Readings:
         evidence: EvidenceSource,
         instruments: Instruments,
         clock: Callable[[], float],
+        *,
         ceilings: Ceilings = NO_CEILINGS,
+        pressure: Callable[[], float] = no_pressure,
     ) -> None:
         self._engine = engine
         self._evidence = evidence
@@ -47,6 +55,8 @@ class Readings:
         self._overhead = OverheadMeter()
         self._governor = Governor()
         self._ceilings = ceilings
+        self._pressure = pressure
+        self._controlled_at = clock()
         self._namespaces: Mapping[int, Namespace] = {}
         self._last = self.now()
         self._were_taken = asyncio.Event()
@@ -71,7 +81,8 @@ class Readings:
         self._follow_windows(desired, asked, pods)
         self._collector.follow(desired, asked)
         self._collector.own(owners)
-        self._governor.keep_to(budget_in_force(desired.probes, self._ceilings))
+        modules = frozenset().union(*(probe.modules for probe in desired.probes))
+        self._governor.keep_to(budget_in_force(desired.probes, self._ceilings), modules)
 
     def suspend(self) -> None:
         """Keep the windows while the next state is in force: the lease has ended."""
@@ -128,9 +139,29 @@ class Readings:
         self._instruments.note_reading(overhead.cpu_percent, overhead.missed_runs)
         self.windows.add(self._collector.take_for_windows(self._last))
         self._were_taken.set()
-        shift = self._governor.judge(overhead)
-        if shift is not None:
-            self._engine.sample(shift)
+        self._control(overhead)
+
+    @property
+    def next_control_at(self) -> float | None:
+        """The time when the cost is judged next; None without a budget."""
+        if not self._governor.has_budget or self._collector.next_due is None:
+            return None
+        return self._controlled_at + CONTROL_S
+
+    def control(self) -> None:
+        """Judge the cost of the programs, if there is a new figure."""
+        self._control(self._engine.overhead())
+
+    def _control(self, overhead: Overhead) -> None:
+        self._controlled_at = self._clock()
+        if not self._governor.judge(overhead, self._pressure()):
+            return
+        effort = self._governor.effort
+        self._engine.sample(effort.packets, effort.slices)
+        try:
+            self._engine.stop(self._governor.stopped)
+        except EngineError as error:
+            log.warning("%s; trying again with the next change", error)
 
     def _gather(self, inodes: Iterable[int]) -> None:
         """Add the counters of these network namespaces to the accounts."""

@@ -1,103 +1,94 @@
-"""The governor: keeps the eBPF programs within their budget by sampling packets.
+"""The governor: keeps the eBPF programs of a node within their budget.
 
-Sampling is by powers of two: with shift `n` one packet in 2**n is measured. Each new figure of the
-programs' CPU time moves the shift. It goes up at once, as far as needed. It goes down one step at a
-time. To avoid oscillation, that needs twice the cost to be well inside the budget.
-
-Sampling makes only targets' packets cheaper. If other packets cause the cost, fewer samples only
-make the figures worse. So a raise that did not help is undone, and not repeated for a while.
+On a node whose tasks wait for a CPU, the budget is smaller: measuring gives way first. That is the
+kernel's pressure stall information, `some` of /proc/pressure/cpu over ten seconds.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-from dataclasses import dataclass
+from collections.abc import Collection
 
-from latencyprobe_agent.budget import MAX_SHIFT, Budget
+from latencyprobe.domain.stages import Module
+from latencyprobe_agent.budget import Budget
+from latencyprobe_agent.control import STOP_ORDER, Control, Cost, Effort, Limits
 from latencyprobe_agent.kernel.contract import Overhead
 
 log = logging.getLogger(__name__)
 
-# Figures until a raise that did not help is repeated: one arrives every ten seconds.
-PATIENCE = 12
-_ROOM = 0.4
-# A raise has helped if this much of the cost is gone.
-_RELIEF = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """The sampling in force, and the facts for the next decision.
-
-    `raised_from`: (shift, CPU percent) before the last raise, until its effect is known.
-    `patience`: number of figures before the next raise.
-    """
-
-    shift: int = 0
-    raised_from: tuple[int, float] | None = None
-    patience: int = 0
-
-    def after(
-        self, cpu_percent: float, budget_percent: float, max_shift: int = MAX_SHIFT
-    ) -> Sampling:
-        """Return the sampling after a new figure of CPU time; both are percent of one core."""
-        if budget_percent <= 0:
-            return Sampling()
-        if self.shift > max_shift:
-            return Sampling(max_shift, None, self.patience)
-        if cpu_percent > budget_percent:
-            return self._over_budget(cpu_percent, cpu_percent / budget_percent, max_shift)
-        patience = max(self.patience - 1, 0)
-        if cpu_percent < _ROOM * budget_percent and self.shift:
-            return Sampling(self.shift - 1, None, patience)
-        return Sampling(self.shift, None, patience)
-
-    def _over_budget(self, cpu_percent: float, excess: float, max_shift: int) -> Sampling:
-        if self.raised_from is not None:
-            shift_before, cpu_before = self.raised_from
-            if cpu_percent > (1 - _RELIEF) * cpu_before:
-                return Sampling(shift_before, None, PATIENCE)
-        if self.patience:
-            return Sampling(self.shift, None, self.patience - 1)
-        shift = min(self.shift + max(math.ceil(math.log2(excess)), 1), max_shift)
-        raised_from = (self.shift, cpu_percent) if shift > self.shift else None
-        return Sampling(shift, raised_from)
+# CPU pressure from which the budget is a half, and a quarter.
+_PRESSED, _HARD_PRESSED = 50.0, 80.0
 
 
 class Governor:
-    """The sampling, judged by each new figure of CPU time against the budget in force."""
+    """The control, by each new figure of the cost against the budget in force."""
 
     def __init__(self) -> None:
-        self._sampling = Sampling()
+        self._control = Control()
         self._budget = Budget()
+        self._stoppable: tuple[Module, ...] = ()
         self._figure: int | None = None
+
+    @property
+    def has_budget(self) -> bool:
+        """True if there is a budget to keep to."""
+        return self._budget.cpu_percent > 0
+
+    @property
+    def effort(self) -> Effort:
+        """The means in use."""
+        return self._control.effort
 
     @property
     def ratio(self) -> float:
         """The share of the packets that is measured."""
-        return 2.0**-self._sampling.shift
+        return 2.0**-self.effort.shift
 
-    def keep_to(self, budget: Budget) -> None:
-        """Have this budget from now on, which judges the last figure once more."""
+    @property
+    def stopped(self) -> frozenset[Module]:
+        """The modules that the budget has no room for."""
+        return frozenset(self._stoppable[: self.effort.stopped])
+
+    def keep_to(self, budget: Budget, modules: Collection[Module] = ()) -> None:
+        """Have this budget for these modules from now on; judge the last figure once more."""
+        wanted = [module for module in STOP_ORDER if module in modules]
         self._budget = budget
+        self._stoppable = tuple(wanted[: max(len(set(modules)) - 1, 0)])
         self._figure = None
 
-    def judge(self, overhead: Overhead) -> int | None:
-        """Return the new shift, if this is a new figure and the sampling changes with it."""
+    def judge(self, overhead: Overhead, pressure_percent: float = 0.0) -> bool:
+        """Return True if this is a new figure, and the effort changes with it.
+
+        `pressure_percent`: the part of the time in which tasks of the node wait for a CPU.
+        """
         if overhead.cpu_percent is None or overhead.figure == self._figure:
-            return None
+            return False
+        if overhead.slice_shift != self.effort.slices:
+            return False  # it is of the time before the last change
         self._figure = overhead.figure
-        before = self._sampling.shift
-        self._sampling = self._sampling.after(
-            overhead.cpu_percent, self._budget.cpu_percent, self._budget.max_shift
-        )
-        if self._sampling.shift == before:
-            return None
+        before = self.effort
+        cpu_percent = under_pressure(self._budget.cpu_percent, pressure_percent)
+        limits = Limits(cpu_percent, self._budget.max_shift, len(self._stoppable))
+        self._control = self._control.after(Cost.of(overhead), limits)
+        if self.effort == before:
+            return False
         log.info(
-            "programs take %.1f %% of a core, the budget is %g %%: measuring 1 packet in %d",
+            "programs take %.1f %% of a core, the budget is %g %%%s: measuring 1 packet in %d of "
+            "1 part of the time in %d%s",
             overhead.cpu_percent,
-            self._budget.cpu_percent,
-            1 << self._sampling.shift,
+            cpu_percent,
+            f" at a CPU pressure of {pressure_percent:.0f} %" if pressure_percent else "",
+            1 << self.effort.packets,
+            1 << self.effort.slices,
+            "".join(
+                f", without module {module}" for module in STOP_ORDER if module in self.stopped
+            ),
         )
-        return self._sampling.shift
+        return True
+
+
+def under_pressure(budget_percent: float, pressure_percent: float) -> float:
+    """Return the part of a budget that remains on a node with this CPU pressure."""
+    if pressure_percent >= _HARD_PRESSED:
+        return budget_percent / 4
+    return budget_percent / 2 if pressure_percent >= _PRESSED else budget_percent

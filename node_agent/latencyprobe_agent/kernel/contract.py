@@ -155,7 +155,7 @@ class Overhead:
     changes with each new figure, since one may be read many times. `missed_runs`: events since the
     start that the kernel kept from our programs, since one of them was running on that CPU.
     `dispatch`: the one that the figure was made with. `hooks`: the parts of `cpu_percent`, the most
-    expensive first.
+    expensive first. `slice_shift`: the one of the time slices while it was made.
     """
 
     cpu_percent: float | None
@@ -163,6 +163,33 @@ class Overhead:
     missed_runs: int = 0
     dispatch: Dispatch = DISPATCH_NOT_MEASURED
     hooks: tuple[HookCost, ...] = ()
+    slice_shift: int = 0
+
+
+# Time slices: the shortest period and the shortest slice.
+LEAST_PERIOD_S = 2.0
+LEAST_SLICE_S = 0.125
+# The programs are attached before a slice and after it: most packets that began before it have
+# ended, and so have those that began in it.
+SLICE_BEGIN_S = 0.01
+SLICE_END_S = 0.05
+
+
+def slice_s(shift: int) -> float:
+    """Return the time in which packets are measured, in one period."""
+    return max(LEAST_PERIOD_S * 2.0**-shift, LEAST_SLICE_S)
+
+
+def period_s(shift: int) -> float:
+    """Return the time from one slice to the next."""
+    return slice_s(shift) * 2.0**shift
+
+
+def attached_share(shift: int) -> float:
+    """Return the part of the time in which the programs of packets are attached."""
+    if not shift:
+        return 1.0
+    return (SLICE_BEGIN_S + slice_s(shift) + SLICE_END_S) / period_s(shift)
 
 
 @dataclass(frozen=True, slots=True)

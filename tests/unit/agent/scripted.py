@@ -110,7 +110,7 @@ class ScriptedEngine:
 
     def overhead(self) -> Overhead:
         """What the test says."""
-        return Overhead(self.cpu_percent, self.figure)
+        return Overhead(self.cpu_percent, self.figure, slice_shift=self.slice_shift)
 
     def sample(self, shift: int, slice_shift: int = 0) -> None:
         """Note it."""

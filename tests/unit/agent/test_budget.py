@@ -91,7 +91,8 @@ def test_no_probe_exceeds_the_ceiling(asked: list[DesiredProbe], limits: Ceiling
 
 
 @pytest.mark.parametrize(
-    ("ratio", "max_shift"), [(1, 0), (0.51, 0), (0.5, 1), (0.3, 1), (0.25, 2), (2.0**-6, 6)]
+    ("ratio", "max_shift"),
+    [(1, 0), (0.51, 0), (0.5, 1), (0.3, 1), (0.25, 2), (2.0**-6, 6), (2.0**-13, 13)],
 )
 def test_the_floor_of_sampling_is_a_power_of_two_above_it(ratio: float, max_shift: int) -> None:
     assert budget_in_force([], Ceilings(1, ratio)).max_shift == max_shift
@@ -149,7 +150,7 @@ def test_the_ceilings_are_options_of_the_agent(
         "--max-cpu-percent=0",
         "--max-cpu-percent=-1",
         "--max-cpu-percent=nan",
-        "--min-sampling-ratio=0.01",
+        "--min-sampling-ratio=0.0001",
         "--min-sampling-ratio=2",
         "--min-sampling-ratio=nan",
     ],

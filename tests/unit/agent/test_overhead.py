@@ -118,15 +118,14 @@ async def test_a_time_slice_has_the_cost_of_its_period(monkeypatch: pytest.Monke
     clock, programs = OverheadClock(), Programs()
     clock.follow(programs, in_slices=True)
     assert clock.overhead().cpu_percent is None
-    clock.end(1.0)
+    clock.end(7)
     assert clock.overhead().figure == 0
     clock.begin()
-    clock.end(100.0)
+    clock.end(7)
     figure = clock.overhead()
-    # 10,000 calls and 100 µs in 100 s, by programs of packets; the others were called as often in
-    # a moment
+    # 10,000 calls and 100 µs in a period of 16 s; the other program had as much in a moment
     of_packets, permanent = sorted(figure.hooks, key=lambda each: each.is_permanent)
-    assert of_packets.cpu_percent == pytest.approx((10_000 * ASSUMED_DISPATCH_NS + 1e5) / 1e9)
+    assert of_packets.cpu_percent == pytest.approx((10_000 * ASSUMED_DISPATCH_NS + 1e5) / 1.6e8)
     assert permanent.cpu_percent > of_packets.cpu_percent
     assert figure.cpu_percent == of_packets.cpu_percent + permanent.cpu_percent
     assert figure.figure == 1

@@ -33,6 +33,7 @@ from latencyprobe.protocol.measurements import (
 )
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent import agent, plan, reconciler
+from latencyprobe_agent.control import PATIENCE
 from latencyprobe_agent.serving.reports import ReportPump
 from latencyprobe_agent.serving.requests import parse_desired
 from tests.patience import patient
@@ -687,11 +688,15 @@ async def test_programs_over_their_budget_measure_fewer_packets(running: Running
     desired.probes[0].max_cpu_percent = 1
     running.engine.cpu_percent, running.engine.figure = 3.5, 1
     await running.stub.Apply(desired)
-    await until(lambda: running.engine.sample_shift == 2, "1 packet in 4 to be measured")
+    await until(lambda: running.engine.slice_shift == 3, "1 part of the time in 8 to be measured")
     await next_reading(running.engine)
-    assert running.engine.sample_shift == 2  # the same figure counts once
-    running.engine.cpu_percent, running.engine.figure = 0.2, 2
-    await until(lambda: running.engine.sample_shift == 1, "1 packet in 2 to be measured")
+    assert running.engine.slice_shift == 3  # the same figure counts once
+    running.engine.cpu_percent = 0.2
+    for figure in range(2, 2 + PATIENCE):
+        assert running.engine.slice_shift == 3
+        running.engine.figure = figure
+        await next_reading(running.engine)
+    await until(lambda: running.engine.slice_shift == 2, "1 part of the time in 4 to be measured")
 
 
 async def test_the_budget_of_one_namespace_does_not_lower_the_sampling_of_another(
@@ -703,11 +708,11 @@ async def test_the_budget_of_one_namespace_does_not_lower_the_sampling_of_anothe
     running.engine.cpu_percent, running.engine.figure = 0.9, 1
     await running.stub.Apply(desired)
     await next_reading(running.engine)
-    assert running.engine.sample_shift == 0
+    assert (running.engine.sample_shift, running.engine.slice_shift) == (0, 0)
 
 
 async def test_without_a_budget_every_packet_is_measured(running: Running) -> None:
     running.engine.cpu_percent, running.engine.figure = 99.0, 1
     await running.stub.Apply(state(probe()))
     await next_reading(running.engine)
-    assert running.engine.sample_shift == 0
+    assert (running.engine.sample_shift, running.engine.slice_shift) == (0, 0)

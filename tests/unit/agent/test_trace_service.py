@@ -193,12 +193,14 @@ async def test_the_sampling_of_the_worst_moment_is_reported(running: Running) ->
     message = state(probe())
     message.probes[0].max_cpu_percent = 1
     await running.stub.Apply(message)
-    await until(lambda: running.engine.sample_shift > 0, "sampling")
+    await until(lambda: running.engine.slice_shift > 0, "sampling")
     stream = await begun(trace(running))
     running.engine.tell(SENT)
     told = await stream.read()
     assert isinstance(told, pb.TraceEvents)
-    assert told.counts.sampling_ratio == 2.0**-running.engine.sample_shift
+    assert told.counts.sampling_ratio == 2.0 ** -(
+        running.engine.sample_shift + running.engine.slice_shift
+    )
     stream.cancel()
 
 

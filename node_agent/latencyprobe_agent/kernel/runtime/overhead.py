@@ -20,7 +20,7 @@ from typing import Protocol
 
 from latencyprobe.process.os_errors import is_transient
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.contract import Dispatch, HookCost, Overhead
+from latencyprobe_agent.kernel.contract import Dispatch, HookCost, Overhead, period_s
 from latencyprobe_agent.kernel.runtime.dispatch import DispatchMeasurement
 from latencyprobe_agent.kernel.runtime.loaded import Runs
 
@@ -96,26 +96,29 @@ class OverheadClock:
         self._began = time.monotonic()
         self._runs = self._object.runs()
 
-    def end(self, period_s: float | None = None) -> None:
+    def end(self, slice_shift: int = 0) -> None:
         """End a sample, which makes a new figure.
 
-        `period_s`: the time from one time slice to the next. The programs of packets have cost no
-        more in it than in this sample, and the others as much all the time.
+        `slice_shift`: of the time slice that it was taken in. In the whole period the programs of
+        packets have cost no more than in this sample, and the others as much all the time.
         """
         if self._object is None or self._statistics_fd is None:
             return
         elapsed_s = time.monotonic() - self._began
+        in_period_s = period_s(slice_shift) if slice_shift else elapsed_s
         now = self._object.runs()
         runs = {name: each - self._runs.get(name, _NO_RUNS) for name, each in now.items()}
         of_packets = frozenset(self._object.functions_of_packets)
         hooks = {name: self._object.hook_of(name) for name in runs}
         seconds = {
-            name: max(period_s or 0, elapsed_s) if name in of_packets else elapsed_s
+            name: elapsed_s if name not in of_packets else max(in_period_s, elapsed_s)
             for name in runs
         }
         costs = costs_of_hooks(runs, hooks, seconds, of_packets, self._dispatch.dispatch)
         total = sum(each.cpu_percent for each in costs)
-        self._figure = Overhead(total, self._figure.figure + 1, hooks=costs)
+        self._figure = Overhead(
+            total, self._figure.figure + 1, hooks=costs, slice_shift=slice_shift
+        )
         self._close_statistics()
 
     def _sample(self) -> None:

@@ -20,18 +20,17 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from latencyprobe_agent.kernel.contract import EngineError
+from latencyprobe_agent.kernel.contract import (
+    SLICE_BEGIN_S,
+    SLICE_END_S,
+    EngineError,
+    period_s,
+    slice_s,
+)
 from latencyprobe_agent.kernel.libbpf import KernelRefusedError
 from latencyprobe_agent.kernel.runtime.overhead import OverheadClock
 
 log = logging.getLogger(__name__)
-
-# The shortest period and the shortest slice. The longest period is that of MAX_SLICE_SHIFT.
-LEAST_PERIOD_S = 2.0
-LEAST_SLICE_S = 0.25
-# Before the slice and after it: most of what began before has ended, and what began in it.
-BEGIN_S = 0.01
-END_S = 0.05
 
 
 class SlicedPrograms(Protocol):
@@ -48,11 +47,6 @@ class SlicedPrograms(Protocol):
 
     def end_slices(self) -> None:
         """Measure packets all the time again. Raises EngineError."""
-
-
-def slice_s(shift: int) -> float:
-    """Return the time in a period in which packets are measured."""
-    return max(LEAST_PERIOD_S * 2.0**-shift, LEAST_SLICE_S)
 
 
 class TimeSlices:
@@ -92,7 +86,7 @@ class TimeSlices:
     @property
     def period_s(self) -> float:
         """The time from one slice to the next."""
-        return slice_s(self._shift) * 2.0**self._shift
+        return period_s(self._shift)
 
     def _begin(self) -> None:
         try:
@@ -100,7 +94,7 @@ class TimeSlices:
             self._clock.begin()
         except (EngineError, KernelRefusedError) as error:
             log.warning("%s; trying again with the next time slice", error)
-        self._timer = self._loop.call_later(BEGIN_S, self._open)
+        self._timer = self._loop.call_later(SLICE_BEGIN_S, self._open)
 
     def _open(self) -> None:
         self._programs.measure_packets(True)
@@ -117,10 +111,10 @@ class TimeSlices:
     def _close(self) -> None:
         self._programs.measure_packets(False)
         self._opened_s += self._loop.time() - self._opened_at
-        self._timer = self._loop.call_later(END_S, self._rest)
+        self._timer = self._loop.call_later(SLICE_END_S, self._rest)
 
     def _rest(self) -> None:
-        self._clock.end(self.period_s)
+        self._clock.end(self._shift)
         self._programs.end_slice()
         self._period_at = max(self._period_at + self.period_s, self._loop.time())
         self._timer = self._loop.call_at(self._period_at, self._end_period)
