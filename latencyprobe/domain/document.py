@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe.domain.overhead import ProgramsOverhead
 from latencyprobe.domain.report import API_VERSION, NodeReport, TargetReport
 from latencyprobe.domain.serialisation import written
 
@@ -55,6 +56,7 @@ class LatencyReport:
     duration_seconds: float = field(metadata=written(digits=3))
     targets: tuple[TargetResult, ...]
     coverage: tuple[StageCoverage, ...]
+    overhead: ProgramsOverhead | None = None
 
 
 def incomplete(coverage: Iterable[StageCoverage]) -> tuple[StageCoverage, ...]:

@@ -18,6 +18,7 @@ from google.protobuf.duration_pb2 import Duration
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.document import LatencyReport, Node, TargetResult
 from latencyprobe.domain.measurement import NOTHING, NOTHING_OF_THE_NODE, Measurement
+from latencyprobe.domain.overhead import ProgramsOverhead
 from latencyprobe.domain.report import report_on, report_on_node
 from latencyprobe.domain.stages import Module, counters_of, stages_of
 from latencyprobe.domain.targets import TargetState
@@ -28,6 +29,7 @@ from latencyprobe.protocol.measurements import (
     measurement_from_proto,
     node_from_proto,
 )
+from latencyprobe.protocol.overhead import overhead_from_proto
 from latencyprobe.protocol.states import coverage_from_proto, target_state_from_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1 import node_agent_pb2_grpc as rpc
@@ -150,6 +152,8 @@ class Session:
             *counters_of(request.modules),
         )
         self._coverage: dict[str, StageCoverage] = {}
+        self._overhead: ProgramsOverhead | None = None
+        self._costs: list[float] = []
         self._measured_until = 0.0
         self._attached_at = 0.0
         self._progress = asyncio.Condition()
@@ -181,6 +185,8 @@ class Session:
             if message.generation != GENERATION:
                 continue
             self._take_coverage(message.coverage)
+            if message.HasField("overhead"):
+                self._take_overhead(overhead_from_proto(message.overhead))
             for probe in message.probes:
                 self._take(probe)
             on_report()
@@ -226,6 +232,7 @@ class Session:
             coverage=tuple(
                 self._coverage[name] for name in self._covered if name in self._coverage
             ),
+            overhead=self._overhead,
         )
 
     def _result(self, seen: _Seen) -> TargetResult:
@@ -270,6 +277,13 @@ class Session:
         for stage in map(coverage_from_proto, stages):
             if stage.name in self._covered and stage.state is not CoverageState.IDLE:
                 self._coverage[stage.name] = stage
+
+    def _take_overhead(self, overhead: ProgramsOverhead) -> None:
+        """Store the newest figures of the programs, with the mean cost of all reports."""
+        if overhead.cpu_percent is not None:
+            self._costs.append(overhead.cpu_percent)
+        mean = sum(self._costs) / len(self._costs) if self._costs else None
+        self._overhead = replace(overhead, cpu_percent=mean)
 
 
 def _monotonic(unix_ns: int) -> float:

@@ -144,6 +144,12 @@ class Agent:
         """Every stage, with its state."""
         return self._reconciler.coverage
 
+    @property
+    def has_local_probe(self) -> bool:
+        """True if a client wants figures of the node, and keeps the windows itself."""
+        probes = self._reconciler.desired.probes
+        return any(probe.node_figures and probe.window is None for probe in probes)
+
     def take_window_report(self, probe_id: str) -> WindowReport | None:
         """Return the report over a probe's window; None if the probe does not exist any more."""
         uncounted = frozenset(

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.measurement import NodeMeasurement
-from latencyprobe.domain.stages import BY_NAME
+from latencyprobe.domain.overhead import HookOverhead, ProgramsOverhead
+from latencyprobe.domain.stages import BY_NAME, Module
 from latencyprobe_agent.budget import NO_CEILINGS, Ceilings, budget_in_force
 from latencyprobe_agent.collector import Collector, Moment, OverheadMeter, ProbeFigures
 from latencyprobe_agent.desired import Desired
@@ -53,6 +54,7 @@ class Readings:
         self.windows = Windows()
         self._collector = Collector()
         self._overhead = OverheadMeter()
+        self._last_overhead = Overhead(None)
         self._governor = Governor()
         self._ceilings = ceilings
         self._pressure = pressure
@@ -134,7 +136,7 @@ class Readings:
         self._collector.add_node(self._engine.read_node())
         self._collector.add_node(NodeMeasurement(counters=self._evidence.of_node()))
         self._gather(self._collector.due_namespaces(self._last))
-        overhead = self._engine.overhead()
+        overhead = self._last_overhead = self._engine.overhead()
         self._overhead.note(overhead.cpu_percent, self._last.monotonic - before.monotonic)
         self._instruments.note_reading(overhead.cpu_percent, overhead.missed_runs)
         self.windows.add(self._collector.take_for_windows(self._last))
@@ -193,6 +195,17 @@ class Readings:
         """Undo `take_figures` for figures that were not delivered."""
         self._collector.put_back(figures)
 
-    def take_cpu_percent(self) -> float | None:
-        """Return the programs' mean cost since the last call; None: unknown."""
-        return self._overhead.take()
+    def take_overhead(self, *, by_hook: bool) -> ProgramsOverhead:
+        """Return the programs' mean cost since the last call.
+
+        `by_hook`: with the last figure of each hook.
+        """
+        last = self._last_overhead
+        hooks = last.hooks if by_hook else ()
+        return ProgramsOverhead(
+            self._overhead.take(),
+            last.dispatch.ns,
+            last.dispatch.reason,
+            tuple(module for module in Module if module in self._governor.stopped),
+            tuple(HookOverhead(each.hook, each.cpu_percent, each.is_permanent) for each in hooks),
+        )

@@ -15,6 +15,7 @@ from latencyprobe.domain.measurement import (
     Measurement,
     NodeMeasurement,
 )
+from latencyprobe.domain.stages import Module
 from latencyprobe.domain.summary import PodReport, ProbeSummary
 from latencyprobe.domain.targets import TargetState
 from latencyprobe_operator.api.status_fields import NodeState
@@ -47,6 +48,8 @@ class AgentView:
     cpu_percent: float | None = None
     version: str = ""
     """The agent's version, as it states it."""
+    stopped_modules: tuple[Module, ...] = ()
+    """The modules that the budget of its node has no room for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

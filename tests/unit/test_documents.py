@@ -27,6 +27,7 @@ from latencyprobe.domain.measurement import (
     NodeStage,
     StageMeasurement,
 )
+from latencyprobe.domain.overhead import HookOverhead, ProgramsOverhead
 from latencyprobe.domain.packets import Endpoint, TracedPacket, User
 from latencyprobe.domain.report import report_on, report_on_node
 from latencyprobe.domain.stages import DEFAULT_MODULES
@@ -88,6 +89,16 @@ REPORT = LatencyReport(
         StageCoverage("rx.total", CoverageState.ACTIVE, hook="tp_btf/tcp_probe"),
         StageCoverage("tx.stack", CoverageState.PARTIAL, hook="x", reason="TCP only"),
         StageCoverage("rx.host", CoverageState.UNAVAILABLE, reason="no such tracepoint"),
+    ),
+    overhead=ProgramsOverhead(
+        0.43219,
+        110.0,
+        "it was not measured",
+        ("sched",),
+        (
+            HookOverhead("tp_btf/tcp_probe", 0.40019, permanent=False),
+            HookOverhead("tp_btf/kfree_skb", 0.032, permanent=True),
+        ),
     ),
 )
 PACKETS = (

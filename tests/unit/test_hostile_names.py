@@ -21,6 +21,7 @@ import pytest
 
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.document import LatencyReport, Node
+from latencyprobe.domain.overhead import HookOverhead, ProgramsOverhead
 from latencyprobe.domain.serialisation import document_of
 from latencyprobe.process.http_server import metrics_page
 from latencyprobe.protocol.measurements import measurement_from_proto, node_from_proto
@@ -212,6 +213,9 @@ def test_documents_hold_printable_text_alone() -> None:
         1.0,
         (),
         (StageCoverage(HOSTILE, CoverageState.PARTIAL, HOSTILE, HOSTILE),),
+        ProgramsOverhead(
+            0.1, 110, HOSTILE, (HOSTILE,), (HookOverhead(HOSTILE, 1, permanent=True),)
+        ),
     )
     assert not any(unprintable(each) for each in _texts(document_of(report)))
 

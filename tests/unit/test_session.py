@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import grpc
 import pytest
 
+from latencyprobe.domain.overhead import HookOverhead, ProgramsOverhead
 from latencyprobe.domain.stages import Module
 from latencyprobe.local import session as sessions
 from latencyprobe.local.session import (
@@ -19,6 +20,7 @@ from latencyprobe.local.session import (
     Session,
 )
 from latencyprobe.protocol.measurements import PROTOCOL_VERSION
+from latencyprobe.protocol.overhead import overhead_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1 import node_agent_pb2_grpc as rpc
 from latencyprobe_agent.serving.requests import parse_desired
@@ -140,6 +142,28 @@ async def test_a_target_that_is_awaited_is_no_reason_to_end(
         session = Session(channel, MeasurementRequest((CgroupTarget("x", "/p"),), (Module.RX,)))
         await session.attach()
     assert session.problems == ("x: no processes yet",)
+
+
+async def test_the_report_has_the_mean_cost_of_the_programs_and_the_newest_hooks(
+    measuring: Measuring,
+) -> None:
+    assert measuring.session.report().overhead is None
+    for cpu_percent, hook in ((0.5, "tp_btf/a"), (None, "tp_btf/b"), (1.5, "tp_btf/c\x1b")):
+        sent = ProgramsOverhead(
+            cpu_percent, 90.5, "", ("tx",), (HookOverhead(hook, 0.25, permanent=True),)
+        )
+        measuring.machine.reports.put_nowait(
+            pb.Report(generation=1, overhead=overhead_to_proto(sent))
+        )
+    expected = HookOverhead("tp_btf/c\\x1b", 0.25, permanent=True)
+    await until(lambda: expected in hooks_of(measuring), "the last report")
+    overhead = measuring.session.report().overhead
+    assert overhead == ProgramsOverhead(1.0, 90.5, "", (Module.TX,), (expected,))
+
+
+def hooks_of(measuring: Measuring) -> tuple[HookOverhead, ...]:
+    overhead = measuring.session.report().overhead
+    return overhead.hooks if overhead is not None else ()
 
 
 async def test_the_agent_gets_the_budget(measuring: Measuring) -> None:

@@ -10,6 +10,7 @@ from itertools import chain
 from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.domain.summary import PodChoice, PodReport
 from latencyprobe.process.tasks import first_to_end
+from latencyprobe.protocol.overhead import overhead_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.agent import Agent
 from latencyprobe_agent.collector import ProbeFigures
@@ -155,7 +156,7 @@ class ReportPump:
         """Return the next report; it has the coverage if that has changed."""
         before, self._coverage = self._coverage, self._agent.coverage
         self._sequence += 1
-        cpu_percent = self._agent.readings.take_cpu_percent()
+        overhead = self._agent.readings.take_overhead(by_hook=self._agent.has_local_probe)
         return pb.Report(
             instance_id=self._agent.instance_id,
             generation=self._agent.generation,
@@ -163,7 +164,7 @@ class ReportPump:
             term=self._agent.term,
             probes=probes,
             coverage=coverage_messages(self._coverage) if self._coverage != before else (),
-            overhead=pb.Overhead(cpu_percent=cpu_percent or 0, measured=cpu_percent is not None),
+            overhead=overhead_to_proto(overhead),
         )
 
 

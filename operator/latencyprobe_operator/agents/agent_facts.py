@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from latencyprobe.domain.coverage import StageCoverage
+from latencyprobe.domain.stages import Module
 from latencyprobe.domain.targets import TargetState
 from latencyprobe_operator.agents.misreports import Misreports
 from latencyprobe_operator.api.status_fields import NodeState
@@ -23,6 +24,7 @@ class AgentFacts:
         self.version = ""
         self.coverage: Mapping[str, StageCoverage] = {}
         self.cpu_percent: float | None = None
+        self.stopped_modules: tuple[Module, ...] = ()
         self._misreports = misreports
         self._targets: TargetsByProbe = {}
 
@@ -57,5 +59,11 @@ class AgentFacts:
     def view(self, state: NodeState, message: str) -> AgentView:
         """Return the facts together with the state of the connection."""
         return AgentView(
-            state, message, self.coverage, self._targets, self.cpu_percent, self.version
+            state,
+            message,
+            self.coverage,
+            self._targets,
+            self.cpu_percent,
+            self.version,
+            self.stopped_modules,
         )

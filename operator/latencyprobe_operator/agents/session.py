@@ -29,6 +29,7 @@ from latencyprobe.protocol.measurements import (
     PROTOCOL_VERSION,
     CorruptMessageError,
 )
+from latencyprobe.protocol.overhead import stopped_modules
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents.acknowledgements import Acknowledgements
 from latencyprobe_operator.agents.agent_facts import AgentFacts
@@ -303,7 +304,8 @@ class AgentSession:
             self._misreports.note_corrupt(str(error))
             return
         self._count(lambda: self._rate.take_parts(len(report.probes)))
-        self._take_overhead(report.overhead)
+        if report.HasField("overhead"):
+            self._take_overhead(report.overhead)
         changed = self._take_coverage(report.coverage)
         for index, message in enumerate(report.probes):
             if index:
@@ -359,6 +361,7 @@ class AgentSession:
             return
         if overhead.measured:
             self._facts.cpu_percent = overhead.cpu_percent
+        self._facts.stopped_modules = stopped_modules(overhead.stopped_modules)
 
     def _take_coverage(self, messages: Sequence[pb.StageCoverage]) -> bool:
         """Take in the coverage, if the message has one; return whether it has changed."""

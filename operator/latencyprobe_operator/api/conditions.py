@@ -100,6 +100,8 @@ class OverheadReason(StrEnum):
     """The budget is 0, so there is no limit."""
     OVER_BUDGET = "OverBudget"
     """A node exceeds the budget."""
+    MODULES_STOPPED = "ModulesStopped"
+    """A node measures without some of the modules, to keep the budget."""
     NOT_MEASURED = "NotMeasured"
     """No agent has reported the cost of its programs."""
     SUSPENDED = "Suspended"

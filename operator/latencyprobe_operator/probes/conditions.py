@@ -163,6 +163,8 @@ def _overhead(facts: ProbeFacts) -> Finding:
             OverheadReason.NOT_MEASURED,
             "no agent has reported the cost of its programs",
         )
+    if stopped := [node for node in facts.nodes if node.stopped_modules]:
+        return _without_modules(stopped)
     budget = facts.spec.max_cpu_percent
     cpu_percent, name = max(known)
     figures = f"{cpu_percent:.1f} % of one core on node {name}"
@@ -188,6 +190,17 @@ def _overhead(facts: ProbeFacts) -> Finding:
         OverheadReason.OVER_BUDGET,
         f"{figures}, {budget:g} % are allowed; probes of a namespace with a larger budget share "
         "these programs, or sampling is at its limit",
+    )
+
+
+def _without_modules(nodes: Sequence[NodeFacts]) -> Finding:
+    first = nodes[0]
+    names = ", ".join(first.stopped_modules)
+    more = f" (and {len(nodes) - 1} more nodes)" if len(nodes) > 1 else ""
+    return Finding(
+        ConditionStatus.FALSE,
+        OverheadReason.MODULES_STOPPED,
+        f"node {first.name}: module {names} is not measured, to keep the budget{more}",
     )
 
 

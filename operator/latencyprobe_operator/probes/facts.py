@@ -9,6 +9,7 @@ from typing import Any
 from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.domain.measurement import NOTHING, Measurement, NodeMeasurement
 from latencyprobe.domain.report import TargetReport
+from latencyprobe.domain.stages import Module
 from latencyprobe_operator.api.conditions import ReadyReason
 from latencyprobe_operator.api.spec import ProbeSpec
 from latencyprobe_operator.api.status_fields import NodeState, Phase
@@ -44,6 +45,8 @@ class NodeFacts:
     """Number of the probe's targets that are measured there."""
     cpu_percent: float | None = None
     """The cost of the node's programs, in percent of one core; None where it is unknown."""
+    stopped_modules: tuple[Module, ...] = ()
+    """Those of the probe's modules that the budget of the node has no room for."""
     last_report: float | None = None
     """Time of its last report on the probe, in seconds since the epoch, if no report is due."""
 

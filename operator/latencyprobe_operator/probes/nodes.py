@@ -56,7 +56,17 @@ def node_facts(
     if state in ABSENT or state is NodeState.CONNECTING:
         attached = 0  # it may still measure them, but no report arrives
         message, last_report = _with_age(message, staleness), staleness.last_report
-    return NodeFacts(node, state, message, gaps, attached, agent.cpu_percent, last_report)
+    stopped = tuple(module for module in agent.stopped_modules if module in modules)
+    return NodeFacts(
+        node,
+        state,
+        message,
+        gaps,
+        attached,
+        cpu_percent=agent.cpu_percent,
+        stopped_modules=stopped,
+        last_report=last_report,
+    )
 
 
 def _with_age(message: str, staleness: Staleness) -> str:

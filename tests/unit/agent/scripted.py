@@ -18,7 +18,14 @@ from latencyprobe.domain.packets import TraceCounts, TracedPacket
 from latencyprobe.domain.stages import STAGES, Module
 from latencyprobe_agent.evidence.counters import growth
 from latencyprobe_agent.evidence.namespaces import Namespace
-from latencyprobe_agent.kernel.contract import EngineError, LostPart, Overhead, SlotSpec, TraceSpec
+from latencyprobe_agent.kernel.contract import (
+    EngineError,
+    HookCost,
+    LostPart,
+    Overhead,
+    SlotSpec,
+    TraceSpec,
+)
 
 
 def samples(*durations_ns: int, stage: str = "rx.total") -> Measurement:
@@ -46,6 +53,7 @@ class ScriptedEngine:
         self.lacking: dict[int, list[LostPart]] = {}
         self.sample_shift = 0
         self.slice_shift = 0
+        self.hooks: tuple[HookCost, ...] = ()
         self.stopped: frozenset[Module] = frozenset()
         self.tracing = False
         self.udp = False
@@ -110,7 +118,9 @@ class ScriptedEngine:
 
     def overhead(self) -> Overhead:
         """What the test says."""
-        return Overhead(self.cpu_percent, self.figure, slice_shift=self.slice_shift)
+        return Overhead(
+            self.cpu_percent, self.figure, hooks=self.hooks, slice_shift=self.slice_shift
+        )
 
     def sample(self, shift: int, slice_shift: int = 0) -> None:
         """Note it."""

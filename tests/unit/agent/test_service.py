@@ -34,6 +34,7 @@ from latencyprobe.protocol.measurements import (
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent import agent, plan, reconciler
 from latencyprobe_agent.control import PATIENCE
+from latencyprobe_agent.kernel.contract import ASSUMED_DISPATCH_NS, HookCost
 from latencyprobe_agent.serving.reports import ReportPump
 from latencyprobe_agent.serving.requests import parse_desired
 from tests.patience import patient
@@ -697,6 +698,37 @@ async def test_programs_over_their_budget_measure_fewer_packets(running: Running
         running.engine.figure = figure
         await next_reading(running.engine)
     await until(lambda: running.engine.slice_shift == 2, "1 part of the time in 4 to be measured")
+
+
+@pytest.mark.parametrize("is_local", [False, True])
+async def test_the_cost_of_each_hook_is_for_local_clients(running: Running, is_local: bool) -> None:
+    desired = state(probe())
+    desired.probes[0].node_figures = is_local
+    desired.probes[0].max_cpu_percent = 1
+    running.engine.hooks = (HookCost("tp_btf/tcp_probe", 5.0, 2.0, is_permanent=True),)
+    running.engine.cpu_percent, running.engine.figure = 7, 1
+    await running.stub.Apply(desired)
+    async for report in reports(watch(running)):
+        if report.overhead.measured:
+            break
+    assert report.overhead.cpu_percent == 7
+    assert report.overhead.dispatch_ns == ASSUMED_DISPATCH_NS
+    assert report.overhead.dispatch_reason
+    expected = pb.HookOverhead(hook="tp_btf/tcp_probe", cpu_percent=7, permanent=True)
+    assert list(report.overhead.hooks) == ([expected] if is_local else [])
+
+
+async def test_modules_that_the_budget_has_no_room_for_are_reported(running: Running) -> None:
+    desired = state(probe(modules=("rx", "tx", "tcp")))
+    desired.probes[0].max_cpu_percent = 1
+    running.engine.hooks = (HookCost("tp_btf/kfree_skb", 5.0, 2.0, is_permanent=True),)
+    running.engine.cpu_percent, running.engine.figure = 7, 1
+    await running.stub.Apply(desired)
+    await until(lambda: running.engine.stopped == {Module.TX}, "a module stopped")
+    async for report in reports(watch(running)):
+        if report.overhead.stopped_modules:
+            break
+    assert list(report.overhead.stopped_modules) == ["tx"]
 
 
 async def test_the_budget_of_one_namespace_does_not_lower_the_sampling_of_another(

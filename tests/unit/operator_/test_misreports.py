@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from latencyprobe.domain.fairness import MAX_PROBES, MAX_TARGETS
-from latencyprobe.domain.stages import COUNTERS, DROPS, STAGES
+from latencyprobe.domain.stages import COUNTERS, DROPS, STAGES, Module
 from latencyprobe.domain.targets import TargetState
 from latencyprobe.protocol.limits import LARGEST_NUMBER
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
@@ -121,6 +121,14 @@ async def test_a_cpu_time_that_is_no_number_is_left_out(
     await listening.goes_on()
     assert listening.fleet.view(NODE).cpu_percent == 0.5
     assert listening.corrupt == 1
+
+
+async def test_only_known_modules_are_stopped(listening: Listening) -> None:
+    names = ["\x1b[2J", "tx", *(f"invented-{n}" for n in range(1000)), "sched", "tx"]
+    listening.send(pb.Report(overhead=pb.Overhead(stopped_modules=names)))
+
+    await listening.goes_on()
+    assert listening.fleet.view(NODE).stopped_modules == (Module.TX, Module.SCHED)
 
 
 async def test_only_targets_that_the_agent_was_asked_for_are_taken(listening: Listening) -> None:

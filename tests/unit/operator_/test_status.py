@@ -19,7 +19,7 @@ from latencyprobe.domain.measurement import (
     NodeStage,
     StageMeasurement,
 )
-from latencyprobe.domain.stages import STAGES
+from latencyprobe.domain.stages import STAGES, Module
 from latencyprobe_operator.api.conditions import ReadyReason
 from latencyprobe_operator.api.status_fields import NodeState, Phase
 from latencyprobe_operator.probes import status
@@ -167,6 +167,23 @@ def test_overhead_is_judged_by_the_busiest_node(
     ]
 
     assert condition(status.build(facts(nodes=nodes), now=NOW), "WithinOverhead") == within
+
+
+@pytest.mark.parametrize("budget", [0, 1])
+@pytest.mark.parametrize("node_figures", [False, True])
+def test_a_node_without_a_module_is_not_within_its_budget(
+    budget: float, node_figures: bool
+) -> None:
+    without = dataclasses.replace(READY, cpu_percent=0.7, stopped_modules=(Module.TX, Module.RX))
+    nodes = [dataclasses.replace(READY, cpu_percent=0.1), without, without]
+    spec = dataclasses.replace(SPEC, node_figures=node_figures, max_cpu_percent=budget)
+    document = status.build(facts(spec=spec, nodes=nodes), now=NOW)
+
+    assert condition(document, "WithinOverhead") == ("False", "ModulesStopped")
+    (found,) = (each for each in document["conditions"] if each["type"] == "WithinOverhead")
+    assert found["message"] == (
+        f"node {READY.name}: module tx, rx is not measured, to keep the budget (and 1 more nodes)"
+    )
 
 
 @pytest.mark.parametrize(
