@@ -17,7 +17,15 @@ TargetsByProbe = dict[str, dict[str, TargetStatus]]
 class AgentFacts:
     """The facts that an agent's answers and reports have stated last, over all its sessions."""
 
-    __slots__ = ("_misreports", "_targets", "coverage", "cpu_percent", "instance_id", "version")
+    __slots__ = (
+        "_misreports",
+        "_targets",
+        "coverage",
+        "cpu_percent",
+        "instance_id",
+        "stopped_modules",
+        "version",
+    )
 
     def __init__(self, misreports: Misreports) -> None:
         self.instance_id = ""

@@ -97,16 +97,19 @@ class TimeSlices:
         self._timer = self._loop.call_later(SLICE_BEGIN_S, self._open)
 
     def _open(self) -> None:
+        """Measure, unless late timers made the slices before too long."""
+        due_s, usual_s = self._due_s(), slice_s(self._shift)
+        if due_s < usual_s / 2:
+            self._timer = self._loop.call_later(SLICE_END_S, self._rest)
+            return
         self._programs.measure_packets(True)
         self._opened_at = self._loop.time()
-        self._timer = self._loop.call_at(self._opened_at + self._due_s(), self._close)
+        self._timer = self._loop.call_at(self._opened_at + min(due_s, 2 * usual_s), self._close)
 
     def _due_s(self) -> float:
-        """Return the length of this slice. A late timer made the ones before too long, or short."""
-        usual_s = slice_s(self._shift)
+        """Return the part of the time until the period's end that was not measured yet."""
         until = self._period_at + self.period_s
-        due_s = (until - self._since) * 2.0**-self._shift - self._opened_s
-        return min(max(due_s, usual_s / 2), 2 * usual_s)
+        return (until - self._since) * 2.0**-self._shift - self._opened_s
 
     def _close(self) -> None:
         self._programs.measure_packets(False)
