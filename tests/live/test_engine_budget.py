@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,13 @@ import pytest
 from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.histogram import position_of
 from latencyprobe.domain.measurement import Measurement, StageMeasurement
-from latencyprobe.domain.stages import Module
+from latencyprobe.domain.stages import DEFAULT_MODULES, Module
+from latencyprobe_agent.budget import Budget
+from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.contract import ASSUMED_DISPATCH_NS
 from latencyprobe_agent.kernel.runtime import dispatch
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from latencyprobe_agent.sampling import Governor
 from tests.live.loaded_programs import links_of, programs_of
 from tests.live.measuring import CLIENT, SERVER, both, count, measure
 from tests.live.pods import Pod
@@ -46,11 +50,13 @@ def test_the_cost_of_a_call_is_measured_and_leaves_nothing() -> None:
 
 
 @contextmanager
-def even_load(client: Pod, server: Pod, *, late_ms: float = 0) -> Iterator[None]:
+def even_load(
+    client: Pod, server: Pod, *, gap_ms: float = 0.5, late_ms: float = 0
+) -> Iterator[None]:
     """Requests at an even pace, until the end; `late_ms`: the server reads them so late."""
     where = (server.address, "7000", "1000000")
     serving = server.start("server", *where, "--read-delay-ms", str(late_ms))
-    asking = client.start("client", *where, "--gap-ms", "0" if late_ms else "0.5")
+    asking = client.start("client", *where, "--gap-ms", str(gap_ms))
     try:
         asking.go()
         yield
@@ -97,7 +103,7 @@ async def seen_in_slices(
         return begin_period()
 
     sliced._begin_period = read_period  # type: ignore[method-assign]
-    with even_load(client, server, late_ms=late_ms):
+    with even_load(client, server, gap_ms=0 if late_ms else 0.5, late_ms=late_ms):
         await until(always.read, "traffic")
         sliced.sample(shift, 2)
         sliced.read()
@@ -190,3 +196,64 @@ async def test_a_stopped_module_has_no_program_and_a_reason(
     assert engine.coverage == coverage
     again, _ = await measure(engine, client, server, 20)
     assert count(again[SERVER], f"{module}.total") == 20
+
+
+@dataclass
+class Paid:
+    """What packets have paid until the beginnings of periods, by the kernel's own counts."""
+
+    engine: KernelEngine
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+
+    def note(self) -> None:
+        assert self.engine._object is not None
+        runs = self.engine._object.runs().values()
+        spent_ns = sum(each.time_ns + each.number * ASSUMED_DISPATCH_NS for each in runs)
+        self.seconds.append(time.monotonic())
+        self.cpu_seconds.append(spent_ns / 1e9)
+
+    def percent(self, periods: int) -> float:
+        """The cost of the last periods, in percent of one core."""
+        spent = self.cpu_seconds[-1] - self.cpu_seconds[-1 - periods]
+        return 100 * spent / (self.seconds[-1] - self.seconds[-1 - periods])
+
+
+BUDGET_PERCENT = 1.0
+
+
+async def test_the_budget_is_kept_under_a_saturating_load(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    client, server = pair
+    engine = await both(start_engine, client, server)
+    governor, paid = Governor(), Paid(engine)
+    governor.keep_to(Budget(BUDGET_PERCENT), DEFAULT_MODULES)
+    begin_period = engine._begin_period
+    settled = 0
+
+    def note_period() -> int:
+        paid.note()
+        return begin_period()
+
+    def is_kept() -> bool:
+        """Judge as the agent does; true after three whole periods without a change."""
+        nonlocal settled
+        if governor.judge(engine.overhead()):
+            engine.sample(governor.effort.packets, governor.effort.slices)
+            settled = len(paid.seconds) + 1
+        return governor.effort.slices > 0 and len(paid.seconds) - settled > 2
+
+    engine._begin_period = note_period  # type: ignore[method-assign]
+    statistics = libbpf.enable_run_time_statistics()
+    try:
+        with even_load(client, server, gap_ms=0):
+            await until(is_kept, "three periods without a change", seconds=patient(60))
+    finally:
+        os.close(statistics)
+    overhead = engine.overhead()
+    assert overhead.cpu_percent is not None
+    assert overhead.cpu_percent <= BUDGET_PERCENT
+    assert paid.percent(2) <= 1.2 * BUDGET_PERCENT
+    assert paid.percent(2) == pytest.approx(overhead.cpu_percent, rel=0.5)
+    assert governor.stopped == frozenset()
