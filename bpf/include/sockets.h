@@ -96,7 +96,6 @@ struct socket_state {
 	u8 is_listener_known : 1; /* listener_drops is set */
 	u8 is_established : 1;	  /* of a passive open: its handshake was counted */
 #endif
-	u8 is_read_seq_known;
 	u8 slice;      /* the low bits of the time slice in which it was last seen */
 	u8 counted_in; /* the last count of sockets that saw it */
 #if defined(MODULE_RX) || defined(MODULE_TCP)
