@@ -40,8 +40,8 @@ static __always_inline void note_segment(struct config *config, struct socket_st
 #ifdef MODULE_TCP
 	sample_rtt(config, state, tp, incoming);
 	note_arrival(config, state, sk, tp, incoming, now);
-	note_own_window(config, state, tp, incoming->size);
-	note_peer_window(config, state, tp);
+	note_own_window(config, state, tp, incoming);
+	note_peer_window(config, state, incoming);
 #endif
 #ifdef MODULE_RX
 	receive_segment(config, sk, state, tp, incoming, now);
@@ -78,8 +78,10 @@ int on_tcp_probe(u64 *ctx)
 		return 0;
 	}
 	tp = get_tcp_sock(sk);
-	if (tp)
-		note_segment(config, state, sk, tp, &incoming);
+	if (!tp)
+		return 0;
+	incoming.is_closing = !READ(tp, snd_wnd);
+	note_segment(config, state, sk, tp, &incoming);
 	return 0;
 }
 
@@ -96,6 +98,7 @@ static __always_inline bool read_incoming(struct incoming *incoming, struct sk_b
 		u32 ack_seq;
 		u8 header_words; /* in the upper half */
 		u8 flags;
+		u16 window;
 	} header;
 
 	if (bpf_probe_read_kernel(&header, sizeof(header), head + transport))
@@ -106,6 +109,8 @@ static __always_inline bool read_incoming(struct incoming *incoming, struct sk_b
 	incoming->end_seq = incoming->seq + incoming->size - (header.header_words >> 4) * 4;
 	incoming->ack_seq = bpf_ntohl(header.ack_seq);
 	incoming->is_end = header.flags & TCPHDR_FIN;
+	/* while others wait before it, none would see it closed by the one before */
+	incoming->is_closing = !header.window;
 	return !(header.flags & TCPHDR_SYN);
 }
 

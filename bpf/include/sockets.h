@@ -47,9 +47,10 @@ struct incoming {
 	u32 seq;
 	u32 end_seq; /* of its data, without a FIN */
 	u32 ack_seq;
-	u32 size;	/* with TCP's header */
-	bool is_end;	/* it has a FIN */
-	bool is_beside; /* a process has the socket, or others wait that came before */
+	u32 size;	 /* with TCP's header */
+	bool is_end;	 /* it has a FIN */
+	bool is_closing; /* the peer's window: closed by this one, or by the one before */
+	bool is_beside;	 /* a process has the socket, or others wait that came before */
 };
 
 #define FEW_HANDOFFS 4 /* in a queue; these must be powers of two */

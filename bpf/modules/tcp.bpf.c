@@ -342,15 +342,20 @@ static __always_inline void set_own_window(struct config *config, struct socket_
  */
 #define WINDOW_LOW 16384 /* no window scale's step is larger */
 
-/* A segment of `length` bytes comes. */
+/* A segment comes. While others wait before it, it is not known how much of the window is left. */
 static __always_inline void note_own_window(struct config *config, struct socket_state *state,
-					    struct tcp_sock *tp, u32 length)
+					    struct tcp_sock *tp, struct incoming *incoming)
 {
-	u32 window = READ(tp, rcv_wnd);
-	u32 left = READ(tp, rcv_wup) + window - READ(tp, rcv_nxt);
+	u32 window, left;
 
+	if (incoming->is_beside) {
+		state->is_window_low = 1;
+		return;
+	}
+	window = READ(tp, rcv_wnd);
+	left = READ(tp, rcv_wup) + window - READ(tp, rcv_nxt);
 	set_own_window(config, state, window);
-	state->is_window_low = left < WINDOW_LOW + length;
+	state->is_window_low = left < WINDOW_LOW + incoming->size;
 }
 
 /* It opens only when the application reads, so a read sees it closed. */
@@ -363,13 +368,11 @@ static __always_inline void note_read_window(struct config *config, struct socke
 
 /* The peer's closes and opens with a segment of its own; the one that opens it sees it closed. */
 static __always_inline void note_peer_window(struct config *config, struct socket_state *state,
-					     struct tcp_sock *tp)
+					     struct incoming *incoming)
 {
-	bool is_closed = !READ(tp, snd_wnd);
-
-	if (is_closed && !state->is_peer_window_closed)
+	if (incoming->is_closing && !state->is_peer_window_closed)
 		count_for(config, state->owners, COUNTER_ZERO_WINDOWS_RECEIVED);
-	state->is_peer_window_closed = is_closed;
+	state->is_peer_window_closed = incoming->is_closing;
 }
 
 /*

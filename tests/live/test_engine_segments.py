@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from bench.programs import counting_runs, run_times
 from latencyprobe.domain.stages import DEFAULT_MODULES
@@ -215,3 +217,29 @@ async def test_segments_that_wait_for_a_locked_socket_wait_in_the_socket(
     assert measured.stage("rx.stack").histogram.max_ns < 50 * MILLISECOND_NS
     assert "headOfLineSegments" not in measured.counters
     assert_parts_add_up(measured, "rx")
+
+
+async def test_windows_that_close_are_counted_at_both_ends(start_engine: Start, pair: Pair) -> None:
+    client, server = pair
+    engine = await scoped(start_engine, {CLIENT: client.spec(), SERVER: server.spec()})
+    amount = 4 << 20
+
+    def closed() -> int:
+        return tcp_figures(server.namespace)["TCPToZeroWindowAdv"]
+
+    def has_closed(times: int) -> bool:
+        return closed() >= times
+
+    with connection_of_pods(client, server) as both:
+        both.server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        sending = threading.Thread(target=both.client.sendall, args=(bytes(amount),))
+        sending.start()
+        for number in range(1, 6):
+            until(partial(has_closed, number), "a closed window")
+            read_all(both.server, 1 << 18)
+        read_all(both.server, amount - 5 * (1 << 18))
+        sending.join()
+        kernel = closed()
+    measured = engine.read()
+    assert measured[SERVER].counters["zeroWindowsSent"] == kernel >= 5
+    assert measured[CLIENT].counters["zeroWindowsReceived"] == kernel
