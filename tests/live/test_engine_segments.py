@@ -164,9 +164,10 @@ async def test_bulk_is_accounted_for_segment_by_segment(start_engine: Start, pai
     samples, missing = account_for(measured[SERVER], "rx.total")
     missing += sum(account_for(measured[SERVER], part)[1] for part in ("rx.socket", "rx.stack"))
     early = measured[SERVER].counters.get("headOfLineSegments", 0)
+    again = measured[CLIENT].counters.get("retransmits", 0)  # sent twice, received once
     # On a machine that hides threads from tracers, what such a thread's softirq receives is hidden.
     hidden = sent - samples - missing - early
-    assert 0 <= hidden <= early + sent // 50
+    assert 0 <= hidden <= early + again + sent // 50
     assert sent > 100
     assert samples > missing
     assert measured[SERVER].stage("rx.socket").unmatched == 0
