@@ -173,8 +173,9 @@ struct cpu_context {
 	u16 was_pending; /* NET_RX, when that hard IRQ handler began */
 	u64 device;	 /* for which `leads_to_host` is: see begins_in_host() */
 	u32 leads_to_host;
-	u32 reserved;
-	u64 config; /* the configuration's address, see number_of_config() */
+	u32 undelivered; /* see count_reception() */
+	u64 batch_ns;	 /* the entry of its softirq */
+	u64 config;	 /* the configuration's address, see number_of_config() */
 };
 BPF_PERCPU_ARRAY(cpu_contexts, struct cpu_context, 1);
 

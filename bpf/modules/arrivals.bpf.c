@@ -187,6 +187,7 @@ int on_pod_ingress(struct __sk_buff *ctx)
 	}
 	note_datagram(seen.packet, &place);
 	note_received(seen.cpu, seen.packet, &arrival, 0, passage);
+	count_reception(seen.cpu);
 	return TCX_NEXT;
 }
 

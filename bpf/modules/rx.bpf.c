@@ -27,10 +27,11 @@ static __always_inline u64 reader_waited(volatile struct segment *segment, u64 w
 }
 #endif
 
-#define RECEIVED_BITS 12
+#define ENTERED_BITS 12
 
 /*
- * By the skb's address, which leads to two elements, each a cache line. The older one gives way: a list
+ * The agent makes it larger on nodes with many CPUs, of 2**RECEIVED_BITS elements: received_bits(),
+ * kernel/load/cpus.py. By the skb's address, which leads to two elements, each a cache line. The older one gives way: a list
  * of NAPI's has up to 64 packets, of which some have one place. `tag` is the address mixed with the
  * times, so neither another skb nor a torn element passes as ours. Addresses are reused: an element is
  * a packet's only if it has the same content, too.
@@ -51,7 +52,7 @@ struct received {
 	struct endpoints endpoints; /* of a datagram */
 #endif
 };
-BPF_ARRAY(received, struct received, 1 << RECEIVED_BITS);
+BPF_ARRAY(received, struct received, 1 << LEAST_RECEIVED_BITS);
 
 static __always_inline struct received *received_at(u64 identity, u32 way)
 {
@@ -465,7 +466,7 @@ struct entered {
 	u32 softirq_ns; /* as in `received`; 0 outside of a softirq */
 	u32 irq_ns;
 };
-BPF_ARRAY(entered, struct entered, 1 << RECEIVED_BITS);
+BPF_ARRAY(entered, struct entered, 1 << ENTERED_BITS);
 
 /*
  * NULL if that was not seen. With RPS a CPU leaves packets to another one, in whose backlog they wait:
@@ -473,7 +474,7 @@ BPF_ARRAY(entered, struct entered, 1 << RECEIVED_BITS);
  */
 static __always_inline struct entered *take_entered(struct config *config, struct arrival *arrival)
 {
-	u32 index = place_of(arrival->identity, RECEIVED_BITS);
+	u32 index = place_of(arrival->identity, ENTERED_BITS);
 	struct entered *found;
 
 	if (!config->obstacles[OBSTACLE_STEERING])
@@ -519,7 +520,7 @@ static __always_inline int enter(struct sk_buff *skb)
 	if (!config || !cpu || !find_netns(config, netns_of(READ(skb, dev))))
 		return 0;
 	identity = identity_of(skb, config);
-	index = place_of(identity, RECEIVED_BITS);
+	index = place_of(identity, ENTERED_BITS);
 	entry = entered.lookup(&index);
 	if (!entry)
 		return 0;
@@ -584,6 +585,27 @@ static __always_inline void note_received(struct cpu_context *cpu, struct receiv
 	cpu->received_id = arrival->identity;
 }
 
+/* How many packets this softirq has received where targets live, less those that reached a socket. */
+static __always_inline void count_reception(struct cpu_context *cpu)
+{
+	if (cpu->batch_ns != cpu->net_rx_ns) {
+		cpu->batch_ns = cpu->net_rx_ns;
+		cpu->undelivered = 0;
+	}
+	cpu->undelivered++;
+}
+
+/*
+ * macvlan's handler and bpf_redirect_peer() have the packet begin again on the pod's device, behind
+ * netif_receive_skb: __netif_receive_skb_core(), net/core/dev.c.
+ */
+static __always_inline void note_entry(struct config *config, struct received *packet,
+				       struct sock *sk)
+{
+	if (packet->netns == HOST_NETNS && netns_of_socket(sk) != HOST_NETNS)
+		note_obstacle(config, OBSTACLE_NO_ARRIVAL);
+}
+
 /* __netif_receive_skb_core(), net/core/dev.c */
 int on_netif_receive_skb(u64 *ctx)
 {
@@ -592,11 +614,15 @@ int on_netif_receive_skb(u64 *ctx)
 	struct config *config = get_config();
 	enum passage passage = BESIDE_HOST;
 	struct header_place place;
+	struct netns_entry *netns;
 	struct cpu_context *cpu;
 	struct received *packet;
 	struct arrival arrival;
 
-	if (!config || config->sees_arrivals || !find_netns(config, inum))
+	if (!config || config->sees_arrivals)
+		return 0;
+	netns = find_netns(config, inum);
+	if (!netns)
 		return 0;
 	/*
 	 * Set by the first pass and cleared on entry into another namespace, skb_scrub_packet(): if
@@ -628,6 +654,8 @@ int on_netif_receive_skb(u64 *ctx)
 	}
 	note_datagram(packet, &place);
 	note_received(cpu, packet, &arrival, inum, passage);
+	if (inum != HOST_NETNS || netns->flags & NETNS_WATCHED)
+		count_reception(cpu);
 	return 0;
 }
 
@@ -741,6 +769,7 @@ static __always_inline void queue_segment(struct config *config, struct sock *sk
 		return;
 	}
 	packet->tag = 0;
+	note_entry(config, packet, sk);
 	if (!packet->first_ns)
 		return;
 	if (packet->is_lost) {
@@ -1074,8 +1103,9 @@ static __always_inline void take_segments(struct config *config, struct sock *sk
  * The datagram that was just queued: the last of the socket's queue. Several may be queued before
  * the first event, if another CPU left them to this one (6.18+): so the last one that was not yet
  * taken from the table. The CPU's last one, if a reader was faster, or if the skb was made after that
- * one, as the segments of a UDP_SEGMENT burst are, udp_queue_rcv_skb(), net/ipv4/udp.c. (Not at
- * first: NAPI delivers lists, netif_receive_skb_list(), and receives several before it delivers one.)
+ * one, as the segments of a UDP_SEGMENT burst are, udp_queue_rcv_skb(), net/ipv4/udp.c. But only if it
+ * is the only one that has not reached a socket: NAPI delivers lists, netif_receive_skb_list(), and
+ * receives several before it delivers one.
  */
 #define QUEUED_AT_ONCE 4
 
@@ -1103,17 +1133,22 @@ static __always_inline struct received *find_queued(struct sock *sk, struct conf
 {
 	struct cpu_context *cpu = get_cpu_context();
 	struct received *packet;
+	u32 undelivered;
 	u64 base;
 
 	if (!cpu)
 		return 0;
+	undelivered = cpu->undelivered;
+	if (undelivered)
+		cpu->undelivered--;
 	base = number_of_config(cpu, config);
 	packet = find_last(&sk->sk_receive_queue, base);
 	if (!packet) /* recv(), poll() and FIONREAD move all there, first_packet_length() */
 		packet = find_last(&((struct udp_sock *)sk)->reader_queue, base);
-	if (!packet)
-		packet = get_received(cpu->received_id);
-	return packet && !is_piece(config, packet) ? packet : 0;
+	if (packet)
+		return packet;
+	packet = get_received(cpu->received_id);
+	return packet && !is_piece(config, packet) && undelivered < 2 ? packet : 0;
 }
 
 /* A datagram is in its socket's queue. */
@@ -1136,6 +1171,7 @@ static __always_inline void queue_datagram(struct config *config, struct sock *s
 	segment = segment_at(queue, ring, queue->tail);
 	if (packet) {
 		packet->tag = 0;
+		note_entry(config, packet, sk);
 		queued_ns = PLACE_UNSAMPLED;
 		if (packet->first_ns && packet->is_lost) {
 			lose_in_host(config, state);

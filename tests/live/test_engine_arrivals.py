@@ -28,6 +28,7 @@ from tests.live.device_programs import (
     runs_for_exchanges,
     use_on_devices,
 )
+from tests.live.foreign_on_devices import foreign_on, redirecting
 from tests.live.loaded_programs import programs_of, wait_until_gone
 from tests.live.measuring import SERVER, account_for, assert_parts_add_up
 from tests.live.pods import (
@@ -62,9 +63,6 @@ TRACEPOINT, ON_DEVICES = "netif_receive_skb", "tcx/ingress"
 SEGMENTS, MANY = 40, 200
 MILLISECOND_NS = 1_000_000
 NODE_ADDRESS = "198.51.100.254"
-# r0 = TCX_NEXT; exit
-_NEXT = bytes.fromhex("b7000000ffffffff9500000000000000")
-_REDIRECT_PEER = 155  # BPF_FUNC_redirect_peer
 CHANGE_THE_PAYLOAD = """
 table ip mangling {
   chain forward {
@@ -240,19 +238,6 @@ async def test_the_loopback_device_of_a_pod_is_measured(
     assert "rx.host" not in received.stages
 
 
-def redirecting(ifindex: int) -> bytes:
-    """A program that gives each packet to the other end of this device, as Cilium's does."""
-    return b"".join(
-        struct.pack("<BBhi", *instruction)
-        for instruction in (
-            (0xB7, 0x01, 0, ifindex),
-            (0xB7, 0x02, 0, 0),
-            (0x85, 0x00, 0, _REDIRECT_PEER),
-            (0x95, 0x00, 0, 0),
-        )
-    )
-
-
 async def test_segments_that_skip_the_hosts_end_of_the_pair_have_their_time_on_the_host(
     start_engine: Start, bridged: Bridged
 ) -> None:
@@ -368,25 +353,6 @@ async def test_packets_of_a_nic_that_the_host_changes_are_lost(start_engine: Sta
                 reading.recv(1024)
         received = taken(engine)
     assert account_for(received, "rx.host") == account_for(received, "rx.total") == (0, SEGMENTS)
-
-
-@contextmanager
-def foreign_on(
-    there: Namespace, device: str, kind: int, *, first: bool, code: bytes = _NEXT
-) -> Iterator[int]:
-    """A program of another on a device; its descriptor."""
-    program = libbpf.load_program("foreign", code, program_type=libbpf.PROG_TYPE_SCHED_CLS)
-    try:
-        with inside(there):
-            link = libbpf.create_device_link(
-                program, socket.if_nametoindex(device), kind, first=first
-            )
-        try:
-            yield program
-        finally:
-            os.close(link)
-    finally:
-        os.close(program)
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["ahead", "behind"])

@@ -19,7 +19,15 @@ from latencyprobe_agent.kernel.runtime import engine as engine_module
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from latencyprobe_agent.kernel.sources import source_folder
 from tests.live.compiled_once import CompiledOnce
-from tests.live.measuring import CLIENT, SERVER, account_for, watch, watch_on_host
+from tests.live.foreign_on_devices import foreign_on, redirecting
+from tests.live.measuring import (
+    CLIENT,
+    SERVER,
+    account_for,
+    assert_parts_add_up,
+    watch,
+    watch_on_host,
+)
 from tests.live.pods import Namespace, Pod, namespace, pods_on_routes
 from tests.live.sockets import (
     PORT,
@@ -27,6 +35,7 @@ from tests.live.sockets import (
     connection,
     exchange,
     inside,
+    read_all,
     send_datagrams,
     udp_socket,
 )
@@ -89,6 +98,28 @@ async def test_packets_that_xdp_copies_are_lost_on_the_host(
     assert account_for(received, "rx.host") == account_for(received, "rx.total") == (0, 2 * MANY)
     assert not {"rx.stack", "rx.socket"} & received.stages.keys()
     assert_is_partial(engine, "an XDP program on a pod's device copied", "rx.host", "rx.total")
+
+
+async def test_packets_that_skip_the_pods_device_have_their_crossing_in_rx_stack(
+    start_engine: Start, bridged: Bridged
+) -> None:
+    host, client, server = bridged
+    with inside(host):
+        code = redirecting(socket.if_nametoindex("veth1"))
+    engine = await watch_on_host(start_engine, host, client, server)
+    with (
+        connection(client.namespace, server.namespace, server.address) as both,
+        foreign_on(host, "veth0", libbpf.ATTACH_TYPE_TCX_INGRESS, first=False, code=code),
+    ):
+        engine.read()
+        for _ in range(MANY):
+            both.client.sendall(b"s" * 100)
+            read_all(both.server, 100)
+    received = taken(engine)
+    assert account_for(received, "rx.total") == (MANY, 0)
+    assert "rx.host" not in received.stages
+    assert_parts_add_up(received, "rx")
+    assert "bpf_redirect_peer" in stage(engine, "rx.stack").reason
 
 
 @pytest.mark.every_kernel

@@ -12,7 +12,9 @@ import pytest
 from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES
+from latencyprobe_agent.kernel.abi import MOST_RECEIVED_BITS
 from latencyprobe_agent.kernel.contract import SlotSpec
+from latencyprobe_agent.kernel.load import loading
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.measuring import (
     CLIENT,
@@ -355,6 +357,18 @@ async def test_packets_of_a_tun_device_get_no_times_of_packets_of_the_host(
 def with_ends_exchanged(packet: bytes) -> bytes:
     """An IPv4 packet as its receiver would send it; no checksum changes."""
     return packet[:12] + packet[16:20] + packet[12:16] + packet[20:]
+
+
+async def test_a_table_of_packets_for_many_cpus_serves_like_a_small_one(
+    start_engine: Start, bridged: tuple[Namespace, Pod, Pod], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "received_bits", lambda cpus: MOST_RECEIVED_BITS)
+    host, client, server = bridged
+    engine = await watch_on_host(start_engine, host, client, server)
+    with connection(client.namespace, server.namespace, server.address) as both:
+        exchange(both, MANY)
+    received = take(engine, SERVER)
+    assert account_for(received, "rx.host") == account_for(received, "rx.total") == (MANY, 0)
 
 
 async def test_a_packet_that_the_host_changes_is_lost_and_has_no_total(

@@ -19,6 +19,7 @@ from functools import partial
 
 import pytest
 
+from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe.domain.verdict import Bottleneck, judge
@@ -49,6 +50,9 @@ SO_MAX_PACING_RATE = 47
 SENDS_PAGES_AS_MESSAGES = (6 << 16) + (5 << 8)  # since 6.5: MSG_SPLICE_PAGES
 MILLISECOND_NS = 1_000_000
 PIECE = b"p" * 1000
+LONG_MESSAGE = 500_000
+HANDOFFS = 32  # bpf/include/sockets.h
+SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 CAUSES = ("sendsBehindWindow", "sendsBehindCongestion", "sendsHeldBack")
 
 DROP_SECOND_REQUEST = """
@@ -360,6 +364,42 @@ async def test_more_messages_than_we_remember_keep_their_waits_within_a_bucket(
     assert (waited.lost, waited.unmatched) == (0, 0)
     waits.assert_are_in(waited.histogram)
     assert_waited_in_the_socket_alone(measured)
+
+
+async def test_the_end_of_a_long_message_waits_as_long_as_its_bytes_do(
+    start_engine: Start, pair: Pair
+) -> None:
+    """Of more segments than are remembered, as an upload through a small window."""
+    client, server = pair
+    engine = await watch(start_engine, client)
+    shortest_ns, longest_ns = [], []
+    with ExitStack() as stack:
+        (both,) = small_window(client, server, stack, 1)
+        both.client.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 4 * LONG_MESSAGE)
+        handed = Moment.of(lambda: both.client.sendall(bytes(LONG_MESSAGE)))
+        unsent, seen_ns = LONG_MESSAGE, handed.not_before_ns
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while unsent:
+            assert time.monotonic() < deadline
+            with suppress(BlockingIOError):
+                both.server.recv(2048, socket.MSG_DONTWAIT)
+            await asyncio.sleep(0.001)
+            left = unsent_bytes(both.client)
+            now_ns = time.monotonic_ns()
+            each = range((unsent - left) // 100)  # alike for all, whatever the segments are
+            shortest_ns += [max(0, seen_ns - handed.not_after_ns) for _ in each]
+            longest_ns += [now_ns - handed.not_before_ns for _ in each]
+            unsent, seen_ns = left, now_ns
+    measured = taken(engine)
+    waited = measured.stage("tx.socket")
+    assert (waited.lost, waited.unmatched) == (0, 0)
+    assert waited.histogram.count > 2 * HANDOFFS
+    least, most = Histogram.of(shortest_ns), Histogram.of(longest_ns)
+    for percent in (50, 90, 99):
+        ours = waited.histogram.percentile(percent)
+        assert least.percentile(percent) / BUCKET < ours < most.percentile(percent) * BUCKET
+    assert least.mean_ns / BUCKET < waited.histogram.mean_ns < most.mean_ns * BUCKET
+    assert_adds_up(measured)
 
 
 @pytest.mark.every_kernel

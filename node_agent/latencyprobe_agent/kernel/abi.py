@@ -28,6 +28,8 @@ MAX_PROCESSES = 16384
 MAX_FILTER_PORTS = 4096
 # Devices of the host by which packets come to it.
 MAX_HOST_DEVICES = 256
+# The table of packets on their path, by its name, with at least 2**bits elements.
+RECEIVED, LEAST_RECEIVED_BITS, MOST_RECEIVED_BITS = "received", 12, 16
 # What a part of a socket's state may take: with 72 bytes of the kernel's, these fill the sizes that
 # it allocates, 192 and 512 bytes. While packets are traced, they take more.
 MOST_BYTES: Mapping[str, tuple[int, frozenset[Module]]] = {
@@ -70,6 +72,8 @@ class Obstacle(IntEnum):
     """A device of a kind that the programs do not know."""
     MPTCP = 5
     """Subflows of MPTCP, whose bytes are read and written elsewhere."""
+    NO_ARRIVAL = 7
+    """A device of a pod that packets pass without an event: macvlan, bpf_redirect_peer()."""
     STEERING = 6
     """A device whose packets are left to other CPUs (RPS): see `hooks.STEER`."""
 
@@ -129,6 +133,8 @@ class LoadConstant(IntEnum):
     """The inode number of the node's own network namespace."""
     CPU_NUMBERS = 2
     """The highest number of a CPU that may be there, plus one: the kernel's nr_cpu_ids."""
+    RECEIVED_BITS = 3
+    """Of the number of an element of `received`, the table of packets on their path."""
 
 
 def _loaded(constant: LoadConstant) -> str:
@@ -186,6 +192,7 @@ MACROS: Mapping[str, int | str] = {
     **{constant.name: _loaded(constant) for constant in LoadConstant},
     **{f"OBSTACLE_{obstacle.name}": obstacle.value for obstacle in Obstacle},
     "NR_OBSTACLES": NR_OBSTACLES,
+    "LEAST_RECEIVED_BITS": LEAST_RECEIVED_BITS,
     **{f"{name.upper()}_MAP": _map_address(number) for number, name in enumerate(ADDRESSED_MAPS)},
 }
 

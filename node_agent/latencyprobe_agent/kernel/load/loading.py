@@ -6,14 +6,14 @@ import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from latencyprobe.domain.stages import Module
-from latencyprobe_agent.kernel.abi import LoadConstant, map_names
-from latencyprobe_agent.kernel.compiled import CompiledObject
+from latencyprobe_agent.kernel.abi import RECEIVED, LoadConstant, map_names
+from latencyprobe_agent.kernel.compiled import CompiledObject, MapDefinition
 from latencyprobe_agent.kernel.hooks import Event, Hook, events_of
-from latencyprobe_agent.kernel.load.cpus import cpu_numbers
+from latencyprobe_agent.kernel.load.cpus import cpu_numbers, received_bits
 from latencyprobe_agent.kernel.load.loader import Loader, ScopedHook, link
 from latencyprobe_agent.kernel.load.maps import create_maps
 from latencyprobe_agent.kernel.load.reach import Reach
@@ -198,10 +198,13 @@ class _Begun:
         places = {each.name: place for place, each in enumerate(compiled.maps)}
         self._used = {name: places[name] for name in map_names(modules, trace=request.trace)}
         self._is_typed = compiled.types is not None
-        self._maps = create_maps(compiled.maps)
+        cpus = cpu_numbers()
+        bits = received_bits(cpus)
+        self._maps = create_maps(_sized(each, bits) for each in compiled.maps)
         constants: dict[int, int] = {
             LoadConstant.HOST_NETNS: request.host_netns,
-            LoadConstant.CPU_NUMBERS: cpu_numbers(),
+            LoadConstant.CPU_NUMBERS: cpus,
+            LoadConstant.RECEIVED_BITS: bits,
         }
         code = {
             name: each.linked(self._maps, constants) for name, each in compiled.programs.items()
@@ -235,6 +238,12 @@ class _Begun:
             tuple(self.loader.messages),
             self.loader.device_programs,
         )
+
+
+def _sized(definition: MapDefinition, received_bits: int) -> MapDefinition:
+    if definition.name != RECEIVED:
+        return definition
+    return replace(definition, max_entries=1 << received_bits)
 
 
 def lacks_alternatives(

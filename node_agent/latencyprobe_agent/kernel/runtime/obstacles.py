@@ -45,6 +45,12 @@ _EFFECTS: Mapping[Obstacle, _Effect] = {
         ("tx.host", "tx.qdisc", "tx.driver", "tx.total"),
         "packets are unmatched that left by a device of a kind that is not supported",
     ),
+    Obstacle.NO_ARRIVAL: _Effect(
+        ("rx.host", "rx.stack"),
+        "packets that enter a pod without an event on its device (macvlan, bpf_redirect_peer) have "
+        "no rx.host, and their path into the pod is in rx.stack",
+        is_counted=False,
+    ),
     Obstacle.MPTCP: _Effect(
         ("rx.socket", "rx.total", "tx.socket", "tx.total", "app.response", "peer.response"),
         "packets of MPTCP are unmatched, because no hook shows when applications read and write "
