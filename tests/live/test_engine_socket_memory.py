@@ -15,6 +15,7 @@ import pytest
 from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.measurement import NOTHING, Measurement, StageMeasurement
 from latencyprobe.domain.stages import DEFAULT_MODULES
+from latencyprobe_agent.kernel.abi import MEMORY_FOR_ALL, MEMORY_OF_NODE
 from latencyprobe_agent.kernel.contract import SocketFilter, SocketMemoryLimits
 from latencyprobe_agent.kernel.runtime import socket_memory
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
@@ -249,6 +250,9 @@ async def test_no_socket_that_comes_or_goes_during_a_count_is_charged_for_ever(
             for _ in range(COUNTS):
                 engine.read()
     engine.read()
+    assert engine._socket_memory is not None
+    for place in (SERVER, MEMORY_OF_NODE, MEMORY_FOR_ALL):
+        assert engine._socket_memory._use(place) == (0, 0), place
 
     def fit(number: int) -> bool:
         """Whether there is room for so many connections, with a listener each."""
