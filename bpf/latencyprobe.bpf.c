@@ -50,6 +50,9 @@
 #include "modules/tcp.bpf.c"
 #include "modules/drops.bpf.c"
 #endif
+#if defined(MODULE_RX) || defined(MODULE_TX) || defined(MODULE_TCP)
+#include "modules/pending.bpf.c"
+#endif
 
 /* Hooks that modules share. */
 #if defined(MODULE_RX) || defined(MODULE_TX) || defined(MODULE_IRQ)

@@ -26,10 +26,13 @@
 #define TCP_SYN_SENT 2
 #define TCP_SYN_RECV 3
 #define TCP_FIN_WAIT1 4
+#define TCP_FIN_WAIT2 5
 #define TCP_TIME_WAIT 6
 #define TCP_CLOSE 7
 #define TCP_CLOSE_WAIT 8
+#define TCP_LAST_ACK 9
 #define TCP_LISTEN 10
+#define TCP_CLOSING 11
 #define TCP_NEW_SYN_RECV 12
 
 /* include/net/tcp.h */
@@ -51,8 +54,9 @@
 #define SOCK_STREAM 1
 #define SOCK_DGRAM 2
 
-#define RCV_SHUTDOWN 1	 /* include/net/sock.h */
-#define SOCK_DONE 1	 /* enum sock_flags, the same file */
+#define RCV_SHUTDOWN 1 /* include/net/sock.h */
+#define SOCK_DEAD 0    /* enum sock_flags, the same file */
+#define SOCK_DONE 1
 #define IFF_LOOPBACK 0x8 /* include/uapi/linux/if.h */
 
 #define TCQ_F_MQROOT 8 /* include/net/sch_generic.h */

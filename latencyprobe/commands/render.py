@@ -19,6 +19,7 @@ from rich.text import Text
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.document import LatencyReport, Node, TargetResult, incomplete
 from latencyprobe.domain.durations import format_ns
+from latencyprobe.domain.pending import PENDING_BY_NAME, Pending, describe
 from latencyprobe.domain.report import StageReport, TargetReport
 from latencyprobe.domain.stages import BY_NAME
 from latencyprobe.domain.verdict import Bottleneck, Verdict
@@ -69,6 +70,7 @@ def _render_target(target: TargetResult) -> Iterator[RenderableType]:
     yield from map(_indented, _missing(target.report.stages))
     yield from map(_indented, _counters("counters", target.report.counters))
     yield from map(_indented, _counters("network namespace", target.report.netns_counters))
+    yield from map(_indented, _pending(target.report.pending or {}))
     yield from map(_indented, _verdict(target.report.verdict))
 
 
@@ -197,6 +199,12 @@ def _counters(heading: str, counters: Mapping[str, int]) -> Iterator[Text]:
     seen = [f"{name} {count:,}" for name, count in counters.items() if count]
     if seen:
         yield Text(f"{heading}: " + ", ".join(seen))
+
+
+def _pending(pending: Mapping[str, Pending]) -> Iterator[Text]:
+    waiting = [describe(PENDING_BY_NAME[name], each) for name, each in pending.items()]
+    if waiting:
+        yield Text("pending: " + "; ".join(waiting))
 
 
 def _verdict(verdict: Verdict) -> Iterator[Text]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
 from latencyprobe.domain.histogram import EMPTY, LARGEST_SUM, Histogram
+from latencyprobe.domain.pending import Pending, joint_pending
 
 # Of a node as a whole: one for each interrupt handler. No message has more, nor does a sum of many.
 MAX_NODE_STAGES = 4096
@@ -102,14 +103,22 @@ class Measurement:
 
     `netns_counters` count for the target's network namespaces, hence also for other processes in
     them. Add those of one target over time, never those of two targets.
+    `pending`: a snapshot by kind, of the last reading. A sum keeps that of the later summand. None:
+    it was not read, or nothing was pending before and after.
     """
 
     stages: Mapping[str, StageMeasurement] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)
     netns_counters: Mapping[str, int] = field(default_factory=dict)
+    pending: Mapping[str, Pending] | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.stages) or bool(self.counters) or bool(self.netns_counters)
+        return (
+            bool(self.stages)
+            or bool(self.counters)
+            or bool(self.netns_counters)
+            or self.pending is not None
+        )
 
     def __add__(self, other: Measurement) -> Measurement:
         if not other:
@@ -120,6 +129,7 @@ class Measurement:
             _joint_stages(self.stages, other.stages),
             joint_counters(self.counters, other.counters),
             joint_counters(self.netns_counters, other.netns_counters),
+            self.pending if other.pending is None else other.pending,
         )
 
     def stage(self, name: str) -> StageMeasurement:
@@ -143,14 +153,20 @@ def of_one_pod(one: Measurement, other: Measurement) -> Measurement:
     """Add up the measurements of two containers of a pod in the same time.
 
     They share a network namespace: both have counted the same events there. A container that
-    started later has counted fewer.
+    started later has counted fewer. What is pending in both adds up.
     """
     mine, theirs = one.netns_counters, other.netns_counters
     netns = {
         name: min(max(mine.get(name, 0), theirs.get(name, 0)), LARGEST_SUM)
         for name in (*mine, *theirs)
     }
-    return replace(one + other, netns_counters=netns)
+    pending = joint_pending(one.pending, other.pending)
+    return replace(one + other, netns_counters=netns, pending=pending)
+
+
+def across_pods(measurement: Measurement) -> Measurement:
+    """Return the part of a pod's measurement that adds up with those of other pods."""
+    return replace(measurement, netns_counters={}, pending=None)
 
 
 class NodeStage(NamedTuple):

@@ -15,15 +15,18 @@ from latencyprobe.domain.measurement import (
     NodeMeasurement,
     StageMeasurement,
 )
+from latencyprobe.domain.pending import Pending, pending_of
 from latencyprobe.domain.serialisation import written
 from latencyprobe.domain.stages import (
     BY_NAME,
     COUNTERS,
     INDEX,
+    PENDING,
     STAGES,
     Module,
     Stage,
     counter_module,
+    counters_of,
 )
 from latencyprobe.domain.verdict import Verdict, judge
 
@@ -58,12 +61,14 @@ class TargetReport:
     """Stages, counters and verdict of one target over one window.
 
     `netns_counters`: events in its network namespaces, of the target or of others; no zeroes.
+    `pending`: waiting that has not ended, by kind; None if that cannot be read.
     """
 
     stages: Sequence[StageReport]
     counters: Mapping[str, int]
     netns_counters: Mapping[str, int]
     verdict: Verdict
+    pending: Mapping[str, Pending] | None = None
 
     def stage(self, name: str) -> StageReport | None:
         """Return the stage of this name, or None if it was not measured."""
@@ -109,10 +114,11 @@ def report_on(
 
     Modules of other probes on the same target are ignored, also by the verdict. `node`: the
     measurement of the target's node in the same window, as evidence; None: readers may not see it.
-    `uncounted`: counters that the node cannot count; they are absent instead of 0. `only_stages`:
-    the stages with figures; the verdict is of all.
+    `uncounted`: counters that the node cannot count; they are absent instead of 0. So is what is
+    pending. `only_stages`: the stages with figures; the verdict is of all.
     """
     wanted = set(modules)
+    is_pending_read = PENDING in counters_of(wanted) and PENDING not in uncounted
     seen = Measurement(
         {
             stage.name: measurement.stages[stage.name]
@@ -126,13 +132,15 @@ def report_on(
         }
         | _drops(measurement, wanted),
         {name: n for name, n in sorted(measurement.netns_counters.items()) if n},
+        pending_of(measurement.pending or {}, wanted) if is_pending_read else None,
     )
     stages = tuple(
         _report_stage(BY_NAME[name], seen)
         for name in seen.stages
         if only_stages is None or name in only_stages
     )
-    return TargetReport(stages, seen.counters, seen.netns_counters, judge(seen, node))
+    verdict = judge(seen, node)
+    return TargetReport(stages, seen.counters, seen.netns_counters, verdict, seen.pending)
 
 
 def _drops(measurement: Measurement, wanted: Container[Module]) -> dict[str, int]:

@@ -256,6 +256,9 @@ PACKET_STAGES: tuple[Stage, ...] = tuple(
 # Packets that a target's sockets lost, counted by the kernel's reasons: `drops.SOCKET_RCVBUFF`.
 DROPS = "drops"
 DROP_PREFIX = f"{DROPS}."
+# Waiting that has not ended, all kinds together: see the module `pending`.
+PENDING = "pending"
+_PENDING_MODULES = frozenset(DEFAULT_MODULES)
 _COUNTER_MODULES = {counter.name: counter.module for counter in COUNTERS}
 
 BY_NAME: dict[str, Stage] = {stage.name: stage for stage in STAGES}
@@ -316,10 +319,15 @@ def _stages_of(modules: frozenset[Module]) -> tuple[Stage, ...]:
 
 
 def counters_of(modules: Iterable[Module]) -> tuple[str, ...]:
-    """Return the names of these modules' counters, all drop counters under one name."""
+    """Return the names that coverage has for what these modules count.
+
+    Drop counters have one name together, and so has all that is pending.
+    """
     wanted = set(modules)
     listed = tuple(counter.name for counter in COUNTERS if counter.module in wanted)
-    return (*listed, DROPS) if Module.TCP in wanted else listed
+    drops = (DROPS,) if Module.TCP in wanted else ()
+    pending = (PENDING,) if wanted & _PENDING_MODULES else ()
+    return (*listed, *drops, *pending)
 
 
 def parts_of(total: str) -> tuple[Stage, ...]:

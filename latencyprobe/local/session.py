@@ -30,6 +30,7 @@ from latencyprobe.protocol.measurements import (
     node_from_proto,
 )
 from latencyprobe.protocol.overhead import overhead_from_proto
+from latencyprobe.protocol.pending import pending_from_proto
 from latencyprobe.protocol.states import coverage_from_proto, target_state_from_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1 import node_agent_pb2_grpc as rpc
@@ -258,9 +259,9 @@ class Session:
         for target in probe.targets:
             seen = self._seen(target.status.id)
             seen.take_status(target.status)
-            seen.measurement += measurement_from_proto(
-                target.stages, target.counters, target.netns_counters
-            )
+            measured = measurement_from_proto(target.stages, target.counters, target.netns_counters)
+            pending = pending_from_proto(target.pending, "pending")
+            seen.measurement += replace(measured, pending=pending)
         self._node_measurement += node_from_proto(probe.node)
         if not probe.more:
             end = _monotonic(probe.end.ToNanoseconds())

@@ -17,6 +17,7 @@ from latencyprobe.domain.measurement import (
     Measurement,
     NodeMeasurement,
 )
+from latencyprobe.domain.pending import pending_of
 from latencyprobe.domain.stages import Module, counter_module, stages_of
 from latencyprobe_agent.desired import Desired, DesiredProbe, DesiredTarget
 from latencyprobe_agent.plan import TargetKey
@@ -265,12 +266,13 @@ def _are_alike(before: DesiredProbe, after: DesiredProbe) -> bool:
 
 
 def only(measurement: Measurement, modules: frozenset[Module]) -> Measurement:
-    """Keep the stages and counters of these modules, and all counters of the namespace."""
+    """Keep the figures of these modules, and all counters of the namespace."""
     names = {stage.name for stage in stages_of(modules)}
     return Measurement(
         {name: s for name, s in measurement.stages.items() if name in names},
         {name: n for name, n in measurement.counters.items() if counter_module(name) in modules},
         measurement.netns_counters,
+        None if measurement.pending is None else pending_of(measurement.pending, modules),
     )
 
 

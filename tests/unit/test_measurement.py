@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from latencyprobe.domain.measurement import (
     StageMeasurement,
     total,
 )
+from latencyprobe.domain.pending import PENDING_KINDS, Pending
 from latencyprobe.domain.stages import COUNTERS, STAGES
 
 counts = st.integers(0, 2**32)
@@ -36,6 +38,9 @@ measurements = st.builds(
     st.dictionaries(st.sampled_from([stage.name for stage in STAGES]), stage_measurements),
     st.dictionaries(st.sampled_from([counter.name for counter in COUNTERS]), counts),
     st.dictionaries(st.sampled_from(["TcpExtListenDrops", "UdpRcvbufErrors"]), counts),
+)
+snapshots = st.none() | st.dictionaries(
+    st.sampled_from([kind.name for kind in PENDING_KINDS]), st.builds(Pending, counts)
 )
 node_stages = st.builds(NodeStage, st.just("rx.total"), st.sampled_from(["", "eth0", "NET_RX"]))
 node_measurements = st.builds(
@@ -74,6 +79,18 @@ def test_adding_is_associative_and_commutative(
     assert_same((a + b) + c, a + (b + c))
     assert_same(NOTHING + a, a)
     assert_same(total([a, b, c]), c + b + a)
+
+
+@given(measurements, st.lists(snapshots, min_size=3, max_size=3))
+def test_a_sum_has_the_pending_figures_of_the_last_reading(
+    measured: Measurement, read: list[Mapping[str, Pending] | None]
+) -> None:
+    a, b, c = (replace(measured, pending=each) for each in read)
+    known = [each for each in read if each is not None]
+    last = known[-1] if known else None
+    assert ((a + b) + c).pending == (a + (b + c)).pending == total([a, b, c]).pending == last
+    assert (NOTHING + a).pending == (a + NOTHING).pending == read[0]
+    assert bool(Measurement(pending=read[0])) is (read[0] is not None)
 
 
 @given(node_measurements, node_measurements, node_measurements)

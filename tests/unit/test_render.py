@@ -22,6 +22,7 @@ from latencyprobe.domain.measurement import (
     NodeStage,
     StageMeasurement,
 )
+from latencyprobe.domain.pending import Pending
 from latencyprobe.domain.report import report_on, report_on_node
 from latencyprobe.domain.serialisation import document_of
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
@@ -101,6 +102,21 @@ def line_of(text: str, beginning: str) -> str:
     return next(line for line in text.splitlines() if line.strip().startswith(beginning))
 
 
+def test_pending_figures_have_a_line() -> None:
+    waiting = Measurement(
+        pending={
+            "unansweredRequests": Pending(1, 1, 0, 2_000_000_000, 2_000_000_000),
+            "unreadSegments": Pending(1200, 20, 40_000, 6_100_000_000, 99_000_000_000),
+        }
+    )
+    line = line_of(on_a_terminal(report(SLOW + waiting), 200), "pending")
+    assert line.strip() == (
+        "pending: 1,200 unread segments in 20 sockets, the oldest for 6.1s; "
+        "1 unanswered request for 2s"
+    )
+    assert "pending" not in on_a_terminal(report(SLOW), 200)
+
+
 def test_the_document_is_what_the_api_promises() -> None:
     document = document_of(report())
     assert {key: document[key] for key in ("apiVersion", "kind", "node", "durationSeconds")} == {
@@ -127,6 +143,7 @@ def test_the_document_is_what_the_api_promises() -> None:
         "counters",
         "netnsCounters",
         "verdict",
+        "pending",
     ]
     assert target["netnsCounters"] == {"TcpExtListenDrops": 5}
     assert target["pids"] == [42, 43]

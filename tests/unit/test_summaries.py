@@ -27,6 +27,7 @@ from latencyprobe.protocol.summaries import (
     summary_to_proto,
 )
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from tests.unit.pending_figures import pending_by_kind
 
 NUMBERS = st.integers(0, 2**53 - 1)
 STAGE_NAMES = [stage.name for stage in STAGES]
@@ -91,6 +92,7 @@ pods = st.builds(
         st.dictionaries(st.sampled_from(COUNTER_NAMES), NUMBERS),
         st.dictionaries(st.text("abc", min_size=1, max_size=9), NUMBERS, max_size=9),
         verdicts,
+        pending_by_kind,
     ),
     ended=st.booleans(),
 )

@@ -9,6 +9,7 @@ from latencyprobe.domain.measurement import (
     NOTHING,
     NOTHING_OF_THE_NODE,
     Measurement,
+    across_pods,
     largest_counters,
     of_one_pod,
     total,
@@ -30,6 +31,7 @@ from latencyprobe.protocol.measurements import (
     node_from_proto,
     node_to_proto,
 )
+from latencyprobe.protocol.pending import pending_from_proto
 from latencyprobe.protocol.summaries import choice_from_proto, pod_to_proto, summary_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 
@@ -83,9 +85,7 @@ class AgentWindows:
                 PodReport(uid, name, inside, score_of(report), report, ended=uid in gone)
             )
         summary = ProbeSummary(
-            merged=_bounded(
-                total(replace(each, netns_counters={}) for each in window.pods.values())
-            ),
+            merged=_bounded(total(map(across_pods, window.pods.values()))),
             verdicts=verdict_counts(window.reports),
             scores=worst_first((each.place for each in window.reports), most=100),
         )
@@ -130,7 +130,10 @@ class AgentWindows:
         interval: dict[str, Measurement] = {}
         for target in deltas.targets:
             uid = target.status.id.partition("/")[0]
-            measured = measurement_from_proto(target.stages, target.counters, target.netns_counters)
+            measured = replace(
+                measurement_from_proto(target.stages, target.counters, target.netns_counters),
+                pending=pending_from_proto(target.pending, "pending"),
+            )
             interval[uid] = of_one_pod(interval.get(uid, NOTHING), measured)
         for uid, measured in interval.items():
             window.pods[uid] = _bounded(window.pods.get(uid, NOTHING) + measured)

@@ -13,7 +13,16 @@ from enum import IntEnum
 
 from latencyprobe.domain.histogram import FIRST_OCTAVE, LAST_OCTAVE, MANTISSA_THRESHOLDS, POSITIONS
 from latencyprobe.domain.packets import LONGEST_NS
-from latencyprobe.domain.stages import COUNTERS, INDEX, PACKET_STAGES, STAGES, TARGET_STAGES, Module
+from latencyprobe.domain.pending import LONGEST_PENDING_NS, PENDING_KINDS
+from latencyprobe.domain.stages import (
+    COUNTERS,
+    DEFAULT_MODULES,
+    INDEX,
+    PACKET_STAGES,
+    STAGES,
+    TARGET_STAGES,
+    Module,
+)
 from latencyprobe.domain.verdict import NOTEWORTHY_NS
 
 MAX_SLOTS = 256
@@ -185,6 +194,9 @@ MACROS: Mapping[str, int | str] = {
     "TOO_LONG_NS": f"{LONGEST_NS}ULL",
     "LONG_WAIT_NS": NOTEWORTHY_NS,
     "NO_PACKETS": f"{NO_PACKETS}U",
+    "LONGEST_PENDING_NS": f"{LONGEST_PENDING_NS}ULL",
+    "NR_PENDING": len(PENDING_KINDS),
+    **{kind.macro: index for index, kind in enumerate(PENDING_KINDS)},
     **{stage.macro: index for index, stage in enumerate(STAGES)},
     **{counter.macro: index for index, counter in enumerate(COUNTERS)},
     "PLACES": PLACES,
@@ -330,6 +342,16 @@ SOCKET_MEMORY = Layout(
     count="I",
 )
 SLOT_FILTER = Layout("slot_filter", protocols="H", has_ports="H")
+PENDING = Layout(
+    "pending",
+    count="Q",
+    sockets="Q",
+    bytes="Q",
+    oldest_ns="Q",
+    waiting_ns="Q",
+)
+SLOT_PENDING = Layout("slot_pending", kinds=f"{len(PENDING_KINDS) * PENDING.size}s")
+PENDING_READING = Layout("pending_reading", number="Q", owners="Q", found=SLOT_PENDING)
 HANDLER_NAME = Layout("handler_name", text=f"{HANDLER_NAME_BYTES}s")
 USER = Layout("user", tgid="I", pid="I", comm="16s")
 ENDPOINTS = Layout(
@@ -377,12 +399,17 @@ THREAD_SHARES = Map("thread_shares", U32, THREAD_SHARE.packing)
 NODE_STATS = Map("node_stats", U32, NODE_ROW.packing)
 HANDLER_NAMES = Map("handler_names", U32, HANDLER_NAME.packing)
 TRACE_CONTROLS = Map("trace_control", U32, TRACE_CONTROL.packing)
+PENDING_OF_SLOTS = Map("pending_of_slots", U32, SLOT_PENDING.packing)
+PENDING_READINGS = Map("pending_readings", U32, PENDING_READING.packing)
 # A ring buffer has neither keys nor values; its elements are `struct trace_event`.
 TRACE_RING = "trace_ring"
 
 _MAPS = (CONFIGURATION, STATS, CGROUPS, PROCESSES, FILTERS, FILTER_PORTS, SOCKET_MEMORIES)
 _LAYOUTS = (SHARDS, NETNS_ENTRY, CONFIG, STAGE_STATS, SLOT_STATS, SLOT_FILTER, SOCKET_MEMORY)
-# There with the modules rx, sched and irq; while packets are traced.
+# There with the modules that measure sockets; with rx, sched and irq; while packets are traced.
+_SOCKET_MODULES = frozenset(DEFAULT_MODULES)
+_SOCKET_MAPS = (PENDING_OF_SLOTS, PENDING_READINGS)
+_SOCKET_LAYOUTS = (PENDING, SLOT_PENDING, PENDING_READING)
 _RX_MAPS = (HOST_DEVICES,)
 _SCHED_MAPS, _SCHED_LAYOUTS = (THREADS, THREAD_SHARES), (THREAD, THREAD_SHARE)
 _IRQ_MAPS, _IRQ_LAYOUTS = (NODE_STATS, HANDLER_NAMES), (HANDLER_NAME, NODE_ROW)
@@ -419,6 +446,7 @@ def assertions(modules: Iterable[Module], *, trace: bool) -> Iterator[str]:
     wanted = frozenset(modules)
     layouts = (
         *_LAYOUTS,
+        *(_SOCKET_LAYOUTS if wanted & _SOCKET_MODULES else ()),
         *(_SCHED_LAYOUTS if Module.SCHED in wanted else ()),
         *(_IRQ_LAYOUTS if Module.IRQ in wanted else ()),
         *(_TRACE_LAYOUTS if trace else ()),
@@ -438,6 +466,7 @@ def assertions(modules: Iterable[Module], *, trace: bool) -> Iterator[str]:
 def _maps(modules: Iterable[Module], *, trace: bool) -> tuple[Map, ...]:
     return (
         *_MAPS,
+        *(_SOCKET_MAPS if frozenset(modules) & _SOCKET_MODULES else ()),
         *(_RX_MAPS if Module.RX in frozenset(modules) else ()),
         *(_SCHED_MAPS if Module.SCHED in frozenset(modules) else ()),
         *(_IRQ_MAPS if Module.IRQ in frozenset(modules) else ()),

@@ -234,7 +234,11 @@ class Engine(Protocol):
         """
 
     def read(self) -> Mapping[int, Measurement]:
-        """Return the measurements since the last reading, by slot; omit slots without any."""
+        """Return the measurements since the last reading, by slot; omit slots without any.
+
+        What is pending is as of now. A slot without anything pending has no such figures, unless it
+        had some in the last reading: then they are empty.
+        """
 
     def read_node(self) -> NodeMeasurement:
         """Return the measurement of the node's own stages (irq.hard …) since the last call."""

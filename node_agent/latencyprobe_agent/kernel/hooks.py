@@ -17,7 +17,15 @@ from itertools import chain
 from types import MappingProxyType
 
 from latencyprobe.domain.coverage import NO_DATAGRAMS, CoverageState, StageCoverage
-from latencyprobe.domain.stages import BY_NAME, DROPS, STAGES, Module, counters_of
+from latencyprobe.domain.stages import (
+    BY_NAME,
+    DEFAULT_MODULES,
+    DROPS,
+    PENDING,
+    STAGES,
+    Module,
+    counters_of,
+)
 from latencyprobe_agent.kernel.abi import SOCKET_STATES
 
 RX, TX, TCP, IRQ, SCHED = Module.RX, Module.TX, Module.TCP, Module.IRQ, Module.SCHED
@@ -172,6 +180,8 @@ _LISTENERS = Hook(
 
 # Others, one of which counts the sockets of targets.
 COUNT_SOCKETS = ("on_known_socket", "on_socket_file")
+# Those that find what is pending: for each open file, and for each socket with a state of ours.
+READ_PENDING, READ_PENDING_STATES = "on_pending_file", "on_socket_state"
 # The programs on devices: of the targets' namespaces, and of the host's.
 POD_INGRESS, HOST_INGRESS, HOST_EGRESS = "on_pod_ingress", "on_host_ingress", "on_host_egress"
 POD_EGRESS, QUEUE_EGRESS = "on_pod_egress", "on_queue_egress"
@@ -279,6 +289,17 @@ EVENTS: tuple[Event, ...] = (
         (RX, TX, TCP),
         Hook(COUNT_SOCKETS[0], "bpf_sk_storage_map", HookKind.ITERATOR, over=SOCKET_STATES),
         (COUNT_SOCKETS[1], "task_file", HookKind.ITERATOR),
+    ),
+    _event("pending reading", DEFAULT_MODULES, (READ_PENDING, "task_file", HookKind.ITERATOR)),
+    _event(
+        "fast pending reading",
+        DEFAULT_MODULES,
+        Hook(
+            READ_PENDING_STATES,
+            "bpf_sk_storage_map",
+            HookKind.ITERATOR,
+            over=SOCKET_STATES,
+        ),
     ),
     _event("socket end", (RX, TX, TCP), ("on_tcp_destroy_sock", "tcp_destroy_sock")),
     _event(
@@ -412,6 +433,14 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
     "connectFailedOther": StageNeeds(("state change",)),
     "handshakeRetransmits": StageNeeds(("state change",)),
     DROPS: StageNeeds(("drop",), {"receive drop": "only packets that a socket sent are counted"}),
+    PENDING: StageNeeds(
+        ("pending reading",),
+        {
+            "segment": "unread data has no age, requests are not known",
+            "send": "unsent data has no age, requests are not known",
+            "state change": "connects and connections that wait for accept() are not known",
+        },
+    ),
 }
 
 
@@ -533,6 +562,7 @@ def coverage_of(
     unwanted = frozenset() if udp else _UDP_EVENTS
     unwanted |= frozenset() if processes else PROCESS_EVENTS
     unwanted |= frozenset() if steering else STEERING_EVENTS
+    unwanted |= frozenset(event.name for event in EVENTS if not event.modules & modules)
     gaps = _Gaps(refused, unwanted, remarks)
     stages = (
         _stopped(stage.name, set(stage.modules) & stopped)

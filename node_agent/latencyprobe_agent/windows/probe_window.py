@@ -17,8 +17,10 @@ from latencyprobe.domain.measurement import (
     NOTHING,
     Measurement,
     NodeMeasurement,
+    across_pods,
     of_one_pod,
 )
+from latencyprobe.domain.pending import Pending
 from latencyprobe.domain.report import report_on
 from latencyprobe.domain.score import score_of
 from latencyprobe.domain.summary import (
@@ -67,13 +69,14 @@ class _TimeSlot:
 
 
 class _PodWindow:
-    """One pod, its measurements, and when it was measured last."""
+    """One pod, its measurements, what is pending now, and when it was measured last."""
 
-    __slots__ = ("last_measured", "pod", "sums")
+    __slots__ = ("_pending", "last_measured", "pod", "sums")
 
     def __init__(self, pod: PodTargets) -> None:
         self.pod = pod
         self.sums = RunningWindow()
+        self._pending: Mapping[str, Pending] = {}
         self.last_measured = math.inf
 
     def become(self, pod: PodTargets, now: float) -> None:
@@ -83,6 +86,15 @@ class _PodWindow:
         elif self.pod.is_measured:
             self.last_measured = now
         self.pod = pod
+
+    def advance(self, delta: Measurement, *, slot: int, oldest: int) -> None:
+        """Add the measurement of an interval: what is pending replaces what was."""
+        self._pending = delta.pending or {}
+        self.sums.advance(replace(delta, pending=None), slot=slot, oldest=oldest)
+
+    def value(self) -> Measurement:
+        """Return the measurement of the window."""
+        return replace(self.sums.value(), pending=self._pending)
 
     def is_over(self, before: float) -> bool:
         """Return True if it was not measured since this time."""
@@ -151,8 +163,8 @@ class ProbeWindow:
                 self._pods[uid] = _PodWindow(PodTargets(uid))
                 self._pods[uid].last_measured = figures.end.monotonic
         for uid, known in self._pods.items():
-            known.sums.advance(deltas.get(uid, NOTHING), slot=slot, oldest=oldest)
-        together = merged(replace(delta, netns_counters={}) for delta in deltas.values())
+            known.advance(deltas.get(uid, NOTHING), slot=slot, oldest=oldest)
+        together = merged(map(across_pods, deltas.values()))
         self._merged.advance(together, slot=slot, oldest=oldest)
         self._node.advance(figures.of_node(), slot=slot, oldest=oldest)
         self._interval, self._newest = (figures.begin, figures.end), None
@@ -224,7 +236,7 @@ class ProbeWindow:
         waiting: Counter[str] = Counter()
         reports: dict[str, PodReport] = {}
         for uid, known in self._pods.items():
-            measurement = known.sums.value()
+            measurement = known.value()
             reports[uid] = judged(known.pod, measurement, only_stages=figures_of)
             waiting.update(waiting_by_cause(reports[uid].report.verdict, measurement))
         scores = worst_first((pod.place for pod in reports.values()), self._window.max_pods)
@@ -237,7 +249,7 @@ class ProbeWindow:
         )
         shown = (self._pods[score.pod_uid] for score in scores)
         in_full = (
-            reports[known.pod.uid] if is_each_shown else judged(known.pod, known.sums.value())
+            reports[known.pod.uid] if is_each_shown else judged(known.pod, known.value())
             for known in shown
         )
         return WindowReport(self.probe, begin, end, summary, tuple(in_full), node)

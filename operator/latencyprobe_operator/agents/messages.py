@@ -37,6 +37,7 @@ from latencyprobe.protocol.measurements import (
     node_from_proto,
     with_short_names,
 )
+from latencyprobe.protocol.pending import pending_from_proto
 from latencyprobe.protocol.states import coverage_state_from_proto, target_state_from_proto
 from latencyprobe.protocol.summaries import choice_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
@@ -382,15 +383,14 @@ def _reported_target(message: pb.TargetReport) -> ReportedTarget:
     target_id, status = message.status.id, target_status(message.status)
     try:
         check_target(message)
-        measurement = measurement_from_proto(
-            message.stages, message.counters, message.netns_counters
-        )
+        measured = measurement_from_proto(message.stages, message.counters, message.netns_counters)
+        pending = pending_from_proto(message.pending, "pending")
     except CorruptMessageError as error:
         return ReportedTarget(id=target_id, status=status, corruption=text_of(str(error)))
     return ReportedTarget(
         id=target_id,
         status=status,
-        measurement=_printable_measurement(measurement),
+        measurement=replace(_printable_measurement(measured), pending=pending or None),
         unknown_stages=tuple(_name(s.name) for s in message.stages if s.name not in BY_NAME),
     )
 

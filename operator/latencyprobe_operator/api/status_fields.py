@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from latencyprobe.domain.coverage import StageCoverage
+from latencyprobe.domain.pending import Pending
 from latencyprobe.domain.report import StageReport
 from latencyprobe.domain.serialisation import written
 from latencyprobe.domain.verdict import Bottleneck, Verdict
@@ -75,6 +76,9 @@ class PodStatus:
     stages: Sequence[StageReport]
     counters: Mapping[str, int]
     netns_counters: Mapping[str, int] = field(metadata=written(absent_if_empty=True))
+    pending: Mapping[str, Pending] | None = field(
+        default=None, metadata=written(absent_if_empty=True)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
-from latencyprobe.domain.measurement import NOTHING, Measurement, NodeMeasurement, of_one_pod, total
+from latencyprobe.domain.measurement import (
+    NOTHING,
+    Measurement,
+    NodeMeasurement,
+    across_pods,
+    of_one_pod,
+    total,
+)
 from latencyprobe.domain.report import report_on
 from latencyprobe.domain.score import score_of
 from latencyprobe.domain.stages import Module
@@ -45,7 +52,7 @@ def summarised(
         _pod(placed[uid], measurement, modules, node, uncounted)
         for uid, measurement in measurements.items()
     ]
-    merged = total(replace(each, netns_counters={}) for each in measurements.values())
+    merged = total(map(across_pods, measurements.values()))
     summary = ProbeSummary(
         merged=merged,
         verdicts=verdict_counts(pods),

@@ -204,6 +204,7 @@ def _pod(pod: PodFacts) -> PodStatus:
         stages=report.stages,
         counters=report.counters,
         netns_counters=_bounded(report.netns_counters),
+        pending=report.pending,
     )
 
 

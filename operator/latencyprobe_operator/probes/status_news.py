@@ -22,6 +22,9 @@ _SHARE_STEP = 1.0
 _EXACT = frozenset({"targets", "nodes", "omittedPods", "omittedNodes", "containers"})
 _PROSE = frozenset({"message", "evidence", "nextStep"})
 _DURATIONS = frozenset({"p50", "p99"})
+_PENDING = "pending"
+# What is pending is news from this age on.
+_LONG_PENDING_NS = 10**9
 # A digit within a name is part of the name.
 _FIGURE = re.compile(r"(?<![\w.-])[\d.,]+")
 _IDENTITY = ("type", "name", "node", "detail")
@@ -31,7 +34,8 @@ def differs(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     """Decide whether a status has news.
 
     News is another verdict, condition, pod, node or target, and a figure that has changed by more
-    than a bucket. Figures within a sentence, and the order of pods, are no news.
+    than a bucket. Figures within a sentence, and the order of pods, are no news. Nor are waits of
+    under a second in `pending`: a busy pod always has some.
     """
     return _differ(_lasting(before), _lasting(after), "")
 
@@ -62,6 +66,8 @@ def _differ(old: Any, new: Any, key: str) -> bool:
         return True
     if key in _PROSE:
         return bool(_without_figures(old) != _without_figures(new))
+    if key == _PENDING:
+        old, new = _long_pending(old), _long_pending(new)
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         return any(_fields_differ(old, new, each) for each in {**old, **new})
     if isinstance(old, list) and isinstance(new, list):
@@ -73,6 +79,15 @@ def _fields_differ(old: Mapping[str, Any], new: Mapping[str, Any], key: str) -> 
     # A counter without events is absent.
     absent = 0 if _is_figure(old.get(key, 0)) and _is_figure(new.get(key, 0)) else None
     return _differ(old.get(key, absent), new.get(key, absent), key)
+
+
+def _long_pending(pending: Any) -> Mapping[str, Any]:
+    """Return the kinds that have waited for long."""
+    return {
+        kind: figures
+        for kind, figures in (pending or {}).items()
+        if figures.get("oldestNs", 0) >= _LONG_PENDING_NS
+    }
 
 
 def _rows_differ(old: Sequence[Any], new: Sequence[Any]) -> bool:

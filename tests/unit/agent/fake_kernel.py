@@ -108,7 +108,7 @@ class Kernel:
         return self._attach("raw_tracepoint", tracepoint)
 
     def attach_iterator(self, program_fd: int, map_fd: int | None = None) -> int:
-        return self._attach("iterator", None)
+        return self._attach("iterator", None if map_fd is None else f"map {map_fd}")
 
     def attach_kprobe(self, program_fd: int, function: str, *, returning: bool) -> int:
         return self._attach("kretprobe" if returning else "kprobe", function)

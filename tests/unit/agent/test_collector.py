@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latencyprobe.domain.measurement import Measurement, NodeMeasurement, NodeStage
+from latencyprobe.domain.pending import Pending
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.summary import NO_PODS
 from latencyprobe_agent.collector import (
@@ -86,6 +87,28 @@ def test_probes_that_share_a_slot_and_an_interval_share_the_memory_of_their_figu
     assert a.of("t") == b.of("t") == samples(3)
     whole = Measurement(netns_counters={"TcpExtListenDrops": 3})
     assert slow.of("t") == samples(1, 2, 3) + whole
+
+
+def test_pending_figures_are_those_of_the_last_reading() -> None:
+    collector = _collector(_probe("fast"), _probe("slow", interval_s=3))
+    first = {"unreadSegments": Pending(3), "unsentWrites": Pending(1)}
+    collector.add({0: Measurement(pending=first)})
+    assert _figures(collector, 1)["fast"].pending == first
+    collector.add({0: Measurement(pending={"unsentWrites": Pending(2)})})
+    (undelivered,) = collector.take(_at(2))
+    assert undelivered.of("t").pending == {"unsentWrites": Pending(2)}
+    collector.add({0: Measurement(pending={})})
+    collector.put_back([undelivered])
+    assert {name: each.pending for name, each in _figures(collector, 3).items()} == {
+        "fast": {},
+        "slow": {},
+    }
+
+
+def test_a_probe_gets_pending_figures_of_its_modules() -> None:
+    collector = _collector(_probe("a", modules=frozenset({Module.TX})))
+    collector.add({0: Measurement(pending={"unreadSegments": Pending(3)})})
+    assert _figures(collector, 1)["a"].pending == {}
 
 
 def test_a_probe_is_reported_in_its_own_interval_and_from_where_it_ended() -> None:

@@ -379,6 +379,15 @@ def test_an_iterator_is_bound_to_the_function_that_has_its_arguments(kernel: Ker
     ]
 
 
+def test_an_iterator_over_a_map_gets_the_map(kernel: Kernel) -> None:
+    hook = Hook("on_state", "bpf_sk_storage_map", HookKind.ITERATOR, over="socket_states")
+    types = Types(functions=("bpf_iter_bpf_sk_storage_map",))
+    loader = Loader({"on_state": b"\0" * 8}, types, maps={"others": 3, "socket_states": 4})
+    loader.attach(Event("states", frozenset(Module), (hook,)))
+    assert loader.attached == {"states": "iter/bpf_sk_storage_map"}
+    assert kernel.attached == [("iterator", "map 4")]
+
+
 def test_an_iterator_requires_btf(kernel: Kernel) -> None:
     refused = load(None, event=FILES).refused["files"]
     assert refused.startswith("iter/task_file: requires BTF and Linux 5.11")

@@ -31,7 +31,8 @@ from tests.unit.agent.fake_kernel import Kernel, Types
 TRACEPOINTS = tuple(
     {each.symbol for event in EVENTS for hook in event.hooks for each in (hook, *hook.also)}
 )
-MODERN = Types(TRACEPOINTS, (*TRACEPOINTS, "bpf_iter_task_file"))
+ITERATORS = ("bpf_iter_task_file", "bpf_iter_bpf_sk_storage_map")
+MODERN = Types(TRACEPOINTS, (*TRACEPOINTS, *ITERATORS))
 REQUEST = Request(("rx",), 1)
 MAPS = (*map_names((Module.RX,), trace=False), "received")
 COUNT, PENDING = "__preempt_count", "pcpu_hot.softirq_pending"

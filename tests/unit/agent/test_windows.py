@@ -18,6 +18,7 @@ from latencyprobe.domain.measurement import (
     StageMeasurement,
     total,
 )
+from latencyprobe.domain.pending import Pending
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.summary import PodChoice, PodReport
 from latencyprobe_agent.collector import Moment, ProbeFigures
@@ -265,6 +266,27 @@ def test_two_containers_of_a_pod_are_one_pod_and_count_their_namespace_once() ->
     assert pod.report.stages[0].count == 3
     assert pod.report.netns_counters == {"TcpExtListenDrops": 3}
     assert not measured.report.summary.merged.netns_counters
+
+
+def test_pending_figures_are_of_the_newest_interval_and_of_all_containers() -> None:
+    probe = _probe("a")
+    sidecar = DesiredTarget("a/s", ContainerSelector("a", "s"), "a", "sidecar")
+    measured = Measured(replace(probe, targets=(*probe.targets, sidecar)))
+    of_server = Measurement(pending={"unreadSegments": Pending(200, 20, 40_000, 9, 90)})
+    of_sidecar = Measurement(pending={"unreadSegments": Pending(2, 1, 100, 11, 20)})
+
+    def pending_after(end: float, **taken: Measurement) -> object:
+        figures = {f"a/{container}": each for container, each in taken.items()}
+        measured.windows.add([ProbeFigures(measured.probe, _at(end - 10), _at(end), figures)])
+        (pod,) = measured.report.pods
+        assert measured.report.summary.merged.pending is None
+        return pod.report.pending
+
+    assert pending_after(10, c=samples(1) + of_server, s=of_sidecar) == {
+        "unreadSegments": Pending(202, 21, 40_100, 11, 110)
+    }
+    assert pending_after(20, c=samples(1), s=of_sidecar) == of_sidecar.pending
+    assert pending_after(30, c=samples(1)) == {}
 
 
 def test_pods_are_sorted_by_score_and_equal_ones_by_uid() -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement, StageMeasurement
+from latencyprobe.domain.pending import Pending
 from latencyprobe.domain.stages import DEFAULT_MODULES, stages_of
 from latencyprobe_operator.observed_state import AgentView
 from latencyprobe_operator.probes import status
@@ -136,6 +137,23 @@ def test_figures_within_a_sentence_are_no_news() -> None:
     assert not differs(before, after)
     after["summary"]["message"] = "rx.socket of pod-8 holds 90% of 1.2ms, 3,400 packets"
     assert differs(before, after)
+
+
+def test_long_waits_are_news_and_short_ones_are_not() -> None:
+    def waiting(**pending: Pending) -> Document:
+        measured = SLOW_READER + Measurement(pending=pending)
+        pods = [listed("a", "node-a", ("server",), measured)]
+        return status.build(facts(pods=pods, merged=SLOW_READER, last_report_time=NOW), now=NOW)
+
+    nothing = waiting()
+    busy, busier = (waiting(requestsInService=Pending(n, n, 0, 5_000, 5_000)) for n in (1, 40))
+    hung = waiting(unreadSegments=Pending(200, 20, 40_000, 6 * 10**9, 9 * 10**9))
+    later = waiting(unreadSegments=Pending(200, 20, 40_000, 16 * 10**9, 9 * 10**9))
+
+    assert "pending" not in nothing["pods"][0]
+    assert hung["pods"][0]["pending"]["unreadSegments"]["oldestNs"] == 6 * 10**9
+    assert not any(differs(a, b) for a in (nothing, busy, busier) for b in (nothing, busy, busier))
+    assert all(differs(a, b) for a, b in ((nothing, hung), (hung, nothing), (hung, later)))
 
 
 def test_a_light_document_has_the_pods_of_before() -> None:

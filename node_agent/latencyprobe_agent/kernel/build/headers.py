@@ -24,6 +24,7 @@ STRUCTS = (
     "sock",
     "tcp_sock",
     "tcp_skb_cb",
+    "request_sock",
     "udp_sock",
     "net_device",
     "netdev_rx_queue",
@@ -51,6 +52,7 @@ PROBED_FIELDS = (
     ("task_struct", "on_cpu"),  # always from 6.17 on, with CONFIG_SMP before it
     ("task_struct", "__state"),  # 5.14+, `state` before it
     ("sock_cgroup_data", "cgroup"),  # 5.16+, a tagged `val` before it
+    ("tcp_sock", "tcp_usec_ts"),  # 6.7+: the unit of its time stamps
     ("sock_common", "skc_v6_daddr"),  # with CONFIG_IPV6
 )
 # (tracepoint, arguments, name): HAVE_<tracepoint>_<name>, where it has as many.

@@ -57,7 +57,8 @@ class Loader:
 
     `code`: linked programs by their function. `types`: for programs typed by BTF, None for others.
     `without`: hooks to exclude, by name (`kprobe/tcp_sendmsg`). `messages`: the kernel's answers
-    with the verifier's last lines. Large, because each kind of answer is an attribute.
+    with the verifier's last lines. `maps`: the maps that iterators visit, by name.
+    Large, because each kind of answer is an attribute.
     """
 
     def __init__(

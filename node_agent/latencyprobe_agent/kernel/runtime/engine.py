@@ -210,6 +210,8 @@ class KernelEngine:
             self._check_cgroups(self._object)
         for slot, measurement in self._take(self._object, self._slots, self._slots).items():
             news[slot] = news.get(slot, NOTHING) + measurement
+        for slot, pending in self._object.read_pending(self._slots).items():
+            news[slot] = news.get(slot, NOTHING) + Measurement(pending=pending)
         if self._socket_memory is not None:
             self._socket_memory.read(self._slots)
         if self._threads is not None:

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from functools import cache
 from typing import NamedTuple
 
+from latencyprobe.domain.pending import Pending
 from latencyprobe.domain.stages import Module
 from latencyprobe.process.os_errors import explained
 from latencyprobe_agent.kernel import libbpf
@@ -23,6 +24,8 @@ from latencyprobe_agent.kernel.abi import (
     HOST_DEVICES,
     NO_PACKETS,
     NODE_STATS,
+    PENDING_OF_SLOTS,
+    PENDING_READINGS,
     SOCKET_MEMORIES,
     SOCKET_MEMORY,
     SOCKET_MEMORY_PLACES,
@@ -43,6 +46,8 @@ from latencyprobe_agent.kernel.hooks import (
     PROCESS_FUNCTIONS,
     QUEUE,
     READ_LISTENERS,
+    READ_PENDING,
+    READ_PENDING_STATES,
     RECEIVE,
     SEGMENT,
     SEND,
@@ -64,6 +69,7 @@ from latencyprobe_agent.kernel.runtime.device_links import DeviceLinks
 from latencyprobe_agent.kernel.runtime.listeners import ListenerReadings, Pause
 from latencyprobe_agent.kernel.runtime.mapped_array import MappedArray
 from latencyprobe_agent.kernel.runtime.node_statistics import NodeStatisticsMemory
+from latencyprobe_agent.kernel.runtime.pending import PendingMemory
 from latencyprobe_agent.kernel.runtime.ring import PacketRing
 from latencyprobe_agent.kernel.runtime.shards import Shards
 from latencyprobe_agent.kernel.runtime.statistics import StatisticsMemory
@@ -186,6 +192,11 @@ class LoadedObject:
         self.thread_shares = (
             MappedArray.of_map(self._maps[THREAD_SHARES.name], THREAD_SHARE, THREAD_SHARE_PLACES)
             if THREAD_SHARES.name in self._maps
+            else None
+        )
+        self._pending = (
+            PendingMemory(self._maps[PENDING_OF_SLOTS.name], self._maps[PENDING_READINGS.name])
+            if PENDING_OF_SLOTS.name in self._maps
             else None
         )
         for epoch in (0, 1):
@@ -450,6 +461,17 @@ class LoadedObject:
         if link is not None:
             self.listeners.read(link, pause)
 
+    def read_pending(self, slots: Collection[int]) -> Mapping[int, Mapping[str, Pending]]:
+        """Return what is pending in the sockets of these slots; nothing where none can be read.
+
+        The sockets of processes are found by their open files, so then all files are looked at.
+        """
+        link = self._owned.link(READ_PENDING)
+        fast = self._owned.link(READ_PENDING_STATES)
+        if not self.follows_processes and fast is not None:
+            link = fast
+        return self._pending.read(link, slots) if self._pending and link is not None else {}
+
     def bump_generation(self) -> None:
         """Have every socket look up its slots again."""
         self._generation += 1
@@ -560,6 +582,8 @@ class LoadedObject:
         self.socket_memory.close()
         if self.thread_shares is not None:
             self.thread_shares.close()
+        if self._pending is not None:
+            self._pending.close()
         if self.ring is not None:
             self.ring.close()
         self._owned.close()

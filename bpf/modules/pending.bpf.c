@@ -1,0 +1,560 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What is pending: waiting that has not ended, of the targets' open sockets, when the agent reads.
+ *
+ * No packet runs these programs. They take no lock, so other CPUs may use a socket at the same time:
+ * each loop has a bound of its own, and each age is between 0 and LONGEST_PENDING_NS. A segment that
+ * is read at that very moment may be counted or not. What an application has closed waits for nobody.
+ */
+
+struct pending {
+	u64 count;
+	u64 sockets;
+	u64 bytes;
+	u64 oldest_ns;	/* 0: no age is known */
+	u64 waiting_ns; /* the sum of all known ages */
+};
+
+struct slot_pending {
+	struct pending kinds[NR_PENDING];
+};
+
+/* By slot. The agent clears it before a reading, and one reading runs at a time. */
+BYTES_OF(slot_pending);
+BPF_F_TABLE("array", u32, struct slot_pending_bytes, pending_of_slots, MAX_SLOTS, BPF_F_MMAPABLE);
+
+/*
+ * One reading. What is found of a socket is in a map, where it is unknown to the verifier: elsewhere
+ * it would follow each value through the loops.
+ */
+struct pending_reading {
+	u64 number;	 /* by the agent: another one for each reading, never 0 */
+	owners_t owners; /* of the socket that is visited now */
+	struct slot_pending found;
+};
+BYTES_OF(pending_reading);
+BPF_F_TABLE("array", u32, struct pending_reading_bytes, pending_readings, 1, BPF_F_MMAPABLE);
+
+#if defined(WITH_ON_SOCKET_STATE) || defined(WITH_ON_PENDING_FILE)
+
+#define IS_IN(state, states) ((1U << (state)) & (states))
+#define OPEN (1U << TCP_ESTABLISHED | 1U << TCP_CLOSE_WAIT)
+/* Our FIN is in the send queue, or was sent. */
+#define ENDING (1U << TCP_FIN_WAIT1 | 1U << TCP_CLOSING | 1U << TCP_LAST_ACK)
+#define READABLE (OPEN | 1U << TCP_FIN_WAIT1 | 1U << TCP_FIN_WAIT2)
+
+/*
+ * Without a branch, which the barrier keeps the compiler from making of it: the verifier would follow
+ * each way through each round of a loop.
+ */
+static __always_inline u64 choose(u64 is_first, u64 one, u64 other)
+{
+	u64 mask = 0 - is_first;
+
+	asm volatile("" : "+r"(mask));
+	return other ^ ((one ^ other) & mask);
+}
+
+static __always_inline u64 is_later(u32 one, u32 other)
+{
+	return is_below_0((s64)(s32)(other - one));
+}
+
+/* 0 if `since` is 0, or later than `now`. */
+static __always_inline u64 age_of(u64 since, u64 now)
+{
+	u64 age = now - since;
+
+	age = choose(is_below_0(age) | is_below_0(since - 1), 0, age);
+	return choose(is_below_0(LONGEST_PENDING_NS - age), LONGEST_PENDING_NS, age);
+}
+
+/* One more thing that waits, if `is_pending` is 1. Without `since` its age is not known. */
+static __always_inline void add_if(u64 is_pending, volatile struct pending *pending, u64 since,
+				   u64 now)
+{
+	u64 age = choose(is_pending, age_of(since, now), 0), oldest_ns = pending->oldest_ns;
+
+	pending->count += is_pending;
+	pending->waiting_ns += age;
+	pending->oldest_ns = choose(is_below_0(oldest_ns - age), age, oldest_ns);
+}
+
+static __always_inline void add_one(volatile struct pending *pending, u64 since, u64 now)
+{
+	add_if(1, pending, since, now);
+}
+
+static __always_inline void add_socket(volatile struct pending *pending, u32 bytes)
+{
+	pending->sockets++;
+	pending->bytes += bytes;
+}
+
+#ifdef MODULE_RX
+
+/* Return the end of the last of these unread segments; `unread` if there is none. */
+static __always_inline u32 add_segments(volatile struct pending *pending,
+					volatile struct socket_queue *queue,
+					struct segment *segments, u32 size, u32 unread, u32 end,
+					u64 now)
+{
+	u32 head = queue->head, waiting = queue->tail - head, end_seq, i;
+	volatile struct segment *segment;
+	u64 is_unread;
+
+	for (i = 0; i < size; i++) {
+		if (i >= waiting)
+			break;
+		segment = &segments[(head + i) & (size - 1)];
+		end_seq = segment->end_seq;
+		/* else it was read unseen, or came at this moment */
+		is_unread = is_later(end_seq, unread) & ~is_later(end_seq, end);
+		unread = choose(is_unread, end_seq, unread);
+		add_if(is_unread, pending, segment->queued_ns, now);
+	}
+	return unread;
+}
+
+/* The end of the data that came. */
+static __always_inline u32 received_end(struct sock *sk, struct tcp_sock *tp, u32 unread)
+{
+	u32 end = READ(tp, rcv_nxt);
+
+	return unread != end && READ(sk, sk_shutdown) & RCV_SHUTDOWN ? end - 1 : end; /* a FIN */
+}
+
+/*
+ * Data in the socket that the application has not read. Segments that are not known (not sampled, or
+ * more than there is room for) count as one at the end.
+ */
+static __always_inline void find_unread(volatile struct pending *pending, struct sock *sk,
+					struct tcp_sock *tp, u64 now)
+{
+	u32 unread = READ(tp, copied_seq), end = received_end(sk, tp, unread), known = unread;
+	struct segment_ring *ring = 0;
+	struct socket_queue *queue;
+
+	if (!is_after(end, unread))
+		return;
+	queue = look_up_socket_queue(sk);
+	if (queue && queue->has_segment_ring)
+		ring = look_up_segment_ring(sk);
+	if (ring)
+		known = add_segments(pending, queue, ring->segments, SEGMENTS, unread, end, now);
+	else if (queue)
+		known = add_segments(pending, queue, queue->segments, FEW_SEGMENTS, unread, end,
+				     now);
+	if (known != end)
+		add_one(pending, 0, now);
+	add_socket(pending, end - unread);
+}
+
+#endif
+
+#ifdef MODULE_TX
+
+static __always_inline void add_writes(volatile struct pending *pending,
+				       volatile struct socket_queue *queue, struct handoff *handed,
+				       u32 size, u32 sent, u32 end, u64 now)
+{
+	u32 head = queue->handed_head, waiting = queue->handed_tail - head, next_seq, i;
+	volatile struct handoff *handoff, *next;
+	u64 is_unsent;
+
+	for (i = 0; i < size; i++) {
+		if (i >= waiting)
+			break;
+		handoff = &handed[(head + i) & (size - 1)];
+		next = &handed[(head + i + 1) & (size - 1)];
+		/* its bytes end where the next one's begin */
+		next_seq = choose(is_later(waiting, i + 1), next->seq, end);
+		is_unsent = is_later(next_seq, sent) & ~is_later(next_seq, end);
+		add_if(is_unsent, pending, handoff->handed_ns, now);
+	}
+}
+
+/* Bytes that the application handed to TCP, and that were not sent yet. */
+static __always_inline void find_unsent(volatile struct pending *pending, struct sock *sk,
+					struct tcp_sock *tp, u32 state, u64 now)
+{
+	u32 end = READ(tp, write_seq), sent = READ(tp, snd_nxt);
+	struct handoff_ring *ring = 0;
+	struct socket_queue *queue;
+	u64 before = pending->count;
+
+	if (IS_IN(state, ENDING))
+		end--; /* our FIN */
+	if (!is_after(end, sent))
+		return;
+	queue = look_up_socket_queue(sk);
+	if (queue && queue->has_handoff_ring)
+		ring = look_up_handoff_ring(sk);
+	if (ring)
+		add_writes(pending, queue, ring->handed, HANDOFFS, sent, end, now);
+	else if (queue)
+		add_writes(pending, queue, queue->handed, FEW_HANDOFFS, sent, end, now);
+	if (pending->count == before) /* handed over before we watched */
+		add_one(pending, 0, now);
+	add_socket(pending, end - sent);
+}
+
+#endif
+
+#ifdef MODULE_TCP
+
+/* A time of TCP's own clock, in 32 bits, by ours; 0: there is none. tcp_time_stamp_ts(), net/tcp.h */
+static __always_inline u64 time_of_stamp(struct tcp_sock *tp, u32 stamp, u64 now)
+{
+	u64 unit_ns = 1000000;
+	s32 age;
+
+#ifdef HAVE_tcp_sock_tcp_usec_ts /* 6.7+: microseconds for sockets with that option of routes */
+	if (READ(tp, tcp_usec_ts))
+		unit_ns = 1000;
+#endif
+	age = (u32)(now / unit_ns) - stamp;
+	return stamp && age >= 0 ? now - (u64)age * unit_ns : 0;
+}
+
+/*
+ * The retransmission timer has expired, and no ACK came since: see note_timeout(). The socket has the
+ * time of the first retransmission: tcp_retransmit_skb(), net/ipv4/tcp_output.c.
+ */
+static __always_inline void find_retransmits(volatile struct pending *pending, struct tcp_sock *tp,
+					     u64 now)
+{
+	u32 unacknowledged = READ(tp, snd_una), sent = READ(tp, snd_nxt);
+
+	if (!READ(tp, inet_conn.icsk_retransmits) || !is_after(sent, unacknowledged))
+		return;
+	add_one(pending, time_of_stamp(tp, READ(tp, retrans_stamp), now), now);
+	add_socket(pending, sent - unacknowledged);
+}
+
+/* A request that has no byte of its answer: of a client, or of a server that has read it. */
+static __always_inline void find_request(volatile struct slot_pending *found,
+					 struct socket_state *state, struct sock *sk,
+					 struct tcp_sock *tp, u32 tcp_state, u64 now)
+{
+	volatile struct pending *pending = &found->kinds[PENDING_UNANSWERED_REQUESTS];
+	struct turns *turns = &state->turns;
+	u64 since = turns->request_ns;
+
+	if (turns->role == ROLE_SERVER) {
+		pending = &found->kinds[PENDING_REQUESTS_IN_SERVICE];
+		if (!turns->is_known || !IS_IN(tcp_state, OPEN) ||
+		    !is_after(read_end(sk, tp), turns->turn_seq))
+			return;
+		since = is_read_seen(sk, turns, READ(tp, copied_seq)) ? turns->read_ns : 0;
+	} else if (!since || tcp_state != TCP_ESTABLISHED) {
+		return;
+	}
+	add_one(pending, since, now);
+	add_socket(pending, 0);
+}
+
+static __always_inline void find_connect(volatile struct pending *pending,
+					 struct socket_state *state, u32 tcp_state, u64 now)
+{
+	u64 connect_ns = state->connect_ns;
+
+	if (tcp_state != TCP_SYN_SENT || !connect_ns)
+		return;
+	add_one(pending, connect_ns, now);
+	add_socket(pending, 0);
+}
+
+/* A connection that accept() has not returned has no socket in the sense of the system calls. */
+static __always_inline bool is_in_accept_queue(struct socket_state *state, struct sock *sk,
+					       u32 tcp_state)
+{
+	return IS_IN(tcp_state, OPEN) && state->established_ns && !READ(sk, sk_socket);
+}
+
+#ifdef MODULE_RX
+
+/* The same of a connection in an accept queue: nothing was read, and one age is enough. */
+static __always_inline void find_all_unread(volatile struct pending *pending, struct sock *sk,
+					    struct tcp_sock *tp, u64 now)
+{
+	u32 unread = READ(tp, copied_seq), end = received_end(sk, tp, unread), known = 0;
+	volatile struct socket_queue *queue = look_up_socket_queue(sk);
+	volatile struct segment *first;
+
+	if (!is_after(end, unread))
+		return;
+	first = queue ? first_segment(sk, queue) : 0;
+	if (first)
+		known = queue->tail - queue->head;
+	if (known && known <= SEGMENTS) {
+		pending->count += known - 1;
+		add_one(pending, first->queued_ns, now);
+	} else {
+		add_one(pending, 0, now);
+	}
+	add_socket(pending, end - unread);
+}
+
+#endif
+
+/* A connection in an accept queue, with what has come meanwhile. */
+static __always_inline void find_unaccepted(volatile struct slot_pending *found,
+					    struct socket_state *state, struct sock *sk,
+					    struct tcp_sock *tp, u64 now)
+{
+	volatile struct pending *pending = &found->kinds[PENDING_UNACCEPTED_CONNECTIONS];
+
+	add_one(pending, state->established_ns, now);
+	add_socket(pending, 0);
+#ifdef MODULE_RX
+	find_all_unread(&found->kinds[PENDING_UNREAD_SEGMENTS], sk, tp, now);
+#endif
+}
+
+#endif
+
+/* All that is pending in a socket that an application has open. */
+static __always_inline void find_pending(volatile struct slot_pending *found,
+					 struct socket_state *state, struct sock *sk,
+					 struct tcp_sock *tp, u32 tcp_state, u64 now)
+{
+#ifdef MODULE_RX
+	if (IS_IN(tcp_state, READABLE))
+		find_unread(&found->kinds[PENDING_UNREAD_SEGMENTS], sk, tp, now);
+#endif
+#ifdef MODULE_TX
+	if (IS_IN(tcp_state, OPEN | ENDING))
+		find_unsent(&found->kinds[PENDING_UNSENT_WRITES], sk, tp, tcp_state, now);
+#endif
+#ifdef MODULE_TCP
+	find_request(found, state, sk, tp, tcp_state, now);
+	find_connect(&found->kinds[PENDING_UNANSWERED_CONNECTS], state, tcp_state, now);
+	if (IS_IN(tcp_state, OPEN | ENDING))
+		find_retransmits(&found->kinds[PENDING_UNACKNOWLEDGED_RETRANSMITS], tp, now);
+#endif
+}
+
+static __always_inline void add_pending(volatile struct slot_pending *of_slot,
+					volatile struct slot_pending *found)
+{
+	volatile struct pending *to = of_slot->kinds, *from = found->kinds;
+	u32 kind;
+
+#pragma unroll
+	for (kind = 0; kind < NR_PENDING; kind++, to++, from++) {
+		to->count += from->count;
+		to->sockets += from->sockets;
+		to->bytes += from->bytes;
+		to->waiting_ns += from->waiting_ns;
+		if (from->oldest_ns > to->oldest_ns)
+			to->oldest_ns = from->oldest_ns;
+	}
+}
+
+/* Begin with a socket of these owners; 0: it has none. */
+static __always_inline owners_t begin_socket(struct pending_reading *reading, owners_t owners)
+{
+	*(volatile owners_t *)&reading->owners = owners;
+	__builtin_memset(&reading->found, 0, sizeof(reading->found));
+	return *(volatile owners_t *)&reading->owners;
+}
+
+static __always_inline void report_pending(struct pending_reading *reading)
+{
+	owners_t owners = *(volatile owners_t *)&reading->owners;
+	struct slot_pending *of_slot;
+	u32 slot;
+
+	for (; owners; owners >>= OWNER_BITS) {
+		slot = first_slot(owners);
+		of_slot = (struct slot_pending *)pending_of_slots.lookup(&slot);
+		if (of_slot)
+			add_pending(of_slot, &reading->found);
+	}
+}
+
+/*
+ * The owners as they are now. The state stays as it is: without the socket's lock a program on
+ * another CPU might see half of a change. `state`: NULL if it has none.
+ */
+static __always_inline owners_t present_owners(struct config *config, struct socket_state *state,
+					       struct sock *sk)
+{
+	struct netns_entry *netns;
+	struct net *net;
+
+	if (state && state->generation == config->generation &&
+	    state->port_pair == READ(sk, __sk_common.skc_portpair))
+		return state->owners;
+	net = PEEK(sk, __sk_common.skc_net.net);
+	netns = find_netns(config, PEEK(net, ns.inum));
+	return netns && netns->flags & NETNS_WATCHED ? look_up_owners(config, sk, netns) : 0;
+}
+
+static __always_inline struct pending_reading *get_pending_reading(void)
+{
+	u32 zero = 0;
+
+	return (struct pending_reading *)pending_readings.lookup(&zero);
+}
+
+#endif
+
+#ifdef WITH_ON_SOCKET_STATE
+
+/*
+ * bpf_iter__bpf_sk_storage_map, net/core/bpf_sk_storage.c, 5.9+: each socket with a state, so those of
+ * targets alone.
+ */
+int on_socket_state(u64 *ctx)
+{
+	struct sock *sk = (struct sock *)ctx[2];
+	struct pending_reading *reading = get_pending_reading();
+	struct config *config = get_config();
+	struct socket_state *state;
+	struct tcp_sock *tp;
+	u32 tcp_state;
+	u64 now;
+
+	if (!sk || !config || !reading || protocol_of(sk) != PROTOCOL_TCP)
+		return 0;
+	state = look_up_socket_state(sk);
+	tp = get_tcp_sock(sk);
+	if (!state || !tp || READ(sk, __sk_common.skc_flags) & (1UL << SOCK_DEAD))
+		return 0;
+	if (!begin_socket(reading, present_owners(config, state, sk)))
+		return 0;
+	tcp_state = READ(sk, __sk_common.skc_state);
+	now = bpf_ktime_get_ns();
+#ifdef MODULE_TCP
+	if (is_in_accept_queue(state, sk, tcp_state))
+		find_unaccepted(&reading->found, state, sk, tp, now);
+	else
+#endif
+		find_pending(&reading->found, state, sk, tp, tcp_state, now);
+	report_pending(reading);
+	return 0;
+}
+
+#endif
+
+#ifdef WITH_ON_PENDING_FILE
+
+/* `owners`, and those of the process that has the socket open. */
+static __always_inline owners_t add_holder(owners_t owners, struct task_struct *task,
+					   struct sock *sk)
+{
+	u32 tgid = READ(task, tgid);
+	owners_t *others = processes.lookup(&tgid);
+
+	if (!others)
+		return owners;
+	return add_owners(owners, *others, PROTOCOL_TCP, READ(sk, __sk_common.skc_num),
+			  bpf_ntohs(READ(sk, __sk_common.skc_dport)));
+}
+
+/*
+ * A socket that was open before we watched gets a state if it waits, so that the next reading finds
+ * it. Of many idle ones none needs a state.
+ */
+static __always_inline void note_waiting(struct config *config, struct sock *sk,
+					 struct tcp_sock *tp, u32 tcp_state)
+{
+	struct turned_away away;
+	bool is_waiting;
+
+	if (tcp_state == TCP_LISTEN)
+		is_waiting = READ(sk, sk_ack_backlog) != 0;
+	else
+		is_waiting = READ(tp, copied_seq) != READ(tp, rcv_nxt) ||
+			     READ(tp, write_seq) != READ(tp, snd_una);
+	if (is_waiting)
+		get_state(sk, config, &away);
+}
+
+#ifdef MODULE_TCP
+
+/* The oldest connections of an accept queue are looked at: inet_csk_accept() takes them first. */
+#define FIRST_UNACCEPTED 32
+
+static __always_inline void find_accept_queue(volatile struct slot_pending *found, struct sock *sk,
+					      struct tcp_sock *tp, u64 now)
+{
+	volatile struct pending *pending = &found->kinds[PENDING_UNACCEPTED_CONNECTIONS];
+	struct request_sock *request = READ(tp, inet_conn.icsk_accept_queue.rskq_accept_head);
+	u32 queued = READ(sk, sk_ack_backlog), i;
+	struct socket_state *state;
+	struct tcp_sock *child_tp;
+	struct sock *child;
+
+	for (i = 0; i < FIRST_UNACCEPTED; i++) {
+		if (!request)
+			break;
+		child = READ(request, sk);
+		request = READ(request, dl_next);
+		if (!child)
+			break;
+		state = find_state(child);
+		child_tp = get_tcp_sock(child);
+		if (state && child_tp &&
+		    is_in_accept_queue(state, child, READ(child, __sk_common.skc_state)))
+			find_unaccepted(found, state, child, child_tp, now);
+	}
+	if (pending->count < queued)
+		pending->count = pending->sockets = queued;
+}
+
+#endif
+
+/*
+ * bpf_iter__task_file, kernel/bpf/task_iter.c, 5.8+: each open file. For targets chosen by process,
+ * whose sockets are known by nothing else, and for kernels that let programs iterate over no map.
+ */
+int on_pending_file(u64 *ctx)
+{
+	struct task_struct *task = (struct task_struct *)ctx[1];
+	struct file *file = (struct file *)ctx[3];
+	struct pending_reading *reading = get_pending_reading();
+	struct config *config = get_config();
+	struct socket_state *state;
+	struct socket *socket;
+	struct tcp_sock *tp;
+	struct sock *sk;
+	u32 tcp_state;
+	u64 now;
+
+	if (!task || !file || !config || !reading)
+		return 0;
+	socket = bpf_sock_from_file(file); /* 5.11+ */
+	if (!socket)
+		return 0;
+	sk = READ(socket, sk);
+	if (!sk || protocol_of(sk) != PROTOCOL_TCP)
+		return 0;
+	tp = get_tcp_sock(sk);
+	if (!tp)
+		return 0;
+	tcp_state = READ(sk, __sk_common.skc_state);
+	state = find_state(sk);
+	if (!begin_socket(reading, add_holder(present_owners(config, state, sk), task, sk)))
+		return 0;
+	if (!state) {
+		note_waiting(config, sk, tp, tcp_state);
+		return 0;
+	}
+	if (state->pending_in == (u16)reading->number)
+		return 0; /* another process has it open, too */
+	state->pending_in = reading->number;
+	now = bpf_ktime_get_ns();
+#ifdef MODULE_TCP
+	if (tcp_state == TCP_LISTEN)
+		find_accept_queue(&reading->found, sk, tp, now);
+	else
+#endif
+		find_pending(&reading->found, state, sk, tp, tcp_state, now);
+	report_pending(reading);
+	return 0;
+}
+
+#endif

@@ -1,0 +1,72 @@
+"""What is pending in the sockets of targets, when the agent reads.
+
+A program of ours runs for each socket of targets then, or for each open file of the node: see
+bpf/modules/pending.bpf.c.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from mmap import mmap
+
+from latencyprobe.domain.pending import PENDING_KINDS, Pending
+from latencyprobe_agent.kernel import libbpf
+from latencyprobe_agent.kernel.abi import MAX_SLOTS, PENDING, PENDING_READING, SLOT_PENDING, U64
+from latencyprobe_agent.kernel.runtime.mapped_array import distance_of
+
+log = logging.getLogger(__name__)
+
+_DISTANCE = distance_of(SLOT_PENDING)
+_NOTHING = bytes(_DISTANCE)
+# A socket's state has 16 bits for the reading that saw it last; 0: none.
+_NUMBERS = 0xFFFF
+
+
+class PendingMemory:
+    """The maps with the figures of each slot and of the reading, mapped into this process."""
+
+    def __init__(self, slots_fd: int, readings_fd: int) -> None:
+        self._memory = mmap(slots_fd, MAX_SLOTS * _DISTANCE)
+        self._reading = mmap(readings_fd, PENDING_READING.size)
+        self._number = 0
+        self._had_figures: frozenset[int] = frozenset()
+
+    def read(self, link_fd: int, slots: Collection[int]) -> Mapping[int, Mapping[str, Pending]]:
+        """Read by this link of an iterator; return the figures of these slots.
+
+        A slot is omitted if nothing is pending in it, unless something was at the last reading.
+        """
+        for slot in slots:
+            self._memory[slot * _DISTANCE : (slot + 1) * _DISTANCE] = _NOTHING
+        self._number = self._number % _NUMBERS + 1
+        self._reading[: U64.size] = U64.pack(self._number)
+        try:
+            libbpf.run_iterator(link_fd)
+        except OSError as error:
+            log.warning("cannot read what is pending: %s; the next reading tries again", error)
+            return {}
+        found = {slot: figures for slot in slots if (figures := self._figures(slot))}
+        ended = (self._had_figures - found.keys()).intersection(slots)
+        self._had_figures = frozenset(found)
+        return {**found, **{slot: {} for slot in ended}}
+
+    def _figures(self, slot: int) -> Mapping[str, Pending]:
+        content = self._memory[slot * _DISTANCE : (slot + 1) * _DISTANCE]
+        return {} if content == _NOTHING else decode_pending(content)
+
+    def close(self) -> None:
+        """Unmap; the map itself lives as long as its descriptors."""
+        self._memory.close()
+        self._reading.close()
+
+
+def decode_pending(content: bytes) -> Mapping[str, Pending]:
+    """Return the figures of one slot, of the kinds that have some."""
+    found = {}
+    for index, kind in enumerate(PENDING_KINDS):
+        figures = PENDING.packing.unpack_from(content, index * PENDING.size)
+        pending = Pending(**dict(zip(PENDING.members, figures, strict=True)))
+        if pending.count:
+            found[kind.name] = pending
+    return found

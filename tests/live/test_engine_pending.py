@@ -1,0 +1,400 @@
+"""What is pending: waiting that has not ended, as the sockets themselves tell of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from fcntl import ioctl
+
+import pytest
+
+from latencyprobe.domain.coverage import CoverageState
+from latencyprobe.domain.measurement import NOTHING
+from latencyprobe.domain.pending import Pending
+from latencyprobe.domain.stages import PENDING
+from latencyprobe_agent.kernel.contract import SlotSpec
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.measuring import CLIENT, SERVER, are_bound_by_btf, watch
+from tests.live.netfilter import load_rules
+from tests.live.pods import Pod
+from tests.live.sockets import (
+    PATIENCE_SECONDS,
+    PORT,
+    Connection,
+    connect,
+    everything_in,
+    exchange,
+    inside,
+    listen,
+    open_between,
+    read_all,
+    wait_for_bytes,
+    waiting_bytes,
+)
+
+Start = Callable[..., KernelEngine]
+Pair = tuple[Pod, Pod]
+pytestmark = pytest.mark.every_kernel
+
+READERS, SEGMENTS, SEGMENT = 20, 10, b"s" * 200
+SIOCOUTQNSD = 0x894B  # linux/sockios.h: bytes that were not sent yet
+RETRANSMITS = 2  # the byte of struct tcp_info, linux/tcp.h
+DROP_SYN = """
+table ip pending {
+  chain output {
+    type filter hook output priority 0;
+    tcp dport 7000 tcp flags & (syn | ack) == syn drop
+  }
+}
+"""
+DROP_ALL = """
+table ip pending {
+  chain input {
+    type filter hook input priority 0;
+    tcp dport 7000 drop
+  }
+}
+"""
+
+
+def pending(engine: KernelEngine, slot: int) -> Mapping[str, Pending]:
+    """What is pending in a slot now."""
+    return engine.read().get(slot, NOTHING).pending or {}
+
+
+def both_pending(engine: KernelEngine) -> tuple[Mapping[str, Pending], Mapping[str, Pending]]:
+    """What is pending at the client and at the server, in one reading."""
+    read = engine.read()
+    client, server = (read.get(slot, NOTHING).pending or {} for slot in (CLIENT, SERVER))
+    return client, server
+
+
+def is_unavailable(engine: KernelEngine) -> bool:
+    """Whether this kernel can't show it; then the coverage says why, and nothing is made up."""
+    if are_bound_by_btf(engine):
+        return False
+    (row,) = (each for each in engine.coverage if each.name == PENDING)
+    assert row.state is CoverageState.UNAVAILABLE
+    assert "requires BTF" in row.reason
+    assert all(measured.pending is None for measured in engine.read().values())
+    return True
+
+
+@contextmanager
+def connections(client: Pod, server: Pod, count: int) -> Iterator[list[Connection]]:
+    """Open connections, all of one listener."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(listen(server.namespace, server.address))
+        made = []
+        for _ in range(count):
+            asking = stack.enter_context(connect(client.namespace, server.address))
+            answering = stack.enter_context(listener.accept()[0])
+            answering.settimeout(PATIENCE_SECONDS)
+            made.append(Connection(asking, answering))
+        yield made
+
+
+class Age:
+    """The bounds of an age: it begins between two moments, and is read between two others."""
+
+    def __init__(self) -> None:
+        self._earliest = time.monotonic_ns()
+        self._latest = self._earliest
+
+    def begun(self) -> None:
+        """It has begun by now."""
+        self._latest = time.monotonic_ns()
+
+    def read(self, engine: KernelEngine, slot: int) -> Mapping[str, Pending]:
+        """Read what is pending, between two moments."""
+        self._read_from = time.monotonic_ns()
+        found = pending(engine, slot)
+        self._read_until = time.monotonic_ns()
+        return found
+
+    def assert_is(self, age_ns: int, *, early_ns: int = 0) -> None:
+        """`early_ns`: how much shorter it may be."""
+        assert self._read_from - self._latest - early_ns <= age_ns
+        assert age_ns <= self._read_until - self._earliest
+
+
+async def test_a_reader_that_hangs_is_seen_with_all_its_segments(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    if is_unavailable(engine):
+        return
+    with connections(client, server, READERS) as opened:
+        age = Age()
+        for each in opened:
+            for _ in range(SEGMENTS):
+                each.client.sendall(SEGMENT)
+            wait_for_bytes(each.server, SEGMENTS * len(SEGMENT))
+            if each is opened[0]:
+                age.begun()
+        found = age.read(engine, SERVER)
+
+        unread = found["unreadSegments"]
+        assert unread.bytes == sum(waiting_bytes(each.server) for each in opened)
+        assert (unread.count, unread.sockets) == (READERS * SEGMENTS, READERS)
+        age.assert_is(unread.oldest_ns)
+        assert unread.oldest_ns <= unread.waiting_ns <= unread.count * unread.oldest_ns
+
+        for each in opened:
+            read_all(each.server, SEGMENTS * len(SEGMENT))
+        assert "unreadSegments" not in pending(engine, SERVER)
+
+
+async def test_the_rest_of_a_segment_counts_in_bytes(start_engine: Start, pair: Pair) -> None:
+    """As in rx.socket, a segment's wait ends with its first byte."""
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    if is_unavailable(engine):
+        return
+    with open_between(client, server) as both:
+        both.client.sendall(SEGMENT)
+        wait_for_bytes(both.server, len(SEGMENT))
+        both.client.sendall(SEGMENT)
+        wait_for_bytes(both.server, 2 * len(SEGMENT))
+        both.server.recv(50)
+        unread = pending(engine, SERVER)["unreadSegments"]
+        assert (unread.count, unread.sockets) == (1, 1)
+        assert unread.bytes == waiting_bytes(both.server) == 350
+        both.server.recv(250)
+        unread = pending(engine, SERVER)["unreadSegments"]
+        assert (unread.count, unread.oldest_ns) == (1, 0)
+        assert unread.bytes == waiting_bytes(both.server) == 100
+
+
+async def test_a_request_without_an_answer_is_seen_from_both_ends(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    if is_unavailable(engine):
+        return
+    with open_between(client, server) as both:
+        exchange(both, 3)
+        asked, taken = Age(), Age()
+        both.client.sendall(b"q" * 64)
+        asked.begun()
+        read_all(both.server, 64)
+        taken.begun()
+        of_client = asked.read(engine, CLIENT)
+        of_server = taken.read(engine, SERVER)
+
+        assert of_client.keys() == {"unansweredRequests"}
+        assert of_server.keys() == {"requestsInService"}
+        for request, age in (
+            (of_client["unansweredRequests"], asked),
+            (of_server["requestsInService"], taken),
+        ):
+            assert (request.count, request.sockets, request.bytes) == (1, 1, 0)
+            age.assert_is(request.oldest_ns)
+            assert request.waiting_ns == request.oldest_ns
+
+        both.server.sendall(b"r" * 64)
+        read_all(both.client, 64)
+        assert both_pending(engine) == ({}, {})
+
+
+async def test_a_connect_without_an_answer_is_seen(start_engine: Start, pair: Pair) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    if is_unavailable(engine):
+        return
+    load_rules(client, DROP_SYN)
+    age = Age()
+    with inside(client.namespace):
+        asking = socket.socket()
+    with asking:
+        asking.setblocking(False)
+        asking.connect_ex((server.address, PORT))
+        age.begun()
+        found = age.read(engine, CLIENT)
+        assert found.keys() == {"unansweredConnects"}
+        connects = found["unansweredConnects"]
+        assert (connects.count, connects.sockets) == (1, 1)
+        age.assert_is(connects.oldest_ns)
+    assert pending(engine, CLIENT) == {}
+
+
+async def test_unaccepted_connections_are_seen_with_their_data(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    if is_unavailable(engine):
+        return
+    with listen(server.namespace, server.address) as listener, ExitStack() as stack:
+        age = Age()
+        made = []
+        for _ in range(3):
+            made.append(stack.enter_context(connect(client.namespace, server.address)))
+            if len(made) == 1:
+                age.begun()
+        made[0].sendall(SEGMENT)
+        await _until(lambda: "unreadSegments" in pending(engine, SERVER))
+        found = age.read(engine, SERVER)
+
+        assert found.keys() == {"unacceptedConnections", "unreadSegments"}
+        waiting = found["unacceptedConnections"]
+        assert (waiting.count, waiting.sockets) == (3, 3)
+        # the client is ahead of the server by the handshake's last ACK
+        age.assert_is(waiting.oldest_ns, early_ns=10**9)
+        unread = found["unreadSegments"]
+        assert (unread.count, unread.sockets, unread.bytes) == (1, 1, len(SEGMENT))
+
+        accepted = [stack.enter_context(listener.accept()[0]) for _ in made]
+        read_all(accepted[0], len(SEGMENT))
+        assert pending(engine, SERVER).keys() <= {"requestsInService"}
+
+
+async def test_a_pooled_connection_in_a_black_hole_is_seen(start_engine: Start, pair: Pair) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    if is_unavailable(engine):
+        return
+    with open_between(client, server) as both:
+        exchange(both, 3)
+        load_rules(server, DROP_ALL)
+        age = Age()
+        both.client.sendall(b"q" * 64)
+        await _until(lambda: _retransmits(both.client) > 0)
+        found = age.read(engine, CLIENT)
+
+        assert found.keys() == {"unacknowledgedRetransmits", "unansweredRequests"}
+        lost = found["unacknowledgedRetransmits"]
+        assert (lost.count, lost.sockets, lost.bytes) == (1, 1, 64)
+        # since the first retransmission
+        assert 0 <= lost.oldest_ns < found["unansweredRequests"].oldest_ns
+        both.server.close()
+
+
+async def test_bytes_behind_a_closed_window_are_seen(start_engine: Start, pair: Pair) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    if is_unavailable(engine):
+        return
+    with open_between(client, server) as both:
+        both.client.setblocking(False)
+        age = Age()
+        try:
+            while True:
+                both.client.send(b"b" * 65536)
+        except BlockingIOError:
+            age.begun()
+        await _until_settled(lambda: _unsent_bytes(both.client))
+        found = age.read(engine, CLIENT)
+        unsent = found["unsentWrites"]
+        assert unsent.bytes == _unsent_bytes(both.client) > 0
+        assert unsent.sockets == 1
+        assert unsent.count >= 1
+        age.assert_is(unsent.oldest_ns, early_ns=10**12)
+        assert unsent.oldest_ns > 0
+
+
+async def test_an_idle_pool_and_its_listener_wait_for_nothing(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    if is_unavailable(engine):
+        return
+    with connections(client, server, 5) as opened:
+        for each in opened:
+            exchange(each, 2)
+        await _until_settled(lambda: len(str(both_pending(engine))))
+        assert both_pending(engine) == ({}, {})
+        opened[0].client.close()
+        read_end = opened[0].server.recv(1)
+        assert read_end == b""
+        assert both_pending(engine) == ({}, {})
+
+
+async def test_sockets_of_a_process_are_found_by_its_files(start_engine: Start, pair: Pair) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    if is_unavailable(engine):
+        return
+    inodes = frozenset({client.namespace.inode, server.namespace.inode})
+    by_process = SlotSpec(tgids=frozenset({os.getpid()}), netns=inodes)
+    engine.assign({0: by_process, 1: everything_in(server)})
+    with open_between(client, server) as both, both.server.dup():
+        both.client.sendall(SEGMENT)
+        wait_for_bytes(both.server, len(SEGMENT))
+        read = engine.read()
+        for slot in (0, 1):  # once, though two descriptors lead there
+            unread = (read[slot].pending or {})["unreadSegments"]
+            assert (unread.count, unread.sockets, unread.bytes) == (1, 1, len(SEGMENT))
+            assert unread.oldest_ns > 0
+        engine.assign({0: by_process})  # a change of targets, and no packet since
+        unread = pending(engine, 0)["unreadSegments"]
+        assert (unread.count, unread.sockets, unread.bytes) == (1, 1, len(SEGMENT))
+
+
+async def test_data_from_before_the_measurement_is_seen_without_an_age(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    with open_between(client, server) as both:
+        both.client.sendall(SEGMENT)
+        wait_for_bytes(both.server, len(SEGMENT))
+        engine = await watch(start_engine, client, server)
+        if is_unavailable(engine):
+            return
+        engine.read()
+        unread = pending(engine, SERVER)["unreadSegments"]
+        assert (unread.count, unread.sockets, unread.bytes) == (1, 1, len(SEGMENT))
+        assert unread.oldest_ns == unread.waiting_ns == 0
+
+
+async def test_the_end_of_all_waiting_is_reported_once(start_engine: Start, pair: Pair) -> None:
+    """So that a sum over readings does not keep what has ended."""
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    if is_unavailable(engine):
+        return
+    with open_between(client, server) as both:
+        both.client.sendall(SEGMENT)
+        wait_for_bytes(both.server, len(SEGMENT))
+        assert pending(engine, SERVER)
+        read_all(both.server, len(SEGMENT))
+        both.server.sendall(b"r")
+        read_all(both.client, 1)
+        assert engine.read()[SERVER].pending == {}
+        assert engine.read().get(SERVER, NOTHING).pending is None
+
+
+async def _until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not is_so():
+            await asyncio.sleep(0.02)
+
+
+async def _until_settled(figure: Callable[[], int]) -> None:
+    """Return when a figure was the same ten times in a row."""
+    same, before = 0, figure()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while same < 10:
+            await asyncio.sleep(0.02)
+            now = figure()
+            same = same + 1 if now == before else 0
+            before = now
+
+
+def _retransmits(end: socket.socket) -> int:
+    """The retransmission time-outs in a row."""
+    return end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[RETRANSMITS]
+
+
+def _unsent_bytes(end: socket.socket) -> int:
+    answer = bytearray(4)
+    ioctl(end.fileno(), SIOCOUTQNSD, answer)
+    return int(struct.unpack("=i", answer)[0])

@@ -1,0 +1,114 @@
+"""Readings of what is pending, on maps that a test fills as the kernel would."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from latencyprobe.domain.pending import PENDING_KINDS, Pending
+from latencyprobe_agent.kernel import libbpf
+from latencyprobe_agent.kernel.abi import MAX_SLOTS, PENDING, PENDING_READING, SLOT_PENDING, U64
+from latencyprobe_agent.kernel.runtime.pending import PendingMemory
+
+LINK = 99
+UNREAD, REQUESTS = 0, 2
+
+
+class Kernel:
+    """The programs' side: the two maps, and the effect of the next iteration."""
+
+    def __init__(self) -> None:
+        self.slots = os.memfd_create("slots")
+        self.readings = os.memfd_create("readings")
+        os.ftruncate(self.slots, MAX_SLOTS * SLOT_PENDING.size)
+        os.ftruncate(self.readings, 4096)
+        self.visit: Callable[[], None] = lambda: None
+        self.numbers: list[int] = []
+
+    def run(self, link_fd: int) -> None:
+        assert link_fd == LINK
+        self.numbers.append(*U64.unpack(os.pread(self.readings, U64.size, 0)))
+        self.visit()
+
+    def find(self, slot: int, kind: int, *figures: int) -> None:
+        """Have a socket of a slot wait."""
+        place = slot * SLOT_PENDING.size + kind * PENDING.size
+        os.pwrite(self.slots, PENDING.packing.pack(*figures), place)
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    kernel = Kernel()
+    monkeypatch.setattr(libbpf, "run_iterator", kernel.run)
+    yield kernel
+    os.close(kernel.slots)
+    os.close(kernel.readings)
+
+
+@pytest.fixture
+def memory(kernel: Kernel) -> Iterator[PendingMemory]:
+    memory = PendingMemory(kernel.slots, kernel.readings)
+    yield memory
+    memory.close()
+
+
+def test_a_reading_has_the_kinds_of_each_slot_and_begins_at_zero(
+    kernel: Kernel, memory: PendingMemory
+) -> None:
+    def visit() -> None:
+        kernel.find(3, UNREAD, 200, 20, 40_000, 6, 90)
+        kernel.find(255, REQUESTS, 1, 1, 0, 5, 5)
+
+    kernel.visit = visit
+    wanted = {
+        3: {PENDING_KINDS[UNREAD].name: Pending(200, 20, 40_000, 6, 90)},
+        255: {PENDING_KINDS[REQUESTS].name: Pending(1, 1, 0, 5, 5)},
+    }
+    assert memory.read(LINK, (3, 4, 255)) == wanted
+    kernel.visit = lambda: kernel.find(3, REQUESTS, 2, 2, 0, 0, 0)
+    assert memory.read(LINK, (3, 4)) == {3: {PENDING_KINDS[REQUESTS].name: Pending(2, 2)}}
+
+
+def test_an_end_is_reported_once(kernel: Kernel, memory: PendingMemory) -> None:
+    kernel.visit = lambda: kernel.find(3, UNREAD, 1, 1, 1, 0, 0)
+    assert memory.read(LINK, (3, 4))
+    kernel.visit = lambda: None
+    assert memory.read(LINK, (3, 4)) == {3: {}}
+    assert memory.read(LINK, (3, 4)) == {}
+
+
+def test_a_slot_that_is_gone_is_not_reported(kernel: Kernel, memory: PendingMemory) -> None:
+    kernel.visit = lambda: kernel.find(3, UNREAD, 1, 1, 1, 0, 0)
+    assert memory.read(LINK, (3,))
+    assert memory.read(LINK, (4,)) == {}
+
+
+def test_each_reading_has_another_number_above_zero(
+    kernel: Kernel, memory: PendingMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latencyprobe_agent.kernel.runtime.pending._NUMBERS", 3)
+    for _ in range(5):
+        memory.read(LINK, ())
+    assert kernel.numbers == [1, 2, 3, 1, 2]
+
+
+def test_a_reading_that_fails_makes_nothing_up(
+    kernel: Kernel,
+    memory: PendingMemory,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(link_fd: int) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(libbpf, "run_iterator", refuse)
+    assert memory.read(LINK, (3,)) == {}
+    assert "cannot read what is pending: [Errno 24] Too many open files" in caplog.text
+
+
+def test_the_layouts_have_no_gap() -> None:
+    assert SLOT_PENDING.size == len(PENDING_KINDS) * PENDING.size
+    assert PENDING_READING.offset("found") == 2 * U64.size
