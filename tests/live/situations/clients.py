@@ -1,0 +1,342 @@
+"""Clients of situations, as processes. Each times by itself, and knows nothing of latencyprobe."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.live.situations.witness import Clock, ready, report, run_role, wait_for_line
+
+PORT = 7000
+SO_MAX_PACING_RATE = 47  # asm-generic/socket.h
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """How a client asks, in `connections` threads, for `seconds`; times are milliseconds.
+
+    `pieces`: it writes a request in so many parts. `reconnect`: a connection for each request.
+    `ahead`: the requests that it sends before it reads the answers. `first_only`: all connections
+    but the first are idle after one request. `patience`: of a connect or a read. `pacing`: bytes a
+    second. `silent`: connections that are opened first and send nothing. `congestion`: the name of
+    the algorithm. `ports`: each connection is to the next of them.
+    """
+
+    address: str
+    port: int = PORT
+    seconds: float = 4
+    connections: int = 1
+    request: int = 64
+    reply: int = 128
+    gap: float = 2
+    pieces: int = 1
+    ahead: int = 1
+    reconnect: bool = False
+    first_only: bool = False
+    nodelay: bool = True
+    patience: float = 30_000
+    pacing: int = 0
+    receive_buffer: int = 0
+    silent: int = 0
+    congestion: str = ""
+    ports: tuple[int, ...] = ()
+
+    def connect(self, port: int) -> socket.socket:
+        made = socket.socket()
+        if self.receive_buffer:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer)
+        if self.congestion:
+            name = self.congestion.encode()
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name)
+        made.settimeout(self.patience / 1e3)
+        try:
+            made.connect((self.address, port))
+        except OSError:
+            made.close()
+            raise
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, int(self.nodelay))
+        if self.pacing:
+            made.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, self.pacing)
+        return made
+
+
+class Asking:
+    """Threads that ask for a while, and their clocks."""
+
+    def __init__(self, manner: Manner) -> None:
+        self._manner = manner
+        self._requests, self._connects = Clock(), Clock()
+        self._kept: list[socket.socket] = []  # those that say nothing stay open
+        self._until = 0.0
+
+    def run(self) -> dict[str, float]:
+        """Ask until the time is over, whether all is answered or not."""
+        self._until = time.monotonic() + self._manner.seconds
+        self._kept = [self._manner.connect(self._manner.port) for _ in range(self._manner.silent)]
+        threads = [
+            threading.Thread(target=self._ask, args=(number,), daemon=True)
+            for number in range(self._manner.connections)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(0.0, self._until - time.monotonic()) + 0.05)
+        return {**self._requests.account(), **self._connects.account("connect_")}
+
+    def _ask(self, number: int) -> None:
+        ports = itertools.cycle(self._manner.ports or (self._manner.port,))
+        while time.monotonic() < self._until:
+            with contextlib.suppress(OSError):
+                with self._connects.timed():
+                    connection = self._manner.connect(next(ports))
+                with connection:
+                    self._use(connection, number)
+            time.sleep(self._manner.gap / 1e3)
+
+    def _use(self, connection: socket.socket, number: int) -> None:
+        while time.monotonic() < self._until:
+            with self._requests.timed():
+                for _ in range(self._manner.ahead):
+                    self._send(connection)
+                _read(connection, self._manner.ahead * self._manner.reply)
+            if self._manner.reconnect:
+                return
+            if self._manner.first_only and number:
+                time.sleep(self._manner.seconds)
+            time.sleep(self._manner.gap / 1e3)
+
+    def _send(self, connection: socket.socket) -> None:
+        part = self._manner.request // self._manner.pieces
+        for _ in range(self._manner.pieces - 1):
+            connection.sendall(b"q" * part)
+        connection.sendall(b"q" * (self._manner.request - part * (self._manner.pieces - 1)))
+
+
+def ask(**options: object) -> None:
+    """Asks over connections."""
+    _begin_and_stay(Asking(Manner(**options)).run)  # type: ignore[arg-type]
+
+
+def _read(connection: socket.socket, size: int) -> None:
+    while size > 0:
+        data = connection.recv(min(size, 1 << 16))
+        if not data:
+            raise ConnectionResetError("the server closed the connection")
+        size -= len(data)
+
+
+def query(
+    *, address: str, port: int, seconds: float, threads: int, gap: float, patience: float
+) -> None:
+    """Asks for names as a resolver does: again after `patience` milliseconds without an answer."""
+    clock = Clock()
+    numbers = itertools.count(1)
+
+    def run(until: float) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver:
+            resolver.settimeout(patience / 1e3)
+            resolver.connect((address, port))
+            while time.monotonic() < until:
+                with clock.timed():
+                    _resolve(resolver, next(numbers) & 0xFFFF)
+                time.sleep(gap / 1e3)
+
+    def work() -> dict[str, float]:
+        until = time.monotonic() + seconds
+        running = [threading.Thread(target=run, args=(until,)) for _ in range(threads)]
+        for each in running:
+            each.start()
+        for each in running:
+            each.join()
+        return clock.account()
+
+    _begin_and_stay(work)
+
+
+def _resolve(resolver: socket.socket, number: int) -> None:
+    name = b"\x04shop\x07example\x00"
+    message = struct.pack("!6H", number, 0x0100, 1, 0, 0, 0) + name + struct.pack("!2H", 1, 1)
+    while True:
+        resolver.send(message)
+        with contextlib.suppress(TimeoutError):
+            while resolver.recv(512)[:2] != message[:2]:
+                pass
+            return
+
+
+def blast(*, address: str, seconds: float, size: int, burst: int, gap: float) -> None:
+    """Sends datagrams, in bursts, and expects no answer."""
+
+    def work() -> dict[str, float]:
+        until, sent = time.monotonic() + seconds, 0
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            while time.monotonic() < until:
+                for _ in range(burst):
+                    sender.sendto(b"d" * size, (address, PORT))
+                sent += burst
+                time.sleep(gap / 1e3)
+        return {"sent": sent}
+
+    _begin_and_stay(work)
+
+
+def listen(*, address: str, seconds: float, connections: int = 1, send: int = 0) -> None:
+    """Reads what the server has to say; sends something too if `send` is not 0."""
+
+    def work() -> dict[str, float]:
+        got: list[int] = []
+        opened = [socket.create_connection((address, PORT)) for _ in range(connections)]
+        for each in opened:
+            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            threading.Thread(target=_read_on, args=(each, got), daemon=True).start()
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            for each in opened if send else ():
+                each.sendall(b"c" * send)
+            time.sleep(0.01)
+        return {"read": sum(got)}
+
+    _begin_and_stay(work)
+
+
+def _read_on(connection: socket.socket, got: list[int]) -> None:
+    while data := connection.recv(1 << 16):
+        got.append(len(data))
+
+
+def subscribe(*, address: str, seconds: float, every: float) -> None:
+    """Subscribes to a channel of redis, and publishes something now and then."""
+
+    def work() -> dict[str, float]:
+        got: list[int] = []
+        subscriber = socket.create_connection((address, PORT))
+        subscriber.sendall(b"SUBSCRIBE news\r\n")
+        threading.Thread(target=_read_on, args=(subscriber, got), daemon=True).start()
+        until, published = time.monotonic() + seconds, 0
+        with socket.create_connection((address, PORT)) as publisher:
+            while time.monotonic() < until:
+                publisher.sendall(b"PUBLISH news x\r\n")
+                publisher.recv(64)
+                published += 1
+                time.sleep(every / 1e3)
+        return {"published": published, "read": sum(got)}
+
+    _begin_and_stay(work)
+
+
+def half_close(*, address: str, seconds: float) -> None:
+    """Closes its direction after the request, and reads the answer to its end."""
+    clock = Clock()
+
+    def work() -> dict[str, float]:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            with clock.timed(), socket.create_connection((address, PORT)) as connection:
+                connection.sendall(b"q" * 512)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(1 << 16):
+                    pass
+            time.sleep(0.005)
+        return clock.account()
+
+    _begin_and_stay(work)
+
+
+def ask_over_unix(*, path: str, seconds: float) -> None:
+    """Asks over a UNIX socket."""
+    clock = Clock()
+
+    def work() -> dict[str, float]:
+        until = time.monotonic() + seconds
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(path)
+            Path(path).unlink()
+            while time.monotonic() < until:
+                with clock.timed():
+                    connection.sendall(b"q" * 64)
+                    _read(connection, 128)
+                time.sleep(0.005)
+        return clock.account()
+
+    _begin_and_stay(work)
+
+
+class Mixed:
+    """A mixture of healthy traffic, timed window by window."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._clock = Clock()
+
+    def start(self) -> None:
+        """Begin, and go on for ever."""
+        for work in (self._keep, self._keep, self._reconnect, self._send_datagrams):
+            threading.Thread(target=work, daemon=True).start()
+
+    def window(self, seconds: float) -> dict[str, float]:
+        """The figures of this time."""
+        self._clock.account()
+        time.sleep(seconds)
+        return self._clock.account()
+
+    def _keep(self) -> None:
+        with socket.create_connection((self._address, PORT)) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while True:
+                self._exchange(connection)
+
+    def _reconnect(self) -> None:
+        while True:
+            with socket.create_connection((self._address, PORT)) as connection:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._exchange(connection)
+
+    def _exchange(self, connection: socket.socket) -> None:
+        with self._clock.timed():
+            connection.sendall(b"q" * 64)
+            _read(connection, 128)
+        time.sleep(0.003)
+
+    def _send_datagrams(self) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            asking.connect((self._address, PORT))
+            while True:
+                with self._clock.timed():
+                    asking.send(b"q" * 100)
+                    asking.recv(512)
+                time.sleep(0.005)
+
+
+def mixed(*, address: str, seconds: float) -> None:
+    """A mixture of healthy traffic; each line of standard input is a window."""
+    traffic = Mixed(address)
+    ready()
+    is_begun = False
+    while wait_for_line():
+        if not is_begun:
+            traffic.start()
+            is_begun = True
+        report(traffic.window(seconds))
+    os._exit(0)
+
+
+def _begin_and_stay(work: Callable[[], Mapping[str, float]]) -> None:
+    """Work after a line of standard input, report, and end with the input."""
+    ready()
+    if wait_for_line():
+        report(work())
+        wait_for_line()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    roles = (ask, ask_over_unix, blast, half_close, listen, mixed, query, subscribe)
+    run_role({role.__name__: role for role in roles})

@@ -1,0 +1,225 @@
+"""Scenes: where a client and a server are, and what lies between them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.live.pods import (
+    Namespace,
+    Pod,
+    Traffic,
+    cgroup,
+    pods_back_to_back,
+    pods_on_bridge,
+    pods_on_routes,
+    run,
+)
+from tests.live.tuns import tun
+
+ROOT = Path(__file__).parents[3]
+PROMPTLY = ("chrt", "--rr", "1")
+WIRE = "tests.live.situations.wire"
+V1_CPU = Path("/sys/fs/cgroup/cpu")
+
+Figures = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Two pods, and what tells what happened between them.
+
+    `host`: the node's own namespace, if it is not this machine's. `witnesses`: their figures are
+    read when all has happened. `joins`: files that the server's process joins before it starts.
+    """
+
+    client: Pod
+    server: Pod
+    host: Namespace | None = None
+    witnesses: Mapping[str, Callable[[], Figures]] = field(default_factory=dict)
+    joins: Sequence[Path] = ()
+
+
+MakeScene = Callable[[], AbstractContextManager[Scene]]
+
+
+def start_in(
+    pod: Pod,
+    module: str,
+    role: str,
+    options: object,
+    *,
+    joins: Sequence[Path] = (),
+    is_prompt: bool = False,
+) -> Traffic:
+    """Start a program of a situation in a pod; returns once it is ready.
+
+    `is_prompt`: it has a CPU as soon as it can run, whatever else the machine does.
+    """
+    files = (pod.cgroup / "cgroup.procs", *joins)
+    script = "".join(f"echo $$ > {file} && " for file in files)
+    command = (*(PROMPTLY if is_prompt else ()), *_command(module, role, options))
+    inside = f'exec nsenter --net={pod.namespace.path} "$@"'
+    return _start(("sh", "-c", script + inside, "sh", *command))
+
+
+def _command(module: str, role: str, options: object) -> tuple[str, ...]:
+    return (sys.executable, "-m", module, role, json.dumps(options))
+
+
+def _start(command: Sequence[str], descriptors: Sequence[int] = ()) -> Traffic:
+    return Traffic(
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            pass_fds=descriptors,
+        )
+    )
+
+
+@contextmanager
+def back_to_back() -> Iterator[Scene]:
+    """Two pods, and nothing between them."""
+    with pods_back_to_back() as (client, server):
+        yield Scene(client, server)
+
+
+def far_apart(rtt_ms: float | Sequence[tuple[float, float]], **losses: float) -> MakeScene:
+    """A network of this round trip between two tun devices; see `wire`.
+
+    A round trip that changes is given by its values at seconds after the first packet.
+    """
+    points = [(0.0, rtt_ms)] if isinstance(rtt_ms, int | float) else rtt_ms
+    one_way_ms = [(at_s, rtt / 2) for at_s, rtt in points]
+
+    @contextmanager
+    def scene() -> Iterator[Scene]:
+        with ExitStack() as stack:
+            near = stack.enter_context(tun("near", "192.0.2.1", "192.0.2.2"))
+            far = stack.enter_context(tun("far", "192.0.2.2", "192.0.2.1"))
+            ends = {"near": near.descriptor, "far": far.descriptor}
+            options: dict[str, object] = {**ends, "one_way_ms": one_way_ms, **losses}
+            carrying = _start(_command(WIRE, "carry", options), [*ends.values()])
+            stack.callback(carrying.stop)
+            client, server = (
+                Pod(
+                    each.namespace,
+                    stack.enter_context(cgroup(each.namespace.name)),
+                    each.address,
+                    "",
+                )
+                for each in (near, far)
+            )
+            yield Scene(client, server, witnesses={"wire": lambda: _ask(carrying)})
+
+    return scene
+
+
+def _ask(program: Traffic) -> Figures:
+    program.go()
+    return program.account()
+
+
+def through_node(rules: str | Callable[[], str]) -> MakeScene:
+    """Pods behind a node that routes, and filters with these nftables rules."""
+
+    @contextmanager
+    def scene() -> Iterator[Scene]:
+        with pods_on_routes(2) as (host, (client, server)):
+            host.load_rules(rules if isinstance(rules, str) else rules())
+            yield Scene(client, server, host, {"nft": lambda: _counted(host)})
+
+    return scene
+
+
+def _counted(host: Namespace) -> Figures:
+    """The packets of the rules that count."""
+    shown = subprocess.run(
+        ["ip", "netns", "exec", host.name, "nft", "list", "ruleset"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    return {"packets": sum(map(int, re.findall(r"counter packets (\d+)", shown)))}
+
+
+def behind_slow_devices(rate: str, limit: int) -> MakeScene:
+    """Pods on a bridge; the device to the client sends at a limited rate."""
+
+    @contextmanager
+    def scene() -> Iterator[Scene]:
+        with pods_on_bridge(2) as (host, (client, server)):
+            shaping = ("root", "tbf", "rate", rate, "burst", "3200", "limit", str(limit))
+            host.execute("tc", "qdisc", "add", "dev", "veth0", *shaping)
+            yield Scene(client, server, host, {"tbf": lambda: _queued(host)})
+
+    return scene
+
+
+def _queued(host: Namespace) -> Figures:
+    shown = subprocess.run(
+        ["tc", "-n", host.name, "-s", "-json", "qdisc", "show", "dev", "veth0"],
+        check=True,
+        capture_output=True,
+    ).stdout
+    figures = json.loads(shown)[0]
+    return {"overlimits": figures["overlimits"], "drops": figures["drops"]}
+
+
+def with_quota(percent: int) -> MakeScene:
+    """Pods back to back; the server has so much of a CPU, in periods of 100 ms."""
+
+    @contextmanager
+    def scene() -> Iterator[Scene]:
+        with pods_back_to_back() as (client, server), _quota(server, percent) as directory:
+            joins = [] if directory == server.cgroup else [directory / "cgroup.procs"]
+            witnesses = {"cpu": lambda: _throttled(directory)}
+            yield Scene(client, server, witnesses=witnesses, joins=joins)
+
+    return scene
+
+
+@contextmanager
+def _quota(pod: Pod, percent: int) -> Iterator[Path]:
+    """The cgroup that limits the pod: one of v1 where the controller is there."""
+    if not (V1_CPU / "cpu.stat").exists():
+        (pod.cgroup / "cpu.max").write_text(f"{percent * 1000} 100000")
+        yield pod.cgroup
+        return
+    directory = V1_CPU / pod.cgroup.name
+    directory.mkdir()
+    try:
+        (directory / "cpu.cfs_period_us").write_text("100000")
+        (directory / "cpu.cfs_quota_us").write_text(str(percent * 1000))
+        yield directory
+    finally:
+        for pid in (directory / "cgroup.procs").read_text().split():
+            os.kill(int(pid), 9)
+        _remove(directory)
+
+
+def _remove(directory: Path) -> None:
+    """As soon as the kernel has seen the last process off."""
+    for _ in range(200):
+        try:
+            directory.rmdir()
+        except OSError:
+            run("sleep", "0.02")
+        else:
+            return
+    raise RuntimeError(f"{directory} stays busy")
+
+
+def _throttled(directory: Path) -> Figures:
+    figures = dict(line.split() for line in (directory / "cpu.stat").read_text().splitlines())
+    return {"periods": int(figures["nr_periods"]), "throttled": int(figures["nr_throttled"])}

@@ -1,0 +1,80 @@
+"""Verdicts on situations of a known truth, from both ends; `-k NAME` runs one of them.
+
+Each has a truth that the programs' own clocks and the kernel's counters tell. The run closes with
+the table of all verdicts. What is not right yet is listed in `catalogue`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.live.situations.answers import Grade
+from tests.live.situations.catalogue import CATALOGUE, NOT_RIGHT_YET, RIGHT_NOW_AND_THEN
+from tests.live.situations.controls import MIXED
+from tests.live.situations.runner import NotMadeError, Observed, Outcome, observe_windows
+from tests.live.situations.situation import End
+from tests.live.situations.table import Row
+
+WINDOWS = 50
+
+pytestmark = pytest.mark.thorough
+
+
+def row_of(outcome: Outcome, end: End) -> Row:
+    verdict = outcome.verdict(end)
+    named = f"{verdict.bottleneck} {verdict.share_percent}%"
+    grade = outcome.situation.answer(end).grade(verdict)
+    return Row(outcome.situation.name, end, outcome.truth, named, grade, verdict.next_step)
+
+
+def hold_to_lists(row: Row) -> None:
+    """A row is right, or one of those that are known not to be."""
+    key = (row.situation, End(row.end))
+    if key in RIGHT_NOW_AND_THEN:
+        return
+    if row.grade is Grade.RIGHT:
+        assert key not in NOT_RIGHT_YET, f"{key} is right now: take it off NOT_RIGHT_YET"
+    else:
+        said = f"{row.grade}: {row.verdict}, {row.next_step}; the truth: {row.truth}"
+        assert key in NOT_RIGHT_YET, said
+
+
+@pytest.mark.parametrize("end", list(End))
+@pytest.mark.parametrize("name", CATALOGUE)
+async def test_the_verdict_names_the_cause_from_either_end(
+    name: str, end: End, observed: Observed, rows: list[Row]
+) -> None:
+    try:
+        row = row_of(await observed(name), end)
+    except NotMadeError as error:
+        if not CATALOGUE[name].is_control:
+            raise
+        pytest.skip(f"the load's own clocks saw something slow: {error.facts['client']}")
+    rows.append(row)
+    hold_to_lists(row)
+
+
+async def test_windows_of_mixed_healthy_load_are_never_accused(
+    object_cache: Path, rows: list[Row]
+) -> None:
+    """Windows in which the load's own clocks saw something slow do not count."""
+    windows = [
+        window
+        async for window in observe_windows(MIXED, WINDOWS, object_cache)
+        if MIXED.was_made(window.facts)
+    ]
+    truth = f"{len(windows)} of {WINDOWS} windows were fast by the load's own clocks"
+    of_both = []
+    for end in End if windows else ():
+        seen = [row_of(window, end) for window in windows]
+        accused = [row for row in seen if row.grade is not Grade.RIGHT]
+        verdict = f"{len(accused)} accused" + "".join(f", {row.verdict}" for row in accused[:1])
+        grade = Grade.WRONG if accused else Grade.RIGHT
+        of_both.append(Row(MIXED.name, end, truth, verdict, grade, (accused or seen)[0].next_step))
+    if not of_both:
+        pytest.skip(truth)
+    rows += of_both
+    for row in of_both:
+        hold_to_lists(row)
