@@ -119,11 +119,11 @@ struct socket_state {
 	u8 is_peer_window_closed : 1;
 	u8 is_window_low : 1; /* ours may have closed since */
 #endif
-	u8 maker;	/* see new_states */
-	u16 pending_in; /* the last reading of what is pending that saw it */
-	u16 charged;	/* 1 + the element of socket_memory that its memory is in; 0: none */
-	u16 share;	/* the element of the share of the node's memory that it is in, too */
-	u32 admitted;	/* to both: the number of the last change of targets before */
+	u8 maker;      /* see new_states */
+	u8 pending_in; /* the last reading of what is pending that saw it */
+	u16 charged;   /* 1 + the element of socket_memory that its memory is in; 0: none */
+	u16 share;     /* the element of the share of the node's memory that it is in, too */
+	u32 admitted;  /* to both: the number of the last change of targets before */
 #ifdef MODULE_RX
 	u32 known_seq; /* end of the bytes that are accounted for, as lost or unmatched too */
 #endif

@@ -543,7 +543,7 @@ int on_pending_file(u64 *ctx)
 		note_waiting(config, sk, tp, tcp_state);
 		return 0;
 	}
-	if (state->pending_in == (u16)reading->number)
+	if (state->pending_in == (u8)reading->number)
 		return 0; /* another process has it open, too */
 	state->pending_in = reading->number;
 	now = bpf_ktime_get_ns();

@@ -110,9 +110,10 @@ class OverheadClock:
         runs = {name: each - self._runs.get(name, _NO_RUNS) for name, each in now.items()}
         of_packets = frozenset(self._object.functions_of_packets)
         hooks = {name: self._object.hook_of(name) for name in runs}
+        # Iterators run when the agent reads, which a short sample may contain by chance.
+        of_period = of_packets | {name for name in runs if hooks[name].startswith("iter/")}
         seconds = {
-            name: elapsed_s if name not in of_packets else max(in_period_s, elapsed_s)
-            for name in runs
+            name: max(in_period_s, elapsed_s) if name in of_period else elapsed_s for name in runs
         }
         costs = costs_of_hooks(runs, hooks, seconds, of_packets, self._dispatch.dispatch)
         total = sum(each.cpu_percent for each in costs)

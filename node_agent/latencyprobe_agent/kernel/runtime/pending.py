@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 
 _DISTANCE = distance_of(SLOT_PENDING)
 _NOTHING = bytes(_DISTANCE)
-# A socket's state has 16 bits for the reading that saw it last; 0: none.
-_NUMBERS = 0xFFFF
+# A socket's state has 8 bits for the reading that saw it last; 0: none.
+_NUMBERS = 0xFF
 
 
 class PendingMemory:
