@@ -15,7 +15,7 @@ from latencyprobe_agent.kernel.request import Request
 from tests.live.compiled_once import compiled_once
 
 MOST_INSTRUCTIONS = 200_000
-MOST_OF_ALL = 550_000
+MOST_OF_ALL = 650_000  # a tenth of them for what is pending, a tenth for programs on devices
 
 
 @pytest.mark.parametrize("trace", [False, True], ids=["measuring", "tracing"])
