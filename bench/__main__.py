@@ -16,6 +16,7 @@ from rich.progress import Progress
 
 from bench import (
     apply,
+    budget,
     contention,
     domain,
     hooks,
@@ -51,6 +52,11 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         neighbours.run,
         neighbours.DEFAULT_ROUNDS,
         "real programs as strangers and as targets, probed : unprobed",
+    ),
+    "budget": Benchmark(
+        budget.run,
+        budget.DEFAULT_ROUNDS,
+        "real programs as targets with the default budget, probed : unprobed",
     ),
     "paths": Benchmark(
         paths.run, paths.DEFAULT_ROUNDS, "TCP requests and responses of pods, by bridge and NIC"
