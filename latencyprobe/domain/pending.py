@@ -1,4 +1,4 @@
-"""Waiting that has not ended: what sockets of a target wait for at the moment of a reading.
+"""Waiting that has not ended: that of a target's sockets at the moment of a reading.
 
 Stages and counters are of things that ended. A reader that hangs ends nothing, and shows here.
 The figures are a *snapshot*: those of a later reading replace those of an earlier one.
@@ -19,7 +19,7 @@ LONGEST_PENDING_NS = 600 * 10**9
 
 @dataclass(frozen=True, slots=True)
 class PendingKind:
-    """A kind of waiting. `one`, `several`: the words for what `count` counts."""
+    """A kind of waiting. `one`, `several`: the nouns that `count` counts."""
 
     name: str
     module: Module
@@ -104,7 +104,7 @@ class Pending:
 
     def __post_init__(self) -> None:
         if min(self.count, self.sockets, self.bytes, self.oldest_ns, self.waiting_ns) < 0:
-            raise ValueError("negative figure: all figures of what is pending must be 0 or more")
+            raise ValueError("negative figure: all figures of pending waits must be 0 or more")
 
     def __add__(self, other: Pending) -> Pending:
         """Add what waits elsewhere at the same moment."""

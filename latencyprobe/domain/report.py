@@ -114,8 +114,8 @@ def report_on(
 
     Modules of other probes on the same target are ignored, also by the verdict. `node`: the
     measurement of the target's node in the same window, as evidence; None: readers may not see it.
-    `uncounted`: counters that the node cannot count; they are absent instead of 0. So is what is
-    pending. `only_stages`: the stages with figures; the verdict is of all.
+    `uncounted`: counters that the node cannot count; they are absent instead of 0. So are
+    pending waits. `only_stages`: the stages with figures; the verdict is of all.
     """
     wanted = set(modules)
     is_pending_read = PENDING in counters_of(wanted) and PENDING not in uncounted

@@ -319,9 +319,9 @@ def _stages_of(modules: frozenset[Module]) -> tuple[Stage, ...]:
 
 
 def counters_of(modules: Iterable[Module]) -> tuple[str, ...]:
-    """Return the names that coverage has for what these modules count.
+    """Return the names that coverage has for the counters of these modules.
 
-    Drop counters have one name together, and so has all that is pending.
+    Drop counters have one name together, and so have all pending waits.
     """
     wanted = set(modules)
     listed = tuple(counter.name for counter in COUNTERS if counter.module in wanted)

@@ -1,4 +1,4 @@
-"""What is pending, as the protocol carries it: between the domain's values and messages."""
+"""Pending waits, as the protocol carries them: between the domain's values and messages."""
 
 from __future__ import annotations
 

@@ -103,8 +103,8 @@ _NO_CACHE = "none"
     default="best",
     show_default=True,
     show_envvar=True,
-    help="Use the best hooks of this kernel; use those for packets on the targets' cgroups and "
-    "devices too; or attach no program to the targets' cgroups.",
+    help="Use the best hooks of this kernel. Or use those for packets on the targets' cgroups and "
+    "devices too. Or attach no program to the targets' cgroups.",
 )
 @click.option(
     "--metrics-address",

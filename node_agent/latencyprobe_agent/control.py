@@ -9,8 +9,8 @@ It has three means, in this order:
 3. *Modules* are stopped, one after the other: see STOP_ORDER. The last one never is.
 
 Each new figure of the cost is judged. Above the budget, the first means that is enough is used, as
-far as needed, at once: the load may be a hundred times what it was. Back it goes one step at a
-time, after some figures with room for twice the cost. A step back that had to be undone doubles the
+far as needed, at once: the load may have grown a hundredfold. Back it goes one step at a time,
+after some figures with room for twice the cost. A step back that had to be undone doubles the
 number of those figures. So a load that fluctuates does not cause oscillation.
 """
 
@@ -41,7 +41,7 @@ _PROOF = 4
 
 
 class Cost(NamedTuple):
-    """What packets pay, in percent of one core.
+    """The cost that packets pay, in percent of one core.
 
     `permanent`: at hooks that time slices do not detach. `calls` and `runs`: at the others.
     """
@@ -91,7 +91,7 @@ class Effort:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class EffortLimits:
     """The bounds of an effort: percent of one core, the shift, and the modules that may stop."""
 
     cpu_percent: float
@@ -129,7 +129,7 @@ class Control:
     patience: int = PATIENCE
     module_patience: int = MODULE_PATIENCE
 
-    def after(self, cost: Cost, limits: Limits) -> Control:
+    def after(self, cost: Cost, limits: EffortLimits) -> Control:
         """Return the control after a new figure of the cost."""
         if limits.cpu_percent <= 0:
             return Control()
@@ -143,7 +143,7 @@ class Control:
         return _eased(_proven(counted), cost, limits)
 
 
-def _raised(control: Control, cost: Cost, limits: Limits) -> Control:
+def _raised(control: Control, cost: Cost, limits: EffortLimits) -> Control:
     """Return the control with as much more effort as this cost needs."""
     blamed = _blamed(control)
     aim = _AIM * limits.cpu_percent
@@ -179,7 +179,7 @@ def _proven(control: Control) -> Control:
     return control
 
 
-def _eased(control: Control, cost: Cost, limits: Limits) -> Control:
+def _eased(control: Control, cost: Cost, limits: EffortLimits) -> Control:
     """Return the control with one step less effort, if there was room for long enough."""
     effort, expected = _less(control.effort, cost)
     if effort == control.effort or expected > _ROOM * limits.cpu_percent:
@@ -212,8 +212,8 @@ def _less(effort: Effort, cost: Cost) -> tuple[Effort, float]:
     return effort, cost.total
 
 
-def _with_packets(before: Effort, cost: Cost, aim: float, limits: Limits) -> Effort | None:
-    """Return the least sampling by packets that is enough; None if none is."""
+def _with_packets(before: Effort, cost: Cost, aim: float, limits: EffortLimits) -> Effort | None:
+    """Return the least sampling by packets that is enough, or None."""
     highest = min(MAX_PACKET_SHIFT, limits.max_shift - before.slices)
     for packets in range(before.packets + 1, highest + 1):
         spared = _SAVED * (1 - 2.0 ** (before.packets - packets)) * cost.runs
@@ -222,7 +222,7 @@ def _with_packets(before: Effort, cost: Cost, aim: float, limits: Limits) -> Eff
     return None
 
 
-def _with_slices(before: Effort, cost: Cost, aim: float, limits: Limits) -> Effort:
+def _with_slices(before: Effort, cost: Cost, aim: float, limits: EffortLimits) -> Effort:
     """Return the least effort with more time slices that is enough, or else the most."""
     # Where the permanent cost alone is too high, the rest makes room for what comes next.
     room = aim - cost.permanent if cost.permanent <= aim else aim / 2

@@ -140,7 +140,7 @@ def _needs(
     """Return the entries that each slot takes, by table.
 
     Each cgroup, process or namespace is a table too: it has room for MAX_SHARING slots. So is each
-    remainder of namespaces' numbers: whoever may make namespaces chooses those with the same one.
+    remainder of namespaces' numbers: a pod that makes namespaces can choose alike ones.
     """
     sharing = Counter(identity for spec in specs.values() for identity in _identities(spec))
     alike = Counter(

@@ -35,6 +35,7 @@ class Readings:
     """The measurements that are not yet reported.
 
     Methods that read the engine need the agent's lock. Figures are taken and put back without it.
+    Large, because each source of figures is an attribute.
     """
 
     def __init__(

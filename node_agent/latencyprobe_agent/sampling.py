@@ -1,6 +1,6 @@
 """The governor: keeps the eBPF programs of a node within their budget.
 
-On a node whose tasks wait for a CPU, the budget is smaller: measuring gives way first. That is the
+On a node whose tasks wait for a CPU, the budget is smaller: measuring backs off first. That is the
 kernel's pressure stall information, `some` of /proc/pressure/cpu over ten seconds.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.budget import Budget
-from latencyprobe_agent.control import STOP_ORDER, Control, Cost, Effort, Limits
+from latencyprobe_agent.control import STOP_ORDER, Control, Cost, Effort, EffortLimits
 from latencyprobe_agent.kernel.contract import Overhead
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Governor:
         self._figure = overhead.figure
         before = self.effort
         cpu_percent = under_pressure(self._budget.cpu_percent, pressure_percent)
-        limits = Limits(cpu_percent, self._budget.max_shift, len(self._stoppable))
+        limits = EffortLimits(cpu_percent, self._budget.max_shift, len(self._stoppable))
         self._control = self._control.after(Cost.of(overhead), limits)
         if self.effort == before:
             return False

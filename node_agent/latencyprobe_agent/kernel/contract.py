@@ -263,7 +263,7 @@ class Engine(Protocol):
         """
 
     def stop(self, modules: frozenset[Module]) -> None:
-        """Do without these modules, whatever `use` asks for; remembered over `use`.
+        """Do without these modules, even if `use` asks for them; remembered over `use`.
 
         Their stages become unavailable. Raises EngineError if programs cannot be attached again.
         """

@@ -9,7 +9,7 @@ every few milliseconds, until its processes and their network namespace are know
 A target that has failed is polled again with back-off: the cause may pass. A poll that failed for
 lack of descriptors or memory says nothing of its target, which keeps the facts of before.
 
-A poll looks at each process of its target. A target with thousands of them is polled less often.
+A poll reads each process of its target. A target with thousands of them is polled less often.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class _TimeSlot:
 
 
 class _PodWindow:
-    """One pod, its measurements, what is pending now, and when it was measured last."""
+    """One pod, its measurements, its pending waits of now, and when it was measured last."""
 
     __slots__ = ("_pending", "last_measured", "pod", "sums")
 
@@ -88,7 +88,7 @@ class _PodWindow:
         self.pod = pod
 
     def advance(self, delta: Measurement, *, slot: int, oldest: int) -> None:
-        """Add the measurement of an interval: what is pending replaces what was."""
+        """Add the measurement of an interval, and replace the pending waits."""
         self._pending = delta.pending or {}
         self.sums.advance(replace(delta, pending=None), slot=slot, oldest=oldest)
 

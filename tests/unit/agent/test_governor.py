@@ -28,7 +28,7 @@ from latencyprobe_agent.control import (
     Control,
     Cost,
     Effort,
-    Limits,
+    EffortLimits,
 )
 from latencyprobe_agent.kernel.contract import HookCost, Overhead, attached_share
 from latencyprobe_agent.pressure import cpu_pressure_percent, parse_pressure
@@ -68,7 +68,7 @@ class Load:
 
 def run(
     loads: Iterable[Load],
-    limits: Limits,
+    limits: EffortLimits,
     control: Control = Control(),  # noqa: B008
 ) -> Iterator[tuple[Control, Cost]]:
     """Have a load judged at each figure; yield the control before it, and the cost."""
@@ -78,7 +78,7 @@ def run(
         control = control.after(cost, limits)
 
 
-def last(loads: Iterable[Load], limits: Limits, control: Control = Control()) -> Control:  # noqa: B008
+def last(loads: Iterable[Load], limits: EffortLimits, control: Control = Control()) -> Control:  # noqa: B008
     """The control after these figures."""
     for load in loads:
         control = control.after(load.cost(control.effort), limits)
@@ -110,13 +110,13 @@ def test_the_strictest_budget_holds_and_0_is_no_budget(
     ],
 )
 def test_the_first_means_that_is_enough_is_used_at_once(cost: Cost, expected: Effort) -> None:
-    assert Control().after(cost, Limits(1.0)).effort == expected
+    assert Control().after(cost, EffortLimits(1.0)).effort == expected
 
 
 @pytest.mark.parametrize("effort", [Effort(), Effort(2, 0), Effort(0, 3), Effort(6, 7)])
 def test_sampling_never_goes_below_the_floor(effort: Effort) -> None:
     for max_shift in range(MAX_SHIFT + 1):
-        limits = Limits(1.0, max_shift)
+        limits = EffortLimits(1.0, max_shift)
         after = last([Load(1000.0, 1000.0)] * 5, limits, Control(effort)).effort
         assert after.shift == max_shift
         assert after.packets <= MAX_PACKET_SHIFT
@@ -125,7 +125,7 @@ def test_sampling_never_goes_below_the_floor(effort: Effort) -> None:
 
 def test_without_a_budget_every_packet_counts() -> None:
     control = Control(Effort(3, 3, 1), calm=7)
-    assert control.after(Cost(50.0), Limits(0.0)) == Control()
+    assert control.after(Cost(50.0), EffortLimits(0.0)) == Control()
 
 
 loads = st.builds(
@@ -140,14 +140,14 @@ loads = st.builds(
 @given(loads, st.floats(1, 100))
 def test_any_load_is_within_the_budget_after_few_figures(load: Load, budget: float) -> None:
     assume(load.cost(Effort(MAX_PACKET_SHIFT, MAX_SLICE_SHIFT)).total <= 0.8 * budget)
-    seen = list(run([load] * 6, Limits(budget)))
+    seen = list(run([load] * 6, EffortLimits(budget)))
     assert seen[-1][1].total <= budget
 
 
 @given(loads, st.floats(1, 100), st.floats(1, 100))
 def test_a_storm_is_absorbed_by_the_next_figure(load: Load, budget: float, factor: float) -> None:
     """A hundred times the packets within a second, on a node that has kept its budget."""
-    limits = Limits(budget)
+    limits = EffortLimits(budget)
     calm = last([load] * 30, limits)
     assume(load.cost(calm.effort).total <= budget)
     storm = load.times(factor)
@@ -161,7 +161,7 @@ def test_a_storm_is_absorbed_by_the_next_figure(load: Load, budget: float, facto
 
 @given(loads, st.floats(1, 100), st.integers(10, 400))
 def test_a_steady_load_leaves_the_effort_alone(load: Load, budget: float, figures: int) -> None:
-    seen = [control.effort for control, _ in run([load] * (figures + 60), Limits(budget))]
+    seen = [control.effort for control, _ in run([load] * (figures + 60), EffortLimits(budget))]
     assert len(set(seen[60:])) == 1
 
 
@@ -175,7 +175,7 @@ def test_a_load_that_fluctuates_does_not_make_it_oscillate(
 ) -> None:
     """By a quarter from figure to figure: changes become as rare as patience allows."""
     loads = (load.times(factor) for factor in itertools.islice(itertools.cycle(noise), 600))
-    efforts = [control.effort for control, _ in run(loads, Limits(budget))]
+    efforts = [control.effort for control, _ in run(loads, EffortLimits(budget))]
     changes = [a != b for a, b in itertools.pairwise(efforts[100:])]
     assert sum(changes) <= 2 * len(changes) / (MOST_PATIENCE / 2)
 
@@ -183,7 +183,7 @@ def test_a_load_that_fluctuates_does_not_make_it_oscillate(
 @given(loads, st.floats(1, 100))
 def test_all_packets_are_measured_again_after_a_storm(load: Load, room: float) -> None:
     budget = load.cost(Effort()).total / 0.3 * room
-    limits = Limits(budget)
+    limits = EffortLimits(budget)
     stormy = last([load.times(100)] * 10, limits)
     calm = last([load] * (2 * (MAX_SHIFT + 1) * MOST_PATIENCE), limits, stormy)
     assert calm.effort == Effort()
@@ -191,7 +191,7 @@ def test_all_packets_are_measured_again_after_a_storm(load: Load, room: float) -
 
 def test_effort_is_eased_by_one_step_after_some_figures_with_room() -> None:
     control = Control(Effort(packets=2, slices=3))
-    steps = [c.effort for c, _ in run([Load(0.01)] * 30, Limits(1.0), control)]
+    steps = [c.effort for c, _ in run([Load(0.01)] * 30, EffortLimits(1.0), control)]
     distinct = [effort for effort, _ in itertools.groupby(steps)]
     assert distinct[:4] == [Effort(2, 3), Effort(2, 2), Effort(2, 1), Effort(2, 0)]
     assert steps.count(Effort(2, 2)) == PATIENCE
@@ -200,31 +200,31 @@ def test_effort_is_eased_by_one_step_after_some_figures_with_room() -> None:
 def test_no_step_back_without_room_for_twice_the_cost() -> None:
     control = Control(Effort(slices=3))
     for _ in range(100):
-        control = control.after(Cost(calls=0.4), Limits(1.0))
+        control = control.after(Cost(calls=0.4), EffortLimits(1.0))
     assert control.effort == Effort(slices=3)
 
 
 def test_a_step_back_that_was_undone_takes_longer_the_next_time() -> None:
-    control = last([Load(0.01)] * PATIENCE, Limits(1.0), Control(Effort(slices=3)))
+    control = last([Load(0.01)] * PATIENCE, EffortLimits(1.0), Control(Effort(slices=3)))
     assert control.effort == Effort(slices=2)
-    control = control.after(Cost(calls=1.5), Limits(1.0))
+    control = control.after(Cost(calls=1.5), EffortLimits(1.0))
     assert control.effort.slices > 2
     assert control.patience == 2 * PATIENCE
-    held = last([Load(0.01)] * (control.patience - 1), Limits(1.0), control)
+    held = last([Load(0.01)] * (control.patience - 1), EffortLimits(1.0), control)
     assert held.effort == control.effort
 
 
 def test_a_raise_of_the_sampling_that_did_not_help_is_taken_back_with_the_next_means() -> None:
     """The cost is that of other pods' packets: fewer samples of ours would change nothing."""
-    control = Control().after(Cost(runs=1.1), Limits(1.0))
+    control = Control().after(Cost(runs=1.1), EffortLimits(1.0))
     assert control.effort == Effort(packets=2)
-    assert control.after(Cost(runs=1.1), Limits(1.0)).effort == Effort(slices=1)
+    assert control.after(Cost(runs=1.1), EffortLimits(1.0)).effort == Effort(slices=1)
 
 
 def test_a_raise_that_helps_is_kept_if_the_load_grows() -> None:
-    control = Control().after(Cost(calls=0.3, runs=0.75), Limits(1.0))
+    control = Control().after(Cost(calls=0.3, runs=0.75), EffortLimits(1.0))
     assert control.effort == Effort(packets=2)
-    after = control.after(Cost(calls=1.2, runs=1.5), Limits(1.0))
+    after = control.after(Cost(calls=1.2, runs=1.5), EffortLimits(1.0))
     assert after.effort == Effort(packets=2, slices=2)
 
 
@@ -233,26 +233,26 @@ def test_a_raise_that_helps_is_kept_if_the_load_grows() -> None:
 
 def test_modules_stop_one_by_one_where_their_cost_is_permanent() -> None:
     load = Load(0.1, permanent=0.1, modules=(3.0, 2.0, 0.1))
-    limits = Limits(1.0, stoppable=3)
+    limits = EffortLimits(1.0, stoppable=3)
     stopped = [control.effort.stopped for control, _ in run([load] * 6, limits)]
     assert stopped == [0, 1, 2, 2, 2, 2]
 
 
 def test_modules_stop_last_where_time_slices_can_keep_the_budget() -> None:
-    limits = Limits(1.0, stoppable=3)
+    limits = EffortLimits(1.0, stoppable=3)
     assert last([Load(60.0)] * 10, limits).effort.stopped == 0
-    assert last([Load(60.0)] * 10, Limits(1.0, 2, 3)).effort.stopped == 3
+    assert last([Load(60.0)] * 10, EffortLimits(1.0, 2, 3)).effort.stopped == 3
 
 
 def test_no_more_modules_stop_than_may() -> None:
     load = Load(0.1, permanent=50)
-    assert last([load] * 20, Limits(1.0, stoppable=2)).effort.stopped == 2
-    assert last([load] * 20, Limits(1.0)).effort.stopped == 0
+    assert last([load] * 20, EffortLimits(1.0, stoppable=2)).effort.stopped == 2
+    assert last([load] * 20, EffortLimits(1.0)).effort.stopped == 0
 
 
 def test_a_stopped_module_is_tried_again_after_a_minute_and_then_ever_later() -> None:
     load = Load(0.01, modules=(3.0,))
-    limits = Limits(1.0, stoppable=1)
+    limits = EffortLimits(1.0, stoppable=1)
     stopped = [control.effort.stopped for control, _ in run([load] * 400, limits)]
     lengths = [len(list(each)) for value, each in itertools.groupby(stopped) if value]
     assert lengths[0] in range(MODULE_PATIENCE, MODULE_PATIENCE + 3 * PATIENCE * MAX_SHIFT)

@@ -20,7 +20,7 @@ from latencyprobe_agent.kernel.hooks import (
     functions_of_packets,
     functions_without,
 )
-from latencyprobe_agent.kernel.runtime.attachments import Attachments, Reason
+from latencyprobe_agent.kernel.runtime.attachments import Attachments, OffReason
 from latencyprobe_agent.kernel.runtime.slices import TimeSlices
 from latencyprobe_agent.kernel.runtime.statistics import SamplingRatios
 
@@ -278,22 +278,22 @@ class Attached:
 def test_a_program_is_attached_again_with_its_last_reason() -> None:
     programs = Attached({"a", "b", "c"})
     attachments = Attachments(programs)
-    attachments.keep_off(Reason.BETWEEN_SLICES, ["a", "b"])
-    attachments.keep_off(Reason.ON_DEVICES, ["b"])
+    attachments.keep_off(OffReason.BETWEEN_SLICES, ["a", "b"])
+    attachments.keep_off(OffReason.ON_DEVICES, ["b"])
     assert programs.functions == {"c"}
-    attachments.keep_off(Reason.BETWEEN_SLICES, [])
+    attachments.keep_off(OffReason.BETWEEN_SLICES, [])
     assert programs.functions == {"a", "c"}
-    attachments.keep_off(Reason.ON_DEVICES, [])
+    attachments.keep_off(OffReason.ON_DEVICES, [])
     assert programs.functions == {"a", "b", "c"}
 
 
 def test_a_reason_whose_programs_are_refused_stays() -> None:
     programs = Attached({"a", "b"})
     attachments = Attachments(programs)
-    attachments.keep_off(Reason.STOPPED, ["a", "b"])
+    attachments.keep_off(OffReason.STOPPED, ["a", "b"])
     programs.refused = "b"
     with pytest.raises(OSError, match="no memory"):
-        attachments.keep_off(Reason.STOPPED, [])
+        attachments.keep_off(OffReason.STOPPED, [])
     programs.refused = ""
-    attachments.keep_off(Reason.STOPPED, [])
+    attachments.keep_off(OffReason.STOPPED, [])
     assert programs.functions == {"a", "b"}

@@ -17,7 +17,7 @@ class Attachable(Protocol):
         """Detach a program, and keep it loaded. Idempotent."""
 
 
-class Reason(StrEnum):
+class OffReason(StrEnum):
     """A reason why programs are not attached."""
 
     NO_PROCESSES = "no target is chosen by process"
@@ -30,13 +30,13 @@ class Reason(StrEnum):
 
 
 class Attachments:
-    """The programs that are kept off, by reason. At first none is."""
+    """The programs that are kept off, by reason: no program at first."""
 
     def __init__(self, programs: Attachable) -> None:
         self._programs = programs
-        self._off: dict[Reason, tuple[str, ...]] = {}
+        self._off: dict[OffReason, tuple[str, ...]] = {}
 
-    def keep_off(self, reason: Reason, functions: Iterable[str]) -> None:
+    def keep_off(self, reason: OffReason, functions: Iterable[str]) -> None:
         """Have this reason keep off these programs and no others; detach in their order.
 
         Raises OSError if a program that has no other reason cannot be attached again. The reason

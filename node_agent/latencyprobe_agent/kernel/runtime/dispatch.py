@@ -1,8 +1,8 @@
 """The cost of calling a program, which the kernel's statistics leave out: measured at the start.
 
-A packet pays for each program that runs: the program's run time, and the way into it and back. The
+A packet pays for each program that runs: the program's run time, and the call and the return. The
 latter is measured with an empty program at the tracepoint `task_rename`, which this thread fires by
-setting its own name to what it is. Rounds with and without the program alternate, since the speed
+setting its name again. Rounds with and without the program alternate, since the speed
 of a machine changes within milliseconds.
 """
 

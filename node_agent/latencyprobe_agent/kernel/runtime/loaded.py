@@ -62,7 +62,7 @@ from latencyprobe_agent.kernel.load.handover import request_object
 from latencyprobe_agent.kernel.load.loader import ScopedHook
 from latencyprobe_agent.kernel.load.provision import Prepared, Provided, provide, provide_spare
 from latencyprobe_agent.kernel.request import Request
-from latencyprobe_agent.kernel.runtime.attachments import Attachments, Reason
+from latencyprobe_agent.kernel.runtime.attachments import Attachments, OffReason
 from latencyprobe_agent.kernel.runtime.cgroup_links import CgroupLinks, CgroupProgram
 from latencyprobe_agent.kernel.runtime.configuration import ConfigMemory
 from latencyprobe_agent.kernel.runtime.device_links import DeviceLinks
@@ -254,7 +254,7 @@ class LoadedObject:
         """
         if wanted == self.follows_processes:
             return
-        self._keep_off(Reason.NO_PROCESSES, () if wanted else self._loaded(PROCESS_FUNCTIONS))
+        self._keep_off(OffReason.NO_PROCESSES, () if wanted else self._loaded(PROCESS_FUNCTIONS))
         if not wanted:
             wait_for_running_programs()
         self.follows_processes = wanted
@@ -265,7 +265,9 @@ class LoadedObject:
         Raises EngineError if a program cannot be attached again.
         """
         if wanted != self.sees_steering:
-            self._keep_off(Reason.NO_STEERING, () if wanted else self._loaded(STEERING_FUNCTIONS))
+            self._keep_off(
+                OffReason.NO_STEERING, () if wanted else self._loaded(STEERING_FUNCTIONS)
+            )
             self.sees_steering = wanted
 
     def take_driver_use(self) -> bool:
@@ -280,11 +282,11 @@ class LoadedObject:
         if wanted == self.follows_drivers or DRIVER_FREE not in self._owned.attached:
             return
         if wanted:
-            self._keep_off(Reason.NO_DRIVERS, ())
+            self._keep_off(OffReason.NO_DRIVERS, ())
         self.follows_drivers = wanted
         self._write_config()
         if not wanted:
-            self._keep_off(Reason.NO_DRIVERS, self._loaded(DRIVER_FUNCTIONS))
+            self._keep_off(OffReason.NO_DRIVERS, self._loaded(DRIVER_FUNCTIONS))
 
     def follow_cgroups(self, directories: Collection[str] | None) -> None:
         """Have programs run for these cgroups only, where there are such programs.
@@ -298,7 +300,7 @@ class LoadedObject:
         if directories is not None:
             self._cgroups.follow(directories)
         if directories is None or self._cgroups.refused:
-            self._keep_off(Reason.ON_CGROUPS, ())
+            self._keep_off(OffReason.ON_CGROUPS, ())
             self._is_scoped, self._is_scope_lost = False, True
             self._write_config()
             self._cgroups.close()
@@ -306,7 +308,7 @@ class LoadedObject:
         if not self._is_scoped:
             self._is_scoped = True
             self._write_config()
-            self._keep_off(Reason.ON_CGROUPS, self._instead_of(ON_CGROUPS))
+            self._keep_off(OffReason.ON_CGROUPS, self._instead_of(ON_CGROUPS))
 
     def follow_devices(
         self, namespaces: Mapping[int, frozenset[str]] | None, host_path: str | None
@@ -371,12 +373,12 @@ class LoadedObject:
             return
         self._is_on_devices = True
         self._write_config()
-        self._keep_off(Reason.ON_DEVICES, self._instead_of(_ON_DEVICES))
+        self._keep_off(OffReason.ON_DEVICES, self._instead_of(_ON_DEVICES))
 
     def _return_to_tracepoints(self) -> None:
         if not self._is_on_devices:
             return
-        self._keep_off(Reason.ON_DEVICES, ())
+        self._keep_off(OffReason.ON_DEVICES, ())
         self._is_on_devices = False
         self._write_config()
 
@@ -391,7 +393,7 @@ class LoadedObject:
     def _instead_of(self, kinds: Collection[HookKind]) -> tuple[str, ...]:
         return tuple(each.instead_of for each in self._scoped(kinds))
 
-    def _keep_off(self, reason: Reason, functions: Iterable[str]) -> None:
+    def _keep_off(self, reason: OffReason, functions: Iterable[str]) -> None:
         try:
             self._attachments.keep_off(reason, functions)
         except OSError as error:
@@ -405,7 +407,7 @@ class LoadedObject:
         functions = functions_without(
             self._modules, modules, self._owned.attached, typed=self._owned.typed
         )
-        self._keep_off(Reason.STOPPED, self._loaded(functions))
+        self._keep_off(OffReason.STOPPED, self._loaded(functions))
         self._stopped = modules
 
     def _loaded(self, functions: Iterable[str]) -> tuple[str, ...]:
@@ -432,7 +434,7 @@ class LoadedObject:
         self._slice_ns = time.monotonic_ns()
         self._is_resting = False
         self.measure_packets(False)
-        self._keep_off(Reason.BETWEEN_SLICES, ())
+        self._keep_off(OffReason.BETWEEN_SLICES, ())
 
     def measure_packets(self, wanted: bool) -> None:
         """Measure packets that begin from now on, or only those that have begun."""
@@ -441,13 +443,13 @@ class LoadedObject:
 
     def end_slice(self) -> None:
         """Detach the programs of packets. Those on devices stay, and do nothing."""
-        self._keep_off(Reason.BETWEEN_SLICES, self.functions_of_packets)
+        self._keep_off(OffReason.BETWEEN_SLICES, self.functions_of_packets)
         self._is_resting = True
         self._write_config()
 
     def end_slices(self) -> None:
         """Measure packets all the time again. Raises EngineError."""
-        self._keep_off(Reason.BETWEEN_SLICES, ())
+        self._keep_off(OffReason.BETWEEN_SLICES, ())
         self._slice = self._slice_ns = 0
         self._is_resting = False
         self.measure_packets(True)
@@ -464,7 +466,7 @@ class LoadedObject:
     def read_pending(self, slots: Collection[int]) -> Mapping[int, Mapping[str, Pending]]:
         """Return what is pending in the sockets of these slots; nothing where none can be read.
 
-        The sockets of processes are found by their open files, so then all files are looked at.
+        The sockets of processes are found by their open files, so then all files are visited.
         """
         link = self._owned.link(READ_PENDING)
         fast = self._owned.link(READ_PENDING_STATES)

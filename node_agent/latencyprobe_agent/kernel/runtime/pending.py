@@ -1,4 +1,4 @@
-"""What is pending in the sockets of targets, when the agent reads.
+"""Waiting that has not ended in the sockets of targets, when the agent reads.
 
 A program of ours runs for each socket of targets then, or for each open file of the node: see
 bpf/modules/pending.bpf.c.

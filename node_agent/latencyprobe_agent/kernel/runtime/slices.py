@@ -2,13 +2,13 @@
 
 A period begins with its slice, which has four phases:
 
-- The programs are attached, and no packet counts yet: what is under way was not seen to begin.
+- The programs are attached, and no packet counts yet: some have begun unseen.
 - Packets that begin are measured. Only this phase makes the ratio.
 - Only packets that have begun are measured, to their ends.
 - The programs are detached, until the next period.
 
 Nothing but detaching spares a packet the call of a program. BPF_LINK_UPDATE puts another program in
-its place, and is not to be had for links of tracing programs: bpf_raw_tp_link_lops and
+its place, and links of tracing programs refuse it: bpf_raw_tp_link_lops and
 bpf_tracing_link_lops have no `update_prog`, kernel/bpf/syscall.c. To attach and detach ten takes
 3 ms of CPU time; none of that holds a lock of the network.
 """
