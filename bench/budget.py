@@ -23,7 +23,7 @@ from bench.pods import SERVER_ADDRESS, Node, node
 from bench.probing import MODULES, engine_with_cache
 from bench.programs import foreign_programs
 from bench.ratio import MEDIAN, Spread, verdict
-from bench.real_programs import PROGRAMS, serving
+from bench.real_programs import PROGRAMS, Inside, serving
 from latencyprobe_agent.budget import Budget
 from latencyprobe_agent.control import Effort
 from latencyprobe_agent.kernel.contract import SlotSpec
@@ -117,7 +117,8 @@ async def run(rounds: int, progress: Progress) -> Outcome:
                     engine, pods, lambda: source.exchange(1).rate, rounds, advance
                 )
             for program in programs:
-                with serving(program, pods.server, pods.client) as load:
+                server, client = (Inside(each, pods.busy) for each in (pods.server, pods.client))
+                with serving(program, server, client) as load:
                     found[program.name] = await _kept(engine, pods, load.measured, rounds, advance)
     return _outcome(found, foreign)
 
