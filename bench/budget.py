@@ -11,6 +11,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,11 +20,11 @@ from rich.table import Table
 
 from bench.network import compiled_traffic, traffic
 from bench.outcome import CannotMeasureError, Outcome
-from bench.pods import SERVER_ADDRESS, Node, node
+from bench.pods import SERVER_ADDRESS, Node, cgroup, node
 from bench.probing import MODULES, engine_with_cache
 from bench.programs import foreign_programs
 from bench.ratio import MEDIAN, Spread, verdict
-from bench.real_programs import PROGRAMS, Inside, serving
+from bench.real_programs import PROGRAMS, Inside, Load, Program, serving
 from latencyprobe_agent.budget import Budget
 from latencyprobe_agent.control import Effort
 from latencyprobe_agent.kernel.contract import SlotSpec
@@ -117,10 +118,13 @@ async def run(rounds: int, progress: Progress) -> Outcome:
                     engine, pods, lambda: source.exchange(1).rate, rounds, advance
                 )
             for program in programs:
-                server, client = (Inside(each, pods.busy) for each in (pods.server, pods.client))
-                with serving(program, server, client) as load:
+                with cgroup("busy") as busy, _serving_in(pods, busy, program) as load:
                     found[program.name] = await _kept(engine, pods, load.measured, rounds, advance)
     return _outcome(found, foreign)
+
+
+def _serving_in(pods: Node, busy: Path, program: Program) -> AbstractContextManager[Load]:
+    return serving(program, Inside(pods.server, busy), Inside(pods.client, busy))
 
 
 async def _kept(

@@ -72,6 +72,27 @@ def test_a_reading_has_the_kinds_of_each_slot_and_begins_at_zero(
     assert memory.read(LINK, (3, 4)) == {3: {PENDING_KINDS[REQUESTS].name: Pending(2, 2)}}
 
 
+def test_after_a_long_reading_its_figures_stand_for_a_while(kernel: Kernel) -> None:
+    now = 100.0
+    memory = PendingMemory(kernel.slots, kernel.readings, clock=lambda: now)
+
+    def visit_for_a_second() -> None:
+        nonlocal now
+        now += 1.0
+        kernel.find(3, UNREAD, 1, 1, 1, 0, 0)
+
+    kernel.visit = visit_for_a_second
+    figures = memory.read(LINK, (3, 4))
+    now += 48.0
+    assert memory.read(LINK, (3, 4)) == figures
+    assert memory.read(LINK, (4,)) == {}
+    assert len(kernel.numbers) == 1
+    now += 1.0
+    assert memory.read(LINK, (3, 4)) == figures
+    assert len(kernel.numbers) == 2
+    memory.close()
+
+
 def test_an_end_is_reported_once(kernel: Kernel, memory: PendingMemory) -> None:
     kernel.visit = lambda: kernel.find(3, UNREAD, 1, 1, 1, 0, 0)
     assert memory.read(LINK, (3, 4))

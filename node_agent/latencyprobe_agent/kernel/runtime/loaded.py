@@ -162,6 +162,7 @@ class LoadedObject:
         self._epoch = 0
         self._shards: list[Mapping[int, Shards]] = [{}, {}]  # of each half
         self._generation = 0
+        self._visited_generation = 0
         self._sample_mask = 0
         self._slice, self._slice_ns, self._is_open = 0, 0, True
         self._is_resting = False
@@ -466,11 +467,14 @@ class LoadedObject:
     def read_pending(self, slots: Collection[int]) -> Mapping[int, Mapping[str, Pending]]:
         """Return what is pending in the sockets of these slots; nothing where none can be read.
 
-        The sockets of processes are found by their open files, so then all files are visited.
+        Sockets of processes are found by their open files. So are those without a state, which were
+        open before the targets changed.
         """
+        is_changed = self._visited_generation != self._generation
+        self._visited_generation = self._generation
         link = self._owned.link(READ_PENDING)
         fast = self._owned.link(READ_PENDING_STATES)
-        if not self.follows_processes and fast is not None:
+        if fast is not None and not (is_changed or self.follows_processes):
             link = fast
         return self._pending.read(link, slots) if self._pending and link is not None else {}
 

@@ -7,7 +7,9 @@ bpf/modules/pending.bpf.c.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+import math
+import time
+from collections.abc import Callable, Collection, Mapping
 from mmap import mmap
 
 from latencyprobe.domain.pending import PENDING_KINDS, Pending
@@ -21,22 +23,33 @@ _DISTANCE = distance_of(SLOT_PENDING)
 _NOTHING = bytes(_DISTANCE)
 # A socket's state has 8 bits for the reading that saw it last; 0: none.
 _NUMBERS = 0xFF
+# A reading may visit each open file of the node. Long ones take at most this part of a core.
+_LONG_READING_S = 0.01
+_PAUSE_FACTOR = 50
 
 
 class PendingMemory:
     """The maps with the figures of each slot and of the reading, mapped into this process."""
 
-    def __init__(self, slots_fd: int, readings_fd: int) -> None:
+    def __init__(
+        self, slots_fd: int, readings_fd: int, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._memory = mmap(slots_fd, MAX_SLOTS * _DISTANCE)
         self._reading = mmap(readings_fd, PENDING_READING.size)
         self._number = 0
-        self._had_figures: frozenset[int] = frozenset()
+        self._clock = clock
+        self._next_reading = -math.inf
+        self._found: Mapping[int, Mapping[str, Pending]] = {}
 
     def read(self, link_fd: int, slots: Collection[int]) -> Mapping[int, Mapping[str, Pending]]:
         """Read by this link of an iterator; return the figures of these slots.
 
         A slot is omitted if nothing is pending in it, unless something was at the last reading.
+        Within the pause after a long reading, return its figures again.
         """
+        began = self._clock()
+        if began < self._next_reading:
+            return {slot: figures for slot, figures in self._found.items() if slot in slots}
         for slot in slots:
             self._memory[slot * _DISTANCE : (slot + 1) * _DISTANCE] = _NOTHING
         self._number = self._number % _NUMBERS + 1
@@ -46,10 +59,13 @@ class PendingMemory:
         except OSError as error:
             log.warning("cannot read what is pending: %s; the next reading tries again", error)
             return {}
-        found = {slot: figures for slot in slots if (figures := self._figures(slot))}
-        ended = (self._had_figures - found.keys()).intersection(slots)
-        self._had_figures = frozenset(found)
-        return {**found, **{slot: {} for slot in ended}}
+        took_s = self._clock() - began
+        if took_s >= _LONG_READING_S:
+            self._next_reading = began + _PAUSE_FACTOR * took_s
+        before = self._found.keys()
+        self._found = {slot: figures for slot in slots if (figures := self._figures(slot))}
+        ended = (before - self._found.keys()).intersection(slots)
+        return {**self._found, **{slot: {} for slot in ended}}
 
     def _figures(self, slot: int) -> Mapping[str, Pending]:
         content = self._memory[slot * _DISTANCE : (slot + 1) * _DISTANCE]
