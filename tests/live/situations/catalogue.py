@@ -77,6 +77,7 @@ RIGHT_NOW_AND_THEN: frozenset[tuple[str, End]] = frozenset(
         ("dns_query_dropped_on_the_node", End.SERVER),
         ("pooled_connection_in_a_black_hole", End.SERVER),
         ("pacing", End.SERVER),
+        ("one_of_four_workers_hung", End.CLIENT),
         ("one_of_four_workers_hung", End.SERVER),
         ("udp_overflow", End.CLIENT),
         ("proxy_and_application_in_one_pod", End.SERVER),

@@ -56,6 +56,7 @@ async def test_the_verdict_names_the_cause_from_either_end(
     hold_to_lists(row)
 
 
+@pytest.mark.timeout(600)
 async def test_windows_of_mixed_healthy_load_are_never_accused(
     object_cache: Path, rows: list[Row]
 ) -> None:
