@@ -35,7 +35,7 @@ DEFAULT_ROUNDS = 9
 BUDGET_PERCENT = 1.0
 LEAST, LEAST_OF_REQUESTS = 0.97, 0.95
 REQUESTS = "request-response"
-_SECONDS = 6.0
+_RATE_S = 6.0
 _SETTLE_S = 60.0
 _JUDGE_S = 0.5
 _BAR = 40
@@ -173,7 +173,7 @@ async def _keeping(engine: KernelEngine) -> AsyncIterator[Keeper]:
 async def _mean(rate: Callable[[], float]) -> float:
     """Return the mean rate of some seconds, while the event loop goes on."""
     began, rates = time.monotonic(), []
-    while time.monotonic() - began < _SECONDS:
+    while time.monotonic() - began < _RATE_S:
         rates.append(await asyncio.to_thread(rate))
     return sum(rates) / len(rates)
 
