@@ -339,6 +339,7 @@ static __always_inline void add_pending(volatile struct slot_pending *of_slot,
 					volatile struct slot_pending *found)
 {
 	volatile struct pending *to = of_slot->kinds, *from = found->kinds;
+	u64 oldest_ns;
 	u32 kind;
 
 #pragma unroll
@@ -347,8 +348,9 @@ static __always_inline void add_pending(volatile struct slot_pending *of_slot,
 		to->sockets += from->sockets;
 		to->bytes += from->bytes;
 		to->waiting_ns += from->waiting_ns;
-		if (from->oldest_ns > to->oldest_ns)
-			to->oldest_ns = from->oldest_ns;
+		oldest_ns = to->oldest_ns;
+		to->oldest_ns = choose(is_below_0(oldest_ns - from->oldest_ns), from->oldest_ns,
+				       oldest_ns);
 	}
 }
 

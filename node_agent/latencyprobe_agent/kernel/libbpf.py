@@ -264,6 +264,7 @@ def load_program(
     result = library().bpf_prog_load(*arguments, ctypes.byref(options))
     if result >= 0:
         return int(result)
+    number = ctypes.get_errno()
     # Only now with the log: writing it makes the verifier ten times slower.
     # In a mapping of its own, which goes back to the kernel.
     with mmap.mmap(-1, _VERIFIER_LOG_BYTES) as log:
@@ -273,6 +274,8 @@ def load_program(
         result = library().bpf_prog_load(*arguments, ctypes.byref(options))
         said = _tail(log[: log.find(b"\0")])
         del buffer  # else the mapping cannot be closed
+    if ctypes.get_errno() == errno.ENOSPC:
+        ctypes.set_errno(number)  # the log was full, which is not why the kernel refused it
     return _check(result, f"load {name}", said)
 
 
