@@ -91,6 +91,12 @@ static __always_inline void add_socket(volatile struct pending *pending, u32 byt
 	pending->bytes += bytes;
 }
 
+/*
+ * Have a bound tested in each round. Else the compiler counts from another number up to the lesser
+ * bound, and the verifier finds no end.
+ */
+#define keep_in_loop(bound) asm volatile("" : "+r"(bound))
+
 #ifdef MODULE_RX
 
 /* Return the end of the last of these unread segments; `unread` if there is none. */
@@ -104,6 +110,7 @@ static __always_inline u32 add_segments(volatile struct pending *pending,
 	u64 is_unread;
 
 	for (i = 0; i < size; i++) {
+		keep_in_loop(waiting);
 		if (i >= waiting)
 			break;
 		segment = &segments[(head + i) & (size - 1)];
@@ -163,6 +170,7 @@ static __always_inline void add_writes(volatile struct pending *pending,
 	u64 is_unsent;
 
 	for (i = 0; i < size; i++) {
+		keep_in_loop(waiting);
 		if (i >= waiting)
 			break;
 		handoff = &handed[(head + i) & (size - 1)];
