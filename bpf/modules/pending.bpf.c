@@ -451,14 +451,15 @@ int on_socket_state(u64 *ctx)
 
 #ifdef WITH_ON_PENDING_FILE
 
-/* `owners`, and those of the process that has the socket open. */
-static __always_inline owners_t add_holder(owners_t owners, struct task_struct *task,
+/* `owners`, and those of the process that has the socket open, unless it has claimed it. */
+static __always_inline owners_t add_holder(struct config *config, struct socket_state *state,
+					   owners_t owners, struct task_struct *task,
 					   struct sock *sk)
 {
 	u32 tgid = READ(task, tgid);
 	owners_t *others = processes.lookup(&tgid);
 
-	if (!others)
+	if (!others || (state && state->process_owners && state->generation == config->generation))
 		return owners;
 	return add_owners(owners, *others, PROTOCOL_TCP, READ(sk, __sk_common.skc_num),
 			  bpf_ntohs(READ(sk, __sk_common.skc_dport)));
@@ -531,6 +532,7 @@ int on_pending_file(u64 *ctx)
 	struct socket *socket;
 	struct tcp_sock *tp;
 	struct sock *sk;
+	owners_t owners;
 	u32 tcp_state;
 	u64 now;
 
@@ -547,7 +549,8 @@ int on_pending_file(u64 *ctx)
 		return 0;
 	tcp_state = READ(sk, __sk_common.skc_state);
 	state = find_state(sk);
-	if (!begin_socket(reading, add_holder(present_owners(config, state, sk), task, sk)))
+	owners = add_holder(config, state, present_owners(config, state, sk), task, sk);
+	if (!begin_socket(reading, owners))
 		return 0;
 	if (!state) {
 		note_waiting(config, sk, tp, tcp_state);

@@ -373,8 +373,11 @@ async def test_datagram_sockets_that_no_process_has_open_take_their_room(
     client, server = pair
     engine = await watch_server(start_engine, server, SocketMemoryLimits(MOST, 1000))
     assert engine._object is not None
-    are_all_counted = engine._object.attached.get("socket count") == "iter/bpf_sk_storage_map"
+    attached = engine._object.attached
+    are_all_counted = attached.get("socket count") == "iter/bpf_sk_storage_map"
     lost = SOCKETS - MOST if are_all_counted else SOCKETS - 2 * MOST  # else those of processes
+    if not are_bound_by_btf(engine) or "UDP queue" not in attached:
+        lost = 0  # their states are in tables of a fixed size, or there are none
     holding, message = socket.socketpair()
     with holding, message, udp_socket(client.namespace) as sending:
 
@@ -389,7 +392,7 @@ async def test_datagram_sockets_that_no_process_has_open_take_their_room(
 
         assert receive_at(range(PORT, PORT + MOST)).lost == 0
         more = receive_at(range(PORT + MOST, PORT + SOCKETS))
-        assert more.lost == (lost if are_bound_by_btf(engine) else 0)
+        assert more.lost == lost
         message.close()
         taken(engine)
         assert receive_at(range(PORT, PORT + MOST)).histogram.count == MOST
