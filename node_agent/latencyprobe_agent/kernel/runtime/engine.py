@@ -43,7 +43,14 @@ from latencyprobe_agent.kernel.contract import (
     ThreadLimits,
     TraceSpec,
 )
-from latencyprobe_agent.kernel.hooks import PACKET_HOOKS, QUEUE, RECEIVE, coverage_of, unavailable
+from latencyprobe_agent.kernel.hooks import (
+    FAST_PENDING,
+    PACKET_HOOKS,
+    QUEUE,
+    RECEIVE,
+    coverage_of,
+    unavailable,
+)
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.configuration import NamespaceConfiguration
@@ -324,7 +331,8 @@ class KernelEngine:
             ", ".join(built.attached.values()),
         )
         for event, reason in built.refused.items():
-            log.warning("no hook for %s: %s", event, reason)
+            level = logging.INFO if event == FAST_PENDING else logging.WARNING
+            log.log(level, "no hook for %s: %s", event, reason)
         if built.diagnostics and built.refused:
             log.debug("messages of the kernel and the compiler:\n%s", built.diagnostics)
         _check_coverage(modules, built, udp=udp)
