@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -19,6 +19,9 @@ class CoverageState(StrEnum):
 NO_DATAGRAMS = "no probe asks for UDP"
 """The reason of a stage that is measured for TCP alone, since that is all that probes ask for."""
 
+MEASURED = frozenset({CoverageState.ACTIVE, CoverageState.PARTIAL})
+"""States in which a stage has figures."""
+
 COVERAGE_GAPS = frozenset({CoverageState.PARTIAL, CoverageState.UNAVAILABLE})
 """States in which figures are missing from a stage that a probe asks for."""
 
@@ -31,3 +34,7 @@ class StageCoverage:
     state: CoverageState
     hook: str = ""
     reason: str = ""
+
+    def also(self, reason: str, state: CoverageState) -> StageCoverage:
+        """Return this coverage in that state, with one more reason."""
+        return replace(self, state=state, reason="; ".join(filter(None, (self.reason, reason))))

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from latencyprobe.domain.coverage import CoverageState
+from latencyprobe.domain.coverage import MEASURED
 from latencyprobe.domain.measurement import NodeMeasurement
 from latencyprobe.domain.overhead import HookOverhead, ProgramsOverhead
 from latencyprobe.domain.stages import BY_NAME, Module
@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 _LONGEST_READING_S = 10.0
 # A new figure of the cost is judged within this time.
 CONTROL_S = 1.0
-_MEASURING = frozenset({CoverageState.ACTIVE, CoverageState.PARTIAL})
 
 
 class Readings:
@@ -101,7 +100,7 @@ class Readings:
         active = {
             BY_NAME[stage.name].module
             for stage in self._engine.coverage
-            if stage.state in _MEASURING and stage.name in BY_NAME
+            if stage.state in MEASURED and stage.name in BY_NAME
         }
         self.windows.follow(desired, pods, active, asked=asked, now=now)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 
-from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe.domain.coverage import MEASURED, CoverageState, StageCoverage
 from latencyprobe.domain.measurement import (
     NOTHING,
     NOTHING_OF_THE_NODE,
@@ -78,7 +78,6 @@ log = logging.getLogger(__name__)
 
 # `filters` is an array: its elements are only ever overwritten.
 _HASHES = (FILTER_PORTS.name, CGROUPS.name, PROCESSES.name)
-_COVERED = (CoverageState.ACTIVE, CoverageState.PARTIAL)
 # At least this is between two checks that no program of another came to a target's cgroup, or above
 # it. Readings are at most 10 s apart.
 _CGROUPS_S = 5.0
@@ -425,7 +424,7 @@ class KernelEngine:
         if loaded.node_statistics is not None:
             self._node_carry += loaded.node_statistics.take(inactive.epoch)
         ratios = SamplingRatios(2.0**-self._sample_shift, 2.0**-self._slice_shift)
-        covered = {stage.name for stage in self._coverage if stage.state in _COVERED}
+        covered = {stage.name for stage in self._coverage if stage.state in MEASURED}
         return {
             slot: replace(
                 measurement,
@@ -589,7 +588,7 @@ def _shards(slots: Collection[int]) -> Mapping[int, Shards]:
 def _check_coverage(modules: frozenset[Module], loaded: LoadedObject, *, udp: bool) -> None:
     """Close it and raise EngineError if no stage can be measured with it."""
     coverage = coverage_of(modules, loaded.attached, loaded.refused, udp=udp)
-    if not any(stage.state in _COVERED for stage in coverage):
+    if not any(stage.state in MEASURED for stage in coverage):
         loaded.close()
         raise EngineError(
             "the kernel refused every hook: " + "; ".join(dict.fromkeys(loaded.refused.values()))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe.domain.coverage import MEASURED, CoverageState, StageCoverage
 from latencyprobe_agent.kernel.abi import Obstacle
 
 
@@ -70,9 +70,8 @@ def mention(
 
 
 def _affected(stage: StageCoverage, effect: _Effect, detail: str) -> StageCoverage:
-    is_covered = stage.state in (CoverageState.ACTIVE, CoverageState.PARTIAL)
-    if stage.name not in effect.stages or not is_covered:
+    if stage.name not in effect.stages or stage.state not in MEASURED:
         return stage
     reason = f"{effect.reason} ({detail})" if detail else effect.reason
     state = CoverageState.PARTIAL if effect.is_counted else stage.state
-    return replace(stage, state=state, reason="; ".join(filter(None, (stage.reason, reason))))
+    return stage.also(reason, state)

@@ -11,10 +11,9 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from typing import NamedTuple
 
-from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe.domain.coverage import MEASURED, CoverageState, StageCoverage
 from latencyprobe.domain.stages import BY_NAME, Module
 from latencyprobe_agent.kernel.abi import (
     MEMORY_FOR_ALL,
@@ -174,10 +173,9 @@ def full(
 def _partial(stage: StageCoverage, reason: str) -> StageCoverage:
     known = BY_NAME.get(stage.name)
     is_of_sockets = known is not None and known.module in _SOCKET_MODULES
-    if not is_of_sockets or stage.state not in (CoverageState.ACTIVE, CoverageState.PARTIAL):
+    if not is_of_sockets or stage.state not in MEASURED:
         return stage
-    reasons = [stage.reason, reason] if stage.reason else [reason]
-    return replace(stage, state=CoverageState.PARTIAL, reason="; ".join(reasons))
+    return stage.also(reason, CoverageState.PARTIAL)
 
 
 def lost_packets(limits: SocketMemoryLimits) -> LostPart:
