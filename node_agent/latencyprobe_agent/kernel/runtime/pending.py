@@ -7,7 +7,6 @@ bpf/modules/pending.bpf.c.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from mmap import mmap
@@ -16,6 +15,7 @@ from latencyprobe.domain.pending import PENDING_KINDS, Pending
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.abi import MAX_SLOTS, PENDING, PENDING_READING, SLOT_PENDING, U64
 from latencyprobe_agent.kernel.runtime.mapped_array import distance_of
+from latencyprobe_agent.kernel.runtime.reading_pause import ReadingPause
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +23,6 @@ _DISTANCE = distance_of(SLOT_PENDING)
 _NOTHING = bytes(_DISTANCE)
 # A socket's state has 8 bits for the reading that saw it last; 0: none.
 _NUMBERS = 0xFF
-# A reading may visit each open file of the node. Long ones take at most this part of a core.
-_LONG_READING_S = 0.01
-_PAUSE_FACTOR = 50
 
 
 class PendingMemory:
@@ -38,7 +35,7 @@ class PendingMemory:
         self._reading = mmap(readings_fd, PENDING_READING.size)
         self._number = 0
         self._clock = clock
-        self._next_reading = -math.inf
+        self._pause = ReadingPause(clock)
         self._found: Mapping[int, Mapping[str, Pending]] = {}
 
     def read(self, link_fd: int, slots: Collection[int]) -> Mapping[int, Mapping[str, Pending]]:
@@ -47,9 +44,9 @@ class PendingMemory:
         A slot is omitted if nothing is pending in it, unless something was at the last reading.
         Within the pause after a long reading, return its figures again.
         """
-        began = self._clock()
-        if began < self._next_reading:
+        if not self._pause.is_over:
             return {slot: figures for slot, figures in self._found.items() if slot in slots}
+        began = self._clock()
         for slot in slots:
             self._memory[slot * _DISTANCE : (slot + 1) * _DISTANCE] = _NOTHING
         self._number = self._number % _NUMBERS + 1
@@ -59,9 +56,7 @@ class PendingMemory:
         except OSError as error:
             log.warning("cannot read what is pending: %s; the next reading tries again", error)
             return {}
-        took_s = self._clock() - began
-        if took_s >= _LONG_READING_S:
-            self._next_reading = began + _PAUSE_FACTOR * took_s
+        self._pause.note(began)
         before = self._found.keys()
         self._found = {slot: figures for slot in slots if (figures := self._figures(slot))}
         ended = (before - self._found.keys()).intersection(slots)

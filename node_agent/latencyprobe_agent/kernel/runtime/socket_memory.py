@@ -8,7 +8,6 @@ not fit there takes its memory from the share for all.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
@@ -22,13 +21,11 @@ from latencyprobe_agent.kernel.abi import (
 )
 from latencyprobe_agent.kernel.contract import LostPart, SocketMemoryLimits
 from latencyprobe_agent.kernel.runtime.mapped_array import Growth, MappedArray, signed
+from latencyprobe_agent.kernel.runtime.reading_pause import ReadingPause
 from latencyprobe_agent.kernel.runtime.tenant_shares import TenantPlaces, divide
 
 log = logging.getLogger(__name__)
 
-# A count looks at each open file of the node. Long ones take at most this part of a core.
-_LONG_COUNT_S = 0.01
-_PAUSE_FACTOR = 50
 # A socket keeps its memory, also if its tenant's share becomes smaller. So there is more for the
 # shares of tenants that come: those of nine, each of which came when all before had used up theirs.
 _WITH_LATER_SHARES = 1.5
@@ -62,7 +59,7 @@ class SocketMemory:
         self._table = table
         self._count_sockets = count_sockets
         self._clock = clock
-        self._next_count = -math.inf
+        self._pause = ReadingPause(clock)
         self._limits = limits
         self._refusals = Growth(table, "refused")
         self._gone_unreported: dict[int, int] = {}
@@ -115,9 +112,7 @@ class SocketMemory:
         refusing = {place for place in (*slots, MEMORY_OF_NODE) if self._refusals.take(place)}
         self.is_full = MEMORY_OF_NODE in refusing
         self.full_slots = frozenset(refusing.intersection(slots))
-        if any(map(self._is_to_be_counted, self._places(slots))) and (
-            self._clock() >= self._next_count
-        ):
+        if any(map(self._is_to_be_counted, self._places(slots))) and self._pause.is_over:
             self._count((*self._places(slots), *self._shares.left.values()))
         if had_room and refusing:
             log.warning("%s", lost_packets(self._limits).reason)
@@ -148,9 +143,7 @@ class SocketMemory:
             log.warning("cannot count the sockets that are measured: %s", error)
             return
         finally:
-            took_s = self._clock() - began
-            if took_s >= _LONG_COUNT_S:
-                self._next_count = began + _PAUSE_FACTOR * took_s
+            self._pause.note(began)
         for place in places:
             counted = signed(self._table.get(place, "counted_kib") - seen[place])
             gone = before[place] - counted
