@@ -139,6 +139,21 @@ class _Seen:
         return message if message.startswith((f"{name} ", f"{name}:")) else f"{name}: {message}"
 
 
+class _Mean:
+    """The mean of figures; None without any."""
+
+    def __init__(self) -> None:
+        self._sum, self._count = 0.0, 0
+
+    @property
+    def value(self) -> float | None:
+        return self._sum / self._count if self._count else None
+
+    def add(self, figure: float) -> None:
+        self._sum += figure
+        self._count += 1
+
+
 class Session:
     """A measurement from `attach` to the last report. `report` covers everything so far."""
 
@@ -154,7 +169,7 @@ class Session:
         )
         self._coverage: dict[str, StageCoverage] = {}
         self._overhead: ProgramsOverhead | None = None
-        self._costs: list[float] = []
+        self._cost = _Mean()
         self._measured_until = 0.0
         self._attached_at = 0.0
         self._progress = asyncio.Condition()
@@ -282,9 +297,8 @@ class Session:
     def _take_overhead(self, overhead: ProgramsOverhead) -> None:
         """Store the newest figures of the programs, with the mean cost of all reports."""
         if overhead.cpu_percent is not None:
-            self._costs.append(overhead.cpu_percent)
-        mean = sum(self._costs) / len(self._costs) if self._costs else None
-        self._overhead = replace(overhead, cpu_percent=mean)
+            self._cost.add(overhead.cpu_percent)
+        self._overhead = replace(overhead, cpu_percent=self._cost.value)
 
 
 def _monotonic(unix_ns: int) -> float:
