@@ -26,6 +26,8 @@ class Module(StrEnum):
 
 
 DEFAULT_MODULES: tuple[Module, ...] = (Module.RX, Module.TX, Module.TCP)
+SOCKET_MODULES = frozenset({Module.RX, Module.TX, Module.TCP})
+"""The modules that measure sockets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +260,6 @@ DROPS = "drops"
 DROP_PREFIX = f"{DROPS}."
 # Waiting that has not ended, all kinds together: see the module `pending`.
 PENDING = "pending"
-_PENDING_MODULES = frozenset(DEFAULT_MODULES)
 _COUNTER_MODULES = {counter.name: counter.module for counter in COUNTERS}
 
 BY_NAME: dict[str, Stage] = {stage.name: stage for stage in STAGES}
@@ -326,7 +327,7 @@ def counters_of(modules: Iterable[Module]) -> tuple[str, ...]:
     wanted = set(modules)
     listed = tuple(counter.name for counter in COUNTERS if counter.module in wanted)
     drops = (DROPS,) if Module.TCP in wanted else ()
-    pending = (PENDING,) if wanted & _PENDING_MODULES else ()
+    pending = (PENDING,) if wanted & SOCKET_MODULES else ()
     return (*listed, *drops, *pending)
 
 

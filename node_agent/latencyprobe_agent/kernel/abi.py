@@ -16,9 +16,9 @@ from latencyprobe.domain.packets import LONGEST_NS
 from latencyprobe.domain.pending import LONGEST_PENDING_NS, PENDING_KINDS
 from latencyprobe.domain.stages import (
     COUNTERS,
-    DEFAULT_MODULES,
     INDEX,
     PACKET_STAGES,
+    SOCKET_MODULES,
     STAGES,
     TARGET_STAGES,
     Module,
@@ -407,7 +407,6 @@ TRACE_RING = "trace_ring"
 _MAPS = (CONFIGURATION, STATS, CGROUPS, PROCESSES, FILTERS, FILTER_PORTS, SOCKET_MEMORIES)
 _LAYOUTS = (SHARDS, NETNS_ENTRY, CONFIG, STAGE_STATS, SLOT_STATS, SLOT_FILTER, SOCKET_MEMORY)
 # There with the modules that measure sockets; with rx, sched and irq; while packets are traced.
-_SOCKET_MODULES = frozenset(DEFAULT_MODULES)
 _SOCKET_MAPS = (PENDING_OF_SLOTS, PENDING_READINGS)
 _SOCKET_LAYOUTS = (PENDING, SLOT_PENDING, PENDING_READING)
 _RX_MAPS = (HOST_DEVICES,)
@@ -446,7 +445,7 @@ def assertions(modules: Iterable[Module], *, trace: bool) -> Iterator[str]:
     wanted = frozenset(modules)
     layouts = (
         *_LAYOUTS,
-        *(_SOCKET_LAYOUTS if wanted & _SOCKET_MODULES else ()),
+        *(_SOCKET_LAYOUTS if wanted & SOCKET_MODULES else ()),
         *(_SCHED_LAYOUTS if Module.SCHED in wanted else ()),
         *(_IRQ_LAYOUTS if Module.IRQ in wanted else ()),
         *(_TRACE_LAYOUTS if trace else ()),
@@ -466,7 +465,7 @@ def assertions(modules: Iterable[Module], *, trace: bool) -> Iterator[str]:
 def _maps(modules: Iterable[Module], *, trace: bool) -> tuple[Map, ...]:
     return (
         *_MAPS,
-        *(_SOCKET_MAPS if frozenset(modules) & _SOCKET_MODULES else ()),
+        *(_SOCKET_MAPS if frozenset(modules) & SOCKET_MODULES else ()),
         *(_RX_MAPS if Module.RX in frozenset(modules) else ()),
         *(_SCHED_MAPS if Module.SCHED in frozenset(modules) else ()),
         *(_IRQ_MAPS if Module.IRQ in frozenset(modules) else ()),

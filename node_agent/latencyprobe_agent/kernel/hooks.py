@@ -19,9 +19,9 @@ from types import MappingProxyType
 from latencyprobe.domain.coverage import NO_DATAGRAMS, CoverageState, StageCoverage
 from latencyprobe.domain.stages import (
     BY_NAME,
-    DEFAULT_MODULES,
     DROPS,
     PENDING,
+    SOCKET_MODULES,
     STAGES,
     Module,
     counters_of,
@@ -292,10 +292,10 @@ EVENTS: tuple[Event, ...] = (
         Hook(COUNT_SOCKETS[0], "bpf_sk_storage_map", HookKind.ITERATOR, over=SOCKET_STATES),
         (COUNT_SOCKETS[1], "task_file", HookKind.ITERATOR),
     ),
-    _event("pending reading", DEFAULT_MODULES, (READ_PENDING, "task_file", HookKind.ITERATOR)),
+    _event("pending reading", SOCKET_MODULES, (READ_PENDING, "task_file", HookKind.ITERATOR)),
     _event(
         FAST_PENDING,
-        DEFAULT_MODULES,
+        SOCKET_MODULES,
         Hook(
             READ_PENDING_STATES,
             "bpf_sk_storage_map",
@@ -464,27 +464,28 @@ _NOTES_ON_DEVICES: Mapping[str, str] = {
         "datagrams from the host's end of the pod's device"
     ),
 }
+
+
+def _functions_of(events: Iterable[Event]) -> tuple[str, ...]:
+    """Return the programs of these events, with those that they require."""
+    return tuple(
+        each.function for event in events for hook in event.hooks for each in (hook, *hook.also)
+    )
+
+
 _UDP_EVENTS = frozenset(event.name for event in EVENTS if event.is_udp)
 _PROCESS_EVENTS = tuple(event for event in EVENTS if event.is_of_processes)
 # The programs that follow the processes of targets, and the events that they serve.
-PROCESS_FUNCTIONS = tuple(hook.function for event in _PROCESS_EVENTS for hook in event.hooks)
+PROCESS_FUNCTIONS = _functions_of(_PROCESS_EVENTS)
 PROCESS_EVENTS = frozenset(event.name for event in _PROCESS_EVENTS)
 # The programs that see drivers free packets, in the order in which they are attached.
-DRIVER_FUNCTIONS = tuple(
-    hook.function
-    for event in EVENTS
-    if event.name in (DRIVER_DROP, DRIVER_FREE)
-    for hook in event.hooks
+DRIVER_FUNCTIONS = _functions_of(
+    event for event in EVENTS if event.name in (DRIVER_DROP, DRIVER_FREE)
 )
 # The same of packets that are steered.
 _STEERING_EVENTS = tuple(event for event in EVENTS if event.is_of_steering)
 STEERING_EVENTS = frozenset(event.name for event in _STEERING_EVENTS)
-STEERING_FUNCTIONS = tuple(
-    each.function
-    for event in _STEERING_EVENTS
-    for hook in event.hooks
-    for each in (hook, *hook.also)
-)
+STEERING_FUNCTIONS = _functions_of(_STEERING_EVENTS)
 
 
 def events_of(modules: Iterable[Module], *, udp: bool = True) -> tuple[Event, ...]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from latencyprobe.domain.coverage import MEASURED, CoverageState, StageCoverage
-from latencyprobe.domain.stages import BY_NAME, Module
+from latencyprobe.domain.stages import BY_NAME, SOCKET_MODULES
 from latencyprobe_agent.kernel.abi import (
     MEMORY_FOR_ALL,
     MEMORY_OF_NODE,
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 # A socket keeps its memory, also if its tenant's share becomes smaller. So there is more for the
 # shares of tenants that come: those of nine, each of which came when all before had used up theirs.
 _WITH_LATER_SHARES = 1.5
-_SOCKET_MODULES = frozenset({Module.RX, Module.TX, Module.TCP})
 
 
 class _Use(NamedTuple):
@@ -165,7 +164,7 @@ def full(
 
 def _partial(stage: StageCoverage, reason: str) -> StageCoverage:
     known = BY_NAME.get(stage.name)
-    is_of_sockets = known is not None and known.module in _SOCKET_MODULES
+    is_of_sockets = known is not None and known.module in SOCKET_MODULES
     if not is_of_sockets or stage.state not in MEASURED:
         return stage
     return stage.also(reason, CoverageState.PARTIAL)
@@ -174,7 +173,7 @@ def _partial(stage: StageCoverage, reason: str) -> StageCoverage:
 def lost_packets(limits: SocketMemoryLimits) -> LostPart:
     """Return the reason why packets are lost."""
     return LostPart(
-        _SOCKET_MODULES,
+        SOCKET_MODULES,
         "some packets are counted as lost because the memory for sockets is full: "
         f"{limits.of_target / 1024:g} MiB a target, {limits.of_node / 1024:g} MiB a node, "
         "shared by namespaces",
