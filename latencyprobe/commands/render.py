@@ -16,13 +16,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.document import LatencyReport, Node, TargetResult, incomplete
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.pending import PENDING_BY_NAME, Pending, describe
 from latencyprobe.domain.report import StageReport, TargetReport
 from latencyprobe.domain.stages import BY_NAME
-from latencyprobe.domain.verdict import Bottleneck, Verdict
+from latencyprobe.domain.verdict import Verdict
 
 BAR_WIDTH = 24
 MIN_BAR_WIDTH = 6

@@ -139,7 +139,7 @@ def report_on(
         for name in seen.stages
         if only_stages is None or name in only_stages
     )
-    verdict = judge(seen, node)
+    verdict = judge(seen, node, wanted)
     return TargetReport(stages, seen.counters, seen.netns_counters, verdict, seen.pending)
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from latencyprobe.domain.causes import NO_ACCUSATION
 from latencyprobe.domain.report import TargetReport
 from latencyprobe.domain.stages import DROP_PREFIX
-from latencyprobe.domain.verdict import TOTALS, Bottleneck
+from latencyprobe.domain.waits import TOTALS
 
 SCORE_VERSION = 1
 # Above every p99: histograms end at 64 s, which is under 2^36 ns.
 TROUBLED = 1 << 40
-_NO_TROUBLE = frozenset({Bottleneck.NONE, Bottleneck.INSUFFICIENT_DATA})
 # Counters of packets and connections that failed, rather than of those that waited.
 _FAILURES = frozenset(
     {
@@ -41,7 +41,7 @@ def score_of(report: TargetReport) -> int:
 
 
 def _is_troubled(report: TargetReport) -> bool:
-    return report.verdict.bottleneck not in _NO_TROUBLE or _has_failures(report.counters)
+    return report.verdict.bottleneck not in NO_ACCUSATION or _has_failures(report.counters)
 
 
 def _has_failures(counters: Mapping[str, int]) -> bool:

@@ -36,6 +36,8 @@ class FieldRule:
     null_if_none: bool = False
     digits: int | None = None
     """Decimal places to round to; None: not rounded."""
+    omitted: bool = False
+    """It is not part of the document."""
     exact: bool = False
     """A text with all its characters, for writers that escape the others."""
 
@@ -58,10 +60,12 @@ def written(
     absent_if_empty: bool = False,
     null_if_none: bool = False,
     digits: int | None = None,
+    omitted: bool = False,
     exact: bool = False,
 ) -> Mapping[str, FieldRule]:
     """Return the metadata of a field with these exceptions; see `FieldRule`."""
-    return {_METADATA: FieldRule(inlined, absent_if_empty, null_if_none, digits, exact)}
+    rule = FieldRule(inlined, absent_if_empty, null_if_none, digits, omitted, exact)
+    return {_METADATA: rule}
 
 
 def document_of(value: DataclassInstance) -> dict[str, Any]:
@@ -78,7 +82,7 @@ def document_of(value: DataclassInstance) -> dict[str, Any]:
 
 
 def _is_absent(content: Any, rule: FieldRule) -> bool:
-    if content is None and not rule.null_if_none:
+    if rule.omitted or (content is None and not rule.null_if_none):
         return True
     return rule.absent_if_empty and not content
 

@@ -15,7 +15,6 @@ from typing import NamedTuple
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.report import TargetReport
 from latencyprobe.domain.score import SCORE_VERSION
-from latencyprobe.domain.verdict import Verdict
 
 
 class PodScore(NamedTuple):
@@ -87,10 +86,3 @@ def worst_first(scores: Iterable[PodScore], most: int) -> tuple[PodScore, ...]:
 def verdict_counts(reports: Iterable[PodReport]) -> Mapping[str, int]:
     """Count pods by verdict."""
     return Counter(str(pod.report.verdict.bottleneck) for pod in reports)
-
-
-def waiting_by_cause(verdict: Verdict, measurement: Measurement) -> Mapping[str, int]:
-    """Return the time in the stage that the verdict on a pod blames, by the verdict's name."""
-    if verdict.stage is None:
-        return {}
-    return {str(verdict.bottleneck): measurement.stage(verdict.stage).histogram.sum_ns}

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping
 
 from google.protobuf.duration_pb2 import Duration
 
+from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.measurement import Measurement, largest_counters
 from latencyprobe.domain.packed_figures import PackedFigures, pack_figures
 from latencyprobe.domain.report import StageReport, TargetReport
 from latencyprobe.domain.stages import BY_NAME, INDEX
 from latencyprobe.domain.summary import PodChoice, PodReport, PodScore, ProbeSummary
-from latencyprobe.domain.verdict import Bottleneck, Verdict
+from latencyprobe.domain.verdict import Verdict
 from latencyprobe.printable import bounded
 from latencyprobe.protocol.limits import (
     LARGEST_NUMBER,
@@ -156,6 +157,8 @@ def _verdict_to_proto(verdict: Verdict) -> pb.Verdict:
         evidence=[pb.Evidence(text=text) for text in verdict.evidence],
         next_step=verdict.next_step,
         stage=verdict.stage or "",
+        culprit=verdict.culprit,
+        waiting_ns=verdict.waiting_ns,
     )
 
 
@@ -171,7 +174,15 @@ def _verdict_from_proto(message: pb.Verdict) -> Verdict:
         name = bounded(message.bottleneck, MAX_NAME_LENGTH)
         evidence = (f"the agent's verdict is {name!r}, unknown to this version", *evidence)
     stage = message.stage if message.stage in BY_NAME else None
-    return Verdict(bottleneck, round(message.share_percent), evidence, next_step, stage)
+    return Verdict(
+        bottleneck,
+        round(message.share_percent),
+        evidence,
+        next_step,
+        stage,
+        culprit=bounded(message.culprit, MAX_NAME_LENGTH),
+        waiting_ns=_causes(message.waiting_ns, "verdict.waiting_ns"),
+    )
 
 
 def _stage_to_proto(stage: StageReport) -> pb.StageFigures:

@@ -154,10 +154,10 @@ def test_a_probe_is_measured_and_shown(site: Site) -> None:
     site.apply()
 
     site.wait("both pods in the status", lambda: len(site.status().get("pods", ())) == 2)
-    site.wait("figures", lambda: site.status()["summary"].get("p99") == "1ms")
+    site.wait("figures", lambda: site.status()["summary"].get("p99") == "10ms")
     header, row = site.kubectl("get", "latencyprobe").splitlines()
     assert header.split() == ["NAME", "PODS", "P50", "P99", "BOTTLENECK", "READY", "AGE"]
-    assert row.split()[:6] == ["checkout", "2", "1ms", "1ms", "SlowReader", "True"]
+    assert row.split()[:6] == ["checkout", "2", "10ms", "10ms", "SlowReader", "True"]
     status = site.status()
     assert status["phase"] == "Running"
     assert status["targets"] == {"pods": 2, "containers": 2, "nodes": 1, "readyNodes": 1}
@@ -225,7 +225,7 @@ def test_suspension_edits_and_duration_take_effect(site: Site) -> None:
     site.patch("checkout", suspend=True)
     site.wait("detached", lambda: not site.targets(), seconds=FOLLOW_SECONDS)
     site.wait("phase Suspended", lambda: site.status()["phase"] == "Suspended", seconds=5)
-    assert site.status()["summary"]["p99"] == "1ms"
+    assert site.status()["summary"]["p99"] == "10ms"
     site.patch("checkout", suspend=False, duration="1s")
     site.wait("phase Completed", lambda: site.status()["phase"] == "Completed", seconds=100)
     assert site.targets() == []

@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 import pytest
 
+from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES
-from latencyprobe.domain.verdict import Bottleneck, judge
+from latencyprobe.domain.verdict import judge
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.hidden_events import counts_of
 from tests.live.measuring import CLIENT, SERVER, both, count, measure

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.measurement import NOTHING, Measurement
-from latencyprobe.domain.verdict import Bottleneck, judge
+from latencyprobe.domain.verdict import judge
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.measuring import (
     CLIENT,

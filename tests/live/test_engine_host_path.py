@@ -9,8 +9,9 @@ from functools import partial
 
 import pytest
 
+from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.measurement import Measurement
-from latencyprobe.domain.verdict import Bottleneck, judge
+from latencyprobe.domain.verdict import judge
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.measuring import (
     CLIENT,

@@ -6,8 +6,9 @@ import socket
 import time
 from collections.abc import Callable
 
+from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.histogram import Histogram
-from latencyprobe.domain.verdict import Bottleneck, judge
+from latencyprobe.domain.verdict import judge
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.measuring import CLIENT, RX_PARTS, TX_PARTS, watch_namespace
 from tests.live.sockets import PORT, connect, listen, read_all

@@ -19,10 +19,11 @@ from functools import partial
 
 import pytest
 
+from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES
-from latencyprobe.domain.verdict import Bottleneck, judge
+from latencyprobe.domain.verdict import judge
 from latencyprobe_agent.kernel.build.headers import version_code
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.measuring import CLIENT, TX_PARTS, account_for, count

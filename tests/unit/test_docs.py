@@ -11,9 +11,9 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
+from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.stages import COUNTERS, STAGES
 from latencyprobe.domain.targets import TargetState
-from latencyprobe.domain.verdict import Bottleneck
 from latencyprobe_agent.serving.metrics import AgentMetrics
 from latencyprobe_agent.serving.tls_proxy import TlsRefusal
 from latencyprobe_operator.api.conditions import REASONS, ConditionType

@@ -10,6 +10,7 @@ import json
 
 import pytest
 
+from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import (
     Measurement,
@@ -18,7 +19,7 @@ from latencyprobe.domain.measurement import (
     StageMeasurement,
 )
 from latencyprobe.domain.stages import DEFAULT_MODULES
-from latencyprobe.domain.verdict import Bottleneck, Verdict
+from latencyprobe.domain.verdict import Verdict
 from tests.live.situations.answers import Cause, Grade, answer
 from tests.live.situations.catalogue import CATALOGUE, NOT_RIGHT_YET, RIGHT_NOW_AND_THEN
 from tests.live.situations.controls import MIXED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import (
     NOTHING,
@@ -13,7 +14,6 @@ from latencyprobe.domain.measurement import (
 from latencyprobe.domain.report import report_on, report_on_node
 from latencyprobe.domain.serialisation import document_of
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
-from latencyprobe.domain.verdict import Bottleneck
 
 
 def of(*durations_ns: int) -> StageMeasurement:
@@ -115,12 +115,12 @@ def test_counters_that_the_node_cannot_count_are_absent_not_0() -> None:
 
 
 def test_a_verdicts_document_names_cause_share_evidence_and_next_step() -> None:
-    packets = {"rx.total": of(*[5_000_000] * 100), "rx.socket": of(*[4_000_000] * 100)}
+    packets = {"rx.stack": of(*[1_000_000] * 100), "rx.socket": of(*[4_000_000] * 100)}
     document = document_of(report_on(Measurement(packets), DEFAULT_MODULES).verdict)
     assert document["bottleneck"] == "SlowReader"
     assert document["stage"] == "rx.socket"
     assert document["sharePercent"] == 80
-    assert document["evidence"][0] == "rx.socket holds 80% of rx.total"
+    assert document["evidence"][0] == "rx.socket: 4ms on average, p50 4ms, p99 4ms, 100 times"
     assert document["nextStep"]
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from latencyprobe.domain.attention import ATTENTION_P99_NS
+from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import NOTHING, Measurement, StageMeasurement
 from latencyprobe.domain.report import report_on
 from latencyprobe.domain.score import TROUBLED, score_of
 from latencyprobe.domain.stages import Module
-from latencyprobe.domain.verdict import NOTEWORTHY_NS, Bottleneck
 
 
 def _score(measurement: Measurement) -> int:
@@ -35,7 +36,9 @@ def test_a_pod_without_data_has_the_lowest_score() -> None:
 
 
 def test_a_pod_with_a_verdict_is_above_the_slowest_without() -> None:
-    slow_reader = _stages(rx_total=[2 * NOTEWORTHY_NS] * 200, rx_socket=[2 * NOTEWORTHY_NS] * 200)
+    slow_reader = _stages(
+        rx_total=[2 * ATTENTION_P99_NS] * 200, rx_socket=[2 * ATTENTION_P99_NS] * 200
+    )
     assert report_on(slow_reader, Module).verdict.bottleneck is Bottleneck.SLOW_READER
     # Too few packets for a verdict, of an hour each.
     slowest = _stages(rx_total=[3600 * 10**9] * 10)

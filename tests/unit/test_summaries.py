@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement, StageMeasurement
 from latencyprobe.domain.packed_figures import PackedFigures
@@ -15,7 +16,7 @@ from latencyprobe.domain.report import StageReport, TargetReport
 from latencyprobe.domain.serialisation import document_of
 from latencyprobe.domain.stages import COUNTERS, STAGES
 from latencyprobe.domain.summary import PodChoice, PodReport, PodScore, ProbeSummary, worst_first
-from latencyprobe.domain.verdict import Bottleneck, Verdict
+from latencyprobe.domain.verdict import Verdict
 from latencyprobe.protocol.measurements import MAX_OPEN_COUNTERS, CorruptMessageError
 from latencyprobe.protocol.summaries import (
     MAX_PODS,

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
+from latencyprobe.domain.attention import LONG_WAIT_NS
 from latencyprobe.domain.histogram import FIRST_OCTAVE, LAST_OCTAVE, MANTISSA_THRESHOLDS, POSITIONS
 from latencyprobe.domain.packets import LONGEST_NS
 from latencyprobe.domain.pending import LONGEST_PENDING_NS, PENDING_KINDS
@@ -23,7 +24,6 @@ from latencyprobe.domain.stages import (
     TARGET_STAGES,
     Module,
 )
-from latencyprobe.domain.verdict import NOTEWORTHY_NS
 
 MAX_SLOTS = 256
 # owners_t: a slot + 1 in each 16 bits of a u64.
@@ -192,7 +192,7 @@ MACROS: Mapping[str, int | str] = {
     "POSITIONS": POSITIONS,
     "TOP_NS": f"{TOP_NS}ULL",
     "TOO_LONG_NS": f"{LONGEST_NS}ULL",
-    "LONG_WAIT_NS": NOTEWORTHY_NS,
+    "LONG_WAIT_NS": LONG_WAIT_NS,
     "NO_PACKETS": f"{NO_PACKETS}U",
     "LONGEST_PENDING_NS": f"{LONGEST_PENDING_NS}ULL",
     "NR_PENDING": len(PENDING_KINDS),

@@ -27,10 +27,9 @@ from latencyprobe.domain.summary import (
     PodReport,
     ProbeSummary,
     verdict_counts,
-    waiting_by_cause,
     worst_first,
 )
-from latencyprobe.domain.verdict import TOTALS
+from latencyprobe.domain.waits import TOTALS
 from latencyprobe_agent.collector import Moment, ProbeFigures, only
 from latencyprobe_agent.desired import DesiredProbe, DesiredWindow
 from latencyprobe_agent.plan import PodTargets, pod_uid
@@ -238,7 +237,7 @@ class ProbeWindow:
         for uid, known in self._pods.items():
             measurement = known.value()
             reports[uid] = judged(known.pod, measurement, only_stages=figures_of)
-            waiting.update(waiting_by_cause(reports[uid].report.verdict, measurement))
+            waiting.update(reports[uid].report.verdict.waiting_ns)
         scores = worst_first((pod.place for pod in reports.values()), self._window.max_pods)
         summary = ProbeSummary(
             merged=self._merged.value(),

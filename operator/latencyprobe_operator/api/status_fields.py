@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.domain.pending import Pending
 from latencyprobe.domain.report import StageReport
 from latencyprobe.domain.serialisation import written
-from latencyprobe.domain.verdict import Bottleneck, Verdict
+from latencyprobe.domain.verdict import Verdict
 from latencyprobe_operator.api.conditions import Condition
 
 

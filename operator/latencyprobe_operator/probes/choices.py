@@ -13,10 +13,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.report import StageReport, TargetReport
 from latencyprobe.domain.score import score_of
 from latencyprobe.domain.summary import NO_PODS, PodChoice
-from latencyprobe.domain.verdict import TOTALS, Bottleneck, Verdict
+from latencyprobe.domain.verdict import Verdict
+from latencyprobe.domain.waits import TOTALS
 from latencyprobe_operator.probes.summaries import NodeScore
 
 # So many times the pods of a status may arrive in an interval.

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from latencyprobe.domain.verdict import TOTALS
+from latencyprobe.domain.waits import TOTALS
 from latencyprobe_operator.probes.document import MAX_BYTES, Document, size_bytes
 
 _KEPT_PEERS = 2

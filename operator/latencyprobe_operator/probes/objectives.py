@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from latencyprobe.domain.attention import MIN_SAMPLES
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.measurement import Measurement
-from latencyprobe.domain.verdict import MIN_SAMPLES
 from latencyprobe_operator.api.spec import Objective
 
 

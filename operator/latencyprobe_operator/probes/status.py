@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import (
@@ -18,7 +19,6 @@ from latencyprobe.domain.measurement import (
 )
 from latencyprobe.domain.report import NodeReport, report_on, report_on_node
 from latencyprobe.domain.serialisation import document_of
-from latencyprobe.domain.verdict import Bottleneck
 from latencyprobe_operator.api.conditions import ConditionStatus, ConditionType
 from latencyprobe_operator.api.status_fields import (
     NodeContext,

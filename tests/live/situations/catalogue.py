@@ -31,7 +31,6 @@ NOT_RIGHT_YET: frozenset[tuple[str, End]] = frozenset(
         ("rtt_growing_from_20_to_44_ms", End.SERVER),
         ("pooled_connection_in_a_black_hole", End.CLIENT),
         ("body_waits_for_a_delayed_ack", End.CLIENT),
-        ("body_waits_for_a_delayed_ack", End.SERVER),
         ("client_writes_twice_then_reads", End.CLIENT),
         ("client_writes_twice_then_reads", End.SERVER),
         ("slow_start_after_idle", End.CLIENT),

@@ -22,9 +22,9 @@ SPEC = replace(probe_spec(), node_figures=True)
 READY = NodeFacts("node-a", NodeState.READY, attached=2)
 SLOW_READER = Measurement(
     {
-        "rx.stack": StageMeasurement(Histogram.of([100_000] * 200)),
-        "rx.socket": StageMeasurement(Histogram.of([900_000] * 200)),
-        "rx.total": StageMeasurement(Histogram.of([1_000_000] * 200)),
+        "rx.stack": StageMeasurement(Histogram.of([1_000_000] * 200)),
+        "rx.socket": StageMeasurement(Histogram.of([9_000_000] * 200)),
+        "rx.total": StageMeasurement(Histogram.of([10_000_000] * 200)),
     }
 )
 

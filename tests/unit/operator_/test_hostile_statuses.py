@@ -79,8 +79,10 @@ def summary() -> pb.ProbeReport:
     message.summary.scores.add(pod_uid="uid-a", score=7)
     message.summary.statuses.add(id=target_id("a"), state=pb.TargetStatus.ATTACHED)
     row = message.pods.add(pod_uid="uid-a", name="a", score=7, containers=["server"])
-    row.verdict.MergeFrom(pb.Verdict(bottleneck="SlowReader", share_percent=90, stage="rx.socket"))
-    row.verdict.evidence.add(kind="share", text="rx.socket holds 90 % of rx.total")
+    row.verdict.MergeFrom(
+        pb.Verdict(bottleneck="SlowReader", share_percent=90, stage="rx.socket", culprit="cgroup 7")
+    )
+    row.verdict.evidence.add(kind="share", text="rx.socket: 9 ms on average")
     row.counters["retransmits"] = row.netns_counters["TcpExtListenDrops"] = 1
     row.stages.add(name="rx.total", count=300, p99_ns=1000, sampling_ratio=1.0)
     row.stages.add(name="rx.socket", count=300, share_percent=90, sampling_ratio=1.0)

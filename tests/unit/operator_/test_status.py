@@ -231,8 +231,8 @@ def test_summary_and_pods_carry_figures_and_verdict() -> None:
     document = status.build(facts(pods=pods, merged=SLOW_READER, omitted_pods=1), now=NOW)
 
     assert document["summary"]["bottleneck"] == "SlowReader"
-    assert document["summary"]["p99"] == "1ms"
-    assert "rx.socket holds 90%" in document["summary"]["message"]
+    assert document["summary"]["p99"] == "10ms"
+    assert "rx.socket: 9ms on average" in document["summary"]["message"]
     (pod,) = document["pods"]
     assert (pod["name"], pod["node"], pod["containers"]) == ("checkout-1", "node-a", ["server"])
     assert pod["verdict"]["stage"] == "rx.socket"

@@ -114,7 +114,7 @@ def _set(*path: Any) -> Callable[[Document], None]:
         (_set("summary", "unobservedSeconds", 12), True),
         (_set("nodes", [{"name": "a", "state": "Partial", "message": "12s of"}]), True),
         (_set("nodeContext", [{"node": "a", "counters": {"x": 1}, "stages": []}]), True),
-        (_set("summary", "p99", "1.05ms"), False),
+        (_set("summary", "p99", "10.5ms"), False),
         (_set("pods", 0, "stages", 0, "sharePercent", 10.9), False),
         (_set("pods", 0, "counters", "rtos", None), False),
         (_set("pods", 0, "verdict", "evidence", 0, "x"), True),

@@ -1,0 +1,185 @@
+"""Losses: packets that were sent again, dropped or refused, and the time that this cost.
+
+TCP sends a lost packet again, and the time is in tcp.recovery. If it was dropped on this node, the
+drop is the cause. Other events cost FAILURE_NS each, since their cost is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from latencyprobe.domain.attention import adds_up
+from latencyprobe.domain.causes import Bottleneck
+from latencyprobe.domain.measurement import Measurement
+from latencyprobe.domain.stages import DROP_PREFIX
+from latencyprobe.domain.wait import (
+    FAILURE_NS,
+    Wait,
+    counted,
+    pending_wait,
+    shown,
+)
+
+# Reasons of the kernel (enum skb_drop_reason) that lose data which is waited for. The others end
+# packets that are not needed any more: old segments, copies, resets, those of closed sockets.
+_HARMFUL = frozenset(
+    {
+        "BPF_CGROUP_EGRESS",
+        "CPU_BACKLOG",
+        "DEV_READY",
+        "FULL_RING",
+        "IP_INADDRERRORS",
+        "IP_OUTNOROUTES",
+        "IP_RPFILTER",
+        "NEIGH_DEAD",
+        "NEIGH_FAILED",
+        "NEIGH_QUEUEFULL",
+        "NETFILTER_DROP",
+        "NOMEM",
+        "PKT_TOO_BIG",
+        "PROTO_MEM",
+        "QDISC_DROP",
+        "SKB_CSUM",
+        "SOCKET_BACKLOG",
+        "SOCKET_FILTER",
+        "SOCKET_RCVBUFF",
+        "TC_EGRESS",
+        "TC_INGRESS",
+        "TCP_CSUM",
+        "UDP_CSUM",
+        "XDP",
+        "XFRM_POLICY",
+    }
+)
+# receiveQueueOverflows counts these.
+_FULL_QUEUES = frozenset({"SOCKET_RCVBUFF", "SOCKET_BACKLOG", "PROTO_MEM"})
+_FAILED_CONNECTS = (
+    "connectRefused",
+    "connectTimedOut",
+    "connectUnreachable",
+    "connectFailedOther",
+)
+# A few failures are part of every long day: a pod that was replaced.
+_FEW = 5
+_RESPONSES = ("peer.response", "app.response")
+
+
+@dataclass
+class Losses:
+    """The losses of a target in a window."""
+
+    measurement: Measurement
+
+    @cached_property
+    def recovery_ns(self) -> int:
+        """The time that retransmissions have cost."""
+        return self.measurement.stage("tcp.recovery").histogram.sum_ns
+
+    @property
+    def open_ns(self) -> int:
+        """The time of losses that are not made good yet."""
+        return self._open.ns
+
+    @property
+    def accept_queue_overflows(self) -> Wait:
+        """SYNs and handshakes that found the accept queue full: their peers repeat them."""
+        counters = counted(self.measurement, ("acceptQueueOverflows",))
+        number = sum(counters.values())
+        accepted = self.measurement.stage("tcp.accept").histogram.count
+        return self._failures(Bottleneck.ACCEPT_QUEUE, counters, number, accepted)
+
+    def waits(self) -> Iterator[Wait]:
+        """Yield the waits for retransmissions, connects and dropped packets."""
+        yield self._retransmissions()
+        yield self._open
+        yield from self._connects()
+        yield self._dropped_packets()
+
+    @property
+    def _open(self) -> Wait:
+        return pending_wait(
+            self.measurement, "unacknowledgedRetransmits", Bottleneck.PACKET_LOSS, "tcp.recovery"
+        )
+
+    def _retransmissions(self) -> Wait:
+        recovered = self.measurement.stage("tcp.recovery").histogram
+        ns = recovered.sum_ns - self._of_failed_connects_ns - self._of_own_drops_ns
+        figures = shown(counted(self.measurement, ("retransmits", "rtos")))
+        is_noteworthy = adds_up(ns, recovered.count, self._requests)
+        return Wait(Bottleneck.PACKET_LOSS, ns, is_noteworthy, "tcp.recovery", figures)
+
+    @property
+    def _requests(self) -> int:
+        """The number of exchanges that losses could hold up."""
+        stages = (self.measurement.stage(name).histogram.count for name in _RESPONSES)
+        connects = self.measurement.stage("tcp.connect").histogram.count
+        return max(*stages, connects)
+
+    @cached_property
+    def _unanswered_connects(self) -> int:
+        """Connects that ended without an answer; one that was aborted, if its SYN was repeated."""
+        counters = self.measurement.counters
+        aborted = min(counters.get("connectAborted", 0), counters.get("connectRetransmits", 0))
+        return counters.get("connectTimedOut", 0) + aborted
+
+    @cached_property
+    def _of_failed_connects_ns(self) -> int:
+        recovered = self.measurement.stage("tcp.recovery").histogram
+        return min(recovered.sum_ns, self._unanswered_connects * recovered.mean_ns)
+
+    def _connects(self) -> Iterator[Wait]:
+        counters = counted(self.measurement, _FAILED_CONNECTS)
+        aborted = self._unanswered_connects - counters.get("connectTimedOut", 0)
+        if aborted:
+            counters = {**counters, "connectAborted": aborted}
+        made = self.measurement.stage("tcp.connect").histogram.count
+        number = sum(counters.values())
+        failures = self._failures(Bottleneck.CONNECT_FAILURES, counters, number, made)
+        longer_ns = max(failures.ns, self._of_failed_connects_ns)
+        yield Wait(failures.cause, longer_ns, failures.is_noteworthy, None, failures.figures)
+        yield pending_wait(self.measurement, "unansweredConnects", Bottleneck.CONNECT_FAILURES)
+
+    @cached_property
+    def _drops(self) -> Mapping[str, int]:
+        """Harmful drops by reason."""
+        return {
+            name: count
+            for name, count in self.measurement.counters.items()
+            if count and name.removeprefix(DROP_PREFIX) in _HARMFUL and name.startswith(DROP_PREFIX)
+        }
+
+    @cached_property
+    def _number_of_drops(self) -> int:
+        full = sum(self._drops.get(DROP_PREFIX + reason, 0) for reason in _FULL_QUEUES)
+        others = sum(self._drops.values()) - full
+        return others + max(full, self.measurement.counters.get("receiveQueueOverflows", 0))
+
+    @cached_property
+    def _of_own_drops_ns(self) -> int:
+        """The time of retransmissions of packets that were dropped on this node."""
+        recovered = self.measurement.stage("tcp.recovery").histogram
+        left_ns = recovered.sum_ns - self._of_failed_connects_ns
+        return min(left_ns, self._number_of_drops * recovered.mean_ns)
+
+    def _dropped_packets(self) -> Wait:
+        names = counted(self.measurement, ("receiveQueueOverflows",))
+        places = {
+            name: count
+            for name, count in self.measurement.counters.items()
+            if name.startswith("dropsIn.") and count
+        }
+        received = self.measurement.stage("rx.total").histogram.count
+        counters = {**names, **self._drops}
+        number = self._number_of_drops
+        drops = self._failures(Bottleneck.DROPS, counters, number, received)
+        ns = self._of_own_drops_ns or drops.ns
+        return Wait(drops.cause, ns, drops.is_noteworthy, None, (*drops.figures, *shown(places)))
+
+    @staticmethod
+    def _failures(cause: Bottleneck, counters: Mapping[str, int], number: int, good: int) -> Wait:
+        """Return the wait of events whose cost was not measured."""
+        ns = number * FAILURE_NS
+        is_noteworthy = number >= _FEW and adds_up(ns, number, number + good)
+        return Wait(cause, ns, is_noteworthy, None, shown(counters))

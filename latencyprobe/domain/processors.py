@@ -1,0 +1,131 @@
+"""Waiting for a CPU: the time that a thread waits whenever it can run, and its cause.
+
+Module sched names the cgroup that runs instead. Without it there are the kernel's own accounts of
+the target's cgroup and threads: a quota, the hypervisor, or a neighbour without a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from latencyprobe.domain.causes import Bottleneck
+from latencyprobe.domain.durations import format_ns
+from latencyprobe.domain.measurement import Measurement, NodeMeasurement
+
+_CGROUP = "waitedForCgroup."
+# By module sched: the time in which a thread could run and did not, by who ran.
+_WAITED: Mapping[str, Bottleneck] = {
+    "waitedThrottledNs": Bottleneck.CPU_THROTTLED,
+    "waitedForOwnNs": Bottleneck.SELF_CONTENTION,
+    "waitedForOthersNs": Bottleneck.NOISY_NEIGHBOUR,
+}
+# A quota that stops fewer periods, or a hypervisor that takes less, explains no late thread.
+_LEAST_THROTTLED = 0.05
+_LEAST_STOLEN = 0.10
+
+
+@dataclass(frozen=True, slots=True)
+class CPUDelay:
+    """The mean time that a thread which could run waited for a CPU, and the cause.
+
+    `culprit`: the cgroup that ran instead, where it is known.
+    """
+
+    cause: Bottleneck
+    mean_ns: int
+    figures: tuple[str, ...] = ()
+    culprit: str = ""
+
+    def part_of(self, waits: int, waiting_ns: int) -> int:
+        """Return the part of so many waits, together so long, that was waiting for a CPU."""
+        return min(waiting_ns, waits * self.mean_ns)
+
+
+NO_DELAY = CPUDelay(Bottleneck.CPU_CONTENTION, 0)
+
+
+def cpu_delay(measurement: Measurement, node: NodeMeasurement) -> CPUDelay:
+    """Return how long the target's threads waited for a CPU; by the best account that there is."""
+    delay = _by_switches(measurement) or _by_quota(measurement) or _by_threads(measurement)
+    if delay.cause is Bottleneck.CPU_CONTENTION and (stolen := _stolen(node)) >= _LEAST_STOLEN:
+        figure = f"the hypervisor took {stolen:.0%} of the node's CPU time (steal)"
+        return CPUDelay(Bottleneck.NODE_STEAL, delay.mean_ns, (*delay.figures, figure))
+    return delay
+
+
+def _by_switches(measurement: Measurement) -> CPUDelay | None:
+    """Return the delay by module sched, which sees each thread that waits; None without it."""
+    runqueue = measurement.stage("sched.runqueue").histogram
+    if not runqueue.count:
+        return None
+    p50, p99 = (format_ns(runqueue.percentile(percent)) for percent in (50, 99))
+    figures = [f"sched.runqueue of all its threads: p50 {p50}, p99 {p99}"]
+    waited = {name: measurement.counters.get(name, 0) for name in _WAITED}
+    most = max(waited, key=lambda name: waited[name])
+    if not waited[most]:
+        return CPUDelay(Bottleneck.CPU_CONTENTION, runqueue.mean_ns, tuple(figures))
+    figures.append(", ".join(f"{name} {format_ns(ns)}" for name, ns in waited.items() if ns))
+    cause = _WAITED[most]
+    if cause is Bottleneck.CPU_THROTTLED:
+        figures += _quota_figures(measurement)
+    culprit = _culprit(measurement) if cause is Bottleneck.NOISY_NEIGHBOUR else ""
+    return CPUDelay(cause, runqueue.mean_ns, tuple(figures), culprit)
+
+
+def _culprit(measurement: Measurement) -> str:
+    """Return the cgroup for which the threads waited longest; empty if it is not known."""
+    waited = {
+        name.removeprefix(_CGROUP): ns
+        for name, ns in measurement.counters.items()
+        if name.startswith(_CGROUP) and ns
+    }
+    return f"cgroup {max(waited, key=lambda name: waited[name])}" if waited else ""
+
+
+def _by_quota(measurement: Measurement) -> CPUDelay | None:
+    """Return the delay by the quota of the target's cgroup; None if it hardly stops it.
+
+    That is the length of a stop times the share of periods with one. (A packet that comes during a
+    stop waits for half of it on average. But packets gather in stops.)
+    """
+    periods, throttled, stopped_ns = _quota(measurement)
+    share = throttled / periods if periods else 0.0
+    if share < _LEAST_THROTTLED:
+        return None
+    mean_ns = round(share * stopped_ns / throttled)
+    return CPUDelay(Bottleneck.CPU_THROTTLED, mean_ns, _quota_figures(measurement))
+
+
+def _quota(measurement: Measurement) -> tuple[int, int, int]:
+    names = ("cpuPeriods", "cpuThrottledPeriods", "cpuThrottledNs")
+    periods, throttled, stopped_ns = (measurement.counters.get(name, 0) for name in names)
+    return periods, throttled, stopped_ns
+
+
+def _quota_figures(measurement: Measurement) -> tuple[str, ...]:
+    periods, throttled, stopped_ns = _quota(measurement)
+    if not throttled:
+        return ()
+    each = format_ns(round(stopped_ns / throttled))
+    return (f"the CPU limit stopped it in {throttled:,} of {periods:,} periods, for {each} each",)
+
+
+def _by_threads(measurement: Measurement) -> CPUDelay:
+    """Return the delay by the scheduler's account of the target's threads (schedstat)."""
+    waited_ns = measurement.counters.get("cpuDelayNs", 0)
+    turns = measurement.counters.get("cpuTurns", 0)
+    if not waited_ns or not turns:
+        return NO_DELAY
+    mean_ns = round(waited_ns / turns)
+    figure = (
+        f"its threads waited {format_ns(waited_ns)} for a CPU, {format_ns(mean_ns)} before each of "
+        f"{turns:,} turns"
+    )
+    return CPUDelay(Bottleneck.CPU_CONTENTION, mean_ns, (figure,))
+
+
+def _stolen(node: NodeMeasurement) -> float:
+    """Return the part of the node's CPU time that the hypervisor took; 0 if it is not known."""
+    whole_ns = node.counters.get("cpuTimeNs", 0)
+    return node.counters.get("cpuStealNs", 0) / whole_ns if whole_ns else 0.0

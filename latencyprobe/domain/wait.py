@@ -1,0 +1,56 @@
+"""A wait: seconds that a target's requests or packets lost in a window, by cause."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from latencyprobe.domain.attention import OPEN_TOO_LONG_NS
+from latencyprobe.domain.causes import Bottleneck
+from latencyprobe.domain.measurement import Measurement
+from latencyprobe.domain.pending import PENDING_BY_NAME, Pending, describe
+
+# The cost of an event whose cost was not measured: a refused connect, a dropped datagram. It is the
+# first time-out of TCP's connects, and the least of resolvers.
+FAILURE_NS = 1_000_000_000
+NOTHING_PENDING = Pending(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Waiting by one cause.
+
+    `is_noteworthy`: it is worth a person's attention. `stage`: where the time is, if it is in one.
+    `figures`: more that it rests on, as sentences. `is_distance`: it is there without any fault.
+    `culprit`: the cause's name or address, if that is known.
+    """
+
+    cause: Bottleneck
+    ns: int
+    is_noteworthy: bool
+    stage: str | None = None
+    figures: tuple[str, ...] = ()
+    is_distance: bool = False
+    culprit: str = ""
+
+
+def counted(measurement: Measurement, names: Iterable[str]) -> Mapping[str, int]:
+    """Return the counters of these names that are not 0."""
+    return {name: n for name in names if (n := measurement.counters.get(name, 0))}
+
+
+def shown(counters: Mapping[str, int]) -> tuple[str, ...]:
+    """Return counters as one sentence; none without counters."""
+    if not counters:
+        return ()
+    return (", ".join(f"{name} {count:,}" for name, count in counters.items()),)
+
+
+def pending_wait(
+    measurement: Measurement, kind: str, cause: Bottleneck, stage: str | None = None
+) -> Wait:
+    """Return the waiting of a pending kind, which has not ended."""
+    pending = (measurement.pending or {}).get(kind, NOTHING_PENDING)
+    figures = (describe(PENDING_BY_NAME[kind], pending),) if pending.count else ()
+    is_too_long = pending.oldest_ns >= OPEN_TOO_LONG_NS
+    return Wait(cause, pending.waiting_ns, is_too_long, stage, figures)

@@ -1,0 +1,294 @@
+"""Waiting by cause: where a target's requests and packets lost time in a window, in seconds.
+
+Each second is charged once. A wait for an answer includes those for the network and for losses. A
+wait for a reader includes those for the accept queue and for a CPU. They are subtracted from it.
+Waiting that has not ended counts with its age.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from latencyprobe.domain.attention import (
+    ATTENTION_MEAN_NS,
+    MIN_SAMPLES,
+    adds_up,
+    deserves_attention,
+)
+from latencyprobe.domain.causes import Bottleneck
+from latencyprobe.domain.durations import format_ns
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.losses import Losses
+from latencyprobe.domain.measurement import Measurement, NodeMeasurement, StageMeasurement
+from latencyprobe.domain.processors import CPUDelay, cpu_delay
+from latencyprobe.domain.round_trips import RoundTrips
+from latencyprobe.domain.stages import parts_of
+from latencyprobe.domain.wait import Wait, counted, pending_wait, shown
+
+TOTALS = ("rx.total", "tx.total")
+_PATH = {
+    "rx.softirq": Bottleneck.SOFTIRQ_BACKLOG,
+    "rx.host": Bottleneck.HOST_PATH,
+    "tx.host": Bottleneck.HOST_PATH,
+    "tx.qdisc": Bottleneck.QDISC_BACKLOG,
+    "tx.driver": Bottleneck.DRIVER,
+}
+# Where a segment waits after TCP has sent it.
+_QUEUED = ("tx.host", "tx.qdisc", "tx.driver")
+# The kernel's own work on each packet: no packet waits for another.
+_WAITS = frozenset({*_PATH, "rx.socket", "tx.socket"})
+_WORK = tuple(part.name for total in TOTALS for part in parts_of(total) if part.name not in _WAITS)
+_BEHIND_CONGESTION = "sendsBehindCongestion"
+# Waiting to be sent, by what held the bytes back: their time, their number, the cause.
+_TO_BE_SENT = (
+    ("behindWindowNs", "sendsBehindWindow", Bottleneck.RECEIVE_WINDOW),
+    ("behindCongestionNs", _BEHIND_CONGESTION, Bottleneck.CONGESTION),
+    ("pacedNs", "sendsPaced", Bottleneck.CONGESTION),
+    ("heldBackNs", "sendsHeldBack", Bottleneck.HELD_BACK),
+)
+# An answer of which as much is the target's own as is its peers' is the target's: a proxy before an
+# application in the same pod waits for itself.
+_AS_MUCH = 0.9
+# The rest of an answer's time is the peer's only if it is more than noise beside the round trips.
+_LEAST_OF_PEER = 0.40
+# Of two or more connections that never had an answer, this is too long without any.
+_NO_FIRST_ANSWER_NS = 3_000_000_000
+
+
+def waits_of(measurement: Measurement, node: NodeMeasurement) -> tuple[Wait, ...]:
+    """Return all waiting of a target in a window, the longest first; each cause once."""
+    return joined(_Account(measurement, node).waits())
+
+
+def joined(waits: Iterable[Wait]) -> tuple[Wait, ...]:
+    """Add up the waits of each cause, longest first; those of the distance stay apart."""
+    by_cause: dict[tuple[Bottleneck, bool], list[Wait]] = {}
+    for wait in waits:
+        if wait.ns or wait.is_noteworthy:
+            by_cause.setdefault((wait.cause, wait.is_distance), []).append(wait)
+    sums = [_sum(sorted(each, key=lambda wait: -wait.ns)) for each in by_cause.values()]
+    return tuple(sorted(sums, key=lambda wait: -wait.ns))
+
+
+def _sum(waits: list[Wait]) -> Wait:
+    """Return the sum of the waits of one cause, of which the first is the longest."""
+    first = waits[0]
+    return Wait(
+        first.cause,
+        sum(wait.ns for wait in waits),
+        any(wait.is_noteworthy for wait in waits),
+        first.stage,
+        tuple(dict.fromkeys(figure for wait in waits for figure in wait.figures)),
+        first.is_distance,
+        next((wait.culprit for wait in waits if wait.culprit), ""),
+    )
+
+
+@dataclass
+class _Account:
+    """The account of one target. The parts that others are charged with are made once."""
+
+    measurement: Measurement
+    node: NodeMeasurement
+
+    def waits(self) -> Iterator[Wait]:
+        """Yield all waiting; the same cause may come several times."""
+        yield from self._to_be_read()
+        yield from self._on_the_path()
+        yield from self._to_be_sent()
+        yield from self._to_be_accepted()
+        yield from self._for_answers()
+        yield from self._losses.waits()
+        yield from self._trips.waits()
+        yield self._for_a_cpu()
+
+    @cached_property
+    def _cpu(self) -> CPUDelay:
+        return cpu_delay(self.measurement, self.node)
+
+    @cached_property
+    def _losses(self) -> Losses:
+        return Losses(self.measurement)
+
+    @cached_property
+    def _trips(self) -> RoundTrips:
+        received, sent = (self._histogram(total).mean_ns for total in TOTALS)
+        stacks_ns = received + sent if received and sent else 0
+        queued_ns = sum(self._histogram(stage).mean_ns for stage in _QUEUED)
+        return RoundTrips(self.measurement, stacks_ns, queued_ns)
+
+    @property
+    def _congestion(self) -> Bottleneck:
+        """The cause of a small window: this node's queue, if round trips consist mostly of it."""
+        longest = max(_QUEUED, key=lambda stage: self._histogram(stage).mean_ns)
+        queued_ns = self._histogram(longest).mean_ns
+        trip_ns = queued_ns + self._trips.mean_ns
+        is_own = queued_ns >= ATTENTION_MEAN_NS and 2 * queued_ns >= trip_ns
+        return _PATH[longest] if is_own else Bottleneck.CONGESTION
+
+    def _histogram(self, stage: str) -> Histogram:
+        return self.measurement.stage(stage).histogram
+
+    @cached_property
+    def _reading_ns(self) -> int:
+        """The time in the socket, without that before accept(): there is no reader before."""
+        accepting_ns = self._histogram("tcp.accept").sum_ns
+        return max(self._histogram("rx.socket").sum_ns - accepting_ns, 0)
+
+    @cached_property
+    def _reading_cpu_ns(self) -> int:
+        woken = self._histogram("rx.wakeup")
+        if woken.count:
+            return min(woken.sum_ns, self._reading_ns)
+        return self._cpu.part_of(self._histogram("rx.socket").count, self._reading_ns)
+
+    def _to_be_read(self) -> Iterator[Wait]:
+        socket = self._histogram("rx.socket")
+        figures: tuple[str, ...] = ()
+        if self._histogram("rx.wakeup").count and self._reading_ns:
+            part = self._reading_cpu_ns / self._reading_ns
+            figures = (f"rx.wakeup, the reader waiting for a CPU, is {part:.0%} of it",)
+        own_ns = self._reading_ns - self._reading_cpu_ns
+        is_noteworthy = deserves_attention(socket)
+        yield Wait(Bottleneck.SLOW_READER, own_ns, is_noteworthy, "rx.socket", figures)
+        yield pending_wait(self.measurement, "unreadSegments", Bottleneck.SLOW_READER, "rx.socket")
+
+    def _on_the_path(self) -> Iterator[Wait]:
+        for stage, cause in _PATH.items():
+            spent = self._histogram(stage)
+            yield Wait(cause, spent.sum_ns, deserves_attention(spent), stage)
+        for stage in _WORK:
+            yield Wait(Bottleneck.NONE, self._histogram(stage).sum_ns, False, stage)
+
+    def _to_be_sent(self) -> Iterator[Wait]:
+        waited = self.measurement.stage("tx.socket")
+        sent = waited.histogram.count + self.measurement.stage("tx.total").unmatched + waited.lost
+        for ns_name, count_name, cause in _TO_BE_SENT:
+            ns, count = self._of_sending(ns_name, count_name)
+            if not ns:
+                continue
+            seen = shown(counted(self.measurement, (count_name,)))
+            root = self._congestion if count_name == _BEHIND_CONGESTION else cause
+            yield Wait(root, ns, adds_up(ns, count, sent), "tx.socket", seen)
+        yield self._held_back_by_the_peer()
+        blocked = counted(self.measurement, ("zeroWindowsReceived",))
+        cause = Bottleneck.RECEIVE_WINDOW if blocked else Bottleneck.CONGESTION
+        yield pending_wait(self.measurement, "unsentWrites", cause, "tx.socket")
+
+    def _of_sending(self, ns_name: str, count_name: str) -> tuple[int, int]:
+        """Return time and number of a cause; the time by the numbers if it was not measured."""
+        counters = self.measurement.counters
+        count = counters.get(count_name, 0)
+        if any(counters.get(each) for each, _, _ in _TO_BE_SENT):
+            return counters.get(ns_name, 0), count
+        of_all = sum(counters.get(each, 0) for _, each, _ in _TO_BE_SENT)
+        whole_ns = self._histogram("tx.socket").sum_ns
+        return (whole_ns * count // of_all if of_all else 0), count
+
+    def _held_back_by_the_peer(self) -> Wait:
+        counters = self.measurement.counters
+        ns, count = counters.get("heldBackByPeerNs", 0), counters.get("heldBackByPeer", 0)
+        received = self._histogram("rx.total").count
+        figure = f"{count:,} times the peer's next piece came only after this side's delayed ACK"
+        figures = (figure,) if count else ()
+        return Wait(Bottleneck.HELD_BACK, ns, adds_up(ns, count, received), None, figures)
+
+    def _to_be_accepted(self) -> Iterator[Wait]:
+        accepted = self._histogram("tcp.accept")
+        overflows = self._losses.accept_queue_overflows
+        own_ns = accepted.sum_ns - self._cpu.part_of(accepted.count, accepted.sum_ns)
+        is_noteworthy = deserves_attention(accepted)
+        yield Wait(Bottleneck.ACCEPT_QUEUE, own_ns, is_noteworthy, "tcp.accept")
+        yield overflows
+        yield pending_wait(
+            self.measurement, "unacceptedConnections", Bottleneck.ACCEPT_QUEUE, "tcp.accept"
+        )
+
+    def _for_answers(self) -> Iterator[Wait]:
+        own, peers = self._own_answers(), self._peers_answers()
+        if own.is_noteworthy and own.ns >= _AS_MUCH * peers.ns:
+            peers = Wait(peers.cause, min(peers.ns, own.ns), False, peers.stage)
+        yield own
+        yield peers
+        yield pending_wait(
+            self.measurement, "stuckRequests", Bottleneck.APPLICATION, "app.response"
+        )
+        yield self._missing_answers()
+
+    def _own_answers(self) -> Wait:
+        answers = self.measurement.stage("app.response")
+        waited = answers.histogram
+        left_ns = max(waited.sum_ns - self._peer_ns, 0)
+        left_ns -= self._cpu.part_of(waited.count, left_ns)
+        is_noteworthy = _are_turns(answers) and deserves_attention(waited)
+        return Wait(Bottleneck.APPLICATION, left_ns, is_noteworthy, "app.response")
+
+    @property
+    def _peer_ns(self) -> int:
+        answers = self.measurement.stage("peer.response")
+        return answers.histogram.sum_ns if _are_turns(answers) else 0
+
+    def _peers_answers(self) -> Wait:
+        answers = self.measurement.stage("peer.response")
+        waited, trip_ns = answers.histogram, self._trips.mean_ns
+        charged_ns = waited.count * trip_ns + self._losses.recovery_ns
+        charged_ns += self.measurement.counters.get("heldBackByPeerNs", 0)
+        charged_ns += self.measurement.counters.get("heldBackNs", 0)
+        left_ns = max(waited.sum_ns - charged_ns, 0)
+        figure = f"the network accounts for about {format_ns(trip_ns)} of each (tcp.rtt)"
+        is_noteworthy = _are_turns(answers) and deserves_attention(waited)
+        is_noteworthy &= left_ns >= _LEAST_OF_PEER * waited.sum_ns
+        figures = (figure,) if is_noteworthy else ()
+        return Wait(Bottleneck.PEER, left_ns, is_noteworthy, "peer.response", figures)
+
+    def _missing_answers(self) -> Wait:
+        """Return the wait for answers that are missing, but not for those that losses delay."""
+        missing = pending_wait(self.measurement, "missingAnswers", Bottleneck.PEER, "peer.response")
+        if not missing.ns:
+            missing = self._first_answers()
+        left_ns = max(missing.ns - self._losses.open_ns, 0)
+        return Wait(
+            missing.cause,
+            left_ns,
+            missing.is_noteworthy and left_ns > 0,
+            missing.stage,
+            missing.figures,
+        )
+
+    def _first_answers(self) -> Wait:
+        """Return the wait for the first answers: only if there was none at all, and for several.
+
+        One request without an answer may be a long poll.
+        """
+        first = pending_wait(self.measurement, "firstAnswers", Bottleneck.PEER, "peer.response")
+        pending = (self.measurement.pending or {}).get("firstAnswers")
+        is_without_any = not self._histogram("peer.response").count
+        is_missing = pending is not None and (
+            is_without_any and pending.sockets > 1 and pending.oldest_ns >= _NO_FIRST_ANSWER_NS
+        )
+        return Wait(
+            first.cause, first.ns if is_missing else 0, is_missing, first.stage, first.figures
+        )
+
+    def _for_a_cpu(self) -> Wait:
+        """Return all that is charged to the CPU, of the waits for threads."""
+        answers, accepted = self._histogram("app.response"), self._histogram("tcp.accept")
+        answering_ns = max(answers.sum_ns - self._peer_ns, 0)
+        ns = self._reading_cpu_ns
+        ns += self._cpu.part_of(answers.count, answering_ns)
+        ns += self._cpu.part_of(accepted.count, accepted.sum_ns)
+        is_noteworthy = any(
+            deserves_attention(self._histogram(stage))
+            for stage in ("rx.socket", "rx.wakeup", "app.response", "tcp.accept")
+        )
+        stage = "rx.wakeup" if self._histogram("rx.wakeup").count else "rx.socket"
+        cpu = self._cpu
+        return Wait(cpu.cause, ns, is_noteworthy, stage, cpu.figures, culprit=cpu.culprit)
+
+
+def _are_turns(answers: StageMeasurement) -> bool:
+    """Return True if most were requests with one answer each, and not two streams."""
+    count = answers.histogram.count
+    return count >= MIN_SAMPLES and count >= answers.unmatched
