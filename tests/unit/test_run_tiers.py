@@ -32,8 +32,9 @@ THOROUGH = "import pytest\n\n@pytest.mark.thorough\ndef test_c(): pass\n"
 
 
 @pytest.fixture
-def make_tier(tmp_path: Path) -> MakeTier:
+def make_tier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeTier:
     """Makes a folder of tests with a configuration of its own, away from this project's."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # they take half of its time to start
 
     def make(name: str, *modules: str, needs: tuple[needs.Need, ...] = (), **how: bool) -> Tier:
         folder = tmp_path / name
