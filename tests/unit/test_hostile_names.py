@@ -119,10 +119,16 @@ def test_errors_and_warnings_show_hostile_names_as_text(
     outputs(tmp_path, scenario, "run", "-v", *targets(pid), "--duration", "5s")
 
 
-@pytest.mark.parametrize("output", ["table", "json"])
-@pytest.mark.parametrize("scenario", ["measures", "cannot-trace", *_FAILURES, *_ENDS_EARLY])
+# Messages are printed alike beside both outputs.
+@pytest.mark.parametrize(
+    ("scenario", "output"),
+    [
+        *((scenario, "table") for scenario in ("measures", "cannot-trace", *_FAILURES)),
+        *((scenario, "json") for scenario in ("measures", *_ENDS_EARLY)),
+    ],
+)
 def test_a_trace_shows_hostile_names_as_text(
-    tmp_path: Path, pid: str, output: str, scenario: str
+    tmp_path: Path, pid: str, scenario: str, output: str
 ) -> None:
     shown = outputs(tmp_path, scenario, "trace", *targets(pid), "--duration", "300ms", "-o", output)
     if (scenario, output) == ("measures", "table"):

@@ -41,8 +41,13 @@ def _run(
     )
 
 
-@pytest.mark.parametrize("environment", ENVIRONMENTS)
-@pytest.mark.parametrize("output", ["table", "json"])
+@pytest.mark.parametrize(
+    ("environment", "output"),
+    [
+        *((environment, "table") for environment in ENVIRONMENTS),
+        (ENVIRONMENTS[0], "json"),
+    ],
+)
 def test_the_report_is_written_in_each_encoding_of_the_terminal(
     tmp_path: Path, environment: dict[str, str], output: str
 ) -> None:

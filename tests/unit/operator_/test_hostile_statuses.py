@@ -230,6 +230,20 @@ def test_extreme_values_together_leave_a_status_that_fits_the_crd(kind: str) -> 
 
 
 WIDE = "\N{COLLISION SYMBOL}"
+# In UTF-8 or in JSON each takes more bytes than a letter.
+TEXTS_THAT_GROW = (WIDE, '"', "\\", "\0", "\U000e0001")
+# The rows that are written by default, with each text; other numbers of rows, with two of them.
+LARGEST = [
+    *((20, text) for text in TEXTS_THAT_GROW),
+    (1, WIDE),
+    (100, "\0"),
+    *(
+        pytest.param(pods, text, marks=pytest.mark.thorough)
+        for pods in (1, 100)
+        for text in TEXTS_THAT_GROW
+        if (pods, text) not in {(1, WIDE), (100, "\0")}
+    ),
+]
 
 
 def largest(pods: int, text: str) -> pb.ProbeReport:
@@ -255,8 +269,7 @@ def largest(pods: int, text: str) -> pb.ProbeReport:
     return message
 
 
-@pytest.mark.parametrize("pods", [1, 20, 100])
-@pytest.mark.parametrize("text", [WIDE, '"', "\\", "\0", "\U000e0001"], ids=ascii)
+@pytest.mark.parametrize(("pods", "text"), LARGEST, ids=ascii)
 def test_the_largest_reports_leave_a_status_of_the_size_that_is_promised(
     pods: int, text: str
 ) -> None:
