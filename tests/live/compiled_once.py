@@ -30,14 +30,22 @@ class CompiledOnce:
         """As `loaded.build` does, with a cache of its own."""
         return LoadedObject(request, await provide(request, self.compile, None))
 
+    def keep(self, request: Request, content: bytes) -> None:
+        """Have these programs, which another process has compiled."""
+        self._compiled[_wanted(request)] = content
+
     async def compile(self, request: Request) -> Handover:
         """As the compiler process does, in this one."""
-        wanted = replace(request, host_netns=0)  # which matters for loading only
+        wanted = _wanted(request)
         if wanted not in self._compiled:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # bcc prefers bytes for its texts
                 self._compiled[wanted] = encode(compiler.build(request))
         return Handover(self._compiled[wanted], "")
+
+
+def _wanted(request: Request) -> Request:
+    return replace(request, host_netns=0)  # which matters for loading only
 
 
 @cache

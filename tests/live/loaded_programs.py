@@ -7,10 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe_agent.kernel.load.cache import CachedObject, ObjectCache
 from tests.patience import patient
 
 
@@ -52,17 +55,19 @@ def wait_until_gone(programs: set[int]) -> None:
 
 
 AGENT = """
-import asyncio, json
+import asyncio, json, sys
+from pathlib import Path
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.load import handover
+from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.patience import patient
 
 handover._COMPILE_TIMEOUT_S = patient(handover._COMPILE_TIMEOUT_S)
 
 async def main():
-    engine = KernelEngine(host_netns=1)
-    await engine.use(frozenset(Module))
+    engine = KernelEngine(host_netns=1, cache=ObjectCache(Path(sys.argv[1])))
+    await engine.use(frozenset(Module), tracing=True)
     coverage = [(stage.name, stage.state, stage.hook, stage.reason) for stage in engine.coverage]
     print(json.dumps(coverage), flush=True)
     await asyncio.sleep(600)
@@ -73,22 +78,34 @@ asyncio.run(main())
 
 @dataclass(frozen=True, slots=True)
 class KilledAgent:
-    """What an agent's process with all modules said and had, before it was killed."""
+    """What an agent's process with all there is said and had, before it was killed.
+
+    `compiled`: the programs that its compiler's process handed over.
+    """
 
     coverage: list[StageCoverage]
     programs: set[int]
+    compiled: CachedObject
 
 
 def killed_agent() -> KilledAgent:
-    process = subprocess.Popen([sys.executable, "-c", AGENT], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        rows = json.loads(process.stdout.readline())
-        coverage = [StageCoverage(name, CoverageState(state), *said) for name, state, *said in rows]
-        programs = programs_of(process.pid)
-        assert programs
-        assert programs <= existing_programs()
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    return KilledAgent(coverage, programs)
+    with tempfile.TemporaryDirectory() as folder:
+        objects = Path(folder, "objects")
+        command = [sys.executable, "-c", AGENT, str(objects)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout is not None
+            rows = json.loads(process.stdout.readline())
+            coverage = [
+                StageCoverage(name, CoverageState(state), *said) for name, state, *said in rows
+            ]
+            programs = programs_of(process.pid)
+            assert programs
+            assert programs <= existing_programs()
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        with ObjectCache(objects).opened() as opened:
+            assert opened is not None
+            ((_, compiled),) = opened.newest()
+    return KilledAgent(coverage, programs, compiled)

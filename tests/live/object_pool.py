@@ -1,8 +1,9 @@
 """One loaded object that serves engine after engine.
 
 Engines get programs of the same compiled code: with the default modules if they do for what is
-asked, else with all. What an engine closes is kept, empty, for the next that asks for the same.
-Programs without some hook are one test's alone, and have the modules that it asks for.
+asked, else with all, and with what traces. What an engine closes is kept, empty, for the next that
+asks for the same. Programs without some hook are one test's alone, and have the modules that it
+asks for.
 """
 
 from __future__ import annotations
@@ -23,16 +24,20 @@ _KEY_BYTES = {"cgroups": 8, "processes": 4, "filter_ports": 4}
 
 
 class ObjectPool:
-    """The loaded object that was used last, if nobody uses it now."""
+    """The loaded object that was used last, if nobody uses it now.
 
-    def __init__(self) -> None:
+    `traces`: objects of all modules trace, whether that is asked for or not.
+    """
+
+    def __init__(self, *, traces: bool = True) -> None:
+        self._traces = traces
         self._unused: tuple[Request, LoadedObject] | None = None
 
     async def build(
         self, request: Request, cache: ObjectCache | None = None, prepared: object = None
     ) -> LoadedObject:
         """As `loaded.build` does, or lend what was used last."""
-        wanted = replace(request, modules=_modules_for(request), udp=True)
+        wanted = self._wanted(request)
         if self._unused is None or self._unused[0] != wanted:
             self.close()
             built = await compiled_once().build(wanted)
@@ -40,6 +45,15 @@ class ObjectPool:
             (_, built), self._unused = self._unused, None
         _empty(built)
         return _Lent(self, wanted, built)  # type: ignore[return-value]
+
+    def _wanted(self, request: Request) -> Request:
+        if not set(request.without).issubset(SCOPED_HOOKS):
+            return replace(request, udp=True)
+        does = not request.trace and set(DEFAULT_MODULES).issuperset(map(Module, request.modules))
+        if does:
+            return replace(request, modules=tuple(map(str, DEFAULT_MODULES)), udp=True)
+        trace = request.trace or self._traces
+        return replace(request, modules=tuple(map(str, Module)), udp=True, trace=trace)
 
     def take_back(self, request: Request, built: LoadedObject) -> None:
         """Keep it, empty, for the next that asks for the same."""
@@ -52,13 +66,6 @@ class ObjectPool:
         if self._unused is not None:
             self._unused[1].close()
             self._unused = None
-
-
-def _modules_for(request: Request) -> tuple[str, ...]:
-    if not set(request.without).issubset(SCOPED_HOOKS):
-        return request.modules
-    does = not request.trace and set(DEFAULT_MODULES).issuperset(map(Module, request.modules))
-    return tuple(str(module) for module in Module if module in DEFAULT_MODULES or not does)
 
 
 class _Lent:

@@ -12,7 +12,15 @@ from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.stages import BY_NAME
 from tests.kernels.debian import RELEASES
 from tests.kernels.errors import KernelError
-from tests.kernels.guests import DEFAULT, cases_in, only_run, wanted_releases
+from tests.kernels.guests import (
+    ARGUMENTS_VARIABLE,
+    DEFAULT,
+    VARIABLE,
+    cases_in,
+    only_run,
+    pytest_arguments,
+    wanted_releases,
+)
 from tests.kernels.inside.results import (
     RESULTS_VARIABLE,
     KernelCoverage,
@@ -38,6 +46,13 @@ def test_one_kernel_is_booted_unless_others_are_named() -> None:
     assert [release.series for release in wanted_releases("")] == [DEFAULT]
     assert [release.series for release in wanted_releases("5.10, 7")] == ["5.10", "7"]
     assert wanted_releases("all") == RELEASES
+
+
+def test_second_choices_of_hooks_are_left_out_unless_a_kernel_is_named() -> None:
+    assert pytest_arguments({}) == "--first-choices-alone "
+    assert pytest_arguments({VARIABLE: ""}) == "--first-choices-alone "
+    assert pytest_arguments({VARIABLE: "6.1", ARGUMENTS_VARIABLE: "-k driver"}) == "-k driver"
+    assert pytest_arguments({ARGUMENTS_VARIABLE: "-x"}).split() == ["--first-choices-alone", "-x"]
 
 
 def test_an_unknown_kernel_is_refused_and_the_known_ones_are_named() -> None:

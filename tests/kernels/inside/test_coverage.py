@@ -6,14 +6,22 @@ import pytest
 
 from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.stages import BY_NAME, Module, counters_of
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from latencyprobe_agent.kernel.typeinfo import kernel_types_kind
 from tests.kernels.inside.results import write_coverage
+from tests.live.compiled_once import compiled_once
 from tests.live.loaded_programs import KilledAgent, killed_agent, wait_until_gone
 
 
 @pytest.fixture(scope="module")
 def agent() -> KilledAgent:
-    return killed_agent()
+    """An agent whose programs serve later tests: compiling them takes a minute here."""
+    killed = killed_agent()
+    like = killed.compiled.request
+    assert like is not None
+    request = KernelEngine(host_netns=0)._request(like.modules, tracing=like.trace, udp=like.udp)
+    compiled_once().keep(request, killed.compiled.content)
+    return killed
 
 
 def test_every_stage_is_measured_or_says_why_not(agent: KilledAgent) -> None:

@@ -50,9 +50,11 @@ async def test_headers_have_the_reasons_of_drops(
     client, server = pair
     engine = start_engine()
     engine.assign({CLIENT: everything_in(client)})
-    await engine.use(frozenset({Module.TCP}))
+    await engine.use(frozenset(Module))  # the programs of the test before
     send_what_netfilter_drops(client, server, 7)
-    assert engine.read()[CLIENT].counters == {"drops.NETFILTER_DROP": 7}
+    counters = engine.read()[CLIENT].counters
+    drops = {name: count for name, count in counters.items() if name.startswith("drops.")}
+    assert drops == {"drops.NETFILTER_DROP": 7}
 
 
 @pytest.mark.no_types
