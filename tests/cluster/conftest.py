@@ -10,6 +10,7 @@ from devcluster import cert_manager_programs, programs
 from devcluster.environment import Cluster
 from devcluster.layout import FOR_TESTS
 from tests.chart.helm import Helm
+from tests.cluster.operator_process import install
 from tests.cluster.product import Product, make_certificates, running_product
 from tests.cluster.release import Release, secrets_of
 from tests.cluster.shop import Shop
@@ -44,12 +45,18 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_certificates(tmp_path_factory.mktemp("pki") / "certificates")
 
 
+@pytest.fixture(scope="session")
+def kubeconfig(cluster: Cluster) -> Path:
+    """The operator's, once the CRD and its permissions are there; a release removes them first."""
+    return install(cluster)
+
+
 @pytest.fixture
 def product(
-    cluster: Cluster, namespace: str, certificates: Path, tmp_path: Path
+    cluster: Cluster, kubeconfig: Path, namespace: str, certificates: Path, tmp_path: Path
 ) -> Iterator[Product]:
     """Operator and agent beside the cluster."""
-    with running_product(cluster, namespace, certificates, tmp_path) as made:
+    with running_product(cluster, kubeconfig, namespace, certificates, tmp_path) as made:
         yield made
 
 
@@ -67,11 +74,11 @@ def helm() -> Helm:
 
 
 @pytest.fixture(scope="session")
-def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The images of this checkout, as `make images` builds them."""
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, build.Built]:
+    """The images of this checkout, by component, as `make images` builds them."""
     folder = tmp_path_factory.mktemp("images")
-    built = build.build(list(COMPONENTS), own_architecture(), folder, say_on_stderr)
-    return [image.path for image in built]
+    images = build.build(list(COMPONENTS), own_architecture(), folder, say_on_stderr)
+    return dict(zip(COMPONENTS, images, strict=True))
 
 
 @pytest.fixture(scope="session")
@@ -84,12 +91,12 @@ def secrets_before(two_nodes: Cluster) -> set[tuple[str, str]]:
 def release(
     two_nodes: Cluster,
     helm: Helm,
-    images: list[Path],
+    built: dict[str, build.Built],
     secrets_before: set[tuple[str, str]],
 ) -> Iterator[Release]:
     """The chart, installed on two nodes; what uninstalls it comes last."""
-    for archive in images:
-        two_nodes.load_image(archive)
+    for image in built.values():
+        two_nodes.load_image(image.path)
     release = Release(two_nodes, helm)
     release.make_room()
     release.install()

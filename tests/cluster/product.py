@@ -21,7 +21,6 @@ from tests.cluster.operator_process import (
     OPERATOR_NAMESPACE,
     ROOT,
     Process,
-    install,
     operator_arguments,
 )
 
@@ -98,13 +97,11 @@ def make_certificates(folder: Path) -> Path:
 
 @contextmanager
 def running_product(
-    cluster: Cluster, namespace: str, certificates: Path, logs: Path
+    cluster: Cluster, kubeconfig: Path, namespace: str, certificates: Path, logs: Path
 ) -> Iterator[Product]:
     """Operator and agent, until the end of the context."""
-    kubeconfig = install(cluster)
     labels = {"app.kubernetes.io/name": "latencyprobe-agent"}
     cluster.apply(manifests.agent_placeholder(labels))
-    cluster.wait_for_pods(OPERATOR_NAMESPACE, "app.kubernetes.io/name=latencyprobe-agent", count=1)
     agent = Process(
         [
             *cluster.node_exec_prefix(),
@@ -123,6 +120,9 @@ def running_product(
     )
     operator = Process(operator_arguments(kubeconfig, tls), logs / "operator.log")
     with agent.running(), operator.running():
+        cluster.wait_for_pods(
+            OPERATOR_NAMESPACE, "app.kubernetes.io/name=latencyprobe-agent", count=1
+        )
         made = Product(cluster, namespace, agent, operator)
         yield made
         cluster.kubectl(

@@ -35,14 +35,6 @@ MEGABYTE = 1_000_000
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, build.Built]:
-    """The images of this checkout, by component."""
-    folder = tmp_path_factory.mktemp("images")
-    images = build.build(list(COMPONENTS), ARCHITECTURE, folder, say_on_stderr)
-    return dict(zip(COMPONENTS, images, strict=True))
-
-
-@pytest.fixture(scope="module")
 def images(
     built: dict[str, build.Built], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, UnpackedImage]:

@@ -22,11 +22,13 @@ from devcluster.client import KubectlError
 from devcluster.environment import Cluster
 from devcluster.waiting import wait_until
 from tests.cluster import manifests
-from tests.cluster.operator_process import Process, install, operator_arguments
+from tests.cluster.operator_process import Process, operator_arguments
 from tools.fakes.agent import AGENT_NAME, OPERATOR_NAME, Authority
 
 AGENT_LABELS = {"app.kubernetes.io/name": "latencyprobe-agent"}
 FOLLOW_SECONDS = 2.0
+# Of the API server: some intervals of a probe. test_release_2_life.py has a longer one.
+ABSENCE_SECONDS = 6
 
 
 class Site:
@@ -119,18 +121,13 @@ class Site:
 
 
 @pytest.fixture
-def site(cluster: Cluster, namespace: str, tmp_path: Path) -> Iterator[Site]:
+def site(cluster: Cluster, kubeconfig: Path, namespace: str, tmp_path: Path) -> Iterator[Site]:
     """A running operator and agent, with two pods app=checkout."""
-    kubeconfig = install(cluster)
     authority = Authority.make(tmp_path / "pki")
     authority.issue(AGENT_NAME)
     tls = authority.issue(OPERATOR_NAME)
     cluster.apply(manifests.agent_placeholder(AGENT_LABELS))
     cluster.apply(manifests.server_deployment("checkout", namespace=namespace, replicas=2))
-    cluster.wait_for_pods(namespace, "app=checkout", count=2)
-    cluster.wait_for_pods(
-        manifests.AGENT_NAMESPACE, "app.kubernetes.io/name=latencyprobe-agent", count=1
-    )
     operator = Process(operator_arguments(kubeconfig, tls), tmp_path / "operator.log")
     agent = Process(
         [
@@ -144,7 +141,11 @@ def site(cluster: Cluster, namespace: str, tmp_path: Path) -> Iterator[Site]:
         ],
         tmp_path / "agent.log",
     )
-    with operator.running(), agent.running():
+    with operator.running(), agent.running():  # they start while the pods do
+        cluster.wait_for_pods(namespace, "app=checkout", count=2)
+        cluster.wait_for_pods(
+            manifests.AGENT_NAMESPACE, "app.kubernetes.io/name=latencyprobe-agent", count=1
+        )
         yield Site(cluster, namespace, operator, agent)
         # While the operator is there to take off the finalizers.
         cluster.kubectl("delete", "latencyprobe", "--all", f"--namespace={namespace}")
@@ -326,7 +327,7 @@ def test_the_api_server_may_be_away(site: Site) -> None:
     (pod, *_) = before["pods"]
     with site.cluster.pause_api_server():
         generation = site.told()["generation"]
-        time.sleep(15)  # the absence itself, not a wait
+        time.sleep(ABSENCE_SECONDS)  # the absence itself, not a wait
         assert site.told()["generation"] == generation
         assert len(site.targets()) == 2
 
@@ -355,6 +356,7 @@ def test_a_node_without_an_agent_says_so(site: Site) -> None:
     assert "no agent runs on this node" in node["message"]
 
 
+@pytest.mark.usefixtures("kubeconfig")
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -374,7 +376,6 @@ def test_a_node_without_an_agent_says_so(site: Site) -> None:
 def test_a_bad_probe_is_refused_by_the_api_server_with_a_reason(
     cluster: Cluster, namespace: str, spec: dict[str, Any], message: str
 ) -> None:
-    install(cluster)
     probe = {
         "apiVersion": "latencyprobe.io/v1alpha1",
         "kind": "LatencyProbe",
