@@ -24,12 +24,14 @@ _GUEST_PLUGIN = "tests.kernels.inside.shared"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test for every kernel has a second run, by tracepoints."""
+    """A test for every kernel has a second run, by tracepoints: thorough if it is `unscoped`."""
     if metafunc.config.pluginmanager.has_plugin(_GUEST_PLUGIN):
         return
-    is_for_all = metafunc.definition.get_closest_marker("every_kernel") is not None
-    if is_for_all and "hooks" in metafunc.fixturenames:
-        metafunc.parametrize("hooks", [BEST, TRACEPOINTS], indirect=True)
+    marked = metafunc.definition.get_closest_marker
+    if marked("every_kernel") is not None and "hooks" in metafunc.fixturenames:
+        marks = [pytest.mark.thorough] if marked("unscoped") is not None else []
+        second = pytest.param(TRACEPOINTS, marks=marks)
+        metafunc.parametrize("hooks", [BEST, second], indirect=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

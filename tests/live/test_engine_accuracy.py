@@ -48,6 +48,7 @@ async def test_counts_every_segment_once(
         assert "tx.host" not in measured[slot].stages
 
 
+@pytest.mark.unscoped
 @pytest.mark.every_kernel
 @pytest.mark.parametrize("family", ["IPv4", "IPv6"])
 @pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
@@ -106,6 +107,7 @@ async def test_packet_from_a_process_of_the_host_has_no_host_stage(
     assert "rx.host" not in measured[SERVER].stages
 
 
+@pytest.mark.unscoped
 @pytest.mark.every_kernel
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 async def test_a_sleeping_reader_is_found_in_rx_socket_and_nowhere_else(
@@ -156,6 +158,7 @@ async def test_coalesced_segments_count_one_by_one(
     assert measured[SERVER].stage("rx.socket").unmatched == 0
 
 
+@pytest.mark.unscoped
 @pytest.mark.every_kernel
 async def test_a_queue_longer_than_our_memory_counts_as_lost(
     start_engine: Start, pair: tuple[Pod, Pod]
@@ -195,6 +198,7 @@ async def test_a_departure_time_that_lies_ahead_is_clamped_and_counted(
     assert measured[CLIENT].stage("tx.total").histogram.max_ns < 1_000_000_000
 
 
+@pytest.mark.unscoped
 @pytest.mark.every_kernel
 async def test_a_slow_queueing_discipline_is_found_in_tx_qdisc(
     start_engine: Start, bridged: tuple[Namespace, Pod, Pod]
@@ -213,6 +217,7 @@ async def test_a_slow_queueing_discipline_is_found_in_tx_qdisc(
     assert measured[SERVER].stage("tx.qdisc").histogram.min_ns < 1_000_000
 
 
+@pytest.mark.unscoped
 @pytest.mark.every_kernel
 async def test_ports_filter_what_counts(start_engine: Start, pair: tuple[Pod, Pod]) -> None:
     client, server = pair
@@ -254,6 +259,7 @@ async def test_a_whole_network_namespace_is_a_target(
     assert count(measured[0], "rx.total") == count(measured[0], "tx.total") == 100
 
 
+@pytest.mark.unscoped
 @pytest.mark.every_kernel
 async def test_processes_are_targets_in_a_namespace_full_of_others(
     start_engine: Start, pair: tuple[Pod, Pod]

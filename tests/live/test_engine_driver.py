@@ -32,6 +32,8 @@ from tests.live.tuns import Tun, tun
 Start = Callable[..., KernelEngine]
 MILLISECOND_NS = 1_000_000
 
+pytestmark = pytest.mark.unscoped
+
 
 @pytest.fixture
 def left() -> Iterator[Tun]:

@@ -14,6 +14,8 @@ from tests.live.pods import Pod
 
 Start = Callable[..., KernelEngine]
 
+pytestmark = pytest.mark.unscoped
+
 
 def stages(engine: KernelEngine) -> dict[str, StageCoverage]:
     return {stage.name: stage for stage in engine.coverage}

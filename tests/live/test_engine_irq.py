@@ -18,6 +18,8 @@ from tests.live.pods import Pod
 Start = Callable[..., KernelEngine]
 Counts = Mapping[str, int]
 
+pytestmark = pytest.mark.unscoped
+
 
 def softirqs() -> Counts:
     """By vector, of all CPUs."""

@@ -64,6 +64,8 @@ WRITES, BURST = 50, 20
 WRITE_BYTES = 20 * SEGMENT_BYTES
 REQUESTS, FEW, STEERED = 2000, 100, 40
 
+pytestmark = pytest.mark.unscoped
+
 
 def receive_by_napi(client: Pod, server: Pod) -> None:
     """What comes without segmentation offload is merged: veth_skb_is_eligible_for_gro()."""

@@ -52,6 +52,8 @@ table ip mangling {
 """
 MILLISECOND_NS = 1_000_000
 
+pytestmark = pytest.mark.unscoped
+
 
 @contextmanager
 def uplink(pod: Pod, end: Namespace) -> Iterator[str]:

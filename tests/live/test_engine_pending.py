@@ -123,6 +123,7 @@ class Age:
         assert age_ns <= self._read_until - self._earliest
 
 
+@pytest.mark.unscoped
 async def test_a_reader_that_hangs_is_seen_with_all_its_segments(
     start_engine: Start, pair: Pair
 ) -> None:
@@ -151,6 +152,7 @@ async def test_a_reader_that_hangs_is_seen_with_all_its_segments(
         assert "unreadSegments" not in pending(engine, SERVER)
 
 
+@pytest.mark.unscoped
 async def test_the_rest_of_a_segment_counts_in_bytes(start_engine: Start, pair: Pair) -> None:
     """As in rx.socket, a segment's wait ends with its first byte."""
     client, server = pair
@@ -172,6 +174,7 @@ async def test_the_rest_of_a_segment_counts_in_bytes(start_engine: Start, pair: 
         assert unread.bytes == waiting_bytes(both.server) == 100
 
 
+@pytest.mark.unscoped
 async def test_a_request_without_an_answer_is_seen_from_both_ends(
     start_engine: Start, pair: Pair
 ) -> None:
@@ -256,6 +259,7 @@ async def test_unaccepted_connections_are_seen_with_their_data(
         assert pending(engine, SERVER).keys() <= {"requestsInService"}
 
 
+@pytest.mark.unscoped
 async def test_a_pooled_connection_in_a_black_hole_is_seen(start_engine: Start, pair: Pair) -> None:
     client, server = pair
     engine = await watch(start_engine, client, server)
@@ -277,6 +281,7 @@ async def test_a_pooled_connection_in_a_black_hole_is_seen(start_engine: Start, 
         both.server.close()
 
 
+@pytest.mark.unscoped
 async def test_bytes_behind_a_closed_window_are_seen(start_engine: Start, pair: Pair) -> None:
     client, server = pair
     engine = await watch(start_engine, client, server)
@@ -318,6 +323,7 @@ async def test_an_idle_pool_and_its_listener_wait_for_nothing(
         assert both_pending(engine) == ({}, {})
 
 
+@pytest.mark.unscoped
 async def test_sockets_of_a_process_are_found_by_its_files(start_engine: Start, pair: Pair) -> None:
     client, server = pair
     engine = await watch(start_engine, client, server)
@@ -339,6 +345,7 @@ async def test_sockets_of_a_process_are_found_by_its_files(start_engine: Start, 
         assert (unread.count, unread.sockets, unread.bytes) == (1, 1, len(SEGMENT))
 
 
+@pytest.mark.unscoped
 async def test_data_from_before_the_measurement_is_seen_without_an_age(
     start_engine: Start, pair: Pair
 ) -> None:
@@ -355,6 +362,7 @@ async def test_data_from_before_the_measurement_is_seen_without_an_age(
         assert unread.oldest_ns == unread.waiting_ns == 0
 
 
+@pytest.mark.unscoped
 async def test_the_end_of_all_waiting_is_reported_once(start_engine: Start, pair: Pair) -> None:
     """So that a sum over readings does not keep what has ended."""
     client, server = pair

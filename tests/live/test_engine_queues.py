@@ -26,6 +26,8 @@ PORT = 7000
 # Around FEW_SEGMENTS and SEGMENTS, bpf/include/sockets.h; the first twice in one connection.
 AMOUNTS = (3, 4, 5, 1, 64, 4, 63, 9)
 
+pytestmark = pytest.mark.unscoped
+
 
 @pytest.mark.every_kernel
 @pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])

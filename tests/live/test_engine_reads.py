@@ -43,6 +43,8 @@ TCP_ZEROCOPY_RECEIVE = 35  # linux/tcp.h
 ZEROCOPY_RECEIVE = struct.Struct("=QIIIiQiI")  # struct tcp_zerocopy_receive, to `flags`
 _libc = ctypes.CDLL(None, use_errno=True)
 
+pytestmark = pytest.mark.unscoped
+
 
 @pytest.fixture
 def pipe() -> Iterator[Pipe]:

@@ -91,6 +91,8 @@ sys.stdin.readline()
 THOUSAND_THREADS = MANY_THREADS.replace("2500", "1000")
 HUNDRED_THREADS = MANY_THREADS.replace("2500", "100")
 
+pytestmark = pytest.mark.unscoped
+
 
 @dataclass(frozen=True, slots=True)
 class RunDelay:

@@ -65,6 +65,8 @@ table inet lossy {
 }
 """
 
+pytestmark = pytest.mark.unscoped
+
 
 async def watch(start: Start, client: Pod, **options: object) -> KernelEngine:
     """An engine with the default modules on everything in the client's namespace."""

@@ -53,7 +53,7 @@ COMPLAINT = re.compile(r"BUG:|WARNING:|Oops|Call Trace|unregister_netdevice|soft
 SIOCSIFFLAGS, IFF_UP = 0x8914, 0x1
 _libc = ctypes.CDLL(None, use_errno=True)
 
-pytestmark = [pytest.mark.timeout(patient(300))]
+pytestmark = [pytest.mark.timeout(patient(300)), pytest.mark.unscoped]
 
 
 def few_and_many(name: str, few: int, many: int) -> pytest.MarkDecorator:

@@ -25,6 +25,8 @@ EVERYTHING = {"rx.total": 0, "tx.total": 0}
 PATIENCE_SECONDS = 10
 MS = 1_000_000
 
+pytestmark = pytest.mark.unscoped
+
 
 async def tracing(
     start: Start,

@@ -20,6 +20,8 @@ Pair = tuple[Pod, Pod]
 REMEMBERED = 63  # one less than SEGMENTS, bpf/include/sockets.h: the next may be on its way
 MSG_WAITFORONE = 0x10000
 
+pytestmark = pytest.mark.unscoped
+
 
 def received(engine: KernelEngine) -> tuple[int, int]:
     """(datagrams that the server has read and are samples, those known to be missing)."""
