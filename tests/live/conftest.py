@@ -21,6 +21,7 @@ from tests.live.shared_host import SharedHost
 __all__ = ["bridged", "hooks", "pair", "start_engine"]
 
 _GUEST_PLUGIN = "tests.kernels.inside.shared"
+_OBJECT_CACHE_VARIABLE = "LATENCYPROBE_OBJECT_CACHE"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -52,10 +53,11 @@ def _tools() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_object_cache() -> Iterator[None]:
-    """Agents that are processes of their own compile, unless a test gives them a cache."""
+def _object_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Agents that are processes of their own load what the first of them has compiled."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("LATENCYPROBE_OBJECT_CACHE", "none")
+        folder = tmp_path_factory.mktemp("cache") / "objects"
+        patched.setenv(_OBJECT_CACHE_VARIABLE, str(folder))
         yield
 
 
@@ -85,6 +87,8 @@ def _compile_once(
     host: SharedHost = request.getfixturevalue("_shared_host")
     monkeypatch.setattr(pods, "host_namespace", host.lend)
     is_own = request.node.get_closest_marker("own_build") is not None
+    if is_own:
+        monkeypatch.setenv(_OBJECT_CACHE_VARIABLE, "none")
     if _parameter(request.node, "hooks") == TRACEPOINTS:
         pool: ObjectPool = request.getfixturevalue("_pool_of_second_runs")
         if is_own:

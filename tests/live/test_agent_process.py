@@ -93,6 +93,7 @@ def test_the_agent_serves_and_ends_in_order(tmp_path: Path, number: signal.Signa
     assert "Traceback" not in log.read_text()
 
 
+@pytest.mark.own_build
 def test_a_container_that_dies_while_its_programs_are_attached_is_gone_and_no_error(
     tmp_path: Path,
 ) -> None:
@@ -257,6 +258,7 @@ exec "$@"
 """
 
 
+@pytest.mark.own_build
 def test_a_full_disk_is_named_and_leaves_the_state_before(tmp_path: Path) -> None:
     log = tmp_path / "log"
     # Not in one of the directories that are full.
