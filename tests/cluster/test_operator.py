@@ -213,7 +213,7 @@ def kill_container(container_id: str) -> None:
 
 def test_it_waits_for_pods_that_do_not_exist_yet(site: Site) -> None:
     site.apply(selector={"matchLabels": {"app": "later"}})
-    site.wait("NoMatchingPods", lambda: site.condition() == ("False", "NoMatchingPods"))
+    site.wait("NoMatchingPods", lambda: site.condition() == ("True", "NoMatchingPods"))
     site.kubectl("label", "pods", "--selector=app=checkout", "app=later", "--overwrite")
 
     site.wait("targets", lambda: len(site.targets()) == 2, seconds=FOLLOW_SECONDS)

@@ -130,7 +130,7 @@ def fields(schema: Schema, path: str = "") -> Iterator[str]:
 def test_every_reason_of_a_condition_is_explained_and_no_other() -> None:
     documented = {
         name
-        for heading in ("### Ready", "### Covered", "### WithinOverhead", "### ObjectivesMet")
+        for heading in (f"### {condition}" for condition in ConditionType)
         for name in first_names(section(API, heading))
     }
 

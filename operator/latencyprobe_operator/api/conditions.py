@@ -14,13 +14,15 @@ class ConditionType(StrEnum):
     """The name of a condition."""
 
     READY = "Ready"
-    """At least one node measures."""
+    """At least one node measures, or there is nothing to measure."""
     COVERED = "Covered"
     """Every node measures every stage."""
     WITHIN_OVERHEAD = "WithinOverhead"
     """The programs keep to the budget."""
     OBJECTIVES_MET = "ObjectivesMet"
     """The pods keep to the objectives; absent without objectives."""
+    STALLED = "Stalled"
+    """The spec cannot be carried out; absent otherwise, as kstatus expects."""
 
 
 class ConditionStatus(StrEnum):
@@ -125,13 +127,27 @@ class ObjectivesReason(StrEnum):
     """The time of spec.duration is over."""
 
 
-Reason = ReadyReason | CoveredReason | OverheadReason | ObjectivesReason
+class StalledReason(StrEnum):
+    """Reasons of Stalled: those of Ready that do not pass by waiting."""
+
+    INVALID_SELECTOR = "InvalidSelector"
+    """The API server refuses the selector."""
+    INVALID_SPEC = "InvalidSpec"
+    """The spec cannot be carried out."""
+    ABOVE_LIMIT = "AboveLimit"
+    """The spec, or the number of probes, exceeds a limit of the administrator."""
+    NODE_FIGURES_NOT_ALLOWED = "NodeFiguresNotAllowed"
+    """The spec asks for figures of whole nodes alone; the administrator does not allow them."""
+
+
+Reason = ReadyReason | CoveredReason | OverheadReason | ObjectivesReason | StalledReason
 
 REASONS: Mapping[ConditionType, type[Reason]] = {
     ConditionType.READY: ReadyReason,
     ConditionType.COVERED: CoveredReason,
     ConditionType.WITHIN_OVERHEAD: OverheadReason,
     ConditionType.OBJECTIVES_MET: ObjectivesReason,
+    ConditionType.STALLED: StalledReason,
 }
 
 

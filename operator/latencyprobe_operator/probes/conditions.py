@@ -1,4 +1,9 @@
-"""The conditions of a probe: pure functions of its facts."""
+"""The conditions of a probe: pure functions of its facts.
+
+Ready and Stalled follow the rules of kstatus (sigs.k8s.io/cli-utils, pkg/kstatus). `helm --wait`
+and Flux wait while Ready is not True, and give up when Stalled is True. So Ready is True for a
+probe that has nothing to measure.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,7 @@ from latencyprobe_operator.api.conditions import (
     OverheadReason,
     ReadyReason,
     Reason,
+    StalledReason,
     node_figures_refusal,
 )
 from latencyprobe_operator.api.status_fields import NodeState, Phase
@@ -29,6 +35,8 @@ _READY_REASONS = {
     NodeState.STALE: ReadyReason.AGENT_SILENT,
     NodeState.FAILED: ReadyReason.TARGETS_FAILED,
 }
+
+_STALLED = frozenset(map(str, StalledReason))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,10 @@ def findings_of(facts: ProbeFacts) -> Findings:
     }
     if facts.spec and facts.spec.objectives:
         findings[ConditionType.OBJECTIVES_MET] = _objectives(facts.objectives)
+    if facts.problem and facts.problem.reason in _STALLED:
+        findings[ConditionType.STALLED] = Finding(
+            ConditionStatus.TRUE, StalledReason(facts.problem.reason), facts.problem.message
+        )
     return findings
 
 
@@ -63,7 +75,7 @@ def idle_findings(facts: ProbeFacts, phase: Phase) -> Findings:
         message = "spec.suspend is true: nothing is attached"
     idle, nothing = ConditionStatus.UNKNOWN, "nothing is attached"
     findings = {
-        ConditionType.READY: Finding(ConditionStatus.FALSE, ReadyReason(phase), message),
+        ConditionType.READY: Finding(ConditionStatus.TRUE, ReadyReason(phase), message),
         ConditionType.COVERED: Finding(idle, CoveredReason(phase), nothing),
         ConditionType.WITHIN_OVERHEAD: Finding(idle, OverheadReason(phase), nothing),
     }
@@ -96,15 +108,15 @@ def _ready(facts: ProbeFacts) -> Finding:
         return Finding(ConditionStatus.FALSE, facts.problem.reason, facts.problem.message)
     if not facts.matched_pods:
         return Finding(
-            ConditionStatus.FALSE,
+            ConditionStatus.TRUE,
             ReadyReason.NO_MATCHING_PODS,
             "no pod of this namespace matches the selector; measuring starts when one appears",
         )
     if not facts.nodes:
         return Finding(
-            ConditionStatus.FALSE,
+            ConditionStatus.TRUE,
             ReadyReason.NO_RUNNING_CONTAINERS,
-            "the matching pods run no container to measure yet",
+            "the matching pods run no container to measure; measuring starts when one does",
         )
     if any(node.attached for node in facts.nodes):
         return Finding(ConditionStatus.TRUE, ReadyReason.MEASURING, _measuring(facts.nodes))

@@ -19,7 +19,7 @@ from latencyprobe.domain.measurement import (
 )
 from latencyprobe.domain.report import NodeReport, report_on, report_on_node
 from latencyprobe.domain.serialisation import document_of
-from latencyprobe_operator.api.conditions import ConditionStatus, ConditionType
+from latencyprobe_operator.api.conditions import ConditionType, ReadyReason
 from latencyprobe_operator.api.status_fields import (
     NodeContext,
     NodeState,
@@ -125,7 +125,7 @@ def _phase(facts: ProbeFacts, ready: Finding) -> Phase:
     degraded = any(node.state in LACKING for node in facts.nodes)
     if degraded and facts.start_time:
         return Phase.DEGRADED
-    return Phase.RUNNING if ready.status is ConditionStatus.TRUE else Phase.PENDING
+    return Phase.RUNNING if ready.reason is ReadyReason.MEASURING else Phase.PENDING
 
 
 def _idle(facts: ProbeFacts, phase: Phase, *, now: str) -> Document:
@@ -171,7 +171,7 @@ def _summary(facts: ProbeFacts, ready: Finding) -> Summary:
     received, sent = (facts.merged.stage(name).histogram for name in ("rx.total", "tx.total"))
     whole = _headline(received, sent)
     insufficient = verdict.bottleneck is Bottleneck.INSUFFICIENT_DATA
-    use_ready = insufficient and ready.status is not ConditionStatus.TRUE
+    use_ready = insufficient and ready.reason is not ReadyReason.MEASURING
     return Summary(
         bottleneck=verdict.bottleneck,
         p50=format_ns(whole.percentile(50)) if whole.count else None,

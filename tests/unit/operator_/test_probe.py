@@ -413,7 +413,7 @@ async def test_after_its_duration_it_is_completed_and_stays_so(world: World) -> 
     restarted = probe_body(interval="1s", duration="2s")
     async with running(world, {**restarted, "status": world.status}, steady_clock=lambda: now[0]):
         await asyncio.sleep(0.3)
-        assert world.condition() == ("False", "Completed")
+        assert world.condition() == ("True", "Completed")
         assert world.status["startTime"] == begun
         assert not world.desired.of_node("node-a")
 
@@ -490,7 +490,7 @@ async def test_a_completed_probe_stays_completed_with_any_clock_of_the_next_oper
     now[0] += jump_s
     async with running(world, {**body, "status": world.status}, steady_clock=lambda: now[0]):
         await asyncio.sleep(5)
-        assert world.condition() == ("False", "Completed")
+        assert world.condition() == ("True", "Completed")
         assert not world.desired.of_node("node-a")
 
 

@@ -74,15 +74,15 @@ def condition(document: Document, name: str) -> tuple[str, str]:
             "Pending",
             ("False", "VersionSkew"),
         ),
-        ({"nodes": [], "matched_pods": 0}, "Pending", ("False", "NoMatchingPods")),
-        ({"nodes": [], "containers": 0}, "Pending", ("False", "NoRunningContainers")),
+        ({"nodes": [], "matched_pods": 0}, "Pending", ("True", "NoMatchingPods")),
+        ({"nodes": [], "containers": 0}, "Pending", ("True", "NoRunningContainers")),
         (
             {"nodes": [], "problem": Problem(ReadyReason.INVALID_SELECTOR, "unable to parse")},
             "Pending",
             ("False", "InvalidSelector"),
         ),
-        ({"phase": Phase.SUSPENDED}, "Suspended", ("False", "Suspended")),
-        ({"phase": Phase.COMPLETED}, "Completed", ("False", "Completed")),
+        ({"phase": Phase.SUSPENDED}, "Suspended", ("True", "Suspended")),
+        ({"phase": Phase.COMPLETED}, "Completed", ("True", "Completed")),
     ],
 )
 def test_phase_and_readiness_follow_the_facts(

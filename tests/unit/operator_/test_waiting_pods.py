@@ -143,7 +143,7 @@ async def test_a_waiting_pod_changes_no_condition_and_is_no_target() -> None:
     async with running(world, probe_body(interval="1s")):
         world.show(waiting_pod("a"))
         await until(
-            lambda: world.condition() == ("False", "NoRunningContainers"), what=lambda: world.status
+            lambda: world.condition() == ("True", "NoRunningContainers"), what=lambda: world.status
         )
         assert world.status["targets"]["pods"] == 1
         assert world.status["targets"]["containers"] == 0
