@@ -21,6 +21,8 @@ class ConditionType(StrEnum):
     """The programs keep to the budget."""
     OBJECTIVES_MET = "ObjectivesMet"
     """The pods keep to the objectives; absent without objectives."""
+    COMPLETE = "Complete"
+    """The time of spec.duration is over; absent without spec.duration."""
     STALLED = "Stalled"
     """The spec cannot be carried out; absent otherwise, as kstatus expects."""
 
@@ -127,6 +129,19 @@ class ObjectivesReason(StrEnum):
     """The time of spec.duration is over."""
 
 
+class CompleteReason(StrEnum):
+    """Reasons of Complete."""
+
+    COMPLETED = "Completed"
+    """The time of spec.duration is over."""
+    UNDER_WAY = "UnderWay"
+    """The time of spec.duration is not over."""
+    NOT_BEGUN = "NotBegun"
+    """No target has been measured yet, so spec.duration does not count yet."""
+    SUSPENDED = "Suspended"
+    """The field spec.suspend is true."""
+
+
 class StalledReason(StrEnum):
     """Reasons of Stalled: those of Ready that do not pass by waiting."""
 
@@ -140,13 +155,16 @@ class StalledReason(StrEnum):
     """The spec asks for figures of whole nodes alone; the administrator does not allow them."""
 
 
-Reason = ReadyReason | CoveredReason | OverheadReason | ObjectivesReason | StalledReason
+Reason = (
+    ReadyReason | CoveredReason | OverheadReason | ObjectivesReason | CompleteReason | StalledReason
+)
 
 REASONS: Mapping[ConditionType, type[Reason]] = {
     ConditionType.READY: ReadyReason,
     ConditionType.COVERED: CoveredReason,
     ConditionType.WITHIN_OVERHEAD: OverheadReason,
     ConditionType.OBJECTIVES_MET: ObjectivesReason,
+    ConditionType.COMPLETE: CompleteReason,
     ConditionType.STALLED: StalledReason,
 }
 

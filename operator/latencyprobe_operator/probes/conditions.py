@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from latencyprobe_operator.api.conditions import (
+    CompleteReason,
     Condition,
     ConditionStatus,
     ConditionType,
@@ -23,6 +24,7 @@ from latencyprobe_operator.api.conditions import (
     node_figures_refusal,
 )
 from latencyprobe_operator.api.status_fields import NodeState, Phase
+from latencyprobe_operator.api.timestamps import epoch_s, timestamp
 from latencyprobe_operator.probes.document import shorten
 from latencyprobe_operator.probes.facts import ABSENT, MEASURING, NodeFacts, ProbeFacts
 from latencyprobe_operator.probes.objectives import Judgement, ObjectiveOutcome
@@ -60,6 +62,8 @@ def findings_of(facts: ProbeFacts) -> Findings:
     }
     if facts.spec and facts.spec.objectives:
         findings[ConditionType.OBJECTIVES_MET] = _objectives(facts.objectives)
+    if facts.spec and facts.spec.duration_s is not None:
+        findings[ConditionType.COMPLETE] = _incomplete(facts.start_time, facts.spec.duration_s)
     if facts.problem and facts.problem.reason in _STALLED:
         findings[ConditionType.STALLED] = Finding(
             ConditionStatus.TRUE, StalledReason(facts.problem.reason), facts.problem.message
@@ -81,6 +85,9 @@ def idle_findings(facts: ProbeFacts, phase: Phase) -> Findings:
     }
     if facts.spec and facts.spec.objectives:
         findings[ConditionType.OBJECTIVES_MET] = Finding(idle, ObjectivesReason(phase), nothing)
+    if facts.spec and facts.spec.duration_s is not None:
+        complete = ConditionStatus.TRUE if phase is Phase.COMPLETED else ConditionStatus.FALSE
+        findings[ConditionType.COMPLETE] = Finding(complete, CompleteReason(phase), message)
     return findings
 
 
@@ -226,6 +233,17 @@ def _objectives(judgements: Sequence[Judgement]) -> Finding:
         return Finding(ConditionStatus.UNKNOWN, ObjectivesReason.INSUFFICIENT_DATA, unknown)
     met = messages(ObjectiveOutcome.MET)
     return Finding(ConditionStatus.TRUE, ObjectivesReason.ALL_MET, met)
+
+
+def _incomplete(start_time: str | None, duration_s: float) -> Finding:
+    if not start_time:
+        return Finding(
+            ConditionStatus.FALSE,
+            CompleteReason.NOT_BEGUN,
+            "spec.duration counts from the first target that is measured",
+        )
+    end = timestamp(epoch_s(start_time) + duration_s)
+    return Finding(ConditionStatus.FALSE, CompleteReason.UNDER_WAY, f"measures until {end}")
 
 
 def _about(node: NodeFacts) -> str:

@@ -98,6 +98,27 @@ def test_phase_and_readiness_follow_the_facts(
 
 
 @pytest.mark.parametrize(
+    ("parts", "complete", "message"),
+    [
+        ({"start_time": None, "nodes": []}, ("False", "NotBegun"), "counts from the first target"),
+        ({}, ("False", "UnderWay"), "measures until 2026-01-01T00:15:00Z"),
+        ({"phase": Phase.SUSPENDED}, ("False", "Suspended"), "spec.suspend is true"),
+        ({"phase": Phase.COMPLETED}, ("True", "Completed"), "spec.duration is over"),
+    ],
+)
+def test_a_bounded_run_is_complete_when_its_duration_is_over(
+    parts: dict[str, Any], complete: tuple[str, str], message: str
+) -> None:
+    document = status.build(facts(spec=probe_spec(duration="15m"), **parts), now=NOW)
+
+    assert condition(document, "Complete") == complete
+    (found,) = (each for each in document["conditions"] if each["type"] == "Complete")
+    assert message in found["message"]
+    endless = status.build(facts(**parts), now=NOW)
+    assert "Complete" not in [each["type"] for each in endless["conditions"]]
+
+
+@pytest.mark.parametrize(
     ("nodes", "message"),
     [
         ([READY, READY], "2 of 2 nodes measure every target"),
