@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
@@ -17,6 +18,7 @@ from latencyprobe_operator.agents.source import AgentSource
 from latencyprobe_operator.api.spec import probe_key
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.desired_state import DesiredStates
+from latencyprobe_operator.expiry import Expirations
 from latencyprobe_operator.garbage import GarbageCollector
 from latencyprobe_operator.kube import heap
 from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, Cluster
@@ -71,9 +73,9 @@ class Controller:
         self.desired = DesiredStates()
         self.metrics = metrics
         self._cluster = cluster
-        self._statuses = (
-            Statuses(cluster, leadership.remaining_s) if leadership else Statuses(cluster)
-        )
+        remaining_s = leadership.remaining_s if leadership else lambda: math.inf
+        self._statuses = Statuses(cluster, remaining_s)
+        self._expirations = Expirations(cluster, remaining_s)
         self._agents = agents
         self._namespaces = namespaces
         self._limits = limits
@@ -111,6 +113,7 @@ class Controller:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._expirations.close()
         await self._agents.close()
         await self._watches.close()
         await self._fleet.close()
@@ -143,11 +146,13 @@ class Controller:
 
     def update(self, body: Mapping[str, Any]) -> None:
         """Take in a LatencyProbe that may have changed."""
+        self._expirations.follow(body)
         if probe := self._probes.get(probe_key(body).uid):
             probe.update(body)
 
     def vanish(self, body: Mapping[str, Any]) -> None:
-        """Stop measuring for a LatencyProbe that was deleted without waiting for its finalizer."""
+        """Stop measuring for a LatencyProbe that is gone, perhaps without its finalizer's end."""
+        self._expirations.forget(probe_key(body).uid)
         if probe := self._probes.get(probe_key(body).uid):
             probe.leave()
             self._applicants.pop(probe.key.uid, None)

@@ -161,6 +161,21 @@ class Cluster:
         async with response:
             return cast(Json, await _read(response))
 
+    async def delete_probe(self, namespace: str, name: str, *, uid: str, version: str) -> None:
+        """Delete a LatencyProbe if it is this one, and has not changed since this version."""
+        path = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}/{name}"
+        options = {"preconditions": {"uid": uid, "resourceVersion": version}}
+        response = await self._request(
+            "DELETE",
+            path,
+            {},
+            timeout=_REQUEST,
+            body={"apiVersion": "v1", "kind": "DeleteOptions", **options},
+            content_type="application/json",
+        )
+        async with response:
+            await _read(response)
+
     async def call_leases(self, method: str, path: str, body: Json | None = None) -> Json:
         """Send a request about Leases; return the object. `path` begins with the namespace."""
         response = await self._request(

@@ -1,25 +1,19 @@
 """Statuses of LatencyProbes, written by the leader alone.
 
-Two things keep an operator that is not the leader any more from writing. A request begins, and is
-waited for, only while the Lease is held. And each patch names the resourceVersion that it was made
-from: after another operator has written, the API server refuses it.
+Two things keep an operator that is not the leader any more from writing: `leading`, and the
+resourceVersion that each patch was made from. After another operator has written, the API server
+refuses the patch.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from latencyprobe_operator.kube.cluster import ApiError, Cluster, Json
-
-
-class NotLeadingError(Exception):
-    """A write by an operator that does not hold the Lease, or has not renewed it in time."""
-
-    def __init__(self) -> None:
-        super().__init__("this operator has not renewed its Lease in time")
+from latencyprobe_operator.kube.leading import while_leading
 
 
 class StatusConflictError(Exception):
@@ -44,16 +38,10 @@ class Statuses:
 
         Raises NotLeadingError, StatusConflictError, ApiError, and one of `cluster.UNAVAILABLE`.
         """
-        # Read first: a freeze between these lines then shortens the time that is left.
-        now = asyncio.get_running_loop().time()
-        remaining_s = self._remaining_s()
-        if remaining_s <= 0:
-            raise NotLeadingError
         try:
-            # A process that was frozen here, and goes on after its Lease, cancels the request
-            # before its task takes another step.
-            async with asyncio.timeout_at(None if math.isinf(remaining_s) else now + remaining_s):
-                return await self._cluster.patch_status(namespace, name, patch)
+            return await while_leading(
+                self._remaining_s, partial(self._cluster.patch_status, namespace, name, patch)
+            )
         except ApiError as error:
             if error.status != 409:
                 raise

@@ -18,7 +18,8 @@ from latencyprobe_operator.api.spec import ProbeKey
 from latencyprobe_operator.api.status_fields import Phase
 from latencyprobe_operator.api.timestamps import epoch_s
 from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError
-from latencyprobe_operator.kube.statuses import NotLeadingError, StatusConflictError
+from latencyprobe_operator.kube.leading import NotLeadingError
+from latencyprobe_operator.kube.statuses import StatusConflictError
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.probes.byte_budget import (
     LIGHT_BURST_BYTES,

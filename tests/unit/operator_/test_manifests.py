@@ -131,6 +131,7 @@ def test_the_operator_may_read_no_secret_and_change_no_pod() -> None:
         ("latencyprobes", "list"),
         ("latencyprobes", "watch"),
         ("latencyprobes", "patch"),
+        ("latencyprobes", "delete"),
         ("latencyprobes/status", "patch"),
         ("pods", "list"),
         ("pods", "watch"),

@@ -12,11 +12,8 @@ import pytest
 from aiohttp import web
 
 from latencyprobe_operator.api.spec import ProbeKey
-from latencyprobe_operator.kube.statuses import (
-    NotLeadingError,
-    StatusConflictError,
-    Statuses,
-)
+from latencyprobe_operator.kube.leading import NotLeadingError
+from latencyprobe_operator.kube.statuses import StatusConflictError, Statuses
 from latencyprobe_operator.leadership import Leadership, LeaseTiming
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.probes.writer import StatusWriter
