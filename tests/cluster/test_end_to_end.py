@@ -144,7 +144,8 @@ def test_a_probe_is_applied_attached_measured_and_read(
         "get", "latencyprobe", "checkout", f"--namespace={product.namespace}"
     )
     assert columns.split("\n")[0].split() == [
-        *("NAME", "PODS", "P50", "P99", "BOTTLENECK", "READY", "AGE")
+        *("NAME", "PODS", "P50", "P99", "BOTTLENECK", "OBJECTIVESMET"),
+        *("READY", "AGE"),
     ]
     assert columns.split("\n")[1].split()[:2] == ["checkout", "2"]
 

@@ -157,7 +157,8 @@ def test_a_probe_is_measured_and_shown(site: Site) -> None:
     site.wait("both pods in the status", lambda: len(site.status().get("pods", ())) == 2)
     site.wait("figures", lambda: site.status()["summary"].get("p99") == "10ms")
     header, row = site.kubectl("get", "latencyprobe").splitlines()
-    assert header.split() == ["NAME", "PODS", "P50", "P99", "BOTTLENECK", "READY", "AGE"]
+    columns = ["NAME", "PODS", "P50", "P99", "BOTTLENECK", "OBJECTIVESMET", "READY", "AGE"]
+    assert header.split() == columns
     assert row.split()[:6] == ["checkout", "2", "10ms", "10ms", "SlowReader", "True"]
     status = site.status()
     assert status["phase"] == "Running"

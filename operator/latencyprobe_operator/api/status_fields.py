@@ -60,6 +60,10 @@ class Summary:
     bottleneck: Bottleneck | None = None
     p50: str | None = None
     p99: str | None = None
+    p50_ns: int | None = None
+    """The same for programs: texts of durations do not sort."""
+    p99_ns: int | None = None
+    stage: str | None = None
     unobserved_seconds: int | None = None
     """The longest part of the window that a node did not observe; absent if all is observed."""
     message: str

@@ -170,12 +170,16 @@ def _summary(facts: ProbeFacts, ready: Finding) -> Summary:
     verdict = report.verdict
     received, sent = (facts.merged.stage(name).histogram for name in ("rx.total", "tx.total"))
     whole = _headline(received, sent)
+    p50_ns, p99_ns = whole.percentile(50), whole.percentile(99)
     insufficient = verdict.bottleneck is Bottleneck.INSUFFICIENT_DATA
     use_ready = insufficient and ready.reason is not ReadyReason.MEASURING
     return Summary(
         bottleneck=verdict.bottleneck,
-        p50=format_ns(whole.percentile(50)) if whole.count else None,
-        p99=format_ns(whole.percentile(99)) if whole.count else None,
+        p50=format_ns(p50_ns) if whole.count else None,
+        p99=format_ns(p99_ns) if whole.count else None,
+        p50_ns=p50_ns if whole.count else None,
+        p99_ns=p99_ns if whole.count else None,
+        stage=verdict.stage,
         unobserved_seconds=facts.unobserved_s or None,
         message=shorten(ready.message if use_ready else "; ".join(verdict.evidence)),
     )
