@@ -371,7 +371,7 @@ def test_a_node_without_an_agent_says_so(site: Site) -> None:
             {"selector": {"matchExpressions": [{"key": "app", "operator": "In"}]}},
             "operator In needs at least one of values",
         ),
-        ({"modules": ["rx", "rx"]}, "Duplicate value"),
+        ({"modules": ["rx", "rx"]}, "a module is listed twice"),
     ],
 )
 def test_a_bad_probe_is_refused_by_the_api_server_with_a_reason(

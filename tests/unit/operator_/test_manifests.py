@@ -80,6 +80,24 @@ def test_the_defaults_are_those_of_the_operator(schema: Schema) -> None:
     assert read_probe(body) == read_probe(with_defaults)
 
 
+def test_no_default_lies_within_a_list(schema: Schema) -> None:
+    """It would be a difference for ever to clients that compare whole lists, as Argo CD does."""
+    within = [path for path, inner in fields(schema) if "[]" in path and "default" in inner]
+
+    assert within == []
+
+
+def test_no_list_that_is_merged_has_a_default(schema: Schema) -> None:
+    """No client owns a default, so a server-side apply could not take its items away."""
+    merged = [
+        path
+        for path, inner in fields(schema)
+        if "default" in inner and inner.get("x-kubernetes-list-type", "atomic") != "atomic"
+    ]
+
+    assert merged == []
+
+
 def defaults(schema: Schema) -> dict[str, Any]:
     """What the API server fills in."""
     found = {}
