@@ -14,6 +14,7 @@ from tests.cluster.operator_process import install
 from tests.cluster.product import Product, make_certificates, running_product
 from tests.cluster.release import Release, secrets_of
 from tests.cluster.shop import Shop
+from tests.cluster.site import Site, running_site
 from tools.helm.programs import obtain_helm
 from tools.images import build
 from tools.images.components import COMPONENTS, own_architecture
@@ -57,6 +58,13 @@ def product(
 ) -> Iterator[Product]:
     """Operator and agent beside the cluster."""
     with running_product(cluster, kubeconfig, namespace, certificates, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def site(cluster: Cluster, kubeconfig: Path, namespace: str, tmp_path: Path) -> Iterator[Site]:
+    """Operator and an agent without a kernel beside the cluster, with two pods app=checkout."""
+    with running_site(cluster, kubeconfig, namespace, tmp_path) as made:
         yield made
 
 
