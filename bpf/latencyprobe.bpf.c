@@ -47,6 +47,7 @@
 #ifdef MODULE_TCP
 #include "modules/listeners.bpf.c"
 #include "modules/turns.bpf.c"
+#include "modules/recovery.bpf.c"
 #include "modules/tcp.bpf.c"
 #include "modules/drops.bpf.c"
 #endif

@@ -38,6 +38,8 @@ static __always_inline void note_segment(struct config *config, struct socket_st
 			note_read_end(state, sk, tp);
 	}
 #ifdef MODULE_TCP
+	if (state->recovering)
+		follow_recovery(config, sk, state, tp, incoming->ack_seq);
 	sample_rtt(config, state, tp, incoming);
 	note_arrival(config, state, sk, tp, incoming, now);
 	note_own_window(config, state, tp, incoming);

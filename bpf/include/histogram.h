@@ -218,6 +218,21 @@ static __always_inline void record_for(struct config *config, owners_t owners, u
 	}
 }
 
+/* The same of a wait that may be longer than TOO_LONG_NS, and no mistake. */
+static __always_inline void record_long_for(struct config *config, owners_t owners, u32 stage,
+					    u64 ns)
+{
+	int i;
+
+#pragma unroll
+	for (i = 0; i < MAX_OWNERS; i++, owners >>= OWNER_BITS) {
+		struct slot_stats *slot = stats_of_first(config, owners);
+
+		if (slot)
+			record_checked(config, &slot->stages[stage], ns);
+	}
+}
+
 static __always_inline void add_for(struct config *config, owners_t owners, u32 counter, u32 count)
 {
 	int i;

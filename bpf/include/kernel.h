@@ -39,6 +39,11 @@
 #define TCPHDR_FIN 0x01
 #define TCPHDR_SYN 0x02
 #define TCPHDR_RST 0x04
+#define TCPCB_EVER_RETRANS 0x80 /* of a segment that waits for its ACK: it was sent again */
+
+/* enum tcp_ca_state, include/uapi/linux/tcp.h */
+#define TCP_CA_Recovery 3
+#define TCP_CA_Loss 4
 
 /* include/linux/socket.h */
 #define MSG_PEEK 0x2

@@ -6,6 +6,7 @@
  *   socket_states   with the first event: whose it is, and how far it is
  *   socket_queues   with the first data: the few segments and hand-offs that mostly wait at once
  *   segment_rings, handoff_rings   when more wait
+ *   recoveries      with the first segment that is sent again
  *
  * TCP's paths that touch it (tcp_rcv_established, tcp_recvmsg, tcp_sendmsg_locked, tcp_write_xmit,
  * state changes) hold the socket's lock, so it needs none of its own. It dies with the socket.
@@ -108,13 +109,10 @@ struct socket_state {
 #endif
 #ifdef MODULE_TCP
 	struct turns turns;
-	u64 established_ns; /* of a passive open, until accept() returns it */
-	u32 listener_drops; /* of a listener, when it was last read */
-	union {
-		u32 netns_overflows; /* of its namespace, at the same time */
-		u32 timeout_seq;     /* of others: snd_una at the last time-out */
-	};
-	u8 timeout_number;	 /* and icsk_retransmits */
+	u64 established_ns;	 /* of a passive open, until accept() returns it */
+	u32 listener_drops;	 /* of a listener, when it was last read */
+	u32 netns_overflows;	 /* of its namespace, at the same time */
+	u8 recovering;		 /* not 0: `recoveries` has more; see recovery.bpf.c */
 	u8 is_window_closed : 1; /* ours; the peer's */
 	u8 is_peer_window_closed : 1;
 	u8 is_window_low : 1; /* ours may have closed since */
@@ -127,6 +125,18 @@ struct socket_state {
 #ifdef MODULE_RX
 	u32 known_seq; /* end of the bytes that are accounted for, as lost or unmatched too */
 #endif
+};
+
+/* Of a connection that sent segments again: see recovery.bpf.c. */
+struct recovery {
+	u64 begin_ns; /* when the oldest of the bytes were sent first; of a handshake: how long it took */
+	u64 noted_ns; /* when those at `noted_seq` were sent; 0: not known */
+	u32 noted_seq;
+	u32 end_seq;	    /* until this is acknowledged */
+	u32 duplicates;	    /* that the peer had reported when this was last seen */
+	u32 timeout_seq;    /* snd_una at the last time-out */
+	u32 timeout_number; /* and icsk_retransmits */
+	u32 reserved;
 };
 
 struct socket_queue {
@@ -266,6 +276,21 @@ static __always_inline struct handoff_ring *create_handoff_ring(struct sock *sk)
 }
 #endif
 
+#ifdef MODULE_TCP
+BYTES_OF(recovery);
+SOCKET_STORAGE(recoveries, struct recovery_bytes);
+
+static __always_inline struct recovery *look_up_recovery(struct sock *sk)
+{
+	return (struct recovery *)recoveries.sk_storage_get(sk, 0, 0);
+}
+
+static __always_inline struct recovery *create_recovery(struct sock *sk)
+{
+	return (struct recovery *)recoveries.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+}
+#endif
+
 #else
 
 #define QUEUES (TRACE ? 4096 : 8192) /* a trace makes queues and rings larger */
@@ -369,6 +394,31 @@ static __always_inline struct handoff_ring *create_handoff_ring(struct sock *sk)
 }
 #endif
 
+#ifdef MODULE_TCP
+BYTES_OF(recovery);
+BPF_TABLE("lru_hash", u64, struct recovery_bytes, recoveries, RINGS);
+BPF_ARRAY(empty_recoveries, struct recovery_bytes, 1);
+
+static __always_inline struct recovery *look_up_recovery(struct sock *sk)
+{
+	u64 key = (u64)sk;
+
+	return (struct recovery *)recoveries.lookup(&key);
+}
+
+static __always_inline struct recovery *create_recovery(struct sock *sk)
+{
+	u64 key = (u64)sk;
+	u32 zero = 0;
+	struct recovery_bytes *empty = empty_recoveries.lookup(&zero);
+
+	if (!empty)
+		return 0;
+	recoveries.update(&key, empty);
+	return (struct recovery *)recoveries.lookup(&key);
+}
+#endif
+
 /* The socket is closed: its address may be another's next. */
 static __always_inline void forget_socket(struct sock *sk)
 {
@@ -383,6 +433,9 @@ static __always_inline void forget_socket(struct sock *sk)
 #endif
 #ifdef MODULE_TX
 	handoff_rings.delete(&key);
+#endif
+#ifdef MODULE_TCP
+	recoveries.delete(&key);
 #endif
 }
 
@@ -418,7 +471,7 @@ struct socket_memory {
 BPF_F_TABLE("array", u32, struct socket_memory, socket_memory, SOCKET_MEMORY_PLACES,
 	    BPF_F_MMAPABLE);
 
-#define SOCKET_KIB 1 /* its state and its queue */
+#define SOCKET_KIB 1 /* its state, its queue and its recovery */
 #define SEGMENT_RING_KIB 4
 #define HANDOFF_RING_KIB 1
 
@@ -973,6 +1026,34 @@ static __always_inline owners_t add_user(owners_t owners, struct sock *sk)
 			  bpf_ntohs(READ(sk, __sk_common.skc_dport)));
 }
 
+#ifdef MODULE_TCP
+
+/* Of `recovering`: */
+#define IN_RECOVERY 255
+#define REPEATED_HANDSHAKE 254 /* recorded once the owner is known */
+
+static __always_inline void record_repeated_handshake(struct config *config, owners_t owners,
+						      u64 ns)
+{
+	count_for(config, owners, COUNTER_HANDSHAKE_RETRANSMITS);
+	if (ns)
+		record_long_for(config, owners, STAGE_TCP_RECOVERY, ns);
+	else
+		unmatched_for(config, owners, STAGE_TCP_RECOVERY, 1);
+}
+
+static __always_inline void claim_repeated_handshake(struct config *config, struct sock *sk,
+						     struct socket_state *state)
+{
+	struct recovery *recovery = look_up_recovery(sk);
+
+	state->recovering = 0;
+	if (recovery)
+		record_repeated_handshake(config, state->owners, recovery->begin_ns);
+}
+
+#endif
+
 /* A process reads, writes, connects, listens or has it open: is the socket a target's? */
 static __always_inline void claim(struct sock *sk, struct socket_state *state,
 				  struct config *config, u32 tgid)
@@ -992,6 +1073,8 @@ static __always_inline void claim(struct sock *sk, struct socket_state *state,
 		record_for(config, state->owners, STAGE_TCP_HANDSHAKE, state->handshake_ns);
 		state->handshake_ns = 0;
 	}
+	if (state->recovering == REPEATED_HANDSHAKE)
+		claim_repeated_handshake(config, sk, state);
 #endif
 }
 

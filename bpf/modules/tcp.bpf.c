@@ -24,16 +24,21 @@ static __always_inline void end_connect(struct config *config, struct sock *sk,
 					struct socket_state *state, u32 new_state)
 {
 	struct tcp_sock *tp = get_tcp_sock(sk);
+	u64 ns;
 
 	if (tp && new_state == TCP_ESTABLISHED)
 		begin_turns(&state->turns, tp, ROLE_CLIENT);
 	if (!state->connect_ns)
 		return;
+	ns = bpf_ktime_get_ns() - state->connect_ns;
 	if (new_state == TCP_ESTABLISHED)
-		record_for(config, state->owners, STAGE_TCP_CONNECT,
-			   bpf_ktime_get_ns() - state->connect_ns);
+		record_for(config, state->owners, STAGE_TCP_CONNECT, ns);
 	else if (new_state == TCP_CLOSE)
 		count_for(config, state->owners, connect_failure(READ(sk, sk_err)));
+	if (tp && READ(tp, total_retrans)) { /* nothing but its SYN */
+		count_for(config, state->owners, COUNTER_CONNECT_RETRANSMITS);
+		record_long_for(config, state->owners, STAGE_TCP_RECOVERY, ns);
+	}
 	state->connect_ns = 0;
 }
 
@@ -41,7 +46,8 @@ static __always_inline void end_connect(struct config *config, struct sock *sk,
  * A passive open spends its time as a request socket, which no tracepoint shows; the child's own
  * SYN_RECV lasts a microsecond. The kernel times SYN-ACK to ACK itself, tcp_synack_rtt_meas() from
  * tcp_check_req(), and leaves it in the child's srtt_us (eighths of a microsecond), unless the
- * SYN-ACK was sent twice (Karn's rule).
+ * SYN-ACK was sent twice (Karn's rule), or was a cookie. total_retrans has what was sent again:
+ * tcp_create_openreq_child(), net/ipv4/tcp_minisocks.c.
  */
 static __always_inline void end_handshake(struct config *config, struct sock *sk,
 					  struct socket_state *state)
@@ -58,8 +64,10 @@ static __always_inline void end_handshake(struct config *config, struct sock *sk
 	receive_with_handshake(config, sk, state, tp, state->established_ns);
 #endif
 	ns = (u64)(READ(tp, srtt_us) >> 3) * 1000;
-	if (!ns)
-		count_for(config, state->owners, COUNTER_HANDSHAKE_RETRANSMITS);
+	if (READ(tp, total_retrans))
+		end_repeated_handshake(config, sk, state, tp);
+	else if (!ns)
+		unmatched_for(config, state->owners, STAGE_TCP_HANDSHAKE, 1);
 	else if (state->is_candidate)
 		state->handshake_ns = saturate(ns);
 	else
@@ -130,6 +138,12 @@ static __always_inline void note_change(struct config *config, struct sock *sk,
 		give_request_up(config, state, sk);
 }
 
+/* All that a connection sent is acknowledged, or it gives up. */
+static __always_inline bool is_all_sent(u32 old_state, u32 new_state)
+{
+	return new_state == TCP_FIN_WAIT2 || (new_state == TCP_CLOSE && old_state != TCP_SYN_SENT);
+}
+
 static __always_inline bool is_followed(u32 old_state, u32 new_state)
 {
 	return new_state == TCP_SYN_SENT || old_state == TCP_SYN_SENT ||
@@ -146,6 +160,8 @@ static __always_inline void change_state(struct config *config, struct sock *sk,
 	struct socket_state *state;
 	struct turned_away away;
 
+	if (is_all_sent(old_state, new_state))
+		close_recovery(config, sk);
 	if (!is_listening && !is_followed(old_state, new_state))
 		return;
 	state = get_used_state(sk, config, is_own, &away);
@@ -265,15 +281,15 @@ int on_sock_ops(struct bpf_sock_ops *ops)
  * time-out change neither; nor does a tail loss probe.
  */
 static __always_inline void note_timeout(struct config *config, struct socket_state *state,
-					 struct tcp_sock *tp)
+					 struct recovery *recovery, struct tcp_sock *tp)
 {
 	u8 number = READ(tp, inet_conn.icsk_retransmits);
 	u32 seq = READ(tp, snd_una);
 
-	if (!number || (number == state->timeout_number && seq == state->timeout_seq))
+	if (!number || (number == recovery->timeout_number && seq == recovery->timeout_seq))
 		return;
-	state->timeout_number = number;
-	state->timeout_seq = seq;
+	recovery->timeout_number = number;
+	recovery->timeout_seq = seq;
 	count_for(config, state->owners, COUNTER_RTOS);
 }
 
@@ -284,8 +300,10 @@ static __always_inline void note_timeout(struct config *config, struct socket_st
 int on_tcp_retransmit_skb(u64 *ctx)
 {
 	struct sock *sk = (struct sock *)ctx[0];
+	struct sk_buff *skb = (struct sk_buff *)ctx[1];
 	struct config *config = get_config();
 	struct socket_state *state;
+	struct recovery *recovery;
 	struct turned_away away;
 	struct tcp_sock *tp;
 
@@ -293,13 +311,18 @@ int on_tcp_retransmit_skb(u64 *ctx)
 		return 0;
 	state = get_state(sk, config, &away);
 	tp = state ? get_tcp_sock(sk) : 0;
-	if (tp)
-		note_timeout(config, state, tp);
+	recovery = tp ? get_recovery(sk) : 0;
+	if (recovery)
+		note_timeout(config, state, recovery, tp);
 #ifdef HAVE_tcp_retransmit_skb_err
 	if ((int)ctx[2])
 		return 0;
 #endif
 	count_for(config, state ? state->owners : away.owners, COUNTER_RETRANSMITS);
+	if (recovery)
+		note_repetition(config, state, recovery, sk, tp, skb);
+	else
+		lost_for(config, state ? state->owners : away.owners, STAGE_TCP_RECOVERY);
 	return 0;
 }
 

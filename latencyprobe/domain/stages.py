@@ -174,6 +174,12 @@ STAGES: tuple[Stage, ...] = (
     Stage("tcp.accept", Module.TCP, "ESTABLISHED", "accept() returns the connection"),
     Stage("tcp.rtt", Module.TCP, "data sent", "its ACK received (as the kernel times it)"),
     Stage(
+        "tcp.recovery",
+        Module.TCP,
+        "first transmission of bytes, or of a SYN or SYN-ACK, that are sent again",
+        "they are acknowledged, or the connection gives up",
+    ),
+    Stage(
         "app.response",
         Module.TCP,
         "the application reads the last byte of a request",
@@ -210,6 +216,12 @@ COUNTERS: tuple[Counter, ...] = (
     ),
     Counter("retransmits", Module.TCP, "retransmitted segments"),
     Counter("rtos", Module.TCP, "expiries of the retransmission timer"),
+    Counter(
+        "spuriousRetransmits",
+        Module.TCP,
+        "segments that the peer received twice (DSACK): the first one had arrived",
+    ),
+    Counter("connectRetransmits", Module.TCP, "connects whose SYN was sent again"),
     Counter("resetsSent", Module.TCP, "resets that a socket sent"),
     Counter("resetsReceived", Module.TCP, "resets that a socket received"),
     Counter("zeroWindowsSent", Module.TCP, "times that a socket's receive window closed"),

@@ -40,10 +40,11 @@ MAX_HOST_DEVICES = 256
 # The table of packets on their path, by its name, with at least 2**bits elements.
 RECEIVED, LEAST_RECEIVED_BITS, MOST_RECEIVED_BITS = "received", 12, 16
 # What a part of a socket's state may take: with 72 bytes of the kernel's, these fill the sizes that
-# it allocates, 192 and 512 bytes. While packets are traced, they take more.
+# it allocates, 192, 512 and 128 bytes. While packets are traced, they take more.
 MOST_BYTES: Mapping[str, tuple[int, frozenset[Module]]] = {
     "socket_state": (120, frozenset(Module)),
     "socket_queue": (440, frozenset({Module.RX, Module.TX})),
+    "recovery": (56, frozenset({Module.TCP})),
 }
 # The memory of the states of sockets: of a target and of a node. A socket takes 1 KiB.
 SOCKET_KIB_OF_TARGET = 16 << 10
@@ -129,7 +130,9 @@ ADDRESSED_MAPS = ("cpu_contexts",)
 # The storages of sockets, for programs typed by BTF. bcc makes a hash of each, see
 # SOCKET_STORAGE in bpf/include/sockets.h.
 SOCKET_STATES = "socket_states"
-SOCKET_STORAGES = frozenset({SOCKET_STATES, "socket_queues", "segment_rings", "handoff_rings"})
+SOCKET_STORAGES = frozenset(
+    {SOCKET_STATES, "socket_queues", "segment_rings", "handoff_rings", "recoveries"}
+)
 
 
 class LoadConstant(IntEnum):

@@ -332,6 +332,8 @@ EVENTS: tuple[Event, ...] = (
         ("on_kretprobe_accept", "inet_csk_accept", HookKind.KRETPROBE),
     ),
     _event("retransmit", (TCP,), ("on_tcp_retransmit_skb", "tcp_retransmit_skb")),
+    _event("loss found", (TCP,), ("on_tcp_cong_state_set", "tcp_cong_state_set")),
+    _event("SYN-ACK repeat", (TCP,), ("on_tcp_retransmit_synack", "tcp_retransmit_synack")),
     _event("reset sent", (TCP,), ("on_tcp_send_reset", "tcp_send_reset")),
     _event("reset received", (TCP,), ("on_tcp_receive_reset", "tcp_receive_reset")),
     _event(
@@ -398,6 +400,14 @@ STAGE_NEEDS: Mapping[str, StageNeeds] = {
     "tcp.handshake": StageNeeds(("state change",)),
     "tcp.accept": StageNeeds(("state change", "accept")),
     "tcp.rtt": StageNeeds((SEGMENT,)),
+    "tcp.recovery": StageNeeds(
+        ("retransmit", SEGMENT, "state change"),
+        {
+            "loss found": "where other segments are in flight, the first transmission is that of "
+            "one sent beside the lost segment",
+            "SYN-ACK repeat": "handshakes whose SYN-ACK was sent again have no duration",
+        },
+    ),
     "app.response": StageNeeds((SEGMENT, "TCP read", "send", "state change")),
     "peer.response": StageNeeds((SEGMENT, "send", "state change")),
     "sched.runqueue": StageNeeds(("wake-up", "switch"), _THREADS),
@@ -413,6 +423,8 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
     "sendsHeldBack": StageNeeds(("send", "queue"), _PROCESSES),
     "retransmits": StageNeeds(("retransmit",)),
     "rtos": StageNeeds(("retransmit",)),
+    "spuriousRetransmits": StageNeeds(("retransmit", SEGMENT)),
+    "connectRetransmits": StageNeeds(("state change",)),
     "resetsSent": StageNeeds(("reset sent",)),
     "resetsReceived": StageNeeds(("reset received",)),
     "zeroWindowsSent": StageNeeds((SEGMENT,)),

@@ -88,7 +88,7 @@ def test_a_better_hook_that_is_not_in_use_is_explained_and_the_stage_lacks_nothi
     assert {row.state for row in covered.values()} == {CoverageState.ACTIVE}
     noted = {name for name, row in covered.items() if row.reason}
     assert noted == {
-        *("tcp.connect", "tcp.handshake", "tcp.accept"),
+        *("tcp.connect", "tcp.handshake", "tcp.accept", "tcp.recovery"),
         *("app.response", "peer.response"),
     }
     assert {covered[name].reason for name in noted} == set(remarks.values())

@@ -24,7 +24,7 @@ STRUCTS = (
     "sock",
     "tcp_sock",
     "tcp_skb_cb",
-    "request_sock",
+    "tcp_request_sock",
     "udp_sock",
     "net_device",
     "netdev_rx_queue",

@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Module tcp: what loss costs, in time.
+ *
+ *   first transmission of the oldest unacknowledged bytes --tcp.recovery--> their ACK
+ *
+ * An *episode* begins with the first segment that is sent again, by whatever found the loss: the
+ * retransmission timer, a tail loss probe or duplicate ACKs. It ends when all is acknowledged that was
+ * sent until then, as the kernel's own recovery does (tp->high_seq), or with the connection. A connection
+ * has one at a time.
+ *
+ * No packet pays for it but those of a socket in an episode: `recovering` is 0 in all others.
+ */
+
+/* After an episode, so many segments may report that it was needless: a round trip's. */
+#define SEGMENTS_AFTER 16
+
+static __always_inline struct recovery *get_recovery(struct sock *sk)
+{
+	struct recovery *recovery = look_up_recovery(sk);
+
+	return recovery ? recovery : create_recovery(sk);
+}
+
+/* Levels of a red-black tree: of more than 4,000 segments. */
+#define RTX_LEVELS 24
+
+/* tcp_rtx_queue_head(), include/net/tcp.h: the segment that has waited for its ACK longest; or NULL. */
+static __always_inline struct sk_buff *first_unacknowledged(struct sock *sk)
+{
+	struct rb_node *node = PEEK(sk, tcp_rtx_queue.rb_node), *left;
+	int level;
+
+#pragma unroll
+	for (level = 0; level < RTX_LEVELS; level++) {
+		if (!node)
+			return 0;
+		left = PEEK(node, rb_left);
+		if (!left)
+			return (struct sk_buff *)node; /* `rbnode` is its first member */
+		node = left;
+	}
+	return 0;
+}
+
+/* When a segment was sent first; 0: it was sent again since, and nothing has the first time. */
+static __always_inline u64 first_transmission(struct sk_buff *skb)
+{
+	struct tcp_skb_cb *cb = (struct tcp_skb_cb *)((u64)skb + offsetof(struct sk_buff, cb));
+
+	return PEEK(cb, sacked) & TCPCB_EVER_RETRANS ? 0 : PEEK(skb, skb_mstamp_ns);
+}
+
+/*
+ * tcp_set_ca_state(), net/ipv4/tcp_cong.c, 5.19+: from tcp_enter_loss() and tcp_enter_recovery(), before
+ * anything is sent again and the segment's time with it.
+ */
+int on_tcp_cong_state_set(u64 *ctx)
+{
+	struct sock *sk = (struct sock *)ctx[0];
+	struct config *config = get_config();
+	u32 ca_state = (u8)ctx[1];
+	struct socket_state *state;
+	struct recovery *recovery;
+	struct turned_away away;
+	struct sk_buff *skb;
+	struct tcp_sock *tp;
+
+	if (!config || (ca_state != TCP_CA_Recovery && ca_state != TCP_CA_Loss))
+		return 0;
+	state = get_state(sk, config, &away);
+	if (!state || state->recovering == IN_RECOVERY)
+		return 0;
+	tp = get_tcp_sock(sk);
+	skb = first_unacknowledged(sk);
+	recovery = get_recovery(sk);
+	if (!tp || !skb || !recovery)
+		return 0;
+	recovery->noted_ns = first_transmission(skb);
+	recovery->noted_seq = READ(tp, snd_una);
+	return 0;
+}
+
+/*
+ * When the oldest bytes without an ACK were sent. Without a note of it, and if the oldest segment is the
+ * one that was just sent again, it is the time of which the kernel takes its rates: that of the first
+ * segment in flight, or of one that was sent beside the oldest. tcp_rate_skb_sent() and
+ * tcp_rate_skb_delivered(), net/ipv4/tcp_rate.c
+ */
+static __always_inline u64 begin_of_waiting(struct sock *sk, struct tcp_sock *tp,
+					    struct recovery *recovery, u64 now)
+{
+	struct sk_buff *first;
+	u64 sent_ns = 0;
+
+	if (recovery->noted_seq == READ(tp, snd_una))
+		sent_ns = recovery->noted_ns;
+	recovery->noted_ns = 0;
+	first = sent_ns ? 0 : first_unacknowledged(sk);
+	if (first)
+		sent_ns = first_transmission(first);
+	if (!sent_ns)
+		sent_ns = READ(tp, first_tx_mstamp) * 1000;
+	/* paced segments have the time of their departure, which may be to come */
+	return sent_ns && sent_ns < now ? sent_ns : now;
+}
+
+/* The end of the data that was sent, without a FIN. */
+static __always_inline u32 sent_end(struct sock *sk, struct tcp_sock *tp)
+{
+	u32 states = 1U << TCP_FIN_WAIT1 | 1U << TCP_CLOSING | 1U << TCP_LAST_ACK;
+	u32 state = READ(sk, __sk_common.skc_state), end = READ(tp, snd_nxt);
+
+	return (1U << state) & states && end == READ(tp, write_seq) ? end - 1 : end;
+}
+
+static __always_inline void end_recovery(struct config *config, struct socket_state *state,
+					 struct recovery *recovery, bool is_end_seen)
+{
+	if (is_end_seen)
+		record_long_for(config, state->owners, STAGE_TCP_RECOVERY,
+				bpf_ktime_get_ns() - recovery->begin_ns);
+	else if (!config->slice)
+		unmatched_for(config, state->owners, STAGE_TCP_RECOVERY, 1);
+	state->recovering = SEGMENTS_AFTER;
+}
+
+/* What the peer had already, as it says (RFC 2883): tcp_dsack_seen(), net/ipv4/tcp_input.c, 4.20+ */
+static __always_inline void note_duplicates(struct config *config, struct socket_state *state,
+					    struct tcp_sock *tp, struct recovery *recovery)
+{
+	u32 duplicates = READ(tp, dsack_dups);
+
+	if (duplicates != recovery->duplicates)
+		add_for(config, state->owners, COUNTER_SPURIOUS_RETRANSMITS,
+			duplicates - recovery->duplicates);
+	recovery->duplicates = duplicates;
+}
+
+/* A segment was sent again. SYN and FIN alone carry no data for which anybody waits. */
+static __always_inline void note_repetition(struct config *config, struct socket_state *state,
+					    struct recovery *recovery, struct sock *sk,
+					    struct tcp_sock *tp, struct sk_buff *skb)
+{
+	struct tcp_skb_cb *cb = (struct tcp_skb_cb *)skb->cb;
+	u32 end = sent_end(sk, tp), repeated = READ(cb, end_seq);
+
+	if (!READ(skb, len))
+		return;
+	if (state->recovering == IN_RECOVERY) {
+		if (is_after(recovery->end_seq, READ(tp, snd_una))) {
+			if (is_after(repeated, recovery->end_seq) && !is_after(repeated, end))
+				recovery->end_seq = repeated; /* and more is lost */
+			return;
+		}
+		end_recovery(config, state, recovery, false);
+	}
+	if (state->recovering)
+		note_duplicates(config, state, tp, recovery);
+	recovery->duplicates = READ(tp, dsack_dups);
+	recovery->begin_ns = begin_of_waiting(sk, tp, recovery, bpf_ktime_get_ns());
+	recovery->end_seq = end;
+	/* last: on_cgroup_ingress() may end it at once */
+	asm volatile("" ::: "memory");
+	state->recovering = IN_RECOVERY;
+}
+
+/* A segment reaches a socket that sent some again, and has not changed it yet. */
+static __always_inline void follow_recovery(struct config *config, struct sock *sk,
+					    struct socket_state *state, struct tcp_sock *tp,
+					    u32 ack_seq)
+{
+	struct recovery *recovery = look_up_recovery(sk);
+
+	if (state->recovering == REPEATED_HANDSHAKE)
+		return;
+	if (!recovery) { /* by LRU */
+		state->recovering = 0;
+		return;
+	}
+	note_duplicates(config, state, tp, recovery);
+	if (state->recovering != IN_RECOVERY)
+		state->recovering--;
+	else if (!is_after(recovery->end_seq, ack_seq))
+		end_recovery(config, state, recovery,
+			     is_after(recovery->end_seq, READ(tp, snd_una)));
+}
+
+/*
+ * A connection ends, or our FIN is acknowledged: so is all before it. If the ACK itself was not seen, as
+ * by tcp_probe after our own close(), it came now.
+ */
+static __always_inline void close_recovery(struct config *config, struct sock *sk)
+{
+	struct socket_state *state = find_state(sk);
+	struct recovery *recovery;
+	struct turned_away away;
+	struct tcp_sock *tp;
+
+	if (!state || !state->recovering)
+		return;
+	state = get_state(sk, config, &away);
+	tp = get_tcp_sock(sk);
+	recovery = look_up_recovery(sk);
+	if (!state || !tp || !recovery)
+		return;
+	note_duplicates(config, state, tp, recovery);
+	if (state->recovering == IN_RECOVERY)
+		end_recovery(config, state, recovery, true);
+}
+
+/*
+ * Passive opens whose SYN-ACK was sent again, from tcp_rtx_synack(), net/ipv4/tcp_output.c, until the
+ * connection stands: by the number of the SYN-ACK and the ports, the time when it was sent first. Most
+ * never stand, so the table is small and by LRU; what it lost is unmatched.
+ */
+BPF_TABLE("lru_hash", u64, u64, repeated_handshakes, 1024);
+
+static __always_inline u64 handshake_key(u32 seq, u32 port_pair)
+{
+	return (u64)seq << 32 | port_pair;
+}
+
+int on_tcp_retransmit_synack(u64 *ctx)
+{
+	struct sock *sk = (struct sock *)ctx[0];
+	struct tcp_request_sock *request = (struct tcp_request_sock *)ctx[1];
+	struct config *config = get_config();
+	struct netns_entry *netns;
+	u64 key, sent_ns;
+
+	if (!config)
+		return 0;
+	netns = find_netns(config, netns_of_socket(sk));
+	if (!netns || !(netns->flags & NETNS_WATCHED))
+		return 0;
+	key = handshake_key(PEEK(request, snt_isn) + 1,
+			    PEEK(request, req.req.__req_common.skc_portpair));
+	sent_ns = PEEK(request, snt_synack) * 1000; /* microseconds of CLOCK_MONOTONIC */
+	repeated_handshakes.update(&key, &sent_ns);
+	return 0;
+}
+
+/* A connection stands whose SYN-ACK was sent more than once. */
+static __always_inline void end_repeated_handshake(struct config *config, struct sock *sk,
+						   struct socket_state *state, struct tcp_sock *tp)
+{
+	u64 key = handshake_key(READ(tp, snd_una), READ(sk, __sk_common.skc_portpair));
+	u64 *sent_ns = repeated_handshakes.lookup(&key), ns = 0;
+	struct recovery *recovery;
+
+	if (sent_ns)
+		ns = at_least_0(bpf_ktime_get_ns() - *sent_ns);
+	repeated_handshakes.delete(&key);
+	if (!state->is_candidate) {
+		record_repeated_handshake(config, state->owners, ns);
+		return;
+	}
+	recovery = get_recovery(sk);
+	if (recovery) {
+		recovery->begin_ns = ns;
+		state->recovering = REPEATED_HANDSHAKE;
+	}
+}
