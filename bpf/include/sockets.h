@@ -116,6 +116,7 @@ struct socket_state {
 	u8 is_window_closed : 1; /* ours; the peer's */
 	u8 is_peer_window_closed : 1;
 	u8 is_window_low : 1; /* ours may have closed since */
+	u8 last_ack : 2;      /* enum ack: how the last one of new data came */
 #endif
 	u8 maker;      /* see new_states */
 	u8 pending_in; /* the last reading of what is pending that saw it */

@@ -399,26 +399,96 @@ static __always_inline void note_peer_window(struct config *config, struct socke
 }
 
 /*
- * The peer may delay the ACK of a lone segment, up to 40 ms, to send its answer along: that is not
- * a time of the network. The kernel excludes such ACKs from its least round trip,
- * tcp_update_rtt_min() and FLAG_ACK_MAYBE_DELAYED, net/ipv4/tcp_input.c, but not from the smoothed
- * one.
+ * A peer acknowledges more than one full segment at once. The ACK of less it may delay, to send its
+ * answer along, or until its timer expires: __tcp_ack_snd_check(), net/ipv4/tcp_input.c.
  */
-static __always_inline bool may_be_delayed(struct tcp_sock *tp, u32 srtt_us)
+enum ack { ACK_UNCERTAIN, ACK_AT_ONCE, ACK_BARE, ACK_WITH_DATA };
+
+static __always_inline enum ack kind_of_ack(struct tcp_sock *tp, struct incoming *incoming)
 {
-	return READ(tp, packets_out) == 1 && srtt_us / 2 > READ(tp, rtt_min.s[0].v);
+	u32 bytes = incoming->ack_seq - READ(tp, snd_una), mss = READ(tp, mss_cache);
+
+	if (incoming->is_beside)
+		return ACK_UNCERTAIN;
+	if (bytes >= 2 * mss)
+		return ACK_AT_ONCE;
+	if (bytes > mss || incoming->ack_seq != READ(tp, snd_nxt))
+		return ACK_UNCERTAIN;
+	return incoming->seq == incoming->end_seq ? ACK_BARE : ACK_WITH_DATA;
+}
+
+/*
+ * The time of TCP's timer for delayed ACKs, with its rounding to jiffies. It may be as long as a round
+ * trip, if that is longer: tcp_send_delayed_ack(), net/ipv4/tcp_output.c.
+ */
+#define DELAYED_ACK_US 40000
+#define DELAYED_ACK_EARLY_US 6000
+#define DELAYED_ACK_LATE_US 20000
+/* An ACK with data is taken as delayed when it is later than this, or than half the least round trip. */
+#define WITH_DATA_LATE_US 4000
+
+static __always_inline bool is_delayed(enum ack ack, u32 growth_us, u32 least_us)
+{
+	u32 longest_us = least_us > DELAYED_ACK_US ? least_us : DELAYED_ACK_US;
+
+	if (ack == ACK_BARE)
+		return growth_us >= DELAYED_ACK_US - DELAYED_ACK_EARLY_US &&
+		       growth_us <= longest_us + DELAYED_ACK_LATE_US;
+	return ack == ACK_WITH_DATA && (growth_us > least_us / 2 || growth_us > WITH_DATA_LATE_US);
 }
 
 /*
  * The last round trip, tcp_rack_advance(), net/ipv4/tcp_recovery.c: of the segment sent last among
  * those that the ACK before acknowledged. Without one it is the handshake's, of which the smoothed one
  * begins; so is it for all time with a peer that knows no selective ACKs.
+ *
+ * The least one of a connection is the kernel's, of the last five minutes (net.ipv4.tcp_min_rtt_wlen).
+ * An ACK that may have been delayed does not raise it, tcp_update_rtt_min(), net/ipv4/tcp_input.c.
  */
-static __always_inline u32 last_rtt(struct tcp_sock *tp, u32 srtt_us)
-{
-	u32 rtt_us = READ(tp, rack.rtt_us);
+struct round_trip {
+	u32 us;
+	u32 least_us;
+	enum ack ack; /* as it came */
+};
 
-	return rtt_us ? rtt_us : srtt_us;
+static __always_inline struct round_trip last_round_trip(struct socket_state *state,
+							 struct tcp_sock *tp, u32 srtt_us,
+							 bool is_beside)
+{
+	struct round_trip last = {
+		.us = READ(tp, rack.rtt_us),
+		.least_us = READ(tp, rtt_min.s[0].v),
+		.ack = is_beside ? ACK_UNCERTAIN : state->last_ack,
+	};
+
+	if (!last.us) {
+		last.us = srtt_us;
+		last.ack = ACK_UNCERTAIN;
+	}
+	if (last.least_us > last.us)
+		last.least_us = last.us;
+	return last;
+}
+
+static __always_inline void add_to(struct slot_stats *slot, u32 counter, u64 amount)
+{
+	__sync_fetch_and_add(&slot->counters[counter], amount);
+}
+
+static __always_inline void record_round_trip(struct config *config, struct slot_stats *slot,
+					      struct round_trip *last)
+{
+	u32 growth_us = last->us - last->least_us;
+
+	record(config, &slot->stages[STAGE_TCP_RTT], (u64)last->us * 1000);
+	add_to(slot, COUNTER_RTT_LEAST_NS, (u64)last->least_us * 1000);
+	if (last->ack == ACK_AT_ONCE) {
+		add_to(slot, COUNTER_RTT_GROWTH_SAMPLES, 1);
+		add_to(slot, COUNTER_RTT_GROWTH_NS, (u64)growth_us * 1000);
+	} else if (is_delayed(last->ack, growth_us, last->least_us)) {
+		add_to(slot, COUNTER_DELAYED_ACKS, 1);
+		add_to(slot, COUNTER_DELAYED_ACK_NS, (u64)growth_us * 1000);
+	}
 }
 
 /* At each ACK of new data. */
@@ -426,10 +496,21 @@ static __always_inline void sample_rtt(struct config *config, struct socket_stat
 				       struct tcp_sock *tp, struct incoming *incoming)
 {
 	u32 srtt_us = READ(tp, srtt_us) >> 3;
+	owners_t owners = state->owners;
+	struct round_trip last;
+	int i;
 
-	if (!is_open(config) || !srtt_us || !is_after(incoming->ack_seq, READ(tp, snd_una)))
+	if (!srtt_us || !is_after(incoming->ack_seq, READ(tp, snd_una)))
 		return;
-	record_for(config, state->owners, STAGE_TCP_RTT, (u64)last_rtt(tp, srtt_us) * 1000);
-	if (may_be_delayed(tp, srtt_us))
-		count_for(config, state->owners, COUNTER_DELAYED_ACKS);
+	last = last_round_trip(state, tp, srtt_us, incoming->is_beside);
+	state->last_ack = kind_of_ack(tp, incoming);
+	if (!is_open(config))
+		return;
+#pragma unroll
+	for (i = 0; i < MAX_OWNERS; i++, owners >>= OWNER_BITS) {
+		struct slot_stats *slot = stats_of_first(config, owners);
+
+		if (slot)
+			record_round_trip(config, slot, &last);
+	}
 }

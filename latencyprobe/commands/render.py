@@ -22,7 +22,7 @@ from latencyprobe.domain.document import LatencyReport, Node, TargetResult, inco
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.pending import PENDING_BY_NAME, Pending, describe
 from latencyprobe.domain.report import StageReport, TargetReport
-from latencyprobe.domain.stages import BY_NAME
+from latencyprobe.domain.stages import BY_NAME, DURATIONS
 from latencyprobe.domain.verdict import Verdict
 
 BAR_WIDTH = 24
@@ -197,9 +197,13 @@ def _missing(stages: Iterable[StageReport]) -> Iterator[Text]:
 
 
 def _counters(heading: str, counters: Mapping[str, int]) -> Iterator[Text]:
-    seen = [f"{name} {count:,}" for name, count in counters.items() if count]
+    seen = [f"{name} {_amount(name, count)}" for name, count in counters.items() if count]
     if seen:
         yield Text(f"{heading}: " + ", ".join(seen))
+
+
+def _amount(name: str, count: int) -> str:
+    return format_ns(count) if name in DURATIONS else f"{count:,}"
 
 
 def _pending(pending: Mapping[str, Pending]) -> Iterator[Text]:

@@ -75,7 +75,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """A count of events that have no duration."""
+    """A count of events that have no duration, or a sum of times (`…Ns`, in nanoseconds)."""
 
     name: str
     module: Module
@@ -237,10 +237,29 @@ COUNTERS: tuple[Counter, ...] = (
         "datagrams and segments dropped because a socket's receive queue was full",
     ),
     Counter(
+        "rttLeastNs",
+        Module.TCP,
+        "nanoseconds: the connection's least round trip, added for each sample of tcp.rtt",
+    ),
+    Counter(
+        "rttGrowthSamples",
+        Module.TCP,
+        "samples of tcp.rtt whose ACK no peer delays: of two full segments and more",
+    ),
+    Counter(
+        "rttGrowthNs",
+        Module.TCP,
+        "nanoseconds by which these were longer than the connection's least round trip",
+    ),
+    Counter(
         "delayedAcks",
         Module.TCP,
-        "ACKs of a single segment while tcp.rtt is over twice the connection's minimum: the peer "
-        "delayed them by up to 40 ms",
+        "ACKs of at most one segment that the peer delayed: until its reply, or by TCP's timer",
+    ),
+    Counter(
+        "delayedAckNs",
+        Module.TCP,
+        "nanoseconds by which these were later than the connection's least round trip",
     ),
     Counter("connectRefused", Module.TCP, "connects answered by a reset (ECONNREFUSED)"),
     Counter("connectTimedOut", Module.TCP, "connects without an answer (ETIMEDOUT)"),
@@ -272,6 +291,8 @@ DROPS = "drops"
 DROP_PREFIX = f"{DROPS}."
 # Waiting that has not ended, all kinds together: see the module `pending`.
 PENDING = "pending"
+# The counters that are times, in nanoseconds.
+DURATIONS = frozenset(counter.name for counter in COUNTERS if counter.name.endswith("Ns"))
 _COUNTER_MODULES = {counter.name: counter.module for counter in COUNTERS}
 
 BY_NAME: dict[str, Stage] = {stage.name: stage for stage in STAGES}

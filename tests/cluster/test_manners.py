@@ -169,7 +169,12 @@ def difference(site: Site, *options: str, **spec: Any) -> str:
 
 
 OBJECTIVE = {"name": "reads", "stage": "rx.total", "percentile": "p99", "max": "5ms"}
-GIT = {"interval": "2000ms", "window": "0.5m", "duration": "90m", "objectives": [OBJECTIVE]}
+GIT: dict[str, Any] = {
+    "interval": "2000ms",
+    "window": "0.5m",
+    "duration": "90m",
+    "objectives": [OBJECTIVE],
+}
 
 
 def test_server_side_apply_meets_no_conflict_and_no_drift(site: Site) -> None:

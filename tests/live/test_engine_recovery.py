@@ -343,7 +343,9 @@ async def test_a_passive_open_whose_syn_ack_was_repeated_costs_all_of_its_time(
     waits.assert_are_in(server)
 
 
-async def test_segments_that_the_peer_had_already_are_counted(start_engine: Start, typed: bool) -> None:
+async def test_segments_that_the_peer_had_already_are_counted(
+    start_engine: Start, typed: bool
+) -> None:
     """Its ACK was lost, and it says so of what is sent again."""
     async with measured(start_engine, typed=typed) as scene:
         waits = Waits()

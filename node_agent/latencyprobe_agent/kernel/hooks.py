@@ -439,7 +439,11 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
     "receiveQueueOverflows": StageNeeds(
         ("queue overflow",), {"receive drop": "only datagrams are counted"}
     ),
+    "rttLeastNs": StageNeeds((SEGMENT,)),
+    "rttGrowthSamples": StageNeeds((SEGMENT,)),
+    "rttGrowthNs": StageNeeds((SEGMENT,)),
     "delayedAcks": StageNeeds((SEGMENT,)),
+    "delayedAckNs": StageNeeds((SEGMENT,)),
     "connectRefused": StageNeeds(("state change",)),
     "connectTimedOut": StageNeeds(("state change",)),
     "connectUnreachable": StageNeeds(("state change",)),
