@@ -233,7 +233,7 @@ static __always_inline void record_long_for(struct config *config, owners_t owne
 	}
 }
 
-static __always_inline void add_for(struct config *config, owners_t owners, u32 counter, u32 count)
+static __always_inline void add_for(struct config *config, owners_t owners, u32 counter, u64 count)
 {
 	int i;
 

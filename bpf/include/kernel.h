@@ -59,8 +59,9 @@
 #define SOCK_STREAM 1
 #define SOCK_DGRAM 2
 
-#define RCV_SHUTDOWN 1 /* include/net/sock.h */
-#define SOCK_DEAD 0    /* enum sock_flags, the same file */
+#define RCV_SHUTDOWN 1	 /* include/net/sock.h */
+#define SK_PACING_NONE 0 /* enum sk_pacing, the same file */
+#define SOCK_DEAD 0	 /* enum sock_flags, the same file */
 #define SOCK_DONE 1
 #define IFF_LOOPBACK 0x8 /* include/uapi/linux/if.h */
 

@@ -211,21 +211,62 @@ static __always_inline void give_up_rest(struct sock *sk, struct tcp_sock *tp)
 		last->end = seq;
 }
 
-/* Count the obstacle of a segment that waited long, as it was when its first byte came. */
-static __always_inline void count_wait(struct config *config, struct socket_state *state,
-				       struct handoff *handoff, struct tcp_sock *tp, u32 seq,
-				       u32 length)
+/* TCP paces this socket: by its congestion control (BBR), or since the application asked for it. */
+static __always_inline bool is_paced(struct sock *sk)
 {
-	u32 mss = PEEK(tp, mss_cache), counter = COUNTER_SENDS_HELD_BACK;
+	return PEEK(sk, sk_pacing_status) != SK_PACING_NONE;
+}
+
+/*
+ * Beyond the limits of its first byte, a paced segment may have waited for the congestion window to open,
+ * or for its turn. What waited for an ACK leaves with the ACK, tcp_data_snd_check(),
+ * net/ipv4/tcp_input.c. What is under way counts without this segment: tcp_event_new_data_sent()
+ * comes later.
+ */
+#define WITH_ACK_US 100
+
+static __always_inline bool waited_for_pacing(struct sock *sk, struct tcp_sock *tp, u64 sent_ns)
+{
+	u32 under_way = PEEK(tp, packets_out), window = PEEK(tp, snd_cwnd);
+	u64 acknowledged_us = PEEK(tp, delivered_mstamp);
+
+	return is_paced(sk) &&
+	       (under_way < window / 2 ||
+		(under_way < window && sent_ns / 1000 > acknowledged_us + WITH_ACK_US));
+}
+
+/* The obstacle of a segment that waited long, as it was when its first byte came. */
+static __always_inline u32 obstacle_of(struct handoff *handoff, struct sock *sk,
+				       struct tcp_sock *tp, u32 seq, u32 length, u64 sent_ns)
+{
+	u32 mss = PEEK(tp, mss_cache);
 
 	if (length > mss) /* no more has to fit, tcp_snd_wnd_test() */
 		length = mss;
-	if (is_after(seq + length, handoff->limit_end))
-		counter = handoff->is_window ? COUNTER_SENDS_BEHIND_WINDOW :
-					       COUNTER_SENDS_BEHIND_CONGESTION;
-	else if (handoff->is_behind || seq != handoff->seq)
-		counter = COUNTER_SENDS_BEHIND_CONGESTION;
-	count_for(config, state->owners, counter);
+	if (is_after(seq + length, handoff->limit_end)) {
+		if (handoff->is_window)
+			return COUNTER_SENDS_BEHIND_WINDOW;
+		return waited_for_pacing(sk, tp, sent_ns) ? COUNTER_SENDS_PACED :
+							    COUNTER_SENDS_BEHIND_CONGESTION;
+	}
+	if (handoff->is_behind || seq != handoff->seq)
+		return is_paced(sk) ? COUNTER_SENDS_PACED : COUNTER_SENDS_BEHIND_CONGESTION;
+	return COUNTER_SENDS_HELD_BACK;
+}
+
+/* From the count of an obstacle to the time that it took. */
+#define TO_TIME_OF_SENDS (COUNTER_BEHIND_WINDOW_NS - COUNTER_SENDS_BEHIND_WINDOW)
+_Static_assert(COUNTER_BEHIND_CONGESTION_NS - COUNTER_SENDS_BEHIND_CONGESTION == TO_TIME_OF_SENDS &&
+		       COUNTER_PACED_NS - COUNTER_SENDS_PACED == TO_TIME_OF_SENDS &&
+		       COUNTER_HELD_BACK_NS - COUNTER_SENDS_HELD_BACK == TO_TIME_OF_SENDS,
+	       "the times of sends are not in the order of their counts");
+
+/* Count a segment that waited long, and how long. */
+static __always_inline void count_wait(struct config *config, struct socket_state *state,
+				       u32 obstacle, u64 ns)
+{
+	count_for(config, state->owners, obstacle);
+	add_for(config, state->owners, obstacle + TO_TIME_OF_SENDS, ns);
 }
 
 /* A segment of which it is not known when it was handed over: no tx.socket, and no total. */
@@ -272,6 +313,7 @@ static __always_inline u64 find_handoff(struct config *config, struct sock *sk, 
 		return 0;
 	}
 	if (sent_ns > handed_ns + LONG_WAIT_NS)
-		count_wait(config, state, &handoff, tp, seq, length);
+		count_wait(config, state, obstacle_of(&handoff, sk, tp, seq, length, sent_ns),
+			   sent_ns - handed_ns);
 	return handed_ns < sent_ns ? handed_ns : sent_ns - 1;
 }

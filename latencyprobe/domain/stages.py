@@ -207,13 +207,22 @@ COUNTERS: tuple[Counter, ...] = (
     Counter(
         "sendsBehindCongestion",
         Module.TX,
-        "segments that waited over 1 ms for the congestion window, pacing or the device's queue",
+        "segments that waited over 1 ms for the congestion window or the device's queue",
+    ),
+    Counter(
+        "sendsPaced",
+        Module.TX,
+        "segments that waited over 1 ms for their turn at the pacing rate",
     ),
     Counter(
         "sendsHeldBack",
         Module.TX,
         "segments that waited over 1 ms with both windows open: Nagle's algorithm or a cork",
     ),
+    Counter("behindWindowNs", Module.TX, "nanoseconds that sendsBehindWindow waited"),
+    Counter("behindCongestionNs", Module.TX, "nanoseconds that sendsBehindCongestion waited"),
+    Counter("pacedNs", Module.TX, "nanoseconds that sendsPaced waited"),
+    Counter("heldBackNs", Module.TX, "nanoseconds that sendsHeldBack waited"),
     Counter("retransmits", Module.TCP, "retransmitted segments"),
     Counter("rtos", Module.TCP, "expiries of the retransmission timer"),
     Counter(
