@@ -39,8 +39,11 @@ static __always_inline void depart_segment(struct config *config, struct bpf_soc
 	if (!(state ? state->owners : away.owners) || !is_sampled(config))
 		return;
 	segment = parse_segment(departure);
-	if (!segment.length)
+	if (!segment.length) {
+		if (segment.is_syn && state)
+			begin_syn(config, departure, packet, state->owners, segment.seq);
 		return;
+	}
 	if (state)
 		begin_segment(config, departure, packet, (struct sock *)tp, state, segment);
 	else

@@ -116,7 +116,7 @@ static __always_inline void give_to_driver(struct config *config, struct sent *p
 	element->queue_ns = packet->queue_ns;
 	element->last_queue_ns = packet->last_queue_ns;
 	element->xmit_ns = now;
-	element->owners = (device & DEVICE_FATES) == DEVICE_COMPLETES ? packet->owners : 0;
+	element->owners = (device & DEVICE_FATES) == DEVICE_COMPLETES ? measured_owners(packet) : 0;
 	element->device = device;
 	element->device_index = device_index;
 	element->stack_ns = packet->stack_ns;
@@ -130,6 +130,7 @@ static __always_inline void give_to_driver(struct config *config, struct sent *p
 static __always_inline void end_without_driver(struct config *config, struct sent *packet, u64 now)
 {
 	struct trace_event *event = begin_event(EVENT_SENT);
+	owners_t owners = measured_owners(packet);
 	struct way way = {
 		.start_ns = packet->start_ns,
 		.queue_ns = packet->queue_ns,
@@ -138,9 +139,9 @@ static __always_inline void end_without_driver(struct config *config, struct sen
 		.stack_ns = packet->stack_ns,
 	};
 
-	record_in_all(config, packet->owners, event, &way);
+	record_in_all(config, owners, event, &way);
 #if TRACE
-	tell(event, packet->owners, &packet->user, &packet->endpoints);
+	tell(event, owners, &packet->user, &packet->endpoints);
 #endif
 }
 

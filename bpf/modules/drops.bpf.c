@@ -1,7 +1,45 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Module tcp: packets that the targets' sockets lose, and the reasons.
+ * Module tcp: packets of the targets that are dropped, with reason and kernel function. These are
+ * those that have a target's socket, and with the module tx those that the host has on their way out:
+ * routing takes their socket away, ip_rcv_core(), net/ipv4/ip_input.c.
  */
+
+/* A place in the kernel's code that drops packets of a slot, in one half of `stats`. */
+struct drop_place {
+	u64 location; /* behind the call of kfree_skb(): it stays on the node */
+	u32 slot;
+	u32 epoch;
+};
+
+/*
+ * How often, by place. The agent takes and deletes the elements of the half that is not written. In a
+ * full map a place has none: then its drops have a reason alone. Allocated ahead, since kfree_skb()
+ * may be called from anywhere.
+ */
+BPF_TABLE("hash", struct drop_place, u64, drop_places, MAX_DROP_PLACES);
+
+#ifdef WITH_ON_DROP_PLACE
+
+/*
+ * bpf_iter__bpf_map_elem, kernel/bpf/map_iter.c, 5.8+: write the name of each place's function, by
+ * which it is known without reading /proc/kallsyms (CAP_SYSLOG). The kernel writes a module behind it.
+ */
+int on_drop_place(u64 *ctx)
+{
+	struct drop_place *place = (struct drop_place *)ctx[2];
+	struct seq_file *file = *(struct seq_file **)ctx[0]; /* struct bpf_iter_meta */
+	const char format[] = "%llx %ps\n";
+	u64 values[2];
+
+	if (!place)
+		return 0;
+	values[0] = values[1] = place->location;
+	bpf_seq_printf(file, format, sizeof(format), values, sizeof(values));
+	return 0;
+}
+
+#endif
 
 #ifdef HAVE_kfree_skb_reason
 
@@ -13,16 +51,38 @@ static __always_inline bool is_queue_overflow(u32 reason)
 	       reason == DROP_TCP_OFO_DROP;
 }
 
-static __always_inline void drop_for(struct config *config, owners_t owners, u32 reason)
+static __always_inline void count_place(struct config *config, u32 slot, u64 location)
+{
+	struct drop_place place = {
+		.location = location,
+		.slot = slot,
+		.epoch = config->epoch & 1,
+	};
+	u64 *count = drop_places.lookup(&place), none = 0;
+
+	if (!count) {
+		drop_places.insert(&place, &none); /* unless another CPU has done so */
+		count = drop_places.lookup(&place);
+	}
+	if (count)
+		__sync_fetch_and_add(count, 1);
+}
+
+static __always_inline void drop_for(struct config *config, owners_t owners, u32 reason,
+				     u64 location)
 {
 	u64 index = reason < NR_DROP_REASONS ? reason : NR_DROP_REASONS - 1;
+	int i;
 
-	for (; owners; owners >>= OWNER_BITS) {
-		struct slot_stats *slot = get_stats(config, first_slot(owners));
+#pragma unroll
+	for (i = 0; i < MAX_OWNERS; i++, owners >>= OWNER_BITS) {
+		struct slot_stats *slot = stats_of_first(config, owners);
 
 		asm volatile("" : "+r"(index)); /* as in record() */
-		if (slot && index < NR_DROP_REASONS)
+		if (slot && index < NR_DROP_REASONS) {
 			__sync_fetch_and_add(&slot->drops[index], 1);
+			count_place(config, first_slot(owners), location);
+		}
 	}
 }
 
@@ -35,6 +95,47 @@ static __always_inline bool is_drop(u32 reason)
 	return reason > DROP_NOT_SPECIFIED && reason != DROP_QUEUE_PURGE &&
 	       reason != DROP_SOCKET_CLOSE;
 }
+
+#ifdef MODULE_TX
+
+static __always_inline bool is_marked(struct sent *packet, unsigned char *transport)
+{
+	u32 seq = 0;
+
+	if (packet->mark & MARK_DATAGRAM)
+		return packet->mark == mark_of_datagram(transport);
+	bpf_probe_read_kernel(&seq, sizeof(seq), transport + 4);
+	return (packet->mark & ~MARK_UNMEASURED) == segment_mark(bpf_ntohl(seq));
+}
+
+/*
+ * The owners of a packet that a target sent and that has no socket any more. Another packet may have
+ * the skb by now: so it has to have the same content. A tunnel's header may be before it.
+ */
+static __always_inline owners_t sender_of(struct config *config, struct sk_buff *skb)
+{
+	u64 identity = sent_identity(skb, config);
+	struct sent *packet = get_sent(identity);
+	unsigned char *head;
+
+	if (!packet || !is_sent(packet, identity))
+		return 0;
+	head = READ(skb, head);
+	if (!is_marked(packet, head + READ(skb, transport_header)) &&
+	    !is_marked(packet, head + READ(skb, inner_transport_header)))
+		return 0;
+	abandon(config, packet);
+	return packet->owners;
+}
+
+#else
+
+static __always_inline owners_t sender_of(struct config *config, struct sk_buff *skb)
+{
+	return 0;
+}
+
+#endif
 
 #ifdef HAVE_kfree_skb_rx_sk
 
@@ -54,7 +155,13 @@ int on_kfree_skb(u64 *ctx)
 	if (!sk)
 		sk = READ(skb, sk);
 	config = get_config();
-	if (!sk || !config || !is_full(sk) || !protocol_of(sk))
+	if (!config)
+		return 0;
+	if (!sk) {
+		drop_for(config, sender_of(config, skb), reason, ctx[1]);
+		return 0;
+	}
+	if (!is_full(sk) || !protocol_of(sk))
 		return 0;
 	state = get_state(sk, config, &away);
 	owners = state ? state->owners : away.owners;
@@ -62,7 +169,7 @@ int on_kfree_skb(u64 *ctx)
 		return 0;
 	/* read again: the verifier would follow all above for each reason that was distinguished */
 	reason = *(volatile u64 *)&ctx[2];
-	drop_for(config, owners, reason);
+	drop_for(config, owners, reason, ctx[1]);
 	if (is_queue_overflow(reason))
 		count_for(config, owners, COUNTER_RECEIVE_QUEUE_OVERFLOWS);
 	if (state && !config->reads_listeners && is_listener(sk))
@@ -77,11 +184,18 @@ int on_kfree_sent(u64 *ctx)
 {
 	u32 reason = ctx[2];
 	struct sk_buff *skb = (struct sk_buff *)ctx[0];
-	struct sock *sk = is_drop(reason) ? READ(skb, sk) : 0;
 	struct config *config = get_config();
+	struct sock *sk;
+	owners_t owners = 0;
 
-	if (sk && config && is_full(sk) && protocol_of(sk))
-		drop_for(config, get_owners(sk, config), reason);
+	if (!is_drop(reason) || !config)
+		return 0;
+	sk = READ(skb, sk);
+	if (!sk)
+		owners = sender_of(config, skb);
+	else if (is_full(sk) && protocol_of(sk))
+		owners = get_owners(sk, config);
+	drop_for(config, owners, reason, ctx[1]);
 	return 0;
 }
 

@@ -6,7 +6,8 @@
  *     --host--> net_dev_queue on the last device --qdisc--> net_dev_start_xmit on it
  *     --driver--> consume_skb
  *
- * Only packets with data count: a bare ACK, SYN, FIN or RST carries nothing of the application's.
+ * Only packets with data count: a bare ACK, SYN, FIN or RST carries nothing of the application's. A
+ * SYN is followed too, without being measured: if the host drops it, the connect waits.
  */
 
 #define SENT_BITS 12
@@ -22,11 +23,11 @@ struct sent {
 	u64 start_ns;	   /* handed to TCP; its stamp, or queue_ns, where that is not known */
 	u64 queue_ns;	   /* net_dev_queue where the socket lives */
 	u64 last_queue_ns; /* net_dev_queue on the host's side; 0 before it */
-	owners_t owners;   /* 0: its first part is missing, so it has no total, and no other part */
+	owners_t owners;
 	u64 sk;
 	u32 netns;
 	u32 device;   /* ifindex of that of queue_ns; skb_iif at last_queue_ns once that is set */
-	u32 mark;     /* datagram_mark(); 0 for TCP */
+	u32 mark;     /* datagram_mark() or segment_mark() */
 	u32 stack_ns; /* from TCP's stamp to queue_ns; ABSENT where there is none (UDP) */
 #if TRACE
 	struct user user;
@@ -53,11 +54,30 @@ static __always_inline bool is_sent(struct sent *packet, u64 identity)
 	return packet->tag == sent_tag(identity, packet);
 }
 
+/*
+ * What stays the same of a packet on its way, with its kind in the lowest bits. MARK_UNMEASURED: it has
+ * no stage, since it is a SYN, or since its first part is missing: so it has no total either.
+ */
+#define MARK_DATAGRAM 1U
+#define MARK_UNMEASURED 2U
+#define MARK_BITS 2
+
+static __always_inline u32 segment_mark(u32 seq)
+{
+	return seq << MARK_BITS;
+}
+
+/* The owners for whom this packet is measured; 0: for none. */
+static __always_inline owners_t measured_owners(struct sent *packet)
+{
+	return packet->mark & MARK_UNMEASURED ? 0 : packet->owners;
+}
+
 /* The packet of this element will not be seen to leave. */
 static __always_inline void abandon(struct config *config, struct sent *packet)
 {
 	packet->tag = 0;
-	unmatched_for(config, packet->owners, STAGE_TX_TOTAL, 1);
+	unmatched_for(config, measured_owners(packet), STAGE_TX_TOTAL, 1);
 }
 
 /* A packet that a device is given to transmit. `sk`: the sender's socket, as a number. */
@@ -111,7 +131,7 @@ static __always_inline struct departure departure_of(struct config *config, stru
  * not suffice: an skb that a NIC or a bridge (for a copy) gets next may have it. TCP does not need
  * this, since it sends from a slab of its own, skbuff_fclone_cache.
  */
-static __always_inline u32 datagram_mark(struct departure *departure)
+static __always_inline u32 mark_of_datagram(unsigned char *transport)
 {
 	struct {
 		u16 length;
@@ -119,11 +139,15 @@ static __always_inline u32 datagram_mark(struct departure *departure)
 		u32 payload;
 	} from_length = {};
 
-	bpf_probe_read_kernel(&from_length, sizeof(from_length),
-			      departure->head + departure->transport + 4);
+	bpf_probe_read_kernel(&from_length, sizeof(from_length), transport + 4);
 	if (bpf_ntohs(from_length.length) < 12)
 		from_length.payload = 0;
-	return (from_length.payload ^ (u32)from_length.length << 16) | 1;
+	return (from_length.payload ^ (u32)from_length.length << 16) << MARK_BITS | MARK_DATAGRAM;
+}
+
+static __always_inline u32 datagram_mark(struct departure *departure)
+{
+	return mark_of_datagram(departure->head + departure->transport);
 }
 
 /*
@@ -140,6 +164,7 @@ static __always_inline bool is_foreign(struct sent *packet, u64 sk, u32 inum)
 struct tcp_segment {
 	u32 seq;
 	u32 length; /* of its data; 0 for a pure ACK, SYN, FIN or RST */
+	bool is_syn;
 };
 
 /* At net_dev_queue skb->data is at the link-layer header: the data is what lies behind TCP's. */
@@ -160,9 +185,10 @@ static __always_inline struct tcp_segment parse_segment(struct departure *depart
 	if (bpf_probe_read_kernel(&header, sizeof(header), departure->head + departure->transport))
 		return segment;
 	before += (header.header_words >> 4) * 4;
+	segment.seq = bpf_ntohl(header.seq);
+	segment.is_syn = header.flags & TCPHDR_SYN;
 	if (header.flags & (TCPHDR_SYN | TCPHDR_RST) || departure->length <= before)
 		return segment;
-	segment.seq = bpf_ntohl(header.seq);
 	segment.length = departure->length - before;
 	return segment;
 }
@@ -217,7 +243,7 @@ static __always_inline void begin_packet(struct config *config, struct departure
 	u64 now = bpf_ktime_get_ns();
 
 	if (packet->tag)
-		lost_for(config, packet->owners, STAGE_TX_TOTAL);
+		lost_for(config, measured_owners(packet), STAGE_TX_TOTAL);
 	packet->start_ns = now;
 	packet->queue_ns = now;
 	packet->last_queue_ns = 0;
@@ -234,9 +260,19 @@ static __always_inline void begin_segment(struct config *config, struct departur
 					  struct socket_state *state, struct tcp_segment segment)
 {
 	begin_packet(config, departure, packet, state->owners);
+	packet->mark = segment_mark(segment.seq);
 	if (!begin_at_socket(config, departure, sk, packet, state, segment))
-		packet->owners = 0;
+		packet->mark |= MARK_UNMEASURED;
 	note_sender(packet, state, departure, sk, PROTOCOL_TCP);
+	packet->tag = sent_tag(departure->identity, packet);
+}
+
+/* A SYN, which is not measured. */
+static __always_inline void begin_syn(struct config *config, struct departure *departure,
+				      struct sent *packet, owners_t owners, u32 seq)
+{
+	begin_packet(config, departure, packet, owners);
+	packet->mark = segment_mark(seq) | MARK_UNMEASURED;
 	packet->tag = sent_tag(departure->identity, packet);
 }
 
@@ -270,8 +306,11 @@ static __always_inline void queue_own(struct config *config, struct sk_buff *skb
 	departure = departure_of(config, skb, inum);
 	if (protocol == PROTOCOL_TCP) {
 		segment = parse_segment(&departure);
-		if (!segment.length)
+		if (!segment.length) {
+			if (segment.is_syn && state)
+				begin_syn(config, &departure, packet, state->owners, segment.seq);
 			return;
+		}
 	}
 	if (!state) {
 		lose_sent(config, away.owners, segment.length);
@@ -301,7 +340,7 @@ static __always_inline bool is_forwarded(struct sent *packet, struct departure *
 		return !iif || iif == packet->device;
 	if (departure->sk) /* the sender's: see is_foreign() */
 		return true;
-	return iif && (!packet->mark || packet->mark == datagram_mark(departure));
+	return iif && (!(packet->mark & MARK_DATAGRAM) || packet->mark == datagram_mark(departure));
 }
 
 static __always_inline void queue_on_host(struct sent *packet, struct departure *departure, u64 now)

@@ -10,6 +10,7 @@ here needs no second list.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -295,9 +296,15 @@ PACKET_STAGES: tuple[Stage, ...] = tuple(
     if stage.name in _TOTALS or stage.total in _TOTALS or stage.within is not None
 )
 
-# Packets that a target's sockets lost, counted by the kernel's reasons: `drops.SOCKET_RCVBUFF`.
+# Packets of a target that were dropped, counted by the kernel's reasons: `drops.SOCKET_RCVBUFF`.
 DROPS = "drops"
 DROP_PREFIX = f"{DROPS}."
+# The same packets by the kernel functions that dropped them: `dropsIn.nf_hook_slow`.
+DROPS_IN = "dropsIn"
+DROPS_IN_PREFIX = f"{DROPS_IN}."
+# Those whose function has no name, and those of the rarest functions.
+OTHER_PLACES = f"{DROPS_IN_PREFIX}OTHER"
+_FUNCTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,55}")
 # Waiting that has not ended, all kinds together: see the module `pending`.
 PENDING = "pending"
 # The counters that are times, in nanoseconds.
@@ -364,11 +371,11 @@ def _stages_of(modules: frozenset[Module]) -> tuple[Stage, ...]:
 def counters_of(modules: Iterable[Module]) -> tuple[str, ...]:
     """Return the names that coverage has for the counters of these modules.
 
-    Drop counters have one name together, and so have all pending waits.
+    Drop counters have one name together, by reason and by function. So have all pending waits.
     """
     wanted = set(modules)
     listed = tuple(counter.name for counter in COUNTERS if counter.module in wanted)
-    drops = (DROPS,) if Module.TCP in wanted else ()
+    drops = (DROPS, DROPS_IN) if Module.TCP in wanted else ()
     pending = (PENDING,) if wanted & SOCKET_MODULES else ()
     return (*listed, *drops, *pending)
 
@@ -383,8 +390,20 @@ def drop_counter(reason: str) -> str:
     return DROP_PREFIX + reason
 
 
+def drop_place_counter(function: str) -> str:
+    """Return the name of the counter of packets that this kernel function dropped.
+
+    What the compiler appends (`.isra.0`) is omitted. OTHER_PLACES if it is no function's name.
+    """
+    name = function.partition(".")[0]
+    return DROPS_IN_PREFIX + name if _FUNCTION_NAME.fullmatch(name) else OTHER_PLACES
+
+
 def counter_module(name: str) -> Module | None:
     """Return the module of a counter; None for an unknown name."""
+    if name.startswith(DROPS_IN_PREFIX):
+        function = name.removeprefix(DROPS_IN_PREFIX)
+        return Module.TCP if _FUNCTION_NAME.fullmatch(function) else None
     if name.startswith(DROP_PREFIX) and name != DROP_PREFIX:
         return Module.TCP
     return _COUNTER_MODULES.get(name)

@@ -79,6 +79,11 @@ def counters(engine: KernelEngine) -> tuple[dict[str, int], dict[str, int]]:
     return dict(client), dict(server)
 
 
+def by_reason(counted: dict[str, int]) -> dict[str, int]:
+    """Without the kernel functions that dropped packets: these differ between kernels."""
+    return {name: n for name, n in counted.items() if not name.startswith("dropsIn.")}
+
+
 def counters_until(engine: KernelEngine, name: str, count: int) -> dict[str, int]:
     """The client's counters, once this one has come so far.
 
@@ -231,8 +236,8 @@ async def test_datagrams_that_find_no_room_are_counted_by_reason(
         _, dropped = receive_memory(reading)
     asking, answering = counters(engine)
     assert dropped > 100
-    by_reason = {} if gap(engine, "drops") else {"drops.SOCKET_RCVBUFF": dropped}
-    assert answering == {"receiveQueueOverflows": dropped, **by_reason}
+    reasons = {} if gap(engine, "drops") else {"drops.SOCKET_RCVBUFF": dropped}
+    assert by_reason(answering) == {"receiveQueueOverflows": dropped, **reasons}
     assert asking == {}
 
 
@@ -245,7 +250,7 @@ async def test_packets_that_a_firewall_drops_on_output_are_counted_by_reason(
     send_what_netfilter_drops(client, server, 7)
     asking, answering = counters(engine)
     untold = gap(engine, "drops") is CoverageState.UNAVAILABLE
-    assert asking == ({} if untold else {"drops.NETFILTER_DROP": 7})
+    assert by_reason(asking) == ({} if untold else {"drops.NETFILTER_DROP": 7})
     assert answering == {}
 
 

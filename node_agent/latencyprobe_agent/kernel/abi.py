@@ -97,6 +97,8 @@ MISSING = ("LOST", "UNMATCHED", "CLAMPED")
 # Room in `stats` for the reasons of many kernels to come: 6.18 has 128. The last place is for those
 # beyond, and for those of subsystems (mac80211, Open vSwitch), whose numbers begin at 65536.
 NR_DROP_REASONS = 192
+# Places in the kernel's code that drop packets of targets, in both halves of `stats` together.
+MAX_DROP_PLACES = 1024
 # An event has room for all stages up to a packet's last one, by their own indices.
 NR_PACKET_STAGES = 1 + max(INDEX[stage.name] for stage in PACKET_STAGES)
 
@@ -183,6 +185,7 @@ MACROS: Mapping[str, int | str] = {
     "NR_PACKET_STAGES": NR_PACKET_STAGES,
     "NR_COUNTERS": len(COUNTERS),
     "NR_DROP_REASONS": NR_DROP_REASONS,
+    "MAX_DROP_PLACES": MAX_DROP_PLACES,
     "NR_SOFTIRQ_VECTORS": len(VECTORS),
     "MAX_HANDLERS": MAX_HANDLERS,
     "HANDLER_NAME_BYTES": HANDLER_NAME_BYTES,
@@ -355,6 +358,7 @@ PENDING = Layout(
 )
 SLOT_PENDING = Layout("slot_pending", kinds=f"{len(PENDING_KINDS) * PENDING.size}s")
 PENDING_READING = Layout("pending_reading", number="Q", owners="Q", found=SLOT_PENDING)
+DROP_PLACE = Layout("drop_place", location="Q", slot="I", epoch="I")
 HANDLER_NAME = Layout("handler_name", text=f"{HANDLER_NAME_BYTES}s")
 USER = Layout("user", tgid="I", pid="I", comm="16s")
 ENDPOINTS = Layout(
@@ -402,6 +406,7 @@ THREAD_SHARES = Map("thread_shares", U32, THREAD_SHARE.packing)
 NODE_STATS = Map("node_stats", U32, NODE_ROW.packing)
 HANDLER_NAMES = Map("handler_names", U32, HANDLER_NAME.packing)
 TRACE_CONTROLS = Map("trace_control", U32, TRACE_CONTROL.packing)
+DROP_PLACES = Map("drop_places", DROP_PLACE.packing, U64)
 PENDING_OF_SLOTS = Map("pending_of_slots", U32, SLOT_PENDING.packing)
 PENDING_READINGS = Map("pending_readings", U32, PENDING_READING.packing)
 # A ring buffer has neither keys nor values; its elements are `struct trace_event`.
@@ -409,10 +414,11 @@ TRACE_RING = "trace_ring"
 
 _MAPS = (CONFIGURATION, STATS, CGROUPS, PROCESSES, FILTERS, FILTER_PORTS, SOCKET_MEMORIES)
 _LAYOUTS = (SHARDS, NETNS_ENTRY, CONFIG, STAGE_STATS, SLOT_STATS, SLOT_FILTER, SOCKET_MEMORY)
-# There with the modules that measure sockets; with rx, sched and irq; while packets are traced.
+# There with the modules that measure sockets; with rx, tcp, sched, irq; while packets are traced.
 _SOCKET_MAPS = (PENDING_OF_SLOTS, PENDING_READINGS)
 _SOCKET_LAYOUTS = (PENDING, SLOT_PENDING, PENDING_READING)
 _RX_MAPS = (HOST_DEVICES,)
+_TCP_MAPS, _TCP_LAYOUTS = (DROP_PLACES,), (DROP_PLACE,)
 _SCHED_MAPS, _SCHED_LAYOUTS = (THREADS, THREAD_SHARES), (THREAD, THREAD_SHARE)
 _IRQ_MAPS, _IRQ_LAYOUTS = (NODE_STATS, HANDLER_NAMES), (HANDLER_NAME, NODE_ROW)
 _TRACE_MAPS = (TRACE_CONTROLS,)
@@ -449,6 +455,7 @@ def assertions(modules: Iterable[Module], *, trace: bool) -> Iterator[str]:
     layouts = (
         *_LAYOUTS,
         *(_SOCKET_LAYOUTS if wanted & SOCKET_MODULES else ()),
+        *(_TCP_LAYOUTS if Module.TCP in wanted else ()),
         *(_SCHED_LAYOUTS if Module.SCHED in wanted else ()),
         *(_IRQ_LAYOUTS if Module.IRQ in wanted else ()),
         *(_TRACE_LAYOUTS if trace else ()),
@@ -470,6 +477,7 @@ def _maps(modules: Iterable[Module], *, trace: bool) -> tuple[Map, ...]:
         *_MAPS,
         *(_SOCKET_MAPS if frozenset(modules) & SOCKET_MODULES else ()),
         *(_RX_MAPS if Module.RX in frozenset(modules) else ()),
+        *(_TCP_MAPS if Module.TCP in frozenset(modules) else ()),
         *(_SCHED_MAPS if Module.SCHED in frozenset(modules) else ()),
         *(_IRQ_MAPS if Module.IRQ in frozenset(modules) else ()),
         *(_TRACE_MAPS if trace else ()),

@@ -20,13 +20,14 @@ from latencyprobe.domain.coverage import NO_DATAGRAMS, CoverageState, StageCover
 from latencyprobe.domain.stages import (
     BY_NAME,
     DROPS,
+    DROPS_IN,
     PENDING,
     SOCKET_MODULES,
     STAGES,
     Module,
     counters_of,
 )
-from latencyprobe_agent.kernel.abi import SOCKET_STATES
+from latencyprobe_agent.kernel.abi import DROP_PLACES, SOCKET_STATES
 
 RX, TX, TCP, IRQ, SCHED = Module.RX, Module.TX, Module.TCP, Module.IRQ, Module.SCHED
 
@@ -128,11 +129,13 @@ class Event:
 class StageNeeds:
     """The events that a stage or counter requires, and those whose absence makes it partial.
 
-    `profits`: event to the part that is missing without it.
+    `profits`: event to the part that is missing without it. `beside`: the same of a module that no
+    probe asks for.
     """
 
     requires: tuple[str, ...]
     profits: Mapping[str, str] = field(default_factory=dict)
+    beside: Mapping[Module, str] = field(default_factory=dict)
 
 
 def _event(
@@ -182,6 +185,8 @@ _LISTENERS = Hook(
 COUNT_SOCKETS = ("on_known_socket", "on_socket_file")
 # Those that find what is pending: for each open file, and for each socket with a state of ours.
 READ_PENDING, READ_PENDING_STATES = "on_pending_file", "on_socket_state"
+# The program that names kernel functions which drop packets.
+NAME_DROP_PLACES = "on_drop_place"
 # Without this event the same is found, in more time.
 FAST_PENDING = "fast pending reading"
 # The programs on devices: of the targets' namespaces, and of the host's.
@@ -343,6 +348,11 @@ EVENTS: tuple[Event, ...] = (
         Hook("on_kfree_sent", "kfree_skb", reads="requires drop reasons, added in Linux 5.17"),
     ),
     _event("receive drop", (TCP,), _KFREE_SKB),
+    _event(
+        "drop place",
+        (TCP,),
+        Hook(NAME_DROP_PLACES, "bpf_map_elem", HookKind.ITERATOR, over=DROP_PLACES.name),
+    ),
     _event("queue overflow", (TCP,), _KFREE_SKB, ("on_udp_fail_queue", "udp_fail_queue_rcv_skb")),
     _event("listener", (TCP,), _LISTENERS, ("on_sk_data_ready", "sk_data_ready")),
     _event("listener reading", (TCP,), _LISTENERS),
@@ -416,6 +426,7 @@ STAGE_NEEDS: Mapping[str, StageNeeds] = {
     "irq.softrun": StageNeeds(("softirq entry", "softirq exit")),
 }
 
+_NOT_ON_HOST = "packets that the host drops after they left the pod are not counted"
 COUNTER_NEEDS: Mapping[str, StageNeeds] = {
     "headOfLineSegments": StageNeeds((SEGMENT,)),
     "sendsBehindWindow": StageNeeds(("send", "queue"), _PROCESSES),
@@ -455,7 +466,18 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
     "connectAborted": StageNeeds(("state change",)),
     "connectFailedOther": StageNeeds(("state change",)),
     "handshakeRetransmits": StageNeeds(("state change",)),
-    DROPS: StageNeeds(("drop",), {"receive drop": "only packets that a socket sent are counted"}),
+    DROPS: StageNeeds(
+        ("drop",),
+        {
+            "receive drop": "only packets that a socket sent are counted",
+            QUEUE: _NOT_ON_HOST,
+        },
+        {TX: _NOT_ON_HOST},
+    ),
+    DROPS_IN: StageNeeds(
+        ("drop",),
+        {"drop place": "functions have names only if the agent may read /proc/kallsyms"},
+    ),
     PENDING: StageNeeds(
         ("pending reading",),
         {
@@ -587,7 +609,7 @@ def coverage_of(
     unwanted |= frozenset() if processes else PROCESS_EVENTS
     unwanted |= frozenset() if steering else STEERING_EVENTS
     unwanted |= frozenset(event.name for event in EVENTS if not event.modules & modules)
-    gaps = _Gaps(refused, unwanted, remarks)
+    gaps = _Gaps(refused, unwanted, remarks, modules - stopped)
     stages = (
         _stopped(stage.name, set(stage.modules) & stopped)
         or _cover(stage.name, STAGE_NEEDS[stage.name], attached, gaps)
@@ -627,12 +649,13 @@ def unavailable(reason: str) -> tuple[StageCoverage, ...]:
 class _Gaps:
     """The reasons why events have no hook, or no better one: see `coverage_of`.
 
-    `unwanted`: events that no probe, or no target, asks for.
+    `unwanted`: events that no probe, or no target, asks for. `modules`: those that are measured.
     """
 
     refused: Mapping[str, str]
     unwanted: frozenset[str]
     remarks: Mapping[str, str]
+    modules: frozenset[Module]
 
 
 def _cover(name: str, needs: StageNeeds, attached: Mapping[str, str], gaps: _Gaps) -> StageCoverage:
@@ -646,6 +669,11 @@ def _cover(name: str, needs: StageNeeds, attached: Mapping[str, str], gaps: _Gap
         f"{lack}: {gaps.refused.get(event, 'no hook')}"
         for event, lack in needs.profits.items()
         if event not in attached and event not in gaps.unwanted
+    ]
+    lacks += [
+        f"{lack} without module {module}"
+        for module, lack in needs.beside.items()
+        if module not in gaps.modules
     ]
     state = CoverageState.PARTIAL if lacks else CoverageState.ACTIVE
     is_on_devices = any(hook in DEVICE_HOOKS for hook in in_use)

@@ -11,7 +11,7 @@ import ctypes.util
 import errno
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 PROG_TYPE_KPROBE = 2
@@ -348,22 +348,24 @@ def attach_iterator(program_fd: int, map_fd: int | None = None) -> int:
     return _check(result, "attach")
 
 
-def run_iterator(link_fd: int) -> None:
-    """Run an iterator's program for each object. Raises OSError."""
+def run_iterator(link_fd: int) -> bytes:
+    """Run an iterator's program for each object; return what it writes. Raises OSError."""
     iteration = _check(library().bpf_iter_create(link_fd), "create an iterator")
     try:
-        _read_to_end(iteration)
+        return b"".join(_read_to_end(iteration))
     finally:
         os.close(iteration)
 
 
-def _read_to_end(iteration: int) -> None:
+def _read_to_end(iteration: int) -> Iterator[bytes]:
     while True:
         try:
-            if not os.read(iteration, _READ_BYTES):
-                return
+            written = os.read(iteration, _READ_BYTES)
         except BlockingIOError:  # after a million objects: bpf_seq_read(), kernel/bpf/bpf_iter.c
             continue
+        if not written:
+            return
+        yield written
 
 
 def create_link(program_fd: int, target_fd: int, attach_type: int) -> int:

@@ -55,6 +55,8 @@ async def test_headers_have_the_reasons_of_drops(
     counters = engine.read()[CLIENT].counters
     drops = {name: count for name, count in counters.items() if name.startswith("drops.")}
     assert drops == {"drops.NETFILTER_DROP": 7}
+    functions = [count for name, count in counters.items() if name.startswith("dropsIn.")]
+    assert functions == [7]
 
 
 @pytest.mark.no_types

@@ -9,7 +9,13 @@ import pytest
 
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.report import report_on
-from latencyprobe.domain.stages import Module, counter_module, drop_counter
+from latencyprobe.domain.stages import (
+    OTHER_PLACES,
+    Module,
+    counter_module,
+    drop_counter,
+    drop_place_counter,
+)
 from latencyprobe.protocol.measurements import (
     CorruptMessageError,
     measurement_from_proto,
@@ -18,6 +24,7 @@ from latencyprobe.protocol.measurements import (
 from latencyprobe_agent.kernel.abi import NR_DROP_REASONS
 from latencyprobe_agent.kernel.btf import KernelTypes
 from latencyprobe_agent.kernel.build.drops import drop_macros, drop_reasons
+from latencyprobe_agent.kernel.runtime.drop_places import drop_counters, named_by_symbols
 from latencyprobe_agent.kernel.runtime.statistics import SLOT_BYTES, SamplingRatios, decode_slot
 
 
@@ -133,3 +140,55 @@ def test_a_name_that_no_kernel_gives_is_refused() -> None:
         CorruptMessageError, match="counters: a name has 106 characters, not 1 to 64"
     ):
         measurement_from_proto([], {"drops." + "X" * 100: 1})
+
+
+KALLSYMS = """\
+ffffffff81000000 T _stext
+ffffffff81a00000 t nf_hook_slow
+ffffffff81a00100 D data
+ffffffff81a00200 T ip_forward.isra.0
+ffffffffc0000000 t tun_net_xmit\t[tun]
+"""
+
+
+def test_functions_are_found_by_the_kernels_symbols(tmp_path: Path) -> None:
+    symbols = tmp_path / "kallsyms"
+    symbols.write_text(KALLSYMS)
+    inside, begin, module = 0xFFFFFFFF81A00104, 0xFFFFFFFF81A00200, 0xFFFFFFFFC0000010
+    assert named_by_symbols({inside, begin, module}, symbols) == {
+        inside: "nf_hook_slow",
+        begin: "ip_forward.isra.0",
+        module: "tun_net_xmit",
+    }
+
+
+def test_a_kernel_that_hides_its_addresses_names_no_function(tmp_path: Path) -> None:
+    symbols = tmp_path / "kallsyms"
+    symbols.write_text("0000000000000000 T _stext\n0000000000000000 t nf_hook_slow\n")
+    assert named_by_symbols({0xFFFFFFFF81A00104}, symbols) == {}
+
+
+def test_functions_have_counters_without_what_the_compiler_appends() -> None:
+    assert drop_place_counter("nf_hook_slow.isra.0") == "dropsIn.nf_hook_slow"
+    assert counter_module("dropsIn.nf_hook_slow") is Module.TCP
+
+
+@pytest.mark.parametrize("name", ["", "0xffffffff81000000", "a\x1b[31m", "f" * 57, "é"])
+def test_what_is_no_functions_name_has_none(name: str) -> None:
+    assert drop_place_counter(name) == OTHER_PLACES
+    assert counter_module(f"dropsIn.{name}") is None
+
+
+def test_the_most_frequent_functions_are_named_and_the_rest_adds_up() -> None:
+    functions = {f"dropsIn.f{number}": number for number in range(1, 31)}
+    counted = drop_counters({**functions, OTHER_PLACES: 3}, sum(range(1, 31)) + 3)
+    assert sum(counted.values()) == sum(range(1, 31)) + 3
+    assert counted.keys() == {OTHER_PLACES, *(f"dropsIn.f{number}" for number in range(15, 31))}
+
+
+def test_drops_whose_places_found_no_room_are_among_the_others() -> None:
+    assert drop_counters({"dropsIn.nf_hook_slow": 2}, 5) == {
+        "dropsIn.nf_hook_slow": 2,
+        OTHER_PLACES: 3,
+    }
+    assert drop_counters({"dropsIn.nf_hook_slow": 2}, 2) == {"dropsIn.nf_hook_slow": 2}

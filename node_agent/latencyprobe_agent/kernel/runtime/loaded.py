@@ -20,6 +20,7 @@ from latencyprobe.process.os_errors import explained
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.abi import (
     CONFIGURATION,
+    DROP_PLACES,
     HANDLER_NAMES,
     HOST_DEVICES,
     NO_PACKETS,
@@ -41,6 +42,7 @@ from latencyprobe_agent.kernel.hooks import (
     COUNT_SOCKETS,
     DRIVER_FREE,
     DRIVER_FUNCTIONS,
+    NAME_DROP_PLACES,
     ON_CGROUPS,
     PROCESS_EVENTS,
     PROCESS_FUNCTIONS,
@@ -66,6 +68,7 @@ from latencyprobe_agent.kernel.runtime.attachments import Attachments, OffReason
 from latencyprobe_agent.kernel.runtime.cgroup_links import CgroupLinks, CgroupProgram
 from latencyprobe_agent.kernel.runtime.configuration import ConfigMemory
 from latencyprobe_agent.kernel.runtime.device_links import DeviceLinks
+from latencyprobe_agent.kernel.runtime.drop_places import DropPlaces
 from latencyprobe_agent.kernel.runtime.listeners import ListenerReadings, Pause
 from latencyprobe_agent.kernel.runtime.mapped_array import MappedArray
 from latencyprobe_agent.kernel.runtime.node_statistics import NodeStatisticsMemory
@@ -175,7 +178,12 @@ class LoadedObject:
             raise
 
     def _map(self, drop_reasons: Sequence[str]) -> None:
-        self.statistics = StatisticsMemory(self._maps[STATS.name], list(drop_reasons))
+        places = (
+            DropPlaces(self._maps[DROP_PLACES.name], lambda: self._owned.link(NAME_DROP_PLACES))
+            if DROP_PLACES.name in self._maps
+            else None
+        )
+        self.statistics = StatisticsMemory(self._maps[STATS.name], list(drop_reasons), places)
         self.configuration = ConfigMemory(self._maps[CONFIGURATION.name])
         self.ring = (
             PacketRing(self._maps[TRACE_CONTROLS.name], self._maps[TRACE_RING])

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement, StageMeasurement
-from latencyprobe.domain.stages import COUNTERS, TARGET_STAGES, Module, Stage, drop_counter
+from latencyprobe.domain.stages import (
+    COUNTERS,
+    DROP_PREFIX,
+    TARGET_STAGES,
+    Module,
+    Stage,
+    drop_counter,
+)
 from latencyprobe_agent.kernel.abi import (
     MAX_SLOTS,
     NR_DROP_REASONS,
@@ -16,6 +24,7 @@ from latencyprobe_agent.kernel.abi import (
     STAGE_STATS,
     TOP_NS,
 )
+from latencyprobe_agent.kernel.runtime.drop_places import DropPlaces, drop_counters
 from latencyprobe_agent.kernel.runtime.shards import Shards
 
 STAGE_BYTES = STAGE_STATS.size
@@ -57,10 +66,16 @@ class SamplingRatios(NamedTuple):
 
 
 class StatisticsMemory:
-    """The two halves of the kernel's `stats` map, mapped into this process."""
+    """The two halves of the kernel's `stats` map, mapped into this process.
 
-    def __init__(self, map_fd: int, drop_reasons: list[str]) -> None:
+    `drop_places`: None without module tcp.
+    """
+
+    def __init__(
+        self, map_fd: int, drop_reasons: list[str], drop_places: DropPlaces | None = None
+    ) -> None:
         self._drop_reasons = drop_reasons
+        self._drop_places = drop_places
         self._memory = mmap.mmap(map_fd, 2 * MAX_SLOTS * SLOT_BYTES)
         self._zeroes = bytes(SLOT_BYTES)
 
@@ -77,6 +92,7 @@ class StatisticsMemory:
         writes.
         """
         taken: dict[int, Measurement] = {}
+        functions = self._drop_places.take(epoch) if self._drop_places is not None else {}
         for slot, places in shards.items():
             contents = [
                 content
@@ -85,7 +101,8 @@ class StatisticsMemory:
             ]
             if contents and slot in slots:
                 content = contents[0] if len(contents) == 1 else merge_shards(contents)
-                taken[slot] = decode_slot(content, ratios, self._drop_reasons)
+                measured = decode_slot(content, ratios, self._drop_reasons)
+                taken[slot] = _with_functions(measured, functions.get(slot, {}))
         return taken
 
     def _take_element(self, index: int) -> bytes | None:
@@ -100,6 +117,13 @@ class StatisticsMemory:
     def close(self) -> None:
         """Unmap; the map itself lives as long as its descriptors."""
         self._memory.close()
+
+
+def _with_functions(measured: Measurement, functions: Mapping[str, int]) -> Measurement:
+    drops = sum(n for name, n in measured.counters.items() if name.startswith(DROP_PREFIX))
+    if not drops:
+        return measured
+    return replace(measured, counters={**measured.counters, **drop_counters(functions, drops)})
 
 
 def merge_shards(contents: Sequence[bytes]) -> bytes:
