@@ -17,7 +17,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,13 @@ from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import NOTHING_OF_THE_NODE, Measurement, NodeMeasurement
 from latencyprobe.domain.packets import TraceCounts, TracedPacket
-from latencyprobe.domain.stages import DEFAULT_MODULES, STAGES, TARGET_STAGES, Module
+from latencyprobe.domain.stages import (
+    CGROUP_COUNTERS,
+    DEFAULT_MODULES,
+    STAGES,
+    TARGET_STAGES,
+    Module,
+)
 from latencyprobe.domain.targets import TargetState
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
@@ -199,11 +205,18 @@ class NoEvidence:
         names = [f"TcpExtCounter{number}" for number in range(12)]
         return {each.inode: dict.fromkeys(names, 3) for each in namespaces}
 
+    def of_cgroups(
+        self, targets: Mapping[Selector, TargetFacts]
+    ) -> Mapping[Selector, Mapping[str, int]]:
+        """Return the account of a quota, and a pressure."""
+        names = [*CGROUP_COUNTERS]
+        return {each: dict.fromkeys(names, 3) for each in targets}
+
     def of_node(self) -> Mapping[str, int]:
         """Return some counters."""
         return {"softnetTimeSqueezed": 1}
 
-    def keep(self, inodes: Iterable[int]) -> None:
+    def keep(self, homes: Collection[int | Selector]) -> None:
         """Do nothing."""
 
     def close(self) -> None:

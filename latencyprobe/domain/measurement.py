@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 
 from latencyprobe.domain.histogram import EMPTY, LARGEST_SUM, Histogram
 from latencyprobe.domain.pending import Pending, joint_pending
+from latencyprobe.domain.stages import CPU_PRESSURE, THROTTLING, is_duration
 
 # Of a node as a whole: one for each interrupt handler. No message has more, nor does a sum of many.
 MAX_NODE_STAGES = 4096
@@ -84,6 +85,11 @@ def joint_counters(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str
     return counters
 
 
+def count_failures(node: Mapping[str, int]) -> int:
+    """Return the number of failures that a node's counters have: all of them, but durations."""
+    return sum(count for name, count in node.items() if not is_duration(name))
+
+
 def largest_counters(counters: Mapping[str, int], most: int) -> dict[str, int]:
     """Return at most this number of counters, the largest; one of them counts the omitted ones.
 
@@ -153,15 +159,40 @@ def of_one_pod(one: Measurement, other: Measurement) -> Measurement:
     """Add up the measurements of two containers of a pod in the same time.
 
     They share a network namespace: both have counted the same events there. A container that
-    started later has counted fewer. What is pending in both adds up.
+    started later has counted fewer. The same with their cgroups: the pod's is above both of them.
+    What is pending in both adds up.
     """
-    mine, theirs = one.netns_counters, other.netns_counters
-    netns = {
+    pending = joint_pending(one.pending, other.pending)
+    return replace(
+        one + other,
+        counters={**joint_counters(one.counters, other.counters), **_of_one_tree(one, other)},
+        netns_counters=_larger(one.netns_counters, other.netns_counters),
+        pending=pending,
+    )
+
+
+def _larger(mine: Mapping[str, int], theirs: Mapping[str, int]) -> dict[str, int]:
+    return {
         name: min(max(mine.get(name, 0), theirs.get(name, 0)), LARGEST_SUM)
         for name in (*mine, *theirs)
     }
-    pending = joint_pending(one.pending, other.pending)
-    return replace(one + other, netns_counters=netns, pending=pending)
+
+
+def _of_one_tree(one: Measurement, other: Measurement) -> dict[str, int]:
+    """Return the counters of the cgroups of two containers of a pod.
+
+    Those of a quota belong together: they are of the container that it has held up longer.
+    """
+    throttled = max(
+        (tuple(each.counters.get(name, 0) for name in THROTTLING) for each in (one, other)),
+    )
+    pressure = max(each.counters.get(CPU_PRESSURE, 0) for each in (one, other))
+    counters = {**dict(zip(THROTTLING, throttled, strict=True)), CPU_PRESSURE: pressure}
+    return {
+        name: min(count, LARGEST_SUM)
+        for name, count in counters.items()
+        if name in one.counters or name in other.counters
+    }
 
 
 def across_pods(measurement: Measurement) -> Measurement:

@@ -19,14 +19,15 @@ from latencyprobe.domain.pending import Pending, pending_of
 from latencyprobe.domain.serialisation import written
 from latencyprobe.domain.stages import (
     BY_NAME,
+    CGROUP_COUNTERS,
     COUNTERS,
     INDEX,
     PENDING,
     STAGES,
     Module,
     Stage,
-    counter_module,
     counters_of,
+    is_counter_of,
 )
 from latencyprobe.domain.verdict import Verdict, judge
 
@@ -130,7 +131,7 @@ def report_on(
             for counter in COUNTERS
             if counter.module in wanted and counter.name not in uncounted
         }
-        | _drops(measurement, wanted),
+        | _others(measurement, wanted),
         {name: n for name, n in sorted(measurement.netns_counters.items()) if n},
         pending_of(measurement.pending or {}, wanted) if is_pending_read else None,
     )
@@ -143,13 +144,14 @@ def report_on(
     return TargetReport(stages, seen.counters, seen.netns_counters, verdict, seen.pending)
 
 
-def _drops(measurement: Measurement, wanted: Container[Module]) -> dict[str, int]:
-    """Return the dropped packets by reason: counters above 0 that are not in COUNTERS."""
+def _others(measurement: Measurement, wanted: Container[Module]) -> dict[str, int]:
+    """Return the counters above 0 that are not in COUNTERS: of cgroups, and drops by reason."""
     listed = {counter.name for counter in COUNTERS}
+    names = (*CGROUP_COUNTERS, *sorted(measurement.counters.keys() - CGROUP_COUNTERS.keys()))
     return {
-        name: count
-        for name, count in sorted(measurement.counters.items())
-        if name not in listed and count and counter_module(name) in wanted
+        name: measurement.counters[name]
+        for name in names
+        if name not in listed and measurement.counters.get(name) and is_counter_of(name, wanted)
     }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -285,6 +285,16 @@ COUNTERS: tuple[Counter, ...] = (
     ),
 )
 
+# Of the target's cgroups, from the kernel's files: reported with any modules.
+THROTTLING: tuple[str, ...] = ("cpuThrottledNs", "cpuThrottledPeriods", "cpuPeriods")
+CPU_PRESSURE = "cpuPressureNs"
+CGROUP_COUNTERS: Mapping[str, str] = {
+    "cpuThrottledNs": "time in which the CPU quota of the target's cgroup kept a CPU from it",
+    "cpuThrottledPeriods": "periods of the CPU quota in which that happened",
+    "cpuPeriods": "periods of the CPU quota in which the cgroup ran",
+    CPU_PRESSURE: "time in which some thread of the target's cgroup waited for a CPU",
+}
+
 # The others are the node's, with a handler or a vector as detail: they come last.
 TARGET_STAGES: tuple[Stage, ...] = tuple(stage for stage in STAGES if stage.module != Module.IRQ)
 
@@ -407,3 +417,18 @@ def counter_module(name: str) -> Module | None:
     if name.startswith(DROP_PREFIX) and name != DROP_PREFIX:
         return Module.TCP
     return _COUNTER_MODULES.get(name)
+
+
+def is_duration(name: str) -> bool:
+    """Return True for a counter of nanoseconds: its size says nothing beside one of events."""
+    return name.endswith("Ns")
+
+
+def is_counter(name: str) -> bool:
+    """Return True for a counter of a target."""
+    return name in CGROUP_COUNTERS or counter_module(name) is not None
+
+
+def is_counter_of(name: str, modules: Container[Module]) -> bool:
+    """Return True for a counter of a target that is reported to a probe of these modules."""
+    return name in CGROUP_COUNTERS or counter_module(name) in modules

@@ -19,7 +19,7 @@ from latencyprobe.domain.measurement import (
     StageMeasurement,
     joint_counters,
 )
-from latencyprobe.domain.stages import BY_NAME, counter_module
+from latencyprobe.domain.stages import BY_NAME, is_counter
 from latencyprobe.printable import bounded, printable
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 
@@ -86,7 +86,7 @@ def counters_from_proto(counters: Mapping[str, int]) -> dict[str, int]:
     known = {
         sys.intern(name): count
         for name, count in counters.items()
-        if name == COUNTERS_OMITTED or counter_module(name) is not None
+        if name == COUNTERS_OMITTED or is_counter(name)
     }
     _check_names(known, "counters")
     return known

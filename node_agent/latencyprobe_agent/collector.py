@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from latencyprobe.domain.measurement import (
     NOTHING,
@@ -18,9 +18,9 @@ from latencyprobe.domain.measurement import (
     NodeMeasurement,
 )
 from latencyprobe.domain.pending import pending_of
-from latencyprobe.domain.stages import Module, counter_module, stages_of
-from latencyprobe_agent.desired import Desired, DesiredProbe, DesiredTarget
-from latencyprobe_agent.plan import TargetKey
+from latencyprobe.domain.stages import Module, is_counter_of, stages_of
+from latencyprobe_agent.desired import Desired, DesiredProbe, DesiredTarget, Selector
+from latencyprobe_agent.plan import Home, TargetKey
 
 # A probe may be this part of its interval early, so that probes of one interval share a reading.
 _EARLY = 0.02
@@ -114,7 +114,7 @@ class Collector:
     def __init__(self) -> None:
         self._accounts: dict[str, _Account] = {}
         self._owners: Mapping[int, Sequence[TargetKey]] = {}
-        self._homes: Mapping[TargetKey, frozenset[int]] = {}
+        self._homes: Mapping[TargetKey, frozenset[Home]] = {}
 
     def follow(self, desired: Desired, now: Moment) -> None:
         """Keep accounts for these probes; figures that no longer mean the same are dropped."""
@@ -130,13 +130,13 @@ class Collector:
         """Add the slots' figures to these targets from now on."""
         self._owners = owners
 
-    def settle(self, homes: Mapping[TargetKey, frozenset[int]]) -> None:
-        """Set the network namespaces of the targets from now on."""
+    def settle(self, homes: Mapping[TargetKey, frozenset[Home]]) -> None:
+        """Set the network namespaces and the cgroups of the targets from now on."""
         self._homes = homes
 
-    def moved(self, homes: Mapping[TargetKey, frozenset[int]]) -> frozenset[int]:
-        """Return the namespaces that a target would enter or leave with these homes."""
-        nowhere: frozenset[int] = frozenset()
+    def moved(self, homes: Mapping[TargetKey, frozenset[Home]]) -> frozenset[Home]:
+        """Return the homes that a target would enter or leave with these."""
+        nowhere: frozenset[Home] = frozenset()
         return nowhere.union(
             *(
                 self._homes.get(key, nowhere) ^ homes.get(key, nowhere)
@@ -144,24 +144,32 @@ class Collector:
             )
         )
 
-    def due_namespaces(self, now: Moment) -> frozenset[int]:
-        """Return the network namespaces of the targets whose probes are due."""
+    def due_homes(self, now: Moment) -> frozenset[Home]:
+        """Return the homes of the targets whose probes are due."""
         due = {name for name, account in self._accounts.items() if account.is_due(now)}
         return frozenset().union(
-            *(inodes for key, inodes in self._homes.items() if key.probe_id in due)
+            *(homes for key, homes in self._homes.items() if key.probe_id in due)
         )
 
     def add_netns(self, deltas: Mapping[int, Mapping[str, int]]) -> None:
         """Add the counters of network namespaces to every target in them."""
-        addends = {
-            inode: _Addend(Measurement(netns_counters=counters))
-            for inode, counters in deltas.items()
-        }
-        for key, inodes in self._homes.items():
+        self._add_at_homes(
+            {inode: Measurement(netns_counters=counters) for inode, counters in deltas.items()}
+        )
+
+    def add_cgroups(self, deltas: Mapping[Selector, Mapping[str, int]]) -> None:
+        """Add the counters of the cgroups of targets to every probe that measures them."""
+        self._add_at_homes(
+            {selector: Measurement(counters=counters) for selector, counters in deltas.items()}
+        )
+
+    def _add_at_homes(self, deltas: Mapping[Any, Measurement]) -> None:
+        addends = {home: _Addend(delta) for home, delta in deltas.items()}
+        for key, homes in self._homes.items():
             account = self._accounts.get(key.probe_id)
             if account is not None:
-                for inode in sorted(inodes & addends.keys()):
-                    account.add(key.target_id, addends[inode])
+                for home in addends.keys() & homes:
+                    account.add(key.target_id, addends[home])
 
     def add(self, deltas: Mapping[int, Measurement]) -> None:
         """Add a reading."""
@@ -266,11 +274,11 @@ def _are_alike(before: DesiredProbe, after: DesiredProbe) -> bool:
 
 
 def only(measurement: Measurement, modules: frozenset[Module]) -> Measurement:
-    """Keep the figures of these modules, and all counters of the namespace."""
+    """Keep the figures of these modules, and all counters of the cgroups and the namespace."""
     names = {stage.name for stage in stages_of(modules)}
     return Measurement(
         {name: s for name, s in measurement.stages.items() if name in names},
-        {name: n for name, n in measurement.counters.items() if counter_module(name) in modules},
+        {name: n for name, n in measurement.counters.items() if is_counter_of(name, modules)},
         measurement.netns_counters,
         None if measurement.pending is None else pending_of(measurement.pending, modules),
     )

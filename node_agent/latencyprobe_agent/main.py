@@ -133,7 +133,11 @@ async def _agent(
     except (OSError, EngineError, HostNetnsError) as error:
         raise StartError(str(error)) from None
     metrics = AgentMetrics()
-    evidence = Gatherer(_host_namespace(settings, host_inode), proc_root=settings.proc_root)
+    evidence = Gatherer(
+        _host_namespace(settings, host_inode),
+        proc_root=settings.proc_root,
+        cgroup_root=settings.cgroup_root,
+    )
     node = _node_facts(settings, resolver, host_inode)
     agent = Agent(
         engine,

@@ -47,6 +47,8 @@ _TABLE_SIZES: Mapping[str, tuple[int, str]] = {
 }
 # Each is read with every reading of its target.
 MOST_HOMES = 8
+# A place that has counters: a network namespace, by its inode number, or the cgroups of a target.
+Home = int | Selector
 _SLOTS = "slots"
 _ALIKE = "alike"
 
@@ -279,8 +281,8 @@ def homes(
     facts: Mapping[Selector, TargetFacts],
     numbers: Mapping[SlotKey, int],
     host_netns: int,
-) -> Mapping[TargetKey, frozenset[int]]:
-    """Return the network namespaces whose counters the measured targets report.
+) -> Mapping[TargetKey, frozenset[Home]]:
+    """Return the network namespaces and the cgroups whose counters the measured targets report.
 
     The node's own is omitted for probes without node figures: all host processes share it. Of a
     target with many namespaces, which it has made itself, MOST_HOMES are reported.
@@ -290,14 +292,21 @@ def homes(
         TargetKey(probe.id, target.id): _homes(
             facts[target.selector].netns - (frozenset() if probe.node_figures else hidden)
         )
+        | _own_home(target.selector, facts[target.selector])
         for probe in desired.probes
         for target in probe.targets
         if SlotKey(target.selector, probe.socket_filter) in numbers
     }
 
 
-def _homes(inodes: frozenset[int]) -> frozenset[int]:
-    return inodes if len(inodes) <= MOST_HOMES else frozenset(sorted(inodes)[:MOST_HOMES])
+def _homes(inodes: frozenset[int]) -> frozenset[Home]:
+    return frozenset(inodes if len(inodes) <= MOST_HOMES else sorted(inodes)[:MOST_HOMES])
+
+
+def _own_home(selector: Selector, facts: TargetFacts) -> frozenset[Home]:
+    """Return the target itself if it has cgroups: those of which it consists, or its processes'."""
+    has_cgroups = bool(facts.cgroup_directories or facts.tgids)
+    return frozenset({selector} if has_cgroups else ())
 
 
 def namespaces(facts: Mapping[Selector, TargetFacts]) -> Mapping[int, Namespace]:

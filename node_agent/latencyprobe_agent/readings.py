@@ -13,14 +13,15 @@ from latencyprobe.domain.overhead import HookOverhead, ProgramsOverhead
 from latencyprobe.domain.stages import BY_NAME, Module
 from latencyprobe_agent.budget import NO_CEILINGS, Ceilings, budget_in_force
 from latencyprobe_agent.collector import Collector, Moment, OverheadMeter, ProbeFigures
-from latencyprobe_agent.desired import Desired
+from latencyprobe_agent.desired import Desired, Selector
 from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.evidence.source import EvidenceSource
 from latencyprobe_agent.instruments import Instruments
 from latencyprobe_agent.kernel.contract import Engine, EngineError, Overhead
-from latencyprobe_agent.plan import PodTargets, TargetKey
+from latencyprobe_agent.plan import Home, PodTargets, TargetKey
 from latencyprobe_agent.pressure import no_pressure
 from latencyprobe_agent.sampling import Governor
+from latencyprobe_agent.targets.facts import TargetFacts
 from latencyprobe_agent.windows.by_probe import Windows
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Readings:
         self._pressure = pressure
         self._controlled_at = clock()
         self._namespaces: Mapping[int, Namespace] = {}
+        self._facts: Mapping[Selector, TargetFacts] = {}
         self._last = self.now()
         self._were_taken = asyncio.Event()
 
@@ -105,18 +107,23 @@ class Readings:
         self.windows.follow(desired, pods, active, asked=asked, now=now)
 
     def move(
-        self, homes: Mapping[TargetKey, frozenset[int]], found: Mapping[int, Namespace]
+        self,
+        homes: Mapping[TargetKey, frozenset[Home]],
+        found: Mapping[int, Namespace],
+        facts: Mapping[Selector, TargetFacts],
     ) -> None:
-        """Set the network namespaces of the targets from now on.
+        """Set the network namespaces and the cgroups of the targets from now on.
 
-        The counters of a namespace that a target enters or leaves are first added for the previous
+        The counters of those that a target enters or leaves are first added for the previous
         targets.
         """
         self._namespaces = {**self._namespaces, **found}
+        self._facts = {**self._facts, **facts}
         self._gather(self._collector.moved(homes))
         self._collector.settle(homes)
-        self._namespaces = found
-        self._evidence.keep(frozenset().union(*homes.values()))
+        self._namespaces, self._facts = found, facts
+        kept: frozenset[Home] = frozenset().union(*homes.values())
+        self._evidence.keep(kept)
 
     # Reading
 
@@ -135,7 +142,7 @@ class Readings:
         self._collector.add(self._engine.read())
         self._collector.add_node(self._engine.read_node())
         self._collector.add_node(NodeMeasurement(counters=self._evidence.of_node()))
-        self._gather(self._collector.due_namespaces(self._last))
+        self._gather(self._collector.due_homes(self._last))
         overhead = self._last_overhead = self._engine.overhead()
         self._overhead.note(overhead.cpu_percent, self._last.monotonic - before.monotonic)
         self._instruments.note_reading(overhead.cpu_percent, overhead.missed_runs)
@@ -165,10 +172,13 @@ class Readings:
         except EngineError as error:
             log.warning("%s; trying again with the next change", error)
 
-    def _gather(self, inodes: Iterable[int]) -> None:
-        """Add the counters of these network namespaces to the accounts."""
-        found = (self._namespaces[inode] for inode in inodes if inode in self._namespaces)
+    def _gather(self, homes: Iterable[Home]) -> None:
+        """Add the counters of these network namespaces and targets to the accounts."""
+        homes = frozenset(homes)
+        found = [place for inode, place in self._namespaces.items() if inode in homes]
         self._collector.add_netns(self._evidence.of_namespaces(found))
+        targets = {selector: facts for selector, facts in self._facts.items() if selector in homes}
+        self._collector.add_cgroups(self._evidence.of_cgroups(targets))
 
     @property
     def sampling_ratio(self) -> float:

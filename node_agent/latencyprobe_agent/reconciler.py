@@ -274,7 +274,9 @@ class Reconciler:
         numbers = self._slots.numbers
         # Children from between the poll and the assignment, which the kernel did not follow yet.
         self._resolver.poll_again({key.selector for key in numbers.keys() - before.keys()})
-        self._readings.move(homes(desired, facts, numbers, self._host_netns), namespaces(facts))
+        self._readings.move(
+            homes(desired, facts, numbers, self._host_netns), namespaces(facts), facts
+        )
         if trace is not None:
             self._reports_packets = True
             self._engine.trace(trace.spec(desired, numbers))

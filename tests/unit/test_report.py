@@ -124,6 +124,14 @@ def test_a_verdicts_document_names_cause_share_evidence_and_next_step() -> None:
     assert document["nextStep"]
 
 
+def test_counters_of_cgroups_stand_before_drops_with_any_modules_if_they_grew() -> None:
+    counters = {"drops.NO_SOCKET": 1, "cpuPeriods": 4, "cpuThrottledNs": 7, "cpuPressureNs": 0}
+    of_tcp = report_on(Measurement(counters=counters), [Module.TCP]).counters
+    assert list(of_tcp)[-3:] == ["cpuThrottledNs", "cpuPeriods", "drops.NO_SOCKET"]
+    of_irq = report_on(Measurement(counters=counters), [Module.IRQ]).counters
+    assert of_irq == {"cpuThrottledNs": 7, "cpuPeriods": 4}
+
+
 def test_a_namespaces_counters_are_kept_apart_and_only_what_happened() -> None:
     netns = Measurement(netns_counters={"UdpRcvbufErrors": 0, "TcpExtListenDrops": 2})
     report = report_on(MEASUREMENT + netns, [Module.RX])

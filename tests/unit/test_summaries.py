@@ -14,7 +14,7 @@ from latencyprobe.domain.measurement import Measurement, StageMeasurement
 from latencyprobe.domain.packed_figures import PackedFigures
 from latencyprobe.domain.report import StageReport, TargetReport
 from latencyprobe.domain.serialisation import document_of
-from latencyprobe.domain.stages import COUNTERS, STAGES
+from latencyprobe.domain.stages import CGROUP_COUNTERS, COUNTERS, STAGES
 from latencyprobe.domain.summary import PodChoice, PodReport, PodScore, ProbeSummary, worst_first
 from latencyprobe.domain.verdict import Verdict
 from latencyprobe.protocol.measurements import MAX_OPEN_COUNTERS, CorruptMessageError
@@ -32,7 +32,7 @@ from tests.unit.pending_figures import pending_by_kind
 
 NUMBERS = st.integers(0, 2**53 - 1)
 STAGE_NAMES = [stage.name for stage in STAGES]
-COUNTER_NAMES = [counter.name for counter in COUNTERS]
+COUNTER_NAMES = [*(counter.name for counter in COUNTERS), *CGROUP_COUNTERS]
 TEXTS = st.text("abcxyz 0189", max_size=30)
 
 scores = st.lists(

@@ -15,7 +15,7 @@ from latencyprobe.domain.measurement import (
     NodeStage,
     StageMeasurement,
 )
-from latencyprobe.domain.stages import COUNTERS, STAGES
+from latencyprobe.domain.stages import CGROUP_COUNTERS, COUNTERS, STAGES
 from latencyprobe.protocol.measurements import (
     MAX_NAME_LENGTH,
     MAX_OPEN_COUNTERS,
@@ -39,7 +39,9 @@ stage_measurements = st.builds(
 measurements = st.builds(
     Measurement,
     st.dictionaries(st.sampled_from([stage.name for stage in STAGES]), stage_measurements),
-    st.dictionaries(st.sampled_from([counter.name for counter in COUNTERS]), counts),
+    st.dictionaries(
+        st.sampled_from([*(counter.name for counter in COUNTERS), *CGROUP_COUNTERS]), counts
+    ),
     st.dictionaries(st.text("abc", min_size=1, max_size=9), counts, max_size=9),
 )
 # Others arrive as escapes.

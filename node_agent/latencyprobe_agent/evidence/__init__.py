@@ -1,1 +1,1 @@
-"""Evidence: the kernel's counters of network namespaces, devices and softirqs, as deltas."""
+"""Evidence: the kernel's counters of namespaces, cgroups, devices, softirqs and CPUs, as deltas."""

@@ -1,4 +1,4 @@
-"""The growth of the counters since the last poll, of network namespaces and of the node.
+"""The growth of the counters since the last poll, of namespaces, of cgroups and of the node.
 
 The first poll of a namespace or device only stores its counters. Counters that cannot be read (a
 namespace that is gone, a device without a driver) are omitted; this is no error.
@@ -9,12 +9,16 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from latencyprobe.domain.measurement import largest_counters
+from latencyprobe.domain.stages import CPU_PRESSURE
+from latencyprobe.process.mounts import read_mounts
+from latencyprobe_agent.desired import Selector
 from latencyprobe_agent.evidence.asker import Asker
+from latencyprobe_agent.evidence.cgroups import CpuCgroups
 from latencyprobe_agent.evidence.counters import (
     growth,
     of_devices,
@@ -24,8 +28,10 @@ from latencyprobe_agent.evidence.counters import (
     parse_tables,
     softnet_growth,
 )
+from latencyprobe_agent.evidence.cpu import parse_pressure, parse_steal
 from latencyprobe_agent.evidence.ethtool import Driver, driver_of, statistics_of
 from latencyprobe_agent.evidence.namespaces import Namespace, Reader, Texts, read_file
+from latencyprobe_agent.targets.facts import TargetFacts
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +50,7 @@ _T = TypeVar("_T")
 class Gatherer:
     """The `source.EvidenceSource` on the running kernel.
 
-    `host`: the node's own network namespace.
+    `host`: the node's own network namespace. `cgroup_root`: where the node's cgroups are mounted.
     """
 
     def __init__(
@@ -53,13 +59,22 @@ class Gatherer:
         *,
         proc_root: Path = Path("/proc"),
         clock: Callable[[], float] = time.monotonic,
+        cgroup_root: str | None = None,
     ) -> None:
         self._host = host
+        self._proc_root = str(proc_root)
+        self._cgroups = CpuCgroups(
+            read_mounts(),
+            cgroup_root=cgroup_root,
+            proc_root=proc_root,
+            clock=clock,
+        )
         self._reader = Reader(proc_root, host=host.inode)
         self._clock = clock
         self._followed: dict[int, _Followed] = {}
         self._node: dict[str, int] | None = None
         self._softnet: dict[int, dict[str, int]] = {}
+        self._waited: dict[str, int] = {}
         self._asker = Asker()
         self._devices = _Devices(self._reader, self._asker, clock, is_host=True)
 
@@ -72,19 +87,36 @@ class Gatherer:
                 grown[namespace.inode] = largest_counters(self._grown(namespace, texts), MAX_GROWN)
         return {inode: counters for inode, counters in grown.items() if counters}
 
+    def of_cgroups(
+        self, targets: Mapping[Selector, TargetFacts]
+    ) -> Mapping[Selector, Mapping[str, int]]:
+        """Return the growth of each target's cgroups since its last poll."""
+        return self._cgroups.grown(targets)
+
     def of_node(self) -> Mapping[str, int]:
-        """Return the growth since the last poll, of the softirqs and the node's devices."""
+        """Return the growth since the last poll, of softirqs, devices and waiting for CPUs."""
         texts = self._reader.read(self._host)
         devices = self._devices.counters(self._host, texts.dev) if texts is not None else {}
         softnet = _read_softnet()
         grown = softnet_growth(self._softnet, softnet) if self._softnet else {}
-        grown |= growth(self._node or {}, devices)
+        cpus = self._cpus()
+        grown |= growth(self._node or {}, devices) | growth(self._waited, cpus)
         self._node, self._softnet = devices or self._node, softnet or self._softnet
+        self._waited |= cpus
         return largest_counters(grown, MAX_GROWN)
 
-    def keep(self, inodes: Iterable[int]) -> None:
-        """Forget the counters of all other namespaces."""
-        kept = set(inodes)
+    def _cpus(self) -> dict[str, int]:
+        """Return how long all CPUs were withheld, and some thread waited for one."""
+        found = {
+            "cpuStealNs": parse_steal(_text(f"{self._proc_root}/stat")),
+            CPU_PRESSURE: parse_pressure(_text(f"{self._proc_root}/pressure/cpu")),
+        }
+        return {name: ns for name, ns in found.items() if ns is not None}
+
+    def keep(self, homes: Collection[int | Selector]) -> None:
+        """Forget the counters of all other namespaces and targets."""
+        kept = {home for home in homes if isinstance(home, int)}
+        self._cgroups.keep(homes)
         for gone in self._followed.keys() - kept:
             del self._followed[gone]
         self._reader.keep(kept | {self._host.inode})
@@ -108,10 +140,15 @@ class Gatherer:
 
 
 def _read_softnet() -> dict[int, dict[str, int]]:
+    return parse_softnet(_text(_SOFTNET))
+
+
+def _text(path: str) -> str:
+    """Return the text of a file of the node; empty if it cannot be read (also now)."""
     try:
-        return parse_softnet(read_file(_SOFTNET))
+        return read_file(path)
     except OSError:
-        return {}
+        return ""
 
 
 class _Parsed(Generic[_T]):

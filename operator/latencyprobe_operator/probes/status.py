@@ -14,6 +14,7 @@ from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import (
     NodeMeasurement,
+    count_failures,
     joint_counters,
     largest_counters,
 )
@@ -226,9 +227,9 @@ def _node_context(facts: ProbeFacts) -> tuple[NodeContext, ...]:
 
 
 def _rank(report: NodeReport) -> tuple[int, int]:
-    """Return the sort key: the count of failures (a node counts nothing else), then slowness."""
+    """Return the sort key: the count of failures, then slowness."""
     slowest_ns = max((stage.p99_ns for stage in report.stages), default=0)
-    return -sum(report.counters.values()), -slowest_ns
+    return -count_failures(report.counters), -slowest_ns
 
 
 def _bounded(counters: Mapping[str, int]) -> dict[str, int]:

@@ -17,6 +17,7 @@ from latencyprobe.domain.measurement import (
     Measurement,
     NodeMeasurement,
     NodeStage,
+    count_failures,
     largest_counters,
 )
 from latencyprobe.domain.packed_stages import PackedStages, pack
@@ -72,7 +73,7 @@ class _NodeFigures:
 
     def rank(self) -> tuple[int, int]:
         """Return the sort key of nodes: the number of failures, then the slowest p99."""
-        return sum(self.counters.values()), self.slowest_ns
+        return count_failures(self.counters), self.slowest_ns
 
 
 class NodeSummaries:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -20,14 +19,13 @@ from tests.live.pods import (
     pods_back_to_back,
     pods_on_bridge,
     pods_on_routes,
-    run,
 )
+from tests.live.quotas import Account, quota
 from tests.live.tuns import tun
 
 ROOT = Path(__file__).parents[3]
 PROMPTLY = ("chrt", "--rr", "1")
 WIRE = "tests.live.situations.wire"
-V1_CPU = Path("/sys/fs/cgroup/cpu")
 
 Figures = Mapping[str, float]
 
@@ -181,7 +179,7 @@ def with_quota(percent: int) -> MakeScene:
 
     @contextmanager
     def scene() -> Iterator[Scene]:
-        with pods_back_to_back() as (client, server), _quota(server, percent) as directory:
+        with pods_back_to_back() as (client, server), quota(server.cgroup, percent) as directory:
             joins = [] if directory == server.cgroup else [directory / "cgroup.procs"]
             witnesses = {"cpu": lambda: _throttled(directory)}
             yield Scene(client, server, witnesses=witnesses, joins=joins)
@@ -189,37 +187,6 @@ def with_quota(percent: int) -> MakeScene:
     return scene
 
 
-@contextmanager
-def _quota(pod: Pod, percent: int) -> Iterator[Path]:
-    """The cgroup that limits the pod: one of v1 where the controller is there."""
-    if not (V1_CPU / "cpu.stat").exists():
-        (pod.cgroup / "cpu.max").write_text(f"{percent * 1000} 100000")
-        yield pod.cgroup
-        return
-    directory = V1_CPU / pod.cgroup.name
-    directory.mkdir()
-    try:
-        (directory / "cpu.cfs_period_us").write_text("100000")
-        (directory / "cpu.cfs_quota_us").write_text(str(percent * 1000))
-        yield directory
-    finally:
-        for pid in (directory / "cgroup.procs").read_text().split():
-            os.kill(int(pid), 9)
-        _remove(directory)
-
-
-def _remove(directory: Path) -> None:
-    """As soon as the kernel has seen the last process off."""
-    for _ in range(200):
-        try:
-            directory.rmdir()
-        except OSError:
-            run("sleep", "0.02")
-        else:
-            return
-    raise RuntimeError(f"{directory} stays busy")
-
-
 def _throttled(directory: Path) -> Figures:
-    figures = dict(line.split() for line in (directory / "cpu.stat").read_text().splitlines())
-    return {"periods": int(figures["nr_periods"]), "throttled": int(figures["nr_throttled"])}
+    account = Account.of(directory)
+    return {"periods": account.periods, "throttled": account.throttled}

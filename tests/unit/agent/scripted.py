@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from latencyprobe.domain.coverage import NO_DATAGRAMS, CoverageState, StageCoverage
 from latencyprobe.domain.histogram import Histogram
@@ -16,6 +16,7 @@ from latencyprobe.domain.measurement import (
 )
 from latencyprobe.domain.packets import TraceCounts, TracedPacket
 from latencyprobe.domain.stages import STAGES, Module
+from latencyprobe_agent.desired import Selector
 from latencyprobe_agent.evidence.counters import growth
 from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.kernel.contract import (
@@ -26,6 +27,7 @@ from latencyprobe_agent.kernel.contract import (
     SlotSpec,
     TraceSpec,
 )
+from latencyprobe_agent.targets.facts import TargetFacts
 
 
 def samples(*durations_ns: int, stage: str = "rx.total") -> Measurement:
@@ -171,6 +173,8 @@ class ScriptedEvidence:
         self.node: dict[str, int] = {}
         self.read: list[Namespace] = []
         self.is_closed = False
+        self.cgroups: dict[Selector, dict[str, int]] = {}
+        self._cgroups_before: dict[Selector, dict[str, int]] = {}
         self._before: dict[int, dict[str, int]] = {}
         self._node_before: dict[str, int] | None = None
 
@@ -185,6 +189,18 @@ class ScriptedEvidence:
             self._before[namespace.inode] = now
         return {inode: counters for inode, counters in grown.items() if counters}
 
+    def of_cgroups(
+        self, targets: Mapping[Selector, TargetFacts]
+    ) -> Mapping[Selector, Mapping[str, int]]:
+        """By how much those of the targets' cgroups have grown since they were read."""
+        grown = {}
+        for selector in targets:
+            now = dict(self.cgroups.get(selector, {}))
+            before = self._cgroups_before.get(selector, now)
+            grown[selector] = growth({**dict.fromkeys(now, 0), **before}, now)
+            self._cgroups_before[selector] = now
+        return {selector: counters for selector, counters in grown.items() if counters}
+
     def of_node(self) -> Mapping[str, int]:
         """By how much the node's have grown since they were read."""
         now = dict(self.node)
@@ -192,10 +208,10 @@ class ScriptedEvidence:
         self._node_before = now
         return growth({**dict.fromkeys(now, 0), **before}, now)
 
-    def keep(self, inodes: Iterable[int]) -> None:
+    def keep(self, homes: Collection[int | Selector]) -> None:
         """Forget the others."""
-        kept = set(inodes)
-        self._before = {inode: c for inode, c in self._before.items() if inode in kept}
+        self._before = {inode: c for inode, c in self._before.items() if inode in homes}
+        self._cgroups_before = {s: c for s, c in self._cgroups_before.items() if s in homes}
 
     def close(self) -> None:
         """Note it."""

@@ -172,6 +172,24 @@ def test_the_nodes_counters_of_before_are_nobodys_either(gatherer: Gatherer) -> 
     assert gatherer.of_node() == {}
 
 
+def test_steal_and_pressure_of_the_node_are_growth_since_the_last_poll(
+    gatherer: Gatherer, tmp_path: Path
+) -> None:
+    ticks = os.sysconf("SC_CLK_TCK")
+    (tmp_path / "pressure").mkdir()
+    seen = []
+    for steal, pressure_us in ((41107, 500), (41107 + 3 * ticks, 507), (41107, 600)):
+        (tmp_path / "stat").write_text(f"cpu  84 17 39 1123 91 0 23 {steal} 0 0\ncpu0 1\n")
+        (tmp_path / "pressure/cpu").write_text(f"some avg10=0.00 total={pressure_us}\n")
+        grown = gatherer.of_node()
+        seen.append({name: ns for name, ns in grown.items() if name.startswith("cpu")})
+    assert seen == [
+        {},
+        {"cpuStealNs": 3_000_000_000, "cpuPressureNs": 7000},
+        {"cpuPressureNs": 93_000},
+    ]
+
+
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO])
 def test_growth_while_a_file_cannot_be_read_is_reported_later(
     gatherer: Gatherer, process: Process, monkeypatch: pytest.MonkeyPatch, code: int

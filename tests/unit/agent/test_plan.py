@@ -160,15 +160,15 @@ def test_only_probes_with_node_figures_have_those_of_interrupts_and_of_the_nodes
     hidden = Desired(1, (_probe("a", pid, modules=both),))
     shown = Desired(1, (_probe("a", pid, modules=both, node_figures=True),))
     facts: dict[Selector, TargetFacts] = {
-        pid: TargetFacts(TargetState.ATTACHED, netns=frozenset({8, 9}))
+        pid: TargetFacts(TargetState.ATTACHED, netns=frozenset({8, 9}), tgids=frozenset({1}))
     }
     numbers = {SlotKey(pid, EVERYTHING): 0}
     key = TargetKey("a", "t0")
 
     assert wanted_modules(hidden, facts) == {Module.RX}
     assert wanted_modules(shown, facts) == both
-    assert homes(hidden, facts, numbers, 9) == {key: frozenset({8})}
-    assert homes(shown, facts, numbers, 9) == {key: frozenset({8, 9})}
+    assert homes(hidden, facts, numbers, 9) == {key: frozenset({8, pid})}
+    assert homes(shown, facts, numbers, 9) == {key: frozenset({8, 9, pid})}
 
 
 def test_a_target_with_many_namespaces_reports_the_counters_of_a_few() -> None:
@@ -179,6 +179,22 @@ def test_a_target_with_many_namespaces_reports_the_counters_of_a_few() -> None:
     for there in (range(10, 10 + MOST_HOMES), range(10, 900)):
         facts: dict[Selector, TargetFacts] = {cgroup: _in_namespaces(*there)}
         assert homes(desired, facts, numbers, 9)[key] == frozenset(range(10, 10 + MOST_HOMES))
+
+
+def test_a_target_that_is_a_whole_network_namespace_has_no_cgroups() -> None:
+    cgroup, netns = CgroupSelector("/c"), NetnsSelector("/n")
+    desired = Desired(1, (_probe("a", cgroup, netns),))
+    facts: dict[Selector, TargetFacts] = {
+        cgroup: TargetFacts(TargetState.ATTACHED, cgroup_directories=frozenset({"/c"})),
+        netns: TargetFacts(
+            TargetState.ATTACHED, netns=frozenset({8}), netns_wide=frozenset({8}), pids=(5,)
+        ),
+    }
+    numbers = {SlotKey(cgroup, EVERYTHING): 0, SlotKey(netns, EVERYTHING): 1}
+    assert homes(desired, facts, numbers, 9) == {
+        TargetKey("a", "t0"): frozenset({cgroup}),
+        TargetKey("a", "t1"): frozenset({8}),
+    }
 
 
 def test_each_kind_of_target_is_recognised_by_facts_of_the_kernel() -> None:

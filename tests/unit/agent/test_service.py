@@ -34,6 +34,7 @@ from latencyprobe.protocol.measurements import (
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent import agent, plan, reconciler
 from latencyprobe_agent.control import PATIENCE
+from latencyprobe_agent.desired import PidSelector
 from latencyprobe_agent.kernel.contract import ASSUMED_DISPATCH_NS, HookCost
 from latencyprobe_agent.serving.reports import ReportPump
 from latencyprobe_agent.serving.requests import parse_desired
@@ -212,6 +213,26 @@ async def test_a_probe_without_node_figures_gets_nothing_of_the_node_or_its_name
     assert seen["shown"].node.counters["softnetDropped"] == 5
     assert not seen["hidden"].HasField("node")
     assert not any(each.netns_counters for each in seen["hidden"].targets)
+
+
+async def test_the_cgroups_of_a_target_are_evidence_for_each_of_its_probes(
+    running: Running,
+) -> None:
+    target = PidSelector(os.getpid())
+    running.evidence.cgroups[target] = {"cpuThrottledNs": 100}
+    hidden = probe("hidden", modules=("tcp",), node_figures=False)
+    await running.stub.Apply(state(probe("p", interval_s=60), hidden))
+    running.evidence.cgroups[target] = {"cpuThrottledNs": 103}
+    await running.stub.Apply(state(probe("p", interval_s=0.1), hidden, probe("q"), generation=2))
+    stream = watch(running)
+    running.evidence.cgroups[target] = {"cpuThrottledNs": 105}
+    seen = dict.fromkeys(("p", "hidden", "q"), 0)
+    async for report in reports(stream):
+        for one in report.probes:
+            seen[one.id] += one.targets[0].counters.get("cpuThrottledNs", 0)
+        if all(seen.values()):
+            break
+    assert seen == {"p": 5, "hidden": 5, "q": 2}
 
 
 async def test_evidence_from_before_a_probe_came_is_not_its_own(running: Running) -> None:

@@ -281,6 +281,16 @@ def test_nodes_that_had_trouble_are_listed_the_worst_first() -> None:
     assert "softnetDropped 6" in document["summary"]["message"]
 
 
+def test_a_node_whose_threads_waited_long_had_less_trouble_than_one_that_dropped() -> None:
+    waited = NodeMeasurement(counters={"cpuPressureNs": 10**12, "softnetDropped": 1})
+    dropped = NodeMeasurement(counters={"softnetDropped": 2})
+    context = {"node-a": waited, "node-b": dropped}
+
+    document = status.build(facts(node_context=context), now=NOW)
+
+    assert [node["node"] for node in document["nodeContext"]] == ["node-b", "node-a"]
+
+
 def test_of_nodes_without_trouble_nothing_is_said() -> None:
     assert "nodeContext" not in status.build(facts(), now=NOW)
 

@@ -25,7 +25,7 @@ from latencyprobe.domain.measurement import (
 )
 from latencyprobe.domain.report import report_on
 from latencyprobe.domain.score import SCORE_VERSION
-from latencyprobe.domain.stages import DEFAULT_MODULES
+from latencyprobe.domain.stages import CGROUP_COUNTERS, DEFAULT_MODULES
 from latencyprobe.domain.summary import PodReport, PodScore, ProbeSummary
 from latencyprobe_operator.observed_state import ReportedProbe, ReportSource, Span
 from latencyprobe_operator.probes.summaries import NodeSummaries
@@ -43,7 +43,7 @@ stage_measurements = st.builds(
 measurements = st.builds(
     Measurement,
     st.dictionaries(st.sampled_from(["rx.total", "rx.socket", "tcp.rtt"]), stage_measurements),
-    st.dictionaries(st.sampled_from(["retransmits"]), st.integers(0, 9)),
+    st.dictionaries(st.sampled_from(["retransmits", *CGROUP_COUNTERS]), st.integers(0, 9)),
     st.dictionaries(st.sampled_from(["TcpExtListenDrops", "UdpInErrors"]), st.integers(0, 9)),
 )
 WINDOW_S, INTERVAL_S = 60.0, 10.0
@@ -250,6 +250,21 @@ def test_sums_of_the_largest_reports_fit_into_the_status() -> None:
     assert numbers == (LARGEST_SUM,) * 4
     assert whole.histogram.count == 2 * LARGEST_BUCKET
     assert whole.sampling_ratio > 0
+
+
+def test_containers_below_one_quota_are_not_throttled_twice() -> None:
+    quota = {"cpuThrottledNs": 700, "cpuThrottledPeriods": 2, "cpuPeriods": 5}
+    server = Measurement(counters={**quota, "cpuPressureNs": 40, "rtos": 1})
+    sidecar = Measurement(counters={**quota, "cpuPressureNs": 90, "rtos": 2})
+    assert of_one_pod(server, sidecar).counters == {**quota, "cpuPressureNs": 90, "rtos": 3}
+
+
+def test_the_account_of_a_quota_is_that_of_one_container() -> None:
+    server = Measurement(counters={"cpuThrottledNs": 700, "cpuThrottledPeriods": 2})
+    sidecar = Measurement(counters={"cpuThrottledNs": 90, "cpuThrottledPeriods": 9, "rtos": 4})
+    together = {"cpuThrottledNs": 700, "cpuThrottledPeriods": 2, "rtos": 4}
+    assert of_one_pod(server, sidecar).counters == together
+    assert total([server, sidecar]).counters["cpuThrottledNs"] == 790
 
 
 @given(measurements, measurements, measurements)
