@@ -13,7 +13,7 @@
  * compare-and-store; a lost race costs the smaller of two simultaneous extremes at most.
  */
 
-#define ABOVE_ALL ((1ULL << LAST_OCTAVE) + 1)
+#define ABOVE_ALL (HIGHEST_NS + 1)
 
 /* Why a sample is missing from a stage; latencyprobe/domain/measurement.py explains each. */
 enum missing { LOST, UNMATCHED, CLAMPED, NR_MISSING };
@@ -50,7 +50,7 @@ typedef u64 owners_t;
 #define first_slot(owners) (((u32)(owners) & ((1U << OWNER_BITS) - 1)) - 1)
 
 /*
- * A duration at or under 2**36 ns has 37 significant bits, so the mantissa's low 8 bits are zero and
+ * A duration at or under the last bound, 69.8 s, has 37 significant bits, so the mantissa's low 8 bits are zero and
  * "above the bound" is exact on the upper 56 bits. As a subtraction it costs no branch, neither at
  * run time nor in the verifier's count; the barrier keeps the compiler from making one of it.
  */

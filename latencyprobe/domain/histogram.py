@@ -1,12 +1,13 @@
 """Base-2 exponential histograms of durations, schema 3.
 
-Bucket `i` of the exponential scale holds the durations in (2**(i/8), 2**((i+1)/8)] nanoseconds:
-eight buckets an octave, upper bound inclusive. OpenTelemetry's exponential histogram (scale 3) and
-Prometheus' native histogram (schema 3) have the same buckets.
+Bucket `i` of the exponential scale holds the durations in (2**((i-1)/8), 2**(i/8)] seconds: eight
+buckets an octave, upper bound inclusive. Prometheus' native histogram (schema 3) has the same
+buckets by the same index, OpenTelemetry's exponential histogram (scale 3) by the index before it.
+Both count in seconds, so the bounds are round there, and not in nanoseconds.
 
-We keep the octaves from 2**6 ns (64 ns) to 2**36 ns (68.7 s) in 240 buckets. An underflow bucket
-comes before them, an overflow bucket after them. A *position* is an index into that row of 242. The
-kernel counts by position, and gRPC carries positions. Histograms merge by addition.
+We keep 240 buckets, from 65 ns to 69.8 s. An underflow bucket comes before them, an overflow bucket
+after them. A *position* is an index into that row of 242. The kernel counts by position, and gRPC
+carries positions. Histograms merge by addition.
 """
 
 from __future__ import annotations
@@ -28,14 +29,26 @@ POSITIONS = OVERFLOW + 1
 # events, and of the samples in one bucket of a histogram.
 LARGEST_SUM = 2**63 - 1
 LARGEST_BUCKET = 2**55 - 1
-LOWEST_NS = 1 << FIRST_OCTAVE
-HIGHEST_NS = 1 << LAST_OCTAVE
+# The bucket on the exponential scale of a position: position 1 is the bucket -190.
+FIRST_BUCKET = -190
 
-# floor(2**(63 + j/8)) for j in 0..7, exact: the eighth root is taken by integer square roots.
-# A duration normalised to 64 bits is above the bound j of its octave iff it is above threshold j.
+
+def _nanoseconds(eighths: int, scale: int = 0) -> int:
+    """Return floor(2**(scale + eighths/8) * 10**9), exact: by integer square roots."""
+    exponent = 8 * scale + eighths
+    power = 10**72 << exponent if exponent >= 0 else 10**72 >> -exponent
+    return math.isqrt(math.isqrt(math.isqrt(power)))
+
+
+# Octaves are of nanoseconds: what the kernel can tell from a duration's highest bit. A duration
+# normalised to 64 bits is above the bound j of its octave iff it is above threshold j: these are
+# the eight bounds between 2**63 and 2**64.
 MANTISSA_THRESHOLDS: tuple[int, ...] = tuple(
-    math.isqrt(math.isqrt(math.isqrt(1 << (8 * 63 + j)))) for j in range(BUCKETS_PER_OCTAVE)
+    _nanoseconds(FIRST_BUCKET - 1 + j, 63 - FIRST_OCTAVE) for j in range(BUCKETS_PER_OCTAVE)
 )
+# The longest durations of the underflow bucket and of the last one before the overflow.
+LOWEST_NS = _nanoseconds(FIRST_BUCKET - 1)
+HIGHEST_NS = _nanoseconds(FIRST_BUCKET - 1 + OVERFLOW - 1)
 
 
 def position_of(duration_ns: int) -> int:
@@ -52,12 +65,13 @@ def position_of(duration_ns: int) -> int:
 
 def bounds_of(position: int) -> tuple[float, float]:
     """Return the (exclusive lower, inclusive upper) bound of a position, in nanoseconds."""
-    if position == UNDERFLOW:
-        return 0.0, float(LOWEST_NS)
-    if position == OVERFLOW:
-        return float(HIGHEST_NS), math.inf
-    exponent = FIRST_OCTAVE + (position - 1) / BUCKETS_PER_OCTAVE
-    return 2.0**exponent, 2.0 ** (exponent + 1 / BUCKETS_PER_OCTAVE)
+    lower = 0.0 if position == UNDERFLOW else _bound(position - 1)
+    return lower, math.inf if position == OVERFLOW else _bound(position)
+
+
+def _bound(position: int) -> float:
+    seconds: float = 2.0 ** ((FIRST_BUCKET - 1 + position) / BUCKETS_PER_OCTAVE)
+    return 1e9 * seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latencyprobe.domain.histogram import (
-    BUCKETS_PER_OCTAVE,
     EMPTY,
     HIGHEST_NS,
-    LAST_OCTAVE,
     LOWEST_NS,
     OVERFLOW,
     POSITIONS,
@@ -25,23 +23,23 @@ durations = st.one_of(
     st.integers(0, 2**40),
     # Around the bounds, where an off-by-one would hide.
     st.builds(
-        lambda eighths, offset: max(0, round(2 ** (eighths / 8)) + offset),
-        st.integers(0, LAST_OCTAVE * BUCKETS_PER_OCTAVE + 8),
+        lambda position, offset: round(1e9 * 2 ** ((position - 191) / 8)) + offset,
+        st.integers(0, POSITIONS + 8),
         st.integers(-2, 2),
     ),
 )
 histograms = st.lists(durations, max_size=30).map(Histogram.of)
-FIRST_EIGHTH = 6 * BUCKETS_PER_OCTAVE
 
 
 def exact_position(duration_ns: int) -> int:
-    """By definition: d is in (2**(i/8), 2**((i+1)/8)] iff 2**i < d**8 <= 2**(i+1)."""
+    """By definition: d seconds are in (2**((i-1)/8), 2**(i/8)] iff 2**(i-1) < d**8 <= 2**i."""
     if duration_ns <= LOWEST_NS:
         return UNDERFLOW
     if duration_ns > HIGHEST_NS:
         return OVERFLOW
-    eighth = (duration_ns**8 - 1).bit_length() - 1
-    return eighth - FIRST_EIGHTH + 1
+    shift = 2 * POSITIONS  # makes whole numbers of all powers
+    eighth = (-(-((duration_ns**8) << shift) // 10**72) - 1).bit_length() - shift
+    return eighth + 191
 
 
 @given(durations)
@@ -51,10 +49,18 @@ def test_a_duration_is_counted_in_the_bucket_whose_exact_bounds_hold_it(duration
 
 @pytest.mark.parametrize("position", range(1, OVERFLOW))
 def test_the_longest_duration_of_a_bucket_is_in_it_and_the_next_one_is_not(position: int) -> None:
-    exponent = FIRST_EIGHTH + position
-    longest = 1 << (exponent // 8) if exponent % 8 == 0 else int_eighth_root(1 << exponent)
+    longest = longest_ns(position)
     assert position_of(longest) == position
     assert position_of(longest + 1) == position + 1
+
+
+@pytest.mark.parametrize("seconds", [2**exponent for exponent in range(7)])
+def test_bounds_are_whole_powers_of_two_of_a_second(seconds: int) -> None:
+    assert position_of(seconds * 10**9) + 1 == position_of(seconds * 10**9 + 1)
+
+
+def longest_ns(position: int) -> int:
+    return int_eighth_root((10**72 << position) >> 191)
 
 
 def int_eighth_root(value: int) -> int:
@@ -79,7 +85,7 @@ def test_the_bounds_leave_no_gap() -> None:
 LONGEST_NS = np.array(
     [
         LOWEST_NS,
-        *(int_eighth_root(1 << (FIRST_EIGHTH + position)) for position in range(1, OVERFLOW)),
+        *(longest_ns(position) for position in range(1, OVERFLOW)),
     ]
 )
 

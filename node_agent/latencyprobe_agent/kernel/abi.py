@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from latencyprobe.domain.attention import LONG_WAIT_NS
-from latencyprobe.domain.histogram import FIRST_OCTAVE, LAST_OCTAVE, MANTISSA_THRESHOLDS, POSITIONS
+from latencyprobe.domain.histogram import (
+    FIRST_OCTAVE,
+    HIGHEST_NS,
+    LAST_OCTAVE,
+    MANTISSA_THRESHOLDS,
+    POSITIONS,
+)
 from latencyprobe.domain.packets import LONGEST_NS
 from latencyprobe.domain.pending import LONGEST_PENDING_NS, PENDING_KINDS
 from latencyprobe.domain.stages import (
@@ -195,6 +201,7 @@ MACROS: Mapping[str, int | str] = {
     "NODE_ROWS": NODE_ROWS,
     "FIRST_OCTAVE": FIRST_OCTAVE,
     "LAST_OCTAVE": LAST_OCTAVE,
+    "HIGHEST_NS": f"{HIGHEST_NS}ULL",
     "POSITIONS": POSITIONS,
     "TOP_NS": f"{TOP_NS}ULL",
     "TOO_LONG_NS": f"{LONGEST_NS}ULL",

@@ -14,7 +14,9 @@ from latencyprobe.domain.histogram import (
     FIRST_OCTAVE,
     HIGHEST_NS,
     LOWEST_NS,
+    OVERFLOW,
     POSITIONS,
+    bounds_of,
     position_of,
 )
 from latencyprobe.domain.measurement import NOTHING
@@ -162,8 +164,8 @@ def position_by_table(duration_ns: int) -> int:
 def test_the_table_of_bounds_gives_the_position_of_every_duration() -> None:
     choose = random.Random(1)
     near_bounds = (
-        round(2 ** (eighths / 8)) + offset
-        for eighths in range(FIRST_OCTAVE * 8, 36 * 8)
+        round(bounds_of(position)[1]) + offset
+        for position in range(OVERFLOW)
         for offset in (-2, -1, 0, 1, 2)
     )
     anywhere = (choose.getrandbits(choose.randrange(7, 37)) for _ in range(20_000))
