@@ -17,8 +17,8 @@ export PYTHON
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-PROTOS := $(wildcard proto/latencyprobe/v1/*.proto)
-STUBS := latencyprobe/protocol/v1/node_agent_pb2.py
+PROTOS := $(wildcard proto/latencyprobe/v1/*.proto proto/io/prometheus/client/*.proto)
+STUBS := latencyprobe/protocol/v1/node_agent_pb2.py latencyprobe/exposition/metrics_pb2.py
 # tools/setup-go may have put a Go into .venv; it goes before an older one of the machine.
 CLUSTER_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 
@@ -31,7 +31,7 @@ help: ## Show this
 		/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: setup
-setup: system-packages $(STUBS) $(VENV)/.project ## Install what is missing: system packages, .venv, gRPC stubs
+setup: system-packages $(STUBS) $(VENV)/.project ## Install what is missing: system packages, .venv, stubs
 
 .PHONY: run
 run: setup ## Set up, then measure a small workload on this machine (needs root)
@@ -118,7 +118,7 @@ format: setup ## Format the code, and fix what the linter can fix
 	git ls-files -z -- '*.c' '*.h' | xargs -0 $(BIN)/clang-format -i
 
 .PHONY: stubs
-stubs: $(VENV)/.packages ## Generate the gRPC stubs again
+stubs: $(VENV)/.packages ## Generate the stubs of proto/ again
 	$(BIN)/python setup.py --quiet stubs
 
 .PHONY: lock
@@ -138,7 +138,7 @@ lock: $(VENV)/.venv ## Pin the newest packages that pyproject.toml allows
 .PHONY: clean
 clean: ## Remove everything that was made, .venv included
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache \
-		.pytest_cache .ruff_cache $(wildcard latencyprobe/protocol/v1/node_agent_pb2*)
+		.pytest_cache .ruff_cache $(wildcard $(STUBS:.py=)*)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---------------------------------------------------------------- the set-up, step by step
@@ -185,7 +185,7 @@ $(VENV)/.packages: $(VENV)/.venv requirements.lock
 	@$(BIN)/pip install --quiet --require-hashes -r requirements.lock
 	@touch $@
 
-$(STUBS): $(PROTOS) setup.py $(VENV)/.packages
+$(STUBS) &: $(PROTOS) setup.py $(VENV)/.packages
 	$(BIN)/python setup.py --quiet stubs
 
 # Editable: the code in the checkout is what runs. It is installed again when its packages, entry

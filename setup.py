@@ -1,4 +1,4 @@
-"""Build steps that pyproject.toml cannot express: gRPC stubs, and C sources inside the agent.
+"""Build steps that pyproject.toml cannot express: stubs of proto/, and C sources inside the agent.
 
 `make stubs` runs `setup.py stubs`; a wheel and an editable install make the stubs by themselves.
 """
@@ -13,8 +13,11 @@ from setuptools import Command, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-PROTO_ROOT = ROOT / "proto" / "latencyprobe"
-STUBS = Path("latencyprobe", "protocol", "v1")
+PROTOS = ROOT / "proto"
+# Where each folder of proto/ is generated to; the stubs import each other by their later names.
+SERVICE_STUBS = {Path("latencyprobe", "v1"): Path("latencyprobe", "protocol", "v1")}
+# Messages without a service.
+MESSAGE_STUBS = {Path("io", "prometheus", "client"): Path("latencyprobe", "exposition")}
 BPF_SOURCES = ROOT / "bpf"
 BPF_PACKAGE_FOLDER = Path("latencyprobe_agent", "bpf")
 # protoc itself knows the types of messages (`pyi`), not those of services.
@@ -31,9 +34,9 @@ def _program(name: str) -> str:
 
 
 class Stubs(Command):
-    """The command that generates the gRPC stubs and their types in the shared package."""
+    """The command that generates the stubs and their types in the shared package."""
 
-    description = "generate the gRPC stubs from proto/"
+    description = "generate the stubs from proto/"
     user_options: ClassVar[list[tuple[str, str | None, str]]] = []
 
     def initialize_options(self) -> None:
@@ -44,18 +47,27 @@ class Stubs(Command):
 
     def run(self) -> None:
         """Generate `*_pb2.py`, `*_pb2_grpc.py` and their types."""
+        messages = [f"--{output}_out={ROOT}" for output in ("python", "pyi")]
+        services = [
+            f"--plugin={STUB_TYPES_PLUGIN}={_program(STUB_TYPES_PLUGIN)}",
+            f"--grpc_python_out={ROOT}",
+            f"--mypy_grpc_out=quiet:{ROOT}",
+        ]
+        for source, stubs in SERVICE_STUBS.items():
+            self._generate(PROTOS / source, stubs, [*messages, *services])
+        for source, stubs in MESSAGE_STUBS.items():
+            self._generate(PROTOS / source, stubs, messages)
+
+    def _generate(self, source: Path, stubs: Path, outputs: list[str]) -> None:
         # Only a build needs it, and a build backend must import without it.
         from grpc_tools import protoc  # noqa: PLC0415
 
-        protos = [str(STUBS / path.name) for path in sorted((PROTO_ROOT / "v1").glob("*.proto"))]
         arguments = [
             "protoc",
-            f"-I{STUBS.parent}={PROTO_ROOT}",  # the stubs import each other by their later names
+            f"-I{stubs}={source}",
             f"-I{Path(protoc.__file__).parent / '_proto'}",  # google/protobuf/*.proto
-            f"--plugin={STUB_TYPES_PLUGIN}={_program(STUB_TYPES_PLUGIN)}",
-            *(f"--{output}_out={ROOT}" for output in ("python", "pyi", "grpc_python")),
-            f"--mypy_grpc_out=quiet:{ROOT}",
-            *protos,
+            *outputs,
+            *(str(stubs / path.name) for path in sorted(source.glob("*.proto"))),
         ]
         if protoc.main(arguments) != 0:
             raise SystemExit(f"protoc failed: {' '.join(arguments)}")

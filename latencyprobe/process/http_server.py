@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 import h11
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 
 from latencyprobe.process.listening import ListenAddress, listen
 from latencyprobe.process.repeated_lines import RepeatedLines
@@ -52,16 +50,6 @@ class ServeError(Exception):
     def __init__(self, address: ListenAddress, pages: Iterable[str], error: OSError) -> None:
         reason = error.strerror or str(error)
         super().__init__(f"cannot serve {', '.join(pages)} on {address}: {reason}")
-
-
-def metrics_page(registry: CollectorRegistry) -> Page:
-    """Return the page of a registry, in the format that the client accepts."""
-
-    def page(headers: Mapping[str, str]) -> Response:
-        encoder, content_type = choose_encoder(headers.get("accept", ""))
-        return Response(encoder(registry), content_type=content_type)
-
-    return page
 
 
 def health_page(is_healthy: Callable[[], bool] = lambda: True) -> Page:

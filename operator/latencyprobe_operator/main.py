@@ -18,7 +18,8 @@ from typing import Any
 
 import kopf
 
-from latencyprobe.process.http_server import health_page, metrics_page, served
+from latencyprobe.exposition.page import metrics_page
+from latencyprobe.process.http_server import health_page, served
 from latencyprobe.process.listening import ListenAddress
 from latencyprobe.process.tasks import first_to_end
 from latencyprobe_operator.admission import NO_LIMITS, AdminLimits

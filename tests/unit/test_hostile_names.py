@@ -23,7 +23,7 @@ from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.document import LatencyReport, Node
 from latencyprobe.domain.overhead import HookOverhead, ProgramsOverhead
 from latencyprobe.domain.serialisation import document_of
-from latencyprobe.process.http_server import metrics_page
+from latencyprobe.exposition.page import metrics_page
 from latencyprobe.protocol.measurements import measurement_from_proto, node_from_proto
 from latencyprobe.protocol.packets import packet_from_proto
 from latencyprobe.protocol.states import coverage_from_proto

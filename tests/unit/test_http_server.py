@@ -11,6 +11,7 @@ from urllib.request import urlopen
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
+from latencyprobe.exposition.page import metrics_page
 from latencyprobe.process import http_server
 from latencyprobe.process.http_server import (
     MAX_CONNECTIONS,
@@ -19,7 +20,6 @@ from latencyprobe.process.http_server import (
     Response,
     ServeError,
     health_page,
-    metrics_page,
     served,
 )
 from latencyprobe.process.listening import ListenAddress

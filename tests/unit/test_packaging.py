@@ -131,6 +131,7 @@ def test_a_wheel_holds_the_packages_the_stubs_and_the_c_sources(tmp_path: Path) 
         for root in (source, source / "node_agent", source / "operator")
         for path in root.glob("latencyprobe*/**/*.py")
     }
+    stubs |= {f"latencyprobe/exposition/metrics_pb2{end}" for end in (".py", ".pyi")}
     assert c_sources | stubs | modules <= files
     assert not {
         name

@@ -44,7 +44,7 @@ def describe() -> Source:
 
 def copy_sources(folder: Path) -> Path:
     """Copy the sources of a wheel without generated files: a build writes into its tree."""
-    generated = shutil.ignore_patterns("__pycache__", "*.egg-info", "node_agent_pb2*")
+    generated = shutil.ignore_patterns("__pycache__", "*.egg-info", "*_pb2*")
     for name in WHEEL_FOLDERS:
         shutil.copytree(ROOT / name, folder / name, ignore=generated)
     for name in WHEEL_FILES:

@@ -14,7 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.targets import TargetState
-from latencyprobe.process.http_server import Page, health_page, metrics_page
+from latencyprobe.exposition.page import metrics_page
+from latencyprobe.process.http_server import Page, health_page
 from latencyprobe_agent.serving.tls_proxy import TlsRefusal
 
 

@@ -1,0 +1,133 @@
+"""Families of metrics that the library has no class for, and label values that nothing can break.
+
+A *native* histogram has the buckets of `domain.histogram`, each under its own index: a copy, not a
+conversion. Formats without native histograms get *classic* buckets, a coarse set of the same
+bounds, so that their counts are exact too.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol
+
+from prometheus_client.metrics_core import Metric
+
+from latencyprobe.domain.histogram import (
+    BUCKETS_PER_OCTAVE,
+    FIRST_BUCKET,
+    OVERFLOW,
+    SCHEMA,
+    UNDERFLOW,
+)
+
+# The index of the bucket that ends at infinity, behind the one that ends at 2**1024: what
+# client_golang has for observations above all numbers.
+_INFINITE_BUCKET = 1024 * BUCKETS_PER_OCTAVE + 1
+ZERO_THRESHOLD_S = 2.0 ** ((FIRST_BUCKET - 1) / BUCKETS_PER_OCTAVE)
+# Powers of 2 in seconds: from 0.95 us to 64 s, a factor of 4 apart.
+_CLASSIC_EXPONENTS = range(-20, 7, 2)
+_CLASSIC_POSITIONS = tuple(
+    exponent * BUCKETS_PER_OCTAVE - FIRST_BUCKET + 1 for exponent in _CLASSIC_EXPONENTS
+)
+_CLASSIC_BOUNDS = tuple(repr(2.0**exponent) for exponent in _CLASSIC_EXPONENTS)
+MAX_LABEL_LENGTH = 512
+
+Labels = Mapping[str, str]
+
+
+def label_value(text: str) -> str:
+    """Return a label's value that all formats can hold, of a text that strangers may choose."""
+    if text.isascii() and text.isprintable() and len(text) <= MAX_LABEL_LENGTH:
+        return text
+    clean = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return clean[:MAX_LABEL_LENGTH]
+
+
+class Durations(Protocol):
+    """Samples of a duration by position, as a histogram has them."""
+
+    @property
+    def buckets(self) -> Mapping[int, int]:
+        """The number of samples by position."""
+
+    @property
+    def sum_ns(self) -> int:
+        """The sum of all samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class NativeSpan:
+    """Neighbouring buckets. `gap`: buckets without a sample before them."""
+
+    gap: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class NativeBuckets:
+    """Buckets as a native histogram has them.
+
+    `deltas`: each count less the one before it. The first span's gap is its index.
+    """
+
+    zero_count: int
+    spans: Sequence[NativeSpan]
+    deltas: Sequence[int]
+
+
+def native_buckets(buckets: Mapping[int, int]) -> NativeBuckets:
+    """Return the native buckets of counts by position."""
+    spans: list[NativeSpan] = []
+    deltas: list[int] = []
+    end = before = begin = length = 0
+    for position in sorted(buckets):
+        if position == UNDERFLOW:
+            continue
+        index = _INFINITE_BUCKET if position == OVERFLOW else FIRST_BUCKET - 1 + position
+        if not length or index != begin + length:
+            if length:
+                spans.append(NativeSpan(begin - end, length))
+                end = begin + length
+            begin, length = index, 0
+        length += 1
+        deltas.append(buckets[position] - before)
+        before = buckets[position]
+    if length:
+        spans.append(NativeSpan(begin - end, length))
+    return NativeBuckets(buckets.get(UNDERFLOW, 0), spans, deltas)
+
+
+class StageHistograms(Metric):
+    """A family of histograms of durations in seconds, without samples until a format is chosen."""
+
+    schema = SCHEMA
+
+    def __init__(self, name: str, documentation: str) -> None:
+        super().__init__(name, documentation, "histogram")
+        self.histograms: list[tuple[Labels, Durations]] = []
+
+    def add(self, labels: Labels, durations: Durations) -> None:
+        """Add a histogram."""
+        clean = {name: label_value(value) for name, value in labels.items()}
+        self.histograms.append((clean, durations))
+
+    def classic(self) -> Metric:
+        """Return the family with classic buckets."""
+        family = Metric(self.name, self.documentation, self.type)
+        for labels, durations in self.histograms:
+            for bound, count in _classic_counts(durations.buckets):
+                family.add_sample(f"{self.name}_bucket", {**labels, "le": bound}, count)
+            family.add_sample(f"{self.name}_count", dict(labels), sum(durations.buckets.values()))
+            family.add_sample(f"{self.name}_sum", dict(labels), durations.sum_ns / 1e9)
+        return family
+
+
+def _classic_counts(buckets: Mapping[int, int]) -> Iterator[tuple[str, int]]:
+    positions = sorted(buckets)
+    counts = [0, *accumulate(buckets[position] for position in positions)]
+    for position, bound in zip(_CLASSIC_POSITIONS, _CLASSIC_BOUNDS, strict=True):
+        yield bound, counts[bisect_right(positions, position)]
+    yield "+Inf", counts[-1]
