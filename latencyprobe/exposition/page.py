@@ -26,12 +26,12 @@ def metrics_page(registry: CollectorRegistry) -> Page:
         if accepted.startswith(_PROTOBUF):
             return Response(encode(registry.collect()), content_type=CONTENT_TYPE)
         encoder, content_type = choose_encoder(accepted)
-        return Response(encoder(_ClassicView(registry)), content_type=content_type)
+        return Response(encoder(ClassicView(registry)), content_type=content_type)
 
     return page
 
 
-class _ClassicView(Collector):
+class ClassicView(Collector):
     """A registry with classic buckets in place of native ones."""
 
     def __init__(self, registry: CollectorRegistry) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
@@ -28,6 +28,7 @@ from latencyprobe_agent.reconciler import Reconciler
 from latencyprobe_agent.target_events import TargetEvents
 from latencyprobe_agent.targets.facts import TargetFacts
 from latencyprobe_agent.targets.resolver import Resolver
+from latencyprobe_agent.totals import Totals
 from latencyprobe_agent.tracing import PacketNews, Trace, TraceWish
 from latencyprobe_agent.windows.probe_window import WindowReport
 
@@ -98,16 +99,23 @@ class Agent:
         ceilings: Ceilings = NO_CEILINGS,
         pressure: Callable[[], float] = no_pressure,
         change_interval_s: float = 0.0,
+        totals: Totals | None = None,
     ) -> None:
         """Measure nothing yet.
 
         `pressure`: the node's CPU pressure in percent. `change_interval_s`: the time between two
-        changes of the loaded programs; 0: no limit.
+        changes of the loaded programs; 0: no limit. `totals`: the sums for metrics.
         """
         self.instance_id = str(uuid.uuid4())
         self.node = node
         self.readings = Readings(
-            engine, evidence, instruments, clock, ceilings=ceilings, pressure=pressure
+            engine,
+            evidence,
+            instruments,
+            clock,
+            ceilings=ceilings,
+            pressure=pressure,
+            totals=totals,
         )
         self._reconciler = Reconciler(
             engine,
@@ -152,10 +160,22 @@ class Agent:
 
     def take_window_report(self, probe_id: str) -> WindowReport | None:
         """Return the report over a probe's window; None if the probe does not exist any more."""
-        uncounted = frozenset(
+        return self.readings.windows.take(probe_id, self._uncounted)
+
+    def newest_reports(self) -> Iterable[WindowReport]:
+        """Return the reports over all windows, without taking them from a client."""
+        return self.readings.windows.newest(self._uncounted)
+
+    @property
+    def sampling_ratio(self) -> float:
+        """The share of the packets that is measured."""
+        return self.readings.sampling_ratio
+
+    @property
+    def _uncounted(self) -> frozenset[str]:
+        return frozenset(
             stage.name for stage in self.coverage if stage.state is CoverageState.UNAVAILABLE
         )
-        return self.readings.windows.take(probe_id, uncounted)
 
     def standings(self, probe: DesiredProbe) -> Mapping[str, TargetFacts]:
         """Return the facts of a probe's targets and of their parts, by their ids."""

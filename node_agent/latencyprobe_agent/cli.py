@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from latencyprobe import __version__
+from latencyprobe.domain.fairness import MAX_TARGETS
 from latencyprobe.process import logs
 from latencyprobe.process.listening import ListenAddress, ListenAddressType
 from latencyprobe.protocol.measurements import OPERATOR_NAME
@@ -27,6 +28,7 @@ from latencyprobe_agent.main import (
 )
 from latencyprobe_agent.serving.service import SocketAddress, TcpAddress
 from latencyprobe_agent.serving.tls import ServerTlsFiles
+from latencyprobe_agent.totals import DEFAULT_MAX_PODS
 
 _FILE = click.Path(path_type=Path)
 _NO_CACHE = "none"
@@ -113,6 +115,14 @@ _NO_CACHE = "none"
     help="Serve /metrics, /healthz and /readyz over HTTP.",
 )
 @click.option(
+    "--metrics-max-pods",
+    type=click.IntRange(min=0, max=MAX_TARGETS),
+    default=DEFAULT_MAX_PODS,
+    show_default=True,
+    show_envvar=True,
+    help="Largest number of pods with metrics of their own. Others count in those of their probe.",
+)
+@click.option(
     "--max-cpu-percent",
     type=click.FloatRange(min=0, min_open=True, max=10_000),
     show_default=f"{DEFAULT_MAX_CPU_PERCENT:g} with --listen, no limit with --socket",
@@ -166,6 +176,7 @@ def agent_command(
     object_cache: str,
     hooks: str,
     metrics_address: ListenAddress | None,
+    metrics_max_pods: int,
     max_cpu_percent: float | None,
     min_sampling_ratio: float,
     log_level: str,
@@ -184,6 +195,7 @@ def agent_command(
         proc_root=proc_root,
         cgroup_root=os.path.realpath(cgroup_root) if cgroup_root is not None else None,
         metrics_address=metrics_address,
+        metrics_max_pods=metrics_max_pods,
         object_cache=Path(object_cache) if object_cache != _NO_CACHE else None,
         uses_cgroup_hooks=hooks != "tracepoints",
         uses_device_hooks=hooks == "scoped",

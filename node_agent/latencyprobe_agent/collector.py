@@ -21,6 +21,7 @@ from latencyprobe.domain.pending import pending_of
 from latencyprobe.domain.stages import Module, is_counter_of, stages_of
 from latencyprobe_agent.desired import Desired, DesiredProbe, DesiredTarget, Selector
 from latencyprobe_agent.plan import Home, TargetKey
+from latencyprobe_agent.totals import Totals
 
 # A probe may be this part of its interval early, so that probes of one interval share a reading.
 _EARLY = 0.02
@@ -109,9 +110,13 @@ class _Account:
 
 
 class Collector:
-    """The accounts of all probes. Times are the caller's."""
+    """The accounts of all probes. Times are the caller's.
 
-    def __init__(self) -> None:
+    `totals`: the sums for metrics, of the same readings; None if no metrics are served.
+    """
+
+    def __init__(self, totals: Totals | None = None) -> None:
+        self._totals = totals
         self._accounts: dict[str, _Account] = {}
         self._owners: Mapping[int, Sequence[TargetKey]] = {}
         self._homes: Mapping[TargetKey, frozenset[Home]] = {}
@@ -125,6 +130,8 @@ class Collector:
             else _Account(probe, now)
             for probe in desired.probes
         }
+        if self._totals is not None:
+            self._totals.follow(desired, now.monotonic)
 
     def own(self, owners: Mapping[int, Sequence[TargetKey]]) -> None:
         """Add the slots' figures to these targets from now on."""
@@ -179,6 +186,8 @@ class Collector:
                 account = self._accounts.get(owner.probe_id)
                 if account is not None:
                     account.add(owner.target_id, addend)
+                    if self._totals is not None:
+                        self._totals.add(owner, only(delta, account.probe.modules))
 
     def add_node(self, delta: NodeMeasurement) -> None:
         """Add a measurement of the node, for every probe that has node figures."""

@@ -92,7 +92,7 @@ class DesiredProbe:
 
     `node_figures`: figures of the node as a whole are reported too. `window`: None if the client
     keeps the windows itself. `parts`: targets that are measured as a part of another one, with the
-    id of that one.
+    id of that one. `per_pod`: the agent's metrics have series of each pod.
     """
 
     id: str
@@ -106,6 +106,7 @@ class DesiredProbe:
     node_figures: bool = False
     window: DesiredWindow | None = None
     parts: Mapping[str, str] = field(default_factory=dict, hash=False)
+    per_pod: bool = False
 
     @property
     def settings(self) -> DesiredProbe:

@@ -36,10 +36,12 @@ from latencyprobe_agent.kernel.typeinfo import kernel_types_kind
 from latencyprobe_agent.node import HostNetnsError, host_netns_inode
 from latencyprobe_agent.pacing import CHANGE_INTERVAL_S
 from latencyprobe_agent.pressure import cpu_pressure_percent
+from latencyprobe_agent.serving.figures import FigureCollector
 from latencyprobe_agent.serving.metrics import AgentMetrics, pages
 from latencyprobe_agent.serving.service import ListenError, Server, SocketAddress, TcpAddress
 from latencyprobe_agent.serving.tls import TlsFileError
 from latencyprobe_agent.targets.resolver import Resolver
+from latencyprobe_agent.totals import DEFAULT_MAX_PODS, Totals
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class Settings:
     proc_root: Path = Path("/proc")
     cgroup_root: str | None = None
     metrics_address: ListenAddress | None = None
+    metrics_max_pods: int = DEFAULT_MAX_PODS
     ceilings: Ceilings = NO_CEILINGS
     object_cache: Path | None = None
     uses_cgroup_hooks: bool = True
@@ -139,6 +142,7 @@ async def _agent(
         cgroup_root=settings.cgroup_root,
     )
     node = _node_facts(settings, resolver, host_inode)
+    totals = Totals(settings.metrics_max_pods) if settings.metrics_address is not None else None
     agent = Agent(
         engine,
         resolver,
@@ -148,7 +152,10 @@ async def _agent(
         ceilings=settings.ceilings,
         pressure=partial(cpu_pressure_percent, settings.proc_root),
         change_interval_s=_change_interval_s(settings),
+        totals=totals,
     )
+    if totals is not None:
+        metrics.registry.register(FigureCollector(agent, totals, settings.node_name))
     try:
         yield agent, metrics
     finally:

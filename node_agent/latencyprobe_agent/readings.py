@@ -22,6 +22,7 @@ from latencyprobe_agent.plan import Home, PodTargets, TargetKey
 from latencyprobe_agent.pressure import no_pressure
 from latencyprobe_agent.sampling import Governor
 from latencyprobe_agent.targets.facts import TargetFacts
+from latencyprobe_agent.totals import Totals
 from latencyprobe_agent.windows.by_probe import Windows
 
 log = logging.getLogger(__name__)
@@ -47,13 +48,14 @@ class Readings:
         *,
         ceilings: Ceilings = NO_CEILINGS,
         pressure: Callable[[], float] = no_pressure,
+        totals: Totals | None = None,
     ) -> None:
         self._engine = engine
         self._evidence = evidence
         self._instruments = instruments
         self._clock = clock
         self.windows = Windows()
-        self._collector = Collector()
+        self._collector = Collector(totals)
         self._overhead = OverheadMeter()
         self._last_overhead = Overhead(None)
         self._governor = Governor()

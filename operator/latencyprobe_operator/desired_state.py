@@ -43,6 +43,7 @@ class ProbeOnNode:
     """The agent is asked for figures of the node as a whole."""
     window_s: float = 0.0
     max_pods: int = 0
+    metrics_per_pod: bool = False
     pods_in_full: PodChoice = field(default=NO_PODS, compare=False)
     """The choice that the agent begins with. Later ones come with acknowledgements."""
     earlier: EarlierPods = field(default_factory=EarlierPods, compare=False)
@@ -240,6 +241,7 @@ class DesiredStates:
             node_figures=spec.node_figures,
             window_s=spec.window_s,
             max_pods=spec.max_pods,
+            metrics_per_pod=spec.metrics_per_pod,
             pods_in_full=choice,
             earlier=earlier,
         )

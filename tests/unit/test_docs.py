@@ -14,11 +14,13 @@ from prometheus_client import CollectorRegistry
 from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.stages import COUNTERS, STAGES
 from latencyprobe.domain.targets import TargetState
+from latencyprobe.exposition.page import ClassicView
 from latencyprobe_agent.serving.metrics import AgentMetrics
 from latencyprobe_agent.serving.tls_proxy import TlsRefusal
 from latencyprobe_operator.api.conditions import REASONS, ConditionType
 from latencyprobe_operator.api.status_fields import NodeState, Phase
 from latencyprobe_operator.metrics import OperatorMetrics
+from tests.unit.agent.sample_figures import sample_figures
 from tests.unit.plain_english import replaced_words
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +96,7 @@ def metrics_of(registry: CollectorRegistry) -> dict[str, tuple[str, set[str]]]:
             family.type,
             {label for sample in family.samples for label in sample.labels} - own_labels,
         )
-        for family in registry.collect()
+        for family in ClassicView(registry).collect()
     }
 
 
@@ -197,6 +199,10 @@ def test_every_metric_of_the_operator_is_documented_as_it_is() -> None:
 
 def test_every_metric_of_the_agent_is_documented_as_it_is() -> None:
     assert documented_metrics("## Agent") == metrics_of(AgentMetrics().registry)
+
+
+def test_every_metric_of_pods_and_probes_is_documented_as_it_is() -> None:
+    assert documented_metrics("## Figures of pods and probes") == metrics_of(sample_figures())
 
 
 def test_every_value_of_an_agents_label_is_documented() -> None:

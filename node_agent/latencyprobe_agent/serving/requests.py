@@ -153,6 +153,7 @@ def _parse_probe(
         node_figures=message.node_figures,
         window=_parse_window(message, interval_s),
         parts=parts,
+        per_pod=message.metrics_per_pod,
     )
     return probe, invalid
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from latencyprobe.domain.stages import Module
@@ -95,6 +95,12 @@ class Windows:
         self._taken[probe_id] = report.end.monotonic
         # A report that is taken again may be from before the probe's last change.
         return replace(report, probe=window.probe)
+
+    def newest(self, uncounted: Container[str]) -> Iterator[WindowReport]:
+        """Yield the newest report of each probe, whether it was taken or not."""
+        for window in self._windows.values():
+            if (report := window.report(uncounted)) is not None:
+                yield replace(report, probe=window.probe)
 
     def take_again(self) -> None:
         """Make all newest reports due, for a new client."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 
+from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.measurement import (
     NOTHING,
     Measurement,
@@ -58,6 +59,8 @@ class WindowReport:
     summary: ProbeSummary
     pods: tuple[PodReport, ...]
     node: NodeMeasurement
+    verdicts: Mapping[str, Bottleneck] = field(default_factory=dict)
+    """The verdict on each pod that has not ended, by its name, if the probe has metrics per pod."""
 
 
 @dataclass(slots=True)
@@ -251,7 +254,12 @@ class ProbeWindow:
             reports[known.pod.uid] if is_each_shown else judged(known.pod, known.value())
             for known in shown
         )
-        return WindowReport(self.probe, begin, end, summary, tuple(in_full), node)
+        verdicts = {
+            pod.name or uid: pod.report.verdict.bottleneck
+            for uid, pod in reports.items()
+            if self.probe.per_pod and not pod.ended
+        }
+        return WindowReport(self.probe, begin, end, summary, tuple(in_full), node, verdicts)
 
     def _unobserved_ns(self, end: float) -> int:
         begin = max(end - self._window.length_s, self._applied_at)

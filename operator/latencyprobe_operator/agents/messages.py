@@ -230,6 +230,7 @@ def _probe_message(probe: ProbeOnNode) -> pb.Probe:
         node_figures=probe.node_figures,
         window=_duration(probe.window_s),
         max_pods=probe.max_pods,
+        metrics_per_pod=probe.metrics_per_pod,
         pods_in_full=choice_to_proto(probe.pods_in_full),
     )
 

@@ -70,6 +70,7 @@ class ProbeSpec:
     objectives: tuple[Objective, ...]
     max_pods: int
     node_figures: bool = False
+    metrics_per_pod: bool = False
 
     @property
     def measured_modules(self) -> tuple[Module, ...]:
@@ -123,6 +124,7 @@ def _read_probe(body: Mapping[str, Any]) -> ProbeSpec:
             _read_objective(fields, modules, protocols) for fields in spec.get("objectives") or ()
         ),
         max_pods=int((spec.get("report") or {}).get("maxPods", 20)),
+        metrics_per_pod=bool((spec.get("metrics") or {}).get("perPod", False)),
     )
 
 

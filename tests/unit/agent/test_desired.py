@@ -330,6 +330,12 @@ def test_a_window_becomes_values() -> None:
     assert probe.window == DesiredWindow(60, 20, PodChoice(9, 3))
 
 
+@pytest.mark.parametrize("per_pod", [False, True])
+def test_a_probe_asks_for_metrics_per_pod(*, per_pod: bool) -> None:
+    (probe,) = parse_desired(_with_window(60, metrics_per_pod=per_pod)).probes
+    assert probe.per_pod is per_pod
+
+
 @pytest.mark.parametrize("state", [_state(), _with_window(0, max_pods=10**6)])
 def test_without_a_length_there_is_no_window(state: pb.DesiredState) -> None:
     assert parse_desired(state).probes[0].window is None

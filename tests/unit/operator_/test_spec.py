@@ -24,6 +24,7 @@ def test_absent_fields_have_the_defaults_of_the_schema() -> None:
     assert not spec.suspend
     assert (spec.max_cpu_percent, spec.max_pods) == (1, 20)
     assert (spec.ports, spec.protocols, spec.containers) == ((), (), frozenset())
+    assert not spec.metrics_per_pod
 
 
 def test_all_fields_are_read() -> None:
@@ -38,6 +39,7 @@ def test_all_fields_are_read() -> None:
             suspend=True,
             overhead={"maxCPUPercent": 0.5},
             report={"maxPods": 3},
+            metrics={"perPod": True},
             objectives=[
                 {
                     "name": "reads",
@@ -56,6 +58,7 @@ def test_all_fields_are_read() -> None:
     assert (spec.interval_s, spec.window_s, spec.duration_s) == (90, 600, 3600)
     assert spec.suspend
     assert (spec.max_cpu_percent, spec.max_pods) == (0.5, 3)
+    assert spec.metrics_per_pod
     objective = spec.objectives[0]
     assert (objective.percentile, objective.max_ns, objective.for_s) == (99.9, 5_000_000, 120)
 

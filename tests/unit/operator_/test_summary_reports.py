@@ -226,6 +226,16 @@ def test_a_state_has_the_window_and_the_names_of_its_pods() -> None:
     assert (container.pod_name, container.container_name) == ("a", "server")
 
 
+@pytest.mark.parametrize("per_pod", [False, True])
+def test_agents_are_asked_for_metrics_per_pod_as_the_probe_has_it(*, per_pod: bool) -> None:
+    states = DesiredStates()
+    states.set_probe(probe_spec(metrics={"perPod": per_pod}), [pod("a")])
+
+    (probe,) = outgoing_state(states.of_node(NODE), generation=1, lease_s=300).message.probes
+
+    assert probe.metrics_per_pod is per_pod
+
+
 def test_a_static_pod_is_known_by_the_uid_of_its_cgroups() -> None:
     asked = AskedPods()
     asked.ask(state_of(replace(pod("a"), cgroup_uid="0123456789abcdef0123456789abcdef")))
