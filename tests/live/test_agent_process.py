@@ -8,7 +8,6 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,23 +22,13 @@ from latencyprobe.protocol.measurements import AGENT_NAME
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_agent.kernel.load.handover import COMPILER_MODULE
+from tests.live.agents import AGENT, running_agent
 from tests.live.targets import made_cgroup, python, sleeper, until
 from tests.patience import patient
 from tests.unit.agent.states import probe, state
 
 POD_UID = "5d0c8f4e-7a3b-4c1d-9e2f-6b8a0d1c2e3f"
 CID = "cd" * 32
-AGENT = (sys.executable, "-P", "-m", "latencyprobe.commands.cli", "agent")
-
-
-@contextlib.contextmanager
-def _agent(*options: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("wb") as stderr, subprocess.Popen([*AGENT, *options], stderr=stderr) as process:
-        try:
-            until(lambda: process.poll() is not None or "serving on" in log.read_text(), "serving")
-            yield process
-        finally:
-            process.kill()
 
 
 def _refusal(*options: str, prefix: Sequence[str] = ()) -> str:
@@ -72,7 +61,7 @@ def tls(tmp_path: Path) -> tuple[str, ...]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_agent_serves_and_ends_in_order(tmp_path: Path, number: signal.Signals) -> None:
     path, log = tmp_path / "s" / "agent.sock", tmp_path / "log"
-    with _agent("--socket", str(path), "--node-name", "blue", log=log) as process:
+    with running_agent("--socket", str(path), "--node-name", "blue", log=log) as process:
         assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
         with grpc.insecure_channel(f"unix:{path}") as channel:
             stub = NodeAgentStub(channel)
@@ -103,7 +92,7 @@ def test_a_container_that_dies_while_its_programs_are_attached_is_gone_and_no_er
         id="dying", container=pb.Container(pod_uid=POD_UID, container_id=f"containerd://{CID}")
     )
     with (
-        _agent("--socket", str(path), log=log) as process,
+        running_agent("--socket", str(path), log=log) as process,
         grpc.insecure_channel(f"unix:{path}") as channel,
     ):
         stub = NodeAgentStub(channel)
@@ -142,7 +131,7 @@ def _command_line(pid: str) -> bytes:
 def test_over_tls_it_also_serves_metrics_and_health(tmp_path: Path, tls: tuple[str, ...]) -> None:
     log = tmp_path / "log"
     options = ("--listen", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0", *tls)
-    with _agent(*options, "--log-format", "json", log=log) as process:
+    with running_agent(*options, "--log-format", "json", log=log) as process:
         text = log.read_text()
         metrics = text.split("metrics on ")[1].split('"')[0]
         address = text.split("serving on ")[1].split(" ")[0]
@@ -169,7 +158,7 @@ def test_a_flood_of_idle_connections_leaves_metrics_and_measuring_alone(tmp_path
     path, log = tmp_path / "s" / "agent.sock", tmp_path / "log"
     options = ("--socket", str(path), "--metrics-address", "127.0.0.1:0")
     with contextlib.ExitStack() as stack:
-        process = stack.enter_context(_agent(*options, log=log))
+        process = stack.enter_context(running_agent(*options, log=log))
         port = int(log.read_text().split("metrics on 127.0.0.1:")[1].split()[0])
         channel = stack.enter_context(grpc.insecure_channel(f"unix:{path}"))
         stub = NodeAgentStub(channel)
@@ -204,7 +193,7 @@ def test_an_agent_without_free_descriptors_keeps_its_targets_and_recovers_by_its
         made_cgroup() as late,
         sleeper(cgroup=settled) as process,
         sleeper(cgroup=late),
-        _agent("--socket", str(path), log=log) as agent,
+        running_agent("--socket", str(path), log=log) as agent,
         grpc.insecure_channel(f"unix:{path}") as channel,
     ):
         stub = NodeAgentStub(channel)
@@ -239,12 +228,12 @@ def test_an_agent_removes_what_a_killed_one_has_left(
     with tempfile.TemporaryDirectory() as name:
         temporary = Path(name)
         monkeypatch.setenv("TMPDIR", name)
-        with _agent(*options, log=log) as killed:
+        with running_agent(*options, log=log) as killed:
             (left,) = temporary.iterdir()
             killed.kill()
             killed.wait()
         assert left.exists()
-        with _agent(*options, log=log):
+        with running_agent(*options, log=log):
             assert "temporary folders that killed processes had left behind" in log.read_text()
             (ours,) = temporary.iterdir()
             assert ours != left

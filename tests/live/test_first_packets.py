@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 
@@ -22,9 +19,10 @@ from latencyprobe_agent.serving.metrics import AgentMetrics
 from latencyprobe_agent.serving.requests import parse_desired
 from latencyprobe_agent.targets.resolver import Resolver
 from latencyprobe_agent.windows.probe_window import WindowReport
+from tests.live.jobs import answer_job, sandbox, start_job
 from tests.live.pods import Namespace, Pod, namespace, run
 from tests.live.sockets import connect, listen
-from tests.live.targets import made_cgroup, sleeper
+from tests.live.targets import made_cgroup
 from tests.patience import patient
 from tests.unit.agent.scripted import ScriptedEvidence
 from tests.unit.agent.states import seconds, state
@@ -35,16 +33,6 @@ HOST_NETNS = Path("/proc/self/ns/net").stat().st_ino
 NODE = NodeDescription("here", "", "", "btf", "v2", host_netns=HOST_NETNS)
 UID = "7d1f6c0a-93b2-4e58-a1c4-2f0e5b8d9a37"
 REQUESTS = 50
-# A container's program: it connects in its first instant, asks, and ends.
-JOB = """
-import socket, sys
-with socket.create_connection((sys.argv[1], 7000)) as asking:
-    for _ in range(int(sys.argv[2])):
-        asking.sendall(b"q" * 64)
-        left = 128
-        while left:
-            left -= len(asking.recv(left))
-"""
 
 
 @pytest.fixture
@@ -133,43 +121,12 @@ def has_samples(stage: str, number: int, report: WindowReport) -> bool:
     return samples(report, stage)[0] >= number
 
 
-@contextlib.contextmanager
-def sandbox(pod: Pod, directory: Path) -> Iterator[Path]:
-    """A pod's cgroup, and in it a process that holds the network namespace."""
-    pause = directory / "pause"
-    pause.mkdir()
-    join = f"echo $$ > {pause}/cgroup.procs && exec sleep 300"
-    with sleeper("nsenter", f"--net={pod.namespace.path}", "sh", "-c", join):
-        yield directory
-
-
 async def run_job(pod: Pod, directory: Path, server: Pod, requests: int = REQUESTS) -> None:
     """A container, from its cgroup to its end."""
     with listen(server.namespace, server.address) as listener:
-        job = await asyncio.to_thread(_start, pod.namespace, directory, server.address, requests)
-        await asyncio.to_thread(_answer, listener, requests)
+        job = await asyncio.to_thread(start_job, pod.namespace, directory, server.address, requests)
+        await asyncio.to_thread(answer_job, listener, requests)
         assert await asyncio.to_thread(job.wait, patient(60)) == 0
-
-
-def _start(
-    namespace: Namespace, directory: Path, address: str, requests: int
-) -> subprocess.Popen[bytes]:
-    """Join the cgroup and the namespace as a runtime does, then run the program."""
-    directory.mkdir(exist_ok=True)
-    join = f"echo $$ > {directory}/cgroup.procs && exec ip netns exec {namespace.name}"
-    program = [sys.executable, "-ISc", JOB, address, str(requests)]
-    return subprocess.Popen(["sh", "-c", f'{join} "$@"', "sh", *program])
-
-
-def _answer(listener: socket.socket, requests: int) -> None:
-    answering, _ = listener.accept()
-    with answering:
-        for _ in range(requests):
-            left = 64
-            while left:
-                left -= len(answering.recv(left))
-            answering.sendall(b"r" * 128)
-        answering.recv(1)
 
 
 @pytest.mark.every_kernel
@@ -221,7 +178,7 @@ async def test_an_agent_that_starts_under_a_running_pod_measures_the_rest(
         listen(server.namespace, server.address) as listener,
     ):
         (directory / "main").mkdir()
-        job = _start(client.namespace, directory / "main", server.address, 2)
+        job = start_job(client.namespace, directory / "main", server.address, 2)
         answering, _ = listener.accept()
         with answering:
             answering.recv(64)

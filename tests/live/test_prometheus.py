@@ -1,0 +1,296 @@
+"""A real Prometheus reads an agent's metrics: bucket by bucket what the agent reports."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import queue
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.request import urlopen
+
+import grpc
+import pytest
+
+from latencyprobe.domain.histogram import FIRST_BUCKET, position_of
+from latencyprobe.domain.stages import TARGET_STAGES
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
+from tests.live.agents import running_agent
+from tests.live.jobs import answer_job, sandbox, start_job
+from tests.live.pods import Pod, pods_back_to_back
+from tests.live.prometheus import Labels, NativeSample, Prometheus, prometheus
+from tests.live.sockets import listen
+from tests.live.targets import made_cgroup, until
+from tests.patience import patient
+from tests.unit.agent.states import seconds, state
+
+UID = "7d1f6c0a-93b2-4e58-a1c4-2f0e5b8d9a37"
+# The protocol admits what can be printed. An agent must not believe that it is a DNS name.
+POD = 'job-"x\\{}'
+REQUESTS = 100
+Buckets = dict[int, int]
+
+
+def probe(name: str, *, per_pod: bool) -> pb.Probe:
+    """A probe on one pod, as the operator asks for it."""
+    return pb.Probe(
+        id=name,
+        name=f"shop/{name}",
+        namespace="shop",
+        modules=["rx", "tx", "tcp"],
+        interval=seconds(0.5),
+        window=seconds(3600),
+        max_pods=5,
+        pods_in_full=pb.PodChoice(most=5),
+        pods=[pb.Pod(uid=UID, name=POD, containers=["main"])],
+        metrics_per_pod=per_pod,
+    )
+
+
+@dataclass
+class Reports:
+    """The reports of a stream, as they come: of each probe, the sum of all pods since its start."""
+
+    by_stage: dict[str, list[Buckets]] = field(default_factory=dict)
+    newest: dict[str, pb.ProbeReport] = field(default_factory=dict)
+
+    def take(self, report: pb.ProbeReport) -> None:
+        self.newest[report.id] = report
+        for stage in report.summary.stages:
+            self.by_stage.setdefault(stage.name, []).append(buckets_of(stage.histogram))
+
+    def stages(self) -> dict[str, pb.StageDelta]:
+        """The newest sums, by stage."""
+        return {stage.name: stage for stage in self.newest["each"].summary.stages}
+
+    def samples(self, stage: str) -> int:
+        found = self.newest.get("each")
+        stages = found.summary.stages if found else ()
+        return sum(sum(each.histogram.counts) for each in stages if each.name == stage)
+
+
+def buckets_of(histogram: pb.Histogram) -> Buckets:
+    return dict(zip(histogram.positions, histogram.counts, strict=True))
+
+
+@contextlib.contextmanager
+def watching(stub: NodeAgentStub) -> Iterator[Reports]:
+    """Read and acknowledge reports."""
+    reports = Reports()
+    requests: queue.SimpleQueue[pb.WatchReportsRequest | None] = queue.SimpleQueue()
+    requests.put(pb.WatchReportsRequest())
+    stream = stub.WatchReports(iter(requests.get, None))
+
+    def read() -> None:
+        with contextlib.suppress(grpc.RpcError):
+            for report in stream:
+                for each in report.probes:
+                    reports.take(each)
+                requests.put(pb.WatchReportsRequest(acknowledged=report.sequence))
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    try:
+        yield reports
+    finally:
+        stream.cancel()
+        requests.put(None)
+        reading.join()
+
+
+@dataclass
+class Scene:
+    """An agent that measures a pod, what it reports, and a Prometheus that scrapes it."""
+
+    pod: Pod
+    server: Pod
+    cgroup: Path
+    reports: Reports
+    metrics: str
+    prometheus: Prometheus
+    jobs: int = 0
+
+    def run_job(self) -> None:
+        """One container of the pod, from its start to its end."""
+        self.jobs += 1
+        with listen(self.server.namespace, self.server.address) as listener:
+            directory = self.cgroup / f"main-{self.jobs}"
+            job = start_job(self.pod.namespace, directory, self.server.address, REQUESTS)
+            answer_job(listener, REQUESTS)
+            assert job.wait(patient(60)) == 0
+
+    def until_scraped(self) -> None:
+        """Wait until Prometheus has all replies; they are in the reports before."""
+        requests = self.jobs * REQUESTS
+        until(
+            lambda: self.reports.samples("rx.total") >= requests,
+            f"a report of {requests} replies",
+            seconds=patient(30),
+        )
+        query = f"sum(histogram_count({metric('rx.total')}))"
+        try:
+            until(
+                lambda: self.prometheus.value(query) == self.reports.samples("rx.total"),
+                f"a scrape of {requests} replies",
+                seconds=patient(30),
+            )
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self.prometheus.targets()}") from None
+
+
+def metric(stage: str, probe_name: str = "each") -> str:
+    return f'latencyprobe_stage_seconds{{probe="{probe_name}",stage="{stage}"}}'
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """One for all tests: each adds its traffic."""
+    folder = tmp_path_factory.mktemp("scene")
+    socket, log = folder / "s" / "agent.sock", folder / "log"
+    options = ("--socket", str(socket), "--metrics-address", "127.0.0.1:0", "--node-name", "blue")
+    with (
+        pods_back_to_back() as (client, server),
+        running_agent(*options, log=log),
+        grpc.insecure_channel(f"unix:{socket}") as channel,
+        made_cgroup(f"kubepods/pod{UID}") as directory,
+        sandbox(client, directory),
+    ):
+        address = log.read_text().split("metrics on ")[1].split()[0]
+        stub = NodeAgentStub(channel)
+        desired = state(probe("each", per_pod=True), probe("all", per_pod=False))
+        stub.Apply(desired, timeout=patient(120))
+        with watching(stub) as reports, prometheus(folder, address) as scraping:
+            until(lambda: is_attached(stub, desired), "the pod", seconds=patient(30))
+            yield Scene(client, server, directory, reports, address, scraping)
+    assert "Traceback" not in log.read_text()
+
+
+def is_attached(stub: NodeAgentStub, desired: pb.DesiredState) -> bool:
+    result = stub.Apply(desired, timeout=patient(60))
+    return result.probes[0].targets[0].state == pb.TargetStatus.ATTACHED
+
+
+def positions(sample: NativeSample) -> Buckets:
+    """The counts by position: a native bucket is one of ours under another number."""
+    return {
+        round(8 * math.log2(upper)) - FIRST_BUCKET + 1: round(count)
+        for upper, count in sample.buckets.items()
+    }
+
+
+def scraped(scene: Scene) -> dict[str, tuple[Labels, NativeSample]]:
+    found = scene.prometheus.histograms('latencyprobe_stage_seconds{probe="each"}')
+    return {labels["stage"]: (labels, sample) for labels, sample in found}
+
+
+def equal_stages(scene: Scene) -> list[str]:
+    """The stages whose buckets are the same in the newest report and in the newest scrape."""
+    found = {name: positions(sample) for name, (_, sample) in scraped(scene).items()}
+    reported = {name: buckets_of(each.histogram) for name, each in scene.reports.stages().items()}
+    return [
+        name for name in reported.keys() | found.keys() if found.get(name) == reported.get(name)
+    ]
+
+
+def test_prometheus_has_the_buckets_of_the_reports(scene: Scene) -> None:
+    for _ in range(2):
+        scene.run_job()
+        scene.until_scraped()
+    # A stage may end after the reply: the acknowledgement of the last segment, for instance.
+    until(
+        lambda: len(equal_stages(scene)) == len(scraped(scene)) == len(scene.reports.stages()),
+        "equal buckets of all stages",
+        seconds=patient(30),
+    )
+
+    stages = scene.reports.stages()
+    found = scraped(scene)
+    assert {"rx.total", "tx.total", "tcp.connect"} <= found.keys() == stages.keys()
+    assert found.keys() <= {stage.name for stage in TARGET_STAGES}
+    for name, (labels, sample) in found.items():
+        histogram = stages[name].histogram
+        assert positions(sample) == buckets_of(histogram), name
+        assert sample.count == sum(histogram.counts)
+        assert sample.sum == pytest.approx(histogram.sum_ns / 1e9)
+        assert pod_of(labels) == ("shop", POD, "blue")
+
+
+def pod_of(labels: Labels) -> tuple[str, str, str]:
+    return labels["namespace"], labels["pod"], labels["node"]
+
+
+def test_a_scrape_during_traffic_lies_between_two_reports(scene: Scene) -> None:
+    """The agent may read the kernel more often than it reports."""
+    for _ in range(5):
+        scene.run_job()
+    scene.until_scraped()
+
+    for stage in ("rx.total", "tx.total"):
+        ((_, samples),) = scene.prometheus.history(f"{metric(stage)}[10m]")
+        reports = sorted(scene.reports.by_stage[stage], key=total)
+        assert samples
+        for sample in map(positions, samples):
+            before = [each for each in reports if total(each) <= total(sample)][-1:]
+            after = [each for each in reports if total(each) >= total(sample)][:1]
+            assert all(is_within(earlier, sample) for earlier in before)
+            assert [is_within(sample, later) for later in after] == [True]
+        counts = [sample.count for sample in samples]
+        assert counts == sorted(counts)
+
+
+def total(buckets: Buckets) -> int:
+    return sum(buckets.values())
+
+
+def is_within(buckets: Buckets, others: Buckets) -> bool:
+    return all(count <= others.get(position, 0) for position, count in buckets.items())
+
+
+def test_a_quantile_is_within_a_bucket_of_the_reports(scene: Scene) -> None:
+    scene.run_job()
+    scene.until_scraped()
+
+    (pod,) = scene.reports.newest["each"].pods
+    for stage in pod.stages:
+        for quantile, ours_ns in ((0.5, stage.p50_ns), (0.9, stage.p90_ns), (0.99, stage.p99_ns)):
+            theirs = scene.prometheus.value(f"histogram_quantile({quantile}, {metric(stage.name)})")
+            assert theirs is not None
+            assert abs(position_of(round(theirs * 1e9)) - position_of(ours_ns)) <= 1, stage
+
+
+def test_the_sum_of_a_probe_is_that_of_its_pods(scene: Scene) -> None:
+    scene.run_job()
+    scene.until_scraped()
+    ((labels, together),) = scene.prometheus.histograms(metric("rx.total", "all"))
+    ((_, alone),) = scene.prometheus.histograms(metric("rx.total"))
+
+    assert together == alone
+    assert "pod" not in labels
+    verdicts = {
+        labels["latencyprobe_verdict"]: value
+        for labels, value in scene.prometheus.values('latencyprobe_verdict{probe="each"}')
+    }
+    assert sum(verdicts.values()) == 1
+    said = scene.reports.newest["each"].pods[0].verdict.bottleneck
+    assert verdicts[said] == 1
+    assert scene.prometheus.value(f'latencyprobe_pods{{probe="all",verdict="{said}"}}') == 1
+
+
+@pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text;version=1.0.0"])
+def test_text_has_the_same_figures_and_promtool_accepts_it(scene: Scene, accept: str) -> None:
+    scene.run_job()
+    scene.until_scraped()
+
+    url = f"http://{scene.metrics}/metrics"
+    with urlopen(url, timeout=patient(10)) as answer:
+        text = answer.read()
+
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
+    assert b'latencyprobe_stage_seconds_bucket{container="",le="+Inf"' in text
