@@ -36,6 +36,7 @@
 #ifdef MODULE_RX
 #include "modules/rx.bpf.c"
 #include "modules/arrivals.bpf.c"
+#include "modules/queries.bpf.c"
 #endif
 #ifdef MODULE_TX
 #include "modules/send.bpf.c"

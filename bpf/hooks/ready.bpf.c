@@ -50,6 +50,10 @@ int on_sk_data_ready(u64 *ctx)
 	if (protocol == PROTOCOL_UDP)
 		queue_datagram(config, sk, state);
 #endif
+#ifdef WITH_QUERIES
+	if (protocol == PROTOCOL_UDP)
+		note_reply(config, sk, state);
+#endif
 	return 0;
 }
 

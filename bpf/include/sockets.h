@@ -67,6 +67,25 @@ struct handoff {
 	u16 is_behind; /* another obstacle than a window */
 };
 
+/* A client's datagram that waits for a reply; see queries.bpf.c. As large as a hand-off. */
+struct query {
+	u64 asked_ns; /* when it was first sent; 0: none */
+	u32 peer;
+	u32 content;
+	u16 id;
+	u16 slice;    /* the time slice in which it was sent */
+	u32 is_known; /* the peer replies */
+};
+
+/* Of a UDP socket, which has no hand-offs. */
+struct dialogue {
+	u8 role;
+	u8 has_ids;    /* a reply had the first bytes of its query */
+	u8 unanswered; /* datagrams since the last reply, to peers that are not known to reply */
+	u8 place;      /* of the query that the last datagrams answer, plus 1 */
+	u32 last_peer; /* who sent the last datagram; 0: a reader was faster */
+};
+
 /* The side that sent last, and when: see turns.bpf.c. */
 struct turns {
 	u64 read_ns;	 /* when the application last read */
@@ -151,8 +170,13 @@ struct socket_queue {
 	u32 is_arrived_known;
 #endif
 #ifdef MODULE_TX
-	u32 handed_head; /* oldest, next to fill: free-running */
-	u32 handed_tail;
+	union {
+		struct {
+			u32 handed_head; /* oldest, next to fill: free-running */
+			u32 handed_tail;
+		};
+		struct dialogue dialogue;
+	};
 #endif
 	u32 has_segment_ring; /* the segments are there, and not here; so it stays */
 	u32 has_handoff_ring;
@@ -162,7 +186,10 @@ struct socket_queue {
 	struct segment segments[FEW_SEGMENTS];
 #endif
 #ifdef MODULE_TX
-	struct handoff handed[FEW_HANDOFFS];
+	union {
+		struct handoff handed[FEW_HANDOFFS];
+		struct query queries[FEW_HANDOFFS];
+	};
 #endif
 };
 

@@ -98,14 +98,16 @@ static __always_inline bool is_drop(u32 reason)
 
 #ifdef MODULE_TX
 
-static __always_inline bool is_marked(struct sent *packet, unsigned char *transport)
+/* Without a branch: see choose(). */
+static __always_inline u64 is_marked(struct sent *packet, unsigned char *transport)
 {
+	u64 mark = packet->mark, is_datagram = is_equal(mark & MARK_DATAGRAM, MARK_DATAGRAM);
 	u32 seq = 0;
 
-	if (packet->mark & MARK_DATAGRAM)
-		return packet->mark == mark_of_datagram(transport);
 	bpf_probe_read_kernel(&seq, sizeof(seq), transport + 4);
-	return (packet->mark & ~MARK_UNMEASURED) == segment_mark(bpf_ntohl(seq));
+	return (is_datagram & is_equal(mark, mark_of_datagram(transport))) |
+	       ((is_datagram ^ 1) &
+		is_equal(mark & ~(u64)MARK_UNMEASURED, segment_mark(bpf_ntohl(seq))));
 }
 
 /*
@@ -121,8 +123,8 @@ static __always_inline owners_t sender_of(struct config *config, struct sk_buff 
 	if (!packet || !is_sent(packet, identity))
 		return 0;
 	head = READ(skb, head);
-	if (!is_marked(packet, head + READ(skb, transport_header)) &&
-	    !is_marked(packet, head + READ(skb, inner_transport_header)))
+	if (!(is_marked(packet, head + READ(skb, transport_header)) |
+	      is_marked(packet, head + READ(skb, inner_transport_header))))
 		return 0;
 	abandon(config, packet);
 	return packet->owners;
@@ -145,9 +147,9 @@ int on_kfree_skb(u64 *ctx)
 	u32 reason = ctx[2];
 	struct sk_buff *skb = (struct sk_buff *)ctx[0];
 	struct sock *sk = (struct sock *)ctx[3];
+	struct socket_state *state = 0;
+	struct turned_away away = {};
 	struct config *config;
-	struct socket_state *state;
-	struct turned_away away;
 	owners_t owners;
 
 	if (!is_drop(reason))
@@ -158,13 +160,13 @@ int on_kfree_skb(u64 *ctx)
 	if (!config)
 		return 0;
 	if (!sk) {
-		drop_for(config, sender_of(config, skb), reason, ctx[1]);
-		return 0;
+		owners = sender_of(config, skb);
+	} else {
+		if (!is_full(sk) || !protocol_of(sk))
+			return 0;
+		state = get_state(sk, config, &away);
+		owners = state ? state->owners : away.owners;
 	}
-	if (!is_full(sk) || !protocol_of(sk))
-		return 0;
-	state = get_state(sk, config, &away);
-	owners = state ? state->owners : away.owners;
 	if (!owners && !state)
 		return 0;
 	/* read again: the verifier would follow all above for each reason that was distinguished */

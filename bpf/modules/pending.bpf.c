@@ -343,6 +343,33 @@ static __always_inline void find_pending(volatile struct slot_pending *found,
 #endif
 }
 
+#ifdef WITH_QUERIES
+
+/* Queries to peers that reply. In time slices a reply may come unseen. */
+static __always_inline void find_queries(volatile struct pending *pending, struct config *config,
+					 struct sock *sk, u64 now)
+{
+	struct socket_queue *queue = look_up_socket_queue(sk);
+	volatile struct query *query;
+	u64 asked_ns, is_pending;
+	u32 i;
+
+	if (!queue || config->slice || queue->dialogue.role != ASKS)
+		return;
+#pragma unroll
+	for (i = 0; i < FEW_HANDOFFS; i++) {
+		query = &queue->queries[i];
+		asked_ns = query->asked_ns;
+		is_pending = is_below_0(-asked_ns) & is_below_0(-(u64)query->is_known) &
+			     is_below_0(now - asked_ns - GIVEN_UP_NS);
+		add_if(is_pending, pending, asked_ns, now);
+	}
+	if (pending->count)
+		add_socket(pending, 0);
+}
+
+#endif
+
 static __always_inline void add_pending(volatile struct slot_pending *of_slot,
 					volatile struct slot_pending *found)
 {
@@ -384,6 +411,17 @@ static __always_inline void report_pending(struct pending_reading *reading)
 	}
 }
 
+/* The same of a socket of UDP. */
+static __always_inline void read_queries(struct pending_reading *reading, struct config *config,
+					 struct sock *sk)
+{
+#ifdef WITH_QUERIES
+	find_queries(&reading->found.kinds[PENDING_UNANSWERED_QUERIES], config, sk,
+		     bpf_ktime_get_ns());
+	report_pending(reading);
+#endif
+}
+
 /*
  * The owners as they are now. The state stays as it is: without the socket's lock a program on
  * another CPU might see half of a change. `state`: NULL if it has none.
@@ -423,17 +461,26 @@ int on_socket_state(u64 *ctx)
 	struct pending_reading *reading = get_pending_reading();
 	struct config *config = get_config();
 	struct socket_state *state;
+	u32 tcp_state, protocol;
 	struct tcp_sock *tp;
-	u32 tcp_state;
 	u64 now;
 
-	if (!sk || !config || !reading || protocol_of(sk) != PROTOCOL_TCP)
+	if (!sk || !config || !reading)
+		return 0;
+	protocol = protocol_of(sk);
+	if (!protocol)
 		return 0;
 	state = look_up_socket_state(sk);
-	tp = get_tcp_sock(sk);
-	if (!state || !tp || READ(sk, __sk_common.skc_flags) & (1UL << SOCK_DEAD))
+	if (!state || READ(sk, __sk_common.skc_flags) & (1UL << SOCK_DEAD))
 		return 0;
 	if (!begin_socket(reading, present_owners(config, state, sk)))
+		return 0;
+	if (protocol == PROTOCOL_UDP) {
+		read_queries(reading, config, sk);
+		return 0;
+	}
+	tp = get_tcp_sock(sk);
+	if (!tp)
 		return 0;
 	tcp_state = READ(sk, __sk_common.skc_state);
 	now = bpf_ktime_get_ns();
@@ -454,14 +501,14 @@ int on_socket_state(u64 *ctx)
 /* `owners`, and those of the process that has the socket open, unless it has claimed it. */
 static __always_inline owners_t add_holder(struct config *config, struct socket_state *state,
 					   owners_t owners, struct task_struct *task,
-					   struct sock *sk)
+					   struct sock *sk, u32 protocol)
 {
 	u32 tgid = READ(task, tgid);
 	owners_t *others = processes.lookup(&tgid);
 
 	if (!others || (state && state->process_owners && state->generation == config->generation))
 		return owners;
-	return add_owners(owners, *others, PROTOCOL_TCP, READ(sk, __sk_common.skc_num),
+	return add_owners(owners, *others, protocol, READ(sk, __sk_common.skc_num),
 			  bpf_ntohs(READ(sk, __sk_common.skc_dport)));
 }
 
@@ -531,9 +578,9 @@ int on_pending_file(u64 *ctx)
 	struct socket_state *state;
 	struct socket *socket;
 	struct tcp_sock *tp;
+	u32 tcp_state, protocol;
 	struct sock *sk;
 	owners_t owners;
-	u32 tcp_state;
 	u64 now;
 
 	if (!task || !file || !config || !reading)
@@ -542,16 +589,26 @@ int on_pending_file(u64 *ctx)
 	if (!socket)
 		return 0;
 	sk = READ(socket, sk);
-	if (!sk || protocol_of(sk) != PROTOCOL_TCP)
+	if (!sk)
 		return 0;
+	protocol = protocol_of(sk);
+	if (!protocol)
+		return 0;
+	state = find_state(sk);
+	owners = add_holder(config, state, present_owners(config, state, sk), task, sk, protocol);
+	if (!begin_socket(reading, owners))
+		return 0;
+	if (protocol == PROTOCOL_UDP) {
+		if (state && state->pending_in != (u8)reading->number) {
+			state->pending_in = reading->number;
+			read_queries(reading, config, sk);
+		}
+		return 0;
+	}
 	tp = get_tcp_sock(sk);
 	if (!tp)
 		return 0;
 	tcp_state = READ(sk, __sk_common.skc_state);
-	state = find_state(sk);
-	owners = add_holder(config, state, present_owners(config, state, sk), task, sk);
-	if (!begin_socket(reading, owners))
-		return 0;
 	if (!state) {
 		note_waiting(config, sk, tp, tcp_state);
 		return 0;

@@ -320,6 +320,11 @@ static __always_inline void queue_own(struct config *config, struct sk_buff *skb
 		begin_packet(config, &departure, packet, state->owners);
 		packet->mark = datagram_mark(&departure);
 		note_sender(packet, state, &departure, sk, PROTOCOL_UDP);
+#ifdef WITH_QUERIES
+		note_query(config, sk, state, departure.protocol,
+			   departure.head + departure.network,
+			   departure.head + departure.transport);
+#endif
 		packet->tag = sent_tag(departure.identity, packet);
 	}
 }

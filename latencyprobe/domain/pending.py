@@ -57,6 +57,13 @@ PENDING_KINDS: tuple[PendingKind, ...] = (
         "requests of a client without a byte of the reply",
     ),
     PendingKind(
+        "unansweredQueries",
+        Module.RX,
+        "unanswered query",
+        "unanswered queries",
+        "datagrams of a client to a peer that replies, without a reply",
+    ),
+    PendingKind(
         "requestsInService",
         Module.TCP,
         "request in service",

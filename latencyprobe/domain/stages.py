@@ -192,6 +192,13 @@ STAGES: tuple[Stage, ...] = (
         "the application hands TCP the first byte of a request",
         "the first byte of the reply reaches the socket",
     ),
+    Stage(
+        "udp.response",
+        Module.RX,
+        "a client's datagram leaves, and none waits for a reply from there",
+        "the reply reaches the socket",
+        beside=Module.TX,
+    ),
     Stage("sched.runqueue", Module.SCHED, "a thread can run", "it runs"),
     Stage("irq.hard", Module.IRQ, "entry of a hard IRQ's handler", "its exit"),
     Stage("irq.softwait", Module.IRQ, "a softirq is raised", "its entry"),

@@ -130,12 +130,13 @@ class StageNeeds:
     """The events that a stage or counter requires, and those whose absence makes it partial.
 
     `profits`: event to the part that is missing without it. `beside`: the same of a module that no
-    probe asks for.
+    probe asks for. `not_on_devices`: the reason why programs on devices do not measure it.
     """
 
     requires: tuple[str, ...]
     profits: Mapping[str, str] = field(default_factory=dict)
     beside: Mapping[Module, str] = field(default_factory=dict)
+    not_on_devices: str = ""
 
 
 def _event(
@@ -420,6 +421,10 @@ STAGE_NEEDS: Mapping[str, StageNeeds] = {
     ),
     "app.response": StageNeeds((SEGMENT, "TCP read", "send", "state change")),
     "peer.response": StageNeeds((SEGMENT, "send", "state change")),
+    "udp.response": StageNeeds(
+        (QUEUE, "UDP read", "UDP queue", "pending reading"),
+        not_on_devices="programs on devices cannot access the socket of a datagram",
+    ),
     "sched.runqueue": StageNeeds(("wake-up", "switch"), _THREADS),
     "irq.hard": StageNeeds(("interrupt", "interrupt end")),
     "irq.softwait": StageNeeds(("softirq raise", "softirq entry")),
@@ -612,6 +617,7 @@ def coverage_of(
     gaps = _Gaps(refused, unwanted, remarks, modules - stopped)
     stages = (
         _stopped(stage.name, set(stage.modules) & stopped)
+        or _without_datagrams(stage.name, unwanted)
         or _cover(stage.name, STAGE_NEEDS[stage.name], attached, gaps)
         if stage.is_measured_by(modules)
         else StageCoverage(stage.name, CoverageState.IDLE, reason="no probe asks for its module")
@@ -638,6 +644,13 @@ def _stopped(name: str, modules: Collection[Module]) -> StageCoverage | None:
         CoverageState.UNAVAILABLE,
         reason=f"module {names} is stopped: the eBPF programs would exceed their budget",
     )
+
+
+def _without_datagrams(name: str, unwanted: Collection[str]) -> StageCoverage | None:
+    """Return the coverage of a stage of datagrams alone if no probe asks for UDP."""
+    if _UDP_EVENTS.isdisjoint(STAGE_NEEDS[name].requires) or _UDP_EVENTS.isdisjoint(unwanted):
+        return None
+    return StageCoverage(name, CoverageState.IDLE, reason=NO_DATAGRAMS)
 
 
 def unavailable(reason: str) -> tuple[StageCoverage, ...]:
@@ -677,6 +690,8 @@ def _cover(name: str, needs: StageNeeds, attached: Mapping[str, str], gaps: _Gap
     ]
     state = CoverageState.PARTIAL if lacks else CoverageState.ACTIVE
     is_on_devices = any(hook in DEVICE_HOOKS for hook in in_use)
+    if is_on_devices and needs.not_on_devices:
+        return StageCoverage(name, CoverageState.UNAVAILABLE, reason=needs.not_on_devices)
     notes = [_NOTES_ON_DEVICES[name]] if is_on_devices and name in _NOTES_ON_DEVICES else []
     notes += [gaps.remarks[event] for event in wanted if event in gaps.remarks]
     notes += [NO_DATAGRAMS] if gaps.unwanted & _UDP_EVENTS & needs.profits.keys() else []

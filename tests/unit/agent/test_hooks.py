@@ -31,6 +31,8 @@ def test_a_node_that_lacks_nothing_has_no_remark_on_counters() -> None:
 def test_a_node_without_a_probe_for_udp_lacks_nothing_and_says_so() -> None:
     attached = {name: hook for name, hook in ALL.items() if not name.startswith("UDP ")}
     covered = {row.name: row for row in coverage_of(MODULES, attached, {}, udp=False)}
+    of_udp = covered.pop("udp.response")
+    assert (of_udp.state, of_udp.reason) == (CoverageState.IDLE, "no probe asks for UDP")
     assert {row.state for row in covered.values()} == {CoverageState.ACTIVE}
     noted = {name for name, row in covered.items() if row.reason}
     assert noted == {name for name in BY_NAME if name.startswith("rx.")}
@@ -130,3 +132,18 @@ def test_coverage_says_how_arrivals_on_devices_differ() -> None:
     assert "segments count from their transmission" in covered["rx.host"].reason
     assert covered["rx.softirq"].reason.startswith("absent for packets of this node's pods")
     assert covered["rx.stack"].reason == ""
+    assert covered["udp.response"].state is CoverageState.ACTIVE
+
+
+def test_queries_are_not_measured_by_departures_on_devices() -> None:
+    covered = {row.name: row for row in coverage_of(MODULES, {**ALL, "queue": "tcx/egress"}, {})}
+    assert covered["tx.total"].state is CoverageState.ACTIVE
+    assert covered["udp.response"].state is CoverageState.UNAVAILABLE
+    assert "on devices" in covered["udp.response"].reason
+
+
+def test_drops_of_the_host_need_the_module_tx() -> None:
+    modules = frozenset({Module.TCP})
+    covered = {row.name: row for row in coverage_of(modules, ALL, {})}
+    assert covered["drops"].state is CoverageState.PARTIAL
+    assert covered["drops"].reason.endswith("are not counted without module tx")

@@ -1,0 +1,361 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Modules rx and tx together: queries by datagrams, as of DNS. A client's datagram that waits for a reply, and
+ * the next datagram from there.
+ *
+ * UDP says neither who asks nor what a reply belongs to. So:
+ *
+ *   - A socket that sends first is a client's, one that receives first is a server's.
+ *   - A datagram with the first two bytes of a query is its reply: DNS and others repeat an id there.
+ *     Where the socket never got such a reply, one ends all queries to that peer, the oldest of which
+ *     is the sample. A socket that is bound to a port may be a server's whose first datagram was not
+ *     seen, so there only an id counts.
+ *   - A query that has the same content as one without a reply is that one, sent again: with another id
+ *     on the same socket, or on another socket.
+ *   - What is sent to a peer that never replied to this target is no query: it may be a metric or a log.
+ *     The port of DNS is an exception.
+ *
+ * No lock is held: two threads that use one socket at the same time may lose a query.
+ */
+
+#if TYPED && defined(MODULE_TX) && defined(WITH_ON_SK_DATA_READY) && \
+	defined(WITH_ON_SOCK_RECV_LENGTH) && defined(HAVE_sock_recv_length_sk)
+#define WITH_QUERIES 1
+
+#define ASKS 1
+#define ANSWERS 2
+
+#define REPEAT_NS 500000000ULL /* an equal query before that is another one, of another thread */
+#define GIVEN_UP_NS 30000000000ULL
+#define MOST_UNANSWERED 16   /* of one socket to peers that never reply: then it is a stream */
+#define CONTENT_BYTES 48     /* of a question, behind its id */
+#define SOCK_BINDPORT_LOCK 8 /* include/uapi/linux/net.h */
+#define PORT_OF_DNS 53
+
+/* The peers that have replied to a target, and its queries without a reply. By LRU: of most targets few. */
+struct peer_key {
+	owners_t owners;
+	u32 peer;    /* of its address and port */
+	u32 content; /* of a query; 0: of a peer */
+};
+BPF_TABLE("lru_hash", struct peer_key, u64, repliers, 4096);
+BPF_TABLE("lru_hash", struct peer_key, u64, asked, 4096);
+
+/* A datagram of UDP, by its headers. */
+struct datagram {
+	u32 peer;
+	u32 content;
+	u16 id;
+	u16 peer_port;
+};
+
+/* Of both versions of IP without a branch: see choose(). */
+static __always_inline u32 peer_of(u16 protocol, unsigned char *network, u16 port, bool is_sent)
+{
+	u64 is_ipv4 = is_equal(protocol, bpf_htons(ETH_P_IP)), content;
+	u32 address[4] = {}, rest = is_ipv4 - 1;
+
+	bpf_probe_read_kernel(address, sizeof(address),
+			      network + (is_sent ? 24 - 8 * is_ipv4 : 8 + 4 * is_ipv4));
+	content = mix(port, (u64)address[0] << 32 | (address[1] & rest));
+	content = mix(content, (u64)(address[2] & rest) << 32 | (address[3] & rest));
+	return content >> 32 | 1;
+}
+
+static __always_inline u32 question_of(unsigned char *payload, u32 length)
+{
+	u64 bytes[CONTENT_BYTES / sizeof(u64)] = {}, content = mix(IPPROTO_UDP, length);
+	u32 i, known = length < 2 ? 0 : length - 2;
+
+	if (known > CONTENT_BYTES)
+		known = CONTENT_BYTES;
+	asm volatile("" : "+r"(known));
+	if (known <= CONTENT_BYTES)
+		bpf_probe_read_kernel(bytes, known, payload + 2);
+#pragma unroll
+	for (i = 0; i < CONTENT_BYTES / sizeof(u64); i++)
+		content = mix(content, bytes[i]);
+	return content >> 32 | 1;
+}
+
+static __always_inline struct datagram parse_datagram(u16 protocol, unsigned char *network,
+						      unsigned char *transport, bool is_sent)
+{
+	struct datagram datagram = {};
+	struct {
+		u16 ports[2];
+		u16 length;
+		u16 checksum;
+		u16 id;
+	} header = {};
+
+	bpf_probe_read_kernel(&header, sizeof(header), transport);
+	datagram.peer_port = header.ports[is_sent ? 1 : 0];
+	datagram.peer = peer_of(protocol, network, datagram.peer_port, is_sent);
+	datagram.id = header.id;
+	if (is_sent)
+		datagram.content = question_of(transport + 8, (u16)(bpf_ntohs(header.length) - 8));
+	return datagram;
+}
+
+/* Since when this question has had no reply, on whatever socket; `now` if it is a new one. */
+static __always_inline u64 first_asked(struct peer_key *key, u64 now)
+{
+	u64 *since = asked.lookup(key), age;
+
+	if (since) {
+		age = now - *since;
+		if (age > REPEAT_NS && age < GIVEN_UP_NS)
+			return *since;
+	}
+	asked.update(key, &now);
+	return now;
+}
+
+/*
+ * The loops over a socket's queries have no branch: see choose(). A place is the number of an element
+ * plus 1; 0: none.
+ */
+static __always_inline u64 keep_place(u64 place, u64 is_wanted, u32 number)
+{
+	u64 mask = 0 - is_wanted;
+
+	asm volatile("" : "+r"(mask));
+	return place ^ ((place ^ (number + 1)) & mask);
+}
+
+static __always_inline volatile struct query *query_at(struct socket_queue *queue, u64 place)
+{
+	return &queue->queries[(place - 1) & (FEW_HANDOFFS - 1)];
+}
+
+/* 1 of a query that may have a reply; 0: there is none, or it was given up. */
+static __always_inline u64 is_asked(struct config *config, volatile struct query *query, u64 now)
+{
+	u64 asked_ns = query->asked_ns;
+
+	return is_below_0(-asked_ns) & is_below_0(now - asked_ns - GIVEN_UP_NS) &
+	       is_equal(query->slice, (u16)config->slice);
+}
+
+/* 1 if the query is the same, sent again; then it may have another id. */
+static __always_inline u64 is_repeated(volatile struct query *query, struct datagram *datagram,
+				       u64 now)
+{
+	u64 asked_ns = query->asked_ns;
+
+	return is_equal(query->peer, datagram->peer) & is_equal(query->content, datagram->content) &
+	       (is_equal(query->id, datagram->id) | is_below_0(REPEAT_NS - (now - asked_ns)));
+}
+
+/* A socket's datagrams have no replies: what it sends are no queries, until something comes. */
+static __always_inline void note_unanswered(struct socket_queue *queue)
+{
+	if (queue->dialogue.unanswered < MOST_UNANSWERED)
+		queue->dialogue.unanswered++;
+}
+
+static __always_inline bool is_stream(struct socket_queue *queue)
+{
+	return queue->dialogue.unanswered >= MOST_UNANSWERED;
+}
+
+/* A datagram leaves a socket. */
+static __always_inline void note_query(struct config *config, struct sock *sk,
+				       struct socket_state *state, u16 protocol,
+				       unsigned char *network, unsigned char *transport)
+{
+	struct socket_queue *queue = get_queue(sk, state);
+	u64 now = bpf_ktime_get_ns();
+	volatile struct query *query;
+	struct datagram datagram;
+	struct peer_key key = {};
+	u64 free = 0, same = 0, asked_before;
+	bool is_known;
+	u32 i;
+
+	if (!queue) {
+		lost_for(config, state->owners, STAGE_UDP_RESPONSE);
+		return;
+	}
+	if (!queue->dialogue.role)
+		queue->dialogue.role = ASKS;
+	if (queue->dialogue.role != ASKS || is_stream(queue))
+		return;
+	datagram = parse_datagram(protocol, network, transport, true);
+#pragma unroll
+	for (i = 0; i < FEW_HANDOFFS; i++) {
+		query = &queue->queries[i];
+		asked_before = is_asked(config, query, now);
+		free = keep_place(free, asked_before ^ 1, i);
+		same = keep_place(same, asked_before & is_repeated(query, &datagram, now), i);
+	}
+	if (same) {
+		query_at(queue, same)->id = datagram.id;
+		return;
+	}
+	key.owners = state->owners;
+	key.peer = datagram.peer;
+	is_known = datagram.peer_port == bpf_htons(PORT_OF_DNS) || repliers.lookup(&key);
+	if (!is_known)
+		note_unanswered(queue);
+	if (!free) {
+		if (queue->dialogue.has_ids)
+			lost_for(config, state->owners, STAGE_UDP_RESPONSE);
+		return;
+	}
+	query = query_at(queue, free);
+	if (query->asked_ns && query->slice == (u16)config->slice && query->is_known)
+		unmatched_for(config, state->owners, STAGE_UDP_RESPONSE, 1);
+	key.content = datagram.content;
+	query->asked_ns = 0;
+	query->peer = datagram.peer;
+	query->content = datagram.content;
+	query->id = datagram.id;
+	query->slice = config->slice;
+	query->is_known = is_known;
+	query->asked_ns = is_known ? first_asked(&key, now) : now;
+}
+
+/* A reply to this query, which was asked then. */
+static __always_inline void end_query(struct config *config, struct socket_state *state,
+				      volatile struct query *query, u64 asked_ns, u64 now)
+{
+	struct peer_key key = { .owners = state->owners, .peer = query->peer };
+
+	if (!repliers.lookup(&key))
+		repliers.update(&key, &now);
+	key.content = query->content;
+	asked.delete(&key);
+	query->asked_ns = 0;
+	record_for(config, state->owners, STAGE_UDP_RESPONSE, now - asked_ns);
+}
+
+/* The query whose id this datagram has. */
+static __always_inline u64 find_query(struct config *config, struct socket_queue *queue,
+				      struct datagram *datagram, u64 now)
+{
+	volatile struct query *query;
+	u64 found = 0;
+	u32 i;
+
+#pragma unroll
+	for (i = 0; i < FEW_HANDOFFS; i++) {
+		query = &queue->queries[i];
+		found = keep_place(found,
+				   is_equal(query->id, datagram->id) &
+					   is_equal(query->peer, datagram->peer) &
+					   is_asked(config, query, now),
+				   i);
+	}
+	return found;
+}
+
+/*
+ * The oldest query to this peer; a reply without an id answers all that was asked of it. `is_any` 1: a
+ * reader was faster, so the peer is not known. `count`: the number of queries.
+ */
+static __always_inline u64 find_oldest(struct config *config, struct socket_queue *queue, u32 peer,
+				       u64 is_any, u32 *count, u64 now)
+{
+	volatile struct query *query;
+	u64 oldest = 0, oldest_ns = now, is_here, asked_ns;
+	u32 i;
+
+	*count = 0;
+#pragma unroll
+	for (i = 0; i < FEW_HANDOFFS; i++) {
+		query = &queue->queries[i];
+		is_here = is_asked(config, query, now) & (is_any | is_equal(query->peer, peer));
+		asked_ns = query->asked_ns;
+		query->asked_ns = asked_ns & (is_here - 1);
+		*count += is_here;
+		is_here &= is_below_0(asked_ns - oldest_ns);
+		oldest = keep_place(oldest, is_here, i);
+		oldest_ns ^= (oldest_ns ^ asked_ns) & (0 - is_here);
+	}
+	query_at(queue, oldest)->asked_ns |= oldest_ns & (0 - is_below_0(-oldest));
+	return oldest;
+}
+
+static __always_inline struct datagram parse_received(struct sk_buff *skb)
+{
+	unsigned char *head = PEEK(skb, head);
+
+	return parse_datagram(PEEK(skb, protocol), head + PEEK(skb, network_header),
+			      head + PEEK(skb, transport_header), false);
+}
+
+/*
+ * Find the query that one of the last datagrams answers: several may be queued before the first event,
+ * see find_queued(), and there is an event for each. The results are in a map, where they are unknown
+ * to the verifier.
+ */
+static __always_inline void find_replied(struct config *config, struct sock *sk,
+					 struct socket_queue *queue, u64 now)
+{
+	struct sk_buff_head *of_reader = &((struct udp_sock *)sk)->reader_queue;
+	volatile struct dialogue *dialogue = &queue->dialogue;
+	u64 end = (u64)&sk->sk_receive_queue, place;
+	struct sk_buff *skb = PEEK(&sk->sk_receive_queue, prev);
+	struct datagram datagram;
+	u32 i;
+
+	dialogue->place = 0;
+	dialogue->last_peer = 0;
+	if ((u64)skb == end) { /* a reader moves all there, first_packet_length() */
+		end = (u64)of_reader;
+		skb = PEEK(of_reader, prev);
+	}
+#pragma unroll
+	for (i = 0; i < QUEUED_AT_ONCE; i++) {
+		if (!skb || (u64)skb == end)
+			break;
+		datagram = parse_received(skb);
+		if (!i)
+			dialogue->last_peer = datagram.peer;
+		place = find_query(config, queue, &datagram, now);
+		dialogue->place ^= (dialogue->place ^ place) & (0 - is_below_0(-place));
+		skb = PEEK(skb, prev);
+	}
+}
+
+/* A datagram is in its socket's queue. */
+static __always_inline void note_reply(struct config *config, struct sock *sk,
+				       struct socket_state *state)
+{
+	struct socket_queue *queue = look_up_socket_queue(sk);
+	u64 now = bpf_ktime_get_ns(), place;
+	volatile struct query *query;
+	u64 is_unseen;
+	u32 last_peer, count;
+
+	if (!queue || config->sees_departures)
+		return;
+	if (!queue->dialogue.role)
+		queue->dialogue.role = ANSWERS;
+	if (queue->dialogue.role != ASKS)
+		return;
+	queue->dialogue.unanswered = 0;
+	find_replied(config, sk, queue, now);
+	place = ((volatile struct dialogue *)&queue->dialogue)->place;
+	last_peer = ((volatile struct dialogue *)&queue->dialogue)->last_peer;
+	is_unseen = is_equal(last_peer, 0);
+	if (place) {
+		queue->dialogue.has_ids = 1;
+	} else if ((is_unseen || !queue->dialogue.has_ids) &&
+		   !(READ(sk, sk_userlocks) & SOCK_BINDPORT_LOCK)) {
+		place = find_oldest(config, queue, last_peer, is_unseen, &count, now);
+		if (is_unseen && queue->dialogue.has_ids && count > 1) {
+			query_at(queue, place)->asked_ns = 0;
+			unmatched_for(config, state->owners, STAGE_UDP_RESPONSE, count);
+			return;
+		}
+	}
+	if (!place)
+		return;
+	query = query_at(queue, place);
+	end_query(config, state, query, query->asked_ns, now);
+}
+
+#endif

@@ -1,0 +1,258 @@
+"""Queries by datagrams: the wait for a reply, against the client's own clock."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+import pytest
+
+from latencyprobe.domain.coverage import CoverageState
+from latencyprobe.domain.measurement import NOTHING, Measurement
+from latencyprobe.domain.pending import Pending
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.measuring import CLIENT, SERVER, account_for, watch
+from tests.live.pods import Pod
+from tests.live.sockets import PATIENCE_SECONDS, PORT, udp_socket
+
+Start = Callable[..., KernelEngine]
+Pair = tuple[Pod, Pod]
+STAGE, PENDING_KIND = "udp.response", "unansweredQueries"
+QUERIES = 20
+# Of a resolver that asks again; longer than REPEAT_NS, bpf/modules/queries.bpf.c.
+RESOLVERS_PATIENCE_S = 0.7
+DNS_PORT = 53
+
+
+def query(number: int, name: bytes = b"name.example") -> bytes:
+    """A query with an id, and a question."""
+    return number.to_bytes(2, "big") + b"\x01\x00" + b"question:" + name
+
+
+class Peers:
+    """A client's socket and a server's."""
+
+    def __init__(self, client: Pod, server: Pod, port: int = PORT) -> None:
+        self._client, self._address = client, (server.address, port)
+        self.server = udp_socket(server.namespace, server.address, port)
+        self.server.settimeout(PATIENCE_SECONDS)
+        self.client = self.new_client()
+
+    def __enter__(self) -> Peers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self.server.close()
+
+    def new_client(self) -> socket.socket:
+        """Another socket of the client."""
+        made = udp_socket(self._client.namespace)
+        made.connect(self._address)
+        made.settimeout(PATIENCE_SECONDS)
+        return made
+
+    def take(self) -> tuple[str, int]:
+        """The server's next datagram; who sent it."""
+        _, sender = self.server.recvfrom(4096)
+        address, port, *_ = sender
+        return address, port
+
+    def exchange(self, sent: bytes, reply: bytes) -> int:
+        """Have the server answer one datagram; how long the client waited, in ns."""
+        begun = time.monotonic_ns()
+        self.client.send(sent)
+        self.server.sendto(reply, self.take())
+        self.client.recv(4096)
+        return time.monotonic_ns() - begun
+
+    def wait_in_vain(self) -> None:
+        """The client waits for a reply, as long as a resolver does."""
+        self.client.settimeout(RESOLVERS_PATIENCE_S)
+        with suppress(TimeoutError):
+            self.client.recv(4096)
+            raise AssertionError("there is a reply")
+        self.client.settimeout(PATIENCE_SECONDS)
+
+
+def of_client(engine: KernelEngine) -> Measurement:
+    return engine.read().get(CLIENT, NOTHING)
+
+
+def pending(engine: KernelEngine) -> Mapping[str, Pending]:
+    return of_client(engine).pending or {}
+
+
+def is_measured(engine: KernelEngine) -> bool:
+    """Whether this kernel shows queries; else the coverage says why."""
+    (row,) = (each for each in engine.coverage if each.name == STAGE)
+    if row.state is CoverageState.ACTIVE:
+        return True
+    assert row.state is CoverageState.UNAVAILABLE
+    assert row.reason
+    return False
+
+
+@pytest.mark.every_kernel
+async def test_each_query_with_a_reply_is_a_sample_of_the_clients_alone(
+    start_engine: Start, pair: Pair
+) -> None:
+    engine = await watch(start_engine, *pair)
+    with Peers(*pair) as peers:
+        waited = [peers.exchange(query(number), query(number)) for number in range(QUERIES)]
+    read = engine.read()
+    measured = read[CLIENT].stage(STAGE).histogram
+    if not is_measured(engine):
+        assert not measured.count
+        return
+    assert measured.count == QUERIES
+    assert measured.sum_ns <= sum(waited)
+    assert account_for(read[SERVER], STAGE) == (0, 0)
+
+
+async def test_without_btf_the_coverage_says_that_queries_are_not_measured(
+    start_engine: Start, pair: Pair
+) -> None:
+    engine = await watch(start_engine, *pair, typed=False)
+    with Peers(*pair) as peers:
+        peers.exchange(query(1), query(1))
+    assert not is_measured(engine)
+    assert not of_client(engine).stage(STAGE).histogram.count
+
+
+async def test_replies_without_an_id_end_the_oldest_query(start_engine: Start, pair: Pair) -> None:
+    engine = await watch(start_engine, *pair)
+    with Peers(*pair) as peers:
+        waited = [peers.exchange(b"question", b"reply") for _ in range(QUERIES)]
+    measured = of_client(engine).stage(STAGE).histogram
+    assert measured.count == QUERIES
+    assert measured.sum_ns <= sum(waited)
+
+
+async def test_replies_in_another_order_end_their_own_queries(
+    start_engine: Start, pair: Pair
+) -> None:
+    engine = await watch(start_engine, *pair)
+    with Peers(*pair) as peers:
+        for number in range(3):
+            peers.client.send(query(number, b"name %d" % number))
+        sender, *_ = [peers.take() for _ in range(3)]
+        for number in (2, 0, 1):
+            peers.server.sendto(query(number), sender)
+            peers.client.recv(4096)
+    assert account_for(of_client(engine), STAGE) == (3, 0)
+
+
+async def test_a_query_sent_again_has_waited_since_the_first_time(
+    start_engine: Start, pair: Pair
+) -> None:
+    engine = await watch(start_engine, *pair)
+    with Peers(*pair) as peers:
+        peers.exchange(query(0), query(0))
+        peers.client.send(query(1))
+        peers.take()
+        sent_ns = time.monotonic_ns()
+        peers.wait_in_vain()
+        again_ns = time.monotonic_ns()
+        peers.exchange(query(1), query(1))
+    measured = of_client(engine).stage(STAGE).histogram
+    assert measured.count == 2
+    assert measured.max_ns >= again_ns - sent_ns
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_a_query_sent_again_by_another_socket_has_waited_since_the_first_time(
+    start_engine: Start, pair: Pair, number: int
+) -> None:
+    engine = await watch(start_engine, *pair)
+    with Peers(*pair) as peers:
+        peers.exchange(query(0), query(0))
+        peers.client.send(query(1))
+        peers.take()
+        sent_ns = time.monotonic_ns()
+        peers.wait_in_vain()
+        again_ns = time.monotonic_ns()
+        peers.client.close()
+        peers.client = peers.new_client()
+        peers.exchange(query(number), query(number))
+    measured = of_client(engine).stage(STAGE).histogram
+    assert measured.count == 2
+    assert measured.max_ns >= again_ns - sent_ns
+
+
+async def test_one_of_two_queries_without_a_reply_is_pending_and_waits_until_it_has_one(
+    start_engine: Start, pair: Pair
+) -> None:
+    engine = await watch(start_engine, *pair)
+    with Peers(*pair) as peers:
+        peers.exchange(query(0), query(0))
+        peers.client.send(query(1, b"of IPv4"))
+        peers.client.send(query(2, b"of IPv6"))
+        sent_ns = time.monotonic_ns()
+        sender = peers.take()
+        peers.server.sendto(query(1), sender)
+        peers.take()
+        peers.client.recv(4096)
+        peers.wait_in_vain()
+        again_ns = time.monotonic_ns()
+        found = pending(engine)[PENDING_KIND]
+        assert (found.count, found.sockets) == (1, 1)
+        assert found.oldest_ns >= again_ns - sent_ns
+        peers.exchange(query(2, b"of IPv6"), query(2))
+        read = of_client(engine)
+    assert PENDING_KIND not in (read.pending or {})
+    assert read.stage(STAGE).histogram.max_ns >= again_ns - sent_ns
+
+
+async def test_queries_to_a_peer_that_replied_to_another_socket_are_pending(
+    start_engine: Start, pair: Pair
+) -> None:
+    engine = await watch(start_engine, *pair)
+    with Peers(*pair) as peers, peers.new_client() as other:
+        peers.exchange(query(0), query(0))
+        other.send(query(1))
+        peers.take()
+        assert pending(engine)[PENDING_KIND].count == 1
+
+
+async def test_a_query_of_dns_is_pending_even_if_there_never_was_a_reply(
+    start_engine: Start, pair: Pair
+) -> None:
+    engine = await watch(start_engine, *pair)
+    with Peers(*pair, port=DNS_PORT) as peers:
+        peers.client.send(query(0))
+        peers.take()
+        assert pending(engine)[PENDING_KIND].count == 1
+
+
+async def test_a_stream_without_replies_has_no_queries(start_engine: Start, pair: Pair) -> None:
+    engine = await watch(start_engine, *pair)
+    with Peers(*pair) as peers:
+        for number in range(100):
+            peers.client.send(b"metric:%d|c" % number)
+            peers.take()
+        read = of_client(engine)
+    assert PENDING_KIND not in (read.pending or {})
+    assert account_for(read, STAGE) == (0, 0)
+
+
+async def test_a_server_on_its_port_asks_nothing(start_engine: Start, pair: Pair) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    with udp_socket(client.namespace, client.address, PORT) as serving:
+        serving.settimeout(PATIENCE_SECONDS)
+        with udp_socket(server.namespace, server.address, PORT) as asking:
+            asking.settimeout(PATIENCE_SECONDS)
+            # what it sends first may be a reply to a query from before
+            serving.sendto(query(0), (server.address, PORT))
+            asking.recv(4096)
+            for number in range(1, QUERIES):
+                asking.sendto(query(number), (client.address, PORT))
+                _, sender = serving.recvfrom(4096)
+                serving.sendto(query(number), sender)
+                asking.recv(4096)
+            read = of_client(engine)
+    assert PENDING_KIND not in (read.pending or {})
+    assert not read.stage(STAGE).histogram.count
