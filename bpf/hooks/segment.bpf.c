@@ -116,6 +116,20 @@ static __always_inline bool read_incoming(struct incoming *incoming, struct sk_b
 	return !(header.flags & TCPHDR_SYN);
 }
 
+/* Of one that is closed on a side, only the ACK matters: of what was sent again. */
+static __always_inline void receive_closing(struct config *config, struct sock *sk,
+					    struct tcp_sock *tp, struct sk_buff *skb)
+{
+#ifdef MODULE_TCP
+	struct socket_state *state = find_state(sk);
+	struct incoming incoming = {};
+
+	if (state && state->recovering && state->generation == config->generation &&
+	    read_incoming(&incoming, skb))
+		follow_recovery(config, sk, state, tp, incoming.ack_seq);
+#endif
+}
+
 /*
  * sk_filter_trim_cap(), net/core/filter.c, for a socket of a target's cgroup; before the socket is
  * locked, or the segment put into its backlog. The result is always 1: it may pass.
@@ -137,8 +151,10 @@ int on_cgroup_ingress(struct __sk_buff *ctx)
 	if (!tp)
 		return 1;
 	sk = (struct sock *)tp;
-	if (READ(sk, __sk_common.skc_state) != TCP_ESTABLISHED)
+	if (READ(sk, __sk_common.skc_state) != TCP_ESTABLISHED) {
+		receive_closing(config, sk, tp, skb);
 		return 1;
+	}
 	state = get_state(sk, config, &away);
 	if ((!state && !away.owners) || !read_incoming(&incoming, skb))
 		return 1;

@@ -1054,34 +1054,6 @@ static __always_inline owners_t add_user(owners_t owners, struct sock *sk)
 			  bpf_ntohs(READ(sk, __sk_common.skc_dport)));
 }
 
-#ifdef MODULE_TCP
-
-/* Of `recovering`: */
-#define IN_RECOVERY 255
-#define REPEATED_HANDSHAKE 254 /* recorded once the owner is known */
-
-static __always_inline void record_repeated_handshake(struct config *config, owners_t owners,
-						      u64 ns)
-{
-	count_for(config, owners, COUNTER_HANDSHAKE_RETRANSMITS);
-	if (ns)
-		record_long_for(config, owners, STAGE_TCP_RECOVERY, ns);
-	else
-		unmatched_for(config, owners, STAGE_TCP_RECOVERY, 1);
-}
-
-static __always_inline void claim_repeated_handshake(struct config *config, struct sock *sk,
-						     struct socket_state *state)
-{
-	struct recovery *recovery = look_up_recovery(sk);
-
-	state->recovering = 0;
-	if (recovery)
-		record_repeated_handshake(config, state->owners, recovery->begin_ns);
-}
-
-#endif
-
 /* A process reads, writes, connects, listens or has it open: is the socket a target's? */
 static __always_inline void claim(struct sock *sk, struct socket_state *state,
 				  struct config *config, u32 tgid)
@@ -1101,8 +1073,6 @@ static __always_inline void claim(struct sock *sk, struct socket_state *state,
 		record_for(config, state->owners, STAGE_TCP_HANDSHAKE, state->handshake_ns);
 		state->handshake_ns = 0;
 	}
-	if (state->recovering == REPEATED_HANDSHAKE)
-		claim_repeated_handshake(config, sk, state);
 #endif
 }
 

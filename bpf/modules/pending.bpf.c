@@ -226,17 +226,26 @@ static __always_inline u64 time_of_stamp(struct tcp_sock *tp, u32 stamp, u64 now
 }
 
 /*
- * The retransmission timer has expired, and no ACK came since: see note_timeout(). The socket has the
- * time of the first retransmission: tcp_retransmit_skb(), net/ipv4/tcp_output.c.
+ * The retransmission timer has expired, and no ACK came since: see note_timeout(). The bytes wait since
+ * their first transmission. If that was before we watched, the socket has the time of the first
+ * retransmission: tcp_retransmit_skb(), net/ipv4/tcp_output.c.
  */
-static __always_inline void find_retransmits(volatile struct pending *pending, struct tcp_sock *tp,
-					     u64 now)
+static __always_inline void find_retransmits(volatile struct pending *pending,
+					     struct socket_state *state, struct sock *sk,
+					     struct tcp_sock *tp, u64 now)
 {
 	u32 unacknowledged = READ(tp, snd_una), sent = READ(tp, snd_nxt);
+	struct recovery *recovery;
+	u64 since;
 
 	if (!READ(tp, inet_conn.icsk_retransmits) || !is_after(sent, unacknowledged))
 		return;
-	add_one(pending, time_of_stamp(tp, READ(tp, retrans_stamp), now), now);
+	recovery = state->recovering == IN_RECOVERY ? look_up_recovery(sk) : 0;
+	if (recovery)
+		since = recovery->begin_ns;
+	else
+		since = time_of_stamp(tp, READ(tp, retrans_stamp), now);
+	add_one(pending, since, now);
 	add_socket(pending, sent - unacknowledged);
 }
 
@@ -339,7 +348,8 @@ static __always_inline void find_pending(volatile struct slot_pending *found,
 	find_request(found, state, sk, tp, tcp_state, now);
 	find_connect(&found->kinds[PENDING_UNANSWERED_CONNECTS], state, tcp_state, now);
 	if (IS_IN(tcp_state, OPEN | ENDING))
-		find_retransmits(&found->kinds[PENDING_UNACKNOWLEDGED_RETRANSMITS], tp, now);
+		find_retransmits(&found->kinds[PENDING_UNACKNOWLEDGED_RETRANSMITS], state, sk, tp,
+				 now);
 #endif
 }
 

@@ -12,6 +12,9 @@
  * No packet pays for it but those of a socket in an episode: `recovering` is 0 in all others.
  */
 
+/* Of `recovering`: */
+#define IN_RECOVERY 255
+#define REPEATED_HANDSHAKE 254 /* to be recorded, see end_recovery() */
 /* After an episode, so many segments may report that it was needless: a round trip's. */
 #define SEGMENTS_AFTER 16
 
@@ -62,13 +65,12 @@ int on_tcp_cong_state_set(u64 *ctx)
 	u32 ca_state = (u8)ctx[1];
 	struct socket_state *state;
 	struct recovery *recovery;
-	struct turned_away away;
 	struct sk_buff *skb;
 	struct tcp_sock *tp;
 
 	if (!config || (ca_state != TCP_CA_Recovery && ca_state != TCP_CA_Loss))
 		return 0;
-	state = get_state(sk, config, &away);
+	state = find_state(sk);
 	if (!state || state->recovering == IN_RECOVERY)
 		return 0;
 	tp = get_tcp_sock(sk);
@@ -114,12 +116,24 @@ static __always_inline u32 sent_end(struct sock *sk, struct tcp_sock *tp)
 	return (1U << state) & states && end == READ(tp, write_seq) ? end - 1 : end;
 }
 
+/*
+ * An episode ends; `is_end_seen`: now. Or a connection stood whose SYN-ACK was sent more than once: that is
+ * recorded with the next event of its socket, since then its owner is known, and the programs that see it
+ * stand need no more code.
+ */
 static __always_inline void end_recovery(struct config *config, struct socket_state *state,
 					 struct recovery *recovery, bool is_end_seen)
 {
-	if (is_end_seen)
-		record_long_for(config, state->owners, STAGE_TCP_RECOVERY,
-				bpf_ktime_get_ns() - recovery->begin_ns);
+	u64 ns = recovery->begin_ns;
+
+	if (state->recovering == IN_RECOVERY)
+		ns = is_end_seen ? bpf_ktime_get_ns() - ns : 0;
+	else if (state->is_candidate)
+		return;
+	else
+		count_for(config, state->owners, COUNTER_HANDSHAKE_RETRANSMITS);
+	if (ns)
+		record_long_for(config, state->owners, STAGE_TCP_RECOVERY, ns);
 	else if (!config->slice)
 		unmatched_for(config, state->owners, STAGE_TCP_RECOVERY, 1);
 	state->recovering = SEGMENTS_AFTER;
@@ -147,14 +161,13 @@ static __always_inline void note_repetition(struct config *config, struct socket
 
 	if (!READ(skb, len))
 		return;
-	if (state->recovering == IN_RECOVERY) {
-		if (is_after(recovery->end_seq, READ(tp, snd_una))) {
-			if (is_after(repeated, recovery->end_seq) && !is_after(repeated, end))
-				recovery->end_seq = repeated; /* and more is lost */
-			return;
-		}
-		end_recovery(config, state, recovery, false);
+	if (state->recovering == IN_RECOVERY && is_after(recovery->end_seq, READ(tp, snd_una))) {
+		if (is_after(repeated, recovery->end_seq) && !is_after(repeated, end))
+			recovery->end_seq = repeated; /* and more is lost */
+		return;
 	}
+	if (state->recovering > SEGMENTS_AFTER)
+		end_recovery(config, state, recovery, false);
 	if (state->recovering)
 		note_duplicates(config, state, tp, recovery);
 	recovery->duplicates = READ(tp, dsack_dups);
@@ -172,41 +185,40 @@ static __always_inline void follow_recovery(struct config *config, struct sock *
 {
 	struct recovery *recovery = look_up_recovery(sk);
 
-	if (state->recovering == REPEATED_HANDSHAKE)
-		return;
 	if (!recovery) { /* by LRU */
 		state->recovering = 0;
 		return;
 	}
 	note_duplicates(config, state, tp, recovery);
-	if (state->recovering != IN_RECOVERY)
+	if (state->recovering <= SEGMENTS_AFTER)
 		state->recovering--;
-	else if (!is_after(recovery->end_seq, ack_seq))
+	else if (state->recovering == REPEATED_HANDSHAKE || !is_after(recovery->end_seq, ack_seq))
 		end_recovery(config, state, recovery,
 			     is_after(recovery->end_seq, READ(tp, snd_una)));
 }
 
 /*
- * A connection ends, or our FIN is acknowledged: so is all before it. If the ACK itself was not seen, as
- * by tcp_probe after our own close(), it came now.
+ * A connection gives up, or our FIN is acknowledged, and so is all before it. tcp_probe does not see the ACKs
+ * of a socket that is not established. What directly precedes the FIN was acknowledged with it; when
+ * anything before was, is not known. The owners stay as they are: looking them up costs the verifier
+ * more than all the rest, and a change of targets at this moment is rare.
  */
 static __always_inline void close_recovery(struct config *config, struct sock *sk)
 {
 	struct socket_state *state = find_state(sk);
 	struct recovery *recovery;
-	struct turned_away away;
 	struct tcp_sock *tp;
 
-	if (!state || !state->recovering)
+	if (!state || !state->recovering || state->generation != config->generation)
 		return;
-	state = get_state(sk, config, &away);
 	tp = get_tcp_sock(sk);
 	recovery = look_up_recovery(sk);
-	if (!state || !tp || !recovery)
+	if (!tp || !recovery)
 		return;
 	note_duplicates(config, state, tp, recovery);
-	if (state->recovering == IN_RECOVERY)
-		end_recovery(config, state, recovery, true);
+	if (state->recovering > SEGMENTS_AFTER)
+		end_recovery(config, state, recovery,
+			     is_after(recovery->end_seq + 2, READ(tp, snd_una)));
 }
 
 /*
@@ -242,23 +254,16 @@ int on_tcp_retransmit_synack(u64 *ctx)
 }
 
 /* A connection stands whose SYN-ACK was sent more than once. */
-static __always_inline void end_repeated_handshake(struct config *config, struct sock *sk,
-						   struct socket_state *state, struct tcp_sock *tp)
+static __always_inline void end_repeated_handshake(struct sock *sk, struct socket_state *state,
+						   struct tcp_sock *tp)
 {
 	u64 key = handshake_key(READ(tp, snd_una), READ(sk, __sk_common.skc_portpair));
-	u64 *sent_ns = repeated_handshakes.lookup(&key), ns = 0;
-	struct recovery *recovery;
+	u64 *sent_ns = repeated_handshakes.lookup(&key);
+	struct recovery *recovery = get_recovery(sk);
 
-	if (sent_ns)
-		ns = at_least_0(bpf_ktime_get_ns() - *sent_ns);
-	repeated_handshakes.delete(&key);
-	if (!state->is_candidate) {
-		record_repeated_handshake(config, state->owners, ns);
-		return;
-	}
-	recovery = get_recovery(sk);
 	if (recovery) {
-		recovery->begin_ns = ns;
+		recovery->begin_ns = sent_ns ? at_least_0(state->established_ns - *sent_ns) : 0;
 		state->recovering = REPEATED_HANDSHAKE;
 	}
+	repeated_handshakes.delete(&key);
 }

@@ -65,7 +65,7 @@ static __always_inline void end_handshake(struct config *config, struct sock *sk
 #endif
 	ns = (u64)(READ(tp, srtt_us) >> 3) * 1000;
 	if (READ(tp, total_retrans))
-		end_repeated_handshake(config, sk, state, tp);
+		end_repeated_handshake(sk, state, tp);
 	else if (!ns)
 		unmatched_for(config, state->owners, STAGE_TCP_HANDSHAKE, 1);
 	else if (state->is_candidate)
@@ -138,12 +138,6 @@ static __always_inline void note_change(struct config *config, struct sock *sk,
 		give_request_up(config, state, sk);
 }
 
-/* All that a connection sent is acknowledged, or it gives up. */
-static __always_inline bool is_all_sent(u32 old_state, u32 new_state)
-{
-	return new_state == TCP_FIN_WAIT2 || (new_state == TCP_CLOSE && old_state != TCP_SYN_SENT);
-}
-
 static __always_inline bool is_followed(u32 old_state, u32 new_state)
 {
 	return new_state == TCP_SYN_SENT || old_state == TCP_SYN_SENT ||
@@ -160,10 +154,11 @@ static __always_inline void change_state(struct config *config, struct sock *sk,
 	struct socket_state *state;
 	struct turned_away away;
 
-	if (is_all_sent(old_state, new_state))
-		close_recovery(config, sk);
-	if (!is_listening && !is_followed(old_state, new_state))
+	if (!is_listening && !is_followed(old_state, new_state)) {
+		if (new_state == TCP_FIN_WAIT2 || new_state == TCP_CLOSE)
+			close_recovery(config, sk);
 		return;
+	}
 	state = get_used_state(sk, config, is_own, &away);
 #ifdef WITH_LISTEN_OVERFLOWS
 	if (is_listening) {

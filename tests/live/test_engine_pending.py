@@ -276,7 +276,7 @@ async def test_a_pooled_connection_in_a_black_hole_is_seen(start_engine: Start, 
         assert found.keys() == {"unacknowledgedRetransmits", "unansweredRequests"}
         lost = found["unacknowledgedRetransmits"]
         assert (lost.count, lost.sockets, lost.bytes) == (1, 1, 64)
-        # since the first retransmission
+        # since the first transmission
         assert 0 <= lost.oldest_ns < found["unansweredRequests"].oldest_ns
         both.server.close()
 

@@ -233,9 +233,11 @@ async def test_a_black_hole_that_ends_is_one_episode(start_engine: Start, typed:
             began_ns = time.monotonic_ns()
             both.client.sendall(b"q" * 64)
             until(lambda: tcp_figures(scene.near)["TCPTimeouts"] >= 2, "two time-outs")
+            waiting_ns = time.monotonic_ns() - scene.wire.lost[0].taken_ns
             under_way = reading.of(CLIENT)
             if are_bound_by_btf(scene.engine):
-                assert "unacknowledgedRetransmits" in (under_way.pending or {})
+                pending = (under_way.pending or {})["unacknowledgedRetransmits"]
+                assert waiting_ns <= pending.oldest_ns
             assert RECOVERY not in under_way.stages
             scene.wire.loses = lambda segment: False
             read_all(both.server, 64)
