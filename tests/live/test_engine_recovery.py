@@ -22,8 +22,8 @@ from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.hidden_events import counts_of
 from tests.live.lossy_wire import Carried, LossyWire, Segment, lossy_wire
-from tests.live.measuring import CLIENT, SERVER, are_bound_by_btf
-from tests.live.pods import Namespace
+from tests.live.measuring import CLIENT, SERVER, account_for, are_bound_by_btf
+from tests.live.pods import Namespace, cgroup, inside_cgroup
 from tests.live.sockets import (
     PATIENCE_SECONDS,
     PORT,
@@ -343,6 +343,64 @@ async def test_a_passive_open_whose_syn_ack_was_repeated_costs_all_of_its_time(
     assert server.counters["handshakeRetransmits"] == 1
     assert "tcp.handshake" not in server.stages
     waits.assert_are_in(server)
+
+
+@asynccontextmanager
+async def measured_by_cgroup(
+    start: Start, *, typed: bool
+) -> AsyncIterator[tuple[Scene, Connection]]:
+    """With programs on the target's cgroup, where the engine may use them."""
+    with lossy_wire() as wire, cgroup(wire.near.namespace.name) as directory:
+        engine = start(typed=typed, on_devices=True)
+        spec = SlotSpec(
+            cgroup_ids=frozenset({directory.stat().st_ino}),
+            cgroup_directories=frozenset({str(directory)}),
+            netns=frozenset({wire.near.namespace.inode}),
+        )
+        engine.assign({CLIENT: spec})
+        await engine.use(frozenset(DEFAULT_MODULES))
+        scene = Scene(wire, engine)
+        with inside_cgroup(directory), scene.connection() as both:
+            yield scene, both
+
+
+def sees_all_acks(engine: KernelEngine) -> bool:
+    (row,) = (each for each in engine.coverage if each.name == RECOVERY)
+    return "cgroup_skb/ingress" in row.hook
+
+
+async def test_episodes_of_a_target_by_cgroup_are_as_long(start_engine: Start, typed: bool) -> None:
+    waits = Waits()
+    async with measured_by_cgroup(start_engine, typed=typed) as (scene, both):
+        for _ in range(EPISODES):
+            ask(both)
+            already = len(scene.wire.lost)
+            scene.wire.lose_first(2, has_data)
+            asked_ns = ask(both)
+            waits.add(waited(scene.wire, already), asked_ns)
+        waits.assert_are_in(Reading(scene.engine).of(CLIENT))
+
+
+async def test_an_end_that_no_hook_saw_is_unmatched(start_engine: Start, typed: bool) -> None:
+    """The peer has closed its side, so the connection is not established any more."""
+    async with measured_by_cgroup(start_engine, typed=typed) as (scene, both):
+        reading = Reading(scene.engine)
+        ask(both)
+        both.server.shutdown(socket.SHUT_WR)
+        assert both.client.recv(1) == b""
+        scene.wire.lose_first(2, has_data)
+        both.client.sendall(b"q" * 64)
+        read_all(both.server, 64)
+        scene.wire.loses = lambda segment: False
+        for _ in range(2):  # the first of them is not what directly precedes the end
+            both.client.sendall(b"q" * 64)
+            read_all(both.server, 64)
+        both.client.close()
+        assert both.server.recv(1) == b""
+        both.server.close()
+        until(lambda: account_for(reading.of(CLIENT), RECOVERY) != (0, 0), "the episode's end")
+        is_seen = sees_all_acks(scene.engine)
+        assert account_for(reading.of(CLIENT), RECOVERY) == ((1, 0) if is_seen else (0, 1))
 
 
 async def test_segments_that_the_peer_had_already_are_counted(
