@@ -50,6 +50,7 @@
 #include "modules/turns.bpf.c"
 #include "modules/recovery.bpf.c"
 #include "modules/tcp.bpf.c"
+#include "modules/paths.bpf.c"
 #include "modules/drops.bpf.c"
 #endif
 #if defined(MODULE_RX) || defined(MODULE_TX) || defined(MODULE_TCP)

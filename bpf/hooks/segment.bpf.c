@@ -40,6 +40,8 @@ static __always_inline void note_segment(struct config *config, struct socket_st
 #ifdef MODULE_TCP
 	if (state->recovering)
 		follow_recovery(config, sk, state, tp, incoming->ack_seq);
+	if (has_path(state, tp, incoming))
+		note_path(config, state, sk, tp, incoming);
 	sample_rtt(config, state, tp, incoming);
 	note_arrival(config, state, sk, tp, incoming, now);
 	note_own_window(config, state, tp, incoming);
@@ -49,6 +51,49 @@ static __always_inline void note_segment(struct config *config, struct socket_st
 	receive_segment(config, sk, state, tp, incoming, now);
 #endif
 }
+
+/* A header of TCP as it is sent, with time stamps as all of Linux's segments have them. */
+struct tcp_header {
+	u16 ports[2];
+	u32 seq;
+	u32 ack_seq;
+	u8 header_words; /* in the upper half */
+	u8 flags;
+	u16 window;
+	u16 checksum;
+	u16 urgent;
+	u32 options; /* padding, kind and length */
+	u32 stamp;
+};
+#define STAMP_WORDS 8
+#define STAMP_OPTIONS 0x0101080aU /* tcp_parse_aligned_timestamp(), net/ipv4/tcp_input.c */
+
+static __always_inline bool read_header(struct tcp_header *header, struct sk_buff *skb)
+{
+	unsigned char *head = PEEK(skb, head);
+
+	return !bpf_probe_read_kernel(header, sizeof(*header), head + PEEK(skb, transport_header));
+}
+
+static __always_inline void set_stamp(struct incoming *incoming, struct tcp_header *header)
+{
+	incoming->has_stamp = header->header_words >> 4 >= STAMP_WORDS &&
+			      bpf_ntohl(header->options) == STAMP_OPTIONS;
+	incoming->stamp = bpf_ntohl(header->stamp);
+}
+
+#ifdef MODULE_TCP
+
+static __always_inline void read_stamp(struct incoming *incoming, struct socket_state *state,
+				       struct sk_buff *skb, struct tcp_sock *tp)
+{
+	struct tcp_header header;
+
+	if (has_path(state, tp, incoming) && read_header(&header, skb))
+		set_stamp(incoming, &header);
+}
+
+#endif
 
 /* tcp_rcv_established(), net/ipv4/tcp_input.c, 4.16+; before the segment changes the socket */
 int on_tcp_probe(u64 *ctx)
@@ -83,6 +128,9 @@ int on_tcp_probe(u64 *ctx)
 	if (!tp)
 		return 0;
 	incoming.is_closing = !READ(tp, snd_wnd);
+#ifdef MODULE_TCP
+	read_stamp(&incoming, state, skb, tp);
+#endif
 	note_segment(config, state, sk, tp, &incoming);
 	return 0;
 }
@@ -93,17 +141,9 @@ int on_tcp_probe(u64 *ctx)
 static __always_inline bool read_incoming(struct incoming *incoming, struct sk_buff *skb)
 {
 	u16 network = PEEK(skb, network_header), transport = PEEK(skb, transport_header);
-	unsigned char *head = PEEK(skb, head);
-	struct {
-		u16 ports[2];
-		u32 seq;
-		u32 ack_seq;
-		u8 header_words; /* in the upper half */
-		u8 flags;
-		u16 window;
-	} header;
+	struct tcp_header header;
 
-	if (bpf_probe_read_kernel(&header, sizeof(header), head + transport))
+	if (!read_header(&header, skb))
 		return false;
 	/* the program sees the skb from its network header on, __cgroup_bpf_run_filter_skb() */
 	incoming->size = PEEK(skb, len) - (transport - network);
@@ -113,6 +153,7 @@ static __always_inline bool read_incoming(struct incoming *incoming, struct sk_b
 	incoming->is_end = header.flags & TCPHDR_FIN;
 	/* while others wait before it, none would see it closed by the one before */
 	incoming->is_closing = !header.window;
+	set_stamp(incoming, &header);
 	return !(header.flags & TCPHDR_SYN);
 }
 

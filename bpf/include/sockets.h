@@ -7,6 +7,7 @@
  *   socket_queues   with the first data: the few segments and hand-offs that mostly wait at once
  *   segment_rings, handoff_rings   when more wait
  *   recoveries      with the first segment that is sent again
+ *   socket_paths    with the first data that comes
  *
  * TCP's paths that touch it (tcp_rcv_established, tcp_recvmsg, tcp_sendmsg_locked, tcp_write_xmit,
  * state changes) hold the socket's lock, so it needs none of its own. It dies with the socket.
@@ -52,6 +53,8 @@ struct incoming {
 	bool is_end;	 /* it has a FIN */
 	bool is_closing; /* the peer's window: closed by this one, or by the one before */
 	bool is_beside;	 /* a process has the socket, or others wait that came before */
+	bool has_stamp;
+	u32 stamp; /* the peer's time stamp */
 };
 
 #define FEW_HANDOFFS 4 /* in a queue; these must be powers of two */
@@ -193,6 +196,18 @@ struct socket_queue {
 #endif
 };
 
+/* How segments came from the peer: see paths.bpf.c. */
+struct socket_path {
+	u32 least_us;	   /* the least difference between our clock and the peer's */
+	u32 least_at;	   /* when it was seen */
+	u32 sampled_at;	   /* the last sample */
+	u32 sent_seq;	   /* what we had sent then */
+	u32 growth_us;	   /* of the path, at the last segment */
+	u32 ack_growth_us; /* and at the last ACK of new data */
+	u16 is_clock_seen;
+	u16 is_clock_known;
+};
+
 struct segment_ring {
 	struct segment segments[SEGMENTS];
 };
@@ -316,6 +331,20 @@ static __always_inline struct recovery *look_up_recovery(struct sock *sk)
 static __always_inline struct recovery *create_recovery(struct sock *sk)
 {
 	return (struct recovery *)recoveries.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+}
+
+BYTES_OF(socket_path);
+SOCKET_STORAGE(socket_paths, struct socket_path_bytes);
+
+static __always_inline struct socket_path *look_up_socket_path(struct sock *sk)
+{
+	return (struct socket_path *)socket_paths.sk_storage_get(sk, 0, 0);
+}
+
+static __always_inline struct socket_path *create_socket_path(struct sock *sk)
+{
+	return (struct socket_path *)socket_paths.sk_storage_get(sk, 0,
+								 BPF_SK_STORAGE_GET_F_CREATE);
 }
 #endif
 
@@ -445,6 +474,29 @@ static __always_inline struct recovery *create_recovery(struct sock *sk)
 	recoveries.update(&key, empty);
 	return (struct recovery *)recoveries.lookup(&key);
 }
+
+BYTES_OF(socket_path);
+BPF_TABLE("lru_hash", u64, struct socket_path_bytes, socket_paths, QUEUES);
+BPF_ARRAY(empty_paths, struct socket_path_bytes, 1);
+
+static __always_inline struct socket_path *look_up_socket_path(struct sock *sk)
+{
+	u64 key = (u64)sk;
+
+	return (struct socket_path *)socket_paths.lookup(&key);
+}
+
+static __always_inline struct socket_path *create_socket_path(struct sock *sk)
+{
+	u64 key = (u64)sk;
+	u32 zero = 0;
+	struct socket_path_bytes *empty = empty_paths.lookup(&zero);
+
+	if (!empty)
+		return 0;
+	socket_paths.update(&key, empty);
+	return (struct socket_path *)socket_paths.lookup(&key);
+}
 #endif
 
 /* The socket is closed: its address may be another's next. */
@@ -464,6 +516,7 @@ static __always_inline void forget_socket(struct sock *sk)
 #endif
 #ifdef MODULE_TCP
 	recoveries.delete(&key);
+	socket_paths.delete(&key);
 #endif
 }
 
@@ -499,7 +552,7 @@ struct socket_memory {
 BPF_F_TABLE("array", u32, struct socket_memory, socket_memory, SOCKET_MEMORY_PLACES,
 	    BPF_F_MMAPABLE);
 
-#define SOCKET_KIB 1 /* its state, its queue and its recovery */
+#define SOCKET_KIB 1 /* its state, its queue, its path and its recovery */
 #define SEGMENT_RING_KIB 4
 #define HANDOFF_RING_KIB 1
 

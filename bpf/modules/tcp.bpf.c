@@ -413,26 +413,6 @@ static __always_inline enum ack kind_of_ack(struct tcp_sock *tp, struct incoming
 }
 
 /*
- * The time of TCP's timer for delayed ACKs, with its rounding to jiffies. It may be as long as a round
- * trip, if that is longer: tcp_send_delayed_ack(), net/ipv4/tcp_output.c.
- */
-#define DELAYED_ACK_US 40000
-#define DELAYED_ACK_EARLY_US 6000
-#define DELAYED_ACK_LATE_US 20000
-/* An ACK with data is taken as delayed when it is later than this, or than half the least round trip. */
-#define WITH_DATA_LATE_US 4000
-
-static __always_inline bool is_delayed(enum ack ack, u32 growth_us, u32 least_us)
-{
-	u32 longest_us = least_us > DELAYED_ACK_US ? least_us : DELAYED_ACK_US;
-
-	if (ack == ACK_BARE)
-		return growth_us >= DELAYED_ACK_US - DELAYED_ACK_EARLY_US &&
-		       growth_us <= longest_us + DELAYED_ACK_LATE_US;
-	return ack == ACK_WITH_DATA && (growth_us > least_us / 2 || growth_us > WITH_DATA_LATE_US);
-}
-
-/*
  * The last round trip, tcp_rack_advance(), net/ipv4/tcp_recovery.c: of the segment sent last among
  * those that the ACK before acknowledged. Without one it is the handshake's, of which the smoothed one
  * begins; so is it for all time with a peer that knows no selective ACKs.
@@ -480,9 +460,6 @@ static __always_inline void record_round_trip(struct config *config, struct slot
 	if (last->ack == ACK_AT_ONCE) {
 		add_to(slot, COUNTER_RTT_GROWTH_SAMPLES, 1);
 		add_to(slot, COUNTER_RTT_GROWTH_NS, (u64)growth_us * 1000);
-	} else if (is_delayed(last->ack, growth_us, last->least_us)) {
-		add_to(slot, COUNTER_DELAYED_ACKS, 1);
-		add_to(slot, COUNTER_DELAYED_ACK_NS, (u64)growth_us * 1000);
 	}
 }
 

@@ -181,6 +181,12 @@ STAGES: tuple[Stage, ...] = (
         "they are acknowledged, or the connection gives up",
     ),
     Stage(
+        "tcp.queueing",
+        Module.TCP,
+        "a segment that answers or asks would arrive by an empty path",
+        "it arrives",
+    ),
+    Stage(
         "app.response",
         Module.TCP,
         "the application reads the last byte of a request",

@@ -51,6 +51,7 @@ MOST_BYTES: Mapping[str, tuple[int, frozenset[Module]]] = {
     "socket_state": (120, frozenset(Module)),
     "socket_queue": (440, frozenset({Module.RX, Module.TX})),
     "recovery": (56, frozenset({Module.TCP})),
+    "socket_path": (56, frozenset({Module.TCP})),
 }
 # The memory of the states of sockets: of a target and of a node. A socket takes 1 KiB.
 SOCKET_KIB_OF_TARGET = 16 << 10
@@ -139,7 +140,14 @@ ADDRESSED_MAPS = ("cpu_contexts",)
 # SOCKET_STORAGE in bpf/include/sockets.h.
 SOCKET_STATES = "socket_states"
 SOCKET_STORAGES = frozenset(
-    {SOCKET_STATES, "socket_queues", "segment_rings", "handoff_rings", "recoveries"}
+    {
+        SOCKET_STATES,
+        "socket_queues",
+        "segment_rings",
+        "handoff_rings",
+        "recoveries",
+        "socket_paths",
+    }
 )
 
 

@@ -419,6 +419,7 @@ STAGE_NEEDS: Mapping[str, StageNeeds] = {
             "SYN-ACK repeat": "handshakes whose SYN-ACK was sent again have no duration",
         },
     ),
+    "tcp.queueing": StageNeeds((SEGMENT,)),
     "app.response": StageNeeds((SEGMENT, "TCP read", "send", "state change")),
     "peer.response": StageNeeds((SEGMENT, "send", "state change")),
     "udp.response": StageNeeds(

@@ -49,7 +49,7 @@ _EXTREMES_OFFSETS = tuple(
 # Sampling by packets applies only to these modules. Time slices apply to all that programs of
 # packets measure.
 _SAMPLED_MODULES = frozenset({Module.RX, Module.TX})
-_SLICED_STAGES = frozenset({"tcp.rtt", "app.response", "peer.response"})
+_SLICED_STAGES = frozenset({"tcp.rtt", "tcp.queueing", "app.response", "peer.response"})
 
 
 class SamplingRatios(NamedTuple):

@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Module tcp: the path of received segments, from the peer's TCP to the socket, by the time stamps of
+ * the peer (RFC 7323).
+ *
+ * Our time of arrival less the peer's time stamp is the difference of two clocks, and the time in
+ * transit. The least of a connection is taken for an empty path. What exceeds it is growth: the segment
+ * waited in a queue, whatever the peer's application does. A time stamp is a millisecond coarse, so
+ * that much is subtracted.
+ *
+ * The clocks may drift. So the least rises, by some 95 parts in a million: more than clocks drift, and
+ * a queue of 50 ms that never empties is forgotten after nine minutes. It is no least before the
+ * peer's clock is known to count milliseconds.
+ */
+
+/* A unit of time that is cheap to have: 1.05 ms. */
+#define TO_UNITS 20
+#define UNIT_US 1049
+/* How long a connection has to be watched, and by which part its clocks may differ then. */
+#define PROOF_UNITS 128
+#define MOST_UNITS (1 << 20)
+#define PROOF_PART 4
+#define UNITS_A_US_OF_DRIFT 10
+#define STAMP_US 1000
+/* Of segments that follow each other, one in about 100 ms. */
+#define UNITS_BETWEEN_SAMPLES 96
+
+/* In microseconds, and modulo 2**32. */
+static __always_inline u32 clock_difference(struct tcp_sock *tp, u32 stamp, u64 now)
+{
+#if TYPED && \
+	defined(HAVE_tcp_sock_tcp_usec_ts) /* 6.7+: an option of routes, which both ends have */
+	if (READ(tp, tcp_usec_ts))
+		return (u32)(now / 1000) - stamp;
+#endif
+	return (u32)(now / 1000) - stamp * STAMP_US;
+}
+
+static __always_inline void set_least(volatile struct socket_path *path, u32 difference_us, u32 at)
+{
+	path->least_us = difference_us;
+	path->least_at = at;
+}
+
+/* A clock that counts another unit is far off after a while. A queue is not, after a longer one. */
+static __always_inline bool is_clock_known(volatile struct socket_path *path, u32 difference_us,
+					   u32 at)
+{
+	s32 over = difference_us - path->least_us;
+	u32 age = at - path->least_at;
+	s32 most = age * (UNIT_US / PROOF_PART);
+
+	if (path->is_clock_known)
+		return true;
+	if (!path->is_clock_seen || age > MOST_UNITS) {
+		path->is_clock_seen = 1;
+		set_least(path, difference_us, at);
+	} else if (age >= PROOF_UNITS && over < most && over > -most) {
+		path->is_clock_known = 1;
+	}
+	return path->is_clock_known;
+}
+
+/* Note a segment's time stamp; the growth of its path is in `growth_us`. */
+static __always_inline void note_stamp(volatile struct socket_path *path, u32 difference_us, u32 at)
+{
+	s64 over = (s32)(difference_us - path->least_us);
+
+	over -= (at - path->least_at) / UNITS_A_US_OF_DRIFT;
+	if (over <= 0)
+		set_least(path, difference_us, at);
+	path->growth_us = at_least_0(over - STAMP_US);
+}
+
+/*
+ * A segment with data counts if it answers or asks: we have sent since the last one. Of others, which
+ * follow each other, few count.
+ */
+static __always_inline void sample_path(struct config *config, struct socket_state *state,
+					volatile struct socket_path *path, struct tcp_sock *tp,
+					u32 at)
+{
+	u32 write_seq = READ(tp, write_seq);
+
+	if (path->sent_seq == write_seq && at - path->sampled_at < UNITS_BETWEEN_SAMPLES)
+		return;
+	path->sent_seq = write_seq;
+	path->sampled_at = at;
+	if (is_open(config))
+		record_for(config, state->owners, STAGE_TCP_QUEUEING, (u64)path->growth_us * 1000);
+}
+
+/*
+ * The time of TCP's timer for delayed ACKs, with its rounding to jiffies. It may be as long as a round
+ * trip, if that is longer: tcp_send_delayed_ack(), net/ipv4/tcp_output.c.
+ */
+#define DELAYED_ACK_US 40000
+#define DELAYED_ACK_EARLY_US 6000
+#define DELAYED_ACK_LATE_US 20000
+/* An ACK with data is taken as delayed when it is later than this, or than half the least round trip. */
+#define WITH_DATA_LATE_US 4000
+
+static __always_inline bool is_delayed(enum ack ack, u32 held_us, u32 least_us)
+{
+	u32 longest_us = least_us > DELAYED_ACK_US ? least_us : DELAYED_ACK_US;
+
+	if (ack == ACK_BARE)
+		return held_us >= DELAYED_ACK_US - DELAYED_ACK_EARLY_US &&
+		       held_us <= longest_us + DELAYED_ACK_LATE_US;
+	return ack == ACK_WITH_DATA && (held_us > least_us / 2 || held_us > WITH_DATA_LATE_US);
+}
+
+/*
+ * How long the peer held back the ACK before this one: as far as its path had not grown, and on its
+ * path out as much as in.
+ */
+static __always_inline void note_delay(struct config *config, struct socket_state *state,
+				       volatile struct socket_path *path, struct tcp_sock *tp)
+{
+	u32 least_us = READ(tp, rtt_min.s[0].v), rtt_us = READ(tp, rack.rtt_us);
+	u32 held_us = at_least_0((s64)rtt_us - least_us - 2 * (u64)path->ack_growth_us);
+
+	if (!is_open(config) || !is_delayed(state->last_ack, held_us, least_us))
+		return;
+	count_for(config, state->owners, COUNTER_DELAYED_ACKS);
+	add_for(config, state->owners, COUNTER_DELAYED_ACK_NS, (u64)held_us * 1000);
+}
+
+static __always_inline bool is_small_ack(enum ack ack)
+{
+	return ack >= ACK_BARE;
+}
+
+/* With data, the ACK of all that is under way, or after such a one: only their path matters. */
+static __always_inline bool has_path(struct socket_state *state, struct tcp_sock *tp,
+				     struct incoming *incoming)
+{
+	return incoming->seq != incoming->end_seq || incoming->ack_seq == READ(tp, snd_nxt) ||
+	       is_small_ack(state->last_ack);
+}
+
+/* Ahead of sample_rtt(), which notes how this ACK came. */
+static __always_inline void note_path(struct config *config, struct socket_state *state,
+				      struct sock *sk, struct tcp_sock *tp,
+				      struct incoming *incoming)
+{
+	bool is_ack = is_after(incoming->ack_seq, READ(tp, snd_una));
+	struct socket_path *path = look_up_socket_path(sk);
+	u32 difference_us, at;
+	u64 now;
+
+	if (!path)
+		path = create_socket_path(sk);
+	if (!path)
+		return;
+	if (is_ack) {
+		if (is_small_ack(state->last_ack) && !incoming->is_beside)
+			note_delay(config, state, path, tp);
+		path->ack_growth_us = 0;
+	}
+	if (!incoming->has_stamp)
+		return;
+	now = bpf_ktime_get_ns();
+	at = now >> TO_UNITS;
+	difference_us = clock_difference(tp, incoming->stamp, now);
+	if (!is_clock_known(path, difference_us, at))
+		return;
+	note_stamp(path, difference_us, at);
+	if (is_ack)
+		path->ack_growth_us = path->growth_us;
+	if (is_after(incoming->end_seq, READ(tp, rcv_nxt)))
+		sample_path(config, state, path, tp, at);
+}
