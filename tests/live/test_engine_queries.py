@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from latencyprobe.domain.pending import Pending
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.measuring import CLIENT, SERVER, account_for, watch
 from tests.live.pods import Pod
+from tests.live.resolving import TYPE_A, TYPE_AAAA, look_up, name_server
 from tests.live.sockets import PATIENCE_SECONDS, PORT, udp_socket
 
 Start = Callable[..., KernelEngine]
@@ -256,3 +258,18 @@ async def test_a_server_on_its_port_asks_nothing(start_engine: Start, pair: Pair
             read = of_client(engine)
     assert PENDING_KIND not in (read.pending or {})
     assert not read.stage(STAGE).histogram.count
+
+
+@pytest.mark.parametrize("kind", [TYPE_A, TYPE_AAAA])
+async def test_the_second_that_the_c_librarys_resolver_waits_is_seen(
+    start_engine: Start, pair: Pair, tmp_path: Path, kind: int
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    with name_server(server, kind) as serving:
+        found = look_up(client, server, tmp_path)
+    assert "192.0.2.1" in found
+    assert "2001:db8::" in found
+    measured = of_client(engine).stage(STAGE).histogram
+    assert measured.count == serving.replies
+    assert measured.max_ns >= serving.waited_ns(kind) > 0
