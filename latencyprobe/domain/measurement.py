@@ -63,6 +63,9 @@ def _joint_ratio(one: StageMeasurement, other: StageMeasurement) -> float:
     return min(samples / packets, 1.0)
 
 
+# The part of the node's conntrack table that is in use: a level. A sum keeps the highest.
+CONNTRACK_FULL_PERCENT = "conntrackFullPercent"
+_LEVELS = frozenset({CONNTRACK_FULL_PERCENT})
 # The number of counters that exceeded the limit.
 COUNTERS_OMITTED = "countersOmitted"
 _Key = TypeVar("_Key", bound=str | tuple[str, str])
@@ -78,10 +81,12 @@ def _joint_stages(
 
 
 def joint_counters(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
-    """Add up two sets of counters by name."""
+    """Add up two sets of counters by name; of levels keep the highest."""
     counters = dict(one)
     for name, count in other.items():
         counters[name] = min(counters.get(name, 0) + count, LARGEST_SUM)
+    for name in _LEVELS & one.keys() & other.keys():
+        counters[name] = max(one[name], other[name])
     return counters
 
 

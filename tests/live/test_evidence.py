@@ -335,3 +335,32 @@ def test_the_report_of_a_run_has_the_namespace_apart(netns: Namespace, tmp_path:
     assert any("TcpExtListenOverflows" in each for each in target["verdict"]["evidence"])
     assert "TcpExtListenOverflows" not in target["counters"]
     assert set(document["node"]) >= {"stages", "counters"}
+
+
+TRACK_CONNECTIONS = """
+table ip tracking {
+  chain output {
+    type filter hook output priority 0;
+    ct state new accept
+  }
+}
+"""
+SEND_FROM_MANY_PORTS = """
+import socket, sys
+for port in range(20000, 20000 + int(sys.argv[1])):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.bind(("127.0.0.1", port))
+        sender.sendto(b"d", ("127.0.0.1", 9))
+"""
+
+
+def test_the_fill_of_the_nodes_connection_tracking_is_the_kernels(netns: Namespace) -> None:
+    most = int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text())
+    netns.load_rules(TRACK_CONNECTIONS)
+    with contextlib.closing(Gatherer(place(netns))) as gatherer:
+        assert "conntrackFullPercent" not in gatherer.of_node()
+        python_in(netns, SEND_FROM_MANY_PORTS, str(2 * most // 100))
+        counted = python_in(
+            netns, "print(open('/proc/sys/net/netfilter/nf_conntrack_count').read())"
+        )
+        assert gatherer.of_node()["conntrackFullPercent"] == 100 * int(counted) // most >= 1

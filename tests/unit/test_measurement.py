@@ -122,3 +122,12 @@ def test_an_impossible_sampling_ratio_is_refused(ratio: float) -> None:
 def test_negative_losses_are_refused() -> None:
     with pytest.raises(ValueError, match="negative count"):
         StageMeasurement(lost=-1)
+
+
+def test_of_levels_a_sum_keeps_the_highest() -> None:
+    full = [NodeMeasurement({}, {"conntrackFullPercent": percent}) for percent in (40, 90, 60)]
+    counted = [NodeMeasurement({}, {"conntrackDrops": 1}), *full]
+    total = NodeMeasurement()
+    for each in counted:
+        total += each
+    assert total.counters == {"conntrackDrops": 1, "conntrackFullPercent": 90}

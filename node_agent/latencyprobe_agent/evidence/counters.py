@@ -87,8 +87,18 @@ _SOFTNET_COLUMNS: Mapping[int, str] = {
     10: "softnetFlowLimited",
 }
 _SOFTNET_LINE = re.compile(r"[0-9a-f ]+")
+_HEXADECIMAL = re.compile(r"[0-9a-f]+")
 _SOFTNET_CPU = 12
 _U32 = 1 << 32
+
+# Columns of /proc/net/stat/nf_conntrack, ct_cpu_seq_show(),
+# net/netfilter/nf_conntrack_standalone.c. Kernels have further ones in between.
+_CONNTRACK_COLUMNS: Mapping[str, str] = {
+    "drop": "conntrackDrops",
+    "insert_failed": "conntrackInsertFailed",
+    "early_drop": "conntrackEarlyDrops",
+}
+_CONNTRACK_ENTRIES = "entries"
 
 
 def parse_tables(text: str) -> dict[str, int]:
@@ -163,6 +173,29 @@ def parse_softnet(text: str) -> dict[int, dict[str, int]]:
             if column < len(fields)
         }
     return cpus
+
+
+def parse_conntrack(text: str) -> dict[str, int]:
+    """Parse /proc/net/stat/nf_conntrack: the counters of all CPUs together."""
+    return {
+        counter: sum(column)
+        for name, counter in _CONNTRACK_COLUMNS.items()
+        if (column := _conntrack_column(text, name))
+    }
+
+
+def conntrack_entries(text: str) -> int:
+    """Return the number of connections in the namespace's table, which each line repeats."""
+    return max(_conntrack_column(text, _CONNTRACK_ENTRIES), default=0)
+
+
+def _conntrack_column(text: str, name: str) -> list[int]:
+    names, *lines = (line.split() for line in text.split("\n"))
+    if name not in names:
+        return []
+    place = names.index(name)
+    column = (fields[place] for fields in lines if len(fields) == len(names))
+    return [int(field, 16) for field in column if _HEXADECIMAL.fullmatch(field)]
 
 
 def growth(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:

@@ -13,15 +13,17 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from latencyprobe.domain.measurement import largest_counters
+from latencyprobe.domain.measurement import CONNTRACK_FULL_PERCENT, largest_counters
 from latencyprobe.domain.stages import CPU_PRESSURE
 from latencyprobe.process.mounts import read_mounts
 from latencyprobe_agent.desired import Selector
 from latencyprobe_agent.evidence.asker import Asker
 from latencyprobe_agent.evidence.cgroups import CpuCgroups
 from latencyprobe_agent.evidence.counters import (
+    conntrack_entries,
     growth,
     of_devices,
+    parse_conntrack,
     parse_devices,
     parse_list,
     parse_softnet,
@@ -38,6 +40,8 @@ log = logging.getLogger(__name__)
 # Machine-wide, in every namespace that it is read in: softnet_seq_show() walks the CPUs,
 # net/core/net-procfs.c.
 _SOFTNET = "/proc/net/softnet_stat"
+# One limit for each namespace of the machine, net/netfilter/nf_conntrack_standalone.c.
+_MOST_CONNECTIONS = "sys/net/netfilter/nf_conntrack_max"
 # A pod's end of these has the same packets; a node has one for each pod, also other tenants'.
 _POD_LINKS = frozenset({"veth", "netkit"})
 # A request to a driver may reach its firmware.
@@ -69,6 +73,7 @@ class Gatherer:
             proc_root=proc_root,
             clock=clock,
         )
+        self._most_connections = str(proc_root / _MOST_CONNECTIONS)
         self._reader = Reader(proc_root, host=host.inode)
         self._clock = clock
         self._followed: dict[int, _Followed] = {}
@@ -94,16 +99,19 @@ class Gatherer:
         return self._cgroups.grown(targets)
 
     def of_node(self) -> Mapping[str, int]:
-        """Return the growth since the last poll, of softirqs, devices and waiting for CPUs."""
+        """Return the growth since the last poll: of softirqs, devices, conntrack, CPU waits.
+
+        The part of the conntrack table that is in use is a level, without growth.
+        """
         texts = self._reader.read(self._host)
-        devices = self._devices.counters(self._host, texts.dev) if texts is not None else {}
+        counters, levels = self._of_host(texts) if texts is not None else ({}, {})
         softnet = _read_softnet()
         grown = softnet_growth(self._softnet, softnet) if self._softnet else {}
         cpus = self._cpus()
-        grown |= growth(self._node or {}, devices) | growth(self._waited, cpus)
-        self._node, self._softnet = devices or self._node, softnet or self._softnet
+        grown |= growth(self._node or {}, counters) | growth(self._waited, cpus)
+        self._node, self._softnet = counters or self._node, softnet or self._softnet
         self._waited |= cpus
-        return largest_counters(grown, MAX_GROWN)
+        return largest_counters({**grown, **levels}, MAX_GROWN)
 
     def _cpus(self) -> dict[str, int]:
         """Return how long all CPUs were withheld, and some thread waited for one."""
@@ -124,6 +132,13 @@ class Gatherer:
     def close(self) -> None:
         """Close all sockets."""
         self._devices.close()
+
+    def _of_host(self, texts: Texts) -> tuple[dict[str, int], dict[str, int]]:
+        """Return the total counters and the levels of the node's own namespace."""
+        counters = self._devices.counters(self._host, texts.dev) | parse_conntrack(texts.conntrack)
+        entries, most = conntrack_entries(texts.conntrack), _number_in(self._most_connections)
+        percent = 100 * entries // most if most else 0
+        return counters, {CONNTRACK_FULL_PERCENT: percent} if percent else {}
 
     def _reachable(self, namespace: Namespace) -> Namespace:
         """Return the node's own namespace as such: it is accessible even without the target."""
@@ -151,6 +166,12 @@ def _text(path: str) -> str:
         return ""
 
 
+def _number_in(path: str) -> int:
+    """Return the number in a file; 0 if it has none, or if there is no file."""
+    text = _text(path).strip()
+    return int(text) if text.isdecimal() else 0
+
+
 class _Parsed(Generic[_T]):
     """A file that is parsed only if its text has changed: most pods are idle."""
 
@@ -169,13 +190,19 @@ class _Followed:
     """A namespace, with its counters at the last poll."""
 
     def __init__(self, devices: _Devices | None) -> None:
-        self._files = (_Parsed(parse_tables), _Parsed(parse_tables), _Parsed(parse_list))
+        self._files = (
+            _Parsed(parse_tables),
+            _Parsed(parse_tables),
+            _Parsed(parse_list),
+            _Parsed(parse_conntrack),
+        )
         self._devices = devices
         self._before: dict[str, int] = {}
 
     def grown(self, texts: Texts, namespace: Namespace) -> dict[str, int]:
         now: dict[str, int] = {}
-        for file, text in zip(self._files, (texts.netstat, texts.snmp, texts.snmp6), strict=True):
+        found = (texts.netstat, texts.snmp, texts.snmp6, texts.conntrack)
+        for file, text in zip(self._files, found, strict=True):
             now |= file.of(text)
         if self._devices is not None:
             now |= self._devices.counters(namespace, texts.dev)

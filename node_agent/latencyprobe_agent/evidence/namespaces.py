@@ -24,6 +24,7 @@ from latencyprobe_agent.evidence.asker import Errand
 _CLONE_NEWNET = 0x4000_0000
 _FILES = ("netstat", "snmp", "snmp6")
 _DEVICES = "dev"
+_CONNTRACK = "stat/nf_conntrack"
 # Some 500 devices. Who may make network namespaces makes any number of devices in them.
 MOST_DEVICES_BYTES = 1 << 16
 # At most this number of processes are checked for being (still) in a namespace.
@@ -42,12 +43,13 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """The texts of the namespace's files; empty without a file (IPv6 may be missing)."""
+    """The texts of the namespace's files; empty without a file (IPv6, conntrack may be missing)."""
 
     netstat: str
     snmp: str
     snmp6: str
     dev: str
+    conntrack: str = ""
 
 
 class Reader:
@@ -160,7 +162,8 @@ def _inode(path: str) -> int | None:
 def _texts(directory: str, most_devices_bytes: float) -> Texts:
     devices, _, _ = read_file(f"{directory}/{_DEVICES}", most_devices_bytes).rpartition("\n")
     netstat, snmp, snmp6 = (read_file(f"{directory}/{name}") for name in _FILES)
-    return Texts(netstat, snmp, snmp6, devices)
+    conntrack = read_file(f"{directory}/{_CONNTRACK}")
+    return Texts(netstat, snmp, snmp6, devices, conntrack)
 
 
 def read_file(path: str, most_bytes: float = math.inf) -> str:

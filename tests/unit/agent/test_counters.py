@@ -6,6 +6,7 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -13,8 +14,10 @@ from latencyprobe.domain.measurement import COUNTERS_OMITTED, joint_counters, la
 from latencyprobe.domain.stages import CGROUP_COUNTERS
 from latencyprobe_agent.evidence.counters import (
     PROTOCOL_COUNTERS,
+    conntrack_entries,
     growth,
     of_devices,
+    parse_conntrack,
     parse_devices,
     parse_list,
     parse_softnet,
@@ -222,3 +225,31 @@ def test_counters_add_up_the_same_in_any_order(
 ) -> None:
     assert joint_counters(a, b) == joint_counters(b, a)
     assert joint_counters(joint_counters(a, b), c) == joint_counters(a, joint_counters(b, c))
+
+
+# Of Linux 6.18, and of 5.10, whose columns differ; some are left out.
+CONNTRACK = """\
+entries  clashres found new invalid delete insert_failed drop early_drop icmp_error
+000000c8  00000001 00000000 00000000 00000000 00000000 00000003 0000000a 00000001 00000000
+000000c8  00000000 00000000 00000000 00000000 00000000 00000001 00000010 00000000 00000000
+"""
+CONNTRACK_BEFORE = """\
+entries  searched found new insert insert_failed drop early_drop icmp_error  expect_new
+000000c8  00000001 00000000 00000000 00000000 00000004 0000001a 00000001 00000000  00000000
+"""
+
+
+@pytest.mark.parametrize("text", [CONNTRACK, CONNTRACK_BEFORE])
+def test_connection_tracking_is_read_by_the_names_of_its_columns(text: str) -> None:
+    assert parse_conntrack(text) == {
+        "conntrackDrops": 0x1A,
+        "conntrackInsertFailed": 4,
+        "conntrackEarlyDrops": 1,
+    }
+    assert conntrack_entries(text) == 200
+
+
+@pytest.mark.parametrize("text", ["", "\n", "entries\n", "entries drop\nxx yy\n", "\0"])
+def test_without_connection_tracking_there_are_no_counters(text: str) -> None:
+    assert parse_conntrack(text) == {}
+    assert conntrack_entries(text) == 0

@@ -242,3 +242,37 @@ def test_a_driver_that_cannot_be_asked_now_is_asked_again(monkeypatch: pytest.Mo
     monkeypatch.setattr(ethtool, "_ask", fails)
     with socket.socket() as channel, pytest.raises(OSError, match="Cannot allocate memory"):
         ethtool.driver_of(channel, "eth0")
+
+
+CONNTRACK = "entries found drop early_drop insert_failed\n{entries:08x} 0 {drops:08x} 0 0\n"
+
+
+def track(process: Process, entries: int, drops: int) -> None:
+    """Have so many connections tracked in the namespace, and packets dropped."""
+    (process.directory / "net/stat").mkdir(exist_ok=True)
+    text = CONNTRACK.format(entries=entries, drops=drops)
+    (process.directory / "net/stat/nf_conntrack").write_text(text)
+
+
+def test_the_nodes_connection_tracking_has_its_growth_and_its_fill(
+    process: Process, tmp_path: Path
+) -> None:
+    limit = tmp_path / "sys/net/netfilter/nf_conntrack_max"
+    limit.parent.mkdir(parents=True)
+    limit.write_text("1000\n")
+    gatherer = Gatherer(Namespace(process.inode, (42,)), proc_root=tmp_path, clock=Clock())
+    track(process, 9, 5)
+    assert "conntrackFullPercent" not in gatherer.of_node()
+    track(process, 905, 7)
+    grown = gatherer.of_node()
+    assert (grown["conntrackDrops"], grown["conntrackFullPercent"]) == (2, 90)
+    assert gatherer.of_node()["conntrackFullPercent"] == 90
+
+
+def test_a_namespace_has_its_own_connection_tracking(gatherer: Gatherer, process: Process) -> None:
+    namespace = Namespace(process.inode, (42,))
+    gatherer.of_namespaces([namespace])
+    track(process, 9, 5)
+    gatherer.of_namespaces([namespace])
+    track(process, 9, 8)
+    assert gatherer.of_namespaces([namespace]) == {process.inode: {"conntrackDrops": 3}}
