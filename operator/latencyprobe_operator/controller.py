@@ -22,6 +22,7 @@ from latencyprobe_operator.expiry import Expirations
 from latencyprobe_operator.garbage import GarbageCollector
 from latencyprobe_operator.kube import heap
 from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, Cluster
+from latencyprobe_operator.kube.events import Events
 from latencyprobe_operator.kube.pods import PodWatches
 from latencyprobe_operator.kube.statuses import Statuses
 from latencyprobe_operator.leadership import Leadership
@@ -76,6 +77,7 @@ class Controller:
         remaining_s = leadership.remaining_s if leadership else lambda: math.inf
         self._statuses = Statuses(cluster, remaining_s)
         self._expirations = Expirations(cluster, remaining_s)
+        self._events = Events(cluster, remaining_s)
         self._agents = agents
         self._namespaces = namespaces
         self._limits = limits
@@ -133,6 +135,7 @@ class Controller:
             agent=self._fleet.view,
             want_in_full=self._fleet.want_in_full,
             patch_status=self._statuses.patch,
+            events=self._events,
             building=self._building,
             min_interval_s=self._limits.min_interval_s,
             node_figures=self._limits.allow_node_figures(namespace),

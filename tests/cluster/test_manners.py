@@ -206,6 +206,9 @@ def test_client_side_apply_finds_no_drift(site: Site) -> None:
 
     assert difference(site, **GIT) == ""
     assert difference(site, **{**GIT, "interval": "2s"}) == "they differ"
+    # The difference of three sides, in which a list is one value, as Argo CD's.
+    applied = site.cluster.kubectl("apply", "--filename=-", stdin=json.dumps(site.probe(**GIT)))
+    assert applied.split()[-1] == "unchanged"
     assert site.status()["conditions"][3]["type"] == "ObjectivesMet"
 
 
@@ -237,3 +240,89 @@ def test_probes_can_be_sorted_selected_and_read_at_a_glance(site: Site) -> None:
     assert cells["STAGE"] == "rx.socket"
     assert cells["OBJECTIVE "].startswith("reads: p99 of rx.total is 10ms, at most 1us")
     assert "rx.socket" in cells["MESSAGE"]
+
+
+# ----------------------------------------------------------------------------------- Events
+
+
+def events(site: Site, reason: str = "") -> list[dict[str, Any]]:
+    """The Events of this namespace's probes, with this reason or with any."""
+    found = site.cluster.get("events.events.k8s.io", f"--namespace={site.namespace}")["items"]
+    return [
+        each
+        for each in found
+        if each["regarding"]["kind"] == "LatencyProbe" and reason in ("", each["reason"])
+    ]
+
+
+def missed_or_met(site: Site, limit: str) -> None:
+    """Set the limit of the objective, and wait for the judgement."""
+    expected = "False" if limit == "1us" else "True"
+    site.patch("checkout", objectives=[{**OBJECTIVE, "max": limit, "for": "1s"}])
+    site.wait(
+        f"the judgement by {limit}",
+        lambda: limit in judgement(site)[1] and judgement(site)[0] == expected,
+        seconds=60,
+    )
+
+
+def judgement(site: Site) -> tuple[str, str]:
+    """(status, message) of ObjectivesMet."""
+    for each in site.status().get("conditions", ()):
+        if each["type"] == "ObjectivesMet":
+            return each["status"], each["message"]
+    return "", ""
+
+
+def test_transitions_are_events_that_describe_shows_with_the_conditions(site: Site) -> None:
+    site.apply(objectives=[{**OBJECTIVE, "max": "1us", "for": "1s"}])
+    site.wait("the Event", lambda: events(site, "ObjectiveMissed"), seconds=60)
+    site.agent.stop(signal.SIGKILL)
+    site.wait("the loss", lambda: events(site, "NodeLost"), seconds=200)
+    site.agent.start()
+    site.wait("the return", lambda: events(site, "NodeBack"), seconds=100)
+
+    (missed,) = events(site, "ObjectiveMissed")
+    assert missed["type"] == "Warning"
+    assert missed["reportingController"] == "latencyprobe.io/operator"
+    assert missed["note"].startswith("missed: reads: p99 of rx.total is 1ms, at most 1us")
+    (lost,) = events(site, "NodeLost")
+    assert site.cluster.node_name in lost["note"]
+    described = site.kubectl("describe", "latencyprobe", "checkout")
+    condition = next(each for each in site.status()["conditions"] if each["type"] == "Ready")
+    for expected in (condition["message"], missed["note"], lost["note"], "Next Step:"):
+        assert expected in " ".join(described.split())
+    assert described.index("Conditions:") < described.index("\nEvents:")
+    lines = described[described.index("\nEvents:") :].splitlines()
+    assert any("Warning" in line and "ObjectiveMissed" in line for line in lines)
+
+
+def test_flips_are_counted_in_one_event_each(site: Site) -> None:
+    site.apply(objectives=[{**OBJECTIVE, "max": "1us", "for": "1s"}])
+    site.wait("the Event", lambda: events(site, "ObjectiveMissed"), seconds=60)
+    for limit in ("100s", "1us", "100s", "1us"):
+        missed_or_met(site, limit)
+
+    def counts() -> dict[str, int]:
+        return {
+            each["reason"]: each["series"]["count"] for each in events(site) if "series" in each
+        }
+
+    expected = {"ObjectiveMissed": 3, "ObjectiveMet": 2}
+    site.wait("the counts", lambda: counts() == expected, seconds=200)
+    assert len(events(site, "ObjectiveMissed")) == len(events(site, "ObjectiveMet")) == 1
+
+
+def test_without_the_right_to_write_events_all_else_works(site: Site) -> None:
+    role = site.cluster.get("clusterrole", "latencyprobe-operator")
+    kept = [rule for rule in role["rules"] if "events" not in rule["resources"]]
+    assert len(kept) == len(role["rules"]) - 1
+    site.cluster.apply({**role, "rules": kept})
+    site.apply(objectives=[{**OBJECTIVE, "max": "1us", "for": "1s"}])
+    site.wait("the judgement", lambda: judgement(site)[0] == "False", seconds=60)
+    for limit in ("100s", "1us"):
+        missed_or_met(site, limit)
+
+    assert events(site) == []
+    assert site.operator.log.read_text().count("cannot write Events") == 1
+    assert site.status()["phase"] == "Running"

@@ -18,6 +18,7 @@ from latencyprobe.exposition.page import ClassicView
 from latencyprobe_agent.serving.metrics import AgentMetrics
 from latencyprobe_agent.serving.tls_proxy import TlsRefusal
 from latencyprobe_operator.api.conditions import REASONS, ConditionType
+from latencyprobe_operator.api.events import EventReason
 from latencyprobe_operator.api.status_fields import NodeState, Phase
 from latencyprobe_operator.metrics import OperatorMetrics
 from tests.unit.agent.sample_figures import sample_figures
@@ -161,6 +162,7 @@ def test_the_reasons_are_found_in_the_code() -> None:
     [
         ("### Phases", [str(phase) for phase in Phase]),
         ("### Verdicts", [str(bottleneck) for bottleneck in Bottleneck]),
+        ("## Events", [str(reason) for reason in EventReason]),
         ("### Node states", [str(state) for state in NodeState if state is not NodeState.READY]),
     ],
 )

@@ -176,6 +176,27 @@ class Cluster:
         async with response:
             await _read(response)
 
+    async def create_event(self, namespace: str, body: Mapping[str, Any]) -> None:
+        """Create an Event."""
+        response = await self._request(
+            "POST",
+            f"/apis/events.k8s.io/v1/namespaces/{namespace}/events",
+            {},
+            timeout=_REQUEST,
+            body=dict(body),
+            content_type="application/json",
+        )
+        async with response:
+            await _read(response)
+
+    async def patch_event(self, namespace: str, name: str, series: Mapping[str, Any]) -> None:
+        """Merge this into the series of an Event."""
+        path = f"/apis/events.k8s.io/v1/namespaces/{namespace}/events/{name}"
+        body = {"series": dict(series)}
+        response = await self._request("PATCH", path, {}, timeout=_REQUEST, body=body)
+        async with response:
+            await _read(response)
+
     async def call_leases(self, method: str, path: str, body: Json | None = None) -> Json:
         """Send a request about Leases; return the object. `path` begins with the namespace."""
         response = await self._request(

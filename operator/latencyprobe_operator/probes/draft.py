@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from latencyprobe_operator.probes.document import MAX_BYTES, Document, size_bytes
 from latencyprobe_operator.probes.facts import PodFacts, ProbeFacts
+from latencyprobe_operator.probes.objectives import Judgement
 from latencyprobe_operator.probes.status import build_without_pods
 
 # Of a document without rows of pods: with those, it surely fits.
@@ -15,10 +16,14 @@ _SMALL_BYTES = MAX_BYTES // 4
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """The document of a status. `left_out`: the facts of the rows of pods that it lacks."""
+    """The document of a status. `left_out`: the facts of the rows of pods that it lacks.
+
+    `judgements`: those of the objectives.
+    """
 
     document: Document
     left_out: ProbeFacts | None = None
+    judgements: Sequence[Judgement] = ()
 
 
 def draft_without_pods(

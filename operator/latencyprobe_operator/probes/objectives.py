@@ -22,10 +22,15 @@ class ObjectiveOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """An objective's outcome, and the figures as a sentence."""
+    """An objective's outcome, and the figures as a sentence, which begins with its name."""
 
     outcome: ObjectiveOutcome
     message: str
+
+    @property
+    def name(self) -> str:
+        """The objective's name, which has no colon."""
+        return self.message.partition(": ")[0]
 
 
 class ObjectivesWatch:

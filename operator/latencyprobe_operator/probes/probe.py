@@ -20,6 +20,7 @@ from latencyprobe_operator.api.timestamps import timestamp
 from latencyprobe_operator.desired_state import DesiredStates
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.observed_state import AgentView, ReportedProbe
+from latencyprobe_operator.probes.announcer import Announcer, EventWriter
 from latencyprobe_operator.probes.current_spec import CurrentSpec
 from latencyprobe_operator.probes.document import Document
 from latencyprobe_operator.probes.draft import Draft, draft_without_pods
@@ -60,11 +61,13 @@ class Probe:
         steady_clock: Callable[[], float] | None = None,
         min_interval_s: float = 0.0,
         node_figures: bool = False,
+        events: EventWriter | None = None,
     ) -> None:
         """Follow the pods of this object at once.
 
         `touch`: the desired states of these nodes have changed. `agent` returns the view of the
-        agent of a node. `node_figures`: the probe gets figures of whole nodes.
+        agent of a node. `node_figures`: it gets figures of whole nodes. `events`: none
+        are written without it.
         """
         previous: Document = dict(body.get("status") or {})
         self.key = probe_key(body)
@@ -111,6 +114,7 @@ class Probe:
         self._gatherer = FactsGatherer(
             self.key, pods=self._pods, intake=self._intake, worst=self._worst, agent=agent
         )
+        self._announcer = Announcer(self.key, previous, events, wall_clock=wall_clock)
         self._writer = StatusWriter(self.key, body, patch_status=patch_status, metrics=metrics)
         self.update(body)
         stands = self._writer.describes(self._current.generation)
@@ -265,6 +269,18 @@ class Probe:
                 self._schedule.mark_failed(self._now())
                 await asyncio.sleep(delay_s)
                 self.poke()
+        await self._announce(facts, found, now)
+
+    async def _announce(self, facts: ProbeFacts, found: Draft, now: float) -> None:
+        """Write what has changed as Events: after the status, which has the figures."""
+        spec = self._current.spec
+        if self.stopped.is_set():
+            return
+        if not spec or not self._pods.followed:
+            self._announcer.pause()
+            return
+        self._announcer.observe(found.document, spec, facts.nodes, found.judgements, at=now)
+        await self._announcer.write(at=now)
 
     async def _facts_in_turn(self) -> ProbeFacts:
         """Return the facts, while no other probe takes such a step in this turn of the loop.
@@ -320,7 +336,8 @@ class Probe:
     def _build(self, facts: ProbeFacts) -> Draft:
         now = timestamp(self._wall_clock())
         light = draft_without_pods(facts, now=now, can_hold=self._writer.can_hold)
-        return light or Draft(build(facts, now=now))
+        draft = light or Draft(build(facts, now=now))
+        return dataclasses.replace(draft, judgements=facts.objectives)
 
     @staticmethod
     def _now() -> float:

@@ -151,6 +151,8 @@ def test_the_operator_may_read_no_secret_and_change_no_pod() -> None:
         ("latencyprobes", "patch"),
         ("latencyprobes", "delete"),
         ("latencyprobes/status", "patch"),
+        ("events", "create"),
+        ("events", "patch"),
         ("pods", "list"),
         ("pods", "watch"),
         ("customresourcedefinitions", "list"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from latencyprobe_operator.agents.messages import outgoing_state
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.api.timestamps import epoch_s, timestamp
 from latencyprobe_operator.kube.cluster import ApiError
+from latencyprobe_operator.kube.events import EventOutcome
 from latencyprobe_operator.kube.informer import PodsRefusal
 from latencyprobe_operator.kube.pods import PodsChange
 from latencyprobe_operator.observed_state import AgentView, TargetStatus
@@ -784,3 +786,38 @@ async def test_reports_between_two_statuses_of_a_running_probe_are_no_reason_for
         world.agent_state = NodeState.UNREACHABLE
         probe.poke()
         await ready(world, "AgentUnreachable")
+
+
+class HungEvents:
+    """An API server that takes the first Event, and then answers no request for one."""
+
+    def __init__(self) -> None:
+        self.bodies: list[Mapping[str, Any]] = []
+
+    async def create(self, namespace: str, body: Mapping[str, Any]) -> EventOutcome:
+        self.bodies.append(body)
+        return EventOutcome.WRITTEN if len(self.bodies) == 1 else EventOutcome.FAILED
+
+    async def extend(self, namespace: str, name: str, series: Mapping[str, Any]) -> EventOutcome:
+        return EventOutcome.FAILED
+
+
+async def test_transitions_become_events_and_their_failure_stops_no_status(world: World) -> None:
+    objective = {"name": "reads", "stage": "rx.total", "percentile": "p99", "max": "1ms"}
+    events, body = HungEvents(), probe_body(interval="1s", objectives=[{**objective, "for": "1s"}])
+    async with running(world, body, events=events) as probe:
+        world.show(pod("a"))
+        for _ in range(4):
+            take(probe, "node-a", report({target_id("a"): measurement(*[10**7] * 200)}))
+            await asyncio.sleep(1)
+        await until(lambda: world.condition("ObjectivesMet")[0] == "False", what=lambda: world)
+        (event,) = events.bodies
+        assert (event["reason"], event["type"]) == ("ObjectiveMissed", "Warning")
+        assert event["regarding"]["uid"] == probe.key.uid
+        assert "reads: p99 of rx.total is 10ms, at most 1ms" in event["note"]
+        world.agent_state = NodeState.UNREACHABLE
+        await asyncio.sleep(60)
+        probe.poke()
+        await until(lambda: len(events.bodies) > 2, what=lambda: events.bodies)
+        assert {each["reason"] for each in events.bodies[1:]} == {"NodeLost"}
+        await until(lambda: world.status["phase"] == "Degraded", what=lambda: world.status)
