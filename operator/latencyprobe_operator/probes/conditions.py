@@ -180,7 +180,9 @@ def _overhead(facts: ProbeFacts) -> Finding:
         return Finding(
             ConditionStatus.UNKNOWN,
             OverheadReason.NOT_MEASURED,
-            "no agent has reported the cost of its programs",
+            "no agent has reported the cost of its programs"
+            if facts.nodes
+            else "there is nothing to measure",
         )
     if stopped := [node for node in facts.nodes if node.stopped_modules]:
         return _without_modules(stopped)
