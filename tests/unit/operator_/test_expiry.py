@@ -265,7 +265,7 @@ STEPS: dict[str, Callable[[Server], Json]] = {
         max_size=8,
     )
 )
-def test_whatever_a_watch_misses_only_what_is_complete_and_over_is_deleted(
+def test_only_a_complete_probe_is_deleted_though_a_watch_misses_changes(
     steps: list[tuple[str, bool, int]],
 ) -> None:
     async def play() -> None:
