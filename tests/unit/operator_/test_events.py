@@ -110,7 +110,7 @@ async def test_without_the_right_there_is_one_line_and_few_attempts(
 
 
 @pytest.mark.parametrize("failure", [OSError("refused"), ApiError(503, "", "away")])
-async def test_what_could_not_be_sent_is_sent_later(failure: Exception) -> None:
+async def test_an_event_that_could_not_be_sent_is_sent_later(failure: Exception) -> None:
     server = Server()
     server.failure = failure
     announcer = Announcer(KEY, {}, writer(server))
