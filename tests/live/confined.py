@@ -1,8 +1,9 @@
-"""What works under few capabilities: `python -m tests.live.confined PID NETNS CGROUP`.
+"""What works under few capabilities: `python -m tests.live.confined PID NETNS CGROUP [COMPILED]`.
 
-It is started with those, and in that cgroup. Prints one JSON object: what became of measuring, of a
-program on the cgroup, of the programs' run time, of the network namespace that the process PID
-lives in (NETNS is its inode number), and of a socket in there.
+It is started with those, and in that cgroup. COMPILED is a file of programs that are there already.
+Prints one JSON object: what became of measuring, of a program on the cgroup, of the programs' run
+time, of the network namespace that the process PID lives in (NETNS is its inode number), and of a
+socket in there.
 """
 
 from __future__ import annotations
@@ -13,12 +14,17 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
+from pathlib import Path
+from unittest.mock import patch
 
 from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.evidence.namespaces import Namespace, Reader
 from latencyprobe_agent.kernel.contract import EngineError, SlotSpec
 from latencyprobe_agent.kernel.hooks import SCOPED_HOOKS
+from latencyprobe_agent.kernel.load.handover import Handover
+from latencyprobe_agent.kernel.request import Request
+from latencyprobe_agent.kernel.runtime import loaded
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from latencyprobe_agent.kernel.runtime.overhead import SAMPLE_S
 from latencyprobe_agent.targets.processes import Processes
@@ -75,9 +81,21 @@ def reaching(pid: int, netns: int) -> Mapping[str, bool]:
     return {"netns": netns in Processes().netns([pid]).inodes, "socket": channel is not None}
 
 
+def use_compiled(path: str) -> None:
+    """Have no compiler's process."""
+    content = Path(path).read_bytes()
+
+    async def given(_: Request) -> Handover:
+        return Handover(content, "")
+
+    patch.object(loaded, "request_object", given).start()
+
+
 def main() -> None:
     """Try it all."""
     pid, netns = map(int, sys.argv[1:3])
+    for path in sys.argv[4:]:
+        use_compiled(path)
     print(json.dumps({**asyncio.run(measuring(sys.argv[3])), **reaching(pid, netns)}))
 
 

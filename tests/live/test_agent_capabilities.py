@@ -5,15 +5,19 @@ What this holds is what charts/latencyprobe/README.md tells of each.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.compiled_once import compiled_once
 from tests.live.targets import made_cgroup, until
 from tests.patience import patient
 
@@ -49,8 +53,21 @@ def stranger() -> Iterator[int]:
             process.kill()
 
 
-def under(capabilities: str, stranger: int) -> dict[str, Any]:
-    """What works for root with these capabilities alone, which is what a container's root has."""
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs that tests.live.confined asks for, with all alternatives."""
+    request = KernelEngine(host_netns=1)._request(("tcp", "sched"), tracing=False, udp=False)
+    handover = asyncio.run(compiled_once().compile(replace(request, complete=True)))
+    path = tmp_path_factory.mktemp("compiled") / "object"
+    path.write_bytes(handover.content)
+    return path
+
+
+def under(capabilities: str, stranger: int, compiled: Path | None = None) -> dict[str, Any]:
+    """What works for root with these capabilities alone, which is what a container's root has.
+
+    Without `compiled` they also have to suffice for the compiler's process.
+    """
     names = ",".join(f"+{name.lower()}" for name in capabilities.split())
     netns = Path(f"/proc/{stranger}/ns/net").stat().st_ino
     with made_cgroup() as group:
@@ -60,6 +77,7 @@ def under(capabilities: str, stranger: int) -> dict[str, Any]:
                 *("setpriv", f"--bounding-set=-all,{names}", "--inh-caps=-all", "--no-new-privs"),
                 *(sys.executable, "-m", "tests.live.confined"),
                 *(str(stranger), str(netns), str(group)),
+                *((str(compiled),) if compiled is not None else ()),
             ],
             capture_output=True,
             text=True,
@@ -82,10 +100,11 @@ def under(capabilities: str, stranger: int) -> dict[str, Any]:
     ids=["both", "without NET_ADMIN", "without SYS_ADMIN", "without both"],
 )
 def test_each_choice_of_the_chart_measures_and_says_what_it_lost(
-    stranger: int, more: str, lacking: dict[str, object]
+    stranger: int, compiled: Path, more: str, lacking: dict[str, object]
 ) -> None:
     """Without SYS_ADMIN, run time and other namespaces' devices are missing; see EVERYTHING."""
-    assert under(f"BPF PERFMON SYS_PTRACE {more}", stranger) == EVERYTHING | lacking
+    given = compiled if more else None  # the fewest are enough to compile
+    assert under(f"BPF PERFMON SYS_PTRACE {more}", stranger, given) == EVERYTHING | lacking
 
 
 def test_without_bpf_there_is_no_map(stranger: int) -> None:
@@ -96,13 +115,13 @@ def test_without_bpf_there_is_no_map(stranger: int) -> None:
     assert "Operation not permitted" in found["refusal"]
 
 
-def test_without_perfmon_no_program_traces(stranger: int) -> None:
-    found = under("BPF SYS_PTRACE", stranger)
+def test_without_perfmon_no_program_traces(stranger: int, compiled: Path) -> None:
+    found = under("BPF SYS_PTRACE", stranger, compiled)
 
     assert not found["attached"]
     assert "the kernel refused every hook" in found["refusal"]
     assert "Operation not permitted (EPERM)" in found["refusal"]
 
 
-def test_without_sys_ptrace_no_containers_namespace_is_found(stranger: int) -> None:
-    assert under("BPF PERFMON", stranger) == EVERYTHING | WITHOUT_BOTH | {"netns": False}
+def test_without_sys_ptrace_no_containers_namespace_is_found(stranger: int, compiled: Path) -> None:
+    assert under("BPF PERFMON", stranger, compiled) == EVERYTHING | WITHOUT_BOTH | {"netns": False}

@@ -106,8 +106,9 @@ def kernel_complaints() -> list[str]:
 
 
 @pytest.mark.own_build
+@pytest.mark.parametrize("rounds", [1, pytest.param(3, marks=pytest.mark.thorough)])
 async def test_modules_swapped_time_and_again_under_traffic_leave_nothing(
-    start_engine: Start, pair: Pair, temporary: Path
+    start_engine: Start, pair: Pair, temporary: Path, rounds: int
 ) -> None:
     client, server = pair
     engine = start_engine()
@@ -118,8 +119,8 @@ async def test_modules_swapped_time_and_again_under_traffic_leave_nothing(
     before, complaints = descriptors(), kernel_complaints()
     used: set[int] = set()
     with connection(client.namespace, server.namespace, server.address) as both, exchanging(both):
-        for number in range(8):  # the last one is none
-            await engine.use(swaps[number % len(swaps)])
+        for swap in swaps * rounds:  # the last one is none
+            await engine.use(swap)
             used |= programs_of(os.getpid())
             engine.read()
     assert len(used) > 25

@@ -19,7 +19,13 @@ MOST_INSTRUCTIONS = 200_000
 MOST_OF_ALL = 700_000
 
 
-@pytest.mark.parametrize("trace", [False, True], ids=["measuring", "tracing"])
+@pytest.mark.parametrize(
+    "trace",
+    [
+        pytest.param(False, id="measuring", marks=pytest.mark.thorough),
+        pytest.param(True, id="tracing"),  # the same programs and more in them
+    ],
+)
 @pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
 @pytest.mark.parametrize(
     "modules",
