@@ -155,14 +155,31 @@ bridge = partial(pods_on_bridge, 2)
 routes = partial(pods_on_routes, 2)
 
 
-@pytest.mark.parametrize("way", [bridge, filtering_bridge, routes], ids=["bridge", "nf", "routes"])
+any_device: Tap = tap
+a_ring: Tap = partial(tap, prepare=with_a_ring)
+one_device: Tap = partial(tap, prepare=on_the_servers_device)
+
+
 @pytest.mark.parametrize(
-    "watched_by",
-    [
-        None,
-        pytest.param(tap, id="any device"),
-        pytest.param(partial(tap, prepare=with_a_ring), id="a ring"),
-        pytest.param(partial(tap, prepare=on_the_servers_device), id="one device"),
+    ("way", "watched_by"),
+    [  # each way alone, each tap on a bridge, and another one on each other way
+        pytest.param(bridge, None, id="bridge"),
+        pytest.param(bridge, any_device, id="bridge-any device"),
+        pytest.param(bridge, a_ring, id="bridge-a ring"),
+        pytest.param(bridge, one_device, id="bridge-one device"),
+        pytest.param(filtering_bridge, None, id="nf"),
+        pytest.param(filtering_bridge, one_device, id="nf-one device"),
+        pytest.param(routes, None, id="routes"),
+        pytest.param(routes, any_device, id="routes-any device"),
+        *(
+            pytest.param(way, tapped, id=f"{name}-{where}", marks=pytest.mark.thorough)
+            for way, name, tapped, where in (
+                (filtering_bridge, "nf", any_device, "any device"),
+                (filtering_bridge, "nf", a_ring, "a ring"),
+                (routes, "routes", a_ring, "a ring"),
+                (routes, "routes", one_device, "one device"),
+            )
+        ),
     ],
 )
 async def test_segments_of_another_pod_are_on_the_host_since_their_tcp_sent_them(
