@@ -1,7 +1,8 @@
 """Fixtures of the live tier: engines on the running kernel, and pods to measure.
 
 Tests that every kernel passes run twice here: with this kernel's best hooks, and with tracepoints
-in place of scoped ones. The second time they share the loaded programs.
+in place of scoped ones. Like in guests, they share the loaded programs, and so do those that are
+marked `shared_programs`. These programs stay attached from test to test, so the tests come last.
 """
 
 from __future__ import annotations
@@ -35,11 +36,30 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("hooks", [BEST, second], indirect=True)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Second runs come last, and only for programs that could use other hooks."""
-    second = [item for item in items if _parameter(item, "hooks") == TRACEPOINTS]
-    first = [item for item in items if item not in second]
-    items[:] = [*first, *(item for item in second if _parameter(item, "typed") is not False)]
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that share programs come last, those with the same ones one after another.
+
+    Second runs are only for programs that could use other hooks.
+    """
+    if config.pluginmanager.has_plugin(_GUEST_PLUGIN):
+        return
+    items[:] = [item for item in items if not (_is_second(item) and _is_untyped(item))]
+    items.sort(
+        key=lambda item: (_shares(item), _is_second(item), _shares(item) and _is_untyped(item))
+    )
+
+
+def _shares(item: pytest.Item) -> bool:
+    is_marked = item.get_closest_marker("shared_programs") is not None
+    return is_marked or _parameter(item, "hooks") is not None
+
+
+def _is_second(item: pytest.Item) -> bool:
+    return _parameter(item, "hooks") == TRACEPOINTS
+
+
+def _is_untyped(item: pytest.Item) -> bool:
+    return _parameter(item, "typed") is False
 
 
 def _parameter(item: pytest.Item, name: str) -> object:
@@ -68,7 +88,7 @@ def _shared_host() -> Iterator[SharedHost]:
 
 
 @pytest.fixture(scope="session")
-def _pool_of_second_runs() -> Iterator[ObjectPool]:
+def _pool() -> Iterator[ObjectPool]:
     pool = ObjectPool()
     yield pool
     pool.close()
@@ -89,8 +109,8 @@ def _compile_once(
     is_own = request.node.get_closest_marker("own_build") is not None
     if is_own:
         monkeypatch.setenv(_OBJECT_CACHE_VARIABLE, "none")
-    if _parameter(request.node, "hooks") == TRACEPOINTS:
-        pool: ObjectPool = request.getfixturevalue("_pool_of_second_runs")
+    if _shares(request.node):
+        pool: ObjectPool = request.getfixturevalue("_pool")
         if is_own:
             pool.close()  # it looks for what is left
         monkeypatch.setattr(engine, "build", compiled_once().build if is_own else pool.build)

@@ -29,6 +29,8 @@ from tests.patience import patient
 REQUEST_BYTES = 64
 REMEMBERED = 64  # segments that wait in a socket: SEGMENTS, bpf/include/sockets.h
 
+pytestmark = pytest.mark.shared_programs
+
 
 @pytest.mark.every_kernel
 @pytest.mark.parametrize("family", ["IPv4", "IPv6"])

@@ -50,6 +50,8 @@ with socket.socket(family) as s:
         print(error.errno or 0)
 """
 
+pytestmark = pytest.mark.shared_programs
+
 
 def connect_from(pod: Pod, address: str, port: int, timeout: float = 0) -> int:
     """Connect from inside a pod; returns the errno (0 for a time-out of our own)."""

@@ -35,6 +35,8 @@ Start = Callable[..., KernelEngine]
 SEGMENTS, SEGMENT_BYTES = 40, 1000
 MILLISECOND_NS = 1_000_000
 
+pytestmark = pytest.mark.shared_programs
+
 
 @contextmanager
 def routed() -> Iterator[tuple[Namespace, Pod, Pod]]:

@@ -6,6 +6,8 @@ import socket
 import time
 from collections.abc import Callable
 
+import pytest
+
 from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.verdict import judge
@@ -22,6 +24,8 @@ DELAYS_MS = [10] * 60 + [20] * 30 + [80] * 10
 
 LATE = 30  # the number of the one round trip that takes long
 FEW_DELAYS_MS = [10] * LATE + [100] + [10] * LATE
+
+pytestmark = pytest.mark.shared_programs
 
 
 async def test_a_single_long_round_trip_is_a_sample_of_its_own(start_engine: Start) -> None:

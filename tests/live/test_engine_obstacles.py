@@ -52,7 +52,7 @@ BPF_PROG_TYPE_XDP, BPF_XDP = 6, 37
 PASS = bytes.fromhex("b7000000020000009500000000000000")
 MACVLAN = "\tcase KIND('m', 'a', 'c', 'v'): /* macvlan, macvtap */\n"
 
-pytestmark = pytest.mark.unscoped
+pytestmark = [pytest.mark.unscoped, pytest.mark.shared_programs]
 
 
 def stage(engine: KernelEngine, name: str) -> StageCoverage:

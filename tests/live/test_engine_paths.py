@@ -52,7 +52,7 @@ table ip mangling {
 """
 MILLISECOND_NS = 1_000_000
 
-pytestmark = pytest.mark.unscoped
+pytestmark = [pytest.mark.unscoped, pytest.mark.shared_programs]
 
 
 @contextmanager

@@ -26,7 +26,7 @@ PORT = 7000
 # Around FEW_SEGMENTS and SEGMENTS, bpf/include/sockets.h; the first twice in one connection.
 AMOUNTS = (3, 4, 5, 1, 64, 4, 63, 9)
 
-pytestmark = pytest.mark.unscoped
+pytestmark = [pytest.mark.unscoped, pytest.mark.shared_programs]
 
 
 @pytest.mark.every_kernel

@@ -43,7 +43,7 @@ TCP_ZEROCOPY_RECEIVE = 35  # linux/tcp.h
 ZEROCOPY_RECEIVE = struct.Struct("=QIIIiQiI")  # struct tcp_zerocopy_receive, to `flags`
 _libc = ctypes.CDLL(None, use_errno=True)
 
-pytestmark = pytest.mark.unscoped
+pytestmark = [pytest.mark.unscoped, pytest.mark.shared_programs]
 
 
 @pytest.fixture

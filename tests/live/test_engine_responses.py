@@ -38,6 +38,8 @@ MS = 1_000_000
 REQUEST, REPLY = b"q" * 64, b"r" * 128
 PERCENTILES = (50, 99)
 
+pytestmark = pytest.mark.shared_programs
+
 
 def delay(milliseconds: float) -> None:
     """Hold up whoever is measured."""

@@ -70,7 +70,7 @@ table inet lossy {
 }
 """
 
-pytestmark = pytest.mark.unscoped
+pytestmark = [pytest.mark.unscoped, pytest.mark.shared_programs]
 
 
 async def watch(start: Start, client: Pod, **options: object) -> KernelEngine:

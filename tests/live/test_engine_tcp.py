@@ -40,6 +40,8 @@ table inet lossy {
 }
 """
 
+pytestmark = pytest.mark.shared_programs
+
 
 def taken(engine: KernelEngine, slot: int) -> Measurement:
     return engine.read().get(slot, NOTHING)

@@ -25,7 +25,7 @@ EVERYTHING = {"rx.total": 0, "tx.total": 0}
 PATIENCE_SECONDS = 10
 MS = 1_000_000
 
-pytestmark = pytest.mark.unscoped
+pytestmark = [pytest.mark.unscoped, pytest.mark.shared_programs]
 
 
 async def tracing(
@@ -66,9 +66,15 @@ def assert_parts_add_up(packets: Iterable[TracedPacket]) -> None:
         assert sum(parts) == packet.stages_ns[packet.total], packet
 
 
-@pytest.mark.parametrize("protocol", ["tcp", "udp"])
-@pytest.mark.parametrize("family", ["IPv4", "IPv6"])
-@pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
+@pytest.mark.parametrize(
+    ("typed", "family", "protocol"),  # every pair of two
+    [
+        pytest.param(True, "IPv4", "tcp", id="tp_btf-IPv4-tcp"),
+        pytest.param(True, "IPv6", "udp", id="tp_btf-IPv6-udp"),
+        pytest.param(False, "IPv4", "udp", id="raw_tp-IPv4-udp"),
+        pytest.param(False, "IPv6", "tcp", id="raw_tp-IPv6-tcp"),
+    ],
+)
 async def test_every_packet_that_a_sleeping_reader_kept_waiting_is_reported(
     start_engine: Start, pair: Pair, protocol: str, family: str, typed: bool
 ) -> None:
@@ -248,6 +254,7 @@ async def test_a_ring_without_a_reader_loses_and_counts(start_engine: Start, pai
     assert_parts_add_up(told)
 
 
+@pytest.mark.own_build
 async def test_a_trace_goes_on_over_a_change_of_modules_and_ends_with_its_object(
     start_engine: Start, pair: Pair
 ) -> None:
@@ -295,6 +302,7 @@ async def test_a_reader_that_waits_for_packets_is_woken_by_the_first(
     assert packet.user.pid == os.getpid()
 
 
+@pytest.mark.own_build
 async def test_without_a_trace_nothing_of_it_is_in_the_kernel(
     start_engine: Start, pair: Pair
 ) -> None:

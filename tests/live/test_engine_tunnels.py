@@ -28,6 +28,8 @@ Start = Callable[..., KernelEngine]
 OUTER = f"udp dport {VXLAN_PORT}"
 MANY = 200
 
+pytestmark = pytest.mark.shared_programs
+
 
 async def test_the_path_of_the_outer_packets_to_the_pod_is_found_on_the_host(
     start_engine: Start,

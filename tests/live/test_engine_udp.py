@@ -20,7 +20,7 @@ Pair = tuple[Pod, Pod]
 REMEMBERED = 63  # one less than SEGMENTS, bpf/include/sockets.h: the next may be on its way
 MSG_WAITFORONE = 0x10000
 
-pytestmark = pytest.mark.unscoped
+pytestmark = [pytest.mark.unscoped, pytest.mark.shared_programs]
 
 
 def received(engine: KernelEngine) -> tuple[int, int]:
