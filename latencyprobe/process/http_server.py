@@ -12,21 +12,23 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Protocol
 
 import h11
 
 from latencyprobe.process.listening import ListenAddress, listen
 from latencyprobe.process.repeated_lines import RepeatedLines
+from latencyprobe.process.tls_stream import ByteStream, SocketStream, TlsStream
 
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 16
 EXCHANGE_S = 5.0
 _HEAD_BYTES = 16 << 10
-_CHUNK_BYTES = 4 << 10
 _ACCEPT_RETRY_S = 0.1
 _PLAIN = "text/plain; charset=utf-8"
 
@@ -42,6 +44,18 @@ class Response:
 
 # From the request's header fields, by names in lower case.
 Page = Callable[[Mapping[str, str]], Response]
+
+
+class Protection(Protocol):
+    """TLS, and a decision about each request."""
+
+    def context(self) -> ssl.SSLContext:
+        """Return the context of the next connection."""
+
+    def refusal(
+        self, path: str, headers: Mapping[str, str], *, has_certificate: bool
+    ) -> Response | None:
+        """Return the answer to a client that may not read a page; None to the others."""
 
 
 class ServeError(Exception):
@@ -65,7 +79,7 @@ def health_page(is_healthy: Callable[[], bool] = lambda: True) -> Page:
 
 @contextlib.asynccontextmanager
 async def served(
-    address: ListenAddress | None, pages: Mapping[str, Page]
+    address: ListenAddress | None, pages: Mapping[str, Page], protection: Protection | None = None
 ) -> AsyncIterator[ListenAddress | None]:
     """Serve pages for the time of the block, or nothing without an address.
 
@@ -74,7 +88,7 @@ async def served(
     if address is None:
         yield None
         return
-    server = HttpServer(pages)
+    server = HttpServer(pages, protection=protection)
     try:
         bound = await server.start(address)
     except OSError as error:
@@ -86,10 +100,20 @@ async def served(
 
 
 class HttpServer:
-    """Answers GET and HEAD of some pages, by path, from `start` to `close`."""
+    """Answers GET and HEAD of some pages, by path, from `start` to `close`.
 
-    def __init__(self, pages: Mapping[str, Page], *, exchange_s: float = EXCHANGE_S) -> None:
+    `protection`: None for HTTP without TLS, for everyone.
+    """
+
+    def __init__(
+        self,
+        pages: Mapping[str, Page],
+        *,
+        exchange_s: float = EXCHANGE_S,
+        protection: Protection | None = None,
+    ) -> None:
         self._pages = dict(pages)
+        self._protection = protection
         self._exchange_s = exchange_s
         self._exchanges: dict[asyncio.Task[None], socket.socket] = {}  # oldest first
         self._accepting: asyncio.Task[None] | None = None
@@ -145,26 +169,33 @@ class HttpServer:
     async def _exchange(self, connection: socket.socket) -> None:
         try:
             async with asyncio.timeout(self._exchange_s):
-                answer = await self._answer(connection)
-                await asyncio.get_running_loop().sock_sendall(connection, answer)
-        except OSError as error:  # TimeoutError is one
+                if self._protection is None:
+                    await self._serve(SocketStream(connection))
+                    return
+                stream = await TlsStream.accept(connection, self._protection.context())
+                await self._serve(stream, has_certificate=bool(stream.certificate))
+                stream.say_goodbye()
+        except OSError as error:  # TimeoutError and ssl.SSLError are some
             log.debug("an HTTP connection broke off: %r", error)
 
-    async def _answer(self, connection: socket.socket) -> bytes:
+    async def _serve(self, stream: ByteStream, *, has_certificate: bool = False) -> None:
+        await stream.write(await self._answer(stream, has_certificate=has_certificate))
+
+    async def _answer(self, stream: ByteStream, *, has_certificate: bool) -> bytes:
         """Read a request and return the bytes of its answer; none if the client disconnects."""
-        loop = asyncio.get_running_loop()
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_BYTES)
         try:
             while (event := http.next_event()) is h11.NEED_DATA:
-                http.receive_data(await loop.sock_recv(connection, _CHUNK_BYTES))
+                http.receive_data(await stream.read())
         except h11.RemoteProtocolError as error:
             return _written(http, Response(f"{error}\n".encode(), error.error_status_hint))
         if not isinstance(event, h11.Request):
             return b""
         body = event.method != b"HEAD"
-        return _written(http, self._respond(event), with_body=body)
+        response = self._respond(event, has_certificate=has_certificate)
+        return _written(http, response, with_body=body)
 
-    def _respond(self, request: h11.Request) -> Response:
+    def _respond(self, request: h11.Request, *, has_certificate: bool) -> Response:
         if request.method not in (b"GET", b"HEAD"):
             return Response(b"GET only\n", HTTPStatus.METHOD_NOT_ALLOWED)
         path = request.target.partition(b"?")[0].decode("ascii", errors="replace")
@@ -172,6 +203,10 @@ class HttpServer:
         if page is None:
             return Response(f"{', '.join(self._pages)}\n".encode(), HTTPStatus.NOT_FOUND)
         headers = {name.decode(): value.decode("latin-1") for name, value in request.headers}
+        if self._protection is not None:
+            refusal = self._protection.refusal(path, headers, has_certificate=has_certificate)
+            if refusal is not None:
+                return refusal
         try:
             return page(headers)
         except Exception as error:  # noqa: BLE001 - logged

@@ -26,8 +26,9 @@ from latencyprobe_agent.main import (
     exit_with_parent,
     run,
 )
+from latencyprobe_agent.serving.metrics_access import MetricsAccessFiles
 from latencyprobe_agent.serving.service import SocketAddress, TcpAddress
-from latencyprobe_agent.serving.tls import ServerTlsFiles
+from latencyprobe_agent.serving.tls import MetricsTlsFiles, ServerTlsFiles
 from latencyprobe_agent.totals import DEFAULT_MAX_PODS
 
 _FILE = click.Path(path_type=Path)
@@ -115,6 +116,25 @@ _NO_CACHE = "none"
     help="Serve /metrics, /healthz and /readyz over HTTP.",
 )
 @click.option(
+    "--metrics-cert-file",
+    type=_FILE,
+    show_envvar=True,
+    help="Certificate for --metrics-address: HTTPS instead of HTTP.",
+)
+@click.option("--metrics-key-file", type=_FILE, show_envvar=True, help="Key of that certificate.")
+@click.option(
+    "--metrics-client-ca-file",
+    type=_FILE,
+    show_envvar=True,
+    help="CA whose client certificates may read /metrics.",
+)
+@click.option(
+    "--metrics-token-file",
+    type=_FILE,
+    show_envvar=True,
+    help="Bearer token that may read /metrics.",
+)
+@click.option(
     "--metrics-max-pods",
     type=click.IntRange(min=0, max=MAX_TARGETS),
     default=DEFAULT_MAX_PODS,
@@ -176,6 +196,10 @@ def agent_command(
     object_cache: str,
     hooks: str,
     metrics_address: ListenAddress | None,
+    metrics_cert_file: Path | None,
+    metrics_key_file: Path | None,
+    metrics_client_ca_file: Path | None,
+    metrics_token_file: Path | None,
     metrics_max_pods: int,
     max_cpu_percent: float | None,
     min_sampling_ratio: float,
@@ -196,6 +220,9 @@ def agent_command(
         cgroup_root=os.path.realpath(cgroup_root) if cgroup_root is not None else None,
         metrics_address=metrics_address,
         metrics_max_pods=metrics_max_pods,
+        metrics_access=_metrics_access(
+            metrics_cert_file, metrics_key_file, metrics_client_ca_file, metrics_token_file
+        ),
         object_cache=Path(object_cache) if object_cache != _NO_CACHE else None,
         uses_cgroup_hooks=hooks != "tracepoints",
         uses_device_hooks=hooks == "scoped",
@@ -215,6 +242,21 @@ def _ceilings(
         return Ceilings(max_cpu_percent, min_sampling_ratio)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+
+
+def _metrics_access(
+    certificate: Path | None, key: Path | None, client_ca: Path | None, token: Path | None
+) -> MetricsAccessFiles | None:
+    """Return the files of HTTPS; None for HTTP."""
+    if certificate is None or key is None:
+        if certificate or key or client_ca or token:
+            raise click.UsageError(
+                "give both --metrics-cert-file and --metrics-key-file; --metrics-client-ca-file "
+                "and --metrics-token-file need them too: without TLS anyone on the network could "
+                "read the token"
+            )
+        return None
+    return MetricsAccessFiles(MetricsTlsFiles(certificate, key, client_ca), token)
 
 
 def _start(settings: Settings, *, parent: int | None) -> None:

@@ -38,6 +38,7 @@ from latencyprobe_agent.pacing import CHANGE_INTERVAL_S
 from latencyprobe_agent.pressure import cpu_pressure_percent
 from latencyprobe_agent.serving.figures import FigureCollector
 from latencyprobe_agent.serving.metrics import AgentMetrics, pages
+from latencyprobe_agent.serving.metrics_access import MetricsAccess, MetricsAccessFiles
 from latencyprobe_agent.serving.service import ListenError, Server, SocketAddress, TcpAddress
 from latencyprobe_agent.serving.tls import TlsFileError
 from latencyprobe_agent.targets.resolver import Resolver
@@ -70,6 +71,7 @@ class Settings:
     cgroup_root: str | None = None
     metrics_address: ListenAddress | None = None
     metrics_max_pods: int = DEFAULT_MAX_PODS
+    metrics_access: MetricsAccessFiles | None = None
     ceilings: Ceilings = NO_CEILINGS
     object_cache: Path | None = None
     uses_cgroup_hooks: bool = True
@@ -207,13 +209,16 @@ async def _serve(
 ) -> None:
     server = Server(agent, settings.address, metrics)
     try:
+        access = settings.metrics_access
+        protection = MetricsAccess(access) if access is not None else None
         bound = await server.start()
     except (ListenError, TlsFileError) as error:
         raise StartError(str(error)) from None
     keeper = asyncio.create_task(agent.keep())
     try:
         served_pages = pages(metrics, lambda: server.is_serving)
-        async with served(settings.metrics_address, served_pages) as metrics_bound:
+        address = settings.metrics_address
+        async with served(address, served_pages, protection) as metrics_bound:
             if metrics_bound:
                 log.info("metrics on %s", metrics_bound)
             log.info("serving on %s as node %s", bound, settings.node_name)

@@ -76,6 +76,10 @@ OWN_NAMESPACE = ("agent.namespace.create=false", f"agent.namespace.name={NAMESPA
             "set agent.priorityClass.create=false to use it",
         ),
         (["podMonitor.enabled=true"], "name Prometheus in networkPolicy.metricsFrom"),
+        (
+            ["podMonitor.enabled=true", "agent.metrics.tokenSecret=scrapers"],
+            "give podMonitor.agentEndpoint a tlsConfig with serverName agent.latencyprobe.io",
+        ),
         (["agent.metricsPort=9345"], "agent.port and agent.metricsPort are the same port, 9345"),
         (["operator.healthPort=9347"], "operator.metricsPort and operator.healthPort are the same"),
         (["rbac.create=false"], "set rbac.aggregate=false too"),

@@ -107,10 +107,43 @@ def test_each_pod_mounts_its_own_certificate(rendered: Manifests) -> None:
         volume["secret"]["secretName"]
         for _, pod in rendered.pods()
         for volume in pod["spec"].get("volumes", ())
-        if "secret" in volume
+        if volume["name"] == "tls"
     ]
 
     assert len(set(secrets)) == len(secrets) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "needed"),
+    [
+        ([], {}),
+        (["clientCASecret=a"], {"client-ca-file": "a"}),
+        (["tokenSecret=b"], {"token-file": "b"}),
+        (["clientCASecret=a", "tokenSecret=b"], {"client-ca-file": "a", "token-file": "b"}),
+    ],
+)
+def test_the_agents_metrics_want_a_certificate_or_a_token_where_a_secret_is_named(
+    helm: Helm, settings: list[str], needed: dict[str, str]
+) -> None:
+    rendered = helm.manifests(*(f"agent.metrics.{setting}" for setting in settings))
+    template = dict(rendered.pods())["latencyprobe-agent"]
+    given = options(template)
+    mounts = {each["mountPath"]: each["name"] for each in container(template)["volumeMounts"]}
+    volumes = {each["name"]: each for each in template["spec"]["volumes"]}
+
+    access = {"metrics-cert-file", "metrics-key-file"} if needed else set()
+    access |= {f"metrics-{option}" for option in needed}
+    assert {name for name in given if name.startswith("metrics-") and "file" in name} == access
+    for option, secret in needed.items():
+        folder, _, key = given[f"metrics-{option}"].rpartition("/")
+        mounted = volumes[mounts[folder]]["secret"]
+        assert mounted["secretName"] == secret
+        assert mounted["items"] == [{"key": key, "path": key}]
+    schemes = {
+        container(template)[name]["httpGet"]["scheme"]
+        for name in ("startupProbe", "readinessProbe", "livenessProbe")
+    }
+    assert schemes == {"HTTPS" if needed else "HTTP"}
 
 
 def test_everything_is_named_and_labelled_as_one_release(rendered: Manifests) -> None:

@@ -11,12 +11,13 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 log = logging.getLogger(__name__)
 
 # gRPC's protocol inside TLS; its clients insist on the negotiation (RFC 9113, section 3.2).
 _HTTP2 = "h2"
+_HTTP1 = "http/1.1"
 
 
 class TlsFileError(Exception):
@@ -31,30 +32,85 @@ class ServerTlsFiles:
     certificate: Path
     key: Path
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files."""
+        return self.ca, self.certificate, self.key
+
     def context(self) -> ssl.SSLContext:
         """Make a context for clients with a certificate of our CA; raise TlsFileError.
 
         OpenSSL also checks that the certificate is valid now, and for client authentication.
         """
-        for path in (self.ca, self.certificate, self.key):
-            _require_readable(path)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context = server_context(self.certificate, self.key, self.ca)
         context.verify_mode = ssl.CERT_REQUIRED
         context.set_alpn_protocols([_HTTP2])
-        try:
-            context.load_verify_locations(self.ca)
-        except (ssl.SSLError, OSError) as error:
-            raise TlsFileError(f"{self.ca} is not a PEM certificate: {error}") from None
-        try:
-            # An empty password, so that an encrypted key is an error and not a question.
-            context.load_cert_chain(self.certificate, self.key, password="")
-        except (ssl.SSLError, OSError) as error:
-            raise TlsFileError(
-                f"{self.key} is not an unencrypted PEM key of the certificate {self.certificate}: "
-                f"{error}"
-            ) from None
         return context
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsTlsFiles:
+    """Paths of PEM files: the agent's own certificate and key, and the CA of those who scrape it.
+
+    Without that CA no client certificate is asked for.
+    """
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files."""
+        return (self.certificate, self.key, *([self.client_ca] if self.client_ca else []))
+
+    def context(self) -> ssl.SSLContext:
+        """Make a context; raise TlsFileError.
+
+        A client may have no certificate: the kubelet has none. One of another CA is refused.
+        """
+        context = server_context(self.certificate, self.key, self.client_ca)
+        if self.client_ca is not None:
+            context.verify_mode = ssl.CERT_OPTIONAL
+        context.set_alpn_protocols([_HTTP1])
+        return context
+
+
+class TlsFiles(Protocol):
+    """Files of which a context is made."""
+
+    @property
+    def certificate(self) -> Path:
+        """The server's certificate."""
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files."""
+
+    def context(self) -> ssl.SSLContext:
+        """Make a context; raise TlsFileError."""
+
+
+def server_context(certificate: Path, key: Path, client_ca: Path | None) -> ssl.SSLContext:
+    """Make a server's context of TLS 1.2 or newer; raise TlsFileError."""
+    for path in (client_ca, certificate, key):
+        if path is not None:
+            _require_readable(path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if client_ca is not None:
+        try:
+            context.load_verify_locations(client_ca)
+        except (ssl.SSLError, OSError) as error:
+            raise TlsFileError(f"{client_ca} is not a PEM certificate: {error}") from None
+    try:
+        # An empty password, so that an encrypted key is an error and not a question.
+        context.load_cert_chain(certificate, key, password="")
+    except (ssl.SSLError, OSError) as error:
+        raise TlsFileError(
+            f"{key} is not an unencrypted PEM key of the certificate {certificate}: {error}"
+        ) from None
+    return context
 
 
 def _require_readable(path: Path) -> None:
@@ -67,7 +123,7 @@ def _require_readable(path: Path) -> None:
 class RenewedContext:
     """The context of the current files. Raises TlsFileError if the first ones are unusable."""
 
-    def __init__(self, files: ServerTlsFiles) -> None:
+    def __init__(self, files: TlsFiles) -> None:
         self._files = files
         self._stamps = self._stamp()
         self._warned: tuple[tuple[int, int], ...] | None = self._stamps
@@ -93,9 +149,9 @@ class RenewedContext:
             log.warning("keeping the old certificates: %s", error)
 
     def _stamp(self) -> tuple[tuple[int, int], ...] | None:
-        files = (self._files.ca, self._files.certificate, self._files.key)
         try:
-            return tuple((s.st_ino, s.st_mtime_ns) for s in (path.stat() for path in files))
+            stats = [path.stat() for path in self._files.paths]
+            return tuple((each.st_ino, each.st_mtime_ns) for each in stats)
         except OSError:
             return None
 

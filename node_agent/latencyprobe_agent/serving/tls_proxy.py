@@ -33,8 +33,8 @@ from typing import Any
 
 from latencyprobe.process.repeated_lines import RepeatedLines
 from latencyprobe.process.tasks import first_to_end
+from latencyprobe.process.tls_stream import ByteStream, SocketStream, TlsStream
 from latencyprobe_agent.serving.tls import RenewedContext, names_in
-from latencyprobe_agent.serving.tls_stream import ByteStream, SocketStream, TlsStream
 
 log = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from latencyprobe.commands.pki import Authority
+from latencyprobe.process.tls_stream import TlsStream
 from latencyprobe.protocol.measurements import AGENT_NAME
 from latencyprobe_agent.serving import tls_proxy
 from latencyprobe_agent.serving.tls import RenewedContext
 from latencyprobe_agent.serving.tls_proxy import TlsRefusal
-from latencyprobe_agent.serving.tls_stream import TlsStream
 from tests.unit.agent.proxied import Proxied, issue_for, proxied, write_files
 from tests.unit.agent.running import until
 from tests.unit.failing_accept import REASON, fail_to_accept
