@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from latencyprobe.domain.verdict import Bottleneck
+from latencyprobe.domain.causes import Bottleneck
 from latencyprobe_operator.api.conditions import ConditionStatus, ConditionType
 from latencyprobe_operator.api.events import EventReason, Transition
 from latencyprobe_operator.api.status_fields import Phase

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latencyprobe.domain.verdict import Bottleneck
+from latencyprobe.domain.causes import Bottleneck
 from latencyprobe_operator.api.events import EventReason, Transition
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.probes.event_book import MOST_EVENTS, PERIOD_S, EventBook
