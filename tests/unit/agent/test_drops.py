@@ -174,7 +174,7 @@ def test_functions_have_counters_without_what_the_compiler_appends() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "0xffffffff81000000", "a\x1b[31m", "f" * 57, "é"])
-def test_what_is_no_functions_name_has_none(name: str) -> None:
+def test_text_that_is_no_functions_name_is_refused(name: str) -> None:
     assert drop_place_counter(name) == OTHER_PLACES
     assert counter_module(f"dropsIn.{name}") is None
 
