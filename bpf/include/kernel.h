@@ -125,6 +125,9 @@
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(5, 15, 0) /* commit 8520e224f547, backported */
 #define HAVE_sock_cgroup_data_cgroup 1
 #endif
+#ifdef CONFIG_SCHED_INFO
+#define HAVE_sched_info_run_delay 1
+#endif
 #ifdef CONFIG_IPV6
 #define HAVE_sock_common_skc_v6_daddr 1
 #endif

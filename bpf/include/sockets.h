@@ -170,7 +170,12 @@ struct socket_queue {
 	u16 outdated;	 /* and those that waited too long */
 	u32 reader;	 /* the thread that read last; 0: not known */
 	u32 arrived_seq; /* end of what reached the socket in order, while others wait before it */
-	u32 is_arrived_known;
+	u8 is_arrived_known;
+#endif
+	u8 has_segment_ring; /* the segments are there, and not here; so it stays */
+	u8 has_handoff_ring;
+#ifdef MODULE_RX
+	u64 reader_delay_ns; /* how long that thread had waited for a CPU in its life */
 #endif
 #ifdef MODULE_TX
 	union {
@@ -181,8 +186,6 @@ struct socket_queue {
 		struct dialogue dialogue;
 	};
 #endif
-	u32 has_segment_ring; /* the segments are there, and not here; so it stays */
-	u32 has_handoff_ring;
 #ifdef MODULE_RX
 	owners_t owners_left;	/* of the segment that is recorded now */
 	struct segment present; /* a copy of it */

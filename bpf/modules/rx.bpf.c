@@ -1063,22 +1063,70 @@ static __always_inline void check_read(struct config *config, struct socket_stat
 		unmatched_for(config, state->owners, STAGE_RX_SOCKET, unmatched);
 }
 
+/*
+ * How long the present thread has waited for a CPU in its life: sched_info_arrive(),
+ * kernel/sched/stats.h. 0: the kernel keeps no such account (CONFIG_SCHED_INFO).
+ */
+static __always_inline u64 own_delay(void)
+{
+	u64 ns = 0;
+#ifdef HAVE_sched_info_run_delay
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+
+	bpf_probe_read_kernel(&ns, sizeof(ns), &task->sched_info.run_delay);
+#endif
+	return ns;
+}
+
+/*
+ * The segments from `head` on were read by the thread that read before, too. What it has waited for a
+ * CPU since then was no time of its own: of each segment at most the time that it lay in the socket.
+ */
+static __always_inline void note_reader_delay(struct config *config, struct socket_state *state,
+					      struct socket_queue *queue, u32 head, u64 longest_ns)
+{
+	u64 waited_ns = own_delay() - queue->reader_delay_ns;
+
+	if (waited_ns > longest_ns)
+		waited_ns = longest_ns;
+	add_for(config, state->owners, COUNTER_READER_DELAY_NS, waited_ns * (queue->head - head));
+}
+
+/* How long the first segment has waited; 0: there is none. */
+static __always_inline u64 longest_wait(struct sock *sk, struct socket_queue *queue, u64 now)
+{
+	volatile struct segment *first;
+
+	if (queue->head == queue->tail)
+		return 0;
+	first = first_segment(sk, queue);
+	return first ? now - first->queued_ns : 0;
+}
+
 /* The application has read from a TCP socket. */
 static __always_inline void take_segments(struct config *config, struct sock *sk,
 					  struct socket_state *state, u64 now, bool is_own)
 {
+	u32 skipped = 0, outdated = 0, reader = is_own ? bpf_get_current_pid_tgid() : 0, head;
 	struct socket_queue *queue = get_queue(sk, state);
-	u32 skipped = 0, outdated = 0;
 	struct segment_ring *ring;
+	bool is_known;
+	u64 longest_ns;
 
 	if (queue) {
-		queue->reader = is_own ? bpf_get_current_pid_tgid() : 0;
+		is_known = reader && queue->reader == reader;
+		queue->reader = reader;
 		ring = find_segment_ring(config, sk, state, queue);
 		if (ring)
 			drop_segments(state, queue, ring->segments, SEGMENTS, now);
 		else
 			drop_segments(state, queue, queue->segments, FEW_SEGMENTS, now);
+		head = queue->head;
+		longest_ns = longest_wait(sk, queue, now);
 		read_segments(config, sk, state, queue, now);
+		if (is_known && queue->head != head)
+			note_reader_delay(config, state, queue, head, longest_ns);
+		queue->reader_delay_ns = own_delay();
 		skipped = queue->skipped;
 		outdated = queue->outdated;
 		queue->skipped = queue->outdated = 0;

@@ -47,7 +47,7 @@ NO_DELAY = CPUDelay(Bottleneck.CPU_CONTENTION, 0)
 
 def cpu_delay(measurement: Measurement, node: NodeMeasurement) -> CPUDelay:
     """Return how long the target's threads waited for a CPU; by the best account that there is."""
-    delay = _by_switches(measurement) or _by_quota(measurement) or _by_threads(measurement)
+    delay = _by_switches(measurement) or _by_quota(measurement) or _by_readers(measurement)
     if delay.cause is Bottleneck.CPU_CONTENTION and (stolen := _stolen(node)) >= _LEAST_STOLEN:
         figure = f"the hypervisor took {stolen:.0%} of the node's CPU time (steal)"
         return CPUDelay(Bottleneck.NODE_STEAL, delay.mean_ns, (*delay.figures, figure))
@@ -93,7 +93,7 @@ def _by_quota(measurement: Measurement) -> CPUDelay | None:
     share = throttled / periods if periods else 0.0
     if share < _LEAST_THROTTLED:
         return None
-    mean_ns = round(share * stopped_ns / throttled)
+    mean_ns = max(round(share * stopped_ns / throttled), _by_readers(measurement).mean_ns)
     return CPUDelay(Bottleneck.CPU_THROTTLED, mean_ns, _quota_figures(measurement))
 
 
@@ -111,18 +111,14 @@ def _quota_figures(measurement: Measurement) -> tuple[str, ...]:
     return (f"the CPU limit stopped it in {throttled:,} of {periods:,} periods, for {each} each",)
 
 
-def _by_threads(measurement: Measurement) -> CPUDelay:
-    """Return the delay by the scheduler's account of the target's threads (schedstat)."""
-    waited_ns = measurement.counters.get("cpuDelayNs", 0)
-    turns = measurement.counters.get("cpuTurns", 0)
-    if not waited_ns or not turns:
+def _by_readers(measurement: Measurement) -> CPUDelay:
+    """Return the delay of threads that read, by the scheduler's account of each."""
+    waited_ns = measurement.counters.get("readerDelayNs", 0)
+    reads = measurement.stage("rx.socket").histogram.count
+    if not waited_ns or not reads:
         return NO_DELAY
-    mean_ns = round(waited_ns / turns)
-    figure = (
-        f"its threads waited {format_ns(waited_ns)} for a CPU, {format_ns(mean_ns)} before each of "
-        f"{turns:,} turns"
-    )
-    return CPUDelay(Bottleneck.CPU_CONTENTION, mean_ns, (figure,))
+    figure = f"the threads that read waited {format_ns(waited_ns)} for a CPU (readerDelayNs)"
+    return CPUDelay(Bottleneck.CPU_CONTENTION, round(waited_ns / reads), (figure,))
 
 
 def _stolen(node: NodeMeasurement) -> float:

@@ -214,6 +214,11 @@ STAGES: tuple[Stage, ...] = (
 COUNTERS: tuple[Counter, ...] = (
     Counter("headOfLineSegments", Module.RX, "segments that waited behind a missing earlier one"),
     Counter(
+        "readerDelayNs",
+        Module.RX,
+        "nanoseconds of rx.socket in which the thread that reads waited for a CPU",
+    ),
+    Counter(
         "sendsBehindWindow",
         Module.TX,
         "segments that waited over 1 ms in the socket because the receive window was full",

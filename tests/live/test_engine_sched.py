@@ -180,10 +180,16 @@ def hogs(number: int, nice: int = 0) -> Iterator[None]:
         yield
 
 
-async def start(start_engine: Start, spec: SlotSpec, *, typed: bool = True) -> KernelEngine:
+async def start(
+    start_engine: Start,
+    spec: SlotSpec,
+    *,
+    typed: bool = True,
+    modules: frozenset[Module] = frozenset({Module.RX, Module.SCHED}),
+) -> KernelEngine:
     engine = start_engine(typed=typed)
     engine.assign({SERVER: spec})
-    await engine.use(frozenset({Module.RX, Module.SCHED}))
+    await engine.use(modules)
     return engine
 
 
@@ -277,6 +283,36 @@ async def test_a_reader_starved_by_hogs_is_found_in_rx_wakeup(
     assert wakeup.max_ns <= socket.max_ns
     assert wakeup.count <= socket.count
     assert socket.count in counts_of(60)
+
+
+@pytest.mark.every_kernel
+@pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
+async def test_a_starved_reader_is_found_without_the_module(
+    start_engine: Start, pair: tuple[Pod, Pod], typed: bool
+) -> None:
+    client, server = pair
+    engine = await start(start_engine, server.spec(), typed=typed, modules=frozenset({Module.RX}))
+    with hogs(2, nice=-10):
+        for _ in range(ROUNDS):
+            measured, waited = ask(engine, client, server, is_starved=True)
+            if waited.waited_ns > 30 * MS:
+                break
+        else:
+            raise AssertionError(f"never starved in {ROUNDS} rounds")
+    delay_ns, socket = measured.counters["readerDelayNs"], measured.stage("rx.socket").histogram
+    assert 0.6 * socket.sum_ns < delay_ns <= socket.sum_ns
+    assert delay_ns < 1.01 * waited.waited_ns
+
+
+async def test_a_reader_that_sleeps_is_not_kept_from_a_cpu(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    client, server = pair
+    engine = await start(start_engine, server.spec(), modules=frozenset({Module.RX}))
+    options = ("--read-delay-ms", "5")
+    measured, waited = ask(engine, client, server, *options, is_starved=False)
+    assert measured.stage("rx.socket").histogram.mean_ns > 4 * MS
+    assert measured.counters["readerDelayNs"] < 1.01 * waited.waited_ns
 
 
 async def test_a_backlog_of_a_starved_reader_is_all_its_waits_long(

@@ -222,14 +222,14 @@ def test_a_quota_that_hardly_stops_it_explains_no_late_reader() -> None:
 def test_threads_that_wait_for_a_cpu_are_seen_without_the_module_sched(
     delay_ms: int, bottleneck: Bottleneck
 ) -> None:
-    threads = {"cpuDelayNs": 500 * delay_ms * MS, "cpuTurns": 500}
+    threads = {"readerDelayNs": 100 * delay_ms * MS}
     verdict = judge(measured(rx_socket=8 * MS, counters=threads))
     assert verdict.bottleneck is bottleneck
     assert "sched" in verdict.next_step
 
 
 def test_a_hypervisor_that_takes_the_cpu_is_the_cause() -> None:
-    late = measured(rx_socket=8 * MS, counters={"cpuDelayNs": 500 * 6 * MS, "cpuTurns": 500})
+    late = measured(rx_socket=8 * MS, counters={"readerDelayNs": 600 * MS})
     stolen = NodeMeasurement(counters={"cpuTimeNs": 10_000 * MS, "cpuStealNs": 3_000 * MS})
     assert judge(late, stolen).bottleneck is Bottleneck.NODE_STEAL
     assert "30%" in judge(late, stolen).evidence[2]

@@ -78,6 +78,14 @@ def parse_steal(text: str) -> int | None:
     return int(fields[_STEAL]) * _S // _TICKS_PER_S
 
 
+def parse_cpu_time(text: str) -> int | None:
+    """Parse /proc/stat: the time of all CPUs, idle or not, which is the whole that steal is of."""
+    kind, *fields = text.partition("\n")[0].split()[: _STEAL + 2] or [""]
+    if kind != "cpu" or len(fields) <= _STEAL or not all(map(str.isdecimal, fields)):
+        return None
+    return sum(map(int, fields)) * _S // _TICKS_PER_S
+
+
 def parse_cgroups(text: str) -> Mapping[str, str]:
     """Parse /proc/PID/cgroup: a process's cgroup by controller, that of v2 by `V2`."""
     paths: dict[str, str] = {}

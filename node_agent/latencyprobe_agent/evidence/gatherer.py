@@ -30,7 +30,7 @@ from latencyprobe_agent.evidence.counters import (
     parse_tables,
     softnet_growth,
 )
-from latencyprobe_agent.evidence.cpu import parse_pressure, parse_steal
+from latencyprobe_agent.evidence.cpu import parse_cpu_time, parse_pressure, parse_steal
 from latencyprobe_agent.evidence.ethtool import Driver, driver_of, statistics_of
 from latencyprobe_agent.evidence.namespaces import Namespace, Reader, Texts, read_file
 from latencyprobe_agent.targets.facts import TargetFacts
@@ -115,8 +115,10 @@ class Gatherer:
 
     def _cpus(self) -> dict[str, int]:
         """Return how long all CPUs were withheld, and some thread waited for one."""
+        stat = _text(f"{self._proc_root}/stat")
         found = {
-            "cpuStealNs": parse_steal(_text(f"{self._proc_root}/stat")),
+            "cpuStealNs": parse_steal(stat),
+            "cpuTimeNs": parse_cpu_time(stat),
             CPU_PRESSURE: parse_pressure(_text(f"{self._proc_root}/pressure/cpu")),
         }
         return {name: ns for name, ns in found.items() if ns is not None}

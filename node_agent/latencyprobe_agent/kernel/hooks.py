@@ -435,6 +435,7 @@ STAGE_NEEDS: Mapping[str, StageNeeds] = {
 _NOT_ON_HOST = "packets that the host drops after they left the pod are not counted"
 COUNTER_NEEDS: Mapping[str, StageNeeds] = {
     "headOfLineSegments": StageNeeds((SEGMENT,)),
+    "readerDelayNs": StageNeeds((SEGMENT, "TCP read")),
     "sendsBehindWindow": StageNeeds(("send", "queue"), _PROCESSES),
     "sendsBehindCongestion": StageNeeds(("send", "queue"), _PROCESSES),
     "sendsPaced": StageNeeds(("send", "queue"), _PROCESSES),

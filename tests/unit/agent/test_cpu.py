@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from latencyprobe_agent.evidence.cpu import (
     Throttling,
     parse_cgroups,
+    parse_cpu_time,
     parse_pressure,
     parse_steal,
     parse_throttling,
@@ -97,6 +98,12 @@ def test_steal_is_what_all_cpus_lost_to_others() -> None:
 @pytest.mark.parametrize("text", ["", "cpu", "cpu  1 2 3", "cpu  1 2 3 4 5 6 7 x 9", "intr 1"])
 def test_a_file_without_steal_is_no_error(text: str) -> None:
     assert parse_steal(text) is None
+    assert parse_cpu_time(text) is None
+
+
+def test_the_time_of_all_cpus_is_the_whole_of_which_steal_is_a_part() -> None:
+    ticks = os.sysconf("SC_CLK_TCK")
+    assert parse_cpu_time("cpu  84 17 39 1123 91 0 23 41 7 0\ncpu0 1\n") == 1418 * S // ticks
 
 
 def test_the_cgroups_of_a_process_are_found_by_controller() -> None:
@@ -111,4 +118,5 @@ def test_the_cgroups_of_a_process_are_found_by_controller() -> None:
 
 @given(st.text())
 def test_no_text_is_an_error(text: str) -> None:
-    parse_throttling(text), parse_pressure(text), parse_steal(text), parse_cgroups(text)
+    parse_throttling(text), parse_pressure(text), parse_cpu_time(text), parse_cgroups(text)
+    parse_steal(text)

@@ -185,7 +185,7 @@ def test_steal_and_pressure_of_the_node_are_growth_since_the_last_poll(
         seen.append({name: ns for name, ns in grown.items() if name.startswith("cpu")})
     assert seen == [
         {},
-        {"cpuStealNs": 3_000_000_000, "cpuPressureNs": 7000},
+        {"cpuStealNs": 3_000_000_000, "cpuTimeNs": 3_000_000_000, "cpuPressureNs": 7000},
         {"cpuPressureNs": 93_000},
     ]
 

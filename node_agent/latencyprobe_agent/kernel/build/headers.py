@@ -53,6 +53,7 @@ PROBED_FIELDS = (
     ("task_struct", "__state"),  # 5.14+, `state` before it
     ("sock_cgroup_data", "cgroup"),  # 5.16+, a tagged `val` before it
     ("tcp_sock", "tcp_usec_ts"),  # 6.7+: the unit of its time stamps
+    ("sched_info", "run_delay"),  # with CONFIG_SCHED_INFO
     ("sock_common", "skc_v6_daddr"),  # with CONFIG_IPV6
 )
 # (tracepoint, arguments, name): HAVE_<tracepoint>_<name>, where it has as many.
