@@ -83,6 +83,11 @@ class Losses:
         return self._open.ns
 
     @property
+    def dropped_ns(self) -> int:
+        """The time that drops on this node have cost."""
+        return self._dropped_packets().ns
+
+    @property
     def accept_queue_overflows(self) -> Wait:
         """SYNs and handshakes that found the accept queue full: their peers repeat them."""
         counters = counted(self.measurement, ("acceptQueueOverflows",))

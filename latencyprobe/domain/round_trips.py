@@ -22,6 +22,10 @@ NETWORK_FACTOR = 5
 DISTANCE_NS = 5_000_000
 # Samples whose ACK cannot be delayed stand for all if they are this part of them.
 _REPRESENTATIVE = 0.1
+# Uploads have few answers, and so few round trips.
+_FEWEST = 20
+# The path out has grown as the path in has, with some noise.
+_BOTH_WAYS = 2.2
 # Less growth than this part of the least round trip is jitter.
 _JITTER = 0.25
 
@@ -56,8 +60,17 @@ class RoundTrips:
         grown_ns = 0
         if certain and certain >= _REPRESENTATIVE * trips.count:
             grown_ns = round(counters.get("rttGrowthNs", 0) / certain)
+        return max(grown_ns - self.queued_ns, self._both_ways_ns, 0)
+
+    @property
+    def _both_ways_ns(self) -> int:
+        """The growth by the one-way times. Twice that if all growth together is no more.
+
+        Then the queue is in both directions, rather than a peer that delays ACKs by as much.
+        """
         inwards_ns = self.measurement.stage("tcp.queueing").histogram.mean_ns
-        return max(grown_ns - self.queued_ns, inwards_ns, 0)
+        grown_ns = self.measurement.stage("tcp.rtt").histogram.mean_ns - self.least_ns
+        return grown_ns if inwards_ns < grown_ns <= _BOTH_WAYS * inwards_ns else inwards_ns
 
     @property
     def mean_ns(self) -> int:
@@ -74,7 +87,7 @@ class RoundTrips:
         trips = self.measurement.stage("tcp.rtt").histogram
         exchanges = self.measurement.stage("peer.response").histogram.count
         number = exchanges if exchanges >= MIN_SAMPLES else trips.count
-        is_known = trips.count >= MIN_SAMPLES and self.stacks_ns > 0
+        is_known = trips.count >= _FEWEST and self.stacks_ns > 0
         is_far = is_known and self.least_ns > max(NETWORK_FACTOR * self.stacks_ns, DISTANCE_NS)
         is_grown = is_known and self.is_grown
         figures = self._figures() if is_far or is_grown else ()

@@ -8,7 +8,7 @@ Waiting that has not ended counts with its age.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from latencyprobe.domain.attention import (
@@ -175,7 +175,10 @@ class _Account:
         yield self._held_back_by_the_peer()
         blocked = counted(self.measurement, ("zeroWindowsReceived",))
         cause = Bottleneck.RECEIVE_WINDOW if blocked else Bottleneck.CONGESTION
-        yield pending_wait(self.measurement, "unsentWrites", cause, "tx.socket")
+        unsent = pending_wait(self.measurement, "unsentWrites", cause, "tx.socket")
+        # They are behind the bytes that were lost.
+        left_ns = max(unsent.ns - self._losses.open_ns, 0)
+        yield replace(unsent, ns=left_ns, is_noteworthy=unsent.is_noteworthy and left_ns > 0)
 
     def _of_sending(self, ns_name: str, count_name: str) -> tuple[int, int]:
         """Return time and number of a cause; the time by the numbers if it was not measured."""
@@ -212,6 +215,7 @@ class _Account:
             peers = Wait(peers.cause, min(peers.ns, own.ns), False, peers.stage)
         yield own
         yield peers
+        yield self._replies()
         yield pending_wait(
             self.measurement, "stuckRequests", Bottleneck.APPLICATION, "app.response"
         )
@@ -243,19 +247,21 @@ class _Account:
         figures = (figure,) if is_noteworthy else ()
         return Wait(Bottleneck.PEER, left_ns, is_noteworthy, "peer.response", figures)
 
+    def _replies(self) -> Wait:
+        """Return the wait for replies to datagrams, without those that this node dropped."""
+        waited = self._histogram("udp.response")
+        left_ns = max(waited.sum_ns - self._losses.dropped_ns, 0)
+        is_noteworthy = waited.count >= MIN_SAMPLES and deserves_attention(waited)
+        is_noteworthy &= left_ns >= _LEAST_OF_PEER * waited.sum_ns
+        return Wait(Bottleneck.PEER, left_ns, is_noteworthy, "udp.response")
+
     def _missing_answers(self) -> Wait:
         """Return the wait for answers that are missing, but not for those that losses delay."""
         missing = pending_wait(self.measurement, "missingAnswers", Bottleneck.PEER, "peer.response")
         if not missing.ns:
             missing = self._first_answers()
         left_ns = max(missing.ns - self._losses.open_ns, 0)
-        return Wait(
-            missing.cause,
-            left_ns,
-            missing.is_noteworthy and left_ns > 0,
-            missing.stage,
-            missing.figures,
-        )
+        return replace(missing, ns=left_ns, is_noteworthy=missing.is_noteworthy and left_ns > 0)
 
     def _first_answers(self) -> Wait:
         """Return the wait for the first answers: only if there was none at all, and for several.
