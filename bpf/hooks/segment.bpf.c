@@ -77,8 +77,11 @@ static __always_inline bool read_header(struct tcp_header *header, struct sk_buf
 
 static __always_inline void set_stamp(struct incoming *incoming, struct tcp_header *header)
 {
-	incoming->has_stamp = header->header_words >> 4 >= STAMP_WORDS &&
-			      bpf_ntohl(header->options) == STAMP_OPTIONS;
+	/* no branch, as in is_above() and for the same reason */
+	u64 words = header->header_words >> 4;
+
+	incoming->has_stamp = (1 - is_below_0(words - STAMP_WORDS)) &
+			      is_equal(bpf_ntohl(header->options), STAMP_OPTIONS);
 	incoming->stamp = bpf_ntohl(header->stamp);
 }
 

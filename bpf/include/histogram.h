@@ -246,6 +246,23 @@ static __always_inline void add_for(struct config *config, owners_t owners, u32 
 	}
 }
 
+/* One more of a counter, and its time in another one. */
+static __always_inline void add_time_for(struct config *config, owners_t owners, u32 counter,
+					 u32 time_counter, u64 ns)
+{
+	int i;
+
+#pragma unroll
+	for (i = 0; i < MAX_OWNERS; i++, owners >>= OWNER_BITS) {
+		struct slot_stats *slot = stats_of_first(config, owners);
+
+		if (!slot)
+			continue;
+		__sync_fetch_and_add(&slot->counters[counter], 1);
+		__sync_fetch_and_add(&slot->counters[time_counter], ns);
+	}
+}
+
 static __always_inline void count_for(struct config *config, owners_t owners, u32 counter)
 {
 	add_for(config, owners, counter, 1);

@@ -22,6 +22,7 @@
 #define PROOF_PART 4
 #define UNITS_A_US_OF_DRIFT 10
 #define STAMP_US 1000
+#define MOST_GROWTH_US 4000000 /* so that its nanoseconds have 32 bits */
 /* Of segments that follow each other, one in about 100 ms. */
 #define UNITS_BETWEEN_SAMPLES 96
 
@@ -69,7 +70,20 @@ static __always_inline void note_stamp(volatile struct socket_path *path, u32 di
 	over -= (at - path->least_at) / UNITS_A_US_OF_DRIFT;
 	if (over <= 0)
 		set_least(path, difference_us, at);
-	path->growth_us = at_least_0(over - STAMP_US);
+	path->growth_us = MOST_GROWTH_US - at_least_0(MOST_GROWTH_US - at_least_0(over - STAMP_US));
+}
+
+static __always_inline void record_growth(struct config *config, owners_t owners, u32 ns)
+{
+	int i;
+
+#pragma unroll
+	for (i = 0; i < MAX_OWNERS; i++, owners >>= OWNER_BITS) {
+		struct slot_stats *slot = stats_of_first(config, owners);
+
+		if (slot)
+			record_saturated(config, &slot->stages[STAGE_TCP_QUEUEING], ns);
+	}
 }
 
 /*
@@ -87,7 +101,7 @@ static __always_inline void sample_path(struct config *config, struct socket_sta
 	path->sent_seq = write_seq;
 	path->sampled_at = at;
 	if (is_open(config))
-		record_for(config, state->owners, STAGE_TCP_QUEUEING, (u64)path->growth_us * 1000);
+		record_growth(config, state->owners, path->growth_us * 1000);
 }
 
 /*
@@ -122,21 +136,22 @@ static __always_inline void note_delay(struct config *config, struct socket_stat
 
 	if (!is_open(config) || !is_delayed(state->last_ack, held_us, least_us))
 		return;
-	count_for(config, state->owners, COUNTER_DELAYED_ACKS);
-	add_for(config, state->owners, COUNTER_DELAYED_ACK_NS, (u64)held_us * 1000);
+	add_time_for(config, state->owners, COUNTER_DELAYED_ACKS, COUNTER_DELAYED_ACK_NS,
+		     (u64)held_us * 1000);
 }
 
-static __always_inline bool is_small_ack(enum ack ack)
+static __always_inline u64 is_small_ack(struct socket_state *state)
 {
-	return ack >= ACK_BARE;
+	return is_below_0((u64)ACK_BARE - 1 - state->last_ack);
 }
 
-/* With data, the ACK of all that is under way, or after such a one: only their path matters. */
-static __always_inline bool has_path(struct socket_state *state, struct tcp_sock *tp,
-				     struct incoming *incoming)
+/* With data, the ACK of all that is in transit, or after such a one: only their path matters. */
+static __always_inline u64 has_path(struct socket_state *state, struct tcp_sock *tp,
+				    struct incoming *incoming)
 {
-	return incoming->seq != incoming->end_seq || incoming->ack_seq == READ(tp, snd_nxt) ||
-	       is_small_ack(state->last_ack);
+	u64 has_data = 1 - is_equal(incoming->seq, incoming->end_seq);
+
+	return has_data | is_equal(incoming->ack_seq, READ(tp, snd_nxt)) | is_small_ack(state);
 }
 
 /* Ahead of sample_rtt(), which notes how this ACK came. */
@@ -154,7 +169,7 @@ static __always_inline void note_path(struct config *config, struct socket_state
 	if (!path)
 		return;
 	if (is_ack) {
-		if (is_small_ack(state->last_ack) && !incoming->is_beside)
+		if (is_small_ack(state) && !incoming->is_beside)
 			note_delay(config, state, path, tp);
 		path->ack_growth_us = 0;
 	}

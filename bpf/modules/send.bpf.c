@@ -212,9 +212,9 @@ static __always_inline void give_up_rest(struct sock *sk, struct tcp_sock *tp)
 }
 
 /* TCP paces this socket: by its congestion control (BBR), or since the application asked for it. */
-static __always_inline bool is_paced(struct sock *sk)
+static __always_inline u64 is_paced(struct sock *sk)
 {
-	return PEEK(sk, sk_pacing_status) != SK_PACING_NONE;
+	return 1 - is_equal(PEEK(sk, sk_pacing_status), SK_PACING_NONE);
 }
 
 /*
@@ -225,48 +225,51 @@ static __always_inline bool is_paced(struct sock *sk)
  */
 #define WITH_ACK_US 100
 
-static __always_inline bool waited_for_pacing(struct sock *sk, struct tcp_sock *tp, u64 sent_ns)
+static __always_inline u64 waited_for_pacing(struct sock *sk, struct tcp_sock *tp, u64 sent_ns)
 {
-	u32 under_way = PEEK(tp, packets_out), window = PEEK(tp, snd_cwnd);
-	u64 acknowledged_us = PEEK(tp, delivered_mstamp);
+	u64 under_way = PEEK(tp, packets_out), window = PEEK(tp, snd_cwnd);
+	u64 is_without_ack = is_below_0(PEEK(tp, delivered_mstamp) + WITH_ACK_US - sent_ns / 1000);
 
-	return is_paced(sk) &&
-	       (under_way < window / 2 ||
-		(under_way < window && sent_ns / 1000 > acknowledged_us + WITH_ACK_US));
+	return is_paced(sk) & (is_below_0(under_way - window / 2) |
+			       (is_below_0(under_way - window) & is_without_ack));
 }
 
-/* The obstacle of a segment that waited long, as it was when its first byte came. */
-static __always_inline u32 obstacle_of(struct handoff *handoff, struct sock *sk,
+/* In the order of their counters. */
+enum obstacle { BY_WINDOW, BY_CONGESTION, BY_PACING, HELD_BACK };
+_Static_assert(COUNTER_SENDS_BEHIND_CONGESTION == COUNTER_SENDS_BEHIND_WINDOW + BY_CONGESTION &&
+		       COUNTER_SENDS_PACED == COUNTER_SENDS_BEHIND_WINDOW + BY_PACING &&
+		       COUNTER_SENDS_HELD_BACK == COUNTER_SENDS_BEHIND_WINDOW + HELD_BACK &&
+		       COUNTER_BEHIND_CONGESTION_NS == COUNTER_BEHIND_WINDOW_NS + BY_CONGESTION &&
+		       COUNTER_PACED_NS == COUNTER_BEHIND_WINDOW_NS + BY_PACING &&
+		       COUNTER_HELD_BACK_NS == COUNTER_BEHIND_WINDOW_NS + HELD_BACK,
+	       "the counters of long waits are not in the order of enum obstacle");
+
+/*
+ * The obstacle of a segment that waited long, as it was when its first byte came. Without a branch, as
+ * is_above() and for the same reason.
+ */
+static __always_inline u64 obstacle_of(struct handoff *handoff, struct sock *sk,
 				       struct tcp_sock *tp, u32 seq, u32 length, u64 sent_ns)
 {
-	u32 mss = PEEK(tp, mss_cache);
+	u64 mss = PEEK(tp, mss_cache), is_beyond, is_behind, beyond, behind;
 
-	if (length > mss) /* no more has to fit, tcp_snd_wnd_test() */
-		length = mss;
-	if (is_after(seq + length, handoff->limit_end)) {
-		if (handoff->is_window)
-			return COUNTER_SENDS_BEHIND_WINDOW;
-		return waited_for_pacing(sk, tp, sent_ns) ? COUNTER_SENDS_PACED :
-							    COUNTER_SENDS_BEHIND_CONGESTION;
-	}
-	if (handoff->is_behind || seq != handoff->seq)
-		return is_paced(sk) ? COUNTER_SENDS_PACED : COUNTER_SENDS_BEHIND_CONGESTION;
-	return COUNTER_SENDS_HELD_BACK;
+	length -= at_least_0(length - mss); /* no more has to fit, tcp_snd_wnd_test() */
+	is_beyond = is_below_0((s64)(s32)(handoff->limit_end - (seq + length)));
+	beyond = (1 - (u64)handoff->is_window) *
+		 (BY_CONGESTION + waited_for_pacing(sk, tp, sent_ns));
+	is_behind = handoff->is_behind | (1 - is_equal(seq, handoff->seq));
+	behind = is_behind * (BY_CONGESTION + is_paced(sk)) + (1 - is_behind) * HELD_BACK;
+	return is_beyond * beyond + (1 - is_beyond) * behind;
 }
-
-/* From the count of an obstacle to the time that it took. */
-#define TO_TIME_OF_SENDS (COUNTER_BEHIND_WINDOW_NS - COUNTER_SENDS_BEHIND_WINDOW)
-_Static_assert(COUNTER_BEHIND_CONGESTION_NS - COUNTER_SENDS_BEHIND_CONGESTION == TO_TIME_OF_SENDS &&
-		       COUNTER_PACED_NS - COUNTER_SENDS_PACED == TO_TIME_OF_SENDS &&
-		       COUNTER_HELD_BACK_NS - COUNTER_SENDS_HELD_BACK == TO_TIME_OF_SENDS,
-	       "the times of sends are not in the order of their counts");
 
 /* Count a segment that waited long, and how long. */
 static __always_inline void count_wait(struct config *config, struct socket_state *state,
-				       u32 obstacle, u64 ns)
+				       u64 obstacle, u64 ns)
 {
-	count_for(config, state->owners, obstacle);
-	add_for(config, state->owners, obstacle + TO_TIME_OF_SENDS, ns);
+	asm volatile("" : "+r"(obstacle)); /* bound the register that is added */
+	obstacle &= HELD_BACK;
+	add_time_for(config, state->owners, COUNTER_SENDS_BEHIND_WINDOW + obstacle,
+		     COUNTER_BEHIND_WINDOW_NS + obstacle, ns);
 }
 
 /* A segment of which it is not known when it was handed over: no tx.socket, and no total. */

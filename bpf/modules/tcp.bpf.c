@@ -421,27 +421,22 @@ static __always_inline enum ack kind_of_ack(struct tcp_sock *tp, struct incoming
  * An ACK that may have been delayed does not raise it, tcp_update_rtt_min(), net/ipv4/tcp_input.c.
  */
 struct round_trip {
-	u32 us;
-	u32 least_us;
-	enum ack ack; /* as it came */
+	u64 us;
+	u64 least_us;
+	u64 is_at_once; /* its ACK was not delayed */
 };
 
+/* Without a branch, as is_above() and for the same reason. */
 static __always_inline struct round_trip last_round_trip(struct socket_state *state,
-							 struct tcp_sock *tp, u32 srtt_us,
+							 struct tcp_sock *tp, u64 srtt_us,
 							 bool is_beside)
 {
-	struct round_trip last = {
-		.us = READ(tp, rack.rtt_us),
-		.least_us = READ(tp, rtt_min.s[0].v),
-		.ack = is_beside ? ACK_UNCERTAIN : state->last_ack,
-	};
+	u64 rtt_us = READ(tp, rack.rtt_us), is_known = 1 - is_equal(rtt_us, 0);
+	struct round_trip last = { .us = srtt_us ^ ((srtt_us ^ rtt_us) & -is_known) };
 
-	if (!last.us) {
-		last.us = srtt_us;
-		last.ack = ACK_UNCERTAIN;
-	}
-	if (last.least_us > last.us)
-		last.least_us = last.us;
+	last.least_us = last.us - at_least_0(last.us - READ(tp, rtt_min.s[0].v));
+	last.is_at_once = is_known & is_equal(state->last_ack, ACK_AT_ONCE) &
+			  is_equal(is_beside, 0);
 	return last;
 }
 
@@ -453,14 +448,12 @@ static __always_inline void add_to(struct slot_stats *slot, u32 counter, u64 amo
 static __always_inline void record_round_trip(struct config *config, struct slot_stats *slot,
 					      struct round_trip *last)
 {
-	u32 growth_us = last->us - last->least_us;
-
-	record(config, &slot->stages[STAGE_TCP_RTT], (u64)last->us * 1000);
-	add_to(slot, COUNTER_RTT_LEAST_NS, (u64)last->least_us * 1000);
-	if (last->ack == ACK_AT_ONCE) {
-		add_to(slot, COUNTER_RTT_GROWTH_SAMPLES, 1);
-		add_to(slot, COUNTER_RTT_GROWTH_NS, (u64)growth_us * 1000);
-	}
+	record_checked(config, &slot->stages[STAGE_TCP_RTT], last->us * 1000);
+	add_to(slot, COUNTER_RTT_LEAST_NS, last->least_us * 1000);
+	if (!last->is_at_once)
+		return;
+	add_to(slot, COUNTER_RTT_GROWTH_SAMPLES, 1);
+	add_to(slot, COUNTER_RTT_GROWTH_NS, (last->us - last->least_us) * 1000);
 }
 
 /* At each ACK of new data. */

@@ -140,5 +140,5 @@ async def test_acks_that_wait_for_the_answer_are_the_peers(start_engine: Start) 
             measured = engine.read()[NEAR]
     delayed = measured.counters["delayedAcks"]
     assert TIMES / 2 < delayed <= TIMES
-    assert measured.counters["delayedAckNs"] > 15 * MS * delayed
+    assert measured.counters["delayedAckNs"] > 10 * MS * delayed  # growth by load is subtracted
     assert least(measured) < 15 * MS
