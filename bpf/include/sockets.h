@@ -199,16 +199,21 @@ struct socket_queue {
 #endif
 };
 
-/* How segments came from the peer: see paths.bpf.c. */
+/* How segments come from the peer, and its present message: see paths.bpf.c. */
 struct socket_path {
+	u64 began_ns;	   /* when the message began; see PAUSED */
+	u64 data_ns;	   /* when its last data came */
+	u64 answer_ns;	   /* of a server: when its last answer began */
+	u32 sent_seq;	   /* end of what we had written before it */
+	u32 held_us;	   /* gaps in it that ended after an ACK that we delayed */
 	u32 least_us;	   /* the least difference between our clock and the peer's */
 	u32 least_at;	   /* when it was seen */
-	u32 sampled_at;	   /* the last sample */
-	u32 sent_seq;	   /* what we had sent then */
+	u32 sampled_at;	   /* the last sample of growth */
 	u32 growth_us;	   /* of the path, at the last segment */
 	u32 ack_growth_us; /* and at the last ACK of new data */
-	u16 is_clock_seen;
-	u16 is_clock_known;
+	u8 gaps;
+	u8 is_clock_seen;
+	u8 is_clock_known;
 };
 
 struct segment_ring {

@@ -91,14 +91,10 @@ static __always_inline void record_growth(struct config *config, owners_t owners
  * follow each other, few count.
  */
 static __always_inline void sample_path(struct config *config, struct socket_state *state,
-					volatile struct socket_path *path, struct tcp_sock *tp,
-					u32 at)
+					volatile struct socket_path *path, u64 is_first, u32 at)
 {
-	u32 write_seq = READ(tp, write_seq);
-
-	if (path->sent_seq == write_seq && at - path->sampled_at < UNITS_BETWEEN_SAMPLES)
+	if (!is_first && at - path->sampled_at < UNITS_BETWEEN_SAMPLES)
 		return;
-	path->sent_seq = write_seq;
 	path->sampled_at = at;
 	if (is_open(config))
 		record_growth(config, state->owners, path->growth_us * 1000);
@@ -140,6 +136,70 @@ static __always_inline void note_delay(struct config *config, struct socket_stat
 		     (u64)held_us * 1000);
 }
 
+/*
+ * A peer with Nagle's algorithm that writes a message in pieces sends the next one when the ACK of the
+ * one before comes. If our application has nothing to say before it has the whole message, our TCP
+ * delays that ACK. So the gap between the pieces ends one round trip after our timer has expired.
+ *
+ * The timer leaves its time in tcp_mstamp, tcp_delack_timer_handler(), net/ipv4/tcp_timer.c. So does a
+ * read, tcp_rcv_space_adjust(), whose time is known.
+ */
+#define READ_US 100
+#define LATE_US 2000 /* that a peer takes to send, and a timer to be coarse */
+
+static __always_inline bool was_held(struct socket_state *state, volatile struct socket_path *path,
+				     struct tcp_sock *tp, u64 now)
+{
+	u64 acknowledged_us = READ(tp, tcp_mstamp), least_us = READ(tp, rtt_min.s[0].v);
+	u64 waited_us = acknowledged_us - path->data_ns / 1000;
+	u64 passed_us = now / 1000 - acknowledged_us;
+
+	return is_delayed(ACK_BARE, waited_us, least_us) &&
+	       acknowledged_us - state->turns.read_ns / 1000 > READ_US &&
+	       READ(tp, rcv_wup) == READ(tp, rcv_nxt) && passed_us >= least_us - least_us / 8 &&
+	       passed_us <= least_us + least_us / 4 + LATE_US + 2 * (u64)path->growth_us;
+}
+
+/*
+ * The message is over, since we have sent. One with more gaps is no message in pieces, but a peer that
+ * sends now and then.
+ */
+#define MOST_GAPS 2
+
+static __always_inline void end_message(struct config *config, struct socket_state *state,
+					volatile struct socket_path *path)
+{
+	u32 gaps = path->gaps;
+
+	path->gaps = 0;
+	if (gaps && gaps <= MOST_GAPS && is_open(config))
+		add_time_for(config, state->owners, COUNTER_HELD_BACK_BY_PEER,
+			     COUNTER_HELD_BACK_BY_PEER_NS, (u64)path->held_us * 1000);
+	path->held_us = 0;
+}
+
+/* Data comes: 1 if a message begins with it, which is all that comes until we send. */
+static __always_inline u64 note_piece_of_peer(struct config *config, struct socket_state *state,
+					      volatile struct socket_path *path,
+					      struct tcp_sock *tp, struct incoming *incoming,
+					      u64 now)
+{
+	u32 write_seq = READ(tp, write_seq);
+	u64 is_first = 1 - is_equal(path->sent_seq, write_seq);
+
+	if (is_first) {
+		end_message(config, state, path);
+		path->sent_seq = write_seq;
+		path->began_ns = now;
+	} else if (now - path->data_ns > (DELAYED_ACK_US - DELAYED_ACK_EARLY_US) * 1000ULL &&
+		   !incoming->is_beside && was_held(state, path, tp, now)) {
+		path->held_us += (now - path->data_ns) / 1000;
+		path->gaps += path->gaps <= MOST_GAPS;
+	}
+	path->data_ns = now;
+	return is_first;
+}
+
 static __always_inline u64 is_small_ack(struct socket_state *state)
 {
 	return is_below_0((u64)ACK_BARE - 1 - state->last_ack);
@@ -154,6 +214,11 @@ static __always_inline u64 has_path(struct socket_state *state, struct tcp_sock 
 	return has_data | is_equal(incoming->ack_seq, READ(tp, snd_nxt)) | is_small_ack(state);
 }
 
+static __always_inline bool is_new_data(struct tcp_sock *tp, struct incoming *incoming)
+{
+	return is_after(incoming->end_seq, READ(tp, rcv_nxt));
+}
+
 /* Ahead of sample_rtt(), which notes how this ACK came. */
 static __always_inline void note_path(struct config *config, struct socket_state *state,
 				      struct sock *sk, struct tcp_sock *tp,
@@ -162,7 +227,7 @@ static __always_inline void note_path(struct config *config, struct socket_state
 	bool is_ack = is_after(incoming->ack_seq, READ(tp, snd_una));
 	struct socket_path *path = look_up_socket_path(sk);
 	u32 difference_us, at;
-	u64 now;
+	u64 now, is_first = 0;
 
 	if (!path)
 		path = create_socket_path(sk);
@@ -173,9 +238,11 @@ static __always_inline void note_path(struct config *config, struct socket_state
 			note_delay(config, state, path, tp);
 		path->ack_growth_us = 0;
 	}
+	now = bpf_ktime_get_ns();
+	if (is_new_data(tp, incoming))
+		is_first = note_piece_of_peer(config, state, path, tp, incoming, now);
 	if (!incoming->has_stamp)
 		return;
-	now = bpf_ktime_get_ns();
 	at = now >> TO_UNITS;
 	difference_us = clock_difference(tp, incoming->stamp, now);
 	if (!is_clock_known(path, difference_us, at))
@@ -183,6 +250,6 @@ static __always_inline void note_path(struct config *config, struct socket_state
 	note_stamp(path, difference_us, at);
 	if (is_ack)
 		path->ack_growth_us = path->growth_us;
-	if (is_after(incoming->end_seq, READ(tp, rcv_nxt)))
-		sample_path(config, state, path, tp, at);
+	if (is_new_data(tp, incoming))
+		sample_path(config, state, path, is_first, at);
 }

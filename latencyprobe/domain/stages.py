@@ -289,6 +289,12 @@ COUNTERS: tuple[Counter, ...] = (
         Module.TCP,
         "nanoseconds by which these were later than the connection's least round trip",
     ),
+    Counter(
+        "heldBackByPeer",
+        Module.TCP,
+        "messages that a peer sent in pieces, the next one only when TCP's delayed ACK came",
+    ),
+    Counter("heldBackByPeerNs", Module.TCP, "nanoseconds between these pieces"),
     Counter("connectRefused", Module.TCP, "connects answered by a reset (ECONNREFUSED)"),
     Counter("connectTimedOut", Module.TCP, "connects without an answer (ETIMEDOUT)"),
     Counter(

@@ -467,6 +467,8 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
     "rttGrowthNs": StageNeeds((SEGMENT,)),
     "delayedAcks": StageNeeds((SEGMENT,)),
     "delayedAckNs": StageNeeds((SEGMENT,)),
+    "heldBackByPeer": StageNeeds((SEGMENT, "TCP read")),
+    "heldBackByPeerNs": StageNeeds((SEGMENT, "TCP read")),
     "connectRefused": StageNeeds(("state change",)),
     "connectTimedOut": StageNeeds(("state change",)),
     "connectUnreachable": StageNeeds(("state change",)),
