@@ -212,6 +212,7 @@ struct socket_path {
 	u32 growth_us;	   /* of the path, at the last segment */
 	u32 ack_growth_us; /* and at the last ACK of new data */
 	u8 gaps;
+	u8 is_first; /* the last data began it */
 	u8 is_clock_seen;
 	u8 is_clock_known;
 };

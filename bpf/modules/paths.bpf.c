@@ -91,9 +91,9 @@ static __always_inline void record_growth(struct config *config, owners_t owners
  * follow each other, few count.
  */
 static __always_inline void sample_path(struct config *config, struct socket_state *state,
-					volatile struct socket_path *path, u64 is_first, u32 at)
+					volatile struct socket_path *path, u32 at)
 {
-	if (!is_first && at - path->sampled_at < UNITS_BETWEEN_SAMPLES)
+	if (!path->is_first && at - path->sampled_at < UNITS_BETWEEN_SAMPLES)
 		return;
 	path->sampled_at = at;
 	if (is_open(config))
@@ -165,6 +165,22 @@ static __always_inline bool was_held(struct socket_state *state, volatile struct
  * sends now and then.
  */
 #define MOST_GAPS 2
+/* After a longer pause it may be another message, that nobody has asked for. */
+#define LONGEST_PAUSE_NS 1000000000
+#define PAUSED 1 /* as the beginning of such a message */
+
+/* Not a certain one is longer than TOO_LONG_NS: so it is unmatched, without a branch. */
+#define UNCERTAIN_BITS 40
+
+static __always_inline u64 transfer_of(struct socket_state *state,
+				       volatile struct socket_path *path)
+{
+	u64 began_ns = path->began_ns, overlaps = state->turns.overlaps;
+	u64 is_uncertain = is_equal(began_ns, PAUSED) |
+			   (1 - is_below_0(overlaps - OVERLAPS_OF_A_MULTIPLEX));
+
+	return (path->data_ns - began_ns) | is_uncertain << UNCERTAIN_BITS;
+}
 
 static __always_inline void end_message(struct config *config, struct socket_state *state,
 					volatile struct socket_path *path)
@@ -176,28 +192,49 @@ static __always_inline void end_message(struct config *config, struct socket_sta
 		add_time_for(config, state->owners, COUNTER_HELD_BACK_BY_PEER,
 			     COUNTER_HELD_BACK_BY_PEER_NS, (u64)path->held_us * 1000);
 	path->held_us = 0;
+	if (path->began_ns && state->turns.role == ROLE_CLIENT)
+		record_for(config, state->owners, STAGE_PEER_TRANSFER, transfer_of(state, path));
+	path->began_ns = 0;
 }
 
-/* Data comes: 1 if a message begins with it, which is all that comes until we send. */
-static __always_inline u64 note_piece_of_peer(struct config *config, struct socket_state *state,
-					      volatile struct socket_path *path,
-					      struct tcp_sock *tp, struct incoming *incoming,
-					      u64 now)
+/* The connection ends, from either side. */
+static __always_inline void end_last_message(struct config *config, struct socket_state *state,
+					     struct sock *sk)
+{
+	struct socket_path *path = look_up_socket_path(sk);
+
+	if (path)
+		end_message(config, state, path);
+}
+
+/*
+ * Data comes. `is_first`: a message begins with it, which is all that comes until we send. It is in the
+ * socket's path, since the verifier would follow both values of a variable.
+ */
+static __always_inline void note_piece_of_peer(struct config *config, struct socket_state *state,
+					       volatile struct socket_path *path,
+					       struct tcp_sock *tp, struct incoming *incoming,
+					       u64 now)
 {
 	u32 write_seq = READ(tp, write_seq);
-	u64 is_first = 1 - is_equal(path->sent_seq, write_seq);
+	u8 is_first = 1 - is_equal(path->sent_seq, write_seq);
 
+	path->is_first = is_first;
+
+	if (path->data_ns < config->slice_ns) /* what came since was perhaps not seen */
+		path->began_ns = 0;
 	if (is_first) {
 		end_message(config, state, path);
 		path->sent_seq = write_seq;
-		path->began_ns = now;
+		path->began_ns = is_open(config) ? now : 0;
+	} else if (now - path->data_ns > LONGEST_PAUSE_NS && path->began_ns) {
+		path->began_ns = PAUSED;
 	} else if (now - path->data_ns > (DELAYED_ACK_US - DELAYED_ACK_EARLY_US) * 1000ULL &&
 		   !incoming->is_beside && was_held(state, path, tp, now)) {
 		path->held_us += (now - path->data_ns) / 1000;
 		path->gaps += path->gaps <= MOST_GAPS;
 	}
 	path->data_ns = now;
-	return is_first;
 }
 
 static __always_inline u64 is_small_ack(struct socket_state *state)
@@ -227,7 +264,7 @@ static __always_inline void note_path(struct config *config, struct socket_state
 	bool is_ack = is_after(incoming->ack_seq, READ(tp, snd_una));
 	struct socket_path *path = look_up_socket_path(sk);
 	u32 difference_us, at;
-	u64 now, is_first = 0;
+	u64 now;
 
 	if (!path)
 		path = create_socket_path(sk);
@@ -240,7 +277,7 @@ static __always_inline void note_path(struct config *config, struct socket_state
 	}
 	now = bpf_ktime_get_ns();
 	if (is_new_data(tp, incoming))
-		is_first = note_piece_of_peer(config, state, path, tp, incoming, now);
+		note_piece_of_peer(config, state, path, tp, incoming, now);
 	if (!incoming->has_stamp)
 		return;
 	at = now >> TO_UNITS;
@@ -251,5 +288,5 @@ static __always_inline void note_path(struct config *config, struct socket_state
 	if (is_ack)
 		path->ack_growth_us = path->growth_us;
 	if (is_new_data(tp, incoming))
-		sample_path(config, state, path, is_first, at);
+		sample_path(config, state, path, at);
 }

@@ -124,6 +124,18 @@ int on_kretprobe_accept(struct pt_regs *ctx)
 
 #endif
 
+static __always_inline void end_last_message(struct config *config, struct socket_state *state,
+					     struct sock *sk);
+
+/* We close our side first, or the peer did. */
+static __always_inline void begin_end(struct config *config, struct socket_state *state,
+				      struct sock *sk, u32 new_state)
+{
+	end_last_message(config, state, sk);
+	if (new_state == TCP_FIN_WAIT1)
+		give_request_up(config, state, sk);
+}
+
 static __always_inline void note_change(struct config *config, struct sock *sk,
 					struct socket_state *state, u32 old_state, u32 new_state)
 {
@@ -135,14 +147,15 @@ static __always_inline void note_change(struct config *config, struct sock *sk,
 	else if (new_state == TCP_ESTABLISHED)
 		end_handshake(config, sk, state);
 	else
-		give_request_up(config, state, sk);
+		begin_end(config, state, sk, new_state);
 }
 
 static __always_inline bool is_followed(u32 old_state, u32 new_state)
 {
 	return new_state == TCP_SYN_SENT || old_state == TCP_SYN_SENT ||
 	       (old_state == TCP_SYN_RECV && new_state == TCP_ESTABLISHED) ||
-	       (old_state == TCP_ESTABLISHED && new_state == TCP_FIN_WAIT1);
+	       (old_state == TCP_ESTABLISHED &&
+		(new_state == TCP_FIN_WAIT1 || new_state == TCP_CLOSE_WAIT));
 }
 
 /* `sees_listeners`: their counting begins in listen() and ends with close(). */

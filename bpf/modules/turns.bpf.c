@@ -90,6 +90,26 @@ static __always_inline bool is_read_seen(struct sock *sk, struct turns *turns, u
 	       !turns->is_end_late;
 }
 
+/*
+ * An answer begins; the one before has ended. Its last byte was sent when the segment was that was sent
+ * last among those that are acknowledged: tcp_rack_advance(), net/ipv4/tcp_recovery.c. 0: the peer
+ * knows no selective ACKs. The peer has asked again, so its ACK was processed.
+ */
+static __always_inline void end_answer(struct config *config, struct socket_state *state,
+				       struct sock *sk, struct tcp_sock *tp, u64 now)
+{
+	struct socket_path *path = look_up_socket_path(sk);
+	u64 sent_ns = READ(tp, rack.mstamp) * 1000, began_ns;
+
+	if (!path)
+		return;
+	began_ns = path->answer_ns;
+	path->answer_ns = is_open(config) ? now : 0;
+	if (began_ns > config->slice_ns && sent_ns)
+		end_turn(config, state, STAGE_APP_TRANSFER,
+			 READ(tp, snd_una) == READ(tp, write_seq), at_least_0(sent_ns - began_ns));
+}
+
 static __always_inline void begin_answer(struct config *config, struct socket_state *state,
 					 struct sock *sk, struct tcp_sock *tp, u64 now)
 {
@@ -107,6 +127,7 @@ static __always_inline void begin_answer(struct config *config, struct socket_st
 	}
 	if (turns->turn_seq == copied_seq)
 		return; /* the answer goes on, or the server speaks without being asked */
+	end_answer(config, state, sk, tp, now);
 	turns->turn_seq = copied_seq;
 	is_certain = is_read_seen(sk, turns, copied_seq) && !turns->is_doubtful;
 	if (unread_bytes(sk, tp)) { /* more of the request, or the next one */

@@ -199,6 +199,18 @@ STAGES: tuple[Stage, ...] = (
         "the first byte of the reply reaches the socket",
     ),
     Stage(
+        "app.transfer",
+        Module.TCP,
+        "the application hands TCP the first byte of its answer",
+        "the last byte of the answer is sent",
+    ),
+    Stage(
+        "peer.transfer",
+        Module.TCP,
+        "the first byte of a reply reaches the socket",
+        "its last byte does",
+    ),
+    Stage(
         "udp.response",
         Module.RX,
         "a client's datagram leaves, and none waits for a reply from there",

@@ -422,6 +422,8 @@ STAGE_NEEDS: Mapping[str, StageNeeds] = {
     "tcp.queueing": StageNeeds((SEGMENT,)),
     "app.response": StageNeeds((SEGMENT, "TCP read", "send", "state change")),
     "peer.response": StageNeeds((SEGMENT, "send", "state change")),
+    "app.transfer": StageNeeds((SEGMENT, "TCP read", "send", "state change")),
+    "peer.transfer": StageNeeds((SEGMENT, "state change")),
     "udp.response": StageNeeds(
         (QUEUE, "UDP read", "UDP queue", "pending reading"),
         not_on_devices="programs on devices cannot access the socket of a datagram",

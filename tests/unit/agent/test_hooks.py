@@ -91,7 +91,7 @@ def test_a_better_hook_that_is_not_in_use_is_explained_and_the_stage_lacks_nothi
     noted = {name for name, row in covered.items() if row.reason}
     assert noted == {
         *("tcp.connect", "tcp.handshake", "tcp.accept", "tcp.recovery"),
-        *("app.response", "peer.response"),
+        *("app.response", "peer.response", "app.transfer", "peer.transfer"),
     }
     assert {covered[name].reason for name in noted} == set(remarks.values())
 

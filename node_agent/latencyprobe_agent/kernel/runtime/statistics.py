@@ -49,7 +49,10 @@ _EXTREMES_OFFSETS = tuple(
 # Sampling by packets applies only to these modules. Time slices apply to all that programs of
 # packets measure.
 _SAMPLED_MODULES = frozenset({Module.RX, Module.TX})
-_SLICED_STAGES = frozenset({"tcp.rtt", "tcp.queueing", "app.response", "peer.response"})
+_SLICED_STAGES = frozenset(
+    {"tcp.rtt", "tcp.queueing"}
+    | {f"{side}.{part}" for side in ("app", "peer") for part in ("response", "transfer")}
+)
 
 
 class SamplingRatios(NamedTuple):
