@@ -31,6 +31,7 @@
 #include "modules/irq.bpf.c"
 #endif
 #ifdef MODULE_SCHED /* before rx, which uses it for a packet's reader */
+#include "modules/waits.bpf.c"
 #include "modules/sched.bpf.c"
 #endif
 #ifdef MODULE_RX

@@ -119,6 +119,11 @@
 #ifdef CONFIG_SMP
 #define HAVE_task_struct_on_cpu 1
 #endif
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(5, 16, 0) /* commit bcf9033e5449 */
+#define HAVE_thread_info_cpu 1
+#elif defined(CONFIG_THREAD_INFO_IN_TASK)
+#define HAVE_task_struct_cpu 1
+#endif
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(5, 14, 0) /* commit 2f064a59a11f */
 #define HAVE_task_struct___state 1
 #endif

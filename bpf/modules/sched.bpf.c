@@ -7,15 +7,12 @@
  * A thread's events all happen with its run queue locked, so that its state has one writer at a time
  * and the next one sees what the last one wrote. Under that lock nothing may be allocated (the
  * allocator may have to wake a thread), hence a preallocated hash, not task storage.
+ *
+ * What a thread waited for: waits.bpf.c.
  */
 
 #define STRANGER_BITS 14
 #define WAITS 4 /* must be a power of two */
-
-struct wait {
-	u64 begin_ns;
-	u64 end_ns;
-};
 
 /* A thread's waits: the sum of all, and the times of the last few. */
 struct history {
@@ -31,6 +28,8 @@ struct thread {
 	u64 waits_seen;	   /* free-running: the number of the next place in `history` */
 	u32 slot;	   /* that it counts for, and the share that it is in: of `thread_shares` */
 	u32 share;
+	u64 cgroup_id;
+	struct place_of_wait place;
 	struct history history;
 };
 
@@ -131,11 +130,12 @@ static __always_inline owners_t look_up_thread(struct config *config, struct tas
 }
 
 static __always_inline struct thread *create_thread(struct config *config, owners_t owners, u32 tid,
-						    u64 description)
+						    u64 description, u64 cgroup_id)
 {
 	struct thread made = { .description = description, .owners = owners };
 	struct thread_share *of_slot, *share;
 
+	made.cgroup_id = cgroup_id;
 	made.slot = first_slot(owners);
 	made.history.tid = tid;
 	of_slot = thread_share_at(made.slot);
@@ -168,14 +168,17 @@ static __always_inline struct thread *meet_thread(struct config *config, struct 
 	u32 index = tid & ((1 << STRANGER_BITS) - 1);
 	owners_t owners = look_up_thread(config, task);
 	u64 *stranger = strangers.lookup(&index);
+	struct css_set *set = READ(task, cgroups);
+	u64 cgroup_id = owners ? id_of_cgroup(READ(set, dfl_cgrp)) : 0;
 
 	if (thread && owners) {
 		thread->description = description;
 		thread->owners = owners;
+		thread->cgroup_id = cgroup_id;
 		return thread;
 	}
 	if (owners)
-		return create_thread(config, owners, tid, description);
+		return create_thread(config, owners, tid, description, cgroup_id);
 	if (thread)
 		forget_thread(thread, tid);
 	if (stranger)
@@ -206,7 +209,8 @@ static __always_inline struct thread *get_thread(struct config *config, struct t
  * A wake-up changes nothing for a thread that waits already, or that was about to sleep and runs
  * on: ttwu_runnable(), kernel/sched/core.c.
  */
-static __always_inline void begin_wait(struct thread *thread, struct task_struct *task)
+static __always_inline void begin_wait(struct config *config, struct thread *thread,
+				       struct task_struct *task)
 {
 	if (thread->waiting_since)
 		return;
@@ -214,13 +218,16 @@ static __always_inline void begin_wait(struct thread *thread, struct task_struct
 	if (READ(task, on_cpu))
 		return;
 #endif
+	note_place(config, &thread->place, task);
 	thread->waiting_since = bpf_ktime_get_ns();
 }
 
-static __always_inline void end_wait(struct config *config, struct thread *thread)
+static __always_inline void end_wait(struct config *config, struct thread *thread,
+				     struct task_struct *task)
 {
 	u64 begin_ns = thread->waiting_since, end_ns;
 	struct wait *wait = &thread->history.waits[thread->waits_seen & (WAITS - 1)];
+	struct wait_for_cgroup whose = { .owners = thread->owners };
 
 	if (!begin_ns) { /* it waited before we watched */
 		unmatched_for(config, thread->owners, STAGE_SCHED_RUNQUEUE, 1);
@@ -233,6 +240,8 @@ static __always_inline void end_wait(struct config *config, struct thread *threa
 	wait->begin_ns = begin_ns;
 	wait->end_ns = end_ns;
 	record_for(config, thread->owners, STAGE_SCHED_RUNQUEUE, end_ns - begin_ns);
+	whose.cgroup_id = thread->cgroup_id;
+	explain_wait(config, task, &thread->place, whose, *wait);
 }
 
 /* ttwu_do_wakeup(), kernel/sched/core.c: the thread is on the run queue of the CPU it will run on */
@@ -246,7 +255,7 @@ int on_sched_wakeup(u64 *ctx)
 		return 0;
 	thread = get_thread(config, task);
 	if (thread)
-		begin_wait(thread, task);
+		begin_wait(config, thread, task);
 	return 0;
 }
 
@@ -268,7 +277,7 @@ int on_sched_wakeup_new(u64 *ctx)
 		forget_thread(thread, tid);
 	thread = meet_thread(config, task, 0, tid, describe_thread(config, task, tid));
 	if (thread)
-		begin_wait(thread, task);
+		begin_wait(config, thread, task);
 	return 0;
 }
 
@@ -299,10 +308,12 @@ static __always_inline void switch_away(struct config *config, struct thread *th
 
 	if (thread->waiting_since) /* how it came to run was not seen */
 		unmatched_for(config, thread->owners, STAGE_SCHED_RUNQUEUE, 1);
-	if (state & TASK_DEAD)
+	if (state & TASK_DEAD) {
 		forget_thread(thread, tid);
-	else
-		thread->waiting_since = preempted || !state ? bpf_ktime_get_ns() : 0;
+		return;
+	}
+	note_place(config, &thread->place, task);
+	thread->waiting_since = preempted || !state ? bpf_ktime_get_ns() : 0;
 }
 
 /* __schedule(), kernel/sched/core.c: (preempt, prev, next), in this order on every kernel */
@@ -320,7 +331,8 @@ int on_sched_switch(u64 *ctx)
 		switch_away(config, thread, previous, ctx[0] & 1);
 	thread = get_thread(config, next);
 	if (thread)
-		end_wait(config, thread);
+		end_wait(config, thread, next);
+	note_run(config, next, !READ(next, pid), thread ? thread->owners : 0);
 	return 0;
 }
 

@@ -319,6 +319,21 @@ COUNTERS: tuple[Counter, ...] = (
         Module.TCP,
         "passive opens with a retransmitted SYN-ACK, hence without a tcp.handshake sample",
     ),
+    Counter(
+        "waitedThrottledNs",
+        Module.SCHED,
+        "of sched.runqueue, the time without quota: the cgroup's CPU limit was used up",
+    ),
+    Counter(
+        "waitedForOwnNs",
+        Module.SCHED,
+        "of sched.runqueue, the time in which threads of the target itself had the CPU",
+    ),
+    Counter(
+        "waitedForOthersNs",
+        Module.SCHED,
+        "of sched.runqueue, the time in which threads of other cgroups had the CPU",
+    ),
 )
 
 # Of the target's cgroups, from the kernel's files: reported with any modules.
@@ -351,6 +366,9 @@ DROPS_IN_PREFIX = f"{DROPS_IN}."
 # Those whose function has no name, and those of the rarest functions.
 OTHER_PLACES = f"{DROPS_IN_PREFIX}OTHER"
 _FUNCTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,55}")
+# Of waitedForOthersNs, the part of one cgroup, by its id: `waitedForCgroup.4711`. In nanoseconds.
+WAITED_FOR_CGROUP = "waitedForCgroup"
+WAITED_FOR_CGROUP_PREFIX = f"{WAITED_FOR_CGROUP}."
 # Waiting that has not ended, all kinds together: see the module `pending`.
 PENDING = "pending"
 # The counters that are times, in nanoseconds.
@@ -417,13 +435,15 @@ def _stages_of(modules: frozenset[Module]) -> tuple[Stage, ...]:
 def counters_of(modules: Iterable[Module]) -> tuple[str, ...]:
     """Return the names that coverage has for the counters of these modules.
 
-    Drop counters have one name together, by reason and by function. So have all pending waits.
+    Drop counters have one name together, by reason and by function. So have waits for cgroups, and
+    all pending waits.
     """
     wanted = set(modules)
     listed = tuple(counter.name for counter in COUNTERS if counter.module in wanted)
     drops = (DROPS, DROPS_IN) if Module.TCP in wanted else ()
+    cgroups = (WAITED_FOR_CGROUP,) if Module.SCHED in wanted else ()
     pending = (PENDING,) if wanted & SOCKET_MODULES else ()
-    return (*listed, *drops, *pending)
+    return (*listed, *drops, *cgroups, *pending)
 
 
 def parts_of(total: str) -> tuple[Stage, ...]:
@@ -445,6 +465,11 @@ def drop_place_counter(function: str) -> str:
     return DROPS_IN_PREFIX + name if _FUNCTION_NAME.fullmatch(name) else OTHER_PLACES
 
 
+def cgroup_counter(cgroup_id: int) -> str:
+    """Return the name of the counter of waits for threads of this cgroup."""
+    return WAITED_FOR_CGROUP_PREFIX + str(cgroup_id)
+
+
 def counter_module(name: str) -> Module | None:
     """Return the module of a counter; None for an unknown name."""
     if name.startswith(DROPS_IN_PREFIX):
@@ -452,12 +477,15 @@ def counter_module(name: str) -> Module | None:
         return Module.TCP if _FUNCTION_NAME.fullmatch(function) else None
     if name.startswith(DROP_PREFIX) and name != DROP_PREFIX:
         return Module.TCP
+    if name.startswith(WAITED_FOR_CGROUP_PREFIX):
+        digits = name.removeprefix(WAITED_FOR_CGROUP_PREFIX)
+        return Module.SCHED if digits.isascii() and digits.isdecimal() else None
     return _COUNTER_MODULES.get(name)
 
 
 def is_duration(name: str) -> bool:
     """Return True for a counter of nanoseconds: its size says nothing beside one of events."""
-    return name.endswith("Ns")
+    return name.endswith("Ns") or name.startswith(WAITED_FOR_CGROUP_PREFIX)
 
 
 def is_counter(name: str) -> bool:

@@ -10,6 +10,7 @@ from latencyprobe.domain.stages import (
     Module,
     UnknownNameError,
     check_filter,
+    is_counter_of,
     parse_modules,
     parts_of,
     stage,
@@ -98,3 +99,25 @@ def test_a_stage_within_a_part_is_no_part_of_its_total() -> None:
 def test_a_stage_that_takes_two_modules_is_measured_by_both_together() -> None:
     names = {each: [row.name for row in stages_of(each)] for each in MODULE_SETS}
     assert [("rx.wakeup" in names[each]) for each in MODULE_SETS] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "modules", "is_there"),
+    [
+        ("cpuThrottledNs", {Module.TX}, True),
+        ("cpuThrottledNs", set(), True),
+        ("rtos", {Module.TCP}, True),
+        ("rtos", {Module.RX}, False),
+        ("drops.NO_SOCKET", {Module.TCP}, True),
+        ("waitedForCgroup.4711", {Module.SCHED}, True),
+        ("waitedForCgroup.4711", {Module.RX}, False),
+        ("waitedForCgroup.", {Module.SCHED}, False),
+        ("waitedForCgroup.47x", {Module.SCHED}, False),
+        ("waitedForCgroup.\u0664", {Module.SCHED}, False),
+        ("unheardOf", set(Module), False),
+    ],
+)
+def test_a_counter_is_that_of_its_module_or_of_all(
+    name: str, modules: set[Module], is_there: bool
+) -> None:
+    assert is_counter_of(name, modules) is is_there

@@ -66,6 +66,14 @@ SOCKET_MEMORY_PLACES = 3 * MAX_SLOTS + 2
 THREADS_OF_TARGET = 2048
 MAX_THREADS = 8192
 THREADS_FOR_ALL = MAX_SLOTS
+# The runs of each CPU: the table's name, its elements in each resolution (a power of two), and how
+# many resolutions there are. The other table has a number for each of them.
+RUNS_OF_CPUS, RUNS, RESOLUTIONS = "runs", 32, 3
+RUN_NUMBERS = "runs_before"
+# Pairs of a target and a cgroup that its threads waited for, between two readings.
+MAX_WAITS_FOR_CGROUPS = 4096
+# The id of the root of the v2 hierarchy: the first inode of its kernfs, kernfs_create_root().
+ROOT_CGROUP = 1
 THREAD_SHARE_PLACES = 3 * MAX_SLOTS + 1
 # The table of network namespaces: entry 0 is not used, no chain is longer than NETNS_HOPS.
 MAX_NETNS = 1024
@@ -93,9 +101,11 @@ class Obstacle(IntEnum):
     """A device of a pod that packets pass without an event: macvlan, bpf_redirect_peer()."""
     STEERING = 6
     """A device whose packets are left to other CPUs (RPS): see `hooks.STEER`."""
+    NO_QUOTA_ACCOUNT = 8
+    """A kernel that has no account of the time in which a quota kept a CPU from a cgroup."""
 
 
-NR_OBSTACLES = 8  # with room for more
+NR_OBSTACLES = 16  # with room for more
 # The mask of `is_sampled()` with which no packet counts.
 NO_PACKETS = 0xFFFFFFFF
 
@@ -188,6 +198,10 @@ MACROS: Mapping[str, int | str] = {
     "SOCKET_MEMORY_PLACES": SOCKET_MEMORY_PLACES,
     "MAX_THREADS": MAX_THREADS,
     "THREADS_FOR_ALL": THREADS_FOR_ALL,
+    "RUNS": RUNS,
+    "RESOLUTIONS": RESOLUTIONS,
+    "MAX_WAITS_FOR_CGROUPS": MAX_WAITS_FOR_CGROUPS,
+    "ROOT_CGROUP": ROOT_CGROUP,
     "THREAD_SHARE_PLACES": THREAD_SHARE_PLACES,
     "MAX_NETNS": MAX_NETNS,
     "NETNS_FIRST": NETNS_FIRST,
@@ -340,8 +354,11 @@ THREAD = Layout(
     waits_seen="Q",
     slot="I",
     share="I",
+    cgroup_id="Q",
+    place="32s",
     history="80s",
 )
+WAIT_FOR_CGROUP = Layout("wait_for_cgroup", owners="Q", cgroup_id="Q")
 THREAD_SHARE = Layout(
     "thread_share",
     threads="I",
@@ -418,6 +435,7 @@ SOCKET_MEMORIES = Map("socket_memory", U32, SOCKET_MEMORY.packing)
 HOST_DEVICES = Map("host_devices", U32, U8)
 THREADS = Map("threads", U32, THREAD.packing)
 THREAD_SHARES = Map("thread_shares", U32, THREAD_SHARE.packing)
+WAITS_FOR_CGROUPS = Map("waits_for_cgroups", WAIT_FOR_CGROUP.packing, U64)
 NODE_STATS = Map("node_stats", U32, NODE_ROW.packing)
 HANDLER_NAMES = Map("handler_names", U32, HANDLER_NAME.packing)
 TRACE_CONTROLS = Map("trace_control", U32, TRACE_CONTROL.packing)
@@ -434,7 +452,8 @@ _SOCKET_MAPS = (PENDING_OF_SLOTS, PENDING_READINGS)
 _SOCKET_LAYOUTS = (PENDING, SLOT_PENDING, PENDING_READING)
 _RX_MAPS = (HOST_DEVICES,)
 _TCP_MAPS, _TCP_LAYOUTS = (DROP_PLACES,), (DROP_PLACE,)
-_SCHED_MAPS, _SCHED_LAYOUTS = (THREADS, THREAD_SHARES), (THREAD, THREAD_SHARE)
+_SCHED_MAPS = (THREADS, THREAD_SHARES, WAITS_FOR_CGROUPS)
+_SCHED_LAYOUTS = (THREAD, THREAD_SHARE, WAIT_FOR_CGROUP)
 _IRQ_MAPS, _IRQ_LAYOUTS = (NODE_STATS, HANDLER_NAMES), (HANDLER_NAME, NODE_ROW)
 _TRACE_MAPS = (TRACE_CONTROLS,)
 _TRACE_LAYOUTS = (USER, ENDPOINTS, TRACE_EVENT, TRACE_CONTROL)

@@ -24,6 +24,7 @@ from latencyprobe.domain.stages import (
     PENDING,
     SOCKET_MODULES,
     STAGES,
+    WAITED_FOR_CGROUP,
     Module,
     counters_of,
 )
@@ -477,6 +478,10 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
     "connectAborted": StageNeeds(("state change",)),
     "connectFailedOther": StageNeeds(("state change",)),
     "handshakeRetransmits": StageNeeds(("state change",)),
+    **dict.fromkeys(
+        ("waitedThrottledNs", "waitedForOwnNs", "waitedForOthersNs", WAITED_FOR_CGROUP),
+        StageNeeds(("wake-up", "switch"), _THREADS),
+    ),
     DROPS: StageNeeds(
         ("drop",),
         {

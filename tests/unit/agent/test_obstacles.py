@@ -34,7 +34,7 @@ def test_the_agent_reads_what_programs_noted_until_it_forgets_it() -> None:
         os.close(descriptor)
 
 
-@pytest.mark.parametrize("obstacle", set(Obstacle) - {Obstacle.STEERING})
+@pytest.mark.parametrize("obstacle", set(Obstacle) - {Obstacle.STEERING, Obstacle.NO_QUOTA_ACCOUNT})
 def test_each_obstacle_is_a_reason_of_covered_stages_alone(obstacle: Obstacle) -> None:
     stages = tuple(
         StageCoverage(name, CoverageState.ACTIVE, "a hook")
@@ -59,3 +59,14 @@ def test_reasons_are_added_to_those_that_are_there() -> None:
     (both,) = mention((replace(HOST, reason="first"),), {Obstacle.XDP: "", Obstacle.TUN: ""})
     assert both.reason.split("; ")[0] == "first"
     assert len(both.reason.split("; ")) == 3
+
+
+def test_a_counter_that_the_kernel_has_no_account_for_is_named_once() -> None:
+    obstacles = {Obstacle.NO_QUOTA_ACCOUNT: ""}
+    mentioned = mention((HOST,), obstacles)
+    assert [(each.name, each.state) for each in mentioned[1:]] == [
+        ("waitedThrottledNs", CoverageState.UNAVAILABLE)
+    ]
+    assert "added in Linux 6.6" in mentioned[1].reason
+    stopped = StageCoverage("waitedThrottledNs", CoverageState.UNAVAILABLE, reason="stopped")
+    assert mention((HOST, stopped), obstacles) == (HOST, stopped)

@@ -50,6 +50,11 @@ PROBED_FIELDS = (
     ("netdev_rx_queue", "rps_map"),  # with CONFIG_RPS
     ("tcp_sock", "is_mptcp"),  # 5.6+, with CONFIG_MPTCP
     ("task_struct", "on_cpu"),  # always from 6.17 on, with CONFIG_SMP before it
+    ("thread_info", "cpu"),  # 5.16+ (kernel commit bcf9033e5449), in task_struct before it
+    ("task_struct", "cpu"),
+    ("task_struct", "throttled"),  # 6.18+, with CONFIG_CFS_BANDWIDTH
+    ("task_struct", "sched_info"),  # with CONFIG_SCHED_INFO
+    ("cfs_rq", "throttled_clock_self_time"),  # 6.6+, with CONFIG_CFS_BANDWIDTH
     ("task_struct", "__state"),  # 5.14+, `state` before it
     ("sock_cgroup_data", "cgroup"),  # 5.16+, a tagged `val` before it
     ("tcp_sock", "tcp_usec_ts"),  # 6.7+: the unit of its time stamps

@@ -10,7 +10,15 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from latencyprobe.domain.stages import Module
-from latencyprobe_agent.kernel.abi import RECEIVED, LoadConstant, map_names
+from latencyprobe_agent.kernel.abi import (
+    RECEIVED,
+    RESOLUTIONS,
+    RUN_NUMBERS,
+    RUNS,
+    RUNS_OF_CPUS,
+    LoadConstant,
+    map_names,
+)
 from latencyprobe_agent.kernel.compiled import CompiledObject, MapDefinition
 from latencyprobe_agent.kernel.hooks import Event, Hook, events_of
 from latencyprobe_agent.kernel.load.cpus import cpu_numbers, received_bits
@@ -200,7 +208,9 @@ class _Begun:
         self._is_typed = compiled.types is not None
         cpus = cpu_numbers()
         bits = received_bits(cpus)
-        self._maps = create_maps(_sized(each, bits) for each in compiled.maps)
+        rows = RESOLUTIONS * cpus
+        sizes = {RECEIVED: 1 << bits, RUNS_OF_CPUS: RUNS * rows, RUN_NUMBERS: rows}
+        self._maps = create_maps(_sized(each, sizes) for each in compiled.maps)
         constants: dict[int, int] = {
             LoadConstant.HOST_NETNS: request.host_netns,
             LoadConstant.CPU_NUMBERS: cpus,
@@ -240,10 +250,9 @@ class _Begun:
         )
 
 
-def _sized(definition: MapDefinition, received_bits: int) -> MapDefinition:
-    if definition.name != RECEIVED:
-        return definition
-    return replace(definition, max_entries=1 << received_bits)
+def _sized(definition: MapDefinition, sizes: Mapping[str, int]) -> MapDefinition:
+    """Return a map with as many elements as this node needs."""
+    return replace(definition, max_entries=sizes.get(definition.name, definition.max_entries))
 
 
 def lacks_alternatives(

@@ -425,10 +425,12 @@ class KernelEngine:
             self._node_carry += loaded.node_statistics.take(inactive.epoch)
         ratios = SamplingRatios(2.0**-self._sample_shift, 2.0**-self._slice_shift)
         covered = {stage.name for stage in self._coverage if stage.state in MEASURED}
+        waits = loaded.cgroup_waits.take() if loaded.cgroup_waits is not None else {}
         return {
             slot: replace(
                 measurement,
                 stages={name: of for name, of in measurement.stages.items() if name in covered},
+                counters={**measurement.counters, **waits.get(slot, {})},
             )
             for slot, measurement in loaded.statistics.take(*inactive, slots, ratios).items()
         }

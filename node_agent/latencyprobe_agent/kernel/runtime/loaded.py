@@ -36,6 +36,7 @@ from latencyprobe_agent.kernel.abi import (
     THREAD_SHARES,
     TRACE_CONTROLS,
     TRACE_RING,
+    WAITS_FOR_CGROUPS,
 )
 from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.kernel.hooks import (
@@ -66,6 +67,7 @@ from latencyprobe_agent.kernel.load.provision import Prepared, Provided, provide
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.attachments import Attachments, OffReason
 from latencyprobe_agent.kernel.runtime.cgroup_links import CgroupLinks, CgroupProgram
+from latencyprobe_agent.kernel.runtime.cgroup_waits import CgroupWaits
 from latencyprobe_agent.kernel.runtime.configuration import ConfigMemory
 from latencyprobe_agent.kernel.runtime.device_links import DeviceLinks
 from latencyprobe_agent.kernel.runtime.drop_places import DropPlaces
@@ -203,6 +205,7 @@ class LoadedObject:
             if THREAD_SHARES.name in self._maps
             else None
         )
+        self.cgroup_waits = CgroupWaits(self) if WAITS_FOR_CGROUPS.name in self._maps else None
         self._pending = (
             PendingMemory(self._maps[PENDING_OF_SLOTS.name], self._maps[PENDING_READINGS.name])
             if PENDING_OF_SLOTS.name in self._maps

@@ -13,12 +13,14 @@ from latencyprobe_agent.kernel.abi import Obstacle
 class _Effect:
     """The stages that an obstacle takes packets from, and the reason.
 
-    `is_counted`: these packets count as missing. The others have no such stage.
+    `is_counted`: these packets count as missing. The others have no such stage. `counter`: one that
+    this node cannot count.
     """
 
     stages: Collection[str]
     reason: str
     is_counted: bool = True
+    counter: str = ""
 
 
 _EFFECTS: Mapping[Obstacle, _Effect] = {
@@ -56,6 +58,12 @@ _EFFECTS: Mapping[Obstacle, _Effect] = {
         "packets of MPTCP are unmatched, because no hook shows when applications read and write "
         "them",
     ),
+    Obstacle.NO_QUOTA_ACCOUNT: _Effect(
+        (),
+        "requires the account of a quota's waits on each CPU, added in Linux 6.6 (with "
+        "CONFIG_CFS_BANDWIDTH)",
+        counter="waitedThrottledNs",
+    ),
 }
 
 
@@ -65,8 +73,17 @@ def mention(
     """Return the coverage with the effects of these obstacles, each with its detail."""
     for obstacle, detail in obstacles.items():
         if obstacle in _EFFECTS:
-            coverage = tuple(_affected(stage, _EFFECTS[obstacle], detail) for stage in coverage)
+            effect = _EFFECTS[obstacle]
+            coverage = tuple(_affected(stage, effect, detail) for stage in coverage)
+            coverage += _uncounted(effect, {stage.name for stage in coverage})
     return coverage
+
+
+def _uncounted(effect: _Effect, known: Collection[str]) -> tuple[StageCoverage, ...]:
+    """Return the coverage of the counter that is missing, unless it is known for another reason."""
+    if not effect.counter or effect.counter in known:
+        return ()
+    return (StageCoverage(effect.counter, CoverageState.UNAVAILABLE, reason=effect.reason),)
 
 
 def _affected(stage: StageCoverage, effect: _Effect, detail: str) -> StageCoverage:

@@ -1,0 +1,81 @@
+"""The cgroups that the targets' threads waited for: bpf/modules/waits.bpf.c.
+
+The programs add up; the agent reports the growth. A pair of target and cgroup that has not grown
+since the last reading is deleted. Otherwise pods that come and go would fill the table.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Protocol
+
+from latencyprobe.domain.stages import cgroup_counter
+from latencyprobe_agent.kernel.abi import (
+    MAX_OWNERS,
+    OWNER_BITS,
+    U64,
+    WAIT_FOR_CGROUP,
+    WAITS_FOR_CGROUPS,
+)
+
+# Of one target and reading; the others are part of `waitedForOthersNs` alone.
+MOST_CGROUPS = 4
+_NAME = WAITS_FOR_CGROUPS.name
+_OWNER_MASK = (1 << OWNER_BITS) - 1
+
+
+class WaitMap(Protocol):
+    """The map `waits_for_cgroups` of a loaded object, among others."""
+
+    def look_up(self, name: str, key: bytes, value_bytes: int) -> bytes | None:
+        """Return the value of one entry; None if it does not exist."""
+
+    def erase(self, name: str, keys: Iterable[bytes]) -> Collection[bytes]:
+        """Delete entries of a map; return the keys of those that existed."""
+
+    def keys(self, name: str, key_bytes: int) -> set[bytes]:
+        """Return the present keys of a map."""
+
+
+class CgroupWaits:
+    """The waits of one loaded object, whose maps are new."""
+
+    def __init__(self, maps: WaitMap) -> None:
+        self._maps = maps
+        self._known: dict[bytes, int] = {}
+
+    def take(self) -> Mapping[int, Mapping[str, int]]:
+        """Return the counters of each slot since the last call: its cgroups with the most."""
+        waits: dict[int, Counter[int]] = defaultdict(Counter)
+        for key, ns in self._grown().items():
+            owners, cgroup_id = WAIT_FOR_CGROUP.packing.unpack(key)
+            for slot in _slots(owners):
+                waits[slot][cgroup_id] += ns
+        return {slot: _largest(by_cgroup) for slot, by_cgroup in waits.items()}
+
+    def _grown(self) -> Mapping[bytes, int]:
+        now = {}
+        for key in self._maps.keys(_NAME, WAIT_FOR_CGROUP.size):
+            value = self._maps.look_up(_NAME, key, U64.size)
+            if value is not None:
+                (now[key],) = U64.unpack(value)
+        grown = {key: ns - self._known.get(key, 0) for key, ns in now.items()}
+        still = {key for key, ns in grown.items() if not ns}
+        self._maps.erase(_NAME, still)
+        self._known = {key: ns for key, ns in now.items() if key not in still}
+        return {key: ns for key, ns in grown.items() if ns}
+
+
+def _slots(owners: int) -> Iterator[int]:
+    """Yield the slots of an `owners_t`."""
+    for place in range(MAX_OWNERS):
+        number = owners >> (place * OWNER_BITS) & _OWNER_MASK
+        if number:
+            yield number - 1
+
+
+def _largest(by_cgroup: Counter[int]) -> Mapping[str, int]:
+    most = heapq.nlargest(MOST_CGROUPS, by_cgroup.items(), key=lambda each: (each[1], -each[0]))
+    return {cgroup_counter(cgroup_id): ns for cgroup_id, ns in most}

@@ -1,0 +1,75 @@
+"""The cgroups that targets waited for, from a map that the test fills."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from latencyprobe_agent.kernel.abi import OWNER_BITS, U64, WAIT_FOR_CGROUP, WAITS_FOR_CGROUPS
+from latencyprobe_agent.kernel.runtime.cgroup_waits import MOST_CGROUPS, CgroupWaits
+
+
+class Maps:
+    """The map of a loaded object."""
+
+    def __init__(self) -> None:
+        self.entries: dict[bytes, bytes] = {}
+
+    def look_up(self, name: str, key: bytes, value_bytes: int) -> bytes | None:
+        """Return the value of one entry."""
+        assert (name, value_bytes) == (WAITS_FOR_CGROUPS.name, U64.size)
+        return self.entries.get(key)
+
+    def erase(self, name: str, keys: Iterable[bytes]) -> Collection[bytes]:
+        """Delete entries."""
+        return [key for key in keys if self.entries.pop(key, None) is not None]
+
+    def keys(self, name: str, key_bytes: int) -> set[bytes]:
+        """Return all keys."""
+        return set(self.entries)
+
+    def wait(self, cgroup_id: int, ns: int, *slots: int) -> None:
+        """Have threads of these slots wait so much longer for a cgroup."""
+        owners = sum((slot + 1) << (place * OWNER_BITS) for place, slot in enumerate(slots))
+        key = WAIT_FOR_CGROUP.packing.pack(owners, cgroup_id)
+        (before,) = U64.unpack(self.entries.get(key, bytes(U64.size)))
+        self.entries[key] = U64.pack(before + ns)
+
+
+def test_waits_are_growth_since_the_last_reading() -> None:
+    maps = Maps()
+    waits = CgroupWaits(maps)
+    maps.wait(7, 100, 3)
+    assert waits.take() == {3: {"waitedForCgroup.7": 100}}
+    maps.wait(7, 20, 3)
+    maps.wait(8, 5, 3)
+    assert waits.take() == {3: {"waitedForCgroup.7": 20, "waitedForCgroup.8": 5}}
+
+
+def test_waits_of_a_thread_of_several_targets_count_for_each() -> None:
+    maps = Maps()
+    maps.wait(7, 100, 3, 255)
+    maps.wait(7, 1, 3)
+    assert CgroupWaits(maps).take() == {
+        3: {"waitedForCgroup.7": 101},
+        255: {"waitedForCgroup.7": 100},
+    }
+
+
+def test_of_many_cgroups_those_with_the_longest_waits_have_a_name() -> None:
+    maps = Maps()
+    for cgroup_id in range(10, 30):
+        maps.wait(cgroup_id, cgroup_id, 3)
+    (named,) = CgroupWaits(maps).take().values()
+    assert list(named.values()) == [29, 28, 27, 26]
+    assert len(named) == MOST_CGROUPS
+
+
+def test_a_pair_that_no_longer_grows_makes_room_and_may_come_again() -> None:
+    maps = Maps()
+    waits = CgroupWaits(maps)
+    maps.wait(7, 100, 3)
+    waits.take()
+    assert waits.take() == {}
+    assert maps.entries == {}
+    maps.wait(7, 9, 3)
+    assert waits.take() == {3: {"waitedForCgroup.7": 9}}
