@@ -156,7 +156,10 @@ def test_an_agent_that_stands_still_is_stale_until_it_goes_on(site: Site) -> Non
     assert site.status()["nodes"] == []
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+# test_end_to_end.py has one that is asked to end.
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.thorough)]
+)
 def test_a_restarted_operator_goes_on(site: Site, how: signal.Signals) -> None:
     site.apply()
     site.wait("figures", lambda: site.status().get("summary", {}).get("p99"))

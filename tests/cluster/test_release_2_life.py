@@ -75,7 +75,7 @@ def test_a_node_without_kubelet_is_measured_and_without_agent_is_stale(
 
 
 # Longer than a Lease lasts, so that no operator leads at its end.
-@pytest.mark.parametrize("outage_seconds", [25, pytest.param(60, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("outage_seconds", [20, pytest.param(60, marks=pytest.mark.thorough)])
 def test_measurement_goes_on_while_the_api_server_is_away(
     shop: Shop, namespace: str, outage_seconds: int
 ) -> None:
