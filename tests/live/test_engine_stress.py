@@ -48,7 +48,7 @@ from tests.patience import patient
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
 # Fewer in an emulated guest, where each takes ten times as long.
-UNLOADS = round(10 / patient(1) ** 0.5)
+UNLOADS = round(5 / patient(1) ** 0.5)
 COMPLAINT = re.compile(r"BUG:|WARNING:|Oops|Call Trace|unregister_netdevice|soft lockup")
 SIOCSIFFLAGS, IFF_UP = 0x8914, 0x1
 _libc = ctypes.CDLL(None, use_errno=True)
