@@ -138,6 +138,9 @@ async def _agent(
     except (OSError, EngineError, HostNetnsError) as error:
         raise StartError(str(error)) from None
     metrics = AgentMetrics()
+    if isinstance(settings.address, TcpAddress):
+        files = settings.address.files
+        metrics.show_certificates({"own": files.certificate, "operator-authority": files.ca})
     evidence = Gatherer(
         _host_namespace(settings, host_inode),
         proc_root=settings.proc_root,

@@ -83,6 +83,7 @@ async def operate(options: Options) -> None:
     Raises LeadershipLostError once another operator leads.
     """
     metrics = OperatorMetrics()
+    metrics.show_certificates({"own": options.tls.certificate, "agents-authority": options.tls.ca})
     async with served(options.metrics_address, {"/metrics": metrics_page(metrics.registry)}):
         cluster = await Cluster.connect(options.kubeconfig)
         try:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from latencyprobe.exposition.certificates import CertificateEnds
+from latencyprobe_operator.probe_figures import ShownProbes
 
 
 class OperatorMetrics:
@@ -60,6 +64,8 @@ class OperatorMetrics:
             buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30),
             registry=self.registry,
         )
+        self.figures = ShownProbes()
+        self.registry.register(self.figures)
 
     def set_gauges(self, probes: Mapping[str, int], agents: Mapping[str, int]) -> None:
         """Set the numbers of probes by phase and of agents by state."""
@@ -67,3 +73,8 @@ class OperatorMetrics:
             gauge.clear()
             for label, count in counts.items():
                 gauge.labels(label).set(count)
+
+    def show_certificates(self, files: Mapping[str, Path]) -> None:
+        """Show the ends of the certificates in these files, by a name of each."""
+        name = "latencyprobe_operator_certificate_end_timestamp_seconds"
+        self.registry.register(CertificateEnds(name, files))

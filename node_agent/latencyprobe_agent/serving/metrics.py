@@ -9,11 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.targets import TargetState
+from latencyprobe.exposition.certificates import CertificateEnds
 from latencyprobe.exposition.page import metrics_page
 from latencyprobe.process.http_server import Page, health_page
 from latencyprobe_agent.serving.tls_proxy import TlsRefusal
@@ -97,6 +99,11 @@ class AgentMetrics:
     def count_refusal(self, reason: str) -> None:
         """Count a refused client."""
         self._refused.labels(reason).inc()
+
+    def show_certificates(self, files: Mapping[str, Path]) -> None:
+        """Show the ends of the certificates in these files, by a name of each."""
+        name = "latencyprobe_certificate_end_timestamp_seconds"
+        self.registry.register(CertificateEnds(name, files))
 
     @contextmanager
     def time_apply(self) -> Iterator[None]:

@@ -22,10 +22,14 @@ class ObjectiveOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """An objective's outcome, and the figures as a sentence, which begins with its name."""
+    """An objective's outcome, and the figures as a sentence, which begins with its name.
+
+    `value_ns`: None if it is unknown.
+    """
 
     outcome: ObjectiveOutcome
     message: str
+    value_ns: int | None = None
 
     @property
     def name(self) -> str:
@@ -62,11 +66,12 @@ class ObjectivesWatch:
         figures = f"{what} is {format_ns(value_ns)}, at most {format_ns(objective.max_ns)}"
         if value_ns <= objective.max_ns:
             self._exceeded_since.pop(objective, None)
-            return Judgement(ObjectiveOutcome.MET, figures)
+            return Judgement(ObjectiveOutcome.MET, figures, value_ns)
         exceeded = at - self._exceeded_since.setdefault(objective, at)
         if exceeded < objective.for_s:
             return Judgement(
                 ObjectiveOutcome.MET,
                 f"{figures} (exceeded, but for less than {objective.for_s:g} s)",
+                value_ns,
             )
-        return Judgement(ObjectiveOutcome.MISSED, figures)
+        return Judgement(ObjectiveOutcome.MISSED, figures, value_ns)

@@ -32,6 +32,7 @@ from latencyprobe_operator.probes.left_nodes import pods_of_rows
 from latencyprobe_operator.probes.measured_time import begin_of
 from latencyprobe_operator.probes.schedule import StatusSchedule, pause_s
 from latencyprobe_operator.probes.selected_pods import SelectedPods, Subscribe, Unsubscribe
+from latencyprobe_operator.probes.snapshot import snapshot_of
 from latencyprobe_operator.probes.status import build, outline
 from latencyprobe_operator.probes.worst_pods import WantInFull, WorstPods
 from latencyprobe_operator.probes.writer import PatchStatus, StatusWriter
@@ -101,6 +102,7 @@ class Probe:
             choose=self._worst.choice,
         )
         self._figures = LastFigures()
+        self._shown = metrics.figures
         self._pods = SelectedPods(
             self.key,
             desired=desired,
@@ -172,11 +174,13 @@ class Probe:
 
     def leave(self) -> None:
         """Take the probe out of the desired states: its agents are to detach."""
+        self._shown.forget(self.key.uid)
         self._pods.leave()
         self.stopped.set()
 
     def pause(self) -> None:
         """Stop following the pods, and leave the agents as they are: the operator ends."""
+        self._shown.forget(self.key.uid)
         self._pods.pause()
         self.stopped.set()
 
@@ -187,6 +191,7 @@ class Probe:
         if idle_phase is None:
             self._figures = LastFigures()
         if spec is None or idle_phase:
+            self._shown.forget(self.key.uid)
             self._pods.leave()
             self._intake.clear()
             self._schedule.forget_reports()
@@ -295,7 +300,10 @@ class Probe:
         async with self._building:
             facts = await self._with_figures(facts, now)
             await asyncio.sleep(0)
-            return self._build(facts)
+            found = self._build(facts)
+        if self._pods.followed and not self.stopped.is_set():
+            self._shown.show(self.key.uid, snapshot_of(self.key, facts, found.document))
+        return found
 
     def _facts(self, now: float) -> ProbeFacts:
         """Return the facts without the figures."""
