@@ -10,15 +10,22 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import grpc
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as read_text
 
-from latencyprobe.domain.histogram import FIRST_BUCKET, position_of
+from latencyprobe.commands.pki import Authority, Credential
+from latencyprobe.domain.histogram import FIRST_BUCKET, bounds_of, position_of
 from latencyprobe.domain.stages import TARGET_STAGES
+from latencyprobe.exposition.page import metrics_page
+from latencyprobe.protocol.measurements import AGENT_NAME
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
+from latencyprobe_operator.metrics import OperatorMetrics
+from latencyprobe_operator.probe_figures import ObjectiveFigures, ProbeSnapshot
 from tests.live.agents import running_agent
 from tests.live.jobs import answer_job, sandbox, start_job
 from tests.live.pods import Pod, pods_back_to_back
@@ -32,6 +39,7 @@ UID = "7d1f6c0a-93b2-4e58-a1c4-2f0e5b8d9a37"
 # The protocol admits what can be printed. An agent must not believe that it is a DNS name.
 POD = 'job-"x\\{}'
 REQUESTS = 100
+TEXT, OPENMETRICS = "text/plain", "application/openmetrics-text;version=1.0.0"
 Buckets = dict[int, int]
 
 
@@ -196,16 +204,20 @@ def equal_stages(scene: Scene) -> list[str]:
     ]
 
 
-def test_prometheus_has_the_buckets_of_the_reports(scene: Scene) -> None:
-    for _ in range(2):
-        scene.run_job()
-        scene.until_scraped()
-    # A stage may end after the reply: the acknowledgement of the last segment, for instance.
+def until_equal(scene: Scene) -> None:
+    """Wait for what ends after the reply, such as the acknowledgement of the last segment."""
     until(
         lambda: len(equal_stages(scene)) == len(scraped(scene)) == len(scene.reports.stages()),
         "equal buckets of all stages",
         seconds=patient(30),
     )
+
+
+def test_prometheus_has_the_buckets_of_the_reports(scene: Scene) -> None:
+    for _ in range(2):
+        scene.run_job()
+        scene.until_scraped()
+    until_equal(scene)
 
     stages = scene.reports.stages()
     found = scraped(scene)
@@ -280,17 +292,103 @@ def test_the_sum_of_a_probe_is_that_of_its_pods(scene: Scene) -> None:
     assert scene.prometheus.value(f'latencyprobe_pods{{probe="all",verdict="{said}"}}') == 1
 
 
-@pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text;version=1.0.0"])
-def test_text_has_the_same_figures_and_promtool_accepts_it(scene: Scene, accept: str) -> None:
-    scene.run_job()
-    scene.until_scraped()
-
-    url = f"http://{scene.metrics}/metrics"
-    with urlopen(url, timeout=patient(10)) as answer:
-        text = answer.read()
-
+def complaints(text: bytes) -> tuple[int, bytes]:
+    """The exit status and the output of promtool."""
     done = subprocess.run(
         ["promtool", "check", "metrics"], input=text, capture_output=True, check=False
     )
-    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
-    assert b'latencyprobe_stage_seconds_bucket{container="",le="+Inf"' in text
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_promtool_accepts_the_operators_metrics() -> None:
+    metrics = OperatorMetrics()
+    objective = ObjectiveFigures("reads", "rx.total", 99.9, 1, 1, "met")
+    snapshot = ProbeSnapshot(
+        "shop", "checkout", 1, {"Ready": 1}, {"rx.total": (1, 2, 3)}, (objective,), "Peer"
+    )
+    metrics.figures.show("uid", snapshot)
+    assert complaints(metrics_page(metrics.registry)({}).body) == (0, b"")
+
+
+@pytest.mark.parametrize("accept", [TEXT, OPENMETRICS])
+def test_other_formats_have_the_same_samples_in_coarse_buckets(scene: Scene, accept: str) -> None:
+    scene.run_job()
+    scene.until_scraped()
+    until_equal(scene)
+
+    request = Request(f"http://{scene.metrics}/metrics", headers={"Accept": accept})
+    with urlopen(request, timeout=patient(10)) as answer:
+        text = answer.read().decode()
+    read = read_text if accept == TEXT else read_openmetrics
+    (family,) = (each for each in read(text) if each.name == "latencyprobe_stage_seconds")
+    samples = [each for each in family.samples if each.labels["probe"] == "each"]
+
+    assert {each.labels["pod"] for each in samples} == {POD}
+    for name, stage in scene.reports.stages().items():
+        ours = buckets_of(stage.histogram)
+        of_stage = [each for each in samples if each.labels["stage"] == name]
+        for each in of_stage:
+            if each.name.endswith("_bucket"):
+                limit_ns = float(each.labels["le"]) * 1e9 * (1 + 1e-12)
+                known = sum(n for position, n in ours.items() if bounds_of(position)[1] <= limit_ns)
+                assert each.value == known
+        (count,) = (each.value for each in of_stage if each.name.endswith("_count"))
+        assert count == total(ours)
+    if accept == TEXT:
+        assert complaints(text.encode()) == (0, b"")
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """The files and the address of an agent that wants a certificate or a token."""
+    folder = tmp_path_factory.mktemp("guarded")
+    servers, clients = Authority("servers"), Authority("clients")
+    write(folder, "agent", servers.issue(AGENT_NAME, server=True, client=False, days=1))
+    write(folder, "client", clients.issue("prometheus", server=False, client=True, days=1))
+    (folder / "servers.crt").write_bytes(servers.credential.certificate_pem)
+    (folder / "clients.crt").write_bytes(clients.credential.certificate_pem)
+    (folder / "token").write_text("s3cret")
+    options = (
+        *("--socket", f"{folder}/s/agent.sock", "--metrics-address", "127.0.0.1:0"),
+        *("--metrics-cert-file", f"{folder}/agent.crt"),
+        *("--metrics-key-file", f"{folder}/agent.key"),
+        *("--metrics-client-ca-file", f"{folder}/clients.crt"),
+        *("--metrics-token-file", f"{folder}/token"),
+    )
+    log = folder / "log"
+    with running_agent(*options, log=log):
+        yield folder, log.read_text().split("metrics on ")[1].split()[0]
+    assert "Traceback" not in log.read_text()
+
+
+def write(folder: Path, name: str, credential: Credential) -> None:
+    (folder / f"{name}.crt").write_bytes(credential.certificate_pem)
+    (folder / f"{name}.key").write_bytes(credential.key_pem)
+
+
+@pytest.mark.parametrize(
+    ("client", "token", "error"),
+    [
+        (True, False, ""),
+        (False, True, ""),
+        (False, False, "server returned HTTP status 403 Forbidden"),
+    ],
+)
+def test_prometheus_reads_a_guarded_agent_by_certificate_or_token(
+    guarded: tuple[Path, str], tmp_path: Path, *, client: bool, token: bool, error: str
+) -> None:
+    folder, address = guarded
+    tls = {"ca_file": f"{folder}/servers.crt", "server_name": AGENT_NAME}
+    if client:
+        tls |= {"cert_file": f"{folder}/client.crt", "key_file": f"{folder}/client.key"}
+    scrape: dict[str, object] = {"scheme": "https", "tls_config": tls}
+    if token:
+        scrape["authorization"] = {"credentials_file": f"{folder}/token"}
+    with prometheus(tmp_path, address, **scrape) as scraping:
+        until(
+            lambda: error in scraping.errors(),
+            f"a scrape with the error {error!r}: {scraping.targets()}",
+            seconds=patient(30),
+        )
+        known = scraping.values("latencyprobe_sampling_ratio")
+        assert bool(known) is not bool(error)
