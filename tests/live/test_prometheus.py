@@ -137,14 +137,14 @@ class Scene:
         until(
             lambda: self.reports.samples("rx.total") >= requests,
             f"a report of {requests} replies",
-            seconds=patient(30),
+            seconds=patient(60),
         )
         query = f"sum(histogram_count({metric('rx.total')}))"
         try:
             until(
                 lambda: self.prometheus.value(query) == self.reports.samples("rx.total"),
                 f"a scrape of {requests} replies",
-                seconds=patient(30),
+                seconds=patient(60),
             )
         except AssertionError as error:
             raise AssertionError(f"{error}: {self.prometheus.targets()}") from None
@@ -170,15 +170,15 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         address = log.read_text().split("metrics on ")[1].split()[0]
         stub = NodeAgentStub(channel)
         desired = state(probe("each", per_pod=True), probe("all", per_pod=False))
-        stub.Apply(desired, timeout=patient(120))
+        stub.Apply(desired, timeout=patient(240))
         with watching(stub) as reports, prometheus(folder, address) as scraping:
-            until(lambda: is_attached(stub, desired), "the pod", seconds=patient(30))
+            until(lambda: is_attached(stub, desired), "the pod", seconds=patient(60))
             yield Scene(client, server, directory, reports, address, scraping)
     assert "Traceback" not in log.read_text()
 
 
 def is_attached(stub: NodeAgentStub, desired: pb.DesiredState) -> bool:
-    result = stub.Apply(desired, timeout=patient(60))
+    result = stub.Apply(desired, timeout=patient(120))
     return result.probes[0].targets[0].state == pb.TargetStatus.ATTACHED
 
 
@@ -209,7 +209,7 @@ def until_equal(scene: Scene) -> None:
     until(
         lambda: len(equal_stages(scene)) == len(scraped(scene)) == len(scene.reports.stages()),
         "equal buckets of all stages",
-        seconds=patient(30),
+        seconds=patient(60),
     )
 
 
@@ -388,7 +388,7 @@ def test_prometheus_reads_a_guarded_agent_by_certificate_or_token(
         until(
             lambda: error in scraping.errors(),
             f"a scrape with the error {error!r}: {scraping.targets()}",
-            seconds=patient(30),
+            seconds=patient(60),
         )
         known = scraping.values("latencyprobe_sampling_ratio")
         assert bool(known) is not bool(error)
