@@ -55,6 +55,7 @@
 #include "modules/drops.bpf.c"
 #endif
 #if defined(MODULE_RX) || defined(MODULE_TX) || defined(MODULE_TCP)
+#include "modules/peers.bpf.c"
 #include "modules/pending.bpf.c"
 #endif
 

@@ -102,6 +102,18 @@ static __always_inline u64 at_least_0(u64 ns)
 	return ns & (is_below_0(ns) - 1);
 }
 
+/*
+ * Without a branch, which the barrier keeps the compiler from making of it: the verifier would follow
+ * each way through each round of a loop.
+ */
+static __always_inline u64 choose(u64 is_first, u64 one, u64 other)
+{
+	u64 mask = 0 - is_first;
+
+	asm volatile("" : "+r"(mask));
+	return other ^ ((one ^ other) & mask);
+}
+
 /* A value below the first bound is counted as that bound. It is not above the last one. */
 static __always_inline u32 position_below_last(u64 ns, u64 *bucket_bounds)
 {

@@ -103,6 +103,7 @@ struct turns {
 	u8 is_doubtful;	   /* the present turn may be two requests' */
 	u8 is_end_late;	   /* the peer's FIN came when all before it had been read */
 	u8 overlaps;	   /* how often both sides were seen to speak at once; saturates */
+	u16 past;	   /* the answers so far, and the slowest of them: see note_answer() */
 };
 
 struct socket_state {

@@ -31,6 +31,8 @@ struct pending_reading {
 	u64 number;	 /* by the agent: another one for each reading, never 0 */
 	owners_t owners; /* of the socket that is visited now */
 	struct slot_pending found;
+	u64 crowded; /* sockets whose peer had no room in `peers` */
+	struct found_turn turn;
 };
 BYTES_OF(pending_reading);
 BPF_F_TABLE("array", u32, struct pending_reading_bytes, pending_readings, 1, BPF_F_MMAPABLE);
@@ -42,18 +44,6 @@ BPF_F_TABLE("array", u32, struct pending_reading_bytes, pending_readings, 1, BPF
 /* Our FIN is in the send queue, or was sent. */
 #define ENDING (1U << TCP_FIN_WAIT1 | 1U << TCP_CLOSING | 1U << TCP_LAST_ACK)
 #define READABLE (OPEN | 1U << TCP_FIN_WAIT1 | 1U << TCP_FIN_WAIT2)
-
-/*
- * Without a branch, which the barrier keeps the compiler from making of it: the verifier would follow
- * each way through each round of a loop.
- */
-static __always_inline u64 choose(u64 is_first, u64 one, u64 other)
-{
-	u64 mask = 0 - is_first;
-
-	asm volatile("" : "+r"(mask));
-	return other ^ ((one ^ other) & mask);
-}
 
 static __always_inline u64 is_later(u32 one, u32 other)
 {
@@ -249,26 +239,69 @@ static __always_inline void find_retransmits(volatile struct pending *pending,
 	add_socket(pending, sent - unacknowledged);
 }
 
+/* When the request that waits for its answer was read, or sent; 0: it is not known, or none waits. */
+static __always_inline u64 find_waiting_turn(volatile struct found_turn *turn, struct turns *turns,
+					     struct sock *sk, struct tcp_sock *tp, u32 tcp_state)
+{
+	u64 request_ns = turns->request_ns;
+
+	if (turns->role == ROLE_SERVER) {
+		turn->is_server = 1;
+		turn->is_waiting = turns->is_known && is_after(read_end(sk, tp), turns->turn_seq);
+		return is_read_seen(sk, turns, READ(tp, copied_seq)) ? turns->read_ns : 0;
+	}
+	turn->is_waiting = request_ns && tcp_state == TCP_ESTABLISHED;
+	return request_ns;
+}
+
+static __always_inline void add_turns(volatile struct pending *pending, u64 is_one, u64 since,
+				      u64 now)
+{
+	add_if(is_one, pending, since, now);
+	pending->sockets += is_one;
+}
+
 /* A request that has no byte of its answer: of a client, or of a server that has read it. */
-static __always_inline void find_request(volatile struct slot_pending *found,
+static __always_inline void find_request(struct pending_reading *reading,
 					 struct socket_state *state, struct sock *sk,
 					 struct tcp_sock *tp, u32 tcp_state, u64 now)
 {
-	volatile struct pending *pending = &found->kinds[PENDING_UNANSWERED_REQUESTS];
+	volatile struct pending *kinds = reading->found.kinds;
+	volatile struct found_turn *turn = &reading->turn;
 	struct turns *turns = &state->turns;
-	u64 since = turns->request_ns;
+	u64 is_server, is_waiting, is_late;
 
-	if (turns->role == ROLE_SERVER) {
-		pending = &found->kinds[PENDING_REQUESTS_IN_SERVICE];
-		if (!turns->is_known || !IS_IN(tcp_state, OPEN) ||
-		    !is_after(read_end(sk, tp), turns->turn_seq))
-			return;
-		since = is_read_seen(sk, turns, READ(tp, copied_seq)) ? turns->read_ns : 0;
-	} else if (!since || tcp_state != TCP_ESTABLISHED) {
+	if (!IS_IN(tcp_state, OPEN))
 		return;
+	turn->since = find_waiting_turn(turn, turns, sk, tp, tcp_state);
+	find_turn(turn, turns, sk, tp, age_of(turn->since, now));
+	/* read again: what the verifier does not know makes no paths */
+	is_server = turn->is_server, is_waiting = turn->is_waiting, is_late = turn->is_late;
+	add_turns(&kinds[PENDING_UNANSWERED_REQUESTS], is_waiting & ~is_server, turn->since, now);
+	add_turns(&kinds[PENDING_REQUESTS_IN_SERVICE], is_waiting & is_server, turn->since, now);
+	add_turns(&kinds[PENDING_MISSING_ANSWERS], is_late & ~is_server, turn->since, now);
+	add_turns(&kinds[PENDING_STUCK_REQUESTS], is_late & is_server, turn->since, now);
+}
+
+/* Report what the socket shows of its peer. */
+static __always_inline void report_peer(struct pending_reading *reading, struct sock *sk)
+{
+	owners_t owners = *(volatile owners_t *)&reading->owners;
+	volatile struct found_turn *turn = &reading->turn;
+	struct waited_peer_key key = {};
+	struct peer *peer;
+
+	if (!turn->is_known)
+		return;
+	find_peer(&key, sk, turn->is_server);
+	for (; owners; owners >>= OWNER_BITS) {
+		key.slot = first_slot(owners);
+		peer = get_peer(&key);
+		if (peer)
+			add_to_peer(peer, turn);
+		else
+			reading->crowded++;
 	}
-	add_one(pending, since, now);
-	add_socket(pending, 0);
 }
 
 static __always_inline void find_connect(volatile struct pending *pending,
@@ -332,10 +365,12 @@ static __always_inline void find_unaccepted(volatile struct slot_pending *found,
 #endif
 
 /* All that is pending in a socket that an application has open. */
-static __always_inline void find_pending(volatile struct slot_pending *found,
+static __always_inline void find_pending(struct pending_reading *reading,
 					 struct socket_state *state, struct sock *sk,
 					 struct tcp_sock *tp, u32 tcp_state, u64 now)
 {
+	volatile struct slot_pending *found = &reading->found;
+
 #ifdef MODULE_RX
 	if (IS_IN(tcp_state, READABLE))
 		find_unread(&found->kinds[PENDING_UNREAD_SEGMENTS], sk, tp, now);
@@ -345,11 +380,12 @@ static __always_inline void find_pending(volatile struct slot_pending *found,
 		find_unsent(&found->kinds[PENDING_UNSENT_WRITES], sk, tp, tcp_state, now);
 #endif
 #ifdef MODULE_TCP
-	find_request(found, state, sk, tp, tcp_state, now);
+	find_request(reading, state, sk, tp, tcp_state, now);
 	find_connect(&found->kinds[PENDING_UNANSWERED_CONNECTS], state, tcp_state, now);
 	if (IS_IN(tcp_state, OPEN | ENDING))
 		find_retransmits(&found->kinds[PENDING_UNACKNOWLEDGED_RETRANSMITS], state, sk, tp,
 				 now);
+	report_peer(reading, sk);
 #endif
 }
 
@@ -399,15 +435,11 @@ static __always_inline void add_pending(volatile struct slot_pending *of_slot,
 	}
 }
 
-/* Begin with a socket of these owners; 0: it has none. */
-static __always_inline owners_t begin_socket(struct pending_reading *reading, owners_t owners)
-{
-	*(volatile owners_t *)&reading->owners = owners;
-	__builtin_memset(&reading->found, 0, sizeof(reading->found));
-	return *(volatile owners_t *)&reading->owners;
-}
-
-static __always_inline void report_pending(struct pending_reading *reading)
+/*
+ * Add what was found of the socket that was visited last. At the beginning of the next visit, since the
+ * verifier would do it for each path through the loops. The last visit is of no socket.
+ */
+static __always_inline void report_last_socket(struct pending_reading *reading)
 {
 	owners_t owners = *(volatile owners_t *)&reading->owners;
 	struct slot_pending *of_slot;
@@ -419,6 +451,16 @@ static __always_inline void report_pending(struct pending_reading *reading)
 		if (of_slot)
 			add_pending(of_slot, &reading->found);
 	}
+	*(volatile owners_t *)&reading->owners = 0;
+}
+
+/* Begin with a socket of these owners; 0: it has none. */
+static __always_inline owners_t begin_socket(struct pending_reading *reading, owners_t owners)
+{
+	__builtin_memset(&reading->found, 0, sizeof(reading->found));
+	__builtin_memset(&reading->turn, 0, sizeof(reading->turn));
+	*(volatile owners_t *)&reading->owners = owners;
+	return *(volatile owners_t *)&reading->owners;
 }
 
 /* The same of a socket of UDP. */
@@ -428,7 +470,6 @@ static __always_inline void read_queries(struct pending_reading *reading, struct
 #ifdef WITH_QUERIES
 	find_queries(&reading->found.kinds[PENDING_UNANSWERED_QUERIES], config, sk,
 		     bpf_ktime_get_ns());
-	report_pending(reading);
 #endif
 }
 
@@ -475,7 +516,10 @@ int on_socket_state(u64 *ctx)
 	struct tcp_sock *tp;
 	u64 now;
 
-	if (!sk || !config || !reading)
+	if (!config || !reading)
+		return 0;
+	report_last_socket(reading);
+	if (!sk)
 		return 0;
 	protocol = protocol_of(sk);
 	if (!protocol)
@@ -499,8 +543,7 @@ int on_socket_state(u64 *ctx)
 		find_unaccepted(&reading->found, state, sk, tp, now);
 	else
 #endif
-		find_pending(&reading->found, state, sk, tp, tcp_state, now);
-	report_pending(reading);
+		find_pending(reading, state, sk, tp, tcp_state, now);
 	return 0;
 }
 
@@ -593,7 +636,10 @@ int on_pending_file(u64 *ctx)
 	owners_t owners;
 	u64 now;
 
-	if (!task || !file || !config || !reading)
+	if (!config || !reading)
+		return 0;
+	report_last_socket(reading);
+	if (!task || !file)
 		return 0;
 	socket = bpf_sock_from_file(file); /* 5.11+ */
 	if (!socket)
@@ -632,8 +678,7 @@ int on_pending_file(u64 *ctx)
 		find_accept_queue(&reading->found, sk, tp, now);
 	else
 #endif
-		find_pending(&reading->found, state, sk, tp, tcp_state, now);
-	report_pending(reading);
+		find_pending(reading, state, sk, tp, tcp_state, now);
 	return 0;
 }
 

@@ -40,6 +40,7 @@ static __always_inline void begin_turns(struct turns *turns, struct tcp_sock *tp
 	turns->role = role;
 	turns->is_known = 1;
 	turns->turn_seq = READ(tp, copied_seq);
+	turns->past = 0;
 }
 
 static __always_inline void note_overlap(struct turns *turns)
@@ -48,9 +49,40 @@ static __always_inline void note_overlap(struct turns *turns)
 		turns->overlaps++;
 }
 
+/*
+ * The past of a connection: the number of its answers, and the longest wait for one, both saturated.
+ * See peers.bpf.c.
+ */
+#define ANSWER_SHIFT 24 /* 17 ms: more than 1 s in 68 units */
+#define ANSWER_BITS 12	/* 69 s */
+#define LONGEST_ANSWER ((1U << ANSWER_BITS) - 1)
+#define MOST_ANSWERS (0xffffU >> ANSWER_BITS)
+
+/* It has waited so long without harm: `answers` is 0 if what ended the wait was no answer. */
+static __always_inline void note_wait(struct turns *turns, u64 ns, u32 answers)
+{
+	u32 past = turns->past, slowest = past & LONGEST_ANSWER, number = past >> ANSWER_BITS;
+	u64 units = (ns >> ANSWER_SHIFT) + 1;
+
+	if (units > LONGEST_ANSWER)
+		units = LONGEST_ANSWER;
+	if (units > slowest)
+		slowest = units;
+	if (number < MOST_ANSWERS)
+		number += answers;
+	turns->past = number << ANSWER_BITS | slowest;
+}
+
+/* Also an answer that is too doubtful to be a sample: whoever waited for it was patient. */
+static __always_inline void note_answer(struct turns *turns, u64 ns)
+{
+	note_wait(turns, ns, 1);
+}
+
 static __always_inline void end_turn(struct config *config, struct socket_state *state, u32 stage,
 				     bool is_certain, u64 ns)
 {
+	note_answer(&state->turns, ns);
 	if (is_certain && state->turns.overlaps < OVERLAPS_OF_A_MULTIPLEX)
 		record_for(config, state->owners, stage, ns);
 	else
@@ -208,6 +240,8 @@ static __always_inline void continue_request(struct turns *turns, struct tcp_soc
 	if (now - turns->read_ns > pause_ns) {
 		turns->is_doubtful = 1;
 		note_overlap(turns);
+		if (turns->read_ns)
+			note_wait(turns, now - turns->read_ns, 0); /* no answer was due */
 	}
 }
 

@@ -7,11 +7,12 @@ windows. Nothing here depends on the source of the figures.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
 from latencyprobe.domain.histogram import EMPTY, LARGEST_SUM, Histogram
+from latencyprobe.domain.patience import Peer, joint_peers
 from latencyprobe.domain.pending import Pending, joint_pending
 from latencyprobe.domain.stages import CPU_PRESSURE, THROTTLING, is_duration
 
@@ -115,13 +116,15 @@ class Measurement:
     `netns_counters` count for the target's network namespaces, hence also for other processes in
     them. Add those of one target over time, never those of two targets.
     `pending`: a snapshot by kind, of the last reading. A sum keeps that of the later summand. None:
-    it was not read, or nothing was pending before and after.
+    it was not read, or nothing was pending before and after. `peers`: those that requests wait for,
+    of the same reading.
     """
 
     stages: Mapping[str, StageMeasurement] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)
     netns_counters: Mapping[str, int] = field(default_factory=dict)
     pending: Mapping[str, Pending] | None = None
+    peers: Sequence[Peer] = ()
 
     def __bool__(self) -> bool:
         return (
@@ -141,6 +144,7 @@ class Measurement:
             joint_counters(self.counters, other.counters),
             joint_counters(self.netns_counters, other.netns_counters),
             self.pending if other.pending is None else other.pending,
+            self.peers if other.pending is None else other.peers,
         )
 
     def stage(self, name: str) -> StageMeasurement:
@@ -173,6 +177,7 @@ def of_one_pod(one: Measurement, other: Measurement) -> Measurement:
         counters={**joint_counters(one.counters, other.counters), **_of_one_tree(one, other)},
         netns_counters=_larger(one.netns_counters, other.netns_counters),
         pending=pending,
+        peers=joint_peers(one.peers, other.peers),
     )
 
 
@@ -202,7 +207,7 @@ def _of_one_tree(one: Measurement, other: Measurement) -> dict[str, int]:
 
 def across_pods(measurement: Measurement) -> Measurement:
     """Return the part of a pod's measurement that adds up with those of other pods."""
-    return replace(measurement, netns_counters={}, pending=None)
+    return replace(measurement, netns_counters={}, pending=None, peers=())
 
 
 class NodeStage(NamedTuple):

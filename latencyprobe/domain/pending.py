@@ -19,13 +19,17 @@ LONGEST_PENDING_NS = 600 * 10**9
 
 @dataclass(frozen=True, slots=True)
 class PendingKind:
-    """A kind of waiting. `one`, `several`: the nouns that `count` counts."""
+    """A kind of waiting. `one`, `several`: the nouns that `count` counts.
+
+    `needs_others`: a single socket does not show it, only several together.
+    """
 
     name: str
     module: Module
     one: str
     several: str
     meaning: str
+    needs_others: bool = False
 
     @property
     def macro(self) -> str:
@@ -71,6 +75,36 @@ PENDING_KINDS: tuple[PendingKind, ...] = (
         "requests that a server has read, without a byte of its answer",
     ),
     PendingKind(
+        "missingAnswers",
+        Module.TCP,
+        "missing answer",
+        "missing answers",
+        "unanswered requests that are late by the past of their connection or of their peer",
+    ),
+    PendingKind(
+        "stuckRequests",
+        Module.TCP,
+        "stuck request",
+        "stuck requests",
+        "requests in service that are late by the past of their connection or of their port",
+    ),
+    PendingKind(
+        "firstAnswers",
+        Module.TCP,
+        "request without any answer from that peer so far",
+        "requests without any answer from that peer so far",
+        "unanswered requests to peers that have not answered on any connection",
+        needs_others=True,
+    ),
+    PendingKind(
+        "firstRequestsInService",
+        Module.TCP,
+        "request in service without any answer on that port so far",
+        "requests in service without any answer on that port so far",
+        "requests in service on ports without an answer on any connection",
+        needs_others=True,
+    ),
+    PendingKind(
         "unansweredConnects",
         Module.TCP,
         "unanswered connect",
@@ -92,6 +126,8 @@ PENDING_KINDS: tuple[PendingKind, ...] = (
         "connections whose retransmission timer has expired, without an ACK since",
     ),
 )
+# Those that a program finds, socket by socket.
+KINDS_OF_SOCKETS = tuple(kind for kind in PENDING_KINDS if not kind.needs_others)
 PENDING_BY_NAME: Mapping[str, PendingKind] = {kind.name: kind for kind in PENDING_KINDS}
 
 

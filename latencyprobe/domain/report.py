@@ -15,6 +15,7 @@ from latencyprobe.domain.measurement import (
     NodeMeasurement,
     StageMeasurement,
 )
+from latencyprobe.domain.patience import Peer, peers_of
 from latencyprobe.domain.pending import Pending, pending_of
 from latencyprobe.domain.serialisation import written
 from latencyprobe.domain.stages import (
@@ -62,7 +63,8 @@ class TargetReport:
     """Stages, counters and verdict of one target over one window.
 
     `netns_counters`: events in its network namespaces, of the target or of others; no zeroes.
-    `pending`: waiting that has not ended, by kind; None if that cannot be read.
+    `pending`: waiting that has not ended, by kind; None if that cannot be read. `peers`: those that
+    requests wait for, the worst first.
     """
 
     stages: Sequence[StageReport]
@@ -70,6 +72,7 @@ class TargetReport:
     netns_counters: Mapping[str, int]
     verdict: Verdict
     pending: Mapping[str, Pending] | None = None
+    peers: Sequence[Peer] = field(default=(), metadata=written(absent_if_empty=True))
 
     def stage(self, name: str) -> StageReport | None:
         """Return the stage of this name, or None if it was not measured."""
@@ -120,6 +123,7 @@ def report_on(
     """
     wanted = set(modules)
     is_pending_read = PENDING in counters_of(wanted) and PENDING not in uncounted
+    pending = pending_of(measurement.pending or {}, wanted) if is_pending_read else None
     seen = Measurement(
         {
             stage.name: measurement.stages[stage.name]
@@ -133,7 +137,8 @@ def report_on(
         }
         | _others(measurement, wanted),
         {name: n for name, n in sorted(measurement.netns_counters.items()) if n},
-        pending_of(measurement.pending or {}, wanted) if is_pending_read else None,
+        pending,
+        peers_of(measurement.peers, pending),
     )
     stages = tuple(
         _report_stage(BY_NAME[name], seen)
@@ -141,7 +146,9 @@ def report_on(
         if only_stages is None or name in only_stages
     )
     verdict = judge(seen, node, wanted)
-    return TargetReport(stages, seen.counters, seen.netns_counters, verdict, seen.pending)
+    return TargetReport(
+        stages, seen.counters, seen.netns_counters, verdict, seen.pending, seen.peers
+    )
 
 
 def _others(measurement: Measurement, wanted: Container[Module]) -> dict[str, int]:

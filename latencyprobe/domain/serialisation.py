@@ -40,6 +40,8 @@ class FieldRule:
     """It is not part of the document."""
     exact: bool = False
     """A text with all its characters, for writers that escape the others."""
+    as_text: bool = False
+    """The value is written as its text, not by its fields."""
 
 
 @runtime_checkable
@@ -62,9 +64,10 @@ def written(
     digits: int | None = None,
     omitted: bool = False,
     exact: bool = False,
+    as_text: bool = False,
 ) -> Mapping[str, FieldRule]:
     """Return the metadata of a field with these exceptions; see `FieldRule`."""
-    rule = FieldRule(inlined, absent_if_empty, null_if_none, digits, omitted, exact)
+    rule = FieldRule(inlined, absent_if_empty, null_if_none, digits, omitted, exact, as_text)
     return {_METADATA: rule}
 
 
@@ -94,6 +97,8 @@ def _write_by(rule: FieldRule, document: dict[str, Any], key: str, content: Any)
         document[key] = round(content, rule.digits)
     elif rule.exact:
         document[key] = content
+    elif rule.as_text:
+        document[key] = printable(str(content))
     else:
         document[key] = _plain(content)
 

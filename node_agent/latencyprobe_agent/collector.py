@@ -17,6 +17,7 @@ from latencyprobe.domain.measurement import (
     Measurement,
     NodeMeasurement,
 )
+from latencyprobe.domain.patience import peers_of
 from latencyprobe.domain.pending import pending_of
 from latencyprobe.domain.stages import Module, is_counter_of, stages_of
 from latencyprobe_agent.desired import Desired, DesiredProbe, DesiredTarget, Selector
@@ -285,11 +286,13 @@ def _are_alike(before: DesiredProbe, after: DesiredProbe) -> bool:
 def only(measurement: Measurement, modules: frozenset[Module]) -> Measurement:
     """Keep the figures of these modules, and all counters of the cgroups and the namespace."""
     names = {stage.name for stage in stages_of(modules)}
+    pending = None if measurement.pending is None else pending_of(measurement.pending, modules)
     return Measurement(
         {name: s for name, s in measurement.stages.items() if name in names},
         {name: n for name, n in measurement.counters.items() if is_counter_of(name, modules)},
         measurement.netns_counters,
-        None if measurement.pending is None else pending_of(measurement.pending, modules),
+        pending,
+        peers_of(measurement.peers, pending),
     )
 
 

@@ -7,25 +7,23 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from fcntl import ioctl
 
 import pytest
 
-from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.measurement import NOTHING
 from latencyprobe.domain.pending import Pending
-from latencyprobe.domain.stages import PENDING
 from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
-from tests.live.measuring import CLIENT, SERVER, are_bound_by_btf, watch
+from tests.live.measuring import CLIENT, SERVER, watch
 from tests.live.netfilter import load_rules
+from tests.live.pending_readings import both_pending, connections, is_unavailable, pending
 from tests.live.pods import Pod
 from tests.live.sockets import (
     PATIENCE_SECONDS,
     PORT,
-    Connection,
     connect,
     everything_in,
     exchange,
@@ -60,43 +58,6 @@ table ip pending {
   }
 }
 """
-
-
-def pending(engine: KernelEngine, slot: int) -> Mapping[str, Pending]:
-    """What is pending in a slot now."""
-    return engine.read().get(slot, NOTHING).pending or {}
-
-
-def both_pending(engine: KernelEngine) -> tuple[Mapping[str, Pending], Mapping[str, Pending]]:
-    """What is pending at the client and at the server, in one reading."""
-    read = engine.read()
-    client, server = (read.get(slot, NOTHING).pending or {} for slot in (CLIENT, SERVER))
-    return client, server
-
-
-def is_unavailable(engine: KernelEngine) -> bool:
-    """Whether this kernel can't show it; then the coverage says why, and nothing is made up."""
-    if are_bound_by_btf(engine):
-        return False
-    (row,) = (each for each in engine.coverage if each.name == PENDING)
-    assert row.state is CoverageState.UNAVAILABLE
-    assert "requires BTF" in row.reason
-    assert all(measured.pending is None for measured in engine.read().values())
-    return True
-
-
-@contextmanager
-def connections(client: Pod, server: Pod, count: int) -> Iterator[list[Connection]]:
-    """Open connections, all of one listener."""
-    with ExitStack() as stack:
-        listener = stack.enter_context(listen(server.namespace, server.address))
-        made = []
-        for _ in range(count):
-            asking = stack.enter_context(connect(client.namespace, server.address))
-            answering = stack.enter_context(listener.accept()[0])
-            answering.settimeout(PATIENCE_SECONDS)
-            made.append(Connection(asking, answering))
-        yield made
 
 
 class Age:

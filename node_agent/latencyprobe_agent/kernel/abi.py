@@ -20,7 +20,15 @@ from latencyprobe.domain.histogram import (
     POSITIONS,
 )
 from latencyprobe.domain.packets import LONGEST_NS
-from latencyprobe.domain.pending import LONGEST_PENDING_NS, PENDING_KINDS
+from latencyprobe.domain.patience import (
+    ANSWERS_OF_A_PAST,
+    HELD_ANSWER_NS,
+    HELD_PATIENCE_NS,
+    LEAST_PATIENCE_NS,
+    PATIENCE_FACTOR,
+    PATIENCE_STEPS,
+)
+from latencyprobe.domain.pending import KINDS_OF_SOCKETS, LONGEST_PENDING_NS
 from latencyprobe.domain.stages import (
     COUNTERS,
     INDEX,
@@ -65,6 +73,8 @@ SOCKET_MEMORY_PLACES = 3 * MAX_SLOTS + 2
 # without the node.
 THREADS_OF_TARGET = 2048
 MAX_THREADS = 8192
+# The peers of all targets that are compared in one reading of what is pending.
+MAX_PEERS = 512
 THREADS_FOR_ALL = MAX_SLOTS
 # The runs of each CPU: the table's name, its elements in each resolution (a power of two), and how
 # many resolutions there are. The other table has a number for each of them.
@@ -230,8 +240,15 @@ MACROS: Mapping[str, int | str] = {
     "LONG_WAIT_NS": LONG_WAIT_NS,
     "NO_PACKETS": f"{NO_PACKETS}U",
     "LONGEST_PENDING_NS": f"{LONGEST_PENDING_NS}ULL",
-    "NR_PENDING": len(PENDING_KINDS),
-    **{kind.macro: index for index, kind in enumerate(PENDING_KINDS)},
+    "NR_PENDING": len(KINDS_OF_SOCKETS),
+    "MAX_PEERS": MAX_PEERS,
+    "ANSWERS_OF_A_PAST": ANSWERS_OF_A_PAST,
+    "HELD_ANSWER_NS": f"{HELD_ANSWER_NS}ULL",
+    "HELD_PATIENCE_NS": f"{HELD_PATIENCE_NS}ULL",
+    "LEAST_PATIENCE_NS": f"{LEAST_PATIENCE_NS}ULL",
+    "PATIENCE_FACTOR": PATIENCE_FACTOR,
+    "PATIENCE_STEPS": PATIENCE_STEPS,
+    **{kind.macro: index for index, kind in enumerate(KINDS_OF_SOCKETS)},
     **{stage.macro: index for index, stage in enumerate(STAGES)},
     **{counter.macro: index for index, counter in enumerate(COUNTERS)},
     "PLACES": PLACES,
@@ -388,8 +405,42 @@ PENDING = Layout(
     oldest_ns="Q",
     waiting_ns="Q",
 )
-SLOT_PENDING = Layout("slot_pending", kinds=f"{len(PENDING_KINDS) * PENDING.size}s")
-PENDING_READING = Layout("pending_reading", number="Q", owners="Q", found=SLOT_PENDING)
+SLOT_PENDING = Layout("slot_pending", kinds=f"{len(KINDS_OF_SOCKETS) * PENDING.size}s")
+FOUND_TURN = Layout(
+    "found_turn",
+    is_known="Q",
+    is_server="Q",
+    since="Q",
+    is_waiting="Q",
+    age_ns="Q",
+    is_late="Q",
+    is_first="Q",
+    answers="Q",
+    slowest_ns="Q",
+)
+PENDING_READING = Layout(
+    "pending_reading",
+    number="Q",
+    owners="Q",
+    found=SLOT_PENDING,
+    crowded="Q",
+    turn=FOUND_TURN,
+)
+PEER_KEY = Layout(
+    "waited_peer_key", slot="H", role="B", protocol="B", port="H", reserved="H", address="16s"
+)
+WAITS = Layout("waits", count="Q", oldest_ns="Q", waiting_ns="Q")
+PEER = Layout(
+    "peer",
+    answered="Q",
+    answers="Q",
+    slowest_ns="Q",
+    waiting=WAITS,
+    late=WAITS,
+    first=WAITS,
+    first_counts=f"{PATIENCE_STEPS}Q",
+    first_waiting_ns=f"{PATIENCE_STEPS}Q",
+)
 DROP_PLACE = Layout("drop_place", location="Q", slot="I", epoch="I")
 HANDLER_NAME = Layout("handler_name", text=f"{HANDLER_NAME_BYTES}s")
 USER = Layout("user", tgid="I", pid="I", comm="16s")
@@ -442,6 +493,7 @@ TRACE_CONTROLS = Map("trace_control", U32, TRACE_CONTROL.packing)
 DROP_PLACES = Map("drop_places", DROP_PLACE.packing, U64)
 PENDING_OF_SLOTS = Map("pending_of_slots", U32, SLOT_PENDING.packing)
 PENDING_READINGS = Map("pending_readings", U32, PENDING_READING.packing)
+PEERS = Map("peers", PEER_KEY.packing, PEER.packing)
 # A ring buffer has neither keys nor values; its elements are `struct trace_event`.
 TRACE_RING = "trace_ring"
 
@@ -449,9 +501,9 @@ _MAPS = (CONFIGURATION, STATS, CGROUPS, PROCESSES, FILTERS, FILTER_PORTS, SOCKET
 _LAYOUTS = (SHARDS, NETNS_ENTRY, CONFIG, STAGE_STATS, SLOT_STATS, SLOT_FILTER, SOCKET_MEMORY)
 # There with the modules that measure sockets; with rx, tcp, sched, irq; while packets are traced.
 _SOCKET_MAPS = (PENDING_OF_SLOTS, PENDING_READINGS)
-_SOCKET_LAYOUTS = (PENDING, SLOT_PENDING, PENDING_READING)
+_SOCKET_LAYOUTS = (PENDING, SLOT_PENDING, FOUND_TURN, PENDING_READING)
 _RX_MAPS = (HOST_DEVICES,)
-_TCP_MAPS, _TCP_LAYOUTS = (DROP_PLACES,), (DROP_PLACE,)
+_TCP_MAPS, _TCP_LAYOUTS = (DROP_PLACES, PEERS), (DROP_PLACE, PEER_KEY, WAITS, PEER)
 _SCHED_MAPS = (THREADS, THREAD_SHARES, WAITS_FOR_CGROUPS)
 _SCHED_LAYOUTS = (THREAD, THREAD_SHARE, WAIT_FOR_CGROUP)
 _IRQ_MAPS, _IRQ_LAYOUTS = (NODE_STATS, HANDLER_NAMES), (HANDLER_NAME, NODE_ROW)

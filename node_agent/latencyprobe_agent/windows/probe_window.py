@@ -21,6 +21,7 @@ from latencyprobe.domain.measurement import (
     across_pods,
     of_one_pod,
 )
+from latencyprobe.domain.patience import Peer
 from latencyprobe.domain.pending import Pending
 from latencyprobe.domain.report import report_on
 from latencyprobe.domain.score import score_of
@@ -73,12 +74,13 @@ class _TimeSlot:
 class _PodWindow:
     """One pod, its measurements, its pending waits of now, and when it was measured last."""
 
-    __slots__ = ("_pending", "last_measured", "pod", "sums")
+    __slots__ = ("_peers", "_pending", "last_measured", "pod", "sums")
 
     def __init__(self, pod: PodTargets) -> None:
         self.pod = pod
         self.sums = RunningWindow()
         self._pending: Mapping[str, Pending] = {}
+        self._peers: Sequence[Peer] = ()
         self.last_measured = math.inf
 
     def become(self, pod: PodTargets, now: float) -> None:
@@ -91,12 +93,12 @@ class _PodWindow:
 
     def advance(self, delta: Measurement, *, slot: int, oldest: int) -> None:
         """Add the measurement of an interval, and replace the pending waits."""
-        self._pending = delta.pending or {}
-        self.sums.advance(replace(delta, pending=None), slot=slot, oldest=oldest)
+        self._pending, self._peers = delta.pending or {}, delta.peers
+        self.sums.advance(replace(delta, pending=None, peers=()), slot=slot, oldest=oldest)
 
     def value(self) -> Measurement:
         """Return the measurement of the window."""
-        return replace(self.sums.value(), pending=self._pending)
+        return replace(self.sums.value(), pending=self._pending, peers=self._peers)
 
     def is_over(self, before: float) -> bool:
         """Return True if it was not measured since this time."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from latencyprobe.domain.pending import PENDING_KINDS, Pending
+from latencyprobe.domain.pending import KINDS_OF_SOCKETS, Pending
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.abi import MAX_SLOTS, PENDING, PENDING_READING, SLOT_PENDING, U64
 from latencyprobe_agent.kernel.runtime.pending import PendingMemory
@@ -64,12 +64,12 @@ def test_a_reading_has_the_kinds_of_each_slot_and_begins_at_zero(
 
     kernel.visit = visit
     wanted = {
-        3: {PENDING_KINDS[UNREAD].name: Pending(200, 20, 40_000, 6, 90)},
-        255: {PENDING_KINDS[REQUESTS].name: Pending(1, 1, 0, 5, 5)},
+        3: {KINDS_OF_SOCKETS[UNREAD].name: Pending(200, 20, 40_000, 6, 90)},
+        255: {KINDS_OF_SOCKETS[REQUESTS].name: Pending(1, 1, 0, 5, 5)},
     }
     assert memory.read(LINK, (3, 4, 255)) == wanted
     kernel.visit = lambda: kernel.find(3, REQUESTS, 2, 2, 0, 0, 0)
-    assert memory.read(LINK, (3, 4)) == {3: {PENDING_KINDS[REQUESTS].name: Pending(2, 2)}}
+    assert memory.read(LINK, (3, 4)) == {3: {KINDS_OF_SOCKETS[REQUESTS].name: Pending(2, 2)}}
 
 
 def test_after_a_long_reading_its_figures_stand_for_a_while(kernel: Kernel) -> None:
@@ -90,6 +90,23 @@ def test_after_a_long_reading_its_figures_stand_for_a_while(kernel: Kernel) -> N
     now += 1.0
     assert memory.read(LINK, (3, 4)) == figures
     assert len(kernel.numbers) == 2
+    memory.close()
+
+
+def test_a_slot_of_another_target_does_not_have_the_figures_of_the_pause(kernel: Kernel) -> None:
+    now = 100.0
+    memory = PendingMemory(kernel.slots, kernel.readings, clock=lambda: now)
+
+    def visit_for_a_second() -> None:
+        nonlocal now
+        now += 1.0
+        kernel.find(3, UNREAD, 1, 1, 1, 0, 0)
+        kernel.find(4, UNREAD, 1, 1, 1, 0, 0)
+
+    kernel.visit = visit_for_a_second
+    figures = memory.read(LINK, (3, 4))
+    memory.forget((4,))
+    assert memory.read(LINK, (3, 4)) == {3: figures[3]}
     memory.close()
 
 
@@ -130,6 +147,36 @@ def test_a_reading_that_fails_makes_nothing_up(
     assert "cannot read what is pending: [Errno 24] Too many open files" in caplog.text
 
 
+def test_a_reading_begins_without_the_last_socket_of_one_that_failed(
+    kernel: Kernel, memory: PendingMemory
+) -> None:
+    owners = PENDING_READING.offset("owners")
+    os.pwrite(kernel.readings, U64.pack(4), owners)
+
+    def visit() -> None:
+        assert os.pread(kernel.readings, U64.size, owners) == bytes(U64.size)
+
+    kernel.visit = visit
+    memory.read(LINK, (3,))
+    assert kernel.numbers == [1]
+
+
+def test_the_number_of_sockets_without_room_is_that_of_the_last_reading(
+    kernel: Kernel, memory: PendingMemory
+) -> None:
+    crowded = PENDING_READING.offset("crowded")
+
+    def visit() -> None:
+        os.pwrite(kernel.readings, U64.pack(9), crowded)
+
+    kernel.visit = visit
+    memory.read(LINK, (3,))
+    assert memory.crowded == 9
+    kernel.visit = lambda: None
+    memory.read(LINK, (3,))
+    assert memory.crowded == 0
+
+
 def test_the_layouts_have_no_gap() -> None:
-    assert SLOT_PENDING.size == len(PENDING_KINDS) * PENDING.size
+    assert SLOT_PENDING.size == len(KINDS_OF_SOCKETS) * PENDING.size
     assert PENDING_READING.offset("found") == 2 * U64.size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,8 @@ from latencyprobe.domain.measurement import (
     StageMeasurement,
     total,
 )
+from latencyprobe.domain.packets import Endpoint
+from latencyprobe.domain.patience import Peer
 from latencyprobe.domain.pending import Pending
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.summary import PodChoice, PodReport
@@ -287,6 +290,25 @@ def test_pending_figures_are_of_the_newest_interval_and_of_all_containers() -> N
     }
     assert pending_after(20, c=samples(1), s=of_sidecar) == of_sidecar.pending
     assert pending_after(30, c=samples(1)) == {}
+
+
+def test_peers_are_of_the_newest_interval_and_of_all_containers() -> None:
+    probe = _probe("a")
+    sidecar = DesiredTarget("a/s", ContainerSelector("a", "s"), "a", "sidecar")
+    measured = Measured(replace(probe, targets=(*probe.targets, sidecar)))
+    peer = Peer(Endpoint(ip_address("10.0.0.7"), 7000), "missingAnswers", 2, 5, 9)
+    waiting = Measurement(pending={"missingAnswers": Pending(2)}, peers=(peer,))
+
+    def peers_after(end: float, **taken: Measurement) -> object:
+        figures = {f"a/{container}": each for container, each in taken.items()}
+        measured.windows.add([ProbeFigures(measured.probe, _at(end - 10), _at(end), figures)])
+        (pod,) = measured.report.pods
+        assert measured.report.summary.merged.peers == ()
+        return pod.report.peers
+
+    assert peers_after(10, c=samples(1) + waiting, s=waiting) == (peer + peer,)
+    assert peers_after(20, c=samples(1), s=waiting) == (peer,)
+    assert peers_after(30, c=samples(1)) == ()
 
 
 def test_pods_are_sorted_by_score_and_equal_ones_by_uid() -> None:

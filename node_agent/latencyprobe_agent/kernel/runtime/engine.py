@@ -64,6 +64,7 @@ from latencyprobe_agent.kernel.runtime.loaded import (
 )
 from latencyprobe_agent.kernel.runtime.obstacles import mention
 from latencyprobe_agent.kernel.runtime.overhead import OverheadClock
+from latencyprobe_agent.kernel.runtime.peers import crowded
 from latencyprobe_agent.kernel.runtime.preload import Preload
 from latencyprobe_agent.kernel.runtime.shards import Shards, share_out
 from latencyprobe_agent.kernel.runtime.slices import TimeSlices
@@ -217,7 +218,8 @@ class KernelEngine:
         for slot, measurement in self._take(self._object, self._slots, self._slots).items():
             news[slot] = news.get(slot, NOTHING) + measurement
         for slot, pending in self._object.read_pending(self._slots).items():
-            news[slot] = news.get(slot, NOTHING) + Measurement(pending=pending)
+            waits = Measurement(pending=pending, peers=self._object.peers.get(slot, ()))
+            news[slot] = news.get(slot, NOTHING) + waits
         if self._socket_memory is not None:
             self._socket_memory.read(self._slots)
         if self._threads is not None:
@@ -236,6 +238,8 @@ class KernelEngine:
         coverage = self._coverage
         if self._object is not None:
             coverage = mention(coverage, self._object.configuration.obstacles())
+            if self._object.crowded_peers:
+                coverage = crowded(coverage)
         if self._socket_memory is None or not self._socket_memory.is_full:
             return coverage
         return full(coverage, self._socket_memory_limits)
@@ -437,6 +441,8 @@ class KernelEngine:
 
     def _admit(self, new: Collection[int]) -> None:
         """Have each tenant's share ready before a program counts for one of its slots."""
+        if self._object is not None:
+            self._object.forget_pending(new)
         tenants = {slot: spec.tenant for slot, spec in self._slots.items()}
         if self._socket_memory is not None:
             self._socket_memory.admit(new, tenants)

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from functools import cache
 from typing import NamedTuple
 
+from latencyprobe.domain.patience import Peer
 from latencyprobe.domain.pending import Pending
 from latencyprobe.domain.stages import Module
 from latencyprobe.process.os_errors import explained
@@ -25,6 +26,7 @@ from latencyprobe_agent.kernel.abi import (
     HOST_DEVICES,
     NO_PACKETS,
     NODE_STATS,
+    PEERS,
     PENDING_OF_SLOTS,
     PENDING_READINGS,
     SOCKET_MEMORIES,
@@ -207,7 +209,11 @@ class LoadedObject:
         )
         self.cgroup_waits = CgroupWaits(self) if WAITS_FOR_CGROUPS.name in self._maps else None
         self._pending = (
-            PendingMemory(self._maps[PENDING_OF_SLOTS.name], self._maps[PENDING_READINGS.name])
+            PendingMemory(
+                self._maps[PENDING_OF_SLOTS.name],
+                self._maps[PENDING_READINGS.name],
+                self._maps.get(PEERS.name),
+            )
             if PENDING_OF_SLOTS.name in self._maps
             else None
         )
@@ -488,6 +494,21 @@ class LoadedObject:
         if fast is not None and not (is_changed or self.follows_processes):
             link = fast
         return self._pending.read(link, slots) if self._pending and link is not None else {}
+
+    @property
+    def peers(self) -> Mapping[int, Sequence[Peer]]:
+        """The peers that requests of each slot wait for, as of the last such reading."""
+        return self._pending.peers if self._pending else {}
+
+    def forget_pending(self, slots: Collection[int]) -> None:
+        """Forget what was pending in these slots: they are another target's from now on."""
+        if self._pending:
+            self._pending.forget(slots)
+
+    @property
+    def crowded_peers(self) -> int:
+        """The number of sockets that were not compared with others, since there was no room."""
+        return self._pending.crowded if self._pending else 0
 
     def bump_generation(self) -> None:
         """Have every socket look up its slots again."""

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from mmap import mmap
 
-from latencyprobe.domain.pending import PENDING_KINDS, Pending
+from latencyprobe.domain.patience import Peer, waiting_peers, waits_by_others
+from latencyprobe.domain.pending import KINDS_OF_SOCKETS, Pending, joint_pending
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.abi import MAX_SLOTS, PENDING, PENDING_READING, SLOT_PENDING, U64
 from latencyprobe_agent.kernel.runtime.mapped_array import distance_of
+from latencyprobe_agent.kernel.runtime.peers import PeerTable
 from latencyprobe_agent.kernel.runtime.reading_pause import ReadingPause
 
 log = logging.getLogger(__name__)
@@ -23,20 +25,35 @@ _DISTANCE = distance_of(SLOT_PENDING)
 _NOTHING = bytes(_DISTANCE)
 # A socket's state has 8 bits for the reading that saw it last; 0: none.
 _NUMBERS = 0xFF
+_BEGINNING = PENDING_READING.part("number", "owners")
+_CROWDED = PENDING_READING.offset("crowded")
 
 
 class PendingMemory:
-    """The maps with the figures of each slot and of the reading, mapped into this process."""
+    """The maps with the figures of each slot and of the reading, mapped into this process.
+
+    `peers_fd`: that of the peers, if the module tcp is there.
+    """
 
     def __init__(
-        self, slots_fd: int, readings_fd: int, *, clock: Callable[[], float] = time.monotonic
+        self,
+        slots_fd: int,
+        readings_fd: int,
+        peers_fd: int | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._memory = mmap(slots_fd, MAX_SLOTS * _DISTANCE)
         self._reading = mmap(readings_fd, PENDING_READING.size)
+        self._peers = None if peers_fd is None else PeerTable(peers_fd, clock)
         self._number = 0
         self._clock = clock
         self._pause = ReadingPause(clock)
-        self._found: Mapping[int, Mapping[str, Pending]] = {}
+        self._found: dict[int, Mapping[str, Pending]] = {}
+        self.peers: Mapping[int, Sequence[Peer]] = {}
+        """Those that requests wait for, by slot: of the last reading."""
+        self.crowded = 0
+        """The number of sockets whose peers had no room in it."""
 
     def read(self, link_fd: int, slots: Collection[int]) -> Mapping[int, Mapping[str, Pending]]:
         """Read by this link of an iterator; return the figures of these slots.
@@ -50,7 +67,11 @@ class PendingMemory:
         for slot in slots:
             self._memory[slot * _DISTANCE : (slot + 1) * _DISTANCE] = _NOTHING
         self._number = self._number % _NUMBERS + 1
-        self._reading[: U64.size] = U64.pack(self._number)
+        # Without owners: of a reading that failed, the last socket may not be reported yet.
+        self._reading[: _BEGINNING.size] = _BEGINNING.pack(self._number, 0)
+        self._reading[_CROWDED : _CROWDED + U64.size] = U64.pack(0)
+        if self._peers is not None:
+            self._peers.clear()
         try:
             libbpf.run_iterator(link_fd)
         except OSError as error:
@@ -59,8 +80,25 @@ class PendingMemory:
         self._pause.note(began)
         before = self._found.keys()
         self._found = {slot: figures for slot in slots if (figures := self._figures(slot))}
+        self._compare(slots)
         ended = (before - self._found.keys()).intersection(slots)
         return {**self._found, **{slot: {} for slot in ended}}
+
+    def forget(self, slots: Collection[int]) -> None:
+        """Forget what was read of these slots: they are another target's from now on."""
+        self._found = {slot: each for slot, each in self._found.items() if slot not in slots}
+        self.peers = {slot: each for slot, each in self.peers.items() if slot not in slots}
+        if self._peers is not None:
+            self._peers.forget(slots)
+
+    def _compare(self, slots: Collection[int]) -> None:
+        """Add what other connections to the same peers say of the first request of one."""
+        turns = {} if self._peers is None else self._peers.read(slots)
+        self.peers = {slot: waiting_peers(turns[slot]) for slot in slots if slot in turns}
+        (self.crowded,) = U64.unpack(self._reading[_CROWDED : _CROWDED + U64.size])
+        for slot in self._found.keys() & turns.keys():
+            by_others = waits_by_others(turns[slot])
+            self._found[slot] = joint_pending(self._found[slot], by_others) or {}
 
     def _figures(self, slot: int) -> Mapping[str, Pending]:
         content = self._memory[slot * _DISTANCE : (slot + 1) * _DISTANCE]
@@ -75,7 +113,7 @@ class PendingMemory:
 def decode_pending(content: bytes) -> Mapping[str, Pending]:
     """Return the figures of one slot, of the kinds that have some."""
     found = {}
-    for index, kind in enumerate(PENDING_KINDS):
+    for index, kind in enumerate(KINDS_OF_SOCKETS):
         figures = PENDING.packing.unpack_from(content, index * PENDING.size)
         pending = Pending(**dict(zip(PENDING.members, figures, strict=True)))
         if pending.count:

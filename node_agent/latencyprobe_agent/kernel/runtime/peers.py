@@ -1,0 +1,110 @@
+"""The peers of targets in the readings of pending waits: see bpf/modules/peers.bpf.c.
+
+The programs see open connections only. The past of those that have closed is kept here. A client
+may make a connection for each request, and then only those that wait are open.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
+
+from latencyprobe.domain.coverage import MEASURED, CoverageState, StageCoverage
+from latencyprobe.domain.packets import Endpoint
+from latencyprobe.domain.patience import PATIENCE_STEPS, PeerTurns, Role, Waits
+from latencyprobe.domain.stages import PENDING
+from latencyprobe_agent.kernel import libbpf
+from latencyprobe_agent.kernel.abi import MAX_PEERS, PEER, PEER_KEY
+
+# The past of a peer counts for so long, and of no more peers than this.
+PAST_S = 600.0
+MAX_PASTS = 4 * MAX_PEERS
+_CROWDED = (
+    "some connections are not compared with others to the same peer because this node's targets "
+    f"have more than {MAX_PEERS} peers"
+)
+
+
+class _Past(NamedTuple):
+    turns: PeerTurns
+    slot: int
+    at: float
+
+
+class PeerTable:
+    """The map of the peers, which programs fill during a reading, and the past of each peer.
+
+    `clock`: of seconds.
+    """
+
+    def __init__(self, map_fd: int, clock: Callable[[], float]) -> None:
+        self._map_fd = map_fd
+        self._clock = clock
+        self._pasts: dict[bytes, _Past] = {}  # the newest last
+
+    def clear(self) -> None:
+        """Delete what programs have found."""
+        for key in libbpf.keys(self._map_fd, PEER_KEY.size):
+            libbpf.delete(self._map_fd, key)
+
+    def read(self, slots: Collection[int]) -> Mapping[int, Sequence[PeerTurns]]:
+        """Return what programs have found, by slot, with the past of the peers of these slots."""
+        now = self._clock()
+        self._keep(slots, now)
+        found: dict[int, list[PeerTurns]] = defaultdict(list)
+        for key in libbpf.keys(self._map_fd, PEER_KEY.size):
+            content = libbpf.look_up(self._map_fd, key, PEER.size)
+            if content is not None:
+                slot, turns = decode_peer(key, content)
+                found[slot].append(self._with_past(key, slot, turns, now))
+        return found
+
+    def _with_past(self, key: bytes, slot: int, turns: PeerTurns, now: float) -> PeerTurns:
+        past = self._pasts.get(key)
+        known = turns if past is None else turns.after(past.turns)
+        if turns.has_past:
+            self._pasts.pop(key, None)
+            self._pasts[key] = _Past(turns, slot, now)
+        return known
+
+    def forget(self, slots: Collection[int]) -> None:
+        """Forget the past of the peers of these slots."""
+        self._pasts = {key: past for key, past in self._pasts.items() if past.slot not in slots}
+
+    def _keep(self, slots: Collection[int], now: float) -> None:
+        kept = [
+            (key, past)
+            for key, past in self._pasts.items()
+            if past.slot in slots and now - past.at < PAST_S
+        ]
+        self._pasts = dict(kept[-MAX_PASTS:])
+
+
+def decode_peer(key: bytes, content: bytes) -> tuple[int, PeerTurns]:
+    """Return the slot of an entry, and the entry."""
+    slot, role, _, port, _, address = PEER_KEY.packing.unpack(key)
+    answered, answers, slowest_ns, *figures = PEER.packing.unpack(content)
+    waiting, late, first = (Waits(*figures[at : at + 3]) for at in (0, 3, 6))
+    steps = figures[9:]
+    return slot, PeerTurns(
+        role=Role(role),
+        peer=Endpoint.of(address, port) if role == Role.CLIENT else None,
+        answered=answered,
+        answers=answers,
+        slowest_ns=slowest_ns,
+        waiting=waiting,
+        late=late,
+        first=first,
+        first_from=tuple(zip(steps[:PATIENCE_STEPS], steps[PATIENCE_STEPS:], strict=True)),
+    )
+
+
+def crowded(coverage: tuple[StageCoverage, ...]) -> tuple[StageCoverage, ...]:
+    """Return the coverage of a reading that had no room for all peers."""
+    rows = [stage for stage in coverage if stage.name == PENDING]
+    others = tuple(stage for stage in coverage if stage.name != PENDING)
+    row = rows[0] if rows else StageCoverage(PENDING, CoverageState.PARTIAL)
+    if row.state not in MEASURED:
+        return coverage
+    return (*others, row.also(_CROWDED, CoverageState.PARTIAL))

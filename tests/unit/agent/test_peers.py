@@ -1,0 +1,158 @@
+"""Peers in readings of what is pending, from a map that a test fills as programs would."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import IPv4Address, ip_address
+
+import pytest
+
+from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe.domain.packets import Endpoint
+from latencyprobe.domain.patience import PATIENCE_STEPS, PeerTurns, Role, Waits
+from latencyprobe.domain.stages import PENDING
+from latencyprobe_agent.kernel import libbpf
+from latencyprobe_agent.kernel.abi import PEER, PEER_KEY
+from latencyprobe_agent.kernel.runtime.peers import MAX_PASTS, PAST_S, PeerTable, crowded
+
+MAP = 7
+SERVICE = Endpoint(IPv4Address("10.0.0.7"), 7000)
+MAPPED = ip_address("::ffff:10.0.0.7").packed
+
+
+class Kernel:
+    """The map of the peers."""
+
+    def __init__(self) -> None:
+        self.entries: dict[bytes, bytes] = {}
+
+    def keys(self, map_fd: int, key_bytes: int) -> Sequence[bytes]:
+        assert (map_fd, key_bytes) == (MAP, PEER_KEY.size)
+        return list(self.entries)
+
+    def look_up(self, map_fd: int, key: bytes, value_bytes: int) -> bytes | None:
+        assert (map_fd, value_bytes) == (MAP, PEER.size)
+        return self.entries.get(key)
+
+    def delete(self, map_fd: int, key: bytes) -> bool:
+        assert map_fd == MAP
+        return self.entries.pop(key, None) is not None
+
+    def find(
+        self, answers: int = 0, slowest_ns: int = 0, *, slot: int = 3, port: int = 7000
+    ) -> None:
+        """Have a client's peer be found, for whose first answer a request waits 5 ns."""
+        waits = (1, 5, 5)
+        steps = (*range(PATIENCE_STEPS), *range(100, 100 + PATIENCE_STEPS))
+        key = PEER_KEY.packing.pack(slot, Role.CLIENT, 1, port, 0, MAPPED)
+        self.entries[key] = PEER.packing.pack(
+            int(answers > 0), answers, slowest_ns, *waits, *(0, 0, 0), *waits, *steps
+        )
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    kernel = Kernel()
+    for name in ("keys", "look_up", "delete"):
+        monkeypatch.setattr(libbpf, name, getattr(kernel, name))
+    return kernel
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_an_entry_is_read_with_all_its_figures(kernel: Kernel) -> None:
+    kernel.find(answers=12, slowest_ns=9)
+    kernel.entries[PEER_KEY.packing.pack(4, Role.SERVER, 1, 443, 0, bytes(16))] = bytes(PEER.size)
+    found = PeerTable(MAP, Clock()).read((3, 4))
+    assert found[3] == [
+        PeerTurns(
+            role=Role.CLIENT,
+            peer=SERVICE,
+            answered=1,
+            answers=12,
+            slowest_ns=9,
+            waiting=Waits(1, 5, 5),
+            late=Waits(),
+            first=Waits(1, 5, 5),
+            first_from=tuple((step, 100 + step) for step in range(PATIENCE_STEPS)),
+        )
+    ]
+    assert found[4] == [PeerTurns(role=Role.SERVER, peer=None)]
+
+
+def test_a_reading_begins_with_an_empty_map(kernel: Kernel) -> None:
+    kernel.find()
+    PeerTable(MAP, Clock()).clear()
+    assert kernel.entries == {}
+
+
+def past_of(table: PeerTable) -> tuple[int, int]:
+    ((turns,),) = table.read((3,)).values()
+    return turns.answers, turns.slowest_ns
+
+
+def test_the_past_of_a_peer_counts_for_a_while(kernel: Kernel) -> None:
+    clock = Clock()
+    table = PeerTable(MAP, clock)
+    kernel.find(answers=5, slowest_ns=9)
+    table.read((3,))
+    kernel.find()
+    clock.now += PAST_S - 1
+    assert past_of(table) == (5, 9)
+    clock.now += 1
+    assert past_of(table) == (0, 0)
+
+
+def test_a_few_answers_do_not_replace_the_past(kernel: Kernel) -> None:
+    table = PeerTable(MAP, Clock())
+    kernel.find(answers=5, slowest_ns=9)
+    table.read((3,))
+    kernel.find(answers=1, slowest_ns=20)
+    assert past_of(table) == (5, 20)
+    kernel.find()
+    assert past_of(table) == (5, 9)
+
+
+def test_a_slot_of_another_target_has_no_past(kernel: Kernel) -> None:
+    table = PeerTable(MAP, Clock())
+    kernel.find(answers=5, slowest_ns=9)
+    table.read((3,))
+    kernel.find()
+    table.forget((4,))
+    assert past_of(table) == (5, 9)
+    table.forget((3,))
+    assert past_of(table) == (0, 0)
+    kernel.find(answers=5, slowest_ns=9)
+    table.read((3,))
+    kernel.entries.clear()
+    table.read(())
+    kernel.find()
+    assert past_of(table) == (0, 0)
+
+
+def test_the_past_is_of_a_bounded_number_of_peers(kernel: Kernel) -> None:
+    table = PeerTable(MAP, Clock())
+    for port in range(1, MAX_PASTS + 3):
+        kernel.entries.clear()
+        kernel.find(answers=5, slowest_ns=port, port=port)
+        table.read((3,))
+    kernel.entries.clear()
+    for port in (1, 2, 3, MAX_PASTS + 2):
+        kernel.find(port=port)
+    pasts = [turns.slowest_ns for turns in table.read((3,))[3]]
+    assert pasts == [0, 0, 3, MAX_PASTS + 2]
+
+
+def test_the_coverage_says_that_peers_had_no_room() -> None:
+    stage = StageCoverage("rx.total", CoverageState.ACTIVE)
+    other, row = crowded((stage,))
+    assert (other, row.name, row.state) == (stage, PENDING, CoverageState.PARTIAL)
+    assert "more than 512 peers" in row.reason
+    unavailable = StageCoverage(PENDING, CoverageState.UNAVAILABLE, reason="requires BTF")
+    assert crowded((stage, unavailable)) == (stage, unavailable)
