@@ -20,6 +20,7 @@ from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.document import LatencyReport, Node, TargetResult, incomplete
 from latencyprobe.domain.durations import format_ns
+from latencyprobe.domain.patience import Peer, describe_peer
 from latencyprobe.domain.pending import PENDING_BY_NAME, Pending, describe
 from latencyprobe.domain.report import StageReport, TargetReport
 from latencyprobe.domain.stages import BY_NAME, DURATIONS
@@ -72,6 +73,7 @@ def _render_target(target: TargetResult) -> Iterator[RenderableType]:
     yield from map(_indented, _counters("counters", target.report.counters))
     yield from map(_indented, _counters("network namespace", target.report.netns_counters))
     yield from map(_indented, _pending(target.report.pending or {}))
+    yield from map(_indented, _peers(target.report.peers))
     yield from map(_indented, _verdict(target.report.verdict))
 
 
@@ -210,6 +212,12 @@ def _pending(pending: Mapping[str, Pending]) -> Iterator[Text]:
     waiting = [describe(PENDING_BY_NAME[name], each) for name, each in pending.items()]
     if waiting:
         yield Text("pending: " + "; ".join(waiting))
+
+
+def _peers(peers: Sequence[Peer]) -> Iterator[Text]:
+    shown = [f"{each.address} ({describe_peer(each)})" for each in peers]
+    if shown:
+        yield Text("peers: " + ", ".join(shown))
 
 
 def _verdict(verdict: Verdict) -> Iterator[Text]:

@@ -30,6 +30,7 @@ from latencyprobe.protocol.measurements import (
     node_from_proto,
 )
 from latencyprobe.protocol.overhead import overhead_from_proto
+from latencyprobe.protocol.peers import peers_from_proto
 from latencyprobe.protocol.pending import pending_from_proto
 from latencyprobe.protocol.states import coverage_from_proto, target_state_from_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
@@ -276,7 +277,8 @@ class Session:
             seen.take_status(target.status)
             measured = measurement_from_proto(target.stages, target.counters, target.netns_counters)
             pending = pending_from_proto(target.pending, "pending")
-            seen.measurement += replace(measured, pending=pending)
+            peers = peers_from_proto(target.peers, "peers")
+            seen.measurement += replace(measured, pending=pending, peers=peers)
         self._node_measurement += node_from_proto(probe.node)
         if not probe.more:
             end = _monotonic(probe.end.ToNanoseconds())

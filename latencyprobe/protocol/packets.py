@@ -10,6 +10,7 @@ from typing import Literal
 from latencyprobe.domain.packets import Endpoint, TraceCounts, TracedPacket, User
 from latencyprobe.domain.stages import PACKET_STAGES
 from latencyprobe.printable import printable
+from latencyprobe.protocol.endpoints import endpoint_from_proto, endpoint_to_proto
 from latencyprobe.protocol.measurements import CorruptMessageError
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 
@@ -27,8 +28,8 @@ def packet_to_proto(packet: TracedPacket) -> pb.TracedPacket:
         command=user.command if user else "",
         cpu=packet.cpu,
         protocol=packet.protocol,
-        local=_endpoint_to_proto(packet.local),
-        remote=_endpoint_to_proto(packet.remote),
+        local=endpoint_to_proto(packet.local),
+        remote=endpoint_to_proto(packet.remote),
         stages_ns=packet.stages_ns,
     )
 
@@ -46,8 +47,8 @@ def packet_from_proto(message: pb.TracedPacket) -> TracedPacket:
         user=User(message.pid, message.thread_id, message.command) if message.pid else None,
         cpu=message.cpu,
         protocol=printable(message.protocol),
-        local=_endpoint_from_proto(message, "local"),
-        remote=_endpoint_from_proto(message, "remote"),
+        local=_endpoint(message, "local"),
+        remote=_endpoint(message, "remote"),
         stages_ns={s.name: stages_ns[s.name] for s in PACKET_STAGES if s.name in stages_ns},
     )
 
@@ -67,20 +68,6 @@ def counts_from_proto(message: pb.TraceCounts) -> TraceCounts:
     return TraceCounts(message.reported, message.rate_limited, message.lost)
 
 
-def _endpoint_to_proto(endpoint: Endpoint | None) -> pb.Endpoint | None:
-    if endpoint is None:
-        return None
-    return pb.Endpoint(address=endpoint.address.packed, port=endpoint.port)
-
-
-def _endpoint_from_proto(
-    message: pb.TracedPacket, field: Literal["local", "remote"]
-) -> Endpoint | None:
-    if not message.HasField(field):
-        return None
+def _endpoint(message: pb.TracedPacket, field: Literal["local", "remote"]) -> Endpoint | None:
     endpoint: pb.Endpoint = getattr(message, field)
-    if len(endpoint.address) not in (4, 16) or endpoint.port > 65535:
-        raise CorruptMessageError(
-            field, f"invalid address {endpoint.address!r} port {endpoint.port}"
-        )
-    return Endpoint.of(endpoint.address, endpoint.port)
+    return endpoint_from_proto(endpoint, field) if message.HasField(field) else None

@@ -39,6 +39,7 @@ from latencyprobe.protocol.measurements import (
     plain_counters,
     with_short_names,
 )
+from latencyprobe.protocol.peers import peers_from_proto, peers_to_proto
 from latencyprobe.protocol.pending import pending_from_proto, pending_to_proto
 from latencyprobe.protocol.summary_stages import stages_from_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
@@ -113,6 +114,7 @@ def pod_to_proto(pod: PodReport) -> pb.PodReport:
         counters=largest_counters(pod.report.counters, MAX_OPEN_COUNTERS),
         netns_counters=largest_counters(pod.report.netns_counters, MAX_OPEN_COUNTERS),
         pending=pending_to_proto(pod.report.pending),
+        peers=peers_to_proto(pod.report.peers),
     )
 
 
@@ -145,6 +147,7 @@ def pod_from_proto(message: pb.PodReport) -> PodReport:
             with_short_names(counted.netns_counters),
             _verdict_from_proto(message.verdict),
             pending_from_proto(message.pending, "pod.pending"),
+            peers_from_proto(message.peers, "pod.peers"),
         ),
         ended=message.ended,
     )

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 from rich.console import Console
@@ -22,6 +23,8 @@ from latencyprobe.domain.measurement import (
     NodeStage,
     StageMeasurement,
 )
+from latencyprobe.domain.packets import Endpoint
+from latencyprobe.domain.patience import Peer
 from latencyprobe.domain.pending import Pending
 from latencyprobe.domain.report import report_on, report_on_node
 from latencyprobe.domain.serialisation import document_of
@@ -115,6 +118,17 @@ def test_pending_figures_have_a_line() -> None:
         "1 unanswered request for 2s"
     )
     assert "pending" not in on_a_terminal(report(SLOW), 200)
+
+
+def test_peers_that_requests_wait_for_have_a_line() -> None:
+    peer = Endpoint(ip_address("10.0.0.7"), 7000)
+    waiting = Measurement(
+        pending={"missingAnswers": Pending(15, 15)},
+        peers=(Peer(peer, "missingAnswers", 15, 5_200_000_000, 60_000_000_000),),
+    )
+    line = line_of(on_a_terminal(report(SLOW + waiting), 200), "peers")
+    assert line.strip() == "peers: 10.0.0.7:7000 (15 missing answers, the oldest for 5.2s)"
+    assert "peers" not in on_a_terminal(report(SLOW), 200)
 
 
 def test_the_document_is_what_the_api_promises() -> None:

@@ -28,6 +28,7 @@ from latencyprobe.protocol.summaries import (
     summary_to_proto,
 )
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from tests.unit.peer_figures import some_peers
 from tests.unit.pending_figures import pending_by_kind
 
 NUMBERS = st.integers(0, 2**53 - 1)
@@ -94,6 +95,7 @@ pods = st.builds(
         st.dictionaries(st.text("abc", min_size=1, max_size=9), NUMBERS, max_size=9),
         verdicts,
         pending_by_kind,
+        some_peers,
     ),
     ended=st.booleans(),
 )

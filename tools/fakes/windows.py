@@ -31,6 +31,7 @@ from latencyprobe.protocol.measurements import (
     node_from_proto,
     node_to_proto,
 )
+from latencyprobe.protocol.peers import peers_from_proto
 from latencyprobe.protocol.pending import pending_from_proto
 from latencyprobe.protocol.summaries import choice_from_proto, pod_to_proto, summary_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
@@ -133,6 +134,7 @@ class AgentWindows:
             measured = replace(
                 measurement_from_proto(target.stages, target.counters, target.netns_counters),
                 pending=pending_from_proto(target.pending, "pending"),
+                peers=peers_from_proto(target.peers, "peers"),
             )
             interval[uid] = of_one_pod(interval.get(uid, NOTHING), measured)
         for uid, measured in interval.items():

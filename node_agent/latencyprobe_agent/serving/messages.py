@@ -20,6 +20,7 @@ from latencyprobe.protocol.measurements import (
     node_to_proto,
 )
 from latencyprobe.protocol.packets import counts_to_proto, packet_to_proto
+from latencyprobe.protocol.peers import peers_to_proto
 from latencyprobe.protocol.pending import pending_to_proto
 from latencyprobe.protocol.states import coverage_to_proto, target_state_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
@@ -136,6 +137,7 @@ def target_report(figures: ProbeFigures, target_id: str, facts: TargetFacts) -> 
         counters=counters,
         netns_counters=largest_counters(measurement.netns_counters, MAX_OPEN_COUNTERS),
         pending=pending_to_proto(measurement.pending),
+        peers=peers_to_proto(measurement.peers),
     )
 
 

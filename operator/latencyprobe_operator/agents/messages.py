@@ -37,6 +37,7 @@ from latencyprobe.protocol.measurements import (
     node_from_proto,
     with_short_names,
 )
+from latencyprobe.protocol.peers import peers_from_proto
 from latencyprobe.protocol.pending import pending_from_proto
 from latencyprobe.protocol.states import coverage_state_from_proto, target_state_from_proto
 from latencyprobe.protocol.summaries import choice_to_proto
@@ -386,12 +387,13 @@ def _reported_target(message: pb.TargetReport) -> ReportedTarget:
         check_target(message)
         measured = measurement_from_proto(message.stages, message.counters, message.netns_counters)
         pending = pending_from_proto(message.pending, "pending")
+        peers = peers_from_proto(message.peers, "peers")
     except CorruptMessageError as error:
         return ReportedTarget(id=target_id, status=status, corruption=text_of(str(error)))
     return ReportedTarget(
         id=target_id,
         status=status,
-        measurement=replace(_printable_measurement(measured), pending=pending or None),
+        measurement=replace(_printable_measurement(measured), pending=pending or None, peers=peers),
         unknown_stages=tuple(_name(s.name) for s in message.stages if s.name not in BY_NAME),
     )
 

@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.coverage import StageCoverage
+from latencyprobe.domain.patience import Peer
 from latencyprobe.domain.pending import Pending
 from latencyprobe.domain.report import StageReport
 from latencyprobe.domain.serialisation import written
@@ -84,6 +85,7 @@ class PodStatus:
     pending: Mapping[str, Pending] | None = field(
         default=None, metadata=written(absent_if_empty=True)
     )
+    peers: Sequence[Peer] = field(default=(), metadata=written(absent_if_empty=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,8 @@ from latencyprobe_operator.probes.facts import (
 from latencyprobe_operator.probes.fitting import fit
 
 MAX_NODES = 50
+# Of a pod.
+MAX_PEERS = 2
 # Of the measurements of nodes as a whole: so many nodes, and of each so many stages and counters;
 # so many counters also of a pod's network namespace.
 MAX_CONTEXTS = 8
@@ -210,6 +212,7 @@ def _pod(pod: PodFacts) -> PodStatus:
         counters=report.counters,
         netns_counters=_bounded(report.netns_counters),
         pending=report.pending,
+        peers=report.peers[:MAX_PEERS],
     )
 
 

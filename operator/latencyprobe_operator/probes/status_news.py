@@ -27,7 +27,7 @@ _PENDING = "pending"
 _LONG_PENDING_NS = 10**9
 # A digit within a name is part of the name.
 _FIGURE = re.compile(r"(?<![\w.-])[\d.,]+")
-_IDENTITY = ("type", "name", "node", "detail")
+_IDENTITY = ("type", "name", "node", "detail", "address", "kind")
 
 
 def differs(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:

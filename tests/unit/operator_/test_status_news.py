@@ -7,6 +7,7 @@ import copy
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement, StageMeasurement
+from latencyprobe.domain.packets import Endpoint
+from latencyprobe.domain.patience import Peer
 from latencyprobe.domain.pending import Pending
 from latencyprobe.domain.stages import DEFAULT_MODULES, stages_of
 from latencyprobe_operator.observed_state import AgentView
@@ -154,6 +157,23 @@ def test_long_waits_are_news_and_short_ones_are_not() -> None:
     assert hung["pods"][0]["pending"]["unreadSegments"]["oldestNs"] == 6 * 10**9
     assert not any(differs(a, b) for a in (nothing, busy, busier) for b in (nothing, busy, busier))
     assert all(differs(a, b) for a, b in ((nothing, hung), (hung, nothing), (hung, later)))
+
+
+def test_a_status_has_the_two_worst_peers_of_a_pod_and_another_one_is_news() -> None:
+    def waiting_for(*ports: int) -> Document:
+        found = [
+            Peer(Endpoint(ip_address("10.0.0.7"), port), "missingAnswers", 1, 2 * 10**9, 2 * 10**9)
+            for port in ports
+        ]
+        pending = {"missingAnswers": Pending(1, 1, 0, 2 * 10**9, 2 * 10**9)}
+        measured = SLOW_READER + Measurement(pending=pending, peers=tuple(found))
+        pods = [listed("a", "node-a", ("server",), measured)]
+        return status.build(facts(pods=pods, merged=SLOW_READER, last_report_time=NOW), now=NOW)
+
+    three, two, another = waiting_for(1, 2, 3), waiting_for(2, 1), waiting_for(1, 4)
+    assert [peer["address"] for peer in three["pods"][0]["peers"]] == ["10.0.0.7:1", "10.0.0.7:2"]
+    assert not differs(three, two)
+    assert differs(three, another)
 
 
 def test_a_light_document_has_the_pods_of_before() -> None:
