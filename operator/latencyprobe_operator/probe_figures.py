@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric, StateSetMetricFamily
 from prometheus_client.registry import Collector
 
-from latencyprobe.domain.verdict import Bottleneck
+from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.exposition.families import label_value
 
 PERCENTILES = (50, 90, 99)
