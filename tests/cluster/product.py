@@ -77,7 +77,8 @@ def condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def is_ready(status: dict[str, Any]) -> bool:
-    return bool(condition(status, "Ready").get("status") == "True")
+    """Whether it measures: a probe without pods is ready, too."""
+    return bool(condition(status, "Ready").get("reason") == "Measuring")
 
 
 def stage(pod: dict[str, Any], name: str) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def test_a_restarted_operator_still_deletes_and_an_edit_prevents_it(site: Site) 
 
     site.wait("its deletion", lambda: not exists(site, "gone"), seconds=100)
     site.wait("the longer run", lambda: site.status("kept")["phase"] == "Running", seconds=100)
-    assert site.condition("Complete", "kept") == ("False", "UnderWay")
+    assert site.condition("Complete", "kept") == ("False", "InProgress")
 
 
 @pytest.mark.usefixtures("kubeconfig")
@@ -281,11 +281,12 @@ def test_transitions_are_events_that_describe_shows_with_the_conditions(site: Si
     site.wait("the loss", lambda: events(site, "NodeLost"), seconds=200)
     site.agent.start()
     site.wait("the return", lambda: events(site, "NodeBack"), seconds=100)
+    site.wait("rows", lambda: len(site.status().get("pods", ())) == 2)
 
     (missed,) = events(site, "ObjectiveMissed")
     assert missed["type"] == "Warning"
     assert missed["reportingController"] == "latencyprobe.io/operator"
-    assert missed["note"].startswith("missed: reads: p99 of rx.total is 1ms, at most 1us")
+    assert missed["note"].startswith("missed: reads: p99 of rx.total is 10ms, at most 1us")
     (lost,) = events(site, "NodeLost")
     assert site.cluster.node_name in lost["note"]
     described = site.kubectl("describe", "latencyprobe", "checkout")

@@ -124,7 +124,7 @@ def test_two_probes_on_the_same_pods_both_report(site: Site) -> None:
 
 def test_an_agent_that_dies_gets_its_state_again_when_it_returns(site: Site) -> None:
     site.apply()
-    site.wait("targets", lambda: len(site.targets()) == 2)
+    site.wait("readiness", lambda: site.condition() == ("True", "Measuring"))
     first = site.told()
     site.agent.stop(signal.SIGKILL)
     site.wait("unreachable", lambda: site.condition() == ("False", "AgentUnreachable"), seconds=100)

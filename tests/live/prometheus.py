@@ -71,6 +71,10 @@ class Prometheus:
         """The state of the scraped address."""
         return list(self._get("targets")["activeTargets"])
 
+    def errors(self) -> list[str]:
+        """The errors of the last scrapes; empty texts for those without."""
+        return [each["lastError"] for each in self.targets() if each["lastScrape"][:4] != "0001"]
+
     def _query(self, query: str) -> list[Any]:
         return list(self._get(f"query?{urlencode({'query': query})}")["result"])
 

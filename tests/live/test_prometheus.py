@@ -35,6 +35,8 @@ from tests.live.targets import made_cgroup, until
 from tests.patience import patient
 from tests.unit.agent.states import seconds, state
 
+# The first test also starts an agent that compiles, and a Prometheus.
+pytestmark = pytest.mark.timeout(patient(480))
 UID = "7d1f6c0a-93b2-4e58-a1c4-2f0e5b8d9a37"
 # The protocol admits what can be printed. An agent must not believe that it is a DNS name.
 POD = 'job-"x\\{}'

@@ -134,7 +134,7 @@ class CompleteReason(StrEnum):
 
     COMPLETED = "Completed"
     """The time of spec.duration is over."""
-    UNDER_WAY = "UnderWay"
+    IN_PROGRESS = "InProgress"
     """The time of spec.duration is not over."""
     NOT_BEGUN = "NotBegun"
     """No target has been measured yet, so spec.duration does not count yet."""

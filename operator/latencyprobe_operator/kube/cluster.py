@@ -88,7 +88,7 @@ class Connection:
 
 
 class Cluster:
-    """A client of one API server. Made by `connect`."""
+    """A client of one API server. Made by `connect`. Large, because each request is a method."""
 
     def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration

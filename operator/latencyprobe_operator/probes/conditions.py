@@ -245,7 +245,7 @@ def _incomplete(start_time: str | None, duration_s: float) -> Finding:
             "spec.duration counts from the first target that is measured",
         )
     end = timestamp(epoch_s(start_time) + duration_s)
-    return Finding(ConditionStatus.FALSE, CompleteReason.UNDER_WAY, f"measures until {end}")
+    return Finding(ConditionStatus.FALSE, CompleteReason.IN_PROGRESS, f"measures until {end}")
 
 
 def _about(node: NodeFacts) -> str:

@@ -101,7 +101,7 @@ def test_phase_and_readiness_follow_the_facts(
     ("parts", "complete", "message"),
     [
         ({"start_time": None, "nodes": []}, ("False", "NotBegun"), "counts from the first target"),
-        ({}, ("False", "UnderWay"), "measures until 2026-01-01T00:15:00Z"),
+        ({}, ("False", "InProgress"), "measures until 2026-01-01T00:15:00Z"),
         ({"phase": Phase.SUSPENDED}, ("False", "Suspended"), "spec.suspend is true"),
         ({"phase": Phase.COMPLETED}, ("True", "Completed"), "spec.duration is over"),
     ],
