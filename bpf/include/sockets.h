@@ -176,6 +176,7 @@ struct socket_queue {
 	u8 has_segment_ring; /* the segments are there, and not here; so it stays */
 	u8 has_handoff_ring;
 #ifdef MODULE_RX
+	u8 taken;	     /* segments by the present read */
 	u64 reader_delay_ns; /* how long that thread had waited for a CPU in its life */
 #endif
 #ifdef MODULE_TX

@@ -1040,6 +1040,7 @@ static __always_inline void read_segments(struct config *config, struct sock *sk
 		if (slot) /* else the event is of another packet */
 			trace_received(sk, PROTOCOL_TCP, in_map->owners, segment, waiting->reader);
 		waiting->head++;
+		waiting->taken++;
 	}
 }
 
@@ -1079,54 +1080,48 @@ static __always_inline u64 own_delay(void)
 }
 
 /*
- * The segments from `head` on were read by the thread that read before, too. What it has waited for a
- * CPU since then was no time of its own: of each segment at most the time that it lay in the socket.
+ * How long the reader has waited for a CPU since it last read here; 0: another thread did. In the map,
+ * where it is unknown to the verifier.
  */
-static __always_inline void note_reader_delay(struct config *config, struct socket_state *state,
-					      struct socket_queue *queue, u32 head, u64 longest_ns)
+static __always_inline void begin_read(struct socket_queue *queue, u32 reader)
 {
-	u64 waited_ns = own_delay() - queue->reader_delay_ns;
+	u64 is_same = is_equal(queue->reader, reader) & is_below_0(0 - (u64)reader);
 
-	if (waited_ns > longest_ns)
-		waited_ns = longest_ns;
-	add_for(config, state->owners, COUNTER_READER_DELAY_NS, waited_ns * (queue->head - head));
+	queue->reader_delay_ns = (own_delay() - queue->reader_delay_ns) & (0 - is_same);
+	queue->reader = reader;
+	queue->taken = 0;
 }
 
-/* How long the first segment has waited; 0: there is none. */
-static __always_inline u64 longest_wait(struct sock *sk, struct socket_queue *queue, u64 now)
+/* That was no time of the reader's own: of each segment at most the time that it lay in the socket. */
+static __always_inline void end_read(struct config *config, struct socket_state *state,
+				     struct socket_queue *queue, u64 now)
 {
-	volatile struct segment *first;
+	u64 delay_ns = queue->reader_delay_ns, wait_ns = now - queue->present.queued_ns;
 
-	if (queue->head == queue->tail)
-		return 0;
-	first = first_segment(sk, queue);
-	return first ? now - first->queued_ns : 0;
+	if (delay_ns > wait_ns)
+		delay_ns = wait_ns;
+	if (queue->taken && delay_ns)
+		add_for(config, state->owners, COUNTER_READER_DELAY_NS, delay_ns * queue->taken);
+	queue->reader_delay_ns = own_delay();
 }
 
 /* The application has read from a TCP socket. */
 static __always_inline void take_segments(struct config *config, struct sock *sk,
 					  struct socket_state *state, u64 now, bool is_own)
 {
-	u32 skipped = 0, outdated = 0, reader = is_own ? bpf_get_current_pid_tgid() : 0, head;
 	struct socket_queue *queue = get_queue(sk, state);
+	u32 skipped = 0, outdated = 0;
 	struct segment_ring *ring;
-	bool is_known;
-	u64 longest_ns;
 
 	if (queue) {
-		is_known = reader && queue->reader == reader;
-		queue->reader = reader;
+		begin_read(queue, is_own ? bpf_get_current_pid_tgid() : 0);
 		ring = find_segment_ring(config, sk, state, queue);
 		if (ring)
 			drop_segments(state, queue, ring->segments, SEGMENTS, now);
 		else
 			drop_segments(state, queue, queue->segments, FEW_SEGMENTS, now);
-		head = queue->head;
-		longest_ns = longest_wait(sk, queue, now);
 		read_segments(config, sk, state, queue, now);
-		if (is_known && queue->head != head)
-			note_reader_delay(config, state, queue, head, longest_ns);
-		queue->reader_delay_ns = own_delay();
+		end_read(config, state, queue, now);
 		skipped = queue->skipped;
 		outdated = queue->outdated;
 		queue->skipped = queue->outdated = 0;
