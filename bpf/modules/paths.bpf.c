@@ -286,7 +286,8 @@ static __always_inline void note_path(struct config *config, struct socket_state
 		return;
 	note_stamp(path, difference_us, at);
 	if (is_ack)
-		path->ack_growth_us = path->growth_us;
+		path->ack_growth_us = path->growth_us +
+				      (1 - is_equal(path->growth_us, 0)) * STAMP_US;
 	if (is_new_data(tp, incoming))
 		sample_path(config, state, path, at);
 }
