@@ -15,7 +15,7 @@ from latencyprobe_agent.kernel.request import Request
 from tests.live.compiled_once import compiled_once
 
 MOST_INSTRUCTIONS = 200_000
-# A tenth each for waits that have not ended, for programs on devices, and for recoveries, paths and queries.
+# A tenth each for pending waits, for programs on devices, and for recoveries, paths and queries.
 MOST_OF_ALL = 800_000
 
 
