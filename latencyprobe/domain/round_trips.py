@@ -25,7 +25,7 @@ _REPRESENTATIVE = 0.1
 # Uploads have few answers, and so few round trips.
 _FEWEST = 20
 # The path out has grown as the path in has, with some noise.
-_BOTH_WAYS = 2.2
+_BOTH_DIRECTIONS = 2.2
 # Less growth than this part of the least round trip is jitter.
 _JITTER = 0.25
 
@@ -60,17 +60,17 @@ class RoundTrips:
         grown_ns = 0
         if certain and certain >= _REPRESENTATIVE * trips.count:
             grown_ns = round(counters.get("rttGrowthNs", 0) / certain)
-        return max(grown_ns - self.queued_ns, self._both_ways_ns, 0)
+        return max(grown_ns - self.queued_ns, self._both_directions_ns, 0)
 
     @property
-    def _both_ways_ns(self) -> int:
+    def _both_directions_ns(self) -> int:
         """The growth by the one-way times. Twice that if all growth together is no more.
 
         Then the queue is in both directions, rather than a peer that delays ACKs by as much.
         """
         inwards_ns = self.measurement.stage("tcp.queueing").histogram.mean_ns
         grown_ns = self.measurement.stage("tcp.rtt").histogram.mean_ns - self.least_ns
-        return grown_ns if inwards_ns < grown_ns <= _BOTH_WAYS * inwards_ns else inwards_ns
+        return grown_ns if inwards_ns < grown_ns <= _BOTH_DIRECTIONS * inwards_ns else inwards_ns
 
     @property
     def mean_ns(self) -> int:

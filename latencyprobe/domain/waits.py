@@ -59,7 +59,7 @@ _NO_FIRST_ANSWER_NS = 3_000_000_000
 
 def waits_of(measurement: Measurement, node: NodeMeasurement) -> tuple[Wait, ...]:
     """Return all waiting of a target in a window, the longest first; each cause once."""
-    return joined(_Account(measurement, node).waits())
+    return joined(_Ledger(measurement, node).waits())
 
 
 def joined(waits: Iterable[Wait]) -> tuple[Wait, ...]:
@@ -87,8 +87,11 @@ def _sum(waits: list[Wait]) -> Wait:
 
 
 @dataclass
-class _Account:
-    """The account of one target. The parts that others are charged with are made once."""
+class _Ledger:
+    """The account of one target. Parts that others are charged with are made once.
+
+    Large, because each kind of waiting is a method.
+    """
 
     measurement: Measurement
     node: NodeMeasurement

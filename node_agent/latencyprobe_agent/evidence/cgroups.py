@@ -65,7 +65,7 @@ class CpuCgroups:
             _Hierarchy(v1.point, v1.root, V1_CPU) if v1 is not None else None,
         )
         self._clock = clock
-        self._followed: dict[Selector, _Followed] = {}
+        self._followed: dict[Selector, _FollowedCgroups] = {}
 
     def grown(self, targets: Mapping[Selector, TargetFacts]) -> Mapping[Selector, dict[str, int]]:
         """Return the growth of each target's counters since its last poll."""
@@ -73,7 +73,7 @@ class CpuCgroups:
         for selector, facts in targets.items():
             followed = self._followed.get(selector)
             if followed is None:
-                followed = self._followed[selector] = _Followed(self._finder, self._clock)
+                followed = self._followed[selector] = _FollowedCgroups(self._finder, self._clock)
             grown[selector] = followed.grown(facts)
         return {selector: counters for selector, counters in grown.items() if counters}
 
@@ -203,7 +203,7 @@ def _depth(directory: str) -> tuple[int, str]:
     return directory.count("/"), directory
 
 
-class _Followed:
+class _FollowedCgroups:
     """A target, with the accounts of its cgroups at the last poll, by their files."""
 
     def __init__(self, finder: _Finder, clock: Callable[[], float]) -> None:

@@ -35,6 +35,7 @@ ITERATORS = ("bpf_iter_task_file", "bpf_iter_bpf_sk_storage_map")
 MODERN = Types(TRACEPOINTS, (*TRACEPOINTS, *ITERATORS))
 REQUEST = Request(("rx",), 1)
 MAPS = (*map_names((Module.RX,), trace=False), "received")
+MAPS_OF_TCP = (*map_names((Module.RX, Module.TCP), trace=False), "received")
 COUNT, PENDING = "__preempt_count", "pcpu_hot.softirq_pending"
 FIRST, SECOND = "tp_btf/sock_recv_length", "tp_btf/consume_skb"
 
@@ -47,6 +48,7 @@ class Compiler:
         self.sources: list[str] = []
         self.failure: EngineError | None = None
         self.types = MODERN
+        self.maps = MAPS
 
     async def compile(self, request: Request) -> Handover:
         if self.failure is not None:
@@ -58,8 +60,8 @@ class Compiler:
         self.compiled.append(set(wanted))
         self.sources.append(source)
         return compiler._Code(
-            dict.fromkeys(wanted, Program(b"\0" * 16, ((0, len(MAPS) - 1),))),
-            tuple(MapDefinition(name, 2, 4, 8, 1, 0) for name in MAPS),
+            dict.fromkeys(wanted, Program(b"\0" * 16, ((0, len(self.maps) - 1),))),
+            tuple(MapDefinition(name, 2, 4, 8, 1, 0) for name in self.maps),
         )
 
 
@@ -183,6 +185,7 @@ async def test_a_kernel_that_refuses_to_read_listeners_shows_them_by_an_event(
     functions = (*TRACEPOINTS, "bpf_iter_task_file")
     compiling.types = Types(TRACEPOINTS, functions, counts=("LINUX_MIB_LISTENOVERFLOWS",))
     request = Request(("tcp",), 1)
+    compiling.maps = MAPS_OF_TCP
     whole = closed(await provide(request, compiling.compile, None)).programs
     assert whole.attached["listener"] == "iter/task_file"
     assert "on_sk_data_ready" not in compiling.compiled[0]

@@ -60,7 +60,7 @@ class Kernel:
             for place in (slot, share):
                 self.table.add(place, "threads", 1)
             tid = 1 + max((THREADS.key.unpack(key)[0] for key in self.threads), default=0)
-            value = THREAD.packing.pack(1, slot + 1, 0, 0, slot, share, bytes(80))
+            value = THREAD.packing.pack(1, slot + 1, 0, 0, slot, share, 0, bytes(32), bytes(80))
             self.threads[THREADS.key.pack(tid)] = value
         return lost
 
