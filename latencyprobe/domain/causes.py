@@ -89,8 +89,9 @@ CAUSES: Mapping[Bottleneck, Cause] = {
     ),
     Bottleneck.SOFTIRQ_BACKLOG: Cause(
         "packets wait behind others in the NET_RX softirq",
-        "Ask the node's administrator for the softirq load of its CPUs (`mpstat -P ALL 1 1`). "
-        "Receive queues can be spread: RSS, RPS, or more queues on the NIC.",
+        "Ask the node's administrator for the load of its softirqs "
+        "(`cat /proc/net/softnet_stat`). Receive queues can be spread: RSS, RPS, or more queues on "
+        "the NIC.",
     ),
     Bottleneck.HOST_PATH: Cause(
         "packets spend this time on the host, between the pod's device and the node's",

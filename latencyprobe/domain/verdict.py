@@ -176,7 +176,7 @@ def _chosen(waits: Sequence[Wait]) -> tuple[Wait, float] | None:
 
 def _accuse(measurement: Measurement, wait: Wait, share: float, waits: Sequence[Wait]) -> Verdict:
     cause = _cause(wait)
-    culprit = (f"it is {wait.culprit}",) if wait.culprit else ()
+    culprit = (f"the longest for {wait.culprit}",) if wait.culprit else ()
     measured = measurement.stage(wait.stage).histogram if wait.stage else EMPTY
     figures = (_percentiles(wait.stage, measured),) if wait.stage and measured.count else ()
     evidence = (*figures, *wait.figures, cause.because, *culprit, *_in_all(wait, waits))

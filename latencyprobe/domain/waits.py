@@ -22,10 +22,12 @@ from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.losses import Losses
 from latencyprobe.domain.measurement import Measurement, NodeMeasurement, StageMeasurement
+from latencyprobe.domain.patience import FIRST_ANSWERS, MISSING_ANSWERS, STUCK_REQUESTS
+from latencyprobe.domain.pending import Pending
 from latencyprobe.domain.processors import CPUDelay, cpu_delay
 from latencyprobe.domain.round_trips import RoundTrips
 from latencyprobe.domain.stages import parts_of
-from latencyprobe.domain.wait import Wait, counted, pending_wait, shown
+from latencyprobe.domain.wait import NOTHING_PENDING, Wait, counted, pending_wait, shown
 
 TOTALS = ("rx.total", "tx.total")
 _PATH = {
@@ -219,9 +221,10 @@ class _Ledger:
         yield own
         yield peers
         yield self._replies()
-        yield pending_wait(
-            self.measurement, "stuckRequests", Bottleneck.APPLICATION, "app.response"
+        stuck = pending_wait(
+            self.measurement, STUCK_REQUESTS, Bottleneck.APPLICATION, "app.response"
         )
+        yield replace(stuck, is_noteworthy=self._pending(STUCK_REQUESTS).count > 1)
         yield self._missing_answers()
 
     def _own_answers(self) -> Wait:
@@ -259,27 +262,29 @@ class _Ledger:
         return Wait(Bottleneck.PEER, left_ns, is_noteworthy, "udp.response")
 
     def _missing_answers(self) -> Wait:
-        """Return the wait for answers that are missing, but not for those that losses delay."""
-        missing = pending_wait(self.measurement, "missingAnswers", Bottleneck.PEER, "peer.response")
-        if not missing.ns:
-            missing = self._first_answers()
-        left_ns = max(missing.ns - self._losses.open_ns, 0)
-        return replace(missing, ns=left_ns, is_noteworthy=missing.is_noteworthy and left_ns > 0)
+        """Return the wait for answers that are missing, but not for those that losses delay.
 
-    def _first_answers(self) -> Wait:
-        """Return the wait for the first answers: only if there was none at all, and for several.
-
-        One request without an answer may be a long poll.
+        A single request is no accusation: it may be a frame of HTTP/2 that wants no answer.
         """
-        first = pending_wait(self.measurement, "firstAnswers", Bottleneck.PEER, "peer.response")
-        pending = (self.measurement.pending or {}).get("firstAnswers")
+        kind = MISSING_ANSWERS if self._pending(MISSING_ANSWERS).count else FIRST_ANSWERS
+        missing = pending_wait(self.measurement, kind, Bottleneck.PEER, "peer.response")
+        left_ns = max(missing.ns - self._losses.open_ns, 0)
+        if not self._are_missing(kind):
+            left_ns = 0
+        peer = next((each for each in self.measurement.peers if each.kind == kind), None)
+        culprit = str(peer.address) if peer is not None else ""
+        return replace(missing, ns=left_ns, is_noteworthy=left_ns > 0, culprit=culprit)
+
+    def _pending(self, kind: str) -> Pending:
+        return (self.measurement.pending or {}).get(kind, NOTHING_PENDING)
+
+    def _are_missing(self, kind: str) -> bool:
+        """Return True if several answers are late; first ones only if there was none at all."""
+        pending = self._pending(kind)
+        if kind == MISSING_ANSWERS:
+            return pending.count > 1
         is_without_any = not self._histogram("peer.response").count
-        is_missing = pending is not None and (
-            is_without_any and pending.sockets > 1 and pending.oldest_ns >= _NO_FIRST_ANSWER_NS
-        )
-        return Wait(
-            first.cause, first.ns if is_missing else 0, is_missing, first.stage, first.figures
-        )
+        return is_without_any and pending.count > 1 and pending.oldest_ns >= _NO_FIRST_ANSWER_NS
 
     def _for_a_cpu(self) -> Wait:
         """Return all that is charged to the CPU, of the waits for threads."""

@@ -19,6 +19,7 @@ from devcluster.client import KubectlError
 from devcluster.environment import Cluster
 from tests.cluster import manifests
 from tests.cluster.site import Site
+from tests.next_steps import commands
 
 FOLLOW_SECONDS = 2.0
 # Of the API server: some intervals of a probe. test_release_2_life.py has a longer one.
@@ -108,6 +109,13 @@ def test_suspension_edits_and_duration_take_effect(site: Site) -> None:
     site.patch("checkout", duration=None)
     site.wait("phase Running", lambda: site.status()["phase"] == "Running", seconds=100)
     assert len(site.targets()) == 2
+
+
+def test_each_kubectl_command_of_a_next_step_runs(site: Site) -> None:
+    lines = [words[1:] for words in commands() if words[0] == "kubectl"]
+    assert lines
+    for line in lines:
+        site.kubectl(*line)
 
 
 def test_two_probes_on_the_same_pods_both_report(site: Site) -> None:

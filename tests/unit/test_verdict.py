@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from ipaddress import IPv4Address
+
 import pytest
 
 from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement, NodeMeasurement, StageMeasurement
+from latencyprobe.domain.packets import Endpoint
+from latencyprobe.domain.patience import Peer
 from latencyprobe.domain.pending import Pending
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.verdict import DOMINANT_SHARE, judge
@@ -199,7 +204,7 @@ def test_the_cgroup_that_ran_instead_is_the_cause_of_waiting_for_a_cpu(
     verdict = judge(read + Measurement(counters=counters))
     assert (verdict.bottleneck, verdict.culprit) == (bottleneck, culprit)
     if culprit:
-        assert f"it is {culprit}" in verdict.evidence
+        assert f"the longest for {culprit}" in verdict.evidence
 
 
 def test_a_quota_that_stops_readers_and_answers_is_the_cause() -> None:
@@ -644,6 +649,51 @@ def test_waiting_that_has_not_ended_is_named_without_any_packet(
     young = Pending(20, sockets=4, oldest_ns=900 * MS, waiting_ns=9_000 * MS)
     verdict = judge(Measurement(pending={kind: young}))
     assert verdict.bottleneck is Bottleneck.INSUFFICIENT_DATA
+
+
+def unanswered(kind: str, count: int, seconds: int) -> Measurement:
+    """Requests that wait for an answer of one peer."""
+    oldest_ns, waiting_ns = seconds * 1000 * MS, count * seconds * 1000 * MS
+    waits = Pending(count, count, oldest_ns=oldest_ns, waiting_ns=waiting_ns)
+    peer = Peer(Endpoint(IPv4Address("10.0.0.7"), 5432), kind, count, oldest_ns, waiting_ns)
+    return Measurement(pending={kind: waits}, peers=(peer,))
+
+
+@pytest.mark.parametrize(
+    ("measurement", "bottleneck"),
+    [
+        (unanswered("missingAnswers", 9, 2), Bottleneck.PEER),
+        # it may be a frame that wants no answer
+        (unanswered("missingAnswers", 1, 60), Bottleneck.INSUFFICIENT_DATA),
+        (unanswered("firstAnswers", 20, 6), Bottleneck.PEER),
+        # it may be a long poll
+        (unanswered("firstAnswers", 1, 60), Bottleneck.INSUFFICIENT_DATA),
+        (unanswered("firstAnswers", 20, 2), Bottleneck.INSUFFICIENT_DATA),
+        # the peer answers others
+        (
+            measured(rx_socket=20 * US, tx_stack=US, peer_response=MS // 2)
+            + unanswered("firstAnswers", 20, 6),
+            Bottleneck.NONE,
+        ),
+        (unanswered("stuckRequests", 2, 2), Bottleneck.APPLICATION),
+        # neither is late: see domain/patience.py
+        (unanswered("unansweredRequests", 9, 60), Bottleneck.INSUFFICIENT_DATA),
+        (unanswered("requestsInService", 9, 60), Bottleneck.INSUFFICIENT_DATA),
+    ],
+)
+def test_several_answers_that_are_late_are_missing(
+    measurement: Measurement, bottleneck: Bottleneck
+) -> None:
+    verdict = judge(measurement)
+    assert verdict.bottleneck is bottleneck
+    assert verdict.culprit == ("10.0.0.7:5432" if bottleneck is Bottleneck.PEER else "")
+
+
+def test_answers_that_losses_delay_are_not_the_peers() -> None:
+    lost = Pending(9, 9, oldest_ns=2000 * MS, waiting_ns=18_000 * MS)
+    missing = unanswered("missingAnswers", 9, 2)
+    pending = {**(missing.pending or {}), "unacknowledgedRetransmits": lost}
+    assert judge(replace(missing, pending=pending)).bottleneck is Bottleneck.PACKET_LOSS
 
 
 def test_a_few_answers_are_no_verdict() -> None:
