@@ -77,7 +77,8 @@ struct query {
 	u32 content;
 	u16 id;
 	u16 slice;    /* the time slice in which it was sent */
-	u32 is_known; /* the peer replies */
+	u16 is_known; /* the peer replies */
+	u16 is_dns;
 };
 
 /* Of a UDP socket, which has no hand-offs. */

@@ -214,6 +214,7 @@ static __always_inline void note_query(struct config *config, struct sock *sk,
 	query->id = datagram.id;
 	query->slice = config->slice;
 	query->is_known = is_known;
+	query->is_dns = datagram.peer_port == bpf_htons(PORT_OF_DNS);
 	query->asked_ns = is_known ? first_asked(&key, now) : now;
 }
 
@@ -229,6 +230,8 @@ static __always_inline void end_query(struct config *config, struct socket_state
 	asked.delete(&key);
 	query->asked_ns = 0;
 	record_for(config, state->owners, STAGE_UDP_RESPONSE, now - asked_ns);
+	if (query->is_dns)
+		add_for(config, state->owners, COUNTER_DNS_RESPONSE_NS, now - asked_ns);
 }
 
 /* The query whose id this datagram has. */

@@ -230,6 +230,7 @@ COUNTERS: tuple[Counter, ...] = (
         Module.RX,
         "nanoseconds of rx.socket in which the thread that reads waited for a CPU",
     ),
+    Counter("dnsResponseNs", Module.RX, "nanoseconds of udp.response for replies from port 53"),
     Counter(
         "sendsBehindWindow",
         Module.TX,

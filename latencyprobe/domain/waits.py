@@ -259,7 +259,9 @@ class _Ledger:
         left_ns = max(waited.sum_ns - self._losses.dropped_ns, 0)
         is_noteworthy = waited.count >= MIN_SAMPLES and deserves_attention(waited)
         is_noteworthy &= left_ns >= _LEAST_OF_PEER * waited.sum_ns
-        return Wait(Bottleneck.PEER, left_ns, is_noteworthy, "udp.response")
+        of_names_ns = self.measurement.counters.get("dnsResponseNs", 0)
+        cause = Bottleneck.DNS if 2 * of_names_ns > waited.sum_ns else Bottleneck.PEER
+        return Wait(cause, left_ns, is_noteworthy, "udp.response")
 
     def _missing_answers(self) -> Wait:
         """Return the wait for answers that are missing, but not for those that losses delay.

@@ -294,6 +294,18 @@ async def test_a_query_of_dns_is_pending_even_if_there_never_was_a_reply(
         seen.until_pending(1)
 
 
+@pytest.mark.parametrize(("port", "share"), [(DNS_PORT, 1), (PORT, 0)])
+async def test_the_time_of_replies_from_name_servers_is_known_apart(
+    start_engine: Start, pair: Pair, port: int, share: int
+) -> None:
+    seen = OfClient(await watch(start_engine, *pair))
+    with Peers(*pair, port=port) as peers:
+        for number in range(QUERIES):
+            peers.exchange(query(number), query(number))
+        waits = seen.until_replied(QUERIES)
+    assert seen.read().counters.get("dnsResponseNs", 0) == share * waits.sum_ns
+
+
 async def test_a_stream_without_replies_has_no_queries(start_engine: Start, pair: Pair) -> None:
     engine = await watch(start_engine, *pair)
     with Peers(*pair) as peers:

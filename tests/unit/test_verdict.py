@@ -689,6 +689,20 @@ def test_several_answers_that_are_late_are_missing(
     assert verdict.culprit == ("10.0.0.7:5432" if bottleneck is Bottleneck.PEER else "")
 
 
+@pytest.mark.parametrize(
+    ("of_names_ns", "bottleneck"), [(30_000 * MS, Bottleneck.PEER), (31_000 * MS, Bottleneck.DNS)]
+)
+def test_late_replies_from_name_servers_are_dns(of_names_ns: int, bottleneck: Bottleneck) -> None:
+    replies = measured(200, udp_response=300 * MS, counters={"dnsResponseNs": of_names_ns})
+    assert judge(replies).bottleneck is bottleneck
+
+
+def test_replies_that_came_late_since_this_node_dropped_queries_are_drops() -> None:
+    late = {"udp.response": StageMeasurement(Histogram.of([MS] * 900 + [1001 * MS] * 20))}
+    dropped = {"drops.NETFILTER_DROP": 20, "dnsResponseNs": 21_000 * MS}
+    assert judge(Measurement(late, dropped)).bottleneck is Bottleneck.DROPS
+
+
 def test_answers_that_losses_delay_are_not_the_peers() -> None:
     lost = Pending(9, 9, oldest_ns=2000 * MS, waiting_ns=18_000 * MS)
     missing = unanswered("missingAnswers", 9, 2)
