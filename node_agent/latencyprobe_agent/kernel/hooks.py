@@ -439,10 +439,7 @@ _NOT_ON_HOST = "packets that the host drops after they left the pod are not coun
 COUNTER_NEEDS: Mapping[str, StageNeeds] = {
     "headOfLineSegments": StageNeeds((SEGMENT,)),
     "readerDelayNs": StageNeeds((SEGMENT, "TCP read")),
-    "dnsResponseNs": StageNeeds(
-        (QUEUE, "UDP read", "UDP queue", "pending reading"),
-        not_on_devices="programs on devices cannot access the socket of a datagram",
-    ),
+    "dnsResponseNs": StageNeeds(()),  # the stage udp.response has the reasons
     "sendsBehindWindow": StageNeeds(("send", "queue"), _PROCESSES),
     "sendsBehindCongestion": StageNeeds(("send", "queue"), _PROCESSES),
     "sendsPaced": StageNeeds(("send", "queue"), _PROCESSES),
