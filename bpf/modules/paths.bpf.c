@@ -62,13 +62,18 @@ static __always_inline bool is_clock_known(volatile struct socket_path *path, u3
 	return path->is_clock_known;
 }
 
-/* Note a segment's time stamp; the growth of its path is in `growth_us`. */
-static __always_inline void note_stamp(volatile struct socket_path *path, u32 difference_us, u32 at)
+/*
+ * Note a segment's time stamp; the growth of its path is in `growth_us`. Only `is_data` is a least: an
+ * ACK leaves at once, with the time stamp at which the peer's pacing lets the next segment go, which may
+ * be yet to come: __tcp_transmit_skb(), net/ipv4/tcp_output.c, tcp_wstamp_ns.
+ */
+static __always_inline void note_stamp(volatile struct socket_path *path, u32 difference_us, u32 at,
+				       bool is_data)
 {
 	s64 over = (s32)(difference_us - path->least_us);
 
 	over -= (at - path->least_at) / UNITS_A_US_OF_DRIFT;
-	if (over <= 0)
+	if (over <= 0 && is_data)
 		set_least(path, difference_us, at);
 	path->growth_us = MOST_GROWTH_US - at_least_0(MOST_GROWTH_US - at_least_0(over - STAMP_US));
 }
@@ -264,6 +269,7 @@ static __always_inline void note_path(struct config *config, struct socket_state
 	bool is_ack = is_after(incoming->ack_seq, READ(tp, snd_una));
 	struct socket_path *path = look_up_socket_path(sk);
 	u32 difference_us, at;
+	bool is_data;
 	u64 now;
 
 	if (!path)
@@ -282,12 +288,13 @@ static __always_inline void note_path(struct config *config, struct socket_state
 		return;
 	at = now >> TO_UNITS;
 	difference_us = clock_difference(tp, incoming->stamp, now);
-	if (!is_clock_known(path, difference_us, at))
+	is_data = is_new_data(tp, incoming);
+	if (is_data ? !is_clock_known(path, difference_us, at) : !path->is_clock_known)
 		return;
-	note_stamp(path, difference_us, at);
+	note_stamp(path, difference_us, at, is_data);
 	if (is_ack)
 		path->ack_growth_us = path->growth_us +
 				      (1 - is_equal(path->growth_us, 0)) * STAMP_US;
-	if (is_new_data(tp, incoming))
+	if (is_data)
 		sample_path(config, state, path, at);
 }

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ def encoded(value: Any) -> Any:
         return [[encoded(key), encoded(each)] for key, each in value.items()]
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, IPv4Address | IPv6Address):
+        return str(value)
     if isinstance(value, tuple):
         return [encoded(each) for each in value]
     return value
@@ -76,17 +79,28 @@ def decoded(kind: Any, value: Any) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if is_dataclass(kind) and isinstance(kind, type):
         return _of_fields(kind, value)
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return {decoded(arguments[0], key): decoded(arguments[1], each) for key, each in value}
-    if origin is tuple:
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-        return tuple(map(decoded, kinds, value))
     if origin in (types.UnionType, typing.Union):
-        chosen = next(each for each in arguments if each is not types.NoneType)
-        return None if value is None else decoded(chosen, value)
+        return _of_choices(arguments, value)
+    if origin is not None:
+        return _of_elements(origin, arguments, value)
     if isinstance(kind, type) and issubclass(kind, tuple):  # a NamedTuple
         return kind(*value)
     return kind(value) if isinstance(kind, type) and issubclass(kind, Enum) else value
+
+
+def _of_choices(kinds: Sequence[Any], value: Any) -> Any:
+    if IPv4Address in kinds:
+        return ip_address(value)
+    chosen = next(each for each in kinds if each is not types.NoneType)
+    return None if value is None else decoded(chosen, value)
+
+
+def _of_elements(origin: Any, kinds: Sequence[Any], value: Any) -> Any:
+    """The mapping, sequence or tuple with these types of elements."""
+    if issubclass(origin, Mapping):
+        return {decoded(kinds[0], key): decoded(kinds[1], each) for key, each in value}
+    is_uniform = origin is not tuple or kinds[-1] is Ellipsis
+    return tuple(map(decoded, [kinds[0]] * len(value) if is_uniform else kinds, value))
 
 
 def _of_fields(kind: type, value: Mapping[str, Any]) -> Any:
