@@ -18,8 +18,20 @@ from tests.live.situations.situation import End
 from tests.live.situations.table import Row
 
 WINDOWS = 50
-
-pytestmark = pytest.mark.thorough
+# In each run: loss, a reader that hangs, a drop of the node, the accept queue, a quota, health.
+ALWAYS = frozenset(
+    {
+        "loss_of_2_5_percent",
+        "reader_that_never_reads",
+        "dns_query_dropped_on_the_node",
+        "accept_loop_of_20_ms_with_backlog_1",
+        "cpu_quota",
+        "idle_pool",
+    }
+)
+NAMES = [
+    pytest.param(name, marks=() if name in ALWAYS else pytest.mark.thorough) for name in CATALOGUE
+]
 
 
 def row_of(outcome: Outcome, end: End) -> Row:
@@ -42,7 +54,7 @@ def hold_to_lists(row: Row) -> None:
 
 
 @pytest.mark.parametrize("end", list(End))
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", NAMES)
 async def test_the_verdict_names_the_cause_from_either_end(
     name: str, end: End, observed: Observed, rows: list[Row]
 ) -> None:
@@ -56,6 +68,7 @@ async def test_the_verdict_names_the_cause_from_either_end(
     hold_to_lists(row)
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(600)
 async def test_windows_of_mixed_healthy_load_are_never_accused(
     object_cache: Path, rows: list[Row]
