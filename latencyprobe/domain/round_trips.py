@@ -85,8 +85,10 @@ class RoundTrips:
     def waits(self) -> Iterator[Wait]:
         """Yield the distance, and the waiting in queues of the path."""
         trips = self.measurement.stage("tcp.rtt").histogram
-        exchanges = self.measurement.stage("peer.response").histogram.count
-        number = exchanges if exchanges >= MIN_SAMPLES else trips.count
+        exchanges = self.measurement.stage("peer.response")
+        if exchanges.histogram.count < MIN_SAMPLES:
+            exchanges = self.measurement.stage("tcp.rtt")
+        number = round(exchanges.histogram.count / exchanges.sampling_ratio)
         is_known = trips.count >= _FEWEST and self.stacks_ns > 0
         is_far = is_known and self.least_ns > max(NETWORK_FACTOR * self.stacks_ns, DISTANCE_NS)
         is_grown = is_known and self.is_grown

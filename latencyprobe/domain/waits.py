@@ -136,18 +136,26 @@ class _Ledger:
     def _histogram(self, stage: str) -> Histogram:
         return self.measurement.stage(stage).histogram
 
+    def _time_ns(self, stage: str) -> int:
+        """Return the time in a stage, of all packets that its samples represent."""
+        measured = self.measurement.stage(stage)
+        return round(measured.histogram.sum_ns / measured.sampling_ratio)
+
+    def _number(self, stage: str) -> int:
+        """Return the number of packets or answers that a stage's samples represent."""
+        measured = self.measurement.stage(stage)
+        return round(measured.histogram.count / measured.sampling_ratio)
+
     @cached_property
     def _reading_ns(self) -> int:
         """The time in the socket, without that before accept(): there is no reader before."""
-        accepting_ns = self._histogram("tcp.accept").sum_ns
-        return max(self._histogram("rx.socket").sum_ns - accepting_ns, 0)
+        return max(self._time_ns("rx.socket") - self._time_ns("tcp.accept"), 0)
 
     @cached_property
     def _reading_cpu_ns(self) -> int:
-        woken = self._histogram("rx.wakeup")
-        if woken.count:
-            return min(woken.sum_ns, self._reading_ns)
-        return self._cpu.part_of(self._histogram("rx.socket").count, self._reading_ns)
+        if self._histogram("rx.wakeup").count:
+            return min(self._time_ns("rx.wakeup"), self._reading_ns)
+        return self._cpu.part_of(self._number("rx.socket"), self._reading_ns)
 
     def _to_be_read(self) -> Iterator[Wait]:
         socket = self._histogram("rx.socket")
@@ -162,10 +170,10 @@ class _Ledger:
 
     def _on_the_path(self) -> Iterator[Wait]:
         for stage, cause in _PATH.items():
-            spent = self._histogram(stage)
-            yield Wait(cause, spent.sum_ns, deserves_attention(spent), stage)
+            is_noteworthy = deserves_attention(self._histogram(stage))
+            yield Wait(cause, self._time_ns(stage), is_noteworthy, stage)
         for stage in _WORK:
-            yield Wait(Bottleneck.NONE, self._histogram(stage).sum_ns, False, stage)
+            yield Wait(Bottleneck.NONE, self._time_ns(stage), False, stage)
 
     def _to_be_sent(self) -> Iterator[Wait]:
         waited = self.measurement.stage("tx.socket")
@@ -192,7 +200,7 @@ class _Ledger:
         if any(counters.get(each) for each, _, _ in _TO_BE_SENT):
             return counters.get(ns_name, 0), count
         of_all = sum(counters.get(each, 0) for _, each, _ in _TO_BE_SENT)
-        whole_ns = self._histogram("tx.socket").sum_ns
+        whole_ns = self._time_ns("tx.socket")
         return (whole_ns * count // of_all if of_all else 0), count
 
     def _held_back_by_the_peer(self) -> Wait:
@@ -206,13 +214,17 @@ class _Ledger:
     def _to_be_accepted(self) -> Iterator[Wait]:
         accepted = self._histogram("tcp.accept")
         overflows = self._losses.accept_queue_overflows
-        own_ns = accepted.sum_ns - self._cpu.part_of(accepted.count, accepted.sum_ns)
+        own_ns = self._time_ns("tcp.accept") - self._accepting_cpu_ns
         is_noteworthy = deserves_attention(accepted)
         yield Wait(Bottleneck.ACCEPT_QUEUE, own_ns, is_noteworthy, "tcp.accept")
         yield overflows
         yield pending_wait(
             self.measurement, "unacceptedConnections", Bottleneck.ACCEPT_QUEUE, "tcp.accept"
         )
+
+    @property
+    def _accepting_cpu_ns(self) -> int:
+        return self._cpu.part_of(self._number("tcp.accept"), self._time_ns("tcp.accept"))
 
     def _for_answers(self) -> Iterator[Wait]:
         own, peers = self._own_answers(), self._peers_answers()
@@ -229,27 +241,34 @@ class _Ledger:
 
     def _own_answers(self) -> Wait:
         answers = self.measurement.stage("app.response")
-        waited = answers.histogram
-        left_ns = max(waited.sum_ns - self._peer_ns, 0)
-        left_ns -= self._cpu.part_of(waited.count, left_ns)
-        is_noteworthy = _are_turns(answers) and deserves_attention(waited)
-        return Wait(Bottleneck.APPLICATION, left_ns, is_noteworthy, "app.response")
+        own_ns = self._answering_ns - self._answering_cpu_ns
+        is_noteworthy = _are_turns(answers) and deserves_attention(answers.histogram)
+        return Wait(Bottleneck.APPLICATION, own_ns, is_noteworthy, "app.response")
+
+    @property
+    def _answering_ns(self) -> int:
+        """The time of the target's own answers, without its waits for its peers."""
+        return max(self._time_ns("app.response") - self._peer_ns, 0)
+
+    @property
+    def _answering_cpu_ns(self) -> int:
+        return self._cpu.part_of(self._number("app.response"), self._answering_ns)
 
     @property
     def _peer_ns(self) -> int:
         answers = self.measurement.stage("peer.response")
-        return answers.histogram.sum_ns if _are_turns(answers) else 0
+        return self._time_ns("peer.response") if _are_turns(answers) else 0
 
     def _peers_answers(self) -> Wait:
         answers = self.measurement.stage("peer.response")
-        waited, trip_ns = answers.histogram, self._trips.mean_ns
-        charged_ns = waited.count * trip_ns + self._losses.recovery_ns
+        waited_ns, trip_ns = self._time_ns("peer.response"), self._trips.mean_ns
+        charged_ns = self._number("peer.response") * trip_ns + self._losses.recovery_ns
         charged_ns += self.measurement.counters.get("heldBackByPeerNs", 0)
         charged_ns += self.measurement.counters.get("heldBackNs", 0)
-        left_ns = max(waited.sum_ns - charged_ns, 0)
+        left_ns = max(waited_ns - charged_ns, 0)
         figure = f"the network accounts for about {format_ns(trip_ns)} of each (tcp.rtt)"
-        is_noteworthy = _are_turns(answers) and deserves_attention(waited)
-        is_noteworthy &= left_ns >= _LEAST_OF_PEER * waited.sum_ns
+        is_noteworthy = _are_turns(answers) and deserves_attention(answers.histogram)
+        is_noteworthy &= left_ns >= _LEAST_OF_PEER * waited_ns
         figures = (figure,) if is_noteworthy else ()
         return Wait(Bottleneck.PEER, left_ns, is_noteworthy, "peer.response", figures)
 
@@ -290,11 +309,7 @@ class _Ledger:
 
     def _for_a_cpu(self) -> Wait:
         """Return all that is charged to the CPU, of the waits for threads."""
-        answers, accepted = self._histogram("app.response"), self._histogram("tcp.accept")
-        answering_ns = max(answers.sum_ns - self._peer_ns, 0)
-        ns = self._reading_cpu_ns
-        ns += self._cpu.part_of(answers.count, answering_ns)
-        ns += self._cpu.part_of(accepted.count, accepted.sum_ns)
+        ns = self._reading_cpu_ns + self._answering_cpu_ns + self._accepting_cpu_ns
         is_noteworthy = any(
             deserves_attention(self._histogram(stage))
             for stage in ("rx.socket", "rx.wakeup", "app.response", "tcp.accept")

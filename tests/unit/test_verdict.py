@@ -588,6 +588,15 @@ def test_the_cost_of_losses_is_not_the_peers() -> None:
     assert judge(asked + late).bottleneck is Bottleneck.PEER
 
 
+def test_sampled_packets_stand_for_all() -> None:
+    """One packet in 16 is measured; losses always are."""
+    late = StageMeasurement(Histogram.of([9 * MS] * 500), sampling_ratio=1 / 16)
+    whole = Measurement({"rx.socket": late, "rx.total": late}) + recovered(200, 100)
+    verdict = judge(whole)
+    assert verdict.bottleneck is Bottleneck.SLOW_READER
+    assert verdict.waiting_ns == {"SlowReader": 72_000 * MS, "PacketLoss": 20_000 * MS}
+
+
 def test_one_loss_in_ten_thousand_requests_is_not_worth_attention() -> None:
     asked = measured(10_000, rx_socket=20 * US, tx_stack=10 * US, peer_response=MS // 2)
     assert judge(asked + recovered(1, 207)).bottleneck is Bottleneck.NONE
