@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from latencyprobe.domain.attention import OPEN_TOO_LONG_NS
 from latencyprobe.domain.causes import Bottleneck
@@ -16,9 +16,8 @@ FAILURE_NS = 1_000_000_000
 NOTHING_PENDING = Pending(0)
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Waiting by one cause.
+class Wait(NamedTuple):
+    """Waiting by one cause. A tuple, since some thirty are made for each pod and interval.
 
     `is_noteworthy`: it is worth a person's attention. `stage`: where the time is, if it is in one.
     `figures`: more that it rests on, as sentences. `is_distance`: it is there without any fault.

@@ -8,7 +8,7 @@ Waiting that has not ended counts with its age.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from latencyprobe.domain.attention import (
@@ -76,7 +76,9 @@ def joined(waits: Iterable[Wait]) -> tuple[Wait, ...]:
 
 def _sum(waits: list[Wait]) -> Wait:
     """Return the sum of the waits of one cause, of which the first is the longest."""
-    first = waits[0]
+    first, *others = waits
+    if not others:
+        return first
     return Wait(
         first.cause,
         sum(wait.ns for wait in waits),
@@ -191,7 +193,7 @@ class _Ledger:
         unsent = pending_wait(self.measurement, "unsentWrites", cause, "tx.socket")
         # They are behind the bytes that were lost.
         left_ns = max(unsent.ns - self._losses.open_ns, 0)
-        yield replace(unsent, ns=left_ns, is_noteworthy=unsent.is_noteworthy and left_ns > 0)
+        yield unsent._replace(ns=left_ns, is_noteworthy=unsent.is_noteworthy and left_ns > 0)
 
     def _of_sending(self, ns_name: str, count_name: str) -> tuple[int, int]:
         """Return time and number of a cause; the time by the numbers if it was not measured."""
@@ -236,7 +238,7 @@ class _Ledger:
         stuck = pending_wait(
             self.measurement, STUCK_REQUESTS, Bottleneck.APPLICATION, "app.response"
         )
-        yield replace(stuck, is_noteworthy=self._pending(STUCK_REQUESTS).count > 1)
+        yield stuck._replace(is_noteworthy=self._pending(STUCK_REQUESTS).count > 1)
         yield self._missing_answers()
 
     def _own_answers(self) -> Wait:
@@ -294,7 +296,7 @@ class _Ledger:
             left_ns = 0
         peer = next((each for each in self.measurement.peers if each.kind == kind), None)
         culprit = str(peer.address) if peer is not None else ""
-        return replace(missing, ns=left_ns, is_noteworthy=left_ns > 0, culprit=culprit)
+        return missing._replace(ns=left_ns, is_noteworthy=left_ns > 0, culprit=culprit)
 
     def _pending(self, kind: str) -> Pending:
         return (self.measurement.pending or {}).get(kind, NOTHING_PENDING)
