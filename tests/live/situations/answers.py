@@ -1,7 +1,4 @@
-"""Answers: the causes that count as right for a situation, and how a verdict is graded.
-
-The names of causes are DESIGN's, also those that no verdict can name yet.
-"""
+"""Answers: the causes that count as right for a situation, and how a verdict is graded."""
 
 from __future__ import annotations
 
@@ -10,32 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from latencyprobe.domain.causes import Bottleneck as Cause
 from latencyprobe.domain.verdict import Verdict
 
-
-class Cause(StrEnum):
-    """The causes that verdicts name."""
-
-    SLOW_READER = "SlowReader"
-    CPU_CONTENTION = "CPUContention"  # without the module sched: no culprit is known
-    CPU_THROTTLED = "CPUThrottled"
-    NOISY_NEIGHBOUR = "NoisyNeighbour"
-    SELF_CONTENTION = "SelfContention"
-    HOST_PATH = "HostPath"
-    RECEIVE_WINDOW = "ReceiveWindow"
-    CONGESTION = "Congestion"
-    PACKET_LOSS = "PacketLoss"
-    CONNECT_FAILURES = "ConnectFailures"
-    ACCEPT_QUEUE = "AcceptQueue"
-    DROPS = "Drops"
-    HELD_BACK = "HeldBack"
-    QDISC_BACKLOG = "QdiscBacklog"
-    NETWORK = "Network"
-    PEER = "Peer"
-    APPLICATION = "Application"
-    DNS = "DNS"
-    NONE = "None"
-    INSUFFICIENT_DATA = "InsufficientData"
+__all__ = ["Answer", "Cause", "Grade", "answer"]
 
 
 class Grade(StrEnum):
