@@ -43,6 +43,7 @@ def quota(cgroup: Path, percent: int) -> Iterator[Path]:
     They have so much of a CPU, in periods of 100 ms. A process joins both.
     """
     if not (V1_CPU / "cpu.stat").exists():
+        _enable_cpu(cgroup)
         (cgroup / "cpu.max").write_text(f"{percent * 1000} 100000")
         yield cgroup
         return
@@ -56,6 +57,13 @@ def quota(cgroup: Path, percent: int) -> Iterator[Path]:
         for pid in (directory / "cgroup.procs").read_text().split():
             os.kill(int(pid), 9)
         _remove(directory)
+
+
+def _enable_cpu(cgroup: Path) -> None:
+    """Let the v2 hierarchy control CPUs from its root down to this cgroup."""
+    above = [each for each in cgroup.parents if (each / "cgroup.subtree_control").exists()]
+    for each in reversed(above):
+        (each / "cgroup.subtree_control").write_text("+cpu")
 
 
 def _remove(directory: Path) -> None:

@@ -231,6 +231,8 @@ async def test_waits_for_a_quota_are_those_of_the_quotas_account(
     start_engine: Start, own: Path, other: Path, typed: bool
 ) -> None:
     engine = await start(start_engine, own, typed=typed)
+    if any(row.name == "waitedThrottledNs" for row in engine.coverage):
+        return  # before 6.6, as test_coverage.py has it
     with quota(own, 5) as limited, scene(engine, limited) as running:
         running.burn(other)
         running.burn(own, limited, is_own=True)
