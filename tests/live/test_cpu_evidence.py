@@ -156,7 +156,6 @@ def burn(growth: Growth, burning: Burner) -> None:
     until(growth.agrees, "accounts that stand still")
 
 
-@pytest.mark.every_kernel
 @pytest.mark.parametrize("kind", ["process", "cgroup", "container", "pod"])
 def test_throttling_and_pressure_of_a_target_are_the_kernels_own(
     gatherer: Gatherer, kind: str

@@ -285,7 +285,6 @@ async def test_a_reader_starved_by_hogs_is_found_in_rx_wakeup(
     assert socket.count in counts_of(60)
 
 
-@pytest.mark.every_kernel
 @pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
 async def test_a_starved_reader_is_found_without_the_module(
     start_engine: Start, pair: tuple[Pod, Pod], typed: bool

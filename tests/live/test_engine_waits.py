@@ -194,7 +194,6 @@ def is_about(ns: int, witness_ns: int) -> bool:
     return 0.6 * witness_ns < ns < 1.6 * witness_ns
 
 
-@pytest.mark.every_kernel
 async def test_waits_for_a_hog_of_another_cgroup_are_as_long_as_it_ran(
     start_engine: Start, own: Path, other: Path, typed: bool
 ) -> None:
@@ -211,7 +210,6 @@ async def test_waits_for_a_hog_of_another_cgroup_are_as_long_as_it_ran(
     assert measured.of("waitedThrottledNs") == 0
 
 
-@pytest.mark.every_kernel
 async def test_waits_of_threads_for_each_other_are_as_long_as_those_ran(
     start_engine: Start, own: Path, typed: bool
 ) -> None:
@@ -226,7 +224,6 @@ async def test_waits_of_threads_for_each_other_are_as_long_as_those_ran(
     assert cgroup_counter(id_of(own)) not in measured.by_name
 
 
-@pytest.mark.every_kernel
 async def test_waits_for_a_quota_are_those_of_the_quotas_account(
     start_engine: Start, own: Path, other: Path, typed: bool
 ) -> None:
