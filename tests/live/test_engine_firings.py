@@ -36,7 +36,8 @@ OF_A_BUFFER = {"consume_skb"}
 RARE = {
     *("sched_process_fork", "sched_process_exit", "irq_handler_entry", "irq_handler_exit"),
     *("kfree_skb", "inet_sock_set_state", "inet_csk_accept", "udp_fail_queue_rcv_skb"),
-    *("tcp_retransmit_skb", "tcp_send_reset", "tcp_receive_reset", "tcp_destroy_sock"),
+    *("tcp_retransmit_skb", "tcp_retransmit_synack", "tcp_cong_state_set"),
+    *("tcp_send_reset", "tcp_receive_reset", "tcp_destroy_sock"),
 }
 
 
