@@ -182,7 +182,11 @@ async def test_changes_asked_for_at_once_happen_one_after_another(start_engine: 
         "tcp.connect",
         "tcp.handshake",
         "tcp.rtt",
+        "tcp.recovery",
+        "tcp.queueing",
         "app.response",
+        "app.transfer",
+        "peer.transfer",
         "peer.response",
     }
     starting = asyncio.create_task(engine.use(ALL))

@@ -208,7 +208,7 @@ def _maps(name: str) -> list[int]:
     programs = _bpftool("prog", "show")
     assert isinstance(programs, list)
     ours = [program for program in programs if program["id"] in held]
-    maps = {number for program in ours for number in program["map_ids"]}
+    maps = {number for program in ours for number in program.get("map_ids", ())}
     listed = _bpftool("map", "show")
     assert isinstance(listed, list)
     found = [each["id"] for each in listed if each["id"] in maps and each.get("name") == name]
