@@ -40,6 +40,7 @@ RIGHT_NOW_AND_THEN: frozenset[tuple[str, End]] = frozenset(
         ("server_speaks_first_and_streams", End.SERVER),
         ("both_directions_at_once", End.CLIENT),
         ("both_directions_at_once", End.SERVER),
+        ("accept_loop_of_20_ms_with_backlog_1", End.CLIENT),
         ("idle_pool", End.CLIENT),
         ("idle_pool", End.SERVER),
         ("half_close", End.CLIENT),
