@@ -217,7 +217,7 @@ def test_the_table_shows_figures_losses_counters_verdict_and_coverage() -> None:
     assert "rx.socket: 3 lost, 2 unmatched, 1 clamped to 0, sampled 25.0% of the packets" in text
     assert "counters: retransmits 1,234\n" in text
     assert "connectRefused" not in text
-    assert "verdict: SlowReader in rx.socket, 75%" in text
+    assert "verdict: SlowReader in rx.socket, 92%" in text
     assert "  - rx.socket: 7.5ms on average, p50 7.5ms, p99 7.5ms, 200 times" in text
     assert "  next: Profile the application between two reads" in text
     assert re.search(r"tx\.stack +partial +TCP only", text)
