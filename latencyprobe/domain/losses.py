@@ -12,15 +12,10 @@ from functools import cached_property
 
 from latencyprobe.domain.attention import adds_up
 from latencyprobe.domain.causes import Bottleneck
+from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement
-from latencyprobe.domain.stages import DROP_PREFIX
-from latencyprobe.domain.wait import (
-    FAILURE_NS,
-    Wait,
-    counted,
-    pending_wait,
-    shown,
-)
+from latencyprobe.domain.stages import DROP_PREFIX, DROPS_IN_PREFIX
+from latencyprobe.domain.wait import FAILURE_NS, Wait, counted, pending_wait, shown
 
 # Reasons of the kernel (enum skb_drop_reason) that lose data which is waited for. The others end
 # packets that are not needed any more: old segments, copies, resets, those of closed sockets.
@@ -72,10 +67,14 @@ class Losses:
 
     measurement: Measurement
 
-    @cached_property
+    @property
     def recovery_ns(self) -> int:
         """The time that retransmissions have cost."""
-        return self.measurement.stage("tcp.recovery").histogram.sum_ns
+        return self._recovered.sum_ns
+
+    @cached_property
+    def _recovered(self) -> Histogram:
+        return self.measurement.stage("tcp.recovery").histogram
 
     @property
     def open_ns(self) -> int:
@@ -85,7 +84,7 @@ class Losses:
     @property
     def dropped_ns(self) -> int:
         """The time that drops on this node have cost."""
-        return self._dropped_packets().ns
+        return self._dropped_packets.ns
 
     @property
     def accept_queue_overflows(self) -> Wait:
@@ -100,19 +99,18 @@ class Losses:
         yield self._retransmissions()
         yield self._open
         yield from self._connects()
-        yield self._dropped_packets()
+        yield self._dropped_packets
 
-    @property
+    @cached_property
     def _open(self) -> Wait:
         return pending_wait(
             self.measurement, "unacknowledgedRetransmits", Bottleneck.PACKET_LOSS, "tcp.recovery"
         )
 
     def _retransmissions(self) -> Wait:
-        recovered = self.measurement.stage("tcp.recovery").histogram
-        ns = recovered.sum_ns - self._of_failed_connects_ns - self._of_own_drops_ns
+        ns = self.recovery_ns - self._of_failed_connects_ns - self._of_own_drops_ns
         figures = shown(counted(self.measurement, ("retransmits", "rtos")))
-        is_noteworthy = adds_up(ns, recovered.count, self._requests)
+        is_noteworthy = adds_up(ns, self._recovered.count, self._requests)
         return Wait(Bottleneck.PACKET_LOSS, ns, is_noteworthy, "tcp.recovery", figures)
 
     @property
@@ -131,8 +129,7 @@ class Losses:
 
     @cached_property
     def _of_failed_connects_ns(self) -> int:
-        recovered = self.measurement.stage("tcp.recovery").histogram
-        return min(recovered.sum_ns, self._unanswered_connects * recovered.mean_ns)
+        return min(self.recovery_ns, self._unanswered_connects * self._recovered.mean_ns)
 
     def _connects(self) -> Iterator[Wait]:
         counters = counted(self.measurement, _FAILED_CONNECTS)
@@ -164,16 +161,16 @@ class Losses:
     @cached_property
     def _of_own_drops_ns(self) -> int:
         """The time of retransmissions of packets that were dropped on this node."""
-        recovered = self.measurement.stage("tcp.recovery").histogram
-        left_ns = recovered.sum_ns - self._of_failed_connects_ns
-        return min(left_ns, self._number_of_drops * recovered.mean_ns)
+        left_ns = self.recovery_ns - self._of_failed_connects_ns
+        return min(left_ns, self._number_of_drops * self._recovered.mean_ns)
 
+    @cached_property
     def _dropped_packets(self) -> Wait:
         names = counted(self.measurement, ("receiveQueueOverflows",))
         places = {
             name: count
             for name, count in self.measurement.counters.items()
-            if name.startswith("dropsIn.") and count
+            if name.startswith(DROPS_IN_PREFIX) and count
         }
         received = self.measurement.stage("rx.total").histogram.count
         counters = {**names, **self._drops}

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.measurement import Measurement, NodeMeasurement
+from latencyprobe.domain.stages import WAITED_FOR_CGROUP_PREFIX
 
-_CGROUP = "waitedForCgroup."
 # By module sched: the time in which a thread could run and did not, by who ran.
 _WAITED: Mapping[str, Bottleneck] = {
     "waitedThrottledNs": Bottleneck.CPU_THROTTLED,
@@ -76,9 +76,9 @@ def _by_switches(measurement: Measurement) -> CPUDelay | None:
 def _culprit(measurement: Measurement) -> str:
     """Return the cgroup for which the threads waited longest; empty if it is not known."""
     waited = {
-        name.removeprefix(_CGROUP): ns
+        name.removeprefix(WAITED_FOR_CGROUP_PREFIX): ns
         for name, ns in measurement.counters.items()
-        if name.startswith(_CGROUP) and ns
+        if name.startswith(WAITED_FOR_CGROUP_PREFIX) and ns
     }
     return f"cgroup {max(waited, key=lambda name: waited[name])}" if waited else ""
 

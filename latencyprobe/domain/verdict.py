@@ -16,7 +16,7 @@ from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.histogram import EMPTY, Histogram
 from latencyprobe.domain.measurement import NOTHING_OF_THE_NODE, Measurement, NodeMeasurement
 from latencyprobe.domain.serialisation import written
-from latencyprobe.domain.stages import DROP_PREFIX, Module
+from latencyprobe.domain.stages import DROP_PREFIX, DROPS_IN_PREFIX, Module
 from latencyprobe.domain.wait import Wait, counted, shown
 from latencyprobe.domain.waits import TOTALS, waits_of
 
@@ -33,9 +33,8 @@ class Verdict:
     """The first statement of a report.
 
     `share_percent`: the cause's part of all waiting; 0 without a cause. `evidence`: the figures, as
-    sentences. `next_step`: one action for a person. `culprit`: the cgroup or
-    peer that causes it, if that is known.
-    `waiting_ns`: the waiting by cause, the longest.
+    sentences. `next_step`: one action for a person. `culprit`: the cgroup or peer that causes it,
+    if that is known. `waiting_ns`: the waiting by cause, the longest.
     """
 
     bottleneck: Bottleneck
@@ -239,7 +238,9 @@ def _unknown(measurement: Measurement) -> Iterator[str]:
         packets = stage.histogram.count + without
         if without > _UNKNOWN_SHARE * packets:
             yield f"{total}: {without:,} of {packets:,} packets were not measured from end to end"
-    drops = [name for name in measurement.counters if name.startswith((DROP_PREFIX, "dropsIn."))]
+    drops = [
+        name for name in measurement.counters if name.startswith((DROP_PREFIX, DROPS_IN_PREFIX))
+    ]
     failures = shown(counted(measurement, (*_FAILURES, *drops)))
     if failures:
         yield f"failures: {failures[0]}"

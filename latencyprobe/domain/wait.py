@@ -13,7 +13,7 @@ from latencyprobe.domain.pending import PENDING_BY_NAME, Pending, describe
 # The cost of an event whose cost was not measured: a refused connect, a dropped datagram. It is the
 # first time-out of TCP's connects, and the least of resolvers.
 FAILURE_NS = 1_000_000_000
-NOTHING_PENDING = Pending(0)
+_NOTHING_PENDING = Pending(0)
 
 
 class Wait(NamedTuple):
@@ -45,11 +45,16 @@ def shown(counters: Mapping[str, int]) -> tuple[str, ...]:
     return (", ".join(f"{name} {count:,}" for name, count in counters.items()),)
 
 
+def pending_of_kind(measurement: Measurement, kind: str) -> Pending:
+    """Return what is pending of a kind; nothing where that was not read."""
+    return (measurement.pending or {}).get(kind, _NOTHING_PENDING)
+
+
 def pending_wait(
     measurement: Measurement, kind: str, cause: Bottleneck, stage: str | None = None
 ) -> Wait:
     """Return the waiting of a pending kind, which has not ended."""
-    pending = (measurement.pending or {}).get(kind, NOTHING_PENDING)
+    pending = pending_of_kind(measurement, kind)
     figures = (describe(PENDING_BY_NAME[kind], pending),) if pending.count else ()
     is_too_long = pending.oldest_ns >= OPEN_TOO_LONG_NS
     return Wait(cause, pending.waiting_ns, is_too_long, stage, figures)

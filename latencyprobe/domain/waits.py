@@ -23,11 +23,10 @@ from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.losses import Losses
 from latencyprobe.domain.measurement import Measurement, NodeMeasurement, StageMeasurement
 from latencyprobe.domain.patience import FIRST_ANSWERS, MISSING_ANSWERS, STUCK_REQUESTS
-from latencyprobe.domain.pending import Pending
 from latencyprobe.domain.processors import CPUDelay, cpu_delay
 from latencyprobe.domain.round_trips import RoundTrips
 from latencyprobe.domain.stages import parts_of
-from latencyprobe.domain.wait import NOTHING_PENDING, Wait, counted, pending_wait, shown
+from latencyprobe.domain.wait import Wait, counted, pending_of_kind, pending_wait, shown
 
 TOTALS = ("rx.total", "tx.total")
 _PATH = {
@@ -238,7 +237,9 @@ class _Ledger:
         stuck = pending_wait(
             self.measurement, STUCK_REQUESTS, Bottleneck.APPLICATION, "app.response"
         )
-        yield stuck._replace(is_noteworthy=self._pending(STUCK_REQUESTS).count > 1)
+        yield stuck._replace(
+            is_noteworthy=pending_of_kind(self.measurement, STUCK_REQUESTS).count > 1
+        )
         yield self._missing_answers()
 
     def _own_answers(self) -> Wait:
@@ -268,11 +269,12 @@ class _Ledger:
         charged_ns += self.measurement.counters.get("heldBackByPeerNs", 0)
         charged_ns += self.measurement.counters.get("heldBackNs", 0)
         left_ns = max(waited_ns - charged_ns, 0)
-        figure = f"the network accounts for about {format_ns(trip_ns)} of each (tcp.rtt)"
         is_noteworthy = _are_turns(answers) and deserves_attention(answers.histogram)
         is_noteworthy &= left_ns >= _LEAST_OF_PEER * waited_ns
-        figures = (figure,) if is_noteworthy else ()
-        return Wait(Bottleneck.PEER, left_ns, is_noteworthy, "peer.response", figures)
+        if not is_noteworthy:
+            return Wait(Bottleneck.PEER, left_ns, False, "peer.response")
+        figure = f"the network accounts for about {format_ns(trip_ns)} of each (tcp.rtt)"
+        return Wait(Bottleneck.PEER, left_ns, True, "peer.response", (figure,))
 
     def _replies(self) -> Wait:
         """Return the wait for replies to datagrams, without those that this node dropped."""
@@ -289,7 +291,11 @@ class _Ledger:
 
         A single request is no accusation: it may be a frame of HTTP/2 that wants no answer.
         """
-        kind = MISSING_ANSWERS if self._pending(MISSING_ANSWERS).count else FIRST_ANSWERS
+        kind = (
+            MISSING_ANSWERS
+            if pending_of_kind(self.measurement, MISSING_ANSWERS).count
+            else FIRST_ANSWERS
+        )
         missing = pending_wait(self.measurement, kind, Bottleneck.PEER, "peer.response")
         left_ns = max(missing.ns - self._losses.open_ns, 0)
         if not self._are_missing(kind):
@@ -298,12 +304,9 @@ class _Ledger:
         culprit = str(peer.address) if peer is not None else ""
         return missing._replace(ns=left_ns, is_noteworthy=left_ns > 0, culprit=culprit)
 
-    def _pending(self, kind: str) -> Pending:
-        return (self.measurement.pending or {}).get(kind, NOTHING_PENDING)
-
     def _are_missing(self, kind: str) -> bool:
         """Return True if several answers are late; first ones only if there was none at all."""
-        pending = self._pending(kind)
+        pending = pending_of_kind(self.measurement, kind)
         if kind == MISSING_ANSWERS:
             return pending.count > 1
         is_without_any = not self._histogram("peer.response").count
