@@ -110,7 +110,7 @@ def test_a_completed_probe_is_deleted_and_its_agents_are_free(site: Site) -> Non
     site.apply(duration="1s", ttlSecondsAfterFinished=0)
 
     site.wait("its deletion", lambda: not exists(site), seconds=100)
-    assert site.targets() == []
+    site.wait("agents that measure nothing for it", lambda: site.targets() == [], seconds=100)
     assert "ttlSecondsAfterFinished is 0" in site.operator.log.read_text()
 
 

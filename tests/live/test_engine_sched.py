@@ -299,7 +299,8 @@ async def test_a_starved_reader_is_found_without_the_module(
         else:
             raise AssertionError(f"never starved in {ROUNDS} rounds")
     delay_ns, socket = measured.counters["readerDelayNs"], measured.stage("rx.socket").histogram
-    assert 0.6 * socket.sum_ns < delay_ns <= socket.sum_ns
+    # Nobody knows how much of the first read's wait was for a CPU, and it may be the longest.
+    assert 0.6 * (socket.sum_ns - socket.max_ns) < delay_ns <= socket.sum_ns
     assert delay_ns < 1.01 * waited.waited_ns
 
 
@@ -311,7 +312,7 @@ async def test_a_reader_that_sleeps_is_not_kept_from_a_cpu(
     options = ("--read-delay-ms", "5")
     measured, waited = ask(engine, client, server, *options, is_starved=False)
     assert measured.stage("rx.socket").histogram.mean_ns > 4 * MS
-    assert measured.counters["readerDelayNs"] < 1.01 * waited.waited_ns
+    assert measured.counters.get("readerDelayNs", 0) <= 1.01 * waited.waited_ns
 
 
 async def test_a_backlog_of_a_starved_reader_is_all_its_waits_long(

@@ -230,8 +230,13 @@ async def test_waits_for_a_quota_are_those_of_the_quotas_account(
     engine = await start(start_engine, own, typed=typed)
     if any(row.name == "waitedThrottledNs" for row in engine.coverage):
         return  # before 6.6, as test_coverage.py has it
-    with quota(own, 5) as limited, scene(engine, limited) as running:
-        running.burn(other)
+    with (
+        quota(own, 5) as limited,
+        quota(other, 100) as unlimited,
+        scene(engine, limited) as running,
+    ):
+        # Both are one cgroup below the root: a process in the root would outweigh a cgroup.
+        running.burn(other, unlimited)
         running.burn(own, limited, is_own=True)
         measured = running.measure(lambda seen: seen.quota.throttled >= 10)
     assert_explained(measured)
