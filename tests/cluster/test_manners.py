@@ -298,6 +298,7 @@ def test_transitions_are_events_that_describe_shows_with_the_conditions(site: Si
     assert any("Warning" in line and "ObjectiveMissed" in line for line in lines)
 
 
+@pytest.mark.thorough  # test_events.py counts flips too, with less waiting
 def test_flips_are_counted_in_one_event_each(site: Site) -> None:
     site.apply(objectives=[{**OBJECTIVE, "max": "1us", "for": "1s"}])
     site.wait("the Event", lambda: events(site, "ObjectiveMissed"), seconds=60)
