@@ -18,6 +18,7 @@ from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime import ring
 from latencyprobe_agent.kernel.runtime.listeners import ListenerReadings
 from latencyprobe_agent.kernel.runtime.loaded import LoadedObject
+from tests.live import packet_tables
 from tests.live.compiled_once import compiled_once
 
 _KEY_BYTES = {"cgroups": 8, "processes": 4, "filter_ports": 4}
@@ -85,7 +86,7 @@ class _Lent:
 
 
 def _empty(built: LoadedObject) -> None:
-    """As it was when it was new, but for what is known of packets that are gone."""
+    """As it was when it was new."""
     built.sample(0)
     built._is_scope_lost = False
     built.listeners = ListenerReadings()  # else the first reading may be due much later
@@ -93,6 +94,7 @@ def _empty(built: LoadedObject) -> None:
     for name, key_bytes in _KEY_BYTES.items():
         built.erase(name, built.keys(name, key_bytes))
     built.bump_generation()
+    packet_tables.clear(built._programs.values())
     for _ in range(2):
         inactive = built.flip_epoch({})
         for element in range(MAX_SLOTS):

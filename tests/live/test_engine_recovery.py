@@ -223,7 +223,8 @@ async def test_a_lost_segment_among_others_costs_the_time_until_its_ack(
                 waits.add(waited(scene.wire, already), time.monotonic_ns() - began_ns)
             kernel = tcp_figures(scene.near)
         client = Reading(scene.engine).of(CLIENT)
-    assert kernel["TCPFastRetrans"] >= EPISODES
+    # A sender that this machine halts among its segments has a probe sent instead.
+    assert EPISODES - kernel["TCPLossProbes"] <= kernel["TCPFastRetrans"] > 0
     assert kernel["TCPTimeouts"] == 0
     waits.assert_are_in(client, others=kernel["RetransSegs"] - EPISODES)
 
