@@ -2,8 +2,8 @@
 
     python -m tests.run_tiers [--all] [TIER...]
 
-A tier is a folder of tests with the same needs. Every tier runs, also after one that failed. The
-guests of `kernels` run aside, on the core that the first tiers leave free. A tier that this machine
+A tier is a folder of tests with the same needs. Every tier runs, also after one that failed. Tiers
+aside run one after another, on the core that the others leave free. A tier that this machine
 cannot run has failed, and so has one in which no test passed. What is left out is reported at the
 end: tiers (LATENCYPROBE_SKIP=cluster,live) and, without --all, `thorough` tests.
 """
@@ -59,7 +59,7 @@ _QEMU = needs.programs("qemu-system-x86_64", "apt-get", "depmod", "busybox", "fi
 TIERS = (  # from the cheapest to the dearest, but the one last that waits for the guests
     Tier(ROOT / "tests" / "lint"),
     Tier(ROOT / "tests" / "unit"),
-    Tier(ROOT / "tests" / "chart"),
+    Tier(ROOT / "tests" / "chart", is_aside=True),
     Tier(ROOT / "tests" / "cluster", (*_EBPF, needs.programs("ip", "nft", "unshare"))),
     Tier(ROOT / "tests" / "kernels", (needs.bcc, _QEMU), is_aside=True),
     Tier(ROOT / "tests" / "live", (*_EBPF, needs.programs("ip", "tc")), is_alone=True),
@@ -160,7 +160,7 @@ def run_tiers(
         for tier in chosen
         if tier.name in left_out
     }
-    with ThreadPoolExecutor() as pool, contextlib.ExitStack() as files:
+    with ThreadPoolExecutor(max_workers=1) as pool, contextlib.ExitStack() as files:
         aside: dict[str, _Aside] = {}
         for tier in chosen:
             if tier.is_aside and tier.name not in results:

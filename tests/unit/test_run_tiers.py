@@ -49,7 +49,7 @@ def make_tier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeTier:
 
 def test_the_cheapest_tier_runs_first_and_the_one_that_waits_for_guests_last() -> None:
     assert [tier.name for tier in TIERS] == ["lint", "unit", "chart", "cluster", "kernels", "live"]
-    assert [tier.name for tier in TIERS if tier.is_aside] == ["kernels"]
+    assert [tier.name for tier in TIERS if tier.is_aside] == ["chart", "kernels"]
     assert [tier.name for tier in TIERS if tier.is_alone] == ["live"]
 
 
@@ -116,6 +116,16 @@ def test_a_tier_aside_that_fails_or_cannot_run_fails_the_whole(make_tier: MakeTi
         Outcome.FAILED,
     ]
     assert not succeeded(results)
+
+
+def test_tiers_aside_run_one_after_another(make_tier: MakeTier, tmp_path: Path) -> None:
+    ended = str(tmp_path / "ended")
+    first = f"import pathlib\ndef test_first():\n    pathlib.Path({ended!r}).touch()\n"
+    tiers = [
+        make_tier("chart", first, is_aside=True),
+        make_tier("kernels", ALONE.format(ended=ended), is_aside=True),
+    ]
+    assert succeeded(run_tiers.run_tiers(tiers))
 
 
 def test_a_tier_aside_that_is_left_out_does_not_run(make_tier: MakeTier) -> None:

@@ -39,7 +39,18 @@ def peers(outcome: Outcome) -> list[tuple[str, str, int]]:
     return [(str(each.address), each.kind, each.count) for each in found]
 
 
-@pytest.mark.parametrize("name", ["long_poll_of_30_s", "redis_subscribe", "idle_pool"])
+# Their records are judged in tests/unit/test_recorded_situations.py.
+thorough = pytest.mark.thorough
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("long_poll_of_30_s", marks=thorough),
+        pytest.param("redis_subscribe", marks=thorough),
+        "idle_pool",
+    ],
+)
 async def test_waiting_without_harm_is_neither_missing_nor_stuck(
     name: str, object_cache: Path
 ) -> None:
@@ -48,6 +59,7 @@ async def test_waiting_without_harm_is_neither_missing_nor_stuck(
     assert peers(outcome) == []
 
 
+@thorough
 async def test_a_hung_worker_is_shown_by_the_answers_of_the_others(object_cache: Path) -> None:
     outcome = await observe(CATALOGUE["one_of_four_workers_hung"], object_cache)
     waiting = outcome.facts["client"]["pending"]
@@ -63,7 +75,9 @@ async def test_a_hung_worker_is_shown_by_the_answers_of_the_others(object_cache:
     ("name", "at_the_server"),
     [
         ("reader_that_never_reads", "unreadSegments"),
-        ("silent_connection_has_the_only_worker", "unacceptedConnections"),
+        pytest.param(
+            *("silent_connection_has_the_only_worker", "unacceptedConnections"), marks=thorough
+        ),
     ],
 )
 async def test_a_peer_without_any_answer_is_named_and_not_judged(
