@@ -63,9 +63,10 @@ _CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     # Each channel keeps a buffer for the largest TLS record that it writes (16 KiB by default).
     ("grpc.tsi.max_frame_size", 1024),
     # And one block of 8 KiB for the next read. For more, gRPC would keep two; and from 12 KiB on,
-    # blocks of 64 KiB: see posix_endpoint.cc.
+    # blocks of 64 KiB: see posix_endpoint.cc. The last option bounds its estimate of the next read.
     ("grpc.experimental.tcp_read_chunk_size", 8192),
     ("grpc.experimental.tcp_max_read_chunk_size", 8192),
+    ("grpc.experimental.tcp_max_read_buffer_size", 8192),
     ("grpc.max_receive_message_length", MAX_INCOMING_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # An agent is reached directly, whatever proxy leads out of the cluster.
