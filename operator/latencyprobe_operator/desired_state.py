@@ -10,7 +10,7 @@ has the pod's last interval and window. `release` ends that.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -48,6 +48,13 @@ class ProbeOnNode:
     """The choice that the agent begins with. Later ones come with acknowledgements."""
     earlier: EarlierPods = field(default_factory=EarlierPods, compare=False)
     """The pods that the agent may report on without being asked for."""
+
+    def target_ids(self) -> Iterator[str]:
+        """Yield the ids of the targets; that of a pod without a running container is its UID."""
+        for target in self.targets:
+            yield target.id
+        for pod in self.waiting:
+            yield pod.pod_uid
 
 
 ChoosePods = Callable[[str], PodChoice]
@@ -139,6 +146,8 @@ class DesiredStates:
         placed = PlacedPod(pod, targets_of(pod, spec.containers), waiting_pod(pod, spec.containers))
         before = pods.get(pod.uid)
         if before and _asks_the_same(before, placed):
+            # The agents' states have the targets of before: they stay one object.
+            placed = PlacedPod(pod, before.targets, before.waiting)
             pods[pod.uid] = self._by_node[pod.node][probe_uid][pod.uid] = placed
             return set()
         touched = self.remove_pod(probe_uid, pod.uid)

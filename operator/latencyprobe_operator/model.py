@@ -44,7 +44,10 @@ class Pod:
     labels: Mapping[str, str] = field(hash=False)
     """Shared between pods: do not change it."""
     running: str
-    """A line `NAME ID` for each running container: half of the memory that objects would take."""
+    """A line `NAME ID` for each running container: half of the memory that objects would take.
+
+    In the order of the names.
+    """
     cgroup_uid: str
     """The UID in the names of its cgroups: of a static pod that of its file, else `uid`."""
     declared: str = ""
@@ -102,29 +105,35 @@ class AgentPod:
 
 @dataclass(frozen=True, slots=True)
 class ContainerTarget:
-    """One container to measure. `id` is unique, and new when the container is restarted.
+    """One container to measure.
 
-    `id`: the pod's UID in the API server, a slash, and the ID of the container. Neither is a string
-    of its own, which would take half as much again. `pod_uid`: the UID in the names of the pod's
-    cgroups. `name` is the container's.
+    `api_uid`: the pod's UID in the API server. `pod_uid`: that in the names of its cgroups, another
+    one for a static pod. `running`: the container's line of `Pod.running`, which is the same string
+    for a pod of one container. So a target has no string of its own.
     """
 
-    id: str
+    api_uid: str
     pod_uid: str
-    name: str
+    running: str
     pod_name: str = ""
+
+    @property
+    def id(self) -> str:
+        """The pod's UID in the API server, a slash, and the ID of the container.
+
+        Unique, and new when the container is restarted. Made on each access.
+        """
+        return f"{self.api_uid}/{self.container_id}"
+
+    @property
+    def name(self) -> str:
+        """The name of the container."""
+        return sys.intern(self.running.partition(" ")[0])
 
     @property
     def container_id(self) -> str:
         """The ID of the container, as the kubelet reports it."""
-        return self.id.partition("/")[2]
-
-    @property
-    def api_uid(self) -> str:
-        """The pod's UID in the API server: another than `pod_uid` for a static pod."""
-        uid = self.id.partition("/")[0]
-        # One string for all, instead of one for each caller that keeps it.
-        return self.pod_uid if uid == self.pod_uid else uid
+        return self.running.partition(" ")[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,9 +254,9 @@ def targets_of(pod: Pod, names: Collection[str]) -> tuple[ContainerTarget, ...]:
     if not pod.bound:
         return ()
     return tuple(
-        ContainerTarget(f"{pod.uid}/{container.id}", pod.cgroup_uid, container.name, pod.name)
-        for container in pod.containers
-        if not names or container.name in names
+        ContainerTarget(pod.uid, pod.cgroup_uid, line, pod.name)
+        for line in pod.running.splitlines()
+        if not names or line.partition(" ")[0] in names
     )
 
 

@@ -5,7 +5,7 @@ The agents' side decodes messages into these values once, on arrival; the probes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from latencyprobe.domain.coverage import StageCoverage
@@ -19,6 +19,7 @@ from latencyprobe.domain.stages import Module
 from latencyprobe.domain.summary import PodReport, ProbeSummary
 from latencyprobe.domain.targets import TargetState
 from latencyprobe_operator.api.status_fields import NodeState
+from latencyprobe_operator.model import ContainerTarget
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +35,41 @@ class TargetStatus:
     is_partial: bool = False
 
 
+ATTACHED = TargetStatus(TargetState.ATTACHED, "")
+"""The status of nearly all targets of a cluster."""
+UNKNOWN_TARGET = TargetStatus(TargetState.PENDING, "")
+"""The status of a target that an agent has not answered for."""
+
+
 @dataclass(frozen=True, slots=True)
 class AgentView:
     """The operator's view of one agent. READY: the agent has applied the last state it was sent.
 
-    `targets` has the states of the targets at the agent, by probe and target id.
+    `applied` has the targets of the applied state, by probe. `others` has the statuses of those
+    that are not just ATTACHED, by probe and target id.
     """
 
     state: NodeState
     message: str = ""
     coverage: Mapping[str, StageCoverage] = field(default_factory=dict)
-    targets: Mapping[str, Mapping[str, TargetStatus]] = field(default_factory=dict)
+    applied: Mapping[str, Sequence[ContainerTarget]] = field(default_factory=dict)
+    others: Mapping[str, Mapping[str, TargetStatus]] = field(default_factory=dict)
     cpu_percent: float | None = None
     version: str = ""
     """The agent's version, as it states it."""
     stopped_modules: tuple[Module, ...] = ()
     """The modules that the budget of its node has no room for."""
+
+    def statuses_of(
+        self, probe_uid: str, targets: Sequence[ContainerTarget]
+    ) -> Sequence[TargetStatus]:
+        """Return the statuses of these targets of a probe, in their order."""
+        applied, others = self.applied.get(probe_uid, ()), self.others.get(probe_uid)
+        # Mostly, they are the very objects of the applied state. Then no id is made.
+        if not others and {*map(id, applied)}.issuperset(map(id, targets)):
+            return [ATTACHED] * len(targets)
+        known = {target.id: ATTACHED for target in applied} | dict(others or {})
+        return [known.get(target.id, UNKNOWN_TARGET) for target in targets]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

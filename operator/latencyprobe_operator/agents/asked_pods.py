@@ -10,14 +10,10 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple
 
-from latencyprobe_operator.desired_state import DesiredNodeState
-from latencyprobe_operator.earlier_pods import EarlierPods
-from latencyprobe_operator.model import ContainerTarget, PodTarget
+from latencyprobe_operator.desired_state import NO_STATE, DesiredNodeState, ProbeOnNode
 
 # Per agent, shared by namespaces. A pod is in reports for a window after its end.
 MOST_ENDED = 1024
-
-_Target = ContainerTarget | PodTarget
 
 
 class AskedPod(NamedTuple):
@@ -27,6 +23,10 @@ class AskedPod(NamedTuple):
     name: str
 
 
+FindPod = Callable[[str], AskedPod | None]
+"""Returns the pod of this UID in an agent's report; None if it was not asked for."""
+
+
 class AskedPods:
     """The pods that this operator has sent to one agent, over all its sessions.
 
@@ -34,56 +34,68 @@ class AskedPods:
     `clock`: seconds of a monotonic clock.
     """
 
-    __slots__ = ("_admitted", "_clock", "_earlier", "_ended", "_now")
+    __slots__ = ("_admitted", "_clock", "_ended", "_state")
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._now: Mapping[str, Mapping[str, _Target]] = {}
+        self._state = NO_STATE
         self._ended: dict[tuple[str, str], AskedPod] = {}
-        self._earlier: Mapping[str, EarlierPods] = {}
         self._admitted: dict[str, dict[str, AskedPod]] = {}
 
     def ask(self, state: DesiredNodeState) -> None:
         """Note a state that is about to be sent."""
-        now: dict[str, dict[str, _Target]] = {}
-        for probe in state:
-            pods: dict[str, _Target] = {pod.pod_uid: pod for pod in probe.waiting}
-            for container in probe.targets:
-                pods.setdefault(container.pod_uid, container)
-            now[probe.key.uid] = pods
-        for probe_uid, pods_before in self._now.items():
-            for pod_uid, target in pods_before.items():
-                if pod_uid not in now.get(probe_uid, {}):
-                    self._ended[probe_uid, pod_uid] = AskedPod(target.api_uid, target.pod_name)
+        now = {probe.key.uid: _pods_of(probe) for probe in state}
+        for probe in self._state:
+            uid = probe.key.uid
+            for pod_uid, pod in _pods_of(probe).items():
+                if pod_uid not in now.get(uid, {}):
+                    self._ended[uid, pod_uid] = pod
         namespaces = {probe.key.uid: probe.key.namespace for probe in state}
         for name in _surplus(self._ended, namespaces):
             del self._ended[name]
-        self._now = now
-        self._earlier = {probe.key.uid: probe.earlier for probe in state}
+        self._state = state
         for gone in self._admitted.keys() - now.keys():
             del self._admitted[gone]
         for probe in state:
             # A pod stays for the window after the interval in which it has ended.
             probe.earlier.open(self._clock(), span_s=probe.window_s + probe.interval_s)
 
-    def find(self, probe_uid: str, pod_uid: str) -> AskedPod | None:
-        """Return the pod of this UID in an agent's report; None if it was not asked for."""
-        if target := self._now.get(probe_uid, {}).get(pod_uid):
-            return AskedPod(target.api_uid, target.pod_name)
-        if known := self._ended.get((probe_uid, pod_uid)):
-            return known
-        earlier = self._earlier.get(probe_uid)
-        if earlier is None or not earlier.is_open(self._clock()):
-            return None
-        return self._admitted.get(probe_uid, {}).get(pod_uid)
+    def finder(self, probe_uid: str) -> FindPod:
+        """Return a function that finds the pods of one report: see `FindPod`.
+
+        It indexes the pods once. An index that is kept would take 1 KiB of each agent.
+        """
+        probe = self._probe(probe_uid)
+        now = _pods_of(probe) if probe else {}
+
+        def find(pod_uid: str) -> AskedPod | None:
+            if known := now.get(pod_uid) or self._ended.get((probe_uid, pod_uid)):
+                return known
+            if probe is None or not probe.earlier.is_open(self._clock()):
+                return None
+            return self._admitted.get(probe_uid, {}).get(pod_uid)
+
+        return find
 
     def admit(self, probe_uid: str, pod_uid: str, name: str) -> AskedPod | None:
         """Take in an earlier pod; None if the agent may not report on it."""
-        earlier = self._earlier.get(probe_uid)
-        if earlier is None or not earlier.admits(pod_uid, name, at=self._clock()):
+        probe = self._probe(probe_uid)
+        if probe is None or not probe.earlier.admits(pod_uid, name, at=self._clock()):
             return None
         admitted = self._admitted.setdefault(probe_uid, {})
         return admitted.setdefault(pod_uid, AskedPod(pod_uid, name))
+
+    def _probe(self, probe_uid: str) -> ProbeOnNode | None:
+        return next((probe for probe in self._state if probe.key.uid == probe_uid), None)
+
+
+def _pods_of(probe: ProbeOnNode) -> dict[str, AskedPod]:
+    """Return the pods of a probe by the UIDs in their cgroups' names."""
+    pods = {each.pod_uid: AskedPod(each.api_uid, each.pod_name) for each in probe.waiting}
+    for target in probe.targets:
+        if target.pod_uid not in pods:
+            pods[target.pod_uid] = AskedPod(target.api_uid, target.pod_name)
+    return pods
 
 
 def _surplus(

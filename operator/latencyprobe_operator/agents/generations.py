@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from latencyprobe_operator.desired_state import DesiredNodeState, ProbeOnNode
+from latencyprobe_operator.desired_state import NO_STATE, DesiredNodeState, ProbeOnNode
 
 LEASE_S = 300
 # An agent forgets its generation when no client has connected for a lease.
@@ -78,29 +78,36 @@ class MeasuredSince:
     A report on an older generation, or of an older term, was measured with others.
     """
 
-    __slots__ = ("_since", "_term")
+    __slots__ = ("_since", "_state", "_term")
 
     def __init__(self, term: int = 0) -> None:
         self._term = term
-        self._since: dict[str, tuple[tuple[object, ...], int]] = {}
+        self._state = NO_STATE
+        self._since: tuple[int, ...] = ()
+        """The generations of the state's probes."""
 
     def apply(self, state: DesiredNodeState, generation: int) -> None:
         """Note a state that is about to be applied under this generation."""
-        now = {probe.key.uid: _measured(probe) for probe in state}
-        self._since = {
-            uid: before
-            if (before := self._since.get(uid, ((), 0)))[0] == measured
-            else (measured, generation)
-            for uid, measured in now.items()
+        before = {
+            (probe.key.uid, _measured(probe)): since
+            for probe, since in zip(self._state, self._since, strict=True)
         }
+        self._since = tuple(
+            before.get((probe.key.uid, _measured(probe)), generation) for probe in state
+        )
+        self._state = state
 
     def covers(self, probe_uid: str, term: int, generation: int) -> bool:
         """Decide whether a report of this generation is one on the probe as it is now.
 
         An agent without terms, in reports of term 0, is believed by the generation alone.
         """
-        since = self._since.get(probe_uid)
-        return since is not None and term in (0, self._term) and generation >= since[1]
+        if term not in (0, self._term):
+            return False
+        return any(
+            probe.key.uid == probe_uid and generation >= since
+            for probe, since in zip(self._state, self._since, strict=True)
+        )
 
 
 def _measured(probe: ProbeOnNode) -> tuple[object, ...]:

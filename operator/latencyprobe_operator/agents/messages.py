@@ -65,7 +65,7 @@ _KINDS_OF_COVERAGE = 64
 
 
 SentTargets = Mapping[str, frozenset[str]]
-"""The ids of the targets in a message, by probe: the strings of the desired state itself."""
+"""The ids of the targets in a message, by probe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,19 +300,17 @@ def targets_by_probe(
 ) -> dict[str, dict[str, TargetStatus]]:
     """Decode the states of the targets in an answer to Apply, by probe and target id.
 
-    Probes and targets that were not sent are left out. The ids are those that were sent: copies of
-    them would double an operator's memory for its targets.
+    Probes and targets that were not sent are left out.
     """
-    states: dict[str, dict[str, TargetStatus]] = {}
-    for probe in result.probes:
-        ours = {target_id: target_id for target_id in sent.get(probe.id, ())}
-        if ours:
-            states[probe.id] = {
-                ours[target.id]: target_status(target)
-                for target in probe.targets
-                if target.id in ours
-            }
-    return states
+    return {
+        probe.id: {
+            target.id: target_status(target)
+            for target in probe.targets
+            if target.id in sent[probe.id]
+        }
+        for probe in result.probes
+        if sent.get(probe.id)
+    }
 
 
 def check_size(report: pb.Report) -> None:

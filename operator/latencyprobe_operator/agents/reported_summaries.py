@@ -17,7 +17,7 @@ from latencyprobe.protocol.limits import check_length
 from latencyprobe.protocol.measurements import CorruptMessageError
 from latencyprobe.protocol.summaries import MAX_PODS, pod_from_proto, summary_from_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
-from latencyprobe_operator.agents.asked_pods import AskedPods
+from latencyprobe_operator.agents.asked_pods import AskedPods, FindPod
 from latencyprobe_operator.agents.messages import target_status, text_of, with_node
 from latencyprobe_operator.observed_state import (
     UNKNOWN_SOURCE,
@@ -51,12 +51,13 @@ def reported_summary(
             source=source,
             corruption=text_of(str(error)),
         )
-    in_full = tuple(_asked_for(received, message.id, pods))
+    find = pods.finder(message.id)
+    in_full = tuple(_asked_for(received, message.id, pods, find))
     unasked = len(received) - len(in_full)
     targets: tuple[ReportedTarget, ...] = ()
     if summary is not None:
         statuses, scores = message.summary.statuses, summary.scores
-        summary = replace(summary, scores=tuple(_scores(scores, message.id, pods)))
+        summary = replace(summary, scores=tuple(_scores(scores, find)))
         targets = tuple(
             ReportedTarget(id=status.id, status=target_status(status))
             for status in statuses
@@ -89,20 +90,20 @@ def _summary(message: pb.ProbeReport) -> ProbeSummary | None:
 
 
 def _asked_for(
-    received: Iterable[PodReport], probe_uid: str, pods: AskedPods
+    received: Iterable[PodReport], probe_uid: str, pods: AskedPods, find: FindPod
 ) -> Iterator[PodReport]:
     """Yield the pods that the agent was asked for, by the operator's UIDs and names."""
     for pod in received:
-        known = pods.find(probe_uid, pod.pod_uid)
+        known = find(pod.pod_uid)
         if known is None and pod.ended:
             known = pods.admit(probe_uid, pod.pod_uid, pod.name)
         if known:
             yield replace(pod, pod_uid=known.uid, name=known.name)
 
 
-def _scores(received: Iterable[PodScore], probe_uid: str, pods: AskedPods) -> Iterator[PodScore]:
+def _scores(received: Iterable[PodScore], find: FindPod) -> Iterator[PodScore]:
     for score, pod_uid in received:
-        known = pods.find(probe_uid, pod_uid)
+        known = find(pod_uid)
         if known:
             yield PodScore(score, known.uid)
 

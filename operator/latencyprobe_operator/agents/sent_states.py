@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Container, Mapping
+import functools
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
 from latencyprobe.domain.fairness import TargetName
@@ -14,51 +14,57 @@ from latencyprobe_operator.agents.generations import (
     MeasuredSince,
     NewerTermError,
 )
-from latencyprobe_operator.agents.messages import Outgoing, SentTargets, outgoing_state
-from latencyprobe_operator.desired_state import DesiredNodeState
-
-_SortedTargets = Mapping[str, tuple[str, ...]]
-"""The ids of the targets in a message, by probe, in ascending order.
-
-A set of ten takes 730 bytes, a tuple 120: an operator keeps them of each node.
-"""
-
-
-def _sorted(sent: SentTargets) -> _SortedTargets:
-    return {probe_uid: tuple(sorted(ids)) for probe_uid, ids in sent.items()}
+from latencyprobe_operator.agents.messages import Outgoing, outgoing_state
+from latencyprobe_operator.desired_state import NO_STATE, DesiredNodeState
 
 
 @dataclass(frozen=True, slots=True)
-class _AnyOf:
-    """The targets of some states, which are too many to copy for every report."""
+class _SentState:
+    """A state that was sent, but for some of its targets. An operator keeps the state anyway."""
 
-    states: tuple[_SortedTargets, ...]
+    state: DesiredNodeState = NO_STATE
+    left_out: frozenset[TargetName] = frozenset()
+
+    def targets(self) -> Iterator[TargetName]:
+        """Yield the names of the targets, which are made for that."""
+        for probe in self.state:
+            for target_id in probe.target_ids():
+                name = (probe.key.uid, target_id)
+                if name not in self.left_out:
+                    yield name
+
+
+_NOTHING_SENT = _SentState()
+
+
+class _AnyOf:
+    """The targets of some states. Their names are made for the first one that is looked up.
+
+    Most reports name no target.
+    """
+
+    def __init__(self, *states: _SentState) -> None:
+        self._states = states
 
     def __contains__(self, name: object) -> bool:
-        if not isinstance(name, tuple):
-            return False
-        probe_uid, target_id = name
-        return any(_holds(each.get(probe_uid, ()), target_id) for each in self.states)
+        return name in self._names
 
-
-def _holds(ids: tuple[str, ...], target_id: str) -> bool:
-    at = bisect_left(ids, target_id)
-    return at < len(ids) and ids[at] == target_id
+    @functools.cached_property
+    def _names(self) -> frozenset[TargetName]:
+        return frozenset(name for state in self._states for name in state.targets())
 
 
 class SentStates:
     """Encodes the states of one agent, and remembers what the agent's reports refer to."""
 
-    __slots__ = ("_before", "_generations", "_pending", "_since", "_targets", "pods", "term")
+    __slots__ = ("_before", "_generations", "_now", "_pending", "_since", "pods", "term")
 
     def __init__(self, clock_ns: Callable[[], int], term: int = 0) -> None:
         self.term = term
         self.pods = AskedPods()
         self._generations = Generations(clock_ns)
         self._since = MeasuredSince(term)
-        self._targets: _SortedTargets = {}
-        self._before: _SortedTargets = {}
-        self._pending: _SortedTargets = {}
+        self._now = self._before = self._pending = _NOTHING_SENT
 
     def encode(self, state: DesiredNodeState) -> Outgoing:
         """Return this state as the next message. Targets that the agent has keep their places."""
@@ -68,17 +74,18 @@ class SentStates:
             generation=generation,
             lease_s=LEASE_S,
             term=self.term,
-            held=_AnyOf((self._targets,)),
+            held=_AnyOf(self._now),
         )
         self._since.apply(state, generation)
         self.pods.ask(state)
-        self._pending = _sorted(outgoing.sent)
+        everything, sent = _SentState(state), outgoing.targets
+        left_out = frozenset(name for name in everything.targets() if name not in sent)
+        self._pending = _SentState(state, left_out)
         return outgoing
 
-    def mark_applied(self, outgoing: Outgoing) -> None:
-        """Note that the agent has applied this message."""
-        self._before, self._targets = self._targets, _sorted(outgoing.sent)
-        self._pending = {}
+    def mark_applied(self) -> None:
+        """Note that the agent has applied the last message."""
+        self._before, self._now, self._pending = self._now, self._pending, _NOTHING_SENT
 
     def asked(self) -> Container[TargetName]:
         """Return the targets that a report may be on.
@@ -86,7 +93,7 @@ class SentStates:
         They are those of the state in force, of the one being sent, and of the one before: its
         last report may still arrive.
         """
-        return _AnyOf((self._targets, self._pending, self._before))
+        return _AnyOf(self._now, self._pending, self._before)
 
     def observe(self, term: int, generation: int) -> None:
         """Go beyond the generation of a report of our term, or of an agent without terms.

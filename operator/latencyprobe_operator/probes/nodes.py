@@ -17,7 +17,6 @@ from latencyprobe_operator.probes.staleness import NO_STALENESS, Staleness, age_
 
 # A tuple compares by identity; a set would hash.
 _GAPS = tuple(COVERAGE_GAPS)
-_UNKNOWN_TARGET = TargetStatus(TargetState.PENDING, "")
 
 
 def node_facts(
@@ -34,8 +33,7 @@ def node_facts(
 
     An agent that has not reported for more than `patience_s` is stale.
     """
-    known = agent.targets.get(probe_uid, {})
-    statuses = [known.get(target.id, _UNKNOWN_TARGET) for target in targets]
+    statuses = agent.statuses_of(probe_uid, targets)
     # A count in a list compares by identity. Hashes of enums would take most of this function's
     # time, and it runs for each probe and node of a cluster.
     attached = [status.state for status in statuses].count(TargetState.ATTACHED)

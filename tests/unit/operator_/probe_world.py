@@ -10,7 +10,6 @@ from weakref import WeakKeyDictionary
 
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.summary import PodChoice
-from latencyprobe.domain.targets import TargetState
 from latencyprobe.protocol.measurements import measurement_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents.asked_pods import AskedPods
@@ -22,7 +21,7 @@ from latencyprobe_operator.kube.pods import PodsChange, PodSet, PodsListener
 from latencyprobe_operator.kube.selector import LabelSelector
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.model import Pod
-from latencyprobe_operator.observed_state import AgentView, TargetStatus
+from latencyprobe_operator.observed_state import AgentView
 from latencyprobe_operator.probes.document import size_bytes
 from latencyprobe_operator.probes.probe import Probe
 from tools.fakes.api import apply_merge_patch
@@ -61,13 +60,8 @@ class World:
         self.touched |= nodes
 
     def agent(self, node: str) -> AgentView:
-        words = {
-            probe.key.uid: {
-                target.id: TargetStatus(TargetState.ATTACHED, "") for target in probe.targets
-            }
-            for probe in self.desired.of_node(node)
-        }
-        return AgentView(self.agent_state, "as told", targets=words, cpu_percent=0.1)
+        applied = {probe.key.uid: probe.targets for probe in self.desired.of_node(node)}
+        return AgentView(self.agent_state, "as told", applied=applied, cpu_percent=0.1)
 
     def want_in_full(self, node: str, probe_uid: str, choice: PodChoice, at_once: bool) -> None:
         self.choices[node] = choice

@@ -26,7 +26,7 @@ from latencyprobe_operator.agents.renewal import Renewal
 from latencyprobe_operator.api.status_fields import NodeState as State
 from latencyprobe_operator.desired_state import NO_STATE, DesiredNodeState, DesiredStates
 from latencyprobe_operator.metrics import OperatorMetrics
-from latencyprobe_operator.observed_state import ReportedProbe
+from latencyprobe_operator.observed_state import ATTACHED, ReportedProbe, TargetStatus
 from latencyprobe_operator.probes.facts import NodeFacts
 from latencyprobe_operator.probes.nodes import node_facts
 from tests.unit.operator_.waiting import until
@@ -111,7 +111,8 @@ async def connect(fleet: Fleet, agent: FakeAgent, state: DesiredNodeState) -> No
 async def test_the_state_is_applied_and_its_targets_are_known(
     fleet: Fleet, agent: FakeAgent
 ) -> None:
-    await connect(fleet, agent, state_of("a", "b", filter={"ports": [443]}))
+    state = state_of("a", "b", filter={"ports": [443]})
+    await connect(fleet, agent, state)
 
     (probe,) = agent.applied[-1].probes
     assert (probe.id, probe.name) == (UID, "shop/checkout")
@@ -120,8 +121,7 @@ async def test_the_state_is_applied_and_its_targets_are_known(
     assert agent.target_ids == [target_id("a"), target_id("b")]
     assert probe.targets[0].container.container_id == "containerd://a-server-1"
     assert agent.applied[-1].lease.ToSeconds() == 300
-    known = fleet.view("node-a").targets[UID]
-    assert {status.state for status in known.values()} == {TargetState.ATTACHED}
+    assert fleet.view("node-a").statuses_of(UID, state[0].targets) == [ATTACHED, ATTACHED]
 
 
 def operators_tasks() -> list[str]:
@@ -167,11 +167,8 @@ async def test_targets_and_coverage_of_many_agents_are_kept_once(
 
     assert one.coverage is other.coverage
     assert [stage.hook for stage in one.coverage.values()] == ["tp_btf/tcp_probe"]
-    asked = {id(target.id) for probe in state for target in probe.targets}
-    assert {id(target) for target in one.targets[UID]} == asked
-    statuses = [*one.targets[UID].values(), *other.targets[UID].values()]
-    assert len(statuses) == 4
-    assert len(set(map(id, statuses))) == 1
+    assert one.applied[UID] is other.applied[UID] is state[0].targets
+    assert (one.others, other.others) == ({}, {})
 
 
 async def test_a_change_is_applied_whole_under_a_higher_generation(
@@ -401,11 +398,7 @@ async def test_targets_that_were_left_out_are_sent_once_there_is_room(
     assert await fleet.settle(["node-a"], timeout_s=10)
 
     assert {probe.id for probe in agent.applied[-1].probes} == sent - {"uid-flood-0000"} | {last}
-    assert TargetState.FAILED not in {
-        status.state
-        for targets in fleet.view("node-a").targets.values()
-        for status in targets.values()
-    }
+    assert fleet.view("node-a").others == {}
 
 
 async def test_a_probe_that_cannot_be_encoded_keeps_no_other_from_its_agent(
@@ -416,9 +409,9 @@ async def test_a_probe_that_cannot_be_encoded_keeps_no_other_from_its_agent(
     await connect(fleet, agent, (replace(bad, ports=(1 << 40,)), good))
 
     assert [probe.id for probe in agent.applied[-1].probes] == ["uid-good"]
-    targets = fleet.view("node-a").targets
-    assert targets["uid-good"][target_id("b")].state is TargetState.ATTACHED
-    refused = targets[UID][target_id("a")]
+    view = fleet.view("node-a")
+    assert view.statuses_of("uid-good", good.targets) == [ATTACHED]
+    (refused,) = view.statuses_of(UID, bad.targets)
     assert refused.state is TargetState.FAILED
     assert "cannot send this probe" in refused.message
 
@@ -545,9 +538,9 @@ async def test_changes_of_targets_are_heard(fleet: Fleet, agent: FakeAgent, ears
         target.status.state = pb.TargetStatus.GONE
 
     agent.report(UID, {target_id("a"): measurement(1)}, spoil=spoil)
+    gone = {UID: {target_id("a"): TargetStatus(TargetState.GONE, "")}}
     await until(
-        lambda: fleet.view("node-a").targets[UID][target_id("a")].state is TargetState.GONE,
-        what=lambda: fleet.view("node-a"),
+        lambda: fleet.view("node-a").others == gone, what=lambda: fleet.view("node-a").others
     )
 
 

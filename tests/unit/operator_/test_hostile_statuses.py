@@ -177,7 +177,8 @@ class HostileNode(World):
             view.state,
             view.message,
             coverage_of(self.coverage),
-            view.targets,
+            view.applied,
+            view.others,
             self.cpu_percent,
         )
 

@@ -99,7 +99,7 @@ def test_a_namespace_that_was_first_yields_what_is_above_its_share() -> None:
 def test_a_state_too_large_for_a_message_is_trimmed_fairly() -> None:
     long = "x" * 350
     targets = tuple(
-        ContainerTarget(f"{number:04}{long[:100]}/{long}", "u" * 100, "c") for number in range(5)
+        ContainerTarget(f"{number:04}{long[:100]}", "u" * 100, f"c {long}") for number in range(5)
     )
     state = tuple(
         ProbeOnNode(
@@ -130,7 +130,7 @@ def test_a_state_too_large_for_a_message_is_trimmed_fairly() -> None:
 def test_as_many_usual_targets_as_an_agent_measures_fit_into_a_message() -> None:
     uid, container_id = "0b8f7c34-5a3c-4a57-8a6e-0f6f1d5f6d1c", "containerd://" + "ab" * 32
     targets = tuple(
-        ContainerTarget(f"{number:08}{uid[8:]}/{container_id}", uid, "c")
+        ContainerTarget(f"{number:08}{uid[8:]}", uid, f"c {container_id}")
         for number in range(MAX_TARGETS // 16)
     )
     state = tuple(
@@ -175,7 +175,7 @@ def test_a_probe_that_cannot_be_encoded_is_left_out_alone(broken: ProbeOnNode) -
 
 @pytest.mark.parametrize("container_id", ["\ud800", "x" * 2000])
 def test_a_target_that_cannot_be_encoded_is_left_out_alone(container_id: str) -> None:
-    bad = ContainerTarget(f"bad/{container_id}", "uid-p9", "server")
+    bad = ContainerTarget("bad", "uid-p9", f"server {container_id}")
     broken = replace(BROKEN, targets=(*BROKEN.targets, bad))
     outgoing = send((broken, *SOUND))
     assert set(outgoing.left_out["uid-shop-0"]) == {bad.id}

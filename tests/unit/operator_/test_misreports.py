@@ -20,6 +20,7 @@ from latencyprobe_operator.agents.messages import MAX_TEXT_LENGTH
 from latencyprobe_operator.agents.misreports import LOG_INTERVAL_S, Misreports
 from latencyprobe_operator.desired_state import DesiredStates
 from latencyprobe_operator.metrics import OperatorMetrics
+from latencyprobe_operator.observed_state import UNKNOWN_TARGET
 from tests.unit.operator_.listening import NODE, SOUND, UID, Listening
 from tests.unit.operator_.waiting import until
 from tools.fakes.samples import pod, probe_spec, target_id
@@ -141,7 +142,7 @@ async def test_only_targets_that_the_agent_was_asked_for_are_taken(listening: Li
     assert [target.id for target in report.targets] == [target_id("a")]
     assert report.unasked == 2
     assert listening.corrupt == 1
-    assert listening.fleet.view(NODE).targets[UID].keys() == {target_id("a")}
+    assert UID not in listening.fleet.view(NODE).others
 
 
 async def test_an_answer_adds_no_targets(listening: Listening) -> None:
@@ -153,7 +154,9 @@ async def test_an_answer_adds_no_targets(listening: Listening) -> None:
     listening.fleet.want(NODE, states.of_node(NODE))
     assert await listening.fleet.settle([NODE], timeout_s=50)
 
-    assert listening.fleet.view(NODE).targets == {UID: {}}
+    assert listening.fleet.view(NODE).others == {
+        UID: {target_id("a"): UNKNOWN_TARGET, target_id("b"): UNKNOWN_TARGET}
+    }
 
 
 async def test_the_last_report_on_a_target_that_has_left_is_no_fault(listening: Listening) -> None:
@@ -220,7 +223,7 @@ async def test_an_agents_text_is_short_and_printable(listening: Listening) -> No
     report = await listening.heard()
     view = listening.fleet.view(NODE)
     covered = view.coverage["rx.total"]
-    status = view.targets[UID][target_id("a")]
+    status = view.others[UID][target_id("a")]
     assert status.state is TargetState.FAILED
     for text in (covered.hook, covered.reason, status.message):
         assert len(text) == MAX_TEXT_LENGTH

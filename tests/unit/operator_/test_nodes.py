@@ -9,13 +9,12 @@ from latencyprobe.domain.stages import DEFAULT_MODULES, Module
 from latencyprobe.domain.targets import TargetState
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.model import targets_of
-from latencyprobe_operator.observed_state import AgentView, TargetStatus
+from latencyprobe_operator.observed_state import ATTACHED, AgentView, TargetStatus
 from latencyprobe_operator.probes.nodes import node_facts, not_covered
 from latencyprobe_operator.probes.staleness import Staleness
 from tools.fakes.samples import pod, target_id
 
 TARGETS = targets_of(pod("a"), ()) + targets_of(pod("b"), ())
-ATTACHED = TargetStatus(TargetState.ATTACHED, "")
 PENDING = TargetStatus(TargetState.PENDING, "no cgroup of this container yet")
 FAILED = TargetStatus(TargetState.FAILED, "a foreign network namespace")
 GONE = TargetStatus(TargetState.GONE, "")
@@ -39,10 +38,10 @@ def test_a_node_is_as_good_as_its_worst_target(
     message: str,
     attached: int,
 ) -> None:
-    words = {target_id("b"): second}
-    if first:
-        words[target_id("a")] = first
-    agent = AgentView(NodeState.READY, targets={"uid": words})
+    applied = {"uid": TARGETS if first else TARGETS[1:]}
+    statuses = {target_id("a"): first, target_id("b"): second}
+    others = {each: status for each, status in statuses.items() if status and status != ATTACHED}
+    agent = AgentView(NodeState.READY, applied=applied, others={"uid": others})
 
     facts = node_facts("node-a", agent, "uid", TARGETS, DEFAULT_MODULES)
 
@@ -55,8 +54,7 @@ def test_a_node_is_as_good_as_its_worst_target(
     "state", [NodeState.NO_AGENT, NodeState.UNREACHABLE, NodeState.VERSION_SKEW]
 )
 def test_an_agent_that_is_away_measures_nothing(state: NodeState) -> None:
-    words = {target_id("a"): ATTACHED, target_id("b"): ATTACHED}
-    agent = AgentView(state, "why", targets={"uid": words})
+    agent = AgentView(state, "why", applied={"uid": TARGETS})
 
     facts = node_facts("node-a", agent, "uid", TARGETS, DEFAULT_MODULES)
 
@@ -71,7 +69,7 @@ def test_gaps_of_a_node_are_known_by_name() -> None:
     agent = AgentView(
         NodeState.READY,
         coverage={gap.name: gap for gap in gaps},
-        targets={"uid": {target_id("a"): ATTACHED, target_id("b"): ATTACHED}},
+        applied={"uid": TARGETS},
     )
 
     assert not_covered(agent) == {"acceptQueueOverflows"}
@@ -86,7 +84,7 @@ def test_a_stage_that_is_not_measured_makes_the_node_partial() -> None:
             "rx.host": gap,
             "rx.total": StageCoverage("rx.total", CoverageState.ACTIVE, "tp_btf", ""),
         },
-        targets={"uid": {target_id("a"): ATTACHED, target_id("b"): ATTACHED}},
+        applied={"uid": TARGETS},
     )
 
     assert node_facts("n", agent, "uid", TARGETS, DEFAULT_MODULES).gaps == (gap,)
@@ -98,10 +96,8 @@ def test_a_node_is_partial_for_the_probe_alone_whose_target_loses_packets() -> N
     partial = TargetStatus(TargetState.ATTACHED, "the memory for sockets is full", is_partial=True)
     agent = AgentView(
         NodeState.READY,
-        targets={
-            "uid": {target_id("a"): ATTACHED, target_id("b"): partial},
-            "other": {target_id("a"): ATTACHED, target_id("b"): ATTACHED},
-        },
+        applied={"uid": TARGETS, "other": TARGETS},
+        others={"uid": {target_id("b"): partial}},
     )
 
     concerned = node_facts("n", agent, "uid", TARGETS, DEFAULT_MODULES)
@@ -150,8 +146,8 @@ def test_a_stale_node_is_reported_with_the_age_of_its_last_report(
     message: str,
     last_report: float | None,
 ) -> None:
-    words = {target_id("a"): ATTACHED, target_id("b"): ATTACHED}
-    agent = AgentView(state, "" if state is NodeState.READY else "why", targets={"uid": words})
+    why = "" if state is NodeState.READY else "why"
+    agent = AgentView(state, why, applied={"uid": TARGETS})
 
     facts = node_facts(
         "node-a", agent, "uid", TARGETS, DEFAULT_MODULES, staleness=staleness, patience_s=30

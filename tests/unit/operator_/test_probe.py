@@ -13,7 +13,6 @@ import pytest
 
 from latencyprobe.domain.fairness import MAX_PROBES
 from latencyprobe.domain.measurement import MAX_NODE_STAGES, Measurement
-from latencyprobe.domain.targets import TargetState
 from latencyprobe_operator.agents.messages import outgoing_state
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.api.timestamps import epoch_s, timestamp
@@ -21,7 +20,7 @@ from latencyprobe_operator.kube.cluster import ApiError
 from latencyprobe_operator.kube.events import EventOutcome
 from latencyprobe_operator.kube.informer import PodsRefusal
 from latencyprobe_operator.kube.pods import PodsChange
-from latencyprobe_operator.observed_state import AgentView, TargetStatus
+from latencyprobe_operator.observed_state import AgentView
 from latencyprobe_operator.probes.document import Document
 from latencyprobe_operator.probes.facts import ProbeFacts
 from latencyprobe_operator.probes.gathering import FactsGatherer
@@ -73,12 +72,8 @@ class Crowded(World):
     def agent(self, node: str) -> AgentView:
         state = self.desired.of_node(node)
         outgoing = outgoing_state(state, generation=1, lease_s=300)
-        words: dict[str, dict[str, TargetStatus]] = {}
-        for probe_uid, target in outgoing.targets:
-            words.setdefault(probe_uid, {})[target] = TargetStatus(TargetState.ATTACHED, "")
-        for probe_uid, left_out in outgoing.left_out.items():
-            words.setdefault(probe_uid, {}).update(left_out)
-        return AgentView(NodeState.READY, targets=words)
+        applied = {probe.key.uid: probe.targets for probe in state}
+        return AgentView(NodeState.READY, applied=applied, others=outgoing.left_out)
 
 
 @pytest.mark.parametrize(

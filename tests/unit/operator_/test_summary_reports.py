@@ -23,6 +23,7 @@ from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.desired_state import DesiredNodeState, DesiredStates
 from latencyprobe_operator.dns_names import is_subdomain
 from latencyprobe_operator.model import Pod
+from latencyprobe_operator.observed_state import TargetStatus
 from tests.unit.operator_.listening import NODE, SOUND, UID, Listening
 from tests.unit.operator_.waiting import until
 from tools.fakes.agent import Context, FakeAgent
@@ -91,9 +92,8 @@ async def test_the_state_of_a_target_comes_with_a_summary(listening: Listening) 
 
     report = await listening.heard()
     assert report.unasked == 1
-    known = listening.fleet.view(NODE).targets[UID]
-    assert {name: status.state for name, status in known.items()} == {
-        target_id("a"): TargetState.GONE
+    assert listening.fleet.view(NODE).others == {
+        UID: {target_id("a"): TargetStatus(TargetState.GONE, "")}
     }
 
 
@@ -253,12 +253,12 @@ def test_pods_that_this_operator_asked_for_earlier_are_known() -> None:
     asked = AskedPods()
     asked.ask(state_of(pod("a"), pod("b")))
     asked.ask(state_of(pod("b")))
-    assert asked.find(UID, "uid-a") == ("uid-a", "a")
+    assert asked.finder(UID)("uid-a") == ("uid-a", "a")
     asked.ask(())
-    assert asked.find(UID, "uid-b") == ("uid-b", "b")
+    assert asked.finder(UID)("uid-b") == ("uid-b", "b")
     for number in range(MOST_ENDED + 1):
         asked.ask(state_of(pod(f"next-{number}")))
-    assert asked.find(UID, "uid-a") is None
+    assert asked.finder(UID)("uid-a") is None
 
 
 def test_another_tenants_ended_pods_do_not_displace_a_namespaces_own() -> None:
@@ -283,7 +283,7 @@ def test_another_tenants_ended_pods_do_not_displace_a_namespaces_own() -> None:
         states.set_probe(probe_spec("flood", namespace="flood"), pods)
         ask()
 
-    assert asked.find(probe_spec("bank", namespace="bank").key.uid, "uid-mine")
+    assert asked.finder(probe_spec("bank", namespace="bank").key.uid)("uid-mine")
     assert len(asked._ended) == MOST_ENDED
 
 

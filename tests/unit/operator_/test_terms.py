@@ -36,7 +36,8 @@ def state() -> DesiredNodeState:
 def sent() -> SentStates:
     """The states of a leader that has sent one, of generation NOW."""
     sent = SentStates(lambda: NOW, TERM)
-    sent.mark_applied(sent.encode(state()))
+    sent.encode(state())
+    sent.mark_applied()
     return sent
 
 
