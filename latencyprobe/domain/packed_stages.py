@@ -3,9 +3,9 @@
 As Python objects, the 19 busy stages of a node take some 90 KB. Here they are one string of bytes,
 of 4 KB. It still is a mapping of measurements by name.
 
-Each stage is a header and a row. The row has a *lane* for each bucket from the lowest to the
-highest, as wide as the largest count requires. So a row is one large number: an addition of two
-such numbers adds all their buckets.
+Each stage is a header, its losses if it has any, and a row. The row has a *lane* for each bucket
+from the lowest to the highest, as wide as the largest count requires. So a row is one large number:
+an addition of two such numbers adds all their buckets.
 """
 
 from __future__ import annotations
@@ -20,9 +20,14 @@ from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import StageMeasurement
 from latencyprobe.domain.stages import INDEX, STAGES
 
-# In the order of the fields of StageRow, without its lanes.
-_HEADER_FORMAT = "<BBBBQQQQQQQQd"
+# In the order of the fields of StageRow, without its lanes. The last one of the header decides if
+# the losses follow.
+_HEADER_FORMAT = "<BBBBQQQQQ?"
 _HEADER = struct.Struct(_HEADER_FORMAT)
+_LOSSES_FORMAT = "QQQd"
+_LOSSES = struct.Struct(f"<{_LOSSES_FORMAT}")
+# Lost, unmatched and clamped samples, and the sampling ratio.
+_NO_LOSSES = (0, 0, 0, 1.0)
 LANE_FORMATS: Mapping[int, str] = {2: "H", 4: "I", 8: "Q"}
 """By the width of a lane in bytes, as in `struct`."""
 
@@ -64,10 +69,16 @@ class PackedStages(Mapping[str, StageMeasurement]):
         """Yield all stages."""
         packed, at, end = self._packed, 0, len(self._packed)
         while at < end:
-            header = _HEADER.unpack_from(packed, at)
+            *header, has_losses = _HEADER.unpack_from(packed, at)
             at += _HEADER.size
+            if has_losses:
+                header += _LOSSES.unpack_from(packed, at)
+                at += _LOSSES.size
+            else:
+                header += _NO_LOSSES
             row_end = at + header[2] * header[3]
-            yield StageRow._make((*header, int.from_bytes(packed[at:row_end], "little")))
+            header.append(int.from_bytes(packed[at:row_end], "little"))
+            yield StageRow._make(header)
             at = row_end
 
     def __getitem__(self, name: str) -> StageMeasurement:
@@ -122,7 +133,7 @@ def pack_stage(
     `figures`: sum, minimum and maximum; lost, unmatched and clamped samples.
     """
     if not positions:
-        return _HEADER.pack(stage, 0, 0, 2, 0, 0, *figures, sampling_ratio)
+        return pack_row(stage, 0, (), figures, sampling_ratio, largest=0)
     first, last = positions[0], positions[-1]
     if last - first + 1 > len(counts):
         of_position = dict(zip(positions, counts, strict=True))
@@ -145,9 +156,12 @@ def pack_row(
     """
     buckets = len(counts)
     width = 2 if largest < 1 << 16 else 4 if largest < 1 << 32 else 8
-    return _row_of(width, buckets).pack(
-        stage, first, buckets, width, largest, sum(counts), *figures, sampling_ratio, *counts
-    )
+    *times, lost, unmatched, clamped = figures
+    header = (stage, first, buckets, width, largest, sum(counts), *times)
+    if sampling_ratio == 1 and not (lost or unmatched or clamped):
+        return _row_of(width, buckets).pack(*header, False, *counts)
+    losses = (lost, unmatched, clamped, sampling_ratio)
+    return _row_of(width, buckets, _LOSSES_FORMAT).pack(*header, True, *losses, *counts)
 
 
 @functools.cache
@@ -157,9 +171,9 @@ def lanes_of(width: int, buckets: int) -> struct.Struct:
 
 
 @functools.cache
-def _row_of(width: int, buckets: int) -> struct.Struct:
-    """Return the structure of a header and a row of this many lanes."""
-    return struct.Struct(f"{_HEADER_FORMAT}{buckets}{LANE_FORMATS[width]}")
+def _row_of(width: int, buckets: int, losses: str = "") -> struct.Struct:
+    """Return the structure of a header, the losses if there are any, and a row of lanes."""
+    return struct.Struct(f"{_HEADER_FORMAT}{losses}{buckets}{LANE_FORMATS[width]}")
 
 
 def _measurement(row: StageRow) -> StageMeasurement:

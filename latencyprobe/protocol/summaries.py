@@ -6,6 +6,7 @@ printable. An unknown cause or stage of a newer agent is no error.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 
 from google.protobuf.duration_pb2 import Duration
@@ -169,7 +170,8 @@ def _verdict_from_proto(message: pb.Verdict) -> Verdict:
     check_length("verdict.evidence", len(message.evidence), _MAX_EVIDENCE)
     check_whole_percent(message.share_percent, "verdict.share_percent")
     evidence = tuple(bounded(each.text, _MAX_TEXT_LENGTH) for each in message.evidence)
-    next_step = bounded(message.next_step, _MAX_TEXT_LENGTH)
+    # Interned, as the names of causes are: an operator keeps the same ones for each pod.
+    next_step = sys.intern(bounded(message.next_step, _MAX_TEXT_LENGTH))
     try:
         bottleneck = Bottleneck(message.bottleneck)
     except ValueError:
@@ -234,7 +236,9 @@ def _causes(figures: Mapping[str, int], field: str) -> dict[str, int]:
         return {}
     check_length(field, len(figures), MAX_CAUSES)
     check_numbers(figures.values(), field)
-    return _joint((bounded(name, MAX_NAME_LENGTH), figure) for name, figure in figures.items())
+    return _joint(
+        (sys.intern(bounded(name, MAX_NAME_LENGTH)), figure) for name, figure in figures.items()
+    )
 
 
 def _joint(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:

@@ -25,6 +25,8 @@ class KnownPods:
 
 
 _NO_PODS = KnownPods()
+# One for all nodes: it stays empty, since no name is added to a node's.
+_NO_NAMES: dict[str, str | None] = {}
 
 
 class EarlierPods:
@@ -40,7 +42,7 @@ class EarlierPods:
         self, names: Iterable[str] = (), known: KnownPods = _NO_PODS, node: str = ""
     ) -> None:
         """Take these names from the status; it has no UIDs."""
-        self._uids: dict[str, str | None] = dict.fromkeys(names)
+        self._uids: dict[str, str | None] = dict.fromkeys(names) or _NO_NAMES
         self._known = known
         self._node = node
         self._until: float | None = None

@@ -254,17 +254,17 @@ class AgentSession:
                 return  # the stream has ended: its reader gets the reason
 
     async def _listen(self, stream: Reports) -> None:
-        while await self._take_next(stream):
+        """Take in reports until the stream ends.
+
+        Nothing keeps a report while the next one is waited for. It takes 10 to 20 KB, and an
+        iterator over the stream, or a name here, would keep one of each agent.
+        """
+        while await self._take_received(await self._received(stream)):
             pass
         raise LinkBrokenError("the agent ended the stream of reports")
 
-    async def _take_next(self, stream: Reports) -> bool:
-        """Take in the next report; return False at the end of the stream.
-
-        Nothing keeps a report while the next one is waited for. It takes 10 to 20 KB, and an
-        iterator over the stream would keep one of each agent.
-        """
-        received = await self._received(stream)
+    async def _take_received(self, received: SizedReport | None) -> bool:
+        """Take in a report; return False at the end of the stream, which has none."""
         if received is None:
             return False
         report = received.message

@@ -6,6 +6,7 @@ schema admits, raise a SpecError. Its reason and message go into the condition R
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +76,13 @@ class ProbeSpec:
     @property
     def measured_modules(self) -> tuple[Module, ...]:
         """The modules that agents are asked for: `irq` has figures of whole nodes alone."""
-        return tuple(each for each in self.modules if self.node_figures or each is not Module.IRQ)
+        return _measured(self.modules, self.node_figures)
+
+
+# One tuple for all nodes of a probe.
+@functools.lru_cache(maxsize=64)
+def _measured(modules: tuple[Module, ...], node_figures: bool) -> tuple[Module, ...]:
+    return tuple(each for each in modules if node_figures or each is not Module.IRQ)
 
 
 def probe_key(body: Mapping[str, Any]) -> ProbeKey:

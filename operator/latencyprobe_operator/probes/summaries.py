@@ -7,6 +7,7 @@ is the whole picture. Times are seconds of one monotonic clock.
 from __future__ import annotations
 
 import heapq
+from array import array
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -59,10 +60,11 @@ class _NodeFigures:
     end: float = 0.0
     merged: PackedMeasurement = field(default_factory=PackedMeasurement)
     measured: int = 0
-    scores: tuple[int, ...] = ()
+    scores: array[int] = field(default_factory=lambda: array("Q"))
+    """In 8 bytes each: a cluster may have 100,000."""
     scored: tuple[str, ...] = ()
     """The UIDs of the pods with these scores. Tuples of plain values are no work for collections
-    of garbage, and a cluster may have 100,000 scores."""
+    of garbage."""
     in_full: dict[str, PodReport] = field(default_factory=dict)
     skew: str = ""
     keeps_window: bool = True
@@ -104,7 +106,7 @@ class NodeSummaries:
         comparable = summary.score_version == SCORE_VERSION
         figures.skew = "" if comparable else _skew(summary.score_version)
         scores = summary.scores if comparable else ()
-        figures.scores = tuple(each.score for each in scores)
+        figures.scores = array("Q", [each.score for each in scores])
         figures.scored = tuple(each.pod_uid for each in scores)
         figures.in_full = {pod.pod_uid: pod for pod in report.pods} if comparable else {}
         if keeps_window:
