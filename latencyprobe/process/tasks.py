@@ -44,6 +44,8 @@ async def unless_ended(work: Awaitable[_T], *others: asyncio.Future[_T]) -> _T:
 class _Interruption(Generic[_T]):
     """A cancellation of the current task once one of these futures ends, as asyncio.timeout()'s."""
 
+    __slots__ = ("_cancelled_before", "_closed", "_first", "_others", "_task")
+
     def __init__(self, others: Sequence[asyncio.Future[_T]]) -> None:
         task = asyncio.current_task()
         assert task is not None

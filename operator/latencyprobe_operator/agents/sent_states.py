@@ -80,7 +80,7 @@ class SentStates:
         self.pods.ask(state)
         everything, sent = _SentState(state), outgoing.targets
         left_out = frozenset(name for name in everything.targets() if name not in sent)
-        self._pending = _SentState(state, left_out)
+        self._pending = _SentState(state, left_out) if left_out else everything
         return outgoing
 
     def mark_applied(self) -> None:
