@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from latencyprobe.domain.attention import adds_up
+from latencyprobe.domain.attention import DEFAULT_BOUNDS, Attention
 from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement
@@ -63,9 +63,10 @@ _RESPONSES = ("peer.response", "app.response")
 
 @dataclass
 class Losses:
-    """The losses of a target in a window."""
+    """The losses of a target in a window. `attention`: the bounds for its measurement."""
 
     measurement: Measurement
+    attention: Attention
 
     @property
     def recovery_ns(self) -> int:
@@ -104,13 +105,18 @@ class Losses:
     @cached_property
     def _open(self) -> Wait:
         return pending_wait(
-            self.measurement, "unacknowledgedRetransmits", Bottleneck.PACKET_LOSS, "tcp.recovery"
+            self.measurement,
+            "unacknowledgedRetransmits",
+            Bottleneck.PACKET_LOSS,
+            "tcp.recovery",
+            self.attention.bounds("tcp.recovery"),
         )
 
     def _retransmissions(self) -> Wait:
         ns = self.recovery_ns - self._of_failed_connects_ns - self._of_own_drops_ns
         figures = shown(counted(self.measurement, ("retransmits", "rtos")))
-        is_noteworthy = adds_up(ns, self._recovered.count, self._requests)
+        bounds = self.attention.bounds("tcp.recovery")
+        is_noteworthy = bounds.add_up(ns, self._recovered.count, self._requests)
         return Wait(Bottleneck.PACKET_LOSS, ns, is_noteworthy, "tcp.recovery", figures)
 
     @property
@@ -183,5 +189,5 @@ class Losses:
     def _failures(cause: Bottleneck, counters: Mapping[str, int], number: int, good: int) -> Wait:
         """Return the wait of events whose cost was not measured."""
         ns = number * FAILURE_NS
-        is_noteworthy = number >= _FEW and adds_up(ns, number, number + good)
+        is_noteworthy = number >= _FEW and DEFAULT_BOUNDS.add_up(ns, number, number + good)
         return Wait(cause, ns, is_noteworthy, None, shown(counters))

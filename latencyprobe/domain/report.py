@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from latencyprobe.domain.attention import Objective
 from latencyprobe.domain.measurement import (
     NOTHING_OF_THE_NODE,
     Measurement,
@@ -113,13 +114,15 @@ def report_on(
     *,
     uncounted: Container[str] = (),
     only_stages: Container[str] | None = None,
+    objectives: Sequence[Objective] = (),
 ) -> TargetReport:
     """Return the report on one target, with the stages of these modules that have samples.
 
     Modules of other probes on the same target are ignored, also by the verdict. `node`: the
     measurement of the target's node in the same window, as evidence; None: readers may not see it.
     `uncounted`: counters that the node cannot count; they are absent instead of 0. So are
-    pending waits. `only_stages`: the stages with figures; the verdict is of all.
+    pending waits. `only_stages`: the stages with figures; the verdict is of all. `objectives`:
+    they decide which waits the verdict finds worth attention.
     """
     wanted = set(modules)
     is_pending_read = PENDING in counters_of(wanted) and PENDING not in uncounted
@@ -145,7 +148,7 @@ def report_on(
         for name in seen.stages
         if only_stages is None or name in only_stages
     )
-    verdict = judge(seen, node, wanted)
+    verdict = judge(seen, node, wanted, objectives)
     return TargetReport(
         stages, seen.counters, seen.netns_counters, verdict, seen.pending, seen.peers
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from latencyprobe.domain.attention import ATTENTION_MEAN_NS, MIN_SAMPLES
+from latencyprobe.domain.attention import MIN_SAMPLES, Bounds
 from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.measurement import Measurement
@@ -36,11 +36,13 @@ class RoundTrips:
 
     `stacks_ns`: the time of a packet in its node's stack, both directions together; 0 if one of
     them is not known. `queued_ns`: the time that a packet waits on this node after TCP sent it.
+    `bounds`: from which they are worth attention.
     """
 
     measurement: Measurement
     stacks_ns: int
     queued_ns: int
+    bounds: Bounds
 
     @cached_property
     def least_ns(self) -> int:
@@ -80,7 +82,7 @@ class RoundTrips:
     @property
     def is_grown(self) -> bool:
         """True if packets wait in a queue of the path."""
-        return self.growth_ns >= max(ATTENTION_MEAN_NS, _JITTER * self.least_ns)
+        return self.growth_ns >= _JITTER * self.least_ns and self.bounds.is_long(self.growth_ns, 1)
 
     def waits(self) -> Iterator[Wait]:
         """Yield the distance, and the waiting in queues of the path."""
@@ -90,7 +92,8 @@ class RoundTrips:
             exchanges = self.measurement.stage("tcp.rtt")
         number = round(exchanges.histogram.count / exchanges.sampling_ratio)
         is_known = trips.count >= _FEWEST and self.stacks_ns > 0
-        is_far = is_known and self.least_ns > max(NETWORK_FACTOR * self.stacks_ns, DISTANCE_NS)
+        is_far = is_known and self.least_ns > NETWORK_FACTOR * self.stacks_ns
+        is_far &= self.bounds.is_long(self.least_ns, 1, DISTANCE_NS)
         is_grown = is_known and self.is_grown
         figures = self._figures() if is_far or is_grown else ()
         yield Wait(Bottleneck.NETWORK, number * self.least_ns, is_far, "tcp.rtt", figures[:1], True)

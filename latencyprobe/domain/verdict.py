@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from latencyprobe.domain.attention import MIN_SAMPLES
+from latencyprobe.domain.attention import MIN_SAMPLES, Attention, Objective
 from latencyprobe.domain.causes import CAUSES, GROWN_NETWORK, Bottleneck, Cause
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.histogram import EMPTY, Histogram
@@ -114,15 +114,17 @@ def judge(
     measurement: Measurement,
     node: NodeMeasurement | None = NOTHING_OF_THE_NODE,
     modules: Container[Module] = frozenset(Module),
+    objectives: Sequence[Objective] = (),
 ) -> Verdict:
     """Return the verdict on one target's measurement over a window.
 
     Counts of its network namespace and its node are added to the evidence. They decide nothing,
     since other pods may have caused them. `node`: None if the reader may not see its figures.
-    `modules`: those that measure.
+    `modules`: those that measure. `objectives`: they override what is worth attention.
     """
-    waits = waits_of(measurement, node or NOTHING_OF_THE_NODE)
-    verdict = _judge(measurement, waits, modules)
+    attention = Attention(measurement, objectives)
+    waits = waits_of(attention, node or NOTHING_OF_THE_NODE)
+    verdict = _judge(attention, waits, modules)
     if node is None:
         verdict, node = _without_node(verdict), NOTHING_OF_THE_NODE
     names = (*_DROPS, *_WITNESSES.get(verdict.bottleneck, ()))
@@ -132,7 +134,8 @@ def judge(
         *_counted("on its node", node.counters, names),
     )
     waiting_ns = {str(wait.cause): wait.ns for wait in _longest(waits)}
-    return replace(verdict, evidence=(*verdict.evidence, *counts), waiting_ns=waiting_ns)
+    evidence = (*verdict.evidence, *attention.missed(), *counts)
+    return replace(verdict, evidence=evidence, waiting_ns=waiting_ns)
 
 
 def _without_node(verdict: Verdict) -> Verdict:
@@ -148,13 +151,14 @@ def _counted(where: str, counters: Mapping[str, int], names: Iterable[str]) -> I
         yield f"during the window {where}: {', '.join(seen)}"
 
 
-def _judge(measurement: Measurement, waits: Sequence[Wait], modules: Container[Module]) -> Verdict:
+def _judge(attention: Attention, waits: Sequence[Wait], modules: Container[Module]) -> Verdict:
+    measurement = attention.measurement
     chosen = _chosen(waits)
     if chosen is not None:
         return _accuse(measurement, *chosen, waits)
     if all(measurement.stage(total).histogram.count < MIN_SAMPLES for total in TOTALS):
         return _insufficient(measurement, modules)
-    return _acquit(measurement, waits)
+    return _acquit(attention, waits)
 
 
 def _chosen(waits: Sequence[Wait]) -> tuple[Wait, float] | None:
@@ -214,15 +218,23 @@ def _listed(waits: Iterable[Wait]) -> str:
     return ", ".join(f"{wait.cause} {format_ns(wait.ns)}" for wait in waits)
 
 
-def _acquit(measurement: Measurement, waits: Sequence[Wait]) -> Verdict:
+def _acquit(attention: Attention, waits: Sequence[Wait]) -> Verdict:
     """Return the verdict without an accusation; it lists the unknown parts."""
+    measurement = attention.measurement
     unknown = tuple(_unknown(measurement))
     noteworthy = [wait for wait in waits if wait.is_noteworthy]
     if noteworthy:
         evidence = (f"waiting: {_listed(noteworthy)}", *unknown)
         return Verdict(Bottleneck.NONE, 0, evidence, _NONE_STANDS_OUT)
+    if any(attention.missed()):
+        return Verdict(Bottleneck.NONE, 0, unknown, _NONE_STANDS_OUT)
     slowest = max((measurement.stage(total).histogram for total in TOTALS), key=_p99)
-    evidence = (f"99 % of the packets take at most {format_ns(_p99(slowest))}", *unknown)
+    met = "; ".join(attention.met())
+    evidence = (
+        f"99 % of the packets take at most {format_ns(_p99(slowest))}",
+        *((f"objectives met: {met}",) if met else ()),
+        *unknown,
+    )
     return Verdict(Bottleneck.NONE, 0, evidence, _NOT_ALL_KNOWN if unknown else _NOTHING_TO_DO)
 
 

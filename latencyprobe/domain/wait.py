@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from latencyprobe.domain.attention import OPEN_TOO_LONG_NS
+from latencyprobe.domain.attention import DEFAULT_BOUNDS, OPEN_TOO_LONG_NS, Bounds
 from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.pending import PENDING_BY_NAME, Pending, describe
@@ -51,10 +51,14 @@ def pending_of_kind(measurement: Measurement, kind: str) -> Pending:
 
 
 def pending_wait(
-    measurement: Measurement, kind: str, cause: Bottleneck, stage: str | None = None
+    measurement: Measurement,
+    kind: str,
+    cause: Bottleneck,
+    stage: str | None = None,
+    bounds: Bounds = DEFAULT_BOUNDS,
 ) -> Wait:
     """Return the waiting of a pending kind, which has not ended."""
     pending = pending_of_kind(measurement, kind)
     figures = (describe(PENDING_BY_NAME[kind], pending),) if pending.count else ()
-    is_too_long = pending.oldest_ns >= OPEN_TOO_LONG_NS
+    is_too_long = pending.oldest_ns >= bounds.at_least(OPEN_TOO_LONG_NS)
     return Wait(cause, pending.waiting_ns, is_too_long, stage, figures)

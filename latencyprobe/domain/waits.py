@@ -11,12 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from latencyprobe.domain.attention import (
-    ATTENTION_MEAN_NS,
-    MIN_SAMPLES,
-    adds_up,
-    deserves_attention,
-)
+from latencyprobe.domain.attention import ATTENTION_MEAN_NS, MIN_SAMPLES, Attention
 from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.histogram import Histogram
@@ -26,7 +21,13 @@ from latencyprobe.domain.patience import FIRST_ANSWERS, MISSING_ANSWERS, STUCK_R
 from latencyprobe.domain.processors import CPUDelay, cpu_delay
 from latencyprobe.domain.round_trips import RoundTrips
 from latencyprobe.domain.stages import parts_of
-from latencyprobe.domain.wait import Wait, counted, pending_of_kind, pending_wait, shown
+from latencyprobe.domain.wait import (
+    Wait,
+    counted,
+    pending_of_kind,
+    pending_wait,
+    shown,
+)
 
 TOTALS = ("rx.total", "tx.total")
 _PATH = {
@@ -58,9 +59,12 @@ _LEAST_OF_PEER = 0.40
 _NO_FIRST_ANSWER_NS = 3_000_000_000
 
 
-def waits_of(measurement: Measurement, node: NodeMeasurement) -> tuple[Wait, ...]:
-    """Return all waiting of a target in a window, the longest first; each cause once."""
-    return joined(_Ledger(measurement, node).waits())
+def waits_of(attention: Attention, node: NodeMeasurement) -> tuple[Wait, ...]:
+    """Return all waiting of a target in a window, the longest first; each cause once.
+
+    `attention`: its measurement, and the bounds for it.
+    """
+    return joined(_Ledger(attention.measurement, node, attention).waits())
 
 
 def joined(waits: Iterable[Wait]) -> tuple[Wait, ...]:
@@ -98,6 +102,7 @@ class _Ledger:
 
     measurement: Measurement
     node: NodeMeasurement
+    attention: Attention
 
     def waits(self) -> Iterator[Wait]:
         """Yield all waiting; the same cause may come several times."""
@@ -116,14 +121,15 @@ class _Ledger:
 
     @cached_property
     def _losses(self) -> Losses:
-        return Losses(self.measurement)
+        return Losses(self.measurement, self.attention)
 
     @cached_property
     def _trips(self) -> RoundTrips:
         received, sent = (self._histogram(total).mean_ns for total in TOTALS)
         stacks_ns = received + sent if received and sent else 0
         queued_ns = sum(self._histogram(stage).mean_ns for stage in _QUEUED)
-        return RoundTrips(self.measurement, stacks_ns, queued_ns)
+        bounds = self.attention.bounds("tcp.rtt")
+        return RoundTrips(self.measurement, stacks_ns, queued_ns, bounds)
 
     @property
     def _congestion(self) -> Bottleneck:
@@ -136,6 +142,13 @@ class _Ledger:
 
     def _histogram(self, stage: str) -> Histogram:
         return self.measurement.stage(stage).histogram
+
+    def _is_noteworthy(self, stage: str) -> bool:
+        """Return True if the waits in a stage are worth a person's attention."""
+        return self.attention.bounds(stage).are_exceeded(self._histogram(stage))
+
+    def _pending(self, kind: str, cause: Bottleneck, stage: str) -> Wait:
+        return pending_wait(self.measurement, kind, cause, stage, self.attention.bounds(stage))
 
     def _time_ns(self, stage: str) -> int:
         """Return the time in a stage, of all packets that its samples represent."""
@@ -159,20 +172,18 @@ class _Ledger:
         return self._cpu.part_of(self._number("rx.socket"), self._reading_ns)
 
     def _to_be_read(self) -> Iterator[Wait]:
-        socket = self._histogram("rx.socket")
         figures: tuple[str, ...] = ()
         if self._histogram("rx.wakeup").count and self._reading_ns:
             part = self._reading_cpu_ns / self._reading_ns
             figures = (f"rx.wakeup, the reader waiting for a CPU, is {part:.0%} of it",)
         own_ns = self._reading_ns - self._reading_cpu_ns
-        is_noteworthy = deserves_attention(socket)
+        is_noteworthy = self._is_noteworthy("rx.socket")
         yield Wait(Bottleneck.SLOW_READER, own_ns, is_noteworthy, "rx.socket", figures)
-        yield pending_wait(self.measurement, "unreadSegments", Bottleneck.SLOW_READER, "rx.socket")
+        yield self._pending("unreadSegments", Bottleneck.SLOW_READER, "rx.socket")
 
     def _on_the_path(self) -> Iterator[Wait]:
         for stage, cause in _PATH.items():
-            is_noteworthy = deserves_attention(self._histogram(stage))
-            yield Wait(cause, self._time_ns(stage), is_noteworthy, stage)
+            yield Wait(cause, self._time_ns(stage), self._is_noteworthy(stage), stage)
         for stage in _WORK:
             yield Wait(Bottleneck.NONE, self._time_ns(stage), False, stage)
 
@@ -185,11 +196,13 @@ class _Ledger:
                 continue
             seen = shown(counted(self.measurement, (count_name,)))
             root = self._congestion if count_name == _BEHIND_CONGESTION else cause
-            yield Wait(root, ns, adds_up(ns, count, sent), "tx.socket", seen)
+            held_back = ("peer.response",) if cause is Bottleneck.HELD_BACK else ()
+            bounds = self.attention.bounds("tx.socket", *held_back)
+            yield Wait(root, ns, bounds.add_up(ns, count, sent), "tx.socket", seen)
         yield self._held_back_by_the_peer()
         blocked = counted(self.measurement, ("zeroWindowsReceived",))
         cause = Bottleneck.RECEIVE_WINDOW if blocked else Bottleneck.CONGESTION
-        unsent = pending_wait(self.measurement, "unsentWrites", cause, "tx.socket")
+        unsent = self._pending("unsentWrites", cause, "tx.socket")
         # They are behind the bytes that were lost.
         left_ns = max(unsent.ns - self._losses.open_ns, 0)
         yield unsent._replace(ns=left_ns, is_noteworthy=unsent.is_noteworthy and left_ns > 0)
@@ -210,18 +223,16 @@ class _Ledger:
         received = self._histogram("rx.total").count
         figure = f"{count:,} times the peer's next piece came only after this side's delayed ACK"
         figures = (figure,) if count else ()
-        return Wait(Bottleneck.HELD_BACK, ns, adds_up(ns, count, received), None, figures)
+        is_noteworthy = self.attention.bounds("peer.response").add_up(ns, count, received)
+        return Wait(Bottleneck.HELD_BACK, ns, is_noteworthy, None, figures)
 
     def _to_be_accepted(self) -> Iterator[Wait]:
-        accepted = self._histogram("tcp.accept")
         overflows = self._losses.accept_queue_overflows
         own_ns = self._time_ns("tcp.accept") - self._accepting_cpu_ns
-        is_noteworthy = deserves_attention(accepted)
+        is_noteworthy = self._is_noteworthy("tcp.accept")
         yield Wait(Bottleneck.ACCEPT_QUEUE, own_ns, is_noteworthy, "tcp.accept")
         yield overflows
-        yield pending_wait(
-            self.measurement, "unacceptedConnections", Bottleneck.ACCEPT_QUEUE, "tcp.accept"
-        )
+        yield self._pending("unacceptedConnections", Bottleneck.ACCEPT_QUEUE, "tcp.accept")
 
     @property
     def _accepting_cpu_ns(self) -> int:
@@ -234,18 +245,14 @@ class _Ledger:
         yield own
         yield peers
         yield self._replies()
-        stuck = pending_wait(
-            self.measurement, STUCK_REQUESTS, Bottleneck.APPLICATION, "app.response"
-        )
-        yield stuck._replace(
-            is_noteworthy=pending_of_kind(self.measurement, STUCK_REQUESTS).count > 1
-        )
+        stuck = self._pending(STUCK_REQUESTS, Bottleneck.APPLICATION, "app.response")
+        yield stuck._replace(is_noteworthy=self._are_late(STUCK_REQUESTS, "app.response"))
         yield self._missing_answers()
 
     def _own_answers(self) -> Wait:
         answers = self.measurement.stage("app.response")
         own_ns = self._answering_ns - self._answering_cpu_ns
-        is_noteworthy = _are_turns(answers) and deserves_attention(answers.histogram)
+        is_noteworthy = _are_turns(answers) and self._is_noteworthy("app.response")
         return Wait(Bottleneck.APPLICATION, own_ns, is_noteworthy, "app.response")
 
     @property
@@ -269,7 +276,7 @@ class _Ledger:
         charged_ns += self.measurement.counters.get("heldBackByPeerNs", 0)
         charged_ns += self.measurement.counters.get("heldBackNs", 0)
         left_ns = max(waited_ns - charged_ns, 0)
-        is_noteworthy = _are_turns(answers) and deserves_attention(answers.histogram)
+        is_noteworthy = _are_turns(answers) and self._is_noteworthy("peer.response")
         is_noteworthy &= left_ns >= _LEAST_OF_PEER * waited_ns
         if not is_noteworthy:
             return Wait(Bottleneck.PEER, left_ns, False, "peer.response")
@@ -280,7 +287,7 @@ class _Ledger:
         """Return the wait for replies to datagrams, without those that this node dropped."""
         waited = self._histogram("udp.response")
         left_ns = max(waited.sum_ns - self._losses.dropped_ns, 0)
-        is_noteworthy = waited.count >= MIN_SAMPLES and deserves_attention(waited)
+        is_noteworthy = waited.count >= MIN_SAMPLES and self._is_noteworthy("udp.response")
         is_noteworthy &= left_ns >= _LEAST_OF_PEER * waited.sum_ns
         of_names_ns = self.measurement.counters.get("dnsResponseNs", 0)
         cause = Bottleneck.DNS if 2 * of_names_ns > waited.sum_ns else Bottleneck.PEER
@@ -306,19 +313,25 @@ class _Ledger:
 
     def _are_missing(self, kind: str) -> bool:
         """Return True if several answers are late; first ones only if there was none at all."""
-        pending = pending_of_kind(self.measurement, kind)
         if kind == MISSING_ANSWERS:
-            return pending.count > 1
+            return self._are_late(kind, "peer.response")
+        oldest_ns = pending_of_kind(self.measurement, kind).oldest_ns
         is_without_any = not self._histogram("peer.response").count
-        return is_without_any and pending.count > 1 and pending.oldest_ns >= _NO_FIRST_ANSWER_NS
+        is_too_long = oldest_ns >= _NO_FIRST_ANSWER_NS
+        return is_without_any and is_too_long and self._are_late(kind, "peer.response")
+
+    def _are_late(self, kind: str, stage: str) -> bool:
+        """Return True if several requests are late, also by the objectives of their stage."""
+        pending = pending_of_kind(self.measurement, kind)
+        return pending.count > 1 and not self.attention.bounds(stage).allow(pending.oldest_ns)
 
     def _for_a_cpu(self) -> Wait:
         """Return all that is charged to the CPU, of the waits for threads."""
         ns = self._reading_cpu_ns + self._answering_cpu_ns + self._accepting_cpu_ns
         is_noteworthy = any(
-            deserves_attention(self._histogram(stage))
+            self._is_noteworthy(stage)
             for stage in ("rx.socket", "rx.wakeup", "app.response", "tcp.accept")
-        )
+        ) or bool(self.attention.bounds("sched.runqueue").missed)
         stage = "rx.wakeup" if self._histogram("rx.wakeup").count else "rx.socket"
         cpu = self._cpu
         return Wait(cpu.cause, ns, is_noteworthy, stage, cpu.figures, culprit=cpu.culprit)
