@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 
+from latencyprobe.domain.attention import Objective
 from latencyprobe.domain.fairness import TargetName, surplus_targets
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.summary import PodChoice
@@ -92,7 +93,8 @@ class DesiredProbe:
 
     `node_figures`: figures of the node as a whole are reported too. `window`: None if the client
     keeps the windows itself. `parts`: targets that are measured as a part of another one, with the
-    id of that one. `per_pod`: the agent's metrics have series of each pod.
+    id of that one. `per_pod`: the agent's metrics have series of each pod. `objectives`: bounds of
+    attention for the verdicts.
     """
 
     id: str
@@ -107,6 +109,7 @@ class DesiredProbe:
     window: DesiredWindow | None = None
     parts: Mapping[str, str] = field(default_factory=dict, hash=False)
     per_pod: bool = False
+    objectives: tuple[Objective, ...] = ()
 
     @property
     def settings(self) -> DesiredProbe:

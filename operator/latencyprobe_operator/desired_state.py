@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from latencyprobe.domain.attention import Objective
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.summary import NO_PODS, PodChoice
 from latencyprobe_operator.api.spec import ProbeKey, ProbeSpec
@@ -44,6 +45,7 @@ class ProbeOnNode:
     window_s: float = 0.0
     max_pods: int = 0
     metrics_per_pod: bool = False
+    objectives: tuple[Objective, ...] = ()
     pods_in_full: PodChoice = field(default=NO_PODS, compare=False)
     """The choice that the agent begins with. Later ones come with acknowledgements."""
     earlier: EarlierPods = field(default_factory=EarlierPods, compare=False)
@@ -251,6 +253,7 @@ class DesiredStates:
             window_s=spec.window_s,
             max_pods=spec.max_pods,
             metrics_per_pod=spec.metrics_per_pod,
+            objectives=spec.bounds,
             pods_in_full=choice,
             earlier=earlier,
         )

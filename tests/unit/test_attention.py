@@ -12,7 +12,7 @@ from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import NOTHING, Measurement, StageMeasurement
 from latencyprobe.domain.pending import Pending
 from latencyprobe.domain.verdict import Verdict, judge
-from tests.unit.test_verdict import MS, US, measured
+from tests.unit.equal_packets import MS, US, measured
 
 QUICK = measured(200, rx_stack=10 * US, rx_socket=10 * US, tx_stack=10 * US, tx_socket=10 * US)
 

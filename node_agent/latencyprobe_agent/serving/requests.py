@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from latencyprobe.domain.attention import Objective
 from latencyprobe.domain.packets import LONGEST_NS
-from latencyprobe.domain.stages import PACKET_STAGES, Module
+from latencyprobe.domain.stages import BY_NAME, PACKET_STAGES, Module
+from latencyprobe.protocol.limits import LARGEST_NUMBER
 from latencyprobe.protocol.summaries import (
     MAX_CONTAINERS,
     MAX_POD_NAME_LENGTH,
@@ -40,6 +42,7 @@ from latencyprobe_agent.plan import pod_uid
 from latencyprobe_agent.tracing import TraceWish
 
 MAX_PORTS = 64
+MAX_OBJECTIVES = 64
 MAX_ID_LENGTH = 256
 MAX_NAME_LENGTH = 512  # a namespace has up to 63 characters, the name of an object 253
 MAX_PATH_LENGTH = 4095
@@ -55,6 +58,7 @@ RUNTIMES = ("containerd", "cri-o", "docker")
 _POD_UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}")
 _CONTAINER_ID = re.compile(r"(?P<runtime>[a-z-]+)://(?P<id>[0-9a-f]{64})")
 
+_WHOLE_PERCENT = 100
 _PACKET_STAGES = tuple(stage.name for stage in PACKET_STAGES)
 
 
@@ -154,6 +158,7 @@ def _parse_probe(
         window=_parse_window(message, interval_s),
         parts=parts,
         per_pod=message.metrics_per_pod,
+        objectives=_parse_objectives(message.objectives, "objectives"),
     )
     return probe, invalid
 
@@ -260,6 +265,28 @@ def _parse_filter(message: pb.SocketFilter, field: str) -> SocketFilter:
     # Both protocols are all that exist: the same filter as no protocol, and so the same slot.
     return SocketFilter(
         frozenset(message.ports), protocols if protocols != PROTOCOLS else frozenset()
+    )
+
+
+def _parse_objectives(messages: Sequence[pb.Objective], field: str) -> tuple[Objective, ...]:
+    """Return the objectives on stages that this agent knows."""
+    if len(messages) > MAX_OBJECTIVES:
+        raise InvalidStateError(
+            field, f"{len(messages)} objectives; the maximum is {MAX_OBJECTIVES}"
+        )
+    for index, each in enumerate(messages):
+        if not 0 <= each.percentile <= _WHOLE_PERCENT:
+            raise InvalidStateError(
+                f"{field}[{index}].percentile", f"{each.percentile}: must be from 0 to 100"
+            )
+        if not 1 <= each.max_ns <= LARGEST_NUMBER:
+            raise InvalidStateError(
+                f"{field}[{index}].max_ns", f"{each.max_ns}: must be from 1 to {LARGEST_NUMBER}"
+            )
+    return tuple(
+        Objective(each.stage, each.percentile, each.max_ns)
+        for each in messages
+        if each.stage in BY_NAME
     )
 
 

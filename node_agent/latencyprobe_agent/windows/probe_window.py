@@ -278,7 +278,12 @@ def _pod_report(
     only_stages: Container[str] | None = None,
 ) -> PodReport:
     report = report_on(
-        measurement, probe.modules, node, uncounted=uncounted, only_stages=only_stages
+        measurement,
+        probe.modules,
+        node,
+        uncounted=uncounted,
+        only_stages=only_stages,
+        objectives=probe.objectives,
     )
     return PodReport(
         pod.uid, pod.name, pod.containers, score_of(report), report, ended=pod.has_ended

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 
+from latencyprobe.domain.attention import Objective
 from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.domain.fairness import (
     MAX_PROBES,
@@ -27,7 +28,7 @@ from latencyprobe.domain.measurement import (
 from latencyprobe.domain.stages import BY_NAME, Module, counters_of
 from latencyprobe.domain.targets import TargetState
 from latencyprobe.printable import bounded
-from latencyprobe.protocol.limits import MAX_STAGES, check_node, check_target
+from latencyprobe.protocol.limits import LARGEST_NUMBER, MAX_STAGES, check_node, check_target
 from latencyprobe.protocol.measurements import (
     MAX_NAME_LENGTH,
     MAX_REQUEST_BYTES,
@@ -233,7 +234,13 @@ def _probe_message(probe: ProbeOnNode) -> pb.Probe:
         max_pods=probe.max_pods,
         metrics_per_pod=probe.metrics_per_pod,
         pods_in_full=choice_to_proto(probe.pods_in_full),
+        objectives=map(_objective_message, probe.objectives),
     )
+
+
+def _objective_message(objective: Objective) -> pb.Objective:
+    max_ns = min(objective.max_ns, LARGEST_NUMBER)
+    return pb.Objective(stage=objective.stage, percentile=objective.percentile, max_ns=max_ns)
 
 
 def _target_message(target: ContainerTarget, *, whole_pod: bool) -> pb.Target:

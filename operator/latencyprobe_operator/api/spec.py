@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from latencyprobe.domain.attention import Objective
 from latencyprobe.domain.durations import parse_ns, parse_s
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module, check_filter, parse_modules, stage
 from latencyprobe_operator.api.conditions import ReadyReason
@@ -26,13 +27,11 @@ class SpecError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Objective:
-    """`percentile` (0 to 100) of `stage` must not exceed `max_ns` for longer than `for_s`."""
+class NamedObjective:
+    """An objective of all pods together, which must not be exceeded for longer than `for_s`."""
 
     name: str
-    stage: str
-    percentile: float
-    max_ns: int
+    bound: Objective
     for_s: float
 
 
@@ -68,7 +67,7 @@ class ProbeSpec:
     duration_s: float | None
     suspend: bool
     max_cpu_percent: float
-    objectives: tuple[Objective, ...]
+    objectives: tuple[NamedObjective, ...]
     max_pods: int
     node_figures: bool = False
     metrics_per_pod: bool = False
@@ -83,6 +82,11 @@ class ProbeSpec:
 @functools.lru_cache(maxsize=64)
 def _measured(modules: tuple[Module, ...], node_figures: bool) -> tuple[Module, ...]:
     return tuple(each for each in modules if node_figures or each is not Module.IRQ)
+
+    @property
+    def bounds(self) -> tuple[Objective, ...]:
+        """The objectives as bounds of attention, which verdicts have in place of their own."""
+        return tuple(each.bound for each in self.objectives)
 
 
 def probe_key(body: Mapping[str, Any]) -> ProbeKey:
@@ -137,7 +141,7 @@ def _read_probe(body: Mapping[str, Any]) -> ProbeSpec:
 
 def _read_objective(
     fields: Mapping[str, Any], modules: Sequence[Module], protocols: Sequence[str]
-) -> Objective:
+) -> NamedObjective:
     measured = stage(fields["stage"])
     about = f"objective {fields['name']}: {measured.name}"
     if not measured.is_measured_by(modules):
@@ -146,10 +150,9 @@ def _read_objective(
         )
     if measured.module is Module.TCP and set(protocols) == {"UDP"}:
         raise ValueError(f"{about} applies to TCP only, but spec.filter.protocols allows only UDP")
-    return Objective(
+    percentile = float(fields["percentile"].removeprefix("p"))
+    return NamedObjective(
         name=fields["name"],
-        stage=measured.name,
-        percentile=float(fields["percentile"].removeprefix("p")),
-        max_ns=parse_ns(fields["max"]),
+        bound=Objective(measured.name, percentile, parse_ns(fields["max"])),
         for_s=parse_s(fields.get("for", "1m")),
     )

@@ -5,18 +5,18 @@ It is of one interval alone, made by the functions that agents use.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from latencyprobe.domain.attention import Objective
 from latencyprobe.domain.measurement import (
     NOTHING,
     Measurement,
-    NodeMeasurement,
     across_pods,
     of_one_pod,
     total,
 )
-from latencyprobe.domain.report import report_on
+from latencyprobe.domain.report import TargetReport, report_on
 from latencyprobe.domain.score import score_of
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.summary import (
@@ -39,17 +39,21 @@ def summarised(
     uncounted: Collection[str],
     max_pods: int,
     choice: PodChoice,
+    objectives: Sequence[Objective] = (),
 ) -> ReportedProbe:
     """Return the report with a summary of these pods, and the chosen ones in full.
 
     `sees_node`: readers may see figures of the whole node. `uncounted`: counters that the node
-    cannot count.
+    cannot count. `objectives`: they decide what verdicts find worth attention.
     """
     modules = tuple(modules)
     node = report.node if sees_node else None
     measurements = _by_pod(report, placed)
     pods = [
-        _pod(placed[uid], measurement, modules, node, uncounted)
+        _pod(
+            placed[uid],
+            report_on(measurement, modules, node, uncounted=uncounted, objectives=objectives),
+        )
         for uid, measurement in measurements.items()
     ]
     merged = total(map(across_pods, measurements.values()))
@@ -71,14 +75,7 @@ def _by_pod(report: ReportedProbe, placed: Mapping[str, PlacedPod]) -> dict[str,
     return pods
 
 
-def _pod(
-    placed: PlacedPod,
-    measurement: Measurement,
-    modules: Iterable[Module],
-    node: NodeMeasurement | None,
-    uncounted: Collection[str],
-) -> PodReport:
-    report = report_on(measurement, modules, node, uncounted=uncounted)
+def _pod(placed: PlacedPod, report: TargetReport) -> PodReport:
     return PodReport(
         pod_uid=placed.pod.uid,
         name=placed.pod.name,

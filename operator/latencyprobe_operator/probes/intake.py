@@ -150,6 +150,7 @@ class ReportIntake:
             uncounted=not_covered(self._agent(node)),
             max_pods=spec.max_pods,
             choice=self._choose(node),
+            objectives=spec.bounds,
         )
 
     def adopt(self, spec: ProbeSpec, before: ProbeSpec | None) -> None:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from latencyprobe.domain.attention import MIN_SAMPLES
-from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.measurement import Measurement
-from latencyprobe_operator.api.spec import Objective
+from latencyprobe_operator.api.spec import NamedObjective
 
 
 class ObjectiveOutcome(StrEnum):
@@ -41,10 +40,10 @@ class ObjectivesWatch:
     """The times since which objectives have been exceeded, in monotonic seconds."""
 
     def __init__(self) -> None:
-        self._exceeded_since: dict[Objective, float] = {}
+        self._exceeded_since: dict[NamedObjective, float] = {}
 
     def judge(
-        self, objectives: Iterable[Objective], measurement: Measurement, *, at: float
+        self, objectives: Iterable[NamedObjective], measurement: Measurement, *, at: float
     ) -> list[Judgement]:
         """Judge these objectives on a measurement that ends at `at`, and forget all others."""
         judgements = {each: self._judge(each, measurement, at) for each in objectives}
@@ -53,18 +52,19 @@ class ObjectivesWatch:
         }
         return list(judgements.values())
 
-    def _judge(self, objective: Objective, measurement: Measurement, at: float) -> Judgement:
-        histogram = measurement.stage(objective.stage).histogram
-        what = f"{objective.name}: p{objective.percentile:g} of {objective.stage}"
-        if histogram.count < MIN_SAMPLES:
+    def _judge(self, objective: NamedObjective, measurement: Measurement, at: float) -> Judgement:
+        bound = objective.bound
+        value_ns = bound.value_ns(measurement)
+        if value_ns is None:
             self._exceeded_since.pop(objective, None)
+            count = measurement.stage(bound.stage).histogram.count
             return Judgement(
                 ObjectiveOutcome.UNKNOWN,
-                f"{what}: {histogram.count} samples, {MIN_SAMPLES} are needed",
+                f"{objective.name}: p{bound.percentile:g} of {bound.stage}: {count} samples, "
+                f"{MIN_SAMPLES} are needed",
             )
-        value_ns = histogram.percentile(objective.percentile)
-        figures = f"{what} is {format_ns(value_ns)}, at most {format_ns(objective.max_ns)}"
-        if value_ns <= objective.max_ns:
+        figures = f"{objective.name}: {bound.figures(value_ns)}"
+        if not bound.is_missed(value_ns):
             self._exceeded_since.pop(objective, None)
             return Judgement(ObjectiveOutcome.MET, figures, value_ns)
         exceeded = at - self._exceeded_since.setdefault(objective, at)

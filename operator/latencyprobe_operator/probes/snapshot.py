@@ -26,9 +26,9 @@ def snapshot_of(key: ProbeKey, facts: ProbeFacts, document: Document) -> ProbeSn
         objectives=tuple(
             ObjectiveFigures(
                 objective.name,
-                objective.stage,
-                objective.percentile,
-                objective.max_ns,
+                objective.bound.stage,
+                objective.bound.percentile,
+                objective.bound.max_ns,
                 judgement.value_ns,
                 str(judgement.outcome),
             )

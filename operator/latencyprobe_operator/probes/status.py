@@ -169,7 +169,7 @@ def _summary(facts: ProbeFacts, ready: Finding) -> Summary:
     if not facts.spec or not (facts.matched_pods or facts.pods):
         return Summary(message=shorten(ready.message))
     node = _counters_of_all(facts.node_context) if facts.spec.node_figures else None
-    report = report_on(facts.merged, facts.spec.modules, node)
+    report = report_on(facts.merged, facts.spec.modules, node, objectives=facts.spec.bounds)
     verdict = report.verdict
     received, sent = (facts.merged.stage(name).histogram for name in ("rx.total", "tx.total"))
     whole = _headline(received, sent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latencyprobe.domain.attention import Objective
 from latencyprobe.domain.fairness import MAX_PROBES, MAX_TARGETS
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.summary import PodChoice
@@ -334,6 +336,39 @@ def test_a_window_becomes_values() -> None:
 def test_a_probe_asks_for_metrics_per_pod(*, per_pod: bool) -> None:
     (probe,) = parse_desired(_with_window(60, metrics_per_pod=per_pod)).probes
     assert probe.per_pod is per_pod
+
+
+def test_objectives_become_values_but_for_stages_of_a_newer_client() -> None:
+    reads = pb.Objective(stage="rx.total", percentile=99.9, max_ns=5_000_000)
+    newer = pb.Objective(stage="rx.teleport", percentile=50, max_ns=1)
+    (probe,) = parse_desired(_with_window(60, objectives=[newer, reads])).probes
+    assert probe.objectives == (Objective("rx.total", 99.9, 5_000_000),)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "problem"),
+    [
+        (
+            [pb.Objective(stage="rx.total", percentile=100.5, max_ns=1)],
+            "objectives[0].percentile: 100.5: must be from 0 to 100",
+        ),
+        (
+            [pb.Objective(stage="rx.total", percentile=math.nan, max_ns=1)],
+            "objectives[0].percentile: nan: must be from 0 to 100",
+        ),
+        (
+            [pb.Objective(stage="rx.total", percentile=99)],
+            "objectives[0].max_ns: 0: must be from 1 to 9007199254740991",
+        ),
+        ([pb.Objective()] * 65, "objectives: 65 objectives; the maximum is 64"),
+    ],
+)
+def test_a_probe_with_an_invalid_objective_is_refused_alone(
+    objectives: list[pb.Objective], problem: str
+) -> None:
+    desired = parse_desired(_with_window(60, objectives=objectives))
+    assert not desired.probes
+    assert set(desired.refused["p"].values()) == {problem}
 
 
 @pytest.mark.parametrize("state", [_state(), _with_window(0, max_pods=10**6)])

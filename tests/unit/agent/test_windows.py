@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latencyprobe.domain.attention import Objective
+from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import (
     NOTHING,
@@ -217,6 +219,24 @@ def test_a_summary_has_the_whole_window_and_the_newest_interval() -> None:
     assert measured.samples == 3 + 4 + 5 + 6 + 7 + 8 + 6
     assert report.summary.verdicts == {"InsufficientData": 2}
     assert report.summary.pods == 2
+
+
+@pytest.mark.parametrize(
+    ("max_ns", "bottleneck"),
+    [(10**9, Bottleneck.NONE), (10**6, Bottleneck.SLOW_READER)],
+    ids=["met", "missed"],
+)
+def test_the_objectives_of_a_probe_decide_its_verdicts_from_the_next_interval_on(
+    max_ns: int, bottleneck: Bottleneck
+) -> None:
+    late = samples(*[20_000_000] * 200) + samples(*[20_000_000] * 200, stage="rx.socket")
+    measured = Measured(_probe("a"))
+    measured.interval({"a": late})
+    objective = Objective("rx.total", 99, max_ns)
+    measured.follow(replace(measured.probe, objectives=(objective,)))
+    measured.interval({"a": late})
+    assert measured.pods["a"].report.verdict.bottleneck is bottleneck
+    assert measured.pods["a"].report.stages[0].count == 400
 
 
 def test_an_interval_that_is_a_little_late_does_not_lengthen_the_window() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from latencyprobe.domain.attention import Objective
 from latencyprobe.domain.measurement import NOTHING
-from latencyprobe_operator.api.spec import Objective
+from latencyprobe_operator.api.spec import NamedObjective
 from latencyprobe_operator.probes.objectives import ObjectiveOutcome, ObjectivesWatch
 from tools.fakes.agent import measurement
 
-READS = Objective("reads", "rx.total", 99, 5_000_000, 60)
+READS = NamedObjective("reads", Objective("rx.total", 99, 5_000_000), 60)
 FAST, SLOW = measurement(*[1_000_000] * 200), measurement(*[9_000_000] * 200)
 
 

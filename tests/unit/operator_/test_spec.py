@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from latencyprobe.domain.attention import Objective
 from latencyprobe.domain.stages import Module
-from latencyprobe_operator.api.spec import SpecError, read_probe
+from latencyprobe_operator.api.spec import NamedObjective, SpecError, read_probe
 from tools.fakes.samples import probe_body
 
 
@@ -60,7 +61,8 @@ def test_all_fields_are_read() -> None:
     assert (spec.max_cpu_percent, spec.max_pods) == (0.5, 3)
     assert spec.metrics_per_pod
     objective = spec.objectives[0]
-    assert (objective.percentile, objective.max_ns, objective.for_s) == (99.9, 5_000_000, 120)
+    assert objective == NamedObjective("reads", Objective("rx.total", 99.9, 5_000_000), 120)
+    assert spec.bounds == (objective.bound,)
 
 
 @pytest.mark.parametrize(

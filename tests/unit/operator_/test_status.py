@@ -228,6 +228,16 @@ def test_one_missed_objective_is_enough(
     assert condition(document, "ObjectivesMet") == met
 
 
+@pytest.mark.parametrize(("limit", "bottleneck"), [("1s", "None"), ("5ms", "SlowReader")])
+def test_the_objectives_decide_the_bottleneck_of_all_pods(limit: str, bottleneck: str) -> None:
+    objective = {"name": "a", "stage": "rx.total", "percentile": "p99", "max": limit}
+    spec = probe_spec(objectives=[objective])
+    document = status.build(facts(spec=spec, merged=SLOW_READER), now=NOW)
+    assert document["summary"]["bottleneck"] == bottleneck
+    outcome = "missed" if bottleneck == "SlowReader" else "met"
+    assert f"{outcome}: p99 of rx.total is 10ms" in document["summary"]["message"]
+
+
 def test_without_objectives_there_is_no_such_condition() -> None:
     document = status.build(facts(), now=NOW)
 

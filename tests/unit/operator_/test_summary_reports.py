@@ -13,6 +13,7 @@ import pytest
 from latencyprobe.domain.fairness import MAX_TARGETS
 from latencyprobe.domain.summary import PodChoice
 from latencyprobe.domain.targets import TargetState
+from latencyprobe.protocol.limits import LARGEST_NUMBER
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1 import node_agent_pb2_grpc as rpc
 from latencyprobe_operator.agents.asked_pods import MOST_ENDED, AskedPods
@@ -234,6 +235,25 @@ def test_agents_are_asked_for_metrics_per_pod_as_the_probe_has_it(*, per_pod: bo
     (probe,) = outgoing_state(states.of_node(NODE), generation=1, lease_s=300).message.probes
 
     assert probe.metrics_per_pod is per_pod
+
+
+def test_agents_are_sent_the_objectives_of_the_probe() -> None:
+    limits = {"a": "5ms", "b": "200h", "c": "2562047h"}
+    objectives = [
+        {"name": name, "stage": "rx.total", "percentile": "p99.9", "max": limit}
+        for name, limit in limits.items()
+    ]
+    states = DesiredStates()
+    states.set_probe(probe_spec(objectives=objectives), [pod("a")])
+
+    (probe,) = outgoing_state(states.of_node(NODE), generation=1, lease_s=300).message.probes
+
+    sent = [(each.stage, each.percentile, each.max_ns) for each in probe.objectives]
+    assert sent == [
+        ("rx.total", 99.9, 5_000_000),
+        ("rx.total", 99.9, 200 * 3600 * 10**9),
+        ("rx.total", 99.9, LARGEST_NUMBER),
+    ]
 
 
 def test_a_static_pod_is_known_by_the_uid_of_its_cgroups() -> None:
