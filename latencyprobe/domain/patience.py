@@ -127,13 +127,14 @@ class PeerTurns:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The requests of one kind that wait for one peer."""
+    """The requests of one kind that wait for one peer. `name`: empty if it is not known."""
 
     address: Endpoint = field(metadata=written(as_text=True))
     kind: str
     count: int
     oldest_ns: int
     waiting_ns: int
+    name: str = field(default="", metadata=written(absent_if_empty=True))
 
     @property
     def order(self) -> tuple[int, int, str]:

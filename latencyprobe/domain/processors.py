@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from latencyprobe.domain.causes import Bottleneck
+from latencyprobe.domain.cgroups import cgroup_text
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.measurement import Measurement, NodeMeasurement
 from latencyprobe.domain.stages import WAITED_FOR_CGROUP_PREFIX
@@ -80,7 +81,7 @@ def _culprit(measurement: Measurement) -> str:
         for name, ns in measurement.counters.items()
         if name.startswith(WAITED_FOR_CGROUP_PREFIX) and ns
     }
-    return f"cgroup {max(waited, key=lambda name: waited[name])}" if waited else ""
+    return cgroup_text(max(waited, key=lambda name: waited[name])) if waited else ""
 
 
 def _by_quota(measurement: Measurement) -> CPUDelay | None:

@@ -10,6 +10,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from latencyprobe.domain.attention import Objective
+from latencyprobe.domain.cgroups import Cgroup
 from latencyprobe.domain.measurement import (
     NOTHING_OF_THE_NODE,
     Measurement,
@@ -65,7 +66,7 @@ class TargetReport:
 
     `netns_counters`: events in its network namespaces, of the target or of others; no zeroes.
     `pending`: waiting that has not ended, by kind; None if that cannot be read. `peers`: those that
-    requests wait for, the worst first.
+    requests wait for, the worst first. `cgroups`: of `waitedForCgroup.ID`, those that are known.
     """
 
     stages: Sequence[StageReport]
@@ -74,6 +75,7 @@ class TargetReport:
     verdict: Verdict
     pending: Mapping[str, Pending] | None = None
     peers: Sequence[Peer] = field(default=(), metadata=written(absent_if_empty=True))
+    cgroups: Sequence[Cgroup] = field(default=(), metadata=written(absent_if_empty=True))
 
     def stage(self, name: str) -> StageReport | None:
         """Return the stage of this name, or None if it was not measured."""

@@ -61,6 +61,7 @@ _NOT_SEEN = (
     "another process made (socket activation) are found by their process: `latencyprobe run "
     "--pid`. Check the filter, too."
 )
+_LONGEST_FOR = "the longest for "
 _MORE_TRAFFIC = "Wait for more traffic, or widen the window."
 _NEEDS_MODULES = "A verdict needs module rx or tx: add them to spec.modules or --modules."
 
@@ -138,6 +139,17 @@ def judge(
     return replace(verdict, evidence=evidence, waiting_ns=waiting_ns)
 
 
+def with_culprit(verdict: Verdict, culprit: str) -> Verdict:
+    """Return the verdict with another text for its culprit; an empty one removes it."""
+    before, after = _LONGEST_FOR + verdict.culprit, _LONGEST_FOR + culprit
+    evidence = tuple(
+        after if line == before else line
+        for line in verdict.evidence
+        if not line.startswith(_LONGEST_FOR) or (line == before and culprit)
+    )
+    return replace(verdict, culprit=culprit, evidence=evidence)
+
+
 def _without_node(verdict: Verdict) -> Verdict:
     """Return the verdict with a hint where counters of the node would be evidence."""
     if verdict.bottleneck is not Bottleneck.SOFTIRQ_BACKLOG:
@@ -179,7 +191,7 @@ def _chosen(waits: Sequence[Wait]) -> tuple[Wait, float] | None:
 
 def _accuse(measurement: Measurement, wait: Wait, share: float, waits: Sequence[Wait]) -> Verdict:
     cause = _cause(wait)
-    culprit = (f"the longest for {wait.culprit}",) if wait.culprit else ()
+    culprit = (_LONGEST_FOR + wait.culprit,) if wait.culprit else ()
     measured = measurement.stage(wait.stage).histogram if wait.stage else EMPTY
     figures = (_percentiles(wait.stage, measured),) if wait.stage and measured.count else ()
     evidence = (*figures, *wait.figures, cause.because, *culprit, *_in_all(wait, waits))

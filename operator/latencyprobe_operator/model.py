@@ -9,11 +9,14 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 from typing import Any
 
 _ENDED = frozenset({"Succeeded", "Failed"})
+_IPV4_BYTES = 4
+_ADDRESS_BYTES = (_IPV4_BYTES, 16)
 # The API server takes as many as fit into 1.5 MB; all pods' labels stay in memory.
 MAX_LABELS = 128
 # Annotations of a static pod, pkg/kubelet/types/pod_update.go.
@@ -54,6 +57,9 @@ class Pod:
     """The names of its containers, sidecars included, one a line. Replicas share it."""
     host_network: bool = False
     """It shares the network namespace of its node."""
+    namespace: str = ""
+    addresses: bytes = b""
+    """Its own addresses, as `packed_addresses` has them: none of a pod that shares its node's."""
 
     @property
     def containers(self) -> tuple[Container, ...]:
@@ -77,8 +83,8 @@ class Pod:
         return replace(self, uid=before.uid, name=before.name, labels=labels)
 
     def measured_like(self, other: Pod) -> bool:
-        """Decide whether the two are equal but for their labels."""
-        return self == other or self == replace(other, labels=self.labels)
+        """Decide whether the two are equal but for their labels and addresses."""
+        return self == other or self == replace(other, labels=self.labels, addresses=self.addresses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +181,8 @@ def read_pod(
         cgroup_uid=static_uid or metadata["uid"],
         declared=_declared_containers(spec),
         host_network=bool(spec.get("hostNetwork")),
+        namespace=sys.intern(metadata["namespace"]),
+        addresses=_own_addresses(spec, status),
     )
 
 
@@ -190,6 +198,37 @@ def read_agent(body: Mapping[str, Any]) -> AgentPod:
         created=metadata.get("creationTimestamp") or "",
         deleting=bool(metadata.get("deletionTimestamp")),
     )
+
+
+def _own_addresses(spec: Mapping[str, Any], status: Mapping[str, Any]) -> bytes:
+    if spec.get("hostNetwork") or status.get("phase") in _ENDED:
+        return b""
+    texts = [each.get("ip") for each in status.get("podIPs") or ()] or [status.get("podIP")]
+    return packed_addresses(each for each in texts if each)
+
+
+def packed_addresses(texts: Iterable[str]) -> bytes:
+    """Pack the first address of each family, IPv4 first: 4, 16 or 20 bytes. No object is smaller.
+
+    Malformed ones are left out.
+    """
+    packed: dict[int, bytes] = {}
+    for text in texts:
+        try:
+            address = ip_address(text)
+        except ValueError:
+            continue
+        packed.setdefault(address.version, address.packed)
+    return b"".join(packed[version] for version in sorted(packed))
+
+
+def split_addresses(packed: bytes) -> Iterator[bytes]:
+    """Yield each of the addresses of a pod."""
+    if len(packed) in _ADDRESS_BYTES:
+        yield packed
+    elif packed:
+        yield packed[:_IPV4_BYTES]
+        yield packed[_IPV4_BYTES:]
 
 
 def _static_uid(annotations: Mapping[str, Any]) -> str | None:

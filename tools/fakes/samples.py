@@ -50,6 +50,7 @@ def pod_body(
     labels: dict[str, str] | None = None,
     namespace: str = "shop",
     host_network: bool = False,
+    ips: tuple[str, ...] = ("10.0.0.1",),
 ) -> Json:
     """Return a running pod as the API server shows it. `run` counts its containers' starts."""
     return {
@@ -67,7 +68,8 @@ def pod_body(
         },
         "status": {
             "phase": "Running",
-            "podIP": "10.0.0.1",
+            "podIP": ips[0],
+            "podIPs": [{"ip": ip} for ip in ips],
             "containerStatuses": [
                 {
                     "name": container,
@@ -113,6 +115,8 @@ def pod_texts(count: int) -> Iterator[str]:
             },
         )
         body["metadata"]["uid"] = f"0e7c1b1e-8f43-4a5c-9d1f-{number:012x}"
+        body["status"]["podIP"] = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+        body["status"]["podIPs"] = [{"ip": body["status"]["podIP"]}]
         for index, status in enumerate(body["status"]["containerStatuses"]):
             status["containerID"] = f"containerd://{number * 2 + index:064x}"
         yield json.dumps(body)

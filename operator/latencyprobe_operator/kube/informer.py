@@ -92,6 +92,19 @@ class Change(Generic[P]):
     """UIDs."""
 
 
+P_contra = TypeVar("P_contra", contravariant=True)
+
+
+class Index(Protocol[P_contra]):
+    """Another order of the pods of an informer."""
+
+    def update(self, before: P_contra | None, after: P_contra | None) -> None:
+        """Take in a pod that is new, changed or gone."""
+
+    def clear(self) -> None:
+        """Forget all pods."""
+
+
 class Audience(Protocol[P]):
     """The listener of an informer, called after the informer's own state has changed."""
 
@@ -140,8 +153,15 @@ class Informer(Generic[P]):
     """The pods of one scope, kept current while `run` runs."""
 
     def __init__(
-        self, source: Source, scope: Scope, read: Callable[[Json], P], audience: Audience[P]
+        self,
+        source: Source,
+        scope: Scope,
+        read: Callable[[Json], P],
+        audience: Audience[P],
+        *,
+        index: Index[P] | None = None,
     ) -> None:
+        """Know no pod yet. `index`: another order of the same pods, kept with them."""
         self.scope = scope
         self.listed = False
         """The pods are known, as of some time since the start."""
@@ -149,6 +169,7 @@ class Informer(Generic[P]):
         self._source = source
         self._read = read
         self._audience = audience
+        self._index = index
         self._pods: dict[str, dict[str, P]] = {}
         self._unreported: dict[str, set[str]] = {}
         """The UIDs of pods that a broken list has changed, by namespace."""
@@ -157,6 +178,11 @@ class Informer(Generic[P]):
         """The version from which the next watch goes on; None: list first."""
         self._watching_since: float | None = None
         self._backoff = Backoff(0.2, _LONGEST_PAUSE_S)
+
+    def find(self, uid: str) -> P | None:
+        """Return the pod of this UID, of any namespace; None if there is none."""
+        found = (of_namespace.get(uid) for of_namespace in self._pods.values())
+        return next((pod for pod in found if pod is not None), None)
 
     def pods_in(self, namespace: str) -> Mapping[str, P]:
         """Return the namespace's pods by UID. Do not change them."""
@@ -205,6 +231,8 @@ class Informer(Generic[P]):
         an operator's memory. If a list breaks, the next one reports its changes too.
         """
         pods = self._pods if self.listed else {}
+        if self._index is not None and not self.listed:
+            self._index.clear()  # of a list that broke
         seen: set[str] = set()
 
         def take(body: Json) -> None:
@@ -212,8 +240,7 @@ class Informer(Generic[P]):
                 namespace = body["metadata"]["namespace"]
                 known = pods.get(namespace, {}).get(pod.uid)
                 if known != pod:
-                    known = pod if known is None else pod.sharing_with(known)
-                    pods.setdefault(namespace, {})[known.uid] = known
+                    known = self._store(pods.setdefault(namespace, {}), known, pod)
                     self._unreported.setdefault(namespace, set()).add(known.uid)
                 # The equal one that is there already costs no memory.
                 seen.add(known.uid)
@@ -221,7 +248,7 @@ class Informer(Generic[P]):
         self._unreadable.clear()
         version = await self._source.list_pods(self.scope.namespace, self.scope.selector, take)
         changed, self._unreported = self._unreported, {}
-        removed = _remove_unseen(pods, seen)
+        removed = self._remove_unseen(pods, seen)
         self._pods = pods
         self.listed, self.refusal = True, None
         steps = self._audience.on_list(
@@ -240,6 +267,22 @@ class Informer(Generic[P]):
         for _ in steps or ():
             await asyncio.sleep(0)
         return version
+
+    def _remove_unseen(
+        self, pods: dict[str, dict[str, P]], seen: Container[str]
+    ) -> dict[str, Sequence[str]]:
+        """Remove the pods that a list lacks; return their UIDs by namespace."""
+        removed: dict[str, Sequence[str]] = {}
+        for namespace, of_namespace in list(pods.items()):
+            if gone := [uid for uid in of_namespace if uid not in seen]:
+                removed[namespace] = gone
+                for uid in gone:
+                    pod = of_namespace.pop(uid)
+                    if self._index is not None:
+                        self._index.update(pod, None)
+                if not of_namespace:
+                    del pods[namespace]
+        return removed
 
     async def _watch(self, since: str) -> None:
         self._watching_since = asyncio.get_running_loop().time()
@@ -266,14 +309,23 @@ class Informer(Generic[P]):
         pods = self._pods.setdefault(namespace, {})
         known = pods.get(pod.uid)
         if known != pod:
-            pod = pod if known is None else pod.sharing_with(known)
-            pods[pod.uid] = pod
-            self._audience.on_change(namespace, Change(changed=[pod]))
+            stored = self._store(pods, known, pod)
+            self._audience.on_change(namespace, Change(changed=[stored]))
+
+    def _store(self, pods: dict[str, P], known: P | None, pod: P) -> P:
+        """Store a new or changed pod, and return it as it is stored."""
+        pod = pod if known is None else pod.sharing_with(known)
+        pods[pod.uid] = pod
+        if self._index is not None:
+            self._index.update(known, pod)
+        return pod
 
     def _remove(self, body: Json) -> None:
         namespace, uid = body["metadata"]["namespace"], body["metadata"]["uid"]
         pods = self._pods.get(namespace, {})
-        if pods.pop(uid, None) is not None:
+        if (gone := pods.pop(uid, None)) is not None:
+            if self._index is not None:
+                self._index.update(gone, None)
             if not pods:
                 del self._pods[namespace]
             self._audience.on_change(namespace, Change(removed=[uid]))
@@ -312,16 +364,3 @@ class Informer(Generic[P]):
             # A broken connection that the next attempt heals is no news.
             level = logging.WARNING if seconds > 1 else logging.DEBUG
         log.log(level, "%s: %s; next attempt in %.1f s", self.scope, reason, seconds)
-
-
-def _remove_unseen(pods: dict[str, dict[str, P]], seen: Container[str]) -> dict[str, Sequence[str]]:
-    """Remove the pods that a list lacks; return their UIDs by namespace."""
-    removed: dict[str, Sequence[str]] = {}
-    for namespace, of_namespace in list(pods.items()):
-        if gone := [uid for uid in of_namespace if uid not in seen]:
-            removed[namespace] = gone
-            for uid in gone:
-                del of_namespace[uid]
-            if not of_namespace:
-                del pods[namespace]
-    return removed

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from latencyprobe_operator.kube.directory import PodIndex
 from latencyprobe_operator.kube.informer import Change, Informer, PodsRefusal, Scope, Source
 from latencyprobe_operator.kube.selector import LabelSelector
 from latencyprobe_operator.model import Pod, read_pod
@@ -113,6 +114,16 @@ class PodWatches:
             followed.drop(pods)
             asyncio.get_running_loop().call_later(self._linger_s, self._end_unused, scope, followed)
 
+    def at(self, address: bytes) -> Pod | None:
+        """Return the followed pod with this address; None if there is none, or several."""
+        pods = [pod for each in self._followed.values() if (pod := each.at(address)) is not None]
+        return pods[0] if len(pods) == 1 else None
+
+    def of_cgroup(self, node: str, uid: str) -> Pod | None:
+        """Return the followed pod of this node with this UID in the names of its cgroups."""
+        pods = (each.of_cgroup(uid) for each in self._followed.values())
+        return next((pod for pod in pods if pod is not None and pod.node == node), None)
+
     async def close(self) -> None:
         """End all informers."""
         tasks = [followed.task for followed in self._followed.values()]
@@ -133,7 +144,8 @@ class _FollowedScope:
     """One informer, and the sets of pods of its scope."""
 
     def __init__(self, source: Source, namespace: str | None, read: ReadPod) -> None:
-        self._informer = Informer(source, Scope(namespace), read, self)
+        self._index = PodIndex()
+        self._informer = Informer(source, Scope(namespace), read, self, index=self._index)
         self._sets: dict[str, dict[LabelSelector, PodSet]] = {}
         self.task = asyncio.create_task(self._informer.run(), name=str(self._informer.scope))
 
@@ -141,6 +153,15 @@ class _FollowedScope:
     def in_use(self) -> bool:
         """Return whether there is any set."""
         return bool(self._sets)
+
+    def at(self, address: bytes) -> Pod | None:
+        """Return the pod with this address."""
+        return self._index.at(address)
+
+    def of_cgroup(self, uid: str) -> Pod | None:
+        """Return the pod with this UID in the names of its cgroups."""
+        pod = self._informer.find(uid) or self._index.static(uid)
+        return pod if pod is not None and pod.cgroup_uid == uid else None
 
     def set_of(self, namespace: str, selector: LabelSelector) -> PodSet:
         """Return the set of these pods, with those that are known already."""

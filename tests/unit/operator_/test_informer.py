@@ -13,6 +13,7 @@ from itertools import pairwise
 import pytest
 
 from latencyprobe_operator.kube.cluster import ApiError, ExpiredError, WatchEvent
+from latencyprobe_operator.kube.directory import PodIndex
 from latencyprobe_operator.kube.informer import Change, Informer, Scope
 from latencyprobe_operator.model import Pod, read_pod
 from tests.unit.operator_.virtual_time import VirtualTimeLoop
@@ -89,7 +90,7 @@ class Silent:
 @asynccontextmanager
 async def following(api: Api, audience: Silent) -> AsyncIterator[Informer[Pod]]:
     """An informer that runs."""
-    informer = Informer(api, Scope(None), read_pod, audience)
+    informer = Informer(api, Scope(None), read_pod, audience, index=PodIndex())
     task = asyncio.create_task(informer.run())
     try:
         yield informer
@@ -231,7 +232,7 @@ class Many(Api):
         return "1"
 
 
-async def test_a_pod_takes_less_than_a_kibibyte_and_a_new_list_no_more() -> None:
+async def test_a_pod_with_its_address_takes_less_than_a_kibibyte_and_a_new_list_no_more() -> None:
     api = Many(lived_seconds=10**9)
     tracemalloc.start()
     try:
