@@ -35,8 +35,6 @@ class Names:
 
 def named(report: TargetReport, names: Names) -> TargetReport:
     """Return the report with these names: of its peers, its cgroups, and its verdict's culprit."""
-    if not names.peers and not names.cgroups:
-        return report
     verdict = report.verdict
     culprit = names.of_culprit(verdict.culprit) if verdict.culprit else None
     return replace(

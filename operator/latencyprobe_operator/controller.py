@@ -142,6 +142,7 @@ class Controller:
             building=self._building,
             min_interval_s=self._limits.min_interval_s,
             node_figures=self._limits.allow_node_figures(namespace),
+            directory=self._watches,
         )
         self._probes[probe.key.uid] = probe
         created = body["metadata"].get("creationTimestamp", "")

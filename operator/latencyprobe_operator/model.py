@@ -59,7 +59,7 @@ class Pod:
     """It shares the network namespace of its node."""
     namespace: str = ""
     addresses: bytes = b""
-    """Its own addresses, as `packed_addresses` has them: none of a pod that shares its node's."""
+    """See `packed_addresses`. Empty if it shares those of its node."""
 
     @property
     def containers(self) -> tuple[Container, ...]:

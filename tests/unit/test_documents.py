@@ -17,6 +17,7 @@ from typing import Any
 
 from latencyprobe.commands.packet_lines import json_line
 from latencyprobe.commands.terminal import OutputFormat, write_report
+from latencyprobe.domain.cgroups import Cgroup
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.document import LatencyReport, Node, TargetResult
 from latencyprobe.domain.histogram import Histogram
@@ -27,8 +28,11 @@ from latencyprobe.domain.measurement import (
     NodeStage,
     StageMeasurement,
 )
+from latencyprobe.domain.names import Names, named
 from latencyprobe.domain.overhead import HookOverhead, ProgramsOverhead
 from latencyprobe.domain.packets import Endpoint, TracedPacket, User
+from latencyprobe.domain.patience import Peer
+from latencyprobe.domain.pending import Pending
 from latencyprobe.domain.report import report_on, report_on_node
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_operator.api.spec import read_probe
@@ -63,6 +67,16 @@ NODE = NodeMeasurement(
         NodeStage("rx.softirq", "TIMER"): of(2_000, lost=4),
     },
     {"softnetTimeSqueezed": 12_345, "softnetDropped": 0},
+)
+DATABASE = Endpoint(ip_address("198.51.100.7"), 5432)
+IDENTITIES = replace(
+    report_on(SLOW, DEFAULT_MODULES, NODE, uncounted={"rtos"}),
+    pending={"missingAnswers": Pending(15, 15, oldest_ns=5_900_000_000, waiting_ns=80_000_000_000)},
+    peers=(
+        Peer(DATABASE, "missingAnswers", 15, 5_900_000_000, 80_000_000_000),
+        Peer(Endpoint(DATABASE.address, 80), "firstAnswers", 1, 3_000_000_000, 3_000_000_000),
+    ),
+    cgroups=(Cgroup(4711, pod_uid="u", container_id="c", path="/kubepods/podu/c"), Cgroup(1)),
 )
 REPORT = LatencyReport(
     node=Node(
@@ -151,7 +165,10 @@ def facts(**parts: Any) -> ProbeFacts:
                 "checkout-1",
                 "a",
                 ("server", "sidecar"),
-                report_on(SLOW, DEFAULT_MODULES, NODE, uncounted={"rtos"}),
+                named(
+                    IDENTITIES,
+                    Names({DATABASE: "pod shop/db-0"}, {4711: "pod shop/cart-1, container server"}),
+                ),
             ),
             PodFacts("checkout-2", "b", ("server",), report_on(NOTHING, DEFAULT_MODULES)),
         ],

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from latencyprobe.domain.causes import Bottleneck
+from latencyprobe.domain.cgroups import Cgroup
 from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.domain.patience import Peer
 from latencyprobe.domain.pending import Pending
@@ -86,6 +87,7 @@ class PodStatus:
         default=None, metadata=written(absent_if_empty=True)
     )
     peers: Sequence[Peer] = field(default=(), metadata=written(absent_if_empty=True))
+    cgroups: Sequence[Cgroup] = field(default=(), metadata=written(absent_if_empty=True))
 
 
 @dataclass(frozen=True, slots=True)

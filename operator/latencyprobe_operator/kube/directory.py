@@ -17,7 +17,7 @@ class PodDirectory(Protocol):
         """Return the pod of this node with this UID in its cgroups; None if there is none."""
 
 
-class NoPods:
+class _NoPods:
     """A directory without pods."""
 
     def at(self, _: bytes) -> None:
@@ -25,6 +25,9 @@ class NoPods:
 
     def of_cgroup(self, _node: str, _uid: str) -> None:
         """Return None."""
+
+
+NO_PODS = _NoPods()
 
 
 class PodIndex:

@@ -15,6 +15,7 @@ from latencyprobe_operator.observed_state import AgentView
 from latencyprobe_operator.probes.facts import MEASURING, NodeFacts, PodFacts, ProbeFacts
 from latencyprobe_operator.probes.intake import ReportIntake
 from latencyprobe_operator.probes.left_nodes import LeftNodes
+from latencyprobe_operator.probes.naming import Naming
 from latencyprobe_operator.probes.nodes import node_facts
 from latencyprobe_operator.probes.objectives import ObjectivesWatch
 from latencyprobe_operator.probes.selected_pods import SelectedPods
@@ -40,6 +41,7 @@ class FactsGatherer:
         intake: ReportIntake,
         worst: WorstPods,
         agent: Callable[[str], AgentView],
+        naming: Naming,
     ) -> None:
         """Gather nothing yet. `agent` returns the view of the agent of a node."""
         self._key = key
@@ -47,6 +49,7 @@ class FactsGatherer:
         self._intake = intake
         self._worst = worst
         self._agent = agent
+        self._naming = naming
         self._objectives = ObjectivesWatch()
         self._left = LeftNodes()
 
@@ -146,8 +149,9 @@ class FactsGatherer:
 
     def _pod_facts(self, listed: NodePod) -> PodFacts:
         node, pod = listed
+        report = self._naming.named(pod.report, node)
         placed = self._pods.placed.get(pod.pod_uid)
         if placed is None:
-            return PodFacts(pod.name, node, pod.containers, pod.report, ended=True)
+            return PodFacts(pod.name, node, pod.containers, report, ended=True)
         running = tuple(target.name for target in placed.targets)
-        return PodFacts(placed.pod.name, node, running or pod.containers, pod.report)
+        return PodFacts(placed.pod.name, node, running or pod.containers, report)

@@ -18,6 +18,7 @@ from latencyprobe_operator.api.spec import ProbeSpec, probe_key
 from latencyprobe_operator.api.status_fields import Phase
 from latencyprobe_operator.api.timestamps import timestamp
 from latencyprobe_operator.desired_state import DesiredStates
+from latencyprobe_operator.kube.directory import NO_PODS, PodDirectory
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.observed_state import AgentView, ReportedProbe
 from latencyprobe_operator.probes.announcer import Announcer, EventWriter
@@ -30,6 +31,7 @@ from latencyprobe_operator.probes.intake import ReportIntake
 from latencyprobe_operator.probes.last_figures import LastFigures
 from latencyprobe_operator.probes.left_nodes import pods_of_rows
 from latencyprobe_operator.probes.measured_time import begin_of
+from latencyprobe_operator.probes.naming import Naming
 from latencyprobe_operator.probes.schedule import StatusSchedule, pause_s
 from latencyprobe_operator.probes.selected_pods import SelectedPods, Subscribe, Unsubscribe
 from latencyprobe_operator.probes.snapshot import snapshot_of
@@ -63,12 +65,13 @@ class Probe:
         min_interval_s: float = 0.0,
         node_figures: bool = False,
         events: EventWriter | None = None,
+        directory: PodDirectory = NO_PODS,
     ) -> None:
         """Follow the pods of this object at once.
 
         `touch`: the desired states of these nodes have changed. `agent` returns the view of the
-        agent of a node. `node_figures`: it gets figures of whole nodes. `events`: none
-        are written without it.
+        agent of a node. `node_figures`: it gets figures of whole nodes, and names of pods of
+        other namespaces. `events`: without it there are no Events. `directory`: for names.
         """
         previous: Document = dict(body.get("status") or {})
         self.key = probe_key(body)
@@ -114,7 +117,12 @@ class Probe:
             reported=pods_of_rows(previous.get("pods") or ()),
         )
         self._gatherer = FactsGatherer(
-            self.key, pods=self._pods, intake=self._intake, worst=self._worst, agent=agent
+            self.key,
+            pods=self._pods,
+            intake=self._intake,
+            worst=self._worst,
+            agent=agent,
+            naming=Naming(directory, self.key.namespace, sees_others=node_figures),
         )
         self._announcer = Announcer(self.key, previous, events, wall_clock=wall_clock)
         self._writer = StatusWriter(self.key, body, patch_status=patch_status, metrics=metrics)

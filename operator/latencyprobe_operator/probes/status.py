@@ -52,6 +52,7 @@ from latencyprobe_operator.probes.fitting import fit
 MAX_NODES = 50
 # Of a pod.
 MAX_PEERS = 2
+MAX_CGROUPS = 4
 # Of the measurements of nodes as a whole: so many nodes, and of each so many stages and counters;
 # so many counters also of a pod's network namespace.
 MAX_CONTEXTS = 8
@@ -213,6 +214,7 @@ def _pod(pod: PodFacts) -> PodStatus:
         netns_counters=_bounded(report.netns_counters),
         pending=report.pending,
         peers=report.peers[:MAX_PEERS],
+        cgroups=tuple(each for each in report.cgroups if each.name)[:MAX_CGROUPS],
     )
 
 
