@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from latencyprobe.domain.causes import Bottleneck
+from latencyprobe.domain.cgroups import Cgroup
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.document import LatencyReport, Node, TargetResult, incomplete
 from latencyprobe.domain.durations import format_ns
@@ -74,6 +75,7 @@ def _render_target(target: TargetResult) -> Iterator[RenderableType]:
     yield from map(_indented, _counters("network namespace", target.report.netns_counters))
     yield from map(_indented, _pending(target.report.pending or {}))
     yield from map(_indented, _peers(target.report.peers))
+    yield from map(_indented, _cgroups(target.report.cgroups))
     yield from map(_indented, _verdict(target.report.verdict))
 
 
@@ -218,6 +220,12 @@ def _peers(peers: Sequence[Peer]) -> Iterator[Text]:
     shown = [f"{each.address} ({describe_peer(each)})" for each in peers]
     if shown:
         yield Text("peers: " + ", ".join(shown))
+
+
+def _cgroups(cgroups: Sequence[Cgroup]) -> Iterator[Text]:
+    shown = [f"{each.id} is {each.name}" for each in cgroups if each.name]
+    if shown:
+        yield Text("waited for: " + ", ".join(shown))
 
 
 def _verdict(verdict: Verdict) -> Iterator[Text]:

@@ -15,14 +15,17 @@ from dataclasses import dataclass, field, replace
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
+from latencyprobe.domain.cgroups import Cgroup, cgroup_text
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.document import LatencyReport, Node, TargetResult
 from latencyprobe.domain.measurement import NOTHING, NOTHING_OF_THE_NODE, Measurement
+from latencyprobe.domain.names import Names, named
 from latencyprobe.domain.overhead import ProgramsOverhead
-from latencyprobe.domain.report import report_on, report_on_node
+from latencyprobe.domain.report import TargetReport, report_on, report_on_node
 from latencyprobe.domain.stages import Module, counters_of, stages_of
 from latencyprobe.domain.targets import TargetState
 from latencyprobe.printable import printable
+from latencyprobe.protocol.cgroups import cgroups_from_proto
 from latencyprobe.protocol.measurements import (
     PROTOCOL_VERSION,
     CorruptMessageError,
@@ -115,6 +118,7 @@ class _Seen:
     pids: set[int] = field(default_factory=set)
     omitted_pids: int = 0
     cgroup: str = ""
+    cgroups: dict[int, Cgroup] = field(default_factory=dict)
     state: TargetState = TargetState.PENDING
     message: str = ""
 
@@ -258,15 +262,18 @@ class Session:
             pids=tuple(sorted(seen.pids)),
             omitted_pids=seen.omitted_pids,
             cgroup=seen.cgroup,
-            report=report_on(
-                seen.measurement,
-                self._request.modules,
-                self._node_measurement,
-                uncounted={
-                    name
-                    for name, coverage in self._coverage.items()
-                    if coverage.state is CoverageState.UNAVAILABLE
-                },
+            report=_with_paths(
+                report_on(
+                    seen.measurement,
+                    self._request.modules,
+                    self._node_measurement,
+                    uncounted={
+                        name
+                        for name, coverage in self._coverage.items()
+                        if coverage.state is CoverageState.UNAVAILABLE
+                    },
+                ),
+                seen.cgroups.values(),
             ),
             message=seen.problem,
         )
@@ -278,6 +285,8 @@ class Session:
             measured = measurement_from_proto(target.stages, target.counters, target.netns_counters)
             pending = pending_from_proto(target.pending, "pending")
             peers = peers_from_proto(target.peers, "peers")
+            cgroups = cgroups_from_proto(target.cgroups, measured.counters, "cgroups")
+            seen.cgroups |= {cgroup.id: cgroup for cgroup in cgroups}
             seen.measurement += replace(measured, pending=pending, peers=peers)
         self._node_measurement += node_from_proto(probe.node)
         if not probe.more:
@@ -301,6 +310,13 @@ class Session:
         if overhead.cpu_percent is not None:
             self._cost.add(overhead.cpu_percent)
         self._overhead = replace(overhead, cpu_percent=self._cost.value)
+
+
+def _with_paths(report: TargetReport, cgroups: Iterable[Cgroup]) -> TargetReport:
+    """Return the report with the paths of the cgroups that the target waited for as names."""
+    known = tuple(each for each in cgroups if each.path)
+    paths = {each.id: cgroup_text(each.path) for each in known}
+    return named(replace(report, cgroups=known), Names(cgroups=paths))
 
 
 def _monotonic(unix_ns: int) -> float:

@@ -19,6 +19,7 @@ from latencyprobe.domain.stages import BY_NAME, INDEX
 from latencyprobe.domain.summary import PodChoice, PodReport, PodScore, ProbeSummary
 from latencyprobe.domain.verdict import Verdict
 from latencyprobe.printable import bounded
+from latencyprobe.protocol.cgroups import cgroups_from_proto, cgroups_to_proto
 from latencyprobe.protocol.limits import (
     LARGEST_NUMBER,
     LOWEST_SAMPLING_RATIO,
@@ -116,6 +117,7 @@ def pod_to_proto(pod: PodReport) -> pb.PodReport:
         netns_counters=largest_counters(pod.report.netns_counters, MAX_OPEN_COUNTERS),
         pending=pending_to_proto(pod.report.pending),
         peers=peers_to_proto(pod.report.peers),
+        cgroups=cgroups_to_proto(pod.report.cgroups),
     )
 
 
@@ -149,6 +151,7 @@ def pod_from_proto(message: pb.PodReport) -> PodReport:
             _verdict_from_proto(message.verdict),
             pending_from_proto(message.pending, "pod.pending"),
             peers_from_proto(message.peers, "pod.peers"),
+            cgroups_from_proto(message.cgroups, counted.counters, "pod.cgroups"),
         ),
         ended=message.ended,
     )

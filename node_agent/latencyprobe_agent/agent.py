@@ -12,12 +12,14 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from latencyprobe.domain.cgroups import Cgroup
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.packets import TracedPacket
 from latencyprobe_agent.budget import NO_CEILINGS, Ceilings
 from latencyprobe_agent.desired import Desired, DesiredProbe, Refusals, admit
+from latencyprobe_agent.evidence.known_cgroups import KnownCgroups
 from latencyprobe_agent.evidence.source import EvidenceSource
 from latencyprobe_agent.instruments import Instruments
 from latencyprobe_agent.kernel.contract import Engine
@@ -100,11 +102,13 @@ class Agent:
         pressure: Callable[[], float] = no_pressure,
         change_interval_s: float = 0.0,
         totals: Totals | None = None,
+        cgroups: KnownCgroups | None = None,
     ) -> None:
         """Measure nothing yet.
 
         `pressure`: the node's CPU pressure in percent. `change_interval_s`: the time between two
-        changes of the loaded programs; 0: no limit. `totals`: the sums for metrics.
+        changes of the loaded programs; 0: no limit. `totals`: the sums for metrics. `cgroups`:
+        for the names of those that targets wait for.
         """
         self.instance_id = str(uuid.uuid4())
         self.node = node
@@ -116,6 +120,7 @@ class Agent:
             ceilings=ceilings,
             pressure=pressure,
             totals=totals,
+            cgroups=cgroups,
         )
         self._reconciler = Reconciler(
             engine,
@@ -176,6 +181,14 @@ class Agent:
         return frozenset(
             stage.name for stage in self.coverage if stage.state is CoverageState.UNAVAILABLE
         )
+
+    def cgroups_of(self, probe: DesiredProbe, counters: Mapping[str, int]) -> tuple[Cgroup, ...]:
+        """Return the known cgroups that a target of this probe waited for.
+
+        Paths of the node's own cgroups are figures of the node.
+        """
+        known = self.readings.cgroups.among(counters)
+        return known if probe.node_figures else tuple(replace(each, path="") for each in known)
 
     def standings(self, probe: DesiredProbe) -> Mapping[str, TargetFacts]:
         """Return the facts of a probe's targets and of their parts, by their ids."""

@@ -94,7 +94,7 @@ class DesiredProbe:
     `node_figures`: figures of the node as a whole are reported too. `window`: None if the client
     keeps the windows itself. `parts`: targets that are measured as a part of another one, with the
     id of that one. `per_pod`: the agent's metrics have series of each pod. `objectives`: bounds of
-    attention for the verdicts.
+    attention for the verdicts. Large, because each field is one of the protocol's.
     """
 
     id: str

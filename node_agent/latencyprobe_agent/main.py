@@ -27,6 +27,7 @@ from latencyprobe.process.temporary import remove_leftovers
 from latencyprobe_agent.agent import Agent, NodeDescription
 from latencyprobe_agent.budget import NO_CEILINGS, Ceilings
 from latencyprobe_agent.evidence.gatherer import Gatherer
+from latencyprobe_agent.evidence.known_cgroups import KnownCgroups
 from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.kernel.contract import Engine, EngineError
 from latencyprobe_agent.kernel.hooks import SCOPED_HOOKS
@@ -158,6 +159,7 @@ async def _agent(
         pressure=partial(cpu_pressure_percent, settings.proc_root),
         change_interval_s=_change_interval_s(settings),
         totals=totals,
+        cgroups=KnownCgroups(resolver.hierarchy),
     )
     if totals is not None:
         metrics.registry.register(FigureCollector(agent, totals, settings.node_name))

@@ -14,6 +14,7 @@ from latencyprobe.domain.stages import BY_NAME, Module
 from latencyprobe_agent.budget import NO_CEILINGS, Ceilings, budget_in_force
 from latencyprobe_agent.collector import Collector, Moment, OverheadMeter, ProbeFigures
 from latencyprobe_agent.desired import Desired, Selector
+from latencyprobe_agent.evidence.known_cgroups import KnownCgroups, waits_for_cgroups
 from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.evidence.source import EvidenceSource
 from latencyprobe_agent.instruments import Instruments
@@ -49,12 +50,14 @@ class Readings:
         ceilings: Ceilings = NO_CEILINGS,
         pressure: Callable[[], float] = no_pressure,
         totals: Totals | None = None,
+        cgroups: KnownCgroups | None = None,
     ) -> None:
         self._engine = engine
         self._evidence = evidence
         self._instruments = instruments
         self._clock = clock
         self.windows = Windows()
+        self.cgroups = cgroups or KnownCgroups(None)
         self._collector = Collector(totals)
         self._overhead = OverheadMeter()
         self._last_overhead = Overhead(None)
@@ -141,7 +144,11 @@ class Readings:
     def read(self) -> None:
         """Add a reading to the accounts, and wake the stream that waits for figures."""
         before, self._last = self._last, self.now()
-        self._collector.add(self._engine.read())
+        deltas = self._engine.read()
+        self._collector.add(deltas)
+        self.cgroups.look_up(
+            each for delta in deltas.values() for each in waits_for_cgroups(delta.counters)
+        )
         self._collector.add_node(self._engine.read_node())
         self._collector.add_node(NodeMeasurement(counters=self._evidence.of_node()))
         self._gather(self._collector.due_homes(self._last))

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from latencyprobe.commands.render import BAR_WIDTH, render_live, render_report
 from latencyprobe.commands.terminal import OutputFormat, write_report
+from latencyprobe.domain.cgroups import Cgroup
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.document import LatencyReport, Node, TargetResult
 from latencyprobe.domain.histogram import Histogram
@@ -129,6 +130,18 @@ def test_peers_that_requests_wait_for_have_a_line() -> None:
     line = line_of(on_a_terminal(report(SLOW + waiting), 200), "peers")
     assert line.strip() == "peers: 10.0.0.7:7000 (15 missing answers, the oldest for 5.2s)"
     assert "peers" not in on_a_terminal(report(SLOW), 200)
+
+
+def test_cgroups_that_the_threads_waited_for_have_a_line() -> None:
+    whole = report(SLOW)
+    (target,) = whole.targets
+    cgroups = (Cgroup(4711, "cgroup /system.slice/backup.service"), Cgroup(1, "cgroup /"))
+    target = replace(target, report=replace(target.report, cgroups=cgroups))
+    line = line_of(on_a_terminal(replace(whole, targets=(target,)), 200), "waited for")
+    assert line.strip() == (
+        "waited for: 4711 is cgroup /system.slice/backup.service, 1 is cgroup /"
+    )
+    assert "waited for" not in on_a_terminal(whole, 200)
 
 
 def test_the_document_is_what_the_api_promises() -> None:

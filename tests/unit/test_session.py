@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 import grpc
 import pytest
 
+from latencyprobe.domain.causes import Bottleneck
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.measurement import Measurement, StageMeasurement
 from latencyprobe.domain.overhead import HookOverhead, ProgramsOverhead
 from latencyprobe.domain.stages import Module
 from latencyprobe.local import session as sessions
@@ -19,7 +22,7 @@ from latencyprobe.local.session import (
     PidTarget,
     Session,
 )
-from latencyprobe.protocol.measurements import PROTOCOL_VERSION
+from latencyprobe.protocol.measurements import PROTOCOL_VERSION, measurement_to_proto
 from latencyprobe.protocol.overhead import overhead_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1 import node_agent_pb2_grpc as rpc
@@ -159,6 +162,40 @@ async def test_the_report_has_the_mean_cost_of_the_programs_and_the_newest_hooks
     await until(lambda: expected in hooks_of(measuring), "the last report")
     overhead = measuring.session.report().overhead
     assert overhead == ProgramsOverhead(1.0, 90.5, "", (Module.TX,), (expected,))
+
+
+async def test_a_neighbour_has_the_path_of_its_cgroup_as_a_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = Machine()
+    monkeypatch.setattr(sessions, "time", machine)
+    monkeypatch.setattr(rpc, "NodeAgentStub", lambda _: machine)
+    late = StageMeasurement(Histogram.of([9_000_000] * 200))
+    stages = dict.fromkeys(("rx.socket", "rx.total", "rx.wakeup", "sched.runqueue"), late)
+    counters = {"waitedForOthersNs": 10**9, "waitedForCgroup.7": 10**9, "waitedForCgroup.8": 1}
+    deltas, counts = measurement_to_proto(Measurement(stages, counters))
+    report = pb.TargetReport(
+        status=machine.target,
+        stages=deltas,
+        counters=counts,
+        cgroups=[pb.Cgroup(id=7, path="/system.slice/backup.service"), pb.Cgroup(id=8)],
+    )
+    probes = [pb.ProbeReport(id="local", targets=[report])]
+    machine.reports.put_nowait(pb.Report(generation=1, probes=probes))
+    async with grpc.aio.insecure_channel("unix:/nowhere") as channel:
+        modules = (Module.RX, Module.SCHED)
+        session = Session(channel, MeasurementRequest((PidTarget("p", 1),), modules))
+        await session.attach()
+        seen = asyncio.Event()
+        watching = asyncio.create_task(session.watch(seen.set))
+        await seen.wait()
+        watching.cancel()
+    (target,) = session.report().targets
+    name = "cgroup /system.slice/backup.service"
+    assert target.report.verdict.bottleneck is Bottleneck.NOISY_NEIGHBOUR
+    assert target.report.verdict.culprit == name
+    assert f"the longest for {name}" in target.report.verdict.evidence
+    assert [(each.id, each.name) for each in target.report.cgroups] == [(7, name)]
 
 
 def hooks_of(measuring: Measuring) -> tuple[HookOverhead, ...]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from latencyprobe import __version__
+from latencyprobe.domain.cgroups import Cgroup
 from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.domain.fairness import MAX_TARGETS
 from latencyprobe.domain.measurement import NodeMeasurement, largest_counters
 from latencyprobe.printable import bounded
+from latencyprobe.protocol.cgroups import cgroups_to_proto
 from latencyprobe.protocol.measurements import (
     MAX_OPEN_COUNTERS,
     PROTOCOL_VERSION,
@@ -26,9 +28,12 @@ from latencyprobe.protocol.states import coverage_to_proto, target_state_to_prot
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.agent import Agent, Applied
 from latencyprobe_agent.collector import Moment, ProbeFigures
-from latencyprobe_agent.desired import Refusals
+from latencyprobe_agent.desired import DesiredProbe, Refusals
 from latencyprobe_agent.targets.facts import TargetFacts
 from latencyprobe_agent.tracing import PacketNews
+
+CgroupsOf = Callable[[DesiredProbe, Mapping[str, int]], Sequence[Cgroup]]
+"""Returns the known cgroups in the counters of a target of this probe."""
 
 # A status is for people, who do not read ten thousand process ids.
 MAX_PIDS_SHOWN = 64
@@ -127,7 +132,9 @@ def report_frame(figures: ProbeFigures) -> pb.ProbeReport:
     )
 
 
-def target_report(figures: ProbeFigures, target_id: str, facts: TargetFacts) -> pb.TargetReport:
+def target_report(
+    figures: ProbeFigures, target_id: str, facts: TargetFacts, cgroups_of: CgroupsOf
+) -> pb.TargetReport:
     """Make the report on one target, which may have no figures."""
     measurement = figures.of(target_id)
     stages, counters = measurement_to_proto(measurement)
@@ -138,6 +145,7 @@ def target_report(figures: ProbeFigures, target_id: str, facts: TargetFacts) -> 
         netns_counters=largest_counters(measurement.netns_counters, MAX_OPEN_COUNTERS),
         pending=pending_to_proto(measurement.pending),
         peers=peers_to_proto(measurement.peers),
+        cgroups=cgroups_to_proto(cgroups_of(figures.probe, measurement.counters)),
     )
 
 

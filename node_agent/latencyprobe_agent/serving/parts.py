@@ -11,6 +11,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
+from latencyprobe.domain.cgroups import Cgroup
 from latencyprobe.domain.fairness import MAX_PROBES, MAX_TARGETS
 from latencyprobe.domain.measurement import NodeMeasurement, NodeStage
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
@@ -21,7 +22,12 @@ from latencyprobe_agent.desired import (
     DesiredTarget,
     PodSelector,
 )
-from latencyprobe_agent.serving.messages import node_context, report_frame, target_report
+from latencyprobe_agent.serving.messages import (
+    CgroupsOf,
+    node_context,
+    report_frame,
+    target_report,
+)
 from latencyprobe_agent.targets.facts import TargetFacts
 
 # The operator takes four times as much. The largest piece is a target: less than 200 KB.
@@ -33,10 +39,19 @@ _Value = TypeVar("_Value")
 Standings = Mapping[str, TargetFacts]
 
 
+def _no_cgroups(_probe: DesiredProbe, _counters: Mapping[str, int]) -> tuple[Cgroup, ...]:
+    return ()
+
+
 def messages(
-    due: Iterable[ProbeFigures], standings: Callable[[DesiredProbe], Standings]
+    due: Iterable[ProbeFigures],
+    standings: Callable[[DesiredProbe], Standings],
+    cgroups_of: CgroupsOf = _no_cgroups,
 ) -> Iterator[list[pb.ProbeReport]]:
-    """Pack these figures, with all targets; encode each message when it is asked for."""
+    """Pack these figures, with all targets; encode each message when it is asked for.
+
+    `cgroups_of` returns the known cgroups in the counters of a target.
+    """
     packed: list[pb.ProbeReport] = []
     size = 0
     for figures in due:
@@ -45,7 +60,7 @@ def messages(
             yield packed
             packed, size = [], 0
         size += _framed(part)
-        for piece in _pieces(figures, standings(figures.probe)):
+        for piece in _pieces(figures, standings(figures.probe), cgroups_of):
             more = piece.ByteSize()
             if size + more > MESSAGE_BYTES and (packed or is_begun):
                 if is_begun:
@@ -104,12 +119,14 @@ def _split(
     return held, later
 
 
-def _pieces(figures: ProbeFigures, standings: Standings) -> Iterator[pb.ProbeReport]:
+def _pieces(
+    figures: ProbeFigures, standings: Standings, cgroups_of: CgroupsOf
+) -> Iterator[pb.ProbeReport]:
     """Encode what parts are made of, without their frame; the counters of the node come first."""
     if figures.probe.node_figures:
         yield from _node_pieces(figures)
     for pod in _pods(figures.probe.targets):
-        targets = [target_report(figures, each, standings[each]) for each in pod]
+        targets = [target_report(figures, each, standings[each], cgroups_of) for each in pod]
         together = pb.ProbeReport(targets=targets)
         if together.ByteSize() <= MESSAGE_BYTES // 2:
             yield together

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 
@@ -90,7 +90,7 @@ class ReportPump:
         """Send these figures; if that fails, put back those that no sent message holds."""
         unsent = {figures.probe.id: figures for figures in due}
         try:
-            for parts in messages(due, self._agent.standings):
+            for parts in messages(due, self._agent.standings, self._agent.cgroups_of):
                 await self._send(self._report(parts))
                 self._count()
                 self._unacknowledged.note(self._sequence, _taken(unsent, parts))
@@ -132,7 +132,12 @@ class ReportPump:
         """Return the pods of this choice that were not sent yet, and note them as sent."""
         uids = {score.pod_uid for score in choice.of(sent.report.summary.scores)} - sent.in_full
         sent.in_full |= uids
-        return [pod for pod in sent.report.pods if pod.pod_uid in uids]
+        return [self._named(sent, pod) for pod in sent.report.pods if pod.pod_uid in uids]
+
+    def _named(self, sent: _Sent, pod: PodReport) -> PodReport:
+        """Return a pod with the cgroups that it waited for."""
+        cgroups = self._agent.cgroups_of(sent.report.probe, pod.report.counters)
+        return replace(pod, report=replace(pod.report, cgroups=cgroups)) if cgroups else pod
 
     async def _send_parts(self, of_probes: Iterable[Iterable[pb.ProbeReport]]) -> None:
         """Send these; each is made when the message before it is sent.

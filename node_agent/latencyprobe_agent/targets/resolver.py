@@ -136,6 +136,11 @@ class Resolver:
         """The mounted cgroup version: "v1", "v2" or "hybrid"."""
         return cgroup_version(self._mounts)
 
+    @property
+    def hierarchy(self) -> Hierarchy | None:
+        """The v2 hierarchy; None if it is not mounted."""
+        return self._hierarchy
+
     def track(self, selectors: Iterable[Selector]) -> None:
         """Track just these targets from now on. Resolve new ones, and those that failed."""
         wanted = dict.fromkeys(selectors)

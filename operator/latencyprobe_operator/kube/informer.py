@@ -149,6 +149,60 @@ class _UnreadablePods:
         self._uids.clear()
 
 
+class _Pods(Generic[P]):
+    """The pods of an informer by namespace and UID, and in another order."""
+
+    def __init__(self, index: Index[P] | None) -> None:
+        self.by_namespace: dict[str, dict[str, P]] = {}
+        self._index = index
+
+    def find(self, uid: str) -> P | None:
+        """Return the pod of this UID, of any namespace."""
+        found = (pods.get(uid) for pods in self.by_namespace.values())
+        return next((pod for pod in found if pod is not None), None)
+
+    def get(self, namespace: str, uid: str) -> P | None:
+        """Return a pod; None if it is not known."""
+        return self.by_namespace.get(namespace, {}).get(uid)
+
+    def put(self, namespace: str, known: P | None, pod: P) -> P:
+        """Store a new or changed pod, and return it as it is stored."""
+        pod = pod if known is None else pod.sharing_with(known)
+        self.by_namespace.setdefault(namespace, {})[pod.uid] = pod
+        if self._index is not None:
+            self._index.update(known, pod)
+        return pod
+
+    def remove(self, namespace: str, uid: str) -> bool:
+        """Remove a pod; return False if it was not known."""
+        pods = self.by_namespace.get(namespace, {})
+        pod = pods.pop(uid, None)
+        if pod is None:
+            return False
+        if self._index is not None:
+            self._index.update(pod, None)
+        if not pods:
+            del self.by_namespace[namespace]
+        return True
+
+    def remove_unseen(self, seen: Container[str]) -> dict[str, Sequence[str]]:
+        """Remove the pods that a list lacks; return their UIDs by namespace."""
+        gone = {
+            namespace: [uid for uid in pods if uid not in seen]
+            for namespace, pods in self.by_namespace.items()
+        }
+        for namespace, uids in gone.items():
+            for uid in uids:
+                self.remove(namespace, uid)
+        return {namespace: uids for namespace, uids in gone.items() if uids}
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self.by_namespace.clear()
+        if self._index is not None:
+            self._index.clear()
+
+
 class Informer(Generic[P]):
     """The pods of one scope, kept current while `run` runs."""
 
@@ -169,8 +223,7 @@ class Informer(Generic[P]):
         self._source = source
         self._read = read
         self._audience = audience
-        self._index = index
-        self._pods: dict[str, dict[str, P]] = {}
+        self._pods = _Pods(index)
         self._unreported: dict[str, set[str]] = {}
         """The UIDs of pods that a broken list has changed, by namespace."""
         self._unreadable = _UnreadablePods()
@@ -181,12 +234,11 @@ class Informer(Generic[P]):
 
     def find(self, uid: str) -> P | None:
         """Return the pod of this UID, of any namespace; None if there is none."""
-        found = (of_namespace.get(uid) for of_namespace in self._pods.values())
-        return next((pod for pod in found if pod is not None), None)
+        return self._pods.find(uid) if self.listed else None
 
     def pods_in(self, namespace: str) -> Mapping[str, P]:
         """Return the namespace's pods by UID. Do not change them."""
-        return self._pods.get(namespace, {})
+        return self._pods.by_namespace.get(namespace, {}) if self.listed else {}
 
     async def run(self) -> None:
         """Follow the pods until cancelled."""
@@ -230,17 +282,16 @@ class Informer(Generic[P]):
         The known pods are updated in place: a second store beside the first is the largest part of
         an operator's memory. If a list breaks, the next one reports its changes too.
         """
-        pods = self._pods if self.listed else {}
-        if self._index is not None and not self.listed:
-            self._index.clear()  # of a list that broke
+        if not self.listed:
+            self._pods.clear()  # those of a list that broke
         seen: set[str] = set()
 
         def take(body: Json) -> None:
             if (pod := self._read_body(body)) is not None:
                 namespace = body["metadata"]["namespace"]
-                known = pods.get(namespace, {}).get(pod.uid)
+                known = self._pods.get(namespace, pod.uid)
                 if known != pod:
-                    known = self._store(pods.setdefault(namespace, {}), known, pod)
+                    known = self._pods.put(namespace, known, pod)
                     self._unreported.setdefault(namespace, set()).add(known.uid)
                 # The equal one that is there already costs no memory.
                 seen.add(known.uid)
@@ -248,8 +299,8 @@ class Informer(Generic[P]):
         self._unreadable.clear()
         version = await self._source.list_pods(self.scope.namespace, self.scope.selector, take)
         changed, self._unreported = self._unreported, {}
-        removed = self._remove_unseen(pods, seen)
-        self._pods = pods
+        removed = self._pods.remove_unseen(seen)
+        pods = self._pods.by_namespace
         self.listed, self.refusal = True, None
         steps = self._audience.on_list(
             {
@@ -267,22 +318,6 @@ class Informer(Generic[P]):
         for _ in steps or ():
             await asyncio.sleep(0)
         return version
-
-    def _remove_unseen(
-        self, pods: dict[str, dict[str, P]], seen: Container[str]
-    ) -> dict[str, Sequence[str]]:
-        """Remove the pods that a list lacks; return their UIDs by namespace."""
-        removed: dict[str, Sequence[str]] = {}
-        for namespace, of_namespace in list(pods.items()):
-            if gone := [uid for uid in of_namespace if uid not in seen]:
-                removed[namespace] = gone
-                for uid in gone:
-                    pod = of_namespace.pop(uid)
-                    if self._index is not None:
-                        self._index.update(pod, None)
-                if not of_namespace:
-                    del pods[namespace]
-        return removed
 
     async def _watch(self, since: str) -> None:
         self._watching_since = asyncio.get_running_loop().time()
@@ -306,28 +341,14 @@ class Informer(Generic[P]):
                 self._remove(event.body)
 
     def _set(self, namespace: str, pod: P) -> None:
-        pods = self._pods.setdefault(namespace, {})
-        known = pods.get(pod.uid)
+        known = self._pods.get(namespace, pod.uid)
         if known != pod:
-            stored = self._store(pods, known, pod)
+            stored = self._pods.put(namespace, known, pod)
             self._audience.on_change(namespace, Change(changed=[stored]))
-
-    def _store(self, pods: dict[str, P], known: P | None, pod: P) -> P:
-        """Store a new or changed pod, and return it as it is stored."""
-        pod = pod if known is None else pod.sharing_with(known)
-        pods[pod.uid] = pod
-        if self._index is not None:
-            self._index.update(known, pod)
-        return pod
 
     def _remove(self, body: Json) -> None:
         namespace, uid = body["metadata"]["namespace"], body["metadata"]["uid"]
-        pods = self._pods.get(namespace, {})
-        if (gone := pods.pop(uid, None)) is not None:
-            if self._index is not None:
-                self._index.update(gone, None)
-            if not pods:
-                del self._pods[namespace]
+        if self._pods.remove(namespace, uid):
             self._audience.on_change(namespace, Change(removed=[uid]))
 
     def _read_body(self, body: Json) -> P | None:

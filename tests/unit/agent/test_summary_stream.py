@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from latencyprobe.domain.cgroups import Cgroup
 from latencyprobe.domain.measurement import Measurement, NodeMeasurement, NodeStage
 from latencyprobe.domain.summary import PodChoice
 from latencyprobe.domain.targets import TargetState
 from latencyprobe.protocol.summaries import choice_to_proto, pod_from_proto, summary_from_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.desired import ContainerSelector, Selector
+from latencyprobe_agent.evidence.known_cgroups import KnownCgroups
 from latencyprobe_agent.serving import wishes
+from latencyprobe_agent.targets.cgroups import Hierarchy
 from latencyprobe_agent.targets.facts import TargetFacts
 from latencyprobe_agent.targets.resolver import Resolver
 from tests.patience import patient
@@ -184,6 +189,32 @@ async def test_a_summary_comes_each_interval_and_has_the_whole_window(running: R
     pod = pod_from_proto(later.pods[0])
     assert (pod.name, pod.containers, pod.ended) == ("pod-0", ("c0",), False)
     assert pod.report.stages[0].count == 3
+
+
+@pytest.mark.parametrize("node_figures", [False, True])
+async def test_cgroups_that_a_pod_waited_for_have_identities_and_paths_with_figures_of_nodes(
+    running: Running, tmp_path: Path, *, node_figures: bool
+) -> None:
+    path = f"/kubepods/pod{B}/{16 * '0123'}"
+    (tmp_path / path[1:]).mkdir(parents=True)
+    cgroup_id = os.stat(tmp_path / path[1:]).st_ino
+    running.agent.readings.cgroups = KnownCgroups(Hierarchy(str(tmp_path)))
+    wanted = windowed(container(A))
+    wanted.modules.append("sched")
+    wanted.node_figures = node_figures
+    await running.stub.Apply(state(wanted))
+    waits = Measurement(counters={f"waitedForCgroup.{cgroup_id}": 5, "waitedForCgroup.4": 9})
+    async with client(running) as stream:
+        await measured(running, samples(100) + waits)
+        report = await stream.until(lambda each: packets(each) == 1)
+    assert pod_from_proto(report.pods[0]).report.cgroups == (
+        Cgroup(
+            cgroup_id,
+            pod_uid=B,
+            container_id=16 * "0123",
+            path=path if node_figures else "",
+        ),
+    )
 
 
 async def test_a_probe_without_a_window_is_reported_beside_it_as_before(running: Running) -> None:

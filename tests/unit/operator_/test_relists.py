@@ -127,7 +127,7 @@ async def test_a_list_without_any_pods_leaves_no_namespace_behind() -> None:
     await informer._list()
     api.pods.clear()
     await informer._list()
-    assert informer._pods == {}
+    assert informer._pods.by_namespace == {}
     assert told.removed == [[], ["uid-a"]]
 
 

@@ -1,0 +1,100 @@
+"""The cgroups that targets waited for: their paths, and the pods and containers in these.
+
+Module sched reports a cgroup by its id, which is the inode number of its directory. One that is
+gone has no path any more. So a new id is looked up after the reading that has it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from latencyprobe.domain.cgroups import Cgroup
+from latencyprobe.domain.stages import WAITED_FOR_CGROUP_PREFIX
+from latencyprobe_agent.targets.cgroups import Hierarchy
+from latencyprobe_agent.targets.containers import pod_uid_of
+
+# Of one target: those that it waited for longest.
+MOST_NAMED = 8
+# A walk through so many takes some 30 ms. The upper levels come first.
+MOST_WALKED = 2048
+_MOST_KNOWN = 1024
+_WALK_EVERY_S = 5.0
+_CONTAINER_NAME = re.compile(r"(?:.*[-:])?(?P<id>[0-9a-f]{64})(?:\.scope)?")
+
+
+class KnownCgroups:
+    """The cgroups by their ids, those that were looked up last. `hierarchy`: None without v2."""
+
+    def __init__(
+        self, hierarchy: Hierarchy | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._hierarchy = hierarchy
+        self._clock = clock
+        # A dictionary keeps the order, so the oldest is the first. None: not found.
+        self._known: dict[int, Cgroup | None] = {}
+        self._walked_at: float | None = None
+
+    def look_up(self, ids: Iterable[int]) -> None:
+        """Find the cgroups of these ids that are not known yet.
+
+        Not more often than every few seconds: until then they have to be named again.
+        """
+        new = {each for each in ids if each not in self._known}
+        now = self._clock()
+        is_early = self._walked_at is not None and now < self._walked_at + _WALK_EVERY_S
+        if not new or is_early or self._hierarchy is None:
+            return
+        self._walked_at = now
+        found = dict.fromkeys(new, None) | self._walk(self._hierarchy, new)
+        self._known |= found
+        for oldest in list(self._known)[: max(len(self._known) - _MOST_KNOWN, 0)]:
+            del self._known[oldest]
+
+    def among(self, counters: Mapping[str, int]) -> tuple[Cgroup, ...]:
+        """Return the known cgroups in the counters of a target: the longest waits first."""
+        waits = sorted(
+            ((ns, cgroup_id) for cgroup_id, ns in waits_for_cgroups(counters).items()), reverse=True
+        )
+        found = (self._known.get(cgroup_id) for _, cgroup_id in waits)
+        return tuple(each for each in found if each is not None)[:MOST_NAMED]
+
+    @staticmethod
+    def _walk(hierarchy: Hierarchy, wanted: set[int]) -> dict[int, Cgroup | None]:
+        found: dict[int, Cgroup | None] = {}
+        for directory, status in hierarchy.walk(hierarchy.root, MOST_WALKED):
+            if status.st_ino in wanted:
+                path = hierarchy.relative(directory)
+                pod_uid, container_id = identity_of(path)
+                found[status.st_ino] = Cgroup(
+                    status.st_ino, pod_uid=pod_uid, container_id=container_id, path=path
+                )
+                if len(found) == len(wanted):
+                    break
+        return found
+
+
+def waits_for_cgroups(counters: Mapping[str, int]) -> dict[int, int]:
+    """Return the times in the counters of a target that it waited for each cgroup, by its id."""
+    return {
+        int(name.removeprefix(WAITED_FOR_CGROUP_PREFIX)): ns
+        for name, ns in counters.items()
+        if name.startswith(WAITED_FOR_CGROUP_PREFIX) and ns
+    }
+
+
+def identity_of(path: str) -> tuple[str, str]:
+    """Return the UID of the pod and the id of its container in a path; empty ones without them.
+
+    The topmost count: a pod may make cgroups of any name, but only below its own.
+    """
+    levels = path.split("/")
+    for index, level in enumerate(levels):
+        pod_uid = pod_uid_of(level)
+        if pod_uid is not None:
+            # One directory may be both.
+            inner = levels[index + 1] if index + 1 < len(levels) else ""
+            container = _CONTAINER_NAME.fullmatch(level if ":" in level else inner)
+            return pod_uid, container["id"] if container else ""
+    return "", ""
