@@ -6,7 +6,7 @@ can be left out if nothing has changed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from latencyprobe.domain.causes import Bottleneck
@@ -20,6 +20,7 @@ from latencyprobe.domain.measurement import (
 )
 from latencyprobe.domain.report import NodeReport, report_on, report_on_node
 from latencyprobe.domain.serialisation import document_of
+from latencyprobe.domain.verdict import Verdict, with_culprit
 from latencyprobe_operator.api.conditions import ConditionType, ReadyReason
 from latencyprobe_operator.api.status_fields import (
     NodeContext,
@@ -171,7 +172,7 @@ def _summary(facts: ProbeFacts, ready: Finding) -> Summary:
         return Summary(message=shorten(ready.message))
     node = _counters_of_all(facts.node_context) if facts.spec.node_figures else None
     report = report_on(facts.merged, facts.spec.modules, node, objectives=facts.spec.bounds)
-    verdict = report.verdict
+    verdict = _with_common_culprit(report.verdict, facts.pods)
     received, sent = (facts.merged.stage(name).histogram for name in ("rx.total", "tx.total"))
     whole = _headline(received, sent)
     p50_ns, p99_ns = whole.percentile(50), whole.percentile(99)
@@ -187,6 +188,21 @@ def _summary(facts: ProbeFacts, ready: Finding) -> Summary:
         unobserved_seconds=facts.unobserved_s or None,
         message=shorten(ready.message if use_ready else "; ".join(verdict.evidence)),
     )
+
+
+def _with_common_culprit(verdict: Verdict, pods: Iterable[PodFacts]) -> Verdict:
+    """Return the verdict on all pods with the culprit that those with the same verdict agree on.
+
+    Cgroups of several nodes may have the same id, so the sum of all nodes has no identity for them.
+    """
+    if not verdict.culprit:
+        return verdict
+    culprits = {
+        pod.report.verdict.culprit
+        for pod in pods
+        if pod.report.verdict.bottleneck is verdict.bottleneck
+    }
+    return with_culprit(verdict, culprits.pop() if len(culprits) == 1 else "")
 
 
 def _counters_of_all(nodes: Mapping[str, NodeMeasurement]) -> NodeMeasurement:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import tracemalloc
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import (
@@ -20,6 +22,7 @@ from latencyprobe.domain.measurement import (
     StageMeasurement,
 )
 from latencyprobe.domain.stages import STAGES, Module
+from latencyprobe.domain.verdict import Verdict
 from latencyprobe_operator.api.conditions import ReadyReason
 from latencyprobe_operator.api.status_fields import NodeState, Phase
 from latencyprobe_operator.probes import status
@@ -35,6 +38,7 @@ from latencyprobe_operator.probes.facts import NodeFacts, Problem
 from latencyprobe_operator.probes.objectives import Judgement, ObjectiveOutcome
 from latencyprobe_operator.probes.status_news import differs
 from tests.unit.operator_.status_facts import LATER, NOW, READY, SLOW_READER, SPEC, facts, listed
+from tools.fakes.agent import measurement
 from tools.fakes.api import apply_merge_patch
 from tools.fakes.samples import probe_spec
 
@@ -236,6 +240,41 @@ def test_the_objectives_decide_the_bottleneck_of_all_pods(limit: str, bottleneck
     assert document["summary"]["bottleneck"] == bottleneck
     outcome = "missed" if bottleneck == "SlowReader" else "met"
     assert f"{outcome}: p99 of rx.total is 10ms" in document["summary"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("culprits", "named"),
+    [
+        (("pod cart/batch-0",), "the longest for pod cart/batch-0"),
+        (("pod cart/batch-0", "pod cart/batch-0"), "the longest for pod cart/batch-0"),
+        (("pod cart/batch-0", "pod cart/batch-1"), ""),
+        ((), ""),
+    ],
+)
+def test_the_summary_has_the_culprit_that_its_pods_agree_on(
+    culprits: tuple[str, ...], named: str
+) -> None:
+    waited = Measurement(counters={"waitedForOthersNs": 10**9, "waitedForCgroup.7": 10**9})
+    for name in ("rx.wakeup", "sched.runqueue"):
+        waited += measurement(*[8_000_000] * 200, stage=name)
+    late = SLOW_READER + waited
+    spec = replace(SPEC, modules=(*SPEC.modules, Module.SCHED))
+    pods = [listed(f"checkout-{n}", "node-a", (), late) for n in range(len(culprits))]
+    pods = [
+        replace(
+            pod,
+            report=replace(
+                pod.report, verdict=Verdict(Bottleneck.NOISY_NEIGHBOUR, 90, (), "", culprit=each)
+            ),
+        )
+        for pod, each in zip(pods, culprits, strict=True)
+    ]
+    document = status.build(facts(spec=spec, merged=late, pods=pods), now=NOW)
+    message = document["summary"]["message"]
+    assert document["summary"]["bottleneck"] == "NoisyNeighbour"
+    assert "cgroup 7" not in message
+    assert ("the longest for" in message) is bool(named)
+    assert named in message
 
 
 def test_without_objectives_there_is_no_such_condition() -> None:
