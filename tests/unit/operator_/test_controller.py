@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from ipaddress import ip_address
 
 import pytest
 
+from latencyprobe.domain.packets import Endpoint
+from latencyprobe.domain.patience import MISSING_ANSWERS, Peer
+from latencyprobe.domain.pending import Pending
+from latencyprobe.protocol.peers import peers_to_proto
+from latencyprobe.protocol.pending import pending_to_proto
+from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.admission import AdminLimits
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from latencyprobe_operator.garbage import GarbageCollector
@@ -223,6 +230,56 @@ async def test_the_worst_of_many_pods_is_found_over_the_real_protocol(
         await asyncio.wait([reporting])
     for agent in agents.values():
         await agent.stop()
+
+
+@pytest.mark.parametrize(
+    ("allowed", "name"),
+    [((), "a pod of another namespace in this cluster"), (("shop",), "pod cart/db-0")],
+)
+async def test_a_status_names_a_peer_of_another_namespace_as_the_administrator_allows(
+    agent_tls: ClientTlsFiles, operator_tls: ClientTlsFiles, allowed: tuple[str, ...], name: str
+) -> None:
+    api, agent = FakeApi(), FakeAgent(agent_tls)
+    await agent.start()
+    api.set(pod_body("a", labels={"app": "checkout"}))
+    api.set(pod_body("db-0", namespace="cart", node="node-b", ips=("10.0.0.7",)))
+    peer = Peer(Endpoint(ip_address("10.0.0.7"), 5432), MISSING_ANSWERS, 9, 6 * 10**9, 50 * 10**9)
+    waiting = {MISSING_ANSWERS: Pending(9, 9, oldest_ns=6 * 10**9, waiting_ns=50 * 10**9)}
+
+    def wait_for_peer(report: pb.TargetReport) -> None:
+        report.peers.extend(peers_to_proto([peer]))
+        report.pending.extend(pending_to_proto(waiting))
+
+    def verdict() -> Json:
+        rows: list[Json] = api.statuses.get("checkout", {}).get("pods", [])
+        return rows[0]["verdict"] if rows else {}
+
+    async def report() -> None:
+        while True:
+            if agent.listeners and agent.target_ids:
+                figures = {target_id("a"): measurement(*[1000] * 200)}
+                agent.report("uid-checkout", figures, spoil=wait_for_peer)
+            await asyncio.sleep(0.2)
+
+    limits = AdminLimits(node_figures_namespaces=frozenset(allowed))
+    async with (
+        api.serve() as cluster,
+        controlling(
+            cluster, operator_tls, agents={"node-a": agent.address}, limits=limits
+        ) as controller,
+        running(controller, [probe_body(interval="1s")]),
+    ):
+        reporting = asyncio.create_task(report())
+        await until(
+            lambda: verdict().get("culprit") == f"{name} (10.0.0.7:5432)",
+            what=lambda: api.statuses,
+        )
+        (shown,) = api.statuses["checkout"]["pods"][0]["peers"]
+        assert shown["name"] == name
+        assert f"the longest for {name} (10.0.0.7:5432)" in verdict()["evidence"]
+        reporting.cancel()
+        await asyncio.wait([reporting])
+    await agent.stop()
 
 
 class NotingCollector(GarbageCollector):
