@@ -139,7 +139,8 @@ def _timing(duration_s: float, renew_deadline_s: float, retry_s: float) -> Lease
     envvar="LATENCYPROBE_NODE_FIGURES_NAMESPACE",
     callback=_read_namespaces,
     help="Show the LatencyProbes of this namespace figures of whole nodes: module irq, devices and "
-    "softirqs, of all tenants together; repeatable. '*': all namespaces. Default: none.",
+    "softirqs, of all tenants together. Their verdicts name pods of all namespaces. Repeatable. "
+    "'*': all namespaces. Default: none.",
 )
 @click.option(
     "--static-pod-namespace",
