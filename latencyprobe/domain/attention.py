@@ -106,7 +106,7 @@ class Bounds:
         p99_ns = self.at_least(ATTENTION_P99_NS)
         if histogram.max_ns >= p99_ns and histogram.percentile(99) >= p99_ns:
             return True
-        return any(each.is_explained_by(histogram) for each in self.missed)
+        return bool(self.missed) and any(each.is_explained_by(histogram) for each in self.missed)
 
     def add_up(self, waiting_ns: int, count: int, among: int) -> bool:
         """Return True for waiting by `count` of `among` requests that deserves attention.
@@ -123,8 +123,10 @@ class Bounds:
         """Return True if so many waits, together so long, deserve attention by their mean."""
         if waiting_ns >= self.at_least(default_ns) * times:
             return True
-        least_ns = (_PART_OF_MISSED * missed.mean_ns for missed in self.missed)
-        return waiting_ns > 0 and any(waiting_ns >= each * times for each in least_ns)
+        if not self.missed or not waiting_ns:
+            return False
+        least_ns = _PART_OF_MISSED * min(missed.mean_ns for missed in self.missed)
+        return waiting_ns >= least_ns * times
 
     def allow(self, open_ns: int) -> bool:
         """Return True for waiting that has not ended, and is within a met objective."""
@@ -132,7 +134,7 @@ class Bounds:
 
     def at_least(self, default_ns: int) -> int:
         """Return the bound, which a met objective may raise, but not lower."""
-        return max(default_ns, self.allowed_ns)
+        return max(default_ns, self.allowed_ns) if self.allowed_ns else default_ns
 
 
 DEFAULT_BOUNDS = Bounds()
