@@ -240,6 +240,7 @@ def test_probes_can_be_sorted_selected_and_read_at_a_glance(site: Site) -> None:
     assert cells["STAGE"] == "rx.socket"
     assert cells["OBJECTIVE "].startswith("reads: p99 of rx.total is 10ms, at most 1us")
     assert "rx.socket" in cells["MESSAGE"]
+    assert "objective missed: p99 of rx.total is 10ms, at most 1us" in cells["MESSAGE"]
 
 
 # ----------------------------------------------------------------------------------- Events

@@ -14,8 +14,10 @@ import pytest
 
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.stages import Module, cgroup_counter
+from latencyprobe_agent.evidence.known_cgroups import KnownCgroups, waits_for_cgroups
 from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from latencyprobe_agent.targets.resolver import Resolver
 from tests.live.quotas import Account, quota
 from tests.live.targets import made_cgroup, python, until
 
@@ -208,6 +210,7 @@ async def test_waits_for_a_hog_of_another_cgroup_are_as_long_as_it_ran(
     assert 0.6 * measured.within.neighbours_ran_ns < for_hogs_ns
     assert for_hogs_ns < 1.6 * measured.accounts.neighbours_ran_ns
     assert measured.of("waitedThrottledNs") == 0
+    assert path_of(other, measured) == other
 
 
 async def test_waits_of_threads_for_each_other_are_as_long_as_those_ran(
@@ -243,6 +246,16 @@ async def test_waits_for_a_quota_are_those_of_the_quotas_account(
     assert is_about(measured.of("waitedThrottledNs"), measured.accounts.quota.throttled_ns)
     assert measured.of("waitedForOthersNs") > 0
     assert measured.of("waitedForOwnNs") < 0.05 * measured.explained_ns
+
+
+def path_of(cgroup: Path, measured: Measured) -> Path:
+    """The directory of a cgroup, as the agent finds it by the id in these counters."""
+    hierarchy = Resolver().hierarchy
+    assert hierarchy is not None
+    known = KnownCgroups(hierarchy)
+    known.look_up(waits_for_cgroups(measured.measurement.counters))
+    paths = {each.id: each.path for each in known.among(measured.measurement.counters)}
+    return Path(hierarchy.root, paths[id_of(cgroup)].removeprefix("/"))
 
 
 def id_of(directory: Path) -> int:
