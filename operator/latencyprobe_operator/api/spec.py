@@ -77,16 +77,16 @@ class ProbeSpec:
         """The modules that agents are asked for: `irq` has figures of whole nodes alone."""
         return _measured(self.modules, self.node_figures)
 
+    @property
+    def bounds(self) -> tuple[Objective, ...]:
+        """The objectives as bounds of attention, which verdicts have in place of their own."""
+        return tuple(each.bound for each in self.objectives)
+
 
 # One tuple for all nodes of a probe.
 @functools.lru_cache(maxsize=64)
 def _measured(modules: tuple[Module, ...], node_figures: bool) -> tuple[Module, ...]:
     return tuple(each for each in modules if node_figures or each is not Module.IRQ)
-
-    @property
-    def bounds(self) -> tuple[Objective, ...]:
-        """The objectives as bounds of attention, which verdicts have in place of their own."""
-        return tuple(each.bound for each in self.objectives)
 
 
 def probe_key(body: Mapping[str, Any]) -> ProbeKey:
