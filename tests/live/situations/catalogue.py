@@ -21,8 +21,6 @@ NOT_RIGHT_YET: frozenset[tuple[str, End]] = frozenset(
     {
         # The window of the receiver is the limit, and only the sender measures that.
         ("receive_buffer_of_8_kb", End.SERVER),
-        # The first handshakes of the scene are repeated indeed.
-        ("connects_that_a_policy_drops", End.SERVER),
         # Nothing but handshakes is seen here.
         ("large_packets_vanish", End.SERVER),
         # The time between a datagram and its answer is not measured.
