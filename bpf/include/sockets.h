@@ -204,20 +204,22 @@ struct socket_queue {
 
 /* How segments come from the peer, and its present message: see paths.bpf.c. */
 struct socket_path {
-	u64 began_ns;	   /* when the message began; see PAUSED */
-	u64 data_ns;	   /* when its last data came */
-	u64 answer_ns;	   /* of a server: when its last answer began */
-	u32 sent_seq;	   /* end of what we had written before it */
-	u32 held_us;	   /* gaps in it that ended after an ACK that we delayed */
-	u32 least_us;	   /* the least difference between our clock and the peer's */
-	u32 least_at;	   /* when it was seen */
-	u32 sampled_at;	   /* the last sample of growth */
-	u32 growth_us;	   /* of the path, at the last segment */
-	u32 ack_growth_us; /* and at the last ACK of new data */
-	u8 gaps;
-	u8 is_first; /* the last data began it */
-	u8 is_clock_seen;
-	u8 is_clock_known;
+	u64 began_ns;	    /* when the message began; see PAUSED */
+	u64 data_ns;	    /* when its last data came */
+	u64 answer_ns;	    /* of a server: when its last answer began */
+	u32 sent_seq;	    /* end of what we had written before it */
+	u32 held_us;	    /* gaps in it that ended after an ACK that we delayed */
+	u32 least_us;	    /* the least difference between our clock and the peer's */
+	u32 least_at;	    /* when it was seen */
+	u16 sampled_at;	    /* the last sample of growth, modulo 2**16 */
+	u16 round_at;	    /* when the present round began, see follow_window() */
+	u32 growth_us;	    /* of the path, at the last segment */
+	u32 ack_growth_us;  /* and at the last ACK of new data */
+	u32 round_end : 24; /* where our window ended then */
+	u32 gaps : 2;
+	u32 is_first : 1; /* the last data began it */
+	u32 is_clock_seen : 1;
+	u32 is_clock_known : 1;
 };
 
 struct segment_ring {

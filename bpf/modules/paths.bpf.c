@@ -98,7 +98,7 @@ static __always_inline void record_growth(struct config *config, owners_t owners
 static __always_inline void sample_path(struct config *config, struct socket_state *state,
 					volatile struct socket_path *path, u32 at)
 {
-	if (!path->is_first && at - path->sampled_at < UNITS_BETWEEN_SAMPLES)
+	if (!path->is_first && (u16)(at - path->sampled_at) < UNITS_BETWEEN_SAMPLES)
 		return;
 	path->sampled_at = at;
 	if (is_open(config))
@@ -163,6 +163,58 @@ static __always_inline bool was_held(struct socket_state *state, volatile struct
 	       acknowledged_us - state->turns.read_ns / 1000 > READ_US &&
 	       READ(tp, rcv_wup) == READ(tp, rcv_nxt) && passed_us >= least_us - least_us / 8 &&
 	       passed_us <= least_us + least_us / 4 + LATE_US + 2 * (u64)path->growth_us;
+}
+
+/*
+ * Our window limits a peer that sends as much as it allows: then nothing more comes until our window
+ * updates have reached the peer. So a message is followed in rounds of a round trip. Each begins with the
+ * place where our window ends then. If all that came in it ends there, too, the peer had to wait for us.
+ * Not of nearer peers: their waits are too short for attention, and our clock too coarse.
+ */
+#define TO_ROUND_UNITS 17 /* 131 us */
+#define ROUND_UNIT_NS (1ULL << TO_ROUND_UNITS)
+#define NEAR_US 1000
+#define TO_WINDOW_UNITS 8 /* bytes */
+#define WINDOW_UNITS_MASK 0xffffffU
+/* A peer sends no piece of a segment. It may send its data in equal steps: less than that is left. */
+#define SPREAD_PART 8
+
+static __always_inline u32 window_left(volatile struct socket_path *path, struct tcp_sock *tp)
+{
+	u32 came = READ(tp, rcv_nxt) >> TO_WINDOW_UNITS;
+
+	return ((path->round_end - came) & WINDOW_UNITS_MASK) << TO_WINDOW_UNITS;
+}
+
+/* The application has read all: else it is the reader that keeps the window small. */
+static __always_inline bool is_window_used_up(volatile struct socket_path *path,
+					      struct tcp_sock *tp)
+{
+	u32 segment = READ(tp, inet_conn.icsk_ack.rcv_mss);
+
+	return window_left(path, tp) <= segment + READ(tp, rcv_wnd) / SPREAD_PART &&
+	       READ(tp, copied_seq) == READ(tp, rcv_nxt);
+}
+
+/* Data of a message comes, and has not changed the socket yet. */
+static __always_inline void follow_window(struct config *config, struct socket_state *state,
+					  volatile struct socket_path *path, struct tcp_sock *tp,
+					  struct incoming *incoming, u64 now)
+{
+	u64 least_us = READ(tp, rtt_min.s[0].v), passed_us;
+	u16 at = now >> TO_ROUND_UNITS, passed = at - path->round_at;
+
+	if (least_us < NEAR_US || incoming->is_beside)
+		return;
+	passed_us = passed * ROUND_UNIT_NS / 1000;
+	if (!path->is_first && passed_us < least_us)
+		return;
+	if (!path->is_first && passed_us <= 2 * (least_us + path->growth_us) &&
+	    is_window_used_up(path, tp) && is_open(config))
+		add_time_for(config, state->owners, COUNTER_OWN_WINDOW_FULL,
+			     COUNTER_OWN_WINDOW_FULL_NS, passed * ROUND_UNIT_NS);
+	path->round_at = at;
+	path->round_end = (READ(tp, rcv_wup) + READ(tp, rcv_wnd)) >> TO_WINDOW_UNITS;
 }
 
 /*
@@ -239,6 +291,7 @@ static __always_inline void note_piece_of_peer(struct config *config, struct soc
 		path->held_us += (now - path->data_ns) / 1000;
 		path->gaps += path->gaps <= MOST_GAPS;
 	}
+	follow_window(config, state, path, tp, incoming, now);
 	path->data_ns = now;
 }
 

@@ -308,6 +308,12 @@ COUNTERS: tuple[Counter, ...] = (
         "messages that a peer sent in pieces, the next one only when TCP's delayed ACK came",
     ),
     Counter("heldBackByPeerNs", Module.TCP, "nanoseconds between these pieces"),
+    Counter(
+        "ownWindowFull",
+        Module.TCP,
+        "round trips in which a peer sent all that this side's receive window allowed",
+    ),
+    Counter("ownWindowFullNs", Module.TCP, "nanoseconds of these round trips"),
     Counter("connectRefused", Module.TCP, "connects answered by a reset (ECONNREFUSED)"),
     Counter("connectTimedOut", Module.TCP, "connects without an answer (ETIMEDOUT)"),
     Counter(

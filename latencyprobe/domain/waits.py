@@ -200,6 +200,7 @@ class _Ledger:
             bounds = self.attention.bounds("tx.socket", *held_back)
             yield Wait(root, ns, bounds.add_up(ns, count, sent), "tx.socket", seen)
         yield self._held_back_by_the_peer()
+        yield self._behind_own_window()
         blocked = counted(self.measurement, ("zeroWindowsReceived",))
         cause = Bottleneck.RECEIVE_WINDOW if blocked else Bottleneck.CONGESTION
         unsent = self._pending("unsentWrites", cause, "tx.socket")
@@ -225,6 +226,15 @@ class _Ledger:
         figures = (figure,) if count else ()
         is_noteworthy = self.attention.bounds("peer.response").add_up(ns, count, received)
         return Wait(Bottleneck.HELD_BACK, ns, is_noteworthy, None, figures)
+
+    def _behind_own_window(self) -> Wait:
+        """Return the wait of peers for the window of this side, which is small for the distance."""
+        counters = self.measurement.counters
+        ns, count = counters.get("ownWindowFullNs", 0), counters.get("ownWindowFull", 0)
+        messages = max(self._number("app.response"), self._number("peer.response"))
+        figure = f"in {count:,} round trips the peer used up the receive window of this side"
+        figures = (figure,) if count else ()
+        return Wait(Bottleneck.RECEIVE_WINDOW, ns, adds_up(ns, count, messages), None, figures)
 
     def _to_be_accepted(self) -> Iterator[Wait]:
         overflows = self._losses.accept_queue_overflows

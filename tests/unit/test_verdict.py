@@ -96,6 +96,20 @@ def test_the_time_and_not_the_number_of_long_waits_to_be_sent_decides(
     assert judge(measured(tx_socket=5 * MS, counters=counters)).bottleneck is bottleneck
 
 
+@pytest.mark.parametrize(
+    ("round_trips", "bottleneck"), [(600, Bottleneck.RECEIVE_WINDOW), (2, Bottleneck.NETWORK)]
+)
+def test_round_trips_in_which_peers_use_up_the_own_window_are_the_receive_windows(
+    round_trips: int, bottleneck: Bottleneck
+) -> None:
+    counters = {"ownWindowFull": round_trips, "ownWindowFullNs": round_trips * 20 * MS}
+    uploads = measured(38, tcp_rtt=20 * MS, app_response=70 * US, tx_stack=10 * US)
+    verdict = judge(uploads + measured(4000, rx_socket=20 * US, counters=counters))
+    assert verdict.bottleneck is bottleneck
+    figure = "in 600 round trips the peer used up the receive window of this side"
+    assert (figure in verdict.evidence) is (bottleneck is Bottleneck.RECEIVE_WINDOW)
+
+
 def test_a_window_of_congestion_that_waits_for_the_own_queue_is_the_queues() -> None:
     counters = {"sendsBehindCongestion": 90, "behindCongestionNs": 90 * 40 * MS}
     waits = {"tx_socket": 36 * MS, "tx_stack": 10 * US, "rx_socket": 20 * US}

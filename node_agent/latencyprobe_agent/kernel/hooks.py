@@ -488,6 +488,8 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
         {
             "receive drop": "only packets that a socket sent are counted",
             QUEUE: _NOT_ON_HOST,
+    "ownWindowFull": StageNeeds((SEGMENT,)),
+    "ownWindowFullNs": StageNeeds((SEGMENT,)),
         },
         {TX: _NOT_ON_HOST},
     ),

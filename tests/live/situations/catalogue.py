@@ -19,8 +19,6 @@ __all__ = [
 # Strict: a row that has become right is taken off, and any other that is not right fails.
 NOT_RIGHT_YET: frozenset[tuple[str, End]] = frozenset(
     {
-        # The window of the receiver is the limit, and only the sender measures that.
-        ("receive_buffer_of_8_kb", End.SERVER),
         # Nothing but handshakes is seen here.
         ("large_packets_vanish", End.SERVER),
         # The time between a datagram and its answer is not measured.
