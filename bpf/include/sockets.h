@@ -20,9 +20,9 @@
 
 /* A received segment between tcp_probe and the application. Durations saturate at 4.2 s. */
 struct segment {
-	u64 queued_ns; /* when it reached the socket */
-	u32 seq;       /* of a datagram: its position in the queue */
-	u32 end_seq;
+	u64 queued_ns;	/* when it reached the socket */
+	u32 seq;	/* of a datagram: its position in the queue */
+	u32 end_seq;	/* of a datagram: see label_of(); 0: none */
 	u32 softirq_ns; /* durations of the stages before; ABSENT where there was none */
 	u32 host_ns;
 	u32 stack_ns;

@@ -14,6 +14,8 @@
  *     on the same socket, or on another socket.
  *   - What is sent to a peer that never replied to this target is no query: it may be a metric or a log.
  *     The port of DNS is an exception.
+ *   - A server's datagram with the first two bytes of one that it read from this peer is the answer to it
+ *     (module tcp, too). Bytes that soon come again, or after an answer, are no id: a stream has such.
  *
  * No lock is held: two threads that use one socket at the same time may lose a query.
  */
@@ -44,7 +46,7 @@ BPF_TABLE("lru_hash", struct peer_key, u64, asked, 4096);
 /* A datagram of UDP, by its headers. */
 struct datagram {
 	u32 peer;
-	u32 content;
+	u32 length; /* of its payload */
 	u16 id;
 	u16 peer_port;
 };
@@ -93,9 +95,16 @@ static __always_inline struct datagram parse_datagram(u16 protocol, unsigned cha
 	datagram.peer_port = header.ports[is_sent ? 1 : 0];
 	datagram.peer = peer_of(protocol, network, datagram.peer_port, is_sent);
 	datagram.id = header.id;
-	if (is_sent)
-		datagram.content = question_of(transport + 8, (u16)(bpf_ntohs(header.length) - 8));
+	datagram.length = (u16)(bpf_ntohs(header.length) - 8);
 	return datagram;
+}
+
+static __always_inline struct datagram parse_received(struct sk_buff *skb)
+{
+	unsigned char *head = PEEK(skb, head);
+
+	return parse_datagram(PEEK(skb, protocol), head + PEEK(skb, network_header),
+			      head + PEEK(skb, transport_header), false);
 }
 
 /* Since when this question has had no reply, on whatever socket; `now` if it is a new one. */
@@ -140,11 +149,11 @@ static __always_inline u64 is_asked(struct config *config, volatile struct query
 
 /* 1 if the query is the same, sent again; then it may have another id. */
 static __always_inline u64 is_repeated(volatile struct query *query, struct datagram *datagram,
-				       u64 now)
+				       u32 content, u64 now)
 {
 	u64 asked_ns = query->asked_ns;
 
-	return is_equal(query->peer, datagram->peer) & is_equal(query->content, datagram->content) &
+	return is_equal(query->peer, datagram->peer) & is_equal(query->content, content) &
 	       (is_equal(query->id, datagram->id) | is_below_0(REPEAT_NS - (now - asked_ns)));
 }
 
@@ -160,6 +169,84 @@ static __always_inline bool is_stream(struct socket_queue *queue)
 	return queue->dialogue.unanswered >= MOST_UNANSWERED;
 }
 
+#ifdef MODULE_TCP
+
+/*
+ * The questions that a target has read, by its owners and their label: when that was. By LRU, since
+ * nothing reports that one will have no answer.
+ */
+BPF_TABLE("lru_hash", u64, u64, questions, 2048);
+#define NO_QUESTION 1 /* instead of a time: it was answered, or has no id */
+
+/* Of its peer and id; never 0. */
+static __always_inline u32 label_of(struct datagram *datagram)
+{
+	return mix(datagram->peer, datagram->id) >> 32 | 1;
+}
+
+static __always_inline u64 question_key(owners_t owners, u32 label)
+{
+	return mix(owners, label);
+}
+
+/* A server reads a datagram with this label. */
+static __always_inline void begin_question(owners_t owners, u32 label, u64 now)
+{
+	u64 key = question_key(owners, label), *known = questions.lookup(&key), since = now, age;
+
+	if (known) {
+		age = now - *known;
+		if (*known == NO_QUESTION || age < REPEAT_NS)
+			since = NO_QUESTION;
+		else if (age < GIVEN_UP_NS)
+			since = *known;
+	}
+	questions.update(&key, &since);
+}
+
+/* A server sends a datagram. */
+static __always_inline void end_question(struct config *config, struct socket_state *state,
+					 struct datagram *datagram, u64 now)
+{
+	u64 key = question_key(state->owners, label_of(datagram));
+	u64 *known = questions.lookup(&key), since;
+
+	if (!known)
+		return;
+	since = *known;
+	*known = NO_QUESTION;
+	if (since != NO_QUESTION)
+		record_for(config, state->owners, STAGE_APP_RESPONSE, now - since);
+}
+
+/* The last one of a socket's queue, or of the queue where a reader moves all; NULL: it was read. */
+static __always_inline struct sk_buff *last_queued(struct sock *sk)
+{
+	struct sk_buff_head *of_reader = &((struct udp_sock *)sk)->reader_queue;
+	struct sk_buff *skb = PEEK(&sk->sk_receive_queue, prev);
+
+	if (skb != (struct sk_buff *)&sk->sk_receive_queue)
+		return skb;
+	skb = PEEK(of_reader, prev);
+	return (u64)skb == (u64)of_reader ? 0 : skb;
+}
+
+/* Label the datagram that came to a server, for the read. */
+static __always_inline void label_last(struct config *config, struct sock *sk,
+				       struct socket_state *state, struct socket_queue *queue)
+{
+	struct segment_ring *ring = find_segment_ring(config, sk, state, queue);
+	struct sk_buff *skb = last_queued(sk);
+	struct datagram datagram;
+
+	if (!skb)
+		return;
+	datagram = parse_received(skb);
+	segment_at(queue, ring, queue->tail - 1)->end_seq = label_of(&datagram);
+}
+
+#endif
+
 /* A datagram leaves a socket. */
 static __always_inline void note_query(struct config *config, struct sock *sk,
 				       struct socket_state *state, u16 protocol,
@@ -172,7 +259,7 @@ static __always_inline void note_query(struct config *config, struct sock *sk,
 	struct peer_key key = {};
 	u64 free = 0, same = 0, asked_before;
 	bool is_known;
-	u32 i;
+	u32 i, content;
 
 	if (!queue) {
 		lost_for(config, state->owners, STAGE_UDP_RESPONSE);
@@ -180,15 +267,23 @@ static __always_inline void note_query(struct config *config, struct sock *sk,
 	}
 	if (!queue->dialogue.role)
 		queue->dialogue.role = ASKS;
-	if (queue->dialogue.role != ASKS || is_stream(queue))
+	if (is_stream(queue))
 		return;
 	datagram = parse_datagram(protocol, network, transport, true);
+	if (queue->dialogue.role != ASKS) {
+#ifdef MODULE_TCP
+		end_question(config, state, &datagram, now);
+#endif
+		return;
+	}
+	content = question_of(transport + 8, datagram.length);
 #pragma unroll
 	for (i = 0; i < FEW_HANDOFFS; i++) {
 		query = &queue->queries[i];
 		asked_before = is_asked(config, query, now);
 		free = keep_place(free, asked_before ^ 1, i);
-		same = keep_place(same, asked_before & is_repeated(query, &datagram, now), i);
+		same = keep_place(same, asked_before & is_repeated(query, &datagram, content, now),
+				  i);
 	}
 	if (same) {
 		query_at(queue, same)->id = datagram.id;
@@ -207,10 +302,10 @@ static __always_inline void note_query(struct config *config, struct sock *sk,
 	query = query_at(queue, free);
 	if (query->asked_ns && query->slice == (u16)config->slice && query->is_known)
 		unmatched_for(config, state->owners, STAGE_UDP_RESPONSE, 1);
-	key.content = datagram.content;
+	key.content = content;
 	query->asked_ns = 0;
 	query->peer = datagram.peer;
-	query->content = datagram.content;
+	query->content = content;
 	query->id = datagram.id;
 	query->slice = config->slice;
 	query->is_known = is_known;
@@ -281,14 +376,6 @@ static __always_inline u64 find_oldest(struct config *config, struct socket_queu
 	return oldest;
 }
 
-static __always_inline struct datagram parse_received(struct sk_buff *skb)
-{
-	unsigned char *head = PEEK(skb, head);
-
-	return parse_datagram(PEEK(skb, protocol), head + PEEK(skb, network_header),
-			      head + PEEK(skb, transport_header), false);
-}
-
 /*
  * Find the query that one of the last datagrams answers: several may be queued before the first event,
  * see find_queued(), and there is an event for each. The results are in a map, where they are unknown
@@ -337,8 +424,12 @@ static __always_inline void note_reply(struct config *config, struct sock *sk,
 		return;
 	if (!queue->dialogue.role)
 		queue->dialogue.role = ANSWERS;
-	if (queue->dialogue.role != ASKS)
+	if (queue->dialogue.role != ASKS) {
+#ifdef MODULE_TCP
+		label_last(config, sk, state, queue);
+#endif
 		return;
+	}
 	queue->dialogue.unanswered = 0;
 	find_replied(config, sk, queue, now);
 	place = ((volatile struct dialogue *)&queue->dialogue)->place;
@@ -362,3 +453,13 @@ static __always_inline void note_reply(struct config *config, struct sock *sk,
 }
 
 #endif
+
+/* A server's socket gives a datagram to the application. */
+static __always_inline void note_question(owners_t owners, struct segment *segment, u64 now)
+{
+#if defined(WITH_QUERIES) && defined(MODULE_TCP)
+	if (segment->end_seq)
+		begin_question(owners, segment->end_seq, now);
+	segment->end_seq = 0;
+#endif
+}

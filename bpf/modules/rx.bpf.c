@@ -1226,6 +1226,7 @@ static __always_inline void queue_datagram(struct config *config, struct sock *s
 	}
 	segment->queued_ns = queued_ns;
 	segment->seq = queue->tail;
+	segment->end_seq = 0;
 	queue->tail++;
 }
 
@@ -1237,6 +1238,8 @@ static __always_inline u32 remaining_datagrams(struct sock *sk)
 			      &((struct udp_sock *)sk)->reader_queue.qlen);
 	return READ(sk, sk_receive_queue.qlen) + in_reader_queue;
 }
+
+static __always_inline void note_question(owners_t owners, struct segment *segment, u64 now);
 
 static __always_inline void read_datagram(struct config *config, struct sock *sk,
 					  struct socket_state *state, u32 remaining)
@@ -1266,6 +1269,8 @@ static __always_inline void read_datagram(struct config *config, struct sock *sk
 		return;
 	}
 	segment = segment_at(queue, ring, position);
+	if (segment->seq == position)
+		note_question(owners, segment, now);
 	if (segment->queued_ns == PLACE_EMPTY || segment->seq != position) {
 		miss_in_slice(config, owners, STAGE_RX_SOCKET);
 	} else if (segment->queued_ns == PLACE_UNMATCHED) {

@@ -268,7 +268,8 @@ class _Ledger:
     @property
     def _answering_ns(self) -> int:
         """The time of the target's own answers, without its waits for its peers."""
-        return max(self._time_ns("app.response") - self._peer_ns, 0)
+        of_peers_ns = self._peer_ns + self._histogram("udp.response").sum_ns
+        return max(self._time_ns("app.response") - of_peers_ns, 0)
 
     @property
     def _answering_cpu_ns(self) -> int:

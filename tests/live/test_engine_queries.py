@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -15,16 +16,20 @@ from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.pending import Pending
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
-from tests.live.measuring import CLIENT, SERVER, account_for, watch
+from tests.live.measuring import CLIENT, SERVER, account_for, count, watch
 from tests.live.pods import Pod
 from tests.live.resolving import TYPE_A, TYPE_AAAA, look_up, name_server
 from tests.live.sockets import PATIENCE_SECONDS, PORT, family_of, udp_socket
 from tests.live.targets import until
+from tests.live.truth import BUCKET
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
 STAGE, PENDING_KIND = "udp.response", "unansweredQueries"
+ANSWERS = "app.response"
 QUERIES = 20
+FEW = 2  # that a reader takes before the kernel's event
+LATE_S = 0.020
 # Of a resolver that asks again; longer than REPEAT_NS, bpf/modules/queries.bpf.c.
 RESOLVERS_PATIENCE_S = 0.7
 DNS_PORT = 53
@@ -79,6 +84,17 @@ class Peers:
             self.client.recv(4096)
             raise AssertionError("there is a reply")
         self.client.settimeout(PATIENCE_SECONDS)
+
+    def answer_late(self, sent: bytes, reply: bytes, late_s: float) -> int:
+        """Have the server think before it answers; how long it held the datagram, in ns."""
+        self.client.send(sent)
+        sender = self.take()
+        read_ns = time.monotonic_ns()
+        time.sleep(late_s)
+        self.server.sendto(reply, sender)
+        answered_ns = time.monotonic_ns()
+        self.client.recv(4096)
+        return answered_ns - read_ns
 
 
 class OfClient:
@@ -335,6 +351,65 @@ async def test_a_server_on_its_port_asks_nothing(start_engine: Start, pair: Pair
         read = OfClient(engine).read()
     assert PENDING_KIND not in (read.pending or {})
     assert not read.stage(STAGE).histogram.count
+
+
+async def test_the_time_in_which_a_server_holds_questions_is_app_response(
+    start_engine: Start, pair: Pair
+) -> None:
+    engine = await watch(start_engine, *pair)
+    with Peers(*pair) as peers:
+        held_ns = [
+            peers.answer_late(query(number), query(number), LATE_S) for number in range(QUERIES)
+        ]
+        measured = engine.read()
+    answers = measured[SERVER].stage(ANSWERS).histogram
+    assert QUERIES - FEW <= answers.count <= QUERIES
+    assert answers.min_ns > LATE_S * 1e9 / BUCKET
+    assert answers.sum_ns < sum(held_ns) + QUERIES * LATE_S * 1e9 / 4
+    assert account_for(measured[CLIENT], ANSWERS) == (0, 0)
+
+
+async def test_questions_that_are_answered_in_another_order_have_their_own_time(
+    start_engine: Start, pair: Pair
+) -> None:
+    engine = await watch(start_engine, *pair)
+    with Peers(*pair) as peers:
+        for number in range(3):
+            peers.client.send(query(number, b"name %d" % number))
+        sender, *_ = [peers.take() for _ in range(3)]
+        read_ns = time.monotonic_ns()
+        for number in (2, 0, 1):
+            await asyncio.sleep(LATE_S)
+            peers.server.sendto(query(number), sender)
+        passed_ns = time.monotonic_ns() - read_ns
+        answers = engine.read()[SERVER].stage(ANSWERS).histogram
+    assert answers.count == 3
+    assert 6 * LATE_S * 1e9 / BUCKET < answers.sum_ns < 3 * passed_ns
+
+
+async def test_datagrams_that_begin_alike_have_no_answers(start_engine: Start, pair: Pair) -> None:
+    """As of a stream in both directions: the first two bytes are no id."""
+    engine = await watch(start_engine, *pair)
+    with Peers(*pair) as peers:
+        for _ in range(QUERIES):
+            peers.answer_late(b"same question", b"same answer", 0.001)
+        assert count(engine.read()[SERVER], ANSWERS) <= 1
+
+
+async def test_a_question_that_is_asked_again_waits_since_the_first_time(
+    start_engine: Start, pair: Pair
+) -> None:
+    engine = await watch(start_engine, *pair)
+    with Peers(*pair) as peers:
+        peers.client.send(query(1))
+        peers.take()
+        read_ns = time.monotonic_ns()
+        peers.wait_in_vain()
+        again_ns = time.monotonic_ns()
+        peers.answer_late(query(1), query(1), 0)
+        answers = engine.read()[SERVER].stage(ANSWERS).histogram
+    assert answers.count == 1
+    assert answers.max_ns >= again_ns - read_ns
 
 
 @pytest.mark.parametrize("kind", [TYPE_A, TYPE_AAAA])

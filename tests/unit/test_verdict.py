@@ -700,6 +700,13 @@ def test_late_replies_from_name_servers_are_dns(of_names_ns: int, bottleneck: Bo
     assert judge(replies).bottleneck is bottleneck
 
 
+def test_the_time_in_which_an_answer_waits_for_names_is_not_the_applications() -> None:
+    asked = measured(200, udp_response=300 * MS, counters={"dnsResponseNs": 60_000 * MS})
+    verdict = judge(asked + measured(200, app_response=310 * MS))
+    assert verdict.bottleneck is Bottleneck.DNS
+    assert verdict.waiting_ns["Application"] == 2_000 * MS
+
+
 def test_replies_that_came_late_since_this_node_dropped_queries_are_drops() -> None:
     late = {"udp.response": StageMeasurement(Histogram.of([MS] * 900 + [1001 * MS] * 20))}
     dropped = {"drops.NETFILTER_DROP": 20, "dnsResponseNs": 21_000 * MS}
