@@ -124,6 +124,50 @@ int on_kretprobe_accept(struct pt_regs *ctx)
 
 #endif
 
+#if defined(WITH_ON_PEER_NAME4) || defined(WITH_ON_PEER_NAME6)
+
+/*
+ * accept() asks for the peer's address if its caller has room for one, do_accept(), net/socket.c. So
+ * does getpeername(), which may come at any time later: if something was read before, it is not known
+ * when the connection was accepted. The owners stay as they are, see close_recovery().
+ */
+static __always_inline int end_named_accept(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *found = ctx->sk;
+	struct config *config = get_config();
+	struct socket_state *state;
+	struct tcp_sock *tp;
+	u64 ns;
+
+	if (!config || !found)
+		return 1;
+	tp = bpf_skc_to_tcp_sock(found);
+	state = tp ? find_state((struct sock *)tp) : 0;
+	if (!state || !state->established_ns || state->generation != config->generation)
+		return 1;
+	ns = bpf_ktime_get_ns() - state->established_ns;
+	state->established_ns = 0;
+	if (READ(tp, copied_seq) == READ(tp, rcv_nxt) - (u32)READ(tp, bytes_received))
+		record_for(config, state->owners, STAGE_TCP_ACCEPT, ns);
+	else
+		unmatched_for(config, state->owners, STAGE_TCP_ACCEPT, 1);
+	return 1;
+}
+
+/* BPF_CGROUP_INET4_GETPEERNAME: inet_getname(), net/ipv4/af_inet.c, 5.8+ */
+int on_peer_name4(struct bpf_sock_addr *ctx)
+{
+	return end_named_accept(ctx);
+}
+
+/* BPF_CGROUP_INET6_GETPEERNAME: inet6_getname(), net/ipv6/af_inet6.c, 5.8+ */
+int on_peer_name6(struct bpf_sock_addr *ctx)
+{
+	return end_named_accept(ctx);
+}
+
+#endif
+
 static __always_inline void end_last_message(struct config *config, struct socket_state *state,
 					     struct sock *sk);
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import threading
@@ -22,13 +23,14 @@ from tests.live.measuring import (
     assert_parts_add_up,
     watch,
 )
-from tests.live.pods import Pod
+from tests.live.pods import Pod, inside_cgroup
 from tests.live.sockets import connect, everything_in, listen, read_all
 from tests.live.truth import BUCKET, Durations, Moment
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
 MS = 1_000_000
+BY_NAME = "cgroup_sock_addr/getpeername4"
 CONNECTIONS = 10
 REQUESTS = 40
 
@@ -102,6 +104,68 @@ async def test_a_thread_that_waits_in_accept_gets_a_connection_at_once(
         assert samples + missing == CONNECTIONS
         assert missing <= 2
         assert measured[SERVER].stage("tcp.accept").histogram.min_ns < 90 * MS
+
+
+async def watch_pod(start: Start, pod: Pod) -> tuple[KernelEngine, bool]:
+    """An engine on a pod's cgroup, and whether programs on the cgroup show accept()."""
+    engine = start()
+    engine.assign({SERVER: pod.spec()})
+    await engine.use(frozenset({Module.TCP}))
+    (coverage,) = (stage for stage in engine.coverage if stage.name == "tcp.accept")
+    is_on_cgroup = BY_NAME in coverage.hook
+    state = CoverageState.PARTIAL if is_on_cgroup else CoverageState.ACTIVE
+    assert coverage.state is state, coverage
+    return engine, is_on_cgroup
+
+
+@pytest.mark.parametrize("version", [4, 6])
+async def test_a_busy_accept_loop_of_a_pod_is_found_in_tcp_accept_on_any_kernel(
+    start_engine: Start, pair: Pair, version: int
+) -> None:
+    client, server = pair
+    address = server.address if version == 4 else server.address6
+    engine, _ = await watch_pod(start_engine, server)
+    waited_ns = []
+    with inside_cgroup(server.cgroup), listen(server.namespace, address) as listener:
+        for _ in range(CONNECTIONS):
+            with connect(client.namespace, address):
+                connected_ns = time.monotonic_ns()
+                delay(30)
+                answering, _ = listener.accept()
+                waited_ns.append(time.monotonic_ns() - connected_ns)
+                answering.getpeername()  # is no other accept()
+                answering.close()
+    measured = engine.read()[SERVER]
+    assert account_for(measured, "tcp.accept") == (CONNECTIONS, 0)
+    accept = measured.stage("tcp.accept").histogram
+    assert accept.min_ns > 29 * MS
+    assert accept.mean_ns == pytest.approx(sum(waited_ns) / CONNECTIONS, rel=BUCKET - 1)
+
+
+async def test_a_name_that_is_asked_for_after_a_read_is_no_accept(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine, is_on_cgroup = await watch_pod(start_engine, server)
+    with (
+        inside_cgroup(server.cgroup),
+        listen(server.namespace, server.address) as listener,
+        connect(client.namespace, server.address) as asking,
+    ):
+        asking.sendall(b"request")
+        with accept_without_address(listener) as answering:
+            read_all(answering, 7)
+            answering.getpeername()
+    if is_on_cgroup:
+        assert account_for(engine.read()[SERVER], "tcp.accept") == (0, 1)
+
+
+def accept_without_address(listener: socket.socket) -> socket.socket:
+    """accept(fd, NULL, NULL), as libuv calls it."""
+    listener.setblocking(True)
+    descriptor = ctypes.CDLL(None, use_errno=True).accept(listener.fileno(), None, None)
+    assert descriptor >= 0, os.strerror(ctypes.get_errno())
+    return socket.socket(fileno=descriptor)
 
 
 @pytest.mark.every_kernel

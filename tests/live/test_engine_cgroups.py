@@ -70,10 +70,9 @@ def connect_stage(engine: KernelEngine) -> StageCoverage:
 
 
 def own_program(engine: KernelEngine) -> int:
-    """The descriptor of its program for cgroups."""
+    """The descriptor of its program for the states of connections."""
     assert engine._object is not None
-    (program,) = engine._object._owned.cgroup_programs.values()
-    return program
+    return engine._object._owned.cgroup_programs["on_sock_ops"]
 
 
 def is_on_cgroup(engine: KernelEngine, pod: Pod) -> bool:

@@ -43,7 +43,8 @@ class HookKind(StrEnum):
     iterator. A variable of each CPU (percpu) and a count of a network namespace (mib) run no
     program: other programs read them. What TCP does with a socket (sock_ops) runs the programs on
     the socket's cgroup, so that other sockets run none. So do packets that reach a socket
-    (cgroup_skb). Packets run the programs of the devices that they pass (tcx).
+    (cgroup_skb), and questions for a socket's addresses (cgroup_sock_addr). Packets run the
+    programs of the devices that they pass (tcx).
     """
 
     TRACEPOINT = "tracepoint"
@@ -56,6 +57,7 @@ class HookKind(StrEnum):
     COUNT = "mib"
     SOCK_OPS = "sock_ops"
     CGROUP_PACKET = "cgroup_skb"
+    CGROUP_ADDRESS = "cgroup_sock_addr"
     DEVICE = "tcx"
 
 
@@ -75,6 +77,7 @@ class Hook:
     also: tuple[Hook, ...] = ()
     reads: str = ""
     over: str = ""
+    lacks: str = ""
 
     @property
     def is_kprobe(self) -> bool:
@@ -113,7 +116,8 @@ class Event:
     chosen by process, so it is attached only while there is one. `is_of_steering`: it matters only
     to packets that one CPU leaves to another (RPS), so it is attached once a device is seen to do
     that. `scoped`: a hook on the targets' cgroups or devices. Where it serves all targets, the hook
-    in use is detached. So it has to serve all events of that one.
+    in use is detached. So it has to serve all events of that one. `is_scoped_last`: it is used only
+    where the kernel refuses the others.
     """
 
     name: str
@@ -124,6 +128,7 @@ class Event:
     is_of_processes: bool = False
     scoped: Hook | None = None
     is_of_steering: bool = False
+    is_scoped_last: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +154,7 @@ def _event(
     is_of_processes: bool = False,
     scoped: Hook | None = None,
     is_of_steering: bool = False,
+    is_scoped_last: bool = False,
 ) -> Event:
     made = (hook if isinstance(hook, Hook) else Hook(*hook) for hook in hooks)
     return Event(
@@ -160,6 +166,7 @@ def _event(
         is_of_processes,
         scoped,
         is_of_steering,
+        is_scoped_last,
     )
 
 
@@ -337,6 +344,14 @@ EVENTS: tuple[Event, ...] = (
         (TCP,),
         ("on_fexit_accept", "inet_csk_accept", HookKind.FEXIT),
         ("on_kretprobe_accept", "inet_csk_accept", HookKind.KRETPROBE),
+        scoped=Hook(
+            "on_peer_name4",
+            "getpeername4",
+            HookKind.CGROUP_ADDRESS,
+            also=(Hook("on_peer_name6", "getpeername6", HookKind.CGROUP_ADDRESS),),
+            lacks="connections are missing whose accept() is called without room for an address",
+        ),
+        is_scoped_last=True,
     ),
     _event("retransmit", (TCP,), ("on_tcp_retransmit_skb", "tcp_retransmit_skb")),
     _event("loss found", (TCP,), ("on_tcp_cong_state_set", "tcp_cong_state_set")),
@@ -473,6 +488,8 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
     "delayedAckNs": StageNeeds((SEGMENT,)),
     "heldBackByPeer": StageNeeds((SEGMENT, "TCP read")),
     "heldBackByPeerNs": StageNeeds((SEGMENT, "TCP read")),
+    "ownWindowFull": StageNeeds((SEGMENT,)),
+    "ownWindowFullNs": StageNeeds((SEGMENT,)),
     "connectRefused": StageNeeds(("state change",)),
     "connectTimedOut": StageNeeds(("state change",)),
     "connectUnreachable": StageNeeds(("state change",)),
@@ -488,8 +505,6 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
         {
             "receive drop": "only packets that a socket sent are counted",
             QUEUE: _NOT_ON_HOST,
-    "ownWindowFull": StageNeeds((SEGMENT,)),
-    "ownWindowFullNs": StageNeeds((SEGMENT,)),
         },
         {TX: _NOT_ON_HOST},
     ),
@@ -509,15 +524,18 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
 
 
 # The kinds of hooks on the targets' cgroups.
-ON_CGROUPS = frozenset({HookKind.SOCK_OPS, HookKind.CGROUP_PACKET})
+ON_CGROUPS = frozenset({HookKind.SOCK_OPS, HookKind.CGROUP_PACKET, HookKind.CGROUP_ADDRESS})
 # The hooks on the targets' cgroups and devices, by their names in the coverage; those on devices;
 # and those for packets, which are in use only if that is asked for.
 _SCOPED = tuple(event.scoped for event in EVENTS if event.scoped is not None)
 SCOPED_HOOKS = tuple(hook.name(typed=True) for hook in _SCOPED)
 DEVICE_HOOKS = tuple(hook.name(typed=True) for hook in _SCOPED if hook.kind is HookKind.DEVICE)
 PACKET_HOOKS = tuple(
-    hook.name(typed=True) for hook in _SCOPED if hook.kind is not HookKind.SOCK_OPS
+    hook.name(typed=True)
+    for hook in _SCOPED
+    if hook.kind in (HookKind.CGROUP_PACKET, HookKind.DEVICE)
 )
+_LACKS = {hook.name(typed=True): hook.lacks for hook in _SCOPED if hook.lacks}
 # What a stage means with the hooks on devices, where that differs from the others.
 _NOTES_ON_DEVICES: Mapping[str, str] = {
     "rx.softirq": "absent for packets of this node's pods that are no targets",
@@ -702,6 +720,7 @@ def _cover(name: str, needs: StageNeeds, attached: Mapping[str, str], gaps: _Gap
         for module, lack in needs.beside.items()
         if module not in gaps.modules
     ]
+    lacks += [_LACKS[hook] for hook in in_use if hook in _LACKS]
     state = CoverageState.PARTIAL if lacks else CoverageState.ACTIVE
     is_on_devices = any(hook in DEVICE_HOOKS for hook in in_use)
     if is_on_devices and needs.not_on_devices:

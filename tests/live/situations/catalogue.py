@@ -21,8 +21,6 @@ NOT_RIGHT_YET: frozenset[tuple[str, End]] = frozenset(
     {
         # Nothing but handshakes is seen here.
         ("large_packets_vanish", End.SERVER),
-        # accept() is not seen without kprobes and fexit programs.
-        ("single_synchronous_worker", End.SERVER),
     }
 )
 

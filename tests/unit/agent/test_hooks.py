@@ -96,6 +96,13 @@ def test_a_better_hook_that_is_not_in_use_is_explained_and_the_stage_lacks_nothi
     assert {covered[name].reason for name in noted} == set(remarks.values())
 
 
+def test_the_part_of_an_event_that_a_hook_does_not_report_is_missing_in_its_stage() -> None:
+    attached = {**ALL, "accept": "cgroup_sock_addr/getpeername4"}
+    (gap,) = (row for row in coverage_of(MODULES, attached, {}) if row.reason)
+    assert (gap.name, gap.state) == ("tcp.accept", CoverageState.PARTIAL)
+    assert "without room for an address" in gap.reason
+
+
 @pytest.mark.parametrize(
     ("arguments", "variable", "on_cgroups", "on_devices"),
     [

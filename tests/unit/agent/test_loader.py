@@ -369,6 +369,36 @@ def test_programs_without_types_and_those_left_out_on_request_are_not_loaded_for
     assert "on_sock_ops" not in {name for name, *_ in kernel.loaded}
 
 
+LAST = replace(
+    SCOPED,
+    scoped=Hook(
+        "on_name4",
+        "getpeername4",
+        HookKind.CGROUP_ADDRESS,
+        also=(Hook("on_name6", "getpeername6", HookKind.CGROUP_ADDRESS),),
+    ),
+    is_scoped_last=True,
+)
+LAST_CODE = {**CODE, "on_name4": b"\0" * 8, "on_name6": b"\0" * 8}
+
+
+def test_programs_for_cgroups_that_come_last_are_loaded_only_without_another_hook(
+    kernel: Kernel,
+) -> None:
+    loader = load(Types(("tcp_sendmsg_locked",)), event=LAST, code=LAST_CODE)
+    assert loader.attached == {"send": "tp_btf/tcp_sendmsg_locked"}
+    assert (loader.scoped, loader.cgroup_programs) == ({}, {})
+    loader = load(Types(), event=LAST, code=LAST_CODE)
+    assert list(loader.refused) == ["send"]
+    assert loader.scoped["send"].instead_of == ""
+    assert list(loader.cgroup_programs) == ["on_name4", "on_name6"]
+    kind = libbpf.PROG_TYPE_CGROUP_SOCK_ADDR
+    assert kernel.loaded[-2:] == [
+        ("on_name4", kind, libbpf.ATTACH_TYPE_GETPEERNAME4, 0),
+        ("on_name6", kind, libbpf.ATTACH_TYPE_GETPEERNAME6, 0),
+    ]
+
+
 def test_an_iterator_is_bound_to_the_function_that_has_its_arguments(kernel: Kernel) -> None:
     types = Types(functions=("bpf_iter_task_file",))
     loader = load(types, event=FILES, code={"on_file": b"\0" * 8})

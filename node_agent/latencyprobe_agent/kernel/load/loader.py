@@ -39,17 +39,26 @@ _OPTIONS: Mapping[HookKind, tuple[str, ...]] = {
 _SCOPED_TYPES: Mapping[HookKind, int] = {
     HookKind.SOCK_OPS: libbpf.PROG_TYPE_SOCK_OPS,
     HookKind.CGROUP_PACKET: libbpf.PROG_TYPE_CGROUP_SKB,
+    HookKind.CGROUP_ADDRESS: libbpf.PROG_TYPE_CGROUP_SOCK_ADDR,
     HookKind.DEVICE: libbpf.PROG_TYPE_SCHED_CLS,
+}
+# By the hook's symbol; programs of the other types on cgroups are of one kind each.
+_ADDRESS_ATTACH_TYPES: Mapping[str, int] = {
+    "getpeername4": libbpf.ATTACH_TYPE_GETPEERNAME4,
+    "getpeername6": libbpf.ATTACH_TYPE_GETPEERNAME6,
 }
 _SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 @dataclass(frozen=True, slots=True)
 class ScopedHook:
-    """An event's hook on cgroups or devices. `instead_of`: the function of its other hook."""
+    """An event's hook on cgroups or devices.
+
+    `instead_of`: the function of its other hook; empty if the kernel has none.
+    """
 
     hook: Hook
-    instead_of: str
+    instead_of: str = ""
 
 
 class Loader:
@@ -97,7 +106,7 @@ class Loader:
         hooks = {
             each.function: each
             for event in events
-            for hook in (*self._first_choice(event), *self._reach.scoped(event))
+            for hook in (*self._first_choice(event), *self._scoped_ahead(event))
             for each in (hook, *hook.also)
             if each.function in self._code
         }
@@ -128,9 +137,12 @@ class Loader:
             # an attached program may serve another event too
             if hook.function in self.programs or self._attach_with_others(hook, reasons):
                 self.attached[event.name] = self._reach.name(hook)
-                self._load_scoped(event, hook)
+                if not event.is_scoped_last:
+                    self._load_scoped(event, hook.function)
                 return
         self.refused[event.name] = "; ".join(reasons)
+        if event.is_scoped_last:
+            self._load_scoped(event)
 
     def detach(self) -> None:
         """Detach all programs, and discard the others."""
@@ -197,11 +209,14 @@ class Loader:
             raise
         self.programs[hook.function], self.hooks[hook.function] = program, hook
 
-    def _load_scoped(self, event: Event, other: Hook) -> None:
+    def _scoped_ahead(self, event: Event) -> Iterable[Hook]:
+        return () if event.is_scoped_last else self._reach.scoped(event)
+
+    def _load_scoped(self, event: Event, instead_of: str = "") -> None:
         """Load the event's scoped programs beside the hook in use. A refusal is no error."""
         for hook in self._reach.scoped(event):
             try:
-                self.load_scoped(event.name, ScopedHook(hook, other.function))
+                self.load_scoped(event.name, ScopedHook(hook, instead_of))
             except (libbpf.KernelRefusedError, LookupError) as error:
                 if is_shortage(error):
                     raise
@@ -246,7 +261,12 @@ class Loader:
         if hook.is_kprobe:
             return libbpf.load_program(hook.function, code, program_type=libbpf.PROG_TYPE_KPROBE)
         if hook.kind in _SCOPED_TYPES:
-            return libbpf.load_program(hook.function, code, program_type=_SCOPED_TYPES[hook.kind])
+            return libbpf.load_program(
+                hook.function,
+                code,
+                program_type=_SCOPED_TYPES[hook.kind],
+                attach_type=_ADDRESS_ATTACH_TYPES.get(hook.symbol, 0),
+            )
         if self._types is not None:
             return libbpf.load_program(
                 hook.function,

@@ -84,9 +84,11 @@ from latencyprobe_agent.kernel.runtime.statistics import StatisticsMemory
 _SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
 _MEMBARRIER_CMD_GLOBAL = 1
 _GRACE_S = 0.002
-_CGROUP_ATTACH_TYPES: Mapping[HookKind, int] = {
-    HookKind.SOCK_OPS: libbpf.ATTACH_TYPE_SOCK_OPS,
-    HookKind.CGROUP_PACKET: libbpf.ATTACH_TYPE_CGROUP_INGRESS,
+_CGROUP_ATTACH_TYPES: Mapping[str, int] = {
+    "tcp_set_state": libbpf.ATTACH_TYPE_SOCK_OPS,
+    "ingress": libbpf.ATTACH_TYPE_CGROUP_INGRESS,
+    "getpeername4": libbpf.ATTACH_TYPE_GETPEERNAME4,
+    "getpeername6": libbpf.ATTACH_TYPE_GETPEERNAME6,
 }
 _ON_DEVICES = frozenset({HookKind.DEVICE})
 
@@ -147,10 +149,10 @@ class LoadedObject:
         self._cgroups = CgroupLinks(
             [
                 CgroupProgram(
-                    self._owned.cgroup_programs[each.hook.function],
-                    _CGROUP_ATTACH_TYPES[each.hook.kind],
+                    self._owned.cgroup_programs[hook.function], _CGROUP_ATTACH_TYPES[hook.symbol]
                 )
                 for each in self._scoped(ON_CGROUPS)
+                for hook in (each.hook, *each.hook.also)
             ]
         )
         self._attachments = Attachments(self._owned)
@@ -409,7 +411,7 @@ class LoadedObject:
         return (each for each in self._owned.scoped.values() if each.hook.kind in kinds)
 
     def _instead_of(self, kinds: Collection[HookKind]) -> tuple[str, ...]:
-        return tuple(each.instead_of for each in self._scoped(kinds))
+        return tuple(each.instead_of for each in self._scoped(kinds) if each.instead_of)
 
     def _keep_off(self, reason: OffReason, functions: Iterable[str]) -> None:
         try:
