@@ -37,6 +37,7 @@ struct trace_event {
 	struct user user;
 	struct endpoints endpoints;
 	u64 cpu;
+	owners_t owners; /* the slots that the packet counted in */
 	u64 stages[NR_PACKET_STAGES]; /* duration + 1; 0: the packet has no such stage */
 };
 
@@ -170,6 +171,7 @@ static __always_inline bool is_to_be_reported(struct trace_event *event, owners_
 		return false;
 	}
 	__sync_fetch_and_add(&control->this_second, 1);
+	event->owners = owners;
 	return true;
 }
 

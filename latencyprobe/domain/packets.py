@@ -50,7 +50,8 @@ class User:
 class TracedPacket:
     """One packet. `ended_unix_ns`: the end of its last stage, in nanoseconds since 1970.
 
-    `stages_ns` holds the stages that it had: the parts add up to their total.
+    `stages_ns` holds the stages that it had: the parts add up to their total. `slots`: the agent's
+    numbers of the targets that it counted for; empty for a client.
     """
 
     ended_unix_ns: int
@@ -60,6 +61,7 @@ class TracedPacket:
     local: Endpoint | None
     remote: Endpoint | None
     stages_ns: Mapping[str, int]
+    slots: frozenset[int] = frozenset()
 
     @property
     def total(self) -> str:

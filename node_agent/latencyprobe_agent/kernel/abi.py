@@ -459,6 +459,7 @@ TRACE_EVENT = Layout(
     user=USER,
     endpoints=ENDPOINTS,
     cpu="Q",
+    owners="Q",
     stages=f"{NR_PACKET_STAGES}Q",
 )
 TRACE_CONTROL = Layout(

@@ -14,14 +14,20 @@ from latencyprobe_agent.kernel.runtime.ring import decode_event
 LOCAL, REMOTE = ip_address("2001:db8::1"), ip_address("2001:db8::2")
 
 
-def event(*stages_ns: int, tgid: int = 42, family: int = 10, local: bytes = LOCAL.packed) -> bytes:
+def event(
+    *stages_ns: int,
+    tgid: int = 42,
+    family: int = 10,
+    local: bytes = LOCAL.packed,
+    owners: int = 0,
+) -> bytes:
     """As the kernel writes it, with durations from the table's first stage on."""
     stages = [ns + 1 for ns in stages_ns]
     stages += [0] * (NR_PACKET_STAGES - len(stages))
     return struct.pack(
-        f"=QII16s16s16sHHHHQ{NR_PACKET_STAGES}Q",
+        f"=QII16s16s16sHHHHQQ{NR_PACKET_STAGES}Q",
         *(1000, tgid, 43, b"server\0garbage"),
-        *(local.ljust(16, b"\xff"), REMOTE.packed, 7000, 40752, family, 2, 5),
+        *(local.ljust(16, b"\xff"), REMOTE.packed, 7000, 40752, family, 2, 5, owners),
         *stages,
     )
 
@@ -44,6 +50,12 @@ def test_fields_that_the_kernel_side_could_not_know_are_none() -> None:
 def test_an_ipv4_address_is_its_first_four_bytes_alone() -> None:
     packet = decode_event(event(1, family=2, local=bytes([198, 51, 100, 1])), offset_ns=0)
     assert str(packet.local) == "198.51.100.1:7000"
+
+
+def test_a_packet_has_the_slots_that_it_counted_in() -> None:
+    assert decode_event(event(1), offset_ns=0).slots == frozenset()
+    assert decode_event(event(1, owners=0x0001), offset_ns=0).slots == {0}
+    assert decode_event(event(1, owners=0x0200_0006_0001), offset_ns=0).slots == {0, 5, 511}
 
 
 def test_every_stage_of_a_packet_has_room_in_its_event() -> None:

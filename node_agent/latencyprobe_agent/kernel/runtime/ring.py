@@ -12,13 +12,14 @@ from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.abi import (
     MAX_SLOTS,
     NR_PACKET_STAGES,
+    OWNER_BITS,
     PROTOCOLS,
     TRACE_CONTROL,
     TRACE_EVENT,
 )
 from latencyprobe_agent.kernel.contract import TraceSpec
 
-_HEADER = TRACE_EVENT.part("ended_ns", "cpu")
+_HEADER = TRACE_EVENT.part("ended_ns", "owners")
 _STAGES = TRACE_EVENT.part("stages")
 _STAGES_OFFSET = TRACE_EVENT.offset("stages")
 _SETTINGS = TRACE_CONTROL.part("limits", "per_second")
@@ -28,6 +29,7 @@ _COUNTS_OFFSET = TRACE_CONTROL.offset("reported")
 _NO_LIMIT = (1 << 63) - 1
 _NO_RATE = (1 << 64) - 1
 _PROTOCOLS = {number: name for name, number in PROTOCOLS.items()}
+_OWNER = (1 << OWNER_BITS) - 1
 _ADDRESS_BYTES = {2: 4, 10: 16}  # AF_INET, AF_INET6
 # The maximum that one turn of the event loop decodes: some milliseconds.
 BATCH = 256
@@ -103,7 +105,7 @@ def _new_ring(ring_fd: int, function: object) -> ctypes.c_void_p:
 
 def decode_event(content: bytes, offset_ns: int) -> TracedPacket:
     """Decode one element of the ring; `offset_ns`: CLOCK_REALTIME less CLOCK_MONOTONIC."""
-    ended_ns, tgid, thread_id, comm, *ends, cpu = _HEADER.unpack_from(content)
+    ended_ns, tgid, thread_id, comm, *ends, cpu, owners = _HEADER.unpack_from(content)
     local, remote, local_port, remote_port, family, protocol = ends
     stages = _STAGES.unpack_from(content, _STAGES_OFFSET)
     size = _ADDRESS_BYTES.get(family)
@@ -119,7 +121,14 @@ def decode_event(content: bytes, offset_ns: int) -> TracedPacket:
             for stage in PACKET_STAGES
             if stages[INDEX[stage.name]]
         },
+        slots=_slots(owners),
     )
+
+
+def _slots(owners: int) -> frozenset[int]:
+    """Unpack the slots of `owners_t`, see bpf/include/histogram.h."""
+    numbers = (owners >> shift & _OWNER for shift in range(0, 64, OWNER_BITS))
+    return frozenset(number - 1 for number in numbers if number)
 
 
 def _text(comm: bytes) -> str:
