@@ -7,12 +7,13 @@ bounds, so that their counts are exact too.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
 
+from prometheus_client import samples
 from prometheus_client.metrics_core import Metric
 
 from latencyprobe.domain.histogram import (
@@ -21,6 +22,7 @@ from latencyprobe.domain.histogram import (
     OVERFLOW,
     SCHEMA,
     UNDERFLOW,
+    position_of,
 )
 
 # The index of the bucket that ends at infinity, behind the one that ends at 2**1024: what
@@ -34,6 +36,8 @@ _CLASSIC_POSITIONS = tuple(
 )
 _CLASSIC_BOUNDS = tuple(repr(2.0**exponent) for exponent in _CLASSIC_EXPONENTS)
 MAX_LABEL_LENGTH = 512
+# Names and values of an exemplar's labels together (OpenMetrics 1.0, "Exemplars").
+MAX_EXEMPLAR_LENGTH = 128
 
 Labels = Mapping[str, str]
 
@@ -44,6 +48,27 @@ def label_value(text: str) -> str:
         return text
     clean = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     return clean[:MAX_LABEL_LENGTH]
+
+
+def exemplar_labels(labels: Iterable[tuple[str, str]]) -> Labels:
+    """Return the labels that an exemplar has room for, the first ones before the others."""
+    kept: dict[str, str] = {}
+    room = MAX_EXEMPLAR_LENGTH
+    for name, value in labels:
+        length = len(name) + len(value)
+        if length <= room:
+            kept[name] = value
+            room -= length
+    return kept
+
+
+@dataclass(frozen=True, slots=True)
+class Exemplar:
+    """One sample of a histogram. `unix_ns`: its end, in nanoseconds since 1970."""
+
+    labels: Labels
+    duration_ns: int
+    unix_ns: int
 
 
 class Durations(Protocol):
@@ -100,6 +125,21 @@ def native_buckets(buckets: Mapping[int, int]) -> NativeBuckets:
     return NativeBuckets(buckets.get(UNDERFLOW, 0), spans, deltas)
 
 
+@dataclass(frozen=True, slots=True)
+class StageHistogram:
+    """One histogram of a family. `exemplars`: oldest first."""
+
+    labels: Labels
+    durations: Durations
+    exemplars: Sequence[Exemplar]
+
+    def classic_buckets(self) -> Iterator[tuple[str, int, Exemplar | None]]:
+        """Yield the upper bound of each classic bucket, its count, and its newest exemplar."""
+        newest = {_classic_index(each.duration_ns): each for each in self.exemplars}
+        for index, (bound, count) in enumerate(_classic_counts(self.durations.buckets)):
+            yield bound, count, newest.get(index)
+
+
 class StageHistograms(Metric):
     """A family of histograms of durations in seconds, without samples until a format is chosen."""
 
@@ -107,22 +147,39 @@ class StageHistograms(Metric):
 
     def __init__(self, name: str, documentation: str) -> None:
         super().__init__(name, documentation, "histogram")
-        self.histograms: list[tuple[Labels, Durations]] = []
+        self.histograms: list[StageHistogram] = []
 
-    def add(self, labels: Labels, durations: Durations) -> None:
-        """Add a histogram."""
+    def add(self, labels: Labels, durations: Durations, exemplars: Iterable[Exemplar] = ()) -> None:
+        """Add a histogram, with samples of it that are shown one by one."""
         clean = {name: label_value(value) for name, value in labels.items()}
-        self.histograms.append((clean, durations))
+        in_order = sorted(exemplars, key=lambda each: each.unix_ns)
+        self.histograms.append(StageHistogram(clean, durations, in_order))
 
     def classic(self) -> Metric:
         """Return the family with classic buckets."""
         family = Metric(self.name, self.documentation, self.type)
-        for labels, durations in self.histograms:
-            for bound, count in _classic_counts(durations.buckets):
-                family.add_sample(f"{self.name}_bucket", {**labels, "le": bound}, count)
-            family.add_sample(f"{self.name}_count", dict(labels), sum(durations.buckets.values()))
-            family.add_sample(f"{self.name}_sum", dict(labels), durations.sum_ns / 1e9)
+        for each in self.histograms:
+            for bound, count, exemplar in each.classic_buckets():
+                family.add_sample(
+                    f"{self.name}_bucket",
+                    {**each.labels, "le": bound},
+                    count,
+                    exemplar=_as_in_library(exemplar) if exemplar else None,
+                )
+            buckets = each.durations.buckets
+            family.add_sample(f"{self.name}_count", dict(each.labels), sum(buckets.values()))
+            family.add_sample(f"{self.name}_sum", dict(each.labels), each.durations.sum_ns / 1e9)
         return family
+
+
+def _as_in_library(exemplar: Exemplar) -> samples.Exemplar:
+    return samples.Exemplar(
+        dict(exemplar.labels), exemplar.duration_ns / 1e9, exemplar.unix_ns / 1e9
+    )
+
+
+def _classic_index(duration_ns: int) -> int:
+    return bisect_left(_CLASSIC_POSITIONS, position_of(duration_ns))
 
 
 def _classic_counts(buckets: Mapping[int, int]) -> Iterator[tuple[str, int]]:

@@ -17,6 +17,8 @@ from latencyprobe.exposition import metrics_pb2 as pb
 from latencyprobe.exposition.families import (
     ZERO_THRESHOLD_S,
     Durations,
+    Exemplar,
+    StageHistogram,
     StageHistograms,
     native_buckets,
 )
@@ -51,10 +53,12 @@ def _varint(number: int) -> bytes:
 
 def _native(family: StageHistograms) -> pb.MetricFamily:
     message = pb.MetricFamily(name=family.name, help=family.documentation, type=pb.HISTOGRAM)
-    for labels, durations in family.histograms:
+    for each in family.histograms:
         metric = message.metric.add()
-        _label(metric, labels)
-        _fill_native(metric.histogram, durations)
+        _label(metric, each.labels)
+        _fill_native(metric.histogram, each.durations)
+        if each.exemplars:
+            _add_exemplars(metric.histogram, each)
     return message
 
 
@@ -68,6 +72,28 @@ def _fill_native(histogram: pb.Histogram, durations: Durations) -> None:
     for span in native.spans:
         histogram.positive_span.add(offset=span.gap, length=span.length)
     histogram.positive_delta.extend(native.deltas)
+
+
+def _add_exemplars(histogram: pb.Histogram, shown: StageHistogram) -> None:
+    """Add the exemplars; and once more the newest, where older versions of Prometheus read it.
+
+    Before 2.51 it reads exemplars of classic buckets only, and before 2.46 the first one only.
+    """
+    for exemplar in shown.exemplars:
+        _fill_exemplar(histogram.exemplars.add(), exemplar)
+    newest = shown.exemplars[-1]
+    for bound, count, shown_there in shown.classic_buckets():
+        bucket = histogram.bucket.add(cumulative_count=count, upper_bound=float(bound))
+        if shown_there is newest:
+            _fill_exemplar(bucket.exemplar, newest)
+
+
+def _fill_exemplar(message: pb.Exemplar, exemplar: Exemplar) -> None:
+    for name in sorted(exemplar.labels):
+        message.label.add(name=name, value=exemplar.labels[name])
+    message.value = exemplar.duration_ns / 1e9
+    seconds, nanos = divmod(exemplar.unix_ns, 10**9)
+    message.timestamp.CopyFrom(Timestamp(seconds=seconds, nanos=nanos))
 
 
 def _label(metric: pb.Metric, labels: Mapping[str, str]) -> None:

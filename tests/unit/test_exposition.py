@@ -17,8 +17,11 @@ from prometheus_client.registry import Collector
 from latencyprobe.domain.histogram import OVERFLOW, POSITIONS, UNDERFLOW, Histogram, bounds_of
 from latencyprobe.exposition import metrics_pb2 as pb
 from latencyprobe.exposition.families import (
+    MAX_EXEMPLAR_LENGTH,
     MAX_LABEL_LENGTH,
+    Exemplar,
     StageHistograms,
+    exemplar_labels,
     label_value,
     native_buckets,
 )
@@ -117,6 +120,85 @@ def test_classic_buckets_count_exactly_what_is_under_their_bounds(counts: dict[i
     for bound, count in cumulative.items():
         limit = float(bound) * 1e9 * (1 + 1e-12)
         assert count == sum(n for p, n in counts.items() if bounds_of(p)[1] <= limit)
+
+
+# --------------------------------------------------------------------------- exemplars
+
+FAST_NS, SLOW_NS, SLOWER_NS = 2_000, 2_000_000, 3_000_000
+
+
+def with_exemplars() -> StageHistograms:
+    """Two exemplars in one classic bucket, the newer one first, and one in another."""
+    family = StageHistograms("waiting_seconds", "Waiting.")
+    durations = Histogram.of([FAST_NS, SLOW_NS, SLOWER_NS])
+    ended = {SLOWER_NS: 1_700_000_002_000_000_000, SLOW_NS: 1_700_000_001_000_000_000}
+    ended[FAST_NS] = 1_700_000_003_500_000_000
+    shown = [Exemplar({"remote": f"peer-{ns}"}, ns, at) for ns, at in ended.items()]
+    family.add({"stage": "rx.socket"}, durations, shown)
+    return family
+
+
+def test_openmetrics_has_the_newest_exemplar_of_each_bucket() -> None:
+    text = page_of(with_exemplars(), accept=OPENMETRICS)
+
+    (family,) = read_openmetrics(text)  # type: ignore[no-untyped-call]
+    before, found = 0.0, {}
+    for sample in family.samples:
+        if sample.exemplar:
+            bound = float(sample.labels["le"])
+            assert before < sample.exemplar.value <= bound
+            found[sample.exemplar.value] = (
+                sample.exemplar.labels,
+                float(sample.exemplar.timestamp),
+            )
+        before = float(sample.labels.get("le", 0))
+    assert found == {
+        FAST_NS / 1e9: ({"remote": f"peer-{FAST_NS}"}, 1_700_000_003.5),
+        SLOWER_NS / 1e9: ({"remote": f"peer-{SLOWER_NS}"}, 1_700_000_002.0),
+    }
+
+
+def test_the_plain_text_has_no_exemplars() -> None:
+    assert "peer" not in page_of(with_exemplars())
+
+
+def test_a_native_histogram_has_all_exemplars_oldest_first() -> None:
+    (metric,) = families(encode([with_exemplars()]))["waiting_seconds"].metric
+
+    times = [each.timestamp.ToNanoseconds() for each in metric.histogram.exemplars]
+    assert times == sorted(times)
+    values = [each.value for each in metric.histogram.exemplars]
+    assert values == [SLOW_NS / 1e9, SLOWER_NS / 1e9, FAST_NS / 1e9]
+    assert buckets(metric.histogram)
+    assert metric.histogram.schema == 3
+
+
+def test_a_native_histogram_has_its_newest_exemplar_for_older_versions_too() -> None:
+    family = with_exemplars()
+    (metric,) = families(encode([family]))["waiting_seconds"].metric
+
+    classic = metric.histogram.bucket
+    shown = [each for each in classic if each.HasField("exemplar")]
+    assert [each.exemplar.value for each in shown] == [FAST_NS / 1e9]
+    assert {pair.name: pair.value for pair in shown[0].exemplar.label} == {
+        "remote": f"peer-{FAST_NS}"
+    }
+    # All of them, so that no reader has a part of the buckets.
+    text = {s.labels["le"]: s.value for s in family.classic().samples if "le" in s.labels}
+    assert [each.cumulative_count for each in classic] == list(text.values())
+    without = StageHistograms("waiting_seconds", "Waiting.")
+    without.add({}, Histogram.of([FAST_NS]))
+    (metric,) = families(encode([without]))["waiting_seconds"].metric
+    assert not metric.histogram.bucket
+
+
+def test_an_exemplar_has_the_first_labels_that_fit() -> None:
+    full = [("remote", "x" * 90), ("local", "x" * 40), ("rx_stack", "5us"), ("rx_host", "y" * 14)]
+
+    found = exemplar_labels(full)
+
+    assert list(found) == ["remote", "rx_stack", "rx_host"]
+    assert sum(len(name) + len(value) for name, value in found.items()) == MAX_EXEMPLAR_LENGTH
 
 
 # ---------------------------------------------------------------- the library's metrics
