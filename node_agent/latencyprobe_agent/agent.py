@@ -298,6 +298,7 @@ class Agent:
         if trace.failure is not None:
             raise trace.failure
         while packets := await self._engine.traced():
+            self.readings.note_slow(trace.wish.probe_id, trace.wish.limits_ns, packets)
             await send(self._news(trace, packets))
         await send(self._news(trace, ()))
 

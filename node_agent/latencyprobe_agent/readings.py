@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from latencyprobe.domain.coverage import MEASURED
 from latencyprobe.domain.measurement import NodeMeasurement
 from latencyprobe.domain.overhead import HookOverhead, ProgramsOverhead
+from latencyprobe.domain.packets import TracedPacket
 from latencyprobe.domain.stages import BY_NAME, Module
 from latencyprobe_agent.budget import NO_CEILINGS, Ceilings, budget_in_force
 from latencyprobe_agent.collector import Collector, Moment, OverheadMeter, ProbeFigures
@@ -22,6 +23,7 @@ from latencyprobe_agent.kernel.contract import Engine, EngineError, Overhead
 from latencyprobe_agent.plan import Home, PodTargets, TargetKey
 from latencyprobe_agent.pressure import no_pressure
 from latencyprobe_agent.sampling import Governor
+from latencyprobe_agent.slow_packets import SlowPackets
 from latencyprobe_agent.targets.facts import TargetFacts
 from latencyprobe_agent.totals import Totals
 from latencyprobe_agent.windows.by_probe import Windows
@@ -59,6 +61,7 @@ class Readings:
         self.windows = Windows()
         self.cgroups = cgroups or KnownCgroups(None)
         self._collector = Collector(totals)
+        self._slow_packets = SlowPackets(totals) if totals is not None else None
         self._overhead = OverheadMeter()
         self._last_overhead = Overhead(None)
         self._governor = Governor()
@@ -90,6 +93,8 @@ class Readings:
         self._follow_windows(desired, asked, pods)
         self._collector.follow(desired, asked)
         self._collector.own(owners)
+        if self._slow_packets is not None:
+            self._slow_packets.own(owners, self.now().unix_ns)
         modules = frozenset().union(*(probe.modules for probe in desired.probes))
         self._governor.keep_to(budget_in_force(desired.probes, self._ceilings), modules)
 
@@ -129,6 +134,13 @@ class Readings:
         self._namespaces, self._facts = found, facts
         kept: frozenset[Home] = frozenset().union(*homes.values())
         self._evidence.keep(kept)
+
+    def note_slow(
+        self, probe_id: str, limits_ns: Mapping[str, int], packets: Iterable[TracedPacket]
+    ) -> None:
+        """Keep traced packets of this probe beside the sums for metrics."""
+        if self._slow_packets is not None:
+            self._slow_packets.note(probe_id, limits_ns, packets, self._clock())
 
     # Reading
 

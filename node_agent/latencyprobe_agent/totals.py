@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from latencyprobe.domain.fairness import MAX_PROBES, Claim, refused_claims
-from latencyprobe.domain.histogram import POSITIONS
+from latencyprobe.domain.histogram import POSITIONS, position_of
 from latencyprobe.domain.measurement import Measurement, StageMeasurement
+from latencyprobe.domain.packets import TracedPacket
 from latencyprobe.domain.pending import Pending, joint_pending
 from latencyprobe_agent.desired import ContainerSelector, Desired, DesiredProbe, DesiredTarget
 from latencyprobe_agent.plan import TargetKey, pod_uid
@@ -24,6 +25,8 @@ DEFAULT_MAX_PODS = 110
 KEPT_S = 300.0
 # Of one sum: drop reasons that a kernel may have, and room for the counters of the vocabulary.
 MAX_COUNTERS = 320
+# Of one stage of a sum, each in another bucket: as many as Prometheus' own libraries keep.
+MAX_SLOW_PACKETS = 10
 OTHER = "other"
 _PODS = "pods"
 
@@ -45,14 +48,16 @@ class Subject:
 
 
 class StageTotal:
-    """All samples of one stage, and the known losses."""
+    """All samples of one stage, the known losses, and the newest slow packets of a trace."""
 
-    __slots__ = ("_counts", "clamped", "lost", "sum_ns", "unmatched")
+    __slots__ = ("_counts", "_slow", "clamped", "lost", "sum_ns", "unmatched")
 
     def __init__(self) -> None:
         # 64 bits: the kernel counts in 32 between two readings.
         self._counts = array("Q", bytes(8 * POSITIONS))
         self.sum_ns = self.lost = self.unmatched = self.clamped = 0
+        # By position, with the time when each was noted; the newest is last.
+        self._slow: dict[int, tuple[float, TracedPacket]] | None = None
 
     @property
     def buckets(self) -> Mapping[int, int]:
@@ -69,6 +74,19 @@ class StageTotal:
         self.lost += measured.lost
         self.unmatched += measured.unmatched
         self.clamped += measured.clamped
+
+    def note_slow(self, packet: TracedPacket, duration_ns: int, now: float) -> None:
+        """Keep a packet in place of the one in the same bucket, or else of the oldest."""
+        slow = self._slow = self._slow or {}
+        position = position_of(duration_ns)
+        slow.pop(position, None)
+        slow[position] = (now, packet)
+        if len(slow) > MAX_SLOW_PACKETS:
+            del slow[next(iter(slow))]
+
+    def slow_packets(self, now: float) -> list[TracedPacket]:
+        """Return the packets of the last minutes."""
+        return [packet for at, packet in (self._slow or {}).values() if at + KEPT_S > now]
 
 
 @dataclass(slots=True)
@@ -88,6 +106,12 @@ class Total:
             known.add(measured)
         for name, count in delta.counters.items():
             self.counters[self._name_of(name)] = self.counters.get(self._name_of(name), 0) + count
+
+    def note_slow(self, packet: TracedPacket, stage: str, now: float) -> None:
+        """Keep a packet with the samples of one of its stages."""
+        if stage not in self.stages:
+            self.stages[stage] = StageTotal()
+        self.stages[stage].note_slow(packet, packet.stages_ns[stage], now)
 
     def _name_of(self, counter: str) -> str:
         """Return the name that a counter has here: families of names must not grow for ever."""
@@ -150,6 +174,14 @@ class Totals:
         self._totals[subject].add(delta)
         if delta.pending is not None:
             self._pending[key] = delta.pending
+
+    def note_slow(
+        self, key: TargetKey, packet: TracedPacket, stages: Iterable[str], now: float
+    ) -> None:
+        """Keep a traced packet of one target, which was slow in these stages."""
+        if subject := self._subjects.get(key):
+            for stage in stages:
+                self._totals[subject].note_slow(packet, stage, now)
 
     def current(self, now: float) -> Iterator[tuple[Subject, Total]]:
         """Return the sums, with those that have ended lately."""

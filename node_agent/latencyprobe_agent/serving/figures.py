@@ -20,8 +20,15 @@ from prometheus_client.registry import Collector
 
 from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe.domain.durations import format_ns
+from latencyprobe.domain.packets import TracedPacket
 from latencyprobe.domain.stages import DROP_PREFIX
-from latencyprobe.exposition.families import StageHistograms, label_value
+from latencyprobe.exposition.families import (
+    Exemplar,
+    StageHistograms,
+    exemplar_labels,
+    label_value,
+)
 from latencyprobe_agent.totals import Subject, Total, Totals, probe_names
 from latencyprobe_agent.windows.probe_window import WindowReport
 
@@ -46,6 +53,21 @@ class FigureSource(Protocol):
         """Return the reports over the windows that end at the newest reading."""
 
 
+def exemplar_of(packet: TracedPacket, stage: str) -> Exemplar:
+    """Return a traced packet as an exemplar of one of its stages.
+
+    Its labels are both ends, and the parts of its total, the longest first.
+    """
+    ends = {"remote": packet.remote, "local": packet.local}
+    parts = [(name, ns) for name, ns in packet.stages_ns.items() if name != packet.total]
+    labels = [(name, str(end)) for name, end in ends.items() if end is not None]
+    labels += [
+        (name.replace(".", "_"), format_ns(ns))
+        for name, ns in sorted(parts, key=lambda part: part[1], reverse=True)
+    ]
+    return Exemplar(exemplar_labels(labels), packet.stages_ns[stage], packet.ended_unix_ns)
+
+
 class FigureCollector(Collector):
     """All figures of pods, probes and coverage, made from sums when they are asked for."""
 
@@ -63,8 +85,9 @@ class FigureCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families."""
-        totals = list(self._totals.current(self._clock()))
-        yield self._stages(totals)
+        now = self._clock()
+        totals = list(self._totals.current(now))
+        yield self._stages(totals, now)
         yield self._missing(totals)
         yield from self._counters(totals)
         yield from self._pending()
@@ -76,14 +99,15 @@ class FigureCollector(Collector):
         names = (subject.namespace, subject.probe, subject.pod, subject.container)
         return [*map(label_value, names), self._node]
 
-    def _stages(self, totals: Iterable[tuple[Subject, Total]]) -> Metric:
+    def _stages(self, totals: Iterable[tuple[Subject, Total]], now: float) -> Metric:
         family = StageHistograms(
             "latencyprobe_stage_seconds", "Time of packets and connections in each stage."
         )
         for subject, total in totals:
             owner = dict(zip(_OWNER, self._owner(subject), strict=True))
             for name, stage in total.stages.items():
-                family.add({**owner, "stage": name}, stage)
+                slow = (exemplar_of(packet, name) for packet in stage.slow_packets(now))
+                family.add({**owner, "stage": name}, stage, slow)
         return family
 
     def _missing(self, totals: Iterable[tuple[Subject, Total]]) -> Metric:
