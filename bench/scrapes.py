@@ -1,9 +1,9 @@
 """The size and cost of an agent's metrics: python -m bench.scrapes.
 
 Every pod has samples in 100 buckets of each stage of rx, tx and tcp, and a verdict. Sums and
-exposition are the agent's own; nothing else of it runs. Prints, for pods with series of their own
-and without, and for each format, the series and the bytes of a scrape, and the CPU time of this
-process for one. A series is what Prometheus stores: a native histogram is one.
+exposition are the agent's own; nothing else of it runs. Prints series, bytes and CPU time of one
+scrape, for pods with and without series of their own, in two formats. Prometheus stores a native
+histogram as one series.
 """
 
 from __future__ import annotations
