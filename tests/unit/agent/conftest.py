@@ -16,6 +16,7 @@ from latencyprobe_agent.kernel.load import perf
 from latencyprobe_agent.serving.metrics import AgentMetrics
 from latencyprobe_agent.serving.service import Server, SocketAddress
 from latencyprobe_agent.targets.resolver import Resolver
+from latencyprobe_agent.totals import Totals
 from tests.unit.agent.fake_kernel import Kernel
 from tests.unit.agent.running import Running
 from tests.unit.agent.scripted import ScriptedEngine, ScriptedEvidence
@@ -42,11 +43,16 @@ def metrics() -> AgentMetrics:
 
 
 @pytest.fixture
+def totals() -> Totals:
+    return Totals()
+
+
+@pytest.fixture
 async def agent(
-    engine: ScriptedEngine, evidence: ScriptedEvidence, metrics: AgentMetrics
+    engine: ScriptedEngine, evidence: ScriptedEvidence, metrics: AgentMetrics, totals: Totals
 ) -> AsyncIterator[Agent]:
     """An agent that looks after itself."""
-    running = Agent(engine, Resolver(), NODE, metrics, evidence)
+    running = Agent(engine, Resolver(), NODE, metrics, evidence, totals=totals)
     keeper = asyncio.create_task(running.keep())
     yield running
     await running.close()

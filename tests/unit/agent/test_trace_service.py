@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 from unittest.mock import AsyncMock
 
@@ -16,6 +18,7 @@ from latencyprobe.domain.stages import Module
 from latencyprobe.protocol.packets import packet_from_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.kernel.contract import TraceSpec
+from latencyprobe_agent.totals import Totals
 from latencyprobe_agent.tracing import TraceWish
 from tests.unit.agent.running import Running, next_reading, until
 from tests.unit.agent.states import probe, state
@@ -88,6 +91,25 @@ async def test_packets_come_as_they_are_reported_and_the_last_counts_are_exact(
     assert counts.sampling_ratio == 1
     assert await stream.code() == grpc.StatusCode.OK
     assert not running.engine.tracing
+
+
+async def test_slow_packets_are_kept_beside_the_sums_for_metrics(
+    running: Running, totals: Totals
+) -> None:
+    await running.stub.Apply(state(probe("p"), probe("q")))
+    stream = await begun(trace(running, "p", {"rx.total": 1_000_000, "rx.stack": 1_000_000}))
+    slot = next(iter(running.engine.slots))
+    slow = replace(RECEIVED, slots=frozenset({slot}), ended_unix_ns=time.time_ns())
+    running.engine.tell(slow, replace(slow, slots=frozenset()))
+    await stream.read()
+
+    kept = {
+        (subject.probe, name): packets
+        for subject, total in totals.current(time.monotonic())
+        for name, stage in total.stages.items()
+        if (packets := stage.slow_packets(time.monotonic()))
+    }
+    assert kept == {("p", "rx.total"): [slow]}
 
 
 async def test_a_client_that_goes_ends_its_trace(running: Running) -> None:
