@@ -39,6 +39,7 @@ from rich.table import Table
 
 from bench.outcome import CannotMeasureError
 from bench.simulated_cluster import Counts, Scenario, node_name
+from latencyprobe.exposition.protobuf import encode
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
@@ -117,6 +118,9 @@ class Figures:
     pods_in_full: float
     all_bad_pods_in_full: int
     """The most in any interval, when every pod turns bad in one."""
+    series: int
+    scrape_kib: float
+    """One scrape of the operator's metrics, as protobuf."""
     idle_channels_mib: float = 0.0
 
 
@@ -251,6 +255,7 @@ class _Run:
         self._intervals = intervals
         self._settle = settle
         self._profile = profile
+        self._metrics = OperatorMetrics()
 
     async def figures(self, tls: ClientTlsFiles, idle_mib: float) -> Figures:
         """Run the operator, and return its cost."""
@@ -266,6 +271,7 @@ class _Run:
                 await asyncio.sleep(self._intervals * scenario.interval_s)
             cpu_ms = 1000 * (time.process_time() - cpu) / self._intervals
             after, rss_after_mib = _copy(counts), rss_mib()
+            families = list(self._metrics.registry.collect())
             return Figures(
                 cluster=self._name,
                 nodes=scenario.nodes,
@@ -289,6 +295,8 @@ class _Run:
                 },
                 all_bad_pods_in_full=await self._turn_bad(),
                 peak_rss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+                series=sum(len(family.samples) for family in families),
+                scrape_kib=len(encode(families)) / 1024,
                 idle_channels_mib=idle_mib,
             )
 
@@ -303,7 +311,7 @@ class _Run:
             cluster,
             credentials=tls.credentials,
             agents=AgentSource("", "", 0, dict.fromkeys(nodes, self._simulated.address)),
-            metrics=OperatorMetrics(),
+            metrics=self._metrics,
             collector=GarbageCollector(),
         )
         await controller.start()
@@ -491,6 +499,8 @@ def _table(figures: Figures, target: Target) -> Table:
             f"{f.all_bad_pods_in_full}",
             f"{3 * MAX_PODS * f.probes}",
         ),
+        ("series of the metrics", f"{f.series}", ""),
+        ("bytes of a scrape", f"{f.scrape_kib:.1f} KiB", ""),
         ("attached after", f"{f.attached_s:.1f} s", ""),
         ("CPU until then", f"{f.attaching_cpu_s:.1f} s", ""),
         ("loop blocked until then, CPU time", f"{f.attaching_blocked_cpu_ms:.0f} ms", ""),

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
+from latencyprobe.domain.causes import Bottleneck
+from latencyprobe.domain.stages import TARGET_STAGES
+from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.probe_figures import ObjectiveFigures, ProbeSnapshot
 from tests.unit.operator_.probe_world import World, report, running, take
@@ -12,6 +19,7 @@ from tests.unit.operator_.waiting import until
 from tools.fakes.agent import measurement
 from tools.fakes.samples import pod, probe_body, target_id
 
+DOCS = Path(__file__).parents[3] / "docs"
 OBJECTIVES = [
     {"name": "reads", "stage": "rx.total", "percentile": "p99", "max": "5ms"},
     {"name": "writes", "stage": "tx.total", "percentile": "p50", "max": "1ms"},
@@ -69,6 +77,36 @@ def test_a_probe_that_was_removed_has_no_series() -> None:
     metrics.figures.forget("uid")
     metrics.figures.forget("uid")
     assert metrics.registry.get_sample_value("latencyprobe_operator_probe_pods", OF_PROBE) is None
+
+
+def test_the_series_of_a_probe_are_bounded_as_documented() -> None:
+    metrics = OperatorMetrics()
+    before = series_of(metrics)
+    everything = ProbeSnapshot(
+        "shop",
+        "checkout",
+        pods=10_000,
+        nodes={str(state): 100 for state in NodeState},
+        percentiles_ns={stage.name: (1, 2, 3) for stage in TARGET_STAGES},
+        verdict=str(Bottleneck.PEER),
+    )
+    page = " ".join((DOCS / "metrics.md").read_text().split())
+    (most, of_objective), *others = re.findall(
+        r"A probe has at most (\d+) series here, and (\d+) more for each objective", page
+    )
+    assert not others
+
+    metrics.figures.show("uid", everything)
+    of_probe = series_of(metrics) - before
+    assert 0.9 * int(most) <= of_probe <= int(most)
+
+    objective = ObjectiveFigures("reads", "rx.total", 99, 1, 1, "met")
+    metrics.figures.show("uid", replace(everything, objectives=(objective,)))
+    assert series_of(metrics) - before - of_probe == int(of_objective)
+
+
+def series_of(metrics: OperatorMetrics) -> int:
+    return sum(len(family.samples) for family in metrics.registry.collect())
 
 
 def test_two_objectives_of_one_stage_have_series_of_their_own() -> None:
