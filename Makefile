@@ -57,8 +57,8 @@ test-chart: setup-go ## Run tests/chart: the Helm chart, without a cluster
 	$(CLUSTER_PATH) $(BIN)/python -m pytest tests/chart $(ARGS)
 
 .PHONY: test-live
-test-live: setup ## Run tests/live: real eBPF programs (needs root)
-	$(BIN)/python -m pytest tests/live $(ARGS)
+test-live: setup-go ## Run tests/live: real eBPF programs (needs root)
+	$(CLUSTER_PATH) $(BIN)/python -m pytest tests/live $(ARGS)
 
 .PHONY: test-cluster
 test-cluster: setup-cluster ## Run tests/cluster: a real Kubernetes (needs root)

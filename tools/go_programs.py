@@ -38,6 +38,9 @@ class GoModule:
     package_prefix: str = ""
     """The part of a package's path before the program's name."""
 
+    tags: str = ""
+    """Build tags, separated by commas."""
+
     @property
     def version(self) -> str:
         """The pinned version, as in v1.36.3."""
@@ -89,6 +92,8 @@ class GoModule:
         self, packages: Sequence[str], output: Path, link_flags: str, say: Say
     ) -> None:
         command = ["go", "build", "-v", "-trimpath", "-ldflags", f"-s -w {link_flags}"]
+        if self.tags:
+            command.append(f"-tags={self.tags}")
         started = time.monotonic()
         with tempfile.TemporaryFile("w+") as log:
             build = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""A real Prometheus that scrapes one address, and its answers to queries."""
+"""A real Prometheus that scrapes metrics, and its answers to queries."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import json
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,28 @@ from tests.live.targets import until
 from tests.patience import patient
 
 Labels = dict[str, str]
+Job = dict[str, object]
 SCRAPE_S = 1
+
+
+@dataclass(frozen=True)
+class Program:
+    """A Prometheus to run. `native_by_job`: native histograms are chosen there, as in 3.9."""
+
+    path: str = "prometheus"
+    native_by_job: bool = False
+
+    def features(self, *, native: bool) -> str:
+        """What it is asked for when it starts."""
+        by_flag = native and not self.native_by_job
+        return ",".join(["exemplar-storage", *(["native-histograms"] if by_flag else [])])
+
+    def job(self, job: Job, *, native: bool) -> Job:
+        """The job as this version reads it."""
+        return {**job, "scrape_native_histograms": native} if self.native_by_job else job
+
+
+DEBIANS = Program()
 
 
 @dataclass(frozen=True)
@@ -30,6 +51,15 @@ class NativeSample:
     count: float
     sum: float
     buckets: dict[float, float]
+
+
+@dataclass(frozen=True)
+class Exemplar:
+    """One sample that is shown beside a histogram. `ended_ms`: since 1970."""
+
+    labels: Labels
+    value: float
+    ended_ms: int
 
 
 class Prometheus:
@@ -67,6 +97,14 @@ class Prometheus:
             for each in self._query(query)
         ]
 
+    def exemplars(self, query: str) -> list[tuple[Labels, list[Exemplar]]]:
+        """The exemplars of all series of a query, however old."""
+        asked = urlencode({"query": query, "start": 0, "end": 4_000_000_000})
+        return [
+            (each["seriesLabels"], [_exemplar(one) for one in each["exemplars"]])
+            for each in self._get(f"query_exemplars?{asked}")
+        ]
+
     def targets(self) -> list[dict[str, Any]]:
         """The state of the scraped address."""
         return list(self._get("targets")["activeTargets"])
@@ -88,27 +126,53 @@ def _sample(found: dict[str, Any]) -> NativeSample:
     return NativeSample(float(found["count"]), float(found["sum"]), buckets)
 
 
+def _exemplar(found: dict[str, Any]) -> Exemplar:
+    return Exemplar(found["labels"], float(found["value"]), round(1000 * found["timestamp"]))
+
+
+def scrape_job(name: str, *scraped: str, **more: object) -> Job:
+    """Scrape these addresses, whose pods keep their own labels. `more`: of the configuration."""
+    return {
+        "job_name": name,
+        "honor_labels": True,
+        "static_configs": [{"targets": list(scraped)}],
+        **more,
+    }
+
+
 @contextlib.contextmanager
-def prometheus(folder: Path, scraped: str, **scrape: object) -> Iterator[Prometheus]:
+def prometheus(
+    folder: Path,
+    scraped: str,
+    *,
+    program: Program = DEBIANS,
+    native: bool = True,
+    **scrape: object,
+) -> Iterator[Prometheus]:
     """Run a Prometheus that scrapes this address. `scrape`: more of the scrape's configuration."""
+    jobs = [scrape_job("agents", scraped, **scrape)]
+    with running_prometheus(folder, jobs, program=program, native=native) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def running_prometheus(
+    folder: Path, jobs: Sequence[Job], *, program: Program = DEBIANS, native: bool = True
+) -> Iterator[Prometheus]:
+    """Run a Prometheus with these scrapes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    job = {
-        "job_name": "agents",
-        "honor_labels": True,
-        "static_configs": [{"targets": [scraped]}],
-        **scrape,
-    }
     configuration = folder / "prometheus.yml"
     settings = {"scrape_interval": f"{SCRAPE_S}s", "scrape_timeout": f"{SCRAPE_S}s"}
-    configuration.write_text(yaml.safe_dump({"global": settings, "scrape_configs": [job]}))
+    scrapes = [program.job(job, native=native) for job in jobs]
+    configuration.write_text(yaml.safe_dump({"global": settings, "scrape_configs": scrapes}))
     command = [
-        "prometheus",
+        program.path,
         f"--config.file={configuration}",
         f"--storage.tsdb.path={folder}/data",
         f"--web.listen-address={address}",
-        "--enable-feature=native-histograms",
+        f"--enable-feature={program.features(native=native)}",
         "--log.level=warn",
     ]
     log = folder / "prometheus.log"

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 import grpc
@@ -18,10 +19,13 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from latencyprobe.commands.pki import Authority, Credential
+from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.histogram import FIRST_BUCKET, bounds_of, position_of
+from latencyprobe.domain.packets import TracedPacket
 from latencyprobe.domain.stages import TARGET_STAGES
 from latencyprobe.exposition.page import metrics_page
 from latencyprobe.protocol.measurements import AGENT_NAME
+from latencyprobe.protocol.packets import packet_from_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_operator.metrics import OperatorMetrics
@@ -29,14 +33,25 @@ from latencyprobe_operator.probe_figures import ObjectiveFigures, ProbeSnapshot
 from tests.live.agents import running_agent
 from tests.live.jobs import answer_job, sandbox, start_job
 from tests.live.pods import Pod, pods_back_to_back
-from tests.live.prometheus import Labels, NativeSample, Prometheus, prometheus
+from tests.live.prometheus import (
+    DEBIANS,
+    Labels,
+    NativeSample,
+    Program,
+    Prometheus,
+    prometheus,
+)
 from tests.live.sockets import listen
 from tests.live.targets import made_cgroup, until
 from tests.patience import patient
 from tests.unit.agent.states import seconds, state
+from tools.progress import say_on_stderr
+from tools.prometheus import obtain_prometheus
 
 # The first test also starts an agent that compiles, and a Prometheus.
 pytestmark = pytest.mark.timeout(patient(480))
+# With it, the first test also compiles a Prometheus.
+THOROUGH = (pytest.mark.thorough, pytest.mark.timeout(patient(3600)))
 UID = "7d1f6c0a-93b2-4e58-a1c4-2f0e5b8d9a37"
 # The protocol admits what can be printed. An agent must not believe that it is a DNS name.
 POD = 'job-"x\\{}'
@@ -122,6 +137,7 @@ class Scene:
     reports: Reports
     metrics: str
     prometheus: Prometheus
+    stub: NodeAgentStub
     jobs: int = 0
 
     def run_job(self) -> None:
@@ -156,8 +172,16 @@ def metric(stage: str, probe_name: str = "each") -> str:
     return f'latencyprobe_stage_seconds{{probe="{probe_name}",stage="{stage}"}}'
 
 
+@pytest.fixture(scope="module", params=["debians", pytest.param("newest", marks=THOROUGH)])
+def program(request: pytest.FixtureRequest) -> Program:
+    """Debian's Prometheus; and the newest, which has native histograms without a flag."""
+    if request.param == "debians":
+        return DEBIANS
+    return Program(str(obtain_prometheus(say_on_stderr)), native_by_job=True)
+
+
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+def scene(tmp_path_factory: pytest.TempPathFactory, program: Program) -> Iterator[Scene]:
     """One for all tests: each adds its traffic."""
     folder = tmp_path_factory.mktemp("scene")
     socket, log = folder / "s" / "agent.sock", folder / "log"
@@ -173,9 +197,9 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         stub = NodeAgentStub(channel)
         desired = state(probe("each", per_pod=True), probe("all", per_pod=False))
         stub.Apply(desired, timeout=patient(240))
-        with watching(stub) as reports, prometheus(folder, address) as scraping:
+        with watching(stub) as reports, prometheus(folder, address, program=program) as scraping:
             until(lambda: is_attached(stub, desired), "the pod", seconds=patient(60))
-            yield Scene(client, server, directory, reports, address, scraping)
+            yield Scene(client, server, directory, reports, address, scraping, stub)
     assert "Traceback" not in log.read_text()
 
 
@@ -294,6 +318,68 @@ def test_the_sum_of_a_probe_is_that_of_its_pods(scene: Scene) -> None:
     assert scene.prometheus.value(f'latencyprobe_pods{{probe="all",verdict="{said}"}}') == 1
 
 
+@contextlib.contextmanager
+def tracing(scene: Scene, limits_ns: dict[str, int]) -> Iterator[list[TracedPacket]]:
+    """Trace packets of the pod's own probe; the packets, as they come."""
+    limits = [pb.StageLimit(stage=stage, min_ns=ns) for stage, ns in limits_ns.items()]
+    stream = scene.stub.Trace(pb.TraceRequest(probe_id="each", limits=limits))
+    packets: list[TracedPacket] = []
+
+    def read() -> None:
+        with contextlib.suppress(grpc.RpcError):
+            for events in stream:
+                packets.extend(map(packet_from_proto, events.packets))
+
+    next(iter(stream))  # Comes once packets are reported.
+    reading = threading.Thread(target=read)
+    reading.start()
+    try:
+        yield packets
+    finally:
+        stream.cancel()
+        reading.join()
+
+
+def test_slow_packets_of_a_trace_are_exemplars_in_each_format_that_has_them(
+    scene: Scene, program: Program, tmp_path: Path
+) -> None:
+    native = metric("rx.total")
+    classic = native.replace("seconds{", "seconds_bucket{")
+    assert scene.prometheus.exemplars('{__name__=~"latencyprobe.*"}') == []
+    with (
+        tracing(scene, {"rx.total": 0}) as packets,
+        prometheus(tmp_path, scene.metrics, program=program, native=False) as by_text,
+    ):
+        scene.run_job()
+        until(lambda: scene.prometheus.exemplars(native), "by protobuf", seconds=patient(60))
+        until(lambda: by_text.exemplars(classic), "by OpenMetrics", seconds=patient(60))
+        found = [*scene.prometheus.exemplars(native), *by_text.exemplars(classic)]
+        others = by_text.exemplars(classic.replace("rx.total", "rx.socket"))
+        until(lambda: len(packets) >= REQUESTS, "the trace's packets", seconds=patient(60))
+
+    # In the text the time is a fraction of seconds, of which Prometheus takes whole milliseconds.
+    traced = {
+        (*shown_of(packet), packet.ended_unix_ns // 10**6 - late)
+        for packet in packets
+        for late in (0, 1)
+    }
+    for labels, exemplars in found:
+        assert pod_of(labels) == ("shop", POD, "blue")
+        for each in exemplars:
+            shown = tuple(each.labels.get(name) for name in ("remote", "local", "rx_socket"))
+            assert (round(each.value * 1e9), shown, each.ended_ms) in traced
+            if "le" in labels:
+                assert each.value <= float(labels["le"])
+    # Its limit was of another stage.
+    assert others == []
+
+
+def shown_of(packet: TracedPacket) -> tuple[int, tuple[str, str, str]]:
+    """The value and the labels that an exemplar of it has."""
+    socket_time = format_ns(packet.stages_ns["rx.socket"])
+    return packet.stages_ns["rx.total"], (str(packet.remote), str(packet.local), socket_time)
+
+
 def complaints(text: bytes) -> tuple[int, bytes]:
     """The exit status and the output of promtool."""
     done = subprocess.run(
@@ -383,7 +469,7 @@ def test_prometheus_reads_a_guarded_agent_by_certificate_or_token(
     tls = {"ca_file": f"{folder}/servers.crt", "server_name": AGENT_NAME}
     if client:
         tls |= {"cert_file": f"{folder}/client.crt", "key_file": f"{folder}/client.key"}
-    scrape: dict[str, object] = {"scheme": "https", "tls_config": tls}
+    scrape: dict[str, Any] = {"scheme": "https", "tls_config": tls}
     if token:
         scrape["authorization"] = {"credentials_file": f"{folder}/token"}
     with prometheus(tmp_path, address, **scrape) as scraping:
