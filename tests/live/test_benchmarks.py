@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from bench.__main__ import BENCHMARKS
 from bench.operator_scale import MAX_PODS, SETTINGS
+from latencyprobe.domain.stages import DEFAULT_MODULES, stages_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,3 +53,31 @@ def test_a_small_cluster_reports_to_the_operator_in_full(cluster: str) -> None:
     assert figures["reports"] > 0
     assert figures["status_writes"] > 0
     assert 0 < figures["all_bad_pods_in_full"] <= 3 * MAX_PODS * figures["probes"]
+
+
+# The operator's own, of no probe.
+OWN_SERIES = 100
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(1800)
+def test_the_operators_series_at_10000_pods_are_within_the_documented_bound() -> None:
+    page = " ".join((ROOT / "docs" / "metrics.md").read_text().split())
+    (stated,) = re.findall(
+        r"(\d+) probes on 10,000 pods of 1,000 nodes have at most ([\d,]+)", page
+    )
+    probes, most = (int(number.replace(",", "")) for number in stated)
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-m", "bench.operator_scale", "many-probes", "--json"),
+            *("--interval", "5", "--intervals", "2"),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+
+    figures = json.loads(ended.stdout)
+    assert (figures["nodes"], figures["probes"], figures["pods"]) == (1000, probes, 10_000)
+    assert probes * len(stages_of(DEFAULT_MODULES)) < figures["series"] <= most + OWN_SERIES
