@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import grpc
 from cryptography import x509
@@ -13,6 +14,7 @@ from latencyprobe.protocol.measurements import AGENT_NAME
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from tests.cluster.release import AGENT_PORT
+from tests.patience import patient
 
 
 def wait_until_served(
@@ -30,12 +32,36 @@ def wait_until_served(
     wait_until("the new certificate", unmet, seconds=120, interval_s=1)
 
 
-def node_name(address: str, operator: dict[str, bytes]) -> str:
-    """What an agent says who is asked with the operator's certificate."""
+@contextlib.contextmanager
+def agent_stub(address: str, operator: dict[str, bytes]) -> Iterator[NodeAgentStub]:
+    """Connect to an agent with the operator's certificate."""
     credentials = grpc.ssl_channel_credentials(
         operator["ca.crt"], operator["tls.key"], operator["tls.crt"]
     )
     options = (("grpc.ssl_target_name_override", AGENT_NAME),)
     with grpc.secure_channel(f"{address}:{AGENT_PORT}", credentials, options) as channel:
-        info: pb.NodeInfo = NodeAgentStub(channel).GetNodeInfo(pb.GetNodeInfoRequest(), timeout=10)
+        yield NodeAgentStub(channel)
+
+
+def node_name(address: str, operator: dict[str, bytes]) -> str:
+    """What an agent says who is asked with the operator's certificate."""
+    with agent_stub(address, operator) as stub:
+        info: pb.NodeInfo = stub.GetNodeInfo(pb.GetNodeInfoRequest(), timeout=10)
     return info.node_name
+
+
+def newest_report(
+    address: str, operator: dict[str, bytes], term: int, probe_id: str
+) -> pb.ProbeReport:
+    """The agent's newest report on a probe; the operator's stream ends, and is opened again.
+
+    `term`: that of the operator, which no agent would follow after a newer one.
+    """
+    with agent_stub(address, operator) as stub:
+        opening = iter([pb.WatchReportsRequest(term=term)])
+        for report in stub.WatchReports(opening, timeout=patient(10)):
+            for each in report.probes:
+                if each.id == probe_id and each.HasField("summary"):
+                    found: pb.ProbeReport = each
+                    return found
+    raise AssertionError(f"the agent at {address} has ended its reports")

@@ -1,0 +1,244 @@
+"""A real Prometheus reads the release as its administrator lets it: what the reports have."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from devcluster.waiting import wait_until
+from latencyprobe.commands.pki import Authority
+from latencyprobe.domain.histogram import FIRST_BUCKET, position_of
+from latencyprobe.protocol.measurements import AGENT_NAME
+from tests.cluster.agents_tls import newest_report
+from tests.cluster.release import AGENT_NAMESPACE, LEASE, Release
+from tests.cluster.shop import Shop, counts
+from tests.live.prometheus import NativeSample, Prometheus, running_prometheus, scrape_job
+from tools.helm.chart import NAMESPACE
+
+REQUESTS = 400
+PROBE = "metered"
+AGENT_PORT, OPERATOR_PORT = 9346, 9347
+QUANTILES = {"p50Ns": 0.5, "p90Ns": 0.9, "p99Ns": 0.99}
+
+Buckets = dict[int, int]
+Figures = dict[tuple[str, str], Buckets]
+
+
+@dataclass
+class Scraped:
+    """A namespace that is measured, and the Prometheus that scrapes the release."""
+
+    shop: Shop
+    prometheus: Prometheus
+    jobs: dict[str, str]
+    """By the name of a node: the job that scrapes its agent."""
+
+    @property
+    def release(self) -> Release:
+        return self.shop.release
+
+    def exchange(self) -> dict[str, Any]:
+        """Have pods of each node ask those of the other; the status that has all requests."""
+        shop = self.shop
+        shop.cluster.apply(probe(shop.namespace))
+        servers = shop.add_servers()
+        everywhere = {"pods": 2, "containers": 2, "nodes": 2, "readyNodes": 2}
+        shop.wait("readiness", lambda s: s.get("targets") == everywhere, probe=PROBE)
+        first, second = shop.cluster.nodes
+        for node, other in ((first, second), (second, first)):
+            name = f"client-{node.number}"
+            shop.add_client(name, node.name, [servers[other.name]], rate=200, count=REQUESTS)
+        for node in shop.cluster.nodes:
+            shop.account(f"client-{node.number}", requests=REQUESTS)
+        sent = {f"checkout-{node.number}": REQUESTS for node in shop.cluster.nodes}
+        return shop.wait(
+            "every request in the report",
+            lambda status: counts(status, "rx.total") == counts(status, "tx.total") == sent,
+            probe=PROBE,
+        )
+
+    def series(self, selector: str = "") -> str:
+        return (
+            f'latencyprobe_stage_seconds{{namespace="{self.shop.namespace}",probe="{PROBE}"'
+            f"{selector}}}"
+        )
+
+    def reported(self) -> Figures:
+        """The buckets of all pods of each node, by node and stage, as the agents report them."""
+        release, operator = self.release, self.release.secret("operator")
+        lease = release.cluster.get("lease", LEASE, f"--namespace={NAMESPACE}")
+        term = lease["spec"]["leaseTransitions"] + 1
+        where = f"--namespace={self.shop.namespace}"
+        uid = release.cluster.get("latencyprobe", PROBE, where)["metadata"]["uid"]
+        return {
+            (node, stage.name): dict(
+                zip(stage.histogram.positions, stage.histogram.counts, strict=True)
+            )
+            for node, pod in release.agents().items()
+            for stage in newest_report(pod["status"]["podIP"], operator, term, uid).summary.stages
+            if stage.histogram.counts
+        }
+
+    def scraped(self) -> Figures:
+        """The same, as Prometheus has them: the only pod of each node."""
+        found = self.prometheus.histograms(self.series())
+        return {
+            (labels["node"], labels["stage"]): positions(sample)
+            for labels, sample in found
+            if sample.count
+        }
+
+
+def positions(sample: NativeSample) -> Buckets:
+    """The counts by position: a native bucket is one of ours under another number."""
+    return {
+        round(8 * math.log2(upper)) - FIRST_BUCKET + 1: round(count)
+        for upper, count in sample.buckets.items()
+    }
+
+
+def probe(namespace: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "latencyprobe.io/v1alpha1",
+        "kind": "LatencyProbe",
+        "metadata": {"name": PROBE, "namespace": namespace},
+        "spec": {
+            "selector": {"matchLabels": {"app": "checkout"}},
+            "interval": "1s",
+            # Nothing leaves it during the test, so that it has what the metrics sum up.
+            "window": "1h",
+            "overhead": {"maxCPUPercent": 0},
+            "metrics": {"perPod": True},
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def scraped(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
+    """The agents want a certificate or a token; one is asked with each, as the docs say."""
+    release, cluster = shop.release, shop.cluster
+    folder = tmp_path_factory.mktemp("scraped")
+    credentials = folder / "credentials"
+    credentials.mkdir()
+    make_credentials(credentials)
+    for name, key, path in (
+        ("metrics-clients", "ca.crt", credentials / "clients.crt"),
+        ("metrics-token", "token", credentials / "token"),
+    ):
+        cluster.kubectl(
+            *("create", "secret", "generic", name, f"--namespace={AGENT_NAMESPACE}"),
+            f"--from-file={key}={path}",
+        )
+    release.upgrade(
+        *(
+            "agent.metrics.clientCASecret=metrics-clients",
+            "agent.metrics.tokenSecret=metrics-token",
+        ),
+        "agent.updateStrategy.rollingUpdate.maxUnavailable=100%",
+    )
+    (credentials / "agents.crt").write_bytes(release.secret("operator")["ca.crt"])
+    namespace = f"metered-{uuid4().hex[:8]}"
+    cluster.create_namespace(namespace)
+    agents = {node: pod["status"]["podIP"] for node, pod in release.agents().items()}
+    jobs, names = scrape_jobs(release, agents, credentials)
+    with running_prometheus(folder, jobs) as prometheus:
+        yield Scraped(Shop(release, namespace), prometheus, names)
+    cluster.kubectl("delete", "latencyprobe", "--all", f"--namespace={namespace}", "--timeout=60s")
+    cluster.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+def make_credentials(folder: Path) -> None:
+    """A certificate and a token, and the authority that the agents are to believe."""
+    clients = Authority("clients")
+    own = clients.issue("prometheus", server=False, client=True, days=1)
+    (folder / "clients.crt").write_bytes(clients.credential.certificate_pem)
+    (folder / "client.crt").write_bytes(own.certificate_pem)
+    (folder / "client.key").write_bytes(own.key_pem)
+    (folder / "token").write_text(uuid4().hex)
+
+
+def scrape_jobs(
+    release: Release, agents: dict[str, str], folder: Path
+) -> tuple[list[dict[str, object]], dict[str, str]]:
+    """The jobs: one agent by certificate, one by token, both without either, and the operators."""
+    trusted = {"ca_file": f"{folder}/agents.crt", "server_name": AGENT_NAME}
+    own = {"cert_file": f"{folder}/client.crt", "key_file": f"{folder}/client.key"}
+    token = {"credentials_file": f"{folder}/token"}
+    first, second = (f"{address}:{AGENT_PORT}" for address in agents.values())
+    operators = (pod["status"]["podIP"] for pod in release.operators().values())
+    jobs = [
+        scrape_job("certificate", first, scheme="https", tls_config={**trusted, **own}),
+        scrape_job("token", second, scheme="https", tls_config=trusted, authorization=token),
+        scrape_job("stranger", first, second, scheme="https", tls_config=trusted),
+        scrape_job("operator", *(f"{address}:{OPERATOR_PORT}" for address in operators)),
+    ]
+    return jobs, dict(zip(agents, ("certificate", "token"), strict=True))
+
+
+def test_prometheus_has_what_agents_and_operator_report(scraped: Scraped) -> None:
+    status = scraped.exchange()
+
+    def unmet() -> str | None:
+        """What ends after the last reply is in the next reports."""
+        reported, found = scraped.reported(), scraped.scraped()
+        if found and found == reported:
+            return None
+        differing = [k for k in reported.keys() | found.keys() if reported.get(k) != found.get(k)]
+        return f"{sorted(differing)} differ: {json.dumps(scraped.prometheus.targets())}"
+
+    wait_until("equal buckets of all stages of both nodes", unmet, seconds=120, interval_s=2)
+    found = scraped.prometheus.histograms(scraped.series())
+    jobs = {labels["node"]: labels["job"] for labels, _ in found}
+    assert jobs == scraped.jobs
+    pods = {labels["pod"]: labels["node"] for labels, _ in found}
+    assert pods == {pod["name"]: pod["node"] for pod in status["pods"]}
+    totals = [sample for labels, sample in found if labels["stage"] == "rx.total"]
+    assert [sample.count for sample in totals] == [REQUESTS, REQUESTS]
+
+
+def test_quantiles_are_within_a_bucket_of_the_status(scraped: Scraped) -> None:
+    status = scraped.shop.status(PROBE)
+
+    compared = 0
+    for pod in status["pods"]:
+        for stage in pod["stages"]:
+            series = scraped.series(f',pod="{pod["name"]}",stage="{stage["name"]}"')
+            for name, quantile in QUANTILES.items():
+                theirs = scraped.prometheus.value(f"histogram_quantile({quantile}, {series})")
+                if not stage["count"]:
+                    continue
+                assert theirs is not None, (pod["name"], stage)
+                distance = position_of(round(theirs * 1e9)) - position_of(stage[name])
+                assert abs(distance) <= 1, (pod["name"], stage, theirs)
+                compared += 1
+    assert compared >= 2 * len(QUANTILES) * len(("rx.total", "tx.total", "rx.socket"))
+
+
+def test_the_operators_figures_are_those_of_the_status_and_of_all_nodes(scraped: Scraped) -> None:
+    summary = scraped.shop.status(PROBE)["summary"]
+    stage = 'stage="rx.total"'
+    labels = f'namespace="{scraped.shop.namespace}",probe="{PROBE}",{stage}'
+
+    for percentile, quantile in (("p50", 0.5), ("p99", 0.99)):
+        gauge = f'latencyprobe_operator_probe_stage_seconds{{{labels},percentile="{percentile}"}}'
+        shown = scraped.prometheus.value(gauge)
+        assert shown == pytest.approx(summary[f"{percentile}Ns"] / 1e9)
+        together = f"sum({scraped.series(f',{stage}')})"
+        theirs = scraped.prometheus.value(f"histogram_quantile({quantile}, {together})")
+        assert theirs is not None
+        assert shown is not None
+        assert abs(position_of(round(theirs * 1e9)) - position_of(round(shown * 1e9))) <= 1
+
+
+def test_a_scrape_without_certificate_and_token_is_refused(scraped: Scraped) -> None:
+    found = [each for each in scraped.prometheus.targets() if each["labels"]["job"] == "stranger"]
+
+    assert len(found) == 2
+    assert {each["lastError"] for each in found} == {"server returned HTTP status 403 Forbidden"}
