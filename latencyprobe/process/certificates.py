@@ -1,4 +1,4 @@
-"""The end of a certificate in a PEM file, without a library of certificates: images have none."""
+"""The validity of a certificate in a PEM file, without a library of certificates: images have none."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import datetime
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 _BEGIN = "-----BEGIN CERTIFICATE-----"
 _EXPLICIT_0 = 0xA0
@@ -13,17 +14,24 @@ _UTC_TIME = 0x17
 _LONG = 0x80
 
 
-def earliest_end(path: Path) -> float | None:
-    """Return when a certificate in a file ends, in seconds since 1970; of several, the earliest.
+class Validity(NamedTuple):
+    """The time in which a certificate is valid, in seconds since 1970."""
+
+    end: float
+    begin: float
+
+
+def first_to_end(path: Path) -> Validity | None:
+    """Return the validity of a certificate in a file; of several, of the one that ends first.
 
     None: there is no file, or no certificate in it.
     """
     try:
         text = path.read_text()
-        ends = [_end_of(ssl.PEM_cert_to_DER_cert(pem)) for pem in _certificates(text)]
+        found = [_validity_of(ssl.PEM_cert_to_DER_cert(pem)) for pem in _certificates(text)]
     except (OSError, ValueError, IndexError):
         return None
-    return min(ends, default=None)
+    return min(found, default=None)
 
 
 def _certificates(text: str) -> Iterator[str]:
@@ -33,18 +41,22 @@ def _certificates(text: str) -> Iterator[str]:
             yield f"{_BEGIN}{body}{end}\n"
 
 
-def _end_of(der: bytes) -> float:
-    """Return the end of the validity (RFC 5280, section 4.1)."""
+def _validity_of(der: bytes) -> Validity:
+    """Return the validity (RFC 5280, section 4.1)."""
     (_, certificate), *_ = _elements(der)
     (_, unsigned), *_ = _elements(certificate)
     fields = [each for each in _elements(unsigned) if each[0] != _EXPLICIT_0]
     # serial number, signature, issuer, validity
-    _, (tag, not_after) = _elements(fields[3][1])
-    text = not_after.decode("ascii")
+    begin, end = (_time(tag, content) for tag, content in _elements(fields[3][1]))
+    return Validity(end, begin)
+
+
+def _time(tag: int, content: bytes) -> float:
+    text = content.decode("ascii")
     if tag == _UTC_TIME:
         text = ("19" if int(text[:2]) >= 50 else "20") + text
-    end = datetime.datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=datetime.UTC)
-    return end.timestamp()
+    time = datetime.datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=datetime.UTC)
+    return time.timestamp()
 
 
 def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:

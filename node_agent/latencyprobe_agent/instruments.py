@@ -19,6 +19,9 @@ class Instruments(Protocol):
     def show_targets(self, counts: Mapping[TargetState, int]) -> None:
         """Report the number of targets by state."""
 
+    def show_budget(self, cpu_percent: float) -> None:
+        """Report the budget of the programs in percent of one core; 0 for none."""
+
     def show_missed_pods(self, number: int) -> None:
         """Report the number of pods since the start that ended before they could be measured."""
 

@@ -96,7 +96,9 @@ class Readings:
         if self._slow_packets is not None:
             self._slow_packets.own(owners, self.now().unix_ns)
         modules = frozenset().union(*(probe.modules for probe in desired.probes))
-        self._governor.keep_to(budget_in_force(desired.probes, self._ceilings), modules)
+        budget = budget_in_force(desired.probes, self._ceilings)
+        self._governor.keep_to(budget, modules)
+        self._instruments.show_budget(budget.cpu_percent)
 
     def suspend(self) -> None:
         """Keep the windows while the next state is in force: the lease has ended."""

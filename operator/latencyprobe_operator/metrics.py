@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from latencyprobe.exposition.certificates import CertificateEnds
+from latencyprobe.exposition.certificates import CertificateTimes
 from latencyprobe_operator.probe_figures import ShownProbes
 
 
@@ -75,6 +75,5 @@ class OperatorMetrics:
                 gauge.labels(label).set(count)
 
     def show_certificates(self, files: Mapping[str, Path]) -> None:
-        """Show the ends of the certificates in these files, by a name of each."""
-        name = "latencyprobe_operator_certificate_end_timestamp_seconds"
-        self.registry.register(CertificateEnds(name, files))
+        """Show the begins and ends of the certificates in these files, by a name of each."""
+        self.registry.register(CertificateTimes("latencyprobe_operator", files))

@@ -1,4 +1,4 @@
-"""The end of a certificate, read from its file without a library of certificates."""
+"""The validity of a certificate, read from its file without a library of certificates."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from latencyprobe.exposition.certificates import CertificateEnds
-from latencyprobe.process.certificates import earliest_end
+from latencyprobe.exposition.certificates import CertificateTimes
+from latencyprobe.process.certificates import Validity, first_to_end
 
 KEYS = (
     ec.generate_private_key(ec.SECP256R1()),
@@ -46,21 +46,21 @@ def certificate(end: datetime.datetime, key: ec.EllipticCurvePrivateKey | rsa.RS
     st.integers(0, 7_258_118_400),
     st.sampled_from(KEYS),
 )
-def test_the_end_is_that_of_the_certificate(
+def test_the_validity_is_that_of_the_certificate(
     tmp_path_factory: pytest.TempPathFactory,
     end: int,
     key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey,
 ) -> None:
     path = tmp_path_factory.mktemp("certificate") / "tls.crt"
     path.write_text(certificate(datetime.datetime.fromtimestamp(end, datetime.UTC), key))
-    assert earliest_end(path) == end
+    assert first_to_end(path) == Validity(end, BEGIN.timestamp())
 
 
 def test_of_several_certificates_the_earliest_end_counts(tmp_path: Path) -> None:
     path = tmp_path / "ca.crt"
     ends = [datetime.datetime(year, 1, 1, tzinfo=datetime.UTC) for year in (2040, 2030, 2060)]
     path.write_text("a comment\n" + "".join(certificate(end, KEYS[0]) for end in ends))
-    assert earliest_end(path) == ends[1].timestamp()
+    assert first_to_end(path) == Validity(ends[1].timestamp(), BEGIN.timestamp())
 
 
 @pytest.mark.parametrize(
@@ -76,14 +76,19 @@ def test_of_several_certificates_the_earliest_end_counts(tmp_path: Path) -> None
 def test_a_file_without_a_certificate_has_no_end(tmp_path: Path, text: str) -> None:
     path = tmp_path / "tls.crt"
     path.write_text(text)
-    assert earliest_end(path) is None
+    assert first_to_end(path) is None
 
 
 def test_a_missing_file_has_no_series(tmp_path: Path) -> None:
     registry, path = CollectorRegistry(), tmp_path / "tls.crt"
-    registry.register(CertificateEnds("ends", {"own": path}))
-    assert registry.get_sample_value("ends", {"certificate": "own"}) is None
+    registry.register(CertificateTimes("agent", {"own": path}))
+
+    def value(time: str) -> float | None:
+        name = f"agent_certificate_{time}_timestamp_seconds"
+        return registry.get_sample_value(name, {"certificate": "own"})
+
+    assert (value("begin"), value("end")) == (None, None)
 
     end = datetime.datetime(2040, 1, 1, tzinfo=datetime.UTC)
     path.write_text(certificate(end, KEYS[0]))
-    assert registry.get_sample_value("ends", {"certificate": "own"}) == end.timestamp()
+    assert (value("begin"), value("end")) == (BEGIN.timestamp(), end.timestamp())

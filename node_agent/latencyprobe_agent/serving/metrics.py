@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.targets import TargetState
-from latencyprobe.exposition.certificates import CertificateEnds
+from latencyprobe.exposition.certificates import CertificateTimes
 from latencyprobe.exposition.page import metrics_page
 from latencyprobe.process.http_server import Page, health_page
 from latencyprobe_agent.serving.tls_proxy import TlsRefusal
@@ -41,6 +41,11 @@ class AgentMetrics:
         self._program_cpu = Gauge(
             "latencyprobe_program_cpu_ratio",
             "Cost of the eBPF programs (run time and calls) in cores; 0 while there is no figure.",
+            registry=self.registry,
+        )
+        self._budget = Gauge(
+            "latencyprobe_program_cpu_limit_ratio",
+            "Budget of these programs in cores, of the probes and the administrator; 0: no limit.",
             registry=self.registry,
         )
         self._missed_runs = Counter(
@@ -91,6 +96,10 @@ class AgentMetrics:
         for state in TargetState:
             self._targets.labels(state.lower()).set(counts.get(state, 0))
 
+    def show_budget(self, cpu_percent: float) -> None:
+        """Show the budget of the programs in percent of one core; 0 for none."""
+        self._budget.set(cpu_percent / 100)
+
     def show_missed_pods(self, number: int) -> None:
         """Show the number of pods since the start that ended before they could be measured."""
         self._missed_pods.inc(number - self._known_missed_pods)
@@ -101,9 +110,8 @@ class AgentMetrics:
         self._refused.labels(reason).inc()
 
     def show_certificates(self, files: Mapping[str, Path]) -> None:
-        """Show the ends of the certificates in these files, by a name of each."""
-        name = "latencyprobe_certificate_end_timestamp_seconds"
-        self.registry.register(CertificateEnds(name, files))
+        """Show the begins and ends of the certificates in these files, by a name of each."""
+        self.registry.register(CertificateTimes("latencyprobe", files))
 
     @contextmanager
     def time_apply(self) -> Iterator[None]:

@@ -705,6 +705,20 @@ async def test_a_stream_is_ended_also_while_its_first_report_is_being_sent(
     await asyncio.gather(*closing)
 
 
+async def test_the_budget_in_force_is_a_metric(running: Running) -> None:
+    def limit() -> float | None:
+        name = "latencyprobe_program_cpu_limit_ratio"
+        return running.metrics.registry.get_sample_value(name)
+
+    assert limit() == 0
+    desired = state(probe())
+    desired.probes[0].max_cpu_percent = 2
+    await running.stub.Apply(desired)
+    assert limit() == 0.02
+    await running.stub.Apply(state(generation=2))
+    assert limit() == 0
+
+
 async def test_programs_over_their_budget_measure_fewer_packets(running: Running) -> None:
     desired = state(probe())
     desired.probes[0].max_cpu_percent = 1
