@@ -1,4 +1,4 @@
-"""The validity of a certificate in a PEM file, without a library of certificates: images have none."""
+"""The validity of a certificate in a PEM file, without a library for that: images have none."""
 
 from __future__ import annotations
 

@@ -11,19 +11,16 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from latencyprobe.commands.pki import Authority
 from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.stages import COUNTERS, STAGES
 from latencyprobe.domain.targets import TargetState
 from latencyprobe.exposition.page import ClassicView
-from latencyprobe_agent.serving.metrics import AgentMetrics
 from latencyprobe_agent.serving.tls_proxy import TlsRefusal
 from latencyprobe_operator.api.conditions import REASONS, ConditionType
 from latencyprobe_operator.api.events import EventReason
 from latencyprobe_operator.api.status_fields import NodeState, Phase
-from latencyprobe_operator.metrics import OperatorMetrics
-from latencyprobe_operator.probe_figures import ObjectiveFigures, ProbeSnapshot
 from tests.unit.agent.sample_figures import sample_figures
+from tests.unit.exported import agent_metrics, operator_metrics
 from tests.unit.plain_english import replaced_words
 
 ROOT = Path(__file__).parents[2]
@@ -194,30 +191,12 @@ def test_every_field_of_a_status_is_named() -> None:
 # ------------------------------------------------------------------------------ metrics
 
 
-def one_certificate(folder: Path) -> dict[str, Path]:
-    """A file with a certificate, by a name."""
-    path = folder / "tls.crt"
-    path.write_bytes(Authority().credential.certificate_pem)
-    return {"own": path}
-
-
 def test_every_metric_of_the_operator_is_documented_as_it_is(tmp_path: Path) -> None:
-    metrics = OperatorMetrics()
-    metrics.set_gauges({"Running": 1}, {"Ready": 1})
-    metrics.show_certificates(one_certificate(tmp_path))
-    objective = ObjectiveFigures("reads", "rx.total", 99, 1, 1, "met")
-    snapshot = ProbeSnapshot(
-        "shop", "checkout", 1, {"Ready": 1}, {"rx.total": (1, 2, 3)}, (objective,), "Peer"
-    )
-    metrics.figures.show("uid", snapshot)
-
-    assert documented_metrics("## Operator") == metrics_of(metrics.registry)
+    assert documented_metrics("## Operator") == metrics_of(operator_metrics(tmp_path).registry)
 
 
 def test_every_metric_of_the_agent_is_documented_as_it_is(tmp_path: Path) -> None:
-    metrics = AgentMetrics()
-    metrics.show_certificates(one_certificate(tmp_path))
-    assert documented_metrics("## Agent") == metrics_of(metrics.registry)
+    assert documented_metrics("## Agent") == metrics_of(agent_metrics(tmp_path).registry)
 
 
 def test_every_metric_of_pods_and_probes_is_documented_as_it_is() -> None:
