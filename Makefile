@@ -95,6 +95,10 @@ sign: setup ## Sign the images in dist/ with cosign: KEY=file BUILDER=uri
 manifests: setup-go ## Render manifests/ and the chart's README from charts/latencyprobe
 	@$(CLUSTER_PATH) $(BIN)/python -m tools.manifests
 
+.PHONY: dashboards
+dashboards: setup ## Write the Grafana boards of the chart from tools/dashboards
+	@$(BIN)/python -m tools.dashboards
+
 ##@ Cluster
 
 .PHONY: cluster

@@ -143,9 +143,7 @@ def test_values_change_the_rules(helm: Helm) -> None:
 @pytest.mark.parametrize(
     "setting", ["disabled={Nothing}", "for.Nothing=1h", "for.LatencyProbeNoLeader=soon"]
 )
-def test_an_unknown_alert_and_an_invalid_time_are_refused(
-    helm: Helm, setting: str
-) -> None:
+def test_an_unknown_alert_and_an_invalid_time_are_refused(helm: Helm, setting: str) -> None:
     with pytest.raises(HelmError, match=f"prometheusRules/{setting.partition('.')[0][:3]}"):
         rendered(helm, f"prometheusRules.{setting}")
 

@@ -1,0 +1,1 @@
+"""The Grafana boards of the chart, as code: `make dashboards` writes their JSON."""
