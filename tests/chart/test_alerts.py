@@ -155,11 +155,16 @@ def test_there_are_no_rules_unless_they_are_wanted(helm: Helm) -> None:
 def test_the_figures_of_an_agent_have_the_name_of_its_node(helm: Helm) -> None:
     """Alerts and dashboards name nodes; an agent's figures on itself have no such label."""
     manifests = helm.manifests(
-        "podMonitor.enabled=true", "networkPolicy.metricsFrom[0].namespaceSelector.a=b"
+        "podMonitor.enabled=true",
+        "networkPolicy.metricsFrom[0].namespaceSelector.a=b",
+        "podMonitor.agentEndpoint.scrapeTimeout=5s",
+        "podMonitor.agentEndpoint.relabelings[0].targetLabel=cluster",
+        "podMonitor.agentEndpoint.relabelings[0].replacement=blue",
     )
     (endpoint,) = manifests.one("PodMonitor", "latencyprobe-agent")["spec"]["podMetricsEndpoints"]
 
-    assert {
-        "sourceLabels": ["__meta_kubernetes_pod_node_name"],
-        "targetLabel": "node",
-    } in endpoint["relabelings"]
+    assert endpoint["relabelings"] == [
+        {"sourceLabels": ["__meta_kubernetes_pod_node_name"], "targetLabel": "node"},
+        {"targetLabel": "cluster", "replacement": "blue"},
+    ]
+    assert endpoint["scrapeTimeout"] == "5s"
