@@ -234,7 +234,8 @@ class _Ledger:
         messages = max(self._number("app.response"), self._number("peer.response"))
         figure = f"in {count:,} round trips the peer used up the receive window of this side"
         figures = (figure,) if count else ()
-        return Wait(Bottleneck.RECEIVE_WINDOW, ns, adds_up(ns, count, messages), None, figures)
+        is_noteworthy = self.attention.bounds("peer.response").add_up(ns, count, messages)
+        return Wait(Bottleneck.RECEIVE_WINDOW, ns, is_noteworthy, None, figures)
 
     def _to_be_accepted(self) -> Iterator[Wait]:
         overflows = self._losses.accept_queue_overflows

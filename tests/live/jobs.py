@@ -22,6 +22,14 @@ with socket.create_connection((sys.argv[1], 7000)) as asking:
         while left:
             left -= len(asking.recv(left))
 """
+# Another's: datagrams to a port, of which the kernel may refuse to send any.
+DATAGRAMS = """
+import contextlib, socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sending:
+    for _ in range(int(sys.argv[2])):
+        with contextlib.suppress(PermissionError):
+            sending.sendto(b"d", (sys.argv[1], 7000))
+"""
 
 
 @contextlib.contextmanager
@@ -37,10 +45,24 @@ def sandbox(pod: Pod, directory: Path) -> Iterator[Path]:
 def start_job(
     namespace: Namespace, directory: Path, address: str, requests: int
 ) -> subprocess.Popen[bytes]:
+    """Start a container that asks a server so often, and ends."""
+    return _start(JOB, namespace, directory, address, requests)
+
+
+def start_datagrams(
+    namespace: Namespace, directory: Path, address: str, count: int
+) -> subprocess.Popen[bytes]:
+    """Start a container that sends so many datagrams to port 7000, and ends."""
+    return _start(DATAGRAMS, namespace, directory, address, count)
+
+
+def _start(
+    code: str, namespace: Namespace, directory: Path, address: str, number: int
+) -> subprocess.Popen[bytes]:
     """Join the cgroup and the namespace as a runtime does, then run the program."""
     directory.mkdir(exist_ok=True)
     join = f"echo $$ > {directory}/cgroup.procs && exec ip netns exec {namespace.name}"
-    program = [sys.executable, "-ISc", JOB, address, str(requests)]
+    program = [sys.executable, "-ISc", code, address, str(number)]
     return subprocess.Popen(["sh", "-c", f'{join} "$@"', "sh", *program])
 
 

@@ -86,6 +86,13 @@ class Prometheus:
         """All values, with their labels."""
         return [(each["metric"], float(each["value"][1])) for each in self._query(query)]
 
+    def figures(self, query: str) -> list[tuple[Labels, float]]:
+        """All values, with their labels; of native histograms the number of samples."""
+        return [
+            (each["metric"], float(each["value"][1] if "value" in each else _count(each)))
+            for each in self._query(query)
+        ]
+
     def histograms(self, query: str) -> list[tuple[Labels, NativeSample]]:
         """The native histograms of now."""
         return [(each["metric"], _sample(each["histogram"][1])) for each in self._query(query)]
@@ -119,6 +126,10 @@ class Prometheus:
     def _get(self, path: str) -> Any:
         with urlopen(f"http://{self._address}/api/v1/{path}", timeout=patient(10)) as answer:
             return json.load(answer)["data"]
+
+
+def _count(found: dict[str, Any]) -> str:
+    return str(found["histogram"][1]["count"])
 
 
 def _sample(found: dict[str, Any]) -> NativeSample:

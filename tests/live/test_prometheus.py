@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import queue
+import re
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -31,7 +32,9 @@ from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.probe_figures import ObjectiveFigures, ProbeSnapshot
 from tests.live.agents import running_agent
-from tests.live.jobs import answer_job, sandbox, start_job
+from tests.live.jobs import answer_job, sandbox, start_datagrams, start_job
+from tests.live.netfilter import DROP_OUTGOING, load_rules
+from tests.live.operator_page import operator_page
 from tests.live.pods import Pod, pods_back_to_back
 from tests.live.prometheus import (
     DEBIANS,
@@ -45,6 +48,8 @@ from tests.live.sockets import listen
 from tests.live.targets import made_cgroup, until
 from tests.patience import patient
 from tests.unit.agent.states import seconds, state
+from tests.unit.boards import ALL, PanelQuery, queries
+from tests.unit.exported import operator_metrics
 from tools.progress import say_on_stderr
 from tools.prometheus import obtain_prometheus
 
@@ -73,6 +78,8 @@ def probe(name: str, *, per_pod: bool) -> pb.Probe:
         pods_in_full=pb.PodChoice(most=5),
         pods=[pb.Pod(uid=UID, name=POD, containers=["main"])],
         metrics_per_pod=per_pod,
+        # Ten cores: it is never reached.
+        max_cpu_percent=1000,
     )
 
 
@@ -136,6 +143,7 @@ class Scene:
     cgroup: Path
     reports: Reports
     metrics: str
+    operator: OperatorMetrics
     prometheus: Prometheus
     stub: NodeAgentStub
     jobs: int = 0
@@ -186,20 +194,30 @@ def scene(tmp_path_factory: pytest.TempPathFactory, program: Program) -> Iterato
     folder = tmp_path_factory.mktemp("scene")
     socket, log = folder / "s" / "agent.sock", folder / "log"
     options = ("--socket", str(socket), "--metrics-address", "127.0.0.1:0", "--node-name", "blue")
+    operator = operator_metrics(folder)
     with (
         pods_back_to_back() as (client, server),
         running_agent(*options, log=log),
         grpc.insecure_channel(f"unix:{socket}") as channel,
         made_cgroup(f"kubepods/pod{UID}") as directory,
         sandbox(client, directory),
+        operator_page(operator) as operator_address,
     ):
         address = log.read_text().split("metrics on ")[1].split()[0]
+        # The chart's PodMonitor adds the label, too.
+        scrapes = [
+            {"targets": [address], "labels": {"node": "blue"}},
+            {"targets": [operator_address]},
+        ]
         stub = NodeAgentStub(channel)
         desired = state(probe("each", per_pod=True), probe("all", per_pod=False))
         stub.Apply(desired, timeout=patient(240))
-        with watching(stub) as reports, prometheus(folder, address, program=program) as scraping:
+        with (
+            watching(stub) as reports,
+            prometheus(folder, address, program=program, static_configs=scrapes) as scraping,
+        ):
             until(lambda: is_attached(stub, desired), "the pod", seconds=patient(60))
-            yield Scene(client, server, directory, reports, address, scraping, stub)
+            yield Scene(client, server, directory, reports, address, operator, scraping, stub)
     assert "Traceback" not in log.read_text()
 
 
@@ -378,6 +396,101 @@ def shown_of(packet: TracedPacket) -> tuple[int, tuple[str, str, str]]:
     """The value and the labels that an exemplar of it has."""
     socket_time = format_ns(packet.stages_ns["rx.socket"])
     return packet.stages_ns["rx.total"], (str(packet.remote), str(packet.local), socket_time)
+
+
+# ----------------------------------------------------------------- the boards of Grafana
+
+# Of the boards' variables, and of Grafana's own. The ranges hold all of the test's traffic.
+CHOSEN = {
+    "namespace": "shop",
+    "probe": "each",
+    "node": "blue",
+    "pod": ALL,
+    "stage": "rx.total",
+    "__rate_interval": "10m",
+    "__range": "10m",
+}
+
+
+def show_status(scene: Scene) -> None:
+    """Show the newest report as the operator does: with an objective that it misses."""
+    (pod,) = scene.reports.newest["each"].pods
+    percentiles = {stage.name: (stage.p50_ns, stage.p90_ns, stage.p99_ns) for stage in pod.stages}
+    p99_ns = percentiles["rx.total"][-1]
+    objective = ObjectiveFigures("reads", "rx.total", 99, p99_ns // 2, p99_ns, "missed")
+    snapshot = ProbeSnapshot(
+        "shop", "each", 1, {"Ready": 1}, percentiles, (objective,), pod.verdict.bottleneck
+    )
+    scene.operator.figures.show("uid", snapshot)
+    scene.operator.reports.inc()
+
+
+def lose_datagrams(scene: Scene) -> None:
+    """A container of the pod, some of whose datagrams its own netfilter drops."""
+    directory = scene.cgroup / "sender"
+    sender = start_datagrams(scene.pod.namespace, directory, scene.server.address, 10)
+    assert sender.wait(patient(60)) == 0
+
+
+@contextlib.contextmanager
+def unanswered_request(scene: Scene) -> Iterator[None]:
+    """A container of the pod that waits for an answer; it gets all of them at the end."""
+    scene.jobs += 1
+    with listen(scene.server.namespace, scene.server.address) as listener:
+        directory = scene.cgroup / f"main-{scene.jobs}"
+        job = start_job(scene.pod.namespace, directory, scene.server.address, REQUESTS)
+        yield
+        answer_job(listener, REQUESTS)
+        assert job.wait(patient(60)) == 0
+
+
+def shown(scene: Scene, query: PanelQuery) -> float | None:
+    """The largest figure of a query; None if it has none that is a number."""
+    found = [value for _, value in scene.prometheus.figures(query.filled(CHOSEN))]
+    return max((value for value in found if not math.isnan(value)), default=None)
+
+
+def test_each_panel_of_the_boards_shows_live_figures(scene: Scene) -> None:
+    load_rules(scene.pod, DROP_OUTGOING)
+    # Twice, since a rate takes two scrapes with different counts.
+    for _ in range(2):
+        lose_datagrams(scene)
+        scene.run_job()
+        scene.until_scraped()
+        show_status(scene)
+
+    with unanswered_request(scene):
+        wanted = list(queries())
+        figures: dict[PanelQuery, float | None] = {}
+
+        def all_shown() -> bool:
+            for query in wanted:
+                if figures.get(query) is None:
+                    figures[query] = shown(scene, query)
+            return None not in figures.values()
+
+        with contextlib.suppress(AssertionError):
+            until(all_shown, "figures in all panels", seconds=patient(60))
+    for query, figure in figures.items():
+        print(f"{query.board}: {query.panel} ({query.letter}): {figure}")
+    assert [query for query, figure in figures.items() if figure is None] == []
+
+
+@pytest.mark.parametrize(("panel", "total"), [("Received", "rx.total"), ("Sent", "tx.total")])
+def test_the_areas_of_the_budget_add_up_to_the_mean_of_a_packet(
+    scene: Scene, panel: str, total: str
+) -> None:
+    scene.run_job()
+    scene.until_scraped()
+    until_equal(scene)
+    (query,) = (each for each in queries() if each.panel == f"{panel}: mean time by stage")
+
+    # Since the start: a stage that was scraped first with its second sample has another rate.
+    areas = re.sub(r"rate\((.+?)\[10m\]\)", r"\1", query.filled(CHOSEN))
+    packets = f"sum({metric(total)})"
+    mean = f"(histogram_sum({packets}) / histogram_count({packets}))"
+    assert "rate" not in areas
+    assert scene.prometheus.value(f"sum({areas}) / {mean}") == pytest.approx(1, rel=1e-9)
 
 
 def complaints(text: bytes) -> tuple[int, bytes]:

@@ -38,7 +38,10 @@ def _overhead(board: Board) -> None:
             "In cores, with the budget of the node. Measured during one second of ten. 0 means that"
             " there is no figure: it takes CAP_SYS_ADMIN.",
             Query(_by_node("max", "latencyprobe_program_cpu_ratio"), "{{node}}"),
-            Query(_by_node("max", "latencyprobe_program_cpu_limit_ratio"), "{{node}} budget"),
+            # 0: no limit.
+            Query(
+                _by_node("max", "latencyprobe_program_cpu_limit_ratio") + " > 0", "{{node}} budget"
+            ),
             unit="percentunit",
         ),
         graph(
