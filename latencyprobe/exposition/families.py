@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import Protocol
 
 from prometheus_client import samples
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
 
 from latencyprobe.domain.histogram import (
     BUCKETS_PER_OCTAVE,
@@ -127,11 +127,12 @@ def native_buckets(buckets: Mapping[int, int]) -> NativeBuckets:
 
 @dataclass(frozen=True, slots=True)
 class StageHistogram:
-    """One histogram of a family. `exemplars`: oldest first."""
+    """One histogram of a family. `exemplars`: oldest first. `began_s`: see StageHistograms.add()."""
 
     labels: Labels
     durations: Durations
-    exemplars: Sequence[Exemplar]
+    exemplars: Sequence[Exemplar] = ()
+    began_s: float | None = None
 
     def classic_buckets(self) -> Iterator[tuple[str, int, Exemplar | None]]:
         """Yield the upper bound of each classic bucket, its count, and its newest exemplar."""
@@ -149,14 +150,24 @@ class StageHistograms(Metric):
         super().__init__(name, documentation, "histogram")
         self.histograms: list[StageHistogram] = []
 
-    def add(self, labels: Labels, durations: Durations, exemplars: Iterable[Exemplar] = ()) -> None:
-        """Add a histogram, with samples of it that are shown one by one."""
+    def add(
+        self,
+        labels: Labels,
+        durations: Durations,
+        exemplars: Iterable[Exemplar] = (),
+        *,
+        began_s: float | None = None,
+    ) -> None:
+        """Add a histogram, with samples of it that are shown one by one.
+
+        `began_s`: the time, since 1970, when it had no sample yet.
+        """
         clean = {name: label_value(value) for name, value in labels.items()}
         in_order = sorted(exemplars, key=lambda each: each.unix_ns)
-        self.histograms.append(StageHistogram(clean, durations, in_order))
+        self.histograms.append(StageHistogram(clean, durations, in_order, began_s))
 
     def classic(self) -> Metric:
-        """Return the family with classic buckets."""
+        """Return the family with classic buckets, without the times when they began."""
         family = Metric(self.name, self.documentation, self.type)
         for each in self.histograms:
             for bound, count, exemplar in each.classic_buckets():
@@ -180,6 +191,17 @@ def _as_in_library(exemplar: Exemplar) -> samples.Exemplar:
 
 def _classic_index(duration_ns: int) -> int:
     return bisect_left(_CLASSIC_POSITIONS, position_of(duration_ns))
+
+
+class BegunCounters(CounterMetricFamily):
+    """A family of counters with the times when they began: `created` of `add_metric`."""
+
+    def classic(self) -> Metric:
+        """Return the family without these times, each of which would be a series in a text."""
+        family = Metric(self.name, self.documentation, self.type)
+        ending = f"{self.name}_total"
+        family.samples = [sample for sample in self.samples if sample.name == ending]
+        return family
 
 
 def _classic_counts(buckets: Mapping[int, int]) -> Iterator[tuple[str, int]]:

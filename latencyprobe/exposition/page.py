@@ -9,7 +9,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from latencyprobe.exposition.families import StageHistograms
+from latencyprobe.exposition.families import BegunCounters, StageHistograms
 from latencyprobe.exposition.protobuf import CONTENT_TYPE, encode
 from latencyprobe.process.http_server import Page, Response
 
@@ -32,7 +32,7 @@ def metrics_page(registry: CollectorRegistry) -> Page:
 
 
 class ClassicView(Collector):
-    """A registry with classic buckets in place of native ones."""
+    """A registry with classic buckets in place of native ones, and without times of begin."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
@@ -40,7 +40,10 @@ class ClassicView(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the families."""
         for family in self._registry.collect():
-            yield family.classic() if isinstance(family, StageHistograms) else family
+            if isinstance(family, StageHistograms | BegunCounters):
+                yield family.classic()
+            else:
+                yield family
 
 
 def preferred(accept: str) -> str:

@@ -59,6 +59,8 @@ def _native(family: StageHistograms) -> pb.MetricFamily:
         _fill_native(metric.histogram, each.durations)
         if each.exemplars:
             _add_exemplars(metric.histogram, each)
+        if each.began_s is not None:
+            metric.histogram.created_timestamp.CopyFrom(_timestamp(each.began_s))
     return message
 
 

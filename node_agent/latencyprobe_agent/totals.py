@@ -91,8 +91,12 @@ class StageTotal:
 
 @dataclass(slots=True)
 class Total:
-    """The sum of one subject. `ended_at`: None while something is measured for it."""
+    """The sum of one subject, from `began_at` on.
 
+    `ended_at`: None while something is measured for it.
+    """
+
+    began_at: float = 0.0
     stages: dict[str, StageTotal] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
     ended_at: float | None = None
@@ -159,7 +163,7 @@ class Totals:
         )
         live = {*self._subjects.values(), *map(_probe_of, desired.probes)}
         for subject in live:
-            self._totals.setdefault(subject, Total()).ended_at = None
+            self._totals.setdefault(subject, Total(now)).ended_at = None
         for subject, total in self._totals.items():
             if subject not in live and total.ended_at is None:
                 total.ended_at = now

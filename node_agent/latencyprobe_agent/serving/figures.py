@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from prometheus_client.metrics_core import (
-    CounterMetricFamily,
     GaugeMetricFamily,
     Metric,
     StateSetMetricFamily,
@@ -24,6 +23,7 @@ from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.packets import TracedPacket
 from latencyprobe.domain.stages import DROP_PREFIX
 from latencyprobe.exposition.families import (
+    BegunCounters,
     Exemplar,
     StageHistograms,
     exemplar_labels,
@@ -82,6 +82,8 @@ class FigureCollector(Collector):
         self._totals = totals
         self._node = label_value(node)
         self._clock = clock
+        # Fixed: a sum's begin must be the same in each collection.
+        self._epoch_s = time.time() - clock()
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families."""
@@ -99,6 +101,9 @@ class FigureCollector(Collector):
         names = (subject.namespace, subject.probe, subject.pod, subject.container)
         return [*map(label_value, names), self._node]
 
+    def _began_s(self, total: Total) -> float:
+        return self._epoch_s + total.began_at
+
     def _stages(self, totals: Iterable[tuple[Subject, Total]], now: float) -> Metric:
         family = StageHistograms(
             "latencyprobe_stage_seconds", "Time of packets and connections in each stage."
@@ -107,11 +112,12 @@ class FigureCollector(Collector):
             owner = dict(zip(_OWNER, self._owner(subject), strict=True))
             for name, stage in total.stages.items():
                 slow = (exemplar_of(packet, name) for packet in stage.slow_packets(now))
-                family.add({**owner, "stage": name}, stage, slow)
+                began_s = self._began_s(total)
+                family.add({**owner, "stage": name}, stage, slow, began_s=began_s)
         return family
 
     def _missing(self, totals: Iterable[tuple[Subject, Total]]) -> Metric:
-        family = CounterMetricFamily(
+        family = BegunCounters(
             "latencyprobe_missing_samples",
             "Samples that a stage lacks: lost, unmatched, or clamped to 0.",
             labels=[*_OWNER, "stage", "reason"],
@@ -121,35 +127,36 @@ class FigureCollector(Collector):
             for name, stage in total.stages.items():
                 for reason in _LOSSES:
                     if count := getattr(stage, reason):
-                        family.add_metric([*owner, name, reason], count)
+                        family.add_metric([*owner, name, reason], count, self._began_s(total))
         return family
 
     def _counters(self, totals: Iterable[tuple[Subject, Total]]) -> Iterator[Metric]:
-        events = CounterMetricFamily(
+        events = BegunCounters(
             "latencyprobe_events", "Events without a duration.", labels=[*_OWNER, "counter"]
         )
-        waited = CounterMetricFamily(
+        waited = BegunCounters(
             "latencyprobe_counted_seconds",
             "Time of waiting that is counted and is no stage.",
             labels=[*_OWNER, "counter"],
         )
-        drops = CounterMetricFamily(
+        drops = BegunCounters(
             "latencyprobe_drops",
             "Dropped packets by the kernel's reason.",
             labels=[*_OWNER, "reason"],
         )
         for subject, total in totals:
-            owner = self._owner(subject)
+            owner, began_s = self._owner(subject), self._began_s(total)
             for name, count in total.counters.items():
                 if not count:
                     continue
                 if name.startswith(DROP_PREFIX):
                     reason = label_value(name.removeprefix(DROP_PREFIX))
-                    drops.add_metric([*owner, reason], count)
+                    drops.add_metric([*owner, reason], count, began_s)
                 elif name.endswith(_NS):
-                    waited.add_metric([*owner, label_value(name.removesuffix(_NS))], count / 1e9)
+                    counter = label_value(name.removesuffix(_NS))
+                    waited.add_metric([*owner, counter], count / 1e9, began_s)
                 else:
-                    events.add_metric([*owner, label_value(name)], count)
+                    events.add_metric([*owner, label_value(name)], count, began_s)
         yield from (events, waited, drops)
 
     def _pending(self) -> Iterator[Metric]:

@@ -107,3 +107,24 @@ def test_the_number_of_series_is_bounded() -> None:
 
     subjects = 5 + 1
     assert series <= subjects * (MAX_COUNTERS + 1 + 1) + 1 + 1 + 2 * len(CoverageState)
+
+
+def test_protobuf_has_the_time_when_a_sum_began_and_texts_have_no_series_for_it() -> None:
+    page = metrics_page(registry_of(measured()))
+    accept = {"accept": CONTENT_TYPE.replace(" ", "")}
+
+    def begun() -> dict[str, float]:
+        read = families(page(accept).body)
+        (stage,) = read["latencyprobe_stage_seconds"].metric
+        (drops,) = read["latencyprobe_drops_total"].metric
+        return {
+            "stage": stage.histogram.created_timestamp.ToNanoseconds(),
+            "drops": drops.counter.created_timestamp.ToNanoseconds(),
+        }
+
+    first = begun()
+    assert first["stage"] == first["drops"] > 0
+    assert begun() == first
+    names = {s.name for f in read_text(page({}).body.decode()) for s in f.samples}
+    assert not {name for name in names if name.endswith("_created")}
+    assert "latencyprobe_drops_total" in names
