@@ -127,7 +127,10 @@ def native_buckets(buckets: Mapping[int, int]) -> NativeBuckets:
 
 @dataclass(frozen=True, slots=True)
 class StageHistogram:
-    """One histogram of a family. `exemplars`: oldest first. `began_s`: see StageHistograms.add()."""
+    """One histogram of a family.
+
+    `exemplars`: oldest first. `began_s`: see StageHistograms.add().
+    """
 
     labels: Labels
     durations: Durations

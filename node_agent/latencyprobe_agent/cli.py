@@ -11,6 +11,8 @@ import click
 
 from latencyprobe import __version__
 from latencyprobe.domain.fairness import MAX_TARGETS
+from latencyprobe.otlp.options import otlp_options
+from latencyprobe.otlp.settings import OtlpSettings
 from latencyprobe.process import logs
 from latencyprobe.process.listening import ListenAddress, ListenAddressType
 from latencyprobe.protocol.measurements import OPERATOR_NAME
@@ -142,6 +144,7 @@ _NO_CACHE = "none"
     show_envvar=True,
     help="Largest number of pods with metrics of their own. Others count in those of their probe.",
 )
+@otlp_options
 @click.option(
     "--max-cpu-percent",
     type=click.FloatRange(min=0, min_open=True, max=10_000),
@@ -201,6 +204,7 @@ def agent_command(
     metrics_client_ca_file: Path | None,
     metrics_token_file: Path | None,
     metrics_max_pods: int,
+    otlp: OtlpSettings | None,
     max_cpu_percent: float | None,
     min_sampling_ratio: float,
     log_level: str,
@@ -223,6 +227,7 @@ def agent_command(
         metrics_access=_metrics_access(
             metrics_cert_file, metrics_key_file, metrics_client_ca_file, metrics_token_file
         ),
+        otlp=otlp,
         object_cache=Path(object_cache) if object_cache != _NO_CACHE else None,
         uses_cgroup_hooks=hooks != "tracepoints",
         uses_device_hooks=hooks == "scoped",

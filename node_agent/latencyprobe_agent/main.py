@@ -10,11 +10,15 @@ import os
 import platform
 import signal
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from latencyprobe.otlp.files import OtlpFileError
+from latencyprobe.otlp.pushing import pushed
+from latencyprobe.otlp.resources import HOST, NODE
+from latencyprobe.otlp.settings import OtlpSettings
 from latencyprobe.process.capabilities import (
     CAP_SYS_ADMIN,
     MissingCapabilityError,
@@ -63,7 +67,7 @@ class MakeEngine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings from outside."""
+    """All settings from outside. Large: one attribute a setting."""
 
     address: TcpAddress | SocketAddress
     node_name: str
@@ -73,10 +77,16 @@ class Settings:
     metrics_address: ListenAddress | None = None
     metrics_max_pods: int = DEFAULT_MAX_PODS
     metrics_access: MetricsAccessFiles | None = None
+    otlp: OtlpSettings | None = None
     ceilings: Ceilings = NO_CEILINGS
     object_cache: Path | None = None
     uses_cgroup_hooks: bool = True
     uses_device_hooks: bool = False
+
+    @property
+    def shows_metrics(self) -> bool:
+        """Return whether metrics are served or pushed."""
+        return self.metrics_address is not None or self.otlp is not None
 
 
 async def run(settings: Settings, make_engine: MakeEngine | None = None) -> None:
@@ -148,7 +158,7 @@ async def _agent(
         cgroup_root=settings.cgroup_root,
     )
     node = _node_facts(settings, resolver, host_inode)
-    totals = Totals(settings.metrics_max_pods) if settings.metrics_address is not None else None
+    totals = Totals(settings.metrics_max_pods) if settings.shows_metrics else None
     agent = Agent(
         engine,
         resolver,
@@ -223,17 +233,30 @@ async def _serve(
     try:
         served_pages = pages(metrics, lambda: server.is_serving)
         address = settings.metrics_address
-        async with served(address, served_pages, protection) as metrics_bound:
+        async with (
+            served(address, served_pages, protection) as metrics_bound,
+            pushed(_pushing(settings), metrics.registry, "latencyprobe-agent"),
+        ):
             if metrics_bound:
                 log.info("metrics on %s", metrics_bound)
             log.info("serving on %s as node %s", bound, settings.node_name)
             await stop.wait()
             log.info("shutting down")
             await server.drain()
-    except ServeError as error:
+    except (OtlpFileError, ServeError) as error:
         raise StartError(str(error)) from None
     finally:
         await agent.close()
         await server.stop()
         keeper.cancel()
         await asyncio.wait({keeper})
+
+
+def _pushing(settings: Settings) -> OtlpSettings | None:
+    """Return the settings of the push, with the names of this node."""
+    if settings.otlp is None:
+        return None
+    names = {HOST: settings.node_name}
+    if isinstance(settings.address, TcpAddress):  # an operator's, so a node of Kubernetes
+        names[NODE] = settings.node_name
+    return replace(settings.otlp, attributes={**names, **settings.otlp.attributes})

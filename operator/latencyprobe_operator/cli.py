@@ -10,6 +10,9 @@ from kubernetes.aio.config import ConfigException
 
 from latencyprobe import __version__
 from latencyprobe.domain.durations import DurationError, parse_s
+from latencyprobe.otlp.files import OtlpFileError
+from latencyprobe.otlp.options import otlp_options
+from latencyprobe.otlp.settings import OtlpSettings
 from latencyprobe.process.http_server import ServeError
 from latencyprobe.process.listening import ListenAddress, ListenAddressType
 from latencyprobe.process.logs import FORMATS, LEVELS
@@ -192,6 +195,7 @@ def _timing(duration_s: float, renew_deadline_s: float, retry_s: float) -> Lease
 @click.option(
     "--metrics-address", type=ListenAddressType(), help="Serve /metrics for Prometheus over HTTP."
 )
+@otlp_options
 @click.option(
     "--health-address", type=ListenAddressType(), help="Serve /healthz for the kubelet over HTTP."
 )
@@ -231,6 +235,7 @@ def operator_command(
     lease_renew_deadline: float,
     lease_retry_period: float,
     metrics_address: ListenAddress | None,
+    otlp: OtlpSettings | None,
     health_address: ListenAddress | None,
     log_format: str,
     log_level: str,
@@ -250,6 +255,7 @@ def operator_command(
         agents=agents,
         watch_namespaces=watch_namespaces,
         metrics_address=metrics_address,
+        otlp=otlp,
         health_address=health_address,
         limits=AdminLimits(
             min_interval,
@@ -265,7 +271,7 @@ def operator_command(
         run(options)
     except ConfigException as error:
         raise click.ClickException(f"cannot find a cluster: {error}") from error
-    except ServeError as error:
+    except (OtlpFileError, ServeError) as error:
         raise click.ClickException(str(error)) from error
     except LeadershipLostError as error:
         raise click.ClickException(f"{error}; start again to be a standby") from error

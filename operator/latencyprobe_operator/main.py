@@ -19,6 +19,8 @@ from typing import Any
 import kopf
 
 from latencyprobe.exposition.page import metrics_page
+from latencyprobe.otlp.pushing import pushed
+from latencyprobe.otlp.settings import OtlpSettings
 from latencyprobe.process.http_server import health_page, served
 from latencyprobe.process.listening import ListenAddress
 from latencyprobe.process.tasks import first_to_end
@@ -63,6 +65,7 @@ class Options:
     """Addresses by node; if there are any, the DaemonSet is not used."""
     watch_namespaces: tuple[str, ...] = ()
     metrics_address: ListenAddress | None = None
+    otlp: OtlpSettings | None = None
     health_address: ListenAddress | None = None
     limits: AdminLimits = NO_LIMITS
     election: ElectionOptions | None = None
@@ -80,11 +83,15 @@ def run(options: Options) -> None:
 async def operate(options: Options) -> None:
     """Run the operator in a running event loop.
 
-    Raises LeadershipLostError once another operator leads.
+    Raises LeadershipLostError once another operator leads, and OtlpFileError at once.
     """
     metrics = OperatorMetrics()
     metrics.show_certificates({"own": options.tls.certificate, "agents-authority": options.tls.ca})
-    async with served(options.metrics_address, {"/metrics": metrics_page(metrics.registry)}):
+    pages = {"/metrics": metrics_page(metrics.registry)}
+    async with (
+        served(options.metrics_address, pages),
+        pushed(options.otlp, metrics.registry, "latencyprobe-operator"),
+    ):
         cluster = await Cluster.connect(options.kubeconfig)
         try:
             # Served by the event loop that does the work: it is healthy as long as it responds.
