@@ -80,6 +80,12 @@ OWN_NAMESPACE = ("agent.namespace.create=false", f"agent.namespace.name={NAMESPA
             ["podMonitor.enabled=true", "agent.metrics.tokenSecret=scrapers"],
             "give podMonitor.agentEndpoint a tlsConfig with serverName agent.latencyprobe.io",
         ),
+        (["otlp.headersSecret=x"], "set otlp.endpoint=HOST:PORT, or leave the others empty"),
+        (["otlp.endpoint=collector:4317"], "name the collector in networkPolicy.otlpTo"),
+        (
+            ["otlp.endpoint=collector:4317", "otlp.insecure=true", "otlp.headersSecret=x"],
+            "set otlp.insecure=false, or leave the Secrets empty",
+        ),
         (["agent.metricsPort=9345"], "agent.port and agent.metricsPort are the same port, 9345"),
         (["operator.healthPort=9347"], "operator.metricsPort and operator.healthPort are the same"),
         (["rbac.create=false"], "set rbac.aggregate=false too"),

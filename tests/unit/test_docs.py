@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry
@@ -15,6 +16,9 @@ from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.stages import COUNTERS, STAGES
 from latencyprobe.domain.targets import TargetState
 from latencyprobe.exposition.page import ClassicView
+from latencyprobe.otlp.counts import Loss
+from latencyprobe.otlp.options import otlp_options
+from latencyprobe.otlp.vocabulary import INSTRUMENTS
 from latencyprobe_agent.serving.tls_proxy import TlsRefusal
 from latencyprobe_operator.api.conditions import REASONS, ConditionType
 from latencyprobe_operator.api.events import EventReason
@@ -27,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 API = DOCS / "api.md"
 METRICS = DOCS / "metrics.md"
+OPENTELEMETRY = DOCS / "opentelemetry.md"
 STAGES_PAGE = DOCS / "stages.md"
 PAGES = sorted(
     [
@@ -209,6 +214,35 @@ def test_every_value_of_an_agents_label_is_documented() -> None:
 
     assert refusals == [str(refusal) for refusal in TlsRefusal]
     assert {state.lower() for state in TargetState} <= set(codes(agent))
+
+
+# -------------------------------------------------------------------------- OpenTelemetry
+
+
+def test_every_name_of_opentelemetry_is_documented_as_it_is() -> None:
+    documented = [
+        (codes(row[0])[0], row[1], *codes(row[2]), *codes(row[3]))
+        for row in rows(section(OPENTELEMETRY, "## Names"))
+    ]
+
+    assert documented == [
+        (each.name, each.kind, each.unit, f"{family}_total" if each.kind == "Counter" else family)
+        for family, each in INSTRUMENTS.items()
+    ]
+
+
+def test_every_option_of_the_push_is_documented() -> None:
+    otlp_command = click.command()(otlp_options(lambda **_: None))
+    options = {name for each in otlp_command.params for name in each.opts}
+    documented = [codes(row[1]) for row in rows(section(OPENTELEMETRY, "## Settings"))]
+
+    assert {name for names in documented for name in names} == options
+
+
+def test_every_reason_of_a_loss_is_documented() -> None:
+    documented = first_names(section(OPENTELEMETRY, "## An absent collector"))
+
+    assert documented == [str(loss) for loss in Loss]
 
 
 # ------------------------------------------------------------------------------- stages
