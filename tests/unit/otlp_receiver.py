@@ -23,7 +23,10 @@ HOST = "localhost"
 
 @dataclass
 class OtlpReceiver(rpc.MetricsServiceServicer):
-    """The service. `fail`: raises an error for a request, by `context.abort`, or does nothing."""
+    """The service. `status`: the error that it answers with.
+
+    A client that ends before the answer sends the same request again: it is kept once.
+    """
 
     requests: list[pb.ExportMetricsServiceRequest] = field(default_factory=list)
     headers: list[dict[str, str | bytes]] = field(default_factory=list)
@@ -40,7 +43,8 @@ class OtlpReceiver(rpc.MetricsServiceServicer):
         self.headers.append(dict(context.invocation_metadata() or ()))
         if self.status is not None:
             await context.abort(*self.status, trailing_metadata=self.trailers)
-        self.requests.append(request)
+        if request not in self.requests:
+            self.requests.append(request)
         return self.answer
 
     @property
