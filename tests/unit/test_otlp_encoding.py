@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Mapping
 
 import pytest
@@ -23,10 +24,11 @@ from latencyprobe.otlp.counts import PushCounts
 from latencyprobe.otlp.encoding import REQUEST_BYTES, Encoder
 from latencyprobe.otlp.resources import ProcessResource
 from latencyprobe.otlp.vocabulary import INSTRUMENTS
+from latencyprobe_agent.serving.figures import FigureCollector
 from latencyprobe_agent.serving.metrics import AgentMetrics
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.probe_figures import ObjectiveFigures, ProbeSnapshot
-from tests.unit.agent.sample_figures import HOSTILE, registry_of, sample_figures
+from tests.unit.agent.sample_figures import HOSTILE, Source, registry_of, sample_figures
 from tests.unit.agent.scripted import samples
 from tests.unit.agent.totals_of import Followed, probe_on
 from tests.unit.otlp_points import Exported, exponential_buckets, exported
@@ -180,6 +182,26 @@ def test_a_sum_begins_when_its_pod_was_first_measured_and_again_after_it_was_for
     followed.follow()
 
     assert begun() - first >= 1_090
+
+
+def test_after_a_restart_the_same_series_begins_later_and_at_0() -> None:
+    def started_and_measured(times: int) -> Exported:
+        followed = Followed()
+        followed.now = time.monotonic()
+        followed.follow(probe_on("a"))
+        for _ in range(times):
+            followed.read(samples(5))
+        registry = CollectorRegistry()
+        registry.register(FigureCollector(Source(), followed.totals, "blue"))
+        (stage,) = of("latencyprobe.stage.duration", points(registry.collect(), OWN_POD, now_s=4e9))
+        return stage
+
+    before, after = started_and_measured(3), started_and_measured(1)
+
+    assert (before.resource, before.attributes) == (after.resource, after.attributes)
+    assert before.point.start_time_unix_nano < after.point.start_time_unix_nano
+    assert isinstance(after.point, pb.ExponentialHistogramDataPoint)
+    assert after.point.count == 1
 
 
 def test_counters_of_the_process_began_with_it_and_gauges_never() -> None:
