@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 
-from latencyprobe.otlp.settings import OtlpTlsFiles
+from latencyprobe.otlp.settings import OtlpSettings, OtlpTlsFiles
 
 Headers = tuple[tuple[str, str], ...]
 Stamps = tuple[tuple[int, int] | None, ...]
@@ -22,6 +22,14 @@ _VALUE = re.compile(r"[\x20-\x7e]+")
 
 class OtlpFileError(Exception):
     """An unusable file. The message has its path and the reason, and nothing of its contents."""
+
+
+def check_files(settings: OtlpSettings) -> None:
+    """Raise OtlpFileError if the files of these settings are unusable."""
+    if settings.tls is not None:
+        _check(settings.tls)
+    if settings.headers is not None:
+        read_headers(settings.headers)
 
 
 def stamps(paths: Iterable[Path]) -> Stamps:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from latencyprobe.otlp.files import OtlpFileError
+from latencyprobe.otlp.files import OtlpFileError, check_files
 from latencyprobe.otlp.pushing import pushed
 from latencyprobe.otlp.resources import HOST, NODE
 from latencyprobe.otlp.settings import OtlpSettings
@@ -94,6 +94,7 @@ async def run(settings: Settings, make_engine: MakeEngine | None = None) -> None
 
     `make_engine`: None for the engine of the running kernel.
     """
+    _check_push(settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -250,6 +251,15 @@ async def _serve(
         await server.stop()
         keeper.cancel()
         await asyncio.wait({keeper})
+
+
+def _check_push(settings: Settings) -> None:
+    """Raise StartError if the push cannot begin, before programs are loaded."""
+    try:
+        if settings.otlp is not None:
+            check_files(settings.otlp)
+    except OtlpFileError as error:
+        raise StartError(str(error)) from None
 
 
 def _pushing(settings: Settings) -> OtlpSettings | None:

@@ -163,25 +163,23 @@ def test_a_process_without_a_pod_has_an_instance_of_its_own() -> None:
 
 def test_a_sum_begins_when_its_pod_was_first_measured_and_again_after_it_was_forgotten() -> None:
     followed = Followed()
+    registry = registry_of(followed.totals)
 
-    def begun() -> int:
+    def begun(now: float) -> int:
+        followed.now = now
         followed.follow(probe_on("a"))
         followed.read(samples(5))
-        registry = registry_of(followed.totals)
-        found = points(registry.collect(), now_s=2e9)
-        (stage,) = of("latencyprobe.stage.duration", found)
-        assert stage.point.time_unix_nano == 2 * 10**18
-        return int(stage.point.start_time_unix_nano / 1e9)
+        (stage,) = of("latencyprobe.stage.duration", points(registry.collect(), now_s=4e9))
+        assert stage.point.time_unix_nano == 4 * 10**18
+        return int(stage.point.start_time_unix_nano)
 
-    followed.now = 1_000.0
-    first = begun()
-    followed.now = 1_100.0
-    assert abs(begun() - first) <= 5  # the clocks of two collectors
-    followed.follow()
-    followed.now += 1_000.0
-    followed.follow()
+    first = begun(1_000.0)
+    assert begun(1_100.0) == first
+    for now in (1_200.0, 2_000.0):
+        followed.now = now
+        followed.follow()
 
-    assert begun() - first >= 1_090
+    assert round((begun(2_100.0) - first) / 1e9) == 1_100
 
 
 def test_after_a_restart_the_same_series_begins_later_and_at_0() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from click.testing import CliRunner
 
 from latencyprobe.otlp.settings import OtlpEndpoint, OtlpSettings, OtlpTlsFiles
 from latencyprobe_agent import cli as agent_cli
-from latencyprobe_agent.main import Settings
+from latencyprobe_agent import main as agent_main
+from latencyprobe_agent.main import Settings, StartError
+from latencyprobe_agent.serving.service import SocketAddress
 from latencyprobe_operator import cli as operator_cli
 from latencyprobe_operator import logs
-from latencyprobe_operator.main import Options
+from latencyprobe_operator.main import Options, operate
 
 ENDPOINT = OtlpEndpoint("collector", 4317)
 Run = Callable[..., OtlpSettings | None]
@@ -117,3 +120,29 @@ def test_bad_options_are_refused_with_advice(run: Run, options: list[str], compl
 
     # A line of the message may break within an option's name.
     assert complaint.replace(" ", "") in str(refused.value).replace(" ", "")
+
+
+# --------------------------------------------------------------------------------- start
+
+
+async def test_an_agent_does_not_start_with_files_that_cannot_be_used(tmp_path: Path) -> None:
+    otlp = OtlpSettings(ENDPOINT, headers=tmp_path / "absent")
+    settings = Settings(address=SocketAddress(tmp_path / "socket"), node_name="blue", otlp=otlp)
+
+    with pytest.raises(StartError, match=f"cannot read {tmp_path}/absent"):
+        await agent_main.run(settings, lambda **_: pytest.fail("it makes an engine"))
+
+
+def test_an_operator_does_not_start_with_files_that_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operator_cli, "run", lambda options: asyncio.run(operate(options)))
+    monkeypatch.setattr(logs, "configure", lambda **_: None)
+    (tmp_path / "pem").touch()
+    files = [f"--{name}-file={tmp_path}/pem" for name in ("ca", "cert", "key")]
+    options = ["--otlp-endpoint=collector:4317", f"--otlp-ca-file={tmp_path}/pem"]
+
+    result = CliRunner().invoke(operator_cli.operator_command, [*files, *options])
+
+    assert result.exit_code == 1
+    assert f"{tmp_path}/pem is not a PEM certificate" in " ".join(result.output.split())
