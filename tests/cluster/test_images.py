@@ -195,6 +195,12 @@ def test_the_operator_is_not_root_and_can_do_without_any_capability(
     assert (answer.stdout, answer.stderr) == ("65532 65532\n", "")
 
 
+def test_metrics_can_be_pushed(component: str, images: dict[str, UnpackedImage]) -> None:
+    program = "import latencyprobe.otlp.pusher; print('imported')"
+    answer = images[component].run(program, entrypoint=("python3", "-c"))
+    assert (answer.stdout, answer.stderr) == ("imported\n", "")
+
+
 def test_nothing_of_the_image_can_be_written(
     component: str, images: dict[str, UnpackedImage]
 ) -> None:

@@ -1,4 +1,7 @@
-"""A real Prometheus reads an agent's metrics: bucket by bucket what the agent reports."""
+"""A real Prometheus reads an agent's metrics: bucket by bucket what the agent reports.
+
+The agent also pushes them by OTLP.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from latencyprobe.commands.pki import Authority, Credential
 from latencyprobe.domain.durations import format_ns
-from latencyprobe.domain.histogram import FIRST_BUCKET, bounds_of, position_of
+from latencyprobe.domain.histogram import FIRST_BUCKET, UNDERFLOW, bounds_of, position_of
 from latencyprobe.domain.packets import TracedPacket
 from latencyprobe.domain.stages import TARGET_STAGES
 from latencyprobe.exposition.page import metrics_page
@@ -35,6 +38,7 @@ from tests.live.agents import running_agent
 from tests.live.jobs import answer_job, sandbox, start_datagrams, start_job
 from tests.live.netfilter import DROP_OUTGOING, load_rules
 from tests.live.operator_page import operator_page
+from tests.live.otlp import NewestPush, received_pushes
 from tests.live.pods import Pod, pods_back_to_back
 from tests.live.prometheus import (
     DEBIANS,
@@ -50,6 +54,7 @@ from tests.patience import patient
 from tests.unit.agent.states import seconds, state
 from tests.unit.boards import ALL, PanelQuery, queries
 from tests.unit.exported import operator_metrics
+from tests.unit.otlp_points import ExponentialPoint, Exported, exponential_buckets
 from tools.progress import say_on_stderr
 from tools.prometheus import obtain_prometheus
 
@@ -61,6 +66,7 @@ UID = "7d1f6c0a-93b2-4e58-a1c4-2f0e5b8d9a37"
 # The protocol admits what can be printed. An agent must not believe that it is a DNS name.
 POD = 'job-"x\\{}'
 REQUESTS = 100
+PUSH = ("--otlp-insecure", "--otlp-interval", "1s")
 TEXT, OPENMETRICS = "text/plain", "application/openmetrics-text;version=1.0.0"
 Buckets = dict[int, int]
 
@@ -146,6 +152,7 @@ class Scene:
     operator: OperatorMetrics
     prometheus: Prometheus
     stub: NodeAgentStub
+    pushed: NewestPush
     jobs: int = 0
 
     def run_job(self) -> None:
@@ -197,7 +204,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory, program: Program) -> Iterato
     operator = operator_metrics(folder)
     with (
         pods_back_to_back() as (client, server),
-        running_agent(*options, log=log),
+        received_pushes() as (collector, pushed),
+        running_agent(*options, *PUSH, "--otlp-endpoint", collector, log=log),
         grpc.insecure_channel(f"unix:{socket}") as channel,
         made_cgroup(f"kubepods/pod{UID}") as directory,
         sandbox(client, directory),
@@ -217,7 +225,10 @@ def scene(tmp_path_factory: pytest.TempPathFactory, program: Program) -> Iterato
             prometheus(folder, address, program=program, static_configs=scrapes) as scraping,
         ):
             until(lambda: is_attached(stub, desired), "the pod", seconds=patient(60))
-            yield Scene(client, server, directory, reports, address, operator, scraping, stub)
+            yield Scene(
+                *(client, server, directory, reports, address),
+                *(operator, scraping, stub, pushed),
+            )
     assert "Traceback" not in log.read_text()
 
 
@@ -491,6 +502,52 @@ def test_the_areas_of_the_budget_add_up_to_the_mean_of_a_packet(
     mean = f"(histogram_sum({packets}) / histogram_count({packets}))"
     assert "rate" not in areas
     assert scene.prometheus.value(f"sum({areas}) / {mean}") == pytest.approx(1, rel=1e-9)
+
+
+def pushed_stages(scene: Scene, probe_name: str = "each") -> dict[str, Exported]:
+    """The newest histograms of a probe, by stage."""
+    return {
+        each.attributes["latencyprobe.stage"]: each
+        for each in scene.pushed.newest("latencyprobe.stage.duration")
+        if each.attributes["latencyprobe.probe"] == probe_name
+    }
+
+
+def pushed_positions(found: Exported) -> Buckets:
+    """The counts by position: OTLP numbers a bucket by its lower bound."""
+    point = found.point
+    assert isinstance(point, ExponentialPoint)
+    assert point.scale == 3
+    counts = exponential_buckets(point).items()
+    buckets = {index - FIRST_BUCKET + 2: count for index, count in counts}
+    return {UNDERFLOW: point.zero_count, **buckets} if point.zero_count else buckets
+
+
+def test_a_collector_has_the_buckets_of_the_reports(scene: Scene) -> None:
+    scene.run_job()
+    scene.until_scraped()
+    until_equal(scene)
+    reported = {name: buckets_of(each.histogram) for name, each in scene.reports.stages().items()}
+
+    def pushed() -> dict[str, Buckets]:
+        return {name: pushed_positions(each) for name, each in pushed_stages(scene).items()}
+
+    until(lambda: pushed() == reported, "a push of all replies", seconds=patient(60))
+
+    assert {"rx.total", "tx.total", "tcp.connect"} <= reported.keys()
+    for name, each in pushed_stages(scene).items():
+        assert isinstance(each.point, ExponentialPoint)
+        histogram = scene.reports.stages()[name].histogram
+        assert each.point.count == sum(histogram.counts)
+        assert each.point.sum == pytest.approx(histogram.sum_ns / 1e9)
+        assert 0 < each.point.start_time_unix_nano < each.point.time_unix_nano
+        resource = each.resource
+        assert resource["service.name"] == "latencyprobe-agent"
+        assert (resource["k8s.namespace.name"], resource["k8s.pod.name"]) == ("shop", POD)
+        assert resource["host.name"] == "blue"
+    together = pushed_stages(scene, "all")["rx.total"]
+    assert pushed_positions(together) == reported["rx.total"]
+    assert "k8s.pod.name" not in together.resource
 
 
 def complaints(text: bytes) -> tuple[int, bytes]:
