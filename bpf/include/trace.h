@@ -37,7 +37,7 @@ struct trace_event {
 	struct user user;
 	struct endpoints endpoints;
 	u64 cpu;
-	owners_t owners; /* the slots that the packet counted in */
+	owners_t owners;	      /* the slots that the packet counted in */
 	u64 stages[NR_PACKET_STAGES]; /* duration + 1; 0: the packet has no such stage */
 };
 

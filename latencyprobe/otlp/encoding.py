@@ -25,6 +25,7 @@ from latencyprobe.exposition.families import (
     ZERO_THRESHOLD_S,
     Durations,
     Labels,
+    StageHistogram,
     StageHistograms,
 )
 from latencyprobe.otlp.resources import RESOURCE_LABELS, Owner, ProcessResource
@@ -110,8 +111,8 @@ class _Snapshot:
     def add(self, family: Metric) -> None:
         instrument = INSTRUMENTS[family.name]
         if isinstance(family, StageHistograms):
-            for labels, durations, began_s in family.histograms:
-                self._add_durations(family, instrument, labels, durations, began_s)
+            for each in family.histograms:
+                self._add_durations(family, instrument, each)
         elif instrument.kind is InstrumentKind.HISTOGRAM:
             for labels, samples in _by_series(family, "le"):
                 self._add_histogram(family, instrument, labels, samples)
@@ -119,19 +120,12 @@ class _Snapshot:
             for labels, samples in _by_series(family):
                 self._add_number(family, instrument, labels, samples)
 
-    def _add_durations(
-        self,
-        family: Metric,
-        instrument: Instrument,
-        labels: Labels,
-        durations: Durations,
-        began_s: float | None,
-    ) -> None:
-        part, metric = self._metric(family, instrument, labels)
+    def _add_durations(self, family: Metric, instrument: Instrument, shown: StageHistogram) -> None:
+        part, metric = self._metric(family, instrument, shown.labels)
         metric.exponential_histogram.aggregation_temporality = _CUMULATIVE
         point = metric.exponential_histogram.data_points.add()
-        self._describe(point, labels, instrument, family, began_s)
-        _fill_exponential(point, durations)
+        self._describe(point, shown.labels, instrument, family, shown.began_s)
+        _fill_exponential(point, shown.durations)
         _count(part, point.ByteSize())
 
     def _add_histogram(

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.chart.helm import Helm, Manifest
-from tests.unit.otlp_points import exported_metrics
+from tests.unit.exported import exported_metrics
 from tools.helm.chart import CHART, NAMESPACE, ROOT, HelmError
 
 Rule = dict[str, Any]

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.unit.boards import Board, PanelQuery, boards, panels, queries
-from tests.unit.otlp_points import exported_metrics
+from tests.unit.exported import exported_metrics
 from tools.dashboards.__main__ import FOLDER, rendered
 from tools.helm.chart import ROOT
 
