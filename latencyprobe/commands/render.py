@@ -24,13 +24,14 @@ from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.patience import Peer, describe_peer
 from latencyprobe.domain.pending import PENDING_BY_NAME, Pending, describe
 from latencyprobe.domain.report import StageReport, TargetReport
-from latencyprobe.domain.stages import BY_NAME, DURATIONS
+from latencyprobe.domain.stages import BY_NAME, DURATIONS, WAITED_FOR_CGROUP_PREFIX
 from latencyprobe.domain.verdict import Verdict
 
 BAR_WIDTH = 24
 MIN_BAR_WIDTH = 6
 SHOWN_PIDS = 6
 SHOWN_DETAILS = 8
+SHOWN_CGROUPS = 4
 _QUIET = frozenset({Bottleneck.NONE, Bottleneck.INSUFFICIENT_DATA})
 
 
@@ -207,7 +208,8 @@ def _counters(heading: str, counters: Mapping[str, int]) -> Iterator[Text]:
 
 
 def _amount(name: str, count: int) -> str:
-    return format_ns(count) if name in DURATIONS else f"{count:,}"
+    is_time = name in DURATIONS or name.startswith(WAITED_FOR_CGROUP_PREFIX)
+    return format_ns(count) if is_time else f"{count:,}"
 
 
 def _pending(pending: Mapping[str, Pending]) -> Iterator[Text]:
@@ -223,7 +225,7 @@ def _peers(peers: Sequence[Peer]) -> Iterator[Text]:
 
 
 def _cgroups(cgroups: Sequence[Cgroup]) -> Iterator[Text]:
-    shown = [f"{each.id} is {each.name}" for each in cgroups if each.name]
+    shown = [f"{each.id} is {each.name}" for each in cgroups[:SHOWN_CGROUPS] if each.name]
     if shown:
         yield Text("waited for: " + ", ".join(shown))
 

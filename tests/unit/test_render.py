@@ -144,6 +144,12 @@ def test_cgroups_that_the_threads_waited_for_have_a_line() -> None:
     assert "waited for" not in on_a_terminal(whole, 200)
 
 
+def test_the_wait_for_a_cgroup_is_shown_as_a_time() -> None:
+    waits = Measurement(counters={"waitedForCgroup.4711": 4_592_641_834})
+    line = line_of(on_a_terminal(report(SLOW + waits, modules=tuple(Module)), 200), "counters")
+    assert "waitedForCgroup.4711 4.59s" in line
+
+
 def test_the_document_is_what_the_api_promises() -> None:
     document = document_of(report())
     assert {key: document[key] for key in ("apiVersion", "kind", "node", "durationSeconds")} == {
