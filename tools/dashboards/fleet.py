@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tools.dashboards.panels import Board, Query, figure, graph, rows, variable
-from tools.dashboards.queries import NO_BOTTLENECK, STAGE_SECONDS, WHOLE, quantile, rate_of
+from tools.dashboards.queries import NO_BOTTLENECK, STAGE_TIMES, WHOLE, quantile, rate_of
 
 _OWN = 'namespace=~"$namespace"'
 _STAGE = f'{_OWN},stage="$stage"'
@@ -22,7 +22,7 @@ def fleet() -> Board:
     board.variable(
         variable("namespace", "Namespace", "label_values(latencyprobe_pods, namespace)", multi=True)
     )
-    stages = f"label_values({STAGE_SECONDS}, stage)"
+    stages = f"label_values({STAGE_TIMES}, stage)"
     board.variable(variable("stage", "Stage", stages, default="rx.total"))
     _now(board)
     _verdicts(board)

@@ -14,7 +14,7 @@ from tools.dashboards.panels import (
 )
 from tools.dashboards.queries import (
     RECENT,
-    STAGE_SECONDS,
+    STAGE_TIMES,
     durations,
     mean_by_stage,
     quantile,
@@ -43,7 +43,7 @@ def probe() -> Board:
 
 def _variables(board: Board) -> None:
     def values(label: str, selector: str) -> str:
-        return f"label_values({STAGE_SECONDS}{{{selector}}}, {label})"
+        return f"label_values({STAGE_TIMES}{{{selector}}}, {label})"
 
     of_namespace = 'label_values(latencyprobe_pods{namespace="$namespace"}, probe)'
     board.variable(variable("namespace", "Namespace", "label_values(latencyprobe_pods, namespace)"))

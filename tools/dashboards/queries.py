@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from latencyprobe.domain.stages import STAGES, Module
 
-STAGE_SECONDS = "latencyprobe_stage_seconds"
+STAGE_TIMES = "latencyprobe_stage_seconds"
 RECENT = "$__rate_interval"
 WHOLE = "$__range"
 # Verdicts that accuse no cause.
@@ -15,7 +15,7 @@ NO_BOTTLENECK = "None|InsufficientData"
 
 def rate_of(selector: str, *labels: str, over: str = RECENT) -> str:
     """Return the histograms of a selection, one for each combination of these labels."""
-    histograms = f"rate({STAGE_SECONDS}{{{selector}}}[{over}])"
+    histograms = f"rate({STAGE_TIMES}{{{selector}}}[{over}])"
     return f"sum by ({', '.join(labels)}) ({histograms})" if labels else f"sum({histograms})"
 
 

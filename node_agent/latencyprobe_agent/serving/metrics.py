@@ -21,6 +21,19 @@ from latencyprobe.process.http_server import Page, health_page
 from latencyprobe_agent.serving.tls_proxy import TlsRefusal
 
 
+class _Total:
+    """A counter of which the whole sum is known, and not what is added."""
+
+    def __init__(self, name: str, documentation: str, registry: CollectorRegistry) -> None:
+        self._counter = Counter(name, documentation, registry=registry)
+        self._known = 0
+
+    def show(self, total: int) -> None:
+        """Show the sum since the start."""
+        self._counter.inc(total - self._known)
+        self._known = total
+
+
 class AgentMetrics:
     """The agent's metrics, in a registry of their own."""
 
@@ -48,18 +61,16 @@ class AgentMetrics:
             "Budget of these programs in cores, of the probes and the administrator; 0: no limit.",
             registry=self.registry,
         )
-        self._missed_runs = Counter(
+        self._missed_runs = _Total(
             "latencyprobe_missed_program_runs",
             "Events that the kernel kept from an eBPF program that was running on that CPU.",
-            registry=self.registry,
+            self.registry,
         )
-        self._known_missed_runs = 0
-        self._missed_pods = Counter(
+        self._missed_pods = _Total(
             "latencyprobe_missed_pods",
             "Pods whose cgroup was removed before it could be measured.",
-            registry=self.registry,
+            self.registry,
         )
-        self._known_missed_pods = 0
         self.reports = Counter(
             "latencyprobe_reports_sent", "Reports sent to the client.", registry=self.registry
         )
@@ -102,8 +113,7 @@ class AgentMetrics:
 
     def show_missed_pods(self, number: int) -> None:
         """Show the number of pods since the start that ended before they could be measured."""
-        self._missed_pods.inc(number - self._known_missed_pods)
-        self._known_missed_pods = number
+        self._missed_pods.show(number)
 
     def count_refusal(self, reason: str) -> None:
         """Count a refused client."""
@@ -123,8 +133,7 @@ class AgentMetrics:
     def note_reading(self, cpu_percent: float | None, missed_runs: int) -> None:
         """Count a reading of the engine; show the cost and the missed runs of the programs."""
         self._reads.inc()
-        self._missed_runs.inc(missed_runs - self._known_missed_runs)
-        self._known_missed_runs = missed_runs
+        self._missed_runs.show(missed_runs)
         self._program_cpu.set((cpu_percent or 0) / 100)
 
 
