@@ -116,6 +116,11 @@ class Prometheus:
         """The state of the scraped address."""
         return list(self._get("targets")["activeTargets"])
 
+    def alerts(self) -> dict[str, dict[str, Any]]:
+        """The state of all alerts of the rules, by name."""
+        (group,) = self._get("rules")["groups"]
+        return {rule["name"]: rule for rule in group["rules"]}
+
     def errors(self) -> list[str]:
         """The errors of the last scrapes; empty texts for those without."""
         return [each["lastError"] for each in self.targets() if each["lastScrape"][:4] != "0001"]
@@ -155,29 +160,35 @@ def scrape_job(name: str, *scraped: str, **more: object) -> Job:
 def prometheus(
     folder: Path,
     scraped: str,
-    *,
+    *rules: Path,
     program: Program = DEBIANS,
     native: bool = True,
     **scrape: object,
 ) -> Iterator[Prometheus]:
     """Run a Prometheus that scrapes this address. `scrape`: more of the scrape's configuration."""
     jobs = [scrape_job("agents", scraped, **scrape)]
-    with running_prometheus(folder, jobs, program=program, native=native) as running:
+    with running_prometheus(folder, jobs, *rules, program=program, native=native) as running:
         yield running
 
 
 @contextlib.contextmanager
 def running_prometheus(
-    folder: Path, jobs: Sequence[Job], *, program: Program = DEBIANS, native: bool = True
+    folder: Path,
+    jobs: Sequence[Job],
+    *rules: Path,
+    program: Program = DEBIANS,
+    native: bool = True,
 ) -> Iterator[Prometheus]:
-    """Run a Prometheus with these scrapes."""
+    """Run a Prometheus with these scrapes, and with the rules of these files."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     configuration = folder / "prometheus.yml"
-    settings = {"scrape_interval": f"{SCRAPE_S}s", "scrape_timeout": f"{SCRAPE_S}s"}
+    each = f"{SCRAPE_S}s"
+    settings = {"scrape_interval": each, "scrape_timeout": each, "evaluation_interval": each}
     scrapes = [program.job(job, native=native) for job in jobs]
-    configuration.write_text(yaml.safe_dump({"global": settings, "scrape_configs": scrapes}))
+    whole = {"global": settings, "rule_files": [*map(str, rules)], "scrape_configs": scrapes}
+    configuration.write_text(yaml.safe_dump(whole))
     command = [
         program.path,
         f"--config.file={configuration}",

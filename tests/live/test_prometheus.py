@@ -62,6 +62,7 @@ from tools.prometheus import obtain_prometheus
 pytestmark = pytest.mark.timeout(patient(480))
 # With it, the first test also compiles a Prometheus.
 THOROUGH = (pytest.mark.thorough, pytest.mark.timeout(patient(3600)))
+ALERTS = Path(__file__).parents[2] / "charts/latencyprobe/files/alerts.yaml"
 UID = "7d1f6c0a-93b2-4e58-a1c4-2f0e5b8d9a37"
 # The protocol admits what can be printed. An agent must not believe that it is a DNS name.
 POD = 'job-"x\\{}'
@@ -222,7 +223,9 @@ def scene(tmp_path_factory: pytest.TempPathFactory, program: Program) -> Iterato
         stub.Apply(desired, timeout=patient(240))
         with (
             watching(stub) as reports,
-            prometheus(folder, address, program=program, static_configs=scrapes) as scraping,
+            prometheus(
+                folder, address, ALERTS, program=program, static_configs=scrapes
+            ) as scraping,
         ):
             until(lambda: is_attached(stub, desired), "the pod", seconds=patient(60))
             yield Scene(
@@ -423,12 +426,12 @@ CHOSEN = {
 }
 
 
-def show_status(scene: Scene) -> None:
-    """Show the newest report as the operator does: with an objective that it misses."""
+def show_status(scene: Scene, outcome: str = "missed") -> None:
+    """Show the newest report as the operator does, with an objective and its outcome."""
     (pod,) = scene.reports.newest["each"].pods
     percentiles = {stage.name: (stage.p50_ns, stage.p90_ns, stage.p99_ns) for stage in pod.stages}
     p99_ns = percentiles["rx.total"][-1]
-    objective = ObjectiveFigures("reads", "rx.total", 99, p99_ns // 2, p99_ns, "missed")
+    objective = ObjectiveFigures("reads", "rx.total", 99, p99_ns // 2, p99_ns, outcome)
     snapshot = ProbeSnapshot(
         "shop", "each", 1, {"Ready": 1}, percentiles, (objective,), pod.verdict.bottleneck
     )
@@ -485,6 +488,40 @@ def test_each_panel_of_the_boards_shows_live_figures(scene: Scene) -> None:
     for query, figure in figures.items():
         print(f"{query.board}: {query.panel} ({query.letter}): {figure}")
     assert [query for query, figure in figures.items() if figure is None] == []
+
+
+def test_the_alerts_judge_live_figures(scene: Scene) -> None:
+    scene.run_job()
+    scene.until_scraped()
+
+    def firing() -> dict[str, Labels]:
+        return {
+            name: active["labels"]
+            for name, rule in scene.prometheus.alerts().items()
+            for active in rule["alerts"]
+            if active["state"] == "firing"
+        }
+
+    # The only one that waits for no time of its own.
+    name = "LatencyProbeObjectiveMissed"
+    show_status(scene, "missed")
+    until(lambda: name in firing(), f"{name} to fire", seconds=patient(30))
+    assert firing() == {
+        name: {
+            "alertname": name,
+            "severity": "warning",
+            "namespace": "shop",
+            "probe": "each",
+            "objective": "reads",
+            "stage": "rx.total",
+            "percentile": "p99",
+        }
+    }
+    show_status(scene, "met")
+    until(lambda: firing() == {}, f"{name} to heal", seconds=patient(30))
+    rules = scene.prometheus.alerts()
+    assert {rule["health"] for rule in rules.values()} == {"ok"}
+    assert rules["LatencyProbeNoLeader"]["state"] == "inactive"
 
 
 @pytest.mark.parametrize(("panel", "total"), [("Received", "rx.total"), ("Sent", "tx.total")])
