@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
+from kubernetes.aio.config import ConfigException
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as pb
 from prometheus_client import CollectorRegistry, Gauge
 
@@ -27,6 +28,8 @@ from latencyprobe.otlp.pushing import pushed
 from latencyprobe.otlp.resources import ProcessResource
 from latencyprobe.otlp.settings import OtlpEndpoint, OtlpSettings, OtlpTlsFiles
 from latencyprobe.process.backoff import Backoff
+from latencyprobe_operator.agents.credentials import ClientTlsFiles
+from latencyprobe_operator.main import Options, operate
 from tests.patience import patient
 from tests.unit.agent.running import until
 from tests.unit.otlp_receiver import HOST, OtlpReceiver, Pki, receiving
@@ -166,6 +169,22 @@ async def test_renewed_files_are_used_and_unusable_ones_change_nothing(
 
     assert f"{headers}, line 1 is no header" in caplog.text
     assert SECRET not in caplog.text
+
+
+async def test_an_operator_pushes_its_figures_until_its_end(tmp_path: Path) -> None:
+    kubeconfig, pem = tmp_path / "kubeconfig", tmp_path / "pem"
+    kubeconfig.write_text("apiVersion: v1\nkind: Config\n")
+    pem.touch()
+    receiver = OtlpReceiver()
+    async with receiving(receiver) as port:
+        settings = OtlpSettings(OtlpEndpoint(HOST, port), None)
+        options = Options(tls=ClientTlsFiles(pem, pem, pem), kubeconfig=kubeconfig, otlp=settings)
+        with pytest.raises(ConfigException):
+            await operate(options)
+
+    assert receiver.values("latencyprobe.operator.leader") == [0]
+    services = {each.resource["service.name"] for each in receiver.points}
+    assert services == {"latencyprobe-operator"}
 
 
 # ------------------------------------------------------------------------------- outage
