@@ -254,18 +254,23 @@ class AgentSession:
                 return  # the stream has ended: its reader gets the reason
 
     async def _listen(self, stream: Reports) -> None:
-        """Take in reports until the stream ends.
+        """Take in reports until the stream ends; count a message that is too large, which ends it.
 
         Nothing keeps a report while the next one is waited for. It takes 10 to 20 KB, and an
         iterator over the stream, or a name here, would keep one of each agent.
         """
-        while await self._take_received(await self._received(stream)):
-            pass
+        try:
+            while await self._take_received(await stream.read()):
+                pass
+        except aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                self._misreports.note_corrupt(describe(error))
+            raise
         raise LinkBrokenError("the agent ended the stream of reports")
 
-    async def _take_received(self, received: SizedReport | None) -> bool:
-        """Take in a report; return False at the end of the stream, which has none."""
-        if received is None:
+    async def _take_received(self, received: object) -> bool:
+        """Take in a report; return False at the end of the stream, which is no report."""
+        if not isinstance(received, SizedReport):
             return False
         report = received.message
         await self._turns.take()
@@ -280,16 +285,6 @@ class AgentSession:
             report.sequence, covered, can_wait=all(map(is_summary, report.probes))
         )
         return True
-
-    async def _received(self, stream: Reports) -> SizedReport | None:
-        """Return the next report; count a message that is too large, which ends the stream."""
-        try:
-            received = await stream.read()
-        except aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-                self._misreports.note_corrupt(describe(error))
-            raise
-        return received if isinstance(received, SizedReport) else None  # aio.EOF
 
     def _count(self, take: Callable[[], None]) -> None:
         try:
