@@ -81,11 +81,13 @@ _AGENT: Mapping[str, Instrument] = {
     "latencyprobe_module_loaded": _number("module.loaded", "{module}"),
     "latencyprobe_targets": _number("target.count", "{target}"),
     "latencyprobe_program_cpu_ratio": _gauge("program.cpu.usage", "{cpu}"),
+    "latencyprobe_program_cpu_limit_ratio": _gauge("program.cpu.limit", "{cpu}"),
     "latencyprobe_missed_program_runs": _counter("program.missed_runs", "{run}"),
     "latencyprobe_missed_pods": _counter("pod.missed", "{pod}"),
     "latencyprobe_reports_sent": _counter("report.sent", "{report}"),
     "latencyprobe_engine_reads": _counter("engine.reads", "{read}"),
     "latencyprobe_apply_seconds": _histogram("apply.duration"),
+    "latencyprobe_certificate_begin_timestamp_seconds": _gauge("certificate.begin", "s"),
     "latencyprobe_certificate_end_timestamp_seconds": _gauge("certificate.end", "s"),
     "latencyprobe_refused_connections": _counter("connection.refused", "{connection}"),
 }
@@ -99,6 +101,9 @@ _OPERATOR: Mapping[str, Instrument] = {
     "latencyprobe_operator_status_writes": _counter("operator.status.written", "{write}"),
     "latencyprobe_operator_status_write_failures": _counter("operator.status.failed", "{write}"),
     "latencyprobe_operator_apply_seconds": _histogram("operator.apply.duration"),
+    "latencyprobe_operator_certificate_begin_timestamp_seconds": _gauge(
+        "operator.certificate.begin", "s"
+    ),
     "latencyprobe_operator_certificate_end_timestamp_seconds": _gauge(
         "operator.certificate.end", "s"
     ),
