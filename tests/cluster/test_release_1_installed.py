@@ -115,11 +115,16 @@ def _create_dry(cluster: Cluster, manifest: dict[str, Any]) -> str:
 
 @pytest.fixture(scope="module")
 def foreign_kinds(release: Release) -> Iterator[None]:
-    """The CRDs of cert-manager's certificates, and of Prometheus' monitors without a schema."""
+    """The CRDs of certificates, and of the Prometheus operator's kinds without a schema."""
     cluster = release.cluster
-    names = ("certificates.cert-manager.io", "podmonitors.monitoring.coreos.com")
+    names = (
+        "certificates.cert-manager.io",
+        "podmonitors.monitoring.coreos.com",
+        "prometheusrules.monitoring.coreos.com",
+    )
     cluster.kubectl("apply", "--filename=-", stdin=current_crd("certificates"))
     cluster.apply(_crd_without_schema("monitoring.coreos.com", "PodMonitor"))
+    cluster.apply(_crd_without_schema("monitoring.coreos.com", "PrometheusRule"))
     crds = [f"crd/{name}" for name in names]
     cluster.kubectl("wait", "--for=condition=Established", *crds)
     yield
