@@ -13,7 +13,7 @@ from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.cgroups import cgroup_text
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.measurement import Measurement, NodeMeasurement
-from latencyprobe.domain.stages import WAITED_FOR_CGROUP_PREFIX
+from latencyprobe.domain.stages import waits_for_cgroups
 
 # By module sched: the time in which a thread could run and did not, by who ran.
 _WAITED: Mapping[str, Bottleneck] = {
@@ -76,12 +76,8 @@ def _by_switches(measurement: Measurement) -> CPUDelay | None:
 
 def _culprit(measurement: Measurement) -> str:
     """Return the cgroup for which the threads waited longest; empty if it is not known."""
-    waited = {
-        name.removeprefix(WAITED_FOR_CGROUP_PREFIX): ns
-        for name, ns in measurement.counters.items()
-        if name.startswith(WAITED_FOR_CGROUP_PREFIX) and ns
-    }
-    return cgroup_text(max(waited, key=lambda name: waited[name])) if waited else ""
+    waited = waits_for_cgroups(measurement.counters)
+    return cgroup_text(max(waited, key=lambda cgroup_id: waited[cgroup_id])) if waited else ""
 
 
 def _by_quota(measurement: Measurement) -> CPUDelay | None:

@@ -477,6 +477,15 @@ def cgroup_counter(cgroup_id: int) -> str:
     return WAITED_FOR_CGROUP_PREFIX + str(cgroup_id)
 
 
+def waits_for_cgroups(counters: Mapping[str, int]) -> dict[int, int]:
+    """Return the times in the counters of a target that it waited for each cgroup, by its id."""
+    return {
+        int(name.removeprefix(WAITED_FOR_CGROUP_PREFIX)): ns
+        for name, ns in counters.items()
+        if name.startswith(WAITED_FOR_CGROUP_PREFIX) and ns
+    }
+
+
 def counter_module(name: str) -> Module | None:
     """Return the module of a counter; None for an unknown name."""
     if name.startswith(DROPS_IN_PREFIX):

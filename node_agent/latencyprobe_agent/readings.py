@@ -11,11 +11,11 @@ from latencyprobe.domain.coverage import MEASURED
 from latencyprobe.domain.measurement import NodeMeasurement
 from latencyprobe.domain.overhead import HookOverhead, ProgramsOverhead
 from latencyprobe.domain.packets import TracedPacket
-from latencyprobe.domain.stages import BY_NAME, Module
+from latencyprobe.domain.stages import BY_NAME, Module, waits_for_cgroups
 from latencyprobe_agent.budget import NO_CEILINGS, Ceilings, budget_in_force
 from latencyprobe_agent.collector import Collector, Moment, OverheadMeter, ProbeFigures
 from latencyprobe_agent.desired import Desired, Selector
-from latencyprobe_agent.evidence.known_cgroups import KnownCgroups, waits_for_cgroups
+from latencyprobe_agent.evidence.known_cgroups import KnownCgroups
 from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.evidence.source import EvidenceSource
 from latencyprobe_agent.instruments import Instruments

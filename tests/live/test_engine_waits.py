@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from latencyprobe.domain.measurement import NOTHING, Measurement
-from latencyprobe.domain.stages import Module, cgroup_counter
-from latencyprobe_agent.evidence.known_cgroups import KnownCgroups, waits_for_cgroups
+from latencyprobe.domain.stages import Module, cgroup_counter, waits_for_cgroups
+from latencyprobe_agent.evidence.known_cgroups import KnownCgroups
 from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from latencyprobe_agent.targets.resolver import Resolver

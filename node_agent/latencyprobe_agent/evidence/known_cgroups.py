@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 from latencyprobe.domain.cgroups import Cgroup
-from latencyprobe.domain.stages import WAITED_FOR_CGROUP_PREFIX
+from latencyprobe.domain.stages import waits_for_cgroups
 from latencyprobe_agent.targets.cgroups import Hierarchy
 from latencyprobe_agent.targets.containers import pod_uid_of
 
@@ -73,15 +73,6 @@ class KnownCgroups:
                 if len(found) == len(wanted):
                     break
         return found
-
-
-def waits_for_cgroups(counters: Mapping[str, int]) -> dict[int, int]:
-    """Return the times in the counters of a target that it waited for each cgroup, by its id."""
-    return {
-        int(name.removeprefix(WAITED_FOR_CGROUP_PREFIX)): ns
-        for name, ns in counters.items()
-        if name.startswith(WAITED_FOR_CGROUP_PREFIX) and ns
-    }
 
 
 def identity_of(path: str) -> tuple[str, str]:
