@@ -24,7 +24,7 @@ from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.patience import Peer, describe_peer
 from latencyprobe.domain.pending import PENDING_BY_NAME, Pending, describe
 from latencyprobe.domain.report import StageReport, TargetReport
-from latencyprobe.domain.stages import BY_NAME, DURATIONS, WAITED_FOR_CGROUP_PREFIX
+from latencyprobe.domain.stages import BY_NAME, is_duration
 from latencyprobe.domain.verdict import Verdict
 
 BAR_WIDTH = 24
@@ -208,8 +208,7 @@ def _counters(heading: str, counters: Mapping[str, int]) -> Iterator[Text]:
 
 
 def _amount(name: str, count: int) -> str:
-    is_time = name in DURATIONS or name.startswith(WAITED_FOR_CGROUP_PREFIX)
-    return format_ns(count) if is_time else f"{count:,}"
+    return format_ns(count) if is_duration(name) else f"{count:,}"
 
 
 def _pending(pending: Mapping[str, Pending]) -> Iterator[Text]:

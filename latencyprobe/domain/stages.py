@@ -378,8 +378,6 @@ WAITED_FOR_CGROUP = "waitedForCgroup"
 WAITED_FOR_CGROUP_PREFIX = f"{WAITED_FOR_CGROUP}."
 # Waiting that has not ended, all kinds together: see the module `pending`.
 PENDING = "pending"
-# The counters that are times, in nanoseconds.
-DURATIONS = frozenset(counter.name for counter in COUNTERS if counter.name.endswith("Ns"))
 _COUNTER_MODULES = {counter.name: counter.module for counter in COUNTERS}
 
 BY_NAME: dict[str, Stage] = {stage.name: stage for stage in STAGES}
