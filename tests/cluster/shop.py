@@ -19,6 +19,8 @@ LIVE = "live"
 # So that what is in a status is at most that old.
 LIVE_WINDOW_SECONDS = 5
 RATE = 50
+# In a status: a server on each node.
+EVERYWHERE = {"pods": 2, "containers": 2, "nodes": 2, "readyNodes": 2}
 
 Json = dict[str, Any]
 
@@ -82,6 +84,23 @@ class Shop:
             )
         )
         self.cluster.wait_for_pods(self.namespace, f"app={name}", count=1)
+
+    def exchange(self, probe: str, requests: int) -> Json:
+        """Have each node's server answer the other node; the status that has all requests."""
+        servers = self.add_servers()
+        self.wait("readiness", lambda s: s.get("targets") == EVERYWHERE, probe=probe)
+        first, second = self.cluster.nodes
+        for node, other in ((first, second), (second, first)):
+            name = f"client-{node.number}"
+            self.add_client(name, node.name, [servers[other.name]], rate=200, count=requests)
+        for node in self.cluster.nodes:
+            self.account(f"client-{node.number}", requests=requests)
+        sent = {f"checkout-{node.number}": requests for node in self.cluster.nodes}
+        return self.wait(
+            "every request in the report",
+            lambda status: counts(status, "rx.total") == counts(status, "tx.total") == sent,
+            probe=probe,
+        )
 
     def kubectl(self, *arguments: str, seconds: float = 120) -> str:
         """kubectl in the shop's namespace."""

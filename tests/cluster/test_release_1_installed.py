@@ -15,7 +15,7 @@ from devcluster.client import KubectlError
 from devcluster.environment import Cluster
 from tests.chart.helm import VALUES_FILES, Helm
 from tests.cluster.release import AGENT_NAMESPACE, CRD, Release, pod_security_complaints
-from tests.cluster.shop import SAMPLE, Shop, counts
+from tests.cluster.shop import EVERYWHERE, SAMPLE, Shop, counts
 from tools.helm.chart import NAMESPACE, RELEASE
 
 REQUESTS = 400
@@ -37,28 +37,16 @@ def test_the_sample_counts_what_pods_of_both_nodes_exchange(
         *("patch", "latencyprobe", "checkout", "--type=merge"),
         '--patch={"spec": {"overhead": {"maxCPUPercent": 0}}}',
     )
-    servers = shop.add_servers()
-    everywhere = {"pods": 2, "containers": 2, "nodes": 2, "readyNodes": 2}
-    shop.wait("readiness", lambda s: s.get("targets") == everywhere, probe="checkout")
-    first, second = shop.cluster.nodes
-    for node, other in ((first, second), (second, first)):
-        name = f"client-{node.number}"
-        shop.add_client(name, node.name, [servers[other.name]], rate=200, count=REQUESTS)
-    for node in shop.cluster.nodes:
-        shop.account(f"client-{node.number}", requests=REQUESTS)
+
+    status = shop.exchange("checkout", REQUESTS)
 
     sent = {f"checkout-{node.number}": REQUESTS for node in shop.cluster.nodes}
-    status = shop.wait(
-        "every request in the report",
-        lambda status: counts(status, "rx.total") == counts(status, "tx.total") == sent,
-        probe="checkout",
-    )
     # From the node's eth0 to the pod's, and back.
     for stage in ("rx.host", "rx.stack", "rx.socket", "tx.stack", "tx.host", "app.response"):
         assert counts(status, stage) == sent, stage
     placed = {pod["name"]: pod["node"] for pod in status["pods"]}
     assert placed == {f"checkout-{node.number}": node.name for node in shop.cluster.nodes}
-    assert status["targets"] == everywhere
+    assert status["targets"] == EVERYWHERE
     for pod in status["pods"]:
         stages = {stage["name"]: stage for stage in pod["stages"]}
         assert stages["rx.total"]["lost"] == stages["rx.total"]["unmatched"] == 0

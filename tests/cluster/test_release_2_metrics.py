@@ -18,7 +18,7 @@ from latencyprobe.domain.histogram import FIRST_BUCKET, position_of
 from latencyprobe.protocol.measurements import AGENT_NAME
 from tests.cluster.agents_tls import newest_report
 from tests.cluster.release import AGENT_NAMESPACE, LEASE, Release
-from tests.cluster.shop import Shop, counts
+from tests.cluster.shop import Shop
 from tests.live.prometheus import NativeSample, Prometheus, running_prometheus, scrape_job
 from tools.helm.chart import NAMESPACE
 
@@ -46,23 +46,8 @@ class Scraped:
 
     def exchange(self) -> dict[str, Any]:
         """Have pods of each node ask those of the other; the status that has all requests."""
-        shop = self.shop
-        shop.cluster.apply(probe(shop.namespace))
-        servers = shop.add_servers()
-        everywhere = {"pods": 2, "containers": 2, "nodes": 2, "readyNodes": 2}
-        shop.wait("readiness", lambda s: s.get("targets") == everywhere, probe=PROBE)
-        first, second = shop.cluster.nodes
-        for node, other in ((first, second), (second, first)):
-            name = f"client-{node.number}"
-            shop.add_client(name, node.name, [servers[other.name]], rate=200, count=REQUESTS)
-        for node in shop.cluster.nodes:
-            shop.account(f"client-{node.number}", requests=REQUESTS)
-        sent = {f"checkout-{node.number}": REQUESTS for node in shop.cluster.nodes}
-        return shop.wait(
-            "every request in the report",
-            lambda status: counts(status, "rx.total") == counts(status, "tx.total") == sent,
-            probe=PROBE,
-        )
+        self.shop.cluster.apply(probe(self.shop.namespace))
+        return self.shop.exchange(PROBE, REQUESTS)
 
     def series(self, selector: str = "") -> str:
         return (
