@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.contract import SlotSpec, SocketMemoryLimits, ThreadLimits
 from latencyprobe_agent.kernel.hooks import SCOPED_HOOKS
 from latencyprobe_agent.kernel.load.cache import ObjectCache
+from latencyprobe_agent.kernel.runtime import reading_pause
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.pods import Namespace, Pod, pods_back_to_back, pods_on_bridge
 
@@ -51,8 +53,14 @@ def hooks(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def start_engine(hooks: str) -> AsyncIterator[Callable[..., KernelEngine]]:
-    """Makes engines, and closes them at the end."""
+async def start_engine(
+    hooks: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Callable[..., KernelEngine]]:
+    """Makes engines, and closes them at the end.
+
+    What they return is of the moment of reading, also where that takes long: in a guest.
+    """
+    monkeypatch.setattr(reading_pause, "LONG_S", math.inf)
     engines: list[KernelEngine] = []
     async with AsyncExitStack() as stack:
 

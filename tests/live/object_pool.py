@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
+from latencyprobe_agent.kernel.abi import TRACE_CONTROL
 from latencyprobe_agent.kernel.contract import MAX_SLOTS
 from latencyprobe_agent.kernel.hooks import SCOPED_HOOKS
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.request import Request
-from latencyprobe_agent.kernel.runtime import ring
 from latencyprobe_agent.kernel.runtime.listeners import ListenerReadings
 from latencyprobe_agent.kernel.runtime.loaded import LoadedObject
 from tests.live import packet_tables
@@ -102,5 +102,5 @@ def _empty(built: LoadedObject) -> None:
         if built.node_statistics is not None:
             built.node_statistics.take(inactive.epoch)
     if built.ring is not None:
-        counts = slice(ring._COUNTS_OFFSET, ring._COUNTS_OFFSET + ring._COUNTS.size)
-        built.ring._control[counts] = bytes(ring._COUNTS.size)
+        counts = slice(TRACE_CONTROL.offset("second"), TRACE_CONTROL.size)
+        built.ring._control[counts] = bytes(counts.stop - counts.start)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import subprocess
@@ -17,7 +16,6 @@ from latencyprobe.domain.measurement import NOTHING, Measurement, StageMeasureme
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel.abi import MEMORY_FOR_ALL, MEMORY_OF_NODE
 from latencyprobe_agent.kernel.contract import SocketFilter, SocketMemoryLimits
-from latencyprobe_agent.kernel.runtime import reading_pause
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.measuring import SERVER, account_for, are_bound_by_btf
 from tests.live.pods import Pod
@@ -93,9 +91,7 @@ def ask(both: Connection) -> None:
 
 
 def taken(engine: KernelEngine, slot: int = SERVER) -> Measurement:
-    """Return what was measured. Sockets are counted however long the last count took."""
-    assert engine._socket_memory is not None
-    engine._socket_memory._pause._until = -math.inf
+    """Return what was measured."""
     return engine.read().get(slot, NOTHING)
 
 
@@ -246,10 +242,9 @@ async def test_sockets_of_a_target_that_has_another_slot_take_no_room_of_its_fir
 
 
 async def test_no_socket_that_comes_or_goes_during_a_count_is_charged_for_ever(
-    start_engine: Start, pair: Pair, monkeypatch: pytest.MonkeyPatch
+    start_engine: Start, pair: Pair
 ) -> None:
     client, server = pair
-    monkeypatch.setattr(reading_pause, "LONG_S", math.inf)
     most = 6 * SOCKETS
     engine = await watch_server(start_engine, server, SocketMemoryLimits(most, 1000))
     with udp_socket(client.namespace) as sending, ExitStack() as stack:
