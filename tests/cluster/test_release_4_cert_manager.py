@@ -79,6 +79,7 @@ def _authority(release: Release) -> x509.Certificate:
     return x509.load_pem_x509_certificate(certificate)
 
 
+@pytest.mark.thorough  # test_release_2_certificates.py renews those that the chart generates
 def test_renewed_certificates_are_taken_in_without_a_restart(
     certified: Release, shop: Shop
 ) -> None:

@@ -374,6 +374,7 @@ def sees_all_acks(engine: KernelEngine) -> bool:
     return "cgroup_skb/ingress" in row.hook
 
 
+@pytest.mark.second_choice
 async def test_episodes_of_a_target_by_cgroup_are_as_long(start_engine: Start, typed: bool) -> None:
     waits = Waits()
     async with measured_by_cgroup(start_engine, typed=typed) as (scene, both):
@@ -386,6 +387,7 @@ async def test_episodes_of_a_target_by_cgroup_are_as_long(start_engine: Start, t
         waits.assert_are_in(Reading(scene.engine).of(CLIENT))
 
 
+@pytest.mark.second_choice
 async def test_an_end_that_no_hook_saw_is_unmatched(start_engine: Start, typed: bool) -> None:
     """The peer has closed its side, so the connection is not established any more."""
     async with measured_by_cgroup(start_engine, typed=typed) as (scene, both):

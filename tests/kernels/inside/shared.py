@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--first-choices-alone",
         action="store_true",
-        help="leave out second runs of a test, by hooks that are not this kernel's first choice",
+        help="leave out what uses hooks that are not this kernel's first choice, or takes minutes",
     )
 
 
@@ -64,7 +64,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_second_choice(item: pytest.Item) -> bool:
-    return not _parameter(item, "typed", True) or bool(_parameter(item, "without", ()))
+    return (
+        item.get_closest_marker("second_choice") is not None
+        or not _parameter(item, "typed", True)
+        or bool(_parameter(item, "without", ()))
+    )
 
 
 def _place(item: pytest.Item) -> tuple[bool, bool, int]:
