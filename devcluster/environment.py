@@ -24,6 +24,8 @@ from .network import Network
 from .processes import ProcessTable
 from .worker import Worker
 
+_CORDONED = "node.kubernetes.io/unschedulable"
+
 
 class ClusterInUseError(ClusterError):
     """Another process is using the cluster of this name."""
@@ -192,6 +194,7 @@ class Cluster(Client):
             yield
         finally:
             self.kubectl("uncordon", node.name)
+            self._wait_until_untainted(node)
 
     @contextmanager
     def pause_api_server(self) -> Iterator[None]:
@@ -347,6 +350,18 @@ class Cluster(Client):
             worker.kubelet,
             lambda: self._unmet_node_ready(worker.layout),
         )
+
+    def _wait_until_untainted(self, node: NodeLayout) -> None:
+        """The taint of a cordon goes some time after the cordon."""
+
+        def unmet() -> str | None:
+            taints = [
+                taint["key"] for taint in self.get("node", node.name)["spec"].get("taints", [])
+            ]
+            return f"{node.name} has {taints}" if _CORDONED in taints else None
+
+        what = f"{node.name} to take pods"
+        self._processes.wait_for(what, components.CONTROLLER_MANAGER, unmet)
 
     def _unmet_etcd_listens(self) -> str | None:
         port = components.ETCD_PORT

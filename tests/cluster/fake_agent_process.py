@@ -9,6 +9,7 @@ import asyncio
 import json
 import sys
 import uuid
+from functools import partial
 from pathlib import Path
 
 from latencyprobe.domain.histogram import Histogram
@@ -34,13 +35,12 @@ async def serve(address: str, folder: Path, state_file: Path) -> None:
         folder / "ca.crt", folder / f"{AGENT_NAME}.crt", folder / f"{AGENT_NAME}.key"
     )
     agent = FakeAgent(tls, instance_id=str(uuid.uuid4()))
+    agent.on_applied = partial(_write, agent, state_file)
     await agent.start(host=address, port=PORT)
     for tick in range(1_000_000):
-        if agent.applied:
-            _write(agent, state_file)
-            if agent.listeners and tick % 10 == 0:
-                for probe in agent.applied[-1].probes:
-                    agent.report(probe.id, {target.id: FIGURES for target in probe.targets})
+        if agent.applied and agent.listeners and tick % 10 == 0:
+            for probe in agent.applied[-1].probes:
+                agent.report(probe.id, {target.id: FIGURES for target in probe.targets})
         await asyncio.sleep(0.1)
 
 

@@ -57,6 +57,16 @@ class Process:
         self._process = None
         return code
 
+    @contextmanager
+    def halted(self) -> Iterator[None]:
+        """It stands still inside the context."""
+        assert self.pid is not None
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
+
     def tail(self) -> str:
         """The end of the log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-25:])

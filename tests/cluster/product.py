@@ -90,6 +90,12 @@ def counts(status: dict[str, Any], name: str) -> dict[str, int]:
     return {pod["name"]: stage(pod, name).get("count", 0) for pod in status.get("pods", [])}
 
 
+def counts_once(status: dict[str, Any], name: str) -> dict[str, int]:
+    """The count of a stage of sent packets by pod, without those that were sent again."""
+    again = {pod["name"]: pod["counters"].get("retransmits", 0) for pod in status.get("pods", [])}
+    return {pod: count - again[pod] for pod, count in counts(status, name).items()}
+
+
 def make_certificates(folder: Path) -> Path:
     """Certificates of one installation, in a new folder."""
     subprocess.run([PROGRAM, "pki", "init", str(folder)], check=True)

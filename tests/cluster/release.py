@@ -120,6 +120,11 @@ class Release:
             for pod in pods
         }
 
+    def agent_restarts(self, node: NodeLayout) -> int:
+        """How often the agent's container on this node was started again."""
+        statuses = self.agents()[node.name]["status"].get("containerStatuses") or [{}]
+        return int(statuses[0].get("restartCount", 0))
+
     def agent_pids(self, node: NodeLayout) -> list[int]:
         """The processes of the agent's container, as this machine numbers them."""
         return self.pids_of(self.agents()[node.name])

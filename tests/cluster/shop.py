@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from devcluster.layout import NodeLayout
 from devcluster.waiting import wait_until
 from tests.cluster import manifests
 from tests.cluster.operator_process import MANIFESTS
@@ -98,9 +99,21 @@ class Shop:
         sent = {f"checkout-{node.number}": requests for node in self.cluster.nodes}
         return self.wait(
             "every request in the report",
-            lambda status: counts(status, "rx.total") == counts(status, "tx.total") == sent,
+            lambda status: counts(status, "rx.total") == counts_once(status, "tx.total") == sent,
             probe=probe,
         )
+
+    def restart_agent(self, node: NodeLayout) -> None:
+        """Kill a node's agent; returns when another process of it has reported."""
+        before = self.release.agent_restarts(node)
+        self.release.kill_agent(node)
+
+        def unmet() -> str | None:
+            now = self.release.agent_restarts(node)
+            return None if now > before else f"restarted {now} times, as before"
+
+        wait_until(f"the agent of {node.name} to start again", unmet, seconds=120)
+        self.wait_until_both_nodes_report()
 
     def kubectl(self, *arguments: str, seconds: float = 120) -> str:
         """kubectl in the shop's namespace."""
@@ -146,7 +159,9 @@ class Shop:
         """Both servers are measured just now, and every node is ready."""
         began = datetime.datetime.now(datetime.UTC)
         return self.wait(
-            "fresh figures of both nodes", lambda status: _both_report(status, since=began)
+            "fresh figures of both nodes",
+            lambda status: _both_report(status, since=began),
+            seconds=180,  # without news a status is written once a minute
         )
 
 
@@ -167,6 +182,12 @@ def counts(status: Json, stage: str) -> dict[str, int]:
         for each in pod["stages"]
         if each["name"] == stage
     }
+
+
+def counts_once(status: Json, stage: str) -> dict[str, int]:
+    """The count of a stage of sent packets by pod, without those that were sent again."""
+    again = {pod["name"]: pod["counters"].get("retransmits", 0) for pod in status.get("pods", ())}
+    return {pod: count - again[pod] for pod, count in counts(status, stage).items()}
 
 
 def node_told(status: Json, name: str) -> Json:

@@ -175,6 +175,11 @@ def test_a_probe_whose_pods_have_all_ended_has_their_rows(product: Product, serv
         window=f"{WINDOW_SECONDS}s",
         overhead={"maxCPUPercent": 0},
     )
+    wait_until(
+        "the operator to follow the probe",
+        lambda: None if product.status("jobs").get("phase") else product.logs(),
+        seconds=20 * INTERVAL_SECONDS,
+    )
     product.cluster.apply(job("alone", product.namespace, 3, client(server)))
     product.cluster.kubectl(
         *("wait", "--for=condition=Complete", "job/alone", f"--namespace={product.namespace}"),

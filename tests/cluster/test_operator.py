@@ -149,14 +149,10 @@ def test_an_agent_that_dies_gets_its_state_again_when_it_returns(site: Site) -> 
 def test_an_agent_that_stands_still_is_stale_until_it_goes_on(site: Site) -> None:
     site.apply()
     site.wait("figures", lambda: site.status().get("summary", {}).get("p99"))
-    assert site.agent.pid
-    os.kill(site.agent.pid, signal.SIGSTOP)
-    try:
+    with site.agent.halted():
         # Its connection is there: the operator's pings find it out later than this.
         site.wait("silence", lambda: site.condition() == ("False", "AgentSilent"))
         (node,) = site.status()["nodes"]
-    finally:
-        os.kill(site.agent.pid, signal.SIGCONT)
     assert (node["name"], node["state"]) == (site.cluster.node_name, "Stale")
     assert re.search("does not report; last report [12]0s ago$", node["message"])
 

@@ -40,7 +40,7 @@ def test_standard_output_holds_the_document_alone(temporary: Path) -> None:
     (target,) = document["targets"]
     assert target["pids"] == [os.getpid()]
     counts = {stage["name"]: stage["count"] for stage in target["stages"]}
-    assert counts["rx.socket"] == counts["rx.total"] >= 3 * 200
+    assert counts["rx.socket"] == counts["rx.total"] >= 200
     assert target["counters"]["retransmits"] == counts["rx.total"] / 200
     reports = counts["rx.total"] / 200
     assert target["netnsCounters"] == {"TcpExtListenDrops": 2 * reports}

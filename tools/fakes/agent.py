@@ -104,6 +104,8 @@ class FakeAgent(rpc.NodeAgentServicer):
         self.instance_id = instance_id
         self.protocol_version = PROTOCOL_VERSION
         self.applied: list[pb.DesiredState] = []
+        self.on_applied: Callable[[], object] = lambda: None
+        """Called before a state is answered."""
         self.refuse: tuple[grpc.StatusCode, str] | None = None
         self.status: Callable[[pb.Target], pb.TargetStatus] = _attached
         self.coverage: list[pb.StageCoverage] = []
@@ -209,6 +211,7 @@ class FakeAgent(rpc.NodeAgentServicer):
         if self.applied and request.generation <= self.applied[-1].generation:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "a newer one was applied")
         self.applied.append(request)
+        self.on_applied()
         return pb.ApplyResult(
             generation=request.generation,
             probes=[
