@@ -10,10 +10,11 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,9 +173,15 @@ def cgroup(name: str) -> Iterator[Path]:
     try:
         yield path
     finally:
-        for pid in (path / "cgroup.procs").read_text().split():
-            os.kill(int(pid), 9)
+        kill_all(path)
         _remove_when_empty(path)
+
+
+def kill_all(cgroup: Path) -> None:
+    """Kill the processes of a cgroup, as far as they have not ended by themselves."""
+    for pid in (cgroup / "cgroup.procs").read_text().split():
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
 
 
 def own_cgroup() -> Path:

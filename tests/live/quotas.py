@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.live.pods import kill_all
 from tests.live.targets import until
 
 V1_CPU = Path("/sys/fs/cgroup/cpu")
@@ -54,8 +54,7 @@ def quota(cgroup: Path, percent: int) -> Iterator[Path]:
         (directory / "cpu.cfs_quota_us").write_text(str(percent * 1000))
         yield directory
     finally:
-        for pid in (directory / "cgroup.procs").read_text().split():
-            os.kill(int(pid), 9)
+        kill_all(directory)
         _remove(directory)
 
 

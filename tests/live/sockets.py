@@ -234,17 +234,26 @@ def tcp_figures(namespace: Namespace) -> dict[str, int]:
     return figures
 
 
+def sent_again(namespace: Namespace) -> int:
+    """How many segments the kernel has sent once more: after a halt of the machine, too."""
+    return tcp_figures(namespace)["RetransSegs"]
+
+
 def open_between(client: Pod, server: Pod) -> AbstractContextManager[Connection]:
     return connection(client.namespace, server.namespace, server.address)
 
 
-def exchange(both: Connection, times: int) -> None:
-    """Question and answer, one at a time."""
+def exchange(both: Connection, times: int) -> int:
+    """Question and answer, one at a time; returns how long the slowest took, in nanoseconds."""
+    slowest_ns = 0
     for _ in range(times):
+        began_ns = time.monotonic_ns()
         both.client.sendall(b"q" * 64)
         read_all(both.server, 64)
         both.server.sendall(b"r" * 64)
         read_all(both.client, 64)
+        slowest_ns = max(slowest_ns, time.monotonic_ns() - began_ns)
+    return slowest_ns
 
 
 def send_datagrams(sender: Namespace, receiver: Namespace, address: str, times: int) -> None:

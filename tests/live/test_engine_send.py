@@ -26,6 +26,7 @@ from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe.domain.verdict import judge
 from latencyprobe_agent.kernel.build.headers import version_code
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.hidden_events import counts_of
 from tests.live.measuring import CLIENT, TX_PARTS, account_for, count
 from tests.live.netfilter import load_rules
 from tests.live.pods import Pod
@@ -37,6 +38,7 @@ from tests.live.sockets import (
     everything_in,
     inside,
     listen,
+    open_between,
     read_all,
     wait_for_bytes,
 )
@@ -104,13 +106,24 @@ def bytes_in_queue(end: socket.socket, request: int) -> int:
     return int(struct.unpack("=i", answer)[0])
 
 
-def wait_until_sent(end: socket.socket) -> int:
-    """Returns as soon as everything was sent once, with the time."""
+def wait_until_sent(end: socket.socket) -> Moment:
+    """Returns as soon as everything was sent once, with the moment of the last departure."""
     deadline = time.monotonic() + PATIENCE_SECONDS
+    unsent_ns, seen_ns = 0, time.monotonic_ns()
     while unsent := unsent_bytes(end):
         assert time.monotonic() < deadline, f"{unsent} bytes are still unsent"
         os.sched_yield()
-    return time.monotonic_ns()
+        unsent_ns, seen_ns = seen_ns, time.monotonic_ns()
+    return Moment(unsent_ns, time.monotonic_ns())
+
+
+def without_probes(client: Pod, server: Pod) -> None:
+    """What a window or a cork holds is not tried in part until a minute has passed.
+
+    That is after the time of a retransmission, tcp_probe0_base(), include/net/tcp.h.
+    """
+    route = ("route", "replace", f"{server.address}/32", "dev", "eth0")
+    client.namespace.ip(*route, "rto_min", "60s")
 
 
 def wait_until_acknowledged(end: socket.socket) -> None:
@@ -121,10 +134,7 @@ def wait_until_acknowledged(end: socket.socket) -> None:
 
 
 def fill_windows(connections: list[Connection]) -> list[Moment]:
-    """Send pieces until no peer takes more; returns when those that wait were handed over.
-
-    All at once, and quickly: after 200 ms with a closed window the kernel tries with a part.
-    """
+    """Send pieces until no peer takes more; returns when those that wait were handed over."""
     handed: dict[Connection, Moment] = {}
     deadline = time.monotonic() + PATIENCE_SECONDS
     filling = list(connections)
@@ -173,6 +183,7 @@ def assert_times_are_of_the_causes(measurement: Measurement, cause: str) -> None
 
 def small_window(client: Pod, server: Pod, stack: ExitStack, connections: int) -> list[Connection]:
     """Connections whose server takes but a few kilobytes before it reads."""
+    without_probes(client, server)
     listener = stack.enter_context(listen(server.namespace, server.address))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
     made = []
@@ -215,19 +226,19 @@ async def test_a_closed_receive_window_is_found_in_tx_socket_and_nowhere_else(
 
 
 @pytest.mark.every_kernel
-async def test_a_cork_is_found_in_tx_socket(
-    start_engine: Start, pair: Pair, both: Connection
-) -> None:
+async def test_a_cork_is_found_in_tx_socket(start_engine: Start, pair: Pair) -> None:
     engine = await watch(start_engine, pair[0])
-    cork = partial(both.client.setsockopt, socket.IPPROTO_TCP, socket.TCP_CORK)
+    without_probes(*pair)
     waits = Durations()
-    for round_ in range(40):
-        cork(1)
-        handed = Moment.of(lambda: both.client.sendall(b"begin"))
-        await asyncio.sleep(0.002 + 0.0005 * round_)
-        both.client.sendall(b"end")  # the same segment: it counts from its first byte
-        waits.add(handed, Moment.of(lambda: cork(0), lambda: wait_until_sent(both.client)))
-        read_all(both.server, 8)
+    with open_between(*pair) as both:
+        cork = partial(both.client.setsockopt, socket.IPPROTO_TCP, socket.TCP_CORK)
+        for round_ in range(40):
+            cork(1)
+            handed = Moment.of(lambda: both.client.sendall(b"begin"))
+            await asyncio.sleep(0.002 + 0.0005 * round_)
+            both.client.sendall(b"end")  # the same segment: it counts from its first byte
+            waits.add(handed, Moment.of(lambda: cork(0), lambda: wait_until_sent(both.client)))
+            read_all(both.server, 8)
     measured = taken(engine)
     waits.assert_are_in(measured.stage("tx.socket").histogram)
     assert_waited_in_the_socket_alone(measured)
@@ -241,20 +252,24 @@ async def test_nagles_wait_for_an_acknowledgement_is_found_in_tx_socket(
     engine = await watch(start_engine, pair[0])
     both.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
     both.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")  # no pacing
-    waits_ns = []
-    for _ in range(20):
+    at_least_ns, at_most_ns = [], []
+    for _ in range(10):
         both.server.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
         both.client.sendall(b"first")
-        handed_ns = time.monotonic_ns()
-        both.client.sendall(b"second")
-        waits_ns.append(wait_until_sent(both.client) - handed_ns)
+        handed = Moment.of(lambda: both.client.sendall(b"second"))
+        sent = wait_until_sent(both.client)
+        at_least_ns.append(max(0, sent.not_before_ns - handed.not_after_ns))
+        at_most_ns.append(sent.not_after_ns - handed.not_before_ns)
         read_all(both.server, 11)
         wait_until_acknowledged(both.client)
     measured = taken(engine)
     waited = measured.stage("tx.socket").histogram
-    assert account_for(measured, "tx.socket") == (40, 0)
-    assert waited.percentile(60) > 2 * MILLISECOND_NS  # every second one
-    assert waited.sum_ns == pytest.approx(sum(waits_ns), rel=BUCKET - 1)
+    samples, missing = account_for(measured, "tx.socket")
+    assert samples in counts_of(20)  # the timer of a delayed ACK lets every second one go
+    assert missing == 0
+    assert waited.percentile(60) > 2 * MILLISECOND_NS
+    hidden_ns = (20 - samples) * max(at_most_ns)
+    assert (sum(at_least_ns) - hidden_ns) / BUCKET <= waited.sum_ns <= sum(at_most_ns) * BUCKET
     assert list(causes(measured)) == ["sendsHeldBack"]
     assert_times_are_of_the_causes(measured, "sendsHeldBack")
 
@@ -264,13 +279,15 @@ async def test_pacing_is_found_in_tx_socket(
 ) -> None:
     engine = await watch(start_engine, pair[0])
     both.client.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, 1_000_000)  # bytes a second
-    handed_ns = time.monotonic_ns()
-    both.client.sendall(bytes(100_000))
-    took_ns = wait_until_sent(both.client) - handed_ns
+    handed = Moment.of(lambda: both.client.sendall(bytes(100_000)))
+    sent = wait_until_sent(both.client)
     read_all(both.server, 100_000)
     measured = taken(engine)
-    assert took_ns > 30 * MILLISECOND_NS
-    assert measured.stage("tx.socket").histogram.max_ns == pytest.approx(took_ns, rel=BUCKET - 1)
+    at_least_ns = sent.not_before_ns - handed.not_after_ns
+    at_most_ns = sent.not_after_ns - handed.not_before_ns
+    assert at_least_ns > 30 * MILLISECOND_NS
+    longest_ns = measured.stage("tx.socket").histogram.max_ns
+    assert at_least_ns / BUCKET <= longest_ns <= at_most_ns * BUCKET
     assert_waited_in_the_socket_alone(measured)
     # an ACK that is delayed may hold back one of them, too
     assert {"sendsPaced"} <= causes(measured).keys() <= {"sendsPaced", "sendsBehindCongestion"}
@@ -379,7 +396,7 @@ async def test_more_messages_than_we_remember_keep_their_waits_within_a_bucket(
         for _ in range(10):
             await asyncio.sleep(0.005)
             handed += [send_a_segment(both.client) for _ in range(50)]
-        await asyncio.sleep(0.06)  # within 200 ms: then the kernel tries a closed window
+        await asyncio.sleep(0.06)
         # the first of them leaves after this, and the last one before it
         leave = Moment.of(lambda: both.server.recv(1 << 16), lambda: empty(both))
         for began in handed:

@@ -56,7 +56,8 @@ def tun(role: str, address: str, beyond: str, *, queue_length: int = 500) -> Ite
 class FarWire:
     """Carries packets between two tuns; those of the far end arrive `delay_s` after they left.
 
-    Each is taken from its device at once, so that nothing waits there.
+    Each is taken from its device at once, so that nothing waits there, and delivered in time: a
+    late ACK has segments sent again.
     """
 
     def __init__(self, near: Tun, far: Tun) -> None:
@@ -80,6 +81,7 @@ class FarWire:
             os.close(self._stop)
 
     def _take(self) -> None:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         near, far = self._near.descriptor, self._far.descriptor
         while True:
             readable, _, _ = select.select([near, far, self._stop], [], [])
@@ -92,6 +94,7 @@ class FarWire:
                 self._under_way.put((time.monotonic() + self.delay_s, self._far.take()))
 
     def _deliver(self) -> None:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         while (packet := self._under_way.get()) is not None:
             arrives, content = packet
             time.sleep(max(0, arrives - time.monotonic()))

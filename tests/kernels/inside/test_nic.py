@@ -11,7 +11,7 @@ from latencyprobe_agent.kernel.build.headers import version_code
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.measuring import CLIENT, SERVER, account_for, both, count, measure
 from tests.live.pods import Pod
-from tests.live.sockets import PATIENCE_SECONDS, tcp_figures
+from tests.live.sockets import PATIENCE_SECONDS, sent_again
 from tests.live.targets import until
 
 Start = Callable[..., KernelEngine]
@@ -53,10 +53,6 @@ def assert_counted_once(measured: Measurement, again: int) -> None:
     assert REQUESTS - 1 <= count(measured, "tx.driver") - again <= REQUESTS
 
 
-def _sent_again(pod: Pod) -> int:
-    return tcp_figures(pod.namespace)["RetransSegs"]
-
-
 def assert_interrupts_brought(measured: Measurement) -> None:
     """All packets but those that came while a poll ended, which polls again without an interrupt:
     virtqueue_napi_complete(), drivers/net/virtio_net.c.
@@ -73,12 +69,12 @@ async def test_packets_of_a_network_device_are_counted_once_at_each_stage(
     client, server = nics
     engine = await both(start_engine, client, server)
     pods = {CLIENT: client, SERVER: server}
-    before = {slot: _sent_again(pod) for slot, pod in pods.items()}
+    before = {slot: sent_again(pod.namespace) for slot, pod in pods.items()}
     measured = await measure_to_the_end(
         engine, client, server, "--protocol", protocol, ends=tuple(pods)
     )
     for slot, pod in pods.items():
-        assert_counted_once(measured[slot], _sent_again(pod) - before[slot])
+        assert_counted_once(measured[slot], sent_again(pod.namespace) - before[slot])
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
@@ -87,11 +83,11 @@ async def test_hostnetwork_is_measured_without_a_path_through_the_host(
 ) -> None:
     client, server = node_and_beyond
     engine = await both(start_engine, client, server)
-    before = _sent_again(server)
+    before = sent_again(server.namespace)
     measured = await measure_to_the_end(
         engine, client, server, "--protocol", protocol, ends=(SERVER,)
     )
-    assert_counted_once(measured[SERVER], _sent_again(server) - before)
+    assert_counted_once(measured[SERVER], sent_again(server.namespace) - before)
     assert "rx.host" not in measured[SERVER].stages
     assert "tx.host" not in measured[SERVER].stages
 
