@@ -39,14 +39,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests that share programs come last, those with the same ones one after another.
 
-    Second runs are only for programs that could use other hooks. Tests for every kernel run by
-    raw_tp in the guest without BTF, so here that is thorough.
+    Second runs are only for programs that could use other hooks. Programs by raw_tp are all
+    verified here, and measure in the guest without BTF: what they measure here is thorough.
     """
     if config.pluginmanager.has_plugin(_GUEST_PLUGIN):
         return
     items[:] = [item for item in items if not (_is_second(item) and _is_untyped(item))]
     for item in items:
-        if _is_untyped(item) and item.get_closest_marker("every_kernel") is not None:
+        if _is_untyped(item) and item.get_closest_marker("own_build") is None:
             item.add_marker("thorough")
     items.sort(
         key=lambda item: (_shares(item), _is_second(item), _shares(item) and _is_untyped(item))

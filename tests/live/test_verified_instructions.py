@@ -19,6 +19,7 @@ MOST_INSTRUCTIONS = 200_000
 MOST_OF_ALL = 800_000
 
 
+@pytest.mark.own_build
 @pytest.mark.parametrize(
     "trace",
     [
