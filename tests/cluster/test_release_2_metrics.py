@@ -223,7 +223,12 @@ def test_the_operators_figures_are_those_of_the_status_and_of_all_nodes(scraped:
 
 
 def test_a_scrape_without_certificate_and_token_is_refused(scraped: Scraped) -> None:
-    found = [each for each in scraped.prometheus.targets() if each["labels"]["job"] == "stranger"]
+    refused = ["server returned HTTP status 403 Forbidden"] * 2
 
-    assert len(found) == 2
-    assert {each["lastError"] for each in found} == {"server returned HTTP status 403 Forbidden"}
+    def unmet() -> str | None:
+        targets = scraped.prometheus.targets()
+        said = [each["lastError"] for each in targets if each["labels"]["job"] == "stranger"]
+        return None if said == refused else f"the last scrapes said {said}"
+
+    wait_until("both agents' refusals", unmet, seconds=60)
+    assert scraped.prometheus.value('max(max_over_time(up{job="stranger"}[1h]))') == 0
