@@ -22,7 +22,14 @@ from tests.live.measuring import (
     watch,
 )
 from tests.live.pods import Namespace, Pod
-from tests.live.sockets import Connection, connection, read_all, wait_for_bytes, waiting_bytes
+from tests.live.sockets import (
+    Connection,
+    connection,
+    read_all,
+    sent_again,
+    wait_for_bytes,
+    waiting_bytes,
+)
 from tests.live.truth import BUCKET
 from tests.patience import patient
 
@@ -30,6 +37,14 @@ REQUEST_BYTES = 64
 REMEMBERED = 64  # segments that wait in a socket: SEGMENTS, bpf/include/sockets.h
 
 pytestmark = pytest.mark.shared_programs
+
+
+def sent_from(pod: Pod, segments: int) -> range:
+    """How often so many segments may have left a pod.
+
+    After a halt of the machine some are sent again, or what has no data: a SYN or a FIN.
+    """
+    return range(segments, segments + sent_again(pod.namespace) + 1)
 
 
 @pytest.mark.every_kernel
@@ -42,10 +57,14 @@ async def test_counts_every_segment_once(
     engine = await both(start_engine, client, server, typed=typed)
     address = server.address if family == "IPv4" else server.address6
     measured, _ = await measure(engine, client, server, 300, address=address)
-    stages = ("rx.softirq", "rx.stack", "rx.socket", "rx.total", *TX_OF_A_PAIR)
-    for slot in (CLIENT, SERVER):
+    stages = ("rx.softirq", "rx.stack", "rx.socket", "rx.total", "tx.socket")
+    for slot, pod in ((CLIENT, client), (SERVER, server)):
         accounts = {stage: account_for(measured[slot], stage) for stage in stages}
         assert accounts == dict.fromkeys(stages, (300, 0))
+        for stage in set(TX_OF_A_PAIR) - set(stages):
+            samples, missing = account_for(measured[slot], stage)
+            assert samples in sent_from(pod, 300), stage
+            assert missing == 0, stage
         assert "rx.host" not in measured[slot].stages
         assert "tx.host" not in measured[slot].stages
 
@@ -90,10 +109,11 @@ async def test_stages_show_the_path_through_the_host(
     host, client, server = bridged
     engine = await both(start_engine, client, server, host_netns=host.inode)
     measured, _ = await measure(engine, client, server, 300)
-    for slot in (CLIENT, SERVER):
-        assert count(measured[slot], "rx.host") == 300
-        assert count(measured[slot], "tx.host") == 300
-        assert count(measured[slot], "rx.total") == count(measured[slot], "tx.total") == 300
+    for slot, pod in ((CLIENT, client), (SERVER, server)):
+        for stage in ("rx.host", "rx.total"):
+            assert count(measured[slot], stage) == 300, stage
+        for stage in ("tx.host", "tx.total"):
+            assert count(measured[slot], stage) in sent_from(pod, 300), stage
 
 
 async def test_packet_from_a_process_of_the_host_has_no_host_stage(
@@ -156,7 +176,9 @@ async def test_coalesced_segments_count_one_by_one(
     engine = await both(start_engine, client, server)
     measured, _ = await measure(engine, client, server, 20, "--one-way", "--read-delay-ms", "20")
     # A sender that is held up puts several requests into one segment.
-    assert 2 <= count(measured[SERVER], "rx.total") == count(measured[CLIENT], "tx.total") <= 20
+    segments = count(measured[SERVER], "rx.total")
+    assert 2 <= segments <= 20
+    assert count(measured[CLIENT], "tx.total") in sent_from(client, segments)
     assert measured[SERVER].stage("rx.socket").unmatched == 0
 
 
@@ -194,9 +216,10 @@ async def test_a_departure_time_that_lies_ahead_is_clamped_and_counted(
     late = ("--depart-late-ms", "50")
     measured, _ = await measure(engine, client, server, 100, client_options=late)
     stage = measured[CLIENT].stage("tx.stack")
-    assert stage.clamped == 100 - stage.histogram.count
+    sent = count(measured[CLIENT], "tx.total")
+    assert sent in sent_from(client, 100)
+    assert stage.clamped == sent - stage.histogram.count
     assert stage.clamped >= 90  # the first may leave before the option is in force
-    assert count(measured[CLIENT], "tx.total") == 100
     assert measured[CLIENT].stage("tx.total").histogram.max_ns < 1_000_000_000
 
 
@@ -258,7 +281,8 @@ async def test_a_whole_network_namespace_is_a_target(
     engine.assign({0: SlotSpec(netns_wide=inode, netns=inode)})
     await engine.use(frozenset(DEFAULT_MODULES))
     measured, _ = await measure(engine, client, server, 100)
-    assert count(measured[0], "rx.total") == count(measured[0], "tx.total") == 100
+    assert count(measured[0], "rx.total") == 100
+    assert count(measured[0], "tx.total") in sent_from(server, 100)
 
 
 @pytest.mark.unscoped
@@ -289,7 +313,8 @@ async def test_processes_are_targets_in_a_namespace_full_of_others(
         for traffic in (serving, stranger, asking, asking_stranger):
             traffic.stop()
     measured = engine.read()
-    for slot in (CLIENT, SERVER):
-        assert count(measured[slot], "rx.total") == count(measured[slot], "tx.total") == 100
+    for slot, pod in ((CLIENT, client), (SERVER, server)):
+        assert count(measured[slot], "rx.total") == 100
+        assert count(measured[slot], "tx.total") in sent_from(pod, 100)
     assert count(measured[CLIENT], "tcp.connect") == 1
     assert count(measured[SERVER], "tcp.handshake") == 1

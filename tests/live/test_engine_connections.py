@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import errno
+import socket
+import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 import pytest
 
 from latencyprobe.domain.causes import Bottleneck
-from latencyprobe.domain.measurement import Measurement
+from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe.domain.verdict import judge
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.hidden_events import counts_of
-from tests.live.measuring import CLIENT, SERVER, both, count, measure
+from tests.live.measuring import CLIENT, SERVER, account_for, both, count, measure
 from tests.live.netfilter import load_rules
-from tests.live.pods import Namespace, Pod
-from tests.live.sockets import connection, everything_in, read_all, tcp_figures
-from tests.live.truth import BUCKET
+from tests.live.pods import Namespace, Pod, inside_cgroup
+from tests.live.sockets import (
+    connect,
+    connection,
+    everything_in,
+    listen,
+    read_all,
+    sent_again,
+    tcp_figures,
+    udp_socket,
+)
 
 Start = Callable[..., KernelEngine]
+ROUND_TRIP_US = struct.Struct("=68xI")  # tcpi_rtt, linux/tcp.h
 
 DROP_PORT_9 = """
 table inet silent {
@@ -74,7 +86,7 @@ async def measure_connect(
 ) -> tuple[int, Measurement]:
     engine.read()
     error = connect_from(pod, address, port, patience)
-    return error, engine.read()[CLIENT]
+    return error, engine.read().get(CLIENT, NOTHING)
 
 
 @pytest.mark.every_kernel
@@ -90,6 +102,13 @@ async def test_both_ends_of_a_connection_are_timed(
     assert count(measured[CLIENT], "tcp.rtt") >= 10
 
 
+def round_trip_ns(end: socket.socket) -> int:
+    """The kernel's own estimate: right after a connect, the time from the SYN to its answer."""
+    info = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, ROUND_TRIP_US.size)
+    (round_trip_us,) = ROUND_TRIP_US.unpack(info)
+    return int(round_trip_us) * 1000
+
+
 async def test_connect_time_is_what_the_application_waits(
     start_engine: Start, bridged: tuple[Namespace, Pod, Pod]
 ) -> None:
@@ -99,24 +118,23 @@ async def test_connect_time_is_what_the_application_waits(
         *("rate", "16kbit", "burst", "200", "latency", "10s"),
     )
     engine = await both(start_engine, client, server, host_netns=host.inode)
-    # some 100 bytes each, at 2 kB/s: the SYN waits behind them
-    ahead = ("198.51.100.2", "7001", "10", "--protocol", "udp", "--one-way")
-    sink, burst = server.start("server", *ahead), client.start("client", *ahead)
-    burst.go()
-    burst.result()
-    serving = server.start("server", server.address, "7000", "1")
-    asking = client.start("client", server.address, "7000", "1")
-    try:
-        asking.go()
-        account = asking.result()
-    finally:
-        for traffic in (serving, asking, sink):
-            traffic.stop()
-    measured = engine.read()[CLIENT].stage("tcp.connect").histogram
-    assert measured.count == 1
-    assert measured.max_ns > 100_000_000
-    assert measured.max_ns <= account["connect_ns"]
-    assert measured.max_ns == pytest.approx(account["connect_ns"], rel=BUCKET - 1, abs=1_000_000)
+    with (
+        listen(server.namespace, server.address),
+        udp_socket(server.namespace, server.address, 7001),
+        udp_socket(client.namespace) as ahead,
+        inside_cgroup(client.cgroup),
+    ):
+        # some 100 bytes each, at 2 kB/s: the SYN waits behind them
+        for _ in range(15):
+            ahead.sendto(bytes(64), (server.address, 7001))
+        began_ns = time.monotonic_ns()
+        with connect(client.namespace, server.address) as asking:
+            waited_ns = time.monotonic_ns() - began_ns
+            answered_ns = round_trip_ns(asking)
+    measured = engine.read().get(CLIENT, NOTHING).stage("tcp.connect").histogram
+    assert measured.count in counts_of(1)  # the queue's timer has the SYN leave
+    if measured.count:
+        assert 100_000_000 < answered_ns <= measured.max_ns <= waited_ns
 
 
 @pytest.mark.every_kernel
@@ -143,10 +161,12 @@ async def test_a_connect_without_an_answer_is_counted_by_cause(
     given_up, measured = await measure_connect(engine, client, server.address, 9, patience=0.3)
     assert given_up == 0
     assert measured.counters["connectAborted"] == 1
+    before = sent_again(client.namespace)
     timed_out, measured = await measure_connect(engine, client, server.address, 9)
     assert timed_out == errno.ETIMEDOUT
-    assert measured.counters["connectTimedOut"] == 1
-    assert measured.counters["retransmits"] >= 1
+    assert measured.counters.get("connectTimedOut", 0) in counts_of(1)
+    assert (again := sent_again(client.namespace) - before) >= 1
+    assert measured.counters.get("retransmits", 0) in counts_of(again)
 
 
 async def test_an_unreachable_peer_is_counted_by_cause(
@@ -156,7 +176,7 @@ async def test_an_unreachable_peer_is_counted_by_cause(
     engine = await both(start_engine, client, server)
     error, measured = await measure_connect(engine, client, "198.51.100.77", 9)
     assert error == errno.EHOSTUNREACH
-    assert measured.counters["connectUnreachable"] == 1
+    assert measured.counters.get("connectUnreachable", 0) in counts_of(1)
     assert "tcp.connect" not in measured.stages
 
 
@@ -169,7 +189,9 @@ async def test_segments_sent_again_are_counted(start_engine: Start, pair: tuple[
     retransmits = measured[CLIENT].counters["retransmits"]
     assert retransmits >= min(counts_of(4))
     assert retransmits in counts_of(count(measured[CLIENT], "tx.total") - 40)
-    assert count(measured[SERVER], "rx.total") == 40
+    # What a timer has sent again may reach the socket unseen: then its bytes are unmatched.
+    assert count(measured[SERVER], "rx.total") in counts_of(40)
+    assert sum(account_for(measured[SERVER], "rx.socket")) == 40
 
 
 async def test_acks_that_the_peer_holds_back_are_reported_and_not_as_the_networks(
@@ -207,4 +229,5 @@ async def test_a_segment_that_still_waits_in_our_queue_is_not_sent_again(
     # What still waits goes with its queue, else it leaves while the next test measures.
     client.namespace.execute("tc", "qdisc", "del", "dev", "eth0", "root")
     assert truth["TCPSpuriousRtxHostQueues"] > 0
-    assert engine.read()[CLIENT].counters["retransmits"] in counts_of(truth["RetransSegs"])
+    counted = engine.read()[CLIENT].counters.get("retransmits", 0)
+    assert counted in counts_of(truth["RetransSegs"])

@@ -30,6 +30,7 @@ from tests.live.sockets import (
     open_between,
     read_all,
     receive_memory,
+    send_unread,
     udp_socket,
     wait_for_bytes,
 )
@@ -231,8 +232,7 @@ async def test_datagrams_that_find_no_room_are_counted_by_reason(
         udp_socket(client.namespace) as sending,
     ):
         reading.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
-        for _ in range(300):
-            sending.sendto(b"d" * 100, (server.address, PORT))
+        send_unread(sending, reading, b"d" * 100, 300)
         _, dropped = receive_memory(reading)
     asking, answering = counters(engine)
     assert dropped > 100

@@ -33,6 +33,7 @@ from tests.live.sockets import (
     inside,
     listen,
     read_all,
+    sent_again,
     tcp_figures,
 )
 from tests.live.targets import until
@@ -198,8 +199,9 @@ async def test_a_tail_loss_probe_costs_the_time_until_the_ack(
                 waits.add(waited(scene.wire, already), asked_ns)
             kernel = tcp_figures(scene.near)
         client = Reading(scene.engine).of(CLIENT)
-    assert kernel["TCPLossProbes"] == kernel["RetransSegs"] >= EPISODES
-    assert kernel["TCPTimeouts"] == 0
+    assert kernel["TCPLossProbes"] > 0
+    # After a halt of the machine, the timer may have expired, too.
+    assert kernel["TCPLossProbes"] + kernel["TCPTimeouts"] == kernel["RetransSegs"] >= EPISODES
     waits.assert_are_in(client, others=kernel["RetransSegs"] - EPISODES)
 
 
@@ -223,9 +225,10 @@ async def test_a_lost_segment_among_others_costs_the_time_until_its_ack(
                 waits.add(waited(scene.wire, already), time.monotonic_ns() - began_ns)
             kernel = tcp_figures(scene.near)
         client = Reading(scene.engine).of(CLIENT)
-    # A sender that this machine halts among its segments has a probe sent instead.
-    assert EPISODES - kernel["TCPLossProbes"] <= kernel["TCPFastRetrans"] > 0
-    assert kernel["TCPTimeouts"] == 0
+    # A sender that this machine halts among its segments has a probe sent instead, or its timer
+    # expires.
+    by_timer = kernel["TCPLossProbes"] + kernel["TCPTimeouts"]
+    assert EPISODES - by_timer <= kernel["TCPFastRetrans"] > 0
     waits.assert_are_in(client, others=kernel["RetransSegs"] - EPISODES)
 
 
@@ -240,15 +243,18 @@ async def test_a_black_hole_that_ends_is_one_episode(start_engine: Start, typed:
             until(lambda: tcp_figures(scene.near)["TCPTimeouts"] >= 2, "two time-outs")
             read_at_ns = time.monotonic_ns()
             under_way = reading.of(CLIENT)
+            # A bare ACK may have been lost before it.
+            data = next(each for each in scene.wire.lost if has_data(each.segment))
             if are_bound_by_btf(scene.engine):
                 pending = (under_way.pending or {})["unacknowledgedRetransmits"]
-                assert pending.oldest_ns - (read_at_ns - scene.wire.lost[0].taken_ns) >= 0
+                assert pending.oldest_ns - (read_at_ns - data.taken_ns) >= 0
             assert RECOVERY not in under_way.stages
             scene.wire.loses = lambda segment: False
             read_all(both.server, 64)
             both.server.sendall(b"r")
             read_all(both.client, 1)
-            waits.add(waited(scene.wire, 0), time.monotonic_ns() - began_ns)
+            ack = answer_to(scene.wire.carried, data)
+            waits.add(ack.given_ns - data.taken_ns, time.monotonic_ns() - began_ns)
             waits.assert_are_in(reading.of(CLIENT))
 
 
@@ -327,7 +333,8 @@ async def test_a_connect_that_times_out_costs_its_time(start_engine: Start, type
         client = Reading(scene.engine).of(CLIENT)
         kernel = tcp_figures(scene.near)
     assert error == errno.ETIMEDOUT
-    assert client.counters["connectTimedOut"] == client.counters["connectRetransmits"] == 1
+    for counter in ("connectTimedOut", "connectRetransmits"):
+        assert client.counters.get(counter, 0) in counts_of(1), counter
     assert kernel["TCPSynRetrans"] == len(sent) - 1
     waits.assert_are_in(client)
 
@@ -384,7 +391,8 @@ async def test_episodes_of_a_target_by_cgroup_are_as_long(start_engine: Start, t
             scene.wire.lose_first(2, has_data)
             asked_ns = ask(both)
             waits.add(waited(scene.wire, already), asked_ns)
-        waits.assert_are_in(Reading(scene.engine).of(CLIENT))
+        others = sent_again(scene.near) - 2 * EPISODES
+        waits.assert_are_in(Reading(scene.engine).of(CLIENT), others=others)
 
 
 @pytest.mark.second_choice
@@ -432,8 +440,8 @@ async def test_segments_that_the_peer_had_already_are_counted(
             ask(both)
             kernel = tcp_figures(scene.near)
         client = Reading(scene.engine).of(CLIENT)
-    assert client.counters["spuriousRetransmits"] == kernel["TCPDSACKRecv"] == 1
-    waits.assert_are_in(client)
+    assert client.counters.get("spuriousRetransmits", 0) in counts_of(kernel["TCPDSACKRecv"])
+    waits.assert_are_in(client, others=kernel["RetransSegs"] - 1)
 
 
 async def test_healthy_load_has_no_episode(start_engine: Start, typed: bool) -> None:

@@ -26,6 +26,7 @@ from tests.live.sockets import (
     listen,
     open_between,
     read_all,
+    sent_again,
     wait_for_bytes,
     waiting_bytes,
 )
@@ -46,13 +47,17 @@ def delay(milliseconds: float) -> None:
     time.sleep(milliseconds / 1e3)
 
 
-def ask(both: Connection, times: int = 1) -> None:
-    """Requests and replies, one at a time."""
+def ask(both: Connection, times: int = 1) -> int:
+    """Requests and replies, one at a time; returns how long the slowest took, in nanoseconds."""
+    slowest_ns = 0
     for _ in range(times):
+        began_ns = time.monotonic_ns()
         both.client.sendall(REQUEST)
         read_all(both.server, len(REQUEST))
         both.server.sendall(REPLY)
         read_all(both.client, len(REPLY))
+        slowest_ns = max(slowest_ns, time.monotonic_ns() - began_ns)
+    return slowest_ns
 
 
 def app(measured: Measurement) -> tuple[int, int]:
@@ -114,21 +119,18 @@ async def test_a_slow_server_is_found_in_the_responses_and_nowhere_else(
 async def test_requests_and_replies_in_pieces_count_once(start_engine: Start, pair: Pair) -> None:
     client, server = pair
     engine = await watch(start_engine, client, server)
-    amount = 1 << 20
+    amount = 1 << 15
     with open_between(client, server) as both:
         for _ in range(10):
-            sending = threading.Thread(target=both.client.sendall, args=(bytes(amount),))
-            sending.start()
-            read_all(both.server, amount, 10_000)
-            sending.join()
+            both.client.sendall(bytes(amount))
+            wait_for_bytes(both.server, amount)  # else a pause in it makes its turn unmatched
+            read_all(both.server, amount, 1000)
             delay(20)
             for _ in range(5):
                 both.server.sendall(REPLY)
             read_all(both.client, 5 * len(REPLY), 50)
     measured = engine.read()
-    assert sum(app(measured[SERVER])) == sum(peer(measured[CLIENT])) == 10
-    assert app(measured[SERVER])[0] >= 5
-    assert peer(measured[CLIENT]) == (10, 0)
+    assert app(measured[SERVER]) == peer(measured[CLIENT]) == (10, 0)
     assert measured[SERVER].stage("app.response").histogram.min_ns > 19 * MS
 
 
@@ -146,32 +148,38 @@ async def test_a_pause_within_a_request_makes_its_turn_unmatched(
         read_all(both.server, len(REQUEST))
         both.server.sendall(REPLY)
         read_all(both.client, len(REPLY))
-        ask(both)
+        took_ns = ask(both)
     measured = engine.read()
     assert app(measured[SERVER]) == (1, 1)
-    assert measured[SERVER].stage("app.response").histogram.max_ns < 190 * MS
+    assert measured[SERVER].stage("app.response").histogram.max_ns <= took_ns
 
 
 async def test_pipelined_requests_are_never_paired_wrongly(start_engine: Start, pair: Pair) -> None:
     client, server = pair
     engine = await watch(start_engine, client, server)
     with open_between(client, server) as both:
-        ask(both)
+        took_ns, waited_ns = [ask(both)], []
+        asked_ns = time.monotonic_ns()
         both.client.sendall(REQUEST)
         both.client.sendall(REQUEST)
         wait_for_bytes(both.server, 2 * len(REQUEST))
-        for _ in range(2):
+        for number in (1, 2):
+            began_ns = time.monotonic_ns()
             read_all(both.server, len(REQUEST), len(REQUEST))
             delay(200)
             both.server.sendall(REPLY)
+            took_ns.append(time.monotonic_ns() - began_ns)
+            wait_for_bytes(both.client, number * len(REPLY))
+            waited_ns.append(time.monotonic_ns() - asked_ns)
         read_all(both.client, 2 * len(REPLY))
-        ask(both)
+        took_ns.append(ask(both))
     measured = engine.read()
     # the first of the two has an unread one behind it; the second is alone again
     assert app(measured[SERVER]) == (3, 1)
-    assert 199 * MS < measured[SERVER].stage("app.response").histogram.max_ns < 390 * MS
+    assert 199 * MS < measured[SERVER].stage("app.response").histogram.max_ns <= max(took_ns)
     assert sum(peer(measured[CLIENT])) == 3
-    assert measured[CLIENT].stage("peer.response").histogram.max_ns < 390 * MS
+    longest_ns = max(took_ns[0], waited_ns[0], took_ns[-1])  # not until the second reply
+    assert measured[CLIENT].stage("peer.response").histogram.max_ns <= longest_ns
 
 
 async def test_a_connection_that_carries_several_requests_at_once_has_no_samples(
@@ -204,24 +212,24 @@ async def test_a_greeting_is_nobodys_response(start_engine: Start, pair: Pair) -
         both.server.sendall(b"220 ready\r\n")
         read_all(both.client, 11)
         delay(20)
-        ask(both)
+        first_ns = ask(both)
         both.server.sendall(REPLY)  # unasked
         read_all(both.client, len(REPLY))
-        ask(both)
+        longest_ns = max(first_ns, ask(both))
     measured = engine.read()
     assert app(measured[SERVER]) == peer(measured[CLIENT]) == (2, 0)
     for slot, stage in ((SERVER, "app.response"), (CLIENT, "peer.response")):
-        assert measured[slot].stage(stage).histogram.max_ns < 10 * MS
+        assert measured[slot].stage(stage).histogram.max_ns <= longest_ns
 
 
 async def test_bytes_sent_before_the_request_was_known_are_no_reply(
     start_engine: Start, pair: Pair
 ) -> None:
     client, server = pair
-    # 64 kbit/s: what follows a packet of 200 bytes waits for some 8 ms
+    # 32 kbit/s: what follows a packet of 200 bytes waits for some 16 ms
     server.namespace.execute(
         *("tc", "qdisc", "add", "dev", "eth0", "root", "tbf"),
-        *("rate", "64kbit", "burst", "200", "latency", "10s"),
+        *("rate", "32kbit", "burst", "200", "latency", "10s"),
     )
     engine = await watch(start_engine, client, server)
     with open_between(client, server) as both:
@@ -249,17 +257,20 @@ async def test_a_half_closed_clients_reply_is_unmatched_and_the_servers_answer_m
     with open_between(client, server) as both:
         both.client.sendall(REQUEST)
         both.client.shutdown(socket.SHUT_WR)
-        read_all(both.server, len(REQUEST))
-        assert both.server.recv(1) == b""
+        read = Moment.of(
+            lambda: read_all(both.server, len(REQUEST)),
+            lambda: both.server.recv(1),  # the end
+        )
         delay(20)
-        both.server.sendall(REPLY)
+        took = Durations()
+        took.add(read, Moment.of(lambda: both.server.sendall(REPLY)))
         read_all(both.client, len(REPLY))
     measured = engine.read()
     assert peer(measured[CLIENT]) == (0, 1)
     samples, missing = app(measured[SERVER])
     assert samples + missing == 1
     if samples:
-        assert 19 * MS < measured[SERVER].stage("app.response").histogram.min_ns < 300 * MS
+        took.assert_are_in(measured[SERVER].stage("app.response").histogram)
 
 
 async def test_a_request_that_ends_with_a_late_fin_is_unmatched(
@@ -303,18 +314,19 @@ async def test_a_request_whose_end_is_read_without_a_copy_is_measured(
 async def test_a_peek_is_no_reading(start_engine: Start, pair: Pair) -> None:
     client, server = pair
     engine = await watch(start_engine, client, server)
+    took = Durations()
     with open_between(client, server) as both:
         for _ in range(5):
             both.client.sendall(REQUEST)
             wait_for_bytes(both.server, len(REQUEST))
             both.server.recv(10, socket.MSG_PEEK)
             delay(20)
-            read_all(both.server, len(REQUEST))
-            both.server.sendall(REPLY)
+            read = Moment.of(lambda: read_all(both.server, len(REQUEST)))
+            took.add(read, Moment.of(lambda: both.server.sendall(REPLY)))
             read_all(both.client, len(REPLY))
     measured = engine.read()
     assert app(measured[SERVER]) == (5, 0)
-    assert measured[SERVER].stage("app.response").histogram.max_ns < 10 * MS
+    took.assert_are_in(measured[SERVER].stage("app.response").histogram)
 
 
 async def test_threads_that_share_a_connection_have_turns_in_common(
@@ -480,8 +492,11 @@ async def test_a_connection_that_is_handed_on_stays_the_targets(
             serve_in_a_child(both.server, 10)
         thread.join()
     wait_for_child()
+    again = sent_again(server.namespace)
     measured = engine.read()[SERVER]
     assert app(measured) == (20, 0)
     assert measured.stage("app.response").histogram.min_ns > 4 * MS
-    for stage in ("rx.total", "tx.total"):
-        assert account_for(measured, stage) == (20, 0), stage
+    assert account_for(measured, "rx.total") == (20, 0)
+    sent, missing = account_for(measured, "tx.total")
+    assert 20 <= sent <= 20 + again
+    assert missing == 0

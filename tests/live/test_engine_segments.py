@@ -13,6 +13,7 @@ from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.device_programs import own_runs, runs_at_sockets
+from tests.live.hidden_events import MOST_HIDDEN
 from tests.live.measuring import (
     CLIENT,
     SERVER,
@@ -166,11 +167,14 @@ async def test_bulk_is_accounted_for_segment_by_segment(start_engine: Start, pai
     early = measured[SERVER].counters.get("headOfLineSegments", 0)
     again = measured[CLIENT].counters.get("retransmits", 0)  # sent twice, received once
     # On a machine that hides threads from tracers, what such a thread's softirq receives is hidden.
+    # The first byte that is read of several such is unmatched.
     hidden = sent - samples - missing - early
-    assert 0 <= hidden <= early + again + sent // 50
+    unmatched = measured[SERVER].stage("rx.socket").unmatched
+    assert hidden >= 0
+    assert hidden + unmatched <= early + again + sent // 50
+    assert MOST_HIDDEN or unmatched == 0
     assert sent > 100
     assert samples > missing
-    assert measured[SERVER].stage("rx.socket").unmatched == 0
 
 
 async def test_segments_behind_a_lost_one_are_counted_apart(

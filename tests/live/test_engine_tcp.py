@@ -12,6 +12,7 @@ import pytest
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.hidden_events import MOST_HIDDEN
 from tests.live.measuring import CLIENT, SERVER, account_for, count, watch
 from tests.live.netfilter import load_rules
 from tests.live.pods import Pod
@@ -24,6 +25,7 @@ from tests.live.sockets import (
     listen,
     open_between,
     read_all,
+    sent_again,
     tcp_figures,
     wait_for_bytes,
 )
@@ -66,17 +68,20 @@ async def test_bulk_is_accounted_for_segment_by_segment(start_engine: Start, pai
     measured = engine.read()
     sent = count(measured[CLIENT], "tx.total")
     samples, missing = rx(measured[SERVER])
+    again = sent_again(client.namespace)  # sent twice, received once
     # A sender that changes its CPU may overtake itself: what comes too early is counted apart. What
     # waits in the backlog of a locked socket is merged before TCP sees it: tcp_add_backlog().
     early = measured[SERVER].counters.get("headOfLineSegments", 0)
     merged = tcp_figures(server.namespace)["TCPBacklogCoalesce"]
     # On a machine that hides threads from tracers, what such a thread's softirq receives is hidden:
-    # up to 1.1 % were seen.
+    # up to 1.1 % were seen. The first byte that is read of several such is unmatched.
     hidden = sent - samples - missing - early - merged
-    assert 0 <= hidden <= early + sent // 50
+    unmatched = measured[SERVER].stage("rx.socket").unmatched
+    assert hidden >= 0
+    assert hidden + unmatched <= early + again + sent // 50
+    assert MOST_HIDDEN or unmatched == 0
     assert sent > 100
     assert samples > missing
-    assert measured[SERVER].stage("rx.socket").unmatched == 0
 
 
 async def test_thousands_of_short_connections_leave_nothing_unmatched(
@@ -177,7 +182,13 @@ async def test_threads_that_share_a_connection_count_each_segment_once(
         for reader in readers:
             reader.join()
     measured = engine.read()
-    assert sum(rx(measured[SERVER])) == count(measured[CLIENT], "tx.total") > 100
+    # What comes while a thread reads may be merged before TCP sees it. What was sent again after a
+    # halt of the machine is received once. What comes too early is counted apart, as with bulk.
+    received = sum(rx(measured[SERVER])) + tcp_figures(server.namespace)["TCPBacklogCoalesce"]
+    sent = count(measured[CLIENT], "tx.total") - sent_again(client.namespace)
+    early = measured[SERVER].counters.get("headOfLineSegments", 0)
+    assert 0 <= sent - received - early <= early
+    assert sent > 100
 
 
 @pytest.mark.every_kernel
