@@ -12,11 +12,15 @@ import pytest
 from latencyprobe.domain.measurement import NodeMeasurement
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.hidden_events import MOST_HIDDEN, counts_of
 from tests.live.measuring import CLIENT, SERVER, count, measure
 from tests.live.pods import Pod
 
 Start = Callable[..., KernelEngine]
 Counts = Mapping[str, int]
+Moments = tuple[Counts, Counts, Counts, Counts]
+# One a CPU: the kernel counts them when they begin, and a sample is there at their end.
+RUNNING = os.cpu_count() or 1
 
 pytestmark = pytest.mark.unscoped
 
@@ -53,18 +57,25 @@ def runs(measured: NodeMeasurement, stage: str) -> Counts:
     }
 
 
-def assert_between(measured: Counts, moments: tuple[Counts, Counts, Counts, Counts]) -> None:
-    """What was counted while it was measured, and no more than what was counted around it.
-
-    One a CPU may still run: the kernel counts them when they begin, a sample is there at their end.
-    A tenth may be hidden: see assert_agrees() in test_engine_sched.py.
-    """
-    before, begun, ending, after = moments
-    running = os.cpu_count() or 1
+def assert_none_is_made_up(measured: Counts, moments: Moments) -> None:
+    """No more than what the kernel counted around it."""
+    before, _, _, after = moments
     for name in before:
-        least = 0.9 * (ending[name] - begun[name]) - running
-        most = after[name] - before[name] + running
-        assert least <= measured.get(name, 0) <= most, name
+        assert measured.get(name, 0) <= after[name] - before[name] + RUNNING, name
+
+
+def missed(measured: Counts, moments: Moments) -> set[str]:
+    """Those of which more than a tenth is missing of what was counted while it was measured.
+
+    A thread that is hidden from tracers hides what interrupts it: see agrees() in
+    test_engine_sched.py. For a while that may be most of what a device has to tell.
+    """
+    _, begun, ending, _ = moments
+    return {
+        name
+        for name in begun
+        if measured.get(name, 0) < 0.9 * (ending[name] - begun[name]) - RUNNING
+    }
 
 
 @pytest.mark.parametrize(
@@ -80,19 +91,27 @@ async def test_softirqs_and_interrupts_are_as_many_as_the_kernel_counts(
     client, server = pair
     engine = start_engine(typed=typed)
     await engine.use(frozenset({Module.IRQ}))
-    before = softirqs(), interrupts()
-    of_node(engine)
-    begun = softirqs(), interrupts()
-    await measure(engine, client, server, 2000)
-    write_to_disk(tmp_path)
-    ending = softirqs(), interrupts()
-    measured = of_node(engine)
-    after = softirqs(), interrupts()
-    vectors, handlers = zip(before, begun, ending, after, strict=True)
-    assert vectors[3]["NET_RX"] - vectors[0]["NET_RX"] >= 4000
-    assert_between(runs(measured, "irq.softrun"), vectors)
-    assert_between(runs(measured, "irq.hard"), handlers)
-    assert sum(runs(measured, "irq.hard").values()) > 0
+    hidden: set[str] = set()
+    for _ in range(1 + 2 * MOST_HIDDEN):
+        before = softirqs(), interrupts()
+        of_node(engine)
+        begun = softirqs(), interrupts()
+        await measure(engine, client, server, 2000)
+        write_to_disk(tmp_path)
+        ending = softirqs(), interrupts()
+        measured = of_node(engine)
+        after = softirqs(), interrupts()
+        vectors, handlers = zip(before, begun, ending, after, strict=True)
+        assert vectors[3]["NET_RX"] - vectors[0]["NET_RX"] >= 4000
+        ran, handled = runs(measured, "irq.softrun"), runs(measured, "irq.hard")
+        assert_none_is_made_up(ran, vectors)
+        assert_none_is_made_up(handled, handlers)
+        hidden = missed(ran, vectors) | missed(handled, handlers)
+        assert "NET_RX" not in hidden  # it runs in the threads that send
+        if not hidden:
+            assert sum(handled.values()) > 0
+            return
+    raise AssertionError(f"too few of {hidden} were seen, in each round")
 
 
 def write_to_disk(folder: Path) -> None:
@@ -129,7 +148,8 @@ async def test_a_packet_that_no_interrupt_brought_has_no_rx_irq(
     await engine.use(frozenset({Module.RX, Module.IRQ}))
     over_veth, _ = await measure(engine, client, server, 300)
     over_loopback, _ = await measure(engine, server, server, 300)
-    assert count(over_veth[SERVER], "rx.total") == count(over_loopback[SERVER], "rx.total") / 2
+    assert count(over_veth[SERVER], "rx.total") in counts_of(300)
+    assert count(over_loopback[SERVER], "rx.total") in counts_of(2 * 300)
     for measured in (over_veth[SERVER], over_veth[CLIENT], over_loopback[SERVER]):
         assert "rx.irq" not in measured.stages
         assert "rx.softirq" in measured.stages

@@ -19,6 +19,8 @@ from latencyprobe.domain.patience import (
     MISSING_ANSWERS,
     STUCK_REQUESTS,
     Peer,
+    first_step,
+    patience_ns,
 )
 from latencyprobe.domain.pending import Pending
 from latencyprobe.domain.stages import PENDING
@@ -44,6 +46,8 @@ Pair = tuple[Pod, Pod]
 pytestmark = pytest.mark.every_kernel
 
 UNANSWERED, IN_SERVICE = "unansweredRequests", "requestsInService"
+# The unit of a connection's slowest answer, rounded up: ANSWER_SHIFT, bpf/modules/turns.bpf.c.
+ANSWER_UNIT_NS = 1 << 24
 JUDGED = frozenset({MISSING_ANSWERS, STUCK_REQUESTS, FIRST_ANSWERS, FIRST_REQUESTS})
 DROP_ALL = """
 table ip patience {
@@ -87,20 +91,19 @@ async def until(is_so: Callable[[], bool], what: Callable[[], object]) -> None:
         await asyncio.sleep(0.05)
 
 
-async def until_old(engine: KernelEngine, count: int = 1) -> None:
-    """Until so many requests have waited longer than the least patience, at both ends."""
-    least_ns = LEAST_PATIENCE_NS * 3 // 2
+async def until_old(engine: KernelEngine, count: int = 1, *, slowest_ns: int = 0) -> None:
+    """Until so many requests, which were all asked by now, are late at both ends.
 
-    def are_old() -> bool:
-        client, server = both_pending(engine)
-        of_client, of_server = client.get(UNANSWERED), server.get(IN_SERVICE)
-        return (
-            of_client is not None
-            and of_server is not None
-            and min(of_client.waiting_ns, of_server.waiting_ns) >= count * least_ns
-        )
-
-    await until(are_old, lambda: both_pending(engine))
+    `slowest_ns`: how long the slowest answer took at most. First requests are late from a step on.
+    """
+    asked_by_ns = time.monotonic_ns()
+    late_ns = LEAST_PATIENCE_NS << first_step(patience_ns(slowest_ns + ANSWER_UNIT_NS))
+    while time.monotonic_ns() <= asked_by_ns + late_ns:
+        await asyncio.sleep(0.05)
+    client, server = both_pending(engine)
+    for waiting in (client[UNANSWERED], server[IN_SERVICE]):
+        assert waiting.count == count
+        assert waiting.waiting_ns > count * late_ns
 
 
 async def test_a_request_is_late_by_the_past_of_its_connection(
@@ -111,10 +114,10 @@ async def test_a_request_is_late_by_the_past_of_its_connection(
     if is_unavailable(engine):
         return
     with connections(client, server, 2) as (both, idle):
-        exchange(both, ANSWERS_OF_A_PAST)
+        slowest_ns = exchange(both, ANSWERS_OF_A_PAST)
         exchange(idle, ANSWERS_OF_A_PAST)
         ask(both)
-        await until_old(engine)
+        await until_old(engine, slowest_ns=slowest_ns)
         of_client, of_server = both_pending(engine)
 
         assert (judged(of_client), judged(of_server)) == ({MISSING_ANSWERS: 1}, {STUCK_REQUESTS: 1})
@@ -142,10 +145,10 @@ async def test_a_first_request_is_late_by_the_past_of_other_connections(
     if is_unavailable(engine):
         return
     with connections(client, server, 3) as (busy, *hung):
-        exchange(busy, ANSWERS_OF_A_PAST)
+        slowest_ns = exchange(busy, ANSWERS_OF_A_PAST)
         for each in hung:
             ask(each)
-        await until_old(engine, 2)
+        await until_old(engine, 2, slowest_ns=slowest_ns)
         assert both_judged(engine) == ({MISSING_ANSWERS: 2}, {STUCK_REQUESTS: 2})
         assert [(peer.kind, peer.count) for peer in peers(engine)] == [(MISSING_ANSWERS, 2)]
 
@@ -158,11 +161,11 @@ async def test_the_past_of_connections_that_have_closed_counts(
     if is_unavailable(engine):
         return
     with connections(client, server, 2) as (closed, hung):
-        exchange(closed, ANSWERS_OF_A_PAST)
+        slowest_ns = exchange(closed, ANSWERS_OF_A_PAST)
         ask(hung)
         engine.read()
         closed.close()
-        await until_old(engine)
+        await until_old(engine, slowest_ns=slowest_ns)
         assert both_judged(engine) == ({MISSING_ANSWERS: 1}, {STUCK_REQUESTS: 1})
 
 
@@ -187,9 +190,9 @@ async def test_a_single_answer_is_no_past(start_engine: Start, pair: Pair) -> No
     if is_unavailable(engine):
         return
     with connections(client, server, 1) as (both,):
-        exchange(both, 1)
+        slowest_ns = exchange(both, 1)
         ask(both)
-        await until_old(engine)
+        await until_old(engine, slowest_ns=slowest_ns)
         assert both_judged(engine) == ({}, {})
         assert peers(engine) == ()
 
@@ -221,7 +224,7 @@ async def test_both_sides_that_speak_at_once_are_not_judged(
     if is_unavailable(engine):
         return
     with connections(client, server, 1) as (both,):
-        exchange(both, ANSWERS_OF_A_PAST)
+        slowest_ns = exchange(both, ANSWERS_OF_A_PAST)
         for _ in range(8):
             both.client.sendall(b"q" * 128)
             wait_for_bytes(both.server, 128)
@@ -233,7 +236,7 @@ async def test_both_sides_that_speak_at_once_are_not_judged(
             read_all(both.client, 128)
             answer(both)
         ask(both)
-        await until_old(engine)
+        await until_old(engine, slowest_ns=slowest_ns)
         assert both_judged(engine) == ({}, {})
 
 
@@ -249,9 +252,9 @@ async def test_a_peer_is_named_by_its_address(
         listener = stack.enter_context(listen(server.namespace, "::"))
         asking = stack.enter_context(connect(client.namespace, address))
         both = Connection(asking, stack.enter_context(listener.accept()[0]))
-        exchange(both, ANSWERS_OF_A_PAST)
+        slowest_ns = exchange(both, ANSWERS_OF_A_PAST)
         ask(both)
-        await until_old(engine)
+        await until_old(engine, slowest_ns=slowest_ns)
         (peer,) = peers(engine)
         shown = f"[{address}]" if "." not in address else address.rpartition(":")[2]
         assert str(peer.address) == f"{shown}:{PORT}"

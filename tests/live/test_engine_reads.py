@@ -19,6 +19,7 @@ import pytest
 
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.hidden_events import counts_of
 from tests.live.measuring import (
     CLIENT,
     SERVER,
@@ -83,12 +84,24 @@ def taken(engine: KernelEngine) -> Measurement:
 def assert_late_by(measured: Measurement, waits_ns: list[int]) -> None:
     """Each read has its sample, which is no shorter than what its reader waited."""
     for stage in ("rx.stack", "rx.socket", "rx.total"):
-        assert account_for(measured, stage) == (len(waits_ns), 0), stage
+        assert_all_were_seen(measured, stage, len(waits_ns))
     wait = measured.stage("rx.socket").histogram
-    assert wait.min_ns >= min(waits_ns)
-    assert wait.max_ns >= max(waits_ns)
-    assert wait.sum_ns >= sum(waits_ns)
+    seen_ns = sorted(waits_ns)[: wait.count]  # the longest may be of the one that was hidden
+    assert wait.min_ns >= seen_ns[0]
+    assert wait.max_ns >= seen_ns[-1]
+    assert wait.sum_ns >= sum(seen_ns)
     assert_parts_add_up(measured, "rx")
+
+
+def assert_all_were_seen(measured: Measurement, stage: str, segments: int) -> None:
+    """Each segment has its sample.
+
+    One that a softirq receives which interrupts a thread hidden from tracers is hidden too. Then
+    nothing else is missing.
+    """
+    samples, missing = account_for(measured, stage)
+    assert samples in counts_of(segments), stage
+    assert samples + missing <= segments, stage
 
 
 @pytest.mark.every_kernel
@@ -136,15 +149,15 @@ async def test_every_kind_of_read_in_turns_counts_each_segment_once(
     rounds = 20
     with open_between(client, server) as both:
         for _ in range(rounds):
-            for _ in range(6):
+            for sent in range(1, 7):
                 both.client.sendall(b"q" * 100)
-            wait_for_bytes(both.server, 600)
+                wait_for_bytes(both.server, 100 * sent)  # else two may be sent as one
             both.server.recv(150, socket.MSG_PEEK)
             read_all(both.server, 150, 50)  # ends in the middle of the second
             assert len(os.read(out, os.splice(both.server.fileno(), into, 100))) == 100
             both.server.recv(100, socket.MSG_TRUNC)
             both.server.recv(250, socket.MSG_WAITALL)
-    assert account_for(taken(engine), "rx.socket") == (6 * rounds, 0)
+    assert_all_were_seen(taken(engine), "rx.socket", 6 * rounds)
 
 
 @pytest.mark.every_kernel

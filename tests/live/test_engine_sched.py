@@ -19,7 +19,7 @@ from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.stages import STAGES, Module
 from latencyprobe_agent.kernel.contract import SlotSpec, ThreadLimits
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
-from tests.live.hidden_events import counts_of
+from tests.live.hidden_events import MOST_HIDDEN, counts_of
 from tests.live.loaded_programs import programs_of
 from tests.live.measuring import CLIENT, SERVER, count, measure
 from tests.live.pods import Pod, cgroup
@@ -145,17 +145,12 @@ def is_at_rest(task: Path) -> bool:
         return True
 
 
-def assert_agrees(measured: Histogram, truth: RunDelay) -> None:
-    """The same waits, but for those that ended or began with no event.
+def agrees(measured: Histogram, truth: RunDelay) -> bool:
+    """Whether these are the same waits, but for those that ended or began with no event.
 
     The virtual machine that these tests were written on lets no tracer see it when a CPU goes from
     some threads of its own supervisor to another thread: ftrace misses the same switches.
     """
-    assert agrees(measured, truth), f"{measured.count}, {measured.sum_ns} ns, but {truth}"
-
-
-def agrees(measured: Histogram, truth: RunDelay) -> bool:
-    """Whether assert_agrees() would be content."""
     seen = measured.count / truth.runs
     tolerated = 0.03 + 4 * (1 - seen)
     return 0.9 < seen <= 1 and measured.sum_ns == pytest.approx(truth.waited_ns, rel=tolerated)
@@ -229,7 +224,7 @@ def ask_until_there_is_a_backlog(
     engine: KernelEngine, client: Pod, server: Pod, *options: str
 ) -> Measurement:
     """Of a starved reader, in a round in which the scheduler let it starve, and without a wait that
-    this machine hid: see assert_agrees().
+    this machine hid: see agrees().
 
     It has read from its socket before: until then nobody knows whose waits are to be counted, and
     only the last few of its own are remembered.
@@ -403,18 +398,27 @@ async def test_the_waits_of_all_threads_agree_with_the_schedulers_account(
     start_engine: Start, pair: tuple[Pod, Pod], named_by: str, typed: bool
 ) -> None:
     _, pod = pair
-    with hogs(1), worker(WORKER, pod) as program:
-        engine = start_engine(typed=typed)
-        engine.assign({SERVER: spec_of(pod, program.pid, named_by)})
-        await engine.use(frozenset({Module.SCHED}))
-        before = RunDelay.of(program.pid)
-        program.work()
-        measured = engine.read()[SERVER].stage("sched.runqueue")
-        truth = RunDelay.of(program.pid) - before
-    assert truth.runs > 600
-    assert truth.waited_ns > 100 * MS
-    assert measured.lost == 0
-    assert_agrees(measured.histogram, truth)
+    engine = start_engine(typed=typed)
+    rounds = 1 + 2 * MOST_HIDDEN
+    for _ in range(rounds):
+        with hogs(1), worker(WORKER, pod) as program:
+            engine.assign({SERVER: spec_of(pod, program.pid, named_by)})
+            await engine.use(frozenset({Module.SCHED}))
+            engine.read()
+            before = RunDelay.of(program.pid)
+            program.work()
+            measured = engine.read()[SERVER].stage("sched.runqueue")
+            truth = RunDelay.of(program.pid) - before
+        seen = measured.histogram
+        assert truth.runs > 600
+        assert truth.waited_ns > 100 * MS
+        assert measured.lost == 0
+        assert 0.9 * truth.runs < seen.count <= truth.runs
+        assert seen.sum_ns < 1.03 * truth.waited_ns
+        if agrees(seen, truth):
+            return
+        assert seen.count < truth.runs, f"{seen.sum_ns} ns, and no wait was hidden: {truth}"
+    raise AssertionError(f"never all of the long waits seen in {rounds} rounds")
 
 
 def entries(map_name: str) -> int:

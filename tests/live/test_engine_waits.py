@@ -93,7 +93,7 @@ class Measured:
 
 
 class Scene:
-    """Programs on one CPU, some of them the target's."""
+    """Programs on one CPU, some of them the target's, which are one process group."""
 
     def __init__(self, engine: KernelEngine, stack: ExitStack, limited: Path | None) -> None:
         self._engine = engine
@@ -107,7 +107,8 @@ class Scene:
         files = " ".join(f"{directory}/cgroup.procs" for directory in dict.fromkeys(cgroups))
         script = f'for file in {files}; do echo $$ > "$file"; done; exec "$@"'
         process = subprocess.Popen(
-            ["taskset", "-c", str(CPU), "sh", "-c", script, "sh", *python(BURN)]
+            ["taskset", "-c", str(CPU), "sh", "-c", script, "sh", *python(BURN)],
+            process_group=self._own[0] if is_own and self._own else 0,
         )
         self._stack.callback(process.wait)
         self._stack.callback(process.kill)
@@ -145,8 +146,7 @@ class Scene:
         until(lambda: all(map(_stands_still, self._own)), "threads that stand still")
 
     def _signal(self, number: signal.Signals) -> None:
-        for pid in self._own:
-            os.kill(pid, number)
+        os.killpg(self._own[0], number)  # all at once: none runs without the others
 
 
 def _schedstat(pids: list[int]) -> tuple[int, int]:
