@@ -87,7 +87,11 @@ def pressure_us(directory: Path) -> int:
 
 @dataclass
 class Growth:
-    """What grew of a target, by our reader and by the files that the test reads itself."""
+    """What grew of a target, by our reader and by the files that the test reads itself.
+
+    The kernel may count periods and pressure while both read. So the test reads before and after
+    our reader, until the two are equal.
+    """
 
     gatherer: Gatherer
     selector: Selector
@@ -97,8 +101,14 @@ class Growth:
 
     def __post_init__(self) -> None:
         self.seen: dict[str, int] = {}
+        until(self._begins_anew, "a first reading while the accounts stand still")
+
+    def _begins_anew(self) -> bool:
+        """Whether our reader began while nothing grew: its first reading stores the accounts."""
+        self.gatherer.keep(())
         self.at_first = self.witness()
         assert self.read() == {}
+        return self.at_first == self.witness()
 
     def witness(self) -> tuple[Account, int]:
         return Account.of(self.directory), pressure_us(self.cgroup)
@@ -111,12 +121,13 @@ class Growth:
 
     def agrees(self) -> bool:
         """Whether nothing grew while both read, so that they have to agree."""
-        before = self.witness()
+        self.at_last = self.witness()
         self.read()
-        return before == self.witness()
+        return self.at_last == self.witness()
 
     def expected(self) -> dict[str, int]:
-        (now, pressure), (first, first_pressure) = self.witness(), self.at_first
+        """The growth until both agreed last."""
+        (now, pressure), (first, first_pressure) = self.at_last, self.at_first
         grown = now - first
         return {
             "cpuThrottledNs": grown.throttled_ns,

@@ -50,7 +50,8 @@ def test_the_demo_finds_the_slow_server_and_agrees_with_its_client(traces: Trace
     unmatched = received["rx.socket"]["unmatched"] + received["rx.stack"]["unmatched"]
     assert received["rx.total"]["count"] + unmatched == requests + datagrams
     assert unmatched <= datagrams // 100
-    assert sent["tx.total"]["count"] == requests + datagrams
+    again = sent["tx.total"]["count"] - requests - datagrams
+    assert 0 <= again <= client["counters"].get("retransmits", 0)
     assert received["tcp.handshake"]["count"] == sent["tcp.connect"]["count"] == connections
     # Half of the time the server does something else, for 10 ms.
     assert received["rx.socket"]["p99Ns"] > 1_000_000

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,28 @@ from tests.live.pods import Namespace, Pod, namespace
 from tests.live.targets import until
 from tests.unit.agent.states import probe, state
 
-# Sends more datagrams than the receiver's buffer holds; says how many were lost.
+# Sends more datagrams than the receiver's buffer holds; says how many were lost. It reads only when
+# each one waits or was dropped (SO_MEMINFO): ksoftirqd may deliver them some time later.
 OVERFLOW_RECEIVE_BUFFER = """
-import socket, sys
+import os, socket, struct, sys
+def memory():
+    figures = struct.unpack("=9I", receiver.getsockopt(socket.SOL_SOCKET, 55, 36))
+    return figures[0], figures[-1]
+def came():
+    waiting, dropped = memory()
+    return waiting // each + dropped
 family, host = (socket.AF_INET6, "::1") if sys.argv[1] == "6" else (socket.AF_INET, "127.0.0.1")
 receiver = socket.socket(family, socket.SOCK_DGRAM)
 receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
 receiver.bind((host, 0))
 sender = socket.socket(family, socket.SOCK_DGRAM)
-for _ in range(500):
+sender.sendto(bytes(512), receiver.getsockname())
+while not (each := memory()[0]):
+    os.sched_yield()
+for _ in range(499):
     sender.sendto(bytes(512), receiver.getsockname())
+while came() < 500:
+    os.sched_yield()
 receiver.setblocking(False)
 received = 0
 try:
@@ -52,10 +65,10 @@ except BlockingIOError:
 """
 # Frames of a protocol that nobody has asked for are dropped where they are received.
 SEND_STRANGE_FRAMES = """
-import socket
+import socket, sys
 sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
 sender.bind(("eth0", 0))
-for _ in range(30):
+for _ in range(int(sys.argv[1])):
     sender.send(b"\\xff" * 6 + b"\\x02\\0\\0\\0\\0\\1" + b"\\x88\\xb5" + bytes(50))
 """
 
@@ -149,7 +162,7 @@ def test_packets_that_a_device_drops_are_counted_where_it_is(
     both = [place(pod.namespace) for pod in pair]
     before = _dropped(server.namespace)
     gatherer.of_namespaces(both)
-    python_in(client.namespace, SEND_STRANGE_FRAMES)
+    python_in(client.namespace, SEND_STRANGE_FRAMES, "30")
     until(lambda: _dropped(server.namespace) >= before + 30, "30 dropped frames")
     grown = gatherer.of_namespaces(both)
     assert grown[server.namespace.inode]["eth0:rx_dropped"] == _dropped(server.namespace) - before
@@ -162,13 +175,26 @@ def test_a_nodes_devices_are_reported_without_the_ends_of_its_pods_links(
     """As an agent in a namespace of its own reads the node's: the frames end at the bridge."""
     host, client, _ = bridged
     with contextlib.closing(Gatherer(place(host))) as gatherer:
-        before = _dropped(host, "br0")
-        gatherer.of_node()
-        python_in(client.namespace, SEND_STRANGE_FRAMES)
+        # A driver that is asked while others hold the kernel's RTNL lock answers a later reading.
+        before = until_read(gatherer, host, "br0")
+        python_in(client.namespace, SEND_STRANGE_FRAMES, "30")
         until(lambda: _dropped(host, "br0") >= before + 30, "30 dropped frames")
         grown = gatherer.of_node()
     dropped = _dropped(host, "br0") - before
     assert {name: n for name, n in grown.items() if ":" in name} == {"br0:rx_dropped": dropped}
+
+
+def until_read(gatherer: Gatherer, host: Namespace, device: str) -> int:
+    """Have it read the node until a device is in its counters; what that had dropped until then."""
+
+    def is_read() -> bool:
+        before.append(_dropped(host, device))
+        gatherer.of_node()
+        return device in gatherer._devices._drivers
+
+    before: list[int] = []
+    until(is_read, f"the driver of {device}")
+    return before[-1]
 
 
 def test_an_agent_in_a_namespace_of_its_own_reports_the_nodes_and_the_pods(
@@ -193,15 +219,50 @@ def test_an_agent_in_a_namespace_of_its_own_reports_the_nodes_and_the_pods(
                 stub = NodeAgentStub(channel)
                 result = stub.Apply(state(probe(pid=pid)), timeout=60)
                 assert result.probes[0].targets[0].state == pb.TargetStatus.ATTACHED
-                before = _dropped(host, "br0"), _dropped(server.namespace)
                 stream = stub.WatchReports(iter([pb.WatchReportsRequest()]), timeout=30)
-                python_in(client.namespace, SEND_STRANGE_FRAMES)
+                _until_frames_are_reported(stream, host, client, server)
+                before = _dropped(host, "br0"), _dropped(server.namespace)
+                python_in(client.namespace, SEND_STRANGE_FRAMES, "30")
                 node, pod = _dropped_as_reported(stream, at_least=30)
         finally:
             agent.terminate()
             agent.wait(30)
     assert node == _dropped(host, "br0") - before[0]
     assert pod == _dropped(server.namespace) - before[1]
+
+
+def _until_frames_are_reported(
+    stream: Iterable[pb.Report], host: Namespace, client: Pod, server: Pod
+) -> None:
+    """Send a frame at a time until the bridge's drop of it is reported; no frame is missing then.
+
+    The bridge is not in reports before its driver has answered: see `until_read`.
+    """
+    while True:
+        _have_a_frame_dropped(host, client, server)
+        if _is_in_reports_until(time.time_ns(), stream):
+            return
+
+
+def _have_a_frame_dropped(host: Namespace, client: Pod, server: Pod) -> None:
+    """Send one, and wait until the bridge and the other pod have dropped it."""
+    node, pod = _dropped(host, "br0"), _dropped(server.namespace)
+    python_in(client.namespace, SEND_STRANGE_FRAMES, "1")
+    until(
+        lambda: _dropped(host, "br0") > node and _dropped(server.namespace) > pod,
+        "a dropped frame",
+    )
+
+
+def _is_in_reports_until(moment_ns: int, stream: Iterable[pb.Report]) -> bool:
+    """Whether a drop of the node's bridge is in the reports up to that of an interval after it."""
+    is_reported = False
+    for report in stream:
+        for one in report.probes:
+            is_reported |= "br0:rx_dropped" in one.node.counters
+        if any(one.begin.ToNanoseconds() >= moment_ns for one in report.probes):
+            break
+    return is_reported
 
 
 def _dropped_as_reported(stream: Iterable[pb.Report], *, at_least: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import queue
 import re
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import grpc
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
+from prometheus_client.samples import Sample
 
 from latencyprobe.commands.pki import Authority, Credential
 from latencyprobe.domain.durations import format_ns
@@ -70,6 +71,8 @@ REQUESTS = 100
 PUSH = ("--otlp-insecure", "--otlp-interval", "1s")
 TEXT, OPENMETRICS = "text/plain", "application/openmetrics-text;version=1.0.0"
 Buckets = dict[int, int]
+Stages = dict[str, pb.StageDelta]
+Scraped = dict[str, tuple[Labels, NativeSample]]
 
 
 def probe(name: str, *, per_pod: bool) -> pb.Probe:
@@ -102,7 +105,7 @@ class Reports:
         for stage in report.summary.stages:
             self.by_stage.setdefault(stage.name, []).append(buckets_of(stage.histogram))
 
-    def stages(self) -> dict[str, pb.StageDelta]:
+    def stages(self) -> Stages:
         """The newest sums, by stage."""
         return {stage.name: stage for stage in self.newest["each"].summary.stages}
 
@@ -248,37 +251,45 @@ def positions(sample: NativeSample) -> Buckets:
     }
 
 
-def scraped(scene: Scene) -> dict[str, tuple[Labels, NativeSample]]:
+def scraped(scene: Scene) -> Scraped:
     found = scene.prometheus.histograms('latencyprobe_stage_seconds{probe="each"}')
     return {labels["stage"]: (labels, sample) for labels, sample in found}
 
 
-def equal_stages(scene: Scene) -> list[str]:
-    """The stages whose buckets are the same in the newest report and in the newest scrape."""
-    found = {name: positions(sample) for name, (_, sample) in scraped(scene).items()}
-    reported = {name: buckets_of(each.histogram) for name, each in scene.reports.stages().items()}
-    return [
-        name for name in reported.keys() | found.keys() if found.get(name) == reported.get(name)
-    ]
+def until_reported(scene: Scene, read: Callable[[], Mapping[str, Buckets]], what: str) -> Stages:
+    """Wait until these are the buckets of the newest report; the stages of that one.
+
+    Some samples come after the reply, such as the acknowledgement of the last segment.
+    """
+    compared: list[Stages] = []
+
+    def are_equal() -> bool:
+        stages = scene.reports.stages()
+        compared.append(stages)
+        return read() == {name: buckets_of(each.histogram) for name, each in stages.items()}
+
+    until(are_equal, what, seconds=patient(60))
+    return compared[-1]
 
 
-def until_equal(scene: Scene) -> None:
-    """Wait for what ends after the reply, such as the acknowledgement of the last segment."""
-    until(
-        lambda: len(equal_stages(scene)) == len(scraped(scene)) == len(scene.reports.stages()),
-        "equal buckets of all stages",
-        seconds=patient(60),
-    )
+def until_equal(scene: Scene) -> tuple[Stages, Scraped]:
+    """Wait until the newest scrape has the buckets of the newest report; the two."""
+    scrapes: list[Scraped] = []
+
+    def read() -> dict[str, Buckets]:
+        scrapes.append(scraped(scene))
+        return {name: positions(sample) for name, (_, sample) in scrapes[-1].items()}
+
+    stages = until_reported(scene, read, "equal buckets of all stages")
+    return stages, scrapes[-1]
 
 
 def test_prometheus_has_the_buckets_of_the_reports(scene: Scene) -> None:
     for _ in range(2):
         scene.run_job()
         scene.until_scraped()
-    until_equal(scene)
+    stages, found = until_equal(scene)
 
-    stages = scene.reports.stages()
-    found = scraped(scene)
     assert {"rx.total", "tx.total", "tcp.connect"} <= found.keys() == stages.keys()
     assert found.keys() <= {stage.name for stage in TARGET_STAGES}
     for name, (labels, sample) in found.items():
@@ -541,11 +552,11 @@ def test_the_areas_of_the_budget_add_up_to_the_mean_of_a_packet(
     assert scene.prometheus.value(f"sum({areas}) / {mean}") == pytest.approx(1, rel=1e-9)
 
 
-def pushed_stages(scene: Scene, probe_name: str = "each") -> dict[str, Exported]:
-    """The newest histograms of a probe, by stage."""
+def by_stage(push: Iterable[Exported], probe_name: str = "each") -> dict[str, Exported]:
+    """The histograms of a probe in a push, by stage."""
     return {
         each.attributes["latencyprobe.stage"]: each
-        for each in scene.pushed.newest("latencyprobe.stage.duration")
+        for each in push
         if each.attributes["latencyprobe.probe"] == probe_name
     }
 
@@ -564,17 +575,18 @@ def test_a_collector_has_the_buckets_of_the_reports(scene: Scene) -> None:
     scene.run_job()
     scene.until_scraped()
     until_equal(scene)
-    reported = {name: buckets_of(each.histogram) for name, each in scene.reports.stages().items()}
+    pushes: list[list[Exported]] = []
 
     def pushed() -> dict[str, Buckets]:
-        return {name: pushed_positions(each) for name, each in pushed_stages(scene).items()}
+        pushes.append(scene.pushed.newest("latencyprobe.stage.duration"))
+        return {name: pushed_positions(each) for name, each in by_stage(pushes[-1]).items()}
 
-    until(lambda: pushed() == reported, "a push of all replies", seconds=patient(60))
+    reported = until_reported(scene, pushed, "a push of all replies")
 
     assert {"rx.total", "tx.total", "tcp.connect"} <= reported.keys()
-    for name, each in pushed_stages(scene).items():
+    for name, each in by_stage(pushes[-1]).items():
         assert isinstance(each.point, ExponentialPoint)
-        histogram = scene.reports.stages()[name].histogram
+        histogram = reported[name].histogram
         assert each.point.count == sum(histogram.counts)
         assert each.point.sum == pytest.approx(histogram.sum_ns / 1e9)
         assert 0 < each.point.start_time_unix_nano < each.point.time_unix_nano
@@ -582,8 +594,8 @@ def test_a_collector_has_the_buckets_of_the_reports(scene: Scene) -> None:
         assert resource["service.name"] == "latencyprobe-agent"
         assert (resource["k8s.namespace.name"], resource["k8s.pod.name"]) == ("shop", POD)
         assert resource["host.name"] == "blue"
-    together = pushed_stages(scene, "all")["rx.total"]
-    assert pushed_positions(together) == reported["rx.total"]
+    together = by_stage(pushes[-1], "all")["rx.total"]
+    assert pushed_positions(together) == buckets_of(reported["rx.total"].histogram)
     assert "k8s.pod.name" not in together.resource
 
 
@@ -605,21 +617,38 @@ def test_promtool_accepts_the_operators_metrics() -> None:
     assert complaints(metrics_page(metrics.registry)({}).body) == (0, b"")
 
 
+def counts_by_stage(samples: list[Sample]) -> dict[str, float]:
+    """The numbers of samples of a page's histograms."""
+    counts = [each for each in samples if each.name.endswith("_count")]
+    found = {each.labels["stage"]: each.value for each in counts}
+    assert len(found) == len(counts)
+    return found
+
+
 @pytest.mark.parametrize("accept", [TEXT, OPENMETRICS])
 def test_other_formats_have_the_same_samples_in_coarse_buckets(scene: Scene, accept: str) -> None:
     scene.run_job()
     scene.until_scraped()
-    until_equal(scene)
-
     request = Request(f"http://{scene.metrics}/metrics", headers={"Accept": accept})
-    with urlopen(request, timeout=patient(10)) as answer:
-        text = answer.read().decode()
     read = read_text if accept == TEXT else read_openmetrics
-    (family,) = (each for each in read(text) if each.name == "latencyprobe_stage_seconds")
-    samples = [each for each in family.samples if each.labels["probe"] == "each"]
+    compared: list[tuple[Stages, str, list[Sample]]] = []
+
+    def have_equal_counts() -> bool:
+        stages = scene.reports.stages()
+        with urlopen(request, timeout=patient(10)) as answer:
+            text = answer.read().decode()
+        (family,) = (each for each in read(text) if each.name == "latencyprobe_stage_seconds")
+        samples = [each for each in family.samples if each.labels["probe"] == "each"]
+        compared.append((stages, text, samples))
+        return counts_by_stage(samples) == {
+            name: sum(each.histogram.counts) for name, each in stages.items()
+        }
+
+    until(have_equal_counts, "a page of the newest report", seconds=patient(60))
+    stages, text, samples = compared[-1]
 
     assert {each.labels["pod"] for each in samples} == {POD}
-    for name, stage in scene.reports.stages().items():
+    for name, stage in stages.items():
         ours = buckets_of(stage.histogram)
         of_stage = [each for each in samples if each.labels["stage"] == name]
         for each in of_stage:
@@ -627,8 +656,6 @@ def test_other_formats_have_the_same_samples_in_coarse_buckets(scene: Scene, acc
                 limit_ns = float(each.labels["le"]) * 1e9 * (1 + 1e-12)
                 known = sum(n for position, n in ours.items() if bounds_of(position)[1] <= limit_ns)
                 assert each.value == known
-        (count,) = (each.value for each in of_stage if each.name.endswith("_count"))
-        assert count == total(ours)
     if accept == TEXT:
         assert complaints(text.encode()) == (0, b"")
 
@@ -680,8 +707,9 @@ def test_prometheus_reads_a_guarded_agent_by_certificate_or_token(
     if token:
         scrape["authorization"] = {"credentials_file": f"{folder}/token"}
     with prometheus(tmp_path, address, **scrape) as scraping:
+        # The target's error is shown a moment before the samples are stored: `up` is one of them.
         until(
-            lambda: error in scraping.errors(),
+            lambda: error in scraping.errors() and scraping.value("up") == float(not error),
             f"a scrape with the error {error!r}: {scraping.targets()}",
             seconds=patient(60),
         )

@@ -78,7 +78,8 @@ def test_a_commands_packets_are_counted_from_the_first(traces: Traces, tmp_path:
     seen = counts(target)
     # Both ends are the target: each request and each answer is received, over IPv4 and IPv6.
     assert seen["rx.socket"] == seen["rx.total"] == 4 * REQUESTS
-    assert seen["tx.total"] == 4 * REQUESTS
+    again = target["counters"].get("retransmits", 0)
+    assert 4 * REQUESTS <= seen["tx.total"] <= 4 * REQUESTS + again
     assert seen["tcp.connect"] == seen["tcp.handshake"] == 2
     assert not any(stage["lost"] for stage in target["stages"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -17,12 +18,15 @@ from latencyprobe.local import agent_process
 from latencyprobe.local.agent_process import AgentProcess, private_agent
 from latencyprobe.local.session import CgroupTarget, MeasurementRequest, Session
 from tests.live.pods import Traffic, cgroup
+from tests.live.situations import unpaused_agent
 from tests.live.situations.recording import Evidence
 from tests.live.situations.scenes import Scene, start_in
 from tests.live.situations.situation import End, Facts, Situation
 from tests.live.sockets import tcp_figures
 
 ATTEMPTS = 5
+# Isolated, as `agent_process` has it.
+AGENT_COMMAND = (sys.executable, "-I", unpaused_agent.__file__, "agent")
 _NAMES = ("RetransSegs", "TCPTimeouts", "TCPSynRetrans", "DelayedACKs", "ListenOverflows")
 
 
@@ -156,8 +160,7 @@ async def _staged(situation: Situation, object_cache: Path) -> AsyncIterator[_St
         if scene.host is not None:
             options += ["--host-netns", str(scene.host.path)]
         patched = stack.enter_context(pytest.MonkeyPatch.context())
-        command = (*agent_process.AGENT_COMMAND, *options)
-        patched.setattr(agent_process, "AGENT_COMMAND", command)
+        patched.setattr(agent_process, "AGENT_COMMAND", (*AGENT_COMMAND, *options))
         agent = await stack.enter_async_context(private_agent())
         channel = await stack.enter_async_context(agent.channel())
         pods = {End.CLIENT: scene.client, End.SERVER: scene.server}
