@@ -100,10 +100,7 @@ def account_for(measurement: Measurement, stage: str) -> tuple[int, int]:
 
 
 def assert_parts_add_up(measurement: Measurement, *modules: str) -> None:
-    """The parts of the totals of these modules ("rx", "tx").
-
-    A poll that a softirq after a device's interrupt happens to run has an `rx.irq` on veth, too.
-    """
+    """The parts of the totals of these modules ("rx", "tx")."""
     for module in modules:
         total = f"{module}.total"
         whole = measurement.stage(total).histogram.sum_ns
