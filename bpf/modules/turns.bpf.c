@@ -239,9 +239,10 @@ static __always_inline void continue_request(struct turns *turns, struct tcp_soc
 		pause_ns = PAUSE_NS;
 	if (now - turns->read_ns > pause_ns) {
 		turns->is_doubtful = 1;
+		if (!turns->read_ns)
+			return; /* read before a time slice; so may the answer have come */
 		note_overlap(turns);
-		if (turns->read_ns)
-			note_wait(turns, now - turns->read_ns, 0); /* no answer was due */
+		note_wait(turns, now - turns->read_ns, 0); /* no answer was due */
 	}
 }
 

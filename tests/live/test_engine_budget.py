@@ -23,16 +23,19 @@ from latencyprobe_agent.budget import Budget
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.contract import ASSUMED_DISPATCH_NS
 from latencyprobe_agent.kernel.runtime import dispatch
+from latencyprobe_agent.kernel.runtime.attachments import OffReason
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from latencyprobe_agent.sampling import Governor
 from tests.live.loaded_programs import links_of, programs_of
-from tests.live.measuring import CLIENT, SERVER, both, count, measure
+from tests.live.measuring import CLIENT, SERVER, both, count, measure, watch
 from tests.live.pods import Pod
+from tests.live.sockets import exchange, open_between
 from tests.patience import patient
 from tests.unit.agent.running import until
 
 Start = Callable[..., KernelEngine]
 PERIODS = 4
+SLICES_OF_A_LONG_CONNECTION = 8  # more than OVERLAPS_OF_A_MULTIPLEX, bpf/modules/turns.bpf.c
 
 
 def name_of_this_thread() -> bytes:
@@ -246,6 +249,32 @@ async def test_without_time_slices_each_packet_is_measured_again(
         assert count(measured[slot], name) == 50
         assert measured[slot].stage(name).sampling_ratio == 1
         assert measured[slot].stage(name).unmatched == 0
+
+
+async def test_turns_while_a_slice_is_attached_never_cost_a_connection_its_responses(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    """The programs of a slice come one after another: a read is seen, and its answer not yet."""
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    loaded = engine._object
+    assert loaded is not None
+    sends = loaded._loaded({"on_tcp_sendmsg_locked"})
+    assert sends
+    with open_between(client, server) as opened:
+        for _ in range(SLICES_OF_A_LONG_CONNECTION):
+            loaded.end_slice()
+            loaded.begin_slice()
+            loaded._keep_off(OffReason.BETWEEN_SLICES, sends)
+            exchange(opened, 1)
+            loaded._keep_off(OffReason.BETWEEN_SLICES, ())
+            loaded.measure_packets(True)
+            exchange(opened, 3)
+            loaded.measure_packets(False)
+    measured = engine.read()[SERVER].stage("app.response")
+    # The first of a slice may be the answer to what was asked before it.
+    assert measured.histogram.count >= 2 * SLICES_OF_A_LONG_CONNECTION
+    assert measured.unmatched <= SLICES_OF_A_LONG_CONNECTION
 
 
 @pytest.mark.parametrize("module", [Module.RX, Module.TX])
