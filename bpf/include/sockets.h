@@ -1158,6 +1158,8 @@ static __always_inline void forget_bytes(struct socket_state *state)
 	state->is_read_seq_known = 0;
 #ifdef MODULE_TCP
 	state->turns.is_known = 0;
+	state->turns.is_answer_sent = 0;
+	state->turns.is_doubtful = 0;
 	state->turns.request_ns = 0;
 #endif
 }

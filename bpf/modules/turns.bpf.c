@@ -240,7 +240,7 @@ static __always_inline void continue_request(struct turns *turns, struct tcp_soc
 	if (now - turns->read_ns > pause_ns) {
 		turns->is_doubtful = 1;
 		if (!turns->read_ns)
-			return; /* read before a time slice; so may the answer have come */
+			return; /* read while no slice was open: an answer may have gone unseen */
 		note_overlap(turns);
 		note_wait(turns, now - turns->read_ns, 0); /* no answer was due */
 	}

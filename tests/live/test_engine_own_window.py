@@ -80,6 +80,7 @@ async def test_round_trips_that_a_small_receive_buffer_costs_are_counted_with_th
     with long_path() as path:
         engine = await watch_both_ends(start_engine, path, typed=typed)
         path.wire.delay_s = ROUND_TRIP_MS / 1e3
+        path.wire.be_prompt()
         with over(path, SMALL_BUFFER) as ends:
             passed_ns = take_messages(ends)
             limited_ns = rwnd_limited_ns(ends.far)

@@ -56,8 +56,7 @@ def tun(role: str, address: str, beyond: str, *, queue_length: int = 500) -> Ite
 class FarWire:
     """Carries packets between two tuns; those of the far end arrive `delay_s` after they left.
 
-    Each is taken from its device at once, so that nothing waits there, and delivered in time: a
-    late ACK has segments sent again.
+    Each is taken from its device at once, so that nothing waits there.
     """
 
     def __init__(self, near: Tun, far: Tun) -> None:
@@ -65,23 +64,29 @@ class FarWire:
         self._near, self._far = near, far
         self._under_way: queue.SimpleQueue[tuple[float, bytes] | None] = queue.SimpleQueue()
         self._stop, self._stopping = os.pipe()
+        self._threads: list[threading.Thread] = []
 
     @contextmanager
     def up(self) -> Iterator[FarWire]:
         """While it carries."""
-        threads = [threading.Thread(target=run) for run in (self._take, self._deliver)]
-        for thread in threads:
+        self._threads = [threading.Thread(target=run) for run in (self._take, self._deliver)]
+        for thread in self._threads:
             thread.start()
         try:
             yield self
         finally:
             os.close(self._stopping)
-            for thread in threads:
+            for thread in self._threads:
                 thread.join()
             os.close(self._stop)
 
+    def be_prompt(self) -> None:
+        """Carry on time whatever else this process does: all round trips are alike."""
+        for thread in self._threads:
+            assert thread.native_id is not None
+            os.sched_setscheduler(thread.native_id, os.SCHED_FIFO, os.sched_param(1))
+
     def _take(self) -> None:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         near, far = self._near.descriptor, self._far.descriptor
         while True:
             readable, _, _ = select.select([near, far, self._stop], [], [])
@@ -94,7 +99,6 @@ class FarWire:
                 self._under_way.put((time.monotonic() + self.delay_s, self._far.take()))
 
     def _deliver(self) -> None:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         while (packet := self._under_way.get()) is not None:
             arrives, content = packet
             time.sleep(max(0, arrives - time.monotonic()))
