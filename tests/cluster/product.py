@@ -90,10 +90,13 @@ def counts(status: dict[str, Any], name: str) -> dict[str, int]:
     return {pod["name"]: stage(pod, name).get("count", 0) for pod in status.get("pods", [])}
 
 
-def counts_once(status: dict[str, Any], name: str) -> dict[str, int]:
-    """The count of a stage of sent packets by pod, without those that were sent again."""
-    again = {pod["name"]: pod["counters"].get("retransmits", 0) for pod in status.get("pods", [])}
-    return {pod: count - again[pod] for pod, count in counts(status, name).items()}
+def all_sent(status: dict[str, Any], name: str, sent: dict[str, int]) -> bool:
+    """Whether each pod sent as many by a stage's count. After a halt, TCP sends some again."""
+    again = {pod["name"]: pod["counters"].get("retransmits", 0) for pod in status.get("pods", ())}
+    found = counts(status, name)
+    return found.keys() == sent.keys() and all(
+        sent[pod] <= found[pod] <= sent[pod] + again[pod] for pod in sent
+    )
 
 
 def make_certificates(folder: Path) -> Path:

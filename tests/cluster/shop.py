@@ -99,12 +99,14 @@ class Shop:
         sent = {f"checkout-{node.number}": requests for node in self.cluster.nodes}
         return self.wait(
             "every request in the report",
-            lambda status: counts(status, "rx.total") == counts_once(status, "tx.total") == sent,
+            lambda status: (
+                counts(status, "rx.total") == sent and all_sent(status, "tx.total", sent)
+            ),
             probe=probe,
         )
 
     def restart_agent(self, node: NodeLayout) -> None:
-        """Kill a node's agent; returns when another process of it has reported."""
+        """Kill a node's agent; returns when another process of it measures."""
         before = self.release.agent_restarts(node)
         self.release.kill_agent(node)
 
@@ -184,10 +186,13 @@ def counts(status: Json, stage: str) -> dict[str, int]:
     }
 
 
-def counts_once(status: Json, stage: str) -> dict[str, int]:
-    """The count of a stage of sent packets by pod, without those that were sent again."""
+def all_sent(status: Json, stage: str, sent: dict[str, int]) -> bool:
+    """Whether each pod sent as many by a stage's count. After a halt, TCP sends some again."""
     again = {pod["name"]: pod["counters"].get("retransmits", 0) for pod in status.get("pods", ())}
-    return {pod: count - again[pod] for pod, count in counts(status, stage).items()}
+    found = counts(status, stage)
+    return found.keys() == sent.keys() and all(
+        sent[pod] <= found[pod] <= sent[pod] + again[pod] for pod in sent
+    )
 
 
 def node_told(status: Json, name: str) -> Json:

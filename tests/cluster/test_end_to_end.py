@@ -17,8 +17,8 @@ from tests.cluster.operator_process import Process
 from tests.cluster.product import (
     INTERVAL_SECONDS,
     Product,
+    all_sent,
     counts,
-    counts_once,
     is_ready,
     stage,
 )
@@ -117,7 +117,7 @@ def test_a_probe_is_applied_attached_measured_and_read(
     finished = time.monotonic()
     product.wait_for_status(
         "reports of every request",
-        lambda status: counts(status, "rx.total") == counts_once(status, "tx.total") == sent,
+        lambda status: counts(status, "rx.total") == sent and all_sent(status, "tx.total", sent),
         seconds=10 * INTERVAL_SECONDS,
     )
     report_seconds = time.monotonic() - finished
@@ -135,7 +135,7 @@ def test_a_probe_is_applied_attached_measured_and_read(
     for name in ("rx.softirq", "rx.host", "rx.stack", "rx.socket"):
         assert counts(status, name) == sent, name
     for name in ("tx.stack", "tx.host", "tx.qdisc", "tx.total"):
-        assert counts_once(status, name) == sent, name
+        assert all_sent(status, name, sent), name
     connects = {name: of["connects"] for name, of in account.items()}
     assert counts(status, "tcp.handshake") == connects
     for pod in status["pods"]:

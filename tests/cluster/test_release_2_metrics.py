@@ -19,7 +19,7 @@ from latencyprobe.protocol.measurements import AGENT_NAME
 from tests.cluster.agents_tls import newest_report
 from tests.cluster.release import AGENT_NAMESPACE, LEASE, Release
 from tests.cluster.shop import Shop
-from tests.live.prometheus import NativeSample, Prometheus, running_prometheus, scrape_job
+from tests.live.prometheus import Labels, NativeSample, Prometheus, running_prometheus, scrape_job
 from tools.helm.chart import NAMESPACE
 
 REQUESTS = 400
@@ -29,6 +29,7 @@ QUANTILES = {"p50Ns": 0.5, "p90Ns": 0.9, "p99Ns": 0.99}
 
 Buckets = dict[int, int]
 Figures = dict[tuple[str, str], Buckets]
+Histograms = list[tuple[Labels, NativeSample]]
 
 
 @dataclass
@@ -71,14 +72,32 @@ class Scraped:
             if stage.histogram.counts
         }
 
-    def scraped(self) -> Figures:
-        """The same, as Prometheus has them: the only pod of each node."""
-        found = self.prometheus.histograms(self.series())
-        return {
-            (labels["node"], labels["stage"]): positions(sample)
-            for labels, sample in found
-            if sample.count
-        }
+    def histograms(self) -> Histograms:
+        """The same, as Prometheus has them."""
+        return self.prometheus.histograms(self.series())
+
+    def value(self, query: str) -> float:
+        """A figure that rests. After a scrape that took too long, there is none until the next."""
+        found: list[float] = []
+
+        def unmet() -> str | None:
+            value = self.prometheus.value(query)
+            if value is None:
+                return f"{query} has none: {json.dumps(self.prometheus.targets())}"
+            found.append(value)
+            return None
+
+        wait_until("a figure", unmet, seconds=60)
+        return found[0]
+
+
+def figures(histograms: Histograms) -> Figures:
+    """The buckets of the only pod of each node."""
+    return {
+        (labels["node"], labels["stage"]): positions(sample)
+        for labels, sample in histograms
+        if sample.count
+    }
 
 
 def positions(sample: NativeSample) -> Buckets:
@@ -169,22 +188,24 @@ def scrape_jobs(
 
 def test_prometheus_has_what_agents_and_operator_report(scraped: Scraped) -> None:
     status = scraped.exchange()
+    histograms: Histograms = []
 
     def unmet() -> str | None:
         """What ends after the last reply is in the next reports."""
-        reported, found = scraped.reported(), scraped.scraped()
+        reported = scraped.reported()
+        histograms[:] = scraped.histograms()
+        found = figures(histograms)
         if found and found == reported:
             return None
         differing = [k for k in reported.keys() | found.keys() if reported.get(k) != found.get(k)]
         return f"{sorted(differing)} differ: {json.dumps(scraped.prometheus.targets())}"
 
     wait_until("equal buckets of all stages of both nodes", unmet, seconds=120, interval_s=2)
-    found = scraped.prometheus.histograms(scraped.series())
-    jobs = {labels["node"]: labels["job"] for labels, _ in found}
+    jobs = {labels["node"]: labels["job"] for labels, _ in histograms}
     assert jobs == scraped.jobs
-    pods = {labels["pod"]: labels["node"] for labels, _ in found}
+    pods = {labels["pod"]: labels["node"] for labels, _ in histograms}
     assert pods == {pod["name"]: pod["node"] for pod in status["pods"]}
-    totals = [sample for labels, sample in found if labels["stage"] == "rx.total"]
+    totals = [sample for labels, sample in histograms if labels["stage"] == "rx.total"]
     assert [sample.count for sample in totals] == [REQUESTS, REQUESTS]
 
 
@@ -194,12 +215,11 @@ def test_quantiles_are_within_a_bucket_of_the_status(scraped: Scraped) -> None:
     compared = 0
     for pod in status["pods"]:
         for stage in pod["stages"]:
+            if not stage["count"]:
+                continue
             series = scraped.series(f',pod="{pod["name"]}",stage="{stage["name"]}"')
             for name, quantile in QUANTILES.items():
-                theirs = scraped.prometheus.value(f"histogram_quantile({quantile}, {series})")
-                if not stage["count"]:
-                    continue
-                assert theirs is not None, (pod["name"], stage)
+                theirs = scraped.value(f"histogram_quantile({quantile}, {series})")
                 distance = position_of(round(theirs * 1e9)) - position_of(stage[name])
                 assert abs(distance) <= 1, (pod["name"], stage, theirs)
                 compared += 1
@@ -213,12 +233,10 @@ def test_the_operators_figures_are_those_of_the_status_and_of_all_nodes(scraped:
 
     for percentile, quantile in (("p50", 0.5), ("p99", 0.99)):
         gauge = f'latencyprobe_operator_probe_stage_seconds{{{labels},percentile="{percentile}"}}'
-        shown = scraped.prometheus.value(gauge)
+        shown = scraped.value(gauge)
         assert shown == pytest.approx(summary[f"{percentile}Ns"] / 1e9)
         together = f"sum({scraped.series(f',{stage}')})"
-        theirs = scraped.prometheus.value(f"histogram_quantile({quantile}, {together})")
-        assert theirs is not None
-        assert shown is not None
+        theirs = scraped.value(f"histogram_quantile({quantile}, {together})")
         assert abs(position_of(round(theirs * 1e9)) - position_of(round(shown * 1e9))) <= 1
 
 

@@ -15,6 +15,10 @@ _IS_GUEST = RESULTS_VARIABLE in os.environ
 MOST_HIDDEN = 0 if _IS_GUEST else 1
 
 
+# As often is something done until no event of it was hidden.
+TRIES = range(1 + 2 * MOST_HIDDEN)
+
+
 def counts_of(events: int) -> range:
     """Return the counts that are right for so many events of a timer."""
     return range(events - MOST_HIDDEN, events + 1)

@@ -99,6 +99,15 @@ def account_for(measurement: Measurement, stage: str) -> tuple[int, int]:
     return measured.histogram.count, measured.lost + measured.unmatched
 
 
+def sent_counts(sent: int, *measured: Measurement) -> range:
+    """The counts that are right for so many segments: after a halt, TCP sends some again.
+
+    `retransmits` has a SYN or a FIN too, which is no sample.
+    """
+    again = sum(each.counters.get("retransmits", 0) for each in measured)
+    return range(sent, sent + again + 1)
+
+
 def assert_parts_add_up(measurement: Measurement, *modules: str) -> None:
     """The parts of the totals of these modules ("rx", "tx")."""
     for module in modules:

@@ -173,6 +173,21 @@ def waiting_bytes(end: socket.socket) -> int:
     return int(struct.unpack("=i", answer)[0])
 
 
+def bytes_in_queue(end: socket.socket, request: int) -> int:
+    """How much there is to send, by this request of linux/sockios.h."""
+    answer = bytearray(4)
+    ioctl(end.fileno(), request, answer)
+    return int(struct.unpack("=i", answer)[0])
+
+
+def wait_until_acknowledged(end: socket.socket) -> None:
+    """Return when the peer has acknowledged all that was sent."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while bytes_in_queue(end, termios.TIOCOUTQ):
+        assert time.monotonic() < deadline
+        os.sched_yield()
+
+
 def wait_for_bytes(end: socket.socket, amount: int) -> None:
     """Return when as much is there to read."""
     deadline = time.monotonic() + PATIENCE_SECONDS

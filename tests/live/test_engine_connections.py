@@ -8,16 +8,17 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 
 from latencyprobe.domain.causes import Bottleneck
+from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe.domain.verdict import judge
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
-from tests.live.hidden_events import counts_of
+from tests.live.hidden_events import TRIES, counts_of
 from tests.live.measuring import CLIENT, SERVER, account_for, both, count, measure
 from tests.live.netfilter import load_rules
 from tests.live.pods import Namespace, Pod, inside_cgroup
@@ -27,7 +28,6 @@ from tests.live.sockets import (
     everything_in,
     listen,
     read_all,
-    sent_again,
     tcp_figures,
     udp_socket,
 )
@@ -89,6 +89,19 @@ async def measure_connect(
     return error, engine.read().get(CLIENT, NOTHING)
 
 
+async def counters_of_connect(
+    engine: KernelEngine, pod: Pod, address: str, error: int, *names: str
+) -> Mapping[str, int]:
+    """The counters of a connect that ends with this error, by a timer, which may be hidden."""
+    for _ in TRIES:
+        ended, measured = await measure_connect(engine, pod, address, 9)
+        assert ended == error
+        assert "tcp.connect" not in measured.stages
+        if measured.counters.keys() >= set(names):
+            return measured.counters
+    raise AssertionError(f"{names} were never all seen")
+
+
 @pytest.mark.every_kernel
 async def test_both_ends_of_a_connection_are_timed(
     start_engine: Start, pair: tuple[Pod, Pod]
@@ -124,17 +137,23 @@ async def test_connect_time_is_what_the_application_waits(
         udp_socket(client.namespace) as ahead,
         inside_cgroup(client.cgroup),
     ):
-        # some 100 bytes each, at 2 kB/s: the SYN waits behind them
-        for _ in range(15):
-            ahead.sendto(bytes(64), (server.address, 7001))
-        began_ns = time.monotonic_ns()
-        with connect(client.namespace, server.address) as asking:
-            waited_ns = time.monotonic_ns() - began_ns
-            answered_ns = round_trip_ns(asking)
-    measured = engine.read().get(CLIENT, NOTHING).stage("tcp.connect").histogram
-    assert measured.count in counts_of(1)  # the queue's timer has the SYN leave
-    if measured.count:
-        assert 100_000_000 < answered_ns <= measured.max_ns <= waited_ns
+
+        def connect_behind_datagrams() -> tuple[Histogram, int, int]:
+            # some 100 bytes each, at 2 kB/s: the SYN waits behind them
+            for _ in range(15):
+                ahead.sendto(bytes(64), (server.address, 7001))
+            began_ns = time.monotonic_ns()
+            with connect(client.namespace, server.address) as asking:
+                waited_ns = time.monotonic_ns() - began_ns
+                answered_ns = round_trip_ns(asking)
+            measured = engine.read().get(CLIENT, NOTHING).stage("tcp.connect")
+            return measured.histogram, answered_ns, waited_ns
+
+        # The queue's timer has the SYN leave.
+        tries = (connect_behind_datagrams() for _ in TRIES)
+        measured, answered_ns, waited_ns = next(each for each in tries if each[0].count)
+    assert measured.count == 1
+    assert 100_000_000 < answered_ns <= measured.max_ns <= waited_ns
 
 
 @pytest.mark.every_kernel
@@ -161,12 +180,11 @@ async def test_a_connect_without_an_answer_is_counted_by_cause(
     given_up, measured = await measure_connect(engine, client, server.address, 9, patience=0.3)
     assert given_up == 0
     assert measured.counters["connectAborted"] == 1
-    before = sent_again(client.namespace)
-    timed_out, measured = await measure_connect(engine, client, server.address, 9)
-    assert timed_out == errno.ETIMEDOUT
-    assert measured.counters.get("connectTimedOut", 0) in counts_of(1)
-    assert (again := sent_again(client.namespace) - before) >= 1
-    assert measured.counters.get("retransmits", 0) in counts_of(again)
+    counters = await counters_of_connect(
+        engine, client, server.address, errno.ETIMEDOUT, "connectTimedOut", "retransmits"
+    )
+    assert counters["connectTimedOut"] == 1
+    assert counters["retransmits"] >= 1
 
 
 async def test_an_unreachable_peer_is_counted_by_cause(
@@ -174,10 +192,10 @@ async def test_an_unreachable_peer_is_counted_by_cause(
 ) -> None:
     client, server = pair
     engine = await both(start_engine, client, server)
-    error, measured = await measure_connect(engine, client, "198.51.100.77", 9)
-    assert error == errno.EHOSTUNREACH
-    assert measured.counters.get("connectUnreachable", 0) in counts_of(1)
-    assert "tcp.connect" not in measured.stages
+    counters = await counters_of_connect(
+        engine, client, "198.51.100.77", errno.EHOSTUNREACH, "connectUnreachable"
+    )
+    assert counters["connectUnreachable"] == 1
 
 
 @pytest.mark.every_kernel

@@ -40,10 +40,11 @@ from tests.live.sockets import (
     read_all,
     wait_for_bytes,
 )
+from tests.patience import patient
 
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
-pytestmark = pytest.mark.every_kernel
+pytestmark = [pytest.mark.every_kernel, pytest.mark.timeout(patient(120))]
 
 UNANSWERED, IN_SERVICE = "unansweredRequests", "requestsInService"
 # The unit of a connection's slowest answer, rounded up: ANSWER_SHIFT, bpf/modules/turns.bpf.c.

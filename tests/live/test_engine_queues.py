@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
-from tests.live.hidden_events import MOST_HIDDEN
+from tests.live.hidden_events import TRIES
 from tests.live.measuring import SERVER, account_for, watch
 from tests.live.pods import Pod
 from tests.live.sockets import (
@@ -26,7 +26,6 @@ PORT = 7000
 # Around FEW_SEGMENTS and SEGMENTS, bpf/include/sockets.h; the first twice in one connection.
 AMOUNTS = (3, 4, 5, 1, 64, 4, 63, 9)
 # One that a softirq receives which interrupts a thread hidden from tracers is hidden too.
-TRIES = range(1 + 2 * MOST_HIDDEN)
 
 pytestmark = [pytest.mark.unscoped, pytest.mark.shared_programs]
 

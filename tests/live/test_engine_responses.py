@@ -134,6 +134,26 @@ async def test_requests_and_replies_in_pieces_count_once(start_engine: Start, pa
     assert measured[SERVER].stage("app.response").histogram.min_ns > 19 * MS
 
 
+async def test_a_request_that_is_read_while_it_comes_counts_once(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    amount = 1 << 20
+    with open_between(client, server) as both:
+        for _ in range(10):
+            sending = threading.Thread(target=both.client.sendall, args=(bytes(amount),))
+            sending.start()
+            read_all(both.server, amount, 10_000)
+            sending.join()
+            both.server.sendall(REPLY)
+            read_all(both.client, len(REPLY))
+    measured = engine.read()
+    # A sender that is held up makes a pause, and its turn may be two requests.
+    assert sum(app(measured[SERVER])) == 10
+    assert peer(measured[CLIENT]) == (10, 0)
+
+
 async def test_a_pause_within_a_request_makes_its_turn_unmatched(
     start_engine: Start, pair: Pair
 ) -> None:

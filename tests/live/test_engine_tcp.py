@@ -28,6 +28,7 @@ from tests.live.sockets import (
     sent_again,
     tcp_figures,
     wait_for_bytes,
+    wait_until_acknowledged,
 )
 
 Start = Callable[..., KernelEngine]
@@ -178,6 +179,7 @@ async def test_threads_that_share_a_connection_count_each_segment_once(
             reader.start()
         for _ in range(500):
             both.client.sendall(b"x" * 64)
+        wait_until_acknowledged(both.client)  # else its FIN may be merged with data, too
         both.client.shutdown(socket.SHUT_WR)
         for reader in readers:
             reader.join()
@@ -187,7 +189,7 @@ async def test_threads_that_share_a_connection_count_each_segment_once(
     received = sum(rx(measured[SERVER])) + tcp_figures(server.namespace)["TCPBacklogCoalesce"]
     sent = count(measured[CLIENT], "tx.total") - sent_again(client.namespace)
     early = measured[SERVER].counters.get("headOfLineSegments", 0)
-    assert 0 <= sent - received - early <= early
+    assert 0 <= sent - received - early <= early + MOST_HIDDEN * (sent // 50)
     assert sent > 100
 
 

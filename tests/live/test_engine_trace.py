@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.packets import TraceCounts, TracedPacket
 from latencyprobe.domain.stages import BY_NAME, Module
 from latencyprobe_agent.kernel.contract import SocketFilter, TraceSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
-from tests.live.measuring import CLIENT, SERVER, measure, median
+from tests.live.hidden_events import MOST_HIDDEN
+from tests.live.measuring import CLIENT, SERVER, measure, median, sent_counts
 from tests.live.pods import Namespace, Pod
 from tests.live.sockets import connection, everything_in, read_all, udp_socket
 from tests.live.truth import BUCKET
@@ -59,11 +59,6 @@ async def end(engine: KernelEngine) -> list[TracedPacket]:
 def received(packets: Iterable[TracedPacket], port: int = 7000) -> list[TracedPacket]:
     """What arrived at this port."""
     return [p for p in packets if p.total == "rx.total" and p.local and p.local.port == port]
-
-
-def sent_again(*measured: Measurement) -> int:
-    """Segments that the kernel sent once more: after a halt of the machine, it does."""
-    return sum(each.counters.get("retransmits", 0) for each in measured)
 
 
 def assert_parts_add_up(packets: Iterable[TracedPacket]) -> None:
@@ -121,7 +116,7 @@ async def test_every_packet_of_both_ends_is_reported_when_the_limit_is_zero(
     engine = await tracing(start_engine, client, server, EVERYTHING, host_netns=host.inode)
     measured, _ = await measure(engine, client, server, 300)
     told = await end(engine)
-    assert len(told) == 4 * 300 + sent_again(*measured.values())
+    assert len(told) in sent_counts(4 * 300, *measured.values())
     assert_parts_add_up(told)
     assert all("rx.host" in p.stages_ns or "tx.host" in p.stages_ns for p in told)
     assert [p.ended_unix_ns for p in received(told)] == sorted(
@@ -200,7 +195,7 @@ async def test_only_packets_that_reach_a_limit_are_reported(
     told = await end(engine)
     # a client that is held up itself asks while the reader already sleeps
     kept_waiting = sum(ns > 4 * MS for ns in account["waits_ns"])
-    assert len(received(told)) >= kept_waiting > 20
+    assert len(received(told)) >= kept_waiting - MOST_HIDDEN > 20
     assert all(packet.stages_ns[packet.total] >= 3 * MS for packet in told)
 
 
@@ -209,7 +204,7 @@ async def test_only_the_slots_that_are_traced_are_reported(start_engine: Start, 
     engine = await tracing(start_engine, client, server, EVERYTHING, slots=frozenset({SERVER}))
     measured, _ = await measure(engine, client, server, 30)
     told = await end(engine)
-    assert len(told) == 60 + sent_again(measured[SERVER])
+    assert len(told) in sent_counts(60, measured[SERVER])
     assert {p.local.port for p in told if p.local is not None} == {7000}
     assert measured[CLIENT].stage("rx.total").histogram.count == 30
 
@@ -227,7 +222,7 @@ async def test_a_packet_of_several_slots_is_reported_once(start_engine: Start, p
     engine.trace(TraceSpec(EVERYTHING, frozenset({1, 2, 3})))
     await engine.use(ALL, tracing=True)
     measured, _ = await measure(engine, client, server, 30)
-    assert len(await end(engine)) == 60 + sent_again(measured[1])
+    assert len(await end(engine)) in sent_counts(60, measured[1])
 
 
 async def test_a_flood_is_limited_and_every_packet_accounted_for(
@@ -243,10 +238,9 @@ async def test_a_flood_is_limited_and_every_packet_accounted_for(
     assert 100 <= counts.reported < 2000
     assert counts.limited > 0
     assert counts.lost == 0
-    assert (
-        counts.seen
-        == 4 * 3000 + sent_again(*measured.values())
-        == sum(measured[slot].stage(total).histogram.count for slot in BOTH for total in EVERYTHING)
+    assert counts.seen in sent_counts(4 * 3000, *measured.values())
+    assert counts.seen == sum(
+        measured[slot].stage(total).histogram.count for slot in BOTH for total in EVERYTHING
     )
 
 
@@ -258,7 +252,7 @@ async def test_a_ring_without_a_reader_loses_and_counts(start_engine: Start, pai
     counts = engine.trace_counts
     assert counts.reported == len(told) > 1000
     assert counts.lost > 0
-    assert counts.seen == 4 * 4000 + sent_again(*measured.values())
+    assert counts.seen in sent_counts(4 * 4000, *measured.values())
     assert_parts_add_up(told)
 
 
