@@ -13,6 +13,7 @@ from devcluster.layout import NodeLayout
 from devcluster.waiting import wait_until
 from tests.cluster import manifests
 from tests.cluster.operator_process import MANIFESTS
+from tests.cluster.product import all_sent
 from tests.cluster.release import Release
 
 SAMPLE = MANIFESTS / "samples" / "latencyprobe.yaml"
@@ -184,15 +185,6 @@ def counts(status: Json, stage: str) -> dict[str, int]:
         for each in pod["stages"]
         if each["name"] == stage
     }
-
-
-def all_sent(status: Json, stage: str, sent: dict[str, int]) -> bool:
-    """Whether each pod sent as many by a stage's count. After a halt, TCP sends some again."""
-    again = {pod["name"]: pod["counters"].get("retransmits", 0) for pod in status.get("pods", ())}
-    found = counts(status, stage)
-    return found.keys() == sent.keys() and all(
-        sent[pod] <= found[pod] <= sent[pod] + again[pod] for pod in sent
-    )
 
 
 def node_told(status: Json, name: str) -> Json:

@@ -254,6 +254,14 @@ def sent_again(namespace: Namespace) -> int:
     return tcp_figures(namespace)["RetransSegs"]
 
 
+def sent_from(pod: Pod, segments: int) -> range:
+    """How often so many segments may have left a pod.
+
+    After a halt of the machine some are sent again, or what has no data: a SYN or a FIN.
+    """
+    return range(segments, segments + sent_again(pod.namespace) + 1)
+
+
 def open_between(client: Pod, server: Pod) -> AbstractContextManager[Connection]:
     return connection(client.namespace, server.namespace, server.address)
 

@@ -26,7 +26,7 @@ from tests.live.sockets import (
     Connection,
     connection,
     read_all,
-    sent_again,
+    sent_from,
     wait_for_bytes,
     waiting_bytes,
 )
@@ -37,14 +37,6 @@ REQUEST_BYTES = 64
 REMEMBERED = 64  # segments that wait in a socket: SEGMENTS, bpf/include/sockets.h
 
 pytestmark = pytest.mark.shared_programs
-
-
-def sent_from(pod: Pod, segments: int) -> range:
-    """How often so many segments may have left a pod.
-
-    After a halt of the machine some are sent again, or what has no data: a SYN or a FIN.
-    """
-    return range(segments, segments + sent_again(pod.namespace) + 1)
 
 
 @pytest.mark.every_kernel
