@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
+from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module, parts_of
 from latencyprobe_agent.kernel.contract import SlotSpec
@@ -85,6 +86,11 @@ def let_drivers_rest(engine: KernelEngine) -> None:
     engine._driver_use = DriverUse(lambda: next(times, now))
 
 
+def hooks_of(engine: KernelEngine) -> list[tuple[str, CoverageState, str]]:
+    """The coverage without remarks on obstacles, which any packet of a pod may meet."""
+    return [(stage.name, stage.state, stage.hook) for stage in engine.coverage]
+
+
 def count(measurement: Measurement, stage: str) -> int:
     return measurement.stage(stage).histogram.count
 
@@ -104,8 +110,25 @@ def sent_counts(sent: int, *measured: Measurement) -> range:
 
     `retransmits` has a SYN or a FIN too, which is no sample.
     """
-    again = sum(each.counters.get("retransmits", 0) for each in measured)
-    return range(sent, sent + again + 1)
+    return range(sent, sent + resent(*measured) + 1)
+
+
+def assert_all_left(measured: Measurement, stage: str, segments: int, again: int) -> None:
+    """Each of so many segments is measured once.
+
+    `again`: how many the kernel has sent once more, which TCP does after a halt of the machine.
+    Those are measured or missing.
+    """
+    samples, missing = account_for(measured, stage)
+    assert missing <= again, f"{stage}: {samples} measured, {missing} missing, {again} sent again"
+    assert segments <= samples + missing <= segments + again, (
+        f"{stage}: {samples} measured, {missing} missing of {segments} and {again} sent again"
+    )
+
+
+def resent(*measured: Measurement) -> int:
+    """How many segments TCP has sent once more, a SYN or FIN too, by our own count."""
+    return sum(each.counters.get("retransmits", 0) for each in measured)
 
 
 def assert_parts_add_up(measurement: Measurement, *modules: str) -> None:

@@ -27,7 +27,7 @@ from latencyprobe_agent.kernel.runtime.attachments import OffReason
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from latencyprobe_agent.sampling import Governor
 from tests.live.loaded_programs import links_of, programs_of
-from tests.live.measuring import CLIENT, SERVER, both, count, measure, watch
+from tests.live.measuring import CLIENT, SERVER, both, count, hooks_of, measure, sent_counts, watch
 from tests.live.pods import Pod
 from tests.live.sockets import exchange, open_between
 from tests.patience import patient
@@ -246,8 +246,9 @@ async def test_without_time_slices_each_packet_is_measured_again(
     engine.sample(0, 0)
     await until(lambda: engine._slices is None, "the end of the period")
     measured, _ = await measure(engine, client, server, 50)
+    assert count(measured[SERVER], "rx.total") == count(measured[SERVER], "app.response") == 50
+    assert count(measured[CLIENT], "tx.total") in sent_counts(50, measured[CLIENT])
     for slot, name in ((SERVER, "rx.total"), (CLIENT, "tx.total"), (SERVER, "app.response")):
-        assert count(measured[slot], name) == 50
         assert measured[slot].stage(name).sampling_ratio == 1
         assert measured[slot].stage(name).unmatched == 0
 
@@ -285,7 +286,7 @@ async def test_a_stopped_module_has_no_program_and_a_reason(
     client, server = pair
     engine = await both(start_engine, client, server)
     links = len(links_of(os.getpid()))
-    hooks = [(stage.name, stage.state, stage.hook) for stage in engine.coverage]
+    hooks = hooks_of(engine)
     engine.stop(frozenset({module}))
     assert len(links_of(os.getpid())) < links
     stages = {stage.name: stage for stage in engine.coverage}
@@ -298,9 +299,9 @@ async def test_a_stopped_module_has_no_program_and_a_reason(
     assert count(measured[SERVER], f"{module}.total") == 0
     assert count(measured[SERVER], "app.response") == 20
     engine.stop(frozenset())
-    assert [(stage.name, stage.state, stage.hook) for stage in engine.coverage] == hooks
+    assert hooks_of(engine) == hooks
     again, _ = await measure(engine, client, server, 20)
-    assert count(again[SERVER], f"{module}.total") == 20
+    assert count(again[SERVER], f"{module}.total") in sent_counts(20, again[SERVER])
 
 
 @dataclass

@@ -16,6 +16,7 @@ from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.loaded_programs import existing_programs, killed_agent, programs_of, wait_until_gone
 from tests.live.measuring import CLIENT, SERVER, both, count, measure
 from tests.live.pods import Pod
+from tests.live.sockets import sent_from
 
 Start = Callable[..., KernelEngine]
 
@@ -54,7 +55,7 @@ async def test_figures_survive_a_change_of_modules(
     await engine.use(frozenset({Module.RX, Module.TX}))
     more, _ = await measure(engine, client, server, 30)
     assert count(more[SERVER], "rx.total") == 80
-    assert count(more[SERVER], "tx.total") == 30
+    assert count(more[SERVER], "tx.total") in sent_from(server, 30)
 
 
 async def test_a_slot_given_to_someone_else_starts_from_zero(
@@ -90,7 +91,8 @@ async def test_children_of_a_target_process_are_targets(
         serving.stop()
         asking.stop()
     measured = engine.read()
-    assert count(measured[CLIENT], "tx.total") == count(measured[CLIENT], "rx.total") == 30
+    assert count(measured[CLIENT], "rx.total") == 30
+    assert count(measured[CLIENT], "tx.total") in sent_from(client, 30)
 
 
 async def test_coverage_names_every_stage_and_its_hooks(start_engine: Start) -> None:

@@ -13,7 +13,7 @@ from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.device_programs import own_runs, runs_at_sockets
-from tests.live.hidden_events import MOST_HIDDEN
+from tests.live.hidden_events import MOST_HIDDEN, counts_of
 from tests.live.measuring import (
     CLIENT,
     SERVER,
@@ -247,4 +247,5 @@ async def test_windows_that_close_are_counted_at_both_ends(start_engine: Start, 
         kernel = closed()
     measured = engine.read()
     assert measured[SERVER].counters["zeroWindowsSent"] == kernel >= 5
-    assert measured[CLIENT].counters["zeroWindowsReceived"] == kernel
+    # A timer sends the ACK that closes the window of a full buffer.
+    assert measured[CLIENT].counters["zeroWindowsReceived"] in counts_of(kernel)

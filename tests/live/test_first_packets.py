@@ -20,6 +20,7 @@ from latencyprobe_agent.serving.requests import parse_desired
 from latencyprobe_agent.targets.resolver import Resolver
 from latencyprobe_agent.windows.probe_window import WindowReport
 from tests.live.jobs import answer_job, sandbox, start_job
+from tests.live.measuring import assert_all_left
 from tests.live.pods import Namespace, Pod, namespace, run
 from tests.live.sockets import connect, listen, sent_again
 from tests.live.targets import made_cgroup
@@ -119,9 +120,7 @@ def samples(report: WindowReport, stage: str) -> tuple[int, int]:
 
 def assert_sent_once(report: WindowReport, number: int, again: int) -> None:
     """`again`: segments that TCP sent once more, as the kernel counts them."""
-    sent, missing = samples(report, "tx.total")
-    assert number <= sent <= number + again
-    assert missing == 0
+    assert_all_left(report.summary.merged, "tx.total", number, again)
 
 
 def has_samples(stage: str, number: int, report: WindowReport) -> bool:

@@ -334,6 +334,7 @@ def is_within(buckets: Buckets, others: Buckets) -> bool:
 def test_a_quantile_is_within_a_bucket_of_the_reports(scene: Scene) -> None:
     scene.run_job()
     scene.until_scraped()
+    until_equal(scene)
 
     (pod,) = scene.reports.newest["each"].pods
     for stage in pod.stages:
@@ -346,6 +347,7 @@ def test_a_quantile_is_within_a_bucket_of_the_reports(scene: Scene) -> None:
 def test_the_sum_of_a_probe_is_that_of_its_pods(scene: Scene) -> None:
     scene.run_job()
     scene.until_scraped()
+    until_equal(scene)
     ((labels, together),) = scene.prometheus.histograms(metric("rx.total", "all"))
     ((_, alone),) = scene.prometheus.histograms(metric("rx.total"))
 
