@@ -23,7 +23,10 @@ def wait_until_served(
     """Wait until the agent at this address serves a certificate that is as wanted."""
 
     def unmet() -> str | None:
-        pem = ssl.get_server_certificate((address, AGENT_PORT), timeout=5)
+        try:
+            pem = ssl.get_server_certificate((address, AGENT_PORT), timeout=patient(5))
+        except OSError as error:
+            return f"the agent of {node}: {error}"
         served = x509.load_pem_x509_certificate(pem.encode())
         if is_wanted(served):
             return None

@@ -104,13 +104,14 @@ class Release:
     def leader(self) -> Json:
         """The pod of the operator that leads."""
         operators = self.operators()
+        holders: list[str] = []
 
         def unmet() -> str | None:
-            holder = self.holder()
-            return None if pod_of(holder) in operators else f"{holder!r} holds the Lease"
+            holders.append(self.holder())
+            return None if pod_of(holders[-1]) in operators else f"{holders[-1]!r} holds the Lease"
 
         wait_until("an operator to lead", unmet, seconds=200)
-        return operators[pod_of(self.holder())]
+        return operators[pod_of(holders[-1])]
 
     def restarts(self) -> dict[str, int]:
         """How often the containers of operator and agents were restarted, by pod."""

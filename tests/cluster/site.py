@@ -11,7 +11,7 @@ from typing import Any
 
 from devcluster.client import KubectlError
 from devcluster.environment import Cluster
-from devcluster.waiting import wait_until
+from devcluster.waiting import NotInTimeError, wait_until
 from tests.cluster import manifests
 from tests.cluster.operator_process import Process, operator_arguments
 from tools.fakes.agent import AGENT_NAME, OPERATOR_NAME, Authority
@@ -94,11 +94,13 @@ class Site:
         """Wait for a fact."""
 
         def unmet() -> str | None:
-            if holds():
-                return None
-            return f"status {self.status_or_error()}\nagent: {self.told()}\n{self.operator.tail()}"
+            return None if holds() else "it is not so"
 
-        wait_until(what, unmet, seconds=seconds, interval_s=0.1)
+        try:
+            wait_until(what, unmet, seconds=seconds, interval_s=0.1)
+        except NotInTimeError as error:
+            told = f"status {self.status_or_error()}\nagent: {self.told()}\n{self.operator.tail()}"
+            raise NotInTimeError(what, error.seconds, told) from None
 
     def status_or_error(self) -> str:
         """The status, or why there is none."""

@@ -56,6 +56,19 @@ listener.accept()[0].sendall(b"here")
 """
 
 
+def wait_until_allowed(cluster: Cluster, *command: str) -> None:
+    """Wait until the API server no longer refuses this command."""
+
+    def unmet() -> str | None:
+        try:
+            cluster.kubectl(*command)
+        except KubectlError as error:
+            return error.stderr
+        return None
+
+    wait_until(f"kubectl {' '.join(command)}", unmet, seconds=60)
+
+
 def _addresses(pods: list[Any]) -> list[str]:
     return [pod["status"]["podIP"] for pod in pods]
 
@@ -140,6 +153,7 @@ def test_a_container_is_where_its_pods_cgroup_is(cluster: Cluster, namespace: st
 def test_a_rule_of_a_custom_resource_is_enforced(cluster: Cluster, namespace: str) -> None:
     cluster.apply(EVEN_NUMBERS)
     cluster.kubectl("wait", "--for=condition=Established", "crd/evens.example.test")
+    wait_until_allowed(cluster, "get", "evens.example.test")  # it is served a moment later
     even = {"apiVersion": "example.test/v1", "kind": "Even", "number": 2}
 
     cluster.apply({**even, "metadata": {"name": "two", "namespace": namespace}})
@@ -174,7 +188,7 @@ def test_a_service_account_may_do_what_its_roles_say_and_no_more(
     cluster.kubectl("create", "rolebinding", "read-pods", "--role=read-pods", account, own)
     config = f"--kubeconfig={cluster.service_account_kubeconfig(namespace, 'reader')}"
 
-    cluster.kubectl("get", "pods", config)
+    wait_until_allowed(cluster, "get", "pods", config)  # the API server reads roles by a watch
     with pytest.raises(KubectlError, match="cannot list resource"):
         cluster.kubectl("get", "secrets", config)
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from devcluster.images import WORKLOAD_IMAGE
-from devcluster.waiting import wait_until
+from devcluster.waiting import NotInTimeError, wait_until
 from tests.cluster import manifests
 from tests.cluster.product import INTERVAL_SECONDS, Product, is_ready, stage
 
 REQUESTS = 200
 RATE = 100
 WINDOW_SECONDS = 300
+# The names of pods that are measured one after the other until they were in time.
+TURNS = ("first", "second", "third")
+JOB = {"kind": "job"}
 
 Json = dict[str, Any]
 JOBS = pytest.mark.parametrize("jobs", [5, pytest.param(20, marks=pytest.mark.thorough)])
@@ -58,7 +62,7 @@ def job(name: str, namespace: str, pods: int, container: Json) -> Json:
             "completions": pods,
             "backoffLimit": 0,
             "template": {
-                "metadata": {"labels": {"app": name}},
+                "metadata": {"labels": {"app": name, **JOB}},
                 "spec": {"restartPolicy": "Never", "containers": [container]},
             },
         },
@@ -94,13 +98,13 @@ def missing(row: Json, sent: Json) -> list[str]:
     return lacks
 
 
-def wait_for_all(product: Product, sent: dict[str, Json]) -> Json:
+def wait_for_all(product: Product, sent: dict[str, Json], probe: str = "checkout") -> Json:
     """Wait until each pod has its row with all that it has sent; return the status."""
     last: Json = {}
 
     def unmet() -> str | None:
         nonlocal last
-        last = product.status()
+        last = product.status(probe)
         found = rows(last, set(sent))
         lacks = {
             name: missing(found[name], account) if name in found else ["no row"]
@@ -113,23 +117,45 @@ def wait_for_all(product: Product, sent: dict[str, Json]) -> Json:
     return last
 
 
+def in_time(measure: Callable[[str], None]) -> None:
+    """Measure pods that the agent knows before their first packet.
+
+    A pod sends some 0.1 s after it is bound. A process that this machine halts for longer, on the
+    way from the API server to the agent, has the agent come late; so it may be another pod's turn.
+    """
+    *firsts, last = TURNS
+    for turn in firsts:
+        try:
+            return measure(turn)
+        except NotInTimeError as late:
+            print(f"{turn}: {late}")
+    return measure(last)
+
+
+def run_job(product: Product, name: str, pods: int, server: str) -> dict[str, Json]:
+    """Run a Job of clients to its end; return what each says that it has sent, by pod."""
+    product.cluster.apply(job(name, product.namespace, pods, client(server)))
+    product.cluster.kubectl(
+        *("wait", "--for=condition=Complete", f"job/{name}", f"--namespace={product.namespace}"),
+        "--timeout=180s",
+        seconds=200,
+    )
+    return accounts(product, name)
+
+
 @JOBS
 def test_jobs_of_two_seconds_are_measured_from_their_first_packet(
     product: Product, server: str, jobs: int
 ) -> None:
-    product.cluster.apply(job("short", product.namespace, jobs, client(server)))
-    product.cluster.kubectl(
-        *("wait", "--for=condition=Complete", "job/short", f"--namespace={product.namespace}"),
-        "--timeout=180s",
-        seconds=200,
-    )
-    sent = accounts(product, "short")
-    assert len(sent) == jobs
-    assert {each["connects"] for each in sent.values()} == {1}
-    status = wait_for_all(product, sent)
-    found = rows(status, set(sent))
-    print(json.dumps(found, indent=1))
-    assert {tuple(row["containers"]) for row in found.values()} == {("client",)}
+    def measure(turn: str) -> None:
+        sent = run_job(product, turn, jobs, server)
+        assert len(sent) == jobs
+        assert {each["connects"] for each in sent.values()} == {1}
+        found = rows(wait_for_all(product, sent), set(sent))
+        print(json.dumps(found, indent=1))
+        assert {tuple(row["containers"]) for row in found.values()} == {("client",)}
+
+    in_time(measure)
 
 
 # The kubelet waits for ten seconds before the second.
@@ -138,40 +164,43 @@ def test_a_container_that_restarts_is_measured_from_its_first_packet(
     product: Product, server: str, restarts: int
 ) -> None:
     """The pod's first container, and those that the kubelet starts after it."""
-    restarting = {**client(server), "name": "client"}
+    times = restarts + 1
+    sent = {"connects": times, "requests": times * REQUESTS, "responses": times * REQUESTS}
+
+    def measure(turn: str) -> None:
+        restart(product, turn, client(server), restarts)
+        wait_for_all(product, {turn: sent})
+
+    in_time(measure)
+
+
+def restart(product: Product, name: str, container: Json, restarts: int) -> None:
+    """Run a pod until its container was started again so often; then delete it."""
     product.cluster.apply(
         {
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {
-                "name": "restarting",
-                "namespace": product.namespace,
-                "labels": {"app": "restarting"},
-            },
-            "spec": {"restartPolicy": "Always", "containers": [restarting]},
+            "metadata": {"name": name, "namespace": product.namespace, "labels": {"app": name}},
+            "spec": {"restartPolicy": "Always", "containers": [container]},
         }
     )
 
     def unmet() -> str | None:
-        pod = product.cluster.get("pod", "restarting", f"--namespace={product.namespace}")
-        (container,) = pod["status"].get("containerStatuses") or [{}]
-        starts, state = container.get("restartCount", 0), container.get("state", {})
-        done = starts >= restarts and "running" not in state
-        return None if done else f"{starts} restarts: {state}"
+        pod = product.cluster.get("pod", name, f"--namespace={product.namespace}")
+        (state,) = pod["status"].get("containerStatuses") or [{}]
+        starts, now = state.get("restartCount", 0), state.get("state", {})
+        return None if starts >= restarts and "running" not in now else f"{starts} restarts: {now}"
 
     wait_until(f"{restarts} restarts", unmet, seconds=180)
     product.cluster.kubectl(
-        *("delete", "pod", "restarting", f"--namespace={product.namespace}", "--wait=false")
+        *("delete", "pod", name, f"--namespace={product.namespace}", "--wait=false")
     )
-    times = restarts + 1
-    sent = {"connects": times, "requests": times * REQUESTS, "responses": times * REQUESTS}
-    wait_for_all(product, {"restarting": sent})
 
 
 def test_a_probe_whose_pods_have_all_ended_has_their_rows(product: Product, server: str) -> None:
     product.apply_sample(
         "jobs",
-        selector={"matchLabels": {"app": "alone"}},
+        selector={"matchLabels": JOB},
         window=f"{WINDOW_SECONDS}s",
         overhead={"maxCPUPercent": 0},
     )
@@ -180,18 +209,8 @@ def test_a_probe_whose_pods_have_all_ended_has_their_rows(product: Product, serv
         lambda: None if product.status("jobs").get("phase") else product.logs(),
         seconds=20 * INTERVAL_SECONDS,
     )
-    product.cluster.apply(job("alone", product.namespace, 3, client(server)))
-    product.cluster.kubectl(
-        *("wait", "--for=condition=Complete", "job/alone", f"--namespace={product.namespace}"),
-        "--timeout=180s",
-        seconds=200,
-    )
-    sent = accounts(product, "alone")
 
-    def unmet() -> str | None:
-        status = product.status("jobs")
-        found = rows(status, set(sent))
-        lacks = {name: missing(found.get(name, {"stages": []}), sent[name]) for name in sent}
-        return f"{lacks}\n{json.dumps(status)}" if any(lacks.values()) else None
+    def measure(turn: str) -> None:
+        wait_for_all(product, run_job(product, turn, 3, server), "jobs")
 
-    wait_until("the rows of the ended pods", unmet, seconds=20 * INTERVAL_SECONDS)
+    in_time(measure)

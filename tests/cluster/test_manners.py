@@ -111,7 +111,7 @@ def test_a_completed_probe_is_deleted_and_its_agents_are_free(site: Site) -> Non
 
     site.wait("its deletion", lambda: not exists(site), seconds=100)
     site.wait("agents that measure nothing for it", lambda: site.targets() == [], seconds=100)
-    assert "ttlSecondsAfterFinished is 0" in site.operator.log.read_text()
+    site.wait("its reason", lambda: "ttlSecondsAfterFinished is 0" in site.operator.log.read_text())
 
 
 def test_a_restarted_operator_still_deletes_and_an_edit_prevents_it(site: Site) -> None:
