@@ -63,6 +63,10 @@ _NOT_SEEN = (
 )
 _LONGEST_FOR = "the longest for "
 _MORE_TRAFFIC = "Wait for more traffic, or widen the window."
+_NO_DATA_CAME = (
+    "If the clients of these connections wait for answers, measure the clients. Only the sender "
+    "sees what the path loses, such as packets that are larger than its MTU."
+)
 _NEEDS_MODULES = "A verdict needs module rx or tx: add them to spec.modules or --modules."
 
 # Counters of the target, of its network namespace and of its node that support a verdict, by their
@@ -272,12 +276,16 @@ def _unknown(measurement: Measurement) -> Iterator[str]:
 
 def _insufficient(measurement: Measurement, modules: Container[Module]) -> Verdict:
     most = max(measurement.stage(total).histogram.count for total in TOTALS)
-    evidence = f"{most} packets in the window; a verdict needs {MIN_SAMPLES}"
+    evidence = [f"{most} packets in the window; a verdict needs {MIN_SAMPLES}"]
+    unknown = tuple(_unknown(measurement))
+    opened = measurement.stage("tcp.handshake").histogram.count
     if Module.RX not in modules and Module.TX not in modules:
         next_step = _NEEDS_MODULES
     elif not measurement.stages:
         next_step = _NOT_SEEN
+    elif opened and not most and not unknown and Module.RX in modules:
+        evidence.append(f"{opened:,} connections of clients were opened, and no data came on them")
+        next_step = _NO_DATA_CAME
     else:
         next_step = _MORE_TRAFFIC
-    unknown = tuple(_unknown(measurement))
-    return Verdict(Bottleneck.INSUFFICIENT_DATA, 0, (evidence, *unknown), next_step)
+    return Verdict(Bottleneck.INSUFFICIENT_DATA, 0, (*evidence, *unknown), next_step)

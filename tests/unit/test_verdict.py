@@ -255,6 +255,16 @@ def test_without_data_the_verdict_has_the_reason() -> None:
     assert "module rx or tx" in judge(Measurement(), modules={Module.TCP}).next_step
 
 
+def test_connections_without_data_are_counted_and_lead_to_their_clients() -> None:
+    verdict = judge(measured(8, tcp_handshake=MS))
+    assert verdict.bottleneck is Bottleneck.INSUFFICIENT_DATA
+    assert "8 connections of clients were opened, and no data came on them" in verdict.evidence
+    assert "measure the clients" in verdict.next_step
+    assert "more traffic" in judge(measured(8, tcp_handshake=MS, rx_socket=US)).next_step
+    unread = judge(measured(8, tcp_handshake=MS), modules={Module.TX, Module.TCP})
+    assert "more traffic" in unread.next_step
+
+
 def test_few_packets_that_wait_for_a_second_in_all_are_worth_a_verdict() -> None:
     assert judge(measured(30, rx_socket=40 * MS)).bottleneck is Bottleneck.SLOW_READER
     assert judge(measured(30, rx_socket=30 * MS)).bottleneck is Bottleneck.INSUFFICIENT_DATA
