@@ -47,9 +47,14 @@ class Verdict:
 
 
 _ASK_FOR_NODE_FIGURES = (
-    "The node's softnet counters are not shown here; the administrator can add this namespace to "
+    "The node's {figures} not shown here; the administrator can add this namespace to "
     "operator.nodeFiguresNamespaces."
 )
+# What the node's figures would show.
+_IN_NODE_FIGURES: Mapping[Bottleneck, str] = {
+    Bottleneck.SOFTIRQ_BACKLOG: "softnet counters are",
+    Bottleneck.CPU_CONTENTION: "steal, the CPU time that its hypervisor takes, is",
+}
 _NOTHING_TO_DO = "Nothing to do: no wait is worth a person's attention."
 _NONE_STANDS_OUT = "No cause holds 40 % of the waiting: see the stages of the longest waits."
 _NOT_ALL_KNOWN = (
@@ -156,9 +161,11 @@ def with_culprit(verdict: Verdict, culprit: str) -> Verdict:
 
 def _without_node(verdict: Verdict) -> Verdict:
     """Return the verdict with a hint where counters of the node would be evidence."""
-    if verdict.bottleneck is not Bottleneck.SOFTIRQ_BACKLOG:
+    figures = _IN_NODE_FIGURES.get(verdict.bottleneck)
+    if figures is None:
         return verdict
-    return replace(verdict, next_step=f"{verdict.next_step} {_ASK_FOR_NODE_FIGURES}")
+    ask = _ASK_FOR_NODE_FIGURES.format(figures=figures)
+    return replace(verdict, next_step=f"{verdict.next_step} {ask}")
 
 
 def _counted(where: str, counters: Mapping[str, int], names: Iterable[str]) -> Iterator[str]:

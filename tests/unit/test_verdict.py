@@ -739,7 +739,11 @@ def test_readers_without_node_figures_learn_where_those_would_help() -> None:
     backlog, reader = measured(rx_softirq=9 * MS), measured(rx_socket=9 * MS)
     hint = "operator.nodeFiguresNamespaces"
 
+    assert "softnet counters are not shown" in judge(backlog, None).next_step
     assert hint in judge(backlog, None).next_step
+    waiting = measured(rx_socket=9 * MS, rx_wakeup=9 * MS)
+    assert "steal, the CPU time that its hypervisor takes, is not" in judge(waiting, None).next_step
+    assert hint not in judge(waiting).next_step
     assert judge(reader, None) == judge(reader)
     assert hint not in judge(backlog).next_step
     assert judge(backlog, None).evidence == judge(backlog).evidence
