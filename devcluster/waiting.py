@@ -22,10 +22,10 @@ class NotInTimeError(ClusterError):
 def wait_until(what: str, unmet: Unmet, *, seconds: float, interval_s: float = 0.2) -> None:
     """Asks until nothing is missing. An exception that `unmet` raises ends the wait."""
     deadline = time.monotonic() + seconds
-    looked_at = time.monotonic()
+    asked_at = time.monotonic()
     while (last_state := unmet()) is not None:
-        # A look may take long: the last one begins after the deadline.
-        if looked_at >= deadline:
+        # A question may take long: the last one begins after the deadline.
+        if asked_at >= deadline:
             raise NotInTimeError(what, seconds, last_state)
         time.sleep(interval_s)
-        looked_at = time.monotonic()
+        asked_at = time.monotonic()

@@ -25,6 +25,8 @@ PROGRAMS = Path(sys.executable).parent  # virtme-ng calls its own programs by na
 GUEST = Path(__file__).with_name("guest.sh")
 NICS = ("52:54:00:00:00:01", "52:54:00:00:00:02")
 MEMORY_BYTES = 2 << 30
+# Emulated on a busy machine, a CPU may rest for half a minute.
+PATIENT_WATCHDOGS = "watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=120"
 _TAIL_LINES = 40
 # What the kernel says when it has found itself in a state that it should not be in.
 _COMPLAINTS = re.compile(r"BUG:|WARNING: CPU|Oops|Call Trace|Kernel panic|unregister_netdevice:")
@@ -107,9 +109,9 @@ def _command_line(kernel: Kernel, command: Sequence[str], shared: Path) -> list[
         *("nice", "-n", "10"),
         *("vng", "--disable-kvm", "--verbose", "--run", str(kernel.image)),
         *("--memory", f"{MEMORY_BYTES >> 20}M", "--cpus", "2"),
-        # An end instead of a hang. Emulated on a busy machine, a CPU may rest for half a minute.
-        # Both CPUs have this machine's clock; older kernels do not believe it and take a slow one.
-        "--append=panic=-1 oops=panic watchdog_thresh=60 tsc=reliable",
+        # An end instead of a hang. Both CPUs have this machine's clock; older kernels do not
+        # believe it and take a slow one.
+        f"--append=panic=-1 oops=panic tsc=reliable {PATIENT_WATCHDOGS}",
         f"--rwdir={shared}",
         f"--qemu-opts={' '.join(devices)}",
         "--",
