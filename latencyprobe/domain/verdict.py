@@ -15,9 +15,11 @@ from latencyprobe.domain.causes import CAUSES, GROWN_NETWORK, Bottleneck, Cause
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.histogram import EMPTY, Histogram
 from latencyprobe.domain.measurement import NOTHING_OF_THE_NODE, Measurement, NodeMeasurement
+from latencyprobe.domain.patience import MISSING_ANSWERS, STUCK_REQUESTS
+from latencyprobe.domain.pending import PENDING_BY_NAME, describe
 from latencyprobe.domain.serialisation import written
 from latencyprobe.domain.stages import DROP_PREFIX, DROPS_IN_PREFIX, Module
-from latencyprobe.domain.wait import Wait, counted, shown
+from latencyprobe.domain.wait import Wait, counted, pending_of_kind, shown
 from latencyprobe.domain.waits import TOTALS, waits_of
 
 DOMINANT_SHARE = 0.40
@@ -68,6 +70,10 @@ _NOT_SEEN = (
 )
 _LONGEST_FOR = "the longest for "
 _MORE_TRAFFIC = "Wait for more traffic, or widen the window."
+_ONE_IS_LATE = (
+    "One request waits far longer than those before it. Measure the other end too, unless it is a "
+    "frame that wants no answer (HTTP/2, websocket)."
+)
 _NO_DATA_CAME = (
     "If the clients of these connections wait for answers, measure the clients. Only the sender "
     "sees what the path loses, such as packets that are larger than its MTU."
@@ -108,6 +114,8 @@ _WITNESSES: Mapping[Bottleneck, tuple[str, ...]] = {
     Bottleneck.PACKET_LOSS: _TIMEOUTS,
     Bottleneck.CONNECT_FAILURES: _TIMEOUTS,
 }
+# A single request of these kinds is no accusation, and not nothing either.
+_LATE: Mapping[str, str] = {MISSING_ANSWERS: "peer.response", STUCK_REQUESTS: "app.response"}
 # What may have gone wrong although nothing waited long.
 _FAILURES = (
     "rtos",
@@ -180,7 +188,7 @@ def _judge(attention: Attention, waits: Sequence[Wait], modules: Container[Modul
     if chosen is not None:
         return _accuse(measurement, *chosen, waits)
     if all(measurement.stage(total).histogram.count < MIN_SAMPLES for total in TOTALS):
-        return _insufficient(measurement, modules)
+        return _insufficient(attention, modules)
     return _acquit(attention, waits)
 
 
@@ -244,7 +252,7 @@ def _listed(waits: Iterable[Wait]) -> str:
 def _acquit(attention: Attention, waits: Sequence[Wait]) -> Verdict:
     """Return the verdict without an accusation; it lists the unknown parts."""
     measurement = attention.measurement
-    unknown = tuple(_unknown(measurement))
+    unknown = (*_one_late(attention), *_unknown(measurement))
     noteworthy = [wait for wait in waits if wait.is_noteworthy]
     if noteworthy:
         evidence = (f"waiting: {_listed(noteworthy)}", *unknown)
@@ -265,6 +273,14 @@ def _p99(histogram: Histogram) -> int:
     return histogram.percentile(99)
 
 
+def _one_late(attention: Attention) -> Iterator[str]:
+    """Yield the requests that are late, where there is one of a kind."""
+    for kind, stage in _LATE.items():
+        pending = pending_of_kind(attention.measurement, kind)
+        if pending.count == 1 and not attention.bounds(stage).allow(pending.oldest_ns):
+            yield describe(PENDING_BY_NAME[kind], pending)
+
+
 def _unknown(measurement: Measurement) -> Iterator[str]:
     """Yield the failures, and the packets that were not measured."""
     for total in TOTALS:
@@ -281,13 +297,16 @@ def _unknown(measurement: Measurement) -> Iterator[str]:
         yield f"failures: {failures[0]}"
 
 
-def _insufficient(measurement: Measurement, modules: Container[Module]) -> Verdict:
+def _insufficient(attention: Attention, modules: Container[Module]) -> Verdict:
+    measurement = attention.measurement
     most = max(measurement.stage(total).histogram.count for total in TOTALS)
     evidence = [f"{most} packets in the window; a verdict needs {MIN_SAMPLES}"]
-    unknown = tuple(_unknown(measurement))
+    late, unknown = tuple(_one_late(attention)), tuple(_unknown(measurement))
     opened = measurement.stage("tcp.handshake").histogram.count
     if Module.RX not in modules and Module.TX not in modules:
         next_step = _NEEDS_MODULES
+    elif late:
+        next_step = _ONE_IS_LATE
     elif not measurement.stages:
         next_step = _NOT_SEEN
     elif opened and not most and not unknown and Module.RX in modules:
@@ -295,4 +314,4 @@ def _insufficient(measurement: Measurement, modules: Container[Module]) -> Verdi
         next_step = _NO_DATA_CAME
     else:
         next_step = _MORE_TRAFFIC
-    return Verdict(Bottleneck.INSUFFICIENT_DATA, 0, (*evidence, *unknown), next_step)
+    return Verdict(Bottleneck.INSUFFICIENT_DATA, 0, (*evidence, *late, *unknown), next_step)

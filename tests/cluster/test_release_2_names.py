@@ -7,15 +7,24 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from tests.cluster.release import Json
-from tests.cluster.shop import Shop
+from tests.cluster.shop import Shop, counts
+
+SERVERS = ("checkout-1", "checkout-2")
 
 
 @contextmanager
-def halted(shop: Shop, name: str) -> Iterator[None]:
-    """The processes of a pod stand still: its kernel takes requests, and nobody answers."""
-    pod = shop.cluster.get("pod", name, f"--namespace={shop.namespace}")
-    pids = shop.release.pids_of(pod)
+def halted(shop: Shop, *names: str) -> Iterator[None]:
+    """The processes of these pods stand still: the kernel takes requests, and nobody answers."""
+    pids = [
+        pid
+        for name in names
+        for pid in shop.release.pids_of(
+            shop.cluster.get("pod", name, f"--namespace={shop.namespace}")
+        )
+    ]
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -29,25 +38,44 @@ def row_of(status: Json, name: str) -> Json:
     return next((pod for pod in status.get("pods", ()) if pod["name"] == name), {})
 
 
-def test_a_peer_that_hangs_is_named_by_its_pod(shop: Shop) -> None:
-    shop.wait_until_both_nodes_report()
-    asking, hanging = (
-        f"load-{shop.cluster.nodes[0].number}",
-        f"checkout-{shop.cluster.nodes[1].number}",
-    )
-    named = f"pod {shop.namespace}/{hanging}"
-    with halted(shop, hanging):
-        status = shop.wait(
-            "the name of the peer",
+@pytest.fixture
+def asking(shop: Shop) -> Iterator[str]:
+    """A pod that asks the servers of both nodes."""
+    servers = [
+        shop.cluster.get("pod", name, f"--namespace={shop.namespace}")["status"]["podIP"]
+        for name in SERVERS
+    ]
+    shop.add_client("asking", shop.cluster.nodes[0].name, servers)
+    shop.wait("its packets", lambda status: counts(status, "rx.total").get("asking"), seconds=180)
+    yield "asking"
+    shop.kubectl("delete", "pod", "asking", "--grace-period=1")
+
+
+def test_peers_that_hang_are_named_by_their_pods(shop: Shop, asking: str) -> None:
+    named = {f"pod {shop.namespace}/{server}" for server in SERVERS}
+
+    def is_accused(status: Json) -> bool:
+        row = row_of(status, asking)
+        names = {peer.get("name") for peer in row.get("peers", ())}
+        return names == named and row["verdict"]["bottleneck"] == "Peer"
+
+    with halted(shop, *SERVERS):
+        status = shop.wait("the verdict and the names of the peers", is_accused, seconds=180)
+    row = row_of(status, asking)
+    assert {peer["kind"] for peer in row["peers"]} == {"missingAnswers"}
+    culprit = row["verdict"]["culprit"]
+    assert culprit in {f"{peer['name']} ({peer['address']})" for peer in row["peers"]}
+    assert f"the longest for {culprit}" in row["verdict"]["evidence"]
+
+
+def test_a_server_that_hangs_is_a_slow_reader(shop: Shop) -> None:
+    server = SERVERS[1]
+    with halted(shop, server):
+        shop.wait(
+            "the server's own verdict",
             lambda status: (
-                [peer.get("name") for peer in row_of(status, asking).get("peers", ())] == [named]
-                and row_of(status, asking)["verdict"]["bottleneck"] == "Peer"
+                row_of(status, server).get("verdict", {}).get("bottleneck") == "SlowReader"
             ),
             seconds=180,
         )
-    (peer,) = row_of(status, asking)["peers"]
-    verdict = row_of(status, asking)["verdict"]
-    assert peer["kind"] == "missingAnswers"
-    assert verdict["culprit"] == f"{named} ({peer['address']})"
-    assert f"the longest for {verdict['culprit']}" in verdict["evidence"]
     shop.wait_until_both_nodes_report()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +22,14 @@ QUICK = measured(200, rx_stack=10 * US, rx_socket=10 * US, tx_stack=10 * US, tx_
 def stage(name: str, *durations_ns: int) -> Measurement:
     """A measurement of one stage, that is no part of a total."""
     return Measurement({name: StageMeasurement(Histogram.of(list(durations_ns)))})
+
+
+def test_a_single_request_that_an_objective_allows_is_not_late() -> None:
+    hung = Pending(1, 1, oldest_ns=24_000 * MS, waiting_ns=24_000 * MS)
+    busy = replace(measured(1000, peer_response=US), pending={"missingAnswers": hung})
+    assert "1 missing answer for 24s" in judged(busy).evidence
+    allowed = judged(busy, Objective("peer.response", 99, 60_000 * MS))
+    assert "1 missing answer for 24s" not in allowed.evidence
 
 
 def judged(measurement: Measurement, *objectives: Objective) -> Verdict:

@@ -730,6 +730,19 @@ def test_answers_that_losses_delay_are_not_the_peers() -> None:
     assert judge(replace(missing, pending=pending)).bottleneck is Bottleneck.PACKET_LOSS
 
 
+def test_a_single_late_request_is_no_accusation_and_is_said() -> None:
+    hung = unanswered("missingAnswers", 1, 24)
+    few = judge(replace(hung, stages={}))
+    assert few.bottleneck is Bottleneck.INSUFFICIENT_DATA
+    assert "1 missing answer for 24s" in few.evidence
+    assert few.next_step.startswith("One request waits far longer than those before it.")
+    busy = measured(1000, rx_socket=20 * US, tx_stack=10 * US)
+    beside = judge(replace(busy, pending=hung.pending))
+    assert beside.bottleneck is Bottleneck.NONE
+    assert "1 missing answer for 24s" in beside.evidence
+    assert "Nothing to do" not in beside.next_step
+
+
 def test_a_few_answers_are_no_verdict() -> None:
     packets = measured(1000, rx_socket=20 * US, tx_stack=10 * US)
     assert judge(packets + measured(99, app_response=50 * MS)).bottleneck is Bottleneck.NONE
