@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from latencyprobe.domain.attention import MIN_SAMPLES, Attention, Objective
+from latencyprobe.domain.attention import MIN_SAMPLES, OPEN_TOO_LONG_NS, Attention, Objective
 from latencyprobe.domain.causes import CAUSES, GROWN_NETWORK, Bottleneck, Cause
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.histogram import EMPTY, Histogram
@@ -28,6 +28,9 @@ _BESIDE_DISTANCE = 0.10
 # Fewer packets without a known end are not worth a word.
 _UNKNOWN_SHARE = 0.05
 _SHOWN_CAUSES = 4
+_ANSWERS = ("app.response", "peer.response", "udp.response")
+# Some programs reset a connection to close it.
+_RESETS, _MANY_RESETS = "resetsReceived", 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,10 @@ _MORE_TRAFFIC = "Wait for more traffic, or widen the window."
 _ONE_IS_LATE = (
     "One request waits far longer than those before it. Measure the other end too, unless it is a "
     "frame that wants no answer (HTTP/2, websocket)."
+)
+_FEW_ANSWERS = (
+    "Few answers, and each took long: see the evidence. Those of long polls do, too. Widen the "
+    "window for a verdict."
 )
 _NO_DATA_CAME = (
     "If the clients of these connections wait for answers, measure the clients. Only the sender "
@@ -252,8 +259,9 @@ def _listed(waits: Iterable[Wait]) -> str:
 def _acquit(attention: Attention, waits: Sequence[Wait]) -> Verdict:
     """Return the verdict without an accusation; it lists the unknown parts."""
     measurement = attention.measurement
-    unknown = (*_one_late(attention), *_unknown(measurement))
-    noteworthy = [wait for wait in waits if wait.is_noteworthy]
+    few = tuple(_few_answers(measurement))
+    unknown = (*_one_late(attention), *few, *_unknown(measurement))
+    noteworthy = [wait for wait in waits if wait.is_noteworthy and wait.ns]
     if noteworthy:
         evidence = (f"waiting: {_listed(noteworthy)}", *unknown)
         return Verdict(Bottleneck.NONE, 0, evidence, _NONE_STANDS_OUT)
@@ -266,7 +274,8 @@ def _acquit(attention: Attention, waits: Sequence[Wait]) -> Verdict:
         *((f"objectives met: {met}",) if met else ()),
         *unknown,
     )
-    return Verdict(Bottleneck.NONE, 0, evidence, _NOT_ALL_KNOWN if unknown else _NOTHING_TO_DO)
+    next_step = _FEW_ANSWERS if few else _NOT_ALL_KNOWN if unknown else _NOTHING_TO_DO
+    return Verdict(Bottleneck.NONE, 0, evidence, next_step)
 
 
 def _p99(histogram: Histogram) -> int:
@@ -281,6 +290,15 @@ def _one_late(attention: Attention) -> Iterator[str]:
             yield describe(PENDING_BY_NAME[kind], pending)
 
 
+def _few_answers(measurement: Measurement) -> Iterator[str]:
+    """Yield the answers that took a second or more, where they are too few for a verdict."""
+    for name in _ANSWERS:
+        answers = measurement.stage(name).histogram
+        if 0 < answers.count < MIN_SAMPLES and answers.mean_ns >= OPEN_TOO_LONG_NS:
+            found = f"{answers.count} answers, {format_ns(answers.mean_ns)} on average"
+            yield f"{name}: {found}; a verdict needs {MIN_SAMPLES}"
+
+
 def _unknown(measurement: Measurement) -> Iterator[str]:
     """Yield the failures, and the packets that were not measured."""
     for total in TOTALS:
@@ -292,7 +310,8 @@ def _unknown(measurement: Measurement) -> Iterator[str]:
     drops = [
         name for name in measurement.counters if name.startswith((DROP_PREFIX, DROPS_IN_PREFIX))
     ]
-    failures = shown(counted(measurement, (*_FAILURES, *drops)))
+    has_resets = measurement.counters.get(_RESETS, 0) >= _MANY_RESETS
+    failures = shown(counted(measurement, (*_FAILURES, *[_RESETS] * has_resets, *drops)))
     if failures:
         yield f"failures: {failures[0]}"
 
@@ -301,12 +320,15 @@ def _insufficient(attention: Attention, modules: Container[Module]) -> Verdict:
     measurement = attention.measurement
     most = max(measurement.stage(total).histogram.count for total in TOTALS)
     evidence = [f"{most} packets in the window; a verdict needs {MIN_SAMPLES}"]
-    late, unknown = tuple(_one_late(attention)), tuple(_unknown(measurement))
+    late, few = tuple(_one_late(attention)), tuple(_few_answers(measurement))
+    unknown = tuple(_unknown(measurement))
     opened = measurement.stage("tcp.handshake").histogram.count
     if Module.RX not in modules and Module.TX not in modules:
         next_step = _NEEDS_MODULES
     elif late:
         next_step = _ONE_IS_LATE
+    elif few:
+        next_step = _FEW_ANSWERS
     elif not measurement.stages:
         next_step = _NOT_SEEN
     elif opened and not most and not unknown and Module.RX in modules:
@@ -314,4 +336,4 @@ def _insufficient(attention: Attention, modules: Container[Module]) -> Verdict:
         next_step = _NO_DATA_CAME
     else:
         next_step = _MORE_TRAFFIC
-    return Verdict(Bottleneck.INSUFFICIENT_DATA, 0, (*evidence, *late, *unknown), next_step)
+    return Verdict(Bottleneck.INSUFFICIENT_DATA, 0, (*evidence, *late, *few, *unknown), next_step)

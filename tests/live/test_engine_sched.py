@@ -329,13 +329,13 @@ async def test_a_sleeping_reader_is_not_found_in_rx_wakeup(
 ) -> None:
     client, server = pair
     engine = await start(start_engine, server.spec())
-    measured, waited = ask(engine, client, server, "--read-delay-ms", "20", is_starved=False)
+    measured, waited = ask(engine, client, server, "--read-delay-ms", "12", is_starved=False)
     wakeup, socket = (measured.stage(name).histogram for name in ("rx.wakeup", "rx.socket"))
     # Other load of this machine may keep the reader waiting, too: the scheduler knows how long. One
     # wait of the reader counts for every packet that it finds then.
-    assert socket.percentile(50) > 10 * MS
+    assert socket.percentile(50) > 6 * MS
     assert wakeup.sum_ns < 0.2 * socket.sum_ns or wakeup.max_ns < waited.waited_ns
-    assert (socket.sum_ns - wakeup.sum_ns) / socket.count > 8 * MS
+    assert (socket.sum_ns - wakeup.sum_ns) / socket.count > 5 * MS
 
 
 @contextmanager

@@ -743,6 +743,29 @@ def test_a_single_late_request_is_no_accusation_and_is_said() -> None:
     assert "Nothing to do" not in beside.next_step
 
 
+QUICK_PACKETS = measured(200, rx_socket=20 * US, tx_stack=10 * US)
+
+
+def test_few_slow_answers_are_no_accusation_and_never_nothing_to_do() -> None:
+    slow = measured(48, app_response=5000 * MS)
+    line = "app.response: 48 answers, 5s on average; a verdict needs 100"
+    for packets in (QUICK_PACKETS, measured(48, rx_stack=US)):
+        verdict = judge(packets + slow)
+        assert verdict.bottleneck in {Bottleneck.NONE, Bottleneck.INSUFFICIENT_DATA}
+        assert line in verdict.evidence
+        assert verdict.next_step.startswith("Few answers")
+    assert "Nothing to do" in judge(QUICK_PACKETS + measured(48, app_response=MS)).next_step
+
+
+def test_many_resets_are_not_nothing_to_do() -> None:
+    quick = QUICK_PACKETS + measured(48, app_response=MS)
+    verdict = judge(quick + Measurement(counters={"resetsReceived": 1279}))
+    assert verdict.bottleneck is Bottleneck.NONE
+    assert "failures: resetsReceived 1,279" in verdict.evidence
+    assert "Nothing to do" not in verdict.next_step
+    assert "Nothing to do" in judge(quick + Measurement(counters={"resetsReceived": 4})).next_step
+
+
 def test_a_few_answers_are_no_verdict() -> None:
     packets = measured(1000, rx_socket=20 * US, tx_stack=10 * US)
     assert judge(packets + measured(99, app_response=50 * MS)).bottleneck is Bottleneck.NONE
