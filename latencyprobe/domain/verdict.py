@@ -28,9 +28,10 @@ _BESIDE_DISTANCE = 0.10
 # Fewer packets without a known end are not worth a word.
 _UNKNOWN_SHARE = 0.05
 _SHOWN_CAUSES = 4
+_LONG_ANSWER_NS = 100_000_000
 _ANSWERS = ("app.response", "peer.response", "udp.response")
 # Some programs reset a connection to close it.
-_RESETS, _MANY_RESETS = "resetsReceived", 5
+_RESETS, _MANY_RESETS = ("resetsReceived", "resetsSent"), 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,12 +260,13 @@ def _listed(waits: Iterable[Wait]) -> str:
 def _acquit(attention: Attention, waits: Sequence[Wait]) -> Verdict:
     """Return the verdict without an accusation; it lists the unknown parts."""
     measurement = attention.measurement
-    few = tuple(_few_answers(measurement))
-    unknown = (*_one_late(attention), *few, *_unknown(measurement))
+    late, few = tuple(_one_late(attention)), tuple(_few_answers(measurement))
+    unknown = (*late, *few, *_unknown(measurement))
     noteworthy = [wait for wait in waits if wait.is_noteworthy and wait.ns]
     if noteworthy:
         evidence = (f"waiting: {_listed(noteworthy)}", *unknown)
-        return Verdict(Bottleneck.NONE, 0, evidence, _NONE_STANDS_OUT)
+        next_step = _of_what_waits(late, few) or _NONE_STANDS_OUT
+        return Verdict(Bottleneck.NONE, 0, evidence, next_step)
     if any(attention.missed()):
         return Verdict(Bottleneck.NONE, 0, unknown, _NONE_STANDS_OUT)
     slowest = max((measurement.stage(total).histogram for total in TOTALS), key=_p99)
@@ -274,8 +276,13 @@ def _acquit(attention: Attention, waits: Sequence[Wait]) -> Verdict:
         *((f"objectives met: {met}",) if met else ()),
         *unknown,
     )
-    next_step = _FEW_ANSWERS if few else _NOT_ALL_KNOWN if unknown else _NOTHING_TO_DO
+    next_step = _of_what_waits(late, few) or (_NOT_ALL_KNOWN if unknown else _NOTHING_TO_DO)
     return Verdict(Bottleneck.NONE, 0, evidence, next_step)
+
+
+def _of_what_waits(late: Sequence[str], few: Sequence[str]) -> str:
+    """Return the next step for waits that are too few for a verdict; empty without any."""
+    return _ONE_IS_LATE if late else _FEW_ANSWERS if few else ""
 
 
 def _p99(histogram: Histogram) -> int:
@@ -291,10 +298,11 @@ def _one_late(attention: Attention) -> Iterator[str]:
 
 
 def _few_answers(measurement: Measurement) -> Iterator[str]:
-    """Yield the answers that took a second or more, where they are too few for a verdict."""
+    """Yield answers that took long, also in all, where they are too few for a verdict."""
     for name in _ANSWERS:
         answers = measurement.stage(name).histogram
-        if 0 < answers.count < MIN_SAMPLES and answers.mean_ns >= OPEN_TOO_LONG_NS:
+        is_long = answers.mean_ns >= _LONG_ANSWER_NS and answers.sum_ns >= OPEN_TOO_LONG_NS
+        if answers.count < MIN_SAMPLES and is_long:
             found = f"{answers.count} answers, {format_ns(answers.mean_ns)} on average"
             yield f"{name}: {found}; a verdict needs {MIN_SAMPLES}"
 
@@ -310,8 +318,8 @@ def _unknown(measurement: Measurement) -> Iterator[str]:
     drops = [
         name for name in measurement.counters if name.startswith((DROP_PREFIX, DROPS_IN_PREFIX))
     ]
-    has_resets = measurement.counters.get(_RESETS, 0) >= _MANY_RESETS
-    failures = shown(counted(measurement, (*_FAILURES, *[_RESETS] * has_resets, *drops)))
+    resets = [name for name in _RESETS if measurement.counters.get(name, 0) >= _MANY_RESETS]
+    failures = shown(counted(measurement, (*_FAILURES, *resets, *drops)))
     if failures:
         yield f"failures: {failures[0]}"
 
@@ -325,10 +333,8 @@ def _insufficient(attention: Attention, modules: Container[Module]) -> Verdict:
     opened = measurement.stage("tcp.handshake").histogram.count
     if Module.RX not in modules and Module.TX not in modules:
         next_step = _NEEDS_MODULES
-    elif late:
-        next_step = _ONE_IS_LATE
-    elif few:
-        next_step = _FEW_ANSWERS
+    elif late or few:
+        next_step = _of_what_waits(late, few)
     elif not measurement.stages:
         next_step = _NOT_SEEN
     elif opened and not most and not unknown and Module.RX in modules:
