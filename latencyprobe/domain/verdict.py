@@ -30,6 +30,7 @@ _UNKNOWN_SHARE = 0.05
 _SHOWN_CAUSES = 4
 _LONG_ANSWER_NS = 100_000_000
 _ANSWERS = ("app.response", "peer.response", "udp.response")
+_TRANSFERS = ("app.transfer", "peer.transfer")
 # Some programs reset a connection to close it.
 _RESETS, _MANY_RESETS = ("resetsReceived", "resetsSent"), 5
 
@@ -81,6 +82,10 @@ _ONE_IS_LATE = (
 _FEW_ANSWERS = (
     "Few answers, and each took long: see the evidence. Those of long polls do, too. Widen the "
     "window for a verdict."
+)
+_ENDS_ARE_LATE = (
+    "The first byte of an answer comes soon, and its last byte late: see the evidence. Measure the "
+    "other end too, unless these answers are streams."
 )
 _NO_DATA_CAME = (
     "If the clients of these connections wait for answers, measure the clients. Only the sender "
@@ -261,7 +266,8 @@ def _acquit(attention: Attention, waits: Sequence[Wait]) -> Verdict:
     """Return the verdict without an accusation; it lists the unknown parts."""
     measurement = attention.measurement
     late, few = tuple(_one_late(attention)), tuple(_few_answers(measurement))
-    unknown = (*late, *few, *_unknown(measurement))
+    ends = tuple(_late_ends(measurement))
+    unknown = (*late, *few, *ends, *_unknown(measurement))
     noteworthy = [wait for wait in waits if wait.is_noteworthy and wait.ns]
     if noteworthy:
         evidence = (f"waiting: {_listed(noteworthy)}", *unknown)
@@ -276,8 +282,18 @@ def _acquit(attention: Attention, waits: Sequence[Wait]) -> Verdict:
         *((f"objectives met: {met}",) if met else ()),
         *unknown,
     )
-    next_step = _of_what_waits(late, few) or (_NOT_ALL_KNOWN if unknown else _NOTHING_TO_DO)
+    next_step = _NOT_ALL_KNOWN if unknown else _NOTHING_TO_DO
+    next_step = _of_what_waits(late, few) or (_ENDS_ARE_LATE if ends else next_step)
     return Verdict(Bottleneck.NONE, 0, evidence, next_step)
+
+
+def _late_ends(measurement: Measurement) -> Iterator[str]:
+    """Yield the answers that end long after their first byte. A stream does that, too."""
+    for name in _TRANSFERS:
+        transfers = measurement.stage(name).histogram
+        if transfers.count >= MIN_SAMPLES and transfers.mean_ns >= _LONG_ANSWER_NS:
+            mean = format_ns(transfers.mean_ns)
+            yield f"{name}: {mean} on average from the first byte of an answer to the last"
 
 
 def _of_what_waits(late: Sequence[str], few: Sequence[str]) -> str:

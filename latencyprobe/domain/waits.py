@@ -55,6 +55,8 @@ _TO_BE_SENT = (
 _AS_MUCH = 0.9
 # The rest of an answer's time is the peer's only if it is more than noise beside the round trips.
 _LEAST_OF_PEER = 0.40
+# An answer with as many requests to peers takes long because of their number.
+_MANY_REQUESTS = 10
 # Of two or more connections that never had an answer, this is too long without any.
 _NO_FIRST_ANSWER_NS = 3_000_000_000
 
@@ -264,12 +266,29 @@ class _Ledger:
         answers = self.measurement.stage("app.response")
         own_ns = self._answering_ns - self._answering_cpu_ns
         is_noteworthy = _are_turns(answers) and self._is_noteworthy("app.response")
-        return Wait(Bottleneck.APPLICATION, own_ns, is_noteworthy, "app.response")
+        figures = self._requests_of_each if is_noteworthy else ()
+        return Wait(Bottleneck.APPLICATION, own_ns, is_noteworthy, "app.response", figures)
+
+    @cached_property
+    def _requests_of_each(self) -> tuple[str, ...]:
+        """The number of requests to peers for each answer, if that makes it long; else nothing.
+
+        Each of them is quick: no peer is slow.
+        """
+        answers, requests = self._number("app.response"), self._number("peer.response")
+        are_many = answers and requests >= _MANY_REQUESTS * answers
+        are_most = self._peer_ns >= _LEAST_OF_PEER * self._time_ns("app.response")
+        if not (are_many and are_most) or self._peers_answers().is_noteworthy:
+            return ()
+        each = format_ns(self._histogram("peer.response").mean_ns)
+        return (f"{requests // answers:,} requests to peers for each answer, {each} each",)
 
     @property
     def _answering_ns(self) -> int:
         """The time of the target's own answers, without its waits for its peers."""
-        of_peers_ns = self._peer_ns + self._histogram("udp.response").sum_ns
+        of_peers_ns = self._histogram("udp.response").sum_ns
+        if not self._requests_of_each:
+            of_peers_ns += self._peer_ns
         return max(self._time_ns("app.response") - of_peers_ns, 0)
 
     @property
@@ -293,7 +312,18 @@ class _Ledger:
         if not is_noteworthy:
             return Wait(Bottleneck.PEER, left_ns, False, "peer.response")
         figure = f"the network accounts for about {format_ns(trip_ns)} of each (tcp.rtt)"
-        return Wait(Bottleneck.PEER, left_ns, True, "peer.response", (figure,))
+        figures = (figure, *self._own_part_is_unknown())
+        return Wait(Bottleneck.PEER, left_ns, True, "peer.response", figures)
+
+    def _own_part_is_unknown(self) -> Iterator[str]:
+        """Yield a figure if the waits for peers exceed the answers, in which they may overlap."""
+        answers = self.measurement.stage("app.response")
+        if _are_turns(answers) and self._time_ns("peer.response") > self._time_ns("app.response"):
+            mean = format_ns(answers.histogram.mean_ns)
+            yield (
+                f"its own answers take {mean} on average (app.response); its own part of that is "
+                "not known, because it waits for several peers at once"
+            )
 
     def _replies(self) -> Wait:
         """Return the wait for replies to datagrams, without those that this node dropped."""

@@ -757,6 +757,41 @@ def test_few_slow_answers_are_no_accusation_and_never_nothing_to_do() -> None:
     assert "Nothing to do" in judge(QUICK_PACKETS + measured(48, app_response=MS)).next_step
 
 
+@pytest.mark.parametrize(
+    ("name", "transfers"),
+    [
+        ("app.transfer", measured(240, app_transfer=300 * MS)),
+        ("peer.transfer", measured(240, peer_transfer=300 * MS)),
+    ],
+)
+def test_answers_that_end_late_are_never_nothing_to_do(name: str, transfers: Measurement) -> None:
+    verdict = judge(QUICK_PACKETS + transfers)
+    assert verdict.bottleneck is Bottleneck.NONE
+    line = f"{name}: 300ms on average from the first byte of an answer to the last"
+    assert line in verdict.evidence
+    assert verdict.next_step.startswith("The first byte of an answer comes soon")
+
+
+def test_many_quick_requests_for_each_answer_are_the_applications() -> None:
+    slow = QUICK_PACKETS + measured(200, app_response=44 * MS)
+    verdict = judge(slow + measured(60_000, peer_response=130 * US))
+    assert (verdict.bottleneck, verdict.stage) == (Bottleneck.APPLICATION, "app.response")
+    assert "300 requests to peers for each answer, 130us each" in verdict.evidence
+    few = judge(slow + measured(200, peer_response=43 * MS))
+    assert few.bottleneck is Bottleneck.PEER
+    beside = judge(slow + measured(60_000, peer_response=10 * US))
+    assert beside.bottleneck is Bottleneck.APPLICATION
+    assert not any("requests to peers for each" in line for line in beside.evidence)
+
+
+def test_waits_for_several_peers_at_once_leave_the_own_part_unknown() -> None:
+    verdict = judge(
+        QUICK_PACKETS + measured(300, app_response=72 * MS) + measured(2400, peer_response=11 * MS)
+    )
+    assert verdict.bottleneck is Bottleneck.PEER
+    assert any(line.startswith("its own answers take 72ms") for line in verdict.evidence)
+
+
 def test_many_resets_are_not_nothing_to_do() -> None:
     quick = QUICK_PACKETS + measured(48, app_response=MS)
     verdict = judge(quick + Measurement(counters={"resetsReceived": 1279}))
