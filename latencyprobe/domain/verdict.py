@@ -10,16 +10,15 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from latencyprobe.domain.attention import MIN_SAMPLES, OPEN_TOO_LONG_NS, Attention, Objective
+from latencyprobe.domain.attention import MIN_SAMPLES, Attention, Objective
 from latencyprobe.domain.causes import CAUSES, GROWN_NETWORK, Bottleneck, Cause
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.histogram import EMPTY, Histogram
 from latencyprobe.domain.measurement import NOTHING_OF_THE_NODE, Measurement, NodeMeasurement
-from latencyprobe.domain.patience import MISSING_ANSWERS, STUCK_REQUESTS
-from latencyprobe.domain.pending import PENDING_BY_NAME, describe
 from latencyprobe.domain.serialisation import written
 from latencyprobe.domain.stages import DROP_PREFIX, DROPS_IN_PREFIX, Module
-from latencyprobe.domain.wait import Wait, counted, pending_of_kind, shown
+from latencyprobe.domain.unjudged import unjudged
+from latencyprobe.domain.wait import Wait, counted, shown
 from latencyprobe.domain.waits import TOTALS, waits_of
 
 DOMINANT_SHARE = 0.40
@@ -28,11 +27,11 @@ _BESIDE_DISTANCE = 0.10
 # Fewer packets without a known end are not worth a word.
 _UNKNOWN_SHARE = 0.05
 _SHOWN_CAUSES = 4
-_LONG_ANSWER_NS = 100_000_000
-_ANSWERS = ("app.response", "peer.response", "udp.response")
-_TRANSFERS = ("app.transfer", "peer.transfer")
 # Some programs reset a connection to close it.
-_RESETS, _MANY_RESETS = ("resetsReceived", "resetsSent"), 5
+_MANY_RESETS, _RESET_SHARE = 5, 0.01
+_REQUESTS = ("app.response", "peer.response", "tcp.connect", "tcp.handshake")
+# The stages of a connection on which no data was sent.
+_OF_CONNECTIONS = frozenset({"tcp.connect", "tcp.handshake", "tcp.accept", "tcp.recovery"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +74,6 @@ _NOT_SEEN = (
 )
 _LONGEST_FOR = "the longest for "
 _MORE_TRAFFIC = "Wait for more traffic, or widen the window."
-_ONE_IS_LATE = (
-    "One request waits far longer than those before it. Measure the other end too, unless it is a "
-    "frame that wants no answer (HTTP/2, websocket)."
-)
-_FEW_ANSWERS = (
-    "Few answers, and each took long: see the evidence. Those of long polls do, too. Widen the "
-    "window for a verdict."
-)
-_ENDS_ARE_LATE = (
-    "The first byte of an answer comes soon, and its last byte late: see the evidence. Measure the "
-    "other end too, unless these answers are streams."
-)
 _NO_DATA_CAME = (
     "If the clients of these connections wait for answers, measure the clients. Only the sender "
     "sees what the path loses, such as packets that are larger than its MTU."
@@ -127,8 +114,6 @@ _WITNESSES: Mapping[Bottleneck, tuple[str, ...]] = {
     Bottleneck.PACKET_LOSS: _TIMEOUTS,
     Bottleneck.CONNECT_FAILURES: _TIMEOUTS,
 }
-# A single request of these kinds is no accusation, and not nothing either.
-_LATE: Mapping[str, str] = {MISSING_ANSWERS: "peer.response", STUCK_REQUESTS: "app.response"}
 # What may have gone wrong although nothing waited long.
 _FAILURES = (
     "rtos",
@@ -265,16 +250,14 @@ def _listed(waits: Iterable[Wait]) -> str:
 def _acquit(attention: Attention, waits: Sequence[Wait]) -> Verdict:
     """Return the verdict without an accusation; it lists the unknown parts."""
     measurement = attention.measurement
-    late, few = tuple(_one_late(attention)), tuple(_few_answers(measurement))
-    ends = tuple(_late_ends(measurement))
-    unknown = (*late, *few, *ends, *_unknown(measurement))
-    noteworthy = [wait for wait in waits if wait.is_noteworthy and wait.ns]
-    if noteworthy:
-        evidence = (f"waiting: {_listed(noteworthy)}", *unknown)
-        next_step = _of_what_waits(late, few) or _NONE_STANDS_OUT
-        return Verdict(Bottleneck.NONE, 0, evidence, next_step)
-    if any(attention.missed()):
-        return Verdict(Bottleneck.NONE, 0, unknown, _NONE_STANDS_OUT)
+    others = unjudged(attention)
+    next_steps = list(dict.fromkeys(each.next_step for each in others))[:1]
+    unknown = (*(each.evidence for each in others), *_unknown(measurement))
+    noteworthy = [wait for wait in waits if wait.is_noteworthy]
+    if noteworthy or any(attention.missed()):
+        listed = _listed(wait for wait in noteworthy if wait.ns)
+        evidence = (*((f"waiting: {listed}",) if listed else ()), *unknown)
+        return Verdict(Bottleneck.NONE, 0, evidence, " ".join((_NONE_STANDS_OUT, *next_steps)))
     slowest = max((measurement.stage(total).histogram for total in TOTALS), key=_p99)
     met = "; ".join(attention.met())
     evidence = (
@@ -282,45 +265,12 @@ def _acquit(attention: Attention, waits: Sequence[Wait]) -> Verdict:
         *((f"objectives met: {met}",) if met else ()),
         *unknown,
     )
-    next_step = _NOT_ALL_KNOWN if unknown else _NOTHING_TO_DO
-    next_step = _of_what_waits(late, few) or (_ENDS_ARE_LATE if ends else next_step)
-    return Verdict(Bottleneck.NONE, 0, evidence, next_step)
-
-
-def _late_ends(measurement: Measurement) -> Iterator[str]:
-    """Yield the answers that end long after their first byte. A stream does that, too."""
-    for name in _TRANSFERS:
-        transfers = measurement.stage(name).histogram
-        if transfers.count >= MIN_SAMPLES and transfers.mean_ns >= _LONG_ANSWER_NS:
-            mean = format_ns(transfers.mean_ns)
-            yield f"{name}: {mean} on average from the first byte of an answer to the last"
-
-
-def _of_what_waits(late: Sequence[str], few: Sequence[str]) -> str:
-    """Return the next step for waits that are too few for a verdict; empty without any."""
-    return _ONE_IS_LATE if late else _FEW_ANSWERS if few else ""
+    next_steps.append(_NOT_ALL_KNOWN if unknown else _NOTHING_TO_DO)
+    return Verdict(Bottleneck.NONE, 0, evidence, next_steps[0])
 
 
 def _p99(histogram: Histogram) -> int:
     return histogram.percentile(99)
-
-
-def _one_late(attention: Attention) -> Iterator[str]:
-    """Yield the requests that are late, where there is one of a kind."""
-    for kind, stage in _LATE.items():
-        pending = pending_of_kind(attention.measurement, kind)
-        if pending.count == 1 and not attention.bounds(stage).allow(pending.oldest_ns):
-            yield describe(PENDING_BY_NAME[kind], pending)
-
-
-def _few_answers(measurement: Measurement) -> Iterator[str]:
-    """Yield answers that took long, also in all, where they are too few for a verdict."""
-    for name in _ANSWERS:
-        answers = measurement.stage(name).histogram
-        is_long = answers.mean_ns >= _LONG_ANSWER_NS and answers.sum_ns >= OPEN_TOO_LONG_NS
-        if answers.count < MIN_SAMPLES and is_long:
-            found = f"{answers.count} answers, {format_ns(answers.mean_ns)} on average"
-            yield f"{name}: {found}; a verdict needs {MIN_SAMPLES}"
 
 
 def _unknown(measurement: Measurement) -> Iterator[str]:
@@ -334,28 +284,48 @@ def _unknown(measurement: Measurement) -> Iterator[str]:
     drops = [
         name for name in measurement.counters if name.startswith((DROP_PREFIX, DROPS_IN_PREFIX))
     ]
-    resets = [name for name in _RESETS if measurement.counters.get(name, 0) >= _MANY_RESETS]
-    failures = shown(counted(measurement, (*_FAILURES, *resets, *drops)))
+    failures = shown(counted(measurement, (*_FAILURES, *drops)))
     if failures:
         yield f"failures: {failures[0]}"
+    yield from _resets(measurement)
+
+
+def _resets(measurement: Measurement) -> Iterator[str]:
+    """Yield the connections that ended by a reset, if they are no small part of the requests."""
+    counters = measurement.counters
+    received = counters.get("resetsReceived", 0) - counters.get("connectRefused", 0)
+    resets = max(received, 0) + counters.get("resetsSent", 0)
+    requests = max(measurement.stage(name).histogram.count for name in _REQUESTS)
+    if resets >= max(_MANY_RESETS, _RESET_SHARE * requests):
+        yield f"{resets:,} resets ended connections, beside {requests:,} requests or connections"
 
 
 def _insufficient(attention: Attention, modules: Container[Module]) -> Verdict:
     measurement = attention.measurement
     most = max(measurement.stage(total).histogram.count for total in TOTALS)
     evidence = [f"{most} packets in the window; a verdict needs {MIN_SAMPLES}"]
-    late, few = tuple(_one_late(attention)), tuple(_few_answers(measurement))
-    unknown = tuple(_unknown(measurement))
-    opened = measurement.stage("tcp.handshake").histogram.count
+    others = unjudged(attention)
     if Module.RX not in modules and Module.TX not in modules:
         next_step = _NEEDS_MODULES
-    elif late or few:
-        next_step = _of_what_waits(late, few)
+    elif others:
+        next_step = others[0].next_step
     elif not measurement.stages:
         next_step = _NOT_SEEN
-    elif opened and not most and not unknown and Module.RX in modules:
-        evidence.append(f"{opened:,} connections of clients were opened, and no data came on them")
+    elif _is_without_data(measurement) and Module.RX in modules:
+        opened = measurement.stage("tcp.handshake").histogram.count
+        evidence.append(f"{opened:,} connections of clients were opened, without any data seen")
         next_step = _NO_DATA_CAME
     else:
         next_step = _MORE_TRAFFIC
-    return Verdict(Bottleneck.INSUFFICIENT_DATA, 0, (*evidence, *late, *few, *unknown), next_step)
+    evidence += [*(each.evidence for each in others), *_unknown(measurement)]
+    return Verdict(Bottleneck.INSUFFICIENT_DATA, 0, tuple(evidence), next_step)
+
+
+def _is_without_data(measurement: Measurement) -> bool:
+    """Return True if clients have connected, and nothing else was seen of their connections.
+
+    Unread data is no packet that was measured. Of all pods together it is not known.
+    """
+    is_unread = measurement.pending is None or "unreadSegments" in measurement.pending
+    seen = {name for name, stage in measurement.stages.items() if stage.histogram.count}
+    return "tcp.handshake" in seen and seen <= _OF_CONNECTIONS and not is_unread

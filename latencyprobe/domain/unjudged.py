@@ -1,0 +1,82 @@
+"""Waiting that is no verdict and not nothing, either: too little of it, or it may be healthy.
+
+It stands in the evidence of a verdict without an accusation, and has a next step of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from latencyprobe.domain.attention import MIN_SAMPLES, OPEN_TOO_LONG_NS, Attention
+from latencyprobe.domain.durations import format_ns
+from latencyprobe.domain.measurement import Measurement
+from latencyprobe.domain.patience import MISSING_ANSWERS, STUCK_REQUESTS
+from latencyprobe.domain.pending import PENDING_BY_NAME, describe
+from latencyprobe.domain.wait import pending_of_kind
+
+_UNLESS_A_FRAME = "unless it is a frame that wants no answer (HTTP/2, websocket)."
+_ONE_IS_MISSING = (
+    "One request waits far longer than answers usually take here, or was not even received. "
+    f"Measure the other end too, {_UNLESS_A_FRAME}"
+)
+_ONE_IS_STUCK = (
+    "One request was read and has waited for its answer far longer than others. List the system "
+    f"calls that the application's threads wait in, {_UNLESS_A_FRAME}"
+)
+_FEW_ANSWERS = (
+    "Few answers were measured, and they took long on average: see the evidence. Those of long "
+    "polls do, too. Widen the window for a verdict."
+)
+_ENDS_ARE_LATE = (
+    "The first byte of an answer comes soon, and its last byte late: see the evidence. Measure the "
+    "other end too, unless these answers are streams."
+)
+# A single request of these kinds may be a frame of HTTP/2. By kind: the stage whose bounds count.
+_LATE: Mapping[str, tuple[str, str]] = {
+    MISSING_ANSWERS: ("peer.response", _ONE_IS_MISSING),
+    STUCK_REQUESTS: ("app.response", _ONE_IS_STUCK),
+}
+_ANSWERS = ("app.response", "peer.response", "udp.response")
+_TRANSFERS = ("app.transfer", "peer.transfer")
+# A person notices such a wait.
+_LONG_ANSWER_NS = 100_000_000
+
+
+class Unjudged(NamedTuple):
+    """A line of evidence, and the next step for it."""
+
+    evidence: str
+    next_step: str
+
+
+def unjudged(attention: Attention) -> Sequence[Unjudged]:
+    """Return what waits without being a verdict, the surest first."""
+    measurement = attention.measurement
+    return (*_one_late(attention), *_few_answers(measurement), *_late_ends(measurement))
+
+
+def _one_late(attention: Attention) -> Iterator[Unjudged]:
+    for kind, (stage, next_step) in _LATE.items():
+        pending = pending_of_kind(attention.measurement, kind)
+        if pending.count == 1 and not attention.bounds(stage).allow(pending.oldest_ns):
+            yield Unjudged(describe(PENDING_BY_NAME[kind], pending), next_step)
+
+
+def _few_answers(measurement: Measurement) -> Iterator[Unjudged]:
+    """Yield answers that took long, also in all. Two streams that cross have none."""
+    for name in _ANSWERS:
+        answers, unmatched = measurement.stage(name).histogram, measurement.stage(name).unmatched
+        is_long = answers.mean_ns >= _LONG_ANSWER_NS and answers.sum_ns >= OPEN_TOO_LONG_NS
+        if unmatched <= answers.count < MIN_SAMPLES and is_long:
+            found = f"{answers.count} answers, {format_ns(answers.mean_ns)} on average"
+            yield Unjudged(f"{name}: {found}; a verdict needs {MIN_SAMPLES}", _FEW_ANSWERS)
+
+
+def _late_ends(measurement: Measurement) -> Iterator[Unjudged]:
+    for name in _TRANSFERS:
+        transfers = measurement.stage(name).histogram
+        if transfers.count >= MIN_SAMPLES and transfers.mean_ns >= _LONG_ANSWER_NS:
+            mean = format_ns(transfers.mean_ns)
+            line = f"{name}: {mean} on average from the first byte of an answer to the last"
+            yield Unjudged(line, _ENDS_ARE_LATE)
