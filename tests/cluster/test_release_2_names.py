@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -25,13 +25,14 @@ def halted(shop: Shop, *names: str) -> Iterator[None]:
             shop.cluster.get("pod", name, f"--namespace={shop.namespace}")
         )
     ]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
     try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
         yield
     finally:
         for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def row_of(status: Json, name: str) -> Json:
@@ -45,10 +46,12 @@ def asking(shop: Shop) -> Iterator[str]:
         shop.cluster.get("pod", name, f"--namespace={shop.namespace}")["status"]["podIP"]
         for name in SERVERS
     ]
-    shop.add_client("asking", shop.cluster.nodes[0].name, servers)
-    shop.wait("its packets", lambda status: counts(status, "rx.total").get("asking"), seconds=180)
-    yield "asking"
-    shop.kubectl("delete", "pod", "asking", "--grace-period=1")
+    try:
+        shop.add_client("asking", shop.cluster.nodes[0].name, servers)
+        shop.wait("packets", lambda status: counts(status, "rx.total").get("asking"), seconds=180)
+        yield "asking"
+    finally:
+        shop.kubectl("delete", "pod", "asking", "--grace-period=1", "--ignore-not-found")
 
 
 def test_peers_that_hang_are_named_by_their_pods(shop: Shop, asking: str) -> None:
@@ -70,12 +73,16 @@ def test_peers_that_hang_are_named_by_their_pods(shop: Shop, asking: str) -> Non
 
 def test_a_server_that_hangs_is_a_slow_reader(shop: Shop) -> None:
     server = SERVERS[1]
+
+    def is_accused(status: Json) -> bool:
+        row = row_of(status, server)
+        return bool(row) and row["verdict"]["bottleneck"] == "SlowReader"
+
+    shop.wait(
+        "a row of a server that reads",
+        lambda status: row_of(status, server) and not is_accused(status),
+        seconds=180,
+    )
     with halted(shop, server):
-        shop.wait(
-            "the server's own verdict",
-            lambda status: (
-                row_of(status, server).get("verdict", {}).get("bottleneck") == "SlowReader"
-            ),
-            seconds=180,
-        )
+        shop.wait("the server's own verdict", is_accused, seconds=180)
     shop.wait_until_both_nodes_report()

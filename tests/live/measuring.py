@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-from latencyprobe.domain.coverage import CoverageState
+from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module, parts_of
 from latencyprobe_agent.kernel.contract import SlotSpec
@@ -86,9 +86,9 @@ def let_drivers_rest(engine: KernelEngine) -> None:
     engine._driver_use = DriverUse(lambda: next(times, now))
 
 
-def hooks_of(engine: KernelEngine) -> list[tuple[str, CoverageState, str]]:
+def lasting_coverage(engine: KernelEngine) -> tuple[StageCoverage, ...]:
     """The coverage without remarks on obstacles, which any packet of a pod may meet."""
-    return [(stage.name, stage.state, stage.hook) for stage in engine.coverage]
+    return engine._coverage
 
 
 def count(measurement: Measurement, stage: str) -> int:
@@ -114,7 +114,7 @@ def sent_counts(sent: int, *measured: Measurement) -> range:
 
 
 def assert_all_left(measured: Measurement, stage: str, segments: int, again: int) -> None:
-    """Each of so many segments is measured once.
+    """Each of so many segments is measured once, if none was sent again.
 
     `again`: how many the kernel has sent once more, which TCP does after a halt of the machine.
     Those are measured or missing.

@@ -16,7 +16,7 @@ from latencyprobe_agent.serving.metrics import AgentMetrics
 from latencyprobe_agent.serving.requests import parse_desired
 from latencyprobe_agent.targets.resolver import Resolver
 from tests.live.loaded_programs import links_of
-from tests.live.measuring import CLIENT, SERVER, both, count, hooks_of, measure
+from tests.live.measuring import CLIENT, SERVER, both, count, lasting_coverage, measure
 from tests.live.pods import Pod
 from tests.live.sockets import sent_again
 from tests.live.targets import made_cgroup, sleeper, until
@@ -42,7 +42,7 @@ async def test_nothing_is_attached_before_the_first_slot_and_after_the_last(
     others = links()
     engine = await both(start_engine, client, server)
     assert links() - others
-    hooks = hooks_of(engine)
+    coverage = lasting_coverage(engine)
     for _ in range(2):
         before = sent_again(client.namespace)
         measured, _ = await measure(engine, client, server, 20)
@@ -51,7 +51,7 @@ async def test_nothing_is_attached_before_the_first_slot_and_after_the_last(
         assert 20 <= count(measured[CLIENT], "tx.total") <= 20 + again
         engine.assign({})
         assert links() <= others
-        assert hooks_of(engine) == hooks
+        assert lasting_coverage(engine) == coverage
         unmeasured, _ = await measure(engine, client, server, 20)
         assert unmeasured == {}
         engine.assign({CLIENT: client.spec(), SERVER: server.spec()})

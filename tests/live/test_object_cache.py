@@ -28,7 +28,15 @@ from latencyprobe_agent.kernel.runtime import loaded
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.compiled_once import compiled_once
 from tests.live.loaded_programs import links_of, programs_of, wait_until_gone
-from tests.live.measuring import CLIENT, SERVER, both, count, hooks_of, measure, watch_on_host
+from tests.live.measuring import (
+    CLIENT,
+    SERVER,
+    both,
+    count,
+    lasting_coverage,
+    measure,
+    watch_on_host,
+)
 from tests.live.pods import Namespace, Pod, run
 from tests.live.sockets import sent_again
 from tests.patience import patient
@@ -117,7 +125,7 @@ async def test_a_cached_object_needs_no_process_and_measures(
 ) -> None:
     cache = ObjectCache(tmp_path / "objects")
     compiled = await both(start_engine, *pair, cache=cache)
-    hooks = hooks_of(compiled)
+    coverage = lasting_coverage(compiled)
     await compiled.close()
 
     def fails(*_: object, **__: object) -> None:
@@ -125,7 +133,7 @@ async def test_a_cached_object_needs_no_process_and_measures(
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", fails)
     engine = await both(start_engine, *pair, cache=cache)
-    assert hooks_of(engine) == hooks
+    assert lasting_coverage(engine) == coverage
     await assert_measures(engine, pair)
 
 

@@ -13,7 +13,14 @@ from latencyprobe_agent.kernel.contract import EngineError, SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from latencyprobe_agent.kernel.typeinfo import kernel_types_kind
 from tests.kernels.inside.results import write_coverage
-from tests.live.measuring import CLIENT, SERVER, account_for, assert_all_left, measure
+from tests.live.measuring import (
+    CLIENT,
+    SERVER,
+    account_for,
+    assert_all_left,
+    lasting_coverage,
+    measure,
+)
 from tests.live.netfilter import send_what_netfilter_drops
 from tests.live.pods import Pod
 from tests.live.sockets import everything_in, sent_again
@@ -36,8 +43,7 @@ async def test_headers_serve_where_there_is_no_btf(
     )
     engine.assign({CLIENT: client.spec(), SERVER: server.spec(), PROCESS: process})
     await engine.use(frozenset(Module))
-    # Without what programs have met so far: the matrix is of kernels.
-    write_coverage("headers", engine._coverage)
+    write_coverage("headers", lasting_coverage(engine))
     pods = {CLIENT: client, SERVER: server}
     before = {slot: sent_again(pod.namespace) for slot, pod in pods.items()}
     measured, _ = await measure(engine, client, server, 100, "--protocol", protocol)
