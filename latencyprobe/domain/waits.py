@@ -316,13 +316,14 @@ class _Ledger:
         return Wait(Bottleneck.PEER, left_ns, True, "peer.response", figures)
 
     def _own_part_is_unknown(self) -> Iterator[str]:
-        """Yield a figure if the waits for peers exceed the answers, in which they may overlap."""
+        """Yield a figure if the waits for peers exceed the answers: not all can lie in them."""
         answers = self.measurement.stage("app.response")
-        if _are_turns(answers) and self._time_ns("peer.response") > self._time_ns("app.response"):
+        is_slow = _are_turns(answers) and self._is_noteworthy("app.response")
+        if is_slow and self._time_ns("peer.response") > self._time_ns("app.response"):
             mean = format_ns(answers.histogram.mean_ns)
             yield (
-                f"its own answers take {mean} on average (app.response); its own part of that is "
-                "not known, because it waits for several peers at once"
+                f"its own answers take {mean} (app.response), of which its own part is not known: "
+                "it waits for several peers at once, or apart from answers"
             )
 
     def _replies(self) -> Wait:

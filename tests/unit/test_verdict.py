@@ -801,7 +801,9 @@ def test_waits_for_several_peers_at_once_leave_the_own_part_unknown() -> None:
         QUICK_PACKETS + measured(300, app_response=72 * MS) + measured(2400, peer_response=11 * MS)
     )
     assert verdict.bottleneck is Bottleneck.PEER
-    assert any(line.startswith("its own answers take 72ms") for line in verdict.evidence)
+    assert any(
+        line.startswith("its own answers take 72ms (app.response)") for line in verdict.evidence
+    )
 
 
 def test_many_resets_are_not_nothing_to_do() -> None:
