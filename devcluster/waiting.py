@@ -22,10 +22,10 @@ class NotInTimeError(ClusterError):
 def wait_until(what: str, unmet: Unmet, *, seconds: float, interval_s: float = 0.2) -> None:
     """Asks until nothing is missing. An exception that `unmet` raises ends the wait."""
     deadline = time.monotonic() + seconds
-    asked_at = time.monotonic()
-    while (last_state := unmet()) is not None:
-        # A question may take long: the last one begins after the deadline.
-        if asked_at >= deadline:
+    while True:
+        is_last = time.monotonic() >= deadline  # before it: a question may take long
+        if (last_state := unmet()) is None:
+            return
+        if is_last:
             raise NotInTimeError(what, seconds, last_state)
         time.sleep(interval_s)
-        asked_at = time.monotonic()

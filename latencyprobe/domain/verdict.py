@@ -251,13 +251,13 @@ def _acquit(attention: Attention, waits: Sequence[Wait]) -> Verdict:
     """Return the verdict without an accusation; it lists the unknown parts."""
     measurement = attention.measurement
     others = unjudged(attention)
-    next_steps = list(dict.fromkeys(each.next_step for each in others))[:1]
+    of_others = others[0].next_step if others else ""
     unknown = (*(each.evidence for each in others), *_unknown(measurement))
     noteworthy = [wait for wait in waits if wait.is_noteworthy]
     if noteworthy or any(attention.missed()):
         listed = _listed(wait for wait in noteworthy if wait.ns)
         evidence = (*((f"waiting: {listed}",) if listed else ()), *unknown)
-        return Verdict(Bottleneck.NONE, 0, evidence, " ".join((_NONE_STANDS_OUT, *next_steps)))
+        return Verdict(Bottleneck.NONE, 0, evidence, f"{_NONE_STANDS_OUT} {of_others}".rstrip())
     slowest = max((measurement.stage(total).histogram for total in TOTALS), key=_p99)
     met = "; ".join(attention.met())
     evidence = (
@@ -265,8 +265,8 @@ def _acquit(attention: Attention, waits: Sequence[Wait]) -> Verdict:
         *((f"objectives met: {met}",) if met else ()),
         *unknown,
     )
-    next_steps.append(_NOT_ALL_KNOWN if unknown else _NOTHING_TO_DO)
-    return Verdict(Bottleneck.NONE, 0, evidence, next_steps[0])
+    next_step = of_others or (_NOT_ALL_KNOWN if unknown else _NOTHING_TO_DO)
+    return Verdict(Bottleneck.NONE, 0, evidence, next_step)
 
 
 def _p99(histogram: Histogram) -> int:
