@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
-from latencyprobe.domain.measurement import Measurement
+from latencyprobe.domain.measurement import (
+    Measurement,
+    NodeMeasurement,
+    NodeStage,
+    StageMeasurement,
+)
 from latencyprobe.domain.summary import PodReport, ProbeSummary
 from latencyprobe.printable import bounded
 from latencyprobe.protocol.limits import LARGEST_NUMBER
@@ -21,6 +27,8 @@ from latencyprobe_agent.windows.probe_window import WindowReport
 _LONGEST_MESSAGE = 300
 # A node has a stage for each interrupt handler: the costliest fit.
 _NODE_BYTES = 1 << 18
+
+_Key = TypeVar("_Key", str, NodeStage)
 
 
 def frame(report: WindowReport) -> pb.ProbeReport:
@@ -44,7 +52,7 @@ def summary_report(report: WindowReport, statuses: Iterable[pb.TargetStatus]) ->
 
 def _node_context(report: WindowReport) -> pb.NodeContext:
     """Make the report on the node, with as many of its stages as fit beside a summary."""
-    context = node_to_proto(only_node(report.node, report.probe.modules))
+    context = node_to_proto(_node_within_limits(only_node(report.node, report.probe.modules)))
     fitting = pb.NodeContext(counters=context.counters)
     room = _NODE_BYTES - fitting.ByteSize()
     for stage in sorted(context.stages, key=lambda each: each.histogram.sum_ns, reverse=True):
@@ -64,7 +72,7 @@ def with_pods(
     """Add pods to a report; yield it, and more of them for the pods beyond this size."""
     size = begun.ByteSize()
     for pod in pods:
-        message = pod_to_proto(replace(pod, containers=pod.containers[:MAX_CONTAINERS]))
+        message = pod_to_proto(_pod_within_limits(pod))
         more = message.ByteSize()
         if size + more > most and begun.pods:
             yield begun
@@ -106,8 +114,32 @@ def _status(target_id: str, facts: TargetFacts) -> pb.TargetStatus:
 def _within_limits(summary: ProbeSummary) -> ProbeSummary:
     """Limit the sums over all pods to numbers that a client takes in."""
     merged = summary.merged
-    stages = {
-        name: replace(
+    return replace(
+        summary,
+        merged=Measurement(_limited_stages(merged.stages), _limited(merged.counters)),
+        waiting_ns=_limited(summary.waiting_ns),
+    )
+
+
+def _pod_within_limits(pod: PodReport) -> PodReport:
+    """Limit a pod's containers, and its sums: a hundred packets that wait all day exceed these."""
+    report = pod.report
+    limited = replace(
+        report,
+        counters=_limited(report.counters),
+        netns_counters=_limited(report.netns_counters),
+        verdict=replace(report.verdict, waiting_ns=_limited(report.verdict.waiting_ns)),
+    )
+    return replace(pod, containers=pod.containers[:MAX_CONTAINERS], report=limited)
+
+
+def _node_within_limits(node: NodeMeasurement) -> NodeMeasurement:
+    return NodeMeasurement(_limited_stages(node.stages), _limited(node.counters))
+
+
+def _limited_stages(stages: Mapping[_Key, StageMeasurement]) -> dict[_Key, StageMeasurement]:
+    return {
+        key: replace(
             measured,
             histogram=replace(
                 measured.histogram, sum_ns=min(measured.histogram.sum_ns, LARGEST_NUMBER)
@@ -115,13 +147,8 @@ def _within_limits(summary: ProbeSummary) -> ProbeSummary:
         )
         if measured.histogram.sum_ns > LARGEST_NUMBER
         else measured
-        for name, measured in merged.stages.items()
+        for key, measured in stages.items()
     }
-    return replace(
-        summary,
-        merged=Measurement(stages, _limited(merged.counters)),
-        waiting_ns=_limited(summary.waiting_ns),
-    )
 
 
 def _limited(figures: Mapping[str, int]) -> dict[str, int]:

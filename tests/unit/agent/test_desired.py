@@ -379,9 +379,9 @@ def test_without_a_length_there_is_no_window(state: pb.DesiredState) -> None:
 @pytest.mark.parametrize(
     ("state", "problem"),
     [
-        (_with_window(1), "window: 1 s: must be from the interval, 1.5 s, to 3600 s"),
-        (_with_window(3601), "window: 3601 s: must be from the interval, 1.5 s, to 3600 s"),
-        (_with_window(-1), "window: -1 s: must be from the interval, 1.5 s, to 3600 s"),
+        (_with_window(1), "window: 1 s: must be from the interval, 1.5 s, to 86400 s"),
+        (_with_window(86401), "window: 86401 s: must be from the interval, 1.5 s, to 86400 s"),
+        (_with_window(-1), "window: -1 s: must be from the interval, 1.5 s, to 86400 s"),
         (_with_window(60, max_pods=257), "max_pods: 257: must be at most 256"),
     ],
 )
