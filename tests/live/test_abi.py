@@ -32,6 +32,9 @@ COUNTERS = "\tu64 counters[NR_COUNTERS];\n"
         ("\tu16 family;", "\tu32 family;", "struct endpoints: family is not the 2 bytes"),
         ("\tu64 reported;\n", "\tu64 reported, again;\n", "struct trace_control: limited is not"),
         ("{ LOST, UNMATCHED,", "{ UNMATCHED, LOST,", "enum missing: LOST is not 0"),
+        ("{ MAX, TOP_LESS_MIN,", "{ TOP_LESS_MIN, MAX,", "enum extreme: MAX is not 0"),
+        (" ROLE_CLIENT, ROLE_SERVER ", " ROLE_SERVER, ROLE_CLIENT ", "enum role: ROLE_CLIENT is"),
+        ("{ FINE, MIDDLE,", "{ FINE, FINER, MIDDLE,", "enum resolution: COARSE is not 2"),
         ("u64, owners_t, cgroups,", "u32, owners_t, cgroups,", "map cgroups: its key is not 8"),
         (
             "u32, u8, filter_ports,",
@@ -46,7 +49,8 @@ def test_a_member_that_changes_on_one_side_fails_the_compile(
     copy = shutil.copytree(source_folder(), tmp_path / "bpf")
     patch(copy, before, after)
     monkeypatch.setattr(source, "source_folder", lambda: copy)
-    request = Request((Module.TCP, Module.IRQ), os.stat("/proc/self/ns/net").st_ino, trace=True)
+    modules = (Module.TCP, Module.IRQ, Module.SCHED)
+    request = Request(modules, os.stat("/proc/self/ns/net").st_ino, trace=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bcc prefers bytes for its texts
         with pytest.raises(CompileError, match=re.escape(message)):

@@ -27,6 +27,7 @@ from latencyprobe.domain.patience import (
     LEAST_PATIENCE_NS,
     PATIENCE_FACTOR,
     PATIENCE_STEPS,
+    Role,
 )
 from latencyprobe.domain.pending import KINDS_OF_SOCKETS, LONGEST_PENDING_NS
 from latencyprobe.domain.stages import (
@@ -119,8 +120,9 @@ NR_OBSTACLES = 16  # with room for more
 # The mask of `is_sampled()` with which no packet counts.
 NO_PACKETS = 0xFFFFFFFF
 
-# Reasons why a sample is missing from a stage: enum missing.
+# Reasons why a sample is missing from a stage, and the extremes of its durations, in their order.
 MISSING = ("LOST", "UNMATCHED", "CLAMPED")
+EXTREMES = ("MAX", "TOP_LESS_MIN", "UNUSED_EXTREME", "NO_EXTREME")
 # Room in `stats` for the reasons of many kernels to come: 6.18 has 128. The last place is for those
 # beyond, and for those of subsystems (mac80211, Open vSwitch), whose numbers begin at 65536.
 NR_DROP_REASONS = 192
@@ -351,7 +353,7 @@ CONFIG = Layout(
 STAGE_STATS = Layout(
     "stage_stats",
     sum="Q",
-    extremes="4Q",
+    extremes=f"{len(EXTREMES)}Q",
     missing=f"{len(MISSING)}I",
     counts=f"{POSITIONS}I",
     pad="I",
@@ -474,6 +476,16 @@ TRACE_CONTROL = Layout(
     lost="Q",
 )
 
+# C enums whose values Python knows, each by its name.
+_ENUMS: Mapping[str, Mapping[str, int]] = {
+    "missing": {name: number for number, name in enumerate(MISSING)},
+    "extreme": {name: number for number, name in enumerate(EXTREMES)},
+}
+_TCP_ENUMS: Mapping[str, Mapping[str, int]] = {
+    "role": {f"ROLE_{role.name}": role.value for role in Role}
+}
+_SCHED_ENUMS: Mapping[str, Mapping[str, int]] = {"resolution": {"COARSE": RESOLUTIONS - 1}}
+
 _ABOVE_ALL_MANTISSAS = 2**64 - 1
 
 U8, U32, U64 = struct.Struct("=B"), struct.Struct("=I"), struct.Struct("=Q")
@@ -547,8 +559,14 @@ def assertions(modules: Iterable[Module], *, trace: bool) -> Iterator[str]:
         *(_IRQ_LAYOUTS if Module.IRQ in wanted else ()),
         *(_TRACE_LAYOUTS if trace else ()),
     )
-    for number, name in enumerate(MISSING):
-        yield _assertion(f"{name} == {number}", f"enum missing: {name} is not {number}")
+    enums = {
+        **_ENUMS,
+        **(_TCP_ENUMS if Module.TCP in wanted else {}),
+        **(_SCHED_ENUMS if Module.SCHED in wanted else {}),
+    }
+    for enum, numbers in enums.items():
+        for name, number in numbers.items():
+            yield _assertion(f"{name} == {number}", f"enum {enum}: {name} is not {number}")
     if not trace:
         for name, (most, modules_of_part) in MOST_BYTES.items():
             if wanted & modules_of_part:

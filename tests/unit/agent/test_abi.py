@@ -45,6 +45,9 @@ def test_only_what_is_compiled_is_asserted() -> None:
     assert "struct slot_stats" in without
     assert "node_stats" not in without
     assert "struct trace_event" not in without
+    assert "enum extreme" in without
+    assert not {"enum role", "enum resolution"} & set(re.findall(r"enum \w+", without))
+    assert "ROLE_SERVER == 2" in "\n".join(assertions((Module.TCP,), trace=False))
     assert "node_stats" in "\n".join(assertions((Module.IRQ,), trace=False))
     assert "struct trace_event" in "\n".join(assertions((), trace=True))
 
