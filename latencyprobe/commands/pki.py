@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from latencyprobe.protocol.measurements import AGENT_NAME, OPERATOR_NAME
+from latencyprobe.domain.identities import AGENT_NAME, OPERATOR_NAME
 
 _CA_DAYS = 3650
 Secret = dict[str, Any]

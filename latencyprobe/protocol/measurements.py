@@ -24,9 +24,6 @@ from latencyprobe.printable import bounded, printable
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 
 PROTOCOL_VERSION = 1
-# The names in the certificates, by which each side identifies the other.
-AGENT_NAME = "agent.latencyprobe.io"
-OPERATOR_NAME = "operator.latencyprobe.io"
 # The largest message that an agent takes in: a desired state. Parsing multiplies its size.
 MAX_REQUEST_BYTES = 1 << 20
 # The largest message that a client takes in: a report, or the answer to a desired state.

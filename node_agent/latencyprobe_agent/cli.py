@@ -11,11 +11,11 @@ import click
 
 from latencyprobe import __version__
 from latencyprobe.domain.fairness import MAX_TARGETS
+from latencyprobe.domain.identities import OPERATOR_NAME
 from latencyprobe.otlp.options import otlp_options
 from latencyprobe.otlp.settings import OtlpSettings
 from latencyprobe.process import logs
 from latencyprobe.process.listening import ListenAddress, ListenAddressType
-from latencyprobe.protocol.measurements import OPERATOR_NAME
 from latencyprobe_agent.budget import (
     DEFAULT_MAX_CPU_PERCENT,
     LOWEST_SAMPLING_RATIO,

@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 import pytest
 
+from latencyprobe.domain.identities import AGENT_NAME, OPERATOR_NAME
 from latencyprobe.process.listening import listen
-from latencyprobe.protocol.measurements import AGENT_NAME, OPERATOR_NAME
 from latencyprobe_agent.serving.tls import RenewedContext, ServerTlsFiles
 from latencyprobe_agent.serving.tls_proxy import RefusalLog, TlsProxy
 from latencyprobe_operator.agents.credentials import ClientTlsFiles

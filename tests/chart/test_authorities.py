@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from latencyprobe.commands.pki import Authority
-from latencyprobe.protocol.measurements import AGENT_NAME, OPERATOR_NAME
+from latencyprobe.domain.identities import AGENT_NAME, OPERATOR_NAME
 from latencyprobe_agent.serving.tls_proxy import TlsRefusal
 from tests.chart.mutual_tls import mount, served
 from tests.chart.upgrades import SECRETS, Cluster, Secrets, authorities, keys

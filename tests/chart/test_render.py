@@ -11,7 +11,7 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from latencyprobe.protocol.measurements import AGENT_NAME, OPERATOR_NAME
+from latencyprobe.domain.identities import AGENT_NAME, OPERATOR_NAME
 from latencyprobe_agent.cli import agent_command
 from latencyprobe_agent.serving.tls import ServerTlsFiles as AgentFiles
 from latencyprobe_operator.agents.credentials import ClientTlsFiles as OperatorFiles

@@ -10,7 +10,7 @@ import grpc
 from cryptography import x509
 
 from devcluster.waiting import wait_until
-from latencyprobe.protocol.measurements import AGENT_NAME
+from latencyprobe.domain.identities import AGENT_NAME
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from tests.cluster.release import AGENT_PORT

@@ -15,7 +15,7 @@ import pytest
 from devcluster.waiting import wait_until
 from latencyprobe.commands.pki import Authority
 from latencyprobe.domain.histogram import FIRST_BUCKET, position_of
-from latencyprobe.protocol.measurements import AGENT_NAME
+from latencyprobe.domain.identities import AGENT_NAME
 from tests.cluster.agents_tls import newest_report
 from tests.cluster.release import AGENT_NAMESPACE, LEASE, Release
 from tests.cluster.shop import Shop

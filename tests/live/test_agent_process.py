@@ -17,8 +17,8 @@ import grpc
 import pytest
 
 from latencyprobe.commands.pki import initialise
+from latencyprobe.domain.identities import AGENT_NAME
 from latencyprobe.process.http_server import MAX_CONNECTIONS
-from latencyprobe.protocol.measurements import AGENT_NAME
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_agent.kernel.load.handover import COMPILER_MODULE

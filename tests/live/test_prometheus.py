@@ -26,10 +26,10 @@ from prometheus_client.samples import Sample
 from latencyprobe.commands.pki import Authority, Credential
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.histogram import FIRST_BUCKET, UNDERFLOW, bounds_of, position_of
+from latencyprobe.domain.identities import AGENT_NAME
 from latencyprobe.domain.packets import TracedPacket
 from latencyprobe.domain.stages import TARGET_STAGES
 from latencyprobe.exposition.page import metrics_page
-from latencyprobe.protocol.measurements import AGENT_NAME
 from latencyprobe.protocol.packets import packet_from_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub

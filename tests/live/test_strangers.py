@@ -27,7 +27,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from latencyprobe.commands.pki import Authority, Credential
 from latencyprobe.domain.fairness import MAX_TARGETS
-from latencyprobe.protocol.measurements import AGENT_NAME, MAX_REQUEST_BYTES, OPERATOR_NAME
+from latencyprobe.domain.identities import AGENT_NAME, OPERATOR_NAME
+from latencyprobe.protocol.measurements import MAX_REQUEST_BYTES
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_agent.serving.tls_proxy import MAX_CONNECTIONS, MAX_HANDSHAKES

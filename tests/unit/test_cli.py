@@ -96,6 +96,7 @@ def test_every_subcommand_of_the_table_exists() -> None:
         (["--help"], {"grpc", "rich", "kopf", "kubernetes", "latencyprobe_agent"}),
         (["run", "--help"], {"kopf", "kubernetes", "latencyprobe_agent", "latencyprobe_operator"}),
         (["agent", "--help"], {"kopf", "kubernetes", "rich", "latencyprobe_operator"}),
+        (["pki", "--help"], {"google.protobuf", "grpc", "rich", "kubernetes"}),
     ],
 )
 def test_a_subcommand_imports_only_what_it_needs(arguments: list[str], unwanted: set[str]) -> None:

@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from latencyprobe.commands.pki import FilesExistError, initialise, pki_command
-from latencyprobe.protocol.measurements import AGENT_NAME, OPERATOR_NAME
+from latencyprobe.domain.identities import AGENT_NAME, OPERATOR_NAME
 
 AUTHORITIES = {"client-ca", "server-ca"}
 SIDES = {"agent", "operator"}

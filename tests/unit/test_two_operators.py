@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from latencyprobe.commands.pki import Authority
-from latencyprobe.protocol.measurements import AGENT_NAME, OPERATOR_NAME
+from latencyprobe.domain.identities import AGENT_NAME, OPERATOR_NAME
 from latencyprobe_agent.agent import Agent, NodeDescription
 from latencyprobe_agent.serving.metrics import AgentMetrics
 from latencyprobe_agent.serving.service import Server, TcpAddress

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import grpc
 from grpc import aio
 
+from latencyprobe.domain.identities import AGENT_NAME
 from latencyprobe.domain.summary import PodChoice
 from latencyprobe.process.backoff import Backoff
-from latencyprobe.protocol.measurements import AGENT_NAME, MAX_MESSAGE_BYTES
+from latencyprobe.protocol.measurements import MAX_MESSAGE_BYTES
 from latencyprobe_operator.agents.agent_facts import AgentFacts
 from latencyprobe_operator.agents.calls import AgentCalls
 from latencyprobe_operator.agents.credentials import Credentials, CredentialsError

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from latencyprobe.commands.pki import Authority, Credential
+from latencyprobe.domain.identities import AGENT_NAME, OPERATOR_NAME
 from latencyprobe.process.listening import listen
-from latencyprobe.protocol.measurements import AGENT_NAME, OPERATOR_NAME
 from latencyprobe_agent.serving.tls import RenewedContext, ServerTlsFiles
 from latencyprobe_agent.serving.tls_proxy import RefusalLog, TlsProxy, TlsRefusal
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from latencyprobe.commands.pki import Authority
+from latencyprobe.domain.identities import AGENT_NAME
 from latencyprobe.process.tls_stream import TlsStream
-from latencyprobe.protocol.measurements import AGENT_NAME
 from latencyprobe_agent.serving import tls_proxy
 from latencyprobe_agent.serving.tls import RenewedContext
 from latencyprobe_agent.serving.tls_proxy import TlsRefusal

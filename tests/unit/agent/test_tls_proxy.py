@@ -16,8 +16,8 @@ import grpc
 import pytest
 
 from latencyprobe.commands.pki import Authority
+from latencyprobe.domain.identities import AGENT_NAME, OPERATOR_NAME
 from latencyprobe.process.listening import listen
-from latencyprobe.protocol.measurements import AGENT_NAME, OPERATOR_NAME
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_agent.agent import Agent
