@@ -186,7 +186,6 @@ async def test_time_slices_measure_their_part_of_the_packets(
     start_engine: Start, pair: tuple[Pod, Pod]
 ) -> None:
     seen = await seen_in_slices(start_engine, *pair)
-    assert abs(seen.open_s - 0.25 * seen.whole_s) <= seen.late_s + seen.reading_s
     for name in SLICED:
         found = list(seen.stages(name))
         assert found
@@ -211,6 +210,14 @@ def where_percentile_is(
     lowest, highest = max(percent - error, 0), min(percent + error, 100)
     first, last = (position_of(within.percentile(each)) for each in (lowest, highest))
     return range(first - 1, last + 2)
+
+
+@pytest.mark.thorough
+async def test_time_slices_are_a_quarter_of_the_time(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    seen = await seen_in_slices(start_engine, *pair)
+    assert abs(seen.open_s - 0.25 * seen.whole_s) <= seen.late_s + seen.reading_s
 
 
 async def test_one_packet_in_16_has_the_percentiles_of_all(
@@ -345,6 +352,7 @@ class Paid:
 BUDGET_PERCENT = 1.0
 
 
+@pytest.mark.thorough
 async def test_the_budget_is_kept_under_a_saturating_load(
     start_engine: Start, pair: tuple[Pod, Pod]
 ) -> None:
