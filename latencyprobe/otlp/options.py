@@ -95,6 +95,8 @@ _OPTIONS = (
     ),
     click.option(
         "--otlp-interval",
+        "otlp_interval_s",
+        envvar="LATENCYPROBE_OTLP_INTERVAL",
         type=_IntervalType(),
         default=f"{DEFAULT_INTERVAL_S:g}s",
         show_default=True,
@@ -142,7 +144,7 @@ def otlp_options(command: Callable[..., None]) -> Callable[..., None]:
     def with_settings(
         *,
         otlp_endpoint: OtlpEndpoint | None,
-        otlp_interval: float,
+        otlp_interval_s: float,
         otlp_insecure: bool,
         otlp_ca_file: Path | None,
         otlp_cert_file: Path | None,
@@ -164,7 +166,7 @@ def otlp_options(command: Callable[..., None]) -> Callable[..., None]:
                 otlp_endpoint,
                 None if otlp_insecure else tls,
                 otlp_headers_file,
-                otlp_interval,
+                otlp_interval_s,
                 dict(otlp_resource_attributes),
             )
         command(otlp=settings, **others)

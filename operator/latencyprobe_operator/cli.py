@@ -123,6 +123,8 @@ def _timing(duration_s: float, renew_deadline_s: float, retry_s: float) -> Lease
 )
 @click.option(
     "--min-interval",
+    "min_interval_s",
+    envvar="LATENCYPROBE_MIN_INTERVAL",
     default="1s",
     show_default=True,
     callback=_read_interval,
@@ -173,6 +175,8 @@ def _timing(duration_s: float, renew_deadline_s: float, retry_s: float) -> Lease
 )
 @click.option(
     "--lease-duration",
+    "lease_duration_s",
+    envvar="LATENCYPROBE_LEASE_DURATION",
     default="15s",
     show_default=True,
     callback=_read_interval,
@@ -180,6 +184,8 @@ def _timing(duration_s: float, renew_deadline_s: float, retry_s: float) -> Lease
 )
 @click.option(
     "--lease-renew-deadline",
+    "lease_renew_deadline_s",
+    envvar="LATENCYPROBE_LEASE_RENEW_DEADLINE",
     default="10s",
     show_default=True,
     callback=_read_interval,
@@ -187,6 +193,8 @@ def _timing(duration_s: float, renew_deadline_s: float, retry_s: float) -> Lease
 )
 @click.option(
     "--lease-retry-period",
+    "lease_retry_period_s",
+    envvar="LATENCYPROBE_LEASE_RETRY_PERIOD",
     default="2s",
     show_default=True,
     callback=_read_interval,
@@ -224,16 +232,16 @@ def operator_command(
     cert_file: Path,
     key_file: Path,
     watch_namespaces: tuple[str, ...],
-    min_interval: float,
+    min_interval_s: float,
     max_probes_per_namespace: int,
     node_figures_namespaces: frozenset[str],
     static_pod_namespaces: frozenset[str],
     leader_elect: bool,
     lease_namespace: str,
     lease_name: str,
-    lease_duration: float,
-    lease_renew_deadline: float,
-    lease_retry_period: float,
+    lease_duration_s: float,
+    lease_renew_deadline_s: float,
+    lease_retry_period_s: float,
     metrics_address: ListenAddress | None,
     otlp: OtlpSettings | None,
     health_address: ListenAddress | None,
@@ -245,7 +253,7 @@ def operator_command(
     Every option can be set in the environment, for example --agent-port as LATENCYPROBE_AGENT_PORT.
     """
     logs.configure(form=log_format, level=log_level)
-    timing = _timing(lease_duration, lease_renew_deadline, lease_retry_period)
+    timing = _timing(lease_duration_s, lease_renew_deadline_s, lease_retry_period_s)
     options = Options(
         tls=ClientTlsFiles(ca_file, cert_file, key_file),
         kubeconfig=kubeconfig,
@@ -258,7 +266,7 @@ def operator_command(
         otlp=otlp,
         health_address=health_address,
         limits=AdminLimits(
-            min_interval,
+            min_interval_s,
             max_probes_per_namespace,
             node_figures_namespaces,
             static_pod_namespaces,

@@ -86,10 +86,11 @@ def test_tls_is_left_out_if_asked_for(run: Run) -> None:
 def test_options_come_from_the_environment_too(run: Run) -> None:
     settings = run(
         LATENCYPROBE_OTLP_ENDPOINT="collector:4317",
+        LATENCYPROBE_OTLP_INTERVAL="45s",
         LATENCYPROBE_OTLP_RESOURCE_ATTRIBUTE="a.b=c d.e=f",
     )
 
-    assert settings == OtlpSettings(ENDPOINT, attributes={"a.b": "c", "d.e": "f"})
+    assert settings == OtlpSettings(ENDPOINT, interval_s=45.0, attributes={"a.b": "c", "d.e": "f"})
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
+from latencyprobe_agent.cli import agent_command
 from latencyprobe_operator import cli, logs
 from latencyprobe_operator.admission import AdminLimits
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
@@ -155,6 +157,11 @@ def test_options_come_from_the_environment_too(
         "LATENCYPROBE_NODE_FIGURES_NAMESPACE": "shop cart",
         "LATENCYPROBE_STATIC_POD_NAMESPACE": "kube-system ops",
         "LATENCYPROBE_METRICS_ADDRESS": ":9090",
+        "LATENCYPROBE_MIN_INTERVAL": "5s",
+        "LATENCYPROBE_LEADER_ELECT": "true",
+        "LATENCYPROBE_LEASE_DURATION": "1m",
+        "LATENCYPROBE_LEASE_RENEW_DEADLINE": "40s",
+        "LATENCYPROBE_LEASE_RETRY_PERIOD": "500ms",
     }
     result = CliRunner().invoke(cli.operator_command, env=environment)
 
@@ -163,6 +170,17 @@ def test_options_come_from_the_environment_too(
     assert started[0].limits.node_figures_namespaces == {"shop", "cart"}
     assert started[0].limits.static_pod_namespaces == {"kube-system", "ops"}
     assert started[0].metrics_address == ("", 9090)
+    assert started[0].limits.min_interval_s == 5
+    assert started[0].election is not None
+    assert started[0].election.timing == LeaseTiming(60, 40.0, 0.5)
+
+
+@pytest.mark.parametrize("command", [cli.operator_command, agent_command])
+def test_an_option_has_its_own_name_in_the_environment(command: click.Command) -> None:
+    options = [each for each in command.params if each.param_type_name == "option"]
+    for option in options:
+        name = option.opts[0].removeprefix("--").replace("-", "_").upper()
+        assert (option.envvar or f"LATENCYPROBE_{option.name}".upper()) == f"LATENCYPROBE_{name}"
 
 
 @pytest.mark.parametrize(
