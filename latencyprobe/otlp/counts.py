@@ -13,6 +13,7 @@ class Loss(StrEnum):
     QUEUE_FULL = "queue_full"
     REFUSED = "refused"
     REJECTED = "rejected"
+    ERROR = "error"
     SHUTDOWN = "shutdown"
 
 

@@ -52,10 +52,7 @@ class OtlpPusher:
 
     async def run(self) -> None:
         """Take snapshots and send them, until cancelled."""
-        try:
-            await all_to_end(self._take_snapshots(), self._send_all())
-        except Exception:
-            log.exception("unexpected error; metrics are no longer exported by OTLP")
+        await all_to_end(self._take_snapshots(), self._send_all())
 
     async def flush(self) -> None:
         """Send the last snapshot, and all that waits, within a short time; `run` has ended."""
@@ -83,8 +80,7 @@ class OtlpPusher:
         try:
             snapshot = self._encoder.requests(self._registry.collect())
         except Exception as error:  # noqa: BLE001 - logged
-            text = "cannot collect the metrics for OTLP"
-            self._lines.note("collect", text, level=logging.ERROR, error=error)
+            self._note_error("collect", "cannot collect the metrics for OTLP", error)
             return
         if lost := self._backlog.add(snapshot):
             self._counts.count_lost(Loss.QUEUE_FULL, lost)
@@ -103,26 +99,33 @@ class OtlpPusher:
         """Send the oldest request, once there is one; raise ExportError if it is kept."""
         request = await self._backlog.take()
         try:
-            answer = await self._client.export(request.data)
+            await self._send(request)
         except ExportError as error:
             if not error.is_final:
                 self._backlog.put_back()
                 raise
-            self._lose(request, f"the collector has refused a request: {error}")
-        else:
-            self._note_success()
-            accepted = request.points - min(answer.rejected_points, request.points)
-            self._counts.count_exported(accepted)
-            if rejected := request.points - accepted:
-                self._counts.count_lost(Loss.REJECTED, rejected)
-                text = f"the collector has rejected {rejected} data points: {answer.message}"
-                self._lines.note("rejected", text)
+            self._counts.count_lost(Loss.REFUSED, request.points)
+            self._lines.note("refused", f"the collector has refused a request: {error}")
+        except Exception as error:  # noqa: BLE001 - logged, and counted
+            # Not kept: it may be the request that fails. The next snapshot has the complete sums.
+            self._is_failing = True
+            self._counts.count_lost(Loss.ERROR, request.points)
+            self._note_error("export", "unexpected error; a request for OTLP is lost", error)
         self._backlog.finish()
         self._counts.show_queued(self._backlog.size)
 
-    def _lose(self, request: ExportRequest, text: str) -> None:
-        self._counts.count_lost(Loss.REFUSED, request.points)
-        self._lines.note("refused", text)
+    async def _send(self, request: ExportRequest) -> None:
+        answer = await self._client.export(request.data)
+        self._note_success()
+        accepted = request.points - min(answer.rejected_points, request.points)
+        self._counts.count_exported(accepted)
+        if rejected := request.points - accepted:
+            self._counts.count_lost(Loss.REJECTED, rejected)
+            text = f"the collector has rejected {rejected} data points: {answer.message}"
+            self._lines.note("rejected", text)
+
+    def _note_error(self, kind: str, text: str, error: Exception) -> None:
+        self._lines.note(kind, text, level=logging.ERROR, error=error)
 
     def _note_success(self) -> None:
         self._backoff.reset()
