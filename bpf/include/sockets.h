@@ -78,16 +78,18 @@ struct query {
 	u16 id;
 	u16 slice;    /* the time slice in which it was sent */
 	u16 is_known; /* the peer replies */
-	u16 is_dns;
+	u8 is_dns;
+	u8 is_counted; /* and has not ended */
 };
 
 /* Of a UDP socket, which has no hand-offs. */
 struct dialogue {
-	u8 role;
-	u8 has_ids;    /* a reply had the first bytes of its query */
-	u8 unanswered; /* datagrams since the last reply, to peers that are not known to reply */
-	u8 place;      /* of the query that the last datagrams answer, plus 1 */
-	u32 last_peer; /* who sent the last datagram; 0: a reader was faster */
+	u8 role : 2;
+	u8 has_ids : 1; /* a reply had the first bytes of its query */
+	u8 last_place;	/* of the last query, plus 1 */
+	u8 unanswered;	/* datagrams since the last reply, to peers that are not known to reply */
+	u8 place;	/* of the query that the last datagrams answer, plus 1 */
+	u32 last_peer;	/* who sent the last datagram; 0: a reader was faster */
 };
 
 /* The side that sent last, and when: see turns.bpf.c. */
@@ -103,7 +105,7 @@ struct turns {
 	u8 is_answer_sent; /* and the peer has sent nothing since */
 	u8 is_doubtful;	   /* the present turn may be two requests' */
 	u8 is_end_late;	   /* the peer's FIN came when all before it had been read */
-	u8 overlaps;	   /* how often both sides were seen to speak at once; saturates */
+	u8 overlaps;	   /* how often both sides were seen to speak at once: see note_overlap() */
 	u16 past;	   /* the answers so far, and the slowest of them: see note_answer() */
 };
 

@@ -233,7 +233,7 @@ static __always_inline void follow_window(struct config *config, struct socket_s
 static __always_inline u64 transfer_of(struct socket_state *state,
 				       volatile struct socket_path *path)
 {
-	u64 began_ns = path->began_ns, overlaps = state->turns.overlaps;
+	u64 began_ns = path->began_ns, overlaps = state->turns.overlaps & OVERLAPS;
 	u64 is_uncertain = is_equal(began_ns, PAUSED) |
 			   (1 - is_below_0(overlaps - OVERLAPS_OF_A_MULTIPLEX));
 

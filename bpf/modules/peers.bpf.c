@@ -102,7 +102,7 @@ static __always_inline void find_turn(volatile struct found_turn *turn, struct t
 	u64 is_judged = turn->is_waiting & is_equal(turns->is_doubtful, 0);
 	u64 is_late, is_answered = is_equal(answers, 0) ^ 1;
 
-	if (!config || turns->overlaps >= OVERLAPS_OF_A_MULTIPLEX)
+	if (!config || is_multiplex(turns))
 		return;
 	is_judged &= is_answer_unseen(turn, config, tp) ^ 1;
 	is_late = is_below_0(patience_ns(slowest_ns) - age_ns) &

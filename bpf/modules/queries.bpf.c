@@ -14,6 +14,8 @@
  *     on the same socket, or on another socket.
  *   - What is sent to a peer that never replied to this target is no query: it may be a metric or a log.
  *     The port of DNS is an exception.
+ *   - Queries of DNS are counted, and those that end: the others have no reply, also if their socket was
+ *     closed. A resolver that asks several servers at once wants one reply; such queries count as ended.
  *   - A server's datagram with the first two bytes of one that it read from this peer is the answer to it
  *     (module tcp, too). Bytes that soon come again, or after an answer, are no id: a stream has such.
  *
@@ -247,6 +249,23 @@ static __always_inline void label_last(struct config *config, struct sock *sk,
 
 #endif
 
+/* Queries of DNS that begin, and those that have a reply or of which that is not known. */
+static __always_inline void add_queries(struct config *config, owners_t owners, u64 begun,
+					u64 ended)
+{
+	int i;
+
+#pragma unroll
+	for (i = 0; i < MAX_OWNERS; i++, owners >>= OWNER_BITS) {
+		struct slot_stats *slot = stats_of_first(config, owners);
+
+		if (!slot)
+			continue;
+		__sync_fetch_and_add(&slot->counters[COUNTER_DNS_QUERIES], begun);
+		__sync_fetch_and_add(&slot->counters[COUNTER_DNS_QUERIES_ENDED], ended);
+	}
+}
+
 /* A datagram leaves a socket. */
 static __always_inline void note_query(struct config *config, struct sock *sk,
 				       struct socket_state *state, u16 protocol,
@@ -254,10 +273,11 @@ static __always_inline void note_query(struct config *config, struct sock *sk,
 {
 	struct socket_queue *queue = get_queue(sk, state);
 	u64 now = bpf_ktime_get_ns();
-	volatile struct query *query;
+	volatile struct query *query, *last;
 	struct datagram datagram;
 	struct peer_key key = {};
-	u64 free = 0, same = 0, asked_before;
+	u64 free = 0, same = 0, asked_before, asked_ns, is_twin;
+	u64 is_new, is_ended;
 	bool is_known;
 	u32 i, content;
 
@@ -303,6 +323,13 @@ static __always_inline void note_query(struct config *config, struct sock *sk,
 	if (query->asked_ns && query->slice == (u16)config->slice && query->is_known)
 		unmatched_for(config, state->owners, STAGE_UDP_RESPONSE, 1);
 	key.content = content;
+	/* the last query, to another server */
+	last = query_at(queue, queue->dialogue.last_place);
+	is_twin = is_asked(config, last, now) & is_equal(last->id, datagram.id) &
+		  is_equal(last->content, content);
+	is_ended = is_twin & last->is_counted;
+	last->is_counted &= is_ended - 1;
+	queue->dialogue.last_place = free;
 	query->asked_ns = 0;
 	query->peer = datagram.peer;
 	query->content = content;
@@ -310,7 +337,13 @@ static __always_inline void note_query(struct config *config, struct sock *sk,
 	query->slice = config->slice;
 	query->is_known = is_known;
 	query->is_dns = datagram.peer_port == bpf_htons(PORT_OF_DNS);
-	query->asked_ns = is_known ? first_asked(&key, now) : now;
+	asked_ns = is_known ? first_asked(&key, now) : now;
+	is_new = query->is_dns & is_equal(asked_ns, now) & (is_twin ^ 1) &
+		 is_equal(config->slice, 0) & is_equal(config->sees_departures, 0);
+	query->is_counted = is_new;
+	if (is_new | is_ended)
+		add_queries(config, state->owners, is_new, is_ended);
+	query->asked_ns = asked_ns;
 }
 
 /* A reply to this query, which was asked then. */
@@ -324,6 +357,9 @@ static __always_inline void end_query(struct config *config, struct socket_state
 	key.content = query->content;
 	asked.delete(&key);
 	query->asked_ns = 0;
+	if (query->is_counted)
+		count_for(config, state->owners, COUNTER_DNS_QUERIES_ENDED);
+	query->is_counted = 0;
 	record_for(config, state->owners, STAGE_UDP_RESPONSE, now - asked_ns);
 	if (query->is_dns)
 		add_for(config, state->owners, COUNTER_DNS_RESPONSE_NS, now - asked_ns);
@@ -349,25 +385,31 @@ static __always_inline u64 find_query(struct config *config, struct socket_queue
 	return found;
 }
 
+struct queries_ended {
+	u32 count;
+	u32 counted; /* of these, as queries of DNS */
+};
+
 /*
  * The oldest query to this peer; a reply without an id answers all that was asked of it. `is_any` 1: a
- * reader was faster, so the peer is not known. `count`: the number of queries.
+ * reader was faster, so the peer is not known. They all end here, but for the oldest.
  */
 static __always_inline u64 find_oldest(struct config *config, struct socket_queue *queue, u32 peer,
-				       u64 is_any, u32 *count, u64 now)
+				       u64 is_any, struct queries_ended *ended, u64 now)
 {
 	volatile struct query *query;
 	u64 oldest = 0, oldest_ns = now, is_here, asked_ns;
 	u32 i;
 
-	*count = 0;
 #pragma unroll
 	for (i = 0; i < FEW_HANDOFFS; i++) {
 		query = &queue->queries[i];
 		is_here = is_asked(config, query, now) & (is_any | is_equal(query->peer, peer));
 		asked_ns = query->asked_ns;
 		query->asked_ns = asked_ns & (is_here - 1);
-		*count += is_here;
+		ended->count += is_here;
+		ended->counted += is_here & query->is_counted;
+		query->is_counted &= is_here - 1;
 		is_here &= is_below_0(asked_ns - oldest_ns);
 		oldest = keep_place(oldest, is_here, i);
 		oldest_ns ^= (oldest_ns ^ asked_ns) & (0 - is_here);
@@ -418,7 +460,8 @@ static __always_inline void note_reply(struct config *config, struct sock *sk,
 	u64 now = bpf_ktime_get_ns(), place;
 	volatile struct query *query;
 	u64 is_unseen;
-	u32 last_peer, count;
+	struct queries_ended ended = {};
+	u32 last_peer;
 
 	if (!queue || config->sees_departures)
 		return;
@@ -439,10 +482,12 @@ static __always_inline void note_reply(struct config *config, struct sock *sk,
 		queue->dialogue.has_ids = 1;
 	} else if ((is_unseen || !queue->dialogue.has_ids) &&
 		   !(READ(sk, sk_userlocks) & SOCK_BINDPORT_LOCK)) {
-		place = find_oldest(config, queue, last_peer, is_unseen, &count, now);
-		if (is_unseen && queue->dialogue.has_ids && count > 1) {
+		place = find_oldest(config, queue, last_peer, is_unseen, &ended, now);
+		if (ended.counted)
+			add_for(config, state->owners, COUNTER_DNS_QUERIES_ENDED, ended.counted);
+		if (is_unseen && queue->dialogue.has_ids && ended.count > 1) {
 			query_at(queue, place)->asked_ns = 0;
-			unmatched_for(config, state->owners, STAGE_UDP_RESPONSE, count);
+			unmatched_for(config, state->owners, STAGE_UDP_RESPONSE, ended.count);
 			return;
 		}
 	}

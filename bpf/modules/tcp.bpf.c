@@ -176,8 +176,7 @@ static __always_inline void begin_end(struct config *config, struct socket_state
 				      struct sock *sk, u32 new_state)
 {
 	end_last_message(config, state, sk);
-	if (new_state == TCP_FIN_WAIT1)
-		give_request_up(config, state, sk);
+	end_requests(config, state, sk, new_state == TCP_CLOSE_WAIT);
 }
 
 static __always_inline void note_change(struct config *config, struct sock *sk,

@@ -14,6 +14,8 @@
  * After this number of overlaps the turns of a connection are no longer taken as requests (HTTP/2).
  */
 #define OVERLAPS_OF_A_MULTIPLEX 4
+#define OVERLAPS \
+	7 /* the bits of their number; those above count clear turns, see note_clear_turn() */
 /*
  * A request that continues after a longer pause, when all of it had been read, may be another one.
  * Bytes that are written at once arrive within a few round trips.
@@ -43,10 +45,30 @@ static __always_inline void begin_turns(struct turns *turns, struct tcp_sock *tp
 	turns->past = 0;
 }
 
+static __always_inline bool is_multiplex(struct turns *turns)
+{
+	return (turns->overlaps & OVERLAPS) >= OVERLAPS_OF_A_MULTIPLEX;
+}
+
 static __always_inline void note_overlap(struct turns *turns)
 {
-	if (turns->overlaps < OVERLAPS_OF_A_MULTIPLEX)
-		turns->overlaps++;
+	u32 overlaps = turns->overlaps & OVERLAPS;
+
+	turns->overlaps = overlaps < OVERLAPS_OF_A_MULTIPLEX ? overlaps + 1 : overlaps;
+}
+
+/*
+ * A request and its answer without a doubt. 32 in a row outweigh an overlap, since each halt of a sender
+ * makes one in a long life. But a multiplex stays one: it may only be quiet.
+ */
+static __always_inline void note_clear_turn(struct turns *turns)
+{
+	u32 overlaps = turns->overlaps;
+
+	if (!(overlaps & OVERLAPS) || is_multiplex(turns))
+		return;
+	overlaps += OVERLAPS + 1;
+	turns->overlaps = overlaps > 0xff ? (overlaps & OVERLAPS) - 1 : overlaps;
 }
 
 /*
@@ -83,7 +105,9 @@ static __always_inline void end_turn(struct config *config, struct socket_state 
 				     bool is_certain, u64 ns)
 {
 	note_answer(&state->turns, ns);
-	if (is_certain && state->turns.overlaps < OVERLAPS_OF_A_MULTIPLEX)
+	if (is_certain)
+		note_clear_turn(&state->turns);
+	if (is_certain && !is_multiplex(&state->turns))
 		record_for(config, state->owners, stage, ns);
 	else
 		unmatched_for(config, state->owners, stage, 1);
@@ -173,13 +197,40 @@ static __always_inline void begin_answer(struct config *config, struct socket_st
 	turns->answer_seq = READ(tp, write_seq);
 }
 
+static __always_inline u64 pause_of(struct tcp_sock *tp)
+{
+	u64 pause_ns = (u64)(READ(tp, srtt_us) >> 3) * 1000 * PAUSE_ROUND_TRIPS;
+
+	return pause_ns < PAUSE_NS ? PAUSE_NS : pause_ns;
+}
+
+/*
+ * A client sends more before any answer came. If its peer has had all before for a while, this may be
+ * another request, or a stream. Sent and acknowledged: see end_answer().
+ */
+static __always_inline void continue_own_request(struct turns *turns, struct tcp_sock *tp, u64 now)
+{
+	u64 sent_ns = READ(tp, rack.mstamp) * 1000;
+
+	if (!sent_ns || READ(tp, snd_una) != READ(tp, write_seq) ||
+	    at_least_0(now - sent_ns) <= pause_of(tp))
+		return;
+	turns->is_doubtful = 1;
+	note_overlap(turns);
+	note_wait(turns, now - sent_ns, 0); /* no answer was due */
+}
+
 static __always_inline void begin_request(struct config *config, struct socket_state *state,
 					  struct sock *sk, struct tcp_sock *tp, u64 now)
 {
 	struct turns *turns = &state->turns;
 
-	if (!turns->is_known || turns->request_ns || !is_open(config))
-		return; /* it may have begun before we watched; it goes on; it is not measured */
+	if (!turns->is_known || !is_open(config))
+		return; /* it may have begun before we watched; it is not measured */
+	if (turns->request_ns) {
+		continue_own_request(turns, tp, now);
+		return;
+	}
 	turns->request_ns = now;
 	turns->request_seq = READ(tp, write_seq);
 	turns->is_doubtful = unread_bytes(sk, tp) != 0; /* the reply to another one */
@@ -225,7 +276,6 @@ static __always_inline void continue_request(struct turns *turns, struct tcp_soc
 					     u64 now)
 {
 	u32 copied_seq = READ(tp, copied_seq);
-	u64 pause_ns;
 
 	if (turns->is_answer_sent) {
 		turns->is_answer_sent = 0;
@@ -234,10 +284,7 @@ static __always_inline void continue_request(struct turns *turns, struct tcp_soc
 	}
 	if (!turns->is_known || turns->turn_seq == copied_seq || copied_seq != READ(tp, rcv_nxt))
 		return; /* the request begins, or its beginning has not been read */
-	pause_ns = (u64)(READ(tp, srtt_us) >> 3) * 1000 * PAUSE_ROUND_TRIPS;
-	if (pause_ns < PAUSE_NS)
-		pause_ns = PAUSE_NS;
-	if (now - turns->read_ns > pause_ns) {
+	if (now - turns->read_ns > pause_of(tp)) {
 		turns->is_doubtful = 1;
 		if (!turns->read_ns)
 			return; /* read while no slice was open: an answer may have gone unseen */
@@ -264,11 +311,51 @@ static __always_inline void note_arrival(struct config *config, struct socket_st
 		end_request(config, state, tp, incoming->ack_seq, now);
 }
 
-/* A half-closed client's replies reach it past tcp_probe, tcp_rcv_state_process(). */
-static __always_inline void give_request_up(struct config *config, struct socket_state *state,
-					    struct sock *sk)
+/* Less may be a goodbye, which wants no answer: QUIT, TLS's close_notify, the last frames of HTTP/2. */
+#define SHORTEST_REQUEST 64
+
+/*
+ * A connection ends before the first byte of an answer. An application that closes it has lost its
+ * patience, so the patience here has no least time, other than that of patience_ns(). Only requests
+ * that the peer's kernel has acknowledged are its own to answer.
+ */
+static __always_inline void end_without_answer(struct config *config, struct socket_state *state,
+					       struct tcp_sock *tp, bool is_by_peer)
 {
-	if (state->turns.request_ns && !(READ(sk, sk_shutdown) & RCV_SHUTDOWN))
+	struct turns *turns = &state->turns;
+	u64 waited_ns = at_least_0(bpf_ktime_get_ns() - turns->request_ns);
+	u64 slowest_ns = (u64)(turns->past & LONGEST_ANSWER) << ANSWER_SHIFT;
+	u32 answers = turns->past >> ANSWER_BITS;
+
+	if (config->slice || turns->is_doubtful || is_multiplex(turns) ||
+	    READ(tp, write_seq) - turns->request_seq < SHORTEST_REQUEST)
+		return; /* with time slices an answer may have come unseen */
+	if (is_by_peer || !answers)
+		add_time_for(config, state->owners, COUNTER_REQUESTS_UNANSWERED,
+			     COUNTER_REQUESTS_UNANSWERED_NS, waited_ns);
+	else if (answers >= ANSWERS_OF_A_PAST && waited_ns > PATIENCE_FACTOR * slowest_ns &&
+		 (slowest_ns < HELD_ANSWER_NS || waited_ns > HELD_PATIENCE_NS) &&
+		 READ(tp, snd_una) == READ(tp, write_seq))
+		add_time_for(config, state->owners, COUNTER_REQUESTS_ABANDONED,
+			     COUNTER_REQUESTS_ABANDONED_NS, waited_ns);
+}
+
+/*
+ * One side closes. A half-closed client's replies reach it past tcp_probe, tcp_rcv_state_process().
+ * close() has ended both directions: __tcp_close(), net/ipv4/tcp.c.
+ */
+static __always_inline void end_requests(struct config *config, struct socket_state *state,
+					 struct sock *sk, bool is_by_peer)
+{
+	struct tcp_sock *tp = get_tcp_sock(sk);
+
+	if (!state->turns.request_ns)
+		return;
+	if (READ(sk, sk_shutdown) & RCV_SHUTDOWN) {
+		if (tp)
+			end_without_answer(config, state, tp, is_by_peer);
+	} else {
 		unmatched_for(config, state->owners, STAGE_PEER_RESPONSE, 1);
+	}
 	state->turns.request_ns = 0;
 }

@@ -231,6 +231,12 @@ COUNTERS: tuple[Counter, ...] = (
         "nanoseconds of rx.socket in which the thread that reads waited for a CPU",
     ),
     Counter("dnsResponseNs", Module.RX, "nanoseconds of udp.response for replies from port 53"),
+    Counter("dnsQueries", Module.RX, "queries to port 53; one that is sent again is the same"),
+    Counter(
+        "dnsQueriesEnded",
+        Module.RX,
+        "of these, queries that had a reply, or of which that is not known",
+    ),
     Counter(
         "sendsBehindWindow",
         Module.TX,
@@ -314,6 +320,18 @@ COUNTERS: tuple[Counter, ...] = (
         "round trips in which a peer sent all that this side's receive window allowed",
     ),
     Counter("ownWindowFullNs", Module.TCP, "nanoseconds of these round trips"),
+    Counter(
+        "requestsAbandoned",
+        Module.TCP,
+        "requests whose connection this side closed, late by the connection's own past",
+    ),
+    Counter("requestsAbandonedNs", Module.TCP, "nanoseconds for which these had waited"),
+    Counter(
+        "requestsUnanswered",
+        Module.TCP,
+        "requests whose connection ended before an answer, which may not have been due",
+    ),
+    Counter("requestsUnansweredNs", Module.TCP, "nanoseconds for which these had waited"),
     Counter("connectRefused", Module.TCP, "connects answered by a reset (ECONNREFUSED)"),
     Counter("connectTimedOut", Module.TCP, "connects without an answer (ETIMEDOUT)"),
     Counter(

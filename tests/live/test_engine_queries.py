@@ -322,6 +322,68 @@ async def test_the_time_of_replies_from_name_servers_is_known_apart(
     assert seen.read().counters.get("dnsResponseNs", 0) == share * waits.sum_ns
 
 
+def dns(measured: Measurement) -> tuple[int, int]:
+    """The queries to port 53, and those that have ended."""
+    return (
+        measured.counters.get("dnsQueries", 0),
+        measured.counters.get("dnsQueriesEnded", 0),
+    )
+
+
+async def test_queries_of_closed_sockets_that_had_no_reply_are_counted(
+    start_engine: Start, pair: Pair
+) -> None:
+    seen = OfClient(await watch(start_engine, *pair))
+    with Peers(*pair, port=DNS_PORT) as peers:
+        for number in range(QUERIES):
+            with peers.new_client() as client:
+                client.send(query(number, b"name-%d.example" % number))
+                sender = peers.take()
+                if number % 2:
+                    peers.server.sendto(query(number), sender)
+                    client.recv(4096)
+    assert dns(seen.read()) == (QUERIES, QUERIES // 2)
+
+
+async def test_a_query_of_dns_sent_again_is_the_same(start_engine: Start, pair: Pair) -> None:
+    seen = OfClient(await watch(start_engine, *pair))
+    with Peers(*pair, port=DNS_PORT) as peers, peers.new_client() as another:
+        for client in (peers.client, peers.client, another):
+            client.send(query(7))
+            peers.take()
+            peers.wait_in_vain()
+    assert dns(seen.read()) == (1, 0)
+
+
+async def test_one_of_two_name_servers_that_are_asked_at_once_may_not_reply(
+    start_engine: Start, pair: Pair
+) -> None:
+    """The resolver of musl closes its socket after the first reply."""
+    client, server = pair
+    seen = OfClient(await watch(start_engine, *pair))
+    with (
+        Peers(*pair, port=DNS_PORT) as peers,
+        udp_socket(client.namespace, client.address, DNS_PORT) as silent,
+    ):
+        for number in range(QUERIES):
+            with udp_socket(client.namespace) as asking:
+                for address in (client.address, server.address):
+                    asking.sendto(query(number), (address, DNS_PORT))
+                peers.server.sendto(query(number), peers.take())
+                silent.recv(4096)
+                asking.recv(4096)
+    asked, ended = dns(seen.read())
+    assert asked == ended == QUERIES
+
+
+async def test_queries_to_other_ports_are_not_those_of_dns(start_engine: Start, pair: Pair) -> None:
+    seen = OfClient(await watch(start_engine, *pair))
+    with Peers(*pair) as peers:
+        peers.exchange(query(0), query(0))
+        seen.until_replied(1)
+    assert dns(seen.read()) == (0, 0)
+
+
 async def test_a_stream_without_replies_has_no_queries(start_engine: Start, pair: Pair) -> None:
     engine = await watch(start_engine, *pair)
     with Peers(*pair) as peers:

@@ -454,7 +454,10 @@ _NOT_ON_HOST = "packets that the host drops after they left the pod are not coun
 COUNTER_NEEDS: Mapping[str, StageNeeds] = {
     "headOfLineSegments": StageNeeds((SEGMENT,)),
     "readerDelayNs": StageNeeds((SEGMENT, "TCP read")),
-    "dnsResponseNs": StageNeeds(()),  # the stage udp.response has the reasons
+    # the stage udp.response has the reasons
+    "dnsResponseNs": StageNeeds(()),
+    "dnsQueries": StageNeeds(()),
+    "dnsQueriesEnded": StageNeeds(()),
     "sendsBehindWindow": StageNeeds(("send", "queue"), _PROCESSES),
     "sendsBehindCongestion": StageNeeds(("send", "queue"), _PROCESSES),
     "sendsPaced": StageNeeds(("send", "queue"), _PROCESSES),
@@ -490,6 +493,15 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
     "heldBackByPeerNs": StageNeeds((SEGMENT, "TCP read")),
     "ownWindowFull": StageNeeds((SEGMENT,)),
     "ownWindowFullNs": StageNeeds((SEGMENT,)),
+    **dict.fromkeys(
+        (
+            "requestsAbandoned",
+            "requestsAbandonedNs",
+            "requestsUnanswered",
+            "requestsUnansweredNs",
+        ),
+        StageNeeds((SEGMENT, "send", "state change")),
+    ),
     "connectRefused": StageNeeds(("state change",)),
     "connectTimedOut": StageNeeds(("state change",)),
     "connectUnreachable": StageNeeds(("state change",)),

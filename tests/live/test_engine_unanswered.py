@@ -1,0 +1,162 @@
+"""Requests whose connection ends before the first byte of an answer."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+
+import pytest
+
+from latencyprobe.domain.measurement import Measurement
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.measuring import CLIENT, SERVER, watch
+from tests.live.pods import Pod
+from tests.live.sockets import (
+    Connection,
+    open_between,
+    read_all,
+    wait_until_acknowledged,
+)
+
+Start = Callable[..., KernelEngine]
+Pair = tuple[Pod, Pod]
+
+MS = 1_000_000
+REQUEST, REPLY = b"q" * 200, b"r" * 128
+TIMES = 5
+ABANDONED, UNANSWERED = "requestsAbandoned", "requestsUnanswered"
+
+pytestmark = [pytest.mark.shared_programs, pytest.mark.every_kernel]
+
+
+def ask(both: Connection, times: int) -> int:
+    """Requests with answers; returns how long the slowest took, in nanoseconds."""
+    slowest_ns = 0
+    for _ in range(times):
+        began_ns = time.monotonic_ns()
+        both.client.sendall(REQUEST)
+        read_all(both.server, len(REQUEST))
+        both.server.sendall(REPLY)
+        read_all(both.client, len(REPLY))
+        slowest_ns = max(slowest_ns, time.monotonic_ns() - began_ns)
+    return slowest_ns
+
+
+def begin(both: Connection, request: bytes = REQUEST) -> int:
+    """A request that the server has read, and does not answer; returns when it began."""
+    began_ns = time.monotonic_ns()
+    both.client.sendall(request)
+    read_all(both.server, len(request))
+    wait_until_acknowledged(both.client)
+    return began_ns
+
+
+def out_of_patience(began_ns: int, slowest_ns: int) -> None:
+    """Wait until a request is late beside answers as slow."""
+    patience_ns = 10 * (slowest_ns + 40 * MS)
+    while time.monotonic_ns() - began_ns < patience_ns:
+        time.sleep(0.01)
+
+
+def delay(seconds: float) -> None:
+    """Hold up whoever is measured."""
+    time.sleep(seconds)
+
+
+def counts(measured: Measurement) -> tuple[int, int]:
+    """The requests that were abandoned, and those that were unanswered."""
+    return measured.counters.get(ABANDONED, 0), measured.counters.get(UNANSWERED, 0)
+
+
+async def test_a_request_that_its_client_gives_up_is_counted_with_its_wait(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    least_ns = most_ns = 0
+    for _ in range(TIMES):
+        with open_between(client, server) as both:
+            slowest_ns = ask(both, 3)
+            began_ns = begin(both)
+            read_ns = time.monotonic_ns()
+            out_of_patience(began_ns, slowest_ns)
+            least_ns += time.monotonic_ns() - read_ns
+            both.client.close()
+            most_ns += time.monotonic_ns() - began_ns
+    measured = engine.read()
+    assert counts(measured[CLIENT]) == (TIMES, 0)
+    assert least_ns <= measured[CLIENT].counters[ABANDONED + "Ns"] <= most_ns
+    assert counts(measured[SERVER]) == (0, 0)
+
+
+async def test_a_first_request_that_its_client_gives_up_is_only_unanswered(
+    start_engine: Start, pair: Pair
+) -> None:
+    """It may be a log or a metric, which wants no answer."""
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    for _ in range(TIMES):
+        with open_between(client, server) as both:
+            begin(both)
+            both.client.close()
+    assert counts(engine.read()[CLIENT]) == (0, TIMES)
+
+
+async def test_a_request_to_which_the_server_closes_is_unanswered(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    for answers in (0, 3):
+        with open_between(client, server) as both:
+            ask(both, answers)
+            begin(both)
+            both.server.close()
+            assert both.client.recv(1) == b""
+    assert counts(engine.read()[CLIENT]) == (0, 2)
+
+
+async def test_a_client_that_only_says_goodbye_has_abandoned_nothing(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    for goodbye in (b"QUIT\r\n", b"g" * 63):
+        with open_between(client, server) as both:
+            slowest_ns = ask(both, 3)
+            out_of_patience(begin(both, goodbye), slowest_ns)
+    assert counts(engine.read()[CLIENT]) == (0, 0)
+
+
+async def test_a_request_that_is_cancelled_soon_is_not_counted(
+    start_engine: Start, pair: Pair
+) -> None:
+    """Its answer was not late: another server may have been faster."""
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    with open_between(client, server) as both:
+        both.client.sendall(REQUEST)
+        read_all(both.server, len(REQUEST))
+        delay(1.1)  # whoever answers after a second may take a minute
+        both.server.sendall(REPLY)
+        read_all(both.client, len(REPLY))
+        ask(both, 3)
+        begin(both)
+        both.client.close()
+    assert counts(engine.read()[CLIENT]) == (0, 0)
+
+
+async def test_a_request_whose_client_half_closes_has_an_answer(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    for _ in range(TIMES):
+        with open_between(client, server) as both:
+            both.client.sendall(REQUEST)
+            both.client.shutdown(socket.SHUT_WR)
+            read_all(both.server, len(REQUEST))
+            both.server.sendall(REPLY)
+            read_all(both.client, len(REPLY))
+    assert counts(engine.read()[CLIENT]) == (0, 0)
