@@ -15,7 +15,7 @@ from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.stages import DROP_PREFIX, DROPS_IN_PREFIX
-from latencyprobe.domain.wait import FAILURE_NS, Wait, counted, pending_wait, shown
+from latencyprobe.domain.wait import FAILURE_NS, MANY_FAILURES, Wait, counted, pending_wait, shown
 
 # Reasons of the kernel (enum skb_drop_reason) that lose data which is waited for. The others end
 # packets that are not needed any more: old segments, copies, resets, those of closed sockets.
@@ -56,8 +56,6 @@ _FAILED_CONNECTS = (
     "connectUnreachable",
     "connectFailedOther",
 )
-# A few failures are part of every long day: a pod that was replaced.
-_FEW = 5
 _RESPONSES = ("peer.response", "app.response")
 
 
@@ -189,5 +187,5 @@ class Losses:
     def _failures(cause: Bottleneck, counters: Mapping[str, int], number: int, good: int) -> Wait:
         """Return the wait of events whose cost was not measured."""
         ns = number * FAILURE_NS
-        is_noteworthy = number >= _FEW and DEFAULT_BOUNDS.add_up(ns, number, number + good)
+        is_noteworthy = number >= MANY_FAILURES and DEFAULT_BOUNDS.add_up(ns, number, number + good)
         return Wait(cause, ns, is_noteworthy, None, shown(counters))

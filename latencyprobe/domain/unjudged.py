@@ -8,12 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from latencyprobe.domain.attention import MIN_SAMPLES, OPEN_TOO_LONG_NS, Attention
+from latencyprobe.domain.attention import (
+    LONG_ANSWER_NS,
+    MIN_SAMPLES,
+    OPEN_TOO_LONG_NS,
+    Attention,
+)
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.patience import MISSING_ANSWERS, STUCK_REQUESTS
 from latencyprobe.domain.pending import PENDING_BY_NAME, describe
-from latencyprobe.domain.wait import pending_of_kind
+from latencyprobe.domain.wait import MANY_FAILURES, pending_of_kind
 
 _UNLESS_A_FRAME = "unless it is a frame that wants no answer (HTTP/2, websocket)."
 _ONE_IS_MISSING = (
@@ -32,15 +37,23 @@ _ENDS_ARE_LATE = (
     "The first byte of an answer comes soon, and its last byte late: see the evidence. Measure the "
     "other end too, unless these answers are streams."
 )
+_NO_ANSWER = (
+    "Connections ended before their request had any answer: see the evidence. Measure the other "
+    "end too, unless these are logs or metrics that want none."
+)
+_OVERLAPS = (
+    "Requests that overlap on one connection, as in HTTP/2, and streams are not timed one by one. "
+    "How long their answers take is known to the application or its proxy."
+)
 # A single request of these kinds may be a frame of HTTP/2. By kind: the stage whose bounds count.
 _LATE: Mapping[str, tuple[str, str]] = {
     MISSING_ANSWERS: ("peer.response", _ONE_IS_MISSING),
     STUCK_REQUESTS: ("app.response", _ONE_IS_STUCK),
 }
 _ANSWERS = ("app.response", "peer.response", "udp.response")
+_TURNS = ("app.response", "peer.response")
 _TRANSFERS = ("app.transfer", "peer.transfer")
-# A person notices such a wait.
-_LONG_ANSWER_NS = 100_000_000
+_UNANSWERED_SHARE = 0.01
 
 
 class Unjudged(NamedTuple):
@@ -53,7 +66,13 @@ class Unjudged(NamedTuple):
 def unjudged(attention: Attention) -> Sequence[Unjudged]:
     """Return what waits without being a verdict, the surest first."""
     measurement = attention.measurement
-    return (*_one_late(attention), *_few_answers(measurement), *_late_ends(measurement))
+    return (
+        *_one_late(attention),
+        *_without_answer(measurement),
+        *_few_answers(measurement),
+        *_late_ends(measurement),
+        *_untimed(measurement),
+    )
 
 
 def _one_late(attention: Attention) -> Iterator[Unjudged]:
@@ -63,11 +82,21 @@ def _one_late(attention: Attention) -> Iterator[Unjudged]:
             yield Unjudged(describe(PENDING_BY_NAME[kind], pending), next_step)
 
 
+def _without_answer(measurement: Measurement) -> Iterator[Unjudged]:
+    """Yield requests that ended without an answer, if they are no small part of all."""
+    counters = measurement.counters
+    count, ns = counters.get("requestsUnanswered", 0), counters.get("requestsUnansweredNs", 0)
+    requests = count + measurement.stage("peer.response").histogram.count
+    if count >= max(MANY_FAILURES, _UNANSWERED_SHARE * requests):
+        found = f"{count:,} requests had no answer when their connection ended"
+        yield Unjudged(f"{found}, after {format_ns(ns // count)} on average", _NO_ANSWER)
+
+
 def _few_answers(measurement: Measurement) -> Iterator[Unjudged]:
     """Yield answers that took long, also in all. Two streams that cross have none."""
     for name in _ANSWERS:
         answers, unmatched = measurement.stage(name).histogram, measurement.stage(name).unmatched
-        is_long = answers.mean_ns >= _LONG_ANSWER_NS and answers.sum_ns >= OPEN_TOO_LONG_NS
+        is_long = answers.mean_ns >= LONG_ANSWER_NS and answers.sum_ns >= OPEN_TOO_LONG_NS
         if unmatched <= answers.count < MIN_SAMPLES and is_long:
             found = f"{answers.count} answers, {format_ns(answers.mean_ns)} on average"
             yield Unjudged(f"{name}: {found}; a verdict needs {MIN_SAMPLES}", _FEW_ANSWERS)
@@ -76,7 +105,17 @@ def _few_answers(measurement: Measurement) -> Iterator[Unjudged]:
 def _late_ends(measurement: Measurement) -> Iterator[Unjudged]:
     for name in _TRANSFERS:
         transfers = measurement.stage(name).histogram
-        if transfers.count >= MIN_SAMPLES and transfers.mean_ns >= _LONG_ANSWER_NS:
+        if transfers.count >= MIN_SAMPLES and transfers.mean_ns >= LONG_ANSWER_NS:
             mean = format_ns(transfers.mean_ns)
             line = f"{name}: {mean} on average from the first byte of an answer to the last"
             yield Unjudged(line, _ENDS_ARE_LATE)
+
+
+def _untimed(measurement: Measurement) -> Iterator[Unjudged]:
+    """Yield turns that were no requests with one answer each, if most were not."""
+    for name in _TURNS:
+        answers, untimed = measurement.stage(name).histogram, measurement.stage(name).unmatched
+        turns = answers.count + untimed
+        if untimed > answers.count and turns >= MIN_SAMPLES:
+            found = f"{name}: {untimed:,} of {turns:,} turns were not one request with one answer"
+            yield Unjudged(found, _OVERLAPS)

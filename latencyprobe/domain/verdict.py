@@ -18,7 +18,7 @@ from latencyprobe.domain.measurement import NOTHING_OF_THE_NODE, Measurement, No
 from latencyprobe.domain.serialisation import written
 from latencyprobe.domain.stages import DROP_PREFIX, DROPS_IN_PREFIX, Module
 from latencyprobe.domain.unjudged import unjudged
-from latencyprobe.domain.wait import Wait, counted, shown
+from latencyprobe.domain.wait import MANY_FAILURES, Wait, counted, shown
 from latencyprobe.domain.waits import TOTALS, waits_of
 
 DOMINANT_SHARE = 0.40
@@ -28,7 +28,7 @@ _BESIDE_DISTANCE = 0.10
 _UNKNOWN_SHARE = 0.05
 _SHOWN_CAUSES = 4
 # Some programs reset a connection to close it.
-_MANY_RESETS, _RESET_SHARE = 5, 0.01
+_RESET_SHARE = 0.01
 _REQUESTS = ("app.response", "peer.response", "tcp.connect", "tcp.handshake")
 # The stages of a connection on which no data was sent.
 _OF_CONNECTIONS = frozenset({"tcp.connect", "tcp.handshake", "tcp.accept", "tcp.recovery"})
@@ -296,7 +296,7 @@ def _resets(measurement: Measurement) -> Iterator[str]:
     received = counters.get("resetsReceived", 0) - counters.get("connectRefused", 0)
     resets = max(received, 0) + counters.get("resetsSent", 0)
     requests = max(measurement.stage(name).histogram.count for name in _REQUESTS)
-    if resets >= max(_MANY_RESETS, _RESET_SHARE * requests):
+    if resets >= max(MANY_FAILURES, _RESET_SHARE * requests):
         yield f"{resets:,} resets ended connections, beside {requests:,} requests or connections"
 
 

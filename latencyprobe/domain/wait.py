@@ -13,6 +13,8 @@ from latencyprobe.domain.pending import PENDING_BY_NAME, Pending, describe
 # The cost of an event whose cost was not measured: a refused connect, a dropped datagram. It is the
 # first time-out of TCP's connects, and the least of resolvers.
 FAILURE_NS = 1_000_000_000
+# A few failures are part of every long day: a pod that was replaced.
+MANY_FAILURES = 5
 _NOTHING_PENDING = Pending(0)
 
 

@@ -11,7 +11,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from latencyprobe.domain.attention import ATTENTION_MEAN_NS, MIN_SAMPLES, Attention
+from latencyprobe.domain.attention import (
+    ATTENTION_MEAN_NS,
+    DEFAULT_BOUNDS,
+    LONG_ANSWER_NS,
+    MIN_SAMPLES,
+    Attention,
+)
 from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.histogram import Histogram
@@ -22,6 +28,8 @@ from latencyprobe.domain.processors import CPUDelay, cpu_delay
 from latencyprobe.domain.round_trips import RoundTrips
 from latencyprobe.domain.stages import parts_of
 from latencyprobe.domain.wait import (
+    FAILURE_NS,
+    MANY_FAILURES,
     Wait,
     counted,
     pending_of_kind,
@@ -55,6 +63,11 @@ _TO_BE_SENT = (
 _AS_MUCH = 0.9
 # The rest of an answer's time is the peer's only if it is more than noise beside the round trips.
 _LEAST_OF_PEER = 0.40
+# Two buckets of a histogram.
+_ABOUT_EQUAL = 1.2
+# Stages in which threads wait for a CPU, among others. Less of it is not worth a word.
+_OF_THREADS = ("rx.socket", "rx.wakeup", "app.response", "tcp.accept")
+_LEAST_OF_CPU = 0.10
 # An answer with as many requests to peers takes long because of their number.
 _MANY_REQUESTS = 10
 # Of two or more connections that never had an answer, this is too long without any.
@@ -258,15 +271,17 @@ class _Ledger:
         yield own
         yield peers
         yield self._replies()
+        yield self._lost_queries()
         stuck = self._pending(STUCK_REQUESTS, Bottleneck.APPLICATION, "app.response")
         yield stuck._replace(is_noteworthy=self._are_late(STUCK_REQUESTS, "app.response"))
         yield self._missing_answers()
+        yield self._abandoned()
 
     def _own_answers(self) -> Wait:
         answers = self.measurement.stage("app.response")
         own_ns = self._answering_ns - self._answering_cpu_ns
         is_noteworthy = _are_turns(answers) and self._is_noteworthy("app.response")
-        figures = self._requests_of_each if is_noteworthy else ()
+        figures = (*self._requests_of_each, *_alike(answers)) if is_noteworthy else ()
         return Wait(Bottleneck.APPLICATION, own_ns, is_noteworthy, "app.response", figures)
 
     @cached_property
@@ -312,7 +327,7 @@ class _Ledger:
         if not is_noteworthy:
             return Wait(Bottleneck.PEER, left_ns, False, "peer.response")
         figure = f"the network accounts for about {format_ns(trip_ns)} of each (tcp.rtt)"
-        figures = (figure, *self._own_part_is_unknown())
+        figures = (figure, *self._own_part_is_unknown(), *_alike(answers))
         return Wait(Bottleneck.PEER, left_ns, True, "peer.response", figures)
 
     def _own_part_is_unknown(self) -> Iterator[str]:
@@ -335,6 +350,19 @@ class _Ledger:
         of_names_ns = self.measurement.counters.get("dnsResponseNs", 0)
         cause = Bottleneck.DNS if 2 * of_names_ns > waited.sum_ns else Bottleneck.PEER
         return Wait(cause, left_ns, is_noteworthy, "udp.response")
+
+    def _lost_queries(self) -> Wait:
+        """Return the wait for name servers that do not reply, without queries that wait now."""
+        counters = self.measurement.counters
+        asked = counters.get("dnsQueries", 0)
+        waiting = pending_of_kind(self.measurement, "unansweredQueries").count
+        lost = max(asked - counters.get("dnsQueriesEnded", 0) - waiting, 0)
+        left_ns = max(lost * FAILURE_NS - self._losses.dropped_ns, 0)
+        is_noteworthy = lost >= MANY_FAILURES and DEFAULT_BOUNDS.add_up(left_ns, lost, asked)
+        if not is_noteworthy:
+            return Wait(Bottleneck.DNS, left_ns, False, "udp.response")
+        figure = f"{lost:,} of {asked:,} queries to port 53 had no reply"
+        return Wait(Bottleneck.DNS, left_ns, True, "udp.response", (figure,))
 
     def _missing_answers(self) -> Wait:
         """Return the wait for answers that are missing, but not for those that losses delay.
@@ -368,13 +396,25 @@ class _Ledger:
         pending = pending_of_kind(self.measurement, kind)
         return pending.count > 1 and not self.attention.bounds(stage).allow(pending.oldest_ns)
 
+    def _abandoned(self) -> Wait:
+        """Return the wait for answers that were late when this side closed the connection."""
+        counters = self.measurement.counters
+        ns, count = counters.get("requestsAbandonedNs", 0), counters.get("requestsAbandoned", 0)
+        requests = count + self._number("peer.response")
+        bounds = self.attention.bounds("peer.response")
+        is_noteworthy = count >= MANY_FAILURES and bounds.add_up(ns, count, requests)
+        if not is_noteworthy:
+            return Wait(Bottleneck.PEER, ns, False, "peer.response")
+        mean = format_ns(ns // count)
+        figure = f"{count:,} requests had no answer when this side closed, after {mean} on average"
+        return Wait(Bottleneck.PEER, ns, True, "peer.response", (figure,))
+
     def _for_a_cpu(self) -> Wait:
         """Return all that is charged to the CPU, of the waits for threads."""
         ns = self._reading_cpu_ns + self._answering_cpu_ns + self._accepting_cpu_ns
-        is_noteworthy = any(
-            self._is_noteworthy(stage)
-            for stage in ("rx.socket", "rx.wakeup", "app.response", "tcp.accept")
-        ) or bool(self.attention.bounds("sched.runqueue").missed)
+        slow = [self._time_ns(stage) for stage in _OF_THREADS if self._is_noteworthy(stage)]
+        is_noteworthy = any(ns >= _LEAST_OF_CPU * slow_ns for slow_ns in slow)
+        is_noteworthy |= bool(self.attention.bounds("sched.runqueue").missed)
         stage = "rx.wakeup" if self._histogram("rx.wakeup").count else "rx.socket"
         cpu = self._cpu
         return Wait(cpu.cause, ns, is_noteworthy, stage, cpu.figures, culprit=cpu.culprit)
@@ -384,3 +424,10 @@ def _are_turns(answers: StageMeasurement) -> bool:
     """Return True if most were requests with one answer each, and not two streams."""
     count = answers.histogram.count
     return count >= MIN_SAMPLES and count >= answers.unmatched
+
+
+def _alike(answers: StageMeasurement) -> Iterator[str]:
+    """Yield a figure if all answers took about equally long."""
+    p50_ns, p99_ns = (answers.histogram.percentile(percent) for percent in (50, 99))
+    if p50_ns >= LONG_ANSWER_NS and p99_ns <= _ABOUT_EQUAL * p50_ns:
+        yield "all answers take about as long: those of polls that end by a time-out do, too"

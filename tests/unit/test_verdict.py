@@ -717,6 +717,26 @@ def test_late_replies_from_name_servers_are_dns(of_names_ns: int, bottleneck: Bo
     assert judge(replies).bottleneck is bottleneck
 
 
+def queries(asked: int, ended: int, dropped: int = 0) -> Measurement:
+    counts = {"dnsQueries": asked, "dnsQueriesEnded": ended}
+    return Measurement(counters={**counts, "drops.NETFILTER_DROP": dropped})
+
+
+def test_name_servers_that_do_not_reply_are_dns() -> None:
+    verdict = judge(queries(70, 0))
+    assert (verdict.bottleneck, verdict.stage) == (Bottleneck.DNS, "udp.response")
+    assert "70 of 70 queries to port 53 had no reply" in verdict.evidence
+    assert judge(queries(70, 66)).bottleneck is Bottleneck.INSUFFICIENT_DATA
+    assert judge(queries(10_000, 9995)).bottleneck is Bottleneck.INSUFFICIENT_DATA
+
+
+def test_queries_that_wait_or_were_dropped_here_are_not_the_name_servers() -> None:
+    waiting = {"unansweredQueries": Pending(70, 70, oldest_ns=MS, waiting_ns=70 * MS)}
+    asked = replace(queries(70, 0), pending=waiting)
+    assert judge(asked).bottleneck is Bottleneck.INSUFFICIENT_DATA
+    assert judge(queries(70, 0, dropped=70)).bottleneck is Bottleneck.DROPS
+
+
 def test_the_time_in_which_an_answer_waits_for_names_is_not_the_applications() -> None:
     asked = measured(200, udp_response=300 * MS, counters={"dnsResponseNs": 60_000 * MS})
     verdict = judge(asked + measured(200, app_response=310 * MS))
@@ -804,6 +824,38 @@ def test_waits_for_several_peers_at_once_leave_the_own_part_unknown() -> None:
     assert any(
         line.startswith("its own answers take 72ms (app.response)") for line in verdict.evidence
     )
+
+
+@pytest.mark.parametrize("answered", [0, 1000])
+def test_several_requests_that_were_given_up_late_are_the_peers(answered: int) -> None:
+    given_up = {"requestsAbandoned": 20, "requestsAbandonedNs": 20 * 500 * MS}
+    requests = QUICK_PACKETS + (measured(answered, peer_response=US) if answered else Measurement())
+    verdict = judge(requests + Measurement(counters=given_up))
+    assert (verdict.bottleneck, verdict.stage) == (Bottleneck.PEER, "peer.response")
+    line = "20 requests had no answer when this side closed, after 500ms on average"
+    assert line in verdict.evidence
+
+
+def test_a_few_requests_that_were_given_up_are_no_accusation() -> None:
+    given_up = {"requestsAbandoned": 4, "requestsAbandonedNs": 4 * 500 * MS}
+    verdict = judge(QUICK_PACKETS + Measurement(counters=given_up))
+    assert verdict.bottleneck is Bottleneck.NONE
+
+
+def test_requests_that_ended_without_an_answer_are_no_accusation_and_are_said() -> None:
+    """They may be logs or metrics, which want no answer."""
+    requests = QUICK_PACKETS + measured(400, peer_response=US)
+
+    def with_unanswered(count: int) -> Verdict:
+        counters = {"requestsUnanswered": count, "requestsUnansweredNs": count * 500 * MS}
+        return judge(requests + Measurement(counters=counters))
+
+    verdict = with_unanswered(5)
+    assert verdict.bottleneck is Bottleneck.NONE
+    line = "5 requests had no answer when their connection ended, after 500ms on average"
+    assert line in verdict.evidence
+    assert verdict.next_step.startswith("Connections ended before their request had any answer")
+    assert "Nothing to do" in with_unanswered(4).next_step
 
 
 def test_many_resets_are_not_nothing_to_do() -> None:

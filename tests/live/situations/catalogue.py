@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from tests.live.situations import controls, network, processors, readers, reports
+from tests.live.situations import (
+    controls,
+    given_up,
+    network,
+    processors,
+    readers,
+    reports,
+)
 from tests.live.situations.situation import CATALOGUE, End
 
 __all__ = [
@@ -10,6 +17,7 @@ __all__ = [
     "NOT_RIGHT_YET",
     "RIGHT_NOW_AND_THEN",
     "controls",
+    "given_up",
     "network",
     "processors",
     "readers",

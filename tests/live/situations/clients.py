@@ -23,11 +23,11 @@ SO_MAX_PACING_RATE = 47  # asm-generic/socket.h
 class Manner:
     """How a client asks, in `connections` threads, for `seconds`; times are milliseconds.
 
-    `pieces`: it writes a request in so many parts. `reconnect`: a connection for each request.
-    `ahead`: the requests that it sends before it reads the answers. `first_only`: all connections
-    but the first are idle after one request. `patience`: of a connect or a read. `pacing`: bytes a
-    second. `silent`: connections that are opened first and send nothing. `congestion`: the name of
-    the algorithm. `ports`: each connection is to the next of them.
+    `pieces`: it writes a request in so many parts, with `pause` between them. `reconnect`: a
+    connection for each request. `ahead`: the requests that it sends before it reads the answers.
+    `first_only`: all connections but the first are idle after one request. `patience`: of a connect
+    or a read. `pacing`: bytes a second. `silent`: connections that are opened first and send
+    nothing. `congestion`: the name of the algorithm. `ports`: each connection is to the next.
     """
 
     address: str
@@ -38,6 +38,7 @@ class Manner:
     reply: int = 128
     gap: float = 2
     pieces: int = 1
+    pause: float = 0
     ahead: int = 1
     reconnect: bool = False
     first_only: bool = False
@@ -117,6 +118,7 @@ class Asking:
         part = self._manner.request // self._manner.pieces
         for _ in range(self._manner.pieces - 1):
             connection.sendall(b"q" * part)
+            time.sleep(self._manner.pause / 1e3)
         connection.sendall(b"q" * (self._manner.request - part * (self._manner.pieces - 1)))
 
 
@@ -149,27 +151,82 @@ def query(
                     _resolve(resolver, next(numbers) & 0xFFFF)
                 time.sleep(gap / 1e3)
 
-    def work() -> dict[str, float]:
-        until = time.monotonic() + seconds
-        running = [threading.Thread(target=run, args=(until,)) for _ in range(threads)]
-        for each in running:
-            each.start()
-        for each in running:
-            each.join()
-        return clock.account()
-
-    _begin_and_stay(work)
+    _begin_and_stay(lambda: _in_threads(threads, seconds, run, clock))
 
 
 def _resolve(resolver: socket.socket, number: int) -> None:
-    name = b"\x04shop\x07example\x00"
-    message = struct.pack("!6H", number, 0x0100, 1, 0, 0, 0) + name + struct.pack("!2H", 1, 1)
+    message = _question(number)
     while True:
         resolver.send(message)
         with contextlib.suppress(TimeoutError):
             while resolver.recv(512)[:2] != message[:2]:
                 pass
             return
+
+
+def look_up(
+    *, address: str, port: int, seconds: float, threads: int, gap: float, patience: float
+) -> None:
+    """Asks for names, each by a socket of its own; gives up after `patience` milliseconds."""
+    clock = Clock()
+    numbers = itertools.count(1)
+
+    def run(until: float) -> None:
+        while time.monotonic() < until:
+            with (
+                contextlib.suppress(OSError),
+                clock.timed(),
+                socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver,
+            ):
+                resolver.settimeout(patience / 1e3)
+                resolver.connect((address, port))
+                resolver.send(_question(next(numbers) & 0xFFFF))
+                resolver.recv(512)
+            time.sleep(gap / 1e3)
+
+    _begin_and_stay(lambda: _in_threads(threads, seconds, run, clock))
+
+
+def _in_threads(
+    threads: int, seconds: float, run: Callable[[float], None], clock: Clock
+) -> dict[str, float]:
+    until = time.monotonic() + seconds
+    running = [threading.Thread(target=run, args=(until,)) for _ in range(threads)]
+    for each in running:
+        each.start()
+    for each in running:
+        each.join()
+    return clock.account()
+
+
+def _question(number: int) -> bytes:
+    """A message of DNS that asks for an address."""
+    name = b"\x04s%03d\x07example\x00" % (number % 1000)
+    return struct.pack("!6H", number, 0x0100, 1, 0, 0, 0) + name + struct.pack("!2H", 1, 1)
+
+
+def ship(*, address: str, seconds: float, connections: int, chunks: int, gap: float) -> None:
+    """Sends chunks of logs that want no answer, so many by each connection."""
+
+    def run(until: float, sent: list[int]) -> None:
+        while time.monotonic() < until:
+            with socket.create_connection((address, PORT)) as connection:
+                for _ in range(chunks):
+                    connection.sendall(b"l" * 500)
+                    sent.append(1)
+                    time.sleep(gap / 1e3)
+
+    def work() -> dict[str, float]:
+        sent: list[int] = []
+        until = time.monotonic() + seconds
+        running = [threading.Thread(target=run, args=(until, sent)) for _ in range(connections)]
+        for each in running:
+            each.start()
+        for each in running:
+            each.join()
+        return {"sent": len(sent)}
+
+    _begin_and_stay(work)
 
 
 def blast(*, address: str, seconds: float, size: int, burst: int, gap: float) -> None:
@@ -188,8 +245,10 @@ def blast(*, address: str, seconds: float, size: int, burst: int, gap: float) ->
     _begin_and_stay(work)
 
 
-def listen(*, address: str, seconds: float, connections: int = 1, send: int = 0) -> None:
-    """Reads what the server has to say; sends something too if `send` is not 0."""
+def listen(
+    *, address: str, seconds: float, connections: int = 1, send: int = 0, every: float = 10
+) -> None:
+    """Reads what the server has to say; sends `send` bytes now and then, if that is not 0."""
 
     def work() -> dict[str, float]:
         got: list[int] = []
@@ -201,7 +260,7 @@ def listen(*, address: str, seconds: float, connections: int = 1, send: int = 0)
         while time.monotonic() < until:
             for each in opened if send else ():
                 each.sendall(b"c" * send)
-            time.sleep(0.01)
+            time.sleep(every / 1e3)
         return {"read": sum(got)}
 
     _begin_and_stay(work)
@@ -338,5 +397,5 @@ def _begin_and_stay(work: Callable[[], Mapping[str, float]]) -> None:
 
 
 if __name__ == "__main__":
-    roles = (ask, ask_over_unix, blast, half_close, listen, mixed, query, subscribe)
+    roles = (ask, ask_over_unix, blast, half_close, listen, look_up, mixed, query, ship, subscribe)
     run_role({role.__name__: role for role in roles})

@@ -258,6 +258,12 @@ def half_closed(*, address: str) -> None:
     _stay(dict)
 
 
+def discard(*, address: str) -> None:
+    """Reads what comes, and answers nothing."""
+    _in_thread(_for_each, Manner(address=address).listen(), _drain)
+    _stay(dict)
+
+
 def _for_each(listener: socket.socket, serve: Callable[[socket.socket], None]) -> None:
     while True:
         _in_thread(serve, listener.accept()[0])
@@ -435,6 +441,6 @@ def _stay(account: Callable[[], Mapping[str, float]], children: Sequence[int] = 
 
 
 if __name__ == "__main__":
-    roles = (answer, answer_among_busy_threads, both_ways, burn, datagrams, half_closed, loop)
-    more = (mixed, never_reads, proxy, redis, reuseport, splice, stream, unix, uring)
+    roles = (answer, answer_among_busy_threads, both_ways, burn, datagrams, discard, half_closed)
+    more = (loop, mixed, never_reads, proxy, redis, reuseport, splice, stream, unix, uring)
     run_role({role.__name__: role for role in (*roles, *more)})
