@@ -1,9 +1,10 @@
-"""What the documents say is what the code has: reasons, states, fields, metrics, links."""
+"""What the documents say is what the code has: reasons, states, fields, metrics, stages."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,16 @@ def section(page: Path, heading: str) -> str:
     return re.split(rf"^#{{1,{len(level)}}} ", rest, flags=re.MULTILINE)[0]
 
 
-def rows(text: str) -> Iterator[Row]:
-    """The rows of the tables in a text, without their headings."""
+def tables(text: str) -> Iterator[list[Row]]:
+    """The rows of each table in a text, without its heading."""
     for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
-        for line in table.splitlines()[2:]:
-            yield [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        lines = table.splitlines()[2:]
+        yield [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def rows(text: str) -> Iterator[Row]:
+    """The rows of all tables in a text."""
+    return chain.from_iterable(tables(text))
 
 
 def codes(cell: str) -> list[str]:
@@ -255,6 +261,20 @@ def test_every_stage_has_a_section_of_one_form(stage: str) -> None:
     assert re.findall(r"^- \*\*(.+?)\*\*", text, flags=re.MULTILINE)[:5] == STAGE_FORM
 
 
+def test_no_name_is_in_two_rows_of_a_table_of_stages() -> None:
+    for table in tables(prose(STAGES_PAGE)):
+        names = [name for row in table for name in codes(row[0])]
+        assert len(names) == len(set(names)), sorted(names)
+
+
+def test_the_table_of_modules_has_each_stage_in_one_row() -> None:
+    table = next(tables(prose(STAGES_PAGE)))
+    linked = [(row[0], re.findall(r"\[([a-z.]+)\]", row[1])) for row in table]
+    listed = [(module, name) for module, names in linked for name in names]
+
+    assert sorted(listed) == sorted((f"`{stage.module}`", stage.name) for stage in STAGES)
+
+
 def test_every_counter_of_a_target_is_explained() -> None:
     explained = set(first_names(section(STAGES_PAGE, "### The target's own counters")))
 
@@ -303,33 +323,3 @@ def test_pages_are_in_plain_english(page: Path) -> None:
     found = {text: list(replaced_words(text)) for text in blocks(page)}
 
     assert {text: words for text, words in found.items() if words} == {}
-
-
-# -------------------------------------------------------------------------------- links
-
-
-def links(page: Path) -> Iterator[str]:
-    """The relative targets of a page's links."""
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
-        if not re.match(r"[a-z]+:", target):
-            yield target
-
-
-def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def broken(page: Path, targets: Iterable[str]) -> Iterator[str]:
-    """Those of the targets that lead nowhere."""
-    for target in targets:
-        name, _, anchor = target.partition("#")
-        other = (page.parent / name).resolve() if name else page
-        if not other.exists() or (anchor and anchor not in anchors(other)):
-            yield target
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_leads_somewhere(page: Path) -> None:
-    assert list(broken(page, links(page))) == []
