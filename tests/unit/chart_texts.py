@@ -1,4 +1,4 @@
-"""Every text of the chart that Helm, kubectl or a reader of values.yaml shows to a person."""
+"""Every text of the chart that Helm, kubectl or an alert shows, and every comment of its files."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ CHART = ROOT / "charts/latencyprobe"
 VALUES = CHART / "values.yaml"
 NOTES = CHART / "templates/NOTES.txt"
 CRD = CHART / "files/crd.yaml"
+ALERTS = CHART / "files/alerts.yaml"
+_SAMPLES = ROOT / "manifests/samples"
 _FAIL = re.compile(r'\{\{-? *fail \(?(?:printf )?"((?:[^"\\]|\\.)*)"')
 _VERB = re.compile(r"%[a-z]")
 _ACTION = re.compile(r"\{\{.*?\}\}")
+_TEMPLATE_COMMENT = re.compile(r"\{\{-? */\*(.*?)\*/ *-?\}\}", re.DOTALL)
+_DESCRIPTION = re.compile(r"^ *description: (.+)$", re.MULTILINE)
 
 
 def refusals() -> Iterator[Text]:
@@ -36,6 +40,15 @@ def notes() -> Iterator[Text]:
             yield Text(Kind.OTHER, _name(NOTES), number, text)
 
 
+def all_comments() -> Iterator[Text]:
+    """Yield the comments of the chart's files and of the samples, those of templates included."""
+    for folder in (CHART, _SAMPLES):
+        for path in sorted([*folder.rglob("*.yaml"), *folder.rglob("*.tpl")]):
+            yield from comments(path)
+            for comment in _TEMPLATE_COMMENT.findall(path.read_text()):
+                yield Text(Kind.OTHER, _name(path), 0, comment)
+
+
 def comments(path: Path) -> Iterator[Text]:
     """Yield the comments of a YAML file, each with the lines that go on with it."""
     block: list[str] = []
@@ -45,6 +58,18 @@ def comments(path: Path) -> Iterator[Text]:
         elif block:
             yield Text(Kind.OTHER, _name(path), number - len(block), "\n".join(block))
             block = []
+
+
+def explanations() -> Iterator[Text]:
+    """Yield the sentences of the alerts, and the descriptions of the chart and of its objects."""
+    for group in yaml.safe_load(ALERTS.read_text())["groups"]:
+        for rule in group["rules"]:
+            for key in ("summary", "description"):
+                text = _ACTION.sub(PLACEHOLDER, rule["annotations"][key])
+                yield Text(Kind.OTHER, f"{_name(ALERTS)} {rule['alert']}", 0, text)
+    for path in [CHART / "Chart.yaml", *sorted((CHART / "templates").rglob("*.yaml"))]:
+        for text in _DESCRIPTION.findall(path.read_text()):
+            yield Text(Kind.OTHER, _name(path), 0, text)
 
 
 def descriptions() -> Iterator[Text]:

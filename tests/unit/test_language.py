@@ -65,10 +65,11 @@ def test_docstrings_are_plain_english(module: str) -> None:
     [
         (chart_texts.refusals(), 15),
         (chart_texts.notes(), 8),
-        (chart_texts.comments(chart_texts.VALUES), 80),
+        (chart_texts.all_comments(), 170),
+        (chart_texts.explanations(), 18),
         (chart_texts.descriptions(), 100),
     ],
-    ids=["refusals", "notes", "values", "fields"],
+    ids=["refusals", "notes", "comments", "explanations", "fields"],
 )
 def test_the_chart_is_in_plain_english(texts: Iterator[Text], least: int) -> None:
     found = list(texts)

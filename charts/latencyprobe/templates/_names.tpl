@@ -1,6 +1,6 @@
 {{/* Names, namespaces, labels and images. `component` is "operator" or "agent". */}}
 
-{{/* What the names of all objects begin with. */}}
+{{/* The begin of the names of all objects. */}}
 {{- define "latencyprobe.fullname" -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
@@ -32,7 +32,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* What a Deployment or DaemonSet selects by: never changed by an upgrade. */}}
+{{/* The labels by which a Deployment or DaemonSet selects: never changed by an upgrade. */}}
 {{- define "latencyprobe.selector" -}}
 app.kubernetes.io/name: latencyprobe-{{ .component }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}
@@ -47,7 +47,7 @@ app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 {{- end }}
 {{- end -}}
 
-{{/* The labels of what belongs to both. */}}
+{{/* The labels of objects that belong to both. */}}
 {{- define "latencyprobe.commonLabels" -}}
 app.kubernetes.io/name: latencyprobe
 app.kubernetes.io/instance: {{ .Release.Name }}

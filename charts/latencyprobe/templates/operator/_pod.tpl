@@ -1,4 +1,4 @@
-{{/* What the operator's pod and the Job after an uninstall have in common. */}}
+{{/* The common parts of the operator's pod and of the Job after an uninstall. */}}
 
 {{/* All that Pod Security's `restricted` asks of a pod. */}}
 {{- define "latencyprobe.operator.podSecurity" -}}
@@ -11,7 +11,7 @@ securityContext:
     type: RuntimeDefault
 {{- end -}}
 
-{{/* The same of a container. AppArmor is left to the runtime's default, which is what `restricted` asks for. */}}
+{{/* The same of a container. AppArmor is left to the runtime's default, as `restricted` asks for. */}}
 {{- define "latencyprobe.operator.containerSecurity" -}}
 securityContext:
   allowPrivilegeEscalation: false
