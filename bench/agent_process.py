@@ -103,7 +103,7 @@ async def agent(objects: Path) -> AsyncIterator[RunningAgent]:
         tempfile.TemporaryFile("w+") as log,
     ):
         address = Path(folder) / "agent.sock"
-        process = subprocess.Popen(  # noqa: ASYNC220 - nothing else runs meanwhile
+        process = subprocess.Popen(  # noqa: ASYNC220 - nothing else runs then
             [
                 *(sys.executable, "-P", "-m", "latencyprobe.commands.cli", "agent"),
                 *("--socket", address, "--exit-with-parent", "--object-cache", objects),

@@ -67,7 +67,7 @@ def headers() -> Iterator[Mapping[str, str]]:
     try:
         types = KernelTypes()
     except NoBtfError:
-        yield {}  # bcc looks for installed ones by itself
+        yield {}  # bcc finds installed ones by itself
         return
     with kernel_source(types) as source:
         for name in _INCLUDED:

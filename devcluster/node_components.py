@@ -116,7 +116,7 @@ conf_dir = "{self._cni_directory}"
             "ranges": [[{"subnet": str(self.layout.pod_network)}]],
             "routes": [{"dst": "0.0.0.0/0"}],
         }
-        # No masquerading: that takes iptables, and everybody has a route back to the pods.
+        # No masquerading: that takes iptables, and every client has a route back to the pods.
         bridge = {"type": "bridge", "bridge": "pods0", "isGateway": True, "ipam": addresses}
         return {"cniVersion": "0.4.0", "name": "pods", "plugins": [bridge]}
 

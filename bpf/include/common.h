@@ -79,7 +79,7 @@ struct config {
 	u32 generation;	    /* changes with the targets: sockets look up their slots again */
 	u32 sample_mask;    /* a packet counts if (random & mask) == 0; NO_PACKETS: none counts */
 	u8 sees_sends;	    /* a hook of tcp_sendmsg_locked() is attached */
-	u8 reads_listeners; /* on_listener() is: no event of a listener needs to be looked at */
+	u8 reads_listeners; /* on_listener() is: no event of a listener needs to be checked */
 	u8 sees_arrivals; /* programs on devices see what arrives: the tracepoint's does nothing */
 	u8 sees_departures;  /* the same of what departs */
 	u8 sees_completions; /* programs see drivers free the packets that they sent */

@@ -104,7 +104,7 @@ static __always_inline u64 at_least_0(u64 ns)
 
 /*
  * Without a branch, which the barrier keeps the compiler from making of it: the verifier would follow
- * each way through each round of a loop.
+ * each path through each round of a loop.
  */
 static __always_inline u64 choose(u64 is_first, u64 one, u64 other)
 {
@@ -164,7 +164,7 @@ static __always_inline owners_t add_owner(owners_t owners, u32 slot)
 
 /*
  * The greater of two numbers below 2**63 in `extremes[which]`. Where it is there already, the store goes
- * elsewhere: without a branch, and without writing over what another CPU has stored meanwhile.
+ * elsewhere: without a branch, and without writing over what another CPU has stored since then.
  */
 static __always_inline void keep_greater(struct stage_stats *stage, enum extreme which, u64 value)
 {
@@ -187,7 +187,7 @@ static __always_inline void record_at(struct stage_stats *stage, u64 position, u
 	keep_greater(stage, TOP_LESS_MIN, TOP_NS - ns);
 }
 
-/* Without a branch: in a loop over packets the verifier would follow each way of each round. */
+/* Without a branch: in a loop over packets the verifier would follow each path of each round. */
 static __always_inline void record_checked(struct config *config, struct stage_stats *stage, u64 ns)
 {
 	record_at(stage, position_of(ns, config->bucket_bounds), ns);

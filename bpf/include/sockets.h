@@ -1274,7 +1274,7 @@ static __always_inline owners_t get_owners(struct sock *sk, struct config *confi
 
 /*
  * True in the context that holds a TCP socket's lock, lock_sock(): a process, or a kernel thread. A
- * softirq takes the spinlock alone and leaves the owner as it is, which is nobody.
+ * softirq takes the spinlock alone and leaves the owner as it is: there is none.
  */
 static __always_inline bool is_locked_by_process(struct sock *sk)
 {

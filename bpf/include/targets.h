@@ -7,7 +7,7 @@
  */
 
 /*
- * The others need no room ahead: the agent is told if there is no memory. (Before 6.1 the kernel warns
+ * The others need no room ahead: the agent gets an error if there is no memory. (Before 6.1 the kernel warns
  * of such a map in a program at a raw tracepoint: check_map_prog_compatibility(), kernel/bpf/verifier.c.)
  */
 #define FROM_AGENT (TYPED ? BPF_F_NO_PREALLOC : 0)

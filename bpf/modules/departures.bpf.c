@@ -50,7 +50,7 @@ static __always_inline void depart_segment(struct config *config, struct bpf_soc
 		lose_sent(config, away.owners, true);
 }
 
-/* No BTF type of a datagram's socket is to be had here. Its owners are all that is needed of it. */
+/* No BTF type of a datagram's socket is available here. Its owners are all that is needed of it. */
 static __always_inline void depart_datagram(struct config *config, struct bpf_sock *found,
 					    struct departure *departure, struct sent *packet)
 {

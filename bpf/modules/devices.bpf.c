@@ -52,7 +52,7 @@ static __always_inline bool is_end(u32 kind)
 #define DEVICE_COMPLETES 3    /* its driver was seen to do that */
 #define DEVICE_FATES 3ULL     /* mask */
 
-static __always_inline u32 look_at_pair(struct config *config, struct net_device *dev)
+static __always_inline u32 fate_of_pair(struct config *config, struct net_device *dev)
 {
 	if (netns_of(dev) == HOST_NETNS)
 		return DEVICE_IS_LAST;
@@ -66,12 +66,12 @@ static __always_inline u32 look_at_pair(struct config *config, struct net_device
  * Of a kind that is not known, a packet may go on by another device. It is unmatched if it is not
  * seen again.
  */
-static __always_inline u32 look_at_device(struct config *config, struct net_device *dev)
+static __always_inline u32 fate_of_device(struct config *config, struct net_device *dev)
 {
 	u32 kind = kind_of(dev);
 
 	if (is_pair(kind))
-		return look_at_pair(config, dev);
+		return fate_of_pair(config, dev);
 	if (passes_on(kind))
 		return DEVICE_PASSES_ON;
 	if (kind == KIND('t', 'u', 'n', 0)) {
@@ -91,7 +91,7 @@ static __always_inline u32 look_at_device(struct config *config, struct net_devi
 #define DEVICE_BITS 12
 
 /*
- * Results of look_at_device(), direct-mapped by the device's address. One u64 mixes address,
+ * Results of fate_of_device(), direct-mapped by the device's address. One u64 mixes address,
  * namespace, ifindex (an address is reused once its device is deleted) and generation; the lowest
  * bits are the fate. So the function is called again whenever the targets change.
  */
@@ -114,7 +114,7 @@ static __always_inline u64 recall_device(struct config *config, struct net_devic
 	word = *known;
 	if ((word & ~DEVICE_FATES) == key)
 		return word;
-	word = key | look_at_device(config, dev);
+	word = key | fate_of_device(config, dev);
 	*known = word;
 	return word;
 }

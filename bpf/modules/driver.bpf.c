@@ -46,7 +46,7 @@ static __always_inline u64 driving_tag(u64 identity, struct driving *packet)
 }
 
 /* When a packet passed its last devices; a missing time is equal to the one before. */
-struct way {
+struct exit_times {
 	u64 start_ns;
 	u64 queue_ns;
 	u64 last_queue_ns; /* 0: no host between */
@@ -55,45 +55,45 @@ struct way {
 	u32 stack_ns;
 };
 
-static __always_inline void record_way(struct config *config, struct slot_stats *slot,
-				       struct trace_event *event, struct way *way)
+static __always_inline void record_exit(struct config *config, struct slot_stats *slot,
+					struct trace_event *event, struct exit_times *times)
 {
-	u64 last_queue_ns = way->last_queue_ns ? way->last_queue_ns : way->queue_ns;
-	u64 end_ns = way->end_ns ? way->end_ns : way->xmit_ns;
-	u64 stamp_ns = way->queue_ns;
+	u64 last_queue_ns = times->last_queue_ns ? times->last_queue_ns : times->queue_ns;
+	u64 end_ns = times->end_ns ? times->end_ns : times->xmit_ns;
+	u64 stamp_ns = times->queue_ns;
 
-	if (end_ns - way->start_ns > TOO_LONG_NS) { /* no part without the others */
+	if (end_ns - times->start_ns > TOO_LONG_NS) { /* no part without the others */
 		__sync_fetch_and_add(&slot->stages[STAGE_TX_TOTAL].missing[UNMATCHED], 1);
 		return;
 	}
-	if (way->stack_ns != ABSENT) {
-		stamp_ns -= way->stack_ns;
-		record_part(config, slot, event, STAGE_TX_STACK, way->stack_ns);
+	if (times->stack_ns != ABSENT) {
+		stamp_ns -= times->stack_ns;
+		record_part(config, slot, event, STAGE_TX_STACK, times->stack_ns);
 	}
-	if (stamp_ns != way->start_ns)
-		record_part(config, slot, event, STAGE_TX_SOCKET, stamp_ns - way->start_ns);
-	if (way->last_queue_ns)
-		record_part(config, slot, event, STAGE_TX_HOST, last_queue_ns - way->queue_ns);
-	record_part(config, slot, event, STAGE_TX_QDISC, way->xmit_ns - last_queue_ns);
-	if (way->end_ns)
-		record_part(config, slot, event, STAGE_TX_DRIVER, end_ns - way->xmit_ns);
-	record_part(config, slot, event, STAGE_TX_TOTAL, end_ns - way->start_ns);
+	if (stamp_ns != times->start_ns)
+		record_part(config, slot, event, STAGE_TX_SOCKET, stamp_ns - times->start_ns);
+	if (times->last_queue_ns)
+		record_part(config, slot, event, STAGE_TX_HOST, last_queue_ns - times->queue_ns);
+	record_part(config, slot, event, STAGE_TX_QDISC, times->xmit_ns - last_queue_ns);
+	if (times->end_ns)
+		record_part(config, slot, event, STAGE_TX_DRIVER, end_ns - times->xmit_ns);
+	record_part(config, slot, event, STAGE_TX_TOTAL, end_ns - times->start_ns);
 }
 
 static __always_inline void record_in_all(struct config *config, owners_t owners,
-					  struct trace_event *event, struct way *way)
+					  struct trace_event *event, struct exit_times *times)
 {
 	for (; owners; owners >>= OWNER_BITS) {
 		struct slot_stats *slot = get_stats(config, first_slot(owners));
 
 		if (slot)
-			record_way(config, slot, event, way);
+			record_exit(config, slot, event, times);
 	}
 }
 
 #if TRACE
-static __always_inline void tell(struct trace_event *event, owners_t owners, struct user *user,
-				 struct endpoints *endpoints)
+static __always_inline void report_packet(struct trace_event *event, owners_t owners,
+					  struct user *user, struct endpoints *endpoints)
 {
 	if (!event || !is_to_be_reported(event, owners))
 		return;
@@ -131,7 +131,7 @@ static __always_inline void end_without_driver(struct config *config, struct sen
 {
 	struct trace_event *event = begin_event(EVENT_SENT);
 	owners_t owners = measured_owners(packet);
-	struct way way = {
+	struct exit_times times = {
 		.start_ns = packet->start_ns,
 		.queue_ns = packet->queue_ns,
 		.last_queue_ns = packet->last_queue_ns,
@@ -139,9 +139,9 @@ static __always_inline void end_without_driver(struct config *config, struct sen
 		.stack_ns = packet->stack_ns,
 	};
 
-	record_in_all(config, owners, event, &way);
+	record_in_all(config, owners, event, &times);
 #if TRACE
-	tell(event, owners, &packet->user, &packet->endpoints);
+	report_packet(event, owners, &packet->user, &packet->endpoints);
 #endif
 }
 
@@ -244,7 +244,7 @@ static __always_inline void pass_trial(struct driving *element)
 static __always_inline void end_with_driver(struct config *config, struct driving *element)
 {
 	struct trace_event *event = begin_event(EVENT_COMPLETED);
-	struct way way = {
+	struct exit_times times = {
 		.start_ns = element->start_ns,
 		.queue_ns = element->queue_ns,
 		.last_queue_ns = element->last_queue_ns,
@@ -253,9 +253,9 @@ static __always_inline void end_with_driver(struct config *config, struct drivin
 		.stack_ns = element->stack_ns,
 	};
 
-	record_in_all(config, element->owners, event, &way);
+	record_in_all(config, element->owners, event, &times);
 #if TRACE
-	tell(event, element->owners, &element->user, &element->endpoints);
+	report_packet(event, element->owners, &element->user, &element->endpoints);
 #endif
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Module tcp: packets of the targets that are dropped, with reason and kernel function. These are
- * those that have a target's socket, and with the module tx those that the host has on their way out:
+ * those that have a target's socket, and with the module tx those that the host has on their path out:
  * routing takes their socket away, ip_rcv_core(), net/ipv4/ip_input.c.
  */
 

@@ -74,8 +74,8 @@ static __always_inline u32 listen_overflows(struct sock *sk, u64 *address)
  * (resets, the bare ACK of a deferred accept). The namespace's count has those of other listeners.
  * So it is the lesser of the two.
  */
-static __always_inline void look_at_listener(struct config *config, struct sock *sk,
-					     struct socket_state *state)
+static __always_inline void count_overflows(struct config *config, struct sock *sk,
+					    struct socket_state *state)
 {
 	u32 zero = 0, overflows, drops, own, all;
 	u64 *address = addresses.lookup(&zero);
@@ -125,7 +125,7 @@ int on_listener(u64 *ctx)
 	/* a process that is no target may have it open, too */
 	if (state->is_candidate && processes.lookup(&tgid))
 		claim(sk, state, config, tgid);
-	look_at_listener(config, sk, state);
+	count_overflows(config, sk, state);
 	return 0;
 }
 

@@ -223,7 +223,7 @@ static __always_inline void follow_window(struct config *config, struct socket_s
  * sends now and then.
  */
 #define MOST_GAPS 2
-/* After a longer pause it may be another message, that nobody has asked for. */
+/* After a longer pause it may be another message, without a request. */
 #define LONGEST_PAUSE_NS 1000000000
 #define PAUSED 1 /* as the beginning of such a message */
 

@@ -64,7 +64,7 @@ static __always_inline u64 patience_ns(u64 slowest_ns)
 }
 
 /*
- * The peer's kernel has not acknowledged the request's first byte: nobody there can be at work on it.
+ * The peer's kernel has not acknowledged the request's first byte: no process there can be at work on it.
  * A server has its request.
  */
 static __always_inline u64 is_unacknowledged(volatile struct found_turn *turn, struct turns *turns,

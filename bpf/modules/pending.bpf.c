@@ -4,7 +4,7 @@
  *
  * No packet runs these programs. They take no lock, so other CPUs may use a socket at the same time:
  * each loop has a bound of its own, and each age is between 0 and LONGEST_PENDING_NS. A segment that
- * is read at that very moment may be counted or not. What an application has closed waits for nobody.
+ * is read at that very moment may be counted or not. For what an application has closed no process waits.
  */
 
 struct pending {
@@ -348,7 +348,7 @@ static __always_inline void find_all_unread(volatile struct pending *pending, st
 
 #endif
 
-/* A connection in an accept queue, with what has come meanwhile. */
+/* A connection in an accept queue, with the data that has come since then. */
 static __always_inline void find_unaccepted(volatile struct slot_pending *found,
 					    struct socket_state *state, struct sock *sk,
 					    struct tcp_sock *tp, u64 now)
@@ -586,7 +586,7 @@ static __always_inline void note_waiting(struct config *config, struct sock *sk,
 
 #ifdef MODULE_TCP
 
-/* The oldest connections of an accept queue are looked at: inet_csk_accept() takes them first. */
+/* The oldest connections of an accept queue have ages: inet_csk_accept() takes them first. */
 #define FIRST_UNACCEPTED 32
 
 static __always_inline void find_accept_queue(volatile struct slot_pending *found, struct sock *sk,

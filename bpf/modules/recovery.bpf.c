@@ -151,7 +151,7 @@ static __always_inline void note_duplicates(struct config *config, struct socket
 	recovery->duplicates = duplicates;
 }
 
-/* A segment was sent again. SYN and FIN alone carry no data for which anybody waits. */
+/* A segment was sent again. SYN and FIN alone carry no data for which a process waits. */
 static __always_inline void note_repetition(struct config *config, struct socket_state *state,
 					    struct recovery *recovery, struct sock *sk,
 					    struct tcp_sock *tp, struct sk_buff *skb)
@@ -200,7 +200,7 @@ static __always_inline void follow_recovery(struct config *config, struct sock *
 /*
  * A connection gives up, or our FIN is acknowledged, and so is all before it. tcp_probe does not see the ACKs
  * of a socket that is not established. What directly precedes the FIN was acknowledged with it; when
- * anything before was, is not known. The owners stay as they are: looking them up costs the verifier
+ * anything before was, is not known. The owners stay as they are: a lookup of them costs the verifier
  * more than all the rest, and a change of targets at this moment is rare.
  */
 static __always_inline void close_recovery(struct config *config, struct sock *sk)

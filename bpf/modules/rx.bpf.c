@@ -31,7 +31,7 @@ static __always_inline u64 reader_waited(volatile struct segment *segment, u64 w
 
 /*
  * The agent makes it larger on nodes with many CPUs, of 2**RECEIVED_BITS elements: received_bits(),
- * kernel/load/cpus.py. By the skb's address, which leads to two elements, each a cache line. The older one gives way: a list
+ * kernel/load/cpus.py. By the skb's address, which leads to two elements, each a cache line. The older one is replaced: a list
  * of NAPI's has up to 64 packets, of which some have one place. `tag` is the address mixed with the
  * times, so neither another skb nor a torn element passes as ours. Addresses are reused: an element is
  * a packet's only if it has the same content, too.
@@ -54,9 +54,9 @@ struct received {
 };
 BPF_ARRAY(received, struct received, 1 << LEAST_RECEIVED_BITS);
 
-static __always_inline struct received *received_at(u64 identity, u32 way)
+static __always_inline struct received *received_at(u64 identity, u32 which)
 {
-	u32 index = place_of(identity, RECEIVED_BITS) ^ way;
+	u32 index = place_of(identity, RECEIVED_BITS) ^ which;
 
 	return received.lookup(&index);
 }
@@ -171,7 +171,7 @@ static __always_inline u64 ipv4_content(struct header_place *place)
 		if (packet.protocol == IPPROTO_TCP)
 			return segment_content(packet.transport[1], packet.transport[2]);
 	}
-	/* of a fragment its place, too; "don't fragment" may change */
+	/* of a fragment its place, too; the bit DF may change */
 	id = packet.id | (u32)(packet.fragment & bpf_htons(0xbfff)) << 16;
 	content = mix(packet.protocol, id);
 	if (packet.version_length == 0x45 && packet.protocol == IPPROTO_UDP && !(id >> 16))
@@ -283,7 +283,7 @@ static __always_inline bool is_unique(u64 content)
 }
 
 /*
- * How long a packet may be on its way through the host. If its content is not its own, an equal
+ * How long a packet may be within the host. If its content is not its own, an equal
  * packet may have had the skb before, on a path that copies (XDP on a veth): unless the buffer is
  * the same, too, only as long as a hand-over without a queue takes.
  */
@@ -736,7 +736,7 @@ static __always_inline void correct_queue(struct config *config, struct socket_s
 }
 
 /*
- * Where the next segment will be; NULL for want of memory. Of a queue that is full, in its own ring:
+ * Where the next segment will be; NULL if memory is short. Of a queue that is full, in its own ring:
  * with a larger one if it had none.
  */
 static __always_inline struct segment *next_segment(struct sock *sk, struct socket_state *state,
@@ -755,7 +755,7 @@ static __always_inline struct segment *next_segment(struct sock *sk, struct sock
 	return segment_at(queue, ring, queue->tail);
 }
 
-/* `queue`: NULL for want of memory. `seq`: from there on its data is new. */
+/* `queue`: NULL if memory is short. `seq`: from there on its data is new. */
 static __always_inline void queue_segment(struct config *config, struct sock *sk,
 					  struct socket_state *state, struct socket_queue *queue,
 					  struct segment_ring *ring, struct incoming *incoming,

@@ -166,7 +166,7 @@ static __always_inline void note_piece(struct socket_state *state, struct sock *
 }
 
 /*
- * A message is about to be copied. Before a connection stands (TCP Fast Open, a connect under way)
+ * A message is about to be copied. Before a connection stands (TCP Fast Open, a connect that has not ended)
  * the numbers are not those that its bytes will have.
  */
 static __always_inline void note_message(struct socket_state *state, struct sock *sk,
@@ -220,18 +220,18 @@ static __always_inline u64 is_paced(struct sock *sk)
 /*
  * Beyond the limits of its first byte, a paced segment may have waited for the congestion window to open,
  * or for its turn. What waited for an ACK leaves with the ACK, tcp_data_snd_check(),
- * net/ipv4/tcp_input.c. What is under way counts without this segment: tcp_event_new_data_sent()
+ * net/ipv4/tcp_input.c. What is in flight counts without this segment: tcp_event_new_data_sent()
  * comes later.
  */
 #define WITH_ACK_US 100
 
 static __always_inline u64 waited_for_pacing(struct sock *sk, struct tcp_sock *tp, u64 sent_ns)
 {
-	u64 under_way = PEEK(tp, packets_out), window = PEEK(tp, snd_cwnd);
+	u64 in_flight = PEEK(tp, packets_out), window = PEEK(tp, snd_cwnd);
 	u64 is_without_ack = is_below_0(PEEK(tp, delivered_mstamp) + WITH_ACK_US - sent_ns / 1000);
 
-	return is_paced(sk) & (is_below_0(under_way - window / 2) |
-			       (is_below_0(under_way - window) & is_without_ack));
+	return is_paced(sk) & (is_below_0(in_flight - window / 2) |
+			       (is_below_0(in_flight - window) & is_without_ack));
 }
 
 /* In the order of their counters. */

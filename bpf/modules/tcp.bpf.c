@@ -219,7 +219,7 @@ static __always_inline void change_state(struct config *config, struct sock *sk,
 #ifdef WITH_LISTEN_OVERFLOWS
 	if (is_listening) {
 		if (state)
-			look_at_listener(config, sk, state);
+			count_overflows(config, sk, state);
 		return;
 	}
 #endif

@@ -55,7 +55,7 @@ static __always_inline bool is_sent(struct sent *packet, u64 identity)
 }
 
 /*
- * What stays the same of a packet on its way, with its kind in the lowest bits. MARK_UNMEASURED: it has
+ * What stays the same of a packet on its path, with its kind in the lowest bits. MARK_UNMEASURED: it has
  * no stage, since it is a SYN, or since its first part is missing: so it has no total either.
  */
 #define MARK_DATAGRAM 1U

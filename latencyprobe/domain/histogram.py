@@ -40,7 +40,7 @@ def _nanoseconds(eighths: int, scale: int = 0) -> int:
     return math.isqrt(math.isqrt(math.isqrt(power)))
 
 
-# Octaves are of nanoseconds: what the kernel can tell from a duration's highest bit. A duration
+# Octaves are of nanoseconds: the kernel finds one by a duration's highest bit. A duration
 # normalised to 64 bits is above the bound j of its octave iff it is above threshold j: these are
 # the eight bounds between 2**63 and 2**64.
 MANTISSA_THRESHOLDS: tuple[int, ...] = tuple(

@@ -24,7 +24,7 @@ from latencyprobe.domain.waits import TOTALS, waits_of
 DOMINANT_SHARE = 0.40
 # Distance is no fault: any cause that adds this part to it goes first.
 _BESIDE_DISTANCE = 0.10
-# Fewer packets without a known end are not worth a word.
+# Fewer packets without a known end are not worth a remark.
 _UNKNOWN_SHARE = 0.05
 _SHOWN_CAUSES = 4
 # Some programs reset a connection to close it.

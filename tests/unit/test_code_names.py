@@ -1,10 +1,12 @@
-"""Names that the code has alike: `_s`, `log`, and no word that texts have replaced."""
+"""Names that the code has alike: `_s`, `log`. Neither they nor comments have replaced words."""
 
 from __future__ import annotations
 
 import ast
+import io
 import re
-from collections.abc import Iterator
+import tokenize
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from tests.unit.plain_english import replaced_words
 from tests.unit.product_texts import BENCH, DEVCLUSTER, PRODUCT, ROOT, modules
 
 MODULES = modules(*PRODUCT, *BENCH, *DEVCLUSTER)
+C_SOURCES = sorted((ROOT / "bpf").rglob("*.[ch]"))
 # Fields that `-o json` and a status show by these names, and a function of the standard library.
 PUBLISHED = frozenset(
     {"duration_seconds", "measured_seconds", "unobserved_seconds", "cert_time_to_seconds"}
@@ -80,6 +83,54 @@ def test_a_name_is_in_plain_english(module: str) -> None:
     found = {name: list(replaced_words(as_text(name))) for name in (*named, Path(module).stem)}
 
     assert {name: words for name, words in found.items() if words} == {}
+
+
+def comments_in(source: str) -> Iterator[tuple[int, str]]:
+    """Every comment of Python, with its line."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+
+
+def replaced_in(lines: Iterable[tuple[int, str]]) -> Iterator[str]:
+    """The replaced words of names and comments. A word of 64 bits is none, nor is a pronoun."""
+    for number, line in lines:
+        text = re.sub(
+            r"->|\.\b|\b(?:words?|whatever|whoever)\b", " ", as_text(line), flags=re.IGNORECASE
+        )
+        yield from (f"line {number}: {breach}" for breach in replaced_words(text))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_comment_is_in_plain_english(module: str) -> None:
+    found = replaced_in(comments_in((ROOT / module).read_text(encoding="utf-8")))
+
+    assert list(found) == []
+
+
+@pytest.mark.parametrize("path", C_SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_names_and_comments_of_c_are_in_plain_english(path: Path) -> None:
+    assert list(replaced_in(enumerate(path.read_text().splitlines(), start=1))) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "static void look_at_device(u64 *ctx)",
+        "ns = way->start_ns;",
+        "tell(event, owners);",
+        "config.told = 1;",
+        " * on its way out",
+        "# NULL for want of memory",
+    ],
+)
+def test_a_breach_in_a_line_is_found(line: str) -> None:
+    assert list(replaced_in([(1, line)]))
+
+
+@pytest.mark.parametrize("line", ["u64 *known, word;", "/* net/look.c */", "gateway->up = 1;"])
+def test_a_line_without_a_breach_passes(line: str) -> None:
+    assert not list(replaced_in([(1, line)]))
 
 
 @pytest.mark.parametrize("name", ["next_look", "LookLater", "_telling", "told", "at_rest"])

@@ -16,7 +16,7 @@ from latencyprobe.domain.measurement import Measurement, NodeStage, StageMeasure
 
 # Numbers of 8, 16, 32 and 64 bits: most counts of an interval are small.
 _WIDTHS = tuple((code, 1 << 8 * array(code).itemsize) for code in "BHIQ")
-# The newest version looks for repeated objects, which takes longer than to write them.
+# The newest version searches for repeated objects, which takes longer than to write them.
 _VERSION = 2
 _Key = TypeVar("_Key", str, tuple[str, str])
 _Plain = tuple[bytes, str, bytes, tuple[int, int, int, int], int, int, float]

@@ -322,7 +322,7 @@ class AgentSession:
         """
         changed = False
         for part in slices(message):
-            # The state may have become another one meanwhile.
+            # The state may have become another one since then.
             if self._covers(part, report):
                 changed |= self._take_part(part)
             if part.more:

@@ -268,7 +268,7 @@ class Probe:
             return
         found = await self._draft(facts, now)
         if facts.generation != self._current.generation or facts.phase is not self._idle_phase:
-            return  # it has changed meanwhile, and is checked again
+            return  # it has changed since then, and is checked again
         if self.stopped.is_set():
             return
         if self._pods.followed:

@@ -228,7 +228,7 @@ class StatusWriter:
         patch, self._patch = self._patch_to(document), None
         rows = self._rows.written
         # The API server refuses the write to a later object of the same name, by the UID, and to
-        # one that another operator has written meanwhile, by the version.
+        # one that another operator has written since then, by the version.
         metadata = {"uid": self._key.uid}
         if self._version:
             metadata["resourceVersion"] = self._version

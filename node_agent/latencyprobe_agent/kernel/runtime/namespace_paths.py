@@ -11,7 +11,7 @@ from itertools import chain
 _CLONE_NEWNET = 0x4000_0000
 # Where CNI plugins, container runtimes and `ip netns` keep namespaces.
 _NAMED = ("/run/netns", "/run/docker/netns")
-# At most this number of processes are looked at for one namespace.
+# At most this number of processes are checked for one namespace.
 _MOST_ASKED = 64
 
 
