@@ -16,7 +16,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Protocol
+from typing import Any, Protocol
 
 import h11
 
@@ -53,9 +53,12 @@ class Protection(Protocol):
         """Return the context of the next connection."""
 
     def refusal(
-        self, path: str, headers: Mapping[str, str], *, has_certificate: bool
+        self, path: str, headers: Mapping[str, str], certificate: Mapping[str, Any]
     ) -> Response | None:
-        """Return the answer to a client that may not read a page; None to the others."""
+        """Return the answer to a client that may not read a page; None to the others.
+
+        `certificate`: `TlsStream.certificate`. A resumed session's may have expired.
+        """
 
 
 class ServeError(Exception):
@@ -170,18 +173,18 @@ class HttpServer:
         try:
             async with asyncio.timeout(self._exchange_s):
                 if self._protection is None:
-                    await self._serve(SocketStream(connection))
+                    await self._serve(SocketStream(connection), {})
                     return
                 stream = await TlsStream.accept(connection, self._protection.context())
-                await self._serve(stream, has_certificate=bool(stream.certificate))
+                await self._serve(stream, stream.certificate)
                 stream.say_goodbye()
         except OSError as error:  # TimeoutError and ssl.SSLError are some
             log.debug("an HTTP connection broke off: %r", error)
 
-    async def _serve(self, stream: ByteStream, *, has_certificate: bool = False) -> None:
-        await stream.write(await self._answer(stream, has_certificate=has_certificate))
+    async def _serve(self, stream: ByteStream, certificate: Mapping[str, Any]) -> None:
+        await stream.write(await self._answer(stream, certificate))
 
-    async def _answer(self, stream: ByteStream, *, has_certificate: bool) -> bytes:
+    async def _answer(self, stream: ByteStream, certificate: Mapping[str, Any]) -> bytes:
         """Read a request and return the bytes of its answer; none if the client disconnects."""
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_BYTES)
         try:
@@ -192,10 +195,10 @@ class HttpServer:
         if not isinstance(event, h11.Request):
             return b""
         body = event.method != b"HEAD"
-        response = self._respond(event, has_certificate=has_certificate)
+        response = self._respond(event, certificate)
         return _written(http, response, with_body=body)
 
-    def _respond(self, request: h11.Request, *, has_certificate: bool) -> Response:
+    def _respond(self, request: h11.Request, certificate: Mapping[str, Any]) -> Response:
         if request.method not in (b"GET", b"HEAD"):
             return Response(b"GET only\n", HTTPStatus.METHOD_NOT_ALLOWED)
         path = request.target.partition(b"?")[0].decode("ascii", errors="replace")
@@ -204,7 +207,7 @@ class HttpServer:
             return Response(f"{', '.join(self._pages)}\n".encode(), HTTPStatus.NOT_FOUND)
         headers = {name.decode(): value.decode("latin-1") for name, value in request.headers}
         if self._protection is not None:
-            refusal = self._protection.refusal(path, headers, has_certificate=has_certificate)
+            refusal = self._protection.refusal(path, headers, certificate)
             if refusal is not None:
                 return refusal
         try:

@@ -62,7 +62,10 @@ class TlsStream:
 
     @property
     def certificate(self) -> Mapping[str, Any]:
-        """The verified certificate of the client, as SSLObject.getpeercert() has it."""
+        """The verified certificate of the client, as SSLObject.getpeercert() has it.
+
+        A resumed session has that of its first handshake. Its time was checked only then.
+        """
         return self._tls.getpeercert() or {}
 
     async def read(self) -> bytes:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import hmac
 import logging
 import ssl
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 from latencyprobe.process.http_server import Response
 from latencyprobe.process.repeated_lines import RepeatedLines
-from latencyprobe_agent.serving.tls import MetricsTlsFiles, RenewedContext
+from latencyprobe_agent.serving.tls import MetricsTlsFiles, RenewedContext, validity_of
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +40,11 @@ class MetricsAccess:
     All files are read again when they change.
     """
 
-    def __init__(self, files: MetricsAccessFiles) -> None:
+    def __init__(
+        self, files: MetricsAccessFiles, *, clock: Callable[[], float] = time.time
+    ) -> None:
         self._files = files
+        self._clock = clock
         self._context = RenewedContext(files.tls)
         self._lines = RepeatedLines(log)
 
@@ -48,17 +53,26 @@ class MetricsAccess:
         return self._context.current()
 
     def refusal(
-        self, path: str, headers: Mapping[str, str], *, has_certificate: bool
+        self, path: str, headers: Mapping[str, str], certificate: Mapping[str, Any]
     ) -> Response | None:
-        """Return the answer to a client that may not read this page; None to the others.
-
-        `has_certificate`: the client has shown one that our CA has signed.
-        """
-        has_access = not (self._files.tls.client_ca or self._files.token)
-        if path not in _GUARDED or has_certificate or has_access or self._has_token(headers):
+        """Return the answer to a client that may not read this page; None to the others."""
+        is_open = not (self._files.tls.client_ca or self._files.token)
+        if path not in _GUARDED or is_open:
+            return None
+        if self._is_valid(certificate) or self._has_token(headers):
             return None
         text = b"a client certificate or a bearer token is needed\n"
         return Response(text, HTTPStatus.FORBIDDEN)
+
+    def _is_valid(self, certificate: Mapping[str, Any]) -> bool:
+        """Return True for a certificate that our CA has signed, and that is valid now.
+
+        A resumed TLS session has the certificate of its first handshake.
+        """
+        if not certificate:
+            return False
+        begin, end = validity_of(certificate)
+        return begin <= self._clock() < end
 
     def _has_token(self, headers: Mapping[str, str]) -> bool:
         authorization = headers.get("authorization", "")

@@ -92,12 +92,20 @@ class TlsFiles(Protocol):
 
 
 def server_context(certificate: Path, key: Path, client_ca: Path | None) -> ssl.SSLContext:
-    """Make a server's context of TLS 1.2 or newer; raise TlsFileError."""
+    """Make a server's context of TLS 1.2 or newer; raise TlsFileError.
+
+    A resumed session skips the checks of the client's certificate, so no tickets are issued. TLS
+    1.2 also resumes by session ID, from a cache in the context that Python's `ssl` cannot turn off.
+    So the code that admits clients compares `validity_of` with the clock. A new context has an
+    empty cache: no session outlives a change of the authority.
+    """
     for path in (client_ca, certificate, key):
         if path is not None:
             _require_readable(path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_TICKET  # TLS 1.2
+    context.num_tickets = 0  # TLS 1.3
     if client_ca is not None:
         try:
             context.load_verify_locations(client_ca)
@@ -154,6 +162,12 @@ class RenewedContext:
             return tuple((each.st_ino, each.st_mtime_ns) for each in stats)
         except OSError:
             return None
+
+
+def validity_of(certificate: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the begin and the end of a verified certificate, in seconds since 1970."""
+    begin, end = (ssl.cert_time_to_seconds(certificate[key]) for key in ("notBefore", "notAfter"))
+    return begin, end
 
 
 def names_in(certificate: Mapping[str, Any]) -> frozenset[str]:

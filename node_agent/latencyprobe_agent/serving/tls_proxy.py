@@ -5,7 +5,8 @@ gRPC listens on a private Unix socket, and the proxy copies the bytes of each ad
 it. A connection has a name on that side (`peer` of a call), by which the service identifies it.
 
 A client with another name than the operator's is refused right after its handshake: no byte of it
-reaches gRPC.
+reaches gRPC. A client whose certificate has expired is refused there too, if it resumed a session
+from before and so had no certificate verified.
 
 The number of connections is bounded, also in a flood. If too many TLS handshakes are pending, the
 oldest one of the address with the most is cancelled. So the operator, which completes its handshake
@@ -34,7 +35,7 @@ from typing import Any
 from latencyprobe.process.repeated_lines import RepeatedLines
 from latencyprobe.process.tasks import first_to_end
 from latencyprobe.process.tls_stream import ByteStream, SocketStream, TlsStream
-from latencyprobe_agent.serving.tls import RenewedContext, names_in
+from latencyprobe_agent.serving.tls import RenewedContext, names_in, validity_of
 
 log = logging.getLogger(__name__)
 
@@ -228,9 +229,8 @@ class TlsProxy:
             finally:
                 self._handshakes.pop(connection, None)
             if stream is not None and self._admits(stream, peer):
-                await self._pass_on(
-                    stream, AdmittedClient(peer, context, _end_of(stream.certificate))
-                )
+                _, end = validity_of(stream.certificate)
+                await self._pass_on(stream, AdmittedClient(peer, context, end))
                 stream.say_goodbye()
 
     async def _shake_hands(
@@ -246,7 +246,11 @@ class TlsProxy:
             return None
 
     def _admits(self, stream: TlsStream, peer: str) -> bool:
-        """Return True for a client with the right name if there is room; refuse others."""
+        """Return True for a valid client with the right name if there is room; refuse others."""
+        refusal = _outside_validity(stream.certificate, self._clock())
+        if refusal is not None:
+            self._refusals.refuse(refusal, peer, _REASONS[refusal])
+            return False
         names = names_in(stream.certificate)
         if self._client_name not in names:
             shown = ", ".join(sorted(names)) or "no name"
@@ -339,8 +343,11 @@ async def _copy(source: ByteStream, target: ByteStream) -> None:
         await target.write(data)
 
 
-def _end_of(certificate: Mapping[str, Any]) -> float:
-    return ssl.cert_time_to_seconds(certificate["notAfter"])
+def _outside_validity(certificate: Mapping[str, Any], now: float) -> TlsRefusal | None:
+    begin, end = validity_of(certificate)
+    if now >= end:
+        return TlsRefusal.EXPIRED
+    return TlsRefusal.NOT_YET_VALID if now < begin else None
 
 
 def _host_of(peer: str) -> str:

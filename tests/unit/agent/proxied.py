@@ -96,9 +96,8 @@ class Proxied:
     def operator(self) -> Credential:
         return self.authority.issue(OPERATOR_NAME, server=False, client=True, days=1)
 
-    @contextlib.asynccontextmanager
-    async def client(self, credential: Credential) -> AsyncIterator[Client]:
-        """Connect with this certificate. The handshake succeeds even for one that is refused."""
+    def client_context(self, credential: Credential) -> ssl.SSLContext:
+        """A context of a client with this certificate."""
         context = ssl.create_default_context(
             cadata=self.authority.credential.certificate_pem.decode()
         )
@@ -106,6 +105,12 @@ class Proxied:
         path = self.directory / "client.pem"
         path.write_bytes(credential.certificate_pem + credential.key_pem)
         context.load_cert_chain(path)
+        return context
+
+    @contextlib.asynccontextmanager
+    async def client(self, credential: Credential) -> AsyncIterator[Client]:
+        """Connect with this certificate. The handshake succeeds even for one that is refused."""
+        context = self.client_context(credential)
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", self.port, ssl=context, server_hostname=AGENT_NAME
         )

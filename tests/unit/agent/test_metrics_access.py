@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import ssl
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,13 @@ from latencyprobe.process.listening import ListenAddress
 from latencyprobe_agent.serving.metrics_access import MetricsAccess, MetricsAccessFiles
 from latencyprobe_agent.serving.tls import MetricsTlsFiles, TlsFileError
 from tests.patience import patient
+from tests.unit.agent.resuming import EACH_TLS_VERSION, ResumingClient
 
 NAME = "agent.latencyprobe.io"
 TOKEN = "s3cret"
 FORBIDDEN = (403, b"a client certificate or a bearer token is needed\n")
 METRICS = (200, b"figures\n")
+REQUEST = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 SERVERS, CLIENTS, STRANGERS = (Authority(name) for name in ("servers", "clients", "strangers"))
 
 
@@ -43,6 +46,15 @@ class Scraped:
 
     folder: Path
     port: int
+    clock: list[float]
+
+    def client_context(self, client: Authority | None) -> ssl.SSLContext:
+        """A context of a client with a certificate of this authority."""
+        context = ssl.create_default_context(cadata=SERVERS.credential.certificate_pem.decode())
+        context.check_hostname = False
+        if client is not None:
+            context.load_cert_chain(*write_pair(self.folder, "client", client, server=False))
+        return context
 
     async def get(
         self,
@@ -52,12 +64,8 @@ class Scraped:
         client: Authority | None = None,
     ) -> tuple[int, bytes]:
         """The status and the body."""
-        context = ssl.create_default_context(cadata=SERVERS.credential.certificate_pem.decode())
-        context.check_hostname = False
-        if client is not None:
-            context.load_cert_chain(*write_pair(self.folder, "client", client, server=False))
         request = Request(f"https://127.0.0.1:{self.port}{path}", headers=dict(headers or {}))
-        return await asyncio.to_thread(_get, request, context)
+        return await asyncio.to_thread(_get, request, self.client_context(client))
 
 
 def _get(request: Request, context: ssl.SSLContext) -> tuple[int, bytes]:
@@ -82,9 +90,11 @@ def files(tmp_path: Path) -> MetricsAccessFiles:
 @contextlib.asynccontextmanager
 async def scraped(files: MetricsAccessFiles, folder: Path) -> AsyncIterator[Scraped]:
     pages = {"/metrics": lambda _: Response(b"figures\n"), "/healthz": health_page()}
-    async with served(ListenAddress("127.0.0.1", 0), pages, MetricsAccess(files)) as bound:
+    clock = [time.time()]
+    access = MetricsAccess(files, clock=lambda: clock[0])
+    async with served(ListenAddress("127.0.0.1", 0), pages, access) as bound:
         assert bound is not None
-        yield Scraped(folder, bound.port)
+        yield Scraped(folder, bound.port, clock)
 
 
 async def test_metrics_are_for_those_with_a_certificate_or_a_token(
@@ -96,6 +106,32 @@ async def test_metrics_are_for_those_with_a_certificate_or_a_token(
         for scheme in ("Bearer", "bearer"):
             headers = {"Authorization": f"{scheme} {TOKEN}"}
             assert await server.get("/metrics", headers=headers) == METRICS
+
+
+@EACH_TLS_VERSION
+@pytest.mark.parametrize("days", [2, -2], ids=["expired", "not yet valid"])
+async def test_a_certificate_outside_its_validity_opens_nothing(
+    files: MetricsAccessFiles, tmp_path: Path, version: ssl.TLSVersion, days: int
+) -> None:
+    async with scraped(files, tmp_path) as server:
+        client = ResumingClient(server.port, server.client_context(CLIENTS), version)
+        assert (await client.ask(REQUEST)).endswith(b"figures\n")
+        server.clock[0] += 86400 * days
+        for _ in range(3):
+            assert (await client.ask(REQUEST)).startswith(b"HTTP/1.1 403 ")
+
+
+@EACH_TLS_VERSION
+async def test_no_tls_ticket_is_issued(
+    files: MetricsAccessFiles, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    async with scraped(files, tmp_path) as server:
+        client = ResumingClient(server.port, server.client_context(CLIENTS), version)
+        for _ in range(2):
+            assert (await client.ask(REQUEST)).endswith(b"figures\n")
+    assert client.session is not None
+    assert not client.session.has_ticket
+    assert client.resumed == [False, version is ssl.TLSVersion.TLSv1_2]
 
 
 @pytest.mark.parametrize(
