@@ -1,8 +1,13 @@
-"""The page of metrics, in the format that the client prefers."""
+"""The page of metrics, in the format that the client prefers.
+
+An agent takes some 0.1 s of its only event loop to write a page of 1 MB, and clients decide how
+often. So a page is written at most once a second and format.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -15,20 +20,45 @@ from latencyprobe.process.http_server import Page, Response
 
 _PROTOBUF = "application/vnd.google.protobuf"
 _MESSAGE = "io.prometheus.client.MetricFamily"
-_TEXTS = frozenset({"application/openmetrics-text", "text/plain"})
+_OPENMETRICS = "application/openmetrics-text"
+_TEXT = "text/plain"
+# One version of each text: a client that could choose it would have a page of its own.
+_ENCODERS = {kind: choose_encoder(kind) for kind in (_OPENMETRICS, _TEXT)}
+KEPT_S = 1.0
 
 
-def metrics_page(registry: CollectorRegistry) -> Page:
-    """Return the page of a registry, in the format that the client prefers."""
+def metrics_page(
+    registry: CollectorRegistry, *, clock: Callable[[], float] = time.monotonic
+) -> Page:
+    """Return the page of a registry, in the format that the client prefers.
+
+    What was written is served again until it is KEPT_S old. `clock`: a monotonic one.
+    """
+    kept: dict[str, tuple[float, Response]] = {}
 
     def page(headers: Mapping[str, str]) -> Response:
-        accepted = preferred(headers.get("accept", ""))
-        if accepted.startswith(_PROTOBUF):
-            return Response(encode(registry.collect()), content_type=CONTENT_TYPE)
-        encoder, content_type = choose_encoder(accepted)
-        return Response(encoder(ClassicView(registry)), content_type=content_type)
+        kind = _kind_of(preferred(headers.get("accept", "")))
+        now = clock()
+        for each, (end, _) in list(kept.items()):
+            if now >= end:
+                del kept[each]
+        if kind not in kept:
+            response = _written(registry, kind)
+            kept[kind] = clock() + KEPT_S, response
+        return kept[kind][1]
 
     return page
+
+
+def _kind_of(media_range: str) -> str:
+    return media_range.partition(";")[0].strip() or _TEXT
+
+
+def _written(registry: CollectorRegistry, kind: str) -> Response:
+    if kind == _PROTOBUF:
+        return Response(encode(registry.collect()), content_type=CONTENT_TYPE)
+    encoder, content_type = _ENCODERS[kind]
+    return Response(encoder(ClassicView(registry)), content_type=content_type)
 
 
 class ClassicView(Collector):
@@ -71,4 +101,6 @@ def _weight(text: str) -> float:
 def _is_served(kind: str, parameters: Mapping[str, str]) -> bool:
     if kind == _PROTOBUF:
         return (parameters.get("proto"), parameters.get("encoding")) == (_MESSAGE, "delimited")
-    return kind in _TEXTS
+    if kind == _OPENMETRICS:
+        return not parameters.get("version", "1").startswith("0")
+    return kind == _TEXT

@@ -79,7 +79,7 @@ class Served:
         return self.authority.issue(OPERATOR_NAME, server=False, client=True, days=1)
 
     def refused(self, reason: str) -> float:
-        """How many were refused for this reason, as the metrics have it."""
+        """How many were refused for this reason, as the metrics have it: up to a second late."""
         with urlopen(f"http://{self.metrics}/metrics", timeout=10) as answer:
             text = answer.read().decode()
         (count,) = re.findall(
@@ -185,7 +185,7 @@ def test_a_stranger_is_refused_logged_and_counted(
         NodeAgentStub(channel).GetNodeInfo(pb.GetNodeInfoRequest(), timeout=10)
 
     assert refused.value.code() == code
-    assert served.refused(reason) >= before + 1
+    until(lambda: served.refused(reason) >= before + 1, "the refusal")
     line = next(line for line in served.log.read_text().splitlines() if logged in line)
     assert re.search(r"refused 127\.0\.0\.1:\d+: ", line)
 
@@ -195,7 +195,7 @@ def test_a_client_without_tls_is_refused_and_counted(served: Served) -> None:
     with socket.create_connection(served.host_port, timeout=10) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
         assert connection.recv(100) == b""
-    assert served.refused("no_tls") == before + 1
+    until(lambda: served.refused("no_tls") == before + 1, "the refusal")
 
 
 @pytest.fixture
@@ -332,7 +332,7 @@ def test_idle_connections_are_bounded_and_lock_no_client_out(served: Served) -> 
         for _ in range(MAX_CONNECTIONS + 8):
             channel = stack.enter_context(served.channel(served.operator))
             NodeAgentStub(channel).GetNodeInfo(pb.GetNodeInfoRequest(), timeout=10)
-        assert served.refused("crowded") >= crowded + 8
+        until(lambda: served.refused("crowded") >= crowded + 8, "refusals")
         # Each has a descriptor outside, one inside, and gRPC's own.
         assert served.descriptors() <= descriptors + 3 * MAX_CONNECTIONS + 8
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Info, Summary
 from prometheus_client import Histogram as LibraryHistogram
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 from prometheus_client.registry import Collector
@@ -25,8 +25,9 @@ from latencyprobe.exposition.families import (
     label_value,
     native_buckets,
 )
-from latencyprobe.exposition.page import metrics_page, preferred
+from latencyprobe.exposition.page import KEPT_S, metrics_page, preferred
 from latencyprobe.exposition.protobuf import encode
+from latencyprobe.process.http_server import Page
 from tests.unit.exposed import buckets, families, labels
 
 PROTOBUF = (
@@ -284,12 +285,80 @@ def test_protobuf_has_the_time_when_a_counter_began() -> None:
         ("*/*", "text/plain"),
         ("", "text/plain"),
         (";;,=,q=", "text/plain"),
+        ("application/openmetrics-text", "application/openmetrics-text; version=1.0.0"),
+        ("application/openmetrics-text;version=1.a", "application/openmetrics-text; version=1.0.0"),
+        ("application/openmetrics-text;version=0.0.1", "text/plain; version=0.0.4"),
+        ("text/plain;version=1.0.0;escaping=allow-utf-8", "text/plain; version=0.0.4"),
     ],
 )
 def test_a_client_gets_the_format_that_it_prefers(accept: str, content_type: str) -> None:
     answer = metrics_page(everything())({"accept": accept})
 
     assert answer.content_type.startswith(content_type)
+
+
+# ------------------------------------------------------------------------ kept pages
+
+
+class Counting(Collector):
+    """A collector with one figure: how often it was asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def collect(self) -> list[Metric]:
+        self.asked += 1
+        return [GaugeMetricFamily("asked", "Asked.", value=self.asked)]
+
+
+@pytest.fixture
+def counting() -> Counting:
+    return Counting()
+
+
+def kept_page(counting: Counting, now: list[float]) -> Page:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(counting)
+    counting.asked = 0
+    return metrics_page(registry, clock=lambda: now[0])
+
+
+def test_a_flood_of_requests_collects_once_a_second(counting: Counting) -> None:
+    now = [0.0]
+    page = kept_page(counting, now)
+
+    for _ in range(5):
+        for _ in range(1000):
+            assert page({}).body.endswith(f"asked {counting.asked}.0\n".encode())
+        now[0] += KEPT_S
+
+    assert counting.asked == 5
+
+
+def test_a_reader_gets_newer_figures_within_a_second_also_during_a_flood(
+    counting: Counting,
+) -> None:
+    now = [0.0]
+    page = kept_page(counting, now)
+
+    first = page({}).body
+    for _ in range(99):
+        now[0] += KEPT_S / 100
+        assert page({}).body == first
+    now[0] += KEPT_S / 50
+
+    assert page({}).body != first
+
+
+def test_a_flood_of_accept_headers_collects_once_a_format(counting: Counting) -> None:
+    page = kept_page(counting, [0.0])
+
+    for number in range(1000):
+        for kind in (PROTOBUF, "application/openmetrics-text", "text/plain"):
+            accept = f"{kind};version=1.{number};escaping=e{number};q=0.{number + 1:04}"
+            assert page({"accept": accept}).body
+
+    assert counting.asked == 3
 
 
 @given(st.text(max_size=80))
