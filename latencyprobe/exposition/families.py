@@ -24,6 +24,7 @@ from latencyprobe.domain.histogram import (
     UNDERFLOW,
     position_of,
 )
+from latencyprobe.printable import bounded
 
 # The index of the bucket that ends at infinity, behind the one that ends at 2**1024: what
 # client_golang has for observations above all numbers.
@@ -44,10 +45,7 @@ Labels = Mapping[str, str]
 
 def label_value(text: str) -> str:
     """Return a label's value that all formats can hold, of a text that strangers may choose."""
-    if text.isascii() and text.isprintable() and len(text) <= MAX_LABEL_LENGTH:
-        return text
-    clean = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    return clean[:MAX_LABEL_LENGTH]
+    return bounded(text, MAX_LABEL_LENGTH)
 
 
 def exemplar_labels(labels: Iterable[tuple[str, str]]) -> Labels:
