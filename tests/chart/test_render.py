@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import datetime
+import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,7 @@ from tests.chart.helm import (
     container,
     options,
 )
-from tools.helm.chart import NAMESPACE
+from tools.helm.chart import CHART, NAMESPACE
 
 AGENTS = "latencyprobe-agents"
 
@@ -351,3 +353,24 @@ def test_cert_manager_makes_a_client_and_a_server(helm: Helm) -> None:
         AGENTS: ([AGENT_NAME], "server auth"),
     }
     assert manifests.of_kind("Secret") == []
+
+
+def test_the_documented_revocation_replaces_what_cert_manager_makes(helm: Helm) -> None:
+    """The authority is that of the issuer in the chart's README."""
+    manifests = helm.manifests("tls.source=certManager", "tls.certManager.issuerRef.name=ca")
+    (issuer,) = re.findall(
+        r"```yaml\n([^`]*kind: ClusterIssuer.*?)```", (CHART / "README.md").read_text(), re.DOTALL
+    )
+    documented = (CHART.parents[1] / "docs/security.md").read_text()
+
+    certificates = [*yaml.safe_load_all(textwrap.dedent(issuer)), *manifests.of_kind("Certificate")]
+    deleted = re.findall(r"\$ kubectl --namespace (\S+) delete secret (\S+)\n", documented)
+
+    made = [
+        (each["metadata"]["namespace"], each["spec"]["secretName"])
+        for each in certificates
+        if each["kind"] == "Certificate"
+    ]
+    assert made[0] == deleted[0]  # it signs the others
+    assert set(made) == set(deleted)
+    assert len(deleted) == 3
