@@ -157,6 +157,10 @@ class Controller:
         if probe := self._probes.get(probe_key(body).uid):
             probe.update(body)
 
+    def serves(self, body: Mapping[str, Any]) -> bool:
+        """Return whether this LatencyProbe was added, and is not removed."""
+        return probe_key(body).uid in self._probes
+
     def vanish(self, body: Mapping[str, Any]) -> None:
         """Stop measuring for a LatencyProbe that is gone, perhaps without its finalizer's end."""
         self._expirations.forget(probe_key(body).uid)

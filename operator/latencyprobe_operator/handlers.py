@@ -3,6 +3,9 @@
 kopf stores nothing of ours: no handler returns a value, and there are no change handlers, which
 would write annotations. The little that kopf may store goes into annotations with our prefix.
 
+kopf keeps each object until its next event. Of a LatencyProbe, nearly all is the status, and the
+probe has its own copy of that, packed. So the status is taken out of each object that comes in.
+
 kopf runs only in the leader. One that is deposed may still send a patch of a finalizer. That does
 no harm: the patch tests the resourceVersion, and the new leader wants the same. If a finalizer is
 removed too early, the new leader sees the deletion, and has the agents detach.
@@ -12,8 +15,8 @@ from __future__ import annotations
 
 import datetime
 import itertools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
 
 import kopf
 
@@ -71,12 +74,8 @@ def build_registry(
         )
 
     @kopf.on.event(GROUP, VERSION, PLURAL, id="notice", registry=registry)
-    async def notice(event: kopf.RawEvent, **_: Any) -> None:
-        body = event["object"]
-        if event["type"] == "DELETED":
-            controller.vanish(body)
-        elif not body["metadata"].get("deletionTimestamp"):
-            controller.update(body)
+    async def notice(event: kopf.RawEvent, memo: kopf.Memo, **_: Any) -> None:
+        _take_in(controller, event, memo)
 
     @kopf.daemon(
         GROUP,
@@ -87,11 +86,16 @@ def build_registry(
         backoff=5,
         cancellation_polling=2,
     )
-    async def measure(body: kopf.Body, stopped: kopf.DaemonStopped, **_: Any) -> None:
-        probe = controller.add(body)
+    async def measure(
+        body: kopf.Body, memo: kopf.Memo, stopped: kopf.DaemonStopped, **_: Any
+    ) -> None:
+        probe = controller.add({**body, "status": memo.status})
+        memo.status = {}
         try:
             await first_to_end(probe.run(), probe.stopped.wait(), stopped.wait())
         except BaseException:
+            # kopf calls this again.
+            memo.status = probe.status
             controller.abandon(probe)
             raise
         reason = stopped.reason
@@ -103,13 +107,36 @@ def build_registry(
     return registry
 
 
+def _take_in(controller: Controller, event: kopf.RawEvent, memo: kopf.Memo) -> None:
+    """Pass an object on, and take its status out. The memo has it until the probe is added."""
+    body: dict[str, Any] = {**event["object"]}
+    status = event["object"].pop("status", {})
+    if event["type"] == "DELETED":
+        controller.vanish(body)
+    elif not body["metadata"].get("deletionTimestamp"):
+        if not controller.serves(body):
+            memo.status = status
+        controller.update(body)
+
+
+class _DiffBase(kopf.AnnotationsDiffBaseStorage):
+    """kopf's comparison of an object with the one before, without a copy of the status."""
+
+    def build(
+        self, *, body: kopf.Body, extra_fields: Iterable[kopf.FieldSpec] | None = None
+    ) -> kopf.BodyEssence:
+        """Return a copy of the parts to compare. kopf would copy the status too, to drop it."""
+        rest = {key: value for key, value in body.items() if key != "status"}
+        return super().build(body=kopf.Body(cast(kopf.RawBody, rest)), extra_fields=extra_fields)
+
+
 def _configure(settings: kopf.OperatorSettings, *, scan: bool) -> None:
     settings.posting.enabled = False
     settings.peering.standalone = True
     settings.scanning.disabled = not scan
     settings.persistence.finalizer = FINALIZER
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=_PREFIX)
-    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=_PREFIX)
+    settings.persistence.diffbase_storage = _DiffBase(prefix=_PREFIX)
     settings.watching.server_timeout = 290
     settings.watching.connect_timeout = 10
     settings.watching.reconnect_backoff = 0.5

@@ -137,6 +137,11 @@ class Probe:
         return self._writer.phase
 
     @property
+    def status(self) -> Document:
+        """Return the status as it stands in the API server."""
+        return self._writer.previous
+
+    @property
     def pods_known(self) -> bool:
         """Return whether the desired states hold this probe's pods, if it has any."""
         return self._pods.known
