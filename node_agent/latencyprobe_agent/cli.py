@@ -16,6 +16,7 @@ from latencyprobe.otlp.options import otlp_options
 from latencyprobe.otlp.settings import OtlpSettings
 from latencyprobe.process import logs
 from latencyprobe.process.listening import ListenAddress, ListenAddressType
+from latencyprobe.process.open_files import raise_open_files_limit
 from latencyprobe_agent.budget import (
     DEFAULT_MAX_CPU_PERCENT,
     LOWEST_SAMPLING_RATIO,
@@ -269,6 +270,8 @@ def _start(settings: Settings, *, parent: int | None) -> None:
         if parent is not None:
             exit_with_parent(parent or None)
         check_capabilities()
+        # With four links for each cgroup of a target, 256 targets take more than 1,024.
+        raise_open_files_limit()
         asyncio.run(run(settings))
     except StartError as error:
         raise click.ClickException(str(error)) from None

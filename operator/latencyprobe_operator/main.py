@@ -23,6 +23,7 @@ from latencyprobe.otlp.pushing import pushed
 from latencyprobe.otlp.settings import OtlpSettings
 from latencyprobe.process.http_server import health_page, served
 from latencyprobe.process.listening import ListenAddress
+from latencyprobe.process.open_files import raise_open_files_limit
 from latencyprobe.process.tasks import first_to_end
 from latencyprobe_operator.admission import NO_LIMITS, AdminLimits
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
@@ -74,6 +75,8 @@ class Options:
 
 def run(options: Options) -> None:
     """Run the operator until SIGTERM or SIGINT."""
+    # A file for each agent.
+    raise_open_files_limit()
     heap.share_one_arena()
     heap.map_read_blocks()
     make_collections_rare()
