@@ -19,6 +19,8 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -41,7 +43,7 @@ from bench.outcome import CannotMeasureError
 from bench.simulated_cluster import Counts, Scenario, node_name
 from latencyprobe.exposition.protobuf import encode
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
-from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
+from latencyprobe_operator.agents.calls import AgentCalls
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from latencyprobe_operator.agents.link import _CHANNEL_OPTIONS
 from latencyprobe_operator.agents.source import AgentSource
@@ -60,6 +62,8 @@ _ATTACH_S = 900.0
 _CHANNELS_AT_ONCE = 50
 # Each of these parts of an interval is counted on its own.
 _PARTS_OF_AN_INTERVAL = 10
+# tcpi_bytes_received of struct tcp_info, include/uapi/linux/tcp.h, 4.1+
+_BYTES_RECEIVED = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,8 @@ class Figures:
     expected_reports: int
     reports: float
     reports_kib: float
+    network_kib: float
+    """The bytes that agents sent: compressed, with the headers of HTTP/2 and TLS."""
     pods_in_full: float
     all_bad_pods_in_full: int
     """The most in any interval, when every pod turns bad in one."""
@@ -266,11 +272,13 @@ class _Run:
                 await self._attached(controller)
             attached_s, attaching_cpu_s = time.monotonic() - began, time.process_time() - cpu
             await asyncio.sleep(self._settle * scenario.interval_s)
+            received = received_bytes(self._simulated.address)
             before, cpu = _copy(counts), time.process_time()
             with _watched() as blocked, self._profiled():
                 await asyncio.sleep(self._intervals * scenario.interval_s)
             cpu_ms = 1000 * (time.process_time() - cpu) / self._intervals
             after, rss_after_mib = _copy(counts), rss_mib()
+            received = received_bytes(self._simulated.address) - received
             families = list(self._metrics.registry.collect())
             return Figures(
                 cluster=self._name,
@@ -293,6 +301,7 @@ class _Run:
                     key: (after[field] - before[field]) / self._intervals / divisor
                     for key, field, divisor in _COUNTED
                 },
+                network_kib=received / self._intervals / 1024,
                 all_bad_pods_in_full=await self._turn_bad(),
                 peak_rss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
                 series=sum(len(family.samples) for family in families),
@@ -302,9 +311,7 @@ class _Run:
 
     @asynccontextmanager
     async def _operator(self, tls: ClientTlsFiles) -> AsyncIterator[Controller]:
-        heap.share_one_arena()
-        heap.map_read_blocks()
-        make_collections_rare()
+        _prepare_memory()
         nodes = map(node_name, range(self._scenario.nodes))
         cluster = _client(self._simulated.host)
         controller = Controller(
@@ -358,6 +365,13 @@ class _Run:
         finally:
             profiler.disable()
             profiler.dump_stats(self._profile)
+
+
+def _prepare_memory() -> None:
+    """Do what the operator does first."""
+    heap.share_one_arena()
+    heap.map_read_blocks()
+    make_collections_rare()
 
 
 # Of the fields of Figures: the counter, and the divisor.
@@ -429,6 +443,24 @@ def rss_mib() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
+def received_bytes(address: str) -> int:
+    """Return the bytes that this process has received from this address, by its open sockets."""
+    port = int(address.rpartition(":")[2])
+    received = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(name))) as each:
+                if each.family in (socket.AF_INET, socket.AF_INET6):
+                    is_agent = each.getpeername()[1] == port
+                    info = each.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+                    received += is_agent * struct.unpack_from("=Q", info, _BYTES_RECEIVED)[0]
+        except OSError:
+            continue  # closed, or not connected
+    return received
+
+
 # -------------------------------------------------------------------------- idle channels
 
 
@@ -446,25 +478,27 @@ def _in_process(address: str, tls: ClientTlsFiles, channels: int) -> float:
 
 
 def _keep_idle(parent: Connection, address: str, tls: ClientTlsFiles, channels: int) -> None:
-    asyncio.run(_open_channels(address, tls, channels))
-    parent.send(rss_mib())
+    _prepare_memory()
+    parent.send(asyncio.run(_open_channels(address, tls, channels)))
 
 
-async def _open_channels(address: str, tls: ClientTlsFiles, channels: int) -> None:
-    """Open channels as links do, with a stream of reports each."""
+async def _open_channels(address: str, tls: ClientTlsFiles, channels: int) -> float:
+    """Open channels as links do, with a stream of reports each; return the memory in MiB."""
     credentials = tls.credentials()
     kept = []
 
     async def opened() -> None:
         channel = aio.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
-        stub = NodeAgentStub(channel)
-        await stub.GetNodeInfo(pb.GetNodeInfoRequest(), timeout=60)
-        call = stub.WatchReports()
+        calls = AgentCalls(channel)
+        await calls.GetNodeInfo(pb.GetNodeInfoRequest(), timeout=60)
+        call = calls.WatchReports()
         await call.write(pb.WatchReportsRequest())
         kept.append((channel, call))
 
     for begin in range(0, channels, _CHANNELS_AT_ONCE):
         await asyncio.gather(*(opened() for _ in range(min(_CHANNELS_AT_ONCE, channels - begin))))
+    heap.give_back()
+    return rss_mib()
 
 
 # --------------------------------------------------------------------------------- table
@@ -493,6 +527,7 @@ def _table(figures: Figures, target: Target) -> Table:
         # Fewer: the simulation is too slow for this interval.
         ("reports", f"{f.reports:.0f}", f"{f.expected_reports}"),
         ("report bytes", f"{f.reports_kib:.0f} KiB", ""),
+        ("the same on the network, with headers", f"{f.network_kib:.0f} KiB", ""),
         ("pods in full", f"{f.pods_in_full:.1f}", ""),
         (
             "pods in full if all turn bad",

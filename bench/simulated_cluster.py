@@ -79,7 +79,9 @@ def _pod(probe: int, node: str, number: int) -> Json:
         "pod-template-hash": f"7d4b9c{probe:04x}",
     }
     name = f"{app}-7d4b9c6f5-{number:06x}"
-    body = pod_body(name, node=node, namespace=_namespace(probe), labels=labels)
+    # After the nodes' range.
+    address = f"10.{64 + (number >> 16)}.{number >> 8 & 255}.{number & 255}"
+    body = pod_body(name, node=node, namespace=_namespace(probe), labels=labels, ips=(address,))
     body["metadata"]["uid"] = f"0e7c1b1e-8f43-4a5c-9d1f-{number:012x}"
     for status in body["status"]["containerStatuses"]:
         status["containerID"] = f"containerd://{number:064x}"
