@@ -24,6 +24,7 @@ from latencyprobe.domain.histogram import FIRST_BUCKET, SCHEMA, UNDERFLOW
 from latencyprobe.exposition.families import (
     ZERO_THRESHOLD_S,
     Durations,
+    Exemplar,
     Labels,
     StageHistogram,
     StageHistograms,
@@ -126,6 +127,7 @@ class _Snapshot:
         point = metric.exponential_histogram.data_points.add()
         self._describe(point, shown.labels, instrument, family, shown.began_s)
         _fill_exponential(point, shown.durations)
+        _add_exemplars(point, shown.exemplars)
         _count(part, point.ByteSize())
 
     def _add_histogram(
@@ -235,6 +237,13 @@ def _fill_exponential(point: pb.ExponentialHistogramDataPoint, durations: Durati
         first, last = min(positions), max(positions)
         point.positive.offset = _FIRST_INDEX + first - 1
         point.positive.bucket_counts.extend(buckets.get(p, 0) for p in range(first, last + 1))
+
+
+def _add_exemplars(point: pb.ExponentialHistogramDataPoint, exemplars: Iterable[Exemplar]) -> None:
+    for each in exemplars:
+        made = point.exemplars.add(time_unix_nano=each.unix_ns, as_double=each.duration_ns / 1e9)
+        for label, value in each.labels.items():
+            made.filtered_attributes.add(key=attribute_of(label)).value.string_value = value
 
 
 def _fill_explicit(

@@ -37,7 +37,9 @@ class Exported:
 def exported(requests: Iterable[ExportMetricsServiceRequest]) -> list[Exported]:
     """All points of these requests."""
     return [
-        Exported(metric, _texts(each.resource.attributes), _texts(point.attributes), point)
+        Exported(
+            metric, attributes_of(each.resource.attributes), attributes_of(point.attributes), point
+        )
         for request in requests
         for each in request.resource_metrics
         for scope in each.scope_metrics
@@ -53,7 +55,8 @@ def points_of(metric: pb.Metric) -> Iterator[Point]:
     yield from getattr(metric, kind).data_points
 
 
-def _texts(attributes: Iterable[KeyValue]) -> dict[str, str]:
+def attributes_of(attributes: Iterable[KeyValue]) -> dict[str, str]:
+    """Attributes, all of which are texts."""
     made = {each.key: each.value.string_value for each in attributes}
     assert all(each.value.WhichOneof("value") == "string_value" for each in attributes)
     return made

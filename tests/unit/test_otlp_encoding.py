@@ -19,7 +19,7 @@ from prometheus_client.metrics_core import Metric
 from latencyprobe import __version__
 from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.histogram import OVERFLOW, POSITIONS, UNDERFLOW, Histogram, bounds_of
-from latencyprobe.exposition.families import StageHistograms
+from latencyprobe.exposition.families import Exemplar, StageHistograms
 from latencyprobe.otlp.counts import PushCounts
 from latencyprobe.otlp.encoding import REQUEST_BYTES, Encoder
 from latencyprobe.otlp.resources import ProcessResource
@@ -31,7 +31,7 @@ from latencyprobe_operator.probe_figures import ObjectiveFigures, ProbeSnapshot
 from tests.unit.agent.sample_figures import HOSTILE, Source, registry_of, sample_figures
 from tests.unit.agent.scripted import samples
 from tests.unit.agent.totals_of import Followed, probe_on
-from tests.unit.otlp_points import Exported, exponential_buckets, exported
+from tests.unit.otlp_points import Exported, attributes_of, exponential_buckets, exported
 
 STAGE = "latencyprobe_stage_seconds"
 NODE = {"host.name": "blue", "k8s.node.name": "blue"}
@@ -100,6 +100,30 @@ def test_the_zero_bucket_ends_where_the_first_bucket_begins() -> None:
 
     assert 1e9 * point.zero_threshold == pytest.approx(bounds_of(1)[0], rel=1e-12)
     assert point.zero_threshold == pytest.approx(2 ** (point.positive.offset / 8), rel=1e-12)
+
+
+def test_a_histogram_has_its_exemplars_oldest_first() -> None:
+    family = StageHistograms(STAGE, "Time.")
+    shown = [
+        Exemplar({"remote": "10.0.0.7:80", "rx_socket": "2ms"}, 2_000_000, 90 * 10**9 + 1),
+        Exemplar({}, 5_000_000, 80 * 10**9),
+    ]
+    family.add({"stage": "rx.total"}, Histogram.of([2_000_000, 5_000_000]), shown)
+    (only,) = points([family])
+
+    assert isinstance(only.point, pb.ExponentialHistogramDataPoint)
+    found = [
+        (each.time_unix_nano, each.as_double, attributes_of(each.filtered_attributes))
+        for each in only.point.exemplars
+    ]
+    assert found == [
+        (80 * 10**9, 0.005, {}),
+        (
+            90 * 10**9 + 1,
+            0.002,
+            {"latencyprobe.remote": "10.0.0.7:80", "latencyprobe.rx_socket": "2ms"},
+        ),
+    ]
 
 
 def test_a_histogram_without_samples_has_no_buckets() -> None:
