@@ -2,8 +2,8 @@
 /*
  * Traced packets: those that took longer than a limit go to a ring buffer, with all their stages.
  *
- * TRACE 1 while a trace runs. TRACE 0: the functions below are empty and the maps do not exist, so
- * that measuring without a trace costs neither time nor memory.
+ * TRACE 1 while a client traces, or the agent for itself. TRACE 0: the functions below are empty and
+ * the maps do not exist, so that measuring without a trace costs neither time nor memory.
  *
  * record_part() notes a stage and counts it: all stages that are recorded together with a packet
  * are part of its event, at the stage's own index.

@@ -27,6 +27,7 @@ from latencyprobe_agent.lease import Lease, Pump
 from latencyprobe_agent.pressure import no_pressure
 from latencyprobe_agent.readings import Readings
 from latencyprobe_agent.reconciler import Reconciler
+from latencyprobe_agent.standing_trace import OwnTrace
 from latencyprobe_agent.target_events import TargetEvents
 from latencyprobe_agent.targets.facts import TargetFacts
 from latencyprobe_agent.targets.resolver import Resolver
@@ -103,12 +104,14 @@ class Agent:
         change_interval_s: float = 0.0,
         totals: Totals | None = None,
         cgroups: KnownCgroups | None = None,
+        exemplars_ns: int | None = None,
     ) -> None:
         """Measure nothing yet.
 
         `pressure`: the node's CPU pressure in percent. `change_interval_s`: the time between two
         changes of the loaded programs; 0: no limit. `totals`: the sums for metrics. `cgroups`:
-        for the names of those that targets wait for.
+        for the names of those that targets wait for. `exemplars_ns`: trace packets that take at
+        least this long, while no client traces; None: trace for clients only.
         """
         self.instance_id = str(uuid.uuid4())
         self.node = node
@@ -138,6 +141,7 @@ class Agent:
         self._lease = Lease(clock)
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
+        self._own_trace = OwnTrace(exemplars_ns, lambda trace: self._pump_packets(trace, _discard))
         self._is_closed = False
 
     # State
@@ -237,18 +241,25 @@ class Agent:
         """
         async with self._lock:
             self._refuse_if_closed()
-            trace = await self._reconciler.begin_trace(wish)
+            self._reconciler.check_trace(wish)
+            try:
+                await self._own_trace.pause()
+                trace = await self._reconciler.begin_trace(wish)
+            except BaseException:
+                self._end_trace()
+                raise
         log.info("tracing packets of probe %r", wish.probe_id)
         try:
             await self._pump_packets(trace, send)
         finally:
-            self._reconciler.end_trace()
-            self._wake.set()
+            self._end_trace()
         self._refuse_if_closed()
 
     async def keep(self) -> None:
         """Follow the targets, read the engine and watch the lease, until cancelled."""
         try:
+            if self._own_trace.is_wanted and self._reconciler.trace is None:
+                self._end_trace()
             with TargetEvents(self._resolver, self._wake) as events:
                 await self._keep(events)
         finally:
@@ -272,6 +283,7 @@ class Agent:
         self._lease.end_stream(str(ShuttingDownError()))
         if self._reconciler.trace is not None:
             self._reconciler.trace.end()
+        await self._own_trace.pause()
         async with self._lock:
             await self._reconciler.close()
         self.readings.close()
@@ -290,6 +302,11 @@ class Agent:
         )
 
     # Single packets
+
+    def _end_trace(self) -> None:
+        """Trace for no client any more, and for the agent itself if that is wanted."""
+        self._reconciler.end_trace(None if self._is_closed else self._own_trace.begin())
+        self._wake.set()
 
     async def _pump_packets(self, trace: Trace, send: SendNews) -> None:
         """Send the engine's packets until it ends the trace, and then the exact counts."""
@@ -347,3 +364,7 @@ class Agent:
 
     def _lease_ends_at(self) -> float | None:
         return self._lease.ends_at(self._reconciler.desired.lease_s)
+
+
+async def _discard(_: PacketNews) -> None:
+    """Send it to no client."""

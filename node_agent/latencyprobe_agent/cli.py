@@ -10,8 +10,10 @@ from pathlib import Path
 import click
 
 from latencyprobe import __version__
+from latencyprobe.commands.parameters import DurationType
 from latencyprobe.domain.fairness import MAX_TARGETS
 from latencyprobe.domain.identities import OPERATOR_NAME
+from latencyprobe.domain.packets import LONGEST_NS
 from latencyprobe.otlp.options import otlp_options
 from latencyprobe.otlp.settings import OtlpSettings
 from latencyprobe.process import logs
@@ -145,6 +147,14 @@ _NO_CACHE = "none"
     show_envvar=True,
     help="Largest number of pods with metrics of their own. Others count in those of their probe.",
 )
+@click.option(
+    "--exemplars",
+    type=DurationType(shortest_ns=1_000, longest_ns=LONGEST_NS),
+    show_default="none",
+    show_envvar=True,
+    help="Show packets whose rx.total or tx.total takes at least this long as exemplars of the "
+    "metrics, with the addresses of their peers. They are traced whenever no client traces.",
+)
 @otlp_options
 @click.option(
     "--max-cpu-percent",
@@ -205,6 +215,7 @@ def agent_command(
     metrics_client_ca_file: Path | None,
     metrics_token_file: Path | None,
     metrics_max_pods: int,
+    exemplars: int | None,
     otlp: OtlpSettings | None,
     max_cpu_percent: float | None,
     min_sampling_ratio: float,
@@ -232,8 +243,11 @@ def agent_command(
         object_cache=Path(object_cache) if object_cache != _NO_CACHE else None,
         uses_cgroup_hooks=hooks != "tracepoints",
         uses_device_hooks=hooks == "scoped",
+        exemplars_ns=exemplars,
         ceilings=_ceilings(max_cpu_percent, min_sampling_ratio, is_local=listen is None),
     )
+    if exemplars is not None and not settings.shows_metrics:
+        raise click.UsageError("--exemplars needs --metrics-address or --otlp-endpoint")
     logs.configure(form=log_format, level=log_level)
     _start(settings, parent=exit_with_parent)
 

@@ -15,6 +15,9 @@ from latencyprobe.domain.stages import Module
 from latencyprobe.domain.summary import PodChoice
 from latencyprobe_agent.kernel.contract import SocketFilter
 
+EVERY_PROBE = ""
+"""In place of a probe's id. No probe has it."""
+
 
 class InvalidStateError(ValueError):
     """An invalid request, with the field and its problem."""

@@ -82,6 +82,8 @@ class Settings:
     object_cache: Path | None = None
     uses_cgroup_hooks: bool = True
     uses_device_hooks: bool = False
+    exemplars_ns: int | None = None
+    """Trace packets that take at least this long; None: for clients only."""
 
     @property
     def shows_metrics(self) -> bool:
@@ -171,6 +173,7 @@ async def _agent(
         change_interval_s=_change_interval_s(settings),
         totals=totals,
         cgroups=KnownCgroups(resolver.hierarchy),
+        exemplars_ns=settings.exemplars_ns,
     )
     if totals is not None:
         metrics.registry.register(FigureCollector(agent, totals, settings.node_name))
@@ -192,7 +195,7 @@ def _kernel_engine(settings: Settings) -> MakeEngine:
             cache=ObjectCache(folder) if folder is not None else None,
             without=() if settings.uses_cgroup_hooks else SCOPED_HOOKS,
         )
-        engine.prepare()
+        engine.prepare(tracing=settings.exemplars_ns is not None)
         return engine
 
     return make

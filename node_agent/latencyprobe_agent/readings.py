@@ -140,7 +140,7 @@ class Readings:
     def note_slow(
         self, probe_id: str, limits_ns: Mapping[str, int], packets: Iterable[TracedPacket]
     ) -> None:
-        """Keep traced packets of this probe beside the sums for metrics."""
+        """Keep traced packets of this probe, or of EVERY_PROBE, beside the sums for metrics."""
         if self._slow_packets is not None:
             self._slow_packets.note(probe_id, limits_ns, packets, self._clock())
 

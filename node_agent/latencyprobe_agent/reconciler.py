@@ -80,7 +80,7 @@ class Reconciler:
         self._is_loaded = True  # What the pacer has as loaded; False: unknown.
         self._waiting: WaitingModules | None = None
         self._change_at: float | None = None
-        self._reports_packets = False
+        self._has_trace_ended = False
         self._retry_at: float | None = None
         self._backoff = Backoff(_FIRST_RETRY_S, _LONGEST_RETRY_S)
         # The engine's message, while it refuses the state in force.
@@ -146,14 +146,18 @@ class Reconciler:
             sum(map(len, desired.refused.values())),
         )
 
+    def check_trace(self, wish: TraceWish) -> None:
+        """Raise InvalidStateError or TraceBusyError if a client's trace cannot begin now."""
+        if self._trace is not None and not self._trace.yields:
+            raise TraceBusyError(self._trace.wish.probe_id)
+        check_wish(wish, self._desired)
+
     async def begin_trace(self, wish: TraceWish) -> Trace:
         """Trace packets from now on, or once the probe is in force.
 
-        Raises InvalidStateError and TraceBusyError. A refusal of the engine ends the trace.
+        Raises as `check_trace` does. A refusal of the engine ends the trace.
         """
-        if self._trace is not None:
-            raise TraceBusyError(self._trace.wish.probe_id)
-        check_wish(wish, self._desired)
+        self.check_trace(wish)
         trace = self._trace = Trace(wish)
         self._engine.trace(None)  # the trace of an earlier client may not have ended yet
         try:
@@ -164,9 +168,10 @@ class Reconciler:
             raise
         return trace
 
-    def end_trace(self) -> None:
-        """Forget the trace; `attend` removes it from the kernel."""
-        self._trace = None
+    def end_trace(self, successor: Trace | None = None) -> None:
+        """Forget the trace; `attend` removes it from the kernel, and begins the successor."""
+        self._trace = successor
+        self._has_trace_ended = True
 
     async def close(self) -> None:
         """Detach everything."""
@@ -183,7 +188,7 @@ class Reconciler:
 
     async def attend(self) -> None:
         """Follow targets that come and go, load what is due, and retry after failures."""
-        has_changed = self._resolver.refresh() or self._is_trace_over()
+        has_changed = self._resolver.refresh() or self._has_trace_ended
         self._instruments.show_missed_pods(self._resolver.missed_pods)
         is_due = self._is_due(self._retry_at) or self._is_due(self._change_at)
         if is_due or (has_changed and not self._is_load_due_later()):
@@ -204,10 +209,6 @@ class Reconciler:
         """Return True after a failed load: each change of a target would be another attempt."""
         wanted = wanted_modules(self._desired, self._resolver.facts)
         return self._retry_at is not None and not self._is_loaded and bool(wanted)
-
-    def _is_trace_over(self) -> bool:
-        """Return True if the programs still report packets, but no trace runs."""
-        return self._reports_packets and self._trace is None
 
     async def _try(self, change: Awaitable[None]) -> None:
         """Await the change; if it fails, retry later. A refusal of the engine is logged."""
@@ -262,9 +263,10 @@ class Reconciler:
         # The first report is due one interval after this moment, even if compiling takes long.
         asked = self._readings.now()
         facts = self._resolver.facts
+        self._has_trace_ended = False
         trace = self._trace if self._trace is not None and self._trace.goes_on(desired) else None
         if trace is None:
-            self._report_no_packets()
+            self._engine.trace(None)
         loaded_before = self._pacer.loaded
         trace = await self._load_for(trace, desired, facts)
         before = self._slots.numbers
@@ -278,7 +280,6 @@ class Reconciler:
             homes(desired, facts, numbers, self._host_netns), namespaces(facts), facts
         )
         if trace is not None:
-            self._reports_packets = True
             self._engine.trace(trace.spec(desired, numbers))
             trace.has_begun.set()
         self._owners = owners(desired, numbers)
@@ -306,17 +307,19 @@ class Reconciler:
         """
         wanted = Programs(wanted_modules(desired, facts), udp=is_udp_wanted(desired, facts))
         linger = bool(desired.probes)
-        if trace is not None:
-            try:
-                await self._load(replace(wanted, tracing=bool(wanted.modules)), linger=linger)
-            except EngineError as error:
-                trace.end(error)
-                self._report_no_packets()
-            else:
-                is_loaded = self._pacer.loaded.tracing or not wanted.modules
-                return trace if is_loaded or trace.has_begun.is_set() else None
-        await self._load(wanted, linger=linger)
-        return None
+        if trace is None:
+            await self._load(wanted, linger=linger)
+            return None
+        tracing = trace.needs_code(wanted.modules)
+        try:
+            await self._load(replace(wanted, tracing=tracing), linger=linger)
+        except EngineError as error:
+            await self._load(wanted, linger=linger)
+            trace.end(error)
+            self._engine.trace(None)
+            return None
+        is_loaded = self._pacer.loaded.tracing or not tracing
+        return trace if is_loaded or trace.has_begun.is_set() else None
 
     async def _load(self, wanted: Programs, *, linger: bool) -> None:
         """Load what is wanted now, as far as the pace allows."""
@@ -359,10 +362,6 @@ class Reconciler:
         # Without any slot the programs are not to stay attached.
         self._slots.assign_again()
         self._instruments.show_modules(programs.modules)
-
-    def _report_no_packets(self) -> None:
-        self._reports_packets = False
-        self._engine.trace(None)
 
     def _show_targets(self) -> None:
         self._instruments.show_targets(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from latencyprobe.domain.packets import TracedPacket
+from latencyprobe_agent.desired import EVERY_PROBE
 from latencyprobe_agent.plan import TargetKey
 from latencyprobe_agent.totals import Totals
 
@@ -36,7 +37,10 @@ class SlowPackets:
         packets: Iterable[TracedPacket],
         now: float,
     ) -> None:
-        """Keep packets of a trace, for the targets of its probe and the stages that were slow."""
+        """Keep packets of a trace, for the targets of its probe and the stages that were slow.
+
+        `probe_id`: EVERY_PROBE for all.
+        """
         for packet in packets:
             stages = [
                 name
@@ -44,7 +48,7 @@ class SlowPackets:
                 if packet.stages_ns.get(name, -1) >= limit_ns
             ]
             for key in self._targets_of(packet):
-                if key.probe_id == probe_id:
+                if probe_id in (EVERY_PROBE, key.probe_id):
                     self._totals.note_slow(key, packet, stages, now)
 
     def _targets_of(self, packet: TracedPacket) -> Iterable[TargetKey]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from latencyprobe.domain.packets import TraceCounts, TracedPacket
-from latencyprobe.domain.stages import PACKET_STAGES
+from latencyprobe.domain.stages import PACKET_STAGES, Module, Stage
 from latencyprobe_agent.desired import Desired, InvalidStateError
 from latencyprobe_agent.kernel.contract import EngineError, TraceSpec
 from latencyprobe_agent.plan import SlotKey
@@ -65,8 +65,10 @@ class Trace:
     """A trace from its request on. Its probe may come later; the trace ends with its probe.
 
     `has_begun` is set once packets are reported, or once the trace has failed; `failure` is the
-    reason.
+    reason. `yields`: it makes room for a client's.
     """
+
+    yields = False
 
     def __init__(self, wish: TraceWish) -> None:
         self.wish = wish
@@ -82,10 +84,13 @@ class Trace:
             if self.has_begun.is_set():
                 self.end()
             return False
-        stages = (_STAGES[name] for name in self.wish.limits_ns)
-        if not all(stage.is_measured_by(probe.modules) for stage in stages):
+        if not all(stage.is_measured_by(probe.modules) for stage in self._stages):
             self.end()
         return not self._is_over
+
+    def needs_code(self, modules: Collection[Module]) -> bool:
+        """Return True if programs of these modules have to report single packets for it."""
+        return bool(modules)
 
     def end(self, failure: EngineError | None = None) -> None:
         """End the trace."""
@@ -99,6 +104,10 @@ class Trace:
         keys = (SlotKey(t.selector, probe.socket_filter) for t in probe.targets) if probe else ()
         slots = frozenset(numbers[key] for key in keys if key in numbers)
         return TraceSpec(self.wish.limits_ns, slots, self.wish.per_second)
+
+    @property
+    def _stages(self) -> Iterator[Stage]:
+        return (_STAGES[name] for name in self.wish.limits_ns)
 
     def lowest_ratio(self, now: float) -> float:
         """Return the smallest sampling ratio so far."""

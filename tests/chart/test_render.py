@@ -148,6 +148,14 @@ def test_the_agents_metrics_want_a_certificate_or_a_token_where_a_secret_is_name
     assert schemes == {"HTTPS" if needed else "HTTP"}
 
 
+@pytest.mark.parametrize("limit", ["", "5ms"])
+def test_the_agents_show_slow_packets_where_a_limit_is_given(helm: Helm, limit: str) -> None:
+    rendered = helm.manifests(f"agent.metrics.exemplars={limit}")
+    given = options(dict(rendered.pods())["latencyprobe-agent"])
+
+    assert given.get("exemplars", "") == limit
+
+
 def test_everything_is_named_and_labelled_as_one_release(rendered: Manifests) -> None:
     for item in rendered:
         if item["kind"] != "CustomResourceDefinition":

@@ -30,6 +30,15 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sending:
         with contextlib.suppress(PermissionError):
             sending.sendto(b"d", (sys.argv[1], 7000))
 """
+# Another's: it reads the only answer so many milliseconds after that has come.
+SLOW_READER = """
+import select, socket, sys, time
+with socket.create_connection((sys.argv[1], 7000)) as asking:
+    asking.sendall(b"q")
+    select.select([asking], [], [])
+    time.sleep(int(sys.argv[2]) / 1000)
+    asking.recv(128)
+"""
 
 
 @contextlib.contextmanager
@@ -54,6 +63,13 @@ def start_datagrams(
 ) -> subprocess.Popen[bytes]:
     """Start a container that sends so many datagrams to port 7000, and ends."""
     return _start(DATAGRAMS, namespace, directory, address, count)
+
+
+def start_slow_reader(
+    namespace: Namespace, directory: Path, address: str, delay_ms: int
+) -> subprocess.Popen[bytes]:
+    """Start a container that reads one answer late, and ends."""
+    return _start(SLOW_READER, namespace, directory, address, delay_ms)
 
 
 def _start(

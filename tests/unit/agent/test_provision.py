@@ -332,5 +332,20 @@ async def test_objects_are_prepared_for_the_agent_that_uses_them_and_never_for_a
     prepared.close()
 
 
+@pytest.mark.parametrize("traces", [True, False])
+async def test_an_agent_that_traces_for_itself_has_its_last_object_prepared(
+    kernel: Kernel, compiling: Compiler, cache: ObjectCache, *, traces: bool
+) -> None:
+    compiling.maps = (*map_names((Module.RX,), trace=True), "received")
+    last = replace(REQUEST, trace=traces)
+    for request in (replace(REQUEST, trace=not traces), last):
+        closed(await provide(request, compiling.compile, cache))
+    prepared = prepare(replace(OF_THIS_AGENT, trace=True), cache)
+    assert prepared.cached.request is not None
+    assert prepared.cached.request.trace is traces
+    provided = closed(await provide(last, compiling.compile, cache, prepared))
+    assert provided.origin is Origin.CACHE
+
+
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))

@@ -10,7 +10,7 @@ from typing import Any
 from latencyprobe.domain.histogram import bounds_of
 from latencyprobe.domain.packets import Endpoint, TracedPacket
 from latencyprobe.exposition.families import MAX_EXEMPLAR_LENGTH
-from latencyprobe_agent.desired import Desired
+from latencyprobe_agent.desired import EVERY_PROBE, Desired
 from latencyprobe_agent.plan import TargetKey
 from latencyprobe_agent.serving.figures import exemplar_of
 from latencyprobe_agent.slow_packets import SlowPackets
@@ -74,6 +74,15 @@ def test_a_packet_of_another_probe_or_of_no_known_target_is_not_kept() -> None:
     traced.note(packet_of(), packet_of(7))
 
     assert traced.shown() == {}
+
+
+def test_a_packet_of_the_agents_own_trace_is_kept_for_every_probe() -> None:
+    traced = Traced()
+    packet = packet_of(1)
+
+    traced.slow.note(EVERY_PROBE, LIMITS_NS, [packet, packet_of(7)], now=0.0)
+
+    assert traced.shown() == {(B, "rx.total"): [packet], (ALL, "rx.total"): [packet]}
 
 
 def test_a_packet_that_ended_before_its_slot_changed_hands_is_not_kept() -> None:

@@ -74,17 +74,19 @@ class Prepared:
 
 
 def prepare(like: Request, cache: ObjectCache) -> Prepared:
-    """Begin to load the object that was used last, but for objects that trace.
+    """Begin to load the object that was used last. Objects that trace count if `like` traces.
 
-    `like`: a request whose modules and UDP do not matter. Raises LookupError if there is no such
-    object, CorruptObjectError, and KernelRefusedError.
+    A client's trace ends with its connection. The agent's own one goes on after a restart, unless
+    no stage of packets is measured, or the kernel refuses it. `like`: a request whose modules and
+    UDP do not matter. Raises LookupError if there is no such object, CorruptObjectError, and
+    KernelRefusedError.
     """
     with cache.opened() as folder:
         for key, cached in folder.newest() if folder is not None else ():
             wanted = cached.request
-            if wanted is None or wanted.trace:
+            if wanted is None or (wanted.trace and not like.trace):
                 continue
-            request = replace(like, modules=wanted.modules, udp=wanted.udp)
+            request = replace(like, modules=wanted.modules, udp=wanted.udp, trace=wanted.trace)
             if object_key(request) == key:
                 compiled = decode(cached.content)
                 programs = LoadingPrograms(compiled, request)

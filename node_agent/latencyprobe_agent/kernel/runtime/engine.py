@@ -144,14 +144,15 @@ class KernelEngine:
         self._detaching: list[Future[None]] = []
         self._changing = asyncio.Lock()
 
-    def prepare(self) -> None:
+    def prepare(self, *, tracing: bool = False) -> None:
         """Begin what takes time, in other threads: needs a running loop.
 
         That is to load what this node used last, for the first `use`, and to measure the dispatch.
+        `tracing`: the first `use` may be with tracing.
         """
         self._dispatch.begin()
         if self._cache is not None:
-            self._warm_start = WarmStart(self._request((), tracing=False, udp=True), self._cache)
+            self._warm_start = WarmStart(self._request((), tracing=tracing, udp=True), self._cache)
 
     async def use(
         self, modules: frozenset[Module], *, tracing: bool = False, udp: bool = True
