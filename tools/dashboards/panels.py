@@ -27,10 +27,14 @@ _HEIGHT, _STAT_HEIGHT = 8, 4
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A PromQL expression. `legend`: the name of a series, with its labels in {{ }}."""
+    """A PromQL expression. `legend`: the name of a series, with its labels in {{ }}.
+
+    `exemplars`: show those of its histograms as points.
+    """
 
     expr: str
     legend: str = ""
+    exemplars: bool = False
 
 
 Panel = stat.Panel | timeseries.Panel | table.Panel | heatmap.Panel
@@ -234,4 +238,6 @@ def distribution(title: str, description: str, query: Query, *, repeat: str) -> 
 def _target(query: Query, number: int) -> prometheus.Dataquery:
     made = prometheus.Dataquery().expr(query.expr).ref_id(chr(ord("A") + number)).datasource(SOURCE)
     made.format(prometheus_models.PromQueryFormat.TIME_SERIES)
+    if query.exemplars:
+        made.exemplar(True)
     return made.legend_format(query.legend) if query.legend else made

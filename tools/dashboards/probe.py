@@ -127,7 +127,11 @@ def _percentiles(title: str, stage: str) -> Panel:
     return graph(
         f"{title}: percentiles",
         f"Of {stage}.",
-        *(Query(quantile(percentile, histograms), f"p{percentile}") for percentile in (50, 90, 99)),
+        *(
+            # All three are of the same histograms: their exemplars are shown once.
+            Query(quantile(percentile, histograms), f"p{percentile}", exemplars=percentile == 99)
+            for percentile in (50, 90, 99)
+        ),
         unit="s",
     )
 
@@ -139,7 +143,7 @@ def _stages(board: Board) -> None:
             "$stage",
             "The kernel's own buckets, by the number of samples in a second.",
             # Grafana gives a variable with several values as a pattern, even of one value.
-            Query(rate_of(f'{_OWN},stage=~"$stage"')),
+            Query(rate_of(f'{_OWN},stage=~"$stage"'), exemplars=True),
             repeat="stage",
         ),
     )
