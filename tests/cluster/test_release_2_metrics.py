@@ -17,13 +17,24 @@ from latencyprobe.commands.pki import Authority
 from latencyprobe.domain.histogram import FIRST_BUCKET, position_of
 from latencyprobe.domain.identities import AGENT_NAME
 from tests.cluster.agents_tls import newest_report
+from tests.cluster.manifests import SERVER_PORT, server_pod
 from tests.cluster.release import AGENT_NAMESPACE, LEASE, Release
 from tests.cluster.shop import Shop
-from tests.live.prometheus import Labels, NativeSample, Prometheus, running_prometheus, scrape_job
+from tests.live.prometheus import (
+    Exemplar,
+    Labels,
+    NativeSample,
+    Prometheus,
+    running_prometheus,
+    scrape_job,
+)
 from tools.helm.chart import NAMESPACE
 
 REQUESTS = 400
 PROBE = "metered"
+SLOW = "slow"
+SLOW_TARGETS = {"pods": 1, "containers": 1, "nodes": 1, "readyNodes": 1}
+LIMIT_MS, READ_DELAY_MS = 100, 300
 AGENT_PORT, OPERATOR_PORT = 9346, 9347
 QUANTILES = {"p50Ns": 0.5, "p90Ns": 0.9, "p99Ns": 0.99}
 
@@ -108,13 +119,13 @@ def positions(sample: NativeSample) -> Buckets:
     }
 
 
-def probe(namespace: str) -> dict[str, Any]:
+def probe(namespace: str, name: str = PROBE, app: str = "checkout") -> dict[str, Any]:
     return {
         "apiVersion": "latencyprobe.io/v1alpha1",
         "kind": "LatencyProbe",
-        "metadata": {"name": PROBE, "namespace": namespace},
+        "metadata": {"name": name, "namespace": namespace},
         "spec": {
-            "selector": {"matchLabels": {"app": "checkout"}},
+            "selector": {"matchLabels": {"app": app}},
             "interval": "1s",
             # Nothing leaves it during the test, so that it has what the metrics sum up.
             "window": "1h",
@@ -126,7 +137,10 @@ def probe(namespace: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def scraped(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
-    """The agents want a certificate or a token; one is asked with each, as the docs say."""
+    """The agents want a certificate or a token; one is asked with each, as the docs say.
+
+    They show slow packets, too.
+    """
     release, cluster = shop.release, shop.cluster
     folder = tmp_path_factory.mktemp("scraped")
     credentials = folder / "credentials"
@@ -144,6 +158,7 @@ def scraped(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sc
         *(
             "agent.metrics.clientCASecret=metrics-clients",
             "agent.metrics.tokenSecret=metrics-token",
+            f"agent.metrics.exemplars={LIMIT_MS}ms",
         ),
         "agent.updateStrategy.rollingUpdate.maxUnavailable=100%",
     )
@@ -255,6 +270,41 @@ def test_the_operators_figures_are_those_of_the_status_and_of_all_nodes(scraped:
 
 def buckets_apart(one_s: float, other_s: float) -> int:
     return abs(position_of(round(one_s * 1e9)) - position_of(round(other_s * 1e9)))
+
+
+def test_slow_packets_are_beside_the_series_of_their_pod_though_no_client_traces(
+    scraped: Scraped,
+) -> None:
+    shop, namespace = scraped.shop, scraped.shop.namespace
+    first, second = shop.cluster.nodes
+    delay = ["--read-delay-ms", str(READ_DELAY_MS)]
+    shop.cluster.apply(
+        server_pod(SLOW, namespace=namespace, node=first.name, app=SLOW, options=delay)
+    )
+    (server,) = shop.cluster.wait_for_pods(namespace, f"app={SLOW}", count=1)
+    shop.cluster.apply(probe(namespace, SLOW, SLOW))
+    shop.wait("the slow pod", lambda s: s.get("targets") == SLOW_TARGETS, probe=SLOW)
+    shop.add_client("asking", second.name, [server["status"]["podIP"]], rate=1)
+    (client,) = shop.cluster.wait_for_pods(namespace, "app=asking", count=1)
+    series = (
+        f'latencyprobe_stage_seconds{{namespace="{namespace}",probe="{SLOW}",stage="rx.total"}}'
+    )
+    found: list[tuple[Labels, list[Exemplar]]] = []
+
+    def unmet() -> str | None:
+        found[:] = scraped.prometheus.exemplars(series)
+        if any(exemplars for _, exemplars in found):
+            return None
+        return f"there are none: {json.dumps(scraped.prometheus.targets())}"
+
+    wait_until("an exemplar of the slow pod", unmet, seconds=120, interval_s=2)
+    for labels, exemplars in found:
+        assert (labels["pod"], labels["node"]) == (SLOW, first.name)
+        for each in exemplars:
+            assert each.value * 1000 >= LIMIT_MS
+            assert each.labels["remote"].startswith(f"{client['status']['podIP']}:")
+            assert each.labels["local"] == f"{server['status']['podIP']}:{SERVER_PORT}"
+            assert "rx_socket" in each.labels
 
 
 def test_a_scrape_without_certificate_and_token_is_refused(scraped: Scraped) -> None:
