@@ -1,7 +1,7 @@
 """Two kinds of errors of the operating system: the object is gone, or the call may succeed later.
 
 Reading a cgroup during its removal fails with ENODEV, reading a process during its exit with ESRCH.
-A lack of descriptors or memory, and an I/O error, say nothing about the object.
+A lack of descriptors or memory, an I/O error and a signal say nothing about the object.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import os
 from collections.abc import Mapping
 
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ESRCH})
-_TRANSIENT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EAGAIN})
+_TRANSIENT = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EAGAIN, errno.EINTR}
+)
 
 _ADVICE: Mapping[int, str] = {
     errno.ENOSPC: "the disk is full: free space or inodes there",

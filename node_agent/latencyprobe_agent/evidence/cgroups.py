@@ -21,6 +21,7 @@ from typing import NamedTuple
 from latencyprobe.domain.stages import CPU_PRESSURE, THROTTLING
 from latencyprobe.process.kernel_files import read_kernel_file
 from latencyprobe.process.mounts import Mount, is_below
+from latencyprobe.process.os_errors import is_transient
 from latencyprobe_agent.desired import Selector
 from latencyprobe_agent.evidence.cpu import (
     NO_THROTTLING,
@@ -151,7 +152,7 @@ class _Finder:
         self._v1 = v1
 
     def find(self, facts: TargetFacts) -> _Places:
-        """Return the directories of a target."""
+        """Return the directories of a target. Raises OSError if the error is transient."""
         own = facts.cgroup_directories
         processes = self._processes(facts) if self._v1 is not None or not own else ()
         in_v2 = own or frozenset(_directories(self._v2, processes, facts.cgroup))
@@ -214,50 +215,68 @@ class _FollowedCgroups:
         self._found_at = 0.0
         self._known: dict[str, tuple[int, Throttling]] = {}
         self._pressures: dict[str, tuple[int, int]] = {}
+        self._new: frozenset[str] = frozenset()
 
     def grown(self, facts: TargetFacts) -> dict[str, int]:
-        """Return the growth since the last poll; empty at the first one."""
-        made_since = self._find(facts)
-        throttling = self._throttling(made_since)
+        """Return the growth since the last poll; empty at the first one.
+
+        That of a file that cannot be read now is part of the next poll that can read it.
+        """
+        self._find(facts)
+        throttling = self._throttling()
         counters = dict(zip(THROTTLING, throttling, strict=True))
         counters[CPU_PRESSURE] = self._pressure()
         return {name: count for name, count in counters.items() if count}
 
-    def _find(self, facts: TargetFacts) -> frozenset[str]:
-        """Find the directories; return those that were made since the last poll.
+    def _find(self, facts: TargetFacts) -> None:
+        """Find the directories, and which of them were made since the last poll.
 
         A cgroup cannot be moved to another place. So one that was not below the target's own, when
-        all of these were known, is new.
+        all of these were known, is new. Directories that cannot be found now stay as they were.
         """
         now = self._clock()
         if facts == self._facts and now - self._found_at < _PLACES_AGE_S:
-            return frozenset()
-        before, self._places = self._places, self._finder.find(facts)
+            return
+        try:
+            found = self._finder.find(facts)
+        except OSError:
+            return
+        before, self._places = self._places, found
         self._facts, self._found_at = facts, now
-        new = self._places.own - before.own
-        return frozenset(each for each in new if os.path.dirname(each) in before.own)
+        new = found.own - before.own
+        self._new |= frozenset(each for each in new if os.path.dirname(each) in before.own)
 
-    def _throttling(self, made_since: Collection[str]) -> Throttling:
+    def _throttling(self) -> Throttling:
         """Return the growth of the account of one cgroup: of that which was throttled longest."""
-        longest, now = NO_THROTTLING, {}
+        longest, now, unread = NO_THROTTLING, {}, set()
         for directory in self._places.quotas:
-            read = _read(f"{directory}/cpu.stat")
+            try:
+                read = _read(f"{directory}/cpu.stat")
+            except OSError:
+                unread.add(directory)
+                continue
             account = parse_throttling(read.text) if read is not None else None
             if read is None or account is None:
                 continue
-            start = (read.inode, NO_THROTTLING if directory in made_since else account)
+            start = (read.inode, NO_THROTTLING if directory in self._new else account)
             inode, before = self._known.get(directory, start)
             # Of another cgroup by the same name all is new.
             grown = account.since(before if inode == read.inode else NO_THROTTLING)
             longest = max(longest, grown or NO_THROTTLING)
             now[directory] = (read.inode, account)
-        self._known = now
+        self._known = now | {each: self._known[each] for each in unread & self._known.keys()}
+        self._new &= unread
         return longest
 
     def _pressure(self) -> int:
         longest, now = 0, {}
         for directory in self._places.topmost:
-            read = _read(f"{directory}/cpu.pressure")
+            try:
+                read = _read(f"{directory}/cpu.pressure")
+            except OSError:
+                if directory in self._pressures:
+                    now[directory] = self._pressures[directory]
+                continue
             total = parse_pressure(read.text) if read is not None else None
             if read is None or total is None:
                 continue
@@ -276,9 +295,16 @@ class _File(NamedTuple):
 
 
 def _read(path: str) -> _File | None:
-    """Read a file; return None if it is gone, or not to be read now."""
+    """Read a file; return None if it is gone, or not to be read at all.
+
+    Raises OSError if the error is transient: the growth until then would be lost.
+    """
     try:
         inode = os.stat(path).st_ino
         return _File(inode, os.fsdecode(read_kernel_file(path, _MOST_BYTES)))
-    except (OSError, ValueError):  # ValueError: a name with a NUL
-        return None
+    except OSError as error:
+        if is_transient(error):
+            raise
+    except ValueError:  # a name with a NUL
+        pass
+    return None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import errno
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -307,3 +310,80 @@ def test_without_any_hierarchy_there_are_no_accounts(node: Node) -> None:
     assert grown(CpuCgroups(()), facts(node, "/a")) == {}
     elsewhere = CpuCgroups(node.mounts(v1=True), cgroup_root="/nowhere")
     assert grown(elsewhere, facts(node, "/a")) == {}
+
+
+TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EAGAIN, errno.EINTR)
+
+
+@contextmanager
+def unreadable(monkeypatch: pytest.MonkeyPatch, name: str, code: int) -> Iterator[None]:
+    """Have all files of this name fail to open, with this error."""
+    unhindered = os.open
+
+    def fails(path: str, flags: int) -> int:
+        if os.path.basename(path) == name:
+            raise OSError(code, os.strerror(code), path)
+        return unhindered(path, flags)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", fails)
+        yield
+
+
+@pytest.mark.parametrize("code", TRANSIENT)
+@pytest.mark.parametrize(
+    ("file", "expected"), [("cpu.stat", throttled(8)), ("cpu.pressure", {"cpuPressureNs": 8000})]
+)
+def test_growth_while_a_file_cannot_be_read_is_reported_later(
+    node: Node, monkeypatch: pytest.MonkeyPatch, code: int, file: str, expected: dict[str, int]
+) -> None:
+    cgroups, target = node.cgroups(), facts(node, "/a")
+    node.throttle("/a", 1)
+    node.press("/a", 1)
+    grown(cgroups, target)
+    with unreadable(monkeypatch, file, code):
+        for amount in (4, 9):
+            node.throttle("/a", amount)
+            node.press("/a", amount)
+            assert not grown(cgroups, target).keys() & expected.keys()
+    assert grown(cgroups, target) == expected
+    assert grown(cgroups, target) == {}
+
+
+def test_a_cgroup_that_is_gone_is_no_transient_error(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cgroups, target = node.cgroups(), facts(node, "/a")
+    node.throttle("/a", 1)
+    grown(cgroups, target)
+    with unreadable(monkeypatch, "cpu.stat", errno.ENODEV):
+        grown(cgroups, target)
+    node.throttle("/a", 5)
+    assert grown(cgroups, target) == {}
+
+
+def test_a_new_container_counts_from_its_start_also_if_it_cannot_be_read_at_first(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cgroups, both = node.cgroups(), facts(node, POD, f"{POD}/c1")
+    node.throttle(POD, 0)
+    grown(cgroups, facts(node, POD))
+    node.throttle(f"{POD}/c1", 5)
+    with unreadable(monkeypatch, "cpu.stat", errno.EMFILE):
+        assert grown(cgroups, both) == {}
+    assert grown(cgroups, both) == throttled(5)
+
+
+def test_a_process_that_cannot_be_read_now_stays_in_its_cgroup(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.run(41, {"": "/job"})
+    node.throttle("/job", 1)
+    cgroups = node.cgroups()
+    grown(cgroups, of_processes(41))
+    node.clock.now += 60
+    node.throttle("/job", 3)
+    with unreadable(monkeypatch, "cgroup", errno.ENFILE):
+        assert grown(cgroups, of_processes(41)) == throttled(2)
+    node.throttle("/job", 7)
+    assert grown(cgroups, of_processes(41)) == throttled(4)
