@@ -10,14 +10,17 @@ stop another's program it is not attached, or detached.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 
-from latencyprobe.process.os_errors import explained, is_gone
+from latencyprobe.process.os_errors import explained, is_gone, is_transient
 from latencyprobe_agent.kernel import libbpf
+
+log = logging.getLogger(__name__)
 
 _Query = Callable[[str, int], libbpf.OnCgroup]
 
@@ -70,17 +73,17 @@ class CgroupLinks:
         """Attach the programs to these directories of the v2 hierarchy, and to no other.
 
         A directory below another one has the programs already. One that does not exist is ignored.
-        Attached directories are checked again, and refused ones are tried again.
+        Attached directories are checked again, and refused ones are tried again. One that cannot be
+        checked now keeps its programs.
         """
         wanted = topmost(directories)
         refused: dict[str, str] = {}
         query = cache(_programs_on)  # of the cgroups above many targets too
         for directory in sorted(wanted):
             try:
-                if self._is_attached(directory):
-                    self._check(self._attached[directory].levels, query)
-                else:
-                    self._attach(directory)
+                if self._is_checked(directory, query):
+                    continue
+                self._attach(directory)
             except _ConflictError as conflict:
                 refused[directory] = str(conflict)
                 self._detach(directory)
@@ -97,10 +100,23 @@ class CgroupLinks:
         for directory in list(self._attached):
             self._detach(directory)
 
-    def _is_attached(self, directory: str) -> bool:
-        """Return True if a directory has the programs; it may have been removed and made again."""
+    def _is_checked(self, directory: str, query: _Query) -> bool:
+        """Return True if a directory has the programs; it may have been removed and made again.
+
+        Raises _ConflictError as `_check` does, and OSError if the directory is gone.
+        """
         before = self._attached.get(directory)
-        return before is not None and before.inode == os.stat(directory).st_ino
+        if before is None:
+            return False
+        try:
+            if before.inode != os.stat(directory).st_ino:
+                return False
+            self._check(before.levels, query)
+        except OSError as error:
+            if not is_transient(error):
+                raise
+            log.warning("cannot check the programs on %s: %s", directory, _explained(error))
+        return True
 
     def _attach(self, directory: str) -> None:
         """Attach all programs to a directory, unless that stops another's."""
