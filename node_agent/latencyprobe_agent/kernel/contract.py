@@ -237,7 +237,8 @@ class Engine(Protocol):
         """Return the measurements since the last reading, by slot; omit slots without any.
 
         What is pending is as of now. A slot without anything pending has no such figures, unless it
-        had some in the last reading: then they are empty.
+        had some in the last reading: then they are empty. If it cannot be read now, the figures
+        stand for a few readings; after that, the coverage of `pending` has the reason.
         """
 
     def read_node(self) -> NodeMeasurement:

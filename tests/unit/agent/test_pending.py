@@ -5,15 +5,25 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from latencyprobe.domain.coverage import CoverageState, StageCoverage
+from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.pending import KINDS_OF_SOCKETS, Pending
+from latencyprobe.domain.report import report_on
+from latencyprobe.domain.stages import PENDING as ROW
+from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.abi import MAX_SLOTS, PENDING, PENDING_READING, SLOT_PENDING, U64
-from latencyprobe_agent.kernel.runtime.pending import PendingMemory
+from latencyprobe_agent.kernel.hooks import READ_PENDING, READ_PENDING_STATES
+from latencyprobe_agent.kernel.runtime.loaded import LoadedObject
+from latencyprobe_agent.kernel.runtime.pending import MOST_REPETITIONS, PendingMemory, unread
 
-LINK = 99
+LINK, FAST = 99, 98
 UNREAD, REQUESTS = 0, 2
 
 
@@ -27,9 +37,10 @@ class Kernel:
         os.ftruncate(self.readings, 4096)
         self.visit: Callable[[], None] = lambda: None
         self.numbers: list[int] = []
+        self.links: list[int] = []
 
     def run(self, link_fd: int) -> None:
-        assert link_fd == LINK
+        self.links.append(link_fd)
         self.numbers.append(*U64.unpack(os.pread(self.readings, U64.size, 0)))
         self.visit()
 
@@ -133,18 +144,89 @@ def test_each_reading_has_another_number_above_zero(
     assert kernel.numbers == [1, 2, 3, 1, 2]
 
 
-def test_a_reading_that_fails_makes_nothing_up(
+@contextmanager
+def failing(monkeypatch: pytest.MonkeyPatch, code: int = errno.EMFILE) -> Iterator[None]:
+    def refuse(link_fd: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(libbpf, "run_iterator", refuse)
+        yield
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM, errno.EIO, errno.EINTR])
+def test_a_reader_that_hangs_stays_in_the_report_while_readings_fail(
     kernel: Kernel,
     memory: PendingMemory,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    code: int,
 ) -> None:
-    def refuse(link_fd: int) -> None:
-        raise OSError(errno.EMFILE, "Too many open files")
+    kernel.visit = lambda: kernel.find(3, UNREAD, 200, 20, 40_000, 6, 90)
+    figures = memory.read(LINK, (3, 4))
+    with failing(monkeypatch, code):
+        for _ in range(MOST_REPETITIONS):
+            assert memory.read(LINK, (3, 4)) == figures
+    assert not memory.has_read
+    assert memory.problem == ""
+    assert f"cannot read what is pending: [Errno {code}] {os.strerror(code)}" in caplog.text
+    assert memory.read(LINK, (3, 4)) == figures
 
-    monkeypatch.setattr(libbpf, "run_iterator", refuse)
-    assert memory.read(LINK, (3,)) == {}
-    assert "cannot read what is pending: [Errno 24] Too many open files" in caplog.text
+
+def test_a_reading_that_fails_makes_nothing_up(
+    memory: PendingMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with failing(monkeypatch):
+        assert memory.read(LINK, (3,)) == {}
+
+
+def test_after_a_few_failed_readings_it_is_unknown_what_is_pending(
+    kernel: Kernel, memory: PendingMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel.visit = lambda: kernel.find(3, UNREAD, 1, 1, 1, 0, 0)
+    figures = memory.read(LINK, (3, 4))
+    with failing(monkeypatch):
+        for _ in range(MOST_REPETITIONS):
+            memory.read(LINK, (3, 4))
+        assert memory.read(LINK, (3, 4)) == {3: {}}
+        assert memory.read(LINK, (3, 4)) == {}
+    problem = memory.problem
+    assert "Too many open files (EMFILE)" in problem
+    assert memory.read(LINK, (3, 4)) == figures
+    assert memory.problem == ""
+
+    (row,) = unread((StageCoverage(ROW, CoverageState.PARTIAL),), problem)
+    assert (row.name, row.state) == (ROW, CoverageState.UNAVAILABLE)
+    assert row.reason.startswith("the last readings failed: Too many open files (EMFILE)")
+    waiting = Measurement(pending={})
+    assert report_on(waiting, Module).pending == {}
+    assert report_on(waiting, Module, uncounted={row.name}).pending is None
+
+
+def test_a_kernel_that_cannot_read_keeps_its_reason() -> None:
+    coverage = (StageCoverage(ROW, CoverageState.UNAVAILABLE, reason="requires BTF"),)
+    assert unread(coverage, "Too many open files") == coverage
+
+
+def test_all_open_files_are_visited_until_a_reading_has_done_so(
+    kernel: Kernel, memory: PendingMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = {READ_PENDING: LINK, READ_PENDING_STATES: FAST}
+    loaded = cast(
+        LoadedObject,
+        SimpleNamespace(
+            _pending=memory,
+            _generation=1,
+            _visited_generation=0,
+            _owned=SimpleNamespace(link=links.get),
+            follows_processes=False,
+        ),
+    )
+    with failing(monkeypatch):
+        LoadedObject.read_pending(loaded, (3,))
+    LoadedObject.read_pending(loaded, (3,))
+    LoadedObject.read_pending(loaded, (3,))
+    assert kernel.links == [LINK, FAST]
 
 
 def test_a_reading_begins_without_the_last_socket_of_one_that_failed(

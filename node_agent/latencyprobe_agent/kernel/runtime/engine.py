@@ -65,6 +65,7 @@ from latencyprobe_agent.kernel.runtime.loaded import (
 from latencyprobe_agent.kernel.runtime.obstacles import mention
 from latencyprobe_agent.kernel.runtime.overhead import OverheadClock
 from latencyprobe_agent.kernel.runtime.peers import crowded
+from latencyprobe_agent.kernel.runtime.pending import unread
 from latencyprobe_agent.kernel.runtime.preload import Preload
 from latencyprobe_agent.kernel.runtime.shards import Shards, share_out
 from latencyprobe_agent.kernel.runtime.slices import TimeSlices
@@ -241,6 +242,8 @@ class KernelEngine:
             coverage = mention(coverage, self._object.configuration.obstacles())
             if self._object.crowded_peers:
                 coverage = crowded(coverage)
+            if self._object.pending_problem:
+                coverage = unread(coverage, self._object.pending_problem)
         if self._socket_memory is None or not self._socket_memory.is_full:
             return coverage
         return full(coverage, self._socket_memory_limits)

@@ -490,12 +490,21 @@ class LoadedObject:
         open before the targets changed.
         """
         is_changed = self._visited_generation != self._generation
-        self._visited_generation = self._generation
         link = self._owned.link(READ_PENDING)
         fast = self._owned.link(READ_PENDING_STATES)
         if fast is not None and not (is_changed or self.follows_processes):
             link = fast
-        return self._pending.read(link, slots) if self._pending and link is not None else {}
+        if self._pending is None or link is None:
+            return {}
+        found = self._pending.read(link, slots)
+        if self._pending.has_read:
+            self._visited_generation = self._generation
+        return found
+
+    @property
+    def pending_problem(self) -> str:
+        """The reason why pending waits are unknown; empty if they are known."""
+        return self._pending.problem if self._pending else ""
 
     @property
     def peers(self) -> Mapping[int, Sequence[Peer]]:

@@ -11,8 +11,11 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from mmap import mmap
 
+from latencyprobe.domain import stages
+from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.patience import Peer, waiting_peers, waits_by_others
 from latencyprobe.domain.pending import KINDS_OF_SOCKETS, Pending, joint_pending
+from latencyprobe.process.os_errors import explained
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.abi import MAX_SLOTS, PENDING, PENDING_READING, SLOT_PENDING, U64
 from latencyprobe_agent.kernel.runtime.mapped_array import distance_of
@@ -27,6 +30,8 @@ _NOTHING = bytes(_DISTANCE)
 _NUMBERS = 0xFF
 _BEGINNING = PENDING_READING.part("number", "owners")
 _CROWDED = PENDING_READING.offset("crowded")
+# The figures of the last reading stand for so many readings that failed since.
+MOST_REPETITIONS = 3
 
 
 class PendingMemory:
@@ -50,6 +55,11 @@ class PendingMemory:
         self._clock = clock
         self._pause = ReadingPause(clock)
         self._found: dict[int, Mapping[str, Pending]] = {}
+        self._failures = 0
+        self.has_read = False
+        """The last call has read, and did not repeat the figures of an earlier reading."""
+        self.problem = ""
+        """The reason why it is unknown what is pending; empty if it is known."""
         self.peers: Mapping[int, Sequence[Peer]] = {}
         """Those that requests wait for, by slot: of the last reading."""
         self.crowded = 0
@@ -59,10 +69,32 @@ class PendingMemory:
         """Read by this link of an iterator; return the figures of these slots.
 
         A slot is omitted if nothing is pending in it, unless something was at the last reading.
-        Within the pause after a long reading, return its figures again.
+        Within the pause after a long reading, return its figures again. So do a few readings that
+        fail, and then it is unknown what is pending: see `problem`.
         """
+        self.has_read = False
         if not self._pause.is_over:
-            return {slot: figures for slot, figures in self._found.items() if slot in slots}
+            return self._repeated(slots)
+        before = self._found.keys()
+        try:
+            self._read(link_fd, slots)
+        except OSError as error:
+            log.warning("cannot read what is pending: %s; the next reading tries again", error)
+            self._failures += 1
+            if self._failures <= MOST_REPETITIONS:
+                return self._repeated(slots)
+            self.problem = explained(error)
+            self._found, self.peers = {}, {}
+        else:
+            self._failures, self.problem, self.has_read = 0, "", True
+        ended = (before - self._found.keys()).intersection(slots)
+        return {**self._found, **{slot: {} for slot in ended}}
+
+    def _repeated(self, slots: Collection[int]) -> Mapping[int, Mapping[str, Pending]]:
+        return {slot: figures for slot, figures in self._found.items() if slot in slots}
+
+    def _read(self, link_fd: int, slots: Collection[int]) -> None:
+        """Read by this link of an iterator. Raises OSError."""
         began = self._clock()
         for slot in slots:
             self._memory[slot * _DISTANCE : (slot + 1) * _DISTANCE] = _NOTHING
@@ -72,17 +104,10 @@ class PendingMemory:
         self._reading[_CROWDED : _CROWDED + U64.size] = U64.pack(0)
         if self._peers is not None:
             self._peers.clear()
-        try:
-            libbpf.run_iterator(link_fd)
-        except OSError as error:
-            log.warning("cannot read what is pending: %s; the next reading tries again", error)
-            return {}
+        libbpf.run_iterator(link_fd)
         self._pause.note(began)
-        before = self._found.keys()
         self._found = {slot: figures for slot in slots if (figures := self._figures(slot))}
         self._compare(slots)
-        ended = (before - self._found.keys()).intersection(slots)
-        return {**self._found, **{slot: {} for slot in ended}}
 
     def forget(self, slots: Collection[int]) -> None:
         """Forget what was read of these slots: they are another target's from now on."""
@@ -119,3 +144,15 @@ def decode_pending(content: bytes) -> Mapping[str, Pending]:
         if pending.count:
             found[kind.name] = pending
     return found
+
+
+def unread(coverage: tuple[StageCoverage, ...], reason: str) -> tuple[StageCoverage, ...]:
+    """Return the coverage of a node on which it is unknown what is pending, for this reason."""
+    rows = [stage for stage in coverage if stage.name == stages.PENDING]
+    if any(row.state is CoverageState.UNAVAILABLE for row in rows):
+        return coverage
+    others = tuple(stage for stage in coverage if stage.name != stages.PENDING)
+    row = StageCoverage(
+        stages.PENDING, CoverageState.UNAVAILABLE, reason=f"the last readings failed: {reason}"
+    )
+    return (*others, row)
