@@ -6,14 +6,18 @@ gone has no path any more. So a new id is looked up after the reading that has i
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 
 from latencyprobe.domain.cgroups import Cgroup
 from latencyprobe.domain.stages import waits_for_cgroups
+from latencyprobe.process.os_errors import explained
 from latencyprobe_agent.targets.cgroups import Hierarchy
 from latencyprobe_agent.targets.containers import pod_uid_of
+
+log = logging.getLogger(__name__)
 
 # Of one target: those that it waited for longest.
 MOST_NAMED = 8
@@ -47,8 +51,7 @@ class KnownCgroups:
         if not new or is_early or self._hierarchy is None:
             return
         self._walked_at = now
-        found = dict.fromkeys(new, None) | self._walk(self._hierarchy, new)
-        self._known |= found
+        self._known |= self._found(self._hierarchy, new)
         for oldest in list(self._known)[: max(len(self._known) - _MOST_KNOWN, 0)]:
             del self._known[oldest]
 
@@ -61,18 +64,23 @@ class KnownCgroups:
         return tuple(each for each in found if each is not None)[:MOST_NAMED]
 
     @staticmethod
-    def _walk(hierarchy: Hierarchy, wanted: set[int]) -> dict[int, Cgroup | None]:
+    def _found(hierarchy: Hierarchy, wanted: set[int]) -> dict[int, Cgroup | None]:
+        """Return the cgroups of these ids; after an error, only those that were found before it."""
         found: dict[int, Cgroup | None] = {}
-        for directory, status in hierarchy.walk(hierarchy.root, MOST_WALKED):
-            if status.st_ino in wanted:
-                path = hierarchy.relative(directory)
-                pod_uid, container_id = identity_of(path)
-                found[status.st_ino] = Cgroup(
-                    status.st_ino, pod_uid=pod_uid, container_id=container_id, path=path
-                )
-                if len(found) == len(wanted):
-                    break
-        return found
+        try:
+            for directory, status in hierarchy.walk(hierarchy.root, MOST_WALKED):
+                if status.st_ino in wanted:
+                    path = hierarchy.relative(directory)
+                    pod_uid, container_id = identity_of(path)
+                    found[status.st_ino] = Cgroup(
+                        status.st_ino, pod_uid=pod_uid, container_id=container_id, path=path
+                    )
+                    if len(found) == len(wanted):
+                        break
+        except OSError as error:
+            log.warning("cannot look up all cgroups that targets waited for: %s", explained(error))
+            return found
+        return dict.fromkeys(wanted, None) | found
 
 
 def identity_of(path: str) -> tuple[str, str]:

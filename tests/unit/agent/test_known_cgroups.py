@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from latencyprobe.domain.cgroups import Cgroup
 from latencyprobe_agent.evidence import known_cgroups
 from latencyprobe_agent.evidence.known_cgroups import MOST_NAMED, KnownCgroups, identity_of
-from latencyprobe_agent.targets.cgroups import Hierarchy
+from latencyprobe_agent.targets.cgroups import Hierarchy, subdirectories
 from tests.unit.agent.scripted import Clock
 
 UID = "11111111-2222-3333-4444-555555555555"
@@ -147,3 +148,25 @@ def test_without_a_hierarchy_there_are_no_names() -> None:
     known = KnownCgroups(None)
     known.look_up([1])
     assert known.among({"waitedForCgroup.1": 5}) == ()
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM, errno.EIO])
+def test_a_look_up_that_fails_costs_no_reading_and_is_repeated(
+    cgroups: Cgroups, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    upper, inner = cgroups.make("/a"), cgroups.make("/a/inner/most")
+
+    def fails(directory: str, most: int | None = None) -> list[str]:
+        if directory.endswith("/inner"):
+            raise OSError(code, os.strerror(code), directory)
+        return subdirectories(directory, most)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("latencyprobe_agent.targets.cgroups.subdirectories", fails)
+        cgroups.known.look_up([upper, inner])
+    waits = {f"id_{upper}": 2, f"id_{inner}": 1}
+    assert cgroups.found(**waits) == ["/a"]
+
+    cgroups.clock.now += 60
+    cgroups.known.look_up([upper, inner])
+    assert cgroups.found(**waits) == ["/a", "/a/inner/most"]
