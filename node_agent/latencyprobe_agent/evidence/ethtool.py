@@ -58,14 +58,19 @@ def driver_of(channel: socket.socket, device: str) -> Driver | None:
 
 
 def statistics_of(channel: socket.socket, device: str, driver: Driver) -> dict[str, int]:
-    """Return the driver's error statistics; none if the device has changed."""
+    """Return the driver's error statistics; none if the device has changed.
+
+    Raises OSError if the error is transient: the growth until then would be lost.
+    """
     if not driver.places:
         return {}
     try:
         answer = _ask(
             channel, device, struct.pack("=II", _GSTATS, 0), 8 + 8 * _room(driver.statistics)
         )
-    except OSError:
+    except OSError as error:
+        if is_transient(error):
+            raise
         return {}
     (count,) = struct.unpack_from("=I", answer, 4)
     if count != driver.statistics:

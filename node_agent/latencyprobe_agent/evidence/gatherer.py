@@ -174,6 +174,14 @@ def _number_in(path: str) -> int:
     return int(text) if text.isdecimal() else 0
 
 
+def _statistics_now(channel: socket.socket, device: str, driver: Driver) -> dict[str, int] | None:
+    """Return the driver's error statistics; None if they cannot be read now."""
+    try:
+        return statistics_of(channel, device, driver)
+    except OSError:
+        return None
+
+
 class _Parsed(Generic[_T]):
     """A file that is parsed only if its text has changed: most pods are idle."""
 
@@ -284,13 +292,19 @@ class _Devices:
         answer = self._answer(
             namespace,
             lambda channel: {
-                device: statistics_of(channel, device, driver)
+                device: _statistics_now(channel, device, driver)
                 for device, driver in counting.items()
             },
         )
         if answer is not None:
-            self._statistics = of_devices(answer)
-            for device in (device for device, statistics in answer.items() if not statistics):
+            read = {device: found for device, found in answer.items() if found is not None}
+            unread = {
+                name: count
+                for name, count in self._statistics.items()
+                if name.partition(":")[0] in answer.keys() - read.keys()
+            }
+            self._statistics = unread | of_devices(read)
+            for device in (device for device, statistics in read.items() if not statistics):
                 del self._drivers[device]  # another device has its name: look up its driver again
 
     def _enter(self, namespace: Namespace) -> socket.socket | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -242,6 +243,35 @@ def test_a_driver_that_cannot_be_asked_now_is_asked_again(monkeypatch: pytest.Mo
     monkeypatch.setattr(ethtool, "_ask", fails)
     with socket.socket() as channel, pytest.raises(OSError, match="Cannot allocate memory"):
         ethtool.driver_of(channel, "eth0")
+
+
+@pytest.mark.parametrize("code", [errno.ENOMEM, errno.EIO])
+def test_growth_while_a_driver_cannot_be_asked_is_reported_later(
+    tmp_path: Path, process: Process, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    process.counts(0, devices=2)
+    clock = Clock()
+    gatherer = Gatherer(NOWHERE, proc_root=tmp_path, clock=clock)
+    namespace = Namespace(process.inode, (42,))
+    drops = {"eth0": 5, "eth1": 5}
+    failing: set[str] = set()
+
+    def ask(channel: socket.socket, device: str, head: bytes, size: int) -> bytes:
+        if device in failing:
+            raise OSError(code, os.strerror(code))
+        return struct.pack("=IIQ", 0, 1, drops[device])
+
+    monkeypatch.setattr(Reader, "channel", lambda *_: socket.socket())
+    monkeypatch.setattr(gathering, "driver_of", lambda *_: Driver("nic", 1, (("drops", 0),)))
+    monkeypatch.setattr(ethtool, "_ask", ask)
+    gatherer.of_namespaces([namespace])
+    failing.add("eth0")
+    drops.update(eth0=8, eth1=6)
+    clock.now += 2
+    assert gatherer.of_namespaces([namespace])[process.inode] == {"eth1:drops": 1}
+    failing.clear()
+    clock.now += 2
+    assert gatherer.of_namespaces([namespace])[process.inode] == {"eth0:drops": 3}
 
 
 CONNTRACK = "entries found drop early_drop insert_failed\n{entries:08x} 0 {drops:08x} 0 0\n"
