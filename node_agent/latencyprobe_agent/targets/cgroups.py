@@ -10,13 +10,14 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import stat
 from collections import deque
 from collections.abc import Iterator
 
 from latencyprobe.domain.targets import TargetState
 from latencyprobe.process.kernel_files import read_kernel_file
 from latencyprobe.process.mounts import Mount, is_below
-from latencyprobe.process.os_errors import is_gone
+from latencyprobe.process.os_errors import is_gone, is_transient
 from latencyprobe_agent.targets.facts import TargetFacts, failed
 from latencyprobe_agent.targets.processes import Processes, refusal_message
 
@@ -109,6 +110,16 @@ def subdirectories(directory: str, most: int | None = None) -> list[str]:
         if not is_gone(error):
             raise
         return []
+
+
+def is_directory(path: str) -> bool:
+    """Return True for a directory. Raises OSError if the error is transient."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except OSError as error:
+        if is_transient(error):
+            raise
+        return False
 
 
 class SubtreeTracker:
@@ -232,7 +243,7 @@ class CgroupTracker:
 
     def _refuse(self, directory: str) -> str | None:
         """Return the reason why the directory is not a measurable cgroup; None if it is one."""
-        if not os.path.isdir(directory):
+        if not is_directory(directory):
             what = "is not a directory" if os.path.exists(directory) else "does not exist"
             return f"{self._path} {what}; {self._what_is_right()}"
         mount = mount_of(directory, self._mounts)

@@ -20,7 +20,12 @@ import time
 from collections.abc import Callable, Iterator
 
 from latencyprobe_agent.desired import ContainerSelector
-from latencyprobe_agent.targets.cgroups import Hierarchy, SubtreeTracker, subdirectories
+from latencyprobe_agent.targets.cgroups import (
+    Hierarchy,
+    SubtreeTracker,
+    is_directory,
+    subdirectories,
+)
 from latencyprobe_agent.targets.facts import TargetFacts, failed, pending
 from latencyprobe_agent.targets.processes import Processes
 
@@ -37,6 +42,7 @@ _POD_NAME = re.compile(
 )
 _RUNTIME_PREFIXES = ("cri-containerd", "crio", "docker", "libpod")
 _QOS_INFIXES = ("", "-burstable", "-besteffort")
+_Parents = tuple[list[str], list[str]]
 
 
 def pod_names(parent: str, pod_uid: str) -> Iterator[str]:
@@ -93,13 +99,13 @@ class ContainerFinder:
         """Return the container's directory; None if it does not exist (yet)."""
         if self._is_survey_due():
             self._survey()
-        return next((path for path in self._candidates(target) if os.path.isdir(path)), None)
+        return next((path for path in self._candidates(target) if is_directory(path)), None)
 
     def find_pod(self, pod_uid: str) -> list[str]:
         """Return the pod's directory; several where each container has one of its own."""
         if self._is_survey_due():
             self._survey()
-        found = [path for path in self._pod_directories(pod_uid) if os.path.isdir(path)]
+        found = [path for path in self._pod_directories(pod_uid) if is_directory(path)]
         if self._joined_parents:
             joined = re.compile(rf".*-pod{_with_underscores(pod_uid)}\.slice:[^:]+:[0-9a-f]{{64}}")
             found += [
@@ -129,7 +135,7 @@ class ContainerFinder:
 
     def _candidates(self, target: ContainerSelector) -> Iterator[str]:
         for pod in self._pod_directories(target.pod_uid):
-            if not os.path.isdir(pod):
+            if not is_directory(pod):
                 continue
             for name in container_names(target.container_id):
                 yield f"{pod}/{name}"
@@ -151,28 +157,32 @@ class ContainerFinder:
 
     def _survey(self) -> None:
         """Find the directories that hold pods, without searching inside pods."""
-        # Should it fail, the next search surveys again.
+        # Should it fail, the next search surveys again; until then those of before are valid.
         self._surveyed_at = None
-        self._pod_parents, self._joined_parents = [], []
+        parents: _Parents = [], []
         level = [self._hierarchy.root]
         for _ in range(_MAX_DEPTH):
-            level = [path for directory in level for path in self._survey_one(directory)]
+            level = [path for directory in level for path in self._survey_one(directory, *parents)]
+        self._pod_parents, self._joined_parents = parents
         self._surveyed_at = self._clock()
 
-    def _survey_one(self, directory: str) -> Iterator[str]:
-        """Store the pod parents in a directory; yield the other directories in it."""
+    @staticmethod
+    def _survey_one(
+        directory: str, pod_parents: list[str], joined_parents: list[str]
+    ) -> Iterator[str]:
+        """Add the pod parents in a directory; yield the other directories in it."""
         for path in subdirectories(directory):
             name = os.path.basename(path)
             if _KUBEPODS.fullmatch(name):
-                self._pod_parents.append(path)
-                self._pod_parents += [
+                pod_parents.append(path)
+                pod_parents += [
                     child
                     for child in subdirectories(path)
                     if _QOS.fullmatch(os.path.basename(child))
                 ]
             elif _JOINED_NAME.fullmatch(name):
-                if directory not in self._joined_parents:
-                    self._joined_parents.append(directory)
+                if directory not in joined_parents:
+                    joined_parents.append(directory)
             else:
                 yield path
 

@@ -276,6 +276,8 @@ class Resolver:
 
     def _note_missed(self, selector: Selector, tracked: _Tracked) -> None:
         """Count a pod whose cgroup was reported as made, and is not there."""
+        if tracked.problem:
+            return  # It is not known whether it is there.
         if tracked.is_announced and not tracked.facts.cgroup_ids:
             self.missed_pods += 1
             log.warning("%s: its cgroup was removed before it could be measured", selector)

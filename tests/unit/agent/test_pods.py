@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -267,3 +268,24 @@ def test_a_runtime_is_known_by_the_name_of_its_process(
     (tmp_path / "7").mkdir()
     (tmp_path / "7/comm").write_text(f"{name}\n")
     assert Processes(tmp_path).is_runtime(7) is is_runtime
+
+
+@pytest.mark.parametrize("code", [errno.ENOMEM, errno.EIO])
+def test_a_pod_whose_directory_cannot_be_read_now_is_not_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    path = _cgroup(tmp_path / f"kubepods/pod{UID}")
+    tracker = _tracker(tmp_path)
+    before = tracker.poll()
+    unhindered = os.stat
+
+    def fails(asked: str, *args: object, **options: object) -> os.stat_result:
+        if asked == str(path):
+            raise OSError(code, os.strerror(code), asked)
+        return unhindered(asked, *args, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", fails)
+        with pytest.raises(OSError, match=os.strerror(code)):
+            tracker.poll()
+    assert tracker.poll() == before

@@ -285,3 +285,20 @@ def test_a_survey_that_failed_in_the_middle_is_made_again(
         parents=True
     )
     assert finder.find(container) is not None
+
+
+def test_a_survey_that_fails_leaves_the_directories_that_hold_pods(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kubepods/besteffort").mkdir(parents=True)
+    clock = Clock()
+    finder = ContainerFinder(Hierarchy(str(tmp_path)), clock=clock)
+    finder.find_pod("0" * 32)
+    parents = finder.pod_parents
+    assert len(parents) == 2
+    clock.now += 60
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", _failing(os.scandir, errno.EMFILE, "kubepods"))
+        with pytest.raises(OSError, match="Too many open files"):
+            finder.find_pod("0" * 32)
+        assert finder.pod_parents == parents

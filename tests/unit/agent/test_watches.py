@@ -150,6 +150,7 @@ class Watched:
         self.resolver = Resolver(clock=self.clock, watches=self.watches, host_netns=host_netns)
         self.found: dict[Selector, TargetFacts] = {}
         self.polls: list[Selector] = []
+        self.failure: OSError | None = None
         monkeypatch.setattr(self.resolver, "_tracker_of", self._tracker)
         self.resolver.track(selectors)
         self.resolver.refresh()  # polls again, since the watches are new
@@ -161,6 +162,8 @@ class Watched:
         class Tracker:
             def poll(self) -> TargetFacts:
                 watched.polls.append(selector)
+                if watched.failure is not None:
+                    raise watched.failure
                 return watched.found.get(selector, pending("no cgroup yet"))
 
         return Tracker()
@@ -274,6 +277,18 @@ def test_a_pod_that_comes_and_goes_before_a_poll_is_counted(
     watched.report(made)
     watched.resolver.refresh()
     assert watched.resolver.missed_pods == 1
+
+
+def test_a_pod_that_cannot_be_polled_now_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(monkeypatch, POD)
+    watched.failure = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    watched.report(PathChange("/kubepods", f"pod{UID}", True))
+    watched.resolver.refresh()
+    watched.found[POD], watched.failure = MADE, None
+    watched.clock.now += 60
+    watched.resolver.refresh()
+    assert watched.resolver.facts_of(POD) == MADE
+    assert watched.resolver.missed_pods == 0
 
 
 def test_dropped_changes_have_all_targets_polled(monkeypatch: pytest.MonkeyPatch) -> None:
