@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import struct
 
@@ -115,3 +117,23 @@ def test_changes_are_reported_once() -> None:
         kernels.send(b"and again")
         assert has_news(ours)
         assert not has_news(ours)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO])
+def test_routes_that_cannot_be_read_now_are_not_taken_for_none(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fails(path: str, **_: str) -> None:
+        raise OSError(code, os.strerror(code), path)
+
+    monkeypatch.setattr("builtins.open", fails)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        devices_with_default_route()
+
+
+def test_a_namespace_without_ipv6_has_no_route_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(path: str, **_: str) -> None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+    monkeypatch.setattr("builtins.open", fails)
+    assert devices_with_default_route() == frozenset()

@@ -8,6 +8,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from latencyprobe.process.os_errors import is_transient
+
 # include/uapi/linux/netlink.h: struct nlmsghdr and struct nlattr
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -75,7 +77,10 @@ def devices() -> tuple[Device, ...]:
 
 
 def devices_with_default_route() -> frozenset[str]:
-    """Return the names of the devices by which the namespace reaches all others."""
+    """Return the names of the devices by which the namespace reaches all others.
+
+    Raises OSError if the error is transient: without a name, that device would lose its program.
+    """
     return frozenset((*_ipv4_defaults(), *_ipv6_defaults()))
 
 
@@ -174,5 +179,7 @@ def _lines(file: str) -> list[str]:
     try:
         with open(f"/proc/thread-self/net/{file}", encoding="ascii", errors="replace") as lines:
             return lines.read().splitlines()
-    except OSError:
+    except OSError as error:
+        if is_transient(error):
+            raise
         return []
