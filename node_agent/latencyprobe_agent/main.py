@@ -11,7 +11,6 @@ import platform
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -40,7 +39,7 @@ from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from latencyprobe_agent.kernel.typeinfo import kernel_types_kind
 from latencyprobe_agent.node import HostNetnsError, host_netns_inode
 from latencyprobe_agent.pacing import CHANGE_INTERVAL_S
-from latencyprobe_agent.pressure import cpu_pressure_percent
+from latencyprobe_agent.pressure import CpuPressure
 from latencyprobe_agent.serving.figures import FigureCollector
 from latencyprobe_agent.serving.metrics import AgentMetrics, pages
 from latencyprobe_agent.serving.metrics_access import MetricsAccess, MetricsAccessFiles
@@ -169,7 +168,7 @@ async def _agent(
         metrics,
         evidence,
         ceilings=settings.ceilings,
-        pressure=partial(cpu_pressure_percent, settings.proc_root),
+        pressure=CpuPressure(settings.proc_root).percent,
         change_interval_s=_change_interval_s(settings),
         totals=totals,
         cgroups=KnownCgroups(resolver.hierarchy),

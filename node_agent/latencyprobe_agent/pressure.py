@@ -7,16 +7,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from latencyprobe.process.os_errors import is_transient
+
 _NAME = "avg10="
 
 
-def cpu_pressure_percent(proc_root: Path = Path("/proc")) -> float:
-    """Return the pressure; 0 on a kernel that does not report it."""
-    try:
-        text = (proc_root / "pressure/cpu").read_text()
-    except OSError:  # also EOPNOTSUPP: it is switched off (psi=0)
-        return 0.0
-    return parse_pressure(text)
+class CpuPressure:
+    """The node's CPU pressure, with that of the last reading that worked."""
+
+    def __init__(self, proc_root: Path = Path("/proc")) -> None:
+        self._path = proc_root / "pressure/cpu"
+        self._last_percent = 0.0
+
+    def percent(self) -> float:
+        """Return the pressure; 0 on a kernel that does not report it."""
+        try:
+            self._last_percent = parse_pressure(self._path.read_text())
+        except OSError as error:
+            if not is_transient(error):  # also EOPNOTSUPP: it is switched off (psi=0)
+                return 0.0
+        return self._last_percent
 
 
 def no_pressure() -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +33,7 @@ from latencyprobe_agent.control import (
     EffortLimits,
 )
 from latencyprobe_agent.kernel.contract import HookCost, Overhead, attached_share
-from latencyprobe_agent.pressure import cpu_pressure_percent, parse_pressure
+from latencyprobe_agent.pressure import CpuPressure, parse_pressure
 from latencyprobe_agent.sampling import Governor, under_pressure
 
 
@@ -361,7 +363,26 @@ def test_the_pressure_is_that_of_ten_seconds(text: str, expected: float) -> None
 
 
 def test_a_kernel_without_the_figure_has_no_pressure(tmp_path: Path) -> None:
-    assert cpu_pressure_percent(tmp_path) == 0
+    pressure = CpuPressure(tmp_path)
+    assert pressure.percent() == 0
     (tmp_path / "pressure").mkdir()
     (tmp_path / "pressure/cpu").write_text(PSI)
-    assert cpu_pressure_percent(tmp_path) == 12.34
+    assert pressure.percent() == 12.34
+    (tmp_path / "pressure/cpu").unlink()
+    assert pressure.percent() == 0
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM, errno.EIO])
+def test_a_pressure_that_cannot_be_read_now_is_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    (tmp_path / "pressure").mkdir()
+    (tmp_path / "pressure/cpu").write_text(PSI)
+    pressure = CpuPressure(tmp_path)
+    assert pressure.percent() == 12.34
+
+    def fails(path: Path) -> str:
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(Path, "read_text", fails)
+    assert pressure.percent() == 12.34
