@@ -454,17 +454,26 @@ def delete(map_fd: int, key: bytes) -> bool:
 
 
 def look_up(map_fd: int, key: bytes, value_bytes: int) -> bytes | None:
-    """Return the value of one entry; None if it does not exist."""
+    """Return the value of one entry; None if it does not exist. Raises KernelRefusedError."""
     value = ctypes.create_string_buffer(value_bytes)
-    return value.raw if library().bpf_map_lookup_elem(map_fd, key, value) == 0 else None
+    if library().bpf_map_lookup_elem(map_fd, key, value) >= 0:
+        return value.raw
+    if ctypes.get_errno() != errno.ENOENT:
+        raise KernelRefusedError(ctypes.get_errno(), "read an entry")
+    return None
 
 
 def keys(map_fd: int, key_size: int) -> Sequence[bytes]:
-    """Return all keys of a map, as they are at some time during the call."""
+    """Return all keys of a map, as they are at some time during the call.
+
+    Raises KernelRefusedError: with some of the keys alone, the other entries would seem deleted.
+    """
     found: list[bytes] = []
     key: bytes | None = None
     following = ctypes.create_string_buffer(key_size)
-    while library().bpf_map_get_next_key(map_fd, key, following) == 0:
+    while library().bpf_map_get_next_key(map_fd, key, following) >= 0:
         key = following.raw
         found.append(key)
+    if ctypes.get_errno() != errno.ENOENT:
+        raise KernelRefusedError(ctypes.get_errno(), "read the keys of a map")
     return found

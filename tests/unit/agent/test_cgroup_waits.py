@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+import pytest
+
 from latencyprobe_agent.kernel.abi import OWNER_BITS, U64, WAIT_FOR_CGROUP, WAITS_FOR_CGROUPS
+from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.kernel.runtime.cgroup_waits import MOST_CGROUPS, CgroupWaits
 
 
@@ -73,3 +76,22 @@ def test_a_pair_that_no_longer_grows_makes_room_and_may_come_again() -> None:
     assert maps.entries == {}
     maps.wait(7, 9, 3)
     assert waits.take() == {3: {"waitedForCgroup.7": 9}}
+
+
+@pytest.mark.parametrize("call", ["keys", "look_up"])
+def test_growth_while_the_map_cannot_be_read_is_reported_later_and_once(
+    monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    maps = Maps()
+    waits = CgroupWaits(maps)
+    maps.wait(7, 100, 3)
+    waits.take()
+    maps.wait(7, 20, 3)
+
+    def fails(*_: object) -> None:
+        raise EngineError("map waits_for_cgroups: cannot read an entry (ENOMEM)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(maps, call, fails)
+        assert waits.take() == {}
+    assert waits.take() == {3: {"waitedForCgroup.7": 20}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from pathlib import Path
 
@@ -21,10 +22,15 @@ from latencyprobe.protocol.measurements import (
     measurement_from_proto,
     measurement_to_proto,
 )
-from latencyprobe_agent.kernel.abi import NR_DROP_REASONS
+from latencyprobe_agent.kernel import libbpf
+from latencyprobe_agent.kernel.abi import DROP_PLACES, NR_DROP_REASONS
 from latencyprobe_agent.kernel.btf import KernelTypes
 from latencyprobe_agent.kernel.build.drops import drop_macros, drop_reasons
-from latencyprobe_agent.kernel.runtime.drop_places import drop_counters, named_by_symbols
+from latencyprobe_agent.kernel.runtime.drop_places import (
+    DropPlaces,
+    drop_counters,
+    named_by_symbols,
+)
 from latencyprobe_agent.kernel.runtime.statistics import SLOT_BYTES, SamplingRatios, decode_slot
 
 
@@ -192,3 +198,62 @@ def test_drops_whose_places_found_no_room_are_among_the_others() -> None:
         OTHER_PLACES: 3,
     }
     assert drop_counters({"dropsIn.nf_hook_slow": 2}, 2) == {"dropsIn.nf_hook_slow": 2}
+
+
+class PlacesMap:
+    """The map `drop_places`; `refusals`: calls that fail once, by name."""
+
+    def __init__(self) -> None:
+        self.entries: dict[bytes, bytes] = {}
+        self.refusals: set[str] = set()
+
+    def drop(self, location: int, slot: int, half: int, count: int) -> None:
+        key = DROP_PLACES.key.pack(location, slot, half)
+        self.entries[key] = DROP_PLACES.value.pack(count)
+
+    def keys(self, map_fd: int, key_bytes: int) -> list[bytes]:
+        self._refuse("keys")
+        return list(self.entries)
+
+    def look_up(self, map_fd: int, key: bytes, value_bytes: int) -> bytes | None:
+        self._refuse("look_up")
+        return self.entries.get(key)
+
+    def delete(self, map_fd: int, key: bytes) -> bool:
+        return self.entries.pop(key, None) is not None
+
+    def run_iterator(self, link_fd: int) -> bytes:
+        self._refuse("run_iterator")
+        return b"ff00 tcp_rcv_established"
+
+    def _refuse(self, call: str) -> None:
+        if call in self.refusals:
+            self.refusals.discard(call)
+            raise libbpf.KernelRefusedError(errno.ENOMEM, call)
+
+
+@pytest.fixture
+def places(monkeypatch: pytest.MonkeyPatch) -> PlacesMap:
+    places = PlacesMap()
+    for name in ("keys", "look_up", "delete", "run_iterator"):
+        monkeypatch.setattr(libbpf, name, getattr(places, name))
+    return places
+
+
+@pytest.mark.parametrize("call", ["keys", "look_up"])
+def test_drops_that_cannot_be_read_now_are_counted_later(places: PlacesMap, call: str) -> None:
+    taker = DropPlaces(7, lambda: 8)
+    places.drop(0xFF00, 3, 0, 5)
+    places.refusals.add(call)
+    assert taker.take(0) == {}
+    assert taker.take(0) == {3: {"dropsIn.tcp_rcv_established": 5}}
+    assert taker.take(0) == {}
+
+
+def test_a_function_whose_name_cannot_be_read_now_has_it_later(places: PlacesMap) -> None:
+    taker = DropPlaces(7, lambda: 8)
+    places.drop(0xFF00, 3, 0, 5)
+    places.refusals.add("run_iterator")
+    assert taker.take(0) == {3: {OTHER_PLACES: 5}}
+    places.drop(0xFF00, 3, 0, 2)
+    assert taker.take(0) == {3: {"dropsIn.tcp_rcv_established": 2}}

@@ -14,7 +14,7 @@ from latencyprobe_agent.kernel.abi import (
     THREADS,
     THREADS_FOR_ALL,
 )
-from latencyprobe_agent.kernel.contract import ThreadLimits
+from latencyprobe_agent.kernel.contract import EngineError, ThreadLimits
 from latencyprobe_agent.kernel.runtime.mapped_array import MappedArray, distance_of, signed
 from latencyprobe_agent.kernel.runtime.threads import Threads, lost_waits
 
@@ -118,6 +118,25 @@ def test_threads_of_slots_that_are_gone_take_no_place(kernel: Kernel, threads: T
     assert not threads.gone_slots
     assert (kernel.taken(1), kernel.taken(2), len(kernel.threads)) == (0, 10, 10)
     assert kernel.taken(THREADS_FOR_ALL) == 0
+
+
+def test_threads_that_cannot_be_forgotten_now_are_forgotten_with_the_next_change(
+    kernel: Kernel, threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads.admit([1, 2], {1: SHOP, 2: BANK})
+    kernel.meet(1, 40)
+
+    def fails(*_: object) -> None:
+        raise EngineError("map threads: cannot read the keys of a map (ENOMEM)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kernel, "keys", fails)
+        threads.admit([], {2: BANK})
+        threads.forget_gone()
+    assert threads.gone_slots == {1}
+    threads.forget_gone()
+    assert not threads.gone_slots
+    assert (kernel.taken(1), len(kernel.threads)) == (0, 0)
 
 
 def test_threads_of_a_slot_that_is_another_tenants_are_forgotten(

@@ -7,6 +7,7 @@ since the last reading is deleted. Otherwise pods that come and go would fill th
 from __future__ import annotations
 
 import heapq
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Protocol
@@ -19,6 +20,9 @@ from latencyprobe_agent.kernel.abi import (
     WAIT_FOR_CGROUP,
     WAITS_FOR_CGROUPS,
 )
+from latencyprobe_agent.kernel.contract import EngineError
+
+log = logging.getLogger(__name__)
 
 # Of one target and reading; the others are part of `waitedForOthersNs` alone.
 MOST_CGROUPS = 4
@@ -30,13 +34,13 @@ class WaitMap(Protocol):
     """The map `waits_for_cgroups` of a loaded object, among others."""
 
     def look_up(self, name: str, key: bytes, value_bytes: int) -> bytes | None:
-        """Return the value of one entry; None if it does not exist."""
+        """Return the value of one entry; None if it does not exist. Raises EngineError."""
 
     def erase(self, name: str, keys: Iterable[bytes]) -> Collection[bytes]:
-        """Delete entries of a map; return the keys of those that existed."""
+        """Delete entries of a map; return the keys of those that existed. Raises EngineError."""
 
     def keys(self, name: str, key_bytes: int) -> set[bytes]:
-        """Return the present keys of a map."""
+        """Return the present keys of a map. Raises EngineError."""
 
 
 class CgroupWaits:
@@ -47,9 +51,19 @@ class CgroupWaits:
         self._known: dict[bytes, int] = {}
 
     def take(self) -> Mapping[int, Mapping[str, int]]:
-        """Return the counters of each slot since the last call: its cgroups with the most."""
+        """Return the counters of each slot since the last call: its cgroups with the most.
+
+        Where the map cannot be read now, the next call returns the whole growth.
+        """
+        try:
+            grown = self._grown()
+        except EngineError as error:
+            log.warning(
+                "cannot read the waits for cgroups: %s; the next reading tries again", error
+            )
+            return {}
         waits: dict[int, Counter[int]] = defaultdict(Counter)
-        for key, ns in self._grown().items():
+        for key, ns in grown.items():
             owners, cgroup_id = WAIT_FOR_CGROUP.packing.unpack(key)
             for slot in _slots(owners):
                 waits[slot][cgroup_id] += ns

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from latencyprobe.domain.stages import OTHER_PLACES, drop_place_counter
+from latencyprobe.process.os_errors import is_transient
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.abi import DROP_PLACES
 
@@ -33,21 +34,30 @@ class DropPlaces:
     def take(self, epoch: int) -> Mapping[int, Mapping[str, int]]:
         """Return the counts of one half by slot and counter, and delete them.
 
-        Call this only for the inactive half, which no program writes.
+        Call this only for the inactive half, which no program writes. Counts that cannot be read
+        now stay for the next call with this half.
         """
+        counts: dict[int, dict[str, int]] = {}
+        try:
+            for location, slot, count in self._taken(epoch):
+                of_slot = counts.setdefault(slot, {})
+                name = drop_place_counter(self._names.get(location, ""))
+                of_slot[name] = of_slot.get(name, 0) + count
+        except OSError as error:
+            log.warning("cannot read all functions that drop packets: %s", error)
+        return counts
+
+    def _taken(self, epoch: int) -> Iterator[tuple[int, int, int]]:
+        """Delete the counts of one half; yield the place, the slot and the count of each."""
         keys = libbpf.keys(self._map, DROP_PLACES.key.size)
         places = [(key, *DROP_PLACES.key.unpack(key)) for key in keys]
         taken = [(key, location, slot) for key, location, slot, half in places if half == epoch]
         self._find_names({location for _, location, _ in taken} - self._names.keys())
-        counts: dict[int, dict[str, int]] = {}
         for key, location, slot in taken:
             value = libbpf.look_up(self._map, key, DROP_PLACES.value.size)
             libbpf.delete(self._map, key)
             if value is not None:
-                of_slot = counts.setdefault(slot, {})
-                name = drop_place_counter(self._names.get(location, ""))
-                of_slot[name] = of_slot.get(name, 0) + DROP_PLACES.value.unpack(value)[0]
-        return counts
+                yield location, slot, DROP_PLACES.value.unpack(value)[0]
 
     def _find_names(self, locations: Collection[int]) -> None:
         if not locations:
@@ -59,6 +69,8 @@ class DropPlaces:
             found = named_by_kernel(link) if link is not None else named_by_symbols(locations)
         except OSError as error:
             log.warning("cannot read the names of kernel functions: %s", error)
+            if is_transient(error):
+                return  # The next call with such a place tries again.
             found = {}
         self._names |= {location: found.get(location, "") for location in locations}
 

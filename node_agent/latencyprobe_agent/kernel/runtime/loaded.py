@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import cache
 from typing import NamedTuple
 
@@ -565,14 +566,13 @@ class LoadedObject:
     def write(self, name: str, entries: Mapping[bytes, bytes]) -> None:
         """Set entries of a map. Raises EngineError for a full map, with its name."""
         for key, value in entries.items():
-            try:
+            with _with_name(f"{name} with {len(entries)} new entries"):
                 libbpf.update(self._maps[name], key, value)
-            except libbpf.KernelRefusedError as error:
-                raise EngineError(f"map {name} with {len(entries)} new entries: {error}") from error
 
     def look_up(self, name: str, key: bytes, value_bytes: int) -> bytes | None:
-        """Return the value of one entry; None if it does not exist."""
-        return libbpf.look_up(self._maps[name], key, value_bytes)
+        """Return the value of one entry; None if it does not exist. Raises EngineError."""
+        with _with_name(name):
+            return libbpf.look_up(self._maps[name], key, value_bytes)
 
     def count_sockets(self) -> bool:
         """Have the sockets counted whose end nothing reports; return False if that is impossible.
@@ -587,12 +587,14 @@ class LoadedObject:
         return True
 
     def erase(self, name: str, keys: Iterable[bytes]) -> Collection[bytes]:
-        """Delete entries of a map; return the keys of those that existed."""
-        return [key for key in keys if libbpf.delete(self._maps[name], key)]
+        """Delete entries of a map; return the keys of those that existed. Raises EngineError."""
+        with _with_name(name):
+            return [key for key in keys if libbpf.delete(self._maps[name], key)]
 
     def keys(self, name: str, key_bytes: int) -> set[bytes]:
-        """Return the present keys of a map."""
-        return set(libbpf.keys(self._maps[name], key_bytes))
+        """Return the present keys of a map. Raises EngineError."""
+        with _with_name(name):
+            return set(libbpf.keys(self._maps[name], key_bytes))
 
     def runs(self) -> Mapping[str, Runs]:
         """Return the runs of the programs, by function; they do not grow without the statistics."""
@@ -636,6 +638,15 @@ class LoadedObject:
         if self.ring is not None:
             self.ring.close()
         self._owned.close()
+
+
+@contextmanager
+def _with_name(of_map: str) -> Iterator[None]:
+    """Give a refusal of the kernel the map's name: raise EngineError for it."""
+    try:
+        yield
+    except libbpf.KernelRefusedError as error:
+        raise EngineError(f"map {of_map}: {error}") from error
 
 
 def _is_of_device(scoped: ScopedHook) -> bool:

@@ -69,7 +69,10 @@ class NodeStatisticsMemory:
         """Return the name of a handler; read once, since a handler keeps its number."""
         if handler not in self._names:
             key = HANDLER_NAMES.key.pack(handler)
-            text = libbpf.look_up(self._names_fd, key, HANDLER_NAMES.value.size)
+            try:
+                text = libbpf.look_up(self._names_fd, key, HANDLER_NAMES.value.size)
+            except OSError:
+                return f"handler {handler}"  # The next call tries again.
             name = (text or b"").partition(b"\0")[0].decode(errors="replace")
             self._names[handler] = name or f"handler {handler}"
         return self._names[handler]

@@ -22,7 +22,7 @@ from latencyprobe_agent.kernel.abi import (
     THREADS,
     THREADS_FOR_ALL,
 )
-from latencyprobe_agent.kernel.contract import LostPart, ThreadLimits
+from latencyprobe_agent.kernel.contract import EngineError, LostPart, ThreadLimits
 from latencyprobe_agent.kernel.runtime.mapped_array import Growth, MappedArray, signed
 from latencyprobe_agent.kernel.runtime.tenant_shares import TenantPlaces, divide
 
@@ -36,13 +36,13 @@ class ThreadMap(Protocol):
     """The map `threads` of a loaded object, among others."""
 
     def look_up(self, name: str, key: bytes, value_bytes: int) -> bytes | None:
-        """Return the value of one entry; None if it does not exist."""
+        """Return the value of one entry; None if it does not exist. Raises EngineError."""
 
     def erase(self, name: str, keys: Iterable[bytes]) -> Collection[bytes]:
-        """Delete entries of a map; return the keys of those that existed."""
+        """Delete entries of a map; return the keys of those that existed. Raises EngineError."""
 
     def keys(self, name: str, key_bytes: int) -> set[bytes]:
-        """Return the present keys of a map."""
+        """Return the present keys of a map. Raises EngineError."""
 
 
 class _Thread(NamedTuple):
@@ -97,8 +97,8 @@ class Threads:
 
         Call it when no program counts for these slots any more.
         """
-        self._forget(each for each in self._all() if each.slot in self.gone_slots)
-        self.gone_slots = frozenset()
+        if self._is_forgotten(each for each in self._all() if each.slot in self.gone_slots):
+            self.gone_slots = frozenset()
 
     def read(self, slots: Collection[int]) -> None:
         """Find out if a thread of these slots found no place since the last call."""
@@ -126,13 +126,19 @@ class Threads:
             excess[thread.share] -= 1
             return excess[thread.share] >= 0
 
-        self._forget(filter(is_too_much, self._all()))
+        self._is_forgotten(filter(is_too_much, self._all()))
 
-    def _forget(self, threads: Iterable[_Thread]) -> None:
-        by_key = {each.key: each for each in threads}
-        for key in self._maps.erase(THREADS.name, by_key):
-            for place in by_key[key][1:]:
-                self._table.add(place, "forgotten", 1)
+    def _is_forgotten(self, threads: Iterable[_Thread]) -> bool:
+        """Forget these; return False if the map cannot be read or written now."""
+        try:
+            for thread in tuple(threads):
+                if self._maps.erase(THREADS.name, (thread.key,)):
+                    for place in (thread.slot, thread.share):
+                        self._table.add(place, "forgotten", 1)
+        except EngineError as error:
+            log.warning("cannot forget threads: %s; the next change of targets tries again", error)
+            return False
+        return True
 
 
 def lost_waits(limits: ThreadLimits) -> LostPart:
