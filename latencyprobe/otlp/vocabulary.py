@@ -95,6 +95,7 @@ _OPERATOR: Mapping[str, Instrument] = {
     "latencyprobe_operator_leader": _number("operator.leader", "{operator}"),
     "latencyprobe_operator_probes": _number("operator.probe.count", "{probe}"),
     "latencyprobe_operator_agents": _number("operator.agent.count", "{agent}"),
+    "latencyprobe_operator_disconnected_nodes": _number("operator.node.disconnected", "{node}"),
     "latencyprobe_operator_reports": _counter("operator.report.received", "{report}"),
     "latencyprobe_operator_corrupt_reports": _counter("operator.report.corrupt", "{report}"),
     "latencyprobe_operator_excessive_streams": _counter("operator.stream.excessive", "{stream}"),

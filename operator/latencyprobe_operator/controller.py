@@ -13,6 +13,7 @@ from typing import Any
 from latencyprobe.process.backoff import Backoff
 from latencyprobe_operator.admission import NO_LIMITS, AdminLimits, Applicant, surplus_probes
 from latencyprobe_operator.agents.credentials import Credentials
+from latencyprobe_operator.agents.disconnected_nodes import DisconnectedNodes
 from latencyprobe_operator.agents.fleet import Fleet
 from latencyprobe_operator.agents.source import AgentSource
 from latencyprobe_operator.api.spec import probe_key
@@ -95,6 +96,7 @@ class Controller:
             metrics=metrics,
             term=leadership.term if leadership else 0,
         )
+        self._disconnected_nodes = DisconnectedNodes()
         self._probes: dict[str, Probe] = {}
         self._building = asyncio.Lock()
         self._applicants: dict[str, Applicant] = {}
@@ -300,7 +302,9 @@ class Controller:
     async def _keep_gauges(self) -> None:
         while True:
             phases = Counter(probe.phase for probe in self._probes.values())
-            self.metrics.set_gauges(phases, self._fleet.states())
+            now = asyncio.get_running_loop().time()
+            disconnected = self._disconnected_nodes.count(self._fleet.connections(), at=now)
+            self.metrics.set_gauges(phases, self._fleet.states(), disconnected)
             await asyncio.sleep(_GAUGES_S)
 
 

@@ -33,6 +33,11 @@ class OperatorMetrics:
             ["state"],
             registry=self.registry,
         )
+        self.disconnected_nodes = Gauge(
+            "latencyprobe_operator_disconnected_nodes",
+            "Nodes whose agent has had no lasting connection for 5 minutes.",
+            registry=self.registry,
+        )
         self.reports = Counter(
             "latencyprobe_operator_reports",
             "Reports received from agents.",
@@ -67,8 +72,11 @@ class OperatorMetrics:
         self.figures = ShownProbes()
         self.registry.register(self.figures)
 
-    def set_gauges(self, probes: Mapping[str, int], agents: Mapping[str, int]) -> None:
-        """Set the numbers of probes by phase and of agents by state."""
+    def set_gauges(
+        self, probes: Mapping[str, int], agents: Mapping[str, int], disconnected_nodes: int
+    ) -> None:
+        """Set the numbers of probes by phase, of agents by state, and of disconnected nodes."""
+        self.disconnected_nodes.set(disconnected_nodes)
         for gauge, counts in ((self.probes, probes), (self.agents, agents)):
             gauge.clear()
             for label, count in counts.items():

@@ -145,6 +145,14 @@ class Fleet:
         """Count the agents by their states."""
         return Counter(str(link.view().state) for link in self._links.values())
 
+    def connections(self) -> dict[str, NodeState]:
+        """Return the state of the connection to each node that has an agent, or needs one.
+
+        An agent that applies another state stays Ready.
+        """
+        missing = dict.fromkeys(self._desired, NodeState.NO_AGENT)
+        return missing | {node: link.state for node, link in self._links.items()}
+
     def _connect(self, node: str, endpoint: AgentEndpoint) -> None:
         link = self._links[node] = AgentLink(
             node,

@@ -69,6 +69,8 @@ async def test_agents_are_found_with_a_watch_of_their_namespace_alone(
     ):
         await until(lambda: api.watching, what=lambda: api.asked)
         assert sum(controller._fleet.states().values()) == 1
+        name = "latencyprobe_operator_disconnected_nodes"
+        assert controller.metrics.registry.get_sample_value(name) == 0
         assert api.watches[0][0] == "app=agent"
         assert set(api.asked) == {AGENT_NAMESPACE}
 

@@ -171,6 +171,20 @@ async def test_targets_and_coverage_of_many_agents_are_kept_once(
     assert (one.others, other.others) == ({}, {})
 
 
+async def test_connections_are_those_of_agents_and_of_nodes_that_need_one(
+    fleet: Fleet, agent: FakeAgent
+) -> None:
+    await connect(fleet, agent, state_of("a"))
+    fleet.want("node-b", state_of("a"))
+    fleet.want("node-c", NO_STATE)
+    expected = {"node-a": State.READY, "node-b": State.NO_AGENT}
+    assert fleet.connections() == expected
+
+    fleet.want("node-a", state_of("a", "b"))
+    assert fleet.view("node-a").state is State.ATTACHING
+    assert fleet.connections() == expected
+
+
 async def test_a_change_is_applied_whole_under_a_higher_generation(
     fleet: Fleet, agent: FakeAgent
 ) -> None:
