@@ -91,17 +91,18 @@ class BusyAgent:
             page({"accept": accept})
             times.append(time.process_time() - began)
         size = len(metrics_page(self.registry)({"accept": accept}).body)
-        return Scrape(self.series(accept), size, 1000 * min(times))
+        return Scrape(series_of(self.registry, accept), size, 1000 * min(times))
 
-    def series(self, accept: str) -> int:
-        """Return the number of series that Prometheus stores of a scrape in this format."""
-        if accept == NATIVE:
-            families = list(self.registry.collect())
-            native = sum(len(getattr(family, "histograms", ())) for family in families)
-            samples = [sample for family in families for sample in family.samples]
-            # The time when a series began is a field of it there.
-            return native + sum(not sample.name.endswith("_created") for sample in samples)
-        return sum(len(family.samples) for family in ClassicView(self.registry).collect())
+
+def series_of(registry: CollectorRegistry, accept: str) -> int:
+    """Return the number of series that Prometheus stores of a scrape in this format."""
+    if accept == NATIVE:
+        families = list(registry.collect())
+        native = sum(len(getattr(family, "histograms", ())) for family in families)
+        samples = [sample for family in families for sample in family.samples]
+        # The time when a series began is a field of it there.
+        return native + sum(not sample.name.endswith("_created") for sample in samples)
+    return sum(len(family.samples) for family in ClassicView(registry).collect())
 
 
 _NOW = Moment(0.0, 0)

@@ -7,11 +7,29 @@ from pathlib import Path
 
 import pytest
 
-from bench.scrapes import NATIVE, OPENMETRICS, SETTINGS, BusyAgent
+from bench.scrapes import NATIVE, OPENMETRICS, SETTINGS, BusyAgent, series_of
+from latencyprobe.domain.causes import Bottleneck
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.measurement import Measurement, StageMeasurement
+from latencyprobe.domain.pending import PENDING_KINDS, Pending
+from latencyprobe.domain.stages import (
+    CGROUP_COUNTERS,
+    COUNTERS,
+    DROPS,
+    DROPS_IN,
+    TARGET_STAGES,
+    WAITED_FOR_CGROUP,
+    Module,
+)
+from latencyprobe_agent.totals import MAX_COUNTERS
+from tests.unit.agent.sample_figures import registry_of, window_report
+from tests.unit.agent.totals_of import Followed, probe_on
 
 ROOT = Path(__file__).parents[3]
 MAX_PODS = 110
 PODS = 10_000
+FAMILIES_OF_COUNTERS = (DROPS, DROPS_IN, WAITED_FOR_CGROUP)
+TARGET_COUNTERS = [each.name for each in COUNTERS if each.module != Module.IRQ]
 
 
 def page() -> str:
@@ -31,7 +49,7 @@ def series_of_agents(pods_of_a_node: int, max_pods: int) -> tuple[int, int]:
     full = BusyAgent(pods_of_a_node, max_pods)
     rest = BusyAgent(left, max_pods) if left else None
     native, classic = (
-        nodes * full.series(accept) + (rest.series(accept) if rest else 0)
+        nodes * series_of(full.registry, accept) + (series_of(rest.registry, accept) if rest else 0)
         for accept in (NATIVE, OPENMETRICS)
     )
     return native, classic
@@ -47,7 +65,7 @@ def test_the_page_has_the_series_of_an_agent(pods: int, max_pods: int, row: str)
 
     # Two digits, rounded.
     assert stated(rf"\| {row} \| {number} {number}") == pytest.approx(
-        (agent.series(NATIVE), agent.series(OPENMETRICS)), rel=0.05
+        (series_of(agent.registry, NATIVE), series_of(agent.registry, OPENMETRICS)), rel=0.05
     )
 
 
@@ -72,4 +90,41 @@ def test_pods_beyond_the_limit_of_a_node_add_one_sum_for_all() -> None:
     others = BusyAgent(1, 0)
 
     for accept in (NATIVE, OPENMETRICS):
-        assert beyond.series(accept) <= at_limit.series(accept) + others.series(accept)
+        found, *parts = (series_of(each.registry, accept) for each in (beyond, at_limit, others))
+        assert found <= sum(parts)
+
+
+def series_of_the_worst_pods(*pods: str) -> tuple[int, int]:
+    """The series of an agent with these pods, each with all that a pod can have."""
+    followed = Followed()
+    followed.follow(probe_on(*pods))
+    # Counters of families first: those of the vocabulary come in addition to a full table.
+    details = {DROPS: "REASON_", DROPS_IN: "function_", WAITED_FOR_CGROUP: ""}
+    names = [f"{each}.{details[each]}{n}" for each in FAMILIES_OF_COUNTERS for n in range(1000)]
+    followed.read(Measurement(counters=dict.fromkeys(names, 1)), pods)
+    histogram = Histogram({60: 1}, sum_ns=10_000, min_ns=10_000, max_ns=10_000)
+    lossy = StageMeasurement(histogram, lost=1, unmatched=1, clamped=1)
+    followed.read(
+        Measurement(
+            {stage.name: lossy for stage in TARGET_STAGES},
+            dict.fromkeys([*TARGET_COUNTERS, *CGROUP_COUNTERS], 1),
+            pending={kind.name: Pending(1, oldest_ns=1) for kind in PENDING_KINDS},
+        ),
+        pods,
+    )
+    report = window_report(**dict.fromkeys(pods, Bottleneck.PEER))
+    registry = registry_of(followed.totals, report)
+    return series_of(registry, NATIVE), series_of(registry, OPENMETRICS)
+
+
+def test_no_pod_has_more_series_than_the_page_states() -> None:
+    one, two = series_of_the_worst_pods("a"), series_of_the_worst_pods("a", "b")
+    found = tuple(more - less for more, less in zip(two, one, strict=True))
+    counters = MAX_COUNTERS + len([*FAMILIES_OF_COUNTERS, *TARGET_COUNTERS, *CGROUP_COUNTERS])
+    losses, classic = 3, 17
+    others = losses * len(TARGET_STAGES) + counters + 2 * len(PENDING_KINDS) + len(Bottleneck)
+
+    assert found == (len(TARGET_STAGES) + others, classic * len(TARGET_STAGES) + others)
+    bound = stated(r"A pod has at most ([\d,]+) series with native histograms, ([\d,]+) without")
+    assert all(ours <= theirs for ours, theirs in zip(found, bound, strict=True)), found
+    assert found == pytest.approx(bound, rel=0.1)
