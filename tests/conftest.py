@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
@@ -15,6 +16,7 @@ TESTS = Path(__file__).parent
 # the first time on a machine, compiling Kubernetes or Helm. tests/unit keeps the default.
 TIME_LIMITS = {"lint": 600, "chart": 1800, "live": 180, "cluster": 1800, "kernels": 5400}
 TIERS = ("lint", "unit", "chart", "live", "cluster", "kernels")
+_PROOFS = pytest.StashKey[list[str]]()
 
 # A deadline in milliseconds says more about the machine's other work than about our code.
 hypothesis.settings.register_profile("latencyprobe", deadline=None)
@@ -29,3 +31,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(tier)
         if tier in TIME_LIMITS and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(patient(TIME_LIMITS[tier])))
+
+
+@pytest.fixture
+def prove(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Take a line of evidence, which closes the run unless that is `make test`: it stays short."""
+    return pytestconfig.stash.setdefault(_PROOFS, []).append
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Show the evidence in runs with thorough tests, and where nothing is captured."""
+    is_short = config.option.markexpr == "not thorough" and config.option.capture != "no"
+    if (lines := config.stash.get(_PROOFS, [])) and not is_short:
+        terminalreporter.section("evidence")
+        for line in lines:
+            terminalreporter.write_line(line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from tests.cluster.agents_tls import newest_report
 from tests.cluster.manifests import SERVER_PORT, server_pod
 from tests.cluster.release import AGENT_NAMESPACE, LEASE, Release
 from tests.cluster.shop import Shop
+from tests.live.bucket_table import bucket_table
+from tests.live.filled_boards import FilledBoards
 from tests.live.prometheus import (
     Exemplar,
     Labels,
@@ -28,6 +30,7 @@ from tests.live.prometheus import (
     running_prometheus,
     scrape_job,
 )
+from tests.unit.boards import PanelQuery, queries
 from tools.helm.chart import NAMESPACE
 
 REQUESTS = 400
@@ -37,6 +40,15 @@ SLOW_TARGETS = {"pods": 1, "containers": 1, "nodes": 1, "readyNodes": 1}
 LIMIT_MS, READ_DELAY_MS = 100, 300
 AGENT_PORT, OPERATOR_PORT = 9346, 9347
 QUANTILES = {"p50Ns": 0.5, "p90Ns": 0.9, "p99Ns": 0.99}
+
+# Panels that may be empty here, and the reason. Each has figures in tests/live/test_prometheus.py.
+MAY_BE_EMPTY = {
+    "probe: Events in a second (A)": "nothing was lost, late or held back",
+    "probe: Dropped packets in a second (A)": "no packet was dropped",
+    "probe: Waiting that has not ended (A)": "each request is answered at once",
+    "probe: Age of the oldest (A)": "each request is answered at once",
+}
+OF_OPERATOR = "latencyprobe_operator_"
 
 Buckets = dict[int, int]
 Figures = dict[tuple[str, str], Buckets]
@@ -60,6 +72,14 @@ class Scraped:
         """Have pods of each node ask those of the other; the status that has all requests."""
         self.shop.cluster.apply(probe(self.shop.namespace))
         return self.shop.exchange(PROBE, REQUESTS)
+
+    def keep_asking(self) -> None:
+        """Have pods of each node ask those of the other from now on, so that counts grow."""
+        self.shop.cluster.apply(probe(self.shop.namespace))
+        servers = self.shop.add_servers()
+        first, second = self.shop.cluster.nodes
+        for node, other in ((first, second), (second, first)):
+            self.shop.add_client(f"asking-{node.number}", node.name, [servers[other.name]])
 
     def series(self, selector: str = "") -> str:
         return (
@@ -131,6 +151,9 @@ def probe(namespace: str, name: str = PROBE, app: str = "checkout") -> dict[str,
             "window": "1h",
             "overhead": {"maxCPUPercent": 0},
             "metrics": {"perPod": True},
+            "objectives": [
+                {"name": "reads", "stage": "rx.total", "percentile": "p99", "max": "1s"}
+            ],
         },
     }
 
@@ -198,24 +221,36 @@ def scrape_jobs(
         scrape_job("stranger", first, second, scheme="https", tls_config=trusted),
         scrape_job("operator", *(f"{address}:{OPERATOR_PORT}" for address in operators)),
     ]
+    for job, node, address in zip(jobs, agents, (first, second), strict=False):
+        # The chart's PodMonitor adds the label, too.
+        job["static_configs"] = [{"targets": [address], "labels": {"node": node}}]
     return jobs, dict(zip(agents, ("certificate", "token"), strict=True))
 
 
-def test_prometheus_has_what_agents_and_operator_report(scraped: Scraped) -> None:
+def test_prometheus_has_what_agents_and_operator_report(
+    scraped: Scraped, prove: Callable[[str], None]
+) -> None:
     status = scraped.exchange()
     histograms: Histograms = []
+    compared: list[tuple[Figures, Figures]] = []
 
     def unmet() -> str | None:
         """What ends after the last reply is in the next reports."""
         reported = scraped.reported()
         histograms[:] = scraped.histograms()
         found = figures(histograms)
+        compared.append((reported, found))
         if found and found == reported:
             return None
         differing = [k for k in reported.keys() | found.keys() if reported.get(k) != found.get(k)]
         return f"{sorted(differing)} differ: {json.dumps(scraped.prometheus.targets())}"
 
     wait_until("equal buckets of all stages of both nodes", unmet, seconds=120, interval_s=2)
+    reported, found = compared[-1]
+    for node, stage in sorted(reported):
+        title = f"{stage} on {node}"
+        for line in bucket_table(title, reported[node, stage], found[node, stage]):
+            prove(line)
     jobs = {labels["node"]: labels["job"] for labels, _ in histograms}
     assert jobs == scraped.jobs
     pods = {labels["pod"]: labels["node"] for labels, _ in histograms}
@@ -317,3 +352,32 @@ def test_a_scrape_without_certificate_and_token_is_refused(scraped: Scraped) -> 
 
     wait_until("both agents' refusals", unmet, seconds=60)
     assert scraped.prometheus.value('max(max_over_time(up{job="stranger"}[1h]))') == 0
+
+
+def test_the_boards_show_figures_of_real_agents_and_operators(
+    scraped: Scraped, prove: Callable[[str], None]
+) -> None:
+    """Variables have the values that Prometheus names. A query that it refuses is an error."""
+    assert MAY_BE_EMPTY.keys() < {str(query) for query in queries()}
+    scraped.keep_asking()
+    namespace = scraped.shop.namespace
+    filled = FilledBoards(scraped.prometheus, {"namespace": namespace, "probe": PROBE})
+
+    def unmet() -> str | None:
+        empty = [str(query) for query in filled.empty() if not may_be_empty(query)]
+        return f"without figures: {empty}" if empty else None
+
+    wait_until("figures in the panels", unmet, seconds=300, interval_s=2)
+    for line in filled.lines():
+        prove(line)
+    values = filled.values("probe")
+    nodes = {each.name for each in scraped.release.cluster.nodes}
+    assert (values["namespace"], values["probe"]) == (namespace, PROBE)
+    assert set(values["node"]) == nodes
+    assert set(values["pod"]) == {"checkout-1", "checkout-2"}
+    assert set(filled.values("agents")["node"]) == nodes
+
+
+def may_be_empty(query: PanelQuery) -> bool:
+    """A panel of the operator's own figures never may."""
+    return str(query) in MAY_BE_EMPTY and OF_OPERATOR not in query.expr

@@ -112,6 +112,10 @@ class Prometheus:
             for each in self._get(f"query_exemplars?{asked}")
         ]
 
+    def label_values(self, label: str, selector: str) -> list[str]:
+        """The values that a label has in the series of a selector."""
+        return list(self._get(f"label/{label}/values?{urlencode({'match[]': selector})}"))
+
     def targets(self) -> list[dict[str, Any]]:
         """The state of the scraped address."""
         return list(self._get("targets")["activeTargets"])

@@ -36,6 +36,8 @@ from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.probe_figures import ObjectiveFigures, ProbeSnapshot
 from tests.live.agents import running_agent
+from tests.live.bucket_table import bucket_table
+from tests.live.filled_boards import FilledBoards
 from tests.live.jobs import answer_job, sandbox, start_datagrams, start_job
 from tests.live.netfilter import DROP_OUTGOING, load_rules
 from tests.live.operator_page import operator_page
@@ -53,7 +55,7 @@ from tests.live.sockets import listen
 from tests.live.targets import made_cgroup, until
 from tests.patience import patient
 from tests.unit.agent.states import seconds, state
-from tests.unit.boards import ALL, PanelQuery, queries
+from tests.unit.boards import ALL, queries
 from tests.unit.exported import operator_metrics
 from tests.unit.otlp_points import ExponentialPoint, Exported, exponential_buckets
 from tools.progress import say_on_stderr
@@ -284,7 +286,9 @@ def until_equal(scene: Scene) -> tuple[Stages, Scraped]:
     return stages, scrapes[-1]
 
 
-def test_prometheus_has_the_buckets_of_the_reports(scene: Scene) -> None:
+def test_prometheus_has_the_buckets_of_the_reports(
+    scene: Scene, prove: Callable[[str], None]
+) -> None:
     for _ in range(2):
         scene.run_job()
         scene.until_scraped()
@@ -294,6 +298,8 @@ def test_prometheus_has_the_buckets_of_the_reports(scene: Scene) -> None:
     assert found.keys() <= {stage.name for stage in TARGET_STAGES}
     for name, (labels, sample) in found.items():
         histogram = stages[name].histogram
+        for line in bucket_table(name, buckets_of(histogram), positions(sample)):
+            prove(line)
         assert positions(sample) == buckets_of(histogram), name
         assert sample.count == sum(histogram.counts)
         assert sample.sum == pytest.approx(histogram.sum_ns / 1e9)
@@ -427,16 +433,8 @@ def shown_of(packet: TracedPacket) -> tuple[int, tuple[str, str, str]]:
 
 # ----------------------------------------------------------------- the boards of Grafana
 
-# Of the boards' variables, and of Grafana's own. The ranges hold all of the test's traffic.
-CHOSEN = {
-    "namespace": "shop",
-    "probe": "each",
-    "node": "blue",
-    "pod": ALL,
-    "stage": "rx.total",
-    "__rate_interval": "10m",
-    "__range": "10m",
-}
+# No pod of Kubernetes has such a name as this one, so that Grafana does not escape it.
+CHOSEN = {"namespace": "shop", "probe": "each", "pod": ALL}
 
 
 def show_status(scene: Scene, outcome: str = "missed") -> None:
@@ -471,13 +469,9 @@ def unanswered_request(scene: Scene) -> Iterator[None]:
         assert job.wait(patient(60)) == 0
 
 
-def shown(scene: Scene, query: PanelQuery) -> float | None:
-    """The largest figure of a query; None if it has none that is a number."""
-    found = [value for _, value in scene.prometheus.figures(query.filled(CHOSEN))]
-    return max((value for value in found if not math.isnan(value)), default=None)
-
-
-def test_each_panel_of_the_boards_shows_live_figures(scene: Scene) -> None:
+def test_each_panel_of_the_boards_shows_live_figures(
+    scene: Scene, prove: Callable[[str], None]
+) -> None:
     load_rules(scene.pod, DROP_OUTGOING)
     # Twice, since a rate takes two scrapes with different counts.
     for _ in range(2):
@@ -486,21 +480,12 @@ def test_each_panel_of_the_boards_shows_live_figures(scene: Scene) -> None:
         scene.until_scraped()
         show_status(scene)
 
-    with unanswered_request(scene):
-        wanted = list(queries())
-        figures: dict[PanelQuery, float | None] = {}
-
-        def all_shown() -> bool:
-            for query in wanted:
-                if figures.get(query) is None:
-                    figures[query] = shown(scene, query)
-            return None not in figures.values()
-
-        with contextlib.suppress(AssertionError):
-            until(all_shown, "figures in all panels", seconds=patient(60))
-    for query, figure in figures.items():
-        print(f"{query.board}: {query.panel} ({query.letter}): {figure}")
-    assert [query for query, figure in figures.items() if figure is None] == []
+    filled = FilledBoards(scene.prometheus, CHOSEN)
+    with unanswered_request(scene), contextlib.suppress(AssertionError):
+        until(lambda: not filled.empty(), "figures in all panels", seconds=patient(60))
+    for line in filled.lines():
+        prove(line)
+    assert [str(query) for query in queries() if query not in filled.shown] == []
 
 
 def test_the_alerts_judge_live_figures(scene: Scene) -> None:

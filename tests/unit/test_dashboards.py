@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.unit.boards import Board, PanelQuery, boards, panels, queries
+from tests.unit.boards import (
+    ALL,
+    Board,
+    PanelQuery,
+    Variable,
+    boards,
+    panels,
+    queries,
+    variables,
+)
 from tests.unit.exported import exported_metrics
 from tools.dashboards.__main__ import FOLDER, rendered
 from tools.helm.chart import ROOT
@@ -86,6 +95,35 @@ def test_the_value_of_a_variable_with_several_values_is_escaped() -> None:
     filled = query.filled({"many": "rx.total", "one": "rx.total", "__range": "5m"})
 
     assert filled == r'm{a=~"rx\\.total",b="rx.total"}[5m]'
+
+
+def test_several_chosen_values_are_one_pattern() -> None:
+    query = PanelQuery("b", "p", "A", 'm{a=~"$many"}', frozenset({"many"}))
+
+    assert query.filled({"many": ("rx.irq", "tx")}) == r'm{a=~"(rx\\.irq|tx)"}'
+    assert query.filled({"many": ("rx.irq",)}) == r'm{a=~"rx\\.irq"}'
+
+
+def test_a_variable_takes_values_that_there_are() -> None:
+    several = Variable("node", "m", "node", "", frozenset({"node"}))
+    single = Variable("stage", "m", "stage", "tx", frozenset({"node"}))
+
+    assert several.chosen(("a", "b")) == ("a", "b")
+    assert several.chosen(("a", "b"), ALL) == ALL
+    assert several.chosen(("a", "b"), "b") == "b"
+    assert single.chosen(("rx", "tx")) == "tx"
+    assert single.chosen(("rx", "irq")) == "rx"
+    assert single.chosen(("rx", "irq"), "tx") == single.chosen(()) == ""
+
+
+def test_the_variables_of_the_boards_are_read_in_their_order() -> None:
+    names = {name: [each.name for each in variables(board)] for name, board in BOARDS.items()}
+
+    assert names == {
+        "agents": ["node"],
+        "fleet": ["namespace", "stage"],
+        "probe": ["namespace", "probe", "node", "pod", "stage"],
+    }
 
 
 @pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
