@@ -3,7 +3,7 @@
 A second process serves PODS pods (by default 100,000) of 8 KB of JSON each, in pages of 500, over
 real HTTP. One set of ten of them is selected. Prints the seconds of the first list and the
 longest time for which the event loop was blocked. Prints RSS before and after it, and after three
-more lists.
+more lists, and its peak. The heap is set up, and gives memory back, as the operator's does.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import multiprocessing
+import resource
 import sys
 import time
 from multiprocessing.connection import Connection
@@ -22,6 +23,7 @@ from bench.operator_scale import rss_mib
 
 # The operator's other memory is part of what is measured.
 from latencyprobe_operator import main as _operator  # noqa: F401
+from latencyprobe_operator.kube import heap
 from latencyprobe_operator.kube.cluster import Cluster
 from latencyprobe_operator.kube.informer import Scope
 from latencyprobe_operator.kube.pods import PodsChange, PodWatches
@@ -39,6 +41,8 @@ def main() -> None:
     ours, theirs = context.Pipe()
     server = context.Process(target=serve, args=(theirs, pods))
     server.start()
+    heap.share_one_arena()
+    heap.map_read_blocks()
     try:
         asyncio.run(follow(ours.recv(), pods))
     finally:
@@ -100,13 +104,19 @@ async def follow(host: str, pods: int) -> None:
         if number == 1:
             watches.subscribe("shop", selector, listen)
         seconds = await listed.get() - began
+        heap.give_back()
         print(f"{Scope(None)}: list {number} after {seconds:.1f} s, RSS {rss_mib():.0f} MiB")
         if number == LISTS:
             break
+    print(f"peak: RSS {_peak_mib():.0f} MiB")
     print(f"event loop blocked for at most {_blocked[0]:.3f} s; {pods} pods")
     blocked.cancel()
     await watches.close()
     await cluster.close()
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 _blocked = [0.0]
