@@ -17,6 +17,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from latencyprobe.process.listening import listen
+from latencyprobe.process.os_errors import is_transient
 from latencyprobe.process.repeated_lines import RepeatedLines
 from latencyprobe.process.temporary import temporary_folder
 from latencyprobe.protocol.measurements import MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES
@@ -377,7 +378,9 @@ def _remove_stale(path: Path) -> None:
         trial.settimeout(1)
         try:
             trial.connect(str(path))
-        except OSError:
-            path.unlink(missing_ok=True)
-            return
+        except OSError as error:
+            # EAGAIN: an agent listens, and its queue of connections is full.
+            if not is_transient(error):
+                path.unlink(missing_ok=True)
+                return
     raise ListenError(f"cannot listen on {path}: another agent listens on it")
