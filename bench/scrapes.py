@@ -86,7 +86,9 @@ class BusyAgent:
     def scrape(self, accept: str) -> Scrape:
         """Answer in this format."""
         times = []
-        for page in [metrics_page(self.registry) for _ in range(_ROUNDS)]:  # none is kept yet
+        for page in [
+            metrics_page(self.registry) for _ in range(_ROUNDS)
+        ]:  # a page is kept for a second
             began = time.process_time()
             page({"accept": accept})
             times.append(time.process_time() - began)

@@ -9,7 +9,7 @@ import ssl
 
 import pytest
 
-from latencyprobe.protocol.measurements import AGENT_NAME
+from latencyprobe.domain.identities import AGENT_NAME
 from tests.patience import patient
 
 EACH_TLS_VERSION = pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from latencyprobe.commands.pki import Authority, Credential
-from latencyprobe.protocol.measurements import AGENT_NAME
+from latencyprobe.domain.identities import AGENT_NAME
 from latencyprobe_agent.serving import tls_proxy
 from latencyprobe_agent.serving.tls_proxy import TlsRefusal
 from tests.unit.agent.proxied import Proxied, issue_for, proxied, write_files
