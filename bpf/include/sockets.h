@@ -103,7 +103,7 @@ struct turns {
 	u8 role;
 	u8 is_known;	   /* bytes from before we watched do not matter any more */
 	u8 is_answer_sent; /* and the peer has sent nothing since */
-	u8 is_doubtful;	   /* the present turn may be two requests' */
+	u8 doubt;	   /* why the present turn may be no request: see IN_DOUBT */
 	u8 is_end_late;	   /* the peer's FIN came when all before it had been read */
 	u8 overlaps;	   /* how often both sides were seen to speak at once: see note_overlap() */
 	u16 past;	   /* the answers so far, and the slowest of them: see note_answer() */
@@ -1161,7 +1161,7 @@ static __always_inline void forget_bytes(struct socket_state *state)
 #ifdef MODULE_TCP
 	state->turns.is_known = 0;
 	state->turns.is_answer_sent = 0;
-	state->turns.is_doubtful = 0;
+	state->turns.doubt = 0;
 	state->turns.request_ns = 0;
 #endif
 }

@@ -99,7 +99,7 @@ static __always_inline void find_turn(volatile struct found_turn *turn, struct t
 	struct config *config = get_config();
 	u64 past = turns->past, answers = past >> ANSWER_BITS;
 	u64 slowest_ns = (past & LONGEST_ANSWER) << ANSWER_SHIFT;
-	u64 is_judged = turn->is_waiting & is_equal(turns->is_doubtful, 0);
+	u64 is_judged = turn->is_waiting & (is_equal(turns->doubt, IN_DOUBT) ^ 1);
 	u64 is_late, is_answered = is_equal(answers, 0) ^ 1;
 
 	if (!config || is_multiplex(turns))

@@ -277,7 +277,7 @@ static __always_inline void note_query(struct config *config, struct sock *sk,
 	struct datagram datagram;
 	struct peer_key key = {};
 	u64 free = 0, same = 0, asked_before, asked_ns, is_twin;
-	u64 is_new, is_ended;
+	u64 is_counted, is_new, is_ended;
 	bool is_known;
 	u32 i, content;
 
@@ -338,9 +338,10 @@ static __always_inline void note_query(struct config *config, struct sock *sk,
 	query->is_known = is_known;
 	query->is_dns = datagram.peer_port == bpf_htons(PORT_OF_DNS);
 	asked_ns = is_known ? first_asked(&key, now) : now;
-	is_new = query->is_dns & is_equal(asked_ns, now) & (is_twin ^ 1) &
-		 is_equal(config->slice, 0) & is_equal(config->sees_departures, 0);
-	query->is_counted = is_new;
+	is_counted = query->is_dns & (is_twin ^ 1) & is_equal(config->slice, 0) &
+		     is_equal(config->sample_mask, 0) & is_equal(config->sees_departures, 0);
+	is_new = is_counted & is_equal(asked_ns, now); /* else it is sent again */
+	query->is_counted = is_counted;
 	if (is_new | is_ended)
 		add_queries(config, state->owners, is_new, is_ended);
 	query->asked_ns = asked_ns;
@@ -365,12 +366,15 @@ static __always_inline void end_query(struct config *config, struct socket_state
 		add_for(config, state->owners, COUNTER_DNS_RESPONSE_NS, now - asked_ns);
 }
 
-/* The query whose id this datagram has. */
+/*
+ * The query whose id this datagram has. A query of DNS is seen behind this node's own NAT (a Service's
+ * address), and the reply before it: there the id is enough.
+ */
 static __always_inline u64 find_query(struct config *config, struct socket_queue *queue,
 				      struct datagram *datagram, u64 now)
 {
+	u64 found = 0, is_from_dns = is_equal(datagram->peer_port, bpf_htons(PORT_OF_DNS));
 	volatile struct query *query;
-	u64 found = 0;
 	u32 i;
 
 #pragma unroll
@@ -378,7 +382,8 @@ static __always_inline u64 find_query(struct config *config, struct socket_queue
 		query = &queue->queries[i];
 		found = keep_place(found,
 				   is_equal(query->id, datagram->id) &
-					   is_equal(query->peer, datagram->peer) &
+					   (is_equal(query->peer, datagram->peer) |
+					    (query->is_dns & is_from_dns)) &
 					   is_asked(config, query, now),
 				   i);
 	}

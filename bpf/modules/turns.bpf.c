@@ -105,7 +105,7 @@ static __always_inline void end_turn(struct config *config, struct socket_state 
 				     bool is_certain, u64 ns)
 {
 	note_answer(&state->turns, ns);
-	if (is_certain)
+	if (is_certain && stage != STAGE_APP_TRANSFER)
 		note_clear_turn(&state->turns);
 	if (is_certain && !is_multiplex(&state->turns))
 		record_for(config, state->owners, stage, ns);
@@ -185,39 +185,44 @@ static __always_inline void begin_answer(struct config *config, struct socket_st
 		return; /* the answer goes on, or the server speaks without being asked */
 	end_answer(config, state, sk, tp, now);
 	turns->turn_seq = copied_seq;
-	is_certain = is_read_seen(sk, turns, copied_seq) && !turns->is_doubtful;
+	is_certain = is_read_seen(sk, turns, copied_seq) && !turns->doubt;
 	if (unread_bytes(sk, tp)) { /* more of the request, or the next one */
 		note_overlap(turns);
 		is_certain = false;
 	}
 	if (turns->read_ns) /* else it was read outside of the time slice */
 		end_turn(config, state, STAGE_APP_RESPONSE, is_certain, now - turns->read_ns);
-	turns->is_doubtful = 0;
+	turns->doubt = 0;
 	turns->is_answer_sent = 1;
 	turns->answer_seq = READ(tp, write_seq);
 }
 
-static __always_inline u64 pause_of(struct tcp_sock *tp)
+static __always_inline u64 pause_of(u64 round_trip_us)
 {
-	u64 pause_ns = (u64)(READ(tp, srtt_us) >> 3) * 1000 * PAUSE_ROUND_TRIPS;
+	u64 pause_ns = round_trip_us * 1000 * PAUSE_ROUND_TRIPS;
 
 	return pause_ns < PAUSE_NS ? PAUSE_NS : pause_ns;
 }
 
+/* Why a turn may be no request with one answer. */
+#define IN_DOUBT 1	   /* both sides spoke at once */
+#define PAUSED_BY_CLIENT 2 /* it waits for its answer all the same */
+
 /*
- * A client sends more before any answer came. If its peer has had all before for a while, this may be
- * another request, or a stream. Sent and acknowledged: see end_answer().
+ * A client sends more before any answer came. If all before was sent a while ago, this may be another
+ * request, or a stream: if the peer has it, too, the two sides do not take turns. The last transmission
+ * is at tcp_wstamp_ns, __tcp_transmit_skb(), net/ipv4/tcp_output.c, 4.20+. srtt has delayed ACKs in it.
  */
 static __always_inline void continue_own_request(struct turns *turns, struct tcp_sock *tp, u64 now)
 {
-	u64 sent_ns = READ(tp, rack.mstamp) * 1000;
+	u32 write_seq = READ(tp, write_seq);
 
-	if (!sent_ns || READ(tp, snd_una) != READ(tp, write_seq) ||
-	    at_least_0(now - sent_ns) <= pause_of(tp))
+	if (turns->doubt || READ(tp, snd_nxt) != write_seq ||
+	    at_least_0(now - READ(tp, tcp_wstamp_ns)) <= pause_of(READ(tp, rtt_min.s[0].v)))
 		return;
-	turns->is_doubtful = 1;
-	note_overlap(turns);
-	note_wait(turns, now - sent_ns, 0); /* no answer was due */
+	turns->doubt = PAUSED_BY_CLIENT;
+	if (READ(tp, snd_una) == write_seq)
+		note_overlap(turns);
 }
 
 static __always_inline void begin_request(struct config *config, struct socket_state *state,
@@ -233,8 +238,8 @@ static __always_inline void begin_request(struct config *config, struct socket_s
 	}
 	turns->request_ns = now;
 	turns->request_seq = READ(tp, write_seq);
-	turns->is_doubtful = unread_bytes(sk, tp) != 0; /* the reply to another one */
-	if (turns->is_doubtful)
+	turns->doubt = unread_bytes(sk, tp) ? IN_DOUBT : 0; /* the reply to another one */
+	if (turns->doubt)
 		note_overlap(turns);
 	/* last: on_cgroup_ingress() may end it at once */
 	asm volatile("" ::: "memory");
@@ -261,14 +266,14 @@ static __always_inline void end_request(struct config *config, struct socket_sta
 	turns->is_known = 1;
 	if (!turns->request_ns || !is_after(ack_seq, turns->request_seq))
 		return; /* sent before the peer saw the request: of an earlier reply, or unasked */
-	is_certain = !turns->is_doubtful;
+	is_certain = !turns->doubt;
 	if (ack_seq != READ(tp, write_seq)) { /* before it saw the whole request */
 		note_overlap(turns);
 		is_certain = false;
 	}
 	end_turn(config, state, STAGE_PEER_RESPONSE, is_certain, now - turns->request_ns);
 	turns->request_ns = 0;
-	turns->is_doubtful = 0;
+	turns->doubt = 0;
 }
 
 /* A server's socket gets data. */
@@ -284,8 +289,8 @@ static __always_inline void continue_request(struct turns *turns, struct tcp_soc
 	}
 	if (!turns->is_known || turns->turn_seq == copied_seq || copied_seq != READ(tp, rcv_nxt))
 		return; /* the request begins, or its beginning has not been read */
-	if (now - turns->read_ns > pause_of(tp)) {
-		turns->is_doubtful = 1;
+	if (now - turns->read_ns > pause_of(READ(tp, srtt_us) >> 3)) {
+		turns->doubt = IN_DOUBT;
 		if (!turns->read_ns)
 			return; /* read while no slice was open: an answer may have gone unseen */
 		note_overlap(turns);
@@ -320,14 +325,14 @@ static __always_inline void note_arrival(struct config *config, struct socket_st
  * that the peer's kernel has acknowledged are its own to answer.
  */
 static __always_inline void end_without_answer(struct config *config, struct socket_state *state,
-					       struct tcp_sock *tp, bool is_by_peer)
+					       struct tcp_sock *tp, u64 request_ns, bool is_by_peer)
 {
 	struct turns *turns = &state->turns;
-	u64 waited_ns = at_least_0(bpf_ktime_get_ns() - turns->request_ns);
+	u64 waited_ns = at_least_0(bpf_ktime_get_ns() - request_ns);
 	u64 slowest_ns = (u64)(turns->past & LONGEST_ANSWER) << ANSWER_SHIFT;
 	u32 answers = turns->past >> ANSWER_BITS;
 
-	if (config->slice || turns->is_doubtful || is_multiplex(turns) ||
+	if (config->slice || turns->doubt || is_multiplex(turns) ||
 	    READ(tp, write_seq) - turns->request_seq < SHORTEST_REQUEST)
 		return; /* with time slices an answer may have come unseen */
 	if (is_by_peer || !answers)
@@ -342,18 +347,20 @@ static __always_inline void end_without_answer(struct config *config, struct soc
 
 /*
  * One side closes. A half-closed client's replies reach it past tcp_probe, tcp_rcv_state_process().
- * close() has ended both directions: __tcp_close(), net/ipv4/tcp.c.
+ * close() has ended both directions: __tcp_close(), net/ipv4/tcp.c. on_cgroup_ingress() takes no lock,
+ * and may end the request at the same time.
  */
 static __always_inline void end_requests(struct config *config, struct socket_state *state,
 					 struct sock *sk, bool is_by_peer)
 {
+	u64 request_ns = *(volatile u64 *)&state->turns.request_ns;
 	struct tcp_sock *tp = get_tcp_sock(sk);
 
-	if (!state->turns.request_ns)
+	if (!request_ns)
 		return;
 	if (READ(sk, sk_shutdown) & RCV_SHUTDOWN) {
 		if (tp)
-			end_without_answer(config, state, tp, is_by_peer);
+			end_without_answer(config, state, tp, request_ns, is_by_peer);
 	} else {
 		unmatched_for(config, state->owners, STAGE_PEER_RESPONSE, 1);
 	}

@@ -173,3 +173,8 @@ GROWN_NETWORK = Cause(
     "Find the queue: the slowest link between the two, a rate limit, or a bulk transfer beside. "
     "Measure the peer too: the end that sends into the queue shows it.",
 )
+NO_NAME_SERVER = Cause(
+    "the name server does not reply",
+    "Check that network policies allow UDP to port 53 (`kubectl get networkpolicies`). Check the "
+    "address in the pod's resolv.conf, and that the name server runs. Measure it too.",
+)

@@ -42,8 +42,8 @@ _NO_ANSWER = (
     "end too, unless these are logs or metrics that want none."
 )
 _OVERLAPS = (
-    "Requests that overlap on one connection, as in HTTP/2, and streams are not timed one by one. "
-    "How long their answers take is known to the application or its proxy."
+    "Requests that overlap on one connection (HTTP/2) or have a pause in them, and streams, are "
+    "not timed one by one. How long their answers take is known to the application or its proxy."
 )
 # A single request of these kinds may be a frame of HTTP/2. By kind: the stage whose bounds count.
 _LATE: Mapping[str, tuple[str, str]] = {
@@ -86,7 +86,8 @@ def _without_answer(measurement: Measurement) -> Iterator[Unjudged]:
     """Yield requests that ended without an answer, if they are no small part of all."""
     counters = measurement.counters
     count, ns = counters.get("requestsUnanswered", 0), counters.get("requestsUnansweredNs", 0)
-    requests = count + measurement.stage("peer.response").histogram.count
+    answers = measurement.stage("peer.response")
+    requests = count + answers.histogram.count + answers.unmatched
     if count >= max(MANY_FAILURES, _UNANSWERED_SHARE * requests):
         found = f"{count:,} requests had no answer when their connection ended"
         yield Unjudged(f"{found}, after {format_ns(ns // count)} on average", _NO_ANSWER)

@@ -11,7 +11,13 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from latencyprobe.domain.attention import MIN_SAMPLES, Attention, Objective
-from latencyprobe.domain.causes import CAUSES, GROWN_NETWORK, Bottleneck, Cause
+from latencyprobe.domain.causes import (
+    CAUSES,
+    GROWN_NETWORK,
+    NO_NAME_SERVER,
+    Bottleneck,
+    Cause,
+)
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.histogram import EMPTY, Histogram
 from latencyprobe.domain.measurement import NOTHING_OF_THE_NODE, Measurement, NodeMeasurement
@@ -227,6 +233,8 @@ def _percentiles(name: str, histogram: Histogram) -> str:
 def _cause(wait: Wait) -> Cause:
     if wait.cause is Bottleneck.NETWORK and not wait.is_distance:
         return GROWN_NETWORK
+    if wait.cause is Bottleneck.DNS and wait.stage is None:
+        return NO_NAME_SERVER
     return CAUSES[wait.cause]
 
 

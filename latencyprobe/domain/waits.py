@@ -13,9 +13,9 @@ from functools import cached_property
 
 from latencyprobe.domain.attention import (
     ATTENTION_MEAN_NS,
-    DEFAULT_BOUNDS,
     LONG_ANSWER_NS,
     MIN_SAMPLES,
+    OPEN_TOO_LONG_NS,
     Attention,
 )
 from latencyprobe.domain.causes import Bottleneck
@@ -63,6 +63,9 @@ _TO_BE_SENT = (
 _AS_MUCH = 0.9
 # The rest of an answer's time is the peer's only if it is more than noise beside the round trips.
 _LEAST_OF_PEER = 0.40
+_LEAST_ABANDONED = 0.01
+# Of the C library's: resolv.conf(5), "timeout".
+_PATIENCE_OF_RESOLVERS_NS = 5_000_000_000
 # Two buckets of a histogram.
 _ABOUT_EQUAL = 1.2
 # Stages in which threads wait for a CPU, among others. Less of it is not worth a word.
@@ -275,7 +278,7 @@ class _Ledger:
         stuck = self._pending(STUCK_REQUESTS, Bottleneck.APPLICATION, "app.response")
         yield stuck._replace(is_noteworthy=self._are_late(STUCK_REQUESTS, "app.response"))
         yield self._missing_answers()
-        yield self._abandoned()
+        yield self._abandoned
 
     def _own_answers(self) -> Wait:
         answers = self.measurement.stage("app.response")
@@ -301,7 +304,8 @@ class _Ledger:
     @property
     def _answering_ns(self) -> int:
         """The time of the target's own answers, without its waits for its peers."""
-        of_peers_ns = self._histogram("udp.response").sum_ns
+        of_peers_ns = self._histogram("udp.response").sum_ns + self._abandoned.ns
+        of_peers_ns += self._queries_without_reply * _PATIENCE_OF_RESOLVERS_NS
         if not self._requests_of_each:
             of_peers_ns += self._peer_ns
         return max(self._time_ns("app.response") - of_peers_ns, 0)
@@ -351,18 +355,29 @@ class _Ledger:
         cause = Bottleneck.DNS if 2 * of_names_ns > waited.sum_ns else Bottleneck.PEER
         return Wait(cause, left_ns, is_noteworthy, "udp.response")
 
-    def _lost_queries(self) -> Wait:
-        """Return the wait for name servers that do not reply, without queries that wait now."""
+    @cached_property
+    def _queries_without_reply(self) -> int:
+        """The queries to port 53 without a reply, if most have none: no name server is there.
+
+        Of fewer it is not known: a resolver may close its socket before a reply that it does not
+        need any more. Those that wait for less than a second are not due.
+        """
         counters = self.measurement.counters
         asked = counters.get("dnsQueries", 0)
-        waiting = pending_of_kind(self.measurement, "unansweredQueries").count
-        lost = max(asked - counters.get("dnsQueriesEnded", 0) - waiting, 0)
+        waiting = pending_of_kind(self.measurement, "unansweredQueries")
+        not_due = 0 if waiting.oldest_ns >= OPEN_TOO_LONG_NS else waiting.count
+        lost = asked - counters.get("dnsQueriesEnded", 0) - not_due
+        return lost if lost >= MANY_FAILURES and 2 * lost > asked else 0
+
+    def _lost_queries(self) -> Wait:
+        """Return the wait for name servers that do not reply."""
+        lost = self._queries_without_reply
         left_ns = max(lost * FAILURE_NS - self._losses.dropped_ns, 0)
-        is_noteworthy = lost >= MANY_FAILURES and DEFAULT_BOUNDS.add_up(left_ns, lost, asked)
-        if not is_noteworthy:
-            return Wait(Bottleneck.DNS, left_ns, False, "udp.response")
+        if not left_ns:
+            return Wait(Bottleneck.DNS, 0, False)
+        asked = self.measurement.counters.get("dnsQueries", 0)
         figure = f"{lost:,} of {asked:,} queries to port 53 had no reply"
-        return Wait(Bottleneck.DNS, left_ns, True, "udp.response", (figure,))
+        return Wait(Bottleneck.DNS, left_ns, True, None, (figure,))
 
     def _missing_answers(self) -> Wait:
         """Return the wait for answers that are missing, but not for those that losses delay.
@@ -396,18 +411,24 @@ class _Ledger:
         pending = pending_of_kind(self.measurement, kind)
         return pending.count > 1 and not self.attention.bounds(stage).allow(pending.oldest_ns)
 
+    @cached_property
     def _abandoned(self) -> Wait:
-        """Return the wait for answers that were late when this side closed the connection."""
-        counters = self.measurement.counters
+        """The wait for answers that were late when this side closed the connection.
+
+        Few of many requests may be polls. Losses are charged with the time that they took.
+        """
+        counters, answers = self.measurement.counters, self.measurement.stage("peer.response")
         ns, count = counters.get("requestsAbandonedNs", 0), counters.get("requestsAbandoned", 0)
-        requests = count + self._number("peer.response")
-        bounds = self.attention.bounds("peer.response")
-        is_noteworthy = count >= MANY_FAILURES and bounds.add_up(ns, count, requests)
+        turns = count + self._number("peer.response") + answers.unmatched
+        of_losses_ns = max(self._losses.recovery_ns - self._time_ns("peer.response"), 0)
+        left_ns = max(ns - of_losses_ns, 0)
+        is_noteworthy = count >= max(MANY_FAILURES, _LEAST_ABANDONED * turns)
+        is_noteworthy &= self.attention.bounds("peer.response").add_up(left_ns, count, turns)
         if not is_noteworthy:
-            return Wait(Bottleneck.PEER, ns, False, "peer.response")
+            return Wait(Bottleneck.PEER, 0, False)
         mean = format_ns(ns // count)
         figure = f"{count:,} requests had no answer when this side closed, after {mean} on average"
-        return Wait(Bottleneck.PEER, ns, True, "peer.response", (figure,))
+        return Wait(Bottleneck.PEER, left_ns, True, None, (figure,))
 
     def _for_a_cpu(self) -> Wait:
         """Return all that is charged to the CPU, of the waits for threads."""

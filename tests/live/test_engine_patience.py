@@ -107,6 +107,25 @@ async def until_old(engine: KernelEngine, count: int = 1, *, slowest_ns: int = 0
         assert waiting.waiting_ns > count * late_ns
 
 
+async def test_a_client_that_writes_on_still_waits_for_its_answer(
+    start_engine: Start, pair: Pair
+) -> None:
+    """As one that sends commands or heartbeats ahead, to a process that hangs."""
+    engine = await watch(start_engine, *pair)
+    if is_unavailable(engine):
+        return
+    with connections(*pair, 1) as (both,):
+        exchange(both, ANSWERS_OF_A_PAST)
+        ask(both)
+        for _ in range(6):
+            await asyncio.sleep(0.1)
+            ask(both)
+        await until(
+            lambda: judged(pending(engine, CLIENT)).get(MISSING_ANSWERS) == 1,
+            lambda: pending(engine, CLIENT),
+        )
+
+
 async def test_a_request_is_late_by_the_past_of_its_connection(
     start_engine: Start, pair: Pair
 ) -> None:

@@ -17,6 +17,7 @@ from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.pending import Pending
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.measuring import CLIENT, SERVER, account_for, count, watch
+from tests.live.netfilter import load_rules
 from tests.live.pods import Pod
 from tests.live.resolving import TYPE_A, TYPE_AAAA, look_up, name_server
 from tests.live.sockets import PATIENCE_SECONDS, PORT, family_of, udp_socket
@@ -33,6 +34,14 @@ LATE_S = 0.020
 # Of a resolver that asks again; longer than REPEAT_NS, bpf/modules/queries.bpf.c.
 RESOLVERS_PATIENCE_S = 0.7
 DNS_PORT = 53
+SERVICE_OF_DNS = """
+table ip services {{
+  chain output {{
+    type nat hook output priority -100;
+    ip daddr {service} udp dport 53 dnat to {server}
+  }}
+}}
+"""
 
 
 def query(number: int, name: bytes = b"name.example") -> bytes:
@@ -123,6 +132,10 @@ class OfClient:
         until(lambda: self.waits().count >= count, f"{count} replies are seen")
         return self.waits()
 
+    def until_dns(self, asked: int, ended: int) -> None:
+        """Wait until so many queries to port 53 are seen, and so many of them have ended."""
+        until(lambda: dns(self.read()) == (asked, ended), f"{ended} of {asked} have ended")
+
     def until_pending(self, count: int) -> None:
         """Wait until so many queries are without a reply."""
         nothing = Pending(0)
@@ -130,6 +143,14 @@ class OfClient:
             lambda: self.pending.get(PENDING_KIND, nothing).count == count,
             f"{count} queries are without a reply",
         )
+
+
+def dns(measured: Measurement) -> tuple[int, int]:
+    """The queries to port 53, and those that have ended."""
+    return (
+        measured.counters.get("dnsQueries", 0),
+        measured.counters.get("dnsQueriesEnded", 0),
+    )
 
 
 def is_measured(engine: KernelEngine) -> bool:
@@ -322,14 +343,6 @@ async def test_the_time_of_replies_from_name_servers_is_known_apart(
     assert seen.read().counters.get("dnsResponseNs", 0) == share * waits.sum_ns
 
 
-def dns(measured: Measurement) -> tuple[int, int]:
-    """The queries to port 53, and those that have ended."""
-    return (
-        measured.counters.get("dnsQueries", 0),
-        measured.counters.get("dnsQueriesEnded", 0),
-    )
-
-
 async def test_queries_of_closed_sockets_that_had_no_reply_are_counted(
     start_engine: Start, pair: Pair
 ) -> None:
@@ -341,7 +354,7 @@ async def test_queries_of_closed_sockets_that_had_no_reply_are_counted(
                 sender = peers.take()
                 if number % 2:
                     peers.server.sendto(query(number), sender)
-                    client.recv(4096)
+                    seen.until_dns(number + 1, (number + 1) // 2)
     assert dns(seen.read()) == (QUERIES, QUERIES // 2)
 
 
@@ -372,8 +385,25 @@ async def test_one_of_two_name_servers_that_are_asked_at_once_may_not_reply(
                 peers.server.sendto(query(number), peers.take())
                 silent.recv(4096)
                 asking.recv(4096)
-    asked, ended = dns(seen.read())
-    assert asked == ended == QUERIES
+    seen.until_dns(QUERIES, QUERIES)
+
+
+async def test_a_service_of_dns_replies_by_its_own_address(start_engine: Start, pair: Pair) -> None:
+    """The sender's own netfilter translates queries to the server, and its replies back."""
+    client, server = pair
+    service = "203.0.113.53"
+    load_rules(client, SERVICE_OF_DNS.format(service=service, server=server.address))
+    client.namespace.execute("ip", "route", "add", service, "via", server.address)
+    seen = OfClient(await watch(start_engine, *pair))
+    with Peers(*pair, port=DNS_PORT) as peers:
+        with udp_socket(client.namespace) as asking:
+            asking.connect((service, DNS_PORT))
+            for number in range(QUERIES):
+                asking.send(query(number))
+                peers.server.sendto(query(number), peers.take())
+                seen.until_dns(number + 1, number + 1)
+                asking.recv(4096)
+        assert count(seen.read(), STAGE) == QUERIES
 
 
 async def test_queries_to_other_ports_are_not_those_of_dns(start_engine: Start, pair: Pair) -> None:

@@ -180,6 +180,27 @@ async def test_a_pause_within_a_request_makes_its_turn_unmatched(
         assert measured[slot].stage(stage).histogram.max_ns <= took_ns
 
 
+@pytest.mark.parametrize("pause_ms", [5, 20, 100])
+async def test_a_short_pause_in_a_request_is_not_the_peers_time(
+    start_engine: Start, pair: Pair, pause_ms: float
+) -> None:
+    """Also before the peer's delayed ACK has come."""
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    with open_between(client, server) as both:
+        ask(both, 40)  # the server's TCP delays ACKs from now on
+        engine.read()
+        for _ in range(3):
+            both.client.sendall(REQUEST)
+            read_all(both.server, len(REQUEST))
+            delay(pause_ms)
+            both.client.sendall(REQUEST)
+            read_all(both.server, len(REQUEST))
+            both.server.sendall(REPLY)
+            read_all(both.client, len(REPLY))
+    assert peer(engine.read()[CLIENT]) == (0, 3)
+
+
 async def test_rare_pauses_in_the_requests_of_a_connection_do_not_add_up(
     start_engine: Start, pair: Pair
 ) -> None:
