@@ -75,10 +75,10 @@ class Node:
         (line,) = (each.message for each in self.caplog.records if each.name.endswith(".cache"))
         return line
 
-    async def fill(self, **options: object) -> None:
+    async def fill(self, *, tracing: bool = False, **options: object) -> None:
         """Have an agent compile, or not if that is needless."""
         engine = self.start(cache=self.cache, **options)
-        await engine.use(ALL)
+        await engine.use(ALL, tracing=tracing)
         await engine.close()
 
     async def engine(self) -> KernelEngine:
@@ -156,16 +156,17 @@ async def test_an_object_serves_on_another_host_than_it_was_compiled_for(
     assert 50 <= count(measured[SERVER], "tx.host") <= 50 + again
 
 
+@pytest.mark.parametrize("tracing", [False, True], ids=["", "tracing"])
 async def test_an_agent_that_starts_again_has_its_programs_loaded_and_none_attached(
-    node: Node,
+    node: Node, tracing: bool
 ) -> None:
-    await node.fill()
-    engine = await restarted(node)
+    await node.fill(tracing=tracing)
+    engine = await restarted(node, tracing=tracing)
     loaded_ahead = programs_of(os.getpid())
     assert not links_of(os.getpid())
     client, server = node.pair
     engine.assign({CLIENT: client.spec(), SERVER: server.spec()})
-    await engine.use(ALL)
+    await engine.use(ALL, tracing=tracing)
     assert loaded_ahead <= programs_of(os.getpid())
     await node.assert_measures(engine)
     assert len(node.compilations) == 1
@@ -179,11 +180,11 @@ async def test_an_agent_that_starts_again_and_ends_leaves_no_program(node: Node)
     wait_until_gone(programs)
 
 
-async def restarted(node: Node) -> KernelEngine:
+async def restarted(node: Node, *, tracing: bool = False) -> KernelEngine:
     """Start an agent, and wait until it has loaded programs and measured the dispatch."""
     before = programs_of(os.getpid())
     engine = node.start(cache=node.cache)
-    engine.prepare()
+    engine.prepare(tracing=tracing)
     deadline = time.monotonic() + patient(60)
     while len(programs_of(os.getpid()) - before) < 20 or is_measuring_dispatch():
         assert time.monotonic() < deadline, "no programs are loaded"

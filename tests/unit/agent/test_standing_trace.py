@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock, Mock
 
@@ -15,13 +16,15 @@ from click.testing import CliRunner
 
 from latencyprobe.domain.packets import TracedPacket
 from latencyprobe.domain.stages import Module
-from latencyprobe_agent import cli
+from latencyprobe_agent import cli, main
 from latencyprobe_agent.agent import Agent, NodeDescription
 from latencyprobe_agent.desired import InvalidStateError
 from latencyprobe_agent.kernel.contract import TraceSpec
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from latencyprobe_agent.main import Settings
 from latencyprobe_agent.serving.metrics import AgentMetrics
 from latencyprobe_agent.serving.requests import parse_desired
+from latencyprobe_agent.serving.service import SocketAddress
 from latencyprobe_agent.targets.resolver import Resolver
 from latencyprobe_agent.totals import Totals
 from latencyprobe_agent.tracing import TraceBusyError, TraceWish
@@ -331,6 +334,17 @@ def test_a_limit_of_exemplars_that_cannot_be_used_is_refused(
     result = CliRunner().invoke(cli.agent_command, ["--socket=/s", *arguments])
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("limit_ns", [None, LIMIT_NS])
+def test_programs_that_trace_are_prepared_where_exemplars_are_wanted(
+    limit_ns: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(KernelEngine, "prepare", lambda _, *, tracing: asked.append(tracing))
+    settings = Settings(SocketAddress(Path("/s")), "blue", exemplars_ns=limit_ns)
+    main._kernel_engine(settings)(host_netns=1)
+    assert asked == [limit_ns is not None]
 
 
 async def test_without_the_option_nothing_is_traced(
