@@ -21,7 +21,7 @@ from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.packets import TracedPacket
-from latencyprobe.domain.stages import DROP_PREFIX
+from latencyprobe.domain.stages import DROP_PREFIX, is_duration
 from latencyprobe.exposition.families import (
     BegunCounters,
     Exemplar,
@@ -152,7 +152,7 @@ class FigureCollector(Collector):
                 if name.startswith(DROP_PREFIX):
                     reason = label_value(name.removeprefix(DROP_PREFIX))
                     drops.add_metric([*owner, reason], count, began_s)
-                elif name.endswith(_NS):
+                elif is_duration(name):
                     counter = label_value(name.removesuffix(_NS))
                     waited.add_metric([*owner, counter], count / 1e9, began_s)
                 else:

@@ -39,6 +39,7 @@ def test_each_figure_has_its_metric() -> None:
     assert value("latencyprobe_events_total", counter="retransmits") == 3
     assert value("latencyprobe_events_total", counter="rtos") is None
     assert value("latencyprobe_counted_seconds_total", counter="behindWindow") == 1.5
+    assert value("latencyprobe_counted_seconds_total", counter="waitedForCgroup.7") == 0.25
     assert value("latencyprobe_drops_total", reason="NO_SOCKET") == 4
     assert value("latencyprobe_pending", kind="unreadSegments") == 7
     assert value("latencyprobe_pending_oldest_seconds", kind="unreadSegments") == 2
