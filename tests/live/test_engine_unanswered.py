@@ -14,6 +14,7 @@ from tests.live.measuring import CLIENT, SERVER, watch
 from tests.live.pods import Pod
 from tests.live.sockets import (
     Connection,
+    exchange,
     open_between,
     read_all,
     wait_until_acknowledged,
@@ -28,19 +29,6 @@ TIMES = 5
 ABANDONED, UNANSWERED = "requestsAbandoned", "requestsUnanswered"
 
 pytestmark = [pytest.mark.shared_programs, pytest.mark.every_kernel]
-
-
-def ask(both: Connection, times: int) -> int:
-    """Requests with answers; returns how long the slowest took, in nanoseconds."""
-    slowest_ns = 0
-    for _ in range(times):
-        began_ns = time.monotonic_ns()
-        both.client.sendall(REQUEST)
-        read_all(both.server, len(REQUEST))
-        both.server.sendall(REPLY)
-        read_all(both.client, len(REPLY))
-        slowest_ns = max(slowest_ns, time.monotonic_ns() - began_ns)
-    return slowest_ns
 
 
 def begin(both: Connection, request: bytes = REQUEST) -> int:
@@ -82,7 +70,7 @@ async def test_a_request_that_its_client_gives_up_is_counted_with_its_wait(
     most_ns: list[int] = []
     for _ in range(TIMES):
         with open_between(client, server) as both:
-            slowest_ns = ask(both, 3)
+            slowest_ns = exchange(both, 3)
             began_ns = begin(both)
             read_ns = time.monotonic_ns()
             out_of_patience(began_ns, slowest_ns)
@@ -115,7 +103,7 @@ async def test_a_request_to_which_the_server_closes_is_unanswered(
     engine = await watch(start_engine, client, server)
     for answers in (0, 3):
         with open_between(client, server) as both:
-            ask(both, answers)
+            exchange(both, answers)
             begin(both)
             both.server.close()
             assert both.client.recv(1) == b""
@@ -129,7 +117,7 @@ async def test_a_client_that_only_says_goodbye_has_abandoned_nothing(
     engine = await watch(start_engine, client, server)
     for goodbye in (b"QUIT\r\n", b"g" * 63):
         with open_between(client, server) as both:
-            slowest_ns = ask(both, 3)
+            slowest_ns = exchange(both, 3)
             out_of_patience(begin(both, goodbye), slowest_ns)
     assert counts(engine.read()[CLIENT]) == (0, 0)
 
@@ -142,7 +130,7 @@ async def test_a_request_that_is_cancelled_soon_is_not_counted(
     engine = await watch(start_engine, client, server)
     with open_between(client, server) as both:
         ask_slowly(both)
-        ask(both, 3)
+        exchange(both, 3)
         begin(both)
         both.client.close()
     assert counts(engine.read()[CLIENT]) == (0, 0)
