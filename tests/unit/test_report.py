@@ -49,7 +49,8 @@ def test_stages_come_in_the_vocabularys_order_and_only_if_seen() -> None:
 def test_only_the_modules_asked_for_are_reported() -> None:
     report = report_on(MEASUREMENT, [Module.RX])
     assert [stage.name for stage in report.stages] == ["rx.stack", "rx.socket", "rx.total"]
-    assert report.counters == {"headOfLineSegments": 1, "readerDelayNs": 0, "dnsResponseNs": 0}
+    of_dns = {"dnsResponseNs": 0, "dnsQueries": 0, "dnsQueriesEnded": 0}
+    assert report.counters == {"headOfLineSegments": 1, "readerDelayNs": 0, **of_dns}
 
 
 def test_the_verdict_rests_on_the_modules_asked_for() -> None:
