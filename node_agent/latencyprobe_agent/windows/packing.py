@@ -1,23 +1,28 @@
 """Measurements packed into bytes, a fraction of the size of their Python objects.
 
 An agent packs and unpacks each pod once per interval. So the form is one that costs little time.
-The bytes never leave the process that packed them.
+The bytes are compressed: stages have nearly the same positions. They never leave the process that
+packed them.
 """
 
 from __future__ import annotations
 
+import functools
 import marshal
-from array import array
-from collections.abc import Collection, Iterable, Mapping
-from typing import NamedTuple, TypeVar
+import struct
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement, NodeStage, StageMeasurement
 
-# Numbers of 8, 16, 32 and 64 bits: most counts of an interval are small.
-_WIDTHS = tuple((code, 1 << 8 * array(code).itemsize) for code in "BHIQ")
+# By the bytes of the largest count: most counts of an interval are small.
+_CODES = "BBHIIQQQQ"
 # The newest version searches for repeated objects, which takes longer than to write them.
 _VERSION = 2
+# Higher levels take longer, and save next to nothing.
+_LEVEL = 1
 _Key = TypeVar("_Key", str, tuple[str, str])
 _Plain = tuple[bytes, str, bytes, tuple[int, int, int, int], int, int, float]
 
@@ -44,13 +49,12 @@ def pack(measurement: Measurement) -> bytes:
     """Pack the measurement of a target."""
     stages = {name: _plain(measured) for name, measured in measurement.stages.items()}
     counters, netns_counters = dict(measurement.counters), dict(measurement.netns_counters)
-    return marshal.dumps((stages, counters, netns_counters), _VERSION)
+    return _dumped((stages, counters, netns_counters))
 
 
 def parts_of(packed: bytes) -> PackedParts:
     """Return the parts of a packed measurement; cheaper than `unpack`."""
-    # Only this process writes these bytes.
-    stages, counters, netns_counters = marshal.loads(packed)  # noqa: S302
+    stages, counters, netns_counters = _loaded(packed)
     return PackedParts(_packed_stages(stages), counters, netns_counters)
 
 
@@ -66,25 +70,34 @@ def pack_stages(stages: Mapping[NodeStage, StageMeasurement]) -> bytes:
         return b""
     # A named tuple is no tuple to marshal.
     plain = {(key.name, key.detail): _plain(measured) for key, measured in stages.items()}
-    return marshal.dumps(plain, _VERSION)
+    return _dumped(plain)
 
 
 def unpack_stages(packed: bytes) -> dict[NodeStage, StageMeasurement]:
     """Return the stages that `pack_stages` packed."""
     if not packed:
         return {}
-    stages = _packed_stages(marshal.loads(packed))  # noqa: S302
+    stages = _packed_stages(_loaded(packed))
     return {NodeStage(*key): measured for key, measured in _values(stages).items()}
+
+
+def _dumped(plain: Any) -> bytes:
+    return zlib.compress(marshal.dumps(plain, _VERSION), _LEVEL)
+
+
+def _loaded(packed: bytes) -> Any:
+    # Only this process writes these bytes.
+    return marshal.loads(zlib.decompress(packed))  # noqa: S302
 
 
 def _plain(measured: StageMeasurement) -> _Plain:
     histogram = measured.histogram
     counts = histogram.buckets.values()
-    code = _code(counts)
+    code = _CODES[(max(counts, default=0).bit_length() + 7) // 8]
     return (
         bytes(histogram.buckets),
         code,
-        array(code, counts).tobytes(),
+        _row_of(len(counts), code).pack(*counts),
         (histogram.sum_ns, measured.lost, measured.unmatched, measured.clamped),
         histogram.min_ns,
         histogram.max_ns,
@@ -92,16 +105,19 @@ def _plain(measured: StageMeasurement) -> _Plain:
     )
 
 
-def _code(counts: Collection[int]) -> str:
-    """Return the code of the smallest numbers that hold these counts."""
-    largest = max(counts, default=0)
-    return next(code for code, end in _WIDTHS if largest < end)
+@functools.cache
+def _row_of(buckets: int, code: str) -> struct.Struct:
+    return struct.Struct(f"={buckets}{code}")
 
 
 def _packed_stages(stages: Mapping[_Key, _Plain]) -> dict[_Key, PackedStage]:
     return {
         key: PackedStage(
-            zip(positions, array(code, counts), strict=True), sums, min_ns, max_ns, ratio
+            zip(positions, _row_of(len(positions), code).unpack(counts), strict=True),
+            sums,
+            min_ns,
+            max_ns,
+            ratio,
         )
         for key, (positions, code, counts, sums, min_ns, max_ns, ratio) in stages.items()
     }

@@ -12,6 +12,7 @@ from array import array
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from operator import sub
 from typing import TypeVar
 
 from latencyprobe.domain.histogram import LARGEST_BUCKET, LARGEST_SUM, Histogram
@@ -103,10 +104,10 @@ class _SlotFigures:
             slot,
             pack(measurement),
             tuple(measurement.stages),
-            array("Q", (histogram.min_ns for histogram in histograms)),
-            array("Q", (histogram.max_ns for histogram in histograms)),
-            array("Q", (histogram.count for histogram in histograms)),
-            array("d", (measured.sampling_ratio for measured in measurement.stages.values())),
+            array("Q", [histogram.min_ns for histogram in histograms]),
+            array("Q", [histogram.max_ns for histogram in histograms]),
+            array("Q", [histogram.count for histogram in histograms]),
+            array("d", [measured.sampling_ratio for measured in measurement.stages.values()]),
         )
 
 
@@ -177,8 +178,10 @@ class _Sum:
         for name, measured in measurement.stages.items():
             buckets, others = self.stages.setdefault(name, ({}, [0, 0, 0, 0]))
             _add(buckets, measured.histogram.buckets)
-            for index, figure in enumerate(_other_figures(measured)):
-                others[index] += figure
+            others[0] += measured.histogram.sum_ns
+            others[1] += measured.lost
+            others[2] += measured.unmatched
+            others[3] += measured.clamped
         _add(self.counters, measurement.counters)
         _add(self.netns_counters, measurement.netns_counters)
 
@@ -188,8 +191,7 @@ class _Sum:
         for name, stage in parts.stages.items():
             buckets, others = self.stages[name]
             _subtract(buckets, stage.buckets)
-            for index, figure in enumerate(stage.sums):
-                others[index] -= figure
+            others[:] = map(sub, others, stage.sums)
         _subtract(self.counters, parts.counters.items())
         _subtract(self.netns_counters, parts.netns_counters.items())
 
@@ -225,10 +227,6 @@ def _at_most(sums: dict[_Key, int], largest: int) -> dict[_Key, int]:
     if max(sums.values(), default=0) <= largest:
         return sums
     return {key: min(count, largest) for key, count in sums.items()}
-
-
-def _other_figures(measured: StageMeasurement) -> tuple[int, int, int, int]:
-    return measured.histogram.sum_ns, measured.lost, measured.unmatched, measured.clamped
 
 
 def _stage(buckets: dict[int, int], others: list[int], extent: _Extent) -> StageMeasurement:
