@@ -13,11 +13,12 @@ from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-# Limits on the desired state of one agent: room for 37 probes on 110 containers, or 12 on 330. With
-# every stage in use, a target takes 0.3 ms and 4 KB of each report, and up to 50 KB of memory.
-# Probes that share a slot and an interval share this memory.
-MAX_PROBES = 1024
-MAX_TARGETS = 4096
+# Limits on the desired state of one agent: room for 12 probes on 110 containers, or 4 on 330. With
+# every stage in use, a target takes 0.3 ms and 4 KB of each report. It also takes up to 150 KB of
+# memory: 70 KB for a window of its own in each probe, and as much for what it adds up between two
+# reports. Probes that share a slot share the latter, if they have the same interval.
+MAX_PROBES = 320
+MAX_TARGETS = 1408
 
 _PIECE_BYTES = 64
 # Two are nearly always enough.

@@ -1,7 +1,13 @@
-"""The windows of all probes of a node that have one."""
+"""The windows of all probes of a node that have one.
+
+Each probe has a window of each of its pods; those of two probes share no memory. The windows of
+pods that are measured are bounded with the targets (`latencyprobe.domain.fairness`). Those of ended
+pods are bounded here.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -10,6 +16,9 @@ from latencyprobe_agent.collector import Moment, ProbeFigures
 from latencyprobe_agent.desired import Desired, DesiredProbe
 from latencyprobe_agent.plan import PodTargets
 from latencyprobe_agent.windows.probe_window import ProbeWindow, WindowReport
+
+# Of a node: as many as a report can have in full.
+MAX_ENDED_PODS = 256
 
 
 class Windows:
@@ -63,6 +72,7 @@ class Windows:
         if desired.probes:
             self._suspended = {}
         self._taken = {name: end for name, end in self._taken.items() if name in self._windows}
+        self._drop_surplus()
 
     def suspend(self, now: Moment) -> None:
         """Keep the windows for a client that comes back after its lease has ended."""
@@ -76,6 +86,21 @@ class Windows:
         for each in figures:
             if (window := self._windows.get(each.probe.id)) is not None:
                 window.add(each)
+        self._drop_surplus()
+
+    def _drop_surplus(self) -> None:
+        """Keep MAX_ENDED_PODS: the namespace that has most of them loses its oldest first."""
+        ended: dict[str, list[tuple[float, str, str]]] = defaultdict(list)
+        for name, window in self._windows.items():
+            ended[window.probe.namespace] += ((at, uid, name) for at, uid in window.ended)
+        surplus = sum(map(len, ended.values())) - MAX_ENDED_PODS
+        if surplus <= 0:
+            return
+        for own in ended.values():
+            own.sort(reverse=True)
+        for _ in range(surplus):
+            _, uid, name = max(ended.values(), key=len).pop()
+            self._windows[name].drop(uid)
 
     @property
     def due(self) -> list[str]:

@@ -41,8 +41,6 @@ from latencyprobe_agent.windows.node_window import WindowOfNode
 from latencyprobe_agent.windows.running import RunningWindow
 
 SLOTS = 12
-# Of one probe: four times as many as a report can have in full.
-MAX_ENDED_PODS = 1024
 # Readings come an interval apart, give or take this part of it.
 _JITTER = 0.2
 
@@ -105,8 +103,23 @@ class _PodWindow:
         return self.sums.is_empty and self.last_measured <= before
 
 
+@dataclass(slots=True)
+class _Dropped:
+    """The verdicts and the waiting times of pods whose windows were dropped early."""
+
+    verdicts: Counter[str] = field(default_factory=Counter)
+    waiting_ns: Counter[str] = field(default_factory=Counter)
+
+    def add(self, report: PodReport) -> None:
+        self.verdicts.update(verdict_counts([report]))
+        self.waiting_ns.update(report.report.verdict.waiting_ns)
+
+
 class ProbeWindow:
-    """The figures of one probe over its window."""
+    """The figures of one probe over its window.
+
+    Large, because pods that end, gaps and the node each have a state beside the sums.
+    """
 
     def __init__(self, probe: DesiredProbe, window: DesiredWindow, asked: Moment) -> None:
         self.probe = probe
@@ -119,6 +132,9 @@ class ProbeWindow:
         self._merged = RunningWindow()
         self._node = WindowOfNode()
         self._gaps = Gaps()
+        # By the slot in which they were measured last.
+        self._dropped: dict[int, _Dropped] = {}
+        self._uncounted: Container[str] = ()
         self._is_active = self._has_pods = False
 
     @property
@@ -179,11 +195,33 @@ class ProbeWindow:
 
         `uncounted`: counters that this node cannot count.
         """
+        self._uncounted = uncounted
         if self._newest is None and self._interval is not None:
             self._newest = self._report(*self._interval, uncounted)
         return self._newest
 
     # The pods
+
+    @property
+    def ended(self) -> Sequence[tuple[float, str]]:
+        """The pods that have ended, each with the time when it was measured last."""
+        return [
+            (known.last_measured, uid) for uid, known in self._pods.items() if known.pod.has_ended
+        ]
+
+    def drop(self, uid: str) -> None:
+        """Drop the window of a pod that has ended; its figures and its verdict still count."""
+        known, self._newest = self._pods.pop(uid), None
+        if not self._slots:
+            return
+        began = (slot.number for slot in reversed(self._slots) if slot.began < known.last_measured)
+        slot = next(began, self._slots[0].number)
+        node = self._node.value() if self.probe.node_figures else None
+        self._dropped.setdefault(slot, _Dropped()).add(
+            _pod_report(
+                known.pod, known.value(), probe=self.probe, node=node, uncounted=self._uncounted
+            )
+        )
 
     def _follow_pods(self, current: Mapping[str, PodTargets], now: float) -> None:
         for uid, known in self._pods.items():
@@ -207,10 +245,10 @@ class ProbeWindow:
 
     def _forget(self, before: float) -> None:
         over = [uid for uid, known in self._pods.items() if known.is_over(before)]
-        ended = [uid for uid, known in self._pods.items() if known.pod.has_ended]
-        ended.sort(key=lambda uid: (self._pods[uid].last_measured, uid), reverse=True)
-        for uid in {*over, *ended[MAX_ENDED_PODS:]}:
+        for uid in over:
             del self._pods[uid]
+        oldest = self._slots[0].number
+        self._dropped = {slot: each for slot, each in self._dropped.items() if slot >= oldest}
         self._gaps.forget(before)
 
     # The slots
@@ -237,16 +275,21 @@ class ProbeWindow:
         # A pod in full takes several times as long as its score.
         is_each_shown = len(self._pods) <= self._window.max_pods
         figures_of = None if is_each_shown else TOTALS
+        counts: Counter[str] = Counter()
         waiting: Counter[str] = Counter()
+        for dropped in self._dropped.values():
+            counts.update(dropped.verdicts)
+            waiting.update(dropped.waiting_ns)
         reports: dict[str, PodReport] = {}
         for uid, known in self._pods.items():
             measurement = known.value()
             reports[uid] = judged(known.pod, measurement, only_stages=figures_of)
             waiting.update(reports[uid].report.verdict.waiting_ns)
         scores = worst_first((pod.place for pod in reports.values()), self._window.max_pods)
+        counts.update(verdict_counts(reports.values()))
         summary = ProbeSummary(
             merged=self._merged.value(),
-            verdicts=verdict_counts(reports.values()),
+            verdicts=counts,
             waiting_ns=waiting,
             scores=scores,
             unobserved_ns=self._unobserved_ns(end.monotonic),

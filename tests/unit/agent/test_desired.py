@@ -265,8 +265,8 @@ def _admitted(desired: Desired) -> Counter[str]:
 
 @pytest.mark.parametrize(
     ("probes", "targets"),
-    [(257, 1), (10, 110), (4, 330), (12, 330)],
-    ids=["257 probes", "10 on 110 pods", "4 on 330 containers", "12 on 330 containers"],
+    [(257, 1), (10, 110), (4, 330)],
+    ids=["257 probes", "10 on 110 pods", "4 on 330 containers"],
 )
 def test_as_many_probes_as_an_honest_node_has_are_all_admitted(probes: int, targets: int) -> None:
     desired = admit(parse_desired(pb.DesiredState(probes=_flood("shop", probes, targets))))

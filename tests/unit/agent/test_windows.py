@@ -37,7 +37,7 @@ from latencyprobe_agent.desired import (
 )
 from latencyprobe_agent.kernel.contract import SocketFilter
 from latencyprobe_agent.plan import PodTargets
-from latencyprobe_agent.windows import probe_window, running
+from latencyprobe_agent.windows import by_probe, probe_window, running
 from latencyprobe_agent.windows.by_probe import Windows
 from latencyprobe_agent.windows.probe_window import WindowReport
 from latencyprobe_agent.windows.running import RunningWindow
@@ -465,10 +465,10 @@ def test_a_pod_that_comes_back_has_not_ended() -> None:
     assert measured.samples == 1
 
 
-def test_of_many_ended_pods_the_newest_are_kept_and_the_sum_has_all(
+def test_of_many_ended_pods_the_newest_are_kept_and_the_sums_have_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(probe_window, "MAX_ENDED_PODS", 2)
+    monkeypatch.setattr(by_probe, "MAX_ENDED_PODS", 2)
     measured = Measured(_probe("a"))
     for uid in "abcd":
         measured.follow(_probe(uid))
@@ -477,6 +477,44 @@ def test_of_many_ended_pods_the_newest_are_kept_and_the_sum_has_all(
     measured.interval()
     assert sorted(measured.pods) == ["c", "d"]
     assert measured.samples == 4
+    assert measured.report.summary.verdicts == {"InsufficientData": 4}
+    counts = []
+    while measured.report.summary.pods:
+        measured.interval()
+        counts.append((measured.samples, measured.report.summary.pods))
+    assert counts == [(4, 4), (3, 3), (2, 2), (1, 1), (0, 0)]
+
+
+def test_a_namespace_with_many_ended_pods_costs_no_other_one_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(by_probe, "MAX_ENDED_PODS", 5)
+    ended = {("bank", "b"): "ab", ("shop", "s"): "cdef", ("shop", "t"): "ghij"}
+    probes = [
+        replace(_probe(*uids), id=name, namespace=namespace)
+        for (namespace, name), uids in ended.items()
+    ]
+    windows = Windows()
+
+    def follow(now: float, *, ending: bool) -> None:
+        pods = {
+            each.id: [PodTargets(t.pod_name, "", ("c",), True, False) for t in each.targets]
+            for each in probes
+        }
+        state = Desired(1, tuple(replace(p, targets=()) if ending else p for p in probes))
+        windows.follow(state, {} if ending else pods, ALL_MODULES, asked=_at(now), now=_at(now))
+
+    follow(0, ending=False)
+    figures = [{target.id: samples(100) for target in probe.targets} for probe in probes]
+    windows.add(ProbeFigures(p, _at(0), _at(10), f) for p, f in zip(probes, figures, strict=True))
+    follow(10, ending=True)
+    windows.add(ProbeFigures(replace(p, targets=()), _at(10), _at(20), {}) for p in probes)
+    reports = {name: windows.take(name, ()) for name in "bst"}
+    kept = {name: len(report.pods) for name, report in reports.items() if report is not None}
+    assert kept["b"] == 2
+    assert kept["s"] + kept["t"] == 3
+    summaries = [report.summary.pods for report in reports.values() if report is not None]
+    assert summaries == [2, 4, 4]
 
 
 # Changes of the probe
