@@ -36,6 +36,7 @@ from latencyprobe_operator.probes.schedule import StatusSchedule, pause_s
 from latencyprobe_operator.probes.selected_pods import SelectedPods, Subscribe, Unsubscribe
 from latencyprobe_operator.probes.snapshot import snapshot_of
 from latencyprobe_operator.probes.status import build, outline
+from latencyprobe_operator.probes.turns import Turns
 from latencyprobe_operator.probes.worst_pods import WantInFull, WorstPods
 from latencyprobe_operator.probes.writer import PatchStatus, StatusWriter
 
@@ -59,7 +60,7 @@ class Probe:
         agent: Callable[[str], AgentView],
         want_in_full: WantInFull,
         patch_status: PatchStatus,
-        building: asyncio.Lock | None = None,
+        building: Turns | None = None,
         wall_clock: Callable[[], float] = time.time,
         steady_clock: Callable[[], float] | None = None,
         min_interval_s: float = 0.0,
@@ -82,7 +83,7 @@ class Probe:
         self._poked = asyncio.Event()
         self._has_news = False
         """Something else than a report has happened since the last check."""
-        self._building = building or asyncio.Lock()
+        self._building = building or Turns()
         self._current = CurrentSpec(
             self.key,
             begin_of(previous, self._steady_clock()),
@@ -305,12 +306,12 @@ class Probe:
 
         With a thousand nodes, each of these steps takes some 20 ms.
         """
-        async with self._building:
+        async with self._building.of(self.key.namespace):
             await asyncio.sleep(0)
             return self._facts(self._now())
 
     async def _draft(self, facts: ProbeFacts, now: float) -> Draft:
-        async with self._building:
+        async with self._building.of(self.key.namespace):
             facts = await self._with_figures(facts, now)
             await asyncio.sleep(0)
             found = self._build(facts)
