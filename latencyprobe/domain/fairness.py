@@ -19,6 +19,8 @@ from typing import Generic, TypeVar
 # reports. Probes that share a slot share the latter, if they have the same interval.
 MAX_PROBES = 320
 MAX_TARGETS = 1408
+# Of one probe in an agent's summary: those that have ended in the window count too.
+MAX_SUMMARISED_PODS = 4096
 
 _PIECE_BYTES = 64
 # Two are nearly always enough.

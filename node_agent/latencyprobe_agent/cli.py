@@ -11,7 +11,6 @@ import click
 
 from latencyprobe import __version__
 from latencyprobe.commands.parameters import DurationType
-from latencyprobe.domain.fairness import MAX_TARGETS
 from latencyprobe.domain.identities import OPERATOR_NAME
 from latencyprobe.domain.packets import LONGEST_NS
 from latencyprobe.otlp.options import otlp_options
@@ -38,6 +37,8 @@ from latencyprobe_agent.totals import DEFAULT_MAX_PODS
 
 _FILE = click.Path(path_type=Path)
 _NO_CACHE = "none"
+# The schema of the chart's values has the same.
+_MOST_PODS_WITH_METRICS = 4096
 
 
 @click.command("agent", context_settings={"auto_envvar_prefix": "LATENCYPROBE"})
@@ -141,7 +142,7 @@ _NO_CACHE = "none"
 )
 @click.option(
     "--metrics-max-pods",
-    type=click.IntRange(min=0, max=MAX_TARGETS),
+    type=click.IntRange(min=0, max=_MOST_PODS_WITH_METRICS),
     default=DEFAULT_MAX_PODS,
     show_default=True,
     show_envvar=True,

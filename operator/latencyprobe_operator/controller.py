@@ -31,7 +31,7 @@ from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.model import read_pod
 from latencyprobe_operator.observed_state import ReportedProbe
 from latencyprobe_operator.probes.probe import Probe
-from latencyprobe_operator.probes.turns import Turns
+from latencyprobe_operator.probes.turns import NamespaceTurns
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Controller:
         )
         self._disconnected_nodes = DisconnectedNodes()
         self._probes: dict[str, Probe] = {}
-        self._building = Turns()
+        self._building = NamespaceTurns()
         self._applicants: dict[str, Applicant] = {}
         self._touched: set[str] = set()
         self._flush: asyncio.TimerHandle | None = None

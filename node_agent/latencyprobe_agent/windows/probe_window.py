@@ -41,6 +41,8 @@ from latencyprobe_agent.windows.node_window import WindowOfNode
 from latencyprobe_agent.windows.running import RunningWindow
 
 SLOTS = 12
+# Of one probe in its window: with the windows that are kept, a summary has fewer than it may.
+MAX_DROPPED_PODS = 2048
 # Readings come an interval apart, give or take this part of it.
 _JITTER = 0.2
 
@@ -210,9 +212,13 @@ class ProbeWindow:
         ]
 
     def drop(self, uid: str) -> None:
-        """Drop the window of a pod that has ended; its figures and its verdict still count."""
+        """Drop the window of a pod that has ended; its figures and its verdict still count.
+
+        Of very many such verdicts, the first ones count.
+        """
         known, self._newest = self._pods.pop(uid), None
-        if not self._slots:
+        dropped = sum(each.verdicts.total() for each in self._dropped.values())
+        if not self._slots or dropped >= MAX_DROPPED_PODS:
             return
         began = (slot.number for slot in reversed(self._slots) if slot.began < known.last_measured)
         slot = next(began, self._slots[0].number)

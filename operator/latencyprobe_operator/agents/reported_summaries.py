@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from latencyprobe.domain.fairness import MAX_TARGETS, TargetName
+from latencyprobe.domain.fairness import MAX_SUMMARISED_PODS, TargetName
 from latencyprobe.domain.summary import PodReport, PodScore, ProbeSummary
 from latencyprobe.protocol.limits import check_length
 from latencyprobe.protocol.measurements import CorruptMessageError
@@ -82,9 +82,10 @@ def _summary(message: pb.ProbeReport) -> ProbeSummary | None:
     if not message.HasField("summary"):
         return None
     summary = summary_from_proto(message.summary)
-    if summary.pods > MAX_TARGETS:
+    if summary.pods > MAX_SUMMARISED_PODS:
         raise CorruptMessageError(
-            "summary.verdicts", f"{summary.pods} pods, but at most {MAX_TARGETS} are allowed"
+            "summary.verdicts",
+            f"{summary.pods} pods, but at most {MAX_SUMMARISED_PODS} are allowed",
         )
     return summary
 

@@ -36,7 +36,7 @@ from latencyprobe_operator.probes.schedule import StatusSchedule, pause_s
 from latencyprobe_operator.probes.selected_pods import SelectedPods, Subscribe, Unsubscribe
 from latencyprobe_operator.probes.snapshot import snapshot_of
 from latencyprobe_operator.probes.status import build, outline
-from latencyprobe_operator.probes.turns import Turns
+from latencyprobe_operator.probes.turns import NamespaceTurns
 from latencyprobe_operator.probes.worst_pods import WantInFull, WorstPods
 from latencyprobe_operator.probes.writer import PatchStatus, StatusWriter
 
@@ -60,7 +60,7 @@ class Probe:
         agent: Callable[[str], AgentView],
         want_in_full: WantInFull,
         patch_status: PatchStatus,
-        building: Turns | None = None,
+        building: NamespaceTurns | None = None,
         wall_clock: Callable[[], float] = time.time,
         steady_clock: Callable[[], float] | None = None,
         min_interval_s: float = 0.0,
@@ -83,7 +83,7 @@ class Probe:
         self._poked = asyncio.Event()
         self._has_news = False
         """Something else than a report has happened since the last check."""
-        self._building = building or Turns()
+        self._building = building or NamespaceTurns()
         self._current = CurrentSpec(
             self.key,
             begin_of(previous, self._steady_clock()),

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Turns:
+class NamespaceTurns:
     """A lock for steps that would block the event loop together."""
 
     def __init__(self) -> None:

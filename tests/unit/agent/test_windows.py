@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from latencyprobe.domain.attention import Objective
 from latencyprobe.domain.causes import Bottleneck
+from latencyprobe.domain.fairness import MAX_SUMMARISED_PODS, MAX_TARGETS
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import (
     NOTHING,
@@ -483,6 +484,20 @@ def test_of_many_ended_pods_the_newest_are_kept_and_the_sums_have_all(
         measured.interval()
         counts.append((measured.samples, measured.report.summary.pods))
     assert counts == [(4, 4), (3, 3), (2, 2), (1, 1), (0, 0)]
+
+
+def test_a_summary_never_has_more_pods_than_an_operator_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    most = MAX_TARGETS + by_probe.MAX_ENDED_PODS + probe_window.MAX_DROPPED_PODS
+    assert most <= MAX_SUMMARISED_PODS
+    monkeypatch.setattr(by_probe, "MAX_ENDED_PODS", 1)
+    monkeypatch.setattr(probe_window, "MAX_DROPPED_PODS", 2)
+    measured = Measured(_probe(*"abcdef"))
+    measured.interval({uid: samples(100) for uid in "abcdef"})
+    measured.follow(_probe())
+    measured.interval()
+    assert (measured.report.summary.pods, measured.samples) == (3, 6)
 
 
 def test_a_namespace_with_many_ended_pods_costs_no_other_one_its_own(

@@ -26,7 +26,7 @@ from latencyprobe_operator.probes.facts import ProbeFacts
 from latencyprobe_operator.probes.gathering import FactsGatherer
 from latencyprobe_operator.probes.status import build
 from latencyprobe_operator.probes.sums import MAX_COUNTERS
-from latencyprobe_operator.probes.turns import Turns
+from latencyprobe_operator.probes.turns import NamespaceTurns
 from tests.unit.operator_.probe_world import World, clock, report, running, take, take_deltas
 from tests.unit.operator_.virtual_time import VirtualTimeLoop
 from tests.unit.operator_.waiting import until
@@ -744,7 +744,7 @@ async def test_the_statuses_of_many_probes_are_built_in_turns_of_their_own(
 
     monkeypatch.setattr("latencyprobe_operator.probes.probe.build", note)
     names = [f"probe-{number}" for number in range(20)]
-    building = Turns()
+    building = NamespaceTurns()
     async with AsyncExitStack() as stack:
         for name in names:
             await stack.enter_async_context(running(world, probe_body(name), building=building))

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from latencyprobe.domain.fairness import MAX_TARGETS
+from latencyprobe.domain.fairness import MAX_SUMMARISED_PODS
 from latencyprobe.domain.summary import PodChoice
 from latencyprobe.domain.targets import TargetState
 from latencyprobe.protocol.limits import LARGEST_NUMBER
@@ -104,7 +104,7 @@ async def test_the_state_of_a_target_comes_with_a_summary(listening: Listening) 
         lambda m: setattr(m.summary.stages[0], "sampling_ratio", math.nan),
         lambda m: setattr(m.summary.stages[0], "lost", 2**64 - 1),
         lambda m: setattr(m.summary.scores[0], "score", 2**64 - 1),
-        lambda m: m.summary.verdicts.update({"None": MAX_TARGETS + 1}),
+        lambda m: m.summary.verdicts.update({"None": MAX_SUMMARISED_PODS + 1}),
         lambda m: m.summary.unobserved.FromSeconds(-5),
         lambda m: setattr(m.pods[0].stages[0], "p99_ns", 2**60),
         lambda m: setattr(m.pods[0].stages[0], "share_percent", math.inf),

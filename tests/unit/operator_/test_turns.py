@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-from latencyprobe_operator.probes.turns import Turns
+from latencyprobe_operator.probes.turns import NamespaceTurns
 
 
 class Steps:
     """Tasks that take steps, and the namespaces in the order of these steps."""
 
     def __init__(self) -> None:
-        self.turns = Turns()
+        self.turns = NamespaceTurns()
         self.taken: list[str] = []
         self._are_running = 0
 
