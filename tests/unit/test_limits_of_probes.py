@@ -145,13 +145,15 @@ def arrived(spec: Json) -> tuple[ProbeSpec, DesiredProbe]:
     return read_spec, probe
 
 
-def told(value: object) -> str:
+def short_name(value: object) -> str:
     """A spec as the name of a test: not too long."""
     return re.sub(r"[^\w.,=-]+", "", str(value))[:60]
 
 
 # Module irq alone is admitted where the administrator shows figures of nodes: nothing is sent else.
-@pytest.mark.parametrize("spec", [s for s in specs() if s.get("modules") != ["irq"]], ids=told)
+@pytest.mark.parametrize(
+    "spec", [s for s in specs() if s.get("modules") != ["irq"]], ids=short_name
+)
 def test_an_agent_takes_what_the_schema_admits(spec: Json) -> None:
     wanted, probe = arrived(spec)
     assert probe.window is not None

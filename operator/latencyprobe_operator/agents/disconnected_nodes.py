@@ -7,6 +7,7 @@ agents are upgraded, some node is always without a connection, each for a minute
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from latencyprobe_operator.api.status_fields import NodeState
 
@@ -16,28 +17,39 @@ DISCONNECTED_S = 300.0
 """The time without a lasting connection after which a node is disconnected."""
 
 
+class Connection(NamedTuple):
+    """The connection to a node's agent. `breaks`: how often it has failed so far."""
+
+    state: NodeState
+    breaks: int = 0
+
+
 class DisconnectedNodes:
     """The connections by node, as they are seen every few seconds."""
 
     def __init__(self) -> None:
+        self._breaks: dict[str, int] = {}
         self._ready_since: dict[str, float] = {}
         self._lasted_until: dict[str, float] = {}
 
-    def count(self, states: Mapping[str, NodeState], *, at: float) -> int:
-        """Take in the present states of all nodes; return the number of disconnected nodes.
+    def count(self, connections: Mapping[str, Connection], *, at: float) -> int:
+        """Take in the present ones of all nodes; return the number of disconnected nodes.
 
         A node that is new counts as if its connection had lasted until now.
         """
-        for known in (self._ready_since, self._lasted_until):
-            for gone in known.keys() - states.keys():
+        for known in (self._breaks, self._ready_since, self._lasted_until):
+            for gone in known.keys() - connections.keys():
                 del known[gone]
-        for node, state in states.items():
-            self._take(node, state, at)
+        for node, connection in connections.items():
+            self._take(node, connection, at)
         return sum(at - until >= DISCONNECTED_S for until in self._lasted_until.values())
 
-    def _take(self, node: str, state: NodeState, at: float) -> None:
+    def _take(self, node: str, connection: Connection, at: float) -> None:
+        state, breaks = connection
         self._lasted_until.setdefault(node, at)
-        if state is not NodeState.READY:
+        # A break may be over before anyone sees the state of it.
+        if state is not NodeState.READY or self._breaks.get(node, breaks) != breaks:
             self._ready_since.pop(node, None)
-        elif at - self._ready_since.setdefault(node, at) >= LASTING_S:
+        self._breaks[node] = breaks
+        if state is NodeState.READY and at - self._ready_since.setdefault(node, at) >= LASTING_S:
             self._lasted_until[node] = at

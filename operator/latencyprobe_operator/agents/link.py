@@ -102,6 +102,7 @@ class AgentLink:
         "_sync",
         "_task",
         "_turns",
+        "breaks",
         "endpoint",
         "state",
     )
@@ -124,6 +125,7 @@ class AgentLink:
     ) -> None:
         self.endpoint = endpoint
         self.state = NodeState.CONNECTING
+        self.breaks = 0
         self._node = node
         self._message = f"connecting to {endpoint.address}"
         self._credentials = credentials
@@ -234,6 +236,7 @@ class AgentLink:
 
     def _fail(self, state: NodeState, message: str) -> None:
         changed = (state, message) != (self.state, self._message)
+        self.breaks += 1
         self._sync.mark_lost()
         self.state, self._message = state, message
         if changed:

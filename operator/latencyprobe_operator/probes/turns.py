@@ -45,11 +45,14 @@ class NamespaceTurns:
     def _pass_on(self) -> None:
         while self._waiting:
             namespace, own = next(iter(self._waiting.items()))
+            while own and own[0].done():  # cancelled
+                own.popleft()
             del self._waiting[namespace]
+            if not own:
+                continue
             turn = own.popleft()
             if own:
                 self._waiting[namespace] = own
-            if not turn.done():
-                turn.set_result(None)
-                return
+            turn.set_result(None)
+            return
         self._is_taken = False

@@ -9,6 +9,7 @@ import pytest
 from latencyprobe_operator.agents.disconnected_nodes import (
     DISCONNECTED_S,
     LASTING_S,
+    Connection,
     DisconnectedNodes,
 )
 from latencyprobe_operator.api.status_fields import NodeState as State
@@ -16,8 +17,12 @@ from latencyprobe_operator.api.status_fields import NodeState as State
 STEP_S = 5.0
 HOUR_S = 3600.0
 
-Link = Callable[[float], State | None]
-"""The state of a node's link at a time; None: the operator knows no such node."""
+Link = Callable[[float], State | Connection | None]
+"""A node's link at a time; None: the operator knows no such node."""
+
+
+def as_connection(link: State | Connection) -> Connection:
+    return link if isinstance(link, Connection) else Connection(link)
 
 
 def most_disconnected(*links: Link, seconds: float = HOUR_S) -> int:
@@ -26,8 +31,8 @@ def most_disconnected(*links: Link, seconds: float = HOUR_S) -> int:
     most = 0
     for step in range(int(seconds / STEP_S)):
         at = step * STEP_S
-        states = {str(number): link(at) for number, link in enumerate(links)}
-        known = {node: state for node, state in states.items() if state is not None}
+        seen = {str(number): link(at) for number, link in enumerate(links)}
+        known = {node: as_connection(link) for node, link in seen.items() if link is not None}
         most = max(most, nodes.count(known, at=1e6 + at))
     return most
 
@@ -39,6 +44,11 @@ def ready(_: float) -> State:
 def flapping(state: State, up_s: float) -> Link:
     """A link that is ready for this time, again and again, and in this state for 15 s between."""
     return lambda at: State.READY if at % (up_s + 15) < up_s else state
+
+
+def failing(every_s: float) -> Link:
+    """A link that fails as often, and is ready again before it is seen."""
+    return lambda at: Connection(State.READY, int(at / every_s))
 
 
 def upgraded(number: int) -> Link:
@@ -56,6 +66,11 @@ def upgraded(number: int) -> Link:
 @pytest.mark.parametrize("state", [State.CONNECTING, State.UNREACHABLE, State.REJECTED])
 def test_an_agent_that_fails_again_and_again_is_disconnected(state: State) -> None:
     assert most_disconnected(ready, flapping(state, 30), flapping(state, 5), ready) == 2
+
+
+def test_an_agent_whose_breaks_are_never_seen_is_disconnected() -> None:
+    assert most_disconnected(failing(40)) == 1
+    assert most_disconnected(failing(300)) == 0
 
 
 @pytest.mark.parametrize("state", [each for each in State if each is not State.READY])
@@ -82,16 +97,19 @@ def test_a_node_that_joins_is_not_disconnected_while_it_starts() -> None:
 
 def test_a_disconnected_node_heals_by_a_connection_that_lasts() -> None:
     nodes = DisconnectedNodes()
-    nodes.count({"a": State.READY}, at=0)
-    assert nodes.count({"a": State.UNREACHABLE}, at=DISCONNECTED_S) == 1
+    ready, unreachable = Connection(State.READY), Connection(State.UNREACHABLE, 1)
+    nodes.count({"a": ready}, at=0)
+    assert nodes.count({"a": unreachable}, at=DISCONNECTED_S) == 1
 
-    assert nodes.count({"a": State.READY}, at=DISCONNECTED_S + 1) == 1
-    assert nodes.count({"a": State.READY}, at=DISCONNECTED_S + 1 + LASTING_S) == 0
+    healed = Connection(State.READY, 1)
+    assert nodes.count({"a": healed}, at=DISCONNECTED_S + 1) == 1
+    assert nodes.count({"a": healed}, at=DISCONNECTED_S + 1 + LASTING_S) == 0
 
 
 def test_a_node_that_is_gone_is_forgotten() -> None:
     nodes = DisconnectedNodes()
-    nodes.count({"a": State.CONNECTING}, at=0)
+    connecting = Connection(State.CONNECTING)
+    nodes.count({"a": connecting}, at=0)
     nodes.count({}, at=1)
 
-    assert nodes.count({"a": State.CONNECTING}, at=DISCONNECTED_S) == 0
+    assert nodes.count({"a": connecting}, at=DISCONNECTED_S) == 0
