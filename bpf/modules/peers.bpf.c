@@ -92,20 +92,24 @@ static __always_inline u64 is_answer_unseen(volatile struct found_turn *turn, st
 /*
  * `age_ns`: of the request that waits, if one does. Turns that are no requests (a multiplex) show
  * nothing, nor does a request that may be another one's.
+ * `quiet_ns`: since the last transmission. A client that writes on waits since its last bytes.
  */
 static __always_inline void find_turn(volatile struct found_turn *turn, struct turns *turns,
-				      struct sock *sk, struct tcp_sock *tp, u64 age_ns)
+				      struct sock *sk, struct tcp_sock *tp, u64 age_ns,
+				      u64 quiet_ns)
 {
 	struct config *config = get_config();
 	u64 past = turns->past, answers = past >> ANSWER_BITS;
 	u64 slowest_ns = (past & LONGEST_ANSWER) << ANSWER_SHIFT;
 	u64 is_judged = turn->is_waiting & (is_equal(turns->doubt, IN_DOUBT) ^ 1);
 	u64 is_late, is_answered = is_equal(answers, 0) ^ 1;
+	u64 writes_on = is_below_0((u64)IN_DOUBT - turns->doubt) & ~turn->is_server;
+	u64 unheard_ns = choose(writes_on, quiet_ns, age_ns);
 
 	if (!config || is_multiplex(turns))
 		return;
 	is_judged &= is_answer_unseen(turn, config, tp) ^ 1;
-	is_late = is_below_0(patience_ns(slowest_ns) - age_ns) &
+	is_late = is_below_0(patience_ns(slowest_ns) - unheard_ns) &
 		  is_below_0(ANSWERS_OF_A_PAST - 1 - answers);
 	is_late |= is_below_0(LEAST_PATIENCE_NS - age_ns) & is_unacknowledged(turn, turns, tp);
 	is_late &= is_judged;
@@ -113,7 +117,8 @@ static __always_inline void find_turn(volatile struct found_turn *turn, struct t
 	turn->slowest_ns = choose(is_answered, slowest_ns, 0);
 	turn->age_ns = choose(is_judged, age_ns, 0);
 	turn->is_late = is_late;
-	turn->is_first = is_judged & (is_below_0(0 - age_ns)) & (is_late ^ 1) & (is_answered ^ 1);
+	turn->is_first = is_judged & (is_below_0(0 - age_ns)) & (is_late ^ 1) & (is_answered ^ 1) &
+			 (writes_on ^ 1);
 	turn->is_known = is_answered | is_below_0(0 - turn->age_ns);
 }
 

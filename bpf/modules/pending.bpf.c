@@ -274,7 +274,8 @@ static __always_inline void find_request(struct pending_reading *reading,
 	if (!IS_IN(tcp_state, OPEN))
 		return;
 	turn->since = find_waiting_turn(turn, turns, sk, tp, tcp_state);
-	find_turn(turn, turns, sk, tp, age_of(turn->since, now));
+	find_turn(turn, turns, sk, tp, age_of(turn->since, now),
+		  age_of(READ(tp, tcp_wstamp_ns), now));
 	/* read again: what the verifier does not know makes no paths */
 	is_server = turn->is_server, is_waiting = turn->is_waiting, is_late = turn->is_late;
 	add_turns(&kinds[PENDING_UNANSWERED_REQUESTS], is_waiting & ~is_server, turn->since, now);

@@ -15,7 +15,8 @@
  *   - What is sent to a peer that never replied to this target is no query: it may be a metric or a log.
  *     The port of DNS is an exception.
  *   - Queries of DNS are counted, and those that end: the others have no reply, also if their socket was
- *     closed. A resolver that asks several servers at once wants one reply; such queries count as ended.
+ *     closed. A reply ends all that its socket has asked. A resolver that asks several servers at once
+ *     wants one reply; such queries count as ended.
  *   - A server's datagram with the first two bytes of one that it read from this peer is the answer to it
  *     (module tcp, too). Bytes that soon come again, or after an answer, are no id: a stream has such.
  *
@@ -330,6 +331,11 @@ static __always_inline void note_query(struct config *config, struct sock *sk,
 	is_ended = is_twin & last->is_counted;
 	last->is_counted &= is_ended - 1;
 	queue->dialogue.last_place = free;
+	if (is_twin) { /* whoever asks again may not have waited for that server */
+		key.peer = last->peer;
+		asked.delete(&key);
+		key.peer = datagram.peer;
+	}
 	query->asked_ns = 0;
 	query->peer = datagram.peer;
 	query->content = content;
@@ -337,7 +343,7 @@ static __always_inline void note_query(struct config *config, struct sock *sk,
 	query->slice = config->slice;
 	query->is_known = is_known;
 	query->is_dns = datagram.peer_port == bpf_htons(PORT_OF_DNS);
-	asked_ns = is_known ? first_asked(&key, now) : now;
+	asked_ns = is_known && !is_twin ? first_asked(&key, now) : now;
 	is_counted = query->is_dns & (is_twin ^ 1) & is_equal(config->slice, 0) &
 		     is_equal(config->sample_mask, 0) & is_equal(config->sees_departures, 0);
 	is_new = is_counted & is_equal(asked_ns, now); /* else it is sent again */
@@ -349,18 +355,27 @@ static __always_inline void note_query(struct config *config, struct sock *sk,
 
 /* A reply to this query, which was asked then. */
 static __always_inline void end_query(struct config *config, struct socket_state *state,
-				      volatile struct query *query, u64 asked_ns, u64 now)
+				      struct socket_queue *queue, volatile struct query *query,
+				      u64 asked_ns, u64 now)
 {
 	struct peer_key key = { .owners = state->owners, .peer = query->peer };
+	volatile struct query *counted;
+	u32 i, ended = 0;
 
 	if (!repliers.lookup(&key))
 		repliers.update(&key, &now);
 	key.content = query->content;
 	asked.delete(&key);
 	query->asked_ns = 0;
-	if (query->is_counted)
-		count_for(config, state->owners, COUNTER_DNS_QUERIES_ENDED);
-	query->is_counted = 0;
+	/* A name server is there. The replies to others may come unseen: see note_reply(). */
+#pragma unroll
+	for (i = 0; i < FEW_HANDOFFS; i++) {
+		counted = &queue->queries[i];
+		ended += counted->is_counted;
+		counted->is_counted = 0;
+	}
+	if (ended)
+		add_for(config, state->owners, COUNTER_DNS_QUERIES_ENDED, ended);
 	record_for(config, state->owners, STAGE_UDP_RESPONSE, now - asked_ns);
 	if (query->is_dns)
 		add_for(config, state->owners, COUNTER_DNS_RESPONSE_NS, now - asked_ns);
@@ -373,8 +388,8 @@ static __always_inline void end_query(struct config *config, struct socket_state
 static __always_inline u64 find_query(struct config *config, struct socket_queue *queue,
 				      struct datagram *datagram, u64 now)
 {
-	u64 found = 0, is_from_dns = is_equal(datagram->peer_port, bpf_htons(PORT_OF_DNS));
 	volatile struct query *query;
+	u64 found = 0;
 	u32 i;
 
 #pragma unroll
@@ -382,8 +397,7 @@ static __always_inline u64 find_query(struct config *config, struct socket_queue
 		query = &queue->queries[i];
 		found = keep_place(found,
 				   is_equal(query->id, datagram->id) &
-					   (is_equal(query->peer, datagram->peer) |
-					    (query->is_dns & is_from_dns)) &
+					   (is_equal(query->peer, datagram->peer) | query->is_dns) &
 					   is_asked(config, query, now),
 				   i);
 	}
@@ -499,7 +513,7 @@ static __always_inline void note_reply(struct config *config, struct sock *sk,
 	if (!place)
 		return;
 	query = query_at(queue, place);
-	end_query(config, state, query, query->asked_ns, now);
+	end_query(config, state, queue, query, query->asked_ns, now);
 }
 
 #endif

@@ -59,13 +59,13 @@ static __always_inline void note_overlap(struct turns *turns)
 
 /*
  * A request and its answer without a doubt. 32 in a row outweigh an overlap, since each halt of a sender
- * makes one in a long life. But a multiplex stays one: it may only be quiet.
+ * makes one in a long life.
  */
 static __always_inline void note_clear_turn(struct turns *turns)
 {
 	u32 overlaps = turns->overlaps;
 
-	if (!(overlaps & OVERLAPS) || is_multiplex(turns))
+	if (!(overlaps & OVERLAPS))
 		return;
 	overlaps += OVERLAPS + 1;
 	turns->overlaps = overlaps > 0xff ? (overlaps & OVERLAPS) - 1 : overlaps;
@@ -205,8 +205,9 @@ static __always_inline u64 pause_of(u64 round_trip_us)
 }
 
 /* Why a turn may be no request with one answer. */
-#define IN_DOUBT 1	   /* both sides spoke at once */
-#define PAUSED_BY_CLIENT 2 /* it waits for its answer all the same */
+#define IN_DOUBT 1	    /* both sides spoke at once */
+#define PAUSED_BY_CLIENT 2  /* it waits for its answer all the same, from its last bytes on */
+#define PAUSED_UNANSWERED 3 /* the peer had all before */
 
 /*
  * A client sends more before any answer came. If all before was sent a while ago, this may be another
@@ -220,9 +221,16 @@ static __always_inline void continue_own_request(struct turns *turns, struct tcp
 	if (turns->doubt || READ(tp, snd_nxt) != write_seq ||
 	    at_least_0(now - READ(tp, tcp_wstamp_ns)) <= pause_of(READ(tp, rtt_min.s[0].v)))
 		return;
-	turns->doubt = PAUSED_BY_CLIENT;
-	if (READ(tp, snd_una) == write_seq)
-		note_overlap(turns);
+	turns->doubt = READ(tp, snd_una) == write_seq ? PAUSED_UNANSWERED : PAUSED_BY_CLIENT;
+}
+
+/* The client's own pauses were the smaller part of its wait. A stream at a steady pace has none such. */
+static __always_inline bool is_mostly_the_peers(struct turns *turns, struct tcp_sock *tp, u64 now)
+{
+	u64 quiet_ns = at_least_0(now - READ(tp, tcp_wstamp_ns));
+
+	return turns->doubt >= PAUSED_BY_CLIENT &&
+	       quiet_ns > at_least_0(now - turns->request_ns) / 4 * 3;
 }
 
 static __always_inline void begin_request(struct config *config, struct socket_state *state,
@@ -266,7 +274,9 @@ static __always_inline void end_request(struct config *config, struct socket_sta
 	turns->is_known = 1;
 	if (!turns->request_ns || !is_after(ack_seq, turns->request_seq))
 		return; /* sent before the peer saw the request: of an earlier reply, or unasked */
-	is_certain = !turns->doubt;
+	is_certain = !turns->doubt || is_mostly_the_peers(turns, tp, now);
+	if (!is_certain && turns->doubt == PAUSED_UNANSWERED)
+		note_overlap(turns);
 	if (ack_seq != READ(tp, write_seq)) { /* before it saw the whole request */
 		note_overlap(turns);
 		is_certain = false;

@@ -305,7 +305,8 @@ class _Ledger:
     def _answering_ns(self) -> int:
         """The time of the target's own answers, without its waits for its peers."""
         of_peers_ns = self._histogram("udp.response").sum_ns + self._abandoned.ns
-        of_peers_ns += self._queries_without_reply * _PATIENCE_OF_RESOLVERS_NS
+        if self._histogram("app.response").max_ns >= FAILURE_NS:  # one waited for a resolver
+            of_peers_ns += self._queries_without_reply * _PATIENCE_OF_RESOLVERS_NS
         if not self._requests_of_each:
             of_peers_ns += self._peer_ns
         return max(self._time_ns("app.response") - of_peers_ns, 0)

@@ -380,9 +380,10 @@ async def test_one_of_two_name_servers_that_are_asked_at_once_may_not_reply(
     ):
         for number in range(QUERIES):
             with udp_socket(client.namespace) as asking:
+                question = query(number, b"name-%d.example" % number)
                 for address in (client.address, server.address):
-                    asking.sendto(query(number), (address, DNS_PORT))
-                peers.server.sendto(query(number), peers.take())
+                    asking.sendto(question, (address, DNS_PORT))
+                peers.server.sendto(question, peers.take())
                 silent.recv(4096)
                 asking.recv(4096)
     seen.until_dns(QUERIES, QUERIES)

@@ -201,6 +201,25 @@ async def test_a_short_pause_in_a_request_is_not_the_peers_time(
     assert peer(engine.read()[CLIENT]) == (0, 3)
 
 
+async def test_a_slow_answer_to_a_request_with_a_short_pause_is_the_peers(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    with open_between(client, server) as both:
+        for _ in range(6):
+            both.client.sendall(REQUEST)
+            delay(5)
+            both.client.sendall(REQUEST)
+            read_all(both.server, 2 * len(REQUEST))
+            delay(500)
+            both.server.sendall(REPLY)
+            read_all(both.client, len(REPLY))
+    measured = engine.read()[CLIENT]
+    assert peer(measured) == (6, 0)
+    assert measured.stage("peer.response").histogram.min_ns > 500 * MS
+
+
 async def test_rare_pauses_in_the_requests_of_a_connection_do_not_add_up(
     start_engine: Start, pair: Pair
 ) -> None:

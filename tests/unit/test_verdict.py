@@ -747,6 +747,8 @@ def test_queries_that_wait_or_were_dropped_here_are_not_the_name_servers() -> No
 def test_answers_that_wait_for_an_absent_name_server_are_not_the_applications() -> None:
     slow = measured(100, app_response=5000 * MS)
     assert judge(queries(100, 0) + slow).bottleneck is Bottleneck.DNS
+    own = measured(1000, app_response=200 * MS)
+    assert judge(queries(70, 30) + own).bottleneck is Bottleneck.APPLICATION
 
 
 def test_the_time_in_which_an_answer_waits_for_names_is_not_the_applications() -> None:

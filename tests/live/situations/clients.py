@@ -212,6 +212,8 @@ def ship(*, address: str, seconds: float, connections: int, chunks: int, gap: fl
         while time.monotonic() < until:
             with socket.create_connection((address, PORT)) as connection:
                 for _ in range(chunks):
+                    if time.monotonic() > until:
+                        break
                     connection.sendall(b"l" * 500)
                     sent.append(1)
                     time.sleep(gap / 1e3)

@@ -51,6 +51,20 @@ def log_shipper_that_reconnects() -> Situation:
 
 
 @situation
+def log_shipper_that_stays() -> Situation:
+    """Chunks of logs want no answer; four connections have one every 20 ms."""
+    return Situation(
+        scene=back_to_back,
+        server=server("discard"),
+        client=client("ship", connections=4, chunks=1000, gap=20, seconds=5),
+        was_made=lambda facts: facts["client"]["sent"] > 500,
+        truth="{client[sent]:.0f} chunks were sent",
+        from_client=HEALTHY_AND_QUIET,
+        from_server=HEALTHY_AND_QUIET,
+    )
+
+
+@situation
 def two_streams_that_cross() -> Situation:
     """Each side sends at a pace of its own, some ten times a second."""
     return Situation(
