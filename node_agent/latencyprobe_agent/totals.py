@@ -17,6 +17,7 @@ from latencyprobe.domain.histogram import POSITIONS, position_of
 from latencyprobe.domain.measurement import Measurement, StageMeasurement
 from latencyprobe.domain.packets import TracedPacket
 from latencyprobe.domain.pending import Pending, joint_pending
+from latencyprobe.domain.stages import stages_of
 from latencyprobe_agent.desired import ContainerSelector, Desired, DesiredProbe, DesiredTarget
 from latencyprobe_agent.plan import TargetKey, pod_uid
 
@@ -132,6 +133,7 @@ class Totals:
         self._max_pods = max_pods
         self._totals: dict[Subject, Total] = {}
         self._subjects: dict[TargetKey, Subject] = {}
+        self._stages: Mapping[str, frozenset[str]] = {}
         self._pending: dict[TargetKey, Mapping[str, Pending]] = {}
         self._left_out: Mapping[Subject, int] = {}
         self._shown: frozenset[tuple[str, str, str]] = frozenset()
@@ -150,6 +152,10 @@ class Totals:
         refused = self._refused(desired, asked)
         self._subjects = {
             key: subject.others if subject in refused else subject for key, subject in asked.items()
+        }
+        self._stages = {
+            probe.id: frozenset(stage.name for stage in stages_of(probe.modules))
+            for probe in desired.probes
         }
         per_pod = {_probe_of(probe) for probe in desired.probes if probe.per_pod}
         self._left_out = {
@@ -182,9 +188,12 @@ class Totals:
     def note_slow(
         self, key: TargetKey, packet: TracedPacket, stages: Iterable[str], now: float
     ) -> None:
-        """Keep a traced packet of one target, which was slow in these stages."""
+        """Keep a traced packet of one target, which was slow in these stages.
+
+        Those that its probe does not measure are left out: another probe may share the slot.
+        """
         if subject := self._subjects.get(key):
-            for stage in stages:
+            for stage in self._stages[key.probe_id].intersection(stages):
                 self._totals[subject].note_slow(packet, stage, now)
 
     def current(self, now: float) -> Iterator[tuple[Subject, Total]]:

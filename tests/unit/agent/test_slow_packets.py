@@ -9,6 +9,7 @@ from typing import Any
 
 from latencyprobe.domain.histogram import bounds_of
 from latencyprobe.domain.packets import Endpoint, TracedPacket
+from latencyprobe.domain.stages import Module
 from latencyprobe.exposition.families import MAX_EXEMPLAR_LENGTH
 from latencyprobe_agent.desired import EVERY_PROBE, Desired
 from latencyprobe_agent.plan import TargetKey
@@ -83,6 +84,20 @@ def test_a_packet_of_the_agents_own_trace_is_kept_for_every_probe() -> None:
     traced.slow.note(EVERY_PROBE, LIMITS_NS, [packet, packet_of(7)], now=0.0)
 
     assert traced.shown() == {(B, "rx.total"): [packet], (ALL, "rx.total"): [packet]}
+
+
+def test_a_packet_is_not_kept_for_a_probe_that_does_not_measure_its_stages() -> None:
+    received = probe_on("a", per_pod=False, modules=frozenset({Module.RX}))
+    tcp = probe_on("a", name="shop/tcp", per_pod=False, modules=frozenset({Module.TCP}))
+    totals = Totals()
+    totals.follow(Desired(1, (received, tcp)), now=0.0)
+    slow = SlowPackets(totals)
+    slow.own({0: [TargetKey(each.id, each.targets[0].id) for each in (received, tcp)]}, START_NS)
+
+    slow.note(EVERY_PROBE, LIMITS_NS, [packet_of(0)], now=0.0)
+
+    stages = {subject.probe: set(total.stages) for subject, total in totals.current(0.0)}
+    assert stages == {"checkout": {"rx.total"}, "tcp": set()}
 
 
 def test_a_packet_that_ended_before_its_slot_changed_hands_is_not_kept() -> None:
