@@ -12,6 +12,7 @@ from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.targets import TargetState
 from latencyprobe.process.backoff import Backoff
+from latencyprobe.process.os_errors import is_transient
 from latencyprobe_agent.assigner import SlotAssigner
 from latencyprobe_agent.collector import Moment
 from latencyprobe_agent.desired import (
@@ -81,6 +82,8 @@ class Reconciler:
         self._waiting: WaitingModules | None = None
         self._change_at: float | None = None
         self._has_trace_ended = False
+        # No own trace until then: the kernel refused it for a reason that may pass.
+        self._trace_again_at: float | None = None
         self._retry_at: float | None = None
         self._backoff = Backoff(_FIRST_RETRY_S, _LONGEST_RETRY_S)
         # The engine's message, while it refuses the state in force.
@@ -183,14 +186,14 @@ class Reconciler:
     @property
     def next_at(self) -> float | None:
         """The time when `attend` has something to do."""
-        times = (self._resolver.next_poll, self._retry_at, self._change_at)
+        times = (self._resolver.next_poll, self._retry_at, self._change_at, self._trace_again_at)
         return min((time for time in times if time is not None), default=None)
 
     async def attend(self) -> None:
         """Follow targets that come and go, load what is due, and retry after failures."""
         has_changed = self._resolver.refresh() or self._has_trace_ended
         self._instruments.show_missed_pods(self._resolver.missed_pods)
-        is_due = self._is_due(self._retry_at) or self._is_due(self._change_at)
+        is_due = any(map(self._is_due, (self._retry_at, self._change_at, self._trace_again_at)))
         if is_due or (has_changed and not self._is_load_due_later()):
             await self._try(self._realise(self._desired))
 
@@ -303,21 +306,30 @@ class Reconciler:
     ) -> Trace | None:
         """Load with tracing; return the trace if its packets can be reported now.
 
-        If the kernel refuses only tracing, end the trace.
+        If the kernel refuses only tracing, end the trace. The agent's own is tried again later if
+        the reason may pass.
         """
         wanted = Programs(wanted_modules(desired, facts), udp=is_udp_wanted(desired, facts))
         linger = bool(desired.probes)
+        if self._is_due(self._trace_again_at):
+            self._trace_again_at = None
         if trace is None:
             await self._load(wanted, linger=linger)
             return None
-        tracing = trace.needs_code(wanted.modules)
+        is_held = trace.yields and self._trace_again_at is not None
+        tracing = trace.needs_code(wanted.modules) and not is_held
         try:
             await self._load(replace(wanted, tracing=tracing), linger=linger)
         except EngineError as error:
+            if not tracing:
+                raise
             await self._load(wanted, linger=linger)
-            trace.end(error)
-            self._engine.trace(None)
-            return None
+            if not (trace.yields and _may_pass(error)):
+                trace.end(error)
+                self._engine.trace(None)
+                return None
+            log.warning("cannot trace packets now: %s; trying again later", error)
+            self._trace_again_at = self._clock() + _LONGEST_RETRY_S
         is_loaded = self._pacer.loaded.tracing or not tracing
         return trace if is_loaded or trace.has_begun.is_set() else None
 
@@ -382,3 +394,8 @@ async def _to_the_end(change: Coroutine[object, object, None]) -> None:
     if cancelled is not None:
         raise cancelled
     task.result()
+
+
+def _may_pass(refusal: EngineError) -> bool:
+    """Return True if a lack of memory or descriptors, or the like, has caused it."""
+    return isinstance(refusal.__cause__, OSError) and is_transient(refusal.__cause__)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -19,7 +21,7 @@ from latencyprobe.domain.stages import Module
 from latencyprobe_agent import cli, main
 from latencyprobe_agent.agent import Agent, NodeDescription
 from latencyprobe_agent.desired import InvalidStateError
-from latencyprobe_agent.kernel.contract import TraceSpec
+from latencyprobe_agent.kernel.contract import EngineError, TraceSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from latencyprobe_agent.main import Settings
 from latencyprobe_agent.serving.metrics import AgentMetrics
@@ -47,6 +49,7 @@ class CountingEngine(ScriptedEngine):
         super().__init__()
         self.loads: list[tuple[frozenset[Module], bool]] = []
         self.attempts = 0
+        self.refused_next: int | None = None
         self.waiting = 0
         self.most_waiting = 0
         self.calls = 0
@@ -55,6 +58,9 @@ class CountingEngine(ScriptedEngine):
         self, modules: frozenset[Module], *, tracing: bool = False, udp: bool = True
     ) -> None:
         self.attempts += tracing
+        code, self.refused_next = self.refused_next, None
+        if code is not None:
+            raise EngineError("not now") from OSError(code, os.strerror(code))
         await super().use(modules, tracing=tracing, udp=udp)
         self.loads.append((modules, tracing))
 
@@ -284,6 +290,36 @@ async def test_a_kernel_that_refuses_all_programs_is_no_reason_to_end_the_trace(
     await apply(agent, probe())
     assert (engine.tracing, engine.trace_spec) == (True, standing(engine))
     assert "no exemplars" not in caplog.text
+
+
+async def test_a_refusal_of_programs_that_do_not_trace_is_no_reason_to_end_the_trace(
+    agent: Agent, engine: CountingEngine
+) -> None:
+    engine.refused_next = errno.EPERM
+    with pytest.raises(EngineError):
+        await apply(agent, probe(modules=("tcp",)))
+    await apply(agent, probe(), generation=2)
+    assert (engine.tracing, engine.trace_spec) == (True, standing(engine))
+
+
+async def test_a_lack_of_memory_only_delays_the_trace(
+    agent: Agent, engine: CountingEngine, totals: Totals
+) -> None:
+    engine.refused_next = errno.ENOMEM
+    await apply(agent, probe("p"))
+    assert engine.loads == [(DEFAULT, False)]
+
+    await apply(agent, probe("p"), probe("q", ports=(443,)), generation=2)
+    assert engine.attempts == 1
+    assert agent._reconciler.next_at is not None
+
+    agent._reconciler._trace_again_at = time.monotonic()
+    agent._wake.set()
+    await until(lambda: engine.tracing, "the agent's own trace")
+    assert engine.trace_spec == standing(engine)
+    packet = slow_packet(engine)
+    engine.tell(packet)
+    await until(lambda: kept(totals), "exemplars")
 
 
 async def test_an_unexpected_error_of_the_reader_is_logged_and_measuring_goes_on(
