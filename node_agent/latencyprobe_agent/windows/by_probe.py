@@ -98,9 +98,12 @@ class Windows:
             return
         for own in ended.values():
             own.sort(reverse=True)
+        dropped: dict[str, list[str]] = defaultdict(list)
         for _ in range(surplus):
             _, uid, name = max(ended.values(), key=len).pop()
-            self._windows[name].drop(uid)
+            dropped[name].append(uid)
+        for name, uids in dropped.items():
+            self._windows[name].drop(uids)
 
     @property
     def due(self) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -136,6 +136,8 @@ class ProbeWindow:
         self._gaps = Gaps()
         # By the slot in which they were measured last.
         self._dropped: dict[int, _Dropped] = {}
+        # Since the last interval: figures of theirs may still come.
+        self._just_dropped: set[str] = set()
         self._uncounted: Container[str] = ()
         self._is_active = self._has_pods = False
 
@@ -181,9 +183,10 @@ class ProbeWindow:
         slot, oldest = self._slot_at(figures.end.monotonic)
         deltas = self._by_pod(figures)
         for uid, delta in deltas.items():
-            if uid not in self._pods and delta:
+            if delta and uid not in self._pods and uid not in self._just_dropped:
                 self._pods[uid] = _PodWindow(PodTargets(uid))
                 self._pods[uid].last_measured = figures.end.monotonic
+        self._just_dropped.clear()
         for uid, known in self._pods.items():
             known.advance(deltas.get(uid, NOTHING), slot=slot, oldest=oldest)
         together = merged(map(across_pods, deltas.values()))
@@ -211,23 +214,34 @@ class ProbeWindow:
             (known.last_measured, uid) for uid, known in self._pods.items() if known.pod.has_ended
         ]
 
-    def drop(self, uid: str) -> None:
-        """Drop the window of a pod that has ended; its figures and its verdict still count.
+    def drop(self, uids: Iterable[str]) -> None:
+        """Drop the windows of pods that have ended; their figures and their verdicts still count.
 
         Of very many such verdicts, the first ones count.
         """
-        known, self._newest = self._pods.pop(uid), None
-        dropped = sum(each.verdicts.total() for each in self._dropped.values())
-        if not self._slots or dropped >= MAX_DROPPED_PODS:
+        self._newest = None
+        dropped = [self._pods.pop(uid) for uid in uids]
+        if not self._slots:
             return
-        began = (slot.number for slot in reversed(self._slots) if slot.began < known.last_measured)
-        slot = next(began, self._slots[0].number)
+        self._just_dropped.update(known.pod.uid for known in dropped)
         node = self._node.value() if self.probe.node_figures else None
-        self._dropped.setdefault(slot, _Dropped()).add(
-            _pod_report(
-                known.pod, known.value(), probe=self.probe, node=node, uncounted=self._uncounted
+        before = sum(each.verdicts.total() for each in self._dropped.values())
+        for known in dropped[: MAX_DROPPED_PODS - before]:
+            self._dropped.setdefault(self._slot_of(known), _Dropped()).add(
+                _pod_report(
+                    known.pod,
+                    known.value(),
+                    probe=self.probe,
+                    node=node,
+                    uncounted=self._uncounted,
+                    only_stages=TOTALS,
+                )
             )
-        )
+
+    def _slot_of(self, pod: _PodWindow) -> int:
+        """Return the number of the slot in which a pod was measured last."""
+        began = (slot.number for slot in reversed(self._slots) if slot.began < pod.last_measured)
+        return next(began, self._slots[0].number)
 
     def _follow_pods(self, current: Mapping[str, PodTargets], now: float) -> None:
         for uid, known in self._pods.items():

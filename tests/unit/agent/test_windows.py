@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -25,8 +26,10 @@ from latencyprobe.domain.measurement import (
 from latencyprobe.domain.packets import Endpoint
 from latencyprobe.domain.patience import Peer
 from latencyprobe.domain.pending import Pending
+from latencyprobe.domain.report import report_on
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.summary import PodChoice, PodReport
+from latencyprobe.domain.waits import TOTALS
 from latencyprobe_agent.collector import Moment, ProbeFigures
 from latencyprobe_agent.desired import (
     ContainerSelector,
@@ -40,6 +43,7 @@ from latencyprobe_agent.kernel.contract import SocketFilter
 from latencyprobe_agent.plan import PodTargets
 from latencyprobe_agent.windows import by_probe, probe_window, running
 from latencyprobe_agent.windows.by_probe import Windows
+from latencyprobe_agent.windows.node_window import WindowOfNode
 from latencyprobe_agent.windows.probe_window import WindowReport
 from latencyprobe_agent.windows.running import RunningWindow
 from tests.unit.agent.scripted import samples
@@ -498,6 +502,49 @@ def test_a_summary_never_has_more_pods_than_an_operator_takes(
     measured.follow(_probe())
     measured.interval()
     assert (measured.report.summary.pods, measured.samples) == (3, 6)
+
+
+def test_the_pods_of_a_drain_are_dropped_by_their_totals_and_one_value_of_the_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(by_probe, "MAX_ENDED_PODS", 1)
+    measured = Measured(_probe(*"abcd"))
+    measured.interval({uid: samples(100) for uid in "abcd"})
+    values = Mock(return_value=NodeMeasurement())
+    reports = Mock(wraps=report_on)
+    monkeypatch.setattr(WindowOfNode, "value", values)
+    monkeypatch.setattr(probe_window, "report_on", reports)
+
+    measured.follow(_probe())
+
+    assert values.call_count == 1
+    assert [call.kwargs["only_stages"] for call in reports.mock_calls] == [TOTALS] * 3
+    measured.interval()
+    assert measured.report.summary.verdicts == {"InsufficientData": 4}
+
+
+def test_a_pod_that_is_dropped_before_its_last_figures_counts_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(by_probe, "MAX_ENDED_PODS", 1)
+    measured = Measured(_probe(*"abc"))
+    measured.interval({uid: samples(100) for uid in "abc"})
+    targets = measured.probe.targets
+    measured.follow(_probe())
+    measured.interval(departed={target: samples(100) for target in targets})
+    assert [pod.name for pod in measured.report.pods] == [f"pod-{measured.report.pods[0].pod_uid}"]
+    assert (measured.report.summary.pods, measured.samples) == (3, 6)
+
+
+def test_a_pod_that_is_dropped_before_any_interval_counts_with_its_figures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(by_probe, "MAX_ENDED_PODS", 1)
+    measured = Measured(_probe(*"abc"))
+    targets = measured.probe.targets
+    measured.follow(_probe())
+    measured.interval(departed={target: samples(100) for target in targets})
+    assert (measured.report.summary.pods, measured.samples) == (3, 3)
 
 
 def test_a_namespace_with_many_ended_pods_costs_no_other_one_its_own(
