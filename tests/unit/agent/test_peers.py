@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from ipaddress import IPv4Address, ip_address
 
@@ -115,6 +116,30 @@ def test_a_few_answers_do_not_replace_the_past(kernel: Kernel) -> None:
     table.read((3,))
     kernel.find(answers=1, slowest_ns=20)
     assert past_of(table) == (5, 20)
+    kernel.find()
+    assert past_of(table) == (5, 9)
+
+
+def test_a_reading_that_fails_leaves_the_past_as_it_was(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = PeerTable(MAP, Clock())
+    kernel.find(answers=5, slowest_ns=9)
+    table.read((3,))
+    kernel.find(answers=7, slowest_ns=8)
+    kernel.find(port=7001)
+    *_, last = kernel.entries
+
+    def refuse(map_fd: int, key: bytes, value_bytes: int) -> bytes | None:
+        if key == last:
+            raise libbpf.KernelRefusedError(errno.ENOMEM, "read an entry")
+        return kernel.look_up(map_fd, key, value_bytes)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(libbpf, "look_up", refuse)
+        with pytest.raises(OSError, match="read an entry"):
+            table.read((3,))
+    kernel.entries.clear()
     kernel.find()
     assert past_of(table) == (5, 9)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import cast
+from unittest.mock import Mock
 
 import pytest
 
@@ -21,6 +22,7 @@ from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.abi import MAX_SLOTS, PENDING, PENDING_READING, SLOT_PENDING, U64
 from latencyprobe_agent.kernel.hooks import READ_PENDING, READ_PENDING_STATES
 from latencyprobe_agent.kernel.runtime.loaded import LoadedObject
+from latencyprobe_agent.kernel.runtime.peers import PeerTable
 from latencyprobe_agent.kernel.runtime.pending import MOST_REPETITIONS, PendingMemory, unread
 
 LINK, FAST = 99, 98
@@ -171,6 +173,22 @@ def test_a_reader_that_hangs_stays_in_the_report_while_readings_fail(
     assert memory.problem == ""
     assert f"cannot read what is pending: [Errno {code}] {os.strerror(code)}" in caplog.text
     assert memory.read(LINK, (3, 4)) == figures
+
+
+def test_an_end_is_reported_though_the_peers_could_not_be_read_at_first(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libbpf, "keys", lambda *_: set())
+    memory = PendingMemory(kernel.slots, kernel.readings, peers_fd=7)
+    kernel.visit = lambda: kernel.find(3, UNREAD, 1, 1, 1, 0, 0)
+    figures = memory.read(LINK, (3, 4))
+    kernel.visit = lambda: kernel.find(4, UNREAD, 1, 1, 1, 0, 0)
+    with monkeypatch.context() as patched:
+        patched.setattr(PeerTable, "read", Mock(side_effect=OSError(errno.ENOMEM, "no memory")))
+        assert memory.read(LINK, (3, 4)) == figures
+    kernel.visit = lambda: None
+    assert memory.read(LINK, (3, 4)) == {3: {}}
+    memory.close()
 
 
 def test_a_reading_that_fails_makes_nothing_up(

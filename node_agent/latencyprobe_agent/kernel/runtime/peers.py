@@ -49,12 +49,16 @@ class PeerTable:
             libbpf.delete(self._map_fd, key)
 
     def read(self, slots: Collection[int]) -> Mapping[int, Sequence[PeerTurns]]:
-        """Return what programs have found, by slot, with the past of the peers of these slots."""
+        """Return what programs have found, by slot, with the past of the peers of these slots.
+
+        Raises OSError, and then has changed nothing.
+        """
+        keys = libbpf.keys(self._map_fd, PEER_KEY.size)
+        contents = {key: libbpf.look_up(self._map_fd, key, PEER.size) for key in keys}
         now = self._clock()
         self._keep(slots, now)
         found: dict[int, list[PeerTurns]] = defaultdict(list)
-        for key in libbpf.keys(self._map_fd, PEER_KEY.size):
-            content = libbpf.look_up(self._map_fd, key, PEER.size)
+        for key, content in contents.items():
             if content is not None:
                 slot, turns = decode_peer(key, content)
                 found[slot].append(self._with_past(key, slot, turns, now))

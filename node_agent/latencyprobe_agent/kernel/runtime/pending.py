@@ -13,7 +13,7 @@ from mmap import mmap
 
 from latencyprobe.domain import stages
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
-from latencyprobe.domain.patience import Peer, waiting_peers, waits_by_others
+from latencyprobe.domain.patience import Peer, PeerTurns, waiting_peers, waits_by_others
 from latencyprobe.domain.pending import KINDS_OF_SOCKETS, Pending, joint_pending
 from latencyprobe.process.os_errors import explained
 from latencyprobe_agent.kernel import libbpf
@@ -106,8 +106,10 @@ class PendingMemory:
             self._peers.clear()
         libbpf.run_iterator(link_fd)
         self._pause.note(began)
+        # May raise: so it comes before anything of the last reading is replaced.
+        turns = {} if self._peers is None else self._peers.read(slots)
         self._found = {slot: figures for slot in slots if (figures := self._figures(slot))}
-        self._compare(slots)
+        self._compare(slots, turns)
 
     def forget(self, slots: Collection[int]) -> None:
         """Forget what was read of these slots: they are another target's from now on."""
@@ -116,9 +118,8 @@ class PendingMemory:
         if self._peers is not None:
             self._peers.forget(slots)
 
-    def _compare(self, slots: Collection[int]) -> None:
+    def _compare(self, slots: Collection[int], turns: Mapping[int, Sequence[PeerTurns]]) -> None:
         """Add what other connections to the same peers say of the first request of one."""
-        turns = {} if self._peers is None else self._peers.read(slots)
         self.peers = {slot: waiting_peers(turns[slot]) for slot in slots if slot in turns}
         (self.crowded,) = U64.unpack(self._reading[_CROWDED : _CROWDED + U64.size])
         for slot in self._found.keys() & turns.keys():
