@@ -52,7 +52,11 @@ class OtlpPusher:
 
     async def run(self) -> None:
         """Take snapshots and send them, until cancelled."""
-        await all_to_end(self._take_snapshots(), self._send_all())
+        try:
+            await all_to_end(self._take_snapshots(), self._send_all())
+        except Exception:
+            log.exception("unexpected error; no metrics by OTLP until this process starts again")
+            raise
 
     async def flush(self) -> None:
         """Send the last snapshot, and all that waits, within a short time; `run` has ended."""

@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import grpc
 import pytest
@@ -354,6 +355,21 @@ async def test_an_unexpected_error_costs_requests_and_does_not_end_the_push(
     assert all(record.exc_info for record in errors)
     assert push.exported() == len(receiver.points)
     assert "metrics are exported by OTLP again" in caplog.text
+
+
+async def test_an_error_that_ends_the_push_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    backlog = Backlog()
+    monkeypatch.setattr(backlog, "add", Mock(side_effect=RuntimeError("no such thing")))
+    push = Pushing(1)
+    client = OtlpClient(push.settings)
+    encoder = Encoder(ProcessResource.make("agent", {}))
+    pusher = OtlpPusher(client, push.registry, encoder, interval_s=0.02, backlog=backlog)
+    with pytest.raises(RuntimeError, match="no such thing"):
+        await pusher.run()
+    await client.close()
+    assert "unexpected error; no metrics by OTLP until this process starts again" in caplog.text
 
 
 async def test_a_repeated_error_is_logged_once_and_does_not_keep_the_process_from_its_end(
