@@ -95,3 +95,23 @@ def test_growth_while_the_map_cannot_be_read_is_reported_later_and_once(
         patched.setattr(maps, call, fails)
         assert waits.take() == {}
     assert waits.take() == {3: {"waitedForCgroup.7": 20}}
+
+
+def test_a_pair_that_was_erased_by_a_call_that_failed_begins_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    maps = Maps()
+    waits = CgroupWaits(maps)
+    maps.wait(7, 100, 3)
+    waits.take()
+
+    def erases_and_fails(_: str, keys: Iterable[bytes]) -> Collection[bytes]:
+        for key in keys:
+            del maps.entries[key]
+        raise EngineError("map waits_for_cgroups: cannot delete an entry (ENOMEM)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(maps, "erase", erases_and_fails)
+        assert waits.take() == {}
+    maps.wait(7, 9, 3)
+    assert waits.take() == {3: {"waitedForCgroup.7": 9}}

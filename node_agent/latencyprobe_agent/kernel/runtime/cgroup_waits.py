@@ -75,7 +75,9 @@ class CgroupWaits:
             value = self._maps.look_up(_NAME, key, U64.size)
             if value is not None:
                 (now[key],) = U64.unpack(value)
-        grown = {key: ns - self._known.get(key, 0) for key, ns in now.items()}
+        # One with less than before was erased, though the call failed, and has begun again.
+        before = {key: ns for key, ns in self._known.items() if ns <= now.get(key, 0)}
+        grown = {key: ns - before.get(key, 0) for key, ns in now.items()}
         still = {key for key, ns in grown.items() if not ns}
         self._maps.erase(_NAME, still)
         self._known = {key: ns for key, ns in now.items() if key not in still}
