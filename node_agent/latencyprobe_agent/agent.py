@@ -141,7 +141,11 @@ class Agent:
         self._lease = Lease(clock)
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
-        self._own_trace = OwnTrace(exemplars_ns, lambda trace: self._pump_packets(trace, _discard))
+        self._own_trace = OwnTrace(
+            exemplars_ns,
+            lambda trace: self._pump_packets(trace, _discard),
+            self._end_trace,
+        )
         self._is_closed = False
 
     # State
@@ -244,6 +248,7 @@ class Agent:
             self._reconciler.check_trace(wish)
             try:
                 await self._own_trace.pause()
+                self._refuse_if_closed()
                 trace = await self._reconciler.begin_trace(wish)
             except BaseException:
                 self._end_trace()

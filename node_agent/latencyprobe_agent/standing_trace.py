@@ -44,13 +44,20 @@ class StandingTrace(Trace):
 class OwnTrace:
     """Traces one after the other, each from a client's trace to the next, with their reader."""
 
-    def __init__(self, limit_ns: int | None, read: Callable[[Trace], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        limit_ns: int | None,
+        read: Callable[[Trace], Awaitable[None]],
+        remove: Callable[[], None],
+    ) -> None:
         """Trace packets whose total takes at least `limit_ns`; None: no packets.
 
-        `read`: takes the packets of a trace until its end.
+        `read`: takes the packets of a trace until its end. `remove`: has the kernel end one whose
+        reader has failed.
         """
         self._limit_ns = limit_ns
         self._read = read
+        self._remove = remove
         self._reading: asyncio.Task[None] | None = None
 
     @property
@@ -81,6 +88,7 @@ class OwnTrace:
         except Exception:
             self._limit_ns = None
             trace.end()
+            self._remove()
             log.exception("unexpected error; no exemplars until the agent starts again")
         if trace.failure is not None:
             self._limit_ns = None

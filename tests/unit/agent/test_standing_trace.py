@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from latencyprobe.domain.packets import TracedPacket
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent import cli, main
-from latencyprobe_agent.agent import Agent, NodeDescription
+from latencyprobe_agent.agent import Agent, NodeDescription, ShuttingDownError
 from latencyprobe_agent.desired import InvalidStateError
 from latencyprobe_agent.kernel.contract import EngineError, TraceSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
@@ -30,6 +30,7 @@ from latencyprobe_agent.serving.service import SocketAddress
 from latencyprobe_agent.targets.resolver import Resolver
 from latencyprobe_agent.totals import Totals
 from latencyprobe_agent.tracing import TraceBusyError, TraceWish
+from tests.patience import patient
 from tests.unit.agent.running import until
 from tests.unit.agent.scripted import ScriptedEngine, ScriptedEvidence
 from tests.unit.agent.states import probe, state
@@ -231,6 +232,25 @@ async def test_a_second_client_is_refused_and_disturbs_neither(
     assert engine.most_waiting == 1
 
 
+async def test_a_client_whose_trace_begins_while_the_agent_closes_is_refused(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pause = agent._own_trace.pause
+    closing: list[asyncio.Task[None]] = []
+
+    async def pause_while_it_closes() -> None:
+        if not closing:
+            closing.append(asyncio.create_task(agent.close()))
+            await asyncio.sleep(0)
+        await pause()
+
+    monkeypatch.setattr(agent._own_trace, "pause", pause_while_it_closes)
+    with pytest.raises(ShuttingDownError):
+        await asyncio.wait_for(agent.trace(WISH, AsyncMock()), patient(10))
+    await asyncio.wait(closing)
+    assert agent._reconciler.trace is None
+
+
 async def test_an_invalid_request_leaves_the_agents_own_trace_alone(
     agent: Agent, engine: CountingEngine
 ) -> None:
@@ -333,6 +353,7 @@ async def test_an_unexpected_error_of_the_reader_is_logged_and_measuring_goes_on
     engine.tell(slow_packet(engine))
     await until(lambda: not agent._own_trace.is_wanted, "the end of the agent's own trace")
     assert "unexpected error; no exemplars until the agent starts again" in caplog.text
+    await until(lambda: engine.trace_spec is None, "the end of the trace in the kernel")
     assert engine.modules == DEFAULT
 
 
