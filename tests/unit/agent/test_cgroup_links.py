@@ -79,6 +79,22 @@ def test_programs_stay_on_a_cgroup_that_cannot_be_checked_now(
     assert kernel.made == 1
 
 
+def test_cgroups_that_cannot_be_checked_now_are_one_line(
+    links: CgroupLinks,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    directories = [tmp_path / name for name in "abc"]
+    for directory in directories:
+        directory.mkdir()
+    links.follow([*map(str, directories)])
+    with failing_opens(monkeypatch, errno.EMFILE):
+        links.follow([*map(str, directories)])
+    assert len(links.attached) == 3
+    assert caplog.text.count("cannot check the programs on") == 1
+
+
 def test_a_new_cgroup_that_cannot_be_checked_now_is_refused(
     kernel: Kernel, links: CgroupLinks, tmp_path: Path
 ) -> None:

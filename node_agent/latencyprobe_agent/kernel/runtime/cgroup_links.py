@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from latencyprobe.process.os_errors import explained, is_gone, is_transient
+from latencyprobe.process.repeated_lines import RepeatedLines
 from latencyprobe_agent.kernel import libbpf
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class CgroupLinks:
         self._programs = tuple(programs)
         self._own = frozenset(program.number for program in programs)
         self._attached: dict[str, _Attached] = {}
+        self._lines = RepeatedLines(log)
         self.refused: Mapping[str, str] = {}
 
     @property
@@ -115,7 +117,9 @@ class CgroupLinks:
         except OSError as error:
             if not is_transient(error):
                 raise
-            log.warning("cannot check the programs on %s: %s", directory, _explained(error))
+            self._lines.note(
+                "check", f"cannot check the programs on {directory}: {_explained(error)}"
+            )
         return True
 
     def _attach(self, directory: str) -> None:
