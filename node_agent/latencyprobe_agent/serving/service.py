@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -17,7 +18,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from latencyprobe.process.listening import listen
-from latencyprobe.process.os_errors import is_transient
+from latencyprobe.process.os_errors import explained, is_transient
 from latencyprobe.process.repeated_lines import RepeatedLines
 from latencyprobe.process.temporary import temporary_folder
 from latencyprobe.protocol.measurements import MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES
@@ -380,7 +381,9 @@ def _remove_stale(path: Path) -> None:
             trial.connect(str(path))
         except OSError as error:
             # EAGAIN: an agent listens, and its queue of connections is full.
-            if not is_transient(error):
+            if error.errno != errno.EAGAIN:
+                if is_transient(error):
+                    raise ListenError(f"cannot listen on {path}: {explained(error)}") from None
                 path.unlink(missing_ok=True)
                 return
     raise ListenError(f"cannot listen on {path}: another agent listens on it")

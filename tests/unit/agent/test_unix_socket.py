@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +40,22 @@ async def test_a_socket_on_which_another_agent_listens_is_left_to_it(
             stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(path))
         with pytest.raises(ListenError, match="another agent listens on it"):
             await server.start()
+
+
+@pytest.mark.parametrize("code", [errno.ENOMEM, errno.EIO])
+async def test_a_socket_that_cannot_be_tried_stays_and_the_error_says_why(
+    agent: Agent, other: socket.socket, path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    server = Server(agent, SocketAddress(path))
+    with monkeypatch.context() as patched:
+        patched.setattr(socket.socket, "connect", fails)
+        with pytest.raises(ListenError, match=rf"agent\.sock: .*{errno.errorcode[code]}"):
+            await server.start()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
 
 
 async def test_the_socket_of_a_dead_agent_is_replaced(
