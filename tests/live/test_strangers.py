@@ -28,6 +28,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from latencyprobe.commands.pki import Authority, Credential
 from latencyprobe.domain.fairness import MAX_TARGETS
 from latencyprobe.domain.identities import AGENT_NAME, OPERATOR_NAME
+from latencyprobe.exposition.page import KEPT_S
 from latencyprobe.protocol.measurements import MAX_REQUEST_BYTES
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
@@ -86,6 +87,11 @@ class Served:
             rf'latencyprobe_refused_connections_total{{reason="{reason}"}} (\S+)', text
         )
         return float(count)
+
+    def refused_by_now(self, reason: str) -> float:
+        """How many were refused until this call: no page from before it is served any more."""
+        time.sleep(KEPT_S)
+        return self.refused(reason)
 
     def rss_bytes(self) -> int:
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
@@ -179,7 +185,7 @@ def test_a_stranger_is_refused_logged_and_counted(
         "agent": authority.issue(AGENT_NAME, server=True, client=False, days=1),
         "other": authority.issue("somebody.else", server=False, client=True, days=1),
     }[who]
-    before = served.refused(reason)
+    before = served.refused_by_now(reason)
 
     with served.channel(credential) as channel, pytest.raises(grpc.RpcError) as refused:
         NodeAgentStub(channel).GetNodeInfo(pb.GetNodeInfoRequest(), timeout=10)
@@ -191,7 +197,7 @@ def test_a_stranger_is_refused_logged_and_counted(
 
 
 def test_a_client_without_tls_is_refused_and_counted(served: Served) -> None:
-    before = served.refused("no_tls")
+    before = served.refused_by_now("no_tls")
     with socket.create_connection(served.host_port, timeout=10) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
         assert connection.recv(100) == b""
@@ -308,7 +314,7 @@ def test_a_flood_of_connections_is_bounded_and_measurement_goes_on(
     measured = Measured(served, pair[1])
     with measured.running():
         descriptors, memory = served.descriptors(), served.rss_bytes()
-        crowded = served.refused("crowded")
+        crowded = served.refused_by_now("crowded")
         with flood(served):
             until(lambda: served.refused("crowded") >= crowded + 300, "refusals")
             exchange(pair)
@@ -326,7 +332,7 @@ def test_a_flood_of_connections_is_bounded_and_measurement_goes_on(
 
 
 def test_idle_connections_are_bounded_and_lock_no_client_out(served: Served) -> None:
-    crowded = served.refused("crowded")
+    crowded = served.refused_by_now("crowded")
     descriptors = served.descriptors()
     with contextlib.ExitStack() as stack:
         for _ in range(MAX_CONNECTIONS + 8):
