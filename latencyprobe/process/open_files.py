@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 def raise_open_files_limit() -> None:
     """Raise the soft limit to the hard one.
 
-    The soft one is often 1,024, for programs that use select(2). Ours do not.
+    The soft one is often 1,024, for programs that use select(2). Agent and operator do not.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == hard:
