@@ -17,7 +17,7 @@ DISCONNECTED_S = 300.0
 """The time without a lasting connection after which a node is disconnected."""
 
 
-class Connection(NamedTuple):
+class AgentConnection(NamedTuple):
     """The connection to a node's agent. `breaks`: how often it has failed so far."""
 
     state: NodeState
@@ -32,7 +32,7 @@ class DisconnectedNodes:
         self._ready_since: dict[str, float] = {}
         self._lasted_until: dict[str, float] = {}
 
-    def count(self, connections: Mapping[str, Connection], *, at: float) -> int:
+    def count(self, connections: Mapping[str, AgentConnection], *, at: float) -> int:
         """Take in the present ones of all nodes; return the number of disconnected nodes.
 
         A node that is new counts as if its connection had lasted until now.
@@ -44,7 +44,7 @@ class DisconnectedNodes:
             self._take(node, connection, at)
         return sum(at - until >= DISCONNECTED_S for until in self._lasted_until.values())
 
-    def _take(self, node: str, connection: Connection, at: float) -> None:
+    def _take(self, node: str, connection: AgentConnection, at: float) -> None:
         state, breaks = connection
         self._lasted_until.setdefault(node, at)
         # A break may be over before anyone sees the state of it.

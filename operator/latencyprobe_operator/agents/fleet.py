@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from latencyprobe.domain.summary import PodChoice
 from latencyprobe_operator.agents.credentials import Credentials
-from latencyprobe_operator.agents.disconnected_nodes import Connection
+from latencyprobe_operator.agents.disconnected_nodes import AgentConnection
 from latencyprobe_operator.agents.link import AgentEndpoint, AgentLink
 from latencyprobe_operator.agents.renewal import Renewal
 from latencyprobe_operator.agents.turns import Turns
@@ -146,13 +146,15 @@ class Fleet:
         """Count the agents by their states."""
         return Counter(str(link.view().state) for link in self._links.values())
 
-    def connections(self) -> dict[str, Connection]:
+    def connections(self) -> dict[str, AgentConnection]:
         """Return the connection to each node that has an agent, or needs one.
 
         An agent that applies another state stays Ready.
         """
-        missing = dict.fromkeys(self._desired, Connection(NodeState.NO_AGENT))
-        known = {node: Connection(link.state, link.breaks) for node, link in self._links.items()}
+        missing = dict.fromkeys(self._desired, AgentConnection(NodeState.NO_AGENT))
+        known = {
+            node: AgentConnection(link.state, link.breaks) for node, link in self._links.items()
+        }
         return missing | known
 
     def _connect(self, node: str, endpoint: AgentEndpoint) -> None:

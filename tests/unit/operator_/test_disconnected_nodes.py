@@ -9,7 +9,7 @@ import pytest
 from latencyprobe_operator.agents.disconnected_nodes import (
     DISCONNECTED_S,
     LASTING_S,
-    Connection,
+    AgentConnection,
     DisconnectedNodes,
 )
 from latencyprobe_operator.api.status_fields import NodeState as State
@@ -17,12 +17,12 @@ from latencyprobe_operator.api.status_fields import NodeState as State
 STEP_S = 5.0
 HOUR_S = 3600.0
 
-Link = Callable[[float], State | Connection | None]
+Link = Callable[[float], State | AgentConnection | None]
 """A node's link at a time; None: the operator knows no such node."""
 
 
-def as_connection(link: State | Connection) -> Connection:
-    return link if isinstance(link, Connection) else Connection(link)
+def as_connection(link: State | AgentConnection) -> AgentConnection:
+    return link if isinstance(link, AgentConnection) else AgentConnection(link)
 
 
 def most_disconnected(*links: Link, seconds: float = HOUR_S) -> int:
@@ -48,7 +48,7 @@ def flapping(state: State, up_s: float) -> Link:
 
 def failing(every_s: float) -> Link:
     """A link that fails as often, and is ready again before it is seen."""
-    return lambda at: Connection(State.READY, int(at / every_s))
+    return lambda at: AgentConnection(State.READY, int(at / every_s))
 
 
 def upgraded(number: int) -> Link:
@@ -97,18 +97,18 @@ def test_a_node_that_joins_is_not_disconnected_while_it_starts() -> None:
 
 def test_a_disconnected_node_heals_by_a_connection_that_lasts() -> None:
     nodes = DisconnectedNodes()
-    ready, unreachable = Connection(State.READY), Connection(State.UNREACHABLE, 1)
+    ready, unreachable = AgentConnection(State.READY), AgentConnection(State.UNREACHABLE, 1)
     nodes.count({"a": ready}, at=0)
     assert nodes.count({"a": unreachable}, at=DISCONNECTED_S) == 1
 
-    healed = Connection(State.READY, 1)
+    healed = AgentConnection(State.READY, 1)
     assert nodes.count({"a": healed}, at=DISCONNECTED_S + 1) == 1
     assert nodes.count({"a": healed}, at=DISCONNECTED_S + 1 + LASTING_S) == 0
 
 
 def test_a_node_that_is_gone_is_forgotten() -> None:
     nodes = DisconnectedNodes()
-    connecting = Connection(State.CONNECTING)
+    connecting = AgentConnection(State.CONNECTING)
     nodes.count({"a": connecting}, at=0)
     nodes.count({}, at=1)
 

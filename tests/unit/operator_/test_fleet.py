@@ -19,7 +19,7 @@ from latencyprobe.domain.targets import TargetState
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents import session
 from latencyprobe_operator.agents.credentials import ClientTlsFiles, Credentials
-from latencyprobe_operator.agents.disconnected_nodes import Connection
+from latencyprobe_operator.agents.disconnected_nodes import AgentConnection
 from latencyprobe_operator.agents.fleet import Fleet
 from latencyprobe_operator.agents.generations import Generations, ImplausibleGenerationError
 from latencyprobe_operator.agents.link import AgentEndpoint
@@ -178,7 +178,7 @@ async def test_connections_are_those_of_agents_and_of_nodes_that_need_one(
     await connect(fleet, agent, state_of("a"))
     fleet.want("node-b", state_of("a"))
     fleet.want("node-c", NO_STATE)
-    expected = {"node-a": Connection(State.READY), "node-b": Connection(State.NO_AGENT)}
+    expected = {"node-a": AgentConnection(State.READY), "node-b": AgentConnection(State.NO_AGENT)}
     assert fleet.connections() == expected
 
     fleet.want("node-a", state_of("a", "b"))
