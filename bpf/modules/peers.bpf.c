@@ -104,18 +104,19 @@ static __always_inline void find_turn(volatile struct found_turn *turn, struct t
 	u64 is_judged = turn->is_waiting & (is_equal(turns->doubt, IN_DOUBT) ^ 1);
 	u64 is_late, is_answered = is_equal(answers, 0) ^ 1;
 	u64 writes_on = is_below_0((u64)IN_DOUBT - turns->doubt) & ~turn->is_server;
-	u64 unheard_ns = choose(writes_on, quiet_ns, age_ns);
+	u64 unheard_ns = choose(writes_on, quiet_ns, age_ns), is_unreceived;
 
 	if (!config || is_multiplex(turns))
 		return;
+	is_unreceived = is_unacknowledged(turn, turns, tp);
 	is_judged &= is_answer_unseen(turn, config, tp) ^ 1;
 	is_late = is_below_0(patience_ns(slowest_ns) - unheard_ns) &
 		  is_below_0(ANSWERS_OF_A_PAST - 1 - answers);
-	is_late |= is_below_0(LEAST_PATIENCE_NS - age_ns) & is_unacknowledged(turn, turns, tp);
+	is_late |= is_below_0(LEAST_PATIENCE_NS - age_ns) & is_unreceived;
 	is_late &= is_judged;
 	turn->answers = answers;
 	turn->slowest_ns = choose(is_answered, slowest_ns, 0);
-	turn->age_ns = choose(is_judged, age_ns, 0);
+	turn->age_ns = choose(is_judged, choose(is_unreceived, age_ns, unheard_ns), 0);
 	turn->is_late = is_late;
 	turn->is_first = is_judged & (is_below_0(0 - age_ns)) & (is_late ^ 1) & (is_answered ^ 1) &
 			 (writes_on ^ 1);

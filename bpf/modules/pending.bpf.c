@@ -269,7 +269,7 @@ static __always_inline void find_request(struct pending_reading *reading,
 	volatile struct pending *kinds = reading->found.kinds;
 	volatile struct found_turn *turn = &reading->turn;
 	struct turns *turns = &state->turns;
-	u64 is_server, is_waiting, is_late;
+	u64 is_server, is_waiting, is_late, late_since;
 
 	if (!IS_IN(tcp_state, OPEN))
 		return;
@@ -278,10 +278,11 @@ static __always_inline void find_request(struct pending_reading *reading,
 		  age_of(READ(tp, tcp_wstamp_ns), now));
 	/* read again: what the verifier does not know makes no paths */
 	is_server = turn->is_server, is_waiting = turn->is_waiting, is_late = turn->is_late;
+	late_since = now - turn->age_ns;
 	add_turns(&kinds[PENDING_UNANSWERED_REQUESTS], is_waiting & ~is_server, turn->since, now);
 	add_turns(&kinds[PENDING_REQUESTS_IN_SERVICE], is_waiting & is_server, turn->since, now);
-	add_turns(&kinds[PENDING_MISSING_ANSWERS], is_late & ~is_server, turn->since, now);
-	add_turns(&kinds[PENDING_STUCK_REQUESTS], is_late & is_server, turn->since, now);
+	add_turns(&kinds[PENDING_MISSING_ANSWERS], is_late & ~is_server, late_since, now);
+	add_turns(&kinds[PENDING_STUCK_REQUESTS], is_late & is_server, late_since, now);
 }
 
 /* Report what the socket shows of its peer. */

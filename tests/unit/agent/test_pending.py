@@ -179,7 +179,7 @@ def test_an_end_is_reported_though_the_peers_could_not_be_read_at_first(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(libbpf, "keys", lambda *_: set())
-    memory = PendingMemory(kernel.slots, kernel.readings, peers_fd=7)
+    memory = PendingMemory(kernel.slots, kernel.readings, peers_fd=7, clock=lambda: 0.0)
     kernel.visit = lambda: kernel.find(3, UNREAD, 1, 1, 1, 0, 0)
     figures = memory.read(LINK, (3, 4))
     kernel.visit = lambda: kernel.find(4, UNREAD, 1, 1, 1, 0, 0)
