@@ -23,6 +23,8 @@ COUNTERS = (
     "delayedAcks",
     "drops.TCP_OLD_DATA",
     "cpuPressureNs",
+    "requestsUnanswered",
+    "requestsUnansweredNs",
 )
 
 
@@ -51,6 +53,11 @@ def healthy(draw: st.DrawFn) -> Measurement:
     names = [stage.name for stage in TARGET_STAGES if stage.name != "tcp.recovery"]
     stages = {name: draw(quick()) for name in draw(st.sets(st.sampled_from(names)))}
     counters = draw(st.dictionaries(st.sampled_from(COUNTERS), st.integers(0, 10**6)))
+    asked = draw(st.integers(0, 10_000))
+    # A resolver may not need every second reply, and a client may give up a few polls.
+    counters |= {"dnsQueries": asked, "dnsQueriesEnded": draw(st.integers((asked + 1) // 2, asked))}
+    given_up_ns = draw(st.integers(0, 240_000 * MS))
+    counters |= {"requestsAbandoned": draw(st.integers(0, 4)), "requestsAbandonedNs": given_up_ns}
     young = st.builds(
         Pending,
         st.integers(1, 50),
