@@ -258,9 +258,9 @@ static __always_inline void add_for(struct config *config, owners_t owners, u32 
 	}
 }
 
-/* One more of a counter, and its time in another one. */
-static __always_inline void add_time_for(struct config *config, owners_t owners, u32 counter,
-					 u32 time_counter, u64 ns)
+/* Two counters in one loop: the verifier follows each loop over the owners for every path before it. */
+static __always_inline void add_both_for(struct config *config, owners_t owners, u32 counter,
+					 u64 count, u32 other, u64 amount)
 {
 	int i;
 
@@ -270,9 +270,16 @@ static __always_inline void add_time_for(struct config *config, owners_t owners,
 
 		if (!slot)
 			continue;
-		__sync_fetch_and_add(&slot->counters[counter], 1);
-		__sync_fetch_and_add(&slot->counters[time_counter], ns);
+		__sync_fetch_and_add(&slot->counters[counter], count);
+		__sync_fetch_and_add(&slot->counters[other], amount);
 	}
+}
+
+/* One more of a counter, and its time in another one. */
+static __always_inline void add_time_for(struct config *config, owners_t owners, u32 counter,
+					 u32 time_counter, u64 ns)
+{
+	add_both_for(config, owners, counter, 1, time_counter, ns);
 }
 
 static __always_inline void count_for(struct config *config, owners_t owners, u32 counter)

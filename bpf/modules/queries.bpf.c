@@ -250,23 +250,6 @@ static __always_inline void label_last(struct config *config, struct sock *sk,
 
 #endif
 
-/* Queries of DNS that begin, and those that have a reply or of which that is not known. */
-static __always_inline void add_queries(struct config *config, owners_t owners, u64 begun,
-					u64 ended)
-{
-	int i;
-
-#pragma unroll
-	for (i = 0; i < MAX_OWNERS; i++, owners >>= OWNER_BITS) {
-		struct slot_stats *slot = stats_of_first(config, owners);
-
-		if (!slot)
-			continue;
-		__sync_fetch_and_add(&slot->counters[COUNTER_DNS_QUERIES], begun);
-		__sync_fetch_and_add(&slot->counters[COUNTER_DNS_QUERIES_ENDED], ended);
-	}
-}
-
 /* A datagram leaves a socket. */
 static __always_inline void note_query(struct config *config, struct sock *sk,
 				       struct socket_state *state, u16 protocol,
@@ -349,7 +332,8 @@ static __always_inline void note_query(struct config *config, struct sock *sk,
 	is_new = is_counted & is_equal(asked_ns, now); /* else it is sent again */
 	query->is_counted = is_counted;
 	if (is_new | is_ended)
-		add_queries(config, state->owners, is_new, is_ended);
+		add_both_for(config, state->owners, COUNTER_DNS_QUERIES, is_new,
+			     COUNTER_DNS_QUERIES_ENDED, is_ended);
 	query->asked_ns = asked_ns;
 }
 

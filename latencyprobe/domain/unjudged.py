@@ -18,7 +18,7 @@ from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.patience import MISSING_ANSWERS, STUCK_REQUESTS
 from latencyprobe.domain.pending import PENDING_BY_NAME, describe
-from latencyprobe.domain.wait import MANY_FAILURES, pending_of_kind
+from latencyprobe.domain.wait import are_many, pending_of_kind
 
 _UNLESS_A_FRAME = "unless it is a frame that wants no answer (HTTP/2, websocket)."
 _ONE_IS_MISSING = (
@@ -53,7 +53,6 @@ _LATE: Mapping[str, tuple[str, str]] = {
 _ANSWERS = ("app.response", "peer.response", "udp.response")
 _TURNS = ("app.response", "peer.response")
 _TRANSFERS = ("app.transfer", "peer.transfer")
-_UNANSWERED_SHARE = 0.01
 
 
 class Unjudged(NamedTuple):
@@ -88,7 +87,7 @@ def _without_answer(measurement: Measurement) -> Iterator[Unjudged]:
     count, ns = counters.get("requestsUnanswered", 0), counters.get("requestsUnansweredNs", 0)
     answers = measurement.stage("peer.response")
     requests = count + answers.histogram.count + answers.unmatched
-    if count >= max(MANY_FAILURES, _UNANSWERED_SHARE * requests):
+    if are_many(count, requests):
         found = f"{count:,} requests had no answer when their connection ended"
         yield Unjudged(f"{found}, after {format_ns(ns // count)} on average", _NO_ANSWER)
 

@@ -24,7 +24,7 @@ from latencyprobe.domain.measurement import NOTHING_OF_THE_NODE, Measurement, No
 from latencyprobe.domain.serialisation import written
 from latencyprobe.domain.stages import DROP_PREFIX, DROPS_IN_PREFIX, Module
 from latencyprobe.domain.unjudged import unjudged
-from latencyprobe.domain.wait import MANY_FAILURES, Wait, counted, shown
+from latencyprobe.domain.wait import Wait, are_many, counted, shown
 from latencyprobe.domain.waits import TOTALS, waits_of
 
 DOMINANT_SHARE = 0.40
@@ -33,8 +33,6 @@ _BESIDE_DISTANCE = 0.10
 # Fewer packets without a known end are not worth a remark.
 _UNKNOWN_SHARE = 0.05
 _SHOWN_CAUSES = 4
-# Some programs reset a connection to close it.
-_RESET_SHARE = 0.01
 _REQUESTS = ("app.response", "peer.response", "tcp.connect", "tcp.handshake")
 # The stages of a connection on which no data was sent.
 _OF_CONNECTIONS = frozenset({"tcp.connect", "tcp.handshake", "tcp.accept", "tcp.recovery"})
@@ -304,7 +302,7 @@ def _resets(measurement: Measurement) -> Iterator[str]:
     received = counters.get("resetsReceived", 0) - counters.get("connectRefused", 0)
     resets = max(received, 0) + counters.get("resetsSent", 0)
     requests = max(measurement.stage(name).histogram.count for name in _REQUESTS)
-    if resets >= max(MANY_FAILURES, _RESET_SHARE * requests):
+    if are_many(resets, requests):  # some programs reset a connection to close it
         yield f"{resets:,} resets ended connections, beside {requests:,} requests or connections"
 
 

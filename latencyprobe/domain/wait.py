@@ -15,6 +15,7 @@ from latencyprobe.domain.pending import PENDING_BY_NAME, Pending, describe
 FAILURE_NS = 1_000_000_000
 # A few failures are part of every long day: a pod that was replaced.
 MANY_FAILURES = 5
+_SHARE_OF_MANY = 0.01
 _NOTHING_PENDING = Pending(0)
 
 
@@ -33,6 +34,11 @@ class Wait(NamedTuple):
     figures: tuple[str, ...] = ()
     is_distance: bool = False
     culprit: str = ""
+
+
+def are_many(failures: int, among: int) -> bool:
+    """Return True for several failures that are no small part of all requests."""
+    return failures >= max(MANY_FAILURES, _SHARE_OF_MANY * among)
 
 
 def counted(measurement: Measurement, names: Iterable[str]) -> Mapping[str, int]:

@@ -31,6 +31,7 @@ from latencyprobe.domain.wait import (
     FAILURE_NS,
     MANY_FAILURES,
     Wait,
+    are_many,
     counted,
     pending_of_kind,
     pending_wait,
@@ -63,7 +64,6 @@ _TO_BE_SENT = (
 _AS_MUCH = 0.9
 # The rest of an answer's time is the peer's only if it is more than noise beside the round trips.
 _LEAST_OF_PEER = 0.40
-_LEAST_ABANDONED = 0.01
 # Of the C library's: resolv.conf(5), "timeout".
 _PATIENCE_OF_RESOLVERS_NS = 5_000_000_000
 # Two buckets of a histogram.
@@ -423,7 +423,7 @@ class _Ledger:
         turns = count + self._number("peer.response") + answers.unmatched
         of_losses_ns = max(self._losses.recovery_ns - self._time_ns("peer.response"), 0)
         left_ns = max(ns - of_losses_ns, 0)
-        is_noteworthy = count >= max(MANY_FAILURES, _LEAST_ABANDONED * turns)
+        is_noteworthy = are_many(count, turns)
         is_noteworthy &= self.attention.bounds("peer.response").add_up(left_ns, count, turns)
         if not is_noteworthy:
             return Wait(Bottleneck.PEER, 0, False)

@@ -47,13 +47,16 @@ def out_of_patience(began_ns: int, slowest_ns: int) -> None:
         time.sleep(0.01)
 
 
-def ask_slowly(both: Connection) -> None:
-    """The answer takes a second: then a request is late after a minute at the earliest."""
-    both.client.sendall(REQUEST)
-    read_all(both.server, len(REQUEST))
-    time.sleep(1.1)
+def answer(both: Connection) -> None:
     both.server.sendall(REPLY)
     read_all(both.client, len(REPLY))
+
+
+def ask_slowly(both: Connection) -> None:
+    """The answer takes a second: then a request is late after a minute at the earliest."""
+    begin(both)
+    time.sleep(1.1)
+    answer(both)
 
 
 def counts(measured: Measurement) -> tuple[int, int]:
@@ -146,6 +149,5 @@ async def test_a_request_whose_client_half_closes_has_an_answer(
             both.client.sendall(REQUEST)
             both.client.shutdown(socket.SHUT_WR)
             read_all(both.server, len(REQUEST))
-            both.server.sendall(REPLY)
-            read_all(both.client, len(REPLY))
+            answer(both)
     assert counts(engine.read()[CLIENT]) == (0, 0)

@@ -7,6 +7,7 @@ agents are upgraded, some node is always without a connection, each for a minute
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from latencyprobe_operator.api.status_fields import NodeState
@@ -24,32 +25,41 @@ class AgentConnection(NamedTuple):
     breaks: int = 0
 
 
+@dataclass(slots=True)
+class _FollowedNode:
+    """A node as it was last seen. `ready_since`: None while its connection is broken."""
+
+    breaks: int
+    lasted_until: float
+    ready_since: float | None = None
+
+    def take(self, connection: AgentConnection, at: float) -> None:
+        is_ready = connection.state is NodeState.READY
+        # A break may be over before anyone sees the state of it.
+        if not is_ready or connection.breaks != self.breaks:
+            self.ready_since = None
+        self.breaks = connection.breaks
+        if is_ready and self.ready_since is None:
+            self.ready_since = at
+        if self.ready_since is not None and at - self.ready_since >= LASTING_S:
+            self.lasted_until = at
+
+
 class DisconnectedNodes:
     """The connections by node, as they are seen every few seconds."""
 
     def __init__(self) -> None:
-        self._breaks: dict[str, int] = {}
-        self._ready_since: dict[str, float] = {}
-        self._lasted_until: dict[str, float] = {}
+        self._nodes: dict[str, _FollowedNode] = {}
 
     def count(self, connections: Mapping[str, AgentConnection], *, at: float) -> int:
         """Take in the present ones of all nodes; return the number of disconnected nodes.
 
         A node that is new counts as if its connection had lasted until now.
         """
-        for known in (self._breaks, self._ready_since, self._lasted_until):
-            for gone in known.keys() - connections.keys():
-                del known[gone]
+        self._nodes = {
+            node: self._nodes.get(node) or _FollowedNode(connection.breaks, at)
+            for node, connection in connections.items()
+        }
         for node, connection in connections.items():
-            self._take(node, connection, at)
-        return sum(at - until >= DISCONNECTED_S for until in self._lasted_until.values())
-
-    def _take(self, node: str, connection: AgentConnection, at: float) -> None:
-        state, breaks = connection
-        self._lasted_until.setdefault(node, at)
-        # A break may be over before anyone sees the state of it.
-        if state is not NodeState.READY or self._breaks.get(node, breaks) != breaks:
-            self._ready_since.pop(node, None)
-        self._breaks[node] = breaks
-        if state is NodeState.READY and at - self._ready_since.setdefault(node, at) >= LASTING_S:
-            self._lasted_until[node] = at
+            self._nodes[node].take(connection, at)
+        return sum(at - seen.lasted_until >= DISCONNECTED_S for seen in self._nodes.values())

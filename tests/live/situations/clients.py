@@ -151,7 +151,7 @@ def query(
                     _resolve(resolver, next(numbers) & 0xFFFF)
                 time.sleep(gap / 1e3)
 
-    _begin_and_stay(lambda: _in_threads(threads, seconds, run, clock))
+    _begin_and_stay(lambda: _in_threads(threads, seconds, run, clock.account))
 
 
 def _resolve(resolver: socket.socket, number: int) -> None:
@@ -184,11 +184,14 @@ def look_up(
                 resolver.recv(512)
             time.sleep(gap / 1e3)
 
-    _begin_and_stay(lambda: _in_threads(threads, seconds, run, clock))
+    _begin_and_stay(lambda: _in_threads(threads, seconds, run, clock.account))
 
 
 def _in_threads(
-    threads: int, seconds: float, run: Callable[[float], None], clock: Clock
+    threads: int,
+    seconds: float,
+    run: Callable[[float], None],
+    account: Callable[[], dict[str, float]],
 ) -> dict[str, float]:
     until = time.monotonic() + seconds
     running = [threading.Thread(target=run, args=(until,)) for _ in range(threads)]
@@ -196,7 +199,7 @@ def _in_threads(
         each.start()
     for each in running:
         each.join()
-    return clock.account()
+    return account()
 
 
 def _question(number: int) -> bytes:
@@ -208,7 +211,9 @@ def _question(number: int) -> bytes:
 def ship(*, address: str, seconds: float, connections: int, chunks: int, gap: float) -> None:
     """Sends chunks of logs that want no answer, so many by each connection."""
 
-    def run(until: float, sent: list[int]) -> None:
+    sent: list[int] = []
+
+    def run(until: float) -> None:
         while time.monotonic() < until:
             with socket.create_connection((address, PORT)) as connection:
                 for _ in range(chunks):
@@ -218,17 +223,7 @@ def ship(*, address: str, seconds: float, connections: int, chunks: int, gap: fl
                     sent.append(1)
                     time.sleep(gap / 1e3)
 
-    def work() -> dict[str, float]:
-        sent: list[int] = []
-        until = time.monotonic() + seconds
-        running = [threading.Thread(target=run, args=(until, sent)) for _ in range(connections)]
-        for each in running:
-            each.start()
-        for each in running:
-            each.join()
-        return {"sent": len(sent)}
-
-    _begin_and_stay(work)
+    _begin_and_stay(lambda: _in_threads(connections, seconds, run, lambda: {"sent": len(sent)}))
 
 
 def blast(*, address: str, seconds: float, size: int, burst: int, gap: float) -> None:
