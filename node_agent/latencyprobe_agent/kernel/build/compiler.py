@@ -17,7 +17,7 @@ import platform
 import signal
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -29,8 +29,8 @@ from latencyprobe.process.os_errors import explained
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.abi import ADDRESSED_MAPS, SOCKET_STORAGES
 from latencyprobe_agent.kernel.btf import KernelTypes, NoBtfError
-from latencyprobe_agent.kernel.build import counts, variables
-from latencyprobe_agent.kernel.build.drops import drop_macros, drop_reasons
+from latencyprobe_agent.kernel.build.drops import drop_reasons
+from latencyprobe_agent.kernel.build.facts import fact_macros, type_numbers
 from latencyprobe_agent.kernel.build.headers import (
     NoKernelTypesError,
     kernel_source,
@@ -39,8 +39,8 @@ from latencyprobe_agent.kernel.build.headers import (
 )
 from latencyprobe_agent.kernel.build.references import UnknownReferenceError, symbolic
 from latencyprobe_agent.kernel.build.source import compose, of_programs
-from latencyprobe_agent.kernel.compiled import CompiledObject, MapDefinition, Program, TypeNumbers
-from latencyprobe_agent.kernel.hooks import Event, Hook, HookKind, events_of
+from latencyprobe_agent.kernel.compiled import CompiledObject, MapDefinition, Program
+from latencyprobe_agent.kernel.hooks import events_of
 from latencyprobe_agent.kernel.load.object_file import encode
 from latencyprobe_agent.kernel.load.reach import Reach
 from latencyprobe_agent.kernel.request import MESSAGE_BYTES, Answer, Request
@@ -104,7 +104,7 @@ def _build(
     typed = types is not None and request.typed and version_code() >= TYPED_SINCE
     modules = tuple(Module(name) for name in request.modules)
     events = events_of(modules, udp=request.udp)
-    numbers = _type_numbers(events, types) if types is not None and typed else None
+    numbers = type_numbers(events, types) if types is not None and typed else None
     reach = Reach(numbers, request.without)
     functions = reach.functions(events, first_only=not request.complete)
     source = compose(
@@ -113,7 +113,7 @@ def _build(
         typed=typed,
         functions=functions,
         trace=request.trace,
-        facts={**drop_macros(reasons), **_read_macros(reach, events, types)},
+        facts=fact_macros(events, reach, types, reasons),
     )
     compile_ = _compile_by_two if processes > 1 and len(functions) > _FEW_PROGRAMS else _compile
     code = compile_(source, sorted(functions))
@@ -126,50 +126,6 @@ def _as_storage(bcc_map: MapDefinition) -> MapDefinition:
     if bcc_map.name not in SOCKET_STORAGES:
         return bcc_map
     return replace(bcc_map, type=libbpf.MAP_TYPE_SK_STORAGE, max_entries=0)
-
-
-def _read_macros(
-    reach: Reach, events: Iterable[Event], types: KernelTypes | None
-) -> Mapping[str, str]:
-    """Return what programs need to read the variables and counts of these events."""
-    if types is None:
-        return {}
-    read = {
-        name: variables.find_variable(symbol, types)
-        for name, symbol in reach.reads(events, HookKind.VARIABLE).items()
-    }
-    counted = {
-        name: counts.find_count(symbol, types)
-        for name, symbol in reach.reads(events, HookKind.COUNT).items()
-    }
-    return {**variables.macros(read, types), **counts.macros(counted)}
-
-
-def _type_numbers(events: Iterable[Event], types: KernelTypes) -> TypeNumbers:
-    """Return what the kernel's types say of all hooks of these events."""
-    tracepoints: dict[str, int] = {}
-    functions: dict[str, int] = {}
-    faults: dict[str, str | None] = {}
-    for hook in _hooks_of(events):
-        if hook.is_read:
-            is_count = hook.kind is HookKind.COUNT
-            fault_of = counts.fault_of if is_count else variables.fault_of
-            faults[hook.symbol] = fault_of(hook.symbol, types)
-            continue
-        if hook.kind is HookKind.TRACEPOINT:
-            found, numbers = types.tracepoint_id(hook.symbol), tracepoints
-        else:
-            found, numbers = types.function_id(hook.typed_function), functions
-        if found is not None:
-            numbers[hook.typed_function] = found
-    return TypeNumbers(tracepoints, functions, faults)
-
-
-def _hooks_of(events: Iterable[Event]) -> Iterator[Hook]:
-    for event in events:
-        scoped = (event.scoped,) if event.scoped is not None else ()
-        for hook in (*event.hooks, *scoped):
-            yield from (hook, *hook.also)
 
 
 def _kernel_types() -> KernelTypes | None:
