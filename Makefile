@@ -121,6 +121,10 @@ format: setup ## Format the code, and fix what the linter can fix
 	$(BIN)/ruff format
 	git ls-files -z -- '*.c' '*.h' | xargs -0 $(BIN)/clang-format -i
 
+.PHONY: editor
+editor: setup ## Write build/compile_commands.json, with which clangd opens bpf/ in an editor
+	@$(BIN)/python -m tools.editor
+
 .PHONY: stubs
 stubs: $(VENV)/.packages ## Generate the stubs of proto/ again
 	$(BIN)/python setup.py --quiet stubs

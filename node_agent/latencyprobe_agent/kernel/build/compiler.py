@@ -52,9 +52,9 @@ _DIAGNOSTIC_LINES = 80
 # Structs may hold another one without naming the member (`struct ns_tree;` in struct ns_common), as
 # kernels do that are compiled with -fms-extensions: 6.19+, Makefile. Without it such a member is
 # left out, and all that follows has a wrong offset.
-_C_DIALECT = ("-fms-extensions", "-Wno-microsoft-anon-tag")
+C_DIALECT = ("-fms-extensions", "-Wno-microsoft-anon-tag")
 # A quarter of the time to compile is for debug information, by default.
-_C_OPTIONS = (*_C_DIALECT, "-g0")
+_C_OPTIONS = (*C_DIALECT, "-g0")
 # Parsing takes half a second, which each half of the programs needs for itself.
 _FEW_PROGRAMS = 8
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h

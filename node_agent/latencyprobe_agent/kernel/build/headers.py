@@ -126,7 +126,7 @@ def kernel_source(types: KernelTypes | None) -> Iterator[KernelSource]:
     """
     if types is not None:
         with temporary_folder("headers") as folder:
-            _write_tree(folder, types)
+            write_tree(folder, types)
             yield KernelSource("btf", folder)
         return
     headers = installed_headers()
@@ -155,7 +155,8 @@ def point_bcc_at(source: KernelSource) -> None:
         os.environ["BCC_LINUX_VERSION_CODE"] = str(version_code())
 
 
-def _write_tree(folder: Path, types: KernelTypes) -> None:
+def write_tree(folder: Path, types: KernelTypes) -> None:
+    """Write the header tree of a kernel with these types."""
     there = [
         f"{struct}_{field}" for struct, field in PROBED_FIELDS if types.has_field(struct, field)
     ]

@@ -11,8 +11,8 @@ from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.abi import MACROS, assertions
 from latencyprobe_agent.kernel.sources import source_folder
 
-_UNIT = "latencyprobe.bpf.c"
-_INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
+UNIT = "latencyprobe.bpf.c"
+INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
 _PROGRAM = re.compile(r"^int (\w+)\((?:u64|struct \w+) \*\w+\)$", re.MULTILINE)
 
 
@@ -40,11 +40,20 @@ def compose(
         **MACROS,
         **{f"MODULE_{module.name}": 1 for module in wanted},
         **facts,
-        **{f"WITH_{function.upper()}": 1 for function in sorted(functions)},
+        **selections(functions),
     }
-    lines = [f"#define {name} {value}" for name, value in macros.items()]
-    unit = _with_includes(source_folder() / _UNIT)
-    return "\n".join([*lines, unit, *assertions(wanted, trace=trace)])
+    unit = _with_includes(source_folder() / UNIT)
+    return "\n".join([*definitions(macros), unit, *assertions(wanted, trace=trace)])
+
+
+def selections(functions: Iterable[str]) -> Mapping[str, int]:
+    """Return the macros that select these programs among alternatives."""
+    return {f"WITH_{function.upper()}": 1 for function in sorted(functions)}
+
+
+def definitions(macros: Mapping[str, int | str]) -> list[str]:
+    """Return the lines that define these macros."""
+    return [f"#define {name} {value}" for name, value in macros.items()]
 
 
 def of_programs(source: str, functions: Collection[str]) -> str:
@@ -64,4 +73,4 @@ def _with_includes(path: Path) -> str:
 
     bcc rewrites map accesses in the main file alone.
     """
-    return _INCLUDE.sub(lambda found: _with_includes(path.parent / found[1]), path.read_text())
+    return INCLUDE.sub(lambda found: _with_includes(path.parent / found[1]), path.read_text())
