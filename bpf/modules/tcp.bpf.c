@@ -176,6 +176,7 @@ static __always_inline void begin_end(struct config *config, struct socket_state
 				      struct sock *sk, u32 new_state)
 {
 	end_last_message(config, state, sk);
+	note_late_end(config, state, sk, new_state == TCP_CLOSE_WAIT);
 	end_requests(config, state, sk, new_state == TCP_CLOSE_WAIT);
 }
 

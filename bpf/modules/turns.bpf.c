@@ -36,11 +36,12 @@ static __always_inline u32 role_of(struct sock *sk, struct turns *turns)
 	return turns->role;
 }
 
-/* The connection is new: no side has sent. */
+/* The connection is new: no side has sent. Until then `read_ns` is when it began. */
 static __always_inline void begin_turns(struct turns *turns, struct tcp_sock *tp, enum role role)
 {
 	turns->role = role;
 	turns->is_known = 1;
+	turns->read_ns = bpf_ktime_get_ns();
 	turns->turn_seq = READ(tp, copied_seq);
 	turns->past = 0;
 }
@@ -166,6 +167,26 @@ static __always_inline void end_answer(struct config *config, struct socket_stat
 			 READ(tp, snd_una) == READ(tp, write_seq), at_least_0(sent_ns - began_ns));
 }
 
+/*
+ * A server may speak first (SMTP, MySQL, SSH), and late, as after a query for its client's name. A
+ * subscription begins in the same form, without a wait: so these are counted, and are no samples.
+ */
+#define LATE_NS 100000000ULL
+
+/* Bytes come, or go, that no request was before. They are a greeting if they are the first. */
+static __always_inline void note_unasked(struct config *config, struct socket_state *state,
+					 struct tcp_sock *tp, u64 now)
+{
+	u64 began_ns = state->turns.read_ns, waited_ns = at_least_0(now - began_ns);
+
+	if (!began_ns || config->slice || READ(tp, bytes_received))
+		return;
+	state->turns.read_ns = 0; /* the next ones are no greeting */
+	if (waited_ns >= LATE_NS && waited_ns < HELD_PATIENCE_NS)
+		add_time_for(config, state->owners, COUNTER_LATE_GREETINGS,
+			     COUNTER_LATE_GREETINGS_NS, waited_ns);
+}
+
 static __always_inline void begin_answer(struct config *config, struct socket_state *state,
 					 struct sock *sk, struct tcp_sock *tp, u64 now)
 {
@@ -181,8 +202,10 @@ static __always_inline void begin_answer(struct config *config, struct socket_st
 			unmatched_for(config, state->owners, STAGE_APP_RESPONSE, 1);
 		return;
 	}
-	if (turns->turn_seq == copied_seq)
-		return; /* the answer goes on, or the server speaks without being asked */
+	if (turns->turn_seq == copied_seq) { /* the answer goes on, or it is unasked */
+		note_unasked(config, state, tp, now);
+		return;
+	}
 	end_answer(config, state, sk, tp, now);
 	turns->turn_seq = copied_seq;
 	is_certain = is_read_seen(sk, turns, copied_seq) && !turns->doubt;
@@ -272,7 +295,11 @@ static __always_inline void end_request(struct config *config, struct socket_sta
 	bool is_certain;
 
 	turns->is_known = 1;
-	if (!turns->request_ns || !is_after(ack_seq, turns->request_seq))
+	if (!turns->request_ns) {
+		note_unasked(config, state, tp, now);
+		return;
+	}
+	if (!is_after(ack_seq, turns->request_seq))
 		return; /* sent before the peer saw the request: of an earlier reply, or unasked */
 	is_certain = !turns->doubt || is_mostly_the_peers(turns, tp, now);
 	if (!is_certain && turns->doubt == PAUSED_UNANSWERED)
@@ -375,4 +402,39 @@ static __always_inline void end_requests(struct config *config, struct socket_st
 		unmatched_for(config, state->owners, STAGE_PEER_RESPONSE, 1);
 	}
 	state->turns.request_ns = 0;
+}
+
+/*
+ * The server ends a connection: late, if that is long after the last byte, where a client may wait for
+ * the end of its answer. After a second it is mostly an idle connection that ends. One without a byte in
+ * either direction may have waited for a greeting.
+ */
+static __always_inline void note_late_end(struct config *config, struct socket_state *state,
+					  struct sock *sk, bool is_by_peer)
+{
+	u64 now = bpf_ktime_get_ns(), began_ns = state->turns.read_ns, quiet_ns, since_data_ns;
+	bool is_client = state->turns.role == ROLE_CLIENT;
+	struct tcp_sock *tp = get_tcp_sock(sk);
+	struct socket_path *path;
+
+	if (!tp || config->slice || state->turns.request_ns)
+		return;
+	/* a FIN counts as a byte: tcp_rcv_nxt_update() comes ahead of tcp_fin(), net/ipv4/tcp_input.c */
+	if (READ(tp, bytes_received) == is_by_peer && !READ(tp, bytes_sent)) {
+		quiet_ns = at_least_0(now - began_ns);
+		if (began_ns && quiet_ns >= LEAST_PATIENCE_NS && quiet_ns < HELD_PATIENCE_NS)
+			add_time_for(config, state->owners, COUNTER_LATE_GREETINGS,
+				     COUNTER_LATE_GREETINGS_NS, quiet_ns);
+		return;
+	}
+	path = look_up_socket_path(sk);
+	if (is_by_peer != is_client || !path)
+		return;
+	quiet_ns = at_least_0(now - READ(tp, tcp_wstamp_ns));
+	since_data_ns = at_least_0(now - path->data_ns);
+	if (since_data_ns < quiet_ns)
+		quiet_ns = since_data_ns;
+	if (quiet_ns >= LATE_NS && quiet_ns < LEAST_PATIENCE_NS)
+		add_time_for(config, state->owners, COUNTER_LATE_ENDS, COUNTER_LATE_ENDS_NS,
+			     quiet_ns);
 }

@@ -332,6 +332,18 @@ COUNTERS: tuple[Counter, ...] = (
         "requests whose connection ended before an answer, which may not have been due",
     ),
     Counter("requestsUnansweredNs", Module.TCP, "nanoseconds for which these had waited"),
+    Counter(
+        "lateGreetings",
+        Module.TCP,
+        "connections on which the server spoke first, 100 ms or more after the handshake, or never",
+    ),
+    Counter("lateGreetingsNs", Module.TCP, "nanoseconds for which these had no byte"),
+    Counter(
+        "lateEnds",
+        Module.TCP,
+        "connections that the server ended 100 ms to 1 s after the last byte",
+    ),
+    Counter("lateEndsNs", Module.TCP, "nanoseconds between that byte and the end"),
     Counter("connectRefused", Module.TCP, "connects answered by a reset (ECONNREFUSED)"),
     Counter("connectTimedOut", Module.TCP, "connects without an answer (ETIMEDOUT)"),
     Counter(

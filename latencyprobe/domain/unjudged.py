@@ -45,6 +45,15 @@ _OVERLAPS = (
     "Requests that overlap on one connection (HTTP/2) or have a pause in them, and streams, are "
     "not timed one by one. How long their answers take is known to the application or its proxy."
 )
+_GREETINGS_ARE_LATE = (
+    "On these connections the server speaks first, and late: see the evidence. Find out what it "
+    "does before its first byte, such as a look-up of its client's name, unless they are "
+    "subscriptions or spare connections."
+)
+_ENDS_OF_CONNECTIONS_ARE_LATE = (
+    "The server ends these connections long after their last byte: see the evidence. A client that "
+    "reads to the end waits for that. Find out why it closes late, unless these were idle."
+)
 # A single request of these kinds may be a frame of HTTP/2. By kind: the stage whose bounds count.
 _LATE: Mapping[str, tuple[str, str]] = {
     MISSING_ANSWERS: ("peer.response", _ONE_IS_MISSING),
@@ -53,6 +62,11 @@ _LATE: Mapping[str, tuple[str, str]] = {
 _ANSWERS = ("app.response", "peer.response", "udp.response")
 _TURNS = ("app.response", "peer.response")
 _TRANSFERS = ("app.transfer", "peer.transfer")
+_CONNECTIONS = ("tcp.connect", "tcp.handshake")
+_LATE_CONNECTIONS = (
+    ("lateGreetings", "had no byte until {} after the handshake", _GREETINGS_ARE_LATE),
+    ("lateEnds", "ended {} after their last byte", _ENDS_OF_CONNECTIONS_ARE_LATE),
+)
 
 
 class Unjudged(NamedTuple):
@@ -70,6 +84,7 @@ def unjudged(attention: Attention) -> Sequence[Unjudged]:
         *_without_answer(measurement),
         *_few_answers(measurement),
         *_late_ends(measurement),
+        *_late_connections(measurement),
         *_untimed(measurement),
     )
 
@@ -109,6 +124,16 @@ def _late_ends(measurement: Measurement) -> Iterator[Unjudged]:
             mean = format_ns(transfers.mean_ns)
             line = f"{name}: {mean} on average from the first byte of an answer to the last"
             yield Unjudged(line, _ENDS_ARE_LATE)
+
+
+def _late_connections(measurement: Measurement) -> Iterator[Unjudged]:
+    """Yield connections whose first byte came late, or whose end did, if they are no small part."""
+    connections = sum(measurement.stage(name).histogram.count for name in _CONNECTIONS)
+    for name, what, next_step in _LATE_CONNECTIONS:
+        count, ns = measurement.counters.get(name, 0), measurement.counters.get(f"{name}Ns", 0)
+        if are_many(count, connections):
+            mean = format_ns(ns // count)
+            yield Unjudged(f"{count:,} connections {what.format(mean)} on average", next_step)
 
 
 def _untimed(measurement: Measurement) -> Iterator[Unjudged]:

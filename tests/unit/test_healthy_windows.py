@@ -25,6 +25,10 @@ COUNTERS = (
     "cpuPressureNs",
     "requestsUnanswered",
     "requestsUnansweredNs",
+    "lateGreetings",
+    "lateGreetingsNs",
+    "lateEnds",
+    "lateEndsNs",
 )
 
 

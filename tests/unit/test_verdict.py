@@ -887,6 +887,38 @@ def test_requests_that_ended_without_an_answer_are_no_accusation_and_are_said() 
     assert "Nothing to do" in with_unanswered(4).next_step
 
 
+@pytest.mark.parametrize(
+    ("name", "line", "next_step"),
+    [
+        (
+            "lateGreetings",
+            "5 connections had no byte until 500ms after the handshake on average",
+            "On these connections the server speaks first, and late",
+        ),
+        (
+            "lateEnds",
+            "5 connections ended 500ms after their last byte on average",
+            "The server ends these connections long after their last byte",
+        ),
+    ],
+)
+def test_late_greetings_and_ends_are_no_accusation_and_are_said(
+    name: str, line: str, next_step: str
+) -> None:
+    """They may be subscriptions or idle connections."""
+    requests = QUICK_PACKETS + measured(400, peer_response=US, tcp_connect=US)
+
+    def with_late(count: int) -> Verdict:
+        counters = {name: count, f"{name}Ns": count * 500 * MS}
+        return judge(requests + Measurement(counters=counters))
+
+    verdict = with_late(5)
+    assert verdict.bottleneck is Bottleneck.NONE
+    assert line in verdict.evidence
+    assert verdict.next_step.startswith(next_step)
+    assert "Nothing to do" in with_late(4).next_step
+
+
 def test_many_resets_are_not_nothing_to_do() -> None:
     requests = QUICK_PACKETS + measured(400, app_response=US)
 

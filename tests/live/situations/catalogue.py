@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.live.situations import (
     controls,
     given_up,
+    late_connections,
     network,
     processors,
     readers,
@@ -18,6 +19,7 @@ __all__ = [
     "RIGHT_NOW_AND_THEN",
     "controls",
     "given_up",
+    "late_connections",
     "network",
     "processors",
     "readers",

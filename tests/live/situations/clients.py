@@ -306,6 +306,22 @@ def half_close(*, address: str, seconds: float) -> None:
     _begin_and_stay(work)
 
 
+def session(*, address: str, seconds: float, threads: int, is_greeted: bool = False) -> None:
+    """One request by each connection, after the greeting; its answer ends with the connection."""
+    clock = Clock()
+
+    def run(until: float) -> None:
+        while time.monotonic() < until:
+            with clock.timed(), socket.create_connection((address, PORT)) as connection:
+                if is_greeted:
+                    _read(connection, 64)
+                connection.sendall(b"q" * 64)
+                while connection.recv(1 << 16):
+                    pass
+
+    _begin_and_stay(lambda: _in_threads(threads, seconds, run, clock.account))
+
+
 def ask_over_unix(*, path: str, seconds: float) -> None:
     """Asks over a UNIX socket."""
     clock = Clock()
@@ -394,5 +410,5 @@ def _begin_and_stay(work: Callable[[], Mapping[str, float]]) -> None:
 
 
 if __name__ == "__main__":
-    roles = (ask, ask_over_unix, blast, half_close, listen, look_up, mixed, query, ship, subscribe)
-    run_role({role.__name__: role for role in roles})
+    roles = (ask, ask_over_unix, blast, half_close, listen, look_up, mixed, query, session, ship)
+    run_role({role.__name__: role for role in (*roles, subscribe)})

@@ -258,6 +258,24 @@ def half_closed(*, address: str) -> None:
     _stay(dict)
 
 
+def session(*, address: str, greeting: float = 0, linger: float = 0) -> None:
+    """One request by each connection. It speaks first, if `greeting` is not 0, and closes late."""
+    manner = Manner(address=address)
+
+    def serve(connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with connection, contextlib.suppress(OSError):
+            if greeting:
+                time.sleep(greeting / 1e3)
+                connection.sendall(b"g" * manner.request)
+            if _read(connection, manner.request):
+                _reply(connection, manner)
+            time.sleep(linger / 1e3)
+
+    _in_thread(_for_each, manner.listen(), serve)
+    _stay(dict)
+
+
 def discard(*, address: str) -> None:
     """Reads what comes, and answers nothing."""
     _in_thread(_for_each, Manner(address=address).listen(), _drain)
@@ -442,5 +460,5 @@ def _stay(account: Callable[[], Mapping[str, float]], children: Sequence[int] = 
 
 if __name__ == "__main__":
     roles = (answer, answer_among_busy_threads, both_ways, burn, datagrams, discard, half_closed)
-    more = (loop, mixed, never_reads, proxy, redis, reuseport, splice, stream, unix, uring)
+    more = (loop, mixed, never_reads, proxy, redis, reuseport, session, splice, stream, unix, uring)
     run_role({role.__name__: role for role in (*roles, *more)})
