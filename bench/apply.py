@@ -39,6 +39,7 @@ MOST_MS: Mapping[tuple[str, str], float] = {
     (COLD, BUSY): 3000,
 }
 _LOADED_S = 120.0
+_STANDS_STILL_S = 1.0
 Samples = Mapping[tuple[str, str], Sequence[float]]
 
 
@@ -65,27 +66,31 @@ async def _starts(pids: Sequence[int]) -> Mapping[str, float]:
             seconds[COLD] = await running.apply(pids)
         async with agent(objects) as running:
             seconds[WARM] = await running.apply(pids)
-            loaded = programs(running.pid)
         async with agent(objects) as running:
-            await _until_loaded(running.pid, loaded)
+            await _until_loaded(running.pid)
             seconds[LOADED] = await running.apply(pids)
             if not links(running.pid):
                 raise CannotMeasureError("the agent says attached, and nothing is attached")
             await running.wait_for_a_pod()
-            await _until_loaded(running.pid, loaded)
+            await _until_loaded(running.pid)
             seconds[AGAIN] = await running.apply(pids)
     return seconds
 
 
-async def _until_loaded(pid: int, expected: int) -> None:
-    """Wait until an agent without a target has loaded its programs for the next one."""
+async def _until_loaded(pid: int) -> None:
+    """Wait until an agent without a target has loaded its programs for the next one.
+
+    Alternatives of refused programs come only when they are attached, so their number is not known
+    before.
+    """
     deadline = time.monotonic() + _LOADED_S
-    while (loaded := programs(pid)) < expected or links(pid):
+    loaded, since = 0, time.monotonic()
+    while not loaded or links(pid) or time.monotonic() - since < _STANDS_STILL_S:
         if time.monotonic() > deadline:
-            raise CannotMeasureError(
-                f"{loaded} of {expected} programs are loaded after {_LOADED_S:.0f} s"
-            )
+            raise CannotMeasureError(f"no programs are loaded after {_LOADED_S:.0f} s")
         await asyncio.sleep(0.05)
+        if (now_loaded := programs(pid)) != loaded:
+            loaded, since = now_loaded, time.monotonic()
 
 
 @contextmanager
