@@ -41,7 +41,7 @@ static __always_inline void note_segment(struct config *config, struct socket_st
 	if (state->recovering)
 		follow_recovery(config, sk, state, tp, incoming->ack_seq);
 	if (has_path(state, tp, incoming))
-		note_path(config, state, sk, tp, incoming);
+		note_path(config, state, sk, tp, incoming, now);
 	sample_rtt(config, state, tp, incoming);
 	note_arrival(config, state, sk, tp, incoming, now);
 	note_own_window(config, state, tp, incoming);
@@ -68,11 +68,9 @@ struct tcp_header {
 #define STAMP_WORDS 8
 #define STAMP_OPTIONS 0x0101080aU /* tcp_parse_aligned_timestamp(), net/ipv4/tcp_input.c */
 
-static __always_inline bool read_header(struct tcp_header *header, struct sk_buff *skb)
+static __always_inline bool read_header(struct tcp_header *header, unsigned char *transport)
 {
-	unsigned char *head = PEEK(skb, head);
-
-	return !bpf_probe_read_kernel(header, sizeof(*header), head + PEEK(skb, transport_header));
+	return !bpf_probe_read_kernel(header, sizeof(*header), transport);
 }
 
 static __always_inline void set_stamp(struct incoming *incoming, struct tcp_header *header)
@@ -92,7 +90,8 @@ static __always_inline void read_stamp(struct incoming *incoming, struct socket_
 {
 	struct tcp_header header;
 
-	if (has_path(state, tp, incoming) && read_header(&header, skb))
+	if (has_path(state, tp, incoming) &&
+	    read_header(&header, READ(skb, head) + READ(skb, transport_header)))
 		set_stamp(incoming, &header);
 }
 
@@ -146,7 +145,7 @@ static __always_inline bool read_incoming(struct incoming *incoming, struct sk_b
 	u16 network = PEEK(skb, network_header), transport = PEEK(skb, transport_header);
 	struct tcp_header header;
 
-	if (!read_header(&header, skb))
+	if (!read_header(&header, PEEK(skb, head) + transport))
 		return false;
 	/* the program sees the skb from its network header on, __cgroup_bpf_run_filter_skb() */
 	incoming->size = PEEK(skb, len) - (transport - network);

@@ -29,6 +29,13 @@
 	})
 #endif
 
+/* Of a program in a process: the thread. READ() works on it; the helper is as old as TYPED, 5.11+. */
+#if TYPED
+#define current_task() (((struct task_struct * (*)(void)) BPF_FUNC_get_current_task_btf)())
+#else
+#define current_task() ((struct task_struct *)bpf_get_current_task())
+#endif
+
 /* A field of an object whose type the verifier does not know, such as skb->sk. */
 #define PEEK(pointer, field)                                                       \
 	({                                                                         \

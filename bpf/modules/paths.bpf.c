@@ -318,13 +318,12 @@ static __always_inline bool is_new_data(struct tcp_sock *tp, struct incoming *in
 /* Ahead of sample_rtt(), which notes how this ACK came. */
 static __always_inline void note_path(struct config *config, struct socket_state *state,
 				      struct sock *sk, struct tcp_sock *tp,
-				      struct incoming *incoming)
+				      struct incoming *incoming, u64 now)
 {
 	bool is_ack = is_after(incoming->ack_seq, READ(tp, snd_una));
 	struct socket_path *path = look_up_socket_path(sk);
 	u32 difference_us, at;
 	bool is_data;
-	u64 now;
 
 	if (!path)
 		path = create_socket_path(sk);
@@ -335,7 +334,8 @@ static __always_inline void note_path(struct config *config, struct socket_state
 			note_delay(config, state, path, tp);
 		path->ack_growth_us = 0;
 	}
-	now = bpf_ktime_get_ns();
+	if (!now)
+		now = bpf_ktime_get_ns();
 	if (is_new_data(tp, incoming))
 		note_piece_of_peer(config, state, path, tp, incoming, now);
 	if (!incoming->has_stamp)

@@ -1070,31 +1070,29 @@ static __always_inline void check_read(struct config *config, struct socket_stat
  */
 static __always_inline u64 own_delay(void)
 {
-	u64 ns = 0;
 #ifdef HAVE_sched_info_run_delay
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-
-	bpf_probe_read_kernel(&ns, sizeof(ns), &task->sched_info.run_delay);
+	return READ(current_task(), sched_info.run_delay);
+#else
+	return 0;
 #endif
-	return ns;
 }
 
 /*
  * How long the reader has waited for a CPU since it last read here; 0: another thread did. In the map,
  * where it is unknown to the verifier.
  */
-static __always_inline void begin_read(struct socket_queue *queue, u32 reader)
+static __always_inline void begin_read(struct socket_queue *queue, u32 reader, u64 own_ns)
 {
 	u64 is_same = is_equal(queue->reader, reader) & is_below_0(0 - (u64)reader);
 
-	queue->reader_delay_ns = (own_delay() - queue->reader_delay_ns) & (0 - is_same);
+	queue->reader_delay_ns = (own_ns - queue->reader_delay_ns) & (0 - is_same);
 	queue->reader = reader;
 	queue->taken = 0;
 }
 
 /* That was no time of the reader's own: of each segment at most the time that it lay in the socket. */
 static __always_inline void end_read(struct config *config, struct socket_state *state,
-				     struct socket_queue *queue, u64 now)
+				     struct socket_queue *queue, u64 now, u64 own_ns)
 {
 	u64 delay_ns = queue->reader_delay_ns, wait_ns = now - queue->present.queued_ns;
 
@@ -1102,7 +1100,7 @@ static __always_inline void end_read(struct config *config, struct socket_state 
 		delay_ns = wait_ns;
 	if (queue->taken && delay_ns)
 		add_for(config, state->owners, COUNTER_READER_DELAY_NS, delay_ns * queue->taken);
-	queue->reader_delay_ns = own_delay();
+	queue->reader_delay_ns = own_ns;
 }
 
 /* The application has read from a TCP socket. */
@@ -1112,16 +1110,18 @@ static __always_inline void take_segments(struct config *config, struct sock *sk
 	struct socket_queue *queue = get_queue(sk, state);
 	u32 skipped = 0, outdated = 0;
 	struct segment_ring *ring;
+	u64 own_ns;
 
 	if (queue) {
-		begin_read(queue, is_own ? bpf_get_current_pid_tgid() : 0);
+		own_ns = own_delay();
+		begin_read(queue, is_own ? bpf_get_current_pid_tgid() : 0, own_ns);
 		ring = find_segment_ring(config, sk, state, queue);
 		if (ring)
 			drop_segments(state, queue, ring->segments, SEGMENTS, now);
 		else
 			drop_segments(state, queue, queue->segments, FEW_SEGMENTS, now);
 		read_segments(config, sk, state, queue, now);
-		end_read(config, state, queue, now);
+		end_read(config, state, queue, now, own_ns);
 		skipped = queue->skipped;
 		outdated = queue->outdated;
 		queue->skipped = queue->outdated = 0;
