@@ -28,20 +28,14 @@ static __always_inline void lose_segment(struct config *config, owners_t owners,
 
 static __always_inline void note_segment(struct config *config, struct socket_state *state,
 					 struct sock *sk, struct tcp_sock *tp,
-					 struct incoming *incoming)
+					 struct incoming *incoming, u64 now)
 {
-	u64 now = 0;
-
-	if (incoming->seq != incoming->end_seq || incoming->is_end) { /* a pure ACK needs no time */
-		now = bpf_ktime_get_ns();
-		if (!incoming->is_beside || !state->is_read_seq_known)
-			note_read_end(state, sk, tp);
-	}
+	if ((incoming->seq != incoming->end_seq || incoming->is_end) &&
+	    (!incoming->is_beside || !state->is_read_seq_known))
+		note_read_end(state, sk, tp);
 #ifdef MODULE_TCP
 	if (state->recovering)
 		follow_recovery(config, sk, state, tp, incoming->ack_seq);
-	if (has_path(state, tp, incoming))
-		note_path(config, state, sk, tp, incoming, now);
 	sample_rtt(config, state, tp, incoming);
 	note_arrival(config, state, sk, tp, incoming, now);
 	note_own_window(config, state, tp, incoming);
@@ -85,14 +79,20 @@ static __always_inline void set_stamp(struct incoming *incoming, struct tcp_head
 
 #ifdef MODULE_TCP
 
-static __always_inline void read_stamp(struct incoming *incoming, struct socket_state *state,
-				       struct sk_buff *skb, struct tcp_sock *tp)
+static __always_inline void read_path(struct config *config, struct socket_state *state,
+				      struct sock *sk, struct tcp_sock *tp,
+				      struct incoming *incoming, struct sk_buff *skb, u64 now)
 {
+	struct socket_path *path = get_path(state, sk, tp, incoming);
 	struct tcp_header header;
 
-	if (has_path(state, tp, incoming) &&
+	if (!path)
+		return;
+	incoming->is_quick = is_quick(path, tp, incoming, now);
+	if (!incoming->is_quick &&
 	    read_header(&header, READ(skb, head) + READ(skb, transport_header)))
 		set_stamp(incoming, &header);
+	note_path(config, state, path, tp, incoming, now);
 }
 
 #endif
@@ -108,6 +108,7 @@ int on_tcp_probe(u64 *ctx)
 	struct socket_state *state;
 	struct turned_away away;
 	struct tcp_sock *tp;
+	u64 now;
 
 	if (!config || config->sees_segments)
 		return 0;
@@ -130,10 +131,11 @@ int on_tcp_probe(u64 *ctx)
 	if (!tp)
 		return 0;
 	incoming.is_closing = !READ(tp, snd_wnd);
+	now = bpf_ktime_get_ns();
 #ifdef MODULE_TCP
-	read_stamp(&incoming, state, skb, tp);
+	read_path(config, state, sk, tp, &incoming, skb, now);
 #endif
-	note_segment(config, state, sk, tp, &incoming);
+	note_segment(config, state, sk, tp, &incoming, now);
 	return 0;
 }
 
@@ -183,10 +185,12 @@ int on_cgroup_ingress(struct __sk_buff *ctx)
 	struct sk_buff *skb = (struct sk_buff *)ctx;
 	struct config *config = get_config();
 	struct incoming incoming = {};
+	struct socket_path *path;
 	struct socket_state *state;
 	struct turned_away away;
 	struct tcp_sock *tp;
 	struct sock *sk;
+	u64 now;
 
 	if (!config || !config->sees_segments || !found)
 		return 1;
@@ -203,10 +207,17 @@ int on_cgroup_ingress(struct __sk_buff *ctx)
 		return 1;
 	incoming.identity = identity_of(skb, config);
 	incoming.is_beside = READ(sk, sk_lock.owned) || READ(sk, sk_backlog.len);
-	if (state)
-		note_segment(config, state, sk, tp, &incoming);
-	else
+	if (!state) {
 		lose_segment(config, away.owners, sk, &incoming);
+		return 1;
+	}
+	now = bpf_ktime_get_ns();
+#ifdef MODULE_TCP
+	path = get_path(state, sk, tp, &incoming);
+	if (path)
+		note_path(config, state, path, tp, &incoming, now);
+#endif
+	note_segment(config, state, sk, tp, &incoming, now);
 	return 1;
 }
 

@@ -54,7 +54,8 @@ struct incoming {
 	bool is_closing; /* the peer's window: closed by this one, or by the one before */
 	bool is_beside;	 /* a process has the socket, or others wait that came before */
 	bool has_stamp;
-	u32 stamp; /* the peer's time stamp */
+	bool is_quick; /* the peer's time stamp does not matter: see is_quick() */
+	u32 stamp;     /* the peer's time stamp */
 };
 
 #define FEW_HANDOFFS 4 /* in a queue; these must be powers of two */

@@ -315,32 +315,59 @@ static __always_inline bool is_new_data(struct tcp_sock *tp, struct incoming *in
 	return is_after(incoming->end_seq, READ(tp, rcv_nxt));
 }
 
+/* NULL: nothing of this segment matters here, or memory is short. */
+static __always_inline struct socket_path *get_path(struct socket_state *state, struct sock *sk,
+						    struct tcp_sock *tp, struct incoming *incoming)
+{
+	struct socket_path *path;
+
+	if (!has_path(state, tp, incoming))
+		return 0;
+	path = look_up_socket_path(sk);
+	return path ? path : create_socket_path(sk);
+}
+
+/*
+ * The peer has sent this after it had all that we sent, which was so short a time ago that the path
+ * cannot have grown. Then its time stamp is not read, unless it is the first sample of its millisecond.
+ */
+#define QUICK_NS 100000
+
+/* 1 or 0. Without a branch, as is_above() and for the same reason. */
+static __always_inline u64 is_quick(volatile struct socket_path *path, struct tcp_sock *tp,
+				    struct incoming *incoming, u64 now)
+{
+	return path->is_clock_known & is_equal(path->sampled_at, (u16)(now >> TO_UNITS)) &
+	       is_equal(incoming->ack_seq, READ(tp, snd_nxt)) &
+	       is_below_0((s64)(s32)(READ(tp, snd_una) - incoming->ack_seq)) &
+	       is_below_0(at_least_0(now - READ(tp, tcp_wstamp_ns)) - QUICK_NS);
+}
+
 /* Ahead of sample_rtt(), which notes how this ACK came. */
 static __always_inline void note_path(struct config *config, struct socket_state *state,
-				      struct sock *sk, struct tcp_sock *tp,
+				      struct socket_path *path, struct tcp_sock *tp,
 				      struct incoming *incoming, u64 now)
 {
 	bool is_ack = is_after(incoming->ack_seq, READ(tp, snd_una));
-	struct socket_path *path = look_up_socket_path(sk);
 	u32 difference_us, at;
 	bool is_data;
 
-	if (!path)
-		path = create_socket_path(sk);
-	if (!path)
-		return;
 	if (is_ack) {
 		if (is_small_ack(state) && !incoming->is_beside)
 			note_delay(config, state, path, tp);
 		path->ack_growth_us = 0;
 	}
-	if (!now)
-		now = bpf_ktime_get_ns();
 	if (is_new_data(tp, incoming))
 		note_piece_of_peer(config, state, path, tp, incoming, now);
+	at = now >> TO_UNITS;
+	if (incoming->is_quick) {
+		path->growth_us = 0;
+		if (is_new_data(tp, incoming))
+			sample_path(config, state, path, at);
+		return;
+	}
 	if (!incoming->has_stamp)
 		return;
-	at = now >> TO_UNITS;
 	difference_us = clock_difference(tp, incoming->stamp, now);
 	is_data = is_new_data(tp, incoming);
 	if (is_data ? !is_clock_known(path, difference_us, at) : !path->is_clock_known)

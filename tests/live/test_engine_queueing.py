@@ -10,13 +10,15 @@ import pytest
 
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.long_paths import FAR, MS, NEAR, Ends, LongPath, long_path, watch_both_ends
-from tests.live.measuring import count
-from tests.live.sockets import read_all
+from tests.live.measuring import CLIENT, SERVER, count, watch
+from tests.live.pods import Pod
+from tests.live.sockets import exchange, open_between, read_all
 
 Start = Callable[..., KernelEngine]
 TIMES = 40
 REQUEST, REPLY = b"q" * 64, b"r" * 128
 LEAST_MS, GROWN_MS = 5, 45
+CLOCK_PROOF_S = 0.3  # the peer's clock is known after half of it
 typed_and_plain = pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])
 
 
@@ -101,3 +103,20 @@ async def test_segments_that_follow_each_other_are_few_samples(start_engine: Sta
             passed_s = time.monotonic() - began
             measured = engine.read()[NEAR]
     assert count(measured, "tcp.queueing") <= 2 + passed_s / 0.1
+
+
+@typed_and_plain
+async def test_quick_answers_whose_time_stamps_are_not_read_are_samples_too(
+    start_engine: Start, pair: tuple[Pod, Pod], typed: bool
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server, typed=typed)
+    with open_between(client, server) as both:
+        until = time.monotonic() + CLOCK_PROOF_S
+        while time.monotonic() < until:
+            exchange(both, 1)
+        engine.read()
+        exchange(both, TIMES)
+        measured = engine.read()
+    assert count(measured[CLIENT], "tcp.queueing") == TIMES
+    assert count(measured[SERVER], "tcp.queueing") == TIMES
