@@ -22,7 +22,7 @@ MAX_LABELS = 128
 # Annotations of a static pod, pkg/kubelet/types/pod_update.go.
 _MIRROR = "kubernetes.io/config.mirror"
 _CONFIG_HASH = "kubernetes.io/config.hash"
-# applyDefaults(), pkg/kubelet/config/common.go: an MD5, unless the file has a UID.
+# applyDefaults(), pkg/kubelet/config/common.go: a hash of 128 bits, unless the file has a UID.
 _KUBELETS_UID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # Those of kubelets: etcd, the API server, kube-proxy. See read_pod().
 STATIC_POD_NAMESPACES = frozenset({"kube-system"})

@@ -48,8 +48,7 @@ class PodIndex:
         if before is not None:
             for address in split_addresses(before.addresses):
                 self._remove(address, before.uid)
-            if before.cgroup_uid != before.uid:
-                self._static.pop(before.cgroup_uid, None)
+            self._remove_static(before)
         if after is not None:
             for address in split_addresses(after.addresses):
                 self._add(address, after)
@@ -69,6 +68,12 @@ class PodIndex:
     def static(self, uid: str) -> Pod | None:
         """Return the static pod with this UID of its kubelet."""
         return self._static.get(uid)
+
+    def _remove_static(self, pod: Pod) -> None:
+        """Remove a mirror, unless another one has come in its place: a list reports that first."""
+        known = self._static.get(pod.cgroup_uid)
+        if known is not None and known.uid == pod.uid:
+            del self._static[pod.cgroup_uid]
 
     def _add(self, address: bytes, pod: Pod) -> None:
         known = self._by_address.get(address)

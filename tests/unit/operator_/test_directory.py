@@ -99,6 +99,22 @@ async def test_a_static_pod_is_found_by_the_uid_of_its_kubelet(pods: PodWatches)
     assert pods.of_cgroup("node-a", "uid-etcd") is None
 
 
+async def test_a_static_pod_is_found_after_a_list_that_has_another_mirror_of_it(
+    api: FakeApi, pods: PodWatches
+) -> None:
+    api.remove("uid-etcd", quietly=True)
+    mirror = annotated("etcd", "kube-system")
+    mirror["metadata"]["uid"] = "uid-again"
+    api.set(mirror, quietly=True)
+    api.expire()
+
+    def found() -> str:
+        pod = pods.of_cgroup("node-a", "0" * 32)
+        return pod.uid if pod else ""
+
+    await until(lambda: found() == "uid-again", what=found)
+
+
 @pytest.mark.parametrize(
     ("texts", "packed"),
     [
