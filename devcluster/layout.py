@@ -114,6 +114,11 @@ class NodeLayout:
         return self.cluster.state_directory / f"node-{self.number}"
 
     @property
+    def static_pods_directory(self) -> Path:
+        """The kubelet runs the pods whose manifests are here: a file is one pod."""
+        return self.state_directory / "static-pods"
+
+    @property
     def ip(self) -> IPv4Address:
         return self.cluster.link_network[1 + self.number]
 

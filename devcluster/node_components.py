@@ -33,6 +33,7 @@ class NodeComponents:
             authority=self._certificate("ca.crt"),
             user=kubeconfig.certificate_user(certificates, kubelet_client(self.layout)),
         )
+        self.layout.static_pods_directory.mkdir()
         self._cni_directory.mkdir()
         self._write_json(self._cni_directory / "10-pods.conflist", self._cni_configuration())
         self._write_json(self._kubelet_configuration_file, self._kubelet_configuration())
@@ -154,6 +155,7 @@ conf_dir = "{self._cni_directory}"
             "makeIPTablesUtilChains": False,
             "oomScoreAdj": 0,  # as for containerd: a lower one takes CAP_SYS_RESOURCE
             "resolvConf": str(self._resolv_conf),
+            "staticPodPath": str(self.layout.static_pods_directory),
             "podLogsDir": f"{self.layout.cluster.logs_directory}/pods-{self.layout.number}",
             "volumePluginDir": f"{state}/volume-plugins",
             # A full disk of the machine is no reason to evict the tests' pods, nor to remove

@@ -6,12 +6,15 @@ import json
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import yaml
 
 from devcluster.waiting import wait_until
+from latencyprobe_operator.model import STATIC_POD_NAMESPACES
 from tests.cluster import manifests
 from tests.cluster.operator_process import Process
 from tests.cluster.product import (
@@ -22,9 +25,11 @@ from tests.cluster.product import (
     is_ready,
     stage,
 )
+from tests.cluster.static_pods import StaticPod, hash_of, restarts, uid_of
 from tests.live.leftovers import held_program_ids
 
 REQUESTS = 400
+HOSTS = "/hosts"
 
 
 def bpftool(kind: str) -> list[dict[str, Any]]:
@@ -66,28 +71,70 @@ def wait_until_nothing_is_attached(agent: Process, before: set[int]) -> None:
     wait_until("all programs to be gone", unmet, seconds=180)
 
 
+def client(name: str, namespace: str, *options: str) -> manifests.Manifest:
+    """A client that knows no servers yet."""
+    options = ("--hosts-file", HOSTS, "--rate", "200", *options)
+    return manifests.client_pod(name, namespace=namespace, servers=[], options=options)
+
+
 @pytest.fixture
 def servers(product: Product) -> list[dict[str, Any]]:
     """Two server pods, and a client that knows none of them yet."""
     cluster, namespace = product.cluster, product.namespace
     cluster.apply(
         manifests.server_deployment("checkout", namespace=namespace, replicas=2),
-        manifests.client_pod(
-            "client",
-            namespace=namespace,
-            servers=[],
-            options=["--hosts-file", "/hosts", "--rate", "200", "--count", str(REQUESTS)],
-        ),
+        client("client", namespace, "--count", str(REQUESTS)),
     )
     cluster.wait_for_pods(namespace, "app=client", count=1)
     return cluster.wait_for_pods(namespace, "app=checkout", count=2)
 
 
+@pytest.fixture
+def system(product: Product) -> Iterator[Product]:
+    """The product, for probes of the namespace in which pods may be static."""
+    (namespace,) = STATIC_POD_NAMESPACES
+    yield replace(product, namespace=namespace)
+    product.cluster.kubectl(
+        *("delete", "latencyprobes", "--all", f"--namespace={namespace}", "--timeout=100s")
+    )
+
+
+@pytest.fixture
+def static_pod(system: Product, product: Product) -> Iterator[StaticPod]:
+    """A server, which runs already, with clients of another namespace: counted and endless ones."""
+    clients = product.namespace
+    pod = StaticPod(system.cluster, system.namespace, app=f"static-{clients}")
+    pod.write()
+    try:
+        product.cluster.apply(
+            client("client", clients, "--count", str(REQUESTS)), client("endless", clients)
+        )
+        for name in ("client", "endless"):
+            product.cluster.wait_for_pods(clients, f"app={name}", count=1)
+        yield pod
+    finally:
+        pod.remove()
+
+
+def set_servers(product: Product, client: str, addresses: Iterable[str]) -> None:
+    """Give the client these servers, in place of those before."""
+    command = [*manifests.WRITE_HOSTS, HOSTS, *addresses]
+    product.cluster.kubectl("exec", client, f"--namespace={product.namespace}", "--", *command)
+
+
+def received(status: dict[str, Any], name: str, *, ended: bool) -> int:
+    """The requests to the pod of this name that runs, or to those that have ended."""
+    return sum(
+        stage(row, "rx.total").get("count", 0)
+        for row in status.get("pods", [])
+        if row["name"] == name and row.get("ended", False) is ended
+    )
+
+
 def send_requests(product: Product, pods: list[dict[str, Any]]) -> dict[str, Any]:
     """Have the client send REQUESTS to each pod; returns its own account of it, by pod name."""
     addresses = {pod["status"]["podIP"]: pod["metadata"]["name"] for pod in pods}
-    command = [*manifests.WRITE_HOSTS, "/hosts", *addresses]
-    product.cluster.kubectl("exec", "client", f"--namespace={product.namespace}", "--", *command)
+    set_servers(product, "client", addresses)
     account: dict[str, Any] = {}
 
     def unmet() -> str | None:
@@ -233,3 +280,63 @@ def test_deletion_detaches_although_the_agent_was_away(
         "--timeout=20s",
     )
     product.agent.start()
+
+
+# In place, the kubelet tries to start the new pod while the old one ends, and again ten seconds
+# later at the earliest (allowPodStart(), pkg/kubelet/pod_workers.go).
+@pytest.mark.parametrize("in_place", [False, pytest.param(True, marks=pytest.mark.thorough)])
+def test_a_static_pod_is_followed_through_a_restart_another_mirror_and_another_file(
+    product: Product, system: Product, static_pod: StaticPod, in_place: bool
+) -> None:
+    first = static_pod.wait_for_mirror("its mirror", lambda _: True)
+    name = first["metadata"]["name"]
+    assert name == f"{static_pod.app}-{product.cluster.node_name}"
+    assert hash_of(first) != uid_of(first)
+    system.apply_sample(
+        selector={"matchLabels": {"app": static_pod.app}},
+        window="300s",
+        overhead={"maxCPUPercent": 0},
+    )
+    system.wait_for_status("the probe to be ready", is_ready)
+    send_requests(product, [first])
+    status = system.wait_for_status(
+        "reports of every request", lambda status: counts(status, "rx.total") == {name: REQUESTS}
+    )
+    (row,) = status["pods"]
+    assert (row["node"], row["containers"]) == (product.cluster.node_name, ["server"])
+
+    def has_more_than(before: int) -> Callable[[dict[str, Any]], bool]:
+        return lambda status: (
+            received(status, name, ended=False) > before
+            and not received(status, name, ended=True)
+            and is_ready(status)
+        )
+
+    static_pod.kill(first)
+    again = static_pod.wait_for_mirror("another container", lambda now: restarts(now) == 1)
+    assert uid_of(again) == uid_of(first)
+    set_servers(product, "endless", [again["status"]["podIP"]])
+    system.wait_for_status("reports of the other container", has_more_than(REQUESTS))
+
+    static_pod.delete(again)
+    other = static_pod.wait_for_mirror("another mirror", lambda now: uid_of(now) != uid_of(again))
+    assert hash_of(other) == hash_of(first)
+    before = received(system.status(), name, ended=False)
+    system.wait_for_status("reports that have another mirror's name", has_more_than(before))
+
+    if not in_place:
+        static_pod.remove()
+        static_pod.wait_until_gone()
+    static_pod.write("--delay-ms", "1")
+    changed = static_pod.wait_for_mirror(
+        "the mirror of another file", lambda now: hash_of(now) != hash_of(first)
+    )
+    set_servers(product, "endless", [changed["status"]["podIP"]])
+    system.wait_for_status(
+        "reports of the pod before and of the one now",
+        lambda status: (
+            min(received(status, name, ended=ended) for ended in (False, True)) > 0
+            and status["targets"] == {"pods": 1, "containers": 1, "nodes": 1, "readyNodes": 1}
+            and is_ready(status)
+        ),
+    )
