@@ -132,12 +132,19 @@ static __always_inline void note_obstacle(struct config *config, u32 obstacle)
 }
 
 /* mptcp_recvmsg() and mptcp_sendmsg(), net/mptcp/protocol.c, pass the hooks of TCP by. */
-static __always_inline void note_mptcp(struct config *config, struct tcp_sock *tp)
+static __always_inline bool is_of_mptcp(struct tcp_sock *tp)
 {
 #ifdef HAVE_tcp_sock_is_mptcp
-	if (PEEK(tp, is_mptcp))
-		note_obstacle(config, OBSTACLE_MPTCP);
+	return PEEK(tp, is_mptcp);
+#else
+	return false;
 #endif
+}
+
+static __always_inline void note_mptcp(struct config *config, struct tcp_sock *tp)
+{
+	if (is_of_mptcp(tp))
+		note_obstacle(config, OBSTACLE_MPTCP);
 }
 
 /*

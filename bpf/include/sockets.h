@@ -1164,6 +1164,7 @@ static __always_inline void forget_bytes(struct socket_state *state)
 	state->turns.is_answer_sent = 0;
 	state->turns.doubt = 0;
 	state->turns.request_ns = 0;
+	state->turns.read_ns = 0;
 #endif
 }
 

@@ -328,8 +328,9 @@ static __always_inline struct socket_path *get_path(struct socket_state *state, 
 }
 
 /*
- * The peer has sent this after it had all that we sent, which was so short a time ago that the path
- * cannot have grown. Then its time stamp is not read, unless it is the first sample of its millisecond.
+ * The peer has sent this after it had all that we wrote since its last data, which was so short a time
+ * ago that the path cannot have grown. (Without a write tcp_wstamp_ns may be that of an ACK.) Then its
+ * time stamp is not read, unless it is the first sample of its millisecond.
  */
 #define QUICK_NS 100000
 
@@ -337,10 +338,14 @@ static __always_inline struct socket_path *get_path(struct socket_state *state, 
 static __always_inline u64 is_quick(volatile struct socket_path *path, struct tcp_sock *tp,
 				    struct incoming *incoming, u64 now)
 {
+	u64 passed_ns = now -
+			READ(tp, tcp_wstamp_ns); /* below 0: it is yet to leave, by its pacing */
+
 	return path->is_clock_known & is_equal(path->sampled_at, (u16)(now >> TO_UNITS)) &
+	       (1 - is_equal(path->sent_seq, READ(tp, write_seq))) &
 	       is_equal(incoming->ack_seq, READ(tp, snd_nxt)) &
 	       is_below_0((s64)(s32)(READ(tp, snd_una) - incoming->ack_seq)) &
-	       is_below_0(at_least_0(now - READ(tp, tcp_wstamp_ns)) - QUICK_NS);
+	       (1 - is_below_0(passed_ns)) & is_below_0(passed_ns - QUICK_NS);
 }
 
 /* Ahead of sample_rtt(), which notes how this ACK came. */

@@ -42,7 +42,7 @@ static __always_inline void begin_turns(struct turns *turns, struct tcp_sock *tp
 	turns->role = role;
 	turns->is_known = 1;
 	turns->read_ns = bpf_ktime_get_ns();
-	turns->turn_seq = READ(tp, copied_seq);
+	turns->turn_seq = turns->read_seq = READ(tp, copied_seq);
 	turns->past = 0;
 }
 
@@ -168,7 +168,7 @@ static __always_inline void end_answer(struct config *config, struct socket_stat
 }
 
 /*
- * A server may speak first (SMTP, MySQL, SSH), and late, as after a query for its client's name. A
+ * A server may speak first (SMTP, MySQL), and late, as after a query for its client's name. A
  * subscription begins in the same form, without a wait: so these are counted, and are no samples.
  */
 #define LATE_NS 100000000ULL
@@ -179,7 +179,7 @@ static __always_inline void note_unasked(struct config *config, struct socket_st
 {
 	u64 began_ns = state->turns.read_ns, waited_ns = at_least_0(now - began_ns);
 
-	if (!began_ns || config->slice || READ(tp, bytes_received))
+	if (!began_ns || config->slice || READ(tp, bytes_received) || READ(tp, bytes_sent))
 		return;
 	state->turns.read_ns = 0; /* the next ones are no greeting */
 	if (waited_ns >= LATE_NS && waited_ns < HELD_PATIENCE_NS)
@@ -191,7 +191,7 @@ static __always_inline void begin_answer(struct config *config, struct socket_st
 					 struct sock *sk, struct tcp_sock *tp, u64 now)
 {
 	struct turns *turns = &state->turns;
-	u32 copied_seq = READ(tp, copied_seq);
+	u32 copied_seq = READ(tp, copied_seq), turn_seq;
 	bool is_certain;
 
 	if (!turns->is_known) {
@@ -207,13 +207,15 @@ static __always_inline void begin_answer(struct config *config, struct socket_st
 		return;
 	}
 	end_answer(config, state, sk, tp, now);
+	turn_seq = turns->turn_seq;
 	turns->turn_seq = copied_seq;
 	is_certain = is_read_seen(sk, turns, copied_seq) && !turns->doubt;
 	if (unread_bytes(sk, tp)) { /* more of the request, or the next one */
 		note_overlap(turns);
 		is_certain = false;
 	}
-	if (turns->read_ns) /* else it was read outside of the time slice */
+	/* else it was read outside of the time slice, or unseen */
+	if (turns->read_ns && turns->read_seq != turn_seq)
 		end_turn(config, state, STAGE_APP_RESPONSE, is_certain, now - turns->read_ns);
 	turns->doubt = 0;
 	turns->is_answer_sent = 1;
@@ -324,8 +326,9 @@ static __always_inline void continue_request(struct turns *turns, struct tcp_soc
 		if (!is_after(ack_seq, turns->answer_seq))
 			note_overlap(turns); /* sent before the peer saw the last answer */
 	}
-	if (!turns->is_known || turns->turn_seq == copied_seq || copied_seq != READ(tp, rcv_nxt))
-		return; /* the request begins, or its beginning has not been read */
+	if (!turns->is_known || turns->turn_seq == copied_seq || copied_seq != READ(tp, rcv_nxt) ||
+	    turns->turn_seq == turns->read_seq)
+		return; /* the request begins, or its beginning has not been read, or not seen to be */
 	if (now - turns->read_ns > pause_of(READ(tp, srtt_us) >> 3)) {
 		turns->doubt = IN_DOUBT;
 		if (!turns->read_ns)
@@ -404,36 +407,54 @@ static __always_inline void end_requests(struct config *config, struct socket_st
 	state->turns.request_ns = 0;
 }
 
+/* A client gives up a connection without a byte in either direction, or it was a spare one. */
+static __always_inline void note_no_data(struct config *config, struct socket_state *state,
+					 struct tcp_sock *tp, u64 now)
+{
+	u64 began_ns = state->turns.read_ns, open_ns = at_least_0(now - began_ns);
+
+	if (began_ns && open_ns >= LEAST_PATIENCE_NS && open_ns < HELD_PATIENCE_NS &&
+	    !is_of_mptcp(tp))
+		add_time_for(config, state->owners, COUNTER_CONNECTIONS_WITHOUT_DATA,
+			     COUNTER_CONNECTIONS_WITHOUT_DATA_NS, open_ns);
+}
+
+/*
+ * When data came or left last; what left had its ACK. tcp_wstamp_ns would be that of an ACK or of a
+ * keep-alive probe, too: __tcp_transmit_skb(), net/ipv4/tcp_output.c.
+ */
+static __always_inline u64 last_data_ns(struct socket_path *path, struct tcp_sock *tp)
+{
+	u64 sent_ns = READ(tp, rack.mstamp) * 1000, came_ns = path->data_ns;
+
+	return sent_ns > came_ns ? sent_ns : came_ns;
+}
+
 /*
  * The server ends a connection: late, if that is long after the last byte, where a client may wait for
- * the end of its answer. After a second it is mostly an idle connection that ends. One without a byte in
- * either direction may have waited for a greeting.
+ * the end of its answer. After a second it is mostly an idle connection that ends, and so it is if the
+ * client has asked more than once: it does not read to the end.
  */
 static __always_inline void note_late_end(struct config *config, struct socket_state *state,
 					  struct sock *sk, bool is_by_peer)
 {
-	u64 now = bpf_ktime_get_ns(), began_ns = state->turns.read_ns, quiet_ns, since_data_ns;
-	bool is_client = state->turns.role == ROLE_CLIENT;
+	bool is_client = role_of(sk, &state->turns) == ROLE_CLIENT;
+	u64 now = bpf_ktime_get_ns(), quiet_ns;
 	struct tcp_sock *tp = get_tcp_sock(sk);
 	struct socket_path *path;
 
 	if (!tp || config->slice || state->turns.request_ns)
 		return;
-	/* a FIN counts as a byte: tcp_rcv_nxt_update() comes ahead of tcp_fin(), net/ipv4/tcp_input.c */
-	if (READ(tp, bytes_received) == is_by_peer && !READ(tp, bytes_sent)) {
-		quiet_ns = at_least_0(now - began_ns);
-		if (began_ns && quiet_ns >= LEAST_PATIENCE_NS && quiet_ns < HELD_PATIENCE_NS)
-			add_time_for(config, state->owners, COUNTER_LATE_GREETINGS,
-				     COUNTER_LATE_GREETINGS_NS, quiet_ns);
+	if (!READ(tp, bytes_received) && !READ(tp, bytes_sent)) {
+		if (is_client && !is_by_peer)
+			note_no_data(config, state, tp, now);
 		return;
 	}
 	path = look_up_socket_path(sk);
-	if (is_by_peer != is_client || !path)
+	if (is_by_peer != is_client || state->turns.past >> ANSWER_BITS > 1 || !path ||
+	    !path->data_ns || READ(tp, snd_una) != READ(tp, write_seq))
 		return;
-	quiet_ns = at_least_0(now - READ(tp, tcp_wstamp_ns));
-	since_data_ns = at_least_0(now - path->data_ns);
-	if (since_data_ns < quiet_ns)
-		quiet_ns = since_data_ns;
+	quiet_ns = at_least_0(now - last_data_ns(path, tp));
 	if (quiet_ns >= LATE_NS && quiet_ns < LEAST_PATIENCE_NS)
 		add_time_for(config, state->owners, COUNTER_LATE_ENDS, COUNTER_LATE_ENDS_NS,
 			     quiet_ns);

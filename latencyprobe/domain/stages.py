@@ -335,7 +335,7 @@ COUNTERS: tuple[Counter, ...] = (
     Counter(
         "lateGreetings",
         Module.TCP,
-        "connections on which the server spoke first, 100 ms or more after the handshake, or never",
+        "connections on which the server spoke first, 100 ms or more after the handshake",
     ),
     Counter("lateGreetingsNs", Module.TCP, "nanoseconds for which these had no byte"),
     Counter(
@@ -344,6 +344,12 @@ COUNTERS: tuple[Counter, ...] = (
         "connections that the server ended 100 ms to 1 s after the last byte",
     ),
     Counter("lateEndsNs", Module.TCP, "nanoseconds between that byte and the end"),
+    Counter(
+        "connectionsWithoutData",
+        Module.TCP,
+        "connections that this side opened, and closed after 1 s or more without a byte",
+    ),
+    Counter("connectionsWithoutDataNs", Module.TCP, "nanoseconds for which these were open"),
     Counter("connectRefused", Module.TCP, "connects answered by a reset (ECONNREFUSED)"),
     Counter("connectTimedOut", Module.TCP, "connects without an answer (ETIMEDOUT)"),
     Counter(

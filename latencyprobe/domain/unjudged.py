@@ -46,13 +46,19 @@ _OVERLAPS = (
     "not timed one by one. How long their answers take is known to the application or its proxy."
 )
 _GREETINGS_ARE_LATE = (
-    "On these connections the server speaks first, and late: see the evidence. Find out what it "
-    "does before its first byte, such as a look-up of its client's name, unless they are "
-    "subscriptions or spare connections."
+    "On these connections the server speaks first, and late: see the evidence. Measure the other "
+    "end too. If it is late there, find out what the server does before its first byte: a look-up "
+    "of its client's name is common. Subscriptions are no fault."
 )
 _ENDS_OF_CONNECTIONS_ARE_LATE = (
     "The server ends these connections long after their last byte: see the evidence. A client that "
-    "reads to the end waits for that. Find out why it closes late, unless these were idle."
+    "reads to the end waits for that. Measure the other end too: if it is not late there, packets "
+    "are lost."
+)
+_CONNECTIONS_WITHOUT_DATA = (
+    "This side closed connections without a byte in either direction: see the evidence. Measure "
+    "the other end too, if the server should have spoken first (mail, SQL). Spare connections are "
+    "no fault."
 )
 # A single request of these kinds may be a frame of HTTP/2. By kind: the stage whose bounds count.
 _LATE: Mapping[str, tuple[str, str]] = {
@@ -66,6 +72,7 @@ _CONNECTIONS = ("tcp.connect", "tcp.handshake")
 _LATE_CONNECTIONS = (
     ("lateGreetings", "had no byte until {} after the handshake", _GREETINGS_ARE_LATE),
     ("lateEnds", "ended {} after their last byte", _ENDS_OF_CONNECTIONS_ARE_LATE),
+    ("connectionsWithoutData", "had no byte in {}", _CONNECTIONS_WITHOUT_DATA),
 )
 
 
@@ -127,7 +134,10 @@ def _late_ends(measurement: Measurement) -> Iterator[Unjudged]:
 
 
 def _late_connections(measurement: Measurement) -> Iterator[Unjudged]:
-    """Yield connections whose first byte came late, or whose end did, if they are no small part."""
+    """Yield connections whose first byte came late or never, or whose end did late.
+
+    They have to be no small part of those that were opened. Older ones are in no count.
+    """
     connections = sum(measurement.stage(name).histogram.count for name in _CONNECTIONS)
     for name, what, next_step in _LATE_CONNECTIONS:
         count, ns = measurement.counters.get(name, 0), measurement.counters.get(f"{name}Ns", 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable
 
@@ -17,7 +18,7 @@ from tests.live.sockets import Connection, exchange, open_between, read_all
 Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
 
-GREETINGS, ENDS = "lateGreetings", "lateEnds"
+GREETINGS, ENDS, NO_DATA = "lateGreetings", "lateEnds", "connectionsWithoutData"
 LATE_S, END_OF_LATE_S = 0.1, 1.0
 TRIES = 20
 
@@ -96,19 +97,36 @@ async def test_bytes_after_a_request_are_no_greeting_nor_is_one_in_time(
     assert counts(engine) == ((0, 0), (0, 0))
 
 
-async def test_a_connection_that_ends_without_a_byte_has_waited_for_a_greeting(
+async def test_a_connection_that_a_client_gives_up_without_a_byte_is_counted(
     start_engine: Start, pair: Pair
 ) -> None:
     client, server = pair
     engine = await watch(start_engine, client, server)
-    with open_between(client, server) as both:
-        await asyncio.sleep(1.1)
-        both.client.close()
-        assert both.server.recv(1) == b""
+    for gives_up in (True, False):
+        with open_between(client, server) as both:
+            await asyncio.sleep(1.1)
+            first, last = (both.client, both.server)[:: 1 if gives_up else -1]
+            first.close()
+            assert last.recv(1) == b""
     measured = engine.read()
-    for end in (CLIENT, SERVER):
-        assert measured[end].counters[GREETINGS] == 1
-        assert measured[end].counters[GREETINGS + "Ns"] >= 1_000_000_000
+    assert measured[CLIENT].counters[NO_DATA] == 1
+    assert measured[CLIENT].counters[NO_DATA + "Ns"] >= 1_000_000_000
+    assert NO_DATA not in measured[SERVER].counters
+    assert GREETINGS not in measured[CLIENT].counters
+
+
+async def test_a_keep_alive_probe_is_no_last_byte(start_engine: Start, pair: Pair) -> None:
+    """An idle connection that its server ends soon after a probe was idle all the same."""
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    with open_between(client, server) as both:
+        both.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
+        both.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+        both.client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        exchange(both, 1)
+        await asyncio.sleep(1.5)
+        end_by_server(both)
+    assert counts(engine) == ((0, 0), (0, 0))
 
 
 async def test_a_server_that_ends_late_is_counted_at_both_ends(
@@ -120,7 +138,7 @@ async def test_a_server_that_ends_late_is_counted_at_both_ends(
     def end_late() -> None:
         engine.read()
         with open_between(client, server) as both:
-            exchange(both, 2)
+            exchange(both, 1)
             time.sleep(0.2)
             end_by_server(both)
 
@@ -128,10 +146,10 @@ async def test_a_server_that_ends_late_is_counted_at_both_ends(
     measured = engine.read()
     for end in (CLIENT, SERVER):
         assert measured[end].counters[ENDS] == 1
-        assert 150_000_000 < measured[end].counters[ENDS + "Ns"] < 1_000_000_000
+        assert 200_000_000 <= measured[end].counters[ENDS + "Ns"] < 1_000_000_000
 
 
-async def test_an_end_in_time_or_of_an_idle_connection_or_by_the_client_is_not_late(
+async def test_an_end_in_time_or_of_an_idle_or_used_connection_or_by_the_client_is_not_late(
     start_engine: Start, pair: Pair
 ) -> None:
     client, server = pair
@@ -154,4 +172,8 @@ async def test_an_end_in_time_or_of_an_idle_connection_or_by_the_client_is_not_l
         await asyncio.sleep(0.2)
         both.client.close()
         assert both.server.recv(1) == b""
+    with open_between(client, server) as both:
+        exchange(both, 2)
+        await asyncio.sleep(0.2)
+        end_by_server(both)
     assert counts(engine) == ((0, 0), (0, 0))

@@ -112,6 +112,7 @@ async def test_quick_answers_whose_time_stamps_are_not_read_are_samples_too(
     client, server = pair
     engine = await watch(start_engine, client, server, typed=typed)
     with open_between(client, server) as both:
+        exchange(both, 1)
         until = time.monotonic() + CLOCK_PROOF_S
         while time.monotonic() < until:
             exchange(both, 1)

@@ -29,6 +29,8 @@ COUNTERS = (
     "lateGreetingsNs",
     "lateEnds",
     "lateEndsNs",
+    "connectionsWithoutData",
+    "connectionsWithoutDataNs",
 )
 
 

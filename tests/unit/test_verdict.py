@@ -900,6 +900,11 @@ def test_requests_that_ended_without_an_answer_are_no_accusation_and_are_said() 
             "5 connections ended 500ms after their last byte on average",
             "The server ends these connections long after their last byte",
         ),
+        (
+            "connectionsWithoutData",
+            "5 connections had no byte in 500ms on average",
+            "This side closed connections without a byte",
+        ),
     ],
 )
 def test_late_greetings_and_ends_are_no_accusation_and_are_said(

@@ -503,6 +503,8 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
             "lateGreetingsNs",
             "lateEnds",
             "lateEndsNs",
+            "connectionsWithoutData",
+            "connectionsWithoutDataNs",
         ),
         StageNeeds((SEGMENT, "send", "state change")),
     ),
