@@ -28,6 +28,12 @@ Context = grpc.aio.ServicerContext[object, object]
 LOOPBACK = "127.0.0.1"
 AGENT_NAME = "agent.latencyprobe.io"
 OPERATOR_NAME = "operator.latencyprobe.io"
+# An operator may ping as often as a real agent lets it; see `serving/service.py`.
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+)
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ class FakeAgent(rpc.NodeAgentServicer):
             root_certificates=self._tls.ca.read_bytes(),
             require_client_auth=True,
         )
-        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        self._server = grpc.aio.server(options=_OPTIONS)
         rpc.add_NodeAgentServicer_to_server(self, self._server)
         self.port = self._server.add_secure_port(f"{host}:{port or self.port}", credentials)
         await self._server.start()
