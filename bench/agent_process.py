@@ -42,14 +42,16 @@ class RunningAgent:
         self._generation = 0
 
     async def apply(self, pids: Sequence[int]) -> float:
+        """Apply a state with these processes as targets, as `attach`."""
+        return await self.attach([pb.Target(id=str(pid), pid=pid) for pid in pids])
+
+    async def attach(self, targets: Sequence[pb.Target]) -> float:
         """Apply a state with these targets; return the seconds until all were attached.
 
         The agent answers once its programs measure them.
         """
         began = time.monotonic()
-        await self._apply(
-            [pb.Target(id=str(pid), pid=pid) for pid in pids], pb.TargetStatus.ATTACHED
-        )
+        await self._apply(targets, pb.TargetStatus.ATTACHED)
         return time.monotonic() - began
 
     async def wait_for_a_pod(self) -> None:
@@ -96,8 +98,11 @@ class RunningAgent:
 
 
 @asynccontextmanager
-async def agent(objects: Path) -> AsyncIterator[RunningAgent]:
-    """Run an agent that keeps its compiled objects there, for the time of the `with` block."""
+async def agent(objects: Path, *, prefix: Sequence[str] = ()) -> AsyncIterator[RunningAgent]:
+    """Run an agent that keeps its compiled objects there, for the time of the `with` block.
+
+    `prefix`: the beginning of its command, such as `in_cgroup`.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="latencyprobe-bench-") as folder,
         tempfile.TemporaryFile("w+") as log,
@@ -105,6 +110,7 @@ async def agent(objects: Path) -> AsyncIterator[RunningAgent]:
         address = Path(folder) / "agent.sock"
         process = subprocess.Popen(  # noqa: ASYNC220 - nothing else runs then
             [
+                *prefix,
                 *(sys.executable, "-P", "-m", "latencyprobe.commands.cli", "agent"),
                 *("--socket", address, "--exit-with-parent", "--object-cache", objects),
             ],

@@ -55,6 +55,30 @@ def test_a_small_cluster_reports_to_the_operator_in_full(cluster: str) -> None:
     assert 0 < figures["all_bad_pods_in_full"] <= 3 * MAX_PODS * figures["probes"]
 
 
+@pytest.mark.thorough
+@pytest.mark.timeout(1200)
+def test_small_floods_leave_agent_and_operator_serving() -> None:
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-m", "bench.floods", "--json", "--connections", "100"),
+            *("--messages", "2", "--seconds", "3", "--sockets", "2000"),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+
+    figures = json.loads(ended.stdout)
+    agent = {row["name"]: row for row in figures["agent"]}
+    operator = {row["name"]: row for row in figures["operator"]}
+    for name in ("messages of 16 MiB of the operator", "the same, compressed"):
+        assert agent[name]["fate"] == {"RESOURCE_EXHAUSTED": 2}
+    assert operator["bad reports of 4 MiB"]["refused"]["bad parts"] > 0
+    assert [each["targets"] for each in figures["sockets"]] == [1, 4]
+    assert all(each["with_mib"] > each["before_mib"] for each in figures["sockets"])
+
+
 # The operator's own, of no probe.
 OWN_SERIES = 100
 

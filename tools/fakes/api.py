@@ -97,6 +97,23 @@ class FakeApi:
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[Cluster]:
         """Serve, and yield the operator's client of this server."""
+        runner = web.AppRunner(self._application(), shutdown_timeout=0.1, handler_cancellation=True)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        configuration = Configuration()
+        configuration.host = f"http://{host}:{port}"
+        cluster = Cluster(configuration)
+        try:
+            yield cluster
+        finally:
+            self.send(None)
+            await cluster.close()
+            await runner.cleanup()
+
+    def _application(self) -> web.Application:
+        """Return the server's resources by their paths."""
         application = web.Application()
         application.router.add_get("/api/v1/namespaces/{namespace}/pods", self._pods)
         application.router.add_get("/api/v1/pods", self._pods)
@@ -113,20 +130,7 @@ class FakeApi:
         application.router.add_post(leases, self._create_lease)
         application.router.add_get(f"{leases}/{{name}}", self._read_lease)
         application.router.add_put(f"{leases}/{{name}}", self._replace_lease)
-        runner = web.AppRunner(application, shutdown_timeout=0.1, handler_cancellation=True)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        host, port = runner.addresses[0][:2]
-        configuration = Configuration()
-        configuration.host = f"http://{host}:{port}"
-        cluster = Cluster(configuration)
-        try:
-            yield cluster
-        finally:
-            self.send(None)
-            await cluster.close()
-            await runner.cleanup()
+        return application
 
     async def _pods(self, request: web.Request) -> web.StreamResponse:
         namespace = request.match_info.get("namespace", "")
@@ -151,7 +155,7 @@ class FakeApi:
             }
         )
 
-    async def _probes(self, request: web.Request) -> web.Response:
+    async def _probes(self, request: web.Request) -> web.StreamResponse:
         if self.refuse:
             return self._refusal()
         namespace = request.match_info.get("namespace")
