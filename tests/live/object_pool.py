@@ -92,7 +92,7 @@ def _empty(built: LoadedObject) -> None:
     built.listeners = ListenerReadings()  # else the first reading may be due much later
     built.configuration.write_namespaces({})
     for name, key_bytes in _KEY_BYTES.items():
-        built.erase(name, built.keys(name, key_bytes))
+        built.maps.erase(name, built.maps.keys(name, key_bytes))
     built.bump_generation()
     packet_tables.clear(built._programs.values())
     for _ in range(2):

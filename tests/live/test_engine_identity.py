@@ -132,7 +132,7 @@ async def test_forks_run_a_program_only_while_a_target_is_chosen_by_process(
             assert received(engine) == MESSAGES
             engine.assign(by_cgroup)
             assert engine._object is not None
-            assert engine._object.keys(PROCESSES.name, PROCESSES.key.size) == set()
+            assert engine._object.maps.keys(PROCESSES.name, PROCESSES.key.size) == set()
 
 
 async def test_the_next_first_target_decides_again_whether_forks_run_a_program(

@@ -313,10 +313,10 @@ async def test_without_a_trace_nothing_of_it_is_in_the_kernel(
     traced = engine._object
     assert traced is not None
     assert traced.ring is not None
-    traced_maps = set(traced._maps)
+    traced_maps = set(traced.maps.descriptors)
     await engine.use(ALL)
     untraced = engine._object
     assert untraced is not None
     assert untraced.ring is None
     assert "trace_ring" in traced_maps
-    assert "trace_ring" not in untraced._maps
+    assert "trace_ring" not in untraced.maps.descriptors

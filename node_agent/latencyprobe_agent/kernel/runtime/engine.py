@@ -56,12 +56,9 @@ from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.configuration import NamespaceConfiguration
 from latencyprobe_agent.kernel.runtime.dispatch import DispatchMeasurement
 from latencyprobe_agent.kernel.runtime.driver_events import DriverUse
+from latencyprobe_agent.kernel.runtime.grace_period import wait_for_running_programs
 from latencyprobe_agent.kernel.runtime.listeners import Pause
-from latencyprobe_agent.kernel.runtime.loaded import (
-    LoadedObject,
-    build,
-    wait_for_running_programs,
-)
+from latencyprobe_agent.kernel.runtime.loaded import LoadedObject, build
 from latencyprobe_agent.kernel.runtime.obstacles import mention
 from latencyprobe_agent.kernel.runtime.overhead import OverheadClock
 from latencyprobe_agent.kernel.runtime.peers import crowded
@@ -371,7 +368,7 @@ class KernelEngine:
             loaded.socket_memory, loaded.count_sockets, self._socket_memory_limits
         )
         if loaded.thread_shares is not None:
-            self._threads = Threads(loaded, loaded.thread_shares, self._thread_limits)
+            self._threads = Threads(loaded.maps, loaded.thread_shares, self._thread_limits)
         self._admit(self._slots.keys())
         self._write_targets()
         if loaded.ring is not None:
@@ -492,9 +489,9 @@ class KernelEngine:
             changed = {key: value for key, value in entries.items() if before.get(key) != value}
             # Should the kernel refuse one, the others are to be written again, or erased.
             before.update(dict.fromkeys(changed, _UNCERTAIN))
-            loaded.write(name, changed)
+            loaded.maps.write(name, changed)
         for name in _HASHES:
-            loaded.erase(name, set(self._written.get(name, {})) - set(wanted[name]))
+            loaded.maps.erase(name, set(self._written.get(name, {})) - set(wanted[name]))
         loaded.configuration.write_namespaces(
             _namespaces(self._slots, self._host_netns),
             others=NETNS_WATCHED if _begins_anywhere(self._slots) else 0,
@@ -581,8 +578,8 @@ class KernelEngine:
         The agent adds those of other targets again when it next polls the processes.
         """
         named = self._written[PROCESSES.name]
-        followed = loaded.keys(PROCESSES.name, PROCESSES.key.size)
-        loaded.erase(PROCESSES.name, followed - named.keys())
+        followed = loaded.maps.keys(PROCESSES.name, PROCESSES.key.size)
+        loaded.maps.erase(PROCESSES.name, followed - named.keys())
 
     def _idle_coverage(self) -> tuple[StageCoverage, ...]:
         if kernel_types_kind() == "none":

@@ -6,13 +6,9 @@ process, the kernel detaches and frees everything.
 
 from __future__ import annotations
 
-import ctypes
-import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
-from functools import cache
 from typing import NamedTuple
 
 from latencyprobe.domain.patience import Peer
@@ -74,17 +70,16 @@ from latencyprobe_agent.kernel.runtime.cgroup_waits import CgroupWaits
 from latencyprobe_agent.kernel.runtime.configuration import ConfigMemory
 from latencyprobe_agent.kernel.runtime.device_links import DeviceLinks
 from latencyprobe_agent.kernel.runtime.drop_places import DropPlaces
+from latencyprobe_agent.kernel.runtime.grace_period import wait_for_running_programs
 from latencyprobe_agent.kernel.runtime.listeners import ListenerReadings, Pause
 from latencyprobe_agent.kernel.runtime.mapped_array import MappedArray
+from latencyprobe_agent.kernel.runtime.named_maps import NamedMaps
 from latencyprobe_agent.kernel.runtime.node_statistics import NodeStatisticsMemory
 from latencyprobe_agent.kernel.runtime.pending import PendingMemory
 from latencyprobe_agent.kernel.runtime.ring import PacketRing
 from latencyprobe_agent.kernel.runtime.shards import Shards
 from latencyprobe_agent.kernel.runtime.statistics import StatisticsMemory
 
-_SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
-_MEMBARRIER_CMD_GLOBAL = 1
-_GRACE_S = 0.002
 _CGROUP_ATTACH_TYPES: Mapping[str, int] = {
     "tcp_set_state": libbpf.ATTACH_TYPE_SOCK_OPS,
     "ingress": libbpf.ATTACH_TYPE_CGROUP_INGRESS,
@@ -136,7 +131,7 @@ class LoadedObject:
         self._request = request
         self._provided = provided
         self._owned = provided.programs
-        self._maps = dict(self._owned.maps)
+        self.maps = NamedMaps(self._owned.maps)
         self._programs = {
             **self._owned.programs,
             **self._owned.cgroup_programs,
@@ -185,39 +180,38 @@ class LoadedObject:
             raise
 
     def _map(self, drop_reasons: Sequence[str]) -> None:
+        maps = self.maps.descriptors
         places = (
-            DropPlaces(self._maps[DROP_PLACES.name], lambda: self._owned.link(NAME_DROP_PLACES))
-            if DROP_PLACES.name in self._maps
+            DropPlaces(maps[DROP_PLACES.name], lambda: self._owned.link(NAME_DROP_PLACES))
+            if DROP_PLACES.name in maps
             else None
         )
-        self.statistics = StatisticsMemory(self._maps[STATS.name], list(drop_reasons), places)
-        self.configuration = ConfigMemory(self._maps[CONFIGURATION.name])
+        self.statistics = StatisticsMemory(maps[STATS.name], list(drop_reasons), places)
+        self.configuration = ConfigMemory(maps[CONFIGURATION.name])
         self.ring = (
-            PacketRing(self._maps[TRACE_CONTROLS.name], self._maps[TRACE_RING])
-            if TRACE_RING in self._maps
-            else None
+            PacketRing(maps[TRACE_CONTROLS.name], maps[TRACE_RING]) if TRACE_RING in maps else None
         )
         self.node_statistics = (
-            NodeStatisticsMemory(self._maps[NODE_STATS.name], self._maps[HANDLER_NAMES.name])
-            if NODE_STATS.name in self._maps
+            NodeStatisticsMemory(maps[NODE_STATS.name], maps[HANDLER_NAMES.name])
+            if NODE_STATS.name in maps
             else None
         )
         self.socket_memory = MappedArray.of_map(
-            self._maps[SOCKET_MEMORIES.name], SOCKET_MEMORY, SOCKET_MEMORY_PLACES
+            maps[SOCKET_MEMORIES.name], SOCKET_MEMORY, SOCKET_MEMORY_PLACES
         )
         self.thread_shares = (
-            MappedArray.of_map(self._maps[THREAD_SHARES.name], THREAD_SHARE, THREAD_SHARE_PLACES)
-            if THREAD_SHARES.name in self._maps
+            MappedArray.of_map(maps[THREAD_SHARES.name], THREAD_SHARE, THREAD_SHARE_PLACES)
+            if THREAD_SHARES.name in maps
             else None
         )
-        self.cgroup_waits = CgroupWaits(self) if WAITS_FOR_CGROUPS.name in self._maps else None
+        self.cgroup_waits = CgroupWaits(self.maps) if WAITS_FOR_CGROUPS.name in maps else None
         self._pending = (
             PendingMemory(
-                self._maps[PENDING_OF_SLOTS.name],
-                self._maps[PENDING_READINGS.name],
-                self._maps.get(PEERS.name),
+                maps[PENDING_OF_SLOTS.name],
+                maps[PENDING_READINGS.name],
+                maps.get(PEERS.name),
             )
-            if PENDING_OF_SLOTS.name in self._maps
+            if PENDING_OF_SLOTS.name in maps
             else None
         )
         for epoch in (0, 1):
@@ -384,12 +378,12 @@ class LoadedObject:
         return before != (self._is_on_devices, self._not_on_devices)
 
     def _use_devices(self, host_devices: Collection[int]) -> None:
-        if HOST_DEVICES.name in self._maps:
+        if HOST_DEVICES.name in self.maps.descriptors:
             wanted = {HOST_DEVICES.key.pack(index) for index in host_devices}
-            present = self.keys(HOST_DEVICES.name, HOST_DEVICES.key.size)
+            present = self.maps.keys(HOST_DEVICES.name, HOST_DEVICES.key.size)
             known = HOST_DEVICES.value.pack(1)
-            self.write(HOST_DEVICES.name, dict.fromkeys(wanted - present, known))
-            self.erase(HOST_DEVICES.name, present - wanted)
+            self.maps.write(HOST_DEVICES.name, dict.fromkeys(wanted - present, known))
+            self.maps.erase(HOST_DEVICES.name, present - wanted)
         if self._is_on_devices:
             return
         self._is_on_devices = True
@@ -563,17 +557,6 @@ class LoadedObject:
             slice_ns=self._slice_ns,
         )
 
-    def write(self, name: str, entries: Mapping[bytes, bytes]) -> None:
-        """Set entries of a map. Raises EngineError for a full map, with its name."""
-        for key, value in entries.items():
-            with _with_name(f"{name} with {len(entries)} new entries"):
-                libbpf.update(self._maps[name], key, value)
-
-    def look_up(self, name: str, key: bytes, value_bytes: int) -> bytes | None:
-        """Return the value of one entry; None if it does not exist. Raises EngineError."""
-        with _with_name(name):
-            return libbpf.look_up(self._maps[name], key, value_bytes)
-
     def count_sockets(self) -> bool:
         """Have the sockets counted whose end nothing reports; return False if that is impossible.
 
@@ -585,16 +568,6 @@ class LoadedObject:
             return False
         libbpf.run_iterator(link)
         return True
-
-    def erase(self, name: str, keys: Iterable[bytes]) -> Collection[bytes]:
-        """Delete entries of a map; return the keys of those that existed. Raises EngineError."""
-        with _with_name(name):
-            return [key for key in keys if libbpf.delete(self._maps[name], key)]
-
-    def keys(self, name: str, key_bytes: int) -> set[bytes]:
-        """Return the present keys of a map. Raises EngineError."""
-        with _with_name(name):
-            return set(libbpf.keys(self._maps[name], key_bytes))
 
     def runs(self) -> Mapping[str, Runs]:
         """Return the runs of the programs, by function; they do not grow without the statistics."""
@@ -640,32 +613,5 @@ class LoadedObject:
         self._owned.close()
 
 
-@contextmanager
-def _with_name(of_map: str) -> Iterator[None]:
-    """Give a refusal of the kernel the map's name: raise EngineError for it."""
-    try:
-        yield
-    except libbpf.KernelRefusedError as error:
-        raise EngineError(f"map {of_map}: {error}") from error
-
-
 def _is_of_device(scoped: ScopedHook) -> bool:
     return scoped.hook.kind is HookKind.DEVICE
-
-
-def wait_for_running_programs() -> None:
-    """Return when no program that read the old configuration still runs.
-
-    Tracing programs run in an RCU read-side section, and MEMBARRIER_CMD_GLOBAL waits for one grace
-    period, kernel/sched/membarrier.c. Kernels with nohz_full CPUs refuse it: then a sleep that is a
-    thousand times a program's run has to do.
-    """
-    number = _SYS_MEMBARRIER.get(os.uname().machine)
-    if number is None or _libc().syscall(number, _MEMBARRIER_CMD_GLOBAL, 0, 0) != 0:
-        time.sleep(_GRACE_S)
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    """Return the C library. Opening it takes milliseconds each time."""
-    return ctypes.CDLL(None, use_errno=True)

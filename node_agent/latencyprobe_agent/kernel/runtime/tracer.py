@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from latencyprobe.domain.packets import TraceCounts, TracedPacket
 from latencyprobe_agent.kernel.contract import TraceSpec
-from latencyprobe_agent.kernel.runtime.loaded import wait_for_running_programs
+from latencyprobe_agent.kernel.runtime.grace_period import wait_for_running_programs
 from latencyprobe_agent.kernel.runtime.ring import BATCH, PacketRing
 
 
