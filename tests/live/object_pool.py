@@ -87,16 +87,16 @@ class _Lent:
 
 def _empty(built: LoadedObject) -> None:
     """As it was when it was new."""
-    built.sample(0)
+    built.configuration.sample(0)
     built._is_scope_lost = False
     built.listeners = ListenerReadings()  # else the first reading may be due much later
     built.configuration.write_namespaces({})
     for name, key_bytes in _KEY_BYTES.items():
         built.maps.erase(name, built.maps.keys(name, key_bytes))
-    built.bump_generation()
+    built.configuration.bump_generation()
     packet_tables.clear(built._programs.values())
     for _ in range(2):
-        inactive = built.flip_epoch({})
+        inactive = built.halves.flip({})
         for element in range(MAX_SLOTS):
             built.statistics._take_element(inactive.epoch * MAX_SLOTS + element)
         if built.node_statistics is not None:

@@ -21,7 +21,7 @@ PUBLISHED = frozenset(
     {"duration_seconds", "measured_seconds", "unobserved_seconds", "cert_time_to_seconds"}
 )
 # A condition's reason that users know, and words of a text or of 64 bits.
-KEPT = frozenset({"AGENT_SILENT", "word", "words", "write_words"})
+KEPT = frozenset({"AGENT_SILENT", "word", "words"})
 LOGGER_NAMES = frozenset({"_log", "logger", "_logger", "LOG", "LOGGER"})
 LOG_CALLS = frozenset({"debug", "info", "warning", "error", "exception", "critical", "log"})
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latencyprobe_agent.kernel.abi import CONFIG
+from latencyprobe_agent.kernel.abi import CONFIG, NO_PACKETS
 from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.kernel.runtime.configuration import (
     CONFIG_BYTES,
     MAX_NAMESPACES,
     ConfigMemory,
     NamespaceConfiguration,
+    ProgramSettings,
+    TimeSlice,
 )
 
 INODES = st.integers(0xF0000000, 0xF0003000)
@@ -35,6 +38,10 @@ def descriptor() -> Iterator[int]:
     os.truncate(made, CONFIG_BYTES)
     yield made
     os.close(made)
+
+
+def read(descriptor: int, offset: int, size: int) -> list[int]:
+    return list(os.pread(descriptor, size, offset))
 
 
 def find(content: bytes, inum: int) -> NamespaceConfiguration | None:
@@ -75,7 +82,7 @@ def test_programs_find_what_was_written_last_and_nothing_else(
 
 def test_values_are_where_the_programs_read_them(descriptor: int) -> None:
     memory = ConfigMemory(descriptor)
-    memory.write_words(epoch=1, generation=7, sample_mask=15)
+    memory.configure(ProgramSettings(epoch=1, generation=7, sample_mask=15))
     assert struct.unpack("=IIII", os.pread(descriptor, 16, 0)) == (1, 7, 15, 0)
 
 
@@ -112,6 +119,49 @@ def test_the_use_of_a_driver_is_reported_once_and_outlives_the_agents_own_change
     memory = ConfigMemory(descriptor)
     assert not memory.take_driver_use()
     os.pwrite(descriptor, b"\1", CONFIG.offset("is_driver_used"))
-    memory.write_words(epoch=1, generation=7, sample_mask=15, sees_completions=True)
+    memory.configure(ProgramSettings(epoch=1, generation=7, sample_mask=15, sees_completions=True))
     assert memory.take_driver_use()
     assert not memory.take_driver_use()
+
+
+def test_between_time_slices_programs_on_cgroups_and_devices_do_nothing(descriptor: int) -> None:
+    memory = ConfigMemory(descriptor)
+    flags = (CONFIG.offset("sees_arrivals"), 4)
+    memory.configure(
+        ProgramSettings(
+            sees_sends=True,
+            sees_arrivals=True,
+            sees_departures=True,
+            sees_completions=True,
+            sees_segments=True,
+        )
+    )
+    assert read(descriptor, *flags) == [1, 1, 1, 1]
+    memory.configure(replace(memory.settings, time_slice=TimeSlice(3, 9, is_over=True)))
+    assert read(descriptor, *flags) == [0, 0, 0, 0]
+    assert read(descriptor, CONFIG.offset("sees_sends"), 1) == [1]
+    memory.configure(replace(memory.settings, time_slice=TimeSlice(4, 10)))
+    assert read(descriptor, *flags) == [1, 1, 1, 1]
+    at = CONFIG.offset("slice")
+    assert struct.unpack("=QQ", os.pread(descriptor, 16, at)) == (4, 10)
+
+
+def test_a_packet_that_begins_counts_while_the_time_slice_is_open(descriptor: int) -> None:
+    memory = ConfigMemory(descriptor)
+    at = CONFIG.offset("sample_mask")
+    memory.sample(3)
+    assert struct.unpack("=I", os.pread(descriptor, 4, at)) == (7,)
+    memory.configure(replace(memory.settings, time_slice=TimeSlice(1, 9, is_open=False)))
+    assert struct.unpack("=I", os.pread(descriptor, 4, at)) == (NO_PACKETS,)
+    memory.sample(2)
+    assert struct.unpack("=I", os.pread(descriptor, 4, at)) == (NO_PACKETS,)
+    memory.configure(replace(memory.settings, time_slice=TimeSlice(1, 9)))
+    assert struct.unpack("=I", os.pread(descriptor, 4, at)) == (3,)
+
+
+def test_a_change_of_targets_has_the_next_number_and_changes_nothing_else(descriptor: int) -> None:
+    memory = ConfigMemory(descriptor)
+    memory.configure(ProgramSettings(epoch=1, generation=7, sample_mask=15))
+    memory.bump_generation()
+    assert memory.settings == ProgramSettings(epoch=1, generation=8, sample_mask=15)
+    assert struct.unpack("=III", os.pread(descriptor, 12, 0)) == (1, 8, 15)

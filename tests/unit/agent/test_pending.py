@@ -21,6 +21,7 @@ from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.abi import MAX_SLOTS, PENDING, PENDING_READING, SLOT_PENDING, U64
 from latencyprobe_agent.kernel.hooks import READ_PENDING, READ_PENDING_STATES
+from latencyprobe_agent.kernel.runtime.configuration import ProgramSettings
 from latencyprobe_agent.kernel.runtime.loaded import LoadedObject
 from latencyprobe_agent.kernel.runtime.peers import PeerTable
 from latencyprobe_agent.kernel.runtime.pending import MOST_REPETITIONS, PendingMemory, unread
@@ -234,7 +235,7 @@ def test_all_open_files_are_visited_until_a_reading_has_done_so(
         LoadedObject,
         SimpleNamespace(
             _pending=memory,
-            _generation=1,
+            configuration=SimpleNamespace(settings=ProgramSettings(generation=1)),
             _visited_generation=0,
             _owned=SimpleNamespace(link=links.get),
             follows_processes=False,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from latencyprobe_agent.kernel.abi import (
@@ -19,6 +20,7 @@ from latencyprobe_agent.kernel.abi import (
     NETNS_ENTRY,
     NETNS_FIRST,
     NETNS_HOPS,
+    NO_PACKETS,
     NO_SHARDS,
     SHARDS,
     Obstacle,
@@ -49,6 +51,40 @@ class NamespaceConfiguration(NamedTuple):
     owners: int
 
 
+@dataclass(frozen=True, slots=True)
+class TimeSlice:
+    """The time slice that programs of packets are attached for: its number and its beginning.
+
+    The number is 0 while they are attached all the time. `is_open`: packets that begin are
+    measured. `is_over`: the programs are detached, and those on cgroups and devices do nothing.
+    """
+
+    number: int = 0
+    began_ns: int = 0
+    is_open: bool = True
+    is_over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramSettings:
+    """The settings of the programs, which they read with each event.
+
+    `epoch`: the half of the measurements that they write. `generation`: the number of the targets'
+    last change. `sees_…`: programs of the better hooks report this, and others need not.
+    """
+
+    epoch: int = 0
+    generation: int = 0
+    sample_mask: int = 0
+    sees_sends: bool = False
+    reads_listeners: bool = False
+    sees_arrivals: bool = False
+    sees_departures: bool = False
+    sees_completions: bool = False
+    sees_segments: bool = False
+    time_slice: TimeSlice = TimeSlice()
+
+
 class ConfigMemory:
     """The one element of the map `configuration`."""
 
@@ -57,28 +93,35 @@ class ConfigMemory:
         bounds = _BOUNDS.pack(*bucket_bounds())
         self._memory[_BOUNDS_OFFSET : _BOUNDS_OFFSET + len(bounds)] = bounds
         self._numbers: dict[int, int] = {}
+        self.settings = ProgramSettings()
 
-    def write_words(
-        self,
-        *,
-        epoch: int,
-        generation: int,
-        sample_mask: int,
-        sees_sends: bool = False,
-        reads_listeners: bool = False,
-        sees_arrivals: bool = False,
-        sees_departures: bool = False,
-        sees_completions: bool = False,
-        sees_segments: bool = False,
-        slice_number: int = 0,
-        slice_ns: int = 0,
-    ) -> None:
-        """Set the integers. Programs read each one separately, and each is written at once."""
+    def configure(self, settings: ProgramSettings) -> None:
+        """Have programs use these. They read each one separately, and each is written at once."""
+        self.settings = settings
+        time_slice = settings.time_slice
+        runs = not time_slice.is_over
         self._memory[: _INTEGERS.size] = _INTEGERS.pack(
-            *(epoch, generation, sample_mask, sees_sends, reads_listeners),
-            *(sees_arrivals, sees_departures, sees_completions, sees_segments, b""),
-            *(slice_number, slice_ns),
+            settings.epoch,
+            settings.generation,
+            settings.sample_mask if time_slice.is_open else NO_PACKETS,
+            settings.sees_sends,
+            settings.reads_listeners,
+            settings.sees_arrivals and runs,
+            settings.sees_departures and runs,
+            settings.sees_completions and runs,
+            settings.sees_segments and runs,
+            b"",
+            time_slice.number,
+            time_slice.began_ns,
         )
+
+    def sample(self, shift: int) -> None:
+        """Have programs measure one packet in 2**shift."""
+        self.configure(replace(self.settings, sample_mask=(1 << shift) - 1))
+
+    def bump_generation(self) -> None:
+        """Have every socket look up its slots again."""
+        self.configure(replace(self.settings, generation=self.settings.generation + 1))
 
     def take_driver_use(self) -> bool:
         """Return True if a target's packet was given to a driver since the last call."""

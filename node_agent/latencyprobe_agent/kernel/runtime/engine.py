@@ -260,7 +260,7 @@ class KernelEngine:
         if self._object is not None:
             if shift != self._sample_shift:
                 self._keep(self._object, self._slots, self._slots)  # with the previous ratio
-                self._object.sample(shift)
+                self._object.configuration.sample(shift)
                 if self._slices is None:
                     self._clock.follow(self._object)
             if self._slices is None and slice_shift:
@@ -356,9 +356,9 @@ class KernelEngine:
         """Measure with this object from now on."""
         self._object = loaded
         self._coverage = self._coverage_of(loaded)
-        loaded.sample(self._sample_shift)
+        loaded.configuration.sample(self._sample_shift)
         loaded.stop(self._stopped)
-        loaded.begin(_shards(self._slots))
+        loaded.halves.begin(_shards(self._slots))
         self._driver_use = DriverUse()
         if self._wanted_slice_shift:
             self._begin_slices(loaded)
@@ -425,7 +425,7 @@ class KernelEngine:
         `following`: the slots that are measured from now on.
         """
         loaded.read_listeners()
-        inactive = loaded.flip_epoch(_shards(following))
+        inactive = loaded.halves.flip(_shards(following))
         if loaded.node_statistics is not None:
             self._node_carry += loaded.node_statistics.take(inactive.epoch)
         ratios = SamplingRatios(2.0**-self._sample_shift, 2.0**-self._slice_shift)
@@ -504,7 +504,7 @@ class KernelEngine:
             loaded.see_steering(False)
         self._follow_devices(loaded)
         loaded.configuration.forget_obstacles()
-        loaded.bump_generation()
+        loaded.configuration.bump_generation()
         loaded.read_listeners(Pause.BEFORE_CHANGE)
 
     def _follow_cgroups(self, loaded: LoadedObject) -> None:

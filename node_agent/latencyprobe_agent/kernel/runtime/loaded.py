@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import NamedTuple
 
 from latencyprobe.domain.patience import Peer
@@ -21,7 +22,6 @@ from latencyprobe_agent.kernel.abi import (
     DROP_PLACES,
     HANDLER_NAMES,
     HOST_DEVICES,
-    NO_PACKETS,
     NODE_STATS,
     PEERS,
     PENDING_OF_SLOTS,
@@ -67,17 +67,17 @@ from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.attachments import Attachments, OffReason
 from latencyprobe_agent.kernel.runtime.cgroup_links import CgroupLinks, CgroupProgram
 from latencyprobe_agent.kernel.runtime.cgroup_waits import CgroupWaits
-from latencyprobe_agent.kernel.runtime.configuration import ConfigMemory
+from latencyprobe_agent.kernel.runtime.configuration import ConfigMemory, ProgramSettings, TimeSlice
 from latencyprobe_agent.kernel.runtime.device_links import DeviceLinks
 from latencyprobe_agent.kernel.runtime.drop_places import DropPlaces
 from latencyprobe_agent.kernel.runtime.grace_period import wait_for_running_programs
+from latencyprobe_agent.kernel.runtime.halves import Halves
 from latencyprobe_agent.kernel.runtime.listeners import ListenerReadings, Pause
 from latencyprobe_agent.kernel.runtime.mapped_array import MappedArray
 from latencyprobe_agent.kernel.runtime.named_maps import NamedMaps
 from latencyprobe_agent.kernel.runtime.node_statistics import NodeStatisticsMemory
 from latencyprobe_agent.kernel.runtime.pending import PendingMemory
 from latencyprobe_agent.kernel.runtime.ring import PacketRing
-from latencyprobe_agent.kernel.runtime.shards import Shards
 from latencyprobe_agent.kernel.runtime.statistics import StatisticsMemory
 
 _CGROUP_ATTACH_TYPES: Mapping[str, int] = {
@@ -100,13 +100,6 @@ async def build(
         return LoadedObject(request, await provide(request, request_object, cache, prepared))
     except OSError as error:
         raise EngineError(f"cannot build the eBPF programs: {explained(error)}") from error
-
-
-class InactiveHalf(NamedTuple):
-    """The half of the measurements that no program writes, and the shards of its slots."""
-
-    epoch: int
-    shards: Mapping[int, Shards]
 
 
 class Runs(NamedTuple):
@@ -164,13 +157,7 @@ class LoadedObject:
         self.refused: Mapping[str, str] = self._owned.refused
         self.origin = provided.origin
         self.diagnostics = provided.diagnostics
-        self._epoch = 0
-        self._shards: list[Mapping[int, Shards]] = [{}, {}]  # of each half
-        self._generation = 0
         self._visited_generation = 0
-        self._sample_mask = 0
-        self._slice, self._slice_ns, self._is_open = 0, 0, True
-        self._is_resting = False
         self._stopped: frozenset[Module] = frozenset()
         self.listeners = ListenerReadings()
         try:
@@ -214,8 +201,14 @@ class LoadedObject:
             if PENDING_OF_SLOTS.name in maps
             else None
         )
-        for epoch in (0, 1):
-            self.configuration.write_shards(epoch, {})
+        self.halves = Halves(self.configuration)
+        self.configuration.configure(
+            ProgramSettings(
+                sees_sends=SEND in self._owned.attached,
+                reads_listeners=READ_LISTENERS in self._owned.hooks,
+                sees_completions=self.follows_drivers,
+            )
+        )
 
     def spare(self) -> LoadedObject:
         """Load the same programs once more, with new maps, and do not attach them.
@@ -445,29 +438,26 @@ class LoadedObject:
 
         Raises EngineError; the programs may then be attached in part.
         """
-        self._slice += 1
-        self._slice_ns = time.monotonic_ns()
-        self._is_resting = False
-        self.measure_packets(False)
+        number = self.configuration.settings.time_slice.number + 1
+        self._use_slice(TimeSlice(number, time.monotonic_ns(), is_open=False))
         self._keep_off(OffReason.BETWEEN_SLICES, ())
 
     def measure_packets(self, wanted: bool) -> None:
         """Measure packets that begin from now on, or only those that have begun."""
-        self._is_open = wanted
-        self._write_config()
+        self._use_slice(replace(self.configuration.settings.time_slice, is_open=wanted))
 
     def end_slice(self) -> None:
         """Detach the programs of packets. Those on devices stay, and do nothing."""
         self._keep_off(OffReason.BETWEEN_SLICES, self.functions_of_packets)
-        self._is_resting = True
-        self._write_config()
+        self._use_slice(replace(self.configuration.settings.time_slice, is_over=True))
 
     def end_slices(self) -> None:
         """Measure packets all the time again. Raises EngineError."""
         self._keep_off(OffReason.BETWEEN_SLICES, ())
-        self._slice = self._slice_ns = 0
-        self._is_resting = False
-        self.measure_packets(True)
+        self._use_slice(TimeSlice())
+
+    def _use_slice(self, time_slice: TimeSlice) -> None:
+        self.configuration.configure(replace(self.configuration.settings, time_slice=time_slice))
 
     def read_listeners(self, pause: Pause = Pause.USUAL) -> None:
         """Have connections counted that listeners turned away, unless that was done just before.
@@ -484,7 +474,7 @@ class LoadedObject:
         Sockets of processes are found by their open files. So are those without a state, which were
         open before the targets changed.
         """
-        is_changed = self._visited_generation != self._generation
+        is_changed = self._visited_generation != self.configuration.settings.generation
         link = self._owned.link(READ_PENDING)
         fast = self._owned.link(READ_PENDING_STATES)
         if fast is not None and not (is_changed or self.follows_processes):
@@ -493,7 +483,7 @@ class LoadedObject:
             return {}
         found = self._pending.read(link, slots)
         if self._pending.has_read:
-            self._visited_generation = self._generation
+            self._visited_generation = self.configuration.settings.generation
         return found
 
     @property
@@ -516,45 +506,15 @@ class LoadedObject:
         """The number of sockets that were not compared with others, since there was no room."""
         return self._pending.crowded if self._pending else 0
 
-    def bump_generation(self) -> None:
-        """Have every socket look up its slots again."""
-        self._generation += 1
-        self._write_config()
-
-    def sample(self, shift: int) -> None:
-        """Measure one packet in 2**shift."""
-        self._sample_mask = (1 << shift) - 1
-        self._write_config()
-
-    def begin(self, shards: Mapping[int, Shards]) -> None:
-        """Set the shards of an object without any slot: no program counts yet."""
-        self._shards[self._epoch] = shards
-        self.configuration.write_shards(self._epoch, shards)
-
-    def flip_epoch(self, shards: Mapping[int, Shards]) -> InactiveHalf:
-        """Make programs write the other half, with these shards; return the inactive half."""
-        inactive = self._epoch
-        self._epoch = 1 - self._epoch
-        self.begin(shards)
-        self._write_config()
-        wait_for_running_programs()
-        return InactiveHalf(inactive, self._shards[inactive])
-
     def _write_config(self) -> None:
-        uses_devices = self._is_on_devices and not self._is_resting
-        uses_cgroups = self._is_scoped and not self._is_resting
-        self.configuration.write_words(
-            epoch=self._epoch,
-            generation=self._generation,
-            sample_mask=self._sample_mask if self._is_open else NO_PACKETS,
-            sees_sends=SEND in self.attached,
-            reads_listeners=READ_LISTENERS in self._owned.hooks,
-            sees_arrivals=uses_devices and RECEIVE in self._owned.scoped,
-            sees_departures=uses_devices and QUEUE in self._owned.scoped,
-            sees_completions=self.follows_drivers and not self._is_resting,
-            sees_segments=uses_cgroups and SEGMENT in self._owned.scoped,
-            slice_number=self._slice,
-            slice_ns=self._slice_ns,
+        self.configuration.configure(
+            replace(
+                self.configuration.settings,
+                sees_arrivals=self._is_on_devices and RECEIVE in self._owned.scoped,
+                sees_departures=self._is_on_devices and QUEUE in self._owned.scoped,
+                sees_completions=self.follows_drivers,
+                sees_segments=self._is_scoped and SEGMENT in self._owned.scoped,
+            )
         )
 
     def count_sockets(self) -> bool:
