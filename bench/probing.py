@@ -85,9 +85,9 @@ async def measuring(
 async def _settle(engine: KernelEngine) -> None:
     """Wait until programs are on all devices, if any are to be."""
     loaded = engine._object
-    if loaded is None or loaded._devices is None:
+    if loaded is None or loaded.devices.links is None:
         return
-    while loaded._devices.is_busy:
+    while loaded.devices.links.is_busy:
         await asyncio.sleep(0.01)
     engine._check_devices(loaded)
 
@@ -95,7 +95,7 @@ async def _settle(engine: KernelEngine) -> None:
 def let_drivers_rest(engine: KernelEngine) -> None:
     """Have it as after two minutes in which no target's packet got to a driver."""
     assert engine._object is not None
-    engine._object.follow_drivers(False)
+    engine._object.drivers.follow(False)
 
 
 @asynccontextmanager

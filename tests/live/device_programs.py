@@ -45,9 +45,10 @@ def runs_at_sockets(engine: KernelEngine) -> int:
 def links_to_devices(engine: KernelEngine) -> dict[tuple[int, int, str], int]:
     """The kernel's ids of its links to devices, by namespace, device and program."""
     assert engine._object is not None
-    assert engine._object._devices is not None
+    links = engine._object.devices.links
+    assert links is not None
     found = {}
-    for place, link in engine._object._devices._links.items():
+    for place, link in links._links.items():
         (number,) = re.findall(
             r"^link_id:\s*(\d+)$", Path(f"/proc/self/fdinfo/{link}").read_text(), re.MULTILINE
         )

@@ -38,9 +38,9 @@ class SettledEngine(KernelEngine):
 
     def _settle(self) -> None:
         loaded = self._object
-        if loaded is None or loaded._devices is None:
+        if loaded is None or loaded.devices.links is None:
             return
-        while loaded._devices.is_busy:
+        while loaded.devices.links.is_busy:
             time.sleep(0.001)
         self._check_devices(loaded)
 

@@ -83,7 +83,8 @@ def let_drivers_rest(engine: KernelEngine) -> None:
     """Have its next reading find that no driver got a target's packet for a long time."""
     now = time.monotonic()
     times = iter([now - 2 * IDLE_S])
-    engine._driver_use = DriverUse(lambda: next(times, now))
+    assert engine._object is not None
+    engine._object.drivers.use = DriverUse(lambda: next(times, now))
 
 
 def lasting_coverage(engine: KernelEngine) -> tuple[StageCoverage, ...]:

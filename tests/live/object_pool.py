@@ -88,7 +88,7 @@ class _Lent:
 def _empty(built: LoadedObject) -> None:
     """As it was when it was new."""
     built.configuration.sample(0)
-    built._is_scope_lost = False
+    built.cgroups._are_lost = False
     built.listeners = ListenerReadings()  # else the first reading may be due much later
     built.configuration.write_namespaces({})
     for name, key_bytes in _KEY_BYTES.items():

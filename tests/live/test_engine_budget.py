@@ -283,9 +283,9 @@ async def test_turns_while_a_slice_is_attached_never_cost_a_connection_its_respo
         for _ in range(SLICES_OF_A_LONG_CONNECTION):
             loaded.end_slice()
             loaded.begin_slice()
-            loaded._keep_off(OffReason.BETWEEN_SLICES, sends)
+            loaded._attachments.keep_off(OffReason.BETWEEN_SLICES, sends)
             exchange(opened, 1)
-            loaded._keep_off(OffReason.BETWEEN_SLICES, ())
+            loaded._attachments.keep_off(OffReason.BETWEEN_SLICES, ())
             loaded.measure_packets(True)
             exchange(opened, 3)
             loaded.measure_packets(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -73,6 +74,12 @@ def own_program(engine: KernelEngine) -> int:
     """The descriptor of its program for the states of connections."""
     assert engine._object is not None
     return engine._object._owned.cgroup_programs["on_sock_ops"]
+
+
+def check_cgroups_at_once(engine: KernelEngine) -> None:
+    """Have the next reading check the programs of others, as seconds later."""
+    assert engine._object is not None
+    engine._object.cgroups._checked_at = -math.inf
 
 
 def is_on_cgroup(engine: KernelEngine, pod: Pod) -> bool:
@@ -257,7 +264,7 @@ async def test_where_ours_would_disable_another_program_the_tracepoint_serves(
         assert is_on_cgroup(engine, inner) is is_later
         if is_later:
             theirs.attach(client.cgroup, flags)
-            engine._cgroups_checked = 0.0
+            check_cgroups_at_once(engine)
             engine.read()
         stage = connect_stage(engine)
         assert stage.state is CoverageState.ACTIVE

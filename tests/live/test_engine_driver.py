@@ -176,7 +176,7 @@ async def test_devices_that_complete_nothing_have_no_tx_driver(
 
 
 def follows_drivers(engine: KernelEngine) -> bool:
-    return engine._object is not None and engine._object.follows_drivers
+    return engine._object is not None and engine._object.drivers.are_followed
 
 
 @pytest.mark.every_kernel

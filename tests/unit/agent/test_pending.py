@@ -238,7 +238,7 @@ def test_all_open_files_are_visited_until_a_reading_has_done_so(
             configuration=SimpleNamespace(settings=ProgramSettings(generation=1)),
             _visited_generation=0,
             _owned=SimpleNamespace(link=links.get),
-            follows_processes=False,
+            processes=SimpleNamespace(are_seen=False),
         ),
     )
     with failing(monkeypatch):

@@ -292,7 +292,7 @@ def test_a_reason_whose_programs_are_refused_stays() -> None:
     attachments = Attachments(programs)
     attachments.keep_off(OffReason.STOPPED, ["a", "b"])
     programs.refused = "b"
-    with pytest.raises(OSError, match="no memory"):
+    with pytest.raises(EngineError, match="no memory"):
         attachments.keep_off(OffReason.STOPPED, [])
     programs.refused = ""
     attachments.keep_off(OffReason.STOPPED, [])

@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Protocol
 
+from latencyprobe.process.os_errors import explained
+from latencyprobe_agent.kernel.contract import EngineError
+
 
 class Attachable(Protocol):
     """Programs that are attached one by one."""
@@ -39,14 +42,17 @@ class Attachments:
     def keep_off(self, reason: OffReason, functions: Iterable[str]) -> None:
         """Have this reason keep off these programs and no others; detach in their order.
 
-        Raises OSError if a program that has no other reason cannot be attached again. The reason
-        then keeps off what it did before.
+        Raises EngineError if a program that has no other reason cannot be attached again. The
+        reason then keeps off what it did before.
         """
         before, wanted = self._off.get(reason, ()), tuple(functions)
         others = {f for other, off in self._off.items() if other is not reason for f in off}
-        for function in before:
-            if function not in wanted and function not in others:
-                self._programs.attach_one(function)
+        try:
+            for function in before:
+                if function not in wanted and function not in others:
+                    self._programs.attach_one(function)
+        except OSError as error:
+            raise EngineError(f"cannot attach the eBPF programs: {explained(error)}") from error
         self._off[reason] = wanted
         for function in wanted:
             self._programs.detach_one(function)

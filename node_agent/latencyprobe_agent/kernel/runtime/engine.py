@@ -53,9 +53,9 @@ from latencyprobe_agent.kernel.hooks import (
 )
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.request import Request
+from latencyprobe_agent.kernel.runtime.cgroup_hooks import CHECK_S
 from latencyprobe_agent.kernel.runtime.configuration import NamespaceConfiguration
 from latencyprobe_agent.kernel.runtime.dispatch import DispatchMeasurement
-from latencyprobe_agent.kernel.runtime.driver_events import DriverUse
 from latencyprobe_agent.kernel.runtime.grace_period import wait_for_running_programs
 from latencyprobe_agent.kernel.runtime.listeners import Pause
 from latencyprobe_agent.kernel.runtime.loaded import LoadedObject, build
@@ -77,9 +77,6 @@ log = logging.getLogger(__name__)
 
 # `filters` is an array: its elements are only ever overwritten.
 _HASHES = (FILTER_PORTS.name, CGROUPS.name, PROCESSES.name)
-# At least this is between two checks that no program of another came to a target's cgroup, or above
-# it. Readings are at most 10 s apart.
-_CGROUPS_S = 5.0
 _UNCERTAIN = b""  # no entry has this value
 
 
@@ -136,8 +133,6 @@ class KernelEngine:
         self._wanted_slice_shift = 0
         self._slices: TimeSlices | None = None
         self._stopped: frozenset[Module] = frozenset()
-        self._cgroups_checked = 0.0
-        self._driver_use = DriverUse()
         self._is_steered = False
         self._detaching: list[Future[None]] = []
         self._changing = asyncio.Lock()
@@ -164,7 +159,7 @@ class KernelEngine:
             return
         replacement = await self._build(modules, tracing=tracing, udp=udp) if modules else None
         if replacement is not None and self._object is not None:
-            replacement.adopt_devices(self._object)
+            replacement.devices.adopt(self._object.devices)
         self._retire()
         preload, self._preload = self._preload, None
         self._report_change(modules)
@@ -212,7 +207,7 @@ class KernelEngine:
         self._check_devices(self._object)
         self._check_drivers(self._object)
         self._check_steering(self._object)
-        if time.monotonic() - self._cgroups_checked >= _CGROUPS_S:
+        if self._object.cgroups.is_check_due:
             self._check_cgroups(self._object)
         for slot, measurement in self._take(self._object, self._slots, self._slots).items():
             news[slot] = news.get(slot, NOTHING) + measurement
@@ -359,7 +354,7 @@ class KernelEngine:
         loaded.configuration.sample(self._sample_shift)
         loaded.stop(self._stopped)
         loaded.halves.begin(_shards(self._slots))
-        self._driver_use = DriverUse()
+        loaded.drivers.begin()
         if self._wanted_slice_shift:
             self._begin_slices(loaded)
         else:
@@ -405,8 +400,8 @@ class KernelEngine:
         self._lost_parts = {}
         self._object.close()
         self._detaching = [each for each in self._detaching if not each.done()]
-        if self._object.detaching is not None:
-            self._detaching.append(self._object.detaching)
+        if self._object.devices.detaching is not None:
+            self._detaching.append(self._object.devices.detaching)
         self._object = None
         self._written = {}
 
@@ -482,7 +477,7 @@ class KernelEngine:
         # First: a program has to see a connection that it measures from the beginning, and each
         # fork of a process from the moment when the table has it.
         if _by_process(self._slots):
-            loaded.follow_processes(True)
+            loaded.processes.see(True)
         self._follow_cgroups(loaded)
         for name, entries in wanted.items():
             before = self._written.setdefault(name, {})
@@ -497,11 +492,12 @@ class KernelEngine:
             others=NETNS_WATCHED if _begins_anywhere(self._slots) else 0,
         )
         if self._slots and not _by_process(self._slots):
-            loaded.follow_processes(False)
+            if loaded.processes.see(False):
+                wait_for_running_programs()
             self._coverage = self._coverage_of(loaded)
         self._written = wanted
         if not self._is_steered:
-            loaded.see_steering(False)
+            loaded.steering.see(False)
         self._follow_devices(loaded)
         loaded.configuration.forget_obstacles()
         loaded.configuration.bump_generation()
@@ -511,21 +507,20 @@ class KernelEngine:
         """Attach programs to the targets' cgroups, or check those that are attached."""
         if not self._slots:
             return
-        self._cgroups_checked = time.monotonic()
-        loaded.follow_cgroups(_cgroup_directories(self._slots))
+        loaded.cgroups.follow(_cgroup_directories(self._slots))
         self._coverage = self._coverage_of(loaded)
 
     def _follow_devices(self, loaded: LoadedObject) -> None:
         """Begin to attach programs to the targets' devices."""
         if not self._slots:
             return
-        loaded.follow_devices(_pod_namespaces(self._slots, self._host_netns), self._host_path)
+        loaded.devices.follow(_pod_namespaces(self._slots, self._host_netns), self._host_path)
         self._coverage = self._coverage_of(loaded)
 
     def _check_devices(self, loaded: LoadedObject) -> None:
         """Use the programs on devices if they are all attached by now."""
         try:
-            has_changed = loaded.check_devices()
+            has_changed = loaded.devices.check()
         except EngineError as error:
             log.warning("%s; trying again with the next reading", error)
             return
@@ -536,9 +531,8 @@ class KernelEngine:
 
     def _check_drivers(self, loaded: LoadedObject) -> None:
         """See drivers free packets only while targets' packets get to a driver."""
-        wanted = self._driver_use.is_recent(loaded.take_driver_use())
         try:
-            loaded.follow_drivers(wanted)
+            loaded.drivers.check()
         except EngineError as error:
             log.warning("%s; trying again with the next reading", error)
 
@@ -548,7 +542,7 @@ class KernelEngine:
             return
         self._is_steered = True
         try:
-            loaded.see_steering(True)
+            loaded.steering.see(True)
         except EngineError as error:
             log.warning("%s; the wait for the CPU that RPS chooses is not measured", error)
         self._coverage = self._coverage_of(loaded)
@@ -558,7 +552,7 @@ class KernelEngine:
         try:
             self._follow_cgroups(loaded)
         except EngineError as error:
-            log.warning("%s; trying again in %.0f s", error, _CGROUPS_S)
+            log.warning("%s; trying again in %.0f s", error, CHECK_S)
 
     def _coverage_of(self, loaded: LoadedObject) -> tuple[StageCoverage, ...]:
         return coverage_of(
@@ -566,8 +560,8 @@ class KernelEngine:
             loaded.attached,
             loaded.refused,
             udp=self._udp,
-            processes=loaded.follows_processes,
-            steering=loaded.sees_steering,
+            processes=loaded.processes.are_seen,
+            steering=loaded.steering.are_seen,
             remarks=loaded.remarks,
             stopped=self._stopped,
         )

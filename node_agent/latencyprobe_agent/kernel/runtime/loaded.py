@@ -7,8 +7,7 @@ process, the kernel detaches and frees everything.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -21,7 +20,6 @@ from latencyprobe_agent.kernel.abi import (
     CONFIGURATION,
     DROP_PLACES,
     HANDLER_NAMES,
-    HOST_DEVICES,
     NODE_STATS,
     PEERS,
     PENDING_OF_SLOTS,
@@ -43,15 +41,11 @@ from latencyprobe_agent.kernel.hooks import (
     DRIVER_FREE,
     DRIVER_FUNCTIONS,
     NAME_DROP_PLACES,
-    ON_CGROUPS,
     PROCESS_EVENTS,
     PROCESS_FUNCTIONS,
-    QUEUE,
     READ_LISTENERS,
     READ_PENDING,
     READ_PENDING_STATES,
-    RECEIVE,
-    SEGMENT,
     SEND,
     STEERING_EVENTS,
     STEERING_FUNCTIONS,
@@ -65,28 +59,21 @@ from latencyprobe_agent.kernel.load.loader import ScopedHook
 from latencyprobe_agent.kernel.load.provision import Prepared, Provided, provide, provide_spare
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.attachments import Attachments, OffReason
-from latencyprobe_agent.kernel.runtime.cgroup_links import CgroupLinks, CgroupProgram
+from latencyprobe_agent.kernel.runtime.cgroup_hooks import CgroupHooks
 from latencyprobe_agent.kernel.runtime.cgroup_waits import CgroupWaits
 from latencyprobe_agent.kernel.runtime.configuration import ConfigMemory, ProgramSettings, TimeSlice
-from latencyprobe_agent.kernel.runtime.device_links import DeviceLinks
+from latencyprobe_agent.kernel.runtime.device_hooks import DeviceHooks
+from latencyprobe_agent.kernel.runtime.driver_events import DriverEvents
 from latencyprobe_agent.kernel.runtime.drop_places import DropPlaces
-from latencyprobe_agent.kernel.runtime.grace_period import wait_for_running_programs
 from latencyprobe_agent.kernel.runtime.halves import Halves
 from latencyprobe_agent.kernel.runtime.listeners import ListenerReadings, Pause
 from latencyprobe_agent.kernel.runtime.mapped_array import MappedArray
 from latencyprobe_agent.kernel.runtime.named_maps import NamedMaps
 from latencyprobe_agent.kernel.runtime.node_statistics import NodeStatisticsMemory
+from latencyprobe_agent.kernel.runtime.optional_events import OptionalEvents
 from latencyprobe_agent.kernel.runtime.pending import PendingMemory
 from latencyprobe_agent.kernel.runtime.ring import PacketRing
 from latencyprobe_agent.kernel.runtime.statistics import StatisticsMemory
-
-_CGROUP_ATTACH_TYPES: Mapping[str, int] = {
-    "tcp_set_state": libbpf.ATTACH_TYPE_SOCK_OPS,
-    "ingress": libbpf.ATTACH_TYPE_CGROUP_INGRESS,
-    "getpeername4": libbpf.ATTACH_TYPE_GETPEERNAME4,
-    "getpeername6": libbpf.ATTACH_TYPE_GETPEERNAME6,
-}
-_ON_DEVICES = frozenset({HookKind.DEVICE})
 
 
 async def build(
@@ -135,25 +122,7 @@ class LoadedObject:
             for each in self._owned.scoped.values()
             for hook in (each.hook, *each.hook.also)
         }
-        self._cgroups = CgroupLinks(
-            [
-                CgroupProgram(
-                    self._owned.cgroup_programs[hook.function], _CGROUP_ATTACH_TYPES[hook.symbol]
-                )
-                for each in self._scoped(ON_CGROUPS)
-                for hook in (each.hook, *each.hook.also)
-            ]
-        )
         self._attachments = Attachments(self._owned)
-        self._is_scoped = False
-        self._is_scope_lost = False
-        self._devices: DeviceLinks | None = None
-        self._not_on_devices = ""
-        self.detaching: Future[None] | None = None
-        self._is_on_devices = False
-        self.follows_processes = True
-        self.follows_drivers = DRIVER_FREE in self._owned.attached
-        self.sees_steering = True
         self.refused: Mapping[str, str] = self._owned.refused
         self.origin = provided.origin
         self.diagnostics = provided.diagnostics
@@ -162,9 +131,38 @@ class LoadedObject:
         self.listeners = ListenerReadings()
         try:
             self._map(provided.drop_reasons)
+            self._find_hooks()
         except BaseException:
             self._owned.close()
             raise
+
+    def _find_hooks(self) -> None:
+        scoped = self._owned.scoped
+        self.cgroups = CgroupHooks(
+            {event: each for event, each in scoped.items() if not _is_of_device(each)},
+            self._owned.cgroup_programs,
+            self._attachments,
+            self.configuration,
+        )
+        self.devices = DeviceHooks(
+            {event: each for event, each in scoped.items() if _is_of_device(each)},
+            self._owned.device_programs,
+            self.maps,
+            self._attachments,
+            self.configuration,
+            host=self._request.host_netns,
+        )
+        self.processes = OptionalEvents(
+            OffReason.NO_PROCESSES, self._loaded(PROCESS_FUNCTIONS), self._attachments
+        )
+        self.steering = OptionalEvents(
+            OffReason.NO_STEERING, self._loaded(STEERING_FUNCTIONS), self._attachments
+        )
+        self.drivers = DriverEvents(
+            self._loaded(DRIVER_FUNCTIONS) if DRIVER_FREE in self._owned.attached else (),
+            self._attachments,
+            self.configuration,
+        )
 
     def _map(self, drop_reasons: Sequence[str]) -> None:
         maps = self.maps.descriptors
@@ -206,7 +204,6 @@ class LoadedObject:
             ProgramSettings(
                 sees_sends=SEND in self._owned.attached,
                 reads_listeners=READ_LISTENERS in self._owned.hooks,
-                sees_completions=self.follows_drivers,
             )
         )
 
@@ -233,18 +230,17 @@ class LoadedObject:
         names = {
             event: each.hook.name(typed=True)
             for event, each in self._owned.scoped.items()
-            if (self._is_on_devices if _is_of_device(each) else self._is_scoped)
+            if (self.devices if _is_of_device(each) else self.cgroups).are_used
         }
-        unused = frozenset() if self.follows_processes else PROCESS_EVENTS
-        unused |= frozenset() if self.sees_steering else STEERING_EVENTS
+        unused = frozenset() if self.processes.are_seen else PROCESS_EVENTS
+        unused |= frozenset() if self.steering.are_seen else STEERING_EVENTS
         attached = {**self._owned.attached, **names}
         return {event: hook for event, hook in attached.items() if event not in unused}
 
     @property
     def remarks(self) -> Mapping[str, str]:
         """Event to the reason why its program for cgroups or devices is not in use."""
-        on_cgroup = next(iter(self._cgroups.refused.values()), "")
-        on_device = self._not_on_devices
+        on_cgroup, on_device = self.cgroups.refused, self.devices.refused
         refused = {}
         for event, each in self._owned.scoped.items():
             name = each.hook.name(typed=True)
@@ -254,159 +250,6 @@ class LoadedObject:
                 refused[event] = f"{name} is not used: {on_device}"
         return {**self._owned.remarks, **refused}
 
-    def follow_processes(self, wanted: bool) -> None:
-        """Have the kernel follow the forks and exits of targets' processes, or spare it that.
-
-        Returns once no program follows any more. Raises EngineError if a program cannot be attached
-        again.
-        """
-        if wanted == self.follows_processes:
-            return
-        self._keep_off(OffReason.NO_PROCESSES, () if wanted else self._loaded(PROCESS_FUNCTIONS))
-        if not wanted:
-            wait_for_running_programs()
-        self.follows_processes = wanted
-
-    def see_steering(self, wanted: bool) -> None:
-        """Have programs see packets on their first CPU, or spare them that.
-
-        Raises EngineError if a program cannot be attached again.
-        """
-        if wanted != self.sees_steering:
-            self._keep_off(
-                OffReason.NO_STEERING, () if wanted else self._loaded(STEERING_FUNCTIONS)
-            )
-            self.sees_steering = wanted
-
-    def take_driver_use(self) -> bool:
-        """Return True if a target's packet was given to a driver since the last call."""
-        return self.configuration.take_driver_use()
-
-    def follow_drivers(self, wanted: bool) -> None:
-        """Have programs see drivers free packets, or spare all other buffers that.
-
-        Raises EngineError if a program cannot be attached again.
-        """
-        if wanted == self.follows_drivers or DRIVER_FREE not in self._owned.attached:
-            return
-        if wanted:
-            self._keep_off(OffReason.NO_DRIVERS, ())
-        self.follows_drivers = wanted
-        self._write_config()
-        if not wanted:
-            self._keep_off(OffReason.NO_DRIVERS, self._loaded(DRIVER_FUNCTIONS))
-
-    def follow_cgroups(self, directories: Collection[str] | None) -> None:
-        """Have programs run for these cgroups only, where there are such programs.
-
-        None: some targets are no cgroups. Then, and where a cgroup is refused, the programs for all
-        sockets are attached. They stay: a socket that they saw first has no flag for the others.
-        Raises EngineError if they cannot be attached again; the cgroups then keep their programs.
-        """
-        if not self._owned.cgroup_programs or self._is_scope_lost:
-            return
-        if directories is not None:
-            self._cgroups.follow(directories)
-        if directories is None or self._cgroups.refused:
-            self._keep_off(OffReason.ON_CGROUPS, ())
-            self._is_scoped, self._is_scope_lost = False, True
-            self._write_config()
-            self._cgroups.close()
-            return
-        if not self._is_scoped:
-            self._is_scoped = True
-            self._write_config()
-            self._keep_off(OffReason.ON_CGROUPS, self._instead_of(ON_CGROUPS))
-
-    def follow_devices(
-        self, namespaces: Mapping[int, frozenset[str]] | None, host_path: str | None
-    ) -> None:
-        """Begin to have programs run for the devices of these namespaces and for the host's.
-
-        `namespaces`: with the cgroups whose processes lead there. None: programs on devices do not
-        see all targets. Then, and until all devices have theirs, the tracepoints' programs are
-        attached. Raises EngineError if they cannot be attached again.
-        """
-        if not self._owned.device_programs:
-            return
-        if namespaces is None:
-            self._return_to_tracepoints()
-            self._end_devices()
-            return
-        if self._devices is None:
-            self._devices = DeviceLinks(
-                self._owned.device_programs, host=self._request.host_netns, host_path=host_path
-            )
-        if self._devices.outcome.wanted != namespaces.keys():
-            self._return_to_tracepoints()
-        self._devices.follow(namespaces)
-
-    def adopt_devices(self, other: LoadedObject) -> None:
-        """Take over the links of another object to devices, if this one has such programs.
-
-        The programs in them are replaced with the next `follow_devices`.
-        """
-        if other._devices is None or not self._owned.device_programs:
-            return
-        self._devices, other._devices = other._devices, None
-        self._devices.replace_programs(self._owned.device_programs)
-
-    def check_devices(self) -> bool:
-        """Use the programs on devices once all are attached.
-
-        Return True if the hooks have changed, or the reason why these are not in use.
-
-        Raises EngineError if the others cannot be attached again.
-        """
-        if self._devices is None or self._devices.is_busy:
-            return False
-        before = self._is_on_devices, self._not_on_devices
-        outcome = self._devices.outcome
-        if self._devices.is_attached:
-            self._use_devices(outcome.host_devices)
-        else:
-            self._return_to_tracepoints()
-        self._devices.check()
-        self._not_on_devices = outcome.refused
-        return before != (self._is_on_devices, self._not_on_devices)
-
-    def _use_devices(self, host_devices: Collection[int]) -> None:
-        if HOST_DEVICES.name in self.maps.descriptors:
-            wanted = {HOST_DEVICES.key.pack(index) for index in host_devices}
-            present = self.maps.keys(HOST_DEVICES.name, HOST_DEVICES.key.size)
-            known = HOST_DEVICES.value.pack(1)
-            self.maps.write(HOST_DEVICES.name, dict.fromkeys(wanted - present, known))
-            self.maps.erase(HOST_DEVICES.name, present - wanted)
-        if self._is_on_devices:
-            return
-        self._is_on_devices = True
-        self._write_config()
-        self._keep_off(OffReason.ON_DEVICES, self._instead_of(_ON_DEVICES))
-
-    def _return_to_tracepoints(self) -> None:
-        if not self._is_on_devices:
-            return
-        self._keep_off(OffReason.ON_DEVICES, ())
-        self._is_on_devices = False
-        self._write_config()
-
-    def _end_devices(self) -> None:
-        if self._devices is not None:
-            self.detaching = self._devices.end()
-            self._devices, self._not_on_devices = None, ""
-
-    def _scoped(self, kinds: Collection[HookKind]) -> Iterator[ScopedHook]:
-        return (each for each in self._owned.scoped.values() if each.hook.kind in kinds)
-
-    def _instead_of(self, kinds: Collection[HookKind]) -> tuple[str, ...]:
-        return tuple(each.instead_of for each in self._scoped(kinds) if each.instead_of)
-
-    def _keep_off(self, reason: OffReason, functions: Iterable[str]) -> None:
-        try:
-            self._attachments.keep_off(reason, functions)
-        except OSError as error:
-            raise EngineError(f"cannot attach the eBPF programs: {explained(error)}") from error
-
     def stop(self, modules: frozenset[Module]) -> None:
         """Detach what only these modules need, and attach what else was detached for that.
 
@@ -415,7 +258,7 @@ class LoadedObject:
         functions = functions_without(
             self._modules, modules, self._owned.attached, typed=self._owned.typed
         )
-        self._keep_off(OffReason.STOPPED, self._loaded(functions))
+        self._attachments.keep_off(OffReason.STOPPED, self._loaded(functions))
         self._stopped = modules
 
     def _loaded(self, functions: Iterable[str]) -> tuple[str, ...]:
@@ -440,7 +283,7 @@ class LoadedObject:
         """
         number = self.configuration.settings.time_slice.number + 1
         self._use_slice(TimeSlice(number, time.monotonic_ns(), is_open=False))
-        self._keep_off(OffReason.BETWEEN_SLICES, ())
+        self._attachments.keep_off(OffReason.BETWEEN_SLICES, ())
 
     def measure_packets(self, wanted: bool) -> None:
         """Measure packets that begin from now on, or only those that have begun."""
@@ -448,12 +291,12 @@ class LoadedObject:
 
     def end_slice(self) -> None:
         """Detach the programs of packets. Those on devices stay, and do nothing."""
-        self._keep_off(OffReason.BETWEEN_SLICES, self.functions_of_packets)
+        self._attachments.keep_off(OffReason.BETWEEN_SLICES, self.functions_of_packets)
         self._use_slice(replace(self.configuration.settings.time_slice, is_over=True))
 
     def end_slices(self) -> None:
         """Measure packets all the time again. Raises EngineError."""
-        self._keep_off(OffReason.BETWEEN_SLICES, ())
+        self._attachments.keep_off(OffReason.BETWEEN_SLICES, ())
         self._use_slice(TimeSlice())
 
     def _use_slice(self, time_slice: TimeSlice) -> None:
@@ -477,7 +320,7 @@ class LoadedObject:
         is_changed = self._visited_generation != self.configuration.settings.generation
         link = self._owned.link(READ_PENDING)
         fast = self._owned.link(READ_PENDING_STATES)
-        if fast is not None and not (is_changed or self.follows_processes):
+        if fast is not None and not (is_changed or self.processes.are_seen):
             link = fast
         if self._pending is None or link is None:
             return {}
@@ -505,17 +348,6 @@ class LoadedObject:
     def crowded_peers(self) -> int:
         """The number of sockets that were not compared with others, since there was no room."""
         return self._pending.crowded if self._pending else 0
-
-    def _write_config(self) -> None:
-        self.configuration.configure(
-            replace(
-                self.configuration.settings,
-                sees_arrivals=self._is_on_devices and RECEIVE in self._owned.scoped,
-                sees_departures=self._is_on_devices and QUEUE in self._owned.scoped,
-                sees_completions=self.follows_drivers,
-                sees_segments=self._is_scoped and SEGMENT in self._owned.scoped,
-            )
-        )
 
     def count_sockets(self) -> bool:
         """Have the sockets counted whose end nothing reports; return False if that is impossible.
@@ -553,12 +385,12 @@ class LoadedObject:
     def close(self) -> None:
         """Detach and free everything. Idempotent.
 
-        Programs on devices are detached later, by a thread: `detaching` is done then.
+        Programs on devices are detached later, by a thread: `devices.detaching` is done then.
         """
         if not self._owned.maps:
             return
-        self._cgroups.close()
-        self._end_devices()
+        self.cgroups.close()
+        self.devices.end()
         self.statistics.close()
         if self.node_statistics is not None:
             self.node_statistics.close()
