@@ -87,20 +87,20 @@ class _Lent:
 
 def _empty(built: LoadedObject) -> None:
     """As it was when it was new."""
-    built.configuration.sample(0)
+    built.memories.configuration.sample(0)
     built.cgroups._are_lost = False
     built.listeners = ListenerReadings()  # else the first reading may be due much later
-    built.configuration.write_namespaces({})
+    built.memories.configuration.write_namespaces({})
     for name, key_bytes in _KEY_BYTES.items():
         built.maps.erase(name, built.maps.keys(name, key_bytes))
-    built.configuration.bump_generation()
-    packet_tables.clear(built._programs.values())
+    built.memories.configuration.bump_generation()
+    packet_tables.clear(built.run_statistics.programs.values())
     for _ in range(2):
         inactive = built.halves.flip({})
         for element in range(MAX_SLOTS):
-            built.statistics._take_element(inactive.epoch * MAX_SLOTS + element)
-        if built.node_statistics is not None:
-            built.node_statistics.take(inactive.epoch)
-    if built.ring is not None:
+            built.memories.statistics._take_element(inactive.epoch * MAX_SLOTS + element)
+        if built.memories.node_statistics is not None:
+            built.memories.node_statistics.take(inactive.epoch)
+    if built.memories.ring is not None:
         counts = slice(TRACE_CONTROL.offset("second"), TRACE_CONTROL.size)
-        built.ring._control[counts] = bytes(counts.stop - counts.start)
+        built.memories.ring._control[counts] = bytes(counts.stop - counts.start)

@@ -89,9 +89,9 @@ class SlicesSeen:
     def __init__(self, sliced: KernelEngine, always: KernelEngine) -> None:
         assert sliced._object is not None
         self._sliced, self._always = sliced, always
-        self._measure_packets = sliced._object.measure_packets
+        self._measure_packets = sliced._object.packets.measure_packets
         self._begin_period = sliced._begin_period
-        sliced._object.measure_packets = self._change_and_read  # type: ignore[method-assign]
+        sliced._object.packets.measure_packets = self._change_and_read  # type: ignore[method-assign]
         sliced._begin_period = self._end_period  # type: ignore[method-assign]
         self.in_slices: defaultdict[int, Measurement] = defaultdict(Measurement)
         self.within: defaultdict[int, Measurement] = defaultdict(Measurement)
@@ -277,18 +277,18 @@ async def test_turns_while_a_slice_is_attached_never_cost_a_connection_its_respo
     engine = await watch(start_engine, client, server)
     loaded = engine._object
     assert loaded is not None
-    sends = tuple(name for name in loaded.functions_of_packets if "sendmsg" in name)
+    sends = tuple(name for name in loaded.modules.of_packets() if "sendmsg" in name)
     assert sends
     with open_between(client, server) as opened:
         for _ in range(SLICES_OF_A_LONG_CONNECTION):
-            loaded.end_slice()
-            loaded.begin_slice()
-            loaded._attachments.keep_off(OffReason.BETWEEN_SLICES, sends)
+            loaded.packets.end_slice()
+            loaded.packets.begin_slice()
+            loaded.packets._attachments.keep_off(OffReason.BETWEEN_SLICES, sends)
             exchange(opened, 1)
-            loaded._attachments.keep_off(OffReason.BETWEEN_SLICES, ())
-            loaded.measure_packets(True)
+            loaded.packets._attachments.keep_off(OffReason.BETWEEN_SLICES, ())
+            loaded.packets.measure_packets(True)
             exchange(opened, 3)
-            loaded.measure_packets(False)
+            loaded.packets.measure_packets(False)
     measured = engine.read()[SERVER].stage("app.response")
     # The first of a slice may be the answer to what was asked before it.
     assert measured.histogram.count >= 2 * SLICES_OF_A_LONG_CONNECTION
@@ -334,7 +334,7 @@ class Paid:
     def note(self) -> None:
         assert self.engine._object is not None
         self.figures.append(self.engine.overhead().cpu_percent)
-        runs = self.engine._object.runs().values()
+        runs = self.engine._object.run_statistics.runs().values()
         spent_ns = sum(each.time_ns + each.number * ASSUMED_DISPATCH_NS for each in runs)
         self.seconds.append(time.monotonic())
         self.cpu_seconds.append(spent_ns / 1e9)

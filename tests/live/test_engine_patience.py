@@ -297,7 +297,9 @@ async def test_peers_beyond_the_limit_are_counted(start_engine: Start, pair: Pai
         assert row.state is CoverageState.PARTIAL
         assert f"more than {MAX_PEERS} peers" in row.reason
         assert engine._object is not None
-        assert engine._object.crowded_peers == 2 * beyond
+        pending = engine._object.memories.pending
+        assert pending is not None
+        assert pending.crowded == 2 * beyond
 
     def has_room() -> bool:
         engine.read()

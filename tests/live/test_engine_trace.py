@@ -312,11 +312,11 @@ async def test_without_a_trace_nothing_of_it_is_in_the_kernel(
     engine = await tracing(start_engine, client, server, EVERYTHING)
     traced = engine._object
     assert traced is not None
-    assert traced.ring is not None
+    assert traced.memories.ring is not None
     traced_maps = set(traced.maps.descriptors)
     await engine.use(ALL)
     untraced = engine._object
     assert untraced is not None
-    assert untraced.ring is None
+    assert untraced.memories.ring is None
     assert "trace_ring" in traced_maps
     assert "trace_ring" not in untraced.maps.descriptors

@@ -12,9 +12,13 @@ from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.contract import ASSUMED_DISPATCH_NS, Dispatch, HookCost, Overhead
 from latencyprobe_agent.kernel.runtime import dispatch, overhead
 from latencyprobe_agent.kernel.runtime.dispatch import DispatchMeasurement, judge
-from latencyprobe_agent.kernel.runtime.loaded import Runs
 from latencyprobe_agent.kernel.runtime.overhead import OverheadClock, costs_of_hooks
+from latencyprobe_agent.kernel.runtime.run_statistics import Runs
 from tests.unit.agent.running import until
+
+
+def sliced() -> tuple[str, ...]:
+    return ("on_send",)
 
 
 class Programs:
@@ -23,8 +27,6 @@ class Programs:
     def __init__(self, missed_runs: int = 0) -> None:
         self._runs = Runs(0, 0)
         self.missed = missed_runs
-
-    functions_of_packets = ("on_send",)
 
     def runs(self) -> Mapping[str, Runs]:
         self._runs = Runs(self._runs.number + 10_000, self._runs.time_ns + 100_000)
@@ -52,7 +54,7 @@ async def test_statistics_that_lack_a_descriptor_are_tried_again(
     monkeypatch.setattr(overhead, "PAUSE_S", 0.01)
     monkeypatch.setattr(overhead, "SAMPLE_S", 0.01)
     clock = OverheadClock()
-    clock.follow(Programs())
+    clock.follow(Programs(), sliced)
     await until(lambda: clock.overhead().cpu_percent is not None, "a figure")
     clock.stop()
 
@@ -60,10 +62,10 @@ async def test_statistics_that_lack_a_descriptor_are_tried_again(
 async def test_missed_runs_are_kept_when_other_programs_are_loaded() -> None:
     clock, first, second = OverheadClock(), Programs(missed_runs=2), Programs(missed_runs=5)
     assert clock.overhead().missed_runs == 0
-    clock.follow(first)
+    clock.follow(first, sliced)
     first.missed = 4
     assert clock.overhead().missed_runs == 4
-    clock.follow(second)
+    clock.follow(second, sliced)
     assert clock.overhead().missed_runs == 9
     clock.stop()
     clock.stop()
@@ -116,7 +118,7 @@ async def test_a_time_slice_has_the_cost_of_its_period(monkeypatch: pytest.Monke
         libbpf, "enable_run_time_statistics", lambda: os.open(os.devnull, os.O_RDONLY)
     )
     clock, programs = OverheadClock(), Programs()
-    clock.follow(programs, in_slices=True)
+    clock.follow(programs, sliced, in_slices=True)
     assert clock.overhead().cpu_percent is None
     clock.end(7)
     assert clock.overhead().figure == 0

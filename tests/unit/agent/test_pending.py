@@ -21,10 +21,12 @@ from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.abi import MAX_SLOTS, PENDING, PENDING_READING, SLOT_PENDING, U64
 from latencyprobe_agent.kernel.hooks import READ_PENDING, READ_PENDING_STATES
-from latencyprobe_agent.kernel.runtime.configuration import ProgramSettings
-from latencyprobe_agent.kernel.runtime.loaded import LoadedObject
+from latencyprobe_agent.kernel.runtime.attachments import Attachments, OffReason
+from latencyprobe_agent.kernel.runtime.configuration import ConfigMemory, ProgramSettings
+from latencyprobe_agent.kernel.runtime.optional_events import OptionalEvents
 from latencyprobe_agent.kernel.runtime.peers import PeerTable
 from latencyprobe_agent.kernel.runtime.pending import MOST_REPETITIONS, PendingMemory, unread
+from latencyprobe_agent.kernel.runtime.pending_readings import PendingReadings
 
 LINK, FAST = 99, 98
 UNREAD, REQUESTS = 0, 2
@@ -231,20 +233,14 @@ def test_all_open_files_are_visited_until_a_reading_has_done_so(
     kernel: Kernel, memory: PendingMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     links = {READ_PENDING: LINK, READ_PENDING_STATES: FAST}
-    loaded = cast(
-        LoadedObject,
-        SimpleNamespace(
-            _pending=memory,
-            configuration=SimpleNamespace(settings=ProgramSettings(generation=1)),
-            _visited_generation=0,
-            _owned=SimpleNamespace(link=links.get),
-            processes=SimpleNamespace(are_seen=False),
-        ),
-    )
+    configuration = cast(ConfigMemory, SimpleNamespace(settings=ProgramSettings(generation=1)))
+    processes = OptionalEvents(OffReason.NO_PROCESSES, (), Attachments(Mock()))
+    processes.see(False)
+    readings = PendingReadings(memory, links.get, configuration, processes)
     with failing(monkeypatch):
-        LoadedObject.read_pending(loaded, (3,))
-    LoadedObject.read_pending(loaded, (3,))
-    LoadedObject.read_pending(loaded, (3,))
+        readings.read((3,))
+    readings.read((3,))
+    readings.read((3,))
     assert kernel.links == [LINK, FAST]
 
 

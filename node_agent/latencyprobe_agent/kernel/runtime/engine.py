@@ -211,9 +211,10 @@ class KernelEngine:
             self._check_cgroups(self._object)
         for slot, measurement in self._take(self._object, self._slots, self._slots).items():
             news[slot] = news.get(slot, NOTHING) + measurement
-        for slot, pending in self._object.read_pending(self._slots).items():
-            waits = Measurement(pending=pending, peers=self._object.peers.get(slot, ()))
-            news[slot] = news.get(slot, NOTHING) + waits
+        if self._object.pending is not None:
+            for slot, pending in self._object.pending.read(self._slots).items():
+                peers = self._object.pending.memory.peers.get(slot, ())
+                news[slot] = news.get(slot, NOTHING) + Measurement(pending=pending, peers=peers)
         if self._socket_memory is not None:
             self._socket_memory.read(self._slots)
         if self._threads is not None:
@@ -231,11 +232,12 @@ class KernelEngine:
         """See `contract.Engine.coverage`."""
         coverage = self._coverage
         if self._object is not None:
-            coverage = mention(coverage, self._object.configuration.obstacles())
-            if self._object.crowded_peers:
+            coverage = mention(coverage, self._object.memories.configuration.obstacles())
+            pending = self._object.memories.pending
+            if pending is not None and pending.crowded:
                 coverage = crowded(coverage)
-            if self._object.pending_problem:
-                coverage = unread(coverage, self._object.pending_problem)
+            if pending is not None and pending.problem:
+                coverage = unread(coverage, pending.problem)
         if self._socket_memory is None or not self._socket_memory.is_full:
             return coverage
         return full(coverage, self._socket_memory_limits)
@@ -255,9 +257,9 @@ class KernelEngine:
         if self._object is not None:
             if shift != self._sample_shift:
                 self._keep(self._object, self._slots, self._slots)  # with the previous ratio
-                self._object.configuration.sample(shift)
+                self._object.memories.configuration.sample(shift)
                 if self._slices is None:
-                    self._clock.follow(self._object)
+                    self._clock.follow(self._object.run_statistics, self._object.modules.of_packets)
             if self._slices is None and slice_shift:
                 self._keep(self._object, self._slots, self._slots)
                 self._begin_slices(self._object)
@@ -265,8 +267,8 @@ class KernelEngine:
 
     def _begin_slices(self, loaded: LoadedObject) -> None:
         self._slice_shift = self._wanted_slice_shift
-        self._clock.follow(loaded, in_slices=True)
-        self._slices = TimeSlices(loaded, self._clock, self._begin_period)
+        self._clock.follow(loaded.run_statistics, loaded.modules.of_packets, in_slices=True)
+        self._slices = TimeSlices(loaded.packets, self._clock, self._begin_period)
         self._slices.start(self._slice_shift)
 
     def _begin_period(self) -> int:
@@ -279,10 +281,10 @@ class KernelEngine:
         if not self._slice_shift:
             self._slices = None
             try:
-                loaded.end_slices()
+                loaded.packets.end_slices()
             except EngineError as error:
                 log.warning("%s; trying again with the next change of modules", error)
-            self._clock.follow(loaded)
+            self._clock.follow(loaded.run_statistics, loaded.modules.of_packets)
         return self._slice_shift
 
     def stop(self, modules: frozenset[Module]) -> None:
@@ -292,7 +294,7 @@ class KernelEngine:
         self._stopped = modules
         if self._object is not None:
             self._keep(self._object, self._slots, self._slots)
-            self._object.stop(modules)
+            self._object.modules.stop(modules)
             self._coverage = self._coverage_of(self._object)
 
     def trace(self, spec: TraceSpec | None) -> None:
@@ -326,14 +328,14 @@ class KernelEngine:
         log.info(
             "attached in %.2f s, programs %s: %s",
             time.monotonic() - began,
-            built.origin,
+            built.provided.origin,
             ", ".join(built.attached.values()),
         )
         for event, reason in built.refused.items():
             level = logging.INFO if event == FAST_PENDING else logging.WARNING
             log.log(level, "no hook for %s: %s", event, reason)
-        if built.diagnostics and built.refused:
-            log.debug("messages of the kernel and the compiler:\n%s", built.diagnostics)
+        if built.provided.diagnostics and built.refused:
+            log.debug("messages of the kernel and the compiler:\n%s", built.provided.diagnostics)
         _check_coverage(modules, built, udp=udp)
         return built
 
@@ -351,23 +353,23 @@ class KernelEngine:
         """Measure with this object from now on."""
         self._object = loaded
         self._coverage = self._coverage_of(loaded)
-        loaded.configuration.sample(self._sample_shift)
-        loaded.stop(self._stopped)
+        loaded.memories.configuration.sample(self._sample_shift)
+        loaded.modules.stop(self._stopped)
         loaded.halves.begin(_shards(self._slots))
         loaded.drivers.begin()
         if self._wanted_slice_shift:
             self._begin_slices(loaded)
         else:
-            self._clock.follow(loaded)
+            self._clock.follow(loaded.run_statistics, loaded.modules.of_packets)
         self._socket_memory = SocketMemory(
-            loaded.socket_memory, loaded.count_sockets, self._socket_memory_limits
+            loaded.memories.socket_memory, loaded.count_sockets, self._socket_memory_limits
         )
-        if loaded.thread_shares is not None:
-            self._threads = Threads(loaded.maps, loaded.thread_shares, self._thread_limits)
+        if loaded.memories.thread_shares is not None:
+            self._threads = Threads(loaded.maps, loaded.memories.thread_shares, self._thread_limits)
         self._admit(self._slots.keys())
         self._write_targets()
-        if loaded.ring is not None:
-            self._tracer.follow(loaded.ring)
+        if loaded.memories.ring is not None:
+            self._tracer.follow(loaded.memories.ring)
 
     def _detach(self) -> None:
         """Detach the present object while there is nothing to measure."""
@@ -421,24 +423,22 @@ class KernelEngine:
         """
         loaded.read_listeners()
         inactive = loaded.halves.flip(_shards(following))
-        if loaded.node_statistics is not None:
-            self._node_carry += loaded.node_statistics.take(inactive.epoch)
+        if loaded.memories.node_statistics is not None:
+            self._node_carry += loaded.memories.node_statistics.take(inactive.epoch)
         ratios = SamplingRatios(2.0**-self._sample_shift, 2.0**-self._slice_shift)
         covered = {stage.name for stage in self._coverage if stage.state in MEASURED}
-        waits = loaded.cgroup_waits.take() if loaded.cgroup_waits is not None else {}
         return {
             slot: replace(
                 measurement,
                 stages={name: of for name, of in measurement.stages.items() if name in covered},
-                counters={**measurement.counters, **waits.get(slot, {})},
             )
-            for slot, measurement in loaded.statistics.take(*inactive, slots, ratios).items()
+            for slot, measurement in loaded.memories.take(inactive, slots, ratios).items()
         }
 
     def _admit(self, new: Collection[int]) -> None:
         """Have each tenant's share ready before a program counts for one of its slots."""
-        if self._object is not None:
-            self._object.forget_pending(new)
+        if self._object is not None and self._object.memories.pending is not None:
+            self._object.memories.pending.forget(new)
         tenants = {slot: spec.tenant for slot, spec in self._slots.items()}
         if self._socket_memory is not None:
             self._socket_memory.admit(new, tenants)
@@ -487,7 +487,7 @@ class KernelEngine:
             loaded.maps.write(name, changed)
         for name in _HASHES:
             loaded.maps.erase(name, set(self._written.get(name, {})) - set(wanted[name]))
-        loaded.configuration.write_namespaces(
+        loaded.memories.configuration.write_namespaces(
             _namespaces(self._slots, self._host_netns),
             others=NETNS_WATCHED if _begins_anywhere(self._slots) else 0,
         )
@@ -499,8 +499,8 @@ class KernelEngine:
         if not self._is_steered:
             loaded.steering.see(False)
         self._follow_devices(loaded)
-        loaded.configuration.forget_obstacles()
-        loaded.configuration.bump_generation()
+        loaded.memories.configuration.forget_obstacles()
+        loaded.memories.configuration.bump_generation()
         loaded.read_listeners(Pause.BEFORE_CHANGE)
 
     def _follow_cgroups(self, loaded: LoadedObject) -> None:
@@ -538,7 +538,7 @@ class KernelEngine:
 
     def _check_steering(self, loaded: LoadedObject) -> None:
         """See packets on their first CPU too, once a device is seen to steer them to another."""
-        if self._is_steered or Obstacle.STEERING not in loaded.configuration.obstacles():
+        if self._is_steered or Obstacle.STEERING not in loaded.memories.configuration.obstacles():
             return
         self._is_steered = True
         try:

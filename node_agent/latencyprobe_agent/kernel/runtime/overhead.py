@@ -14,7 +14,7 @@ import asyncio
 import os
 import time
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from latencyprobe.process.os_errors import is_transient
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.contract import Dispatch, HookCost, Overhead, period_s
 from latencyprobe_agent.kernel.runtime.dispatch import DispatchMeasurement
-from latencyprobe_agent.kernel.runtime.loaded import Runs
+from latencyprobe_agent.kernel.runtime.run_statistics import Runs
 
 SAMPLE_S = 0.25
 PAUSE_S = 1.75
@@ -41,10 +41,6 @@ class RunningPrograms(Protocol):
     def hook_of(self, function: str) -> str:
         """Return the name of a program's hook."""
 
-    @property
-    def functions_of_packets(self) -> tuple[str, ...]:
-        """The programs that are attached in time slices only, if there are any."""
-
 
 class OverheadClock:
     """The sampling of one object's programs, from `follow` to `stop`."""
@@ -54,6 +50,7 @@ class OverheadClock:
         self._figure = Overhead(None)
         self._missed_before = 0
         self._object: RunningPrograms | None = None
+        self._of_packets: Callable[[], Collection[str]] = tuple
         self._timer: asyncio.TimerHandle | None = None
         self._statistics_fd: int | None = None
         self._began = 0.0
@@ -68,13 +65,21 @@ class OverheadClock:
             dispatch=self._dispatch.dispatch,
         )
 
-    def follow(self, programs: RunningPrograms, *, in_slices: bool = False) -> None:
+    def follow(
+        self,
+        programs: RunningPrograms,
+        of_packets: Callable[[], Collection[str]],
+        *,
+        in_slices: bool = False,
+    ) -> None:
         """Sample these programs from now on; the first figure comes after a quarter of a second.
 
+        `of_packets`: returns those that are attached in time slices only, if there are any.
         `in_slices`: in time slices of the caller's, from `begin` to `end`.
         """
         self.stop()
         self._object = programs
+        self._of_packets = of_packets
         if not in_slices:
             self._sample()
 
@@ -86,6 +91,7 @@ class OverheadClock:
         self._close_statistics()
         self._missed_before = self.overhead().missed_runs
         self._object = None
+        self._of_packets = tuple
         self._figure = Overhead(None, self._figure.figure)
 
     def begin(self) -> None:
@@ -108,7 +114,7 @@ class OverheadClock:
         in_period_s = period_s(slice_shift) if slice_shift else elapsed_s
         now = self._object.runs()
         runs = {name: each - self._runs.get(name, _NO_RUNS) for name, each in now.items()}
-        of_packets = frozenset(self._object.functions_of_packets)
+        of_packets = frozenset(self._of_packets())
         hooks = {name: self._object.hook_of(name) for name in runs}
         # Iterators run when the agent reads, which a short sample may contain by chance.
         of_period = of_packets | {name for name in runs if hooks[name].startswith("iter/")}
