@@ -18,6 +18,7 @@ from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.listeners import ListenerReadings
 from latencyprobe_agent.kernel.runtime.loaded import LoadedObject
+from latencyprobe_agent.kernel.runtime.target_tables import TargetTables
 from tests.live import packet_tables
 from tests.live.compiled_once import compiled_once
 
@@ -91,6 +92,7 @@ def _empty(built: LoadedObject) -> None:
     built.cgroups._are_lost = False
     built.listeners = ListenerReadings()  # else the first reading may be due much later
     built.memories.configuration.write_namespaces({})
+    built.tables = TargetTables(built.maps)
     for name, key_bytes in _KEY_BYTES.items():
         built.maps.erase(name, built.maps.keys(name, key_bytes))
     built.memories.configuration.bump_generation()

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 
@@ -20,18 +20,8 @@ from latencyprobe.domain.measurement import (
 from latencyprobe.domain.packets import TraceCounts, TracedPacket
 from latencyprobe.domain.stages import STAGES, Module
 from latencyprobe_agent.kernel.abi import (
-    CGROUPS,
-    FILTER_PORTS,
-    FILTERS,
-    MAX_OWNERS,
     MAX_SLOTS,
-    NETNS_HOST,
-    NETNS_PROCESSES,
     NETNS_WATCHED,
-    OWNER_BITS,
-    PROCESSES,
-    PROTOCOLS,
-    Map,
     Obstacle,
 )
 from latencyprobe_agent.kernel.contract import (
@@ -54,7 +44,6 @@ from latencyprobe_agent.kernel.hooks import (
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.cgroup_hooks import CHECK_S
-from latencyprobe_agent.kernel.runtime.configuration import NamespaceConfiguration
 from latencyprobe_agent.kernel.runtime.dispatch import DispatchMeasurement
 from latencyprobe_agent.kernel.runtime.grace_period import wait_for_running_programs
 from latencyprobe_agent.kernel.runtime.listeners import Pause
@@ -66,18 +55,21 @@ from latencyprobe_agent.kernel.runtime.pending import unread
 from latencyprobe_agent.kernel.runtime.preload import Preload
 from latencyprobe_agent.kernel.runtime.shards import Shards, share_out
 from latencyprobe_agent.kernel.runtime.slices import TimeSlices
+from latencyprobe_agent.kernel.runtime.slot_scopes import (
+    begins_anywhere,
+    cgroup_directories,
+    is_by_process,
+    pod_namespaces,
+)
 from latencyprobe_agent.kernel.runtime.socket_memory import SocketMemory, full, lost_packets
 from latencyprobe_agent.kernel.runtime.statistics import SamplingRatios
+from latencyprobe_agent.kernel.runtime.target_tables import entries_of, namespaces_of
 from latencyprobe_agent.kernel.runtime.threads import Threads, lost_waits
 from latencyprobe_agent.kernel.runtime.tracer import Tracer
 from latencyprobe_agent.kernel.runtime.warm_start import WarmStart
 from latencyprobe_agent.kernel.typeinfo import kernel_types_kind, missing_types_message
 
 log = logging.getLogger(__name__)
-
-# `filters` is an array: its elements are only ever overwritten.
-_HASHES = (FILTER_PORTS.name, CGROUPS.name, PROCESSES.name)
-_UNCERTAIN = b""  # no entry has this value
 
 
 class KernelEngine:
@@ -124,7 +116,6 @@ class KernelEngine:
         self._slots: dict[int, SlotSpec] = {}
         self._carry: dict[int, Measurement] = {}
         self._node_carry = NOTHING_OF_THE_NODE
-        self._written: dict[str, dict[bytes, bytes]] = {}
         self._coverage = self._idle_coverage()
         self._dispatch = DispatchMeasurement()
         self._clock = OverheadClock(self._dispatch)
@@ -181,7 +172,7 @@ class KernelEngine:
         dropped = self._slots.keys() - slots.keys()
         before = self._slots
         forget_children = any(before[slot].tgids for slot in dropped)
-        forget_children |= _by_process(before) and not _by_process(slots)
+        forget_children |= is_by_process(before) and not is_by_process(slots)
         if not slots:
             self._detach()
         elif self._object is not None and slots.keys() != before.keys():
@@ -197,7 +188,7 @@ class KernelEngine:
             if self._threads is not None:
                 self._forget_threads(self._threads)
             if forget_children:
-                self._forget_children(self._object)
+                self._object.tables.forget_children()
 
     def read(self) -> Mapping[int, Measurement]:
         """See `contract.Engine.read`."""
@@ -405,7 +396,6 @@ class KernelEngine:
         if self._object.devices.detaching is not None:
             self._detaching.append(self._object.devices.detaching)
         self._object = None
-        self._written = {}
 
     def _keep(
         self, loaded: LoadedObject, slots: Collection[int], following: Collection[int]
@@ -473,29 +463,21 @@ class KernelEngine:
         loaded = self._object
         if loaded is None:
             return
-        wanted = _tables(self._slots)
+        wanted = entries_of(self._slots)
         # First: a program has to see a connection that it measures from the beginning, and each
         # fork of a process from the moment when the table has it.
-        if _by_process(self._slots):
+        if is_by_process(self._slots):
             loaded.processes.see(True)
         self._follow_cgroups(loaded)
-        for name, entries in wanted.items():
-            before = self._written.setdefault(name, {})
-            changed = {key: value for key, value in entries.items() if before.get(key) != value}
-            # Should the kernel refuse one, the others are to be written again, or erased.
-            before.update(dict.fromkeys(changed, _UNCERTAIN))
-            loaded.maps.write(name, changed)
-        for name in _HASHES:
-            loaded.maps.erase(name, set(self._written.get(name, {})) - set(wanted[name]))
+        loaded.tables.write(wanted)
         loaded.memories.configuration.write_namespaces(
-            _namespaces(self._slots, self._host_netns),
-            others=NETNS_WATCHED if _begins_anywhere(self._slots) else 0,
+            namespaces_of(self._slots, self._host_netns),
+            others=NETNS_WATCHED if begins_anywhere(self._slots) else 0,
         )
-        if self._slots and not _by_process(self._slots):
+        if self._slots and not is_by_process(self._slots):
             if loaded.processes.see(False):
                 wait_for_running_programs()
             self._coverage = self._coverage_of(loaded)
-        self._written = wanted
         if not self._is_steered:
             loaded.steering.see(False)
         self._follow_devices(loaded)
@@ -507,14 +489,14 @@ class KernelEngine:
         """Attach programs to the targets' cgroups, or check those that are attached."""
         if not self._slots:
             return
-        loaded.cgroups.follow(_cgroup_directories(self._slots))
+        loaded.cgroups.follow(cgroup_directories(self._slots))
         self._coverage = self._coverage_of(loaded)
 
     def _follow_devices(self, loaded: LoadedObject) -> None:
         """Begin to attach programs to the targets' devices."""
         if not self._slots:
             return
-        loaded.devices.follow(_pod_namespaces(self._slots, self._host_netns), self._host_path)
+        loaded.devices.follow(pod_namespaces(self._slots, self._host_netns), self._host_path)
         self._coverage = self._coverage_of(loaded)
 
     def _check_devices(self, loaded: LoadedObject) -> None:
@@ -566,15 +548,6 @@ class KernelEngine:
             stopped=self._stopped,
         )
 
-    def _forget_children(self, loaded: LoadedObject) -> None:
-        """Erase processes that the kernel followed by itself.
-
-        The agent adds those of other targets again when it next polls the processes.
-        """
-        named = self._written[PROCESSES.name]
-        followed = loaded.maps.keys(PROCESSES.name, PROCESSES.key.size)
-        loaded.maps.erase(PROCESSES.name, followed - named.keys())
-
     def _idle_coverage(self) -> tuple[StageCoverage, ...]:
         if kernel_types_kind() == "none":
             return unavailable(missing_types_message())
@@ -596,97 +569,3 @@ def _check_coverage(modules: frozenset[Module], loaded: LoadedObject, *, udp: bo
         raise EngineError(
             "the kernel refused every hook: " + "; ".join(dict.fromkeys(loaded.refused.values()))
         )
-
-
-def _by_process(slots: Mapping[int, SlotSpec]) -> bool:
-    """Return True if some target is chosen by process."""
-    return any(spec.tgids for spec in slots.values())
-
-
-def _cgroup_directories(slots: Mapping[int, SlotSpec]) -> frozenset[str] | None:
-    """Return the directories of all targets; None if some target is more than cgroups."""
-    specs = slots.values()
-    if any(
-        spec.tgids or spec.netns_wide or len(spec.cgroup_directories) != len(spec.cgroup_ids)
-        for spec in specs
-    ):
-        return None
-    return frozenset().union(*(spec.cgroup_directories for spec in specs))
-
-
-def _begins_anywhere(slots: Mapping[int, SlotSpec]) -> bool:
-    return any(spec.any_netns for spec in slots.values())
-
-
-def _pod_namespaces(
-    slots: Mapping[int, SlotSpec], host_netns: int
-) -> Mapping[int, frozenset[str]] | None:
-    """Return the namespaces of all targets, with the cgroups of those in it.
-
-    None if some target is chosen by process, or may be in the host's namespace.
-    """
-    found: dict[int, frozenset[str]] = {}
-    for spec in slots.values():
-        for inum in spec.netns | spec.netns_wide:
-            found[inum] = found.get(inum, frozenset()) | spec.cgroup_directories
-    if host_netns in found or _by_process(slots) or _begins_anywhere(slots):
-        return None
-    return found or None
-
-
-def _namespaces(
-    slots: Mapping[int, SlotSpec], host_netns: int
-) -> dict[int, NamespaceConfiguration]:
-    """Return the configuration of these slots' network namespaces, by inode number."""
-    owners = _owners(slots, lambda spec: spec.netns_wide)
-    watched = {inum for spec in slots.values() for inum in spec.netns | spec.netns_wide}
-    if _begins_anywhere(slots):
-        watched.add(host_netns)
-    with_processes = {inum for spec in slots.values() if spec.tgids for inum in spec.netns}
-    namespaces = {}
-    for inum in watched | ({host_netns} if slots else set()):
-        flags = NETNS_HOST if inum == host_netns else 0
-        flags |= NETNS_WATCHED if inum in watched else 0
-        flags |= NETNS_PROCESSES if inum in with_processes else 0
-        namespaces[inum] = NamespaceConfiguration(flags, owners.get(inum, 0))
-    return namespaces
-
-
-def _tables(slots: Mapping[int, SlotSpec]) -> dict[str, dict[bytes, bytes]]:
-    """Return the entries of the kernel's hashes and arrays for these slots, by map."""
-    return {
-        FILTERS.name: {FILTERS.key.pack(slot): _filter(spec) for slot, spec in slots.items()},
-        FILTER_PORTS.name: {
-            FILTER_PORTS.key.pack(slot << 16 | port): FILTER_PORTS.value.pack(1)
-            for slot, spec in slots.items()
-            for port in spec.socket_filter.ports
-        },
-        CGROUPS.name: _packed(CGROUPS, _owners(slots, lambda spec: spec.cgroup_ids)),
-        PROCESSES.name: _packed(PROCESSES, _owners(slots, lambda spec: spec.tgids)),
-    }
-
-
-def _owners(
-    slots: Mapping[int, SlotSpec], identities: Callable[[SlotSpec], Iterable[int]]
-) -> dict[int, int]:
-    """Map each identity to its owners_t (bpf/include/histogram.h)."""
-    owners: dict[int, int] = {}
-    for slot, spec in slots.items():
-        for identity in identities(spec):
-            packed = owners.get(identity, 0)
-            if packed >> (OWNER_BITS * (MAX_OWNERS - 1)):
-                raise EngineError(
-                    f"cannot measure a target for more than {MAX_OWNERS} probes with different "
-                    "filters"
-                )
-            owners[identity] = packed << OWNER_BITS | (slot + 1)
-    return owners
-
-
-def _packed(table: Map, owners: Mapping[int, int]) -> dict[bytes, bytes]:
-    return {table.key.pack(identity): table.value.pack(value) for identity, value in owners.items()}
-
-
-def _filter(spec: SlotSpec) -> bytes:
-    bits = sum(PROTOCOLS[protocol] for protocol in spec.socket_filter.protocols)
-    return FILTERS.value.pack(bits, int(bool(spec.socket_filter.ports)))

@@ -43,6 +43,7 @@ from latencyprobe_agent.kernel.runtime.optional_events import OptionalEvents
 from latencyprobe_agent.kernel.runtime.packet_programs import PacketPrograms
 from latencyprobe_agent.kernel.runtime.pending_readings import PendingReadings
 from latencyprobe_agent.kernel.runtime.run_statistics import RunStatistics
+from latencyprobe_agent.kernel.runtime.target_tables import TargetTables
 
 
 async def build(
@@ -79,6 +80,7 @@ class LoadedObject:
     def _set_up(self, owned: LoadedPrograms) -> None:
         attachments = Attachments(owned)
         self.maps = NamedMaps(owned.maps)
+        self.tables = TargetTables(self.maps)
         self.memories = Memories(self.maps, self.provided.drop_reasons, owned.link)
         configuration = self.memories.configuration
         configuration.configure(
