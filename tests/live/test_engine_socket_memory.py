@@ -100,7 +100,8 @@ def until_room(engine: KernelEngine, place: int = SERVER) -> None:
 
     def is_there_room() -> bool:
         taken(engine)
-        return engine._socket_memory is not None and engine._socket_memory._use(place) == (0, 0)
+        memory = engine._bounds.socket_memory
+        return memory is not None and memory._use(place) == (0, 0)
 
     until(is_there_room, f"the room of closed sockets at {place}")
 

@@ -43,6 +43,7 @@ from latencyprobe_agent.kernel.hooks import (
 )
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.request import Request
+from latencyprobe_agent.kernel.runtime.bounds import TargetBounds
 from latencyprobe_agent.kernel.runtime.cgroup_hooks import CHECK_S
 from latencyprobe_agent.kernel.runtime.dispatch import DispatchMeasurement
 from latencyprobe_agent.kernel.runtime.grace_period import wait_for_running_programs
@@ -61,10 +62,8 @@ from latencyprobe_agent.kernel.runtime.slot_scopes import (
     is_by_process,
     pod_namespaces,
 )
-from latencyprobe_agent.kernel.runtime.socket_memory import SocketMemory, full, lost_packets
 from latencyprobe_agent.kernel.runtime.statistics import SamplingRatios
 from latencyprobe_agent.kernel.runtime.target_tables import entries_of, namespaces_of
-from latencyprobe_agent.kernel.runtime.threads import Threads, lost_waits
 from latencyprobe_agent.kernel.runtime.tracer import Tracer
 from latencyprobe_agent.kernel.runtime.warm_start import WarmStart
 from latencyprobe_agent.kernel.typeinfo import kernel_types_kind, missing_types_message
@@ -101,11 +100,9 @@ class KernelEngine:
         self._typed = typed
         self._without = (*without, *(() if on_devices else PACKET_HOOKS))
         self._cache = cache
-        self._socket_memory_limits = socket_memory or SocketMemoryLimits()
-        self._socket_memory: SocketMemory | None = None
-        self._thread_limits = threads or ThreadLimits()
-        self._threads: Threads | None = None
-        self._lost_parts: Mapping[int, Sequence[LostPart]] = {}
+        self._bounds = TargetBounds(
+            socket_memory or SocketMemoryLimits(), threads or ThreadLimits()
+        )
         self._object: LoadedObject | None = None
         self._preload: Preload | None = None
         self._warm_start: WarmStart | None = None
@@ -185,8 +182,7 @@ class KernelEngine:
         elif self._object is not None:
             self._admit(slots.keys() - before.keys())
             self._write_targets()
-            if self._threads is not None:
-                self._forget_threads(self._threads)
+            self._bounds.forget_gone_threads()
             if forget_children:
                 self._object.tables.forget_children()
 
@@ -206,11 +202,7 @@ class KernelEngine:
             for slot, pending in self._object.pending.read(self._slots).items():
                 peers = self._object.pending.memory.peers.get(slot, ())
                 news[slot] = news.get(slot, NOTHING) + Measurement(pending=pending, peers=peers)
-        if self._socket_memory is not None:
-            self._socket_memory.read(self._slots)
-        if self._threads is not None:
-            self._threads.read(self._slots)
-        self._lost_parts = self._find_lost_parts()
+        self._bounds.read(self._slots)
         return news
 
     def read_node(self) -> NodeMeasurement:
@@ -229,14 +221,12 @@ class KernelEngine:
                 coverage = crowded(coverage)
             if pending is not None and pending.problem:
                 coverage = unread(coverage, pending.problem)
-        if self._socket_memory is None or not self._socket_memory.is_full:
-            return coverage
-        return full(coverage, self._socket_memory_limits)
+        return self._bounds.mention(coverage)
 
     @property
     def lost_parts(self) -> Mapping[int, Sequence[LostPart]]:
         """See `contract.Engine.lost_parts`."""
-        return self._lost_parts
+        return self._bounds.lost_parts
 
     def overhead(self) -> Overhead:
         """See `contract.Engine.overhead`."""
@@ -352,11 +342,12 @@ class KernelEngine:
             self._begin_slices(loaded)
         else:
             self._clock.follow(loaded.run_statistics, loaded.modules.of_packets)
-        self._socket_memory = SocketMemory(
-            loaded.memories.socket_memory, loaded.count_sockets, self._socket_memory_limits
+        self._bounds.follow(
+            loaded.memories.socket_memory,
+            loaded.count_sockets,
+            loaded.memories.thread_shares,
+            loaded.maps,
         )
-        if loaded.memories.thread_shares is not None:
-            self._threads = Threads(loaded.maps, loaded.memories.thread_shares, self._thread_limits)
         self._admit(self._slots.keys())
         self._write_targets()
         if loaded.memories.ring is not None:
@@ -389,8 +380,7 @@ class KernelEngine:
             self._slices = None
         self._slice_shift = 0
         self._clock.stop()
-        self._socket_memory = self._threads = None
-        self._lost_parts = {}
+        self._bounds.leave()
         self._object.close()
         self._detaching = [each for each in self._detaching if not each.done()]
         if self._object.devices.detaching is not None:
@@ -429,27 +419,7 @@ class KernelEngine:
         """Have each tenant's share ready before a program counts for one of its slots."""
         if self._object is not None and self._object.memories.pending is not None:
             self._object.memories.pending.forget(new)
-        tenants = {slot: spec.tenant for slot, spec in self._slots.items()}
-        if self._socket_memory is not None:
-            self._socket_memory.admit(new, tenants)
-        if self._threads is not None:
-            self._threads.admit(new, tenants)
-
-    def _forget_threads(self, threads: Threads) -> None:
-        """Forget the threads of slots that are gone, once no program counts for them any more."""
-        if threads.gone_slots:
-            wait_for_running_programs()
-            threads.forget_gone()
-
-    def _find_lost_parts(self) -> Mapping[int, Sequence[LostPart]]:
-        lost: dict[int, list[LostPart]] = {}
-        if self._socket_memory is not None:
-            for slot in self._socket_memory.full_slots:
-                lost.setdefault(slot, []).append(lost_packets(self._socket_memory_limits))
-        if self._threads is not None:
-            for slot in self._threads.full_slots:
-                lost.setdefault(slot, []).append(lost_waits(self._thread_limits))
-        return lost
+        self._bounds.admit(new, self._slots)
 
     def _report_change(self, modules: frozenset[Module]) -> None:
         for module in Module:
