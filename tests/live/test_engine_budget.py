@@ -90,9 +90,9 @@ class SlicesSeen:
         assert sliced._object is not None
         self._sliced, self._always = sliced, always
         self._measure_packets = sliced._object.packets.measure_packets
-        self._begin_period = sliced._begin_period
+        self._begin_period = sliced._sampler._begin_period
         sliced._object.packets.measure_packets = self._change_and_read  # type: ignore[method-assign]
-        sliced._begin_period = self._end_period  # type: ignore[method-assign]
+        sliced._sampler._begin_period = self._end_period  # type: ignore[method-assign]
         self.in_slices: defaultdict[int, Measurement] = defaultdict(Measurement)
         self.within: defaultdict[int, Measurement] = defaultdict(Measurement)
         self.around: defaultdict[int, Measurement] = defaultdict(Measurement)
@@ -149,7 +149,7 @@ class SlicesSeen:
 
     def _lateness_s(self) -> float:
         """How late the timer is that has just called the slices."""
-        slices = self._sliced._slices
+        slices = self._sliced._sampler.slices
         assert slices is not None
         assert slices._timer is not None
         return time.monotonic() - slices._timer.when()
@@ -242,7 +242,7 @@ async def test_connections_are_counted_between_time_slices(
     client, server = pair
     engine = await both(start_engine, client, server)
     engine.sample(0, 5)
-    slices = engine._slices
+    slices = engine._sampler.slices
     assert slices is not None
     await until(lambda: engine.overhead().figure, "the end of a time slice")
     measured, _ = await measure(engine, client, server, 30)
@@ -260,7 +260,7 @@ async def test_without_time_slices_each_packet_is_measured_again(
     engine.sample(0, 1)
     await until(lambda: engine.overhead().figure, "the end of a time slice")
     engine.sample(0, 0)
-    await until(lambda: engine._slices is None, "the end of the period")
+    await until(lambda: engine._sampler.slices is None, "the end of the period")
     measured, _ = await measure(engine, client, server, 50)
     assert count(measured[SERVER], "rx.total") == count(measured[SERVER], "app.response") == 50
     assert count(measured[CLIENT], "tx.total") in sent_counts(50, measured[CLIENT])
@@ -360,7 +360,7 @@ async def test_the_budget_is_kept_under_a_saturating_load(
     engine = await both(start_engine, client, server)
     governor, paid = Governor(), Paid(engine)
     governor.keep_to(Budget(BUDGET_PERCENT), DEFAULT_MODULES)
-    begin_period = engine._begin_period
+    begin_period = engine._sampler._begin_period
     settled = 0
 
     def note_period() -> int:
@@ -375,7 +375,7 @@ async def test_the_budget_is_kept_under_a_saturating_load(
             settled = len(paid.seconds) + 1
         return governor.effort.slices > 0 and len(paid.seconds) - settled > 2
 
-    engine._begin_period = note_period  # type: ignore[method-assign]
+    engine._sampler._begin_period = note_period  # type: ignore[method-assign]
     statistics = libbpf.enable_run_time_statistics()
     try:
         with even_load(client, server, gap_ms=0):

@@ -54,15 +54,14 @@ from latencyprobe_agent.kernel.runtime.overhead import OverheadClock
 from latencyprobe_agent.kernel.runtime.peers import crowded
 from latencyprobe_agent.kernel.runtime.pending import unread
 from latencyprobe_agent.kernel.runtime.preload import Preload
+from latencyprobe_agent.kernel.runtime.sampler import SampledPrograms, Sampler
 from latencyprobe_agent.kernel.runtime.shards import Shards, share_out
-from latencyprobe_agent.kernel.runtime.slices import TimeSlices
 from latencyprobe_agent.kernel.runtime.slot_scopes import (
     begins_anywhere,
     cgroup_directories,
     is_by_process,
     pod_namespaces,
 )
-from latencyprobe_agent.kernel.runtime.statistics import SamplingRatios
 from latencyprobe_agent.kernel.runtime.target_tables import entries_of, namespaces_of
 from latencyprobe_agent.kernel.runtime.tracer import Tracer
 from latencyprobe_agent.kernel.runtime.warm_start import WarmStart
@@ -116,10 +115,7 @@ class KernelEngine:
         self._coverage = self._idle_coverage()
         self._dispatch = DispatchMeasurement()
         self._clock = OverheadClock(self._dispatch)
-        self._sample_shift = 0
-        self._slice_shift = 0
-        self._wanted_slice_shift = 0
-        self._slices: TimeSlices | None = None
+        self._sampler = Sampler(self._clock, self._keep)
         self._stopped: frozenset[Module] = frozenset()
         self._is_steered = False
         self._detaching: list[Future[None]] = []
@@ -173,7 +169,7 @@ class KernelEngine:
         if not slots:
             self._detach()
         elif self._object is not None and slots.keys() != before.keys():
-            self._keep(self._object, before, slots)
+            self._keep(slots)
         self._slots = dict(slots)
         if not slots:
             return
@@ -234,39 +230,7 @@ class KernelEngine:
 
     def sample(self, shift: int, slice_shift: int = 0) -> None:
         """See `contract.Engine.sample`."""
-        self._wanted_slice_shift = slice_shift
-        if self._object is not None:
-            if shift != self._sample_shift:
-                self._keep(self._object, self._slots, self._slots)  # with the previous ratio
-                self._object.memories.configuration.sample(shift)
-                if self._slices is None:
-                    self._clock.follow(self._object.run_statistics, self._object.modules.of_packets)
-            if self._slices is None and slice_shift:
-                self._keep(self._object, self._slots, self._slots)
-                self._begin_slices(self._object)
-        self._sample_shift = shift
-
-    def _begin_slices(self, loaded: LoadedObject) -> None:
-        self._slice_shift = self._wanted_slice_shift
-        self._clock.follow(loaded.run_statistics, loaded.modules.of_packets, in_slices=True)
-        self._slices = TimeSlices(loaded.packets, self._clock, self._begin_period)
-        self._slices.start(self._slice_shift)
-
-    def _begin_period(self) -> int:
-        """Use the ratio that is wanted now, and return its shift."""
-        loaded = self._object
-        if loaded is None or self._wanted_slice_shift == self._slice_shift:
-            return self._slice_shift
-        self._keep(loaded, self._slots, self._slots)
-        self._slice_shift = self._wanted_slice_shift
-        if not self._slice_shift:
-            self._slices = None
-            try:
-                loaded.packets.end_slices()
-            except EngineError as error:
-                log.warning("%s; trying again with the next change of modules", error)
-            self._clock.follow(loaded.run_statistics, loaded.modules.of_packets)
-        return self._slice_shift
+        self._sampler.sample(shift, slice_shift)
 
     def stop(self, modules: frozenset[Module]) -> None:
         """See `contract.Engine.stop`."""
@@ -274,7 +238,7 @@ class KernelEngine:
             return
         self._stopped = modules
         if self._object is not None:
-            self._keep(self._object, self._slots, self._slots)
+            self._keep()
             self._object.modules.stop(modules)
             self._coverage = self._coverage_of(self._object)
 
@@ -334,14 +298,14 @@ class KernelEngine:
         """Measure with this object from now on."""
         self._object = loaded
         self._coverage = self._coverage_of(loaded)
-        loaded.memories.configuration.sample(self._sample_shift)
         loaded.modules.stop(self._stopped)
         loaded.halves.begin(_shards(self._slots))
         loaded.drivers.begin()
-        if self._wanted_slice_shift:
-            self._begin_slices(loaded)
-        else:
-            self._clock.follow(loaded.run_statistics, loaded.modules.of_packets)
+        self._sampler.follow(
+            SampledPrograms(
+                loaded.memories.configuration, loaded.packets, loaded.modules, loaded.run_statistics
+            )
+        )
         self._bounds.follow(
             loaded.memories.socket_memory,
             loaded.count_sockets,
@@ -373,13 +337,9 @@ class KernelEngine:
         if self._object is None:
             return
         self._object.read_listeners(Pause.NONE)
-        self._keep(self._object, self._slots, self._slots)
+        self._keep()
         self._tracer.leave()
-        if self._slices is not None:
-            self._slices.stop()
-            self._slices = None
-        self._slice_shift = 0
-        self._clock.stop()
+        self._sampler.leave()
         self._bounds.leave()
         self._object.close()
         self._detaching = [each for each in self._detaching if not each.done()]
@@ -387,10 +347,15 @@ class KernelEngine:
             self._detaching.append(self._object.devices.detaching)
         self._object = None
 
-    def _keep(
-        self, loaded: LoadedObject, slots: Collection[int], following: Collection[int]
-    ) -> None:
-        """Keep the measurements of `slots` until now for the next reading."""
+    def _keep(self, following: Collection[int] | None = None) -> None:
+        """Keep the measurements until now for the next reading.
+
+        `following`: the slots that are measured from now on; None for the present ones.
+        """
+        loaded, slots = self._object, self._slots
+        if loaded is None:
+            return
+        following = slots if following is None else following
         for slot, measurement in self._take(loaded, slots, following).items():
             self._carry[slot] = self._carry.get(slot, NOTHING) + measurement
 
@@ -405,14 +370,14 @@ class KernelEngine:
         inactive = loaded.halves.flip(_shards(following))
         if loaded.memories.node_statistics is not None:
             self._node_carry += loaded.memories.node_statistics.take(inactive.epoch)
-        ratios = SamplingRatios(2.0**-self._sample_shift, 2.0**-self._slice_shift)
         covered = {stage.name for stage in self._coverage if stage.state in MEASURED}
+        taken = loaded.memories.take(inactive, slots, self._sampler.ratios)
         return {
             slot: replace(
                 measurement,
                 stages={name: of for name, of in measurement.stages.items() if name in covered},
             )
-            for slot, measurement in loaded.memories.take(inactive, slots, ratios).items()
+            for slot, measurement in taken.items()
         }
 
     def _admit(self, new: Collection[int]) -> None:
