@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from latencyprobe_agent.kernel.runtime import engine
+from latencyprobe_agent.kernel.runtime import building
 from tests.live import pods
 from tests.live.compiled_once import compiled_once
 from tests.live.fixtures import BEST, TRACEPOINTS, bridged, hooks, pair, start_engine
@@ -117,6 +117,6 @@ def _compile_once(
         pool: ObjectPool = request.getfixturevalue("_pool")
         if is_own:
             pool.close()  # it looks for what is left
-        monkeypatch.setattr(engine, "build", compiled_once().build if is_own else pool.build)
+        monkeypatch.setattr(building, "build", compiled_once().build if is_own else pool.build)
     elif not is_own:
-        monkeypatch.setattr(engine, "build", compiled_once().build)
+        monkeypatch.setattr(building, "build", compiled_once().build)

@@ -56,7 +56,9 @@ def stranger() -> Iterator[int]:
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs that tests.live.confined asks for, with all alternatives."""
-    request = KernelEngine(host_netns=1)._request(("tcp", "sched"), tracing=False, udp=False)
+    request = KernelEngine(host_netns=1)._builder.request(
+        ("tcp", "sched"), tracing=False, udp=False
+    )
     handover = asyncio.run(compiled_once().compile(replace(request, complete=True)))
     path = tmp_path_factory.mktemp("compiled") / "object"
     path.write_bytes(handover.content)

@@ -15,7 +15,7 @@ from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.build import source
-from latencyprobe_agent.kernel.runtime import engine as engine_module
+from latencyprobe_agent.kernel.runtime import building
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from latencyprobe_agent.kernel.sources import source_folder
 from tests.live.compiled_once import CompiledOnce
@@ -191,7 +191,7 @@ async def test_a_device_of_an_unknown_kind_is_followed_and_named(
     assert text.count(MACVLAN) == 1
     devices.write_text(text.replace(MACVLAN, ""))
     monkeypatch.setattr(source, "source_folder", lambda: copy)
-    monkeypatch.setattr(engine_module, "build", CompiledOnce().build)
+    monkeypatch.setattr(building, "build", CompiledOnce().build)
     client, server = pair
     for pod, address in ((client, "192.0.2.1"), (server, "192.0.2.2")):
         pod.namespace.ip("link", "add", "link", "eth0", "name", "top", "type", "macvlan")

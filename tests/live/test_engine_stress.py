@@ -26,8 +26,7 @@ import pytest
 from latencyprobe.domain.measurement import NOTHING
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel.contract import MAX_SLOTS, SlotSpec
-from latencyprobe_agent.kernel.runtime import engine as kernel_engine
-from latencyprobe_agent.kernel.runtime import loaded
+from latencyprobe_agent.kernel.runtime import building, loaded
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.compiled_once import compiled_once
 from tests.live.loaded_programs import existing_programs, programs_of, wait_until_gone
@@ -134,7 +133,7 @@ async def test_unloading_under_full_traffic_time_and_again_leaves_nothing(
     engine.assign({CLIENT: everything_in(client), SERVER: everything_in(server)})
     compile_anew, reload = loaded.build, compiled_once().build
     # Compiled before there is traffic, beside which that takes longer than all the rest.
-    monkeypatch.setattr(kernel_engine, "build", reload)
+    monkeypatch.setattr(building, "build", reload)
     await engine.use(frozenset(DEFAULT_MODULES))
     await engine.use(frozenset())
     seen: set[int] = set()
@@ -143,7 +142,7 @@ async def test_unloading_under_full_traffic_time_and_again_leaves_nothing(
         descriptors = os.listdir("/proc/self/fd")
         for number in range(unloads):
             build = compile_anew if number < unloads // 20 else reload
-            monkeypatch.setattr(kernel_engine, "build", build)
+            monkeypatch.setattr(building, "build", build)
             await engine.use(frozenset(DEFAULT_MODULES))
             seen |= programs_of(os.getpid()) - others
             await engine.use(frozenset())

@@ -15,7 +15,7 @@ from latencyprobe_agent.agent import Agent, NodeDescription
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.load.provision import Prepared
 from latencyprobe_agent.kernel.request import Request
-from latencyprobe_agent.kernel.runtime import engine as runtime
+from latencyprobe_agent.kernel.runtime import building
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from latencyprobe_agent.kernel.runtime.loaded import LoadedObject, build
 from latencyprobe_agent.serving.metrics import AgentMetrics
@@ -40,7 +40,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
         seen.append(request)
         return await build(request, cache, prepared)
 
-    monkeypatch.setattr(runtime, "build", counted)
+    monkeypatch.setattr(building, "build", counted)
     return seen
 
 

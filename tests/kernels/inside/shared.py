@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 from latencyprobe_agent.kernel.load import handover
-from latencyprobe_agent.kernel.runtime import engine
+from latencyprobe_agent.kernel.runtime import building
 from latencyprobe_agent.kernel.typeinfo import kernel_types_kind
 from tests.live import pods
 from tests.live.compiled_once import compiled_once
@@ -102,7 +102,7 @@ def _shared(
     if request.node.get_closest_marker("no_types") is not None:
         return  # what the compiler's process says
     if request.node.get_closest_marker("own_build") is None:
-        monkeypatch.setattr(engine, "build", _pool.build)
+        monkeypatch.setattr(building, "build", _pool.build)
     else:
         _pool.close()
-        monkeypatch.setattr(engine, "build", compiled_once().build)
+        monkeypatch.setattr(building, "build", compiled_once().build)

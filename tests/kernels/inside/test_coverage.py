@@ -19,7 +19,9 @@ def agent() -> KilledAgent:
     killed = killed_agent()
     like = killed.compiled.request
     assert like is not None
-    request = KernelEngine(host_netns=0)._request(like.modules, tracing=like.trace, udp=like.udp)
+    request = KernelEngine(host_netns=0)._builder.request(
+        like.modules, tracing=like.trace, udp=like.udp
+    )
     compiled_once().keep(request, killed.compiled.content)
     return killed
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from typing import NamedTuple
 
 from latencyprobe.domain.coverage import MEASURED, CoverageState, StageCoverage
 from latencyprobe.domain.measurement import (
@@ -34,7 +35,6 @@ from latencyprobe_agent.kernel.contract import (
     TraceSpec,
 )
 from latencyprobe_agent.kernel.hooks import (
-    FAST_PENDING,
     PACKET_HOOKS,
     QUEUE,
     RECEIVE,
@@ -42,13 +42,13 @@ from latencyprobe_agent.kernel.hooks import (
     unavailable,
 )
 from latencyprobe_agent.kernel.load.cache import ObjectCache
-from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.bounds import TargetBounds
+from latencyprobe_agent.kernel.runtime.building import Builder
 from latencyprobe_agent.kernel.runtime.cgroup_hooks import CHECK_S
 from latencyprobe_agent.kernel.runtime.dispatch import DispatchMeasurement
 from latencyprobe_agent.kernel.runtime.grace_period import wait_for_running_programs
 from latencyprobe_agent.kernel.runtime.listeners import Pause
-from latencyprobe_agent.kernel.runtime.loaded import LoadedObject, build
+from latencyprobe_agent.kernel.runtime.loaded import LoadedObject
 from latencyprobe_agent.kernel.runtime.obstacles import mention
 from latencyprobe_agent.kernel.runtime.overhead import OverheadClock
 from latencyprobe_agent.kernel.runtime.peers import crowded
@@ -64,10 +64,17 @@ from latencyprobe_agent.kernel.runtime.slot_scopes import (
 )
 from latencyprobe_agent.kernel.runtime.target_tables import entries_of, namespaces_of
 from latencyprobe_agent.kernel.runtime.tracer import Tracer
-from latencyprobe_agent.kernel.runtime.warm_start import WarmStart
 from latencyprobe_agent.kernel.typeinfo import kernel_types_kind, missing_types_message
 
 log = logging.getLogger(__name__)
+
+
+class _InUse(NamedTuple):
+    """The modules in use, with tracing or not, and with datagrams or not."""
+
+    modules: frozenset[Module]
+    tracing: bool
+    udp: bool
 
 
 class KernelEngine:
@@ -96,18 +103,18 @@ class KernelEngine:
     ) -> None:
         self._host_netns = host_netns
         self._host_path = host_path
-        self._typed = typed
-        self._without = (*without, *(() if on_devices else PACKET_HOOKS))
-        self._cache = cache
+        self._builder = Builder(
+            host_netns=host_netns,
+            cache=cache,
+            typed=typed,
+            without=(*without, *(() if on_devices else PACKET_HOOKS)),
+        )
         self._bounds = TargetBounds(
             socket_memory or SocketMemoryLimits(), threads or ThreadLimits()
         )
         self._object: LoadedObject | None = None
         self._preload: Preload | None = None
-        self._warm_start: WarmStart | None = None
-        self._modules: frozenset[Module] = frozenset()
-        self._tracing = False
-        self._udp = False
+        self._in_use = _InUse(frozenset(), tracing=False, udp=False)
         self._tracer = Tracer()
         self._slots: dict[int, SlotSpec] = {}
         self._carry: dict[int, Measurement] = {}
@@ -128,26 +135,28 @@ class KernelEngine:
         `tracing`: the first `use` may be with tracing.
         """
         self._dispatch.begin()
-        if self._cache is not None:
-            self._warm_start = WarmStart(self._request((), tracing=tracing, udp=True), self._cache)
+        self._builder.prepare(tracing=tracing)
 
     async def use(
         self, modules: frozenset[Module], *, tracing: bool = False, udp: bool = True
     ) -> None:
         """See `contract.Engine.use`. Calls at the same time take effect in their order."""
         async with self._changing:
-            await self._change(modules, tracing=tracing, udp=udp and Module.RX in modules)
+            await self._change(_InUse(modules, tracing, udp and Module.RX in modules))
 
-    async def _change(self, modules: frozenset[Module], *, tracing: bool, udp: bool) -> None:
-        if (modules, tracing, udp) == (self._modules, self._tracing, self._udp):
+    async def _change(self, wanted: _InUse) -> None:
+        if wanted == self._in_use:
             return
-        replacement = await self._build(modules, tracing=tracing, udp=udp) if modules else None
+        modules, tracing, udp = wanted
+        replacement = (
+            await self._builder.build(modules, tracing=tracing, udp=udp) if modules else None
+        )
         if replacement is not None and self._object is not None:
             replacement.devices.adopt(self._object.devices)
         self._retire()
         preload, self._preload = self._preload, None
         self._report_change(modules)
-        self._modules, self._tracing, self._udp = modules, tracing, udp
+        self._in_use = wanted
         if replacement is None:
             self._coverage = self._idle_coverage()
             detaching, self._detaching = self._detaching, []
@@ -258,41 +267,8 @@ class KernelEngine:
     async def close(self) -> None:
         """See `contract.Engine.close`."""
         self.trace(None)
-        warm_start, self._warm_start = self._warm_start, None
-        if warm_start is not None:
-            warm_start.end()
+        self._builder.close()
         await self.use(frozenset())
-
-    async def _build(self, modules: frozenset[Module], *, tracing: bool, udp: bool) -> LoadedObject:
-        wanted = tuple(str(module) for module in Module if module in modules)
-        request = self._request(wanted, tracing=tracing, udp=udp)
-        warm_start, self._warm_start = self._warm_start, None
-        began = time.monotonic()
-        prepared = await warm_start.take() if warm_start is not None else None
-        built = await build(request, self._cache, prepared)
-        log.info(
-            "attached in %.2f s, programs %s: %s",
-            time.monotonic() - began,
-            built.provided.origin,
-            ", ".join(built.attached.values()),
-        )
-        for event, reason in built.refused.items():
-            level = logging.INFO if event == FAST_PENDING else logging.WARNING
-            log.log(level, "no hook for %s: %s", event, reason)
-        if built.provided.diagnostics and built.refused:
-            log.debug("messages of the kernel and the compiler:\n%s", built.provided.diagnostics)
-        _check_coverage(modules, built, udp=udp)
-        return built
-
-    def _request(self, modules: tuple[str, ...], *, tracing: bool, udp: bool) -> Request:
-        return Request(
-            modules,
-            self._host_netns,
-            self._typed,
-            without=self._without,
-            trace=tracing,
-            udp=udp,
-        )
 
     def _follow(self, loaded: LoadedObject) -> None:
         """Measure with this object from now on."""
@@ -388,9 +364,9 @@ class KernelEngine:
 
     def _report_change(self, modules: frozenset[Module]) -> None:
         for module in Module:
-            if module in modules - self._modules:
+            if module in modules - self._in_use.modules:
                 log.info("module %s loaded", module)
-            elif module in self._modules - modules:
+            elif module in self._in_use.modules - modules:
                 log.info("module %s unloaded", module)
 
     def _write_targets(self) -> None:
@@ -473,10 +449,10 @@ class KernelEngine:
 
     def _coverage_of(self, loaded: LoadedObject) -> tuple[StageCoverage, ...]:
         return coverage_of(
-            self._modules,
+            self._in_use.modules,
             loaded.attached,
             loaded.refused,
-            udp=self._udp,
+            udp=self._in_use.udp,
             processes=loaded.processes.are_seen,
             steering=loaded.steering.are_seen,
             remarks=loaded.remarks,
@@ -494,13 +470,3 @@ class KernelEngine:
 
 def _shards(slots: Collection[int]) -> Mapping[int, Shards]:
     return share_out(slots, os.cpu_count() or 1)
-
-
-def _check_coverage(modules: frozenset[Module], loaded: LoadedObject, *, udp: bool) -> None:
-    """Close it and raise EngineError if no stage can be measured with it."""
-    coverage = coverage_of(modules, loaded.attached, loaded.refused, udp=udp)
-    if not any(stage.state in MEASURED for stage in coverage):
-        loaded.close()
-        raise EngineError(
-            "the kernel refused every hook: " + "; ".join(dict.fromkeys(loaded.refused.values()))
-        )
