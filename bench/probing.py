@@ -89,7 +89,7 @@ async def _settle(engine: KernelEngine) -> None:
         return
     while loaded.devices.links.is_busy:
         await asyncio.sleep(0.01)
-    engine._check_devices(loaded)
+    engine._hooks.check_devices()
 
 
 def let_drivers_rest(engine: KernelEngine) -> None:

@@ -42,7 +42,7 @@ class SettledEngine(KernelEngine):
             return
         while loaded.devices.links.is_busy:
             time.sleep(0.001)
-        self._check_devices(loaded)
+        self._hooks.check_devices()
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def let_drivers_rest(engine: KernelEngine) -> None:
 
 def lasting_coverage(engine: KernelEngine) -> tuple[StageCoverage, ...]:
     """The coverage without remarks on obstacles, which any packet of a pod may meet."""
-    return engine._coverage
+    return engine._hooks.coverage
 
 
 def count(measurement: Measurement, stage: str) -> int:

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import NamedTuple
 
-from latencyprobe.domain.coverage import MEASURED, CoverageState, StageCoverage
+from latencyprobe.domain.coverage import MEASURED, StageCoverage
 from latencyprobe.domain.measurement import (
     NOTHING,
     NOTHING_OF_THE_NODE,
@@ -19,12 +19,8 @@ from latencyprobe.domain.measurement import (
     NodeMeasurement,
 )
 from latencyprobe.domain.packets import TraceCounts, TracedPacket
-from latencyprobe.domain.stages import STAGES, Module
-from latencyprobe_agent.kernel.abi import (
-    MAX_SLOTS,
-    NETNS_WATCHED,
-    Obstacle,
-)
+from latencyprobe.domain.stages import Module
+from latencyprobe_agent.kernel.abi import MAX_SLOTS
 from latencyprobe_agent.kernel.contract import (
     EngineError,
     LostPart,
@@ -34,19 +30,11 @@ from latencyprobe_agent.kernel.contract import (
     ThreadLimits,
     TraceSpec,
 )
-from latencyprobe_agent.kernel.hooks import (
-    PACKET_HOOKS,
-    QUEUE,
-    RECEIVE,
-    coverage_of,
-    unavailable,
-)
+from latencyprobe_agent.kernel.hooks import PACKET_HOOKS
 from latencyprobe_agent.kernel.load.cache import ObjectCache
 from latencyprobe_agent.kernel.runtime.bounds import TargetBounds
 from latencyprobe_agent.kernel.runtime.building import Builder
-from latencyprobe_agent.kernel.runtime.cgroup_hooks import CHECK_S
 from latencyprobe_agent.kernel.runtime.dispatch import DispatchMeasurement
-from latencyprobe_agent.kernel.runtime.grace_period import wait_for_running_programs
 from latencyprobe_agent.kernel.runtime.listeners import Pause
 from latencyprobe_agent.kernel.runtime.loaded import LoadedObject
 from latencyprobe_agent.kernel.runtime.obstacles import mention
@@ -56,15 +44,9 @@ from latencyprobe_agent.kernel.runtime.pending import unread
 from latencyprobe_agent.kernel.runtime.preload import Preload
 from latencyprobe_agent.kernel.runtime.sampler import SampledPrograms, Sampler
 from latencyprobe_agent.kernel.runtime.shards import Shards, share_out
-from latencyprobe_agent.kernel.runtime.slot_scopes import (
-    begins_anywhere,
-    cgroup_directories,
-    is_by_process,
-    pod_namespaces,
-)
-from latencyprobe_agent.kernel.runtime.target_tables import entries_of, namespaces_of
+from latencyprobe_agent.kernel.runtime.slot_scopes import is_by_process
+from latencyprobe_agent.kernel.runtime.target_hooks import TargetHooks
 from latencyprobe_agent.kernel.runtime.tracer import Tracer
-from latencyprobe_agent.kernel.typeinfo import kernel_types_kind, missing_types_message
 
 log = logging.getLogger(__name__)
 
@@ -101,8 +83,7 @@ class KernelEngine:
         socket_memory: SocketMemoryLimits | None = None,
         threads: ThreadLimits | None = None,
     ) -> None:
-        self._host_netns = host_netns
-        self._host_path = host_path
+        self._hooks = TargetHooks(host_netns=host_netns, host_path=host_path)
         self._builder = Builder(
             host_netns=host_netns,
             cache=cache,
@@ -119,12 +100,9 @@ class KernelEngine:
         self._slots: dict[int, SlotSpec] = {}
         self._carry: dict[int, Measurement] = {}
         self._node_carry = NOTHING_OF_THE_NODE
-        self._coverage = self._idle_coverage()
         self._dispatch = DispatchMeasurement()
         self._clock = OverheadClock(self._dispatch)
         self._sampler = Sampler(self._clock, self._keep)
-        self._stopped: frozenset[Module] = frozenset()
-        self._is_steered = False
         self._detaching: list[Future[None]] = []
         self._changing = asyncio.Lock()
 
@@ -158,7 +136,7 @@ class KernelEngine:
         self._report_change(modules)
         self._in_use = wanted
         if replacement is None:
-            self._coverage = self._idle_coverage()
+            self._hooks.idle()
             detaching, self._detaching = self._detaching, []
             for each in detaching:
                 await asyncio.wrap_future(each)
@@ -186,7 +164,7 @@ class KernelEngine:
             self._resume(self._preload)
         elif self._object is not None:
             self._admit(slots.keys() - before.keys())
-            self._write_targets()
+            self._hooks.write_targets(self._slots)
             self._bounds.forget_gone_threads()
             if forget_children:
                 self._object.tables.forget_children()
@@ -196,11 +174,7 @@ class KernelEngine:
         news, self._carry = self._carry, {}
         if self._object is None:
             return news
-        self._check_devices(self._object)
-        self._check_drivers(self._object)
-        self._check_steering(self._object)
-        if self._object.cgroups.is_check_due:
-            self._check_cgroups(self._object)
+        self._hooks.check(self._slots)
         for slot, measurement in self._take(self._object, self._slots, self._slots).items():
             news[slot] = news.get(slot, NOTHING) + measurement
         if self._object.pending is not None:
@@ -218,7 +192,7 @@ class KernelEngine:
     @property
     def coverage(self) -> tuple[StageCoverage, ...]:
         """See `contract.Engine.coverage`."""
-        coverage = self._coverage
+        coverage = self._hooks.coverage
         if self._object is not None:
             coverage = mention(coverage, self._object.memories.configuration.obstacles())
             pending = self._object.memories.pending
@@ -243,13 +217,9 @@ class KernelEngine:
 
     def stop(self, modules: frozenset[Module]) -> None:
         """See `contract.Engine.stop`."""
-        if modules == self._stopped:
-            return
-        self._stopped = modules
-        if self._object is not None:
+        if modules != self._hooks.stopped:
             self._keep()
-            self._object.modules.stop(modules)
-            self._coverage = self._coverage_of(self._object)
+            self._hooks.stop(modules)
 
     def trace(self, spec: TraceSpec | None) -> None:
         """See `contract.Engine.trace`."""
@@ -273,8 +243,7 @@ class KernelEngine:
     def _follow(self, loaded: LoadedObject) -> None:
         """Measure with this object from now on."""
         self._object = loaded
-        self._coverage = self._coverage_of(loaded)
-        loaded.modules.stop(self._stopped)
+        self._hooks.follow(loaded, self._in_use.modules, udp=self._in_use.udp)
         loaded.halves.begin(_shards(self._slots))
         loaded.drivers.begin()
         self._sampler.follow(
@@ -289,7 +258,7 @@ class KernelEngine:
             loaded.maps,
         )
         self._admit(self._slots.keys())
-        self._write_targets()
+        self._hooks.write_targets(self._slots)
         if loaded.memories.ring is not None:
             self._tracer.follow(loaded.memories.ring)
 
@@ -317,6 +286,7 @@ class KernelEngine:
         self._tracer.leave()
         self._sampler.leave()
         self._bounds.leave()
+        self._hooks.leave()
         self._object.close()
         self._detaching = [each for each in self._detaching if not each.done()]
         if self._object.devices.detaching is not None:
@@ -346,7 +316,7 @@ class KernelEngine:
         inactive = loaded.halves.flip(_shards(following))
         if loaded.memories.node_statistics is not None:
             self._node_carry += loaded.memories.node_statistics.take(inactive.epoch)
-        covered = {stage.name for stage in self._coverage if stage.state in MEASURED}
+        covered = {stage.name for stage in self._hooks.coverage if stage.state in MEASURED}
         taken = loaded.memories.take(inactive, slots, self._sampler.ratios)
         return {
             slot: replace(
@@ -368,104 +338,6 @@ class KernelEngine:
                 log.info("module %s loaded", module)
             elif module in self._in_use.modules - modules:
                 log.info("module %s unloaded", module)
-
-    def _write_targets(self) -> None:
-        """Make the kernel's tables equal to `_slots`: write new entries, then erase old ones."""
-        loaded = self._object
-        if loaded is None:
-            return
-        wanted = entries_of(self._slots)
-        # First: a program has to see a connection that it measures from the beginning, and each
-        # fork of a process from the moment when the table has it.
-        if is_by_process(self._slots):
-            loaded.processes.see(True)
-        self._follow_cgroups(loaded)
-        loaded.tables.write(wanted)
-        loaded.memories.configuration.write_namespaces(
-            namespaces_of(self._slots, self._host_netns),
-            others=NETNS_WATCHED if begins_anywhere(self._slots) else 0,
-        )
-        if self._slots and not is_by_process(self._slots):
-            if loaded.processes.see(False):
-                wait_for_running_programs()
-            self._coverage = self._coverage_of(loaded)
-        if not self._is_steered:
-            loaded.steering.see(False)
-        self._follow_devices(loaded)
-        loaded.memories.configuration.forget_obstacles()
-        loaded.memories.configuration.bump_generation()
-        loaded.read_listeners(Pause.BEFORE_CHANGE)
-
-    def _follow_cgroups(self, loaded: LoadedObject) -> None:
-        """Attach programs to the targets' cgroups, or check those that are attached."""
-        if not self._slots:
-            return
-        loaded.cgroups.follow(cgroup_directories(self._slots))
-        self._coverage = self._coverage_of(loaded)
-
-    def _follow_devices(self, loaded: LoadedObject) -> None:
-        """Begin to attach programs to the targets' devices."""
-        if not self._slots:
-            return
-        loaded.devices.follow(pod_namespaces(self._slots, self._host_netns), self._host_path)
-        self._coverage = self._coverage_of(loaded)
-
-    def _check_devices(self, loaded: LoadedObject) -> None:
-        """Use the programs on devices if they are all attached by now."""
-        try:
-            has_changed = loaded.devices.check()
-        except EngineError as error:
-            log.warning("%s; trying again with the next reading", error)
-            return
-        if has_changed:
-            hooks = [loaded.attached.get(event, "none") for event in (RECEIVE, QUEUE)]
-            log.info("the hooks of arrivals and departures are %s", ", ".join(hooks))
-            self._coverage = self._coverage_of(loaded)
-
-    def _check_drivers(self, loaded: LoadedObject) -> None:
-        """See drivers free packets only while targets' packets get to a driver."""
-        try:
-            loaded.drivers.check()
-        except EngineError as error:
-            log.warning("%s; trying again with the next reading", error)
-
-    def _check_steering(self, loaded: LoadedObject) -> None:
-        """See packets on their first CPU too, once a device is seen to steer them to another."""
-        if self._is_steered or Obstacle.STEERING not in loaded.memories.configuration.obstacles():
-            return
-        self._is_steered = True
-        try:
-            loaded.steering.see(True)
-        except EngineError as error:
-            log.warning("%s; the wait for the CPU that RPS chooses is not measured", error)
-        self._coverage = self._coverage_of(loaded)
-
-    def _check_cgroups(self, loaded: LoadedObject) -> None:
-        """Make room for programs of others that came since the last check."""
-        try:
-            self._follow_cgroups(loaded)
-        except EngineError as error:
-            log.warning("%s; trying again in %.0f s", error, CHECK_S)
-
-    def _coverage_of(self, loaded: LoadedObject) -> tuple[StageCoverage, ...]:
-        return coverage_of(
-            self._in_use.modules,
-            loaded.attached,
-            loaded.refused,
-            udp=self._in_use.udp,
-            processes=loaded.processes.are_seen,
-            steering=loaded.steering.are_seen,
-            remarks=loaded.remarks,
-            stopped=self._stopped,
-        )
-
-    def _idle_coverage(self) -> tuple[StageCoverage, ...]:
-        if kernel_types_kind() == "none":
-            return unavailable(missing_types_message())
-        return tuple(
-            StageCoverage(stage.name, CoverageState.IDLE, reason="no probe asks for its module")
-            for stage in STAGES
-        )
 
 
 def _shards(slots: Collection[int]) -> Mapping[int, Shards]:
