@@ -91,29 +91,38 @@ SETTINGS: Mapping[str, Setting] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
-    """The cost of one operator. Counts and bytes are of one interval, times of the operator.
+class Attaching:
+    """The cost until all agents are ready. Blocked: the event loop's longest turn."""
 
-    Large, because each figure that is printed is a field.
-    """
+    seconds: float
+    cpu_s: float
+    blocked_cpu_ms: float
 
-    cluster: str
-    nodes: int
-    probes: int
-    pods: int
-    interval_s: float
-    load: float
-    """The machine's load average: other processes share its CPUs."""
-    attached_s: float
-    attaching_cpu_s: float
-    attaching_blocked_cpu_ms: float
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processor:
+    """The use of the processor in one interval, and the event loop's longest turns."""
+
     cpu_ms: float
     cpu_percent: float
-    rss_mib: float
-    peak_rss_mib: float
     blocked_ms: float
     blocked_cpu_ms: float
     collecting_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """The memory of the process, and of one that has as many idle channels."""
+
+    rss_mib: float
+    peak_rss_mib: float
+    idle_channels_mib: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """The exchange with the API server and with the agents in one interval."""
+
     status_writes: float
     status_kib: float
     expected_reports: int
@@ -124,10 +133,32 @@ class Figures:
     pods_in_full: float
     all_bad_pods_in_full: int
     """The most in any interval, when every pod turns bad in one."""
-    series: int
-    scrape_kib: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scrape:
     """One scrape of the operator's metrics, as protobuf."""
-    idle_channels_mib: float = 0.0
+
+    series: int
+    kib: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """The cost of one operator, in the cluster that it was measured in."""
+
+    cluster: str
+    nodes: int
+    probes: int
+    pods: int
+    interval_s: float
+    load: float
+    """The machine's load average: other processes share its CPUs."""
+    attaching: Attaching
+    processor: Processor
+    memory: Memory
+    traffic: Traffic
+    scrape: Scrape
 
 
 @click.command()
@@ -270,7 +301,11 @@ class _Run:
             began, cpu = time.monotonic(), time.process_time()
             with _watched() as attaching:
                 await self._attached(controller)
-            attached_s, attaching_cpu_s = time.monotonic() - began, time.process_time() - cpu
+            attached = Attaching(
+                seconds=time.monotonic() - began,
+                cpu_s=time.process_time() - cpu,
+                blocked_cpu_ms=attaching.cpu_ms,
+            )
             await asyncio.sleep(self._settle * scenario.interval_s)
             received = received_bytes(self._simulated.address)
             before, cpu = _copy(counts), time.process_time()
@@ -279,34 +314,41 @@ class _Run:
             cpu_ms = 1000 * (time.process_time() - cpu) / self._intervals
             after, rss_after_mib = _copy(counts), rss_mib()
             received = received_bytes(self._simulated.address) - received
-            families = list(self._metrics.registry.collect())
+            families, load = list(self._metrics.registry.collect()), os.getloadavg()[0]
+            traffic = Traffic(
+                expected_reports=scenario.probes * scenario.nodes_of_a_probe,
+                network_kib=received / self._intervals / 1024,
+                all_bad_pods_in_full=await self._turn_bad(),
+                **{
+                    key: (after[field] - before[field]) / self._intervals / divisor
+                    for key, field, divisor in _COUNTED
+                },
+            )
             return Figures(
                 cluster=self._name,
                 nodes=scenario.nodes,
                 probes=scenario.probes,
                 pods=scenario.pods,
-                expected_reports=scenario.probes * scenario.nodes_of_a_probe,
                 interval_s=scenario.interval_s,
-                load=os.getloadavg()[0],
-                attached_s=attached_s,
-                attaching_cpu_s=attaching_cpu_s,
-                attaching_blocked_cpu_ms=attaching.cpu_ms,
-                cpu_ms=cpu_ms,
-                cpu_percent=cpu_ms / USUAL_INTERVAL_S / 10,
-                rss_mib=rss_after_mib,
-                blocked_ms=blocked.wall_ms,
-                blocked_cpu_ms=blocked.cpu_ms,
-                collecting_ms=blocked.collecting_ms,
-                **{
-                    key: (after[field] - before[field]) / self._intervals / divisor
-                    for key, field, divisor in _COUNTED
-                },
-                network_kib=received / self._intervals / 1024,
-                all_bad_pods_in_full=await self._turn_bad(),
-                peak_rss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-                series=sum(len(family.samples) for family in families),
-                scrape_kib=len(encode(families)) / 1024,
-                idle_channels_mib=idle_mib,
+                load=load,
+                attaching=attached,
+                processor=Processor(
+                    cpu_ms=cpu_ms,
+                    cpu_percent=cpu_ms / USUAL_INTERVAL_S / 10,
+                    blocked_ms=blocked.wall_ms,
+                    blocked_cpu_ms=blocked.cpu_ms,
+                    collecting_ms=blocked.collecting_ms,
+                ),
+                memory=Memory(
+                    rss_mib=rss_after_mib,
+                    peak_rss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+                    idle_channels_mib=idle_mib,
+                ),
+                traffic=traffic,
+                scrape=Scrape(
+                    series=sum(len(family.samples) for family in families),
+                    kib=len(encode(families)) / 1024,
+                ),
             )
 
     @asynccontextmanager
@@ -374,7 +416,7 @@ def _prepare_memory() -> None:
     make_collections_rare()
 
 
-# Of the fields of Figures: the counter, and the divisor.
+# Of the fields of Traffic: the counter, and the divisor.
 _COUNTED = (
     ("status_writes", "status_writes", 1),
     ("status_kib", "status_bytes", 1024),
@@ -512,33 +554,38 @@ def _table(figures: Figures, target: Target) -> Table:
     )
     for heading in ("figure", "measured", "wanted"):
         table.add_column(heading, justify="left" if heading == "figure" else "right")
-    f = figures
+    attaching, processor, memory = figures.attaching, figures.processor, figures.memory
+    traffic, scrape = figures.traffic, figures.scrape
     rows = [
-        ("CPU, of one core", f"{f.cpu_percent:.1f} %", f"{target.cpu_percent:g} %"),
-        ("CPU of an interval", f"{f.cpu_ms:.0f} ms", ""),
-        ("RSS", f"{f.rss_mib:.0f} MiB", f"{target.rss_mib:g} MiB"),
-        ("largest RSS", f"{f.peak_rss_mib:.0f} MiB", ""),
-        ("idle channels, with the process", f"{f.idle_channels_mib:.0f} MiB", ""),
-        ("loop blocked, CPU time", f"{f.blocked_cpu_ms:.0f} ms", f"{target.blocked_ms:g} ms"),
-        ("loop blocked, clock", f"{f.blocked_ms:.0f} ms", ""),
-        ("longest garbage collection", f"{f.collecting_ms:.0f} ms", ""),
-        ("status writes", f"{f.status_writes:.1f}", ""),
-        ("status bytes", f"{f.status_kib:.1f} KiB", ""),
+        ("CPU, of one core", f"{processor.cpu_percent:.1f} %", f"{target.cpu_percent:g} %"),
+        ("CPU of an interval", f"{processor.cpu_ms:.0f} ms", ""),
+        ("RSS", f"{memory.rss_mib:.0f} MiB", f"{target.rss_mib:g} MiB"),
+        ("largest RSS", f"{memory.peak_rss_mib:.0f} MiB", ""),
+        ("idle channels, with the process", f"{memory.idle_channels_mib:.0f} MiB", ""),
+        (
+            "loop blocked, CPU time",
+            f"{processor.blocked_cpu_ms:.0f} ms",
+            f"{target.blocked_ms:g} ms",
+        ),
+        ("loop blocked, clock", f"{processor.blocked_ms:.0f} ms", ""),
+        ("longest garbage collection", f"{processor.collecting_ms:.0f} ms", ""),
+        ("status writes", f"{traffic.status_writes:.1f}", ""),
+        ("status bytes", f"{traffic.status_kib:.1f} KiB", ""),
         # Fewer: the simulation is too slow for this interval.
-        ("reports", f"{f.reports:.0f}", f"{f.expected_reports}"),
-        ("report bytes", f"{f.reports_kib:.0f} KiB", ""),
-        ("the same on the network, with headers", f"{f.network_kib:.0f} KiB", ""),
-        ("pods in full", f"{f.pods_in_full:.1f}", ""),
+        ("reports", f"{traffic.reports:.0f}", f"{traffic.expected_reports}"),
+        ("report bytes", f"{traffic.reports_kib:.0f} KiB", ""),
+        ("the same on the network, with headers", f"{traffic.network_kib:.0f} KiB", ""),
+        ("pods in full", f"{traffic.pods_in_full:.1f}", ""),
         (
             "pods in full if all turn bad",
-            f"{f.all_bad_pods_in_full}",
-            f"{3 * MAX_PODS * f.probes}",
+            f"{traffic.all_bad_pods_in_full}",
+            f"{3 * MAX_PODS * figures.probes}",
         ),
-        ("series of the metrics", f"{f.series}", ""),
-        ("bytes of a scrape", f"{f.scrape_kib:.1f} KiB", ""),
-        ("attached after", f"{f.attached_s:.1f} s", ""),
-        ("CPU until then", f"{f.attaching_cpu_s:.1f} s", ""),
-        ("loop blocked until then, CPU time", f"{f.attaching_blocked_cpu_ms:.0f} ms", ""),
+        ("series of the metrics", f"{scrape.series}", ""),
+        ("bytes of a scrape", f"{scrape.kib:.1f} KiB", ""),
+        ("attached after", f"{attaching.seconds:.1f} s", ""),
+        ("CPU until then", f"{attaching.cpu_s:.1f} s", ""),
+        ("loop blocked until then, CPU time", f"{attaching.blocked_cpu_ms:.0f} ms", ""),
     ]
     for row in rows:
         table.add_row(*row)

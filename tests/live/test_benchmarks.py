@@ -50,9 +50,10 @@ def test_a_small_cluster_reports_to_the_operator_in_full(cluster: str) -> None:
 
     figures = json.loads(ended.stdout)
     assert figures["nodes"] == 6
-    assert figures["reports"] > 0
-    assert figures["status_writes"] > 0
-    assert 0 < figures["all_bad_pods_in_full"] <= 3 * MAX_PODS * figures["probes"]
+    traffic = figures["traffic"]
+    assert traffic["reports"] > 0
+    assert traffic["status_writes"] > 0
+    assert 0 < traffic["all_bad_pods_in_full"] <= 3 * MAX_PODS * figures["probes"]
 
 
 @pytest.mark.thorough
@@ -104,4 +105,6 @@ def test_the_operators_series_at_10000_pods_are_within_the_documented_bound() ->
 
     figures = json.loads(ended.stdout)
     assert (figures["nodes"], figures["probes"], figures["pods"]) == (1000, probes, 10_000)
-    assert probes * len(stages_of(DEFAULT_MODULES)) < figures["series"] <= most + OWN_SERIES
+    assert (
+        probes * len(stages_of(DEFAULT_MODULES)) < figures["scrape"]["series"] <= most + OWN_SERIES
+    )
