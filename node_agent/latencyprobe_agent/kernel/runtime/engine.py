@@ -243,14 +243,14 @@ class KernelEngine:
     def _follow(self, loaded: LoadedObject) -> None:
         """Measure with this object from now on."""
         self._object = loaded
-        self._hooks.follow(loaded, self._in_use.modules, udp=self._in_use.udp)
-        loaded.halves.begin(_shards(self._slots))
-        loaded.drivers.begin()
         self._sampler.follow(
             SampledPrograms(
                 loaded.memories.configuration, loaded.packets, loaded.modules, loaded.run_statistics
             )
         )
+        self._hooks.follow(loaded, self._in_use.modules, udp=self._in_use.udp)
+        loaded.halves.begin(_shards(self._slots))
+        loaded.drivers.begin()
         self._bounds.follow(
             loaded.memories.socket_memory,
             loaded.count_sockets,
