@@ -132,18 +132,15 @@ static __always_inline void note_obstacle(struct config *config, u32 obstacle)
 }
 
 /* mptcp_recvmsg() and mptcp_sendmsg(), net/mptcp/protocol.c, pass the hooks of TCP by. */
-static __always_inline bool is_of_mptcp(struct tcp_sock *tp)
-{
 #ifdef HAVE_tcp_sock_is_mptcp
-	return PEEK(tp, is_mptcp);
+#define IS_OF_MPTCP(read, tp) (read(tp, is_mptcp))
 #else
-	return false;
+#define IS_OF_MPTCP(read, tp) false
 #endif
-}
 
-static __always_inline void note_mptcp(struct config *config, struct tcp_sock *tp)
+static __always_inline void note_mptcp(struct config *config, bool is_of_mptcp)
 {
-	if (is_of_mptcp(tp))
+	if (is_of_mptcp)
 		note_obstacle(config, OBSTACLE_MPTCP);
 }
 
@@ -188,8 +185,10 @@ struct cpu_context {
 	u64 device;	 /* for which `leads_to_host` is: see begins_in_host() */
 	u32 leads_to_host;
 	u32 undelivered; /* see count_reception() */
-	u64 batch_ns;	 /* the entry of its softirq */
-	u64 config;	 /* the configuration's address, see number_of_config() */
+	u64 operations;	 /* for which `unwraps` is: see is_from_tunnel() */
+	u64 unwraps;
+	u64 batch_ns; /* the entry of its softirq */
+	u64 config;   /* the configuration's address, see number_of_config() */
 };
 BPF_PERCPU_ARRAY(cpu_contexts, struct cpu_context, 1);
 

@@ -101,6 +101,15 @@ static __always_inline u64 local_departure(struct sk_buff *skb, struct arrival *
 	return arrival->now - stamp < TOO_LONG_NS ? stamp : 0;
 }
 
+static __always_inline bool unwraps(struct seen *seen, struct net_device *dev)
+{
+	u64 operations = (u64)PEEK(dev, rtnl_link_ops);
+
+	return operations &&
+	       is_from_tunnel(seen->config, seen->cpu,
+			      operations - number_of_config(seen->cpu, seen->config), dev);
+}
+
 /* A packet comes to the host: from another node, or from a target. */
 int on_host_ingress(struct __sk_buff *ctx)
 {
@@ -113,7 +122,8 @@ int on_host_ingress(struct __sk_buff *ctx)
 	if (!seen.packet)
 		return TCX_NEXT;
 	arrival = arrival_of(&seen, skb, &place);
-	passage = passage_on_host(seen.packet, &arrival, PEEK(skb, dev), place.linear);
+	passage = passage_on_host(seen.packet, &arrival, unwraps(&seen, PEEK(skb, dev)),
+				  place.linear);
 	if (passage != THROUGH_HOST)
 		begin_received(seen.config, seen.cpu, seen.packet, &arrival,
 			       irq_ns_at(seen.cpu, PEEK(skb, dev)));
@@ -154,8 +164,9 @@ static __always_inline enum passage passage_into_pod(struct seen *seen, struct a
 	if (!PEEK(dev, rtnl_link_ops) || is_sent_by_host(arrival->sk))
 		return BESIDE_HOST;
 	device = (u64)dev - number_of_config(seen->cpu, seen->config);
-	return find_passage(seen->config, seen->packet, arrival, skb, dev,
-			    begins_in_host(seen->config, seen->cpu, device, dev));
+	return find_passage(
+		seen->config, seen->packet, arrival, skb, dev,
+		begins_in_host(seen->config, seen->cpu, device, PEEK(dev, ifindex), dev));
 }
 
 /* A packet comes to a target's namespace. */

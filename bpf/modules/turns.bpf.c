@@ -414,7 +414,7 @@ static __always_inline void note_no_data(struct config *config, struct socket_st
 	u64 began_ns = state->turns.read_ns, open_ns = at_least_0(now - began_ns);
 
 	if (began_ns && open_ns >= LEAST_PATIENCE_NS && open_ns < HELD_PATIENCE_NS &&
-	    !is_of_mptcp(tp))
+	    !IS_OF_MPTCP(READ, tp))
 		add_time_for(config, state->owners, COUNTER_CONNECTIONS_WITHOUT_DATA,
 			     COUNTER_CONNECTIONS_WITHOUT_DATA_NS, open_ns);
 }
