@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from types import MappingProxyType
+from typing import Any, Generic, NamedTuple, TypeVar
 
 # Limits on the desired state of one agent: room for 12 probes on 110 containers, or 4 on 330. With
 # every stage in use, a target takes 0.3 ms and 4 KB of each report. It also takes up to 150 KB of
@@ -19,10 +20,21 @@ from typing import Generic, TypeVar
 # reports. Probes that share a slot share the latter, if they have the same interval.
 MAX_PROBES = 320
 MAX_TARGETS = 1408
+# A window of a pod takes 1.1 ms of a core in each interval of its probe, with every stage in use:
+# 0.4 ms to add the figures, and 0.7 ms for percentiles and the verdict. This limit is for intervals
+# below LONG_INTERVAL_S: three probes at 1 s on 110 pods. The other 1,078 targets, each at 10 s, add
+# 108 windows per second. All of them take half of the one core that an agent can use.
+MAX_WINDOWS_PER_SECOND = 330
+# Windows of this interval and of longer ones have no limit but that of targets. So no other
+# namespace can take their room.
+LONG_INTERVAL_S = 10
 # Of one probe in an agent's summary: those that have ended in the window count too.
 MAX_SUMMARISED_PODS = 4096
 
-_PIECE_BYTES = 64
+# Of limits that are shared one by one.
+_TABLE = "table"
+# Windows per second in whole numbers, for any interval.
+_MILLIONTHS = 1_000_000
 # Two are nearly always enough.
 _MOST_ROUNDS = 8
 
@@ -47,7 +59,7 @@ class Claim(Generic[Key]):
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """The table that was full for a claim, and the number of entries that its namespace has."""
+    """The table that was full for a claim, and the part that its namespace may have."""
 
     table: Hashable
     namespace: str
@@ -55,9 +67,13 @@ class Shortage:
 
 
 def refused_claims(
-    claims: Iterable[Claim[Key]], sizes: Mapping[Hashable, int]
+    claims: Iterable[Claim[Key]],
+    sizes: Mapping[Hashable, int],
+    weights: Mapping[Any, int] = MappingProxyType({}),
 ) -> dict[Key, Shortage]:
     """Return the keys that are not admitted, each with the reason.
+
+    `weights`: of the entries that take more of a table's size than 1.
 
     First, each namespace gets the claims that fit into its equal part of every table. The remaining
     entries go to the namespace that uses the smallest part so far, one claim at a time. No claim is
@@ -68,24 +84,44 @@ def refused_claims(
     choice once more. So the choice is repeated, with its own result as held, until it is the same.
     """
     asked = list(claims)
-    refused = _refused_once(asked, sizes)
+    if _all_fit(asked, sizes, weights):
+        return {}
+    refused = _refused_once(asked, sizes, weights)
     for _ in range(_MOST_ROUNDS):
         if not refused:
             break
         asked = [replace(claim, is_held=claim.key not in refused) for claim in asked]
-        before, refused = refused, _refused_once(asked, sizes)
+        before, refused = refused, _refused_once(asked, sizes, weights)
         if refused.keys() == before.keys():
             break
     return refused
 
 
+def _all_fit(
+    claims: Iterable[Claim[Key]],
+    sizes: Mapping[Hashable, int],
+    weights: Mapping[Any, int],
+) -> bool:
+    wanted: dict[Hashable, set[Hashable]] = defaultdict(set)
+    for claim in claims:
+        for table, need in claim.needs.items():
+            wanted[table] |= need
+    return all(_weight_of(entries, weights) <= sizes[table] for table, entries in wanted.items())
+
+
+def _weight_of(entries: Collection[Hashable], weights: Mapping[Any, int]) -> int:
+    return sum(weights.get(entry, 1) for entry in entries)
+
+
 def _refused_once(
-    claims: Iterable[Claim[Key]], sizes: Mapping[Hashable, int]
+    claims: Iterable[Claim[Key]],
+    sizes: Mapping[Hashable, int],
+    weights: Mapping[Any, int],
 ) -> dict[Key, Shortage]:
     by_namespace: dict[str, list[Claim[Key]]] = defaultdict(list)
     for claim in claims:
         by_namespace[claim.namespace].append(claim)
-    tables = _Tables(sizes, by_namespace)
+    tables = _Tables(sizes, by_namespace, weights)
     admitted: set[Key] = set()
     waiting: dict[str, list[Claim[Key]]] = {}
     for namespace, own in by_namespace.items():
@@ -96,7 +132,7 @@ def _refused_once(
         admitted.update({claim.key for claim in in_turn} - {c.key for c in waiting[namespace]})
     lacking = _share_the_rest(waiting, tables, admitted)
     return {
-        claim.key: Shortage(table, claim.namespace, tables.used(claim.namespace, table))
+        claim.key: Shortage(table, claim.namespace, tables.share(claim.namespace, table))
         for claim, table in lacking
         if claim.key not in admitted
     }
@@ -136,14 +172,20 @@ def _in_turn(claims: Iterable[Claim[Key]]) -> list[Claim[Key]]:
 
 
 class _Tables:
-    """The entries in use, in all and by namespace."""
+    """The entries in use, in all and by namespace, and their weights together."""
 
     def __init__(
-        self, sizes: Mapping[Hashable, int], claims: Mapping[str, Sequence[Claim[Key]]]
+        self,
+        sizes: Mapping[Hashable, int],
+        claims: Mapping[str, Sequence[Claim[Key]]],
+        weights: Mapping[Any, int],
     ) -> None:
         self._sizes = sizes
+        self._weights = weights
         self._taken: dict[Hashable, set[Hashable]] = defaultdict(set)
         self._own: dict[tuple[str, Hashable], set[Hashable]] = defaultdict(set)
+        self._taken_size: Counter[Hashable] = Counter()
+        self._own_size: Counter[tuple[str, Hashable]] = Counter()
         self._contenders = Counter(
             table for own in claims.values() for table in {t for claim in own for t in claim.needs}
         )
@@ -151,66 +193,120 @@ class _Tables:
 
     def take(self, claim: Claim[Key], *, within_part: bool) -> bool:
         """Take the entries if they are free; `within_part`: in the namespace's equal part."""
+        owner = claim.namespace
         for table, need in claim.needs.items():
-            size, taken = self._sizes[table], self._taken[table]
-            own = self._own[claim.namespace, table]
-            if within_part and len(own) + len(need - own) > size // self._contenders[table]:
+            own_size = self._own_size[owner, table] + self._more(need, self._own[owner, table])
+            if within_part and own_size > self._part(table):
                 return False
-            if len(taken) + len(need - taken) > size:
+            if not self._has_room(table, need):
                 return False
         for table, need in claim.needs.items():
-            self._own[claim.namespace, table] |= need
-            self._taken[table] |= need
+            own, taken = self._own[owner, table], self._taken[table]
+            self._own_size[owner, table] += self._more(need, own)
+            self._taken_size[table] += self._more(need, taken)
+            own |= need
+            taken |= need
         return True
 
     def full_for(self, claim: Claim[Key]) -> Hashable:
         """Return the first table that is full for the claim."""
         for table, need in claim.needs.items():
-            taken = self._taken[table]
-            if len(taken) + len(need - taken) > self._sizes[table]:
+            if not self._has_room(table, need):
                 return table
         raise AssertionError("there was room for the claim")
 
-    def used(self, namespace: str, table: Hashable) -> int:
-        """Return the number of entries that a namespace has."""
-        return len(self._own[namespace, table])
+    def share(self, namespace: str, table: Hashable) -> int:
+        """Return the part that a namespace may have: an equal one, or more if it has more."""
+        return max(self._own_size[namespace, table], self._part(table))
 
     def usage(self, namespace: str) -> float:
         """Return the largest part that a namespace has of any table that others need too."""
         return max(
-            (self.used(namespace, table) / self._sizes[table] for table in self._contested),
+            (self._own_size[namespace, table] / self._sizes[table] for table in self._contested),
             default=0.0,
         )
+
+    def _part(self, table: Hashable) -> int:
+        return self._sizes[table] // self._contenders[table]
+
+    def _more(self, need: frozenset[Hashable], entries: set[Hashable]) -> int:
+        """Return the weight of the needed entries that are not among these."""
+        more = need - entries
+        return _weight_of(more, self._weights) if self._weights else len(more)
+
+    def _has_room(self, table: Hashable, need: frozenset[Hashable]) -> bool:
+        more = self._more(need, self._taken[table])
+        return self._taken_size[table] + more <= self._sizes[table]
 
 
 TargetName = tuple[str, str]
 """The ids of a probe and of one of its targets."""
 
 
-def surplus_targets(
-    targets: Iterable[tuple[str, TargetName]], held: Container[TargetName] = ()
-) -> dict[TargetName, str]:
-    """Return the targets beyond MAX_PROBES and MAX_TARGETS, each with a message.
+class WindowOfPod(NamedTuple):
+    """The window of a pod that a probe keeps; all targets of the pod share it."""
 
-    Each target comes with its namespace. `held` are those that were admitted before.
+    probe_id: str
+    pod_uid: str
+    interval_s: float
+
+
+def surplus_targets(
+    targets: Iterable[tuple[str, TargetName]],
+    held: Container[TargetName] = (),
+    windows: Mapping[TargetName, WindowOfPod] = MappingProxyType({}),
+) -> dict[TargetName, str]:
+    """Return the targets beyond the limits of an agent, each with a message.
+
+    Each target comes with its namespace. `held` are those that were admitted before. `windows`: of
+    the targets that have one. The limits are shared one by one: a namespace that needs much of one
+    must not lose its part of another.
     """
+    listed = list(targets)
+    limited = {
+        name: window for name, window in windows.items() if window.interval_s < LONG_INTERVAL_S
+    }
+    weights = {window: int(_MILLIONTHS / window.interval_s) for window in limited.values()}
+    room = MAX_WINDOWS_PER_SECOND * _MILLIONTHS
+    surplus = {
+        name: f"an agent computes at most {MAX_WINDOWS_PER_SECOND} windows of pods per second "
+        f"for intervals below {LONG_INTERVAL_S} s; {share_text(shortage, _MILLIONTHS)}: "
+        "use a longer interval, or select fewer pods"
+        for name, shortage in _without_room(listed, limited, room, held, weights).items()
+    }
+    for size, things in ((MAX_PROBES, "probes"), (MAX_TARGETS, "targets")):
+        left = [name for _, name in listed if name not in surplus]
+        entries = {name: name[0] if things == "probes" else name for name in left}
+        for name, shortage in _without_room(listed, entries, size, held).items():
+            surplus[name] = (
+                f"the agent of this node measures at most {size} {things}; "
+                f"{share_text(shortage)}: use fewer probes on this node, or select fewer pods"
+            )
+    return surplus
+
+
+def _without_room(
+    targets: Iterable[tuple[str, TargetName]],
+    entries: Mapping[TargetName, Hashable],
+    size: int,
+    held: Container[TargetName],
+    weights: Mapping[Any, int] = MappingProxyType({}),
+) -> dict[TargetName, Shortage]:
+    """Return the targets whose entries do not fit into a table of this size."""
     claims = (
         Claim(
-            key=name,
+            key=entries[name],
             namespace=namespace,
             probe_id=name[0],
             place=name[1],
-            needs={"probes": frozenset({name[0]}), "targets": frozenset({name})},
+            needs={_TABLE: frozenset({entries[name]})},
             is_held=name in held,
         )
         for namespace, name in targets
+        if name in entries
     )
-    sizes: dict[Hashable, int] = {"probes": MAX_PROBES, "targets": MAX_TARGETS}
-    return {
-        name: f"the agent of this node measures at most {sizes[short.table]} {short.table}; "
-        f"{share_text(short)}: use fewer probes on this node, or select fewer pods"
-        for name, short in refused_claims(claims, sizes).items()
-    }
+    refused = refused_claims(claims, {_TABLE: size}, weights)
+    return {name: refused[entry] for name, entry in entries.items() if entry in refused}
 
 
 def oversize_targets(
@@ -222,34 +318,29 @@ def oversize_targets(
 ) -> dict[TargetName, str]:
     """Return the targets beyond the size of a message, each with a message.
 
-    Each target comes with its namespace, and takes its own bytes and once those of its probe. Sizes
-    are rounded up to pieces of some bytes: entries of a table like any other.
+    Each target comes with its namespace, and takes its own bytes and once those of its probe.
     """
-    pieces_of_probes = {name: _pieces(name, size) for name, size in probe_bytes.items()}
     claims = (
         Claim(
             key=name,
             namespace=namespace,
             probe_id=name[0],
             place=name[1],
-            needs={"bytes": pieces_of_probes[name[0]] | _pieces(name, target_bytes[name])},
+            needs={_TABLE: frozenset({name[0], name})},
             is_held=name in held,
         )
         for namespace, name in targets
     )
+    weights: dict[Any, int] = {**probe_bytes, **target_bytes}
     return {
-        name: f"a message to an agent has at most {max_bytes} bytes; "
-        f"{share_text(replace(short, share=short.share * _PIECE_BYTES))} bytes: "
+        name: f"a message to an agent has at most {max_bytes} bytes; {share_text(shortage)} bytes: "
         "use fewer probes on this node, or select fewer pods"
-        for name, short in refused_claims(claims, {"bytes": max_bytes // _PIECE_BYTES}).items()
+        for name, shortage in refused_claims(claims, {_TABLE: max_bytes}, weights).items()
     }
 
 
-def _pieces(of: Hashable, size_bytes: int) -> frozenset[Hashable]:
-    return frozenset((of, number) for number in range(-(-size_bytes // _PIECE_BYTES)))
-
-
-def share_text(shortage: Shortage) -> str:
-    """Return a clause on the part that a namespace has of a table."""
+def share_text(shortage: Shortage, unit: int = 1) -> str:
+    """Return a clause on the part that a namespace may have of a table, in these units."""
     whose = f"of namespace {shortage.namespace}" if shortage.namespace else "of this client"
-    return f"the share {whose} is {shortage.share}"
+    share = f"{shortage.share / unit:.1f}".removesuffix(".0")
+    return f"the share {whose} is {share}"

@@ -10,7 +10,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 
 from latencyprobe.domain.attention import Objective
-from latencyprobe.domain.fairness import TargetName, surplus_targets
+from latencyprobe.domain.fairness import TargetName, WindowOfPod, surplus_targets
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.summary import PodChoice
 from latencyprobe_agent.kernel.contract import SocketFilter
@@ -76,6 +76,15 @@ class DesiredTarget:
     container_name: str = ""
     containers: tuple[str, ...] = ()
     """The names of a pod's containers."""
+
+
+def pod_uid(target: DesiredTarget) -> str:
+    """Return the UID of the target's pod; other targets stand for themselves."""
+    match target.selector:
+        case ContainerSelector(pod_uid=uid) | PodSelector(pod_uid=uid):
+            return uid
+        case _:
+            return target.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +176,17 @@ NOTHING_DESIRED = Desired()
 
 
 def admit(desired: Desired, held: Container[TargetName] = ()) -> Desired:
-    """Refuse the targets that exceed the limits on probes and targets.
+    """Refuse the targets that exceed the limits on probes, targets and windows.
 
     `held`: targets that were admitted before. Their namespaces keep them within their shares.
     """
     names = [(probe.namespace, (probe.id, target.id)) for probe, target in desired.targets]
-    surplus = surplus_targets(names, held)
+    windows = {
+        (probe.id, target.id): WindowOfPod(probe.id, pod_uid(target), probe.interval_s)
+        for probe, target in desired.targets
+        if probe.window is not None
+    }
+    surplus = surplus_targets(names, held, windows)
     if not surplus:
         return desired
     refused = {probe_id: dict(messages) for probe_id, messages in desired.refused.items()}

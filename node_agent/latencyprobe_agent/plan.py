@@ -16,12 +16,11 @@ from latencyprobe.domain.stages import Module
 from latencyprobe.domain.targets import TargetState
 from latencyprobe_agent.desired import (
     CgroupSelector,
-    ContainerSelector,
     Desired,
     DesiredTarget,
     NetnsSelector,
-    PodSelector,
     Selector,
+    pod_uid,
 )
 from latencyprobe_agent.evidence.namespaces import Namespace
 from latencyprobe_agent.kernel.contract import (
@@ -231,15 +230,6 @@ class PodTargets:
     containers: tuple[str, ...] = ()
     is_measured: bool = False
     has_ended: bool = True
-
-
-def pod_uid(target: DesiredTarget) -> str:
-    """Return the UID of the target's pod; other targets stand for themselves."""
-    match target.selector:
-        case ContainerSelector(pod_uid=uid) | PodSelector(pod_uid=uid):
-            return uid
-        case _:
-            return target.id
 
 
 def _container_names(target: DesiredTarget) -> Iterator[str]:

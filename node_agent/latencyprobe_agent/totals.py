@@ -18,8 +18,14 @@ from latencyprobe.domain.measurement import Measurement, StageMeasurement
 from latencyprobe.domain.packets import TracedPacket
 from latencyprobe.domain.pending import Pending, joint_pending
 from latencyprobe.domain.stages import stages_of
-from latencyprobe_agent.desired import ContainerSelector, Desired, DesiredProbe, DesiredTarget
-from latencyprobe_agent.plan import TargetKey, pod_uid
+from latencyprobe_agent.desired import (
+    ContainerSelector,
+    Desired,
+    DesiredProbe,
+    DesiredTarget,
+    pod_uid,
+)
+from latencyprobe_agent.plan import TargetKey
 
 DEFAULT_MAX_PODS = 110
 """As many pods as a kubelet runs by default."""
@@ -227,8 +233,6 @@ class Totals:
             for probe, target in desired.targets
             if (subject := asked[TargetKey(probe.id, target.id)]).pod
         ]
-        if len({claim.key for claim in claims}) <= self._max_pods:
-            return frozenset()
         return frozenset(refused_claims(claims, {_PODS: self._max_pods}))
 
     def _forget(self, now: float) -> None:

@@ -36,9 +36,9 @@ from latencyprobe_agent.desired import (
     PidSelector,
     PodSelector,
     Selector,
+    pod_uid,
 )
 from latencyprobe_agent.kernel.contract import SocketFilter
-from latencyprobe_agent.plan import pod_uid
 from latencyprobe_agent.tracing import TraceWish
 
 MAX_PORTS = 64

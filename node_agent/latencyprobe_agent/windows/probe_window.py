@@ -33,8 +33,8 @@ from latencyprobe.domain.summary import (
 )
 from latencyprobe.domain.waits import TOTALS
 from latencyprobe_agent.collector import Moment, ProbeFigures, only
-from latencyprobe_agent.desired import DesiredProbe, DesiredWindow
-from latencyprobe_agent.plan import PodTargets, pod_uid
+from latencyprobe_agent.desired import DesiredProbe, DesiredWindow, pod_uid
+from latencyprobe_agent.plan import PodTargets
 from latencyprobe_agent.windows.gaps import Gaps
 from latencyprobe_agent.windows.merging import merged
 from latencyprobe_agent.windows.node_window import WindowOfNode

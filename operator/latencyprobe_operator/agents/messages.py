@@ -16,6 +16,7 @@ from latencyprobe.domain.fairness import (
     MAX_PROBES,
     MAX_TARGETS,
     TargetName,
+    WindowOfPod,
     oversize_targets,
     surplus_targets,
 )
@@ -107,7 +108,8 @@ def outgoing_state(
         encoded[probe.key.uid] = each = _encode(probe)
         for target_id, reason in each.failures.items():
             left_out[probe.key.uid][target_id] = TargetStatus(TargetState.FAILED, reason)
-    for surplus in (surplus_targets, _oversize(encoded)):
+    in_time = functools.partial(surplus_targets, windows=_windows(state, encoded))
+    for surplus in (in_time, _oversize(encoded)):
         names = [
             (probe.key.namespace, (probe.key.uid, target_id))
             for probe in state
@@ -159,6 +161,22 @@ class _Encoded:
     failures: dict[str, str]
 
 
+def _windows(
+    state: DesiredNodeState, encoded: Mapping[str, _Encoded]
+) -> dict[TargetName, WindowOfPod]:
+    """Return the windows that an agent would keep of these targets."""
+    return {
+        (probe.key.uid, target_id): WindowOfPod(
+            probe.key.uid,
+            entry.container.pod_uid if isinstance(entry, pb.Target) else entry.uid,
+            probe.interval_s,
+        )
+        for probe in state
+        if probe.window_s
+        for target_id, entry in encoded[probe.key.uid].entries.items()
+    }
+
+
 _Surplus = Callable[
     [Iterable[tuple[str, TargetName]], Container[TargetName]], dict[TargetName, str]
 ]
@@ -181,8 +199,6 @@ def _oversize(encoded: Mapping[str, _Encoded]) -> _Surplus:
             for target_id, entry in each.entries.items()
         }
         room = MAX_REQUEST_BYTES - _STATE_BYTES
-        if sum(probe_bytes.values()) + sum(target_bytes.values()) <= room:
-            return {}
         return oversize_targets(targets, probe_bytes, target_bytes, room, held)
 
     return surplus

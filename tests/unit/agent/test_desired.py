@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latencyprobe.domain.attention import Objective
-from latencyprobe.domain.fairness import MAX_PROBES, MAX_TARGETS
+from latencyprobe.domain.fairness import MAX_PROBES, MAX_TARGETS, MAX_WINDOWS_PER_SECOND
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.summary import PodChoice
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
@@ -298,6 +298,31 @@ def test_a_namespace_that_comes_later_takes_from_one_above_its_share() -> None:
     assert _admitted(both) == {"first": MAX_TARGETS // 2, "second": MAX_TARGETS // 2}
     kept = {(p.id, t.id) for p in both.probes for t in p.targets if p.namespace == "first"}
     assert kept <= held
+
+
+@pytest.mark.parametrize(("window_s", "expected"), [(60, MAX_WINDOWS_PER_SECOND), (0, 1100)])
+def test_windows_per_second_are_bounded_where_the_agent_keeps_them(
+    window_s: int, expected: int
+) -> None:
+    state = pb.DesiredState(probes=[*_flood("flood", 10, 110), *_flood("victim", 2, 3)])
+    for probe in state.probes:
+        probe.window.CopyFrom(Duration(seconds=window_s))
+    desired = admit(parse_desired(state))
+    admitted = _admitted(desired)
+    assert admitted == {"flood": expected - (6 if window_s else 0), "victim": 6}
+    texts = {text for each in desired.refused.values() for text in each.values()}
+    assert all("use a longer interval" in text for text in texts)
+    assert bool(texts) is bool(window_s)
+
+
+def test_a_window_of_many_containers_counts_once() -> None:
+    state = _with_window(60)
+    (probe,) = state.probes
+    del probe.targets[:]
+    for number in range(MAX_WINDOWS_PER_SECOND * 2):
+        probe.targets.append(_container(container_id=f"containerd://{number:064x}"))
+        probe.targets[-1].id = str(number)
+    assert not admit(parse_desired(state)).refused
 
 
 @given(st.text(), st.text())

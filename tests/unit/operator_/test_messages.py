@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 
-from latencyprobe.domain.fairness import MAX_PROBES, MAX_TARGETS, TargetName
+from latencyprobe.domain.fairness import (
+    MAX_PROBES,
+    MAX_TARGETS,
+    MAX_WINDOWS_PER_SECOND,
+    TargetName,
+)
 from latencyprobe.domain.targets import TargetState
 from latencyprobe.protocol.measurements import MAX_REQUEST_BYTES, measurement_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
@@ -20,11 +25,14 @@ from tools.fakes.agent import measurement
 from tools.fakes.samples import pod, probe_spec, target_id
 
 
-def node_state(namespace: str, probes: int, pods: Sequence[Pod]) -> DesiredNodeState:
+def node_state(
+    namespace: str, probes: int, pods: Sequence[Pod], interval: str = "10s"
+) -> DesiredNodeState:
     """The state of a node where these pods have so many probes."""
     states = DesiredStates()
     for number in range(probes):
-        states.set_probe(probe_spec(f"{namespace}-{number}", namespace=namespace), pods)
+        spec = probe_spec(f"{namespace}-{number}", namespace=namespace, interval=interval)
+        states.set_probe(spec, pods)
     return states.of_node("node-a")
 
 
@@ -68,6 +76,19 @@ def test_excess_for_an_agent_is_left_out_of_its_namespace_alone() -> None:
     assert len(statuses) == 22
     assert {status.state for status in statuses} == {TargetState.FAILED}
     assert f"the share of namespace flood is {MAX_PROBES - 2}" in statuses[0].message
+
+
+def test_windows_beyond_those_that_an_agent_can_compute_are_left_out_of_their_namespace() -> None:
+    two_containers = some_pods(110, containers=("server", "proxy"))
+    honest = node_state("bank", 1, two_containers, "1s") + node_state("shop", 2, some_pods(110))
+    assert send(honest).left_out == {}
+
+    outgoing = send(honest + node_state("flood", 6, some_pods(110), "1s"))
+    most = MAX_WINDOWS_PER_SECOND - 110
+    assert namespaces_of(outgoing.targets) == {"bank": 220, "shop": 220, "flood": most}
+    texts = {status.message for each in outgoing.left_out.values() for status in each.values()}
+    (text,) = texts
+    assert f"the share of namespace flood is {most}: use a longer interval" in text
 
 
 def test_a_probe_without_targets_is_sent_as_long_as_there_is_room() -> None:
