@@ -41,8 +41,7 @@ class ProbeFigures:
     """The measurements for one probe between two moments, by the client's target ids.
 
     `node`: the measurement of the node between them, for all modules; empty for a probe without
-    node figures. `departed`: the figures of targets that were measured, and have left a probe with
-    a window.
+    node figures.
     """
 
     probe: DesiredProbe
@@ -50,7 +49,6 @@ class ProbeFigures:
     end: Moment
     measurements: Mapping[str, Measurement]
     node: NodeMeasurement = NOTHING_OF_THE_NODE
-    departed: Mapping[DesiredTarget, Measurement] = field(default_factory=dict)
 
     def of(self, target_id: str) -> Measurement:
         """Return one target's figures, of the probe's modules."""
@@ -88,7 +86,6 @@ class _Account:
     begin: Moment
     measurements: dict[str, Measurement] = field(default_factory=dict)
     node: NodeMeasurement = NOTHING_OF_THE_NODE
-    departed: dict[DesiredTarget, Measurement] = field(default_factory=dict)
 
     @property
     def due_at(self) -> float:
@@ -103,11 +100,13 @@ class _Account:
 
     def take(self, now: Moment) -> ProbeFigures:
         """Return the figures, and begin again."""
-        taken = ProbeFigures(
-            self.probe, self.begin, now, self.measurements, self.node, self.departed
-        )
-        self.begin, self.measurements, self.node, self.departed = now, {}, NOTHING_OF_THE_NODE, {}
+        taken = ProbeFigures(self.probe, self.begin, now, self.measurements, self.node)
+        self.begin, self.measurements, self.node = now, {}, NOTHING_OF_THE_NODE
         return taken
+
+
+Departed = Mapping[str, Mapping[DesiredTarget, Measurement]]
+"""The last figures of targets that have left a probe with a window, by the probe's id."""
 
 
 class Collector:
@@ -122,9 +121,17 @@ class Collector:
         self._owners: Mapping[int, Sequence[TargetKey]] = {}
         self._homes: Mapping[TargetKey, frozenset[Home]] = {}
 
-    def follow(self, desired: Desired, now: Moment) -> None:
-        """Keep accounts for these probes; figures that no longer mean the same are dropped."""
+    def follow(self, desired: Desired, now: Moment) -> Departed:
+        """Keep accounts for these probes; figures that no longer mean the same are dropped.
+
+        Return the figures for windows that no account keeps any more.
+        """
         before = self._accounts
+        departed = {
+            probe.id: _departed(before[probe.id], probe)
+            for probe in desired.probes
+            if probe.id in before
+        }
         self._accounts = {
             probe.id: _carry_over(before[probe.id], probe)
             if probe.id in before
@@ -133,6 +140,7 @@ class Collector:
         }
         if self._totals is not None:
             self._totals.follow(desired, now.monotonic)
+        return departed
 
     def own(self, owners: Mapping[int, Sequence[TargetKey]]) -> None:
         """Add the slots' figures to these targets from now on."""
@@ -251,36 +259,40 @@ class Collector:
 def _carry_over(account: _Account, probe: DesiredProbe) -> _Account:
     kept = _still_meant(account.measurements, account.probe, probe)
     node = account.node if probe.node_figures else NOTHING_OF_THE_NODE
-    return _Account(probe, account.begin, kept, node, _departed(account, probe))
+    return _Account(probe, account.begin, kept, node)
 
 
-def _departed(account: _Account, after: DesiredProbe) -> dict[DesiredTarget, Measurement]:
+def _departed(account: _Account, after: DesiredProbe) -> Mapping[DesiredTarget, Measurement]:
     """Return the figures of targets that have left a probe whose window keeps them."""
     before = account.probe
-    if after.window is None or not _are_alike(before, after):
+    if after.window is None or not measure_alike(before, after):
         return {}
     selectors = {target.id: target.selector for target in after.targets}
-    departed = dict(account.departed)
-    for target in before.targets:
-        if selectors.get(target.id) != target.selector and target.id in account.measurements:
-            measurement = account.measurements[target.id]
-            departed[target] = departed.get(target, NOTHING) + measurement
-    return departed
+    return {
+        target: account.measurements[target.id]
+        for target in before.targets
+        if selectors.get(target.id) != target.selector and target.id in account.measurements
+    }
 
 
 def _still_meant(
     measurements: Mapping[str, Measurement], before: DesiredProbe, after: DesiredProbe
 ) -> dict[str, Measurement]:
     """Return the figures of the targets that both versions of a probe measure alike."""
-    if not _are_alike(before, after):
+    if not measure_alike(before, after):
         return {}
     selectors = {target.id: target.selector for target in before.targets}
     same = {t.id for t in after.targets if selectors.get(t.id) == t.selector}
     return {target_id: m for target_id, m in measurements.items() if target_id in same}
 
 
-def _are_alike(before: DesiredProbe, after: DesiredProbe) -> bool:
-    return (before.socket_filter, before.node_figures) == (after.socket_filter, after.node_figures)
+def measure_alike(before: DesiredProbe, after: DesiredProbe) -> bool:
+    """Return True if figures of both versions of a probe mean the same."""
+    return _meaning(before) == _meaning(after)
+
+
+def _meaning(probe: DesiredProbe) -> tuple[object, ...]:
+    return probe.socket_filter, probe.modules, probe.node_figures
 
 
 def only(measurement: Measurement, modules: frozenset[Module]) -> Measurement:

@@ -13,7 +13,13 @@ from latencyprobe.domain.overhead import HookOverhead, ProgramsOverhead
 from latencyprobe.domain.packets import TracedPacket
 from latencyprobe.domain.stages import BY_NAME, Module, waits_for_cgroups
 from latencyprobe_agent.budget import NO_CEILINGS, Ceilings, budget_in_force
-from latencyprobe_agent.collector import Collector, Moment, OverheadMeter, ProbeFigures
+from latencyprobe_agent.collector import (
+    Collector,
+    Departed,
+    Moment,
+    OverheadMeter,
+    ProbeFigures,
+)
 from latencyprobe_agent.desired import Desired, Selector
 from latencyprobe_agent.evidence.known_cgroups import KnownCgroups
 from latencyprobe_agent.evidence.namespaces import Namespace
@@ -90,8 +96,8 @@ class Readings:
 
         `pods`: those of the probes with windows.
         """
-        self._follow_windows(desired, asked, pods)
-        self._collector.follow(desired, asked)
+        self._suspend_windows()
+        self._follow_windows(desired, asked, pods, self._collector.follow(desired, asked))
         self._collector.own(owners)
         if self._slow_packets is not None:
             self._slow_packets.own(owners, self.now().unix_ns)
@@ -104,19 +110,25 @@ class Readings:
         """Keep the windows while the next state is in force: the lease has ended."""
         self.windows.is_suspending = True
 
-    def _follow_windows(
-        self, desired: Desired, asked: Moment, pods: Mapping[str, Sequence[PodTargets]]
-    ) -> None:
-        now = self.now()
+    def _suspend_windows(self) -> None:
         if self.windows.is_suspending:
+            now = self.now()
             self.windows.add(self._collector.take_for_windows(now, early=True))
             self.windows.suspend(now)
+
+    def _follow_windows(
+        self,
+        desired: Desired,
+        asked: Moment,
+        pods: Mapping[str, Sequence[PodTargets]],
+        departed: Departed,
+    ) -> None:
         active = {
             BY_NAME[stage.name].module
             for stage in self._engine.coverage
             if stage.state in MEASURED and stage.name in BY_NAME
         }
-        self.windows.follow(desired, pods, active, asked=asked, now=now)
+        self.windows.follow(desired, pods, active, departed, asked=asked, now=self.now())
 
     def move(
         self,

@@ -2,7 +2,7 @@
 
 Each probe has a window of each of its pods; those of two probes share no memory. The windows of
 pods that are measured are bounded with the targets (`latencyprobe.domain.fairness`). Those of ended
-pods are bounded here.
+pods are bounded here, with their figures of the interval in which they ended.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from latencyprobe.domain.stages import Module
-from latencyprobe_agent.collector import Moment, ProbeFigures
+from latencyprobe_agent.collector import Departed, Moment, ProbeFigures, measure_alike
 from latencyprobe_agent.desired import Desired, DesiredProbe
 from latencyprobe_agent.plan import PodTargets
 from latencyprobe_agent.windows.probe_window import ProbeWindow, WindowReport
@@ -44,26 +45,29 @@ class Windows:
         desired: Desired,
         pods: Mapping[str, Sequence[PodTargets]],
         active: Container[Module],
+        departed: Departed = MappingProxyType({}),
         *,
         asked: Moment,
         now: Moment,
     ) -> None:
         """Keep windows for these probes; figures that no longer mean the same are dropped.
 
-        `active`: the modules with attached programs. `asked`: when this change began.
+        `active`: the modules with attached programs. `departed`: the figures of targets that leave
+        now. `asked`: when this change began.
         """
         before, self._windows = {**self._suspended, **self._windows}, {}
         for probe in desired.probes:
             if probe.window is None:
                 continue
             known = before.get(probe.id)
-            if known is None or not _measures_alike(known.probe, probe):
+            if known is None or not measure_alike(known.probe, probe):
                 known = ProbeWindow(probe, probe.window, asked)
                 self._taken.pop(probe.id, None)
             known.follow(
                 probe,
                 probe.window,
                 pods.get(probe.id, ()),
+                departed.get(probe.id, {}),
                 is_active=_is_active(probe, active),
                 asked=asked,
                 now=now,
@@ -73,6 +77,8 @@ class Windows:
             self._suspended = {}
         self._taken = {name: end for name, end in self._taken.items() if name in self._windows}
         self._drop_surplus()
+        for window in self._windows.values():
+            window.pack()
 
     def suspend(self, now: Moment) -> None:
         """Keep the windows for a client that comes back after its lease has ended."""
@@ -133,14 +139,6 @@ class Windows:
     def take_again(self) -> None:
         """Make all newest reports due, for a new client."""
         self._taken.clear()
-
-
-def _measures_alike(before: DesiredProbe, after: DesiredProbe) -> bool:
-    return _meaning(before) == _meaning(after)
-
-
-def _meaning(probe: DesiredProbe) -> tuple[object, ...]:
-    return probe.socket_filter, probe.modules, probe.node_figures
 
 
 def _is_active(probe: DesiredProbe, active: Container[Module]) -> bool:

@@ -7,11 +7,11 @@ over all pods is always the sum of the pods' windows. Times are seconds of the m
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import chain
+from functools import partial, reduce
+from types import MappingProxyType
 
 from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.measurement import (
@@ -33,8 +33,9 @@ from latencyprobe.domain.summary import (
 )
 from latencyprobe.domain.waits import TOTALS
 from latencyprobe_agent.collector import Moment, ProbeFigures, only
-from latencyprobe_agent.desired import DesiredProbe, DesiredWindow, pod_uid
+from latencyprobe_agent.desired import DesiredProbe, DesiredTarget, DesiredWindow, pod_uid
 from latencyprobe_agent.plan import PodTargets
+from latencyprobe_agent.windows.early_figures import EarlyFigures
 from latencyprobe_agent.windows.gaps import Gaps
 from latencyprobe_agent.windows.merging import merged
 from latencyprobe_agent.windows.node_window import WindowOfNode
@@ -72,13 +73,19 @@ class _TimeSlot:
 
 
 class _PodWindow:
-    """One pod, its measurements, its pending waits of now, and when it was measured last."""
+    """One pod, its measurements, its pending waits of now, and when it was measured last.
 
-    __slots__ = ("_peers", "_pending", "last_measured", "pod", "sums")
+    `last`: the figures of its targets that have left in the present interval.
+    """
+
+    __slots__ = ("_left", "_peers", "_pending", "last", "last_measured", "pod", "sums")
 
     def __init__(self, pod: PodTargets) -> None:
         self.pod = pod
         self.sums = RunningWindow()
+        self.last = EarlyFigures()
+        # The ids of those targets.
+        self._left: frozenset[str] = frozenset()
         self._pending: Mapping[str, Pending] = {}
         self._peers: Sequence[Peer] = ()
         self.last_measured = math.inf
@@ -90,6 +97,25 @@ class _PodWindow:
         elif self.pod.is_measured:
             self.last_measured = now
         self.pod = pod
+
+    def leave(self, figures: Mapping[str, Measurement]) -> None:
+        """Keep the figures of targets that leave now until the interval has ended."""
+        self.last.put(self._with_last(figures))
+        self._left = self._left.union(figures)
+
+    def complete(self, figures: Mapping[str, Measurement]) -> Measurement:
+        """Return the figures of the whole interval, those of targets that have left included."""
+        together = self._with_last(figures)
+        self.last.put(NOTHING)
+        self._left = frozenset()
+        return together
+
+    def _with_last(self, figures: Mapping[str, Measurement]) -> Measurement:
+        last, present = self.last.value(), _together(figures)
+        if not last or not present:
+            return last or present
+        # The stays of a target follow each other. Another container may have run at the same time.
+        return last + present if self._left.issuperset(figures) else of_one_pod(last, present)
 
     def advance(self, delta: Measurement, *, slot: int, oldest: int) -> None:
         """Add the measurement of an interval, and replace the pending waits."""
@@ -131,6 +157,8 @@ class ProbeWindow:
         self._newest: WindowReport | None = None
         self._slots: deque[_TimeSlot] = deque()
         self._pods: dict[str, _PodWindow] = {}
+        # Of dropped pods, in the present interval.
+        self._omitted = EarlyFigures()
         self._merged = RunningWindow()
         self._node = WindowOfNode()
         self._gaps = Gaps()
@@ -151,6 +179,7 @@ class ProbeWindow:
         probe: DesiredProbe,
         window: DesiredWindow,
         pods: Sequence[PodTargets],
+        departed: Mapping[DesiredTarget, Measurement] = MappingProxyType({}),
         *,
         is_active: bool,
         asked: Moment,
@@ -158,10 +187,14 @@ class ProbeWindow:
     ) -> None:
         """Follow the probe and its pods.
 
-        `is_active`: programs of its modules are attached. `asked`: when this change began.
+        `departed`: the last figures of targets that leave now. `is_active`: programs of its modules
+        are attached. `asked`: when this change began.
         """
         self.probe, self._window = probe, window
-        self._follow_pods({pod.uid: pod for pod in pods}, now.monotonic)
+        current = {pod.uid: pod for pod in pods}
+        self._follow_pods(current, now.monotonic)
+        self._keep_last(departed, now.monotonic)
+        self._just_dropped &= current.keys()
         had_pods, has_pods = self._has_pods, any(pod.is_measured for pod in pods)
         if has_pods and not (had_pods and self._is_active):
             self._gaps.begin(asked.monotonic)
@@ -181,15 +214,13 @@ class ProbeWindow:
     def add(self, figures: ProbeFigures) -> None:
         """Add the figures of one interval."""
         slot, oldest = self._slot_at(figures.end.monotonic)
-        deltas = self._by_pod(figures)
-        for uid, delta in deltas.items():
-            if delta and uid not in self._pods and uid not in self._just_dropped:
+        by_pod = _by_pod({target: figures.of(target.id) for target in figures.probe.targets})
+        for uid in by_pod:
+            if uid not in self._pods and uid not in self._just_dropped:
                 self._pods[uid] = _PodWindow(PodTargets(uid))
                 self._pods[uid].last_measured = figures.end.monotonic
         self._just_dropped.clear()
-        for uid, known in self._pods.items():
-            known.advance(deltas.get(uid, NOTHING), slot=slot, oldest=oldest)
-        together = merged(map(across_pods, deltas.values()))
+        together = merged(self._advance_pods(by_pod, slot=slot, oldest=oldest))
         self._merged.advance(together, slot=slot, oldest=oldest)
         self._node.advance(figures.of_node(), slot=slot, oldest=oldest)
         self._interval, self._newest = (figures.begin, figures.end), None
@@ -221,16 +252,15 @@ class ProbeWindow:
         """
         self._newest = None
         dropped = [self._pods.pop(uid) for uid in uids]
-        if not self._slots:
-            return
         self._just_dropped.update(known.pod.uid for known in dropped)
         node = self._node.value() if self.probe.node_figures else None
         before = sum(each.verdicts.total() for each in self._dropped.values())
+        self._omit(known.last.value() for known in dropped)
         for known in dropped[: MAX_DROPPED_PODS - before]:
             self._dropped.setdefault(self._slot_of(known), _Dropped()).add(
                 _pod_report(
                     known.pod,
-                    known.value(),
+                    known.value() + known.last.value(),
                     probe=self.probe,
                     node=node,
                     uncounted=self._uncounted,
@@ -241,7 +271,33 @@ class ProbeWindow:
     def _slot_of(self, pod: _PodWindow) -> int:
         """Return the number of the slot in which a pod was measured last."""
         began = (slot.number for slot in reversed(self._slots) if slot.began < pod.last_measured)
-        return next(began, self._slots[0].number)
+        return next(began, self._slots[0].number if self._slots else 0)
+
+    def pack(self) -> None:
+        """Pack the figures that wait for the end of the interval."""
+        for known in self._pods.values():
+            known.last.pack()
+        self._omitted.pack()
+
+    def _keep_last(self, departed: Mapping[DesiredTarget, Measurement], now: float) -> None:
+        """Keep figures until the interval has ended: in the pod's window, if that is kept."""
+        names = {pod_uid(target): target.pod_name for target in departed}
+        ours = {target: only(each, self.probe.modules) for target, each in departed.items()}
+        omitted = []
+        for uid, figures in _by_pod(ours).items():
+            if uid in self._just_dropped and uid not in self._pods:
+                omitted.append(_together(figures))
+                continue
+            if uid not in self._pods:
+                self._pods[uid] = _PodWindow(PodTargets(uid, names[uid]))
+                self._pods[uid].last_measured = now
+            self._pods[uid].leave(figures)
+        self._omit(omitted)
+
+    def _omit(self, figures: Iterable[Measurement]) -> None:
+        """Keep figures until the interval has ended, for the sum over all pods alone."""
+        if together := merged(figures):
+            self._omitted.put(merged((self._omitted.value(), together)))
 
     def _follow_pods(self, current: Mapping[str, PodTargets], now: float) -> None:
         for uid, known in self._pods.items():
@@ -251,17 +307,19 @@ class ProbeWindow:
             if pod.is_measured and uid not in self._pods:
                 self._pods[uid] = _PodWindow(pod)
 
-    def _by_pod(self, figures: ProbeFigures) -> dict[str, Measurement]:
-        """Return the figures by pod, those of targets that have left included."""
-        modules = figures.probe.modules
-        of_targets = chain(
-            ((pod_uid(target), figures.of(target.id)) for target in figures.probe.targets),
-            ((pod_uid(target), only(each, modules)) for target, each in figures.departed.items()),
-        )
-        found: dict[str, Measurement] = {}
-        for uid, measurement in of_targets:
-            found[uid] = of_one_pod(found[uid], measurement) if uid in found else measurement
-        return found
+    def _advance_pods(
+        self, by_pod: Mapping[str, Mapping[str, Measurement]], *, slot: int, oldest: int
+    ) -> Iterator[Measurement]:
+        """Advance the windows; yield what each pod adds to the sum over all of them."""
+        for uid, known in self._pods.items():
+            delta = known.complete(by_pod.get(uid, {}))
+            known.advance(delta, slot=slot, oldest=oldest)
+            yield across_pods(delta)
+        for uid, figures in by_pod.items():
+            if uid not in self._pods:
+                yield across_pods(_together(figures))
+        yield self._omitted.value()
+        self._omitted.put(NOTHING)
 
     def _forget(self, before: float) -> None:
         over = [uid for uid, known in self._pods.items() if known.is_over(before)]
@@ -329,6 +387,22 @@ class ProbeWindow:
     def _unobserved_ns(self, end: float) -> int:
         begin = max(end - self._window.length_s, self._applied_at)
         return round(self._gaps.within(begin, end) * 1e9)
+
+
+def _by_pod(
+    figures: Mapping[DesiredTarget, Measurement],
+) -> dict[str, dict[str, Measurement]]:
+    """Return the figures by the pods' UIDs and the targets' ids; no empty ones."""
+    found: dict[str, dict[str, Measurement]] = defaultdict(dict)
+    for target, measurement in figures.items():
+        if measurement:
+            found[pod_uid(target)][target.id] = measurement
+    return found
+
+
+def _together(figures: Mapping[str, Measurement]) -> Measurement:
+    """Return the figures of all containers of a pod, in the same time."""
+    return reduce(of_one_pod, figures.values()) if figures else NOTHING
 
 
 def _pod_report(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -265,10 +268,10 @@ def test_overhead_is_the_mean_over_the_time_since_the_last_report() -> None:
     assert meter.take() is None
 
 
-def _windowed(*pids: int, socket_filter: SocketFilter = EVERYTHING) -> DesiredProbe:
+def _windowed(*pids: int, **settings: Any) -> DesiredProbe:
     targets = tuple(DesiredTarget(f"t{pid}", PidSelector(pid)) for pid in pids)
     window = DesiredWindow(60, 20, NO_PODS)
-    return replace(_probe(socket_filter=socket_filter), targets=targets, window=window)
+    return replace(_probe(**settings), targets=targets, window=window)
 
 
 def test_a_window_gets_its_figures_without_a_client_and_a_client_does_not_get_them() -> None:
@@ -292,20 +295,26 @@ def test_the_window_gets_the_figures_of_targets_that_have_left() -> None:
     collector.own({0: [TargetKey("a", "t1")], 1: [TargetKey("a", "t2")]})
     for _ in range(2):
         collector.add({0: samples(100), 1: samples(200)})
-        collector.follow(Desired(2, (after,)), _at(0.5))
-        collector.follow(Desired(2, (before,)), _at(0.5))
+        departed = collector.follow(Desired(2, (after,)), _at(0.5))
+        assert departed == {"a": {before.targets[0]: samples(100)}}
+        assert collector.follow(Desired(2, (before,)), _at(0.5)) == {"a": {}}
     (taken,) = collector.take_for_windows(_at(1))
     assert taken.measurements == {"t2": samples(200, 200)}
-    assert taken.departed == {before.targets[0]: samples(100, 100)}
-    assert not collector.take_for_windows(_at(2))[0].departed
 
 
-def test_targets_that_left_another_measurement_are_forgotten() -> None:
+@pytest.mark.parametrize(
+    "change",
+    [{"socket_filter": SocketFilter(frozenset({443}))}, {"modules": frozenset({Module.TX})}],
+    ids=["filter", "modules"],
+)
+def test_of_another_measurement_no_figures_stay_whether_their_target_left_or_not(
+    change: Mapping[str, Any],
+) -> None:
     collector = Collector()
-    collector.follow(Desired(1, (_windowed(1),)), _at(0))
-    collector.own({0: [TargetKey("a", "t1")]})
-    collector.add({0: samples(100)})
-    changed = _windowed(2, socket_filter=SocketFilter(frozenset({443})))
-    collector.follow(Desired(2, (changed,)), _at(0.5))
+    collector.follow(Desired(1, (_windowed(1, 2),)), _at(0))
+    collector.own({0: [TargetKey("a", "t1")], 1: [TargetKey("a", "t2")]})
+    collector.add({0: samples(100), 1: samples(100)})
+    changed = _windowed(2, 3, **change)
+    assert collector.follow(Desired(2, (changed,)), _at(0.5)) == {"a": {}}
     (taken,) = collector.take_for_windows(_at(1))
-    assert not taken.departed
+    assert not taken.measurements

@@ -8,6 +8,7 @@ import tracemalloc
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import yaml
@@ -20,16 +21,23 @@ from latencyprobe.domain.summary import PodChoice
 from latencyprobe_agent.collector import Moment, ProbeFigures
 from latencyprobe_agent.desired import (
     ContainerSelector,
+    Desired,
     DesiredProbe,
     DesiredTarget,
     DesiredWindow,
+    PodSelector,
 )
 from latencyprobe_agent.kernel.contract import SocketFilter
-from latencyprobe_agent.plan import PodTargets
+from latencyprobe_agent.plan import PodTargets, TargetKey
+from latencyprobe_agent.readings import Readings
+from latencyprobe_agent.serving.metrics import AgentMetrics
 from latencyprobe_agent.totals import DEFAULT_MAX_PODS, Total
+from latencyprobe_agent.windows import by_probe
 from latencyprobe_agent.windows.by_probe import MAX_ENDED_PODS
+from latencyprobe_agent.windows.early_figures import EarlyFigures
 from latencyprobe_agent.windows.probe_window import SLOTS, ProbeWindow
 from latencyprobe_agent.windows.running import RunningWindow
+from tests.unit.agent.scripted import ScriptedEngine, ScriptedEvidence
 
 VALUES = Path(__file__).parents[3] / "charts" / "latencyprobe" / "values.yaml"
 MIB = 1 << 20
@@ -39,6 +47,7 @@ AGENT, COMPILER, SOCKETS = 62 * MIB, 152 * MIB, 96 * MIB
 BUCKETS = 60
 COUNTERS = [f"counter{number:02}" for number in range(16)]
 PODS = 16
+Made = TypeVar("Made")
 
 
 def _busy(seed: int) -> Measurement:
@@ -67,6 +76,22 @@ def _bytes_of(make: Callable[[], object]) -> int:
     finally:
         tracemalloc.stop()
     return size
+
+
+def _peak_of(make: Callable[[], Made], act: Callable[[Made], object]) -> int:
+    """Return the most memory that a call takes at any time, beside what it is called with."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        made = make()
+        gc.collect()
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        act(made)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return peak - before
 
 
 def _at(seconds: float) -> Moment:
@@ -109,6 +134,24 @@ def measured() -> Mapping[str, int]:
         of_all.add(intervals[0])
         return of_all
 
+    def early() -> EarlyFigures:
+        figures = EarlyFigures()
+        figures.put(intervals[0])
+        figures.pack()
+        return figures
+
+    def left() -> ProbeWindow:
+        window = _fill(ProbeWindow(probe, length, _at(0)), [*figures])
+        departed = dict(zip(targets, [_busy(seed) for seed in range(PODS)], strict=True))
+        empty, now = replace(probe, targets=()), _at(10 * SLOTS + 11)
+        window.follow(empty, length, (), departed, is_active=True, asked=now, now=now)
+        window.pack()
+        return window
+
+    def end_interval(window: ProbeWindow) -> None:
+        begin, end = _at(10 * SLOTS + 10), _at(10 * SLOTS + 20)
+        window.add(ProbeFigures(window.probe, begin, end, {}))
+
     merged = _bytes_of(running)
     account = _bytes_of(lambda: intervals[0] + intervals[1])
     return {
@@ -118,6 +161,8 @@ def measured() -> Mapping[str, int]:
         # The report on a probe has the sum over its pods as objects, like an account.
         "probe": merged + account,
         "total": _bytes_of(total),
+        "early": _bytes_of(early),
+        "end": _peak_of(left, end_interval),
     }
 
 
@@ -137,7 +182,41 @@ def test_full_windows_of_a_whole_node_fit_into_the_memory_limit_of_the_chart(
     of_probes = MAX_PROBES * measured["probe"]
     # Sums for metrics: as many may have ended lately as there are now.
     of_sums = 2 * (MAX_PROBES + DEFAULT_MAX_PODS) * measured["total"]
-    most = AGENT + COMPILER + SOCKETS + of_targets + of_ended + of_probes + of_sums
+    # Containers of each pod, pods of each probe, and ended pods may have left in an interval.
+    of_left = (MAX_TARGETS + MAX_PROBES + MAX_ENDED_PODS) * measured["early"]
+    of_left += measured["end"]
+    most = AGENT + COMPILER + SOCKETS + of_targets + of_ended + of_probes + of_sums + of_left
     limit = yaml.safe_load(VALUES.read_text())["agent"]["resources"]["limits"]["memory"]
     assert limit.endswith("Mi")
     assert most <= int(limit.removesuffix("Mi")) * MIB, f"{most / MIB:.0f} MiB: {measured}"
+
+
+def test_the_end_of_an_interval_unpacks_the_figures_of_one_pod_at_a_time(
+    measured: Mapping[str, int],
+) -> None:
+    assert measured["end"] < PODS * measured["account"]
+
+
+def _after(pods: int) -> Readings:
+    """Return what an agent keeps when so many pods came and went within one interval."""
+    engine = ScriptedEngine()
+    readings = Readings(engine, ScriptedEvidence(), AgentMetrics(), lambda: 0.0)
+    everything, length = frozenset(Module), DesiredWindow(3600, PODS, PodChoice(PODS))
+    probe = DesiredProbe("p", "shop/p", everything, SocketFilter(), 600, 0, (), window=length)
+    for number in range(pods):
+        uid = f"u{number}"
+        wanted = replace(probe, targets=(DesiredTarget(uid, PodSelector(uid), f"pod-{number}"),))
+        found = {"p": [PodTargets(uid, f"pod-{number}", ("c",), True, False)]}
+        owners = {number: [TargetKey("p", uid)]}
+        readings.follow(Desired(number, (wanted,)), _at(0), owners, found)
+        engine.measured = {number: _busy(number)}
+        readings.read()
+    return readings
+
+
+def test_pods_that_come_and_go_within_an_interval_take_no_memory_beyond_the_bound(
+    measured: Mapping[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(by_probe, "MAX_ENDED_PODS", 4)
+    _after(12)  # fills caches
+    assert _bytes_of(lambda: _after(36)) - _bytes_of(lambda: _after(12)) < measured["account"]

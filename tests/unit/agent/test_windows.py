@@ -41,7 +41,7 @@ from latencyprobe_agent.desired import (
 )
 from latencyprobe_agent.kernel.contract import SocketFilter
 from latencyprobe_agent.plan import PodTargets
-from latencyprobe_agent.windows import by_probe, probe_window, running
+from latencyprobe_agent.windows import by_probe, early_figures, packing, probe_window, running
 from latencyprobe_agent.windows.by_probe import Windows
 from latencyprobe_agent.windows.node_window import WindowOfNode
 from latencyprobe_agent.windows.probe_window import WindowReport
@@ -157,6 +157,7 @@ class Measured:
         active: frozenset[Module] = ALL_MODULES,
         asked: float | None = None,
         pods: Sequence[PodTargets] | None = None,
+        departed: Mapping[DesiredTarget, Measurement] | None = None,
     ) -> None:
         """Put these probes in force, with all their pods measured."""
         for probe in probes:
@@ -173,6 +174,7 @@ class Measured:
             Desired(1, probes),
             {probe.id: found for probe in probes},
             active,
+            {"p": departed or {}},
             asked=_at(self.now if asked is None else asked),
             now=_at(self.now),
         )
@@ -182,7 +184,6 @@ class Measured:
         figures: Mapping[str, Measurement] | None = None,
         *,
         node: NodeMeasurement | None = None,
-        departed: Mapping[DesiredTarget, Measurement] | None = None,
         seconds: float | None = None,
     ) -> None:
         """Let an interval pass, with these figures by pod."""
@@ -194,7 +195,6 @@ class Measured:
             _at(self.now),
             {f"{uid}/c": measurement for uid, measurement in (figures or {}).items()},
             node or NodeMeasurement(),
-            departed or {},
         )
         self.windows.add([taken])
 
@@ -441,8 +441,8 @@ def test_a_pod_without_packets_that_has_ended_stays_as_long() -> None:
 def test_figures_of_a_target_that_left_before_the_interval_ended_are_its_pods() -> None:
     measured = Measured(_probe("a"))
     (target,) = measured.probe.targets
-    measured.follow(_probe())
-    measured.interval(departed={target: samples(100)})
+    measured.follow(_probe(), departed={target: samples(100)})
+    measured.interval()
     assert measured.pods["a"].ended
     assert measured.samples == 1
 
@@ -530,8 +530,8 @@ def test_a_pod_that_is_dropped_before_its_last_figures_counts_once(
     measured = Measured(_probe(*"abc"))
     measured.interval({uid: samples(100) for uid in "abc"})
     targets = measured.probe.targets
-    measured.follow(_probe())
-    measured.interval(departed={target: samples(100) for target in targets})
+    measured.follow(_probe(), departed={target: samples(100) for target in targets})
+    measured.interval()
     assert [pod.name for pod in measured.report.pods] == [f"pod-{measured.report.pods[0].pod_uid}"]
     assert (measured.report.summary.pods, measured.samples) == (3, 6)
 
@@ -542,9 +542,137 @@ def test_a_pod_that_is_dropped_before_any_interval_counts_with_its_figures(
     monkeypatch.setattr(by_probe, "MAX_ENDED_PODS", 1)
     measured = Measured(_probe(*"abc"))
     targets = measured.probe.targets
-    measured.follow(_probe())
-    measured.interval(departed={target: samples(100) for target in targets})
+    measured.follow(_probe(), departed={target: samples(100) for target in targets})
+    measured.interval()
     assert (measured.report.summary.pods, measured.samples) == (3, 3)
+
+
+def _samples_of(pod: PodReport) -> int:
+    return pod.report.stages[0].count
+
+
+def _targets(uids: str) -> dict[str, DesiredTarget]:
+    return {target.pod_name: target for target in _probe(*uids).targets}
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_pods_that_end_within_an_interval_are_kept_like_others(
+    monkeypatch: pytest.MonkeyPatch, *, is_first: bool
+) -> None:
+    monkeypatch.setattr(by_probe, "MAX_ENDED_PODS", 2)
+    targets = _targets("abcdef")
+    measured = Measured(_probe("z"))
+    if not is_first:
+        measured.interval()
+    for uid, after in zip("abcdef", "bcdef-", strict=True):
+        measured.now += 1
+        measured.follow(
+            _probe("z", after) if after != "-" else _probe("z"),
+            departed={targets[uid]: samples(100)},
+        )
+        (window,) = measured.windows._windows.values()
+        assert len(window.ended) <= 2
+    measured.interval({"z": samples(100)})
+    assert sorted(measured.pods) == ["e", "f", "z"]
+    assert all(_samples_of(measured.pods[uid]) == 1 for uid in "efz")
+    assert measured.samples == 7
+    assert measured.report.summary.pods == 7
+    measured.interval({"z": samples(100)})
+    assert measured.samples == 8
+
+
+def test_the_verdict_on_a_pod_that_is_dropped_has_its_last_figures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(by_probe, "MAX_ENDED_PODS", 0)
+    measured = Measured(_probe("a"))
+    slow = samples(*[50_000_000] * 1000)
+    measured.follow(_probe(), departed={_targets("a")["a"]: slow})
+    measured.interval()
+    (verdict,) = measured.report.summary.verdicts
+    assert verdict != "InsufficientData"
+
+
+def test_a_container_that_left_counts_for_its_pod_which_has_not_ended() -> None:
+    measured = Measured(_probe("a"))
+    (target,) = measured.probe.targets
+    for _ in range(2):
+        measured.follow(_probe("a"), departed={replace(target, id="a/old"): samples(100)})
+    measured.interval({"a": samples(200)})
+    assert not measured.pods["a"].ended
+    assert (_samples_of(measured.pods["a"]), measured.samples) == (3, 3)
+
+
+def _cgroup_of(target: DesiredTarget) -> Measurement:
+    """Figures that two containers of a pod share, and a snapshot of what waits."""
+    peer = Peer(Endpoint(ip_address("10.0.0.7"), 7000), "missingAnswers", 2, 5, 9)
+    return Measurement(
+        counters={"cpuThrottledNs": 5, "cpuThrottledPeriods": 1, "rtos": 1},
+        netns_counters={"TcpExtListenDrops": 7},
+        pending={"missingAnswers": Pending(3)},
+        peers=(peer,),
+    )
+
+
+@pytest.mark.parametrize("is_back", [True, False])
+def test_stays_of_one_target_within_an_interval_follow_each_other(*, is_back: bool) -> None:
+    measured = Measured(_probe("a"))
+    (target,) = measured.probe.targets
+    figures = _cgroup_of(target)
+    for _ in range(2):
+        measured.follow(_probe(), departed={target: figures})
+        measured.follow(_probe("a"))
+    if not is_back:
+        measured.follow(_probe(), departed={target: figures})
+    measured.interval({"a": figures} if is_back else {})
+    report = measured.pods["a"].report
+    assert (report.counters["cpuThrottledNs"], report.counters["rtos"]) == (15, 3)
+    assert report.netns_counters == {"TcpExtListenDrops": 21}
+    assert (report.pending, report.peers) == (figures.pending, figures.peers)
+
+
+def test_containers_of_a_pod_that_left_one_by_one_ran_at_the_same_time() -> None:
+    measured = Measured(_probe("a"))
+    (target,) = measured.probe.targets
+    figures = _cgroup_of(target)
+    for name in ("a/s", "a/t"):
+        measured.follow(_probe("a"), departed={replace(target, id=name): figures})
+    measured.interval({"a": figures})
+    report = measured.pods["a"].report
+    assert (report.counters["cpuThrottledNs"], report.counters["rtos"]) == (5, 3)
+    assert report.netns_counters == {"TcpExtListenDrops": 7}
+
+
+def test_figures_of_pods_that_are_dropped_at_once_are_packed_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(by_probe, "MAX_ENDED_PODS", 2)
+    packed = Mock(wraps=packing.pack)
+    monkeypatch.setattr(early_figures, "pack", packed)
+    measured = Measured(_probe(*"abcdefgh"))
+    departed = {target: samples(100) for target in measured.probe.targets}
+    measured.follow(_probe(), departed=departed)
+    assert packed.call_count == 3
+    measured.interval()
+    assert measured.samples == 8
+
+
+def test_a_pod_that_is_dropped_and_back_in_one_interval_has_its_later_figures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(by_probe, "MAX_ENDED_PODS", 1)
+    measured = Measured(_probe("a", "b"))
+    measured.interval({"a": samples(100), "b": samples(100)})
+    measured.follow(_probe("b"))
+    measured.now += 1
+    measured.follow(_probe())
+    assert [*measured.windows._windows["p"]._pods] == ["b"]
+    measured.follow(_probe("a"))
+    (target,) = measured.probe.targets
+    measured.follow(_probe("a"), departed={replace(target, id="a/old"): samples(*[100] * 5)})
+    measured.interval({"a": samples(100)})
+    assert _samples_of(measured.pods["a"]) == 6
+    assert measured.samples == 8
 
 
 def test_a_namespace_with_many_ended_pods_costs_no_other_one_its_own(
@@ -577,6 +705,34 @@ def test_a_namespace_with_many_ended_pods_costs_no_other_one_its_own(
     assert kept["s"] + kept["t"] == 3
     summaries = [report.summary.pods for report in reports.values() if report is not None]
     assert summaries == [2, 4, 4]
+
+
+def test_pods_that_come_and_go_within_an_interval_cost_no_other_namespace_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(by_probe, "MAX_ENDED_PODS", 4)
+    bank = replace(_probe("a", "b"), id="bank", namespace="bank")
+    shop = replace(_probe(*"cdefghij"), id="shop", namespace="shop")
+    windows = Windows()
+
+    def leave(now: float, probe: DesiredProbe, uid: str) -> None:
+        (target,) = (each for each in probe.targets if each.pod_name == uid)
+        empty = tuple(replace(each, targets=()) for each in (bank, shop))
+        figures = {probe.id: {target: samples(100)}}
+        windows.follow(Desired(1, empty), {}, ALL_MODULES, figures, asked=_at(now), now=_at(now))
+
+    for number, uid in enumerate("abcdefghij"):
+        leave(number, bank if uid in "ab" else shop, uid)
+    windows.add(ProbeFigures(replace(p, targets=()), _at(0), _at(10), {}) for p in (bank, shop))
+    reports = {name: windows.take(name, ()) for name in ("bank", "shop")}
+    kept = {
+        name: {pod.pod_uid: _samples_of(pod) for pod in report.pods}
+        for name, report in reports.items()
+        if report is not None
+    }
+    assert kept == {"bank": {"a": 1, "b": 1}, "shop": {"i": 1, "j": 1}}
+    pods = [report.summary.pods for report in reports.values() if report is not None]
+    assert pods == [2, 8]
 
 
 # Changes of the probe
