@@ -12,14 +12,17 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
+from latencyprobe.domain.fairness import MAX_TARGETS
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.collector import Departed, Moment, ProbeFigures, measure_alike
 from latencyprobe_agent.desired import Desired, DesiredProbe
 from latencyprobe_agent.plan import PodTargets
-from latencyprobe_agent.windows.probe_window import ProbeWindow, WindowReport
+from latencyprobe_agent.windows.probe_window import DroppedPod, ProbeWindow, WindowReport
 
 # Of a node: as many as a report can have in full.
 MAX_ENDED_PODS = 256
+# Of a node, the newest: no more can come back at once.
+MAX_REMEMBERED_PODS = MAX_TARGETS
 
 
 class Windows:
@@ -34,6 +37,9 @@ class Windows:
         # Without a lease nothing is measured; a client that comes back finds them again.
         self._suspended: dict[str, ProbeWindow] = {}
         self._taken: dict[str, float] = {}
+        # By the ids of their probes, and their UIDs: targets that were refused may be admitted
+        # again.
+        self._dropped: dict[tuple[str, str], DroppedPod] = {}
 
     @property
     def probe_ids(self) -> Container[str]:
@@ -63,6 +69,7 @@ class Windows:
             if known is None or not measure_alike(known.probe, probe):
                 known = ProbeWindow(probe, probe.window, asked)
                 self._taken.pop(probe.id, None)
+            self._take_back(probe.id, pods.get(probe.id, ()))
             known.follow(
                 probe,
                 probe.window,
@@ -79,6 +86,12 @@ class Windows:
         self._drop_surplus()
         for window in self._windows.values():
             window.pack()
+
+    def _take_back(self, probe_id: str, pods: Iterable[PodTargets]) -> None:
+        """Count pods that get a window again no more as dropped ones."""
+        for pod in pods:
+            if pod.is_measured and (probe_id, pod.uid) in self._dropped:
+                self._dropped.pop((probe_id, pod.uid)).come_back()
 
     def suspend(self, now: Moment) -> None:
         """Keep the windows for a client that comes back after its lease has ended."""
@@ -109,7 +122,10 @@ class Windows:
             _, uid, name = max(ended.values(), key=len).pop()
             dropped[name].append(uid)
         for name, uids in dropped.items():
-            self._windows[name].drop(uids)
+            for uid, counted in self._windows[name].drop(uids).items():
+                self._dropped[name, uid] = counted
+        for _ in range(len(self._dropped) - MAX_REMEMBERED_PODS):
+            del self._dropped[next(iter(self._dropped))]
 
     @property
     def due(self) -> list[str]:

@@ -138,9 +138,26 @@ class _Dropped:
     verdicts: Counter[str] = field(default_factory=Counter)
     waiting_ns: Counter[str] = field(default_factory=Counter)
 
-    def add(self, report: PodReport) -> None:
-        self.verdicts.update(verdict_counts([report]))
-        self.waiting_ns.update(report.report.verdict.waiting_ns)
+    def count(self, pod: PodReport) -> DroppedPod:
+        verdict = pod.report.verdict
+        counted = DroppedPod(self, str(verdict.bottleneck), verdict.waiting_ns)
+        self.verdicts[counted.bottleneck] += 1
+        self.waiting_ns.update(counted.waiting_ns)
+        return counted
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedPod:
+    """A pod whose window was dropped, as it counts in the summaries of its probe."""
+
+    counts: _Dropped
+    bottleneck: str
+    waiting_ns: Mapping[str, int]
+
+    def come_back(self) -> None:
+        """Count it no more: it has a window again."""
+        self.counts.verdicts -= Counter([self.bottleneck])
+        self.counts.waiting_ns -= Counter(self.waiting_ns)
 
 
 class ProbeWindow:
@@ -245,10 +262,10 @@ class ProbeWindow:
             (known.last_measured, uid) for uid, known in self._pods.items() if known.pod.has_ended
         ]
 
-    def drop(self, uids: Iterable[str]) -> None:
+    def drop(self, uids: Iterable[str]) -> Mapping[str, DroppedPod]:
         """Drop the windows of pods that have ended; their figures and their verdicts still count.
 
-        Of very many such verdicts, the first ones count.
+        Of very many such verdicts, the first ones count. Return the pods that count, by UID.
         """
         self._newest = None
         dropped = [self._pods.pop(uid) for uid in uids]
@@ -256,8 +273,8 @@ class ProbeWindow:
         node = self._node.value() if self.probe.node_figures else None
         before = sum(each.verdicts.total() for each in self._dropped.values())
         self._omit(known.last.value() for known in dropped)
-        for known in dropped[: MAX_DROPPED_PODS - before]:
-            self._dropped.setdefault(self._slot_of(known), _Dropped()).add(
+        return {
+            known.pod.uid: self._dropped.setdefault(self._slot_of(known), _Dropped()).count(
                 _pod_report(
                     known.pod,
                     known.value() + known.last.value(),
@@ -267,6 +284,8 @@ class ProbeWindow:
                     only_stages=TOTALS,
                 )
             )
+            for known in dropped[: MAX_DROPPED_PODS - before]
+        }
 
     def _slot_of(self, pod: _PodWindow) -> int:
         """Return the number of the slot in which a pod was measured last."""

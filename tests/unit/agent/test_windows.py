@@ -504,6 +504,41 @@ def test_a_summary_never_has_more_pods_than_an_operator_takes(
     assert (measured.report.summary.pods, measured.samples) == (3, 6)
 
 
+def test_pods_that_are_dropped_and_come_back_count_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(by_probe, "MAX_ENDED_PODS", 2)
+    measured = Measured(_probe(*"abcdef"))
+    late = [5_000_000] * 200
+    slow = samples(*late) + samples(*late, stage="rx.socket")
+    measured.interval(dict.fromkeys("abcdef", slow))
+    before = measured.report.summary
+    measured.follow(_probe())
+    measured.interval()
+    assert measured.report.summary.verdicts == before.verdicts
+    assert measured.report.summary.waiting_ns == before.waiting_ns
+    measured.follow(_probe(*"abcdef"))
+    measured.interval(dict.fromkeys("abcdef", slow))
+    assert measured.report.summary.verdicts == before.verdicts
+    assert measured.samples == 2 * 6 * len(late)
+    measured.follow(_probe())
+    measured.interval()
+    assert measured.report.summary.pods == 6
+
+
+def test_of_dropped_pods_as_many_are_remembered_as_can_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(by_probe, "MAX_ENDED_PODS", 0)
+    monkeypatch.setattr(by_probe, "MAX_REMEMBERED_PODS", 2)
+    measured = Measured(_probe(*"abcd"))
+    measured.interval(dict.fromkeys("abcd", samples(100)))
+    measured.follow(_probe())
+    assert len(measured.windows._dropped) == 2
+    measured.interval()
+    assert measured.report.summary.pods == 4
+
+
 def test_the_pods_of_a_drain_are_dropped_by_their_totals_and_one_value_of_the_node(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
