@@ -78,9 +78,10 @@ def bcc_header(library: bytes, guard: str) -> str:
 def _bcc_library() -> bytes:
     ctypes.CDLL(_BCC)
     mappings = Path("/proc/self/maps").read_text().splitlines()
-    return Path(
-        next(line[line.index("/") :] for line in mappings if "/libbcc.so" in line)
-    ).read_bytes()
+    paths = [line[line.index("/") :] for line in mappings if "/libbcc.so" in line]
+    if not paths:
+        raise LookupError(f"{_BCC} is loaded, and no mapping of it has a path")
+    return Path(paths[0]).read_bytes()
 
 
 def _macros(types: KernelTypes) -> dict[str, int | str]:
@@ -136,7 +137,7 @@ def main() -> None:
     folder = Path(sys.argv[1]).absolute() if len(sys.argv) > 1 else BUILD
     try:
         write_project(folder)
-    except NoBtfError as error:
+    except (NoBtfError, LookupError, OSError) as error:
         raise SystemExit(f"editor: {error}") from error
     print(f"editor: wrote {folder / 'compile_commands.json'}, by which clangd opens bpf/")
 

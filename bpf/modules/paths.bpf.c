@@ -343,7 +343,7 @@ static __always_inline u64 is_quick(volatile struct socket_path *path, struct tc
 
 	return path->is_clock_known & is_equal(path->sampled_at, (u16)(now >> TO_UNITS)) &
 	       (1 - is_equal(path->sent_seq, READ(tp, write_seq))) &
-	       is_equal(incoming->ack_seq, READ(tp, snd_nxt)) &
+	       is_equal(incoming->ack_seq, READ(tp, write_seq)) &
 	       is_below_0((s64)(s32)(READ(tp, snd_una) - incoming->ack_seq)) &
 	       (1 - is_below_0(passed_ns)) & is_below_0(passed_ns - QUICK_NS);
 }

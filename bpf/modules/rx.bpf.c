@@ -445,10 +445,10 @@ static __always_inline bool is_from_tunnel(struct config *config, struct cpu_con
  * a tunnel. `linear`: how much of it is in one piece.
  */
 static __always_inline enum passage passage_on_host(struct received *packet,
-						    struct arrival *arrival, bool is_from_tunnel,
+						    struct arrival *arrival, bool by_tunnel,
 						    u32 linear)
 {
-	if (!is_from_tunnel)
+	if (!by_tunnel)
 		return BESIDE_HOST;
 	return is_unwrapped(packet, arrival, linear) ? THROUGH_HOST : LOST_IN_HOST;
 }
@@ -631,10 +631,10 @@ static __always_inline enum passage passage_by_device(struct config *config,
 						      struct net_device *dev, u32 linear)
 {
 	struct rtnl_link_ops *operations = READ(dev, rtnl_link_ops);
-	bool is_unwrapped = operations &&
-			    is_from_tunnel(config, cpu, identity_of(operations, config), dev);
+	bool by_tunnel = operations &&
+			 is_from_tunnel(config, cpu, identity_of(operations, config), dev);
 
-	return passage_on_host(packet, arrival, is_unwrapped, linear);
+	return passage_on_host(packet, arrival, by_tunnel, linear);
 }
 
 /* __netif_receive_skb_core(), net/core/dev.c */

@@ -432,8 +432,9 @@ static __always_inline u64 last_data_ns(struct socket_path *path, struct tcp_soc
 
 /*
  * The server ends a connection: late, if that is long after the last byte, where a client may wait for
- * the end of its answer. After a second it is mostly an idle connection that ends, and so it is if the
- * client has asked more than once: it does not read to the end.
+ * the end of its only answer. After a second it is mostly an idle connection that ends, and so it is if
+ * the client has asked more than once: it does not read to the end. Without selective ACKs it is not
+ * known when data left, as in end_answer().
  */
 static __always_inline void note_late_end(struct config *config, struct socket_state *state,
 					  struct sock *sk, bool is_by_peer)
@@ -451,8 +452,9 @@ static __always_inline void note_late_end(struct config *config, struct socket_s
 		return;
 	}
 	path = look_up_socket_path(sk);
-	if (is_by_peer != is_client || state->turns.past >> ANSWER_BITS > 1 || !path ||
-	    !path->data_ns || READ(tp, snd_una) != READ(tp, write_seq))
+	if (is_by_peer != is_client || state->turns.past >> ANSWER_BITS != 1 || !path ||
+	    !path->data_ns || !READ(tp, rack.mstamp) || READ(tp, snd_una) != READ(tp, write_seq) ||
+	    IS_OF_MPTCP(READ, tp))
 		return;
 	quiet_ns = at_least_0(now - last_data_ns(path, tp));
 	if (quiet_ns >= LATE_NS && quiet_ns < LEAST_PATIENCE_NS)

@@ -68,11 +68,16 @@ _LATE: Mapping[str, tuple[str, str]] = {
 _ANSWERS = ("app.response", "peer.response", "udp.response")
 _TURNS = ("app.response", "peer.response")
 _TRANSFERS = ("app.transfer", "peer.transfer")
-_CONNECTIONS = ("tcp.connect", "tcp.handshake")
+_OF_EITHER_ROLE = ("tcp.connect", "tcp.handshake")
 _LATE_CONNECTIONS = (
-    ("lateGreetings", "had no byte until {} after the handshake", _GREETINGS_ARE_LATE),
-    ("lateEnds", "ended {} after their last byte", _ENDS_OF_CONNECTIONS_ARE_LATE),
-    ("connectionsWithoutData", "had no byte in {}", _CONNECTIONS_WITHOUT_DATA),
+    (
+        "lateGreetings",
+        _OF_EITHER_ROLE,
+        "had no byte until {} after the handshake",
+        _GREETINGS_ARE_LATE,
+    ),
+    ("lateEnds", _OF_EITHER_ROLE, "ended {} after their last byte", _ENDS_OF_CONNECTIONS_ARE_LATE),
+    ("connectionsWithoutData", ("tcp.connect",), "had no byte in {}", _CONNECTIONS_WITHOUT_DATA),
 )
 
 
@@ -136,12 +141,13 @@ def _late_ends(measurement: Measurement) -> Iterator[Unjudged]:
 def _late_connections(measurement: Measurement) -> Iterator[Unjudged]:
     """Yield connections whose first byte came late or never, or whose end did late.
 
-    They have to be no small part of those that were opened. Older ones are in no count.
+    They have to be no small part of those that were opened. Where both roles opened some, that is
+    the smaller number that is large enough.
     """
-    connections = sum(measurement.stage(name).histogram.count for name in _CONNECTIONS)
-    for name, what, next_step in _LATE_CONNECTIONS:
+    for name, opened_by, what, next_step in _LATE_CONNECTIONS:
         count, ns = measurement.counters.get(name, 0), measurement.counters.get(f"{name}Ns", 0)
-        if are_many(count, connections):
+        opened = [measurement.stage(stage).histogram.count for stage in opened_by]
+        if are_many(count, min((n for n in opened if n >= count), default=max(opened))):
             mean = format_ns(ns // count)
             yield Unjudged(f"{count:,} connections {what.format(mean)} on average", next_step)
 

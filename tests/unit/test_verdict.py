@@ -912,6 +912,7 @@ def test_late_greetings_and_ends_are_no_accusation_and_are_said(
 ) -> None:
     """They may be subscriptions or idle connections."""
     requests = QUICK_PACKETS + measured(400, peer_response=US, tcp_connect=US)
+    requests += measured(6000, tcp_handshake=US)
 
     def with_late(count: int) -> Verdict:
         counters = {name: count, f"{name}Ns": count * 500 * MS}
