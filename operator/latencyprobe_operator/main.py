@@ -34,6 +34,7 @@ from latencyprobe_operator.garbage import GarbageCollector, make_collections_rar
 from latencyprobe_operator.handlers import build_registry
 from latencyprobe_operator.kube import heap
 from latencyprobe_operator.kube.cluster import Cluster
+from latencyprobe_operator.kube.kopf_watches import paced_watches
 from latencyprobe_operator.kube.lease import ClusterLease
 from latencyprobe_operator.leadership import Leadership, LeadershipLostError, LeaseTiming
 from latencyprobe_operator.metrics import OperatorMetrics
@@ -204,10 +205,11 @@ async def _run_kopf(
         async def set_flag(**_: Any) -> None:
             stopped.set()
 
-    await kopf.operator(
-        registry=registry,
-        clusterwide=scan,
-        namespaces=options.watch_namespaces,
-        standalone=True,
-        stop_flag=stopped,
-    )
+    with paced_watches():
+        await kopf.operator(
+            registry=registry,
+            clusterwide=scan,
+            namespaces=options.watch_namespaces,
+            standalone=True,
+            stop_flag=stopped,
+        )

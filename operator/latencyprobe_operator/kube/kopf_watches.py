@@ -1,0 +1,101 @@
+"""kopf's watches: no more requests than an informer's, and no error in one ends the operator.
+
+kopf 1.45 asks again at once for a watch that has ended. A server or proxy that ends each watch at
+once would get a request per round trip. An error in a watch, other than an expired version, ends
+its operator. No setting changes either, so its function that makes one watch is wrapped here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from http import HTTPStatus
+from typing import Any, cast
+
+from kopf._cogs.clients import watching
+from kopf._cogs.clients.errors import APIError
+
+from latencyprobe.process.backoff import Backoff
+from latencyprobe.process.repeated_lines import RepeatedLines
+
+log = logging.getLogger(__name__)
+
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 10.0
+# A watch after which the next one is asked for this much later worked.
+_LIVED_S = 10.0
+
+Watch = Callable[..., AsyncIterator[Any]]
+
+
+@contextmanager
+def paced_watches() -> Iterator[None]:
+    """Pace kopf's watches for the time of the block."""
+    unpaced = watching.watch_objs
+    watching.watch_objs = PacedWatches(unpaced).watch
+    try:
+        yield
+    finally:
+        watching.watch_objs = unpaced
+
+
+class PacedWatches:
+    """Watches of all resources, each after a pause that its earlier ones ask for."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._paces: dict[tuple[Any, Any], _Pace] = {}
+        """By resource and namespace: kopf follows only the namespaces of our options."""
+        self._lines = RepeatedLines(log)
+
+    async def watch(self, *, resource: Any, namespace: Any, **rest: Any) -> AsyncGenerator[Any]:
+        """Yield the events of one watch. Any failure becomes an expired version: kopf lists again.
+
+        The events between the failed watch and the next one may be lost: the list has them.
+        """
+        await self._paces.setdefault((resource, namespace), _Pace()).pause()
+        events = self._watch(resource=resource, namespace=namespace, **rest)
+        async with aclosing(cast(AsyncGenerator[Any], events)):
+            try:
+                async for event in events:
+                    if (failure := _failure_in(event)) is not None:
+                        break
+                    yield event
+                else:
+                    return
+            except (APIError, ValueError) as error:
+                failure = str(error) or repr(error)
+        where = "all namespaces" if namespace is None else f"namespace {namespace}"
+        self._lines.note("watch", f"watch of {resource} in {where}: {failure}; it is listed again")
+        yield {"type": "ERROR", "object": {"code": HTTPStatus.GONE}}
+
+
+class _Pace:
+    """The pauses between the watches of one resource."""
+
+    def __init__(self) -> None:
+        self._backoff = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
+        self._began: float | None = None
+
+    async def pause(self) -> None:
+        """Wait before a watch: longer and longer while the watches before it end early."""
+        clock = asyncio.get_running_loop().time
+        if self._began is not None:
+            if clock() - self._began >= _LIVED_S:
+                self._backoff.reset()
+            await asyncio.sleep(self._backoff.next())
+        self._began = clock()
+
+
+def _failure_in(event: Any) -> str | None:
+    """Return the failure that an event reports; None for one that kopf can take."""
+    match event:
+        case {"type": "ERROR", "object": {"code": HTTPStatus.GONE}}:
+            return None
+        case {"type": "ERROR", "object": {"message": message, **rest}}:
+            return f"{message} (code {rest.get('code')})"
+        case {"type": str(kind), "object": {"metadata": {}}} if kind != "ERROR":
+            return None
+    return "cannot read an event of it"
