@@ -41,9 +41,10 @@ def missing_capabilities(effective: int) -> tuple[int, ...]:
 
 def effective_capabilities() -> int:
     """Return this process's effective set: CapEff in proc_pid_status(5)."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        name, _, value = line.partition(":")
-        if name == "CapEff":
+    # Bytes: a process's name is no text, and may have any end of a line other than this one.
+    for line in Path("/proc/self/status").read_bytes().split(b"\n"):
+        name, _, value = line.partition(b":")
+        if name == b"CapEff":
             return int(value, 16)
     return 0
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from latencyprobe.process.capabilities import (
@@ -11,8 +15,20 @@ from latencyprobe.process.capabilities import (
     CAP_SYS_PTRACE,
     NEEDED,
     MissingCapabilityError,
+    effective_capabilities,
     missing_capabilities,
 )
+from tests.unit.hostile_text import HOSTILE_COMM
+
+
+@pytest.fixture(params=[HOSTILE_COMM, b"\rCapEff:\t0"])
+def _hostile_name(request: pytest.FixtureRequest) -> Iterator[None]:
+    """This process has a name that is no text, or looks like a line of its own."""
+    comm = Path("/proc/self/comm")
+    before = comm.read_bytes()
+    comm.write_bytes(request.param)
+    yield
+    comm.write_bytes(before.removesuffix(b"\n"))
 
 
 def mask(*bits: int) -> int:
@@ -39,3 +55,10 @@ def test_the_error_names_each_missing_capability_and_its_use() -> None:
     assert error.missing == ("CAP_PERFMON", "CAP_SYS_PTRACE")
     assert "CAP_PERFMON attaches them" in str(error)
     assert "sudo" in str(error)
+
+
+@pytest.mark.usefixtures("_hostile_name")
+def test_a_process_of_any_name_knows_its_capabilities() -> None:
+    shown = re.search(rb"^CapEff:\t(\w+)$", Path("/proc/self/status").read_bytes(), re.MULTILINE)
+    assert shown
+    assert effective_capabilities() == int(shown[1], 16)
