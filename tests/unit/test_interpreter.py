@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -77,3 +78,49 @@ def test_every_interpreter_that_is_started_is_isolated() -> None:
 
     assert len(starts) >= 3
     assert {place: option for place, option in starts.items() if option != "'-I'"} == {}
+
+
+MODULE_OF_OURS = "python_module"
+
+
+def _commands(tree: ast.AST) -> set[str]:
+    """The names by which a file calls commands that run a module of ours."""
+    return {MODULE_OF_OURS} | {
+        target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and MODULE_OF_OURS in ast.unparse(node.value)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+
+
+def _surroundings(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Where a file starts a module of ours, with the directory and the environment of each."""
+    tree = ast.parse(path.read_text())
+    commands = _commands(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and any(
+            isinstance(item, ast.Starred) and commands & set(re.findall(r"\w+", ast.unparse(item)))
+            for item in node.args
+        ):
+            keywords = {each.arg: ast.unparse(each.value) for each in node.keywords}
+            yield (
+                node.lineno,
+                {
+                    "cwd": keywords.get("cwd", "ours"),
+                    "env": keywords.get("env", "ours").partition("(")[0],
+                },
+            )
+
+
+def test_every_module_that_is_started_has_a_directory_and_an_environment_without_files() -> None:
+    starts = {
+        f"{path.relative_to(ROOT)}:{line}": surroundings
+        for folder in PRODUCT
+        for path in (ROOT / folder).rglob("*.py")
+        for line, surroundings in _surroundings(path)
+    }
+    wanted = {"cwd": "interpreter.DIRECTORY", "env": "interpreter.environment"}
+
+    assert len(starts) >= 3
+    assert {place: found for place, found in starts.items() if found != wanted} == {}
