@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from latencyprobe import __version__
+from latencyprobe.process import tracebacks
 from latencyprobe.process.streams import escape_what_cannot_be_encoded
 
 # Name: (module, attribute, one line of help). The line stands here so that `--help` needs none of
@@ -60,7 +61,8 @@ class LazyGroup(click.Group):
     """A group that imports a subcommand's module only to run it or to show its own help."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run the command line, with streams that take any name."""
+        """Run the command line, with streams and tracebacks that take any name."""
+        tracebacks.make_printable()
         escape_what_cannot_be_encoded()
         return super().main(*args, **extra)
 

@@ -13,6 +13,7 @@ import sys
 from datetime import UTC, datetime
 
 from latencyprobe.printable import printable, printable_lines
+from latencyprobe.process import tracebacks
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
@@ -48,7 +49,11 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(*, form: str, level: str) -> None:
-    """Send the log of the whole process to standard error in one of FORMATS, from one of LEVELS."""
+    """Send the log of the whole process to standard error in one of FORMATS, from one of LEVELS.
+
+    Exceptions that nothing catches follow as text, printable too.
+    """
+    tracebacks.make_printable()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     root = logging.getLogger()
