@@ -134,11 +134,12 @@ class Reconciler:
 
     async def adopt(self, desired: Desired) -> None:
         """Put a state in force; restore the previous one if that fails or is cancelled."""
-        before = self._desired
-        self._resolver.track(desired.selectors)
+        before, targets_before = self._desired, self._resolver.tracked
         try:
+            self._resolver.track(desired.selectors)
             await self._realise(desired)
         except BaseException:
+            self._resolver.track_again(targets_before)
             await _to_the_end(self._restore(before))
             raise
         log.info(
@@ -239,7 +240,6 @@ class Reconciler:
 
     async def _restore(self, before: Desired) -> None:
         self._is_loaded = False
-        self._resolver.track(before.selectors)
         try:
             await self._realise(before)
         except EngineError as error:

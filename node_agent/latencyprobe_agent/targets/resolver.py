@@ -99,6 +99,10 @@ class _Tracked:
     backoff: Backoff = field(default_factory=lambda: Backoff(_FIRST_RETRY_S, _LONGEST_RETRY_S))
 
 
+# It is replaced, never changed: one of before stays as it was.
+Targets = Mapping[Selector, _Tracked]
+
+
 class Resolver:
     """The current facts of a set of targets.
 
@@ -122,7 +126,7 @@ class Resolver:
         root = find_hierarchy(self._mounts, cgroup_root)
         self._hierarchy = Hierarchy(root) if root is not None else None
         self._finder = ContainerFinder(self._hierarchy, clock=clock) if self._hierarchy else None
-        self._tracked: dict[Selector, _Tracked] = {}
+        self._tracked: Targets = {}
         self._watches = watches or Watches()
         self._watched_by: dict[str, list[Selector]] = {}
         self._by_pod: dict[str, list[Selector]] = {}
@@ -143,17 +147,38 @@ class Resolver:
 
     def track(self, selectors: Iterable[Selector]) -> None:
         """Track just these targets from now on. Resolve new ones, and those that failed."""
-        wanted = dict.fromkeys(selectors)
-        self._tracked = {
+        kept = {
             selector: tracked
             for selector, tracked in self._tracked.items()
-            if selector in wanted and tracked.facts.state is not TargetState.FAILED
+            if tracked.facts.state is not TargetState.FAILED
         }
-        for selector in wanted:
-            if selector not in self._tracked:
-                self._tracked[selector] = self._begin(selector)
+        self._follow(
+            {
+                selector: kept.get(selector) or self._begin(selector)
+                for selector in dict.fromkeys(selectors)
+            }
+        )
+
+    @property
+    def tracked(self) -> Targets:
+        """The targets with all that is known of them, for `track_again`."""
+        return self._tracked
+
+    def track_again(self, before: Targets) -> None:
+        """Track the targets of before, with their facts.
+
+        Those that were dropped since are polled soon, since changes were not reported to them. A
+        process is not looked up again by its number, which may be another's now.
+        """
+        now = self._clock()
+        for selector in before.keys() - self._tracked.keys():
+            before[selector].poll_at = now
+        self._follow(before)
+
+    def _follow(self, targets: Targets) -> None:
+        self._tracked = targets
         self._by_pod = defaultdict(list)
-        for selector in self._tracked:
+        for selector in targets:
             if isinstance(selector, PodSelector | ContainerSelector):
                 self._by_pod[selector.pod_uid].append(selector)
         self._watch()

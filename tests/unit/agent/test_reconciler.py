@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
+import os
 
 import pytest
 
@@ -21,6 +23,7 @@ from latencyprobe_agent.serving.requests import parse_desired
 from latencyprobe_agent.targets.facts import TargetFacts, failed, pending
 from latencyprobe_agent.targets.resolver import Resolver
 from latencyprobe_agent.tracing import TraceWish
+from tests.unit.agent.running import until
 from tests.unit.agent.scripted import Clock, ScriptedEngine, ScriptedEvidence, samples
 from tests.unit.agent.states import probe, state
 
@@ -66,10 +69,13 @@ class Reconciled:
             host_netns=1,
         )
         self.netns: frozenset[int] = frozenset()
+        self.failure: OSError | None = None
         monkeypatch.setattr(resolver, "_tracker_of", lambda _: self)
 
     def poll(self) -> TargetFacts:
         """Be its tracker."""
+        if self.failure is not None:
+            raise self.failure
         if not self.netns:
             return failed("not there yet")
         return TargetFacts(TargetState.ATTACHED, netns=self.netns, netns_wide=self.netns)
@@ -205,6 +211,31 @@ async def test_programs_for_a_target_that_is_still_to_come_are_not_to_stay_attac
     await starting.reconciler.adopt(parse_desired(state(probe())))
     assert starting.engine.modules
     assert starting.engine.assignments == [{}]
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM])
+async def test_a_failed_change_keeps_the_targets_of_before_though_none_can_be_polled(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    reconciled = Reconciled(monkeypatch)
+    reconciled.netns = frozenset({7})
+    await reconciled.reconciler.adopt(parse_desired(state(probe(modules=("rx",)))))
+    before = reconciled.engine.slots
+    reconciled.engine.kept = reconciled.engine.modules
+    reconciled.engine.stall = asyncio.Event()
+    other = parse_desired(state(probe(pid=1, modules=("irq",)), generation=2))
+    change = asyncio.create_task(reconciled.reconciler.adopt(other))
+    await until(lambda: reconciled.engine.stalled, "the new modules to be loaded")
+    reconciled.engine.refusal = os.strerror(code)
+    reconciled.failure = OSError(code, os.strerror(code))
+    reconciled.engine.stall.set()
+    with pytest.raises(EngineError):
+        await change
+    assert reconciled.standing.state is TargetState.ATTACHED
+    await reconciled.pass_time(10)
+    assert reconciled.standing.state is TargetState.ATTACHED
+    assert reconciled.engine.slots == before
+    assert {} not in reconciled.engine.assignments
 
 
 # A pace for the changes of modules

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import os
+import signal
 import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -491,6 +492,34 @@ async def test_a_bug_in_an_apply_leaves_the_state_before(
     running.engine.bug = None
     await until(lambda: [*running.engine.slots.values()] == measured, "the state before restored")
     assert running.agent.generation == 1
+
+
+async def test_a_failed_apply_leaves_the_orphans_of_a_process_that_has_exited(
+    running: Running, processes: list[int]
+) -> None:
+    shell = await asyncio.create_subprocess_shell(
+        "sleep infinity & echo $!; wait", stdout=asyncio.subprocess.PIPE
+    )
+    assert shell.stdout is not None
+    orphan = int(await shell.stdout.readline())
+    try:
+        await running.stub.Apply(state(probe(pid=shell.pid)))
+        shell.kill()
+        await until(lambda: measured_processes(running) == {orphan}, "the shell's end noticed")
+        running.engine.refusal = "no memory"
+        with pytest.raises(grpc.aio.AioRpcError):
+            await running.stub.Apply(state(probe(pid=processes[0], modules=("irq",))))
+        running.engine.refusal = None
+        assert measured_processes(running) == {orphan}
+        await next_reading(running.engine)
+        assert measured_processes(running) == {orphan}
+    finally:
+        os.kill(orphan, signal.SIGKILL)
+
+
+def measured_processes(running: Running) -> set[int]:
+    """The processes of all slots."""
+    return {pid for slot in running.engine.slots.values() for pid in slot.tgids}
 
 
 @pytest.mark.usefixtures("soon_retried")
