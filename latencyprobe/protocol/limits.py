@@ -8,6 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from latencyprobe.domain.histogram import POSITIONS
 from latencyprobe.domain.measurement import MAX_NODE_STAGES
 from latencyprobe.protocol.measurements import MAX_OPEN_COUNTERS, CorruptMessageError
@@ -121,3 +124,10 @@ def check_numbers(numbers: Iterable[int], field: str) -> None:
     largest = max(numbers, default=0)
     if largest > LARGEST_NUMBER:
         raise CorruptMessageError(field, f"{largest} is too large: it must be below 2^53")
+
+
+def check_moment(moment: Duration | Timestamp, field: str) -> None:
+    """Raise CorruptMessageError for a time before zero, one from 2^53 s on, or odd nanoseconds."""
+    if moment.seconds < 0 or not 0 <= moment.nanos < 10**9:
+        raise CorruptMessageError(field, "is negative or out of range")
+    check_numbers((moment.seconds,), field)

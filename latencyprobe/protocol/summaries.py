@@ -26,6 +26,7 @@ from latencyprobe.protocol.limits import (
     MAX_STAGES,
     check_counters,
     check_length,
+    check_moment,
     check_numbers,
     check_percent,
     check_sampling_ratio,
@@ -257,7 +258,5 @@ def _duration(nanoseconds: int) -> Duration:
 
 
 def _nanoseconds(message: Duration, field: str) -> int:
-    if message.seconds < 0 or not 0 <= message.nanos < 10**9:
-        raise CorruptMessageError(field, "is negative or out of range")
-    check_numbers((message.seconds,), field)
+    check_moment(message, field)
     return message.seconds * 10**9 + message.nanos

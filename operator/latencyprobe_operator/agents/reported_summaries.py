@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from latencyprobe.domain.fairness import MAX_SUMMARISED_PODS, TargetName
 from latencyprobe.domain.summary import PodReport, PodScore, ProbeSummary
-from latencyprobe.protocol.limits import check_length
+from latencyprobe.protocol.limits import check_length, check_moment
 from latencyprobe.protocol.measurements import CorruptMessageError
 from latencyprobe.protocol.summaries import MAX_PODS, pod_from_proto, summary_from_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
@@ -42,12 +42,12 @@ def reported_summary(
     """Decode a report of a summary and pods in full, or of some more pods in full alone."""
     try:
         check_length("pods", len(message.pods), MAX_PODS)
+        span = _span(message)
         summary = _summary(message)
         received = [pod_from_proto(pod) for pod in message.pods]
     except CorruptMessageError as error:
         return ReportedProbe(
             probe_uid=message.id,
-            span=_span(message),
             source=source,
             corruption=text_of(str(error)),
         )
@@ -66,7 +66,7 @@ def reported_summary(
         unasked += len(scores) - len(summary.scores) + len(statuses) - len(targets)
     report = ReportedProbe(
         probe_uid=message.id,
-        span=_span(message),
+        span=span,
         source=source,
         summary=summary,
         pods=in_full,
@@ -110,8 +110,10 @@ def _scores(received: Iterable[PodScore], find: FindPod) -> Iterator[PodScore]:
 
 
 def _span(message: pb.ProbeReport) -> Span:
-    return Span(_time_s(message.begin), _time_s(message.end))
+    """Return the interval. It may end before it begins: a node's clock may be set back."""
+    return Span(_time_s(message.begin, "begin"), _time_s(message.end, "end"))
 
 
-def _time_s(moment: Timestamp) -> float:
+def _time_s(moment: Timestamp, field: str) -> float:
+    check_moment(moment, field)
     return moment.seconds + moment.nanos / 1e9
