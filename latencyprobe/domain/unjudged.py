@@ -81,6 +81,16 @@ _LATE_CONNECTIONS = (
 )
 
 
+NEXT_STEPS = (
+    _FEW_ANSWERS,
+    _ENDS_ARE_LATE,
+    _NO_ANSWER,
+    _OVERLAPS,
+    *(next_step for _, next_step in _LATE.values()),
+    *(next_step for *_, next_step in _LATE_CONNECTIONS),
+)
+
+
 class Unjudged(NamedTuple):
     """A line of evidence, and the next step for it."""
 

@@ -23,6 +23,7 @@ from latencyprobe.domain.histogram import EMPTY, Histogram
 from latencyprobe.domain.measurement import NOTHING_OF_THE_NODE, Measurement, NodeMeasurement
 from latencyprobe.domain.serialisation import written
 from latencyprobe.domain.stages import DROP_PREFIX, DROPS_IN_PREFIX, Module
+from latencyprobe.domain.unjudged import NEXT_STEPS as UNJUDGED_STEPS
 from latencyprobe.domain.unjudged import unjudged
 from latencyprobe.domain.wait import Wait, are_many, counted, shown
 from latencyprobe.domain.waits import TOTALS, waits_of
@@ -83,6 +84,26 @@ _NO_DATA_CAME = (
     "sees what the path loses, such as packets that are larger than its MTU."
 )
 _NEEDS_MODULES = "A verdict needs module rx or tx: add them to spec.modules or --modules."
+
+# All that `judge` can give.
+NEXT_STEPS = frozenset(
+    {
+        _NOTHING_TO_DO,
+        _NONE_STANDS_OUT,
+        _NOT_ALL_KNOWN,
+        _NOT_SEEN,
+        _MORE_TRAFFIC,
+        _NO_DATA_CAME,
+        _NEEDS_MODULES,
+        *UNJUDGED_STEPS,
+        *(f"{_NONE_STANDS_OUT} {each}" for each in UNJUDGED_STEPS),
+        *(each.next_step for each in (*CAUSES.values(), GROWN_NETWORK, NO_NAME_SERVER)),
+        *(
+            f"{CAUSES[cause].next_step} {_ASK_FOR_NODE_FIGURES.format(figures=figures)}"
+            for cause, figures in _IN_NODE_FIGURES.items()
+        ),
+    }
+)
 
 # Counters of the target, of its network namespace and of its node that support a verdict, by their
 # own names. Drops are reported with every verdict: they matter even if no packet waits.

@@ -1,23 +1,23 @@
 """Summaries as the protocol carries them: between the domain's values and protobuf's messages.
 
 As in `measurements`: a received message is checked here, once, and names and texts in it become
-printable. An unknown cause or stage of a newer agent is no error.
+printable. An unknown cause or stage of a newer agent is no error. A next step is one of this
+version's own: an agent that was taken over is not to advise people.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 
 from google.protobuf.duration_pb2 import Duration
 
-from latencyprobe.domain.causes import Bottleneck
+from latencyprobe.domain.causes import CAUSES, Bottleneck
 from latencyprobe.domain.measurement import Measurement, largest_counters
 from latencyprobe.domain.packed_figures import PackedFigures, pack_figures
 from latencyprobe.domain.report import StageReport, TargetReport
 from latencyprobe.domain.stages import BY_NAME, INDEX
 from latencyprobe.domain.summary import PodChoice, PodReport, PodScore, ProbeSummary
-from latencyprobe.domain.verdict import Verdict
+from latencyprobe.domain.verdict import NEXT_STEPS, Verdict
 from latencyprobe.printable import bounded
 from latencyprobe.protocol.cgroups import cgroups_from_proto, cgroups_to_proto
 from latencyprobe.protocol.limits import (
@@ -57,6 +57,13 @@ MAX_CAUSES = 64
 _MAX_EVIDENCE = 32
 # Of one sentence.
 _MAX_TEXT_LENGTH = 400
+_CAUSES = {str(cause): str(cause) for cause in Bottleneck}
+# An operator keeps the same texts for all pods.
+_NEXT_STEPS = {text: text for text in ("", *NEXT_STEPS)}
+_UNKNOWN_NEXT_STEP = (
+    "The agent's next step is not one of this version of the operator, and is not shown: see the "
+    "evidence."
+)
 
 
 def choice_to_proto(choice: PodChoice) -> pb.PodChoice:
@@ -96,7 +103,9 @@ def summary_from_proto(message: pb.ProbeSummary) -> ProbeSummary:
         raise CorruptMessageError("summary.scores", "a pod is repeated")
     return ProbeSummary(
         merged=Measurement(stages, counters_from_proto(counters)),
-        verdicts=_causes(message.verdicts, "summary.verdicts"),
+        verdicts=_causes(
+            message.verdicts, "summary.verdicts", of_unknown=Bottleneck.INSUFFICIENT_DATA
+        ),
         waiting_ns=_causes(message.waiting_ns, "summary.waiting_ns"),
         scores=scores,
         score_version=message.score_version,
@@ -174,8 +183,6 @@ def _verdict_from_proto(message: pb.Verdict) -> Verdict:
     check_length("verdict.evidence", len(message.evidence), _MAX_EVIDENCE)
     check_whole_percent(message.share_percent, "verdict.share_percent")
     evidence = tuple(bounded(each.text, _MAX_TEXT_LENGTH) for each in message.evidence)
-    # Interned, as the names of causes are: an operator keeps the same ones for each pod.
-    next_step = sys.intern(bounded(message.next_step, _MAX_TEXT_LENGTH))
     try:
         bottleneck = Bottleneck(message.bottleneck)
     except ValueError:
@@ -187,7 +194,7 @@ def _verdict_from_proto(message: pb.Verdict) -> Verdict:
         bottleneck,
         round(message.share_percent),
         evidence,
-        next_step,
+        _next_step(message.next_step, bottleneck),
         stage,
         culprit=bounded(message.culprit, MAX_NAME_LENGTH),
         waiting_ns=_causes(message.waiting_ns, "verdict.waiting_ns"),
@@ -234,15 +241,26 @@ def _packed(stage: int, message: pb.StageFigures, field: str) -> bytes:
     return pack_figures(stage, figures, share, ratio)
 
 
-def _causes(figures: Mapping[str, int], field: str) -> dict[str, int]:
-    """Return figures by cause, checked and with printable names."""
+def _next_step(text: str, bottleneck: Bottleneck) -> str:
+    """Return the text if it is one of ours; else our own for this bottleneck."""
+    known = _NEXT_STEPS.get(text)
+    if known is not None:
+        return known
+    cause = CAUSES.get(bottleneck)
+    return cause.next_step if cause else _UNKNOWN_NEXT_STEP
+
+
+def _causes(figures: Mapping[str, int], field: str, *, of_unknown: str = "") -> dict[str, int]:
+    """Return figures by cause, checked.
+
+    Those of a newer agent's causes count for `of_unknown`; without it they are left out.
+    """
     if not figures:
         return {}
     check_length(field, len(figures), MAX_CAUSES)
     check_numbers(figures.values(), field)
-    return _joint(
-        (sys.intern(bounded(name, MAX_NAME_LENGTH)), figure) for name, figure in figures.items()
-    )
+    named = ((_CAUSES.get(name, of_unknown), figure) for name, figure in figures.items())
+    return _joint((name, figure) for name, figure in named if name)
 
 
 def _joint(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:

@@ -11,7 +11,7 @@ from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement, NodeMeasurement, StageMeasurement
 from latencyprobe.domain.pending import PENDING_KINDS, Pending
 from latencyprobe.domain.stages import TARGET_STAGES
-from latencyprobe.domain.verdict import judge
+from latencyprobe.domain.verdict import NEXT_STEPS, judge
 
 US, MS = 1_000, 1_000_000
 # Failures and waits to be sent have rules of their own; these are noise, or say nothing of waits.
@@ -86,6 +86,7 @@ UNDER_WAY = ("unansweredRequests", "requestsInService")
 def hold(measurement: Measurement, node: NodeMeasurement) -> None:
     verdict = judge(measurement, node)
     assert verdict.bottleneck in NO_ACCUSATION, verdict
+    assert verdict.next_step in NEXT_STEPS
 
 
 NODES = st.builds(

@@ -19,7 +19,7 @@ from latencyprobe.domain.measurement import (
     StageMeasurement,
 )
 from latencyprobe.domain.stages import DEFAULT_MODULES
-from latencyprobe.domain.verdict import Verdict
+from latencyprobe.domain.verdict import NEXT_STEPS, Verdict
 from tests.live.situations.answers import Cause, Grade, answer
 from tests.live.situations.catalogue import CATALOGUE, NOT_RIGHT_YET, RIGHT_NOW_AND_THEN
 from tests.live.situations.controls import MIXED
@@ -50,6 +50,7 @@ def test_the_verdict_on_recorded_evidence_names_the_cause(name: str, end: End) -
     grade = CATALOGUE[name].answer(end).grade(reached)
     is_known = (name, end) in NOT_RIGHT_YET
     truth = f"the truth, on {evidence.kernel}: {recording.truth}"
+    assert reached.next_step in NEXT_STEPS
     assert (grade is not Grade.RIGHT) is is_known, f"{grade}: {reached}; {truth}"
 
 

