@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import logging
 import os
 import socket
 import sys
@@ -91,6 +92,21 @@ async def test_a_compiler_that_is_killed_without_a_count_was_probably_out_of_mem
         "the compiler process was killed (SIGKILL): probably out of memory, the limit of cgroup "
         "/agent is 512 MiB: raise it"
     )
+
+
+async def test_the_log_has_the_compilation_before_a_kernel_may_kill_all_for_it(
+    compiler: Callable[[str], None], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    caplog.set_level(logging.INFO)
+    compiler(f"cp {tmp_path}/log {tmp_path}/then; kill -9 $$")
+    handler = logging.FileHandler(tmp_path / "log")
+    logging.getLogger().addHandler(handler)
+    try:
+        await _failure()
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+    assert (tmp_path / "then").read_text().splitlines()[-1] == "compiling modules rx"
 
 
 @pytest.mark.usefixtures("memory")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import signal
 import socket
 from dataclasses import asdict, dataclass
@@ -16,11 +17,13 @@ from latencyprobe.process.temporary import temporary_folder
 from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.kernel.request import MESSAGE_BYTES, Answer, Request
 
+log = logging.getLogger(__name__)
+
 COMPILER_MODULE = "latencyprobe_agent.kernel.build.compiler"
 # A second or two with BTF; kernel headers on a slow, loaded machine take a minute.
 _COMPILE_TIMEOUT_S = 180
 _MEBIBYTE = 1 << 20
-# The chart's limit: the agent with all its probes, and the compiler process beside it.
+# An agent with a few probes, and the compiler process beside it.
 _ENOUGH_MEMORY_MIB = 320
 
 
@@ -41,6 +44,8 @@ async def request_object(request: Request) -> Handover:
     Raises EngineError with its message if it fails or takes too long, and OSError if it cannot be
     started.
     """
+    # A kernel that kills the whole container for memory (memory.oom.group) leaves this line alone.
+    log.info("compiling modules %s", ", ".join(request.modules))
     memory = MemoryCgroup.of_this_process()
     kills_before = memory.oom_kills() if memory is not None else None
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
