@@ -152,7 +152,8 @@ def take(
     asked.ask(probe._pods._desired.of_node(node))
     names = {(message.id, target.status.id) for target in message.targets}
     summary = windows.summarised(message)
-    summary.begin.seconds += late_s
+    for moment in (summary.begin, summary.end):
+        moment.seconds += late_s
     reported = reported_summary(summary, names, asked)
     assert not reported.corruption
     probe.take_report(node, reported)
