@@ -21,9 +21,10 @@ from typing import Any, Generic, NamedTuple, TypeVar
 MAX_PROBES = 320
 MAX_TARGETS = 1408
 # A window of a pod takes 1.1 ms of a core in each interval of its probe, with every stage in use:
-# 0.4 ms to add the figures, and 0.7 ms for percentiles and the verdict. This limit is for intervals
-# below LONG_INTERVAL_S: three probes at 1 s on 110 pods. The other 1,078 targets, each at 10 s, add
-# 108 windows per second. All of them take half of the one core that an agent can use.
+# 0.4 ms to add the figures, and 0.7 ms for percentiles and the verdict. Each further container of
+# the pod takes 0.3 ms. This limit is for intervals below LONG_INTERVAL_S: three probes at 1 s on
+# 110 pods. The other 1,078 targets, each at 10 s, add 108 windows per second. All of them take half
+# of the one core that an agent can use.
 MAX_WINDOWS_PER_SECOND = 330
 # Windows of this interval and of longer ones have no limit but that of targets. So no other
 # namespace can take their room.
@@ -80,8 +81,9 @@ def refused_claims(
     refused while there are entries for it. Within a namespace, held claims come first, and probes
     take turns. The order of the claims has no influence.
 
-    Admitted claims stay so while nothing changes. Held claims come first, which may change the
-    choice once more. So the choice is repeated, with its own result as held, until it is the same.
+    Admitted claims of one table stay so while nothing changes; those of several tables do so after
+    a few choices. Held claims come first, which may change the choice once more. So the choice is
+    repeated, with its own result as held, until it is the same.
     """
     asked = list(claims)
     if _all_fit(asked, sizes, weights):
@@ -261,18 +263,16 @@ def surplus_targets(
     Each target comes with its namespace. `held` are those that were admitted before. `windows`: of
     the targets that have one. The limits are shared one by one: a namespace that needs much of one
     must not lose its part of another.
+
+    The choice among windows is made first, without regard to `held`. Targets that the other limits
+    refuse are not held, and would change places with held ones again and again.
     """
     listed = list(targets)
-    limited = {
-        name: window for name, window in windows.items() if window.interval_s < LONG_INTERVAL_S
-    }
-    weights = {window: int(_MILLIONTHS / window.interval_s) for window in limited.values()}
-    room = MAX_WINDOWS_PER_SECOND * _MILLIONTHS
     surplus = {
         name: f"an agent computes at most {MAX_WINDOWS_PER_SECOND} windows of pods per second "
         f"for intervals below {LONG_INTERVAL_S} s; {share_text(shortage, _MILLIONTHS)}: "
         "use a longer interval, or select fewer pods"
-        for name, shortage in _without_room(listed, limited, room, held, weights).items()
+        for name, shortage in _without_time(listed, windows).items()
     }
     for size, things in ((MAX_PROBES, "probes"), (MAX_TARGETS, "targets")):
         left = [name for _, name in listed if name not in surplus]
@@ -285,12 +285,28 @@ def surplus_targets(
     return surplus
 
 
+def _without_time(
+    targets: Iterable[tuple[str, TargetName]], windows: Mapping[TargetName, WindowOfPod]
+) -> dict[TargetName, Shortage]:
+    """Return the targets whose windows would take too much time."""
+    limited = {
+        name: window for name, window in windows.items() if window.interval_s < LONG_INTERVAL_S
+    }
+    weights = {window: int(_MILLIONTHS / window.interval_s) for window in limited.values()}
+    owners = {limited[name]: namespace for namespace, name in targets if name in limited}
+    claims = (
+        Claim(window, namespace, window.probe_id, window.pod_uid, {_TABLE: frozenset({window})})
+        for window, namespace in owners.items()
+    )
+    refused = _refused_once(claims, {_TABLE: MAX_WINDOWS_PER_SECOND * _MILLIONTHS}, weights)
+    return {name: refused[window] for name, window in limited.items() if window in refused}
+
+
 def _without_room(
     targets: Iterable[tuple[str, TargetName]],
     entries: Mapping[TargetName, Hashable],
     size: int,
     held: Container[TargetName],
-    weights: Mapping[Any, int] = MappingProxyType({}),
 ) -> dict[TargetName, Shortage]:
     """Return the targets whose entries do not fit into a table of this size."""
     claims = (
@@ -305,7 +321,7 @@ def _without_room(
         for namespace, name in targets
         if name in entries
     )
-    refused = refused_claims(claims, {_TABLE: size}, weights)
+    refused = refused_claims(claims, {_TABLE: size})
     return {name: refused[entry] for name, entry in entries.items() if entry in refused}
 
 

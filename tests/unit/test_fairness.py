@@ -6,10 +6,14 @@ import random
 from collections import Counter
 from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
+from unittest import mock
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from latencyprobe.domain import fairness
 from latencyprobe.domain.fairness import (
     MAX_PROBES,
     MAX_TARGETS,
@@ -478,3 +482,66 @@ def test_one_more_target_costs_others_windows_only_beyond_their_part(
     part = parts_of_windows(more, intervals_s)
     for namespace in {name[0][0] for name in lost} - {whose}:
         assert per_second_of(namespace, before, intervals_s) > part - 1e-3
+
+
+@st.composite
+def targets_of_pods(draw: st.DrawFn) -> tuple[Targets, dict[str, float]]:
+    """Containers of pods in some namespaces, and the intervals of their probes."""
+    targets: Targets = []
+    intervals_s = {}
+    for namespace in draw(st.sets(st.sampled_from("abcde"), min_size=1)):
+        for number in range(draw(st.integers(1, 5))):
+            probe_id = f"{namespace}-{number}"
+            intervals_s[probe_id] = draw(st.sampled_from(INTERVALS_S))
+            pods = draw(st.lists(st.integers(1, 3), min_size=1, max_size=8))
+            targets += [
+                (namespace, (probe_id, f"{pod}/{container}"))
+                for pod, containers in enumerate(pods)
+                for container in range(containers)
+            ]
+    return targets, intervals_s
+
+
+def assert_that_the_choice_settles(
+    targets: Targets, intervals_s: Mapping[str, float], held: Container[TargetName]
+) -> None:
+    """Make a choice by all limits, each reduced, with its own result as held."""
+    small: dict[str, Any] = {"MAX_PROBES": 6, "MAX_TARGETS": 24, "MAX_WINDOWS_PER_SECOND": 10}
+    with mock.patch.multiple(fairness, **small):
+        for _ in range(3):
+            held = admitted_with(targets, intervals_s, held)
+        assert admitted_with(targets, intervals_s, held) == held
+
+
+def test_targets_that_another_limit_refuses_displace_no_windows() -> None:
+    targets = [*names("a", 1, 1), *names("c", 2, 1), *names("d", 3, 1), *names("e", 1, 5)]
+    targets += [("e", ("e-1", "0")), ("e", ("e-2", "0")), ("e", ("e-2", "1"))]
+    intervals_s = dict.fromkeys("ace", 1.0) | {"d-0": 0.1, "d-1": 1, "d-2": 1}
+    assert_that_the_choice_settles(targets, intervals_s, ())
+
+
+@st.composite
+def targets_that_are_held(
+    draw: st.DrawFn,
+) -> tuple[Targets, dict[str, float], Container[TargetName]]:
+    """Targets, the intervals of their probes, and some of the targets."""
+    targets, intervals_s = draw(targets_of_pods())
+    return targets, intervals_s, draw(st.sets(st.sampled_from([name for _, name in targets])))
+
+
+@given(targets_that_are_held())
+@settings(deadline=None)
+def test_the_choice_by_all_limits_settles_from_any_state(
+    wanted: tuple[Targets, dict[str, float], Container[TargetName]],
+) -> None:
+    assert_that_the_choice_settles(*wanted)
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(900)
+@given(targets_that_are_held())
+@settings(deadline=None, max_examples=2000)
+def test_the_choice_by_all_limits_settles_in_many_cases(
+    wanted: tuple[Targets, dict[str, float], Container[TargetName]],
+) -> None:
+    assert_that_the_choice_settles(*wanted)
