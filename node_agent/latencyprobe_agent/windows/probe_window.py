@@ -288,7 +288,12 @@ class ProbeWindow:
         }
 
     def _slot_of(self, pod: _PodWindow) -> int:
-        """Return the number of the slot in which a pod was measured last."""
+        """Return the number of the slot in which a pod was measured last.
+
+        Its last figures may come with the present interval, which has no slot yet.
+        """
+        if self._slots and pod.last_measured > self._slots[-1].ended:
+            return self._number_at(self._slots[-1].ended + self.probe.interval_s)
         began = (slot.number for slot in reversed(self._slots) if slot.began < pod.last_measured)
         return next(began, self._slots[0].number if self._slots else 0)
 
@@ -352,16 +357,24 @@ class ProbeWindow:
 
     def _slot_at(self, at: float) -> tuple[int, int]:
         """Return the numbers of the newest and of the oldest slot."""
-        interval_s, jitter_s = self.probe.interval_s, self.probe.interval_s * _JITTER
-        length_s = math.ceil(self._window.length_s / SLOTS / interval_s) * interval_s
-        if not self._slots or at > self._slots[-1].began + length_s + jitter_s:
-            number = self._slots[-1].number + 1 if self._slots else 0
+        interval_s = self.probe.interval_s
+        number = self._number_at(at)
+        if not self._slots or number != self._slots[-1].number:
             self._slots.append(_TimeSlot(number, at - interval_s, at))
         self._slots[-1].ended = at
-        before = at - self._window.length_s + jitter_s
+        before = at - self._window.length_s + interval_s * _JITTER
         while self._slots[0].ended <= before:
             self._slots.popleft()
         return self._slots[-1].number, self._slots[0].number
+
+    def _number_at(self, at: float) -> int:
+        """Return the number of the slot of an interval that ends at this time."""
+        if not self._slots:
+            return 0
+        interval_s, newest = self.probe.interval_s, self._slots[-1]
+        length_s = math.ceil(self._window.length_s / SLOTS / interval_s) * interval_s
+        is_full = at > newest.began + length_s + interval_s * _JITTER
+        return newest.number + 1 if is_full else newest.number
 
     # The report
 

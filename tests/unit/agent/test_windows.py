@@ -558,17 +558,24 @@ def test_the_pods_of_a_drain_are_dropped_by_their_totals_and_one_value_of_the_no
     assert measured.report.summary.verdicts == {"InsufficientData": 4}
 
 
-def test_a_pod_that_is_dropped_before_its_last_figures_counts_once(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("window_s", [60, 20, 10])
+def test_a_pod_that_is_dropped_before_its_last_figures_counts_once_as_long_as_they_do(
+    monkeypatch: pytest.MonkeyPatch, window_s: float
 ) -> None:
     monkeypatch.setattr(by_probe, "MAX_ENDED_PODS", 1)
-    measured = Measured(_probe(*"abc"))
+    measured = Measured(_probe(*"abc", window_s=window_s))
     measured.interval({uid: samples(100) for uid in "abc"})
-    targets = measured.probe.targets
-    measured.follow(_probe(), departed={target: samples(100) for target in targets})
-    measured.interval()
+    departed = {target: samples(100) for target in measured.probe.targets}
+    measured.now += 1
+    measured.follow(_probe(window_s=window_s), departed=departed)
+    measured.interval(seconds=9)
     assert [pod.name for pod in measured.report.pods] == [f"pod-{measured.report.pods[0].pod_uid}"]
-    assert (measured.report.summary.pods, measured.samples) == (3, 6)
+    counts = []
+    while measured.samples:
+        counts.append((measured.samples, measured.report.summary.pods))
+        measured.interval()
+    assert counts == [(6, 3)] * round(window_s / 10 - 1) + [(3, 3)]
+    assert measured.report.summary.pods == 0
 
 
 def test_a_pod_that_is_dropped_before_any_interval_counts_with_its_figures(
