@@ -44,6 +44,8 @@ from latencyprobe_agent.windows.running import RunningWindow
 SLOTS = 12
 # Of one probe in its window: with the windows that are kept, a summary has fewer than it may.
 MAX_DROPPED_PODS = 2048
+# Of a pod in an interval, apart from each other.
+MAX_LEFT_CONTAINERS = 3
 # Readings come an interval apart, give or take this part of it.
 _JITTER = 0.2
 
@@ -73,19 +75,15 @@ class _TimeSlot:
 
 
 class _PodWindow:
-    """One pod, its measurements, its pending waits of now, and when it was measured last.
+    """One pod, its measurements, its pending waits of now, and when it was measured last."""
 
-    `last`: the figures of its targets that have left in the present interval.
-    """
-
-    __slots__ = ("_left", "_peers", "_pending", "last", "last_measured", "pod", "sums")
+    __slots__ = ("_left", "_peers", "_pending", "last_measured", "pod", "sums")
 
     def __init__(self, pod: PodTargets) -> None:
         self.pod = pod
         self.sums = RunningWindow()
-        self.last = EarlyFigures()
-        # The ids of those targets.
-        self._left: frozenset[str] = frozenset()
+        # Of its containers that have left in the present interval.
+        self._left: dict[str, EarlyFigures] = {}
         self._pending: Mapping[str, Pending] = {}
         self._peers: Sequence[Peer] = ()
         self.last_measured = math.inf
@@ -99,23 +97,43 @@ class _PodWindow:
         self.pod = pod
 
     def leave(self, figures: Mapping[str, Measurement]) -> None:
-        """Keep the figures of targets that leave now until the interval has ended."""
-        self.last.put(self._with_last(figures))
-        self._left = self._left.union(figures)
+        """Keep the figures of containers that leave now until the interval has ended.
+
+        Those of very many containers are kept together.
+        """
+        for name, measurement in figures.items():
+            if name in self._left or len(self._left) < MAX_LEFT_CONTAINERS:
+                kept = self._left.setdefault(name, EarlyFigures())
+                kept.put(kept.value() + measurement)
+            else:
+                kept = next(iter(self._left.values()))
+                kept.put(of_one_pod(kept.value(), measurement))
+
+    def last(self) -> Measurement:
+        """Return the figures of containers that have left in the present interval."""
+        return _together({name: kept.value() for name, kept in self._left.items()})
+
+    def pack(self) -> None:
+        """Pack the figures that wait for the end of the interval."""
+        for kept in self._left.values():
+            kept.pack()
 
     def complete(self, figures: Mapping[str, Measurement]) -> Measurement:
-        """Return the figures of the whole interval, those of targets that have left included."""
-        together = self._with_last(figures)
-        self.last.put(NOTHING)
-        self._left = frozenset()
-        return together
+        """Return the figures of the whole interval, those of containers that have left included.
 
-    def _with_last(self, figures: Mapping[str, Measurement]) -> Measurement:
-        last, present = self.last.value(), _together(figures)
-        if not last or not present:
-            return last or present
-        # The stays of a target follow each other. Another container may have run at the same time.
-        return last + present if self._left.issuperset(figures) else of_one_pod(last, present)
+        The stays of one container follow each other. Others may have run at the same time.
+        """
+        present = _together(figures)
+        if not self._left:
+            return present
+        names = dict.fromkeys((*self._left, *figures))
+        left = {name: kept.value() for name, kept in self._left.items()}
+        self._left = {}
+        together = _together(
+            {name: left.get(name, NOTHING) + figures.get(name, NOTHING) for name in names}
+        )
+        now = present or together
+        return replace(together, pending=now.pending, peers=now.peers)
 
     def advance(self, delta: Measurement, *, slot: int, oldest: int) -> None:
         """Add the measurement of an interval, and replace the pending waits."""
@@ -272,12 +290,12 @@ class ProbeWindow:
         self._just_dropped.update(known.pod.uid for known in dropped)
         node = self._node.value() if self.probe.node_figures else None
         before = sum(each.verdicts.total() for each in self._dropped.values())
-        self._omit(known.last.value() for known in dropped)
+        self._omit(known.last() for known in dropped)
         return {
             known.pod.uid: self._dropped.setdefault(self._slot_of(known), _Dropped()).count(
                 _pod_report(
                     known.pod,
-                    known.value() + known.last.value(),
+                    known.value() + known.last(),
                     probe=self.probe,
                     node=node,
                     uncounted=self._uncounted,
@@ -300,7 +318,7 @@ class ProbeWindow:
     def pack(self) -> None:
         """Pack the figures that wait for the end of the interval."""
         for known in self._pods.values():
-            known.last.pack()
+            known.pack()
         self._omitted.pack()
 
     def _keep_last(self, departed: Mapping[DesiredTarget, Measurement], now: float) -> None:
@@ -424,11 +442,15 @@ class ProbeWindow:
 def _by_pod(
     figures: Mapping[DesiredTarget, Measurement],
 ) -> dict[str, dict[str, Measurement]]:
-    """Return the figures by the pods' UIDs and the targets' ids; no empty ones."""
+    """Return the figures by the pods' UIDs and the containers' names; no empty ones.
+
+    A container keeps its name when it restarts. A target without one has its id.
+    """
     found: dict[str, dict[str, Measurement]] = defaultdict(dict)
     for target, measurement in figures.items():
         if measurement:
-            found[pod_uid(target)][target.id] = measurement
+            own, name = found[pod_uid(target)], target.container_name or target.id
+            own[name] = own.get(name, NOTHING) + measurement
     return found
 
 

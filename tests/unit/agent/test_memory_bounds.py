@@ -35,7 +35,7 @@ from latencyprobe_agent.totals import DEFAULT_MAX_PODS, Total
 from latencyprobe_agent.windows import by_probe
 from latencyprobe_agent.windows.by_probe import MAX_ENDED_PODS
 from latencyprobe_agent.windows.early_figures import EarlyFigures
-from latencyprobe_agent.windows.probe_window import SLOTS, ProbeWindow
+from latencyprobe_agent.windows.probe_window import MAX_LEFT_CONTAINERS, SLOTS, ProbeWindow
 from latencyprobe_agent.windows.running import RunningWindow
 from tests.unit.agent.scripted import ScriptedEngine, ScriptedEvidence
 
@@ -183,7 +183,8 @@ def test_full_windows_of_a_whole_node_fit_into_the_memory_limit_of_the_chart(
     # Sums for metrics: as many may have ended lately as there are now.
     of_sums = 2 * (MAX_PROBES + DEFAULT_MAX_PODS) * measured["total"]
     # Containers of each pod, pods of each probe, and ended pods may have left in an interval.
-    of_left = (MAX_TARGETS + MAX_PROBES + MAX_ENDED_PODS) * measured["early"]
+    kept = MAX_LEFT_CONTAINERS * (MAX_TARGETS + MAX_ENDED_PODS) + MAX_PROBES
+    of_left = kept * measured["early"]
     of_left += measured["end"]
     most = AGENT + COMPILER + SOCKETS + of_targets + of_ended + of_probes + of_sums + of_left
     limit = yaml.safe_load(VALUES.read_text())["agent"]["resources"]["limits"]["memory"]

@@ -685,6 +685,60 @@ def test_containers_of_a_pod_that_left_one_by_one_ran_at_the_same_time() -> None
     assert report.netns_counters == {"TcpExtListenDrops": 7}
 
 
+def test_stays_of_a_container_follow_each_other_beside_one_that_stays() -> None:
+    probe = _probe("a")
+    sidecar = DesiredTarget("a/s", ContainerSelector("a", "s"), "a", "sidecar")
+    both = replace(probe, targets=(*probe.targets, sidecar))
+    alone = replace(probe, targets=(sidecar,))
+    measured = Measured(both)
+    (target,) = probe.targets
+    figures = _cgroup_of(target)
+    for _ in range(2):
+        measured.follow(alone, departed={target: figures})
+        measured.follow(both)
+    measured.windows.add([ProbeFigures(both, _at(0), _at(10), {"a/c": figures, "a/s": figures})])
+    report = measured.pods["a"].report
+    assert (report.counters["cpuThrottledNs"], report.counters["rtos"]) == (15, 4)
+    assert report.netns_counters == {"TcpExtListenDrops": 21}
+    (peer,) = figures.peers
+    assert report.pending == {"missingAnswers": Pending(6)}
+    assert report.peers == (peer + peer,)
+
+
+def _restarted(target: DesiredTarget, number: int) -> DesiredTarget:
+    """The container of this target, by the ID that it has after so many restarts."""
+    pod_uid, identity = target.pod_name, f"{target.container_name}{number}"
+    return replace(target, id=identity, selector=ContainerSelector(pod_uid, identity))
+
+
+def test_restarts_of_a_container_within_an_interval_follow_each_other() -> None:
+    named = DesiredTarget("app0", ContainerSelector("a", "app0"), "a", "app")
+    measured = Measured(replace(_probe("a"), targets=(named,)))
+    figures = _cgroup_of(named)
+    for number in range(3):
+        after = replace(measured.probe, targets=(_restarted(named, number + 1),))
+        measured.follow(after, departed={_restarted(named, number): figures})
+    measured.windows.add([ProbeFigures(measured.probe, _at(0), _at(10), {"app3": figures})])
+    report = measured.pods["a"].report
+    assert (report.counters["cpuThrottledNs"], report.counters["rtos"]) == (20, 4)
+    assert report.netns_counters == {"TcpExtListenDrops": 28}
+    assert (report.pending, report.peers) == (figures.pending, figures.peers)
+
+
+def test_figures_of_very_many_containers_that_left_a_pod_take_bounded_memory() -> None:
+    measured = Measured(_probe("a"))
+    for number in range(20):
+        name = f"debug{number}"
+        left = DesiredTarget(name, ContainerSelector("a", name), "a", name)
+        measured.follow(_probe("a"), departed={left: _cgroup_of(left)})
+    (kept,) = measured.windows._windows["p"]._pods.values()
+    assert len(kept._left) == probe_window.MAX_LEFT_CONTAINERS
+    measured.interval()
+    report = measured.pods["a"].report
+    assert (report.counters["cpuThrottledNs"], report.counters["rtos"]) == (5, 20)
+    assert report.netns_counters == {"TcpExtListenDrops": 7}
+
+
 def test_figures_of_pods_that_are_dropped_at_once_are_packed_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
