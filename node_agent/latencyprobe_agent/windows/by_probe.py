@@ -7,7 +7,7 @@ pods are bounded here, with their figures of the interval in which they ended.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -21,7 +21,7 @@ from latencyprobe_agent.windows.probe_window import DroppedPod, ProbeWindow, Win
 
 # Of a node: as many as a report can have in full.
 MAX_ENDED_PODS = 256
-# Of a node, the newest: no more can come back at once.
+# Of a node: no more can come back at once.
 MAX_REMEMBERED_PODS = MAX_TARGETS
 
 
@@ -124,8 +124,19 @@ class Windows:
         for name, uids in dropped.items():
             for uid, counted in self._windows[name].drop(uids).items():
                 self._dropped[name, uid] = counted
-        for _ in range(len(self._dropped) - MAX_REMEMBERED_PODS):
-            del self._dropped[next(iter(self._dropped))]
+        self._forget_surplus()
+
+    def _forget_surplus(self) -> None:
+        """Keep MAX_REMEMBERED_PODS: the namespace that has most of them loses its oldest first."""
+        surplus = len(self._dropped) - MAX_REMEMBERED_PODS
+        if surplus <= 0:
+            return
+        remembered: dict[str, deque[tuple[str, str]]] = defaultdict(deque)
+        for name, uid in self._dropped:
+            window = self._windows.get(name) or self._suspended.get(name)
+            remembered[window.probe.namespace if window else ""].append((name, uid))
+        for _ in range(surplus):
+            del self._dropped[max(remembered.values(), key=len).popleft()]
 
     @property
     def due(self) -> list[str]:

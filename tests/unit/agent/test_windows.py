@@ -803,6 +803,32 @@ def test_a_namespace_with_many_ended_pods_costs_no_other_one_its_own(
     assert summaries == [2, 4, 4]
 
 
+def test_a_namespace_with_many_dropped_pods_has_no_other_ones_count_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(by_probe, "MAX_ENDED_PODS", 0)
+    monkeypatch.setattr(by_probe, "MAX_REMEMBERED_PODS", 3)
+    bank = replace(_probe("a"), id="bank", namespace="bank")
+    shop = replace(_probe(*"bcde"), id="shop", namespace="shop")
+    windows = Windows()
+
+    def follow(now: float, *probes: DesiredProbe) -> None:
+        pods = {
+            each.id: [PodTargets(t.pod_name, "", ("c",), True, False) for t in each.targets]
+            for each in probes
+        }
+        windows.follow(Desired(1, probes), pods, ALL_MODULES, asked=_at(now), now=_at(now))
+
+    follow(0, bank, shop)
+    follow(1, replace(bank, targets=()), shop)
+    follow(2, replace(bank, targets=()), replace(shop, targets=()))
+    follow(3, bank, replace(shop, targets=()))
+    windows.add([ProbeFigures(bank, _at(0), _at(10), {"a/c": samples(100)})])
+    report = windows.take("bank", ())
+    assert report is not None
+    assert report.summary.pods == 1
+
+
 def test_pods_that_come_and_go_within_an_interval_cost_no_other_namespace_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
