@@ -134,7 +134,7 @@ class Collector:
         }
         self._accounts = {
             probe.id: _carry_over(before[probe.id], probe)
-            if probe.id in before
+            if probe.id in before and measure_alike(before[probe.id].probe, probe)
             else _Account(probe, now)
             for probe in desired.probes
         }
@@ -245,11 +245,10 @@ class Collector:
         """Undo `take` for figures that were not delivered; the next report includes them."""
         for taken in figures:
             account = self._accounts.get(taken.probe.id)
-            if account is None:
+            if account is None or not measure_alike(taken.probe, account.probe):
                 continue
             account.begin = taken.begin
-            if account.probe.node_figures:
-                account.node = taken.node + account.node
+            account.node = taken.node + account.node
             kept = _still_meant(taken.measurements, taken.probe, account.probe)
             for target_id, measurement in kept.items():
                 later = account.measurements.get(target_id, NOTHING)
@@ -258,8 +257,7 @@ class Collector:
 
 def _carry_over(account: _Account, probe: DesiredProbe) -> _Account:
     kept = _still_meant(account.measurements, account.probe, probe)
-    node = account.node if probe.node_figures else NOTHING_OF_THE_NODE
-    return _Account(probe, account.begin, kept, node)
+    return _Account(probe, account.begin, kept, account.node)
 
 
 def _departed(account: _Account, after: DesiredProbe) -> Mapping[DesiredTarget, Measurement]:
@@ -278,9 +276,7 @@ def _departed(account: _Account, after: DesiredProbe) -> Mapping[DesiredTarget, 
 def _still_meant(
     measurements: Mapping[str, Measurement], before: DesiredProbe, after: DesiredProbe
 ) -> dict[str, Measurement]:
-    """Return the figures of the targets that both versions of a probe measure alike."""
-    if not measure_alike(before, after):
-        return {}
+    """Return the figures of the targets that are the same in both versions of a probe."""
     selectors = {target.id: target.selector for target in before.targets}
     same = {t.id for t in after.targets if selectors.get(t.id) == t.selector}
     return {target_id: m for target_id, m in measurements.items() if target_id in same}

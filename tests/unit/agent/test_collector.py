@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latencyprobe.domain.measurement import Measurement, NodeMeasurement, NodeStage
+from latencyprobe.domain.measurement import NOTHING, Measurement, NodeMeasurement, NodeStage
 from latencyprobe.domain.pending import Pending
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.summary import NO_PODS
@@ -150,13 +150,24 @@ def test_the_nodes_figures_that_could_not_be_delivered_come_again() -> None:
     assert again.of_node() == _squeezed(3)
 
 
-def test_a_new_filter_does_not_cost_the_nodes_figures() -> None:
+@pytest.mark.parametrize(
+    "changed",
+    [
+        _probe(socket_filter=SocketFilter(ports=frozenset({443}))),
+        _probe(modules=frozenset({Module.RX})),
+    ],
+)
+def test_another_measurement_begins_with_nothing_when_it_changes(changed: DesiredProbe) -> None:
     collector = _collector(_probe())
+    early = collector.take(_at(1))
+    collector.add({0: samples(100)})
     collector.add_node(_squeezed(1))
-    https = SocketFilter(ports=frozenset({443}))
-    collector.follow(Desired(2, (_probe(socket_filter=https),)), _at(0.5))
-    (taken,) = collector.take(_at(1))
-    assert taken.of_node() == _squeezed(1)
+    collector.follow(Desired(2, (changed,)), _at(1.5))
+    collector.put_back(early)
+    assert collector.take(_at(2)) == []
+    collector.add_node(_squeezed(2))
+    (taken,) = collector.take(_at(2.5))
+    assert (taken.begin, taken.of("t"), taken.of_node()) == (_at(1.5), NOTHING, _squeezed(2))
 
 
 def test_a_probe_that_loses_its_node_figures_keeps_none_of_before() -> None:
@@ -169,7 +180,7 @@ def test_a_probe_that_loses_its_node_figures_keeps_none_of_before() -> None:
     collector.follow(Desired(2, (_probe(node_figures=False),)), _at(1.5))
     collector.add_node(_squeezed(3))
     collector.put_back(early)
-    (taken,) = collector.take(_at(2))
+    (taken,) = collector.take(_at(2.5))
     assert taken.of_node() == NodeMeasurement()
     assert taken.of("t") == Measurement()
 
@@ -316,5 +327,5 @@ def test_of_another_measurement_no_figures_stay_whether_their_target_left_or_not
     collector.add({0: samples(100), 1: samples(100)})
     changed = _windowed(2, 3, **change)
     assert collector.follow(Desired(2, (changed,)), _at(0.5)) == {"a": {}}
-    (taken,) = collector.take_for_windows(_at(1))
+    (taken,) = collector.take_for_windows(_at(1.5))
     assert not taken.measurements
