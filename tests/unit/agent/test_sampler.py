@@ -67,6 +67,10 @@ class Scene:
         self.slices.append(Slices(end))
         return self.slices[-1]
 
+    def begin(self, programs: SampledPrograms) -> None:
+        self.sampler.follow(programs)
+        self.sampler.begin()
+
     def has_slices(self) -> bool:
         return self.sampler.slices is not None
 
@@ -84,7 +88,7 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
 
 def test_measurements_are_kept_with_the_ratio_that_they_were_measured_with(scene: Scene) -> None:
     present = Object()
-    scene.sampler.follow(present.programs)
+    scene.begin(present.programs)
     scene.sampler.sample(4, 0)
     scene.sampler.sample(4, 0)
     scene.sampler.sample(2, 0)
@@ -93,23 +97,38 @@ def test_measurements_are_kept_with_the_ratio_that_they_were_measured_with(scene
     assert scene.sampler.ratios == SamplingRatios(1 / 4)
 
 
+@pytest.mark.parametrize("slice_shift", [0, 2])
+def test_the_ratio_is_written_at_once_and_the_cost_sampled_from_the_begin(
+    scene: Scene, slice_shift: int
+) -> None:
+    present = Object()
+    scene.sampler.sample(3, slice_shift)
+    scene.sampler.follow(present.programs)
+    assert present.shifts == [3]
+    assert scene.is_timed_in_slices == []
+    assert not scene.has_slices()
+    scene.sampler.begin()
+    assert scene.is_timed_in_slices == [slice_shift > 0]
+    assert scene.has_slices() == (slice_shift > 0)
+
+
 def test_ratios_are_remembered_for_the_next_object(scene: Scene) -> None:
     scene.sampler.sample(3, 2)
     following = Object()
-    scene.sampler.follow(following.programs)
+    scene.begin(following.programs)
     assert following.shifts == [3]
     assert scene.sampler.ratios == SamplingRatios(1 / 8, 1 / 4)
     scene.sampler.leave()
     assert scene.slices[0].is_stopped
     assert scene.sampler.ratios == SamplingRatios(1 / 8)
-    scene.sampler.follow(Object().programs)
+    scene.begin(Object().programs)
     assert [each.started for each in scene.slices] == [[2], [2]]
     assert scene.kept == []
 
 
 def test_another_ratio_of_time_holds_from_the_end_of_the_period(scene: Scene) -> None:
     present = Object()
-    scene.sampler.follow(present.programs)
+    scene.begin(present.programs)
     scene.sampler.sample(0, 5)
     (slices,) = scene.slices
     scene.sampler.sample(0, 3)
@@ -126,7 +145,7 @@ def test_without_time_slices_the_programs_stay_attached_and_are_timed_all_the_ti
 ) -> None:
     present = Object()
     present.calls.packets.end_slices.side_effect = refusal
-    scene.sampler.follow(present.programs)
+    scene.begin(present.programs)
     scene.sampler.sample(0, 1)
     scene.sampler.sample(0, 0)
     assert scene.has_slices()

@@ -251,6 +251,7 @@ class KernelEngine:
         self._hooks.follow(loaded, self._in_use.modules, udp=self._in_use.udp)
         loaded.halves.begin(_shards(self._slots))
         loaded.drivers.begin()
+        self._sampler.begin()
         self._bounds.follow(
             loaded.memories.socket_memory,
             loaded.count_sockets,

@@ -50,12 +50,19 @@ class Sampler:
         return SamplingRatios(2.0**-self._shift, 2.0**-self._slice_shift)
 
     def follow(self, programs: SampledPrograms) -> None:
-        """Use these programs from now on, with the ratios that are wanted."""
+        """Use these programs from now on, with the ratio that is wanted. Then call `begin`."""
         self._programs = programs
         programs.configuration.sample(self._shift)
-        if self._wanted_slice_shift:
+
+    def begin(self) -> None:
+        """Begin the time slices that are wanted, or the clock, once stopped modules are detached.
+
+        The programs of stopped modules have no part in the cost, and none in a time slice.
+        """
+        programs = self._programs
+        if programs is not None and self._wanted_slice_shift:
             self._begin_slices(programs)
-        else:
+        elif programs is not None:
             self._time(programs)
 
     def leave(self) -> None:

@@ -1,0 +1,56 @@
+"""The order of an engine's calls to its parts, which are noted here in the place of a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from unittest.mock import AsyncMock, Mock
+
+import pytest
+
+from latencyprobe.domain.stages import Module
+from latencyprobe_agent.kernel.runtime import engine as engine_module
+from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+
+RX = frozenset({Module.RX})
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """The parts of an engine, and the calls to all of them in their order."""
+    made = Mock()
+    made.hooks.coverage = ()
+    made.loaded.memories.node_statistics = made.loaded.memories.pending = None
+    made.loaded.memories.ring = made.loaded.devices.detaching = None
+    made.loaded.memories.take.return_value = {}
+    made.builder.build = AsyncMock(return_value=made.loaded)
+    monkeypatch.setattr(engine_module, "Builder", lambda **_: made.builder)
+    monkeypatch.setattr(engine_module, "TargetHooks", lambda **_: made.hooks)
+    monkeypatch.setattr(engine_module, "TargetBounds", lambda *_: made.bounds)
+    monkeypatch.setattr(engine_module, "Sampler", lambda *_: made.sampler)
+    return made
+
+
+@pytest.fixture
+def engine(parts: Mock) -> KernelEngine:
+    del parts  # in its place
+    return KernelEngine(host_netns=1)
+
+
+def order_of(parts: Mock, names: Collection[str]) -> list[str]:
+    """Return these calls in the order in which they were made."""
+    return [call[0] for call in parts.mock_calls if call[0] in names]
+
+
+async def test_the_cost_is_sampled_once_stopped_modules_are_detached(
+    engine: KernelEngine, parts: Mock
+) -> None:
+    expected = [
+        "sampler.follow",
+        "hooks.follow",
+        "loaded.halves.begin",
+        "loaded.drivers.begin",
+        "sampler.begin",
+        "hooks.write_targets",
+    ]
+    await engine.use(RX)
+    assert order_of(parts, expected) == expected
