@@ -7,6 +7,7 @@ process, the kernel detaches and frees everything.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 from latencyprobe.process.os_errors import explained
 from latencyprobe_agent.kernel import libbpf
@@ -66,22 +67,22 @@ class LoadedObject:
     """
 
     def __init__(self, request: Request, provided: Provided) -> None:
-        """Use these programs; close them if their maps cannot be mapped."""
+        """Use these programs; close all on an error."""
         self._request = request
         self.provided = provided
         self._owned = provided.programs
         self.listeners = ListenerReadings()
-        try:
-            self._set_up(provided.programs)
-        except BaseException:
-            self._owned.close()
-            raise
+        with ExitStack() as undone:
+            undone.callback(self._owned.close)
+            self.maps = NamedMaps(self._owned.maps)
+            self.memories = Memories(self.maps, provided.drop_reasons, self._owned.link)
+            undone.callback(self.memories.close)
+            self._set_up(self._owned)
+            undone.pop_all()
 
     def _set_up(self, owned: LoadedPrograms) -> None:
         attachments = Attachments(owned)
-        self.maps = NamedMaps(owned.maps)
         self.tables = TargetTables(self.maps)
-        self.memories = Memories(self.maps, self.provided.drop_reasons, owned.link)
         configuration = self.memories.configuration
         configuration.configure(
             ProgramSettings(

@@ -55,11 +55,6 @@ class Memories:
         )
         self.statistics = StatisticsMemory(found[STATS.name], list(drop_reasons), places)
         self.configuration = ConfigMemory(found[CONFIGURATION.name])
-        self.ring = (
-            PacketRing(found[TRACE_CONTROLS.name], found[TRACE_RING])
-            if TRACE_RING in found
-            else None
-        )
         self.node_statistics = (
             NodeStatisticsMemory(found[NODE_STATS.name], found[HANDLER_NAMES.name])
             if NODE_STATS.name in found
@@ -81,6 +76,12 @@ class Memories:
                 found.get(PEERS.name),
             )
             if PENDING_OF_SLOTS.name in found
+            else None
+        )
+        # Last: libbpf's ring, unlike a mapping, is not freed with its object.
+        self.ring = (
+            PacketRing(found[TRACE_CONTROLS.name], found[TRACE_RING])
+            if TRACE_RING in found
             else None
         )
 

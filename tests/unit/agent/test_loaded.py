@@ -1,0 +1,63 @@
+"""A loaded object that cannot be set up: nothing of it stays, here without a kernel."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from typing import cast
+from unittest.mock import Mock
+
+import pytest
+
+from latencyprobe_agent.kernel import abi
+from latencyprobe_agent.kernel.load.provision import Provided
+from latencyprobe_agent.kernel.request import Request
+from latencyprobe_agent.kernel.runtime import loaded, memories
+from latencyprobe_agent.kernel.runtime.loaded import LoadedObject
+from latencyprobe_agent.kernel.runtime.memories import Memories
+from latencyprobe_agent.kernel.runtime.named_maps import NamedMaps
+
+MAPPED = (
+    "StatisticsMemory",
+    "ConfigMemory",
+    "NodeStatisticsMemory",
+    "MappedArray",
+    "CgroupWaits",
+    "PendingMemory",
+)
+REFUSAL = OSError(errno.ENOMEM, "no memory")
+
+
+def all_maps() -> Mapping[str, int]:
+    """Return a number for each map that an object may have."""
+    names = [each.name for each in vars(abi).values() if isinstance(each, abi.Map)]
+    return {name: number for number, name in enumerate([*names, abi.TRACE_RING])}
+
+
+@pytest.mark.parametrize("refused", MAPPED)
+def test_no_ring_is_made_for_an_object_whose_memory_cannot_be_mapped(
+    refused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = Mock()
+    for name in (*MAPPED, "PacketRing"):
+        monkeypatch.setattr(memories, name, getattr(parts, name))
+    part = getattr(parts, refused)
+    part.side_effect = part.of_map.side_effect = REFUSAL
+    with pytest.raises(OSError, match="no memory"):
+        Memories(NamedMaps(all_maps()), (), lambda _: None)
+    parts.PacketRing.assert_not_called()
+
+
+def test_an_object_whose_programs_cannot_be_used_leaves_nothing_mapped_or_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parts = Mock()
+    programs = parts.programs
+    programs.maps = programs.hooks = programs.attached = programs.scoped = {}
+    monkeypatch.setattr(loaded, "Memories", lambda *_: parts.memories)
+    monkeypatch.setattr(loaded, "CgroupHooks", Mock(side_effect=REFUSAL))
+    provided = Mock(programs=programs, drop_reasons=())
+    with pytest.raises(OSError, match="no memory"):
+        LoadedObject(Request((), host_netns=1), cast(Provided, provided))
+    ends = [call[0] for call in parts.mock_calls if call[0].endswith(".close")]
+    assert ends == ["memories.close", "programs.close"]
