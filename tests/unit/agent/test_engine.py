@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
+from concurrent.futures import Future
 from unittest.mock import AsyncMock, Mock
 
 import pytest
 
 from latencyprobe.domain.stages import Module
+from latencyprobe_agent.kernel.contract import EngineError, SlotSpec
 from latencyprobe_agent.kernel.runtime import engine as engine_module
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 
 RX = frozenset({Module.RX})
+NOTHING_IN_USE: frozenset[Module] = frozenset()
+TARGETS = {0: SlotSpec()}
 
 
 @pytest.fixture
@@ -23,6 +28,8 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Mock:
     made.loaded.memories.ring = made.loaded.devices.detaching = None
     made.loaded.memories.take.return_value = {}
     made.builder.build = AsyncMock(return_value=made.loaded)
+    made.preload.end = AsyncMock()
+    monkeypatch.setattr(engine_module, "Preload", lambda _: made.preload)
     monkeypatch.setattr(engine_module, "Builder", lambda **_: made.builder)
     monkeypatch.setattr(engine_module, "TargetHooks", lambda **_: made.hooks)
     monkeypatch.setattr(engine_module, "TargetBounds", lambda *_: made.bounds)
@@ -54,3 +61,30 @@ async def test_the_cost_is_sampled_once_stopped_modules_are_detached(
     ]
     await engine.use(RX)
     assert order_of(parts, expected) == expected
+
+
+async def test_a_change_that_fails_frees_the_object_that_was_loaded_ahead(
+    engine: KernelEngine, parts: Mock
+) -> None:
+    await engine.use(RX)
+    engine.assign({})
+    parts.hooks.follow.side_effect = EngineError("refused")
+    with pytest.raises(EngineError, match="refused"):
+        await engine.use(frozenset({Module.TCP}))
+    parts.preload.end.assert_awaited_once_with()
+
+
+async def test_a_cancelled_change_frees_what_was_loaded_ahead_and_devices_are_still_detached(
+    engine: KernelEngine, parts: Mock
+) -> None:
+    parts.loaded.devices.detaching = detaching = Future[None]()
+    await engine.use(RX)
+    engine.assign({})
+    changing = asyncio.create_task(engine.use(NOTHING_IN_USE))
+    await asyncio.sleep(0)
+    parts.preload.end.assert_not_awaited()
+    changing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await changing
+    assert not detaching.cancelled()
+    parts.preload.end.assert_awaited_once_with()

@@ -135,15 +135,18 @@ class KernelEngine:
         preload, self._preload = self._preload, None
         self._report_change(modules)
         self._in_use = wanted
-        if replacement is None:
-            self._hooks.idle()
-            detaching, self._detaching = self._detaching, []
-            for each in detaching:
-                await asyncio.wrap_future(each)
-        else:
-            self._follow(replacement)
-        if preload is not None:
-            await preload.end()
+        try:
+            if replacement is None:
+                self._hooks.idle()
+                detaching, self._detaching = self._detaching, []
+                for each in detaching:
+                    # A caller that is cancelled leaves them to their threads.
+                    await asyncio.shield(asyncio.wrap_future(each))
+            else:
+                self._follow(replacement)
+        finally:
+            if preload is not None:
+                await preload.end()
 
     def assign(self, slots: Mapping[int, SlotSpec]) -> None:
         """See `contract.Engine.assign`. Raises EngineError for a full map or too many filters."""
