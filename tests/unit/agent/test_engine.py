@@ -13,6 +13,7 @@ from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.contract import EngineError, SlotSpec
 from latencyprobe_agent.kernel.runtime import engine as engine_module
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from latencyprobe_agent.kernel.runtime.target_hooks import TargetHooks
 
 RX = frozenset({Module.RX})
 NOTHING_IN_USE: frozenset[Module] = frozenset()
@@ -88,3 +89,15 @@ async def test_a_cancelled_change_frees_what_was_loaded_ahead_and_devices_are_st
         await changing
     assert not detaching.cancelled()
     parts.preload.end.assert_awaited_once_with()
+
+
+async def test_targets_are_refused_while_no_hook_would_see_them(
+    parts: Mock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "TargetHooks", TargetHooks)
+    engine = KernelEngine(host_netns=1)
+    parts.sampler.follow.side_effect = EngineError("no memory")
+    with pytest.raises(EngineError, match="no memory"):
+        await engine.use(RX)
+    with pytest.raises(EngineError, match="cannot measure targets"):
+        engine.assign(TARGETS)

@@ -71,11 +71,12 @@ class TargetHooks:
     def write_targets(self, slots: Mapping[int, SlotSpec]) -> None:
         """Make the kernel's tables equal to these slots, and use the best hooks that see all.
 
-        Raises EngineError for a full map, too many filters, and programs that are refused.
+        Raises EngineError for a full map, too many filters, programs that are refused, and if there
+        is no object to measure with.
         """
         loaded = self._object
         if loaded is None:
-            return
+            raise EngineError("cannot measure targets: no eBPF programs are in use")
         wanted = entries_of(slots)
         # First: a program has to see a connection that it measures from the beginning, and each
         # fork of a process from the moment when the table has it.
