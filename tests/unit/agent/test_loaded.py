@@ -13,6 +13,7 @@ from latencyprobe_agent.kernel import abi
 from latencyprobe_agent.kernel.load.provision import Provided
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime import loaded, memories
+from latencyprobe_agent.kernel.runtime.configuration import ProgramSettings
 from latencyprobe_agent.kernel.runtime.loaded import LoadedObject
 from latencyprobe_agent.kernel.runtime.memories import Memories
 from latencyprobe_agent.kernel.runtime.named_maps import NamedMaps
@@ -48,16 +49,40 @@ def test_no_ring_is_made_for_an_object_whose_memory_cannot_be_mapped(
     parts.PacketRing.assert_not_called()
 
 
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """The parts of an object that have something to close, and the calls to all of them."""
+    made = Mock()
+    made.programs.maps = {"configuration": 3}
+    made.programs.hooks = made.programs.attached = made.programs.scoped = {}
+    made.programs.programs = made.programs.cgroup_programs = made.programs.device_programs = {}
+    made.memories.pending = None
+    made.memories.configuration.settings = ProgramSettings()
+    monkeypatch.setattr(loaded, "Memories", lambda *_: made.memories)
+    monkeypatch.setattr(loaded, "CgroupHooks", lambda *_: made.cgroups)
+    monkeypatch.setattr(loaded, "DeviceHooks", lambda *_, **__: made.devices)
+    return made
+
+
+def object_of(parts: Mock) -> LoadedObject:
+    provided = Mock(programs=parts.programs, drop_reasons=())
+    return LoadedObject(Request((), host_netns=1), cast(Provided, provided))
+
+
+def closed(parts: Mock) -> list[str]:
+    """Return the parts that were closed, in their order."""
+    return [call[0].removesuffix(".close") for call in parts.mock_calls if "close" in call[0]]
+
+
 def test_an_object_whose_programs_cannot_be_used_leaves_nothing_mapped_or_loaded(
-    monkeypatch: pytest.MonkeyPatch,
+    parts: Mock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = Mock()
-    programs = parts.programs
-    programs.maps = programs.hooks = programs.attached = programs.scoped = {}
-    monkeypatch.setattr(loaded, "Memories", lambda *_: parts.memories)
     monkeypatch.setattr(loaded, "CgroupHooks", Mock(side_effect=REFUSAL))
-    provided = Mock(programs=programs, drop_reasons=())
     with pytest.raises(OSError, match="no memory"):
-        LoadedObject(Request((), host_netns=1), cast(Provided, provided))
-    ends = [call[0] for call in parts.mock_calls if call[0].endswith(".close")]
-    assert ends == ["memories.close", "programs.close"]
+        object_of(parts)
+    assert closed(parts) == ["memories", "programs"]
+
+
+def test_an_object_closes_what_uses_its_programs_before_them(parts: Mock) -> None:
+    object_of(parts).close()
+    assert closed(parts) == ["cgroups", "devices", "memories", "programs"]

@@ -149,6 +149,17 @@ def test_programs_on_cgroups_never_return_to_sockets_that_others_have_seen(
     assert "on_probe" in others.attached
 
 
+def test_programs_on_cgroups_are_not_used_after_the_close(
+    cgroups: tuple[CgroupHooks, CgroupLinks], others: Others
+) -> None:
+    hooks, links = cgroups
+    hooks.close()
+    hooks.follow({"/a"})
+    assert links.is_closed
+    assert links.followed == []
+    assert "on_probe" in others.attached
+
+
 def test_without_programs_on_cgroups_the_others_stay(
     configuration: ConfigMemory, others: Others
 ) -> None:
@@ -237,6 +248,23 @@ def test_another_object_takes_links_over_and_only_one_ends_them(
     assert devices.detaching is None
     following.end()
     assert following.detaching is links.ended
+
+
+def test_programs_on_devices_are_not_used_after_the_close(
+    devices: DeviceHooks, configuration: ConfigMemory, others: Others
+) -> None:
+    devices.follow(PODS, None)
+    links = links_of(devices)
+    devices.close()
+    assert devices.detaching is links.ended
+    devices.follow(PODS, None)
+    assert devices.links is None
+    before = DeviceHooks(
+        ON_DEVICES, {"on_queue": 24}, NamedMaps({}), Attachments(others), configuration, host=1
+    )
+    before.follow(PODS, None)
+    devices.adopt(before)
+    assert devices.links is None
 
 
 def test_an_object_without_such_programs_leaves_links_to_devices_alone(

@@ -272,6 +272,8 @@ class Attached:
         self.functions.add(function)
 
     def detach_one(self, function: str) -> None:
+        if function == self.refused:
+            raise OSError("no memory")
         self.functions.discard(function)
 
 
@@ -295,5 +297,18 @@ def test_a_reason_whose_programs_are_refused_stays() -> None:
     with pytest.raises(EngineError, match="no memory"):
         attachments.keep_off(OffReason.STOPPED, [])
     programs.refused = ""
+    attachments.keep_off(OffReason.STOPPED, [])
+    assert programs.functions == {"a", "b"}
+
+
+def test_programs_that_cannot_be_detached_are_detached_with_the_next_call() -> None:
+    programs = Attached({"a", "b"}, refused="b")
+    attachments = Attachments(programs)
+    with pytest.raises(EngineError, match="cannot detach the eBPF programs: no memory"):
+        attachments.keep_off(OffReason.STOPPED, ["a", "b"])
+    assert programs.functions == {"b"}
+    programs.refused = ""
+    attachments.keep_off(OffReason.STOPPED, ["a", "b"])
+    assert programs.functions == set()
     attachments.keep_off(OffReason.STOPPED, [])
     assert programs.functions == {"a", "b"}

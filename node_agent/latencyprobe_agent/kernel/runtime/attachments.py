@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Protocol
 
@@ -17,7 +18,7 @@ class Attachable(Protocol):
         """Attach a program, if it is not. Raises OSError."""
 
     def detach_one(self, function: str) -> None:
-        """Detach a program, and keep it loaded. Idempotent."""
+        """Detach a program, and keep it loaded. Idempotent. Raises OSError."""
 
 
 class OffReason(StrEnum):
@@ -43,16 +44,25 @@ class Attachments:
         """Have this reason keep off these programs and no others; detach in their order.
 
         Raises EngineError if a program that has no other reason cannot be attached again. The
-        reason then keeps off what it did before.
+        reason then keeps off what it did before. Raises it too if a program cannot be detached; the
+        next call detaches it.
         """
         before, wanted = self._off.get(reason, ()), tuple(functions)
         others = {f for other, off in self._off.items() if other is not reason for f in off}
-        try:
+        with _refusal_of("attach"):
             for function in before:
                 if function not in wanted and function not in others:
                     self._programs.attach_one(function)
-        except OSError as error:
-            raise EngineError(f"cannot attach the eBPF programs: {explained(error)}") from error
         self._off[reason] = wanted
-        for function in wanted:
-            self._programs.detach_one(function)
+        with _refusal_of("detach"):
+            for function in wanted:
+                self._programs.detach_one(function)
+
+
+@contextmanager
+def _refusal_of(action: str) -> Iterator[None]:
+    """Raise EngineError for an OSError, with this action."""
+    try:
+        yield
+    except OSError as error:
+        raise EngineError(f"cannot {action} the eBPF programs: {explained(error)}") from error

@@ -88,8 +88,9 @@ class CgroupHooks:
             self._attachments.keep_off(OffReason.ON_CGROUPS, self._others)
 
     def close(self) -> None:
-        """Detach everything. Idempotent."""
+        """Detach everything, and use the programs no more: they end. Idempotent."""
         self._links.close()
+        self._exist = False
 
     def _use(self, wanted: bool) -> None:
         self.are_used = wanted

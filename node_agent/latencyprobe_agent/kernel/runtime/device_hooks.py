@@ -105,6 +105,11 @@ class DeviceHooks:
             self.detaching = self.links.end()
             self.links, self.refused = None, ""
 
+    def close(self) -> None:
+        """Begin to detach everything, and use the programs no more: they end. Idempotent."""
+        self.end()
+        self._programs = {}
+
     def _write_host_devices(self, host_devices: Collection[int]) -> None:
         if HOST_DEVICES.name not in self._maps.descriptors:
             return

@@ -206,7 +206,7 @@ class LoadedObject:
         if not self._owned.maps:
             return
         self.cgroups.close()
-        self.devices.end()
+        self.devices.close()
         self.memories.close()
         self._owned.close()
 
