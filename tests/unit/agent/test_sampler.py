@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import cast
-from unittest.mock import Mock
+from unittest.mock import Mock, call
 
 import pytest
 
@@ -20,23 +19,11 @@ from latencyprobe_agent.kernel.runtime.sampler import SampledPrograms, Sampler
 from latencyprobe_agent.kernel.runtime.statistics import SamplingRatios
 
 
-@dataclass
-class Slices:
-    """Time slices whose periods end when the test says so."""
+class Scene:
+    """A sampler, and its calls to all other parts, in their order.
 
-    end_period: Callable[[], int]
-    started: list[int] = field(default_factory=list)
-    is_stopped: bool = False
-
-    def start(self, shift: int) -> None:
-        self.started.append(shift)
-
-    def stop(self) -> None:
-        self.is_stopped = True
-
-
-class Object:
-    """An object, and the calls to its parts in their order."""
+    `programs`: of one object. `end_period`: what time slices call at the end of each period.
+    """
 
     def __init__(self) -> None:
         self.calls = Mock()
@@ -46,37 +33,33 @@ class Object:
             cast(ModulePrograms, self.calls.modules),
             cast(RunStatistics, self.calls.run_statistics),
         )
-
-    @property
-    def shifts(self) -> list[int]:
-        return [call.args[0] for call in self.calls.configuration.sample.call_args_list]
-
-
-class Scene:
-    """A sampler, with the ratios that it had measurements kept with, and where it was timed."""
-
-    def __init__(self) -> None:
-        self.kept: list[SamplingRatios] = []
-        self.slices: list[Slices] = []
-        self.clock = Mock()
         self.sampler = Sampler(
-            cast(OverheadClock, self.clock), lambda: self.kept.append(self.sampler.ratios)
+            cast(OverheadClock, self.calls.clock), lambda: self.calls.keep(self.sampler.ratios)
         )
+        self.end_period: Callable[[], int] = int
 
-    def make_slices(self, _programs: object, _clock: object, end: Callable[[], int]) -> Slices:
-        self.slices.append(Slices(end))
-        return self.slices[-1]
+    def make_slices(self, programs: object, clock: object, end_period: Callable[[], int]) -> Mock:
+        assert (programs, clock) == (self.calls.packets, self.calls.clock)
+        self.end_period = end_period
+        return cast(Mock, self.calls.slices)
 
-    def begin(self, programs: SampledPrograms) -> None:
-        self.sampler.follow(programs)
+    def begin(self) -> None:
+        self.sampler.follow(self.programs)
         self.sampler.begin()
 
     def has_slices(self) -> bool:
         return self.sampler.slices is not None
 
-    @property
-    def is_timed_in_slices(self) -> list[bool]:
-        return [call.kwargs["in_slices"] for call in self.clock.follow.call_args_list]
+    def taken(self) -> list[object]:
+        """Return the calls since the last time."""
+        taken: list[object] = list(self.calls.mock_calls)
+        self.calls.reset_mock()
+        return taken
+
+    def timed(self, *, in_slices: bool = False) -> object:
+        """Return the call by which the cost is sampled from then on."""
+        of_packets = self.calls.modules.of_packets
+        return call.clock.follow(self.calls.run_statistics, of_packets, in_slices=in_slices)
 
 
 @pytest.fixture
@@ -86,56 +69,82 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
     return made
 
 
-def test_measurements_are_kept_with_the_ratio_that_they_were_measured_with(scene: Scene) -> None:
-    present = Object()
-    scene.begin(present.programs)
-    scene.sampler.sample(4, 0)
-    scene.sampler.sample(4, 0)
-    scene.sampler.sample(2, 0)
-    assert scene.kept == [SamplingRatios(), SamplingRatios(1 / 16)]
-    assert present.shifts == [0, 4, 2]
-    assert scene.sampler.ratios == SamplingRatios(1 / 4)
-
-
-@pytest.mark.parametrize("slice_shift", [0, 2])
-def test_the_ratio_is_written_at_once_and_the_cost_sampled_from_the_begin(
-    scene: Scene, slice_shift: int
-) -> None:
-    present = Object()
-    scene.sampler.sample(3, slice_shift)
-    scene.sampler.follow(present.programs)
-    assert present.shifts == [3]
-    assert scene.is_timed_in_slices == []
-    assert not scene.has_slices()
+def test_the_ratio_is_written_at_once_and_the_cost_sampled_from_the_begin(scene: Scene) -> None:
+    scene.sampler.sample(3, 0)
+    scene.sampler.follow(scene.programs)
+    assert scene.taken() == [call.configuration.sample(3)]
     scene.sampler.begin()
-    assert scene.is_timed_in_slices == [slice_shift > 0]
-    assert scene.has_slices() == (slice_shift > 0)
+    assert scene.taken() == [scene.timed()]
+
+
+def test_time_slices_begin_where_the_cost_would_be_sampled(scene: Scene) -> None:
+    scene.sampler.sample(3, 2)
+    scene.sampler.follow(scene.programs)
+    assert scene.taken() == [call.configuration.sample(3)]
+    scene.sampler.begin()
+    assert scene.taken() == [scene.timed(in_slices=True), call.slices.start(2)]
+
+
+def test_measurements_are_kept_with_the_ratio_that_they_were_measured_with(scene: Scene) -> None:
+    scene.begin()
+    assert scene.taken() == [call.configuration.sample(0), scene.timed()]
+    scene.sampler.sample(4, 0)
+    assert scene.taken() == [
+        call.keep(SamplingRatios()),
+        call.configuration.sample(4),
+        scene.timed(),
+    ]
+    scene.sampler.sample(4, 0)
+    assert scene.taken() == []
+    scene.sampler.sample(2, 0)
+    assert scene.taken() == [
+        call.keep(SamplingRatios(1 / 16)),
+        call.configuration.sample(2),
+        scene.timed(),
+    ]
+    assert scene.sampler.ratios == SamplingRatios(1 / 4)
 
 
 def test_ratios_are_remembered_for_the_next_object(scene: Scene) -> None:
     scene.sampler.sample(3, 2)
-    following = Object()
-    scene.begin(following.programs)
-    assert following.shifts == [3]
+    assert scene.taken() == []
+    scene.begin()
     assert scene.sampler.ratios == SamplingRatios(1 / 8, 1 / 4)
+    begun = scene.taken()
     scene.sampler.leave()
-    assert scene.slices[0].is_stopped
+    assert scene.taken() == [call.slices.stop(), call.clock.stop()]
     assert scene.sampler.ratios == SamplingRatios(1 / 8)
-    scene.begin(Object().programs)
-    assert [each.started for each in scene.slices] == [[2], [2]]
-    assert scene.kept == []
+    scene.begin()
+    assert scene.taken() == begun
+
+
+def test_another_ratio_of_packets_holds_at_once_within_time_slices(scene: Scene) -> None:
+    scene.begin()
+    scene.sampler.sample(0, 5)
+    scene.taken()
+    scene.sampler.sample(3, 5)
+    assert scene.taken() == [
+        call.keep(SamplingRatios(of_time=1 / 32)),
+        call.configuration.sample(3),
+    ]
+    assert scene.sampler.ratios == SamplingRatios(1 / 8, 1 / 32)
 
 
 def test_another_ratio_of_time_holds_from_the_end_of_the_period(scene: Scene) -> None:
-    present = Object()
-    scene.begin(present.programs)
+    scene.begin()
+    scene.taken()
     scene.sampler.sample(0, 5)
-    (slices,) = scene.slices
+    assert scene.taken() == [
+        call.keep(SamplingRatios()),
+        scene.timed(in_slices=True),
+        call.slices.start(5),
+    ]
     scene.sampler.sample(0, 3)
+    assert scene.taken() == []
     assert scene.sampler.ratios.of_time == 1 / 32
-    assert slices.end_period() == 3
-    assert slices.end_period() == 3
-    assert scene.kept == [SamplingRatios(), SamplingRatios(of_time=1 / 32)]
+    assert scene.end_period() == 3
+    assert scene.end_period() == 3
+    assert scene.taken() == [call.keep(SamplingRatios(of_time=1 / 32))]
     assert scene.sampler.ratios.of_time == 1 / 8
 
 
@@ -143,14 +152,17 @@ def test_another_ratio_of_time_holds_from_the_end_of_the_period(scene: Scene) ->
 def test_without_time_slices_the_programs_stay_attached_and_are_timed_all_the_time(
     scene: Scene, refusal: EngineError | None
 ) -> None:
-    present = Object()
-    present.calls.packets.end_slices.side_effect = refusal
-    scene.begin(present.programs)
+    scene.calls.packets.end_slices.side_effect = refusal
+    scene.begin()
     scene.sampler.sample(0, 1)
     scene.sampler.sample(0, 0)
     assert scene.has_slices()
-    assert scene.slices[0].end_period() == 0
+    scene.taken()
+    assert scene.end_period() == 0
+    assert scene.taken() == [
+        call.keep(SamplingRatios(of_time=1 / 2)),
+        call.packets.end_slices(),
+        scene.timed(),
+    ]
     assert not scene.has_slices()
-    present.calls.packets.end_slices.assert_called_once_with()
-    assert scene.is_timed_in_slices == [False, True, False]
     assert scene.sampler.ratios == SamplingRatios()
