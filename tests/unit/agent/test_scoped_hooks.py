@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import cast
 
 import pytest
 
+from latencyprobe_agent.kernel.abi import HOST_DEVICES
+from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.kernel.hooks import QUEUE, RECEIVE, SEGMENT, Hook, HookKind
 from latencyprobe_agent.kernel.load.loader import ScopedHook
 from latencyprobe_agent.kernel.runtime import cgroup_hooks, device_hooks
@@ -27,19 +29,67 @@ ON_DEVICES = {
     QUEUE: ScopedHook(Hook("on_pod_egress", "egress", HookKind.DEVICE), "on_queue"),
 }
 PODS = {7: frozenset({"/pod"})}
+MORE_PODS = {**PODS, 8: frozenset[str]()}
+ON_CGROUPS_ONLY = frozenset({"segments"})
+ON_DEVICES_ONLY = frozenset({"arrivals", "departures"})
+NO_EVENTS: frozenset[str] = frozenset()
 
 
 class Others:
-    """The programs of the other hooks."""
+    """The programs of the other hooks, and each change with what those here see by then."""
 
-    def __init__(self) -> None:
+    def __init__(self, configuration: ConfigMemory) -> None:
+        self._configuration = configuration
         self.attached = {"on_probe", "on_receive", "on_queue"}
+        self.changes: list[tuple[str, frozenset[str]]] = []
+        self.refusal = ""
+
+    def note(self, change: str) -> None:
+        self.changes.append((change, sees(self._configuration)))
+
+    def taken(self) -> list[tuple[str, frozenset[str]]]:
+        """Return the changes since the last call."""
+        taken, self.changes = self.changes, []
+        return taken
 
     def attach_one(self, function: str) -> None:
+        if self.refusal:
+            raise OSError(self.refusal)
+        self.note(f"attach {function}")
         self.attached.add(function)
 
     def detach_one(self, function: str) -> None:
+        self.note(f"detach {function}")
         self.attached.discard(function)
+
+
+class HostDevices(NamedMaps):
+    """The map of the host's devices, whose entries are a set here."""
+
+    def __init__(self, others: Others) -> None:
+        super().__init__({HOST_DEVICES.name: 6})
+        self._others = others
+        self._keys: set[bytes] = set()
+
+    @property
+    def numbers(self) -> set[int]:
+        return {HOST_DEVICES.key.unpack(key)[0] for key in self._keys}
+
+    def write(self, name: str, entries: Mapping[bytes, bytes]) -> None:
+        assert name == HOST_DEVICES.name
+        if entries:
+            self._others.note("write host_devices")
+        self._keys |= entries.keys()
+
+    def erase(self, name: str, keys: Iterable[bytes]) -> Collection[bytes]:
+        assert name == HOST_DEVICES.name
+        erased = self._keys & set(keys)
+        self._keys -= erased
+        return erased
+
+    def keys(self, name: str, key_bytes: int) -> set[bytes]:
+        assert (name, key_bytes) == (HOST_DEVICES.name, HOST_DEVICES.key.size)
+        return set(self._keys)
 
 
 class CgroupLinks:
@@ -76,8 +126,8 @@ class DeviceLinks:
         self.wanted = frozenset(wanted)
         self.is_busy = True
 
-    def finish(self, refused: str = "") -> None:
-        self.outcome = Outcome(self.wanted, refused=refused)
+    def finish(self, refused: str = "", host_devices: Collection[int] = ()) -> None:
+        self.outcome = Outcome(self.wanted, frozenset(host_devices), refused)
         self.is_busy = False
 
     def replace_programs(self, programs: Mapping[str, int]) -> None:
@@ -100,8 +150,8 @@ def configuration() -> Iterator[ConfigMemory]:
 
 
 @pytest.fixture
-def others() -> Others:
-    return Others()
+def others(configuration: ConfigMemory) -> Others:
+    return Others(configuration)
 
 
 @pytest.fixture
@@ -126,11 +176,28 @@ def test_programs_on_cgroups_serve_until_a_target_is_no_cgroup(
     due = hooks.is_check_due
     hooks.follow({"/a"})
     assert (due, hooks.is_check_due) == (True, False)
-    assert (hooks.are_used, configuration.settings.sees_segments) == (True, True)
-    assert "on_probe" not in others.attached
+    assert (hooks.are_used, sees(configuration)) == (True, ON_CGROUPS_ONLY)
+    assert others.taken() == [("detach on_probe", ON_CGROUPS_ONLY)]
 
     hooks.follow(None)
-    assert (hooks.are_used, configuration.settings.sees_segments) == (False, False)
+    assert (hooks.are_used, sees(configuration)) == (False, NO_EVENTS)
+    assert others.taken() == [("attach on_probe", ON_CGROUPS_ONLY)]
+    assert links.is_closed
+
+
+def test_programs_on_cgroups_serve_until_the_others_can_be_attached_again(
+    cgroups: tuple[CgroupHooks, CgroupLinks], others: Others, configuration: ConfigMemory
+) -> None:
+    hooks, links = cgroups
+    hooks.follow({"/a"})
+    others.refusal = "no memory"
+    with pytest.raises(EngineError, match="no memory"):
+        hooks.follow(None)
+    assert (hooks.are_used, sees(configuration)) == (True, ON_CGROUPS_ONLY)
+    assert not links.is_closed
+    others.refusal = ""
+    hooks.follow(None)
+    assert (hooks.are_used, sees(configuration)) == (False, NO_EVENTS)
     assert "on_probe" in others.attached
     assert links.is_closed
 
@@ -170,13 +237,21 @@ def test_without_programs_on_cgroups_the_others_stay(
 
 
 @pytest.fixture
+def host_devices(others: Others) -> HostDevices:
+    return HostDevices(others)
+
+
+@pytest.fixture
 def devices(
-    configuration: ConfigMemory, others: Others, monkeypatch: pytest.MonkeyPatch
+    configuration: ConfigMemory,
+    others: Others,
+    host_devices: HostDevices,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> DeviceHooks:
     monkeypatch.setattr(device_hooks, "DeviceLinks", DeviceLinks)
     programs = {"on_pod_ingress": 4, "on_pod_egress": 5}
     return DeviceHooks(
-        ON_DEVICES, programs, NamedMaps({}), Attachments(others), configuration, host=1
+        ON_DEVICES, programs, host_devices, Attachments(others), configuration, host=1
     )
 
 
@@ -185,9 +260,15 @@ def links_of(hooks: DeviceHooks) -> DeviceLinks:
     return cast(DeviceLinks, hooks.links)
 
 
-def sees(configuration: ConfigMemory) -> tuple[bool, bool]:
+def sees(configuration: ConfigMemory) -> frozenset[str]:
+    """Return the events that programs on cgroups and devices see instead of others."""
     settings = configuration.settings
-    return settings.sees_arrivals, settings.sees_departures
+    seen = {
+        "segments": settings.sees_segments,
+        "arrivals": settings.sees_arrivals,
+        "departures": settings.sees_departures,
+    }
+    return frozenset(event for event, is_seen in seen.items() if is_seen)
 
 
 def test_tracepoints_serve_until_all_devices_have_programs(
@@ -195,11 +276,16 @@ def test_tracepoints_serve_until_all_devices_have_programs(
 ) -> None:
     devices.follow(PODS, None)
     assert not devices.check()
-    assert sees(configuration) == (False, False)
-    links_of(devices).finish()
+    assert sees(configuration) == NO_EVENTS
+    links_of(devices).finish(host_devices={2, 3})
     assert devices.check()
-    assert sees(configuration) == (True, True)
+    assert sees(configuration) == ON_DEVICES_ONLY
     assert others.attached == {"on_probe"}
+    assert others.taken() == [
+        ("write host_devices", NO_EVENTS),
+        ("detach on_receive", ON_DEVICES_ONLY),
+        ("detach on_queue", ON_DEVICES_ONLY),
+    ]
     assert not devices.check()
     assert links_of(devices).checks == 2
 
@@ -210,13 +296,48 @@ def test_tracepoints_serve_again_while_a_new_pod_has_no_programs(
     devices.follow(PODS, None)
     links_of(devices).finish()
     devices.check()
-    devices.follow({**PODS, 8: frozenset()}, None)
-    assert sees(configuration) == (False, False)
-    assert others.attached == {"on_probe", "on_receive", "on_queue"}
+    others.taken()
+    devices.follow(MORE_PODS, None)
+    assert sees(configuration) == NO_EVENTS
+    assert others.taken() == [
+        ("attach on_receive", ON_DEVICES_ONLY),
+        ("attach on_queue", ON_DEVICES_ONLY),
+    ]
     links_of(devices).finish("device eth0: no memory")
     assert devices.check()
     assert devices.refused == "device eth0: no memory"
     assert not devices.are_used
+
+
+def test_programs_on_devices_serve_until_the_tracepoints_can_be_attached_again(
+    devices: DeviceHooks, others: Others, configuration: ConfigMemory
+) -> None:
+    devices.follow(PODS, None)
+    links_of(devices).finish()
+    devices.check()
+    others.refusal = "no memory"
+    for wanted in (MORE_PODS, None):
+        with pytest.raises(EngineError, match="no memory"):
+            devices.follow(wanted, None)
+        assert (devices.are_used, sees(configuration)) == (True, ON_DEVICES_ONLY)
+        assert links_of(devices).wanted == {7}
+    others.refusal = ""
+    devices.follow(MORE_PODS, None)
+    assert (devices.are_used, sees(configuration)) == (False, NO_EVENTS)
+    assert others.attached == {"on_probe", "on_receive", "on_queue"}
+
+
+def test_programs_know_the_present_devices_of_the_host(
+    devices: DeviceHooks, host_devices: HostDevices
+) -> None:
+    devices.follow(PODS, None)
+    assert host_devices.numbers == set()
+    links_of(devices).finish(host_devices={2, 3})
+    devices.check()
+    assert host_devices.numbers == {2, 3}
+    links_of(devices).finish(host_devices={3, 4})
+    devices.check()
+    assert host_devices.numbers == {3, 4}
 
 
 def test_links_to_devices_end_with_targets_that_they_do_not_see(
