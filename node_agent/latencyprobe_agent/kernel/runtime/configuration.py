@@ -70,7 +70,10 @@ class ProgramSettings:
     """The settings of the programs, which they read with each event.
 
     `epoch`: the half of the measurements that they write. `generation`: the number of the targets'
-    last change. `sees_…`: programs of the better hooks report this, and others need not.
+    last change. `sees_sends`: a hook of tcp_sendmsg_locked() is attached. `reads_listeners`: an
+    iterator counts what listeners turned away, and events need not. `sees_completions`: programs
+    see drivers free the packets that they sent. `sees_arrivals`, `sees_departures` and
+    `sees_segments`: programs on devices and cgroups see these, and the tracepoints' do nothing.
     """
 
     epoch: int = 0
