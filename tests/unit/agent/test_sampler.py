@@ -11,7 +11,6 @@ import pytest
 from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.kernel.runtime import sampler as sampler_module
 from latencyprobe_agent.kernel.runtime.configuration import ConfigMemory
-from latencyprobe_agent.kernel.runtime.module_programs import ModulePrograms
 from latencyprobe_agent.kernel.runtime.overhead import OverheadClock
 from latencyprobe_agent.kernel.runtime.packet_programs import PacketPrograms
 from latencyprobe_agent.kernel.runtime.run_statistics import RunStatistics
@@ -30,7 +29,6 @@ class Scene:
         self.programs = SampledPrograms(
             cast(ConfigMemory, self.calls.configuration),
             cast(PacketPrograms, self.calls.packets),
-            cast(ModulePrograms, self.calls.modules),
             cast(RunStatistics, self.calls.run_statistics),
         )
         self.sampler = Sampler(
@@ -58,7 +56,7 @@ class Scene:
 
     def timed(self, *, in_slices: bool = False) -> object:
         """Return the call by which the cost is sampled from then on."""
-        of_packets = self.calls.modules.of_packets
+        of_packets = self.calls.packets.functions
         return call.clock.follow(self.calls.run_statistics, of_packets, in_slices=in_slices)
 
 

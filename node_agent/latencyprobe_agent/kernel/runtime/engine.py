@@ -247,9 +247,7 @@ class KernelEngine:
         """Measure with this object from now on."""
         self._object = loaded
         self._sampler.follow(
-            SampledPrograms(
-                loaded.memories.configuration, loaded.packets, loaded.modules, loaded.run_statistics
-            )
+            SampledPrograms(loaded.memories.configuration, loaded.packets, loaded.run_statistics)
         )
         self._hooks.follow(loaded, self._in_use.modules, udp=self._in_use.udp)
         loaded.halves.begin(_shards(self._slots))

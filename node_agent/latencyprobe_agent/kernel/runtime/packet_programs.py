@@ -19,7 +19,7 @@ class PacketPrograms:
         attachments: Attachments,
         configuration: ConfigMemory,
     ) -> None:
-        self._functions = functions
+        self.functions = functions
         self._attachments = attachments
         self._configuration = configuration
 
@@ -38,7 +38,7 @@ class PacketPrograms:
 
     def end_slice(self) -> None:
         """Detach the programs of packets. Those on devices stay, and do nothing."""
-        self._attachments.keep_off(OffReason.BETWEEN_SLICES, self._functions())
+        self._attachments.keep_off(OffReason.BETWEEN_SLICES, self.functions())
         self._use(replace(self._configuration.settings.time_slice, is_over=True))
 
     def end_slices(self) -> None:

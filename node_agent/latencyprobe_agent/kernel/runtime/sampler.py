@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.kernel.runtime.configuration import ConfigMemory
-from latencyprobe_agent.kernel.runtime.module_programs import ModulePrograms
 from latencyprobe_agent.kernel.runtime.overhead import OverheadClock
 from latencyprobe_agent.kernel.runtime.packet_programs import PacketPrograms
 from latencyprobe_agent.kernel.runtime.run_statistics import RunStatistics
@@ -24,7 +23,6 @@ class SampledPrograms:
 
     configuration: ConfigMemory
     packets: PacketPrograms
-    modules: ModulePrograms
     run_statistics: RunStatistics
 
 
@@ -90,7 +88,7 @@ class Sampler:
         self._shift = shift
 
     def _time(self, programs: SampledPrograms, *, in_slices: bool = False) -> None:
-        of_packets = programs.modules.of_packets
+        of_packets = programs.packets.functions
         self._clock.follow(programs.run_statistics, of_packets, in_slices=in_slices)
 
     def _begin_slices(self, programs: SampledPrograms) -> None:
