@@ -129,7 +129,7 @@ async def test_acks_that_come_at_once_over_a_path_that_grows_are_not_delayed(
                 send_and_wait(ends, 100)
             measured = engine.read()[NEAR]
         delayed = path.delayed_acks_of_far()
-    assert measured.stage("tcp.rtt").histogram.max_ns > 10 * least(measured)
+    assert measured.stage("tcp.rtt").histogram.max_ns > TIMES * MS  # the last delay and more
     assert measured.counters.get("delayedAcks", 0) <= delayed + LATE_BY_LOAD
     assert delayed <= LATE_BY_LOAD
 
