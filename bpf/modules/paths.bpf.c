@@ -338,8 +338,8 @@ static __always_inline struct socket_path *get_path(struct socket_state *state, 
 static __always_inline u64 is_quick(volatile struct socket_path *path, struct tcp_sock *tp,
 				    struct incoming *incoming, u64 now)
 {
-	u64 passed_ns = now -
-			READ(tp, tcp_wstamp_ns); /* below 0: it is yet to leave, by its pacing */
+	/* below 0: it is yet to leave, by its pacing */
+	u64 passed_ns = now - READ(tp, tcp_wstamp_ns);
 
 	return path->is_clock_known & is_equal(path->sampled_at, (u16)(now >> TO_UNITS)) &
 	       (1 - is_equal(path->sent_seq, READ(tp, write_seq))) &

@@ -46,12 +46,18 @@ static __always_inline struct sk_buff *first_unacknowledged(struct sock *sk)
 	return 0;
 }
 
-/* When a segment was sent first; 0: it was sent again since, and nothing has the first time. */
-static __always_inline u64 first_transmission(struct sk_buff *skb)
+/*
+ * When a segment was sent first; 0: it was sent again since, and nothing has the first time. `repeated`: the
+ * segment that was just sent again, if any. The kernel says so in `sacked` before tcp_retransmit_skb or
+ * after it: __tcp_retransmit_skb(), net/ipv4/tcp_output.c
+ */
+static __always_inline u64 first_transmission(struct sk_buff *skb, struct sk_buff *repeated)
 {
 	struct tcp_skb_cb *cb = (struct tcp_skb_cb *)((u64)skb + offsetof(struct sk_buff, cb));
 
-	return PEEK(cb, sacked) & TCPCB_EVER_RETRANS ? 0 : PEEK(skb, skb_mstamp_ns);
+	if ((u64)skb == (u64)repeated || PEEK(cb, sacked) & TCPCB_EVER_RETRANS)
+		return 0;
+	return PEEK(skb, skb_mstamp_ns);
 }
 
 /*
@@ -78,7 +84,7 @@ int on_tcp_cong_state_set(u64 *ctx)
 	recovery = get_recovery(sk);
 	if (!tp || !skb || !recovery)
 		return 0;
-	recovery->noted_ns = first_transmission(skb);
+	recovery->noted_ns = first_transmission(skb, 0);
 	recovery->noted_seq = READ(tp, snd_una);
 	return 0;
 }
@@ -90,7 +96,8 @@ int on_tcp_cong_state_set(u64 *ctx)
  * tcp_rate_skb_delivered(), net/ipv4/tcp_rate.c
  */
 static __always_inline u64 begin_of_waiting(struct sock *sk, struct tcp_sock *tp,
-					    struct recovery *recovery, u64 now)
+					    struct recovery *recovery, struct sk_buff *repeated,
+					    u64 now)
 {
 	struct sk_buff *first;
 	u64 sent_ns = 0;
@@ -100,7 +107,7 @@ static __always_inline u64 begin_of_waiting(struct sock *sk, struct tcp_sock *tp
 	recovery->noted_ns = 0;
 	first = sent_ns ? 0 : first_unacknowledged(sk);
 	if (first)
-		sent_ns = first_transmission(first);
+		sent_ns = first_transmission(first, repeated);
 	if (!sent_ns)
 		sent_ns = READ(tp, first_tx_mstamp) * 1000;
 	/* paced segments have the time of their departure, which may be to come */
@@ -171,7 +178,7 @@ static __always_inline void note_repetition(struct config *config, struct socket
 	if (state->recovering)
 		note_duplicates(config, state, tp, recovery);
 	recovery->duplicates = READ(tp, dsack_dups);
-	recovery->begin_ns = begin_of_waiting(sk, tp, recovery, bpf_ktime_get_ns());
+	recovery->begin_ns = begin_of_waiting(sk, tp, recovery, skb, bpf_ktime_get_ns());
 	recovery->end_seq = end;
 	/* last: on_cgroup_ingress() may end it at once */
 	asm volatile("" ::: "memory");

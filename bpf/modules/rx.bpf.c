@@ -623,7 +623,7 @@ static __always_inline void note_entry(struct config *config, struct received *p
 		note_obstacle(config, OBSTACLE_NO_ARRIVAL);
 }
 
-/* The same, by a device whose type the verifier knows. */
+/* passage_on_host(), by a device whose type the verifier knows. */
 static __always_inline enum passage passage_by_device(struct config *config,
 						      struct cpu_context *cpu,
 						      struct received *packet,
