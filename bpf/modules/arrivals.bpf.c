@@ -72,6 +72,19 @@ static __always_inline u32 irq_ns_at(struct cpu_context *cpu, struct net_device 
 	return cpu->irq_ns;
 }
 
+/*
+ * As note_steering(). Each field is a call here, so only one packet in 64 pays for them, by the time of
+ * its arrival.
+ */
+#define STEERING_CHECKS 0x3f00
+
+static __always_inline void note_steering_at(struct config *config, struct arrival *arrival,
+					     struct net_device *dev)
+{
+	if (!(arrival->now & STEERING_CHECKS) && !config->obstacles[OBSTACLE_STEERING])
+		NOTE_STEERING(PEEK, config, dev);
+}
+
 static __always_inline bool is_sent_by_host(u64 sk)
 {
 	struct sock *sender = (struct sock *)sk;
@@ -116,17 +129,20 @@ int on_host_ingress(struct __sk_buff *ctx)
 	struct sk_buff *skb = skb_of(ctx);
 	struct seen seen = see(skb);
 	struct header_place place;
+	struct net_device *dev;
 	struct arrival arrival;
 	enum passage passage;
 
 	if (!seen.packet)
 		return TCX_NEXT;
+	dev = PEEK(skb, dev);
 	arrival = arrival_of(&seen, skb, &place);
-	passage = passage_on_host(seen.packet, &arrival, unwraps(&seen, PEEK(skb, dev)),
-				  place.linear);
-	if (passage != THROUGH_HOST)
+	passage = passage_on_host(seen.packet, &arrival, unwraps(&seen, dev), place.linear);
+	if (passage != THROUGH_HOST) {
+		note_steering_at(seen.config, &arrival, dev);
 		begin_received(seen.config, seen.cpu, seen.packet, &arrival,
-			       irq_ns_at(seen.cpu, PEEK(skb, dev)));
+			       irq_ns_at(seen.cpu, dev));
+	}
 	note_received(seen.cpu, seen.packet, &arrival, HOST_NETNS, passage);
 	return TCX_NEXT;
 }
@@ -156,9 +172,8 @@ int on_host_egress(struct __sk_buff *ctx)
 
 /* As passage_of(), with the departure of a segment that a pod of this node sent. */
 static __always_inline enum passage passage_into_pod(struct seen *seen, struct arrival *arrival,
-						     struct sk_buff *skb)
+						     struct sk_buff *skb, struct net_device *dev)
 {
-	struct net_device *dev = PEEK(skb, dev);
 	u64 device;
 
 	if (!PEEK(dev, rtnl_link_ops) || is_sent_by_host(arrival->sk))
@@ -176,17 +191,21 @@ int on_pod_ingress(struct __sk_buff *ctx)
 	struct sk_buff *skb = skb_of(ctx);
 	struct seen seen = see(skb);
 	struct header_place place;
+	struct net_device *dev;
 	struct arrival arrival;
 	enum passage passage;
 	u64 departed_ns = 0;
 
 	if (!seen.packet)
 		return TCX_NEXT;
+	dev = PEEK(skb, dev);
 	arrival = arrival_of(&seen, skb, &place);
-	passage = passage_into_pod(&seen, &arrival, skb);
-	if (passage != THROUGH_HOST)
+	passage = passage_into_pod(&seen, &arrival, skb, dev);
+	if (passage != THROUGH_HOST) {
+		note_steering_at(seen.config, &arrival, dev);
 		begin_received(seen.config, seen.cpu, seen.packet, &arrival,
-			       irq_ns_at(seen.cpu, PEEK(skb, dev)));
+			       irq_ns_at(seen.cpu, dev));
+	}
 	if (passage == LOST_IN_HOST)
 		departed_ns = local_departure(skb, &arrival, tstamp_type);
 	if (departed_ns) {

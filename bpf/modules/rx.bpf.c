@@ -575,17 +575,21 @@ int on_napi_gro_receive_entry(u64 *ctx)
 #endif
 
 /* Whether the device leaves packets to other CPUs: RPS or RFS, of its first queue. */
+#ifdef HAVE_netdev_rx_queue_rps_map
+#define NOTE_STEERING(read, config, dev)                                               \
+	({                                                                             \
+		struct netdev_rx_queue *_queue = read(dev, _rx);                       \
+		if (_queue && (read(_queue, rps_map) || read(_queue, rps_flow_table))) \
+			note_obstacle(config, OBSTACLE_STEERING);                      \
+	})
+#else
+#define NOTE_STEERING(read, config, dev)
+#endif
+
 static __always_inline void note_steering(struct config *config, struct net_device *dev)
 {
-#ifdef HAVE_netdev_rx_queue_rps_map
-	struct netdev_rx_queue *queue;
-
-	if (config->obstacles[OBSTACLE_STEERING])
-		return;
-	queue = READ(dev, _rx);
-	if (queue && (READ(queue, rps_map) || READ(queue, rps_flow_table)))
-		note_obstacle(config, OBSTACLE_STEERING);
-#endif
+	if (!config->obstacles[OBSTACLE_STEERING])
+		NOTE_STEERING(READ, config, dev);
 }
 
 static __always_inline void note_received(struct cpu_context *cpu, struct received *packet,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from fcntl import ioctl
 from functools import partial
 
 import pytest
@@ -31,6 +28,7 @@ from tests.live.device_programs import (
 from tests.live.foreign_on_devices import foreign_on, redirecting
 from tests.live.loaded_programs import programs_of, wait_until_gone
 from tests.live.measuring import SERVER, account_for, assert_all_left, assert_parts_add_up, resent
+from tests.live.nics import nic
 from tests.live.pods import (
     SLOW_LAST_DEVICE,
     Namespace,
@@ -53,8 +51,7 @@ from tests.live.sockets import (
     udp_socket,
 )
 from tests.live.taps import on_the_servers_device, tap, with_a_ring
-from tests.live.tunnels import FAR_ADDRESS, NIC_ADDRESS, vxlan
-from tests.live.tuns import IFF_NO_PI, IFF_TUN, TUNSETIFF
+from tests.live.tunnels import vxlan
 
 Start = Callable[..., KernelEngine]
 Bridged = tuple[Namespace, Pod, Pod]
@@ -299,43 +296,6 @@ async def test_packets_of_a_tunnel_are_on_the_host_since_its_device_had_them(
     for name in ("rx.softirq", "rx.host", "rx.stack", "rx.total"):
         assert account_for(received, name) == (2 * MANY, 0), name
     assert_parts_add_up(received, "rx")
-
-
-class Nic:
-    """A tun device of a host's: what is written to it comes from another node."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._id = 0
-
-    def send(self, address: str, payload: bytes) -> None:
-        """A datagram to PORT."""
-        self._id += 1
-        datagram = struct.pack(">HHHH", PORT, PORT, 8 + len(payload), 0) + payload
-        header = struct.pack(
-            ">BBHHHBBH4s4s",
-            *(0x45, 0, 20 + len(datagram), self._id, 0, 64, socket.IPPROTO_UDP, 0),
-            *(socket.inet_aton(FAR_ADDRESS), socket.inet_aton(address)),
-        )
-        total = sum(struct.unpack(">10H", header))
-        checksum = ~((total >> 16) + (total & 0xFFFF)) & 0xFFFF
-        os.write(
-            self._descriptor, header[:10] + struct.pack(">H", checksum) + header[12:] + datagram
-        )
-
-
-@contextmanager
-def nic(host: Namespace) -> Iterator[Nic]:
-    with inside(host):
-        descriptor = os.open("/dev/net/tun", os.O_RDWR)
-        ioctl(descriptor, TUNSETIFF, struct.pack("16sH", b"nic0", IFF_TUN | IFF_NO_PI))
-    try:
-        host.ip("link", "set", "nic0", "up")
-        host.ip("address", "add", NIC_ADDRESS, "peer", FAR_ADDRESS, "dev", "nic0")
-        host.execute("sysctl", "-qw", "net.ipv4.ip_forward=1")
-        yield Nic(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @pytest.mark.parametrize("way", [bridge, routes], ids=["bridge", "routes"])

@@ -34,7 +34,6 @@ from tests.live.measuring import (
     watch,
     watch_namespace,
 )
-from tests.live.netfilter import take_time
 from tests.live.pods import Pod, namespace
 from tests.live.sockets import (
     PATIENCE_SECONDS,
@@ -46,6 +45,7 @@ from tests.live.sockets import (
     wait_for_byte,
 )
 from tests.live.stamped import RECEIVE_STAMPS
+from tests.live.steering import away_from, steer, without_softirqs
 from tests.live.targets import until
 from tests.live.traffic import SO_TIMESTAMPING, stamps
 from tests.live.truth import Durations, Moment
@@ -169,61 +169,6 @@ def storm(cpu: int) -> Iterator[None]:
         ask = "import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b'', ('192.0.2.2', 9))"
         loop.execute("taskset", "--cpu-list", str(cpu), sys.executable, "-c", ask)
         yield
-
-
-def steer(pod: Pod, cpu: int) -> None:
-    """RPS: whoever sends to the pod, this CPU receives."""
-    steering = f"echo {1 << cpu:x} > /sys/class/net/eth0/queues/rx-0/rps_cpus"
-    pod.namespace.execute("sh", "-c", steering)
-
-
-@contextmanager
-def away_from(cpu: int) -> Iterator[None]:
-    """This thread runs on the other CPUs."""
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, allowed - {cpu})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, allowed)
-
-
-SEND_WITHOUT_END = """
-import socket
-sending = socket.socket(type=socket.SOCK_DGRAM)
-while True:
-    sending.sendto(b"d", ("192.0.2.2", 9))
-    print(flush=True)
-"""
-
-
-@contextmanager
-def without_softirqs(cpu: int) -> Iterator[None]:
-    """What waits for a softirq of this CPU waits milliseconds.
-
-    A process sends there by a bridge whose netfilter takes its time: br_dev_xmit() runs with
-    softirqs disabled.
-    """
-    with namespace("slow") as slow:
-        slow.ip("link", "add", "br0", "type", "bridge")
-        slow.ip("address", "add", "192.0.2.1/24", "dev", "br0")
-        slow.ip("link", "add", "port", "type", "veth", "peer", "name", "end")
-        for device in ("port", "end", "br0"):
-            slow.ip("link", "set", device, "up")
-        slow.ip("link", "set", "port", "master", "br0")
-        slow.ip("neigh", "add", "192.0.2.2", "lladdr", "02:00:00:00:00:01", "dev", "br0")
-        take_time(slow, "ip daddr 192.0.2.2", "output", family="bridge")
-        command = ["ip", "netns", "exec", slow.name, "nice", "--adjustment=-20"]
-        command += ["taskset", "--cpu-list", str(cpu)]
-        command += [sys.executable, "-c", SEND_WITHOUT_END]
-        sending = subprocess.Popen(command, stdout=subprocess.PIPE)
-        assert sending.stdout is not None
-        try:
-            sending.stdout.readline()
-            yield
-        finally:
-            sending.kill()
-            sending.communicate()
 
 
 def hook_of(engine: KernelEngine, stage: str) -> str:
@@ -397,7 +342,7 @@ async def test_the_wait_for_the_cpu_that_a_packet_is_steered_to_is_found_in_rx_s
 ) -> None:
     client, server = pair
     cpu, *_ = sorted(os.sched_getaffinity(0))
-    steer(server, cpu)
+    steer(server.namespace, "eth0", cpu)
     engine = await watch(start_engine, client, server)
     assert "netif_rx_entry" not in hook_of(engine, "rx.softirq")
     took = Durations()
@@ -435,7 +380,7 @@ async def test_packets_that_ksoftirqd_receives_are_measured(
 ) -> None:
     client, server = pair
     cpu, *_ = sorted(os.sched_getaffinity(0))
-    steer(server, cpu)
+    steer(server.namespace, "eth0", cpu)
     engine = await watch(start_engine, client, server)
     with storm(cpu), connection(client.namespace, server.namespace, server.address) as both:
         began, ran = time.monotonic_ns(), run_time_ns(f"ksoftirqd/{cpu}")
