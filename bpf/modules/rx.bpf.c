@@ -618,13 +618,17 @@ static __always_inline void count_reception(struct cpu_context *cpu)
 
 /*
  * macvlan's handler and bpf_redirect_peer() have the packet begin again on the pod's device, behind
- * netif_receive_skb: __netif_receive_skb_core(), net/core/dev.c.
+ * netif_receive_skb: __netif_receive_skb_core(), net/core/dev.c. If a pod of this node sent it, no device of
+ * the host was given it to transmit: its end is seen by no hook of the module tx.
  */
 static __always_inline void note_entry(struct config *config, struct received *packet,
 				       struct sock *sk)
 {
-	if (packet->netns == HOST_NETNS && netns_of_socket(sk) != HOST_NETNS)
+	if (packet->netns == HOST_NETNS && netns_of_socket(sk) != HOST_NETNS) {
 		note_obstacle(config, OBSTACLE_NO_ARRIVAL);
+		if (packet->sk)
+			note_obstacle(config, OBSTACLE_NO_DEPARTURE);
+	}
 }
 
 /* passage_on_host(), by a device whose type the verifier knows. */

@@ -119,11 +119,17 @@ async def test_packets_that_skip_the_pods_device_have_their_crossing_in_rx_stack
         for _ in range(MANY):
             both.client.sendall(b"s" * 100)
             read_all(both.server, 100)
-    received = taken(engine)
+    measured = engine.read()
+    received, sent = measured[SERVER], measured[CLIENT]
     assert account_for(received, "rx.total") == (MANY, 0)
     assert "rx.host" not in received.stages
     assert_parts_add_up(received, "rx")
     assert "bpf_redirect_peer" in stage(engine, "rx.stack").reason
+    samples, missing = account_for(sent, "tx.total")
+    assert samples == 0
+    # each once another segment has its address
+    assert 0 < missing <= MANY + sent_again(client.namespace)
+    assert_is_partial(engine, "bpf_redirect_peer", "tx.host", "tx.total")
 
 
 @pytest.mark.every_kernel

@@ -109,6 +109,10 @@ async def test_a_connected_socket_is_measured_in_both_directions(
     for slot, sent, came in ((CLIENT, 51, 50), (SERVER, 50, 51)):
         assert account_for(measured[slot], "tx.total") == (sent, 0)
         assert sum(account_for(measured[slot], "rx.socket")) == came
+        assert not {"tx.socket", "tx.stack"} & measured[slot].stages.keys()
+    reasons = {stage.name: stage.reason for stage in engine.coverage}
+    for name in ("tx.socket", "tx.stack"):
+        assert "absent for datagrams" in reasons[name]
 
 
 async def test_many_datagrams_in_one_call_count_one_by_one(start_engine: Start, pair: Pair) -> None:

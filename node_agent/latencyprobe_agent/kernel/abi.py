@@ -114,6 +114,8 @@ class Obstacle(IntEnum):
     """A device whose packets are left to other CPUs (RPS): see `hooks.STEER`."""
     NO_QUOTA_ACCOUNT = 8
     """A kernel that has no account of the time in which a quota kept a CPU from a cgroup."""
+    NO_DEPARTURE = 9
+    """Packets between pods of the node that no device of the node transmits: see NO_ARRIVAL."""
 
 
 NR_OBSTACLES = 16  # with room for more

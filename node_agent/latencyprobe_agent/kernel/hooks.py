@@ -137,12 +137,14 @@ class StageNeeds:
 
     `profits`: event to the part that is missing without it. `beside`: the same of a module that no
     probe asks for. `not_on_devices`: the reason why programs on devices do not measure it.
+    `not_of_udp`: the reason why datagrams do not have it.
     """
 
     requires: tuple[str, ...]
     profits: Mapping[str, str] = field(default_factory=dict)
     beside: Mapping[Module, str] = field(default_factory=dict)
     not_on_devices: str = ""
+    not_of_udp: str = ""
 
 
 def _event(
@@ -398,6 +400,10 @@ _THREADS = {
     "fork": "children started later are not followed",
     "first wake-up": "a new thread is mistaken for an earlier thread with the same id",
 }
+_NOT_OF_UDP = (
+    "absent for datagrams, whose tx.total begins at the device: no hook of targets alone shows "
+    "when they are sent"
+)
 STAGE_NEEDS: Mapping[str, StageNeeds] = {
     "rx.irq": StageNeeds(
         (
@@ -417,8 +423,8 @@ STAGE_NEEDS: Mapping[str, StageNeeds] = {
     "rx.socket": StageNeeds(("receive", SEGMENT), _READS),
     "rx.wakeup": StageNeeds(("receive", SEGMENT, "wake-up", "switch"), {**_READS, **_THREADS}),
     "rx.total": StageNeeds(("receive", SEGMENT), {**_READS, **_STEERED}),
-    "tx.socket": StageNeeds(("send", "queue", "transmit"), _PROCESSES),
-    "tx.stack": StageNeeds(("queue", "transmit"), _PROCESSES),
+    "tx.socket": StageNeeds(("send", "queue", "transmit"), _PROCESSES, not_of_udp=_NOT_OF_UDP),
+    "tx.stack": StageNeeds(("queue", "transmit"), _PROCESSES, not_of_udp=_NOT_OF_UDP),
     "tx.host": StageNeeds(("queue", "transmit"), _PROCESSES),
     "tx.qdisc": StageNeeds(("queue", "transmit"), _PROCESSES),
     "tx.driver": StageNeeds(("queue", "transmit", DRIVER_FREE, DRIVER_DROP), _PROCESSES),
@@ -664,7 +670,7 @@ def coverage_of(
     unwanted |= frozenset() if processes else PROCESS_EVENTS
     unwanted |= frozenset() if steering else STEERING_EVENTS
     unwanted |= frozenset(event.name for event in EVENTS if not event.modules & modules)
-    gaps = _Gaps(refused, unwanted, remarks, modules - stopped)
+    gaps = _Gaps(refused, unwanted, remarks, modules - stopped, udp)
     stages = (
         _stopped(stage.name, set(stage.modules) & stopped)
         or _without_datagrams(stage.name, unwanted)
@@ -713,12 +719,14 @@ class _Gaps:
     """The reasons why events have no hook, or no better one: see `coverage_of`.
 
     `unwanted`: events that no probe, or no target, asks for. `modules`: those that are measured.
+    `udp`: with datagrams.
     """
 
     refused: Mapping[str, str]
     unwanted: frozenset[str]
     remarks: Mapping[str, str]
     modules: frozenset[Module]
+    udp: bool
 
 
 def _cover(name: str, needs: StageNeeds, attached: Mapping[str, str], gaps: _Gaps) -> StageCoverage:
@@ -744,6 +752,7 @@ def _cover(name: str, needs: StageNeeds, attached: Mapping[str, str], gaps: _Gap
     if is_on_devices and needs.not_on_devices:
         return StageCoverage(name, CoverageState.UNAVAILABLE, reason=needs.not_on_devices)
     notes = [_NOTES_ON_DEVICES[name]] if is_on_devices and name in _NOTES_ON_DEVICES else []
+    notes += [needs.not_of_udp] if needs.not_of_udp and gaps.udp else []
     notes += [gaps.remarks[event] for event in wanted if event in gaps.remarks]
     notes += [NO_DATAGRAMS] if gaps.unwanted & _UDP_EVENTS & needs.profits.keys() else []
     hooks = ", ".join(dict.fromkeys(in_use))

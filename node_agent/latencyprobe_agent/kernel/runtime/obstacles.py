@@ -53,6 +53,11 @@ _EFFECTS: Mapping[Obstacle, _Effect] = {
         "no rx.host, and their path into the pod is in rx.stack",
         is_counted=False,
     ),
+    Obstacle.NO_DEPARTURE: _Effect(
+        ("tx.host", "tx.qdisc", "tx.driver", "tx.total"),
+        "packets to another pod of the node are unmatched that no device of the node transmits "
+        "(macvlan, bpf_redirect_peer)",
+    ),
     Obstacle.MPTCP: _Effect(
         ("rx.socket", "rx.total", "tx.socket", "tx.total", "app.response", "peer.response"),
         "packets of MPTCP are unmatched, because no hook shows when applications read and write "
