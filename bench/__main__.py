@@ -26,6 +26,7 @@ from bench import (
     other_tools,
     paths,
     runs,
+    sampled,
     throughput,
 )
 from bench.outcome import CannotMeasureError, Outcome
@@ -57,6 +58,9 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         budget.run,
         budget.DEFAULT_ROUNDS,
         "real programs as targets with the default budget, probed : unprobed",
+    ),
+    "sampled": Benchmark(
+        sampled.run, sampled.DEFAULT_ROUNDS, "percentiles of 1 packet in 16 beside those of all"
     ),
     "paths": Benchmark(
         paths.run, paths.DEFAULT_ROUNDS, "TCP requests and responses of pods, by bridge and NIC"
