@@ -169,6 +169,9 @@ class Overhead:
 # Time slices: the shortest period and the shortest slice.
 LEAST_PERIOD_S = 2.0
 LEAST_SLICE_S = 0.125
+# With the kernel's statistics each program takes longer, and so do the stages of a packet, by a
+# bucket or two. Most packets of a slice come without them.
+LEAST_COST_SAMPLE_S = 0.03
 # The programs are attached before a slice and after it: most packets that began before it have
 # ended, and so have those that began in it.
 SLICE_BEGIN_S = 0.01
@@ -178,6 +181,14 @@ SLICE_END_S = 0.05
 def slice_s(shift: int) -> float:
     """Return the time in which packets are measured, in one period."""
     return max(LEAST_PERIOD_S * 2.0**-shift, LEAST_SLICE_S)
+
+
+def cost_sample_s(measured_s: float) -> float:
+    """Return the part of a slice's time in which the cost of programs is sampled.
+
+    It is an eighth, as without time slices.
+    """
+    return min(max(measured_s / 8, LEAST_COST_SAMPLE_S), measured_s)
 
 
 def period_s(shift: int) -> float:

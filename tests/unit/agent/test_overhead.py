@@ -5,11 +5,19 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.contract import ASSUMED_DISPATCH_NS, Dispatch, HookCost, Overhead
+from latencyprobe_agent.kernel.contract import (
+    ASSUMED_DISPATCH_NS,
+    Dispatch,
+    HookCost,
+    Overhead,
+    attached_share,
+)
 from latencyprobe_agent.kernel.runtime import dispatch, overhead
 from latencyprobe_agent.kernel.runtime.dispatch import DispatchMeasurement, judge
 from latencyprobe_agent.kernel.runtime.overhead import OverheadClock, costs_of_hooks
@@ -113,7 +121,11 @@ def test_programs_that_stay_attached_are_named_apart_and_the_most_expensive_firs
     assert cost(Runs(1, 1), 1.0, 1, of_packets=False).is_permanent
 
 
-async def test_a_time_slice_has_the_cost_of_its_period(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_sample_stands_for_the_time_in_which_programs_are_attached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = count(100, 0.05)
+    monkeypatch.setattr(overhead, "time", SimpleNamespace(monotonic=lambda: next(now)))
     monkeypatch.setattr(
         libbpf, "enable_run_time_statistics", lambda: os.open(os.devnull, os.O_RDONLY)
     )
@@ -125,10 +137,11 @@ async def test_a_time_slice_has_the_cost_of_its_period(monkeypatch: pytest.Monke
     clock.begin()
     clock.end(7)
     figure = clock.overhead()
-    # 10,000 calls and 100 µs in a period of 16 s; the other program had as much in a moment
     of_packets, permanent = sorted(figure.hooks, key=lambda each: each.is_permanent)
-    assert of_packets.cpu_percent == pytest.approx((10_000 * ASSUMED_DISPATCH_NS + 1e5) / 1.6e8)
-    assert permanent.cpu_percent > of_packets.cpu_percent
+    # 10,000 calls and 100 µs in 0.05 s
+    in_sample = 100 * (10_000 * ASSUMED_DISPATCH_NS + 1e5) / 5e7
+    assert permanent.cpu_percent == pytest.approx(in_sample)
+    assert of_packets.cpu_percent == pytest.approx(in_sample * attached_share(7))
     assert figure.cpu_percent == of_packets.cpu_percent + permanent.cpu_percent
     assert figure.figure == 1
     clock.stop()

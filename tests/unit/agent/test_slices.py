@@ -13,7 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latencyprobe.domain.stages import BY_NAME, STAGES, Module
-from latencyprobe_agent.kernel.contract import EngineError, attached_share, slice_s
+from latencyprobe_agent.kernel.contract import (
+    LEAST_COST_SAMPLE_S,
+    EngineError,
+    attached_share,
+    slice_s,
+)
 from latencyprobe_agent.kernel.hooks import (
     EVENTS,
     EVENTS_OF_PACKETS,
@@ -102,15 +107,21 @@ class Programs:
 
 @dataclass
 class Clock:
-    """Samples of the cost, by the shifts of their time slices."""
+    """Samples of the cost, by the shifts of their time slices, and how long they took."""
 
+    loop: Loop
     shifts: list[int] = field(default_factory=list)
+    sampled_s: float = 0.0
+    _began: float | None = None
 
     def begin(self) -> None:
-        return
+        self._began = self.loop.now
 
     def end(self, slice_shift: int) -> None:
         self.shifts.append(slice_shift)
+        if self._began is not None:
+            self.sampled_s += self.loop.now - self._began
+            self._began = None
 
 
 @pytest.fixture
@@ -123,7 +134,7 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> Loop:
 def started(
     loop: Loop, programs: Programs, shift: int, wanted: Callable[[], int] | None = None
 ) -> tuple[TimeSlices, Clock]:
-    clock = Clock()
+    clock = Clock(loop)
     made = TimeSlices(programs, clock, wanted or (lambda: shift))  # type: ignore[arg-type]
     made.start(shift)
     return made, clock
@@ -139,6 +150,9 @@ def test_packets_are_measured_for_one_part_of_the_time_in_two_to_the_shift(
     assert programs.measured_s == pytest.approx(10 * made.period_s / 2**shift)
     assert programs.attached_s == pytest.approx(10 * made.period_s * attached_share(shift))
     assert clock.shifts == [shift] * 10
+    # the kernel's statistics lengthen the stages of packets
+    assert clock.sampled_s == pytest.approx(10 * max(slice_s(shift) / 8, LEAST_COST_SAMPLE_S))
+    assert clock.sampled_s < programs.measured_s / 2
 
 
 @given(st.lists(st.floats(0, 0.05), min_size=7, max_size=7), st.integers(1, 5))
@@ -191,9 +205,11 @@ def test_programs_that_cannot_be_attached_are_tried_again_in_the_next_period(
     _, clock = started(loop, programs, 1)
     loop.run(loop.now + 1.9)
     assert "no memory; trying again with the next time slice" in caplog.text
+    assert not clock.sampled_s
     programs.fails = False
     loop.run(loop.now + 2)
     assert len(clock.shifts) == 2
+    assert clock.sampled_s > 0
     assert programs.attached_s > 0
 
 

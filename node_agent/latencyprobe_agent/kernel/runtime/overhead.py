@@ -4,8 +4,8 @@ The statistics have the run time of a program and the number of its runs, but no
 calls: see dispatch.py.
 
 They (BPF_ENABLE_STATS, 5.8+) read the clock twice for each run of each program, which costs as much
-as a small program itself. So they are on for an eighth of the time, or while the programs of
-packets are attached for a time slice.
+as a small program itself. So they are on for an eighth of the time, or in the last part of each
+time slice.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ from typing import Protocol
 
 from latencyprobe.process.os_errors import is_transient
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.contract import Dispatch, HookCost, Overhead, period_s
+from latencyprobe_agent.kernel.contract import (
+    Dispatch,
+    HookCost,
+    Overhead,
+    attached_share,
+    period_s,
+)
 from latencyprobe_agent.kernel.runtime.dispatch import DispatchMeasurement
 from latencyprobe_agent.kernel.runtime.run_statistics import Runs
 
@@ -105,8 +111,8 @@ class OverheadClock:
     def end(self, slice_shift: int = 0) -> None:
         """End a sample, which makes a new figure.
 
-        `slice_shift`: of the time slice that it was taken in. In the whole period the programs of
-        packets have cost no more than in this sample, and the others as much all the time.
+        `slice_shift`: of the time slice that it was taken in. The programs of packets cost as much
+        while they are attached, and the others all the time.
         """
         if self._object is None or self._statistics_fd is None:
             return
@@ -116,11 +122,11 @@ class OverheadClock:
         runs = {name: each - self._runs.get(name, _NO_RUNS) for name, each in now.items()}
         of_packets = frozenset(self._of_packets())
         hooks = {name: self._object.hook_of(name) for name in runs}
+        seconds = dict.fromkeys(runs, elapsed_s)
+        seconds |= dict.fromkeys(of_packets & runs.keys(), elapsed_s / attached_share(slice_shift))
         # Iterators run when the agent reads, which a short sample may contain by chance.
-        of_period = of_packets | {name for name in runs if hooks[name].startswith("iter/")}
-        seconds = {
-            name: max(in_period_s, elapsed_s) if name in of_period else elapsed_s for name in runs
-        }
+        iterators = [name for name in runs if hooks[name].startswith("iter/")]
+        seconds |= dict.fromkeys(iterators, max(in_period_s, elapsed_s))
         costs = costs_of_hooks(runs, hooks, seconds, of_packets, self._dispatch.dispatch)
         total = sum(each.cpu_percent for each in costs)
         self._figure = Overhead(

@@ -3,7 +3,8 @@
 A period begins with its slice, which has four phases:
 
 - The programs are attached, and no packet counts yet: some have begun unseen.
-- Packets that begin are measured. Only this phase makes the ratio.
+- Packets that begin are measured. Only this phase makes the ratio. In its last part the cost is
+  sampled. The kernel's statistics lengthen the stages of packets, so they are on for few of them.
 - Only packets that have begun are measured, to their ends.
 - The programs are detached, until the next period.
 
@@ -24,6 +25,7 @@ from latencyprobe_agent.kernel.contract import (
     SLICE_BEGIN_S,
     SLICE_END_S,
     EngineError,
+    cost_sample_s,
     period_s,
     slice_s,
 )
@@ -70,6 +72,8 @@ class TimeSlices:
         self._since = 0.0
         self._opened_s = 0.0
         self._opened_at = 0.0
+        self._closes_at = 0.0
+        self._is_attached = False
 
     def start(self, shift: int) -> None:
         """Begin the first period."""
@@ -91,8 +95,9 @@ class TimeSlices:
     def _begin(self) -> None:
         try:
             self._programs.begin_slice()
-            self._clock.begin()
-        except (EngineError, KernelRefusedError) as error:
+            self._is_attached = True
+        except EngineError as error:
+            self._is_attached = False
             log.warning("%s; trying again with the next time slice", error)
         self._timer = self._loop.call_later(SLICE_BEGIN_S, self._open)
 
@@ -104,20 +109,31 @@ class TimeSlices:
             return
         self._programs.measure_packets(True)
         self._opened_at = self._loop.time()
-        self._timer = self._loop.call_at(self._opened_at + min(due_s, 2 * usual_s), self._close)
+        measured_s = min(due_s, 2 * usual_s)
+        self._closes_at = self._opened_at + measured_s
+        sample_at = self._closes_at - cost_sample_s(measured_s)
+        self._timer = self._loop.call_at(sample_at, self._sample_cost)
 
     def _due_s(self) -> float:
         """Return the part of the time until the period's end that was not measured yet."""
         until = self._period_at + self.period_s
         return (until - self._since) * 2.0**-self._shift - self._opened_s
 
+    def _sample_cost(self) -> None:
+        if self._is_attached:
+            try:
+                self._clock.begin()
+            except KernelRefusedError as error:
+                log.warning("%s; trying again with the next time slice", error)
+        self._timer = self._loop.call_at(self._closes_at, self._close)
+
     def _close(self) -> None:
+        self._clock.end(self._shift)
         self._programs.measure_packets(False)
         self._opened_s += self._loop.time() - self._opened_at
         self._timer = self._loop.call_later(SLICE_END_S, self._rest)
 
     def _rest(self) -> None:
-        self._clock.end(self._shift)
         self._programs.end_slice()
         self._period_at = max(self._period_at + self.period_s, self._loop.time())
         self._timer = self._loop.call_at(self._period_at, self._end_period)
