@@ -1,4 +1,4 @@
-"""The memory cgroup of this process: its limit, and the processes that were killed in it.
+"""The memory cgroup of this process: its limit, its free memory, and the processes killed in it.
 
 A child of ours that needs more than the limit is killed with SIGKILL, and has no time to say why.
 The kernel counts that in `memory.events` (v2) or `memory.oom_control` (v1, 4.13 or newer).
@@ -26,15 +26,35 @@ class MemoryLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryRoom:
+    """The memory that is free below a limit, with the page cache that the kernel can give back."""
+
+    limit: MemoryLimit
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Files:
-    """The files of a hierarchy's version: the counts, the limit."""
+    """The files of a hierarchy's version: the counts, the limit, the memory in use.
+
+    `cache`: the rows of memory.stat that sum up the files' pages, those of children included.
+    """
 
     counts: str
     limit: str
+    usage: str
+    cache: frozenset[str]
 
 
-_V1 = _Files("memory.oom_control", "memory.limit_in_bytes")
-_V2 = _Files("memory.events", "memory.max")
+_V1 = _Files(
+    "memory.oom_control",
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    frozenset({"total_active_file", "total_inactive_file"}),
+)
+_V2 = _Files(
+    "memory.events", "memory.max", "memory.current", frozenset({"active_file", "inactive_file"})
+)
 
 
 class MemoryCgroup:
@@ -82,6 +102,25 @@ class MemoryCgroup:
     def limit(self) -> MemoryLimit | None:
         """Return the smallest limit, of this cgroup or one above it; None without any."""
         return min(self._limits(), key=lambda limit: limit.limit_bytes, default=None)
+
+    def room(self) -> MemoryRoom | None:
+        """Return the least room below a limit, of this cgroup or one above it.
+
+        None without a limit, and where the kernel does not show the memory in use.
+        """
+        rooms = (self._room_below(limit) for limit in self._limits())
+        known = (room for room in rooms if room is not None)
+        return min(known, key=lambda room: room.free_bytes, default=None)
+
+    def _room_below(self, limit: MemoryLimit) -> MemoryRoom | None:
+        folder = Path(self._point + limit.group)
+        try:
+            used = int((folder / self._files.usage).read_text())
+            rows = [row.split() for row in (folder / "memory.stat").read_text().splitlines()]
+        except (OSError, ValueError):
+            return None
+        cache = sum(int(row[1]) for row in rows if row[0] in self._files.cache)
+        return MemoryRoom(limit, max(0, limit.limit_bytes - used + cache))
 
     def _limits(self) -> Iterator[MemoryLimit]:
         group = self._group

@@ -19,16 +19,19 @@ import pytest
 from latencyprobe.commands.pki import initialise
 from latencyprobe.domain.identities import AGENT_NAME
 from latencyprobe.process.http_server import MAX_CONNECTIONS
+from latencyprobe.process.memory_cgroup import MemoryCgroup
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_agent.kernel.load.handover import COMPILER_MODULE
 from tests.live.agents import AGENT, running_agent
+from tests.live.memory_cgroups import made_memory_cgroup, set_limit
 from tests.live.targets import made_cgroup, python, sleeper, until
 from tests.patience import patient
 from tests.unit.agent.states import probe, state
 
 POD_UID = "5d0c8f4e-7a3b-4c1d-9e2f-6b8a0d1c2e3f"
 CID = "cd" * 32
+MEBIBYTE = 1 << 20
 
 
 def _refusal(*options: str, prefix: Sequence[str] = ()) -> str:
@@ -273,6 +276,39 @@ def test_a_full_disk_is_named_and_leaves_the_state_before(tmp_path: Path) -> Non
                 stream.cancel()
             finally:
                 process.kill()
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.own_build
+def test_a_compiler_with_too_little_memory_fails_alone_and_works_once_there_is_enough(
+    tmp_path: Path,
+) -> None:
+    path, log = tmp_path / "s" / "agent.sock", tmp_path / "log"
+    options = ("--socket", str(path), "--object-cache", "none")
+    with (
+        made_memory_cgroup() as group,
+        running_agent(*options, log=log) as agent,
+        grpc.insecure_channel(f"unix:{path}") as channel,
+    ):
+        (group / "cgroup.procs").write_text(str(agent.pid))
+        stub = NodeAgentStub(channel)
+        stub.Apply(state(), timeout=patient(60))
+        cgroup = MemoryCgroup.of_this_process(text=Path(f"/proc/{agent.pid}/cgroup").read_text())
+        assert cgroup is not None
+        # Python starts in the 44 MiB that are left to the compiler, and no module compiles.
+        set_limit(group, 200 * MEBIBYTE)
+        room = cgroup.room()
+        assert room is not None
+        set_limit(group, 200 * MEBIBYTE - room.free_bytes + 92 * MEBIBYTE)
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.Apply(state(probe(modules=("rx",)), generation=2), timeout=patient(120))
+        message = refused.value.details() or ""
+        assert "compiling took more memory than the " in message
+        assert "raise it to at least 320 MiB" in message
+        set_limit(group, 640 * MEBIBYTE)
+        result = stub.Apply(state(probe(modules=("rx",)), generation=3), timeout=patient(300))
+        assert result.probes[0].targets[0].state == pb.TargetStatus.ATTACHED
+        assert not cgroup.oom_kills()
     assert "Traceback" not in log.read_text()
 
 

@@ -50,7 +50,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
     def make(command: str) -> None:
         words = ("/bin/sh", "-c", command)
-        monkeypatch.setattr(interpreter, "python_module", lambda *_: words)
+        monkeypatch.setattr(interpreter, "python_module", lambda *given: (*words, *given))
 
     return make
 
@@ -107,6 +107,81 @@ async def test_the_log_has_the_compilation_before_a_kernel_may_kill_all_for_it(
         logging.getLogger().removeHandler(handler)
         handler.close()
     assert (tmp_path / "then").read_text().splitlines()[-1] == "compiling modules rx"
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        "terminate called after throwing an instance of 'std::bad_alloc'",
+        "LLVM ERROR: out of memory",
+        "MemoryError",
+        "OSError: libLLVM-14.so.1: cannot map zero-fill pages",
+        "ImportError: _ctypes.so: failed to map segment from shared object",
+        "fork: Cannot allocate memory",
+    ],
+)
+@pytest.mark.parametrize("end", ["kill -ABRT $$", "exit 1"])
+async def test_a_compiler_whose_allocation_fails_took_more_memory_than_is_left(
+    compiler: Callable[[str], None], memory: Path, report: str, end: str
+) -> None:
+    _memory_in_use(memory, most=160, used=50)
+    compiler(f'echo "a warning\n{report}" >&2; {end}')
+    assert await _failure() == (
+        "compiling took more memory than the 62 MiB that are left for it, the limit of cgroup "
+        "/agent is 160 MiB: raise it to at least 320 MiB"
+    )
+
+
+async def test_a_compiler_that_answers_with_an_error_of_memory_took_more_than_is_left(
+    compiler: Callable[[str], None], memory: Path
+) -> None:
+    _memory_in_use(memory, most=640, used=500)
+    code = (
+        "import json, socket, sys; channel = socket.socket(fileno=int(sys.argv[1])); "
+        'channel.recv(1 << 18); channel.send(json.dumps({"error": "MemoryError: "}).encode())'
+    )
+    compiler(f"exec {sys.executable} -c '{code}' $1")
+    assert await _failure() == (
+        "compiling took more memory than the 92 MiB that are left for it, the limit of cgroup "
+        "/agent is 640 MiB: raise it"
+    )
+
+
+async def test_a_compiler_with_too_little_memory_for_any_module_is_not_started(
+    compiler: Callable[[str], None], memory: Path
+) -> None:
+    _memory_in_use(memory, most=120, used=50)
+    compiler(f"touch {memory}/started")
+    assert await _failure() == (
+        "compiling takes more memory than the 22 MiB that are left for it, the limit of cgroup "
+        "/agent is 120 MiB: raise it to at least 320 MiB"
+    )
+    assert not (memory / "started").exists()
+
+
+async def test_without_a_limit_of_memory_a_failed_allocation_is_reported_as_it_is(
+    compiler: Callable[[str], None], memory: Path
+) -> None:
+    (memory / "memory.max").write_text("max\n")
+    compiler("echo std::bad_alloc >&2; kill -ABRT $$")
+    assert await _failure() == "the compiler process was killed by SIGABRT: std::bad_alloc"
+
+
+@pytest.mark.parametrize(("most", "argument"), [(640, f"{542 * MEBIBYTE}"), (None, "")])
+async def test_the_compiler_gets_what_the_limit_leaves_to_it(
+    compiler: Callable[[str], None], memory: Path, most: int | None, argument: str
+) -> None:
+    if most is not None:
+        _memory_in_use(memory, most=most, used=50)
+    compiler('echo "bound $2." >&2; exit 1')
+    assert await _failure() == f"the compiler process ended with status 1: bound {argument}."
+
+
+def _memory_in_use(folder: Path, *, most: int, used: int) -> None:
+    """Give our memory cgroup a limit and memory in use, in MiB."""
+    (folder / "memory.max").write_text(f"{most * MEBIBYTE}\n")
+    (folder / "memory.current").write_text(f"{(used + 7) * MEBIBYTE}\n")
+    (folder / "memory.stat").write_text(f"inactive_file {7 * MEBIBYTE}\nactive_file 0\n")
 
 
 @pytest.mark.usefixtures("memory")

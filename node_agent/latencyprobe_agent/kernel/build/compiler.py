@@ -1,21 +1,28 @@
 """The compiler process: compiles one object, hands it over, and exits.
 
 bcc holds LLVM (100 MB resident once it has compiled). That memory goes with this short-lived
-process. `python -m latencyprobe_agent.kernel.build.compiler FD`, with a SOCK_SEQPACKET socket as
-FD: one JSON request in, one JSON answer out, and beside it (SCM_RIGHTS) a file in memory with the
-encoded object.
+process. `python -m latencyprobe_agent.kernel.build.compiler FD [BYTES]`, with a SOCK_SEQPACKET
+socket as FD: one JSON request in, one JSON answer out. Beside the answer (SCM_RIGHTS) is a file in
+memory with the encoded object.
 
 LLVM uses one CPU. So a child of this process compiles half of the programs, where there are two.
+
+With BYTES, all data of these processes has this bound: an allocation beyond it fails, and LLVM ends
+the process. It is RLIMIT_DATA, 4.7+. The data of a compilation is 0.9 of its anonymous memory. Its
+address space is four times that, most of it files.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import platform
+import resource
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -57,6 +64,8 @@ C_DIALECT = ("-fms-extensions", "-Wno-microsoft-anon-tag")
 _C_OPTIONS = (*C_DIALECT, "-g0")
 # Parsing takes half a second, which each half of the programs needs for itself.
 _FEW_PROGRAMS = 8
+# Each half takes up to 66 MiB of data. Below this, one process may have all that there is.
+_ENOUGH_DATA_BYTES = 110 << 20
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 
@@ -142,6 +151,9 @@ def _compile_by_two(source: str, functions: Sequence[str]) -> _Code:
     forking = get_context("fork")
     receiver, sender = forking.Pipe(duplex=False)
     child = forking.Process(target=_compile_in_child, args=(sender, source, theirs, os.getpid()))
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    if most != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_DATA, (most // 2, most))  # the child has the same
     with receiver:
         child.start()
         sender.close()
@@ -150,6 +162,7 @@ def _compile_by_two(source: str, functions: Sequence[str]) -> _Code:
             try:
                 other = receiver.recv()
             except EOFError:  # it failed: as this does, unless it had no memory
+                resource.setrlimit(resource.RLIMIT_DATA, (most, most))
                 other = _compile(source, theirs)
         finally:
             child.kill()
@@ -164,6 +177,7 @@ def _compile_in_child(
 ) -> None:
     """Send the compiled programs to the parent process, or nothing if that fails."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    os.dup2(os.memfd_create("diagnostics"), 2)  # the parent reports
     if os.getppid() == parent:
         with suppress(CompileError, UnknownReferenceError):
             sender.send(_compile(source, functions))
@@ -231,7 +245,14 @@ def _maps_of(compiled: Any) -> dict[int, MapDefinition]:
 
 @contextmanager
 def _captured_stderr() -> Iterator[Any]:
-    """Capture the standard error of native code; yield a function that reads it."""
+    """Capture the standard error of native code; yield a function that reads it.
+
+    The agent's file for it is used as it is: it has what LLVM writes before it ends this process.
+    """
+    if _is_readable_file(2):
+        begin = os.fstat(2).st_size
+        yield lambda: os.pread(2, os.fstat(2).st_size - begin, begin).decode(errors="replace")
+        return
     # In memory: the disk may be full.
     with open(os.memfd_create("diagnostics"), "w+b", buffering=0) as sink:
         saved = os.dup(2)
@@ -248,10 +269,31 @@ def _captured_stderr() -> Iterator[Any]:
             os.close(saved)
 
 
+def _is_readable_file(descriptor: int) -> bool:
+    mode = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
+    return mode == os.O_RDWR and stat.S_ISREG(os.fstat(descriptor).st_mode)
+
+
 def main() -> None:
     """Serve one request on the socket whose descriptor is the first argument."""
+    if len(sys.argv) > 2:
+        _limit_data(int(sys.argv[2]))
     with socket.socket(fileno=int(sys.argv[1])) as channel:
         _serve(channel)
+
+
+def _limit_data(bound: int) -> None:
+    """Let allocations of this process fail beyond this bound, unless they fail before."""
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    least = bound if most == resource.RLIM_INFINITY else min(bound, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (least, least))
+
+
+def _processes() -> int:
+    """Return the number of processes to compile with: two where CPUs and memory are enough."""
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    is_enough = most == resource.RLIM_INFINITY or most >= 2 * _ENOUGH_DATA_BYTES
+    return min(2 if is_enough else 1, len(os.sched_getaffinity(0)))
 
 
 def _serve(channel: socket.socket) -> None:
@@ -259,7 +301,7 @@ def _serve(channel: socket.socket) -> None:
     content = b""
     answer = Answer()
     try:
-        content = encode(build(request, processes=min(2, len(os.sched_getaffinity(0)))))
+        content = encode(build(request, processes=_processes()))
     except (
         NoKernelTypesError,
         CompileError,

@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import signal
 import socket
 from dataclasses import asdict, dataclass
+from typing import BinaryIO
 
-from latencyprobe.printable import printable
 from latencyprobe.process import interpreter
-from latencyprobe.process.memory_cgroup import MemoryCgroup
 from latencyprobe.process.temporary import temporary_folder
 from latencyprobe_agent.kernel.contract import EngineError
+from latencyprobe_agent.kernel.load.compiler_memory import CompilerMemory
 from latencyprobe_agent.kernel.request import MESSAGE_BYTES, Answer, Request
 
 log = logging.getLogger(__name__)
@@ -22,9 +23,6 @@ log = logging.getLogger(__name__)
 COMPILER_MODULE = "latencyprobe_agent.kernel.build.compiler"
 # A second or two with BTF; kernel headers on a slow, loaded machine take a minute.
 _COMPILE_TIMEOUT_S = 180
-_MEBIBYTE = 1 << 20
-# An agent with a few probes, and the compiler process beside it.
-_ENOUGH_MEMORY_MIB = 320
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +44,26 @@ async def request_object(request: Request) -> Handover:
     """
     # A kernel that kills the whole container for memory (memory.oom.group) leaves this line alone.
     log.info("compiling modules %s", ", ".join(request.modules))
-    memory = MemoryCgroup.of_this_process()
-    kills_before = memory.oom_kills() if memory is not None else None
+    memory = CompilerMemory()
+    bound = memory.bound_bytes
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    # Its temporary files go with ours: killed, it would leave them.
-    with ours, theirs, temporary_folder("build") as temporary:
+    # Its temporary files go with ours: killed, it would leave them. What it reports is in memory,
+    # since the disk may be full, and has what LLVM wrote before it ended the process.
+    with (
+        ours,
+        theirs,
+        temporary_folder("build") as temporary,
+        _file_in_memory() as diagnostics,
+    ):
         ours.setblocking(False)
         process = await asyncio.create_subprocess_exec(
-            *interpreter.python_module(COMPILER_MODULE, str(theirs.fileno())),
+            *interpreter.python_module(
+                COMPILER_MODULE, str(theirs.fileno()), *((str(bound),) if bound is not None else ())
+            ),
             pass_fds=(theirs.fileno(),),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
+            stderr=diagnostics,
             env=interpreter.environment(TMPDIR=str(temporary)),
             cwd=interpreter.DIRECTORY,
         )
@@ -68,7 +74,7 @@ async def request_object(request: Request) -> Handover:
                     await asyncio.get_running_loop().sock_sendall(
                         ours, json.dumps(asdict(request)).encode()
                     )
-                _, stderr = await process.communicate()
+                await process.wait()
         except BaseException as error:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
@@ -79,38 +85,30 @@ async def request_object(request: Request) -> Handover:
                 ) from error
             raise
         if process.returncode == -signal.SIGKILL:
-            raise EngineError(_killed_message(memory, kills_before))
-        return _receive(ours, process.returncode, stderr.decode(errors="replace"))
+            raise EngineError(memory.killed_message())
+        diagnostics.seek(0)
+        report = diagnostics.read().decode(errors="replace")
+        return _receive(ours, process.returncode, report, memory)
 
 
-def _killed_message(memory: MemoryCgroup | None, kills_before: int | None) -> str:
-    """Return the message for a compiler process that the kernel, or a person, has killed."""
-    kills = memory.oom_kills() if memory is not None else None
-    counted = kills is not None and kills_before is not None and kills > kills_before
-    cause = "out of memory" if counted else "probably out of memory"
-    message = f"the compiler process was killed (SIGKILL): {cause}"
-    limit = memory.limit() if memory is not None else None
-    if limit is None:
-        return f"{message}, without a limit of its cgroup: free memory on this machine"
-    advice = "raise it"
-    if limit.limit_bytes < _ENOUGH_MEMORY_MIB * _MEBIBYTE:
-        advice += f" to at least {_ENOUGH_MEMORY_MIB} MiB"
-    return (
-        f"{message}, the limit of cgroup {printable(limit.group)} is "
-        f"{limit.limit_bytes / _MEBIBYTE:.0f} MiB: {advice}"
-    )
+def _file_in_memory() -> BinaryIO:
+    return open(os.memfd_create("diagnostics"), "w+b", buffering=0)
 
 
-def _receive(channel: socket.socket, status: int | None, stderr: str) -> Handover:
+def _receive(
+    channel: socket.socket, status: int | None, stderr: str, memory: CompilerMemory
+) -> Handover:
     try:
         message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, 1)
     except (BlockingIOError, ConnectionError):
         message, descriptors = b"", []
     if not message:
+        memory.check(stderr)
         raise EngineError(f"the compiler process {_end(status)}: {stderr.strip()}")
     content = b"".join(map(_content, descriptors))
     answer = Answer(**json.loads(message))
     if answer.error:
+        memory.check(answer.error)
         raise EngineError(answer.error)
     if not descriptors:  # the kernel drops it without an error
         raise EngineError(
