@@ -23,10 +23,10 @@ _UID = f"uid-{_PROBE}"
 _INTERVAL_S = 1
 _PODS = 20
 _POLL_S = 0.001
-_COUNTED = (
-    "latencyprobe_operator_corrupt_reports_total",
-    "latencyprobe_operator_excessive_streams_total",
-)
+_COUNTED = {
+    "latencyprobe_operator_corrupt_reports_total": "bad parts",
+    "latencyprobe_operator_excessive_streams_total": "streams ended",
+}
 
 
 class FloodedOperator:
@@ -90,11 +90,8 @@ class FloodedOperator:
 
     async def refusals(self) -> dict[str, int]:
         """Return the number of refused parts of reports, and of streams that were ended."""
-        page = await get(self.metrics_port, "/metrics")
-        names = {"latencyprobe_operator_corrupt_reports": "bad parts"}
-        names["latencyprobe_operator_excessive_streams"] = "streams ended"
-        found = counters(page.decode(), *_COUNTED)
-        return {names[name]: count for name, count in found.items()}
+        page = (await get(self.metrics_port, "/metrics")).decode()
+        return {text: sum(counters(page, name).values()) for name, text in _COUNTED.items()}
 
     @property
     def writes(self) -> int:

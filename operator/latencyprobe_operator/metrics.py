@@ -46,11 +46,13 @@ class OperatorMetrics:
         self.corrupt_reports = Counter(
             "latencyprobe_operator_corrupt_reports",
             "Parts of agents' reports that are corrupt or were not asked for, and were discarded.",
+            ["agent_node"],
             registry=self.registry,
         )
         self.excessive_streams = Counter(
             "latencyprobe_operator_excessive_streams",
             "Streams of reports that were ended because the agent sent too many.",
+            ["agent_node"],
             registry=self.registry,
         )
         self.status_writes = Counter(
@@ -81,6 +83,11 @@ class OperatorMetrics:
             gauge.clear()
             for label, count in counts.items():
                 gauge.labels(label).set(count)
+
+    def forget_node(self, node: str) -> None:
+        """Remove the series of a node that does not exist any more."""
+        self.corrupt_reports.remove(node)
+        self.excessive_streams.remove(node)
 
     def show_certificates(self, files: Mapping[str, Path]) -> None:
         """Show the begins and ends of the certificates in these files, by a name of each."""

@@ -18,6 +18,8 @@ def operator_metrics(folder: Path) -> OperatorMetrics:
     """The operator's, with a probe, its objective, and a certificate in this folder."""
     metrics = OperatorMetrics()
     metrics.leader.set(1)
+    metrics.corrupt_reports.labels("node-a").inc()
+    metrics.excessive_streams.labels("node-a").inc()
     metrics.set_gauges({"Running": 1}, {"Ready": 1}, 0)
     metrics.show_certificates(_one_certificate(folder))
     objective = ObjectiveFigures("reads", "rx.total", 99, 1, 1, "met")

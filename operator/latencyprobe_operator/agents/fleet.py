@@ -78,12 +78,13 @@ class Fleet:
         if link and link.endpoint == endpoint:
             return
         if link:
-            self._disconnect(self._links.pop(node))
+            self._disconnect(node, self._links.pop(node))
         self._absent.pop(node, None)
         if endpoint:
             self._connect(node, endpoint)
         elif why_not:
             self._absent[node] = why_not
+        self._forget_if_gone(node)
         self._on_change(node)
 
     def want(self, node: str, state: DesiredNodeState) -> None:
@@ -92,6 +93,7 @@ class Fleet:
             self._desired.pop(node, None)
         else:
             self._desired[node] = state
+        self._forget_if_gone(node)
         if link := self._links.get(node):
             link.want(state)
 
@@ -137,8 +139,8 @@ class Fleet:
     async def close(self) -> None:
         """Disconnect from all agents."""
         await self._renewal.close()
-        for link in self._links.values():
-            self._disconnect(link)
+        for node, link in self._links.items():
+            self._disconnect(node, link)
         self._links.clear()
         await asyncio.gather(*self._closing, return_exceptions=True)
 
@@ -174,7 +176,13 @@ class Fleet:
         )
         link.start(self._opened)
 
-    def _disconnect(self, link: AgentLink) -> None:
+    def _disconnect(self, node: str, link: AgentLink) -> None:
         task = asyncio.create_task(link.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+        task.add_done_callback(lambda _: self._forget_if_gone(node))  # its last report counts
+
+    def _forget_if_gone(self, node: str) -> None:
+        """Remove the series of a node that has no agent and nothing to measure."""
+        if node not in self._links and node not in self._desired:
+            self._metrics.forget_node(node)

@@ -1,4 +1,4 @@
-"""The faults in one agent's reports: each is counted, and a few of them are logged."""
+"""The faults in one agent's reports: each is counted for its node, and a few are logged."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Misreports:
 
     def note_corrupt(self, problem: str) -> None:
         """Count a part of a report that is corrupt and left out."""
-        self._metrics.corrupt_reports.inc()
+        self._metrics.corrupt_reports.labels(self._node).inc()
         self._warn("corrupt", f"corrupt report left out: {problem}")
 
     def note_excess(self, problem: str) -> None:
         """Count a stream of reports that is ended because it has too many."""
-        self._metrics.excessive_streams.inc()
+        self._metrics.excessive_streams.labels(self._node).inc()
         self._warn("excess", f"its stream of reports is ended: {problem}")
 
     def note_probe(self, report: ReportedProbe) -> None:
@@ -59,7 +59,7 @@ class Misreports:
 
     def note_unexpected(self, error: Exception) -> None:
         """Count a part of a report that the operator failed on: a fault of its own too."""
-        self._metrics.corrupt_reports.inc()
+        self._metrics.corrupt_reports.labels(self._node).inc()
         self._warn("unexpected", f"report left out: unexpected {error!r}", error)
 
     def note_failed(self, target_id: str, message: str) -> None:

@@ -47,7 +47,7 @@ class Listening:
     def corrupt(self) -> float:
         """The corrupt parts that were counted."""
         value = self.metrics.registry.get_sample_value(
-            "latencyprobe_operator_corrupt_reports_total"
+            "latencyprobe_operator_corrupt_reports_total", {"agent_node": NODE}
         )
         return value or 0.0
 

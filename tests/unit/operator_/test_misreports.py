@@ -18,7 +18,7 @@ from latencyprobe_operator.agents import session
 from latencyprobe_operator.agents.link import MAX_INCOMING_BYTES
 from latencyprobe_operator.agents.messages import MAX_TEXT_LENGTH
 from latencyprobe_operator.agents.misreports import LOG_INTERVAL_S, Misreports
-from latencyprobe_operator.desired_state import DesiredStates
+from latencyprobe_operator.desired_state import NO_STATE, DesiredStates
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.observed_state import UNKNOWN_TARGET
 from tests.unit.operator_.listening import NODE, SOUND, UID, Listening
@@ -362,3 +362,32 @@ def test_a_line_a_minute_counts_those_that_were_not_logged(
             "(4 similar ones before it were not logged)"
         ),
     ]
+
+
+async def test_faults_are_counted_for_their_node_until_it_is_gone(listening: Listening) -> None:
+    def counted_nodes() -> dict[str, float]:
+        (family,) = listening.metrics.corrupt_reports.collect()
+        totals = (each for each in family.samples if each.name.endswith("_total"))
+        return {each.labels["agent_node"]: each.value for each in totals}
+
+    assert counted_nodes() == {}
+    listening.send(pb.Report(probes=[pb.ProbeReport(id=UID, targets=[stage(lost=2**53)])]))
+    await until(lambda: listening.corrupt, what=counted_nodes)
+    assert counted_nodes() == {NODE: 1}
+
+    # Its agent is replaced: the pods of the node still wait for one.
+    listening.fleet.set_agent(NODE, None, "agent pod x is Pending")
+    assert counted_nodes() == {NODE: 1}
+    listening.fleet.want(NODE, NO_STATE)
+    assert counted_nodes() == {}
+
+
+async def test_the_last_faults_of_a_node_that_is_gone_leave_no_series(
+    listening: Listening,
+) -> None:
+    listening.fleet.want(NODE, NO_STATE)
+    listening.fleet.set_agent(NODE, None)
+    # A report that was there before its link has ended.
+    Misreports(NODE, listening.metrics).note_corrupt("late")
+    assert listening.corrupt == 1
+    await until(lambda: not listening.corrupt, what=lambda: listening.corrupt)

@@ -221,7 +221,9 @@ def sent_size(report: pb.Report, agent: FakeAgent) -> int:
 
 def excesses(metrics: OperatorMetrics) -> float:
     """The streams that were ended for their rate."""
-    value = metrics.registry.get_sample_value("latencyprobe_operator_excessive_streams_total")
+    value = metrics.registry.get_sample_value(
+        "latencyprobe_operator_excessive_streams_total", {"agent_node": NODE}
+    )
     return value or 0.0
 
 
