@@ -728,7 +728,8 @@ static __always_inline struct socket_state *admit(struct sock *sk, owners_t owne
 
 /*
  * A socket that has its state already turns out to be of `owners`. Its share stays as it was: the one
- * for all, which is always the same user's.
+ * for all, which is always the same user's. It is charged to the slot beyond its bound, too: without its
+ * state, the next packet would make one again, and be charged to the node again.
  */
 static __always_inline void charge_owner(struct sock *sk, struct socket_state *state,
 					 owners_t owners)

@@ -15,7 +15,7 @@ from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.measurement import NOTHING, Measurement, StageMeasurement
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe_agent.kernel.abi import MEMORY_FOR_ALL, MEMORY_OF_NODE
-from latencyprobe_agent.kernel.contract import SocketFilter, SocketMemoryLimits
+from latencyprobe_agent.kernel.contract import SlotSpec, SocketFilter, SocketMemoryLimits
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.measuring import SERVER, account_for, are_bound_by_btf
 from tests.live.pods import Pod
@@ -160,6 +160,26 @@ async def test_sockets_are_bounded_by_their_memory_or_without_btf_by_tables_of_a
     else:
         assert stage.histogram.count == SOCKETS
     assert stage.histogram.count + stage.lost == SOCKETS
+
+
+async def test_sockets_that_are_known_by_their_process_are_within_the_bound_of_the_node(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = start_engine(socket_memory=SocketMemoryLimits(MOST, 2 * MOST))
+    netns = frozenset({server.namespace.inode})
+    engine.assign({SERVER: SlotSpec(tgids=frozenset({os.getpid()}), netns=netns)})
+    await engine.use(frozenset(DEFAULT_MODULES))
+    memory = engine._bounds.socket_memory
+    assert memory is not None
+    with connections(client, server, SOCKETS):
+        stage = taken(engine).stage("rx.socket")
+        # Their states are there before their process is known: the target's own bound is late.
+        assert 0 < memory._use(MEMORY_OF_NODE).kib <= 2 * MOST
+    assert 0 < stage.histogram.count <= 2 * MOST
+    assert stage.histogram.count + stage.lost == SOCKETS
+    for place in (SERVER, MEMORY_OF_NODE):
+        until_room(engine, place)
 
 
 async def test_a_target_beyond_its_bound_costs_no_other_one_its_figures(
