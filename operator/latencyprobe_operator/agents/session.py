@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc import aio
 
 from latencyprobe import __version__
@@ -33,7 +34,7 @@ from latencyprobe.protocol.overhead import stopped_modules
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents.acknowledgements import Acknowledgements
 from latencyprobe_operator.agents.agent_facts import AgentFacts
-from latencyprobe_operator.agents.calls import AgentCalls, SizedReport
+from latencyprobe_operator.agents.calls import AgentCalls
 from latencyprobe_operator.agents.messages import (
     MAX_TEXT_LENGTH,
     check_size,
@@ -56,13 +57,15 @@ from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.observed_state import ReportedProbe, ReportSource
 
 if TYPE_CHECKING:
-    Reports = aio.StreamStreamCall[pb.WatchReportsRequest, SizedReport]
+    Reports = aio.StreamStreamCall[pb.WatchReportsRequest, bytes]
 
 log = logging.getLogger(__name__)
 
 CONNECT_S = 5.0
 # Without a limit of the fleet, as in tests.
 _STEPS_OF_A_TURN = 20
+# More than the summaries of some probes with pods in full. The steps of such a report take some ms.
+_SMALL_REPORT_BYTES = 64 << 10
 APPLY_S = 60.0
 _REFUSALS = frozenset(
     {
@@ -269,22 +272,37 @@ class AgentSession:
         raise LinkBrokenError("the agent ended the stream of reports")
 
     async def _take_received(self, received: object) -> bool:
-        """Take in a report; return False at the end of the stream, which is no report."""
-        if not isinstance(received, SizedReport):
+        """Take in an encoded report; return False at the end of the stream.
+
+        Few small ones are decoded at the same time, and all others wait as they have arrived. A
+        large one is interleaved with all others, so that it does not hold them up.
+        """
+        if not isinstance(received, bytes):
             return False
-        report = received.message
+        if len(received) > _SMALL_REPORT_BYTES:
+            await self._take_encoded(received)
+        else:
+            async with self._turns.places:
+                await self._take_encoded(received)
+        return True
+
+    async def _take_encoded(self, encoded: bytes) -> None:
         await self._turns.take()
+        try:
+            report = pb.Report.FromString(encoded)
+        except DecodeError as error:
+            self._misreports.note_corrupt(f"not a report: {error}")
+            raise LinkBrokenError("the agent's stream has a message that is no report") from error
         if instance_of(report) != self._facts.instance_id:
             raise LinkBrokenError("another instance of the agent answers")
         self._sent.observe(report.term, report.generation)
         self._metrics.reports.inc()
-        self._count(lambda: self._rate.take(received.size))
+        self._count(lambda: self._rate.take(len(encoded)))
         await self._take(report)
         covered = [p.id for p in report.probes if self._covers(p, report)]
         self._acknowledgements.acknowledge(
             report.sequence, covered, can_wait=all(map(is_summary, report.probes))
         )
-        return True
 
     def _count(self, take: Callable[[], None]) -> None:
         try:

@@ -15,6 +15,8 @@ class Turns:
     def __init__(self, most: int) -> None:
         """Allow this number of steps a turn."""
         self._free = asyncio.Semaphore(most)
+        self.places = asyncio.Semaphore(most)
+        """Places for work that takes several steps, and much memory from the first to the last."""
 
     async def take(self) -> None:
         """Return in a turn that has room for a step, in the order of the calls."""
