@@ -176,6 +176,16 @@ static __always_inline void keep_greater(struct stage_stats *stage, enum extreme
 	stage->extremes[place & NO_EXTREME] = value;
 }
 
+/*
+ * At the end of a branch: the verifier compares what it knows there with an earlier visit, and stops. It
+ * does so only two jumps after the last time, is_state_visited(), kernel/bpf/verifier.c. This is one
+ * more jump for it, which it then removes: opt_remove_nops(), 5.1+.
+ */
+static __always_inline void end_branch(void)
+{
+	asm volatile("goto +0");
+}
+
 static __always_inline void record_at(struct stage_stats *stage, u64 position, u64 ns)
 {
 	/* keep the compiler from indexing with another register than the one that is bounded */
@@ -185,6 +195,7 @@ static __always_inline void record_at(struct stage_stats *stage, u64 position, u
 	__sync_fetch_and_add(&stage->counts[position], 1);
 	keep_greater(stage, MAX, ns);
 	keep_greater(stage, TOP_LESS_MIN, TOP_NS - ns);
+	end_branch();
 }
 
 /* Without a branch: in a loop over packets the verifier would follow each path of each round. */
