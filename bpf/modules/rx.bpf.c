@@ -101,6 +101,7 @@ struct header_place {
 	unsigned char *header;
 	u32 linear;
 	u16 protocol; /* skb->protocol */
+	u16 reserved; /* instead of padding, for which LLVM may take a pointer */
 };
 
 /* The beginning of an IPv4 header without options, and what follows it; the same of IPv6. */

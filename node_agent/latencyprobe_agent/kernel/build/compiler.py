@@ -60,8 +60,14 @@ _DIAGNOSTIC_LINES = 80
 # kernels do that are compiled with -fms-extensions: 6.19+, Makefile. Without it such a member is
 # left out, and all that follows has a wrong offset.
 C_DIALECT = ("-fms-extensions", "-Wno-microsoft-anon-tag")
-# A quarter of the time to compile is for debug information, by default.
-_C_OPTIONS = (*C_DIALECT, "-g0")
+# A quarter of the time to compile is for debug information, by default. bcc has LLVM optimize what
+# clang has optimized: a third of the time. Kernels are compiled without strict aliasing, too.
+_C_OPTIONS = (
+    *C_DIALECT,
+    "-g0",
+    *("-Xclang", "-disable-llvm-passes"),
+    "-fno-strict-aliasing",
+)
 # Parsing takes half a second, which each half of the programs needs for itself.
 _FEW_PROGRAMS = 8
 # Each half takes up to 66 MiB of data. Below this, one process may have all that there is.
