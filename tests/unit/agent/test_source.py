@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.build import source
-from latencyprobe_agent.kernel.build.source import compose, of_programs
+from latencyprobe_agent.kernel.build.source import compose, of_programs, share_out
 from latencyprobe_agent.kernel.sources import source_folder
 
 
@@ -56,3 +57,89 @@ def test_other_programs_become_functions_without_a_caller() -> None:
     assert others > 10
     assert selected.count("\nstatic inline int on_") == others
     assert selected.replace("\nstatic inline int on_", "\nint on_") == unit
+
+
+def test_a_program_is_as_long_as_all_that_it_calls() -> None:
+    unit = """
+static __always_inline void add(
+    u64 *sum)
+{
+	one;
+	two;
+}
+
+int on_long(u64 *ctx)
+{
+	add(ctx);
+	add(ctx);
+	add(ctx);
+}
+
+int on_short(u64 *ctx)
+{
+	one;
+	two;
+	three;
+}
+
+int on_middle(u64 *ctx)
+{
+	one;
+	two;
+	three;
+	four;
+}
+"""
+    assert share_out(unit, ["on_long", "on_middle", "on_short"]) == (
+        ("on_long",),
+        ("on_middle", "on_short"),
+    )
+
+
+def test_each_round_of_an_unrolled_loop_counts() -> None:
+    unit = """
+int on_loop(u64 *ctx)
+{
+#pragma unroll
+	for (i = 0; i < 4; i++)
+		one;
+}
+
+int on_first(u64 *ctx)
+{
+	one;
+	two;
+	three;
+	four;
+}
+
+int on_second(u64 *ctx)
+{
+	one;
+	two;
+	three;
+	four;
+	five;
+}
+"""
+    assert share_out(unit, ["on_first", "on_loop", "on_second"]) == (
+        ("on_loop",),
+        ("on_second", "on_first"),
+    )
+
+
+def test_each_program_of_the_unit_is_in_one_share() -> None:
+    unit = composed()
+    programs = re.findall(r"^int (on_\w+)\(", unit, re.MULTILINE)
+    one, other = share_out(unit, {*programs, "read_without_a_program"})
+    assert len(programs) > 12
+    assert sorted(one + other) == sorted({*programs, "read_without_a_program"})
+
+
+def test_the_longest_program_of_the_unit_is_no_neighbour_of_short_ones() -> None:
+    short = ("on_process_fork", "on_process_exit")
+    assert share_out(composed(), ["on_tcp_probe", *short]) == (("on_tcp_probe",), short)
+
+
+def test_programs_of_unknown_length_are_shared_out_in_turns() -> None:
+    assert share_out("", ["c", "a", "b"]) == (("a", "c"), ("b",))

@@ -45,7 +45,7 @@ from latencyprobe_agent.kernel.build.headers import (
     version_code,
 )
 from latencyprobe_agent.kernel.build.references import UnknownReferenceError, symbolic
-from latencyprobe_agent.kernel.build.source import compose, of_programs
+from latencyprobe_agent.kernel.build.source import compose, of_programs, share_out
 from latencyprobe_agent.kernel.compiled import CompiledObject, MapDefinition, Program
 from latencyprobe_agent.kernel.hooks import events_of
 from latencyprobe_agent.kernel.load.object_file import encode
@@ -152,8 +152,7 @@ def _kernel_types() -> KernelTypes | None:
 
 def _compile_by_two(source: str, functions: Sequence[str]) -> _Code:
     """Compile these programs of a source, half of them in a child process."""
-    # Neighbours in the order of names are often alike, so each half gets one of them.
-    ours, theirs = functions[::2], functions[1::2]
+    ours, theirs = share_out(source, functions)
     forking = get_context("fork")
     receiver, sender = forking.Pipe(duplex=False)
     child = forking.Process(target=_compile_in_child, args=(sender, source, theirs, os.getpid()))

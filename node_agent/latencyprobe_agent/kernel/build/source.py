@@ -14,6 +14,12 @@ from latencyprobe_agent.kernel.sources import source_folder
 UNIT = "latencyprobe.bpf.c"
 INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
 _PROGRAM = re.compile(r"^int (\w+)\((?:u64|struct \w+) \*\w+\)$", re.MULTILINE)
+_FUNCTION = re.compile(
+    r"^(?:static|int)\b[^;{}=]*?\b(\w+)\([^;{}]*\)\n\{\n(.*?)^\}", re.MULTILINE | re.DOTALL
+)
+_CALL = re.compile(r"\b(\w+)\(")
+_UNROLLED = "#pragma unroll"
+_ROUNDS = 4  # of most unrolled loops
 
 
 def compose(
@@ -66,6 +72,32 @@ def of_programs(source: str, functions: Collection[str]) -> str:
         return program[0] if program[1] in functions else f"static inline {program[0]}"
 
     return _PROGRAM.sub(declared, source)
+
+
+def share_out(source: str, functions: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Share out these programs of a source to two processes that take about as long to compile."""
+    lengths = _inlined_lengths(source)
+    one: list[str] = []
+    other: list[str] = []
+    ahead = 0
+    for function in sorted(functions, key=lambda each: (-lengths.get(each, 0), each)):
+        is_for_one = (ahead, len(one) - len(other)) <= (0, 0)
+        (one if is_for_one else other).append(function)
+        ahead += lengths.get(function, 0) * (1 if is_for_one else -1)
+    return tuple(one), tuple(other)
+
+
+def _inlined_lengths(source: str) -> Mapping[str, int]:
+    """Estimate the statements of each function, with those of all functions that it calls.
+
+    All calls are inlined, and a function is defined before those that call it.
+    """
+    lengths: dict[str, int] = {}
+    for name, body in _FUNCTION.findall(source):
+        called = sum(lengths.get(each, 0) for each in _CALL.findall(body))
+        rounds = _ROUNDS if _UNROLLED in body else 1
+        lengths[name] = max(lengths.get(name, 0), rounds * (body.count(";") + called))
+    return lengths
 
 
 def _with_includes(path: Path) -> str:
