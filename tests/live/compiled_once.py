@@ -1,4 +1,4 @@
-"""Compiling once what is loaded many times, in this process."""
+"""Compiling once what is loaded many times, in this process or by an earlier run."""
 
 from __future__ import annotations
 
@@ -8,18 +8,25 @@ from functools import cache
 
 from latencyprobe_agent.kernel.build import compiler
 from latencyprobe_agent.kernel.load.cache import ObjectCache
-from latencyprobe_agent.kernel.load.handover import Handover
+from latencyprobe_agent.kernel.load.handover import Handover, request_object
 from latencyprobe_agent.kernel.load.object_file import encode
-from latencyprobe_agent.kernel.load.provision import Prepared, provide
+from latencyprobe_agent.kernel.load.provision import Compile, Prepared, provide
 from latencyprobe_agent.kernel.request import Request
 from latencyprobe_agent.kernel.runtime.loaded import LoadedObject
+from tests.live.kept_objects import KeptObjects
+from tools.cache import cache_directory
 
 
 class CompiledOnce:
-    """Builds objects of code that is there already, loaded and attached anew."""
+    """Builds objects of code that is there already, loaded and attached anew.
 
-    def __init__(self) -> None:
+    `compile_`: where the code is not there. `kept`: the objects of earlier runs.
+    """
+
+    def __init__(self, compile_: Compile | None = None, kept: KeptObjects | None = None) -> None:
+        self.compile_ = compile_ or compile_here
         self._compiled: dict[Request, bytes] = {}
+        self._kept = kept
 
     async def build(
         self,
@@ -35,13 +42,27 @@ class CompiledOnce:
         self._compiled[_wanted(request)] = content
 
     async def compile(self, request: Request) -> Handover:
-        """As the compiler process does, in this one."""
+        """As the compiler process does, if no one did before."""
         wanted = _wanted(request)
         if wanted not in self._compiled:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # bcc prefers bytes for its texts
-                self._compiled[wanted] = encode(compiler.build(request))
+            self._compiled[wanted] = self._read(wanted) or await self._compile(wanted)
         return Handover(self._compiled[wanted], "")
+
+    def _read(self, request: Request) -> bytes | None:
+        return self._kept.read(request) if self._kept is not None else None
+
+    async def _compile(self, request: Request) -> bytes:
+        content = (await self.compile_(request)).content
+        if self._kept is not None:
+            self._kept.write(request, content)
+        return content
+
+
+async def compile_here(request: Request) -> Handover:
+    """Compile in this process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # bcc prefers bytes for its texts
+        return Handover(encode(compiler.build(request)), "")
 
 
 def _wanted(request: Request) -> Request:
@@ -50,5 +71,5 @@ def _wanted(request: Request) -> Request:
 
 @cache
 def compiled_once() -> CompiledOnce:
-    """The one of this process."""
-    return CompiledOnce()
+    """The one of this process; another process compiles, on two CPUs."""
+    return CompiledOnce(request_object, KeptObjects(cache_directory() / "objects"))

@@ -17,7 +17,7 @@ from latencyprobe_agent.kernel.load import handover
 from latencyprobe_agent.kernel.runtime import building
 from latencyprobe_agent.kernel.typeinfo import kernel_types_kind
 from tests.live import pods
-from tests.live.compiled_once import compiled_once
+from tests.live.compiled_once import compile_here, compiled_once
 from tests.live.object_pool import ObjectPool
 from tests.live.pods import Namespace, run
 from tests.patience import patient
@@ -33,6 +33,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="leave out what uses hooks that are not this kernel's first choice, or takes minutes",
     )
+
+
+def pytest_configure() -> None:
+    """Compile in this process: both CPUs of a guest are one of this machine's."""
+    compiled_once().compile_ = compile_here
 
 
 @contextmanager
