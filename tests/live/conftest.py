@@ -8,6 +8,7 @@ marked `shared_programs`. These programs stay attached from test to test, so the
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -77,12 +78,12 @@ def _tools() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _object_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def object_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Agents that are processes of their own load what the first of them has compiled."""
     with pytest.MonkeyPatch.context() as patched:
         folder = tmp_path_factory.mktemp("cache") / "objects"
         patched.setenv(_OBJECT_CACHE_VARIABLE, str(folder))
-        yield
+        yield folder
 
 
 @pytest.fixture(scope="session")

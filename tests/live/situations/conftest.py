@@ -33,12 +33,6 @@ def rows(pytestconfig: pytest.Config) -> list[Row]:
 
 
 @pytest.fixture(scope="session")
-def object_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where agents keep what the first one compiled."""
-    return tmp_path_factory.mktemp("objects")
-
-
-@pytest.fixture(scope="session")
 def observed(object_cache: Path) -> Observed:
     """Has a situation happen, or returns what was seen when it did."""
     seen: dict[str, Outcome] = {}
