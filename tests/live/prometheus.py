@@ -125,9 +125,13 @@ class Prometheus:
         (group,) = self._get("rules")["groups"]
         return {rule["name"]: rule for rule in group["rules"]}
 
-    def errors(self) -> list[str]:
-        """The errors of the last scrapes; empty texts for those without."""
-        return [each["lastError"] for each in self.targets() if each["lastScrape"][:4] != "0001"]
+    def errors(self, job: str) -> list[str]:
+        """The errors of a job's last scrapes; empty texts for those without."""
+        return [
+            each["lastError"]
+            for each in self.targets()
+            if each["labels"]["job"] == job and each["lastScrape"][:4] != "0001"
+        ]
 
     def _query(self, query: str) -> list[Any]:
         return list(self._get(f"query?{urlencode({'query': query})}")["result"])

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.request import Request, urlopen
 
 import grpc
@@ -50,6 +49,8 @@ from tests.live.prometheus import (
     Program,
     Prometheus,
     prometheus,
+    running_prometheus,
+    scrape_job,
 )
 from tests.live.sockets import listen
 from tests.live.targets import made_cgroup, until
@@ -148,7 +149,10 @@ def watching(stub: NodeAgentStub) -> Iterator[Reports]:
 
 @dataclass
 class Scene:
-    """An agent that measures a pod, what it reports, and a Prometheus that scrapes it."""
+    """An agent that measures a pod, what it reports, and a Prometheus that scrapes it.
+
+    `by_text`: another one, which has no native histograms.
+    """
 
     pod: Pod
     server: Pod
@@ -157,6 +161,7 @@ class Scene:
     metrics: str
     operator: OperatorMetrics
     prometheus: Prometheus
+    by_text: Prometheus
     stub: NodeAgentStub
     pushed: NewestPush
     jobs: int = 0
@@ -204,7 +209,7 @@ def program(request: pytest.FixtureRequest) -> Program:
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory, program: Program) -> Iterator[Scene]:
     """One for all tests: each adds its traffic."""
-    folder = tmp_path_factory.mktemp("scene")
+    folder, of_text = (tmp_path_factory.mktemp(name) for name in ("scene", "text"))
     socket, log = folder / "s" / "agent.sock", folder / "log"
     options = ("--socket", str(socket), "--metrics-address", "127.0.0.1:0", "--node-name", "blue")
     operator = operator_metrics(folder)
@@ -231,11 +236,12 @@ def scene(tmp_path_factory: pytest.TempPathFactory, program: Program) -> Iterato
             prometheus(
                 folder, address, ALERTS, program=program, static_configs=scrapes
             ) as scraping,
+            prometheus(of_text, address, program=program, native=False) as by_text,
         ):
             until(lambda: is_attached(stub, desired), "the pod", seconds=patient(60))
             yield Scene(
                 *(client, server, directory, reports, address),
-                *(operator, scraping, stub, pushed),
+                *(operator, scraping, by_text, stub, pushed),
             )
     assert "Traceback" not in log.read_text()
 
@@ -392,15 +398,14 @@ def tracing(scene: Scene, limits_ns: dict[str, int]) -> Iterator[list[TracedPack
 
 
 def test_slow_packets_of_a_trace_are_exemplars_in_each_format_that_has_them(
-    scene: Scene, program: Program, tmp_path: Path
+    scene: Scene,
 ) -> None:
     native = metric("rx.total")
     classic = native.replace("seconds{", "seconds_bucket{")
-    assert scene.prometheus.exemplars('{__name__=~"latencyprobe.*"}') == []
-    with (
-        tracing(scene, {"rx.total": 0}) as packets,
-        prometheus(tmp_path, scene.metrics, program=program, native=False) as by_text,
-    ):
+    by_text = scene.by_text
+    for scraping in (scene.prometheus, by_text):
+        assert scraping.exemplars('{__name__=~"latencyprobe.*"}') == []
+    with tracing(scene, {"rx.total": 0}) as packets:
         scene.run_job()
         until(lambda: scene.prometheus.exemplars(native), "by protobuf", seconds=patient(60))
         until(lambda: by_text.exemplars(classic), "by OpenMetrics", seconds=patient(60))
@@ -649,8 +654,8 @@ def test_other_formats_have_the_same_samples_in_coarse_buckets(scene: Scene, acc
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """The files and the address of an agent that wants a certificate or a token."""
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """Reads an agent that wants a certificate or a token, by a job with each and by one without."""
     folder = tmp_path_factory.mktemp("guarded")
     servers, clients = Authority("servers"), Authority("clients")
     write(folder, "agent", servers.issue(AGENT_NAME, server=True, client=False, days=1))
@@ -665,9 +670,19 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, st
         *("--metrics-client-ca-file", f"{folder}/clients.crt"),
         *("--metrics-token-file", f"{folder}/token"),
     )
+    tls = {"ca_file": f"{folder}/servers.crt", "server_name": AGENT_NAME}
+    own = {"cert_file": f"{folder}/client.crt", "key_file": f"{folder}/client.key"}
+    token = {"authorization": {"credentials_file": f"{folder}/token"}}
     log = folder / "log"
     with running_agent(*options, log=log):
-        yield folder, log.read_text().split("metrics on ")[1].split()[0]
+        address = log.read_text().split("metrics on ")[1].split()[0]
+        jobs = [
+            scrape_job("certificate", address, scheme="https", tls_config={**tls, **own}),
+            scrape_job("token", address, scheme="https", tls_config=tls, **token),
+            scrape_job("neither", address, scheme="https", tls_config=tls),
+        ]
+        with running_prometheus(folder, jobs) as scraping:
+            yield scraping
     assert "Traceback" not in log.read_text()
 
 
@@ -677,29 +692,22 @@ def write(folder: Path, name: str, credential: Credential) -> None:
 
 
 @pytest.mark.parametrize(
-    ("client", "token", "error"),
+    ("job", "error"),
     [
-        (True, False, ""),
-        (False, True, ""),
-        (False, False, "server returned HTTP status 403 Forbidden"),
+        ("certificate", ""),
+        ("token", ""),
+        ("neither", "server returned HTTP status 403 Forbidden"),
     ],
 )
 def test_prometheus_reads_a_guarded_agent_by_certificate_or_token(
-    guarded: tuple[Path, str], tmp_path: Path, *, client: bool, token: bool, error: str
+    guarded: Prometheus, job: str, error: str
 ) -> None:
-    folder, address = guarded
-    tls = {"ca_file": f"{folder}/servers.crt", "server_name": AGENT_NAME}
-    if client:
-        tls |= {"cert_file": f"{folder}/client.crt", "key_file": f"{folder}/client.key"}
-    scrape: dict[str, Any] = {"scheme": "https", "tls_config": tls}
-    if token:
-        scrape["authorization"] = {"credentials_file": f"{folder}/token"}
-    with prometheus(tmp_path, address, **scrape) as scraping:
-        # The target's error is shown a moment before the samples are stored: `up` is one of them.
-        until(
-            lambda: error in scraping.errors() and scraping.value("up") == float(not error),
-            f"a scrape with the error {error!r}: {scraping.targets()}",
-            seconds=patient(60),
-        )
-        known = scraping.values("latencyprobe_sampling_ratio")
-        assert bool(known) is not bool(error)
+    own = f'{{job="{job}"}}'
+    # The target's error is shown a moment before the samples are stored: `up` is one of them.
+    until(
+        lambda: error in guarded.errors(job) and guarded.value(f"up{own}") == float(not error),
+        f"a scrape with the error {error!r}: {guarded.targets()}",
+        seconds=patient(60),
+    )
+    known = guarded.values(f"latencyprobe_sampling_ratio{own}")
+    assert bool(known) is not bool(error)
