@@ -11,19 +11,24 @@ import json
 import os
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from fcntl import ioctl
 from pathlib import Path
 from typing import Any
 
 from latencyprobe_agent.kernel.contract import SlotSpec, SocketFilter
+from tests.live.entering import entered
 from tests.patience import patient
 
 TRAFFIC = Path(__file__).with_name("traffic.py")
 FINISH_SECONDS = patient(60)
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1  # linux/sockios.h, linux/if.h
 _numbers = itertools.count()
 # The device to the server of pods_on_bridge(): a segment takes 4 ms, and what is saved up lasts for
 # one.
@@ -33,11 +38,12 @@ SLOW_LAST_DEVICE = (
 )
 
 
-def run(*command: str) -> None:
-    """Run a command; its words are part of the failure."""
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+def run(*command: str, lines: Iterable[str] = ()) -> None:
+    """Run a command, which reads these lines; its words are part of the failure."""
+    text = "".join(f"{line}\n" for line in lines)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, input=text)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}\n{text}".strip())
 
 
 def unified_cgroup_root() -> Path:
@@ -66,6 +72,10 @@ class Namespace:
     def ip(self, *arguments: str) -> None:
         """Run `ip` inside."""
         run("ip", "-n", self.name, *arguments)
+
+    def ip_in_turn(self, *commands: str) -> None:
+        """Run `ip` once inside, for all of these commands."""
+        run("ip", "-n", self.name, "-batch", "-", lines=commands)
 
     def execute(self, *command: str) -> None:
         """Run any command inside."""
@@ -154,7 +164,8 @@ def namespace(role: str) -> Iterator[Namespace]:
     made = Namespace(f"lptest-{os.getpid()}-{next(_numbers)}-{role}")
     run("ip", "netns", "add", made.name)
     try:
-        made.ip("link", "set", "lo", "up")
+        with entered(made.path), socket.socket() as any_socket:
+            ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh", b"lo", IFF_UP))
         yield made
     finally:
         run("ip", "netns", "delete", made.name)
@@ -220,17 +231,16 @@ def pods_on_bridge(count: int) -> Iterator[tuple[Namespace, list[Pod]]]:
     """A host with a bridge, as bridge CNIs make it, and pods on it."""
     with ExitStack() as stack:
         host = stack.enter_context(host_namespace())
-        host.ip("link", "add", "br0", "type", "bridge")
-        host.ip("link", "set", "br0", "up")
-        host.ip("address", "add", "198.51.100.254/24", "dev", "br0")
-        pods = []
-        for index in range(count):
-            inside = stack.enter_context(namespace(f"pod{index}"))
-            _connect(inside, host, f"veth{index}")
-            host.ip("link", "set", f"veth{index}", "master", "br0")
-            host.ip("link", "set", f"veth{index}", "up")
-            pods.append(made_pod(stack, inside, index))
-        yield host, pods
+        there = [stack.enter_context(namespace(f"pod{index}")) for index in range(count)]
+        host.ip_in_turn(
+            "link add br0 type bridge",
+            "link set br0 up",
+            "address add 198.51.100.254/24 dev br0",
+            *_devices_to(there),
+            *(f"link set veth{index} master br0" for index in range(count)),
+            *(f"link set veth{index} up" for index in range(count)),
+        )
+        yield host, [made_pod(stack, inside, index) for index, inside in enumerate(there)]
 
 
 @contextmanager
@@ -238,19 +248,22 @@ def pods_on_routes(count: int) -> Iterator[tuple[Namespace, list[Pod]]]:
     """A host that routes to each pod's own device, without a bridge; IPv4 only."""
     with ExitStack() as stack:
         host = stack.enter_context(host_namespace())
-        host.execute("sysctl", "-qw", "net.ipv4.ip_forward=1")
-        pods = []
-        for index in range(count):
-            inside = stack.enter_context(namespace(f"pod{index}"))
-            device = f"veth{index}"
-            _connect(inside, host, device)
-            host.ip("link", "set", device, "up")
-            host.execute("sysctl", "-qw", f"net.ipv4.conf.{device}.proxy_arp=1")
+        there = [stack.enter_context(namespace(f"pod{index}")) for index in range(count)]
+        devices = [f"veth{index}" for index in range(count)]
+        host.ip_in_turn(*_devices_to(there), *(f"link set {device} up" for device in devices))
+        host.execute(
+            *("sysctl", "-qw", "net.ipv4.ip_forward=1"),
+            *(f"net.ipv4.conf.{device}.proxy_arp=1" for device in devices),
             # as CNIs with such routes do: else the first packets wait for up to 0.8 s
-            host.execute("sysctl", "-qw", f"net.ipv4.neigh.{device}.proxy_delay=0")
-            pod = made_pod(stack, inside, index)
-            host.ip("route", "add", f"{pod.address}/32", "dev", device)
-            pods.append(pod)
+            *(f"net.ipv4.neigh.{device}.proxy_delay=0" for device in devices),
+        )
+        pods = [made_pod(stack, inside, index) for index, inside in enumerate(there)]
+        host.ip_in_turn(
+            *(
+                f"route add {pod.address}/32 dev {device}"
+                for pod, device in zip(pods, devices, strict=True)
+            )
+        )
         yield host, pods
 
 
@@ -259,25 +272,23 @@ def pods_back_to_back() -> Iterator[list[Pod]]:
     """Two pods on one veth pair: no host between them."""
     with ExitStack() as stack:
         left, right = (stack.enter_context(namespace(role)) for role in ("left", "right"))
-        run(
-            *("ip", "-n", left.name, "link", "add", "eth0", "type", "veth"),
-            *("peer", "name", "eth0", "netns", right.name),
-        )
+        left.ip("link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", right.name)
         yield [made_pod(stack, inside, index) for index, inside in enumerate((left, right))]
 
 
-def _connect(inside: Namespace, host: Namespace, host_device: str) -> None:
-    run(
-        *("ip", "-n", inside.name, "link", "add", "eth0", "type", "veth"),
-        *("peer", "name", host_device, "netns", host.name),
-    )
+def _devices_to(pods: Iterable[Namespace]) -> Iterator[str]:
+    """Make a host's device to each pod, whose own end is eth0."""
+    for index, pod in enumerate(pods):
+        yield f"link add veth{index} type veth peer name eth0 netns {pod.name}"
 
 
 def made_pod(stack: ExitStack, inside: Namespace, index: int, device: str = "eth0") -> Pod:
     address, address6 = f"198.51.100.{index + 1}", f"2001:db8::{index + 1}"
-    inside.ip("address", "add", f"{address}/24", "dev", device)
-    inside.ip("address", "add", f"{address6}/64", "dev", device, "nodad")
-    inside.ip("link", "set", device, "up")
+    inside.ip_in_turn(
+        f"address add {address}/24 dev {device}",
+        f"address add {address6}/64 dev {device} nodad",
+        f"link set {device} up",
+    )
     return Pod(inside, stack.enter_context(cgroup(inside.name)), address, address6)
 
 

@@ -45,7 +45,7 @@ class SharedHost:
             seconds=patient(60),
         )
         _inside(self._shared, "nft", "flush", "ruleset")
-        _inside(self._shared, "ip", "tcp_metrics", "flush")
+        self._shared.ip("tcp_metrics", "flush")
         now = settings(self._shared)
         for name, value in self._settings.items():
             if now.get(name, value) != value:
@@ -60,7 +60,7 @@ def settings(host: Namespace) -> Mapping[str, str]:
 
 def remove_devices(host: Namespace) -> list[str]:
     """Remove devices; returns those that were there. Those of pods may go at the same time."""
-    links = json.loads(_inside(host, "ip", "-json", "-details", "link"))
+    links = json.loads(_said("ip", "-n", host.name, "-json", "-details", "link"))
     made = [link["ifname"] for link in links if "linkinfo" in link]
     for name in made:
         with suppress(RuntimeError):
@@ -69,7 +69,8 @@ def remove_devices(host: Namespace) -> list[str]:
 
 
 def _inside(host: Namespace, *command: str) -> str:
-    done = subprocess.run(
-        ["ip", "netns", "exec", host.name, *command], check=True, stdout=subprocess.PIPE, text=True
-    )
-    return done.stdout
+    return _said("ip", "netns", "exec", host.name, *command)
+
+
+def _said(*command: str) -> str:
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout

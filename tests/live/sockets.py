@@ -6,7 +6,6 @@ makes one, and goes back.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 import struct
@@ -19,6 +18,7 @@ from fcntl import ioctl
 from pathlib import Path
 
 from latencyprobe_agent.kernel.contract import SlotSpec
+from tests.live.entering import entered
 from tests.live.pods import Namespace, Pod
 from tests.patience import patient
 
@@ -26,24 +26,11 @@ PORT = 7000
 PATIENCE_SECONDS = patient(20)
 SO_MEMINFO = 55  # asm-generic/socket.h; the figures are SK_MEMINFO_* of linux/sock_diag.h
 SK_MEMINFO = struct.Struct("=9I")
-CLONE_NEWNET = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _enter(descriptor: int) -> None:
-    if _libc.setns(descriptor, CLONE_NEWNET):  # os.setns() comes with Python 3.12
-        raise OSError(ctypes.get_errno(), "setns")
-
-
-@contextmanager
-def inside(namespace: Namespace) -> Iterator[None]:
+def inside(namespace: Namespace) -> AbstractContextManager[None]:
     """This thread is in the namespace; the sockets that it makes stay there."""
-    with open("/proc/thread-self/ns/net") as home, namespace.path.open() as there:
-        _enter(there.fileno())
-        try:
-            yield
-        finally:
-            _enter(home.fileno())
+    return entered(namespace.path)
 
 
 def everything_in(*pods: Pod) -> SlotSpec:

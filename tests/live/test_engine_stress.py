@@ -29,11 +29,11 @@ from latencyprobe_agent.kernel.contract import MAX_SLOTS, SlotSpec
 from latencyprobe_agent.kernel.runtime import building, loaded
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.compiled_once import compiled_once
+from tests.live.entering import CLONE_NEWNET
 from tests.live.loaded_programs import existing_programs, programs_of, wait_until_gone
 from tests.live.measuring import CLIENT, SERVER, account_for, count, watch
 from tests.live.pods import Pod, unified_cgroup_root
 from tests.live.sockets import (
-    CLONE_NEWNET,
     PORT,
     connect,
     connection,

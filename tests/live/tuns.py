@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fcntl import ioctl
+from pathlib import Path
 
 from tests.live.pods import Namespace, namespace
 from tests.live.sockets import inside
@@ -44,10 +45,12 @@ def tun(role: str, address: str, beyond: str, *, queue_length: int = 500) -> Ite
             descriptor = os.open("/dev/net/tun", os.O_RDWR)
             ioctl(descriptor, TUNSETIFF, struct.pack("16sH", b"tun0", IFF_TUN | IFF_NO_PI))
         try:
-            # no router solicitations among the packets
-            made.execute("sysctl", "-qw", "net.ipv6.conf.tun0.disable_ipv6=1")
-            made.ip("link", "set", "tun0", "txqueuelen", str(queue_length), "up")
-            made.ip("address", "add", address, "peer", beyond, "dev", "tun0")
+            with inside(made):  # no router solicitations among the packets
+                Path("/proc/sys/net/ipv6/conf/tun0/disable_ipv6").write_text("1")
+            made.ip_in_turn(
+                f"link set tun0 txqueuelen {queue_length} up",
+                f"address add {address} peer {beyond} dev tun0",
+            )
             yield Tun(made, descriptor, address, beyond)
         finally:
             os.close(descriptor)
