@@ -413,7 +413,7 @@ async def test_a_change_of_modules_keeps_the_links_to_devices(
     engine = await watch_on_devices(start_engine, host, server)
     links = links_to_devices(engine)
     assert {function for *_, function in links} == {POD_INGRESS, HOST_INGRESS, HOST_EGRESS}
-    for modules in (frozenset(DEFAULT_MODULES), frozenset({*DEFAULT_MODULES, Module.SCHED}), RX):
+    for modules in (frozenset(DEFAULT_MODULES), RX):
         await engine.use(modules)
         kept = links_to_devices(engine)
         assert kept.keys() >= links.keys()
