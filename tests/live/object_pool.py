@@ -1,8 +1,8 @@
 """One loaded object that serves engine after engine.
 
 Engines get programs of the same compiled code: with the default modules if they do for what is
-asked, else with all, and with what traces. What an engine closes is kept, empty, for the next that
-asks for the same. Programs without some hook are one test's alone, and have the modules that it
+asked, else with all, and with what traces. What an engine closes is kept for the next that asks for
+the same, and emptied. Programs without some hook are one test's alone, and have the modules that it
 asks for.
 """
 
@@ -58,9 +58,9 @@ class ObjectPool:
         return replace(request, modules=tuple(map(str, Module)), udp=True, trace=trace)
 
     def take_back(self, request: Request, built: LoadedObject) -> None:
-        """Keep it, empty, for the next that asks for the same."""
+        """Keep it, without targets, for the next that asks for the same."""
         self.close()
-        _empty(built)
+        _forget_targets(built)
         self._unused = request, built
 
     def close(self) -> None:
@@ -86,8 +86,8 @@ class _Lent:
             self._pool.take_back(self._request, self._built)
 
 
-def _empty(built: LoadedObject) -> None:
-    """As it was when it was new."""
+def _forget_targets(built: LoadedObject) -> None:
+    """From now on it measures nothing, but of the node."""
     built.memories.configuration.sample(0)
     built.cgroups._are_lost = False
     built.listeners = ListenerReadings()  # else the first reading may be due much later
@@ -96,6 +96,11 @@ def _empty(built: LoadedObject) -> None:
     for name, key_bytes in _KEY_BYTES.items():
         built.maps.erase(name, built.maps.keys(name, key_bytes))
     built.memories.configuration.bump_generation()
+
+
+def _empty(built: LoadedObject) -> None:
+    """As it was when it was new."""
+    _forget_targets(built)
     packet_tables.clear(built.run_statistics.programs.values())
     for _ in range(2):
         inactive = built.halves.flip({})

@@ -14,6 +14,7 @@ from tests.live.long_paths import MS, NEAR, Ends, LongPath, long_path, watch_bot
 from tests.live.sockets import read_all, tcp_figures
 
 Start = Callable[..., KernelEngine]
+pytestmark = pytest.mark.shared_programs
 TIMES = 20
 FEW = 3  # that a busy machine may add or hide
 typed_and_plain = pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])

@@ -18,6 +18,7 @@ from tests.live.pods import Namespace, Pod
 from tests.live.sockets import PATIENCE_SECONDS, PORT, inside, listen, read_all
 
 Start = Callable[..., KernelEngine]
+pytestmark = pytest.mark.shared_programs
 Pair = tuple[Pod, Pod]
 ROUND_TRIP_MS = 20
 MESSAGE = 100_000

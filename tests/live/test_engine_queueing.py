@@ -15,6 +15,7 @@ from tests.live.pods import Pod
 from tests.live.sockets import exchange, open_between, read_all
 
 Start = Callable[..., KernelEngine]
+pytestmark = pytest.mark.shared_programs
 TIMES = 40
 REQUEST, REPLY = b"q" * 64, b"r" * 128
 LEAST_MS, GROWN_MS = 5, 45

@@ -19,6 +19,7 @@ from tests.live.measuring import count
 from tests.live.sockets import PATIENCE_SECONDS, read_all
 
 Start = Callable[..., KernelEngine]
+pytestmark = pytest.mark.shared_programs
 TIMES = 30
 LATE_BY_LOAD = 3  # the wire is a process, which may have to wait for a CPU for 40 ms
 typed_and_plain = pytest.mark.parametrize("typed", [True, False], ids=["tp_btf", "raw_tp"])

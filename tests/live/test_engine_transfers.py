@@ -16,6 +16,7 @@ from tests.live.sockets import open_between, read_all
 from tests.live.truth import BUCKET
 
 Start = Callable[..., KernelEngine]
+pytestmark = pytest.mark.shared_programs
 Pair = tuple[Pod, Pod]
 TIMES = 20
 REQUEST, PIECE = b"q" * 64, b"p" * 500
