@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +22,7 @@ from latencyprobe.domain.stages import DEFAULT_MODULES, Module
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.hooks import HOST_EGRESS, HOST_INGRESS, POD_INGRESS
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.compiled_once import compiled_once
 from tests.live.device_programs import (
     links_to_devices,
     own_runs,
@@ -471,14 +475,12 @@ AGENT = """
 import asyncio, sys
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.contract import SlotSpec
-from latencyprobe_agent.kernel.load import handover
+from tests.live.confined import use_compiled
 from tests.live.fixtures import SettledEngine
-from tests.patience import patient
-
-handover._COMPILE_TIMEOUT_S = patient(handover._COMPILE_TIMEOUT_S)
 
 async def main():
-    host, pod = (int(each) for each in sys.argv[1:])
+    host, pod = (int(each) for each in sys.argv[1:3])
+    use_compiled(sys.argv[3])
     engine = SettledEngine(host_netns=host, on_devices=True)
     inode = frozenset({pod})
     engine.assign({0: SlotSpec(netns=inode, netns_wide=inode)})
@@ -492,11 +494,22 @@ asyncio.run(main())
 """
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs that AGENT asks for, with all alternatives."""
+    builder = KernelEngine(host_netns=1, on_devices=True)._builder
+    request = replace(builder.request(("rx", "tx"), tracing=False, udp=True), complete=True)
+    path = tmp_path_factory.mktemp("compiled") / "object"
+    path.write_bytes(asyncio.run(compiled_once().compile(request)).content)
+    return path
+
+
 @contextmanager
-def agent(bridged: Bridged, *under: str) -> Iterator[tuple[set[int], str, str]]:
+def agent(bridged: Bridged, compiled: Path, *under: str) -> Iterator[tuple[set[int], str, str]]:
     """An agent's process: its programs, its hooks and why they are not others. It is killed."""
     host, _, server = bridged
-    command = [sys.executable, "-c", AGENT, str(host.inode), str(server.namespace.inode)]
+    inodes = (str(host.inode), str(server.namespace.inode))
+    command = [sys.executable, "-c", AGENT, *inodes, str(compiled)]
     process = subprocess.Popen([*under, *command], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -507,8 +520,10 @@ def agent(bridged: Bridged, *under: str) -> Iterator[tuple[set[int], str, str]]:
         process.communicate()
 
 
-def test_nothing_stays_on_a_device_after_the_agent_was_killed(bridged: Bridged) -> None:
-    with agent(bridged) as (programs, hooks, _):
+def test_nothing_stays_on_a_device_after_the_agent_was_killed(
+    bridged: Bridged, compiled: Path
+) -> None:
+    with agent(bridged, compiled) as (programs, hooks, _):
         assert hooks == "tcx/ingress tcx/egress"
     wait_until_gone(programs)
 
@@ -528,10 +543,10 @@ def test_nothing_stays_on_a_device_after_the_agent_was_killed(bridged: Bridged) 
     ids=["without SYS_ADMIN", "without NET_ADMIN too"],
 )
 def test_without_the_capabilities_for_devices_the_tracepoints_serve_and_say_why(
-    bridged: Bridged, capabilities: str, reason: str
+    bridged: Bridged, compiled: Path, capabilities: str, reason: str
 ) -> None:
     bound = f"--bounding-set=-all,+{capabilities}"
-    with agent(bridged, "setpriv", bound, "--inh-caps=-all") as (_, hooks, remarks):
+    with agent(bridged, compiled, "setpriv", bound, "--inh-caps=-all") as (_, hooks, remarks):
         assert hooks == "tp_btf/netif_receive_skb tp_btf/net_dev_queue"
         assert reason in remarks
 
