@@ -6,11 +6,15 @@ Making a namespace and the settings in it takes longer than clearing one.
 from __future__ import annotations
 
 import json
+import os
+import stat
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from tests.live.pods import Namespace, namespace
+from tests.live.sockets import inside
 from tests.live.targets import until
 from tests.patience import patient
 
@@ -47,15 +51,22 @@ class SharedHost:
         _inside(self._shared, "nft", "flush", "ruleset")
         self._shared.ip("tcp_metrics", "flush")
         now = settings(self._shared)
-        for name, value in self._settings.items():
-            if now.get(name, value) != value:
-                _inside(self._shared, "sysctl", "-qw", f"{name}={value}")
+        with inside(self._shared):
+            for path, value in self._settings.items():
+                if now.get(path, value) != value:
+                    path.write_text(value)
 
 
-def settings(host: Namespace) -> Mapping[str, str]:
-    """The sysctls of the namespace."""
-    lines = _inside(host, "sysctl", "-ae", "--pattern", r"^net\.").splitlines()
-    return dict(line.split(" = ", 1) for line in lines if " = " in line)
+def settings(host: Namespace) -> Mapping[Path, str]:
+    """The sysctls of the namespace that can be read and set."""
+    found = {}
+    with inside(host):
+        for folder, _, names in os.walk("/proc/sys/net"):
+            for path in (Path(folder, name) for name in names):
+                with suppress(OSError):
+                    if path.stat().st_mode & stat.S_IWUSR:
+                        found[path] = path.read_text()
+    return found
 
 
 def remove_devices(host: Namespace) -> list[str]:
