@@ -28,6 +28,8 @@ ATTENTION_P99_NS = 5_000_000
 # An interval of waiting that no percentile can outvote: of so few packets that have no percentiles.
 LONG_IN_ALL_NS = 1_000_000_000
 OPEN_TOO_LONG_NS = 1_000_000_000
+# Of two or more connections that never had an answer, this is too long without any.
+NO_FIRST_ANSWER_NS = 3_000_000_000
 # A person notices such a wait for an answer.
 LONG_ANSWER_NS = 100_000_000
 _ONCE_IN = 100

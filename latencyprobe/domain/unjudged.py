@@ -6,17 +6,24 @@ It stands in the evidence of a verdict without an accusation, and has a next ste
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from latencyprobe.domain.attention import (
     LONG_ANSWER_NS,
     MIN_SAMPLES,
+    NO_FIRST_ANSWER_NS,
     OPEN_TOO_LONG_NS,
     Attention,
 )
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.measurement import Measurement
-from latencyprobe.domain.patience import MISSING_ANSWERS, STUCK_REQUESTS
+from latencyprobe.domain.patience import (
+    FIRST_ANSWERS,
+    FIRST_REQUESTS,
+    MISSING_ANSWERS,
+    STUCK_REQUESTS,
+)
 from latencyprobe.domain.pending import PENDING_BY_NAME, describe
 from latencyprobe.domain.wait import are_many, pending_of_kind
 
@@ -28,6 +35,16 @@ _ONE_IS_MISSING = (
 _ONE_IS_STUCK = (
     "One request was read and has waited for its answer far longer than others. List the system "
     f"calls that the application's threads wait in, {_UNLESS_A_FRAME}"
+)
+_FIRST_ARE_MISSING = (
+    "Several requests on connections without any answer so far wait for one: see the evidence. Ask "
+    "the server's side for handlers that do not answer, and measure it too. Long polls, and "
+    "messages that want no answer, are no fault."
+)
+_FIRST_ARE_STUCK = (
+    "Several requests were read on connections without any answer so far: see the evidence. Find "
+    "handlers that do not answer: list the system calls that the application's threads wait in. "
+    "Long polls, and messages that want no answer, are no fault."
 )
 _FEW_ANSWERS = (
     "Few answers were measured, and they took long on average: see the evidence. Those of long "
@@ -65,6 +82,20 @@ _LATE: Mapping[str, tuple[str, str]] = {
     MISSING_ANSWERS: ("peer.response", _ONE_IS_MISSING),
     STUCK_REQUESTS: ("app.response", _ONE_IS_STUCK),
 }
+# Several of these kinds may be polls, and may hang. By kind: the stage whose bounds count, and a
+# noun that says nothing of connections that are closed by now.
+_FIRST: Mapping[str, tuple[str, str, str]] = {
+    FIRST_ANSWERS: (
+        "peer.response",
+        "requests on connections without any answer so far",
+        _FIRST_ARE_MISSING,
+    ),
+    FIRST_REQUESTS: (
+        "app.response",
+        "requests in service on connections without any answer so far",
+        _FIRST_ARE_STUCK,
+    ),
+}
 _ANSWERS = ("app.response", "peer.response", "udp.response")
 _TURNS = ("app.response", "peer.response")
 _TRANSFERS = ("app.transfer", "peer.transfer")
@@ -86,7 +117,7 @@ NEXT_STEPS = (
     _ENDS_ARE_LATE,
     _NO_ANSWER,
     _OVERLAPS,
-    *(next_step for _, next_step in _LATE.values()),
+    *(next_step for *_, next_step in (*_LATE.values(), *_FIRST.values())),
     *(next_step for *_, next_step in _LATE_CONNECTIONS),
 )
 
@@ -103,6 +134,7 @@ def unjudged(attention: Attention) -> Sequence[Unjudged]:
     measurement = attention.measurement
     return (
         *_one_late(attention),
+        *_several_first(attention),
         *_without_answer(measurement),
         *_few_answers(measurement),
         *_late_ends(measurement),
@@ -116,6 +148,16 @@ def _one_late(attention: Attention) -> Iterator[Unjudged]:
         pending = pending_of_kind(attention.measurement, kind)
         if pending.count == 1 and not attention.bounds(stage).allow(pending.oldest_ns):
             yield Unjudged(describe(PENDING_BY_NAME[kind], pending), next_step)
+
+
+def _several_first(attention: Attention) -> Iterator[Unjudged]:
+    """Yield requests that wait for the first answer of their connections, if there are several."""
+    for kind, (stage, several, next_step) in _FIRST.items():
+        pending = pending_of_kind(attention.measurement, kind)
+        too_long_ns = attention.bounds(stage).at_least(NO_FIRST_ANSWER_NS)
+        if pending.count > 1 and pending.oldest_ns >= too_long_ns:
+            noun = replace(PENDING_BY_NAME[kind], several=several)
+            yield Unjudged(describe(noun, pending), next_step)
 
 
 def _without_answer(measurement: Measurement) -> Iterator[Unjudged]:

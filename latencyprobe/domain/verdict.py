@@ -211,7 +211,7 @@ def _judge(attention: Attention, waits: Sequence[Wait], modules: Container[Modul
     if chosen is not None:
         return _accuse(measurement, *chosen, waits)
     if all(measurement.stage(total).histogram.count < MIN_SAMPLES for total in TOTALS):
-        return _insufficient(attention, modules)
+        return _insufficient(attention, waits, modules)
     return _acquit(attention, waits)
 
 
@@ -280,10 +280,8 @@ def _acquit(attention: Attention, waits: Sequence[Wait]) -> Verdict:
     others = unjudged(attention)
     of_others = others[0].next_step if others else ""
     unknown = (*(each.evidence for each in others), *_unknown(measurement))
-    noteworthy = [wait for wait in waits if wait.is_noteworthy]
-    if noteworthy or any(attention.missed()):
-        listed = _listed(wait for wait in noteworthy if wait.ns)
-        evidence = (*((f"waiting: {listed}",) if listed else ()), *unknown)
+    if any(wait.is_noteworthy for wait in waits) or any(attention.missed()):
+        evidence = (*_worth_attention(waits), *unknown)
         return Verdict(Bottleneck.NONE, 0, evidence, f"{_NONE_STANDS_OUT} {of_others}".rstrip())
     slowest = max((measurement.stage(total).histogram for total in TOTALS), key=_p99)
     met = "; ".join(attention.met())
@@ -294,6 +292,13 @@ def _acquit(attention: Attention, waits: Sequence[Wait]) -> Verdict:
     )
     next_step = of_others or (_NOT_ALL_KNOWN if unknown else _NOTHING_TO_DO)
     return Verdict(Bottleneck.NONE, 0, evidence, next_step)
+
+
+def _worth_attention(waits: Iterable[Wait]) -> Iterator[str]:
+    """Yield the causes that are worth attention, none of which is the verdict."""
+    listed = _listed(wait for wait in waits if wait.is_noteworthy and wait.ns)
+    if listed:
+        yield f"waiting: {listed}"
 
 
 def _p99(histogram: Histogram) -> int:
@@ -327,13 +332,18 @@ def _resets(measurement: Measurement) -> Iterator[str]:
         yield f"{resets:,} resets ended connections, beside {requests:,} requests or connections"
 
 
-def _insufficient(attention: Attention, modules: Container[Module]) -> Verdict:
+def _insufficient(
+    attention: Attention, waits: Sequence[Wait], modules: Container[Module]
+) -> Verdict:
     measurement = attention.measurement
     most = max(measurement.stage(total).histogram.count for total in TOTALS)
     evidence = [f"{most} packets in the window; a verdict needs {MIN_SAMPLES}"]
+    evidence += _worth_attention(waits)
     others = unjudged(attention)
     if Module.RX not in modules and Module.TX not in modules:
         next_step = _NEEDS_MODULES
+    elif any(_worth_attention(waits)):
+        next_step = f"{_NONE_STANDS_OUT} {others[0].next_step if others else ''}".rstrip()
     elif others:
         next_step = others[0].next_step
     elif not measurement.stages:

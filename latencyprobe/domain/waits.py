@@ -15,6 +15,7 @@ from latencyprobe.domain.attention import (
     ATTENTION_MEAN_NS,
     LONG_ANSWER_NS,
     MIN_SAMPLES,
+    NO_FIRST_ANSWER_NS,
     OPEN_TOO_LONG_NS,
     Attention,
 )
@@ -73,8 +74,6 @@ _OF_THREADS = ("rx.socket", "rx.wakeup", "app.response", "tcp.accept")
 _LEAST_OF_CPU = 0.10
 # An answer with as many requests to peers takes long because of their number.
 _MANY_REQUESTS = 10
-# Of two or more connections that never had an answer, this is too long without any.
-_NO_FIRST_ANSWER_NS = 3_000_000_000
 
 
 def waits_of(attention: Attention, node: NodeMeasurement) -> tuple[Wait, ...]:
@@ -404,7 +403,7 @@ class _Ledger:
             return self._are_late(kind, "peer.response")
         oldest_ns = pending_of_kind(self.measurement, kind).oldest_ns
         is_without_any = not self._histogram("peer.response").count
-        is_too_long = oldest_ns >= _NO_FIRST_ANSWER_NS
+        is_too_long = oldest_ns >= NO_FIRST_ANSWER_NS
         return is_without_any and is_too_long and self._are_late(kind, "peer.response")
 
     def _are_late(self, kind: str, stage: str) -> bool:
