@@ -25,7 +25,7 @@ from latencyprobe.domain.patience import (
     STUCK_REQUESTS,
 )
 from latencyprobe.domain.pending import PENDING_BY_NAME, describe
-from latencyprobe.domain.wait import are_many, pending_of_kind
+from latencyprobe.domain.wait import MANY_FAILURES, are_many, pending_of_kind
 
 _UNLESS_A_FRAME = "unless it is a frame that wants no answer (HTTP/2, websocket)."
 _ONE_IS_MISSING = (
@@ -57,6 +57,10 @@ _ENDS_ARE_LATE = (
 _NO_ANSWER = (
     "Connections ended before their request had any answer: see the evidence. Measure the other "
     "end too, unless these are logs or metrics that want none."
+)
+_NO_REPLIES = (
+    "Datagrams to peers that reply have no reply: see the evidence. A client may wait for them "
+    "until its time-out. Measure the other end too, unless these want none (QUIC, keep-alives)."
 )
 _OVERLAPS = (
     "Requests that overlap on one connection (HTTP/2) or have a pause in them, and streams, are "
@@ -116,6 +120,7 @@ NEXT_STEPS = (
     _FEW_ANSWERS,
     _ENDS_ARE_LATE,
     _NO_ANSWER,
+    _NO_REPLIES,
     _OVERLAPS,
     *(next_step for *_, next_step in (*_LATE.values(), *_FIRST.values())),
     *(next_step for *_, next_step in _LATE_CONNECTIONS),
@@ -136,6 +141,7 @@ def unjudged(attention: Attention) -> Sequence[Unjudged]:
         *_one_late(attention),
         *_several_first(attention),
         *_without_answer(measurement),
+        *_without_reply(attention),
         *_few_answers(measurement),
         *_late_ends(measurement),
         *_late_connections(measurement),
@@ -169,6 +175,14 @@ def _without_answer(measurement: Measurement) -> Iterator[Unjudged]:
     if are_many(count, requests):
         found = f"{count:,} requests had no answer when their connection ended"
         yield Unjudged(f"{found}, after {format_ns(ns // count)} on average", _NO_ANSWER)
+
+
+def _without_reply(attention: Attention) -> Iterator[Unjudged]:
+    """Yield several datagrams whose replies are missing, to any port."""
+    queries = pending_of_kind(attention.measurement, "unansweredQueries")
+    too_long_ns = attention.bounds("udp.response").at_least(OPEN_TOO_LONG_NS)
+    if queries.count >= MANY_FAILURES and queries.oldest_ns >= too_long_ns:
+        yield Unjudged(describe(PENDING_BY_NAME["unansweredQueries"], queries), _NO_REPLIES)
 
 
 def _few_answers(measurement: Measurement) -> Iterator[Unjudged]:

@@ -89,3 +89,14 @@ def test_waits_of_few_packets_without_a_dominant_cause_are_said() -> None:
     assert verdict.bottleneck is Bottleneck.INSUFFICIENT_DATA
     assert "waiting: AcceptQueue 40s, ConnectFailures 36s, PacketLoss 32s" in verdict.evidence
     assert verdict.next_step.startswith("No cause holds 40 %")
+
+
+@pytest.mark.parametrize("packets", [QUICK, measured(36, rx_socket=20 * US)])
+def test_datagrams_without_a_reply_to_any_port_are_said(packets: Measurement) -> None:
+    window = packets + measured(140, udp_response=60 * US)
+    verdict = judge(replace(window, pending=hung("unansweredQueries", 12, 7460 * MS)))
+    assert verdict.bottleneck in NO_ACCUSATION
+    assert "12 unanswered queries, the oldest for 7.46s" in verdict.evidence
+    assert verdict.next_step.startswith("Datagrams to peers that reply have no reply")
+    assert judge(replace(window, pending=hung("unansweredQueries", 4, 7 * SECOND))) == judge(window)
+    assert judge(replace(window, pending=hung("unansweredQueries", 12, 900 * MS))) == judge(window)
