@@ -1,7 +1,8 @@
 """Losses: packets that were sent again, dropped or refused, and the time that this cost.
 
-TCP sends a lost packet again, and the time is in tcp.recovery. If it was dropped on this node, the
-drop is the cause. Other events cost FAILURE_NS each, since their cost is not known.
+TCP sends a lost packet again, and the time is in tcp.recovery. What the peer had already, as it
+reports, was no loss if its ACK was only delayed. If the packet was dropped on this node, the drop
+is the cause. Other events cost FAILURE_NS each, since their cost is not known.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ _FAILED_CONNECTS = (
     "connectUnreachable",
     "connectFailedOther",
 )
+# TCP_DELACK_MAX, include/net/tcp.h
+_LONGEST_DELAYED_ACK_NS = 200_000_000
 _RESPONSES = ("peer.response", "app.response")
 
 
@@ -68,8 +71,20 @@ class Losses:
 
     @property
     def recovery_ns(self) -> int:
-        """The time that retransmissions have cost."""
-        return self._recovered.sum_ns
+        """The time that retransmissions have cost, without those that were not needed."""
+        return round(self._recovered.sum_ns * self._needed)
+
+    @cached_property
+    def _needed(self) -> float:
+        """The part of the retransmissions that were needed.
+
+        Those that the peer had already were not, unless they took so long that an ACK was lost.
+        """
+        if self._recovered.mean_ns >= _LONGEST_DELAYED_ACK_NS:
+            return 1.0
+        counters = self.measurement.counters
+        sent = counters.get("retransmits", 0) + counters.get("handshakeRetransmits", 0)
+        return max(1 - counters.get("spuriousRetransmits", 0) / sent, 0.0) if sent else 1.0
 
     @cached_property
     def _recovered(self) -> Histogram:
@@ -112,9 +127,11 @@ class Losses:
 
     def _retransmissions(self) -> Wait:
         ns = self.recovery_ns - self._of_failed_connects_ns - self._of_own_drops_ns
-        figures = shown(counted(self.measurement, ("retransmits", "rtos")))
+        names = ("retransmits", "rtos", "spuriousRetransmits")
+        figures = shown(counted(self.measurement, names))
         bounds = self.attention.bounds("tcp.recovery")
-        is_noteworthy = bounds.add_up(ns, self._recovered.count, self._requests)
+        count = round(self._recovered.count * self._needed)
+        is_noteworthy = bounds.add_up(ns, count, self._requests)
         return Wait(Bottleneck.PACKET_LOSS, ns, is_noteworthy, "tcp.recovery", figures)
 
     @property

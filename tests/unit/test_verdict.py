@@ -599,6 +599,35 @@ def test_the_cost_of_losses_is_not_the_peers() -> None:
     assert judge(asked + late).bottleneck is Bottleneck.PEER
 
 
+@pytest.mark.parametrize(
+    ("spurious", "bottleneck", "loss_ms"),
+    [(0, Bottleneck.PACKET_LOSS, 960), (24, Bottleneck.PACKET_LOSS, 480), (48, Bottleneck.NONE, 0)],
+)
+def test_retransmissions_that_the_peer_did_not_need_are_no_loss(
+    spurious: int, bottleneck: Bottleneck, loss_ms: int
+) -> None:
+    """A probe (TLP) repeats a segment that waits at a slow peer."""
+    counters = {"retransmits": 48, "spuriousRetransmits": spurious}
+    asked = measured(500, rx_socket=20 * US, tx_stack=10 * US, peer_response=100 * US)
+    verdict = judge(asked + recovered(48, 20) + Measurement(counters=counters))
+    assert verdict.bottleneck is bottleneck
+    assert verdict.waiting_ns.get("PacketLoss", 0) == loss_ms * MS
+
+
+def test_needless_retransmissions_leave_the_loss_of_handshakes() -> None:
+    counters = {"retransmits": 30, "spuriousRetransmits": 30, "handshakeRetransmits": 30}
+    verdict = judge(QUICK_PACKETS + recovered(60, 150) + Measurement(counters=counters))
+    assert verdict.bottleneck is Bottleneck.PACKET_LOSS
+    assert verdict.waiting_ns["PacketLoss"] == 30 * 150 * MS
+
+
+def test_lost_acks_are_losses_though_the_peer_had_the_data() -> None:
+    """No ACK is delayed for as long."""
+    counters = {"retransmits": 30, "spuriousRetransmits": 30}
+    verdict = judge(QUICK_PACKETS + recovered(30, 207) + Measurement(counters=counters))
+    assert verdict.bottleneck is Bottleneck.PACKET_LOSS
+
+
 def test_sampled_packets_stand_for_all() -> None:
     """One packet in 16 is measured; losses always are."""
     late = StageMeasurement(Histogram.of([9 * MS] * 500), sampling_ratio=1 / 16)
