@@ -141,6 +141,15 @@ class Histogram:
         """The exact mean, rounded; 0 without samples."""
         return round(self.sum_ns / self.count) if self.count else 0
 
+    def sum_up_to(self, limit_ns: int) -> int:
+        """Return the sum of the durations, of which each counts as `limit_ns` at most.
+
+        By the upper bounds of the buckets, but never more than the exact sum.
+        """
+        buckets = self.buckets.items()
+        longest = min(limit_ns, self.max_ns)
+        return min(sum(round(n * min(bounds_of(at)[1], longest)) for at, n in buckets), self.sum_ns)
+
     def percentile(self, percent: float) -> int:
         """Return the duration that `percent` of the samples do not exceed, in nanoseconds.
 

@@ -49,6 +49,7 @@ _HARMFUL = frozenset(
         "XFRM_POLICY",
     }
 )
+_NO_NEIGHBOUR = f"{DROP_PREFIX}NEIGH_FAILED"
 # receiveQueueOverflows counts these.
 _FULL_QUEUES = frozenset({"SOCKET_RCVBUFF", "SOCKET_BACKLOG", "PROTO_MEM"})
 _FAILED_CONNECTS = (
@@ -166,12 +167,16 @@ class Losses:
 
     @cached_property
     def _drops(self) -> Mapping[str, int]:
-        """Harmful drops by reason."""
-        return {
+        """Harmful drops by reason, without SYNs of connects that failed for the same reason."""
+        counters = self.measurement.counters
+        drops = {
             name: count
-            for name, count in self.measurement.counters.items()
+            for name, count in counters.items()
             if count and name.removeprefix(DROP_PREFIX) in _HARMFUL and name.startswith(DROP_PREFIX)
         }
+        if _NO_NEIGHBOUR in drops:
+            drops[_NO_NEIGHBOUR] -= counters.get("connectUnreachable", 0)
+        return {name: count for name, count in drops.items() if count > 0}
 
     @cached_property
     def _number_of_drops(self) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.cgroups import cgroup_text
 from latencyprobe.domain.durations import format_ns
-from latencyprobe.domain.measurement import Measurement, NodeMeasurement
+from latencyprobe.domain.measurement import Measurement, NodeMeasurement, StageMeasurement
 from latencyprobe.domain.stages import waits_for_cgroups
 
 # By module sched: the time in which a thread could run and did not, by who ran.
@@ -41,6 +41,11 @@ class CPUDelay:
     def part_of(self, waits: int, waiting_ns: int) -> int:
         """Return the part of so many waits, together so long, that was waiting for a CPU."""
         return min(waiting_ns, waits * self.mean_ns)
+
+    def part_of_each(self, waits: StageMeasurement, waiting_ns: int) -> int:
+        """Return the same of waits whose times are known: each has at most its own time of it."""
+        of_all_ns = round(waits.histogram.sum_up_to(self.mean_ns) / waits.sampling_ratio)
+        return min(waiting_ns, of_all_ns)
 
 
 NO_DELAY = CPUDelay(Bottleneck.CPU_CONTENTION, 0)

@@ -47,6 +47,7 @@ _PATH = {
     "tx.qdisc": Bottleneck.QDISC_BACKLOG,
     "tx.driver": Bottleneck.DRIVER,
 }
+_UNACCEPTED = "unacceptedConnections"
 # Where a segment waits after TCP has sent it.
 _QUEUED = ("tx.host", "tx.qdisc", "tx.driver")
 # The kernel's own work on each packet: no packet waits for another.
@@ -196,7 +197,10 @@ class _Ledger:
         own_ns = self._reading_ns - self._reading_cpu_ns
         is_noteworthy = self._is_noteworthy("rx.socket")
         yield Wait(Bottleneck.SLOW_READER, own_ns, is_noteworthy, "rx.socket", figures)
-        yield self._pending("unreadSegments", Bottleneck.SLOW_READER, "rx.socket")
+        unread = self._pending("unreadSegments", Bottleneck.SLOW_READER, "rx.socket")
+        # There is no reader before accept().
+        left_ns = max(unread.ns - pending_of_kind(self.measurement, _UNACCEPTED).waiting_ns, 0)
+        yield unread._replace(ns=left_ns, is_noteworthy=unread.is_noteworthy and left_ns > 0)
 
     def _on_the_path(self) -> Iterator[Wait]:
         for stage, cause in _PATH.items():
@@ -260,11 +264,12 @@ class _Ledger:
         is_noteworthy = self._is_noteworthy("tcp.accept")
         yield Wait(Bottleneck.ACCEPT_QUEUE, own_ns, is_noteworthy, "tcp.accept")
         yield overflows
-        yield self._pending("unacceptedConnections", Bottleneck.ACCEPT_QUEUE, "tcp.accept")
+        yield self._pending(_UNACCEPTED, Bottleneck.ACCEPT_QUEUE, "tcp.accept")
 
     @property
     def _accepting_cpu_ns(self) -> int:
-        return self._cpu.part_of(self._number("tcp.accept"), self._time_ns("tcp.accept"))
+        accepted = self.measurement.stage("tcp.accept")
+        return self._cpu.part_of_each(accepted, self._time_ns("tcp.accept"))
 
     def _for_answers(self) -> Iterator[Wait]:
         own, peers = self._own_answers(), self._peers_answers()
@@ -312,7 +317,8 @@ class _Ledger:
 
     @property
     def _answering_cpu_ns(self) -> int:
-        return self._cpu.part_of(self._number("app.response"), self._answering_ns)
+        answers = self.measurement.stage("app.response")
+        return self._cpu.part_of_each(answers, self._answering_ns)
 
     @property
     def _peer_ns(self) -> int:

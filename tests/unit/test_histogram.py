@@ -42,6 +42,18 @@ def exact_position(duration_ns: int) -> int:
     return eighth + 191
 
 
+@given(st.lists(durations, max_size=30), durations)
+def test_a_sum_with_a_limit_is_that_of_the_shorter_ones_and_the_limits(
+    durations_ns: list[int], limit_ns: int
+) -> None:
+    exact_ns = sum(min(each, limit_ns) for each in durations_ns)
+    measured_ns = Histogram.of(durations_ns).sum_up_to(limit_ns)
+    in_underflow = LOWEST_NS * len(durations_ns)
+    assert exact_ns <= measured_ns + len(durations_ns)
+    assert measured_ns <= min(exact_ns * 2 ** (1 / 8) + in_underflow, sum(durations_ns)) + 30
+    assert Histogram.of(durations_ns).sum_up_to(2**62) == sum(durations_ns)
+
+
 @given(durations)
 def test_a_duration_is_counted_in_the_bucket_whose_exact_bounds_hold_it(duration_ns: int) -> None:
     assert position_of(duration_ns) == exact_position(duration_ns)

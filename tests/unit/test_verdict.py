@@ -227,6 +227,18 @@ def test_threads_that_wait_for_a_cpu_are_seen_without_the_module_sched(
     assert "sched" in verdict.next_step
 
 
+def test_quick_answers_are_not_charged_with_the_late_cpu_of_others() -> None:
+    """One thread: reads behind a slow command wait long, and nearly all answers are quick."""
+    threads = {"readerDelayNs": 10_000 * MS}
+    slow = measured(15, app_response=200 * MS) + measured(4985, app_response=6 * US)
+    late = measured(5000, rx_socket=5 * MS, tx_stack=10 * US, counters=threads)
+    verdict = judge(late + slow)
+    assert verdict.bottleneck is Bottleneck.SLOW_READER
+    assert 10_000 * MS < verdict.waiting_ns["CPUContention"] < 10_100 * MS
+    each = judge(late + measured(5000, app_response=5 * MS))
+    assert each.waiting_ns["CPUContention"] == 20_000 * MS
+
+
 def test_a_hypervisor_that_takes_the_cpu_is_the_cause() -> None:
     late = measured(rx_socket=8 * MS, counters={"readerDelayNs": 600 * MS})
     stolen = NodeMeasurement(counters={"cpuTimeNs": 10_000 * MS, "cpuStealNs": 3_000 * MS})
@@ -698,6 +710,25 @@ def test_waiting_that_has_not_ended_is_named_without_any_packet(
     young = Pending(20, sockets=4, oldest_ns=900 * MS, waiting_ns=9_000 * MS)
     verdict = judge(Measurement(pending={kind: young}))
     assert verdict.bottleneck is Bottleneck.INSUFFICIENT_DATA
+
+
+def test_unread_data_of_connections_that_are_not_accepted_is_not_the_readers() -> None:
+    """It waits in both places; there is no reader before accept()."""
+    unaccepted = Pending(16, 16, oldest_ns=8000 * MS, waiting_ns=128_000 * MS)
+    unread = Pending(20, 20, oldest_ns=8000 * MS, waiting_ns=138_000 * MS)
+    pending = {"unreadSegments": unread, "unacceptedConnections": unaccepted}
+    verdict = judge(Measurement(pending=pending))
+    assert (verdict.bottleneck, verdict.share_percent) == (Bottleneck.ACCEPT_QUEUE, 93)
+    assert verdict.waiting_ns == {"AcceptQueue": 128_000 * MS, "SlowReader": 10_000 * MS}
+
+
+@pytest.mark.parametrize(("drops", "drops_ns"), [(30, 0), (36, 6000 * MS)])
+def test_connects_to_an_absent_neighbour_are_no_drops_as_well(drops: int, drops_ns: int) -> None:
+    counters = {"connectUnreachable": 30, "drops.NEIGH_FAILED": drops}
+    verdict = judge(QUICK_PACKETS + Measurement(counters=counters))
+    assert verdict.bottleneck is Bottleneck.CONNECT_FAILURES
+    assert verdict.waiting_ns["ConnectFailures"] == 30_000 * MS
+    assert verdict.waiting_ns.get("Drops", 0) == drops_ns
 
 
 def unanswered(kind: str, count: int, seconds: int) -> Measurement:
