@@ -49,6 +49,18 @@ _HARMFUL = frozenset(
         "XFRM_POLICY",
     }
 )
+# Reasons that end packets of which nothing is missing: copies, old segments, old ACKs, keep-alives.
+_HARMLESS = frozenset(
+    {
+        "TCP_OFOMERGE",
+        "TCP_OLD_ACK",
+        "TCP_OLD_DATA",
+        "TCP_OLD_SEQUENCE",
+        "TCP_RFC7323_PAWS",
+        "TCP_RFC7323_PAWS_ACK",
+        "TCP_TOO_OLD_ACK",
+    }
+)
 _NO_NEIGHBOUR = f"{DROP_PREFIX}NEIGH_FAILED"
 # receiveQueueOverflows counts these.
 _FULL_QUEUES = frozenset({"SOCKET_RCVBUFF", "SOCKET_BACKLOG", "PROTO_MEM"})
@@ -61,6 +73,20 @@ _FAILED_CONNECTS = (
 # TCP_DELACK_MAX, include/net/tcp.h
 _LONGEST_DELAYED_ACK_NS = 200_000_000
 _RESPONSES = ("peer.response", "app.response")
+
+
+def drops_that_may_matter(measurement: Measurement) -> Mapping[str, int]:
+    """Return the drops by reason and by function, if not all are of packets that are not needed."""
+    drops = {
+        name: count
+        for name, count in measurement.counters.items()
+        if count and name.startswith((DROP_PREFIX, DROPS_IN_PREFIX))
+    }
+    reasons = {name.removeprefix(DROP_PREFIX) for name in drops if name.startswith(DROP_PREFIX)}
+    if reasons and reasons <= _HARMLESS:
+        return {}
+    harmless = {DROP_PREFIX + reason for reason in _HARMLESS}
+    return {name: count for name, count in drops.items() if name not in harmless}
 
 
 @dataclass

@@ -20,9 +20,10 @@ from latencyprobe.domain.causes import (
 )
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.histogram import EMPTY, Histogram
+from latencyprobe.domain.losses import drops_that_may_matter
 from latencyprobe.domain.measurement import NOTHING_OF_THE_NODE, Measurement, NodeMeasurement
 from latencyprobe.domain.serialisation import written
-from latencyprobe.domain.stages import DROP_PREFIX, DROPS_IN_PREFIX, Module
+from latencyprobe.domain.stages import Module
 from latencyprobe.domain.unjudged import NEXT_STEPS as UNJUDGED_STEPS
 from latencyprobe.domain.unjudged import unjudged
 from latencyprobe.domain.wait import Wait, are_many, counted, shown
@@ -313,10 +314,8 @@ def _unknown(measurement: Measurement) -> Iterator[str]:
         packets = stage.histogram.count + without
         if without > _UNKNOWN_SHARE * packets:
             yield f"{total}: {without:,} of {packets:,} packets were not measured from end to end"
-    drops = [
-        name for name in measurement.counters if name.startswith((DROP_PREFIX, DROPS_IN_PREFIX))
-    ]
-    failures = shown(counted(measurement, (*_FAILURES, *drops)))
+    drops = drops_that_may_matter(measurement)
+    failures = shown({**counted(measurement, _FAILURES), **drops})
     if failures:
         yield f"failures: {failures[0]}"
     yield from _resets(measurement)

@@ -411,6 +411,25 @@ def test_the_verdict_lists_the_unknown_parts(
     assert "Nothing to do" not in verdict.next_step
 
 
+@pytest.mark.parametrize(
+    ("drops", "told"),
+    [
+        ({"drops.TCP_OLD_SEQUENCE": 69, "dropsIn.tcp_validate_incoming": 69}, None),
+        ({"drops.NOT_SPECIFIED": 3, "drops.TCP_OLD_DATA": 9}, "failures: drops.NOT_SPECIFIED 3"),
+        ({"dropsIn.tcp_v4_rcv": 3}, "failures: dropsIn.tcp_v4_rcv 3"),
+        ({"drops.TCP_OLD_DATA": 0}, None),
+    ],
+)
+def test_drops_of_packets_that_are_not_needed_any_more_are_no_failures(
+    drops: dict[str, int], told: str | None
+) -> None:
+    """Keep-alives repeat an old byte."""
+    verdict = judge(measured(rx_socket=20 * US, tx_stack=10 * US) + Measurement(counters=drops))
+    failures = [line for line in verdict.evidence if line.startswith("failures")]
+    assert failures == ([told] if told else [])
+    assert verdict.next_step.startswith("Nothing to do") is (told is None)
+
+
 def test_one_slow_packet_in_fifty_is_worth_a_verdict() -> None:
     verdict = judge(measured(980, rx_socket=20 * US) + measured(20, rx_socket=40 * MS))
     assert verdict.bottleneck is Bottleneck.SLOW_READER
