@@ -20,6 +20,14 @@ static __always_inline u32 connect_failure(int error)
 	return COUNTER_CONNECT_FAILED_OTHER;
 }
 
+/* An application may give up before the SYN is sent again, so how long it waited is counted, too. */
+static __always_inline void fail_connect(struct config *config, struct socket_state *state,
+					 int error, u64 ns)
+{
+	add_both_for(config, state->owners, connect_failure(error), 1, COUNTER_CONNECT_ABORTED_NS,
+		     error ? 0 : ns);
+}
+
 static __always_inline void end_connect(struct config *config, struct sock *sk,
 					struct socket_state *state, u32 new_state)
 {
@@ -34,7 +42,7 @@ static __always_inline void end_connect(struct config *config, struct sock *sk,
 	if (new_state == TCP_ESTABLISHED)
 		record_for(config, state->owners, STAGE_TCP_CONNECT, ns);
 	else if (new_state == TCP_CLOSE)
-		count_for(config, state->owners, connect_failure(READ(sk, sk_err)));
+		fail_connect(config, state, READ(sk, sk_err), ns);
 	if (tp && READ(tp, total_retrans)) { /* nothing but its SYN */
 		count_for(config, state->owners, COUNTER_CONNECT_RETRANSMITS);
 		record_long_for(config, state->owners, STAGE_TCP_RECOVERY, ns);

@@ -11,12 +11,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from latencyprobe.domain.attention import DEFAULT_BOUNDS, Attention
+from latencyprobe.domain.attention import DEFAULT_BOUNDS, LONG_ANSWER_NS, Attention
 from latencyprobe.domain.causes import Bottleneck
+from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement
+from latencyprobe.domain.patience import PATIENCE_FACTOR
 from latencyprobe.domain.stages import DROP_PREFIX, DROPS_IN_PREFIX
-from latencyprobe.domain.wait import FAILURE_NS, MANY_FAILURES, Wait, counted, pending_wait, shown
+from latencyprobe.domain.wait import (
+    FAILURE_NS,
+    MANY_FAILURES,
+    Wait,
+    are_many,
+    counted,
+    pending_wait,
+    shown,
+)
 
 # Reasons of the kernel (enum skb_drop_reason) that lose data which is waited for. The others end
 # packets that are not needed any more: old segments, copies, resets, those of closed sockets.
@@ -169,6 +179,18 @@ class Losses:
         return max(*stages, connects)
 
     @cached_property
+    def abandoned_connects_ns(self) -> int:
+        """The time of connects that this side gave up late, by those that stood; 0 if none was.
+
+        The loser of a race between two addresses is given up about when the other one answers.
+        """
+        counters, stood = self.measurement.counters, self.measurement.stage("tcp.connect").histogram
+        count, ns = counters.get("connectAborted", 0), counters.get("connectAbortedNs", 0)
+        usual_ns = PATIENCE_FACTOR * stood.percentile(99)
+        late_ns = usual_ns if stood.count else LONG_ANSWER_NS
+        return ns if are_many(count, count + stood.count) and ns >= late_ns * count else 0
+
+    @cached_property
     def _unanswered_connects(self) -> int:
         """Connects that ended without an answer; one that was aborted, if its SYN was repeated."""
         counters = self.measurement.counters
@@ -182,14 +204,27 @@ class Losses:
     def _connects(self) -> Iterator[Wait]:
         counters = counted(self.measurement, _FAILED_CONNECTS)
         aborted = self._unanswered_connects - counters.get("connectTimedOut", 0)
-        if aborted:
+        abandoned = self._abandoned_connects
+        if aborted and not abandoned.ns:
             counters = {**counters, "connectAborted": aborted}
         made = self.measurement.stage("tcp.connect").histogram.count
         number = sum(counters.values())
         failures = self._failures(Bottleneck.CONNECT_FAILURES, counters, number, made)
-        longer_ns = max(failures.ns, self._of_failed_connects_ns)
+        longer_ns = max(failures.ns, self._of_failed_connects_ns - abandoned.ns)
         yield Wait(failures.cause, longer_ns, failures.is_noteworthy, None, failures.figures)
+        yield abandoned
         yield pending_wait(self.measurement, "unansweredConnects", Bottleneck.CONNECT_FAILURES)
+
+    @property
+    def _abandoned_connects(self) -> Wait:
+        ns, count = self.abandoned_connects_ns, self.measurement.counters.get("connectAborted", 0)
+        if not ns:
+            return Wait(Bottleneck.CONNECT_FAILURES, 0, False)
+        among = count + self.measurement.stage("tcp.connect").histogram.count
+        is_noteworthy = DEFAULT_BOUNDS.add_up(ns, count, among)
+        mean = format_ns(ns // count)
+        figure = f"{count:,} connects had no answer when this side gave up, after {mean} on average"
+        return Wait(Bottleneck.CONNECT_FAILURES, ns, is_noteworthy, None, (figure,))
 
     @cached_property
     def _drops(self) -> Mapping[str, int]:

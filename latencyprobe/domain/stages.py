@@ -356,6 +356,7 @@ COUNTERS: tuple[Counter, ...] = (
         "connectUnreachable", Module.TCP, "connects without a route (EHOSTUNREACH, ENETUNREACH)"
     ),
     Counter("connectAborted", Module.TCP, "connects that the application aborted"),
+    Counter("connectAbortedNs", Module.TCP, "nanoseconds for which these had no answer"),
     Counter("connectFailedOther", Module.TCP, "connects that failed with any other error"),
     Counter(
         "handshakeRetransmits",

@@ -309,6 +309,7 @@ class _Ledger:
     def _answering_ns(self) -> int:
         """The time of the target's own answers, without its waits for its peers."""
         of_peers_ns = self._histogram("udp.response").sum_ns + self._abandoned.ns
+        of_peers_ns += self._losses.abandoned_connects_ns
         if self._histogram("app.response").max_ns >= FAILURE_NS:  # one waited for a resolver
             of_peers_ns += self._queries_without_reply * _PATIENCE_OF_RESOLVERS_NS
         if not self._requests_of_each:

@@ -226,7 +226,7 @@ async def test_a_connect_in_progress_ends_with_each_hook_that_sees_its_end(
             asking.connect((server.address, 9))
         if is_changed:
             engine.assign({CLIENT: client.spec(), SERVER: everything_in(server)})
-    assert engine.read()[CLIENT].counters == {"connectAborted": 1}
+    assert engine.read()[CLIENT].counters.keys() == {"connectAborted", "connectAbortedNs"}
 
 
 async def test_new_targets_get_programs_and_dropped_ones_lose_them(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import select
 import socket
 import struct
 import subprocess
@@ -26,6 +27,7 @@ from tests.live.sockets import (
     connect,
     connection,
     everything_in,
+    inside,
     listen,
     read_all,
     sent_again,
@@ -186,6 +188,39 @@ async def test_a_connect_without_an_answer_is_counted_by_cause(
     )
     assert counters["connectTimedOut"] == 1
     assert counters["retransmits"] >= 1
+
+
+def give_up(client: Pod, address: str, port: int, seconds: float) -> tuple[int, int]:
+    """Connect, wait, and close; the nanoseconds without the calls, and with them."""
+    with inside_cgroup(client.cgroup), inside(client.namespace):
+        asking = socket.socket()
+    asking.setblocking(False)
+    before_ns = time.monotonic_ns()
+    assert asking.connect_ex((address, port)) == errno.EINPROGRESS
+    sent_ns = time.monotonic_ns()
+    assert select.select([], [asking], [], seconds) == ([], [], [])
+    closing_ns = time.monotonic_ns()
+    asking.close()
+    return closing_ns - sent_ns, time.monotonic_ns() - before_ns
+
+
+@pytest.mark.every_kernel
+async def test_connects_that_are_given_up_before_the_syn_is_sent_again_have_their_time(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    """The first address of a name does not answer; after 0.25 s the client tries the second one."""
+    client, server = pair
+    engine = await both(start_engine, client, server)
+    load_rules(server, DROP_PORT_9)
+    engine.read()
+    waited = [give_up(client, server.address, 9, 0.25) for _ in range(6)]
+    measured, _ = await measure(engine, client, server, 120)
+    least_ns, most_ns = (sum(each) for each in zip(*waited, strict=True))
+    counters = measured[CLIENT].counters
+    assert counters["connectAborted"] == 6
+    assert least_ns <= counters["connectAbortedNs"] <= most_ns
+    assert "connectRetransmits" not in counters
+    assert judge(measured[CLIENT]).bottleneck is Bottleneck.CONNECT_FAILURES
 
 
 async def test_an_unreachable_peer_is_counted_by_cause(

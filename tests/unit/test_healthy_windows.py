@@ -20,6 +20,7 @@ COUNTERS = (
     "resetsSent",
     "resetsReceived",
     "connectAborted",
+    "connectAbortedNs",
     "delayedAcks",
     "drops.TCP_OLD_DATA",
     "cpuPressureNs",

@@ -707,6 +707,57 @@ def test_a_failure_is_charged_a_second(counters: dict[str, int], bottleneck: Bot
     assert judge(well + Measurement(counters=counters)).bottleneck is bottleneck
 
 
+@pytest.mark.parametrize(
+    ("stood", "given_up", "each_ns", "bottleneck"),
+    [
+        (176, 176, 250 * MS, Bottleneck.CONNECT_FAILURES),
+        (176, 90, 800 * MS, Bottleneck.CONNECT_FAILURES),
+        (0, 20, 250 * MS, Bottleneck.CONNECT_FAILURES),
+        # the loser of a race ends with it
+        (176, 176, MS, Bottleneck.NONE),
+        # the other address was nearly as slow
+        (176, 176, 9 * MS, Bottleneck.NONE),
+        # one pod was replaced
+        (176, 4, 250 * MS, Bottleneck.NONE),
+        (10_000, 60, 250 * MS, Bottleneck.NONE),
+    ],
+)
+def test_connects_that_are_given_up_late_count_with_their_time(
+    stood: int, given_up: int, each_ns: int, bottleneck: Bottleneck
+) -> None:
+    counters = {"connectAborted": given_up, "connectAbortedNs": given_up * each_ns}
+    well = measured(200, rx_socket=20 * US, tx_stack=10 * US)
+    connects = {"tcp.connect": StageMeasurement(Histogram.of([MS] * stood))} if stood else {}
+    verdict = judge(well + Measurement(connects, counters))
+    assert verdict.bottleneck is bottleneck
+    if bottleneck is Bottleneck.CONNECT_FAILURES:
+        assert verdict.waiting_ns["ConnectFailures"] == given_up * each_ns
+
+
+def test_connects_that_are_given_up_after_their_syns_repetition_count_once() -> None:
+    """16 connects of 1.5 s: each SYN was sent again after 1 s."""
+    recovery = {"tcp.recovery": StageMeasurement(Histogram.of([1500 * MS] * 16))}
+    counters = {
+        "connectAborted": 16,
+        "connectAbortedNs": 16 * 1500 * MS,
+        "connectRetransmits": 16,
+        "retransmits": 16,
+    }
+    verdict = judge(measured(200, rx_socket=20 * US) + Measurement(recovery, counters))
+    assert verdict.waiting_ns["ConnectFailures"] == 16 * 1500 * MS
+    assert "PacketLoss" not in verdict.waiting_ns
+
+
+def test_connects_that_were_given_up_are_not_the_applications() -> None:
+    """A proxy tries an address that does not answer, and then the next one."""
+    well = measured(rx_socket=20 * US, tx_stack=10 * US, tcp_connect=MS, app_response=252 * MS)
+    answers = well.stage("app.response").histogram.count
+    counters = {"connectAborted": answers, "connectAbortedNs": answers * 250 * MS}
+    verdict = judge(well + Measurement(counters=counters))
+    assert verdict.bottleneck is Bottleneck.CONNECT_FAILURES
+    assert verdict.waiting_ns["Application"] == answers * 2 * MS
+
+
 def test_connections_that_wait_to_be_accepted_are_not_a_slow_readers() -> None:
     waited = measured(rx_socket=80 * MS, tx_stack=10 * US, tcp_accept=79 * MS)
     assert judge(waited).bottleneck is Bottleneck.ACCEPT_QUEUE

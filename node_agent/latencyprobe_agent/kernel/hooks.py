@@ -518,6 +518,7 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
     "connectTimedOut": StageNeeds(("state change",)),
     "connectUnreachable": StageNeeds(("state change",)),
     "connectAborted": StageNeeds(("state change",)),
+    "connectAbortedNs": StageNeeds(("state change",)),
     "connectFailedOther": StageNeeds(("state change",)),
     "handshakeRetransmits": StageNeeds(("state change",)),
     **dict.fromkeys(
