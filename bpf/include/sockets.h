@@ -136,9 +136,12 @@ struct socket_state {
 #endif
 #ifdef MODULE_TCP
 	struct turns turns;
-	u64 established_ns;	 /* of a passive open, until accept() returns it */
-	u32 listener_drops;	 /* of a listener, when it was last read */
-	u32 netns_overflows;	 /* of its namespace, at the same time */
+	u64 established_ns; /* of a passive open, until accept() returns it */
+	u32 listener_drops; /* of a listener, when it was last read */
+	union {
+		u32 netns_overflows; /* of its namespace, at the same time */
+		u32 untrue_rtt_us;   /* of a connection whose handshake was no round trip */
+	};
 	u8 recovering;		 /* not 0: `recoveries` has more; see recovery.bpf.c */
 	u8 is_window_closed : 1; /* ours; the peer's */
 	u8 is_peer_window_closed : 1;

@@ -50,17 +50,45 @@ static __always_inline void end_connect(struct config *config, struct sock *sk,
 	state->connect_ns = 0;
 }
 
+/* Of the child of a SYN cookie, `srtt_us` comes of the time stamp that the client repeated. */
+#define OF_COOKIE 0x1f /* options in the low bits: cookie_init_timestamp(), net/ipv4/syncookies.c */
+#define WSCALE_OK 0x0008
+
+static __always_inline bool is_of_cookie(struct tcp_sock *tp, u32 rtt_us)
+{
+	u32 stamp = READ(tp, rx_opt.rcv_tsecr), options;
+	u16 bits = 0; /* of struct tcp_options_received, include/linux/tcp.h, behind rcv_tsecr */
+
+	if (rtt_us % 1000)
+		return false; /* no multiple of its unit, which is a millisecond */
+	bpf_probe_read_kernel(&bits, sizeof(bits), (void *)&tp->rx_opt.rcv_tsecr + sizeof(stamp));
+	options = (bits & WSCALE_OK ? bits >> 8 & 0xf : 0xf) | (bits & 0x70 ? 0x10 : 0);
+	return (stamp & OF_COOKIE) == options;
+}
+
+/*
+ * The kernel's time from SYN-ACK to ACK is no round trip if the ACK is not the client's first one. If it
+ * has data, the one before was lost, or is not sent (TCP_QUICKACK 0), or the listener dropped it, as
+ * TCP_DEFER_ACCEPT demands: tcp_check_req(), net/ipv4/tcp_minisocks.c. Then it contains a pause of the
+ * client. tcp_child_process() has counted the segment; with TCP Fast Open the SYN had data.
+ */
+static __always_inline bool is_round_trip(struct tcp_sock *tp, u32 rtt_us)
+{
+	return !(READ(tp, data_segs_in) && !READ(tp, bytes_received)) && !is_of_cookie(tp, rtt_us);
+}
+
 /*
  * A passive open spends its time as a request socket, which no tracepoint shows; the child's own
  * SYN_RECV lasts a microsecond. The kernel times SYN-ACK to ACK itself, tcp_synack_rtt_meas() from
  * tcp_check_req(), and leaves it in the child's srtt_us (eighths of a microsecond), unless the
- * SYN-ACK was sent twice (Karn's rule), or was a cookie. total_retrans has what was sent again:
+ * SYN-ACK was sent twice (Karn's rule). total_retrans has what was sent again:
  * tcp_create_openreq_child(), net/ipv4/tcp_minisocks.c.
  */
 static __always_inline void end_handshake(struct config *config, struct sock *sk,
 					  struct socket_state *state)
 {
 	struct tcp_sock *tp = get_tcp_sock(sk);
+	u32 rtt_us;
 	u64 ns;
 
 	if (!tp || state->is_established)
@@ -71,7 +99,12 @@ static __always_inline void end_handshake(struct config *config, struct sock *sk
 #ifdef MODULE_RX
 	receive_with_handshake(config, sk, state, tp, state->established_ns);
 #endif
-	ns = (u64)(READ(tp, srtt_us) >> 3) * 1000;
+	rtt_us = READ(tp, srtt_us) >> 3;
+	ns = (u64)rtt_us * 1000;
+	if (rtt_us && !is_round_trip(tp, rtt_us)) {
+		state->untrue_rtt_us = READ(tp, rtt_min.s[0].v);
+		ns = 0;
+	}
 	if (READ(tp, total_retrans))
 		end_repeated_handshake(sk, state, tp);
 	else if (!ns)
@@ -193,7 +226,8 @@ static __always_inline void note_change(struct config *config, struct sock *sk,
 {
 	if (new_state == TCP_SYN_SENT) {
 		state->connect_ns = bpf_ktime_get_ns();
-		state->is_established = 0; /* it may have been another connection */
+		state->is_established = 0; /* it may have been another connection, or a listener */
+		state->untrue_rtt_us = 0;
 	} else if (old_state == TCP_SYN_SENT)
 		end_connect(config, sk, state, new_state);
 	else if (new_state == TCP_ESTABLISHED)
@@ -480,7 +514,9 @@ static __always_inline enum ack kind_of_ack(struct tcp_sock *tp, struct incoming
 /*
  * The last round trip, tcp_rack_advance(), net/ipv4/tcp_recovery.c: of the segment sent last among
  * those that the ACK before acknowledged. Without one it is the handshake's, of which the smoothed one
- * begins; so is it for all time with a peer that knows no selective ACKs.
+ * begins; so is it for all time with a peer that knows no selective ACKs. A handshake that was no round
+ * trip is none here. It is longer than one, so the kernel's least one is that of others as soon as it
+ * differs; what grows above it until then has grown above the least as well.
  *
  * The least one of a connection is the kernel's, of the last five minutes (net.ipv4.tcp_min_rtt_wlen).
  * An ACK that may have been delayed does not raise it, tcp_update_rtt_min(), net/ipv4/tcp_input.c.
@@ -489,6 +525,8 @@ struct round_trip {
 	u64 us;
 	u64 least_us;
 	u64 is_at_once; /* its ACK was not delayed */
+	u64 is_unknown;
+	u64 is_least_unknown;
 };
 
 /* Without a branch, as is_above() and for the same reason. */
@@ -499,7 +537,11 @@ static __always_inline struct round_trip last_round_trip(struct socket_state *st
 	u64 rtt_us = READ(tp, rack.rtt_us), is_known = 1 - is_equal(rtt_us, 0);
 	struct round_trip last = { .us = srtt_us ^ ((srtt_us ^ rtt_us) & -is_known) };
 
-	last.least_us = last.us - at_least_0(last.us - READ(tp, rtt_min.s[0].v));
+	u64 least_us = READ(tp, rtt_min.s[0].v), untrue_us = state->untrue_rtt_us;
+
+	last.is_unknown = is_below_0(-untrue_us) & (is_known ^ 1);
+	last.is_least_unknown = is_equal(untrue_us, least_us);
+	last.least_us = last.us - at_least_0(last.us - least_us);
 	last.is_at_once = is_known & is_equal(state->last_ack, ACK_AT_ONCE) &
 			  is_equal(is_beside, 0);
 	return last;
@@ -513,8 +555,12 @@ static __always_inline void add_to(struct slot_stats *slot, u32 counter, u64 amo
 static __always_inline void record_round_trip(struct config *config, struct slot_stats *slot,
 					      struct round_trip *last)
 {
+	if (last->is_unknown) {
+		__sync_fetch_and_add(&slot->stages[STAGE_TCP_RTT].missing[UNMATCHED], 1);
+		return;
+	}
 	record_checked(config, &slot->stages[STAGE_TCP_RTT], last->us * 1000);
-	add_to(slot, COUNTER_RTT_LEAST_NS, last->least_us * 1000);
+	add_to(slot, COUNTER_RTT_LEAST_NS, last->least_us * 1000 * (last->is_least_unknown ^ 1));
 	if (!last->is_at_once)
 		return;
 	add_to(slot, COUNTER_RTT_GROWTH_SAMPLES, 1);
