@@ -221,6 +221,18 @@ static __always_inline void begin_end(struct config *config, struct socket_state
 	end_requests(config, state, sk, new_state == TCP_CLOSE_WAIT);
 }
 
+/*
+ * The peer has closed before, and this side wrote a request all the same: a pooled connection that its
+ * server had just given up. The owners stay as they are, see close_recovery().
+ */
+static __always_inline void end_late_request(struct config *config, struct sock *sk)
+{
+	struct socket_state *state = find_state(sk);
+
+	if (state && state->turns.request_ns && state->generation == config->generation)
+		end_requests(config, state, sk, true);
+}
+
 static __always_inline void note_change(struct config *config, struct sock *sk,
 					struct socket_state *state, u32 old_state, u32 new_state)
 {
@@ -256,6 +268,8 @@ static __always_inline void change_state(struct config *config, struct sock *sk,
 	if (!is_listening && !is_followed(old_state, new_state)) {
 		if (new_state == TCP_FIN_WAIT2 || new_state == TCP_CLOSE)
 			close_recovery(config, sk);
+		if (old_state == TCP_CLOSE_WAIT)
+			end_late_request(config, sk);
 		return;
 	}
 	state = get_used_state(sk, config, is_own, &away);

@@ -62,6 +62,11 @@ _NO_REPLIES = (
     "Datagrams to peers that reply have no reply: see the evidence. A client may wait for them "
     "until its time-out. Measure the other end too, unless these want none (QUIC, keep-alives)."
 )
+_RESETS = (
+    "Resets ended connections: see the evidence. Find the side that resets: a process that "
+    "restarts, a limit, or a keep-alive time-out of the server that ends before the client's idle "
+    "time. Some programs close by a reset, and that is no fault."
+)
 _OVERLAPS = (
     "Requests that overlap on one connection (HTTP/2) or have a pause in them, and streams, are "
     "not timed one by one. How long their answers take is known to the application or its proxy."
@@ -101,6 +106,7 @@ _FIRST: Mapping[str, tuple[str, str, str]] = {
     ),
 }
 _ANSWERS = ("app.response", "peer.response", "udp.response")
+_REQUESTS = ("app.response", "peer.response", "tcp.connect", "tcp.handshake")
 _TURNS = ("app.response", "peer.response")
 _TRANSFERS = ("app.transfer", "peer.transfer")
 _OF_EITHER_ROLE = ("tcp.connect", "tcp.handshake")
@@ -121,6 +127,7 @@ NEXT_STEPS = (
     _ENDS_ARE_LATE,
     _NO_ANSWER,
     _NO_REPLIES,
+    _RESETS,
     _OVERLAPS,
     *(next_step for *_, next_step in (*_LATE.values(), *_FIRST.values())),
     *(next_step for *_, next_step in _LATE_CONNECTIONS),
@@ -142,6 +149,7 @@ def unjudged(attention: Attention) -> Sequence[Unjudged]:
         *_several_first(attention),
         *_without_answer(measurement),
         *_without_reply(attention),
+        *_resets(measurement),
         *_few_answers(measurement),
         *_late_ends(measurement),
         *_late_connections(measurement),
@@ -183,6 +191,17 @@ def _without_reply(attention: Attention) -> Iterator[Unjudged]:
     too_long_ns = attention.bounds("udp.response").at_least(OPEN_TOO_LONG_NS)
     if queries.count >= MANY_FAILURES and queries.oldest_ns >= too_long_ns:
         yield Unjudged(describe(PENDING_BY_NAME["unansweredQueries"], queries), _NO_REPLIES)
+
+
+def _resets(measurement: Measurement) -> Iterator[Unjudged]:
+    """Yield the connections that ended by a reset, if they are no small part of the requests."""
+    counters = measurement.counters
+    received = counters.get("resetsReceived", 0) - counters.get("connectRefused", 0)
+    resets = max(received, 0) + counters.get("resetsSent", 0)
+    requests = max(measurement.stage(name).histogram.count for name in _REQUESTS)
+    if are_many(resets, requests):  # some programs reset a connection to close it
+        found = f"{resets:,} resets ended connections, beside {requests:,} requests or connections"
+        yield Unjudged(found, _RESETS)
 
 
 def _few_answers(measurement: Measurement) -> Iterator[Unjudged]:

@@ -26,7 +26,7 @@ from latencyprobe.domain.serialisation import written
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.unjudged import NEXT_STEPS as UNJUDGED_STEPS
 from latencyprobe.domain.unjudged import unjudged
-from latencyprobe.domain.wait import Wait, are_many, counted, shown
+from latencyprobe.domain.wait import Wait, counted, shown
 from latencyprobe.domain.waits import TOTALS, waits_of
 
 DOMINANT_SHARE = 0.40
@@ -35,7 +35,6 @@ _BESIDE_DISTANCE = 0.10
 # Fewer packets without a known end are not worth a remark.
 _UNKNOWN_SHARE = 0.05
 _SHOWN_CAUSES = 4
-_REQUESTS = ("app.response", "peer.response", "tcp.connect", "tcp.handshake")
 # The stages of a connection on which no data was sent.
 _OF_CONNECTIONS = frozenset({"tcp.connect", "tcp.handshake", "tcp.accept", "tcp.recovery"})
 
@@ -318,17 +317,6 @@ def _unknown(measurement: Measurement) -> Iterator[str]:
     failures = shown({**counted(measurement, _FAILURES), **drops})
     if failures:
         yield f"failures: {failures[0]}"
-    yield from _resets(measurement)
-
-
-def _resets(measurement: Measurement) -> Iterator[str]:
-    """Yield the connections that ended by a reset, if they are no small part of the requests."""
-    counters = measurement.counters
-    received = counters.get("resetsReceived", 0) - counters.get("connectRefused", 0)
-    resets = max(received, 0) + counters.get("resetsSent", 0)
-    requests = max(measurement.stage(name).histogram.count for name in _REQUESTS)
-    if are_many(resets, requests):  # some programs reset a connection to close it
-        yield f"{resets:,} resets ended connections, beside {requests:,} requests or connections"
 
 
 def _insufficient(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import select
 import socket
 import time
 from collections.abc import Callable
@@ -11,8 +13,10 @@ import pytest
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.measuring import CLIENT, SERVER, watch
+from tests.live.netfilter import load_rules
 from tests.live.pods import Pod
 from tests.live.sockets import (
+    PATIENCE_SECONDS,
     Connection,
     exchange,
     open_between,
@@ -27,6 +31,14 @@ MS = 1_000_000
 REQUEST, REPLY = b"q" * 200, b"r" * 128
 TIMES = 5
 ABANDONED, UNANSWERED = "requestsAbandoned", "requestsUnanswered"
+DROP_RESETS = """
+table inet late {
+  chain input {
+    type filter hook input priority 0;
+    tcp flags & rst == rst drop
+  }
+}
+"""
 
 pytestmark = [pytest.mark.shared_programs, pytest.mark.every_kernel]
 
@@ -45,6 +57,19 @@ def out_of_patience(began_ns: int, slowest_ns: int) -> None:
     patience_ns = 10 * (slowest_ns + 40 * MS)
     while time.monotonic_ns() - began_ns < patience_ns:
         time.sleep(0.01)
+
+
+def wait_for_end(end: socket.socket) -> None:
+    """The peer's FIN has come, and waits to be read."""
+    assert select.select([end], [], [], PATIENCE_SECONDS)[0]
+    assert end.recv(1, socket.MSG_PEEK) == b""
+
+
+def wait_for_reset(end: socket.socket) -> None:
+    poll = select.poll()
+    poll.register(end, 0)
+    assert poll.poll(PATIENCE_SECONDS * 1000), "no reset came"
+    assert end.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EPIPE
 
 
 def answer(both: Connection) -> None:
@@ -111,6 +136,29 @@ async def test_a_request_to_which_the_server_closes_is_unanswered(
             both.server.close()
             assert both.client.recv(1) == b""
     assert counts(engine.read()[CLIENT]) == (0, 2)
+
+
+@pytest.mark.parametrize("is_reset_first", [True, False], ids=["reset", "closed_before_it"])
+async def test_a_request_on_a_connection_that_the_server_has_closed_is_unanswered(
+    start_engine: Start, pair: Pair, is_reset_first: bool
+) -> None:
+    """A server's keep-alive time-out ends as its client asks again: nginx's race."""
+    client, server = pair
+    if not is_reset_first:
+        load_rules(client, DROP_RESETS)
+    engine = await watch(start_engine, client, server)
+    for answers in (0, 3):
+        with open_between(client, server) as both:
+            exchange(both, answers)
+            both.server.close()
+            wait_for_end(both.client)
+            both.client.sendall(REQUEST)
+            if is_reset_first:
+                wait_for_reset(both.client)
+            both.client.close()
+    measured = engine.read()
+    assert counts(measured[CLIENT]) == (0, 2)
+    assert measured[CLIENT].counters.get("resetsReceived", 0) == (2 if is_reset_first else 0)
 
 
 async def test_a_client_that_only_says_goodbye_has_abandoned_nothing(

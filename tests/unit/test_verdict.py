@@ -1064,7 +1064,9 @@ def test_many_resets_are_not_nothing_to_do() -> None:
     verdict = with_counts(resetsReceived=74, resetsSent=30, connectRefused=4)
     assert verdict.bottleneck is Bottleneck.NONE
     assert "100 resets ended connections, beside 400 requests or connections" in verdict.evidence
-    assert "Nothing to do" not in verdict.next_step
+    assert verdict.next_step.startswith("Resets ended connections")
+    late = with_counts(resetsReceived=74, lateEnds=90, lateEndsNs=90 * 500 * MS)
+    assert late.next_step.startswith("Resets ended connections")
     assert "Nothing to do" in with_counts(resetsReceived=4).next_step
 
 
