@@ -77,10 +77,12 @@ struct query {
 	u32 peer;
 	u32 content;
 	u16 id;
-	u16 slice;    /* the time slice in which it was sent */
-	u16 is_known; /* the peer replies */
-	u8 is_dns;
-	u8 is_counted; /* and has not ended */
+	u16 slice;	 /* the time slice in which it was sent */
+	u16 sent_at;	 /* when this socket sent it last, in units of SENT_SHIFT */
+	u8 is_known : 1; /* the peer replies */
+	u8 is_dns : 1;
+	u8 is_repeated : 1; /* this socket has sent it again */
+	u8 is_counted;	    /* and has not ended */
 };
 
 /* Of a UDP socket, which has no hand-offs. */

@@ -17,6 +17,8 @@
  *   - Queries of DNS are counted, and those that end: the others have no reply, also if their socket was
  *     closed. A reply ends all that its socket has asked. A resolver that asks several servers at once
  *     wants one reply; such queries count as ended.
+ *   - A question that its socket asks again, half a second later or more, was waited for: so it counts
+ *     apart, with the time until then. A socket of its own for each attempt may have other reasons.
  *   - A server's datagram with the first two bytes of one that it read from this peer is the answer to it
  *     (module tcp, too). Bytes that soon come again, or after an answer, are no id: a stream has such.
  *
@@ -31,6 +33,7 @@
 #define ANSWERS 2
 
 #define REPEAT_NS 500000000ULL /* an equal query before that is another one, of another thread */
+#define SENT_SHIFT 24	       /* 17 ms: 18 minutes in 16 bits */
 #define GIVEN_UP_NS 30000000000ULL
 #define MOST_UNANSWERED 16   /* of one socket to peers that never reply: then it is a stream */
 #define CONTENT_BYTES 48     /* of a question, behind its id */
@@ -250,6 +253,28 @@ static __always_inline void label_last(struct config *config, struct sock *sk,
 
 #endif
 
+/* 1 if queries of DNS are counted: each of them is seen. */
+static __always_inline u64 are_counted(struct config *config)
+{
+	return is_equal(config->slice, 0) & is_equal(config->sample_mask, 0) &
+	       is_equal(config->sees_departures, 0);
+}
+
+/* A socket asks the same again. */
+static __always_inline void repeat_query(struct config *config, struct socket_state *state,
+					 volatile struct query *query, u64 now)
+{
+	u16 at = now >> SENT_SHIFT, passed = at - query->sent_at;
+	u64 waited_ns = (u64)passed << SENT_SHIFT, is_first = query->is_repeated ^ 1;
+
+	if (!query->is_dns || waited_ns < REPEAT_NS || !are_counted(config))
+		return;
+	query->sent_at = at;
+	query->is_repeated = 1;
+	add_both_for(config, state->owners, COUNTER_DNS_QUERIES_REPEATED, is_first,
+		     COUNTER_DNS_QUERIES_REPEATED_NS, waited_ns);
+}
+
 /* A datagram leaves a socket. */
 static __always_inline void note_query(struct config *config, struct sock *sk,
 				       struct socket_state *state, u16 protocol,
@@ -290,7 +315,9 @@ static __always_inline void note_query(struct config *config, struct sock *sk,
 				  i);
 	}
 	if (same) {
-		query_at(queue, same)->id = datagram.id;
+		query = query_at(queue, same);
+		query->id = datagram.id;
+		repeat_query(config, state, query, now);
 		return;
 	}
 	key.owners = state->owners;
@@ -324,11 +351,12 @@ static __always_inline void note_query(struct config *config, struct sock *sk,
 	query->content = content;
 	query->id = datagram.id;
 	query->slice = config->slice;
+	query->sent_at = now >> SENT_SHIFT;
+	query->is_repeated = 0;
 	query->is_known = is_known;
 	query->is_dns = datagram.peer_port == bpf_htons(PORT_OF_DNS);
 	asked_ns = is_known && !is_twin ? first_asked(&key, now) : now;
-	is_counted = query->is_dns & (is_twin ^ 1) & is_equal(config->slice, 0) &
-		     is_equal(config->sample_mask, 0) & is_equal(config->sees_departures, 0);
+	is_counted = query->is_dns & (is_twin ^ 1) & are_counted(config);
 	is_new = is_counted & is_equal(asked_ns, now); /* else it is sent again */
 	query->is_counted = is_counted;
 	if (is_new | is_ended)

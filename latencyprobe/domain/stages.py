@@ -233,6 +233,16 @@ COUNTERS: tuple[Counter, ...] = (
     Counter("dnsResponseNs", Module.RX, "nanoseconds of udp.response for replies from port 53"),
     Counter("dnsQueries", Module.RX, "queries to port 53; one that is sent again is the same"),
     Counter(
+        "dnsQueriesRepeated",
+        Module.RX,
+        "queries to port 53 that their socket sent again, half a second later or more",
+    ),
+    Counter(
+        "dnsQueriesRepeatedNs",
+        Module.RX,
+        "nanoseconds until these were sent again, the last time",
+    ),
+    Counter(
         "dnsQueriesEnded",
         Module.RX,
         "of these, queries that had a reply, or of which that is not known",

@@ -16,7 +16,6 @@ from latencyprobe.domain.attention import (
     LONG_ANSWER_NS,
     MIN_SAMPLES,
     NO_FIRST_ANSWER_NS,
-    OPEN_TOO_LONG_NS,
     Attention,
 )
 from latencyprobe.domain.causes import Bottleneck
@@ -24,13 +23,13 @@ from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.losses import Losses
 from latencyprobe.domain.measurement import Measurement, NodeMeasurement, StageMeasurement
+from latencyprobe.domain.name_servers import NameServers
 from latencyprobe.domain.patience import FIRST_ANSWERS, MISSING_ANSWERS, STUCK_REQUESTS
 from latencyprobe.domain.processors import CPUDelay, cpu_delay
 from latencyprobe.domain.round_trips import RoundTrips
 from latencyprobe.domain.stages import parts_of
 from latencyprobe.domain.wait import (
     FAILURE_NS,
-    MANY_FAILURES,
     Wait,
     are_many,
     counted,
@@ -140,6 +139,10 @@ class _Ledger:
     @cached_property
     def _losses(self) -> Losses:
         return Losses(self.measurement, self.attention)
+
+    @cached_property
+    def _name_servers(self) -> NameServers:
+        return NameServers(self.measurement, self._losses.dropped_ns)
 
     @cached_property
     def _trips(self) -> RoundTrips:
@@ -278,7 +281,7 @@ class _Ledger:
         yield own
         yield peers
         yield self._replies()
-        yield self._lost_queries()
+        yield self._name_servers.wait()
         stuck = self._pending(STUCK_REQUESTS, Bottleneck.APPLICATION, "app.response")
         yield stuck._replace(is_noteworthy=self._are_late(STUCK_REQUESTS, "app.response"))
         yield self._missing_answers()
@@ -311,7 +314,7 @@ class _Ledger:
         of_peers_ns = self._histogram("udp.response").sum_ns + self._abandoned.ns
         of_peers_ns += self._losses.abandoned_connects_ns
         if self._histogram("app.response").max_ns >= FAILURE_NS:  # one waited for a resolver
-            of_peers_ns += self._queries_without_reply * _PATIENCE_OF_RESOLVERS_NS
+            of_peers_ns += self._name_servers.without_reply * _PATIENCE_OF_RESOLVERS_NS
         if not self._requests_of_each:
             of_peers_ns += self._peer_ns
         return max(self._time_ns("app.response") - of_peers_ns, 0)
@@ -361,30 +364,6 @@ class _Ledger:
         of_names_ns = self.measurement.counters.get("dnsResponseNs", 0)
         cause = Bottleneck.DNS if 2 * of_names_ns > waited.sum_ns else Bottleneck.PEER
         return Wait(cause, left_ns, is_noteworthy, "udp.response")
-
-    @cached_property
-    def _queries_without_reply(self) -> int:
-        """The queries to port 53 without a reply, if most have none: no name server is there.
-
-        Of fewer it is not known: a resolver may close its socket before a reply that it does not
-        need any more. Those that wait for less than a second are not due.
-        """
-        counters = self.measurement.counters
-        asked = counters.get("dnsQueries", 0)
-        waiting = pending_of_kind(self.measurement, "unansweredQueries")
-        not_due = 0 if waiting.oldest_ns >= OPEN_TOO_LONG_NS else waiting.count
-        lost = asked - counters.get("dnsQueriesEnded", 0) - not_due
-        return lost if lost >= MANY_FAILURES and 2 * lost > asked else 0
-
-    def _lost_queries(self) -> Wait:
-        """Return the wait for name servers that do not reply."""
-        lost = self._queries_without_reply
-        left_ns = max(lost * FAILURE_NS - self._losses.dropped_ns, 0)
-        if not left_ns:
-            return Wait(Bottleneck.DNS, 0, False)
-        asked = self.measurement.counters.get("dnsQueries", 0)
-        figure = f"{lost:,} of {asked:,} queries to port 53 had no reply"
-        return Wait(Bottleneck.DNS, left_ns, True, None, (figure,))
 
     def _missing_answers(self) -> Wait:
         """Return the wait for answers that are missing, but not for those that losses delay.

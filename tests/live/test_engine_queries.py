@@ -15,6 +15,7 @@ from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.pending import Pending
+from latencyprobe.domain.verdict import judge
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.measuring import CLIENT, SERVER, account_for, count, watch
 from tests.live.netfilter import load_rules
@@ -33,6 +34,8 @@ FEW = 2  # that a reader takes before the kernel's event
 LATE_S = 0.020
 # Of a resolver that asks again; longer than REPEAT_NS, bpf/modules/queries.bpf.c.
 RESOLVERS_PATIENCE_S = 0.7
+REPETITIONS_CLOCK_NS = 1 << 24  # SENT_SHIFT, in the same file
+NAMES = 5
 DNS_PORT = 53
 SERVICE_OF_DNS = """
 table ip services {{
@@ -366,6 +369,35 @@ async def test_a_query_of_dns_sent_again_is_the_same(start_engine: Start, pair: 
             peers.take()
             peers.wait_in_vain()
     assert dns(seen.read()) == (1, 0)
+    assert seen.read().counters["dnsQueriesRepeated"] == 1
+
+
+async def test_a_question_that_its_socket_asks_again_has_been_waited_for(
+    start_engine: Start, pair: Pair
+) -> None:
+    """The C library asks for A and AAAA by one socket, and the server never replies to AAAA."""
+    seen = OfClient(await watch(start_engine, *pair))
+    least_ns = most_ns = 0
+    with Peers(*pair, port=DNS_PORT) as peers:
+        for number in range(NAMES):
+            of_a, of_aaaa = (query(2 * number + n, b"name-%d" % (2 * number + n)) for n in (0, 1))
+            peers.client.close()
+            peers.client = peers.new_client()
+            peers.exchange(of_a, of_a)
+            sent: list[tuple[int, int]] = []
+            for _ in range(3):
+                begun_ns = time.monotonic_ns()
+                peers.client.send(of_aaaa)
+                sent.append((begun_ns, time.monotonic_ns()))
+                peers.take()
+                peers.wait_in_vain()
+            least_ns += sent[-1][0] - sent[0][1] - REPETITIONS_CLOCK_NS
+            most_ns += sent[-1][1] - sent[0][0] + REPETITIONS_CLOCK_NS
+    measured = seen.read()
+    assert measured.counters["dnsQueriesRepeated"] == NAMES
+    assert least_ns <= measured.counters["dnsQueriesRepeatedNs"] <= most_ns
+    verdict = judge(measured)
+    assert verdict.waiting_ns["DNS"] >= measured.counters["dnsQueriesRepeatedNs"]
 
 
 async def test_one_of_two_name_servers_that_are_asked_at_once_may_not_reply(

@@ -63,6 +63,8 @@ def healthy(draw: st.DrawFn) -> Measurement:
     asked = draw(st.integers(0, 10_000))
     # A resolver may not need every second reply, and a client may give up a few polls.
     counters |= {"dnsQueries": asked, "dnsQueriesEnded": draw(st.integers((asked + 1) // 2, asked))}
+    counters |= {"dnsQueriesRepeated": draw(st.integers(0, 4))}
+    counters |= {"dnsQueriesRepeatedNs": draw(st.integers(0, 20_000 * MS))}
     given_up_ns = draw(st.integers(0, 240_000 * MS))
     counters |= {"requestsAbandoned": draw(st.integers(0, 4)), "requestsAbandonedNs": given_up_ns}
     young = st.builds(

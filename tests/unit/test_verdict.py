@@ -865,6 +865,35 @@ def test_replies_that_are_not_needed_any_more_are_no_fault() -> None:
     assert judge(queries(70, 35)).bottleneck is Bottleneck.INSUFFICIENT_DATA
 
 
+def repeated(count: int, replied_ns: int = 0) -> Measurement:
+    """Look-ups of A and AAAA, of which one was asked again after a second."""
+    counts = {"dnsQueriesRepeated": count, "dnsQueriesRepeatedNs": count * 1000 * MS}
+    return queries(2 * count, 2 * count) + Measurement(
+        counters={**counts, "dnsResponseNs": replied_ns}
+    )
+
+
+def test_questions_that_are_asked_again_are_dns_beside_replies_to_others() -> None:
+    verdict = judge(repeated(48))
+    assert (verdict.bottleneck, verdict.stage) == (Bottleneck.DNS, "udp.response")
+    line = "48 of 96 queries to port 53 had no reply until sent again"
+    assert line in verdict.evidence
+    assert verdict.waiting_ns == {"DNS": 48_000 * MS}
+    assert judge(repeated(4)).bottleneck is Bottleneck.INSUFFICIENT_DATA
+
+
+def test_questions_with_a_reply_in_the_end_count_once() -> None:
+    replies = measured(200, udp_response=300 * MS)
+    verdict = judge(replies + repeated(50, replied_ns=60_000 * MS))
+    assert verdict.bottleneck is Bottleneck.DNS
+    assert verdict.waiting_ns["DNS"] == 60_000 * MS
+
+
+def test_answers_that_wait_for_questions_asked_again_are_not_the_applications() -> None:
+    slow = measured(100, app_response=2000 * MS)
+    assert judge(repeated(100) + slow).bottleneck is Bottleneck.DNS
+
+
 def test_queries_that_wait_or_were_dropped_here_are_not_the_name_servers() -> None:
     young = {"unansweredQueries": Pending(70, 70, oldest_ns=MS, waiting_ns=70 * MS)}
     asked = queries(70, 0)

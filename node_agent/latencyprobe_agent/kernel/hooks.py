@@ -463,6 +463,8 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
     # the stage udp.response has the reasons
     "dnsResponseNs": StageNeeds(()),
     "dnsQueries": StageNeeds(()),
+    "dnsQueriesRepeated": StageNeeds(()),
+    "dnsQueriesRepeatedNs": StageNeeds(()),
     "dnsQueriesEnded": StageNeeds(()),
     "sendsBehindWindow": StageNeeds(("send", "queue"), _PROCESSES),
     "sendsBehindCongestion": StageNeeds(("send", "queue"), _PROCESSES),

@@ -1,0 +1,73 @@
+"""Name servers: the wait for replies that never come, or only after the question was asked again.
+
+The replies themselves are in udp.response.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from latencyprobe.domain.attention import DEFAULT_BOUNDS, OPEN_TOO_LONG_NS
+from latencyprobe.domain.causes import Bottleneck
+from latencyprobe.domain.measurement import Measurement
+from latencyprobe.domain.wait import FAILURE_NS, MANY_FAILURES, Wait, are_many, pending_of_kind
+
+
+@dataclass
+class NameServers:
+    """The name servers of a target. `dropped_ns`: the time that drops on this node have cost."""
+
+    measurement: Measurement
+    dropped_ns: int
+
+    @property
+    def without_reply(self) -> int:
+        """The queries to port 53 that were waited for in vain."""
+        return self._lost or self._repeated
+
+    def wait(self) -> Wait:
+        """Return the wait for name servers that do not reply, or not to each question."""
+        return self._of_lost() if self._lost else self._of_repeated()
+
+    @property
+    def _asked(self) -> int:
+        return self.measurement.counters.get("dnsQueries", 0)
+
+    @property
+    def _lost(self) -> int:
+        """The queries to port 53 without a reply, if most have none: no name server is there.
+
+        Of fewer it is not known: a resolver may close its socket before a reply that it does not
+        need any more. Those that wait for less than a second are not due.
+        """
+        waiting = pending_of_kind(self.measurement, "unansweredQueries")
+        not_due = 0 if waiting.oldest_ns >= OPEN_TOO_LONG_NS else waiting.count
+        lost = self._asked - self.measurement.counters.get("dnsQueriesEnded", 0) - not_due
+        return lost if lost >= MANY_FAILURES and 2 * lost > self._asked else 0
+
+    @property
+    def _repeated(self) -> int:
+        """The queries that their socket sent again, if they are many: each was waited for."""
+        count = self.measurement.counters.get("dnsQueriesRepeated", 0)
+        return count if are_many(count, self._asked) else 0
+
+    def _of_lost(self) -> Wait:
+        left_ns = max(self._lost * FAILURE_NS - self.dropped_ns, 0)
+        if not left_ns:
+            return Wait(Bottleneck.DNS, 0, False)
+        figure = f"{self._lost:,} of {self._asked:,} queries to port 53 had no reply"
+        return Wait(Bottleneck.DNS, left_ns, True, None, (figure,))
+
+    def _of_repeated(self) -> Wait:
+        """Return the wait until queries were sent again, without those that had a reply then.
+
+        Those are in udp.response with all of their time.
+        """
+        counters, count = self.measurement.counters, self._repeated
+        charged_ns = counters.get("dnsResponseNs", 0) + self.dropped_ns
+        left_ns = max(counters.get("dnsQueriesRepeatedNs", 0) - charged_ns, 0) if count else 0
+        if not left_ns:
+            return Wait(Bottleneck.DNS, 0, False)
+        is_noteworthy = DEFAULT_BOUNDS.add_up(left_ns, count, self._asked)
+        figure = f"{count:,} of {self._asked:,} queries to port 53 had no reply until sent again"
+        return Wait(Bottleneck.DNS, left_ns, is_noteworthy, "udp.response", (figure,))
