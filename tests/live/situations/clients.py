@@ -24,10 +24,11 @@ class Manner:
     """How a client asks, in `connections` threads, for `seconds`; times are milliseconds.
 
     `pieces`: it writes a request in so many parts, with `pause` between them. `reconnect`: a
-    connection for each request. `ahead`: the requests that it sends before it reads the answers.
-    `first_only`: all connections but the first are idle after one request. `patience`: of a connect
-    or a read. `pacing`: bytes a second. `silent`: connections that are opened first and send
-    nothing. `congestion`: the name of the algorithm. `ports`: each connection is to the next.
+    connection for each request, which is idle for `hesitation` first. `ahead`: the requests that it
+    sends before it reads the answers. `first_only`: all connections but the first are idle after
+    one request. `patience`: of a connect or a read. `pacing`: bytes a second. `silent`: connections
+    that are opened first and send nothing. `congestion`: the name of the algorithm. `ports`: each
+    connection is to the next.
     """
 
     address: str
@@ -41,6 +42,7 @@ class Manner:
     pause: float = 0
     ahead: int = 1
     reconnect: bool = False
+    hesitation: float = 0
     first_only: bool = False
     nodelay: bool = True
     patience: float = 30_000
@@ -99,6 +101,7 @@ class Asking:
                 with self._connects.timed():
                     connection = self._manner.connect(next(ports))
                 with connection:
+                    time.sleep(self._manner.hesitation / 1e3)
                     self._use(connection, number)
             time.sleep(self._manner.gap / 1e3)
 
@@ -322,6 +325,23 @@ def session(*, address: str, seconds: float, threads: int, is_greeted: bool = Fa
     _begin_and_stay(lambda: _in_threads(threads, seconds, run, clock.account))
 
 
+def fall_back(*, address: str, seconds: float, absent: str, after: float, threads: int) -> None:
+    """Each request has a connection, which is tried for `after` milliseconds at another address."""
+    clock = Clock()
+
+    def run(until: float) -> None:
+        while time.monotonic() < until:
+            with clock.timed():
+                with socket.socket() as first, contextlib.suppress(TimeoutError):
+                    first.settimeout(after / 1e3)
+                    first.connect((absent, PORT))
+                with socket.create_connection((address, PORT)) as connection:
+                    connection.sendall(b"q" * 64)
+                    _read(connection, 128)
+
+    _begin_and_stay(lambda: _in_threads(threads, seconds, run, clock.account))
+
+
 def ask_over_unix(*, path: str, seconds: float) -> None:
     """Asks over a UNIX socket."""
     clock = Clock()
@@ -411,4 +431,4 @@ def _begin_and_stay(work: Callable[[], Mapping[str, float]]) -> None:
 
 if __name__ == "__main__":
     roles = (ask, ask_over_unix, blast, half_close, listen, look_up, mixed, query, session, ship)
-    run_role({role.__name__: role for role in (*roles, subscribe)})
+    run_role({role.__name__: role for role in (*roles, subscribe, fall_back)})

@@ -114,6 +114,20 @@ def half_close() -> Situation:
     )
 
 
+@situation
+def deferred_accept() -> Situation:
+    """A connection is accepted with its first request, 400 ms after the client opened it."""
+    return Situation(
+        scene=back_to_back,
+        server=server("answer", deferred=True),
+        client=client("ask", connections=16, reconnect=True, hesitation=400, seconds=6),
+        was_made=is_fast,
+        truth=ANSWERS,
+        from_client=HEALTHY_AND_QUIET,
+        from_server=HEALTHY_AND_QUIET,
+    )
+
+
 MIXED = Situation(
     scene=back_to_back,
     server=server("mixed"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.live.situations.answers import HEALTHY, HEALTHY_AND_QUIET, Cause, answer
-from tests.live.situations.scenes import back_to_back
+from tests.live.situations.scenes import ABSENT, back_to_back, beside_an_absent_address
 from tests.live.situations.situation import Situation, client, server, situation
 
 
@@ -19,6 +19,21 @@ def client_gives_up() -> Situation:
         "{client[failed]:.0f} requests were given up after 500 ms",
         from_client=answer(Cause.PEER, says="no answer when this side closed"),
         from_server=answer(Cause.APPLICATION),
+    )
+
+
+@situation
+def first_address_without_answer() -> Situation:
+    """A name has two addresses; nobody has the first one, and the client waits 250 ms for it."""
+    return Situation(
+        scene=beside_an_absent_address,
+        server=server("answer"),
+        client=client("fall_back", absent=ABSENT, after=250, threads=8, seconds=6),
+        was_made=lambda facts: facts["client"]["p50_ms"] > 250,
+        truth="{client[count]:.0f} requests, p50 {client[p50_ms]:.0f} ms, of which 250 ms for an "
+        "address that does not answer",
+        from_client=answer(Cause.CONNECT_FAILURES, says="no answer when this side gave up"),
+        from_server=HEALTHY_AND_QUIET,
     )
 
 

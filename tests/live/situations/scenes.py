@@ -25,6 +25,7 @@ from tests.live.tuns import tun
 
 ROOT = Path(__file__).parents[3]
 PROMPTLY = ("chrt", "--rr", "1")
+ABSENT = "198.51.100.99"
 WIRE = "tests.live.situations.wire"
 
 Figures = Mapping[str, float]
@@ -90,6 +91,15 @@ def back_to_back() -> Iterator[Scene]:
     """Two pods, and nothing between them."""
     with pods_back_to_back() as (client, server):
         yield Scene(client, server)
+
+
+@contextmanager
+def beside_an_absent_address() -> Iterator[Scene]:
+    """Two pods, and an address that nobody has: what is sent to it is lost on the wire."""
+    with back_to_back() as scene:
+        link = ("lladdr", "02:00:00:00:00:99", "dev", "eth0")
+        scene.client.namespace.execute("ip", "neigh", "add", ABSENT, *link)
+        yield scene
 
 
 def far_apart(rtt_ms: float | Sequence[tuple[float, float]], **losses: float) -> MakeScene:

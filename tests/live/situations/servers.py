@@ -29,7 +29,8 @@ class Manner:
     `late`: it sleeps before each read. `think`: between request and answer. `burn`: the same on the
     CPU. `head`: bytes of the answer in a first write; `gap`: the pause after it. `accept`: it
     sleeps before each accept(). `polls`: instead of `think`, one for each request of a connection,
-    from the first on again. `alone`: it serves one connection at a time, to its end.
+    from the first on again. `alone`: it serves one connection at a time, to its end. `deferred`: it
+    accepts connections with data only.
     """
 
     address: str
@@ -44,6 +45,7 @@ class Manner:
     burn: float = 0
     accept: float = 0
     alone: bool = False
+    deferred: bool = False
     backlog: int = SOCKETS_AT_ONCE
     receive_buffer: int = 0
     nodelay: bool = True
@@ -55,6 +57,7 @@ class Manner:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if self.receive_buffer:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 10 * int(self.deferred))
         made.bind((self.address, self.port))
         made.listen(self.backlog)
         return made
