@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tests.live.tuns import MTU, Tun, tun
 
-SYN, ACK = 0x02, 0x10
+FIN, SYN, ACK = 0x01, 0x02, 0x10
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,10 @@ class Segment:
     def is_opening(self) -> bool:
         """A SYN, with or without an ACK: it counts as a byte."""
         return self.flags & SYN != 0
+
+    @property
+    def is_ending(self) -> bool:
+        return self.flags & FIN != 0
 
     @property
     def is_syn(self) -> bool:

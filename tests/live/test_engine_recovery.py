@@ -161,6 +161,32 @@ def move(source: socket.socket, target: socket.socket, amount: int) -> None:
     sending.join()
 
 
+def hook_of_recovery(engine: KernelEngine) -> str:
+    (row,) = (each for each in engine.coverage if each.name == RECOVERY)
+    return row.hook
+
+
+def least_wait(scene: Scene, lost: Carried) -> int:
+    """From a lost segment until its ACK, where others follow it.
+
+    Before 5.19 no hook has the time of the lost one, if others were acknowledged before it: then it
+    is from the last of these on.
+    """
+    carried = scene.wire.carried
+    ack = answer_to(carried, lost)
+    if "tcp_cong_state_set" in hook_of_recovery(scene.engine):
+        return ack.given_ns - lost.taken_ns
+    others = (
+        each.taken_ns
+        for each in carried
+        if each.segment.is_from_near
+        and (each.segment.size or each.segment.is_ending)
+        and each.segment.seq != lost.segment.seq
+        and each.taken_ns < ack.given_ns
+    )
+    return ack.given_ns - max(others, default=lost.taken_ns)
+
+
 def waited(wire: LossyWire, already: int) -> int:
     """From the first loss after those that were there already until its ACK, as the wire saw it."""
     first = wire.lost[already]
@@ -222,7 +248,8 @@ async def test_a_lost_segment_among_others_costs_the_time_until_its_ack(
                 read_all(both.server, BURST * 64)
                 both.server.sendall(b"r")
                 read_all(both.client, 1)
-                waits.add(waited(scene.wire, already), time.monotonic_ns() - began_ns)
+                lost = scene.wire.lost[already]
+                waits.add(least_wait(scene, lost), time.monotonic_ns() - began_ns)
             kernel = tcp_figures(scene.near)
         client = Reading(scene.engine).of(CLIENT)
     # A sender that this machine halts among its segments has a probe sent instead, or its timer
@@ -294,8 +321,7 @@ async def test_an_answer_lost_after_close_costs_the_time_until_its_ack(
             assert both.server.recv(1) == b""
             data = next(each for each in scene.wire.lost if each.segment.size)
             until(lambda: RECOVERY in reading.of(CLIENT).stages, "the episode's end")
-            ack = answer_to(scene.wire.carried, data)
-            waits.add(ack.given_ns - data.taken_ns, time.monotonic_ns() - began_ns)
+            waits.add(least_wait(scene, data), time.monotonic_ns() - began_ns)
             waits.assert_are_in(reading.of(CLIENT))
 
 
@@ -377,8 +403,7 @@ async def measured_by_cgroup(
 
 
 def sees_all_acks(engine: KernelEngine) -> bool:
-    (row,) = (each for each in engine.coverage if each.name == RECOVERY)
-    return "cgroup_skb/ingress" in row.hook
+    return "cgroup_skb/ingress" in hook_of_recovery(engine)
 
 
 @pytest.mark.second_choice
