@@ -2,10 +2,6 @@
 
 A peer may delay its ACK, and such a round trip says nothing about the path. So the growth is that
 of round trips with certain ACKs, or the growth of the one-way time by the peer's time-stamps.
-
-The first round trip of a client's connection is its handshake. With TCP_DEFER_ACCEPT it ends by the
-client's first data, and with a SYN cookie its time is wrong. So handshakes alone are no distance,
-unless nearly all round trips are as long.
 """
 
 from __future__ import annotations
@@ -32,10 +28,6 @@ _FEWEST = 20
 _BOTH_DIRECTIONS = 2.2
 # Less growth than this part of the least round trip is jitter.
 _JITTER = 0.25
-# Round trips are as long as others if they take this part of their time.
-_AS_LONG = 0.5
-# Nine in ten are nearly all.
-_QUICK_TENTH = 10
 
 
 @dataclass
@@ -54,24 +46,12 @@ class RoundTrips:
 
     @cached_property
     def least_ns(self) -> int:
-        """The mean of the connections' least round trips; 0 if it is not known.
-
-        If only handshakes are far, it is the least round trip of all.
-        """
+        """The mean of the connections' least round trips; 0 if it is not known."""
         trips = self.measurement.stage("tcp.rtt").histogram
+        if not trips.count:
+            return 0
         of_all_ns = self.measurement.counters.get("rttLeastNs", 0)
-        if not (trips.count and of_all_ns):
-            return trips.min_ns
-        mean_ns = round(of_all_ns / trips.count)
-        later_ns = self._least_without_handshakes_ns(of_all_ns)
-        is_sure = max(later_ns, trips.percentile(_QUICK_TENTH)) >= _AS_LONG * mean_ns
-        return mean_ns if is_sure else trips.min_ns
-
-    def _least_without_handshakes_ns(self, of_all_ns: int) -> int:
-        """Return the mean least of the round trips after the handshakes; 0 if there are none."""
-        handshakes = self.measurement.stage("tcp.handshake").histogram
-        later = self.measurement.stage("tcp.rtt").histogram.count - handshakes.count
-        return round(max(of_all_ns - handshakes.sum_ns, 0) / later) if later > 0 else 0
+        return round(of_all_ns / trips.count) if of_all_ns else trips.min_ns
 
     @cached_property
     def growth_ns(self) -> int:
