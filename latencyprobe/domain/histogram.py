@@ -150,6 +150,16 @@ class Histogram:
         longest = min(limit_ns, self.max_ns)
         return min(sum(round(n * min(bounds_of(at)[1], longest)) for at, n in buckets), self.sum_ns)
 
+    def below(self, limit_ns: int) -> tuple[int, int]:
+        """Return how many durations are below the limit, and their sum.
+
+        By the upper bounds of the buckets, but never more than the exact sum.
+        """
+        bounds = ((n, bounds_of(at)[1]) for at, n in self.buckets.items())
+        short = [(n, upper) for n, upper in bounds if upper <= limit_ns]
+        sum_ns = round(sum(n * upper for n, upper in short))
+        return sum(n for n, _ in short), min(sum_ns, self.sum_ns)
+
     def percentile(self, percent: float) -> int:
         """Return the duration that `percent` of the samples do not exceed, in nanoseconds.
 

@@ -109,19 +109,20 @@ class Losses:
     @property
     def recovery_ns(self) -> int:
         """The time that retransmissions have cost, without those that were not needed."""
-        return round(self._recovered.sum_ns * self._needed)
+        return self._recovered.sum_ns - self._needless[1]
 
     @cached_property
-    def _needed(self) -> float:
-        """The part of the retransmissions that were needed.
+    def _needless(self) -> tuple[int, int]:
+        """The recoveries that were not needed, and their time.
 
-        Those that the peer had already were not, unless they took so long that an ACK was lost.
+        Those are of segments that the peer had already, unless they took so long that an ACK was
+        lost. How many of the segments these are is known, but not which of the recoveries.
         """
-        if self._recovered.mean_ns >= _LONGEST_DELAYED_ACK_NS:
-            return 1.0
         counters = self.measurement.counters
         sent = counters.get("retransmits", 0) + counters.get("handshakeRetransmits", 0)
-        return max(1 - counters.get("spuriousRetransmits", 0) / sent, 0.0) if sent else 1.0
+        part = min(counters.get("spuriousRetransmits", 0) / sent, 1.0) if sent else 0.0
+        count, ns = self._recovered.below(_LONGEST_DELAYED_ACK_NS)
+        return round(part * count), round(part * ns)
 
     @cached_property
     def _recovered(self) -> Histogram:
@@ -167,7 +168,7 @@ class Losses:
         names = ("retransmits", "rtos", "spuriousRetransmits")
         figures = shown(counted(self.measurement, names))
         bounds = self.attention.bounds("tcp.recovery")
-        count = round(self._recovered.count * self._needed)
+        count = self._recovered.count - self._needless[0]
         is_noteworthy = bounds.add_up(ns, count, self._requests)
         return Wait(Bottleneck.PACKET_LOSS, ns, is_noteworthy, "tcp.recovery", figures)
 

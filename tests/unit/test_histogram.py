@@ -54,6 +54,18 @@ def test_a_sum_with_a_limit_is_that_of_the_shorter_ones_and_the_limits(
     assert Histogram.of(durations_ns).sum_up_to(2**62) == sum(durations_ns)
 
 
+@given(st.lists(durations, max_size=50), st.integers(LOWEST_NS, 10**12))
+def test_durations_below_a_limit_are_those_of_the_buckets_below_it(
+    durations_ns: list[int], limit_ns: int
+) -> None:
+    count, sum_ns = Histogram.of(durations_ns).below(limit_ns)
+    short = sorted(each for each in durations_ns if each <= limit_ns)
+    clearly_short = [each for each in short if each * 2 ** (1 / 8) < limit_ns - 2 * LOWEST_NS]
+    assert len(clearly_short) <= count <= len(short)
+    assert sum_ns <= sum(durations_ns)
+    assert sum(short[:count]) <= sum_ns + count
+
+
 @given(durations)
 def test_a_duration_is_counted_in_the_bucket_whose_exact_bounds_hold_it(duration_ns: int) -> None:
     assert position_of(duration_ns) == exact_position(duration_ns)

@@ -652,6 +652,14 @@ def test_needless_retransmissions_leave_the_loss_of_handshakes() -> None:
     assert verdict.waiting_ns["PacketLoss"] == 30 * 150 * MS
 
 
+def test_needless_probes_hide_no_time_outs() -> None:
+    counters = {"retransmits": 36, "spuriousRetransmits": 30}
+    both = recovered(30, 20) + recovered(6, 1000)
+    verdict = judge(QUICK_PACKETS + both + Measurement(counters=counters))
+    assert verdict.bottleneck is Bottleneck.PACKET_LOSS
+    assert 6_000 * MS <= verdict.waiting_ns["PacketLoss"] <= 6_200 * MS
+
+
 def test_lost_acks_are_losses_though_the_peer_had_the_data() -> None:
     """No ACK is delayed for as long."""
     counters = {"retransmits": 30, "spuriousRetransmits": 30}
