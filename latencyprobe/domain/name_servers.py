@@ -12,6 +12,9 @@ from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.wait import FAILURE_NS, MANY_FAILURES, Wait, are_many, pending_of_kind
 
+# Of the C library's: resolv.conf(5), "timeout".
+_PATIENCE_OF_RESOLVERS_NS = 5_000_000_000
+
 
 @dataclass
 class NameServers:
@@ -21,9 +24,14 @@ class NameServers:
     dropped_ns: int
 
     @property
-    def without_reply(self) -> int:
-        """The queries to port 53 that were waited for in vain."""
-        return self._lost or self._repeated
+    def waited_ns(self) -> int:
+        """The time for which an application may have waited in vain, beside udp.response.
+
+        After a question was sent again, a resolver waits for as long once more.
+        """
+        if self._lost:
+            return self._lost * _PATIENCE_OF_RESOLVERS_NS
+        return 2 * self._until_sent_again_ns
 
     def wait(self) -> Wait:
         """Return the wait for name servers that do not reply, or not to each question."""
@@ -51,6 +59,12 @@ class NameServers:
         count = self.measurement.counters.get("dnsQueriesRepeated", 0)
         return count if are_many(count, self._asked) else 0
 
+    @property
+    def _until_sent_again_ns(self) -> int:
+        counters = self.measurement.counters
+        waited_ns = counters.get("dnsQueriesRepeatedNs", 0) - counters.get("dnsResponseNs", 0)
+        return max(waited_ns, 0) if self._repeated else 0
+
     def _of_lost(self) -> Wait:
         left_ns = max(self._lost * FAILURE_NS - self.dropped_ns, 0)
         if not left_ns:
@@ -63,9 +77,7 @@ class NameServers:
 
         Those are in udp.response with all of their time.
         """
-        counters, count = self.measurement.counters, self._repeated
-        charged_ns = counters.get("dnsResponseNs", 0) + self.dropped_ns
-        left_ns = max(counters.get("dnsQueriesRepeatedNs", 0) - charged_ns, 0) if count else 0
+        count, left_ns = self._repeated, max(self._until_sent_again_ns - self.dropped_ns, 0)
         if not left_ns:
             return Wait(Bottleneck.DNS, 0, False)
         is_noteworthy = DEFAULT_BOUNDS.add_up(left_ns, count, self._asked)

@@ -65,8 +65,6 @@ _TO_BE_SENT = (
 _AS_MUCH = 0.9
 # The rest of an answer's time is the peer's only if it is more than noise beside the round trips.
 _LEAST_OF_PEER = 0.40
-# Of the C library's: resolv.conf(5), "timeout".
-_PATIENCE_OF_RESOLVERS_NS = 5_000_000_000
 # Two buckets of a histogram.
 _ABOUT_EQUAL = 1.2
 # Stages in which threads wait for a CPU, among others. Less of it is not worth a word.
@@ -314,7 +312,7 @@ class _Ledger:
         of_peers_ns = self._histogram("udp.response").sum_ns + self._abandoned.ns
         of_peers_ns += self._losses.abandoned_connects_ns
         if self._histogram("app.response").max_ns >= FAILURE_NS:  # one waited for a resolver
-            of_peers_ns += self._name_servers.without_reply * _PATIENCE_OF_RESOLVERS_NS
+            of_peers_ns += self._name_servers.waited_ns
         if not self._requests_of_each:
             of_peers_ns += self._peer_ns
         return max(self._time_ns("app.response") - of_peers_ns, 0)

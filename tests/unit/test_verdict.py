@@ -873,9 +873,9 @@ def test_replies_that_are_not_needed_any_more_are_no_fault() -> None:
     assert judge(queries(70, 35)).bottleneck is Bottleneck.INSUFFICIENT_DATA
 
 
-def repeated(count: int, replied_ns: int = 0) -> Measurement:
-    """Look-ups of A and AAAA, of which one was asked again after a second."""
-    counts = {"dnsQueriesRepeated": count, "dnsQueriesRepeatedNs": count * 1000 * MS}
+def repeated(count: int, replied_ns: int = 0, each_ns: int = 1000 * MS) -> Measurement:
+    """Look-ups of A and AAAA, of which one was asked again after this time."""
+    counts = {"dnsQueriesRepeated": count, "dnsQueriesRepeatedNs": count * each_ns}
     return queries(2 * count, 2 * count) + Measurement(
         counters={**counts, "dnsResponseNs": replied_ns}
     )
@@ -900,6 +900,13 @@ def test_questions_with_a_reply_in_the_end_count_once() -> None:
 def test_answers_that_wait_for_questions_asked_again_are_not_the_applications() -> None:
     slow = measured(100, app_response=2000 * MS)
     assert judge(repeated(100) + slow).bottleneck is Bottleneck.DNS
+
+
+def test_questions_asked_again_hide_no_slow_application() -> None:
+    slow = measured(100, app_response=2000 * MS)
+    verdict = judge(repeated(60, each_ns=600 * MS) + slow)
+    assert verdict.bottleneck is Bottleneck.APPLICATION
+    assert verdict.waiting_ns["Application"] == (200_000 - 2 * 36_000) * MS
 
 
 def test_queries_that_wait_or_were_dropped_here_are_not_the_name_servers() -> None:
