@@ -82,6 +82,7 @@ struct query {
 	u8 is_known : 1; /* the peer replies */
 	u8 is_dns : 1;
 	u8 is_repeated : 1; /* this socket has sent it again */
+	u8 is_twin : 1;	    /* several servers were asked at once */
 	u8 is_counted;	    /* and has not ended */
 };
 

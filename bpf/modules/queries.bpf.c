@@ -260,14 +260,14 @@ static __always_inline u64 are_counted(struct config *config)
 	       is_equal(config->sees_departures, 0);
 }
 
-/* A socket asks the same again. */
+/* A socket asks the same again. Of servers that are asked at once, one reply is enough. */
 static __always_inline void repeat_query(struct config *config, struct socket_state *state,
 					 volatile struct query *query, u64 now)
 {
 	u16 at = now >> SENT_SHIFT, passed = at - query->sent_at;
 	u64 waited_ns = (u64)passed << SENT_SHIFT, is_first = query->is_repeated ^ 1;
 
-	if (!query->is_dns || waited_ns < REPEAT_NS || !are_counted(config))
+	if (!query->is_dns || query->is_twin || waited_ns < REPEAT_NS || !are_counted(config))
 		return;
 	query->sent_at = at;
 	query->is_repeated = 1;
@@ -340,6 +340,7 @@ static __always_inline void note_query(struct config *config, struct sock *sk,
 		  is_equal(last->content, content);
 	is_ended = is_twin & last->is_counted;
 	last->is_counted &= is_ended - 1;
+	last->is_twin |= is_twin;
 	queue->dialogue.last_place = free;
 	if (is_twin) { /* whoever asks again may not have waited for that server */
 		key.peer = last->peer;
@@ -353,6 +354,7 @@ static __always_inline void note_query(struct config *config, struct sock *sk,
 	query->slice = config->slice;
 	query->sent_at = now >> SENT_SHIFT;
 	query->is_repeated = 0;
+	query->is_twin = is_twin;
 	query->is_known = is_known;
 	query->is_dns = datagram.peer_port == bpf_htons(PORT_OF_DNS);
 	asked_ns = is_known && !is_twin ? first_asked(&key, now) : now;

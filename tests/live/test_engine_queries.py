@@ -421,6 +421,26 @@ async def test_one_of_two_name_servers_that_are_asked_at_once_may_not_reply(
     seen.until_dns(QUERIES, QUERIES)
 
 
+async def test_servers_that_are_asked_at_once_are_not_judged_though_none_replies(
+    start_engine: Start, pair: Pair
+) -> None:
+    """Whoever asks both again may not have waited for either."""
+    client, server = pair
+    seen = OfClient(await watch(start_engine, *pair))
+    with Peers(*pair, port=DNS_PORT) as peers:
+        for number in range(NAMES):
+            question = query(number, b"name-%d.example" % number)
+            with udp_socket(client.namespace) as asking:
+                for _ in range(2):
+                    for address in (client.address, server.address):
+                        asking.sendto(question, (address, DNS_PORT))
+                    peers.take()
+                    peers.wait_in_vain()
+    measured = seen.read()
+    assert measured.counters["dnsQueries"] == measured.counters["dnsQueriesEnded"] == NAMES
+    assert "dnsQueriesRepeated" not in measured.counters
+
+
 async def test_a_service_of_dns_replies_by_its_own_address(start_engine: Start, pair: Pair) -> None:
     """The sender's own netfilter translates queries to the server, and its replies back."""
     client, server = pair
