@@ -72,7 +72,6 @@ class TimeSlices:
         self._since = 0.0
         self._opened_s = 0.0
         self._opened_at = 0.0
-        self._closes_at = 0.0
         self._is_attached = False
 
     def start(self, shift: int) -> None:
@@ -110,22 +109,27 @@ class TimeSlices:
         self._programs.measure_packets(True)
         self._opened_at = self._loop.time()
         measured_s = min(due_s, 2 * usual_s)
-        self._closes_at = self._opened_at + measured_s
-        sample_at = self._closes_at - cost_sample_s(measured_s)
-        self._timer = self._loop.call_at(sample_at, self._sample_cost)
+        closes_at, sample_s = self._opened_at + measured_s, cost_sample_s(measured_s)
+        self._timer = self._loop.call_at(
+            closes_at - sample_s, lambda: self._sample_cost(closes_at, sample_s / 2)
+        )
 
     def _due_s(self) -> float:
         """Return the part of the time until the period's end that was not measured yet."""
         until = self._period_at + self.period_s
         return (until - self._since) * 2.0**-self._shift - self._opened_s
 
-    def _sample_cost(self) -> None:
+    def _sample_cost(self, closes_at: float, least_s: float) -> None:
+        """Sample until the slice closes. After a late timer that is `least_s` later.
+
+        A sample of no time could have any cost.
+        """
         if self._is_attached:
             try:
                 self._clock.begin()
             except KernelRefusedError as error:
                 log.warning("%s; trying again with the next time slice", error)
-        self._timer = self._loop.call_at(self._closes_at, self._close)
+        self._timer = self._loop.call_at(max(closes_at, self._loop.time() + least_s), self._close)
 
     def _close(self) -> None:
         self._clock.end(self._shift)
