@@ -6,7 +6,9 @@ them. So a run after a change of any of these compiles anew.
 
 from __future__ import annotations
 
+import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from latencyprobe_agent.kernel.load.cache import CachedObject, ObjectCache
@@ -35,7 +37,8 @@ class KeptObjects:
         with ObjectCache(path).opened() as opened:
             kept = opened.read(path.name) if opened is not None else None
         if kept is not None:
-            path.touch()
+            with suppress(FileNotFoundError):  # another run has removed it
+                os.utime(path)
         return kept.content if kept is not None else None
 
     def write(self, request: Request, content: bytes) -> None:
