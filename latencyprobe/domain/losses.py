@@ -85,11 +85,11 @@ _LONGEST_DELAYED_ACK_NS = 200_000_000
 _RESPONSES = ("peer.response", "app.response")
 
 
-def drops_that_may_matter(measurement: Measurement) -> Mapping[str, int]:
+def drops_that_may_matter(counters: Mapping[str, int]) -> Mapping[str, int]:
     """Return the drops by reason and by function, if not all are of packets that are not needed."""
     drops = {
         name: count
-        for name, count in measurement.counters.items()
+        for name, count in counters.items()
         if count and name.startswith((DROP_PREFIX, DROPS_IN_PREFIX))
     }
     reasons = {name.removeprefix(DROP_PREFIX) for name in drops if name.startswith(DROP_PREFIX)}

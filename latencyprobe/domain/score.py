@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from latencyprobe.domain.causes import NO_ACCUSATION
+from latencyprobe.domain.losses import drops_that_may_matter
 from latencyprobe.domain.report import TargetReport
-from latencyprobe.domain.stages import DROP_PREFIX
 from latencyprobe.domain.waits import TOTALS
 
-SCORE_VERSION = 1
+SCORE_VERSION = 2
 # Above every p99: histograms end at 64 s, which is under 2^36 ns.
 TROUBLED = 1 << 40
 # Counters of packets and connections that failed, rather than of those that waited.
@@ -32,8 +32,8 @@ _FAILURES = frozenset(
 def score_of(report: TargetReport) -> int:
     """Return the score of a pod over one window; the larger, the worse.
 
-    It is the p99 of the slower total in nanoseconds. A pod with failures, drops or a verdict is
-    above all pods without.
+    It is the p99 of the slower total in nanoseconds. A pod with failures, drops that may matter or
+    a verdict is above all pods without.
     """
     p99s = (stage.p99_ns for stage in report.stages if stage.name in TOTALS)
     slowest_ns = min(max(p99s, default=0), TROUBLED - 1)
@@ -45,7 +45,5 @@ def _is_troubled(report: TargetReport) -> bool:
 
 
 def _has_failures(counters: Mapping[str, int]) -> bool:
-    return any(
-        count and (name in _FAILURES or name.startswith(DROP_PREFIX))
-        for name, count in counters.items()
-    )
+    failed = any(count and name in _FAILURES for name, count in counters.items())
+    return failed or bool(drops_that_may_matter(counters))

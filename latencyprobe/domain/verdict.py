@@ -313,7 +313,7 @@ def _unknown(measurement: Measurement) -> Iterator[str]:
         packets = stage.histogram.count + without
         if without > _UNKNOWN_SHARE * packets:
             yield f"{total}: {without:,} of {packets:,} packets were not measured from end to end"
-    drops = drops_that_may_matter(measurement)
+    drops = drops_that_may_matter(measurement.counters)
     failures = shown({**counted(measurement, _FAILURES), **drops})
     if failures:
         yield f"failures: {failures[0]}"

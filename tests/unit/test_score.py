@@ -50,6 +50,13 @@ def test_a_pod_with_failures_or_drops_is_above_the_slowest_without(counter: str)
     assert _score(Measurement({}, {counter: 1})) >= TROUBLED
 
 
+@pytest.mark.parametrize("reason", ["TCP_OLD_DATA", "TCP_OLD_ACK", "TCP_RFC7323_PAWS"])
+def test_drops_of_packets_that_are_not_needed_are_no_failures(reason: str) -> None:
+    harmless = {f"drops.{reason}": 7, "dropsIn.tcp_rcv_established": 7}
+    assert _score(Measurement({}, harmless)) == 0
+    assert _score(Measurement({}, {**harmless, "drops.QDISC_DROP": 1})) >= TROUBLED
+
+
 @pytest.mark.parametrize("counter", ["retransmits", "headOfLineSegments", "connectAborted"])
 def test_waiting_and_what_the_application_ends_is_no_failure(counter: str) -> None:
     assert _score(Measurement({}, {counter: 1000})) == 0

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import heapq
 from array import array
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from latencyprobe.domain.measurement import (
     largest_counters,
 )
 from latencyprobe.domain.packed_stages import PackedStages, pack
-from latencyprobe.domain.score import SCORE_VERSION
+from latencyprobe.domain.score import SCORE_VERSION, score_of
 from latencyprobe.domain.summary import PodReport, PodScore, ProbeSummary
 from latencyprobe_operator.observed_state import ReportedProbe
 from latencyprobe_operator.probes.sums import MAX_COUNTERS, PackedMeasurement, RunningSum, packed
@@ -105,10 +105,11 @@ class NodeSummaries:
         figures.keeps_window = keeps_window
         comparable = summary.score_version == SCORE_VERSION
         figures.skew = "" if comparable else _skew(summary.score_version)
-        scores = summary.scores if comparable else ()
+        pods = report.pods if comparable else _scored_here(report.pods)
+        scores = summary.scores if comparable else [pod.place for pod in pods]
         figures.scores = array("Q", [each.score for each in scores])
         figures.scored = tuple(each.pod_uid for each in scores)
-        figures.in_full = {pod.pod_uid: pod for pod in report.pods} if comparable else {}
+        figures.in_full = {pod.pod_uid: pod for pod in pods}
         if keeps_window:
             stated_s = summary.unobserved_ns / 1e9
             figures.observed.note(
@@ -242,8 +243,13 @@ def _take_node(figures: _NodeFigures, node: NodeMeasurement) -> None:
     figures.node_stages = {stage: pack({stage.name: each}) for stage, each in most.stages.items()}
 
 
+def _scored_here(pods: Iterable[PodReport]) -> list[PodReport]:
+    """Return these pods with the scores that this operator's own function gives them."""
+    return [replace(pod, score=score_of(pod.report)) for pod in pods]
+
+
 def _skew(version: int) -> str:
     return (
         f"makes scores of version {version}, this operator compares those of version "
-        f"{SCORE_VERSION}: its pods are not listed; bring both to one version"
+        f"{SCORE_VERSION}: only its pods in full are listed; bring both to one version"
     )
