@@ -12,7 +12,7 @@ from latencyprobe_operator.api.spec import ProbeKey, ProbeSpec
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.model import ContainerTarget
 from latencyprobe_operator.observed_state import AgentView
-from latencyprobe_operator.probes.facts import MEASURING, NodeFacts, PodFacts, ProbeFacts
+from latencyprobe_operator.probes.facts import ABSENT, MEASURING, NodeFacts, PodFacts, ProbeFacts
 from latencyprobe_operator.probes.intake import ReportIntake
 from latencyprobe_operator.probes.left_nodes import LeftNodes
 from latencyprobe_operator.probes.naming import Naming
@@ -79,6 +79,15 @@ class FactsGatherer:
         )
         self._pods.release(over)
         summaries.forget(nodes, at=at, window_s=window_s, interval_s=interval_s)
+
+    def all_reported(self) -> bool:
+        """Decide whether each node that has figures to report has done so."""
+        nodes = {placed.pod.node for placed in self._pods.placed.values() if placed.targets}
+        has_reported = self._intake.report_times.has
+        return self._intake.reported and all(
+            has_reported(node) or self._agent(node).state in ABSENT
+            for node in nodes | self._pods.left
+        )
 
     async def fetch_worst(self, spec: ProbeSpec, *, at: float) -> None:
         """Choose the pods to list, and have their agents report the missing ones in full."""

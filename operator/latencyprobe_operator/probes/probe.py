@@ -247,7 +247,7 @@ class Probe:
             self._now(),
             self._current.interval_s,
             idle=self._figures_stand,
-            reported=self._intake.reported,
+            reported=not self._earlier_stands(self._now()),
             remaining_s=None
             if self._idle_phase
             else self._current.remaining_s(self._steady_clock()),
@@ -261,11 +261,17 @@ class Probe:
         due = self._schedule.figures_due(self._current.interval_s, idle=self._figures_stand)
         return now >= due
 
+    def _earlier_stands(self, now: float) -> bool:
+        """Decide whether the status of an earlier operator stands: nodes are yet to report."""
+        in_grace = self._schedule.in_grace(now) and not self._idle_phase
+        return in_grace and not self._gatherer.all_reported()
+
     async def _update_status(self) -> None:
         """Write the status, if it is due or people wait for the change."""
         self._last_check = now = self._now()
-        if self._schedule.in_grace(now) and not self._intake.reported and not self._idle_phase:
+        if self._earlier_stands(now):
             return
+        self._schedule.end_grace()
         due = self._is_due(now)
         if due and self._pods.followed and self._current.spec:
             await self._gatherer.fetch_worst(self._current.spec, at=now)

@@ -10,7 +10,8 @@ _SHORTEST_PAUSE_S = 1.0
 _GATHER_S = 0.1
 # The agents' reports of one interval come together, more or less.
 _LONGEST_SETTLE_S = 0.5
-# After a restart, agents that are known to measure get an interval and this to report again.
+# After a restart, agents that are known to measure get an interval and this to report again. Their
+# intervals do not end at one time.
 _GRACE_S = 5.0
 _IDLE_REFRESH_S = 600.0
 _NEVER = -1e9
@@ -38,8 +39,12 @@ class StatusSchedule:
         self._grace_until = now + interval_s + _GRACE_S
 
     def in_grace(self, now: float) -> bool:
-        """Decide whether the status stands if no agent reports."""
+        """Decide whether the status stands while reports of nodes are missing."""
         return now < self._grace_until
+
+    def end_grace(self) -> None:
+        """Note that the status of the earlier operator does not stand any more."""
+        self._grace_until = 0.0
 
     def take_report(self, node: str, now: float) -> bool:
         """Note a report; return whether the next status may be due earlier."""
@@ -47,7 +52,7 @@ class StatusSchedule:
         if self._first_report is None:
             self._first_report = now
             return True
-        return len(self._reporters) == self.nodes
+        return self.in_grace(now) or len(self._reporters) == self.nodes
 
     def figures_due(self, interval_s: float, *, idle: bool) -> float:
         """Return the time when the next figures are due."""
@@ -70,7 +75,8 @@ class StatusSchedule:
     ) -> float:
         """Return the time of the next check, if nothing happens before.
 
-        `reported`: an agent has reported. `remaining_s`: the time to the end of the probe.
+        `reported`: the agents that are waited for have reported. `remaining_s`: the time to the end
+        of the probe.
         """
         due = self.figures_due(interval_s, idle=idle)
         if self.in_grace(now) and not reported:

@@ -55,6 +55,10 @@ class ReportTimes:
         """Note a report."""
         self._last[node] = (at, wall)
 
+    def has(self, node: str) -> bool:
+        """Return True if the node has reported."""
+        return node in self._last
+
     def staleness(self, node: str, *, is_due: bool, at: float) -> Staleness:
         """Return the staleness of a node; `is_due`: its agent measures, and should report."""
         if not is_due:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -583,6 +584,35 @@ async def test_a_restarted_operator_leaves_the_status_until_agents_report(world:
         await until(lambda: world.writes, what=lambda: world.status)
         assert world.status["phase"] == "Running"
         assert world.status["startTime"] == "2026-01-01T00:00:00Z"
+
+
+class OneSilentNode(World):
+    """The agent of one node does not report. `silent_state` is its state."""
+
+    silent_state = NodeState.READY
+
+    def agent(self, node: str) -> AgentView:
+        view = super().agent(node)
+        return replace(view, state=self.silent_state) if node == "silent" else view
+
+
+@pytest.mark.parametrize(
+    ("state", "stands"), [(NodeState.READY, True), (NodeState.UNREACHABLE, False)]
+)
+async def test_a_node_that_does_not_report_to_a_new_operator_is_waited_for_in_bounds(
+    state: NodeState, stands: bool
+) -> None:
+    world = OneSilentNode()
+    world.silent_state = state
+    world.status = {"observedGeneration": 1, "phase": "Running", "startTime": timestamp(0)}
+    async with running(world, {**probe_body(interval="10s"), "status": world.status}) as probe:
+        world.show(pod("a"), pod("b", node="silent"))
+        await asyncio.sleep(1)
+        take(probe, "node-a", report({target_id("a"): measurement(*[10**6] * 200)}))
+        await asyncio.sleep(5)
+        assert bool(world.writes) is not stands
+        await asyncio.sleep(10)
+        assert [row["name"] for row in world.status["pods"]] == ["a"]
 
 
 async def test_leaving_takes_it_out_of_every_state(world: World) -> None:

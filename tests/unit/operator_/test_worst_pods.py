@@ -205,6 +205,26 @@ async def test_a_new_leader_has_the_whole_picture_after_one_report_of_each_node(
         cluster.windows = {node: AgentWindows() for node in cluster.pods}
 
 
+async def test_the_status_stands_until_each_node_has_reported_to_a_new_leader() -> None:
+    cluster = Cluster(nodes=20)
+    cluster.slow = {"pod-019-2": measurement(*[9 * 10**6] * 200)}
+    async with cluster.running():
+        await cluster.interval()
+    before, cluster.windows = cluster.status, {node: AgentWindows() for node in cluster.pods}
+    cluster.slow = {"pod-019-1": measurement(*[20 * 10**6] * 200)}
+    async with cluster.running(status=before):
+        cluster.writes.clear()
+        for node in cluster.pods:
+            # Their intervals end at different times.
+            assert cluster.writes == []
+            await asyncio.sleep(0.5)
+            cluster.deliver(node, cluster.summarised(node))
+            cluster.hear(node)
+        await asyncio.sleep(5)
+        assert cluster.listed[0] == "pod-019-1"
+        assert cluster.status["omittedPods"] == 60 - MAX_PODS
+
+
 async def test_pods_that_an_agent_does_not_send_are_omitted_and_waited_for_briefly() -> None:
     cluster = Cluster(nodes=20)
     async with cluster.running():
