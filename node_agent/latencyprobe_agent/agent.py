@@ -223,6 +223,9 @@ class Agent:
                     await self._reconciler.adopt(admitted)
             finally:
                 self._wake.set()
+            if desired.term != before.term:
+                # A new leader takes no report of the term before, which its stream began with.
+                self.readings.report_again()
             self._lease.renew()
             return self._applied()
 

@@ -232,6 +232,11 @@ class Readings:
             self._were_taken.clear()
             await self._were_taken.wait()
 
+    def report_again(self) -> None:
+        """Make the newest summaries due once more."""
+        self.windows.take_again()
+        self._were_taken.set()
+
     def take_figures(self) -> list[ProbeFigures]:
         """Take the figures of all probes without a window that are due."""
         return self._collector.take(self._last)

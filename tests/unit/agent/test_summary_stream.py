@@ -100,13 +100,14 @@ def windowed(
 class Client:
     """A client of one stream."""
 
-    def __init__(self, running: Running) -> None:
+    def __init__(self, running: Running, term: int = 0) -> None:
         self.running = running
+        self._term = term
         # The stubs of stream-stream calls know no `write`.
         self._call: Any = running.stub.WatchReports()
 
     async def __aenter__(self) -> Client:
-        await self._call.write(pb.WatchReportsRequest())
+        await self._call.write(pb.WatchReportsRequest(term=self._term))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -453,6 +454,24 @@ async def test_after_a_reconnect_the_newest_summary_comes_at_once(running: Runni
     await running.stub.Apply(state(windowed(container(A), interval_s=600), generation=2))
     async with client(running) as again:
         assert packets(await again.summary()) == 1
+
+
+async def test_a_new_leader_gets_the_newest_summary_in_its_term_at_once(running: Running) -> None:
+    await running.stub.Apply(state(windowed(container(A), interval_s=0.3)))
+    running.engine.measure(samples(100), slot=0)
+    async with client(running) as stream:
+        await stream.summary()
+    quiet = state(windowed(container(A), interval_s=600), generation=2)
+    await running.stub.Apply(quiet)
+    async with Client(running, term=8) as leader:
+        # Its stream is there before its state.
+        assert packets(await leader.summary()) == 1
+        quiet.term = 8
+        await running.stub.Apply(quiet)
+        report = await leader.report()
+        while not report.probes:
+            report = await leader.report()
+        assert (report.term, packets(report.probes[0])) == (8, 1)
 
 
 async def test_a_stream_that_stands_still_costs_no_figures_and_no_memory(
