@@ -42,15 +42,19 @@ class FactsGatherer:
         worst: WorstPods,
         agent: Callable[[str], AgentView],
         naming: Naming,
+        missed: Collection[str] = (),
     ) -> None:
-        """Gather nothing yet. `agent` returns the view of the agent of a node."""
+        """Gather nothing yet. `agent` returns the view of the agent of a node.
+
+        `missed`: the objectives that an earlier operator has found missed.
+        """
         self._key = key
         self._pods = pods
         self._intake = intake
         self._worst = worst
         self._agent = agent
         self._naming = naming
-        self._objectives = ObjectivesWatch()
+        self._objectives = ObjectivesWatch(missed)
         self._left = LeftNodes()
 
     def with_nodes(self, facts: ProbeFacts, spec: ProbeSpec, *, at: float) -> ProbeFacts:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from latencyprobe.domain.attention import MIN_SAMPLES
 from latencyprobe.domain.measurement import Measurement
+from latencyprobe_operator.api.conditions import ConditionStatus, ConditionType
 from latencyprobe_operator.api.spec import NamedObjective
 
 
@@ -36,10 +38,26 @@ class Judgement:
         return self.message.partition(": ")[0]
 
 
+def missed_in(status: Mapping[str, Any]) -> set[str]:
+    """Return the names of the objectives that a status has as missed."""
+    missed = [
+        each.get("message", "")
+        for each in status.get("conditions") or ()
+        if each.get("type") == ConditionType.OBJECTIVES_MET
+        and each.get("status") == ConditionStatus.FALSE
+    ]
+    return {part.partition(": ")[0] for message in missed for part in message.split("; ")}
+
+
 class ObjectivesWatch:
     """The times since which objectives have been exceeded, in monotonic seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, missed: Iterable[str] = ()) -> None:
+        """Continue from the objectives that an earlier operator has found missed, by their names.
+
+        They have been exceeded for long enough, until they are met.
+        """
+        self._missed_before = set(missed)
         self._exceeded_since: dict[NamedObjective, float] = {}
 
     def judge(
@@ -64,10 +82,13 @@ class ObjectivesWatch:
                 f"{MIN_SAMPLES} are needed",
             )
         figures = f"{objective.name}: {bound.figures(value_ns)}"
+        was_missed = objective.name in self._missed_before
+        self._missed_before.discard(objective.name)
         if not bound.is_missed(value_ns):
             self._exceeded_since.pop(objective, None)
             return Judgement(ObjectiveOutcome.MET, figures, value_ns)
-        exceeded = at - self._exceeded_since.setdefault(objective, at)
+        begin = at - objective.for_s if was_missed else at
+        exceeded = at - self._exceeded_since.setdefault(objective, begin)
         if exceeded < objective.for_s:
             return Judgement(
                 ObjectiveOutcome.MET,

@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from latencyprobe.domain.causes import Bottleneck
-from latencyprobe_operator.api.conditions import ConditionStatus, ConditionType
 from latencyprobe_operator.api.events import EventReason, Transition
 from latencyprobe_operator.api.status_fields import Phase
 from latencyprobe_operator.probes.facts import LACKING, MEASURING, NodeFacts
-from latencyprobe_operator.probes.objectives import Judgement, ObjectiveOutcome
+from latencyprobe_operator.probes.objectives import Judgement, ObjectiveOutcome, missed_in
 
 # A verdict changes with the traffic. One that has stayed for so long is worth a message.
 _WINDOWS = 2
@@ -55,15 +54,7 @@ class ObjectivesHistory:
     """The objectives that were reported as missed."""
 
     def __init__(self, previous: Mapping[str, Any]) -> None:
-        missed = [
-            each.get("message", "")
-            for each in previous.get("conditions") or ()
-            if each.get("type") == ConditionType.OBJECTIVES_MET
-            and each.get("status") == ConditionStatus.FALSE
-        ]
-        self._missed = {
-            part.partition(": ")[0] for message in missed for part in message.split("; ")
-        }
+        self._missed = missed_in(previous)
 
     def observe(self, judgements: Sequence[Judgement]) -> Iterator[Transition]:
         """Take in new judgements; yield those that have changed. An unknown outcome is none."""

@@ -29,6 +29,22 @@ def test_it_is_missed_after_its_time_and_met_again_at_once() -> None:
     ]
 
 
+def test_one_that_an_earlier_operator_has_found_missed_is_missed_until_it_is_met() -> None:
+    watch = ObjectivesWatch({"reads"})
+    seen = [
+        watch.judge([READS], measured, at=at)[0].outcome
+        for at, measured in [(0, NOTHING), (10, SLOW), (20, SLOW), (30, FAST), (40, SLOW)]
+    ]
+
+    assert seen == [
+        ObjectiveOutcome.UNKNOWN,
+        ObjectiveOutcome.MISSED,
+        ObjectiveOutcome.MISSED,
+        ObjectiveOutcome.MET,
+        ObjectiveOutcome.MET,
+    ]
+
+
 def test_the_message_has_the_figures() -> None:
     (judgement,) = ObjectivesWatch().judge([READS], SLOW, at=0)
 

@@ -645,6 +645,33 @@ async def test_an_objective_that_is_missed_is_a_condition(world: World) -> None:
         )
 
 
+async def test_an_objective_stays_missed_under_a_new_operator(world: World) -> None:
+    objective = {
+        "name": "reads",
+        "stage": "rx.total",
+        "percentile": "p99",
+        "max": "1ms",
+        "for": "30s",
+    }
+    body, slow = probe_body(interval="1s", objectives=[objective]), measurement(*[9 * 10**6] * 200)
+    missed, events = ("False", "ObjectiveMissed"), HungEvents()
+    async with running(world, body, events=events) as probe:
+        world.show(pod("a"))
+        for _ in range(40):
+            take(probe, "node-a", report({target_id("a"): slow}))
+            await asyncio.sleep(1)
+        assert world.condition("ObjectivesMet") == missed
+        assert len(events.bodies) == 1
+    async with running(world, {**body, "status": world.status}, events=events) as probe:
+        world.show(pod("a"))
+        # Other figures make news of the status.
+        for _ in range(10):
+            take(probe, "node-a", report({target_id("a"): slow + slow}))
+            await asyncio.sleep(1)
+            assert world.condition("ObjectivesMet") == missed
+        assert len(events.bodies) == 1
+
+
 def test_timestamps_are_the_apis() -> None:
     assert timestamp(0) == "1970-01-01T00:00:00Z"
     assert epoch_s("1970-01-01T00:01:00Z") == 60
