@@ -2,13 +2,15 @@
 
 An agent states the part of a window in which it did not measure. Other gaps show in the reports
 themselves: each begins where the one before ended. This is not so if reports of a stream are
-missing, or the agent was restarted. An agent's clock may be set: so a gap is no longer than the
-operator has waited.
+missing. An agent that was restarted has lost its window: all before its first report is a gap. An
+agent's clock may be set: so a gap is no longer than the operator has waited.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from latencyprobe_operator.observed_state import ReportSource, Span
 
@@ -45,10 +47,12 @@ class _Gap:
 class ObservedTime:
     """The spans of one node's reports on one probe, by the agent's clock."""
 
-    __slots__ = ("_at", "_gaps", "_source", "_span", "_stated_s")
+    __slots__ = ("_at", "_begin", "_begin_at", "_gaps", "_source", "_span", "_stated_s")
 
     def __init__(self) -> None:
         self._at = 0.0
+        self._begin = self._begin_at = math.inf
+        """The first time that is known, by the agent's clock and by the operator's."""
         self._span: Span | None = None
         self._source = ReportSource()
         self._gaps: tuple[_Gap, ...] = ()
@@ -61,19 +65,20 @@ class ObservedTime:
 
         `stated_s`: the unobserved part of the window by the agent itself.
         """
-        reason = ""
-        if source.instance_id != self._source.instance_id:
-            reason = "the agent was restarted"
-        elif source.stream == self._source.stream:
-            reason = "no report covers them"
+        begin_at = at - (span.end - span.begin)
+        if span.begin < self._begin:
+            self._begin, self._begin_at = span.begin, begin_at
+        if self._span and source.instance_id != self._source.instance_id:
+            gap_s = min(span.begin - self._begin, begin_at - self._begin_at)
+            # It has all earlier gaps in it.
+            lost = _gap_before(span, gap_s, "the agent was restarted")
+            self._gaps = lost or self._gaps
+        elif self._span and source.stream == self._source.stream:
+            gap_s = min(span.begin - self._span.end, begin_at - self._at)
+            self._gaps += _gap_before(span, gap_s, "no report covers them")
         # On another stream of one instance, the summary still has what it measured in between.
-        if self._span and reason:
-            longest_s = at - self._at - (span.end - span.begin)
-            gap_s = min(span.begin - self._span.end, longest_s)
-            if gap_s >= _SHORTEST_S:
-                self._gaps = (*self._gaps, _Gap(span.begin - gap_s, span.begin, reason))
         self._span, self._source, self._stated_s, self._at = span, source, stated_s, at
-        self._gaps = _joined(tuple(gap for gap in self._gaps if gap.end > span.end - window_s))
+        self._gaps = _joined(tuple(_within(span, window_s, self._gaps)))
 
     def unobserved(self, window_s: float) -> Unobserved:
         """Return the unobserved part of the window that ends with the newest report."""
@@ -90,6 +95,23 @@ class ObservedTime:
         if self._stated_s > found_s:
             reason = "the agent did not measure"
         return Unobserved(max(round(seconds), 1), reason)
+
+
+def _gap_before(span: Span, seconds: float, reason: str) -> tuple[_Gap, ...]:
+    """Return the gap of this length that ends as the span begins; nothing if it is too short."""
+    if seconds < _SHORTEST_S:
+        return ()
+    return (_Gap(span.begin - seconds, span.begin, reason),)
+
+
+def _within(span: Span, window_s: float, gaps: Iterable[_Gap]) -> Iterator[_Gap]:
+    """Yield the parts of gaps in the window that ends with this span.
+
+    Later ones are from before the agent's clock was set back.
+    """
+    for gap in gaps:
+        if gap.begin < span.end and gap.end > span.end - window_s:
+            yield replace(gap, end=min(gap.end, span.end))
 
 
 def _joined(gaps: tuple[_Gap, ...]) -> tuple[_Gap, ...]:

@@ -52,11 +52,25 @@ def test_a_gap_that_is_partly_in_the_window_counts_in_part() -> None:
     assert note(observed, 50, 80).seconds == 20
 
 
-def test_a_restart_is_a_gap_with_its_reason() -> None:
+def test_a_restart_loses_the_window_that_the_agent_had() -> None:
     observed = ObservedTime()
-    note(observed, 0, 10)
-    found = note(observed, 22, 32, instance="second", stream=2)
-    assert found == Unobserved(12, "the agent was restarted")
+    for begin in range(0, 50, 10):
+        note(observed, begin, begin + 10)
+    found = note(observed, 53, 63, instance="second", stream=2)
+    assert found == Unobserved(50, "the agent was restarted")
+    seconds = [
+        note(observed, at, at + 10, instance="second", stream=2).seconds
+        for at in range(63, 113, 10)
+    ]
+    assert seconds == [40, 30, 20, 10, 0]
+
+
+def test_a_restart_loses_no_more_than_the_time_that_is_known() -> None:
+    observed = ObservedTime()
+    note(observed, 100, 110)
+    assert note(observed, 122, 132, instance="second", stream=2).seconds == 22
+    # Twice in a window: what the first restart has lost counts once.
+    assert note(observed, 135, 145, instance="third", stream=3).seconds == 35
 
 
 def test_a_lost_connection_alone_is_no_gap() -> None:
@@ -86,6 +100,16 @@ def test_an_agents_clock_that_is_set_makes_no_gap() -> None:
     for interval, jump in enumerate((3600, 7200, -3600, 0), 1):
         begin = 10 * interval + jump
         assert not note(observed, begin, begin + 10, at=10 * interval + 10.3)
+
+
+def test_a_gap_is_not_reported_while_an_agents_clock_is_set_back() -> None:
+    observed = ObservedTime()
+    note(observed, 7200, 7210, at=10)
+    assert note(observed, 7222, 7232, at=32)
+    for at in range(42, 62, 10):
+        assert not note(observed, at + 3590, at + 3600, at=at)
+    # A restart then loses what is known by the new time.
+    assert note(observed, 3665, 3675, instance="second", stream=2, at=75).seconds == 33
 
 
 def test_a_gap_is_no_longer_than_the_operator_has_waited() -> None:
