@@ -193,7 +193,8 @@ class StatusWriter:
         written, known = self.outline.get("lastReportTime"), document.get("lastReportTime")
         if not known or known == written:
             return False
-        return not written or epoch_s(known) - epoch_s(written) >= _STALE_S
+        # The wall clock may be set back, or be that of another leader.
+        return not written or abs(epoch_s(known) - epoch_s(written)) >= _STALE_S
 
     async def write(self, document: Document) -> float | None:
         """Write the document; return the seconds until another attempt, or None without one.

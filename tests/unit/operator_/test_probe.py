@@ -615,6 +615,22 @@ async def test_a_node_that_does_not_report_to_a_new_operator_is_waited_for_in_bo
         assert [row["name"] for row in world.status["pods"]] == ["a"]
 
 
+async def test_the_sign_of_life_is_written_while_the_wall_clock_is_set_back(world: World) -> None:
+    ahead_s = [7200.0]
+    async with running(
+        world, probe_body(interval="10s"), wall_clock=lambda: clock() + ahead_s[0]
+    ) as probe:
+        world.show(pod("a"))
+        for interval in range(16):
+            if interval == 8:
+                ahead_s[0] -= 3600
+                world.writes.clear()
+            take(probe, "node-a", report({target_id("a"): measurement(*[10**6] * 200)}), fresh=True)
+            await asyncio.sleep(10)
+        assert world.writes
+        assert epoch_s(world.status["lastReportTime"]) < clock() + ahead_s[0]
+
+
 async def test_leaving_takes_it_out_of_every_state(world: World) -> None:
     async with running(world, probe_body()) as probe:
         world.show(pod("a"), pod("b", node="node-b"))
