@@ -23,7 +23,7 @@ from latencyprobe_agent.evidence.known_cgroups import KnownCgroups
 from latencyprobe_agent.evidence.source import EvidenceSource
 from latencyprobe_agent.instruments import Instruments
 from latencyprobe_agent.kernel.contract import Engine
-from latencyprobe_agent.lease import Lease, Pump
+from latencyprobe_agent.lease import Lease, Pump, StaleTermError
 from latencyprobe_agent.pressure import no_pressure
 from latencyprobe_agent.readings import Readings
 from latencyprobe_agent.reconciler import Reconciler
@@ -235,7 +235,11 @@ class Agent:
         Raises StaleTermError, and StreamEndedError where the agent ends it.
         """
         self._refuse_if_closed()
-        self._lease.enter(term, self._reconciler.desired.lease_s)
+        in_force = self._reconciler.desired
+        if in_force.lease_s and term < in_force.term:
+            # Its lease may have ended just now. A stream would renew it, and the term with it.
+            raise StaleTermError(term, in_force.term)
+        self._lease.enter(term, in_force.lease_s)
         try:
             await self._lease.hold(pump)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
@@ -150,6 +151,26 @@ async def test_a_term_is_forgotten_when_the_lease_ends(running: Running) -> None
     await running.stub.Apply(state(term=3, generation=1))
 
     assert (running.agent.term, running.agent.generation) == (3, 1)
+
+
+async def test_a_stream_of_an_older_term_does_not_renew_a_lease_that_has_just_ended(
+    running: Running,
+) -> None:
+    await running.stub.Apply(state(term=8, lease_s=0.3))
+    async with running.agent._lock:
+        # The agent cannot detach yet.
+        await until(_has_ended(running), "the lease ended")
+        refused = await end_of(watch(running, 3))
+        assert refused.code() == grpc.StatusCode.FAILED_PRECONDITION
+        assert running.engine.slots
+    await until(lambda: not running.engine.slots, "the state was let go")
+
+    await next_report(watch(running, 3))
+
+
+def _has_ended(running: Running) -> Callable[[], bool]:
+    agent = running.agent
+    return lambda: (agent._lease_ends_at() or 0) <= agent._clock()
 
 
 class Clock:
