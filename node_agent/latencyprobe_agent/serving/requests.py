@@ -234,18 +234,19 @@ def _check_unique(ids: Iterable[str], field: str) -> None:
         seen[text] = index
 
 
-def _parse_modules(names: Iterable[str], field: str) -> frozenset[Module]:
-    modules = set()
-    for index, name in enumerate(names):
-        try:
-            modules.add(Module(name))
-        except ValueError:
-            raise InvalidStateError(
-                f"{field}[{index}]", f"unknown module {name!r}; choose from {', '.join(Module)}"
-            ) from None
+def _parse_modules(names: Sequence[str], field: str) -> frozenset[Module]:
+    """Return the modules that this agent knows.
+
+    The coverage lacks the stages of others, which a newer client may want.
+    """
+    modules = frozenset(module for module in Module if module in names)
+    if names and not modules:
+        raise InvalidStateError(
+            f"{field}[0]", f"unknown module {names[0]!r}; choose from {', '.join(Module)}"
+        )
     if not modules:
         raise InvalidStateError(field, f"is empty; choose from {', '.join(Module)}")
-    return frozenset(modules)
+    return modules
 
 
 def _parse_filter(message: pb.SocketFilter, field: str) -> SocketFilter:

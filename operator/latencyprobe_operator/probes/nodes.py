@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from latencyprobe.domain.coverage import COVERAGE_GAPS, CoverageState, StageCoverage
 from latencyprobe.domain.stages import Module, stages_of
@@ -88,11 +88,24 @@ def gaps_in(
 
     An idle stage is no gap: the state that is being applied switches it on.
     """
-    return tuple(
-        coverage[stage.name]
-        for stage in stages_of(modules)
-        if stage.name in coverage and coverage[stage.name].state in _GAPS
-    )
+    stages = stages_of(modules)
+    known = [coverage[stage.name] for stage in stages if stage.name in coverage]
+    gaps = tuple(each for each in known if each.state in _GAPS)
+    if known and len(known) < len(stages):
+        gaps += tuple(_of_unknown_modules(coverage, modules))
+    return gaps
+
+
+def _of_unknown_modules(
+    coverage: Mapping[str, StageCoverage], modules: Sequence[Module]
+) -> Iterator[StageCoverage]:
+    """Yield the stages of modules of which an older agent knows none: it leaves them out."""
+    for module in modules:
+        stages = stages_of((module,))
+        if not any(stage.name in coverage for stage in stages):
+            reason = f"this agent does not know module {module}; upgrade it"
+            for stage in stages:
+                yield StageCoverage(stage.name, CoverageState.UNAVAILABLE, reason=reason)
 
 
 def _of_targets(

@@ -86,6 +86,15 @@ def test_both_protocols_are_the_same_filter_as_none() -> None:
     assert parse_desired(state).probes[0].socket_filter.protocols == frozenset()
 
 
+def test_a_module_of_a_newer_client_is_left_out() -> None:
+    state = _state()
+    known = parse_desired(state).probes[0].modules
+    state.probes[0].modules.append("disk")
+    desired = parse_desired(state)
+    assert desired.probes[0].modules == known
+    assert not desired.refused
+
+
 def test_an_empty_state_wants_nothing() -> None:
     assert parse_desired(pb.DesiredState()) == Desired()
 
@@ -109,8 +118,8 @@ BROKEN_PROBES: list[tuple[Callable[[pb.DesiredState], object], str]] = [
         "targets[2].id: 'b' is also the id of targets[1]",
     ),
     (
-        lambda s: s.probes[0].modules.append("rxx"),
-        "modules[3]: unknown module 'rxx'; choose from rx, tx, tcp, irq, sched",
+        lambda s: s.probes[0].modules.__setitem__(slice(None), ["rxx", "txx"]),
+        "modules[0]: unknown module 'rxx'; choose from rx, tx, tcp, irq, sched",
     ),
     (lambda s: s.probes[0].ClearField("modules"), "modules: is empty; choose from rx, tx"),
     (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
-from latencyprobe.domain.stages import DEFAULT_MODULES, Module
+from latencyprobe.domain.stages import DEFAULT_MODULES, Module, stages_of
 from latencyprobe.domain.targets import TargetState
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.model import targets_of
@@ -87,9 +87,25 @@ def test_a_stage_that_is_not_measured_makes_the_node_partial() -> None:
         applied={"uid": TARGETS},
     )
 
-    assert node_facts("n", agent, "uid", TARGETS, DEFAULT_MODULES).gaps == (gap,)
-    assert node_facts("n", agent, "uid", TARGETS, DEFAULT_MODULES).state is NodeState.PARTIAL
+    assert node_facts("n", agent, "uid", TARGETS, [Module.RX]).gaps == (gap,)
+    assert node_facts("n", agent, "uid", TARGETS, [Module.RX]).state is NodeState.PARTIAL
     assert node_facts("n", agent, "uid", TARGETS, [Module.TCP]).state is NodeState.READY
+
+
+def test_a_module_that_an_older_agent_does_not_know_makes_the_node_partial() -> None:
+    known = {
+        stage.name: StageCoverage(stage.name, CoverageState.ACTIVE)
+        for stage in stages_of([Module.RX, Module.TX])
+    }
+    agent = AgentView(NodeState.READY, coverage=known, applied={"uid": TARGETS})
+
+    assert node_facts("n", agent, "uid", TARGETS, [Module.RX]).state is NodeState.READY
+    facts = node_facts("n", agent, "uid", TARGETS, [Module.RX, Module.SCHED])
+    assert facts.state is NodeState.PARTIAL
+    assert {gap.name for gap in facts.gaps} == {stage.name for stage in stages_of([Module.SCHED])}
+    assert {gap.reason for gap in facts.gaps} == {
+        "this agent does not know module sched; upgrade it"
+    }
 
 
 def test_a_node_is_partial_for_the_probe_alone_whose_target_loses_packets() -> None:
