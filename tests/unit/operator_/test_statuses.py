@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 
 from latencyprobe_operator.api.spec import ProbeKey
+from latencyprobe_operator.kube import leading
 from latencyprobe_operator.kube.leading import NotLeadingError
 from latencyprobe_operator.kube.statuses import StatusConflictError, Statuses
 from latencyprobe_operator.leadership import Leadership, LeaseTiming
@@ -80,6 +81,24 @@ async def test_a_request_is_abandoned_when_the_lease_ends() -> None:
 
         await asyncio.wait({writing}, timeout=10)
 
+        assert isinstance(writing.exception(), TimeoutError)
+
+
+async def test_a_request_is_abandoned_after_a_machine_was_suspended_beyond_the_lease(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    api, clock = Unanswering(), SetClock()
+    # The loop's clock stands still meanwhile.
+    monkeypatch.setattr(leading, "boot_clock", lambda: clock.now)
+    async with api.serve() as cluster:
+        statuses = Statuses(cluster, lambda: 3600)
+        writing = asyncio.create_task(statuses.patch("shop", "checkout", {"status": {}}))
+        await api.asked_to_patch.wait()
+
+        clock.now += 3600
+        await asyncio.wait({writing}, timeout=10)
+
+        assert writing.done()
         assert isinstance(writing.exception(), TimeoutError)
 
 
