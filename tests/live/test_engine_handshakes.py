@@ -78,8 +78,7 @@ async def test_a_clients_pause_before_its_first_data_is_no_round_trip(
     assert round_trips.unmatched == CONNECTIONS
     assert round_trips.histogram.count >= CONNECTIONS
     assert round_trips.histogram.max_ns < PAUSE_SECONDS * 1000 * MS
-    least_ns = measured.counters["rttLeastNs"] / round_trips.histogram.count
-    assert least_ns <= round_trips.histogram.mean_ns
+    assert measured.counters["rttLeastNs"] <= round_trips.histogram.sum_ns
 
 
 async def test_the_time_stamp_of_a_syn_cookie_is_no_round_trip(
