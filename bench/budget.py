@@ -21,13 +21,12 @@ from rich.table import Table
 from bench.network import compiled_traffic, traffic
 from bench.outcome import CannotMeasureError, Outcome
 from bench.pods import SERVER_ADDRESS, Node, cgroup, node
-from bench.probing import MODULES, engine_with_cache
+from bench.probing import MODULES, engine_with_cache, slots_of_namespaces
 from bench.programs import foreign_programs
 from bench.ratio import MEDIAN, Spread, verdict
 from bench.real_programs import PROGRAMS, Inside, Load, Program, serving
 from latencyprobe_agent.budget import Budget
 from latencyprobe_agent.control import Effort
-from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from latencyprobe_agent.sampling import Governor
 
@@ -135,10 +134,7 @@ async def _kept(
     advance: Callable[[], None],
 ) -> Kept:
     """Compare the rate with programs and without, in turns."""
-    slots = {
-        slot: SlotSpec(netns_wide=frozenset({inode}), netns=frozenset({inode}))
-        for slot, inode in enumerate(sorted(pods.busy))
-    }
+    slots = slots_of_namespaces(pods.busy)
     ratios: list[float] = []
     engine.sample(0, 0)
     engine.assign({})

@@ -50,6 +50,14 @@ async def engine_with_cache(
         await engine.close()
 
 
+def slots_of_namespaces(namespaces: frozenset[int]) -> Mapping[int, SlotSpec]:
+    """Return a slot for all sockets of each network namespace."""
+    return {
+        slot: SlotSpec(netns_wide=frozenset({inode}), netns=frozenset({inode}))
+        for slot, inode in enumerate(sorted(namespaces))
+    }
+
+
 def slots_of(*selectors: Selector) -> Mapping[int, SlotSpec]:
     """Return a slot for each target, with the facts that the agent finds out."""
     resolver = Resolver()

@@ -23,13 +23,12 @@ from rich.table import Table
 from bench.network import Traffic, compiled_traffic, traffic
 from bench.outcome import CannotMeasureError, Outcome
 from bench.pods import SERVER_ADDRESS, node
-from bench.probing import MODULES, engine_with_cache
+from bench.probing import MODULES, engine_with_cache, slots_of_namespaces
 from bench.programs import foreign_programs
 from bench.ratio import verdict
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.histogram import EMPTY, HIGHEST_NS, Histogram, bounds_of, position_of
 from latencyprobe_agent.control import Effort
-from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 
 DEFAULT_ROUNDS = 5
@@ -75,20 +74,13 @@ async def run(rounds: int, progress: Progress) -> Outcome:
         traffic(compiled, pods.client, pods.server, SERVER_ADDRESS) as source,
     ):
         async with engine_with_cache(pods.host.inode, Path(objects)) as engine:
-            engine.assign(_slots(pods.busy))
+            engine.assign(slots_of_namespaces(pods.busy))
             await engine.use(MODULES)
             for _ in range(rounds):
                 for effort, slices in found.items():
                     slices.append(await _measure(engine, source, effort))
                     progress.advance(bar)
     return _outcome(found[ALL], found[SAMPLED], foreign)
-
-
-def _slots(namespaces: frozenset[int]) -> Mapping[int, SlotSpec]:
-    return {
-        slot: SlotSpec(netns_wide=frozenset({inode}), netns=frozenset({inode}))
-        for slot, inode in enumerate(sorted(namespaces))
-    }
 
 
 async def _measure(engine: KernelEngine, source: Traffic, effort: Effort) -> Histograms:
