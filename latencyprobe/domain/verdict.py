@@ -25,7 +25,7 @@ from latencyprobe.domain.measurement import NOTHING_OF_THE_NODE, Measurement, No
 from latencyprobe.domain.serialisation import written
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.unjudged import NEXT_STEPS as UNJUDGED_STEPS
-from latencyprobe.domain.unjudged import unjudged
+from latencyprobe.domain.unjudged import Unjudged, unjudged
 from latencyprobe.domain.wait import Wait, counted, shown
 from latencyprobe.domain.waits import TOTALS, waits_of
 
@@ -278,11 +278,11 @@ def _acquit(attention: Attention, waits: Sequence[Wait]) -> Verdict:
     """Return the verdict without an accusation; it lists the unknown parts."""
     measurement = attention.measurement
     others = unjudged(attention)
-    of_others = others[0].next_step if others else ""
+    of_others = _first_step(others)
     unknown = (*(each.evidence for each in others), *_unknown(measurement))
     if any(wait.is_noteworthy for wait in waits) or any(attention.missed()):
         evidence = (*_worth_attention(waits), *unknown)
-        return Verdict(Bottleneck.NONE, 0, evidence, f"{_NONE_STANDS_OUT} {of_others}".rstrip())
+        return Verdict(Bottleneck.NONE, 0, evidence, _none_stands_out(of_others))
     slowest = max((measurement.stage(total).histogram for total in TOTALS), key=_p99)
     met = "; ".join(attention.met())
     evidence = (
@@ -299,6 +299,15 @@ def _worth_attention(waits: Iterable[Wait]) -> Iterator[str]:
     listed = _listed(wait for wait in waits if wait.is_noteworthy and wait.ns)
     if listed:
         yield f"waiting: {listed}"
+
+
+def _first_step(others: Sequence[Unjudged]) -> str:
+    return others[0].next_step if others else ""
+
+
+def _none_stands_out(of_others: str) -> str:
+    """Return the next step where no cause is the verdict, with that of other findings."""
+    return f"{_NONE_STANDS_OUT} {of_others}".rstrip()
 
 
 def _p99(histogram: Histogram) -> int:
@@ -325,12 +334,13 @@ def _insufficient(
     measurement = attention.measurement
     most = max(measurement.stage(total).histogram.count for total in TOTALS)
     evidence = [f"{most} packets in the window; a verdict needs {MIN_SAMPLES}"]
-    evidence += _worth_attention(waits)
+    worth_attention = list(_worth_attention(waits))
+    evidence += worth_attention
     others = unjudged(attention)
     if Module.RX not in modules and Module.TX not in modules:
         next_step = _NEEDS_MODULES
-    elif any(_worth_attention(waits)):
-        next_step = f"{_NONE_STANDS_OUT} {others[0].next_step if others else ''}".rstrip()
+    elif worth_attention:
+        next_step = _none_stands_out(_first_step(others))
     elif others:
         next_step = others[0].next_step
     elif not measurement.stages:
