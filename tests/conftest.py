@@ -19,8 +19,18 @@ TIERS = ("lint", "unit", "chart", "live", "cluster", "kernels")
 _PROOFS = pytest.StashKey[list[str]]()
 
 # A deadline in milliseconds says more about the machine's other work than about our code.
-hypothesis.settings.register_profile("latencyprobe", deadline=None)
-hypothesis.settings.load_profile("latencyprobe")
+hypothesis.settings.register_profile("new examples", deadline=None)
+hypothesis.settings.register_profile("same examples", deadline=None, derandomize=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let `make test` say the same of the same code; all other runs look for new examples."""
+    name = "same examples" if _is_make_test(config) else "new examples"
+    hypothesis.settings.load_profile(name)
+
+
+def _is_make_test(config: pytest.Config) -> bool:
+    return bool(config.option.markexpr == "not thorough")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,7 +53,7 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Show the evidence in runs with thorough tests, and where nothing is captured."""
-    is_short = config.option.markexpr == "not thorough" and config.option.capture != "no"
+    is_short = _is_make_test(config) and config.option.capture != "no"
     if (lines := config.stash.get(_PROOFS, [])) and not is_short:
         terminalreporter.section("evidence")
         for line in lines:

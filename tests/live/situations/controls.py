@@ -120,7 +120,7 @@ def deferred_accept() -> Situation:
     return Situation(
         scene=back_to_back,
         server=server("answer", deferred=True),
-        client=client("ask", connections=16, reconnect=True, hesitation=400, seconds=6),
+        client=client("ask", connections=4, reconnect=True, hesitation=400, seconds=6),
         was_made=is_fast,
         truth=ANSWERS,
         from_client=HEALTHY_AND_QUIET,

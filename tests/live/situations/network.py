@@ -183,7 +183,7 @@ def slow_start_after_idle() -> Situation:
     """Uploads of 150 KB after pauses: each begins with a small congestion window."""
     return Situation(
         scene=far_apart(20),
-        server=server("answer", request=150_000),
+        server=server("answer", request=150_000, receive_buffer=200_000),
         client=client("ask", connections=4, request=150_000, gap=900, congestion="reno", seconds=7),
         was_made=lambda facts: facts["client"]["p50_ms"] > 60,
         truth=UPLOADS + "; a round trip takes 20 ms",
