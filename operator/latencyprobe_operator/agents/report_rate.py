@@ -16,7 +16,8 @@ from latencyprobe.domain.fairness import MAX_PROBES
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 
 EXCESS_RETRY_S = 60.0
-# A busy target takes 4 KiB of a report, and one with every position of some stages four times that.
+# A busy target or pod in full takes 4 KiB of a report, and one with every position of some stages
+# four times that.
 _TARGET_BYTES = 16 << 10
 # The node's own figures, interrupt handlers included.
 _PROBE_BYTES = 64 << 10
@@ -71,11 +72,18 @@ def allowance_of(probes: Iterable[pb.Probe]) -> Allowance:
     messages_per_s, bytes_per_s, report_bytes = 0.0, 0.0, 0
     for probe in probes:
         interval_s = max(probe.interval.ToNanoseconds() / 1e9, _SHORTEST_INTERVAL_S)
-        size = _PROBE_BYTES + _TARGET_BYTES * len(probe.targets)
+        size = _PROBE_BYTES + _TARGET_BYTES * _most_pods(probe)
         messages_per_s += (_MESSAGES + size / _MESSAGE_BYTES) / interval_s
         bytes_per_s += size / interval_s
         report_bytes += size
     return Allowance(messages_per_s, bytes_per_s, report_bytes)
+
+
+def _most_pods(probe: pb.Probe) -> int:
+    """Return the most targets or pods that a report has; pods that have ended are among these."""
+    asked_for = len(probe.targets) + len(probe.pods)
+    keeps_window = probe.window.ToNanoseconds() > 0
+    return max(asked_for, probe.max_pods) if keeps_window else asked_for
 
 
 class ReportRate:

@@ -55,10 +55,19 @@ def rate(clock: Clock) -> ReportRate:
     return ReportRate(clock.monotonic)
 
 
-def asked(*intervals_s: int, targets: int = 1) -> list[pb.Probe]:
-    """Probes with these intervals."""
+def asked(
+    *intervals_s: int, targets: int = 1, pods: int = 0, window_s: int = 0, max_pods: int = 0
+) -> list[pb.Probe]:
+    """Probes with these intervals. `pods`: the number of those without a running container."""
     return [
-        pb.Probe(id=f"{number}", interval=Duration(seconds=each), targets=[pb.Target()] * targets)
+        pb.Probe(
+            id=f"{number}",
+            interval=Duration(seconds=each),
+            targets=[pb.Target()] * targets,
+            pods=[pb.Pod()] * pods,
+            window=Duration(seconds=window_s),
+            max_pods=max_pods,
+        )
         for number, each in enumerate(intervals_s)
     ]
 
@@ -158,6 +167,33 @@ def test_the_largest_report_is_within_the_rate_of_any_interval(
         clock.now += 10
         for _ in range(5 * MAX_TARGETS * 1024 // HALF_MIB):
             rate.take(HALF_MIB)
+
+
+@pytest.mark.parametrize(
+    "probes",
+    [
+        asked(10, targets=1, window_s=60, max_pods=100),
+        asked(10, targets=0, window_s=3600, max_pods=100),
+        asked(10, targets=0, pods=100, window_s=60, max_pods=20),
+    ],
+    ids=["one runs", "all have left", "they wait"],
+)
+def test_pods_without_a_running_container_may_be_reported_in_full(
+    rate: ReportRate, clock: Clock, probes: list[pb.Probe]
+) -> None:
+    rate.expect(probes)
+    rate.mark_applied(probes)
+    for _ in range(360):
+        clock.now += 10
+        rate.take(310 << 10)
+        rate.take_parts(1)
+
+
+def test_without_a_window_only_running_pods_are_reported(rate: ReportRate, clock: Clock) -> None:
+    rate.mark_applied(asked(10, targets=1, max_pods=100))
+    messages_until_excess(rate, 310 << 10)
+    clock.now += 100
+    assert messages_until_excess(rate, 310 << 10) <= 2
 
 
 @pytest.fixture
