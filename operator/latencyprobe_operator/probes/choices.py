@@ -3,6 +3,7 @@
 Each node is asked for as many pods as it has among the cluster's worst, and one to spare while
 there are few nodes. A node that had more of them before is still asked for as many. So an interval
 brings at most three times as many as are listed, also if every pod of the cluster turns bad in it.
+A node that pods have left counts as one with pods: it has those that have ended.
 """
 
 from __future__ import annotations
@@ -52,19 +53,16 @@ def top_of(
     most: int,
     before: Top = NO_TOP,
     nodes: Collection[str] = (),
-    *,
-    with_pods: int | None = None,
 ) -> Top:
     """Return the worst of these, at most this number; equal scores by UID.
 
     A new choice is a message to a node. So these nodes are asked for as much as before, if it is a
-    little more than they have. `with_pods`: the number of those that pods run on; None: all.
+    little more than they have.
     """
     worst = tuple(heapq.nlargest(most, scores))
     threshold = worst[-1].place.score if worst and len(worst) == most else 0
     by_node = Counter(each.node for each in worst)
-    number = len(nodes) if with_pods is None else with_pods
-    room = _MOST_TIMES * most - len(worst) - _spare(number, most) * len(nodes)
+    room = _MOST_TIMES * most - len(worst) - _spare(len(nodes), most) * len(nodes)
     asked_before = {node: before.asked[node] for node in nodes if node in before.asked}
     asked = _asked(by_node, asked_before, room)
     return Top(threshold, by_node, worst, _min_score(threshold, before.min_score), asked)
@@ -105,7 +103,8 @@ def top_of_rows(rows: Sequence[Mapping[str, Any]]) -> Top | None:
 def choice_of(node: str, top: Top | None, *, pods: int, nodes: int, max_pods: int) -> PodChoice:
     """Return the pods that a node is to report in full.
 
-    `pods`, `nodes`: their numbers in the cluster. `top`: None if no score is known yet.
+    `pods`: their number in the cluster, ended ones included. `nodes`: the number of those with
+    pods, and of those that the last pods have left. `top`: None if no score is known yet.
     """
     if pods <= max_pods or nodes <= _MOST_TIMES:
         return PodChoice(max_pods)

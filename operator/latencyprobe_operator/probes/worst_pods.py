@@ -32,25 +32,35 @@ class WorstPods:
         self._desired = desired
         self._want_in_full = want_in_full
         self._top: Top | None = top_of_rows(rows)
-        self._measured = 0
+        self._measured: int | None = None
+        """The number of measured pods, ended ones included; None before the first choice."""
         self._nodes: frozenset[str] = frozenset()
 
     def choice(self, node: str) -> PodChoice:
         """Return the pods that this node is to report in full, as of now."""
-        placed = len(self._desired.pods_of(self._probe_uid))
+        left = len(self._desired.left_by(self._probe_uid))
         return choice_of(
             node,
             self._top,
-            pods=max(placed, self._measured),
-            nodes=self._desired.nodes_of(self._probe_uid),
+            pods=self._most_pods(left),
+            nodes=self._desired.nodes_of(self._probe_uid) + left,
             max_pods=self.max_pods,
         )
 
+    def _most_pods(self, left: int) -> int:
+        """Return the number of pods that agents have figures of."""
+        if self._measured is None and left:
+            # It is not known how many have ended there.
+            return self.max_pods + 1
+        return max(len(self._desired.pods_of(self._probe_uid)), self._measured or 0)
+
     def choose(self, summaries: NodeSummaries, nodes: Collection[str]) -> None:
-        """Choose by the newest scores, and have these nodes report accordingly."""
+        """Choose by the newest scores, and have these nodes report accordingly.
+
+        `nodes`: those with pods, and those that the last pods have left.
+        """
         before = self._top or NO_TOP
-        with_pods = self._desired.nodes_of(self._probe_uid)
-        self._top = top_of(summaries.scores(), self.max_pods, before, nodes, with_pods=with_pods)
+        self._top = top_of(summaries.scores(), self.max_pods, before, nodes)
         self._measured = summaries.measured
         self._nodes = frozenset(nodes)
         lacking = set(self._lacking(summaries))

@@ -166,6 +166,37 @@ async def test_every_pod_of_a_large_cluster_turns_bad_at_once() -> None:
         assert {row["verdict"]["bottleneck"] for row in cluster.status["pods"]} == {"SlowReader"}
 
 
+async def test_nodes_that_all_pods_have_left_send_few_of_them_in_full() -> None:
+    cluster = Cluster(nodes=30)
+    async with cluster.running():
+        for _ in range(3):
+            await cluster.interval()
+        cluster.ended = set(cluster.names)
+        cluster.show_all()
+        for _ in range(4):
+            before = cluster.full_reports
+            await cluster.interval()
+            assert cluster.full_reports - before <= 3 * MAX_PODS
+            assert len(cluster.desired.left_by(UID)) == 30
+        assert len(cluster.listed) == MAX_PODS
+        assert all(row["ended"] for row in cluster.status["pods"])
+
+
+async def test_a_new_leader_asks_left_nodes_for_few_pods_in_full() -> None:
+    cluster = Cluster(nodes=6, pods_of_a_node=6)
+    rows = [row(f"pod-{node:03}-0", f"node-{node:03}", SLOW_READER) for node in range(MAX_PODS)]
+    cluster.slow = {each["name"]: SLOW_READER for each in rows}
+    for alive in ([], ["pod-005-0"], cluster.pods["node-005"]):
+        cluster.ended = {name for name in cluster.names if name not in alive}
+        cluster.full_reports = 0
+        async with cluster.running(status={"pods": rows}):
+            assert len(cluster.desired.left_by(UID)) == 5
+            await cluster.interval()
+            assert cluster.full_reports <= 3 * MAX_PODS
+            assert len(cluster.listed) == MAX_PODS
+        cluster.windows = {node: AgentWindows() for node in cluster.pods}
+
+
 async def test_all_pods_are_in_full_while_they_fit() -> None:
     cluster = Cluster(nodes=5, pods_of_a_node=1)
     async with cluster.running():
