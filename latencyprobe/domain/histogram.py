@@ -160,6 +160,19 @@ class Histogram:
         sum_ns = round(sum(n * upper for n, upper in short))
         return sum(n for n, _ in short), min(sum_ns, self.sum_ns)
 
+    def sum_of_shortest(self, count: int) -> int:
+        """Return the sum of so many durations, the shortest; never more than the exact sum.
+
+        By the upper bounds of the buckets.
+        """
+        left, sum_ns = count, 0.0
+        for position in sorted(self.buckets):
+            upper_ns = min(bounds_of(position)[1], self.max_ns)
+            taken = min(left, self.buckets[position])
+            sum_ns += taken * upper_ns
+            left -= taken
+        return min(round(sum_ns), self.sum_ns)
+
     def percentile(self, percent: float) -> int:
         """Return the duration that `percent` of the samples do not exceed, in nanoseconds.
 

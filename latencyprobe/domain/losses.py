@@ -82,6 +82,8 @@ _FAILED_CONNECTS = (
 )
 # TCP_DELACK_MAX, include/net/tcp.h
 _LONGEST_DELAYED_ACK_NS = 200_000_000
+# A connect that is given up when another one stands, has not taken much longer.
+_LONGER_THAN_A_RACE = 2
 _RESPONSES = ("peer.response", "app.response")
 
 
@@ -116,13 +118,15 @@ class Losses:
         """The recoveries that were not needed, and their time.
 
         Those are of segments that the peer had already, unless they took so long that an ACK was
-        lost. How many of the segments these are is known, but not which of the recoveries.
+        lost. How many of the segments these are is known, but not which of the recoveries: probes
+        and reordered segments are the shortest.
         """
         counters = self.measurement.counters
         sent = counters.get("retransmits", 0) + counters.get("handshakeRetransmits", 0)
         part = min(counters.get("spuriousRetransmits", 0) / sent, 1.0) if sent else 0.0
-        count, ns = self._recovered.below(_LONGEST_DELAYED_ACK_NS)
-        return round(part * count), round(part * ns)
+        short, ns = self._recovered.below(_LONGEST_DELAYED_ACK_NS)
+        count = round(part * short)
+        return count, min(self._recovered.sum_of_shortest(count), ns)
 
     @cached_property
     def _recovered(self) -> Histogram:
@@ -184,19 +188,29 @@ class Losses:
         """The time of connects that this side gave up late, by those that stood; 0 if none was.
 
         The loser of a race between two addresses is given up about when the other one answers.
+        Among those that stood, some may have waited for a lost SYN.
         """
         counters, stood = self.measurement.counters, self.measurement.stage("tcp.connect").histogram
         count, ns = counters.get("connectAborted", 0), counters.get("connectAbortedNs", 0)
-        usual_ns = PATIENCE_FACTOR * stood.percentile(99)
-        late_ns = usual_ns if stood.count else LONG_ANSWER_NS
+        late_ns = LONG_ANSWER_NS
+        if stood.count:
+            median_ns, slowest_ns = stood.percentiles(50, 99)
+            late_ns = min(PATIENCE_FACTOR * slowest_ns, LONG_ANSWER_NS)
+            late_ns = max(late_ns, _LONGER_THAN_A_RACE * median_ns)
         return ns if are_many(count, count + stood.count) and ns >= late_ns * count else 0
 
     @cached_property
     def _unanswered_connects(self) -> int:
-        """Connects that ended without an answer; one that was aborted, if its SYN was repeated."""
+        """Connects that ended without an answer; those that were aborted, if they repeated SYNs.
+
+        A SYN is repeated after a second. Before that, the repeated ones are of connects that stood.
+        """
         counters = self.measurement.counters
-        aborted = min(counters.get("connectAborted", 0), counters.get("connectRetransmits", 0))
-        return counters.get("connectTimedOut", 0) + aborted
+        aborted = counters.get("connectAborted", 0)
+        if 0 < counters.get("connectAbortedNs", 0) < aborted * FAILURE_NS:
+            aborted = 0
+        repeated = min(aborted, counters.get("connectRetransmits", 0))
+        return counters.get("connectTimedOut", 0) + repeated
 
     @cached_property
     def _of_failed_connects_ns(self) -> int:

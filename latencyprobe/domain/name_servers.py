@@ -61,9 +61,16 @@ class NameServers:
 
     @property
     def _until_sent_again_ns(self) -> int:
-        counters = self.measurement.counters
-        waited_ns = counters.get("dnsQueriesRepeatedNs", 0) - counters.get("dnsResponseNs", 0)
-        return max(waited_ns, 0) if self._repeated else 0
+        """The wait until queries were sent again, without that of replies: it is in theirs."""
+        if not self._repeated:
+            return 0
+        waited_ns = self.measurement.counters.get("dnsQueriesRepeatedNs", 0)
+        mean_ns = waited_ns / self._repeated
+        replies = self.measurement.stage("udp.response")
+        early, _ = replies.histogram.below(round(mean_ns))
+        late = round((replies.histogram.count - early) / replies.sampling_ratio)
+        of_replies_ns = self.measurement.counters.get("dnsResponseNs", 0)
+        return max(waited_ns - min(round(late * mean_ns), of_replies_ns), 0)
 
     def _of_lost(self) -> Wait:
         left_ns = max(self._lost * FAILURE_NS - self.dropped_ns, 0)

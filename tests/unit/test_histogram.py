@@ -70,6 +70,18 @@ def test_durations_below_a_limit_are_those_of_the_buckets_below_it(
     assert sum(short[:count]) <= sum_ns + count
 
 
+@given(st.lists(durations, min_size=1, max_size=50), st.integers(0, 60))
+def test_the_shortest_durations_add_up_by_their_buckets(
+    durations_ns: list[int], count: int
+) -> None:
+    exact_ns = sum(sorted(durations_ns)[:count])
+    measured_ns = Histogram.of(durations_ns).sum_of_shortest(count)
+    assert exact_ns <= measured_ns + len(durations_ns)
+    assert measured_ns <= sum(durations_ns)
+    if max(durations_ns) <= HIGHEST_NS:
+        assert measured_ns <= exact_ns * 2 ** (1 / 8) + count * (LOWEST_NS + 1)
+
+
 @given(durations)
 def test_a_duration_is_counted_in_the_bucket_whose_exact_bounds_hold_it(duration_ns: int) -> None:
     assert position_of(duration_ns) == exact_position(duration_ns)

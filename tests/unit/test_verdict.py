@@ -660,6 +660,15 @@ def test_needless_probes_hide_no_time_outs() -> None:
     assert 6_000 * MS <= verdict.waiting_ns["PacketLoss"] <= 6_200 * MS
 
 
+def test_needless_probes_of_one_connection_leave_most_of_the_losses_of_others() -> None:
+    """Which recoveries were needless is not known; the shortest are taken for them."""
+    counters = {"retransmits": 160, "spuriousRetransmits": 120}
+    both = recovered(60, 5) + recovered(40, 50)
+    verdict = judge(QUICK_PACKETS + both + Measurement(counters=counters))
+    assert verdict.bottleneck is Bottleneck.PACKET_LOSS
+    assert 1_200 * MS <= verdict.waiting_ns["PacketLoss"] <= 1_300 * MS
+
+
 def test_lost_acks_are_losses_though_the_peer_had_the_data() -> None:
     """No ACK is delayed for as long."""
     counters = {"retransmits": 30, "spuriousRetransmits": 30}
@@ -740,6 +749,46 @@ def test_connects_that_are_given_up_late_count_with_their_time(
     assert verdict.bottleneck is bottleneck
     if bottleneck is Bottleneck.CONNECT_FAILURES:
         assert verdict.waiting_ns["ConnectFailures"] == given_up * each_ns
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        pytest.param([30 * MS] * 200, id="a round trip of 30 ms"),
+        pytest.param([MS] * 197 + [1030 * MS] * 3, id="some whose SYN was lost"),
+    ],
+)
+def test_connects_are_given_up_late_by_what_most_others_take(others: list[int]) -> None:
+    counters = {"connectAborted": 200, "connectAbortedNs": 200 * 250 * MS}
+    connects = {"tcp.connect": StageMeasurement(Histogram.of(others))}
+    well = measured(200, rx_socket=20 * US, tx_stack=10 * US)
+    verdict = judge(well + Measurement(connects, counters))
+    assert verdict.bottleneck is Bottleneck.CONNECT_FAILURES
+    assert verdict.waiting_ns["ConnectFailures"] == 200 * 250 * MS
+
+
+def test_the_loser_of_a_race_over_a_long_path_is_no_failure() -> None:
+    counters = {"connectAborted": 200, "connectAbortedNs": 200 * 150 * MS}
+    connects = {"tcp.connect": StageMeasurement(Histogram.of([140 * MS] * 200))}
+    well = measured(200, rx_socket=20 * US, tx_stack=10 * US)
+    assert "ConnectFailures" not in judge(well + Measurement(connects, counters)).waiting_ns
+
+
+def test_early_ends_of_connects_hide_no_lost_syns_of_others() -> None:
+    lost = [1001 * MS] * 30
+    stages = {
+        "tcp.connect": StageMeasurement(Histogram.of([MS] * 3970 + lost)),
+        "tcp.recovery": StageMeasurement(Histogram.of(lost)),
+    }
+    counters = {
+        "connectAborted": 400,
+        "connectAbortedNs": 400 * 250 * MS,
+        "connectRetransmits": 30,
+        "retransmits": 30,
+    }
+    verdict = judge(measured(200, rx_socket=20 * US) + Measurement(stages, counters))
+    assert verdict.waiting_ns["ConnectFailures"] == 400 * 250 * MS
+    assert verdict.waiting_ns["PacketLoss"] == sum(lost)
 
 
 def test_connects_that_are_given_up_after_their_syns_repetition_count_once() -> None:
@@ -891,10 +940,18 @@ def test_questions_that_are_asked_again_are_dns_beside_replies_to_others() -> No
 
 
 def test_questions_with_a_reply_in_the_end_count_once() -> None:
-    replies = measured(200, udp_response=300 * MS)
-    verdict = judge(replies + repeated(50, replied_ns=60_000 * MS))
+    replies = measured(200, udp_response=1200 * MS)
+    verdict = judge(replies + repeated(200, replied_ns=240_000 * MS))
     assert verdict.bottleneck is Bottleneck.DNS
-    assert verdict.waiting_ns["DNS"] == 60_000 * MS
+    assert verdict.waiting_ns["DNS"] == 240_000 * MS
+
+
+def test_replies_to_other_questions_leave_the_wait_for_those_that_were_sent_again() -> None:
+    replies = measured(1000, udp_response=60 * MS)
+    verdict = judge(replies + repeated(50, replied_ns=60_000 * MS, each_ns=5000 * MS))
+    assert verdict.bottleneck is Bottleneck.DNS
+    assert verdict.waiting_ns["DNS"] == (60_000 + 50 * 5000) * MS
+    assert "50 of 100 queries to port 53 had no reply until sent again" in verdict.evidence
 
 
 def test_answers_that_wait_for_questions_asked_again_are_not_the_applications() -> None:
