@@ -9,7 +9,10 @@ in kernel/bpf/arraymap.c, htab_map_mem_usage() in kernel/bpf/hashtab.c):
 
 A CPU has a value of its own for each entry of a percpu array or hash, rounded up to 8 bytes. A hash
 with room made ahead has one spare element for each CPU: 48 bytes of header, key and value rounded
-up to 8 each. A pointer to it takes 8 more. Other maps are the same on any number.
+up to 8 each. A pointer to it takes 8 more. The agent makes some arrays larger on more CPUs: the
+tables of packets (`received_bits()`), and the last waits of each CPU. Other maps are the same on
+any number.
+
 The states of sockets with BTF are not in it: they come and go with the sockets, see `memory`.
 """
 
@@ -30,9 +33,10 @@ from bench.outcome import Outcome
 from bench.programs import MapMemory, maps_of
 from bench.ratio import Spread, verdict
 from latencyprobe.domain.stages import Module
+from latencyprobe_agent.kernel.abi import ENTERED, RECEIVED, RUN_NUMBERS, RUNS_OF_CPUS
 from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.load.cache import ObjectCache
-from latencyprobe_agent.kernel.load.cpus import cpu_numbers
+from latencyprobe_agent.kernel.load.cpus import cpu_numbers, received_bits
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 
 DEFAULT_ROUNDS = 1
@@ -44,6 +48,8 @@ _ALIGNED = 8
 _ELEMENT = 48  # struct htab_elem, kernel/bpf/hashtab.c
 _NO_PREALLOC = 1  # BPF_F_NO_PREALLOC, include/uapi/linux/bpf.h
 _PERCPU = frozenset({"percpu_array", "percpu_hash", "lru_percpu_hash"})
+_PACKETS = frozenset({RECEIVED, ENTERED})
+_OF_EACH_CPU = frozenset({RUNS_OF_CPUS, RUN_NUMBERS})
 # Any numbers: no namespace or cgroup has them.
 _FIRST_NETNS, _FIRST_CGROUP = 1 << 20, 1 << 40
 # In the table by map; smaller ones are in the sum alone.
@@ -64,11 +70,19 @@ class Sizes:
 
     def bytes_on(self, cpus: int, here: int) -> int:
         """Return what they take on so many CPUs, where `here` is the number of this machine."""
-        return self.bytes + (cpus - here) * sum(map(bytes_a_cpu, self.maps))
+        return sum(_bytes_on(each, cpus, here) for each in self.maps)
+
+
+def _bytes_on(described: MapMemory, cpus: int, here: int) -> int:
+    if described.name in _PACKETS:
+        return described.bytes << received_bits(cpus) >> received_bits(here)
+    if described.name in _OF_EACH_CPU:
+        return described.bytes * cpus // here
+    return described.bytes + (cpus - here) * bytes_a_cpu(described)
 
 
 def bytes_a_cpu(described: MapMemory) -> int:
-    """Return by how much a map grows with each CPU: see the formula above."""
+    """Return by how much each CPU makes a map grow by itself: see the formula above."""
     key, value = _rounded(described.key_bytes), _rounded(described.value_bytes)
     if described.type in _PERCPU:
         return described.max_entries * value

@@ -35,6 +35,14 @@ def test_a_map_grows_with_each_cpu_as_the_kernel_counts_it(
     assert bytes_a_cpu(described) == grows
 
 
+@pytest.mark.parametrize(("name", "times"), [("received", 16), ("entered", 16), ("runs", 48)])
+def test_arrays_that_the_agent_makes_larger_are_calculated_as_it_makes_them(
+    name: str, times: int
+) -> None:
+    table = replace(HASH, name=name, type="array", bytes=1000)
+    assert Sizes(WITH_BTF, (table,)).bytes_on(96, here=2) == times * 1000
+
+
 def test_the_target_holds_for_many_cpus_too() -> None:
     one = replace(HASH, type="percpu_array", value_bytes=MIB, max_entries=1, bytes=2 * MIB)
     found = {
