@@ -55,9 +55,10 @@ class ObjectivesWatch:
     def __init__(self, missed: Iterable[str] = ()) -> None:
         """Continue from the objectives that an earlier operator has found missed, by their names.
 
-        They have been exceeded for long enough, until they are met.
+        They have been exceeded for long enough, until they are met, or unknown for as long.
         """
         self._missed_before = set(missed)
+        self._unknown_since: dict[str, float] = {}
         self._exceeded_since: dict[NamedObjective, float] = {}
 
     def judge(
@@ -75,6 +76,9 @@ class ObjectivesWatch:
         value_ns = bound.value_ns(measurement)
         if value_ns is None:
             self._exceeded_since.pop(objective, None)
+            unknown = at - self._unknown_since.setdefault(objective.name, at)
+            if unknown >= objective.for_s:
+                self._missed_before.discard(objective.name)
             count = measurement.stage(bound.stage).histogram.count
             return Judgement(
                 ObjectiveOutcome.UNKNOWN,

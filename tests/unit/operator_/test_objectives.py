@@ -61,3 +61,18 @@ def test_too_few_samples_say_nothing_and_end_the_time() -> None:
 
     assert unknown.outcome is ObjectiveOutcome.UNKNOWN
     assert again.outcome is ObjectiveOutcome.MET
+
+
+def test_an_objective_that_was_missed_counts_anew_after_it_was_unknown_for_as_long() -> None:
+    watch = ObjectivesWatch({"reads"})
+    outcomes = [
+        judgement.outcome
+        for at, measured in [(0, NOTHING), (60, NOTHING), (70, SLOW), (130, SLOW)]
+        for judgement in watch.judge([READS], measured, at=at)
+    ]
+    assert outcomes == [
+        ObjectiveOutcome.UNKNOWN,
+        ObjectiveOutcome.UNKNOWN,
+        ObjectiveOutcome.MET,
+        ObjectiveOutcome.MISSED,
+    ]
