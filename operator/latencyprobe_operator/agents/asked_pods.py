@@ -85,6 +85,14 @@ class AskedPods:
         admitted = self._admitted.setdefault(probe_uid, {})
         return admitted.setdefault(pod_uid, AskedPod(pod_uid, name))
 
+    def may_have_earlier(self, probe_uid: str) -> bool:
+        """Decide whether the agent may still have earlier pods, those that it may not report too.
+
+        The status before listed some pods alone, and the name of an ended pod may be in use again.
+        """
+        probe = self._probe(probe_uid)
+        return probe is not None and probe.earlier.is_open(self._clock())
+
     def _probe(self, probe_uid: str) -> ProbeOnNode | None:
         return next((probe for probe in self._state if probe.key.uid == probe_uid), None)
 

@@ -1,7 +1,8 @@
 """Summaries in agents' reports: decoded and checked on arrival, once.
 
 A corrupt summary costs the report on that probe. Pods that the agent was not asked for are left
-out, with their scores, and counted.
+out, with their scores, and counted. For a window after an operator begins to lead, only living ones
+count: an honest agent has ended pods of the time before.
 """
 
 from __future__ import annotations
@@ -53,25 +54,26 @@ def reported_summary(
         )
     find = pods.finder(message.id)
     in_full = tuple(_asked_for(received, message.id, pods, find))
-    unasked = len(received) - len(in_full)
-    targets: tuple[ReportedTarget, ...] = ()
-    if summary is not None:
-        statuses, scores = message.summary.statuses, summary.scores
-        summary = replace(summary, scores=tuple(_scores(scores, find)))
-        targets = tuple(
-            ReportedTarget(id=status.id, status=target_status(status))
-            for status in statuses
-            if (message.id, status.id) in asked
-        )
-        unasked += len(scores) - len(summary.scores) + len(statuses) - len(targets)
+    scores = summary.scores if summary else ()
+    known_scores = tuple(_scores(scores, find))
+    unasked = len(received) - len(in_full) + len(scores) - len(known_scores)
+    if unasked and pods.may_have_earlier(message.id):
+        unasked = _of_living_pods(received, scores, find)
+    # Without a summary there are none.
+    statuses = message.summary.statuses
+    targets = tuple(
+        ReportedTarget(id=status.id, status=target_status(status))
+        for status in statuses
+        if (message.id, status.id) in asked
+    )
     report = ReportedProbe(
         probe_uid=message.id,
         span=span,
         source=source,
-        summary=summary,
+        summary=summary and replace(summary, scores=known_scores),
         pods=in_full,
         targets=targets,
-        unasked=unasked,
+        unasked=unasked + len(statuses) - len(targets),
     )
     if summary is None or not message.HasField("node"):
         return report
@@ -100,6 +102,14 @@ def _asked_for(
             known = pods.admit(probe_uid, pod.pod_uid, pod.name)
         if known:
             yield replace(pod, pod_uid=known.uid, name=known.name)
+
+
+def _of_living_pods(
+    received: Iterable[PodReport], scores: Iterable[PodScore], find: FindPod
+) -> int:
+    """Count the pods that were not asked for and have not ended, and their scores."""
+    living = {pod.pod_uid for pod in received if not pod.ended and find(pod.pod_uid) is None}
+    return len(living) + sum(pod_uid in living for _, pod_uid in scores)
 
 
 def _scores(received: Iterable[PodScore], find: FindPod) -> Iterator[PodScore]:

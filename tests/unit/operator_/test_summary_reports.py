@@ -340,7 +340,8 @@ class Leader:
         taken = (pod_uid, name) in [(each.pod_uid, each.name) for each in report.pods]
         assert report.summary
         assert taken is (pod_uid in [each.pod_uid for each in report.summary.scores])
-        assert report.unasked == (0 if taken else 2)
+        is_open = self.asked.may_have_earlier(UID)
+        assert report.unasked == (0 if taken or is_open else 2)
         return taken
 
 
@@ -379,6 +380,34 @@ def test_a_pod_that_the_api_server_has_on_that_node_is_known_for_a_window() -> N
     assert leader.takes("uid-ended", "ended")
     leader.now += 75
     assert not leader.takes("uid-ended", "ended")
+
+
+def test_pods_that_have_ended_before_a_new_leader_came_are_no_fault_for_a_window() -> None:
+    leader = Leader("a")
+    leader.ask()
+    message = summary()
+    # A pod that the status had no room for, the one before pod a in a StatefulSet, and a score.
+    for uid, name in (("uid-unlisted", "unlisted"), ("uid-before", "a")):
+        message.pods.add(pod_uid=uid, name=name, ended=True).verdict.bottleneck = "None"
+        message.summary.scores.add(pod_uid=uid, score=2**52)
+    message.summary.scores.add(pod_uid="uid-third", score=3)
+    for unasked in (0, 5):
+        report = reported_summary(message, set(), leader.asked)
+        assert report.unasked == unasked
+        assert [each.pod_uid for each in report.pods] == ["uid-a"]
+        assert report.summary
+        assert [each.pod_uid for each in report.summary.scores] == ["uid-a"]
+        leader.now += 75
+
+
+def test_a_living_pod_that_was_not_asked_for_is_a_fault_at_any_time() -> None:
+    leader = Leader()
+    leader.ask()
+    message = summary()
+    message.pods.add(pod_uid="uid-another", name="another").verdict.bottleneck = "None"
+    message.summary.scores.add(pod_uid="uid-another", score=2**52)
+
+    assert reported_summary(message, set(), leader.asked).unasked == 2
 
 
 def test_names_of_other_nodes_and_of_pods_that_are_measured_are_refused() -> None:
