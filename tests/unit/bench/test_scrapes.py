@@ -28,6 +28,8 @@ from tests.unit.agent.totals_of import Followed, probe_on
 ROOT = Path(__file__).parents[3]
 MAX_PODS = 110
 PODS = 10_000
+# The bound has room, so that a new counter leaves the page as it is.
+ROOM_FOR_COUNTERS = 2
 FAMILIES_OF_COUNTERS = (DROPS, DROPS_IN, WAITED_FOR_CGROUP)
 TARGET_COUNTERS = [each.name for each in COUNTERS if each.module != Module.IRQ]
 
@@ -126,5 +128,6 @@ def test_no_pod_has_more_series_than_the_page_states() -> None:
 
     assert found == (len(TARGET_STAGES) + others, classic * len(TARGET_STAGES) + others)
     bound = stated(r"A pod has at most ([\d,]+) series with native histograms, ([\d,]+) without")
-    assert all(ours <= theirs for ours, theirs in zip(found, bound, strict=True)), found
+    with_room = tuple(ours + ROOM_FOR_COUNTERS for ours in found)
+    assert all(ours <= theirs for ours, theirs in zip(with_room, bound, strict=True)), found
     assert found == pytest.approx(bound, rel=0.1)
