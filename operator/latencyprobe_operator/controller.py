@@ -98,6 +98,8 @@ class Controller:
             term=leadership.term if leadership else 0,
         )
         self._disconnected_nodes = DisconnectedNodes()
+        self._connects = False
+        """Agents are connected to: their states are complete."""
         self._probes: dict[str, Probe] = {}
         self._building = NamespaceTurns()
         self._applicants: dict[str, Applicant] = {}
@@ -146,6 +148,7 @@ class Controller:
             min_interval_s=self._limits.min_interval_s,
             node_figures=self._limits.allow_node_figures(namespace),
             directory=self._watches,
+            waits_for_agents=not self._connects,
         )
         self._probes[probe.key.uid] = probe
         created = body["metadata"].get("creationTimestamp", "")
@@ -261,11 +264,17 @@ class Controller:
                 missing,
             )
         await self._flush_all()
-        self._fleet.open()
+        self._open_fleet()
         await self._wait_attached()
         if self._collector:
             self._collector.note_attached()
         heap.give_back()
+
+    def _open_fleet(self) -> None:
+        self._fleet.open()
+        self._connects = True
+        for probe in self._probes.values():
+            probe.expect_reports()
 
     async def _wait_attached(self) -> None:
         deadline = asyncio.get_running_loop().time() + _ATTACH_S

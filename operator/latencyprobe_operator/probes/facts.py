@@ -29,6 +29,9 @@ ABSENT = frozenset(
 )
 """States in which the operator gets no figures of the node."""
 
+UNSETTLED = frozenset({NodeState.ATTACHING, NodeState.CONNECTING})
+"""States of an agent that is yet to measure."""
+
 LACKING = ABSENT | {NodeState.FAILED}
 """States in which a probe that has measured is degraded."""
 

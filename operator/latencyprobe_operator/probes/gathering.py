@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import heapq
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe_operator.api.spec import ProbeKey, ProbeSpec
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.model import ContainerTarget
 from latencyprobe_operator.observed_state import AgentView
-from latencyprobe_operator.probes.facts import ABSENT, MEASURING, NodeFacts, PodFacts, ProbeFacts
+from latencyprobe_operator.probes.facts import (
+    ABSENT,
+    MEASURING,
+    UNSETTLED,
+    NodeFacts,
+    PodFacts,
+    ProbeFacts,
+)
 from latencyprobe_operator.probes.intake import ReportIntake
 from latencyprobe_operator.probes.left_nodes import LeftNodes
 from latencyprobe_operator.probes.naming import Naming
@@ -86,12 +93,18 @@ class FactsGatherer:
 
     def all_reported(self) -> bool:
         """Decide whether each node that has figures to report has done so."""
+        return self._intake.reported and all(
+            self._agent(node).state in ABSENT for node in self._nodes_without_report()
+        )
+
+    def awaits_agents(self) -> bool:
+        """Decide whether a node without a report has an agent that is yet to attach."""
+        return any(self._agent(node).state in UNSETTLED for node in self._nodes_without_report())
+
+    def _nodes_without_report(self) -> Iterator[str]:
         nodes = {placed.pod.node for placed in self._pods.placed.values() if placed.targets}
         has_reported = self._intake.report_times.has
-        return self._intake.reported and all(
-            has_reported(node) or self._agent(node).state in ABSENT
-            for node in nodes | self._pods.left
-        )
+        return (node for node in nodes | self._pods.left if not has_reported(node))
 
     async def fetch_worst(self, spec: ProbeSpec, *, at: float) -> None:
         """Choose the pods to list, and have their agents report the missing ones in full."""

@@ -68,12 +68,14 @@ class Probe:
         node_figures: bool = False,
         events: EventWriter | None = None,
         directory: PodDirectory = NO_PODS,
+        waits_for_agents: bool = False,
     ) -> None:
         """Follow the pods of this object at once.
 
         `touch`: the desired states of these nodes have changed. `agent` returns the view of the
         agent of a node. `node_figures`: it gets figures of whole nodes, and names of pods of
         other namespaces. `events`: without it there are no Events. `directory`: for names.
+        `waits_for_agents`: agents are not connected to before `expect_reports`.
         """
         previous: Document = dict(body.get("status") or {})
         self.key = probe_key(body)
@@ -132,6 +134,12 @@ class Probe:
         self.update(body)
         stands = self._writer.describes(self._current.generation)
         if stands and self._current.spec and not self._idle_phase:
+            self._grant_grace(waits_for_agents=waits_for_agents)
+
+    def _grant_grace(self, *, waits_for_agents: bool) -> None:
+        if waits_for_agents:
+            self._schedule.await_agents(self._now())
+        else:
             self._schedule.grant_grace(self._now(), self._current.interval_s)
 
     @property
@@ -182,6 +190,12 @@ class Probe:
         is_whole = self._intake.take(node, report, self._pods.placed, spec, at=now, wall=wall)
         if is_whole and self._schedule.take_report(node, now):
             self._poked.set()
+
+    def expect_reports(self) -> None:
+        """Note that agents are connected to from now on: so long they have to report."""
+        if self._schedule.in_grace(self._now()):
+            self._grant_grace(waits_for_agents=False)
+            self.poke()
 
     def poke(self) -> None:
         """Check the status soon: the views of agents may have changed."""
@@ -268,9 +282,15 @@ class Probe:
         in_grace = self._schedule.in_grace(now) and not self._idle_phase
         return in_grace and not self._gatherer.all_reported()
 
+    def _prolong_grace(self, now: float) -> None:
+        if self._schedule.may_prolong_grace(now):
+            attaching = self._gatherer.awaits_agents()
+            self._schedule.prolong_grace(now, self._current.interval_s, attaching=attaching)
+
     async def _update_status(self) -> None:
         """Write the status, if it is due or people wait for the change."""
         self._last_check = now = self._now()
+        self._prolong_grace(now)
         if self._earlier_stands(now):
             return
         self._schedule.end_grace()

@@ -13,6 +13,8 @@ _LONGEST_SETTLE_S = 0.5
 # After a restart, agents that are known to measure get an interval and this to report again. Their
 # intervals do not end at one time.
 _GRACE_S = 5.0
+# To connect to 5,000 agents takes half a minute, and programs may have to be compiled.
+_LONGEST_GRACE_S = 120.0
 _IDLE_REFRESH_S = 600.0
 _NEVER = -1e9
 
@@ -32,11 +34,33 @@ class StatusSchedule:
         self._last_figures = _NEVER
         self._first_report: float | None = None
         self._reporters: set[str] = set()
+        # Until then, agents that are yet to attach prolong the grace; 0: there is none.
+        self._longest_grace_until = 0.0
         self._grace_until = 0.0
+        self._attaching = False
+
+    def await_agents(self, now: float) -> None:
+        """Let the status of an earlier operator stand until this one connects to the agents."""
+        self._grace_until = self._longest_grace_until = now + _LONGEST_GRACE_S
 
     def grant_grace(self, now: float, interval_s: float) -> None:
         """Let the status of an earlier operator stand until agents can have reported."""
         self._grace_until = now + interval_s + _GRACE_S
+        self._longest_grace_until = max(now + _LONGEST_GRACE_S, self._grace_until)
+
+    def may_prolong_grace(self, now: float) -> bool:
+        """Decide whether agents that are yet to attach prolong the grace."""
+        return now < self._longest_grace_until
+
+    def prolong_grace(self, now: float, interval_s: float, *, attaching: bool) -> None:
+        """Let it stand longer if agents are yet to attach, or were at the last call.
+
+        Once they have attached, they get as long to report as all others.
+        """
+        if attaching or self._attaching:
+            until = min(now + interval_s + _GRACE_S, self._longest_grace_until)
+            self._grace_until = max(self._grace_until, until)
+        self._attaching = attaching
 
     def in_grace(self, now: float) -> bool:
         """Decide whether the status stands while reports of nodes are missing."""
@@ -44,7 +68,7 @@ class StatusSchedule:
 
     def end_grace(self) -> None:
         """Note that the status of the earlier operator does not stand any more."""
-        self._grace_until = 0.0
+        self._grace_until = self._longest_grace_until = 0.0
 
     def take_report(self, node: str, now: float) -> bool:
         """Note a report; return whether the next status may be due earlier."""

@@ -337,3 +337,36 @@ async def test_the_collector_hears_of_each_report_and_once_of_attached_agents(
         assert len(collector.attached) == 1
         assert controller._fleet.view("node-a").state == "Ready"
     await agent.stop()
+
+
+async def test_statuses_stand_until_the_operator_connects_to_agents(
+    operator_tls: ClientTlsFiles,
+) -> None:
+    """From then on, agents have an interval and a few seconds to report."""
+    api = FakeApi()
+    status = {"observedGeneration": 1, "phase": "Running"}
+    earlier = [{**probe_body(name), "status": status} for name in ("first", "second", "late")]
+    api.probes = earlier[:2]
+    api.set(pod_body("a", labels={"app": "checkout"}))
+
+    begin = asyncio.get_running_loop().time()
+
+    def stands_for_a_minute(name: str) -> bool:
+        schedule = controller._probes[f"uid-{name}"]._schedule
+        return schedule.in_grace(asyncio.get_running_loop().time() + 60)
+
+    async with (
+        api.serve() as cluster,
+        controlling(cluster, operator_tls) as controller,
+        running(controller, earlier[:1]),
+    ):
+        assert stands_for_a_minute("first")
+        async with running(controller, earlier[1:2]):
+            assert stands_for_a_minute("second")
+            await until(controller._fleet._opened.is_set, what=controller._fleet.states)
+            assert not stands_for_a_minute("first")
+            assert not stands_for_a_minute("second")
+            async with running(controller, earlier[2:]):
+                assert not stands_for_a_minute("late")
+                for probe in controller._probes.values():
+                    assert probe._schedule.in_grace(begin + 14.9)

@@ -615,6 +615,82 @@ async def test_a_node_that_does_not_report_to_a_new_operator_is_waited_for_in_bo
         assert [row["name"] for row in world.status["pods"]] == ["a"]
 
 
+EARLIER: dict[str, Any] = {
+    "observedGeneration": 1,
+    "phase": "Running",
+    "startTime": timestamp(0),
+    "summary": {"p99": "1ms"},
+}
+
+
+async def test_the_status_stands_while_agents_are_yet_to_connect_and_attach(world: World) -> None:
+    world.status, world.agent_state = EARLIER, NodeState.CONNECTING
+    async with running(world, {**probe_body(interval="1s"), "status": EARLIER}) as probe:
+        world.show(pod("a"))
+        await asyncio.sleep(15)
+        for state in (NodeState.ATTACHING, NodeState.READY):
+            world.agent_state = state
+            probe.poke()
+            await asyncio.sleep(4)
+            assert world.writes == []
+        take(probe, "node-a", report({target_id("a"): measurement(*[10**6] * 200)}))
+        await until(lambda: world.writes, what=lambda: world.status)
+        assert (world.status["phase"], world.status["startTime"]) == ("Running", timestamp(0))
+
+
+@pytest.mark.parametrize("state", [NodeState.CONNECTING, NodeState.ATTACHING])
+async def test_an_agent_that_never_attaches_is_waited_for_in_bounds(
+    world: World, state: NodeState
+) -> None:
+    world.status, world.agent_state = EARLIER, state
+    async with running(world, {**probe_body(interval="10s"), "status": EARLIER}):
+        world.show(pod("a"))
+        await asyncio.sleep(119)
+        assert world.writes == []
+        await asyncio.sleep(3)
+        assert world.writes
+
+
+async def test_a_node_that_has_reported_is_not_waited_for_when_it_attaches_another_pod() -> None:
+    world = OneSilentNode()
+    world.status = EARLIER
+    async with running(world, {**probe_body(interval="10s"), "status": EARLIER}) as probe:
+        world.show(pod("a"), pod("b", node="silent"))
+        take(probe, "node-a", report({target_id("a"): measurement(*[10**6] * 200)}))
+        world.agent_state = NodeState.ATTACHING
+        await asyncio.sleep(14)
+        assert world.writes == []
+        await asyncio.sleep(2)
+        assert world.writes
+
+
+async def test_agents_have_the_time_to_report_from_when_they_are_connected_to(
+    world: World,
+) -> None:
+    world.status = EARLIER
+    async with running(
+        world, {**probe_body(interval="1s"), "status": EARLIER}, waits_for_agents=True
+    ) as probe:
+        await asyncio.sleep(20)
+        world.show(pod("a"))
+        probe.expect_reports()
+        await asyncio.sleep(5)
+        assert world.writes == []
+        await asyncio.sleep(2)
+        assert world.condition() == ("True", "Measuring")
+
+
+async def test_a_status_that_does_not_stand_is_written_before_agents_are_connected_to(
+    world: World,
+) -> None:
+    async with running(world, probe_body(), waits_for_agents=True) as probe:
+        world.show()
+        await ready(world, "NoMatchingPods")
+        probe.expect_reports()
+        world.show(pod("a"))
+        await ready(world, "Measuring")
+
+
 async def test_the_sign_of_life_is_written_while_the_wall_clock_is_set_back(world: World) -> None:
     ahead_s = [7200.0]
     async with running(
