@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from itertools import chain
@@ -20,10 +21,12 @@ from latencyprobe.exposition.page import ClassicView
 from latencyprobe.otlp.counts import Loss
 from latencyprobe.otlp.options import otlp_options
 from latencyprobe.otlp.vocabulary import INSTRUMENTS
+from latencyprobe_agent.kernel.hooks import EVENTS, Hook, HookKind
 from latencyprobe_agent.serving.tls_proxy import TlsRefusal
-from latencyprobe_operator.api.conditions import REASONS, ConditionType
+from latencyprobe_operator.api.conditions import REASONS, ConditionType, node_figures_refusal
 from latencyprobe_operator.api.events import EventReason
 from latencyprobe_operator.api.status_fields import NodeState, Phase
+from latencyprobe_operator.probes.objectives import Judgement
 from tests.unit.agent.sample_figures import sample_figures
 from tests.unit.exported import agent_metrics, operator_metrics
 from tests.unit.plain_english import replaced_words
@@ -34,19 +37,19 @@ API = DOCS / "api.md"
 METRICS = DOCS / "metrics.md"
 OPENTELEMETRY = DOCS / "opentelemetry.md"
 STAGES_PAGE = DOCS / "stages.md"
+HOOKS_PAGE = ROOT / "bpf/README.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 PAGES = sorted(
     [
         *DOCS.glob("*.md"),
         *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
-        ROOT / "bpf/README.md",
+        HOOKS_PAGE,
         ROOT / "charts/latencyprobe/README.md",
     ]
 )
 # The chart's README is rendered, and CONTRIBUTING is for those who read code.
 PLAIN_PAGES = [
-    page
-    for page in PAGES
-    if page not in (ROOT / "CONTRIBUTING.md", ROOT / "charts/latencyprobe/README.md")
+    page for page in PAGES if page not in (CONTRIBUTING, ROOT / "charts/latencyprobe/README.md")
 ]
 STAGE_FORM = ["From", "To", "Normal", "A large value", "Next"]
 Schema = dict[str, Any]
@@ -279,6 +282,58 @@ def test_every_counter_of_a_target_is_explained() -> None:
     explained = set(first_names(section(STAGES_PAGE, "### The target's own counters")))
 
     assert [counter.name for counter in COUNTERS if counter.name not in explained] == []
+
+
+# -------------------------------------------------------------------------------- hooks
+
+
+def hooks_of_events() -> Iterator[Hook]:
+    """Each hook that an event may have, with those that it requires."""
+    for event in EVENTS:
+        for hook in event.hooks:
+            yield from (hook, *hook.also)
+
+
+def test_every_hook_of_an_event_is_on_the_page_of_hooks() -> None:
+    page = HOOKS_PAGE.read_text()
+    # A count has a name of ours, as its own is that of an enumerator.
+    wanted = {
+        hook.function if hook.kind is HookKind.COUNT else hook.symbol for hook in hooks_of_events()
+    }
+
+    assert "inet_csk_accept" in wanted
+    assert [name for name in sorted(wanted) if not re.search(rf"\b{name}\b", page)] == []
+
+
+# ------------------------------------------------------------------------- small changes
+
+
+def small_changes() -> dict[str, Row]:
+    """The files that each small change opens."""
+    return {row[0]: row[1:] for row in rows(section(CONTRIBUTING, "## Small changes"))}
+
+
+def paths_in(text: str) -> set[str]:
+    """The files and folders of the checkout that a text names."""
+    return {name for name in codes(text) if re.fullmatch(r"[\w./]+", name) and "/" in name}
+
+
+def test_a_small_change_opens_files_that_exist() -> None:
+    named = paths_in(section(CONTRIBUTING, "## Small changes"))
+
+    assert len(named) > 8
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_a_new_hook_opens_the_page_that_holds_every_hook() -> None:
+    assert "bpf/README.md" in paths_in(" ".join(small_changes()["another hook of an event"]))
+
+
+def test_the_makers_of_other_messages_of_conditions_are_named() -> None:
+    makers = (Judgement, node_figures_refusal)
+    files = {str(Path(inspect.getfile(each)).relative_to(ROOT)) for each in makers}
+
+    assert files <= paths_in(section(CONTRIBUTING, "## Small changes"))
 
 
 # ------------------------------------------------------------------------------- README
