@@ -264,6 +264,15 @@ def test_every_stage_has_a_section_of_one_form(stage: str) -> None:
     assert re.findall(r"^- \*\*(.+?)\*\*", text, flags=re.MULTILINE)[:5] == STAGE_FORM
 
 
+@pytest.mark.parametrize("stage", [stage.name for stage in STAGES])
+def test_the_normal_value_of_a_stage_has_a_figure(stage: str) -> None:
+    text = section(STAGES_PAGE, f"### {stage}")
+    (normal,) = re.findall(r"^- \*\*Normal\*\*(.*?)^- ", text, flags=re.MULTILINE | re.DOTALL)
+
+    # A percentile's name and a link's target are no figures of a time.
+    assert re.search(r"\d", re.sub(r"\bp\d+|\]\([^)]*\)", "", normal))
+
+
 def test_no_name_is_in_two_rows_of_a_table_of_stages() -> None:
     for table in tables(prose(STAGES_PAGE)):
         names = [name for row in table for name in codes(row[0])]
