@@ -117,7 +117,12 @@ class Controller:
         ]
 
     async def close(self) -> None:
-        """Disconnect; the agents go on until their lease ends."""
+        """Disconnect; the agents go on until their lease ends.
+
+        Without links, nodes look as if no agent ran there: no status of that is written.
+        """
+        for probe in self._probes.values():
+            probe.freeze()
         if self._flush:
             self._flush.cancel()
         for task in self._tasks:

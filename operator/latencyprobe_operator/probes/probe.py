@@ -83,6 +83,7 @@ class Probe:
         self._wall_clock = wall_clock
         # Setting the wall clock neither ends nor stretches spec.duration.
         self._steady_clock = steady_clock or clocks.steady_clock()
+        self._is_frozen = False
         self._poked = asyncio.Event()
         self._has_news = False
         """Something else than a report has happened since the last check."""
@@ -214,6 +215,18 @@ class Probe:
         self._pods.pause()
         self.stopped.set()
 
+    def freeze(self) -> None:
+        """Show and write nothing more: the operator disconnects from the agents, and ends.
+
+        The probe is not stopped: until the handlers know that the operator ends, they would take
+        that for a deletion, and have the agents detach.
+        """
+        self._is_frozen = True
+
+    @property
+    def _is_over(self) -> bool:
+        return self._is_frozen or self.stopped.is_set()
+
     def _decide(self) -> None:
         """Measure, or be idle: from the spec and the time."""
         spec, idle_phase = self._current.spec, self._current.idle_phase(self._steady_clock())
@@ -303,7 +316,7 @@ class Probe:
         found = await self._draft(facts, now)
         if facts.generation != self._current.generation or facts.phase is not self._idle_phase:
             return  # it has changed since then, and is checked again
-        if self.stopped.is_set():
+        if self._is_over:
             return
         if self._pods.followed:
             self._figures.keep(found)
@@ -321,7 +334,7 @@ class Probe:
     async def _announce(self, facts: ProbeFacts, found: Draft, now: float) -> None:
         """Write what has changed as Events: after the status, which has the figures."""
         spec = self._current.spec
-        if self.stopped.is_set():
+        if self._is_over:
             return
         if not spec or not self._pods.followed:
             self._announcer.pause()
@@ -343,7 +356,7 @@ class Probe:
             facts = await self._with_figures(facts, now)
             await asyncio.sleep(0)
             found = self._build(facts)
-        if self._pods.followed and not self.stopped.is_set():
+        if self._pods.followed and not self._is_over:
             self._shown.show(self.key.uid, snapshot_of(self.key, facts, found.document))
         return found
 

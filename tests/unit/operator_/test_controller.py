@@ -16,6 +16,7 @@ from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.admission import AdminLimits
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from latencyprobe_operator.garbage import GarbageCollector
+from latencyprobe_operator.probes.probe import Probe
 from tests.unit.operator_.controlled import AGENT_NAMESPACE, controlling, running
 from tests.unit.operator_.waiting import until
 from tools.fakes.agent import FakeAgent, measurement
@@ -370,3 +371,35 @@ async def test_statuses_stand_until_the_operator_connects_to_agents(
                 assert not stands_for_a_minute("late")
                 for probe in controller._probes.values():
                     assert probe._schedule.in_grace(begin + 14.9)
+
+
+async def test_no_status_is_written_from_views_of_agents_that_the_end_has_disconnected(
+    agent_tls: ClientTlsFiles, operator_tls: ClientTlsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kopf may stop the probes later than that, and the Lease is still held."""
+    checks = []
+    update_status = Probe._update_status
+
+    async def note(probe: Probe) -> None:
+        await update_status(probe)
+        checks.append(probe.key.name)
+
+    monkeypatch.setattr(Probe, "_update_status", note)
+    api, agent = FakeApi(), FakeAgent(agent_tls)
+    await agent.start()
+    api.set(pod_body("a", labels={"app": "checkout"}))
+    api.probes = [probe_body()]
+    async with (
+        api.serve() as cluster,
+        controlling(cluster, operator_tls, agents={"node-a": agent.address}) as controller,
+        running(controller, api.probes),
+    ):
+        await until(lambda: reasons(api) == {"checkout": "Measuring"}, what=lambda: api.statuses)
+        applied = len(agent.applied)
+        await controller.close()
+        checks.clear()
+        controller._probes["uid-checkout"].poke()
+        await until(lambda: checks, what=lambda: api.statuses)
+        assert reasons(api) == {"checkout": "Measuring"}
+        assert len(agent.applied) == applied
+    await agent.stop()
