@@ -11,6 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
+from latencyprobe.domain.cgroups import Cgroup
+from latencyprobe.domain.coverage import StageCoverage
+from latencyprobe.domain.patience import Peer
+from latencyprobe.domain.pending import Pending
+from latencyprobe.domain.report import StageReport
+from latencyprobe.domain.serialisation import written
+from latencyprobe.domain.verdict import Verdict
 from latencyprobe_operator.api import conditions, status_fields
 from latencyprobe_operator.api.conditions import REASONS, Condition, ConditionStatus, ConditionType
 from latencyprobe_operator.api.status_fields import (
@@ -39,8 +46,18 @@ def status_schema() -> Schema:
 
 def keys_of(kind: type[Any]) -> set[str]:
     """The keys that a type of the API is written with."""
-    names = {field.name for field in dataclasses.fields(kind)}
+    omitted = written(omitted=True)
+    names = {field.name for field in dataclasses.fields(kind) if field.metadata != omitted}
     return {re.sub(r"_(\w)", lambda found: found[1].upper(), name) for name in names}
+
+
+def properties_at(schema: Schema, path: str) -> set[str]:
+    """The properties of the object at a path; `[]` is an item of a list, or a value of a map."""
+    for name in path.split("."):
+        schema = schema["properties"][name.removesuffix("[]")]
+        if name.endswith("[]"):
+            schema = schema.get("items") or schema["additionalProperties"]
+    return set(schema["properties"])
 
 
 def test_the_crd_describes_every_condition(status_schema: Schema) -> None:
@@ -58,26 +75,43 @@ def test_the_crd_has_the_statuses_of_a_condition(status_schema: Schema) -> None:
 @pytest.mark.parametrize(
     ("field", "kind"),
     [
-        ("conditions", Condition),
+        ("conditions[]", Condition),
         ("targets", TargetCounts),
         ("summary", Summary),
-        ("pods", PodStatus),
-        ("nodes", NodeStatus),
-        ("nodeContext", NodeContext),
+        ("pods[]", PodStatus),
+        ("nodes[]", NodeStatus),
+        ("nodeContext[]", NodeContext),
     ],
 )
 def test_a_part_of_the_status_has_the_fields_of_the_crd(
     status_schema: Schema, field: str, kind: type[Any]
 ) -> None:
-    schema = status_schema["properties"][field]
+    assert keys_of(kind) == properties_at(status_schema, field)
 
-    assert keys_of(kind) == set(schema.get("items", schema)["properties"])
+
+# A pod's stage has no detail, and a node's is no part of a total.
+@pytest.mark.parametrize(
+    ("path", "kind", "absent"),
+    [
+        ("pods[].verdict", Verdict, set()),
+        ("pods[].stages[]", StageReport, {"detail"}),
+        ("pods[].pending[]", Pending, set()),
+        ("pods[].peers[]", Peer, set()),
+        ("pods[].cgroups[]", Cgroup, set()),
+        ("nodes[].stages[]", StageCoverage, set()),
+        ("nodeContext[].stages[]", StageReport, {"sharePercent"}),
+    ],
+)
+def test_a_row_of_the_status_has_the_fields_of_the_crd(
+    status_schema: Schema, path: str, kind: type[Any], absent: set[str]
+) -> None:
+    assert keys_of(kind) - absent == properties_at(status_schema, path)
 
 
 def test_the_status_has_the_fields_of_the_crd(status_schema: Schema) -> None:
-    written = keys_of(ProbeStatus) - {"times"} | keys_of(StatusTimes)
+    keys = keys_of(ProbeStatus) - {"times"} | keys_of(StatusTimes)
 
-    assert written == set(status_schema["properties"])
+    assert keys == set(status_schema["properties"])
 
 
 def test_every_condition_has_reasons_in_camel_case() -> None:
